@@ -1,0 +1,150 @@
+"""What the schema knows of a chip and of the network around it."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from rapid_dse.config.fields import (
+    Bytes,
+    BytesPerSecond,
+    Count,
+    DollarsPerHour,
+    FlopsPerSecond,
+    Frozen,
+    Hertz,
+    JoulesPerByte,
+    JoulesPerFlop,
+    Seconds,
+    Share,
+    Watts,
+)
+
+Precision = Literal["fp32", "bf16", "fp16", "fp8"]
+PRECISION_BYTES: dict[str, int] = {"fp32": 4, "bf16": 2, "fp16": 2, "fp8": 1}
+Parallelism = Literal["tp", "cp", "ep", "dp", "pp"]
+Topology = Literal["ring", "fully_connected", "switch", "mesh", "torus", "fat_tree"]
+
+
+class TensorRates(Frozen):
+    """Dense tensor-core FLOP per SM and clock, by precision; null where the chip has no such mode."""
+
+    fp32: Annotated[float, Field(gt=0)]
+    bf16: Annotated[float, Field(gt=0)] | None = None
+    fp16: Annotated[float, Field(gt=0)] | None = None
+    fp8: Annotated[float, Field(gt=0)] | None = None
+
+
+class Level(Frozen):
+    """One level of the memory hierarchy: size in bytes, bandwidth in bytes/s, both of the whole chip."""
+
+    size: Bytes
+    bandwidth: BytesPerSecond
+
+
+class Memory(Frozen):
+    """HBM (or GDDR): ``usable`` is what the driver leaves to a process, bytes; null is the capacity."""
+
+    capacity: Bytes
+    usable: Bytes
+    bandwidth: BytesPerSecond
+
+    @model_validator(mode="after")
+    def _usable_fits(self) -> Memory:
+        if self.usable > self.capacity:
+            raise ValueError(f"usable = {self.usable:g} bytes is above capacity; allowed: up to {self.capacity:g} bytes")
+        return self
+
+
+class Efficiency(Frozen):
+    """What the chip holds of its data-sheet figures under load; the same for every framework, fitted to kernels only.
+
+    ``clock`` is the share of the boost clock that dense matrix products hold within the power limit, ``tensor`` the share of the
+    peak that a full wave of large tiles issues at that clock, ``memory`` and ``l2`` the shares of bandwidth that streaming
+    kernels reach.
+    """
+
+    clock: Share
+    tensor: Share
+    memory: Share
+    l2: Share
+
+
+class Energy(Frozen):
+    """Energy of work: joules per FLOP by precision, per byte by level; ``idle`` watts flow whatever the chip does."""
+
+    flop: dict[Precision, JoulesPerFlop]
+    hbm: JoulesPerByte
+    l2: JoulesPerByte
+    idle: Watts
+    tdp: Watts
+
+
+class NetworkDimension(Frozen):
+    """One level of the network, inner to outer.
+
+    ``bandwidth`` is what one GPU can send into the dimension, bytes/s in one direction, ``latency`` a hop's, s; ``size`` the
+    members (null: what the inner dimensions leave); ``utilization`` the share of the bandwidth that long transfers reach;
+    ``parallelisms`` those that ride on it (null: placed by ``parallel.order``); ``energy`` a byte moved.
+    """
+
+    topology: Topology
+    size: Count | None
+    bandwidth: BytesPerSecond
+    latency: Seconds
+    utilization: Share
+    energy: JoulesPerByte
+    parallelisms: tuple[Parallelism, ...] | None = None
+    in_network_reduction: bool = False
+    oversubscription: Annotated[float, Field(ge=1)] = 1.0
+
+
+class Network(Frozen):
+    """The dimensions, inner to outer, and links that are derated: (source, destination, factor of the bandwidth left)."""
+
+    dimensions: Annotated[tuple[NetworkDimension, ...], Field(min_length=1, max_length=4)]
+    faulty_links: tuple[tuple[int, int, float], ...] = ()
+
+    @model_validator(mode="after")
+    def _only_outermost_open(self) -> Network:
+        for index, dimension in enumerate(self.dimensions[:-1]):
+            if dimension.size is None:
+                raise ValueError(f"dimensions.{index}.size is null; allowed: an integer (only the outermost may be null)")
+        for source, destination, factor in self.faulty_links:
+            if source < 0 or destination < 0 or source == destination or not 0 <= factor <= 1:
+                raise ValueError(
+                    f"faulty_links has [{source}, {destination}, {factor}]; allowed: two different ranks and a factor from 0 to 1"
+                )
+        return self
+
+
+class Hardware(Frozen):
+    """A cluster of one kind of chip."""
+
+    name: str
+    num_gpus: Count = 64
+    gpus_per_node: Count
+    sms: Count
+    tensor_cores_per_sm: Count
+    clock: Hertz
+    tensor_flop_per_sm_clock: TensorRates
+    vector_flops: FlopsPerSecond
+    registers: Level
+    shared_memory: Level
+    l2: Level
+    memory: Memory
+    efficiency: Efficiency
+    kernel_latency: Seconds
+    energy: Energy
+    price: DollarsPerHour
+    network: Network
+    operator_model: Literal["roofline", "tiled", "measured"] = "tiled"
+    measured_table: str | None = None
+
+    def peak_flops(self, precision: str) -> float:
+        """Dense peak of matrix products, FLOP/s. ``ValueError`` where the chip lacks the precision."""
+        rate: float | None = getattr(self.tensor_flop_per_sm_clock, precision)
+        if rate is None:
+            raise ValueError(f"workload.precision={precision}: {self.name} has no such tensor cores")
+        return rate * self.sms * self.clock

@@ -1,0 +1,58 @@
+"""What the schema knows of a model; fields carry the names of Hugging Face's config.json."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import model_validator
+
+from rapid_dse.config.fields import Count, CountOrZero, Frozen
+
+
+class Model(Frozen):
+    """A transformer. ``head_dim`` null is hidden_size / num_attention_heads; ``num_experts`` 0 is a dense model."""
+
+    name: str
+    hidden_size: Count
+    num_hidden_layers: Count
+    num_attention_heads: Count
+    num_key_value_heads: Count
+    head_dim: Count | None = None
+    intermediate_size: Count
+    vocab_size: Count
+    tie_word_embeddings: bool = False
+    mlp_type: Literal["gelu", "relu2", "swiglu"] = "swiglu"
+    norm: Literal["layernorm", "rmsnorm"] = "rmsnorm"
+    position_embedding: Literal["rope", "learned"] = "rope"
+    linear_bias: bool = False
+    attention_bias: bool = False
+    qk_norm: bool = False
+    sliding_window: Count | None = None
+    num_experts: CountOrZero = 0
+    num_experts_per_tok: CountOrZero = 0
+    moe_intermediate_size: CountOrZero = 0
+    n_shared_experts: CountOrZero = 0
+    first_k_dense_replace: CountOrZero = 0
+    q_lora_rank: CountOrZero | None = None
+    kv_lora_rank: CountOrZero | None = None
+    qk_nope_head_dim: CountOrZero | None = None
+    qk_rope_head_dim: CountOrZero | None = None
+    v_head_dim: CountOrZero | None = None
+
+    @model_validator(mode="after")
+    def _heads_divide(self) -> Model:
+        if self.num_attention_heads % self.num_key_value_heads:
+            raise ValueError(
+                f"num_key_value_heads={self.num_key_value_heads} does not divide num_attention_heads={self.num_attention_heads}"
+            )
+        if self.head_dim is None and self.hidden_size % self.num_attention_heads:
+            raise ValueError(
+                f"num_attention_heads={self.num_attention_heads} does not divide hidden_size={self.hidden_size}, and head_dim is null"
+            )
+        if self.num_experts and not (self.num_experts_per_tok and self.moe_intermediate_size):
+            raise ValueError(f"num_experts={self.num_experts} needs num_experts_per_tok and moe_intermediate_size, both at least 1")
+        return self
+
+    @property
+    def attention_head_dim(self) -> int:
+        return self.head_dim or self.hidden_size // self.num_attention_heads

@@ -1,0 +1,118 @@
+"""What the schema knows of a run: layout, workload, backend, search."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, field_validator
+
+from rapid_dse.config.fields import Count, Frozen
+from rapid_dse.config.hardware import Parallelism, Precision
+
+RECOMPUTE = ("none", "selective", "full")
+SCHEDULES = ("none", "gpipe", "1f1b", "interleaved_1f1b", "zero_bubble")
+ORDER: tuple[Parallelism, ...] = ("tp", "cp", "ep", "dp", "pp")
+
+# YAML reads the bare words none and null alike.
+_NoneWord = BeforeValidator(lambda value: "none" if value is None else value)
+
+
+def _zero_stage(value: Any) -> Any:
+    if isinstance(value, bool | str) or (isinstance(value, float) and not value.is_integer()):
+        raise ValueError(f"{value!r} is no integer")
+    return int(value) if isinstance(value, float) else value
+
+
+class Parallel(Frozen):
+    """One layout.
+
+    ``dp`` auto is what the other degrees leave of hw.num_gpus; ``sequence_parallel`` null is tp > 1; ``schedule`` null is 1f1b where
+    pp > 1 (interleaved_1f1b where vpp > 1 too), none where pp = 1.
+    """
+
+    tp: Count = 1
+    cp: Count = 1
+    dp: Count | Literal["auto"] = "auto"
+    pp: Count = 1
+    ep: Count = 1
+    vpp: Count = 1
+    zero: Annotated[int, BeforeValidator(_zero_stage), Field(ge=0, le=3)] = 1
+    sequence_parallel: bool | None = None
+    micro_batch_size: Count = 1
+    recompute: Annotated[Literal["none", "selective", "full"], _NoneWord] = "selective"
+    schedule: Literal["none", "gpipe", "1f1b", "interleaved_1f1b", "zero_bubble"] | None = None
+    order: tuple[Parallelism, ...] = ORDER
+
+    @field_validator("order")
+    @classmethod
+    def _a_permutation(cls, order: tuple[str, ...]) -> tuple[str, ...]:
+        if sorted(order) != sorted(ORDER):
+            raise ValueError(f"{list(order)} is no order; allowed: each of {', '.join(ORDER)} once, inner to outer")
+        return order
+
+
+class Workload(Frozen):
+    """``global_batch_size`` counts sequences; ``batch_size`` and ``concurrency`` are inference's."""
+
+    kind: Literal["training", "inference"] = "training"
+    seq_len: Count = 8192
+    global_batch_size: Count = 1024
+    precision: Precision = "bf16"
+    batch_size: Count | None = None
+    concurrency: Count | None = None
+    prompt_len: Count | None = None
+    decode_len: Count | None = None
+    kv_precision: Precision | None = None
+
+
+class AstraSim(Frozen):
+    """``binary``: the user's own ASTRA-sim; null: the environment's ASTRA_SIM_BIN. ``timeout`` in seconds."""
+
+    binary: str | None = None
+    timeout: Annotated[float, Field(gt=0)] = 600.0
+
+
+class Artifacts(Frozen):
+    """What an event-driven run leaves under output/."""
+
+    persist: bool = False
+    graphs: bool = False
+    pictures: bool = False
+    timeline: bool = False
+
+
+class Backend(Frozen):
+    """How a trial is priced."""
+
+    name: Literal["analytical", "hybrid", "full_astrasim_hierarchical", "full_astrasim_flattened"] = "analytical"
+    engine: Literal["builtin", "astrasim"] = "builtin"
+    network: Literal["congestion_aware", "congestion_unaware", "fair", "ideal"] = "congestion_aware"
+    astrasim: AstraSim = AstraSim()
+    artifacts: Artifacts = Artifacts()
+
+
+class Search(Frozen):
+    """How a space is searched. ``study`` null: the sweep's name, else hw-model-<hash of the base configuration>."""
+
+    name: Literal["grid", "optuna"] = "grid"
+    study: str | None = None
+    n_trials: Count = 100
+    sampler: Literal["tpe", "nsga2", "nsga3", "cmaes", "random", "brute_force"] = "tpe"
+    objectives: tuple[str, ...] = ("step_time_s",)
+    constraints: tuple[str, ...] = ("fits",)
+    seed: int = 0
+    storage: str | None = None
+    jobs: Annotated[int, Field(ge=-1)] = -1
+    launcher: Literal["loky", "dask", "ray"] = "loky"
+    launcher_address: str | None = None
+    refine: Annotated[int, Field(ge=0)] = 0
+    refine_backend: Literal["hybrid", "full_astrasim_hierarchical", "full_astrasim_flattened"] = "hybrid"
+    fail_fast: bool = False
+    results_dir: str = "results"
+    top: Count = 20
+
+
+class Debug(Frozen):
+    """``hw_snapshots`` writes each distinct resolved hardware under dbg_hw_conf/."""
+
+    hw_snapshots: bool = False

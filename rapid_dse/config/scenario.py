@@ -1,0 +1,106 @@
+"""One composed configuration, validated: the scenario that a table of layouts is priced under."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Mapping
+from typing import Any, get_args
+
+from pydantic import BaseModel, ValidationError, model_validator
+
+from rapid_dse.config.fields import Frozen
+from rapid_dse.config.hardware import Hardware
+from rapid_dse.config.model import Model
+from rapid_dse.config.run import Backend, Debug, Parallel, Search, Workload
+from rapid_dse.config.software import Software
+
+
+class Scenario(Frozen):
+    """Everything a trial depends on. A table of layouts shares all of it but ``parallel`` and the columns of ``Layouts``."""
+
+    hw: Hardware
+    model: Model
+    parallel: Parallel = Parallel()
+    workload: Workload = Workload()
+    software: Software
+    backend: Backend = Backend()
+    search: Search = Search()
+    debug: Debug = Debug()
+
+    @model_validator(mode="after")
+    def _chip_has_precision(self) -> Scenario:
+        self.hw.peak_flops(self.workload.precision)
+        return self
+
+
+def parse(tree: Mapping[str, Any]) -> Scenario:
+    """The scenario that a composed configuration describes.
+
+    Raises:
+        ValueError: one line with the first key that is wrong, its value, and what is allowed.
+    """
+    try:
+        return Scenario.model_validate(tree)
+    except ValidationError as error:
+        raise ValueError(explain(error)) from None
+
+
+def explain(error: ValidationError) -> str:
+    """One line: the key, its value, what is allowed, and the nearest valid spelling of a key that is unknown."""
+    first = error.errors(include_url=False)[0]
+    path = [str(part) for part in first["loc"] if not str(part).startswith(("function-", "literal["))]
+    path = [part for part in path if part not in ("constrained-int", "int", "bool")]
+    key = ".".join(path)
+    if first["type"] == "extra_forbidden":
+        return unknown_key(key, siblings(path))
+    message = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "missing":
+        return f"{key} is missing"
+    value = first["input"]
+    shown = "" if isinstance(value, Mapping | BaseModel) or not key else f"={value!r}"
+    return f"{key}{shown}: {message[0].lower() + message[1:] if message.startswith('Input') else message}".removeprefix(": ")
+
+
+def unknown_key(key: str, allowed: list[str]) -> str:
+    """The line for a key that does not exist, with the nearest that does."""
+    name = key.rsplit(".", 1)[-1]
+    near = difflib.get_close_matches(name, allowed, n=1, cutoff=0.5)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    return f"{key}: no such key{hint} (allowed: {', '.join(sorted(allowed))})"
+
+
+def siblings(path: list[str]) -> list[str]:
+    """Names of the fields that stand beside ``path``'s last part in the schema."""
+    model: type[BaseModel] = Scenario
+    for part in path[:-1]:
+        if part.isdigit() or part not in model.model_fields:
+            continue
+        found = _model_in(model.model_fields[part].annotation)
+        if found is None:
+            break
+        model = found
+    return list(model.model_fields)
+
+
+def _model_in(annotation: Any) -> type[BaseModel] | None:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next((found for arg in get_args(annotation) if (found := _model_in(arg)) is not None), None)
+
+
+def known_key(key: str) -> bool:
+    """Whether ``key``, dotted, is one of the schema's; indices of lists are any number."""
+    model: type[BaseModel] | None = Scenario
+    for part in key.split("."):
+        if part.isdigit():
+            continue
+        if model is None or part not in model.model_fields:
+            return False
+        model = _model_in(model.model_fields[part].annotation)
+    return True
+
+
+def canonical(part: BaseModel) -> str:
+    """A text of the part that is equal for equal configurations, for hashing."""
+    return json.dumps(part.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
