@@ -159,6 +159,14 @@ def test_memory_levels_grow_outward_and_slow_down(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", HARDWARE)
+def test_on_chip_bandwidths_follow_from_lanes_and_clock(name: str) -> None:
+    hardware = chip(name)
+    lanes = min((64, 128), key=lambda width: abs(hardware.vector_flops / (2 * hardware.sms * hardware.clock) - width))
+    assert hardware.registers.bandwidth == pytest.approx(3 * 4 * lanes * hardware.sms * hardware.clock, rel=0.01)
+    assert hardware.shared_memory.bandwidth == pytest.approx(128 * hardware.sms * hardware.clock, rel=0.01)
+
+
+@pytest.mark.parametrize("name", HARDWARE)
 def test_network_is_slower_outward_and_open_at_the_end(name: str) -> None:
     hardware = chip(name)
     dimensions = hardware.network.dimensions
@@ -238,3 +246,24 @@ def test_parameters_of_gpt2_equal_the_checkpoint() -> None:
         | {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "num_key_value_heads": 12, "intermediate_size": 3072}
     )
     assert count(gpt2, positions=1024).total == 124_439_808
+
+
+def test_table_in_the_documentation_is_that_of_the_files() -> None:
+    rows = [line for line in (ROOT / "docs/hardware.md").read_text().splitlines() if line.startswith("| `")]
+    assert rows == [documented(name) for name in ORDER]
+    assert sorted(ORDER) == HARDWARE
+
+
+ORDER = ("v100", "a100", "a100_40gb", "a100_pcie", "h100", "h100_96gb", "h200", "h800", "b200", "gb200", "gb300", "l40s", "mi300x")
+
+
+def documented(name: str) -> str:
+    """The row of docs/hardware.md for the chip: peaks in TFLOP/s, memory in GiB and TB/s, links in GB/s a GPU one way."""
+    hardware = chip(name)
+    peaks = [
+        f"{hardware.peak_flops(precision) / 1e12:,.0f}" if getattr(hardware.tensor_flop_per_sm_clock, precision) else "–"
+        for precision in ("fp32", "bf16", "fp16", "fp8")
+    ]
+    memory = [f"{hardware.memory.capacity / 2**30:g}", f"{hardware.memory.usable / 2**30:g}", f"{hardware.memory.bandwidth / 1e12:.2f}"]
+    links = " → ".join(f"{d.size or 'any'} × {d.bandwidth / 1e9:g}" for d in hardware.network.dimensions)
+    return f"| `{name}` | {' | '.join(peaks)} | {' | '.join(memory)} | {links} | {hardware.energy.tdp:g} | {hardware.price:g} |"
