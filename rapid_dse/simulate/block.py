@@ -124,10 +124,31 @@ def _attention_times(scenario: Scenario, shape: MicroBatch, device: OperatorMode
     times = [
         np.where(
             cp == 1,
-            device.attention(batch, heads, kv_heads, shape.seq_len, shape.seq_len, model.attention_head_dim, direction=direction, causal=True,
-                             kernel=kernel, precision=precision, window=model.sliding_window),
-            device.attention(batch, heads, kv_heads, shape.seq_len / cp, shape.seq_len / 2, model.attention_head_dim, direction=direction,
-                             causal=False, kernel=kernel, precision=precision),
+            device.attention(
+                batch,
+                heads,
+                kv_heads,
+                shape.seq_len,
+                shape.seq_len,
+                model.attention_head_dim,
+                direction=direction,
+                causal=True,
+                kernel=kernel,
+                precision=precision,
+                window=model.sliding_window,
+            ),
+            device.attention(
+                batch,
+                heads,
+                kv_heads,
+                shape.seq_len / cp,
+                shape.seq_len / 2,
+                model.attention_head_dim,
+                direction=direction,
+                causal=False,
+                kernel=kernel,
+                precision=precision,
+            ),
         )[where]
         for direction in ("forward", "backward")
     ]
