@@ -120,7 +120,11 @@ class Network(Frozen):
 
 
 class Hardware(Frozen):
-    """A cluster of one kind of chip."""
+    """A cluster of one kind of chip.
+
+    ``kernel_latency``: what the smallest kernel takes on the device. ``cluster``: thread blocks that share one read of an operand
+    (1: the chip has no such mode; 2 on Hopper and Blackwell, whose GEMMs run in pairs of blocks with multicast loads).
+    """
 
     name: str
     num_gpus: Count = 64
@@ -136,6 +140,7 @@ class Hardware(Frozen):
     memory: Memory
     efficiency: Efficiency
     kernel_latency: Seconds
+    cluster: Annotated[Count, Field(le=16)] = 1
     energy: Energy
     price: DollarsPerHour
     network: Network

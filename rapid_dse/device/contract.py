@@ -1,0 +1,181 @@
+"""What every operator model answers: how long an operator runs on one chip.
+
+All arguments broadcast as numpy arrays (n,); every answer is float64 seconds of device time, (n,): the kernel's own ramp
+(``hw.kernel_latency``) is inside, the host's launch is not.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from rapid_dse.config.hardware import PRECISION_BYTES, Hardware
+
+FloatArray = NDArray[np.float64]
+Direction = Literal["forward", "backward"]
+AttentionKernel = Literal["flash1", "flash2", "flash3", "cudnn", "triton", "fused_softmax", "unfused"]
+UNFUSED: tuple[str, ...] = ("fused_softmax", "unfused")
+
+
+@dataclass(frozen=True)
+class AttentionShape:
+    """Attention of ``heads`` query heads over ``kv_heads`` key heads, arrays broadcast to one shape.
+
+    Attributes:
+        batch, heads, kv_heads, seq_q, seq_kv, head_dim, v_head_dim: (n,) counts.
+        window: (n,) keys that a query sees at most; infinite without a sliding window.
+        causal: the last query sees the last key (bottom-right aligned), earlier ones fewer.
+    """
+
+    batch: FloatArray
+    heads: FloatArray
+    kv_heads: FloatArray
+    seq_q: FloatArray
+    seq_kv: FloatArray
+    head_dim: FloatArray
+    v_head_dim: FloatArray
+    window: FloatArray
+    causal: bool
+
+    @property
+    def keys_per_query(self) -> FloatArray:
+        """Keys that a query sees on average, exactly counted, (n,)."""
+        if not self.causal:
+            return np.minimum(self.seq_kv, self.window)
+        queries = np.minimum(self.seq_q, self.seq_kv)  # queries before the first key see nothing
+        seen = queries * (self.seq_kv - queries) + queries * (queries + 1) / 2
+        # With a window w, query i loses what lies more than w keys behind it.
+        hidden = np.maximum(self.seq_kv - self.window, 0)
+        lost_rows = np.minimum(hidden, queries)
+        seen = seen - lost_rows * (2 * hidden - lost_rows + 1) / 2
+        return np.asarray(seen / self.seq_q, dtype=np.float64)
+
+    @property
+    def multiply_flops(self) -> FloatArray:
+        """FLOP of the two forward products over the keys that are seen, (n,)."""
+        scores = self.batch * self.heads * self.seq_q * self.keys_per_query
+        return np.asarray(2 * scores * (self.head_dim + self.v_head_dim), dtype=np.float64)
+
+
+class OperatorModel(ABC):
+    """Prices operators on one chip."""
+
+    def __init__(self, hw: Hardware) -> None:
+        self.hw = hw
+
+    def gemm(
+        self,
+        m: ArrayLike,
+        n: ArrayLike,
+        k: ArrayLike,
+        *,
+        batch: ArrayLike = 1,
+        precision: str = "bf16",
+        accumulate: bool = False,
+    ) -> FloatArray:
+        """Seconds of C[m, n] = A[m, k] B[k, n], ``batch`` times, (n,).
+
+        The forward product of a linear layer is (tokens, out, in), its input gradient (tokens, in, out), its weight gradient
+        (out, in, tokens). ``accumulate``: C += A B with C in fp32, as in gradient accumulation fused into the weight gradient.
+
+        Raises:
+            ValueError: a dimension below 1, or a precision that the chip lacks.
+        """
+        self.hw.peak_flops(precision)
+        columns = broadcast(m=m, n=n, k=k, batch=batch)
+        return self._gemm(**columns, precision=precision, accumulate=accumulate)
+
+    def attention(
+        self,
+        batch: ArrayLike,
+        heads: ArrayLike,
+        kv_heads: ArrayLike,
+        seq_q: ArrayLike,
+        seq_kv: ArrayLike,
+        head_dim: ArrayLike,
+        *,
+        direction: Direction = "forward",
+        causal: bool = True,
+        kernel: AttentionKernel = "flash2",
+        precision: str = "bf16",
+        window: ArrayLike | None = None,
+        v_head_dim: ArrayLike | None = None,
+        dropout: bool = False,
+    ) -> FloatArray:
+        """Seconds of scaled dot-product attention in one direction, (n,); ``window`` counts keys, null is no window.
+
+        Raises:
+            ValueError: a dimension below 1, kv_heads above heads, an unknown kernel or direction, a precision that the chip lacks.
+        """
+        self.hw.peak_flops(precision)
+        if direction not in ("forward", "backward"):
+            raise ValueError(f"direction={direction!r}; allowed: forward, backward")
+        columns = broadcast(
+            batch=batch,
+            heads=heads,
+            kv_heads=kv_heads,
+            seq_q=seq_q,
+            seq_kv=seq_kv,
+            head_dim=head_dim,
+            v_head_dim=head_dim if v_head_dim is None else v_head_dim,
+            window=np.inf if window is None else window,
+        )
+        shape = AttentionShape(**columns, causal=causal)
+        if np.any(shape.kv_heads > shape.heads):
+            raise ValueError(f"kv_heads={shape.kv_heads.max():g} is above heads; allowed: a divisor of heads")
+        if kernel in UNFUSED:
+            return self._unfused(shape, direction, kernel, precision, dropout)
+        return self._flash(shape, direction, kernel, precision, dropout)
+
+    @abstractmethod
+    def elementwise(self, bytes_moved: ArrayLike) -> FloatArray:
+        """Seconds of one streaming kernel (norm, activation, softmax, optimizer) that reads and writes ``bytes_moved`` bytes, (n,)."""
+
+    @abstractmethod
+    def _gemm(self, m: FloatArray, n: FloatArray, k: FloatArray, batch: FloatArray, *, precision: str, accumulate: bool) -> FloatArray: ...
+
+    @abstractmethod
+    def _flash(self, shape: AttentionShape, direction: Direction, kernel: str, precision: str, dropout: bool) -> FloatArray: ...
+
+    def _unfused(self, shape: AttentionShape, direction: Direction, kernel: str, precision: str, dropout: bool) -> FloatArray:
+        """Two batched products forward, four backward, and the passes over the scores between them."""
+        passes = score_passes(direction, fused_softmax=kernel == "fused_softmax", causal=shape.causal, dropout=dropout)
+        count = shape.batch * shape.heads
+        products = [(shape.seq_q, shape.seq_kv, shape.head_dim), (shape.seq_q, shape.v_head_dim, shape.seq_kv)]
+        if direction == "backward":
+            products = [
+                (shape.seq_q, shape.seq_kv, shape.v_head_dim),  # dP = dO Vᵀ
+                (shape.seq_kv, shape.v_head_dim, shape.seq_q),  # dV = Pᵀ dO
+                (shape.seq_q, shape.head_dim, shape.seq_kv),  # dQ = dS K
+                (shape.seq_kv, shape.head_dim, shape.seq_q),  # dK = dSᵀ Q
+            ]
+        total = sum(self.gemm(m, n, k, batch=count, precision=precision) for m, n, k in products)
+        scores = count * shape.seq_q * shape.seq_kv * PRECISION_BYTES[precision]
+        return np.asarray(total + sum(self.elementwise(scores * share) for share in passes), dtype=np.float64)
+
+
+def score_passes(direction: Direction, *, fused_softmax: bool, causal: bool, dropout: bool) -> tuple[float, ...]:
+    """Reads and writes of the score matrix between the products, one number a kernel, in units of the matrix's size.
+
+    Fused (Megatron's scaled masked softmax): one kernel reads and writes forward, one reads two and writes one backward.
+    Plain PyTorch adds the mask as a kernel of its own (reads scores and mask, writes). Dropout reads, writes, and keeps a mask
+    of a byte (half of a 16-bit score); plain PyTorch runs it at p = 0 too, which is what FlashAttention's benchmark times.
+    """
+    if direction == "backward":
+        return (3.0, 2.5) if dropout or not fused_softmax else (3.0,)
+    mask = (3.0,) if causal and not fused_softmax else ()
+    drop = (2.5,) if dropout or not fused_softmax else ()
+    return (2.0, *mask, *drop)
+
+
+def broadcast(**dimensions: Any) -> dict[str, FloatArray]:
+    """The dimensions by name as float64 arrays of one shape; ``ValueError`` names one that is below 1."""
+    arrays = {name: np.asarray(value, dtype=np.float64) for name, value in dimensions.items()}
+    for name, array in arrays.items():
+        if not bool(np.all(array >= 1)):
+            raise ValueError(f"{name}={np.min(array):g}; allowed: at least 1")
+    return dict(zip(arrays, np.broadcast_arrays(*arrays.values()), strict=True))
