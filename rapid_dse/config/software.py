@@ -17,8 +17,10 @@ class Software(Frozen):
     name: str
     # kernels
     attention: Literal["flash", "unfused"] = "flash"
-    flash_version: Literal[1, 2, 3] = 2
-    fused_softmax: bool = True
+    flash_kernel: Literal["flash1", "flash2", "flash3", "cudnn", "triton"] = "flash2"  # behind attention=flash
+    fused_softmax: bool = True  # behind attention=unfused: scale, mask and softmax are one kernel
+    fused_rotary: bool = True  # autograd keeps no rotated copy of queries and keys
+    fused_activation: bool = True  # autograd keeps no activated gate beside the MLP's inputs
     fused_cross_entropy: bool = False
     dropout: bool = False
     # Times the HBM bytes of fully fused norms, residuals, rotary embedding and activation: 1 is one kernel for each, eager PyTorch 2 to 4.
@@ -59,7 +61,8 @@ class Software(Frozen):
     fragmentation: Annotated[float, Field(ge=1, le=1.6)] = 1.05  # reserved over live activations
     activation_overhead: Annotated[float, Field(ge=0.5, le=3)] = 1.0  # kept over the least that autograd needs
     logit_bytes: Annotated[float, Field(ge=2, le=24)] = 10.0  # bytes a logit at the peak: 16-bit output, fp32 copy, gradient
-    saves_gathered_input: bool = False  # sequence parallelism keeps the gathered input of column-parallel products
+    # Copies of the whole stream (tokens × hidden, 16 bits) that a tensor-parallel embedding keeps a micro-batch in flight.
+    embedding_copies: Annotated[float, Field(ge=0, le=8)] = 0.0
 
 
 # Parameters that calibrate may fit, and the reason why each is a framework's.

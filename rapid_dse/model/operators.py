@@ -84,7 +84,7 @@ def layer_matmuls(model: Model, shape: MicroBatch) -> list[MatMul]:
 def head_matmul(model: Model, shape: MicroBatch) -> MatMul:
     """The product with the vocabulary."""
     tokens = shape.tokens
-    return MatMul("head", tokens, padded_vocab(model, shape.tp).astype(float), np.full_like(tokens, model.hidden_size) / 1.0)
+    return MatMul("head", tokens, padded_vocab(model, shape.tp) / shape.tp, np.full_like(tokens, model.hidden_size))
 
 
 def matrix_parameters(model: Model) -> float:

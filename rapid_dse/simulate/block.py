@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rapid_dse.config.scenario import Scenario
-from rapid_dse.device import OperatorModel
+from rapid_dse.device import AttentionKernel, OperatorModel
 from rapid_dse.layouts import Layouts
 from rapid_dse.model.operators import MatMul, MicroBatch, head_matmul, layer_matmuls, local_kv_heads, mlp_projections
 
@@ -116,7 +116,8 @@ def _attention_times(scenario: Scenario, shape: MicroBatch, device: OperatorMode
     model, software = scenario.model, scenario.software
     heads, kv_heads = model.num_attention_heads / shape.tp, local_kv_heads(model, shape.tp)
     precision = "bf16" if scenario.workload.precision == "fp8" else scenario.workload.precision
-    kernel = f"flash{software.flash_version}" if software.attention == "flash" else "unfused"
+    unfused: AttentionKernel = "fused_softmax" if software.fused_softmax else "unfused"
+    kernel: AttentionKernel = software.flash_kernel if software.attention == "flash" else unfused
     arguments = np.stack([shape.micro_batch_size.astype(float), heads, kv_heads, shape.cp.astype(float)], axis=1)
     distinct, where = np.unique(arguments, axis=0, return_inverse=True)
     batch, heads, kv_heads, cp = distinct.T
@@ -136,6 +137,7 @@ def _attention_times(scenario: Scenario, shape: MicroBatch, device: OperatorMode
                 kernel=kernel,
                 precision=precision,
                 window=model.sliding_window,
+                dropout=software.dropout,
             ),
             device.attention(
                 batch,
@@ -148,6 +150,7 @@ def _attention_times(scenario: Scenario, shape: MicroBatch, device: OperatorMode
                 causal=False,
                 kernel=kernel,
                 precision=precision,
+                dropout=software.dropout,
             ),
         )[where]
         for direction in ("forward", "backward")

@@ -55,7 +55,9 @@ def traffic(scenario: Scenario, layouts: Layouts, placement: Placement) -> Traff
     each = np.where(sequence, gather + scatter, reduce)
     keys = tokens * local_kv_heads(model, layouts.tp) * model.attention_head_dim * (2 * ACTIVATION_BYTES)
     hop = closed_form.send_recv(keys, placement.cp, network)
-    boundary = stream / np.where(sequence, layouts.tp, 1)
+    # Each tensor-parallel rank sends its share; without sequence parallelism the node gathers it again (arXiv 2104.04473, section 4.1).
+    boundary = stream / layouts.tp
+    regather = np.where(sequence, 0.0, gather)
     share = (layouts.tp - 1) / layouts.tp
     return Traffic(
         tp_forward=2 * each,
@@ -63,7 +65,7 @@ def traffic(scenario: Scenario, layouts: Layouts, placement: Placement) -> Traff
         tp_gather_again=np.where(sequence, 2 * gather, 0.0),
         cp_forward=(layouts.cp - 1) * hop,
         cp_backward=2 * (layouts.cp - 1) * hop,
-        pp_hop=closed_form.send_recv(boundary, placement.pp, network),
+        pp_hop=closed_form.send_recv(boundary, placement.pp, network) + np.where(layouts.pp > 1, regather, 0.0),
         tp_bytes=np.where(sequence, 10.0, 8.0) * share * stream,
         cp_bytes=3 * (layouts.cp - 1) * keys,
         pp_bytes=2.0 * boundary * (layouts.pp > 1),

@@ -5,7 +5,7 @@ Bytes; the candidate stages (first, fullest inner ones, last) are rows of ``(CAN
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -75,16 +75,16 @@ def layer_activations(scenario: Scenario, layouts: Layouts) -> FloatColumn:
     model, software, tp = scenario.model, scenario.software, layouts.tp
     tokens = layouts.micro_batch_size * (scenario.workload.seq_len / layouts.cp)
     stream = tokens / np.where(layouts.sequence_parallel, tp, 1) * model.hidden_size
-    gathered = tokens * model.hidden_size if software.saves_gathered_input else stream
     heads = model.num_attention_heads / tp
     queries, keys = tokens * heads * model.attention_head_dim, tokens * local_kv_heads(model, tp) * model.attention_head_dim
     wide = tokens * model.intermediate_size / tp
     gates = mlp_projections(model)
     products = 2 * (queries + 2 * keys) + 2 * stream + 2 * gates * wide + 2 * stream  # outputs of qkv, out, up, down
-    inputs = 2 * stream * 2 + 2 * gathered * 2 + 2 * queries + 2 * wide  # of norms, of qkv and up, of out and down
+    inputs = 4 * 2 * stream + 2 * queries + 2 * wide  # of norms, of qkv and up, of out and down
+    copies = (0 if software.fused_rotary else 2 * (queries + keys)) + (0 if software.fused_activation else 2 * wide)
     dropout = 2 * stream if software.dropout else 0.0
     scores = _score_bytes(scenario, layouts, heads)
-    kept = inputs + 2 * (queries + 2 * keys) + 2 * gates * wide + dropout + 4 * tokens * heads
+    kept = inputs + 2 * (queries + 2 * keys) + 2 * gates * wide + copies + dropout + 4 * tokens * heads
     if software.selective_recompute == "every_other_matmul":
         selective = 2 * stream + 0.5 * products + 2 * queries
     else:
@@ -134,12 +134,12 @@ def _activations(scenario: Scenario, layouts: Layouts, stages: Stages) -> NDArra
     whole = layer_activations(scenario, _without_recompute(layouts)) - each
     tokens = layouts.micro_batch_size * (scenario.workload.seq_len / layouts.cp)
     logits = tokens * padded_vocab(scenario.model, layouts.tp) / layouts.tp * scenario.software.logit_bytes
-    return stages.layers * held * each + np.maximum(0.0, whole) * (stages.layers > 0) + stages.has_head * logits
+    stream = 2.0 * tokens * scenario.model.hidden_size * scenario.software.embedding_copies * (layouts.tp > 1)
+    transient = np.maximum(0.0, whole) * (stages.layers > 0) + stages.has_head * logits
+    return held * (stages.layers * each + stages.has_embedding * stream) + transient
 
 
 def _without_recompute(layouts: Layouts) -> Layouts:
-    from dataclasses import replace
-
     return replace(layouts, recompute=np.full_like(layouts.recompute, RECOMPUTE_NONE))
 
 

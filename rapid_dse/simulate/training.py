@@ -181,7 +181,9 @@ def _host_layer(scenario: Scenario, layouts: Layouts) -> FloatColumn:
     software = scenario.software
     collective = np.where(layouts.tp > 1, software.host_collective_layer, 0.0)
     piped = np.where((layouts.tp > 1) & (layouts.pp > 1), software.host_pipeline_layer * layouts.tp, 0.0)
-    return np.maximum(software.host_layer + collective, piped)
+    # Full recomputation launches the forward pass again, half of what the host does for a layer.
+    again = np.where(layouts.recompute == RECOMPUTE_FULL, 1.5, 1.0)
+    return np.maximum((software.host_layer + collective) * again, piped)
 
 
 def _inner_slot(
