@@ -31,10 +31,23 @@ RESIDENT = 0.5  # share of L2 in which a tensor of the preceding kernel survives
 CHUNK = 1024  # shapes priced together: candidates × shapes stay in cache
 
 
-def sustained_clock(hw: Hardware, activity: FloatArray) -> FloatArray:
-    """Clock, Hz, that the power limit leaves when tensor cores issue ``activity`` (share of their peak at any clock), (n,)."""
-    share = hw.efficiency.clock * (np.maximum(activity, 1e-9) / hw.efficiency.tensor) ** -POWER_EXPONENT
+def sustained_clock(hw: Hardware, activity: FloatArray, precision: str = "bf16") -> FloatArray:
+    """Clock, Hz, that the power limit leaves when tensor cores issue ``activity`` (share of their peak at any clock), (n,).
+
+    ``hw.efficiency.clock`` is the share held at full activity in bf16; another precision draws power by its energy a FLOP
+    (``hw.energy.flop``) and its rate: fp8 at twice the rate takes more than half the energy, and throttles more.
+    """
+    draw = tensor_power(hw, precision) / tensor_power(hw, "bf16")
+    share = hw.efficiency.clock * (np.maximum(draw * activity, 1e-9) / hw.efficiency.tensor) ** -POWER_EXPONENT
     return np.asarray(hw.clock * np.minimum(share, 1.0), dtype=np.float64)
+
+
+def tensor_power(hw: Hardware, precision: str) -> float:
+    """Watts of the tensor cores at their peak; where the chip or its energy table lacks the precision, those of fp16, then fp32."""
+    for name in (precision, "fp16", "fp32"):
+        if getattr(hw.tensor_flop_per_sm_clock, name) is not None and name in hw.energy.flop:
+            return hw.peak_flops(name) * hw.energy.flop[name]
+    return 1.0
 
 
 class Tiled(OperatorModel):
@@ -90,7 +103,7 @@ class Tiled(OperatorModel):
         clocks = queue * depth * (2 * c.rows * c.columns / (rate * hw.efficiency.tensor))
         clocks += np.ceil(queue / c.resident) * (self.family.store_clocks * c.rows * c.columns)
         activity = 2 * m * n * k * batch / (clocks * (hw.sms * rate))
-        return np.asarray(clocks / sustained_clock(hw, activity), dtype=np.float64)
+        return np.asarray(clocks / sustained_clock(hw, activity, precision), dtype=np.float64)
 
     def _from_l2(self, shapes: FloatArray, blocks: FloatArray, precision: str) -> FloatArray:
         """Seconds of the L2's traffic, (c, n): operands by tile; partial sums of a split K, fp32, written and read."""
