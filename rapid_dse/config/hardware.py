@@ -123,7 +123,7 @@ class Hardware(Frozen):
     """A cluster of one kind of chip.
 
     ``kernel_latency``: what the smallest kernel takes on the device. ``cluster``: thread blocks that share one read of an operand
-    (1: the chip has no such mode; 2 on Hopper and Blackwell, whose GEMMs run in pairs of blocks with multicast loads).
+    (1: the chip has no such mode; 4 on Hopper and Blackwell, whose GEMMs run in clusters of 2 × 2 blocks with multicast loads).
     """
 
     name: str

@@ -17,7 +17,7 @@ from rapid_dse.config.hardware import Hardware
 from rapid_dse.device.contract import AttentionShape, Direction, FloatArray
 from rapid_dse.device.roofline import operand_bytes
 
-Clock = Callable[[Hardware, FloatArray], FloatArray]
+Clock = Callable[[Hardware, FloatArray, str], FloatArray]
 TAIL = 0.5  # of the longest block: what the last SMs work on while others are done (work is uneven under a causal mask)
 SPLIT_KEYS = 256  # keys that a block of a decode kernel takes at least when the keys are split over the SMs
 
@@ -33,6 +33,8 @@ class FlashKernel:
         max_rate: FLOP an SM issues a clock through the instructions that the kernel is written with; kernels that use Ampere's
             ``mma.sync`` get no more than this from a Hopper.
         fixed: clocks of a block outside its inner loop.
+        wide: share of the efficiency that is left for a head_dim above ``narrow``, where the rows of the output fill the registers
+            and the tiles of keys become smaller.
     """
 
     block: float
@@ -40,22 +42,27 @@ class FlashKernel:
     softmax: float
     max_rate: float
     fixed: float
+    wide: float = 1.0
+    narrow: float = 128.0
 
 
 ANY_RATE = float("inf")
-LEGACY_RATE = 2600.0  # mma.sync on Hopper: 0.63 of what wgmma reaches
+LEGACY_RATE = 2300.0  # mma.sync on Hopper: 0.55 of what wgmma reaches; fitted to FlashAttention-2 on both chips
 
+# Fitted to the benchmarks of FlashAttention-2 and -3 (A100, H100) and SimuMax's A100 table, forward and backward, causal or not,
+# head dims 64 to 256. Those of flash3 and cudnn backward rest on figure 6 of the FlashAttention-3 paper (561 TFLOP/s at head_dim
+# 128, 474 at 64, 16k tokens); Triton's backward is taken for FlashAttention-2's.
 KERNELS: dict[tuple[str, str], FlashKernel] = {
-    ("flash1", "forward"): FlashKernel(128, 0.30, 0.0, LEGACY_RATE, 0),
-    ("flash1", "backward"): FlashKernel(128, 0.27, 0.0, LEGACY_RATE, 0),
-    ("flash2", "forward"): FlashKernel(128, 0.65, 0.016, LEGACY_RATE, 3800),
-    ("flash2", "backward"): FlashKernel(128, 0.70, 0.114, LEGACY_RATE, 4500),
-    ("flash3", "forward"): FlashKernel(128, 0.96, 0.046, ANY_RATE, 5200),
-    ("flash3", "backward"): FlashKernel(128, 0.75, 0.08, ANY_RATE, 6000),
-    ("cudnn", "forward"): FlashKernel(128, 0.76, 0.052, ANY_RATE, 2700),
-    ("cudnn", "backward"): FlashKernel(128, 0.70, 0.08, ANY_RATE, 6000),
-    ("triton", "forward"): FlashKernel(128, 0.45, 0.0, ANY_RATE, 4500),
-    ("triton", "backward"): FlashKernel(128, 0.35, 0.1, ANY_RATE, 6000),
+    ("flash1", "forward"): FlashKernel(128, 0.95, 0.42, LEGACY_RATE, 2500, wide=0.40, narrow=64),
+    ("flash1", "backward"): FlashKernel(128, 0.94, 0.42, LEGACY_RATE, 2500, wide=0.40, narrow=64),
+    ("flash2", "forward"): FlashKernel(128, 0.714, 0.019, LEGACY_RATE, 3250, wide=0.91),
+    ("flash2", "backward"): FlashKernel(128, 0.76, 0.128, LEGACY_RATE, 5300, wide=0.74),
+    ("flash3", "forward"): FlashKernel(128, 1.0, 0.049, ANY_RATE, 5100, wide=0.915),
+    ("flash3", "backward"): FlashKernel(128, 0.73, 0.10, ANY_RATE, 5000, wide=0.9),
+    ("cudnn", "forward"): FlashKernel(128, 1.0, 0.074, ANY_RATE, 2950, wide=0.75),
+    ("cudnn", "backward"): FlashKernel(128, 0.73, 0.10, ANY_RATE, 5000, wide=0.9),
+    ("triton", "forward"): FlashKernel(128, 0.448, 0.0, ANY_RATE, 4500),
+    ("triton", "backward"): FlashKernel(128, 0.76, 0.128, LEGACY_RATE, 5300, wide=0.74),
 }
 
 
@@ -80,6 +87,7 @@ def flash_seconds(
     blocks = np.ceil(rows / flash.block)
     scores = np.maximum(shape.seq_q, flash.block) * _walk(shape, flash.block)
     products = 2 * (shape.head_dim + shape.v_head_dim) if forward else 6 * shape.head_dim + 4 * shape.v_head_dim
+    usable = usable * np.where(shape.head_dim > flash.narrow, flash.wide, 1.0)
     per_score = products / usable + flash.softmax * (1.25 if dropout else 1.0)
     heads = shape.batch * shape.heads
     split = np.where(shape.seq_q <= flash.block, np.maximum(1, np.floor(shape.seq_kv / SPLIT_KEYS)), 1) if forward else 1.0
@@ -88,7 +96,7 @@ def flash_seconds(
     mean = scores / (blocks * split) * per_score + flash.fixed
     clocks = _makespan(count, mean, hw.sms, shape.causal)
     activity = products * heads * shape.seq_q * shape.keys_per_query / (clocks * hw.sms * rate)
-    compute = clocks / clock(hw, activity)
+    compute = clocks / clock(hw, activity, precision)
     memory = _bytes(shape, direction, precision) / (hw.memory.bandwidth * hw.efficiency.memory)
     return np.asarray(np.maximum(compute, memory) + _passes(hw, shape, direction) + hw.kernel_latency, dtype=np.float64)
 

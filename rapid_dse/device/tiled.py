@@ -1,11 +1,11 @@
 """The tile model: thread-block tiles over the SMs in whole waves, the slowest level of the memory hierarchy wins.
 
-Every candidate's time is non-decreasing in each of m, n, k and batch, so the least over candidates is too: the law holds by
-construction. A candidate costs the most of
-  * multiplying: whole waves of blocks, each its K loop, its pipeline fill and its store, at the clock that the power limit leaves;
-  * L2: each tile reads its rows of A and columns of B once, ``hw.cluster`` blocks sharing one of the two reads;
+A candidate is a tile and a number of blocks that share its K. It takes the most of
+  * multiplying: whole waves of blocks, each its K loop and its store, at the clock that the power limit leaves;
+  * L2: each tile reads its rows of A and its columns of B, a cluster of blocks sharing the reads;
   * HBM: each operand once, and again where a wave covers less than the whole output,
-and the kernel's latency, the exposed part of the store, and the reduction of a split K beside it.
+the kernel's latency, the exposed part of the store and the meeting of a split K beside it. The library is taken to find the best.
+Every candidate's time is non-decreasing in each of m, n, k and batch, so the least of them is too: the law holds by construction.
 """
 
 from __future__ import annotations
@@ -22,16 +22,32 @@ from rapid_dse.device.tiles import CLUSTERED, K_STEP_BYTES, SYNCHRONOUS, candida
 # Dynamic power goes with activity × f × V², and V falls with f: halving the activity of the tensor cores lets the clock rise by
 # about its square root until it meets the boost clock. Between 1/3 (V proportional to f) and 1 (V at its floor); fitted.
 POWER_EXPONENT = 0.5
+# A level that is nearly as slow as the slowest gets in its way: levels combine as (Σ tᵖ)^(1/p), the slowest alone at p = ∞; fitted.
+LEVELS = 3.5
+SPLIT_SECONDS = 2.3e-6  # blocks that share a tile's K meet: a semaphore and a reduction's latency; fitted
 RASTER = 4  # waves that find an operand's rows still in L2
 STREAM = 0.92  # bandwidth of a kernel that reads and writes, over one that reads: HBM turns around
 RESIDENT = 0.5  # share of L2 in which a tensor of the preceding kernel survives
-CHUNK = 2048  # shapes priced together: candidates × shapes stay in cache
+CHUNK = 1024  # shapes priced together: candidates × shapes stay in cache
 
 
-def sustained_clock(hw: Hardware, activity: FloatArray) -> FloatArray:
-    """Clock, Hz, that the power limit leaves when tensor cores issue ``activity`` (share of their peak at any clock), (n,)."""
-    share = hw.efficiency.clock * np.maximum(activity / hw.efficiency.tensor, 1e-9) ** -POWER_EXPONENT
+def sustained_clock(hw: Hardware, activity: FloatArray, precision: str = "bf16") -> FloatArray:
+    """Clock, Hz, that the power limit leaves when tensor cores issue ``activity`` (share of their peak at any clock), (n,).
+
+    ``hw.efficiency.clock`` is the share held at full activity in bf16; another precision draws power by its energy a FLOP
+    (``hw.energy.flop``) and its rate: fp8 at twice the rate takes more than half the energy, and throttles more.
+    """
+    draw = tensor_power(hw, precision) / tensor_power(hw, "bf16")
+    share = hw.efficiency.clock * (np.maximum(draw * activity, 1e-9) / hw.efficiency.tensor) ** -POWER_EXPONENT
     return np.asarray(hw.clock * np.minimum(share, 1.0), dtype=np.float64)
+
+
+def tensor_power(hw: Hardware, precision: str) -> float:
+    """Watts of the tensor cores at their peak; where the chip or its energy table lacks the precision, those of fp16, then fp32."""
+    for name in (precision, "fp16", "fp32"):
+        if getattr(hw.tensor_flop_per_sm_clock, name) is not None and name in hw.energy.flop:
+            return hw.peak_flops(name) * hw.energy.flop[name]
+    return 1.0
 
 
 class Tiled(OperatorModel):
@@ -61,34 +77,48 @@ class Tiled(OperatorModel):
 
     def _least(self, shapes: FloatArray, precision: str, accumulate: bool) -> FloatArray:
         """Seconds of the best candidate for each of the ``shapes`` (4, n): rows m, n, k, batch."""
-        m, n, k, batch = shapes
-        hw, family, c = self.hw, self.family, self._candidates
-        width = PRECISION_BYTES[precision]
-        tiles = batch * np.ceil(m / c.rows) * np.ceil(n / c.columns)
-        blocks = tiles * c.split
-        compute = self._multiply(m, n, k, batch, blocks, precision)
-        hbm = hw.memory.bandwidth * hw.efficiency.memory
-        output = batch * m * n * (ACCUMULATE_BYTES if accumulate else max(width, 2))
-        wave = RASTER * np.sqrt(hw.sms * 128.0 * 128.0)
-        moved = batch * width * (m * k * np.maximum(1, n / wave) + k * n * np.maximum(1, m / wave)) + output
-        memory = moved / (hbm * np.minimum(1, blocks / (hw.sms * family.saturation)))
-        partials = np.where(c.split > 1, batch * m * n * 8.0 * c.split, 0.0)  # fp32, written and read
-        l2 = (tiles * k * width * (c.rows + c.columns / hw.cluster) + partials) / (
-            hw.l2.bandwidth * hw.efficiency.l2 * np.minimum(1, blocks / hw.sms)
+        m, n, _, batch = shapes
+        c, hw = self._candidates, self.hw
+        output = batch * m * n * (ACCUMULATE_BYTES if accumulate else max(PRECISION_BYTES[precision], 2))
+        blocks = batch * np.ceil(m / c.rows) * np.ceil(n / c.columns) * c.split
+        levels = (
+            self._multiplying(shapes, blocks, precision),
+            self._from_l2(shapes, blocks, precision),
+            self._from_hbm(shapes, blocks, output, precision),
         )
-        beside = hw.kernel_latency + family.store_exposed * output / hbm + np.where(c.split > 1, family.split, 0.0)
-        total = np.maximum(np.maximum(compute, memory), l2) + beside
-        return np.asarray(total.min(axis=0), dtype=np.float64)
+        slowest = np.maximum(np.maximum(levels[0], levels[1]), levels[2])
+        together = slowest * np.power(sum((level / slowest) ** LEVELS for level in levels), 1 / LEVELS)
+        together += np.where(c.split > 1, SPLIT_SECONDS, 0.0)
+        stored = self.family.store_exposed * output / (hw.memory.bandwidth * hw.efficiency.memory)
+        return np.asarray(together.min(axis=0) + stored + hw.kernel_latency, dtype=np.float64)
 
-    def _multiply(self, m: FloatArray, n: FloatArray, k: FloatArray, batch: FloatArray, blocks: FloatArray, precision: str) -> FloatArray:
+    def _multiplying(self, shapes: FloatArray, blocks: FloatArray, precision: str) -> FloatArray:
         """Seconds of whole waves of blocks on the tensor cores, (c, n)."""
-        hw, family, c = self.hw, self.family, self._candidates
+        m, n, k, batch = shapes
+        hw, c = self.hw, self._candidates
         rate = hw.peak_flops(precision) / (hw.sms * hw.clock)
         step = K_STEP_BYTES // PRECISION_BYTES[precision]
-        share = np.ceil(k / (c.split * step)) * step
-        issue = 1 + family.issue * 64 * (1 / c.rows + 1 / c.columns)
-        block = share * (2 * c.rows * c.columns * issue / (rate * hw.efficiency.tensor))
+        depth = np.ceil(k / (c.split * step)) * step
         queue = np.ceil(blocks / hw.sms)
-        clocks = queue * block + np.ceil(queue / c.resident) * (family.block_clocks + family.store_clocks * c.rows * c.columns)
-        activity = 2 * m * n * k * batch / (clocks * hw.sms * rate)
-        return clocks / sustained_clock(hw, activity)
+        clocks = queue * depth * (2 * c.rows * c.columns / (rate * hw.efficiency.tensor))
+        clocks += np.ceil(queue / c.resident) * (self.family.store_clocks * c.rows * c.columns)
+        activity = 2 * m * n * k * batch / (clocks * (hw.sms * rate))
+        return np.asarray(clocks / sustained_clock(hw, activity, precision), dtype=np.float64)
+
+    def _from_l2(self, shapes: FloatArray, blocks: FloatArray, precision: str) -> FloatArray:
+        """Seconds of the L2's traffic, (c, n): operands by tile; partial sums of a split K, fp32, written and read."""
+        m, n, k, batch = shapes
+        hw, c = self.hw, self._candidates
+        operands = blocks / c.split * k * (PRECISION_BYTES[precision] * (c.rows + c.columns) / np.sqrt(hw.cluster))
+        partials = batch * m * n * np.where(c.split > 1, 8.0 * c.split, 0.0)
+        return np.asarray((operands + partials) / (hw.l2.bandwidth * hw.efficiency.l2 * np.minimum(1, blocks / hw.sms)), dtype=np.float64)
+
+    def _from_hbm(self, shapes: FloatArray, blocks: FloatArray, output: FloatArray, precision: str) -> FloatArray:
+        """Seconds of HBM's traffic, (c, n); few blocks do not saturate it."""
+        m, n, k, batch = shapes
+        hw = self.hw
+        wave = RASTER * np.sqrt(hw.sms * 128.0 * 128.0)  # side of the square of C that is under way at once
+        operands = m * k * np.maximum(1, n / wave) + k * n * np.maximum(1, m / wave)
+        moved = batch * PRECISION_BYTES[precision] * operands + output
+        loading = np.minimum(1, blocks / (hw.sms * self.family.saturation))
+        return np.asarray(moved / (hw.memory.bandwidth * hw.efficiency.memory * loading), dtype=np.float64)
