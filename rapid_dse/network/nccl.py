@@ -38,13 +38,13 @@ class Nccl:
     ``message``, seconds, 0 to 10 us: a peer's message in a grouped send and receive (all-to-all), one after the other.
     """
 
-    low_latency: Protocol = field(default=Protocol(start=6e-6, hop=1.0e-6, efficiency=0.25, ramp=2e-6))
-    low_latency_128: Protocol = field(default=Protocol(start=14e-6, hop=2.0e-6, efficiency=0.5, ramp=2e-6))
-    simple: Protocol = field(default=Protocol(start=25e-6, hop=3.0e-6, efficiency=1.0, ramp=2e-6))
-    send: Protocol = field(default=Protocol(start=4e-6, hop=1e-6, efficiency=1.0, ramp=0.5e-6))
-    tree: float = 0.7
-    switch_reduction: float = 0.83
-    switch_start: float = 35e-6
+    low_latency: Protocol = field(default=Protocol(start=2e-6, hop=0.85e-6, efficiency=0.21, ramp=9e-6))
+    low_latency_128: Protocol = field(default=Protocol(start=27.5e-6, hop=2.0e-6, efficiency=0.92, ramp=0.25e-6))
+    simple: Protocol = field(default=Protocol(start=26.5e-6, hop=1.6e-6, efficiency=1.0, ramp=1.2e-6))
+    send: Protocol = field(default=Protocol(start=2.6e-6, hop=1.0e-6, efficiency=1.0, ramp=0.1e-6))
+    tree: float = 0.8
+    switch_reduction: float = 0.81
+    switch_start: float = 32e-6
     message: float = 0.5e-6
 
 
