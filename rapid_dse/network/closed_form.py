@@ -115,7 +115,7 @@ def all_to_all(bytes_: npt.ArrayLike, span: Span, network: Network, nccl: Nccl =
         farthest = np.maximum(farthest, np.where(members > 1, dimension.latency, 0.0))
         below = below * members
     latency = farthest + (group - 2.0) * nccl.message
-    return np.where(group > 1, _fastest(size * slowest, latency, 1.0, nccl), 0.0)
+    return np.where(group > 1, _messages(size * slowest, latency, nccl), 0.0)
 
 
 def send_recv(bytes_: npt.ArrayLike, span: Span, network: Network, nccl: Nccl = DEFAULT) -> Floats:
@@ -129,7 +129,7 @@ def send_recv(bytes_: npt.ArrayLike, span: Span, network: Network, nccl: Nccl = 
         crosses = members > 1
         rate = np.where(crosses, _rate(dimension, np.minimum(members, 2.0), stride), rate)
         latency = np.where(crosses, dimension.latency, latency)
-    return np.where(np.isfinite(rate), _fastest(size / rate, latency, 1.0, nccl), 0.0)
+    return np.where(np.isfinite(rate), _messages(size / rate, latency, nccl), 0.0)
 
 
 def _rate(dimension: NetworkDimension, members: Floats, stride: Floats) -> Floats:
@@ -140,6 +140,9 @@ def _rate(dimension: NetworkDimension, members: Floats, stride: Floats) -> Float
     forth on, which leaves it one of the two directions.
     """
     rate = dimension.bandwidth * dimension.utilization
+    if dimension.cabling is not None:
+        counts = np.arange(2, len(dimension.cabling) + 2)
+        return rate * np.interp(members, counts, dimension.cabling)
     if dimension.topology == "fully_connected" and dimension.size is not None and dimension.size > 1:
         return rate * np.clip((members - 1.0) / (dimension.size - 1.0), 1.0 / (dimension.size - 1.0), 1.0)
     if dimension.topology == "ring" and dimension.size is not None:
@@ -164,10 +167,16 @@ def _fastest(seconds: Floats, latency: Floats, steps: Floats | float, nccl: Nccl
     """The best protocol for a flow of ``seconds`` at full bandwidth, with ``latency`` of links and ``steps`` of hand-over."""
     best: Floats | None = None
     for protocol in (nccl.low_latency, nccl.low_latency_128, nccl.simple):
-        time = _piped(seconds / protocol.efficiency, nccl.ramp) + (protocol.start + latency + steps * protocol.hop)
+        time = _piped(seconds / protocol.efficiency, protocol.ramp) + (protocol.start + latency + steps * protocol.hop)
         best = time if best is None else np.minimum(best, time)
     assert best is not None
     return best
+
+
+def _messages(seconds: Floats, latency: Floats, nccl: Nccl) -> Floats:
+    """Point-to-point traffic, which neither reduces nor waits for a ring."""
+    protocol = nccl.send
+    return _piped(seconds / protocol.efficiency, protocol.ramp) + (protocol.start + protocol.hop + latency)
 
 
 def _piped(seconds: Floats, ramp: float) -> Floats:
@@ -200,5 +209,5 @@ def _in_switch(size: Floats, ring: _Ring, span: Span, dimension: NetworkDimensio
     rate = dimension.bandwidth * dimension.utilization * nccl.switch_reduction
     seconds = size * (1.0 + 1.0 / ring.size) / rate
     protocol = nccl.simple
-    time = _piped(seconds, nccl.ramp) + nccl.switch_start + 2.0 * (dimension.latency + protocol.hop)
+    time = _piped(seconds, protocol.ramp) + nccl.switch_start + 2.0 * (dimension.latency + protocol.hop)
     return np.where(inside, time, np.inf)
