@@ -20,6 +20,7 @@ from rapid_dse.device.roofline import operand_bytes
 Clock = Callable[[Hardware, FloatArray, str], FloatArray]
 TAIL = 0.5  # of the longest block: what the last SMs work on while others are done (work is uneven under a causal mask)
 DROPOUT = 1.25  # of the exposed softmax: random numbers
+ROUNDING = 1e-9  # of a count that is whole but for floating point
 MMA_ROWS = 16.0  # rows of one tensor-core instruction: what a block of few queries is padded to
 SPLIT_KEYS = 256  # keys that a block of a decode kernel takes at least when the keys are split over the SMs
 
@@ -119,7 +120,8 @@ def _forward_walk(hw: Hardware, shape: AttentionShape, flash: FlashKernel) -> Wa
     keys = shape.keys_per_query
     if shape.causal:  # half a block of masked scores on the diagonal
         keys = np.where(decode, keys, np.minimum(keys + flash.block / 2, shape.seq_kv))
-    split = np.minimum(np.maximum(1, np.floor(keys / SPLIT_KEYS)), np.maximum(1, np.ceil(hw.sms / (heads * blocks))))
+    # Continuous, so that a longer walk never ends sooner than a shorter one for being split once more.
+    split = np.minimum(np.maximum(1, keys / SPLIT_KEYS), np.maximum(1, hw.sms / (heads * blocks)))
     split = np.where(shape.seq_q <= flash.block, split, 1)
     return Walk(heads * blocks * split, rows, keys / split, split)
 
@@ -137,7 +139,7 @@ def _backward_walk(shape: AttentionShape, flash: FlashKernel) -> Walk:
 def _makespan(count: FloatArray, mean: FloatArray, sms: int, causal: bool) -> FloatArray:
     """Clocks until the last of ``count`` blocks of ``mean`` clocks ends on ``sms`` SMs."""
     if not causal:
-        return np.asarray(np.ceil(count / sms) * mean, dtype=np.float64)
+        return np.asarray(np.ceil(count / sms - ROUNDING) * mean, dtype=np.float64)
     longest = 2 * mean
     return np.asarray(np.maximum(count / sms * mean + TAIL * longest * np.minimum(1, count / sms), mean), dtype=np.float64)
 

@@ -26,6 +26,8 @@ from rapid_dse.device.tiled import Tiled
 
 DIMENSIONS = ("m", "n", "k")
 MAX_CELLS = 2_000_000
+DENSE = 0.1  # share of empty cells up to which neighbours tell an outlier
+OUTLIER = 0.3  # of the logarithm, against the median of the 26 neighbours
 # Where aiconfigurator-core keeps a chip, the framework whose runs are taken (random data, so the chip throttles as in training;
 # vLLM's are of constants), and its names of precisions.
 SYSTEMS = {
@@ -158,7 +160,20 @@ def build_grid(table: pd.DataFrame, precision: str, tiled: Tiled) -> Grid:
     predicted = np.log(tiled.gemm(*np.meshgrid(*axes, indexing="ij"), precision=precision))
     ratio = np.full(shape, np.nan)
     ratio[place] = np.log(cells["seconds"].to_numpy(dtype=float)) - predicted[place]
-    return Grid((axes[0], axes[1], axes[2]), _monotone(predicted + _nearest(ratio, axes)))
+    return Grid((axes[0], axes[1], axes[2]), _monotone(predicted + _without_outliers(_nearest(ratio, axes), np.isnan(ratio).mean())))
+
+
+def _without_outliers(ratio: FloatArray, empty: float) -> FloatArray:
+    """``ratio`` of a dense grid without the cells that are off the median of their neighbours.
+
+    One run that was disturbed would raise, by monotony, every larger product. ``empty``: the share of cells nobody measured.
+    """
+    from scipy.ndimage import median_filter
+
+    if empty > DENSE:
+        return ratio
+    middle = median_filter(ratio, size=3, mode="nearest")
+    return np.where(np.abs(ratio - middle) > OUTLIER, middle, ratio)
 
 
 def _nearest(ratio: FloatArray, axes: list[FloatArray]) -> FloatArray:
