@@ -86,7 +86,9 @@ class NetworkDimension(Frozen):
 
     ``bandwidth`` is what one GPU can send into the dimension, bytes/s in one direction, ``latency`` a hop's, s; ``size`` the
     members (null: what the inner dimensions leave); ``utilization`` the share of the bandwidth that long transfers reach;
-    ``parallelisms`` those that ride on it (null: placed by ``parallel.order``); ``energy`` a byte moved.
+    ``parallelisms`` those that ride on it (null: placed by ``parallel.order``); ``energy`` a byte moved. ``cabling``, where links are
+    uneven (DGX-1's hybrid cube mesh): the share of the bandwidth that rings through the first 2, 3, … members find links for,
+    0 to 1 each, one a number of members up to ``size``; null: what the topology gives.
     """
 
     topology: Topology
@@ -98,6 +100,13 @@ class NetworkDimension(Frozen):
     parallelisms: tuple[Parallelism, ...] | None = None
     in_network_reduction: bool = False
     oversubscription: Annotated[float, Field(ge=1)] = 1.0
+    cabling: tuple[Share, ...] | None = None
+
+    @model_validator(mode="after")
+    def _cabling_of_every_count(self) -> NetworkDimension:
+        if self.cabling is not None and len(self.cabling) != (self.size or 0) - 1:
+            raise ValueError(f"cabling has {len(self.cabling)} shares with size={self.size}; allowed: one each for 2 to size members")
+        return self
 
 
 class Network(Frozen):

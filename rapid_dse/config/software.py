@@ -6,48 +6,80 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from rapid_dse.config.fields import Bytes, Count, Frozen, Seconds, ShareOrZero
+from rapid_dse.config.fields import Bytes, Frozen, Seconds, ShareOrZero
 
 Dtype = Literal["fp32", "bf16", "fp16"]
 
 
 class Software(Frozen):
-    """A framework's profile. Every number holds across models, sizes and chips; ``calibrate`` fits those marked free.
-
-    Attributes are grouped: kernels, host, overlap, data types, memory.
-    """
+    """A framework's profile. Every number holds across models, sizes and chips; ``calibrate`` fits those that ``FREE`` lists."""
 
     name: str
     # kernels
     attention: Literal["flash", "unfused"] = "flash"
-    flash_version: Literal[1, 2, 3] = 2
-    fused_softmax: bool = True
+    flash_kernel: Literal["flash1", "flash2", "flash3", "cudnn", "triton"] = "flash2"  # behind attention=flash
+    fused_softmax: bool = True  # behind attention=unfused: scale, mask and softmax are one kernel
+    fused_rotary: bool = True  # autograd keeps no rotated copy of queries and keys
+    fused_activation: bool = True  # autograd keeps no activated gate beside the MLP's inputs
     fused_cross_entropy: bool = False
     dropout: bool = False
-    elementwise_passes: Annotated[float, Field(ge=0, le=60)] = 10.0  # free: extra reads or writes of (tokens, hidden) a layer, forward
-    matmul_efficiency: Annotated[float, Field(ge=0.4, le=1.1)] = 1.0  # free: matrix products in the framework against alone
-    fp8_recipe: Literal["tensorwise", "rowwise", "tensorwise + fp8 all-gather"] = "tensorwise"
+    # Times the HBM bytes of fully fused norms, residuals, rotary embedding and activation: 1 is one kernel for each, eager PyTorch 2 to 4.
+    elementwise_traffic: Annotated[float, Field(ge=0.5, le=8)] = 1.5
+    # Speed of matrix products in the framework against the same shapes run alone: other kernels' cache and power, stream switches.
+    matmul_efficiency: Annotated[float, Field(ge=0.5, le=1.2)] = 1.0
+    fp8_recipe: Literal["delayed", "tensorwise", "rowwise", "tensorwise + fp8 all-gather"] = "tensorwise"
+    # Passes over both operands that an fp8 product costs (cast, transpose, amax), each 2 bytes read and 1 written an element.
+    fp8_cast_passes: Annotated[float, Field(ge=0, le=6)] = 1.0
+    selective_recompute: Literal["core_attention", "every_other_matmul"] = "core_attention"
     # host
-    launch_s: Seconds = 4e-6  # free: host time to launch one kernel
-    host_layer_s: Seconds = 0.0  # free: host time a layer's forward costs beyond its launches
-    host_micro_batch_s: Seconds = 0.0  # free: host time a micro-batch costs
-    host_step_s: Seconds = 0.0  # free: data loading, logging, optimizer launch of a step
-    # overlap: the share of a transfer that can hide behind compute where there is enough of it
+    host_layer: Seconds = 0.0  # host time of a layer's forward and backward for a micro-batch, its launches included
+    host_collective_layer: Seconds = 0.0  # what tensor-parallel collectives add to that
+    host_pipeline_layer: Seconds = 0.0  # what a layer costs the host for each tensor-parallel rank where pp > 1 (nanotron's slots)
+    host_micro_batch: Seconds = 0.0  # host time of a micro-batch
+    host_step: Seconds = 0.0  # data loading, logging, the optimizer's launches: exposed once a step
+    # overlap: the share of the compute at hand that a transfer can hide behind
     dp_overlap: ShareOrZero = 0.9
-    tp_overlap: ShareOrZero = 0.0
+    parameter_gather_overlap: ShareOrZero = 0.0  # of ZeRO 1 and 2: the gather of new weights behind the next forward pass
+    tp_overlap: ShareOrZero = 0.0  # share of tensor-parallel transfers that hide where async_tp is on
+    tp_backward_overlap: ShareOrZero = 0.0  # share of the backward pass's that hide behind the weight gradient
     cp_overlap: ShareOrZero = 0.9
-    pp_overlap: ShareOrZero = 0.0
+    pp_overlap: ShareOrZero = 0.0  # of sends and receives of interleaved schedules
     async_tp: bool = False
     gradient_bucket: Bytes = 100e6
-    send_receive_s: Seconds = 0.0  # free: host and synchronisation cost of a pipeline send and receive
+    reduce_each_micro_batch: bool = False  # gradients are reduced after every micro-batch (ZeRO 2 and 3 without no_sync)
+    send_receive: Seconds = 0.0  # host and synchronisation cost of one pipeline send with its receive
     # data types
-    gradient_dtype: Dtype = "fp32"  # of the accumulated gradient, in memory
-    reduce_dtype: Dtype | None = None  # of the gradient on the wire; null: as gradient_dtype
-    optimizer_bytes: Annotated[float, Field(ge=0, le=16)] = 12.0  # master weight and two moments, bytes a parameter
+    gradient_dtype: Dtype = "fp32"  # of the gradient that is kept and reduced
+    reduce_dtype: Dtype | None = None  # of the gradient on the wire; null: gradient_dtype
+    extra_gradient_bytes: Annotated[float, Field(ge=0, le=4)] = 0.0  # a parameter, where micro-batches accumulate in a second copy
+    optimizer_bytes: Annotated[float, Field(ge=0, le=16)] = 12.0  # a parameter: master weight and two moments
+    optimizer_traffic: Annotated[float, Field(ge=8, le=200)] = 34.0  # HBM bytes a parameter of clipping and the optimizer's step
     # structure
     pipeline_split: Literal["megatron", "balanced", "even"] = "megatron"
     # memory
-    context: Bytes = 1e9  # CUDA context, cuBLAS workspaces, NCCL's fixed buffers
-    fragmentation: Annotated[float, Field(ge=1, le=1.5)] = 1.05  # reserved over allocated
-    communicator: Bytes = 0.0  # NCCL buffers a communicator
-    streams_per_layer: Count = 1
+    context: Bytes = 1.5e9  # CUDA context, cuBLAS workspaces, NCCL's buffers
+    fragmentation: Annotated[float, Field(ge=1, le=1.6)] = 1.05  # reserved over live activations
+    activation_overhead: Annotated[float, Field(ge=0.5, le=3)] = 1.0  # kept over the least that autograd needs
+    logit_bytes: Annotated[float, Field(ge=2, le=24)] = 10.0  # bytes a logit at the peak: 16-bit output, fp32 copy, gradient
+    # Copies of the whole stream (tokens × hidden, 16 bits) that a tensor-parallel embedding keeps a micro-batch in flight.
+    embedding_copies: Annotated[float, Field(ge=0, le=8)] = 0.0
+
+
+# Parameters that calibrate may fit, and the reason why each is a framework's.
+FREE: dict[str, str] = {
+    "elementwise_traffic": "how many of the small kernels it fuses",
+    "matmul_efficiency": "its GEMM library's choice of kernels, and what runs beside them",
+    "fp8_cast_passes": "whether casts, transposes and amax are fused into neighbours",
+    "host_layer": "Python and launch time of a layer",
+    "host_collective_layer": "Python and launch time of a layer's collectives",
+    "host_pipeline_layer": "serialised launches of a pipelined layer",
+    "host_micro_batch": "Python time of a micro-batch",
+    "host_step": "data loading, logging, optimizer launches",
+    "dp_overlap": "bucketing and prefetch",
+    "parameter_gather_overlap": "prefetch of updated weights",
+    "tp_overlap": "pipelining of tensor-parallel transfers with products",
+    "tp_backward_overlap": "whether input-gradient transfers run beside weight gradients",
+    "pp_overlap": "asynchronous sends",
+    "send_receive": "stream synchronisation around sends",
+    "optimizer_traffic": "fused or for-each optimizer",
+}

@@ -1,0 +1,247 @@
+"""Layouts as columns: how tp, cp, ep, dp and pp divide the GPUs, which divisions are legal, and why others are not.
+
+This is the one place that knows the algebra of parallel degrees.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from itertools import product
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rapid_dse.config.model import Model
+from rapid_dse.config.run import RECOMPUTE, SCHEDULES
+
+IntColumn = NDArray[np.int64]
+BoolColumn = NDArray[np.bool_]
+
+NONE, GPIPE, ONE_F_ONE_B, INTERLEAVED, ZERO_BUBBLE = range(len(SCHEDULES))
+RECOMPUTE_NONE, RECOMPUTE_SELECTIVE, RECOMPUTE_FULL = range(len(RECOMPUTE))
+
+# Key of the configuration behind each column, in the order in which results list them.
+KEYS: dict[str, str] = {
+    "num_gpus": "hw.num_gpus",
+    "global_batch_size": "workload.global_batch_size",
+    "tp": "parallel.tp",
+    "cp": "parallel.cp",
+    "dp": "parallel.dp",
+    "pp": "parallel.pp",
+    "ep": "parallel.ep",
+    "vpp": "parallel.vpp",
+    "zero": "parallel.zero",
+    "sequence_parallel": "parallel.sequence_parallel",
+    "micro_batch_size": "parallel.micro_batch_size",
+    "recompute": "parallel.recompute",
+    "schedule": "parallel.schedule",
+}
+COLUMN_OF = {key: name for name, key in KEYS.items()}
+CODES: dict[str, Sequence[str]] = {"recompute": RECOMPUTE, "schedule": SCHEDULES}
+
+MAX_TP, MAX_CP, MAX_MICRO_BATCH, MAX_VPP = 16, 16, 16, 8
+
+
+@dataclass(frozen=True)
+class Layouts:
+    """One row a layout; every column has shape ``(n_layouts,)``.
+
+    ``dp`` 0 stands for auto until ``resolved``; ``recompute`` and ``schedule`` index ``RECOMPUTE`` and ``SCHEDULES``.
+    """
+
+    num_gpus: IntColumn
+    global_batch_size: IntColumn
+    tp: IntColumn
+    cp: IntColumn
+    dp: IntColumn
+    pp: IntColumn
+    ep: IntColumn
+    vpp: IntColumn
+    zero: IntColumn
+    sequence_parallel: BoolColumn
+    micro_batch_size: IntColumn
+    recompute: IntColumn
+    schedule: IntColumn
+
+    def __len__(self) -> int:
+        return len(self.tp)
+
+    def take(self, rows: NDArray[Any] | slice) -> Layouts:
+        """The layouts at ``rows`` (indices, a mask or a slice)."""
+        return Layouts(*(getattr(self, f.name)[rows] for f in fields(self)))
+
+    def chunks(self, size: int) -> Iterator[Layouts]:
+        """Consecutive parts of at most ``size`` layouts."""
+        for start in range(0, len(self), size):
+            yield self.take(slice(start, start + size))
+
+    @property
+    def num_micro_batches(self) -> IntColumn:
+        """Micro-batches a step, ``(n_layouts,)``; at least 1."""
+        per_pass: IntColumn = np.maximum(1, self.dp * self.micro_batch_size)
+        micro_batches: IntColumn = np.maximum(1, self.global_batch_size // per_pass)
+        return micro_batches
+
+    @classmethod
+    def of(cls, rows: Mapping[str, Sequence[Any] | NDArray[Any]]) -> Layouts:
+        """Layouts from columns under their short names; ``recompute`` and ``schedule`` are codes."""
+        return cls(
+            **{
+                f.name: np.ascontiguousarray(rows[f.name], dtype=np.bool_ if f.name == "sequence_parallel" else np.int64)
+                for f in fields(cls)
+            }
+        )
+
+    @classmethod
+    def concatenate(cls, parts: Sequence[Layouts]) -> Layouts:
+        """All rows of ``parts``, in order."""
+        return cls(*(np.concatenate([getattr(part, f.name) for part in parts]) for f in fields(cls)))
+
+
+def resolved(layouts: Layouts) -> Layouts:
+    """The same layouts with dp=auto taken from what the other degrees leave of the GPUs (0 where nothing comes out)."""
+    others = layouts.tp * layouts.cp * layouts.pp
+    left = np.where(layouts.num_gpus % others == 0, layouts.num_gpus // others, 0)
+    return replace(layouts, dp=np.where(layouts.dp == 0, left, layouts.dp), schedule=np.where(layouts.pp == 1, NONE, layouts.schedule))
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A rule of legality: ``broken`` is a mask ``(n_layouts,)``; ``text`` is shown as a row's reason."""
+
+    text: str
+    broken: BoolColumn
+
+
+def rules(layouts: Layouts, model: Model, seq_len: int) -> list[Rule]:
+    """Every rule with the layouts that break it, in the order in which they are reported; dp must be resolved."""
+    tp, cp, dp, pp, ep, vpp = (getattr(layouts, name) for name in ("tp", "cp", "dp", "pp", "ep", "vpp"))
+    kv_heads, batch, micro_batch = model.num_key_value_heads, layouts.global_batch_size, layouts.micro_batch_size
+    per_pass = np.maximum(1, dp * micro_batch)
+    micro_batches, interleaved = batch // per_pass, layouts.schedule == INTERLEAVED
+    experts = model.num_experts or 1
+    return [
+        Rule("tp · cp · pp · dp must equal hw.num_gpus", tp * cp * pp * dp != layouts.num_gpus),
+        Rule("tp must divide num_attention_heads", model.num_attention_heads % tp != 0),
+        Rule("tp must divide intermediate_size", model.intermediate_size % tp != 0),
+        Rule("tp must divide num_key_value_heads or be a multiple of it", (kv_heads % tp != 0) & (tp % kv_heads != 0)),
+        Rule("seq_len must divide by 2 · cp", (cp > 1) & (seq_len % (2 * cp) != 0)),
+        Rule("pp · vpp must not exceed num_hidden_layers", pp * vpp > model.num_hidden_layers),
+        Rule("vpp > 1 goes with interleaved_1f1b alone", (vpp > 1) & ~interleaved),
+        Rule("interleaved_1f1b needs vpp > 1", (vpp == 1) & interleaved & (pp > 1)),
+        Rule("dp · micro_batch_size must divide global_batch_size", (batch % per_pass != 0) | (micro_batches == 0)),
+        Rule("interleaved_1f1b needs micro-batches that divide by pp", interleaved & (pp > 1) & (micro_batches % pp != 0)),
+        Rule("zero_bubble needs at least pp micro-batches", (layouts.schedule == ZERO_BUBBLE) & (micro_batches < pp)),
+        Rule("ep must divide dp · cp", (dp * cp) % ep != 0),
+        Rule("ep must divide num_experts (1 for a dense model)", experts % ep != 0),
+    ]
+
+
+def broken_rules(layouts: Layouts, model: Model, seq_len: int) -> tuple[IntColumn, list[str]]:
+    """Which rule each layout breaks first.
+
+    Returns:
+        ``(n_layouts,)`` indices into the list of texts that comes with it, -1 where the layout is legal.
+    """
+    found = rules(layouts, model, seq_len)
+    masks = np.stack([rule.broken for rule in found]) if len(layouts) else np.zeros((len(found), 0), bool)
+    first = np.where(masks.any(axis=0), masks.argmax(axis=0), -1)
+    return first.astype(np.int64), [rule.text for rule in found]
+
+
+@dataclass(frozen=True)
+class Space:
+    """Values to combine, a list a column of ``Layouts`` (short names); None is every value that can be legal."""
+
+    values: Mapping[str, Sequence[int] | None]
+
+    def options(self, name: str, default: Sequence[int]) -> Sequence[int]:
+        found = self.values.get(name)
+        return default if found is None else found
+
+    @property
+    def open(self) -> bool:
+        """Whether some column takes every value: only then is what changes nothing left out, and what is illegal only counted."""
+        return any(value is None for value in self.values.values())
+
+
+def enumerate_layouts(space: Space, model: Model, seq_len: int) -> tuple[Layouts, Counter[str]]:
+    """Every legal layout of a space, and how many others break which rule first.
+
+    What changes nothing is left out (neither a layout nor counted): zero at dp = 1, sequence_parallel at tp = 1, schedules at pp = 1.
+    """
+    parts: list[Layouts] = []
+    rejected: Counter[str] = Counter()
+    for num_gpus in space.options("num_gpus", ()):
+        legal, counts = _legal_of(space, int(num_gpus), model, seq_len)
+        parts.append(legal)
+        rejected.update(counts)
+    return Layouts.concatenate(parts), rejected
+
+
+def grid(columns: Mapping[str, Sequence[int]]) -> Layouts:
+    """All combinations of the columns' values, the last column fastest, dp resolved."""
+    axes = np.meshgrid(*(np.asarray(columns[f.name], np.int64) for f in fields(Layouts)), indexing="ij")
+    return resolved(Layouts.of({f.name: axis.ravel() for f, axis in zip(fields(Layouts), axes, strict=True)}))
+
+
+def _legal_of(space: Space, num_gpus: int, model: Model, seq_len: int) -> tuple[Layouts, Counter[str]]:
+    divisors = [d for d in range(1, num_gpus + 1) if num_gpus % d == 0] if num_gpus <= 10**6 else []
+    structure = {
+        "num_gpus": [num_gpus],
+        "global_batch_size": space.options("global_batch_size", ()),
+        "tp": space.options("tp", [d for d in divisors if d <= MAX_TP]),
+        "cp": space.options("cp", [d for d in divisors if d <= MAX_CP]),
+        "dp": space.options("dp", [0]),
+        "pp": space.options("pp", [d for d in divisors if d <= model.num_hidden_layers]),
+        "ep": space.options("ep", [d for d in range(1, (model.num_experts or 1) + 1) if (model.num_experts or 1) % d == 0]),
+        "vpp": space.options("vpp", range(1, MAX_VPP + 1)),
+        "zero": [0],
+        "sequence_parallel": [0],
+        "micro_batch_size": space.options("micro_batch_size", [1 << k for k in range(MAX_MICRO_BATCH.bit_length())]),
+        "recompute": [0],
+        "schedule": space.options("schedule", [GPIPE, ONE_F_ONE_B, INTERLEAVED, ZERO_BUBBLE]),
+    }
+    base = _without_idle_schedules(grid(structure), structure["schedule"])
+    options = list(
+        product(
+            space.options("zero", range(4)),
+            space.options("sequence_parallel", (0, 1)),
+            space.options("recompute", range(len(RECOMPUTE))),
+        )
+    )
+    first, texts = broken_rules(base, model, seq_len)
+    rejected = Counter(
+        {
+            text: int(count) * len(options)
+            for text, count in zip(texts, np.bincount(first[first >= 0], minlength=len(texts)), strict=True)
+            if count
+        }
+    )
+    legal = _with_options(base.take(first < 0), options)
+    late, texts = broken_rules(legal, model, seq_len)
+    rejected.update(
+        {text: int(count) for text, count in zip(texts, np.bincount(late[late >= 0], minlength=len(texts)), strict=True) if count}
+    )
+    return legal.take(late < 0), rejected
+
+
+def _without_idle_schedules(base: Layouts, schedules: Sequence[int]) -> Layouts:
+    # At pp = 1 every schedule is the same: the grid's first stands for all; vpp there means nothing either.
+    position = np.arange(len(base))
+    first = (position % len(schedules)) == 0
+    return base.take((base.pp > 1) | (first & (base.vpp == base.vpp.min(initial=1))))
+
+
+def _with_options(base: Layouts, options: Sequence[tuple[int, int, int]]) -> Layouts:
+    """The rows of ``base``, each with every option of (zero, sequence_parallel, recompute) that changes something."""
+    zeros, sequence, recompute = (np.array(column, np.int64) for column in zip(*options, strict=True))
+    rows = np.repeat(np.arange(len(base)), len(options))
+    zero, sp, rec = (np.tile(column, len(base)) for column in (zeros, sequence, recompute))
+    idle_zero, idle_sp = base.dp[rows] == 1, base.tp[rows] == 1
+    keep = ~(idle_zero & (zero != zeros.min())) & ~(idle_sp & (sp != sequence.min()))
+    layouts = base.take(rows[keep])
+    return replace(layouts, zero=zero[keep], sequence_parallel=(sp[keep] == 1) & (layouts.tp > 1), recompute=rec[keep])

@@ -1,0 +1,213 @@
+"""What a collective costs on columns of layouts, in closed form.
+
+All functions take ``(bytes_, span, network)`` and return seconds. ``bytes_`` and the arrays of ``span`` broadcast to ``(n_layouts,)``;
+scalars are fine. Every rank runs the same collective in its own group at the same time, so what a dimension's ``bandwidth`` gives
+(bytes/s that one GPU can send into it) is each member's own. A group of one costs exactly 0, time never falls as bytes rise,
+and no collective is faster than the bandwidth bound of Patarasu & Yuan (2009), section 3, on any dimension.
+
+What has no closed form here (mesh, torus, fat tree with oversubscription, faulty links) is refused by ``require_closed_form``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from rapid_dse.config.hardware import Network, NetworkDimension
+from rapid_dse.network.nccl import DEFAULT, Nccl
+from rapid_dse.network.placement import Floats, Span
+
+EVENT_BACKENDS = "hybrid, full_astrasim_hierarchical, full_astrasim_flattened"
+
+
+@dataclass(frozen=True)
+class _Ring:
+    """A logical ring over a group: ``rate`` bytes/s that each member keeps flowing, ``chain`` seconds of link latency once around."""
+
+    rate: Floats
+    chain: Floats
+    size: Floats
+
+
+def require_closed_form(network: Network) -> None:
+    """Refuses a network that only an event-driven backend can price.
+
+    Raises:
+        ValueError: with the key, its value and the backends that take it.
+    """
+    for index, dimension in enumerate(network.dimensions):
+        key = f"hw.network.dimensions.{index}"
+        if dimension.topology in ("mesh", "torus"):
+            raise ValueError(f"{key}.topology={dimension.topology} has no closed form; allowed with it: backend={EVENT_BACKENDS}")
+        if dimension.oversubscription > 1:
+            raise ValueError(
+                f"{key}.oversubscription={dimension.oversubscription:g} has no closed form; allowed with it: backend={EVENT_BACKENDS}"
+            )
+    if network.faulty_links:
+        raise ValueError(
+            f"hw.network.faulty_links={list(network.faulty_links)} has no closed form; allowed with it: backend={EVENT_BACKENDS}"
+        )
+
+
+def all_reduce(bytes_: npt.ArrayLike, span: Span, network: Network, nccl: Nccl = DEFAULT) -> Floats:
+    """Seconds to sum a buffer of ``bytes_`` (the full buffer on each rank) over the group.
+
+    The fastest of NCCL's ring (2(n−1) steps, 2(n−1)/n of the buffer through each link: Patarasu & Yuan 2009), double binary tree
+    (Sanders, Speck & Träff 2009; a chain within the node) and, where the dimension reduces in the switch, NVLS (each member sends
+    its buffer once and its share of the sum once: (1 + 1/n) of the buffer).
+    """
+    require_closed_form(network)
+    size = np.asarray(bytes_, dtype=np.float64)
+    ring = _ring(span, network)
+    steps = 2.0 * (ring.size - 1.0)
+    flow = size * steps / ring.size
+    best = _fastest(flow / ring.rate, 2.0 * ring.chain, steps, nccl)
+    if len(span.members) > 1:
+        best = np.minimum(best, _tree(size, ring, span, network, nccl))
+    if network.dimensions[0].in_network_reduction:
+        best = np.minimum(best, _in_switch(size, ring, span, network.dimensions[0], nccl))
+    return np.where(ring.size > 1, best, 0.0)
+
+
+def all_gather(bytes_: npt.ArrayLike, span: Span, network: Network, nccl: Nccl = DEFAULT) -> Floats:
+    """Seconds to gather to ``bytes_`` (the full result, that each rank holds afterwards): a ring of n−1 steps, (n−1)/n of it each link."""
+    require_closed_form(network)
+    ring = _ring(span, network)
+    steps = ring.size - 1.0
+    flow = np.asarray(bytes_, dtype=np.float64) * steps / ring.size
+    return np.where(steps > 0, _fastest(flow / ring.rate, ring.chain, steps, nccl), 0.0)
+
+
+def reduce_scatter(bytes_: npt.ArrayLike, span: Span, network: Network, nccl: Nccl = DEFAULT) -> Floats:
+    """Seconds to sum a buffer of ``bytes_`` (the full buffer on each rank before) and leave each rank its share: all_gather reversed."""
+    return all_gather(bytes_, span, network, nccl)
+
+
+def broadcast(bytes_: npt.ArrayLike, span: Span, network: Network, nccl: Nccl = DEFAULT) -> Floats:
+    """Seconds to copy ``bytes_`` from one rank to all of the group: a pipelined chain, the whole buffer through each link."""
+    require_closed_form(network)
+    ring = _ring(span, network)
+    seconds = _fastest(np.asarray(bytes_, dtype=np.float64) / ring.rate, ring.chain, ring.size - 1.0, nccl)
+    return np.where(ring.size > 1, seconds, 0.0)
+
+
+def all_to_all(bytes_: npt.ArrayLike, span: Span, network: Network, nccl: Nccl = DEFAULT) -> Floats:
+    """Seconds for each rank to send 1/n of its ``bytes_`` (the full buffer on each rank) to each member.
+
+    Of the buffer, 1 − below/n leaves the below members within a dimension's boundary, over each rank's own share of the links; the
+    slowest dimension counts, since messages to all peers are in flight together (NCCL: grouped ncclSend and ncclRecv).
+    """
+    require_closed_form(network)
+    size = np.asarray(bytes_, dtype=np.float64)
+    group = span.size
+    below: Floats = np.asarray(1.0)
+    slowest: Floats = np.asarray(0.0)
+    farthest: Floats = np.asarray(0.0)
+    for members, stride, dimension in zip(span.members, span.strides, network.dimensions, strict=True):
+        load = 1.0 - below / group
+        if dimension.topology == "ring":
+            # Links are walked n/4 hops on average, of a bandwidth that both directions share.
+            load = np.maximum(load, load * np.minimum(members, dimension.size or np.inf) / 4.0)
+        rate = _rate(dimension, members, stride)
+        slowest = np.maximum(slowest, np.where(members > 1, load / rate, 0.0))
+        farthest = np.maximum(farthest, np.where(members > 1, dimension.latency, 0.0))
+        below = below * members
+    latency = farthest + (group - 2.0) * nccl.message
+    return np.where(group > 1, _messages(size * slowest, latency, nccl), 0.0)
+
+
+def send_recv(bytes_: npt.ArrayLike, span: Span, network: Network, nccl: Nccl = DEFAULT) -> Floats:
+    """Seconds to send ``bytes_`` to the next member of the group (a pipeline's neighbour): its worst hop, over the outermost
+    dimension on which the group has more than one member."""
+    require_closed_form(network)
+    size = np.asarray(bytes_, dtype=np.float64)
+    rate: Floats = np.asarray(np.inf)
+    latency: Floats = np.asarray(0.0)
+    for members, stride, dimension in zip(span.members, span.strides, network.dimensions, strict=True):
+        crosses = members > 1
+        rate = np.where(crosses, _rate(dimension, np.minimum(members, 2.0), stride), rate)
+        latency = np.where(crosses, dimension.latency, latency)
+    return np.where(np.isfinite(rate), _messages(size / rate, latency, nccl), 0.0)
+
+
+def _rate(dimension: NetworkDimension, members: Floats, stride: Floats) -> Floats:
+    """Bytes/s that each of ``members`` on a dimension keeps flowing to its neighbours there.
+
+    A switch gives each GPU its whole bandwidth. Full connection gives a link a peer: a group has those to its own members. A ring's
+    links are shared by the groups that lie interleaved, and a part of the ring must send back through the links that it sends
+    forth on, which leaves it one of the two directions.
+    """
+    rate = dimension.bandwidth * dimension.utilization
+    if dimension.cabling is not None:
+        counts = np.arange(2, len(dimension.cabling) + 2)
+        return rate * np.interp(members, counts, dimension.cabling)
+    if dimension.topology == "fully_connected" and dimension.size is not None and dimension.size > 1:
+        return rate * np.clip((members - 1.0) / (dimension.size - 1.0), 1.0 / (dimension.size - 1.0), 1.0)
+    if dimension.topology == "ring" and dimension.size is not None:
+        return rate * np.where(members * stride < dimension.size, 0.5, 1.0) / stride
+    return np.asarray(rate)
+
+
+def _ring(span: Span, network: Network) -> _Ring:
+    """The ring through all members, by dimensions: the ``below`` members within a boundary all send across it, on their own NICs."""
+    below: Floats = np.asarray(1.0)
+    rate: Floats = np.asarray(np.inf)
+    chain: Floats = np.asarray(0.0)
+    for members, stride, dimension in zip(span.members, span.strides, network.dimensions, strict=True):
+        rate = np.minimum(rate, np.where(members > 1, below * _rate(dimension, members, stride), np.inf))
+        # Once around the ring crosses this dimension's links members − 1 times for each group of the next dimension.
+        chain = chain * members + (members - 1.0) * dimension.latency
+        below = below * members
+    return _Ring(rate, chain, below)
+
+
+def _fastest(seconds: Floats, latency: Floats, steps: Floats | float, nccl: Nccl) -> Floats:
+    """The best protocol for a flow of ``seconds`` at full bandwidth, with ``latency`` of links and ``steps`` of hand-over."""
+    best: Floats | None = None
+    for protocol in (nccl.low_latency, nccl.low_latency_128, nccl.simple):
+        time = _piped(seconds / protocol.efficiency, protocol.ramp) + (protocol.start + latency + steps * protocol.hop)
+        best = time if best is None else np.minimum(best, time)
+    assert best is not None
+    return best
+
+
+def _messages(seconds: Floats, latency: Floats, nccl: Nccl) -> Floats:
+    """Point-to-point traffic, which neither reduces nor waits for a ring."""
+    protocol = nccl.send
+    return _piped(seconds / protocol.efficiency, protocol.ramp) + (protocol.start + protocol.hop + latency)
+
+
+def _piped(seconds: Floats, ramp: float) -> Floats:
+    """Time of a flow cut into chunks, the best number of them: (√seconds + √ramp)², less the ramp that starts count already."""
+    return seconds + 2.0 * np.sqrt(ramp * seconds)
+
+
+def _tree(size: Floats, ring: _Ring, span: Span, network: Network, nccl: Nccl) -> Floats:
+    """The double binary tree over the outer dimensions with a chain in the innermost: latency grows with log2 of the nodes.
+
+    A node sends up to two buffers (up once, down to two children, in two trees of half the buffer); with two nodes it is one.
+    """
+    inner = span.members[0]
+    depth: Floats = inner - 1.0
+    latency: Floats = depth * network.dimensions[0].latency
+    nodes: Floats = np.asarray(1.0)
+    for members, dimension in zip(span.members[1:], network.dimensions[1:], strict=True):
+        levels = np.ceil(np.log2(np.maximum(members, 1.0)))
+        depth = depth + levels
+        latency = latency + levels * dimension.latency
+        nodes = nodes * members
+    buffers = np.where((nodes <= 2) & (inner <= 1), 1.0, 2.0)
+    seconds = buffers * size / (nccl.tree * ring.rate)
+    return _fastest(seconds, 2.0 * latency, 2.0 * depth, nccl)
+
+
+def _in_switch(size: Floats, ring: _Ring, span: Span, dimension: NetworkDimension, nccl: Nccl) -> Floats:
+    """NVLS: reduction and multicast in the node's switch; infinite where the group leaves the node."""
+    inside = ring.size <= span.members[0]
+    rate = dimension.bandwidth * dimension.utilization * nccl.switch_reduction
+    seconds = size * (1.0 + 1.0 / ring.size) / rate
+    protocol = nccl.simple
+    time = _piped(seconds, protocol.ramp) + nccl.switch_start + 2.0 * (dimension.latency + protocol.hop)
+    return np.where(inside, time, np.inf)

@@ -1,0 +1,38 @@
+"""Energy of a step from the work it does."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rapid_dse.config.hardware import Hardware
+from rapid_dse.layouts import IntColumn
+
+FloatColumn = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class StepWork:
+    """What a GPU does in a step, ``(n_layouts,)`` each: FLOP, bytes of HBM, bytes sent inside and outside the innermost dimension, s."""
+
+    flops: FloatColumn
+    hbm_bytes: FloatColumn
+    inner_bytes: FloatColumn
+    outer_bytes: FloatColumn
+    seconds: FloatColumn
+    num_gpus: IntColumn
+
+
+def energy(hw: Hardware, precision: str, work: StepWork) -> FloatColumn:
+    """Joules of a step on all GPUs, ``(n_layouts,)``: FLOP, bytes and bits moved at the chip's figures, idle power throughout.
+
+    Never above the chips' thermal design power for the time of the step.
+    """
+    dimensions = hw.network.dimensions
+    per_flop = hw.energy.flop.get(precision, hw.energy.flop["bf16"])  # type: ignore[call-overload]
+    dynamic = work.flops * per_flop + work.hbm_bytes * (hw.energy.hbm + hw.energy.l2)
+    dynamic = dynamic + work.inner_bytes * dimensions[0].energy + work.outer_bytes * dimensions[-1].energy
+    joules: FloatColumn = np.minimum(dynamic + hw.energy.idle * work.seconds, hw.energy.tdp * work.seconds) * work.num_gpus
+    return joules

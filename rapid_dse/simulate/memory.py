@@ -1,0 +1,150 @@
+"""What a GPU holds at the peak of a training step, stage by stage, term by term.
+
+Bytes; the candidate stages (first, fullest inner ones, last) are rows of ``(CANDIDATES, n_layouts)`` arrays, the worst is reported.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rapid_dse.config.hardware import PRECISION_BYTES
+from rapid_dse.config.scenario import Scenario
+from rapid_dse.layouts import RECOMPUTE_FULL, RECOMPUTE_NONE, Layouts
+from rapid_dse.model.operators import local_kv_heads, mlp_projections, padded_vocab
+from rapid_dse.simulate.stages import Stages
+from rapid_dse.trace.schedules import in_flight
+
+FloatColumn = NDArray[np.float64]
+
+WEIGHT_BYTES = 2  # the copy that computes, under fp8 too
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes a GPU holds on its worst stage, ``(n_layouts,)`` each; they add up to the peak."""
+
+    parameters: FloatColumn
+    gradients: FloatColumn
+    optimizer: FloatColumn
+    activations: FloatColumn
+    gathered: FloatColumn
+    buffers: FloatColumn
+    framework: FloatColumn
+
+    @property
+    def peak(self) -> FloatColumn:
+        """Bytes the allocator holds, ``(n_layouts,)``."""
+        total: FloatColumn = np.sum([getattr(self, f.name) for f in fields(self)], axis=0)
+        return total
+
+
+def layer_parameters(scenario: Scenario, layouts: Layouts) -> FloatColumn:
+    """Parameters of one layer that a tensor-parallel rank holds, ``(n_layouts,)``."""
+    model, tp = scenario.model, layouts.tp
+    head = model.attention_head_dim
+    attention = model.hidden_size * head * (2 * model.num_attention_heads / tp + 2 * local_kv_heads(model, tp))
+    mlp = model.hidden_size * model.intermediate_size * (mlp_projections(model) + 1) / tp
+    norms = 2 * model.hidden_size * (2 if model.norm == "layernorm" else 1)
+    biases = (2 * model.hidden_size + (3 * model.num_attention_heads * head + model.intermediate_size) / tp) if model.linear_bias else 0.0
+    return attention + mlp + norms + biases
+
+
+def vocabulary_parameters(scenario: Scenario, layouts: Layouts) -> FloatColumn:
+    """Parameters of one embedding table, or of one head, that a tensor-parallel rank holds, ``(n_layouts,)``."""
+    return padded_vocab(scenario.model, layouts.tp) * (scenario.model.hidden_size / layouts.tp)
+
+
+def stage_parameters(scenario: Scenario, layouts: Layouts, stages: Stages) -> NDArray[np.float64]:
+    """Parameters a rank holds on each candidate stage, ``(CANDIDATES, n_layouts)``; tied tables are one where a stage has both."""
+    table = vocabulary_parameters(scenario, layouts)
+    both = stages.has_embedding & stages.has_head & scenario.model.tie_word_embeddings
+    tables = stages.has_embedding.astype(float) + stages.has_head - both
+    positions = scenario.workload.seq_len * scenario.model.hidden_size if scenario.model.position_embedding == "learned" else 0.0
+    return stages.layers * layer_parameters(scenario, layouts) + tables * table + stages.has_embedding * positions
+
+
+def layer_activations(scenario: Scenario, layouts: Layouts) -> FloatColumn:
+    """Bytes that autograd keeps for one layer of one micro-batch, by the layout's recomputation, ``(n_layouts,)``.
+
+    Counted tensor by tensor as in Korthikanti et al. (arXiv 2205.05198, section 4.1), generalised to grouped queries, gated MLPs and
+    flash attention, which keeps its output and a log-sum-exp in place of the scores (Dao, arXiv 2307.08691, section 2.3).
+    """
+    model, software, tp = scenario.model, scenario.software, layouts.tp
+    tokens = layouts.micro_batch_size * (scenario.workload.seq_len / layouts.cp)
+    stream = tokens / np.where(layouts.sequence_parallel, tp, 1) * model.hidden_size
+    heads = model.num_attention_heads / tp
+    queries, keys = tokens * heads * model.attention_head_dim, tokens * local_kv_heads(model, tp) * model.attention_head_dim
+    wide = tokens * model.intermediate_size / tp
+    gates = mlp_projections(model)
+    products = 2 * (queries + 2 * keys) + 2 * stream + 2 * gates * wide + 2 * stream  # outputs of qkv, out, up, down
+    inputs = 4 * 2 * stream + 2 * queries + 2 * wide  # of norms, of qkv and up, of out and down
+    copies = (0 if software.fused_rotary else 2 * (queries + keys)) + (0 if software.fused_activation else 2 * wide)
+    dropout = 2 * stream if software.dropout else 0.0
+    scores = _score_bytes(scenario, layouts, heads)
+    kept = inputs + 2 * (queries + 2 * keys) + 2 * gates * wide + copies + dropout + 4 * tokens * heads
+    if software.selective_recompute == "every_other_matmul":
+        selective = 2 * stream + 0.5 * products + 2 * queries
+    else:
+        selective = kept
+    full = 2 * stream
+    by_mode = np.where(layouts.recompute == RECOMPUTE_FULL, full, np.where(layouts.recompute == RECOMPUTE_NONE, kept + scores, selective))
+    return by_mode * np.where(layouts.recompute == RECOMPUTE_FULL, 1.0, software.activation_overhead)
+
+
+def _score_bytes(scenario: Scenario, layouts: Layouts, heads: FloatColumn) -> FloatColumn:
+    # Softmax output, dropout output, both 16 bits, and a mask of one byte: 5 a s of the paper; two less without dropout.
+    if scenario.software.attention == "flash":
+        return np.zeros(len(layouts))
+    each = 5.0 if scenario.software.dropout else 2.0
+    return each * layouts.micro_batch_size * heads * float(scenario.workload.seq_len) ** 2 / layouts.cp
+
+
+def peak_memory(scenario: Scenario, layouts: Layouts, stages: Stages) -> Memory:
+    """The terms on the stage whose sum is the largest."""
+    software = scenario.software
+    parameters = stage_parameters(scenario, layouts, stages)
+    shards = (layouts.dp * layouts.cp).astype(float)
+    accumulates = layouts.num_micro_batches > 1
+    gradient = PRECISION_BYTES[software.gradient_dtype] + np.where(accumulates, software.extra_gradient_bytes, 0.0)
+    terms = {
+        "parameters": parameters * WEIGHT_BYTES / np.where(layouts.zero >= 3, shards, 1),
+        "gradients": parameters * gradient / np.where(layouts.zero >= 2, shards, 1),
+        "optimizer": parameters * software.optimizer_bytes / np.where(layouts.zero >= 1, shards, 1),
+        "activations": _activations(scenario, layouts, stages),
+        "gathered": _gathered(scenario, layouts),
+    }
+    terms["buffers"] = (software.fragmentation - 1) * terms["activations"] + np.where(
+        shards > 1, np.minimum(software.gradient_bucket, parameters * PRECISION_BYTES[software.gradient_dtype]), 0.0
+    )
+    terms["framework"] = np.full_like(parameters, software.context)
+    full = {name: np.broadcast_to(term, parameters.shape) for name, term in terms.items()}
+    total = np.sum(list(full.values()), axis=0)
+    worst = total.argmax(axis=0)[None]
+    return Memory(**{name: np.take_along_axis(term, worst, axis=0)[0] for name, term in full.items()})
+
+
+def _activations(scenario: Scenario, layouts: Layouts, stages: Stages) -> NDArray[np.float64]:
+    """Layers in flight, what one layer's backward needs besides, and the logits on the last stage."""
+    micro_batches = layouts.num_micro_batches
+    held = np.stack([in_flight(layouts.schedule, position, layouts.pp, layouts.vpp, micro_batches) for position in stages.position])
+    each = layer_activations(scenario, layouts)
+    whole = layer_activations(scenario, _without_recompute(layouts)) - each
+    tokens = layouts.micro_batch_size * (scenario.workload.seq_len / layouts.cp)
+    logits = tokens * padded_vocab(scenario.model, layouts.tp) / layouts.tp * scenario.software.logit_bytes
+    stream = 2.0 * tokens * scenario.model.hidden_size * scenario.software.embedding_copies * (layouts.tp > 1)
+    transient = np.maximum(0.0, whole) * (stages.layers > 0) + stages.has_head * logits
+    return held * (stages.layers * each + stages.has_embedding * stream) + transient
+
+
+def _without_recompute(layouts: Layouts) -> Layouts:
+    return replace(layouts, recompute=np.full_like(layouts.recompute, RECOMPUTE_NONE))
+
+
+def _gathered(scenario: Scenario, layouts: Layouts) -> FloatColumn:
+    """ZeRO 3: the layer that computes and the one that is fetched meanwhile, gathered, with the gradient of one."""
+    layer = layer_parameters(scenario, layouts)
+    unit = np.maximum(layer, vocabulary_parameters(scenario, layouts))
+    return np.where(layouts.zero >= 3, (layer + unit) * WEIGHT_BYTES + layer * PRECISION_BYTES[scenario.software.gradient_dtype], 0.0)

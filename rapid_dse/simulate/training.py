@@ -1,0 +1,260 @@
+"""A training step in closed form, on columns: exposed times that add up, by term."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rapid_dse.config.scenario import Scenario
+from rapid_dse.device import OperatorModel, operator_model
+from rapid_dse.layouts import INTERLEAVED, RECOMPUTE_FULL, RECOMPUTE_SELECTIVE, Layouts
+from rapid_dse.model.operators import model_flops_per_token
+from rapid_dse.network import closed_form
+from rapid_dse.network.placement import Placement
+from rapid_dse.simulate.block import Block, distinct_shapes, price_block
+from rapid_dse.simulate.communication import Traffic, gradient_bytes, placement_of, traffic
+from rapid_dse.simulate.cost import StepWork, energy
+from rapid_dse.simulate.memory import WEIGHT_BYTES, Memory, layer_parameters, peak_memory, stage_parameters, vocabulary_parameters
+from rapid_dse.simulate.results import Priced
+from rapid_dse.simulate.stages import Stages, stages
+from rapid_dse.trace.schedules import Slots, bubble
+
+FloatColumn = NDArray[np.float64]
+
+CHUNK = 8192  # layouts priced together: their columns stay in the CPU's cache
+
+
+@dataclass(frozen=True)
+class Step:
+    """Exposed seconds of a step on the stage that ends it, by term, ``(n_layouts,)`` each."""
+
+    compute: FloatColumn
+    tp: FloatColumn
+    cp: FloatColumn
+    pp: FloatColumn
+    dp: FloatColumn
+    bubble: FloatColumn
+    optimizer: FloatColumn
+    host: FloatColumn
+
+    @property
+    def total(self) -> FloatColumn:
+        """Seconds of the whole step, ``(n_layouts,)``."""
+        total = self.compute + self.tp
+        for term in (self.cp, self.pp, self.dp, self.bubble, self.optimizer, self.host):
+            total = total + term
+        return total
+
+
+@dataclass(frozen=True)
+class Layer:
+    """Exposed seconds of one layer and one micro-batch, ``(n_layouts,)`` each; ``forward`` and ``backward`` include the transfers."""
+
+    compute: FloatColumn
+    tp: FloatColumn
+    cp: FloatColumn
+    forward: FloatColumn
+    backward: FloatColumn
+    dp: FloatColumn
+
+    @property
+    def total(self) -> FloatColumn:
+        """Forward and backward with all that is exposed, s."""
+        return self.forward + self.backward + self.dp
+
+
+def price(scenario: Scenario, layouts: Layouts) -> Priced:
+    """Prices legal, resolved layouts in closed form.
+
+    Returns:
+        result columns, ``(n_layouts,)`` each, SI units.
+
+    Raises:
+        ValueError: where the network has no closed form, or the chip lacks the precision.
+    """
+    closed_form.require_closed_form(scenario.hw.network)
+    device = operator_model(scenario.hw)
+    shape, where = distinct_shapes(layouts, scenario.workload.seq_len)
+    block = price_block(scenario, shape, device)
+    parts = []
+    for start in range(0, len(layouts), CHUNK):
+        rows = slice(start, start + CHUNK)
+        parts.append(_price_chunk(scenario, layouts.take(rows), block.take(where[rows]), device))
+    return parts[0] if len(parts) == 1 else Priced.concatenate(parts)
+
+
+def _price_chunk(scenario: Scenario, layouts: Layouts, block: Block, device: OperatorModel) -> Priced:
+    found = stages(scenario.model, scenario.software.pipeline_split, layouts.pp, layouts.vpp)
+    placement = placement_of(scenario, layouts)
+    moved = traffic(scenario, layouts, placement)
+    step = step_time(scenario, layouts, block, found, placement, moved, device)
+    memory = peak_memory(scenario, layouts, found)
+    work = _work(scenario, layouts, block, moved, step)
+    return _columns(scenario, layouts, step, memory, energy(scenario.hw, scenario.workload.precision, work))
+
+
+def step_time(
+    scenario: Scenario, layouts: Layouts, block: Block, found: Stages, placement: Placement, moved: Traffic, device: OperatorModel
+) -> Step:
+    """The exposed times of a step: m slots of the slowest stage, the schedule's bubble, gradients, optimizer, host."""
+    software, micro_batches = scenario.software, layouts.num_micro_batches.astype(float)
+    layer = layer_time(scenario, layouts, block, moved, placement)
+    hops = np.where(layouts.pp > 1, 2.0 * layouts.vpp * (moved.pp_hop + software.send_receive), 0.0)
+    hops = hops * np.where(layouts.schedule == INTERLEAVED, 1 - software.pp_overlap, 1.0)
+    head, device_slots = block.head_forward + block.head_backward, []
+    for stage in range(len(found.layers)):
+        ends = found.has_embedding[stage] * block.embedding + found.has_head[stage] * head
+        device_slots.append(found.layers[stage] * layer.total + ends + hops)
+    host_layer = _host_layer(scenario, layouts)
+    host_slots = [layers * host_layer + software.host_micro_batch for layers in found.layers]
+    slots = np.maximum(device_slots, host_slots)
+    slowest = slots.argmax(axis=0)[None]
+    slot, layers, on_device = (np.take_along_axis(column, slowest, 0)[0] for column in (slots, found.layers, np.array(device_slots)))
+    ends = on_device - layers * layer.total - hops
+    inner = _inner_slot(scenario, layouts, found, layer.total, hops, host_layer)
+    others = np.where(layouts.pp > 1, slots[0] + slots[3] + np.maximum(layouts.pp - 2, 0) * inner - slot, 0.0)
+    weights = block.weight_gradient * (scenario.model.num_hidden_layers - layers)
+    idle = bubble(layouts.schedule, Slots(np.maximum(others, 0.0), weights, layouts.vpp))
+    data_parallel, optimizer = _end_of_step(scenario, layouts, found, layer, placement, device)
+    return Step(
+        compute=micro_batches * (layers * layer.compute + ends),
+        tp=micro_batches * layers * layer.tp,
+        cp=micro_batches * layers * layer.cp,
+        pp=micro_batches * hops,
+        dp=micro_batches * layers * layer.dp + data_parallel,
+        bubble=idle,
+        optimizer=optimizer,
+        host=micro_batches * (slot - on_device) + software.host_step,
+    )
+
+
+def layer_time(scenario: Scenario, layouts: Layouts, block: Block, moved: Traffic, placement: Placement) -> Layer:
+    """One layer of one micro-batch: compute, and what of its transfers shows."""
+    software = scenario.software
+    full, selective = layouts.recompute == RECOMPUTE_FULL, layouts.recompute == RECOMPUTE_SELECTIVE
+    again = np.where(full, block.layer_forward, np.where(selective, block.selective_recompute, 0.0))
+    shown = 1 - software.tp_overlap if software.async_tp else 1.0
+    tp_forward = moved.tp_forward * shown
+    beside = (moved.tp_backward + moved.tp_gather_again) * shown
+    tp_backward = beside - np.minimum(software.tp_backward_overlap * beside, block.weight_gradient) + np.where(full, tp_forward, 0.0)
+    cp_forward = _beside(moved.cp_forward, software.cp_overlap, block.attention_forward)
+    cp_backward = _beside(moved.cp_backward, software.cp_overlap, block.attention_backward) + np.where(full, cp_forward, 0.0)
+    forward = block.layer_forward + tp_forward + cp_forward
+    backward = block.layer_backward + again + tp_backward + cp_backward
+    return Layer(
+        compute=block.layer_forward + block.layer_backward + again,
+        tp=tp_forward + tp_backward,
+        cp=cp_forward + cp_backward,
+        forward=forward,
+        backward=backward,
+        dp=_gather_per_layer(scenario, layouts, forward, backward, placement),
+    )
+
+
+def _beside(transfer: FloatColumn, share: float, compute: FloatColumn) -> FloatColumn:
+    """What shows of a transfer that can hide behind ``share`` of ``compute``."""
+    return np.maximum(0.0, transfer - share * compute)
+
+
+def _gather_per_layer(
+    scenario: Scenario, layouts: Layouts, forward: FloatColumn, backward: FloatColumn, placement: Placement
+) -> FloatColumn:
+    """What shows of ZeRO 3's gathers of a layer's weights before its forward and its backward, and of gradients reduced each time."""
+    software, network = scenario.software, scenario.hw.network
+    if not (layouts.zero >= 2).any():
+        return np.zeros(len(layouts))
+    parameters = layer_parameters(scenario, layouts)
+    gather = closed_form.all_gather(parameters * _gathered_bytes(scenario), placement.gradient, network)
+    gather = np.where(layouts.zero >= 3, gather, 0.0)
+    scatter = closed_form.reduce_scatter(parameters * gradient_bytes(scenario), placement.gradient, network)
+    scatter = np.where((layouts.zero >= 2) & software.reduce_each_micro_batch, scatter, 0.0)
+    return _beside(gather, software.dp_overlap, forward) + _beside(gather + scatter, software.dp_overlap, backward)
+
+
+def _gathered_bytes(scenario: Scenario) -> int:
+    return 1 if scenario.workload.precision == "fp8" and "all-gather" in scenario.software.fp8_recipe else WEIGHT_BYTES
+
+
+def _host_layer(scenario: Scenario, layouts: Layouts) -> FloatColumn:
+    software = scenario.software
+    collective = np.where(layouts.tp > 1, software.host_collective_layer, 0.0)
+    piped = np.where((layouts.tp > 1) & (layouts.pp > 1), software.host_pipeline_layer * layouts.tp, 0.0)
+    # Full recomputation launches the forward pass again, half of what the host does for a layer.
+    again = np.where(layouts.recompute == RECOMPUTE_FULL, 1.5, 1.0)
+    return np.maximum((software.host_layer + collective) * again, piped)
+
+
+def _inner_slot(
+    scenario: Scenario, layouts: Layouts, found: Stages, layer: FloatColumn, hops: FloatColumn, host_layer: FloatColumn
+) -> FloatColumn:
+    """The mean slot of the stages between first and last, s."""
+    inner = np.maximum(layouts.pp - 2, 1)
+    layers = (scenario.model.num_hidden_layers - found.layers[0] - found.layers[3]) / inner
+    return np.maximum(layers * layer + hops, layers * host_layer + scenario.software.host_micro_batch)
+
+
+def _end_of_step(
+    scenario: Scenario, layouts: Layouts, found: Stages, layer: Layer, placement: Placement, device: OperatorModel
+) -> tuple[FloatColumn, FloatColumn]:
+    """What shows of the gradients' reduction and of the weights' gather, and the optimizer's time, on the first stage.
+
+    The first stage ends the step in every schedule here, so that its transfers cannot hide behind other stages' work.
+    """
+    software, network = scenario.software, scenario.hw.network
+    parameters = stage_parameters(scenario, layouts, found)[0]
+    shards = (layouts.dp * layouts.cp).astype(float)
+    sent = parameters * gradient_bytes(scenario)
+    reduce = closed_form.all_reduce(sent, placement.gradient, network)
+    scatter = closed_form.reduce_scatter(sent, placement.gradient, network)
+    gather = closed_form.all_gather(parameters * WEIGHT_BYTES, placement.gradient, network)
+    synchronise = np.where(layouts.zero == 0, reduce, scatter)
+    synchronise = np.where((layouts.zero >= 2) & software.reduce_each_micro_batch, 0.0, synchronise)
+    last_bucket = synchronise * np.minimum(1.0, software.gradient_bucket / sent)
+    shown = np.maximum(_beside(synchronise, software.dp_overlap, found.layers[0] * layer.backward), last_bucket)
+    sharded = (layouts.zero == 1) | (layouts.zero == 2)
+    shown = shown + np.where(sharded, _beside(gather, software.parameter_gather_overlap, found.layers[0] * layer.forward), 0.0)
+    first_layer = closed_form.all_gather(vocabulary_parameters(scenario, layouts) * _gathered_bytes(scenario), placement.gradient, network)
+    shown = shown + np.where(layouts.zero >= 3, first_layer, 0.0)
+    held = parameters / np.where(layouts.zero >= 1, shards, 1.0)
+    return shown, device.elementwise(held * software.optimizer_traffic)
+
+
+def _work(scenario: Scenario, layouts: Layouts, block: Block, moved: Traffic, step: Step) -> StepWork:
+    """Mean work of a GPU in a step: layers spread evenly over the stages, the head's and the gradients' share included."""
+    layers = scenario.model.num_hidden_layers / layouts.pp
+    passes = 3.0 + (layouts.recompute == RECOMPUTE_FULL)
+    micro_batches = layouts.num_micro_batches.astype(float)
+    parameters = layers * layer_parameters(scenario, layouts)
+    flops = micro_batches * (passes * layers * block.layer_flops + 3 * block.head_flops / layouts.pp)
+    hbm = micro_batches * (layers * block.layer_traffic * passes / 3 + block.head_traffic / layouts.pp)
+    synced = 2.0 * parameters * gradient_bytes(scenario) * (layouts.dp * layouts.cp > 1)
+    inner = micro_batches * layers * (moved.tp_bytes + moved.cp_bytes)
+    outer = micro_batches * layouts.vpp * moved.pp_bytes + synced
+    return StepWork(flops, hbm + parameters * scenario.software.optimizer_traffic, inner, outer, step.total, layouts.num_gpus)
+
+
+def _columns(scenario: Scenario, layouts: Layouts, step: Step, memory: Memory, joules: FloatColumn) -> Priced:
+    seconds, work = step.total, scenario.workload
+    tokens = layouts.global_batch_size * float(work.seq_len)
+    rate = tokens / seconds
+    flops = rate * model_flops_per_token(scenario.model, work.seq_len)
+    empty, absent, peak = np.zeros(len(layouts)), np.full(len(layouts), np.nan), memory.peak
+    return Priced(
+        step_time_s=seconds,
+        tokens_per_s=rate,
+        tokens_per_s_per_gpu=rate / layouts.num_gpus,
+        mfu=flops / (layouts.num_gpus * scenario.hw.peak_flops(work.precision)),
+        fits=peak <= scenario.hw.memory.usable,
+        peak_memory_bytes=peak,
+        **{f"memory_{f.name}_bytes": getattr(memory, f.name) for f in fields(memory)},
+        memory_kv_cache_bytes=empty,
+        **{f"time_{f.name}_s": getattr(step, f.name) for f in fields(step)},
+        time_ep_s=empty,
+        energy_j=joules,
+        cost_usd=scenario.hw.price / 3600 * layouts.num_gpus * seconds,
+        ttft_s=absent,
+        tpot_s=absent,
+        request_latency_s=absent,
+    )

@@ -1,0 +1,269 @@
+"""The figures in conf/ against what makers and papers publish."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from rapid_dse.config import Hardware, Model, Scenario, parse
+from rapid_dse.model.parameters import count
+
+ROOT = Path(__file__).parent.parent
+HARDWARE = sorted(path.stem for path in (ROOT / "conf/hw").glob("*.yaml"))
+MODELS = sorted(path.stem for path in (ROOT / "conf/model").glob("*.yaml"))
+
+# Published dense peaks in TFLOP/s, HBM bandwidth in GB/s and capacity in GiB; the source of each stands in the chip's file.
+PUBLISHED: dict[str, dict[str, float | None]] = {
+    "v100": {"fp32": 15.7, "bf16": None, "fp16": 125, "fp8": None, "vector": 15.7, "bandwidth": 900, "capacity": 32},
+    "a100": {"fp32": 156, "bf16": 312, "fp16": 312, "fp8": None, "vector": 19.5, "bandwidth": 2039, "capacity": 80},
+    "a100_40gb": {"fp32": 156, "bf16": 312, "fp16": 312, "fp8": None, "vector": 19.5, "bandwidth": 1555, "capacity": 40},
+    "a100_pcie": {"fp32": 156, "bf16": 312, "fp16": 312, "fp8": None, "vector": 19.5, "bandwidth": 1935, "capacity": 80},
+    "h100": {"fp32": 494.7, "bf16": 989.4, "fp16": 989.4, "fp8": 1978.9, "vector": 66.9, "bandwidth": 3350, "capacity": 80},
+    "h100_96gb": {"fp32": 494.7, "bf16": 989.4, "fp16": 989.4, "fp8": 1978.9, "vector": 66.9, "bandwidth": 2400, "capacity": 96},
+    "h200": {"fp32": 494.7, "bf16": 989.4, "fp16": 989.4, "fp8": 1978.9, "vector": 66.9, "bandwidth": 4800, "capacity": 141},
+    "h800": {"fp32": 494.7, "bf16": 989.4, "fp16": 989.4, "fp8": 1978.9, "vector": 66.9, "bandwidth": 3350, "capacity": 80},
+    "b200": {"fp32": 1125, "bf16": 2250, "fp16": 2250, "fp8": 4500, "vector": 75, "bandwidth": 8000, "capacity": 180},
+    "gb200": {"fp32": 1250, "bf16": 2500, "fp16": 2500, "fp8": 5000, "vector": 80, "bandwidth": 8000, "capacity": 186},
+    "gb300": {"fp32": 1250, "bf16": 2500, "fp16": 2500, "fp8": 5000, "vector": 80, "bandwidth": 8000, "capacity": 279},
+    "l40s": {"fp32": 183, "bf16": 362.05, "fp16": 362.05, "fp8": 733, "vector": 91.6, "bandwidth": 864, "capacity": 48},
+    "mi300x": {"fp32": 653.7, "bf16": 1307.4, "fp16": 1307.4, "fp8": 2614.9, "vector": 163.4, "bandwidth": 5300, "capacity": 192},
+}
+
+# Published parameter counts: model cards and papers named in the model's file; Llama 2's from its checkpoints.
+PARAMETERS = {
+    "gpt": 6.7e9,
+    "gpt3_175b": 174.6e9,
+    "llama": 6.738e9,
+    "llama2_7b": 6.738e9,
+    "llama2_13b": 13.016e9,
+    "llama2_70b": 68.977e9,
+    "llama3_8b": 8.030e9,
+    "llama3_70b": 70.554e9,
+    "llama3_1_8b": 8.030e9,
+    "llama3_1_70b": 70.554e9,
+    "llama3_1_405b": 405.85e9,
+}
+
+MIXTRAL_8X7B = Model(  # mistralai/Mixtral-8x7B-v0.1 config.json
+    name="mixtral_8x7b",
+    hidden_size=4096,
+    num_hidden_layers=32,
+    num_attention_heads=32,
+    num_key_value_heads=8,
+    intermediate_size=14336,
+    vocab_size=32000,
+    num_experts=8,
+    num_experts_per_tok=2,
+    moe_intermediate_size=14336,
+)
+DEEPSEEK_V3 = Model(  # arXiv 2412.19437 section 4.2, without the multi-token-prediction module
+    name="deepseek_v3",
+    hidden_size=7168,
+    num_hidden_layers=61,
+    num_attention_heads=128,
+    num_key_value_heads=128,
+    intermediate_size=18432,
+    vocab_size=129280,
+    num_experts=256,
+    num_experts_per_tok=8,
+    moe_intermediate_size=2048,
+    n_shared_experts=1,
+    first_k_dense_replace=3,
+    q_lora_rank=1536,
+    kv_lora_rank=512,
+    qk_nope_head_dim=128,
+    qk_rope_head_dim=64,
+    v_head_dim=128,
+)
+QWEN3_30B_A3B = Model(  # Qwen/Qwen3-30B-A3B config.json: a head size of its own, norms of queries and keys
+    name="qwen3_30b_a3b",
+    hidden_size=2048,
+    num_hidden_layers=48,
+    num_attention_heads=32,
+    num_key_value_heads=4,
+    head_dim=128,
+    intermediate_size=6144,
+    vocab_size=151936,
+    qk_norm=True,
+    num_experts=128,
+    num_experts_per_tok=8,
+    moe_intermediate_size=768,
+)
+
+
+def load(group: str, name: str) -> dict[str, Any]:
+    tree: dict[str, Any] = yaml.safe_load((ROOT / "conf" / group / f"{name}.yaml").read_text())
+    return tree
+
+
+def scenario(hardware: str, model: str = "llama") -> Scenario:
+    precision = "fp16" if hardware == "v100" else "bf16"
+    return parse(
+        {
+            "hw": load("hw", hardware),
+            "model": load("model", model),
+            "workload": {"precision": precision},
+            "software": {"name": "megatron_lm"},
+        }
+    )
+
+
+def chip(name: str) -> Hardware:
+    return scenario(name).hw
+
+
+def test_every_option_is_here() -> None:
+    assert set(PUBLISHED) == set(HARDWARE)
+    assert set(PARAMETERS) <= set(MODELS)
+
+
+@pytest.mark.parametrize("hardware", HARDWARE)
+@pytest.mark.parametrize("model", MODELS)
+def test_every_pair_parses_and_is_named_as_its_file(hardware: str, model: str) -> None:
+    parsed = scenario(hardware, model)
+    assert (parsed.hw.name, parsed.model.name) == (hardware, model)
+    assert parsed.hw.num_gpus == 64
+
+
+@pytest.mark.parametrize("name", HARDWARE)
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16", "fp8"])
+def test_dense_peak_is_the_published_one(name: str, precision: str) -> None:
+    published = PUBLISHED[name][precision]
+    if published is None:
+        with pytest.raises(ValueError, match="has no such tensor cores"):
+            chip(name).peak_flops(precision)
+    else:
+        assert chip(name).peak_flops(precision) == pytest.approx(published * 1e12, rel=5e-3)
+
+
+@pytest.mark.parametrize("name", HARDWARE)
+def test_vector_rate_and_memory_are_the_published_ones(name: str) -> None:
+    hardware, published = chip(name), PUBLISHED[name]
+    assert hardware.vector_flops == pytest.approx(published["vector"] * 1e12, rel=5e-3)  # type: ignore[operator]
+    assert hardware.memory.bandwidth == pytest.approx(published["bandwidth"] * 1e9, rel=5e-3)  # type: ignore[operator]
+    assert hardware.memory.capacity == published["capacity"] * 2**30  # type: ignore[operator]
+    assert 0.92 < hardware.memory.usable / hardware.memory.capacity < 1
+
+
+@pytest.mark.parametrize("name", HARDWARE)
+def test_memory_levels_grow_outward_and_slow_down(name: str) -> None:
+    hardware = chip(name)
+    bandwidths = [level.bandwidth for level in (hardware.registers, hardware.shared_memory, hardware.l2, hardware.memory)]
+    assert bandwidths == sorted(bandwidths, reverse=True)
+    assert hardware.memory.capacity > hardware.l2.size
+    assert hardware.registers.size > hardware.shared_memory.size
+
+
+@pytest.mark.parametrize("name", HARDWARE)
+def test_on_chip_bandwidths_follow_from_lanes_and_clock(name: str) -> None:
+    hardware = chip(name)
+    lanes = min((64, 128), key=lambda width: abs(hardware.vector_flops / (2 * hardware.sms * hardware.clock) - width))
+    assert hardware.registers.bandwidth == pytest.approx(3 * 4 * lanes * hardware.sms * hardware.clock, rel=0.01)
+    assert hardware.shared_memory.bandwidth == pytest.approx(128 * hardware.sms * hardware.clock, rel=0.01)
+
+
+@pytest.mark.parametrize("name", HARDWARE)
+def test_network_is_slower_outward_and_open_at_the_end(name: str) -> None:
+    hardware = chip(name)
+    dimensions = hardware.network.dimensions
+    within = 1
+    for dimension in dimensions[:-1]:
+        within *= dimension.size or 0
+    assert within == hardware.gpus_per_node
+    assert dimensions[-1].size is None
+    assert [d.bandwidth for d in dimensions] == sorted((d.bandwidth for d in dimensions), reverse=True)
+    assert [d.latency for d in dimensions] == sorted(d.latency for d in dimensions)
+    assert [d.energy for d in dimensions] == sorted(d.energy for d in dimensions)
+
+
+@pytest.mark.parametrize("name", HARDWARE)
+def test_sustained_matrix_products_stay_near_the_power_limit(name: str) -> None:
+    # The energy a FLOP was derived so: the power of a large product, with 30 % of HBM's and 60 % of L2's bandwidth, is the TDP.
+    hardware = chip(name)
+    rate = hardware.peak_flops("fp16") * hardware.efficiency.clock * hardware.efficiency.tensor
+    memory = 0.3 * hardware.memory.bandwidth * hardware.energy.hbm
+    l2 = 0.6 * hardware.l2.bandwidth * hardware.efficiency.l2 * hardware.energy.l2
+    power = hardware.energy.idle + rate * hardware.energy.flop["fp16"] + memory + l2
+    assert 0.9 * hardware.energy.tdp < power < 1.03 * hardware.energy.tdp
+
+
+@pytest.mark.parametrize("name", HARDWARE)
+def test_energy_is_given_for_each_precision_and_no_other(name: str) -> None:
+    hardware = chip(name)
+    assert set(hardware.energy.flop) == {key for key, rate in hardware.tensor_flop_per_sm_clock if rate is not None}
+
+
+@pytest.mark.parametrize("name", HARDWARE)
+def test_every_figure_has_its_source_beside_it(name: str) -> None:
+    for number, line in enumerate((ROOT / f"conf/hw/{name}.yaml").read_text().splitlines(), start=1):
+        value, _, source = line.partition("#")
+        if re.search(r":.*\d", value) and not value.startswith("name:"):
+            assert len(source.strip()) >= 2, f"{name}.yaml:{number} has no source: {line}"
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_model_names_its_source(name: str) -> None:
+    first = (ROOT / f"conf/model/{name}.yaml").read_text().split("name:")[0]
+    assert first.startswith("# ")
+    assert "config.json" in first or "arXiv" in first
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_parameters_equal_the_published_count(name: str) -> None:
+    # "6.7B" is all that GPT-3's paper prints of the default of gpt.
+    tolerance = 0.01 if name == "gpt" else 5e-3
+    assert count(scenario("h100", name).model).total == pytest.approx(PARAMETERS[name], rel=tolerance)
+
+
+@pytest.mark.parametrize(
+    ("model", "total", "active"),
+    [(MIXTRAL_8X7B, 46.7e9, 12.9e9), (DEEPSEEK_V3, 671.0e9, 37.0e9), (QWEN3_30B_A3B, 30.5e9, 3.3e9)],
+    ids=lambda value: value.name if isinstance(value, Model) else "",
+)
+def test_parameters_of_mixtures_equal_the_published_counts(model: Model, total: float, active: float) -> None:
+    counts = count(model)
+    assert counts.total == pytest.approx(total, rel=5e-3)
+    assert counts.active == pytest.approx(active, rel=0.02)
+
+
+def test_parameters_of_llama_3_1_8b_by_hand() -> None:
+    counts = count(scenario("h100", "llama3_1_8b").model)
+    assert counts.attention == 4096 * 4096 * 2 + 4096 * 1024 * 2
+    assert counts.mlp == 3 * 4096 * 14336
+    assert counts.norm == 2 * 4096
+    assert counts.embedding == counts.head == 128256 * 4096
+    assert counts.positions == counts.router == counts.expert == counts.moe_layers == 0
+    assert counts.total == counts.active == 8_030_261_248  # the checkpoint's own count
+
+
+def test_parameters_of_gpt2_equal_the_checkpoint() -> None:
+    gpt2 = Model.model_validate(
+        load("model", "gpt")
+        | {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "num_key_value_heads": 12, "intermediate_size": 3072}
+    )
+    assert count(gpt2, positions=1024).total == 124_439_808
+
+
+def test_table_in_the_documentation_is_that_of_the_files() -> None:
+    rows = [line for line in (ROOT / "docs/hardware.md").read_text().splitlines() if line.startswith("| `")]
+    assert rows == [documented(name) for name in ORDER]
+    assert sorted(ORDER) == HARDWARE
+
+
+ORDER = ("v100", "a100", "a100_40gb", "a100_pcie", "h100", "h100_96gb", "h200", "h800", "b200", "gb200", "gb300", "l40s", "mi300x")
+
+
+def documented(name: str) -> str:
+    """The row of docs/hardware.md for the chip: peaks in TFLOP/s, memory in GiB and TB/s, links in GB/s a GPU one way."""
+    hardware = chip(name)
+    peaks = [
+        f"{hardware.peak_flops(precision) / 1e12:,.0f}" if getattr(hardware.tensor_flop_per_sm_clock, precision) else "–"
+        for precision in ("fp32", "bf16", "fp16", "fp8")
+    ]
+    memory = [f"{hardware.memory.capacity / 2**30:g}", f"{hardware.memory.usable / 2**30:g}", f"{hardware.memory.bandwidth / 1e12:.2f}"]
+    links = " → ".join(f"{d.size or 'any'} × {d.bandwidth / 1e9:g}" for d in hardware.network.dimensions)
+    return f"| `{name}` | {' | '.join(peaks)} | {' | '.join(memory)} | {links} | {hardware.energy.tdp:g} | {hardware.price:g} |"
