@@ -2,10 +2,11 @@
 
 from rapid_dse.config.hardware import Hardware
 from rapid_dse.device.contract import AttentionKernel, Direction, FloatArray, OperatorModel
+from rapid_dse.device.measured import Measured
 from rapid_dse.device.roofline import Roofline
 from rapid_dse.device.tiled import Tiled
 
-OPERATOR_MODELS: dict[str, type[OperatorModel]] = {"roofline": Roofline, "tiled": Tiled}
+OPERATOR_MODELS: dict[str, type[OperatorModel]] = {"roofline": Roofline, "tiled": Tiled, "measured": Measured}
 
 __all__ = ["OPERATOR_MODELS", "AttentionKernel", "Direction", "FloatArray", "OperatorModel", "operator_model"]
 

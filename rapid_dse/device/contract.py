@@ -142,8 +142,8 @@ class OperatorModel(ABC):
     def _flash(self, shape: AttentionShape, direction: Direction, kernel: str, precision: str, dropout: bool) -> FloatArray: ...
 
     def _unfused(self, shape: AttentionShape, direction: Direction, kernel: str, precision: str, dropout: bool) -> FloatArray:
-        """Two batched products forward, four backward, and the passes over the scores between them."""
-        passes = score_passes(direction, fused_softmax=kernel == "fused_softmax", causal=shape.causal, dropout=dropout)
+        """Two batched products forward, four backward, the passes over the scores between them, and copies of operands."""
+        fused = kernel == "fused_softmax"
         count = shape.batch * shape.heads
         products = [(shape.seq_q, shape.seq_kv, shape.head_dim), (shape.seq_q, shape.v_head_dim, shape.seq_kv)]
         if direction == "backward":
@@ -153,23 +153,37 @@ class OperatorModel(ABC):
                 (shape.seq_q, shape.head_dim, shape.seq_kv),  # dQ = dS K
                 (shape.seq_kv, shape.head_dim, shape.seq_q),  # dK = dSᵀ Q
             ]
-        total = sum(self.gemm(m, n, k, batch=count, precision=precision) for m, n, k in products)
-        scores = count * shape.seq_q * shape.seq_kv * PRECISION_BYTES[precision]
-        return np.asarray(total + sum(self.elementwise(scores * share) for share in passes), dtype=np.float64)
+        total = np.asarray(sum(self.gemm(m, n, k, batch=count, precision=precision) for m, n, k in products), dtype=np.float64)
+        width = PRECISION_BYTES[precision]
+        for share in score_passes(direction, fused_softmax=fused, causal=shape.causal, dropout=dropout):
+            total = total + self.elementwise(count * shape.seq_q * shape.seq_kv * width * share)
+        copied = count * shape.seq_q * shape.head_dim * width
+        return total + self.elementwise(copied * OPERAND_PASSES[kernel, direction])
+
+
+# Reads and writes of an operand's size (tokens × heads × head_dim) around the products: PyTorch's rearrangement of q, k and the
+# output into batched matrices, and of their gradients; Megatron's layout needs that of the output alone.
+OPERAND_PASSES = {
+    ("unfused", "forward"): 6.0,
+    ("unfused", "backward"): 14.0,
+    ("fused_softmax", "forward"): 2.0,
+    ("fused_softmax", "backward"): 2.0,
+}
 
 
 def score_passes(direction: Direction, *, fused_softmax: bool, causal: bool, dropout: bool) -> tuple[float, ...]:
     """Reads and writes of the score matrix between the products, one number a kernel, in units of the matrix's size.
 
-    Fused (Megatron's scaled masked softmax): one kernel reads and writes forward, one reads two and writes one backward.
-    Plain PyTorch adds the mask as a kernel of its own (reads scores and mask, writes). Dropout reads, writes, and keeps a mask
-    of a byte (half of a 16-bit score); plain PyTorch runs it at p = 0 too, which is what FlashAttention's benchmark times.
+    Fused (Megatron's scaled masked softmax): one kernel reads and writes forward, one reads two and writes one backward. Plain
+    PyTorch adds the mask as a kernel of its own (reads scores and mask, writes), and its softmax reads a row once more
+    (backward: both operands). Dropout reads, writes, and keeps a mask of a byte (half of a 16-bit score).
     """
+    again = 0.0 if fused_softmax else 1.0
+    drop = (2.5,) if dropout else ()
     if direction == "backward":
-        return (3.0, 2.5) if dropout or not fused_softmax else (3.0,)
+        return (3.0 + 2 * again, *drop)
     mask = (3.0,) if causal and not fused_softmax else ()
-    drop = (2.5,) if dropout or not fused_softmax else ()
-    return (2.0, *mask, *drop)
+    return (2.0 + again, *mask, *drop)
 
 
 def broadcast(**dimensions: Any) -> dict[str, FloatArray]:

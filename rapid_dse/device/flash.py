@@ -19,6 +19,9 @@ from rapid_dse.device.roofline import operand_bytes
 
 Clock = Callable[[Hardware, FloatArray, str], FloatArray]
 TAIL = 0.5  # of the longest block: what the last SMs work on while others are done (work is uneven under a causal mask)
+DROPOUT = 1.25  # of the exposed softmax: random numbers
+ROUNDING = 1e-9  # of a count that is whole but for floating point
+MMA_ROWS = 16.0  # rows of one tensor-core instruction: what a block of few queries is padded to
 SPLIT_KEYS = 256  # keys that a block of a decode kernel takes at least when the keys are split over the SMs
 
 
@@ -79,39 +82,64 @@ def flash_seconds(
 ) -> FloatArray:
     """Seconds of fused attention, (n,). ``clock`` gives the clock that an activity of the tensor cores leaves."""
     flash = flash_kernel(kernel, direction)
-    forward = direction == "forward"
     rate = hw.peak_flops(precision) / (hw.sms * hw.clock)
-    usable = min(rate, flash.max_rate) * flash.efficiency * hw.efficiency.tensor
-    # Rows that blocks are cut from, and the mean length of the walk, half a block of padding and half a masked one more.
-    rows = shape.seq_q if forward else shape.seq_kv
-    blocks = np.ceil(rows / flash.block)
-    scores = np.maximum(shape.seq_q, flash.block) * _walk(shape, flash.block)
-    products = 2 * (shape.head_dim + shape.v_head_dim) if forward else 6 * shape.head_dim + 4 * shape.v_head_dim
-    usable = usable * np.where(shape.head_dim > flash.narrow, flash.wide, 1.0)
-    per_score = products / usable + flash.softmax * (1.25 if dropout else 1.0)
-    heads = shape.batch * shape.heads
-    split = np.where(shape.seq_q <= flash.block, np.maximum(1, np.floor(shape.seq_kv / SPLIT_KEYS)), 1) if forward else 1.0
-    split = np.minimum(split, np.maximum(1, np.ceil(hw.sms / (heads * blocks))))
-    count = heads * blocks * split
-    mean = scores / (blocks * split) * per_score + flash.fixed
-    clocks = _makespan(count, mean, hw.sms, shape.causal)
-    activity = products * heads * shape.seq_q * shape.keys_per_query / (clocks * hw.sms * rate)
+    efficiency = flash.efficiency * np.where(shape.head_dim > flash.narrow, flash.wide, 1.0)
+    usable = min(rate, flash.max_rate) * hw.efficiency.tensor * efficiency
+    products = 2 * (shape.head_dim + shape.v_head_dim) if direction == "forward" else 6 * shape.head_dim + 4 * shape.v_head_dim
+    per_score = products / usable + flash.softmax * (DROPOUT if dropout else 1.0)
+    walk = _forward_walk(hw, shape, flash) if direction == "forward" else _backward_walk(shape, flash)
+    block = walk.rows * walk.length * per_score + flash.fixed
+    clocks = _makespan(walk.count, block, hw.sms, shape.causal)
+    activity = products * shape.batch * shape.heads * shape.seq_q * shape.keys_per_query / (clocks * hw.sms * rate)
     compute = clocks / clock(hw, activity, precision)
     memory = _bytes(shape, direction, precision) / (hw.memory.bandwidth * hw.efficiency.memory)
-    return np.asarray(np.maximum(compute, memory) + _passes(hw, shape, direction) + hw.kernel_latency, dtype=np.float64)
+    kernels = hw.kernel_latency * np.where(walk.split > 1, 2, 1)  # parts of a split walk are combined by a kernel of their own
+    return np.asarray(np.maximum(compute, memory) + _passes(hw, shape, direction) + kernels, dtype=np.float64)
 
 
-def _walk(shape: AttentionShape, block: float) -> FloatArray:
-    """Keys that a row of a block walks over on average: those it sees, and the masked rest of the tiles at the mask's edge."""
-    if not shape.causal:
-        return np.minimum(shape.keys_per_query, shape.seq_kv)
-    return np.asarray(np.minimum(shape.keys_per_query + block / 2, shape.seq_kv), dtype=np.float64)
+@dataclass(frozen=True)
+class Walk:
+    """What the thread blocks do, arrays (n,).
+
+    ``count`` of them, each with ``rows`` rows that walk over ``length`` others on average; ``split``: blocks that share a walk.
+    """
+
+    count: FloatArray
+    rows: FloatArray
+    length: FloatArray
+    split: FloatArray
+
+
+def _forward_walk(hw: Hardware, shape: AttentionShape, flash: FlashKernel) -> Walk:
+    """Rows of Q walk over keys. A decode kernel packs the heads that share keys into a block and splits the keys over idle SMs."""
+    group = shape.heads / shape.kv_heads
+    decode = shape.seq_q * group <= flash.block
+    heads = shape.batch * np.where(decode, shape.kv_heads, shape.heads)
+    rows = np.where(decode, np.ceil(shape.seq_q * group / MMA_ROWS) * MMA_ROWS, flash.block)
+    blocks = np.where(decode, 1, np.ceil(shape.seq_q / flash.block))
+    keys = shape.keys_per_query
+    if shape.causal:  # half a block of masked scores on the diagonal
+        keys = np.where(decode, keys, np.minimum(keys + flash.block / 2, shape.seq_kv))
+    # Continuous, so that a longer walk never ends sooner than a shorter one for being split once more.
+    split = np.minimum(np.maximum(1, keys / SPLIT_KEYS), np.maximum(1, hw.sms / (heads * blocks)))
+    split = np.where(shape.seq_q <= flash.block, split, 1)
+    return Walk(heads * blocks * split, rows, keys / split, split)
+
+
+def _backward_walk(shape: AttentionShape, flash: FlashKernel) -> Walk:
+    """Rows of K and V walk over queries."""
+    blocks = np.ceil(shape.seq_kv / flash.block)
+    queries = shape.keys_per_query * shape.seq_q / shape.seq_kv
+    if shape.causal:
+        queries = np.minimum(queries + flash.block / 2, shape.seq_q)
+    queries = np.maximum(queries, np.minimum(shape.seq_q, flash.block))
+    return Walk(shape.batch * shape.heads * blocks, np.full_like(queries, flash.block), queries, np.ones_like(queries))
 
 
 def _makespan(count: FloatArray, mean: FloatArray, sms: int, causal: bool) -> FloatArray:
     """Clocks until the last of ``count`` blocks of ``mean`` clocks ends on ``sms`` SMs."""
     if not causal:
-        return np.asarray(np.ceil(count / sms) * mean, dtype=np.float64)
+        return np.asarray(np.ceil(count / sms - ROUNDING) * mean, dtype=np.float64)
     longest = 2 * mean
     return np.asarray(np.maximum(count / sms * mean + TAIL * longest * np.minimum(1, count / sms), mean), dtype=np.float64)
 

@@ -44,9 +44,10 @@ def sustained_clock(hw: Hardware, activity: FloatArray, precision: str = "bf16")
 
 def tensor_power(hw: Hardware, precision: str) -> float:
     """Watts of the tensor cores at their peak; where the chip or its energy table lacks the precision, those of fp16, then fp32."""
+    joules = {str(name): energy for name, energy in hw.energy.flop.items()}
     for name in (precision, "fp16", "fp32"):
-        if getattr(hw.tensor_flop_per_sm_clock, name) is not None and name in hw.energy.flop:
-            return hw.peak_flops(name) * hw.energy.flop[name]
+        if getattr(hw.tensor_flop_per_sm_clock, name) is not None and name in joules:
+            return hw.peak_flops(name) * joules[name]
     return 1.0
 
 

@@ -1,0 +1,196 @@
+"""Single kernels, predicted against measured: how far the operator models are from what others timed, over all shapes.
+
+A table has the columns of ``kernels.csv`` (``kind, hw, m, n, k, batch, seq_len, heads, head_dim, causal, impl, note,
+measured.time_s`` …) or of ``kernels_fwd_bwd_a100.csv``; ``read_kernels`` brings the second into the form of the first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from rapid_dse.config.hardware import Hardware
+from rapid_dse.device import FloatArray, operator_model
+from rapid_dse.device.contract import AttentionKernel, Direction
+
+PredictCollectives = Callable[[pd.DataFrame, Hardware], FloatArray]
+COLLECTIVES = ("all_reduce", "all_gather", "reduce_scatter", "send_recv", "all_to_all", "broadcast")
+
+# What a harness adds to the device's time, s. "host wall clock incl. launch+sync" is LLMCompass's: a Python call, a launch and a
+# synchronisation around one kernel, which its smallest kernels of each kind show alone (8192 × 64 × 64; 4096 × 32; 1024 values).
+HOST_CLOCK = {"gemm": 25e-6, "softmax": 10e-6, "layernorm": 49e-6, "gelu": 45e-6}
+HOST_CLOCK_NOTES = ("host wall clock", "incl. launch overhead", "one GPT-3 175B layer")
+KERNEL_OF: dict[str, AttentionKernel] = {
+    "FlashAttention-1": "flash1",
+    "FlashAttention-2": "flash2",
+    "FlashAttention-3": "flash3",
+    "cuDNN": "cudnn",
+    "Triton": "triton",
+    "PyTorch": "unfused",
+}
+# Vidur profiled on Azure's NC96ads A100 v4, whose A100 are the PCIe card (300 W); its times agree with SimuMax's of that card.
+CARDS = {"microsoft/vidur data/profiling/compute/a100": "a100_pcie"}
+GPUS = {"A100-PCIe-80GB": "a100_pcie"}
+LONG_ROW = 8192  # columns above which PyTorch's layer norm reads a row again
+
+
+def read_kernels(path: str | Path) -> pd.DataFrame:
+    """A table of measured kernels with a ``chip`` column: the chip's name under conf/hw.
+
+    Raises:
+        ValueError: a table without the columns that say what was measured.
+    """
+    table = pd.read_csv(path)
+    if "time_ms_derived" in table:
+        table = table.rename(columns={"gpu": "hw", "layout_or_stage": "layout"})
+        table["hw"] = table["hw"].replace(GPUS)
+        table["measured.time_s"] = table["time_ms_derived"] * 1e-3
+    missing = sorted({"kind", "hw", "measured.time_s"} - set(table.columns))
+    if missing:
+        raise ValueError(f"{path} lacks the columns {', '.join(missing)}; a table of kernels has kind, hw, measured.time_s and the shape")
+    table["chip"] = table["hw"]
+    if "source" in table:
+        for prefix, chip in CARDS.items():
+            table.loc[table["source"].fillna("").str.startswith(prefix), "chip"] = chip
+    return table
+
+
+def predict_kernels(
+    table: pd.DataFrame, chips: Mapping[str, Hardware], predict_collectives: PredictCollectives | None = None
+) -> FloatArray:
+    """Predicted seconds of each row, (n,); NaN where the chip is not in ``chips`` or nothing here prices the kind.
+
+    Args:
+        table: what ``read_kernels`` returns.
+        chips: chip by name; a card that is missing is taken for the chip that the table's ``hw`` names.
+        predict_collectives: prices rows of collective kinds, (rows, chip) -> seconds; null leaves them NaN.
+    """
+    chip = table["chip"].where(table["chip"].isin(list(chips)), table["hw"])
+    predicted = np.full(len(table), np.nan)
+    group = chip.astype(str) + "|" + table["kind"].astype(str)
+    for key, rows in table.groupby(group).indices.items():
+        name, kind = str(key).split("|", 1)
+        if name in chips:
+            predicted[rows] = _predict_kind(kind, table.iloc[rows], chips[name], predict_collectives)
+    return predicted
+
+
+def _predict_kind(kind: str, rows: pd.DataFrame, hw: Hardware, predict_collectives: PredictCollectives | None) -> FloatArray:
+    if kind in COLLECTIVES or kind.startswith("gpt3_layer_op:AllReduce"):
+        return predict_collectives(rows, hw) if predict_collectives else np.full(len(rows), np.nan)
+    if kind in ("gemm", "matmul", "group_matmul"):
+        return _gemm(rows, hw) + _harness(rows, "gemm")
+    if kind in ("softmax", "layernorm", "gelu"):
+        elements = rows["m"].to_numpy(float) * rows["n"].to_numpy(float)
+        return operator_model(hw).elementwise(elements * 2 * _passes(kind, rows["n"].to_numpy(float))) + _harness(rows, kind)
+    if kind.startswith("attention_fwd"):
+        return _attention(rows, hw, backward=kind.endswith("bwd"))
+    if kind in ("sdp_fwd", "sdp_bwd"):
+        return _sdp(rows, hw, backward=kind == "sdp_bwd")
+    if kind.startswith("gpt3_layer_op:"):
+        return _gpt3_layer(kind.removeprefix("gpt3_layer_op:"), rows, hw)
+    return np.full(len(rows), np.nan)
+
+
+def _harness(rows: pd.DataFrame, kind: str) -> FloatArray:
+    notes = rows["note"].fillna("") if "note" in rows else pd.Series("", index=rows.index)
+    hosted = notes.str.contains("|".join(HOST_CLOCK_NOTES)).to_numpy(bool)
+    return np.where(hosted, HOST_CLOCK[kind], 0.0)
+
+
+def _passes(kind: str, columns: FloatArray) -> FloatArray:
+    """Reads and writes of the tensor: PyTorch's softmax reads a row once more than it needs, its layer norm only a long one."""
+    if kind == "softmax":
+        return np.full_like(columns, 3.0)
+    if kind == "layernorm":
+        return np.where(columns > LONG_ROW, 3.0, 2.0)
+    return np.full_like(columns, 2.0)
+
+
+def _gemm(rows: pd.DataFrame, hw: Hardware) -> FloatArray:
+    model = operator_model(hw)
+    groups = rows["num_groups"].fillna(1).to_numpy(float) if "num_groups" in rows else np.ones(len(rows))
+    weight = rows["layout"].fillna("").str.contains("wgrad|bwd_grad_w").to_numpy(bool)
+    out = np.empty(len(rows))
+    for accumulate in (False, True):
+        part = weight == accumulate
+        shape = rows.loc[part, ["m", "n", "k"]].to_numpy(float).T
+        out[part] = model.gemm(*shape, batch=groups[part], accumulate=accumulate)
+    return out
+
+
+def _attention(rows: pd.DataFrame, hw: Hardware, *, backward: bool) -> FloatArray:
+    model = operator_model(hw)
+    causal = rows["causal"].astype(str).str.lower().isin(("true", "1", "1.0")).to_numpy(bool)
+    columns = rows[["batch", "heads", "heads", "seq_len", "seq_len", "head_dim"]].astype(float).to_numpy().T
+    directions: tuple[Direction, ...] = ("forward", "backward") if backward else ("forward",)
+    out = np.full(len(rows), np.nan)
+    for implementation, kernel in KERNEL_OF.items():
+        for masked in (False, True):
+            part = (rows["impl"] == implementation).to_numpy(bool) & (causal == masked)
+            seconds = [model.attention(*columns[:, part], causal=masked, kernel=kernel, direction=direction) for direction in directions]
+            out[part] = np.sum(seconds, axis=0)
+    return out
+
+
+def _sdp(rows: pd.DataFrame, hw: Hardware, *, backward: bool) -> FloatArray:
+    columns = ["batch", "heads", "kv_heads", "seq_len", "seq_len", "qk_head_dim"]
+    return operator_model(hw).attention(
+        *rows[columns].to_numpy(float).T,
+        v_head_dim=rows["v_head_dim"].to_numpy(float),
+        direction="backward" if backward else "forward",
+        kernel="flash2",
+    )
+
+
+GPT3_TP = 4
+
+
+def _gpt3_layer(operator: str, rows: pd.DataFrame, hw: Hardware) -> FloatArray:
+    """LLMCompass's layer of GPT-3 on four GPUs: the table's m, n, k are one GPU's; Q, K and V are three products."""
+    model = operator_model(hw)
+    heads = rows["heads"].to_numpy(float) / GPT3_TP
+    batch = rows["batch"].to_numpy(float)
+    decoding = rows["note"].str.contains("decode").to_numpy(bool)
+    queries = np.where(decoding, 1.0, 2048.0)
+    keys = np.where(decoding, 3072.0, 2048.0)
+    width = rows["head_dim"].to_numpy(float)
+    tokens, hidden = batch * queries, rows["heads"].to_numpy(float) * width
+    if operator == "Q_mul_K":
+        return model.gemm(queries, keys, width, batch=batch * heads) + HOST_CLOCK["gemm"]
+    if operator == "A_mul_V":
+        return model.gemm(queries, width, keys, batch=batch * heads) + HOST_CLOCK["gemm"]
+    if operator == "Softmax":
+        return model.elementwise(batch * heads * queries * keys * 2 * _passes("softmax", keys)) + HOST_CLOCK["softmax"]
+    if operator.startswith("LayerNorm"):
+        return model.elementwise(tokens * hidden * 2 * _passes("layernorm", hidden)) + HOST_CLOCK["layernorm"]
+    if operator == "GeLU":
+        return model.elementwise(tokens * 4 * hidden / GPT3_TP * 2 * 2) + HOST_CLOCK["gelu"]
+    shape = rows[["m", "n", "k"]].to_numpy(float).T
+    if operator == "Q_K_V":
+        return 3 * (model.gemm(shape[0], shape[1] / 3, shape[2]) + HOST_CLOCK["gemm"])
+    return model.gemm(*shape) + HOST_CLOCK["gemm"]
+
+
+def error_table(table: pd.DataFrame, predicted: FloatArray, by: tuple[str, ...] = ("kind", "hw")) -> pd.DataFrame:
+    """Errors of predicted / measured − 1 by group: ``n``, ``mape``, ``median``, ``p90`` (of the absolute error) and ``bias`` (mean).
+
+    Rows without a prediction are counted as ``unpriced`` and in no error.
+    """
+    error = predicted / table["measured.time_s"].to_numpy(float) - 1
+    frame = table[list(by)].assign(error=error)
+    frame = frame.assign(absolute=frame["error"].abs(), unpriced=frame["error"].isna())
+    groups = frame.groupby(list(by), sort=True)
+    return pd.DataFrame(
+        {
+            "n": groups["error"].count(),
+            "mape": groups["absolute"].mean(),
+            "median": groups["absolute"].median(),
+            "p90": groups["absolute"].quantile(0.9),
+            "bias": groups["error"].mean(),
+            "unpriced": groups["unpriced"].sum(),
+        }
+    )
