@@ -62,13 +62,15 @@ class Efficiency(Frozen):
 
     ``clock`` is the share of the boost clock that dense matrix products hold within the power limit, ``tensor`` the share of the
     peak that a full wave of large tiles issues at that clock, ``memory`` and ``l2`` the shares of bandwidth that streaming
-    kernels reach.
+    kernels reach. ``sustained`` is what a step of training holds of the speed that products and attention reach in short
+    benchmarks: heat and the power limit lower the clock over minutes, which a benchmark of milliseconds does not see.
     """
 
     clock: Share
     tensor: Share
     memory: Share
     l2: Share
+    sustained: Share = 1.0
 
 
 class Energy(Frozen):

@@ -31,6 +31,7 @@ class Software(Frozen):
     # Passes over both operands that an fp8 product costs (cast, transpose, amax), each 2 bytes read and 1 written an element.
     fp8_cast_passes: Annotated[float, Field(ge=0, le=6)] = 1.0
     selective_recompute: Literal["core_attention", "every_other_matmul"] = "core_attention"
+    cp_balanced: bool = True  # ring attention deals the sequence out in zigzag, so that causal work is even
     # host
     host_layer: Seconds = 0.0  # host time of a layer's forward and backward for a micro-batch, its launches included
     host_collective_layer: Seconds = 0.0  # what tensor-parallel collectives add to that
@@ -46,6 +47,7 @@ class Software(Frozen):
     pp_overlap: ShareOrZero = 0.0  # of sends and receives of interleaved schedules
     async_tp: bool = False
     gradient_bucket: Annotated[Bytes, Field(gt=0)] = 100e6  # gradients are reduced in calls of this size
+    gradient_bucket_per_rank: Bytes = 0.0  # a bucket is no smaller than this times the ranks that share gradients
     tree_all_reduce: bool = True  # NCCL may take its tree between nodes; false where plugin or settings leave it the ring alone
     # Calls a layer that gather ZeRO 1's and 2's new weights: 0 is one contiguous buffer, else each tensor pays the latency of the group.
     gather_calls_per_layer: Annotated[float, Field(ge=0, le=20)] = 0.0

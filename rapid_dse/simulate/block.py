@@ -17,6 +17,8 @@ from rapid_dse.model.operators import MatMul, MicroBatch, head_matmul, layer_mat
 
 FloatColumn = NDArray[np.float64]
 
+# Passes over an operand against one fused cast: rowwise scales need a pass for the maxima and one to cast, along rows and along columns.
+RECIPE_PASSES = {"delayed": 1.0, "tensorwise": 1.0, "tensorwise + fp8 all-gather": 1.0, "rowwise": 4.0}
 ACTIVATION_BYTES = 2  # bf16 or fp16, under fp8 too
 
 
@@ -100,7 +102,7 @@ def _matmul_times(scenario: Scenario, matmuls: list[MatMul], device: OperatorMod
             distinct, where = np.unique(shapes[direction, part].reshape(-1, 3), axis=0, return_inverse=True)
             cost = device.gemm(*distinct.T, precision=used, accumulate=direction == 2)
             times[direction, part] = cost[where].reshape(times[direction, part].shape)
-    times /= scenario.software.matmul_efficiency
+    times /= scenario.software.matmul_efficiency * scenario.hw.efficiency.sustained
     if precision == "fp8":
         times[:, :-1] += _cast_times(scenario, shapes[:, :-1], device)
     return times[0], times[1], times[2]
@@ -109,7 +111,7 @@ def _matmul_times(scenario: Scenario, matmuls: list[MatMul], device: OperatorMod
 def _cast_times(scenario: Scenario, shapes: NDArray[np.float64], device: OperatorModel) -> NDArray[np.float64]:
     """Quantisation of both operands of each fp8 product: the recipe's passes over them, 2 bytes read and 1 written."""
     m, n, k = shapes[..., 0], shapes[..., 1], shapes[..., 2]
-    return device.elementwise(scenario.software.fp8_cast_passes * 3.0 * (m * k + k * n))
+    return device.elementwise(scenario.software.fp8_cast_passes * RECIPE_PASSES[scenario.software.fp8_recipe] * 3.0 * (m * k + k * n))
 
 
 def _attention_times(scenario: Scenario, shape: MicroBatch, device: OperatorModel) -> tuple[FloatColumn, FloatColumn]:
@@ -155,7 +157,10 @@ def _attention_times(scenario: Scenario, shape: MicroBatch, device: OperatorMode
         )[where]
         for direction in ("forward", "backward")
     ]
-    return times[0], times[1]
+    held = scenario.hw.efficiency.sustained
+    # Without zigzag the last rank of the ring sees every key: (2 cp - 1) / cp of the mean work (arXiv 2310.01889, causal case).
+    uneven = np.where(shape.cp > 1, 1.0 if software.cp_balanced else (2.0 * shape.cp - 1) / shape.cp, 1.0)
+    return times[0] * (uneven / held), times[1] * (uneven / held)
 
 
 def attention_flops(scenario: Scenario, shape: MicroBatch) -> FloatColumn:

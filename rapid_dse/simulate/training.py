@@ -215,7 +215,7 @@ def _end_of_step(
     parameters = stage_parameters(scenario, layouts, found)[0]
     sent = parameters * gradient_bytes(scenario)
     synchronise = _gradient_sync(scenario, layouts, sent, groups)
-    last_bucket = synchronise * np.minimum(1.0, software.gradient_bucket / sent)
+    last_bucket = synchronise * np.minimum(1.0, _bucket(scenario, layouts) / sent)
     shown = np.maximum(_beside(synchronise, software.dp_overlap, found.layers[0] * layer.backward), last_bucket)
     gather = _weight_gather(scenario, layouts, parameters, found.layers[0], groups)
     shown = shown + _beside(gather, software.parameter_gather_overlap, found.layers[0] * layer.forward)
@@ -228,7 +228,7 @@ def _end_of_step(
 def _gradient_sync(scenario: Scenario, layouts: Layouts, sent: FloatColumn, groups: Groups) -> FloatColumn:
     """Reduction of all gradients, bucket by bucket: all-reduce, or reduce-scatter where ZeRO shards what follows, s."""
     span, software = groups.placement.gradient, scenario.software
-    calls = np.ceil(sent / software.gradient_bucket)
+    calls = np.ceil(sent / _bucket(scenario, layouts))
     scatter = closed_form.reduce_scatter(sent / calls, span, groups.network)
     if software.tree_all_reduce:
         reduce = closed_form.all_reduce(sent / calls, span, groups.network)
@@ -236,6 +236,12 @@ def _gradient_sync(scenario: Scenario, layouts: Layouts, sent: FloatColumn, grou
         reduce = scatter + closed_form.all_gather(sent / calls, span, groups.network)
     synchronise = calls * np.where(layouts.zero == 0, reduce, scatter)
     return np.where((layouts.zero >= 2) & software.reduce_each_micro_batch, 0.0, synchronise)
+
+
+def _bucket(scenario: Scenario, layouts: Layouts) -> FloatColumn:
+    """Bytes of gradients that one call reduces."""
+    software = scenario.software
+    return np.maximum(software.gradient_bucket, software.gradient_bucket_per_rank * (layouts.dp * layouts.cp))
 
 
 def _weight_gather(scenario: Scenario, layouts: Layouts, parameters: FloatColumn, layers: IntColumn, groups: Groups) -> FloatColumn:

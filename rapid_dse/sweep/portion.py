@@ -1,0 +1,33 @@
+"""What a sweep, an evaluation or a single trial hands to the pricing: one scenario with its layouts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from rapid_dse.config.scenario import Scenario
+from rapid_dse.layouts import IntColumn, Layouts
+
+
+@dataclass(frozen=True)
+class Portion:
+    """One scenario and the layouts to price under it.
+
+    Attributes:
+        scenario: the validated configuration that all layouts share.
+        choices: the option behind each group of the configuration: hw, model, software, backend.
+        keys: every other override key that was given or swept, with this portion's value: columns of the results.
+        layouts: resolved layouts, legal and illegal ones, ``(n_layouts,)``.
+        rule: which of ``reasons`` a layout breaks, -1 where it is legal, ``(n_layouts,)``.
+        reasons: texts of the rules.
+        rejected: layouts that were enumerated and left out, counted by the rule they break.
+    """
+
+    scenario: Scenario
+    choices: Mapping[str, str]
+    keys: Mapping[str, Any]
+    layouts: Layouts
+    rule: IntColumn
+    reasons: tuple[str, ...]
+    rejected: Mapping[str, int] = field(default_factory=dict)
