@@ -46,10 +46,14 @@ def parse(tree: Mapping[str, Any]) -> Scenario:
         raise ValueError(explain(error)) from None
 
 
-def explain(error: ValidationError) -> str:
-    """One line: the key, its value, what is allowed, and the nearest valid spelling of a key that is unknown."""
+def explain(error: ValidationError, prefix: str = "") -> str:
+    """One line: the key, its value, what is allowed, and the nearest valid spelling of a key that is unknown.
+
+    ``prefix`` is the key of what was validated, where that was a part of the scenario.
+    """
     first = error.errors(include_url=False)[0]
-    path = [str(part) for part in first["loc"] if not str(part).startswith(("function-", "literal["))]
+    inside = [str(part) for part in first["loc"] if not str(part).startswith(("function-", "literal["))]
+    path = [*prefix.split("."), *inside] if prefix else inside
     path = [part for part in path if part not in ("constrained-int", "int", "bool")]
     key = ".".join(path)
     if first["type"] == "extra_forbidden":
