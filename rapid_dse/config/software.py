@@ -34,7 +34,7 @@ class Software(Frozen):
     # host
     host_layer: Seconds = 0.0  # host time of a layer's forward and backward for a micro-batch, its launches included
     host_collective_layer: Seconds = 0.0  # what tensor-parallel collectives add to that
-    host_pipeline_layer: Seconds = 0.0  # what a layer costs the host for each tensor-parallel rank where pp > 1 (nanotron's slots)
+    host_pipeline_layer: Seconds = 0.0  # instead of those, for each tensor-parallel rank, where a pipeline spans nodes (nanotron's slots)
     host_micro_batch: Seconds = 0.0  # host time of a micro-batch
     host_step: Seconds = 0.0  # data loading, logging, the optimizer's launches: exposed once a step
     # overlap: the share of the compute at hand that a transfer can hide behind
@@ -45,8 +45,17 @@ class Software(Frozen):
     cp_overlap: ShareOrZero = 0.9
     pp_overlap: ShareOrZero = 0.0  # of sends and receives of interleaved schedules
     async_tp: bool = False
-    gradient_bucket: Bytes = 100e6
+    gradient_bucket: Annotated[Bytes, Field(gt=0)] = 100e6  # gradients are reduced in calls of this size
+    tree_all_reduce: bool = True  # NCCL may take its tree between nodes; false where plugin or settings leave it the ring alone
+    # Calls a layer that gather ZeRO 1's and 2's new weights: 0 is one contiguous buffer, else each tensor pays the latency of the group.
+    gather_calls_per_layer: Annotated[float, Field(ge=0, le=20)] = 0.0
     reduce_each_micro_batch: bool = False  # gradients are reduced after every micro-batch (ZeRO 2 and 3 without no_sync)
+    fabric_efficiency: Annotated[float, Field(ge=0.1, le=1)] = (
+        1.0  # share of the fabric's bandwidth that its collectives between nodes reach
+    )
+    fabric_latency: Annotated[Seconds, Field(le=2e-3)] = 0.0  # what a hop between nodes costs it beyond the link's own latency
+    # What a blocking collective of a layer waits for each further node that its group spans: ranks of several hosts arrive apart.
+    node_skew: Annotated[Seconds, Field(le=2e-3)] = 0.0
     send_receive: Seconds = 0.0  # host and synchronisation cost of one pipeline send with its receive
     # data types
     gradient_dtype: Dtype = "fp32"  # of the gradient that is kept and reduced
@@ -81,5 +90,9 @@ FREE: dict[str, str] = {
     "tp_backward_overlap": "whether input-gradient transfers run beside weight gradients",
     "pp_overlap": "asynchronous sends",
     "send_receive": "stream synchronisation around sends",
+    "fabric_efficiency": "its NCCL plugin and channel settings, and what else the network cards carry",
+    "fabric_latency": "its NCCL plugin's proxy threads",
+    "node_skew": "how evenly its processes run ahead on several hosts",
+    "gather_calls_per_layer": "whether weights are gathered tensor by tensor",
     "optimizer_traffic": "fused or for-each optimizer",
 }

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from rapid_dse.config.hardware import PRECISION_BYTES
+from rapid_dse.config.hardware import PRECISION_BYTES, Network
 from rapid_dse.config.scenario import Scenario
 from rapid_dse.layouts import Layouts
 from rapid_dse.model.operators import local_kv_heads
@@ -37,21 +37,40 @@ class Traffic:
     pp_bytes: FloatColumn
 
 
+def effective_network(scenario: Scenario) -> Network:
+    """The network as the framework's collectives find it: beyond the innermost dimension its own share and latency apply."""
+    inner, *outer = scenario.hw.network.dimensions
+    software = scenario.software
+    changed = [
+        dimension.model_copy(
+            update={
+                "utilization": dimension.utilization * software.fabric_efficiency,
+                "latency": dimension.latency + software.fabric_latency,
+            }
+        )
+        for dimension in outer
+    ]
+    return scenario.hw.network.model_copy(update={"dimensions": (inner, *changed)})
+
+
 def placement_of(scenario: Scenario, layouts: Layouts) -> Placement:
     """Where each layout's groups lie on the network."""
     degrees = {name: getattr(layouts, name) for name in ("tp", "cp", "ep", "dp", "pp")}
     return place(degrees, scenario.parallel.order, scenario.hw.network)
 
 
-def traffic(scenario: Scenario, layouts: Layouts, placement: Placement) -> Traffic:
+def traffic(scenario: Scenario, layouts: Layouts, placement: Placement, network: Network) -> Traffic:
     """The transfers of one layer and one micro-batch."""
-    model, network = scenario.model, scenario.hw.network
+    model = scenario.model
     tokens = layouts.micro_batch_size * (scenario.workload.seq_len / layouts.cp)
     stream = tokens * (model.hidden_size * ACTIVATION_BYTES)
     sequence = layouts.sequence_parallel
     reduce = closed_form.all_reduce(stream, placement.tp, network)
     gather = closed_form.all_gather(stream, placement.tp, network)
     scatter = closed_form.reduce_scatter(stream, placement.tp, network)
+    nodes = placement.tp.size / placement.tp.members[0]
+    skew = scenario.software.node_skew * (nodes - 1)
+    gather, scatter, reduce = gather + skew, scatter + skew, reduce + skew
     each = np.where(sequence, gather + scatter, reduce)
     keys = tokens * local_kv_heads(model, layouts.tp) * model.attention_head_dim * (2 * ACTIVATION_BYTES)
     hop = closed_form.send_recv(keys, placement.cp, network)

@@ -7,14 +7,15 @@ from dataclasses import dataclass, fields
 import numpy as np
 from numpy.typing import NDArray
 
+from rapid_dse.config.hardware import Network
 from rapid_dse.config.scenario import Scenario
 from rapid_dse.device import OperatorModel, operator_model
-from rapid_dse.layouts import INTERLEAVED, RECOMPUTE_FULL, RECOMPUTE_SELECTIVE, Layouts
+from rapid_dse.layouts import INTERLEAVED, RECOMPUTE_FULL, RECOMPUTE_SELECTIVE, IntColumn, Layouts
 from rapid_dse.model.operators import model_flops_per_token
 from rapid_dse.network import closed_form
 from rapid_dse.network.placement import Placement
 from rapid_dse.simulate.block import Block, distinct_shapes, price_block
-from rapid_dse.simulate.communication import Traffic, gradient_bytes, placement_of, traffic
+from rapid_dse.simulate.communication import Traffic, effective_network, gradient_bytes, placement_of, traffic
 from rapid_dse.simulate.cost import StepWork, energy
 from rapid_dse.simulate.memory import WEIGHT_BYTES, Memory, layer_parameters, peak_memory, stage_parameters, vocabulary_parameters
 from rapid_dse.simulate.results import Priced
@@ -46,6 +47,14 @@ class Step:
         for term in (self.cp, self.pp, self.dp, self.bubble, self.optimizer, self.host):
             total = total + term
         return total
+
+
+@dataclass(frozen=True)
+class Groups:
+    """Where the layouts' groups lie, and the network that they find."""
+
+    placement: Placement
+    network: Network
 
 
 @dataclass(frozen=True)
@@ -88,19 +97,20 @@ def price(scenario: Scenario, layouts: Layouts) -> Priced:
 def _price_chunk(scenario: Scenario, layouts: Layouts, block: Block, device: OperatorModel) -> Priced:
     found = stages(scenario.model, scenario.software.pipeline_split, layouts.pp, layouts.vpp)
     placement = placement_of(scenario, layouts)
-    moved = traffic(scenario, layouts, placement)
-    step = step_time(scenario, layouts, block, found, placement, moved, device)
+    groups = Groups(placement, effective_network(scenario))
+    moved = traffic(scenario, layouts, placement, groups.network)
+    step = step_time(scenario, layouts, block, found, groups, moved, device)
     memory = peak_memory(scenario, layouts, found)
     work = _work(scenario, layouts, block, moved, step)
     return _columns(scenario, layouts, step, memory, energy(scenario.hw, scenario.workload.precision, work))
 
 
 def step_time(
-    scenario: Scenario, layouts: Layouts, block: Block, found: Stages, placement: Placement, moved: Traffic, device: OperatorModel
+    scenario: Scenario, layouts: Layouts, block: Block, found: Stages, groups: Groups, moved: Traffic, device: OperatorModel
 ) -> Step:
     """The exposed times of a step: m slots of the slowest stage, the schedule's bubble, gradients, optimizer, host."""
     software, micro_batches = scenario.software, layouts.num_micro_batches.astype(float)
-    layer = layer_time(scenario, layouts, block, moved, placement)
+    layer = layer_time(scenario, layouts, block, moved, groups)
     hops = np.where(layouts.pp > 1, 2.0 * layouts.vpp * (moved.pp_hop + software.send_receive), 0.0)
     hops = hops * np.where(layouts.schedule == INTERLEAVED, 1 - software.pp_overlap, 1.0)
     head, device_slots = block.head_forward + block.head_backward, []
@@ -117,7 +127,7 @@ def step_time(
     others = np.where(layouts.pp > 1, slots[0] + slots[3] + np.maximum(layouts.pp - 2, 0) * inner - slot, 0.0)
     weights = block.weight_gradient * (scenario.model.num_hidden_layers - layers)
     idle = bubble(layouts.schedule, Slots(np.maximum(others, 0.0), weights, layouts.vpp))
-    data_parallel, optimizer = _end_of_step(scenario, layouts, found, layer, placement, device)
+    data_parallel, optimizer = _end_of_step(scenario, layouts, found, layer, groups, device)
     return Step(
         compute=micro_batches * (layers * layer.compute + ends),
         tp=micro_batches * layers * layer.tp,
@@ -130,7 +140,7 @@ def step_time(
     )
 
 
-def layer_time(scenario: Scenario, layouts: Layouts, block: Block, moved: Traffic, placement: Placement) -> Layer:
+def layer_time(scenario: Scenario, layouts: Layouts, block: Block, moved: Traffic, groups: Groups) -> Layer:
     """One layer of one micro-batch: compute, and what of its transfers shows."""
     software = scenario.software
     full, selective = layouts.recompute == RECOMPUTE_FULL, layouts.recompute == RECOMPUTE_SELECTIVE
@@ -149,7 +159,7 @@ def layer_time(scenario: Scenario, layouts: Layouts, block: Block, moved: Traffi
         cp=cp_forward + cp_backward,
         forward=forward,
         backward=backward,
-        dp=_gather_per_layer(scenario, layouts, forward, backward, placement),
+        dp=_gather_per_layer(scenario, layouts, forward, backward, groups),
     )
 
 
@@ -158,17 +168,15 @@ def _beside(transfer: FloatColumn, share: float, compute: FloatColumn) -> FloatC
     return np.maximum(0.0, transfer - share * compute)
 
 
-def _gather_per_layer(
-    scenario: Scenario, layouts: Layouts, forward: FloatColumn, backward: FloatColumn, placement: Placement
-) -> FloatColumn:
+def _gather_per_layer(scenario: Scenario, layouts: Layouts, forward: FloatColumn, backward: FloatColumn, groups: Groups) -> FloatColumn:
     """What shows of ZeRO 3's gathers of a layer's weights before its forward and its backward, and of gradients reduced each time."""
-    software, network = scenario.software, scenario.hw.network
+    software, network = scenario.software, groups.network
     if not (layouts.zero >= 2).any():
         return np.zeros(len(layouts))
     parameters = layer_parameters(scenario, layouts)
-    gather = closed_form.all_gather(parameters * _gathered_bytes(scenario), placement.gradient, network)
+    gather = closed_form.all_gather(parameters * _gathered_bytes(scenario), groups.placement.gradient, network)
     gather = np.where(layouts.zero >= 3, gather, 0.0)
-    scatter = closed_form.reduce_scatter(parameters * gradient_bytes(scenario), placement.gradient, network)
+    scatter = closed_form.reduce_scatter(parameters * gradient_bytes(scenario), groups.placement.gradient, network)
     scatter = np.where((layouts.zero >= 2) & software.reduce_each_micro_batch, scatter, 0.0)
     return _beside(gather, software.dp_overlap, forward) + _beside(gather + scatter, software.dp_overlap, backward)
 
@@ -180,7 +188,8 @@ def _gathered_bytes(scenario: Scenario) -> int:
 def _host_layer(scenario: Scenario, layouts: Layouts) -> FloatColumn:
     software = scenario.software
     collective = np.where(layouts.tp > 1, software.host_collective_layer, 0.0)
-    piped = np.where((layouts.tp > 1) & (layouts.pp > 1), software.host_pipeline_layer * layouts.tp, 0.0)
+    across = (layouts.tp > 1) & (layouts.pp > 1) & (layouts.num_gpus > scenario.hw.gpus_per_node)
+    piped = np.where(across, software.host_pipeline_layer * layouts.tp, 0.0)
     # Full recomputation launches the forward pass again, half of what the host does for a layer.
     again = np.where(layouts.recompute == RECOMPUTE_FULL, 1.5, 1.0)
     return np.maximum((software.host_layer + collective) * again, piped)
@@ -196,29 +205,44 @@ def _inner_slot(
 
 
 def _end_of_step(
-    scenario: Scenario, layouts: Layouts, found: Stages, layer: Layer, placement: Placement, device: OperatorModel
+    scenario: Scenario, layouts: Layouts, found: Stages, layer: Layer, groups: Groups, device: OperatorModel
 ) -> tuple[FloatColumn, FloatColumn]:
     """What shows of the gradients' reduction and of the weights' gather, and the optimizer's time, on the first stage.
 
     The first stage ends the step in every schedule here, so that its transfers cannot hide behind other stages' work.
     """
-    software, network = scenario.software, scenario.hw.network
+    software = scenario.software
     parameters = stage_parameters(scenario, layouts, found)[0]
-    shards = (layouts.dp * layouts.cp).astype(float)
     sent = parameters * gradient_bytes(scenario)
-    reduce = closed_form.all_reduce(sent, placement.gradient, network)
-    scatter = closed_form.reduce_scatter(sent, placement.gradient, network)
-    gather = closed_form.all_gather(parameters * WEIGHT_BYTES, placement.gradient, network)
-    synchronise = np.where(layouts.zero == 0, reduce, scatter)
-    synchronise = np.where((layouts.zero >= 2) & software.reduce_each_micro_batch, 0.0, synchronise)
+    synchronise = _gradient_sync(scenario, layouts, sent, groups)
     last_bucket = synchronise * np.minimum(1.0, software.gradient_bucket / sent)
     shown = np.maximum(_beside(synchronise, software.dp_overlap, found.layers[0] * layer.backward), last_bucket)
-    sharded = (layouts.zero == 1) | (layouts.zero == 2)
-    shown = shown + np.where(sharded, _beside(gather, software.parameter_gather_overlap, found.layers[0] * layer.forward), 0.0)
-    first_layer = closed_form.all_gather(vocabulary_parameters(scenario, layouts) * _gathered_bytes(scenario), placement.gradient, network)
-    shown = shown + np.where(layouts.zero >= 3, first_layer, 0.0)
-    held = parameters / np.where(layouts.zero >= 1, shards, 1.0)
+    gather = _weight_gather(scenario, layouts, parameters, found.layers[0], groups)
+    shown = shown + _beside(gather, software.parameter_gather_overlap, found.layers[0] * layer.forward)
+    table = vocabulary_parameters(scenario, layouts) * _gathered_bytes(scenario)
+    shown = shown + np.where(layouts.zero >= 3, closed_form.all_gather(table, groups.placement.gradient, groups.network), 0.0)
+    held = parameters / np.where(layouts.zero >= 1, (layouts.dp * layouts.cp).astype(float), 1.0)
     return shown, device.elementwise(held * software.optimizer_traffic)
+
+
+def _gradient_sync(scenario: Scenario, layouts: Layouts, sent: FloatColumn, groups: Groups) -> FloatColumn:
+    """Reduction of all gradients, bucket by bucket: all-reduce, or reduce-scatter where ZeRO shards what follows, s."""
+    span, software = groups.placement.gradient, scenario.software
+    calls = np.ceil(sent / software.gradient_bucket)
+    scatter = closed_form.reduce_scatter(sent / calls, span, groups.network)
+    if software.tree_all_reduce:
+        reduce = closed_form.all_reduce(sent / calls, span, groups.network)
+    else:
+        reduce = scatter + closed_form.all_gather(sent / calls, span, groups.network)
+    synchronise = calls * np.where(layouts.zero == 0, reduce, scatter)
+    return np.where((layouts.zero >= 2) & software.reduce_each_micro_batch, 0.0, synchronise)
+
+
+def _weight_gather(scenario: Scenario, layouts: Layouts, parameters: FloatColumn, layers: IntColumn, groups: Groups) -> FloatColumn:
+    """Gather of the weights that each rank of ZeRO 1 or 2 has updated, s."""
+    calls = np.maximum(1.0, layers * scenario.software.gather_calls_per_layer)
+    gather = calls * closed_form.all_gather(parameters * WEIGHT_BYTES / calls, groups.placement.gradient, groups.network)
+    return np.where((layouts.zero == 1) | (layouts.zero == 2), gather, 0.0)
 
 
 def _work(scenario: Scenario, layouts: Layouts, block: Block, moved: Traffic, step: Step) -> StepWork:
