@@ -38,7 +38,7 @@ class GemmFamily:
 
 
 SYNCHRONOUS = GemmFamily(store_clocks=0.155, saturation=0.14, store_exposed=0.42)
-CLUSTERED = GemmFamily(store_clocks=0.03, saturation=0.28, store_exposed=0.17)
+CLUSTERED = GemmFamily(store_clocks=0.02, saturation=0.30, store_exposed=0.19)
 
 
 @dataclass(frozen=True)
