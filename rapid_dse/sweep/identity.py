@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable
 from dataclasses import fields
 from functools import cache
 from pathlib import Path
@@ -96,10 +97,7 @@ def from_hex(texts: list[str] | NDArray[np.uint8]) -> Lanes:
     Raises:
         ValueError: where a text has not 32 characters.
     """
-    if isinstance(texts, list):
-        codes = np.frombuffer("".join(texts).encode(), np.uint8).reshape(-1, 32)
-    else:
-        codes = texts
+    codes = np.frombuffer("".join(texts).encode(), np.uint8).reshape(-1, 32) if isinstance(texts, list) else texts
     # '0'..'9' are 0x30.., 'a'..'f' 0x61..: the low four bits, and nine more for letters.
     digits = (codes & 0x0F) + 9 * (codes >> 6)
     packed = np.ascontiguousarray((digits[:, 0::2] << 4) | digits[:, 1::2], dtype=np.uint8)
@@ -111,11 +109,10 @@ def digest_of(lanes: Lanes) -> str:
     return hashlib.blake2b(np.ascontiguousarray(lanes).tobytes(), digest_size=16).hexdigest()
 
 
-def study_name(scenarios: dict[str, Scenario]) -> str:
-    """The default name of a study: hw-model-<8 hex of the base configuration>, where ``scenarios`` come by a label of their choices.
+def digest_of_scenarios(scenarios: Iterable[Scenario]) -> str:
+    """8 hex digits of what the scenarios are, in any order.
 
     Layout columns are no part of it, so that a sweep over more values of tp goes on in the same study.
     """
-    texts = sorted(configuration_text(scenario) for scenario in scenarios.values())
-    digest = hashlib.blake2b("\n".join(texts).encode(), digest_size=4).hexdigest()
-    return f"{'+'.join(sorted(scenarios))[:80]}-{digest}"
+    texts = sorted({configuration_text(scenario) for scenario in scenarios})
+    return hashlib.blake2b("\n".join(texts).encode(), digest_size=4).hexdigest()

@@ -219,22 +219,22 @@ def key_lanes(column: Any) -> identity.Lanes:
     return identity.from_hex(codes)
 
 
-def known(folder: Path, report: Report) -> Known:
-    """The keys of every row in a study that need not be priced again (rows that failed are tried again)."""
+def known(paths: Sequence[Path], report: Report) -> Known:
+    """The keys of every row in files that need not be priced again (rows that failed are tried again)."""
     import pyarrow.compute as pc
 
-    paths, lanes, file = [], [np.zeros((0, 2), np.uint64)], [np.zeros(0, np.int32)]
-    for path in sorted(folder.glob(f"*{SUFFIX}")):
+    readable, lanes, file = [], [np.zeros((0, 2), np.uint64)], [np.zeros(0, np.int32)]
+    for path in paths:
         try:
             table = read_file(path, ["key", "status"])
             done = key_lanes(table.filter(pc.not_equal(table["status"], "error"))["key"])
         except Damaged as error:
             report(f"{error}; its rows are priced again")
             continue
-        file.append(np.full(len(done), len(paths), np.int32))
+        file.append(np.full(len(done), len(readable), np.int32))
         lanes.append(done)
-        paths.append(path)
-    return Known(tuple(paths), np.concatenate(lanes), np.concatenate(file))
+        readable.append(path)
+    return Known(tuple(readable), np.concatenate(lanes), np.concatenate(file))
 
 
 def configuration_json(scenario: Any) -> str:

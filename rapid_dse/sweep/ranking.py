@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections import Counter
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -18,21 +19,25 @@ def descending(by: str) -> bool:
     return by.startswith("-") or by in MORE_IS_BETTER
 
 
-def require_column(table: pa.Table, by: str) -> str:
-    """The column that ``by`` names.
+def require_name(by: str, names: Sequence[str], key: str) -> str:
+    """The column that ``by`` names among ``names``.
 
     Raises:
-        ValueError: where there is none of numbers, with the nearest.
+        ValueError: where there is none, with the nearest; ``key`` is the option that gave it.
     """
+    name = by.removeprefix("-")
+    if name in names:
+        return name
+    near = difflib.get_close_matches(name, names, n=1, cutoff=0.4)
+    hint = f"; did you mean {near[0]!r}?" if near else f"; allowed: {', '.join(names)}"
+    raise ValueError(f"{key}={by}: no column of numbers{hint}")
+
+
+def numbers(table: pa.Table) -> list[str]:
+    """The columns that can rank."""
     import pyarrow as pa
 
-    name = by.removeprefix("-")
-    numbers = [f.name for f in table.schema if pa.types.is_floating(f.type) or pa.types.is_integer(f.type)]
-    if name in numbers:
-        return name
-    near = difflib.get_close_matches(name, numbers, n=1, cutoff=0.4)
-    hint = f"; did you mean {near[0]!r}?" if near else f"; allowed: {', '.join(numbers)}"
-    raise ValueError(f"{name}: {'no column of numbers' if name in table.column_names else 'no such column'}{hint}")
+    return [f.name for f in table.schema if pa.types.is_floating(f.type) or pa.types.is_integer(f.type)]
 
 
 def best(table: pa.Table, by: str, top: int) -> pa.Table:
@@ -40,7 +45,7 @@ def best(table: pa.Table, by: str, top: int) -> pa.Table:
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    name = require_column(table, by)
+    name = require_name(by, numbers(table), "by")
     table = table.filter(pc.is_finite(table[name].cast(pa.float64())))
     order = "descending" if descending(by) else "ascending"
     if len(table) > 4 * top:  # a partial sort of what fits, then of the rest only if it is needed
