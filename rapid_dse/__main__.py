@@ -114,7 +114,8 @@ def _trial(overrides: Sequence[str]) -> int:
 
 
 def _illegal(reason: str, overrides: Sequence[str]) -> str:
-    return f"{' '.join(overrides)}: {reason}".removeprefix(": ")
+    # A rule between layout keys names none of the values; one between others does.
+    return reason if "=" in reason or not overrides else f"{' '.join(overrides)}: {reason}"
 
 
 def _sweep(overrides: Sequence[str]) -> int:

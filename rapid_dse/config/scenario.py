@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 from collections.abc import Mapping
-from typing import Any, get_args
+from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError, model_validator
 
@@ -101,7 +101,10 @@ def known_key(key: str) -> bool:
             continue
         if model is None or part not in model.model_fields:
             return False
-        model = _model_in(model.model_fields[part].annotation)
+        annotation = model.model_fields[part].annotation
+        if get_origin(annotation) is dict:
+            return True  # its names are checked with its values
+        model = _model_in(annotation)
     return True
 
 

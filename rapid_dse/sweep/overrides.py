@@ -114,6 +114,8 @@ def _nearest_anywhere(name: str) -> str | None:
 
 
 def _parsed(text: str) -> Override:
+    if "=" not in text and not text.startswith("~"):
+        raise ValueError(f"{text!r} is no override; allowed: key=value, as parallel.tp=8")
     try:
         return OverridesParser.create().parse_overrides([text])[0]
     except HydraException as error:
