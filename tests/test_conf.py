@@ -146,7 +146,7 @@ def test_vector_rate_and_memory_are_the_published_ones(name: str) -> None:
     assert hardware.vector_flops == pytest.approx(published["vector"] * 1e12, rel=5e-3)  # type: ignore[operator]
     assert hardware.memory.bandwidth == pytest.approx(published["bandwidth"] * 1e9, rel=5e-3)  # type: ignore[operator]
     assert hardware.memory.capacity == published["capacity"] * 2**30  # type: ignore[operator]
-    assert 0.92 < hardware.memory.usable / hardware.memory.capacity < 1
+    assert 0.85 < hardware.memory.usable / hardware.memory.capacity < 0.92
 
 
 @pytest.mark.parametrize("name", HARDWARE)

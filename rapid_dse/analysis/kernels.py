@@ -54,7 +54,7 @@ def read_kernels(path: str | Path) -> pd.DataFrame:
     table["chip"] = table["hw"]
     if "source" in table:
         for prefix, chip in CARDS.items():
-            table.loc[table["source"].fillna("").str.startswith(prefix), "chip"] = chip
+            table.loc[table["source"].astype(str).str.startswith(prefix), "chip"] = chip
     return table
 
 
@@ -96,7 +96,7 @@ def _predict_kind(kind: str, rows: pd.DataFrame, hw: Hardware, predict_collectiv
 
 
 def _harness(rows: pd.DataFrame, kind: str) -> FloatArray:
-    notes = rows["note"].fillna("") if "note" in rows else pd.Series("", index=rows.index)
+    notes = rows["note"].astype(str) if "note" in rows else pd.Series("", index=rows.index)
     hosted = notes.str.contains("|".join(HOST_CLOCK_NOTES)).to_numpy(bool)
     return np.where(hosted, HOST_CLOCK[kind], 0.0)
 
@@ -113,7 +113,7 @@ def _passes(kind: str, columns: FloatArray) -> FloatArray:
 def _gemm(rows: pd.DataFrame, hw: Hardware) -> FloatArray:
     model = operator_model(hw)
     groups = rows["num_groups"].fillna(1).to_numpy(float) if "num_groups" in rows else np.ones(len(rows))
-    weight = rows["layout"].fillna("").str.contains("wgrad|bwd_grad_w").to_numpy(bool)
+    weight = rows["layout"].astype(str).str.contains("wgrad|bwd_grad_w").to_numpy(bool)
     out = np.empty(len(rows))
     for accumulate in (False, True):
         part = weight == accumulate

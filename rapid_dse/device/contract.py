@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -114,6 +114,8 @@ class OperatorModel(ABC):
         self.hw.peak_flops(precision)
         if direction not in ("forward", "backward"):
             raise ValueError(f"direction={direction!r}; allowed: forward, backward")
+        if kernel not in get_args(AttentionKernel):
+            raise ValueError(f"kernel={kernel!r}; allowed: {', '.join(get_args(AttentionKernel))}")
         columns = broadcast(
             batch=batch,
             heads=heads,

@@ -69,19 +69,11 @@ KERNELS: dict[tuple[str, str], FlashKernel] = {
 }
 
 
-def flash_kernel(kernel: str, direction: str) -> FlashKernel:
-    """The constants of an implementation; ``ValueError`` names those there are."""
-    if (kernel, direction) not in KERNELS:
-        names = sorted({name for name, _ in KERNELS})
-        raise ValueError(f"kernel={kernel!r}; allowed: {', '.join(names)}, fused_softmax, unfused")
-    return KERNELS[kernel, direction]
-
-
 def flash_seconds(
     hw: Hardware, shape: AttentionShape, direction: Direction, kernel: str, precision: str, dropout: bool, clock: Clock
 ) -> FloatArray:
     """Seconds of fused attention, (n,). ``clock`` gives the clock that an activity of the tensor cores leaves."""
-    flash = flash_kernel(kernel, direction)
+    flash = KERNELS[kernel, direction]
     rate = hw.peak_flops(precision) / (hw.sms * hw.clock)
     efficiency = flash.efficiency * np.where(shape.head_dim > flash.narrow, flash.wide, 1.0)
     usable = min(rate, flash.max_rate) * hw.efficiency.tensor * efficiency

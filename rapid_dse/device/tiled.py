@@ -23,7 +23,7 @@ from rapid_dse.device.tiles import CLUSTERED, K_STEP_BYTES, SYNCHRONOUS, candida
 # about its square root until it meets the boost clock. Between 1/3 (V proportional to f) and 1 (V at its floor); fitted.
 POWER_EXPONENT = 0.5
 # A level that is nearly as slow as the slowest gets in its way: levels combine as (Σ tᵖ)^(1/p), the slowest alone at p = ∞; fitted.
-LEVELS = 3.5
+LEVELS = 4.0
 SPLIT_SECONDS = 2.3e-6  # blocks that share a tile's K meet: a semaphore and a reduction's latency; fitted
 RASTER = 4  # waves that find an operand's rows still in L2
 STREAM = 0.92  # bandwidth of a kernel that reads and writes, over one that reads: HBM turns around
@@ -85,7 +85,7 @@ class Tiled(OperatorModel):
         levels = (
             self._multiplying(shapes, blocks, precision),
             self._from_l2(shapes, blocks, precision),
-            self._from_hbm(shapes, blocks, output, precision),
+            self._from_hbm(shapes, output, precision),
         )
         slowest = np.maximum(np.maximum(levels[0], levels[1]), levels[2])
         together = slowest * np.power(sum((level / slowest) ** LEVELS for level in levels), 1 / LEVELS)
@@ -107,19 +107,21 @@ class Tiled(OperatorModel):
         return np.asarray(clocks / sustained_clock(hw, activity, precision), dtype=np.float64)
 
     def _from_l2(self, shapes: FloatArray, blocks: FloatArray, precision: str) -> FloatArray:
-        """Seconds of the L2's traffic, (c, n): operands by tile; partial sums of a split K, fp32, written and read."""
+        """Seconds of the L2's traffic, (c, n): operands by block, an SM's share of the bandwidth to each where blocks are few."""
         m, n, k, batch = shapes
         hw, c = self.hw, self._candidates
-        operands = blocks / c.split * k * (PRECISION_BYTES[precision] * (c.rows + c.columns) / np.sqrt(hw.cluster))
-        partials = batch * m * n * np.where(c.split > 1, 8.0 * c.split, 0.0)
-        return np.asarray((operands + partials) / (hw.l2.bandwidth * hw.efficiency.l2 * np.minimum(1, blocks / hw.sms)), dtype=np.float64)
+        operands = k / c.split * (PRECISION_BYTES[precision] * (c.rows + c.columns) / np.sqrt(hw.cluster))
+        partials = batch * m * n * np.where(c.split > 1, 8.0 * c.split, 0.0)  # sums of a split K, fp32, written and read
+        traffic = operands * np.maximum(blocks, hw.sms) + partials
+        return np.asarray(traffic / (hw.l2.bandwidth * hw.efficiency.l2), dtype=np.float64)
 
-    def _from_hbm(self, shapes: FloatArray, blocks: FloatArray, output: FloatArray, precision: str) -> FloatArray:
-        """Seconds of HBM's traffic, (c, n); few blocks do not saturate it."""
+    def _from_hbm(self, shapes: FloatArray, output: FloatArray, precision: str) -> FloatArray:
+        """Seconds of HBM's traffic, (c, n): all of it at full bandwidth, or a block's at what one SM can draw."""
         m, n, k, batch = shapes
-        hw = self.hw
+        hw, c = self.hw, self._candidates
+        width = PRECISION_BYTES[precision]
         wave = RASTER * np.sqrt(hw.sms * 128.0 * 128.0)  # side of the square of C that is under way at once
-        operands = m * k * np.maximum(1, n / wave) + k * n * np.maximum(1, m / wave)
-        moved = batch * PRECISION_BYTES[precision] * operands + output
-        loading = np.minimum(1, blocks / (hw.sms * self.family.saturation))
-        return np.asarray(moved / (hw.memory.bandwidth * hw.efficiency.memory * loading), dtype=np.float64)
+        moved = batch * width * (m * k * np.maximum(1, n / wave) + k * n * np.maximum(1, m / wave)) + output
+        block = width * k / c.split * (np.minimum(m, c.rows) + np.minimum(n, c.columns))
+        drawn = np.maximum(moved, block * (hw.sms * self.family.saturation))
+        return np.asarray(drawn / (hw.memory.bandwidth * hw.efficiency.memory), dtype=np.float64)

@@ -37,8 +37,8 @@ class GemmFamily:
     store_exposed: float
 
 
-SYNCHRONOUS = GemmFamily(store_clocks=0.14, saturation=0.60, store_exposed=0.45)
-CLUSTERED = GemmFamily(store_clocks=0.035, saturation=0.30, store_exposed=0.13)
+SYNCHRONOUS = GemmFamily(store_clocks=0.155, saturation=0.14, store_exposed=0.42)
+CLUSTERED = GemmFamily(store_clocks=0.02, saturation=0.30, store_exposed=0.19)
 
 
 @dataclass(frozen=True)

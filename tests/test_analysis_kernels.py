@@ -1,0 +1,83 @@
+"""Predicted against measured kernels: rows of the published tables, and what becomes of those that cannot be priced."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from test_device_models import chip
+
+from rapid_dse.analysis.kernels import error_table, predict_kernels, read_kernels
+
+HOSTED = "host wall clock incl. launch+sync; median; 3 warm-ups with 1 s sleeps"
+# LLMCompass (ISCA 2024), Vidur, FlashAttention-2's benchmark figure, an all-reduce.
+ROWS = [
+    {"hw": "a100", "kind": "gemm", "m": 4096, "n": 12288, "k": 12288, "note": HOSTED, "measured.time_s": 4.458e-3},
+    {"hw": "a100", "kind": "gemm", "m": 8192, "n": 64, "k": 64, "note": HOSTED, "measured.time_s": 29.6e-6},
+    {"hw": "h100", "kind": "gemm", "m": 4096, "n": 4096, "k": 4096, "measured.time_s": 193e-6},
+    {"hw": "a100", "kind": "gelu", "m": 134217728, "n": 1, "note": "incl. launch overhead", "measured.time_s": 373e-6},
+    {
+        "hw": "h100",
+        "kind": "attention_fwd_bwd",
+        "batch": 1,
+        "seq_len": 16384,
+        "heads": 16,
+        "head_dim": 128,
+        "causal": True,
+        "impl": "FlashAttention-2",
+        "measured.time_s": 4 * 16384**2 * 16 * 128 * 0.5 * 3.5 / 328e12,
+    },
+    {"hw": "h100", "kind": "all_reduce", "measured.time_s": 1e-3},
+    {"hw": "z9000", "kind": "gemm", "m": 1, "n": 1, "k": 1, "measured.time_s": 1e-3},
+]
+CHIPS = {name: chip(name) for name in ("a100", "h100")}
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> pd.DataFrame:
+    pd.DataFrame(ROWS).assign(source="", layout="").to_csv(tmp_path / "kernels.csv", index=False)
+    return read_kernels(tmp_path / "kernels.csv")
+
+
+def test_published_kernels(table: pd.DataFrame) -> None:
+    predicted = predict_kernels(table, CHIPS)
+    np.testing.assert_allclose(predicted[:5], table["measured.time_s"][:5], rtol=0.2)
+    assert np.isnan(predicted[5:]).all()
+
+
+def test_collectives_are_priced_by_whoever_can(table: pd.DataFrame) -> None:
+    predicted = predict_kernels(table, CHIPS, lambda rows, hw: np.full(len(rows), 2e-3))
+    assert predicted[5] == 2e-3
+
+
+def test_the_error_table_counts_what_it_cannot_price(table: pd.DataFrame) -> None:
+    errors = error_table(table, predict_kernels(table, CHIPS))
+    assert errors.loc[("all_reduce", "h100"), "unpriced"] == 1
+    assert errors.loc[("gemm", "z9000"), "unpriced"] == 1
+    assert errors.loc[("gemm", "a100"), "n"] == 2
+    assert errors.loc[("gemm", "a100"), "mape"] < 0.2
+    exact = error_table(table, table["measured.time_s"].to_numpy(float) * 1.1)
+    assert exact["mape"].to_numpy() == pytest.approx(0.1)
+    assert exact["bias"].to_numpy() == pytest.approx(0.1)
+
+
+def test_forward_and_backward_tables_are_read_alike(tmp_path: Path) -> None:
+    shape = {"kind": "matmul", "gpu": "A100-PCIe-80GB", "m": 4096, "n": 4096, "k": 8192}
+    rows = [
+        {**shape, "layout_or_stage": "NN (dgrad)", "time_ms_derived": 1.183},
+        {**shape, "layout_or_stage": "NT (wgrad)", "time_ms_derived": 1.25},
+        {**shape, "kind": "group_matmul", "num_groups": 4, "layout_or_stage": "fwd", "time_ms_derived": 4.7},
+    ]
+    pd.DataFrame(rows).to_csv(tmp_path / "t.csv", index=False)
+    table = read_kernels(tmp_path / "t.csv")
+    predicted = predict_kernels(table, {"a100_pcie": chip("a100_pcie")})
+    np.testing.assert_allclose(predicted, table["measured.time_s"], rtol=0.1)
+    assert predicted[1] > predicted[0]
+
+
+def test_a_table_of_something_else_is_refused(tmp_path: Path) -> None:
+    pd.DataFrame({"a": [1]}).to_csv(tmp_path / "t.csv", index=False)
+    with pytest.raises(ValueError, match="lacks the columns hw, kind, measured"):
+        read_kernels(tmp_path / "t.csv")

@@ -1,0 +1,131 @@
+"""The tile model's own laws, a figure worked by hand, and published kernels."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_device_models import chip
+
+from rapid_dse.device import operator_model
+from rapid_dse.device.tiled import LEVELS, POWER_EXPONENT, sustained_clock
+from rapid_dse.device.tiles import SYNCHRONOUS
+
+side = st.integers(1, 70_000)
+
+
+def test_a_product_worked_by_hand() -> None:
+    """3072 × 1152 × 8192 on an A100: 108 tiles of 256 × 128, one to each SM, no split."""
+    hw = chip("a100")
+    products = 2 * 3072 * 1152 * 8192
+    clocks = products / (108 * 2048 * hw.efficiency.tensor) + SYNCHRONOUS.store_clocks * 256 * 128
+    activity = products / (clocks * 108 * 2048)
+    clock = 1.41e9 * min(1, hw.efficiency.clock * (activity / hw.efficiency.tensor) ** -POWER_EXPONENT)
+    multiplying = clocks / clock
+    l2 = 108 * 8192 * 2 * (256 + 128) / (hw.l2.bandwidth * hw.efficiency.l2)
+    stored = 3072 * 1152 * 2
+    alone = 2 * 8192 * (256 + 128) * 108 * SYNCHRONOUS.saturation  # what one SM reads, at the share that it can draw
+    hbm = max(2 * 8192 * (3072 + 1152) + stored, alone) / (hw.memory.bandwidth * hw.efficiency.memory)
+    levels = np.array([multiplying, l2, hbm])
+    together = levels.max() * np.sum((levels / levels.max()) ** LEVELS) ** (1 / LEVELS)
+    exposed = SYNCHRONOUS.store_exposed * stored / (hw.memory.bandwidth * hw.efficiency.memory)
+    assert float(operator_model(hw).gemm(3072, 1152, 8192)) == pytest.approx(together + exposed + hw.kernel_latency)
+
+
+def test_whole_waves_show() -> None:
+    """One tile more than the SMs hold costs a second wave, less what the clock gains while half of the chip idles."""
+    model = operator_model(chip("a100"))
+    rate = [2.0 * m * 256 * 16384 / float(model.gemm(m, 256, 16384)) for m in (108 * 128, 109 * 128)]
+    assert rate[1] < rate[0]
+
+
+@settings(max_examples=100, deadline=None)
+@given(shape=st.tuples(side, side, side), factor=st.floats(1, 4))
+def test_more_bandwidth_never_hurts(shape: tuple[int, ...], factor: float) -> None:
+    base = chip("h100")
+    faster = chip("h100", memory_bandwidth=base.memory.bandwidth * factor)
+    assert operator_model(faster).gemm(*shape) <= operator_model(base).gemm(*shape) * (1 + 1e-9)
+
+
+@settings(max_examples=100, deadline=None)
+@given(shape=st.tuples(side, side, side), factor=st.sampled_from([1.25, 1.5, 2, 3]))
+def test_a_larger_chip_is_never_slower(shape: tuple[int, ...], factor: float) -> None:
+    """More SMs with the L2 and the HBM to feed them; more SMs alone leave each a smaller share of the L2, which few blocks feel."""
+    base = chip("h100")
+    larger = chip(
+        "h100",
+        sms=int(base.sms * factor),
+        l2=base.l2.model_copy(update={"bandwidth": base.l2.bandwidth * factor}),
+        memory_bandwidth=base.memory.bandwidth * factor,
+    )
+    assert operator_model(larger).gemm(*shape) <= operator_model(base).gemm(*shape) * (1 + 1e-9)
+
+
+def test_the_clock_that_the_power_limit_leaves() -> None:
+    hw = chip("h100")
+    busy, half = sustained_clock(hw, np.array([hw.efficiency.tensor, 0.3]))
+    assert busy == pytest.approx(hw.clock * hw.efficiency.clock)
+    assert half == hw.clock
+    assert sustained_clock(hw, np.array([0.9]), "fp8") < sustained_clock(hw, np.array([0.9]), "bf16")
+
+
+def test_precision_and_accumulation() -> None:
+    model = operator_model(chip("h100"))
+    large = (8192, 8192, 8192)
+    assert 1.6 < float(model.gemm(*large) / model.gemm(*large, precision="fp8")) < 2
+    assert model.gemm(8192, 8192, 512, accumulate=True) > model.gemm(8192, 8192, 512)
+    assert float(model.gemm(*large, batch=8) / model.gemm(*large)) == pytest.approx(8, rel=0.05)
+
+
+# Published times: LLMCompass (ISCA 2024), Vidur's profiles, FlashAttention-2's and -3's benchmark figures (TFLOP/s as they count).
+@pytest.mark.parametrize(
+    ("name", "shape", "seconds", "tolerance"),
+    [
+        ("h100", (4096, 4096, 4096), 193e-6, 0.1),
+        ("h100", (4096, 28672, 8192), 2756e-6, 0.1),
+        ("h100", (1, 57344, 8192), 348e-6, 0.15),
+        ("a100", (8192, 8192, 8192), 3961e-6, 0.2),
+    ],
+)
+def test_published_products(name: str, shape: tuple[int, ...], seconds: float, tolerance: float) -> None:
+    assert float(operator_model(chip(name)).gemm(*shape)) == pytest.approx(seconds, rel=tolerance)
+
+
+@pytest.mark.parametrize(
+    ("name", "kernel", "heads", "head_dim", "causal", "directions", "tflops"),
+    [
+        ("a100", "flash2", 16, 128, False, ("forward", "backward"), 203),
+        ("a100", "flash2", 32, 64, True, ("forward", "backward"), 171),
+        ("h100", "flash2", 16, 128, True, ("forward", "backward"), 328),
+        ("h100", "flash2", 32, 64, False, ("forward",), 313),
+        ("h100", "flash3", 16, 128, False, ("forward",), 648),
+        ("h100", "flash3", 16, 128, True, ("forward",), 616),
+        ("h100", "cudnn", 16, 128, True, ("forward",), 539),
+    ],
+)
+def test_published_attention(
+    name: str, kernel: Any, heads: int, head_dim: int, causal: bool, directions: tuple[Any, ...], tflops: float
+) -> None:
+    model = operator_model(chip(name))
+    seconds = sum(
+        float(model.attention(1, heads, heads, 16384, 16384, head_dim, kernel=kernel, causal=causal, direction=direction))
+        for direction in directions
+    )
+    flops = 4.0 * 16384**2 * heads * head_dim * (0.5 if causal else 1) * (3.5 if len(directions) == 2 else 1)
+    assert flops / seconds / 1e12 == pytest.approx(tflops, rel=0.12)
+
+
+def test_twenty_thousand_shapes_are_priced_in_a_moment() -> None:
+    model = operator_model(chip("h100"))
+    shapes = np.random.default_rng(0).integers(1, 60_000, (3, 20_000))
+    model.gemm(*shapes)
+    times = []
+    for _ in range(3):
+        start = time.perf_counter()
+        model.gemm(*shapes)
+        times.append(time.perf_counter() - start)
+    assert min(times) < 0.2
