@@ -83,7 +83,7 @@ def rows_of(layouts: Layouts) -> list[Row]:
 
 
 def everything(gpus: int, batch: int) -> Space:
-    return Space({name: None for name in NAMES} | {"num_gpus": [gpus], "global_batch_size": [batch]})
+    return Space(dict.fromkeys(NAMES) | {"num_gpus": [gpus], "global_batch_size": [batch]})
 
 
 @settings(max_examples=25, deadline=None)
