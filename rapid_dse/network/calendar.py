@@ -1,8 +1,8 @@
 """The calendar of events: a timing wheel of five levels whose slots are first-in first-out lists.
 
-A token that is due in the present block of 2^12 ns lies in the slot of its ns; a later one lies in the slot of its block, one
-or more levels up, and moves down when its block begins. Both ways keep the order in which tokens were made, so events of one ns
-run in that order and no sequence number is stored or compared.
+A token that is due in the present block of 2^12 ns lies in the slot of its ns; a later one lies in the slot of its
+block, one or more levels up, and moves down when its block begins. Both ways keep the order in which tokens were
+made, so events of one ns run in that order and no sequence number is stored or compared.
 """
 
 from __future__ import annotations

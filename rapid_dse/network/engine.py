@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from rapid_dse.network import records as rec
 from rapid_dse.network.calendar import LEVELS, SLOTS, WORDS
+from rapid_dse.network.faults import find_detours
 from rapid_dse.network.kernel import content_key, make_kernel
 from rapid_dse.network.plans import PlanTables
 from rapid_dse.network.system import SystemSettings
@@ -75,11 +76,11 @@ def check_topology(topology: Topology, network: str) -> None:
         raise ValueError("a Ring of 2 hangs ASTRA-sim's congestion-aware network: use FullyConnected of 2")
 
 
-def run_graph(graph: Graph, topology: Topology, system: SystemSettings, network: Network) -> RunResult:
+def run_graph(graph: Graph, topology: Topology, system: SystemSettings, network: str) -> RunResult:
     """Simulate a graph on a network.
 
-    ``ideal`` gives each collective and send its node's ``duration_ns``: a collective runs from when its last rank is there. A graph
-    that deadlocks is a result whose ``waiting`` is not empty. Raises ValueError for what cannot run.
+    ``ideal`` gives each collective and send its node's ``duration_ns``: a collective runs from when its last rank is
+    there. A graph that deadlocks is a result whose ``waiting`` is not empty. Raises ValueError for what cannot run.
     """
     check_topology(topology, network)
     if graph.ranks != topology.ranks:
@@ -137,6 +138,8 @@ def build_state(
     run["queue_limit"] = -(-system.active_chunks // queues)
     run["world_counters"] = groups["size"][:-1].sum()
     counts = _room(graph, groups, plans, nodes, phases, int(run["queue_limit"][0]) * queues, room)
+    detours, routes = find_detours(topology, layout)
+    run["detours"] = len(detours) if layout.failed.any() else 0
     run["endpoints"], run["streams"], run["instances"] = counts[1:]
     return rec.Tables(
         {
@@ -147,9 +150,9 @@ def build_state(
             "links": layout.links,
             "dims": layout.dims,
             "devices": layout.devices,
-            "routes": np.zeros(1, rec.route_t),
+            "routes": routes,
             "message_routes": np.zeros(1, rec.message_route_t),
-            "detours": np.zeros(1, rec.detour_t),
+            "detours": detours,
             "ranks": _filled(ranks, rec.rank_t, "delays", "touched"),
             "ready": _filled(ranks * int(run["classes"][0]), rec.ready_t, "head", "tail"),
             "queues": _filled(ranks * dims * queues, rec.queue_t, "head", "tail"),
@@ -271,7 +274,13 @@ def _children(graph: Graph, nodes: NDArray[Any]) -> NDArray[Any]:
 
 
 def _room(
-    graph: Graph, groups: NDArray[Any], plans: NDArray[Any], nodes: NDArray[Any], phases: NDArray[Any], active: int, room: int
+    graph: Graph,
+    groups: NDArray[Any],
+    plans: NDArray[Any],
+    nodes: NDArray[Any],
+    phases: NDArray[Any],
+    active: int,
+    room: int,
 ) -> tuple[int, int, int, int]:
     """Estimate tokens, endpoints, streams and instances that are in use at a time."""
     where = graph.kind == COLLECTIVE

@@ -95,7 +95,7 @@ def run_event(s: State, i: int) -> None:
     kind = token_at(s, i).kind
     if kind == LINK_FREE:
         release_link(s, i - 1)
-    elif kind == COLLECTIVE_MESSAGE or kind == SEND_MESSAGE:
+    elif kind in (COLLECTIVE_MESSAGE, SEND_MESSAGE):
         end_message(s, i)
     elif kind == RANK_DELAYS:
         end_group(s, i)
@@ -104,7 +104,7 @@ def run_event(s: State, i: int) -> None:
             came_to_rank(s, endpoint_at(s, token_at(s, i).own).rank, token_at(s, i).own)
         receive(s, token_at(s, i).own, i)
     else:
-        assert kind == RECEIVE_LATE or kind == NODE_DONE
+        assert kind in (RECEIVE_LATE, NODE_DONE)
         v = token_at(s, i).own
         free_token(s, i)
         end_node(s, v)
@@ -121,7 +121,10 @@ def start_ranks(s: State) -> None:
 
 
 def content_key() -> int:
-    """Checksum of this folder's sources: the cache of machine code must not outlive any that is compiled into the loop."""
+    """Checksum of this folder's sources.
+
+    The cache of machine code must not outlive any that is compiled into the loop.
+    """
     here = Path(__file__).parent
     return zlib.crc32(b"".join(path.read_bytes() for path in sorted(here.glob("*.py"))))
 
@@ -129,7 +132,7 @@ def content_key() -> int:
 def make_kernel(key: int) -> Callable[[State], int]:
     """Build the compiled loop; ``key`` becomes part of its key in numba's cache."""
 
-    @njit("int64(int64)", cache=True)  # type: ignore[untyped-decorator]
+    @njit("int64(int64)", cache=True)
     def event_loop(s: State) -> int:
         """Run a state to its end: start every rank, then run events while there are any; returns ``key``."""
         start_ranks(s)

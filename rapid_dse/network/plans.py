@@ -9,12 +9,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rapid_dse.network.records import ALG_DIRECT, ALG_HALVING, ALG_RING, ALG_TREE
+from rapid_dse.network.records import ALG_DIRECT, ALG_HALVING, ALG_RING, ALG_TREE, halving_t, phase_t, plan_t, tree_t
 from rapid_dse.network.records import ALL_GATHER as AG
 from rapid_dse.network.records import ALL_REDUCE as AR
 from rapid_dse.network.records import ALL_TO_ALL as A2A
 from rapid_dse.network.records import REDUCE_SCATTER as RS
-from rapid_dse.network.records import halving_t, phase_t, plan_t, tree_t
 from rapid_dse.network.system import SystemSettings
 from rapid_dse.trace.graph import COLLECTIVES
 
@@ -161,13 +160,15 @@ class PlanTables:
         plans = np.zeros(max(len(self.plans), 1), plan_t)
         for i, (chunks, phases, first, world) in enumerate(self.plans):
             plans[i] = (chunks, phases, first, world, -1, 0)
-        rows = np.array(self.phases or [(0,) * len(phase_t)], phase_t)
+        rows = np.array(self.phases or [(0,) * len(phase_t.names or ())], phase_t)
         trees = np.array([(*row, 0) for row in self.tree_links] or [(0, 0, 0, 0)], tree_t)
         return plans, rows, np.array(self.halving or [(0, 0, 0)], halving_t), trees
 
 
 def _tree_rows(n: int, root_last: bool) -> list[tuple[int, int, int]]:
-    """Parent, left and right child of each rank: a perfect binary tree of n - 1 ranks, numbered in order, under a root."""
+    """Parent, left and right child of each rank: a perfect binary tree of n - 1 ranks, numbered in order,
+    under a root.
+    """
     rows = np.full((n, 3), -1, np.int64)
     shift = 0 if root_last else 1
     root = n - 1 if root_last else 0

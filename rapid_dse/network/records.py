@@ -1,6 +1,7 @@
 """Record layouts that the compiled event engine runs on, and the numbers that name their states.
 
-Everything the engine touches is a row of one of these record arrays. Rows refer to each other by index, and -1 is "none".
+Everything the engine touches is a row of one of these record arrays. Rows refer to each other by index, and -1 is
+"none".
 """
 
 from __future__ import annotations
@@ -31,8 +32,8 @@ def compiled(function: F) -> F:
     return cast(F, njit(function))
 
 
-@intrinsic  # type: ignore[untyped-decorator]
-def trailing_zeros(typingctx: Any, value: Any) -> Any:
+@intrinsic
+def _trailing_zeros(typingctx: Any, value: Any) -> Any:
     """Count the zeros below the lowest set bit of a non-zero uint64 (one machine instruction)."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -40,6 +41,8 @@ def trailing_zeros(typingctx: Any, value: Any) -> Any:
 
     return types.uint64(types.uint64), codegen
 
+
+trailing_zeros = cast(Callable[[int], int], _trailing_zeros)
 
 # what a token in the calendar stands for
 LINK_FREE, COLLECTIVE_MESSAGE, SEND_MESSAGE, RANK_DELAYS, POSTED_LATE, RECEIVE_LATE, NODE_DONE = range(7)
@@ -311,7 +314,7 @@ def _row_of(table: str) -> Callable[[int, int], Any]:
     record = from_dtype(TABLES[table])
     width = TABLES[table].itemsize
 
-    @intrinsic  # type: ignore[untyped-decorator]
+    @intrinsic
     def row(typingctx: Any, state: Any, index: Any) -> Any:
         def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
             word = ir.IntType(64)
@@ -366,15 +369,17 @@ def run(s: State) -> Any:
 class Tables:
     """Owns the arrays of a run; ``state`` is what compiled functions take: the address of their addresses.
 
-    Compiled code reads and writes through bare addresses, without bounds checks: the arrays live as long as this object.
+    Compiled code reads and writes through bare addresses, without bounds checks: the arrays live as long as this
+    object.
     """
 
     def __init__(self, arrays: Mapping[str, NDArray[Any]]) -> None:
-        assert list(arrays) == list(TABLES)
         for name, array in arrays.items():
-            assert array.dtype == TABLES[name] and array.flags.c_contiguous, name
+            assert array.dtype == TABLES[name], name
+            assert array.flags.c_contiguous, name
         self._arrays = dict(arrays)
-        self._addresses = np.array([array.ctypes.data for array in arrays.values()], np.int64)
+        empty = np.zeros(0, np.int8)
+        self._addresses = np.array([self._arrays.get(name, empty).ctypes.data for name in TABLES], np.int64)
         self.state: State = int(self._addresses.ctypes.data)
 
     def __getitem__(self, table: str) -> NDArray[Any]:

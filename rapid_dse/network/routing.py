@@ -71,7 +71,10 @@ def next_link(s: State, device: int, dst: int) -> int:
 
 @compiled
 def flight_ns(s: State, src: int, dst: int, size: int) -> int:
-    """Time a message of ``size`` bytes on a network where nothing is shared, ns: the first dimension that differs counts."""
+    """Time a message of ``size`` bytes on a network where nothing is shared, ns.
+
+    The first dimension that differs counts.
+    """
     for d in range(run(s).dims):
         dim = dim_at(s, d)
         here = (src // dim.stride) % dim.n

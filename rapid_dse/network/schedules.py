@@ -1,7 +1,8 @@
 """Message schedules of one phase of a collective, as a rank runs them: ring, direct, halving-doubling.
 
-After its endpoint delay a rank holds a credit; a credit sends the next message and posts the matching receive; a receive costs
-the endpoint delay again, and the reduction where its data are reduced, and gives the credit back. The phase ends with the last.
+After its endpoint delay a rank holds a credit; a credit sends the next message and posts the matching receive; a
+receive costs the endpoint delay again, and the reduction where its data are reduced, and gives the credit back. The
+phase ends with the last.
 """
 
 from __future__ import annotations
@@ -48,11 +49,9 @@ def insert(s: State, ep: int, i: int) -> None:
     j = e.inserted
     e.inserted = j + 1
     reduction = -1
-    if p.collective == REDUCE_SCATTER or (p.collective == ALL_REDUCE and (j // p.period) % 2 == 0):
-        if j % p.period >= p.unreduced:
-            reduction = p.reduction
-            if p.algorithm == ALG_HALVING:
-                reduction = halving_at(s, p.table + j).reduction
+    reduces = p.collective == REDUCE_SCATTER or (p.collective == ALL_REDUCE and (j // p.period) % 2 == 0)
+    if reduces and j % p.period >= p.unreduced:
+        reduction = p.reduction if p.algorithm != ALG_HALVING else halving_at(s, p.table + j).reduction
     bundle(s, ep, i, reduction)
 
 
@@ -131,7 +130,7 @@ def take_early(s: State, ep: int, k: int) -> int:
             token_at(s, before).next = token_at(s, i).next
         if token_at(s, i).next < 0:
             e.state = before
-    return i
+    return int(i)
 
 
 @compiled

@@ -1,10 +1,10 @@
 """What a folded run (one rank in the place of all) must watch to be identical with the full run.
 
-All ranks have the same history as long as whatever happens on a rank or on a link within one ns happens in an order that is the
-same for all of them. Events of one ns run in the order they were made, so two that were made at different times are safe, and
-so is what one event does after the other. Two that were made in the same ns may have been made on different ranks, whose order
-differs from place to place: the run is flagged, and its result thrown away. Messages to one endpoint commute: they are
-interchangeable.
+All ranks have the same history as long as whatever happens on a rank or on a link within one ns happens in an order
+that is the same for all of them. Events of one ns run in the order they were made, so two that were made at different
+times are safe, and so is what one event does after the other. Two that were made in the same ns may have been made on
+different ranks, whose order differs from place to place: the run is flagged, and its result thrown away. Messages to
+one endpoint commute: they are interchangeable.
 """
 
 from __future__ import annotations

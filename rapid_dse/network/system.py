@@ -24,7 +24,7 @@ def check_algorithm(key: str, name: str) -> None:
 class SystemSettings:
     """How ranks run collectives."""
 
-    algorithms: Mapping[str, tuple[str, ...]] = field(default_factory=lambda: {name: ("ring",) for name in COLLECTIVES})
+    algorithms: Mapping[str, tuple[str, ...]] = field(default_factory=lambda: dict.fromkeys(COLLECTIVES, ("ring",)))
     """By collective, one algorithm a dimension; a single one holds for all dimensions."""
     splits: int = 1
     """Chunks that a collective is cut into (``preferred-dataset-splits``)."""
@@ -59,7 +59,10 @@ class SystemSettings:
             )
 
     def algorithm(self, collective: str, dim: int, dims: int) -> str:
-        """Name the algorithm of a collective in a dimension; ValueError when the list fits the network's ``dims`` not."""
+        """Name the algorithm of a collective in a dimension.
+
+        ValueError when the list fits the network's ``dims`` not.
+        """
         names = self.algorithms[collective]
         if len(names) == 1:
             return names[0]

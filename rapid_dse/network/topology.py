@@ -1,7 +1,7 @@
 """Networks: products of dimensions, each of its own kind, with derated and failed links.
 
-Rank r has the coordinates (a0, a1, …) with r = a0 + n0·(a1 + n1·a2 …). A torus is a product of rings, a mesh one of lines.
-Bandwidths are GB/s with GB = 2^30 bytes, latencies ns a link.
+Rank r has the coordinates (a0, a1, …) with r = a0 + n0·(a1 + n1·a2 …). A torus is a product of rings, a mesh one of
+lines. Bandwidths are GB/s with GB = 2^30 bytes, latencies ns a link.
 """
 
 from __future__ import annotations
@@ -58,8 +58,14 @@ class Dimension:
         if self.kind == "FatTree":
             if self.leaf < 1 or self.size % self.leaf:
                 raise ValueError(f"leaf is {self.leaf}, it must divide the fat tree's {self.size} ranks")
-            if self.oversubscription <= 0 or self.leaf % self.spines or self.spines * self.oversubscription != self.leaf:
-                raise ValueError(f"oversubscription is {self.oversubscription}: it must divide the leaf's {self.leaf} ranks")
+            if (
+                self.oversubscription <= 0
+                or self.leaf % self.spines
+                or self.spines * self.oversubscription != self.leaf
+            ):
+                raise ValueError(
+                    f"oversubscription is {self.oversubscription}: it must divide the leaf's {self.leaf} ranks"
+                )
 
     @property
     def spines(self) -> int:
@@ -73,8 +79,8 @@ class Topology:
 
     dimensions: tuple[Dimension, ...]
     faulty_links: tuple[tuple[int, int, float], ...] = ()
-    """(device, device, factor): both directions keep that share of their bandwidth; 0 is a failed link. Devices are the ranks,
-    then the switches, dimension by dimension."""
+    """(device, device, factor): both directions keep that share of their bandwidth; 0 is a failed link. Devices are
+    the ranks, then the switches, dimension by dimension."""
 
     def __post_init__(self) -> None:
         if not self.dimensions:
@@ -132,9 +138,7 @@ class Topology:
 def _with_leaves(base: Topology, leaves: Sequence[int], over: Sequence[float] | None) -> Topology:
     ratios = over or [1.0] * len(base.dimensions)
     dims = tuple(
-        Dimension(
-            kind=d.kind, size=d.size, bandwidth=d.bandwidth, latency=d.latency, leaf=leaf, oversubscription=ratio
-        )
+        Dimension(kind=d.kind, size=d.size, bandwidth=d.bandwidth, latency=d.latency, leaf=leaf, oversubscription=ratio)
         for d, leaf, ratio in zip(base.dimensions, leaves, ratios, strict=True)
     )
     return Topology(dims, base.faulty_links)
@@ -178,7 +182,11 @@ def lay_out(topology: Topology) -> Links:
         dim["latency"] = dimension.latency
         dim["links"], dim["devices"] = first_link, first_device
         if dimension.kind == "FatTree":
-            dim["leaf"], dim["spines"], dim["leaves"] = dimension.leaf, dimension.spines, dimension.size // dimension.leaf
+            dim["leaf"], dim["spines"], dim["leaves"] = (
+                dimension.leaf,
+                dimension.spines,
+                dimension.size // dimension.leaf,
+            )
         switches = _switches(d, dim, ranks)
         source, far = _ends(dim, ranks)
         devices.append(switches)
@@ -194,14 +202,22 @@ def lay_out(topology: Topology) -> Links:
     table["head"] = table["tail"] = table["touched"] = -1
     failed = np.zeros(first_link, bool)
     for src, dst, factor in topology.faulty_links:
-        _apply_fault(table, source, failed, (src, dst, factor))
+        both = (source == src) & (table["device"] == dst) | (source == dst) & (table["device"] == src)
+        if not both.any():
+            raise ValueError(f"faulty_links: {src}-{dst} is no link of this network")
+        failed[both] |= factor == 0
+        if factor > 0:
+            # GB/s are scaled before they become bytes per ns: the order of rounding is ASTRA-sim's
+            nominal = np.array([d.bandwidth for d in topology.dimensions])[which[both]]
+            table["bandwidth"][both] = nominal * factor * GIB_PER_GB_NS
     return Links(dims, np.concatenate(devices), table, source, failed)
 
 
 def _origins(dim: NDArray[Any], ranks: int) -> NDArray[np.int64]:
     """Ranks whose coordinate in a dimension is 0, ascending: one a line of ranks along it."""
     all_ranks = np.arange(ranks)
-    return all_ranks[(all_ranks // int(dim["stride"])) % int(dim["n"]) == 0]
+    origins: NDArray[np.int64] = all_ranks[(all_ranks // int(dim["stride"])) % int(dim["n"]) == 0]
+    return origins
 
 
 def _switches(d: int, dim: NDArray[Any], ranks: int) -> NDArray[Any]:
@@ -254,16 +270,3 @@ def _fat_tree_ends(
     near = np.concatenate([rank, leaf, low, high])
     far = np.concatenate([leaf, rank, high, low])
     return near.astype(np.int32), far.astype(np.int32)
-
-
-def _apply_fault(
-    table: NDArray[Any], source: NDArray[np.int32], failed: NDArray[np.bool_], fault: tuple[int, int, float]
-) -> None:
-    src, dst, factor = fault
-    both = (source == src) & (table["device"] == dst) | (source == dst) & (table["device"] == src)
-    if not both.any():
-        raise ValueError(f"faulty_links: {src}-{dst} is no link of this network")
-    if factor == 0:
-        failed[both] = True
-    else:
-        table["bandwidth"][both] *= factor

@@ -1,4 +1,6 @@
-"""Links and ranks as the event engine runs them: store-and-forward first-in first-out links, and a rank's own delays."""
+"""Links and ranks as the event engine runs them: store-and-forward first-in first-out links,
+and a rank's own delays.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,9 @@ from rapid_dse.network.symmetry_check import came_to_link
 
 @compiled
 def occupy(s: State, i: int, link: int) -> None:
-    """Start message i on a free link; it arrives at the far end after latency and serialisation, the link is free earlier."""
+    """Start message i on a free link; it arrives at the far end after latency and serialisation,
+    the link is free earlier.
+    """
     at = link_at(s, link)
     size = token_at(s, i).size
     wire = size / at.bandwidth
@@ -103,7 +107,9 @@ def inject(s: State, i: int, src: int, route: int) -> None:
 
 @compiled
 def delay(s: State, rank: int, i: int, wait: int) -> None:
-    """Let token i wait on its rank; delays of a rank that end in the same ns run together, in the place of the first."""
+    """Let token i wait on its rank; delays of a rank that end in the same ns run together,
+    in the place of the first.
+    """
     time = run(s).now + wait
     token_at(s, i).next = -1
     group = rank_at(s, rank).delays

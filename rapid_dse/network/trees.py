@@ -1,4 +1,7 @@
-"""The double binary tree's schedule of one chunk, as a rank runs it: the whole chunk goes up one tree and down again."""
+"""The double binary tree's schedule of one chunk, as a rank runs it.
+
+The whole chunk goes up one tree and down again.
+"""
 
 from __future__ import annotations
 

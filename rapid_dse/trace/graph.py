@@ -1,7 +1,8 @@
 """The multi-rank graph of computation and communication, as arrays.
 
-Nodes are rows, sorted by rank and within a rank by id; all that the event engine, the Chakra files and ASTRA-sim's adapter need
-about a node is a column. Dependencies are in compressed rows: node ``i`` waits for ``deps[deps_ptr[i]:deps_ptr[i + 1]]``.
+Nodes are rows, sorted by rank and within a rank by id; all that the event engine, the Chakra files and ASTRA-sim's
+adapter need about a node is a column. Dependencies are in compressed rows: node ``i`` waits for
+``deps[deps_ptr[i]:deps_ptr[i + 1]]``.
 """
 
 from __future__ import annotations
@@ -55,7 +56,8 @@ NO_GROUPS = Groups(np.zeros(0, np.int64), np.zeros(1, np.int64), np.zeros(0, np.
 class Graph:
     """A graph of ``ranks`` ranks and n nodes.
 
-    The constructor takes the columns as they are; ``check()`` tells what is wrong with them, for graphs that users wrote.
+    The constructor takes the columns as they are; ``check()`` tells what is wrong with them, for graphs that users
+    wrote.
     """
 
     ranks: int
@@ -72,8 +74,8 @@ class Graph:
     duration_ns: Ints
     """int64[n]: of computation; with ``ideal`` links also of collectives and sends. Unused otherwise."""
     size: Ints
-    """int64[n] bytes: the full buffer of a rank for all-reduce, reduce-scatter and all-to-all, its shard for all-gather;
-    the message for send and recv."""
+    """int64[n] bytes: the full buffer of a rank for all-reduce, reduce-scatter and all-to-all, its shard for
+    all-gather; the message for send and recv."""
     collective: NDArray[np.int8]
     """int8[n]: place in COLLECTIVES; unused for other nodes."""
     group: Ints
@@ -129,7 +131,9 @@ def _check_nodes(graph: Graph) -> None:
         raise ValueError(f"{graph.node_name(i)}: its time is {graph.duration_ns[i]} ns, it must be >= 0")
     pair = graph.kind >= SEND
     if (i := _first(pair & ((graph.peer < 0) | (graph.peer >= graph.ranks)))) is not None:
-        raise ValueError(f"{graph.node_name(i)}: its peer is rank {graph.peer[i]}, there are ranks 0 to {graph.ranks - 1}")
+        raise ValueError(
+            f"{graph.node_name(i)}: its peer is rank {graph.peer[i]}, there are ranks 0 to {graph.ranks - 1}"
+        )
     if (i := _first(pair & (graph.peer == graph.rank))) is not None:
         raise ValueError(f"{graph.node_name(i)}: it sends to or receives from its own rank, it must be another one")
 
@@ -179,8 +183,14 @@ def _check_acyclic(graph: Graph) -> None:
         raise ValueError(f"{graph.node_name(stuck)} waits for itself: the dependencies have a cycle")
 
 
+_COLUMNS = ("duration_ns", "size", "collective", "group", "peer", "tag", "stream")
+
+
 class GraphBuilder:
-    """Collects nodes one by one and in any order of ranks; for small graphs and files (columns are faster for large ones)."""
+    """Collects nodes one by one and in any order of ranks.
+
+    For small graphs and files (columns are faster for large ones).
+    """
 
     def __init__(self, ranks: int, groups: Mapping[int, Sequence[int]] | None = None, name: str = "") -> None:
         self.ranks = ranks
@@ -191,11 +201,8 @@ class GraphBuilder:
         self._deps: list[Sequence[int]] = []
 
     def _add(self, rank: int, node: int, kind: int, deps: Sequence[int], **columns: int) -> None:
-        get = columns.get
-        self._rows.append(
-            (rank, node, kind, get("duration_ns", 0), get("size", 0), get("collective", 0), get("group", WORLD))
-            + (get("peer", 0), get("tag", 0), get("stream", 0))
-        )
+        row = {"group": WORLD} | columns
+        self._rows.append((rank, node, kind, *(row.get(name, 0) for name in _COLUMNS)))
         self._deps.append(deps)
 
     def compute(self, rank: int, node: int, duration_ns: int, deps: Sequence[int] = ()) -> None:
@@ -203,15 +210,27 @@ class GraphBuilder:
         self._add(rank, node, COMPUTE, deps, duration_ns=duration_ns or 1)
 
     def collective(
-        self, rank: int, node: int, kind: str, size: int, group: int | None = None, deps: Sequence[int] = (), stream: int = 0
+        self,
+        rank: int,
+        node: int,
+        kind: str,
+        size: int,
+        group: int | None = None,
+        deps: Sequence[int] = (),
+        stream: int = 0,
     ) -> None:
-        """Add a rank's part in a collective over the group of that id, or over the world; ValueError if it is unknown."""
+        """Add a rank's part in a collective over the group of that id, or over the world.
+
+        ValueError if it is unknown.
+        """
         if kind not in COLLECTIVES:
             raise ValueError(f"node {node} of rank {rank}: collective {kind!r} is none of {', '.join(COLLECTIVES)}")
         if group is not None and group not in self._place:
             raise ValueError(f"node {node} of rank {rank}: there is no group {group}")
         place = WORLD if group is None else self._place[group]
-        self._add(rank, node, COLLECTIVE, deps, size=size, collective=COLLECTIVES.index(kind), group=place, stream=stream)
+        self._add(
+            rank, node, COLLECTIVE, deps, size=size, collective=COLLECTIVES.index(kind), group=place, stream=stream
+        )
 
     def send(
         self, rank: int, node: int, peer: int, size: int, tag: int, deps: Sequence[int] = (), stream: int = 0
