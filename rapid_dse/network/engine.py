@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
+import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any, Literal
 
@@ -13,12 +15,15 @@ from numpy.typing import NDArray
 from rapid_dse.network import records as rec
 from rapid_dse.network.calendar import LEVELS, SLOTS, WORDS
 from rapid_dse.network.faults import find_detours
+from rapid_dse.network.fold import first_rank, fold, spread_links
 from rapid_dse.network.kernel import content_key, make_kernel
 from rapid_dse.network.plans import PlanTables
 from rapid_dse.network.system import SystemSettings
 from rapid_dse.network.topology import Links, Topology, lay_out
 from rapid_dse.network.transport import link_tokens
 from rapid_dse.trace.graph import COLLECTIVE, COMPUTE, RECEIVE, SEND, WORLD, Graph, Ints
+
+_LOG = logging.getLogger(__name__)
 
 Network = Literal["congestion_aware", "congestion_unaware", "fair", "ideal"]
 NETWORKS: dict[str, int] = {
@@ -76,7 +81,9 @@ def check_topology(topology: Topology, network: str) -> None:
         raise ValueError("a Ring of 2 hangs ASTRA-sim's congestion-aware network: use FullyConnected of 2")
 
 
-def run_graph(graph: Graph, topology: Topology, system: SystemSettings, network: str) -> RunResult:
+def run_graph(
+    graph: Graph, topology: Topology, system: SystemSettings, network: str, symmetry: bool = True
+) -> RunResult:
     """Simulate a graph on a network.
 
     ``ideal`` gives each collective and send its node's ``duration_ns``: a collective runs from when its last rank is
@@ -85,19 +92,65 @@ def run_graph(graph: Graph, topology: Topology, system: SystemSettings, network:
     check_topology(topology, network)
     if graph.ranks != topology.ranks:
         raise ValueError(f"the graph has {graph.ranks} ranks, npus_count makes {topology.ranks}")
+    layout = lay_out(topology)
+    if symmetry and network in ("congestion_aware", "congestion_unaware") and not topology.faulty_links:
+        folded = _run_folded(graph, topology, layout, system, network)
+        if folded is not None:
+            return folded
+        layout = lay_out(topology)
     room = 1
     while True:
-        layout = lay_out(topology)
         state = build_state(graph, topology, layout, system, network, room)
         _kernel()(state.state)
         if not state["run"]["overflow"][0]:
             return _result(graph, layout, state)
+        layout = lay_out(topology)
         room *= 2
+
+
+def _run_folded(
+    graph: Graph, topology: Topology, layout: Links, system: SystemSettings, network: str
+) -> RunResult | None:
+    """Simulate rank 0 in the place of all; None when that might not be identical."""
+    one = first_rank(graph)
+    if one is None:
+        return None
+    state = build_state(one, topology, layout, system, network, 1)
+    routes = fold(graph, one, topology, layout, state["nodes"], state["phases"], state["plans"])
+    if routes is None:
+        return None
+    table, by_message = np.zeros(len(routes.routes) + 1, rec.route_t), np.zeros(len(routes.message_routes) + 1,
+    rec.message_route_t) table["link"][:-1], by_message[:-1] = routes.routes, routes.message_routes
+    state["run"]["folded"] = 1
+    state = state.with_tables(routes=table, message_routes=by_message)
+    _kernel()(state.state)
+    if state["run"]["overflow"][0] or state["run"]["ambiguous"][0]:
+        return None
+    spread_links(topology, layout, state["links"])
+    single = _result(replace(one, ranks=1), layout, state)
+    ranks, tile = graph.ranks, np.tile
+    starts, ends = tile(single.start_ns, ranks), tile(single.end_ns, ranks)
+    return replace(
+        single,
+        start_ns=starts,
+        end_ns=ends,
+        finish_ns=tile(single.finish_ns, ranks),
+        waiting=np.flatnonzero((starts >= 0) & (ends < 0)),
+        hops=single.hops * ranks,
+        delays=single.delays * ranks,
+        folded=True,
+    )
 
 
 @cache
 def _kernel() -> Callable[[rec.State], int]:
-    return make_kernel(content_key())
+    # from numba's cache it takes a fraction of a second: only who waits longer is told why
+    tell = threading.Timer(1.5, _LOG.warning, ["compiling the event engine (once, about 20 s; then it is cached)"])
+    tell.start()
+    try:
+        return make_kernel(content_key())
+    finally:
+        tell.cancel()
 
 
 def _result(graph: Graph, layout: Links, state: rec.Tables) -> RunResult:

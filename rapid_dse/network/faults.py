@@ -11,6 +11,7 @@ from collections import deque
 from typing import Any
 
 import numpy as np
+from numba import njit
 from numpy.typing import NDArray
 
 from rapid_dse.network.records import (
@@ -18,7 +19,6 @@ from rapid_dse.network.records import (
     LINE,
     State,
     Tables,
-    compiled,
     detour_t,
     link_at,
     route_t,
@@ -60,7 +60,17 @@ def find_detours(topology: Topology, layout: Links) -> tuple[NDArray[Any], NDArr
     return detours, table
 
 
-@compiled
+@njit
+def _link_within(s: State, d: int, rank: int, here: int, there: int) -> int:
+    return link_within(s, d, rank, here, there)
+
+
+@njit
+def _link_below(s: State, device: int, dst: int) -> int:
+    return link_below(s, device, dst)
+
+
+@njit
 def _mark_broken(s: State, src: int, broken: NDArray[np.bool_]) -> None:
     """Mark the ranks that the usual routes from ``src`` do not reach; words hold whether a link has failed."""
     for dst in range(len(broken)):
@@ -106,10 +116,10 @@ class _Walker:
         stride, n = self._sizes[d]
         here, there = rank // stride % n, target // stride % n
         goal = rank + (there - here) * stride
-        links = [link_within(self._tables.state, d, rank, here, there)]
+        links = [_link_within(self._tables.state, d, rank, here, there)]
         device = int(self._layout.links["device"][links[0]])
         while device >= self._ranks:
-            links.append(link_below(self._tables.state, device, goal))
+            links.append(_link_below(self._tables.state, device, goal))
             device = int(self._layout.links["device"][links[-1]])
         return ([] if self._layout.failed[links].any() else links), device
 

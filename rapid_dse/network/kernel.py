@@ -21,7 +21,6 @@ from rapid_dse.network.records import (
     SEND_MESSAGE,
     State,
     compiled,
-    endpoint_at,
     inlined,
     node_at,
     run,
@@ -81,7 +80,7 @@ def end_message(s: State, i: int) -> None:
         return
     if token_at(s, i).kind == COLLECTIVE_MESSAGE:
         if run(s).folded:
-            came_to_rank(s, token_at(s, i).dst, token_at(s, i).own)
+            came_to_rank(s, 0, token_at(s, i).own)
         arrive(s, i)
     else:
         v = token_at(s, i).own
@@ -101,7 +100,7 @@ def run_event(s: State, i: int) -> None:
         end_group(s, i)
     elif kind == POSTED_LATE:
         if run(s).folded:
-            came_to_rank(s, endpoint_at(s, token_at(s, i).own).rank, token_at(s, i).own)
+            came_to_rank(s, 0, token_at(s, i).own)
         receive(s, token_at(s, i).own, i)
     else:
         assert kind in (RECEIVE_LATE, NODE_DONE)

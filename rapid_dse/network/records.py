@@ -19,17 +19,20 @@ from numpy.typing import NDArray
 State = int
 """A run as compiled functions see it: the address of the addresses of its tables (see ``Tables``)."""
 
+LEAN = {"error_model": "numpy", "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+"""Helpers are called from compiled code only, and never divide by zero: what else numba makes costs time to compile."""
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 
 def inlined(function: F) -> F:
     """Compile a hot helper of the event loop and force it into its callers."""
-    return cast(F, njit(forceinline=True)(function))
+    return cast(F, njit(forceinline=True, **LEAN)(function))
 
 
 def compiled(function: F) -> F:
     """Compile a helper that is called less than once a message."""
-    return cast(F, njit(function))
+    return cast(F, njit(**LEAN)(function))
 
 
 @intrinsic
@@ -239,7 +242,8 @@ child_t = np.dtype([("node", "i4")], align=True)
 member_t = np.dtype([("rank", "i4")], align=True)
 counter_t = np.dtype([("count", "i8")], align=True)
 route_t = np.dtype([("link", "i4")], align=True)  # links one after the other, -1 ends a route
-message_route_t = np.dtype([("place", "i4")], align=True)  # folded runs: place in the routes, by phase.route + k
+# folded runs, by phase.route + k: place in the routes, and the rank that the message stands for going to
+message_route_t = np.dtype([("place", "i4"), ("dst", "i4")], align=True)
 detour_t = np.dtype([("key", "i8"), ("place", "i8")], align=True)  # src * ranks + dst, ascending
 flip_t = np.dtype([("taken", "i4")], align=True)  # trees taken so far, by rank, dimension and collective
 halving_t = np.dtype([("distance", "i8"), ("size", "i8"), ("reduction", "i8")], align=True)
@@ -384,3 +388,7 @@ class Tables:
 
     def __getitem__(self, table: str) -> NDArray[Any]:
         return self._arrays[table]
+
+    def with_tables(self, **arrays: NDArray[Any]) -> Tables:
+        """Give the same run with other arrays for some of its tables."""
+        return Tables(self._arrays | arrays)

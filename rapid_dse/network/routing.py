@@ -13,7 +13,6 @@ from rapid_dse.network.records import (
     detour_at,
     device_at,
     dim_at,
-    inlined,
     run,
 )
 
@@ -55,7 +54,7 @@ def link_below(s: State, device: int, dst: int) -> int:
     return int(trunks + tree + at.index * dim.spines + there % dim.spines)
 
 
-@inlined
+@compiled
 def next_link(s: State, device: int, dst: int) -> int:
     """Pick the link out of ``device`` towards rank ``dst``; the device is not ``dst`` itself."""
     if device >= run(s).ranks:

@@ -11,7 +11,6 @@ from rapid_dse.network.calendar import push, take_token
 from rapid_dse.network.records import (
     ALG_DIRECT,
     ALG_HALVING,
-    ALG_RING,
     ALL_REDUCE,
     BUNDLE,
     COLLECTIVE_MESSAGE,
@@ -21,7 +20,6 @@ from rapid_dse.network.records import (
     compiled,
     endpoint_at,
     halving_at,
-    inlined,
     member_at,
     message_route_at,
     phase_at,
@@ -31,7 +29,7 @@ from rapid_dse.network.records import (
 from rapid_dse.network.transport import delay, inject
 
 
-@inlined
+@compiled
 def bundle(s: State, ep: int, i: int, reduction: int) -> None:
     """Let token i pass through the endpoint of a rank; ``reduction`` ns follow if it is not -1."""
     token_at(s, i).kind = BUNDLE
@@ -55,7 +53,7 @@ def insert(s: State, ep: int, i: int) -> None:
     bundle(s, ep, i, reduction)
 
 
-@inlined
+@compiled
 def partner(s: State, ep: int, k: int) -> int:
     """Place in the ring of the rank that message k goes to."""
     e = endpoint_at(s, ep)
@@ -83,9 +81,11 @@ def post_message(s: State, ep: int, there: int, k: int, size: int) -> None:
     m.k = k
     m.size = size
     if run(s).folded:
+        ways = p.n - 1 if p.algorithm == ALG_DIRECT else 1
+        way = message_route_at(s, p.route + k % ways + (ways if e.step < 0 else 0))
         m.own = ep
-        m.dst = e.rank
-        inject(s, i, e.rank, message_route_at(s, p.route + (0 if p.algorithm == ALG_RING else k % (p.n - 1))).place)
+        m.dst = way.dst
+        inject(s, i, 0, way.place)
         return
     shift = (there - e.pos) * p.stride
     m.own = ep + shift
@@ -145,7 +145,7 @@ def keep_early(s: State, ep: int, i: int) -> None:
     e.state = i
 
 
-@inlined
+@compiled
 def credit(s: State, ep: int) -> bool:
     """Give an endpoint a credit, which it spends if it can; True when that was the last of the phase."""
     e = endpoint_at(s, ep)

@@ -13,7 +13,6 @@ from rapid_dse.network.records import (
     RANK_DELAYS,
     State,
     compiled,
-    inlined,
     link_at,
     rank_at,
     route_at,
@@ -40,7 +39,7 @@ def occupy(s: State, i: int, link: int) -> None:
     push(s, link + 1, run(s).now + busy)
 
 
-@inlined
+@compiled
 def enter_link(s: State, i: int, link: int) -> None:
     """Bring message i to a link: it starts, or queues."""
     token_at(s, i).link = link
@@ -58,7 +57,7 @@ def enter_link(s: State, i: int, link: int) -> None:
     at.tail = i
 
 
-@inlined
+@compiled
 def release_link(s: State, link: int) -> None:
     """Let the next message of the queue have the link."""
     at = link_at(s, link)
@@ -69,7 +68,7 @@ def release_link(s: State, link: int) -> None:
         occupy(s, i, link)
 
 
-@inlined
+@compiled
 def forward(s: State, i: int) -> bool:
     """Send message i, which has come to the end of a link, over its next one; False when it is where it was to go."""
     m = token_at(s, i)
@@ -130,7 +129,7 @@ def delay(s: State, rank: int, i: int, wait: int) -> None:
     push(s, group, time)
 
 
-@inlined
+@compiled
 def end_delays(s: State, group: int) -> None:
     """Take a rank's delays that have all run off its list."""
     at = rank_at(s, token_at(s, group).own)

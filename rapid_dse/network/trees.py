@@ -12,7 +12,6 @@ from rapid_dse.network.records import (
     State,
     compiled,
     endpoint_at,
-    inlined,
     phase_at,
     run,
     token_at,
@@ -35,7 +34,7 @@ def start_phase(s: State, ep: int) -> None:
         insert(s, ep, take_token(s))
 
 
-@inlined
+@compiled
 def receive(s: State, ep: int, i: int) -> None:
     """Hand message i to the endpoint that has posted its receive."""
     e = endpoint_at(s, ep)
@@ -47,7 +46,7 @@ def receive(s: State, ep: int, i: int) -> None:
     insert(s, ep, i)
 
 
-@inlined
+@compiled
 def arrive(s: State, i: int) -> None:
     """Take message i in at its destination, or keep it there until its receive is posted."""
     ep = token_at(s, i).own
@@ -67,7 +66,7 @@ def arrive(s: State, i: int) -> None:
         keep_early(s, ep, i)
 
 
-@inlined
+@compiled
 def end_bundle(s: State, ep: int) -> bool:
     """Go on at the end of an endpoint's delay; True when its part in the phase is done."""
     if phase_at(s, endpoint_at(s, ep).phase).algorithm == ALG_TREE:
