@@ -119,8 +119,9 @@ def _run_folded(
     routes = fold(graph, one, topology, layout, state["nodes"], state["phases"], state["plans"])
     if routes is None:
         return None
-    table, by_message = np.zeros(len(routes.routes) + 1, rec.route_t), np.zeros(len(routes.message_routes) + 1,
-    rec.message_route_t) table["link"][:-1], by_message[:-1] = routes.routes, routes.message_routes
+    table = np.zeros(len(routes.routes) + 1, rec.route_t)
+    by_message = np.zeros(len(routes.message_routes) + 1, rec.message_route_t)
+    table["link"][:-1], by_message[:-1] = routes.routes, routes.message_routes
     state["run"]["folded"] = 1
     state = state.with_tables(routes=table, message_routes=by_message)
     _kernel()(state.state)
