@@ -19,7 +19,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if options.command == "collectives":
             return command.run_collectives(options.table, options.out, say)
-        engine = command.builtin_engine
+        engine: command.Engine = command.builtin_engine
         if options.engine == "astrasim":
             from rapid_dse.simulate.astrasim import engine_for
 

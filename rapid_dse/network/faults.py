@@ -11,7 +11,6 @@ from collections import deque
 from typing import Any
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
 from rapid_dse.network.records import (
@@ -19,6 +18,7 @@ from rapid_dse.network.records import (
     LINE,
     State,
     Tables,
+    callable_compiled,
     detour_t,
     link_at,
     route_t,
@@ -60,17 +60,17 @@ def find_detours(topology: Topology, layout: Links) -> tuple[NDArray[Any], NDArr
     return detours, table
 
 
-@njit
+@callable_compiled
 def _link_within(s: State, d: int, rank: int, here: int, there: int) -> int:
     return link_within(s, d, rank, here, there)
 
 
-@njit
+@callable_compiled
 def _link_below(s: State, device: int, dst: int) -> int:
     return link_below(s, device, dst)
 
 
-@njit
+@callable_compiled
 def _mark_broken(s: State, src: int, broken: NDArray[np.bool_]) -> None:
     """Mark the ranks that the usual routes from ``src`` do not reach; words hold whether a link has failed."""
     for dst in range(len(broken)):

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 State = int
 """A run as compiled functions see it: the address of the addresses of its tables (see ``Tables``)."""
 
-LEAN = {"error_model": "numpy", "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+LEAN: dict[str, Any] = {"error_model": "numpy", "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
 """Helpers are called from compiled code only, and never divide by zero: what else numba makes costs time to compile."""
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -46,6 +46,12 @@ def _trailing_zeros(typingctx: Any, value: Any) -> Any:
 
 
 trailing_zeros = cast(Callable[[int], int], _trailing_zeros)
+
+
+def callable_compiled(function: F) -> F:
+    """Compile a function that Python calls too."""
+    return cast(F, njit(error_model="numpy")(function))
+
 
 # what a token in the calendar stands for
 LINK_FREE, COLLECTIVE_MESSAGE, SEND_MESSAGE, RANK_DELAYS, POSTED_LATE, RECEIVE_LATE, NODE_DONE = range(7)
