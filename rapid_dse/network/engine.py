@@ -19,7 +19,7 @@ from rapid_dse.network.fold import first_rank, fold, spread_links
 from rapid_dse.network.kernel import content_key, make_kernel
 from rapid_dse.network.plans import PlanTables
 from rapid_dse.network.system import SystemSettings
-from rapid_dse.network.topology import Links, Topology, lay_out
+from rapid_dse.network.topology import Links, Topology, lay_out, longest_route
 from rapid_dse.network.transport import link_tokens
 from rapid_dse.trace.graph import COLLECTIVE, COMPUTE, RECEIVE, SEND, WORLD, Graph, Ints
 
@@ -192,6 +192,9 @@ def build_state(
     run["queue_limit"] = -(-system.active_chunks // queues)
     run["world_counters"] = groups["size"][:-1].sum()
     counts = _room(graph, groups, plans, nodes, phases, int(run["queue_limit"][0]) * queues, room)
+    run["flow_due"] = -1
+    if network == "fair":
+        run["flow_room"], run["longest"] = counts[0], longest_route(topology)
     detours, routes = find_detours(topology, layout)
     run["detours"] = len(detours) if layout.failed.any() else 0
     run["endpoints"], run["streams"], run["instances"] = counts[1:]
@@ -225,6 +228,8 @@ def build_state(
             "endpoints": np.zeros(counts[1], rec.endpoint_t),
             "halving": halving,
             "trees": trees,
+            "flows": np.zeros(int(run["flow_room"][0]), rec.flow_t),
+            "paths": np.zeros(int(run["flow_room"][0] * run["longest"][0]) + 1, rec.path_t),
         }
     )
 

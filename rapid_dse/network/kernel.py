@@ -10,9 +10,11 @@ from typing import cast
 from numba import njit
 
 from rapid_dse.network.calendar import MASK, empty_slot, free_token, next_time
+from rapid_dse.network.fair import update_flows
 from rapid_dse.network.records import (
     BUNDLE,
     COLLECTIVE_MESSAGE,
+    FLOW_TICK,
     LINK_FREE,
     NODE_DONE,
     POSTED_LATE,
@@ -102,6 +104,11 @@ def run_event(s: State, i: int) -> None:
         if run(s).folded:
             came_to_rank(s, 0, token_at(s, i).own)
         receive(s, token_at(s, i).own, i)
+    elif kind == FLOW_TICK:
+        planned = token_at(s, i).size
+        free_token(s, i)
+        if planned == run(s).flow_tick:
+            update_flows(s)
     else:
         assert kind in (RECEIVE_LATE, NODE_DONE)
         v = token_at(s, i).own

@@ -54,7 +54,7 @@ def callable_compiled(function: F) -> F:
 
 
 # what a token in the calendar stands for
-LINK_FREE, COLLECTIVE_MESSAGE, SEND_MESSAGE, RANK_DELAYS, POSTED_LATE, RECEIVE_LATE, NODE_DONE = range(7)
+LINK_FREE, COLLECTIVE_MESSAGE, SEND_MESSAGE, RANK_DELAYS, POSTED_LATE, RECEIVE_LATE, NODE_DONE, FLOW_TICK = range(8)
 # what an item of a rank's delays stands for
 COMPUTE_END, BUNDLE = 16, 17
 
@@ -98,6 +98,8 @@ link_t = np.dtype(
         ("head", "i4"),
         ("tail", "i4"),
         ("device", "i4"),  # at its far end
+        ("spare", "f8"),  # `fair`: bytes per ns that are not given away yet, and flows that still want some
+        ("users", "i8"),
         ("touched", "i8"),  # folded runs: the last ns at which a message came to it, in which event, made when
         ("touched_step", "i8"),
         ("touched_made", "i8"),
@@ -254,6 +256,19 @@ detour_t = np.dtype([("key", "i8"), ("place", "i8")], align=True)  # src * ranks
 flip_t = np.dtype([("taken", "i4")], align=True)  # trees taken so far, by rank, dimension and collective
 halving_t = np.dtype([("distance", "i8"), ("size", "i8"), ("reduction", "i8")], align=True)
 tree_t = np.dtype([("parent", "i4"), ("left", "i4"), ("right", "i4"), ("pad", "i4")], align=True)
+flow_t = np.dtype(
+    [
+        ("left", "f8"),  # bytes
+        ("rate", "f8"),  # bytes per ns
+        ("latency", "f8"),  # ns
+        ("token", "i4"),
+        ("path", "i4"),  # its first link in the paths
+        ("hops", "i4"),
+        ("fixed", "i4"),
+    ],
+    align=True,
+)
+path_t = np.dtype([("link", "i4")], align=True)
 run_t = np.dtype(
     [
         ("now", "i8"),  # ns
@@ -281,6 +296,12 @@ run_t = np.dtype(
         ("eps_top", "i8"),
         ("streams", "i8"),
         ("streams_top", "i8"),
+        ("flows", "i8"),  # `fair`: flows there are, and room for them
+        ("flow_room", "i8"),
+        ("longest", "i8"),  # links of the longest route
+        ("flow_time", "i8"),  # ns to which the flows have been moved on
+        ("flow_due", "i8"),  # ns at which they are looked at next
+        ("flow_tick", "i8"),  # number of the look that counts; earlier ones are void
     ],
     align=True,
 )
@@ -314,6 +335,8 @@ TABLES = {
     "endpoints": endpoint_t,
     "halving": halving_t,
     "trees": tree_t,
+    "flows": flow_t,
+    "paths": path_t,
 }
 """All tables of a run, in the order of their addresses in its state."""
 
@@ -368,6 +391,8 @@ stream_at = _row_of("streams")
 endpoint_at = _row_of("endpoints")
 halving_at = _row_of("halving")
 tree_at = _row_of("trees")
+flow_at = _row_of("flows")
+path_at = _row_of("paths")
 
 
 @inlined

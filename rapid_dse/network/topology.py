@@ -270,3 +270,13 @@ def _fat_tree_ends(
     near = np.concatenate([rank, leaf, low, high])
     far = np.concatenate([leaf, rank, high, low])
     return near.astype(np.int32), far.astype(np.int32)
+
+
+def longest_route(topology: Topology) -> int:
+    """Links of the longest route there is; with failed links a bound on it."""
+    hops = {"Switch": 2, "FatTree": 4, "FullyConnected": 1}
+    total = 0
+    for d in topology.dimensions:
+        total += hops.get(d.kind, d.size // 2 if d.kind == "Ring" else d.size - 1)
+    failed = sum(factor == 0 for _, _, factor in topology.faulty_links)
+    return max(total, 1) + 4 * failed * len(topology.dimensions) + (topology.ranks if failed else 0)

@@ -125,8 +125,8 @@ def _check_world_counts(graph: Graph) -> None:
     counts = np.bincount(graph.rank[where & ~world], minlength=graph.ranks)
     if counts.min() != counts.max():
         raise ValueError(
-            f"rank {int(counts.argmin())} runs {counts.min()} collectives on groups and rank {int(counts.argmax())} runs "
-            f"{counts.max()}: world collectives without a pg then deadlock; give the world a group id of its own"
+            f"rank {int(counts.argmin())} runs {counts.min()} collectives on groups and rank {int(counts.argmax())} "
+            f"runs {counts.max()}: world collectives without a pg then deadlock; give the world a group id of its own"
         )
 
 
