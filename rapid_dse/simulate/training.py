@@ -220,8 +220,9 @@ def _gathered_bytes(scenario: Scenario) -> int:
 def _host_layer(scenario: Scenario, layouts: Layouts) -> FloatColumn:
     software = scenario.software
     collective = np.where(layouts.tp > 1, software.host_collective_layer, 0.0)
-    across = (layouts.tp > 1) & (layouts.pp > 1) & (layouts.num_gpus > scenario.hw.gpus_per_node)
-    piped = np.where(across, software.host_pipeline_layer * layouts.tp, 0.0)
+    nodes = layouts.num_gpus / scenario.hw.gpus_per_node
+    like_pipelines = (layouts.pp > 1) & (nodes > 1) | (nodes >= (software.host_pipeline_nodes or np.inf))
+    piped = np.where((layouts.tp > 1) & like_pipelines, software.host_pipeline_layer * layouts.tp, 0.0)
     # Full recomputation launches the forward pass again, half of what the host does for a layer.
     again = np.where(layouts.recompute == RECOMPUTE_FULL, 1.5, 1.0)
     seconds: FloatColumn = np.maximum((software.host_layer + collective) * again, piped)
