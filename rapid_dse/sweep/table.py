@@ -15,7 +15,7 @@ from rapid_dse.config.scenario import Scenario
 from rapid_dse.layouts import CODES, KEYS, Layouts
 from rapid_dse.simulate import price
 from rapid_dse.simulate.results import Priced
-from rapid_dse.sweep import identity
+from rapid_dse.sweep import arrow, identity
 from rapid_dse.sweep.portion import Portion
 
 if TYPE_CHECKING:
@@ -64,12 +64,12 @@ def priced_table(portion: Portion) -> pa.Table:
 
     outcome = price_portion(portion)
     columns = override_columns(portion)
-    columns["key"] = _text_of_keys(identity.keys(portion.scenario, portion.layouts))
-    columns["status"] = _coded(outcome.status, STATUS)
-    columns["reason"] = _coded(outcome.reason, outcome.reasons)
+    columns["key"] = arrow.fixed_texts(identity.hex_bytes(identity.keys(portion.scenario, portion.layouts)))
+    columns["status"] = arrow.coded(outcome.status, STATUS)
+    columns["reason"] = arrow.coded(outcome.reason, outcome.reasons)
     columns |= _result_columns(outcome)
     n_rows = len(portion.layouts)
-    columns["elapsed_s"] = pa.array(np.full(n_rows, outcome.seconds / max(1, n_rows)))
+    columns["elapsed_s"] = arrow.column(np.full(n_rows, outcome.seconds / max(1, n_rows)))
     return pa.table(columns)
 
 
@@ -126,15 +126,13 @@ def _fails_alike(scenario: Scenario, ends: Layouts, text: str) -> bool:
 
 def override_columns(portion: Portion) -> dict[str, pa.Array]:
     """A column for every override key of the portion's trials, ``(n_layouts,)`` each: choices, workload, layout, all that was given."""
-    import pyarrow as pa
-
     layouts, n_rows = portion.layouts, len(portion.layouts)
     columns = {name: constant(portion.choices[name], n_rows) for name in CHOICES if name in portion.choices}
     for key, value in _constants(portion).items():
         columns[key] = constant(value, n_rows)
     for f in fields(layouts):
         values = getattr(layouts, f.name)
-        columns[KEYS[f.name]] = _coded(values, CODES[f.name]) if f.name in CODES else pa.array(values)
+        columns[KEYS[f.name]] = arrow.coded(values, CODES[f.name]) if f.name in CODES else arrow.column(values)
     return columns
 
 
@@ -155,26 +153,8 @@ def constant(value: Any, n_rows: int) -> pa.Array:
     if isinstance(value, Mapping | list | tuple):
         value = json.dumps(value)
     if isinstance(value, str):
-        return pa.DictionaryArray.from_arrays(pa.array(np.zeros(n_rows, np.int32)), pa.array([value], pa.string()))
-    if value is None:
-        return pa.nulls(n_rows)
-    return pa.array(np.full(n_rows, value))
-
-
-def _coded(codes: NDArray[Any], texts: tuple[str, ...] | Any) -> pa.Array:
-    """Texts by their index; a negative index is null."""
-    import pyarrow as pa
-
-    mask = codes < 0
-    indices = pa.array(codes.astype(np.int32), mask=mask if mask.any() else None)
-    return pa.DictionaryArray.from_arrays(indices, pa.array(list(texts), pa.string()))
-
-
-def _text_of_keys(lanes: identity.Lanes) -> pa.Array:
-    import pyarrow as pa
-
-    offsets = np.arange(0, 32 * len(lanes) + 1, 32, dtype=np.int32)
-    return pa.StringArray.from_buffers(len(lanes), pa.py_buffer(offsets), pa.py_buffer(identity.hex_bytes(lanes)))
+        return arrow.coded(np.zeros(n_rows, np.int32), [value])
+    return pa.nulls(n_rows) if value is None else arrow.column(np.full(n_rows, value))
 
 
 def _result_columns(outcome: Outcome) -> dict[str, pa.Array]:
@@ -189,12 +169,10 @@ def _result_columns(outcome: Outcome) -> dict[str, pa.Array]:
             columns[f.name] = pa.nulls(n_rows, kind)
             continue
         values = getattr(outcome.priced, f.name)
-        if every:
-            columns[f.name] = pa.array(values, kind, from_pandas=True)
-            continue
-        filled = np.zeros(n_rows, values.dtype)
-        absent = np.ones(n_rows, bool)
-        filled[outcome.rows] = values
-        absent[outcome.rows] = np.isnan(values) if kind == pa.float64() else False
-        columns[f.name] = pa.array(filled, kind, mask=absent)
+        absent = np.zeros(len(values), bool) if f.name == "fits" else np.isnan(values)
+        if not every:
+            filled, missing = np.zeros(n_rows, values.dtype), np.ones(n_rows, bool)
+            filled[outcome.rows], missing[outcome.rows] = values, absent
+            values, absent = filled, missing
+        columns[f.name] = arrow.column(values, absent)
     return columns

@@ -1,0 +1,61 @@
+"""Arrow columns from numpy columns, by their buffers.
+
+``pyarrow.array`` and ``pyarrow.scalar`` import pandas (0.25 s) to find out whether what they are given is a series. A sweep needs no
+pandas, so it makes its columns here; numbers are not copied either.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+
+def column(values: NDArray[Any], absent: NDArray[np.bool_] | None = None) -> pa.Array:
+    """Numbers or truth values; null where ``absent``, both ``(n_rows,)``."""
+    import pyarrow as pa
+
+    valid = None if absent is None or not absent.any() else _bits(~absent)
+    data = _bits(values) if values.dtype == np.bool_ else pa.py_buffer(np.ascontiguousarray(values))
+    return pa.Array.from_buffers(pa.from_numpy_dtype(values.dtype), len(values), [valid, data])
+
+
+def _bits(truth: NDArray[np.bool_]) -> pa.Buffer:
+    import pyarrow as pa
+
+    return pa.py_buffer(np.packbits(truth, bitorder="little"))
+
+
+def texts(values: Sequence[str]) -> pa.Array:
+    """A column of texts."""
+    import pyarrow as pa
+
+    encoded = [value.encode() for value in values]
+    offsets = np.cumsum([0, *(len(value) for value in encoded)], dtype=np.int32)
+    return pa.StringArray.from_buffers(len(encoded), pa.py_buffer(offsets), pa.py_buffer(b"".join(encoded)))
+
+
+def fixed_texts(codes: NDArray[np.uint8]) -> pa.Array:
+    """A column of texts of one length from their bytes, ``(n_rows, length)``."""
+    import pyarrow as pa
+
+    rows, length = codes.shape
+    offsets = np.arange(0, length * rows + 1, length, dtype=np.int32)
+    return pa.StringArray.from_buffers(rows, pa.py_buffer(offsets), pa.py_buffer(codes))
+
+
+def coded(codes: NDArray[Any], values: Sequence[str]) -> pa.Array:
+    """Texts by their index in ``values``, dictionary-encoded; a negative index is null."""
+    import pyarrow as pa
+
+    return pa.DictionaryArray.from_arrays(column(codes.astype(np.int32), codes < 0), texts(values))
+
+
+def scalar(text: str) -> pa.Scalar:
+    """A text to compare a column with."""
+    return texts([text])[0]
