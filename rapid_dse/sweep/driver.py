@@ -88,6 +88,7 @@ def run(
             written = snapshots.write(tally.best, chunks, Path("dbg_hw_conf"))
             out.print(f"hardware of the best trials: {written}", highlight=False, markup=False)
     except KeyboardInterrupt:
+        store.remove_parts(folder)  # of workers that were stopped in the middle of a file
         err.print(f"interrupted: {tally.rows:,} trials are kept in {folder}; the same command goes on from there", highlight=False)
         return INTERRUPTED
     except OSError as error:

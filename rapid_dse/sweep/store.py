@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -60,18 +61,39 @@ def prepare(folder: Path) -> None:
     Raises:
         ValueError: where the folder cannot be made or written.
     """
-    probe = folder / f".probe-{os.getpid()}{PART}"
+    probe = folder / _aside("probe")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe.write_bytes(b"")
         probe.unlink()
-        for left in folder.glob(f".*{PART}"):
-            # Younger ones may be another process's that is writing now.
-            if time.time() - left.stat().st_mtime > _STALE_SECONDS:
-                left.unlink(missing_ok=True)
+        remove_parts(folder)
     except OSError as error:
         reason = error.strerror or str(error)
         raise ValueError(f"search.results_dir: cannot write {folder} ({reason}); allowed: a folder that can be written") from None
+
+
+def _aside(name: str) -> str:
+    return f".{name}@{platform.node()}@{os.getpid()}{PART}"
+
+
+def remove_parts(folder: Path) -> None:
+    """Removes what killed writers left: files of processes of this machine that are gone, and any that is an hour old."""
+    for path in folder.glob(f".*{PART}"):
+        _, node, process = path.name.removesuffix(PART).rsplit("@", 2) if path.name.count("@") > 1 else ("", "", "")
+        gone = node == platform.node() and process.isdigit() and not _alive(int(process))
+        # A younger one may be another machine's that is writing now.
+        if gone or time.time() - path.stat().st_mtime > _STALE_SECONDS:
+            path.unlink(missing_ok=True)
+
+
+def _alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # somebody else's
+        return True
+    return True
 
 
 def write(folder: Path, table: pa.Table, configuration: str, name: str) -> Path:
@@ -88,7 +110,7 @@ def write(folder: Path, table: pa.Table, configuration: str, name: str) -> Path:
 
     written = datetime.now(UTC).isoformat()
     metadata = {CODE: identity.code_hash(), WRITTEN: written, VERSION: rapid_dse.__version__, CONFIGURATION: configuration}
-    path, aside = folder / f"{name}{SUFFIX}", folder / f".{name}-{os.getpid()}{PART}"
+    path, aside = folder / f"{name}{SUFFIX}", folder / _aside(name)
     texts = [f.name for f in table.schema if pa.types.is_dictionary(f.type)]
     try:
         with aside.open("wb") as file:
