@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import warnings
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 
@@ -43,7 +44,9 @@ def summaries(chunks: Sequence[Chunk], jobs: int) -> Generator[Summary]:
     try:
         yield from found
     finally:
-        with _deaf_children():
+        with _deaf_children(), warnings.catch_warnings():
+            # joblib warns of results that nobody fetched; after Ctrl-C their files are there all the same.
+            warnings.simplefilter("ignore", UserWarning)
             found.close()
 
 
