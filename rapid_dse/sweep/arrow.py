@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 
-def column(values: NDArray[Any], absent: NDArray[np.bool_] | None = None) -> pa.Array:
+def numbers(values: NDArray[Any], absent: NDArray[np.bool_] | None = None) -> pa.Array:
     """Numbers or truth values; null where ``absent``, both ``(n_rows,)``."""
     import pyarrow as pa
 
@@ -53,7 +53,7 @@ def coded(codes: NDArray[Any], values: Sequence[str]) -> pa.Array:
     """Texts by their index in ``values``, dictionary-encoded; a negative index is null."""
     import pyarrow as pa
 
-    return pa.DictionaryArray.from_arrays(column(codes.astype(np.int32), codes < 0), texts(values))
+    return pa.DictionaryArray.from_arrays(numbers(codes.astype(np.int32), codes < 0), texts(values))
 
 
 def scalar(text: str) -> pa.Scalar:

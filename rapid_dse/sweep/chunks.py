@@ -132,7 +132,7 @@ def _stored(chunk: Chunk) -> tuple[list[pa.Table], tuple[str, ...]]:
             table = store.read_file(path)
             table = table.filter(pc.not_equal(table["status"], arrow.scalar("error")))
             if path != own:
-                table = table.filter(arrow.column(contained(store.key_lanes(table["key"]), chunk.lanes)))
+                table = table.filter(arrow.numbers(contained(store.key_lanes(table["key"]), chunk.lanes)))
             tables.append(table)
         except store.Damaged as error:
             notices.append(f"{error}; its rows are priced again")

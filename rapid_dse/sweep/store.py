@@ -209,7 +209,7 @@ def latest(tables: Iterable[pa.Table]) -> pa.Table:
         return merged
     lanes = np.concatenate([_configurations(table) for table in ordered])
     kept = _last_of_each(lanes)
-    return merged if len(kept) == len(lanes) else merged.take(arrow.column(kept))
+    return merged if len(kept) == len(lanes) else merged.take(arrow.numbers(kept))
 
 
 def _age(table: pa.Table) -> tuple[bool, str]:

@@ -69,7 +69,7 @@ def priced_table(portion: Portion) -> pa.Table:
     columns["reason"] = arrow.coded(outcome.reason, outcome.reasons)
     columns |= _result_columns(outcome)
     n_rows = len(portion.layouts)
-    columns["elapsed_s"] = arrow.column(np.full(n_rows, outcome.seconds / max(1, n_rows)))
+    columns["elapsed_s"] = arrow.numbers(np.full(n_rows, outcome.seconds / max(1, n_rows)))
     return pa.table(columns)
 
 
@@ -132,7 +132,7 @@ def override_columns(portion: Portion) -> dict[str, pa.Array]:
         columns[key] = constant(value, n_rows)
     for f in fields(layouts):
         values = getattr(layouts, f.name)
-        columns[KEYS[f.name]] = arrow.coded(values, CODES[f.name]) if f.name in CODES else arrow.column(values)
+        columns[KEYS[f.name]] = arrow.coded(values, CODES[f.name]) if f.name in CODES else arrow.numbers(values)
     return columns
 
 
@@ -154,7 +154,7 @@ def constant(value: Any, n_rows: int) -> pa.Array:
         value = json.dumps(value)
     if isinstance(value, str):
         return arrow.coded(np.zeros(n_rows, np.int32), [value])
-    return pa.nulls(n_rows) if value is None else arrow.column(np.full(n_rows, value))
+    return pa.nulls(n_rows) if value is None else arrow.numbers(np.full(n_rows, value))
 
 
 def _result_columns(outcome: Outcome) -> dict[str, pa.Array]:
@@ -174,5 +174,5 @@ def _result_columns(outcome: Outcome) -> dict[str, pa.Array]:
             filled, missing = np.zeros(n_rows, values.dtype), np.ones(n_rows, bool)
             filled[outcome.rows], missing[outcome.rows] = values, absent
             values, absent = filled, missing
-        columns[f.name] = arrow.column(values, absent)
+        columns[f.name] = arrow.numbers(values, absent)
     return columns
