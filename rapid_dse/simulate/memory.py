@@ -85,10 +85,8 @@ def layer_activations(scenario: Scenario, layouts: Layouts) -> FloatColumn:
     dropout = 2 * stream if software.dropout else 0.0
     scores = _score_bytes(scenario, layouts, heads)
     kept = inputs + 2 * (queries + 2 * keys) + 2 * gates * wide + copies + dropout + 4 * tokens * heads
-    if software.selective_recompute == "every_other_matmul":
-        selective = 2 * stream + 0.5 * products + 2 * queries
-    else:
-        selective = kept
+    every_other = software.selective_recompute == "every_other_matmul"
+    selective = 2 * stream + 0.5 * products + 2 * queries if every_other else kept
     full = 2 * stream
     by_mode = np.where(layouts.recompute == RECOMPUTE_FULL, full, np.where(layouts.recompute == RECOMPUTE_NONE, kept + scores, selective))
     return by_mode * np.where(layouts.recompute == RECOMPUTE_FULL, 1.0, software.activation_overhead)
@@ -134,9 +132,10 @@ def _activations(scenario: Scenario, layouts: Layouts, stages: Stages) -> NDArra
     whole = layer_activations(scenario, _without_recompute(layouts)) - each
     tokens = layouts.micro_batch_size * (scenario.workload.seq_len / layouts.cp)
     logits = tokens * padded_vocab(scenario.model, layouts.tp) / layouts.tp * scenario.software.logit_bytes
-    stream = 2.0 * tokens * scenario.model.hidden_size * scenario.software.embedding_copies * (layouts.tp > 1)
-    transient = np.maximum(0.0, whole) * (stages.layers > 0) + stages.has_head * logits
-    return held * (stages.layers * each + stages.has_embedding * stream) + transient
+    whole_stream = 2.0 * tokens * scenario.model.hidden_size * (layouts.tp > 1)
+    embedded, headed = (whole_stream * copies for copies in (scenario.software.embedding_copies, scenario.software.head_copies))
+    transient = np.maximum(0.0, whole) * (stages.layers > 0) + stages.has_head * (logits + headed)
+    return held * (stages.layers * each + stages.has_embedding * embedded) + transient
 
 
 def _without_recompute(layouts: Layouts) -> Layouts:

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import product
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
-from pydantic import TypeAdapter, ValidationError
+from pydantic import BaseModel, TypeAdapter, ValidationError
 
-from rapid_dse.config.run import Debug, Parallel, Search, Workload
 from rapid_dse.config.hardware import Hardware
+from rapid_dse.config.run import Debug, Parallel, Search, Workload
 from rapid_dse.config.scenario import Scenario, explain
 from rapid_dse.layouts import (
     AUTO_SCHEDULE,
@@ -22,13 +22,13 @@ from rapid_dse.layouts import (
     Space,
     broken_rules,
     enumerate_layouts,
-    grid,
+    resolved,
 )
 from rapid_dse.sweep.compose import SHOWN, Composed, composed, hydra_ready, scenario_of, value_at, with_values
 from rapid_dse.sweep.overrides import GROUPS, SWEEPS, Given, Values, read_space
 from rapid_dse.sweep.portion import Portion
 
-SECTIONS = {"hw": Hardware, "workload": Workload, "parallel": Parallel}
+SECTIONS: dict[str, type[BaseModel]] = {"hw": Hardware, "workload": Workload, "parallel": Parallel}
 AUTO_SEQUENCE = -1  # sequence_parallel wherever tp > 1
 
 
@@ -67,8 +67,6 @@ class ColumnType:
 
 
 def _annotated(annotation: Any, metadata: Sequence[Any]) -> Any:
-    from typing import Annotated
-
     found = annotation
     for item in metadata:
         found = Annotated[found, item]
@@ -88,25 +86,27 @@ def base_codes(scenario: Scenario) -> dict[str, int]:
     return codes
 
 
-def plan(given: Given) -> Plan:
+def plan(given: Given, base: Composed | None = None) -> Plan:
     """Composes every combination of what is swept.
+
+    Args:
+        base: what the options that are not swept compose to, where that is at hand.
 
     Raises:
         ValueError: one line, where an option, a key or a value is wrong.
     """
     with hydra_ready():
-        single = {group: values for group, values in given.options.items()}
-        base = composed(single, given.hydra)
+        base = base or composed(given.options, given.hydra)
         first = with_values(base.tree, given.values)
         swept = _swept(given, first)
         _check_swept(swept)
         groups = {key: values.items or () for key, values in swept.items() if key in GROUPS}
         variants = {key: values.items or () for key, values in swept.items() if key not in GROUPS and key not in COLUMN_OF}
         codes = {COLUMN_OF[key]: _codes(key, values) for key, values in swept.items() if key in COLUMN_OF}
-        keys = _listed([*_sweep_keys(base, single), *given.values, *variants])
+        keys = _listed([*_sweep_keys(base), *given.values, *variants])
         portions: list[Portion] = []
         for combination in _combinations(groups):
-            found = composed({**single, **combination}, given.hydra) if combination else base
+            found = composed({**given.options, **combination}, given.hydra) if combination else base
             for variant in _combinations(variants):
                 tree = with_values(found.tree, {**given.values, **variant})
                 portions.append(_portion(tree, found, keys, codes))
@@ -143,9 +143,9 @@ def _combinations(axes: Mapping[str, Sequence[Any]]) -> Iterator[dict[str, Any]]
     return (dict(zip(axes, values, strict=True)) for values in product(*axes.values()))
 
 
-def _sweep_keys(base: Composed, options: Mapping[str, str]) -> list[str]:
+def _sweep_keys(base: Composed) -> list[str]:
     """Keys that the named sweep sets itself: they are overrides of every trial, as those on a command line are."""
-    if SWEEPS not in options:
+    if SWEEPS not in base.choices:
         return []
     plain = composed({group: option for group, option in base.choices.items() if group in GROUPS})
     return [key for key in _leaves(base.tree) if _at(plain.tree, key) != _at(base.tree, key)]
@@ -172,7 +172,7 @@ def _listed(keys: Sequence[str]) -> list[str]:
 
 def _portion(tree: Mapping[str, Any], found: Composed, keys: Sequence[str], codes: Mapping[str, list[int] | None]) -> Portion:
     scenario, broken = scenario_of(tree)
-    columns = {name: codes[name] if name in codes else [code] for name, code in base_codes(scenario).items()}
+    columns = {name: codes.get(name, [code]) for name, code in base_codes(scenario).items()}
     choices = {group: found.choices[group] for group in SHOWN}
     at = {key: value_at(scenario, key) for key in keys}
     if broken is not None:
@@ -206,8 +206,6 @@ def explicit(codes: Mapping[str, Any]) -> Layouts:
 
     Where tp = 1 there is nothing for sequence parallelism to share, so it is off.
     """
-    from rapid_dse.layouts import resolved
-
     layouts = resolved(Layouts.of({f.name: codes[f.name] for f in fields(Layouts)}))
     return replace(layouts, sequence_parallel=layouts.sequence_parallel & (layouts.tp > 1))
 
