@@ -88,7 +88,8 @@ def run(
             written = snapshots.write(tally.best, chunks, Path("dbg_hw_conf"))
             out.print(f"hardware of the best trials: {written}", highlight=False, markup=False)
     except KeyboardInterrupt:
-        err.print(f"interrupted: {tally.rows:,} trials are kept in {folder}; the same command goes on from there", highlight=False)
+        store.remove_parts(folder)  # of workers that were stopped in the middle of a file
+        _notice(err, f"interrupted after {tally.rows:,} trials; they are kept in {folder}, the same command goes on from there")
         return INTERRUPTED
     except OSError as error:
         raise ValueError(f"{folder}: {error.strerror or error}; what was written is kept, the same command goes on from there") from None
