@@ -1,0 +1,245 @@
+"""A training step: one worked out by hand, what must add up, what must never slow it down, and what is refused."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from typing import Any
+
+import numpy as np
+import pytest
+from trials import memory_terms, priced, random_layouts, scenario, time_terms
+
+from rapid_dse.config.scenario import Scenario
+from rapid_dse.device import operator_model
+from rapid_dse.layouts import Layouts
+from rapid_dse.network import closed_form
+from rapid_dse.network.placement import Span
+from rapid_dse.simulate import price
+from rapid_dse.simulate.results import Priced
+
+
+def span(inside: float, nodes: float) -> Span:
+    """Neighbours of a group: ``inside`` members a node, over ``nodes`` nodes."""
+    one = np.ones(1)
+    return Span((inside * one, nodes * one), (one, one))
+
+
+class TestByHand:
+    """A Llama of 8 layers on 32 H100: tp 2 · cp 2 · dp 4 · pp 2, ZeRO 1, selective recomputation, sequence parallelism, 1F1B.
+
+    Only the seconds of single kernels and collectives are asked of the device and network models; all else is worked out here.
+    """
+
+    GPUS, TP, CP, DP, PP, BATCH, MICRO, SEQ = 32, 2, 2, 4, 2, 64, 2, 4096
+    HIDDEN, LAYERS, HEADS, KV, WIDE, VOCAB = 2048, 8, 16, 4, 5632, 32000
+    HEAD = HIDDEN // HEADS
+
+    @pytest.fixture
+    def trial(self) -> tuple[Scenario, dict[str, float]]:
+        trial = scenario(
+            model="llama",
+            workload__seq_len=self.SEQ,
+            model__hidden_size=self.HIDDEN,
+            model__num_hidden_layers=self.LAYERS,
+            model__num_attention_heads=self.HEADS,
+            model__num_key_value_heads=self.KV,
+            model__intermediate_size=self.WIDE,
+            model__vocab_size=self.VOCAB,
+            software__dropout=False,
+            software__elementwise_traffic=1.5,
+            software__matmul_efficiency=0.9,
+            software__tp_backward_overlap=0.2,
+            software__cp_overlap=0.1,
+            software__dp_overlap=0.5,
+            software__parameter_gather_overlap=0.25,
+            software__gradient_bucket=50e6,
+            software__gradient_bucket_per_rank=0.0,
+            software__fabric_efficiency=0.8,
+            software__fabric_latency=2e-6,
+            software__send_receive=3e-5,
+            software__host_step=0.01,
+            software__optimizer_traffic=34.0,
+        )
+        row = {"tp": self.TP, "cp": self.CP, "pp": self.PP, "dp": self.DP, "num_gpus": self.GPUS, "micro_batch_size": self.MICRO}
+        result = priced(trial, row | {"global_batch_size": self.BATCH, "schedule": "1f1b"})
+        return trial, {f.name: float(getattr(result, f.name)[0]) for f in fields(result)}
+
+    def test_step_time(self, trial: tuple[Scenario, dict[str, float]]) -> None:
+        of, found = trial
+        device, hw = operator_model(of.hw), of.hw
+        inner, outer = hw.network.dimensions
+        fabric = outer.model_copy(update={"utilization": outer.utilization * 0.8, "latency": outer.latency + 2e-6})
+        network = hw.network.model_copy(update={"dimensions": (inner, fabric)})
+
+        # --- compute: a rank has 2 sequences of 4096 / 2 tokens, 8 of the query heads, 2 of the KV heads, half of the MLP.
+        tokens, heads, kv, wide = 2 * 2048, 8, 2, 2816
+        matrices = [(2048, (heads + 2 * kv) * 128), (heads * 128, 2048), (2048, 2 * wide), (wide, 2048)]  # (in, out); gate and up are one
+
+        def products(shapes: list[tuple[int, int]]) -> tuple[float, float, float]:
+            """Seconds forward (tokens, out, in), of input gradients (tokens, in, out) and weight gradients (out, in, tokens)."""
+            slower = 0.9 * hw.efficiency.sustained
+            forward = sum(float(device.gemm(tokens, n, k)) for k, n in shapes) / slower
+            inputs = sum(float(device.gemm(tokens, k, n)) for k, n in shapes) / slower
+            weights = sum(float(device.gemm(n, k, tokens, accumulate=True)) for k, n in shapes) / slower
+            return forward, inputs, weights
+
+        forward, inputs, weights = products(matrices)
+        # Causal ring attention in zigzag: 2048 queries of each sequence see 4096 / 2 keys on average (arXiv 2310.01889).
+        ring = {"causal": False, "kernel": of.software.flash_kernel}
+        attend = float(device.attention(2, heads, kv, 2048, 2048, 128, direction="forward", **ring)) / hw.efficiency.sustained
+        attend_back = float(device.attention(2, heads, kv, 2048, 2048, 128, direction="backward", **ring)) / hw.efficiency.sustained
+        # Fused elementwise passes, 2 bytes each: over the stream (its tokens shared by tp: sequence parallelism) two norms (read, write;
+        # backward read 2, write) and two residual sums (read 2, write; backward read, write), rotary embedding over the rank's queries
+        # and keys, SwiGLU (read gate and up, write; backward read both and the gradient, write both).
+        stream, rotated, gated = tokens // 2 * 2048 * 2, tokens * 128 * (heads + kv) * 2, tokens * wide * 2
+        glue = float(device.elementwise(1.5 * (10 * stream + 2 * rotated + 3 * gated)))
+        glue_back = float(device.elementwise(1.5 * (10 * stream + 2 * rotated + 5 * gated)))
+        layer_forward = forward + attend + glue
+        layer_backward = inputs + weights + attend_back + glue_back
+        layer_compute = layer_forward + layer_backward + attend  # selective: core attention once more (arXiv 2205.05198)
+
+        # --- tensor parallelism with sequence parallelism (arXiv 2205.05198, section 4.2.2): gather and scatter around attention and MLP
+        # in each direction, and a gather more of each product's input for the weight gradient. A fifth hides backward.
+        activation, pair = tokens * 2048 * 2, span(2, 1)
+        gather = float(closed_form.all_gather(activation, pair, network)[0])
+        scatter = float(closed_form.reduce_scatter(activation, pair, network)[0])
+        tp_forward = 2 * (gather + scatter)
+        tp_backward = 0.8 * (2 * (gather + scatter) + 2 * gather)
+        assert 0.2 / 0.8 * tp_backward < weights  # there is enough to hide behind
+
+        # --- context parallelism: K and V go one hop around forward, K, V and their gradients backward; a tenth of attention hides it.
+        keys = tokens * kv * 128 * 2 * 2
+        hop = float(closed_form.send_recv(keys, pair, network)[0])
+        cp_forward, cp_backward = max(0.0, hop - 0.1 * attend), max(0.0, 2 * hop - 0.1 * attend_back)
+        assert cp_forward > 0
+
+        # --- the pipeline: 4 layers a stage; embedding first (reads and writes the stream, and its gradient), head and loss last.
+        # The vocabulary, padded to a multiple of 128 · 2, is 32000 itself: 16000 rows a rank. The loss moves 34 bytes a logit.
+        head_forward, head_inputs, head_weights = products([(2048, 16000)])
+        head = head_forward + head_inputs + head_weights + float(device.elementwise(34 * tokens * 16000))
+        embedding = float(device.elementwise(3 * activation))
+        layer = layer_compute + tp_forward + tp_backward + cp_forward + cp_backward
+        # Sends to the next stage and back, each tensor-parallel rank its half, across nodes (neighbours are 16 ranks apart).
+        hops = 2 * (float(closed_form.send_recv(activation / 2, span(1, 2), network)[0]) + 3e-5)
+        first, last = 4 * layer + embedding + hops, 4 * layer + head + hops
+        assert last > first
+        micro_batches = 64 // (4 * 2)
+        bubble = first  # one pass through the only other stage: (p - 1)(F + B) if it were equal
+
+        # --- the end of the step, on the first stage: parameters of 4 layers and of the look-up on a rank, gradients in fp32 over cp · dp.
+        layer_parameters = 2048 * 128 * (2 * heads + 2 * kv) + 3 * 2048 * wide + 2 * 2048
+        parameters = 4 * layer_parameters + 16000 * 2048
+        group = span(4, 2)  # stride tp: 4 of its 8 members a node
+        calls = -(-4 * parameters // 50_000_000)
+        sync = calls * float(closed_form.reduce_scatter(4 * parameters / calls, group, network)[0])
+        shown = max(sync - 0.5 * 4 * (layer_backward + attend + tp_backward + cp_backward), sync * 50e6 / (4 * parameters))
+        weights_gather = float(closed_form.all_gather(2 * parameters, group, network)[0])
+        shown += max(0.0, weights_gather - 0.25 * 4 * (layer_forward + tp_forward + cp_forward))
+        optimizer = float(device.elementwise(34 * parameters / 8))
+
+        by_hand = {
+            "compute": micro_batches * (4 * layer_compute + head),
+            "tp": micro_batches * 4 * (tp_forward + tp_backward),
+            "cp": micro_batches * 4 * (cp_forward + cp_backward),
+            "ep": 0.0,
+            "pp": micro_batches * hops,
+            "dp": shown,
+            "bubble": bubble,
+            "optimizer": optimizer,
+            "host": 0.01,
+        }
+        assert {name: found[f"time_{name}_s"] for name in by_hand} == pytest.approx(by_hand, rel=1e-9)
+        assert found["step_time_s"] == pytest.approx(sum(by_hand.values()), rel=1e-9)
+        assert min(value for name, value in by_hand.items() if name != "ep") > 0
+
+    def test_rates_and_cost(self, trial: tuple[Scenario, dict[str, float]]) -> None:
+        of, found = trial
+        seconds = found["step_time_s"]
+        matrices = 8 * (2048 * 2048 * 2 + 2 * 2048 * 512 + 3 * 2048 * 5632) + 2048 * 32000
+        attention = 6 * 8 * 2048 * 4096  # forward 2 · 2 · s · h a token and layer, causal half of it, three times that in all
+        assert found["tokens_per_s"] == pytest.approx(64 * 4096 / seconds)
+        assert found["tokens_per_s_per_gpu"] == pytest.approx(64 * 4096 / seconds / 32)
+        assert found["mfu"] == pytest.approx((6 * matrices + attention) * 64 * 4096 / seconds / (32 * 132 * 4096 * 1.83e9))
+        assert found["cost_usd"] == pytest.approx(2.99 / 3600 * 32 * seconds)
+        assert 32 * of.hw.energy.idle * seconds < found["energy_j"] < 32 * of.hw.energy.tdp * seconds
+
+    def test_memory(self, trial: tuple[Scenario, dict[str, float]]) -> None:
+        """The last stage holds less in flight but the logits; here the first is the fullest."""
+        of, found = trial
+        tokens = 2 * 2048
+        layer = 2048 * 128 * (2 * 8 + 2 * 2) + 3 * 2048 * 2816 + 2 * 2048
+        parameters = 4 * layer + 16000 * 2048
+        # Korthikanti et al., section 4.1, for SwiGLU and grouped queries: inputs of two norms and two products (2 bytes × the stream,
+        # shared by tp), queries, keys, values, the core's output, gate, up and their product; flash keeps 4 bytes of log-sum-exp.
+        shared = 4 * 2 * tokens // 2 * 2048
+        kept = shared + 2 * tokens * 8 * 128 * 2 + 2 * 2 * tokens * 2 * 128 + 3 * 2 * tokens * 2816 + 4 * tokens * 8
+        first = 2 * 4 * kept  # p = 2 micro-batches in flight on the first stage
+        logits = tokens * 16000 * of.software.logit_bytes
+        last = 4 * kept + logits
+        worst = max(first, last)
+        by_hand = {
+            "parameters": 2 * parameters,
+            "gradients": 4 * parameters,
+            "optimizer": 12 * parameters / 8,
+            "activations": worst,
+            "kv_cache": 0.0,
+            "gathered": 0.0,
+            "buffers": (of.software.fragmentation - 1) * worst + 50e6,
+            "framework": of.software.context,
+        }
+        assert {name: found[f"memory_{name}_bytes"] for name in by_hand} == pytest.approx(by_hand, rel=1e-9)
+        assert found["peak_memory_bytes"] == pytest.approx(sum(by_hand.values()), rel=1e-9)
+
+
+# Chips, models and frameworks between them have every option of the profiles; each gets a table of random legal layouts.
+SETTINGS: dict[str, dict[str, Any]] = {
+    "8b": {},
+    "gpt3_nanotron": {"hw": "a100", "model": "gpt3_175b", "software": "nanotron", "workload__precision": "fp16"},
+    "405b_fp8": {"model": "llama3_1_405b", "software": "nemo", "workload__precision": "fp8"},
+    "70b_b200": {"hw": "b200", "model": "llama3_1_70b", "software": "torchtitan"},
+    "unfused": {"hw": "a100", "software": "megatron_deepspeed", "software__attention": "unfused", "software__fused_softmax": False},
+    "fsdp": {"hw": "l40s", "software": "llm_foundry", "software__reduce_each_micro_batch": True, "workload__seq_len": 4096},
+    "window": {"hw": "mi300x", "model": "llama3_1_70b", "model__sliding_window": 1024, "model__head_dim": 192},
+    "host": {"model": "llama2_13b", "software__host_layer": 2e-2, "software__host_step": 0.05, "software__host_micro_batch": 1e-3},
+}
+
+
+def table(name: str, count: int = 1500) -> tuple[Scenario, Layouts]:
+    of = scenario(**SETTINGS[name])
+    return of, random_layouts(of, 512, 512, count)
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+class TestEveryTable:
+    def test_terms_are_not_negative_and_add_up(self, name: str) -> None:
+        of, rows = table(name)
+        result = price(of, rows)
+        times, sizes = time_terms(result), memory_terms(result)
+        for term, values in (times | sizes).items():
+            assert (values >= 0).all(), term
+        np.testing.assert_allclose(sum(times.values()), result.step_time_s, rtol=1e-9)
+        np.testing.assert_allclose(sum(sizes.values()), result.peak_memory_bytes, rtol=1e-9)
+        np.testing.assert_array_equal(result.fits, result.peak_memory_bytes <= of.hw.memory.usable)
+        assert (result.step_time_s > 0).all()
+        assert ((result.mfu > 0) & (result.mfu < 1)).all()
+
+    def test_a_gpu_draws_between_idle_and_its_limit(self, name: str) -> None:
+        of, rows = table(name)
+        result = price(of, rows)
+        watts = result.energy_j / result.step_time_s / rows.num_gpus
+        assert (watts > of.hw.energy.idle).all()
+        assert (watts <= of.hw.energy.tdp * (1 + 1e-12)).all()
+        np.testing.assert_allclose(result.cost_usd, of.hw.price / 3600 * rows.num_gpus * result.step_time_s)
+
+    def test_a_row_is_priced_alike_alone_and_in_any_company(self, name: str) -> None:
+        of, rows = table(name, count=9000)  # more than a chunk, where there are as many
+        whole = price(of, rows)
+        order = np.random.default_rng(1).permutation(len(rows))
+        _same(price(of, rows.take(order)), whole, order)
+        for row in order[:12]:
+            _same(price(of, rows.take(np.array([row]))), whole, np.array([row]))
+
+
+def _same(result: Priced, whole: Priced, rows: np.ndarray) -> None:
+    for f in fields(Priced):
+        np.testing.assert_allclose(getattr(result, f.name), getattr(whole, f.name)[rows], rtol=1e-12, err_msg=f.name)
