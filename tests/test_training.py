@@ -196,6 +196,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "8b": {},
     "gpt3_nanotron": {"hw": "a100", "model": "gpt3_175b", "software": "nanotron", "workload__precision": "fp16"},
     "405b_fp8": {"model": "llama3_1_405b", "software": "nemo", "workload__precision": "fp8"},
+    "gpt_v100": {"hw": "v100", "model": "gpt", "software": "deepspeed", "workload__precision": "fp16", "workload__seq_len": 2048},
     "70b_b200": {"hw": "b200", "model": "llama3_1_70b", "software": "torchtitan"},
     "unfused": {"hw": "a100", "software": "megatron_deepspeed", "software__attention": "unfused", "software__fused_softmax": False},
     "fsdp": {"hw": "l40s", "software": "llm_foundry", "software__reduce_each_micro_batch": True, "workload__seq_len": 4096},
