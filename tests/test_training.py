@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from trials import memory_terms, priced, random_layouts, scenario, time_terms
+from trials import layouts, memory_terms, priced, random_layouts, scenario, time_terms
 
 from rapid_dse.config.scenario import Scenario
 from rapid_dse.device import operator_model
@@ -191,6 +191,9 @@ class TestByHand:
         assert found["peak_memory_bytes"] == pytest.approx(sum(by_hand.values()), rel=1e-9)
 
 
+EXPERTS = {"model__num_experts": 8, "model__num_experts_per_tok": 2, "model__moe_intermediate_size": 14336}
+SWITCH = {"topology": "switch", "size": None, "bandwidth": 1e11, "latency": 1e-6, "utilization": 0.9, "energy": 1e-10}
+
 # Chips, models and frameworks between them have every option of the profiles; each gets a table of random legal layouts.
 SETTINGS: dict[str, dict[str, Any]] = {
     "8b": {},
@@ -244,3 +247,30 @@ class TestEveryTable:
 def _same(result: Priced, whole: Priced, rows: np.ndarray) -> None:
     for f in fields(Priced):
         np.testing.assert_allclose(getattr(result, f.name), getattr(whole, f.name)[rows], rtol=1e-12, err_msg=f.name)
+
+
+class TestRefused:
+    """What this version does not price it says, rather than price something else."""
+
+    @pytest.mark.parametrize(
+        ("changes", "message"),
+        [
+            (
+                {"model__num_experts": 8, "model__num_experts_per_tok": 2, "model__moe_intermediate_size": 14336},
+                r"model\.num_experts=8: .*not",
+            ),
+            ({"model__kv_lora_rank": 512}, r"model\.kv_lora_rank=512: .*not"),
+            ({"workload__kind": "inference"}, r"workload\.kind=inference: .*allowed: training"),
+            ({"backend__name": "hybrid"}, r"backend=hybrid: .*allowed: analytical"),
+            ({"hw__network__dimensions": [SWITCH | {"topology": "torus"}]}, r"dimensions\.0\.topology=torus"),
+        ],
+    )
+    def test_by_the_pricing(self, changes: dict[str, Any], message: str) -> None:
+        of = scenario(**changes)
+        with pytest.raises(ValueError, match=message):
+            price(of, layouts({}))
+
+    @pytest.mark.parametrize(("chip", "precision"), [("a100", "fp8"), ("v100", "fp8"), ("v100", "bf16")])
+    def test_by_the_schema_where_the_chip_lacks_the_precision(self, chip: str, precision: str) -> None:
+        with pytest.raises(ValueError, match=f"workload.precision={precision}: {chip} has no such tensor cores"):
+            scenario(hw=chip, workload__precision=precision)

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rapid_dse.config.hardware import Network
+from rapid_dse.config.model import Model
 from rapid_dse.config.scenario import Scenario
 from rapid_dse.device import OperatorModel, operator_model
 from rapid_dse.layouts import INTERLEAVED, RECOMPUTE_FULL, RECOMPUTE_SELECTIVE, IntColumn, Layouts
@@ -89,12 +90,20 @@ def prepare(scenario: Scenario, layouts: Layouts) -> Prepared:
     """Prices the operators of all distinct micro-batch shapes.
 
     Raises:
-        ValueError: where the network has no closed form, or the chip lacks the precision.
+        ValueError: where the network has no closed form, the chip lacks the precision, or the model is no dense transformer.
     """
     closed_form.require_closed_form(scenario.hw.network)
+    _require_dense(scenario.model)
     device = operator_model(scenario.hw)
     shape, where = distinct_shapes(layouts, scenario.workload.seq_len)
     return Prepared(device, shape, where, operators(scenario, shape, device))
+
+
+def _require_dense(model: Model) -> None:
+    for key, value in (("num_experts", model.num_experts), ("kv_lora_rank", model.kv_lora_rank)):
+        if value:
+            what = "mixtures of experts" if key == "num_experts" else "multi-head latent attention"
+            raise ValueError(f"model.{key}={value}: training of {what} is not part of this version; allowed: 0")
 
 
 def price(scenario: Scenario, layouts: Layouts) -> Priced:
