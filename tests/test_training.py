@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,7 @@ from trials import layouts, memory_terms, priced, random_layouts, scenario, time
 
 from rapid_dse.config.scenario import Scenario
 from rapid_dse.device import operator_model
-from rapid_dse.layouts import Layouts
+from rapid_dse.layouts import ZERO_BUBBLE, Layouts
 from rapid_dse.network import closed_form
 from rapid_dse.network.placement import Span
 from rapid_dse.simulate import price
@@ -274,3 +274,109 @@ class TestRefused:
     def test_by_the_schema_where_the_chip_lacks_the_precision(self, chip: str, precision: str) -> None:
         with pytest.raises(ValueError, match=f"workload.precision={precision}: {chip} has no such tensor cores"):
             scenario(hw=chip, workload__precision=precision)
+
+
+def faster(of: Scenario, part: str, factor: float) -> Scenario:
+    """The same scenario with a clock, HBM, or a network dimension's bandwidth or latency changed by ``factor``."""
+    hw = of.hw
+    if part == "clock":
+        hw = hw.model_copy(update={"clock": hw.clock * factor})
+    elif part == "hbm":
+        hw = hw.model_copy(update={"memory": hw.memory.model_copy(update={"bandwidth": hw.memory.bandwidth * factor})})
+    else:
+        name, index = part.split()
+        dimensions = list(hw.network.dimensions)
+        place = int(index)
+        dimensions[place] = dimensions[place].model_copy(update={name: getattr(dimensions[place], name) * factor})
+        hw = hw.model_copy(update={"network": hw.network.model_copy(update={"dimensions": tuple(dimensions)})})
+    return of.model_copy(update={"hw": hw})
+
+
+CHANGES = [("clock", 1.2), ("hbm", 1.4), ("bandwidth 0", 1.5), ("bandwidth 1", 2.0), ("latency 0", 0.5), ("latency 1", 0.2)]
+SLACK = 1 + 1e-9
+
+
+@pytest.mark.parametrize("name", [name for name in SETTINGS if name != "host"])
+class TestLaws:
+    @pytest.mark.parametrize(("part", "factor"), CHANGES)
+    def test_better_hardware_never_slows(self, name: str, part: str, factor: float) -> None:
+        of, rows = table(name)
+        before, after = price(of, rows).step_time_s, price(faster(of, part, factor), rows).step_time_s
+        # Where gathers fill a zero-bubble slot, faster weight gradients leave it as long but fill less of the tail.
+        slack = np.where((rows.schedule == ZERO_BUBBLE) & (rows.zero == 3), 1.001, SLACK)
+        assert (after <= before * slack).all()
+        assert (after < before).any()
+
+    def test_recomputation_buys_memory_with_time(self, name: str) -> None:
+        of, rows = table(name)
+        none, selective, full = (price(of, replace(rows, recompute=np.full(len(rows), code))) for code in range(3))
+        assert (none.step_time_s <= selective.step_time_s * SLACK).all()
+        assert (selective.step_time_s <= full.step_time_s * SLACK).all()
+        assert (none.peak_memory_bytes >= selective.peak_memory_bytes / SLACK).all()
+        assert (selective.peak_memory_bytes >= full.peak_memory_bytes / SLACK).all()
+
+    def test_a_schedule_with_less_bubble_is_no_slower(self, name: str) -> None:
+        """1F1B as GPipe; ZB-H1 at most that; nothing else of the step differs."""
+        of, rows = table(name)
+        rows = rows.take((rows.pp > 1) & (rows.vpp == 1) & (rows.num_micro_batches >= rows.pp))
+        gpipe, alternating, _, zero_bubble = (price(of, replace(rows, schedule=np.full(len(rows), code))) for code in (1, 2, 3, 4))
+        np.testing.assert_array_equal(gpipe.step_time_s, alternating.step_time_s)
+        assert (zero_bubble.time_bubble_s < alternating.time_bubble_s).all()
+        assert (alternating.peak_memory_bytes <= gpipe.peak_memory_bytes * SLACK).all()
+        np.testing.assert_array_equal(zero_bubble.time_compute_s, alternating.time_compute_s)
+
+
+def test_full_recomputation_costs_about_a_forward_pass() -> None:
+    """A third of forward and backward more, less what is not layers (arXiv 2205.05198, section 5: 30 to 40 %)."""
+    none, full = priced(
+        scenario(model="llama3_1_70b"), *({"tp": 8, "pp": 4, "recompute": mode} for mode in ("none", "full"))
+    ).time_compute_s
+    assert 1.28 < full / none < 1.4
+
+
+def test_doubling_the_batch_doubles_what_micro_batches_take() -> None:
+    rows = ({"tp": 4, "pp": 4, "global_batch_size": batch} for batch in (256, 512))
+    result = priced(scenario(), *rows)
+    for term in ("compute", "tp", "pp"):
+        once, twice = getattr(result, f"time_{term}_s")
+        assert twice == pytest.approx(2 * once)
+    assert result.time_bubble_s[0] == pytest.approx(result.time_bubble_s[1])
+    assert result.time_optimizer_s[0] == result.time_optimizer_s[1]
+
+
+def test_bubbles_of_a_balanced_pipeline() -> None:
+    """With a head of no weight the stages are equal: (p - 1) / m of the slots for 1F1B, that over v interleaved."""
+    of = scenario(model="llama3_1_70b", model__vocab_size=128, software__pipeline_split="even", software__dp_overlap=1.0)
+    common = {"num_gpus": 64, "tp": 8, "pp": 4, "global_batch_size": 64}
+    plain, two, five = (
+        price(of, layouts(common | {"schedule": "interleaved_1f1b" if vpp > 1 else "1f1b", "vpp": vpp})) for vpp in (1, 2, 5)
+    )
+    slots = float((plain.time_compute_s + plain.time_tp_s + plain.time_pp_s)[0])
+    assert float(plain.time_bubble_s[0]) == pytest.approx(3 / 32 * slots, rel=2e-3)
+    sends = float(plain.time_pp_s[0])
+    for vpp, result in ((2, two), (5, five)):
+        assert float(result.time_pp_s[0]) == pytest.approx(vpp * sends)  # a send for each chunk
+        slots = float((result.time_compute_s + result.time_tp_s + result.time_pp_s)[0])
+        assert float(result.time_bubble_s[0]) == pytest.approx(3 / 32 / vpp * slots, rel=2e-3)
+
+
+def test_dp_auto_takes_what_the_others_leave() -> None:
+    of = scenario()
+    automatic = priced(of, {"tp": 4, "cp": 2, "pp": 2, "num_gpus": 64})
+    given = priced(of, {"tp": 4, "cp": 2, "pp": 2, "num_gpus": 64, "dp": 4})
+    _same(automatic, given, np.array([0]))
+
+
+def test_zero_3_hides_no_more_than_its_network_carries() -> None:
+    """Its gathers take the network all through the last backward pass where they are slower than it: the reduction then shows in full."""
+    of = scenario("l40s", software="llm_foundry", workload__seq_len=2048)
+    row = {"num_gpus": 256, "global_batch_size": 256, "zero": 3}
+    slow = faster(of, "bandwidth 1", 0.05)
+    shown = priced(slow, row).time_dp_s[0]
+    group = span(float(of.hw.gpus_per_node), 256 / of.hw.gpus_per_node)
+    layer = 4096 * 4096 * 2 + 2 * 4096 * 1024 + 3 * 4096 * 14336 + 2 * 4096
+    gather = float(closed_form.all_gather(2 * layer, group, slow.hw.network)[0])
+    scatter = float(closed_form.reduce_scatter(4 * 32 * layer, group, slow.hw.network)[0])
+    compute = float(priced(slow, row).time_compute_s[0])
+    assert 64 * gather > 10 * compute  # far slower than all there is to hide behind
+    assert shown > 64 * gather + scatter - compute
