@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from rapid_dse.config.scenario import Scenario
 from rapid_dse.device import AttentionKernel, OperatorModel
-from rapid_dse.model.operators import MatMul, MicroBatch, head_matmul, layer_matmuls, local_kv_heads, mlp_projections
+from rapid_dse.model.operators import MatMul, MicroBatch, head_matmul, layer_matmuls, local_kv_heads, mean_context, mlp_projections
 
 FloatColumn = NDArray[np.float64]
 
@@ -94,13 +94,14 @@ def _cast_bytes(scenario: Scenario, shapes: NDArray[np.float64]) -> NDArray[np.f
 def _attention_seconds(
     scenario: Scenario, shape: MicroBatch, device: OperatorModel, direction: Literal["forward", "backward"]
 ) -> FloatColumn:
-    """Seconds of one layer's attention. Zigzag ring attention gives each rank half of the full rectangle; without context
-    parallelism the kernel skips the masked half itself."""
+    """Seconds of one layer's attention. Zigzag ring attention gives each rank half of the full rectangle (what the window leaves of
+    it); without context parallelism the kernel skips what is masked itself."""
     model, software = scenario.model, scenario.software
     unfused: AttentionKernel = "fused_softmax" if software.fused_softmax else "unfused"
     kernel: AttentionKernel = software.flash_kernel if software.attention == "flash" else unfused
     precision = "bf16" if scenario.workload.precision == "fp8" else scenario.workload.precision
     heads, kv_heads, batch = model.num_attention_heads / shape.tp, local_kv_heads(model, shape.tp), shape.micro_batch_size
+    mean = mean_context(model, shape.seq_len)
     seconds = np.empty(len(shape.tp))
     for split in (False, True):
         rows = (shape.cp > 1) == split
@@ -110,7 +111,7 @@ def _attention_seconds(
                 heads[rows],
                 kv_heads[rows],
                 shape.seq_len / shape.cp[rows],
-                shape.seq_len / 2 if split else shape.seq_len,
+                mean if split else shape.seq_len,
                 model.attention_head_dim,
                 direction=direction,
                 causal=not split,
@@ -120,14 +121,15 @@ def _attention_seconds(
                 dropout=software.dropout,
             )
     # Without zigzag the last rank of the ring sees every key: (2 cp - 1) / cp of the mean work (arXiv 2310.01889, causal case).
-    uneven = np.where((shape.cp > 1) & (not software.cp_balanced), (2.0 * shape.cp - 1) / shape.cp, 1.0)
+    fullest = np.minimum((2.0 * shape.cp - 1) / shape.cp, min(model.sliding_window or shape.seq_len, shape.seq_len) / mean)
+    uneven = np.where((shape.cp > 1) & (not software.cp_balanced), fullest, 1.0)
     return seconds * uneven / scenario.hw.efficiency.sustained
 
 
 def attention_flops(scenario: Scenario, shape: MicroBatch) -> FloatColumn:
     """FLOP of one layer's causal attention forward on one rank."""
     width = scenario.model.num_attention_heads * scenario.model.attention_head_dim / shape.tp
-    return 2.0 * shape.tokens * shape.seq_len * width
+    return 4.0 * shape.tokens * mean_context(scenario.model, shape.seq_len) * width
 
 
 def elementwise_bytes(scenario: Scenario, shape: MicroBatch) -> tuple[FloatColumn, FloatColumn]:
