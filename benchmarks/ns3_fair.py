@@ -81,9 +81,7 @@ def simulate(ns: Any, case: dict[str, Any]) -> float:
         bulk.SetAttribute("SendSize", ns.UintegerValue(SEGMENT))
         bulk.Install(nodes.Get(src)).Start(ns.Seconds(0))
     elapsed_us = 0
-    while any(
-        ns.cppyy.gbl.ns3.DynamicCast["ns3::PacketSink", "ns3::Application"](s).GetTotalRx() < MESSAGE for s in sinks
-    ):
+    while any(ns.cppyy.gbl.ns3.DynamicCast["ns3::PacketSink", "ns3::Application"](s).GetTotalRx() < MESSAGE for s in sinks):
         ns.Simulator.Stop(ns.MicroSeconds(STEP_US))
         ns.Simulator.Run()
         elapsed_us += STEP_US

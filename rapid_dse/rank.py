@@ -16,11 +16,8 @@ def main() -> int:
     return guarded(run, sys.argv[1:])
 
 
-def run(arguments: Sequence[str], expected_error: show.ExpectedError | None = None) -> int:
+def run(arguments: Sequence[str]) -> int:
     """Prints the ranking.
-
-    Args:
-        expected_error: gives the accuracy to expect beside each row.
 
     Raises:
         ValueError: where the file, the folder or the column is none.
@@ -36,7 +33,7 @@ def run(arguments: Sequence[str], expected_error: show.ExpectedError | None = No
     options = parser.parse_args(_with_negatives(arguments))
     if options.top < 1:
         raise ValueError(f"--top={options.top}: allowed: an integer of at least 1")
-    _show(options.results, options.by, options.top, expected_error)
+    _show(options.results, options.by, options.top)
     return 0
 
 
@@ -51,7 +48,7 @@ def _with_negatives(arguments: Sequence[str]) -> list[str]:
     return joined
 
 
-def _show(source: Path, by: str, top: int, expected_error: show.ExpectedError | None) -> None:
+def _show(source: Path, by: str, top: int) -> None:
     out, err = driver.console(), driver.console(stderr=True)
     table = store.read(source, lambda line: err.print(line, highlight=False, markup=False))
     store.require_results(table, source)
@@ -59,7 +56,7 @@ def _show(source: Path, by: str, top: int, expected_error: show.ExpectedError | 
     status, reasons = ranking.counts(table)
     best = ranking.best(table.filter(table["fits"]), by, top)
     if len(best):
-        out.print(show.ranked_table(best, by, expected_error))
+        out.print(show.ranked_table(best, by))
     else:
         out.print("no layout fits in memory")
     show.show_counts(out, status, reasons, {})

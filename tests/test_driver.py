@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -199,7 +200,10 @@ def test_another_objective_ranks(tmp_path: Path) -> None:
 def test_the_expected_error_stands_beside_the_step_time(tmp_path: Path) -> None:
     out = io.StringIO()
     search = Search(results_dir=str(tmp_path), study="s")
-    driver.run([portion()], search, Debug(), Console(file=out, width=200), expected_error=lambda rows: ["±8 %"] * len(rows))
+    measured = portion()
+    profile = measured.scenario.software.model_copy(update={"expected_error": 0.083})
+    scenario = measured.scenario.model_copy(update={"software": profile})
+    driver.run([replace(measured, scenario=scenario)], search, Debug(), Console(file=out, width=200))
     assert out.getvalue().count("±8 %") > 1
 
 

@@ -87,9 +87,7 @@ def test_symmetric_collectives_are_identical_with_the_full_run(data: st.DataObje
     kind = data.draw(st.sampled_from(COLLECTIVES))
     case = CollectiveCase("congestion_aware", topology, system, kind, size)
     graph = case.graph()
-    assert same(
-        run_graph(graph, topology, system, network), run_graph(graph, topology, system, network, symmetry=False)
-    )
+    assert same(run_graph(graph, topology, system, network), run_graph(graph, topology, system, network, symmetry=False))
 
 
 def test_asymmetric_ranks_are_not_folded() -> None:
@@ -127,9 +125,7 @@ def test_incast_shares_the_last_link(size: int, senders: int) -> None:
     assert result.makespan_ns == pytest.approx(senders * size / (50 * GB_NS) + 1000, abs=2)
 
 
-def send_one(
-    topology: Topology, src: int, dst: int, size: int = 1 << 20, network: str = "congestion_aware"
-) -> RunResult:
+def send_one(topology: Topology, src: int, dst: int, size: int = 1 << 20, network: str = "congestion_aware") -> RunResult:
     builder = GraphBuilder(topology.ranks)
     for rank in range(topology.ranks):
         builder.compute(rank, 0, 1)
@@ -253,9 +249,7 @@ BAD_GRAPHS: list[tuple[str, Any, str]] = [
 
 
 @pytest.mark.parametrize(("name", "spoil", "message"), BAD_GRAPHS, ids=[b[0] for b in BAD_GRAPHS])
-def test_bad_graph_is_one_clear_line(
-    name: str, spoil: Any, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_bad_graph_is_one_clear_line(name: str, spoil: Any, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     graph = base_graph()
     spoil(graph)
     path = tmp_path / "graph.json"

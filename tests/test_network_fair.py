@@ -25,9 +25,7 @@ def network(case: dict[str, Any]) -> Topology:
     if case["switches"] == 1:
         return Topology.of(["Switch"], [hosts], [bandwidth], [latency])
     leaf = hosts // 2
-    tree = Dimension(
-        kind="FatTree", size=hosts, bandwidth=bandwidth, latency=latency, leaf=leaf, oversubscription=float(leaf)
-    )
+    tree = Dimension(kind="FatTree", size=hosts, bandwidth=bandwidth, latency=latency, leaf=leaf, oversubscription=float(leaf))
     return Topology((tree,))
 
 

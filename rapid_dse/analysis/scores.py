@@ -70,4 +70,5 @@ def _groups(cases: pd.DataFrame, usable: pd.Series[bool]) -> list[pd.Index[int]]
 def _ranking(truth: pd.Series[float], seconds: pd.Series[float], fits: pd.Series[bool]) -> tuple[float, float]:
     correlation = spearmanr(seconds, truth).statistic if seconds.nunique() > 1 and truth.nunique() > 1 else float("nan")
     pool = seconds[fits.astype(bool)] if fits.any() else seconds
-    return float(correlation), float(truth[pool.idxmin()] / truth.min() - 1)
+    chosen = float(truth.to_numpy()[truth.index.get_loc(pool.idxmin())])
+    return float(correlation), chosen / float(truth.min()) - 1
