@@ -50,10 +50,11 @@ class Validated:
         ratio = self.shipped.loc[rows, "seconds"] / self.cases.loc[rows, SECONDS].astype(float)
         chosen = np.abs(np.log(ratio)).sort_values(ascending=False).index[:count]
         layout = [str(column) for column in self.cases if str(column).startswith("parallel.")]
-        table = self.cases.loc[chosen, ["case_id", "hw.num_gpus", *layout, SECONDS]].copy()
+        table: pd.DataFrame = self.cases.loc[chosen, ["case_id", "hw.num_gpus", *layout, SECONDS]].copy()
         table["predicted_s"], table["error"] = self.shipped.loc[chosen, "seconds"], ratio[chosen] - 1
         exposed = self.terms.loc[chosen, [f"time_{term}_s" for term in TERMS]].set_axis([f"{term}_s" for term in TERMS], axis=1)
-        return pd.concat([table, exposed], axis=1)
+        both: pd.DataFrame = pd.concat([table, exposed], axis=1)
+        return both
 
 
 def validate_cases(path: str | Path, jobs: int, folds: bool = True) -> Validated:

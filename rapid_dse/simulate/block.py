@@ -24,7 +24,8 @@ class Block:
     """Device seconds and HBM bytes of one micro-batch on one rank; each ``(n,)``.
 
     ``layer_*`` are of one layer, ``head_*`` of head and loss, ``embedding_*`` of the look-up; ``attention_forward`` is the part of
-    ``layer_forward`` that ring attention's transfers can hide behind, ``weight_gradient`` the part of ``layer_backward`` that nothing waits for.
+    ``layer_forward`` that ring attention's transfers can hide behind, ``weight_gradient`` the part of
+    ``layer_backward`` that nothing waits for.
     """
 
     layer_forward: FloatColumn
