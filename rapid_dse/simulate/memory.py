@@ -85,10 +85,7 @@ def layer_activations(scenario: Scenario, layouts: Layouts) -> FloatColumn:
     dropout = 2 * stream if software.dropout else 0.0
     scores = _score_bytes(scenario, layouts, heads)
     kept = inputs + 2 * (queries + 2 * keys) + 2 * gates * wide + copies + dropout + 4 * tokens * heads
-    if software.selective_recompute == "every_other_matmul":
-        selective = 2 * stream + 0.5 * products + 2 * queries
-    else:
-        selective = kept
+    selective = 2 * stream + 0.5 * products + 2 * queries if software.selective_recompute == "every_other_matmul" else kept
     full = 2 * stream
     by_mode = np.where(layouts.recompute == RECOMPUTE_FULL, full, np.where(layouts.recompute == RECOMPUTE_NONE, kept + scores, selective))
     return by_mode * np.where(layouts.recompute == RECOMPUTE_FULL, 1.0, software.activation_overhead)
@@ -114,7 +111,7 @@ def peak_memory(scenario: Scenario, layouts: Layouts, stages: Stages) -> Memory:
         "gradients": parameters * gradient / np.where(layouts.zero >= 2, shards, 1),
         "optimizer": parameters * software.optimizer_bytes / np.where(layouts.zero >= 1, shards, 1),
         "activations": _activations(scenario, layouts, stages),
-        "gathered": _gathered(scenario, layouts),
+        "gathered": _gathered(scenario, layouts, parameters),
     }
     terms["buffers"] = (software.fragmentation - 1) * terms["activations"] + np.where(
         shards > 1, np.minimum(software.gradient_bucket, parameters * PRECISION_BYTES[software.gradient_dtype]), 0.0
@@ -143,8 +140,11 @@ def _without_recompute(layouts: Layouts) -> Layouts:
     return replace(layouts, recompute=np.full_like(layouts.recompute, RECOMPUTE_NONE))
 
 
-def _gathered(scenario: Scenario, layouts: Layouts) -> FloatColumn:
-    """ZeRO 3: the layer that computes and the one that is fetched meanwhile, gathered, with the gradient of one."""
-    layer = layer_parameters(scenario, layouts)
+def _gathered(scenario: Scenario, layouts: Layouts, parameters: NDArray[np.float64]) -> NDArray[np.float64]:
+    """What ZeRO holds whole for a while, ``(CANDIDATES, n_layouts)``: from 2 on the gradient of the layer that computes, until it is
+    reduced, and under 3 the weights of that layer and of the one that is fetched meanwhile, no more than the stage has."""
+    sharded, layer = layouts.dp * layouts.cp > 1, layer_parameters(scenario, layouts)
     unit = np.maximum(layer, vocabulary_parameters(scenario, layouts))
-    return np.where(layouts.zero >= 3, (layer + unit) * WEIGHT_BYTES + layer * PRECISION_BYTES[scenario.software.gradient_dtype], 0.0)
+    weights = np.where(sharded & (layouts.zero >= 3), np.minimum(layer + unit, parameters) * WEIGHT_BYTES, 0.0)
+    gradient = layer * PRECISION_BYTES[scenario.software.gradient_dtype]
+    return weights + np.where(sharded & (layouts.zero >= 2), gradient, 0.0)
