@@ -150,3 +150,15 @@ def test_does_not_fit_is_a_result() -> None:
     assert result.fits.tolist() == [False, True]
     assert result.peak_memory_bytes[0] > of.hw.memory.usable > result.peak_memory_bytes[1]
     assert np.isfinite(result.step_time_s).all()
+
+
+def test_fp32_is_twice_as_wide() -> None:
+    """Weights, activations and what travels are 4 bytes wide; the weights are their own master copy: 16 bytes a parameter, as in bf16."""
+    row = {"num_gpus": 16, "tp": 8, "pp": 2, "zero": 0, "recompute": "none"}
+    narrow, wide = (priced(scenario(workload__precision=word, software__dropout=False), row) for word in ("bf16", "fp32"))
+    assert wide.memory_parameters_bytes == 2 * narrow.memory_parameters_bytes
+    assert wide.memory_optimizer_bytes == pytest.approx(narrow.memory_optimizer_bytes * 8 / 12)
+    log_sum_exp = 2 * 16 * 4 * 8192 * 4  # of flash attention, fp32 either way: 2 micro-batches of 16 layers, 4 heads
+    assert wide.memory_activations_bytes == pytest.approx(2 * narrow.memory_activations_bytes - log_sum_exp)
+    assert (wide.time_tp_s > 1.7 * narrow.time_tp_s).all()
+    assert (wide.time_compute_s > 1.5 * narrow.time_compute_s).all()
