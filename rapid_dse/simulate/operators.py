@@ -19,7 +19,6 @@ FloatColumn = NDArray[np.float64]
 
 # Passes over an operand against one fused cast: rowwise scales need a pass for the maxima and one to cast, along rows and along columns.
 RECIPE_PASSES = {"delayed": 1.0, "tensorwise": 1.0, "tensorwise + fp8 all-gather": 1.0, "rowwise": 4.0}
-ACTIVATION_BYTES = 2  # bf16 or fp16, under fp8 too
 
 
 @dataclass(frozen=True)
@@ -43,6 +42,11 @@ class Operators:
     layer_flops: FloatColumn
 
 
+def compute_bytes(scenario: Scenario) -> int:
+    """Bytes of an activation, and of the weight that computes: 16 bits, under fp8 too, 32 under fp32."""
+    return 4 if scenario.workload.precision == "fp32" else 2
+
+
 def operators(scenario: Scenario, shape: MicroBatch, device: OperatorModel) -> Operators:
     """Prices a layer's operators and the head's for each shape."""
     layer, head = layer_matmuls(scenario.model, shape), head_matmul(scenario.model, shape)
@@ -58,8 +62,8 @@ def operators(scenario: Scenario, shape: MicroBatch, device: OperatorModel) -> O
         glue_forward_bytes=glue_forward,
         glue_backward_bytes=glue_backward,
         loss_bytes=loss_bytes(scenario, shape),
-        layer_operand_bytes=np.sum([_operand_bytes(each) for each in layer], axis=0),
-        head_operand_bytes=_operand_bytes(head),
+        layer_operand_bytes=compute_bytes(scenario) * np.sum([_operands(each) for each in layer], axis=0),
+        head_operand_bytes=compute_bytes(scenario) * _operands(head),
         layer_flops=flops + attention_flops(scenario, shape),
     )
 
@@ -139,11 +143,12 @@ def elementwise_bytes(scenario: Scenario, shape: MicroBatch) -> tuple[FloatColum
     two and writes one; ``software.elementwise_traffic`` says how many times that a framework moves.
     """
     model, software = scenario.model, scenario.software
-    stream = shape.norm_tokens * model.hidden_size * ACTIVATION_BYTES
+    width = compute_bytes(scenario)
+    stream = shape.norm_tokens * model.hidden_size * width
     head = model.attention_head_dim
-    rotary = shape.tokens * head * (model.num_attention_heads / shape.tp + local_kv_heads(model, shape.tp)) * ACTIVATION_BYTES
+    rotary = shape.tokens * head * (model.num_attention_heads / shape.tp + local_kv_heads(model, shape.tp)) * width
     rotary = rotary if model.position_embedding == "rope" else np.zeros_like(rotary)
-    wide = shape.tokens * model.intermediate_size / shape.tp * ACTIVATION_BYTES
+    wide = shape.tokens * model.intermediate_size / shape.tp * width
     gates = mlp_projections(model)
     dropout = 1.0 if software.dropout else 0.0
     forward = stream * (2 * 2 + 2 * 3 + dropout) + 2 * rotary + wide * (gates + 1)
@@ -157,5 +162,5 @@ def loss_bytes(scenario: Scenario, shape: MicroBatch) -> FloatColumn:
     return logits * (8.0 if scenario.software.fused_cross_entropy else 34.0)
 
 
-def _operand_bytes(matmul: MatMul) -> FloatColumn:
-    return ACTIVATION_BYTES * (matmul.m * matmul.k + matmul.k * matmul.n + matmul.m * matmul.n)
+def _operands(matmul: MatMul) -> FloatColumn:
+    return matmul.m * matmul.k + matmul.k * matmul.n + matmul.m * matmul.n

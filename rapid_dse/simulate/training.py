@@ -18,8 +18,8 @@ from rapid_dse.network.placement import Placement
 from rapid_dse.simulate.block import Block, distinct_shapes, framework_block
 from rapid_dse.simulate.communication import Traffic, effective_network, gradient_bytes, placement_of, traffic
 from rapid_dse.simulate.cost import StepWork, energy
-from rapid_dse.simulate.memory import WEIGHT_BYTES, Memory, layer_parameters, peak_memory, stage_parameters, vocabulary_parameters
-from rapid_dse.simulate.operators import Operators, operators
+from rapid_dse.simulate.memory import Memory, layer_parameters, peak_memory, stage_parameters, vocabulary_parameters
+from rapid_dse.simulate.operators import Operators, compute_bytes, operators
 from rapid_dse.simulate.results import Priced
 from rapid_dse.simulate.stages import Stages, stages
 from rapid_dse.trace.schedules import Slots, bubble
@@ -228,7 +228,7 @@ def _gather_per_layer(scenario: Scenario, layouts: Layouts, groups: Groups) -> t
 
 
 def _gathered_bytes(scenario: Scenario) -> int:
-    return 1 if scenario.workload.precision == "fp8" and "all-gather" in scenario.software.fp8_recipe else WEIGHT_BYTES
+    return 1 if scenario.workload.precision == "fp8" and "all-gather" in scenario.software.fp8_recipe else compute_bytes(scenario)
 
 
 def _host_layer(scenario: Scenario, layouts: Layouts) -> FloatColumn:
@@ -298,7 +298,7 @@ def _bucket(scenario: Scenario, layouts: Layouts) -> FloatColumn:
 def _weight_gather(scenario: Scenario, layouts: Layouts, parameters: FloatColumn, layers: IntColumn, groups: Groups) -> FloatColumn:
     """Gather of the weights that each rank of ZeRO 1 or 2 has updated, s."""
     calls = np.maximum(1.0, layers * scenario.software.gather_calls_per_layer)
-    gather = calls * closed_form.all_gather(parameters * WEIGHT_BYTES / calls, groups.placement.gradient, groups.network)
+    gather = calls * closed_form.all_gather(parameters * compute_bytes(scenario) / calls, groups.placement.gradient, groups.network)
     return np.where((layouts.zero == 1) | (layouts.zero == 2), gather, 0.0)
 
 
