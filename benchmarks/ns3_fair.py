@@ -97,8 +97,8 @@ def main() -> None:
     from ns import ns
 
     ns.Config.SetDefault("ns3::TcpSocket::SegmentSize", ns.UintegerValue(SEGMENT))
-    ns.Config.SetDefault("ns3::TcpSocket::SndBufSize", ns.UintegerValue(256 << 10))
-    ns.Config.SetDefault("ns3::TcpSocket::RcvBufSize", ns.UintegerValue(256 << 10))
+    ns.Config.SetDefault("ns3::TcpSocket::SndBufSize", ns.UintegerValue(1 << 20))
+    ns.Config.SetDefault("ns3::TcpSocket::RcvBufSize", ns.UintegerValue(1 << 20))
     results = []
     for case in cases():
         time_ns = simulate(ns, case) * case["times"]
