@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import fields, replace
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -208,6 +209,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 }
 
 
+@cache
 def table(name: str, count: int = 1500) -> tuple[Scenario, Layouts]:
     of = scenario(**SETTINGS[name])
     return of, random_layouts(of, 512, 512, count)
@@ -269,6 +271,13 @@ class TestRefused:
         of = scenario(**changes)
         with pytest.raises(ValueError, match=message):
             price(of, layouts({}))
+
+    def test_groups_that_the_networks_dimensions_do_not_hold(self) -> None:
+        """Where a dimension carries tp alone, tp is its size: another layout was priced as if it fitted."""
+        of = scenario(hw__network__dimensions=[SWITCH | {"size": 8, "parallelisms": ["tp"]}, SWITCH])
+        assert priced(of, {"tp": 8}).step_time_s > 0
+        with pytest.raises(ValueError, match="tp is not the size 8 of network dimension 0"):
+            price(of, layouts({"tp": 8}, {"tp": 4}))
 
     @pytest.mark.parametrize(("chip", "precision"), [("a100", "fp8"), ("v100", "fp8"), ("v100", "bf16")])
     def test_by_the_schema_where_the_chip_lacks_the_precision(self, chip: str, precision: str) -> None:

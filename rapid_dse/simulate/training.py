@@ -137,6 +137,9 @@ def step_seconds(scenario: Scenario, layouts: Layouts, ready: Prepared) -> Float
 
 def _setting(scenario: Scenario, layouts: Layouts) -> tuple[Stages, Groups, Traffic]:
     placement = placement_of(scenario, layouts)
+    for reason, broken in placement.reasons:
+        if broken.any():
+            raise ValueError(reason)
     groups = Groups(placement, effective_network(scenario))
     found = stages(scenario.model, scenario.software.pipeline_split, layouts.pp, layouts.vpp)
     return found, groups, traffic(scenario, layouts, placement, groups.network)
