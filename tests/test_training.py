@@ -113,6 +113,7 @@ class TestByHand:
         hop = float(closed_form.send_recv(keys, pair, network)[0])
         cp_forward, cp_backward = max(0.0, hop - 0.1 * attend), max(0.0, 2 * hop - 0.1 * attend_back)
         assert cp_forward > 0
+        cp_backward += cp_forward  # core attention is recomputed on keys that come around once more
 
         # --- the pipeline: 4 layers a stage; embedding first (reads and writes the stream, and its gradient), head and loss last.
         # The vocabulary, padded to a multiple of 128 · 2, is 32000 itself: 16000 rows a rank. The loss moves 34 bytes a logit.
@@ -389,3 +390,13 @@ def test_zero_3_hides_no_more_than_its_network_carries() -> None:
     compute = float(priced(slow, row).time_compute_s[0])
     assert 64 * gather > 10 * compute  # far slower than all there is to hide behind
     assert shown > 64 * gather + scatter - compute
+
+
+def test_what_is_recomputed_with_ring_attention_needs_the_ring_again() -> None:
+    """A third of the ring's time forward, two backward; core attention alone (selective) or the whole layer again: one third more."""
+    of = scenario(model="llama3_1_70b", software__cp_overlap=0.0)
+    rows = ({"tp": 8, "cp": 8, "recompute": mode} for mode in ("none", "selective", "full"))
+    none, selective, full = priced(of, *rows).time_cp_s
+    assert selective == full == pytest.approx(4 / 3 * none)
+    others = scenario(model="llama3_1_70b", software="torchtitan", software__cp_overlap=0.0)  # every other product: attention is kept
+    assert priced(others, {"tp": 8, "cp": 8}).time_cp_s == pytest.approx(none)

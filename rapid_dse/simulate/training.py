@@ -193,12 +193,13 @@ def layer_time(scenario: Scenario, layouts: Layouts, block: Block, moved: Traffi
     software = scenario.software
     full, selective = layouts.recompute == RECOMPUTE_FULL, layouts.recompute == RECOMPUTE_SELECTIVE
     again = np.where(full, block.layer_forward, np.where(selective, block.selective_recompute, 0.0))
+    ring_again = full | (selective & (software.selective_recompute == "core_attention"))
     shown = 1 - software.tp_overlap if software.async_tp else 1.0
     tp_forward = moved.tp_forward * shown
     beside = (moved.tp_backward + moved.tp_gather_again) * shown
     tp_backward = beside - np.minimum(software.tp_backward_overlap * beside, block.weight_gradient) + np.where(full, tp_forward, 0.0)
     cp_forward = _beside(moved.cp_forward, software.cp_overlap, block.attention_forward)
-    cp_backward = _beside(moved.cp_backward, software.cp_overlap, block.attention_backward) + np.where(full, cp_forward, 0.0)
+    cp_backward = _beside(moved.cp_backward, software.cp_overlap, block.attention_backward) + np.where(ring_again, cp_forward, 0.0)
     forward = block.layer_forward + tp_forward + cp_forward
     backward = block.layer_backward + again + tp_backward + cp_backward
     gather, gathers = _gather_per_layer(scenario, layouts, groups)
