@@ -400,3 +400,23 @@ def test_what_is_recomputed_with_ring_attention_needs_the_ring_again() -> None:
     assert selective == full == pytest.approx(4 / 3 * none)
     others = scenario(model="llama3_1_70b", software="torchtitan", software__cp_overlap=0.0)  # every other product: attention is kept
     assert priced(others, {"tp": 8, "cp": 8}).time_cp_s == pytest.approx(none)
+
+
+def test_reducing_after_every_micro_batch_is_never_faster() -> None:
+    """With buckets as large as a layer, so that both send the same messages; the look-up's gradient, which comes last, shows either way."""
+    once, each = (
+        scenario(software="torchtitan", software__gradient_bucket=872e6, software__reduce_each_micro_batch=word) for word in (False, True)
+    )
+    rows = [
+        {"zero": zero, "tp": tp, "global_batch_size": batch, "num_gpus": 256}
+        for zero in (1, 2, 3)
+        for tp in (1, 2)
+        for batch in (256, 1024)
+    ]
+    before, after = priced(once, *rows).step_time_s, priced(each, *rows).step_time_s
+    sharded = np.array([row["zero"] >= 2 for row in rows])
+    np.testing.assert_array_equal(after[~sharded], before[~sharded])
+    assert (after >= before / SLACK)[sharded].all()
+    slow = faster(once, "bandwidth 1", 0.1), faster(each, "bandwidth 1", 0.1)
+    row = {"zero": 2, "num_gpus": 256, "global_batch_size": 4096}
+    assert priced(slow[1], row).time_dp_s > 2 * priced(slow[0], row).time_dp_s

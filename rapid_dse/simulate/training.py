@@ -265,11 +265,14 @@ def _end_of_step(
     """
     software = scenario.software
     parameters = stage_parameters(scenario, layouts, found)[0]
-    sent = parameters * gradient_bytes(scenario)
+    # Where layers are reduced after each micro-batch, the look-up's gradient is left, which comes last and hides behind nothing.
+    each = (layouts.zero >= 2) & software.reduce_each_micro_batch
+    left = np.where(each, parameters - found.layers[0] * layer_parameters(scenario, layouts), parameters)
+    sent = left * gradient_bytes(scenario)
     synchronise = _gradient_sync(scenario, layouts, sent, groups)
     last_bucket = synchronise * np.minimum(1.0, _bucket(scenario, layouts) / sent)
     window = found.layers[0] * np.maximum(0.0, software.dp_overlap * layer.backward - layer.gathers)
-    shown = np.maximum(_beside(synchronise, 1.0, window), last_bucket)
+    shown = np.where(each, synchronise, np.maximum(_beside(synchronise, 1.0, window), last_bucket))
     gather = _weight_gather(scenario, layouts, parameters, found.layers[0], groups)
     shown = shown + _beside(gather, software.parameter_gather_overlap, found.layers[0] * layer.forward)
     table = vocabulary_parameters(scenario, layouts) * _gathered_bytes(scenario)
@@ -279,7 +282,7 @@ def _end_of_step(
 
 
 def _gradient_sync(scenario: Scenario, layouts: Layouts, sent: FloatColumn, groups: Groups) -> FloatColumn:
-    """Reduction of all gradients, bucket by bucket: all-reduce, or reduce-scatter where ZeRO shards what follows, s."""
+    """Reduction of ``sent`` bytes of gradients, bucket by bucket: all-reduce, or reduce-scatter where ZeRO shards what follows, s."""
     span, software = groups.placement.gradient, scenario.software
     calls = np.ceil(sent / _bucket(scenario, layouts))
     scatter = closed_form.reduce_scatter(sent / calls, span, groups.network)
@@ -287,8 +290,7 @@ def _gradient_sync(scenario: Scenario, layouts: Layouts, sent: FloatColumn, grou
         reduce = closed_form.all_reduce(sent / calls, span, groups.network)
     else:
         reduce = scatter + closed_form.all_gather(sent / calls, span, groups.network)
-    synchronise = calls * np.where(layouts.zero == 0, reduce, scatter)
-    return np.where((layouts.zero >= 2) & software.reduce_each_micro_batch, 0.0, synchronise)
+    return calls * np.where(layouts.zero == 0, reduce, scatter)
 
 
 def _bucket(scenario: Scenario, layouts: Layouts) -> FloatColumn:
