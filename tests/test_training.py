@@ -420,3 +420,15 @@ def test_reducing_after_every_micro_batch_is_never_faster() -> None:
     slow = faster(once, "bandwidth 1", 0.1), faster(each, "bandwidth 1", 0.1)
     row = {"zero": 2, "num_gpus": 256, "global_batch_size": 4096}
     assert priced(slow[1], row).time_dp_s > 2 * priced(slow[0], row).time_dp_s
+
+
+def test_zero_bubbles_save_the_other_stages_weight_gradients_twice() -> None:
+    """ZB-H1 against 1F1B on equal stages: 2 (p - 1) W less (arXiv 2401.10241, table 1), W the weight gradients of a stage's 20 layers."""
+    of = scenario(model="llama3_1_70b", model__vocab_size=128, software__pipeline_split="even")
+    rows = ({"tp": 8, "pp": 4, "global_batch_size": 64, "schedule": word} for word in ("1f1b", "zero_bubble"))
+    plain, zero_bubble = priced(of, *rows).time_bubble_s
+    device = operator_model(of.hw)
+    shapes = [(10 * 128, 8192), (8192, 1024), (2 * 3584, 8192), (8192, 3584)]  # (out, in) of a rank at tp 8, 8,192 tokens
+    weights = sum(float(device.gemm(n, k, 8192, accumulate=True)) for n, k in shapes)
+    weights /= of.hw.efficiency.sustained * of.software.matmul_efficiency
+    assert plain - zero_bubble == pytest.approx(2 * 3 * 20 * weights)
