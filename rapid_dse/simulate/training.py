@@ -192,11 +192,13 @@ def layer_time(scenario: Scenario, layouts: Layouts, block: Block, moved: Traffi
     """One layer of one micro-batch: compute, and what of its transfers shows."""
     software = scenario.software
     full, selective = layouts.recompute == RECOMPUTE_FULL, layouts.recompute == RECOMPUTE_SELECTIVE
-    again = np.where(full, block.layer_forward, np.where(selective, block.selective_recompute, 0.0))
+    whole = block.layer_forward - (0.0 if software.recomputes_attention else block.attention_forward)
+    again = np.where(full, whole, np.where(selective, block.selective_recompute, 0.0))
     ring_again = full | (selective & (software.selective_recompute == "core_attention"))
-    shown = 1 - software.tp_overlap if software.async_tp else 1.0
-    tp_forward = moved.tp_forward * shown
-    beside = (moved.tp_backward + moved.tp_gather_again) * shown
+    pipelined = software.tp_overlap if software.async_tp else 0.0
+    tp_forward = moved.tp_forward - np.minimum(pipelined * moved.tp_forward, block.layer_forward)
+    beside = moved.tp_backward + moved.tp_gather_again
+    beside = beside - np.minimum(pipelined * beside, block.layer_backward)
     tp_backward = beside - np.minimum(software.tp_backward_overlap * beside, block.weight_gradient) + np.where(full, tp_forward, 0.0)
     cp_forward = _beside(moved.cp_forward, software.cp_overlap, block.attention_forward)
     cp_backward = _beside(moved.cp_backward, software.cp_overlap, block.attention_backward) + np.where(ring_again, cp_forward, 0.0)
