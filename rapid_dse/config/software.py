@@ -72,6 +72,7 @@ class Software(Frozen):
     # structure
     pipeline_split: Literal["megatron", "balanced", "even"] = "megatron"
     # memory
+    logs_first_stage: bool = False  # the peak that its runs report is the first pipeline stage's, not the worst one's
     context: Bytes = 1.5e9  # CUDA context, cuBLAS workspaces, NCCL's buffers
     fragmentation: Annotated[float, Field(ge=1, le=1.6)] = 1.05  # reserved over live activations
     activation_overhead: Annotated[float, Field(ge=0.5, le=3)] = 1.0  # kept over the least that autograd needs
