@@ -21,6 +21,7 @@ IntColumn = NDArray[np.int64]
 BoolColumn = NDArray[np.bool_]
 
 NONE, GPIPE, ONE_F_ONE_B, INTERLEAVED, ZERO_BUBBLE = range(len(SCHEDULES))
+AUTO_SCHEDULE = -1  # until resolved: none at pp = 1, interleaved_1f1b where vpp > 1, else 1f1b
 RECOMPUTE_NONE, RECOMPUTE_SELECTIVE, RECOMPUTE_FULL = range(len(RECOMPUTE))
 
 # Key of the configuration behind each column, in the order in which results list them.
@@ -102,10 +103,15 @@ class Layouts:
 
 
 def resolved(layouts: Layouts) -> Layouts:
-    """The same layouts with dp=auto taken from what the other degrees leave of the GPUs (0 where nothing comes out)."""
+    """The same layouts with what is automatic settled.
+
+    dp=auto is what the other degrees leave of the GPUs (0 where nothing comes out); an automatic schedule follows pp and vpp.
+    """
     others = layouts.tp * layouts.cp * layouts.pp
     left = np.where(layouts.num_gpus % others == 0, layouts.num_gpus // others, 0)
-    return replace(layouts, dp=np.where(layouts.dp == 0, left, layouts.dp), schedule=np.where(layouts.pp == 1, NONE, layouts.schedule))
+    by_vpp = np.where(layouts.vpp > 1, INTERLEAVED, ONE_F_ONE_B)
+    schedule = np.where(layouts.schedule == AUTO_SCHEDULE, by_vpp, layouts.schedule)
+    return replace(layouts, dp=np.where(layouts.dp == 0, left, layouts.dp), schedule=np.where(layouts.pp == 1, NONE, schedule))
 
 
 @dataclass(frozen=True)

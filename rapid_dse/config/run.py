@@ -92,10 +92,14 @@ class Backend(Frozen):
 
 
 class Search(Frozen):
-    """How a space is searched. ``study`` null: the sweep's name, else hw-model-<hash of the base configuration>."""
+    """How a space is searched. ``study`` null: the sweep's name, else hw-model-<hash of the base configuration>.
+
+    ``space`` is what a sweep file sweeps: a key or group, and its values (a list, or "all").
+    """
 
     name: Literal["grid", "optuna"] = "grid"
     study: str | None = None
+    space: dict[str, Any] = {}  # noqa: RUF012 pydantic copies it
     n_trials: Count = 100
     sampler: Literal["tpe", "nsga2", "nsga3", "cmaes", "random", "brute_force"] = "tpe"
     objectives: tuple[str, ...] = ("step_time_s",)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 from collections.abc import Mapping
-from typing import Any, get_args
+from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError, model_validator
 
@@ -46,10 +46,14 @@ def parse(tree: Mapping[str, Any]) -> Scenario:
         raise ValueError(explain(error)) from None
 
 
-def explain(error: ValidationError) -> str:
-    """One line: the key, its value, what is allowed, and the nearest valid spelling of a key that is unknown."""
+def explain(error: ValidationError, prefix: str = "") -> str:
+    """One line: the key, its value, what is allowed, and the nearest valid spelling of a key that is unknown.
+
+    ``prefix`` is the key of what was validated, where that was a part of the scenario.
+    """
     first = error.errors(include_url=False)[0]
-    path = [str(part) for part in first["loc"] if not str(part).startswith(("function-", "literal["))]
+    inside = [str(part) for part in first["loc"] if not str(part).startswith(("function-", "literal["))]
+    path = [*prefix.split("."), *inside] if prefix else inside
     path = [part for part in path if part not in ("constrained-int", "int", "bool")]
     key = ".".join(path)
     if first["type"] == "extra_forbidden":
@@ -97,7 +101,10 @@ def known_key(key: str) -> bool:
             continue
         if model is None or part not in model.model_fields:
             return False
-        model = _model_in(model.model_fields[part].annotation)
+        annotation = model.model_fields[part].annotation
+        if get_origin(annotation) is dict:
+            return True  # its names are checked with its values
+        model = _model_in(annotation)
     return True
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -76,25 +77,40 @@ class Software(Frozen):
     embedding_copies: Annotated[float, Field(ge=0, le=8)] = 0.0
 
 
-# Parameters that calibrate may fit, and the reason why each is a framework's.
-FREE: dict[str, str] = {
-    "elementwise_traffic": "how many of the small kernels it fuses",
-    "matmul_efficiency": "its GEMM library's choice of kernels, and what runs beside them",
-    "fp8_cast_passes": "whether casts, transposes and amax are fused into neighbours",
-    "host_layer": "Python and launch time of a layer",
-    "host_collective_layer": "Python and launch time of a layer's collectives",
-    "host_pipeline_layer": "serialised launches of a pipelined layer",
-    "host_micro_batch": "Python time of a micro-batch",
-    "host_step": "data loading, logging, optimizer launches",
-    "dp_overlap": "bucketing and prefetch",
-    "parameter_gather_overlap": "prefetch of updated weights",
-    "tp_overlap": "pipelining of tensor-parallel transfers with products",
-    "tp_backward_overlap": "whether input-gradient transfers run beside weight gradients",
-    "pp_overlap": "asynchronous sends",
-    "send_receive": "stream synchronisation around sends",
-    "fabric_efficiency": "its NCCL plugin and channel settings, and what else the network cards carry",
-    "fabric_latency": "its NCCL plugin's proxy threads",
-    "node_skew": "how evenly its processes run ahead on several hosts",
-    "gather_calls_per_layer": "whether weights are gathered tensor by tensor",
-    "optimizer_traffic": "fused or for-each optimizer",
-}
+@dataclass(frozen=True)
+class FreeParameter:
+    """A number that ``calibrate`` may fit.
+
+    ``typical`` and ``spread`` are what it is over frameworks and how far one may lie from that, both in ``unit``: where a table of
+    runs says nothing of it, it stays there. ``upper`` bounds the search.
+    """
+
+    name: str
+    typical: float
+    spread: float
+    upper: float
+    unit: str
+    reason: str
+
+
+FREE: tuple[FreeParameter, ...] = (
+    FreeParameter("elementwise_traffic", 2.0, 0.7, 6.0, "times fused traffic", "how many of the small kernels it fuses"),
+    FreeParameter("matmul_efficiency", 0.95, 0.07, 1.1, "share", "its GEMM library's choice of kernels, and what runs beside them"),
+    FreeParameter("fp8_cast_passes", 1.0, 0.4, 4.0, "passes", "whether casts, transposes and maxima are fused into neighbours"),
+    FreeParameter("host_layer", 1e-3, 1.5e-3, 1e-2, "s", "Python and launch time of a layer"),
+    FreeParameter("host_collective_layer", 2e-4, 5e-4, 1e-2, "s", "Python and launch time of a layer's collectives"),
+    FreeParameter("host_pipeline_layer", 0.0, 1.5e-3, 1e-2, "s", "serialised launches of a pipeline over several nodes"),
+    FreeParameter("host_micro_batch", 1e-3, 3e-3, 5e-2, "s", "Python time of a micro-batch"),
+    FreeParameter("host_step", 1e-2, 2e-2, 0.5, "s", "data loading, logging, optimizer launches"),
+    FreeParameter("dp_overlap", 0.8, 0.2, 1.0, "share", "bucketing and prefetch"),
+    FreeParameter("parameter_gather_overlap", 0.3, 0.3, 1.0, "share", "prefetch of updated weights"),
+    FreeParameter("tp_overlap", 0.5, 0.2, 1.0, "share", "pipelining of tensor-parallel transfers with products"),
+    FreeParameter("tp_backward_overlap", 0.2, 0.2, 1.0, "share", "input-gradient transfers beside weight gradients"),
+    FreeParameter("pp_overlap", 0.5, 0.3, 1.0, "share", "asynchronous sends"),
+    FreeParameter("send_receive", 2e-5, 1e-4, 1e-2, "s", "stream synchronisation around sends"),
+    FreeParameter("fabric_efficiency", 0.8, 0.2, 1.0, "share", "its NCCL plugin and channels, and what else the network cards carry"),
+    FreeParameter("fabric_latency", 5e-6, 2e-5, 1e-3, "s", "its NCCL plugin's proxy threads"),
+    FreeParameter("node_skew", 5e-5, 2e-4, 2e-3, "s", "how evenly its processes run ahead on several hosts"),
+    FreeParameter("gather_calls_per_layer", 0.0, 6.0, 20.0, "calls", "whether weights are gathered tensor by tensor"),
+    FreeParameter("optimizer_traffic", 34.0, 15.0, 200.0, "bytes a parameter", "fused or for-each optimizer"),
+)

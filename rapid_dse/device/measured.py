@@ -14,15 +14,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
 from rapid_dse.config.hardware import Hardware
 from rapid_dse.device.contract import AttentionShape, Direction, FloatArray, OperatorModel
 from rapid_dse.device.roofline import ACCUMULATE_BYTES
 from rapid_dse.device.tiled import Tiled
+
+if TYPE_CHECKING:
+    import pandas as pd  # at run time only where a table is read: every trial imports this module
 
 DIMENSIONS = ("m", "n", "k")
 MAX_CELLS = 2_000_000
@@ -112,6 +115,8 @@ def read_table(path: str, chip: str) -> pd.DataFrame:
     Raises:
         ValueError: the file is missing, lacks a column, has no row for the chip, or a value that is not positive.
     """
+    import pandas as pd
+
     if not Path(path).is_file():
         raise ValueError(f"hw.measured_table={path}: no such file")
     raw = pd.read_parquet(path) if path.endswith(".parquet") else pd.read_csv(path)
@@ -136,6 +141,8 @@ def published_table(chip: str) -> pd.DataFrame:
     Raises:
         ValueError: the package is not installed, or holds no GEMMs of the chip.
     """
+    import pandas as pd
+
     package = find_spec("aiconfigurator_core")  # its files are read, its code never runs
     if package is None or not package.submodule_search_locations:
         raise ValueError("hw.operator_model=measured needs a table: set hw.measured_table, or pip install rapid-dse[measured]")

@@ -13,10 +13,10 @@ def price(scenario: Scenario, layouts: Layouts) -> Priced:
     Raises:
         ValueError: where the backend or the workload does not go with the scenario, with what to use instead.
     """
-    from rapid_dse.simulate import training  # a backend is imported when it is used
+    from rapid_dse.simulate.training import price as price_training  # a backend is imported when it is used
 
     if scenario.backend.name != "analytical":
         raise ValueError(f"backend={scenario.backend.name}: not part of this version; allowed: analytical")
     if scenario.workload.kind != "training":
         raise ValueError(f"workload.kind={scenario.workload.kind}: not part of this version; allowed: training")
-    return training.price(scenario, layouts)
+    return price_training(scenario, layouts)

@@ -13,7 +13,7 @@ from rapid_dse.layouts import Layouts
 from rapid_dse.model.operators import local_kv_heads
 from rapid_dse.network import closed_form
 from rapid_dse.network.placement import Placement, place
-from rapid_dse.simulate.block import ACTIVATION_BYTES
+from rapid_dse.simulate.operators import ACTIVATION_BYTES
 
 FloatColumn = NDArray[np.float64]
 

@@ -11,13 +11,14 @@ from rapid_dse.config.hardware import Network
 from rapid_dse.config.scenario import Scenario
 from rapid_dse.device import OperatorModel, operator_model
 from rapid_dse.layouts import INTERLEAVED, RECOMPUTE_FULL, RECOMPUTE_SELECTIVE, IntColumn, Layouts
-from rapid_dse.model.operators import model_flops_per_token
+from rapid_dse.model.operators import MicroBatch, model_flops_per_token
 from rapid_dse.network import closed_form
 from rapid_dse.network.placement import Placement
-from rapid_dse.simulate.block import Block, distinct_shapes, price_block
+from rapid_dse.simulate.block import Block, distinct_shapes, framework_block
 from rapid_dse.simulate.communication import Traffic, effective_network, gradient_bytes, placement_of, traffic
 from rapid_dse.simulate.cost import StepWork, energy
 from rapid_dse.simulate.memory import WEIGHT_BYTES, Memory, layer_parameters, peak_memory, stage_parameters, vocabulary_parameters
+from rapid_dse.simulate.operators import Operators, operators
 from rapid_dse.simulate.results import Priced
 from rapid_dse.simulate.stages import Stages, stages
 from rapid_dse.trace.schedules import Slots, bubble
@@ -74,6 +75,28 @@ class Layer:
         return self.forward + self.backward + self.dp
 
 
+@dataclass(frozen=True)
+class Prepared:
+    """What the operators of a table's layouts cost alone; ``where`` says which shape each layout has, ``(n_layouts,)``."""
+
+    device: OperatorModel
+    shape: MicroBatch
+    where: IntColumn
+    alone: Operators
+
+
+def prepare(scenario: Scenario, layouts: Layouts) -> Prepared:
+    """Prices the operators of all distinct micro-batch shapes.
+
+    Raises:
+        ValueError: where the network has no closed form, or the chip lacks the precision.
+    """
+    closed_form.require_closed_form(scenario.hw.network)
+    device = operator_model(scenario.hw)
+    shape, where = distinct_shapes(layouts, scenario.workload.seq_len)
+    return Prepared(device, shape, where, operators(scenario, shape, device))
+
+
 def price(scenario: Scenario, layouts: Layouts) -> Priced:
     """Prices legal, resolved layouts in closed form.
 
@@ -83,22 +106,31 @@ def price(scenario: Scenario, layouts: Layouts) -> Priced:
     Raises:
         ValueError: where the network has no closed form, or the chip lacks the precision.
     """
-    closed_form.require_closed_form(scenario.hw.network)
-    device = operator_model(scenario.hw)
-    shape, where = distinct_shapes(layouts, scenario.workload.seq_len)
-    block = price_block(scenario, shape, device)
+    ready = prepare(scenario, layouts)
+    block = framework_block(scenario, ready.shape, ready.alone, ready.device)
     parts = []
     for start in range(0, len(layouts), CHUNK):
         rows = slice(start, start + CHUNK)
-        parts.append(_price_chunk(scenario, layouts.take(rows), block.take(where[rows]), device))
+        parts.append(_price_chunk(scenario, layouts.take(rows), block.take(ready.where[rows]), ready.device))
     return parts[0] if len(parts) == 1 else Priced.concatenate(parts)
 
 
-def _price_chunk(scenario: Scenario, layouts: Layouts, block: Block, device: OperatorModel) -> Priced:
-    found = stages(scenario.model, scenario.software.pipeline_split, layouts.pp, layouts.vpp)
+def step_seconds(scenario: Scenario, layouts: Layouts, ready: Prepared) -> FloatColumn:
+    """Step times alone, s, ``(n_layouts,)``, of layouts whose operators are priced: what a fit needs, many times over."""
+    block = framework_block(scenario, ready.shape, ready.alone, ready.device).take(ready.where)
+    found, groups, moved = _setting(scenario, layouts)
+    return step_time(scenario, layouts, block, found, groups, moved, ready.device).total
+
+
+def _setting(scenario: Scenario, layouts: Layouts) -> tuple[Stages, Groups, Traffic]:
     placement = placement_of(scenario, layouts)
     groups = Groups(placement, effective_network(scenario))
-    moved = traffic(scenario, layouts, placement, groups.network)
+    found = stages(scenario.model, scenario.software.pipeline_split, layouts.pp, layouts.vpp)
+    return found, groups, traffic(scenario, layouts, placement, groups.network)
+
+
+def _price_chunk(scenario: Scenario, layouts: Layouts, block: Block, device: OperatorModel) -> Priced:
+    found, groups, moved = _setting(scenario, layouts)
     step = step_time(scenario, layouts, block, found, groups, moved, device)
     memory = peak_memory(scenario, layouts, found)
     work = _work(scenario, layouts, block, moved, step)
@@ -192,7 +224,8 @@ def _host_layer(scenario: Scenario, layouts: Layouts) -> FloatColumn:
     piped = np.where(across, software.host_pipeline_layer * layouts.tp, 0.0)
     # Full recomputation launches the forward pass again, half of what the host does for a layer.
     again = np.where(layouts.recompute == RECOMPUTE_FULL, 1.5, 1.0)
-    return np.maximum((software.host_layer + collective) * again, piped)
+    seconds: FloatColumn = np.maximum((software.host_layer + collective) * again, piped)
+    return seconds
 
 
 def _inner_slot(
@@ -241,7 +274,8 @@ def _gradient_sync(scenario: Scenario, layouts: Layouts, sent: FloatColumn, grou
 def _bucket(scenario: Scenario, layouts: Layouts) -> FloatColumn:
     """Bytes of gradients that one call reduces."""
     software = scenario.software
-    return np.maximum(software.gradient_bucket, software.gradient_bucket_per_rank * (layouts.dp * layouts.cp))
+    size: FloatColumn = np.maximum(software.gradient_bucket, software.gradient_bucket_per_rank * (layouts.dp * layouts.cp))
+    return size
 
 
 def _weight_gather(scenario: Scenario, layouts: Layouts, parameters: FloatColumn, layers: IntColumn, groups: Groups) -> FloatColumn:

@@ -71,7 +71,8 @@ class OneForwardOneBackward(Schedule):
         return slots.others
 
     def in_flight(self, stage: IntColumn, pp: IntColumn, vpp: IntColumn, micro_batches: IntColumn) -> FloatColumn:
-        return np.minimum(micro_batches, pp - stage).astype(np.float64)
+        held: FloatColumn = np.minimum(micro_batches, pp - stage).astype(np.float64)
+        return held
 
 
 class Interleaved(Schedule):
@@ -81,11 +82,13 @@ class Interleaved(Schedule):
     """
 
     def bubble(self, slots: Slots) -> FloatColumn:
-        return slots.others / slots.vpp
+        idle: FloatColumn = slots.others / slots.vpp
+        return idle
 
     def in_flight(self, stage: IntColumn, pp: IntColumn, vpp: IntColumn, micro_batches: IntColumn) -> FloatColumn:
         chunks = 2 * (pp - stage - 1) + (vpp - 1) * pp + 1
-        return np.minimum(chunks, micro_batches * vpp) / vpp
+        held: FloatColumn = np.minimum(chunks, micro_batches * vpp) / vpp
+        return held
 
 
 class ZeroBubbleH1(Schedule):
@@ -95,10 +98,12 @@ class ZeroBubbleH1(Schedule):
     """
 
     def bubble(self, slots: Slots) -> FloatColumn:
-        return np.maximum(0.0, slots.others - 2 * slots.weight_others)
+        idle: FloatColumn = np.maximum(0.0, slots.others - 2 * slots.weight_others)
+        return idle
 
     def in_flight(self, stage: IntColumn, pp: IntColumn, vpp: IntColumn, micro_batches: IntColumn) -> FloatColumn:
-        return np.minimum(micro_batches, pp - stage).astype(np.float64)
+        held: FloatColumn = np.minimum(micro_batches, pp - stage).astype(np.float64)
+        return held
 
 
 SCHEDULE_CLASSES: tuple[Schedule, ...] = (NoPipeline(), GPipe(), OneForwardOneBackward(), Interleaved(), ZeroBubbleH1())

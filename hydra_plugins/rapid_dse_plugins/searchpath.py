@@ -1,0 +1,21 @@
+"""Lets Hydra find ``sweeps/``, and a user's own ``conf/`` and ``sweeps/`` in the current folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from hydra.core.config_search_path import ConfigSearchPath
+from hydra.plugins.search_path_plugin import SearchPathPlugin
+
+
+class RapidDseSearchPath(SearchPathPlugin):  # type: ignore[misc]
+    """Appends to the search path of this program alone; other Hydra programs in the environment keep theirs."""
+
+    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+        from rapid_dse.sweep.places import home, search_paths
+
+        main = next((item.path for item in search_path.get_path() if item.provider == "main"), "")
+        if Path(main.removeprefix("file://")) != home() / "conf":
+            return
+        for path in search_paths(Path.cwd()):
+            search_path.append(provider="rapid_dse", path=f"file://{path}")

@@ -1,0 +1,148 @@
+"""``python -m rapid_dse``: one trial, or with ``-m`` a sweep."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+from rapid_dse.command import USAGE, guarded
+
+HELP = """\
+rapid_dse: what a training run takes on a cluster, before anyone rents it
+
+  python -m rapid_dse hw=h100 model=llama3_1_70b parallel.tp=8                    one trial: time, memory, energy, cost
+  python -m rapid_dse -m hw=h100 parallel.tp=1,8,64                               a sweep over every combination
+  python -m rapid_dse -m hw=h100,a100 model=llama3_1_8b,llama3_1_70b 'parallel.tp=1,2,4,8' 'parallel.pp=range(1,5)'
+  python -m rapid_dse -m parallel.tp=all parallel.pp=all hw.num_gpus=512          every legal value
+  python -m rapid_dse -m +sweeps=llama3_1_70b_512xh100                            a sweep that a file in sweeps/ describes
+  python -m rapid_dse.evaluate CASES --out RESULTS                                a table in, a table out (see its --help)
+
+options
+  -m, --multirun    sweep; results go to results/<study>/*.parquet, the best are listed
+  --cfg             print the composed configuration as YAML, price nothing
+  --version         print the version
+  -h, --help        print this
+
+groups (one option each; several, with commas, in a sweep)
+{groups}
+keys (key=value; in a sweep also 1,2,4, range(start,stop[,step]), and for parallel.* the word all)
+  hw        num_gpus gpus_per_node sms memory.bandwidth memory.usable operator_model network.dimensions.<i>.bandwidth …
+  model     hidden_size num_hidden_layers num_attention_heads num_key_value_heads intermediate_size vocab_size …
+  workload  seq_len global_batch_size precision (bf16, fp16, fp8, fp32)
+  parallel  tp cp dp (auto) pp ep vpp zero (0 to 3) sequence_parallel micro_batch_size order
+            recompute (none, selective, full)  schedule (gpipe, 1f1b, interleaved_1f1b, zero_bubble)
+  software  attention (flash, unfused) async_tp fp8_recipe gradient_dtype …
+  search    study n_trials sampler jobs top …        debug     hw_snapshots
+  Quantities take units: hw.memory.bandwidth='3.35 TB/s'. --cfg lists all keys with their values.
+
+exit codes: 0; 2 where an input is wrong or one trial's layout is illegal; 130 after Ctrl-C
+"""
+
+FLAGS = {"-m": "multirun", "--multirun": "multirun", "--cfg": "cfg", "--version": "version", "-h": "help", "--help": "help"}
+
+
+def main() -> int:
+    """Entry point of the console script; the exit code."""
+    return guarded(run, sys.argv[1:])
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Does what the command line says.
+
+    Raises:
+        ValueError: one line, where the command line or the configuration is wrong.
+    """
+    flags = [argument for argument in arguments if argument.startswith("-")]
+    overrides = [argument for argument in arguments if not argument.startswith("-")]
+    for flag in flags:
+        if flag not in FLAGS:
+            raise ValueError(f"{flag}: no such option; allowed: {', '.join(FLAGS)}, and overrides as parallel.tp=8")
+    asked = {FLAGS[flag] for flag in flags}
+    if "help" in asked:
+        return _help()
+    if "version" in asked:
+        from rapid_dse import __version__
+
+        print(__version__)
+        return 0
+    if "cfg" in asked:
+        return _configuration(overrides)
+    return _sweep(overrides) if "multirun" in asked else _trial(overrides)
+
+
+def _help() -> int:
+    from rapid_dse.sweep.places import home
+
+    lines = []
+    for group, folder in {**{g: f"conf/{g}" for g in ("hw", "model", "software", "backend", "search")}, "+sweeps": "sweeps"}.items():
+        names = sorted(path.stem for path in (home() / folder).glob("*.yaml"))
+        lines.append(f"  {group + '=':<11}{' '.join(names)}\n")
+    print(HELP.format(groups="".join(lines)), end="")
+    return 0
+
+
+def _configuration(overrides: Sequence[str]) -> int:
+    import yaml
+
+    from rapid_dse.sweep.overrides import read
+    from rapid_dse.sweep.space import plan
+
+    portions = plan(read(overrides)).portions
+    if len(portions) > 1:
+        raise ValueError(f"--cfg: {len(portions)} configurations are swept; allowed: one")
+    print(yaml.safe_dump(portions[0].scenario.model_dump(mode="json"), sort_keys=False, allow_unicode=True), end="")
+    return 0
+
+
+def _trial(overrides: Sequence[str]) -> int:
+    from rapid_dse.sweep.overrides import read
+    from rapid_dse.sweep.space import single
+
+    portion = single(read(overrides))
+    if portion.rule[0] >= 0:
+        raise ValueError(_illegal(portion.reasons[int(portion.rule[0])], overrides))
+
+    from rich.console import Console
+
+    from rapid_dse.analysis.trial import render
+    from rapid_dse.simulate import price
+
+    priced = price(portion.scenario, portion.layouts)
+    Console(highlight=False, soft_wrap=True).print(render(portion, priced), markup=False)
+    return 0
+
+
+def _illegal(reason: str, overrides: Sequence[str]) -> str:
+    # A rule between layout keys names none of the values; one between others does.
+    return reason if "=" in reason or not overrides else f"{' '.join(overrides)}: {reason}"
+
+
+def _sweep(overrides: Sequence[str]) -> int:
+    """Hands the overrides to Hydra, which hands them to this project's sweeper."""
+    import hydra
+    from hydra.errors import HydraException
+
+    from rapid_dse.sweep.compose import one_line
+    from rapid_dse.sweep.overrides import for_hydra, read
+    from rapid_dse.sweep.places import home
+
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come to us instead of being printed
+    argv, sys.argv = sys.argv, [sys.argv[0], "-m", *for_hydra(overrides)]
+    try:
+        hydra.main(version_base="1.3", config_path=str(home() / "conf"), config_name="config")(_no_job)()
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else USAGE
+    except HydraException as error:
+        raise ValueError(one_line(error)) from None
+    finally:
+        sys.argv = argv
+    return 0
+
+
+def _no_job(_: object) -> None:
+    raise AssertionError("the sweeper prices tables and starts no jobs")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

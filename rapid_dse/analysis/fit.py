@@ -1,0 +1,179 @@
+"""Fitting a profile's free parameters to measured step times: bounded, robust, and held by what is typical of frameworks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+from joblib import Parallel, delayed
+from numpy.typing import NDArray
+from scipy.optimize import least_squares
+
+from rapid_dse.config.hardware import Efficiency
+from rapid_dse.config.scenario import Scenario
+from rapid_dse.config.software import FreeParameter, Software
+from rapid_dse.layouts import IntColumn, Layouts
+from rapid_dse.simulate.training import Prepared, prepare, step_seconds
+
+FloatColumn = NDArray[np.float64]
+
+NOISE = 0.1  # log error that repeated runs of one layout show; a parameter one spread off weighs as much as a run that far off
+ROBUST = 1.0  # in units of NOISE: errors beyond count linearly
+ALIKE = 0.95  # correlation from which two parameters cannot be told apart
+
+CHIP: tuple[FreeParameter, ...] = (
+    FreeParameter("hw.efficiency.memory", 0.85, 0.06, 1.0, "share", "what streaming kernels reach of HBM's bandwidth"),
+    FreeParameter("hw.efficiency.sustained", 0.9, 0.1, 1.0, "share", "clock that training holds against short benchmarks"),
+)
+
+
+@dataclass(frozen=True)
+class Runs:
+    """Measured runs of one scenario: ``seconds`` of a step, ``(n_layouts,)``; ``pinned`` software keys are the runs' own."""
+
+    scenario: Scenario
+    layouts: Layouts
+    seconds: FloatColumn
+    pinned: Mapping[str, Any]
+
+    def take(self, mask: NDArray[np.bool_]) -> Runs:
+        """The runs where ``mask`` is true."""
+        return Runs(self.scenario, self.layouts.take(mask), self.seconds[mask], self.pinned)
+
+    @property
+    def model(self) -> tuple[int, int, int]:
+        """What makes two runs runs of one model."""
+        model = self.scenario.model
+        return model.hidden_size, model.num_hidden_layers, model.intermediate_size
+
+
+@dataclass(frozen=True)
+class Fit:
+    """Fitted values with a standard error each, and pairs that the runs cannot tell apart.
+
+    ``error`` is the mean absolute relative error on the runs that were fitted.
+    """
+
+    values: dict[str, float]
+    standard_errors: dict[str, float]
+    alike: tuple[tuple[str, str], ...]
+    silent: tuple[str, ...]
+    error: float
+
+
+def apply(scenario: Scenario, base: Software, values: Mapping[str, float], pinned: Mapping[str, Any]) -> Scenario:
+    """The scenario under ``base`` with fitted ``values``; what the runs pin stays theirs."""
+    software = {name: value for name, value in values.items() if not name.startswith("hw.")}
+    profile = Software.model_validate(base.model_dump() | software | dict(pinned))
+    changed: dict[str, Any] = {"software": profile}
+    chip = {name.rsplit(".", 1)[1]: value for name, value in values.items() if name.startswith("hw.")}
+    if chip:
+        efficiency = Efficiency.model_validate(scenario.hw.efficiency.model_dump() | chip)
+        changed["hw"] = scenario.hw.model_copy(update={"efficiency": efficiency})
+    return scenario.model_copy(update=changed)
+
+
+def predict(runs: Sequence[Runs], base: Software, values: Mapping[str, float], ready: Sequence[Prepared] | None = None) -> FloatColumn:
+    """Step times of all runs, s, one group after the other; ``ready`` are their operators where the values do not touch the chip."""
+    scenarios = [apply(r.scenario, base, values, r.pinned) for r in runs]
+    prepared = ready or [prepare(scenario, r.layouts) for scenario, r in zip(scenarios, runs, strict=True)]
+    return np.concatenate([step_seconds(s, r.layouts, p) for s, r, p in zip(scenarios, runs, prepared, strict=True)])
+
+
+def fit(runs: Sequence[Runs], base: Software, parameters: Sequence[FreeParameter]) -> Fit:
+    """Fits ``parameters`` to log step times, from several starts, each held to what is typical of it.
+
+    Huber-like loss (soft L1) on log error over ``NOISE``; a parameter's distance from typical, in spreads, is one residual more.
+    """
+    measured = np.log(np.concatenate([r.seconds for r in runs]))
+    upper = np.array([p.upper for p in parameters])
+    typical = np.array([p.typical for p in parameters])
+    spread = np.array([p.spread for p in parameters])
+
+    fixed = not any(p.name.startswith("hw.") for p in parameters)
+    ready = [prepare(apply(r.scenario, base, {}, r.pinned), r.layouts) for r in runs] if fixed else None
+
+    def residuals(share: FloatColumn) -> FloatColumn:
+        values = dict(zip((p.name for p in parameters), share * upper, strict=True))
+        errors = (np.log(predict(runs, base, values, ready)) - measured) / NOISE
+        return np.concatenate([errors, (share * upper - typical) / spread])
+
+    starts = [np.clip((typical + step * spread) / upper, 0.01, 0.99) for step in (0.0, 0.7)]
+    lower = np.array([_lowest(p.name) for p in parameters]) / upper
+    solutions = [
+        least_squares(
+            residuals, np.maximum(start, lower + 1e-6), bounds=(lower, 1.0), loss="soft_l1", f_scale=ROBUST, diff_step=[0.005], max_nfev=30
+        )
+        for start in starts
+    ]
+    best = min(solutions, key=lambda solution: solution.cost)
+    values = {p.name: float(v) for p, v in zip(parameters, best.x * upper, strict=True)}
+    return _judged(values, np.asarray(best.jac, dtype=np.float64), upper, parameters, predict(runs, base, values), np.exp(measured))
+
+
+def _lowest(name: str) -> float:
+    field = Software.model_fields.get(name)
+    bounds = [constraint.ge for constraint in field.metadata if getattr(constraint, "ge", None) is not None] if field else [0.3]
+    return float(bounds[0]) if bounds else 0.0
+
+
+def _judged(
+    values: dict[str, float],
+    jacobian: FloatColumn,
+    upper: FloatColumn,
+    parameters: Sequence[FreeParameter],
+    predicted: FloatColumn,
+    seconds: FloatColumn,
+) -> Fit:
+    """Standard errors from the curvature, pairs whose errors go together, and parameters that the runs say nothing of."""
+    covariance = np.linalg.pinv(jacobian.T @ jacobian)
+    errors = np.sqrt(np.maximum(np.diag(covariance), 0.0))
+    runs_only = jacobian[: len(seconds)]
+    norms = np.linalg.norm(runs_only, axis=0)
+    names = [p.name for p in parameters]
+    silent = tuple(n for n, norm, u, p in zip(names, norms, upper, parameters, strict=True) if norm * p.spread / u < 1.0)
+    directions = runs_only / np.maximum(norms, 1e-12)
+    alike = tuple(
+        (names[i], names[j])
+        for i, j in combinations(range(len(names)), 2)
+        if abs(directions[:, i] @ directions[:, j]) > ALIKE and names[i] not in silent and names[j] not in silent
+    )
+    standard = {name: float(error * scale) for name, error, scale in zip(names, errors, upper, strict=True)}
+    return Fit(values, standard, alike, silent, float(np.abs(predicted / seconds - 1).mean()))
+
+
+def held_out(runs: Sequence[Runs], base: Software, parameters: Sequence[FreeParameter], jobs: int = 1) -> list[FloatColumn]:
+    """Predictions of each run by a fit that has not seen its model (nor, where there is one model alone, the run), like ``runs``.
+
+    Returns:
+        step times, s, one array a group of ``runs``, ``(n_layouts,)`` each.
+    """
+    marks = folds_of(runs)
+    count = 1 + max(int(mark.max()) for mark in marks)
+    fits = Parallel(n_jobs=jobs)(delayed(_fit_without)(runs, marks, fold, base, parameters) for fold in range(count))
+    predictions = [np.full(len(r.layouts), np.nan) for r in runs]
+    for fold, values in enumerate(fits):
+        for index, (r, mark) in enumerate(zip(runs, marks, strict=True)):
+            if (mark == fold).any():
+                predictions[index][mark == fold] = predict([r.take(mark == fold)], base, values)
+    return predictions
+
+
+def folds_of(runs: Sequence[Runs], folds: int = 5, seed: int = 0) -> list[IntColumn]:
+    """The fold of each run: its model's, or by lot where all runs are of one model."""
+    models = sorted({r.model for r in runs})
+    if len(models) > 1:
+        return [np.full(len(r.layouts), models.index(r.model)) for r in runs]
+    count = min(folds, sum(len(r.layouts) for r in runs))
+    rng = np.random.default_rng(seed)
+    return [rng.integers(0, count, len(r.layouts)) for r in runs]
+
+
+def _fit_without(
+    runs: Sequence[Runs], marks: Sequence[IntColumn], fold: int, base: Software, parameters: Sequence[FreeParameter]
+) -> dict[str, float]:
+    training = [r.take(mark != fold) for r, mark in zip(runs, marks, strict=True) if (mark != fold).any()]
+    return fit(training, base, parameters).values if training else {p.name: p.typical for p in parameters}

@@ -1,0 +1,159 @@
+"""What the operators of a layer cost alone, before a framework's factors: seconds of products and attention, bytes of the rest.
+
+Nothing here depends on what ``calibrate`` fits to a framework, so that a fit prices it once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rapid_dse.config.scenario import Scenario
+from rapid_dse.device import AttentionKernel, OperatorModel
+from rapid_dse.model.operators import MatMul, MicroBatch, head_matmul, layer_matmuls, local_kv_heads, mlp_projections
+
+FloatColumn = NDArray[np.float64]
+
+# Passes over an operand against one fused cast: rowwise scales need a pass for the maxima and one to cast, along rows and along columns.
+RECIPE_PASSES = {"delayed": 1.0, "tensorwise": 1.0, "tensorwise + fp8 all-gather": 1.0, "rowwise": 4.0}
+ACTIVATION_BYTES = 2  # bf16 or fp16, under fp8 too
+
+
+@dataclass(frozen=True)
+class Operators:
+    """One layer and the head for each micro-batch shape.
+
+    ``matmul_seconds`` and ``cast_bytes`` are ``(3, n_matmuls, n_shapes)``: forward, input gradient, weight gradient; the head is the
+    last product. The others are ``(n_shapes,)``: seconds of attention, HBM bytes of fully fused elementwise kernels, of the loss and of
+    the products' operands, FLOP forward.
+    """
+
+    matmul_seconds: NDArray[np.float64]
+    cast_bytes: NDArray[np.float64]
+    attention_forward: FloatColumn
+    attention_backward: FloatColumn
+    glue_forward_bytes: FloatColumn
+    glue_backward_bytes: FloatColumn
+    loss_bytes: FloatColumn
+    layer_operand_bytes: FloatColumn
+    head_operand_bytes: FloatColumn
+    layer_flops: FloatColumn
+
+
+def operators(scenario: Scenario, shape: MicroBatch, device: OperatorModel) -> Operators:
+    """Prices a layer's operators and the head's for each shape."""
+    layer, head = layer_matmuls(scenario.model, shape), head_matmul(scenario.model, shape)
+    shapes = _three_directions([*layer, head])
+    forward, backward = (_attention_seconds(scenario, shape, device, direction) for direction in ("forward", "backward"))
+    glue_forward, glue_backward = elementwise_bytes(scenario, shape)
+    flops = np.sum([2 * each.m * each.n * each.k for each in layer], axis=0)
+    return Operators(
+        matmul_seconds=_matmul_seconds(scenario, shapes, device),
+        cast_bytes=_cast_bytes(scenario, shapes),
+        attention_forward=forward,
+        attention_backward=backward,
+        glue_forward_bytes=glue_forward,
+        glue_backward_bytes=glue_backward,
+        loss_bytes=loss_bytes(scenario, shape),
+        layer_operand_bytes=np.sum([_operand_bytes(each) for each in layer], axis=0),
+        head_operand_bytes=_operand_bytes(head),
+        layer_flops=flops + attention_flops(scenario, shape),
+    )
+
+
+def _three_directions(matmuls: list[MatMul]) -> NDArray[np.float64]:
+    """(m, n, k) of forward, input gradient and weight gradient: ``(3, n_matmuls, n_shapes, 3)``."""
+    m, n, k = (np.stack([getattr(matmul, axis) for matmul in matmuls]) for axis in "mnk")
+    return np.stack([np.stack([m, n, k]), np.stack([m, k, n]), np.stack([n, k, m])]).transpose(0, 2, 3, 1)
+
+
+def _matmul_seconds(scenario: Scenario, shapes: NDArray[np.float64], device: OperatorModel) -> NDArray[np.float64]:
+    """Seconds of each product, ``(3, n_matmuls, n_shapes)``, a distinct shape priced once; the head stays in 16 bits under fp8."""
+    precision = scenario.workload.precision
+    times = np.empty(shapes.shape[:3])
+    for part, used in ((slice(0, -1), precision), (slice(-1, None), "bf16" if precision == "fp8" else precision)):
+        for rows, accumulate in ((slice(0, 2), False), (slice(2, 3), True)):
+            wanted = shapes[rows, part]
+            distinct, where = np.unique(wanted.reshape(-1, 3), axis=0, return_inverse=True)
+            cost = device.gemm(*distinct.T, precision=used, accumulate=accumulate)
+            times[rows, part] = cost[where].reshape(wanted.shape[:3])
+    return times / scenario.hw.efficiency.sustained
+
+
+def _cast_bytes(scenario: Scenario, shapes: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Bytes of one pass that quantises both operands of each fp8 product, 2 read and 1 written, by the recipe; none for the head."""
+    m, n, k = shapes[..., 0], shapes[..., 1], shapes[..., 2]
+    moved = RECIPE_PASSES[scenario.software.fp8_recipe] * 3.0 * (m * k + k * n)
+    moved[:, -1] = 0.0
+    return moved if scenario.workload.precision == "fp8" else np.zeros_like(moved)
+
+
+def _attention_seconds(
+    scenario: Scenario, shape: MicroBatch, device: OperatorModel, direction: Literal["forward", "backward"]
+) -> FloatColumn:
+    """Seconds of one layer's attention. Zigzag ring attention gives each rank half of the full rectangle; without context
+    parallelism the kernel skips the masked half itself."""
+    model, software = scenario.model, scenario.software
+    unfused: AttentionKernel = "fused_softmax" if software.fused_softmax else "unfused"
+    kernel: AttentionKernel = software.flash_kernel if software.attention == "flash" else unfused
+    precision = "bf16" if scenario.workload.precision == "fp8" else scenario.workload.precision
+    heads, kv_heads, batch = model.num_attention_heads / shape.tp, local_kv_heads(model, shape.tp), shape.micro_batch_size
+    seconds = np.empty(len(shape.tp))
+    for split in (False, True):
+        rows = (shape.cp > 1) == split
+        if rows.any():
+            seconds[rows] = device.attention(
+                batch[rows],
+                heads[rows],
+                kv_heads[rows],
+                shape.seq_len / shape.cp[rows],
+                shape.seq_len / 2 if split else shape.seq_len,
+                model.attention_head_dim,
+                direction=direction,
+                causal=not split,
+                kernel=kernel,
+                precision=precision,
+                window=None if split else model.sliding_window,
+                dropout=software.dropout,
+            )
+    # Without zigzag the last rank of the ring sees every key: (2 cp - 1) / cp of the mean work (arXiv 2310.01889, causal case).
+    uneven = np.where((shape.cp > 1) & (not software.cp_balanced), (2.0 * shape.cp - 1) / shape.cp, 1.0)
+    return seconds * uneven / scenario.hw.efficiency.sustained
+
+
+def attention_flops(scenario: Scenario, shape: MicroBatch) -> FloatColumn:
+    """FLOP of one layer's causal attention forward on one rank."""
+    width = scenario.model.num_attention_heads * scenario.model.attention_head_dim / shape.tp
+    return 2.0 * shape.tokens * shape.seq_len * width
+
+
+def elementwise_bytes(scenario: Scenario, shape: MicroBatch) -> tuple[FloatColumn, FloatColumn]:
+    """HBM bytes of a layer's norms, residuals, rotary embedding and activation, forward and backward.
+
+    The counts are passes of fully fused kernels: a norm reads and writes (backward reads two and writes one), a residual sum reads
+    two and writes one; ``software.elementwise_traffic`` says how many times that a framework moves.
+    """
+    model, software = scenario.model, scenario.software
+    stream = shape.norm_tokens * model.hidden_size * ACTIVATION_BYTES
+    head = model.attention_head_dim
+    rotary = shape.tokens * head * (model.num_attention_heads / shape.tp + local_kv_heads(model, shape.tp)) * ACTIVATION_BYTES
+    rotary = rotary if model.position_embedding == "rope" else np.zeros_like(rotary)
+    wide = shape.tokens * model.intermediate_size / shape.tp * ACTIVATION_BYTES
+    gates = mlp_projections(model)
+    dropout = 1.0 if software.dropout else 0.0
+    forward = stream * (2 * 2 + 2 * 3 + dropout) + 2 * rotary + wide * (gates + 1)
+    backward = stream * (2 * 3 + 2 * 2 + dropout) + 2 * rotary + wide * (2 * gates + 1)
+    return forward, backward
+
+
+def loss_bytes(scenario: Scenario, shape: MicroBatch) -> FloatColumn:
+    """HBM bytes of cross-entropy, forward and backward: 16-bit logits, and fp32 copies where the loss is not fused."""
+    logits = shape.tokens * scenario.model.vocab_size / shape.tp
+    return logits * (8.0 if scenario.software.fused_cross_entropy else 34.0)
+
+
+def _operand_bytes(matmul: MatMul) -> FloatColumn:
+    return ACTIVATION_BYTES * (matmul.m * matmul.k + matmul.k * matmul.n + matmul.m * matmul.n)

@@ -1,0 +1,179 @@
+"""The unit of work of a sweep: a chunk of layouts is priced, written to one file, and summed up in a few rows.
+
+This is what workers run: a chunk goes in, a file is written, a ``Summary`` comes back, so that memory is bounded by the chunk.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rapid_dse.sweep import identity, ranking, store
+from rapid_dse.sweep.portion import Portion
+from rapid_dse.sweep.table import priced_table
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+CHUNK = 50_000  # layouts of closed forms: 20 MB of columns
+# What a layout costs with all columns and its share of a file, s; an order of magnitude, to choose chunks and workers by.
+SECONDS_A_LAYOUT: Mapping[str, float] = {"analytical": 4e-6}
+_SECONDS_A_SIMULATION, _SECONDS_A_CHUNK = 0.1, 5.0
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Layouts that share a file.
+
+    Attributes:
+        pieces: parts of portions that share their choices, in order.
+        lanes: the keys of all their layouts, ``(n_layouts, 2)``.
+        folder: the study's.
+        others: files under other names that hold some of the keys.
+        by: the column that ranks.
+        top: rows that the summary brings back.
+    """
+
+    pieces: tuple[Portion, ...]
+    lanes: identity.Lanes
+    folder: Path
+    by: str
+    top: int
+    others: tuple[Path, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.lanes)
+
+    @property
+    def name(self) -> str:
+        """The file's name without suffix: a hash of the keys."""
+        return identity.digest_of(self.lanes)
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What became of a chunk: rows in all and newly priced, counts, the best rows, and what the user should hear of."""
+
+    rows: int
+    priced: int
+    status: Counter[str]
+    reasons: Counter[str]
+    best: pa.Table
+    failures: Counter[str]
+    notices: tuple[str, ...] = ()
+
+
+def seconds_a_layout(portion: Portion) -> float:
+    """What pricing a layout of the portion takes, roughly, s."""
+    return SECONDS_A_LAYOUT.get(portion.scenario.backend.name, _SECONDS_A_SIMULATION)
+
+
+def chunks_of(portions: Sequence[Portion], folder: Path, by: str, top: int) -> Iterator[Chunk]:
+    """Cuts portions into chunks; small neighbours with the same choices share one file."""
+    waiting: list[Portion] = []
+    for portion in portions:
+        size = max(1, min(CHUNK, int(_SECONDS_A_CHUNK / seconds_a_layout(portion))))
+        for start in range(0, len(portion.layouts), size):
+            piece = take(portion, slice(start, start + size))
+            held = sum(len(other.layouts) for other in waiting)
+            if waiting and (held + len(piece.layouts) > size or waiting[0].choices != piece.choices):
+                yield _chunk(waiting, folder, by, top)
+                waiting = []
+            waiting.append(piece)
+    if waiting:
+        yield _chunk(waiting, folder, by, top)
+
+
+def _chunk(pieces: Sequence[Portion], folder: Path, by: str, top: int) -> Chunk:
+    lanes = np.concatenate([identity.keys(piece.scenario, piece.layouts) for piece in pieces])
+    return Chunk(tuple(pieces), lanes, folder, by, top)
+
+
+def take(portion: Portion, rows: NDArray[Any] | slice) -> Portion:
+    """The portion with the layouts at ``rows``; what was left out of the enumeration is counted once, so not here."""
+    return replace(portion, layouts=portion.layouts.take(rows), rule=portion.rule[rows], rejected={})
+
+
+def run_chunk(chunk: Chunk) -> Summary:
+    """Makes sure that every layout of a chunk is in the store, pricing only what is missing.
+
+    Raises:
+        OSError: where the file cannot be written.
+        Exception: what pricing raised, where search.fail_fast is set.
+    """
+    found, notices = _stored(chunk)
+    missing = _missing(chunk.lanes, found)
+    tables = list(found)
+    if missing.any():
+        new = _priced(chunk, missing)
+        tables.append(new)
+        own = not chunk.others or bool(missing.all())
+        whole = store.latest(tables) if own else new
+        name = chunk.name if own else identity.digest_of(chunk.lanes[missing])
+        store.write(chunk.folder, whole, store.configuration_json(chunk.pieces[0].scenario), name)
+    table = tables[0] if len(tables) == 1 else store.latest(tables)
+    return _summary(chunk, table, int(missing.sum()), notices)
+
+
+def _stored(chunk: Chunk) -> tuple[list[pa.Table], tuple[str, ...]]:
+    """Rows of the chunk that are stored and did not fail, and what is wrong with files that should have held them."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    own = chunk.folder / f"{chunk.name}{store.SUFFIX}"
+    tables, notices = [], []
+    for path in [own] if own.exists() else chunk.others:
+        try:
+            table = store.read_file(path)
+            table = table.filter(pc.not_equal(table["status"], "error"))
+            if path != own:
+                table = table.filter(pa.array(contained(store.key_lanes(table["key"]), chunk.lanes)))
+            tables.append(table)
+        except store.Damaged as error:
+            notices.append(f"{error}; its rows are priced again")
+    return [table for table in tables if len(table)], tuple(notices)
+
+
+def _missing(lanes: identity.Lanes, found: Sequence[pa.Table]) -> NDArray[np.bool_]:
+    """Which keys no table holds, ``(n_layouts,)``."""
+    if not found:
+        return np.ones(len(lanes), bool)
+    if len(found) == 1 and len(found[0]) == len(lanes):
+        held = store.key_lanes(found[0]["key"])
+        if (held == lanes).all():
+            return np.zeros(len(lanes), bool)
+    return ~contained(lanes, np.concatenate([store.key_lanes(table["key"]) for table in found]))
+
+
+def contained(lanes: identity.Lanes, among: identity.Lanes) -> NDArray[np.bool_]:
+    """Which rows of ``lanes`` are also rows of ``among``, ``(n_rows,)``."""
+    whole = np.dtype([("high", np.uint64), ("low", np.uint64)])
+    left, right = (np.ascontiguousarray(side).view(whole).ravel() for side in (lanes, among))
+    found: NDArray[np.bool_] = np.isin(left, right)
+    return found
+
+
+def _priced(chunk: Chunk, missing: NDArray[np.bool_]) -> pa.Table:
+    import pyarrow as pa
+
+    tables, start = [], 0
+    for piece in chunk.pieces:
+        rows = missing[start : start + len(piece.layouts)]
+        start += len(piece.layouts)
+        if rows.any():
+            tables.append(priced_table(piece if rows.all() else take(piece, rows)))
+    return tables[0] if len(tables) == 1 else pa.concat_tables(tables, promote_options="permissive")
+
+
+def _summary(chunk: Chunk, table: pa.Table, priced: int, notices: tuple[str, ...]) -> Summary:
+    import pyarrow.compute as pc
+
+    status, reasons = ranking.counts(table)
+    failed = ranking.counts(table.filter(pc.equal(table["status"], "error")))[1] if status["error"] else Counter()
+    return Summary(len(table), priced, status, reasons, ranking.best(table, chunk.by, chunk.top), failed, notices)

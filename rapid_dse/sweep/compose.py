@@ -1,0 +1,178 @@
+"""From overrides to validated scenarios: Hydra composes a combination of groups once, values are set on the plain tree."""
+
+from __future__ import annotations
+
+import copy
+import difflib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.object_type import ObjectType
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from pydantic import ValidationError
+
+from rapid_dse.config.hardware import Hardware
+from rapid_dse.config.model import Model
+from rapid_dse.config.run import Backend, Debug, Parallel, Search, Workload
+from rapid_dse.config.scenario import Scenario, explain
+from rapid_dse.config.software import Software
+from rapid_dse.sweep.overrides import GROUPS, SWEEPS, check_key
+from rapid_dse.sweep.places import home
+
+SHOWN = ("hw", "model", "software", "backend")  # groups whose option is a column of the results
+
+
+@dataclass(frozen=True)
+class Composed:
+    """One combination of options: ``tree`` is plain and resolved, ``choices`` the option behind each group."""
+
+    tree: Mapping[str, Any]
+    choices: Mapping[str, str]
+
+
+@contextmanager
+def hydra_ready() -> Iterator[None]:
+    """Hydra's composition on this program's ``conf/``; inside a running Hydra (the sweeper's) that one is used."""
+    if GlobalHydra.instance().is_initialized():
+        yield
+        return
+    with initialize_config_dir(version_base="1.3", config_dir=str(home() / "conf"), job_name="rapid_dse"):
+        yield
+
+
+def composed(options: Mapping[str, str], hydra: tuple[str, ...] = ()) -> Composed:
+    """Composes one option a group; call it within ``hydra_ready()``.
+
+    Args:
+        options: group to option; the others take their default. ``sweeps`` is merged last, over all groups.
+        hydra: overrides of Hydra's own configuration.
+
+    Raises:
+        ValueError: one line, where an option does not exist or a file cannot be read.
+    """
+    for group, option in options.items():
+        _check_option(group, option)
+    overrides = [f"{'+' if group == SWEEPS else ''}{group}={option}" for group, option in options.items()]
+    try:
+        cfg = compose("config", overrides=[*overrides, *hydra], return_hydra_config=True)
+        found = dict(cfg.hydra.runtime.choices)
+        tree = OmegaConf.to_container(_without_hydra(cfg), resolve=True)
+    except HydraException as error:
+        raise ValueError(one_line(error)) from None
+    assert isinstance(tree, dict)
+    choices = {group: str(found[group]) for group in (*GROUPS, SWEEPS) if found.get(group) is not None}
+    return Composed({str(key): value for key, value in tree.items()}, choices)
+
+
+def _without_hydra(cfg: DictConfig) -> DictConfig:
+    OmegaConf.set_struct(cfg, False)
+    cfg.pop("hydra", None)
+    return cfg
+
+
+def one_line(error: BaseException) -> str:
+    """The messages of an error and of what caused it, in one line."""
+    parts = [str(error)] + ([str(error.__cause__)] if error.__cause__ else [])
+    return "; ".join(" ".join(part.split()) for part in parts if part.strip())
+
+
+def _check_option(group: str, option: str) -> None:
+    loader = GlobalHydra.instance().config_loader()
+    allowed = sorted(set(loader.get_group_options(group, ObjectType.CONFIG)))
+    if option in allowed:
+        return
+    near = difflib.get_close_matches(option, allowed, n=1, cutoff=0.4)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    raise ValueError(f"{group}={option}: no such option{hint} (allowed: {', '.join(allowed)})")
+
+
+def with_values(tree: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy of ``tree`` in which each dotted key has its value; only the parts that change are copied.
+
+    A mapping is merged into a mapping; an index must be one that the list has.
+
+    Raises:
+        ValueError: one line, for a key that the schema does not have or an index beyond the list's end.
+    """
+    changed = {key: tree[key] for key in tree}
+    for section in {key.split(".", 1)[0] for key in values}:
+        changed[section] = copy.deepcopy(changed.get(section))
+    for key, value in values.items():
+        check_key(key)
+        _set(changed, key, copy.deepcopy(value))
+    return changed
+
+
+def _set(tree: dict[str, Any], key: str, value: Any) -> None:
+    node: Any = tree
+    *parents, last = key.split(".")
+    for part in parents:
+        index = _index(node, part, key)
+        if not isinstance(node, list) and not isinstance(node.get(part), dict | list):
+            node[part] = {}
+        node = node[index]
+    index = _index(node, last, key)
+    if isinstance(value, dict) and not isinstance(node, list) and isinstance(node.get(last), dict):
+        for name, inner in value.items():
+            _set(node[last], str(name), inner)
+        return
+    node[index] = value
+
+
+def _index(node: Any, part: str, key: str) -> Any:
+    if isinstance(node, list):
+        if not part.isdigit() or int(part) >= len(node):
+            raise ValueError(f"{key}: {part!r} is no index of a list of {len(node)}; allowed: 0 to {len(node) - 1}")
+        return int(part)
+    if not isinstance(node, dict):
+        raise ValueError(f"{key}: what stands before {part!r} is a single value")
+    return part
+
+
+def scenario_of(tree: Mapping[str, Any]) -> tuple[Scenario, str | None]:
+    """The scenario of a tree, and the rule between its keys that it breaks, if one is broken (the scenario then is for a row alone).
+
+    Raises:
+        ValueError: one line, where a key's type, unit or bound is wrong.
+    """
+    try:
+        return Scenario.model_validate(tree), None
+    except ValidationError as error:
+        found = error.errors(include_url=False)
+        if any(entry["type"] != "value_error" or entry["loc"] not in ((), ("model",)) for entry in found):
+            raise ValueError(explain(error)) from None
+        return _unchecked(tree), explain(error)
+
+
+def _unchecked(tree: Mapping[str, Any]) -> Scenario:
+    # Each key is right by itself, only a rule between them is not: nothing is priced under this, it fills a row's columns.
+    try:
+        model = Model.model_validate(tree["model"])
+    except ValidationError:
+        model = Model.model_construct(**tree["model"])
+    return Scenario.model_construct(
+        hw=Hardware.model_validate(tree["hw"]),
+        model=model,
+        parallel=Parallel.model_validate(tree["parallel"]),
+        workload=Workload.model_validate(tree["workload"]),
+        software=Software.model_validate(tree["software"]),
+        backend=Backend.model_validate(tree["backend"]),
+        search=Search.model_validate(tree["search"]),
+        debug=Debug.model_validate(tree["debug"]),
+    )
+
+
+def value_at(scenario: Scenario, key: str) -> Any:
+    """The validated value behind a dotted key: SI numbers, plain types."""
+    node: Any = scenario
+    for part in key.split("."):
+        if isinstance(node, tuple | list):
+            node = node[int(part)]
+        else:
+            node = node[part] if isinstance(node, Mapping) else getattr(node, part)
+    return node.model_dump(mode="json") if hasattr(node, "model_dump") else node

@@ -1,0 +1,118 @@
+"""What makes two trials the same: content hashes of the configuration, of a layout, and of the code that prices them.
+
+A trial's key is ``configuration XOR code``, 128 bits each. So the configuration behind a key can be told from the key and its
+file's code hash, and rows that older code priced are recognised as the same question (``configurations``).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import fields
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rapid_dse.config.scenario import Scenario
+from rapid_dse.layouts import Layouts
+
+Lanes = NDArray[np.uint64]
+
+# What decides a price: a change in any of these files makes stored rows those of older code.
+PRICING_SOURCES = ("config", "model", "device", "network", "trace", "simulate", "layouts.py")
+# Parts of a scenario that no price depends on, or that the layout's own columns hold.
+_NOT_CONTENT: dict[str, Any] = {
+    "search": True,
+    "debug": True,
+    "parallel": {"tp", "cp", "dp", "pp", "ep", "vpp", "zero", "sequence_parallel", "micro_batch_size", "recompute", "schedule"},
+    "hw": {"num_gpus"},
+    "workload": {"global_batch_size"},
+    "backend": {"artifacts"},
+}
+_MULTIPLIERS = ((0xBF58476D1CE4E5B9, 0x94D049BB133111EB), (0xFF51AFD7ED558CCD, 0xC4CEB9FE1A85EC53))
+_HEX = np.array([f"{byte:02x}".encode() for byte in range(256)], dtype="S2").view(np.uint16)
+
+
+@cache
+def code_hash() -> str:
+    """32 hex digits of the content of everything that prices a trial; read once a process."""
+    package, digest = Path(__file__).parent.parent, hashlib.blake2b(digest_size=16)
+    for name in PRICING_SOURCES:
+        source = package / name
+        for path in sorted(source.rglob("*")) if source.is_dir() else [source]:
+            if path.is_file() and "__pycache__" not in path.parts:
+                digest.update(f"{path.relative_to(package).as_posix()}\0{path.stat().st_size}\0".encode())
+                digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def configuration_text(scenario: Scenario) -> str:
+    """A text that is equal for scenarios that price equally: no search, no debug, no column of ``Layouts``.
+
+    Fields at their defaults are left out, so that a field that a later version adds does not make all stored rows strangers.
+    """
+    tree = scenario.model_dump(mode="json", exclude=_NOT_CONTENT, exclude_defaults=True)
+    table = scenario.hw.measured_table
+    if table and Path(table).is_file():  # its content prices, not its name; a missing file is reported where it is read
+        tree["measured"] = hashlib.blake2b(Path(table).read_bytes(), digest_size=16).hexdigest()
+    return json.dumps(tree, sort_keys=True, separators=(",", ":"))
+
+
+def keys(scenario: Scenario, layouts: Layouts, code: str | None = None) -> Lanes:
+    """The key of every layout under a scenario, ``(n_layouts, 2)``; ``code`` None is the running code's hash."""
+    seed = np.frombuffer(hashlib.blake2b(configuration_text(scenario).encode(), digest_size=16).digest(), np.uint64)
+    columns = [np.asarray(getattr(layouts, f.name)).astype(np.uint64) for f in fields(layouts)]
+    lanes = np.empty((len(layouts), 2), np.uint64)
+    for lane, multipliers in enumerate(_MULTIPLIERS):
+        state = np.full(len(layouts), seed[lane])
+        for column in columns:
+            _mix(state, column, multipliers)
+        lanes[:, lane] = state
+    return lanes ^ from_hex([code or code_hash()])
+
+
+def _mix(state: Lanes, column: Lanes, multipliers: tuple[int, int]) -> None:
+    """splitmix64's step, in place: a bijection of ``state ^ column``, so that no two columns' values are confused."""
+    np.bitwise_xor(state, column, out=state)
+    state += np.uint64(0x9E3779B97F4A7C15)  # wraps around, as it should
+    for shift, multiplier in zip((30, 27), multipliers, strict=True):
+        state ^= state >> np.uint64(shift)
+        state *= np.uint64(multiplier)
+    state ^= state >> np.uint64(31)
+
+
+def hex_bytes(lanes: Lanes) -> NDArray[np.uint8]:
+    """32 lower-case hex digits a row, ``(n_rows, 32)`` ASCII codes."""
+    digits: NDArray[np.uint8] = _HEX[np.ascontiguousarray(lanes).view(np.uint8)].view(np.uint8).reshape(len(lanes), 32)
+    return digits
+
+
+def from_hex(texts: list[str] | NDArray[np.uint8]) -> Lanes:
+    """The lanes of hex digits: a list of texts or ``(n_rows, 32)`` ASCII codes.
+
+    Raises:
+        ValueError: where a text has not 32 characters.
+    """
+    codes = np.frombuffer("".join(texts).encode(), np.uint8).reshape(-1, 32) if isinstance(texts, list) else texts
+    # '0'..'9' are 0x30.., 'a'..'f' 0x61..: the low four bits, and nine more for letters.
+    digits = (codes & 0x0F) + 9 * (codes >> 6)
+    packed = np.ascontiguousarray((digits[:, 0::2] << 4) | digits[:, 1::2], dtype=np.uint8)
+    return packed.view(np.uint64).reshape(-1, 2)
+
+
+def digest_of(lanes: Lanes) -> str:
+    """32 hex digits that name a set of keys in their order."""
+    return hashlib.blake2b(np.ascontiguousarray(lanes).tobytes(), digest_size=16).hexdigest()
+
+
+def digest_of_scenarios(scenarios: Iterable[Scenario]) -> str:
+    """8 hex digits of what the scenarios are, in any order.
+
+    Layout columns are no part of it, so that a sweep over more values of tp goes on in the same study.
+    """
+    texts = sorted({configuration_text(scenario) for scenario in scenarios})
+    return hashlib.blake2b("\n".join(texts).encode(), digest_size=4).hexdigest()

@@ -1,0 +1,173 @@
+"""What a command line asks for: overrides in Hydra's grammar, sorted into options of groups, values, and what is swept."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Glob, Override, QuotedString
+from hydra.errors import HydraException
+from pydantic import BaseModel
+
+from rapid_dse.config.scenario import Scenario, known_key, siblings, unknown_key
+from rapid_dse.layouts import COLUMN_OF
+
+GROUPS = ("hw", "model", "parallel", "workload", "software", "backend", "search")
+SWEEPS = "sweeps"  # the group of named sweeps: +sweeps=NAME
+# Keys that take the word all: every value that can be legal.
+ALL_KEYS = tuple(key for key in COLUMN_OF if key.startswith("parallel."))
+
+
+@dataclass(frozen=True)
+class Values:
+    """What one key is swept over; ``None`` is every value that can be legal (the word all)."""
+
+    items: tuple[Any, ...] | None
+
+
+@dataclass(frozen=True)
+class Given:
+    """A command line's overrides.
+
+    Attributes:
+        options: one option a group, as ``hw: h100``; ``sweeps`` is the named sweep.
+        values: one value a key.
+        swept: what a group or a key is swept over.
+        hydra: overrides of Hydra's own configuration, as written.
+    """
+
+    options: Mapping[str, str] = field(default_factory=dict)
+    values: Mapping[str, Any] = field(default_factory=dict)
+    swept: Mapping[str, Values] = field(default_factory=dict)
+    hydra: tuple[str, ...] = ()
+
+
+def read(arguments: Sequence[str]) -> Given:
+    """Sorts the overrides of a command line; the last one of a key counts.
+
+    Raises:
+        ValueError: one line, where the grammar is broken, a key is unknown, or a kind of override is not supported.
+    """
+    options: dict[str, str] = {}
+    values: dict[str, Any] = {}
+    swept: dict[str, Values] = {}
+    hydra: list[str] = []
+    for text in arguments:
+        override = _parsed(text)
+        key = override.key_or_group
+        if override.is_hydra_override():
+            hydra.append(text)
+            continue
+        found = _values(override, text)
+        options.pop(key, None), values.pop(key, None), swept.pop(key, None)
+        if isinstance(found, Values):
+            swept[key] = found
+        elif key in GROUPS or key == SWEEPS:
+            options[key] = found
+        else:
+            values[key] = found
+    return Given(options, values, swept, tuple(hydra))
+
+
+def read_space(space: Mapping[str, Any]) -> dict[str, Values]:
+    """What a sweep file's ``search.space`` sweeps: a list of values, or text as on a command line (all, "1,2,4", "range(1,5)").
+
+    Raises:
+        ValueError: as ``read``.
+    """
+    swept: dict[str, Values] = {}
+    for key, value in space.items():
+        check_key(key)
+        if isinstance(value, str):
+            found = _values(_parsed(f"{key}={value}"), f"search.space.{key}={value}")
+            swept[key] = found if isinstance(found, Values) else Values((found,))
+        else:
+            swept[key] = Values(tuple(value) if isinstance(value, list | tuple) else (value,))
+    return swept
+
+
+def check_key(key: str) -> None:
+    """Raises ValueError, with the nearest spelling, where no group and no part of the schema has that name."""
+    if key in GROUPS or key == SWEEPS or known_key(key):
+        return
+    path = key.split(".")
+    beside = siblings(path)
+    if not difflib.get_close_matches(path[-1], beside, n=1, cutoff=0.5):
+        near = _nearest_anywhere(path[-1])
+        if near:
+            raise ValueError(f"{key}: no such key; did you mean {near!r}? (--help lists the keys)")
+    raise ValueError(unknown_key(key, beside))
+
+
+def _nearest_anywhere(name: str) -> str | None:
+    # tp=8 and workload.num_gpus=64 have the right name and the wrong place.
+    keys: dict[str, str] = {}
+    for section, field_info in Scenario.model_fields.items():
+        model = field_info.annotation
+        if isinstance(model, type) and issubclass(model, BaseModel):
+            keys.update({leaf: f"{section}.{leaf}" for leaf in model.model_fields})
+    near = difflib.get_close_matches(name, list(keys), n=1, cutoff=0.75)
+    return keys[near[0]] if near else None
+
+
+def _parsed(text: str) -> Override:
+    if "=" not in text and not text.startswith("~"):
+        raise ValueError(f"{text!r} is no override; allowed: key=value, as parallel.tp=8")
+    try:
+        return OverridesParser.create().parse_overrides([text])[0]
+    except HydraException as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        raise ValueError(f"{text!r} is no override ({lines[0] if lines else 'empty'}); allowed: key=value, as parallel.tp=8") from None
+
+
+def _values(override: Override, text: str) -> Any:
+    """The override's single value, or ``Values`` where it sweeps."""
+    key = override.key_or_group
+    if override.is_delete():
+        raise ValueError(f"{text}: a key cannot be deleted; allowed: key=value")
+    if override.package is not None:
+        raise ValueError(f"{text}: packages are not supported; allowed: {key}=<option>")
+    check_key(key)
+    if override.is_interval_sweep():
+        raise ValueError(f"{text}: an interval has no end of values; allowed: a list (1,2,4), range(start,stop[,step]) or all")
+    if override.is_sweep_override():
+        found = override.value()
+        if isinstance(found, Glob):
+            raise ValueError(f"{text}: patterns are not supported; allowed: a list of names, as {key}=a,b")
+        return _distinct(key, [_plain(item) for item in override.sweep_iterator()], text)
+    value = override.value()
+    if value == "all" and key in ALL_KEYS:
+        return Values(None)
+    if (key in GROUPS or key == SWEEPS) and not isinstance(value, str):
+        raise ValueError(f"{text}: allowed: the name of an option, as hw=h100")
+    return value
+
+
+def _distinct(key: str, items: list[Any], text: str) -> Values:
+    if not items:
+        raise ValueError(f"{text}: no value is left to sweep; allowed: at least one")
+    if "all" in items and key in ALL_KEYS:
+        raise ValueError(f"{text}: all stands alone; allowed: {key}=all, or a list without it")
+    return Values(tuple({repr(item): item for item in items}.values()))
+
+
+def _plain(item: Any) -> Any:
+    return item.text if isinstance(item, QuotedString) else item
+
+
+def for_hydra(arguments: Sequence[str]) -> list[str]:
+    """The same overrides as Hydra takes them: a key that a YAML file leaves out is added, and a named sweep is."""
+    rewritten = []
+    for text in arguments:
+        override = _parsed(text)
+        bare = text.lstrip("+")
+        if override.is_hydra_override():
+            rewritten.append(text)
+        elif override.key_or_group == SWEEPS:
+            rewritten.append(f"+{bare}")
+        else:
+            rewritten.append(bare if override.key_or_group in GROUPS else f"++{bare}")
+    return rewritten

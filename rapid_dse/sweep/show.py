@@ -1,0 +1,103 @@
+"""What a ranked table looks like in a terminal."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from rapid_dse.layouts import KEYS
+from rapid_dse.sweep.table import CHOICES
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from rich.console import Console
+    from rich.table import Table
+
+# The accuracy to expect of each row of a ranked table, as text beside its step time ("±8 %"); None where it is not known.
+ExpectedError = Callable[["pa.Table"], "Sequence[str] | None"]
+
+_GIB = 1024.0**3
+_DEGREES = (("tp", "tp"), ("cp", "cp"), ("dp", "dp"), ("pp", "pp"), ("ep", "ep"), ("vpp", "vpp"))
+
+
+def layout_text(row: Mapping[str, Any]) -> str:
+    """A layout in a few words: degrees above 1, then what else defines it; keys that a row lacks are left out."""
+    parts = [f"{text}{row[f'parallel.{name}']}" for name, text in _DEGREES if (row.get(f"parallel.{name}") or 1) != 1]
+    if row.get("parallel.sequence_parallel"):
+        parts.append("sp")
+    parts += [
+        f"{text}{row[key]}" for key, text in (("parallel.zero", "zero"), ("parallel.micro_batch_size", "mb")) if row.get(key) is not None
+    ]
+    if row.get("parallel.recompute"):
+        parts.append(f"recompute={row['parallel.recompute']}")
+    if row.get("parallel.schedule") not in (None, "none"):
+        parts.append(str(row["parallel.schedule"]))
+    return " ".join(parts)
+
+
+def seconds_text(seconds: float | None) -> str:
+    """A time with four digits: 12.35 s, 803.1 ms."""
+    if seconds is None:
+        return "–"
+    return f"{seconds:,.4g} s" if seconds >= 1 else f"{seconds * 1e3:.4g} ms"
+
+
+def ranked_table(rows: pa.Table, by: str, expected_error: ExpectedError | None = None) -> Table:
+    """Rows in the order in which they come: rank, what varies, layout, time, rate, memory, cost; a status where some do not fit."""
+    from rich.table import Table
+
+    found = rows.to_pylist()
+    varying = _varying(found)
+    errors = expected_error(rows) if expected_error else None
+    extra = by.removeprefix("-")
+    show_by = extra not in {"step_time_s", "tokens_per_s_per_gpu", "mfu", "peak_memory_bytes", "cost_usd", *varying}
+    show_status = any(row["status"] != "ok" for row in found)
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("#", *varying, "layout", "step time", *(["expect"] if errors else []), "tokens/s/GPU", "MFU", "memory", "$/step"):
+        right = name not in (*varying, "layout")
+        table.add_column(name, justify="right" if right else "left", no_wrap=name != "layout", overflow="fold")
+    for name in [extra] * show_by + ["status"] * show_status:
+        table.add_column(name, justify="left" if name == "status" else "right")
+    for rank, row in enumerate(found):
+        cells = [str(rank + 1), *(str(row.get(name, "")) for name in varying), layout_text(row), seconds_text(row["step_time_s"])]
+        cells += [errors[rank]] if errors else []
+        cells += _figures(row)
+        cells += [f"{row[extra]:,.6g}"] * show_by + [_status(row)] * show_status
+        table.add_row(*cells)
+    return table
+
+
+def _figures(row: Mapping[str, Any]) -> list[str]:
+    if row["step_time_s"] is None:
+        return ["–"] * 4
+    memory = f"{row['peak_memory_bytes'] / _GIB:,.1f} GiB"
+    return [f"{row['tokens_per_s_per_gpu']:,.0f}", f"{100 * row['mfu']:.1f} %", memory, f"{row['cost_usd']:,.2f}"]
+
+
+def _status(row: Mapping[str, Any]) -> str:
+    return str(row["status"]) if row["status"] in ("ok", "oom") else f"{row['status']}: {row['reason']}"
+
+
+def _varying(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Override keys outside the layout that differ between rows, choices first."""
+    if not rows:
+        return []
+    shown_in_layout = {key for key in KEYS.values() if key.startswith("parallel.")}
+    keys = [*CHOICES, *(key for key in rows[0] if "." in key and key not in shown_in_layout)]
+    return [key for key in dict.fromkeys(keys) if len({str(row.get(key)) for row in rows}) > 1]
+
+
+def show_counts(console: Console, status: Counter[str], reasons: Counter[str], rejected: Mapping[str, int]) -> None:
+    """What became of all rows, and why others are not among them."""
+    total = sum(status.values())
+    parts = [f"{status[name]:,} {text}" for name, text in _STATUS_TEXT.items() if status[name]]
+    console.print(f"{total:,} trial{'s' * (total != 1)}: {', '.join(parts) or 'none'}", highlight=False)
+    for title, counted in (("rejected", reasons), ("left out of the enumeration", Counter(rejected))):
+        if counted:
+            console.print(f"{title}:", highlight=False)
+            for reason, count in counted.most_common():
+                console.print(f"  {count:>12,}  {reason}", highlight=False, markup=False)
+
+
+_STATUS_TEXT = {"ok": "fit", "oom": "do not fit in memory", "invalid": "break a rule", "error": "failed"}

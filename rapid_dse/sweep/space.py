@@ -1,0 +1,234 @@
+"""From overrides to portions: groups and scenario keys span scenarios, layout keys span columns."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from itertools import product
+from typing import Any
+
+import numpy as np
+from pydantic import TypeAdapter, ValidationError
+
+from rapid_dse.config.run import Debug, Parallel, Search, Workload
+from rapid_dse.config.hardware import Hardware
+from rapid_dse.config.scenario import Scenario, explain
+from rapid_dse.layouts import (
+    AUTO_SCHEDULE,
+    CODES,
+    COLUMN_OF,
+    KEYS,
+    Layouts,
+    Space,
+    broken_rules,
+    enumerate_layouts,
+    grid,
+)
+from rapid_dse.sweep.compose import SHOWN, Composed, composed, hydra_ready, scenario_of, value_at, with_values
+from rapid_dse.sweep.overrides import GROUPS, SWEEPS, Given, Values, read_space
+from rapid_dse.sweep.portion import Portion
+
+SECTIONS = {"hw": Hardware, "workload": Workload, "parallel": Parallel}
+AUTO_SEQUENCE = -1  # sequence_parallel wherever tp > 1
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a sweep prices, and how."""
+
+    portions: tuple[Portion, ...]
+    search: Search
+    debug: Debug
+
+
+class ColumnType:
+    """Turns values of one layout key into the codes of its column.
+
+    Automatic values: dp auto is 0, schedule null ``AUTO_SCHEDULE``, sequence_parallel null ``AUTO_SEQUENCE``.
+    """
+
+    def __init__(self, key: str) -> None:
+        section, name = key.split(".")
+        info = SECTIONS[section].model_fields[name]
+        self.key, self.column = key, COLUMN_OF[key]
+        self._adapter: TypeAdapter[Any] = TypeAdapter(_annotated(info.annotation, info.metadata))
+
+    def code(self, value: Any) -> int:
+        """The code of one value; ``ValueError`` names the key, the value and what is allowed."""
+        try:
+            found = self._adapter.validate_python(value)
+        except ValidationError as error:
+            raise ValueError(explain(error, self.key)) from None
+        if self.column in CODES:
+            return AUTO_SCHEDULE if found is None else CODES[self.column].index(found)
+        if found == "auto":
+            return 0
+        return AUTO_SEQUENCE if found is None else int(found)
+
+
+def _annotated(annotation: Any, metadata: Sequence[Any]) -> Any:
+    from typing import Annotated
+
+    found = annotation
+    for item in metadata:
+        found = Annotated[found, item]
+    return found
+
+
+def base_codes(scenario: Scenario) -> dict[str, int]:
+    """The codes of the scenario's own layout, by column."""
+    parallel = scenario.parallel
+    codes = {"num_gpus": scenario.hw.num_gpus, "global_batch_size": scenario.workload.global_batch_size}
+    for name in ("tp", "cp", "pp", "ep", "vpp", "zero", "micro_batch_size"):
+        codes[name] = getattr(parallel, name)
+    codes["dp"] = 0 if parallel.dp == "auto" else parallel.dp
+    codes["sequence_parallel"] = AUTO_SEQUENCE if parallel.sequence_parallel is None else int(parallel.sequence_parallel)
+    codes["recompute"] = CODES["recompute"].index(parallel.recompute)
+    codes["schedule"] = AUTO_SCHEDULE if parallel.schedule is None else CODES["schedule"].index(parallel.schedule)
+    return codes
+
+
+def plan(given: Given) -> Plan:
+    """Composes every combination of what is swept.
+
+    Raises:
+        ValueError: one line, where an option, a key or a value is wrong.
+    """
+    with hydra_ready():
+        single = {group: values for group, values in given.options.items()}
+        base = composed(single, given.hydra)
+        first = with_values(base.tree, given.values)
+        swept = _swept(given, first)
+        _check_swept(swept)
+        groups = {key: values.items or () for key, values in swept.items() if key in GROUPS}
+        variants = {key: values.items or () for key, values in swept.items() if key not in GROUPS and key not in COLUMN_OF}
+        codes = {COLUMN_OF[key]: _codes(key, values) for key, values in swept.items() if key in COLUMN_OF}
+        keys = _listed([*_sweep_keys(base, single), *given.values, *variants])
+        portions: list[Portion] = []
+        for combination in _combinations(groups):
+            found = composed({**single, **combination}, given.hydra) if combination else base
+            for variant in _combinations(variants):
+                tree = with_values(found.tree, {**given.values, **variant})
+                portions.append(_portion(tree, found, keys, codes))
+    search, debug = _run_settings(portions[0].scenario, base)
+    return Plan(tuple(portions), search, debug)
+
+
+def _swept(given: Given, tree: Mapping[str, Any]) -> dict[str, Values]:
+    """The sweep file's space, over which the command line's own keys win."""
+    space = tree.get("search", {}).get("space") or {}
+    if not isinstance(space, Mapping):
+        raise ValueError(f"search.space={space!r}; allowed: a mapping of keys to lists of values, or to all")
+    named = {key: values for key, values in read_space(space).items() if key not in given.values and key not in given.options}
+    return {**named, **given.swept}
+
+
+def _check_swept(swept: Mapping[str, Values]) -> None:
+    for key, values in swept.items():
+        if key == SWEEPS or key.split(".")[0] in ("search", "debug"):
+            raise ValueError(f"{key}: cannot be swept; allowed: one value")
+        for item in values.items or ():
+            if key in GROUPS and not isinstance(item, str):
+                raise ValueError(f"{key}={item!r}: allowed: names of options")
+
+
+def _codes(key: str, values: Values) -> list[int] | None:
+    if values.items is None:
+        return None
+    kind = ColumnType(key)
+    return list(dict.fromkeys(kind.code(item) for item in values.items))
+
+
+def _combinations(axes: Mapping[str, Sequence[Any]]) -> Iterator[dict[str, Any]]:
+    return (dict(zip(axes, values, strict=True)) for values in product(*axes.values()))
+
+
+def _sweep_keys(base: Composed, options: Mapping[str, str]) -> list[str]:
+    """Keys that the named sweep sets itself: they are overrides of every trial, as those on a command line are."""
+    if SWEEPS not in options:
+        return []
+    plain = composed({group: option for group, option in base.choices.items() if group in GROUPS})
+    return [key for key in _leaves(base.tree) if _at(plain.tree, key) != _at(base.tree, key)]
+
+
+def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    for name, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}"
+
+
+def _at(tree: Any, key: str) -> Any:
+    for part in key.split("."):
+        tree = tree.get(part) if isinstance(tree, Mapping) else None
+    return tree
+
+
+def _listed(keys: Sequence[str]) -> list[str]:
+    """The keys that are columns of the results beside those of the layouts; how a search runs is no part of a trial."""
+    return [key for key in dict.fromkeys(keys) if key not in COLUMN_OF and key.split(".")[0] not in ("search", "debug")]
+
+
+def _portion(tree: Mapping[str, Any], found: Composed, keys: Sequence[str], codes: Mapping[str, list[int] | None]) -> Portion:
+    scenario, broken = scenario_of(tree)
+    columns = {name: codes[name] if name in codes else [code] for name, code in base_codes(scenario).items()}
+    choices = {group: found.choices[group] for group in SHOWN}
+    at = {key: value_at(scenario, key) for key in keys}
+    if broken is not None:
+        closed = {name: values or [base_codes(scenario)[name]] for name, values in columns.items()}
+        layouts = explicit({name: np.array(column) for name, column in _grid_columns(closed).items()})
+        return Portion(scenario, choices, at, layouts, np.zeros(len(layouts), np.int64), (broken,))
+    if any(values is None for values in columns.values()):
+        layouts, rejected = enumerate_layouts(_open_space(columns), scenario.model, scenario.workload.seq_len)
+        legal = np.full(len(layouts), -1, np.int64)
+        return Portion(scenario, choices, at, layouts, legal, (), dict(rejected))
+    layouts = explicit(_grid_columns({name: values or [] for name, values in columns.items()}))
+    rule, reasons = broken_rules(layouts, scenario.model, scenario.workload.seq_len)
+    return Portion(scenario, choices, at, layouts, rule, tuple(reasons))
+
+
+def _open_space(columns: Mapping[str, list[int] | None]) -> Space:
+    values: dict[str, Sequence[int] | None] = dict(columns)
+    sequence = columns["sequence_parallel"]
+    if sequence is not None:  # automatic is on: enumeration turns it off where tp = 1
+        values["sequence_parallel"] = list(dict.fromkeys(1 if code == AUTO_SEQUENCE else code for code in sequence))
+    return Space(values)
+
+
+def _grid_columns(columns: Mapping[str, Sequence[int]]) -> dict[str, Any]:
+    axes = np.meshgrid(*(np.asarray(columns[name], np.int64) for name in KEYS), indexing="ij")
+    return {name: axis.ravel() for name, axis in zip(KEYS, axes, strict=True)}
+
+
+def explicit(codes: Mapping[str, Any]) -> Layouts:
+    """Resolved layouts from columns of codes, ``(n_layouts,)`` each, in which automatic values may stand.
+
+    Where tp = 1 there is nothing for sequence parallelism to share, so it is off.
+    """
+    from rapid_dse.layouts import resolved
+
+    layouts = resolved(Layouts.of({f.name: codes[f.name] for f in fields(Layouts)}))
+    return replace(layouts, sequence_parallel=layouts.sequence_parallel & (layouts.tp > 1))
+
+
+def _run_settings(scenario: Scenario, base: Composed) -> tuple[Search, Debug]:
+    search = scenario.search
+    if search.study is None and SWEEPS in base.choices:
+        search = search.model_copy(update={"study": base.choices[SWEEPS]})
+    return search, scenario.debug
+
+
+def single(given: Given) -> Portion:
+    """The one trial that a command line without ``-m`` describes.
+
+    Raises:
+        ValueError: one line, where something is swept, or an option, a key or a value is wrong.
+    """
+    if given.swept:
+        key = next(iter(given.swept))
+        raise ValueError(f"{key}: several values are a sweep; allowed: one value, or -m before the overrides")
+    planned = plan(given)
+    if len(planned.portions) != 1 or len(planned.portions[0].layouts) != 1:
+        raise ValueError(f"{SWEEPS}={given.options.get(SWEEPS)}: is a sweep; allowed: -m before the overrides")
+    return planned.portions[0]

@@ -1,0 +1,242 @@
+"""The store: ``<results_dir>/<study>/*.parquet``, written atomically, named by content, read as one table.
+
+- A file holds one chunk of a portion and is named by the hash of the keys in it. Keys hold the configuration and the pricing code,
+  so a file is never out of date: changed physics asks for other files. Two processes that price the same chunk write the same file.
+- A file is written aside, flushed to the disk and moved into place: a killed writer leaves a ``.part`` file, which nobody reads and
+  which the next run removes, never half a table. Pages carry checksums, so that a damaged file is found when it is read.
+- Rows of older code stay. They are read where no newer row answers the same configuration: of several rows for one configuration
+  the current code's wins, then the one written last. The same holds for rows that two files share.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+import rapid_dse
+from rapid_dse.sweep import identity
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+SUFFIX, PART = ".parquet", ".part"
+CODE, WRITTEN, VERSION, CONFIGURATION = (f"rapid_dse.{name}".encode() for name in ("code", "written", "version", "configuration"))
+_STALE_SECONDS = 3600.0
+Report = Callable[[str], None]
+
+
+class Damaged(Exception):
+    """A file that cannot be read as what was written; the text names it and says what is wrong."""
+
+
+@dataclass(frozen=True)
+class Known:
+    """Which file of a study holds which keys: ``lanes`` ``(n_rows, 2)``, ``file`` indexes ``paths``."""
+
+    paths: tuple[Path, ...]
+    lanes: identity.Lanes
+    file: NDArray[np.int32]
+
+    def files_with(self, wanted: identity.Lanes) -> tuple[Path, ...]:
+        """The files that may hold some of the ``wanted`` keys (by half a key: a reader compares the rest)."""
+        if not len(self.lanes):
+            return ()
+        hit = np.isin(self.lanes[:, 0], wanted[:, 0])
+        return tuple(self.paths[index] for index in np.unique(self.file[hit]))
+
+
+def prepare(folder: Path) -> None:
+    """Makes a study's folder, removes what killed writers left, and writes a probe: what fails shall fail before anything is priced.
+
+    Raises:
+        ValueError: where the folder cannot be made or written.
+    """
+    probe = folder / f".probe-{os.getpid()}{PART}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.write_bytes(b"")
+        probe.unlink()
+        for left in folder.glob(f".*{PART}"):
+            # Younger ones may be another process's that is writing now.
+            if time.time() - left.stat().st_mtime > _STALE_SECONDS:
+                left.unlink(missing_ok=True)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise ValueError(f"search.results_dir: cannot write {folder} ({reason}); allowed: a folder that can be written") from None
+
+
+def write(folder: Path, table: pa.Table, configuration: str, name: str) -> Path:
+    """Writes a table as ``<name>.parquet``, whole or not at all.
+
+    Args:
+        configuration: JSON of the resolved base configuration, kept in the schema's metadata beside version, code hash and time.
+
+    Raises:
+        OSError: where the disk is full or the folder went away; nothing is left behind then.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    written = datetime.now(UTC).isoformat()
+    metadata = {CODE: identity.code_hash(), WRITTEN: written, VERSION: rapid_dse.__version__, CONFIGURATION: configuration}
+    path, aside = folder / f"{name}{SUFFIX}", folder / f".{name}-{os.getpid()}{PART}"
+    texts = [f.name for f in table.schema if pa.types.is_dictionary(f.type)]
+    try:
+        with aside.open("wb") as file:
+            pq.write_table(
+                table.replace_schema_metadata(metadata),
+                file,
+                compression="zstd",
+                compression_level=1,
+                use_dictionary=texts,
+                write_page_checksum=True,
+            )
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(aside, path)
+    except BaseException:
+        aside.unlink(missing_ok=True)
+        raise
+    _flush_folder(folder)
+    return path
+
+
+def _flush_folder(folder: Path) -> None:
+    # The move itself is lost in a power cut unless the folder's entry reaches the disk too.
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def read_file(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
+    """One file, checksums verified; ``columns`` None is all of them, unknown ones are left out.
+
+    Raises:
+        Damaged: where it cannot be read.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with pq.ParquetFile(path, page_checksum_verification=True) as file:
+            names = file.schema_arrow.names
+            return file.read(columns=None if columns is None else [name for name in columns if name in names])
+    except (pa.ArrowException, OSError) as error:
+        raise Damaged(f"{path}: damaged or unreadable ({str(error).splitlines()[0]})") from None
+
+
+def files_of(source: Path) -> list[Path]:
+    """The Parquet files behind a file, a study's folder, or a folder of studies.
+
+    Raises:
+        ValueError: where there are none.
+    """
+    if source.is_file():
+        return [source]
+    found = sorted(path for path in source.rglob(f"*{SUFFIX}") if not path.name.startswith("."))
+    if not found:
+        what = "no results in this folder" if source.is_dir() else "no such file or folder"
+        raise ValueError(f"{source}: {what}; allowed: a results file, results/<study>, or a folder of studies")
+    return found
+
+
+def read(source: Path, report: Report, columns: Sequence[str] | None = None) -> pa.Table:
+    """Everything under ``source`` as one table, a row a configuration; what cannot be read is reported and left out.
+
+    Raises:
+        ValueError: where nothing can be read.
+    """
+    tables, wanted = [], None if columns is None else [*dict.fromkeys([*columns, "key"])]
+    for path in files_of(source):
+        try:
+            tables.append(read_file(path, wanted))
+        except Damaged as error:
+            report(str(error))
+    if not tables:
+        raise ValueError(f"{source}: no file that can be read; allowed: Parquet files that rapid_dse wrote")
+    return latest(tables)
+
+
+def latest(tables: Iterable[pa.Table]) -> pa.Table:
+    """The tables' rows in one table; of rows for the same configuration the current code's stays, then the one written last."""
+    import pyarrow as pa
+
+    ordered = sorted(tables, key=_age)
+    schema = pa.unify_schemas([table.schema.remove_metadata() for table in ordered], promote_options="permissive")
+    merged = pa.concat_tables([table.replace_schema_metadata(None) for table in ordered], promote_options="permissive").cast(schema)
+    if any("key" not in table.column_names for table in ordered):
+        return merged
+    lanes = np.concatenate([_configurations(table) for table in ordered])
+    kept = _last_of_each(lanes)
+    return merged if len(kept) == len(lanes) else merged.take(pa.array(kept))
+
+
+def _age(table: pa.Table) -> tuple[bool, str]:
+    metadata: dict[bytes, bytes] = table.schema.metadata or {}
+    return metadata.get(CODE, b"").decode() == identity.code_hash(), metadata.get(WRITTEN, b"").decode()
+
+
+def _configurations(table: pa.Table) -> identity.Lanes:
+    """What each row asks, whatever code priced it: its key without the code's hash, ``(n_rows, 2)``."""
+    code = (table.schema.metadata or {}).get(CODE)
+    lanes = key_lanes(table["key"])
+    return lanes if code is None else lanes ^ identity.from_hex([code.decode()])
+
+
+def _last_of_each(lanes: identity.Lanes) -> NDArray[np.int64]:
+    """Rows that hold the last occurrence of each key, in order."""
+    order = np.lexsort((np.arange(len(lanes)), lanes[:, 1], lanes[:, 0]))
+    ordered = lanes[order]
+    last = np.ones(len(lanes), bool)
+    last[:-1] = (ordered[1:] != ordered[:-1]).any(axis=1)
+    return np.sort(order[last])
+
+
+def key_lanes(column: Any) -> identity.Lanes:
+    """The keys of a ``key`` column (Arrow, text), ``(n_rows, 2)``."""
+    import pyarrow as pa
+
+    column = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+    if isinstance(column, pa.ChunkedArray):  # what no chunk holds stays chunked
+        column = pa.concat_arrays(column.chunks) if column.num_chunks else pa.array([], pa.string())
+    offsets = np.frombuffer(column.buffers()[1], np.int32)[column.offset : column.offset + len(column) + 1] if len(column) else [0]
+    if not len(column):
+        return np.zeros((0, 2), np.uint64)
+    if (np.diff(offsets) != 32).any():
+        raise Damaged("a key has not 32 hex digits")
+    codes = np.frombuffer(column.buffers()[2], np.uint8)[offsets[0] : offsets[-1]].reshape(-1, 32)
+    return identity.from_hex(codes)
+
+
+def known(paths: Sequence[Path], report: Report) -> Known:
+    """The keys of every row in files that need not be priced again (rows that failed are tried again)."""
+    import pyarrow.compute as pc
+
+    readable, lanes, file = [], [np.zeros((0, 2), np.uint64)], [np.zeros(0, np.int32)]
+    for path in paths:
+        try:
+            table = read_file(path, ["key", "status"])
+            done = key_lanes(table.filter(pc.not_equal(table["status"], "error"))["key"])
+        except Damaged as error:
+            report(f"{error}; its rows are priced again")
+            continue
+        file.append(np.full(len(done), len(readable), np.int32))
+        lanes.append(done)
+        readable.append(path)
+    return Known(tuple(readable), np.concatenate(lanes), np.concatenate(file))
+
+
+def configuration_json(scenario: Any) -> str:
+    """The resolved configuration of a portion, for a file's metadata."""
+    return json.dumps(scenario.model_dump(mode="json"), separators=(",", ":"))

@@ -1,0 +1,200 @@
+"""The result table of a portion: every layout a row, in order, with DESIGN's fixed columns."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rapid_dse.config.scenario import Scenario
+from rapid_dse.layouts import CODES, KEYS, Layouts
+from rapid_dse.simulate import price
+from rapid_dse.simulate.results import Priced
+from rapid_dse.sweep import identity
+from rapid_dse.sweep.portion import Portion
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+STATUS = ("ok", "oom", "invalid", "error")
+OK, OOM, INVALID, ERROR = range(len(STATUS))
+CHOICES = ("hw", "model", "software", "backend")
+_WORKLOAD = ("kind", "seq_len", "precision")
+_INFERENCE = ("batch_size", "concurrency", "prompt_len", "decode_len", "kv_precision")
+_LAYOUT_KEYS = frozenset(KEYS.values())
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a portion's layouts.
+
+    Attributes:
+        priced: results of the layouts at ``rows``; None where there are none.
+        rows: indices of the layouts that could be priced, ascending, ``(n_priced,)``.
+        status: code of ``STATUS``, ``(n_layouts,)``.
+        reason: index into ``reasons``, -1 where the status is ok, ``(n_layouts,)``.
+        reasons: texts.
+        seconds: what it took.
+    """
+
+    priced: Priced | None
+    rows: NDArray[np.int64]
+    status: NDArray[np.int8]
+    reason: NDArray[np.int32]
+    reasons: tuple[str, ...]
+    seconds: float
+
+
+def priced_table(portion: Portion) -> pa.Table:
+    """Prices every legal layout of a portion.
+
+    Returns:
+        one row a layout, in order: all override keys, key, status, reason, the columns of ``Priced`` (null where a layout is illegal
+        or failed), elapsed_s (its share of the portion's time).
+
+    Raises:
+        Exception: whatever pricing raised, where search.fail_fast is set; else such rows have status=error.
+    """
+    import pyarrow as pa
+
+    outcome = price_portion(portion)
+    columns = override_columns(portion)
+    columns["key"] = _text_of_keys(identity.keys(portion.scenario, portion.layouts))
+    columns["status"] = _coded(outcome.status, STATUS)
+    columns["reason"] = _coded(outcome.reason, outcome.reasons)
+    columns |= _result_columns(outcome)
+    n_rows = len(portion.layouts)
+    columns["elapsed_s"] = pa.array(np.full(n_rows, outcome.seconds / max(1, n_rows)))
+    return pa.table(columns)
+
+
+def price_portion(portion: Portion) -> Outcome:
+    """Prices the legal layouts and says what became of each."""
+    start = time.perf_counter()
+    legal = np.flatnonzero(portion.rule < 0)
+    status = np.full(len(portion.layouts), INVALID, np.int8)
+    reason = portion.rule.astype(np.int32)
+    reasons = [*portion.reasons, "needs more memory than hw.memory.usable"]
+    out_of_memory = len(portion.reasons)
+    parts: list[tuple[NDArray[np.int64], Priced]] = []
+    for rows, found in _attempts(portion.scenario, portion.layouts, legal):
+        if isinstance(found, Priced):
+            parts.append((rows, found))
+            status[rows] = np.where(found.fits, OK, OOM)
+            reason[rows] = np.where(found.fits, -1, out_of_memory)
+        else:
+            status[rows], reason[rows] = ERROR, len(reasons)
+            reasons.append(found)
+    rows = np.concatenate([rows for rows, _ in parts]) if parts else np.zeros(0, np.int64)
+    priced = Priced.concatenate([found for _, found in parts]) if len(parts) > 1 else parts[0][1] if parts else None
+    return Outcome(priced, rows, status, reason, tuple(reasons), time.perf_counter() - start)
+
+
+def _attempts(scenario: Scenario, layouts: Layouts, rows: NDArray[np.int64]) -> list[tuple[NDArray[np.int64], Priced | str]]:
+    """Prices ``rows``; where that raises, halves them until what raises stands alone."""
+    if not len(rows):
+        return []
+    try:
+        return [(rows, price(scenario, layouts if len(rows) == len(layouts) else layouts.take(rows)))]
+    except Exception as error:  # whatever a layout raises is a row of the results, not the end of the study
+        if scenario.search.fail_fast:
+            raise
+        text = f"{type(error).__name__}: {error}" if not isinstance(error, ValueError) else str(error)
+        if len(rows) == 1 or _fails_alike(scenario, layouts.take(rows[[0, -1]]), text):
+            return [(rows, text)]
+        middle = len(rows) // 2
+        return _attempts(scenario, layouts, rows[:middle]) + _attempts(scenario, layouts, rows[middle:])
+
+
+def _fails_alike(scenario: Scenario, ends: Layouts, text: str) -> bool:
+    """Whether the first and the last layout fail with the same text each: then it is the scenario that cannot be priced."""
+    for row in range(len(ends)):
+        try:
+            price(scenario, ends.take(slice(row, row + 1)))
+        except Exception as error:  # the same ones as above
+            if str(error) and str(error) not in text:
+                return False
+        else:
+            return False
+    return True
+
+
+def override_columns(portion: Portion) -> dict[str, pa.Array]:
+    """A column for every override key of the portion's trials, ``(n_layouts,)`` each: choices, workload, layout, all that was given."""
+    import pyarrow as pa
+
+    layouts, n_rows = portion.layouts, len(portion.layouts)
+    columns = {name: constant(portion.choices[name], n_rows) for name in CHOICES if name in portion.choices}
+    for key, value in _constants(portion).items():
+        columns[key] = constant(value, n_rows)
+    for f in fields(layouts):
+        values = getattr(layouts, f.name)
+        columns[KEYS[f.name]] = _coded(values, CODES[f.name]) if f.name in CODES else pa.array(values)
+    return columns
+
+
+def _constants(portion: Portion) -> dict[str, Any]:
+    """Keys that the portion's layouts share, with their values."""
+    workload = portion.scenario.workload
+    names = _WORKLOAD if workload.kind == "training" else _WORKLOAD + _INFERENCE
+    found: dict[str, Any] = {f"workload.{name}": getattr(workload, name) for name in names}
+    found["parallel.order"] = ",".join(portion.scenario.parallel.order)
+    given = {key: value for key, value in portion.keys.items() if key not in _LAYOUT_KEYS and key not in CHOICES and key not in found}
+    return found | given
+
+
+def constant(value: Any, n_rows: int) -> pa.Array:
+    """A column of one value: text and lists (as JSON) dictionary-encoded, numbers as they are, None as nulls."""
+    import pyarrow as pa
+
+    if isinstance(value, Mapping | list | tuple):
+        value = json.dumps(value)
+    if isinstance(value, str):
+        return pa.DictionaryArray.from_arrays(pa.array(np.zeros(n_rows, np.int32)), pa.array([value], pa.string()))
+    if value is None:
+        return pa.nulls(n_rows)
+    return pa.array(np.full(n_rows, value))
+
+
+def _coded(codes: NDArray[Any], texts: tuple[str, ...] | Any) -> pa.Array:
+    """Texts by their index; a negative index is null."""
+    import pyarrow as pa
+
+    mask = codes < 0
+    indices = pa.array(codes.astype(np.int32), mask=mask if mask.any() else None)
+    return pa.DictionaryArray.from_arrays(indices, pa.array(list(texts), pa.string()))
+
+
+def _text_of_keys(lanes: identity.Lanes) -> pa.Array:
+    import pyarrow as pa
+
+    offsets = np.arange(0, 32 * len(lanes) + 1, 32, dtype=np.int32)
+    return pa.StringArray.from_buffers(len(lanes), pa.py_buffer(offsets), pa.py_buffer(identity.hex_bytes(lanes)))
+
+
+def _result_columns(outcome: Outcome) -> dict[str, pa.Array]:
+    """The columns of ``Priced``, null where nothing was priced or the quantity does not exist (NaN)."""
+    import pyarrow as pa
+
+    n_rows, every = len(outcome.status), len(outcome.rows) == len(outcome.status)
+    columns: dict[str, pa.Array] = {}
+    for f in fields(Priced):
+        kind = pa.bool_() if f.name == "fits" else pa.float64()
+        if outcome.priced is None:
+            columns[f.name] = pa.nulls(n_rows, kind)
+            continue
+        values = getattr(outcome.priced, f.name)
+        if every:
+            columns[f.name] = pa.array(values, kind, from_pandas=True)
+            continue
+        filled = np.zeros(n_rows, values.dtype)
+        absent = np.ones(n_rows, bool)
+        filled[outcome.rows] = values
+        absent[outcome.rows] = np.isnan(values) if kind == pa.float64() else False
+        columns[f.name] = pa.array(filled, kind, mask=absent)
+    return columns

@@ -1,0 +1,77 @@
+"""Chunks over processes, so that Ctrl-C stops them without a word from any of them."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from rapid_dse.sweep.chunks import Chunk, Summary, run_chunk, seconds_a_layout
+
+# Below this, starting workers (each imports numpy, pydantic and pyarrow) costs more than it saves.
+_WORTH_WORKERS_SECONDS = 2.0
+
+
+def cores(jobs: int) -> int:
+    """How many processes search.jobs stands for: -1 is every core that this process may use; 0 and 1 are this process."""
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return usable if jobs < 0 else max(1, jobs)
+
+
+def estimate(chunks: Sequence[Chunk]) -> float:
+    """Seconds of one core that the chunks will take, roughly."""
+    return sum(len(piece.layouts) * seconds_a_layout(piece) for chunk in chunks for piece in chunk.pieces)
+
+
+def summaries(chunks: Sequence[Chunk], jobs: int) -> Iterator[Summary]:
+    """The chunks' summaries as they come, in this process where the work is small, else over ``jobs`` processes.
+
+    Raises:
+        Exception: what ``run_chunk`` raises; joblib's TerminatedWorkerError where a worker was killed.
+    """
+    n_jobs = min(cores(jobs), len(chunks))
+    if n_jobs <= 1 or estimate(chunks) < _WORTH_WORKERS_SECONDS:
+        yield from map(run_chunk, chunks)
+        return
+    from joblib import Parallel, delayed  # 0.1 s that small sweeps need not pay
+
+    with _one_thread_each():
+        parallel = Parallel(n_jobs=n_jobs, backend="loky", return_as="generator_unordered", max_nbytes=None)
+        with _deaf_children():
+            found = parallel(delayed(run_chunk)(chunk) for chunk in chunks)
+        try:
+            yield from found
+        finally:
+            with _deaf_children():
+                found.close()
+
+
+@contextmanager
+def _deaf_children() -> Iterator[None]:
+    """Processes that start in here never see Ctrl-C: the terminal sends it to all, and only this process shall answer.
+
+    An ignored signal stays ignored across exec, so not even an import in a worker can be interrupted with a traceback.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@contextmanager
+def _one_thread_each() -> Iterator[None]:
+    # As many workers as cores: threads inside each would only take turns. loky passes the environment on to its workers.
+    names = ("OMP_NUM_THREADS", "ARROW_IO_THREADS")
+    before = {name: os.environ.get(name) for name in names}
+    os.environ.update(dict.fromkeys(names, "1"))
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name, None) if value is None else os.environ.update({name: value})
