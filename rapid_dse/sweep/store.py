@@ -223,7 +223,8 @@ def known(paths: Sequence[Path], report: Report) -> Known:
     """The keys of every row in files that need not be priced again (rows that failed are tried again)."""
     import pyarrow.compute as pc
 
-    readable, lanes, file = [], [np.zeros((0, 2), np.uint64)], [np.zeros(0, np.int32)]
+    readable: list[Path] = []
+    lanes, file = [np.zeros((0, 2), np.uint64)], [np.zeros(0, np.int32)]
     for path in paths:
         try:
             table = read_file(path, ["key", "status"])
@@ -240,3 +241,10 @@ def known(paths: Sequence[Path], report: Report) -> Known:
 def configuration_json(scenario: Any) -> str:
     """The resolved configuration of a portion, for a file's metadata."""
     return json.dumps(scenario.model_dump(mode="json"), separators=(",", ":"))
+
+
+def require_results(table: Any, source: Path) -> None:
+    """Raises ``ValueError`` where a table lacks the columns that a ranking needs."""
+    missing = [name for name in ("status", "reason", "fits", "step_time_s") if name not in table.column_names]
+    if missing:
+        raise ValueError(f"{source}: no results of rapid_dse, lacks {', '.join(missing)}; allowed: what a sweep or evaluate wrote")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 
 from rapid_dse.sweep.chunks import Chunk, Summary, run_chunk, seconds_a_layout
@@ -25,7 +25,7 @@ def estimate(chunks: Sequence[Chunk]) -> float:
     return sum(len(piece.layouts) * seconds_a_layout(piece) for chunk in chunks for piece in chunk.pieces)
 
 
-def summaries(chunks: Sequence[Chunk], jobs: int) -> Iterator[Summary]:
+def summaries(chunks: Sequence[Chunk], jobs: int) -> Generator[Summary]:
     """The chunks' summaries as they come, in this process where the work is small, else over ``jobs`` processes.
 
     Raises:
@@ -37,15 +37,14 @@ def summaries(chunks: Sequence[Chunk], jobs: int) -> Iterator[Summary]:
         return
     from joblib import Parallel, delayed  # 0.1 s that small sweeps need not pay
 
-    with _one_thread_each():
-        parallel = Parallel(n_jobs=n_jobs, backend="loky", return_as="generator_unordered", max_nbytes=None)
+    parallel = Parallel(n_jobs=n_jobs, backend="loky", return_as="generator_unordered", max_nbytes=None, batch_size=1)
+    with _deaf_children():
+        found = parallel(delayed(run_chunk)(chunk) for chunk in chunks)
+    try:
+        yield from found
+    finally:
         with _deaf_children():
-            found = parallel(delayed(run_chunk)(chunk) for chunk in chunks)
-        try:
-            yield from found
-        finally:
-            with _deaf_children():
-                found.close()
+            found.close()
 
 
 @contextmanager
@@ -62,16 +61,3 @@ def _deaf_children() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, before)
-
-
-@contextmanager
-def _one_thread_each() -> Iterator[None]:
-    # As many workers as cores: threads inside each would only take turns. loky passes the environment on to its workers.
-    names = ("OMP_NUM_THREADS", "ARROW_IO_THREADS")
-    before = {name: os.environ.get(name) for name in names}
-    os.environ.update(dict.fromkeys(names, "1"))
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            os.environ.pop(name, None) if value is None else os.environ.update({name: value})
