@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Sequence
 
-from rapid_dse.command import USAGE, guarded
+from rapid_dse.command import guarded
 
 HELP = """\
 rapid_dse: what a training run takes on a cluster, before anyone rents it
@@ -120,28 +119,9 @@ def _illegal(reason: str, overrides: Sequence[str]) -> str:
 
 def _sweep(overrides: Sequence[str]) -> int:
     """Hands the overrides to Hydra, which hands them to this project's sweeper."""
-    import hydra
-    from hydra.errors import HydraException
+    from rapid_dse.sweep.compose import multirun
 
-    from rapid_dse.sweep.compose import one_line
-    from rapid_dse.sweep.overrides import for_hydra, read
-    from rapid_dse.sweep.places import home
-
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come to us instead of being printed
-    argv, sys.argv = sys.argv, [sys.argv[0], "-m", *for_hydra(overrides)]
-    try:
-        hydra.main(version_base="1.3", config_path=str(home() / "conf"), config_name="config")(_no_job)()
-    except SystemExit as end:
-        return end.code if isinstance(end.code, int) else USAGE
-    except HydraException as error:
-        raise ValueError(one_line(error)) from None
-    finally:
-        sys.argv = argv
-    return 0
-
-
-def _no_job(_: object) -> None:
-    raise AssertionError("the sweeper prices tables and starts no jobs")
+    return multirun(overrides)
 
 
 if __name__ == "__main__":

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from omegaconf import DictConfig
+
+from rapid_dse.sweep.compose import from_hydra
 from rapid_dse.sweep.overrides import read
 from rapid_dse.sweep.space import plan
 
 
-def run(arguments: Sequence[str]) -> int:
-    """Prices the space that ``arguments`` span; the exit code of the driver."""
+def run(arguments: Sequence[str], config: DictConfig) -> int:
+    """Prices the space that ``arguments`` span over ``config``, their composition; the exit code of the driver."""
     from rapid_dse.sweep.driver import run as drive
 
-    planned = plan(read(arguments))
+    planned = plan(read(arguments), from_hydra(config))
     return drive(planned.portions, planned.search, planned.debug)

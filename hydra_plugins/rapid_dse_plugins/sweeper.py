@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
@@ -15,16 +13,12 @@ class TableSweeper(Sweeper):  # type: ignore[misc]
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         self.config = config
 
-    def sweep(self, arguments: list[str]) -> Any:
-        """Runs the sweep that the overrides describe.
+    def sweep(self, arguments: list[str]) -> int:
+        """Runs the sweep that the overrides describe; the driver's exit code.
 
         Raises:
-            SystemExit: with the driver's exit code where it is not 0: Hydra passes no return value on.
             ValueError: one line, where an override is wrong.
         """
         from hydra_plugins.rapid_dse_plugins import _sweep  # heavy: only when a sweep runs
 
-        code = _sweep.run(arguments)
-        if code:
-            raise SystemExit(code)
-        return code
+        return _sweep.run(arguments, self.config)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import difflib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -21,7 +21,7 @@ from rapid_dse.config.model import Model
 from rapid_dse.config.run import Backend, Debug, Parallel, Search, Workload
 from rapid_dse.config.scenario import Scenario, explain
 from rapid_dse.config.software import Software
-from rapid_dse.sweep.overrides import GROUPS, SWEEPS, check_key
+from rapid_dse.sweep.overrides import GROUPS, SWEEPS, check_key, for_hydra, read
 from rapid_dse.sweep.places import home
 
 SHOWN = ("hw", "model", "software", "backend")  # groups whose option is a column of the results
@@ -59,20 +59,40 @@ def composed(options: Mapping[str, str], hydra: tuple[str, ...] = ()) -> Compose
         _check_option(group, option)
     overrides = [f"{'+' if group == SWEEPS else ''}{group}={option}" for group, option in options.items()]
     try:
-        cfg = compose("config", overrides=[*overrides, *hydra], return_hydra_config=True)
-        found = dict(cfg.hydra.runtime.choices)
-        tree = OmegaConf.to_container(_without_hydra(cfg), resolve=True)
+        return from_hydra(compose("config", overrides=[*overrides, *hydra], return_hydra_config=True))
     except HydraException as error:
         raise ValueError(one_line(error)) from None
-    assert isinstance(tree, dict)
+
+
+def from_hydra(config: DictConfig) -> Composed:
+    """What Hydra composed, its own configuration left out."""
+    found = config.hydra.runtime.choices
     choices = {group: str(found[group]) for group in (*GROUPS, SWEEPS) if found.get(group) is not None}
-    return Composed({str(key): value for key, value in tree.items()}, choices)
+    tree = {str(name): OmegaConf.to_container(part, resolve=True) for name, part in config.items() if name != "hydra"}
+    return Composed(tree, choices)
 
 
-def _without_hydra(cfg: DictConfig) -> DictConfig:
-    OmegaConf.set_struct(cfg, False)
-    cfg.pop("hydra", None)
-    return cfg
+def multirun(arguments: Sequence[str]) -> int:
+    """Has Hydra compose the base and run this project's sweeper; the sweeper's exit code.
+
+    Raises:
+        ValueError: one line, where an override, an option or a file is wrong.
+    """
+    given = read(arguments)
+    with hydra_ready():
+        for group, option in given.options.items():
+            _check_option(group, option)
+        hydra = GlobalHydra.instance().hydra
+        assert hydra is not None
+        try:
+            code = hydra.multirun("config", _no_job, for_hydra(arguments), with_log_configuration=False)
+        except HydraException as error:
+            raise ValueError(one_line(error)) from None
+    return int(code)
+
+
+def _no_job(_: DictConfig) -> None:
+    raise AssertionError("the sweeper prices tables and starts no jobs")
 
 
 def one_line(error: BaseException) -> str:

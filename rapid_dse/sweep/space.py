@@ -88,25 +88,27 @@ def base_codes(scenario: Scenario) -> dict[str, int]:
     return codes
 
 
-def plan(given: Given) -> Plan:
+def plan(given: Given, base: Composed | None = None) -> Plan:
     """Composes every combination of what is swept.
+
+    Args:
+        base: what the options that are not swept compose to, where that is at hand.
 
     Raises:
         ValueError: one line, where an option, a key or a value is wrong.
     """
     with hydra_ready():
-        single = {group: values for group, values in given.options.items()}
-        base = composed(single, given.hydra)
+        base = base or composed(given.options, given.hydra)
         first = with_values(base.tree, given.values)
         swept = _swept(given, first)
         _check_swept(swept)
         groups = {key: values.items or () for key, values in swept.items() if key in GROUPS}
         variants = {key: values.items or () for key, values in swept.items() if key not in GROUPS and key not in COLUMN_OF}
         codes = {COLUMN_OF[key]: _codes(key, values) for key, values in swept.items() if key in COLUMN_OF}
-        keys = _listed([*_sweep_keys(base, single), *given.values, *variants])
+        keys = _listed([*_sweep_keys(base), *given.values, *variants])
         portions: list[Portion] = []
         for combination in _combinations(groups):
-            found = composed({**single, **combination}, given.hydra) if combination else base
+            found = composed({**given.options, **combination}, given.hydra) if combination else base
             for variant in _combinations(variants):
                 tree = with_values(found.tree, {**given.values, **variant})
                 portions.append(_portion(tree, found, keys, codes))
@@ -143,9 +145,9 @@ def _combinations(axes: Mapping[str, Sequence[Any]]) -> Iterator[dict[str, Any]]
     return (dict(zip(axes, values, strict=True)) for values in product(*axes.values()))
 
 
-def _sweep_keys(base: Composed, options: Mapping[str, str]) -> list[str]:
+def _sweep_keys(base: Composed) -> list[str]:
     """Keys that the named sweep sets itself: they are overrides of every trial, as those on a command line are."""
-    if SWEEPS not in options:
+    if SWEEPS not in base.choices:
         return []
     plain = composed({group: option for group, option in base.choices.items() if group in GROUPS})
     return [key for key in _leaves(base.tree) if _at(plain.tree, key) != _at(base.tree, key)]
