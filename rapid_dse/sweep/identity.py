@@ -55,7 +55,9 @@ def configuration_text(scenario: Scenario) -> str:
 
     Fields at their defaults are left out, so that a field that a later version adds does not make all stored rows strangers.
     """
-    tree = scenario.model_dump(mode="json", exclude=_NOT_CONTENT, exclude_defaults=True)
+    dumped = scenario.model_dump(mode="json", exclude=_NOT_CONTENT, exclude_defaults=True)
+    # A part with nothing left would tell a layout that was overridden from the same layout swept.
+    tree = {name: part for name, part in dumped.items() if part != {}}
     table = scenario.hw.measured_table
     if table and Path(table).is_file():  # its content prices, not its name; a missing file is reported where it is read
         tree["measured"] = hashlib.blake2b(Path(table).read_bytes(), digest_size=16).hexdigest()
