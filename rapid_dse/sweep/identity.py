@@ -55,13 +55,16 @@ def configuration_text(scenario: Scenario) -> str:
 
     Fields at their defaults are left out, so that a field that a later version adds does not make all stored rows strangers.
     """
-    dumped = scenario.model_dump(mode="json", exclude=_NOT_CONTENT, exclude_defaults=True)
-    # A part with nothing left would tell a layout that was overridden from the same layout swept.
-    tree = {name: part for name, part in dumped.items() if part != {}}
+    tree = _without_empty(scenario.model_dump(mode="json", exclude=_NOT_CONTENT, exclude_defaults=True))
     table = scenario.hw.measured_table
     if table and Path(table).is_file():  # its content prices, not its name; a missing file is reported where it is read
         tree["measured"] = hashlib.blake2b(Path(table).read_bytes(), digest_size=16).hexdigest()
     return json.dumps(tree, sort_keys=True, separators=(",", ":"))
+
+
+def _without_empty(tree: dict[str, Any]) -> dict[str, Any]:
+    # A part whose only changes are not content is left as {}, where one without changes is left out.
+    return {key: kept for key, value in tree.items() if (kept := _without_empty(value) if isinstance(value, dict) else value) != {}}
 
 
 def keys(scenario: Scenario, layouts: Layouts, code: str | None = None) -> Lanes:

@@ -1,0 +1,326 @@
+"""The driver: a study in the store and a ranked table, whatever interrupts it."""
+
+from __future__ import annotations
+
+import io
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from generated import ONE, ROOT, many, portion, scenario
+from rich.console import Console
+
+from rapid_dse import rank
+from rapid_dse.config.hardware import Hardware
+from rapid_dse.config.run import Debug, Search
+from rapid_dse.layouts import grid
+from rapid_dse.simulate import price
+from rapid_dse.sweep import chunks, driver, store, table, workers
+from rapid_dse.sweep.portion import Portion
+
+
+class Run:
+    """One run of the driver with what it printed."""
+
+    def __init__(self, portions: list[Portion], folder: Path, debug: Debug | None = None, **search: Any) -> None:
+        out, err = io.StringIO(), io.StringIO()
+        consoles = [Console(file=stream, width=200) for stream in (out, err)]
+        settings = Search(**{"results_dir": str(folder), "study": "study", "jobs": 1, **search})
+        self.code = driver.run(portions, settings, debug or Debug(), *consoles)
+        self.out, self.err = out.getvalue(), err.getvalue()
+        self.folder = folder / (settings.study or "")
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = store.read(self.folder, print).to_pylist()
+        return found
+
+
+@pytest.fixture
+def priced_rows(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Rows of each call that prices, as they happen."""
+    counted: list[int] = []
+
+    def counting(found: Any, layouts: Any) -> Any:
+        counted.append(len(layouts))
+        return price(found, layouts)
+
+    monkeypatch.setattr(table, "price", counting)
+    return counted
+
+
+def test_a_sweep_ends_in_files_and_a_ranked_table(tmp_path: Path) -> None:
+    run = Run([portion(), portion(hw="a100")], tmp_path)
+    assert run.code == 0
+    assert len(run.rows) == 8
+    lines = run.out.splitlines()
+    assert lines[0].split()[:3] == ["#", "hw", "layout"]
+    assert lines[1].split()[:2] == ["1", "h100"], "the fastest that fits comes first"
+    assert "8 trials: 4 fit, 2 do not fit in memory, 2 break a rule" in run.out
+    assert "tp · cp · pp · dp must equal hw.num_gpus" in run.out
+    assert str(tmp_path / "study") in run.out
+
+
+def test_rejections_of_the_enumeration_are_shown(tmp_path: Path) -> None:
+    found = portion()
+    found = Portion(found.scenario, found.choices, {}, found.layouts, found.rule, found.reasons, {"a rule": 1234})
+    assert "1,234  a rule" in Run([found], tmp_path).out
+
+
+def test_a_rerun_computes_nothing(tmp_path: Path, priced_rows: list[int]) -> None:
+    portions = [portion(), portion(hw="a100")]
+    first = Run(portions, tmp_path)
+    files = {path: path.stat().st_mtime_ns for path in first.folder.iterdir()}
+    del priced_rows[:]
+    second = Run(portions, tmp_path)
+    assert priced_rows == []
+    assert {path: path.stat().st_mtime_ns for path in first.folder.iterdir()} == files
+    assert second.out.splitlines()[:-1] == first.out.splitlines()[:-1]
+    assert "all read from there" in second.out
+
+
+def test_a_wider_sweep_computes_only_what_is_missing(tmp_path: Path, priced_rows: list[int]) -> None:
+    Run([portion(layouts=many(100).take(slice(20, 60)))], tmp_path)
+    Run([portion(layouts=many(100).take(slice(80, 90)))], tmp_path)
+    del priced_rows[:]
+    wide = Run([portion(layouts=many(100))], tmp_path)
+    assert priced_rows == [50]
+    assert sorted(row["workload.global_batch_size"] for row in wide.rows) == [1024 * index for index in range(1, 101)]
+    assert "100 trials" in wide.out
+    del priced_rows[:]
+    assert "100 trials" in Run([portion(layouts=many(100))], tmp_path).out
+    assert priced_rows == []
+
+
+@pytest.mark.parametrize("harm", [b"", b"PAR1 not really PAR1"])
+def test_a_damaged_file_is_reported_and_computed_again(tmp_path: Path, priced_rows: list[int], harm: bytes) -> None:
+    first = Run([portion()], tmp_path)
+    (path,) = first.folder.iterdir()
+    path.write_bytes(harm)
+    del priced_rows[:]
+    second = Run([portion()], tmp_path)
+    assert path.name in second.err
+    assert "damaged" in second.err
+    assert sum(priced_rows) == 3
+    assert len(second.rows) == 4
+    assert "damaged" not in Run([portion()], tmp_path).err
+
+
+def test_rows_that_failed_are_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails_at_tp_32(found: Any, layouts: Any) -> Any:
+        if (layouts.tp == 32).any():
+            raise RuntimeError("a bad day")
+        return price(found, layouts)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(table, "price", fails_at_tp_32)
+        first = Run([portion()], tmp_path)
+    assert first.code == 0
+    assert "1 trial failed: RuntimeError: a bad day" in first.err
+    second = Run([portion()], tmp_path)
+    assert sorted(row["status"] for row in second.rows) == ["invalid", "ok", "ok", "oom"]
+    assert len(list(second.folder.iterdir())) == 1
+
+
+def test_when_every_trial_fails_the_exit_code_says_so(tmp_path: Path) -> None:
+    run = Run([portion(layouts=many(5), workload__kind="inference")], tmp_path)
+    assert run.code == 1
+    assert "5 trials failed: workload.kind=inference" in run.err
+
+
+def test_fail_fast_raises(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"workload\.kind=inference"):
+        Run([portion(layouts=many(5), workload__kind="inference", search__fail_fast=True)], tmp_path, fail_fast=True)
+
+
+def test_nothing_legal_is_no_failure(tmp_path: Path) -> None:
+    run = Run([chunks.take(portion(), slice(0, 0))], tmp_path)
+    assert run.code == 0
+    assert "0 trials: none" in run.out
+
+
+def test_workers_and_this_process_write_the_same_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    portions = [portion(layouts=many(1000), hw=hw) for hw in ("h100", "a100", "h200")]
+    here = Run(portions, tmp_path / "here")
+    monkeypatch.setattr(workers, "_WORTH_WORKERS_SECONDS", 0.0)
+    there = Run(portions, tmp_path / "there", jobs=2)
+    names = [sorted(path.name for path in run.folder.iterdir()) for run in (here, there)]
+    assert names[0] == names[1]
+    for name in names[0]:
+        left, right = (store.read_file(run.folder / name).drop_columns(["elapsed_s"]) for run in (here, there))
+        assert left.equals(right)
+    assert here.out.splitlines()[:-1] == there.out.splitlines()[:-1]
+
+
+def test_many_small_portions_share_files(tmp_path: Path) -> None:
+    run = Run([portion(layouts=many(2), keys={"hw.price": float(cost)}, hw__price=float(cost)) for cost in range(1, 40)], tmp_path)
+    assert len(run.rows) == 78
+    assert len(list(run.folder.iterdir())) == 1
+    assert "hw.price" in run.out.splitlines()[0]
+
+
+@pytest.mark.parametrize(
+    ("search", "line"),
+    [
+        ({"objectives": ["step_times"]}, "search.objectives=step_times: no column of numbers; did you mean 'step_time_s'?"),
+        ({"study": "../elsewhere"}, "search.study='../elsewhere': no name of a folder"),
+    ],
+)
+def test_bad_settings_are_one_line_before_anything_is_priced(tmp_path: Path, search: dict[str, Any], line: str) -> None:
+    with pytest.raises(ValueError, match=r"^search") as caught:
+        Run([portion()], tmp_path, **search)
+    assert str(caught.value).startswith(line)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_default_study_is_named_by_choices_and_content() -> None:
+    base = driver.default_study([portion()])
+    assert base.startswith("h100-llama3_1_8b-")
+    assert base == driver.default_study([portion(layouts=many(9))]), "more layouts go on in the same study"
+    assert base != driver.default_study([portion(hw__price=1.0)])
+    assert driver.default_study([portion(), portion(hw="a100")]).startswith("h100+a100-llama3_1_8b-")
+
+
+def test_another_objective_ranks(tmp_path: Path) -> None:
+    layouts = grid({**ONE, "tp": [4, 8, 16, 32]})
+    run = Run([portion(layouts=layouts)], tmp_path, objectives=["peak_memory_bytes"])
+    first = run.out.splitlines()[1]
+    assert "tp32" in first
+
+
+def test_the_expected_error_stands_beside_the_step_time(tmp_path: Path) -> None:
+    out = io.StringIO()
+    search = Search(results_dir=str(tmp_path), study="s")
+    driver.run([portion()], search, Debug(), Console(file=out, width=200), expected_error=lambda rows: ["±8 %"] * len(rows))
+    assert out.getvalue().count("±8 %") > 1
+
+
+def test_snapshots_are_hardware_files_that_price_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    portions = [portion(layouts=grid({**ONE, "num_gpus": [32, 64], "tp": [8, 16], "zero": [0, 1]}), hw=hw) for hw in ("h100", "a100")]
+    Run(portions, tmp_path / "results", Debug(hw_snapshots=True))
+    (folder,) = (tmp_path / "dbg_hw_conf").iterdir()
+    files = sorted(folder.iterdir())
+    assert files[0].name.startswith("baseline_000_tp")
+    assert len(files) == 8, "zero 0 and 1 run on the same hardware"
+    for path in files:
+        tree = yaml.safe_load(path.read_text())
+        read = Hardware.model_validate(tree)
+        original = scenario(hw=tree["name"])
+        again = original.model_copy(update={"hw": read})
+        layouts = grid({**ONE, "num_gpus": [read.num_gpus], "tp": [8]})
+        assert price(again, layouts).step_time_s == price(original, layouts).step_time_s
+        degrees = {part[:2]: int(part[2:]) for part in path.stem.split("_")[2:]}
+        assert degrees["tp"] * degrees["cp"] * degrees["dp"] * degrees["lp"] == read.num_gpus
+
+
+INTERRUPTED = """
+import sys
+from pathlib import Path
+from generated import many, portion
+from rapid_dse.config.run import Debug, Search
+from rapid_dse.sweep import chunks, driver, workers
+import numpy as np
+
+workers._WORTH_WORKERS_SECONDS = 0.0
+chunks.CHUNK = 3000
+if __name__ == "__main__":
+    layouts = many(3000)
+    portions = [portion(layouts=layouts, hw__price=1.0 + step) for step in range(400)]
+    print("ready", flush=True)
+    sys.exit(driver.run(portions, Search(results_dir=sys.argv[1], study="study", jobs=int(sys.argv[2])), Debug()))
+"""
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_ctrl_c_keeps_what_was_done_and_says_so_in_one_line(tmp_path: Path, jobs: int) -> None:
+    script = tmp_path / "sweep.py"
+    script.write_text(INTERRUPTED)
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
+    arguments = [sys.executable, str(script), str(tmp_path), str(jobs)]
+    # A session of its own, so that the signal reaches the workers too, as from a terminal, and not this test.
+    process = subprocess.Popen(
+        arguments, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    try:
+        folder, deadline = tmp_path / "study", time.monotonic() + 60
+        while len(list(folder.glob("*.parquet"))) < 4 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        os.killpg(process.pid, signal.SIGINT)
+        _, err = process.communicate(timeout=30)
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+    assert process.returncode == 130, err
+    assert len(err.splitlines()) == 1, err
+    assert err.startswith("interrupted: ")
+    kept = list(folder.glob("*.parquet"))
+    assert 4 <= len(kept) < 400
+    assert all(len(store.read_file(path)) == 3000 for path in kept)
+    assert not list(folder.glob("*.part"))
+    assert not _processes_of_session(process.pid), "no worker stays behind"
+
+
+def _processes_of_session(session: int) -> list[int]:
+    deadline = time.monotonic() + 10
+    while found := [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit() and _session(entry) == session]:
+        if time.monotonic() > deadline:
+            return found
+        time.sleep(0.1)
+    return []
+
+
+def _session(entry: Path) -> int | None:
+    try:
+        return int((entry / "stat").read_text().rsplit(")", 1)[1].split()[3])
+    except (OSError, IndexError):
+        return None
+
+
+def test_rank_shows_the_best_that_fit_and_the_counts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = Run([portion(), portion(hw="a100")], tmp_path)
+    for source in (run.folder, tmp_path, next(run.folder.iterdir())):
+        assert rank.main([str(source), "--top", "2"]) == 0
+    assert rank.main([str(run.folder), "--top", "3", "--by", "-mfu"]) == 0
+    shown = capsys.readouterr().out
+    assert "8 trials: 4 fit, 2 do not fit in memory, 2 break a rule" in shown
+    rates = [float(line.split(" %")[0].split()[-1]) for line in shown.splitlines()[-9:] if "%" in line]
+    assert rates == sorted(rates, reverse=True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [(["--by", "mfuu"], "did you mean 'mfu'?"), (["--top", "0"], "--top=0"), (["--by", "status"], "no column of numbers")],
+)
+def test_rank_answers_bad_input_with_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], line: str) -> None:
+    run = Run([portion()], tmp_path)
+    assert rank.main([str(run.folder), *arguments]) == 2
+    err = capsys.readouterr().err
+    assert line in err
+    assert len(err.splitlines()) == 1
+
+
+def test_rank_of_no_results_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert rank.main([str(tmp_path / "none")]) == 2
+    assert "no such file or folder" in capsys.readouterr().err
+
+
+def test_cores_are_those_that_this_process_may_use() -> None:
+    assert workers.cores(-1) == len(os.sched_getaffinity(0))
+    assert (workers.cores(0), workers.cores(1), workers.cores(7)) == (1, 1, 7)
+
+
+def test_chunks_hold_every_layout_once_and_in_order(tmp_path: Path) -> None:
+    portions = [portion(layouts=many(count)) for count in (1, 2, 120_000, 3)] + [portion(layouts=many(4), hw="a100")]
+    found = list(chunks.chunks_of(portions, tmp_path, "step_time_s", 5))
+    assert max(len(chunk) for chunk in found) <= chunks.CHUNK
+    batches = np.concatenate([piece.layouts.global_batch_size for chunk in found for piece in chunk.pieces])
+    assert batches.tolist() == np.concatenate([each.layouts.global_batch_size for each in portions]).tolist()
+    assert all(len({piece.choices["hw"] for piece in chunk.pieces}) == 1 for chunk in found)

@@ -1,0 +1,138 @@
+"""The result table: every layout a row, with all columns, under a key of its content."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from generated import ONE, many, portion, scenario
+
+from rapid_dse.layouts import Layouts, grid
+from rapid_dse.simulate import price
+from rapid_dse.simulate.results import Priced
+from rapid_dse.sweep import identity, table
+from rapid_dse.sweep.chunks import contained, take
+
+FIXED_TEXT = """
+hw model software backend hw.num_gpus workload.kind workload.seq_len workload.global_batch_size workload.precision parallel.tp
+parallel.cp parallel.dp parallel.pp parallel.ep parallel.vpp parallel.zero parallel.sequence_parallel parallel.micro_batch_size
+parallel.recompute parallel.schedule parallel.order key status reason step_time_s tokens_per_s tokens_per_s_per_gpu mfu fits
+peak_memory_bytes memory_parameters_bytes memory_gradients_bytes memory_optimizer_bytes memory_activations_bytes
+memory_kv_cache_bytes memory_gathered_bytes memory_buffers_bytes memory_framework_bytes time_compute_s time_tp_s time_cp_s
+time_ep_s time_pp_s time_dp_s time_bubble_s time_optimizer_s time_host_s energy_j cost_usd ttft_s tpot_s request_latency_s
+elapsed_s
+"""
+FIXED = FIXED_TEXT.split()
+
+
+def test_legal_rows_are_priced_and_illegal_ones_say_why() -> None:
+    rows = table.priced_table(portion()).to_pylist()
+    assert [row["parallel.tp"] for row in rows] == [1, 8, 32, 3]
+    assert [row["status"] for row in rows] == ["oom", "ok", "ok", "invalid"]
+    assert rows[0]["reason"] == "needs more memory than hw.memory.usable"
+    assert rows[1]["reason"] is None
+    assert rows[3]["reason"] == "tp · cp · pp · dp must equal hw.num_gpus"
+    priced = price(scenario(), grid({**ONE, "tp": [1, 8, 32]}))
+    for f in fields(Priced):
+        values = getattr(priced, f.name).tolist()
+        assert [row[f.name] for row in rows[:3]] == [None if value != value else value for value in values], f.name
+        assert rows[3][f.name] is None
+    assert all(row["fits"] == (row["status"] == "ok") for row in rows[:3])
+    assert all(row["elapsed_s"] > 0 for row in rows)
+
+
+def test_columns_are_the_fixed_ones_and_what_was_given() -> None:
+    made = table.priced_table(
+        portion(keys={"hw.memory.bandwidth": 3e12, "software.attention": "flash", "hw.network.faulty_links": [[0, 1, 0.5]]})
+    )
+    assert set(made.column_names) == {*FIXED, "hw.memory.bandwidth", "software.attention", "hw.network.faulty_links"}
+    row = made.slice(1, 1).to_pylist()[0]
+    assert row["hw.memory.bandwidth"] == 3e12
+    assert row["hw.network.faulty_links"] == "[[0, 1, 0.5]]"
+    assert (row["parallel.recompute"], row["parallel.schedule"]) == ("selective", "none")
+    assert (row["hw"], row["model"], row["software"], row["backend"]) == ("h100", "llama3_1_8b", "megatron_lm", "analytical")
+
+
+def test_an_empty_portion_is_an_empty_table() -> None:
+    made = table.priced_table(take(portion(), slice(0, 0)))
+    assert len(made) == 0
+    assert set(made.column_names) == set(FIXED)
+
+
+def test_a_trial_that_raises_is_a_row_with_its_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails_at_tp_32(found: Any, layouts: Layouts) -> Priced:
+        if (layouts.tp == 32).any():
+            raise ZeroDivisionError("no such thing")
+        return price(found, layouts)
+
+    monkeypatch.setattr(table, "price", fails_at_tp_32)
+    rows = table.priced_table(portion()).to_pylist()
+    assert [row["status"] for row in rows] == ["oom", "ok", "error", "invalid"]
+    assert rows[2]["reason"] == "ZeroDivisionError: no such thing"
+    assert rows[1]["step_time_s"] > 0
+    with pytest.raises(ZeroDivisionError):
+        table.priced_table(portion(search__fail_fast=True))
+
+
+def test_a_scenario_that_cannot_be_priced_fails_in_every_row() -> None:
+    rows = table.priced_table(portion(layouts=many(3000), workload__kind="inference")).to_pylist()
+    assert {row["status"] for row in rows} == {"error"}
+    assert "workload.kind=inference" in rows[0]["reason"]
+
+
+def test_keys_tell_layouts_and_scenarios_apart_and_nothing_else() -> None:
+    layouts = grid({**ONE, "tp": [1, 2, 4, 8], "pp": [1, 2], "zero": [0, 1, 2, 3], "recompute": [0, 1, 2], "micro_batch_size": [1, 2]})
+    lanes = identity.keys(scenario(), layouts)
+    assert len(np.unique(lanes, axis=0)) == len(np.unique(np.stack([getattr(layouts, f.name) for f in fields(layouts)]), axis=1).T)
+    one = many(1)
+    base = identity.keys(scenario(), one)
+    same: list[dict[str, Any]] = [{"search__jobs": 2}, {"debug__hw_snapshots": True}, {"parallel__tp": 4}, {"hw__num_gpus": 8}]
+    same += [{"workload__global_batch_size": 7}, {"backend__artifacts__persist": True}, {"software__attention": "flash"}]
+    for changes in same:
+        assert (identity.keys(scenario(**changes), one) == base).all(), changes
+    different: list[dict[str, Any]] = [{"workload__seq_len": 4096}, {"hw__price": 1.0}, {"parallel__order": ["cp", "tp", "ep", "dp", "pp"]}]
+    for changes in different:
+        assert (identity.keys(scenario(**changes), one) != base).all(), changes
+    assert (identity.keys(scenario(), one, code="0" * 32) != base).all(), "the pricing code is part of the key"
+
+
+def test_a_key_does_not_depend_on_the_rows_beside_it() -> None:
+    layouts = many(1000)
+    assert (identity.keys(scenario(), layouts)[500:501] == identity.keys(scenario(), layouts.take(slice(500, 501)))).all()
+
+
+def test_hex_and_lanes_are_the_same_thing() -> None:
+    lanes = np.random.default_rng(0).integers(0, 2**63, (100, 2)).astype(np.uint64)
+    digits = identity.hex_bytes(lanes)
+    assert (identity.from_hex(digits) == lanes).all()
+    assert (identity.from_hex([bytes(row).decode() for row in digits]) == lanes).all()
+    assert bytes(digits[0]).decode() == lanes[0].tobytes().hex()
+    assert contained(lanes, lanes[::2]).tolist() == [True, False] * 50
+
+
+def test_the_code_hash_is_of_all_that_prices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in identity.PRICING_SOURCES:
+        (tmp_path / name).write_text("x = 1\n") if name.endswith(".py") else (tmp_path / name).mkdir()
+    (tmp_path / "sweep").mkdir()
+    monkeypatch.setattr(identity, "__file__", str(tmp_path / "sweep" / "identity.py"))
+    plain = identity.code_hash.__wrapped__
+    before = plain()
+    (tmp_path / "sweep" / "driver.py").write_text("y = 1\n")
+    assert plain() == before, "the driver prices nothing"
+    (tmp_path / "simulate" / "memory.py").write_text("y = 1\n")
+    assert plain() != before
+
+
+def test_a_row_costs_less_than_a_microsecond_beside_its_price() -> None:
+    found = portion(layouts=many(50_000))
+    table.priced_table(found)  # imports
+    best = 1.0
+    for _ in range(3):
+        start = time.perf_counter()
+        made = table.priced_table(found)
+        best = min(best, time.perf_counter() - start - made["elapsed_s"][0].as_py() * len(made))
+    assert best < 50_000 * 4e-6, "some headroom for a busy machine; it is 0.2 µs a row on an idle one"
