@@ -55,7 +55,7 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def evaluated(frame: pd.DataFrame, groups: Sequence[CaseGroup]) -> pd.DataFrame:
-    """``frame`` with the result columns; its own values of override keys stay as they are written, results replace a column of their name."""
+    """``frame`` with the result columns: what it says of override keys stays as written, a result replaces a column of its name."""
     import numpy as np
     import pyarrow as pa
 

@@ -16,4 +16,6 @@ def run(arguments: Sequence[str], config: DictConfig) -> int:
     from rapid_dse.sweep.driver import run as drive
 
     planned = plan(read(arguments), from_hydra(config))
+    if planned.search.name != "grid":
+        raise ValueError(f"search={planned.search.name}: not part of this version; allowed: grid")
     return drive(planned.portions, planned.search, planned.debug)

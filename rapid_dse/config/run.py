@@ -43,6 +43,12 @@ class Parallel(Frozen):
     schedule: Literal["none", "gpipe", "1f1b", "interleaved_1f1b", "zero_bubble"] | None = None
     order: tuple[Parallelism, ...] = ORDER
 
+    @field_validator("order", mode="before")
+    @classmethod
+    def _listed(cls, order: Any) -> Any:
+        # Tables of results write the order as one text.
+        return [part.strip() for part in order.split(",")] if isinstance(order, str) else order
+
     @field_validator("order")
     @classmethod
     def _a_permutation(cls, order: tuple[str, ...]) -> tuple[str, ...]:

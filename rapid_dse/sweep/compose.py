@@ -191,8 +191,8 @@ def value_at(scenario: Scenario, key: str) -> Any:
     """The validated value behind a dotted key: SI numbers, plain types."""
     node: Any = scenario
     for part in key.split("."):
-        if isinstance(node, tuple | list):
-            node = node[int(part)]
+        if isinstance(node, tuple | list | Mapping):
+            node = node[part] if isinstance(node, Mapping) else node[int(part)]
         else:
-            node = node[part] if isinstance(node, Mapping) else getattr(node, part)
+            node = getattr(node, part)
     return node.model_dump(mode="json") if hasattr(node, "model_dump") else node

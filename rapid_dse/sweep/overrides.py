@@ -150,6 +150,8 @@ def _distinct(key: str, items: list[Any], text: str) -> Values:
     if not items:
         raise ValueError(f"{text}: no value is left to sweep; allowed: at least one")
     if "all" in items and key in ALL_KEYS:
+        if items == ["all"]:
+            return Values(None)
         raise ValueError(f"{text}: all stands alone; allowed: {key}=all, or a list without it")
     return Values(tuple({repr(item): item for item in items}.values()))
 
@@ -159,13 +161,18 @@ def _plain(item: Any) -> Any:
 
 
 def for_hydra(arguments: Sequence[str]) -> list[str]:
-    """The same overrides as Hydra takes them: a key that a YAML file leaves out is added, and a named sweep is."""
+    """The same overrides as Hydra takes them: a key that a YAML file leaves out is added, and so is a named sweep.
+
+    The word all becomes a choice: Hydra leaves those to the sweeper.
+    """
     rewritten = []
     for text in arguments:
         override = _parsed(text)
         bare = text.lstrip("+")
         if override.is_hydra_override():
             rewritten.append(text)
+        elif override.key_or_group in ALL_KEYS and override.value() == "all":
+            rewritten.append(f"++{override.key_or_group}=choice(all)")
         elif override.key_or_group == SWEEPS:
             rewritten.append(f"+{bare}")
         else:

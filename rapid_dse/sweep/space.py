@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import product
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
-from pydantic import TypeAdapter, ValidationError
+from pydantic import BaseModel, TypeAdapter, ValidationError
 
-from rapid_dse.config.run import Debug, Parallel, Search, Workload
 from rapid_dse.config.hardware import Hardware
+from rapid_dse.config.run import Debug, Parallel, Search, Workload
 from rapid_dse.config.scenario import Scenario, explain
 from rapid_dse.layouts import (
     AUTO_SCHEDULE,
@@ -22,13 +22,13 @@ from rapid_dse.layouts import (
     Space,
     broken_rules,
     enumerate_layouts,
-    grid,
+    resolved,
 )
 from rapid_dse.sweep.compose import SHOWN, Composed, composed, hydra_ready, scenario_of, value_at, with_values
 from rapid_dse.sweep.overrides import GROUPS, SWEEPS, Given, Values, read_space
 from rapid_dse.sweep.portion import Portion
 
-SECTIONS = {"hw": Hardware, "workload": Workload, "parallel": Parallel}
+SECTIONS: dict[str, type[BaseModel]] = {"hw": Hardware, "workload": Workload, "parallel": Parallel}
 AUTO_SEQUENCE = -1  # sequence_parallel wherever tp > 1
 
 
@@ -67,8 +67,6 @@ class ColumnType:
 
 
 def _annotated(annotation: Any, metadata: Sequence[Any]) -> Any:
-    from typing import Annotated
-
     found = annotation
     for item in metadata:
         found = Annotated[found, item]
@@ -174,7 +172,7 @@ def _listed(keys: Sequence[str]) -> list[str]:
 
 def _portion(tree: Mapping[str, Any], found: Composed, keys: Sequence[str], codes: Mapping[str, list[int] | None]) -> Portion:
     scenario, broken = scenario_of(tree)
-    columns = {name: codes[name] if name in codes else [code] for name, code in base_codes(scenario).items()}
+    columns = {name: codes.get(name, [code]) for name, code in base_codes(scenario).items()}
     choices = {group: found.choices[group] for group in SHOWN}
     at = {key: value_at(scenario, key) for key in keys}
     if broken is not None:
@@ -208,8 +206,6 @@ def explicit(codes: Mapping[str, Any]) -> Layouts:
 
     Where tp = 1 there is nothing for sequence parallelism to share, so it is off.
     """
-    from rapid_dse.layouts import resolved
-
     layouts = resolved(Layouts.of({f.name: codes[f.name] for f in fields(Layouts)}))
     return replace(layouts, sequence_parallel=layouts.sequence_parallel & (layouts.tp > 1))
 
