@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -100,9 +101,8 @@ WRONG: dict[str, tuple[dict[str, list[Any]], str]] = {
 
 @pytest.mark.parametrize(("columns", "part"), WRONG.values(), ids=WRONG.keys())
 def test_a_wrong_cell_is_named_by_row_key_and_value(columns: dict[str, list[Any]], part: str) -> None:
-    with pytest.raises(ValueError, match=".") as caught:
+    with pytest.raises(ValueError, match=re.escape(part)):
         group_cases(pd.DataFrame(columns))
-    assert part in str(caught.value)
 
 
 def test_files_that_cannot_be_read_or_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,8 +1,8 @@
-"""Fitting a profile's free parameters to measured step times: bounded, robust, and held by what is typical of frameworks."""
+"""Fitting a profile's free parameters to measured step times or peaks of memory: bounded, robust, held by what is typical."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
@@ -14,8 +14,10 @@ from scipy.optimize import least_squares
 
 from rapid_dse.config.hardware import Efficiency
 from rapid_dse.config.scenario import Scenario
-from rapid_dse.config.software import FreeParameter, Software
+from rapid_dse.config.software import FREE, FREE_MEMORY, FreeParameter, Software
 from rapid_dse.layouts import IntColumn, Layouts
+from rapid_dse.simulate.memory import peak_memory
+from rapid_dse.simulate.stages import stages
 from rapid_dse.simulate.training import Prepared, prepare, step_seconds
 
 FloatColumn = NDArray[np.float64]
@@ -32,16 +34,19 @@ CHIP: tuple[FreeParameter, ...] = (
 
 @dataclass(frozen=True)
 class Runs:
-    """Measured runs of one scenario: ``seconds`` of a step, ``(n_layouts,)``; ``pinned`` software keys are the runs' own."""
+    """Measured runs of one scenario: ``measured`` is seconds of a step or bytes at the peak, ``(n_layouts,)``.
+
+    ``pinned`` software keys are the runs' own.
+    """
 
     scenario: Scenario
     layouts: Layouts
-    seconds: FloatColumn
+    measured: FloatColumn
     pinned: Mapping[str, Any]
 
     def take(self, mask: NDArray[np.bool_]) -> Runs:
         """The runs where ``mask`` is true."""
-        return Runs(self.scenario, self.layouts.take(mask), self.seconds[mask], self.pinned)
+        return Runs(self.scenario, self.layouts.take(mask), self.measured[mask], self.pinned)
 
     @property
     def model(self) -> tuple[int, int, int]:
@@ -76,6 +81,11 @@ def apply(scenario: Scenario, base: Software, values: Mapping[str, float], pinne
     return scenario.model_copy(update=changed)
 
 
+def typical_base(software: Software) -> Software:
+    """The profile with every free parameter back at what is typical: a fit must not start from another fit."""
+    return software.model_copy(update={p.name: p.typical for p in FREE} | {"expected_error": None})
+
+
 def predict(runs: Sequence[Runs], base: Software, values: Mapping[str, float], ready: Sequence[Prepared] | None = None) -> FloatColumn:
     """Step times of all runs, s, one group after the other; ``ready`` are their operators where the values do not touch the chip."""
     scenarios = [apply(r.scenario, base, values, r.pinned) for r in runs]
@@ -83,22 +93,31 @@ def predict(runs: Sequence[Runs], base: Software, values: Mapping[str, float], r
     return np.concatenate([step_seconds(s, r.layouts, p) for s, r, p in zip(scenarios, runs, prepared, strict=True)])
 
 
+def predict_peaks(runs: Sequence[Runs], base: Software, values: Mapping[str, float]) -> FloatColumn:
+    """Peak memory of all runs, bytes, one group after the other."""
+    peaks = []
+    for r in runs:
+        scenario = apply(r.scenario, base, values, r.pinned)
+        found = stages(scenario.model, scenario.software.pipeline_split, r.layouts.pp, r.layouts.vpp)
+        peaks.append(peak_memory(scenario, r.layouts, found).peak)
+    return np.concatenate(peaks)
+
+
 def fit(runs: Sequence[Runs], base: Software, parameters: Sequence[FreeParameter]) -> Fit:
     """Fits ``parameters`` to log step times, from several starts, each held to what is typical of it.
 
     Huber-like loss (soft L1) on log error over ``NOISE``; a parameter's distance from typical, in spreads, is one residual more.
     """
-    measured = np.log(np.concatenate([r.seconds for r in runs]))
+    measured = np.log(np.concatenate([r.measured for r in runs]))
     upper = np.array([p.upper for p in parameters])
     typical = np.array([p.typical for p in parameters])
     spread = np.array([p.spread for p in parameters])
 
-    fixed = not any(p.name.startswith("hw.") for p in parameters)
-    ready = [prepare(apply(r.scenario, base, {}, r.pinned), r.layouts) for r in runs] if fixed else None
+    model = _model_of(runs, base, parameters)
 
     def residuals(share: FloatColumn) -> FloatColumn:
         values = dict(zip((p.name for p in parameters), share * upper, strict=True))
-        errors = (np.log(predict(runs, base, values, ready)) - measured) / NOISE
+        errors = (np.log(model(values)) - measured) / NOISE
         return np.concatenate([errors, (share * upper - typical) / spread])
 
     starts = [np.clip((typical + step * spread) / upper, 0.01, 0.99) for step in (0.0, 0.7)]
@@ -111,7 +130,17 @@ def fit(runs: Sequence[Runs], base: Software, parameters: Sequence[FreeParameter
     ]
     best = min(solutions, key=lambda solution: solution.cost)
     values = {p.name: float(v) for p, v in zip(parameters, best.x * upper, strict=True)}
-    return _judged(values, np.asarray(best.jac, dtype=np.float64), upper, parameters, predict(runs, base, values), np.exp(measured))
+    return _judged(values, np.asarray(best.jac, dtype=np.float64), upper, parameters, model(values), np.exp(measured))
+
+
+def _model_of(runs: Sequence[Runs], base: Software, parameters: Sequence[FreeParameter]) -> Callable[[Mapping[str, float]], FloatColumn]:
+    """What the parameters predict: peaks where they are memory's, else step times, their operators priced once if the chip stays."""
+    names = {p.name for p in parameters}
+    if names <= {p.name for p in FREE_MEMORY}:
+        return lambda values: predict_peaks(runs, base, values)
+    touches_chip = any(name.startswith("hw.") for name in names)
+    ready = None if touches_chip else [prepare(apply(r.scenario, base, {}, r.pinned), r.layouts) for r in runs]
+    return lambda values: predict(runs, base, values, ready)
 
 
 def _lowest(name: str) -> float:
@@ -158,7 +187,7 @@ def held_out(runs: Sequence[Runs], base: Software, parameters: Sequence[FreePara
     for fold, values in enumerate(fits):
         for index, (r, mark) in enumerate(zip(runs, marks, strict=True)):
             if (mark == fold).any():
-                predictions[index][mark == fold] = predict([r.take(mark == fold)], base, values)
+                predictions[index][mark == fold] = _model_of([r.take(mark == fold)], base, parameters)(values)
     return predictions
 
 

@@ -16,6 +16,8 @@ class Software(Frozen):
     """A framework's profile. Every number holds across models, sizes and chips; ``calibrate`` fits those that ``FREE`` lists."""
 
     name: str
+    # Mean relative error of step times to expect of it: cross-validated over models on measured runs; null where none were measured.
+    expected_error: Annotated[float, Field(gt=0, lt=5)] | None = None
     # kernels
     attention: Literal["flash", "unfused"] = "flash"
     flash_kernel: Literal["flash1", "flash2", "flash3", "cudnn", "triton"] = "flash2"  # behind attention=flash
@@ -25,27 +27,27 @@ class Software(Frozen):
     fused_cross_entropy: bool = False
     dropout: bool = False
     # Times the HBM bytes of fully fused norms, residuals, rotary embedding and activation: 1 is one kernel for each, eager PyTorch 2 to 4.
-    elementwise_traffic: Annotated[float, Field(ge=0.5, le=8)] = 1.5
+    elementwise_traffic: Annotated[float, Field(ge=0.5, le=8)] = 2.0
     # Speed of matrix products in the framework against the same shapes run alone: other kernels' cache and power, stream switches.
-    matmul_efficiency: Annotated[float, Field(ge=0.5, le=1.2)] = 1.0
+    matmul_efficiency: Annotated[float, Field(ge=0.5, le=1.2)] = 0.95
     fp8_recipe: Literal["delayed", "tensorwise", "rowwise", "tensorwise + fp8 all-gather"] = "tensorwise"
     # Passes over both operands that an fp8 product costs (cast, transpose, amax), each 2 bytes read and 1 written an element.
     fp8_cast_passes: Annotated[float, Field(ge=0, le=6)] = 1.0
     selective_recompute: Literal["core_attention", "every_other_matmul"] = "core_attention"
     cp_balanced: bool = True  # ring attention deals the sequence out in zigzag, so that causal work is even
     # host
-    host_layer: Seconds = 0.0  # host time of a layer's forward and backward for a micro-batch, its launches included
-    host_collective_layer: Seconds = 0.0  # what tensor-parallel collectives add to that
+    host_layer: Seconds = 1e-3  # host time of a layer's forward and backward for a micro-batch, its launches included
+    host_collective_layer: Seconds = 2e-4  # what tensor-parallel collectives add to that
     host_pipeline_layer: Seconds = 0.0  # instead of those, for each tensor-parallel rank, where a pipeline spans nodes (nanotron's slots)
-    host_micro_batch: Seconds = 0.0  # host time of a micro-batch
-    host_step: Seconds = 0.0  # data loading, logging, the optimizer's launches: exposed once a step
+    host_micro_batch: Seconds = 1e-3  # host time of a micro-batch
+    host_step: Seconds = 1e-2  # data loading, logging, the optimizer's launches: exposed once a step
     # overlap: the share of the compute at hand that a transfer can hide behind
-    dp_overlap: ShareOrZero = 0.9
-    parameter_gather_overlap: ShareOrZero = 0.0  # of ZeRO 1 and 2: the gather of new weights behind the next forward pass
-    tp_overlap: ShareOrZero = 0.0  # share of tensor-parallel transfers that hide where async_tp is on
-    tp_backward_overlap: ShareOrZero = 0.0  # share of the backward pass's that hide behind the weight gradient
+    dp_overlap: ShareOrZero = 0.8
+    parameter_gather_overlap: ShareOrZero = 0.3  # of ZeRO 1 and 2: the gather of new weights behind the next forward pass
+    tp_overlap: ShareOrZero = 0.5  # share of tensor-parallel transfers that hide where async_tp is on
+    tp_backward_overlap: ShareOrZero = 0.2  # share of the backward pass's that hide behind the weight gradient
     cp_overlap: ShareOrZero = 0.9
-    pp_overlap: ShareOrZero = 0.0  # of sends and receives of interleaved schedules
+    pp_overlap: ShareOrZero = 0.5  # of sends and receives of interleaved schedules
     async_tp: bool = False
     gradient_bucket: Annotated[Bytes, Field(gt=0)] = 100e6  # gradients are reduced in calls of this size
     gradient_bucket_per_rank: Bytes = 0.0  # a bucket is no smaller than this times the ranks that share gradients
@@ -56,10 +58,10 @@ class Software(Frozen):
     fabric_efficiency: Annotated[float, Field(ge=0.1, le=1)] = (
         1.0  # share of the fabric's bandwidth that its collectives between nodes reach
     )
-    fabric_latency: Annotated[Seconds, Field(le=2e-3)] = 0.0  # what a hop between nodes costs it beyond the link's own latency
+    fabric_latency: Annotated[Seconds, Field(le=2e-3)] = 5e-6  # what a hop between nodes costs it beyond the link's own latency
     # What a blocking collective of a layer waits for each further node that its group spans: ranks of several hosts arrive apart.
-    node_skew: Annotated[Seconds, Field(le=2e-3)] = 0.0
-    send_receive: Seconds = 0.0  # host and synchronisation cost of one pipeline send with its receive
+    node_skew: Annotated[Seconds, Field(le=2e-3)] = 5e-5
+    send_receive: Seconds = 2e-5  # host and synchronisation cost of one pipeline send with its receive
     # data types
     gradient_dtype: Dtype = "fp32"  # of the gradient that is kept and reduced
     reduce_dtype: Dtype | None = None  # of the gradient on the wire; null: gradient_dtype
@@ -73,6 +75,8 @@ class Software(Frozen):
     fragmentation: Annotated[float, Field(ge=1, le=1.6)] = 1.05  # reserved over live activations
     activation_overhead: Annotated[float, Field(ge=0.5, le=3)] = 1.0  # kept over the least that autograd needs
     logit_bytes: Annotated[float, Field(ge=2, le=24)] = 10.0  # bytes a logit at the peak: 16-bit output, fp32 copy, gradient
+    # Copies of the whole stream that the head's stage keeps under tensor parallelism, whatever tp: gathers before the head and its loss.
+    head_copies: Annotated[float, Field(ge=0, le=60)] = 0.0
     # Copies of the whole stream (tokens × hidden, 16 bits) that a tensor-parallel embedding keeps a micro-batch in flight.
     embedding_copies: Annotated[float, Field(ge=0, le=8)] = 0.0
 
@@ -112,5 +116,18 @@ FREE: tuple[FreeParameter, ...] = (
     FreeParameter("fabric_latency", 5e-6, 2e-5, 1e-3, "s", "its NCCL plugin's proxy threads"),
     FreeParameter("node_skew", 5e-5, 2e-4, 2e-3, "s", "how evenly its processes run ahead on several hosts"),
     FreeParameter("gather_calls_per_layer", 0.0, 6.0, 20.0, "calls", "whether weights are gathered tensor by tensor"),
+    FreeParameter("cp_overlap", 0.9, 0.1, 1.0, "share", "ring attention's transfers beside its kernels"),
     FreeParameter("optimizer_traffic", 34.0, 15.0, 200.0, "bytes a parameter", "fused or for-each optimizer"),
+)
+
+# What measured peaks of memory may fit.
+FREE_MEMORY: tuple[FreeParameter, ...] = (
+    FreeParameter("optimizer_bytes", 12.0, 1.0, 16.0, "bytes a parameter", "its optimizer's states and buckets"),
+    FreeParameter("extra_gradient_bytes", 1.0, 1.5, 4.0, "bytes a parameter", "a second copy that micro-batches accumulate in"),
+    FreeParameter("logit_bytes", 10.0, 3.0, 24.0, "bytes a logit", "fp32 copies that its loss makes"),
+    FreeParameter("head_copies", 0.0, 20.0, 60.0, "streams", "what it gathers before the head"),
+    FreeParameter("activation_overhead", 1.0, 0.1, 3.0, "times the least", "what its modules save beyond need"),
+    FreeParameter("embedding_copies", 1.0, 3.0, 8.0, "streams", "what its embedding saves"),
+    FreeParameter("context", 5e8, 1e9, 5e9, "bytes", "buffers that the allocator holds at all times"),
+    FreeParameter("fragmentation", 1.05, 0.05, 1.6, "times live bytes", "how its tensors come and go"),
 )

@@ -134,9 +134,10 @@ def _activations(scenario: Scenario, layouts: Layouts, stages: Stages) -> NDArra
     whole = layer_activations(scenario, _without_recompute(layouts)) - each
     tokens = layouts.micro_batch_size * (scenario.workload.seq_len / layouts.cp)
     logits = tokens * padded_vocab(scenario.model, layouts.tp) / layouts.tp * scenario.software.logit_bytes
-    stream = 2.0 * tokens * scenario.model.hidden_size * scenario.software.embedding_copies * (layouts.tp > 1)
-    transient = np.maximum(0.0, whole) * (stages.layers > 0) + stages.has_head * logits
-    return held * (stages.layers * each + stages.has_embedding * stream) + transient
+    whole_stream = 2.0 * tokens * scenario.model.hidden_size * (layouts.tp > 1)
+    embedded, headed = (whole_stream * copies for copies in (scenario.software.embedding_copies, scenario.software.head_copies))
+    transient = np.maximum(0.0, whole) * (stages.layers > 0) + stages.has_head * (logits + headed)
+    return held * (stages.layers * each + stages.has_embedding * embedded) + transient
 
 
 def _without_recompute(layouts: Layouts) -> Layouts:

@@ -54,7 +54,7 @@ def _balanced(model: Model, pp: int) -> list[int]:
     for _ in range(model.num_hidden_layers):
         counts[stage] += 1
         spent += layer
-        if stage < pp - 1 and spent > share * (stage + 1):
+        if stage < pp - 1 and spent >= share * (stage + 1) * (1 - 1e-12):
             stage += 1
     return counts
 

@@ -15,7 +15,7 @@ from rapid_dse.config.scenario import Scenario
 from rapid_dse.layouts import CODES, KEYS, Layouts
 from rapid_dse.simulate import price
 from rapid_dse.simulate.results import Priced
-from rapid_dse.sweep import identity
+from rapid_dse.sweep import arrow, identity
 from rapid_dse.sweep.portion import Portion
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def priced_table(portion: Portion) -> pa.Table:
     columns["reason"] = _coded(outcome.reason, outcome.reasons)
     columns |= _result_columns(outcome)
     n_rows = len(portion.layouts)
-    columns["elapsed_s"] = pa.array(np.full(n_rows, outcome.seconds / max(1, n_rows)))
+    columns["elapsed_s"] = arrow.numbers(np.full(n_rows, outcome.seconds / max(1, n_rows)))
     return pa.table(columns)
 
 
@@ -126,7 +126,6 @@ def _fails_alike(scenario: Scenario, ends: Layouts, text: str) -> bool:
 
 def override_columns(portion: Portion) -> dict[str, pa.Array]:
     """A column for every override key of the portion's trials, ``(n_layouts,)`` each: choices, workload, layout, all that was given."""
-    import pyarrow as pa
 
     layouts, n_rows = portion.layouts, len(portion.layouts)
     columns = {name: constant(portion.choices[name], n_rows) for name in CHOICES if name in portion.choices}
@@ -134,7 +133,7 @@ def override_columns(portion: Portion) -> dict[str, pa.Array]:
         columns[key] = constant(value, n_rows)
     for f in fields(layouts):
         values = getattr(layouts, f.name)
-        columns[KEYS[f.name]] = _coded(values, CODES[f.name]) if f.name in CODES else pa.array(values)
+        columns[KEYS[f.name]] = _coded(values, CODES[f.name]) if f.name in CODES else arrow.numbers(values)
     return columns
 
 
@@ -155,10 +154,10 @@ def constant(value: Any, n_rows: int) -> pa.Array:
     if isinstance(value, Mapping | list | tuple):
         value = json.dumps(value)
     if isinstance(value, str):
-        return pa.DictionaryArray.from_arrays(pa.array(np.zeros(n_rows, np.int32)), pa.array([value], pa.string()))
+        return pa.DictionaryArray.from_arrays(arrow.numbers(np.zeros(n_rows, np.int32)), arrow.texts([value]))
     if value is None:
         return pa.nulls(n_rows)
-    return pa.array(np.full(n_rows, value))
+    return arrow.numbers(np.full(n_rows, value))
 
 
 def _coded(codes: NDArray[Any], texts: tuple[str, ...] | Any) -> pa.Array:
@@ -166,8 +165,7 @@ def _coded(codes: NDArray[Any], texts: tuple[str, ...] | Any) -> pa.Array:
     import pyarrow as pa
 
     mask = codes < 0
-    indices = pa.array(codes.astype(np.int32), mask=mask if mask.any() else None)
-    return pa.DictionaryArray.from_arrays(indices, pa.array(list(texts), pa.string()))
+    return pa.DictionaryArray.from_arrays(arrow.numbers(codes.astype(np.int32), mask), arrow.texts(texts))
 
 
 def _text_of_keys(lanes: identity.Lanes) -> pa.Array:
@@ -190,11 +188,11 @@ def _result_columns(outcome: Outcome) -> dict[str, pa.Array]:
             continue
         values = getattr(outcome.priced, f.name)
         if every:
-            columns[f.name] = pa.array(values, kind, from_pandas=True)
+            columns[f.name] = arrow.numbers(values, np.isnan(values) if kind == pa.float64() else None)
             continue
         filled = np.zeros(n_rows, values.dtype)
         absent = np.ones(n_rows, bool)
         filled[outcome.rows] = values
         absent[outcome.rows] = np.isnan(values) if kind == pa.float64() else False
-        columns[f.name] = pa.array(filled, kind, mask=absent)
+        columns[f.name] = arrow.numbers(filled, absent)
     return columns

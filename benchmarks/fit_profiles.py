@@ -1,0 +1,53 @@
+"""Fits every shipped profile again to a table of measured runs and writes conf/software: run from the repository's root.
+
+usage: python benchmarks/fit_profiles.py ../shared/data/training_cases.csv [PROFILE …]
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+
+from rapid_dse.analysis.calibration import Options, calibrate
+from rapid_dse.analysis.fit import typical_base
+from rapid_dse.sweep.cases import group_cases, read_table
+
+SMALL = 5  # some frameworks published only a few runs; what is typical holds the rest
+
+
+def main() -> None:
+    table, wanted = sys.argv[1], sys.argv[2:]
+    frame = read_table(table)
+    for software in wanted or sorted(frame["software"].unique()):
+        part = frame[frame["software"] == software].reset_index(drop=True)
+        groups = group_cases(part)
+        base = typical_base(groups[0].portion.scenario.software)
+        pinned = {key.removeprefix("software.") for group in groups for key in group.pinned}
+        found = calibrate(part, groups, software, base, table, Options(jobs=2, least=SMALL))
+        values = found.fitted.values | (found.memory.values if found.memory else {})
+        print(
+            software,
+            f"error {found.fitted.error:.3f}, held out {found.held_out_error:.3f}",
+            {k: float(f"{v:.3g}") for k, v in values.items()},
+        )
+        print("   alike", found.fitted.alike, "silent", found.fitted.silent, "pinned by the runs", sorted(pinned))
+        rewrite(Path("conf/software") / f"{software}.yaml", values, found.held_out_error, len(part), found.models)
+
+
+def rewrite(path: Path, values: dict[str, float], error: float, rows: int, models: int) -> None:
+    """Keeps the profile's own settings and their reasons, and puts the fitted values below them."""
+    kept = [
+        line
+        for line in path.read_text().splitlines()
+        if (re.split(r"[:#]", line)[0].strip() not in values) and not line.startswith("# fitted")
+    ]
+    kept = [line for line in kept if line.split(":")[0] not in free or line.split(":")[0] not in {*values, "expected_error"}]
+    fitted = [f"# fitted to {rows} measured runs of {models} models by benchmarks/fit_profiles.py"]
+    fitted += [f"expected_error: {error:.3g}   # mean relative error on models that the fit had not seen"]
+    fitted += [f"{name}: {value:.4g}" for name, value in values.items()]
+    path.write_text("\n".join(kept + fitted) + "\n")
+
+
+if __name__ == "__main__":
+    main()

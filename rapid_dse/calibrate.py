@@ -1,0 +1,72 @@
+"""``python -m rapid_dse.calibrate CASES --software NAME``: fits a software profile to a table of measured runs."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+EPILOG = """\
+CASES is a table (CSV or Parquet) whose columns are override keys, with measured.step_time_s (seconds) and, where it is known,
+measured.status (ok, oom) and measured.peak_memory_bytes. At least 30 rows that ran; a blank cell is the default.
+The profile is written to conf/software/OUT.yaml below the current folder and composes as software=OUT."""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the command; returns the exit code: 0, or 2 with one line for a mistake in the input."""
+    parser = argparse.ArgumentParser(
+        prog="python -m rapid_dse.calibrate", description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("cases", help="table of measured runs")
+    parser.add_argument("--software", required=True, help="profile whose runs these are; its settings that are not fitted are kept")
+    parser.add_argument("--out", help="name of the profile to write (default: SOFTWARE_calibrated)")
+    parser.add_argument("--parameters", help="comma-separated parameters to fit (default: all that the runs exercise)")
+    parser.add_argument("--chip", action="store_true", help="fit the chip's efficiencies too")
+    parser.add_argument("--jobs", type=int, default=2, help="processes for the folds that test the fit")
+    arguments = parser.parse_args(argv)
+    try:
+        return _calibrate(arguments)
+    except (ValueError, OSError) as error:
+        print(f"calibrate: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("calibrate: stopped; no profile was written", file=sys.stderr)
+        return 130
+
+
+def _calibrate(arguments: argparse.Namespace) -> int:
+    from rapid_dse.analysis.calibration import Options, calibrate, write_profile
+    from rapid_dse.analysis.fit import typical_base
+    from rapid_dse.analysis.runs import require_runs
+    from rapid_dse.sweep.cases import group_cases, read_table
+
+    frame = read_table(arguments.cases)
+    require_runs(frame, arguments.cases)
+    if "software" not in frame:
+        frame["software"] = arguments.software
+    frame = frame[frame["software"].fillna(arguments.software) == arguments.software].reset_index(drop=True)
+    if frame.empty:
+        raise ValueError(f"{arguments.cases}: no row has software={arguments.software}")
+    require_runs(frame, arguments.cases)
+    groups = group_cases(frame)
+    base = typical_base(groups[0].portion.scenario.software)
+    names = arguments.parameters.split(",") if arguments.parameters else None
+    options = Options(names, arguments.chip, arguments.jobs)
+    found = calibrate(frame, groups, arguments.software, base, arguments.cases, options)
+    name = arguments.out or f"{arguments.software}_calibrated"
+    path = Path("conf/software") / f"{name}.yaml"
+    write_profile(found, path, arguments.cases)
+    for parameter, value in found.fitted.values.items():
+        print(f"{parameter:28s} {value:12.5g} ± {found.fitted.standard_errors[parameter]:.1g}")
+    for first, second in found.fitted.alike:
+        print(f"warning: these runs cannot tell {first} and {second} apart; the pair is right, neither alone need be", file=sys.stderr)
+    if found.fitted.silent:
+        print(f"warning: these runs say little of {', '.join(found.fitted.silent)}, which stay at what is typical", file=sys.stderr)
+    kind = "models" if found.models > 1 else "runs"
+    print(f"{found.rows} runs: mean error {found.fitted.error:.1%}; on {kind} that the fit had not seen {found.held_out_error:.1%}")
+    print(f"expect about ±{found.held_out_error:.0%} of a new layout; wrote {path}, use it with software={name}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,118 @@
+"""The command ``python -m rapid_dse.network``: what it does, without its printing."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from rapid_dse.network.engine import NETWORKS, RunResult, run_graph
+from rapid_dse.network.system import SystemSettings
+from rapid_dse.network.tables import CollectiveCase
+from rapid_dse.network.topology import Topology
+from rapid_dse.trace.graph import Graph
+from rapid_dse.trace.graph_file import GraphFile, read_graph_file
+
+Say = Callable[[str], None]
+Engine = Callable[[GraphFile, str], RunResult]
+
+OK, DEADLOCK, BAD_INPUT = range(3)
+SHOWN = 20
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Describe the command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m rapid_dse.network", description="Times collectives and multi-rank graphs on the event engine."
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    table = commands.add_parser("collectives", help="time a table of single collectives")
+    table.add_argument("table", type=Path, help="CSV with ASTRA-sim's columns (backend, topology, npus, …)")
+    table.add_argument("--out", type=Path, required=True, help="CSV to write: the same columns and predicted_ns")
+    graph = commands.add_parser("graph", help="run a multi-rank graph")
+    graph.add_argument("file", type=Path, help="JSON: network, system, comm_groups, ranks")
+    graph.add_argument("--network", choices=[n for n in NETWORKS if n != "ideal"], default="congestion_aware")
+    graph.add_argument("--out", type=Path, required=True, help="JSON to write: makespan, finish times, node times")
+    graph.add_argument("--engine", choices=["builtin", "astrasim"], default="builtin")
+    graph.add_argument("--binary", type=Path, help="ASTRA-sim's binary (default: the variable ASTRA_SIM_BIN)")
+    graph.add_argument("--links", action="store_true", help="add bytes and busy time of each link")
+    return parser
+
+
+def run_collectives(table: Path, out: Path, say: Say) -> int:
+    """Time each row of a table; rows that cannot run are named, left blank, and make the exit code 2."""
+    try:
+        with table.open(newline="") as file:
+            rows = list(csv.DictReader(file))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"{table}: {error}") from None
+    if not rows:
+        raise ValueError(f"{table} has no rows")
+    bad = 0
+    for number, row in enumerate(rows, 1):
+        row["predicted_ns"] = ""
+        try:
+            if None in row.values() or None in row:
+                raise ValueError("it has not as many cells as the header has columns")
+            row["predicted_ns"] = str(CollectiveCase.from_row(row).run().makespan_ns)
+        except ValueError as error:
+            bad += 1
+            say(f"{table}, row {number}: {error}")
+    with out.open("w", newline="") as file:
+        writer = csv.DictWriter(file, [c for c in rows[0] if c is not None], extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(rows)
+    return BAD_INPUT if bad else OK
+
+
+def builtin_engine(file: GraphFile, network: str) -> RunResult:
+    """Run a graph file on the built-in engine."""
+    topology = Topology.from_json(file.network)
+    return run_graph(file.graph, topology, SystemSettings.from_json(file.system), network)
+
+
+def run_graph_file(path: Path, network: str, out: Path, links: bool, engine: Engine, say: Say) -> int:
+    """Run a graph file and write its times; 1 and the waiting nodes when it deadlocks."""
+    file = read_graph_file(path)
+    result = engine(file, network)
+    report = result_to_json(file.graph, result, links)
+    out.write_text(json.dumps(report))
+    if not result.deadlocked:
+        return OK
+    waiting: dict[str, list[int]] = report["waiting"]
+    shown = "; ".join(f"rank {r}: node {', '.join(map(str, ids))}" for r, ids in list(waiting.items())[:SHOWN])
+    more = f" and {len(waiting) - SHOWN} more ranks" if len(waiting) > SHOWN else ""
+    say(f"deadlock: these nodes wait for ever: {shown}{more}")
+    return DEADLOCK
+
+
+def result_to_json(graph: Graph, result: RunResult, links: bool) -> dict[str, Any]:
+    """Give a result in the form of the output file; times that never came are null."""
+
+    def time(ns: int) -> int | None:
+        return ns if ns >= 0 else None
+
+    nodes: dict[str, dict[str, list[int | None]]] = {str(r): {} for r in range(graph.ranks)}
+    rows = zip(graph.rank.tolist(), graph.id.tolist(), result.start_ns.tolist(), result.end_ns.tolist(), strict=True)
+    for rank, node, start, end in rows:
+        nodes[str(rank)][str(node)] = [time(start), time(end)]
+    dead = result.deadlocked
+    report: dict[str, Any] = {
+        "makespan_ns": None if dead else result.makespan_ns,
+        "finish_ns": {} if dead else {str(r): ns for r, ns in enumerate(result.finish_ns.tolist())},
+        "node_times_ns": nodes,
+    }
+    if dead:
+        waiting: dict[str, list[int]] = {}
+        for i in result.waiting.tolist():
+            waiting.setdefault(str(graph.rank[i]), []).append(int(graph.id[i]))
+        report["waiting"] = waiting
+    if links and result.links is not None:
+        use = result.links
+        columns = (use.source.tolist(), use.target.tolist(), use.bytes.tolist(), use.busy_ns.tolist())
+        names = ("from", "to", "bytes", "busy_ns")
+        report["links"] = [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]
+    return report

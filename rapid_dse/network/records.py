@@ -1,0 +1,425 @@
+"""Record layouts that the compiled event engine runs on, and the numbers that name their states.
+
+Everything the engine touches is a row of one of these record arrays. Rows refer to each other by index, and -1 is
+"none".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar, cast
+
+import numpy as np
+from llvmlite import ir
+from numba import njit, types
+from numba.extending import intrinsic
+from numba.np.numpy_support import from_dtype
+from numpy.typing import NDArray
+
+State = int
+"""A run as compiled functions see it: the address of the addresses of its tables (see ``Tables``)."""
+
+LEAN: dict[str, Any] = {"error_model": "numpy", "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+"""Helpers are called from compiled code only, and never divide by zero: what else numba makes costs time to compile."""
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def inlined(function: F) -> F:
+    """Compile a hot helper of the event loop and force it into its callers."""
+    return cast(F, njit(forceinline=True, **LEAN)(function))
+
+
+def compiled(function: F) -> F:
+    """Compile a helper that is called less than once a message."""
+    return cast(F, njit(**LEAN)(function))
+
+
+@intrinsic
+def _trailing_zeros(typingctx: Any, value: Any) -> Any:
+    """Count the zeros below the lowest set bit of a non-zero uint64 (one machine instruction)."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.cttz(args[0], ir.Constant(ir.IntType(1), 1))
+
+    return types.uint64(types.uint64), codegen
+
+
+trailing_zeros = cast(Callable[[int], int], _trailing_zeros)
+
+
+def callable_compiled(function: F) -> F:
+    """Compile a function that Python calls too."""
+    return cast(F, njit(error_model="numpy")(function))
+
+
+# what a token in the calendar stands for
+LINK_FREE, COLLECTIVE_MESSAGE, SEND_MESSAGE, RANK_DELAYS, POSTED_LATE, RECEIVE_LATE, NODE_DONE, FLOW_TICK = range(8)
+# what an item of a rank's delays stands for
+COMPUTE_END, BUNDLE = 16, 17
+
+# kinds of graph nodes (as in rapid_dse.trace.graph) and resource classes of a rank
+COMPUTE, COLLECTIVE, SEND, RECEIVE = range(4)
+CLASS_RECEIVE, CLASS_COMPUTE, CLASS_COMM = range(3)
+
+# kinds of network dimensions
+RING, FULLY_CONNECTED, SWITCH, LINE, FAT_TREE = range(5)
+
+# algorithms and collectives
+ALG_RING, ALG_DIRECT, ALG_HALVING, ALG_TREE = range(4)
+ALL_REDUCE, REDUCE_SCATTER, ALL_GATHER, ALL_TO_ALL = range(4)
+
+# models of the links
+AWARE, UNAWARE, FAIR, IDEAL = range(4)
+
+token_t = np.dtype(
+    [
+        ("time", "i8"),  # ns at which it leaves the calendar
+        ("size", "i8"),  # a message: bytes; a bundle: ns of its reduction, or -1
+        ("next", "i4"),  # in the calendar, a link's queue, a rank's delays, or the free list
+        ("kind", "i4"),
+        ("own", "i4"),  # receiving endpoint, node, link or rank, by kind
+        ("k", "i4"),  # sequence number of the message at its sender; first item of a rank's delays
+        ("dst", "i4"),  # destination rank; last item of a rank's delays
+        ("route", "i4"),  # place in the route table, or -1: routed hop by hop; next group of a rank's delays
+        ("link", "i4"),  # the link it is on, -1 for none
+        ("pad", "i4"),
+        ("made", "i8"),  # ns at which it was made (folded runs)
+    ],
+    align=True,
+)
+link_t = np.dtype(
+    [
+        ("bandwidth", "f8"),  # bytes per ns
+        ("latency", "f8"),  # ns
+        ("bytes", "i8"),
+        ("busy_ns", "i8"),
+        ("busy", "i4"),
+        ("head", "i4"),
+        ("tail", "i4"),
+        ("device", "i4"),  # at its far end
+        ("spare", "f8"),  # `fair`: bytes per ns that are not given away yet, and flows that still want some
+        ("users", "i8"),
+        ("touched", "i8"),  # folded runs: the last ns at which a message came to it, in which event, made when
+        ("touched_step", "i8"),
+        ("touched_made", "i8"),
+    ],
+    align=True,
+)
+endpoint_t = np.dtype(
+    [
+        ("rank", "i4"),
+        ("pos", "i4"),  # place in the phase's ring
+        ("phase", "i4"),
+        ("stream", "i4"),
+        ("group", "i4"),  # offset of the group's ranks, -1 when ranks follow from a stride
+        ("queue", "i4"),
+        ("step", "i4"),  # +1 or -1: which way its ring runs
+        ("sent", "i4"),
+        ("free", "i4"),  # credits; of a tree: which receives are posted, a bit each
+        ("received", "i4"),
+        ("inserted", "i4"),
+        ("early", "i4"),  # list of messages that came before their receive; of a tree: a bit each
+        ("state", "i4"),  # of a tree; else the last of the early messages
+        ("reduced", "i4"),
+        ("tree", "i4"),
+        ("pad", "i4"),
+    ],
+    align=True,
+)
+stream_t = np.dtype(
+    [
+        ("priority", "i8"),
+        ("rank", "i4"),
+        ("instance", "i4"),
+        ("node", "i4"),
+        ("phase", "i4"),  # -1 before the first
+        ("queue", "i4"),
+        ("next", "i4"),
+        ("base", "i4"),  # its endpoint in phase 0
+        ("pad", "i4"),
+    ],
+    align=True,
+)
+instance_t = np.dtype(
+    [
+        ("tag", "i8"),
+        ("plan", "i4"),
+        ("endpoints", "i4"),
+        ("streams", "i4"),
+        ("members", "i4"),
+        ("left", "i4"),  # streams that have not ended
+        ("next", "i4"),  # of the same group, or in the plan's list of free ones
+        ("arrived", "i4"),
+        ("room", "i4"),
+    ],
+    align=True,
+)
+plan_t = np.dtype(
+    [
+        ("chunks", "i4"),
+        ("phases", "i4"),
+        ("first_phase", "i4"),
+        ("world", "i4"),  # 1: phases over the network's dimensions; 0: one ring over the group
+        ("free", "i4"),  # instances to use again
+        ("pad", "i4"),
+    ],
+    align=True,
+)
+phase_t = np.dtype(
+    [
+        ("size", "i8"),  # bytes a message
+        ("reduction", "i8"),  # ns
+        ("endpoint", "i8"),  # ns
+        ("algorithm", "i4"),
+        ("collective", "i4"),
+        ("n", "i4"),
+        ("total", "i4"),  # messages a rank sends
+        ("parallel", "i4"),  # credits
+        ("unreduced", "i4"),  # of a period's insertions those that never reduce
+        ("period", "i4"),
+        ("dim", "i4"),
+        ("stride", "i4"),
+        ("table", "i4"),  # halving-doubling: its row of steps; tree: its row of parents
+        ("half", "i4"),  # which queues it takes: 0 any, 1 first half, 2 last half
+        ("route", "i4"),  # folded runs: its first entry in the table of routes by message
+        ("origin", "i4"),  # the collective that it is a phase of
+        ("pad", "i4"),
+    ],
+    align=True,
+)
+node_t = np.dtype(
+    [
+        ("size", "i8"),
+        ("duration", "i8"),
+        ("start", "i8"),  # ns, -1 before
+        ("end", "i8"),
+        ("children", "i4"),  # first of those that wait for it, and the end of them
+        ("children_end", "i4"),
+        ("kind", "i4"),
+        ("cls", "i4"),  # the resource it needs
+        ("rank", "i4"),
+        ("waits", "i4"),  # unfinished dependencies
+        ("next", "i4"),
+        ("plan", "i4"),
+        ("group", "i4"),
+        ("pos", "i4"),  # place in the group
+        ("counter", "i4"),  # its rank's count of streams in this group
+        ("left", "i4"),  # chunks that have not ended
+        ("peer", "i4"),
+        ("channel", "i4"),
+    ],
+    align=True,
+)
+channel_t = np.dtype([("arrived", "i4"), ("head", "i4"), ("tail", "i4"), ("pad", "i4")], align=True)
+ready_t = np.dtype([("head", "i4"), ("tail", "i4"), ("busy", "i4"), ("pad", "i4")], align=True)
+queue_t = np.dtype([("head", "i4"), ("tail", "i4"), ("running", "i4"), ("pad", "i4")], align=True)
+turn_t = np.dtype([("any", "i4"), ("first", "i4"), ("last", "i4"), ("pad", "i4")], align=True)
+rank_t = np.dtype(
+    [
+        ("priority", "i8"),
+        ("touched", "i8"),  # folded runs: the last ns at which an event ran on it, made when, on which endpoint
+        ("touched_made", "i8"),
+        ("touched_endpoint", "i4"),
+        ("delays", "i4"),  # groups of delays that run on it
+    ],
+    align=True,
+)
+group_t = np.dtype([("offset", "i4"), ("size", "i4"), ("live", "i4"), ("pad", "i4")], align=True)
+dim_t = np.dtype(
+    [
+        ("bandwidth", "f8"),
+        ("latency", "f8"),
+        ("kind", "i4"),
+        ("n", "i4"),
+        ("stride", "i4"),
+        ("links", "i4"),  # first link
+        ("devices", "i4"),  # first switch
+        ("leaf", "i4"),  # fat tree: ranks a leaf
+        ("spines", "i4"),
+        ("leaves", "i4"),
+    ],
+    align=True,
+)
+device_t = np.dtype([("dim", "i4"), ("origin", "i4"), ("index", "i4"), ("tier", "i4")], align=True)
+
+
+slot_t = np.dtype([("head", "i4"), ("tail", "i4")], align=True)
+word_t = np.dtype([("bits", "u8")], align=True)
+child_t = np.dtype([("node", "i4")], align=True)
+member_t = np.dtype([("rank", "i4")], align=True)
+counter_t = np.dtype([("count", "i8")], align=True)
+route_t = np.dtype([("link", "i4")], align=True)  # links one after the other, -1 ends a route
+# folded runs, by phase.route + k: place in the routes, and the rank that the message stands for going to
+message_route_t = np.dtype([("place", "i4"), ("dst", "i4")], align=True)
+detour_t = np.dtype([("key", "i8"), ("place", "i8")], align=True)  # src * ranks + dst, ascending
+flip_t = np.dtype([("taken", "i4")], align=True)  # trees taken so far, by rank, dimension and collective
+halving_t = np.dtype([("distance", "i8"), ("size", "i8"), ("reduction", "i8")], align=True)
+tree_t = np.dtype([("parent", "i4"), ("left", "i4"), ("right", "i4"), ("pad", "i4")], align=True)
+flow_t = np.dtype(
+    [
+        ("left", "f8"),  # bytes
+        ("rate", "f8"),  # bytes per ns
+        ("latency", "f8"),  # ns
+        ("token", "i4"),
+        ("path", "i4"),  # its first link in the paths
+        ("hops", "i4"),
+        ("fixed", "i4"),
+    ],
+    align=True,
+)
+path_t = np.dtype([("link", "i4")], align=True)
+run_t = np.dtype(
+    [
+        ("now", "i8"),  # ns
+        ("step", "i8"),  # events so far
+        ("event_made", "i8"),  # ns at which the running event was made
+        ("hops", "i8"),  # messages that ended a hop
+        ("delays", "i8"),  # delays that ended on a rank
+        ("free_tokens", "i8"),
+        ("overflow", "i8"),  # 1: some table was too short, the run is void
+        ("ambiguous", "i8"),  # 1: a folded run came to an order that it cannot know, the run is void
+        ("model", "i8"),
+        ("folded", "i8"),  # 1: rank 0 stands for all
+        ("ranks", "i8"),
+        ("classes", "i8"),
+        ("dims", "i8"),
+        ("nodes", "i8"),
+        ("lifo", "i8"),
+        ("queues_per_dim", "i8"),
+        ("queue_limit", "i8"),  # streams that a queue runs at a time
+        ("world_counters", "i8"),  # place of rank 0's count of all its streams
+        ("detours", "i8"),
+        ("instances", "i8"),  # rows there are, and rows in use
+        ("instances_top", "i8"),
+        ("endpoints", "i8"),
+        ("eps_top", "i8"),
+        ("streams", "i8"),
+        ("streams_top", "i8"),
+        ("flows", "i8"),  # `fair`: flows there are, and room for them
+        ("flow_room", "i8"),
+        ("longest", "i8"),  # links of the longest route
+        ("flow_time", "i8"),  # ns to which the flows have been moved on
+        ("flow_due", "i8"),  # ns at which they are looked at next
+        ("flow_tick", "i8"),  # number of the look that counts; earlier ones are void
+    ],
+    align=True,
+)
+
+TABLES = {
+    "run": run_t,
+    "tokens": token_t,
+    "slots": slot_t,
+    "words": word_t,
+    "links": link_t,
+    "dims": dim_t,
+    "devices": device_t,
+    "routes": route_t,
+    "message_routes": message_route_t,
+    "detours": detour_t,
+    "ranks": rank_t,
+    "ready": ready_t,
+    "queues": queue_t,
+    "turns": turn_t,
+    "flips": flip_t,
+    "nodes": node_t,
+    "children": child_t,
+    "channels": channel_t,
+    "groups": group_t,
+    "members": member_t,
+    "counters": counter_t,
+    "plans": plan_t,
+    "phases": phase_t,
+    "instances": instance_t,
+    "streams": stream_t,
+    "endpoints": endpoint_t,
+    "halving": halving_t,
+    "trees": tree_t,
+    "flows": flow_t,
+    "paths": path_t,
+}
+"""All tables of a run, in the order of their addresses in its state."""
+
+
+def _row_of(table: str) -> Callable[[int, int], Any]:
+    """Make the compiled accessor ``row(state, i)`` of a table."""
+    place = list(TABLES).index(table)
+    record = from_dtype(TABLES[table])
+    width = TABLES[table].itemsize
+
+    @intrinsic
+    def row(typingctx: Any, state: Any, index: Any) -> Any:
+        def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            word = ir.IntType(64)
+            addresses = builder.inttoptr(args[0], word.as_pointer())
+            base = builder.load(builder.gep(addresses, [ir.Constant(word, place)]))
+            # tables do not move during a run, so the compiler may keep their addresses in registers
+            base.set_metadata("invariant.load", builder.module.add_metadata([]))
+            address = builder.add(base, builder.mul(args[1], ir.Constant(word, width)))
+            return builder.inttoptr(address, context.get_value_type(record))
+
+        return record(types.int64, types.int64), codegen
+
+    return cast(Callable[[int, int], Any], row)
+
+
+run_at = _row_of("run")
+token_at = _row_of("tokens")
+slot_at = _row_of("slots")
+word_at = _row_of("words")
+link_at = _row_of("links")
+dim_at = _row_of("dims")
+device_at = _row_of("devices")
+route_at = _row_of("routes")
+message_route_at = _row_of("message_routes")
+detour_at = _row_of("detours")
+rank_at = _row_of("ranks")
+ready_at = _row_of("ready")
+queue_at = _row_of("queues")
+turn_at = _row_of("turns")
+flip_at = _row_of("flips")
+node_at = _row_of("nodes")
+child_at = _row_of("children")
+channel_at = _row_of("channels")
+group_at = _row_of("groups")
+member_at = _row_of("members")
+counter_at = _row_of("counters")
+plan_at = _row_of("plans")
+phase_at = _row_of("phases")
+instance_at = _row_of("instances")
+stream_at = _row_of("streams")
+endpoint_at = _row_of("endpoints")
+halving_at = _row_of("halving")
+tree_at = _row_of("trees")
+flow_at = _row_of("flows")
+path_at = _row_of("paths")
+
+
+@inlined
+def run(s: State) -> Any:
+    """The run's one row."""
+    return run_at(s, 0)
+
+
+class Tables:
+    """Owns the arrays of a run; ``state`` is what compiled functions take: the address of their addresses.
+
+    Compiled code reads and writes through bare addresses, without bounds checks: the arrays live as long as this
+    object.
+    """
+
+    def __init__(self, arrays: Mapping[str, NDArray[Any]]) -> None:
+        for name, array in arrays.items():
+            assert array.dtype == TABLES[name], name
+            assert array.flags.c_contiguous, name
+        self._arrays = dict(arrays)
+        empty = np.zeros(0, np.int8)
+        self._addresses = np.array([self._arrays.get(name, empty).ctypes.data for name in TABLES], np.int64)
+        self.state: State = int(self._addresses.ctypes.data)
+
+    def __getitem__(self, table: str) -> NDArray[Any]:
+        return self._arrays[table]
+
+    def with_tables(self, **arrays: NDArray[Any]) -> Tables:
+        """Give the same run with other arrays for some of its tables."""
+        return Tables(self._arrays | arrays)

@@ -1,0 +1,140 @@
+"""Chakra execution traces: a graph as ``PREFIX.<rank>.et`` files, written and read with mlc-chakra's schema.
+
+Computation is written for ASTRA-sim's roofline mode at a peak of 1 TFLOP/s, which alone keeps single ns: 1000
+operations each. Needs the optional dependency ``mlc-chakra`` (``pip install rapid-dse[chakra]``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rapid_dse.trace.graph import COLLECTIVE, COLLECTIVES, COMPUTE, RECEIVE, WORLD, Graph, GraphBuilder
+
+OPS_PER_NS = 1000
+SCHEMA_VERSION = "0.0.4"
+
+
+def _schema() -> Any:
+    try:
+        from chakra.schema.protobuf import et_def_pb2
+    except ImportError:
+        raise ValueError("Chakra traces need the package mlc-chakra: pip install 'rapid-dse[chakra]'") from None
+    return et_def_pb2
+
+
+def trace_path(prefix: Path, rank: int) -> Path:
+    """Name the trace of a rank."""
+    return prefix.with_name(f"{prefix.name}.{rank}.et")
+
+
+def write_traces(graph: Graph, prefix: Path) -> None:
+    """Write a file a rank; ValueError when mlc-chakra is missing."""
+    schema = _schema()
+    ptr = graph.rank_ptr
+    for rank in range(graph.ranks):
+        messages = [schema.GlobalMetadata(version=SCHEMA_VERSION)]
+        messages += [_write_node(schema, graph, i) for i in range(int(ptr[rank]), int(ptr[rank + 1]))]
+        trace_path(prefix, rank).write_bytes(b"".join(_framed(m.SerializeToString()) for m in messages))
+
+
+def _framed(message: bytes) -> bytes:
+    """Put the message's length before it, as a varint."""
+    size, head = len(message), bytearray()
+    while size > 0x7F:
+        head.append(size & 0x7F | 0x80)
+        size >>= 7
+    head.append(size)
+    return bytes(head) + message
+
+
+def _write_node(schema: Any, graph: Graph, i: int) -> Any:
+    kind = graph.kind[i]
+    node = schema.Node(id=int(graph.id[i]), name=graph.node_name(i))
+    node.data_deps.extend(graph.id[graph.deps[graph.deps_ptr[i] : graph.deps_ptr[i + 1]]].tolist())
+
+    def attr(name: str, **value: Any) -> None:
+        node.attr.append(schema.AttributeProto(name=name, **value))
+
+    attr("is_cpu_op", bool_val=False)
+    if kind == COMPUTE:
+        node.type = schema.COMP_NODE
+        node.duration_micros = int(graph.duration_ns[i]) // 1000
+        attr("num_ops", int64_val=int(graph.duration_ns[i]) * OPS_PER_NS)
+        attr("tensor_size", uint64_val=1)
+        return node
+    attr("comm_size", int64_val=int(graph.size[i]))
+    if kind == COLLECTIVE:
+        node.type = schema.COMM_COLL_NODE
+        attr("comm_type", int64_val=schema.CollectiveCommType.Value(COLLECTIVES[graph.collective[i]]))
+        if graph.group[i] != WORLD:
+            attr("pg_name", string_val=str(graph.groups.ids[graph.group[i]]))
+        return node
+    own, other = int(graph.rank[i]), int(graph.peer[i])
+    src, dst = (other, own) if kind == RECEIVE else (own, other)
+    node.type = schema.COMM_RECV_NODE if kind == RECEIVE else schema.COMM_SEND_NODE
+    attr("comm_src", int32_val=src)
+    attr("comm_dst", int32_val=dst)
+    attr("comm_tag", int32_val=int(graph.tag[i]))
+    return node
+
+
+def read_traces(prefix: Path, ranks: int, groups: Mapping[int, Sequence[int]] | None = None) -> Graph:
+    """Read a file a rank; raises ValueError for a missing, cut off or unknown one, and as ``Graph.check`` does."""
+    schema = _schema()
+    builder = GraphBuilder(ranks, groups, prefix.name)
+    for rank in range(ranks):
+        path = trace_path(prefix, rank)
+        try:
+            data = path.read_bytes()
+        except OSError as error:
+            raise ValueError(f"{path}: {error.strerror}") from None
+        frames = _frames(data, path)
+        schema.GlobalMetadata.FromString(next(frames, b""))
+        for frame in frames:
+            _read_node(schema, builder, rank, schema.Node.FromString(frame))
+    return builder.build()
+
+
+def _frames(data: bytes, path: Path) -> Iterator[bytes]:
+    at = 0
+    while at < len(data):
+        size = shift = 0
+        while at < len(data):
+            byte = data[at]
+            at += 1
+            size |= (byte & 0x7F) << shift
+            shift += 7
+            if byte < 0x80:
+                break
+        if at + size > len(data):
+            raise ValueError(f"{path} is cut off: a message of {size} bytes has {len(data) - at} left")
+        yield data[at : at + size]
+        at += size
+
+
+def _read_node(schema: Any, builder: GraphBuilder, rank: int, node: Any) -> None:
+    attr = {a.name: getattr(a, a.WhichOneof("value")) for a in node.attr}
+    deps = [*node.data_deps, *(d for d in node.ctrl_deps if d not in node.data_deps)]
+    where = f"node {node.id} of rank {rank}"
+
+    def get(name: str) -> int:
+        if name not in attr:
+            raise ValueError(f"{where}: it has no attribute {name!r}")
+        return int(attr[name])
+
+    if node.type == schema.COMP_NODE:
+        ops = attr.get("num_ops")
+        builder.compute(rank, node.id, int(ops) // OPS_PER_NS if ops else node.duration_micros * 1000, deps)
+    elif node.type == schema.COMM_COLL_NODE:
+        group = attr.get("pg_name", "")
+        kind = schema.CollectiveCommType.Name(get("comm_type"))
+        place = None if group in ("", "0") else int(group)
+        builder.collective(rank, node.id, kind, get("comm_size"), place, deps)
+    elif node.type == schema.COMM_SEND_NODE:
+        builder.send(rank, node.id, get("comm_dst"), get("comm_size"), get("comm_tag"), deps)
+    elif node.type == schema.COMM_RECV_NODE:
+        builder.receive(rank, node.id, get("comm_src"), get("comm_size"), get("comm_tag"), deps)
+    else:
+        raise ValueError(f"{where}: its type {node.type} is none that a simulation runs")
