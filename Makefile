@@ -2,6 +2,7 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 CASES ?=
+ROUNDS ?= 10
 
 .PHONY: run test lint bench validate golden fuzz load clean
 
@@ -33,9 +34,9 @@ validate: $(BIN)/.ready
 golden: $(BIN)/.ready
 	$(BIN)/python -m pytest -n 2 -m golden
 
-# The laws over random layouts and shapes, with many more examples than make test draws.
+# The laws over random layouts and shapes, again and again: every round draws new examples.
 fuzz: $(BIN)/.ready
-	$(BIN)/python -m pytest -n 2 --hypothesis-profile=fuzz -m 'not golden' tests/test_layouts.py tests/test_closed_form.py tests/test_device_models.py
+	for round in $$(seq $(ROUNDS)); do $(BIN)/python -m pytest -n 2 $$(grep -l '^from hypothesis' tests/test_*.py) || exit 1; done
 
 # The sweep under load: a million layouts, its time and its memory.
 load: $(BIN)/.ready

@@ -1,6 +1,6 @@
 """How fast layouts are priced, and what a command costs from the shell to its table.
 
-    python benchmarks/bench_sweep.py [--quick] [--cases training_cases.csv]
+    python benchmarks/bench_sweep.py [--quick] [--only PART] [--cases training_cases.csv]
 
 Figures are medians over runs; commands are real subprocesses in an empty folder. ``make bench`` runs it.
 """
@@ -140,11 +140,15 @@ def sweeps(quick: bool) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="fewer repetitions, no million layouts")
+    parser.add_argument("--only", choices=("pricing", "commands", "sweeps"), help="one part")
     parser.add_argument("--cases", type=Path, help="a table of cases to evaluate")
     args = parser.parse_args()
-    pricing(3 if args.quick else 7)
-    commands(3 if args.quick else 9)
-    sweeps(args.quick)
+    if args.only in (None, "pricing"):
+        pricing(3 if args.quick else 7)
+    if args.only in (None, "commands"):
+        commands(3 if args.quick else 9)
+    if args.only in (None, "sweeps"):
+        sweeps(args.quick)
     if args.cases:
         took, _ = command(str(args.cases.resolve()), "--out", "pred.parquet", module="rapid_dse.evaluate")
         line(f"evaluate {args.cases.name}", f"{took:.1f} s", "≤ 10 s")
