@@ -37,12 +37,9 @@ def main() -> None:
 
 def rewrite(path: Path, values: dict[str, float], error: float, rows: int, models: int) -> None:
     """Keeps the profile's own settings and their reasons, and puts the fitted values below them."""
-    kept = [
-        line
-        for line in path.read_text().splitlines()
-        if (re.split(r"[:#]", line)[0].strip() not in values) and not line.startswith("# fitted")
-    ]
-    kept = [line for line in kept if line.split(":")[0] not in free or line.split(":")[0] not in {*values, "expected_error"}]
+    lines = path.read_text().splitlines()
+    start = next((index for index, line in enumerate(lines) if line.startswith("# fitted")), len(lines))
+    kept = [line for line in lines[:start] if re.split(r"[:#]", line)[0].strip() not in {*values, "expected_error"}]
     fitted = [f"# fitted to {rows} measured runs of {models} models by benchmarks/fit_profiles.py"]
     fitted += [f"expected_error: {error:.3g}   # mean relative error on models that the fit had not seen"]
     fitted += [f"{name}: {value:.4g}" for name, value in values.items()]

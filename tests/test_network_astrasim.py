@@ -37,9 +37,7 @@ def fake(folder: Path, path: Path, finished: bool = True, log: bool = True, endi
     """A program that prints what ASTRA-sim printed, checks that its inputs are there, and ends as told."""
     _, data = load(path)
     recorded = data["results"]["aware"]
-    lines = [
-        f"sys[{r}] finished, {t} cycles, exposed communication 0 cycles." for r, t in recorded["finish_ns"].items()
-    ]
+    lines = [f"sys[{r}] finished, {t} cycles, exposed communication 0 cycles." for r, t in recorded["finish_ns"].items()]
     steps = []
     for rank, nodes in recorded["node_times_ns"].items():
         for node, (start, end) in nodes.items():

@@ -63,9 +63,7 @@ def other_detour(row: dict[str, str]) -> bool:
     return row["faulty_links"] == "[[0, 4, 0.0]]"
 
 
-@pytest.mark.xfail(
-    strict=True, reason="the route round a failed link of a ring in the last dimension is 500 ns shorter here"
-)
+@pytest.mark.xfail(strict=True, reason="the route round a failed link of a ring in the last dimension is 500 ns shorter here")
 def test_failed_ring_link_of_the_last_dimension() -> None:
     assert differing([row for row in FAULTS if other_detour(row)]) == []
 

@@ -81,9 +81,7 @@ def check_topology(topology: Topology, network: str) -> None:
         raise ValueError("a Ring of 2 hangs ASTRA-sim's congestion-aware network: use FullyConnected of 2")
 
 
-def run_graph(
-    graph: Graph, topology: Topology, system: SystemSettings, network: str, symmetry: bool = True
-) -> RunResult:
+def run_graph(graph: Graph, topology: Topology, system: SystemSettings, network: str, symmetry: bool = True) -> RunResult:
     """Simulate a graph on a network.
 
     ``ideal`` gives each collective and send its node's ``duration_ns``: a collective runs from when its last rank is
@@ -108,9 +106,7 @@ def run_graph(
         room *= 2
 
 
-def _run_folded(
-    graph: Graph, topology: Topology, layout: Links, system: SystemSettings, network: str
-) -> RunResult | None:
+def _run_folded(graph: Graph, topology: Topology, layout: Links, system: SystemSettings, network: str) -> RunResult | None:
     """Simulate rank 0 in the place of all; None when that might not be identical."""
     one = first_rank(graph)
     if one is None:
@@ -175,9 +171,7 @@ def _result(graph: Graph, layout: Links, state: rec.Tables) -> RunResult:
     )
 
 
-def build_state(
-    graph: Graph, topology: Topology, layout: Links, system: SystemSettings, network: str, room: int
-) -> rec.Tables:
+def build_state(graph: Graph, topology: Topology, layout: Links, system: SystemSettings, network: str, room: int) -> rec.Tables:
     """Lay out all that the event loop works on; ``room`` scales what it cannot know beforehand."""
     sizes = [d.size for d in topology.dimensions]
     tables = PlanTables(system, sizes)

@@ -54,9 +54,7 @@ class SystemSettings:
         if self.scheduling_policy not in ("LIFO", "FIFO"):
             raise ValueError(f"scheduling-policy is {self.scheduling_policy!r}, it must be LIFO or FIFO")
         if self.collective_optimization not in ("localBWAware", "baseline"):
-            raise ValueError(
-                f"collective-optimization is {self.collective_optimization!r}, it must be localBWAware or baseline"
-            )
+            raise ValueError(f"collective-optimization is {self.collective_optimization!r}, it must be localBWAware or baseline")
 
     def algorithm(self, collective: str, dim: int, dims: int) -> str:
         """Name the algorithm of a collective in a dimension.
@@ -67,9 +65,7 @@ class SystemSettings:
         if len(names) == 1:
             return names[0]
         if len(names) != dims:
-            raise ValueError(
-                f"{IMPLEMENTATION_KEYS[collective]} names {len(names)} algorithms, the network has {dims} dimensions"
-            )
+            raise ValueError(f"{IMPLEMENTATION_KEYS[collective]} names {len(names)} algorithms, the network has {dims} dimensions")
         return names[dim]
 
     @staticmethod

@@ -58,14 +58,8 @@ class Dimension:
         if self.kind == "FatTree":
             if self.leaf < 1 or self.size % self.leaf:
                 raise ValueError(f"leaf is {self.leaf}, it must divide the fat tree's {self.size} ranks")
-            if (
-                self.oversubscription <= 0
-                or self.leaf % self.spines
-                or self.spines * self.oversubscription != self.leaf
-            ):
-                raise ValueError(
-                    f"oversubscription is {self.oversubscription}: it must divide the leaf's {self.leaf} ranks"
-                )
+            if self.oversubscription <= 0 or self.leaf % self.spines or self.spines * self.oversubscription != self.leaf:
+                raise ValueError(f"oversubscription is {self.oversubscription}: it must divide the leaf's {self.leaf} ranks")
 
     @property
     def spines(self) -> int:

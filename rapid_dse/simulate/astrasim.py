@@ -111,9 +111,7 @@ def check_for_astrasim(graph: Graph, topology: Topology, system: SystemSettings,
         tables.add(kind, size, None if members == graph.ranks else members)
     free = where[np.diff(graph.deps_ptr)[where] == 0]
     if system.endpoint_delay == 0 and len(free):
-        raise ValueError(
-            f"endpoint-delay is 0 and {graph.node_name(int(free[0]))} is a collective at the start: it aborts"
-        )
+        raise ValueError(f"endpoint-delay is 0 and {graph.node_name(int(free[0]))} is a collective at the start: it aborts")
     _check_world_counts(graph)
 
 
@@ -181,8 +179,7 @@ def read_output(graph: Graph, code: int, stdout: str, stderr: str, steps: str) -
         unreleased = any(UNRELEASED in text for text in (stdout, stderr, steps))
         if code != 0 or not unreleased:
             raise ValueError(
-                f"ASTRA-sim ended with exit code {code} and no finished line of rank {missing[0]}"
-                f"{_tail(stdout + chr(10) + stderr)}"
+                f"ASTRA-sim ended with exit code {code} and no finished line of rank {missing[0]}{_tail(stdout + chr(10) + stderr)}"
             )
     elif (end < 0).any():
         i = int(np.flatnonzero(end < 0)[0])

@@ -85,10 +85,8 @@ def layer_activations(scenario: Scenario, layouts: Layouts) -> FloatColumn:
     dropout = 2 * stream if software.dropout else 0.0
     scores = _score_bytes(scenario, layouts, heads)
     kept = inputs + 2 * (queries + 2 * keys) + 2 * gates * wide + copies + dropout + 4 * tokens * heads
-    if software.selective_recompute == "every_other_matmul":
-        selective = 2 * stream + 0.5 * products + 2 * queries
-    else:
-        selective = kept
+    every_other = software.selective_recompute == "every_other_matmul"
+    selective = 2 * stream + 0.5 * products + 2 * queries if every_other else kept
     full = 2 * stream
     by_mode = np.where(layouts.recompute == RECOMPUTE_FULL, full, np.where(layouts.recompute == RECOMPUTE_NONE, kept + scores, selective))
     return by_mode * np.where(layouts.recompute == RECOMPUTE_FULL, 1.0, software.activation_overhead)

@@ -234,7 +234,8 @@ def _inner_slot(
     """The mean slot of the stages between first and last, s."""
     inner = np.maximum(layouts.pp - 2, 1)
     layers = (scenario.model.num_hidden_layers - found.layers[0] - found.layers[3]) / inner
-    return np.maximum(layers * layer + hops, layers * host_layer + scenario.software.host_micro_batch)
+    slot: FloatColumn = np.maximum(layers * layer + hops, layers * host_layer + scenario.software.host_micro_batch)
+    return slot
 
 
 def _end_of_step(

@@ -131,9 +131,7 @@ def _check_nodes(graph: Graph) -> None:
         raise ValueError(f"{graph.node_name(i)}: its time is {graph.duration_ns[i]} ns, it must be >= 0")
     pair = graph.kind >= SEND
     if (i := _first(pair & ((graph.peer < 0) | (graph.peer >= graph.ranks)))) is not None:
-        raise ValueError(
-            f"{graph.node_name(i)}: its peer is rank {graph.peer[i]}, there are ranks 0 to {graph.ranks - 1}"
-        )
+        raise ValueError(f"{graph.node_name(i)}: its peer is rank {graph.peer[i]}, there are ranks 0 to {graph.ranks - 1}")
     if (i := _first(pair & (graph.peer == graph.rank))) is not None:
         raise ValueError(f"{graph.node_name(i)}: it sends to or receives from its own rank, it must be another one")
 
@@ -228,13 +226,9 @@ class GraphBuilder:
         if group is not None and group not in self._place:
             raise ValueError(f"node {node} of rank {rank}: there is no group {group}")
         place = WORLD if group is None else self._place[group]
-        self._add(
-            rank, node, COLLECTIVE, deps, size=size, collective=COLLECTIVES.index(kind), group=place, stream=stream
-        )
+        self._add(rank, node, COLLECTIVE, deps, size=size, collective=COLLECTIVES.index(kind), group=place, stream=stream)
 
-    def send(
-        self, rank: int, node: int, peer: int, size: int, tag: int, deps: Sequence[int] = (), stream: int = 0
-    ) -> None:
+    def send(self, rank: int, node: int, peer: int, size: int, tag: int, deps: Sequence[int] = (), stream: int = 0) -> None:
         """Add a send to rank ``peer``."""
         self._add(rank, node, SEND, deps, size=size, peer=peer, tag=tag, stream=stream)
 
