@@ -1,161 +1,182 @@
-"""How fast layouts are priced, and what a command costs from the shell to its table.
-
-    python benchmarks/bench_sweep.py [--quick] [--only PART] [--cases training_cases.csv]
-
-Figures are medians over runs; commands are real subprocesses in an empty folder. ``make bench`` runs it.
-"""
+"""Speed and memory of sweeps, printed: ``make bench``, or ``python benchmarks/bench_sweep.py --only pricing,million``."""
 
 from __future__ import annotations
 
 import argparse
 import os
+import re
+import resource
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-for threads in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
-    os.environ.setdefault(threads, "1")  # "on one core" means one
+import numpy as np
 
-SWEEP_405B = "+sweeps=llama3_1_405b_16384gpus"
-MILLION = (SWEEP_405B, "hw=h100,h200,b200", "workload.global_batch_size=1024,2048,4096,8192,16384")
+from rapid_dse.simulate import price
+from rapid_dse.sweep.overrides import read
+from rapid_dse.sweep.portion import Portion
+from rapid_dse.sweep.space import plan
+from rapid_dse.sweep.table import priced_table
 
-
-def line(name: str, figure: str, target: str = "") -> None:
-    print(f"{name:<64} {figure:>22}   {target}", flush=True)
-
-
-def seconds(work: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    work()
-    return time.perf_counter() - start
+ROOT = Path(__file__).parent.parent
+LARGE = "+sweeps=llama3_1_405b_16384gpus"
+REPEATS = 5
 
 
-def pricing(repeats: int) -> None:
-    """price() with all result columns on one core, on 1/4, 1/2 and all of the 405B layouts: the rate, and whether it is linear."""
-    import numpy as np
-    import yaml
-
-    from rapid_dse.config import parse
-    from rapid_dse.layouts import KEYS, Space, enumerate_layouts
-    from rapid_dse.simulate import price
-
-    def option(group: str, name: str) -> object:
-        return yaml.safe_load((ROOT / "conf" / group / f"{name}.yaml").read_text())
-
-    scenario = parse({"hw": option("hw", "h100"), "model": option("model", "llama3_1_405b"), "software": option("software", "megatron_lm")})
-    values = dict.fromkeys(KEYS) | {"num_gpus": [16384], "global_batch_size": [2048], "dp": [0], "ep": [1]}
-    took = seconds(lambda: enumerate_layouts(Space(values), scenario.model, scenario.workload.seq_len))
-    layouts, _ = enumerate_layouts(Space(values), scenario.model, scenario.workload.seq_len)
-    line(f"enumerate {len(layouts):,} legal layouts", f"{took:.3f} s")
-    layouts = layouts.take(np.random.default_rng(0).permutation(len(layouts)))
-    price(scenario, layouts.take(slice(0, 100)))  # imports and first-use tables
-    rates = []
-    for share in (4, 2, 1):
-        part = layouts.take(slice(0, len(layouts) // share))
-        took = statistics.median(seconds(lambda part=part: price(scenario, part)) for _ in range(repeats))
-        rates.append(len(part) / took)
-        line(f"price {len(part):,} layouts, all result columns, one core", f"{rates[-1]:,.0f} layouts/s", "≥ 300,000")
-    line("  linear: rate on all over rate on a quarter", f"{rates[-1] / rates[0]:.2f}", "≈ 1")
+def portion_405b() -> Portion:
+    """The layouts of Llama 3.1 405B on 16,384 H100."""
+    return plan(read([LARGE])).portions[0]
 
 
-def command(*arguments: str, module: str = "rapid_dse") -> tuple[float, float, str]:
-    """Wall time in s, peak memory of all its processes in bytes, and output of a command in an empty folder."""
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    with tempfile.TemporaryDirectory() as folder:
-        start = time.perf_counter()
-        process = subprocess.Popen(
-            [sys.executable, "-m", module, *arguments],
-            cwd=folder,
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-        peak, output = _watched(process)
-        took = time.perf_counter() - start
-    if process.returncode:
-        raise SystemExit(f"{module} {' '.join(arguments)} ended with {process.returncode}:\n{output[-2000:]}")
-    return took, peak, output
+def repeated(portion: Portion, n_layouts: int) -> Portion:
+    """The portion's layouts over and over, ``n_layouts`` of them."""
+    rows = np.arange(n_layouts) % len(portion.layouts)
+    return replace(portion, layouts=portion.layouts.take(rows), rule=portion.rule[rows])
 
 
-def _watched(process: subprocess.Popen[bytes]) -> tuple[float, str]:
-    """Peak resident memory of all processes of the command's session, sampled, and its output."""
-    import threading
-
-    chunks: list[bytes] = []
-    assert process.stdout is not None
-    reader = threading.Thread(target=lambda: chunks.append(process.stdout.read()))  # type: ignore[union-attr]
-    reader.start()
-    peak = 0.0
-    while process.poll() is None:
-        peak = max(peak, _resident(process.pid))
-        time.sleep(0.02)
-    reader.join()
-    return peak, b"".join(chunks).decode(errors="replace")
-
-
-def _resident(session: int) -> float:
-    """Proportional share of memory of a session's processes, bytes: what they share counts once."""
-    total = 0.0
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            if int(stat.read_text().rsplit(")", 1)[1].split()[3]) != session:
-                continue
-            rollup = (stat.parent / "smaps_rollup").read_text()
-        except (OSError, IndexError):
-            continue  # it has ended
-        total += next(float(row.split()[1]) * 1024 for row in rollup.splitlines() if row.startswith("Pss:"))
-    return total
-
-
-def commands(repeats: int) -> None:
-    """A single trial and a small sweep, alternating so that both see the same machine."""
-    trial, sweep = [], []
-    command("parallel.tp=8")  # warm disk
+def median_seconds(work: Callable[[], object], repeats: int = REPEATS) -> float:
+    seconds = []
     for _ in range(repeats):
-        trial.append(command("hw=h100", "model=llama3_1_70b", "parallel.tp=8")[0])
-        sweep.append(command("-m", "hw=h100", "parallel.tp=1,8,64")[0])
-    line("one trial from the shell", f"{statistics.median(trial):.2f} s", "≤ 1.5 s")
-    line("-m over 3 values", f"{statistics.median(sweep):.2f} s")
-    extra = statistics.median(b - a for a, b in zip(trial, sweep, strict=True))
-    line("  above one trial", f"{extra:+.2f} s", "≤ 0.3 s")
+        start = time.perf_counter()
+        work()
+        seconds.append(time.perf_counter() - start)
+    return statistics.median(seconds)
 
 
-def trials(output: str) -> str:
-    """How many trials a sweep says that it has."""
-    return next(row.split(":")[0] for row in output.splitlines() if " trials: " in row)
+def bench_pricing() -> None:
+    """Layouts a second on one core, with all columns and keys; growth; what a row costs beside its price."""
+    portion = portion_405b()
+    priced_table(repeated(portion, 1000))
+    for n_layouts in (1_000, 10_000, 100_000, 300_000):
+        many = repeated(portion, n_layouts)
+        alone = median_seconds(lambda many=many: price(many.scenario, many.layouts))
+        table = median_seconds(lambda many=many: priced_table(many))
+        print(f"pricing {n_layouts:>9,} layouts: {n_layouts / alone:>11,.0f}/s; with all columns and keys {n_layouts / table:>11,.0f}/s")
 
 
-def sweeps(quick: bool) -> None:
-    """The 405B sweep and a million layouts, from the shell prompt to Parquet and the ranked table."""
-    took, peak, output = command("-m", SWEEP_405B)
-    line(f"405B on 16,384 GPUs, three chips, {trials(output)}, shell to table", f"{took:.1f} s {peak / 1e9:.2f} GB", "≤ 10 s")
-    if not quick:
-        took, peak, output = command("-m", *MILLION)
-        line(f"405B, 3 chips × 5 batches, {trials(output)}, shell to table", f"{took:.1f} s {peak / 1e9:.2f} GB", "≤ 60 s, ≤ 1.5 GB")
+def bench_distinct() -> None:
+    """The first pricing in a process: nothing is warm yet."""
+    code = (
+        "import time\n"
+        "from rapid_dse.simulate import price\n"
+        "from rapid_dse.sweep.overrides import read\n"
+        "from rapid_dse.sweep.space import plan\n"
+        f"portion = plan(read([{LARGE!r}])).portions[0]\n"
+        "start = time.perf_counter()\n"
+        "price(portion.scenario, portion.layouts)\n"
+        "print(time.perf_counter() - start, len(portion.layouts))\n"
+    )
+    found = [subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, text=True).stdout for _ in range(3)]
+    seconds = statistics.median(float(text.split()[0]) for text in found)
+    print(f"first pricing of {int(found[0].split()[1]):,} layouts in a process: {seconds:.2f} s")
+
+
+def shell(arguments: list[str], folder: Path) -> tuple[float, str]:
+    """Wall time of a command from the shell, s, and what it printed."""
+    start = time.perf_counter()
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-m", "rapid_dse", *arguments], cwd=folder, env=environment, check=True, capture_output=True, text=True
+    )
+    return time.perf_counter() - start, done.stdout
+
+
+def bench_shell() -> None:
+    """One trial, and -m over three values, from the shell."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        trial = statistics.median(shell(["hw=h100", "parallel.tp=8"], folder)[0] for _ in range(REPEATS))
+        sweeps = [shell(["-m", "hw=h100", "parallel.tp=1,8,64", f"search.study=s{run}"], folder)[0] for run in range(REPEATS)]
+        sweep = statistics.median(sweeps)
+    print(f"one trial: {trial:.2f} s; -m over three values: {sweep:.2f} s ({sweep - trial:+.2f} s)")
+
+
+def bench_sweep() -> None:
+    """The 405B sweep from the shell to its table, new and read again."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        for what, study in (("new", "a"), ("new", "b"), ("new", "c"), ("again", "c")):
+            seconds, text = shell(["-m", LARGE, f"search.study={study}"], folder)
+            trials = re.search(r"([\d,]+) trials", text)
+            size = sum(path.stat().st_size for path in (folder / "results" / study).iterdir()) / 1e6
+            print(f"405B sweep, {what}: {trials.group(1) if trials else '?'} trials in {seconds:.2f} s, {size:.1f} MB stored")
+
+
+def bench_million() -> None:
+    """A million layouts from the shell: wall time and the peak of this process's children, each alone."""
+    prices = ",".join(f"{1 + step / 10:.1f}" for step in range(5))
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        for jobs in (1, 2):
+            arguments = ["-m", LARGE, f"hw.price={prices}", f"search.study=jobs{jobs}", f"search.jobs={jobs}"]
+            peak = _Peak()
+            with peak:
+                seconds, text = shell(arguments, folder)
+            trials = re.search(r"([\d,]+) trials", text)
+            shown = trials.group(1) if trials else "?"
+            print(
+                f"a million layouts, {jobs} process(es): {shown} trials in {seconds:.1f} s; peak of all processes {peak.megabytes:,.0f} MB"
+            )
+
+
+class _Peak:
+    """The most memory (resident, less what is shared) that this process's descendants held together, sampled; Linux alone."""
+
+    def __enter__(self) -> _Peak:
+        import threading
+
+        self.megabytes, self._end = 0.0, threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._end.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        while not self._end.wait(0.05):
+            self.megabytes = max(self.megabytes, sum(_private_megabytes(process) for process in _descendants(os.getpid())))
+
+
+def _descendants(root: int) -> list[int]:
+    parents = {}
+    for entry in Path("/proc").iterdir():
+        try:
+            if entry.name.isdigit():
+                parents[int(entry.name)] = int((entry / "stat").read_text().rsplit(")", 1)[1].split()[1])
+        except (OSError, IndexError):
+            continue
+    found, waiting = [], [root]
+    while waiting:
+        parent = waiting.pop()
+        children = [process for process, above in parents.items() if above == parent]
+        found += children
+        waiting += children
+    return found
+
+
+def _private_megabytes(process: int) -> float:
+    try:
+        pages = (Path("/proc") / str(process) / "statm").read_text().split()
+    except OSError:
+        return 0.0
+    return (int(pages[1]) - int(pages[2])) * resource.getpagesize() / 1e6
+
+
+BENCHES = {"pricing": bench_pricing, "first": bench_distinct, "shell": bench_shell, "sweep": bench_sweep, "million": bench_million}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="fewer repetitions, no million layouts")
-    parser.add_argument("--only", choices=("pricing", "commands", "sweeps"), help="one part")
-    parser.add_argument("--cases", type=Path, help="a table of cases to evaluate")
-    args = parser.parse_args()
-    if args.only in (None, "pricing"):
-        pricing(3 if args.quick else 7)
-    if args.only in (None, "commands"):
-        commands(3 if args.quick else 9)
-    if args.only in (None, "sweeps"):
-        sweeps(args.quick)
-    if args.cases:
-        took, _, _ = command(str(args.cases.resolve()), "--out", "pred.parquet", module="rapid_dse.evaluate")
-        line(f"evaluate {args.cases.name}", f"{took:.1f} s", "≤ 10 s")
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--only", default=",".join(BENCHES), help=f"some of {','.join(BENCHES)}")
+    for name in parser.parse_args().only.split(","):
+        BENCHES[name]()
 
 
 if __name__ == "__main__":

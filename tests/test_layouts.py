@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from generated import scenario
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from rapid_dse.config.run import RECOMPUTE, SCHEDULES
@@ -86,7 +86,6 @@ def everything(gpus: int, batch: int) -> Space:
     return Space(dict.fromkeys(NAMES) | {"num_gpus": [gpus], "global_batch_size": [batch]})
 
 
-@settings(max_examples=25, deadline=None)
 @given(
     layers=st.integers(1, 9),
     heads=st.sampled_from([(4, 2), (6, 3), (8, 1), (8, 8), (12, 4)]),
@@ -105,7 +104,6 @@ def test_enumeration_equals_a_plain_one(
     assert set(found) == plain_legal(model, seq_len, gpus, batch)
 
 
-@settings(max_examples=25, deadline=None)
 @given(gpus=st.sampled_from([4, 8, 12]), batch=st.sampled_from([4, 6, 24]), layers=st.integers(2, 8))
 def test_every_combination_of_a_closed_space_is_legal_or_counted(gpus: int, batch: int, layers: int) -> None:
     model = small_model(layers, 12, 4, 48)

@@ -160,7 +160,7 @@ def test_checks_before_a_run() -> None:
     collective, _ = load(next(p for p in GRAPHS if p.stem.startswith("g06_a2a_direct")))
     ring = Topology.from_json(collective.network)
     settings = SystemSettings.from_json({**collective.system, "endpoint-delay": 0})
-    with pytest.raises(ValueError, match="endpoint-delay is 0, node"):
+    with pytest.raises(ValueError, match="endpoint-delay is 0 and node"):
         check_for_astrasim(collective.graph, ring, settings, "congestion_aware")
     with pytest.raises(ValueError, match="Line: ASTRA-sim has Ring"):
         check_for_astrasim(collective.graph, Topology.mesh([8], 50, 500), system, "congestion_aware")

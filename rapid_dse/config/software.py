@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from rapid_dse.config.fields import Bytes, Frozen, Seconds, ShareOrZero
+from rapid_dse.config.fields import Bytes, Count, Frozen, Seconds, ShareOrZero
 
 Dtype = Literal["fp32", "bf16", "fp16"]
 
@@ -39,6 +39,7 @@ class Software(Frozen):
     host_layer: Seconds = 1e-3  # host time of a layer's forward and backward for a micro-batch, its launches included
     host_collective_layer: Seconds = 2e-4  # what tensor-parallel collectives add to that
     host_pipeline_layer: Seconds = 0.0  # instead of those, for each tensor-parallel rank, where a pipeline spans nodes (nanotron's slots)
+    host_pipeline_nodes: Count | None = None  # jobs of so many nodes and more launch like pipelines, whatever pp; null: none do
     host_micro_batch: Seconds = 1e-3  # host time of a micro-batch
     host_step: Seconds = 1e-2  # data loading, logging, the optimizer's launches: exposed once a step
     # overlap: the share of the compute at hand that a transfer can hide behind

@@ -101,5 +101,13 @@ def model_flops_per_token(model: Model, seq_len: int) -> float:
     Source: Chowdhery et al., PaLM (arXiv 2204.02311), appendix B, with the causal half counted.
     """
     width = model.num_attention_heads * model.attention_head_dim
-    context = seq_len if model.sliding_window is None else min(seq_len, 2 * model.sliding_window)
-    return 6.0 * matrix_parameters(model) + 6.0 * model.num_hidden_layers * width * context
+    return 6.0 * matrix_parameters(model) + 12.0 * model.num_hidden_layers * width * mean_context(model, seq_len)
+
+
+def mean_context(model: Model, seq_len: int) -> float:
+    """Keys that a query of a causal sequence sees on average, the diagonal's half a key left out: half of them without a window.
+
+    With a window of w, the first w queries see w / 2 on average and the others w.
+    """
+    window = min(model.sliding_window or seq_len, seq_len)
+    return window - window**2 / (2 * seq_len)

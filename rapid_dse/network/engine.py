@@ -142,7 +142,7 @@ def _run_folded(graph: Graph, topology: Topology, layout: Links, system: SystemS
 @cache
 def _kernel() -> Callable[[rec.State], int]:
     # from numba's cache it takes a fraction of a second: only who waits longer is told why
-    tell = threading.Timer(1.5, _LOG.warning, ["compiling the event engine (once, about 20 s; then it is cached)"])
+    tell = threading.Timer(3.0, _LOG.warning, ["compiling the event engine (once, about 20 s; then it is cached)"])
     tell.start()
     try:
         return make_kernel(content_key())

@@ -124,7 +124,7 @@ class PlanTables:
                 algorithm, table, size = ALG_TREE, self._tree(n), data
         reduction = self._reduction(size)
         row = (size, reduction, endpoint, algorithm, kind, n, total, parallel, unreduced, period)
-        self.phases.append((*row, step.dim, step.stride, table, step.half, 0, origin, 0))
+        self.phases.append((*row, step.dim, step.stride, table, step.half, 0, origin))
         if algorithm == ALG_TREE or kind in (AR, A2A):
             return data
         return data * n if kind == AG else data // n
@@ -159,9 +159,9 @@ class PlanTables:
         """Give the engine's tables: plans, phases, steps of halving-doubling, trees."""
         plans = np.zeros(max(len(self.plans), 1), plan_t)
         for i, (chunks, phases, first, world) in enumerate(self.plans):
-            plans[i] = (chunks, phases, first, world, -1, 0)
+            plans[i] = (chunks, phases, first, world, -1)
         rows = np.array(self.phases or [(0,) * len(phase_t.names or ())], phase_t)
-        trees = np.array([(*row, 0) for row in self.tree_links] or [(0, 0, 0, 0)], tree_t)
+        trees = np.array(self.tree_links or [(0, 0, 0)], tree_t)
         return plans, rows, np.array(self.halving or [(0, 0, 0)], halving_t), trees
 
 

@@ -76,14 +76,13 @@ token_t = np.dtype(
     [
         ("time", "i8"),  # ns at which it leaves the calendar
         ("size", "i8"),  # a message: bytes; a bundle: ns of its reduction, or -1
-        ("next", "i4"),  # in the calendar, a link's queue, a rank's delays, or the free list
-        ("kind", "i4"),
-        ("own", "i4"),  # receiving endpoint, node, link or rank, by kind
-        ("k", "i4"),  # sequence number of the message at its sender; first item of a rank's delays
-        ("dst", "i4"),  # destination rank; last item of a rank's delays
-        ("route", "i4"),  # place in the route table, or -1: routed hop by hop; next group of a rank's delays
-        ("link", "i4"),  # the link it is on, -1 for none
-        ("pad", "i4"),
+        ("next", "i8"),  # in the calendar, a link's queue, a rank's delays, or the free list
+        ("kind", "i8"),
+        ("own", "i8"),  # receiving endpoint, node, link or rank, by kind
+        ("k", "i8"),  # sequence number of the message at its sender; first item of a rank's delays
+        ("dst", "i8"),  # destination rank; last item of a rank's delays
+        ("route", "i8"),  # place in the route table, or -1: routed hop by hop; next group of a rank's delays
+        ("link", "i8"),  # the link it is on, -1 for none
         ("made", "i8"),  # ns at which it was made (folded runs)
     ],
     align=True,
@@ -94,10 +93,10 @@ link_t = np.dtype(
         ("latency", "f8"),  # ns
         ("bytes", "i8"),
         ("busy_ns", "i8"),
-        ("busy", "i4"),
-        ("head", "i4"),
-        ("tail", "i4"),
-        ("device", "i4"),  # at its far end
+        ("busy", "i8"),
+        ("head", "i8"),
+        ("tail", "i8"),
+        ("device", "i8"),  # at its far end
         ("spare", "f8"),  # `fair`: bytes per ns that are not given away yet, and flows that still want some
         ("users", "i8"),
         ("touched", "i8"),  # folded runs: the last ns at which a message came to it, in which event, made when
@@ -108,61 +107,58 @@ link_t = np.dtype(
 )
 endpoint_t = np.dtype(
     [
-        ("rank", "i4"),
-        ("pos", "i4"),  # place in the phase's ring
-        ("phase", "i4"),
-        ("stream", "i4"),
-        ("group", "i4"),  # offset of the group's ranks, -1 when ranks follow from a stride
-        ("queue", "i4"),
-        ("step", "i4"),  # +1 or -1: which way its ring runs
-        ("sent", "i4"),
-        ("free", "i4"),  # credits; of a tree: which receives are posted, a bit each
-        ("received", "i4"),
-        ("inserted", "i4"),
-        ("early", "i4"),  # list of messages that came before their receive; of a tree: a bit each
-        ("state", "i4"),  # of a tree; else the last of the early messages
-        ("reduced", "i4"),
-        ("tree", "i4"),
-        ("pad", "i4"),
+        ("rank", "i8"),
+        ("pos", "i8"),  # place in the phase's ring
+        ("phase", "i8"),
+        ("stream", "i8"),
+        ("group", "i8"),  # offset of the group's ranks, -1 when ranks follow from a stride
+        ("queue", "i8"),
+        ("step", "i8"),  # +1 or -1: which way its ring runs
+        ("sent", "i8"),
+        ("free", "i8"),  # credits; of a tree: which receives are posted, a bit each
+        ("received", "i8"),
+        ("inserted", "i8"),
+        ("early", "i8"),  # list of messages that came before their receive; of a tree: a bit each
+        ("state", "i8"),  # of a tree; else the last of the early messages
+        ("reduced", "i8"),
+        ("tree", "i8"),
     ],
     align=True,
 )
 stream_t = np.dtype(
     [
         ("priority", "i8"),
-        ("rank", "i4"),
-        ("instance", "i4"),
-        ("node", "i4"),
-        ("phase", "i4"),  # -1 before the first
-        ("queue", "i4"),
-        ("next", "i4"),
-        ("base", "i4"),  # its endpoint in phase 0
-        ("pad", "i4"),
+        ("rank", "i8"),
+        ("instance", "i8"),
+        ("node", "i8"),
+        ("phase", "i8"),  # -1 before the first
+        ("queue", "i8"),
+        ("next", "i8"),
+        ("base", "i8"),  # its endpoint in phase 0
     ],
     align=True,
 )
 instance_t = np.dtype(
     [
         ("tag", "i8"),
-        ("plan", "i4"),
-        ("endpoints", "i4"),
-        ("streams", "i4"),
-        ("members", "i4"),
-        ("left", "i4"),  # streams that have not ended
-        ("next", "i4"),  # of the same group, or in the plan's list of free ones
-        ("arrived", "i4"),
-        ("room", "i4"),
+        ("plan", "i8"),
+        ("endpoints", "i8"),
+        ("streams", "i8"),
+        ("members", "i8"),
+        ("left", "i8"),  # streams that have not ended
+        ("next", "i8"),  # of the same group, or in the plan's list of free ones
+        ("arrived", "i8"),
+        ("room", "i8"),
     ],
     align=True,
 )
 plan_t = np.dtype(
     [
-        ("chunks", "i4"),
-        ("phases", "i4"),
-        ("first_phase", "i4"),
-        ("world", "i4"),  # 1: phases over the network's dimensions; 0: one ring over the group
-        ("free", "i4"),  # instances to use again
-        ("pad", "i4"),
+        ("chunks", "i8"),
+        ("phases", "i8"),
+        ("first_phase", "i8"),
+        ("world", "i8"),  # 1: phases over the network's dimensions; 0: one ring over the group
+        ("free", "i8"),  # instances to use again
     ],
     align=True,
 )
@@ -171,20 +167,19 @@ phase_t = np.dtype(
         ("size", "i8"),  # bytes a message
         ("reduction", "i8"),  # ns
         ("endpoint", "i8"),  # ns
-        ("algorithm", "i4"),
-        ("collective", "i4"),
-        ("n", "i4"),
-        ("total", "i4"),  # messages a rank sends
-        ("parallel", "i4"),  # credits
-        ("unreduced", "i4"),  # of a period's insertions those that never reduce
-        ("period", "i4"),
-        ("dim", "i4"),
-        ("stride", "i4"),
-        ("table", "i4"),  # halving-doubling: its row of steps; tree: its row of parents
-        ("half", "i4"),  # which queues it takes: 0 any, 1 first half, 2 last half
-        ("route", "i4"),  # folded runs: its first entry in the table of routes by message
-        ("origin", "i4"),  # the collective that it is a phase of
-        ("pad", "i4"),
+        ("algorithm", "i8"),
+        ("collective", "i8"),
+        ("n", "i8"),
+        ("total", "i8"),  # messages a rank sends
+        ("parallel", "i8"),  # credits
+        ("unreduced", "i8"),  # of a period's insertions those that never reduce
+        ("period", "i8"),
+        ("dim", "i8"),
+        ("stride", "i8"),
+        ("table", "i8"),  # halving-doubling: its row of steps; tree: its row of parents
+        ("half", "i8"),  # which queues it takes: 0 any, 1 first half, 2 last half
+        ("route", "i8"),  # folded runs: its first entry in the table of routes by message
+        ("origin", "i8"),  # the collective that it is a phase of
     ],
     align=True,
 )
@@ -194,81 +189,81 @@ node_t = np.dtype(
         ("duration", "i8"),
         ("start", "i8"),  # ns, -1 before
         ("end", "i8"),
-        ("children", "i4"),  # first of those that wait for it, and the end of them
-        ("children_end", "i4"),
-        ("kind", "i4"),
-        ("cls", "i4"),  # the resource it needs
-        ("rank", "i4"),
-        ("waits", "i4"),  # unfinished dependencies
-        ("next", "i4"),
-        ("plan", "i4"),
-        ("group", "i4"),
-        ("pos", "i4"),  # place in the group
-        ("counter", "i4"),  # its rank's count of streams in this group
-        ("left", "i4"),  # chunks that have not ended
-        ("peer", "i4"),
-        ("channel", "i4"),
+        ("children", "i8"),  # first of those that wait for it, and the end of them
+        ("children_end", "i8"),
+        ("kind", "i8"),
+        ("cls", "i8"),  # the resource it needs
+        ("rank", "i8"),
+        ("waits", "i8"),  # unfinished dependencies
+        ("next", "i8"),
+        ("plan", "i8"),
+        ("group", "i8"),
+        ("pos", "i8"),  # place in the group
+        ("counter", "i8"),  # its rank's count of streams in this group
+        ("left", "i8"),  # chunks that have not ended
+        ("peer", "i8"),
+        ("channel", "i8"),
     ],
     align=True,
 )
-channel_t = np.dtype([("arrived", "i4"), ("head", "i4"), ("tail", "i4"), ("pad", "i4")], align=True)
-ready_t = np.dtype([("head", "i4"), ("tail", "i4"), ("busy", "i4"), ("pad", "i4")], align=True)
-queue_t = np.dtype([("head", "i4"), ("tail", "i4"), ("running", "i4"), ("pad", "i4")], align=True)
-turn_t = np.dtype([("any", "i4"), ("first", "i4"), ("last", "i4"), ("pad", "i4")], align=True)
+channel_t = np.dtype([("arrived", "i8"), ("head", "i8"), ("tail", "i8")], align=True)
+ready_t = np.dtype([("head", "i8"), ("tail", "i8"), ("busy", "i8")], align=True)
+queue_t = np.dtype([("head", "i8"), ("tail", "i8"), ("running", "i8")], align=True)
+turn_t = np.dtype([("any", "i8"), ("first", "i8"), ("last", "i8")], align=True)
 rank_t = np.dtype(
     [
         ("priority", "i8"),
         ("touched", "i8"),  # folded runs: the last ns at which an event ran on it, made when, on which endpoint
         ("touched_made", "i8"),
-        ("touched_endpoint", "i4"),
-        ("delays", "i4"),  # groups of delays that run on it
+        ("touched_endpoint", "i8"),
+        ("delays", "i8"),  # groups of delays that run on it
     ],
     align=True,
 )
-group_t = np.dtype([("offset", "i4"), ("size", "i4"), ("live", "i4"), ("pad", "i4")], align=True)
+group_t = np.dtype([("offset", "i8"), ("size", "i8"), ("live", "i8")], align=True)
 dim_t = np.dtype(
     [
         ("bandwidth", "f8"),
         ("latency", "f8"),
-        ("kind", "i4"),
-        ("n", "i4"),
-        ("stride", "i4"),
-        ("links", "i4"),  # first link
-        ("devices", "i4"),  # first switch
-        ("leaf", "i4"),  # fat tree: ranks a leaf
-        ("spines", "i4"),
-        ("leaves", "i4"),
+        ("kind", "i8"),
+        ("n", "i8"),
+        ("stride", "i8"),
+        ("links", "i8"),  # first link
+        ("devices", "i8"),  # first switch
+        ("leaf", "i8"),  # fat tree: ranks a leaf
+        ("spines", "i8"),
+        ("leaves", "i8"),
     ],
     align=True,
 )
-device_t = np.dtype([("dim", "i4"), ("origin", "i4"), ("index", "i4"), ("tier", "i4")], align=True)
+device_t = np.dtype([("dim", "i8"), ("origin", "i8"), ("index", "i8"), ("tier", "i8")], align=True)
 
 
-slot_t = np.dtype([("head", "i4"), ("tail", "i4")], align=True)
+slot_t = np.dtype([("head", "i8"), ("tail", "i8")], align=True)
 word_t = np.dtype([("bits", "u8")], align=True)
-child_t = np.dtype([("node", "i4")], align=True)
-member_t = np.dtype([("rank", "i4")], align=True)
+child_t = np.dtype([("node", "i8")], align=True)
+member_t = np.dtype([("rank", "i8")], align=True)
 counter_t = np.dtype([("count", "i8")], align=True)
-route_t = np.dtype([("link", "i4")], align=True)  # links one after the other, -1 ends a route
+route_t = np.dtype([("link", "i8")], align=True)  # links one after the other, -1 ends a route
 # folded runs, by phase.route + k: place in the routes, and the rank that the message stands for going to
-message_route_t = np.dtype([("place", "i4"), ("dst", "i4")], align=True)
+message_route_t = np.dtype([("place", "i8"), ("dst", "i8")], align=True)
 detour_t = np.dtype([("key", "i8"), ("place", "i8")], align=True)  # src * ranks + dst, ascending
-flip_t = np.dtype([("taken", "i4")], align=True)  # trees taken so far, by rank, dimension and collective
+flip_t = np.dtype([("taken", "i8")], align=True)  # trees taken so far, by rank, dimension and collective
 halving_t = np.dtype([("distance", "i8"), ("size", "i8"), ("reduction", "i8")], align=True)
-tree_t = np.dtype([("parent", "i4"), ("left", "i4"), ("right", "i4"), ("pad", "i4")], align=True)
+tree_t = np.dtype([("parent", "i8"), ("left", "i8"), ("right", "i8")], align=True)
 flow_t = np.dtype(
     [
         ("left", "f8"),  # bytes
         ("rate", "f8"),  # bytes per ns
         ("latency", "f8"),  # ns
-        ("token", "i4"),
-        ("path", "i4"),  # its first link in the paths
-        ("hops", "i4"),
-        ("fixed", "i4"),
+        ("token", "i8"),
+        ("path", "i8"),  # its first link in the paths
+        ("hops", "i8"),
+        ("fixed", "i8"),
     ],
     align=True,
 )
-path_t = np.dtype([("link", "i4")], align=True)
+path_t = np.dtype([("link", "i8")], align=True)
 run_t = np.dtype(
     [
         ("now", "i8"),  # ns
@@ -341,6 +336,18 @@ TABLES = {
 """All tables of a run, in the order of their addresses in its state."""
 
 
+WORD = ir.IntType(64)
+
+
+def _base(builder: Any, state: Any, place: int) -> Any:
+    """Load the address of a table."""
+    addresses = builder.inttoptr(state, WORD.as_pointer())
+    base = builder.load(builder.gep(addresses, [ir.Constant(WORD, place)]))
+    # tables do not move during a run, so the compiler may keep their addresses in registers
+    base.set_metadata("invariant.load", builder.module.add_metadata([]))
+    return base
+
+
 def _row_of(table: str) -> Callable[[int, int], Any]:
     """Make the compiled accessor ``row(state, i)`` of a table."""
     place = list(TABLES).index(table)
@@ -350,12 +357,7 @@ def _row_of(table: str) -> Callable[[int, int], Any]:
     @intrinsic
     def row(typingctx: Any, state: Any, index: Any) -> Any:
         def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            word = ir.IntType(64)
-            addresses = builder.inttoptr(args[0], word.as_pointer())
-            base = builder.load(builder.gep(addresses, [ir.Constant(word, place)]))
-            # tables do not move during a run, so the compiler may keep their addresses in registers
-            base.set_metadata("invariant.load", builder.module.add_metadata([]))
-            address = builder.add(base, builder.mul(args[1], ir.Constant(word, width)))
+            address = builder.add(_base(builder, args[0], place), builder.mul(args[1], ir.Constant(WORD, width)))
             return builder.inttoptr(address, context.get_value_type(record))
 
         return record(types.int64, types.int64), codegen
@@ -363,7 +365,6 @@ def _row_of(table: str) -> Callable[[int, int], Any]:
     return cast(Callable[[int, int], Any], row)
 
 
-run_at = _row_of("run")
 token_at = _row_of("tokens")
 slot_at = _row_of("slots")
 word_at = _row_of("words")
@@ -395,10 +396,19 @@ flow_at = _row_of("flows")
 path_at = _row_of("paths")
 
 
-@inlined
-def run(s: State) -> Any:
-    """The run's one row."""
-    return run_at(s, 0)
+@intrinsic
+def _run(typingctx: Any, state: Any) -> Any:
+    record = from_dtype(run_t)
+    place = list(TABLES).index("run")
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.inttoptr(_base(builder, args[0], place), context.get_value_type(record))
+
+    return record(types.int64), codegen
+
+
+run = cast(Callable[[int], Any], _run)
+"""The run's one row."""
 
 
 class Tables:

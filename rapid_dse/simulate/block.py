@@ -14,7 +14,7 @@ from rapid_dse.config.scenario import Scenario
 from rapid_dse.device import OperatorModel
 from rapid_dse.layouts import Layouts
 from rapid_dse.model.operators import MicroBatch
-from rapid_dse.simulate.operators import ACTIVATION_BYTES, Operators
+from rapid_dse.simulate.operators import Operators, compute_bytes
 
 FloatColumn = NDArray[np.float64]
 
@@ -24,7 +24,8 @@ class Block:
     """Device seconds and HBM bytes of one micro-batch on one rank; each ``(n,)``.
 
     ``layer_*`` are of one layer, ``head_*`` of head and loss, ``embedding_*`` of the look-up; ``attention_forward`` is the part of
-    ``layer_forward`` that ring attention's transfers can hide behind, ``weight_gradient`` the part of ``layer_backward`` that nothing waits for.
+    ``layer_forward`` that ring attention's transfers can hide behind, ``weight_gradient`` the part of ``layer_backward`` that nothing
+    waits for.
     """
 
     layer_forward: FloatColumn
@@ -75,7 +76,7 @@ def framework_block(scenario: Scenario, shape: MicroBatch, alone: Operators, dev
         selective_recompute=glue_forward + 0.5 * layer[0] if every_other else alone.attention_forward,
         head_forward=head[0] + loss / 2,
         head_backward=head[1] + head[2] + loss / 2,
-        embedding=device.elementwise(3.0 * ACTIVATION_BYTES * shape.tokens * scenario.model.hidden_size),
+        embedding=device.elementwise(3.0 * compute_bytes(scenario) * shape.tokens * scenario.model.hidden_size),
         layer_flops=alone.layer_flops,
         head_flops=2 * shape.tokens * scenario.model.hidden_size * scenario.model.vocab_size / shape.tp,
         layer_traffic=3 * alone.layer_operand_bytes + traffic,

@@ -13,7 +13,7 @@ from rapid_dse.layouts import Layouts
 from rapid_dse.model.operators import local_kv_heads
 from rapid_dse.network import closed_form
 from rapid_dse.network.placement import Placement, place
-from rapid_dse.simulate.operators import ACTIVATION_BYTES
+from rapid_dse.simulate.operators import compute_bytes
 
 FloatColumn = NDArray[np.float64]
 
@@ -63,7 +63,8 @@ def traffic(scenario: Scenario, layouts: Layouts, placement: Placement, network:
     """The transfers of one layer and one micro-batch."""
     model = scenario.model
     tokens = layouts.micro_batch_size * (scenario.workload.seq_len / layouts.cp)
-    stream = tokens * (model.hidden_size * ACTIVATION_BYTES)
+    width = compute_bytes(scenario)
+    stream = tokens * (model.hidden_size * width)
     sequence = layouts.sequence_parallel
     reduce = closed_form.all_reduce(stream, placement.tp, network)
     gather = closed_form.all_gather(stream, placement.tp, network)
@@ -72,7 +73,7 @@ def traffic(scenario: Scenario, layouts: Layouts, placement: Placement, network:
     skew = scenario.software.node_skew * (nodes - 1)
     gather, scatter, reduce = gather + skew, scatter + skew, reduce + skew
     each = np.where(sequence, gather + scatter, reduce)
-    keys = tokens * local_kv_heads(model, layouts.tp) * model.attention_head_dim * (2 * ACTIVATION_BYTES)
+    keys = tokens * local_kv_heads(model, layouts.tp) * model.attention_head_dim * (2 * width)
     hop = closed_form.send_recv(keys, placement.cp, network)
     # Each tensor-parallel rank sends its share; without sequence parallelism the node gathers it again (arXiv 2104.04473, section 4.1).
     boundary = stream / layouts.tp

@@ -31,8 +31,13 @@ def energy(hw: Hardware, precision: str, work: StepWork) -> FloatColumn:
     Never above the chips' thermal design power for the time of the step.
     """
     dimensions = hw.network.dimensions
-    per_flop = hw.energy.flop.get(precision, hw.energy.flop["bf16"])  # type: ignore[call-overload]
-    dynamic = work.flops * per_flop + work.hbm_bytes * (hw.energy.hbm + hw.energy.l2)
+    dynamic = work.flops * _energy_a_flop(hw, precision) + work.hbm_bytes * (hw.energy.hbm + hw.energy.l2)
     dynamic = dynamic + work.inner_bytes * dimensions[0].energy + work.outer_bytes * dimensions[-1].energy
     joules: FloatColumn = np.minimum(dynamic + hw.energy.idle * work.seconds, hw.energy.tdp * work.seconds) * work.num_gpus
     return joules
+
+
+def _energy_a_flop(hw: Hardware, precision: str) -> float:
+    """J/FLOP of the precision, or of the nearest wider one that the chip's table has: bf16, fp16, fp32; 0 where it has none."""
+    joules = {str(name): energy for name, energy in hw.energy.flop.items()}
+    return next((joules[name] for name in (precision, "bf16", "fp16", "fp32") if name in joules), 0.0)

@@ -14,12 +14,11 @@ from rapid_dse.config.hardware import PRECISION_BYTES
 from rapid_dse.config.scenario import Scenario
 from rapid_dse.layouts import RECOMPUTE_FULL, RECOMPUTE_NONE, Layouts
 from rapid_dse.model.operators import local_kv_heads, mlp_projections, padded_vocab
+from rapid_dse.simulate.operators import compute_bytes
 from rapid_dse.simulate.stages import Stages
 from rapid_dse.trace.schedules import in_flight
 
 FloatColumn = NDArray[np.float64]
-
-WEIGHT_BYTES = 2  # the copy that computes, under fp8 too
 
 
 @dataclass(frozen=True)
@@ -79,24 +78,26 @@ def layer_activations(scenario: Scenario, layouts: Layouts) -> FloatColumn:
     queries, keys = tokens * heads * model.attention_head_dim, tokens * local_kv_heads(model, tp) * model.attention_head_dim
     wide = tokens * model.intermediate_size / tp
     gates = mlp_projections(model)
-    products = 2 * (queries + 2 * keys) + 2 * stream + 2 * gates * wide + 2 * stream  # outputs of qkv, out, up, down
-    inputs = 4 * 2 * stream + 2 * queries + 2 * wide  # of norms, of qkv and up, of out and down
-    copies = (0 if software.fused_rotary else 2 * (queries + keys)) + (0 if software.fused_activation else 2 * wide)
-    dropout = 2 * stream if software.dropout else 0.0
+    width = compute_bytes(scenario)
+    products = width * ((queries + 2 * keys) + stream + gates * wide + stream)  # outputs of qkv, out, up, down
+    inputs = width * (4 * stream + queries + wide)  # of norms, of qkv and up, of out and down
+    copies = width * ((0 if software.fused_rotary else queries + keys) + (0 if software.fused_activation else wide))
+    dropout = 2 * stream if software.dropout else 0.0  # two masks of a byte
     scores = _score_bytes(scenario, layouts, heads)
-    kept = inputs + 2 * (queries + 2 * keys) + 2 * gates * wide + copies + dropout + 4 * tokens * heads
+    kept = inputs + width * (queries + 2 * keys + gates * wide) + copies + dropout + 4 * tokens * heads
     every_other = software.selective_recompute == "every_other_matmul"
-    selective = 2 * stream + 0.5 * products + 2 * queries if every_other else kept
-    full = 2 * stream
+    selective = width * stream + 0.5 * products + width * queries if every_other else kept
+    full = width * stream
     by_mode = np.where(layouts.recompute == RECOMPUTE_FULL, full, np.where(layouts.recompute == RECOMPUTE_NONE, kept + scores, selective))
     return by_mode * np.where(layouts.recompute == RECOMPUTE_FULL, 1.0, software.activation_overhead)
 
 
 def _score_bytes(scenario: Scenario, layouts: Layouts, heads: FloatColumn) -> FloatColumn:
-    # Softmax output, dropout output, both 16 bits, and a mask of one byte: 5 a s of the paper; two less without dropout.
+    # Softmax output and dropout output, both 16 bits, and a mask of one byte: 5 a s of the paper; the first alone without dropout.
     if scenario.software.attention == "flash":
         return np.zeros(len(layouts))
-    each = 5.0 if scenario.software.dropout else 2.0
+    width = compute_bytes(scenario)
+    each = 2.0 * width + 1 if scenario.software.dropout else width
     return each * layouts.micro_batch_size * heads * float(scenario.workload.seq_len) ** 2 / layouts.cp
 
 
@@ -107,12 +108,14 @@ def peak_memory(scenario: Scenario, layouts: Layouts, stages: Stages) -> Memory:
     shards = (layouts.dp * layouts.cp).astype(float)
     accumulates = layouts.num_micro_batches > 1
     gradient = PRECISION_BYTES[software.gradient_dtype] + np.where(accumulates, software.extra_gradient_bytes, 0.0)
+    # Under fp32 the weights that compute are the master weights.
+    master = min(4.0, software.optimizer_bytes) if scenario.workload.precision == "fp32" else 0.0
     terms = {
-        "parameters": parameters * WEIGHT_BYTES / np.where(layouts.zero >= 3, shards, 1),
+        "parameters": parameters * compute_bytes(scenario) / np.where(layouts.zero >= 3, shards, 1),
         "gradients": parameters * gradient / np.where(layouts.zero >= 2, shards, 1),
-        "optimizer": parameters * software.optimizer_bytes / np.where(layouts.zero >= 1, shards, 1),
+        "optimizer": parameters * (software.optimizer_bytes - master) / np.where(layouts.zero >= 1, shards, 1),
         "activations": _activations(scenario, layouts, stages),
-        "gathered": _gathered(scenario, layouts),
+        "gathered": _gathered(scenario, layouts, parameters),
     }
     terms["buffers"] = (software.fragmentation - 1) * terms["activations"] + np.where(
         shards > 1, np.minimum(software.gradient_bucket, parameters * PRECISION_BYTES[software.gradient_dtype]), 0.0
@@ -132,7 +135,7 @@ def _activations(scenario: Scenario, layouts: Layouts, stages: Stages) -> NDArra
     whole = layer_activations(scenario, _without_recompute(layouts)) - each
     tokens = layouts.micro_batch_size * (scenario.workload.seq_len / layouts.cp)
     logits = tokens * padded_vocab(scenario.model, layouts.tp) / layouts.tp * scenario.software.logit_bytes
-    whole_stream = 2.0 * tokens * scenario.model.hidden_size * (layouts.tp > 1)
+    whole_stream = compute_bytes(scenario) * tokens * scenario.model.hidden_size * (layouts.tp > 1)
     embedded, headed = (whole_stream * copies for copies in (scenario.software.embedding_copies, scenario.software.head_copies))
     transient = np.maximum(0.0, whole) * (stages.layers > 0) + stages.has_head * (logits + headed)
     return held * (stages.layers * each + stages.has_embedding * embedded) + transient
@@ -142,8 +145,11 @@ def _without_recompute(layouts: Layouts) -> Layouts:
     return replace(layouts, recompute=np.full_like(layouts.recompute, RECOMPUTE_NONE))
 
 
-def _gathered(scenario: Scenario, layouts: Layouts) -> FloatColumn:
-    """ZeRO 3: the layer that computes and the one that is fetched meanwhile, gathered, with the gradient of one."""
-    layer = layer_parameters(scenario, layouts)
+def _gathered(scenario: Scenario, layouts: Layouts, parameters: NDArray[np.float64]) -> NDArray[np.float64]:
+    """What ZeRO holds whole for a while, ``(CANDIDATES, n_layouts)``: from 2 on the gradient of the layer that computes, until it is
+    reduced, and under 3 the weights of that layer and of the one that is fetched meanwhile, no more than the stage has."""
+    sharded, layer = layouts.dp * layouts.cp > 1, layer_parameters(scenario, layouts)
     unit = np.maximum(layer, vocabulary_parameters(scenario, layouts))
-    return np.where(layouts.zero >= 3, (layer + unit) * WEIGHT_BYTES + layer * PRECISION_BYTES[scenario.software.gradient_dtype], 0.0)
+    weights = np.where(sharded & (layouts.zero >= 3), np.minimum(layer + unit, parameters) * compute_bytes(scenario), 0.0)
+    gradient = layer * PRECISION_BYTES[scenario.software.gradient_dtype]
+    return weights + np.where(sharded & (layouts.zero >= 2), gradient, 0.0)

@@ -13,13 +13,12 @@ from numpy.typing import NDArray
 
 from rapid_dse.config.scenario import Scenario
 from rapid_dse.device import AttentionKernel, OperatorModel
-from rapid_dse.model.operators import MatMul, MicroBatch, head_matmul, layer_matmuls, local_kv_heads, mlp_projections
+from rapid_dse.model.operators import MatMul, MicroBatch, head_matmul, layer_matmuls, local_kv_heads, mean_context, mlp_projections
 
 FloatColumn = NDArray[np.float64]
 
 # Passes over an operand against one fused cast: rowwise scales need a pass for the maxima and one to cast, along rows and along columns.
 RECIPE_PASSES = {"delayed": 1.0, "tensorwise": 1.0, "tensorwise + fp8 all-gather": 1.0, "rowwise": 4.0}
-ACTIVATION_BYTES = 2  # bf16 or fp16, under fp8 too
 
 
 @dataclass(frozen=True)
@@ -43,6 +42,11 @@ class Operators:
     layer_flops: FloatColumn
 
 
+def compute_bytes(scenario: Scenario) -> int:
+    """Bytes of an activation, and of the weight that computes: 16 bits, under fp8 too, 32 under fp32."""
+    return 4 if scenario.workload.precision == "fp32" else 2
+
+
 def operators(scenario: Scenario, shape: MicroBatch, device: OperatorModel) -> Operators:
     """Prices a layer's operators and the head's for each shape."""
     layer, head = layer_matmuls(scenario.model, shape), head_matmul(scenario.model, shape)
@@ -58,8 +62,8 @@ def operators(scenario: Scenario, shape: MicroBatch, device: OperatorModel) -> O
         glue_forward_bytes=glue_forward,
         glue_backward_bytes=glue_backward,
         loss_bytes=loss_bytes(scenario, shape),
-        layer_operand_bytes=np.sum([_operand_bytes(each) for each in layer], axis=0),
-        head_operand_bytes=_operand_bytes(head),
+        layer_operand_bytes=compute_bytes(scenario) * np.sum([_operands(each) for each in layer], axis=0),
+        head_operand_bytes=compute_bytes(scenario) * _operands(head),
         layer_flops=flops + attention_flops(scenario, shape),
     )
 
@@ -94,13 +98,14 @@ def _cast_bytes(scenario: Scenario, shapes: NDArray[np.float64]) -> NDArray[np.f
 def _attention_seconds(
     scenario: Scenario, shape: MicroBatch, device: OperatorModel, direction: Literal["forward", "backward"]
 ) -> FloatColumn:
-    """Seconds of one layer's attention. Zigzag ring attention gives each rank half of the full rectangle; without context
-    parallelism the kernel skips the masked half itself."""
+    """Seconds of one layer's attention. Zigzag ring attention gives each rank half of the full rectangle (what the window leaves of
+    it); without context parallelism the kernel skips what is masked itself."""
     model, software = scenario.model, scenario.software
     unfused: AttentionKernel = "fused_softmax" if software.fused_softmax else "unfused"
     kernel: AttentionKernel = software.flash_kernel if software.attention == "flash" else unfused
     precision = "bf16" if scenario.workload.precision == "fp8" else scenario.workload.precision
     heads, kv_heads, batch = model.num_attention_heads / shape.tp, local_kv_heads(model, shape.tp), shape.micro_batch_size
+    mean = mean_context(model, shape.seq_len)
     seconds = np.empty(len(shape.tp))
     for split in (False, True):
         rows = (shape.cp > 1) == split
@@ -110,7 +115,7 @@ def _attention_seconds(
                 heads[rows],
                 kv_heads[rows],
                 shape.seq_len / shape.cp[rows],
-                shape.seq_len / 2 if split else shape.seq_len,
+                mean if split else shape.seq_len,
                 model.attention_head_dim,
                 direction=direction,
                 causal=not split,
@@ -120,14 +125,15 @@ def _attention_seconds(
                 dropout=software.dropout,
             )
     # Without zigzag the last rank of the ring sees every key: (2 cp - 1) / cp of the mean work (arXiv 2310.01889, causal case).
-    uneven = np.where((shape.cp > 1) & (not software.cp_balanced), (2.0 * shape.cp - 1) / shape.cp, 1.0)
+    fullest = np.minimum((2.0 * shape.cp - 1) / shape.cp, min(model.sliding_window or shape.seq_len, shape.seq_len) / mean)
+    uneven = np.where((shape.cp > 1) & (not software.cp_balanced), fullest, 1.0)
     return seconds * uneven / scenario.hw.efficiency.sustained
 
 
 def attention_flops(scenario: Scenario, shape: MicroBatch) -> FloatColumn:
     """FLOP of one layer's causal attention forward on one rank."""
     width = scenario.model.num_attention_heads * scenario.model.attention_head_dim / shape.tp
-    return 2.0 * shape.tokens * shape.seq_len * width
+    return 4.0 * shape.tokens * mean_context(scenario.model, shape.seq_len) * width
 
 
 def elementwise_bytes(scenario: Scenario, shape: MicroBatch) -> tuple[FloatColumn, FloatColumn]:
@@ -137,11 +143,12 @@ def elementwise_bytes(scenario: Scenario, shape: MicroBatch) -> tuple[FloatColum
     two and writes one; ``software.elementwise_traffic`` says how many times that a framework moves.
     """
     model, software = scenario.model, scenario.software
-    stream = shape.norm_tokens * model.hidden_size * ACTIVATION_BYTES
+    width = compute_bytes(scenario)
+    stream = shape.norm_tokens * model.hidden_size * width
     head = model.attention_head_dim
-    rotary = shape.tokens * head * (model.num_attention_heads / shape.tp + local_kv_heads(model, shape.tp)) * ACTIVATION_BYTES
+    rotary = shape.tokens * head * (model.num_attention_heads / shape.tp + local_kv_heads(model, shape.tp)) * width
     rotary = rotary if model.position_embedding == "rope" else np.zeros_like(rotary)
-    wide = shape.tokens * model.intermediate_size / shape.tp * ACTIVATION_BYTES
+    wide = shape.tokens * model.intermediate_size / shape.tp * width
     gates = mlp_projections(model)
     dropout = 1.0 if software.dropout else 0.0
     forward = stream * (2 * 2 + 2 * 3 + dropout) + 2 * rotary + wide * (gates + 1)
@@ -155,5 +162,5 @@ def loss_bytes(scenario: Scenario, shape: MicroBatch) -> FloatColumn:
     return logits * (8.0 if scenario.software.fused_cross_entropy else 34.0)
 
 
-def _operand_bytes(matmul: MatMul) -> FloatColumn:
-    return ACTIVATION_BYTES * (matmul.m * matmul.k + matmul.k * matmul.n + matmul.m * matmul.n)
+def _operands(matmul: MatMul) -> FloatColumn:
+    return matmul.m * matmul.k + matmul.k * matmul.n + matmul.m * matmul.n

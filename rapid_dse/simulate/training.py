@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rapid_dse.config.hardware import Network
+from rapid_dse.config.model import Model
 from rapid_dse.config.scenario import Scenario
 from rapid_dse.device import OperatorModel, operator_model
 from rapid_dse.layouts import INTERLEAVED, RECOMPUTE_FULL, RECOMPUTE_SELECTIVE, IntColumn, Layouts
@@ -17,8 +18,8 @@ from rapid_dse.network.placement import Placement
 from rapid_dse.simulate.block import Block, distinct_shapes, framework_block
 from rapid_dse.simulate.communication import Traffic, effective_network, gradient_bytes, placement_of, traffic
 from rapid_dse.simulate.cost import StepWork, energy
-from rapid_dse.simulate.memory import WEIGHT_BYTES, Memory, layer_parameters, peak_memory, stage_parameters, vocabulary_parameters
-from rapid_dse.simulate.operators import Operators, operators
+from rapid_dse.simulate.memory import Memory, layer_parameters, peak_memory, stage_parameters, vocabulary_parameters
+from rapid_dse.simulate.operators import Operators, compute_bytes, operators
 from rapid_dse.simulate.results import Priced
 from rapid_dse.simulate.stages import Stages, stages
 from rapid_dse.trace.schedules import Slots, bubble
@@ -60,7 +61,10 @@ class Groups:
 
 @dataclass(frozen=True)
 class Layer:
-    """Exposed seconds of one layer and one micro-batch, ``(n_layouts,)`` each; ``forward`` and ``backward`` include the transfers."""
+    """Exposed seconds of one layer and one micro-batch, ``(n_layouts,)`` each; ``forward`` and ``backward`` include the transfers.
+
+    ``gathers``, not part of them, is what ZeRO 3's transfers take during the backward pass, hidden or not.
+    """
 
     compute: FloatColumn
     tp: FloatColumn
@@ -68,6 +72,7 @@ class Layer:
     forward: FloatColumn
     backward: FloatColumn
     dp: FloatColumn
+    gathers: FloatColumn
 
     @property
     def total(self) -> FloatColumn:
@@ -89,12 +94,20 @@ def prepare(scenario: Scenario, layouts: Layouts) -> Prepared:
     """Prices the operators of all distinct micro-batch shapes.
 
     Raises:
-        ValueError: where the network has no closed form, or the chip lacks the precision.
+        ValueError: where the network has no closed form, the chip lacks the precision, or the model is no dense transformer.
     """
     closed_form.require_closed_form(scenario.hw.network)
+    _require_dense(scenario.model)
     device = operator_model(scenario.hw)
     shape, where = distinct_shapes(layouts, scenario.workload.seq_len)
     return Prepared(device, shape, where, operators(scenario, shape, device))
+
+
+def _require_dense(model: Model) -> None:
+    for key, value in (("num_experts", model.num_experts), ("kv_lora_rank", model.kv_lora_rank)):
+        if value:
+            what = "mixtures of experts" if key == "num_experts" else "multi-head latent attention"
+            raise ValueError(f"model.{key}={value}: training of {what} is not part of this version; allowed: 0")
 
 
 def price(scenario: Scenario, layouts: Layouts) -> Priced:
@@ -185,13 +198,15 @@ def layer_time(scenario: Scenario, layouts: Layouts, block: Block, moved: Traffi
     cp_backward = _beside(moved.cp_backward, software.cp_overlap, block.attention_backward) + np.where(full, cp_forward, 0.0)
     forward = block.layer_forward + tp_forward + cp_forward
     backward = block.layer_backward + again + tp_backward + cp_backward
+    gather, gathers = _gather_per_layer(scenario, layouts, groups)
     return Layer(
         compute=block.layer_forward + block.layer_backward + again,
         tp=tp_forward + tp_backward,
         cp=cp_forward + cp_backward,
         forward=forward,
         backward=backward,
-        dp=_gather_per_layer(scenario, layouts, forward, backward, groups),
+        dp=_beside(gather, software.dp_overlap, forward) + _beside(gathers, software.dp_overlap, backward),
+        gathers=gathers,
     )
 
 
@@ -200,28 +215,28 @@ def _beside(transfer: FloatColumn, share: float, compute: FloatColumn) -> FloatC
     return np.maximum(0.0, transfer - share * compute)
 
 
-def _gather_per_layer(scenario: Scenario, layouts: Layouts, forward: FloatColumn, backward: FloatColumn, groups: Groups) -> FloatColumn:
-    """What shows of ZeRO 3's gathers of a layer's weights before its forward and its backward, and of gradients reduced each time."""
+def _gather_per_layer(scenario: Scenario, layouts: Layouts, groups: Groups) -> tuple[FloatColumn, FloatColumn]:
+    """Transfers of a layer during its forward and during its backward, s: ZeRO 3's gathers of weights, and gradients reduced each time."""
     software, network = scenario.software, groups.network
     if not (layouts.zero >= 2).any():
-        return np.zeros(len(layouts))
+        return np.zeros(len(layouts)), np.zeros(len(layouts))
     parameters = layer_parameters(scenario, layouts)
     gather = closed_form.all_gather(parameters * _gathered_bytes(scenario), groups.placement.gradient, network)
     gather = np.where(layouts.zero >= 3, gather, 0.0)
     scatter = closed_form.reduce_scatter(parameters * gradient_bytes(scenario), groups.placement.gradient, network)
-    scatter = np.where((layouts.zero >= 2) & software.reduce_each_micro_batch, scatter, 0.0)
-    return _beside(gather, software.dp_overlap, forward) + _beside(gather + scatter, software.dp_overlap, backward)
+    return gather, gather + np.where((layouts.zero >= 2) & software.reduce_each_micro_batch, scatter, 0.0)
 
 
 def _gathered_bytes(scenario: Scenario) -> int:
-    return 1 if scenario.workload.precision == "fp8" and "all-gather" in scenario.software.fp8_recipe else WEIGHT_BYTES
+    return 1 if scenario.workload.precision == "fp8" and "all-gather" in scenario.software.fp8_recipe else compute_bytes(scenario)
 
 
 def _host_layer(scenario: Scenario, layouts: Layouts) -> FloatColumn:
     software = scenario.software
     collective = np.where(layouts.tp > 1, software.host_collective_layer, 0.0)
-    across = (layouts.tp > 1) & (layouts.pp > 1) & (layouts.num_gpus > scenario.hw.gpus_per_node)
-    piped = np.where(across, software.host_pipeline_layer * layouts.tp, 0.0)
+    nodes = layouts.num_gpus / scenario.hw.gpus_per_node
+    like_pipelines = (layouts.pp > 1) & (nodes > 1) | (nodes >= (software.host_pipeline_nodes or np.inf))
+    piped = np.where((layouts.tp > 1) & like_pipelines, software.host_pipeline_layer * layouts.tp, 0.0)
     # Full recomputation launches the forward pass again, half of what the host does for a layer.
     again = np.where(layouts.recompute == RECOMPUTE_FULL, 1.5, 1.0)
     seconds: FloatColumn = np.maximum((software.host_layer + collective) * again, piped)
@@ -250,7 +265,8 @@ def _end_of_step(
     sent = parameters * gradient_bytes(scenario)
     synchronise = _gradient_sync(scenario, layouts, sent, groups)
     last_bucket = synchronise * np.minimum(1.0, _bucket(scenario, layouts) / sent)
-    shown = np.maximum(_beside(synchronise, software.dp_overlap, found.layers[0] * layer.backward), last_bucket)
+    window = found.layers[0] * np.maximum(0.0, software.dp_overlap * layer.backward - layer.gathers)
+    shown = np.maximum(_beside(synchronise, 1.0, window), last_bucket)
     gather = _weight_gather(scenario, layouts, parameters, found.layers[0], groups)
     shown = shown + _beside(gather, software.parameter_gather_overlap, found.layers[0] * layer.forward)
     table = vocabulary_parameters(scenario, layouts) * _gathered_bytes(scenario)
@@ -282,7 +298,7 @@ def _bucket(scenario: Scenario, layouts: Layouts) -> FloatColumn:
 def _weight_gather(scenario: Scenario, layouts: Layouts, parameters: FloatColumn, layers: IntColumn, groups: Groups) -> FloatColumn:
     """Gather of the weights that each rank of ZeRO 1 or 2 has updated, s."""
     calls = np.maximum(1.0, layers * scenario.software.gather_calls_per_layer)
-    gather = calls * closed_form.all_gather(parameters * WEIGHT_BYTES / calls, groups.placement.gradient, groups.network)
+    gather = calls * closed_form.all_gather(parameters * compute_bytes(scenario) / calls, groups.placement.gradient, groups.network)
     return np.where((layouts.zero == 1) | (layouts.zero == 2), gather, 0.0)
 
 

@@ -1,6 +1,7 @@
-"""Arrow columns straight from numpy's memory.
+"""Arrow columns from numpy columns, by their buffers.
 
-``pyarrow.array`` imports pandas to see whether it was handed a Series, which costs a small sweep a third of its time.
+``pyarrow.array`` and ``pyarrow.scalar`` import pandas (0.25 s) to find out whether what they are given is a series. A sweep needs no
+pandas, so it makes its columns here; numbers are not copied either.
 """
 
 from __future__ import annotations
@@ -16,24 +17,45 @@ if TYPE_CHECKING:
 
 
 def numbers(values: NDArray[Any], absent: NDArray[np.bool_] | None = None) -> pa.Array:
-    """A column of numbers or truth values, null where ``absent`` is set; both ``(n_rows,)``. Numbers are not copied."""
+    """Numbers or truth values; null where ``absent``, both ``(n_rows,)``."""
     import pyarrow as pa
 
-    validity = _bits(~absent) if absent is not None and absent.any() else None
+    valid = None if absent is None or not absent.any() else _bits(~absent)
     data = _bits(values) if values.dtype == np.bool_ else pa.py_buffer(np.ascontiguousarray(values))
-    return pa.Array.from_buffers(pa.from_numpy_dtype(values.dtype), len(values), [validity, data])
+    return pa.Array.from_buffers(pa.from_numpy_dtype(values.dtype), len(values), [valid, data])
+
+
+def _bits(truth: NDArray[np.bool_]) -> pa.Buffer:
+    import pyarrow as pa
+
+    return pa.py_buffer(np.packbits(truth, bitorder="little"))
 
 
 def texts(values: Sequence[str]) -> pa.Array:
-    """A column of texts, ``(n_rows,)``."""
+    """A column of texts."""
     import pyarrow as pa
 
     encoded = [value.encode() for value in values]
-    offsets = np.cumsum([0, *(len(text) for text in encoded)], dtype=np.int32)
+    offsets = np.cumsum([0, *(len(value) for value in encoded)], dtype=np.int32)
     return pa.StringArray.from_buffers(len(encoded), pa.py_buffer(offsets), pa.py_buffer(b"".join(encoded)))
 
 
-def _bits(flags: NDArray[np.bool_]) -> pa.Buffer:
+def fixed_texts(codes: NDArray[np.uint8]) -> pa.Array:
+    """A column of texts of one length from their bytes, ``(n_rows, length)``."""
     import pyarrow as pa
 
-    return pa.py_buffer(np.packbits(flags, bitorder="little"))
+    rows, length = codes.shape
+    offsets = np.arange(0, length * rows + 1, length, dtype=np.int32)
+    return pa.StringArray.from_buffers(rows, pa.py_buffer(offsets), pa.py_buffer(codes))
+
+
+def coded(codes: NDArray[Any], values: Sequence[str]) -> pa.Array:
+    """Texts by their index in ``values``, dictionary-encoded; a negative index is null."""
+    import pyarrow as pa
+
+    return pa.DictionaryArray.from_arrays(numbers(codes.astype(np.int32), codes < 0), texts(values))
+
+
+def scalar(text: str) -> pa.Scalar:
+    """A text to compare a column with."""
+    return texts([text])[0]

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rapid_dse.sweep import identity, ranking, store
+from rapid_dse.sweep import arrow, identity, ranking, store
 from rapid_dse.sweep.portion import Portion
 from rapid_dse.sweep.table import priced_table
 
@@ -123,7 +123,6 @@ def run_chunk(chunk: Chunk) -> Summary:
 
 def _stored(chunk: Chunk) -> tuple[list[pa.Table], tuple[str, ...]]:
     """Rows of the chunk that are stored and did not fail, and what is wrong with files that should have held them."""
-    import pyarrow as pa
     import pyarrow.compute as pc
 
     own = chunk.folder / f"{chunk.name}{store.SUFFIX}"
@@ -131,9 +130,9 @@ def _stored(chunk: Chunk) -> tuple[list[pa.Table], tuple[str, ...]]:
     for path in [own] if own.exists() else chunk.others:
         try:
             table = store.read_file(path)
-            table = table.filter(pc.not_equal(table["status"], "error"))
+            table = table.filter(pc.not_equal(table["status"], arrow.scalar("error")))
             if path != own:
-                table = table.filter(pa.array(contained(store.key_lanes(table["key"]), chunk.lanes)))
+                table = table.filter(arrow.numbers(contained(store.key_lanes(table["key"]), chunk.lanes)))
             tables.append(table)
         except store.Damaged as error:
             notices.append(f"{error}; its rows are priced again")
@@ -175,5 +174,5 @@ def _summary(chunk: Chunk, table: pa.Table, priced: int, notices: tuple[str, ...
     import pyarrow.compute as pc
 
     status, reasons = ranking.counts(table)
-    failed = ranking.counts(table.filter(pc.equal(table["status"], "error")))[1] if status["error"] else Counter()
+    failed = ranking.counts(table.filter(pc.equal(table["status"], arrow.scalar("error"))))[1] if status["error"] else Counter()
     return Summary(len(table), priced, status, reasons, ranking.best(table, chunk.by, chunk.top), failed, notices)

@@ -57,14 +57,12 @@ def run(
     debug: Debug,
     out: Console | None = None,
     err: Console | None = None,
-    expected_error: show.ExpectedError | None = None,
 ) -> int:
     """Prices what the study does not hold yet, and prints the ranked table.
 
     Args:
         out: where the table goes; None is standard output.
         err: where progress, notices and failures go; None is standard error.
-        expected_error: gives the accuracy to expect beside each ranked row.
 
     Returns:
         the exit code: 0, 1 where every trial failed, 130 after Ctrl-C.
@@ -81,14 +79,15 @@ def run(
     try:
         chunks = _planned(portions, folder, tally, err)
         _price(chunks, search, tally, err)
-        _report(portions, search, tally, folder, out, expected_error)
+        _report(portions, search, tally, folder, out)
         if debug.hw_snapshots and tally.best is not None:
             from rapid_dse.sweep import snapshots
 
             written = snapshots.write(tally.best, chunks, Path("dbg_hw_conf"))
             out.print(f"hardware of the best trials: {written}", highlight=False, markup=False)
     except KeyboardInterrupt:
-        err.print(f"interrupted: {tally.rows:,} trials are kept in {folder}; the same command goes on from there", highlight=False)
+        store.remove_parts(folder)  # of workers that were stopped in the middle of a file
+        _notice(err, f"interrupted after {tally.rows:,} trials; they are kept in {folder}, the same command goes on from there")
         return INTERRUPTED
     except OSError as error:
         raise ValueError(f"{folder}: {error.strerror or error}; what was written is kept, the same command goes on from there") from None
@@ -177,14 +176,12 @@ class _Lines:
             _notice(self.err, f"{self.done:,} of {self.total:,} trials priced")
 
 
-def _report(
-    portions: Sequence[Portion], search: Search, tally: Tally, folder: Path, out: Console, expected_error: show.ExpectedError | None
-) -> None:
+def _report(portions: Sequence[Portion], search: Search, tally: Tally, folder: Path, out: Console) -> None:
     rejected: Counter[str] = Counter()
     for portion in portions:
         rejected.update(portion.rejected)
     if tally.best is not None and len(tally.best):
-        out.print(show.ranked_table(_shown(tally.best, search.top), tally.by, expected_error))
+        out.print(show.ranked_table(_shown(tally.best, search.top), tally.by))
     show.show_counts(out, tally.status, tally.reasons, rejected)
     new = "all read from there" if not tally.priced else f"{tally.priced:,} priced now"
     out.print(f"stored in {folder} ({new})", highlight=False, markup=False)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rapid_dse.layouts import KEYS
@@ -14,8 +14,6 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-# The accuracy to expect of each row of a ranked table, as text beside its step time ("±8 %"); None where it is not known.
-ExpectedError = Callable[["pa.Table"], "Sequence[str] | None"]
 
 _GIB = 1024.0**3
 _DEGREES = (("tp", "tp"), ("cp", "cp"), ("dp", "dp"), ("pp", "pp"), ("ep", "ep"), ("vpp", "vpp"))
@@ -43,26 +41,31 @@ def seconds_text(seconds: float | None) -> str:
     return f"{seconds:,.4g} s" if seconds >= 1 else f"{seconds * 1e3:.4g} ms"
 
 
-def ranked_table(rows: pa.Table, by: str, expected_error: ExpectedError | None = None) -> Table:
+def expected_text(error: float | None) -> str:
+    """The accuracy to expect of a step time: the cross-validated error of its software profile, ? where no runs of it were measured."""
+    return "?" if error is None else f"±{100 * error:.0f} %"
+
+
+def ranked_table(rows: pa.Table, by: str) -> Table:
     """Rows in the order in which they come: rank, what varies, layout, time, rate, memory, cost; a status where some do not fit."""
     from rich.table import Table
 
     found = rows.to_pylist()
     varying = _varying(found)
-    errors = expected_error(rows) if expected_error else None
+    errors = [expected_text(row.get("software.expected_error")) for row in found]
     extra = by.removeprefix("-")
     show_by = extra not in {"step_time_s", "tokens_per_s_per_gpu", "mfu", "peak_memory_bytes", "cost_usd", *varying}
     show_status = any(row["status"] != "ok" for row in found)
     shared = "  ".join(f"{name}={found[0][name]}" for name in CHOICES if found and name not in varying and found[0].get(name))
     table = Table(caption=shared, caption_justify="left", caption_style="", box=None, pad_edge=False, header_style="bold")
-    for name in ("#", *varying, "layout", "step time", *(["expect"] if errors else []), "tokens/s/GPU", "MFU", "memory", "$/step"):
+    for name in ("#", *varying, "layout", "step time", "±", "tokens/s/GPU", "MFU", "memory", "$/step"):
         right = name not in (*varying, "layout")
         table.add_column(name, justify="right" if right else "left", no_wrap=name != "layout", overflow="fold")
     for name in [extra] * show_by + ["status"] * show_status:
         table.add_column(name, justify="left" if name == "status" else "right")
     for rank, row in enumerate(found):
         cells = [str(rank + 1), *(str(row.get(name, "")) for name in varying), layout_text(row), seconds_text(row["step_time_s"])]
-        cells += [errors[rank]] if errors else []
+        cells.append(errors[rank])
         cells += _figures(row)
         cells += [f"{row[extra]:,.6g}"] * show_by + [_status(row)] * show_status
         table.add_row(*cells)

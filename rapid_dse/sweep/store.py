@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import rapid_dse
-from rapid_dse.sweep import identity
+from rapid_dse.sweep import arrow, identity
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -60,18 +61,39 @@ def prepare(folder: Path) -> None:
     Raises:
         ValueError: where the folder cannot be made or written.
     """
-    probe = folder / f".probe-{os.getpid()}{PART}"
+    probe = folder / _aside("probe")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe.write_bytes(b"")
         probe.unlink()
-        for left in folder.glob(f".*{PART}"):
-            # Younger ones may be another process's that is writing now.
-            if time.time() - left.stat().st_mtime > _STALE_SECONDS:
-                left.unlink(missing_ok=True)
+        remove_parts(folder)
     except OSError as error:
         reason = error.strerror or str(error)
         raise ValueError(f"search.results_dir: cannot write {folder} ({reason}); allowed: a folder that can be written") from None
+
+
+def _aside(name: str) -> str:
+    return f".{name}@{platform.node()}@{os.getpid()}{PART}"
+
+
+def remove_parts(folder: Path) -> None:
+    """Removes what killed writers left: files of processes of this machine that are gone, and any that is an hour old."""
+    for path in folder.glob(f".*{PART}"):
+        _, node, process = path.name.removesuffix(PART).rsplit("@", 2) if path.name.count("@") > 1 else ("", "", "")
+        gone = node == platform.node() and process.isdigit() and not _alive(int(process))
+        # A younger one may be another machine's that is writing now.
+        if gone or time.time() - path.stat().st_mtime > _STALE_SECONDS:
+            path.unlink(missing_ok=True)
+
+
+def _alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # somebody else's
+        return True
+    return True
 
 
 def write(folder: Path, table: pa.Table, configuration: str, name: str) -> Path:
@@ -88,7 +110,7 @@ def write(folder: Path, table: pa.Table, configuration: str, name: str) -> Path:
 
     written = datetime.now(UTC).isoformat()
     metadata = {CODE: identity.code_hash(), WRITTEN: written, VERSION: rapid_dse.__version__, CONFIGURATION: configuration}
-    path, aside = folder / f"{name}{SUFFIX}", folder / f".{name}-{os.getpid()}{PART}"
+    path, aside = folder / f"{name}{SUFFIX}", folder / _aside(name)
     texts = [f.name for f in table.schema if pa.types.is_dictionary(f.type)]
     try:
         with aside.open("wb") as file:
@@ -120,7 +142,7 @@ def _flush_folder(folder: Path) -> None:
 
 
 def read_file(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
-    """One file, checksums verified; ``columns`` None is all of them, unknown ones are left out.
+    """One file, Parquet with its checksums verified or CSV; ``columns`` None is all of them, unknown ones are left out.
 
     Raises:
         Damaged: where it cannot be read.
@@ -129,11 +151,19 @@ def read_file(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
     import pyarrow.parquet as pq
 
     try:
+        if path.suffix.lower() == ".csv":
+            return _read_csv(path)
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
             names = file.schema_arrow.names
             return file.read(columns=None if columns is None else [name for name in columns if name in names])
     except (pa.ArrowException, OSError) as error:
         raise Damaged(f"{path}: damaged or unreadable ({str(error).splitlines()[0]})") from None
+
+
+def _read_csv(path: Path) -> pa.Table:
+    import pyarrow.csv as csv
+
+    return csv.read_csv(path, convert_options=csv.ConvertOptions(strings_can_be_null=True))
 
 
 def files_of(source: Path) -> list[Path]:
@@ -179,7 +209,7 @@ def latest(tables: Iterable[pa.Table]) -> pa.Table:
         return merged
     lanes = np.concatenate([_configurations(table) for table in ordered])
     kept = _last_of_each(lanes)
-    return merged if len(kept) == len(lanes) else merged.take(pa.array(kept))
+    return merged if len(kept) == len(lanes) else merged.take(arrow.numbers(kept))
 
 
 def _age(table: pa.Table) -> tuple[bool, str]:
@@ -204,15 +234,19 @@ def _last_of_each(lanes: identity.Lanes) -> NDArray[np.int64]:
 
 
 def key_lanes(column: Any) -> identity.Lanes:
-    """The keys of a ``key`` column (Arrow, text), ``(n_rows, 2)``."""
+    """The keys of a ``key`` column (Arrow, text), ``(n_rows, 2)``.
+
+    Raises:
+        Damaged: where a key is none.
+    """
     import pyarrow as pa
 
-    column = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
-    if isinstance(column, pa.ChunkedArray):  # what no chunk holds stays chunked
-        column = pa.concat_arrays(column.chunks) if column.num_chunks else pa.array([], pa.string())
-    offsets = np.frombuffer(column.buffers()[1], np.int32)[column.offset : column.offset + len(column) + 1] if len(column) else [0]
     if not len(column):
         return np.zeros((0, 2), np.uint64)
+    # Other writers (pandas) keep text as large strings or dictionaries; null keys have no digits.
+    column = column.cast(pa.string())
+    column = pa.concat_arrays(column.chunks) if isinstance(column, pa.ChunkedArray) else column
+    offsets = np.frombuffer(column.buffers()[1], np.int32)[column.offset : column.offset + len(column) + 1]
     if (np.diff(offsets) != 32).any():
         raise Damaged("a key has not 32 hex digits")
     codes = np.frombuffer(column.buffers()[2], np.uint8)[offsets[0] : offsets[-1]].reshape(-1, 32)
@@ -228,7 +262,7 @@ def known(paths: Sequence[Path], report: Report) -> Known:
     for path in paths:
         try:
             table = read_file(path, ["key", "status"])
-            done = key_lanes(table.filter(pc.not_equal(table["status"], "error"))["key"])
+            done = key_lanes(table.filter(pc.not_equal(table["status"], arrow.scalar("error")))["key"])
         except Damaged as error:
             report(f"{error}; its rows are priced again")
             continue

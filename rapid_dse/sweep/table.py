@@ -64,9 +64,9 @@ def priced_table(portion: Portion) -> pa.Table:
 
     outcome = price_portion(portion)
     columns = override_columns(portion)
-    columns["key"] = _text_of_keys(identity.keys(portion.scenario, portion.layouts))
-    columns["status"] = _coded(outcome.status, STATUS)
-    columns["reason"] = _coded(outcome.reason, outcome.reasons)
+    columns["key"] = arrow.fixed_texts(identity.hex_bytes(identity.keys(portion.scenario, portion.layouts)))
+    columns["status"] = arrow.coded(outcome.status, STATUS)
+    columns["reason"] = arrow.coded(outcome.reason, outcome.reasons)
     columns |= _result_columns(outcome)
     n_rows = len(portion.layouts)
     columns["elapsed_s"] = arrow.numbers(np.full(n_rows, outcome.seconds / max(1, n_rows)))
@@ -126,14 +126,13 @@ def _fails_alike(scenario: Scenario, ends: Layouts, text: str) -> bool:
 
 def override_columns(portion: Portion) -> dict[str, pa.Array]:
     """A column for every override key of the portion's trials, ``(n_layouts,)`` each: choices, workload, layout, all that was given."""
-
     layouts, n_rows = portion.layouts, len(portion.layouts)
     columns = {name: constant(portion.choices[name], n_rows) for name in CHOICES if name in portion.choices}
     for key, value in _constants(portion).items():
         columns[key] = constant(value, n_rows)
     for f in fields(layouts):
         values = getattr(layouts, f.name)
-        columns[KEYS[f.name]] = _coded(values, CODES[f.name]) if f.name in CODES else arrow.numbers(values)
+        columns[KEYS[f.name]] = arrow.coded(values, CODES[f.name]) if f.name in CODES else arrow.numbers(values)
     return columns
 
 
@@ -142,6 +141,7 @@ def _constants(portion: Portion) -> dict[str, Any]:
     workload = portion.scenario.workload
     names = _WORKLOAD if workload.kind == "training" else _WORKLOAD + _INFERENCE
     found: dict[str, Any] = {f"workload.{name}": getattr(workload, name) for name in names}
+    found["software.expected_error"] = portion.scenario.software.expected_error
     found["parallel.order"] = ",".join(portion.scenario.parallel.order)
     given = {key: value for key, value in portion.keys.items() if key not in _LAYOUT_KEYS and key not in CHOICES and key not in found}
     return found | given
@@ -154,25 +154,8 @@ def constant(value: Any, n_rows: int) -> pa.Array:
     if isinstance(value, Mapping | list | tuple):
         value = json.dumps(value)
     if isinstance(value, str):
-        return pa.DictionaryArray.from_arrays(arrow.numbers(np.zeros(n_rows, np.int32)), arrow.texts([value]))
-    if value is None:
-        return pa.nulls(n_rows)
-    return arrow.numbers(np.full(n_rows, value))
-
-
-def _coded(codes: NDArray[Any], texts: tuple[str, ...] | Any) -> pa.Array:
-    """Texts by their index; a negative index is null."""
-    import pyarrow as pa
-
-    mask = codes < 0
-    return pa.DictionaryArray.from_arrays(arrow.numbers(codes.astype(np.int32), mask), arrow.texts(texts))
-
-
-def _text_of_keys(lanes: identity.Lanes) -> pa.Array:
-    import pyarrow as pa
-
-    offsets = np.arange(0, 32 * len(lanes) + 1, 32, dtype=np.int32)
-    return pa.StringArray.from_buffers(len(lanes), pa.py_buffer(offsets), pa.py_buffer(identity.hex_bytes(lanes)))
+        return arrow.coded(np.zeros(n_rows, np.int32), [value])
+    return pa.nulls(n_rows) if value is None else arrow.numbers(np.full(n_rows, value))
 
 
 def _result_columns(outcome: Outcome) -> dict[str, pa.Array]:
@@ -187,12 +170,10 @@ def _result_columns(outcome: Outcome) -> dict[str, pa.Array]:
             columns[f.name] = pa.nulls(n_rows, kind)
             continue
         values = getattr(outcome.priced, f.name)
-        if every:
-            columns[f.name] = arrow.numbers(values, np.isnan(values) if kind == pa.float64() else None)
-            continue
-        filled = np.zeros(n_rows, values.dtype)
-        absent = np.ones(n_rows, bool)
-        filled[outcome.rows] = values
-        absent[outcome.rows] = np.isnan(values) if kind == pa.float64() else False
-        columns[f.name] = arrow.numbers(filled, absent)
+        absent = np.zeros(len(values), bool) if f.name == "fits" else np.isnan(values)
+        if not every:
+            filled, missing = np.zeros(n_rows, values.dtype), np.ones(n_rows, bool)
+            filled[outcome.rows], missing[outcome.rows] = values, absent
+            values, absent = filled, missing
+        columns[f.name] = arrow.numbers(values, absent)
     return columns

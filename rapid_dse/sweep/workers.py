@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import warnings
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 
@@ -38,13 +39,16 @@ def summaries(chunks: Sequence[Chunk], jobs: int) -> Generator[Summary]:
     from joblib import Parallel, delayed  # 0.1 s that small sweeps need not pay
 
     parallel = Parallel(n_jobs=n_jobs, backend="loky", return_as="generator_unordered", max_nbytes=None, batch_size=1)
-    with _deaf_children():
-        found = parallel(delayed(run_chunk)(chunk) for chunk in chunks)
-    try:
-        yield from found
-    finally:
+    with warnings.catch_warnings():
+        # After Ctrl-C joblib warns of results that nobody fetched; their files are there all the same.
+        warnings.filterwarnings("ignore", r"[\s\S]*tasks .*(have been|still being)", UserWarning)
         with _deaf_children():
-            found.close()
+            found = parallel(delayed(run_chunk)(chunk) for chunk in chunks)
+        try:
+            yield from found
+        finally:
+            with _deaf_children():
+                found.close()
 
 
 @contextmanager

@@ -1,0 +1,155 @@
+"""Predicted against measured, suite by suite: the shipped profiles' figures, and those of fits that had not seen the model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from rapid_dse.analysis.calibration import exercised, memory_parameters
+from rapid_dse.analysis.collectives import predict_collectives
+from rapid_dse.analysis.fit import held_out, typical_base
+from rapid_dse.analysis.kernels import error_table, predict_kernels, read_kernels
+from rapid_dse.analysis.runs import PEAK, SECONDS, measured_runs, parameters_by_name
+from rapid_dse.analysis.scores import Score, score
+from rapid_dse.config.hardware import Hardware
+from rapid_dse.simulate import price
+from rapid_dse.simulate.results import Priced
+from rapid_dse.sweep.cases import CaseGroup, group_cases, read_table
+
+LEAST_PEAKS = 30
+TERMS = ("compute", "tp", "cp", "pp", "dp", "bubble", "optimizer", "host")
+
+
+@dataclass(frozen=True)
+class Validated:
+    """A table of cases with predictions beside it.
+
+    Attributes:
+        cases: the table; ``shipped`` and ``unseen``: step time (s), fits, peak (bytes) by the shipped profiles, and by fits without the
+            case's model, indexed like ``cases``; ``terms``: the shipped profiles' columns of ``Priced``.
+    """
+
+    cases: pd.DataFrame
+    shipped: pd.DataFrame
+    unseen: pd.DataFrame
+    terms: pd.DataFrame
+
+    def scores(self, which: pd.DataFrame) -> dict[str, Score]:
+        """A score a suite, in the table's order."""
+        suites = {str(name): rows for name, rows in self.cases.groupby("suite", sort=False)}
+        ran = {name: rows for name, rows in suites.items() if rows["measured.status"].eq("ok").any()}
+        return {name: score(rows, *(which.loc[rows.index, column] for column in ("seconds", "fits", "peak"))) for name, rows in ran.items()}
+
+    def worst(self, suite: str, count: int = 20) -> pd.DataFrame:
+        """The suite's runs with the largest error of the shipped profile: layout, both times, and each term's seconds."""
+        rows = self.cases.index[self.cases["suite"].eq(suite) & self.cases["measured.status"].eq("ok")]
+        ratio = self.shipped.loc[rows, "seconds"] / self.cases.loc[rows, SECONDS].astype(float)
+        chosen = np.abs(np.log(ratio)).sort_values(ascending=False).index[:count]
+        layout = [str(column) for column in self.cases if str(column).startswith("parallel.")]
+        table: pd.DataFrame = self.cases.loc[chosen, ["case_id", "hw.num_gpus", *layout, SECONDS]].copy()
+        table["predicted_s"], table["error"] = self.shipped.loc[chosen, "seconds"], ratio[chosen] - 1
+        exposed = self.terms.loc[chosen, [f"time_{term}_s" for term in TERMS]].set_axis([f"{term}_s" for term in TERMS], axis=1)
+        both: pd.DataFrame = pd.concat([table, exposed], axis=1)
+        return both
+
+
+def validate_cases(path: str | Path, jobs: int, folds: bool = True) -> Validated:
+    """Prices every training case by its shipped profile, and, with ``folds``, by a fit that has not seen its model.
+
+    Raises:
+        ValueError: a table that cannot be read, or lacks ``suite``, ``software`` or ``measured.step_time_s``.
+    """
+    frame = read_table(path)
+    for column in ("suite", "software", SECONDS):
+        if column not in frame:
+            raise ValueError(f"{path}: has no column {column}; needed to validate")
+    if "measured.status" not in frame:
+        frame["measured.status"] = "ok"
+    groups = group_cases(frame)
+    terms = _shipped(frame, groups)
+    shipped = pd.DataFrame(
+        {"seconds": terms["step_time_s"], "fits": terms["fits"].eq(1.0) | terms["fits"].isna(), "peak": terms["peak_memory_bytes"]}
+    )
+    unseen = shipped.copy()
+    if folds:
+        for software in frame["software"].unique():
+            _put_unseen(unseen, frame, groups, str(software), jobs)
+    return Validated(frame, shipped, unseen, terms)
+
+
+def _shipped(frame: pd.DataFrame, groups: Sequence[CaseGroup]) -> pd.DataFrame:
+    columns = [f.name for f in fields(Priced)]
+    table = pd.DataFrame(np.nan, index=frame.index, columns=columns)
+    for group in groups:
+        legal = group.portion.rule < 0
+        if legal.any() and group.portion.scenario.workload.kind == "training":
+            priced = price(group.portion.scenario, group.portion.layouts.take(legal))
+            rows = frame.index[group.rows[legal]]
+            table.loc[rows, columns] = np.stack([getattr(priced, name).astype(float) for name in columns], axis=1)
+    return table
+
+
+def _put_unseen(unseen: pd.DataFrame, frame: pd.DataFrame, groups: Sequence[CaseGroup], software: str, jobs: int) -> None:
+    """Replaces step times, and peaks where enough were measured, by those of fits without each case's model."""
+    measured = measured_runs(frame, groups, software)
+    if not measured.runs:
+        return
+    base = typical_base(measured.runs[0].scenario.software)
+    seconds = held_out(measured.runs, base, parameters_by_name(exercised(measured)), jobs)
+    for rows, values in zip(measured.rows, seconds, strict=True):
+        unseen.loc[frame.index[rows], "seconds"] = values
+    peaks = measured_runs(frame, groups, software, PEAK) if PEAK in frame else None
+    if peaks and sum(len(rows) for rows in peaks.rows) >= LEAST_PEAKS:
+        for rows, values in zip(peaks.rows, held_out(peaks.runs, base, memory_parameters(peaks), jobs), strict=True):
+            unseen.loc[frame.index[rows], "peak"] = values
+
+
+def validate_kernels(path: str | Path, chips: Mapping[str, Hardware], model: str) -> pd.DataFrame:
+    """Errors of single kernels and collectives by kind and chip, under ``hw.operator_model=model``.
+
+    Raises:
+        ValueError: a table of another form, or a chip that conf/hw lacks.
+    """
+    table = read_kernels(path)
+    chosen = {name: hw.model_copy(update={"operator_model": model}) for name, hw in chips.items()}
+    networks = {name: hw.network for name, hw in chips.items()}
+    predicted = predict_kernels(table, chosen, lambda rows, _: predict_collectives(_as_collectives(rows), networks))
+    return error_table(table, predicted)
+
+
+def _as_collectives(rows: pd.DataFrame) -> pd.DataFrame:
+    """LLMCompass's all-reduces of a GPT-3 layer are collectives of the kind that their name begins with."""
+    named = rows["kind"].str.startswith("gpt3_layer_op:AllReduce")
+    return rows.assign(kind=rows["kind"].where(~named, "all_reduce"))
+
+
+def parity_picture(found: Validated, path: Path) -> None:
+    """Draws predicted against measured step times, a colour a suite, and the error by suite; needs matplotlib (extra: plots)."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, (parity, errors) = pyplot.subplots(1, 2, figsize=(13, 6))
+    ran = found.cases["measured.status"].eq("ok")
+    boxes = {}
+    for suite, rows in found.cases[ran].groupby("suite", sort=False):
+        truth, predicted = rows[SECONDS].astype(float), found.unseen.loc[rows.index, "seconds"]
+        parity.loglog(truth, predicted, ".", markersize=4, label=f"{suite} ({len(rows)})")
+        boxes[str(suite)] = (100 * (predicted / truth - 1)).dropna()
+    low, high = parity.get_xlim()
+    parity.plot([low, high], [low, high], color="black", linewidth=0.8)
+    parity.set(xlabel="measured step time, s", ylabel="predicted, by a fit that had not seen the model, s", title="parity")
+    parity.legend()
+    errors.boxplot(list(boxes.values()), tick_labels=list(boxes), showfliers=False)
+    errors.axhline(0, color="black", linewidth=0.8)
+    errors.set(ylabel="predicted / measured − 1, %", title="error by suite (box: quartiles)")
+    errors.tick_params(axis="x", rotation=30)
+    figure.tight_layout()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=120)
+    pyplot.close(figure)

@@ -1,0 +1,164 @@
+"""What a GPU holds: published counts, what shards and schedules change, and the stage that is fullest."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from trials import layouts, memory_terms, priced, random_layouts, scenario
+
+from rapid_dse.config.scenario import Scenario
+from rapid_dse.layouts import Layouts
+from rapid_dse.model.parameters import count
+from rapid_dse.simulate import price
+from rapid_dse.simulate.memory import layer_activations, peak_memory, stage_parameters
+from rapid_dse.simulate.stages import Stages, split_layers, stages
+
+SLACK = 1 + 1e-9
+SETTINGS: dict[str, dict[str, Any]] = {
+    "8b": {},
+    "gpt3_nanotron": {"hw": "a100", "model": "gpt3_175b", "software": "nanotron"},
+    "405b": {"model": "llama3_1_405b", "software": "nemo"},
+    "70b_torchtitan": {"model": "llama3_1_70b", "software": "torchtitan"},
+    "unfused": {"hw": "a100", "model": "llama2_13b", "software": "megatron_deepspeed", "software__attention": "unfused"},
+}
+
+
+def table(name: str, count: int = 2000) -> tuple[Scenario, Layouts]:
+    of = scenario(**SETTINGS[name])
+    return of, random_layouts(of, 512, 512, count)
+
+
+GPT = {"hw": "a100", "model": "gpt3_175b", "workload__seq_len": 2048, "software__attention": "unfused"}
+
+
+class TestActivationsOfALayer:
+    """Korthikanti et al. (arXiv 2205.05198), table 2: bytes a layer of a GPT with dropout, s tokens, b sequences, h wide, a heads."""
+
+    S, B, H, A = 2048, 4, 12288, 96
+
+    def bytes_of(self, tp: int, sequence_parallel: bool, recompute: str, **changes: Any) -> float:
+        of = scenario(**(GPT | changes))
+        row = {"tp": tp, "sequence_parallel": sequence_parallel, "recompute": recompute, "micro_batch_size": self.B, "num_gpus": 64}
+        return float(layer_activations(of, layouts(row))[0])
+
+    @pytest.mark.parametrize("tp", [1, 2, 8])
+    def test_published_rows(self, tp: int) -> None:
+        sbh, scores = self.S * self.B * self.H, 5 * self.A * self.S / self.H
+        assert self.bytes_of(1, False, "none") == pytest.approx(sbh * (34 + scores), rel=1e-3)
+        assert self.bytes_of(tp, False, "none") == pytest.approx(sbh * (10 + (24 + scores) / tp), rel=1e-3)
+        assert self.bytes_of(tp, True, "none") == pytest.approx(sbh / tp * (34 + scores), rel=1e-3)
+        assert self.bytes_of(tp, True, "selective") == pytest.approx(sbh / tp * 34, rel=1e-3)
+        assert self.bytes_of(tp, False, "full") == 2 * sbh
+
+    def test_flash_attention_keeps_no_scores(self) -> None:
+        assert self.bytes_of(8, True, "none", software__attention="flash") == self.bytes_of(8, True, "selective")
+
+    def test_context_parallelism_divides_them(self) -> None:
+        of = scenario(model="llama3_1_70b")
+        one, four = layer_activations(of, layouts({"tp": 8}, {"tp": 8, "cp": 4}))
+        assert four == pytest.approx(one / 4)
+
+
+@pytest.mark.parametrize("name", ["llama2_7b", "llama3_1_8b", "llama3_1_70b", "llama3_1_405b", "gpt3_175b"])
+def test_one_gpus_parameters_are_the_models(name: str) -> None:
+    """At tp = pp = 1: the published count, but for padding and the final norm; all stages together hold as many."""
+    of = scenario(model=name, workload__seq_len=2048)
+    total = count(of.model).total
+    held = float(priced(of, {"num_gpus": 1, "zero": 0}).memory_parameters_bytes[0])
+    assert held == pytest.approx(2 * total, rel=5e-4)
+    rows = layouts({"tp": 1, "pp": 4, "num_gpus": 4})
+    split = np.array(split_layers(of.model, "megatron", 4, 1))[:, None]
+    place = np.arange(4)[:, None]
+    every = stage_parameters(of, rows, Stages(place, split, place == 0, place == 3)).sum()
+    tied = count(of.model).embedding if of.model.tie_word_embeddings else 0  # first and last stage hold a copy each
+    assert every == pytest.approx(total + tied, rel=5e-4)
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_zero_shards_optimizer_then_gradients_then_parameters(name: str) -> None:
+    of, rows = table(name)
+    results = [price(of, replace(rows, zero=np.full(len(rows), stage))) for stage in range(4)]
+    shards = rows.dp * rows.cp
+    # The fullest stage may be another one; where there is one only, each stage of ZeRO divides its term exactly.
+    single = rows.pp == 1
+    for term, stage in (("optimizer", 1), ("gradients", 2), ("parameters", 3)):
+        before, after = (memory_terms(results[each])[term][single] for each in (stage - 1, stage))
+        np.testing.assert_allclose(after, before / shards[single])
+    # More sharding never takes more, but for the shard itself beside what is whole for a while (a stage of one or two layers).
+    for less, more, term in ((0, 1, None), (1, 2, "gradients"), (2, 3, "parameters")):
+        shard = memory_terms(results[more])[term] if term else 0.0
+        assert (results[more].peak_memory_bytes <= (results[less].peak_memory_bytes + shard) * SLACK).all()
+    deep = of.model.num_hidden_layers / rows.pp >= 8
+    sharded = deep & (shards > 1)
+    for less, more in ((0, 1), (1, 2), (2, 3)):
+        assert (results[more].peak_memory_bytes[sharded] < results[less].peak_memory_bytes[sharded]).all()
+    alone = shards == 1
+    np.testing.assert_allclose(results[0].peak_memory_bytes[alone], results[3].peak_memory_bytes[alone])
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_sequence_parallelism_keeps_less(name: str) -> None:
+    of, rows = table(name)
+    rows = rows.take(rows.tp > 1)
+    without, within = (price(of, replace(rows, sequence_parallel=np.full(len(rows), each))) for each in (False, True))
+    assert (within.memory_activations_bytes < without.memory_activations_bytes).all()
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_the_fullest_stage_is_found_among_all(name: str) -> None:
+    """The peak is that of the worst stage when every stage is a candidate."""
+    of, rows = table(name, count=400)
+    rule = of.software.pipeline_split
+    peaks = price(of, rows).peak_memory_bytes
+    for row in np.flatnonzero(rows.pp > 1)[:60]:
+        one = rows.take(np.array([row]))
+        split = np.array(split_layers(of.model, rule, int(one.pp[0]), int(one.vpp[0])))[:, None]
+        place = np.arange(len(split))[:, None]
+        every = Stages(place, split, place == 0, place == len(split) - 1)
+        assert float(peak_memory(of, one, every).peak[0]) == pytest.approx(float(peaks[row]), rel=1e-12)
+        assert len(stages(of.model, rule, one.pp, one.vpp).layers) == 4
+
+
+def test_schedules_hold_what_is_published() -> None:
+    """First stage of 8, 64 micro-batches: m for GPipe, p for 1F1B and ZB-H1, 1 + (p - 1)/(p v) of that interleaved."""
+    of = scenario(model="llama3_1_70b", model__vocab_size=128, software__fragmentation=1.0)
+    common = {"num_gpus": 64, "tp": 8, "pp": 8, "global_batch_size": 64, "recompute": "none"}
+    rows = [common | {"schedule": word} for word in ("gpipe", "1f1b", "zero_bubble")]
+    rows += [common | {"schedule": "interleaved_1f1b", "vpp": vpp} for vpp in (2, 5)]
+    gpipe, alternating, zero_bubble, two, five = priced(of, *rows).memory_activations_bytes
+    layer = float(layer_activations(of, layouts(rows[0]))[0])
+    assert gpipe == pytest.approx(64 * 10 * layer, rel=1e-4)  # here the last stage is as full, and has a few logits
+    assert alternating == zero_bubble == pytest.approx(8 * 10 * layer)
+    assert two == pytest.approx(8 * 10 * layer * (1 + 7 / 16))
+    assert five == pytest.approx(8 * 10 * layer * (1 + 7 / 40))
+
+
+def test_full_recomputation_keeps_inputs_and_one_whole_layer() -> None:
+    of = scenario(model="llama3_1_70b", model__vocab_size=128)
+    rows = layouts(*({"tp": 8, "pp": 4, "global_batch_size": 64, "recompute": mode} for mode in ("none", "full")))
+    none, full = layer_activations(of, rows)
+    assert full == 2 * 8192 * 8192 / 8
+    assert float(price(of, rows).memory_activations_bytes[1]) == pytest.approx(4 * 20 * full + none - full)
+
+
+def test_does_not_fit_is_a_result() -> None:
+    of = scenario(model="llama3_1_405b")
+    result = priced(of, {"num_gpus": 8, "tp": 8, "global_batch_size": 8}, {"num_gpus": 16384, "tp": 8, "pp": 16, "recompute": "full"})
+    assert result.fits.tolist() == [False, True]
+    assert result.peak_memory_bytes[0] > of.hw.memory.usable > result.peak_memory_bytes[1]
+    assert np.isfinite(result.step_time_s).all()
+
+
+def test_fp32_is_twice_as_wide() -> None:
+    """Weights, activations and what travels are 4 bytes wide; the weights are their own master copy: 16 bytes a parameter, as in bf16."""
+    row = {"num_gpus": 16, "tp": 8, "pp": 2, "zero": 0, "recompute": "none"}
+    narrow, wide = (priced(scenario(workload__precision=word, software__dropout=False), row) for word in ("bf16", "fp32"))
+    assert wide.memory_parameters_bytes == 2 * narrow.memory_parameters_bytes
+    assert wide.memory_optimizer_bytes == pytest.approx(narrow.memory_optimizer_bytes * 8 / 12)
+    log_sum_exp = 2 * 16 * 4 * 8192 * 4  # of flash attention, fp32 either way: 2 micro-batches of 16 layers, 4 heads
+    assert wide.memory_activations_bytes == pytest.approx(2 * narrow.memory_activations_bytes - log_sum_exp)
+    assert (wide.time_tp_s > 1.7 * narrow.time_tp_s).all()
+    assert (wide.time_compute_s > 1.5 * narrow.time_compute_s).all()

@@ -1,0 +1,145 @@
+"""What work a transformer is: shapes, parameters and FLOP, counted again by hand."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+from trials import layouts, priced, scenario
+
+from rapid_dse.config import Model
+from rapid_dse.device import operator_model
+from rapid_dse.model.operators import (
+    MicroBatch,
+    head_matmul,
+    layer_matmuls,
+    local_kv_heads,
+    matrix_parameters,
+    mean_context,
+    model_flops_per_token,
+    padded_vocab,
+)
+from rapid_dse.model.parameters import count
+from rapid_dse.simulate.block import distinct_shapes
+from rapid_dse.simulate.operators import attention_flops, elementwise_bytes, operators
+
+NAMED = ("llama2_7b", "llama2_70b", "llama3_1_8b", "llama3_1_70b", "llama3_1_405b", "gpt3_175b")
+
+
+def shape(tp: int = 1, cp: int = 1, micro_batch: int = 1, sequence_parallel: bool = False, seq_len: int = 8192) -> MicroBatch:
+    return MicroBatch(np.array([tp]), np.array([cp]), np.array([micro_batch]), np.array([sequence_parallel]), seq_len)
+
+
+def changed(model: Model, **changes: object) -> Model:
+    return Model.model_validate(model.model_dump() | changes)
+
+
+@pytest.mark.parametrize("name", NAMED)
+@pytest.mark.parametrize("seq_len", [2048, 8192, 131072])
+def test_model_flops_are_six_a_parameter_and_attention(name: str, seq_len: int) -> None:
+    """6·N·D and, causal attention at half, 6·L·s·h a token: N all parameters but the look-up's, the head's included."""
+    model = scenario(model=name).model
+    counted = count(model)
+    n = counted.total - counted.embedding - counted.positions + (counted.embedding if model.tie_word_embeddings else 0)
+    attention = 6 * model.num_hidden_layers * seq_len * model.num_attention_heads * model.attention_head_dim
+    assert model_flops_per_token(model, seq_len) == pytest.approx(6 * n + attention, rel=0.01)
+
+
+def test_matrices_of_llama_8b_by_hand() -> None:
+    model = scenario(model="llama3_1_8b").model
+    layer = 4096 * 4096 * 2 + 2 * 4096 * 1024 + 3 * 4096 * 14336
+    assert matrix_parameters(model) == 32 * layer + 4096 * 128256
+
+
+@pytest.mark.parametrize("name", NAMED)
+@pytest.mark.parametrize(("tp", "cp", "micro_batch"), [(1, 1, 1), (2, 1, 4), (8, 1, 2), (4, 2, 1), (8, 4, 3)])
+def test_ranks_together_do_the_models_work(name: str, tp: int, cp: int, micro_batch: int) -> None:
+    """Products of all tensor- and context-parallel ranks are those of the layer, each once (no KV head is replicated here)."""
+    of = scenario(model=name)
+    model, one = of.model, shape(tp, cp, micro_batch)
+    per_layer = sum(float((2 * each.m * each.n * each.k)[0]) for each in layer_matmuls(model, one))
+    tokens = micro_batch * 8192
+    matrices = (matrix_parameters(model) - model.hidden_size * model.vocab_size) / model.num_hidden_layers
+    assert per_layer * tp * cp == pytest.approx(2 * tokens * matrices)
+    width = model.num_attention_heads * model.attention_head_dim
+    assert float(attention_flops(of, one)[0]) * tp * cp == pytest.approx(2 * tokens * 8192 * width)
+    head = head_matmul(model, one)
+    assert float((head.m * head.n * head.k)[0]) * tp * cp == tokens * model.hidden_size * float(padded_vocab(model, one.tp)[0])
+
+
+def test_the_vocabulary_is_padded_to_whole_shares() -> None:
+    gpt = scenario(model="gpt3_175b").model
+    assert padded_vocab(gpt, np.array([1, 2, 8, 16])).tolist() == [50304, 50432, 51200, 51200]  # 50,257, Megatron's padding
+
+
+def test_kv_heads_are_replicated_where_tp_exceeds_them() -> None:
+    model = scenario(model="llama3_1_70b").model  # 8 key-value heads
+    assert local_kv_heads(model, np.array([1, 4, 8, 16, 64])).tolist() == [8, 2, 1, 1, 1]
+    qkv = layer_matmuls(model, shape(tp=16))[0]
+    assert float(qkv.n[0]) == (64 / 16 + 2) * 128
+    eight, sixteen = priced(scenario(model="llama3_1_70b"), {"tp": 8, "pp": 2}, {"tp": 16}).memory_parameters_bytes
+    layer = 8192 * 128 * (2 * 4 + 2 * 1) + 3 * 8192 * 28672 / 16 + 2 * 8192
+    assert sixteen == pytest.approx(2 * (80 * layer + 2 * 8192 * 129024 / 16))  # 128,256 padded to a multiple of 2,048
+    assert eight > sixteen * 0.9
+
+
+def test_heads_may_be_wider_than_the_stream() -> None:
+    """head_dim ≠ hidden / heads (as in Qwen 3, Gemma): projections follow the heads."""
+    model = changed(scenario(model="llama3_1_8b").model, head_dim=256)
+    qkv, output, *_ = layer_matmuls(model, shape(tp=2))
+    assert (float(qkv.n[0]), float(qkv.k[0])) == ((16 + 2 * 4) * 256, 4096)
+    assert (float(output.n[0]), float(output.k[0])) == (4096, 16 * 256)
+    wider = matrix_parameters(model) - matrix_parameters(scenario(model="llama3_1_8b").model)
+    assert wider == 32 * 4096 * 128 * (2 * 32 + 2 * 8)
+
+
+@pytest.mark.parametrize(("window", "seq_len"), [(None, 4096), (1, 1000), (1024, 4096), (3000, 4096), (4096, 4096), (9999, 4096)])
+def test_context_of_a_sliding_window_is_counted_key_by_key(window: int | None, seq_len: int) -> None:
+    model = changed(scenario().model, sliding_window=window)
+    seen = sum(min(query + 1, window or seq_len) for query in range(seq_len)) / seq_len
+    assert mean_context(model, seq_len) == pytest.approx(seen, abs=0.5)
+    width = model.num_attention_heads * model.attention_head_dim
+    attention = model_flops_per_token(model, seq_len) - 6 * matrix_parameters(model)
+    assert attention == pytest.approx(12 * model.num_hidden_layers * width * mean_context(model, seq_len), rel=1e-6)
+
+
+@pytest.mark.parametrize("software", ["megatron_lm", "torchtitan"])
+def test_a_window_makes_attention_faster_with_and_without_context_parallelism(software: str) -> None:
+    """A window of an eighth leaves 3,840 of the 16,384 keys that a query sees on average; the kernels gain at least twice."""
+    seconds = {}
+    for window in (None, 4096, 32768):
+        of = scenario(software=software, model__sliding_window=window, workload__seq_len=32768)
+        table, _ = distinct_shapes(layouts({"cp": 1}, {"cp": 4}), 32768)
+        seconds[window] = operators(of, table, operator_model(of.hw)).attention_forward
+    assert (seconds[4096] < 0.5 * seconds[None]).all()
+    np.testing.assert_allclose(seconds[32768], seconds[None])
+
+
+def test_glue_by_hand() -> None:
+    """Bytes of fused passes over a layer of Llama 8B with tp 4: with sequence parallelism the stream is shared too."""
+    of = scenario(model="llama3_1_8b", software__dropout=False)
+    tokens, stream = 2 * 8192, 2 * 8192 * 4096 * 2
+    rotary, wide = tokens * 128 * (8 + 2) * 2, tokens * 3584 * 2
+    for sequence_parallel, shared in ((False, 1), (True, 4)):
+        forward, backward = elementwise_bytes(of, shape(4, 1, 2, sequence_parallel))
+        assert forward[0] == 10 * stream / shared + 2 * rotary + 3 * wide
+        assert backward[0] == 10 * stream / shared + 2 * rotary + 5 * wide
+
+
+def test_more_of_a_parallelism_is_never_more_work_a_rank() -> None:
+    of = scenario(model="llama3_1_70b")
+    device = operator_model(of.hw)
+    for tp, cp in itertools.product((1, 2, 4, 8), (1, 2, 4)):
+        table, where = distinct_shapes(layouts({"tp": tp, "cp": cp}, {"tp": tp * 2, "cp": cp}, {"tp": tp, "cp": cp * 2}), 8192)
+        found = operators(of, table, device)
+        seconds = (found.matmul_seconds.sum(axis=(0, 1)) + found.attention_forward + found.attention_backward)[where]
+        assert seconds[1] < seconds[0]
+        assert seconds[2] < seconds[0]
+
+
+def test_gathered_shapes_are_those_of_each_layout() -> None:
+    table = layouts(*({"tp": tp, "cp": cp, "micro_batch_size": b} for tp in (8, 1, 2) for cp in (2, 1) for b in (4, 1, 2)))
+    distinct, where = distinct_shapes(table, 8192)
+    for name in ("tp", "cp", "micro_batch_size", "sequence_parallel"):
+        np.testing.assert_array_equal(getattr(distinct, name)[where], getattr(table, name))
