@@ -273,6 +273,36 @@ def test_ctrl_c_keeps_what_was_done_and_says_so_in_one_line(tmp_path: Path, jobs
     assert not _processes_of_session(process.pid), "no worker stays behind"
 
 
+def test_a_killed_worker_is_one_line_and_costs_its_chunks_alone(tmp_path: Path) -> None:
+    script = tmp_path / "sweep.py"
+    script.write_text(INTERRUPTED)
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
+    guarded_script = (
+        script.read_text().replace("sys.exit(driver.run", "sys.exit(guarded(lambda _: driver.run").replace("Debug()))", "Debug()), []))")
+    )
+    script.write_text("from rapid_dse.command import guarded\n" + guarded_script)
+    arguments = [sys.executable, str(script), str(tmp_path), "2"]
+    process = subprocess.Popen(
+        arguments, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    try:
+        folder, deadline = tmp_path / "study", time.monotonic() + 60
+        while len(list(folder.glob("*.parquet"))) < 4 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        # Workers write the files; the writer's process id is in the name of a file that is being written.
+        while not (parts := [path.name for path in folder.glob(".*.part")]) and time.monotonic() < deadline:
+            time.sleep(0.001)
+        os.kill(int(parts[0].removesuffix(".part").rsplit("@", 1)[1]), signal.SIGKILL)
+        _, err = process.communicate(timeout=60)
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+    assert process.returncode == 2, err
+    assert "a worker process was killed" in err
+    assert len(err.splitlines()) == 1, err
+    assert all(len(store.read_file(path)) == 3000 for path in folder.glob("*.parquet"))
+
+
 def _processes_of_session(session: int) -> list[int]:
     deadline = time.monotonic() + 10
     while found := [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit() and _session(entry) == session]:

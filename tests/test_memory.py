@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 }
 
 
+@cache
 def table(name: str, count: int = 2000) -> tuple[Scenario, Layouts]:
     of = scenario(**SETTINGS[name])
     return of, random_layouts(of, 512, 512, count)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import fields, replace
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -112,6 +113,7 @@ class TestByHand:
         hop = float(closed_form.send_recv(keys, pair, network)[0])
         cp_forward, cp_backward = max(0.0, hop - 0.1 * attend), max(0.0, 2 * hop - 0.1 * attend_back)
         assert cp_forward > 0
+        cp_backward += cp_forward  # core attention is recomputed on keys that come around once more
 
         # --- the pipeline: 4 layers a stage; embedding first (reads and writes the stream, and its gradient), head and loss last.
         # The vocabulary, padded to a multiple of 128 · 2, is 32000 itself: 16000 rows a rank. The loss moves 34 bytes a logit.
@@ -208,6 +210,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 }
 
 
+@cache
 def table(name: str, count: int = 1500) -> tuple[Scenario, Layouts]:
     of = scenario(**SETTINGS[name])
     return of, random_layouts(of, 512, 512, count)
@@ -269,6 +272,13 @@ class TestRefused:
         of = scenario(**changes)
         with pytest.raises(ValueError, match=message):
             price(of, layouts({}))
+
+    def test_groups_that_the_networks_dimensions_do_not_hold(self) -> None:
+        """Where a dimension carries tp alone, tp is its size: another layout was priced as if it fitted."""
+        of = scenario(hw__network__dimensions=[SWITCH | {"size": 8, "parallelisms": ["tp"]}, SWITCH])
+        assert priced(of, {"tp": 8}).step_time_s > 0
+        with pytest.raises(ValueError, match="tp is not the size 8 of network dimension 0"):
+            price(of, layouts({"tp": 8}, {"tp": 4}))
 
     @pytest.mark.parametrize(("chip", "precision"), [("a100", "fp8"), ("v100", "fp8"), ("v100", "bf16")])
     def test_by_the_schema_where_the_chip_lacks_the_precision(self, chip: str, precision: str) -> None:
@@ -380,3 +390,45 @@ def test_zero_3_hides_no_more_than_its_network_carries() -> None:
     compute = float(priced(slow, row).time_compute_s[0])
     assert 64 * gather > 10 * compute  # far slower than all there is to hide behind
     assert shown > 64 * gather + scatter - compute
+
+
+def test_what_is_recomputed_with_ring_attention_needs_the_ring_again() -> None:
+    """A third of the ring's time forward, two backward; core attention alone (selective) or the whole layer again: one third more."""
+    of = scenario(model="llama3_1_70b", software__cp_overlap=0.0)
+    rows = ({"tp": 8, "cp": 8, "recompute": mode} for mode in ("none", "selective", "full"))
+    none, selective, full = priced(of, *rows).time_cp_s
+    assert selective == full == pytest.approx(4 / 3 * none)
+    others = scenario(model="llama3_1_70b", software="torchtitan", software__cp_overlap=0.0)  # every other product: attention is kept
+    assert priced(others, {"tp": 8, "cp": 8}).time_cp_s == pytest.approx(none)
+
+
+def test_reducing_after_every_micro_batch_is_never_faster() -> None:
+    """With buckets as large as a layer, so that both send the same messages; the look-up's gradient, which comes last, shows either way."""
+    once, each = (
+        scenario(software="torchtitan", software__gradient_bucket=872e6, software__reduce_each_micro_batch=word) for word in (False, True)
+    )
+    rows = [
+        {"zero": zero, "tp": tp, "global_batch_size": batch, "num_gpus": 256}
+        for zero in (1, 2, 3)
+        for tp in (1, 2)
+        for batch in (256, 1024)
+    ]
+    before, after = priced(once, *rows).step_time_s, priced(each, *rows).step_time_s
+    sharded = np.array([row["zero"] >= 2 for row in rows])
+    np.testing.assert_array_equal(after[~sharded], before[~sharded])
+    assert (after >= before / SLACK)[sharded].all()
+    slow = faster(once, "bandwidth 1", 0.1), faster(each, "bandwidth 1", 0.1)
+    row = {"zero": 2, "num_gpus": 256, "global_batch_size": 4096}
+    assert priced(slow[1], row).time_dp_s > 2 * priced(slow[0], row).time_dp_s
+
+
+def test_zero_bubbles_save_the_other_stages_weight_gradients_twice() -> None:
+    """ZB-H1 against 1F1B on equal stages: 2 (p - 1) W less (arXiv 2401.10241, table 1), W the weight gradients of a stage's 20 layers."""
+    of = scenario(model="llama3_1_70b", model__vocab_size=128, software__pipeline_split="even")
+    rows = ({"tp": 8, "pp": 4, "global_batch_size": 64, "schedule": word} for word in ("1f1b", "zero_bubble"))
+    plain, zero_bubble = priced(of, *rows).time_bubble_s
+    device = operator_model(of.hw)
+    shapes = [(10 * 128, 8192), (8192, 1024), (2 * 3584, 8192), (8192, 3584)]  # (out, in) of a rank at tp 8, 8,192 tokens
+    weights = sum(float(device.gemm(n, k, 8192, accumulate=True)) for n, k in shapes)
+    weights /= of.hw.efficiency.sustained * of.software.matmul_efficiency
+    assert plain - zero_bubble == pytest.approx(2 * 3 * 20 * weights)

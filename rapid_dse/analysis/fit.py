@@ -94,13 +94,14 @@ def predict(runs: Sequence[Runs], base: Software, values: Mapping[str, float], r
 
 
 def predict_peaks(runs: Sequence[Runs], base: Software, values: Mapping[str, float]) -> FloatColumn:
-    """Peak memory of all runs, bytes, one group after the other."""
-    peaks = []
-    for r in runs:
-        scenario = apply(r.scenario, base, values, r.pinned)
-        found = stages(scenario.model, scenario.software.pipeline_split, r.layouts.pp, r.layouts.vpp)
-        peaks.append(peak_memory(scenario, r.layouts, found).peak)
-    return np.concatenate(peaks)
+    """Peak memory that the runs log, bytes, one group after the other."""
+    return np.concatenate([logged_peak(apply(r.scenario, base, values, r.pinned), r.layouts) for r in runs])
+
+
+def logged_peak(scenario: Scenario, layouts: Layouts) -> FloatColumn:
+    """Peak memory on the stage whose peak the framework logs, bytes, ``(n_layouts,)``: what a measured peak is held against."""
+    found = stages(scenario.model, scenario.software.pipeline_split, layouts.pp, layouts.vpp)
+    return peak_memory(scenario, layouts, found.first() if scenario.software.logs_first_stage else found).peak
 
 
 def fit(runs: Sequence[Runs], base: Software, parameters: Sequence[FreeParameter]) -> Fit:

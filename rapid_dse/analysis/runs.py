@@ -75,7 +75,7 @@ def require_runs(frame: pd.DataFrame, source: str, least: int = LEAST_ROWS) -> N
     wrong = numbers.isna() | ~np.isfinite(numbers) | (numbers <= 0)
     if wrong.any():
         row = int(np.flatnonzero(ran)[np.flatnonzero(wrong)[0]]) + 1
-        raise ValueError(f"{source}: row {row} ran but {SECONDS}={frame[SECONDS].iloc[row - 1]!r}; needed: a number above 0 (seconds)")
+        raise ValueError(f"{source}: row {row} ran but {SECONDS}={frame[SECONDS].iloc[row - 1]}; needed: a number above 0 (seconds)")
     if len(numbers) < least:
         raise ValueError(f"{source}: {len(numbers)} rows that ran; needed: at least {least}")
 

@@ -17,7 +17,8 @@ class Score:
 
     ``mape``, ``median``, ``p90``, ``worst`` of |predicted / measured − 1|; a measured run without a prediction counts as an error of 1.
     ``rho``: Spearman's correlation, mean over groups; ``regret``: measured time of the run predicted fastest among those that fit, over
-    the fastest measured, less 1, mean over groups; ``fit_accuracy``: out of memory or not; ``memory``: mean error of peaks.
+    the fastest measured, less 1, mean over groups; ``fit_accuracy``: out of memory or not; ``memory``: mean error of peaks, on
+    the stage whose peak the runs log.
     """
 
     n: int

@@ -11,7 +11,7 @@ import pandas as pd
 
 from rapid_dse.analysis.calibration import exercised, memory_parameters
 from rapid_dse.analysis.collectives import predict_collectives
-from rapid_dse.analysis.fit import held_out, typical_base
+from rapid_dse.analysis.fit import held_out, logged_peak, typical_base
 from rapid_dse.analysis.kernels import error_table, predict_kernels, read_kernels
 from rapid_dse.analysis.runs import PEAK, SECONDS, measured_runs, parameters_by_name
 from rapid_dse.analysis.scores import Score, score
@@ -72,7 +72,7 @@ def validate_cases(path: str | Path, jobs: int, folds: bool = True) -> Validated
     groups = group_cases(frame)
     terms = _shipped(frame, groups)
     shipped = pd.DataFrame(
-        {"seconds": terms["step_time_s"], "fits": terms["fits"].eq(1.0) | terms["fits"].isna(), "peak": terms["peak_memory_bytes"]}
+        {"seconds": terms["step_time_s"], "fits": terms["fits"].eq(1.0) | terms["fits"].isna(), "peak": terms["logged_peak_bytes"]}
     )
     unseen = shipped.copy()
     if folds:
@@ -83,13 +83,14 @@ def validate_cases(path: str | Path, jobs: int, folds: bool = True) -> Validated
 
 def _shipped(frame: pd.DataFrame, groups: Sequence[CaseGroup]) -> pd.DataFrame:
     columns = [f.name for f in fields(Priced)]
-    table = pd.DataFrame(np.nan, index=frame.index, columns=columns)
+    table = pd.DataFrame(np.nan, index=frame.index, columns=[*columns, "logged_peak_bytes"])
     for group in groups:
         legal = group.portion.rule < 0
         if legal.any() and group.portion.scenario.workload.kind == "training":
             priced = price(group.portion.scenario, group.portion.layouts.take(legal))
             rows = frame.index[group.rows[legal]]
             table.loc[rows, columns] = np.stack([getattr(priced, name).astype(float) for name in columns], axis=1)
+            table.loc[rows, "logged_peak_bytes"] = logged_peak(group.portion.scenario, group.portion.layouts.take(legal))
     return table
 
 

@@ -35,6 +35,7 @@ class Software(Frozen):
     fp8_cast_passes: Annotated[float, Field(ge=0, le=6)] = 1.0
     selective_recompute: Literal["core_attention", "every_other_matmul"] = "core_attention"
     cp_balanced: bool = True  # ring attention deals the sequence out in zigzag, so that causal work is even
+    recomputes_attention: bool = True  # full recomputation runs the attention kernel again; false where its output is kept
     # host
     host_layer: Seconds = 1e-3  # host time of a layer's forward and backward for a micro-batch, its launches included
     host_collective_layer: Seconds = 2e-4  # what tensor-parallel collectives add to that
@@ -72,6 +73,7 @@ class Software(Frozen):
     # structure
     pipeline_split: Literal["megatron", "balanced", "even"] = "megatron"
     # memory
+    logs_first_stage: bool = False  # the peak that its runs report is the first pipeline stage's, not the worst one's
     context: Bytes = 1.5e9  # CUDA context, cuBLAS workspaces, NCCL's buffers
     fragmentation: Annotated[float, Field(ge=1, le=1.6)] = 1.05  # reserved over live activations
     activation_overhead: Annotated[float, Field(ge=0.5, le=3)] = 1.0  # kept over the least that autograd needs

@@ -29,6 +29,10 @@ class Stages:
     has_embedding: NDArray[np.bool_]
     has_head: NDArray[np.bool_]
 
+    def first(self) -> Stages:
+        """The first stage alone."""
+        return Stages(self.position[:1], self.layers[:1], self.has_embedding[:1], self.has_head[:1])
+
 
 def split_layers(model: Model, rule: str, pp: int, vpp: int) -> list[int]:
     """Layers of each of ``pp`` stages, all their ``vpp`` chunks together.

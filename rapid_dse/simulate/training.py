@@ -137,6 +137,9 @@ def step_seconds(scenario: Scenario, layouts: Layouts, ready: Prepared) -> Float
 
 def _setting(scenario: Scenario, layouts: Layouts) -> tuple[Stages, Groups, Traffic]:
     placement = placement_of(scenario, layouts)
+    for reason, broken in placement.reasons:
+        if broken.any():
+            raise ValueError(reason)
     groups = Groups(placement, effective_network(scenario))
     found = stages(scenario.model, scenario.software.pipeline_split, layouts.pp, layouts.vpp)
     return found, groups, traffic(scenario, layouts, placement, groups.network)
@@ -189,13 +192,16 @@ def layer_time(scenario: Scenario, layouts: Layouts, block: Block, moved: Traffi
     """One layer of one micro-batch: compute, and what of its transfers shows."""
     software = scenario.software
     full, selective = layouts.recompute == RECOMPUTE_FULL, layouts.recompute == RECOMPUTE_SELECTIVE
-    again = np.where(full, block.layer_forward, np.where(selective, block.selective_recompute, 0.0))
-    shown = 1 - software.tp_overlap if software.async_tp else 1.0
-    tp_forward = moved.tp_forward * shown
-    beside = (moved.tp_backward + moved.tp_gather_again) * shown
+    whole = block.layer_forward - (0.0 if software.recomputes_attention else block.attention_forward)
+    again = np.where(full, whole, np.where(selective, block.selective_recompute, 0.0))
+    ring_again = full | (selective & (software.selective_recompute == "core_attention"))
+    pipelined = software.tp_overlap if software.async_tp else 0.0
+    tp_forward = moved.tp_forward - np.minimum(pipelined * moved.tp_forward, block.layer_forward)
+    beside = moved.tp_backward + moved.tp_gather_again
+    beside = beside - np.minimum(pipelined * beside, block.layer_backward)
     tp_backward = beside - np.minimum(software.tp_backward_overlap * beside, block.weight_gradient) + np.where(full, tp_forward, 0.0)
     cp_forward = _beside(moved.cp_forward, software.cp_overlap, block.attention_forward)
-    cp_backward = _beside(moved.cp_backward, software.cp_overlap, block.attention_backward) + np.where(full, cp_forward, 0.0)
+    cp_backward = _beside(moved.cp_backward, software.cp_overlap, block.attention_backward) + np.where(ring_again, cp_forward, 0.0)
     forward = block.layer_forward + tp_forward + cp_forward
     backward = block.layer_backward + again + tp_backward + cp_backward
     gather, gathers = _gather_per_layer(scenario, layouts, groups)
@@ -262,11 +268,14 @@ def _end_of_step(
     """
     software = scenario.software
     parameters = stage_parameters(scenario, layouts, found)[0]
-    sent = parameters * gradient_bytes(scenario)
+    # Where layers are reduced after each micro-batch, the look-up's gradient is left, which comes last and hides behind nothing.
+    each = (layouts.zero >= 2) & software.reduce_each_micro_batch
+    left = np.where(each, parameters - found.layers[0] * layer_parameters(scenario, layouts), parameters)
+    sent = left * gradient_bytes(scenario)
     synchronise = _gradient_sync(scenario, layouts, sent, groups)
     last_bucket = synchronise * np.minimum(1.0, _bucket(scenario, layouts) / sent)
     window = found.layers[0] * np.maximum(0.0, software.dp_overlap * layer.backward - layer.gathers)
-    shown = np.maximum(_beside(synchronise, 1.0, window), last_bucket)
+    shown = np.where(each, synchronise, np.maximum(_beside(synchronise, 1.0, window), last_bucket))
     gather = _weight_gather(scenario, layouts, parameters, found.layers[0], groups)
     shown = shown + _beside(gather, software.parameter_gather_overlap, found.layers[0] * layer.forward)
     table = vocabulary_parameters(scenario, layouts) * _gathered_bytes(scenario)
@@ -276,7 +285,7 @@ def _end_of_step(
 
 
 def _gradient_sync(scenario: Scenario, layouts: Layouts, sent: FloatColumn, groups: Groups) -> FloatColumn:
-    """Reduction of all gradients, bucket by bucket: all-reduce, or reduce-scatter where ZeRO shards what follows, s."""
+    """Reduction of ``sent`` bytes of gradients, bucket by bucket: all-reduce, or reduce-scatter where ZeRO shards what follows, s."""
     span, software = groups.placement.gradient, scenario.software
     calls = np.ceil(sent / _bucket(scenario, layouts))
     scatter = closed_form.reduce_scatter(sent / calls, span, groups.network)
@@ -284,8 +293,7 @@ def _gradient_sync(scenario: Scenario, layouts: Layouts, sent: FloatColumn, grou
         reduce = closed_form.all_reduce(sent / calls, span, groups.network)
     else:
         reduce = scatter + closed_form.all_gather(sent / calls, span, groups.network)
-    synchronise = calls * np.where(layouts.zero == 0, reduce, scatter)
-    return np.where((layouts.zero >= 2) & software.reduce_each_micro_batch, 0.0, synchronise)
+    return calls * np.where(layouts.zero == 0, reduce, scatter)
 
 
 def _bucket(scenario: Scenario, layouts: Layouts) -> FloatColumn:

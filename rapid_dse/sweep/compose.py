@@ -14,7 +14,9 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.object_type import ObjectType
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from pydantic import ValidationError
+from yaml import YAMLError
 
 from rapid_dse.config.hardware import Hardware
 from rapid_dse.config.model import Model
@@ -25,6 +27,8 @@ from rapid_dse.sweep.overrides import GROUPS, SWEEPS, check_key, for_hydra, read
 from rapid_dse.sweep.places import home
 
 SHOWN = ("hw", "model", "software", "backend")  # groups whose option is a column of the results
+
+UNREADABLE = (HydraException, OmegaConfBaseException, YAMLError)  # what composing raises for a file or a value that is wrong
 
 
 @dataclass(frozen=True)
@@ -60,7 +64,7 @@ def composed(options: Mapping[str, str], hydra: tuple[str, ...] = ()) -> Compose
     overrides = [f"{'+' if group == SWEEPS else ''}{group}={option}" for group, option in options.items()]
     try:
         return from_hydra(compose("config", overrides=[*overrides, *hydra], return_hydra_config=True))
-    except HydraException as error:
+    except UNREADABLE as error:
         raise ValueError(one_line(error)) from None
 
 
@@ -86,7 +90,7 @@ def multirun(arguments: Sequence[str]) -> int:
         assert hydra is not None
         try:
             code = hydra.multirun("config", _no_job, for_hydra(arguments), with_log_configuration=False)
-        except HydraException as error:
+        except UNREADABLE as error:
             raise ValueError(one_line(error)) from None
     return int(code)
 

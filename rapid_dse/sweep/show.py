@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 
 _GIB = 1024.0**3
+_SECTIONS = frozenset({*CHOICES, "workload", "parallel"})
 _DEGREES = (("tp", "tp"), ("cp", "cp"), ("dp", "dp"), ("pp", "pp"), ("ep", "ep"), ("vpp", "vpp"))
 
 
@@ -88,7 +89,7 @@ def _varying(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     if not rows:
         return []
     shown_in_layout = {key for key in KEYS.values() if key.startswith("parallel.")}
-    keys = [*CHOICES, *(key for key in rows[0] if "." in key and key not in shown_in_layout)]
+    keys = [*CHOICES, *(key for key in rows[0] if key.split(".")[0] in _SECTIONS and key not in shown_in_layout)]
     return [key for key in dict.fromkeys(keys) if len({str(row.get(key)) for row in rows}) > 1]
 
 

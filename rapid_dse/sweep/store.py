@@ -218,10 +218,12 @@ def _age(table: pa.Table) -> tuple[bool, str]:
 
 
 def _configurations(table: pa.Table) -> identity.Lanes:
-    """What each row asks, whatever code priced it: its key without the code's hash, ``(n_rows, 2)``."""
-    code = (table.schema.metadata or {}).get(CODE)
-    lanes = key_lanes(table["key"])
-    return lanes if code is None else lanes ^ identity.from_hex([code.decode()])
+    """What each row asks, whatever code priced it: its key without the code's hash, ``(n_rows, 2)``.
+
+    A table without metadata (new, or written by another program) is taken to be of the running code.
+    """
+    code = (table.schema.metadata or {}).get(CODE, identity.code_hash().encode())
+    return key_lanes(table["key"]) ^ identity.from_hex([code.decode()])
 
 
 def _last_of_each(lanes: identity.Lanes) -> NDArray[np.int64]:

@@ -7,6 +7,7 @@ import signal
 import threading
 import warnings
 from collections.abc import Generator, Iterator, Sequence
+from concurrent.futures import BrokenExecutor
 from contextlib import contextmanager
 
 from rapid_dse.sweep.chunks import Chunk, Summary, run_chunk, seconds_a_layout
@@ -30,7 +31,7 @@ def summaries(chunks: Sequence[Chunk], jobs: int) -> Generator[Summary]:
     """The chunks' summaries as they come, in this process where the work is small, else over ``jobs`` processes.
 
     Raises:
-        Exception: what ``run_chunk`` raises; joblib's TerminatedWorkerError where a worker was killed.
+        Exception: what ``run_chunk`` raises; ChildProcessError where a worker was killed.
     """
     n_jobs = min(cores(jobs), len(chunks))
     if n_jobs <= 1 or estimate(chunks) < _WORTH_WORKERS_SECONDS:
@@ -46,6 +47,8 @@ def summaries(chunks: Sequence[Chunk], jobs: int) -> Generator[Summary]:
             found = parallel(delayed(run_chunk)(chunk) for chunk in chunks)
         try:
             yield from found
+        except BrokenExecutor:
+            raise ChildProcessError("a worker process was killed, perhaps for want of memory: fewer search.jobs need less") from None
         finally:
             with _deaf_children():
                 found.close()
