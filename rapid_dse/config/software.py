@@ -35,7 +35,7 @@ class Software(Frozen):
     fp8_cast_passes: Annotated[float, Field(ge=0, le=6)] = 1.0
     selective_recompute: Literal["core_attention", "every_other_matmul"] = "core_attention"
     cp_balanced: bool = True  # ring attention deals the sequence out in zigzag, so that causal work is even
-    recomputes_attention: bool = True  # full recomputation runs the attention kernel again; false where its output is kept
+    recomputes_attention: bool = True  # recomputation runs the attention kernel again; false where its output is kept
     # host
     host_layer: Seconds = 1e-3  # host time of a layer's forward and backward for a micro-batch, its launches included
     host_collective_layer: Seconds = 2e-4  # what tensor-parallel collectives add to that

@@ -73,7 +73,7 @@ def framework_block(scenario: Scenario, shape: MicroBatch, alone: Operators, dev
         weight_gradient=layer[2],
         attention_forward=alone.attention_forward,
         attention_backward=alone.attention_backward,
-        selective_recompute=glue_forward + 0.5 * layer[0] if every_other else alone.attention_forward,
+        selective_recompute=glue_forward + 0.5 * layer[0] if every_other else alone.attention_forward * software.recomputes_attention,
         head_forward=head[0] + loss / 2,
         head_backward=head[1] + head[2] + loss / 2,
         embedding=device.elementwise(3.0 * compute_bytes(scenario) * shape.tokens * scenario.model.hidden_size),

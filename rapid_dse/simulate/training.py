@@ -194,7 +194,7 @@ def layer_time(scenario: Scenario, layouts: Layouts, block: Block, moved: Traffi
     full, selective = layouts.recompute == RECOMPUTE_FULL, layouts.recompute == RECOMPUTE_SELECTIVE
     whole = block.layer_forward - (0.0 if software.recomputes_attention else block.attention_forward)
     again = np.where(full, whole, np.where(selective, block.selective_recompute, 0.0))
-    ring_again = (full & software.recomputes_attention) | (selective & (software.selective_recompute == "core_attention"))
+    ring_again = (full | (selective & (software.selective_recompute == "core_attention"))) & software.recomputes_attention
     pipelined = software.tp_overlap if software.async_tp else 0.0
     tp_forward = moved.tp_forward - np.minimum(pipelined * moved.tp_forward, block.layer_forward)
     beside = moved.tp_backward + moved.tp_gather_again
