@@ -295,7 +295,7 @@ def test_evaluate_carries_columns_and_fills_blanks_with_defaults(tmp_path: Path)
     assert table["case_id"].tolist() == ["a", "b", "c"]
     assert table["measured.step_time_s"].tolist()[::2] == [1.5, 2.5]
     assert table["status"].tolist()[2] == "invalid"
-    assert "num_gpus" in table["reason"][2]
+    assert "num_attention_heads" in table["reason"][2]
     assert table["step_time_s"].notna().tolist() == [True, True, False]
     assert table["step_time_s"][0] != table["step_time_s"][1]
 
@@ -352,7 +352,7 @@ def test_rank(tmp_path: Path, where: str) -> None:
     table = rows(tmp_path)
     ended = done(tmp_path, where, "--top", "2", "--by", "cost_usd", module="rapid_dse.rank")
     assert (table["status"] == "ok").sum() > 2
-    assert "num_gpus" in ended.out
+    assert "num_attention_heads" in ended.out
     best = table[table["status"] == "ok"].sort_values("cost_usd").iloc[0]
     assert f"tp{best['parallel.tp']} " in ended.out or f"dp{best['parallel.dp']} " in ended.out
     assert len(one_line(run(tmp_path, where, "--by", "beauty", module="rapid_dse.rank"))) > 0

@@ -66,7 +66,7 @@ def test_a_sweep_ends_in_files_and_a_ranked_table(tmp_path: Path) -> None:
     assert lines[0].split()[:3] == ["#", "hw", "layout"]
     assert lines[1].split()[:2] == ["1", "h100"], "the fastest that fits comes first"
     assert "8 trials: 4 fit, 2 do not fit in memory, 2 break a rule" in run.out
-    assert "tp · cp · pp · dp must equal hw.num_gpus" in run.out
+    assert "tp must divide num_attention_heads" in run.out
     assert str(tmp_path / "study") in run.out
 
 
