@@ -5,14 +5,13 @@ The orders are those of the papers behind ``schedules``: GPipe, 1F1B, interleave
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from rapid_dse.trace.script import GRADIENTS, MAIN, PIPELINE, After, Script
+
 
 FORWARD, BACKWARD, WEIGHTS = "F", "B", "W"
 SCHEDULE_NAMES = ("none", "gpipe", "1f1b", "interleaved_1f1b", "zero_bubble")
-Layers = Callable[[Script, After, int], After]
 
 
 @dataclass(frozen=True)
