@@ -6,50 +6,79 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from rapid_dse.layouts import ZERO_BUBBLE
 from rapid_dse.network.cluster import Cluster
 from rapid_dse.simulate import runs
 from rapid_dse.simulate.exposed import exposed
 from rapid_dse.simulate.quantities import Priced1
-from rapid_dse.simulate.training import Layer
+from rapid_dse.simulate.training import Layer, layer_gathers
 from rapid_dse.trace.block import backward, forward
+from rapid_dse.trace.coarse import Pass
+from rapid_dse.trace.flattened import LayerPasses
 from rapid_dse.trace.graph import Ints
 from rapid_dse.trace.script import Script
 
 
 @dataclass(frozen=True)
 class LayerTimes:
-    """A layer's passes: seconds by term of forward and backward, on the rank that ends last."""
+    """A layer's passes: seconds by term of forward and backward, on the rank that ends last.
+
+    ``weights`` is the part of the backward pass that weight gradients take, ``regather`` a gather of a boundary's shares.
+    """
 
     forward: dict[str, float]
     backward: dict[str, float]
+    weights: float
+    regather: float
 
     def seconds(self, direction: str) -> float:
         """The whole pass, s."""
         return float(sum(getattr(self, direction).values()))
 
+    def passes(self) -> tuple[Pass, Pass]:
+        """Forward and backward, for graphs of the pipeline."""
+        return Pass("layers forward", self.forward), Pass("layers backward", self.backward)
 
-def run_layer(one: Priced1, cluster: Cluster) -> tuple[LayerTimes, runs.Run]:
-    """Runs one layer's forward and backward pass on the first stage's first group.
+
+def run_layer(one: Priced1, cluster: Cluster, block: Ints) -> tuple[LayerTimes, runs.Run]:
+    """Runs one layer's forward and backward pass on one tensor- and context-parallel group alone.
+
+    Args:
+        block: the group's places, ``(cp, tp)``.
 
     Raises:
         ValueError: what the engine cannot run.
     """
-    block = cluster.rank[0, 0]
     part, places = cluster.part(block)
     stage = block_stage(one, part, places)
-    script = Script(stage.style)
-    ahead = forward(script, one.work, ())
-    # a moment between the passes, which no transfer crosses
-    middle = script.compute(ahead, 1e-9, "loss")
-    backward(script, one.work, middle)
+    script, marks = _layer_script(one, stage)
     role = np.full(part.topology.ranks, -1, np.int64)
     role[places.ravel()] = 0
     done = runs.run(one.scenario, stage, [script], role, "block")
     rank = done.slowest
-    row = int(np.searchsorted(done.traced.graph.rank, rank)) + middle[0]
-    begin, end = int(done.result.start_ns[row]), int(done.result.end_ns[row])
-    times = LayerTimes(exposed(done.traced, done.result, rank, 0, begin), exposed(done.traced, done.result, rank, end))
-    return times, done
+    first = int(np.searchsorted(done.traced.graph.rank, rank))
+    cuts = [(int(done.result.start_ns[first + mark]), int(done.result.end_ns[first + mark])) for mark in marks]
+    spans = [exposed(done.traced, done.result, rank, *span) for span in ((0, cuts[0][0]), (cuts[0][1], cuts[1][0]), (cuts[1][1], None))]
+    waits = "tp" if one.work.tp > 1 else "cp"  # within a block ranks wait for those of their own group
+    for terms in spans:
+        terms[waits] += terms.pop("bubble")
+        terms["bubble"] = 0.0
+    weights = 0.0 if one.degree("schedule") != ZERO_BUBBLE else one.work.weight_gradient
+    return LayerTimes(spans[0], spans[1], weights, float(sum(spans[2].values()))), done
+
+
+def _layer_script(one: Priced1, stage: runs.Stage) -> tuple[Script, list[int]]:
+    """The program of a rank: forward, backward, the gather of a boundary; a moment between them, which no transfer crosses."""
+    script, marks = Script(stage.style), []
+    after = forward(script, one.work, ())
+    after = script.compute(after, 1e-9, "between", "host")
+    marks.append(after[0])
+    after = backward(script, one.work, after)
+    after = script.compute(after, 1e-9, "between", "host")
+    marks.append(after[0])
+    if one.degree("pp") > 1:
+        LayerPasses(one.work).regather(script, after)
+    return script, marks
 
 
 def block_stage(one: Priced1, part: Cluster, places: Ints) -> runs.Stage:
@@ -72,14 +101,11 @@ def measured_layer(one: Priced1, times: LayerTimes) -> Layer:
     if one.scenario.software.reduce_each_micro_batch and one.degree("zero") >= 3:
         gather = gather - _scatter(one)
     shown = np.maximum(0.0, gather - share * ahead) + np.maximum(0.0, old.gathers - share * back)
-    # waits within a block are for ranks of the same tensor- or context-parallel group
-    waits = {term: times.forward["bubble"] + times.backward["bubble"] if term == ("tp" if one.work.tp > 1 else "cp") else 0.0
-             for term in ("tp", "cp")}  # fmt: skip
     return replace(
         old,
         compute=column(times.forward["compute"] + times.backward["compute"]),
-        tp=column(times.forward["tp"] + times.backward["tp"] + waits["tp"]),
-        cp=column(times.forward["cp"] + times.backward["cp"] + waits["cp"]),
+        tp=column(times.forward["tp"] + times.backward["tp"]),
+        cp=column(times.forward["cp"] + times.backward["cp"]),
         forward=column(ahead),
         backward=column(back),
         dp=shown,
@@ -87,7 +113,15 @@ def measured_layer(one: Priced1, times: LayerTimes) -> Layer:
 
 
 def _scatter(one: Priced1) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
-    from rapid_dse.simulate.training import layer_gathers
-
     ahead, during = layer_gathers(one.scenario, one.layout, one.groups)
     return during - ahead
+
+
+def faulty_blocks(cluster: Cluster) -> list[tuple[int, int]]:
+    """The blocks, by their (pp, dp) index, that a faulty link touches with both ends."""
+    found: dict[tuple[int, int], None] = {}
+    for source, target, _ in cluster.topology.faulty_links:
+        inside = [{(int(p), int(d)) for p, d, _, _ in np.argwhere(cluster.rank == end)} for end in (source, target)]
+        for block in sorted(inside[0] & inside[1]):
+            found[block] = None
+    return list(found)
