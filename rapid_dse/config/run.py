@@ -88,11 +88,16 @@ class Artifacts(Frozen):
 
 
 class Backend(Frozen):
-    """How a trial is priced."""
+    """How a trial is priced.
+
+    ``streams``: communication streams of a rank; above 1, transfers that hide behind others have streams of their own. null: 1 where
+    the network follows ASTRA-sim's rules (congestion_aware, congestion_unaware), else as many as the software profile hides.
+    """
 
     name: Literal["analytical", "hybrid", "full_astrasim_hierarchical", "full_astrasim_flattened"] = "analytical"
     engine: Literal["builtin", "astrasim"] = "builtin"
     network: Literal["congestion_aware", "congestion_unaware", "fair", "ideal"] = "congestion_aware"
+    streams: Annotated[int, Field(ge=1, le=4)] | None = None
     astrasim: AstraSim = AstraSim()
     artifacts: Artifacts = Artifacts()
 

@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
+from importlib import import_module
+
 from rapid_dse.config.scenario import Scenario
 from rapid_dse.layouts import Layouts
 from rapid_dse.simulate.results import Priced
+
+BACKENDS = {
+    "analytical": "rapid_dse.simulate.training",
+    "hybrid": "rapid_dse.simulate.hybrid",
+    "full_astrasim_hierarchical": "rapid_dse.simulate.hierarchical",
+    "full_astrasim_flattened": "rapid_dse.simulate.flattened",
+}
 
 
 def price(scenario: Scenario, layouts: Layouts) -> Priced:
@@ -13,10 +22,8 @@ def price(scenario: Scenario, layouts: Layouts) -> Priced:
     Raises:
         ValueError: where the backend or the workload does not go with the scenario, with what to use instead.
     """
-    from rapid_dse.simulate.training import price as price_training  # a backend is imported when it is used
-
-    if scenario.backend.name != "analytical":
-        raise ValueError(f"backend={scenario.backend.name}: not part of this version; allowed: analytical")
     if scenario.workload.kind != "training":
         raise ValueError(f"workload.kind={scenario.workload.kind}: not part of this version; allowed: training")
-    return price_training(scenario, layouts)
+    backend = import_module(BACKENDS[scenario.backend.name])  # a backend is imported when it is used
+    priced: Priced = backend.price(scenario, layouts)
+    return priced

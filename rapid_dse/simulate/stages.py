@@ -40,14 +40,19 @@ def split_layers(model: Model, rule: str, pp: int, vpp: int) -> list[int]:
     ``megatron`` counts embedding and loss as a layer each where that makes the layers divide; ``balanced`` gives each stage the
     same matrix parameters, the head's included, as nanotron does; ``even`` and whatever does not divide: the first stages get one more.
     """
+    return [sum(chunks) for chunks in split_chunks(model, rule, pp, vpp)]
+
+
+def split_chunks(model: Model, rule: str, pp: int, vpp: int) -> list[list[int]]:
+    """Layers of each chunk of each stage, ``pp`` lists of ``vpp``, by the rules of ``split_layers``."""
     layers, chunks = model.num_hidden_layers, pp * vpp
     if rule == "balanced" and pp > 1 and vpp == 1:
-        return _balanced(model, pp)
+        return [[count] for count in _balanced(model, pp)]
     if layers % chunks and rule == "megatron" and (layers + 2) % chunks == 0:
-        each = (layers + 2) // pp
-        return [each - (stage == 0) - (stage == pp - 1) for stage in range(pp)]
-    counts = [layers // chunks + (chunk < layers % chunks) for chunk in range(chunks)]
-    return [sum(counts[stage::pp]) for stage in range(pp)]
+        counts = [(layers + 2) // chunks - (chunk == 0) - (chunk == chunks - 1) for chunk in range(chunks)]
+    else:
+        counts = [layers // chunks + (chunk < layers % chunks) for chunk in range(chunks)]
+    return [counts[stage::pp] for stage in range(pp)]
 
 
 def _balanced(model: Model, pp: int) -> list[int]:

@@ -97,6 +97,15 @@ def prepare(scenario: Scenario, layouts: Layouts) -> Prepared:
         ValueError: where the network has no closed form, the chip lacks the precision, or the model is no dense transformer.
     """
     closed_form.require_closed_form(scenario.hw.network)
+    return price_operators(scenario, layouts)
+
+
+def price_operators(scenario: Scenario, layouts: Layouts) -> Prepared:
+    """Prices the operators of all distinct micro-batch shapes, whatever the network.
+
+    Raises:
+        ValueError: where the chip lacks the precision, or the model is no dense transformer.
+    """
     _require_dense(scenario.model)
     device = operator_model(scenario.hw)
     shape, where = distinct_shapes(layouts, scenario.workload.seq_len)
@@ -131,11 +140,16 @@ def price(scenario: Scenario, layouts: Layouts) -> Priced:
 def step_seconds(scenario: Scenario, layouts: Layouts, ready: Prepared) -> FloatColumn:
     """Step times alone, s, ``(n_layouts,)``, of layouts whose operators are priced: what a fit needs, many times over."""
     block = framework_block(scenario, ready.shape, ready.alone, ready.device).take(ready.where)
-    found, groups, moved = _setting(scenario, layouts)
+    found, groups, moved = setting(scenario, layouts)
     return step_time(scenario, layouts, block, found, groups, moved, ready.device).total
 
 
-def _setting(scenario: Scenario, layouts: Layouts) -> tuple[Stages, Groups, Traffic]:
+def setting(scenario: Scenario, layouts: Layouts) -> tuple[Stages, Groups, Traffic]:
+    """Stages, groups and transfers of layouts.
+
+    Raises:
+        ValueError: where a network dimension does not hold the parallelisms that it lists.
+    """
     placement = placement_of(scenario, layouts)
     for reason, broken in placement.reasons:
         if broken.any():
@@ -146,26 +160,41 @@ def _setting(scenario: Scenario, layouts: Layouts) -> tuple[Stages, Groups, Traf
 
 
 def _price_chunk(scenario: Scenario, layouts: Layouts, block: Block, device: OperatorModel) -> Priced:
-    found, groups, moved = _setting(scenario, layouts)
+    found, groups, moved = setting(scenario, layouts)
     step = step_time(scenario, layouts, block, found, groups, moved, device)
+    return result_columns(scenario, layouts, block, found, moved, step)
+
+
+def result_columns(scenario: Scenario, layouts: Layouts, block: Block, found: Stages, moved: Traffic, step: Step) -> Priced:
+    """The results of steps whose times are known, whichever backend found them: memory, energy and cost are the same accounts for all."""
     memory = peak_memory(scenario, layouts, found)
     work = _work(scenario, layouts, block, moved, step)
     return _columns(scenario, layouts, step, memory, energy(scenario.hw, scenario.workload.precision, work))
 
 
 def step_time(
-    scenario: Scenario, layouts: Layouts, block: Block, found: Stages, groups: Groups, moved: Traffic, device: OperatorModel
+    scenario: Scenario,
+    layouts: Layouts,
+    block: Block,
+    found: Stages,
+    groups: Groups,
+    moved: Traffic,
+    device: OperatorModel,
+    layer: Layer | None = None,
 ) -> Step:
-    """The exposed times of a step: m slots of the slowest stage, the schedule's bubble, gradients, optimizer, host."""
+    """The exposed times of a step: m slots of the slowest stage, the schedule's bubble, gradients, optimizer, host.
+
+    ``layer`` None is the closed forms' own.
+    """
     software, micro_batches = scenario.software, layouts.num_micro_batches.astype(float)
-    layer = layer_time(scenario, layouts, block, moved, groups)
+    layer = layer_time(scenario, layouts, block, moved, groups) if layer is None else layer
     hops = np.where(layouts.pp > 1, 2.0 * layouts.vpp * (moved.pp_hop + software.send_receive), 0.0)
     hops = hops * np.where(layouts.schedule == INTERLEAVED, 1 - software.pp_overlap, 1.0)
     head, device_slots = block.head_forward + block.head_backward, []
     for stage in range(len(found.layers)):
         ends = found.has_embedding[stage] * block.embedding + found.has_head[stage] * head
         device_slots.append(found.layers[stage] * layer.total + ends + hops)
-    host_layer = _host_layer(scenario, layouts)
+    host_layer = host_layer_seconds(scenario, layouts)
     host_slots = [layers * host_layer + software.host_micro_batch for layers in found.layers]
     slots = np.maximum(device_slots, host_slots)
     slowest = slots.argmax(axis=0)[None]
@@ -204,7 +233,7 @@ def layer_time(scenario: Scenario, layouts: Layouts, block: Block, moved: Traffi
     cp_backward = _beside(moved.cp_backward, software.cp_overlap, block.attention_backward) + np.where(ring_again, cp_forward, 0.0)
     forward = block.layer_forward + tp_forward + cp_forward
     backward = block.layer_backward + again + tp_backward + cp_backward
-    gather, gathers = _gather_per_layer(scenario, layouts, groups)
+    gather, gathers = layer_gathers(scenario, layouts, groups)
     return Layer(
         compute=block.layer_forward + block.layer_backward + again,
         tp=tp_forward + tp_backward,
@@ -221,23 +250,23 @@ def _beside(transfer: FloatColumn, share: float, compute: FloatColumn) -> FloatC
     return np.maximum(0.0, transfer - share * compute)
 
 
-def _gather_per_layer(scenario: Scenario, layouts: Layouts, groups: Groups) -> tuple[FloatColumn, FloatColumn]:
+def layer_gathers(scenario: Scenario, layouts: Layouts, groups: Groups) -> tuple[FloatColumn, FloatColumn]:
     """Transfers of a layer during its forward and during its backward, s: ZeRO 3's gathers of weights, and gradients reduced each time."""
     software, network = scenario.software, groups.network
     if not (layouts.zero >= 2).any():
         return np.zeros(len(layouts)), np.zeros(len(layouts))
     parameters = layer_parameters(scenario, layouts)
-    gather = closed_form.all_gather(parameters * _gathered_bytes(scenario), groups.placement.gradient, network)
+    gather = closed_form.all_gather(parameters * gathered_bytes(scenario), groups.placement.gradient, network)
     gather = np.where(layouts.zero >= 3, gather, 0.0)
     scatter = closed_form.reduce_scatter(parameters * gradient_bytes(scenario), groups.placement.gradient, network)
     return gather, gather + np.where((layouts.zero >= 2) & software.reduce_each_micro_batch, scatter, 0.0)
 
 
-def _gathered_bytes(scenario: Scenario) -> int:
+def gathered_bytes(scenario: Scenario) -> int:
     return 1 if scenario.workload.precision == "fp8" and "all-gather" in scenario.software.fp8_recipe else compute_bytes(scenario)
 
 
-def _host_layer(scenario: Scenario, layouts: Layouts) -> FloatColumn:
+def host_layer_seconds(scenario: Scenario, layouts: Layouts) -> FloatColumn:
     software = scenario.software
     collective = np.where(layouts.tp > 1, software.host_collective_layer, 0.0)
     nodes = layouts.num_gpus / scenario.hw.gpus_per_node
@@ -272,22 +301,22 @@ def _end_of_step(
     each = (layouts.zero >= 2) & software.reduce_each_micro_batch
     left = np.where(each, parameters - found.layers[0] * layer_parameters(scenario, layouts), parameters)
     sent = left * gradient_bytes(scenario)
-    synchronise = _gradient_sync(scenario, layouts, sent, groups)
-    last_bucket = synchronise * np.minimum(1.0, _bucket(scenario, layouts) / sent)
+    synchronise = gradient_sync(scenario, layouts, sent, groups)
+    last_bucket = synchronise * np.minimum(1.0, bucket(scenario, layouts) / sent)
     window = found.layers[0] * np.maximum(0.0, software.dp_overlap * layer.backward - layer.gathers)
     shown = np.where(each, synchronise, np.maximum(_beside(synchronise, 1.0, window), last_bucket))
-    gather = _weight_gather(scenario, layouts, parameters, found.layers[0], groups)
+    gather = weight_gather(scenario, layouts, parameters, found.layers[0], groups)
     shown = shown + _beside(gather, software.parameter_gather_overlap, found.layers[0] * layer.forward)
-    table = vocabulary_parameters(scenario, layouts) * _gathered_bytes(scenario)
+    table = vocabulary_parameters(scenario, layouts) * gathered_bytes(scenario)
     shown = shown + np.where(layouts.zero >= 3, closed_form.all_gather(table, groups.placement.gradient, groups.network), 0.0)
     held = parameters / np.where(layouts.zero >= 1, (layouts.dp * layouts.cp).astype(float), 1.0)
     return shown, device.elementwise(held * software.optimizer_traffic)
 
 
-def _gradient_sync(scenario: Scenario, layouts: Layouts, sent: FloatColumn, groups: Groups) -> FloatColumn:
+def gradient_sync(scenario: Scenario, layouts: Layouts, sent: FloatColumn, groups: Groups) -> FloatColumn:
     """Reduction of ``sent`` bytes of gradients, bucket by bucket: all-reduce, or reduce-scatter where ZeRO shards what follows, s."""
     span, software = groups.placement.gradient, scenario.software
-    calls = np.ceil(sent / _bucket(scenario, layouts))
+    calls = np.ceil(sent / bucket(scenario, layouts))
     scatter = closed_form.reduce_scatter(sent / calls, span, groups.network)
     if software.tree_all_reduce:
         reduce = closed_form.all_reduce(sent / calls, span, groups.network)
@@ -296,14 +325,14 @@ def _gradient_sync(scenario: Scenario, layouts: Layouts, sent: FloatColumn, grou
     return calls * np.where(layouts.zero == 0, reduce, scatter)
 
 
-def _bucket(scenario: Scenario, layouts: Layouts) -> FloatColumn:
+def bucket(scenario: Scenario, layouts: Layouts) -> FloatColumn:
     """Bytes of gradients that one call reduces."""
     software = scenario.software
     size: FloatColumn = np.maximum(software.gradient_bucket, software.gradient_bucket_per_rank * (layouts.dp * layouts.cp))
     return size
 
 
-def _weight_gather(scenario: Scenario, layouts: Layouts, parameters: FloatColumn, layers: IntColumn, groups: Groups) -> FloatColumn:
+def weight_gather(scenario: Scenario, layouts: Layouts, parameters: FloatColumn, layers: IntColumn, groups: Groups) -> FloatColumn:
     """Gather of the weights that each rank of ZeRO 1 or 2 has updated, s."""
     calls = np.maximum(1.0, layers * scenario.software.gather_calls_per_layer)
     gather = calls * closed_form.all_gather(parameters * compute_bytes(scenario) / calls, groups.placement.gradient, groups.network)

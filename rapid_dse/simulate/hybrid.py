@@ -1,0 +1,71 @@
+"""backend=hybrid: a transformer layer on the event engine, the pipeline and the end of the step in closed form."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from rapid_dse.config.scenario import Scenario
+from rapid_dse.layouts import Layouts
+from rapid_dse.network import closed_form
+from rapid_dse.network.cluster import Cluster
+from rapid_dse.simulate import runs
+from rapid_dse.simulate.blocks import faulty_blocks, measured_layer, run_layer
+from rapid_dse.simulate.quantities import Priced1, one_layout, operators_of
+from rapid_dse.simulate.results import Priced
+from rapid_dse.simulate.training import result_columns, step_time
+
+
+def price(scenario: Scenario, layouts: Layouts) -> Priced:
+    """Prices legal, resolved layouts one by one.
+
+    Raises:
+        ValueError: what cannot run on this backend, with what to use instead.
+    """
+    runs.check_backend(scenario)
+    ready, block = operators_of(scenario, layouts)
+    parts = []
+    for row in range(len(layouts)):
+        one = one_layout(scenario, layouts, row, ready, block)
+        parts.append(run_step(one)[0])
+    return Priced.concatenate(parts)
+
+
+def run_step(one: Priced1) -> tuple[Priced, list[runs.Run]]:
+    """The results of one layout, and the runs of its blocks: a healthy one, and those with faulty links."""
+    cluster = one.cluster()
+    _require_closed_form_outside(one, cluster)
+    blocks = faulty_blocks(cluster) or [(0, 0)]
+    found = [run_layer(one, cluster, cluster.rank[block]) for block in blocks]
+    # every other stage and replica waits for the slowest
+    times = max((times for times, _ in found), key=lambda times: times.seconds("forward") + times.seconds("backward"))
+    layer = measured_layer(one, times)
+    step = step_time(one.scenario, one.layout, one.block, one.found, one.groups, one.moved, one.ready.device, layer)
+    return result_columns(one.scenario, one.layout, one.block, one.found, one.moved, step), [run for _, run in found]
+
+
+def _require_closed_form_outside(one: Priced1, cluster: Cluster) -> None:
+    """Refuses networks and faults that only closed forms would meet here: those of gradients and of the pipeline.
+
+    Raises:
+        ValueError: with the key and the backends that take it.
+    """
+    network, outside = one.scenario.hw.network, "allowed with it: backend=full_astrasim_hierarchical, full_astrasim_flattened"
+    spans = (one.groups.placement.gradient, one.groups.placement.pp)
+    for index, dimension in enumerate(network.dimensions):
+        alone = network.model_copy(update={"dimensions": (dimension,), "faulty_links": ()})
+        try:
+            closed_form.require_closed_form(alone)
+        except ValueError:
+            if any(float(np.ravel(span.members[index])[0]) > 1 for span in spans):
+                raise ValueError(
+                    f"hw.network.dimensions.{index}.topology={dimension.topology} carries gradients or stages, which hybrid prices in "
+                    f"closed form, and it has none; {outside}"
+                ) from None
+    inside = faulty_blocks(cluster)
+    for fault in network.faulty_links:
+        ends = [{(int(p), int(d)) for p, d, _, _ in np.argwhere(cluster.rank == end)} for end in fault[:2]]
+        if not any(block in ends[0] & ends[1] for block in inside):
+            raise ValueError(
+                f"hw.network.faulty_links has {list(fault)}, which joins no two ranks of one tensor- and context-parallel group: hybrid "
+                f"prices all else in closed form; {outside}"
+            )

@@ -1,0 +1,148 @@
+"""Runs graphs for the event-driven backends, on the built-in engine or on ASTRA-sim, and says no to what cannot run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from rapid_dse.config.run import Backend
+from rapid_dse.config.scenario import Scenario
+from rapid_dse.network.cluster import Cluster
+from rapid_dse.network.engine import RunResult
+from rapid_dse.network.system import SystemSettings
+from rapid_dse.network.topology import Topology
+from rapid_dse.simulate.quantities import has_closed_form
+from rapid_dse.trace.graph import COLLECTIVES, Ints
+from rapid_dse.trace.script import Directory, Labels, Script, Style, Traced, assemble
+
+LINES = ("network", "engine")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Where a graph runs: the network, the groups on it by name, and how transfers become nodes."""
+
+    cluster: Cluster
+    directory: Directory
+    style: Style
+
+
+@dataclass(frozen=True)
+class Run:
+    """A graph and what became of it."""
+
+    traced: Traced
+    topology: Topology
+    result: RunResult
+
+    @property
+    def slowest(self) -> int:
+        """The rank that ends last; of several the first."""
+        return int(self.result.finish_ns.argmax())
+
+
+def check_backend(scenario: Scenario) -> None:
+    """Refuses what no event-driven backend can run, before anything runs.
+
+    Raises:
+        ValueError: with the key, why, and what to use instead.
+    """
+    backend, network = scenario.backend, scenario.hw.network
+    if backend.network == "ideal" and not has_closed_form(network):
+        raise ValueError(
+            "backend.network=ideal: its links take the closed form's time, which mesh, torus, oversubscription and faulty links have "
+            "not; allowed with them: congestion_aware, congestion_unaware, fair"
+        )
+    if network.faulty_links and backend.network == "congestion_unaware":
+        raise ValueError("backend.network=congestion_unaware: it does not see hw.network.faulty_links; allowed: congestion_aware, fair")
+    if backend.engine == "astrasim":
+        _check_astrasim(scenario)
+
+
+def _check_astrasim(scenario: Scenario) -> None:
+    backend = scenario.backend
+    if backend.network not in ("congestion_aware", "congestion_unaware"):
+        raise ValueError(
+            f"backend.network={backend.network}: ASTRA-sim has no such network; allowed with backend.engine=astrasim: "
+            "congestion_aware, congestion_unaware"
+        )
+    if backend.streams not in (None, 1):
+        raise ValueError(f"backend.streams={backend.streams}: ASTRA-sim runs one communication stream a rank; allowed with it: 1")
+    for index, dimension in enumerate(scenario.hw.network.dimensions):
+        if dimension.topology in ("mesh", "fat_tree") or dimension.oversubscription > 1:
+            raise ValueError(
+                f"hw.network.dimensions.{index}.topology={dimension.topology}: ASTRA-sim has rings, full connection and switches; "
+                "use backend.engine=builtin"
+            )
+
+
+def own_streams(backend: Backend) -> bool:
+    """Whether transfers that hide have streams of their own: never where the ranks follow ASTRA-sim's rules, unless asked for."""
+    if backend.streams is None:
+        return backend.network in ("fair", "ideal")
+    return backend.streams > 1
+
+
+def stage_on(scenario: Scenario, cluster: Cluster, groups: Mapping[str, Ints], peers: Mapping[str, Ints]) -> Stage:
+    """The groups on a network: whole where links are ideal, else phase by phase; groups of one rank have no transfers.
+
+    Args:
+        groups: ``(groups, members)`` places by name.
+        peers: the place that each place talks to, by name, ``(places,)``, -1 for none.
+    """
+    ideal = scenario.backend.network == "ideal"
+    table: dict[str, Ints] = {}
+    phases: dict[str, Sequence[int]] = {}
+    for name, members in groups.items():
+        if members.shape[1] == 1:
+            continue
+        parts = [members] if ideal else cluster.phases(members)
+        phases[name] = [part.shape[1] for part in parts]
+        table |= {f"{name}/all" if ideal else f"{name}/{i}": part for i, part in enumerate(parts)}
+    style = Style(ideal, own_streams(scenario.backend), phases, Labels())
+    return Stage(cluster, Directory(table, peers), style)
+
+
+def run(scenario: Scenario, stage: Stage, scripts: Sequence[Script], role: Ints, name: str) -> Run:
+    """Makes the graph and runs it.
+
+    Raises:
+        ValueError: what the engine cannot run, and a graph that deadlocks.
+    """
+    topology = stage.cluster.topology
+    traced = assemble(topology.ranks, scripts, role, stage.directory, name)
+    result = _engine(scenario, topology, traced)
+    if result.deadlocked:
+        waiting = int(result.waiting[0]) if len(result.waiting) else 0
+        raise ValueError(f"backend={scenario.backend.name}: the graph deadlocks at {traced.graph.node_name(waiting)}")
+    return Run(traced, topology, result)
+
+
+def _engine(scenario: Scenario, topology: Topology, traced: Traced) -> RunResult:
+    backend, system = scenario.backend, system_of(scenario, topology)
+    if backend.engine == "astrasim" and topology.ranks > 1:
+        from rapid_dse.simulate.astrasim import AstraSim
+
+        binary = backend.astrasim.binary
+        found = AstraSim.find(Path(binary) if binary else None, backend.astrasim.timeout)
+        return found.run(traced.graph, topology, system, backend.network)
+    from rapid_dse.network.engine import run_graph  # numba is loaded when something runs
+
+    return run_graph(traced.graph, topology, system, backend.network)
+
+
+def system_of(scenario: Scenario, topology: Topology) -> SystemSettings:
+    """ASTRA-sim's settings: rings, but all links at once where a dimension connects fully."""
+    direct = tuple("direct" if d.kind == "FullyConnected" and d.size > 2 else "ring" for d in topology.dimensions)
+    memory = scenario.hw.memory.bandwidth / 1e9
+    return SystemSettings(algorithms=dict.fromkeys(COLLECTIVES, direct), local_mem_bw=memory, scheduling_policy="FIFO")
+
+
+def neighbours(groups: Ints, places: int, shift: int) -> Ints:
+    """The member ``shift`` places on in each rank's group, ``(places,)``; -1 for ranks of no group."""
+    peer = np.full(places, -1, np.int64)
+    peer[groups] = np.roll(groups, -shift, axis=1)
+    return peer

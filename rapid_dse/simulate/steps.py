@@ -1,0 +1,71 @@
+"""From a layout to the programs of its stages, and from a run of them to the terms of a step."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from rapid_dse.config.run import SCHEDULES
+from rapid_dse.layouts import INTERLEAVED
+from rapid_dse.network.cluster import Cluster
+from rapid_dse.simulate import runs
+from rapid_dse.simulate.exposed import exposed
+from rapid_dse.simulate.quantities import Priced1
+from rapid_dse.simulate.results import TIME_TERMS, Priced
+from rapid_dse.simulate.training import Step, result_columns
+from rapid_dse.trace.graph import Ints
+from rapid_dse.trace.pipeline import StageWork, order
+from rapid_dse.trace.script import Script, Style
+from rapid_dse.trace.stage import Boundary, Passes, StageWriter
+
+
+def stage_script(one: Priced1, style: Style, stage: int, work: StageWork, passes: Passes) -> Script:
+    """The program of a rank of one stage."""
+    pp = one.degree("pp")
+    schedule = SCHEDULES[one.degree("schedule")]
+    tasks = order(schedule, stage, pp, len(work.chunks), int(one.layout.num_micro_batches[0]))
+    script = Script(style)
+    StageWriter(script, work, passes, boundary_of(one), stage, pp).write(tasks)
+    return script
+
+
+def boundary_of(one: Priced1) -> Boundary:
+    """What a stage sends to the next: each tensor-parallel rank its share of the activations."""
+    software = one.scenario.software
+    overlaps = one.degree("schedule") == INTERLEAVED and software.pp_overlap > 0
+    regather = one.work.gather if one.work.tp > 1 and not one.work.sequence_parallel and one.degree("pp") > 1 else 0.0
+    host = software.send_receive * (1 - software.pp_overlap if overlaps else 1.0)
+    return Boundary(one.work.stream / one.work.tp, float(one.moved.pp_hop[0]) - regather, host, overlaps)
+
+
+def directory(places: Ints) -> tuple[dict[str, Ints], dict[str, Ints]]:
+    """Groups and peers of ranks that stand at ``places`` ``(pp, dp, cp, tp)``: of gradients, of tp, rings of cp, pipelines."""
+    pp, dp, cp, tp = places.shape
+    ranks = int(places.max()) + 1
+    gradients = places.transpose(0, 3, 1, 2).reshape(pp * tp, dp * cp)
+    rings, pipes = places.transpose(0, 1, 3, 2).reshape(-1, cp), places.reshape(pp, -1).T
+    peers: dict[str, Ints] = {}
+    for name, groups in (("cp", rings), ("", pipes)):
+        for way, shift in (("next", 1), ("previous", -1)):
+            peers[f"{name} {way}".strip()] = runs.neighbours(groups, ranks, shift)
+    return {"tp": places.reshape(-1, tp), "gradients": gradients}, peers
+
+
+def stage_for(one: Priced1, cluster: Cluster, places: Ints) -> runs.Stage:
+    """The network with all groups of the ranks at ``places``."""
+    groups, peers = directory(places)
+    room = cluster.topology.ranks
+    padded = {name: np.concatenate([peer, np.full(room - len(peer), -1, np.int64)]) for name, peer in peers.items()}
+    return runs.stage_on(one.scenario, cluster, groups, padded)
+
+
+def priced(one: Priced1, done: runs.Run) -> Priced:
+    """The result columns of a run of the whole step."""
+    terms = exposed(done.traced, done.result, done.slowest)
+    return result_columns(one.scenario, one.layout, one.block, one.found, one.moved, step_of(terms))
+
+
+def step_of(terms: Mapping[str, float]) -> Step:
+    """The step whose exposed times are ``terms``."""
+    return Step(**{term: np.array([terms[term]]) for term in TIME_TERMS if term != "ep"})

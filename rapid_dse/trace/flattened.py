@@ -1,0 +1,39 @@
+"""The whole step as one graph: every layer of every micro-batch on every rank."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from rapid_dse.trace import block
+from rapid_dse.trace.block import LayerWork
+from rapid_dse.trace.script import After, Script
+
+
+@dataclass(frozen=True)
+class LayerPasses:
+    """A stage's layers node by node (``stage.Passes``); ``boundary`` bytes are gathered after a receive, 0 for none."""
+
+    work: LayerWork
+
+    def forward(self, script: Script, after: After, layers: int) -> After:
+        """Their forward pass."""
+        for _ in range(layers):
+            after = block.forward(script, self.work, after)
+        return after
+
+    def backward(self, script: Script, after: After, layers: int, weights: bool) -> After:
+        """Their backward pass, with or without weight gradients."""
+        for _ in range(layers):
+            after = block.backward(script, self.work, after, weights)
+        return after
+
+    def weights(self, script: Script, after: After, layers: int) -> After:
+        """Their weight gradients alone."""
+        return block.weight_gradient(script, self.work, after, layers)
+
+    def regather(self, script: Script, after: After) -> After:
+        """The group's gather of a boundary that each rank has a share of; under sequence parallelism shares stay apart."""
+        work = self.work
+        if work.tp == 1 or work.sequence_parallel:
+            return after
+        return script.exchange(after, "ALL_GATHER", "tp", work.stream, work.gather, "pp")

@@ -1,0 +1,114 @@
+"""Pipeline schedules as programs: the order in which each stage runs forwards, backwards and weight gradients, and what it sends.
+
+The orders are those of the papers behind ``schedules``: GPipe, 1F1B, interleaved 1F1B as Megatron-LM runs it, ZB-H1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+
+FORWARD, BACKWARD, WEIGHTS = "F", "B", "W"
+SCHEDULE_NAMES = ("none", "gpipe", "1f1b", "interleaved_1f1b", "zero_bubble")
+
+
+@dataclass(frozen=True)
+class Task:
+    """One pass of one micro-batch through one of a stage's chunks of layers."""
+
+    kind: str
+    micro_batch: int
+    chunk: int = 0
+
+
+def order(schedule: str, stage: int, pp: int, vpp: int, micro_batches: int) -> list[Task]:
+    """The tasks of a stage, in the order in which it runs them.
+
+    Raises:
+        ValueError: a schedule that is none of ``SCHEDULE_NAMES``.
+    """
+    every = range(micro_batches)
+    if schedule == "none" or pp == 1:
+        return [Task(kind, m) for m in every for kind in (FORWARD, BACKWARD)]
+    if schedule == "gpipe":
+        return [Task(kind, m) for kind in (FORWARD, BACKWARD) for m in every]
+    if schedule == "1f1b":
+        forwards, backwards = ([Task(kind, m) for m in every] for kind in (FORWARD, BACKWARD))
+        return _alternating(forwards, backwards, min(micro_batches, pp - 1 - stage))
+    if schedule == "interleaved_1f1b":
+        return _interleaved(stage, pp, vpp, micro_batches)
+    if schedule == "zero_bubble":
+        return _zero_bubble(stage, pp, micro_batches)
+    raise ValueError(f"parallel.schedule={schedule}: no graph of it; allowed: {', '.join(SCHEDULE_NAMES)}")
+
+
+def _alternating(forwards: Sequence[Task], backwards: Sequence[Task], warm_up: int) -> list[Task]:
+    """A warm-up of forwards, then one forward and one backward in turn, then the backwards that are left."""
+    tasks = list(forwards[:warm_up])
+    for ahead, back in zip(forwards[warm_up:], backwards, strict=False):
+        tasks += [ahead, back]
+    return tasks + list(backwards[len(forwards) - warm_up :])
+
+
+def _interleaved(stage: int, pp: int, vpp: int, micro_batches: int) -> list[Task]:
+    """Megatron-LM's order: pp micro-batches through a chunk, then through the next; the warm-up reaches the last chunk."""
+    total = micro_batches * vpp
+
+    def task(kind: str, k: int) -> Task:
+        chunk = k % (pp * vpp) // pp
+        return Task(kind, k // (pp * vpp) * pp + k % pp, chunk if kind == FORWARD else vpp - 1 - chunk)
+
+    forwards, backwards = ([task(kind, k) for k in range(total)] for kind in (FORWARD, BACKWARD))
+    return _alternating(forwards, backwards, min(total, 2 * (pp - stage - 1) + (vpp - 1) * pp))
+
+
+def _zero_bubble(stage: int, pp: int, micro_batches: int) -> list[Task]:
+    """ZB-H1: 1F1B whose weight gradients run ``stage`` micro-batches late, so that later stages pass gradients on early."""
+    tasks: list[Task] = []
+    for task in order("1f1b", stage, pp, 1, micro_batches):
+        tasks.append(task)
+        if task.kind == BACKWARD and task.micro_batch >= stage:
+            tasks.append(Task(WEIGHTS, task.micro_batch - stage))
+    return tasks + [Task(WEIGHTS, m) for m in range(max(0, micro_batches - stage), micro_batches)]
+
+
+@dataclass(frozen=True)
+class StageWork:
+    """What a stage does beside its layers: seconds, bytes; of transfers both, the seconds in closed form.
+
+    Attributes:
+        chunks: layers of each chunk.
+        stall: what the device waits for the host each micro-batch; ``host_step`` once a step.
+        ranks: members of the group that shares gradients; ``zero`` the stage of ZeRO.
+        sent: bytes of gradients that are reduced once a step, ``sync`` in that time, ``calls`` in that many calls.
+        gathered: bytes of weights that ZeRO 1 and 2 gather; ``table`` of look-up or head that ZeRO 3 gathers.
+        layer_gathered: bytes a layer that ZeRO 3 gathers before each pass; ``layer_scattered`` of gradients after each backward.
+        dp_hidden: share of the backward pass that reductions hide behind; ``gather_hidden``: of the forward pass, for gathers.
+        tree: whether gradients are summed by one all-reduce, else by reduce-scatter and all-gather.
+    """
+
+    chunks: tuple[int, ...]
+    embedding: float
+    head_forward: float
+    head_backward: float
+    stall: float
+    host_step: float
+    optimizer: float
+    ranks: int
+    zero: int
+    sent: float
+    sync: float
+    calls: int
+    gathered: float
+    gather: float
+    table: float
+    table_gather: float
+    layer_gathered: float
+    layer_gather: float
+    layer_scattered: float
+    layer_scatter: float
+    dp_hidden: float
+    gather_hidden: float
+    tree: bool

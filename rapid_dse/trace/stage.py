@@ -1,0 +1,272 @@
+"""One pipeline stage's step as a program: its tasks in order, what it sends and receives, and the end of the step.
+
+Gradients are reduced once, behind the last backward pass; ZeRO 1's and 2's gather of new weights opens the step, where the last one
+left it; ZeRO 3 gathers a layer before each of its passes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from math import ceil
+from typing import Protocol
+
+from rapid_dse.trace.pipeline import BACKWARD, FORWARD, WEIGHTS, StageWork, Task
+from rapid_dse.trace.script import GRADIENTS, MAIN, PIPELINE, After, Script
+
+GROUP = "gradients"
+PIECES = 32  # calls that a step's gradients are reduced in, at most: more change nothing but the size of the graph
+
+
+class Passes(Protocol):
+    """How a stage's layers become nodes; ``layers`` of them in a row."""
+
+    def forward(self, script: Script, after: After, layers: int) -> After:
+        """Their forward pass."""
+
+    def backward(self, script: Script, after: After, layers: int, weights: bool) -> After:
+        """Their backward pass, with or without weight gradients."""
+
+    def weights(self, script: Script, after: After, layers: int) -> After:
+        """Their weight gradients alone."""
+
+    def regather(self, script: Script, after: After) -> After:
+        """What a tensor-parallel group does after it has received its shares of a boundary."""
+
+
+@dataclass(frozen=True)
+class Boundary:
+    """What crosses between stages: bytes of a message, its seconds in closed form, the host's share of each, whether it overlaps."""
+
+    size: float
+    seconds: float
+    host: float
+    overlaps: bool
+
+
+@dataclass
+class StageWriter:
+    """Writes one stage's program, task by task.
+
+    Attributes:
+        tail: what the next task waits for.
+        gathered: the gather of the next layer's weights, where one is on its way (ZeRO 3).
+        reduced: reductions of gradients that have started.
+    """
+
+    script: Script
+    work: StageWork
+    passes: Passes
+    boundary: Boundary
+    stage: int
+    pp: int
+    tail: After = ()
+    gathered: After = ()
+    reduced: After = ()
+    gathers_left: int = 0
+    started: bool = False
+    opening: After = ()
+    pending: list[float] = field(default_factory=list)
+
+    @property
+    def vpp(self) -> int:
+        """Chunks of the stage."""
+        return len(self.work.chunks)
+
+    def write(self, tasks: Sequence[Task]) -> After:
+        """The whole step; returns its last nodes."""
+        self._open(tasks)
+        last_of: dict[int, int] = {}
+        final = WEIGHTS if any(task.kind == WEIGHTS for task in tasks) else BACKWARD
+        for number, task in enumerate(tasks):
+            if task.kind == final:
+                last_of[task.chunk] = number
+        delayed = final == WEIGHTS
+        for number, task in enumerate(tasks):
+            last = last_of.get(task.chunk) == number
+            if task.kind == FORWARD:
+                self._forward(task)
+            elif task.kind == BACKWARD:
+                self._backward(task, not delayed, last)
+            else:
+                self._weights(task, last)
+        return self._close()
+
+    def _open(self, tasks: Sequence[Task]) -> None:
+        work, script = self.work, self.script
+        self.tail = script.compute((), work.host_step, "host: step", "host")
+        if work.table:
+            self.tail = script.exchange(self.tail, "ALL_GATHER", GROUP, work.table, work.table_gather, "dp")
+        if work.gathered:
+            hides = work.gather_hidden > 0
+            done = script.exchange(
+                self.tail, "ALL_GATHER", GROUP, work.gathered, work.gather, "dp", stream=GRADIENTS if hides else MAIN
+            )
+            self.opening = done if hides else ()
+            self.tail = self.tail if hides else done
+        if work.layer_gathered:
+            self.gathers_left = sum(work.chunks[task.chunk] for task in tasks if task.kind != WEIGHTS)
+            if work.dp_hidden > 0:
+                self._gather_ahead(self.tail)
+
+    # ------------------------------------------------------------------ passes
+
+    def _forward(self, task: Task) -> None:
+        work, script, layers = self.work, self.script, self.work.chunks[task.chunk]
+        first = self.stage == 0 and task.chunk == 0
+        last = self.stage == self.pp - 1 and task.chunk == self.vpp - 1
+        if not first:
+            self._receive("previous", task, self._virtual(task) - 1, 0)
+        else:
+            self.tail = script.compute(self.tail, work.embedding, "embedding")
+        if self.opening:
+            beside = min(layers, int(work.gather_hidden * sum(work.chunks)))
+            self._layers(beside, FORWARD, True)
+            self.tail, self.opening = _joined(self.tail, self.opening), ()
+            layers -= beside
+        self._layers(layers, FORWARD, True)
+        if last:
+            self.tail = script.compute(self.tail, work.head_forward, "head and loss forward")
+        self.tail = script.compute(self.tail, work.stall / self.vpp / 3, "waiting for the host", "host")
+        if not last:
+            self._send("next", task, self._virtual(task), 0)
+
+    def _backward(self, task: Task, weights: bool, ends: bool) -> None:
+        work, script, layers = self.work, self.script, self.work.chunks[task.chunk]
+        first = self.stage == 0 and task.chunk == 0
+        last = self.stage == self.pp - 1 and task.chunk == self.vpp - 1
+        if not last:
+            self._receive("next", task, self._virtual(task) + 1, 1)
+        else:
+            self.tail = script.compute(self.tail, work.head_backward, "head and loss backward")
+        if ends and work.sent and work.dp_hidden > 0:
+            self._reduced_backward(task, layers, weights)
+        else:
+            self._layers(layers, BACKWARD, weights)
+        self.tail = script.compute(self.tail, work.stall / self.vpp * 2 / 3, "waiting for the host", "host")
+        if not first:
+            self._send("previous", task, self._virtual(task), 1)
+
+    def _weights(self, task: Task, ends: bool) -> None:
+        layers = self.work.chunks[task.chunk]
+        self.tail = self.passes.weights(self.script, self.tail, layers)
+        if ends and self.work.sent and self.work.dp_hidden > 0:
+            self._reduce(1.0, 1)
+
+    def _layers(self, layers: int, kind: str, weights: bool) -> None:
+        """Some layers in a row, one by one where their weights are gathered or their gradients reduced each time."""
+        work = self.work
+        if not (work.layer_gathered or work.layer_scattered):
+            self._pass(layers, kind, weights)
+            return
+        for _ in range(layers):
+            self._gather_layer()
+            self._pass(1, kind, weights)
+            if kind == BACKWARD and work.layer_scattered:
+                hides = work.dp_hidden > 0
+                stream = GRADIENTS if hides else MAIN
+                done = self.script.exchange(
+                    self.tail, "REDUCE_SCATTER", GROUP, work.layer_scattered, work.layer_scatter, "dp", stream=stream
+                )
+                if hides:
+                    self.reduced = done  # reductions follow each other on their stream
+                else:
+                    self.tail = done
+
+    def _pass(self, layers: int, kind: str, weights: bool) -> None:
+        if layers == 0:
+            return
+        if kind == FORWARD:
+            self.tail = self.passes.forward(self.script, self.tail, layers)
+        else:
+            self.tail = self.passes.backward(self.script, self.tail, layers, weights)
+
+    def _gather_layer(self) -> None:
+        """The weights of the next pass: blocking, or asked for when the pass before it started."""
+        work = self.work
+        if not work.layer_gathered:
+            return
+        if work.dp_hidden == 0:
+            self.tail = self.script.exchange(self.tail, "ALL_GATHER", GROUP, work.layer_gathered, work.layer_gather, "dp")
+            return
+        self.tail = _joined(self.tail, self.gathered)
+        self._gather_ahead(self.tail)
+
+    def _gather_ahead(self, after: After) -> None:
+        if self.gathers_left > 0:
+            work = self.work
+            self.gathered = self.script.exchange(
+                after, "ALL_GATHER", GROUP, work.layer_gathered, work.layer_gather, "dp", stream=GRADIENTS
+            )
+            self.gathers_left -= 1
+
+    # --------------------------------------------------------------- gradients
+
+    def _reduced_backward(self, task: Task, layers: int, weights: bool) -> None:
+        """The last backward pass, whose gradients are reduced bucket by bucket as layers end, as early as the profile's share lets them."""
+        work = self.work
+        share = layers / max(1, sum(work.chunks))
+        pieces = max(1, min(ceil(work.calls * share), layers, PIECES))
+        earliest = ceil((1 - work.dp_hidden) * layers)
+        due = [max(ceil((i + 1) * layers / pieces), earliest) for i in range(pieces)]
+        done = 0
+        for at in sorted(set(due)):
+            self._layers(at - done, BACKWARD, weights)
+            done = at
+            count = due.count(at)
+            self._reduce(share * count / pieces, count)
+        self._layers(layers - done, BACKWARD, weights)
+
+    def _reduce(self, share: float, calls: int) -> None:
+        """Starts the reduction of a share of the gradients on its own stream."""
+        after = self.tail
+        for _ in range(calls if not self.script.style.ideal else 1):
+            part = share / (calls if not self.script.style.ideal else 1)
+            self.reduced = _joined(self.reduced, self._reduction(after, part, GRADIENTS))
+
+    def _reduction(self, after: After, share: float, stream: int) -> After:
+        work, script = self.work, self.script
+        size, seconds = share * work.sent, share * work.sync
+        if work.zero > 0:
+            return script.exchange(after, "REDUCE_SCATTER", GROUP, size, seconds, "dp", stream)
+        if work.tree:
+            return script.exchange(after, "ALL_REDUCE", GROUP, size, seconds, "dp", stream)
+        after = script.exchange(after, "REDUCE_SCATTER", GROUP, size, seconds / 2, "dp", stream)
+        return script.exchange(after, "ALL_GATHER", GROUP, size, seconds / 2, "dp", stream)
+
+    def _close(self) -> After:
+        """Waits for what is under way, reduces what is left, and updates the weights."""
+        work, script = self.work, self.script
+        self.tail = _joined(self.tail, self.reduced)
+        left = work.sent > 0 and (work.dp_hidden == 0 or not sum(work.chunks) or bool(work.layer_scattered))
+        if left:
+            pieces = 1 if script.style.ideal else min(work.calls, PIECES)
+            for _ in range(pieces):
+                self.tail = self._reduction(self.tail, 1 / pieces, MAIN)
+        return script.compute(self.tail, work.optimizer, "optimizer", "optimizer")
+
+    # --------------------------------------------------------------- boundaries
+
+    def _virtual(self, task: Task) -> int:
+        """The chunk's place in the model, first to last."""
+        return task.chunk * self.pp + self.stage
+
+    def _tag(self, task: Task, sender: int, direction: int) -> int:
+        return (task.micro_batch * self.pp * self.vpp + sender) * 2 + direction
+
+    def _receive(self, peer: str, task: Task, sender: int, direction: int) -> None:
+        arrived = self.script.receive((), peer, self.boundary.size, "pp", self._tag(task, sender, direction))
+        self.tail = self.passes.regather(self.script, _joined(self.tail, arrived))
+
+    def _send(self, peer: str, task: Task, sender: int, direction: int) -> None:
+        boundary, script = self.boundary, self.script
+        self.tail = script.compute(self.tail, boundary.host, "launching a send", "pp")
+        stream = PIPELINE if boundary.overlaps else MAIN
+        sent = script.send(
+            self.tail, peer, boundary.size, boundary.seconds, "pp", self._tag(task, sender, direction), stream
+        )
+        self.tail = self.tail if boundary.overlaps else sent
+
+
+def _joined(first: After, second: After) -> After:
+    return tuple(dict.fromkeys((*first, *second)))
