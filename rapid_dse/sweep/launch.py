@@ -106,7 +106,7 @@ class _Jobs:
 def _parallel() -> Parallel:
     from joblib import Parallel
 
-    return Parallel(return_as="generator_unordered", batch_size=1, pre_dispatch="all")
+    return Parallel(return_as="generator_unordered", batch_size=1, max_nbytes=None)
 
 
 def _placed(function: Callable[[Any], Any], at: int, item: Any) -> tuple[int, Any]:

@@ -54,9 +54,7 @@ def front_of(rows: Sequence[Row], aims: Aims) -> list[Row]:
     return [rows[at] for at in front]
 
 
-def report(
-    out: Console, found: Found, aims: Aims, outer: Sequence[str], top: int, expected_error: show.ExpectedError | None = None
-) -> pa.Table | None:
+def report(out: Console, found: Found, aims: Aims, outer: Sequence[str], top: int) -> pa.Table | None:
     """Prints tables; the ranked rows, best first (None where there are none).
 
     Args:
@@ -73,7 +71,7 @@ def report(
         out.print(f"the front of {names}: {len(rows):,} layouts", highlight=False, markup=False)
     if not found.feasible:
         out.print("no layout meets all constraints; these do not:", highlight=False, markup=False)
-    out.print(show.ranked_table(rows[:top], by.text, expected_error))
+    out.print(show.ranked_table(rows[:top], by.text))
     best = _best_by_variant(found.rows, aims, outer) if found.feasible else []
     if 1 < len(best) <= _VARIANTS:
         out.print(f"\nthe best layout for each of {len(best)} variants:", highlight=False, markup=False)

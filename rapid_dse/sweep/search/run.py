@@ -35,10 +35,9 @@ class _Place:
     name: str
     folder: Path
     settings: Sequence[Setting]
-    expected_error: show.ExpectedError | None
 
 
-def run(axes: Axes, out: Console | None = None, err: Console | None = None, expected_error: show.ExpectedError | None = None) -> int:
+def run(axes: Axes, out: Console | None = None, err: Console | None = None) -> int:
     """Searches the space that the axes span, and prints what was found; within ``hydra_ready()``.
 
     Returns:
@@ -59,7 +58,7 @@ def run(axes: Axes, out: Console | None = None, err: Console | None = None, expe
     # Optuna tells of each study that it makes or reads; what counts is told here.
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     try:
-        return _searched(space, aims, search, debug, _Place(name, folder, settings, expected_error), out, err)
+        return _searched(space, aims, search, debug, _Place(name, folder, settings), out, err)
     except OSError as error:
         raise ValueError(f"{folder}: {error.strerror or error}; what was written is kept, the same command goes on from there") from None
 
@@ -108,7 +107,7 @@ def _report(study: Study, space: SearchSpace, aims: Aims, search: Search, place:
     outer = [dimension.key for dimension in space.dimensions if dimension not in space.layout]
     if space.countable:
         outer += [choice.key for choice in space.layout if choice.key == "hw.num_gpus"]
-    report.report(out, found, aims, outer, search.top, place.expected_error)
+    report.report(out, found, aims, outer, search.top)
     status, reasons = report.counts(outcome.rows)
     show.show_counts(out, status, reasons, space.rejected)
     if outcome.pruned:
