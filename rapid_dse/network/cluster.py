@@ -88,7 +88,7 @@ class Cluster:
             new, stride = new + column * stride, stride * dimension.size
         faults = _faults_among(self, places, new)
         topology = Topology(tuple(dimension for dimension, _, _ in kept) or (_alone(),), faults)
-        return Cluster(topology, new, tuple(number for _, _, number in kept)), new
+        return Cluster(topology, new, tuple(number for _, _, number in kept) or (0,)), new
 
 
 def _alone() -> Dimension:
@@ -186,7 +186,7 @@ def _assembled(network: Network, coordinates: Sequence[Ints], sizes: Sequence[in
         kept.append(i)
         rank = rank + column * stride
         stride *= size
-    return Cluster(Topology(tuple(dimensions) or (_alone(),), network.faulty_links), rank, tuple(kept))
+    return Cluster(Topology(tuple(dimensions) or (_alone(),), network.faulty_links), rank, tuple(kept) or (0,))
 
 
 def _engine_dimension(dimension: NetworkDimension, size: int, used: int) -> Dimension:

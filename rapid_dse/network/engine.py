@@ -267,16 +267,17 @@ def _collective_columns(graph: Graph, tables: PlanTables, nodes: NDArray[Any], w
     group = graph.group[where]
     world = group == WORLD
     size = np.where(world, graph.ranks, sizes[group] if len(groups) else graph.ranks)
-    shape = np.stack([graph.collective[where], graph.size[where], np.where(size == graph.ranks, 0, size)], 1)
-    unique, plan = np.unique(shape, axis=0, return_inverse=True)
-    rows = np.empty(len(unique), np.int64)
-    for i, (collective, nbytes, members) in enumerate(unique.tolist()):
+    members = np.where(size == graph.ranks, 0, size)
+    first, plan = _distinct(graph.collective[where], members, graph.size[where])
+    rows = np.empty(len(first), np.int64)
+    shapes = zip(graph.collective[where[first]].tolist(), graph.size[where[first]].tolist(), members[first].tolist(), strict=True)
+    for i, (collective, nbytes, of) in enumerate(shapes):
         if network == "ideal":
-            tables.plans.append((1, 0, 0, int(members == 0)))
+            tables.plans.append((1, 0, 0, int(of == 0)))
             rows[i] = len(tables.plans) - 1
         else:
-            rows[i] = tables.add(collective, nbytes, members or None)
-    nodes["plan"][where] = rows[plan.ravel()]
+            rows[i] = tables.add(collective, nbytes, of or None)
+    nodes["plan"][where] = rows[plan]
     nodes["group"][where] = np.where(world, len(groups), group)
     nodes["pos"][where] = graph.rank[where]
     nodes["counter"][where] = groups.ptr[-1] + graph.rank[where]
@@ -288,6 +289,22 @@ def _collective_columns(graph: Graph, tables: PlanTables, nodes: NDArray[Any], w
         at = order[np.searchsorted(keys[order], graph.group[inside] * graph.ranks + graph.rank[inside])]
         nodes["counter"][inside] = at
         nodes["pos"][inside] = at - groups.ptr[graph.group[inside]]
+
+
+def _distinct(*columns: NDArray[Any]) -> tuple[Ints, Ints]:
+    """First rows of the distinct combinations of columns of numbers >= 0, and which combination each row has.
+
+    One key a row: sorting rows of a table is an order slower.
+    """
+    key = np.zeros(len(columns[0]), np.int64)
+    for column in columns:
+        count, code = int(column.max()) + 1, column
+        if count > 1 << 20:
+            values, code = np.unique(column, return_inverse=True)
+            count = len(values)
+        key = key * count + code
+    _, first, which = np.unique(key, return_index=True, return_inverse=True)
+    return first, which
 
 
 def _channels(graph: Graph, pairs: Ints) -> Ints:
@@ -339,9 +356,9 @@ def _room(
     where = graph.kind == COLLECTIVE
     if not where.any():
         return 8 * graph.ranks * room + 64, 1, 1, 1
-    pairs = np.unique(np.stack([nodes["group"][where], nodes["plan"][where]], 1), axis=0)
-    members = groups["size"][pairs[:, 0]].astype(np.int64)
-    shape = plans[pairs[:, 1]]
+    pairs = np.unique(nodes["group"][where] * np.int64(len(plans)) + nodes["plan"][where])
+    members = groups["size"][pairs // len(plans)].astype(np.int64)
+    shape = plans[pairs % len(plans)]
     streams = members * shape["chunks"]
     instances = 2 * len(pairs) + 2
     endpoints = 2 * (streams * shape["phases"]).sum()

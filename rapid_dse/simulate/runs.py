@@ -18,7 +18,7 @@ from rapid_dse.simulate.quantities import has_closed_form
 from rapid_dse.trace.graph import COLLECTIVES, Ints
 from rapid_dse.trace.script import Directory, Labels, Script, Style, Traced, assemble
 
-LINES = ("network", "engine")
+CHUNKS = 2  # of each collective: on store-and-forward links one goes up to a switch while another comes down
 
 
 @dataclass(frozen=True)
@@ -138,7 +138,13 @@ def system_of(scenario: Scenario, topology: Topology) -> SystemSettings:
     """ASTRA-sim's settings: rings, but all links at once where a dimension connects fully."""
     direct = tuple("direct" if d.kind == "FullyConnected" and d.size > 2 else "ring" for d in topology.dimensions)
     memory = scenario.hw.memory.bandwidth / 1e9
-    return SystemSettings(algorithms=dict.fromkeys(COLLECTIVES, direct), local_mem_bw=memory, scheduling_policy="FIFO")
+    return SystemSettings(
+        algorithms=dict.fromkeys(COLLECTIVES, direct),
+        splits=CHUNKS,
+        active_chunks=CHUNKS,
+        local_mem_bw=memory,
+        scheduling_policy="FIFO",
+    )
 
 
 def neighbours(groups: Ints, places: int, shift: int) -> Ints:
