@@ -268,7 +268,6 @@ class TestRefused:
             ),
             ({"model__kv_lora_rank": 512}, r"model\.kv_lora_rank=512: .*not"),
             ({"workload__kind": "inference"}, r"workload\.kind=inference: .*allowed: training"),
-            ({"backend__name": "hybrid"}, r"backend=hybrid: .*allowed: analytical"),
             ({"hw__network__dimensions": [SWITCH | {"topology": "torus"}]}, r"dimensions\.0\.topology=torus"),
         ],
     )
