@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
+from dataclasses import replace
 
 from rapid_dse.sweep.chunks import Chunk, Summary, run_chunk, seconds_a_layout
 from rapid_dse.sweep.launch import cores, launcher
@@ -31,9 +32,14 @@ def summaries(chunks: Sequence[Chunk], jobs: int, name: str = "loky", address: s
         yield from map(run_chunk, chunks)
         return
     with launcher(name, n_jobs, address) as run:
-        found = run(run_chunk, chunks)
+        found = run(run_chunk, [_anywhere(chunk) for chunk in chunks])
         try:
             for _, summary in found:
                 yield summary
         finally:
             found.close()
+
+
+def _anywhere(chunk: Chunk) -> Chunk:
+    """The chunk with paths that mean the same in a worker that runs in another folder."""
+    return replace(chunk, folder=chunk.folder.absolute(), others=tuple(path.absolute() for path in chunk.others))
