@@ -99,7 +99,7 @@ class _Jobs:
         with deaf_children():
             found = parallel(delayed(_placed)(function, at, item) for at, item in list(items.items()))
         try:
-            for placed in found:  # not yield from: that would close joblib's generator before the lines below can
+            for placed in found:  # noqa: UP028 yield from would close joblib's generator before the lines below can
                 yield placed
         finally:
             with deaf_children(), warnings.catch_warnings():
