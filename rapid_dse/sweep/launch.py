@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import warnings
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 if TYPE_CHECKING:
@@ -81,9 +82,10 @@ class _Jobs:
         left = dict(enumerate(items))
         for attempt in range(_RETRIES):
             try:
-                for at, result in self._once(function, left):
-                    left.pop(at)
-                    yield at, result
+                with closing(self._once(function, left)) as found:
+                    for at, result in found:
+                        left.pop(at)
+                        yield at, result
                 return
             except TerminatedWorkerError:
                 if attempt == _RETRIES - 1:
@@ -97,9 +99,11 @@ class _Jobs:
         with deaf_children():
             found = parallel(delayed(_placed)(function, at, item) for at, item in list(items.items()))
         try:
-            yield from found
+            for placed in found:  # noqa: UP028 yield from would close joblib's generator before the lines below can
+                yield placed
         finally:
-            with deaf_children():
+            with deaf_children(), warnings.catch_warnings():
+                warnings.simplefilter("ignore", UserWarning)  # that results are thrown away: after Ctrl-C they are
                 found.close()
 
 

@@ -26,6 +26,7 @@ OK, OOM, INVALID, ERROR = range(len(STATUS))
 CHOICES = ("hw", "model", "software", "backend")
 _WORKLOAD = ("kind", "seq_len", "precision")
 _INFERENCE = ("batch_size", "concurrency", "prompt_len", "decode_len", "kv_precision")
+_FEW = 32  # so many layouts that fail are tried one by one; of more the ends speak for all
 _LAYOUT_KEYS = frozenset(KEYS.values())
 
 
@@ -105,7 +106,7 @@ def _attempts(scenario: Scenario, layouts: Layouts, rows: NDArray[np.int64]) -> 
         if scenario.search.fail_fast:
             raise
         text = f"{type(error).__name__}: {error}" if not isinstance(error, ValueError) else str(error)
-        if len(rows) == 1 or _fails_alike(scenario, layouts.take(rows[[0, -1]]), text):
+        if len(rows) == 1 or (len(rows) > _FEW and _fails_alike(scenario, layouts.take(rows[[0, -1]]), text)):
             return [(rows, text)]
         middle = len(rows) // 2
         return _attempts(scenario, layouts, rows[:middle]) + _attempts(scenario, layouts, rows[middle:])

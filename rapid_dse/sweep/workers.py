@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Generator, Sequence
 from concurrent.futures import BrokenExecutor
+from dataclasses import replace
 
 from rapid_dse.sweep.chunks import Chunk, Summary, run_chunk, seconds_a_layout
 from rapid_dse.sweep.launch import cores, launcher
@@ -35,7 +36,7 @@ def summaries(chunks: Sequence[Chunk], jobs: int, name: str = "loky", address: s
     with launcher(name, n_jobs, address) as run, warnings.catch_warnings():
         # After Ctrl-C joblib warns of results that nobody fetched; their files are there all the same.
         warnings.filterwarnings("ignore", r"[\s\S]*tasks .*(have been|still being)", UserWarning)
-        found = run(run_chunk, chunks)
+        found = run(run_chunk, [_anywhere(chunk) for chunk in chunks])
         try:
             for _, summary in found:
                 yield summary
@@ -43,3 +44,8 @@ def summaries(chunks: Sequence[Chunk], jobs: int, name: str = "loky", address: s
             raise ChildProcessError("a worker process was killed, perhaps for want of memory: fewer search.jobs need less") from None
         finally:
             found.close()
+
+
+def _anywhere(chunk: Chunk) -> Chunk:
+    """The chunk with paths that mean the same in a worker that runs in another folder."""
+    return replace(chunk, folder=chunk.folder.absolute(), others=tuple(path.absolute() for path in chunk.others))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -76,6 +77,10 @@ def _searched(space: SearchSpace, aims: Aims, search: Search, debug: Debug, plac
         answers = Answers(place.folder, jobs, progress.notice)
         prune = prunes(search.prune, [setting.scenario.backend.name for setting in place.settings])
         study = Study(Parts(space, aims, storage, answers, search, prune, stack.enter_context(progress.shown())))
+        # That NSGA-III is experimental, and that CMA-ES does not know constraints, a user hears from the README, not at each trial.
+        stack.enter_context(warnings.catch_warnings())
+        for category in (optuna.exceptions.ExperimentalWarning, UserWarning):
+            warnings.simplefilter("ignore", category)
         try:
             study.run()
         except KeyboardInterrupt:

@@ -152,7 +152,8 @@ class StudyStorage:
         for key, entry in self.study.user_attrs.items():
             if not key.startswith(_WORKER) or not isinstance(entry, Mapping):
                 continue
-            known = is_alive(str(entry.get("process")))
+            name = str(entry.get("process"))
+            known = is_alive(name) if name != process_name() else False  # this process runs one study at a time
             if known or (known is None and time.time() - float(entry.get("seen", 0)) < _SILENT_SECONDS):
                 found = True
             else:

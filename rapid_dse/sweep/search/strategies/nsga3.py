@@ -36,6 +36,10 @@ class Nsga3(Strategy):
             def infer_relative_search_space(self, study: Any, trial: Any) -> dict[str, BaseDistribution]:
                 return {key: found for key, found in turn.distributions.items() if not found.single()}
 
+            def get_parent_population(self, study: Study, generation: int) -> list[FrozenTrial]:
+                # As in nsga2.
+                return sorted(super().get_parent_population(study, generation), key=lambda trial: trial.number)
+
             def select_parent(self, study: Study, generation: int) -> list[FrozenTrial]:
                 if selects == generation:
                     found: list[FrozenTrial] = super().select_parent(study, generation)

@@ -1,0 +1,342 @@
+"""Optuna studies: legal layouts alone, the same again, an end that is proven, errors that lose nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sqlite3
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optuna
+import pytest
+from generated import scenario
+from studies import SPACE, essence, study, trials, without_times
+
+from rapid_dse.layouts import Space, broken_rules, enumerate_layouts
+from rapid_dse.simulate import price
+from rapid_dse.simulate.bounds import lower_bound
+from rapid_dse.sweep import driver, table
+from rapid_dse.sweep.compose import hydra_ready
+from rapid_dse.sweep.overrides import read
+from rapid_dse.sweep.search import journal
+from rapid_dse.sweep.search.aims import read_aims
+from rapid_dse.sweep.search.dimensions import Choice
+from rapid_dse.sweep.search.space import SearchSpace
+from rapid_dse.sweep.space import axes, plan
+
+TWO = "search.objectives=[step_time_s,peak_memory_bytes]"
+CHIPS = ("model=llama3_1_8b", "hw.memory.bandwidth=interval(2e12,6e12)", "hw.sms=interval(100,200)", "parallel.tp=all", "parallel.pp=all")
+
+
+def priced_exhaustively(folder: Path) -> dict[str, dict[str, Any]]:
+    planned = plan(read([*SPACE, "search.study=grid", f"search.results_dir={folder}"]))
+    assert driver.run(planned.portions, planned.search, planned.debug) == 0
+    from rapid_dse.sweep import store
+
+    return without_times(store.read(folder / "grid", print).to_pylist())
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "nsga2", "nsga3", "random", "brute_force"])
+@pytest.mark.parametrize("objectives", ["search.objectives=[step_time_s]", TWO])
+def test_every_sampler_proposes_legal_layouts_none_twice_and_goes_on_as_if_it_had_not_stopped(
+    tmp_path: Path, sampler: str, objectives: str
+) -> None:
+    with_sampler = (f"search.sampler={sampler}", objectives)
+    study(tmp_path, "search.n_trials=63", *with_sampler, name="twice")
+    twice = study(tmp_path, "search.n_trials=117", *with_sampler, name="twice")
+    once = study(tmp_path, "search.n_trials=117", *with_sampler, name="once")
+    assert len(once.trials) == 117, "n_trials is a total"
+    assert essence(twice.trials) == essence(once.trials)
+    assert without_times(twice.rows) == without_times(once.rows)
+    assert len({t.user_attrs["key"] for t in once.trials}) == 117, "none twice"
+    assert all(row["status"] in ("ok", "oom") for row in once.rows)
+
+
+def test_cmaes_searches_chips_and_goes_on_as_if_it_had_not_stopped(tmp_path: Path) -> None:
+    pytest.importorskip("cmaes")
+    study(tmp_path, "search.n_trials=13", "search.sampler=cmaes", space=CHIPS, name="twice")
+    twice = study(tmp_path, "search.n_trials=35", "search.sampler=cmaes", space=CHIPS, name="twice")
+    once = study(tmp_path, "search.n_trials=35", "search.sampler=cmaes", space=CHIPS, name="once")
+    assert essence(twice.trials) == essence(once.trials)
+    for trial in once.trials:
+        assert 2e12 <= trial.params["hw.memory.bandwidth"] <= 6e12
+        assert isinstance(trial.params["hw.sms"], int)
+        assert trial.user_attrs["hw.memory.bandwidth"] == trial.params["hw.memory.bandwidth"]
+
+
+def test_brute_force_and_grid_give_the_same_set(tmp_path: Path) -> None:
+    expected = priced_exhaustively(tmp_path)
+    found = study(tmp_path, "search.sampler=brute_force", "search.n_trials=100000")
+    assert without_times(found.rows) == expected
+    assert len(found.trials) == len(expected)
+    assert "every layout that could win has been tried" in found.out
+
+
+def test_the_same_seed_gives_the_same_study_and_another_another(tmp_path: Path) -> None:
+    one, same, other = (study(tmp_path, "search.n_trials=40", f"search.seed={seed}", name=n) for n, seed in (("a", 1), ("b", 1), ("c", 2)))
+    assert essence(one.trials) == essence(same.trials)
+    assert essence(one.trials)[10:] != essence(other.trials)[10:]
+
+
+def test_what_the_store_holds_is_not_priced_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = study(tmp_path, "search.n_trials=30")
+    os.remove(first.folder / "study.journal")
+
+    def no_price(*_: Any) -> Any:
+        raise AssertionError("priced again")
+
+    monkeypatch.setattr(table, "price", no_price)
+    again = study(tmp_path, "search.n_trials=30", "search.fail_fast=true")
+    assert "(0 priced now)" in again.out
+    assert essence(again.trials) == essence(first.trials)
+
+
+def test_known_good_layouts_go_first_and_can_be_left_out(tmp_path: Path) -> None:
+    with_them, without = study(tmp_path, "search.n_trials=4"), study(tmp_path, "search.n_trials=4", "search.enqueue=0", name="bare")
+    assert all(row["fits"] for row in with_them.rows)
+    assert [t.params for t in with_them.trials] != [t.params for t in without.trials]
+
+
+def test_constraints_hold_and_user_attributes_are_the_row(tmp_path: Path) -> None:
+    found = study(tmp_path, "search.n_trials=60", 'search.constraints=["peak_memory_bytes<=6e10"]')
+    assert found.out.splitlines()[1].split()[0] == "1"
+    for trial in found.trials:
+        assert trial.constraints["peak_memory_bytes<=6e10"] == pytest.approx(trial.user_attrs["peak_memory_bytes"] / 6e10 - 1)
+        assert (trial.constraints["fits"] <= 0) == trial.user_attrs["fits"]
+        assert {"status", "key", "step_time_s", "mfu", "energy_j", "parallel.tp"} <= set(trial.user_attrs)
+    best = min(t.values[0] for t in found.trials if all(excess <= 0 for excess in t.constraints.values()))
+    shown = next(line for line in found.out.splitlines() if line.startswith(" 1 "))
+    assert f"{best * 1e3:.4g} ms" in shown or f"{best:,.4g} s" in shown
+
+
+def test_a_trial_that_raises_is_a_row_with_its_error_and_fail_fast_ends_the_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def bad_day(found: Any, layouts: Any) -> Any:
+        if (layouts.tp == 8).any():
+            raise RuntimeError("a bad day")
+        return price(found, layouts)
+
+    monkeypatch.setattr(table, "price", bad_day)
+    found = study(tmp_path, "search.n_trials=60")
+    failed = [t for t in found.trials if t.state == optuna.trial.TrialState.FAIL]
+    assert failed
+    assert all(t.params["parallel.tp"] == 8 and "a bad day" in t.user_attrs["reason"] for t in failed)
+    assert "trial failed: RuntimeError: a bad day" in found.err
+    assert len(found.trials) == 60
+    with pytest.raises(RuntimeError, match="a bad day"):
+        study(tmp_path, "search.n_trials=60", "search.fail_fast=true", name="fast")
+
+
+# The law that pruning rests on, and what it does.
+
+
+@pytest.mark.parametrize("chip", ["h100", "a100"])
+def test_the_lower_bound_is_below_the_step_time_of_1000_random_layouts(chip: str) -> None:
+    found = scenario(hw=chip, model="llama3_1_70b")
+    every = Space(
+        {"num_gpus": [512], "global_batch_size": [1024], "tp": None, "cp": None, "pp": None, "vpp": None, "micro_batch_size": None}
+    )
+    layouts, _ = enumerate_layouts(every, found.model, found.workload.seq_len)
+    layouts = layouts.take(np.random.default_rng(0).choice(len(layouts), 1000, replace=False))
+    bound, seconds = lower_bound(found, layouts), price(found, layouts).step_time_s
+    assert (bound > 0).all()
+    assert (bound <= seconds).all()
+    assert np.median(bound / seconds) > 0.3, "a bound that is far below skips nothing"
+
+
+def test_pruning_finds_the_proven_winner_and_says_what_it_skipped(tmp_path: Path) -> None:
+    expected = priced_exhaustively(tmp_path)
+    best = min(row["step_time_s"] for row in expected.values() if row["fits"])
+    found = study(tmp_path, "search.prune=true", "search.n_trials=100000")
+    assert min(row["step_time_s"] for row in found.rows if row["fits"]) == best
+    assert len(found.rows) < len(expected)
+    skipped = len(expected) - len(found.rows)
+    assert f"{skipped:,} of {len(expected):,} layouts skipped: a lower bound shows that they cannot win; the winner is proven" in found.out
+
+
+def test_an_unfinished_search_says_by_how_much_the_best_may_be_beaten(tmp_path: Path) -> None:
+    found = study(tmp_path, "search.prune=true", "search.n_trials=10")
+    line = next(line for line in found.out.splitlines() if "skipped" in line)
+    assert "the best may be beaten by" in line
+    gap = float(line.split(" by ")[-1].removesuffix(" %")) / 100
+    seen = min(row["step_time_s"] for row in found.rows if row["fits"])
+    true = min(row["step_time_s"] for row in priced_exhaustively(tmp_path).values() if row["fits"])
+    assert true >= seen * (1 - gap - 1e-3)
+
+
+def test_the_front_survives_pruning(tmp_path: Path) -> None:
+    objectives = "search.objectives=[step_time_s,hw.num_gpus]"
+    space = ("model=llama3_1_8b", "hw.num_gpus=16,32", "parallel.tp=all", "parallel.pp=all", "parallel.recompute=all")
+    whole = study(tmp_path, objectives, "search.sampler=brute_force", "search.n_trials=100000", space=space, name="whole")
+    pruned = study(tmp_path, objectives, "search.prune=true", "search.n_trials=100000", space=space, name="pruned")
+
+    def front(found: Any) -> set[tuple[float, int]]:
+        points = {(r["step_time_s"], r["hw.num_gpus"]) for r in found.rows if r["fits"]}
+        return {p for p in points if not any(o != p and o[0] <= p[0] and o[1] <= p[1] for o in points)}
+
+    assert front(pruned) == front(whole)
+    assert len(pruned.rows) < len(whole.rows)
+
+
+# Wrong input, and storages that fail.
+
+
+@pytest.mark.parametrize(
+    ("argument", "words"),
+    [
+        ("search.objectives=[step_tim_s]", "did you mean 'step_time_s'"),
+        ("search.objectives=[]", "at least one column"),
+        ("search.objectives=[ttft_s]", "has no value in this workload"),
+        ('search.constraints=["__import__(1)"]', "is no constraint"),
+        ('search.constraints=["peak_memory_bytes<=much"]', "peak_memory_bytes<=much"),
+        ('search.constraints=["peak_memory<=1"]', "did you mean"),
+        ("search.sampler=cmaes", "no key is an interval"),
+        ("hw.memory.bandwidth=interval(-5,6e12)", "hw.memory.bandwidth"),
+        ("hw.sms=interval(100.2,100.9)", "whole numbers"),
+        ("search.launcher_address=tcp://127.0.0.1:1", "loky has none"),
+        ("search.storage=mysqlish://nowhere/x", "search.storage"),
+        ("search.storage=/proc/nothing/study.journal", "search.storage: /proc/nothing/study.journal"),
+    ],
+)
+def test_what_is_wrong_is_one_clear_line(tmp_path: Path, argument: str, words: str) -> None:
+    with pytest.raises(ValueError) as error:  # noqa: PT011 the words are compared below
+        study(tmp_path, argument, "search.n_trials=5")
+    assert words in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_an_interval_needs_optuna() -> None:
+    with pytest.raises(ValueError, match=r"search=optuna"):
+        plan(read(["hw.memory.bandwidth=interval(1e12,2e12)"]))
+    with pytest.raises(ValueError, match=r"allowed for hw\.num_gpus"):
+        read(["hw.num_gpus=interval(8,64)"])
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (("parallel.cp=1,2",), "its space has changed: parallel.cp was not searched"),
+        ((TWO,), "its objectives have changed"),
+        (('search.constraints=["mfu>=0.1"]',), "its constraints have changed"),
+        (("workload.seq_len=4096",), "its base configuration has changed"),
+    ],
+)
+def test_a_study_that_has_changed_is_refused_and_kept(tmp_path: Path, change: tuple[str, ...], words: str) -> None:
+    before = study(tmp_path, "search.n_trials=12")
+    with pytest.raises(ValueError, match=re.escape(words)):
+        study(tmp_path, "search.n_trials=20", *change)
+    assert len(before.trials) == 12
+    assert essence(study(tmp_path, "search.n_trials=12").trials) == essence(before.trials)
+
+
+@pytest.mark.parametrize(("key", "value", "words"), [("format", 0, "in a form that this one has not"), ("code", "old", "by other code")])
+def test_a_storage_of_an_older_version_is_refused_and_kept(tmp_path: Path, key: str, value: Any, words: str) -> None:
+    path = study(tmp_path, "search.n_trials=12").folder / "study.journal"
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    for line in lines:
+        if "rapid_dse" in line.get("user_attr", {}):
+            line["user_attr"]["rapid_dse"][key] = value
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    with pytest.raises(ValueError, match=re.escape(words)):
+        study(tmp_path, "search.n_trials=20")
+    assert len(trials(path)) == 12
+
+
+def test_a_journal_that_is_none_is_refused_and_kept(tmp_path: Path) -> None:
+    path = tmp_path / "notes.txt"
+    path.write_text("not a journal\nat all\n")
+    with pytest.raises(ValueError, match=r"notes\.txt"):
+        study(tmp_path, f"search.storage={path}")
+    assert path.read_text() == "not a journal\nat all\n"
+
+
+def test_half_a_line_of_a_killed_writer_is_cut_off(tmp_path: Path) -> None:
+    path = study(tmp_path, "search.n_trials=12").folder / "study.journal"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-700])
+    again = study(tmp_path, "search.n_trials=30")
+    assert len(again.trials) == 30
+    assert essence(again.trials) == essence(study(tmp_path, "search.n_trials=30", name="whole").trials)
+
+
+def test_a_locked_journal_is_reported_and_a_dead_process_s_lock_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = study(tmp_path, "search.n_trials=12").folder / "study.journal"
+    link = Path(f"{path}.lock")
+    host, pid, _ = journal.process_name().rsplit(":", 2)
+    os.symlink(f"{host}:{pid}:1", link)  # another process had this number before
+    assert len(study(tmp_path, "search.n_trials=15").trials) == 15
+    assert not link.is_symlink()
+    os.symlink(journal.process_name(), link)
+    monkeypatch.setattr(journal, "LOCKED_SECONDS", 0.2)
+    with pytest.raises(ValueError, match="held by another process"):
+        study(tmp_path, "search.n_trials=20")
+    link.unlink()
+    assert len(study(tmp_path, "search.n_trials=20").trials) == 20
+
+
+def test_a_database_keeps_a_study_and_says_when_it_is_locked_or_read_only(tmp_path: Path) -> None:
+    path = tmp_path / "study.db"
+    first = study(tmp_path, "search.n_trials=8", f"search.storage=sqlite:///{path}")
+    assert first.code == 0
+    same = study(tmp_path, "search.n_trials=8", name="journal")
+    stored = optuna.load_study(study_name="study", storage=f"sqlite:///{path}").trials
+    assert essence(stored) == essence(same.trials)
+    with pytest.raises(ValueError, match=r"search\.storage.*readonly"):
+        study(tmp_path, "search.n_trials=12", f"search.storage='sqlite:///file:{path}?mode=ro&uri=true'")
+    with sqlite3.connect(path, isolation_level=None) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        with pytest.raises(ValueError, match=r"search\.storage.*locked"):
+            study(tmp_path, "search.n_trials=12", f"search.storage='sqlite:///{path}?timeout=0.1'")
+    assert len(optuna.load_study(study_name="study", storage=f"sqlite:///{path}").trials) == 8
+
+
+def test_trials_that_another_program_left_running_are_closed(tmp_path: Path) -> None:
+    from datetime import datetime, timedelta
+
+    path = study(tmp_path, "search.n_trials=12").folder / "study.journal"
+    storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(path)))
+    left = optuna.create_study(study_name="study", storage=storage, load_if_exists=True)
+    running = optuna.trial.create_trial(state=optuna.trial.TrialState.RUNNING)
+    running.datetime_start = datetime.now() - timedelta(hours=3)
+    left.add_trial(running)
+    found = study(tmp_path, "search.n_trials=20")
+    assert "1 trials that another program began" in found.err
+    assert [t.state.is_finished() for t in found.trials] == [True] * 20
+
+
+# Parts.
+
+
+def test_the_nearest_layout_is_the_same_where_it_is_legal_and_near_where_it_is_not() -> None:
+    with hydra_ready():
+        space = SearchSpace(axes(read(["search=optuna", *SPACE])))
+    variant = next(iter(space.variants()))
+    free = np.zeros(len(variant.pool), bool)
+    for row in (0, 7, len(variant.pool) - 1):
+        labels = variant.points.labels(row)
+        assert variant.points.nearest(labels, free) == row
+        barred = free.copy()
+        barred[row] = True
+        other = variant.points.nearest(labels, barred)
+        assert other is not None
+        assert other != row
+    assert variant.points.nearest(variant.points.labels(0), ~free) is None
+    rule, _ = broken_rules(variant.pool.layouts, variant.setting.scenario.model, 8192)
+    assert (rule < 0).all()
+
+
+def test_constraints_are_parsed_with_units_and_signs() -> None:
+    aims = read_aims(["-tokens_per_s_per_gpu", "hw.num_gpus"], ["fits", "peak_memory_bytes <= 64 GiB", "mfu>=0.4"], [])
+    assert [o.direction for o in aims.objectives] == ["maximize", "minimize"]
+    fits, peak, mfu = aims.constraints
+    row = {"peak_memory_bytes": 32 * 2.0**30, "mfu": 0.2}
+    assert fits.excess(row, 16 * 2.0**30) == 1.0
+    assert peak.excess(row, 1.0) == -0.5
+    assert mfu.excess(row, 1.0) == pytest.approx(0.5)
+
+
+def test_labels_tell_true_from_one() -> None:
+    assert Choice("k", (1, True, "1", [1, 2])).labels == (1, True, "1", "[1, 2]")
+    assert Choice("k", (1, True)).index(True) == 1

@@ -1,0 +1,139 @@
+"""Studies that are killed, that share a storage, that run on a cluster, and on a disk that is full."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from generated import ROOT
+from studies import SPACE, Study, essence, started, study, trials, without_times
+
+TRIALS = 300
+
+
+def written(path: Path) -> int:
+    """Lines of a journal."""
+    return path.read_bytes().count(b"\n") if path.exists() else 0
+
+
+def kill(process: subprocess.Popen[str]) -> None:
+    """SIGKILL to a session; what it printed is thrown away."""
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+
+
+def test_a_study_that_is_killed_five_times_ends_as_one_that_is_not(tmp_path: Path) -> None:
+    moments, journal, killed = random.Random(7), tmp_path / "study" / "study.journal", 0
+    while killed < 5:
+        before, process = written(journal), started(tmp_path, f"search.n_trials={TRIALS}")
+        deadline = time.monotonic() + 60
+        while written(journal) < before + 12 and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.002)
+        time.sleep(moments.uniform(0, 0.15))
+        assert process.poll() is None, f"ended before kill {killed}: {process.communicate()[1]}"
+        kill(process)
+        killed += 1
+    process = started(tmp_path, f"search.n_trials={TRIALS}")
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    found, whole = Study(tmp_path / "study", 0, "", ""), study(tmp_path, f"search.n_trials={TRIALS}", name="whole")
+    assert essence(found.trials) == essence(whole.trials)
+    assert without_times(found.rows) == without_times(whole.rows)
+
+
+def test_two_processes_share_a_journal_and_one_is_killed(tmp_path: Path) -> None:
+    arguments = (f"search.n_trials={TRIALS}", "search.sampler=random")
+    journal = tmp_path / "study" / "study.journal"
+    processes = [started(tmp_path, *arguments) for _ in range(2)]
+    while written(journal) < 40 and all(process.poll() is None for process in processes):
+        time.sleep(0.005)
+    kill(processes[0])
+    _, err = processes[1].communicate(timeout=120)
+    assert processes[1].returncode == 0, err
+    found = Study(tmp_path / "study", 0, "", "")
+    keys = [trial.user_attrs["key"] for trial in found.trials]
+    assert len(keys) == TRIALS
+    assert len(set(keys)) == TRIALS, "no layout twice"
+    serial = study(tmp_path, "search.n_trials=100000", "search.sampler=brute_force", name="serial")
+    expected = without_times(serial.rows)
+    rows = without_times(found.rows)
+    assert all(expected[key] == row for key, row in rows.items())
+    assert set(keys) <= set(rows)
+
+
+def test_two_processes_of_brute_force_give_the_grids_set(tmp_path: Path) -> None:
+    processes = [started(tmp_path, "search.n_trials=100000", "search.sampler=brute_force") for _ in range(2)]
+    for process in processes:
+        _, err = process.communicate(timeout=120)
+        assert process.returncode == 0, err
+    serial = study(tmp_path, "search.n_trials=100000", "search.sampler=brute_force", name="serial")
+    found = {t.user_attrs["key"] for t in trials(tmp_path / "study" / "study.journal")}
+    assert found == {t.user_attrs["key"] for t in serial.trials}
+
+
+def test_a_dask_cluster_of_two_workers_one_of_which_is_killed(tmp_path: Path) -> None:
+    distributed = pytest.importorskip("distributed")
+    space = (*SPACE, "parallel.recompute=none,selective,full")
+    with distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster:
+        process = started(
+            tmp_path, "search.n_trials=200", "search.launcher=dask", f"search.launcher_address={cluster.scheduler_address}", space=space
+        )
+        journal = tmp_path / "study" / "study.journal"
+        while written(journal) < 40 and process.poll() is None:
+            time.sleep(0.01)
+        assert process.poll() is None, process.communicate()[1]
+        os.kill(next(iter(cluster.workers.values())).pid, signal.SIGKILL)
+        _, err = process.communicate(timeout=120)
+        assert process.returncode == 0, err
+    serial = study(tmp_path, "search.n_trials=200", space=space, name="serial")
+    found = Study(tmp_path / "study", 0, "", "")
+    assert essence(found.trials) == essence(serial.trials)
+    assert without_times(found.rows) == without_times(serial.rows)
+
+
+def test_a_grid_runs_on_a_dask_cluster_too(tmp_path: Path) -> None:
+    distributed = pytest.importorskip("distributed")
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster:
+        command = [sys.executable, "-m", "rapid_dse", "-m", *SPACE, "search.launcher=dask", "search.study=grid"]
+        command.append(f"search.launcher_address={cluster.scheduler_address}")
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    serial = study(tmp_path, "search.n_trials=100000", "search.sampler=brute_force", name="serial")
+    assert without_times(Study(tmp_path / "results" / "grid", 0, "", "").rows) == without_times(serial.rows)
+
+
+FULL_DISK = """
+import resource, sys
+from rapid_dse.__main__ import main
+limit = int(sys.argv.pop(1))
+resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+sys.exit(main())
+"""
+
+
+def test_a_full_disk_ends_in_a_clear_line_and_loses_nothing(tmp_path: Path) -> None:
+    script = tmp_path / "full.py"
+    script.write_text(FULL_DISK)
+    command = [sys.executable, str(script), "100000", "-m", "search=optuna", "search.study=study", f"search.results_dir={tmp_path}"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [*command, *SPACE, "search.n_trials=100"], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 1
+    assert "File too large" in done.stderr
+    assert "what is stored is kept" in done.stderr
+    kept = trials(tmp_path / "study" / "study.journal")
+    assert 0 < len(kept) < 100
+    found = study(tmp_path, "search.n_trials=100")
+    whole = study(tmp_path, "search.n_trials=100", name="whole")
+    assert essence(found.trials)[: len(kept)] == essence(kept)
+    assert essence(found.trials) == essence(whole.trials)
+    assert without_times(found.rows) == without_times(whole.rows)
