@@ -19,6 +19,7 @@ from rapid_dse.trace.graph import COLLECTIVES, Ints
 from rapid_dse.trace.script import Directory, Labels, Script, Style, Traced, assemble
 
 CHUNKS = 2  # of each collective: on store-and-forward links one goes up to a switch while another comes down
+STREAMS = 4  # kinds of transfers that can have a stream of their own
 
 
 @dataclass(frozen=True)
@@ -141,7 +142,7 @@ def system_of(scenario: Scenario, topology: Topology) -> SystemSettings:
     return SystemSettings(
         algorithms=dict.fromkeys(COLLECTIVES, direct),
         splits=CHUNKS,
-        active_chunks=CHUNKS,
+        active_chunks=CHUNKS * (STREAMS if own_streams(scenario.backend) else 1),  # no stream waits for another one's chunks
         local_mem_bw=memory,
         scheduling_policy="FIFO",
     )
