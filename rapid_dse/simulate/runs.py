@@ -80,6 +80,26 @@ def _check_astrasim(scenario: Scenario) -> None:
             )
 
 
+def check_links(cluster: Cluster) -> None:
+    """Refuses faulty links that are no links of the layout's network.
+
+    Raises:
+        ValueError: with the key, and how links are named.
+    """
+    from rapid_dse.network.topology import lay_out
+
+    topology = cluster.topology
+    try:
+        links = lay_out(topology)
+    except ValueError as error:
+        switches = topology.ranks + np.arange(len(lay_out(Topology(topology.dimensions)).devices))
+        named = f"; its switches are devices {switches[0]} to {switches[-1]}" if len(switches) else ""
+        sizes = "x".join(str(dimension.size) for dimension in topology.dimensions)
+        raise ValueError(f"hw.network.{error}: it has {topology.ranks} places ({sizes}){named}; allowed: ends of one link") from None
+    if len(topology.dimensions) == 1 and links.failed.any():
+        raise ValueError("hw.network.faulty_links: a link of factor 0 has no way round in one dimension; allowed: a factor above 0")
+
+
 def own_streams(backend: Backend) -> bool:
     """Whether transfers that hide have streams of their own: never where the ranks follow ASTRA-sim's rules, unless asked for."""
     if backend.streams is None:
