@@ -63,7 +63,7 @@ def test_illegal_layouts_of_a_list_are_rows_with_their_rule(tmp_path: Path) -> N
     run("-m", "parallel.tp=3,8", "search.study=s", cwd=tmp_path)
     table = pd.read_parquet(tmp_path / "results" / "s").set_index("parallel.tp")
     assert table.loc[3, "status"] == "invalid"
-    assert "hw.num_gpus" in str(table.loc[3, "reason"])
+    assert "num_attention_heads" in str(table.loc[3, "reason"])
     assert table.loc[8, "status"] in ("ok", "oom")
 
 

@@ -66,7 +66,7 @@ def test_a_sweep_ends_in_files_and_a_ranked_table(tmp_path: Path) -> None:
     assert lines[0].split()[:3] == ["#", "hw", "layout"]
     assert lines[1].split()[:2] == ["1", "h100"], "the fastest that fits comes first"
     assert "8 trials: 4 fit, 2 do not fit in memory, 2 break a rule" in run.out
-    assert "tp · cp · pp · dp must equal hw.num_gpus" in run.out
+    assert "tp must divide num_attention_heads" in run.out
     assert str(tmp_path / "study") in run.out
 
 
@@ -273,7 +273,7 @@ def test_ctrl_c_keeps_what_was_done_and_says_so_in_one_line(tmp_path: Path, jobs
     assert not _processes_of_session(process.pid), "no worker stays behind"
 
 
-def test_a_killed_worker_is_one_line_and_costs_its_chunks_alone(tmp_path: Path) -> None:
+def test_what_a_killed_worker_had_is_priced_again(tmp_path: Path) -> None:
     script = tmp_path / "sweep.py"
     script.write_text(INTERRUPTED)
     environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
@@ -297,9 +297,7 @@ def test_a_killed_worker_is_one_line_and_costs_its_chunks_alone(tmp_path: Path) 
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
-    assert process.returncode == 2, err
-    assert "a worker process was killed" in err
-    assert len(err.splitlines()) == 1, err
+    assert process.returncode == 0, err
     assert all(len(store.read_file(path)) == 3000 for path in folder.glob("*.parquet"))
 
 

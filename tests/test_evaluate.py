@@ -64,7 +64,7 @@ def test_all_columns_come_out_with_the_results(cases: Path, suffix: str, source:
     assert table["case_id"].tolist() == list("abcd")
     assert set(table["status"]) <= {"ok", "oom", "invalid"}
     assert table["status"].tolist()[3] == "invalid"
-    assert "hw.num_gpus" in table["reason"].tolist()[3]
+    assert "num_attention_heads" in table["reason"].tolist()[3]
     assert table["step_time_s"].notna().tolist() == [True, True, True, False]
     assert table["measured.status"].tolist() == ["ok", "ok", "oom", "ok"]
     assert {path.name for path in cases.parent.iterdir()} == {out.name, cases.name, cases.with_suffix(source).name}

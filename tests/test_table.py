@@ -36,7 +36,7 @@ def test_legal_rows_are_priced_and_illegal_ones_say_why() -> None:
     assert [row["status"] for row in rows] == ["oom", "ok", "ok", "invalid"]
     assert rows[0]["reason"] == "needs more memory than hw.memory.usable"
     assert rows[1]["reason"] is None
-    assert rows[3]["reason"] == "tp · cp · pp · dp must equal hw.num_gpus"
+    assert rows[3]["reason"] == "tp must divide num_attention_heads"
     priced = price(scenario(), grid({**ONE, "tp": [1, 8, 32]}))
     for f in fields(Priced):
         values = getattr(priced, f.name).tolist()

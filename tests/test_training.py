@@ -268,7 +268,6 @@ class TestRefused:
             ),
             ({"model__kv_lora_rank": 512}, r"model\.kv_lora_rank=512: .*not"),
             ({"workload__kind": "inference"}, r"workload\.kind=inference: .*allowed: training"),
-            ({"backend__name": "hybrid"}, r"backend=hybrid: .*allowed: analytical"),
             ({"hw__network__dimensions": [SWITCH | {"topology": "torus"}]}, r"dimensions\.0\.topology=torus"),
         ],
     )
@@ -317,7 +316,7 @@ class TestLaws:
         of, rows = table(name, **UNHINDERED)
         before, after = price(of, rows).step_time_s, price(faster(of, part, factor), rows).step_time_s
         # Where gathers fill a zero-bubble slot, faster weight gradients leave it as long but fill less of the tail.
-        slack = np.where((rows.schedule == ZERO_BUBBLE) & (rows.zero == 3), 1.001, SLACK)
+        slack = np.where((rows.schedule == ZERO_BUBBLE) & (rows.zero >= 2), 1.002, SLACK)
         assert (after <= before * slack).all()
         assert (after < before).any()
 

@@ -6,16 +6,24 @@ from collections.abc import Sequence
 
 from omegaconf import DictConfig
 
-from rapid_dse.sweep.compose import from_hydra
-from rapid_dse.sweep.overrides import read
-from rapid_dse.sweep.space import plan
+from rapid_dse.sweep.compose import Composed, from_hydra, hydra_ready
+from rapid_dse.sweep.overrides import Given, read
+from rapid_dse.sweep.space import axes, plan
 
 
 def run(arguments: Sequence[str], config: DictConfig) -> int:
     """Prices the space that ``arguments`` span over ``config``, their composition; the exit code of the driver."""
+    given, base = read(arguments), from_hydra(config)
+    if base.tree["search"]["name"] == "optuna":
+        return _search(given, base)
     from rapid_dse.sweep.driver import run as drive
 
-    planned = plan(read(arguments), from_hydra(config))
-    if planned.search.name != "grid":
-        raise ValueError(f"search={planned.search.name}: not part of this version; allowed: grid")
+    planned = plan(given, base)
     return drive(planned.portions, planned.search, planned.debug)
+
+
+def _search(given: Given, base: Composed) -> int:
+    from rapid_dse.sweep.search.run import run as search  # Optuna takes a second to import
+
+    with hydra_ready():
+        return search(axes(given, base))

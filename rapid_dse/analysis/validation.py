@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from rapid_dse.analysis.calibration import exercised, memory_parameters
+from rapid_dse.analysis.calibration import exercised, implied_mfu, memory_parameters
 from rapid_dse.analysis.collectives import predict_collectives
 from rapid_dse.analysis.fit import held_out, logged_peak, typical_base
 from rapid_dse.analysis.kernels import error_table, predict_kernels, read_kernels
-from rapid_dse.analysis.runs import PEAK, SECONDS, measured_runs, parameters_by_name
+from rapid_dse.analysis.runs import PEAK, SECONDS, measured_runs, parameters_by_name, require_plausible, require_runs
 from rapid_dse.analysis.scores import Score, score
 from rapid_dse.config.hardware import Hardware
 from rapid_dse.simulate import price
@@ -21,6 +21,7 @@ from rapid_dse.simulate.results import Priced
 from rapid_dse.sweep.cases import CaseGroup, group_cases, read_table
 
 LEAST_PEAKS = 30
+LEAST_RUNS = 3
 TERMS = ("compute", "tp", "cp", "pp", "dp", "bubble", "optimizer", "host")
 
 
@@ -49,8 +50,8 @@ class Validated:
         rows = self.cases.index[self.cases["suite"].eq(suite) & self.cases["measured.status"].eq("ok")]
         ratio = self.shipped.loc[rows, "seconds"] / self.cases.loc[rows, SECONDS].astype(float)
         chosen = np.abs(np.log(ratio)).sort_values(ascending=False).index[:count]
-        layout = [str(column) for column in self.cases if str(column).startswith("parallel.")]
-        table: pd.DataFrame = self.cases.loc[chosen, ["case_id", "hw.num_gpus", *layout, SECONDS]].copy()
+        shown = [str(column) for column in self.cases if str(column).startswith(("case_id", "hw.num_gpus", "parallel."))]
+        table: pd.DataFrame = self.cases.loc[chosen, [*shown, SECONDS]].copy()
         table["predicted_s"], table["error"] = self.shipped.loc[chosen, "seconds"], ratio[chosen] - 1
         exposed = self.terms.loc[chosen, [f"time_{term}_s" for term in TERMS]].set_axis([f"{term}_s" for term in TERMS], axis=1)
         both: pd.DataFrame = pd.concat([table, exposed], axis=1)
@@ -61,7 +62,8 @@ def validate_cases(path: str | Path, jobs: int, folds: bool = True) -> Validated
     """Prices every training case by its shipped profile, and, with ``folds``, by a fit that has not seen its model.
 
     Raises:
-        ValueError: a table that cannot be read, or lacks ``suite``, ``software`` or ``measured.step_time_s``.
+        ValueError: a table that cannot be read, lacks ``suite``, ``software`` or ``measured.step_time_s``, has fewer than three rows that
+            ran, one that ran without a time, or times in another unit.
     """
     frame = read_table(path)
     for column in ("suite", "software", SECONDS):
@@ -69,7 +71,12 @@ def validate_cases(path: str | Path, jobs: int, folds: bool = True) -> Validated
             raise ValueError(f"{path}: has no column {column}; needed to validate")
     if "measured.status" not in frame:
         frame["measured.status"] = "ok"
+    require_runs(frame, str(path), LEAST_RUNS)
     groups = group_cases(frame)
+    for software in frame["software"].unique():
+        measured = measured_runs(frame, groups, str(software))
+        if measured.runs:
+            require_plausible(measured, [implied_mfu(measured, index) for index in range(len(measured.runs))], str(path))
     terms = _shipped(frame, groups)
     shipped = pd.DataFrame(
         {"seconds": terms["step_time_s"], "fits": terms["fits"].eq(1.0) | terms["fits"].isna(), "peak": terms["logged_peak_bytes"]}

@@ -106,6 +106,9 @@ class Search(Frozen):
     """How a space is searched. ``study`` null: the sweep's name, else hw-model-<hash of the base configuration>.
 
     ``space`` is what a sweep file sweeps: a key or group, and its values (a list, or "all").
+    Of an Optuna study: ``n_trials`` is its total; ``batch`` trials are asked together and told together, ``enqueue`` layouts that are
+    known to be good go first; ``prune`` leaves out what a lower bound proves beaten (null: with event-driven backends);
+    ``constraints`` hold beside fits, which always holds.
     """
 
     name: Literal["grid", "optuna"] = "grid"
@@ -116,6 +119,9 @@ class Search(Frozen):
     objectives: tuple[str, ...] = ("step_time_s",)
     constraints: tuple[str, ...] = ("fits",)
     seed: int = 0
+    batch: Count = 10
+    enqueue: Annotated[int, Field(ge=0)] = 4
+    prune: bool | None = None
     storage: str | None = None
     jobs: Annotated[int, Field(ge=-1)] = -1
     launcher: Literal["loky", "dask", "ray"] = "loky"

@@ -56,7 +56,7 @@ class Software(Frozen):
     tree_all_reduce: bool = True  # NCCL may take its tree between nodes; false where plugin or settings leave it the ring alone
     # Calls a layer that gather ZeRO 1's and 2's new weights: 0 is one contiguous buffer, else each tensor pays the latency of the group.
     gather_calls_per_layer: Annotated[float, Field(ge=0, le=20)] = 0.0
-    reduce_each_micro_batch: bool = False  # gradients are reduced after every micro-batch (ZeRO 2 and 3 without no_sync)
+    reduce_each_micro_batch: bool = True  # ZeRO 2 and 3 keep their gradients sharded: each micro-batch's are reduced behind its backward
     fabric_efficiency: Annotated[float, Field(ge=0.1, le=1)] = (
         1.0  # share of the fabric's bandwidth that its collectives between nodes reach
     )

@@ -123,7 +123,7 @@ def cluster_of(degrees: Mapping[str, int], order: Sequence[str], network: Networ
         ValueError: a dimension that does not hold the parallelisms that it lists, or a faulty link that is none.
     """
     counts, index = _indices(degrees, network)
-    homes = {name: i for i, dimension in enumerate(network.dimensions) for name in dimension.parallelisms or ()}
+    homes: dict[str, int] = {name: i for i, dimension in enumerate(network.dimensions) for name in dimension.parallelisms or ()}
     free = [i for i, dimension in enumerate(network.dimensions) if dimension.parallelisms is None]
     coordinates, sizes = [np.zeros((), np.int64)] * len(network.dimensions), [1] * len(network.dimensions)
     for i, dimension in enumerate(network.dimensions):
@@ -156,7 +156,7 @@ def _indices(degrees: Mapping[str, int], network: Network) -> tuple[dict[str, in
     grid = np.indices(shape)
     counts = {axis: degrees[axis] for axis in AXES}
     index = {axis: grid[number] for number, axis in enumerate(AXES)}
-    homes = {name: i for i, dimension in enumerate(network.dimensions) for name in dimension.parallelisms or ()}
+    homes: dict[str, int] = {name: i for i, dimension in enumerate(network.dimensions) for name in dimension.parallelisms or ()}
     if "ep" in homes and homes["ep"] not in {homes.get("cp"), homes.get("dp")}:
         ep = degrees["ep"]
         if degrees["dp"] % ep:

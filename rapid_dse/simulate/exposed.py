@@ -25,7 +25,7 @@ def exposed(traced: Traced, result: RunResult, rank: int, begin: int = 0, end: i
     rows = np.arange(first, last)
     finish = int(result.finish_ns[rank]) if end is None else end
     start, stop = result.start_ns[rows], result.end_ns[rows]
-    terms = {term: 0.0 for term in TIME_TERMS}
+    terms = dict.fromkeys(TIME_TERMS, 0.0)
     cuts = np.unique(np.clip(np.concatenate([[begin, finish], start, stop, _sent_at(traced, result, rows)]), begin, finish))
     owner = np.full(len(cuts) - 1, -1, np.int64)
     computes = graph.kind[rows] == COMPUTE

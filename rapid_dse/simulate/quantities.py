@@ -16,7 +16,7 @@ from rapid_dse.layouts import RECOMPUTE_FULL, RECOMPUTE_SELECTIVE, Layouts
 from rapid_dse.network import closed_form
 from rapid_dse.network.cluster import AXES, Cluster, cluster_of
 from rapid_dse.simulate.block import Block, framework_block
-from rapid_dse.simulate.communication import effective_network, gradient_bytes
+from rapid_dse.simulate.communication import Traffic, effective_network, gradient_bytes
 from rapid_dse.simulate.memory import layer_parameters, vocabulary_parameters
 from rapid_dse.simulate.operators import compute_bytes
 from rapid_dse.simulate.stages import Stages, split_chunks
@@ -24,7 +24,6 @@ from rapid_dse.simulate.training import (
     Groups,
     Layer,
     Prepared,
-    Traffic,
     bucket,
     gathered_bytes,
     gradient_sync,

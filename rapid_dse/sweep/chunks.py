@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from rapid_dse.config.scenario import Scenario
 from rapid_dse.sweep import arrow, identity, ranking, store
 from rapid_dse.sweep.portion import Portion
 from rapid_dse.sweep.table import priced_table
@@ -71,7 +72,12 @@ class Summary:
 
 def seconds_a_layout(portion: Portion) -> float:
     """What pricing a layout of the portion takes, roughly, s."""
-    return SECONDS_A_LAYOUT.get(portion.scenario.backend.name, _SECONDS_A_SIMULATION)
+    return seconds_of(portion.scenario)
+
+
+def seconds_of(scenario: Scenario) -> float:
+    """What pricing a layout of the scenario takes, roughly, s."""
+    return SECONDS_A_LAYOUT.get(scenario.backend.name, _SECONDS_A_SIMULATION)
 
 
 def chunks_of(portions: Sequence[Portion], folder: Path, by: str, top: int) -> Iterator[Chunk]:

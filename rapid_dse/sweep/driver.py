@@ -6,13 +6,14 @@ import re
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from rapid_dse.config.run import Debug, Search
+from rapid_dse.config.scenario import Scenario
 from rapid_dse.layouts import KEYS
 from rapid_dse.simulate.results import Priced
 from rapid_dse.sweep import identity, ranking, show, store, workers
@@ -72,7 +73,8 @@ def run(
     """
     out, err = out or console(), err or console(stderr=True)
     by, study = search.objectives[0], search.study or default_study(portions)
-    _require(study, by)
+    require_study(study)
+    _require_column(by)
     folder = Path(search.results_dir) / study
     store.prepare(folder)
     tally = Tally(by, max(search.top, SNAPSHOTS if debug.hw_snapshots else 0))
@@ -102,15 +104,29 @@ def console(stderr: bool = False) -> Console:
     return Console(file=stream, width=None if stream.isatty() else 200)
 
 
-def default_study(portions: Sequence[Portion]) -> str:
+class Named(Protocol):
+    """What a study is named by."""
+
+    @property
+    def scenario(self) -> Scenario: ...
+
+    @property
+    def choices(self) -> Mapping[str, str]: ...
+
+
+def default_study(portions: Sequence[Named]) -> str:
     """hw-model-<8 hex of the base configuration>; several chips or models are joined by '+'."""
     chips, models = ("+".join(dict.fromkeys(portion.choices.get(name, "") for portion in portions)) for name in ("hw", "model"))
     return f"{chips[:40]}-{models[:60]}-{identity.digest_of_scenarios(portion.scenario for portion in portions)}"
 
 
-def _require(study: str, by: str) -> None:
+def require_study(study: str) -> None:
+    """Raises ``ValueError`` where the name cannot be a folder's."""
     if not _STUDY.fullmatch(study):
         raise ValueError(f"search.study={study!r}: no name of a folder; allowed: letters, digits and . _ + = -")
+
+
+def _require_column(by: str) -> None:
     ranking.require_name(by, [*Priced.__dataclass_fields__, *KEYS.values(), "elapsed_s"], "search.objectives")
 
 
@@ -126,7 +142,7 @@ def _planned(portions: Sequence[Portion], folder: Path, tally: Tally, err: Conso
 
 
 def _price(chunks: Sequence[Chunk], search: Search, tally: Tally, err: Console) -> None:
-    found = workers.summaries(chunks, search.jobs)
+    found = workers.summaries(chunks, search.jobs, search.launcher, search.launcher_address)
     with _progress(chunks, err) as advance:
         try:
             for summary in found:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Glob, Override, QuotedString
+from hydra.core.override_parser.types import Glob, IntervalSweep, Override, QuotedString
 from hydra.errors import HydraException
 from pydantic import BaseModel
 
@@ -29,6 +29,15 @@ class Values:
 
 
 @dataclass(frozen=True)
+class Interval:
+    """The numbers from ``low`` to ``high``, both included; ``log`` where factors count and not differences."""
+
+    low: float
+    high: float
+    log: bool = False
+
+
+@dataclass(frozen=True)
 class Given:
     """A command line's overrides.
 
@@ -41,7 +50,7 @@ class Given:
 
     options: Mapping[str, str] = field(default_factory=dict)
     values: Mapping[str, Any] = field(default_factory=dict)
-    swept: Mapping[str, Values] = field(default_factory=dict)
+    swept: Mapping[str, Values | Interval] = field(default_factory=dict)
     hydra: tuple[str, ...] = ()
 
 
@@ -53,7 +62,7 @@ def read(arguments: Sequence[str]) -> Given:
     """
     options: dict[str, str] = {}
     values: dict[str, Any] = {}
-    swept: dict[str, Values] = {}
+    swept: dict[str, Values | Interval] = {}
     hydra: list[str] = []
     for text in arguments:
         override = _parsed(text)
@@ -63,7 +72,7 @@ def read(arguments: Sequence[str]) -> Given:
             continue
         found = _values(override, text)
         options.pop(key, None), values.pop(key, None), swept.pop(key, None)
-        if isinstance(found, Values):
+        if isinstance(found, Values | Interval):
             swept[key] = found
         elif key in GROUPS or key == SWEEPS:
             options[key] = found
@@ -72,18 +81,19 @@ def read(arguments: Sequence[str]) -> Given:
     return Given(options, values, swept, tuple(hydra))
 
 
-def read_space(space: Mapping[str, Any]) -> dict[str, Values]:
-    """What a sweep file's ``search.space`` sweeps: a list of values, or text as on a command line (all, "1,2,4", "range(1,5)").
+def read_space(space: Mapping[str, Any]) -> dict[str, Values | Interval]:
+    """What a sweep file's ``search.space`` sweeps: a list of values, or text as on a command line (all, "1,2,4", "range(1,5)",
+    "interval(2e12,6e12)").
 
     Raises:
         ValueError: as ``read``.
     """
-    swept: dict[str, Values] = {}
+    swept: dict[str, Values | Interval] = {}
     for key, value in space.items():
         check_key(key)
         if isinstance(value, str):
             found = _values(_parsed(f"{key}={value}"), f"search.space.{key}={value}")
-            swept[key] = found if isinstance(found, Values) else Values((found,))
+            swept[key] = found if isinstance(found, Values | Interval) else Values((found,))
         else:
             swept[key] = Values(tuple(value) if isinstance(value, list | tuple) else (value,))
     return swept
@@ -124,7 +134,7 @@ def _parsed(text: str) -> Override:
 
 
 def _values(override: Override, text: str) -> Any:
-    """The override's single value, or ``Values`` where it sweeps."""
+    """The override's single value, or ``Values`` or an ``Interval`` where it sweeps."""
     key = override.key_or_group
     if override.is_delete():
         raise ValueError(f"{text}: a key cannot be deleted; allowed: key=value")
@@ -132,7 +142,7 @@ def _values(override: Override, text: str) -> Any:
         raise ValueError(f"{text}: packages are not supported; allowed: {key}=<option>")
     check_key(key)
     if override.is_interval_sweep():
-        raise ValueError(f"{text}: an interval has no end of values; allowed: a list (1,2,4), range(start,stop[,step]) or all")
+        return _interval(override, text)
     if override.is_sweep_override():
         found = override.value()
         if isinstance(found, Glob):
@@ -144,6 +154,21 @@ def _values(override: Override, text: str) -> Any:
     if (key in GROUPS or key == SWEEPS) and not isinstance(value, str):
         raise ValueError(f"{text}: allowed: the name of an option, as hw=h100")
     return value
+
+
+def _interval(override: Override, text: str) -> Interval:
+    key, found = override.key_or_group, override.value()
+    assert isinstance(found, IntervalSweep)
+    assert found.start is not None
+    assert found.end is not None
+    if key in COLUMN_OF or key in GROUPS or key == SWEEPS:
+        raise ValueError(f"{text}: an interval has no end of values; allowed for {key}: a list (1,2,4), range(start,stop[,step]) or all")
+    if unknown := found.tags - {"log"}:
+        raise ValueError(f"{text}: {', '.join(sorted(unknown))}: no such tag; allowed: log, as tag(log, interval(1e12,8e12))")
+    low, high, log = float(found.start), float(found.end), "log" in found.tags
+    if not low < high or (log and low <= 0):
+        raise ValueError(f"{text}: allowed: a lower end below the upper one" + ", above 0 where factors count" * log)
+    return Interval(low, high, log)
 
 
 def _distinct(key: str, items: list[Any], text: str) -> Values:

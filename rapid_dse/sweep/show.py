@@ -57,7 +57,8 @@ def ranked_table(rows: pa.Table, by: str) -> Table:
     extra = by.removeprefix("-")
     show_by = extra not in {"step_time_s", "tokens_per_s_per_gpu", "mfu", "peak_memory_bytes", "cost_usd", *varying}
     show_status = any(row["status"] != "ok" for row in found)
-    table = Table(box=None, pad_edge=False, header_style="bold")
+    shared = "  ".join(f"{name}={found[0][name]}" for name in CHOICES if found and name not in varying and found[0].get(name))
+    table = Table(caption=shared, caption_justify="left", caption_style="", box=None, pad_edge=False, header_style="bold")
     for name in ("#", *varying, "layout", "step time", "±", "tokens/s/GPU", "MFU", "memory", "$/step"):
         right = name not in (*varying, "layout")
         table.add_column(name, justify="right" if right else "left", no_wrap=name != "layout", overflow="fold")

@@ -18,6 +18,7 @@ from rapid_dse.layouts import (
     CODES,
     COLUMN_OF,
     KEYS,
+    IntColumn,
     Layouts,
     Space,
     broken_rules,
@@ -25,7 +26,7 @@ from rapid_dse.layouts import (
     resolved,
 )
 from rapid_dse.sweep.compose import SHOWN, Composed, composed, hydra_ready, scenario_of, value_at, with_values
-from rapid_dse.sweep.overrides import GROUPS, SWEEPS, Given, Values, read_space
+from rapid_dse.sweep.overrides import GROUPS, SWEEPS, Given, Interval, Values, read_space
 from rapid_dse.sweep.portion import Portion
 
 SECTIONS: dict[str, type[BaseModel]] = {"hw": Hardware, "workload": Workload, "parallel": Parallel}
@@ -86,6 +87,77 @@ def base_codes(scenario: Scenario) -> dict[str, int]:
     return codes
 
 
+@dataclass(frozen=True)
+class Axes:
+    """What a command line spans: groups and scenario keys span scenarios, layout keys span columns.
+
+    Attributes:
+        given: the overrides.
+        base: what the options that are not swept compose to.
+        groups: names of options, a tuple a group.
+        variants: values, a tuple a key of the scenario.
+        intervals: keys of the scenario that take any number between two.
+        codes: codes of each swept layout column; None is every value that can be legal.
+        keys: what becomes a column of the results beside the layout.
+    """
+
+    given: Given
+    base: Composed
+    groups: Mapping[str, tuple[Any, ...]]
+    variants: Mapping[str, tuple[Any, ...]]
+    intervals: Mapping[str, Interval]
+    codes: Mapping[str, list[int] | None]
+    keys: tuple[str, ...]
+
+    def composed(self, combination: Mapping[str, str]) -> Composed:
+        """The composition of one option a swept group; within ``hydra_ready()``."""
+        return composed({**self.given.options, **combination}, self.given.hydra) if combination else self.base
+
+    def setting(self, found: Composed, variant: Mapping[str, Any]) -> Setting:
+        """The scenario in which the swept keys have these values; ``ValueError`` where one has a wrong type or bound."""
+        scenario, broken = scenario_of(with_values(found.tree, {**self.given.values, **variant}))
+        choices = {group: found.choices[group] for group in SHOWN}
+        return Setting(scenario, broken, choices, {key: value_at(scenario, key) for key in self.keys})
+
+    def run_settings(self) -> tuple[Search, Debug]:
+        """How the search runs, a study's name by its sweep included."""
+        scenario = self.setting(self.composed(first_of(self.groups)), first_of(self.variants)).scenario
+        return _run_settings(scenario, self.base)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A scenario with what its rows show of it; ``broken`` is the rule between its keys that it breaks."""
+
+    scenario: Scenario
+    broken: str | None
+    choices: Mapping[str, str]
+    keys: Mapping[str, Any]
+
+
+def first_of(axes: Mapping[str, Sequence[Any]]) -> dict[str, Any]:
+    """The first value of each axis."""
+    return {key: values[0] for key, values in axes.items()}
+
+
+def axes(given: Given, base: Composed | None = None) -> Axes:
+    """Reads what is swept, the sweep file's space included; within ``hydra_ready()``.
+
+    Raises:
+        ValueError: one line, where an option, a key or a value is wrong.
+    """
+    base = base or composed(given.options, given.hydra)
+    swept = _swept(given, with_values(base.tree, given.values))
+    intervals = {key: values for key, values in swept.items() if isinstance(values, Interval)}
+    lists = {key: values for key, values in swept.items() if isinstance(values, Values)}
+    _check_swept(swept)
+    groups = {key: values.items or () for key, values in lists.items() if key in GROUPS}
+    variants = {key: values.items or () for key, values in lists.items() if key not in GROUPS and key not in COLUMN_OF}
+    codes = {COLUMN_OF[key]: _codes(key, values) for key, values in lists.items() if key in COLUMN_OF}
+    keys = _listed([*_sweep_keys(base), *given.values, *variants, *intervals])
+    return Axes(given, base, groups, variants, intervals, codes, tuple(keys))
+
+
 def plan(given: Given, base: Composed | None = None) -> Plan:
     """Composes every combination of what is swept.
 
@@ -96,25 +168,25 @@ def plan(given: Given, base: Composed | None = None) -> Plan:
         ValueError: one line, where an option, a key or a value is wrong.
     """
     with hydra_ready():
-        base = base or composed(given.options, given.hydra)
-        first = with_values(base.tree, given.values)
-        swept = _swept(given, first)
-        _check_swept(swept)
-        groups = {key: values.items or () for key, values in swept.items() if key in GROUPS}
-        variants = {key: values.items or () for key, values in swept.items() if key not in GROUPS and key not in COLUMN_OF}
-        codes = {COLUMN_OF[key]: _codes(key, values) for key, values in swept.items() if key in COLUMN_OF}
-        keys = _listed([*_sweep_keys(base), *given.values, *variants])
-        portions: list[Portion] = []
-        for combination in _combinations(groups):
-            found = composed({**given.options, **combination}, given.hydra) if combination else base
-            for variant in _combinations(variants):
-                tree = with_values(found.tree, {**given.values, **variant})
-                portions.append(_portion(tree, found, keys, codes))
-    search, debug = _run_settings(portions[0].scenario, base)
+        found = axes(given, base)
+        for key in found.intervals:
+            raise ValueError(
+                f"{key}: an interval has no end of values; allowed: search=optuna, or a list (1,2,4) or range(start,stop[,step])"
+            )
+        return plan_of(found)
+
+
+def plan_of(found: Axes) -> Plan:
+    """Every combination of the axes' values, composed; within ``hydra_ready()``."""
+    portions: list[Portion] = []
+    for combination in combinations(found.groups):
+        option = found.composed(combination)
+        portions += [_portion(found.setting(option, variant), found.codes) for variant in combinations(found.variants)]
+    search, debug = _run_settings(portions[0].scenario, found.base)
     return Plan(tuple(portions), search, debug)
 
 
-def _swept(given: Given, tree: Mapping[str, Any]) -> dict[str, Values]:
+def _swept(given: Given, tree: Mapping[str, Any]) -> dict[str, Values | Interval]:
     """The sweep file's space, over which the command line's own keys win."""
     space = tree.get("search", {}).get("space") or {}
     if not isinstance(space, Mapping):
@@ -123,11 +195,11 @@ def _swept(given: Given, tree: Mapping[str, Any]) -> dict[str, Values]:
     return {**named, **given.swept}
 
 
-def _check_swept(swept: Mapping[str, Values]) -> None:
+def _check_swept(swept: Mapping[str, Values | Interval]) -> None:
     for key, values in swept.items():
         if key == SWEEPS or key.split(".")[0] in ("search", "debug"):
             raise ValueError(f"{key}: cannot be swept; allowed: one value")
-        for item in values.items or ():
+        for item in (values.items or ()) if isinstance(values, Values) else ():
             if key in GROUPS and not isinstance(item, str):
                 raise ValueError(f"{key}={item!r}: allowed: names of options")
 
@@ -139,7 +211,8 @@ def _codes(key: str, values: Values) -> list[int] | None:
     return list(dict.fromkeys(kind.code(item) for item in values.items))
 
 
-def _combinations(axes: Mapping[str, Sequence[Any]]) -> Iterator[dict[str, Any]]:
+def combinations(axes: Mapping[str, Sequence[Any]]) -> Iterator[dict[str, Any]]:
+    """Every combination of one value an axis, the last axis fastest."""
     return (dict(zip(axes, values, strict=True)) for values in product(*axes.values()))
 
 
@@ -170,22 +243,24 @@ def _listed(keys: Sequence[str]) -> list[str]:
     return [key for key in dict.fromkeys(keys) if key not in COLUMN_OF and key.split(".")[0] not in ("search", "debug")]
 
 
-def _portion(tree: Mapping[str, Any], found: Composed, keys: Sequence[str], codes: Mapping[str, list[int] | None]) -> Portion:
-    scenario, broken = scenario_of(tree)
+def _portion(setting: Setting, codes: Mapping[str, list[int] | None]) -> Portion:
+    return Portion(setting.scenario, setting.choices, setting.keys, *layouts_of(setting, codes))
+
+
+def layouts_of(setting: Setting, codes: Mapping[str, list[int] | None]) -> tuple[Layouts, IntColumn, tuple[str, ...], Mapping[str, int]]:
+    """The layouts of a setting: they, which of the reasons each breaks (-1: none), the reasons, and what was left out by reason."""
+    scenario = setting.scenario
     columns = {name: codes.get(name, [code]) for name, code in base_codes(scenario).items()}
-    choices = {group: found.choices[group] for group in SHOWN}
-    at = {key: value_at(scenario, key) for key in keys}
-    if broken is not None:
+    if setting.broken is not None:
         closed = {name: values or [base_codes(scenario)[name]] for name, values in columns.items()}
         layouts = explicit({name: np.array(column) for name, column in _grid_columns(closed).items()})
-        return Portion(scenario, choices, at, layouts, np.zeros(len(layouts), np.int64), (broken,))
+        return layouts, np.zeros(len(layouts), np.int64), (setting.broken,), {}
     if any(values is None for values in columns.values()):
         layouts, rejected = enumerate_layouts(_open_space(columns), scenario.model, scenario.workload.seq_len)
-        legal = np.full(len(layouts), -1, np.int64)
-        return Portion(scenario, choices, at, layouts, legal, (), dict(rejected))
+        return layouts, np.full(len(layouts), -1, np.int64), (), dict(rejected)
     layouts = explicit(_grid_columns({name: values or [] for name, values in columns.items()}))
     rule, reasons = broken_rules(layouts, scenario.model, scenario.workload.seq_len)
-    return Portion(scenario, choices, at, layouts, rule, tuple(reasons))
+    return layouts, rule, tuple(reasons), {}
 
 
 def _open_space(columns: Mapping[str, list[int] | None]) -> Space:

@@ -240,9 +240,7 @@ def _group_table(ranks: int, directory: Directory) -> tuple[Groups, dict[str, In
     return Groups(np.arange(1, count + 1), ptr, flat.astype(np.int64)), place
 
 
-def _look_up(
-    script: Script, on: Ints, first: Ints, place: Mapping[str, Ints], directory: Directory, columns: Mapping[str, Ints]
-) -> None:
+def _look_up(script: Script, on: Ints, first: Ints, place: Mapping[str, Ints], directory: Directory, columns: Mapping[str, Ints]) -> None:
     """Fills the groups and peers of the ranks ``on`` that run ``script``."""
     where, kind = np.array(script.where), np.array(script.kind)
     columns["group"][first[on][:, None] + np.arange(len(script))] = WORLD

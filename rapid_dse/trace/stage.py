@@ -115,9 +115,7 @@ class StageWriter:
             self.tail = script.exchange(self.tail, "ALL_GATHER", GROUP, work.table, work.table_gather, "dp")
         if work.gathered:
             hides = work.gather_hidden > 0 and self._has_room
-            done = script.exchange(
-                self.tail, "ALL_GATHER", GROUP, work.gathered, work.gather, "dp", stream=GRADIENTS if hides else MAIN
-            )
+            done = script.exchange(self.tail, "ALL_GATHER", GROUP, work.gathered, work.gather, "dp", stream=GRADIENTS if hides else MAIN)
             self.opening = done if hides else ()
             self.tail = self.tail if hides else done
         if work.layer_gathered:
@@ -212,9 +210,7 @@ class StageWriter:
     def _gather_ahead(self, after: After) -> None:
         if self.gathers_left > 0:
             work = self.work
-            self.gathered = self.script.exchange(
-                after, "ALL_GATHER", GROUP, work.layer_gathered, work.layer_gather, "dp", stream=GRADIENTS
-            )
+            self.gathered = self.script.exchange(after, "ALL_GATHER", GROUP, work.layer_gathered, work.layer_gather, "dp", stream=GRADIENTS)
             self.gathers_left -= 1
 
     # --------------------------------------------------------------- gradients
@@ -279,9 +275,7 @@ class StageWriter:
         boundary, script = self.boundary, self.script
         self.tail = script.compute(self.tail, boundary.host, "launching a send", "pp")
         stream = PIPELINE if boundary.overlaps else MAIN
-        sent = script.send(
-            self.tail, peer, boundary.size, boundary.seconds, "pp", self._tag(task, sender, direction), stream
-        )
+        sent = script.send(self.tail, peer, boundary.size, boundary.seconds, "pp", self._tag(task, sender, direction), stream)
         self.tail = self.tail if boundary.overlaps else sent
 
 

@@ -1,0 +1,174 @@
+"""Jobs over processes of one machine, or over a cluster's through Dask or Ray: the same joblib code."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+
+if TYPE_CHECKING:
+    from joblib import Parallel
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+_RETRIES = 3  # workers that die under a batch before the batch is given up
+_CONNECT_SECONDS = 30
+
+
+class Run(Protocol):
+    """Runs a function on each item; results as they finish, each with its item's position."""
+
+    def __call__(self, function: Callable[[T], R], items: Sequence[T]) -> Generator[tuple[int, R]]: ...
+
+
+def cores(jobs: int) -> int:
+    """How many processes search.jobs stands for: -1 is every core that this process may use; 0 and 1 are this process."""
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return usable if jobs < 0 else max(1, jobs)
+
+
+def here(function: Callable[[T], R], items: Sequence[T]) -> Generator[tuple[int, R]]:
+    """One item after another, in this process."""
+    for at, item in enumerate(items):
+        yield at, function(item)
+
+
+@contextmanager
+def launcher(name: str, jobs: int, address: str | None = None) -> Iterator[Run]:
+    """What runs jobs: processes that stay until the end.
+
+    Args:
+        name: loky (this machine), dask or ray.
+        jobs: processes on this machine; with an address the cluster decides.
+        address: a Dask scheduler's or a Ray cluster's; None starts one on this machine.
+
+    Raises:
+        ValueError: where Dask or Ray is not installed or does not answer.
+    """
+    if name == "loky" and address is not None:
+        raise ValueError(f"search.launcher_address={address}: loky has none; allowed: search.launcher=dask or ray")
+    if name == "loky" and cores(jobs) <= 1:
+        yield here
+        return
+    with ExitStack() as stack:
+        n_jobs = cores(jobs)
+        if name == "dask":
+            n_jobs = stack.enter_context(_dask(cores(jobs), address))
+        elif name == "ray":
+            stack.enter_context(_ray(cores(jobs), address))
+            n_jobs = -1
+        yield _Jobs(name, n_jobs)
+
+
+class _Jobs:
+    """joblib on one backend."""
+
+    def __init__(self, backend: str, n_jobs: int) -> None:
+        self._backend, self._n_jobs = backend, n_jobs
+
+    def __call__(self, function: Callable[[T], R], items: Sequence[T]) -> Generator[tuple[int, R]]:
+        """As ``Run``; what a worker that died had is run again.
+
+        Raises:
+            Exception: what ``function`` raised; joblib's TerminatedWorkerError where workers keep dying.
+        """
+        from joblib.externals.loky.process_executor import TerminatedWorkerError
+
+        left = dict(enumerate(items))
+        for attempt in range(_RETRIES):
+            try:
+                for at, result in self._once(function, left):
+                    left.pop(at)
+                    yield at, result
+                return
+            except TerminatedWorkerError:
+                if attempt == _RETRIES - 1:
+                    raise
+
+    def _once(self, function: Callable[[T], R], items: dict[int, T]) -> Generator[tuple[int, R]]:
+        from joblib import delayed, parallel_config
+
+        with parallel_config(backend=self._backend, n_jobs=self._n_jobs):
+            parallel = _parallel()
+        with deaf_children():
+            found = parallel(delayed(_placed)(function, at, item) for at, item in list(items.items()))
+        try:
+            yield from found
+        finally:
+            with deaf_children():
+                found.close()
+
+
+def _parallel() -> Parallel:
+    from joblib import Parallel
+
+    return Parallel(return_as="generator_unordered", batch_size=1, max_nbytes=None)
+
+
+def _placed(function: Callable[[Any], Any], at: int, item: Any) -> tuple[int, Any]:
+    return at, function(item)
+
+
+@contextmanager
+def _dask(n_workers: int, address: str | None) -> Iterator[int]:
+    try:
+        from distributed import Client, LocalCluster
+    except ImportError:
+        raise ValueError("search.launcher=dask: Dask is not installed; allowed: pip install 'rapid-dse[dask]', or loky") from None
+    make_cluster: Any = LocalCluster
+    make_client: Any = Client
+    with ExitStack() as stack:
+        target: Any = address
+        if address is None:
+            target = stack.enter_context(make_cluster(n_workers=n_workers, threads_per_worker=1, dashboard_address=None))
+        try:
+            client = stack.enter_context(make_client(target, timeout=_CONNECT_SECONDS))
+            client.wait_for_workers(1, timeout=_CONNECT_SECONDS)
+        except (OSError, ValueError, TimeoutError) as error:
+            text = " ".join(str(error).split())
+            raise ValueError(
+                f"search.launcher_address={address}: no Dask cluster answers there ({text}); allowed: tcp://host:port"
+            ) from None
+        yield max(1, sum(client.ncores().values()))
+
+
+@contextmanager
+def _ray(n_workers: int, address: str | None) -> Iterator[None]:
+    try:
+        import ray
+        from ray.util.joblib import register_ray
+    except ImportError:
+        raise ValueError("search.launcher=ray: Ray is not installed; allowed: pip install 'rapid-dse[ray]', or loky") from None
+    try:
+        if address is None:
+            ray.init(num_cpus=n_workers, include_dashboard=False, log_to_driver=False)
+        else:
+            ray.init(address=address, log_to_driver=False)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        text = " ".join(str(error).split())
+        raise ValueError(f"search.launcher_address={address}: no Ray cluster answers there ({text}); allowed: auto, or host:port") from None
+    try:
+        register_ray()
+        yield
+    finally:
+        ray.shutdown()
+
+
+@contextmanager
+def deaf_children() -> Iterator[None]:
+    """Processes that start in here never see Ctrl-C: the terminal sends it to all, and only this process shall answer.
+
+    An ignored signal stays ignored across exec, so not even an import in a worker can be interrupted with a traceback.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -1,0 +1,1 @@
+"""search=optuna: studies over the same spaces as sweeps, and over what cannot be enumerated."""

@@ -1,0 +1,128 @@
+"""What a study is after: objectives with their directions, constraints, and bounds of objectives from a bound of the step time."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rapid_dse.config.scenario import Scenario
+from rapid_dse.config.units import UNITS, to_si
+from rapid_dse.layouts import KEYS, Layouts
+from rapid_dse.simulate.results import Priced
+from rapid_dse.sweep import ranking
+
+FloatColumn = NDArray[np.float64]
+
+FITS = "fits"
+_CONSTRAINT = re.compile(r"\s*([A-Za-z_][\w.]*)\s*(<=|>=)\s*(\S.*?)\s*")
+_UNITS = (("_bytes", "bytes"), ("_s", "s"))
+
+
+@dataclass(frozen=True)
+class Objective:
+    """A column; ``descending`` where more is better (a leading '-', or a rate)."""
+
+    text: str
+    name: str
+    descending: bool
+
+    @property
+    def direction(self) -> Literal["minimize", "maximize"]:
+        """The word that Optuna has for it."""
+        return "maximize" if self.descending else "minimize"
+
+
+@dataclass(frozen=True)
+class Constraint:
+    """``sign`` · (column − limit) ≤ 0; ``fits`` is the peak against hw.memory.usable, and has no limit of its own."""
+
+    text: str
+    name: str
+    sign: float = 1.0
+    limit: float = 0.0
+
+    def excess(self, row: Mapping[str, Any], usable: float) -> float:
+        """How far a row is beyond the limit, as a share of it; ≤ 0 is feasible."""
+        if self.name == FITS:
+            return float(row["peak_memory_bytes"]) / usable - 1.0
+        value = row.get(self.name)
+        if value is None:
+            raise ValueError(f"search.constraints: {self.text}: {self.name} has no value in this workload")
+        return self.sign * (float(value) - self.limit) / (abs(self.limit) or 1.0)
+
+
+@dataclass(frozen=True)
+class Aims:
+    """Objectives in order, and constraints, fits first."""
+
+    objectives: tuple[Objective, ...]
+    constraints: tuple[Constraint, ...]
+
+    def values(self, row: Mapping[str, Any]) -> list[float]:
+        """The row's objectives as they are.
+
+        Raises:
+            ValueError: where one has no value, as ttft_s of a training step.
+        """
+        for objective in self.objectives:
+            if row.get(objective.name) is None:
+                raise ValueError(f"search.objectives={objective.text}: has no value in this workload; allowed: a column that has one")
+        return [float(row[objective.name]) for objective in self.objectives]
+
+    def losses(self, row: Mapping[str, Any]) -> FloatColumn:
+        """The row's objectives, less is better, ``(n_objectives,)``."""
+        return np.array([-float(row[o.name]) if o.descending else float(row[o.name]) for o in self.objectives])
+
+
+def read_aims(objectives: Sequence[str], constraints: Sequence[str], keys: Sequence[str]) -> Aims:
+    """Parses search.objectives and search.constraints.
+
+    Args:
+        keys: override keys outside the layout that are columns of the results and hold numbers.
+
+    Raises:
+        ValueError: a name that is no column, a text that is no constraint, no objective at all.
+    """
+    names = [*(name for name in Priced.__dataclass_fields__ if name != FITS), *KEYS.values(), "elapsed_s", *keys]
+    if not objectives:
+        raise ValueError("search.objectives=[]; allowed: at least one column, as step_time_s")
+    found = [Objective(o, ranking.require_name(o, names, "search.objectives"), ranking.descending(o)) for o in objectives]
+    if len({o.name for o in found}) < len(found):
+        raise ValueError(f"search.objectives={list(objectives)}: a column stands there twice; allowed: each once")
+    parsed = [_constraint(text, names) for text in constraints if text.strip() != FITS]
+    return Aims(tuple(found), (Constraint(FITS, FITS), *parsed))
+
+
+def _constraint(text: str, names: Sequence[str]) -> Constraint:
+    found = _CONSTRAINT.fullmatch(text)
+    if found is None:
+        raise ValueError(f"search.constraints: {text!r} is no constraint; allowed: fits, or column<=number or column>=number")
+    name, sign, number = found.groups()
+    ranking.require_name(name, names, "search.constraints")
+    unit = next((unit for suffix, unit in _UNITS if name.endswith(suffix) and "tokens" not in name), None)
+    try:
+        limit = to_si(number, unit) if unit in UNITS else float(number)
+    except ValueError as error:
+        raise ValueError(f"search.constraints: {text!r}: {error}") from None
+    return Constraint(f"{name}{sign}{number}", name, 1.0 if sign == "<=" else -1.0, limit)
+
+
+def bounds(aims: Aims, scenario: Scenario, layouts: Layouts, seconds: FloatColumn) -> FloatColumn:
+    """Losses that no layout whose step takes at least ``seconds`` can come below, ``(n_objectives, n_layouts)``; −inf: not known."""
+    tokens = layouts.global_batch_size * float(scenario.workload.seq_len)
+    gpus = layouts.num_gpus.astype(float)
+    known: dict[tuple[str, bool], FloatColumn] = {
+        ("step_time_s", False): seconds,
+        ("cost_usd", False): scenario.hw.price / 3600 * gpus * seconds,
+        ("tokens_per_s", True): -tokens / seconds,
+        ("tokens_per_s_per_gpu", True): -tokens / seconds / gpus,
+        ("hw.num_gpus", False): gpus,
+        ("hw.num_gpus", True): -gpus,
+    }
+    unknown = np.full(len(layouts), -np.inf)
+    return np.array([known.get((objective.name, objective.descending), unknown) for objective in aims.objectives])

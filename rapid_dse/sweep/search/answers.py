@@ -1,0 +1,119 @@
+"""The rows of a study: what the store holds is read, what it lacks is priced and written, a batch a file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from rapid_dse.config.scenario import Scenario
+from rapid_dse.sweep import identity, launch, store
+from rapid_dse.sweep.chunks import seconds_of
+from rapid_dse.sweep.portion import Portion
+from rapid_dse.sweep.search.space import Trial
+from rapid_dse.sweep.table import priced_table
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+Row = dict[str, Any]
+# A trial that takes longer than this is a job of its own; faster ones are priced together.
+_WORTH_A_JOB_SECONDS = 0.01
+
+
+class Answers:
+    """The study's rows, by key."""
+
+    def __init__(self, folder: Path, run: launch.Run | None, notice: store.Report) -> None:
+        """Reads which keys the folder holds.
+
+        Args:
+            run: what runs jobs; None where everything is priced in this process.
+        """
+        self._folder, self._run, self._notice = folder, run, notice
+        self._known = store.known(sorted(folder.glob(f"*{store.SUFFIX}")), notice)
+        self._rows: dict[str, Row] = {}
+        self.read = self.priced = 0
+
+    def of(self, trials: Sequence[Trial], advance: Callable[[], None] = lambda: None) -> list[Row]:
+        """The row of each trial, in order; a trial that fails is a row with its error.
+
+        Args:
+            advance: called for each trial that is there.
+
+        Raises:
+            OSError: where the store cannot be written.
+            Exception: what pricing raised, where search.fail_fast is set.
+        """
+        keys = [trial.key() for trial in trials]
+        self._read([key for key in dict.fromkeys(keys) if key not in self._rows])
+        missing = {key: trial for key, trial in zip(keys, trials, strict=True) if key not in self._rows}
+        for _ in range(len(trials) - len(missing)):
+            self.read += 1
+            advance()
+        if missing:
+            self._price(missing, advance)
+        return [self._rows[key] for key in keys]
+
+    def _read(self, keys: Sequence[str]) -> None:
+        if not keys or not len(self._known.lanes):
+            return
+        for path in self._known.files_with(identity.from_hex(list(keys))):
+            try:
+                table = store.read_file(path)
+            except store.Damaged as error:
+                self._notice(f"{error}; its rows are priced again")
+                continue
+            wanted = set(keys)
+            rows = np.flatnonzero([key in wanted for key in table["key"].to_pylist()])
+            self._keep(table.take(rows))
+
+    def _keep(self, table: pa.Table) -> None:
+        for row in table.to_pylist():
+            if row["status"] != "error" or row["key"] not in self._rows:
+                self._rows[row["key"]] = row
+
+    def _price(self, missing: dict[str, Trial], advance: Callable[[], None]) -> None:
+        """One job a trial where trials are slow, else one a variant; the batch's rows are one file."""
+        portions = _portions(list(missing.values()), self._run is not None)
+        tables: dict[int, pa.Table] = {}
+        found = (self._run or launch.here)(priced_table, portions)
+        try:
+            for at, table in found:
+                tables[at] = table
+                for _ in range(len(table)):
+                    advance()
+        finally:
+            found.close()
+            if tables:  # after Ctrl-C as well: what was priced is kept
+                self._write([tables[at] for at in sorted(tables)], portions[0])
+        self.priced += len(missing)
+
+    def _write(self, tables: Sequence[pa.Table], first: Portion) -> None:
+        import pyarrow as pa
+
+        table = tables[0] if len(tables) == 1 else pa.concat_tables(_plain(tables), promote_options="permissive")
+        name = identity.digest_of(store.key_lanes(table["key"]))
+        store.write(self._folder, table, store.configuration_json(first.scenario), name)
+        self._keep(table)
+
+
+def _plain(tables: Sequence[pa.Table]) -> list[pa.Table]:
+    """Dictionaries of several tables are one after unification."""
+    return [table.unify_dictionaries() for table in tables]
+
+
+def _portions(trials: Sequence[Trial], alone: bool) -> list[Portion]:
+    if alone:
+        return [trial.portion() for trial in trials]
+    grouped: dict[int, list[Trial]] = {}
+    for trial in trials:
+        grouped.setdefault(id(trial.variant), []).append(trial)
+    return [group[0].variant.portion([trial.row for trial in group if trial.row >= 0]) for group in grouped.values()]
+
+
+def is_slow(scenario: Scenario) -> bool:
+    """Whether a trial is worth a job of its own."""
+    return seconds_of(scenario) > _WORTH_A_JOB_SECONDS

@@ -1,0 +1,117 @@
+"""What need not be simulated: layouts that a lower bound of the step time shows to be beaten, and the proof of the winner."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rapid_dse.simulate.bounds import lower_bound
+from rapid_dse.sweep.search.aims import Aims, bounds
+from rapid_dse.sweep.search.space import SearchSpace, Variant
+
+FloatColumn = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Proof:
+    """How sure the best is.
+
+    Attributes:
+        skipped: layouts that were shown to be beaten and not priced.
+        left: layouts that might still win.
+        total: layouts of the space.
+        gap: by how much of its value the first objective might still be beaten; None where no bound says.
+    """
+
+    skipped: int
+    left: int
+    total: int
+    gap: float | None
+
+    def text(self) -> str:
+        """One line."""
+        head = f"{self.skipped:,} of {self.total:,} layouts skipped: a lower bound shows that they cannot win"
+        if self.left == 0:
+            return f"{head}; the winner is proven"
+        may = (
+            "it is not known by how much the best may be beaten"
+            if self.gap is None
+            else f"the best may be beaten by {100 * self.gap:.1f} %"
+        )
+        return f"{head}; {self.left:,} were not tried: {may}"
+
+
+@dataclass
+class Bounding:
+    """Bounds of every layout of the variants that the study has come to; off where ``aims`` has no objective with a bound."""
+
+    aims: Aims
+    _front: list[FloatColumn] = field(default_factory=list)
+    _bounds: dict[tuple[Any, ...], FloatColumn] = field(default_factory=dict)
+    _stamp: dict[tuple[Any, ...], int] = field(default_factory=dict)
+    _changes: int = 0
+
+    def learn(self, row: Mapping[str, Any]) -> None:
+        """Takes a feasible row into account."""
+        losses = self.aims.losses(row)
+        if any((other <= losses).all() for other in self._front):
+            return
+        self._front = [other for other in self._front if not (losses <= other).all()]
+        self._front.append(losses)
+        self._changes += 1
+
+    def bar(self, variant: Variant) -> None:
+        """Marks the variant's layouts that cannot win any more; those of a variant that a number makes are asked for one by one."""
+        if self._stamp.get(variant.name) == self._changes or not len(variant.pool):
+            return
+        self._stamp[variant.name] = self._changes
+        if self._front:
+            variant.beaten |= self._beaten(self._of(variant)) & ~variant.tried
+
+    def beaten_by(self, variant: Variant, row: int) -> float | None:
+        """The first objective's bound for one layout where that shows it to be beaten, else None."""
+        if row < 0 or not self._front:
+            return None
+        found = self._computed(variant, np.array([row]))
+        return float(found[0, 0]) if self._beaten(found)[0] else None
+
+    def _beaten(self, found: FloatColumn) -> NDArray[np.bool_]:
+        # Equal is not better: what can at best draw level with a layout that is known cannot win.
+        beaten = np.zeros(found.shape[1], bool)
+        for point in self._front:
+            beaten |= (point[:, None] <= found).all(axis=0)
+        return beaten
+
+    def _of(self, variant: Variant) -> FloatColumn:
+        if variant.name not in self._bounds:
+            self._bounds[variant.name] = self._computed(variant, np.arange(len(variant.pool)))
+        return self._bounds[variant.name]
+
+    def _computed(self, variant: Variant, rows: NDArray[np.int64]) -> FloatColumn:
+        scenario, layouts = variant.setting.scenario, variant.pool.layouts.take(rows)
+        return bounds(self.aims, scenario, layouts, lower_bound(scenario, layouts))
+
+    def proof(self, space: SearchSpace) -> Proof | None:
+        """What is left of a countable space; None where nothing is known to compare with, or the space has no end."""
+        if not space.countable or not self._front:
+            return None
+        skipped = left = total = 0
+        lowest = np.inf
+        for variant in space.variants():
+            self.bar(variant)
+            free = ~variant.barred
+            skipped, left, total = skipped + int(variant.beaten.sum()), left + int(free.sum()), total + len(free)
+            if free.any():
+                lowest = min(lowest, float(self._of(variant)[0, free].min()))
+        best = min(point[0] for point in self._front)
+        known = left and len(self.aims.objectives) == 1 and np.isfinite(lowest) and best
+        return Proof(skipped, left, total, max(0.0, float((best - lowest) / abs(best))) if known else None)
+
+
+def prunes(setting: bool | None, backends: Sequence[str]) -> bool:
+    """search.prune, by default on where a backend is simulated: closed forms cost no more than their bounds."""
+    return any(name != "analytical" for name in backends) if setting is None else setting

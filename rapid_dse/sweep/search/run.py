@@ -1,0 +1,137 @@
+"""Runs a study from a command line's axes to its report."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import optuna
+
+from rapid_dse.config.run import Debug, Search
+from rapid_dse.sweep import driver, identity, launch, ranking, show, store
+from rapid_dse.sweep.chunks import Chunk
+from rapid_dse.sweep.search import report
+from rapid_dse.sweep.search.aims import Aims, read_aims
+from rapid_dse.sweep.search.answers import Answers, is_slow
+from rapid_dse.sweep.search.bounding import prunes
+from rapid_dse.sweep.search.dimensions import described
+from rapid_dse.sweep.search.progress import Progress
+from rapid_dse.sweep.search.space import SearchSpace, Trial
+from rapid_dse.sweep.search.storage import StudyStorage, about
+from rapid_dse.sweep.search.study import Parts, Study
+from rapid_dse.sweep.space import Axes, Setting
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where a study is, and what it compares with."""
+
+    name: str
+    folder: Path
+    settings: Sequence[Setting]
+
+
+def run(axes: Axes, out: Console | None = None, err: Console | None = None) -> int:
+    """Searches the space that the axes span, and prints what was found; within ``hydra_ready()``.
+
+    Returns:
+        the exit code: 0, 1 where every trial failed, 130 after Ctrl-C.
+
+    Raises:
+        ValueError: one line: an option, the storage or the folder is unusable.
+    """
+    out, err = out or driver.console(), err or driver.console(stderr=True)
+    search, debug = axes.run_settings()
+    space = SearchSpace(axes)
+    aims = read_aims(search.objectives, search.constraints, list(axes.keys))
+    settings = space.settings()
+    name = search.study or driver.default_study(settings)
+    driver.require_study(name)
+    folder = Path(search.results_dir) / name
+    store.prepare(folder)
+    # Optuna tells of each study that it makes or reads; what counts is told here.
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    try:
+        return _searched(space, aims, search, debug, _Place(name, folder, settings), out, err)
+    except OSError as error:
+        raise ValueError(f"{folder}: {error.strerror or error}; what was written is kept, the same command goes on from there") from None
+
+
+def _searched(space: SearchSpace, aims: Aims, search: Search, debug: Debug, place: _Place, out: Console, err: Console) -> int:
+    storage = StudyStorage(search.storage, place.folder, place.name, [objective.direction for objective in aims.objectives])
+    texts = [constraint.text for constraint in aims.constraints]
+    storage.settle(about(described(space.dimensions), [o.text for o in aims.objectives], texts, space.digest()))
+    progress = Progress(search.n_trials, aims, err)
+    if closed := storage.close_stale():
+        progress.notice(f"{closed} trials that another program began and left were closed")
+    study, interrupted = None, False
+    with ExitStack() as stack:
+        jobs = _jobs(stack, search, place.settings)
+        answers = Answers(place.folder, jobs, progress.notice)
+        prune = prunes(search.prune, [setting.scenario.backend.name for setting in place.settings])
+        study = Study(Parts(space, aims, storage, answers, search, prune, stack.enter_context(progress.shown())))
+        try:
+            study.run()
+        except KeyboardInterrupt:
+            interrupted = True
+    if interrupted:
+        err.print(f"interrupted: {len(study.outcome.rows):,} trials are kept in {place.folder}; the same command goes on from there")
+        return driver.INTERRUPTED
+    _report(study, space, aims, search, place, out)
+    out.print(
+        f"stored in {place.folder} and {storage.where} ({answers.priced:,} priced now)", highlight=False, markup=False, soft_wrap=True
+    )
+    if debug.hw_snapshots:
+        _snapshots(study, space, aims, place.folder, out)
+    rows = study.outcome.rows
+    return 1 if rows and all(row["status"] == "error" for row in rows) else 0
+
+
+def _jobs(stack: ExitStack, search: Search, settings: Sequence[Setting]) -> launch.Run | None:
+    """What runs trials: this process where they are fast and nothing else is asked for."""
+    slow = any(is_slow(setting.scenario) for setting in settings)
+    if search.launcher == "loky" and search.launcher_address is None and (not slow or launch.cores(search.jobs) <= 1):
+        return None
+    return stack.enter_context(launch.launcher(search.launcher, search.jobs, search.launcher_address))
+
+
+def _report(study: Study, space: SearchSpace, aims: Aims, search: Search, place: _Place, out: Console) -> None:
+    outcome = study.outcome
+    found = report.Found.of(outcome.rows, outcome.feasible)
+    outer = [dimension.key for dimension in space.dimensions if dimension not in space.layout]
+    if space.countable:
+        outer += [choice.key for choice in space.layout if choice.key == "hw.num_gpus"]
+    report.report(out, found, aims, outer, search.top)
+    status, reasons = report.counts(outcome.rows)
+    show.show_counts(out, status, reasons, space.rejected)
+    if outcome.pruned:
+        out.print(f"{outcome.pruned:,} trials skipped: a lower bound shows that they cannot win", highlight=False)
+    if outcome.exhausted:
+        out.print("every layout that could win has been tried", highlight=False)
+    proof = study.proof()
+    if proof is not None:
+        out.print(proof.text(), highlight=False)
+
+
+def _snapshots(study: Study, space: SearchSpace, aims: Aims, folder: Path, out: Console) -> None:
+    """The hardware of the best trials."""
+    from rapid_dse.sweep import snapshots
+
+    outcome = study.outcome
+    at = {row["key"]: labels for row, labels in zip(outcome.rows, outcome.labels, strict=True)}
+    found = report.Found.of(outcome.rows, outcome.feasible)
+    if not found.rows:
+        return
+    best = ranking.best(report.table_of(found.rows), aims.objectives[0].text, driver.SNAPSHOTS)
+    chunks = []
+    for key in best["key"].to_pylist():
+        variant = space.variant(at[key])
+        portion = Trial(0, variant, variant.points.row(at[key]) or 0, at[key]).portion()
+        chunks.append(Chunk((portion,), identity.keys(portion.scenario, portion.layouts), folder, aims.objectives[0].text, 1))
+    out.print(f"hardware of the best trials: {snapshots.write(best, chunks, Path('dbg_hw_conf'))}", highlight=False, markup=False)

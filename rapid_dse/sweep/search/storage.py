@@ -1,0 +1,198 @@
+"""Where a study is kept: a journal file beside the rows by default, or any database that Optuna takes.
+
+Only finished trials are written, a batch at a time, user attributes and all: so a killed process leaves nothing half done, and
+writing costs one flush a batch. Trials that other programs left running are closed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Literal
+
+import optuna
+from optuna.trial import FrozenTrial, TrialState
+
+import rapid_dse
+from rapid_dse.sweep import identity
+from rapid_dse.sweep.search.dimensions import difference
+from rapid_dse.sweep.search.journal import Journal, is_alive, logs_of, process_name
+
+Direction = Literal["minimize", "maximize"]
+DEFAULT = "study.journal"
+FORMAT = 1
+ABOUT = "rapid_dse"  # the study's attribute that says what made it
+_WORKER = "rapid_dse:worker:"
+_STALE_SECONDS = 3600.0
+_SILENT_SECONDS = 600.0
+
+
+def journal_path(storage: str | None, folder: Path) -> Path | None:
+    """The journal file that search.storage names, or None where it is a database's URL."""
+    if storage is None:
+        return folder / DEFAULT
+    return None if "://" in storage else Path(storage)
+
+
+class StudyStorage:
+    """One study in one storage, open."""
+
+    def __init__(self, storage: str | None, folder: Path, name: str, directions: Sequence[Direction]) -> None:
+        """Opens the storage and the study, which is made where it is not there.
+
+        Raises:
+            ValueError: one line, where that fails; nothing that is stored is touched then.
+        """
+        path = journal_path(storage, folder)
+        self.where = str(path or storage)
+        self._own = f"{_WORKER}{uuid.uuid4().hex}"
+        self._seen = 0.0
+        with self._plainly():
+            self._journal = None if path is None else Journal(path)
+            backend = storage if self._journal is None else optuna.storages.JournalStorage(self._journal)
+            self.study = optuna.create_study(storage=backend, study_name=name, directions=list(directions), load_if_exists=True)
+
+    @contextmanager
+    def _plainly(self) -> Iterator[None]:
+        """What storages raise, in one line: each kind has exceptions of its own."""
+        try:
+            yield
+        except (ValueError, KeyboardInterrupt) as error:
+            if isinstance(error, ValueError):
+                raise ValueError(f"search.storage: {self.where}: {_line(error)}; {_ADVICE}") from None
+            raise
+        except TimeoutError as error:
+            raise ValueError(f"search.storage: {_line(error)}; what is stored is kept") from None
+        except OSError as error:
+            raise ValueError(f"search.storage: {self.where}: {error.strerror or error}; what is stored is kept, {_AGAIN}") from None
+        except ImportError as error:
+            raise ValueError(f"search.storage: {self.where}: {_line(error)}; allowed: a database whose driver is installed") from None
+        except Exception as error:  # SQLAlchemy's and Optuna's many kinds, and a journal whose content is none
+            cause = error.__cause__ or error
+            raise ValueError(f"search.storage: {self.where}: {_line(cause)}; {_ADVICE}") from None
+
+    def settle(self, about: Mapping[str, Any]) -> None:
+        """Writes into a new study what made it; compares where that is written already.
+
+        Raises:
+            ValueError: where the study is another one's: of another version, space, objective or code; it is left as it is.
+        """
+        with self._plainly(), self.exclusive():
+            stored, trials = self.study.user_attrs.get(ABOUT), len(self.trials())
+            if stored is None and not trials:
+                self.study.set_user_attr(ABOUT, {"format": FORMAT, "version": rapid_dse.__version__, **about})
+                return
+        self._compare(stored, about)
+
+    def _compare(self, stored: Any, about: Mapping[str, Any]) -> None:
+        name = self.study.study_name
+        advice = "its trials are kept; allowed: another search.study or search.storage"
+        if not isinstance(stored, Mapping):
+            raise ValueError(f"search.study={name}: {self.where} holds a study of that name which rapid_dse did not make; {advice}")
+        if stored.get("format") != FORMAT:
+            version = stored.get("version", "another version")
+            raise ValueError(
+                f"search.study={name}: {self.where} was written by rapid_dse {version}, in a form that this one has not; {advice}"
+            )
+        changed = difference(stored.get("space", {}), about["space"])
+        if changed:
+            raise ValueError(f"search.study={name}: its space has changed: {changed}; {advice}")
+        for key, words in _SETTINGS.items():
+            if stored.get(key) != about[key]:
+                raise ValueError(f"search.study={name}: {words} (was {stored.get(key)}, now {about[key]}); {advice}")
+
+    @contextmanager
+    def exclusive(self) -> Iterator[None]:
+        """No other process adds to a journal in here; databases have transactions of their own."""
+        with self._journal.exclusive() if self._journal is not None else contextlib.nullcontext():
+            yield
+
+    def trials(self) -> list[FrozenTrial]:
+        """All trials, by number, those of other processes included."""
+        with self._plainly():
+            return self.study.get_trials(deepcopy=False)
+
+    def append(self, trials: Sequence[FrozenTrial]) -> None:
+        """Adds finished trials: to a journal all or none, in one write; to a database each as a whole."""
+        if not trials:
+            return
+        with self._plainly():
+            if self._journal is None:
+                self.study.add_trials(trials)
+                return
+            self._journal.append_logs(logs_of(self.study._study_id, self.study.directions, trials))
+
+    def close_stale(self) -> int:
+        """Closes what other programs began and did not finish in an hour; how many those are."""
+        closed, storage = 0, self.study._storage
+        for trial in self.trials():
+            begun = trial.datetime_start
+            old = begun is None or (datetime.now() - begun.replace(tzinfo=None)).total_seconds() > _STALE_SECONDS
+            if not trial.state.is_finished() and old:
+                with self._plainly():
+                    storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)
+                closed += 1
+        return closed
+
+    def join(self) -> bool:
+        """Registers this process; whether others that still run were there before."""
+        with self._plainly(), self.exclusive():
+            others = self._others()
+            self.study.set_user_attr(self._own, {"process": process_name(), "seen": time.time()})
+            self._seen = time.time()
+        return others
+
+    def _others(self) -> bool:
+        found = False
+        for key, entry in self.study.user_attrs.items():
+            if not key.startswith(_WORKER) or not isinstance(entry, Mapping):
+                continue
+            known = is_alive(str(entry.get("process")))
+            if known or (known is None and time.time() - float(entry.get("seen", 0)) < _SILENT_SECONDS):
+                found = True
+            else:
+                self.study.set_user_attr(key, None)
+        return found
+
+    def keep_joined(self) -> None:
+        """Says now and then that this process still runs: other hosts cannot ask for it."""
+        if time.time() - self._seen > _SILENT_SECONDS / 4:
+            self._seen = time.time()
+            with self._plainly():
+                self.study.set_user_attr(self._own, {"process": process_name(), "seen": self._seen})
+
+    def leave(self) -> None:
+        """Takes back ``join``; a storage that cannot be written any more was reported before."""
+        with contextlib.suppress(ValueError), self._plainly():
+            self.study.set_user_attr(self._own, None)
+
+
+_AGAIN = "the same command goes on from there"
+_ADVICE = "what is stored is kept; allowed: a journal file or a database that Optuna 5 can read and this user can write"
+_SETTINGS = {
+    "objectives": "its objectives have changed",
+    "constraints": "its constraints have changed",
+    "configuration": "its base configuration has changed",
+    "code": "its trials were priced by other code, whose results do not compare",
+}
+
+
+def about(space: Mapping[str, Any], objectives: Sequence[str], constraints: Sequence[str], configuration: str) -> dict[str, Any]:
+    """What tells one study from another."""
+    return {
+        "space": space,
+        "objectives": list(objectives),
+        "constraints": list(constraints),
+        "configuration": configuration,
+        "code": identity.code_hash(),
+    }
+
+
+def _line(error: BaseException) -> str:
+    text = " ".join(str(error).split())
+    return text[:300] or type(error).__name__

@@ -1,0 +1,224 @@
+"""A study: asks a batch, answers it, tells it, writes it; goes on where a killed process left it, beside other processes."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from optuna.trial import FrozenTrial, TrialState
+
+from rapid_dse.config.run import Search
+from rapid_dse.sweep.search.aims import Aims
+from rapid_dse.sweep.search.answers import Answers, Row
+from rapid_dse.sweep.search.bounding import Bounding, Proof
+from rapid_dse.sweep.search.known_good import known_good
+from rapid_dse.sweep.search.mirror import Mirror
+from rapid_dse.sweep.search.space import SearchSpace, Trial
+from rapid_dse.sweep.search.storage import StudyStorage
+from rapid_dse.sweep.search.strategies import strategy
+from rapid_dse.sweep.search.strategies.base import Turn
+
+PRICED, PRUNED, FAILED = TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL
+_KEY = "key"  # the user attribute that names a trial's row
+
+
+class Watch(Protocol):
+    """Is told what happens, as it happens."""
+
+    def answered(self) -> None:
+        """A trial of the batch has its row."""
+
+    def told(self, row: Row, feasible: bool, new: bool) -> None:
+        """A trial is in the study; ``new`` where this run has made it."""
+
+    def notice(self, line: str) -> None:
+        """Something that the user should hear of."""
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a study is made of."""
+
+    space: SearchSpace
+    aims: Aims
+    storage: StudyStorage
+    answers: Answers
+    search: Search
+    prune: bool
+    watch: Watch
+
+
+@dataclass
+class Outcome:
+    """What a study holds at its end: rows of its trials, whether each is feasible, their parameters, and what was left out."""
+
+    rows: list[Row] = field(default_factory=list)
+    feasible: list[bool] = field(default_factory=list)
+    labels: list[Mapping[str, Any]] = field(default_factory=list)
+    pruned: int = 0
+    exhausted: bool = False
+
+
+class Study:
+    """Runs to search.n_trials trials in the storage."""
+
+    def __init__(self, parts: Parts) -> None:
+        self._parts, self._search = parts, parts.search
+        self._strategy = strategy(parts.search.sampler)
+        self._strategy.check(parts.space, len(parts.aims.objectives))
+        self._seeds: tuple[int, ...] = (parts.search.seed,)
+        self._first: list[dict[str, Any]] = []
+        self.outcome = Outcome()
+        self.bounding = Bounding(parts.aims)
+        self._stored = 0
+
+    def run(self) -> None:
+        """Asks and tells until the study has its trials, or until no layout is left that could win.
+
+        Raises:
+            ValueError: the storage cannot be read or written; OSError where the rows cannot be; KeyboardInterrupt.
+        """
+        storage = self._parts.storage
+        if storage.join():
+            # The same seed would make the same proposals as the process that is at work already.
+            self._seeds = (self._search.seed, secrets.randbits(32))
+            self._parts.watch.notice("another process works on this study: its trials are shared")
+        else:
+            self._first = known_good(self._parts.space, self._search.enqueue)
+        try:
+            self._resume()
+            while len(self._mirror) < self._search.n_trials and not self.outcome.exhausted:
+                self._batch()
+                storage.keep_joined()
+        finally:
+            storage.leave()
+
+    def proof(self) -> Proof | None:
+        """How sure the best is; None where nothing was bounded."""
+        return self.bounding.proof(self._parts.space) if self._parts.prune else None
+
+    def _resume(self) -> None:
+        """Takes over what is stored; a batch that is stored in part is asked again, to be the one that it was."""
+        stored = self._parts.storage.trials()
+        whole = len(stored) // self._search.batch * self._search.batch
+        if len(self._seeds) == 1 and whole < len(stored) and len(stored) < self._search.n_trials:
+            self._load(stored[:whole])
+            self._stored = len(stored)
+            trials = self._asked()
+            same = all(trial.labels == old.params for trial, old in zip(trials, stored[whole:], strict=False))
+            if same and len(trials) >= len(stored) - whole:
+                self._finish(trials)
+                return
+        self._load(stored)
+
+    def _load(self, stored: Sequence[FrozenTrial]) -> None:
+        parts = self._parts
+        self._mirror = Mirror(parts.space, [objective.direction for objective in parts.aims.objectives], stored)
+        self.outcome, self.bounding, self._stored = Outcome(), Bounding(parts.aims), len(stored)
+        if parts.space.countable:
+            for variant in parts.space.variants():
+                variant.tried[:], variant.beaten[:] = False, False
+        for trial in stored:
+            self._learn(trial, new=False)
+            if parts.space.countable and trial.params:
+                variant = parts.space.variant(trial.params)
+                row = variant.points.row(trial.params)
+                if row is not None:
+                    variant.tried[row] = True
+
+    def _learn(self, trial: FrozenTrial, new: bool) -> None:
+        outcome, row = self.outcome, trial.user_attrs
+        feasible = trial.state == PRICED and all(excess <= 0 for excess in trial.constraints.values())
+        outcome.pruned += trial.state == PRUNED
+        if _KEY not in row:  # one that was pruned, or another program's
+            return
+        outcome.rows.append(row)
+        outcome.feasible.append(feasible)
+        outcome.labels.append(trial.params)
+        if feasible and self._parts.prune:
+            self.bounding.learn(row)
+        self._parts.watch.told(row, feasible, new)
+
+    def _batch(self) -> None:
+        trials = self._asked()
+        if trials:
+            self._finish(trials)
+
+    def _asked(self) -> list[Trial]:
+        """The rest of the batch: up to the next multiple of search.batch, and no more than search.n_trials."""
+        start, size = len(self._mirror), self._search.batch
+        end = min((start // size + 1) * size, self._search.n_trials)
+        trials: list[Trial] = []
+        for _ in range(start, end):
+            trial = self._ask()
+            if trial is None:
+                self.outcome.exhausted = True
+                break
+            trials.append(trial)
+        return trials
+
+    def _ask(self) -> Trial | None:
+        """The next trial; None where no layout is left."""
+        space, number = self._parts.space, len(self._mirror)
+        turn = Turn(number, space, self._mirror.distributions, self._seeds)
+        given = self._first[number] if number < len(self._first) else self._strategy.propose(turn)
+        number, labels = self._mirror.ask(self._strategy.sampler(turn), given)
+        trial = self._settled(number, labels)
+        if trial is not None:
+            self._mirror.settle(number, trial.labels)
+        return trial
+
+    def _settled(self, number: int, labels: Mapping[str, Any]) -> Trial | None:
+        space, bounding = self._parts.space, self.bounding if self._parts.prune else None
+        if not space.countable:
+            variant = space.variant(labels)
+            row = variant.points.nearest(labels, variant.barred)
+            if row is None:
+                return Trial(number, variant, -1, labels)
+            beaten = bounding.beaten_by(variant, row) if bounding else None
+            return Trial(number, variant, row, space.labels(variant, row), beaten)
+        proposed = space.variant(labels)
+        for variant in (proposed, *(other for other in space.variants() if other is not proposed)):
+            if bounding:
+                bounding.bar(variant)
+            row = variant.points.nearest(labels, variant.barred)
+            if row is not None:
+                variant.tried[row] = True
+                return Trial(number, variant, row, space.labels(variant, row))
+        return None
+
+    def _finish(self, trials: Sequence[Trial]) -> None:
+        """Answers and tells a batch, and writes what is not stored yet: rows first, so that every trial has its row."""
+        parts = self._parts
+        priced = [trial for trial in trials if trial.beaten is None]
+        rows = dict(zip((trial.number for trial in priced), parts.answers.of(priced, parts.watch.answered), strict=True))
+        finished = [self._told(trial, rows.get(trial.number)) for trial in trials]
+        with parts.storage.exclusive():
+            others = parts.storage.trials()[self._stored :]
+            known = {trial.user_attrs.get(_KEY) for trial in others}
+            own = [trial for trial in finished if trial.number >= self._stored]
+            fresh = [trial for trial in own if trial.user_attrs.get(_KEY) is None or trial.user_attrs[_KEY] not in known]
+            fresh = fresh[: max(0, self._search.n_trials - self._stored - len(others))]
+            parts.storage.append(fresh)
+        self._stored += len(others) + len(fresh)
+        if others or len(fresh) < len(own):
+            self._load(parts.storage.trials())
+
+    def _told(self, trial: Trial, row: Row | None) -> FrozenTrial:
+        state, values, constraints, attributes = self._verdict(trial, row)
+        self._mirror.tell(trial.number, values, state, constraints)
+        finished = self._mirror.finished(trial.number, attributes)
+        self._learn(finished, new=True)
+        return finished
+
+    def _verdict(self, trial: Trial, row: Row | None) -> tuple[TrialState, list[float] | None, dict[str, float], dict[str, Any]]:
+        if row is None:
+            return PRUNED, None, {}, {"lower_bound": trial.beaten}
+        attributes = {key: value for key, value in row.items() if value is not None}
+        if row["status"] not in ("ok", "oom"):
+            return FAILED, None, {}, attributes
+        usable = trial.variant.setting.scenario.hw.memory.usable
+        constraints = {each.text: each.excess(row, usable) for each in self._parts.aims.constraints}
+        return PRICED, self._parts.aims.values(row), constraints, attributes
