@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from importlib import import_module
+from typing import TYPE_CHECKING
 
 from rapid_dse.config.scenario import Scenario
 from rapid_dse.layouts import Layouts
 from rapid_dse.simulate.results import Priced
+
+if TYPE_CHECKING:
+    from rapid_dse.simulate.event import Watch
 
 BACKENDS = {
     "analytical": "rapid_dse.simulate.training",
@@ -16,8 +20,11 @@ BACKENDS = {
 }
 
 
-def price(scenario: Scenario, layouts: Layouts) -> Priced:
+def price(scenario: Scenario, layouts: Layouts, watch: Watch | None = None) -> Priced:
     """Prices legal, resolved layouts under ``scenario.backend``.
+
+    Args:
+        watch: is shown the runs of each layout by name, where the backend is event-driven.
 
     Raises:
         ValueError: where the backend or the workload does not go with the scenario, with what to use instead.
@@ -25,5 +32,5 @@ def price(scenario: Scenario, layouts: Layouts) -> Priced:
     if scenario.workload.kind != "training":
         raise ValueError(f"workload.kind={scenario.workload.kind}: not part of this version; allowed: training")
     backend = import_module(BACKENDS[scenario.backend.name])  # a backend is imported when it is used
-    priced: Priced = backend.price(scenario, layouts)
+    priced: Priced = backend.price(scenario, layouts) if watch is None else backend.price(scenario, layouts, watch)
     return priced

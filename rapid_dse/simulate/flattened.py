@@ -7,34 +7,29 @@ import numpy as np
 from rapid_dse.config.scenario import Scenario
 from rapid_dse.layouts import Layouts
 from rapid_dse.simulate import runs
-from rapid_dse.simulate.quantities import Priced1, one_layout, operators_of, stage_works
+from rapid_dse.simulate.event import Watch, price_each
+from rapid_dse.simulate.quantities import Priced1, stage_works
 from rapid_dse.simulate.results import Priced
 from rapid_dse.simulate.steps import priced, stage_for, stage_script
 from rapid_dse.trace.flattened import LayerPasses
 
 
-def price(scenario: Scenario, layouts: Layouts) -> Priced:
+def price(scenario: Scenario, layouts: Layouts, watch: Watch | None = None) -> Priced:
     """Prices legal, resolved layouts one by one.
 
     Raises:
         ValueError: what cannot run on this backend, with what to use instead.
     """
-    runs.check_backend(scenario)
-    ready, block = operators_of(scenario, layouts)
-    parts = []
-    for row in range(len(layouts)):
-        one = one_layout(scenario, layouts, row, ready, block)
-        parts.append(priced(one, run_step(one)))
-    return Priced.concatenate(parts)
+    return price_each(scenario, layouts, lambda one: runs.check_links(one.cluster()), run_step, watch)
 
 
-def run_step(one: Priced1) -> runs.Run:
-    """Runs the step's graph."""
+def run_step(one: Priced1) -> tuple[Priced, dict[str, runs.Run]]:
+    """The results of one layout, and the run of its graph."""
     cluster = one.cluster()
     stage = stage_for(one, cluster, cluster.rank)
-    layer = one.layer
-    works = stage_works(one, float(layer.forward[0]), float(layer.backward[0]))
+    works = stage_works(one, float(one.layer.forward[0]), float(one.layer.backward[0]))
     scripts = [stage_script(one, stage.style, number, work, LayerPasses(one.work)) for number, work in enumerate(works)]
     role = np.full(cluster.topology.ranks, -1, np.int64)
     role[cluster.rank] = np.arange(one.degree("pp"))[:, None, None, None]
-    return runs.run(one.scenario, stage, scripts, role, "step")
+    done = runs.run(one.scenario, stage, scripts, role, "step")
+    return priced(one, done), {"step": done}

@@ -14,7 +14,8 @@ from rapid_dse.layouts import Layouts
 from rapid_dse.network.cluster import Cluster
 from rapid_dse.simulate import runs
 from rapid_dse.simulate.blocks import LayerTimes, faulty_blocks, run_layer
-from rapid_dse.simulate.quantities import Priced1, one_layout, operators_of, stage_works
+from rapid_dse.simulate.event import Watch, price_each
+from rapid_dse.simulate.quantities import Priced1, stage_works
 from rapid_dse.simulate.results import Priced
 from rapid_dse.simulate.steps import priced, stage_for, stage_script
 from rapid_dse.trace.coarse import BlockPasses
@@ -24,18 +25,19 @@ from rapid_dse.trace.script import Script
 INSTEAD = "use backend=hybrid or full_astrasim_flattened, or give that dimension their size"
 
 
-def price(scenario: Scenario, layouts: Layouts) -> Priced:
+def price(scenario: Scenario, layouts: Layouts, watch: Watch | None = None) -> Priced:
     """Prices legal, resolved layouts one by one.
 
     Raises:
         ValueError: what cannot run on this backend, with what to use instead.
     """
-    runs.check_backend(scenario)
-    ready, block = operators_of(scenario, layouts)
-    every = [one_layout(scenario, layouts, row, ready, block) for row in range(len(layouts))]
-    for one in every:
-        require_own_dimension(one, one.cluster())
-    return Priced.concatenate([priced(one, run_step(one)[0]) for one in every])
+    return price_each(scenario, layouts, _check, run_step, watch)
+
+
+def _check(one: Priced1) -> None:
+    cluster = one.cluster()
+    require_own_dimension(one, cluster)
+    runs.check_links(cluster)
 
 
 def require_own_dimension(one: Priced1, cluster: Cluster) -> None:
@@ -57,36 +59,27 @@ def require_own_dimension(one: Priced1, cluster: Cluster) -> None:
     )
 
 
-def run_step(one: Priced1) -> tuple[runs.Run, list[runs.Run]]:
-    """Runs the blocks, then the pipeline of them: the pipeline's run, and the blocks'."""
+def run_step(one: Priced1) -> tuple[Priced, dict[str, runs.Run]]:
+    """The results of one layout, and the runs of its blocks and of the pipeline of them."""
     cluster = one.cluster()
     faulty = faulty_blocks(cluster)
-    blocks = {block: run_layer(one, cluster, cluster.rank[block]) for block in [(0, 0), *faulty]}
-    healthy = _healthy(one, cluster, [block for block in blocks if block not in faulty])
+    every = [(int(p), int(d)) for p, d in np.ndindex(*cluster.rank.shape[:2])]
+    # one healthy block stands for all of them
+    wanted = [*next(([block] for block in every if block not in faulty), []), *faulty]
+    blocks = {block: run_layer(one, cluster, cluster.rank[block]) for block in wanted}
     # one rail stands for all, unless a link on some rail is faulty
     chosen = cluster.rank if cluster.topology.faulty_links else cluster.rank[..., :1]
     part, places = cluster.part(chosen)
     stage = stage_for(one, part, places)
     scripts: list[Script] = []
     role = np.full(part.topology.ranks, -1, np.int64)
-    variants = [(healthy if healthy is not None else blocks[0, 0][0], None), *((blocks[block][0], block) for block in faulty)]
-    for times, block in variants:
+    for block, (times, _) in blocks.items():
         first = len(scripts)
         scripts += _stage_scripts(one, stage, times)
-        _assign(role, places, first, block)
+        _assign(role, places, first, block if block in faulty else None)
     done = runs.run(one.scenario, stage, scripts, role, "pipeline")
-    return done, [run for _, run in blocks.values()]
-
-
-def _healthy(one: Priced1, cluster: Cluster, blocks: list[tuple[int, int]]) -> LayerTimes | None:
-    """The times of a block without faults; the first one stands for all, unless it has some itself."""
-    if blocks:
-        return run_layer(one, cluster, cluster.rank[blocks[0]])[0]
-    faulty = set(faulty_blocks(cluster))
-    for block in np.ndindex(*cluster.rank.shape[:2]):
-        if block not in faulty:
-            return run_layer(one, cluster, cluster.rank[block])[0]
-    return None
+    kept = {f"block_{block[0]}_{block[1]}": run for block, (_, run) in blocks.items()}
+    return priced(one, done), kept | {"pipeline": done}
 
 
 def _stage_scripts(one: Priced1, stage: runs.Stage, times: LayerTimes) -> list[Script]:

@@ -10,37 +10,32 @@ from rapid_dse.network import closed_form
 from rapid_dse.network.cluster import Cluster
 from rapid_dse.simulate import runs
 from rapid_dse.simulate.blocks import faulty_blocks, measured_layer, run_layer
-from rapid_dse.simulate.quantities import Priced1, one_layout, operators_of
+from rapid_dse.simulate.event import Watch, price_each
+from rapid_dse.simulate.quantities import Priced1
 from rapid_dse.simulate.results import Priced
 from rapid_dse.simulate.training import result_columns, step_time
 
 
-def price(scenario: Scenario, layouts: Layouts) -> Priced:
+def price(scenario: Scenario, layouts: Layouts, watch: Watch | None = None) -> Priced:
     """Prices legal, resolved layouts one by one.
 
     Raises:
         ValueError: what cannot run on this backend, with what to use instead.
     """
-    runs.check_backend(scenario)
-    ready, block = operators_of(scenario, layouts)
-    parts = []
-    for row in range(len(layouts)):
-        one = one_layout(scenario, layouts, row, ready, block)
-        parts.append(run_step(one)[0])
-    return Priced.concatenate(parts)
+    return price_each(scenario, layouts, lambda one: _require_closed_form_outside(one, one.cluster()), run_step, watch)
 
 
-def run_step(one: Priced1) -> tuple[Priced, list[runs.Run]]:
-    """The results of one layout, and the runs of its blocks: a healthy one, and those with faulty links."""
+def run_step(one: Priced1) -> tuple[Priced, dict[str, runs.Run]]:
+    """The results of one layout, and the runs of its blocks: a healthy one, or those with faulty links."""
     cluster = one.cluster()
-    _require_closed_form_outside(one, cluster)
     blocks = faulty_blocks(cluster) or [(0, 0)]
-    found = [run_layer(one, cluster, cluster.rank[block]) for block in blocks]
+    found = {f"block_{stage}_{replica}": run_layer(one, cluster, cluster.rank[stage, replica]) for stage, replica in blocks}
     # every other stage and replica waits for the slowest
-    times = max((times for times, _ in found), key=lambda times: times.seconds("forward") + times.seconds("backward"))
+    times = max((times for times, _ in found.values()), key=lambda times: times.seconds("forward") + times.seconds("backward"))
     layer = measured_layer(one, times)
     step = step_time(one.scenario, one.layout, one.block, one.found, one.groups, one.moved, one.ready.device, layer)
-    return result_columns(one.scenario, one.layout, one.block, one.found, one.moved, step), [run for _, run in found]
+    priced = result_columns(one.scenario, one.layout, one.block, one.found, one.moved, step)
+    return priced, {name: run for name, (_, run) in found.items()}
 
 
 def _require_closed_form_outside(one: Priced1, cluster: Cluster) -> None:

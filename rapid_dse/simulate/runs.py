@@ -19,6 +19,7 @@ from rapid_dse.trace.graph import COLLECTIVES, Ints
 from rapid_dse.trace.script import Directory, Labels, Script, Style, Traced, assemble
 
 CHUNKS = 2  # of each collective: on store-and-forward links one goes up to a switch while another comes down
+STREAMS = 4  # kinds of transfers that can have a stream of their own
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,26 @@ def _check_astrasim(scenario: Scenario) -> None:
                 f"hw.network.dimensions.{index}.topology={dimension.topology}: ASTRA-sim has rings, full connection and switches; "
                 "use backend.engine=builtin"
             )
+
+
+def check_links(cluster: Cluster) -> None:
+    """Refuses faulty links that are no links of the layout's network.
+
+    Raises:
+        ValueError: with the key, and how links are named.
+    """
+    from rapid_dse.network.topology import lay_out
+
+    topology = cluster.topology
+    try:
+        links = lay_out(topology)
+    except ValueError as error:
+        switches = topology.ranks + np.arange(len(lay_out(Topology(topology.dimensions)).devices))
+        named = f"; its switches are devices {switches[0]} to {switches[-1]}" if len(switches) else ""
+        sizes = "x".join(str(dimension.size) for dimension in topology.dimensions)
+        raise ValueError(f"hw.network.{error}: it has {topology.ranks} places ({sizes}){named}; allowed: ends of one link") from None
+    if len(topology.dimensions) == 1 and links.failed.any():
+        raise ValueError("hw.network.faulty_links: a link of factor 0 has no way round in one dimension; allowed: a factor above 0")
 
 
 def own_streams(backend: Backend) -> bool:
@@ -141,7 +162,7 @@ def system_of(scenario: Scenario, topology: Topology) -> SystemSettings:
     return SystemSettings(
         algorithms=dict.fromkeys(COLLECTIVES, direct),
         splits=CHUNKS,
-        active_chunks=CHUNKS,
+        active_chunks=CHUNKS * (STREAMS if own_streams(scenario.backend) else 1),  # no stream waits for another one's chunks
         local_mem_bw=memory,
         scheduling_policy="FIFO",
     )

@@ -27,7 +27,9 @@ class Pass:
 
 
 class BlockPasses:
-    """A stage's layers as single nodes (``stage.Passes``)."""
+    """A stage's layers as single nodes (``stage.Passes``), whose transfers are within them."""
+
+    talks = False
 
     def __init__(self, labels: Labels, forward: Pass, backward: Pass, weights: float, regather: float) -> None:
         """Takes a layer's passes; ``weights`` seconds of the backward one are its weight gradients, ``regather`` follows a receive."""

@@ -11,9 +11,14 @@ from rapid_dse.trace.script import After, Script
 
 @dataclass(frozen=True)
 class LayerPasses:
-    """A stage's layers node by node (``stage.Passes``); ``boundary`` bytes are gathered after a receive, 0 for none."""
+    """A stage's layers node by node (``stage.Passes``)."""
 
     work: LayerWork
+
+    @property
+    def talks(self) -> bool:
+        """Whether the layers have transfers of their own."""
+        return self.work.tp > 1 or self.work.ring > 0
 
     def forward(self, script: Script, after: After, layers: int) -> After:
         """Their forward pass."""

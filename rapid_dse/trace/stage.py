@@ -7,19 +7,26 @@ left it; ZeRO 3 gathers a layer before each of its passes.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from math import ceil
 from typing import Protocol
 
 from rapid_dse.trace.pipeline import BACKWARD, FORWARD, WEIGHTS, StageWork, Task
 from rapid_dse.trace.script import GRADIENTS, MAIN, PIPELINE, After, Script
 
+# A rank with one communication stream reduces gradients when nothing else is left to send: a reduction that is under way holds up
+# every collective and message behind it, which costs more than it hides.
+
 GROUP = "gradients"
 PIECES = 32  # calls that a step's gradients are reduced in, at most: more change nothing but the size of the graph
 
 
 class Passes(Protocol):
-    """How a stage's layers become nodes; ``layers`` of them in a row."""
+    """How a stage's layers become nodes; ``layers`` of them in a row. ``talks``: whether they have transfers of their own."""
+
+    @property
+    def talks(self) -> bool:
+        """Whether the layers' nodes have transfers among them."""
 
     def forward(self, script: Script, after: After, layers: int) -> After:
         """Their forward pass."""
@@ -51,7 +58,7 @@ class StageWriter:
     Attributes:
         tail: what the next task waits for.
         gathered: the gather of the next layer's weights, where one is on its way (ZeRO 3).
-        reduced: reductions of gradients that have started.
+        reduced: reductions of gradients that have started; ``left`` is the share of the gradients whose reduction has not.
     """
 
     script: Script
@@ -63,10 +70,9 @@ class StageWriter:
     tail: After = ()
     gathered: After = ()
     reduced: After = ()
+    left: float = 1.0
     gathers_left: int = 0
-    started: bool = False
     opening: After = ()
-    pending: list[float] = field(default_factory=list)
 
     @property
     def vpp(self) -> int:
@@ -92,13 +98,23 @@ class StageWriter:
                 self._weights(task, last)
         return self._close()
 
+    @property
+    def _has_room(self) -> bool:
+        """Whether a transfer that hides is in nobody's way."""
+        return self.script.style.streams or not self.passes.talks
+
+    @property
+    def _reduces_early(self) -> bool:
+        work = self.work
+        return work.sent > 0 and work.dp_hidden > 0 and self._has_room and not work.layer_scattered
+
     def _open(self, tasks: Sequence[Task]) -> None:
         work, script = self.work, self.script
         self.tail = script.compute((), work.host_step, "host: step", "host")
         if work.table:
             self.tail = script.exchange(self.tail, "ALL_GATHER", GROUP, work.table, work.table_gather, "dp")
         if work.gathered:
-            hides = work.gather_hidden > 0
+            hides = work.gather_hidden > 0 and self._has_room
             done = script.exchange(self.tail, "ALL_GATHER", GROUP, work.gathered, work.gather, "dp", stream=GRADIENTS if hides else MAIN)
             self.opening = done if hides else ()
             self.tail = self.tail if hides else done
@@ -137,7 +153,8 @@ class StageWriter:
             self._receive("next", task, self._virtual(task) + 1, 1)
         else:
             self.tail = script.compute(self.tail, work.head_backward, "head and loss backward")
-        if ends and work.sent and work.dp_hidden > 0:
+        # without weight gradients nothing is there to be reduced
+        if ends and weights and self._reduces_early and (script.style.streams or first):
             self._reduced_backward(task, layers, weights)
         else:
             self._layers(layers, BACKWARD, weights)
@@ -148,8 +165,8 @@ class StageWriter:
     def _weights(self, task: Task, ends: bool) -> None:
         layers = self.work.chunks[task.chunk]
         self.tail = self.passes.weights(self.script, self.tail, layers)
-        if ends and self.work.sent and self.work.dp_hidden > 0:
-            self._reduce(1.0, 1)
+        if ends and self._reduces_early:
+            self._reduce(layers / max(1, sum(self.work.chunks)), 1)
 
     def _layers(self, layers: int, kind: str, weights: bool) -> None:
         """Some layers in a row, one by one where their weights are gathered or their gradients reduced each time."""
@@ -214,10 +231,11 @@ class StageWriter:
         self._layers(layers - done, BACKWARD, weights)
 
     def _reduce(self, share: float, calls: int) -> None:
-        """Starts the reduction of a share of the gradients on its own stream."""
-        after = self.tail
-        for _ in range(calls if not self.script.style.ideal else 1):
-            part = share / (calls if not self.script.style.ideal else 1)
+        """Starts the reduction of a share of the gradients beside what follows."""
+        after, pieces = self.tail, 1 if self.script.style.ideal else calls
+        self.left -= share
+        for _ in range(pieces):
+            part = share / pieces
             self.reduced = _joined(self.reduced, self._reduction(after, part, GRADIENTS))
 
     def _reduction(self, after: After, share: float, stream: int) -> After:
@@ -234,11 +252,10 @@ class StageWriter:
         """Waits for what is under way, reduces what is left, and updates the weights."""
         work, script = self.work, self.script
         self.tail = _joined(self.tail, self.reduced)
-        left = work.sent > 0 and (work.dp_hidden == 0 or not sum(work.chunks) or bool(work.layer_scattered))
-        if left:
+        if work.sent > 0 and self.left > 1e-9:
             pieces = 1 if script.style.ideal else min(work.calls, PIECES)
             for _ in range(pieces):
-                self.tail = self._reduction(self.tail, 1 / pieces, MAIN)
+                self.tail = self._reduction(self.tail, self.left / pieces, MAIN)
         return script.compute(self.tail, work.optimizer, "optimizer", "optimizer")
 
     # --------------------------------------------------------------- boundaries
