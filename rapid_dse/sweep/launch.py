@@ -156,7 +156,8 @@ def _ray(n_workers: int, address: str | None) -> Iterator[None]:
         text = " ".join(str(error).split())
         raise ValueError(f"search.launcher_address={address}: no Ray cluster answers there ({text}); allowed: auto, or host:port") from None
     try:
-        register_ray()
+        register: Any = register_ray
+        register()
         yield
     finally:
         ray.shutdown()
