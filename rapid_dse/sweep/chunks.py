@@ -24,7 +24,12 @@ if TYPE_CHECKING:
 
 CHUNK = 50_000  # layouts of closed forms: 20 MB of columns
 # What a layout costs with all columns and its share of a file, s; an order of magnitude, to choose chunks and workers by.
-SECONDS_A_LAYOUT: Mapping[str, float] = {"analytical": 4e-6}
+SECONDS_A_LAYOUT: Mapping[str, float] = {
+    "analytical": 4e-6,
+    "hybrid": 0.02,
+    "full_astrasim_hierarchical": 0.2,
+    "full_astrasim_flattened": 5.0,
+}
 _SECONDS_A_SIMULATION, _SECONDS_A_CHUNK = 0.1, 5.0
 
 

@@ -77,11 +77,13 @@ def run(
     _require_column(by)
     folder = Path(search.results_dir) / study
     store.prepare(folder)
-    tally = Tally(by, max(search.top, SNAPSHOTS if debug.hw_snapshots else 0))
+    tally = Tally(by, max(search.top, search.refine, SNAPSHOTS if debug.hw_snapshots else 0))
     try:
         chunks = _planned(portions, folder, tally, err)
         _price(chunks, search, tally, err)
         _report(portions, search, tally, folder, out)
+        if search.refine and tally.best is not None and len(tally.best):
+            _refine(tally.best, chunks, search, folder, by, out, err)
         if debug.hw_snapshots and tally.best is not None:
             from rapid_dse.sweep import snapshots
 
@@ -190,6 +192,16 @@ class _Lines:
         if time.monotonic() - self.said >= self.every:
             self.said = time.monotonic()
             _notice(self.err, f"{self.done:,} of {self.total:,} trials priced")
+
+
+def _refine(best: pa.Table, chunks: Sequence[Chunk], search: Search, folder: Path, by: str, out: Console, err: Console) -> None:
+    """Prices the best again, and prints them in their new order."""
+    from rapid_dse.sweep import ladder
+
+    refined = ladder.refine(best, chunks, search, folder, by, lambda line: _notice(err, line))
+    table, line = show.refined_table(refined, search.refine_backend, chunks[0].pieces[0].scenario.backend.name)
+    out.print(table)
+    out.print(line, highlight=False, markup=False)
 
 
 def _report(portions: Sequence[Portion], search: Search, tally: Tally, folder: Path, out: Console) -> None:

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
+    from rapid_dse.sweep.ladder import Refined
+
 
 _GIB = 1024.0**3
 _SECTIONS = frozenset({*CHOICES, "workload", "parallel"})
@@ -47,8 +49,11 @@ def expected_text(error: float | None) -> str:
     return "?" if error is None else f"±{100 * error:.0f} %"
 
 
-def ranked_table(rows: pa.Table, by: str) -> Table:
-    """Rows in the order in which they come: rank, what varies, layout, time, rate, memory, cost; a status where some do not fit."""
+def ranked_table(rows: pa.Table, by: str, beside: Mapping[str, Sequence[str]] | None = None) -> Table:
+    """Rows in the order in which they come: rank, what varies, layout, time, rate, memory, cost; a status where some do not fit.
+
+    ``beside``: further columns behind the step time, a text a row.
+    """
     from rich.table import Table
 
     found = rows.to_pylist()
@@ -59,18 +64,29 @@ def ranked_table(rows: pa.Table, by: str) -> Table:
     show_status = any(row["status"] != "ok" for row in found)
     shared = "  ".join(f"{name}={found[0][name]}" for name in CHOICES if found and name not in varying and found[0].get(name))
     table = Table(caption=shared, caption_justify="left", caption_style="", box=None, pad_edge=False, header_style="bold")
-    for name in ("#", *varying, "layout", "step time", "±", "tokens/s/GPU", "MFU", "memory", "$/step"):
+    for name in ("#", *varying, "layout", "step time", "±", *(beside or {}), "tokens/s/GPU", "MFU", "memory", "$/step"):
         right = name not in (*varying, "layout")
         table.add_column(name, justify="right" if right else "left", no_wrap=name != "layout", overflow="fold")
     for name in [extra] * show_by + ["status"] * show_status:
         table.add_column(name, justify="left" if name == "status" else "right")
     for rank, row in enumerate(found):
         cells = [str(rank + 1), *(str(row.get(name, "")) for name in varying), layout_text(row), seconds_text(row["step_time_s"])]
-        cells.append(errors[rank])
+        cells += [errors[rank], *(column[rank] for column in (beside or {}).values())]
         cells += _figures(row)
         cells += [f"{row[extra]:,.6g}"] * show_by + [_status(row)] * show_status
         table.add_row(*cells)
     return table
+
+
+def refined_table(refined: Refined, backend: str, before: str) -> tuple[Table, str]:
+    """Rows that two backends priced, with both step times or values and both ranks; and how often their order changed."""
+    name = refined.by.removeprefix("-")
+    texts = [seconds_text(value) if name == "step_time_s" else f"{value:,.6g}" for value in refined.first]
+    beside = {f"{before} {'step time' if name == 'step_time_s' else name}": texts, "its #": [str(place + 1) for place in refined.places]}
+    swapped, pairs = refined.swapped
+    moved = sum(place != rank for rank, place in enumerate(refined.places[: len(refined.places) - refined.failed]))
+    line = f"priced again by {backend}: {moved} of {len(refined.places)} rows changed place, {swapped} of {pairs} pairs changed order"
+    return ranked_table(refined.rows, refined.by, beside), line + (f"; {refined.failed} could not be priced" if refined.failed else "")
 
 
 def _figures(row: Mapping[str, Any]) -> list[str]:

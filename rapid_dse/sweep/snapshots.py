@@ -36,7 +36,7 @@ def write(best: pa.Table, chunks: Sequence[Chunk], root: Path) -> Path:
     """
     texts: dict[tuple[str, tuple[int, ...]], None] = {}
     for lanes in store.key_lanes(best["key"]):
-        portion, row = _find(chunks, lanes)
+        portion, row = find(chunks, lanes)
         degrees = tuple(int(getattr(portion.layouts, name)[row]) for name in _DEGREES)
         resolved = portion.scenario.hw.model_copy(update={"num_gpus": int(portion.layouts.num_gpus[row])})
         texts[hardware_yaml(resolved), degrees] = None
@@ -55,7 +55,7 @@ def hardware_yaml(hardware: Hardware) -> str:
     return "# Resolved hardware, SI units; a hardware file like those in conf/hw.\n" + text
 
 
-def _find(chunks: Sequence[Chunk], lanes: identity.Lanes) -> tuple[Portion, int]:
+def find(chunks: Sequence[Chunk], lanes: identity.Lanes) -> tuple[Portion, int]:
     """The portion that holds a key, and the row in it."""
     for chunk in chunks:
         hit = np.flatnonzero((chunk.lanes == lanes).all(axis=1))
