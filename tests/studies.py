@@ -34,7 +34,7 @@ class Study:
 
     @property
     def trials(self) -> list[optuna.trial.FrozenTrial]:
-        return trials(self.folder / "study.journal")
+        return trials(self.folder / "_study.journal")
 
     @property
     def rows(self) -> list[dict[str, Any]]:

@@ -83,7 +83,7 @@ def test_the_same_seed_gives_the_same_study_and_another_another(tmp_path: Path) 
 
 def test_what_the_store_holds_is_not_priced_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = study(tmp_path, "search.n_trials=30")
-    os.remove(first.folder / "study.journal")
+    os.remove(first.folder / "_study.journal")
 
     def no_price(*_: Any) -> Any:
         raise AssertionError("priced again")
@@ -197,7 +197,7 @@ def test_the_front_survives_pruning(tmp_path: Path) -> None:
         ("hw.sms=interval(100.2,100.9)", "whole numbers"),
         ("search.launcher_address=tcp://127.0.0.1:1", "loky has none"),
         ("search.storage=mysqlish://nowhere/x", "search.storage"),
-        ("search.storage=/proc/nothing/study.journal", "search.storage: /proc/nothing/study.journal"),
+        ("search.storage=/proc/nothing/_study.journal", "search.storage: /proc/nothing/_study.journal"),
     ],
 )
 def test_what_is_wrong_is_one_clear_line(tmp_path: Path, argument: str, words: str) -> None:
@@ -233,7 +233,7 @@ def test_a_study_that_has_changed_is_refused_and_kept(tmp_path: Path, change: tu
 
 @pytest.mark.parametrize(("key", "value", "words"), [("format", 0, "in a form that this one has not"), ("code", "old", "by other code")])
 def test_a_storage_of_an_older_version_is_refused_and_kept(tmp_path: Path, key: str, value: Any, words: str) -> None:
-    path = study(tmp_path, "search.n_trials=12").folder / "study.journal"
+    path = study(tmp_path, "search.n_trials=12").folder / "_study.journal"
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     for line in lines:
         if "rapid_dse" in line.get("user_attr", {}):
@@ -253,7 +253,7 @@ def test_a_journal_that_is_none_is_refused_and_kept(tmp_path: Path) -> None:
 
 
 def test_half_a_line_of_a_killed_writer_is_cut_off(tmp_path: Path) -> None:
-    path = study(tmp_path, "search.n_trials=12").folder / "study.journal"
+    path = study(tmp_path, "search.n_trials=12").folder / "_study.journal"
     whole = path.read_bytes()
     path.write_bytes(whole[:-700])
     again = study(tmp_path, "search.n_trials=30")
@@ -262,7 +262,7 @@ def test_half_a_line_of_a_killed_writer_is_cut_off(tmp_path: Path) -> None:
 
 
 def test_a_locked_journal_is_reported_and_a_dead_process_s_lock_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = study(tmp_path, "search.n_trials=12").folder / "study.journal"
+    path = study(tmp_path, "search.n_trials=12").folder / "_study.journal"
     link = Path(f"{path}.lock")
     host, pid, _ = journal.process_name().rsplit(":", 2)
     os.symlink(f"{host}:{pid}:1", link)  # another process had this number before
@@ -295,7 +295,7 @@ def test_a_database_keeps_a_study_and_says_when_it_is_locked_or_read_only(tmp_pa
 def test_trials_that_another_program_left_running_are_closed(tmp_path: Path) -> None:
     from datetime import datetime, timedelta
 
-    path = study(tmp_path, "search.n_trials=12").folder / "study.journal"
+    path = study(tmp_path, "search.n_trials=12").folder / "_study.journal"
     storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(path)))
     left = optuna.create_study(study_name="study", storage=storage, load_if_exists=True)
     running = optuna.trial.create_trial(state=optuna.trial.TrialState.RUNNING)

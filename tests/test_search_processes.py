@@ -29,7 +29,7 @@ def kill(process: subprocess.Popen[str]) -> None:
 
 
 def test_a_study_that_is_killed_five_times_ends_as_one_that_is_not(tmp_path: Path) -> None:
-    moments, journal, killed = random.Random(7), tmp_path / "study" / "study.journal", 0
+    moments, journal, killed = random.Random(7), tmp_path / "study" / "_study.journal", 0
     while killed < 5:
         before, process = written(journal), started(tmp_path, f"search.n_trials={TRIALS}")
         deadline = time.monotonic() + 60
@@ -49,7 +49,7 @@ def test_a_study_that_is_killed_five_times_ends_as_one_that_is_not(tmp_path: Pat
 
 def test_two_processes_share_a_journal_and_one_is_killed(tmp_path: Path) -> None:
     arguments = (f"search.n_trials={TRIALS}", "search.sampler=random")
-    journal = tmp_path / "study" / "study.journal"
+    journal = tmp_path / "study" / "_study.journal"
     processes = [started(tmp_path, *arguments) for _ in range(2)]
     while written(journal) < 40 and all(process.poll() is None for process in processes):
         time.sleep(0.005)
@@ -73,7 +73,7 @@ def test_two_processes_of_brute_force_give_the_grids_set(tmp_path: Path) -> None
         _, err = process.communicate(timeout=120)
         assert process.returncode == 0, err
     serial = study(tmp_path, "search.n_trials=100000", "search.sampler=brute_force", name="serial")
-    found = {t.user_attrs["key"] for t in trials(tmp_path / "study" / "study.journal")}
+    found = {t.user_attrs["key"] for t in trials(tmp_path / "study" / "_study.journal")}
     assert found == {t.user_attrs["key"] for t in serial.trials}
 
 
@@ -84,7 +84,7 @@ def test_a_dask_cluster_of_two_workers_one_of_which_is_killed(tmp_path: Path) ->
         process = started(
             tmp_path, "search.n_trials=200", "search.launcher=dask", f"search.launcher_address={cluster.scheduler_address}", space=space
         )
-        journal = tmp_path / "study" / "study.journal"
+        journal = tmp_path / "study" / "_study.journal"
         while written(journal) < 40 and process.poll() is None:
             time.sleep(0.01)
         assert process.poll() is None, process.communicate()[1]
@@ -130,7 +130,7 @@ def test_a_full_disk_ends_in_a_clear_line_and_loses_nothing(tmp_path: Path) -> N
     assert len(done.stderr.splitlines()) == 1
     assert "File too large" in done.stderr
     assert "what is stored is kept" in done.stderr
-    kept = trials(tmp_path / "study" / "study.journal")
+    kept = trials(tmp_path / "study" / "_study.journal")
     assert 0 < len(kept) < 100
     found = study(tmp_path, "search.n_trials=100")
     whole = study(tmp_path, "search.n_trials=100", name="whole")

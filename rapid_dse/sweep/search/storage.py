@@ -24,7 +24,7 @@ from rapid_dse.sweep.search.dimensions import difference
 from rapid_dse.sweep.search.journal import Journal, is_alive, logs_of, process_name
 
 Direction = Literal["minimize", "maximize"]
-DEFAULT = "study.journal"
+DEFAULT = "_study.journal"
 FORMAT = 1
 ABOUT = "rapid_dse"  # the study's attribute that says what made it
 _WORKER = "rapid_dse:worker:"
