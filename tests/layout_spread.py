@@ -12,9 +12,7 @@ from rapid_dse.config.run import SCHEDULES
 from rapid_dse.layouts import Layouts, broken_rules, grid
 
 # A profile that hides nothing: each transfer is waited for.
-BLOCKING: dict[str, Any] = {
-    f"software__{name}_overlap": 0 for name in ("tp", "tp_backward", "cp", "dp", "pp", "parameter_gather")
-}
+BLOCKING: dict[str, Any] = {f"software__{name}_overlap": 0 for name in ("tp", "tp_backward", "cp", "dp", "pp", "parameter_gather")}
 
 
 @dataclass(frozen=True)
@@ -43,7 +41,9 @@ class Case:
         return found
 
 
-def case(schedule: str = "1f1b", hw: str = "h100", model: str = "llama3_1_8b", settings: dict[str, Any] | None = None, **changes: int) -> Case:
+def case(
+    schedule: str = "1f1b", hw: str = "h100", model: str = "llama3_1_8b", settings: dict[str, Any] | None = None, **changes: int
+) -> Case:
     """A case; recompute is 0 none, 1 selective, 2 full."""
     return Case(tuple(changes.items()), schedule, hw, model, tuple((settings or {}).items()))
 

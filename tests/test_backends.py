@@ -68,13 +68,13 @@ def test_two_groups_on_one_link_are_slower_together_by_what_the_links_say() -> N
     runs: dict[str, Run] = {}
     flat = price(one.scenario(FLATTENED, **settings), one.layouts(), runs.update)
     above = price(one.scenario(HIERARCHICAL, **settings), one.layouts(), runs.update)
-    slower = float(flat.step_time_s[0] - above.step_time_s[0])
     busy = {name: run.result.links.busy_ns for name, run in runs.items()}
-    # what the links carry beyond the layers, of which the block's run shows one, and beyond the one group of gradients
-    more = (busy["step"] - 32 * busy["block_0_0"] - busy["pipeline"]).max() / 1e9
-    assert more > 0.5 * busy["pipeline"].max() / 1e9
-    assert slower == pytest.approx(more, rel=0.1)
-    assert flat.time_dp_s[0] == pytest.approx(above.time_dp_s[0] + slower, rel=0.05)
+    # what the links carry beyond the layers, of which the block's run shows one
+    shared, one_group = (busy["step"] - 32 * busy["block_0_0"]).max() / 1e9, busy["pipeline"].max() / 1e9
+    assert shared == pytest.approx(2 * one_group, rel=0.01)
+    assert flat.time_dp_s[0] == pytest.approx(shared, rel=0.01)  # the link never rests
+    assert one_group <= above.time_dp_s[0] < 1.15 * one_group  # alone, a ring waits for its own last message now and then
+    assert flat.step_time_s[0] - above.step_time_s[0] == pytest.approx(flat.time_dp_s[0] - above.time_dp_s[0], rel=0.01)
 
 
 RING: dict[str, Any] = {
