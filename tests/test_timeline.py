@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from collections import defaultdict
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,7 @@ def test_timeline_has_chromes_schema_and_rows_never_overlap(backend: str, stream
         assert rows
         for spans in rows.values():
             spans.sort()
-            assert all(after[0] >= before[1] - 1e-6 for before, after in zip(spans, spans[1:], strict=False))
+            assert all(after[0] >= before[1] - 1e-6 for before, after in pairwise(spans))
 
 
 def test_timeline_shows_operators_transfers_with_sizes_and_bubbles() -> None:
@@ -86,3 +87,12 @@ def test_variables_of_the_environment_set_the_keys() -> None:
         printed = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, cwd=ROOT).stdout
         for key in ("persist", "graphs", "pictures"):
             assert f"{key}: {'true' if count else 'false'}" in printed
+
+
+def test_an_analytical_trial_has_a_timeline_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    one = case(num_gpus=16, tp=4, pp=4, global_batch_size=8)
+    found = price(one.scenario("analytical", backend__artifacts__timeline=True), one.layouts())
+    events = json.loads((tmp_path / "output/training/analytical/timeline.json").read_text())["traceEvents"]
+    end = max(event["ts"] + event["dur"] for event in events if event["ph"] == "X")
+    assert end / 1e6 == pytest.approx(float(found.step_time_s[0]), rel=0.02)
