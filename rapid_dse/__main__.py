@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from rapid_dse.command import guarded
+
+if TYPE_CHECKING:
+    from rapid_dse.simulate.runs import Run
 
 HELP = """\
 rapid_dse: what a training run takes on a cluster, before anyone rents it
@@ -32,6 +36,7 @@ keys (key=value; in a sweep also 1,2,4, range(start,stop[,step]), and for parall
   parallel  tp cp dp (auto) pp ep vpp zero (0 to 3) sequence_parallel micro_batch_size order
             recompute (none, selective, full)  schedule (gpipe, 1f1b, interleaved_1f1b, zero_bubble)
   software  attention (flash, unfused) async_tp fp8_recipe gradient_dtype …
+  backend   engine network streams artifacts.timeline …
   search    study n_trials sampler jobs top …        debug     hw_snapshots
   Quantities take units: hw.memory.bandwidth='3.35 TB/s'. --cfg lists all keys with their values.
 
@@ -107,8 +112,15 @@ def _trial(overrides: Sequence[str]) -> int:
     from rapid_dse.analysis.trial import render
     from rapid_dse.simulate import price
 
-    priced = price(portion.scenario, portion.layouts)
-    Console(highlight=False, soft_wrap=True).print(render(portion, priced), markup=False)
+    runs: dict[str, Run] = {}
+    watch = None if portion.scenario.backend.name == "analytical" else runs.update
+    priced = price(portion.scenario, portion.layouts, watch)
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(render(portion, priced), markup=False)
+    if runs:
+        from rapid_dse.analysis.links import busiest_links
+
+        console.print(busiest_links(runs), markup=False)
     return 0
 
 

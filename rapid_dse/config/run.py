@@ -79,7 +79,11 @@ class AstraSim(Frozen):
 
 
 class Artifacts(Frozen):
-    """What an event-driven run leaves under output/."""
+    """What a run leaves under output/.
+
+    ``persist``: ASTRA-sim's traces, network and system files, and what each link carried; ``graphs``: drawings of the graphs;
+    ``pictures``: pictures of the runs and text dumps of the traces; ``timeline``: a Chrome trace, of a single analytical trial too.
+    """
 
     persist: bool = False
     graphs: bool = False

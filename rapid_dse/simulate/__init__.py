@@ -33,4 +33,8 @@ def price(scenario: Scenario, layouts: Layouts, watch: Watch | None = None) -> P
         raise ValueError(f"workload.kind={scenario.workload.kind}: not part of this version; allowed: training")
     backend = import_module(BACKENDS[scenario.backend.name])  # a backend is imported when it is used
     priced: Priced = backend.price(scenario, layouts) if watch is None else backend.price(scenario, layouts, watch)
+    if scenario.backend.name == "analytical" and scenario.backend.artifacts.timeline and len(layouts) == 1:
+        from rapid_dse.simulate.drawn import keep_timeline
+
+        keep_timeline(scenario, layouts)
     return priced

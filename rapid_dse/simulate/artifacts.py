@@ -13,7 +13,12 @@ from pathlib import Path
 from rapid_dse.config.scenario import Scenario
 from rapid_dse.simulate import runs
 
-FOLDERS = {"hybrid": "astra_hybrid", "full_astrasim_hierarchical": "astra_hier", "full_astrasim_flattened": "astra_flat"}
+FOLDERS = {
+    "analytical": "analytical",
+    "hybrid": "astra_hybrid",
+    "full_astrasim_hierarchical": "astra_hier",
+    "full_astrasim_flattened": "astra_flat",
+}
 
 
 def folder_of(scenario: Scenario) -> Path:

@@ -144,6 +144,8 @@ class StageWriter:
         self.tail = script.compute(self.tail, work.stall / self.vpp / 3, "waiting for the host", "host")
         if not last:
             self._send("next", task, self._virtual(task), 0)
+        elif not first:
+            self._launch()
 
     def _backward(self, task: Task, weights: bool, ends: bool) -> None:
         work, script, layers = self.work, self.script, self.work.chunks[task.chunk]
@@ -161,6 +163,8 @@ class StageWriter:
         self.tail = script.compute(self.tail, work.stall / self.vpp * 2 / 3, "waiting for the host", "host")
         if not first:
             self._send("previous", task, self._virtual(task), 1)
+        elif not last:
+            self._launch()
 
     def _weights(self, task: Task, ends: bool) -> None:
         layers = self.work.chunks[task.chunk]
@@ -271,9 +275,13 @@ class StageWriter:
         arrived = self.script.receive((), peer, self.boundary.size, "pp", self._tag(task, sender, direction))
         self.tail = self.passes.regather(self.script, _joined(self.tail, arrived))
 
+    def _launch(self) -> None:
+        """What the host spends on a pass's messages, once a pass whether it sends, receives or both."""
+        self.tail = self.script.compute(self.tail, self.boundary.host, "launching sends and receives", "pp")
+
     def _send(self, peer: str, task: Task, sender: int, direction: int) -> None:
         boundary, script = self.boundary, self.script
-        self.tail = script.compute(self.tail, boundary.host, "launching a send", "pp")
+        self._launch()
         stream = PIPELINE if boundary.overlaps else MAIN
         sent = script.send(self.tail, peer, boundary.size, boundary.seconds, "pp", self._tag(task, sender, direction), stream)
         self.tail = self.tail if boundary.overlaps else sent

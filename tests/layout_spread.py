@@ -1,0 +1,87 @@
+"""Layouts of every parallelism and schedule, alone and mixed, with scenarios that block: what the backends are held to each other on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from generated import ONE, scenario
+
+from rapid_dse.config import Scenario
+from rapid_dse.config.run import SCHEDULES
+from rapid_dse.layouts import Layouts, broken_rules, grid
+
+# A profile that hides nothing: each transfer is waited for.
+BLOCKING: dict[str, Any] = {f"software__{name}_overlap": 0 for name in ("tp", "tp_backward", "cp", "dp", "pp", "parameter_gather")}
+
+
+@dataclass(frozen=True)
+class Case:
+    """A layout under a chip and a model, with a schedule by name."""
+
+    changes: tuple[tuple[str, int], ...]
+    schedule: str = "1f1b"
+    hw: str = "h100"
+    model: str = "llama3_1_8b"
+    settings: tuple[tuple[str, Any], ...] = ()
+
+    def __str__(self) -> str:
+        return "-".join([self.hw, self.schedule, *(f"{key}{value}" for key, value in self.changes), *(str(v) for _, v in self.settings)])
+
+    def scenario(self, backend: str, **more: Any) -> Scenario:
+        """The scenario under a backend, blocking unless ``more`` says otherwise."""
+        return scenario(self.hw, self.model, backend__name=backend, **(BLOCKING | dict(self.settings) | more))
+
+    def layouts(self) -> Layouts:
+        """The one layout; it must be legal."""
+        columns = ONE | {key: [value] for key, value in self.changes} | {"schedule": [SCHEDULES.index(self.schedule)]}
+        found = grid(columns)
+        rule, texts = broken_rules(found, self.scenario("analytical").model, 8192)
+        assert rule[0] < 0, f"{self}: {texts[rule[0]]}"
+        return found
+
+
+def case(
+    schedule: str = "1f1b", hw: str = "h100", model: str = "llama3_1_8b", settings: dict[str, Any] | None = None, **changes: int
+) -> Case:
+    """A case; recompute is 0 none, 1 selective, 2 full."""
+    return Case(tuple(changes.items()), schedule, hw, model, tuple((settings or {}).items()))
+
+
+def _alone() -> list[Case]:
+    tensor = [case(num_gpus=n, tp=n, sequence_parallel=sp, global_batch_size=4) for n in (2, 8) for sp in (0, 1)]
+    context = [case(num_gpus=n, cp=n, global_batch_size=4, recompute=r) for n, r in ((2, 0), (8, 1), (16, 2))]
+    data = [case(num_gpus=n, zero=zero, global_batch_size=2 * n) for n in (4, 16) for zero in range(4)]
+    piped = [case(name, num_gpus=pp, pp=pp, global_batch_size=m) for name in ("gpipe", "1f1b", "zero_bubble")
+             for pp, m in ((2, 8), (4, 16), (8, 8))]  # fmt: skip
+    chunked = [case("interleaved_1f1b", num_gpus=4, pp=4, vpp=v, global_batch_size=m) for v, m in ((2, 8), (4, 16), (8, 16))]
+    return [case(num_gpus=1, global_batch_size=2), *tensor, *context, *data, *piped, *chunked]
+
+
+def _mixed() -> list[Case]:
+    schedules = (("gpipe", 1), ("1f1b", 1), ("zero_bubble", 1), ("interleaved_1f1b", 2))
+    full = [case(name, num_gpus=64, tp=8, sequence_parallel=1, pp=4, vpp=v, global_batch_size=16, zero=zero)
+            for (name, v) in schedules for zero in (0, 3)]  # fmt: skip
+    rings = [case(name, num_gpus=64, tp=2, sequence_parallel=1, cp=4, pp=4, vpp=v, global_batch_size=16, recompute=2)
+             for name, v in schedules]  # fmt: skip
+    uneven = [case(name, num_gpus=12, pp=6, global_batch_size=24, zero=2) for name in ("gpipe", "1f1b", "zero_bubble")]
+    others = [
+        case(num_gpus=64, tp=16, sequence_parallel=1, pp=2, global_batch_size=8),
+        case(num_gpus=32, tp=8, sequence_parallel=0, pp=2, global_batch_size=16),
+        case(num_gpus=32, tp=2, sequence_parallel=1, pp=16, global_batch_size=32, recompute=2),
+        case(num_gpus=64, tp=8, sequence_parallel=1, cp=2, pp=2, global_batch_size=32, zero=3),
+        case(num_gpus=64, tp=8, sequence_parallel=1, pp=8, micro_batch_size=2, global_batch_size=16),
+        case(hw="a100", num_gpus=64, tp=4, sequence_parallel=1, cp=2, pp=2, global_batch_size=32, zero=2),
+        case(hw="mi300x", num_gpus=32, tp=8, sequence_parallel=1, pp=2, global_batch_size=16),
+        case(hw="gb200", num_gpus=144, tp=8, sequence_parallel=1, cp=2, pp=3, global_batch_size=36),
+        case(hw="v100", num_gpus=32, tp=4, pp=2, global_batch_size=16, settings={"workload__precision": "fp16"}),
+        case(num_gpus=16, cp=2, global_batch_size=16, zero=3, settings={"software__reduce_each_micro_batch": True}),
+        case(num_gpus=32, tp=4, pp=4, global_batch_size=16, settings={"software__host_layer": 0.02}),
+        case(num_gpus=64, tp=8, pp=4, global_batch_size=16, settings={"parallel__order": ["tp", "pp", "cp", "ep", "dp"]}),
+        case(num_gpus=16, tp=2, global_batch_size=32, zero=0, settings={"software__tree_all_reduce": False}),
+    ]
+    return [*full, *rings, *uneven, *others]
+
+
+SPREAD = [*_alone(), *_mixed()]
+EVENT_BACKENDS = ("hybrid", "full_astrasim_hierarchical", "full_astrasim_flattened")

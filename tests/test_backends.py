@@ -1,0 +1,212 @@
+"""The execution backends: what they agree on where nothing is congested, what congestion and faults add, what they refuse."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import numpy as np
+import pytest
+from layout_spread import EVENT_BACKENDS, SPREAD, Case, case
+
+from rapid_dse.network.engine import run_graph
+from rapid_dse.simulate import price
+from rapid_dse.simulate.results import MEMORY_TERMS, TIME_TERMS, Priced
+from rapid_dse.simulate.runs import Run
+
+HIERARCHICAL, FLATTENED = EVENT_BACKENDS[1:]
+
+
+def _priced(one: Case, backend: str, **more: Any) -> Priced:
+    return price(one.scenario(backend, **more), one.layouts())
+
+
+def test_the_spread_is_wide() -> None:
+    assert len({str(one) for one in SPREAD}) >= 50
+
+
+@pytest.mark.parametrize("one", SPREAD, ids=str)
+def test_ideal_links_give_the_closed_forms_step(one: Case) -> None:
+    closed = float(_priced(one, "analytical").step_time_s[0])
+    for backend in EVENT_BACKENDS:
+        if backend == HIERARCHICAL and not _runs_hierarchically(one):
+            continue
+        found = _priced(one, backend, backend__network="ideal")
+        assert float(found.step_time_s[0]) == pytest.approx(closed, rel=0.02), backend
+
+
+def _runs_hierarchically(one: Case) -> bool:
+    """Whether tp and cp fill the first network dimension exactly, or there are none."""
+    changes = dict(one.changes)
+    first, block = one.scenario("analytical").hw.network.dimensions[0].size or 0, changes.get("tp", 1) * changes.get("cp", 1)
+    return block in (1, min(first, changes["num_gpus"])) and (block == 1 or one.scenario("analytical").parallel.order[0] == "tp")
+
+
+def test_most_of_the_spread_runs_hierarchically() -> None:
+    assert sum(_runs_hierarchically(one) for one in SPREAD) > len(SPREAD) * 2 / 3
+
+
+@pytest.mark.parametrize("backend", EVENT_BACKENDS)
+def test_terms_add_up_and_memory_is_the_closed_forms(backend: str) -> None:
+    one = case(num_gpus=64, tp=8, sequence_parallel=1, pp=4, global_batch_size=16, zero=3)
+    found, closed = _priced(one, backend), _priced(one, "analytical")
+    step = float(found.step_time_s[0])
+    terms = [float(getattr(found, f"time_{term}_s")[0]) for term in TIME_TERMS]
+    assert min(terms) >= 0
+    assert sum(terms) == pytest.approx(step, rel=1e-9)
+    for term in ("compute", "tp", "pp", "dp", "bubble", "optimizer"):
+        assert float(getattr(found, f"time_{term}_s")[0]) > 0, term
+    for term in MEMORY_TERMS:
+        assert getattr(found, f"memory_{term}_bytes")[0] == getattr(closed, f"memory_{term}_bytes")[0]
+
+
+def test_two_groups_on_one_link_are_slower_together_by_what_the_links_say() -> None:
+    """The gradients of both tensor-parallel ranks ride on one ring of links; hierarchical lets one of them stand for both."""
+    one = case(num_gpus=8, tp=2, sequence_parallel=1, cp=4, zero=0, global_batch_size=1)
+    settings: dict[str, Any] = {"hw__network__dimensions": [RING | {"size": 8}], "backend__streams": 1}
+    runs: dict[str, Run] = {}
+    flat = price(one.scenario(FLATTENED, **settings), one.layouts(), runs.update)
+    above = price(one.scenario(HIERARCHICAL, **settings), one.layouts(), runs.update)
+    busy = {name: run.result.links.busy_ns for name, run in runs.items()}
+    # what the links carry beyond the layers, of which the block's run shows one
+    shared, one_group = (busy["step"] - 32 * busy["block_0_0"]).max() / 1e9, busy["pipeline"].max() / 1e9
+    assert shared == pytest.approx(2 * one_group, rel=0.01)
+    assert flat.time_dp_s[0] == pytest.approx(shared, rel=0.01)  # the link never rests
+    assert one_group <= above.time_dp_s[0] < 1.15 * one_group  # alone, a ring waits for its own last message now and then
+    assert flat.step_time_s[0] - above.step_time_s[0] == pytest.approx(flat.time_dp_s[0] - above.time_dp_s[0], rel=0.01)
+
+
+RING: dict[str, Any] = {
+    "topology": "ring",
+    "bandwidth": "100 GB/s",
+    "latency": "1 us",
+    "utilization": 0.9,
+    "energy": "10 pJ/bit",
+}
+
+
+def test_flattened_is_slower_than_hierarchical_where_pipelines_and_gradients_share_links() -> None:
+    one = case(num_gpus=32, tp=8, sequence_parallel=1, pp=2, zero=0, global_batch_size=8)
+    overlapped = {"software__dp_overlap": 1.0, "backend__streams": 4}
+    flat, above = (_priced(one, backend, **overlapped) for backend in (FLATTENED, HIERARCHICAL))
+    assert flat.step_time_s[0] >= above.step_time_s[0] * (1 - 1e-3)
+
+
+@pytest.mark.parametrize("network", ["congestion_aware", "congestion_unaware", "fair"])
+def test_every_network_model_prices_every_backend(network: str) -> None:
+    one = case(num_gpus=32, tp=8, sequence_parallel=1, pp=2, global_batch_size=8)
+    closed = float(_priced(one, "analytical").step_time_s[0])
+    for backend in EVENT_BACKENDS:
+        assert float(_priced(one, backend, backend__network=network).step_time_s[0]) == pytest.approx(closed, rel=0.35), backend
+
+
+def test_overlap_hides_what_blocking_shows() -> None:
+    one = case(num_gpus=16, zero=1, global_batch_size=32)
+    blocking, hidden = (_priced(one, FLATTENED, software__dp_overlap=share) for share in (0.0, 1.0))
+    assert hidden.time_dp_s[0] < 0.5 * blocking.time_dp_s[0]
+    assert hidden.step_time_s[0] < blocking.step_time_s[0]
+
+
+def test_gradients_are_reduced_once_a_step() -> None:
+    runs: dict[str, Run] = {}
+    for batch in (16, 64):
+        one = case(num_gpus=8, zero=0, global_batch_size=batch)
+        price(one.scenario(FLATTENED), one.layouts(), lambda found, batch=batch: runs.update({str(batch): found["step"]}))
+    assert runs["16"].result.links.bytes.sum() == runs["64"].result.links.bytes.sum()
+
+
+def test_zero_3_gathers_every_layer_of_every_pass() -> None:
+    one, runs = case(num_gpus=8, zero=3, global_batch_size=16), {}
+    price(one.scenario(FLATTENED), one.layouts(), runs.update)
+    graph = runs["step"].traced.graph
+    gathers = (graph.collective == 2) & (graph.kind == 1) & (graph.rank == 0)
+    assert gathers.sum() == 2 * 32 * 2 + 1  # forward and backward of 32 layers and 2 micro-batches, and the tables once
+
+
+def test_a_faulty_link_slows_the_ranks_that_cross_it() -> None:
+    one = case(num_gpus=16, tp=8, sequence_parallel=1, global_batch_size=8)
+    # 16 places, then the two nodes' switches: 16 is the first
+    times = [_priced(one, FLATTENED, hw__network__faulty_links=[[3, 16, factor]] if factor < 1 else []) for factor in (1.0, 0.5, 0.25)]
+    steps = [float(found.step_time_s[0]) for found in times]
+    assert steps[0] < steps[1] < steps[2]
+    ring = {"hw__network__dimensions": [RING | {"size": 8}, {**RING, "topology": "switch", "size": None}]}
+    inside = [_priced(one, "hybrid", **ring, hw__network__faulty_links=fault) for fault in ([], [[0, 1, 0.5]])]
+    assert inside[0].step_time_s[0] < inside[1].step_time_s[0]
+
+
+@pytest.mark.parametrize(
+    ("backend", "changes", "settings", "words"),
+    [
+        ("analytical", {}, {"hw__network__faulty_links": [[0, 1, 0.5]]}, ["faulty_links", FLATTENED]),
+        ("hybrid", {}, {"hw__network__faulty_links": [[0, 8, 0.5]]}, ["faulty_links", FLATTENED]),
+        (FLATTENED, {}, {"hw__network__faulty_links": [[0, 1, 0.5]]}, ["no link", "switches are devices"]),
+        (FLATTENED, {}, {"hw__network__faulty_links": [[0, 99999, 0.5]]}, ["no link"]),
+        ("hybrid", {}, {"backend__network": "ideal", "hw__network__faulty_links": [[0, 16, 0.5]]}, ["ideal", "congestion_aware"]),
+        (FLATTENED, {}, {"backend__network": "congestion_unaware", "hw__network__faulty_links": [[0, 16, 0.5]]}, ["congestion_aware"]),
+        (HIERARCHICAL, {"tp": 4}, {}, ["exactly tp and cp", "hybrid"]),
+        (HIERARCHICAL, {"tp": 16}, {}, ["exactly tp and cp", FLATTENED]),
+        ("hybrid", {}, {"backend__engine": "astrasim", "backend__network": "fair"}, ["ASTRA-sim", "congestion_aware"]),
+        ("hybrid", {}, {"backend__engine": "astrasim", "backend__streams": 2}, ["stream"]),
+        ("hybrid", {}, {"backend__engine": "astrasim", "backend__astrasim__binary": "/no/such/binary"}, ["/no/such/binary"]),
+    ],
+)
+def test_what_cannot_run_is_refused_with_what_to_use_instead(
+    backend: str, changes: dict[str, int], settings: dict[str, Any], words: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(*_: Any, **__: Any) -> None:
+        raise AssertionError("something ran before the refusal")
+
+    monkeypatch.setattr("rapid_dse.network.engine.run_graph", never)
+    one = case(**({"num_gpus": 16, "tp": 8, "sequence_parallel": 1, "global_batch_size": 8} | changes))
+    with pytest.raises(ValueError, match=words[0]) as refusal:
+        _priced(one, backend, **settings)
+    for word in words:
+        assert word in str(refusal.value)
+
+
+@pytest.mark.parametrize("topology", ["mesh", "torus"])
+def test_networks_without_closed_form_run_on_the_engine(topology: str) -> None:
+    one = case(num_gpus=16, tp=8, sequence_parallel=1, global_batch_size=8)
+    changes = {"hw__network__dimensions": [RING | {"size": 8, "topology": topology}, {**RING, "topology": "switch", "size": None}]}
+    with pytest.raises(ValueError, match="no closed form"):
+        _priced(one, "analytical", **changes)
+    found = [float(_priced(one, backend, **changes).step_time_s[0]) for backend in EVENT_BACKENDS]
+    assert max(found) < 1.2 * min(found)
+
+
+def test_ranks_that_stand_elsewhere_cost_more() -> None:
+    one = case(num_gpus=64, tp=8, sequence_parallel=1, pp=8, global_batch_size=16)
+    inside = _priced(one, FLATTENED)
+    outside = _priced(one, FLATTENED, parallel__order=["pp", "tp", "cp", "ep", "dp"])
+    assert outside.time_tp_s[0] > 3 * inside.time_tp_s[0]
+    assert outside.step_time_s[0] > inside.step_time_s[0]
+
+
+def test_a_large_graph_and_its_run_have_every_rank() -> None:
+    one, runs = case(num_gpus=32, tp=8, sequence_parallel=1, pp=2, global_batch_size=4), {}
+    price(one.scenario(FLATTENED), one.layouts(), runs.update)
+    done: Run = runs["step"]
+    assert done.traced.graph.ranks == 32
+    done.traced.graph.check()
+    assert (done.result.end_ns >= done.result.start_ns).all()
+    again = run_graph(done.traced.graph, done.topology, _system(one, done), "congestion_aware")
+    assert np.array_equal(again.end_ns, done.result.end_ns)
+
+
+def _system(one: Case, done: Run) -> Any:
+    from rapid_dse.simulate.runs import system_of
+
+    return system_of(one.scenario(FLATTENED), done.topology)
+
+
+@pytest.mark.skipif("ASTRA_SIM_BIN" not in os.environ, reason="needs a binary of ASTRA-sim")
+@pytest.mark.parametrize("schedule", ["1f1b", "gpipe", "zero_bubble"])
+@pytest.mark.parametrize("backend", EVENT_BACKENDS)
+def test_astra_sim_gives_the_same_times(backend: str, schedule: str) -> None:
+    shape = {"tp": 8, "sequence_parallel": 1} if backend == HIERARCHICAL else {"tp": 2, "sequence_parallel": 1, "pp": 2}
+    one = case(schedule if "pp" in shape else "none", num_gpus=8, global_batch_size=8, **shape)
+    network = {"backend__network": "congestion_aware"}
+    built_in, astra = (_priced(one, backend, backend__engine=engine, **network) for engine in ("builtin", "astrasim"))
+    for term in TIME_TERMS:
+        assert getattr(built_in, f"time_{term}_s")[0] == getattr(astra, f"time_{term}_s")[0], term
+    assert built_in.step_time_s[0] == astra.step_time_s[0]

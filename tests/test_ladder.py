@@ -1,0 +1,51 @@
+"""search.refine: the best rows priced again by another backend."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import pytest
+from generated import ONE, portion
+from rich.console import Console
+
+from rapid_dse.config.run import Debug, Search
+from rapid_dse.layouts import grid
+from rapid_dse.sweep import driver, store
+
+BACKENDS = ("hybrid", "full_astrasim_hierarchical", "full_astrasim_flattened")
+
+
+def _run(folder: Path, backend: str, refine: int) -> tuple[int, str, str]:
+    layouts = grid({**ONE, "num_gpus": [16], "global_batch_size": [32], "tp": [1, 2, 4, 8], "pp": [1, 2]})
+    out, err = io.StringIO(), io.StringIO()
+    search = Search(study="ladder", results_dir=str(folder), refine=refine, refine_backend=backend, jobs=1)  # type: ignore[arg-type]
+    code = driver.run([portion(layouts)], search, Debug(), Console(file=out, width=250), Console(file=err, width=250))
+    return code, out.getvalue(), err.getvalue()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_both_prices_are_shown_and_stored(backend: str, tmp_path: Path) -> None:
+    code, printed, _ = _run(tmp_path, backend, 4)
+    assert code == 0
+    assert f"priced again by {backend}: " in printed
+    assert "pairs changed order" in printed
+    assert "analytical step time" in printed
+    rows = store.read(tmp_path / "ladder", lambda line: pytest.fail(line))
+    refined = [row for row in rows.to_pylist() if row["backend"] == backend]
+    assert len(refined) == 4
+    assert {row["backend"] for row in rows.to_pylist()} == {"analytical", backend}
+    if backend != "full_astrasim_hierarchical":
+        assert all(row["step_time_s"] > 0 for row in refined)
+
+
+def test_what_the_second_backend_refuses_is_said_and_kept(tmp_path: Path) -> None:
+    _, printed, notices = _run(tmp_path, "full_astrasim_hierarchical", 8)
+    assert "cannot be priced by full_astrasim_hierarchical" in notices
+    assert "exactly tp and cp" in notices
+    assert "could not be priced" in printed
+
+
+def test_nothing_is_refined_unless_asked_for(tmp_path: Path) -> None:
+    _, printed, _ = _run(tmp_path, "hybrid", 0)
+    assert "priced again" not in printed

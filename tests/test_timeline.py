@@ -1,0 +1,98 @@
+"""Artifacts of event-driven runs: timelines that Perfetto opens, traces, pictures; the environment's variables."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections import defaultdict
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+from layout_spread import EVENT_BACKENDS, case
+
+from rapid_dse.simulate import price
+from rapid_dse.trace.timeline import chrome_trace
+
+FOLDERS = dict(zip(EVENT_BACKENDS, ("astra_hybrid", "astra_hier", "astra_flat"), strict=True))
+ROOT = Path(__file__).parent.parent
+
+
+def _traces(backend: str, **settings: Any) -> dict[str, dict[str, Any]]:
+    one, runs = case(num_gpus=32, tp=8, sequence_parallel=1, pp=2, global_batch_size=4), {}
+    price(one.scenario(backend, **settings), one.layouts(), runs.update)
+    return {name: chrome_trace(run.traced, run.result, name) for name, run in runs.items()}
+
+
+def _check_schema(event: dict[str, Any]) -> None:
+    """What Chrome's trace-event format asks of complete events and of metadata."""
+    assert event["ph"] in ("X", "M")
+    assert isinstance(event["name"], str)
+    assert isinstance(event["pid"], int)
+    assert isinstance(event["tid"], int)
+    if event["ph"] == "X":
+        assert isinstance(event["ts"], int | float)
+        assert event["ts"] >= 0
+        assert event["dur"] >= 0
+    else:
+        assert event["name"] in ("process_name", "thread_name")
+        assert isinstance(event["args"]["name"], str)
+
+
+@pytest.mark.parametrize("streams", [1, 4])
+@pytest.mark.parametrize("backend", EVENT_BACKENDS)
+def test_timeline_has_chromes_schema_and_rows_never_overlap(backend: str, streams: int) -> None:
+    for trace in _traces(backend, backend__streams=streams, software__dp_overlap=1.0, software__tp_backward_overlap=0.5).values():
+        events = json.loads(json.dumps(trace))["traceEvents"]
+        rows: dict[tuple[int, int], list[tuple[float, float]]] = defaultdict(list)
+        for event in events:
+            _check_schema(event)
+            if event["ph"] == "X":
+                rows[event["pid"], event["tid"]].append((event["ts"], event["ts"] + event["dur"]))
+        assert rows
+        for spans in rows.values():
+            spans.sort()
+            assert all(after[0] >= before[1] - 1e-6 for before, after in pairwise(spans))
+
+
+def test_timeline_shows_operators_transfers_with_sizes_and_bubbles() -> None:
+    events = [event for event in _traces("full_astrasim_flattened")["step"]["traceEvents"] if event["ph"] == "X"]
+    names = {event["name"] for event in events}
+    assert {"attention forward", "mlp backward", "tp all-gather", "pp send", "optimizer", "bubble"} <= names
+    assert all(event["args"]["bytes"] > 0 for event in events if event["name"].startswith(("tp ", "pp send", "dp ")))
+    assert {event["pid"] for event in events} == set(range(32))
+
+
+@pytest.mark.parametrize("backend", EVENT_BACKENDS)
+def test_artifacts_are_kept_where_asked_for(backend: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("chakra")
+    monkeypatch.chdir(tmp_path)
+    one = case(num_gpus=32, tp=8, sequence_parallel=1, pp=2, global_batch_size=4)
+    price(one.scenario(backend), one.layouts())
+    assert not list(tmp_path.iterdir())
+    every = {f"backend__artifacts__{name}": True for name in ("persist", "graphs", "pictures", "timeline")}
+    price(one.scenario(backend, **every), one.layouts())
+    folder = tmp_path / "output" / "training" / FOLDERS[backend]
+    for pattern in ("trace.0.et", "network.yml", "system.json", "links.csv", "timeline.json", "graph.0.svg", "run.svg", "trace.0.txt"):
+        assert list(folder.rglob(pattern)), pattern
+
+
+def test_variables_of_the_environment_set_the_keys() -> None:
+    command = [sys.executable, "-m", "rapid_dse", "--cfg", "backend=hybrid"]
+    variables = ("RAPID_PERSIST_ASTRASIM_ARTIFACTS", "RAPID_VISUALIZE_GRAPHS", "RAPID_PERSIST_ARTIFACT_VIZ")
+    for count in (0, 3):
+        environment = {"PATH": "/usr/bin:/bin", "PYTHONPATH": str(ROOT)} | dict.fromkeys(variables[:count], "1")
+        printed = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, cwd=ROOT).stdout
+        for key in ("persist", "graphs", "pictures"):
+            assert f"{key}: {'true' if count else 'false'}" in printed
+
+
+def test_an_analytical_trial_has_a_timeline_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    one = case(num_gpus=16, tp=4, pp=4, global_batch_size=8)
+    found = price(one.scenario("analytical", backend__artifacts__timeline=True), one.layouts())
+    events = json.loads((tmp_path / "output/training/analytical/timeline.json").read_text())["traceEvents"]
+    end = max(event["ts"] + event["dur"] for event in events if event["ph"] == "X")
+    assert end / 1e6 == pytest.approx(float(found.step_time_s[0]), rel=0.02)
