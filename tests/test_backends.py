@@ -123,6 +123,18 @@ def test_zero_3_gathers_every_layer_of_every_pass() -> None:
     assert gathers.sum() == 2 * 32 * 2 + 1  # forward and backward of 32 layers and 2 micro-batches, and the tables once
 
 
+def test_a_switchs_faulty_link_is_found_in_every_part_of_the_network() -> None:
+    one = case(num_gpus=32, tp=8, sequence_parallel=1, pp=2, global_batch_size=8)
+    node, rail = [[3, 32, 0.25]], [[3, 39, 0.25]]  # of rank 3: 32 is its node's switch, 36 + 3 that of its rail
+    for backend in EVENT_BACKENDS:
+        healthy, slow = (float(_priced(one, backend, hw__network__faulty_links=fault).step_time_s[0]) for fault in ([], node))
+        assert slow > 1.1 * healthy, backend
+        if backend != "hybrid":
+            assert float(_priced(one, backend, hw__network__faulty_links=rail).step_time_s[0]) > healthy, backend
+    with pytest.raises(ValueError, match="crosses"):
+        _priced(one, "hybrid", hw__network__faulty_links=rail)
+
+
 def test_a_faulty_link_slows_the_ranks_that_cross_it() -> None:
     one = case(num_gpus=16, tp=8, sequence_parallel=1, global_batch_size=8)
     # 16 places, then the two nodes' switches: 16 is the first
@@ -138,7 +150,7 @@ def test_a_faulty_link_slows_the_ranks_that_cross_it() -> None:
     ("backend", "changes", "settings", "words"),
     [
         ("analytical", {}, {"hw__network__faulty_links": [[0, 1, 0.5]]}, ["faulty_links", FLATTENED]),
-        ("hybrid", {}, {"hw__network__faulty_links": [[0, 8, 0.5]]}, ["faulty_links", FLATTENED]),
+        ("hybrid", {}, {"hw__network__faulty_links": [[0, 18, 0.5]]}, ["faulty_links", FLATTENED]),
         (FLATTENED, {}, {"hw__network__faulty_links": [[0, 1, 0.5]]}, ["no link", "switches are devices"]),
         (FLATTENED, {}, {"hw__network__faulty_links": [[0, 99999, 0.5]]}, ["no link"]),
         ("hybrid", {}, {"backend__network": "ideal", "hw__network__faulty_links": [[0, 16, 0.5]]}, ["ideal", "congestion_aware"]),

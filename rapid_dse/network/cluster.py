@@ -86,8 +86,8 @@ class Cluster:
         new, stride = np.zeros(places.shape, np.int64), 1
         for dimension, column, _ in kept:
             new, stride = new + column * stride, stride * dimension.size
-        faults = _faults_among(self, places, new)
-        topology = Topology(tuple(dimension for dimension, _, _ in kept) or (_alone(),), faults)
+        topology = Topology(tuple(dimension for dimension, _, _ in kept) or (_alone(),))
+        topology = replace(topology, faulty_links=_faults_among(self, places, new, topology, [number for _, _, number in kept]))
         return Cluster(topology, new, tuple(number for _, _, number in kept) or (0,)), new
 
 
@@ -95,19 +95,51 @@ def _alone() -> Dimension:
     return Dimension(kind="Switch", size=1, bandwidth=1.0, latency=0.0)
 
 
-def _faults_among(cluster: Cluster, places: Ints, new: Ints) -> tuple[tuple[int, int, float], ...]:
-    """The faulty links between places that are kept, under their new numbers; a switch's links by the switch's number there."""
+def switch_of(topology: Topology, axis: int, place: int) -> int:
+    """The device number of the switch that a place hangs on along a dimension of switches."""
+    ranks, sizes = topology.ranks, [dimension.size for dimension in topology.dimensions]
+    before = sum(ranks // d.size for d in topology.dimensions[:axis] if d.kind == "Switch")
+    stride = prod(sizes[:axis])
+    # switches follow each other in the order of the first place on each
+    return ranks + before + place // (stride * sizes[axis]) * stride + place % stride
+
+
+def fault_ends(topology: Topology, fault: tuple[int, int, float]) -> tuple[tuple[int, ...], int]:
+    """The places at the ends of a faulty link, one where the other end is a switch, and the dimension that it is a link of.
+
+    Raises:
+        ValueError: a link between the switches of a fat tree, or none at all.
+    """
+    source, target = sorted(fault[:2])
+    sizes = [dimension.size for dimension in topology.dimensions]
+    strides = [prod(sizes[:axis]) for axis in range(len(sizes))]
+    if target < topology.ranks:
+        along = [
+            axis for axis, (size, stride) in enumerate(zip(sizes, strides, strict=True)) if (source // stride - target // stride) % size
+        ]
+        return (source, target), along[0]
+    simple = all(dimension.kind != "FatTree" for dimension in topology.dimensions)
+    for axis, dimension in enumerate(topology.dimensions) if simple and source < topology.ranks else ():
+        if dimension.kind == "Switch" and switch_of(topology, axis, source) == target:
+            return (source,), axis
+    raise ValueError(
+        f"hw.network.faulty_links has {list(fault)}, which is no link of a rank, and this backend times groups apart from the whole "
+        "network; allowed with it: backend=full_astrasim_flattened"
+    )
+
+
+def _faults_among(cluster: Cluster, places: Ints, new: Ints, topology: Topology, kept: Sequence[int]) -> tuple[tuple[int, int, float], ...]:
+    """The faulty links that a part of the network has, under their new numbers."""
     moved = dict(zip(places.ravel().tolist(), new.ravel().tolist(), strict=True))
-    ranks = cluster.topology.ranks
     faults = []
-    for source, target, factor in cluster.topology.faulty_links:
-        if source in moved and target in moved:
-            faults.append((moved[source], moved[target], factor))
-        elif max(source, target) >= ranks and min(source, target) in moved:
-            raise ValueError(
-                f"hw.network.faulty_links has [{source}, {target}, {factor:g}], a switch's link: this backend times groups apart from "
-                "the whole network; allowed with it: backend=full_astrasim_flattened"
-            )
+    for fault in cluster.topology.faulty_links:
+        ends, axis = fault_ends(cluster.topology, fault)
+        number = cluster.dimension[axis]
+        if number not in kept or any(end not in moved for end in ends):
+            continue
+        here = [moved[end] for end in ends]
+        target = here[1] if len(here) == 2 else switch_of(topology, kept.index(number), here[0])
+        faults.append((here[0], target, fault[2]))
     return tuple(faults)
 
 

@@ -96,6 +96,8 @@ def check_for_astrasim(graph: Graph, topology: Topology, system: SystemSettings,
     if network not in ("congestion_aware", "congestion_unaware"):
         raise ValueError(f"network is {network!r}: ASTRA-sim runs congestion_aware or congestion_unaware")
     check_topology(topology, network)
+    if system.group_algorithm is not None:
+        raise ValueError(f"groups run {system.group_algorithm} here: ASTRA-sim runs rings; use backend.engine=builtin")
     graph.check()
     for dimension in topology.dimensions:
         if dimension.kind not in ("Ring", "FullyConnected", "Switch"):

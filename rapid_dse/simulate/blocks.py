@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from rapid_dse.layouts import ZERO_BUBBLE
-from rapid_dse.network.cluster import Cluster
+from rapid_dse.network.cluster import Cluster, fault_ends
 from rapid_dse.simulate import runs
 from rapid_dse.simulate.exposed import exposed
 from rapid_dse.simulate.quantities import Priced1
@@ -117,11 +117,17 @@ def _scatter(one: Priced1) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
     return during - ahead
 
 
-def faulty_blocks(cluster: Cluster) -> list[tuple[int, int]]:
-    """The blocks, by their (pp, dp) index, that a faulty link touches with both ends."""
+def faulty_blocks(cluster: Cluster) -> dict[tuple[int, int], None]:
+    """The blocks, by their (pp, dp) index, whose own links have faults: both ends within one, along a dimension that it spans."""
     found: dict[tuple[int, int], None] = {}
-    for source, target, _ in cluster.topology.faulty_links:
-        inside = [{(int(p), int(d)) for p, d, _, _ in np.argwhere(cluster.rank == end)} for end in (source, target)]
-        for block in sorted(inside[0] & inside[1]):
-            found[block] = None
-    return list(found)
+    for fault in cluster.topology.faulty_links:
+        found |= dict.fromkeys(blocks_of(cluster, fault))
+    return found
+
+
+def blocks_of(cluster: Cluster, fault: tuple[int, int, float]) -> list[tuple[int, int]]:
+    """The blocks that a faulty link slows; none where it carries gradients or stages alone."""
+    ends, axis = fault_ends(cluster.topology, fault)
+    inside = [{(int(p), int(d)) for p, d, _, _ in np.argwhere(cluster.rank == end)} for end in ends]
+    spanned = [block for block in set.intersection(*inside) if len(np.unique(cluster.coordinates(cluster.rank[block])[axis])) > 1]
+    return sorted(spanned)

@@ -11,7 +11,7 @@ import numpy as np
 
 from rapid_dse.config.scenario import Scenario
 from rapid_dse.layouts import Layouts
-from rapid_dse.network.cluster import Cluster
+from rapid_dse.network.cluster import Cluster, fault_ends
 from rapid_dse.simulate import runs
 from rapid_dse.simulate.blocks import LayerTimes, faulty_blocks, run_layer
 from rapid_dse.simulate.event import Watch, price_each
@@ -38,6 +38,8 @@ def _check(one: Priced1) -> None:
     cluster = one.cluster()
     require_own_dimension(one, cluster)
     runs.check_links(cluster)
+    for fault in cluster.topology.faulty_links:
+        fault_ends(cluster.topology, fault)
 
 
 def require_own_dimension(one: Priced1, cluster: Cluster) -> None:

@@ -9,7 +9,7 @@ from rapid_dse.layouts import Layouts
 from rapid_dse.network import closed_form
 from rapid_dse.network.cluster import Cluster
 from rapid_dse.simulate import runs
-from rapid_dse.simulate.blocks import faulty_blocks, measured_layer, run_layer
+from rapid_dse.simulate.blocks import blocks_of, faulty_blocks, measured_layer, run_layer
 from rapid_dse.simulate.event import Watch, price_each
 from rapid_dse.simulate.quantities import Priced1
 from rapid_dse.simulate.results import Priced
@@ -22,13 +22,19 @@ def price(scenario: Scenario, layouts: Layouts, watch: Watch | None = None) -> P
     Raises:
         ValueError: what cannot run on this backend, with what to use instead.
     """
-    return price_each(scenario, layouts, lambda one: _require_closed_form_outside(one, one.cluster()), run_step, watch)
+    return price_each(scenario, layouts, _check, run_step, watch)
+
+
+def _check(one: Priced1) -> None:
+    cluster = one.cluster()
+    runs.check_links(cluster)
+    _require_closed_form_outside(one, cluster)
 
 
 def run_step(one: Priced1) -> tuple[Priced, dict[str, runs.Run]]:
     """The results of one layout, and the runs of its blocks: a healthy one, or those with faulty links."""
     cluster = one.cluster()
-    blocks = faulty_blocks(cluster) or [(0, 0)]
+    blocks = list(faulty_blocks(cluster)) or [(0, 0)]
     found = {f"block_{stage}_{replica}": run_layer(one, cluster, cluster.rank[stage, replica]) for stage, replica in blocks}
     # every other stage and replica waits for the slowest
     times = max((times for times, _ in found.values()), key=lambda times: times.seconds("forward") + times.seconds("backward"))
@@ -56,11 +62,9 @@ def _require_closed_form_outside(one: Priced1, cluster: Cluster) -> None:
                     f"hw.network.dimensions.{index}.topology={dimension.topology} carries gradients or stages, which hybrid prices in "
                     f"closed form, and it has none; {outside}"
                 ) from None
-    inside = faulty_blocks(cluster)
     for fault in network.faulty_links:
-        ends = [{(int(p), int(d)) for p, d, _, _ in np.argwhere(cluster.rank == end)} for end in fault[:2]]
-        if not any(block in ends[0] & ends[1] for block in inside):
+        if not blocks_of(cluster, fault):
             raise ValueError(
-                f"hw.network.faulty_links has {list(fault)}, which joins no two ranks of one tensor- and context-parallel group: hybrid "
+                f"hw.network.faulty_links has {list(fault)}, which no tensor- or context-parallel group crosses: hybrid "
                 f"prices all else in closed form; {outside}"
             )

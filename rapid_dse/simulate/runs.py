@@ -159,12 +159,15 @@ def system_of(scenario: Scenario, topology: Topology) -> SystemSettings:
     """ASTRA-sim's settings: rings, but all links at once where a dimension connects fully."""
     direct = tuple("direct" if d.kind == "FullyConnected" and d.size > 2 else "ring" for d in topology.dimensions)
     memory = scenario.hw.memory.bandwidth / 1e9
+    # a ring in a fully connected dimension would use one of a rank's links, where libraries use them all
+    group = "direct" if "direct" in direct and len(direct) > 1 else None
     return SystemSettings(
         algorithms=dict.fromkeys(COLLECTIVES, direct),
         splits=CHUNKS,
         active_chunks=CHUNKS * (STREAMS if own_streams(scenario.backend) else 1),  # no stream waits for another one's chunks
         local_mem_bw=memory,
         scheduling_policy="FIFO",
+        group_algorithm=group,
     )
 
 
