@@ -211,7 +211,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 
 
 # A step that waits for its host has no law in the device: what gets faster there leaves transfers less to hide behind.
-UNHINDERED = {f"software__{name}": 0.0 for name in ("host_layer", "host_collective_layer", "host_pipeline_layer", "host_micro_batch")}
+UNHINDERED = {f"software__{name}": 0.0 for name in ("host_layer", "host_collective_layer", "strained_host_layer", "host_micro_batch")}
 
 
 @cache

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from rapid_dse.analysis.fit import CHIP, Fit, fit, held_out
-from rapid_dse.analysis.runs import LEAST_ROWS, PEAK, Measured, measured_runs, parameters_by_name, require_plausible, require_runs
+from rapid_dse.analysis.fit import CHIP, Fit, Runs, fit, held_out
+from rapid_dse.analysis.runs import LEAST_ROWS, PEAK, known_states, measured_runs, parameters_by_name, require_plausible, require_runs
 from rapid_dse.config.software import FREE, FreeParameter, Software
 from rapid_dse.model.operators import model_flops_per_token
 from rapid_dse.simulate.results import FloatColumn
@@ -45,18 +45,19 @@ class Calibration:
     memory: Fit | None
 
 
-def exercised(measured: Measured) -> list[str]:
+def exercised(runs: Sequence[Runs]) -> list[str]:
     """Names of the free parameters that these runs can say something of: no pipeline, no pp parameter, and so on."""
     some = {
-        name: any(_has(run.layouts, name) for run in measured.runs) for name in ("tp", "cp", "pp", "dp", "zero12", "nodes", "piped_nodes")
+        name: any(_has(run.layouts, name) for run in runs)
+        for name in ("tp", "cp", "pp", "dp", "zero0", "zero1", "zero12", "nodes", "piped_nodes")
     }
-    fp8 = any(run.scenario.workload.precision == "fp8" for run in measured.runs)
-    asynchronous = any((run.pinned.get("async_tp", run.scenario.software.async_tp)) for run in measured.runs)
+    fp8 = any(run.scenario.workload.precision == "fp8" for run in runs)
+    asynchronous = any((run.pinned.get("async_tp", run.scenario.software.async_tp)) for run in runs)
     needs = {
         "fp8_cast_passes": fp8,
         "host_collective_layer": some["tp"],
-        "host_pipeline_layer": some["piped_nodes"],
         "dp_overlap": some["dp"],
+        "scatter_overlap": some["zero0"] and some["zero1"],
         "parameter_gather_overlap": some["zero12"],
         "gather_calls_per_layer": some["zero12"] and some["nodes"],
         "tp_overlap": some["tp"] and asynchronous,
@@ -67,6 +68,9 @@ def exercised(measured: Measured) -> list[str]:
         "fabric_efficiency": some["nodes"],
         "fabric_latency": some["nodes"],
         "node_skew": some["nodes"] and some["tp"],
+        "strained_host_layer": some["piped_nodes"] and some["tp"],
+        "strained_fabric_latency": some["piped_nodes"],
+        "strained_all_reduce_wait": some["piped_nodes"] and some["zero0"],
     }
     return [parameter.name for parameter in FREE if needs.get(parameter.name, True)]
 
@@ -78,9 +82,11 @@ def _has(layouts: object, name: str) -> bool:
         "cp": column["cp"] > 1,
         "pp": column["pp"] > 1,
         "dp": column["dp"] > 1,
+        "zero0": (column["dp"] > 1) & (column["zero"] == 0),
+        "zero1": (column["dp"] > 1) & (column["zero"] == 1),
         "zero12": (column["dp"] > 1) & (column["zero"] >= 1) & (column["zero"] <= 2),
         "nodes": column["num_gpus"] > 8,
-        "piped_nodes": (column["num_gpus"] > 8) & (column["pp"] > 1) & (column["tp"] > 1),
+        "piped_nodes": (column["num_gpus"] > 8) & (column["pp"] > 1),
     }
     return bool(masks[name].any())
 
@@ -98,25 +104,24 @@ def calibrate(
         ValueError: what the table lacks (see ``require_runs``), step times of another unit, an unknown parameter.
     """
     require_runs(frame, source, options.least)
-    measured = measured_runs(frame, groups, software)
-    if not measured.runs:
+    runs, known = measured_runs(frame, groups, software), measured_runs(*known_states(frame, groups), software)
+    if not runs:
         raise ValueError(f"{source}: no legal training run has software={software}")
-    require_plausible(measured, [implied_mfu(measured, index) for index in range(len(measured.runs))], source)
-    parameters = parameters_by_name(options.names or exercised(measured), CHIP) + (list(CHIP) if options.chip else [])
-    first = fit(measured.runs, base, parameters)
+    require_plausible([implied_mfu(run) for run in runs], source)
+    parameters = parameters_by_name(options.names or exercised(runs), CHIP) + (list(CHIP) if options.chip else [])
+    first = fit(known, base, parameters)
     parameters = [parameter for parameter in parameters if parameter.name not in first.silent] or parameters
-    fitted = fit(measured.runs, base, parameters) if first.silent else first
+    fitted = fit(known, base, parameters) if first.silent else first
     fitted = replace(fitted, silent=first.silent)
-    unseen = np.concatenate(held_out(measured.runs, base, parameters, options.jobs))
-    truth = np.concatenate([run.measured for run in measured.runs])
-    models = len({run.model for run in measured.runs})
+    unseen = np.concatenate(held_out(runs, base, parameters, options.jobs, known))
+    truth = np.concatenate([run.measured for run in runs])
+    models = len({run.model for run in runs})
     error = float(np.abs(unseen / truth - 1).mean())
     return Calibration(software, base, fitted, error, len(truth), models, _memory_fit(frame, groups, software, base))
 
 
-def implied_mfu(measured: Measured, index: int) -> NDArray[np.float64]:
+def implied_mfu(run: Runs) -> NDArray[np.float64]:
     """Model FLOP utilisation that the measured step times of one group imply, ``(n_layouts,)``."""
-    run = measured.runs[index]
     work, layouts = run.scenario.workload, run.layouts
     flops = model_flops_per_token(run.scenario.model, work.seq_len) * layouts.global_batch_size * float(work.seq_len)
     implied: FloatColumn = flops / (run.measured * layouts.num_gpus * run.scenario.hw.peak_flops(work.precision))
@@ -128,14 +133,14 @@ def _memory_fit(frame: pd.DataFrame, groups: Sequence[CaseGroup], software: str,
     if PEAK not in frame:
         return None
     peaks = measured_runs(frame, groups, software, PEAK)
-    if sum(len(run.measured) for run in peaks.runs) < LEAST_ROWS:
+    if sum(len(run.measured) for run in peaks) < LEAST_ROWS:
         return None
-    return fit(peaks.runs, base, memory_parameters(peaks))
+    return fit(peaks, base, memory_parameters(peaks))
 
 
-def memory_parameters(peaks: Measured) -> list[FreeParameter]:
+def memory_parameters(peaks: Sequence[Runs]) -> list[FreeParameter]:
     """What peaks can tell: the streams that tensor parallelism keeps, only where there is some."""
-    tensor = any((run.layouts.tp > 1).any() for run in peaks.runs)
+    tensor = any((run.layouts.tp > 1).any() for run in peaks)
     names = ["activation_overhead", "context"] + (["head_copies", "embedding_copies"] if tensor else [])
     return parameters_by_name(names)
 

@@ -36,17 +36,18 @@ CHIP: tuple[FreeParameter, ...] = (
 class Runs:
     """Measured runs of one scenario: ``measured`` is seconds of a step or bytes at the peak, ``(n_layouts,)``.
 
-    ``pinned`` software keys are the runs' own.
+    ``rows`` are their positions in the table, ``(n_layouts,)``; ``pinned`` software keys are the runs' own.
     """
 
     scenario: Scenario
     layouts: Layouts
     measured: FloatColumn
+    rows: IntColumn
     pinned: Mapping[str, Any]
 
     def take(self, mask: NDArray[np.bool_]) -> Runs:
         """The runs where ``mask`` is true."""
-        return Runs(self.scenario, self.layouts.take(mask), self.measured[mask], self.pinned)
+        return Runs(self.scenario, self.layouts.take(mask), self.measured[mask], self.rows[mask], self.pinned)
 
     @property
     def model(self) -> tuple[int, int, int]:
@@ -175,15 +176,21 @@ def _judged(
     return Fit(values, standard, alike, silent, float(np.abs(predicted / seconds - 1).mean()))
 
 
-def held_out(runs: Sequence[Runs], base: Software, parameters: Sequence[FreeParameter], jobs: int = 1) -> list[FloatColumn]:
+def held_out(
+    runs: Sequence[Runs], base: Software, parameters: Sequence[FreeParameter], jobs: int = 1, fitted_to: Sequence[Runs] | None = None
+) -> list[FloatColumn]:
     """Predictions of each run by a fit that has not seen its model (nor, where there is one model alone, the run), like ``runs``.
+
+    Args:
+        fitted_to: the same runs with what a fit may know of them and a prediction may not; None: ``runs`` themselves.
 
     Returns:
         step times, s, one array a group of ``runs``, ``(n_layouts,)`` each.
     """
-    marks = folds_of(runs)
+    seen = runs if fitted_to is None else fitted_to
+    marks, seen_marks = folds_of(runs), folds_of(seen)
     count = 1 + max(int(mark.max()) for mark in marks)
-    fits = Parallel(n_jobs=jobs)(delayed(_fit_without)(runs, marks, fold, base, parameters) for fold in range(count))
+    fits = Parallel(n_jobs=jobs)(delayed(_fit_without)(seen, seen_marks, fold, base, parameters) for fold in range(count))
     predictions = [np.full(len(r.layouts), np.nan) for r in runs]
     for fold, values in enumerate(fits):
         for index, (r, mark) in enumerate(zip(runs, marks, strict=True)):
@@ -198,8 +205,8 @@ def folds_of(runs: Sequence[Runs], folds: int = 5, seed: int = 0) -> list[IntCol
     if len(models) > 1:
         return [np.full(len(r.layouts), models.index(r.model)) for r in runs]
     count = min(folds, sum(len(r.layouts) for r in runs))
-    rng = np.random.default_rng(seed)
-    return [rng.integers(0, count, len(r.layouts)) for r in runs]
+    lots = np.random.default_rng(seed).integers(0, count, 1 + max(int(r.rows.max()) for r in runs))
+    return [lots[r.rows] for r in runs]
 
 
 def _fit_without(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,8 +10,7 @@ from numpy.typing import NDArray
 
 from rapid_dse.analysis.fit import Runs
 from rapid_dse.config.software import FREE, FREE_MEMORY, FreeParameter
-from rapid_dse.layouts import IntColumn
-from rapid_dse.sweep.cases import CaseGroup
+from rapid_dse.sweep.cases import CaseGroup, group_cases
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -21,18 +19,13 @@ FloatColumn = NDArray[np.float64]
 
 SECONDS, PEAK, STATUS = "measured.step_time_s", "measured.peak_memory_bytes", "measured.status"
 LEAST_ROWS = 30
+BUS_BANDWIDTH = "measured.allreduce_busbw_gbs"  # GB/s that the job's all-reduce over all its GPUs gave
+RINGS_ALONE = 1000.0  # GB/s: rings' bus bandwidth falls as 1/nodes, and stays below this times that; trees keep theirs
+TELLING_NODES = 8  # from here on the two lie apart
 PLAUSIBLE_MFU = (1e-3, 1.2)  # a step that is off this was written in another unit
 
 
-@dataclass(frozen=True)
-class Measured:
-    """Runs of one profile, group by group, with the table's positions of each, ``(n_layouts,)``."""
-
-    runs: list[Runs]
-    rows: list[IntColumn]
-
-
-def measured_runs(frame: pd.DataFrame, groups: Sequence[CaseGroup], software: str, column: str = SECONDS) -> Measured:
+def measured_runs(frame: pd.DataFrame, groups: Sequence[CaseGroup], software: str, column: str = SECONDS) -> list[Runs]:
     """The legal training runs of ``software`` that have a figure in ``column``.
 
     Args:
@@ -43,15 +36,31 @@ def measured_runs(frame: pd.DataFrame, groups: Sequence[CaseGroup], software: st
     figures = np.asarray(frame[column], dtype=np.float64)
     ran = np.asarray(frame[STATUS].eq("ok")) if STATUS in frame else np.ones(len(frame), bool)
     usable = np.isfinite(figures) & (figures > 0) & ran
-    runs, rows = [], []
+    runs = []
     for group in groups:
         portion = group.portion
         keep = usable[group.rows] & (portion.rule < 0)
         if portion.scenario.software.name == software and portion.scenario.workload.kind == "training" and keep.any():
             pinned = {key.removeprefix("software."): value for key, value in group.pinned.items()}
-            runs.append(Runs(portion.scenario, portion.layouts.take(keep), figures[group.rows][keep], pinned))
-            rows.append(group.rows[keep])
-    return Measured(runs, rows)
+            runs.append(Runs(portion.scenario, portion.layouts.take(keep), figures[group.rows][keep], group.rows[keep], pinned))
+    return runs
+
+
+def known_states(frame: pd.DataFrame, groups: Sequence[CaseGroup]) -> tuple[pd.DataFrame, Sequence[CaseGroup]]:
+    """The table for a fit, with ``software.strained`` where a job's own all-reduce tells it, and its rows by scenario.
+
+    Predictions must not know it: they price the table as it came. Without ``measured.allreduce_busbw_gbs`` nothing changes.
+    """
+    if BUS_BANDWIDTH not in frame or "software.strained" in frame:
+        return frame, groups
+    nodes = np.ones(len(frame))
+    for group in groups:
+        nodes[group.rows] = group.portion.layouts.num_gpus / group.portion.scenario.hw.gpus_per_node
+    bandwidth = np.asarray(frame[BUS_BANDWIDTH], dtype=np.float64)
+    telling = np.isfinite(bandwidth) & (nodes >= TELLING_NODES)
+    strained = [bool(slow) if tells else None for slow, tells in zip(bandwidth * nodes < RINGS_ALONE, telling, strict=True)]
+    told = frame.assign(**{"software.strained": strained})
+    return told, group_cases(told)
 
 
 def require_runs(frame: pd.DataFrame, source: str, least: int = LEAST_ROWS) -> None:
@@ -88,7 +97,7 @@ def _is_number(value: object) -> bool:
     return True
 
 
-def require_plausible(measured: Measured, mfu: Sequence[FloatColumn], source: str) -> None:
+def require_plausible(mfu: Sequence[FloatColumn], source: str) -> None:
     """Checks that the runs' step times are seconds: the model FLOP utilisation that they imply is possible.
 
     Raises:

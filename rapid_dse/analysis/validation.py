@@ -13,7 +13,7 @@ from rapid_dse.analysis.calibration import exercised, implied_mfu, memory_parame
 from rapid_dse.analysis.collectives import predict_collectives
 from rapid_dse.analysis.fit import held_out, logged_peak, typical_base
 from rapid_dse.analysis.kernels import error_table, predict_kernels, read_kernels
-from rapid_dse.analysis.runs import PEAK, SECONDS, measured_runs, parameters_by_name, require_plausible, require_runs
+from rapid_dse.analysis.runs import PEAK, SECONDS, known_states, measured_runs, parameters_by_name, require_plausible, require_runs
 from rapid_dse.analysis.scores import Score, score
 from rapid_dse.config.hardware import Hardware
 from rapid_dse.simulate import price
@@ -74,9 +74,9 @@ def validate_cases(path: str | Path, jobs: int, folds: bool = True) -> Validated
     require_runs(frame, str(path), LEAST_RUNS)
     groups = group_cases(frame)
     for software in frame["software"].unique():
-        measured = measured_runs(frame, groups, str(software))
-        if measured.runs:
-            require_plausible(measured, [implied_mfu(measured, index) for index in range(len(measured.runs))], str(path))
+        runs = measured_runs(frame, groups, str(software))
+        if runs:
+            require_plausible([implied_mfu(run) for run in runs], str(path))
     terms = _shipped(frame, groups)
     shipped = pd.DataFrame(
         {"seconds": terms["step_time_s"], "fits": terms["fits"].eq(1.0) | terms["fits"].isna(), "peak": terms["logged_peak_bytes"]}
@@ -103,17 +103,16 @@ def _shipped(frame: pd.DataFrame, groups: Sequence[CaseGroup]) -> pd.DataFrame:
 
 def _put_unseen(unseen: pd.DataFrame, frame: pd.DataFrame, groups: Sequence[CaseGroup], software: str, jobs: int) -> None:
     """Replaces step times, and peaks where enough were measured, by those of fits without each case's model."""
-    measured = measured_runs(frame, groups, software)
-    if not measured.runs:
+    runs = measured_runs(frame, groups, software)
+    if not runs:
         return
-    base = typical_base(measured.runs[0].scenario.software)
-    seconds = held_out(measured.runs, base, parameters_by_name(exercised(measured)), jobs)
-    for rows, values in zip(measured.rows, seconds, strict=True):
-        unseen.loc[frame.index[rows], "seconds"] = values
-    peaks = measured_runs(frame, groups, software, PEAK) if PEAK in frame else None
-    if peaks and sum(len(rows) for rows in peaks.rows) >= LEAST_PEAKS:
-        for rows, values in zip(peaks.rows, held_out(peaks.runs, base, memory_parameters(peaks), jobs), strict=True):
-            unseen.loc[frame.index[rows], "peak"] = values
+    base, known = typical_base(runs[0].scenario.software), measured_runs(*known_states(frame, groups), software)
+    for run, values in zip(runs, held_out(runs, base, parameters_by_name(exercised(runs)), jobs, known), strict=True):
+        unseen.loc[frame.index[run.rows], "seconds"] = values
+    peaks = measured_runs(frame, groups, software, PEAK) if PEAK in frame else []
+    if sum(len(run.rows) for run in peaks) >= LEAST_PEAKS:
+        for run, values in zip(peaks, held_out(peaks, base, memory_parameters(peaks), jobs), strict=True):
+            unseen.loc[frame.index[run.rows], "peak"] = values
 
 
 def validate_kernels(path: str | Path, chips: Mapping[str, Hardware], model: str) -> pd.DataFrame:

@@ -39,8 +39,6 @@ class Software(Frozen):
     # host
     host_layer: Seconds = 1e-3  # host time of a layer's forward and backward for a micro-batch, its launches included
     host_collective_layer: Seconds = 2e-4  # what tensor-parallel collectives add to that
-    host_pipeline_layer: Seconds = 0.0  # instead of those, for each tensor-parallel rank, where a pipeline spans nodes (nanotron's slots)
-    host_pipeline_nodes: Count | None = None  # jobs of so many nodes and more launch like pipelines, whatever pp; null: none do
     host_micro_batch: Seconds = 1e-3  # host time of a micro-batch
     host_step: Seconds = 1e-2  # data loading, logging, the optimizer's launches: exposed once a step
     # overlap: the share of the compute at hand that a transfer can hide behind
@@ -53,7 +51,7 @@ class Software(Frozen):
     async_tp: bool = False
     gradient_bucket: Annotated[Bytes, Field(gt=0)] = 100e6  # gradients are reduced in calls of this size
     gradient_bucket_per_rank: Bytes = 0.0  # a bucket is no smaller than this times the ranks that share gradients
-    tree_all_reduce: bool = True  # NCCL may take its tree between nodes; false where plugin or settings leave it the ring alone
+    scatter_overlap: ShareOrZero | None = None  # of ZeRO 1's reduce-scatter of gradients; null: dp_overlap
     # Calls a layer that gather ZeRO 1's and 2's new weights: 0 is one contiguous buffer, else each tensor pays the latency of the group.
     gather_calls_per_layer: Annotated[float, Field(ge=0, le=20)] = 0.0
     reduce_each_micro_batch: bool = True  # ZeRO 2 and 3 keep their gradients sharded: each micro-batch's are reduced behind its backward
@@ -64,6 +62,17 @@ class Software(Frozen):
     # What a blocking collective of a layer waits for each further node that its group spans: ranks of several hosts arrive apart.
     node_skew: Annotated[Seconds, Field(le=2e-3)] = 5e-5
     send_receive: Seconds = 2e-5  # host and synchronisation cost of one pipeline send with its receive
+    # Some clusters' jobs over several nodes run under strain: hosts that launch one tensor-parallel rank after the other, NCCL left its
+    # rings alone, slower hops. true, false: this job does, does not; null: pipelines over several nodes do, and jobs of strained_nodes
+    # nodes and more. Where the strained_* below are at their defaults, it changes nothing.
+    strained: bool | None = None
+    strained_nodes: Count | None = None
+    strained_trees: bool = True  # NCCL may take its tree between nodes there too
+    strained_host_layer: Seconds = 0.0  # host time of a layer for each tensor-parallel rank, where that is more than the layer's own
+    strained_fabric_latency: Annotated[Seconds, Field(le=2e-3)] = 0.0  # what a hop between nodes costs beyond fabric_latency
+    strained_all_reduce_wait: Annotated[Seconds, Field(le=2e-3)] = (
+        0.0  # what a bucket's all-reduce waits for each further rank of its group
+    )
     # data types
     gradient_dtype: Dtype = "fp32"  # of the gradient that is kept and reduced
     reduce_dtype: Dtype | None = None  # of the gradient on the wire; null: gradient_dtype
@@ -82,6 +91,20 @@ class Software(Frozen):
     head_copies: Annotated[float, Field(ge=0, le=60)] = 0.0
     # Copies of the whole stream (tokens × hidden, 16 bits) that a tensor-parallel embedding keeps a micro-batch in flight.
     embedding_copies: Annotated[float, Field(ge=0, le=8)] = 0.0
+
+    def in_state(self, strained: bool) -> Software:
+        """The profile of a job that runs under strain, or does not: what holds in that state alone, in its plain fields."""
+        if not strained:
+            return self.model_copy(
+                update={"strained": False, "strained_host_layer": 0.0, "strained_all_reduce_wait": 0.0, "strained_trees": True}
+            )
+        return self.model_copy(update={"strained": True, "fabric_latency": self.fabric_latency + self.strained_fabric_latency})
+
+    @property
+    def strain_changes(self) -> bool:
+        """Whether a strained job is priced otherwise at all."""
+        waits = self.strained_host_layer + self.strained_fabric_latency + self.strained_all_reduce_wait
+        return waits > 0 or not self.strained_trees
 
 
 @dataclass(frozen=True)
@@ -106,10 +129,10 @@ FREE: tuple[FreeParameter, ...] = (
     FreeParameter("fp8_cast_passes", 1.0, 0.4, 4.0, "passes", "whether casts, transposes and maxima are fused into neighbours"),
     FreeParameter("host_layer", 1e-3, 1.5e-3, 1e-2, "s", "Python and launch time of a layer"),
     FreeParameter("host_collective_layer", 2e-4, 5e-4, 1e-2, "s", "Python and launch time of a layer's collectives"),
-    FreeParameter("host_pipeline_layer", 0.0, 1.5e-3, 1e-2, "s", "serialised launches of a pipeline over several nodes"),
     FreeParameter("host_micro_batch", 1e-3, 3e-3, 5e-2, "s", "Python time of a micro-batch"),
     FreeParameter("host_step", 1e-2, 2e-2, 0.5, "s", "data loading, logging, optimizer launches"),
     FreeParameter("dp_overlap", 0.8, 0.2, 1.0, "share", "bucketing and prefetch"),
+    FreeParameter("scatter_overlap", 0.8, 0.3, 1.0, "share", "whether a reduce-scatter is queued behind the backward pass or beside it"),
     FreeParameter("parameter_gather_overlap", 0.3, 0.3, 1.0, "share", "prefetch of updated weights"),
     FreeParameter("tp_overlap", 0.5, 0.2, 1.0, "share", "pipelining of tensor-parallel transfers with products"),
     FreeParameter("tp_backward_overlap", 0.2, 0.2, 1.0, "share", "input-gradient transfers beside weight gradients"),
@@ -119,6 +142,9 @@ FREE: tuple[FreeParameter, ...] = (
     FreeParameter("fabric_latency", 5e-6, 2e-5, 1e-3, "s", "its NCCL plugin's proxy threads"),
     FreeParameter("node_skew", 5e-5, 2e-4, 2e-3, "s", "how evenly its processes run ahead on several hosts"),
     FreeParameter("gather_calls_per_layer", 0.0, 6.0, 20.0, "calls", "whether weights are gathered tensor by tensor"),
+    FreeParameter("strained_host_layer", 0.0, 1.5e-3, 1e-2, "s", "launches that wait for each other's cores"),
+    FreeParameter("strained_fabric_latency", 0.0, 5e-5, 2e-3, "s", "proxy threads that wait for cores"),
+    FreeParameter("strained_all_reduce_wait", 0.0, 1e-4, 2e-3, "s", "the same, at each step of an all-reduce"),
     FreeParameter("cp_overlap", 0.9, 0.1, 1.0, "share", "ring attention's transfers beside its kernels"),
     FreeParameter("optimizer_traffic", 34.0, 15.0, 200.0, "bytes a parameter", "fused or for-each optimizer"),
 )

@@ -20,6 +20,7 @@ from rapid_dse.simulate.communication import Traffic, effective_network, gradien
 from rapid_dse.simulate.memory import layer_parameters, vocabulary_parameters
 from rapid_dse.simulate.operators import compute_bytes
 from rapid_dse.simulate.stages import Stages, split_chunks
+from rapid_dse.simulate.strain import by_state
 from rapid_dse.simulate.training import (
     Groups,
     Layer,
@@ -31,6 +32,7 @@ from rapid_dse.simulate.training import (
     layer_gathers,
     layer_time,
     price_operators,
+    scatter_overlap,
     setting,
     weight_gather,
 )
@@ -99,6 +101,7 @@ def operators_of(scenario: Scenario, layouts: Layouts) -> tuple[Prepared, Block]
 def one_layout(scenario: Scenario, layouts: Layouts, row: int, ready: Prepared, block: Block) -> Priced1:
     """All about the layout at ``row``."""
     layout, own = layouts.take(slice(row, row + 1)), block.take(np.array([row]))
+    [(scenario, _)] = by_state(scenario, layout)
     assumed = with_closed_form(scenario)
     found, groups, moved = setting(assumed, layout)
     layer = layer_time(assumed, layout, own, moved, groups)
@@ -207,9 +210,12 @@ def _stage_work(one: Priced1, stage: int, chunks: list[int], forward: float, bac
         layer_gather=per_layer,
         layer_scattered=float(layer_parameters(scenario, layout)[0]) * gradient_bytes(scenario) if each else 0.0,
         layer_scatter=during - per_layer if each else 0.0,
-        dp_hidden=software.dp_overlap,
+        dp_hidden=scatter_overlap(software) if zero == 1 else software.dp_overlap,
         gather_hidden=software.parameter_gather_overlap,
-        tree=software.tree_all_reduce,
+        wait=max(0.0, calls * software.strained_all_reduce_wait * (ranks - 1) - software.dp_overlap * layers * backward)
+        if zero == 0
+        else 0.0,
+        tree=software.strained_trees,
     )
 
 

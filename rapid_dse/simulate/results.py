@@ -54,6 +54,10 @@ class Priced:
     def __len__(self) -> int:
         return len(self.step_time_s)
 
+    def take(self, rows: NDArray[np.intp]) -> Priced:
+        """The rows at these positions, in their order."""
+        return Priced(*(getattr(self, f.name)[rows] for f in fields(self)))
+
     @classmethod
     def concatenate(cls, parts: Sequence[Priced]) -> Priced:
         """All rows of ``parts``, in order."""

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from rapid_dse.config.hardware import Network
 from rapid_dse.config.model import Model
 from rapid_dse.config.scenario import Scenario
+from rapid_dse.config.software import Software
 from rapid_dse.device import OperatorModel, operator_model
 from rapid_dse.layouts import INTERLEAVED, RECOMPUTE_FULL, RECOMPUTE_SELECTIVE, IntColumn, Layouts
 from rapid_dse.model.operators import MicroBatch, model_flops_per_token
@@ -22,6 +23,7 @@ from rapid_dse.simulate.memory import Memory, layer_parameters, peak_memory, sta
 from rapid_dse.simulate.operators import Operators, compute_bytes, operators
 from rapid_dse.simulate.results import Priced
 from rapid_dse.simulate.stages import Stages, stages
+from rapid_dse.simulate.strain import by_state
 from rapid_dse.trace.schedules import Slots, bubble
 
 FloatColumn = NDArray[np.float64]
@@ -140,8 +142,12 @@ def price(scenario: Scenario, layouts: Layouts) -> Priced:
 def step_seconds(scenario: Scenario, layouts: Layouts, ready: Prepared) -> FloatColumn:
     """Step times alone, s, ``(n_layouts,)``, of layouts whose operators are priced: what a fit needs, many times over."""
     block = framework_block(scenario, ready.shape, ready.alone, ready.device).take(ready.where)
-    found, groups, moved = setting(scenario, layouts)
-    return step_time(scenario, layouts, block, found, groups, moved, ready.device).total
+    seconds = np.empty(len(layouts))
+    for state, rows in by_state(scenario, layouts):
+        part = layouts.take(rows)
+        found, groups, moved = setting(state, part)
+        seconds[rows] = step_time(state, part, block.take(rows), found, groups, moved, ready.device).total
+    return seconds
 
 
 def setting(scenario: Scenario, layouts: Layouts) -> tuple[Stages, Groups, Traffic]:
@@ -160,6 +166,14 @@ def setting(scenario: Scenario, layouts: Layouts) -> tuple[Stages, Groups, Traff
 
 
 def _price_chunk(scenario: Scenario, layouts: Layouts, block: Block, device: OperatorModel) -> Priced:
+    states = by_state(scenario, layouts)
+    if len(states) == 1:
+        return _price_state(states[0][0], layouts, block, device)
+    priced = Priced.concatenate([_price_state(state, layouts.take(rows), block.take(rows), device) for state, rows in states])
+    return priced.take(np.argsort(np.concatenate([rows for _, rows in states])))
+
+
+def _price_state(scenario: Scenario, layouts: Layouts, block: Block, device: OperatorModel) -> Priced:
     found, groups, moved = setting(scenario, layouts)
     step = step_time(scenario, layouts, block, found, groups, moved, device)
     return result_columns(scenario, layouts, block, found, moved, step)
@@ -269,12 +283,10 @@ def gathered_bytes(scenario: Scenario) -> int:
 def host_layer_seconds(scenario: Scenario, layouts: Layouts) -> FloatColumn:
     software = scenario.software
     collective = np.where(layouts.tp > 1, software.host_collective_layer, 0.0)
-    nodes = layouts.num_gpus / scenario.hw.gpus_per_node
-    like_pipelines = (layouts.pp > 1) & (nodes > 1) | (nodes >= (software.host_pipeline_nodes or np.inf))
-    piped = np.where((layouts.tp > 1) & like_pipelines, software.host_pipeline_layer * layouts.tp, 0.0)
+    in_turn = np.where(layouts.tp > 1, software.strained_host_layer * layouts.tp, 0.0)
     # Full recomputation launches the forward pass again, half of what the host does for a layer.
     again = np.where(layouts.recompute == RECOMPUTE_FULL, 1.5, 1.0)
-    seconds: FloatColumn = np.maximum((software.host_layer + collective) * again, piped)
+    seconds: FloatColumn = np.maximum((software.host_layer + collective) * again, in_turn)
     return seconds
 
 
@@ -303,7 +315,8 @@ def _end_of_step(
     sent = left * gradient_bytes(scenario)
     synchronise = gradient_sync(scenario, layouts, sent, groups)
     last_bucket = synchronise * np.minimum(1.0, bucket(scenario, layouts) / sent)
-    window = found.layers[0] * np.maximum(0.0, software.dp_overlap * layer.backward - layer.gathers)
+    overlap = np.where(layouts.zero == 1, scatter_overlap(software), software.dp_overlap)
+    window = found.layers[0] * np.maximum(0.0, overlap * layer.backward - layer.gathers)
     shown = np.where(each, synchronise, np.maximum(_beside(synchronise, 1.0, window), last_bucket))
     gather = weight_gather(scenario, layouts, parameters, found.layers[0], groups)
     shown = shown + _beside(gather, software.parameter_gather_overlap, found.layers[0] * layer.forward)
@@ -318,11 +331,17 @@ def gradient_sync(scenario: Scenario, layouts: Layouts, sent: FloatColumn, group
     span, software = groups.placement.gradient, scenario.software
     calls = np.ceil(sent / bucket(scenario, layouts))
     scatter = closed_form.reduce_scatter(sent / calls, span, groups.network)
-    if software.tree_all_reduce:
+    if software.strained_trees:
         reduce = closed_form.all_reduce(sent / calls, span, groups.network)
     else:
         reduce = scatter + closed_form.all_gather(sent / calls, span, groups.network)
+    reduce = reduce + software.strained_all_reduce_wait * (span.size - 1)
     return calls * np.where(layouts.zero == 0, reduce, scatter)
+
+
+def scatter_overlap(software: Software) -> float:
+    """Share of the backward pass that ZeRO 1's reduce-scatter may hide behind."""
+    return software.dp_overlap if software.scatter_overlap is None else software.scatter_overlap
 
 
 def bucket(scenario: Scenario, layouts: Layouts) -> FloatColumn:

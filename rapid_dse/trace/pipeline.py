@@ -84,6 +84,7 @@ class StageWork:
         gathered: bytes of weights that ZeRO 1 and 2 gather; ``table`` of look-up or head that ZeRO 3 gathers.
         layer_gathered: bytes a layer that ZeRO 3 gathers before each pass; ``layer_scattered`` of gradients after each backward.
         dp_hidden: share of the backward pass that reductions hide behind; ``gather_hidden``: of the forward pass, for gathers.
+        wait: seconds that all-reduces of gradients wait for ranks under strain, and nothing hides.
         tree: whether gradients are summed by one all-reduce, else by reduce-scatter and all-gather.
     """
 
@@ -109,4 +110,5 @@ class StageWork:
     layer_scatter: float
     dp_hidden: float
     gather_hidden: float
+    wait: float
     tree: bool

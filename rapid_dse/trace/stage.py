@@ -260,6 +260,8 @@ class StageWriter:
             pieces = 1 if script.style.ideal else min(work.calls, PIECES)
             for _ in range(pieces):
                 self.tail = self._reduction(self.tail, self.left / pieces, MAIN)
+        if not script.style.ideal:  # ideal links take the closed form's time, in which it is
+            self.tail = script.compute(self.tail, work.wait, "waiting for other ranks", "dp")
         return script.compute(self.tail, work.optimizer, "optimizer", "optimizer")
 
     # --------------------------------------------------------------- boundaries
