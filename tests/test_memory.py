@@ -164,3 +164,28 @@ def test_fp32_is_twice_as_wide() -> None:
     assert wide.memory_activations_bytes == pytest.approx(2 * narrow.memory_activations_bytes - log_sum_exp)
     assert (wide.time_tp_s > 1.7 * narrow.time_tp_s).all()
     assert (wide.time_compute_s > 1.5 * narrow.time_compute_s).all()
+
+
+def test_transformer_engine_keeps_fp8_copies_of_what_products_read() -> None:
+    """A layer of Llama 3.1 70B at tp 8, 8,192 tokens: inputs of qkv and up, of out and of down in one byte instead of two, and attention's
+    own 16-bit output beside the copy; torchao's recipes keep the 16-bit inputs."""
+    row = {"tp": 8, "recompute": "none"}
+    kept = {
+        (precision, recipe): float(
+            layer_activations(scenario(model="llama3_1_70b", workload__precision=precision, software__fp8_recipe=recipe), layouts(row))[0]
+        )
+        for precision in ("bf16", "fp8")
+        for recipe in ("delayed", "rowwise")
+    }
+    assert kept["fp8", "rowwise"] == kept["bf16", "rowwise"] == kept["bf16", "delayed"]
+    saved = 8192 * (2 * 8192 / 8 + 28672 / 8 - 8192 / 8)
+    assert kept["fp8", "delayed"] == pytest.approx(kept["bf16", "delayed"] - saved)
+
+
+def test_a_fused_loss_keeps_no_fp32_logits() -> None:
+    """4 bytes a logit against 10: 8,192 tokens of 128,256 logits, on the stage of the head."""
+    row = {"num_gpus": 8, "zero": 3}
+    fused, plain = (priced(scenario(software__fused_cross_entropy=word), row).memory_activations_bytes[0] for word in (True, False))
+    assert plain - fused == pytest.approx(6 * 8192 * 128256)
+    told = priced(scenario(software__fused_cross_entropy=True, software__logit_bytes=10), row).memory_activations_bytes[0]
+    assert told == plain

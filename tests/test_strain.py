@@ -51,7 +51,9 @@ def test_ranks_of_a_host_launch_in_turn() -> None:
 
 def test_each_bucket_of_gradients_waits_for_each_further_rank() -> None:
     """All-reduces alone: 16 ranks, buckets of 1 GB; reduce-scatters of ZeRO 1 do not wait."""
-    waits = [scenario(**CALM, software__strained=True, software__gradient_bucket=1e9, software__strained_all_reduce_wait=w) for w in (0, 1e-3)]
+    waits = [
+        scenario(**CALM, software__strained=True, software__gradient_bucket=1e9, software__strained_all_reduce_wait=w) for w in (0, 1e-3)
+    ]
     without, within = (priced(of, ROW | {"zero": 0}).time_dp_s[0] for of in waits)
     sent = 4 * (8.03e9 / 2)  # fp32 gradients of the 8B model on two ranks
     assert within - without == pytest.approx(np.ceil(sent / 1e9) * 15 * 1e-3)

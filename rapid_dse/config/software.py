@@ -83,10 +83,11 @@ class Software(Frozen):
     pipeline_split: Literal["megatron", "balanced", "even"] = "megatron"
     # memory
     logs_first_stage: bool = False  # the peak that its runs report is the first pipeline stage's, not the worst one's
-    context: Bytes = 1.5e9  # CUDA context, cuBLAS workspaces, NCCL's buffers
+    context: Bytes = 5e8  # what the allocator holds at all times: cuBLAS's workspaces; hw.memory.usable leaves out what lies beside it
     fragmentation: Annotated[float, Field(ge=1, le=1.6)] = 1.05  # reserved over live activations
     activation_overhead: Annotated[float, Field(ge=0.5, le=3)] = 1.0  # kept over the least that autograd needs
-    logit_bytes: Annotated[float, Field(ge=2, le=24)] = 10.0  # bytes a logit at the peak: 16-bit output, fp32 copy, gradient
+    # Bytes a logit at the peak; null: 16-bit output and gradient where cross-entropy is fused, else fp32 copies of both beside the output.
+    logit_bytes: Annotated[float, Field(ge=2, le=24)] | None = None
     # Copies of the whole stream that the head's stage keeps under tensor parallelism, whatever tp: gathers before the head and its loss.
     head_copies: Annotated[float, Field(ge=0, le=60)] = 0.0
     # Copies of the whole stream (tokens × hidden, 16 bits) that a tensor-parallel embedding keeps a micro-batch in flight.
@@ -99,6 +100,13 @@ class Software(Frozen):
                 update={"strained": False, "strained_host_layer": 0.0, "strained_all_reduce_wait": 0.0, "strained_trees": True}
             )
         return self.model_copy(update={"strained": True, "fabric_latency": self.fabric_latency + self.strained_fabric_latency})
+
+    @property
+    def peak_logit_bytes(self) -> float:
+        """Bytes a logit at the peak, as ``logit_bytes`` says or by whether the loss is fused."""
+        if self.logit_bytes is not None:
+            return self.logit_bytes
+        return 4.0 if self.fused_cross_entropy else 10.0
 
     @property
     def strain_changes(self) -> bool:

@@ -80,7 +80,7 @@ def layer_activations(scenario: Scenario, layouts: Layouts) -> FloatColumn:
     gates = mlp_projections(model)
     width = compute_bytes(scenario)
     products = width * ((queries + 2 * keys) + stream + gates * wide + stream)  # outputs of qkv, out, up, down
-    inputs = width * (4 * stream + queries + wide)  # of norms, of qkv and up, of out and down
+    inputs = width * 2 * stream + _input_bytes(scenario, 2 * stream, queries, wide)  # of norms; of qkv and up, of out, of down
     copies = width * ((0 if software.fused_rotary else queries + keys) + (0 if software.fused_activation else wide))
     dropout = 2 * stream if software.dropout else 0.0  # two masks of a byte
     scores = _score_bytes(scenario, layouts, heads)
@@ -90,6 +90,15 @@ def layer_activations(scenario: Scenario, layouts: Layouts) -> FloatColumn:
     full = width * stream
     by_mode = np.where(layouts.recompute == RECOMPUTE_FULL, full, np.where(layouts.recompute == RECOMPUTE_NONE, kept + scores, selective))
     return by_mode * np.where(layouts.recompute == RECOMPUTE_FULL, 1.0, software.activation_overhead)
+
+
+def _input_bytes(scenario: Scenario, streams: FloatColumn, queries: FloatColumn, wide: FloatColumn) -> FloatColumn:
+    """Inputs of products that weight gradients need. Transformer Engine (delayed scaling) keeps its fp8 copies, beside attention's own
+    16-bit output; torchao's recipes keep the 16-bit inputs and cast them again."""
+    width = compute_bytes(scenario)
+    if scenario.workload.precision == "fp8" and scenario.software.fp8_recipe == "delayed":
+        return streams + queries * (1 + width) + wide
+    return width * (streams + queries + wide)
 
 
 def _score_bytes(scenario: Scenario, layouts: Layouts, heads: FloatColumn) -> FloatColumn:
@@ -134,7 +143,7 @@ def _activations(scenario: Scenario, layouts: Layouts, stages: Stages) -> NDArra
     each = layer_activations(scenario, layouts)
     whole = layer_activations(scenario, _without_recompute(layouts)) - each
     tokens = layouts.micro_batch_size * (scenario.workload.seq_len / layouts.cp)
-    logits = tokens * padded_vocab(scenario.model, layouts.tp) / layouts.tp * scenario.software.logit_bytes
+    logits = tokens * padded_vocab(scenario.model, layouts.tp) / layouts.tp * scenario.software.peak_logit_bytes
     whole_stream = compute_bytes(scenario) * tokens * scenario.model.hidden_size * (layouts.tp > 1)
     embedded, headed = (whole_stream * copies for copies in (scenario.software.embedding_copies, scenario.software.head_copies))
     transient = np.maximum(0.0, whole) * (stages.layers > 0) + stages.has_head * (logits + headed)
