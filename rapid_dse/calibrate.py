@@ -9,6 +9,8 @@ from pathlib import Path
 EPILOG = """\
 CASES is a table (CSV or Parquet) whose columns are override keys, with measured.step_time_s (seconds) and, where it is known,
 measured.status (ok, oom) and measured.peak_memory_bytes. At least 30 rows that ran; a blank cell is the default.
+measured.allreduce_busbw_gbs, the bus bandwidth of an all-reduce over all of a job's GPUs (GB/s), tells the fit which jobs ran under strain
+(software.strained); predictions go by layout.
 The profile is written to conf/software/OUT.yaml below the current folder and composes as software=OUT."""
 
 

@@ -59,7 +59,8 @@ def known_states(frame: pd.DataFrame, groups: Sequence[CaseGroup]) -> tuple[pd.D
     bandwidth = np.asarray(frame[BUS_BANDWIDTH], dtype=np.float64)
     telling = np.isfinite(bandwidth) & (nodes >= TELLING_NODES)
     strained = [bool(slow) if tells else None for slow, tells in zip(bandwidth * nodes < RINGS_ALONE, telling, strict=True)]
-    told = frame.assign(**{"software.strained": strained})
+    told = frame.copy()
+    told["software.strained"] = strained
     return told, group_cases(told)
 
 
