@@ -9,6 +9,7 @@ from trials import layouts, priced, scenario
 
 from rapid_dse.analysis.calibration import Options, calibrate
 from rapid_dse.analysis.fit import typical_base
+from rapid_dse.analysis.runs import known_states
 from rapid_dse.config.software import Software
 from rapid_dse.simulate import price
 from rapid_dse.simulate.strain import strained
@@ -67,6 +68,20 @@ def test_no_trees_and_slower_hops_only_under_strain() -> None:
     healthy = priced(scenario(**CALM), row).step_time_s
     assert priced(scenario(**settings, software__strained=False), row).step_time_s == healthy
     assert priced(scenario(**settings, software__strained=True), row).step_time_s > healthy * 1.01
+
+
+def test_bus_bandwidth_tells_from_eight_nodes_on() -> None:
+    frame = pd.DataFrame(
+        {"hw.num_gpus": [32, 64, 64, 512, 512, 512], "measured.allreduce_busbw_gbs": [155.0, 95.0, 188.0, 13.0, 170.0, np.nan]}
+    )
+    frame["software"] = "nanotron"
+    found, groups = known_states(frame, group_cases(frame))
+    assert found["software.strained"].tolist() == [None, True, False, True, False, None]
+    for group in groups:
+        assert all(group.portion.scenario.software.strained is found["software.strained"][row] for row in group.rows)
+    assert "software.strained" not in frame
+    without = frame.drop(columns="measured.allreduce_busbw_gbs")
+    assert known_states(without, [])[0] is without
 
 
 def test_a_fit_learns_the_state_from_a_jobs_own_all_reduce_and_predicts_without_it() -> None:

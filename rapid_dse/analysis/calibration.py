@@ -91,9 +91,7 @@ def _has(layouts: object, name: str) -> bool:
     return bool(masks[name].any())
 
 
-def calibrate(
-    frame: pd.DataFrame, groups: Sequence[CaseGroup], software: str, base: Software, source: str, options: Options
-) -> Calibration:
+def calibrate(frame: pd.DataFrame, groups: list[CaseGroup], software: str, base: Software, source: str, options: Options) -> Calibration:
     """Fits the free parameters of ``base`` to the table's runs of ``software``.
 
     Args:

@@ -46,7 +46,7 @@ def measured_runs(frame: pd.DataFrame, groups: Sequence[CaseGroup], software: st
     return runs
 
 
-def known_states(frame: pd.DataFrame, groups: Sequence[CaseGroup]) -> tuple[pd.DataFrame, Sequence[CaseGroup]]:
+def known_states(frame: pd.DataFrame, groups: list[CaseGroup]) -> tuple[pd.DataFrame, list[CaseGroup]]:
     """The table for a fit, with ``software.strained`` where a job's own all-reduce tells it, and its rows by scenario.
 
     Predictions must not know it: they price the table as it came. Without ``measured.allreduce_busbw_gbs`` nothing changes.

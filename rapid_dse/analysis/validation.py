@@ -58,8 +58,11 @@ class Validated:
         return both
 
 
-def validate_cases(path: str | Path, jobs: int, folds: bool = True) -> Validated:
+def validate_cases(path: str | Path, jobs: int, folds: bool = True, told: bool = False) -> Validated:
     """Prices every training case by its shipped profile, and, with ``folds``, by a fit that has not seen its model.
+
+    Args:
+        told: predictions, too, know what a job's own all-reduce tells of its state: how much of the error is not the model's.
 
     Raises:
         ValueError: a table that cannot be read, lacks ``suite``, ``software`` or ``measured.step_time_s``, has fewer than three rows that
@@ -73,6 +76,8 @@ def validate_cases(path: str | Path, jobs: int, folds: bool = True) -> Validated
         frame["measured.status"] = "ok"
     require_runs(frame, str(path), LEAST_RUNS)
     groups = group_cases(frame)
+    if told:
+        frame, groups = known_states(frame, groups)
     for software in frame["software"].unique():
         runs = measured_runs(frame, groups, str(software))
         if runs:
@@ -101,7 +106,7 @@ def _shipped(frame: pd.DataFrame, groups: Sequence[CaseGroup]) -> pd.DataFrame:
     return table
 
 
-def _put_unseen(unseen: pd.DataFrame, frame: pd.DataFrame, groups: Sequence[CaseGroup], software: str, jobs: int) -> None:
+def _put_unseen(unseen: pd.DataFrame, frame: pd.DataFrame, groups: list[CaseGroup], software: str, jobs: int) -> None:
     """Replaces step times, and peaks where enough were measured, by those of fits without each case's model."""
     runs = measured_runs(frame, groups, software)
     if not runs:
