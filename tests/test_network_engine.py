@@ -268,6 +268,7 @@ BAD_ROWS = [
     ({"bandwidth_GBps": "0"}, "bandwidth is 0.0"),
     ({"topology": "Star"}, "'Star' is none of"),
     ({"collective": "ALL_TO_ALL", "algorithm": "halvingDoubling"}, "there is none"),
+    ({"algorithm": "halvingDoubling", "size_bytes": "1"}, "messages come down to 0 bytes"),
     ({"chunks": "two"}, "chunks is 'two'"),
 ]
 

@@ -12,7 +12,7 @@ from math import prod
 import numpy as np
 
 from rapid_dse.config.hardware import Network, NetworkDimension
-from rapid_dse.network.topology import GIB_PER_GB_NS, Dimension, Topology
+from rapid_dse.network.topology import BYTES_PER_GB, Dimension, Topology
 from rapid_dse.trace.graph import Ints
 
 AXES = ("pp", "dp", "cp", "tp")  # of ``Cluster.rank``, outer to inner
@@ -231,7 +231,7 @@ def _engine_dimension(dimension: NetworkDimension, size: int, used: int) -> Dime
         rate /= dimension.size - 1
     if kind == "Ring" and size == 2:
         kind = "FullyConnected"  # the same two links; a ring of two hangs ASTRA-sim
-    values = {"size": size, "bandwidth": rate / 1e9 / GIB_PER_GB_NS, "latency": dimension.latency * 1e9}
+    values = {"size": size, "bandwidth": rate / BYTES_PER_GB, "latency": dimension.latency * 1e9}
     if kind == "FatTree" or dimension.oversubscription > 1:
         over = dimension.oversubscription
         leaf = max((n for n in range(1, min(LEAF, size) + 1) if size % n == 0 and (n / over).is_integer()), default=0)

@@ -145,6 +145,8 @@ class PlanTables:
             distance, size = (distance // 2, size * 2) if growing else (distance * 2, size // 2)
             if distance == n and kind == AR:
                 growing, distance, size = True, n // 2, size * 2
+        if min(size for _, size, _ in self.halving[first : first + total]) == 0:
+            raise ValueError(f"halvingDoubling of {data} bytes over {n} ranks: messages come down to 0 bytes, use ring or direct")
         return first, total, levels
 
     def _tree(self, n: int) -> int:

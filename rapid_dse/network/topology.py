@@ -26,7 +26,8 @@ from rapid_dse.network.records import (
 )
 
 KINDS = {"Ring": RING, "FullyConnected": FULLY_CONNECTED, "Switch": SWITCH, "Line": LINE, "FatTree": FAT_TREE}
-GIB_PER_GB_NS = (1 << 30) / 1_000_000_000
+BYTES_PER_GB = 1 << 30
+NS_PER_S = 1_000_000_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -172,7 +173,7 @@ def lay_out(topology: Topology) -> Links:
     for d, dimension in enumerate(topology.dimensions):
         dim = dims[d]
         dim["kind"], dim["n"], dim["stride"] = KINDS[dimension.kind], dimension.size, stride
-        dim["bandwidth"] = dimension.bandwidth * GIB_PER_GB_NS
+        dim["bandwidth"] = dimension.bandwidth * BYTES_PER_GB / NS_PER_S  # in ASTRA-sim's order of rounding
         dim["latency"] = dimension.latency
         dim["links"], dim["devices"] = first_link, first_device
         if dimension.kind == "FatTree":
@@ -201,9 +202,8 @@ def lay_out(topology: Topology) -> Links:
             raise ValueError(f"faulty_links: {src}-{dst} is no link of this network")
         failed[both] |= factor == 0
         if factor > 0:
-            # GB/s are scaled before they become bytes per ns: the order of rounding is ASTRA-sim's
             nominal = np.array([d.bandwidth for d in topology.dimensions])[which[both]]
-            table["bandwidth"][both] = nominal * factor * GIB_PER_GB_NS
+            table["bandwidth"][both] = nominal * factor * BYTES_PER_GB / NS_PER_S
     return Links(dims, np.concatenate(devices), table, source, failed)
 
 

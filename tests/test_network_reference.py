@@ -1,0 +1,173 @@
+"""The compiled engine against a slow model of the same rules, over random collectives and random small graphs."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import pytest
+import reference_network
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rapid_dse.network import command
+from rapid_dse.network.tables import CollectiveCase
+from rapid_dse.trace.graph_file import parse_graph
+
+DATA = Path(__file__).parent / "data" / "astrasim"
+KINDS = ["ALL_REDUCE", "ALL_GATHER", "REDUCE_SCATTER", "ALL_TO_ALL"]
+TOPOLOGIES = ["Ring", "FullyConnected", "Switch"]
+NodeTimes = dict[str, dict[str, list[int | None]]]
+
+
+def ends(row: dict[str, str]) -> list[int | None]:
+    times = reference_network.run(reference_network.of_row(row), row["backend"] == "aware")
+    return [nodes["0"][1] for nodes in times.values()]
+
+
+def test_the_model_gives_the_recorded_times() -> None:
+    with (DATA / "collectives.csv").open(newline="") as file:
+        rows = [row for row in csv.DictReader(file) if int(row["npus_total"]) * int(row["chunks"]) <= 64][::20]
+    for row in rows:
+        last = [end for end in ends(row) if end is not None]
+        assert (max(last), min(last)) == (float(row["cycles_ns"]), float(row["cycles_min_rank"])), row
+
+
+@pytest.mark.parametrize("mode", ["aware", "unaware"])
+@pytest.mark.parametrize("path", sorted((DATA / "graphs").glob("*.json")), ids=lambda p: p.stem)
+def test_the_model_gives_the_recorded_graphs(path: Path, mode: str) -> None:
+    data = json.loads(path.read_text())
+    assert reference_network.run(data, mode == "aware") == data["results"][mode]["node_times_ns"]
+
+
+def random_algorithm(r: Random, kind: str, n: int, dims: int) -> str:
+    names = ["ring", "direct", f"direct{r.randint(1, n + 1)}"]
+    if n & (n - 1) == 0 and kind != "ALL_TO_ALL":
+        names += ["halvingDoubling"] + ["doubleBinaryTree"] * (dims == 1)
+    return r.choice(names)
+
+
+def random_row(r: Random) -> dict[str, str]:
+    dims = r.choice([1, 1, 1, 2, 2, 3])
+    kind, kinds = r.choice(KINDS), [r.choice(TOPOLOGIES) for _ in range(dims)]
+    backend = r.choice(["aware", "aware", "unaware"])
+    least = [3 if k == "Ring" and backend == "aware" else 2 for k in kinds]
+    npus = [r.randint(low, {1: 12, 2: 6, 3: 4}[dims]) for low in least]
+    chunks = r.choice([1, 1, 2, 3, 4, 8])
+    size = r.choice([1, 7, 4095, 1 << 20, 16 << 20, r.randint(1, 1 << 28)])
+
+    def each(values: list[float]) -> str:
+        return "x".join(str(r.choice(values)) for _ in npus)
+
+    return {
+        "backend": backend,
+        "topology": "x".join(kinds),
+        "npus": "x".join(map(str, npus)),
+        "bandwidth_GBps": each([1.0, 12.3, 25.0, 50.0, 300.0, 450.0]),
+        "latency_ns": each([0.7, 500.0, 500.5, 5000.0]),
+        "collective": kind,
+        "algorithm": "x".join(random_algorithm(r, kind, n, dims) for n in npus),
+        "size_bytes": str(max(size, chunks)),
+        "chunks": str(chunks),
+        "active_chunks": str(r.choice([1, 2, 3, 8])),
+        "endpoint_delay": str(r.choice([1, 10, 1000])),
+        "local_mem_bw": str(r.choice([3, 1600, 1000000])),
+        "scheduling_policy": r.choice(["LIFO", "FIFO"]),
+        "collective_optimization": r.choice(["localBWAware", "localBWAware", "baseline"]),
+        "queues_per_dim": str(r.choice([1, 1, 2, 3, 4])),
+    }
+
+
+@given(st.randoms(use_true_random=False))
+def test_collectives(r: Random) -> None:
+    row = random_row(r)
+    case = CollectiveCase.from_row(row)
+    if "halvingDoubling" in row["algorithm"] and row["collective"] == "ALL_REDUCE" and int(row["size_bytes"]) < 4096:
+        return  # its messages may come to 0 bytes, an error
+    assert case.run().end_ns.tolist() == ends(row)
+
+
+class Ranks:
+    """Builds the ranks' nodes; collectives of a rank wait for one another, so that all ranks run them in one order."""
+
+    def __init__(self, r: Random, n: int) -> None:
+        self.r, self.n = r, n
+        self.nodes: dict[str, list[dict[str, Any]]] = {str(rank): [] for rank in range(n)}
+
+    def add(self, rank: int, **node: Any) -> None:
+        nodes, r = self.nodes[str(rank)], self.r
+        last = [other["id"] for other in nodes[-3:]]
+        deps = set(r.sample(last, min(len(last), r.choice([0, 1, 1, 2]))))
+        if node["type"] == "coll":
+            deps |= {[other["id"] for other in nodes if other["type"] == "coll"][-1]} if self._has_collective(rank) else set()
+        number = nodes[-1]["id"] + r.randint(1, 3) if nodes else r.randint(0, 2)
+        nodes.append({"id": number, "deps": sorted(deps), **node})
+
+    def _has_collective(self, rank: int) -> bool:
+        return any(node["type"] == "coll" for node in self.nodes[str(rank)])
+
+
+def random_system(r: Random, npus: list[int], power: bool) -> dict[str, Any]:
+    system: dict[str, Any] = {
+        "scheduling-policy": r.choice(["LIFO", "FIFO"]),
+        "endpoint-delay": r.choice([1, 10, 10, 100]),
+        "active-chunks-per-dimension": r.choice([1, 1, 2, 3]),
+        "preferred-dataset-splits": r.choice([1, 1, 2, 4]),
+        "collective-optimization": r.choice(["localBWAware", "localBWAware", "baseline"]),
+        "local-mem-bw": r.choice([100, 1600, 100000]),
+    }
+    for kind in KINDS:
+        names = ["ring", "direct", "direct2"] + ["halvingDoubling"] * (power and kind != "ALL_TO_ALL")
+        system[kind.lower().replace("_", "-") + "-implementation"] = [r.choice(names) for _ in npus]
+    return system
+
+
+def random_graph(r: Random) -> dict[str, Any]:
+    dims = r.choice([1, 1, 1, 2])
+    npus = [r.choice([3, 4, 5, 8] if dims == 1 else [3, 4]) for _ in range(dims)]
+    n = math.prod(npus)
+    power = dims == 1 and npus[0] in (4, 8)
+    sizes = [2, 4, n] if power else [2, 3, n]
+    groups = {str(1 + g): r.sample(range(n), r.choice(sizes)) for g in range(r.randint(0, 4))}
+    ranks = Ranks(r, n)
+    bytes_of = [4096, 65536, 1000003, 1 << 20] if r.random() < 0.7 else [1 << 24]
+    for _ in range(r.randint(2, 12)):
+        what = r.choice(["comp", "coll", "pair"])
+        if what == "comp":
+            for rank in r.choice([range(n), [r.randrange(n)]]):
+                ranks.add(rank, type="comp", dur_us=r.choice([0, 0.001, 5, 5, 20.0315]))
+        elif what == "coll":
+            kind, size, group = r.choice(KINDS), r.choice(bytes_of), r.choice(sorted(groups)) if groups else None
+            for rank in groups[group] if group else range(n):
+                ranks.add(rank, type="coll", coll=kind, size=size, **({"pg": group} if group else {}))
+        else:
+            src, dst = r.sample(range(n), 2)
+            message = {"src": src, "dst": dst, "size": r.choice(bytes_of), "tag": r.choice([0, 0, 1])}
+            ranks.add(src, type="send", **message)
+            ranks.add(dst, type="recv", **message)
+    for rank in range(n):
+        ranks.add(rank, type="comp", dur_us=1)
+    network = {
+        "topology": [r.choice(TOPOLOGIES) for _ in npus],
+        "npus_count": npus,
+        "bandwidth_GBps": [r.choice([1.0, 25.0, 50.0, 300.0]) for _ in npus],
+        "latency_ns": [r.choice([1.0, 500.0, 500.5]) for _ in npus],
+    }
+    return {"network": network, "system": random_system(r, npus, power), "comm_groups": groups, "ranks": ranks.nodes}
+
+
+@given(st.randoms(use_true_random=False), st.booleans())
+def test_graphs_node_by_node(r: Random, aware: bool) -> None:
+    data = random_graph(r)
+    model = reference_network.run(data, aware)
+    never: list[int | None] = [None, None]
+    want: NodeTimes = {
+        rank: {str(node["id"]): model[rank].get(str(node["id"]), never) for node in nodes} for rank, nodes in data["ranks"].items()
+    }
+    file = parse_graph(data)
+    result = command.builtin_engine(file, "congestion_aware" if aware else "congestion_unaware")
+    assert command.result_to_json(file.graph, result, links=False)["node_times_ns"] == want
