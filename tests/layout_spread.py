@@ -28,6 +28,10 @@ class Case:
     def __str__(self) -> str:
         return "-".join([self.hw, self.schedule, *(f"{key}{value}" for key, value in self.changes), *(str(v) for _, v in self.settings)])
 
+    def degree(self, name: str) -> int:
+        """A column's value, 1 where the case does not set it."""
+        return dict(self.changes).get(name, 1)
+
     def scenario(self, backend: str, **more: Any) -> Scenario:
         """The scenario under a backend, blocking unless ``more`` says otherwise."""
         return scenario(self.hw, self.model, backend__name=backend, **(BLOCKING | dict(self.settings) | more))
