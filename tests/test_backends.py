@@ -162,6 +162,12 @@ def test_a_faulty_link_slows_the_ranks_that_cross_it() -> None:
         ("hybrid", {}, {"backend__engine": "astrasim", "backend__network": "fair"}, ["ASTRA-sim", "congestion_aware"]),
         ("hybrid", {}, {"backend__engine": "astrasim", "backend__streams": 2}, ["stream"]),
         ("hybrid", {}, {"backend__engine": "astrasim", "backend__astrasim__binary": "/no/such/binary"}, ["/no/such/binary"]),
+        (
+            "hybrid",
+            {"tp": 1, "sequence_parallel": 0, "global_batch_size": 16},
+            {"backend__engine": "astrasim"},
+            ["no ASTRA-sim binary", "ASTRA_SIM_BIN"],
+        ),
     ],
 )
 def test_what_cannot_run_is_refused_with_what_to_use_instead(
@@ -171,6 +177,7 @@ def test_what_cannot_run_is_refused_with_what_to_use_instead(
         raise AssertionError("something ran before the refusal")
 
     monkeypatch.setattr("rapid_dse.network.engine.run_graph", never)
+    monkeypatch.delenv("ASTRA_SIM_BIN", raising=False)
     one = case(**({"num_gpus": 16, "tp": 8, "sequence_parallel": 1, "global_batch_size": 8} | changes))
     with pytest.raises(ValueError, match=words[0]) as refusal:
         _priced(one, backend, **settings)
