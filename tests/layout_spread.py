@@ -28,6 +28,10 @@ class Case:
     def __str__(self) -> str:
         return "-".join([self.hw, self.schedule, *(f"{key}{value}" for key, value in self.changes), *(str(v) for _, v in self.settings)])
 
+    def degree(self, name: str) -> int:
+        """A column's value, 1 where the case does not set it."""
+        return dict(self.changes).get(name, 1)
+
     def scenario(self, backend: str, **more: Any) -> Scenario:
         """The scenario under a backend, blocking unless ``more`` says otherwise."""
         return scenario(self.hw, self.model, backend__name=backend, **(BLOCKING | dict(self.settings) | more))
@@ -77,6 +81,8 @@ def _mixed() -> list[Case]:
         case(hw="v100", num_gpus=32, tp=4, pp=2, global_batch_size=16, settings={"workload__precision": "fp16"}),
         case(num_gpus=16, cp=2, global_batch_size=16, zero=3, settings={"software__reduce_each_micro_batch": True}),
         case(num_gpus=32, tp=4, pp=4, global_batch_size=16, settings={"software__host_layer": 0.02}),
+        case(num_gpus=16, zero=2, global_batch_size=32, settings={"software__host_layer": 0.04}),
+        case(num_gpus=16, zero=3, global_batch_size=32, settings={"software__host_layer": 0.04}),
         case(num_gpus=64, tp=8, pp=4, global_batch_size=16, settings={"parallel__order": ["tp", "pp", "cp", "ep", "dp"]}),
         case(num_gpus=16, tp=2, global_batch_size=32, zero=0, settings={"software__strained": True, "software__strained_trees": False}),
     ]

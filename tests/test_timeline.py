@@ -11,9 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from generated import ONE, portion
 from layout_spread import EVENT_BACKENDS, case
 
+from rapid_dse.layouts import grid
 from rapid_dse.simulate import price
+from rapid_dse.sweep.table import priced_table
 from rapid_dse.trace.timeline import chrome_trace
 
 FOLDERS = dict(zip(EVENT_BACKENDS, ("astra_hybrid", "astra_hier", "astra_flat"), strict=True))
@@ -77,6 +80,17 @@ def test_artifacts_are_kept_where_asked_for(backend: str, tmp_path: Path, monkey
     folder = tmp_path / "output" / "training" / FOLDERS[backend]
     for pattern in ("trace.0.et", "network.yml", "system.json", "links.csv", "timeline.json", "graph.0.svg", "run.svg", "trace.0.txt"):
         assert list(folder.rglob(pattern)), pattern
+
+
+def test_no_trial_of_a_sweep_overwrites_what_another_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    keys = []
+    for chip in ("h100", "a100"):
+        layouts = grid({**ONE, "num_gpus": [16], "global_batch_size": [16], "tp": [2, 8]})
+        table = priced_table(portion(layouts, hw=chip, backend__name="hybrid", backend__artifacts__timeline=True))
+        keys += table["key"].to_pylist()
+    assert {path.parent.name for path in tmp_path.glob("output/training/astra_hybrid/*/timeline.json")} == set(keys)
+    assert len(set(keys)) == 4
 
 
 def test_variables_of_the_environment_set_the_keys() -> None:

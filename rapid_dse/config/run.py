@@ -90,6 +90,11 @@ class Artifacts(Frozen):
     pictures: bool = False
     timeline: bool = False
 
+    @property
+    def wanted(self) -> bool:
+        """Whether anything is to be kept."""
+        return self.persist or self.graphs or self.pictures or self.timeline
+
 
 class Backend(Frozen):
     """How a trial is priced.

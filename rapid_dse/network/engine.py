@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import logging
+import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any, Literal
@@ -145,9 +148,27 @@ def _kernel() -> Callable[[rec.State], int]:
     tell = threading.Timer(3.0, _LOG.warning, ["compiling the event engine (once, about 20 s; then it is cached)"])
     tell.start()
     try:
-        return make_kernel(content_key())
+        with _loading_numba():
+            return make_kernel(content_key())
     finally:
         tell.cancel()
+
+
+@contextmanager
+def _loading_numba() -> Iterator[None]:
+    """Spares numba what takes a third of its loading: SciPy, whose BLAS it looks for, and garbage collection over its imports."""
+    name, collects = "scipy.linalg", gc.isenabled()
+    hidden = name not in sys.modules
+    if hidden:
+        sys.modules[name] = None  # type: ignore[assignment]  # to Python: there is no such module
+    gc.disable()
+    try:
+        yield
+    finally:
+        if hidden:
+            del sys.modules[name]
+        if collects:
+            gc.enable()
 
 
 def _result(graph: Graph, layout: Links, state: rec.Tables) -> RunResult:

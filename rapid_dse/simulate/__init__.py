@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from importlib import import_module
 from typing import TYPE_CHECKING
 
@@ -20,11 +21,12 @@ BACKENDS = {
 }
 
 
-def price(scenario: Scenario, layouts: Layouts, watch: Watch | None = None) -> Priced:
+def price(scenario: Scenario, layouts: Layouts, watch: Watch | None = None, names: Sequence[str] | None = None) -> Priced:
     """Prices legal, resolved layouts under ``scenario.backend``.
 
     Args:
         watch: is shown the runs of each layout by name, where the backend is event-driven.
+        names: a folder a layout for what ``backend.artifacts`` keeps of it; None: the backend's own folder, or numbers in it.
 
     Raises:
         ValueError: where the backend or the workload does not go with the scenario, with what to use instead.
@@ -32,9 +34,13 @@ def price(scenario: Scenario, layouts: Layouts, watch: Watch | None = None) -> P
     if scenario.workload.kind != "training":
         raise ValueError(f"workload.kind={scenario.workload.kind}: not part of this version; allowed: training")
     backend = import_module(BACKENDS[scenario.backend.name])  # a backend is imported when it is used
-    priced: Priced = backend.price(scenario, layouts) if watch is None else backend.price(scenario, layouts, watch)
-    if scenario.backend.name == "analytical" and scenario.backend.artifacts.timeline and len(layouts) == 1:
+    priced: Priced
+    if scenario.backend.name != "analytical":
+        priced = backend.price(scenario, layouts, watch, names)
+        return priced
+    priced = backend.price(scenario, layouts)
+    if scenario.backend.artifacts.timeline and len(layouts) == 1:
         from rapid_dse.simulate.drawn import keep_timeline
 
-        keep_timeline(scenario, layouts)
+        keep_timeline(scenario, layouts, names[0] if names else None)
     return priced

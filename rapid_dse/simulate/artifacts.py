@@ -31,13 +31,13 @@ def keep(scenario: Scenario, done: Mapping[str, runs.Run], layout: str | None) -
 
     Args:
         done: the runs by name.
-        layout: a folder of this layout, where several are priced together.
+        layout: a folder of this layout alone, where it is not the only one.
 
     Raises:
         ValueError: where Chakra traces need a package that is missing; OSError where a file cannot be written.
     """
     wanted = scenario.backend.artifacts
-    if not (wanted.persist or wanted.graphs or wanted.pictures or wanted.timeline):
+    if not wanted.wanted:
         return
     root = folder_of(scenario) / (layout or "")
     for name, run in done.items():

@@ -97,7 +97,10 @@ def check_for_astrasim(graph: Graph, topology: Topology, system: SystemSettings,
         raise ValueError(f"network is {network!r}: ASTRA-sim runs congestion_aware or congestion_unaware")
     check_topology(topology, network)
     if system.group_algorithm is not None:
-        raise ValueError(f"groups run {system.group_algorithm} here: ASTRA-sim runs rings; use backend.engine=builtin")
+        raise ValueError(
+            f"backend.engine=astrasim: groups in several dimensions, one of them fully connected, run {system.group_algorithm} "
+            "here and rings there; allowed with it: backend.engine=builtin"
+        )
     graph.check()
     for dimension in topology.dimensions:
         if dimension.kind not in ("Ring", "FullyConnected", "Switch"):

@@ -8,8 +8,8 @@ from rapid_dse.simulate import artifacts, hierarchical
 from rapid_dse.simulate.quantities import one_layout, operators_of
 
 
-def keep_timeline(scenario: Scenario, layouts: Layouts) -> None:
-    """Draws a single analytical trial, where ``backend.artifacts.timeline`` asks for it.
+def keep_timeline(scenario: Scenario, layouts: Layouts, name: str | None) -> None:
+    """Draws a single analytical trial, where ``backend.artifacts.timeline`` asks for it, in a folder of that name.
 
     Raises:
         OSError: where a file cannot be written.
@@ -18,4 +18,4 @@ def keep_timeline(scenario: Scenario, layouts: Layouts) -> None:
     drawn = scenario.model_copy(update={"backend": scenario.backend.model_copy(update=ideal)})
     ready, block = operators_of(drawn, layouts)
     _, done = hierarchical.run_step(one_layout(drawn, layouts, 0, ready, block))
-    artifacts.keep(scenario, {"pipeline": done["pipeline"]}, None)
+    artifacts.keep(scenario, {"pipeline": done["pipeline"]}, name)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TypeAlias
 
 from rapid_dse.config.scenario import Scenario
@@ -21,11 +21,13 @@ def price_each(
     check: Callable[[Priced1], None],
     simulate: Callable[[Priced1], tuple[Priced, Runs]],
     watch: Watch | None,
+    names: Sequence[str] | None,
 ) -> Priced:
     """Prices layouts one by one, after all of them have passed ``check``.
 
     Args:
         watch: is shown the runs of each layout by name.
+        names: the folder of each layout's artifacts; None: numbers, where there are several.
 
     Raises:
         ValueError: what cannot run on this backend, with what to use instead, before anything runs.
@@ -39,7 +41,8 @@ def price_each(
     for number, one in enumerate(every):
         priced, done = simulate(one)
         parts.append(priced)
-        artifacts.keep(scenario, done, None if len(every) == 1 else f"{number:03d}")
+        name = names[number] if names else None if len(every) == 1 else f"{number:03d}"
+        artifacts.keep(scenario, done, name)
         if watch is not None:
             watch(done)
     return Priced.concatenate(parts)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from rapid_dse.config.scenario import Scenario
@@ -14,13 +16,13 @@ from rapid_dse.simulate.steps import priced, stage_for, stage_script
 from rapid_dse.trace.flattened import LayerPasses
 
 
-def price(scenario: Scenario, layouts: Layouts, watch: Watch | None = None) -> Priced:
+def price(scenario: Scenario, layouts: Layouts, watch: Watch | None = None, names: Sequence[str] | None = None) -> Priced:
     """Prices legal, resolved layouts one by one.
 
     Raises:
         ValueError: what cannot run on this backend, with what to use instead.
     """
-    return price_each(scenario, layouts, lambda one: runs.check_links(one.cluster()), run_step, watch)
+    return price_each(scenario, layouts, lambda one: runs.check_links(one.cluster()), run_step, watch, names)
 
 
 def run_step(one: Priced1) -> tuple[Priced, dict[str, runs.Run]]:

@@ -5,6 +5,7 @@ Congestion within a block and within the pipeline is seen, that between them is 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import prod
 
 import numpy as np
@@ -25,13 +26,13 @@ from rapid_dse.trace.script import Script
 INSTEAD = "use backend=hybrid or full_astrasim_flattened, or give that dimension their size"
 
 
-def price(scenario: Scenario, layouts: Layouts, watch: Watch | None = None) -> Priced:
+def price(scenario: Scenario, layouts: Layouts, watch: Watch | None = None, names: Sequence[str] | None = None) -> Priced:
     """Prices legal, resolved layouts one by one.
 
     Raises:
         ValueError: what cannot run on this backend, with what to use instead.
     """
-    return price_each(scenario, layouts, _check, run_step, watch)
+    return price_each(scenario, layouts, _check, run_step, watch, names)
 
 
 def _check(one: Priced1) -> None:

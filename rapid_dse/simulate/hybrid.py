@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from rapid_dse.config.scenario import Scenario
@@ -16,13 +18,13 @@ from rapid_dse.simulate.results import Priced
 from rapid_dse.simulate.training import result_columns, step_time
 
 
-def price(scenario: Scenario, layouts: Layouts, watch: Watch | None = None) -> Priced:
+def price(scenario: Scenario, layouts: Layouts, watch: Watch | None = None, names: Sequence[str] | None = None) -> Priced:
     """Prices legal, resolved layouts one by one.
 
     Raises:
         ValueError: what cannot run on this backend, with what to use instead.
     """
-    return price_each(scenario, layouts, _check, run_step, watch)
+    return price_each(scenario, layouts, _check, run_step, watch, names)
 
 
 def _check(one: Priced1) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -15,8 +16,12 @@ from rapid_dse.network.engine import RunResult
 from rapid_dse.network.system import SystemSettings
 from rapid_dse.network.topology import Topology
 from rapid_dse.simulate.quantities import has_closed_form
+from rapid_dse.trace.chakra import load_schema
 from rapid_dse.trace.graph import COLLECTIVES, Ints
 from rapid_dse.trace.script import Directory, Labels, Script, Style, Traced, assemble
+
+if TYPE_CHECKING:
+    from rapid_dse.simulate.astrasim import AstraSim
 
 CHUNKS = 2  # of each collective: on store-and-forward links one goes up to a switch while another comes down
 STREAMS = 4  # kinds of transfers that can have a stream of their own
@@ -61,6 +66,8 @@ def check_backend(scenario: Scenario) -> None:
         raise ValueError("backend.network=congestion_unaware: it does not see hw.network.faulty_links; allowed: congestion_aware, fair")
     if backend.engine == "astrasim":
         _check_astrasim(scenario)
+    if backend.engine == "astrasim" or backend.artifacts.persist:
+        load_schema()
 
 
 def _check_astrasim(scenario: Scenario) -> None:
@@ -78,6 +85,7 @@ def _check_astrasim(scenario: Scenario) -> None:
                 f"hw.network.dimensions.{index}.topology={dimension.topology}: ASTRA-sim has rings, full connection and switches; "
                 "use backend.engine=builtin"
             )
+    _astra_sim(backend)
 
 
 def check_links(cluster: Cluster) -> None:
@@ -145,14 +153,17 @@ def run(scenario: Scenario, stage: Stage, scripts: Sequence[Script], role: Ints,
 def _engine(scenario: Scenario, topology: Topology, traced: Traced) -> RunResult:
     backend, system = scenario.backend, system_of(scenario, topology)
     if backend.engine == "astrasim" and topology.ranks > 1:
-        from rapid_dse.simulate.astrasim import AstraSim
-
-        binary = backend.astrasim.binary
-        found = AstraSim.find(Path(binary) if binary else None, backend.astrasim.timeout)
-        return found.run(traced.graph, topology, system, backend.network)
+        return _astra_sim(backend).run(traced.graph, topology, system, backend.network)
     from rapid_dse.network.engine import run_graph  # numba is loaded when something runs
 
     return run_graph(traced.graph, topology, system, backend.network)
+
+
+def _astra_sim(backend: Backend) -> AstraSim:
+    from rapid_dse.simulate.astrasim import AstraSim
+
+    binary = backend.astrasim.binary
+    return AstraSim.find(Path(binary) if binary else None, backend.astrasim.timeout)
 
 
 def system_of(scenario: Scenario, topology: Topology) -> SystemSettings:

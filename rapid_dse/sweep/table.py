@@ -101,7 +101,8 @@ def _attempts(scenario: Scenario, layouts: Layouts, rows: NDArray[np.int64]) -> 
     if not len(rows):
         return []
     try:
-        return [(rows, price(scenario, layouts if len(rows) == len(layouts) else layouts.take(rows)))]
+        chosen = layouts if len(rows) == len(layouts) else layouts.take(rows)
+        return [(rows, price(scenario, chosen, names=_folders(scenario, chosen)))]
     except Exception as error:  # whatever a layout raises is a row of the results, not the end of the study
         if scenario.search.fail_fast:
             raise
@@ -110,6 +111,13 @@ def _attempts(scenario: Scenario, layouts: Layouts, rows: NDArray[np.int64]) -> 
             return [(rows, text)]
         middle = len(rows) // 2
         return _attempts(scenario, layouts, rows[:middle]) + _attempts(scenario, layouts, rows[middle:])
+
+
+def _folders(scenario: Scenario, layouts: Layouts) -> list[str] | None:
+    """Folders for what runs leave behind: the rows' keys, so that no trial of a sweep overwrites another's."""
+    if not scenario.backend.artifacts.wanted:
+        return None
+    return [bytes(key).decode() for key in identity.hex_bytes(identity.keys(scenario, layouts))]
 
 
 def _fails_alike(scenario: Scenario, ends: Layouts, text: str) -> bool:

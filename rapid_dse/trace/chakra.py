@@ -16,7 +16,8 @@ OPS_PER_NS = 1000
 SCHEMA_VERSION = "0.0.4"
 
 
-def _schema() -> Any:
+def load_schema() -> Any:
+    """Chakra's messages; ValueError where mlc-chakra is missing."""
     try:
         from chakra.schema.protobuf import et_def_pb2
     except ImportError:
@@ -31,7 +32,7 @@ def trace_path(prefix: Path, rank: int) -> Path:
 
 def write_traces(graph: Graph, prefix: Path) -> None:
     """Write a file a rank; ValueError when mlc-chakra is missing."""
-    schema = _schema()
+    schema = load_schema()
     ptr = graph.rank_ptr
     for rank in range(graph.ranks):
         messages = [schema.GlobalMetadata(version=SCHEMA_VERSION)]
@@ -82,7 +83,7 @@ def _write_node(schema: Any, graph: Graph, i: int) -> Any:
 
 def read_traces(prefix: Path, ranks: int, groups: Mapping[int, Sequence[int]] | None = None) -> Graph:
     """Read a file a rank; raises ValueError for a missing, cut off or unknown one, and as ``Graph.check`` does."""
-    schema = _schema()
+    schema = load_schema()
     builder = GraphBuilder(ranks, groups, prefix.name)
     for rank in range(ranks):
         path = trace_path(prefix, rank)

@@ -28,12 +28,12 @@ MOST_RANKS, MOST_NODES = 32, 400
 
 
 def run_picture(traced: Traced, result: RunResult) -> str:
-    """A run as lanes: a rank a lane, computation in its upper half and transfers in its lower half, coloured by term."""
+    """A run as lanes below a legend: a rank a lane, computation in its upper half and transfers in its lower half; gaps are waits."""
     graph, ranks = traced.graph, shown_ranks(traced, result)[:MOST_RANKS]
     scale = (WIDTH - MARGIN) / max(1, result.makespan_ns)
-    body = []
+    body = list(_legend(result.makespan_ns / 1e9))
     for lane, rank in enumerate(ranks):
-        top = lane * 2.5 * ROW
+        top = (1 + lane) * 2.5 * ROW
         body.append(f'<text x="4" y="{top + ROW:.0f}">rank {rank}</text>')
         for node in range(*np.searchsorted(graph.rank, [rank, rank + 1])):
             term = next(iter(traced.labels.shares[traced.label[node]]))
@@ -46,7 +46,17 @@ def run_picture(traced: Traced, result: RunResult) -> str:
                 f'<rect x="{x:.2f}" y="{y:.0f}" width="{max(wide, 0.3):.2f}" height="{ROW - 2:.0f}" fill="{COLOURS[term]}">'
                 f"<title>{title}</title></rect>"
             )
-    return _svg(body, len(ranks) * 2.5 * ROW)
+    return _svg(body, (1 + len(ranks)) * 2.5 * ROW)
+
+
+def _legend(seconds: float) -> Iterator[str]:
+    """The colours of the terms, and the time from the left edge to the right."""
+    shown = [term for term in COLOURS if term != "bubble"]
+    for place, term in enumerate(shown):
+        x = MARGIN + 100 * place
+        yield f'<rect x="{x:.0f}" y="4" width="14" height="14" fill="{COLOURS[term]}"/><text x="{x + 18:.0f}" y="15">{term}</text>'
+    yield f'<text x="{MARGIN:.0f}" y="{2 * ROW:.0f}">0</text>'
+    yield f'<text x="{WIDTH:.0f}" y="{2 * ROW:.0f}" text-anchor="end">{seconds:.6g} s</text>'
 
 
 def graph_picture(traced: Traced, rank: int) -> str:
