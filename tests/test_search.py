@@ -12,12 +12,10 @@ from typing import Any
 import numpy as np
 import optuna
 import pytest
-from generated import scenario
 from studies import SPACE, essence, study, trials, without_times
 
-from rapid_dse.layouts import Space, broken_rules, enumerate_layouts
+from rapid_dse.layouts import broken_rules
 from rapid_dse.simulate import price
-from rapid_dse.simulate.bounds import lower_bound
 from rapid_dse.sweep import driver, table
 from rapid_dse.sweep.compose import hydra_ready
 from rapid_dse.sweep.overrides import read
@@ -129,21 +127,7 @@ def test_a_trial_that_raises_is_a_row_with_its_error_and_fail_fast_ends_the_stud
         study(tmp_path, "search.n_trials=60", "search.fail_fast=true", name="fast")
 
 
-# The law that pruning rests on, and what it does.
-
-
-@pytest.mark.parametrize("chip", ["h100", "a100"])
-def test_the_lower_bound_is_below_the_step_time_of_1000_random_layouts(chip: str) -> None:
-    found = scenario(hw=chip, model="llama3_1_70b")
-    every = Space(
-        {"num_gpus": [512], "global_batch_size": [1024], "tp": None, "cp": None, "pp": None, "vpp": None, "micro_batch_size": None}
-    )
-    layouts, _ = enumerate_layouts(every, found.model, found.workload.seq_len)
-    layouts = layouts.take(np.random.default_rng(0).choice(len(layouts), 1000, replace=False))
-    bound, seconds = lower_bound(found, layouts), price(found, layouts).step_time_s
-    assert (bound > 0).all()
-    assert (bound <= seconds).all()
-    assert np.median(bound / seconds) > 0.3, "a bound that is far below skips nothing"
+# What pruning does; the law that it rests on is in test_search_bounds.py.
 
 
 def test_pruning_finds_the_proven_winner_and_says_what_it_skipped(tmp_path: Path) -> None:
@@ -152,8 +136,37 @@ def test_pruning_finds_the_proven_winner_and_says_what_it_skipped(tmp_path: Path
     found = study(tmp_path, "search.prune=true", "search.n_trials=100000")
     assert min(row["step_time_s"] for row in found.rows if row["fits"]) == best
     assert len(found.rows) < len(expected)
-    skipped = len(expected) - len(found.rows)
-    assert f"{skipped:,} of {len(expected):,} layouts skipped: a lower bound shows that they cannot win; the winner is proven" in found.out
+    skipped = re.search(
+        r"([\d,]+) of ([\d,]+) layouts skipped: ([\d,]+) cannot meet the constraints, "
+        r"a lower bound shows that ([\d,]+) cannot win; the winner is proven",
+        found.out,
+    )
+    assert skipped
+    both, total, infeasible, beaten = (int(group.replace(",", "")) for group in skipped.groups())
+    assert both == infeasible + beaten == len(expected) - len(found.rows)
+    assert total == len(expected)
+    assert sum(not row["fits"] for row in found.rows) <= 10, "what does not fit is skipped once something fits"
+    assert infeasible + sum(not row["fits"] for row in found.rows) == sum(not row["fits"] for row in expected.values())
+
+
+@pytest.mark.parametrize(
+    ("column", "sign", "limit"),
+    [
+        ("mfu", ">=", 0.34),
+        ("cost_usd", "<=", 0.9),
+        ("tokens_per_s", ">=", 5e5),
+        ("parallel.tp", "<=", 2),
+        ("peak_memory_bytes", "<=", 4e10),
+    ],
+)
+def test_what_cannot_meet_a_constraint_is_skipped_and_what_can_is_not(tmp_path: Path, column: str, sign: str, limit: float) -> None:
+    every = priced_exhaustively(tmp_path)
+    meets = {key for key, row in every.items() if row["fits"] and (row[column] <= limit if sign == "<=" else row[column] >= limit)}
+    # energy has no bound, so that nothing but the constraint leaves layouts out
+    options = ("search.objectives=[energy_j]", f'search.constraints=["{column}{sign}{limit}"]', "search.prune=true")
+    found = study(tmp_path, *options, "search.sampler=random", "search.n_trials=100000")
+    assert {t.user_attrs["key"] for t in found.trials if all(excess <= 0 for excess in t.constraints.values())} == meets
+    assert 0 < len(meets) < len(found.rows) < len(every)
 
 
 def test_an_unfinished_search_says_by_how_much_the_best_may_be_beaten(tmp_path: Path) -> None:
@@ -192,6 +205,8 @@ def test_the_front_survives_pruning(tmp_path: Path) -> None:
         ('search.constraints=["__import__(1)"]', "is no constraint"),
         ('search.constraints=["peak_memory_bytes<=much"]', "peak_memory_bytes<=much"),
         ('search.constraints=["peak_memory<=1"]', "did you mean"),
+        ('search.constraints=["step_time_s<=nan"]', "step_time_s<=nan"),
+        ('search.constraints=["mfu<=inf"]', "mfu<=inf"),
         ("search.sampler=cmaes", "no key is an interval"),
         ("hw.memory.bandwidth=interval(-5,6e12)", "hw.memory.bandwidth"),
         ("hw.sms=interval(100.2,100.9)", "whole numbers"),

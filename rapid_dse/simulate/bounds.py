@@ -1,4 +1,4 @@
-"""What no simulation can beat: the time that a stage computes, without a byte sent, a bubble, or a host that is late."""
+"""What no simulation can beat: what the stages compute, one after the other where one waits for another, without a byte sent."""
 
 from __future__ import annotations
 
@@ -6,36 +6,61 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rapid_dse.config.scenario import Scenario
-from rapid_dse.layouts import RECOMPUTE_FULL, RECOMPUTE_SELECTIVE, Layouts
-from rapid_dse.simulate.block import framework_block
-from rapid_dse.simulate.stages import stages
-from rapid_dse.simulate.training import CHUNK, Prepared, prepare
+from rapid_dse.layouts import ZERO_BUBBLE, Layouts
+from rapid_dse.simulate.block import Block, framework_block
+from rapid_dse.simulate.memory import stage_parameters
+from rapid_dse.simulate.stages import split_chunks, stages
+from rapid_dse.simulate.training import CHUNK, Prepared, price_operators, recomputed, update_seconds
 
 FloatColumn = NDArray[np.float64]
 
+# The event engine counts whole ns, and a layer's passes are at most this many computations.
+_LAYER_NODES = 32
+
 
 def lower_bound(scenario: Scenario, layouts: Layouts) -> FloatColumn:
-    """Seconds below which no backend's step can come, ``(n_layouts,)``: the fullest stage's compute, all its micro-batches in a row.
+    """Seconds below which no backend's step can come, whatever the network, ``(n_layouts,)``.
 
-    Every backend prices operators alike, and a stage runs one at a time; whatever else a simulation knows of (transfers, congestion,
-    bubbles, the optimizer, launches) only adds to it.
+    Every backend prices operators alike, and a stage runs one at a time. So a stage takes no less than its own compute for all
+    micro-batches, before which the first one passes the stages ahead of it, and after which the last one passes them again, backward.
+    What else a simulation knows of (transfers, congestion, a host that is late) only adds to that.
 
     Raises:
-        ValueError: where the network has no closed form, or the chip lacks the precision.
+        ValueError: where the chip lacks the precision, or the model is none that can be priced.
     """
-    ready = prepare(scenario, layouts)
-    parts = [_computing(scenario, layouts, ready, slice(start, start + CHUNK)) for start in range(0, len(layouts), CHUNK)]
+    ready = price_operators(scenario, layouts)
+    block = framework_block(scenario, ready.shape, ready.alone, ready.device)
+    parts = [_computing(scenario, layouts, ready, block, slice(start, start + CHUNK)) for start in range(0, len(layouts), CHUNK)]
     return np.concatenate(parts) if parts else np.zeros(0)
 
 
-def _computing(scenario: Scenario, whole: Layouts, ready: Prepared, rows: slice) -> FloatColumn:
-    layouts, alone = whole.take(rows), framework_block(scenario, ready.shape, ready.alone, ready.device)
-    block = alone.take(ready.where[rows])
-    full, selective = layouts.recompute == RECOMPUTE_FULL, layouts.recompute == RECOMPUTE_SELECTIVE
-    again = np.where(full, block.layer_forward, np.where(selective, block.selective_recompute, 0.0))
-    layer = block.layer_forward + block.layer_backward + again
-    found = stages(scenario.model, scenario.software.pipeline_split, layouts.pp, layouts.vpp)
+def _computing(scenario: Scenario, whole: Layouts, ready: Prepared, alone: Block, rows: slice) -> FloatColumn:
+    layouts, block, software = whole.take(rows), alone.take(ready.where[rows]), scenario.software
+    found = stages(scenario.model, software.pipeline_split, layouts.pp, layouts.vpp)
+    ahead = _layers_ahead(scenario, layouts, found.position)
+    layer = block.layer_forward + block.layer_backward + recomputed(software, layouts, block)
     slot = found.layers * layer + found.has_embedding * block.embedding + found.has_head * (block.head_forward + block.head_backward)
-    # A rounding error must not make a bound of what is equal.
-    seconds: FloatColumn = layouts.num_micro_batches * slot.max(axis=0) * (1 - 1e-12)
-    return seconds
+    # Zero bubble ends a stage with weight gradients, which no other stage waits for.
+    delayed = layouts.schedule == ZERO_BUBBLE
+    passing = np.where(delayed, np.clip(layer - 2 * block.weight_gradient, 0.0, block.layer_forward), layer)
+    update = update_seconds(scenario, layouts, stage_parameters(scenario, layouts, found)[0], ready.device)
+    own = layouts.num_micro_batches * slot + ahead * passing + np.where(delayed & (found.position > 0), 0.0, update)
+    rounding = 0.5e-9 * _LAYER_NODES * (layouts.num_micro_batches * (found.layers + 1) + ahead + 1)
+    seconds: FloatColumn = (own - rounding).max(axis=0) * (1 - 1e-12) + software.host_step
+    return np.maximum(seconds, 0.0)
+
+
+def _layers_ahead(scenario: Scenario, layouts: Layouts, position: NDArray[np.int64]) -> FloatColumn:
+    """Layers that a micro-batch passes before it comes to a stage's first chunk, ``(CANDIDATES, n_layouts)``.
+
+    Of an uneven chunk no more counts than the closed forms' mean.
+    """
+    model, rule = scenario.model, scenario.software.pipeline_split
+    ahead = np.zeros(position.shape)
+    packed = layouts.pp * 4096 + layouts.vpp
+    for key in np.unique(packed[layouts.pp > 1]).tolist():
+        pp, vpp = divmod(key, 4096)
+        passed = [min(chunks[0], sum(chunks) / vpp) for chunks in split_chunks(model, rule, pp, vpp)]
+        rows = packed == key
+        ahead[:, rows] = np.concatenate([[0.0], np.cumsum(passed)])[position[:, rows]]
+    return ahead

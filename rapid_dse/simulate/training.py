@@ -235,8 +235,7 @@ def layer_time(scenario: Scenario, layouts: Layouts, block: Block, moved: Traffi
     """One layer of one micro-batch: compute, and what of its transfers shows."""
     software = scenario.software
     full, selective = layouts.recompute == RECOMPUTE_FULL, layouts.recompute == RECOMPUTE_SELECTIVE
-    whole = block.layer_forward - (0.0 if software.recomputes_attention else block.attention_forward)
-    again = np.where(full, whole, np.where(selective, block.selective_recompute, 0.0))
+    again = recomputed(software, layouts, block)
     ring_again = (full | (selective & (software.selective_recompute == "core_attention"))) & software.recomputes_attention
     pipelined = software.tp_overlap if software.async_tp else 0.0
     tp_forward = moved.tp_forward - np.minimum(pipelined * moved.tp_forward, block.layer_forward)
@@ -257,6 +256,13 @@ def layer_time(scenario: Scenario, layouts: Layouts, block: Block, moved: Traffi
         dp=_beside(gather, software.dp_overlap, forward) + _beside(gathers, software.dp_overlap, backward),
         gathers=gathers,
     )
+
+
+def recomputed(software: Software, layouts: Layouts, block: Block) -> FloatColumn:
+    """What the backward pass of a layer computes once more, s, ``(n_layouts,)``."""
+    whole = block.layer_forward - (0.0 if software.recomputes_attention else block.attention_forward)
+    partly = np.where(layouts.recompute == RECOMPUTE_SELECTIVE, block.selective_recompute, 0.0)
+    return np.where(layouts.recompute == RECOMPUTE_FULL, whole, partly)
 
 
 def _beside(transfer: FloatColumn, share: float, compute: FloatColumn) -> FloatColumn:
@@ -322,8 +328,13 @@ def _end_of_step(
     shown = shown + _beside(gather, software.parameter_gather_overlap, found.layers[0] * layer.forward)
     table = vocabulary_parameters(scenario, layouts) * gathered_bytes(scenario)
     shown = shown + np.where(layouts.zero >= 3, closed_form.all_gather(table, groups.placement.gradient, groups.network), 0.0)
+    return shown, update_seconds(scenario, layouts, parameters, device)
+
+
+def update_seconds(scenario: Scenario, layouts: Layouts, parameters: FloatColumn, device: OperatorModel) -> FloatColumn:
+    """The optimizer's time for a stage of so many parameters, of which ZeRO leaves each rank a share, s, ``(n_layouts,)``."""
     held = parameters / np.where(layouts.zero >= 1, (layouts.dp * layouts.cp).astype(float), 1.0)
-    return shown, device.elementwise(held * software.optimizer_traffic)
+    return device.elementwise(held * scenario.software.optimizer_traffic)
 
 
 def gradient_sync(scenario: Scenario, layouts: Layouts, sent: FloatColumn, groups: Groups) -> FloatColumn:

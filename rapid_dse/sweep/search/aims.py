@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +13,8 @@ from numpy.typing import NDArray
 
 from rapid_dse.config.scenario import Scenario
 from rapid_dse.config.units import UNITS, to_si
-from rapid_dse.layouts import KEYS, Layouts
+from rapid_dse.layouts import CODES, KEYS, Layouts
+from rapid_dse.model.operators import model_flops_per_token
 from rapid_dse.simulate.results import Priced
 from rapid_dse.sweep import ranking
 
@@ -109,20 +111,39 @@ def _constraint(text: str, names: Sequence[str]) -> Constraint:
         limit = to_si(number, unit) if unit in UNITS else float(number)
     except ValueError as error:
         raise ValueError(f"search.constraints: {text!r}: {error}") from None
+    if not math.isfinite(limit):
+        raise ValueError(f"search.constraints: {text!r}: {number} is no limit; allowed: a finite number")
     return Constraint(f"{name}{sign}{number}", name, 1.0 if sign == "<=" else -1.0, limit)
 
 
-def bounds(aims: Aims, scenario: Scenario, layouts: Layouts, seconds: FloatColumn) -> FloatColumn:
-    """Losses that no layout whose step takes at least ``seconds`` can come below, ``(n_objectives, n_layouts)``; −inf: not known."""
-    tokens = layouts.global_batch_size * float(scenario.workload.seq_len)
+def bounds(aims: Aims, scenario: Scenario, layouts: Layouts, seconds: FloatColumn, peak: FloatColumn) -> FloatColumn:
+    """Losses that no layout can come below, ``(n_objectives, n_layouts)``; −inf: not known, inf: it cannot meet the constraints.
+
+    Args:
+        seconds: what a step takes at least, ``(n_layouts,)``.
+        peak: the bytes that a GPU holds, which are known without a simulation, ``(n_layouts,)``.
+    """
+    known, unknown = _least(scenario, layouts, seconds, peak), np.full(len(layouts), -np.inf)
+    losses = np.array([known.get((objective.name, objective.descending), unknown) for objective in aims.objectives])
+    hopeless = peak > scenario.hw.memory.usable
+    for each in aims.constraints:
+        hopeless |= known.get((each.name, each.sign < 0), unknown) > each.sign * each.limit
+    losses[:, hopeless] = np.inf
+    return losses
+
+
+def _least(scenario: Scenario, layouts: Layouts, seconds: FloatColumn, peak: FloatColumn) -> dict[tuple[str, bool], FloatColumn]:
+    """The least that a column can be, and with True the least that its negative can be."""
     gpus = layouts.num_gpus.astype(float)
-    known: dict[tuple[str, bool], FloatColumn] = {
+    rate = layouts.global_batch_size * float(scenario.workload.seq_len) / seconds
+    flops = model_flops_per_token(scenario.model, scenario.workload.seq_len) / scenario.hw.peak_flops(scenario.workload.precision)
+    exact = {"peak_memory_bytes": peak, **{key: getattr(layouts, name).astype(float) for name, key in KEYS.items() if name not in CODES}}
+    return {
         ("step_time_s", False): seconds,
         ("cost_usd", False): scenario.hw.price / 3600 * gpus * seconds,
-        ("tokens_per_s", True): -tokens / seconds,
-        ("tokens_per_s_per_gpu", True): -tokens / seconds / gpus,
-        ("hw.num_gpus", False): gpus,
-        ("hw.num_gpus", True): -gpus,
+        ("tokens_per_s", True): -rate,
+        ("tokens_per_s_per_gpu", True): -rate / gpus,
+        ("mfu", True): -rate / gpus * flops,
+        **{(name, False): column for name, column in exact.items()},
+        **{(name, True): -column for name, column in exact.items()},
     }
-    unknown = np.full(len(layouts), -np.inf)
-    return np.array([known.get((objective.name, objective.descending), unknown) for objective in aims.objectives])

@@ -10,6 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rapid_dse.simulate.bounds import lower_bound
+from rapid_dse.simulate.memory import peak_memory
+from rapid_dse.simulate.stages import stages
 from rapid_dse.sweep.search.aims import Aims, bounds
 from rapid_dse.sweep.search.space import SearchSpace, Variant
 
@@ -21,20 +23,25 @@ class Proof:
     """How sure the best is.
 
     Attributes:
-        skipped: layouts that were shown to be beaten and not priced.
+        infeasible: layouts that were not priced because they cannot meet the constraints.
+        beaten: layouts that were not priced because a bound shows that others are better.
         left: layouts that might still win.
         total: layouts of the space.
         gap: by how much of its value the first objective might still be beaten; None where no bound says.
     """
 
-    skipped: int
+    infeasible: int
+    beaten: int
     left: int
     total: int
     gap: float | None
 
     def text(self) -> str:
         """One line."""
-        head = f"{self.skipped:,} of {self.total:,} layouts skipped: a lower bound shows that they cannot win"
+        head = (
+            f"{self.infeasible + self.beaten:,} of {self.total:,} layouts skipped: {self.infeasible:,} cannot meet the constraints, "
+            f"a lower bound shows that {self.beaten:,} cannot win"
+        )
         if self.left == 0:
             return f"{head}; the winner is proven"
         may = (
@@ -93,23 +100,28 @@ class Bounding:
 
     def _computed(self, variant: Variant, rows: NDArray[np.int64]) -> FloatColumn:
         scenario, layouts = variant.setting.scenario, variant.pool.layouts.take(rows)
-        return bounds(self.aims, scenario, layouts, lower_bound(scenario, layouts))
+        split = stages(scenario.model, scenario.software.pipeline_split, layouts.pp, layouts.vpp)
+        return bounds(self.aims, scenario, layouts, lower_bound(scenario, layouts), peak_memory(scenario, layouts, split).peak)
 
     def proof(self, space: SearchSpace) -> Proof | None:
         """What is left of a countable space; None where nothing is known to compare with, or the space has no end."""
         if not space.countable or not self._front:
             return None
-        skipped = left = total = 0
+        infeasible = beaten = left = total = 0
         lowest = np.inf
         for variant in space.variants():
             self.bar(variant)
-            free = ~variant.barred
-            skipped, left, total = skipped + int(variant.beaten.sum()), left + int(free.sum()), total + len(free)
+            if not len(variant.pool):
+                continue
+            first, free = self._of(variant)[0], ~variant.barred
+            hopeless = variant.beaten & np.isposinf(first)
+            infeasible, beaten = infeasible + int(hopeless.sum()), beaten + int((variant.beaten & ~hopeless).sum())
+            left, total = left + int(free.sum()), total + len(free)
             if free.any():
-                lowest = min(lowest, float(self._of(variant)[0, free].min()))
+                lowest = min(lowest, float(first[free].min()))
         best = min(point[0] for point in self._front)
         known = left and len(self.aims.objectives) == 1 and np.isfinite(lowest) and best
-        return Proof(skipped, left, total, max(0.0, float((best - lowest) / abs(best))) if known else None)
+        return Proof(infeasible, beaten, left, total, max(0.0, float((best - lowest) / abs(best))) if known else None)
 
 
 def prunes(setting: bool | None, backends: Sequence[str]) -> bool:

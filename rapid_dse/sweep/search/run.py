@@ -116,7 +116,10 @@ def _report(study: Study, space: SearchSpace, aims: Aims, search: Search, place:
     status, reasons = report.counts(outcome.rows)
     show.show_counts(out, status, reasons, space.rejected)
     if outcome.pruned:
-        out.print(f"{outcome.pruned:,} trials skipped: a lower bound shows that they cannot win", highlight=False)
+        out.print(
+            f"{outcome.pruned:,} trials skipped: they cannot meet the constraints, or a lower bound shows that they cannot win",
+            highlight=False,
+        )
     if outcome.exhausted:
         out.print("every layout that could win has been tried", highlight=False)
     proof = study.proof()

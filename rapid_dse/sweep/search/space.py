@@ -211,7 +211,7 @@ def _ordered(values: Sequence[Any]) -> bool:
 class Trial:
     """A proposal, settled: the layout ``row`` of a variant; ``row`` −1 where the variant has no legal layout.
 
-    ``beaten`` is the bound (losses) that shows that it cannot win, where one does.
+    ``beaten`` is the bound (a loss; inf: it cannot meet the constraints) that shows that it cannot win, where one does.
     """
 
     number: int

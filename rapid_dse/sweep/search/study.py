@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -215,7 +216,8 @@ class Study:
 
     def _verdict(self, trial: Trial, row: Row | None) -> tuple[TrialState, list[float] | None, dict[str, float], dict[str, Any]]:
         if row is None:
-            return PRUNED, None, {}, {"lower_bound": trial.beaten}
+            known = trial.beaten is not None and math.isfinite(trial.beaten)
+            return PRUNED, None, {}, {"lower_bound": trial.beaten} if known else {"reason": "cannot meet the constraints"}
         attributes = {key: value for key, value in row.items() if value is not None}
         if row["status"] not in ("ok", "oom"):
             return FAILED, None, {}, attributes
