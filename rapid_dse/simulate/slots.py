@@ -19,7 +19,7 @@ def stage_slots(
     layouts: Layouts,
     block: Block,
     found: Stages,
-    layer: tuple[FloatColumn, FloatColumn, FloatColumn],
+    layer: tuple[FloatColumn, FloatColumn],
     hops: NDArray[np.float64],
     host_layer: FloatColumn,
 ) -> tuple[Slots, NDArray[np.float64]]:
@@ -29,11 +29,11 @@ def stage_slots(
     that stand on the same side of a candidate count with their mean.
 
     Args:
-        layer: seconds of a layer's forward and backward pass, and of what shows beside them, ``(n_layouts,)`` each.
+        layer: seconds of a layer's forward and backward pass with all that shows beside them, ``(n_layouts,)`` each.
         hops: seconds of a micro-batch's sends on each candidate, ``host_layer`` of the host a layer, ``(n_layouts,)``.
     """
-    forward, backward, beside = layer
-    each, launched = forward + backward + beside, scenario.software.host_micro_batch
+    forward, backward = layer
+    each, launched = forward + backward, scenario.software.host_micro_batch
 
     def inner(layers: NDArray[np.float64]) -> NDArray[np.float64]:
         longest: NDArray[np.float64] = np.maximum(layers * each + hops.max(axis=0), layers * host_layer + launched)

@@ -64,7 +64,8 @@ class Groups:
 class Layer:
     """Exposed seconds of one layer and one micro-batch, ``(n_layouts,)`` each; ``forward`` and ``backward`` include the transfers.
 
-    ``gathers``, not part of them, is what ZeRO 3's transfers take during the backward pass, hidden or not.
+    ``dp``, of which ``dp_forward`` shows during the forward pass, is no part of them, nor is ``gathers``: what ZeRO 3's transfers take
+    during the backward pass, hidden or not.
     """
 
     compute: FloatColumn
@@ -73,6 +74,7 @@ class Layer:
     forward: FloatColumn
     backward: FloatColumn
     dp: FloatColumn
+    dp_forward: FloatColumn
     gathers: FloatColumn
 
     @property
@@ -190,7 +192,7 @@ def step_time(
     software, micro_batches = scenario.software, layouts.num_micro_batches.astype(float)
     layer = layer_time(scenario, layouts, block, moved, groups) if layer is None else layer
     hops = _hops(scenario, layouts, found, moved)
-    passes = (layer.forward, layer.backward, layer.dp)
+    passes = (layer.forward + layer.dp_forward, layer.backward + layer.dp - layer.dp_forward)
     slots, device_slots = stage_slots(scenario, layouts, block, found, passes, hops, host_layer_seconds(scenario, layouts))
     waits = bubble(layouts.schedule, slots)
     # all others wait for the stage whose work and waits take longest
@@ -240,13 +242,15 @@ def layer_time(scenario: Scenario, layouts: Layouts, block: Block, moved: Traffi
     forward = block.layer_forward + tp_forward + cp_forward
     backward = block.layer_backward + again + tp_backward + cp_backward
     gather, gathers = layer_gathers(scenario, layouts, groups)
+    dp_forward = _beside(gather, software.dp_overlap, forward)
     return Layer(
         compute=block.layer_forward + block.layer_backward + again,
         tp=tp_forward + tp_backward,
         cp=cp_forward + cp_backward,
         forward=forward,
         backward=backward,
-        dp=_beside(gather, software.dp_overlap, forward) + _beside(gathers, software.dp_overlap, backward),
+        dp=dp_forward + _beside(gathers, software.dp_overlap, backward),
+        dp_forward=dp_forward,
         gathers=gathers,
     )
 
