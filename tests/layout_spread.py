@@ -68,7 +68,8 @@ def _mixed() -> list[Case]:
             for (name, v) in schedules for zero in (0, 3)]  # fmt: skip
     rings = [case(name, num_gpus=64, tp=2, sequence_parallel=1, cp=4, pp=4, vpp=v, global_batch_size=16, recompute=2)
              for name, v in schedules]  # fmt: skip
-    uneven = [case(name, num_gpus=12, pp=6, global_batch_size=24, zero=2) for name in ("gpipe", "1f1b", "zero_bubble")]
+    uneven = [case(name, model=model, num_gpus=12, pp=6, global_batch_size=m, zero=zero) for name in ("gpipe", "1f1b", "zero_bubble")
+              for model, m, zero in (("llama3_1_8b", 24, 2), ("llama2_7b", 16, 3))]  # fmt: skip
     others = [
         case(num_gpus=64, tp=16, sequence_parallel=1, pp=2, global_batch_size=8),
         case(num_gpus=32, tp=8, sequence_parallel=0, pp=2, global_batch_size=16),

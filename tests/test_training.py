@@ -121,8 +121,9 @@ class TestByHand:
         head = head_forward + head_inputs + head_weights + float(device.elementwise(34 * tokens * 16000))
         embedding = float(device.elementwise(3 * activation))
         layer = layer_compute + tp_forward + tp_backward + cp_forward + cp_backward
-        # Sends to the next stage and back, each tensor-parallel rank its half, across nodes (neighbours are 16 ranks apart).
-        hops = 2 * (float(closed_form.send_recv(activation / 2, span(1, 2), network)[0]) + 3e-5)
+        # A send to the other stage, each tensor-parallel rank its half, across nodes (neighbours are 16 ranks apart); something is
+        # launched for what is sent and for what is received.
+        hops = float(closed_form.send_recv(activation / 2, span(1, 2), network)[0]) + 2 * 3e-5
         first, last = 4 * layer + embedding + hops, 4 * layer + head + hops
         assert last > first
         micro_batches = 64 // (4 * 2)
@@ -329,14 +330,15 @@ class TestLaws:
         assert (selective.peak_memory_bytes >= full.peak_memory_bytes / SLACK).all()
 
     def test_a_schedule_with_less_bubble_is_no_slower(self, name: str) -> None:
-        """1F1B as GPipe; ZB-H1 at most that; nothing else of the step differs."""
+        """1F1B as GPipe, or better where stages differ; ZB-H1 at most that."""
         of, rows = table(name)
         rows = rows.take((rows.pp > 1) & (rows.vpp == 1) & (rows.num_micro_batches >= rows.pp))
         gpipe, alternating, _, zero_bubble = (price(of, replace(rows, schedule=np.full(len(rows), code))) for code in (1, 2, 3, 4))
-        np.testing.assert_array_equal(gpipe.step_time_s, alternating.step_time_s)
-        assert (zero_bubble.time_bubble_s < alternating.time_bubble_s).all()
+        assert (alternating.step_time_s <= gpipe.step_time_s * SLACK).all()
+        assert (alternating.step_time_s > 0.8 * gpipe.step_time_s).all()
+        assert (zero_bubble.step_time_s < alternating.step_time_s * SLACK).all()
+        assert (zero_bubble.step_time_s < alternating.step_time_s).mean() > 0.9
         assert (alternating.peak_memory_bytes <= gpipe.peak_memory_bytes * SLACK).all()
-        np.testing.assert_array_equal(zero_bubble.time_compute_s, alternating.time_compute_s)
 
 
 def test_full_recomputation_costs_about_a_forward_pass() -> None:

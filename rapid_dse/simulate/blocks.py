@@ -100,7 +100,7 @@ def measured_layer(one: Priced1, times: LayerTimes) -> Layer:
     gather = old.gathers if one.degree("zero") >= 3 else np.zeros(1)
     if one.scenario.software.reduce_each_micro_batch and one.degree("zero") >= 3:
         gather = gather - _scatter(one)
-    shown = np.maximum(0.0, gather - share * ahead) + np.maximum(0.0, old.gathers - share * back)
+    dp_forward = np.maximum(0.0, gather - share * ahead)
     return replace(
         old,
         compute=column(times.forward["compute"] + times.backward["compute"]),
@@ -108,7 +108,8 @@ def measured_layer(one: Priced1, times: LayerTimes) -> Layer:
         cp=column(times.forward["cp"] + times.backward["cp"]),
         forward=column(ahead),
         backward=column(back),
-        dp=shown,
+        dp=dp_forward + np.maximum(0.0, old.gathers - share * back),
+        dp_forward=dp_forward,
     )
 
 

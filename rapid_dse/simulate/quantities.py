@@ -233,7 +233,8 @@ def _stall(one: Priced1, layers: int, stage: int, forward: float, backward: floa
     """Seconds of a micro-batch that a stage's device waits for the host's launches."""
     software, pp = one.scenario.software, one.degree("pp")
     head = float(one.block.head_forward[0] + one.block.head_backward[0]) if stage == pp - 1 else 0.0
-    hops = 2.0 * one.degree("vpp") * (float(one.moved.pp_hop[0]) + software.send_receive) if pp > 1 else 0.0
+    sends = 2.0 * one.degree("vpp")
+    hops = (sends - (stage in (0, pp - 1))) * float(one.moved.pp_hop[0]) + sends * software.send_receive if pp > 1 else 0.0
     layer = forward + backward + float(one.layer.dp[0])
     device = layers * layer + head + (float(one.block.embedding[0]) if stage == 0 else 0.0) + hops
     host = layers * float(host_layer_seconds(one.scenario, one.layout)[0]) + software.host_micro_batch

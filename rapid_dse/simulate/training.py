@@ -22,9 +22,10 @@ from rapid_dse.simulate.cost import StepWork, energy
 from rapid_dse.simulate.memory import Memory, layer_parameters, peak_memory, stage_parameters, vocabulary_parameters
 from rapid_dse.simulate.operators import Operators, compute_bytes, operators
 from rapid_dse.simulate.results import Priced
+from rapid_dse.simulate.slots import stage_slots
 from rapid_dse.simulate.stages import Stages, stages
 from rapid_dse.simulate.strain import by_state
-from rapid_dse.trace.schedules import Slots, bubble
+from rapid_dse.trace.schedules import bubble
 
 FloatColumn = NDArray[np.float64]
 
@@ -65,7 +66,8 @@ class Groups:
 class Layer:
     """Exposed seconds of one layer and one micro-batch, ``(n_layouts,)`` each; ``forward`` and ``backward`` include the transfers.
 
-    ``gathers``, not part of them, is what ZeRO 3's transfers take during the backward pass, hidden or not.
+    ``dp``, of which ``dp_forward`` shows during the forward pass, is no part of them, nor is ``gathers``: what ZeRO 3's transfers take
+    during the backward pass, hidden or not.
     """
 
     compute: FloatColumn
@@ -74,6 +76,7 @@ class Layer:
     forward: FloatColumn
     backward: FloatColumn
     dp: FloatColumn
+    dp_forward: FloatColumn
     gathers: FloatColumn
 
     @property
@@ -196,39 +199,44 @@ def step_time(
     device: OperatorModel,
     layer: Layer | None = None,
 ) -> Step:
-    """The exposed times of a step: m slots of the slowest stage, the schedule's bubble, gradients, optimizer, host.
+    """The exposed times of a step: m slots of the stage that all others wait for, the schedule's bubble, gradients, optimizer, host.
 
     ``layer`` None is the closed forms' own.
     """
     software, micro_batches = scenario.software, layouts.num_micro_batches.astype(float)
     layer = layer_time(scenario, layouts, block, moved, groups) if layer is None else layer
-    hops = np.where(layouts.pp > 1, 2.0 * layouts.vpp * (moved.pp_hop + software.send_receive), 0.0)
-    hops = hops * np.where(layouts.schedule == INTERLEAVED, 1 - software.pp_overlap, 1.0)
-    head, device_slots = block.head_forward + block.head_backward, []
-    for stage in range(len(found.layers)):
-        ends = found.has_embedding[stage] * block.embedding + found.has_head[stage] * head
-        device_slots.append(found.layers[stage] * layer.total + ends + hops)
-    host_layer = host_layer_seconds(scenario, layouts)
-    host_slots = [layers * host_layer + software.host_micro_batch for layers in found.layers]
-    slots = np.maximum(device_slots, host_slots)
-    slowest = slots.argmax(axis=0)[None]
-    slot, layers, on_device = (np.take_along_axis(column, slowest, 0)[0] for column in (slots, found.layers, np.array(device_slots)))
-    ends = on_device - layers * layer.total - hops
-    inner = _inner_slot(scenario, layouts, found, layer.total, hops, host_layer)
-    others = np.where(layouts.pp > 1, slots[0] + slots[3] + np.maximum(layouts.pp - 2, 0) * inner - slot, 0.0)
-    weights = block.weight_gradient * (scenario.model.num_hidden_layers - layers)
-    idle = bubble(layouts.schedule, Slots(np.maximum(others, 0.0), weights, layouts.vpp))
+    hops = _hops(scenario, layouts, found, moved)
+    passes = (layer.forward + layer.dp_forward, layer.backward + layer.dp - layer.dp_forward)
+    slots, device_slots = stage_slots(scenario, layouts, block, found, passes, hops, host_layer_seconds(scenario, layouts))
+    waits = bubble(layouts.schedule, slots)
+    # all others wait for the stage whose work and waits take longest
+    critical = (micro_batches * slots.whole + waits).argmax(axis=0)[None]
+    slot, layers, on_device, sends, idle = (
+        np.take_along_axis(column, critical, 0)[0] for column in (slots.whole, found.layers, device_slots, hops, waits)
+    )
+    ends = on_device - layers * layer.total - sends
     data_parallel, optimizer = _end_of_step(scenario, layouts, found, layer, groups, device)
     return Step(
         compute=micro_batches * (layers * layer.compute + ends),
         tp=micro_batches * layers * layer.tp,
         cp=micro_batches * layers * layer.cp,
-        pp=micro_batches * hops,
+        pp=micro_batches * sends,
         dp=micro_batches * layers * layer.dp + data_parallel,
         bubble=idle,
         optimizer=optimizer,
         host=micro_batches * (slot - on_device) + software.host_step,
     )
+
+
+def _hops(scenario: Scenario, layouts: Layouts, found: Stages, moved: Traffic) -> FloatColumn:
+    """What a micro-batch's sends take on each candidate stage, s, ``(CANDIDATES, n_layouts)``.
+
+    Two a chunk, one forward and one back; the first and the last stage have one less, but launch something all the same.
+    """
+    software, sends = scenario.software, 2.0 * layouts.vpp
+    mine = np.where(found.has_embedding | found.has_head, sends - 1, sends)
+    shown = np.where(layouts.schedule == INTERLEAVED, 1 - software.pp_overlap, 1.0) * (layouts.pp > 1)
+    return shown * (mine * moved.pp_hop + sends * software.send_receive)
 
 
 def layer_time(scenario: Scenario, layouts: Layouts, block: Block, moved: Traffic, groups: Groups) -> Layer:
@@ -247,13 +255,15 @@ def layer_time(scenario: Scenario, layouts: Layouts, block: Block, moved: Traffi
     forward = block.layer_forward + tp_forward + cp_forward
     backward = block.layer_backward + again + tp_backward + cp_backward
     gather, gathers = layer_gathers(scenario, layouts, groups)
+    dp_forward = _beside(gather, software.dp_overlap, forward)
     return Layer(
         compute=block.layer_forward + block.layer_backward + again,
         tp=tp_forward + tp_backward,
         cp=cp_forward + cp_backward,
         forward=forward,
         backward=backward,
-        dp=_beside(gather, software.dp_overlap, forward) + _beside(gathers, software.dp_overlap, backward),
+        dp=dp_forward + _beside(gathers, software.dp_overlap, backward),
+        dp_forward=dp_forward,
         gathers=gathers,
     )
 
@@ -294,16 +304,6 @@ def host_layer_seconds(scenario: Scenario, layouts: Layouts) -> FloatColumn:
     again = np.where(layouts.recompute == RECOMPUTE_FULL, 1.5, 1.0)
     seconds: FloatColumn = np.maximum((software.host_layer + collective) * again, in_turn)
     return seconds
-
-
-def _inner_slot(
-    scenario: Scenario, layouts: Layouts, found: Stages, layer: FloatColumn, hops: FloatColumn, host_layer: FloatColumn
-) -> FloatColumn:
-    """The mean slot of the stages between first and last, s."""
-    inner = np.maximum(layouts.pp - 2, 1)
-    layers = (scenario.model.num_hidden_layers - found.layers[0] - found.layers[3]) / inner
-    slot: FloatColumn = np.maximum(layers * layer + hops, layers * host_layer + scenario.software.host_micro_batch)
-    return slot
 
 
 def _end_of_step(

@@ -102,7 +102,8 @@ def _attempts(scenario: Scenario, layouts: Layouts, rows: NDArray[np.int64]) -> 
         return []
     try:
         chosen = layouts if len(rows) == len(layouts) else layouts.take(rows)
-        return [(rows, price(scenario, chosen, names=_folders(scenario, chosen)))]
+        names = _folders(scenario, chosen)
+        return [(rows, price(scenario, chosen) if names is None else price(scenario, chosen, names=names))]
     except Exception as error:  # whatever a layout raises is a row of the results, not the end of the study
         if scenario.search.fail_fast:
             raise
@@ -114,7 +115,7 @@ def _attempts(scenario: Scenario, layouts: Layouts, rows: NDArray[np.int64]) -> 
 
 
 def _folders(scenario: Scenario, layouts: Layouts) -> list[str] | None:
-    """Folders for what runs leave behind: the rows' keys, so that no trial of a sweep overwrites another's."""
+    """Where runs leave anything, folders for it: the rows' keys, so that no trial of a sweep overwrites another's."""
     if not scenario.backend.artifacts.wanted:
         return None
     return [bytes(key).decode() for key in identity.hex_bytes(identity.keys(scenario, layouts))]

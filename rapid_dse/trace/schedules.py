@@ -18,15 +18,42 @@ FloatColumn = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Slots:
-    """What a stage spends on one micro-batch, all its model chunks together; seconds, ``(n_layouts,)``.
+    """What pipeline stages spend on one micro-batch, all their model chunks together; seconds, ``(n_stages, n_layouts)``.
 
-    ``others`` is the sum over the other stages, of forward and backward together; ``weight_others`` that of their weight
-    gradients, ``vpp`` the model chunks a stage has.
+    The rows are those stages that may end up the slowest; ``before`` and ``after`` sum over all stages ahead of each and behind it.
+
+    Attributes:
+        whole: forward and backward of the stage itself; ``forward`` and ``weights`` (gradients) are parts of it.
+        before: forward and backward of the stages ahead of it, ``forward_before`` and ``weights_before`` parts of it;
+            ``after`` and ``weights_after`` of those behind it; ``weights_first`` of the first stage, ``(n_layouts,)``.
+        position: the stage's place from 0, ``behind`` how many stages come after it.
+        vpp: model chunks of a stage, ``micro_batches`` of a step, ``(n_layouts,)``.
     """
 
-    others: FloatColumn
-    weight_others: FloatColumn
+    whole: FloatColumn
+    forward: FloatColumn
+    weights: FloatColumn
+    before: FloatColumn
+    after: FloatColumn
+    forward_before: FloatColumn
+    weights_before: FloatColumn
+    weights_after: FloatColumn
+    weights_first: FloatColumn
+    position: IntColumn
+    behind: IntColumn
     vpp: IntColumn
+    micro_batches: IntColumn
+
+    def waits(self, after: FloatColumn) -> FloatColumn:
+        """What 1F1B's alternation waits for stages behind, whose pass takes ``after``: for the first backward, and for the last.
+
+        ``behind`` forwards of its own fill the first wait, as many backwards the last; with fewer micro-batches there is one wait.
+        """
+        filled, backward = self.behind * self.forward, self.whole - self.forward
+        both = np.maximum(0.0, after - filled) + np.maximum(0.0, after - self.behind * backward)
+        one = np.maximum(0.0, after - (self.micro_batches - 1) * np.minimum(self.forward, backward))
+        waits: FloatColumn = np.where(self.micro_batches > self.behind, both, one)
+        return waits
 
 
 class Schedule(ABC):
@@ -34,9 +61,9 @@ class Schedule(ABC):
 
     @abstractmethod
     def bubble(self, slots: Slots) -> FloatColumn:
-        """Idle time of the slowest stage in a step, s, ``(n_layouts,)``.
+        """Idle time of each stage in a step, were it the one that all others wait for, s, ``(n_stages, n_layouts)``.
 
-        On p equal stages ``others`` is (p - 1)(F + B): the published bubbles follow.
+        The step takes as long as the longest of them, its own work included. On equal stages the published bubbles follow.
         """
 
     @abstractmethod
@@ -48,7 +75,7 @@ class NoPipeline(Schedule):
     """pp = 1: nothing waits, one micro-batch is held."""
 
     def bubble(self, slots: Slots) -> FloatColumn:
-        return np.zeros_like(slots.others)
+        return np.zeros_like(slots.whole)
 
     def in_flight(self, stage: IntColumn, pp: IntColumn, vpp: IntColumn, micro_batches: IntColumn) -> FloatColumn:
         return np.ones(len(pp))
@@ -58,17 +85,20 @@ class GPipe(Schedule):
     """All forwards, then all backwards (Huang et al., arXiv 1811.06965): every micro-batch is held."""
 
     def bubble(self, slots: Slots) -> FloatColumn:
-        return slots.others
+        return slots.before + slots.after
 
     def in_flight(self, stage: IntColumn, pp: IntColumn, vpp: IntColumn, micro_batches: IntColumn) -> FloatColumn:
         return micro_batches.astype(np.float64)
 
 
 class OneForwardOneBackward(Schedule):
-    """1F1B (Narayanan et al., arXiv 2104.04473, section 2.2): the bubble of GPipe, at most p - s micro-batches held."""
+    """1F1B (Narayanan et al., arXiv 2104.04473, section 2.2): the bubble of GPipe, at most p - s micro-batches held.
+
+    On stages that differ, the slowest waits less for faster ones behind it (``Slots.waits``).
+    """
 
     def bubble(self, slots: Slots) -> FloatColumn:
-        return slots.others
+        return slots.before + slots.waits(slots.after)
 
     def in_flight(self, stage: IntColumn, pp: IntColumn, vpp: IntColumn, micro_batches: IntColumn) -> FloatColumn:
         held: FloatColumn = np.minimum(micro_batches, pp - stage).astype(np.float64)
@@ -82,7 +112,7 @@ class Interleaved(Schedule):
     """
 
     def bubble(self, slots: Slots) -> FloatColumn:
-        idle: FloatColumn = slots.others / slots.vpp
+        idle: FloatColumn = (slots.before + slots.waits(slots.after)) / slots.vpp
         return idle
 
     def in_flight(self, stage: IntColumn, pp: IntColumn, vpp: IntColumn, micro_batches: IntColumn) -> FloatColumn:
@@ -94,11 +124,14 @@ class Interleaved(Schedule):
 class ZeroBubbleH1(Schedule):
     """ZB-H1 (Qi et al., arXiv 2401.10241, section 3): weight gradients fill the tail; memory as 1F1B.
 
-    Bubble (p - 1)(F + B - W), B being the input gradient alone: 1F1B's less 2 (p - 1) W.
+    Bubble (p - 1)(F + B - W), B being the input gradient alone: 1F1B's less 2 (p - 1) W. Stage s does s weight gradients at the end:
+    either those of the slowest stage end the step, or what they let stages before it do.
     """
 
     def bubble(self, slots: Slots) -> FloatColumn:
-        idle: FloatColumn = np.maximum(0.0, slots.others - 2 * slots.weight_others)
+        until_first = slots.before - slots.weights_before - (slots.position + 1) * slots.weights + slots.weights_first
+        ahead = np.maximum(until_first, slots.forward_before)
+        idle: FloatColumn = ahead + slots.waits(slots.after - slots.weights_after)
         return idle
 
     def in_flight(self, stage: IntColumn, pp: IntColumn, vpp: IntColumn, micro_batches: IntColumn) -> FloatColumn:
@@ -110,8 +143,13 @@ SCHEDULE_CLASSES: tuple[Schedule, ...] = (NoPipeline(), GPipe(), OneForwardOneBa
 
 
 def bubble(schedule: IntColumn, slots: Slots) -> FloatColumn:
-    """The bubble of each layout's own schedule, s, ``(n_layouts,)``."""
-    return np.choose(schedule, [each.bubble(slots) for each in SCHEDULE_CLASSES])
+    """The bubble of each layout's own schedule on each stage, s, ``(n_stages, n_layouts)``."""
+    idle = np.zeros_like(slots.whole)
+    for code, each in enumerate(SCHEDULE_CLASSES):
+        chosen = schedule == code
+        if chosen.any():
+            idle = np.where(chosen, each.bubble(slots), idle)
+    return idle
 
 
 def in_flight(schedule: IntColumn, stage: IntColumn, pp: IntColumn, vpp: IntColumn, micro_batches: IntColumn) -> FloatColumn:

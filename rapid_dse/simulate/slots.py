@@ -1,0 +1,66 @@
+"""What each pipeline stage that may be the slowest spends on a micro-batch, and what the stages around it spend."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rapid_dse.config.scenario import Scenario
+from rapid_dse.layouts import Layouts
+from rapid_dse.simulate.block import Block
+from rapid_dse.simulate.stages import Stages
+from rapid_dse.trace.schedules import Slots
+
+FloatColumn = NDArray[np.float64]
+
+
+def stage_slots(
+    scenario: Scenario,
+    layouts: Layouts,
+    block: Block,
+    found: Stages,
+    layer: tuple[FloatColumn, FloatColumn],
+    hops: NDArray[np.float64],
+    host_layer: FloatColumn,
+) -> tuple[Slots, NDArray[np.float64]]:
+    """The candidate stages' slots, and what the device has of them, ``(CANDIDATES, n_layouts)``.
+
+    A slot is as long as the device computes and transfers, or as the host takes to launch it. Stages between the first and the last
+    that stand on the same side of a candidate count with their mean.
+
+    Args:
+        layer: seconds of a layer's forward and backward pass with all that shows beside them, ``(n_layouts,)`` each.
+        hops: seconds of a micro-batch's sends on each candidate, ``host_layer`` of the host a layer, ``(n_layouts,)``.
+    """
+    forward, backward = layer
+    each, launched = forward + backward, scenario.software.host_micro_batch
+
+    def inner(layers: NDArray[np.float64]) -> NDArray[np.float64]:
+        longest: NDArray[np.float64] = np.maximum(layers * each + hops.max(axis=0), layers * host_layer + launched)
+        return longest
+
+    ahead = found.has_embedding * block.embedding + found.has_head * block.head_forward
+    device = found.layers * each + ahead + found.has_head * block.head_backward + hops
+    whole = np.maximum(device, found.layers * host_layer + launched)
+    later = scenario.model.num_hidden_layers - found.before - found.layers
+    behind = layouts.pp - 1 - found.position
+    inside, beyond = np.maximum(0, found.position - 1), np.maximum(0, behind - 1)
+    before = whole[0] + inside * inner((found.before - found.layers[0]) / np.maximum(inside, 1))
+    after = whole[-1] + beyond * inner((later - found.layers[-1]) / np.maximum(beyond, 1))
+    before, after = np.where(found.position > 0, before, 0.0), np.where(behind > 0, after, 0.0)
+    slots = Slots(
+        whole=whole,
+        forward=whole * ((found.layers * forward + ahead) / (device - hops)),
+        weights=found.layers * block.weight_gradient,
+        before=before,
+        after=after,
+        forward_before=before * (forward / each),
+        weights_before=found.before * block.weight_gradient,
+        weights_after=later * block.weight_gradient,
+        weights_first=found.layers[0] * block.weight_gradient,
+        position=found.position,
+        behind=behind,
+        vpp=layouts.vpp,
+        micro_batches=layouts.num_micro_batches,
+    )
+    return slots, device
