@@ -137,7 +137,8 @@ def main() -> None:
         for symmetry in (True, False):
             report(f"transformer on 1,024 ranks, {chunks} chunks", transformer(1024), switch, system, symmetry)
     system = SystemSettings(splits=4, active_chunks=4)
-    report("the same, the last all-reduce over all ranks", transformer(1024, world_last=True), switch, system, False)
+    for symmetry in (True, False):
+        report("the same, the last all-reduce over all ranks", transformer(1024, world_last=True), switch, system, symmetry)
     big = Topology.of(["FullyConnected", "Switch"], [8, 2048], [450, 50], [500, 500])
     for symmetry in (True, False):
         report("16,384 ranks, 64 MiB", each_dimension(8, 2048, 64 * MIB), big, SystemSettings(), symmetry)

@@ -13,7 +13,7 @@ def guarded(command: Callable[[Sequence[str]], int], arguments: Sequence[str]) -
     """Runs ``command``; what the user can mend comes out as one line on stderr.
 
     Returns:
-        The command's own exit code; 2 where an input is wrong or a file cannot be read or written; 130 after Ctrl-C.
+        The command's own exit code; 2 where an input is wrong, too large, or a file cannot be read or written; 130 after Ctrl-C.
     """
     try:
         code = command(arguments)
@@ -27,6 +27,8 @@ def guarded(command: Callable[[Sequence[str]], int], arguments: Sequence[str]) -
     except OSError as error:
         path = f"{error.filename}: " if error.filename else ""
         return _fail(f"{path}{error.strerror or error}", USAGE)
+    except MemoryError as error:
+        return _fail(f"not enough memory: {error}", USAGE)
     except ValueError as error:
         return _fail(" ".join(str(error).split()), USAGE)
 

@@ -164,6 +164,20 @@ def test_oversubscription_narrows_the_fat_tree() -> None:
     assert time(4.0) == pytest.approx(4 * time(1.0), rel=0.01)
 
 
+def test_fat_tree_in_a_graph_file(tmp_path: Path) -> None:
+    path, out = tmp_path / "graph.json", tmp_path / "out.json"
+    graph = base_graph()
+    graph["network"] |= {"topology": ["FatTree"], "leaf": [2], "oversubscription": [2]}
+    graph["ranks"]["0"].append({"id": 2, "type": "send", "src": 0, "dst": 3, "size": 1 << 20, "tag": 0, "deps": []})
+    graph["ranks"]["3"].append({"id": 2, "type": "recv", "src": 0, "dst": 3, "size": 1 << 20, "tag": 0, "deps": []})
+    path.write_text(json.dumps(graph))
+    assert main(["graph", str(path), "--out", str(out), "--links"]) == 0
+    report = json.loads(out.read_text())
+    hop = (1 << 20) / (50 * GB_NS)
+    assert report["node_times_ns"]["3"]["2"] == [0, 4 * int(500 + hop)]
+    assert sum(link["bytes"] for link in report["links"]) == 4 << 20
+
+
 def test_failed_link_is_gone_round_and_named_where_it_cannot() -> None:
     torus = replace(Topology.torus([4, 4], 50, 500), faulty_links=((0, 1, 0.0),))
     result = send_one(torus, 0, 1)
@@ -244,6 +258,14 @@ BAD_GRAPHS: list[tuple[str, Any, str]] = [
     ("unknown group", lambda g: g["ranks"]["2"].append(coll(pg="8")), "there is no group 8"),
     ("unknown collective", lambda g: g["ranks"]["2"].append(coll(coll="BROADCAST")), "'BROADCAST' is none of"),
     ("no nodes", lambda g: g["ranks"].pop("3"), "rank 3 has no node"),
+    ("no list of nodes", lambda g: g["ranks"].update({"3": {"id": 0}}), "rank 3 must be a list of nodes"),
+    ("no list of deps", lambda g: g["ranks"]["2"][0].update(deps=None), "deps is None, it must be a list of ids"),
+    ("endless time", lambda g: g["ranks"]["2"][0].update(dur_us=float("inf")), "dur_us is inf"),
+    ("too large", lambda g: g["ranks"]["0"].append(coll(1 << 70)), "at most 2^53"),
+    ("too many splits", lambda g: (g["ranks"]["0"].append(coll(1 << 40)), g["system"].update(
+        {"preferred-dataset-splits": 1 << 40})), "not enough memory"),
+    ("no link's devices", lambda g: g["network"].update(faulty_links=[[0, float("inf"), 0.5]]), "must be whole numbers"),
+    ("no number", lambda g: g["system"].update({"local-mem-bw": None}), "local-mem-bw is None, it must be a number"),
     ("algorithm", lambda g: g["system"].update({"all-reduce-implementation": ["magic"]}), "'magic' is none of"),
 ]  # fmt: skip
 
@@ -260,7 +282,7 @@ def test_bad_graph_is_one_clear_line(name: str, spoil: Any, message: str, tmp_pa
     assert message in lines[0]
 
 
-GOOD_ROW = next(csv.DictReader((DATA / "collectives.csv").open()))
+GOOD_ROW = next(csv.DictReader((DATA / "collectives.csv").open())) | {"faulty_links": "[]"}
 BAD_ROWS = [
     ({"npus": "6", "algorithm": "halvingDoubling"}, "halvingDoubling over 6 ranks"),
     ({"backend": "aware"}, "a Ring of 2"),
@@ -269,6 +291,9 @@ BAD_ROWS = [
     ({"topology": "Star"}, "'Star' is none of"),
     ({"collective": "ALL_TO_ALL", "algorithm": "halvingDoubling"}, "there is none"),
     ({"algorithm": "halvingDoubling", "size_bytes": "1"}, "messages come down to 0 bytes"),
+    ({"npus": "8.5"}, "npus is '8.5', it must be a whole number"),
+    ({"size_bytes": "inf"}, "size_bytes is 'inf'"),
+    ({"faulty_links": "5"}, "faulty_links is 5"),
     ({"chunks": "two"}, "chunks is 'two'"),
 ]
 

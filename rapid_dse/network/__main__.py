@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
+from rapid_dse.command import guarded
 from rapid_dse.network import command
 
 
@@ -13,21 +14,22 @@ def say(line: str) -> None:
     print(line, file=sys.stderr)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; 0 done, 1 the graph deadlocks, 2 the input is wrong."""
+def run(arguments: Sequence[str]) -> int:
+    """Run the command; 0 done, 1 the graph deadlocks, 2 a row cannot run. Raises ValueError where the input is wrong."""
     options = command.build_parser().parse_args(arguments)
-    try:
-        if options.command == "collectives":
-            return command.run_collectives(options.table, options.out, say)
-        engine: command.Engine = command.builtin_engine
-        if options.engine == "astrasim":
-            from rapid_dse.simulate.astrasim import engine_for
+    if options.command == "collectives":
+        return command.run_collectives(options.table, options.out, say)
+    engine: command.Engine = command.builtin_engine
+    if options.engine == "astrasim":
+        from rapid_dse.simulate.astrasim import engine_for
 
-            engine = engine_for(options.binary)
-        return command.run_graph_file(options.file, options.network, options.out, options.links, engine, say)
-    except (ValueError, OSError) as error:
-        say(f"error: {error}")
-        return command.BAD_INPUT
+        engine = engine_for(options.binary)
+    return command.run_graph_file(options.file, options.network, options.out, options.links, engine, say)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; 2 and one line where the input is wrong."""
+    return guarded(run, sys.argv[1:] if arguments is None else arguments)
 
 
 if __name__ == "__main__":

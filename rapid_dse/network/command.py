@@ -58,7 +58,7 @@ def run_collectives(table: Path, out: Path, say: Say) -> int:
             if None in row.values() or None in row:
                 raise ValueError("it has not as many cells as the header has columns")
             row["predicted_ns"] = str(CollectiveCase.from_row(row).run().makespan_ns)
-        except ValueError as error:
+        except (ValueError, MemoryError) as error:
             bad += 1
             say(f"{table}, row {number}: {error}")
     with out.open("w", newline="") as file:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from rapid_dse.trace.graph import COLLECTIVES
+from rapid_dse.trace.graph import COLLECTIVES, LARGEST
 
 IMPLEMENTATION_KEYS = {name: f"{name.lower().replace('_', '-')}-implementation" for name in COLLECTIVES}
 
@@ -76,12 +76,12 @@ class SystemSettings:
     def from_json(data: Mapping[str, Any]) -> SystemSettings:
         """Read the keys of ``system.json``; those that the event engine does not need are let through."""
         return SystemSettings(
-            algorithms={name: tuple(data.get(key, ["ring"])) for name, key in IMPLEMENTATION_KEYS.items()},
+            algorithms={name: _names(data, key) for name, key in IMPLEMENTATION_KEYS.items()},
             splits=_integer(data, "preferred-dataset-splits", 1),
             active_chunks=_integer(data, "active-chunks-per-dimension", 1),
             queues_per_dim=_integer(data, "queues-per-dim", 1),
             endpoint_delay=_integer(data, "endpoint-delay", 10),
-            local_mem_bw=float(data.get("local-mem-bw", 1600)),
+            local_mem_bw=_number(data, "local-mem-bw", 1600),
             scheduling_policy=str(data.get("scheduling-policy", "LIFO")),
             collective_optimization=str(data.get("collective-optimization", "localBWAware")),
         )
@@ -105,10 +105,24 @@ class SystemSettings:
         }
 
 
+def _names(data: Mapping[str, Any], key: str) -> tuple[str, ...]:
+    names = data.get(key, ["ring"])
+    if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"{key} is {names!r}, it must be a list of names, one a dimension")
+    return tuple(names)
+
+
+def _number(data: Mapping[str, Any], key: str, default: float) -> float:
+    value = data.get(key, default)
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise ValueError(f"{key} is {value!r}, it must be a number")
+    return value
+
+
 def _integer(data: Mapping[str, Any], key: str, default: int) -> int:
     value = data.get(key, default)
     if isinstance(value, list) and value:
         value = value[0]
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or value != int(value):
-        raise ValueError(f"{key} is {value!r}, it must be a whole number")
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not float(value).is_integer() or abs(value) > LARGEST:
+        raise ValueError(f"{key} is {value!r}, it must be a whole number and at most 2^53")
     return int(value)

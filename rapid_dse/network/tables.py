@@ -12,7 +12,7 @@ import numpy as np
 from rapid_dse.network.engine import Network, RunResult, run_graph
 from rapid_dse.network.system import SystemSettings, check_algorithm
 from rapid_dse.network.topology import Topology
-from rapid_dse.trace.graph import COLLECTIVE, COLLECTIVES, NO_GROUPS, WORLD, Graph
+from rapid_dse.trace.graph import COLLECTIVE, COLLECTIVES, LARGEST, NO_GROUPS, WORLD, Graph
 
 BACKENDS: dict[str, Network] = {"aware": "congestion_aware", "unaware": "congestion_unaware", "fair": "fair"}
 COLUMNS = [
@@ -93,21 +93,25 @@ def _number(row: Mapping[str, str], column: str, text: str) -> float:
         raise ValueError(f"{column} is {row[column]!r}, it must be numbers with x between them") from None
 
 
-def _integer(row: Mapping[str, str], column: str) -> int:
-    value = _number(row, column, row[column])
-    if value != int(value):
-        raise ValueError(f"{column} is {row[column]!r}, it must be a whole number")
+def _whole(row: Mapping[str, str], column: str, text: str) -> int:
+    value = _number(row, column, text)
+    if not value.is_integer() or abs(value) > LARGEST:
+        raise ValueError(f"{column} is {row[column]!r}, it must be a whole number and at most 2^53")
     return int(value)
 
 
+def _integer(row: Mapping[str, str], column: str) -> int:
+    return _whole(row, column, row[column])
+
+
 def _topology(row: Mapping[str, str]) -> Topology:
-    lists = {c: [_number(row, c, t) for t in row[c].split("x")] for c in ("npus", "bandwidth_GBps", "latency_ns")}
+    sizes = [_whole(row, "npus", text) for text in row["npus"].split("x")]
+    bandwidths, latencies = ([_number(row, c, t) for t in row[c].split("x")] for c in ("bandwidth_GBps", "latency_ns"))
     try:
         faults: Any = json.loads(row.get("faulty_links") or "[]")
     except json.JSONDecodeError:
         raise ValueError(f"faulty_links is {row['faulty_links']!r}, it must be [[device, device, factor], …]") from None
-    sizes = [int(n) for n in lists["npus"]]
-    return Topology.of(row["topology"].split("x"), sizes, lists["bandwidth_GBps"], lists["latency_ns"], faults)
+    return Topology.of(row["topology"].split("x"), sizes, bandwidths, latencies, faults)
 
 
 def _system(row: Mapping[str, str]) -> SystemSettings:

@@ -93,15 +93,21 @@ class Topology:
         bandwidths: Sequence[float],
         latencies: Sequence[float],
         faulty_links: Sequence[Sequence[float]] = (),
+        leaves: Sequence[int] | None = None,
+        oversubscriptions: Sequence[float] | None = None,
     ) -> Topology:
-        """Build from ASTRA-sim's lists; raises ValueError when they differ in length or a value is out of bounds."""
-        lengths = {"npus_count": sizes, "bandwidth": bandwidths, "latency": latencies}
-        for key, values in lengths.items():
-            if len(values) != len(kinds):
-                raise ValueError(f"{key} has {len(values)} values, topology has {len(kinds)} dimensions")
+        """Build from ASTRA-sim's lists, and those of fat trees; raises ValueError when they differ in length or a value
+        is out of bounds.
+        """
+        count = len(kinds)
+        lists: dict[str, Sequence[float]] = {"npus_count": sizes, "bandwidth": bandwidths, "latency": latencies}
+        lists |= {"leaf": leaves or [0] * count, "oversubscription": oversubscriptions or [1.0] * count}
+        for key, values in lists.items():
+            if len(values) != count:
+                raise ValueError(f"{key} has {len(values)} values, topology has {count} dimensions")
         dims = tuple(
-            Dimension(kind=kind, size=int(size), bandwidth=float(bw), latency=float(latency))
-            for kind, size, bw, latency in zip(kinds, sizes, bandwidths, latencies, strict=True)
+            Dimension(kind=kind, size=int(n), bandwidth=float(bw), latency=float(ns), leaf=int(leaf), oversubscription=over)
+            for kind, n, bw, ns, leaf, over in zip(kinds, *lists.values(), strict=True)
         )
         return Topology(dims, _read_faults(faulty_links))
 
@@ -118,35 +124,35 @@ class Topology:
     @staticmethod
     def from_json(data: Mapping[str, Any]) -> Topology:
         """Read the keys of ``network.yml`` (bandwidth and latency with or without their units in the name)."""
-        for key in ("topology", "npus_count"):
-            if not isinstance(data.get(key), list):
-                raise ValueError(f"network has no list {key!r}")
-        bandwidths = data.get("bandwidth_GBps", data.get("bandwidth"))
-        latencies = data.get("latency_ns", data.get("latency"))
-        if not isinstance(bandwidths, list) or not isinstance(latencies, list):
-            raise ValueError("network has no lists 'bandwidth' and 'latency'")
-        base = Topology.of(data["topology"], data["npus_count"], bandwidths, latencies, data.get("faulty_links", ()))
-        leaves, over = data.get("leaf"), data.get("oversubscription")
-        return base if leaves is None else _with_leaves(base, leaves, over)
+        kinds = data.get("topology")
+        if not isinstance(kinds, list) or not all(isinstance(kind, str) for kind in kinds):
+            raise ValueError(f"topology is {kinds!r}, it must be a list of names, one a dimension")
+        bandwidth = "bandwidth_GBps" if "bandwidth_GBps" in data else "bandwidth"
+        latency = "latency_ns" if "latency_ns" in data else "latency"
+        sizes, bandwidths, latencies = (_numbers(data, key) for key in ("npus_count", bandwidth, latency))
+        leaves, ratios = (_numbers(data, key) if key in data else None for key in ("leaf", "oversubscription"))
+        return Topology.of(kinds, sizes, bandwidths, latencies, data.get("faulty_links", ()), leaves, ratios)
 
 
-def _with_leaves(base: Topology, leaves: Sequence[int], over: Sequence[float] | None) -> Topology:
-    ratios = over or [1.0] * len(base.dimensions)
-    dims = tuple(
-        Dimension(kind=d.kind, size=d.size, bandwidth=d.bandwidth, latency=d.latency, leaf=leaf, oversubscription=ratio)
-        for d, leaf, ratio in zip(base.dimensions, leaves, ratios, strict=True)
-    )
-    return Topology(dims, base.faulty_links)
+def _numbers(data: Mapping[str, Any], key: str) -> list[Any]:
+    values = data.get(key)
+    if not isinstance(values, list) or not all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in values):
+        raise ValueError(f"{key} is {values!r}, it must be a list of numbers, one a dimension")
+    return values
 
 
-def _read_faults(faults: Sequence[Sequence[float]]) -> tuple[tuple[int, int, float], ...]:
+def _read_faults(faults: Any) -> tuple[tuple[int, int, float], ...]:
+    if not isinstance(faults, (list, tuple)):
+        raise ValueError(f"faulty_links is {faults!r}, it must be [[device, device, factor], …]")
     rows = []
     for fault in faults:
-        if len(fault) != 3:
-            raise ValueError(f"faulty_links has {list(fault)}, it must be [device, device, factor]")
+        if not isinstance(fault, (list, tuple)) or len(fault) != 3 or not all(isinstance(v, (int, float)) for v in fault):
+            raise ValueError(f"faulty_links has {fault!r}, it must be [device, device, factor]")
         src, dst, factor = fault
+        if not (float(src).is_integer() and float(dst).is_integer()):
+            raise ValueError(f"faulty_links has {fault!r}, its devices must be whole numbers")
         if not 0 <= factor <= 1:
-            raise ValueError(f"faulty_links: the factor of link {src:.0f}-{dst:.0f} is {factor}, it must be in 0 … 1")
+            raise ValueError(f"faulty_links: the factor of link {src}-{dst} is {factor}, it must be in 0 … 1")
         rows.append((int(src), int(dst), float(factor)))
     return tuple(rows)
 

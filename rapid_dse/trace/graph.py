@@ -20,6 +20,8 @@ COMPUTE, COLLECTIVE, SEND, RECEIVE = range(4)
 NODE_KINDS = ("comp", "coll", "send", "recv")
 COLLECTIVES = ("ALL_REDUCE", "REDUCE_SCATTER", "ALL_GATHER", "ALL_TO_ALL")
 WORLD = -1
+STREAMS = 64
+LARGEST = 1 << 53  # bytes, ids and ns in files: a double holds whole numbers up to there
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,6 +253,8 @@ class GraphBuilder:
                 deps.append(place[rank, dep])
             ptr.append(len(deps))
         rows = table[order]
+        if (i := _first((rows[:, 9] < 0) | (rows[:, 9] >= STREAMS))) is not None:
+            raise ValueError(f"node {rows[i, 1]} of rank {rows[i, 0]}: stream is {rows[i, 9]}, it must be in 0 … {STREAMS - 1}")
         graph = Graph(
             ranks=self.ranks,
             rank=rows[:, 0],

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from rapid_dse.trace.graph import COLLECTIVE, COLLECTIVES, COMPUTE, SEND, WORLD, Graph, GraphBuilder
+from rapid_dse.trace.graph import COLLECTIVE, COLLECTIVES, COMPUTE, LARGEST, SEND, WORLD, Graph, GraphBuilder
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +32,7 @@ def read_graph_file(path: Path) -> GraphFile:
         data = json.loads(path.read_text())
     except OSError as error:
         raise ValueError(f"{path}: {error.strerror}") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is no JSON: {error}") from None
     return parse_graph(data)
 
@@ -44,13 +44,18 @@ def parse_graph(data: Any) -> GraphFile:
     for key in ("network", "ranks"):
         if not isinstance(data.get(key), dict):
             raise ValueError(f"the graph has no object {key!r}")
-    groups = {_integer(k, "comm_groups"): v for k, v in data.get("comm_groups", {}).items()}
+    for key in ("system", "comm_groups"):
+        if not isinstance(data.get(key, {}), dict):
+            raise ValueError(f"the graph's {key!r} is no object")
+    groups = {_number_of(k, "comm_groups"): v for k, v in data.get("comm_groups", {}).items()}
     for g, ranks in groups.items():
-        if not isinstance(ranks, list) or not all(isinstance(r, int) for r in ranks):
+        if not isinstance(ranks, list) or not all(is_whole(r) for r in ranks):
             raise ValueError(f"comm_groups: group {g} must be a list of ranks")
-    lines = {_integer(rank, "ranks"): nodes for rank, nodes in data["ranks"].items()}
+    lines = {_number_of(rank, "ranks"): nodes for rank, nodes in data["ranks"].items()}
     builder = GraphBuilder(_rank_count(data["network"], lines), groups, str(data.get("name", "")))
     for rank, nodes in lines.items():
+        if not isinstance(nodes, list) or not all(isinstance(node, dict) for node in nodes):
+            raise ValueError(f"ranks: rank {rank} must be a list of nodes, each an object")
         for node in nodes:
             _add_node(builder, rank, node)
     return GraphFile(builder.build(), data["network"], data.get("system", {}))
@@ -58,8 +63,8 @@ def parse_graph(data: Any) -> GraphFile:
 
 def _rank_count(network: Mapping[str, Any], lines: Mapping[int, Any]) -> int:
     counts = network.get("npus_count")
-    if not isinstance(counts, list) or not all(isinstance(n, int) for n in counts):
-        raise ValueError("network has no list of whole numbers 'npus_count'")
+    if not isinstance(counts, list) or not counts or not all(is_whole(n) and n > 0 for n in counts):
+        raise ValueError("network has no list of whole numbers > 0 'npus_count'")
     ranks = int(np.prod(counts))
     for rank in lines:
         if not 0 <= rank < ranks:
@@ -67,7 +72,12 @@ def _rank_count(network: Mapping[str, Any], lines: Mapping[int, Any]) -> int:
     return ranks
 
 
-def _integer(value: Any, where: str) -> int:
+def is_whole(value: Any) -> bool:
+    """Tell whether a value of a JSON file is a whole number that the tables hold."""
+    return isinstance(value, int) and not isinstance(value, bool) and abs(value) <= LARGEST
+
+
+def _number_of(value: Any, where: str) -> int:
     try:
         return int(value)
     except (TypeError, ValueError):
@@ -77,32 +87,35 @@ def _integer(value: Any, where: str) -> int:
 def _add_node(builder: GraphBuilder, rank: int, node: Mapping[str, Any]) -> None:
     where = f"node {node.get('id')} of rank {rank}"
 
-    def get(key: str) -> int:
-        if key not in node:
+    def get(key: str, default: int | None = None, least: int = -LARGEST) -> int:
+        if key not in node and default is None:
             raise ValueError(f"{where}: it has no {key!r}")
-        value = node[key]
-        if isinstance(value, bool) or not isinstance(value, int):
-            raise ValueError(f"{where}: {key} is {value!r}, it must be a whole number")
-        return value
+        value = node.get(key, default)
+        if not is_whole(value) or value < least:
+            bound = f" >= {least}" if least > -LARGEST else ""
+            raise ValueError(f"{where}: {key} is {value!r}, it must be a whole number{bound} and at most 2^53")
+        return int(value)
 
-    kind, deps = node.get("type"), node.get("deps", [])
+    kind, deps, number = node.get("type"), node.get("deps", []), get("id", least=0)
+    if not isinstance(deps, list) or not all(is_whole(dep) for dep in deps):
+        raise ValueError(f"{where}: deps is {deps!r}, it must be a list of ids")
     if kind == "comp":
         micros = node.get("dur_us")
-        if isinstance(micros, bool) or not isinstance(micros, (int, float)) or micros < 0:
-            raise ValueError(f"{where}: dur_us is {micros!r}, it must be a number >= 0")
-        builder.compute(rank, get("id"), round(micros * 1000), deps)
+        if isinstance(micros, bool) or not isinstance(micros, (int, float)) or not 0 <= micros <= LARGEST / 1000:
+            raise ValueError(f"{where}: dur_us is {micros!r}, it must be a number >= 0 and at most 2^53 ns")
+        builder.compute(rank, number, round(micros * 1000), deps)
     elif kind == "coll":
         group = node.get("pg")
-        place = None if group in (None, "", "0", 0) else _integer(group, f"{where}: pg")
-        builder.collective(rank, get("id"), str(node.get("coll")), get("size"), place, deps, node.get("stream", 0))
+        place = None if group in (None, "", "0", 0) else _number_of(group, f"{where}: pg")
+        builder.collective(rank, number, str(node.get("coll")), get("size"), place, deps, get("stream", 0))
     elif kind in ("send", "recv"):
         own, other = ("src", "dst") if kind == "send" else ("dst", "src")
         if node.get(own, rank) != rank:
             raise ValueError(f"{where}: {own} is {node[own]}, a {kind} must be on its own rank")
         if kind == "send":
-            builder.send(rank, get("id"), get(other), get("size"), get("tag"), deps, node.get("stream", 0))
+            builder.send(rank, number, get(other), get("size"), get("tag"), deps, get("stream", 0))
         else:
-            builder.receive(rank, get("id"), get(other), get("size"), get("tag"), deps)
+            builder.receive(rank, number, get(other), get("size"), get("tag"), deps)
     else:
         raise ValueError(f"{where}: type is {kind!r}, it must be comp, coll, send or recv")
 
