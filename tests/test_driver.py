@@ -50,7 +50,7 @@ def priced_rows(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Rows of each call that prices, as they happen."""
     counted: list[int] = []
 
-    def counting(found: Any, layouts: Any) -> Any:
+    def counting(found: Any, layouts: Any, **given: Any) -> Any:
         counted.append(len(layouts))
         return price(found, layouts)
 
@@ -116,7 +116,7 @@ def test_a_damaged_file_is_reported_and_computed_again(tmp_path: Path, priced_ro
 
 
 def test_rows_that_failed_are_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fails_at_tp_32(found: Any, layouts: Any) -> Any:
+    def fails_at_tp_32(found: Any, layouts: Any, **given: Any) -> Any:
         if (layouts.tp == 32).any():
             raise RuntimeError("a bad day")
         return price(found, layouts)

@@ -111,7 +111,7 @@ def test_constraints_hold_and_user_attributes_are_the_row(tmp_path: Path) -> Non
 
 
 def test_a_trial_that_raises_is_a_row_with_its_error_and_fail_fast_ends_the_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def bad_day(found: Any, layouts: Any) -> Any:
+    def bad_day(found: Any, layouts: Any, **given: Any) -> Any:
         if (layouts.tp == 8).any():
             raise RuntimeError("a bad day")
         return price(found, layouts)
