@@ -6,7 +6,7 @@ its place, and serve only to tell how long the host has, never to time a transfe
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -239,8 +239,3 @@ def _stall(one: Priced1, layers: int, stage: int, forward: float, backward: floa
     device = layers * layer + head + (float(one.block.embedding[0]) if stage == 0 else 0.0) + hops
     host = layers * float(host_layer_seconds(one.scenario, one.layout)[0]) + software.host_micro_batch
     return max(0.0, host - device)
-
-
-def with_layer(one: Priced1, layer: Layer) -> Priced1:
-    """The layout with other times of a layer."""
-    return replace(one, layer=layer)
