@@ -157,6 +157,8 @@ def test_a_faulty_link_slows_the_ranks_that_cross_it() -> None:
         (FLATTENED, {}, {"hw__network__faulty_links": [[0, 99999, 0.5]]}, ["no link"]),
         ("hybrid", {}, {"backend__network": "ideal", "hw__network__faulty_links": [[0, 16, 0.5]]}, ["ideal", "congestion_aware"]),
         (FLATTENED, {}, {"backend__network": "congestion_unaware", "hw__network__faulty_links": [[0, 16, 0.5]]}, ["congestion_aware"]),
+        ("hybrid", {}, {"hw__network__faulty_links": [[0, 16, 0]]}, ["no way round", "above 0", FLATTENED]),
+        (HIERARCHICAL, {}, {"hw__network__faulty_links": [[0, 16, 0]]}, ["no way round", "above 0", FLATTENED]),
         (HIERARCHICAL, {"tp": 4}, {}, ["exactly tp and cp", "hybrid"]),
         (HIERARCHICAL, {"tp": 16}, {}, ["exactly tp and cp", FLATTENED]),
         ("hybrid", {}, {"backend__engine": "astrasim", "backend__network": "fair"}, ["ASTRA-sim", "congestion_aware"]),

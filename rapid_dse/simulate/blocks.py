@@ -118,6 +118,22 @@ def _scatter(one: Priced1) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
     return during - ahead
 
 
+def check_failed_links(cluster: Cluster) -> None:
+    """Refuses failed links within blocks that lie on one dimension, where there is no way round them.
+
+    Raises:
+        ValueError: with the link, and what to use instead.
+    """
+    for fault in cluster.topology.faulty_links:
+        for block in blocks_of(cluster, fault) if fault[2] == 0 else ():
+            part, _ = cluster.part(cluster.rank[block])
+            if len(part.topology.dimensions) == 1:
+                raise ValueError(
+                    f"hw.network.faulty_links has {list(fault)}: no way round a failed link lies within its tensor- and context-parallel "
+                    "group, which this backend times alone; allowed: a factor above 0, or backend=full_astrasim_flattened"
+                )
+
+
 def faulty_blocks(cluster: Cluster) -> dict[tuple[int, int], None]:
     """The blocks, by their (pp, dp) index, whose own links have faults: both ends within one, along a dimension that it spans."""
     found: dict[tuple[int, int], None] = {}

@@ -14,7 +14,7 @@ from rapid_dse.config.scenario import Scenario
 from rapid_dse.layouts import Layouts
 from rapid_dse.network.cluster import Cluster, fault_ends
 from rapid_dse.simulate import runs
-from rapid_dse.simulate.blocks import LayerTimes, faulty_blocks, run_layer
+from rapid_dse.simulate.blocks import LayerTimes, check_failed_links, faulty_blocks, run_layer
 from rapid_dse.simulate.event import Watch, price_each
 from rapid_dse.simulate.quantities import Priced1, stage_works
 from rapid_dse.simulate.results import Priced
@@ -41,6 +41,7 @@ def _check(one: Priced1) -> None:
     runs.check_links(cluster)
     for fault in cluster.topology.faulty_links:
         fault_ends(cluster.topology, fault)
+    check_failed_links(cluster)
 
 
 def require_own_dimension(one: Priced1, cluster: Cluster) -> None:

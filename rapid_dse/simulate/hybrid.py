@@ -11,7 +11,7 @@ from rapid_dse.layouts import Layouts
 from rapid_dse.network import closed_form
 from rapid_dse.network.cluster import Cluster
 from rapid_dse.simulate import runs
-from rapid_dse.simulate.blocks import blocks_of, faulty_blocks, measured_layer, run_layer
+from rapid_dse.simulate.blocks import blocks_of, check_failed_links, faulty_blocks, measured_layer, run_layer
 from rapid_dse.simulate.event import Watch, price_each
 from rapid_dse.simulate.quantities import Priced1
 from rapid_dse.simulate.results import Priced
@@ -31,6 +31,7 @@ def _check(one: Priced1) -> None:
     cluster = one.cluster()
     runs.check_links(cluster)
     _require_closed_form_outside(one, cluster)
+    check_failed_links(cluster)
 
 
 def run_step(one: Priced1) -> tuple[Priced, dict[str, runs.Run]]:
