@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from generated import ONE, portion
 from rich.console import Console
+from studies import study
 
 from rapid_dse.config.run import Debug, Search
 from rapid_dse.layouts import grid
@@ -44,6 +45,16 @@ def test_what_the_second_backend_refuses_is_said_and_kept(tmp_path: Path) -> Non
     assert "cannot be priced by full_astrasim_hierarchical" in notices
     assert "exactly tp and cp" in notices
     assert "could not be priced" in printed
+
+
+def test_the_best_trials_of_a_study_are_priced_again_too(tmp_path: Path) -> None:
+    found = study(tmp_path, "search.n_trials=8", "search.refine=3", "search.objectives=[-tokens_per_s_per_gpu]")
+    assert found.code == 0
+    assert "priced again by hybrid: " in found.out
+    refined = [row for row in found.rows if row["backend"] == "hybrid"]
+    first = sorted((row for row in found.rows if row["backend"] == "analytical" and row["fits"]), key=lambda row: row["step_time_s"])
+    layout = ("parallel.tp", "parallel.pp", "parallel.zero", "parallel.micro_batch_size")
+    assert {tuple(row[key] for key in layout) for row in refined} == {tuple(row[key] for key in layout) for row in first[:3]}
 
 
 def test_nothing_is_refined_unless_asked_for(tmp_path: Path) -> None:

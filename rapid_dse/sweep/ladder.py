@@ -90,6 +90,8 @@ def _ordered(rows: pa.Table, found: Sequence[pa.Table], keys: Sequence[bytes], b
     ranked = np.argsort(-values if ranking.descending(by) else values, kind="stable")
     order = [places[i] for i in ranked.tolist()]
     failed = [place for place in range(len(keys)) if keys[place] not in at]
-    parts = [second.take(pa.array([at[keys[place]] for place in order], pa.int64())), rows.take(pa.array(failed, pa.int64()))]
+    taken = second.take(pa.array([at[keys[place]] for place in order], pa.int64())), rows.take(pa.array(failed, pa.int64()))
+    # a few rows; those of a grid and of a study have their texts in columns of different types
+    parts = [pa.Table.from_pylist(part.to_pylist()) for part in taken]
     first = [rows[name][place].as_py() for place in (*order, *failed)]
     return Refined(pa.concat_tables(parts, promote_options="permissive"), first, (*order, *failed), len(failed), by)

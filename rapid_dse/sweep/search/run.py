@@ -26,6 +26,7 @@ from rapid_dse.sweep.search.study import Parts, Study
 from rapid_dse.sweep.space import Axes, Setting
 
 if TYPE_CHECKING:
+    import pyarrow as pa
     from rich.console import Console
 
 
@@ -92,8 +93,10 @@ def _searched(space: SearchSpace, aims: Aims, search: Search, debug: Debug, plac
     out.print(
         f"stored in {place.folder} and {storage.where} ({answers.priced:,} priced now)", highlight=False, markup=False, soft_wrap=True
     )
-    if debug.hw_snapshots:
-        _snapshots(study, space, aims, place.folder, out)
+    if search.refine and (found := _best(study, space, aims, place.folder, search.refine)):
+        driver.refine(*found, search, place.folder, aims.objectives[0].text, out, err)
+    if debug.hw_snapshots and (found := _best(study, space, aims, place.folder, driver.SNAPSHOTS)):
+        _snapshots(*found, out)
     rows = study.outcome.rows
     return 1 if rows and all(row["status"] == "error" for row in rows) else 0
 
@@ -127,19 +130,24 @@ def _report(study: Study, space: SearchSpace, aims: Aims, search: Search, place:
         out.print(proof.text(), highlight=False)
 
 
-def _snapshots(study: Study, space: SearchSpace, aims: Aims, folder: Path, out: Console) -> None:
-    """The hardware of the best trials."""
-    from rapid_dse.sweep import snapshots
-
+def _best(study: Study, space: SearchSpace, aims: Aims, folder: Path, count: int) -> tuple[pa.Table, list[Chunk]] | None:
+    """The best trials by the first objective, and each as a chunk of its own; None where there are none."""
     outcome = study.outcome
     at = {row["key"]: labels for row, labels in zip(outcome.rows, outcome.labels, strict=True)}
     found = report.Found.of(outcome.rows, outcome.feasible)
     if not found.rows:
-        return
-    best = ranking.best(report.table_of(found.rows), aims.objectives[0].text, driver.SNAPSHOTS)
+        return None
+    best = ranking.best(report.table_of(found.rows), aims.objectives[0].text, count)
     chunks = []
     for key in best["key"].to_pylist():
         variant = space.variant(at[key])
         portion = Trial(0, variant, variant.points.row(at[key]) or 0, at[key]).portion()
         chunks.append(Chunk((portion,), identity.keys(portion.scenario, portion.layouts), folder, aims.objectives[0].text, 1))
+    return best, chunks
+
+
+def _snapshots(best: pa.Table, chunks: Sequence[Chunk], out: Console) -> None:
+    """The hardware of the best trials."""
+    from rapid_dse.sweep import snapshots
+
     out.print(f"hardware of the best trials: {snapshots.write(best, chunks, Path('dbg_hw_conf'))}", highlight=False, markup=False)
