@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
+from program import done
 from trials import layouts, priced, scenario
 
 from rapid_dse.analysis.calibration import Options, calibrate
@@ -124,3 +127,10 @@ def test_a_fit_learns_the_state_from_a_jobs_own_all_reduce_and_predicts_without_
     assert values["strained_all_reduce_wait"] == pytest.approx(1e-4, rel=0.1)
     assert error < 0.02 < unseen  # the state is known to the fit, and to no prediction
     assert fitted(frame.drop(columns="measured.allreduce_busbw_gbs"))[1] > 0.05
+
+
+def test_a_trial_says_which_state_it_is_priced_in(tmp_path: Path) -> None:
+    given = ("software=nanotron", "model=llama3_1_8b", "hw.num_gpus=16")
+    assert "priced without strain" in done(tmp_path, *given).out
+    assert "priced under strain" in done(tmp_path, *given, "parallel.pp=2").out
+    assert "strain" not in done(tmp_path, *given[1:], "parallel.pp=2").out
