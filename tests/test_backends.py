@@ -148,6 +148,12 @@ def test_a_faulty_link_slows_the_ranks_that_cross_it() -> None:
     assert inside[0].step_time_s[0] < inside[1].step_time_s[0]
 
 
+# Fully connected within a node, where groups use all links at once.
+ALL_LINKS: dict[str, Any] = {
+    "hw__network__dimensions": [RING | {"size": 8, "topology": "fully_connected"}, RING | {"size": None, "topology": "switch"}]
+}
+
+
 @pytest.mark.parametrize(
     ("backend", "changes", "settings", "words"),
     [
@@ -163,6 +169,13 @@ def test_a_faulty_link_slows_the_ranks_that_cross_it() -> None:
         (HIERARCHICAL, {"tp": 16}, {}, ["exactly tp and cp", FLATTENED]),
         ("hybrid", {}, {"backend__engine": "astrasim", "backend__network": "fair"}, ["ASTRA-sim", "congestion_aware"]),
         ("hybrid", {}, {"backend__engine": "astrasim", "backend__streams": 2}, ["stream"]),
+        (FLATTENED, {}, ALL_LINKS | {"backend__engine": "astrasim", "backend__astrasim__binary": "/bin/true"}, ["run direct", "builtin"]),
+        (
+            HIERARCHICAL,
+            {"tp": 2, "cp": 4},
+            ALL_LINKS | {"backend__engine": "astrasim", "backend__astrasim__binary": "/bin/true"},
+            ["run direct", "builtin"],
+        ),
         ("hybrid", {}, {"backend__engine": "astrasim", "backend__astrasim__binary": "/no/such/binary"}, ["/no/such/binary"]),
         (
             "hybrid",

@@ -91,16 +91,21 @@ def engine_for(binary: Path | None) -> Callable[[GraphFile, str], RunResult]:
     return engine
 
 
-def check_for_astrasim(graph: Graph, topology: Topology, system: SystemSettings, network: str) -> None:
-    """Raise ValueError for what ASTRA-sim cannot do, would hang on, or would abort at."""
-    if network not in ("congestion_aware", "congestion_unaware"):
-        raise ValueError(f"network is {network!r}: ASTRA-sim runs congestion_aware or congestion_unaware")
-    check_topology(topology, network)
+def check_groups(system: SystemSettings) -> None:
+    """Raise ValueError where groups run what ASTRA-sim has for the world alone."""
     if system.group_algorithm is not None:
         raise ValueError(
             f"backend.engine=astrasim: groups in several dimensions, one of them fully connected, run {system.group_algorithm} "
             "here and rings there; allowed with it: backend.engine=builtin"
         )
+
+
+def check_for_astrasim(graph: Graph, topology: Topology, system: SystemSettings, network: str) -> None:
+    """Raise ValueError for what ASTRA-sim cannot do, would hang on, or would abort at."""
+    if network not in ("congestion_aware", "congestion_unaware"):
+        raise ValueError(f"network is {network!r}: ASTRA-sim runs congestion_aware or congestion_unaware")
+    check_topology(topology, network)
+    check_groups(system)
     graph.check()
     for dimension in topology.dimensions:
         if dimension.kind not in ("Ring", "FullyConnected", "Switch"):

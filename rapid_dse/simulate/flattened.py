@@ -22,7 +22,13 @@ def price(scenario: Scenario, layouts: Layouts, watch: Watch | None = None, name
     Raises:
         ValueError: what cannot run on this backend, with what to use instead.
     """
-    return price_each(scenario, layouts, lambda one: runs.check_links(one.cluster()), run_step, watch, names)
+    return price_each(scenario, layouts, _check, run_step, watch, names)
+
+
+def _check(one: Priced1) -> None:
+    cluster = one.cluster()
+    runs.check_links(cluster)
+    runs.check_engine(one.scenario, cluster.topology)
 
 
 def run_step(one: Priced1) -> tuple[Priced, dict[str, runs.Run]]:

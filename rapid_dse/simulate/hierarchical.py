@@ -42,6 +42,7 @@ def _check(one: Priced1) -> None:
     for fault in cluster.topology.faulty_links:
         fault_ends(cluster.topology, fault)
     check_failed_links(cluster)
+    runs.check_engine(one.scenario, cluster.part(cluster.rank[0, 0])[0].topology, _pipeline(cluster)[0].topology)
 
 
 def require_own_dimension(one: Priced1, cluster: Cluster) -> None:
@@ -71,9 +72,7 @@ def run_step(one: Priced1) -> tuple[Priced, dict[str, runs.Run]]:
     # one healthy block stands for all of them
     wanted = [*next(([block] for block in every if block not in faulty), []), *faulty]
     blocks = {block: run_layer(one, cluster, cluster.rank[block]) for block in wanted}
-    # one rail stands for all, unless a link on some rail is faulty
-    chosen = cluster.rank if cluster.topology.faulty_links else cluster.rank[..., :1]
-    part, places = cluster.part(chosen)
+    part, places = _pipeline(cluster)
     stage = stage_for(one, part, places)
     scripts: list[Script] = []
     role = np.full(part.topology.ranks, -1, np.int64)
@@ -84,6 +83,11 @@ def run_step(one: Priced1) -> tuple[Priced, dict[str, runs.Run]]:
     done = runs.run(one.scenario, stage, scripts, role, "pipeline")
     kept = {f"block_{block[0]}_{block[1]}": run for block, (_, run) in blocks.items()}
     return priced(one, done), kept | {"pipeline": done}
+
+
+def _pipeline(cluster: Cluster) -> tuple[Cluster, Ints]:
+    """The network of the pipeline: one rail stands for all, unless a link on some rail is faulty."""
+    return cluster.part(cluster.rank if cluster.topology.faulty_links else cluster.rank[..., :1])
 
 
 def _stage_scripts(one: Priced1, stage: runs.Stage, times: LayerTimes) -> list[Script]:

@@ -32,6 +32,7 @@ def _check(one: Priced1) -> None:
     runs.check_links(cluster)
     _require_closed_form_outside(one, cluster)
     check_failed_links(cluster)
+    runs.check_engine(one.scenario, cluster.part(cluster.rank[0, 0])[0].topology)
 
 
 def run_step(one: Priced1) -> tuple[Priced, dict[str, runs.Run]]:

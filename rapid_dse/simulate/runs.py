@@ -108,6 +108,19 @@ def check_links(cluster: Cluster) -> None:
         raise ValueError("hw.network.faulty_links: a link of factor 0 has no way round in one dimension; allowed: a factor above 0")
 
 
+def check_engine(scenario: Scenario, *parts: Topology) -> None:
+    """Refuses networks, or parts of them, whose groups ASTRA-sim would run otherwise, where it is the engine.
+
+    Raises:
+        ValueError: with the key, and what to use instead.
+    """
+    if scenario.backend.engine == "astrasim":
+        from rapid_dse.simulate.astrasim import check_groups
+
+        for part in parts:
+            check_groups(system_of(scenario, part))
+
+
 def own_streams(backend: Backend) -> bool:
     """Whether transfers that hide have streams of their own: never where the ranks follow ASTRA-sim's rules, unless asked for."""
     if backend.streams is None:
