@@ -74,7 +74,7 @@ def test_one_gpus_parameters_are_the_models(name: str) -> None:
     rows = layouts({"tp": 1, "pp": 4, "num_gpus": 4})
     split = np.array(split_layers(of.model, "megatron", 4, 1))[:, None]
     place = np.arange(4)[:, None]
-    every = stage_parameters(of, rows, Stages(place, split, np.cumsum(split, axis=0) - split, place == 0, place == 3)).sum()
+    every = stage_parameters(of, rows, Stages(place, split, place, np.cumsum(split, axis=0) - split, place == 0, place == 3)).sum()
     tied = count(of.model).embedding if of.model.tie_word_embeddings else 0  # first and last stage hold a copy each
     assert every == pytest.approx(total + tied, rel=5e-4)
 
@@ -119,7 +119,7 @@ def test_the_fullest_stage_is_found_among_all(name: str) -> None:
         one = rows.take(np.array([row]))
         split = np.array(split_layers(of.model, rule, int(one.pp[0]), int(one.vpp[0])))[:, None]
         place = np.arange(len(split))[:, None]
-        every = Stages(place, split, np.cumsum(split, axis=0) - split, place == 0, place == len(split) - 1)
+        every = Stages(place, split, place, np.cumsum(split, axis=0) - split, place == 0, place == len(split) - 1)
         assert float(peak_memory(of, one, every).peak[0]) == pytest.approx(float(peaks[row]), rel=1e-12)
         assert len(stages(of.model, rule, one.pp, one.vpp).layers) == 4
 

@@ -43,11 +43,11 @@ def stage_slots(
     device = found.layers * each + ahead + found.has_head * block.head_backward + hops
     whole = np.maximum(device, found.layers * host_layer + launched)
     later = scenario.model.num_hidden_layers - found.before - found.layers
-    behind = layouts.pp - 1 - found.position
-    inside, beyond = np.maximum(0, found.position - 1), np.maximum(0, behind - 1)
+    behind = layouts.pp - 1 - found.latest
+    inside, beyond = np.maximum(0, found.latest - 1), np.maximum(0, behind - 1)
     before = whole[0] + inside * inner((found.before - found.layers[0]) / np.maximum(inside, 1))
     after = whole[-1] + beyond * inner((later - found.layers[-1]) / np.maximum(beyond, 1))
-    before, after = np.where(found.position > 0, before, 0.0), np.where(behind > 0, after, 0.0)
+    before, after = np.where(found.latest > 0, before, 0.0), np.where(behind > 0, after, 0.0)
     slots = Slots(
         whole=whole,
         forward=whole * ((found.layers * forward + ahead) / (device - hops)),
@@ -58,7 +58,7 @@ def stage_slots(
         weights_before=found.before * block.weight_gradient,
         weights_after=later * block.weight_gradient,
         weights_first=found.layers[0] * block.weight_gradient,
-        position=found.position,
+        position=found.latest,
         behind=behind,
         vpp=layouts.vpp,
         micro_batches=layouts.num_micro_batches,

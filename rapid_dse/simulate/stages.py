@@ -21,18 +21,20 @@ class Stages:
     """The stages of each layout that can be the slowest or the fullest: ``(CANDIDATES, n_layouts)``.
 
     In every schedule an earlier stage holds no fewer micro-batches than a later one, so that among inner stages of equal layer
-    count the earliest stands for all. At pp = 1 the four are the same stage. ``before`` counts the layers of earlier stages.
+    count the earliest stands for all; the ``latest`` of them is the one that others wait for, with ``before`` layers on the stages
+    ahead of it. At pp = 1 the four are the same stage.
     """
 
     position: NDArray[np.int64]
     layers: NDArray[np.int64]
+    latest: NDArray[np.int64]
     before: NDArray[np.int64]
     has_embedding: NDArray[np.bool_]
     has_head: NDArray[np.bool_]
 
     def first(self) -> Stages:
         """The first stage alone."""
-        return Stages(self.position[:1], self.layers[:1], self.before[:1], self.has_embedding[:1], self.has_head[:1])
+        return Stages(self.position[:1], self.layers[:1], self.latest[:1], self.before[:1], self.has_embedding[:1], self.has_head[:1])
 
 
 def split_layers(model: Model, rule: str, pp: int, vpp: int) -> list[int]:
@@ -74,13 +76,14 @@ def stages(model: Model, rule: str, pp: IntColumn, vpp: IntColumn) -> Stages:
     packed = pp * 4096 + vpp
     distinct, where = np.unique(packed, return_inverse=True)
     tables = [_candidates(split_layers(model, rule, int(key) // 4096, int(key) % 4096)) for key in distinct]
-    position, layers, before = (np.array([table[i] for table in tables], np.int64).T[:, where] for i in range(3))
-    return Stages(position, layers, before, position == 0, position == pp - 1)
+    position, layers, latest, before = (np.array([table[i] for table in tables], np.int64).T[:, where] for i in range(4))
+    return Stages(position, layers, latest, before, position == 0, position == pp - 1)
 
 
-def _candidates(layers: list[int]) -> tuple[list[int], list[int], list[int]]:
+def _candidates(layers: list[int]) -> tuple[list[int], list[int], list[int], list[int]]:
     last, inner = len(layers) - 1, range(1, len(layers) - 1)
     fullest = max(inner, key=lambda stage: layers[stage], default=0)
     other = next((stage for stage in inner if layers[stage] != layers[fullest]), fullest)
     chosen = [0, fullest, other, last]
-    return chosen, [layers[stage] for stage in chosen], [sum(layers[:stage]) for stage in chosen]
+    alike = [max((each for each in inner if layers[each] == layers[stage]), default=stage) if stage in inner else stage for stage in chosen]
+    return chosen, [layers[stage] for stage in chosen], alike, [sum(layers[:stage]) for stage in alike]
