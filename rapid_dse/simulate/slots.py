@@ -33,10 +33,10 @@ def stage_slots(
         hops: seconds of a micro-batch's sends on each candidate, ``host_layer`` of the host a layer, ``(n_layouts,)``.
     """
     forward, backward = layer
-    each, launched = forward + backward, scenario.software.host_micro_batch
+    each, launched, sends = forward + backward, scenario.software.host_micro_batch, hops.max(axis=0)
 
     def inner(layers: NDArray[np.float64]) -> NDArray[np.float64]:
-        longest: NDArray[np.float64] = np.maximum(layers * each + hops.max(axis=0), layers * host_layer + launched)
+        longest: NDArray[np.float64] = np.maximum(layers * each + sends, layers * host_layer + launched)
         return longest
 
     ahead = found.has_embedding * block.embedding + found.has_head * block.head_forward

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,8 +45,13 @@ class Slots:
     vpp: IntColumn
     micro_batches: IntColumn
 
-    def waits(self, after: FloatColumn) -> FloatColumn:
-        """What 1F1B's alternation waits for stages behind, whose pass takes ``after``: for the first backward, and for the last.
+    @cached_property
+    def waits(self) -> FloatColumn:
+        """What 1F1B's alternation waits for the stages behind."""
+        return self.waits_for(self.after)
+
+    def waits_for(self, after: FloatColumn) -> FloatColumn:
+        """What it waits for stages behind whose pass takes ``after``: for the first backward, and for the last.
 
         ``behind`` forwards of its own fill the first wait, as many backwards the last; with fewer micro-batches there is one wait.
         """
@@ -98,7 +104,7 @@ class OneForwardOneBackward(Schedule):
     """
 
     def bubble(self, slots: Slots) -> FloatColumn:
-        return slots.before + slots.waits(slots.after)
+        return slots.before + slots.waits
 
     def in_flight(self, stage: IntColumn, pp: IntColumn, vpp: IntColumn, micro_batches: IntColumn) -> FloatColumn:
         held: FloatColumn = np.minimum(micro_batches, pp - stage).astype(np.float64)
@@ -112,7 +118,7 @@ class Interleaved(Schedule):
     """
 
     def bubble(self, slots: Slots) -> FloatColumn:
-        idle: FloatColumn = (slots.before + slots.waits(slots.after)) / slots.vpp
+        idle: FloatColumn = (slots.before + slots.waits) / slots.vpp
         return idle
 
     def in_flight(self, stage: IntColumn, pp: IntColumn, vpp: IntColumn, micro_batches: IntColumn) -> FloatColumn:
@@ -131,7 +137,7 @@ class ZeroBubbleH1(Schedule):
     def bubble(self, slots: Slots) -> FloatColumn:
         until_first = slots.before - slots.weights_before - (slots.position + 1) * slots.weights + slots.weights_first
         ahead = np.maximum(until_first, slots.forward_before)
-        idle: FloatColumn = ahead + slots.waits(slots.after - slots.weights_after)
+        idle: FloatColumn = ahead + slots.waits_for(slots.after - slots.weights_after)
         return idle
 
     def in_flight(self, stage: IntColumn, pp: IntColumn, vpp: IntColumn, micro_batches: IntColumn) -> FloatColumn:
