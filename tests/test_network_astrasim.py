@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -125,6 +127,31 @@ def test_time_out_is_an_error(tmp_path: Path) -> None:
         run_with(fake(tmp_path, PIPELINE, ending="time.sleep(30)"), PIPELINE, timeout_s=1.0)
 
 
+def test_what_the_binary_started_ends_with_it(tmp_path: Path) -> None:
+    pid = tmp_path / "pid"
+    wrapper = tmp_path / "wrapper.sh"
+    wrapper.write_text(f"#!/bin/sh\nsleep 60 &\necho $! > {pid}\nwait\n")
+    wrapper.chmod(0o755)
+    with pytest.raises(ValueError, match="did not end within 1 s; it printed nothing"):
+        run_with(wrapper, PIPELINE, timeout_s=1.0)
+    state = Path("/proc") / pid.read_text().strip() / "stat"
+    assert not state.exists() or state.read_text().split()[2] == "Z"
+
+
+def test_receives_that_wait_for_ever_are_a_deadlock(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    _, data = load(PIPELINE)
+    data["ranks"]["3"].append({"id": 99, "type": "recv", "src": 0, "dst": 3, "size": 8, "tag": 5, "deps": []})
+    for mode in ("aware", "unaware"):
+        data["results"][mode]["node_times_ns"]["3"]["99"] = [0, None]
+        del data["results"][mode]["finish_ns"]["3"]
+    path, out = tmp_path / "graph.json", tmp_path / "out.json"
+    path.write_text(json.dumps(data))
+    for engine in (["--engine", "astrasim", "--binary", str(fake(tmp_path, path))], ["--engine", "builtin"]):
+        assert main(["graph", str(path), *engine, "--out", str(out)]) == 1
+        assert "rank 3: node 99" in capsys.readouterr().err
+        assert json.loads(out.read_text())["waiting"] == {"3": [99]}
+
+
 def test_missing_binary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.delenv("ASTRA_SIM_BIN", raising=False)
     arguments = ["graph", str(PIPELINE), "--engine", "astrasim", "--out", str(tmp_path / "out.json")]
@@ -228,7 +255,16 @@ def test_key_follows_content() -> None:
     assert run_key(load(PIPELINE)[0].graph, topology, system, "fair", "a") == base
 
 
-@pytest.mark.parametrize("damage", [lambda d: d[:-5], lambda d: d[:-5] + b"xxxxx", lambda d: b"", lambda d: b"{}\n"])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda d: d[:-5],
+        lambda d: d[:-5] + b"xxxxx",
+        lambda d: d.replace(b'"makespan_ns": 2', b'"makespan_ns": 3'),
+        lambda d: b"",
+        lambda d: b"{}\n",
+    ],
+)
 def test_damaged_entry_is_a_reported_miss(tmp_path: Path, damage: Any, caplog: pytest.LogCaptureFixture) -> None:
     key, result = keyed()
     cache = AstraCache(tmp_path)
@@ -252,6 +288,45 @@ def test_least_recently_used_goes_first(tmp_path: Path) -> None:
         if name == "b":
             os.utime(tmp_path / "b.run", ns=(20 + i, 20 + i))
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([f"{key}.run", "c.run"])
+
+
+def use_cache(task: tuple[Path, int]) -> int:
+    """Put and read entries of its own and of all processes; returns how many reads were hits."""
+    folder, number = task
+    _, result = keyed()
+    cache, hits = AstraCache(folder, limit_bytes=40_000), 0
+    for i in range(60):
+        for name in (f"own{number}_{i}", f"all{i % 5}"):
+            cache.put(name, replace(result, makespan_ns=1000 + i % 5))
+            found = cache.get(f"all{i % 5}")
+            if found is not None:
+                assert found.makespan_ns == 1000 + i % 5
+                hits += 1
+    return hits
+
+
+def test_many_processes_share_a_folder(tmp_path: Path) -> None:
+    with multiprocessing.get_context("fork").Pool(4) as pool:
+        assert min(pool.map(use_cache, [(tmp_path, number) for number in range(4)])) > 0
+    AstraCache(tmp_path, limit_bytes=40_000).put("last", keyed()[1])
+    files = list(tmp_path.iterdir())
+    assert sum(path.stat().st_size for path in files) <= 40_000
+    assert {path.suffix for path in files} == {".run"}
+
+
+def test_folder_that_takes_no_entry_is_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "file").write_text("")
+    key, result = keyed()
+    assert AstraCache(tmp_path / "file" / "cache").run(key, lambda: result) is result
+    assert "takes no entry" in caplog.text
+
+
+def test_abandoned_entries_are_swept_away(tmp_path: Path) -> None:
+    for name, age in (("old.tmp", 7200), ("new.tmp", 10)):
+        (tmp_path / name).write_bytes(b"part of an entry")
+        os.utime(tmp_path / name, (time.time() - age,) * 2)
+    AstraCache(tmp_path).put("a", keyed()[1])
+    assert {path.name for path in tmp_path.iterdir()} == {"a.run", "new.tmp"}
 
 
 def test_mode_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:

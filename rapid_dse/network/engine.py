@@ -140,6 +140,12 @@ def _run_folded(graph: Graph, topology: Topology, layout: Links, system: SystemS
 
 
 @cache
+def engine_version() -> str:
+    """Name the engine by its sources."""
+    return f"builtin {content_key():08x}"
+
+
+@cache
 def _kernel() -> Callable[[rec.State], int]:
     # from numba's cache it takes a fraction of a second: only who waits longer is told why
     tell = threading.Timer(3.0, _LOG.warning, ["compiling the event engine (once, about 20 s; then it is cached)"])
