@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import multiprocessing
 import os
@@ -9,10 +10,13 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from rapid_dse.network import command
 from rapid_dse.network.__main__ import main
@@ -20,7 +24,7 @@ from rapid_dse.network.engine import RunResult
 from rapid_dse.network.system import SystemSettings
 from rapid_dse.network.topology import Topology
 from rapid_dse.simulate.astra_cache import MODE_VARIABLE, AstraCache, cache_mode, run_key
-from rapid_dse.simulate.astrasim import AstraSim, check_for_astrasim, engine_for
+from rapid_dse.simulate.astrasim import HOW_TO_GET, AstraSim, check_for_astrasim, engine_for
 from rapid_dse.trace.chakra import read_traces, trace_path, write_traces
 from rapid_dse.trace.graph import Graph
 from rapid_dse.trace.graph_file import GraphFile, parse_graph
@@ -172,11 +176,18 @@ def test_command_runs_the_binary(tmp_path: Path) -> None:
 @pytest.mark.parametrize("path", [p for p in GRAPHS if "DEADLOCK" not in p.stem], ids=lambda p: p.stem)
 def test_real_program_agrees_node_by_node(path: Path) -> None:
     if not os.environ.get("ASTRA_SIM_BIN"):
-        pytest.skip("ASTRA_SIM_BIN names no binary: build ASTRA-sim's analytical backend")
+        pytest.skip(f"ASTRA_SIM_BIN names no binary: {HOW_TO_GET}")
     file, _ = load(path)
-    real, own = engine_for(None)(file, "congestion_unaware"), command.builtin_engine(file, "congestion_unaware")
+    network = AstraSim.find().network or "congestion_aware"
+    real, own = engine_for(None)(file, network), command.builtin_engine(file, network)
     np.testing.assert_array_equal(real.start_ns, own.start_ns)
     np.testing.assert_array_equal(real.end_ns, own.end_ns)
+
+
+def test_binary_of_the_other_network_is_an_error(tmp_path: Path) -> None:
+    program = fake(tmp_path, PIPELINE).rename(tmp_path / "AstraSim_Analytical_Congestion_Unaware")
+    with pytest.raises(ValueError, match=r"network is congestion_aware, .* is the congestion_unaware one"):
+        run_with(program, PIPELINE)
 
 
 def test_checks_before_a_run() -> None:
@@ -213,6 +224,20 @@ def test_cut_off_trace(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-3])
     with pytest.raises(ValueError, match=r"trace\.1\.et is cut off"):
         read_traces(tmp_path / "trace", graph.ranks)
+
+
+@given(st.data())
+def test_damaged_trace_is_an_error_or_another_graph(data: st.DataObject) -> None:
+    graph = load(DEADLOCK)[0].graph
+    with TemporaryDirectory() as folder:
+        write_traces(graph, Path(folder) / "trace")
+        path = trace_path(Path(folder) / "trace", 0)
+        content = bytearray(path.read_bytes())
+        for place in data.draw(st.lists(st.integers(0, len(content) - 1), min_size=1, max_size=3)):
+            content[place] = data.draw(st.integers(0, 255))
+        path.write_bytes(content[: data.draw(st.sampled_from([len(content), len(content) // 2]))])
+        with contextlib.suppress(ValueError):
+            read_traces(Path(folder) / "trace", graph.ranks, {1: [0, 1, 2, 3]}).check()
 
 
 def keyed() -> tuple[str, RunResult]:

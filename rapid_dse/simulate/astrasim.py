@@ -52,6 +52,12 @@ class AstraSim:
         return AstraSim(path.resolve(), timeout_s)
 
     @property
+    def network(self) -> str | None:
+        """The network that the binary simulates, by its name as upstream builds it; None where that says nothing."""
+        name = self.binary.name.lower()
+        return next((mode for mode in ("congestion_unaware", "congestion_aware") if mode in name), None)
+
+    @property
     def version(self) -> str:
         """Name the binary by its content."""
         return f"astrasim {hashlib.sha256(self.binary.read_bytes()).hexdigest()}"
@@ -64,6 +70,9 @@ class AstraSim:
         lines of its log.
         """
         check_for_astrasim(graph, topology, system, network)
+        built_for = self.network
+        if built_for not in (None, network):
+            raise ValueError(f"network is {network}, ASTRA-sim's binary {self.binary} is the {built_for} one")
         with tempfile.TemporaryDirectory(prefix="astrasim-") as name:
             folder = Path(name)
             command = [str(self.binary), *write_inputs(folder, graph, topology, system)]
