@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -160,9 +161,38 @@ def random_graph(r: Random) -> dict[str, Any]:
     return {"network": network, "system": random_system(r, npus, power), "comm_groups": groups, "ranks": ranks.nodes}
 
 
-@given(st.randoms(use_true_random=False), st.booleans())
-def test_graphs_node_by_node(r: Random, aware: bool) -> None:
-    data = random_graph(r)
+def random_symmetric_graph(r: Random) -> dict[str, Any]:
+    """All ranks run the same nodes, over groups that split them evenly: mostly one rank is simulated for all."""
+    n = r.choice([4, 8, 12])
+    groups: dict[str, list[int]] = {}
+    partitions: list[dict[int, str]] = []
+    for _ in range(2):
+        size = r.choice([2, 4, n])
+        cells = r.choice([[[*range(i, i + size)] for i in range(0, n, size)], [[*range(i, n, n // size)] for i in range(n // size)]])
+        partitions.append({})
+        for cell in cells:
+            groups[str(len(groups) + 1)] = cell
+            partitions[-1] |= dict.fromkeys(cell, str(len(groups)))
+    ranks = Ranks(r, n)
+    steps = [(r.choice(KINDS), r.choice([4096, 1000003, 1 << 20]), r.choice(partitions)) for _ in range(r.randint(1, 4))]
+    for rank in range(n):
+        for i, (kind, size, group_of) in enumerate(steps):
+            ranks.nodes[str(rank)] += [
+                {"id": 2 * i, "type": "comp", "dur_us": 5, "deps": [2 * i - 1] if i else []},
+                {"id": 2 * i + 1, "type": "coll", "coll": kind, "size": size, "pg": group_of[rank], "deps": [2 * i]},
+            ]
+    network = {
+        "topology": [r.choice(TOPOLOGIES)],
+        "npus_count": [n],
+        "bandwidth_GBps": [r.choice([1.0, 50.0])],
+        "latency_ns": [r.choice([0.0, 10.0, 500.5])],
+    }
+    return {"network": network, "system": random_system(r, [n], power=False), "comm_groups": groups, "ranks": ranks.nodes}
+
+
+@given(st.randoms(use_true_random=False), st.booleans(), st.sampled_from([random_graph, random_graph, random_symmetric_graph]))
+def test_graphs_node_by_node(r: Random, aware: bool, make: Callable[[Random], dict[str, Any]]) -> None:
+    data = make(r)
     model = reference_network.run(data, aware)
     never: list[int | None] = [None, None]
     want: NodeTimes = {
