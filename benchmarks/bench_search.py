@@ -6,6 +6,7 @@ python benchmarks/bench_search.py [overhead] [tpe] [front] [workers]     (all wi
 from __future__ import annotations
 
 import io
+import os
 import sys
 import tempfile
 import time
@@ -147,6 +148,7 @@ def _stand_in() -> None:
 
 if __name__ == "__main__":
     every: dict[str, Callable[[Path], None]] = {"overhead": overhead, "tpe": tpe, "front": front, "workers": workers}
+    os.environ["RAPID_ASTRA_CACHE_MODE"] = "NO_CACHE"
     with tempfile.TemporaryDirectory() as scratch:
         for chosen in sys.argv[1:] or list(every):
             every[chosen](Path(scratch))

@@ -1,4 +1,7 @@
-"""How many random examples the laws are tested on: HYPOTHESIS_PROFILE=fuzz draws many more (make fuzz)."""
+"""How many random examples the laws are tested on: HYPOTHESIS_PROFILE=fuzz draws many more (make fuzz).
+
+Simulated graphs are not cached, unless a test asks for it.
+"""
 
 import os
 
@@ -7,3 +10,4 @@ from hypothesis import settings
 settings.register_profile("default", max_examples=40, deadline=None)
 settings.register_profile("fuzz", max_examples=400, deadline=None)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
+os.environ["RAPID_ASTRA_CACHE_MODE"] = "NO_CACHE"

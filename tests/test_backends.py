@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from layout_spread import EVENT_BACKENDS, SPREAD, Case, case
 
 from rapid_dse.network.engine import run_graph
 from rapid_dse.simulate import price
+from rapid_dse.simulate.astra_cache import FOLDER, MODE_VARIABLE, AstraCache
 from rapid_dse.simulate.results import MEMORY_TERMS, TIME_TERMS, Priced
 from rapid_dse.simulate.runs import Run
 
@@ -21,6 +23,25 @@ HIERARCHICAL, FLATTENED = EVENT_BACKENDS[1:]
 
 def _priced(one: Case, backend: str, **more: Any) -> Priced:
     return price(one.scenario(backend, **more), one.layouts())
+
+
+def test_a_graph_that_was_run_before_is_read_from_the_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    one = case(num_gpus=8, tp=8, sequence_parallel=1, global_batch_size=2)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv(MODE_VARIABLE, "CACHE_READWRITE")
+    first = float(_priced(one, FLATTENED).step_time_s[0])
+    (entry,) = (tmp_path / FOLDER).iterdir()
+    assert float(_priced(one, FLATTENED).step_time_s[0]) == first
+    cache = AstraCache(tmp_path / FOLDER)
+    kept = cache.get(entry.stem)
+    assert kept is not None
+    cache.put(entry.stem, replace(kept, start_ns=2 * kept.start_ns, end_ns=2 * kept.end_ns, finish_ns=2 * kept.finish_ns))
+    assert float(_priced(one, FLATTENED).step_time_s[0]) > 1.5 * first
+    entry.write_bytes(b"torn")
+    assert float(_priced(one, FLATTENED).step_time_s[0]) == first
+    assert f"{entry.name} is damaged" in caplog.text
 
 
 def test_the_spread_is_wide() -> None:

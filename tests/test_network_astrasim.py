@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import multiprocessing
 import os
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from rapid_dse.network import command
 from rapid_dse.network.__main__ import main
@@ -18,7 +24,7 @@ from rapid_dse.network.engine import RunResult
 from rapid_dse.network.system import SystemSettings
 from rapid_dse.network.topology import Topology
 from rapid_dse.simulate.astra_cache import MODE_VARIABLE, AstraCache, cache_mode, run_key
-from rapid_dse.simulate.astrasim import AstraSim, check_for_astrasim, engine_for
+from rapid_dse.simulate.astrasim import HOW_TO_GET, AstraSim, check_for_astrasim, engine_for
 from rapid_dse.trace.chakra import read_traces, trace_path, write_traces
 from rapid_dse.trace.graph import Graph
 from rapid_dse.trace.graph_file import GraphFile, parse_graph
@@ -125,6 +131,31 @@ def test_time_out_is_an_error(tmp_path: Path) -> None:
         run_with(fake(tmp_path, PIPELINE, ending="time.sleep(30)"), PIPELINE, timeout_s=1.0)
 
 
+def test_what_the_binary_started_ends_with_it(tmp_path: Path) -> None:
+    pid = tmp_path / "pid"
+    wrapper = tmp_path / "wrapper.sh"
+    wrapper.write_text(f"#!/bin/sh\nsleep 60 &\necho $! > {pid}\nwait\n")
+    wrapper.chmod(0o755)
+    with pytest.raises(ValueError, match="did not end within 1 s; it printed nothing"):
+        run_with(wrapper, PIPELINE, timeout_s=1.0)
+    state = Path("/proc") / pid.read_text().strip() / "stat"
+    assert not state.exists() or state.read_text().split()[2] == "Z"
+
+
+def test_receives_that_wait_for_ever_are_a_deadlock(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    _, data = load(PIPELINE)
+    data["ranks"]["3"].append({"id": 99, "type": "recv", "src": 0, "dst": 3, "size": 8, "tag": 5, "deps": []})
+    for mode in ("aware", "unaware"):
+        data["results"][mode]["node_times_ns"]["3"]["99"] = [0, None]
+        del data["results"][mode]["finish_ns"]["3"]
+    path, out = tmp_path / "graph.json", tmp_path / "out.json"
+    path.write_text(json.dumps(data))
+    for engine in (["--engine", "astrasim", "--binary", str(fake(tmp_path, path))], ["--engine", "builtin"]):
+        assert main(["graph", str(path), *engine, "--out", str(out)]) == 1
+        assert "rank 3: node 99" in capsys.readouterr().err
+        assert json.loads(out.read_text())["waiting"] == {"3": [99]}
+
+
 def test_missing_binary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.delenv("ASTRA_SIM_BIN", raising=False)
     arguments = ["graph", str(PIPELINE), "--engine", "astrasim", "--out", str(tmp_path / "out.json")]
@@ -145,11 +176,18 @@ def test_command_runs_the_binary(tmp_path: Path) -> None:
 @pytest.mark.parametrize("path", [p for p in GRAPHS if "DEADLOCK" not in p.stem], ids=lambda p: p.stem)
 def test_real_program_agrees_node_by_node(path: Path) -> None:
     if not os.environ.get("ASTRA_SIM_BIN"):
-        pytest.skip("ASTRA_SIM_BIN names no binary: build ASTRA-sim's analytical backend")
+        pytest.skip(f"ASTRA_SIM_BIN names no binary: {HOW_TO_GET}")
     file, _ = load(path)
-    real, own = engine_for(None)(file, "congestion_unaware"), command.builtin_engine(file, "congestion_unaware")
+    network = AstraSim.find().network or "congestion_aware"
+    real, own = engine_for(None)(file, network), command.builtin_engine(file, network)
     np.testing.assert_array_equal(real.start_ns, own.start_ns)
     np.testing.assert_array_equal(real.end_ns, own.end_ns)
+
+
+def test_binary_of_the_other_network_is_an_error(tmp_path: Path) -> None:
+    program = fake(tmp_path, PIPELINE).rename(tmp_path / "AstraSim_Analytical_Congestion_Unaware")
+    with pytest.raises(ValueError, match=r"network is congestion_aware, .* is the congestion_unaware one"):
+        run_with(program, PIPELINE)
 
 
 def test_checks_before_a_run() -> None:
@@ -186,6 +224,20 @@ def test_cut_off_trace(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-3])
     with pytest.raises(ValueError, match=r"trace\.1\.et is cut off"):
         read_traces(tmp_path / "trace", graph.ranks)
+
+
+@given(st.data())
+def test_damaged_trace_is_an_error_or_another_graph(data: st.DataObject) -> None:
+    graph = load(DEADLOCK)[0].graph
+    with TemporaryDirectory() as folder:
+        write_traces(graph, Path(folder) / "trace")
+        path = trace_path(Path(folder) / "trace", 0)
+        content = bytearray(path.read_bytes())
+        for place in data.draw(st.lists(st.integers(0, len(content) - 1), min_size=1, max_size=3)):
+            content[place] = data.draw(st.integers(0, 255))
+        path.write_bytes(content[: data.draw(st.sampled_from([len(content), len(content) // 2]))])
+        with contextlib.suppress(ValueError):
+            read_traces(Path(folder) / "trace", graph.ranks, {1: [0, 1, 2, 3]}).check()
 
 
 def keyed() -> tuple[str, RunResult]:
@@ -228,7 +280,16 @@ def test_key_follows_content() -> None:
     assert run_key(load(PIPELINE)[0].graph, topology, system, "fair", "a") == base
 
 
-@pytest.mark.parametrize("damage", [lambda d: d[:-5], lambda d: d[:-5] + b"xxxxx", lambda d: b"", lambda d: b"{}\n"])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda d: d[:-5],
+        lambda d: d[:-5] + b"xxxxx",
+        lambda d: d.replace(b'"makespan_ns": 2', b'"makespan_ns": 3'),
+        lambda d: b"",
+        lambda d: b"{}\n",
+    ],
+)
 def test_damaged_entry_is_a_reported_miss(tmp_path: Path, damage: Any, caplog: pytest.LogCaptureFixture) -> None:
     key, result = keyed()
     cache = AstraCache(tmp_path)
@@ -252,6 +313,45 @@ def test_least_recently_used_goes_first(tmp_path: Path) -> None:
         if name == "b":
             os.utime(tmp_path / "b.run", ns=(20 + i, 20 + i))
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([f"{key}.run", "c.run"])
+
+
+def use_cache(task: tuple[Path, int]) -> int:
+    """Put and read entries of its own and of all processes; returns how many reads were hits."""
+    folder, number = task
+    _, result = keyed()
+    cache, hits = AstraCache(folder, limit_bytes=40_000), 0
+    for i in range(60):
+        for name in (f"own{number}_{i}", f"all{i % 5}"):
+            cache.put(name, replace(result, makespan_ns=1000 + i % 5))
+            found = cache.get(f"all{i % 5}")
+            if found is not None:
+                assert found.makespan_ns == 1000 + i % 5
+                hits += 1
+    return hits
+
+
+def test_many_processes_share_a_folder(tmp_path: Path) -> None:
+    with multiprocessing.get_context("fork").Pool(4) as pool:
+        assert min(pool.map(use_cache, [(tmp_path, number) for number in range(4)])) > 0
+    AstraCache(tmp_path, limit_bytes=40_000).put("last", keyed()[1])
+    files = list(tmp_path.iterdir())
+    assert sum(path.stat().st_size for path in files) <= 40_000
+    assert {path.suffix for path in files} == {".run"}
+
+
+def test_folder_that_takes_no_entry_is_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "file").write_text("")
+    key, result = keyed()
+    assert AstraCache(tmp_path / "file" / "cache").run(key, lambda: result) is result
+    assert "takes no entry" in caplog.text
+
+
+def test_abandoned_entries_are_swept_away(tmp_path: Path) -> None:
+    for name, age in (("old.tmp", 7200), ("new.tmp", 10)):
+        (tmp_path / name).write_bytes(b"part of an entry")
+        os.utime(tmp_path / name, (time.time() - age,) * 2)
+    AstraCache(tmp_path).put("a", keyed()[1])
+    assert {path.name for path in tmp_path.iterdir()} == {"a.run", "new.tmp"}
 
 
 def test_mode_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:

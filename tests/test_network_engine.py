@@ -334,6 +334,14 @@ def test_links_are_in_the_file(tmp_path: Path) -> None:
     assert links[8, 0]["busy_ns"] == 7 * int((4 << 20) / (50 * GB_NS))
 
 
+@pytest.mark.parametrize("options", [["--network", "congestion_unaware"], ["--engine", "astrasim"]])
+def test_links_that_nothing_tells_of_are_an_error(options: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = DATA / "graphs" / "g09_incast_switch8.json"
+    assert main(["graph", str(path), "--out", str(tmp_path / "out.json"), "--links", *options]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "--links: neither ASTRA-sim nor" in line
+
+
 def test_help_and_missing_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
         main(["--help"])

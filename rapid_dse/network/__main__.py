@@ -19,6 +19,7 @@ def run(arguments: Sequence[str]) -> int:
     options = command.build_parser().parse_args(arguments)
     if options.command == "collectives":
         return command.run_collectives(options.table, options.out, say)
+    command.check_links_are_told(options.links, options.engine, options.network)
     engine: command.Engine = command.builtin_engine
     if options.engine == "astrasim":
         from rapid_dse.simulate.astrasim import engine_for

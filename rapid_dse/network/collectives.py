@@ -83,6 +83,7 @@ def clear_endpoints(s: State, first: int, plan: int, members: int) -> None:
     for at in range(members * shape.chunks * shape.phases):
         e = endpoint_at(s, first + at)
         e.phase = shape.first_phase + at // members % shape.phases
+        e.step = 0
         e.sent = 0
         e.free = 0
         e.received = 0
@@ -144,10 +145,23 @@ def set_endpoint(s: State, ep: int, v: int, stream: int, phase: int) -> None:
     else:
         e.group = group_at(s, n.group).offset
         e.pos = n.pos
+    if per_dim > 1 and run(s).folded == 0:
+        watch_ways(s, ep)
     if p.algorithm == ALG_TREE:
         flip = flip_at(s, (n.rank * run(s).dims + p.dim) * 4 + p.origin)
         e.tree = p.table + (flip.taken % 2) * p.n
         flip.taken += 1
+
+
+@compiled
+def watch_ways(s: State, ep: int) -> None:
+    """Flag a ring whose neighbours run it the other way round: their queues' turns differ."""
+    e = endpoint_at(s, ep)
+    p = phase_at(s, e.phase)
+    for shift in (1, p.n - 1):
+        there = (e.pos + shift) % p.n
+        if endpoint_at(s, ep + (there - e.pos) * p.stride).step == -e.step:
+            run(s).two_ways = 1
 
 
 @compiled

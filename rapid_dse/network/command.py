@@ -68,6 +68,15 @@ def run_collectives(table: Path, out: Path, say: Say) -> int:
     return BAD_INPUT if bad else OK
 
 
+def check_links_are_told(links: bool, engine: str, network: str) -> None:
+    """Raise ValueError where links are asked for and there is nothing to tell of them."""
+    if links and (engine == "astrasim" or network == "congestion_unaware"):
+        raise ValueError(
+            "--links: neither ASTRA-sim nor the congestion_unaware network tells what links carried; "
+            "use --engine builtin with --network congestion_aware or fair"
+        )
+
+
 def builtin_engine(file: GraphFile, network: str) -> RunResult:
     """Run a graph file on the built-in engine."""
     topology = Topology.from_json(file.network)

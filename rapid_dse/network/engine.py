@@ -104,9 +104,18 @@ def run_graph(graph: Graph, topology: Topology, system: SystemSettings, network:
         state = build_state(graph, topology, layout, system, network, room)
         _kernel()(state.state)
         if not state["run"]["overflow"][0]:
+            _check_ways(state, system)
             return _result(graph, layout, state)
         layout = lay_out(topology)
         room *= 2
+
+
+def _check_ways(state: rec.Tables, system: SystemSettings) -> None:
+    if state["run"]["two_ways"][0]:
+        raise ValueError(
+            f"queues-per-dim is {system.queues_per_dim}: ranks took part in different numbers of collectives before one, and run "
+            "its rings different ways round, which ASTRA-sim mostly hangs on; use 1"
+        )
 
 
 def _run_folded(graph: Graph, topology: Topology, layout: Links, system: SystemSettings, network: str) -> RunResult | None:
@@ -140,6 +149,12 @@ def _run_folded(graph: Graph, topology: Topology, layout: Links, system: SystemS
         delays=single.delays * ranks,
         folded=True,
     )
+
+
+@cache
+def engine_version() -> str:
+    """Name the engine by its sources."""
+    return f"builtin {content_key():08x}"
 
 
 @cache

@@ -113,7 +113,7 @@ endpoint_t = np.dtype(
         ("stream", "i8"),
         ("group", "i8"),  # offset of the group's ranks, -1 when ranks follow from a stride
         ("queue", "i8"),
-        ("step", "i8"),  # +1 or -1: which way its ring runs
+        ("step", "i8"),  # +1 or -1: which way its ring runs; 0 until its rank is there
         ("sent", "i8"),
         ("free", "i8"),  # credits; of a tree: which receives are posted, a bit each
         ("received", "i8"),
@@ -274,6 +274,7 @@ run_t = np.dtype(
         ("free_tokens", "i8"),
         ("overflow", "i8"),  # 1: some table was too short, the run is void
         ("ambiguous", "i8"),  # 1: a folded run came to an order that it cannot know, the run is void
+        ("two_ways", "i8"),  # 1: queues of one collective ran different ways round on different ranks
         ("model", "i8"),
         ("folded", "i8"),  # 1: rank 0 stands for all
         ("ranks", "i8"),

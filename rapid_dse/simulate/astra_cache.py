@@ -1,8 +1,8 @@
 """A cache of simulated graphs by content: graph, topology, system settings, network, engine and its version.
 
-Many processes may use one folder: an entry is written aside and moved into place, and read whole. An entry is a line of
-JSON that tells the arrays and their checksum, and then their bytes. The modes are RAPID-LLM's
-(``RAPID_ASTRA_CACHE_MODE``).
+Many processes may use one folder: an entry is written aside and moved into place, and read whole. An entry is a checksum
+of the rest, a line of JSON that tells the numbers and the lengths of the arrays, and the arrays' bytes. The modes are
+RAPID-LLM's (``RAPID_ASTRA_CACHE_MODE``).
 """
 
 from __future__ import annotations
@@ -12,8 +12,10 @@ import json
 import logging
 import os
 import tempfile
+import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -26,8 +28,11 @@ from rapid_dse.trace.graph import Graph
 
 MODE_VARIABLE = "RAPID_ASTRA_CACHE_MODE"
 MODES = ("NO_CACHE", "CACHE_READONLY", "CACHE_READWRITE")
-SUFFIX = ".run"
+FOLDER = "astra_cache"
+SUFFIX, UNFINISHED = ".run", ".tmp"
 DEFAULT_LIMIT = 1 << 30
+LOOKS_A_LIMIT = 64
+ABANDONED_S = 3600
 _LOG = logging.getLogger(__name__)
 
 
@@ -65,14 +70,23 @@ def run_key(graph: Graph, topology: Topology, system: SystemSettings, network: s
     return digest.hexdigest()
 
 
-@dataclass(frozen=True, slots=True)
+@cache
+def shared(folder: Path, mode: str) -> AstraCache:
+    """Give the process's one cache of a folder."""
+    return AstraCache(folder, mode)
+
+
+@dataclass(slots=True)
 class AstraCache:
     """A folder of results."""
 
     folder: Path
     mode: str = "CACHE_READWRITE"
     limit_bytes: int = DEFAULT_LIMIT
-    """When the entries take more, those that were not used for longest go."""
+    """When the entries take more, those that were not used for longest go. A process looks at its first entry and then
+    once in 1/64 of the limit, for looking takes longer the more there are."""
+    _unseen: int | None = field(default=None, init=False)
+    """Bytes written since the last look."""
 
     def __post_init__(self) -> None:
         if self.mode not in MODES:
@@ -113,33 +127,46 @@ class AstraCache:
         return result
 
     def put(self, key: str, result: RunResult) -> None:
-        """Keep a result, unless the mode forbids it."""
+        """Keep a result, unless the mode forbids it; a folder that takes none is reported."""
         if self.mode != "CACHE_READWRITE":
             return
+        entry = _pack(result)
+        try:
+            self._write(self.folder / f"{key}{SUFFIX}", entry)
+            self._unseen = self.limit_bytes if self._unseen is None else self._unseen + len(entry)
+            if self._unseen * LOOKS_A_LIMIT >= self.limit_bytes:
+                self._shrink()
+                self._unseen = 0
+        except OSError as error:
+            _LOG.warning("cache folder %s takes no entry: %s", self.folder, error)
+
+    def _write(self, path: Path, entry: bytes) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=self.folder, suffix=".tmp")
+        handle, name = tempfile.mkstemp(dir=self.folder, suffix=UNFINISHED)
         try:
             with os.fdopen(handle, "wb") as file:
-                file.write(_pack(result))
-            os.replace(name, self.folder / f"{key}{SUFFIX}")
+                file.write(entry)
+            os.replace(name, path)
         except BaseException:
             Path(name).unlink(missing_ok=True)
             raise
-        self._shrink()
 
     def _shrink(self) -> None:
         entries = []
-        for path in self.folder.glob(f"*{SUFFIX}"):
+        for entry in os.scandir(self.folder):
             try:
-                stat = path.stat()
+                stat = entry.stat()
             except FileNotFoundError:
                 continue  # another process was faster
-            entries.append((stat.st_mtime_ns, stat.st_size, path))
+            if entry.name.endswith(SUFFIX):
+                entries.append((stat.st_mtime_ns, stat.st_size, entry.path))
+            elif entry.name.endswith(UNFINISHED) and stat.st_mtime < time.time() - ABANDONED_S:
+                Path(entry.path).unlink(missing_ok=True)  # its process was killed
         total = sum(size for _, size, _ in entries)
         for _, size, path in sorted(entries)[:-1]:
             if total <= self.limit_bytes:
                 return
-            path.unlink(missing_ok=True)
+            Path(path).unlink(missing_ok=True)
             total -= size
 
 
@@ -154,16 +181,17 @@ def _pack(result: RunResult) -> bytes:
         "delays": result.delays,
         "folded": result.folded,
         "lengths": [len(a) for a in arrays],
-        "sha256": hashlib.sha256(body).hexdigest(),
     }
-    return json.dumps(head).encode() + b"\n" + body
+    content = json.dumps(head).encode() + b"\n" + body
+    return hashlib.sha256(content).digest() + content
 
 
 def _unpack(data: bytes) -> RunResult:
-    line, _, body = data.partition(b"\n")
-    head = json.loads(line)
-    if hashlib.sha256(body).hexdigest() != head["sha256"]:
+    size = hashlib.sha256().digest_size
+    if hashlib.sha256(data[size:]).digest() != data[:size]:
         raise ValueError("its checksum differs")
+    line, _, body = data[size:].partition(b"\n")
+    head = json.loads(line)
     flat = np.frombuffer(body, np.int64)
     arrays: list[NDArray[np.int64]] = np.split(flat, np.cumsum(head["lengths"])[:-1])
     start, end, finish, waiting, source, target, nbytes, busy = arrays

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import json
 import os
 import re
+import signal
 import subprocess
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +23,7 @@ from rapid_dse.network.plans import PlanTables
 from rapid_dse.network.system import SystemSettings
 from rapid_dse.network.topology import Topology
 from rapid_dse.trace.chakra import write_traces
-from rapid_dse.trace.graph import COLLECTIVE, WORLD, Graph, Ints
+from rapid_dse.trace.graph import COLLECTIVE, RECEIVE, WORLD, Graph, Ints
 from rapid_dse.trace.graph_file import GraphFile
 
 BINARY_VARIABLE = "ASTRA_SIM_BIN"
@@ -48,6 +52,18 @@ class AstraSim:
             raise ValueError(f"ASTRA-sim's binary {path} is no file that can be run: {HOW_TO_GET}")
         return AstraSim(path.resolve(), timeout_s)
 
+    @property
+    def network(self) -> str | None:
+        """The network that the binary simulates, by its name as upstream builds it; None where that says nothing."""
+        name = self.binary.name.lower()
+        return next((mode for mode in ("congestion_unaware", "congestion_aware") if mode in name), None)
+
+    @property
+    def version(self) -> str:
+        """Name the binary by its content."""
+        stat = self.binary.stat()
+        return f"astrasim {_content(self.binary, stat.st_mtime_ns, stat.st_size)}"
+
     def run(self, graph: Graph, topology: Topology, system: SystemSettings, network: str) -> RunResult:
         """Run a graph in a folder of its own.
 
@@ -56,28 +72,45 @@ class AstraSim:
         lines of its log.
         """
         check_for_astrasim(graph, topology, system, network)
+        built_for = self.network
+        if built_for not in (None, network):
+            raise ValueError(f"network is {network}, ASTRA-sim's binary {self.binary} is the {built_for} one")
         with tempfile.TemporaryDirectory(prefix="astrasim-") as name:
             folder = Path(name)
             command = [str(self.binary), *write_inputs(folder, graph, topology, system)]
-            try:
-                done = subprocess.run(
-                    command,
-                    cwd=folder,
-                    capture_output=True,
-                    text=True,
-                    errors="replace",
-                    timeout=self.timeout_s,
-                    check=False,
-                )
-            except subprocess.TimeoutExpired as error:
-                output = error.stdout or b""
-                text = output if isinstance(output, str) else output.decode(errors="replace")
-                raise ValueError(f"ASTRA-sim did not end within {self.timeout_s:g} s{_tail(text)}") from None
-            except OSError as error:
-                raise ValueError(f"ASTRA-sim's binary {self.binary} does not run: {error.strerror}") from None
+            code, stdout, stderr = self._execute(command, folder)
             log = folder / "log" / "log.log"
             steps = log.read_text(errors="replace") if log.exists() else ""
-        return read_output(graph, done.returncode, done.stdout, done.stderr, steps)
+        return read_output(graph, code, stdout, stderr, steps)
+
+    def _execute(self, command: list[str], folder: Path) -> tuple[int, str, str]:
+        """Exit code, stdout and stderr; whatever the binary started ends with it when its time is up."""
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "errors": "replace"}
+        try:
+            process = subprocess.Popen(command, cwd=folder, start_new_session=True, **pipes)  # type: ignore[call-overload]
+        except OSError as error:
+            raise ValueError(f"ASTRA-sim's binary {self.binary} does not run: {error.strerror}") from None
+        try:
+            stdout, stderr = process.communicate(timeout=self.timeout_s)
+        except subprocess.TimeoutExpired:
+            _kill(process)
+            stdout, stderr = process.communicate()
+            raise ValueError(f"ASTRA-sim did not end within {self.timeout_s:g} s{_tail(stdout)}") from None
+        except BaseException:
+            _kill(process)
+            raise
+        return process.returncode, stdout, stderr
+
+
+@cache
+def _content(path: Path, changed_ns: int, size: int) -> str:
+    """Checksum of a file, taken anew when its time or size are others."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _kill(process: subprocess.Popen[str]) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
 
 
 def engine_for(binary: Path | None) -> Callable[[GraphFile, str], RunResult]:
@@ -177,17 +210,19 @@ def read_output(graph: Graph, code: int, stdout: str, stderr: str, steps: str) -
     """Read a run's output: ``steps`` is the log of nodes.
 
     Success is a finished line of every rank, whatever the exit code (the destructors may abort); a deadlock exits 0
-    and names unreleased nodes. Raises ValueError for anything else.
+    and names unreleased nodes, or only receives wait. Raises ValueError for anything else.
     """
     finish = np.full(graph.ranks, -1, np.int64)
     for rank, cycles in FINISHED.findall(stdout):
         if int(rank) < graph.ranks:
             finish[int(rank)] = int(cycles)
     start, end = _node_times(graph, steps)
-    missing = np.flatnonzero(finish < 0)
+    missing, waiting = np.flatnonzero(finish < 0), np.flatnonzero((start >= 0) & (end < 0))
     if len(missing):
-        unreleased = any(UNRELEASED in text for text in (stdout, stderr, steps))
-        if code != 0 or not unreleased:
+        told = any(UNRELEASED in text for text in (stdout, stderr, steps))
+        # receives hold no resource: where nothing else waits, ASTRA-sim ends without a word
+        silent = (graph.kind[waiting] == RECEIVE).all() and np.isin(missing, graph.rank[waiting]).all()
+        if code != 0 or not (told or silent):
             raise ValueError(
                 f"ASTRA-sim ended with exit code {code} and no finished line of rank {missing[0]}{_tail(stdout + chr(10) + stderr)}"
             )
@@ -201,7 +236,7 @@ def read_output(graph: Graph, code: int, stdout: str, stderr: str, steps: str) -
         end_ns=end,
         finish_ns=finish,
         links=LinkUse(empty.astype(np.int32), empty.astype(np.int32), empty, empty),
-        waiting=np.flatnonzero((start >= 0) & (end < 0)),
+        waiting=waiting,
         hops=0,
         delays=0,
     )

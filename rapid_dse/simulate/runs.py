@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,9 +15,10 @@ from rapid_dse.network.cluster import Cluster
 from rapid_dse.network.engine import RunResult
 from rapid_dse.network.system import SystemSettings
 from rapid_dse.network.topology import Topology
+from rapid_dse.simulate.astra_cache import FOLDER, cache_mode, run_key, shared
 from rapid_dse.simulate.quantities import has_closed_form
 from rapid_dse.trace.chakra import load_schema
-from rapid_dse.trace.graph import COLLECTIVES, Ints
+from rapid_dse.trace.graph import COLLECTIVES, Graph, Ints
 from rapid_dse.trace.script import Directory, Labels, Script, Style, Traced, assemble
 
 if TYPE_CHECKING:
@@ -56,6 +57,7 @@ def check_backend(scenario: Scenario) -> None:
     Raises:
         ValueError: with the key, why, and what to use instead.
     """
+    cache_mode()
     backend, network = scenario.backend, scenario.hw.network
     if backend.network == "ideal" and not has_closed_form(network):
         raise ValueError(
@@ -164,12 +166,23 @@ def run(scenario: Scenario, stage: Stage, scripts: Sequence[Script], role: Ints,
 
 
 def _engine(scenario: Scenario, topology: Topology, traced: Traced) -> RunResult:
-    backend, system = scenario.backend, system_of(scenario, topology)
-    if backend.engine == "astrasim" and topology.ranks > 1:
-        return _astra_sim(backend).run(traced.graph, topology, system, backend.network)
-    from rapid_dse.network.engine import run_graph  # numba is loaded when something runs
+    backend, system, graph = scenario.backend, system_of(scenario, topology), traced.graph
+    simulate, version = _simulator(backend, topology)
+    cache = shared(Path(FOLDER), cache_mode())
+    if cache.mode == "NO_CACHE":
+        return simulate(graph, topology, system, backend.network)
+    key = run_key(graph, topology, system, backend.network, version)
+    return cache.run(key, lambda: simulate(graph, topology, system, backend.network))
 
-    return run_graph(traced.graph, topology, system, backend.network)
+
+def _simulator(backend: Backend, topology: Topology) -> tuple[Callable[[Graph, Topology, SystemSettings, str], RunResult], str]:
+    """The engine that runs a graph, and its name and version."""
+    if backend.engine == "astrasim" and topology.ranks > 1:
+        found = _astra_sim(backend)
+        return found.run, found.version
+    from rapid_dse.network.engine import engine_version, run_graph  # numba is loaded when something runs
+
+    return run_graph, engine_version()
 
 
 def _astra_sim(backend: Backend) -> AstraSim:

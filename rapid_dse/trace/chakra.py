@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rapid_dse.trace.graph import COLLECTIVE, COLLECTIVES, COMPUTE, RECEIVE, WORLD, Graph, GraphBuilder
+from rapid_dse.trace.graph import COLLECTIVE, COLLECTIVES, COMPUTE, LARGEST, RECEIVE, WORLD, Graph, GraphBuilder, is_whole
 
 OPS_PER_NS = 1000
 SCHEMA_VERSION = "0.0.4"
@@ -31,7 +31,7 @@ def trace_path(prefix: Path, rank: int) -> Path:
 
 
 def write_traces(graph: Graph, prefix: Path) -> None:
-    """Write a file a rank; ValueError when mlc-chakra is missing."""
+    """Write a file a rank; ValueError when mlc-chakra is missing, and for a tag that it does not hold."""
     schema = load_schema()
     ptr = graph.rank_ptr
     for rank in range(graph.ranks):
@@ -75,6 +75,8 @@ def _write_node(schema: Any, graph: Graph, i: int) -> Any:
     own, other = int(graph.rank[i]), int(graph.peer[i])
     src, dst = (other, own) if kind == RECEIVE else (own, other)
     node.type = schema.COMM_RECV_NODE if kind == RECEIVE else schema.COMM_SEND_NODE
+    if not 0 <= graph.tag[i] < 1 << 31:
+        raise ValueError(f"{graph.node_name(i)}: its tag is {graph.tag[i]}, Chakra's are in 0 … 2^31 - 1")
     attr("comm_src", int32_val=src)
     attr("comm_dst", int32_val=dst)
     attr("comm_tag", int32_val=int(graph.tag[i]))
@@ -92,23 +94,32 @@ def read_traces(prefix: Path, ranks: int, groups: Mapping[int, Sequence[int]] | 
         except OSError as error:
             raise ValueError(f"{path}: {error.strerror}") from None
         frames = _frames(data, path)
-        schema.GlobalMetadata.FromString(next(frames, b""))
+        _parse(schema.GlobalMetadata, next(frames, b""), path)
         for frame in frames:
-            _read_node(schema, builder, rank, schema.Node.FromString(frame))
+            _read_node(schema, builder, rank, _parse(schema.Node, frame, path))
     return builder.build()
+
+
+def _parse(message: Any, frame: bytes, path: Path) -> Any:
+    from google.protobuf.message import DecodeError  # comes with mlc-chakra
+
+    try:
+        return message.FromString(frame)
+    except DecodeError as error:
+        raise ValueError(f"{path} is damaged: {error}") from None
 
 
 def _frames(data: bytes, path: Path) -> Iterator[bytes]:
     at = 0
     while at < len(data):
-        size = shift = 0
-        while at < len(data):
+        size, shift, byte = 0, 0, 0x80
+        while at < len(data) and byte >= 0x80:
             byte = data[at]
             at += 1
             size |= (byte & 0x7F) << shift
             shift += 7
-            if byte < 0x80:
-                break
+        if byte >= 0x80:
+            raise ValueError(f"{path} is cut off: it ends in a message's length")
         if at + size > len(data):
             raise ValueError(f"{path} is cut off: a message of {size} bytes has {len(data) - at} left")
         yield data[at : at + size]
@@ -116,23 +127,29 @@ def _frames(data: bytes, path: Path) -> Iterator[bytes]:
 
 
 def _read_node(schema: Any, builder: GraphBuilder, rank: int, node: Any) -> None:
-    attr = {a.name: getattr(a, a.WhichOneof("value")) for a in node.attr}
+    attr = {a.name: getattr(a, a.WhichOneof("value")) for a in node.attr if a.WhichOneof("value")}
     deps = [*node.data_deps, *(d for d in node.ctrl_deps if d not in node.data_deps)]
     where = f"node {node.id} of rank {rank}"
 
     def get(name: str) -> int:
         if name not in attr:
             raise ValueError(f"{where}: it has no attribute {name!r}")
+        if not is_whole(attr[name]):
+            raise ValueError(f"{where}: its attribute {name!r} is {attr[name]!r}, it must be a whole number and at most 2^53")
         return int(attr[name])
 
+    if node.id > LARGEST:
+        raise ValueError(f"{where}: ids must be at most 2^53")
     if node.type == schema.COMP_NODE:
-        ops = attr.get("num_ops")
-        builder.compute(rank, node.id, int(ops) // OPS_PER_NS if ops else node.duration_micros * 1000, deps)
+        nanos = get("num_ops") // OPS_PER_NS if "num_ops" in attr else 0
+        builder.compute(rank, node.id, nanos or min(node.duration_micros, LARGEST) * 1000, deps)
     elif node.type == schema.COMM_COLL_NODE:
-        group = attr.get("pg_name", "")
-        kind = schema.CollectiveCommType.Name(get("comm_type"))
+        group, number = str(attr.get("pg_name", "")), get("comm_type")
+        names = {value: name for name, value in schema.CollectiveCommType.items()}
+        if group and not group.isdecimal():
+            raise ValueError(f"{where}: its pg_name is {group!r}, it must hold a whole number")
         place = None if group in ("", "0") else int(group)
-        builder.collective(rank, node.id, kind, get("comm_size"), place, deps)
+        builder.collective(rank, node.id, names.get(number, str(number)), get("comm_size"), place, deps)
     elif node.type == schema.COMM_SEND_NODE:
         builder.send(rank, node.id, get("comm_dst"), get("comm_size"), get("comm_tag"), deps)
     elif node.type == schema.COMM_RECV_NODE:

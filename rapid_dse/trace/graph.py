@@ -24,6 +24,11 @@ STREAMS = 64
 LARGEST = 1 << 53  # bytes, ids and ns in files: a double holds whole numbers up to there
 
 
+def is_whole(value: Any) -> bool:
+    """Tell whether a value of a file is a whole number that the tables hold."""
+    return isinstance(value, int) and not isinstance(value, bool) and abs(value) <= LARGEST
+
+
 @dataclass(frozen=True, slots=True)
 class Groups:
     """Communication groups: group ``ids[g]`` has the ranks ``ranks[ptr[g]:ptr[g + 1]]``, in the order of their ring."""

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from rapid_dse.trace.graph import COLLECTIVE, COLLECTIVES, COMPUTE, LARGEST, SEND, WORLD, Graph, GraphBuilder
+from rapid_dse.trace.graph import COLLECTIVE, COLLECTIVES, COMPUTE, LARGEST, SEND, WORLD, Graph, GraphBuilder, is_whole
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,16 +72,14 @@ def _rank_count(network: Mapping[str, Any], lines: Mapping[int, Any]) -> int:
     return ranks
 
 
-def is_whole(value: Any) -> bool:
-    """Tell whether a value of a JSON file is a whole number that the tables hold."""
-    return isinstance(value, int) and not isinstance(value, bool) and abs(value) <= LARGEST
-
-
 def _number_of(value: Any, where: str) -> int:
     try:
-        return int(value)
-    except (TypeError, ValueError):
+        number = int(value)
+    except (TypeError, ValueError, OverflowError):
         raise ValueError(f"{where}: {value!r} is no whole number") from None
+    if not is_whole(number):
+        raise ValueError(f"{where}: {value!r} must be at most 2^53")
+    return number
 
 
 def _add_node(builder: GraphBuilder, rank: int, node: Mapping[str, Any]) -> None:
