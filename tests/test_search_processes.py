@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from generated import ROOT
 from studies import SPACE, Study, essence, started, study, trials, without_times
+
+from rapid_dse.sweep import launch
+from rapid_dse.sweep.portion import Portion
+from rapid_dse.sweep.search import answers
+from rapid_dse.sweep.search import run as search_run
+from rapid_dse.sweep.table import priced_table
 
 TRIALS = 300
 
@@ -137,3 +146,61 @@ def test_a_full_disk_ends_in_a_clear_line_and_loses_nothing(tmp_path: Path) -> N
     assert essence(found.trials)[: len(kept)] == essence(kept)
     assert essence(found.trials) == essence(whole.trials)
     assert without_times(found.rows) == without_times(whole.rows)
+
+
+def test_a_trial_that_kills_its_worker_is_a_row_with_its_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def deadly(portion: Portion) -> Any:  # nested, so that it goes to the workers by value
+        if (portion.layouts.tp == 8).any():
+            os._exit(9)
+        return priced_table(portion)
+
+    monkeypatch.setattr(answers, "priced_table", deadly)
+    monkeypatch.setattr(launch, "_RETRIES", 1)
+    monkeypatch.setattr(search_run, "_WORTH_WORKERS_SECONDS", 0.0)
+    space = ("model=llama3_1_8b", "hw.num_gpus=64", "parallel.tp=2,4,8", "backend=hybrid", "search.prune=false", "search.jobs=2")
+    found = study(tmp_path, "search.n_trials=3", "search.sampler=brute_force", space=space)
+    assert {row["parallel.tp"]: row["status"] for row in found.rows} == {2: "ok", 4: "ok", 8: "error"}
+    assert "its worker process was killed each time" in found.err
+    assert found.code == 0
+    with pytest.raises(ValueError, match="its worker process was killed each time"):
+        study(tmp_path, "search.n_trials=3", "search.fail_fast=true", space=space, name="fast")
+
+
+def test_jobs_that_differ_in_length_start_with_the_longest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lengths: list[int] = []
+
+    def watched(portion: Portion) -> Any:
+        lengths.append(int(portion.layouts.num_micro_batches[0]))
+        return priced_table(portion)
+
+    monkeypatch.setattr(answers, "priced_table", watched)
+    space = ("model=llama3_1_8b", "hw.num_gpus=64", "parallel.micro_batch_size=1,2,4,8", "parallel.tp=8", "backend=hybrid")
+    study(tmp_path, "search.n_trials=4", "search.prune=false", space=space)
+    assert lengths == [128, 64, 32, 16]
+
+
+def test_a_ray_cluster_one_of_whose_workers_is_killed(tmp_path: Path) -> None:
+    ray = pytest.importorskip("ray")
+    space = (*SPACE, "parallel.recompute=none,selective,full")
+    process = started(tmp_path, "search.n_trials=40", "search.launcher=ray", "search.jobs=2", space=space)
+    journal = tmp_path / "study" / "_study.journal"
+    while written(journal) < 12 and process.poll() is None:
+        time.sleep(0.01)
+    assert process.poll() is None, process.communicate()[1]
+    os.kill(next(iter(ray_workers(process.pid))), signal.SIGKILL)
+    _, err = process.communicate(timeout=200)
+    assert process.returncode == 0, (ray.__version__, err)
+    serial = study(tmp_path, "search.n_trials=40", space=space, name="serial")
+    found = Study(tmp_path / "study", 0, "", "")
+    assert essence(found.trials) == essence(serial.trials)
+    assert without_times(found.rows) == without_times(serial.rows)
+
+
+def ray_workers(session: int) -> Iterator[int]:
+    """Processes of a session that run a pool's jobs; waits for the first."""
+    while True:
+        for folder in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                if b"ray::PoolActor" in (folder / "cmdline").read_bytes() and os.getsid(int(folder.name)) == session:
+                    yield int(folder.name)
+        time.sleep(0.05)
