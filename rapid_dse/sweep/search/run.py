@@ -17,7 +17,7 @@ from rapid_dse.sweep.chunks import Chunk, seconds_of
 from rapid_dse.sweep.search import report
 from rapid_dse.sweep.search.aims import Aims, read_aims
 from rapid_dse.sweep.search.answers import Answers
-from rapid_dse.sweep.search.bounding import prunes
+from rapid_dse.sweep.search.bounding import skips
 from rapid_dse.sweep.search.dimensions import described
 from rapid_dse.sweep.search.progress import Progress
 from rapid_dse.sweep.search.space import SearchSpace, Trial
@@ -80,8 +80,9 @@ def _searched(space: SearchSpace, aims: Aims, search: Search, debug: Debug, plac
     with ExitStack() as stack:
         jobs = _jobs(stack, search, place.settings, search.n_trials - len(storage.trials()))
         answers = Answers(place.folder, jobs, progress.notice)
-        prune = prunes(search.prune, [setting.scenario.backend.name for setting in place.settings])
-        study = Study(Parts(space, aims, storage, answers, search, prune, stack.enter_context(progress.shown())))
+        backends = [setting.scenario.backend.name for setting in place.settings]
+        left_out = skips(search.prune, backends, search.sampler, space.countable)
+        study = Study(Parts(space, aims, storage, answers, search, left_out, stack.enter_context(progress.shown())))
         # That NSGA-III is experimental, and that CMA-ES does not know constraints, a user hears from the README, not at each trial.
         stack.enter_context(warnings.catch_warnings())
         for category in (optuna.exceptions.ExperimentalWarning, UserWarning):
