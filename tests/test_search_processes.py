@@ -24,6 +24,7 @@ from rapid_dse.sweep.search import run as search_run
 from rapid_dse.sweep.table import priced_table
 
 TRIALS = 300
+LARGE = (*SPACE, "parallel.recompute=all")
 
 
 def written(path: Path) -> int:
@@ -38,20 +39,20 @@ def kill(process: subprocess.Popen[str]) -> None:
 
 
 def test_a_study_that_is_killed_five_times_ends_as_one_that_is_not(tmp_path: Path) -> None:
-    moments, journal, killed = random.Random(7), tmp_path / "study" / "_study.journal", 0
-    while killed < 5:
-        before, process = written(journal), started(tmp_path, f"search.n_trials={TRIALS}")
+    moments, journal = random.Random(), tmp_path / "study" / "_study.journal"
+    for number in range(5):
+        lines, pause = written(journal) + moments.choice((1, 12, 30)), moments.uniform(0, 0.1)
+        process = started(tmp_path, f"search.n_trials={TRIALS}", space=LARGE)
         deadline = time.monotonic() + 60
-        while written(journal) < before + 12 and process.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.002)
-        time.sleep(moments.uniform(0, 0.15))
-        assert process.poll() is None, f"ended before kill {killed}: {process.communicate()[1]}"
+        while written(journal) < lines and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.001)
+        time.sleep(pause)
+        assert process.poll() is None, f"ended before kill {number} ({lines} lines, {pause} s): {process.communicate()[1]}"
         kill(process)
-        killed += 1
-    process = started(tmp_path, f"search.n_trials={TRIALS}")
+    process = started(tmp_path, f"search.n_trials={TRIALS}", space=LARGE)
     _, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
-    found, whole = Study(tmp_path / "study", 0, "", ""), study(tmp_path, f"search.n_trials={TRIALS}", name="whole")
+    found, whole = Study(tmp_path / "study", 0, "", ""), study(tmp_path, f"search.n_trials={TRIALS}", space=LARGE, name="whole")
     assert essence(found.trials) == essence(whole.trials)
     assert without_times(found.rows) == without_times(whole.rows)
 
@@ -59,7 +60,7 @@ def test_a_study_that_is_killed_five_times_ends_as_one_that_is_not(tmp_path: Pat
 def test_two_processes_share_a_journal_and_one_is_killed(tmp_path: Path) -> None:
     arguments = (f"search.n_trials={TRIALS}", "search.sampler=random")
     journal = tmp_path / "study" / "_study.journal"
-    processes = [started(tmp_path, *arguments) for _ in range(2)]
+    processes = [started(tmp_path, *arguments, space=LARGE) for _ in range(2)]
     while written(journal) < 40 and all(process.poll() is None for process in processes):
         time.sleep(0.005)
     kill(processes[0])
@@ -69,7 +70,7 @@ def test_two_processes_share_a_journal_and_one_is_killed(tmp_path: Path) -> None
     keys = [trial.user_attrs["key"] for trial in found.trials]
     assert len(keys) == TRIALS
     assert len(set(keys)) == TRIALS, "no layout twice"
-    serial = study(tmp_path, "search.n_trials=100000", "search.sampler=brute_force", name="serial")
+    serial = study(tmp_path, "search.n_trials=100000", "search.sampler=brute_force", space=LARGE, name="serial")
     expected = without_times(serial.rows)
     rows = without_times(found.rows)
     assert all(expected[key] == row for key, row in rows.items())
@@ -88,10 +89,9 @@ def test_two_processes_of_brute_force_give_the_grids_set(tmp_path: Path) -> None
 
 def test_a_dask_cluster_of_two_workers_one_of_which_is_killed(tmp_path: Path) -> None:
     distributed = pytest.importorskip("distributed")
-    space = (*SPACE, "parallel.recompute=none,selective,full")
     with distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster:
         process = started(
-            tmp_path, "search.n_trials=200", "search.launcher=dask", f"search.launcher_address={cluster.scheduler_address}", space=space
+            tmp_path, "search.n_trials=200", "search.launcher=dask", f"search.launcher_address={cluster.scheduler_address}", space=LARGE
         )
         journal = tmp_path / "study" / "_study.journal"
         while written(journal) < 40 and process.poll() is None:
@@ -100,7 +100,7 @@ def test_a_dask_cluster_of_two_workers_one_of_which_is_killed(tmp_path: Path) ->
         os.kill(next(iter(cluster.workers.values())).pid, signal.SIGKILL)
         _, err = process.communicate(timeout=120)
         assert process.returncode == 0, err
-    serial = study(tmp_path, "search.n_trials=200", space=space, name="serial")
+    serial = study(tmp_path, "search.n_trials=200", space=LARGE, name="serial")
     found = Study(tmp_path / "study", 0, "", "")
     assert essence(found.trials) == essence(serial.trials)
     assert without_times(found.rows) == without_times(serial.rows)
@@ -181,8 +181,7 @@ def test_jobs_that_differ_in_length_start_with_the_longest(tmp_path: Path, monke
 
 def test_a_ray_cluster_one_of_whose_workers_is_killed(tmp_path: Path) -> None:
     ray = pytest.importorskip("ray")
-    space = (*SPACE, "parallel.recompute=none,selective,full")
-    process = started(tmp_path, "search.n_trials=40", "search.launcher=ray", "search.jobs=2", space=space)
+    process = started(tmp_path, "search.n_trials=40", "search.launcher=ray", "search.jobs=2", space=LARGE)
     journal = tmp_path / "study" / "_study.journal"
     while written(journal) < 12 and process.poll() is None:
         time.sleep(0.01)
@@ -190,7 +189,7 @@ def test_a_ray_cluster_one_of_whose_workers_is_killed(tmp_path: Path) -> None:
     os.kill(next(iter(ray_workers(process.pid))), signal.SIGKILL)
     _, err = process.communicate(timeout=200)
     assert process.returncode == 0, (ray.__version__, err)
-    serial = study(tmp_path, "search.n_trials=40", space=space, name="serial")
+    serial = study(tmp_path, "search.n_trials=40", space=LARGE, name="serial")
     found = Study(tmp_path / "study", 0, "", "")
     assert essence(found.trials) == essence(serial.trials)
     assert without_times(found.rows) == without_times(serial.rows)

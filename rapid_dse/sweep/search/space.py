@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -135,10 +135,11 @@ class SearchSpace:
         names = dict(zip((dimension.key for dimension in self._outer), variant.name, strict=True))
         return {**names, **variant.points.labels(row)}
 
-    def draw(self, rng: np.random.Generator) -> dict[str, Any]:
-        """The parameters of a variant, each as likely, and of one of its layouts that are not barred, each as likely."""
+    def draw(self, rng: np.random.Generator, bar: Callable[[Variant], None]) -> dict[str, Any]:
+        """The parameters of a variant, each as likely, and of one of its layouts that ``bar`` leaves, each as likely."""
         outer = {dimension.key: dimension.draw(rng) for dimension in self._outer}
         variant = self.variant(outer)
+        bar(variant)
         free = np.flatnonzero(~variant.barred)
         if not len(free):
             return {**outer, **{choice.key: choice.draw(rng) for choice in self.layout}}

@@ -16,7 +16,7 @@ from rapid_dse.sweep.search.answers import Answers, Row
 from rapid_dse.sweep.search.bounding import Bounding, Proof, Skips
 from rapid_dse.sweep.search.known_good import known_good
 from rapid_dse.sweep.search.mirror import Mirror
-from rapid_dse.sweep.search.space import SearchSpace, Trial
+from rapid_dse.sweep.search.space import SearchSpace, Trial, Variant
 from rapid_dse.sweep.search.storage import StudyStorage
 from rapid_dse.sweep.search.strategies import strategy
 from rapid_dse.sweep.search.strategies.base import Turn
@@ -170,7 +170,7 @@ class Study:
     def _ask(self) -> Trial | None:
         """The next trial; None where no layout is left."""
         space, number = self._parts.space, len(self._mirror)
-        turn = Turn(number, space, self._mirror.distributions, self._seeds)
+        turn = Turn(number, space, self._mirror.distributions, self._seeds, self._bar)
         given = self._first[number] if number < len(self._first) else self._strategy.propose(turn)
         number, labels = self._mirror.ask(self._strategy.sampler(turn), given)
         trial = self._settled(number, labels)
@@ -179,23 +179,26 @@ class Study:
         return trial
 
     def _settled(self, number: int, labels: Mapping[str, Any]) -> Trial | None:
-        space, bounding = self._parts.space, self.bounding if self._bounded else None
+        space = self._parts.space
         if not space.countable:
             variant = space.variant(labels)
             row = variant.points.nearest(labels, variant.barred)
             if row is None:
                 return Trial(number, variant, -1, labels)
-            beaten = bounding.beaten_by(variant, row) if bounding else None
+            beaten = self.bounding.beaten_by(variant, row) if self._bounded else None
             return Trial(number, variant, row, space.labels(variant, row), beaten)
         proposed = space.variant(labels)
         for variant in (proposed, *(other for other in space.variants() if other is not proposed)):
-            if bounding:
-                bounding.bar(variant)
+            self._bar(variant)
             row = variant.points.nearest(labels, variant.barred)
             if row is not None:
                 variant.tried[row] = True
                 return Trial(number, variant, row, space.labels(variant, row))
         return None
+
+    def _bar(self, variant: Variant) -> None:
+        if self._bounded and self._parts.space.countable:
+            self.bounding.bar(variant)
 
     def _finish(self, trials: Sequence[Trial]) -> None:
         """Answers and tells a batch, and writes what is not stored yet: rows first, so that every trial has its row."""
