@@ -169,6 +169,24 @@ def test_what_cannot_meet_a_constraint_is_skipped_and_what_can_is_not(tmp_path: 
     assert 0 < len(meets) < len(found.rows) < len(every)
 
 
+@pytest.mark.parametrize("sampler", ["tpe", "nsga2", "random", "brute_force"])
+def test_a_study_that_prunes_goes_on_as_if_it_had_not_stopped(tmp_path: Path, sampler: str) -> None:
+    options = ("search.prune=true", f"search.sampler={sampler}", TWO)
+    study(tmp_path, "search.n_trials=27", *options, name="twice")
+    twice, once = study(tmp_path, "search.n_trials=55", *options, name="twice"), study(tmp_path, "search.n_trials=55", *options)
+    assert essence(twice.trials) == essence(once.trials)
+
+
+def test_only_what_fits_is_proposed_once_something_fits(tmp_path: Path) -> None:
+    found = study(tmp_path, "search.sampler=random", "search.n_trials=100000")
+    expected = priced_exhaustively(tmp_path)
+    fit = {key for key, row in expected.items() if row["fits"]}
+    assert fit <= {row["key"] for row in found.rows}
+    assert len(found.rows) < len(fit) + 10
+    assert f"{len(expected) - len(found.rows):,} of {len(expected):,} layouts skipped" in found.out
+    assert len(study(tmp_path, "search.sampler=random", "search.n_trials=100000", "search.prune=false", name="whole").rows) == len(expected)
+
+
 def test_an_unfinished_search_says_by_how_much_the_best_may_be_beaten(tmp_path: Path) -> None:
     found = study(tmp_path, "search.prune=true", "search.n_trials=10")
     line = next(line for line in found.out.splitlines() if "skipped" in line)
@@ -210,6 +228,7 @@ def test_the_front_survives_pruning(tmp_path: Path) -> None:
         ("search.sampler=cmaes", "no key is an interval"),
         ("hw.memory.bandwidth=interval(-5,6e12)", "hw.memory.bandwidth"),
         ("hw.sms=interval(100.2,100.9)", "whole numbers"),
+        ("hw.network.dimensions.7.bandwidth=interval(1e11,9e11)", "'7' is no index of a list of 2"),
         ("search.launcher_address=tcp://127.0.0.1:1", "loky has none"),
         ("search.storage=mysqlish://nowhere/x", "search.storage"),
         ("search.storage=/proc/nothing/_study.journal", "search.storage: /proc/nothing/_study.journal"),
@@ -220,6 +239,15 @@ def test_what_is_wrong_is_one_clear_line(tmp_path: Path, argument: str, words: s
         study(tmp_path, argument, "search.n_trials=5")
     assert words in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_an_interval_may_change_which_layouts_are_legal(tmp_path: Path) -> None:
+    space = ("model=llama3_1_8b", "hw.num_gpus=64", "model.num_hidden_layers=interval(6,40)", "parallel.pp=all", "parallel.vpp=all")
+    found = study(tmp_path, "search.n_trials=40", space=space)
+    layers = {trial.params["model.num_hidden_layers"] for trial in found.trials}
+    assert len(layers) > 10
+    assert all(row["status"] in ("ok", "oom") for row in found.rows)
+    assert max(row["parallel.pp"] for row in found.rows) > 6, "deeper models have longer pipelines"
 
 
 def test_an_interval_needs_optuna() -> None:

@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from generated import ROOT
 from studies import SPACE, Study, essence, started, study, trials, without_times
 
+from rapid_dse.sweep import launch
+from rapid_dse.sweep.portion import Portion
+from rapid_dse.sweep.search import answers
+from rapid_dse.sweep.search import run as search_run
+from rapid_dse.sweep.table import priced_table
+
 TRIALS = 300
+LARGE = (*SPACE, "parallel.recompute=all")
 
 
 def written(path: Path) -> int:
@@ -29,20 +39,20 @@ def kill(process: subprocess.Popen[str]) -> None:
 
 
 def test_a_study_that_is_killed_five_times_ends_as_one_that_is_not(tmp_path: Path) -> None:
-    moments, journal, killed = random.Random(7), tmp_path / "study" / "_study.journal", 0
-    while killed < 5:
-        before, process = written(journal), started(tmp_path, f"search.n_trials={TRIALS}")
+    moments, journal = random.Random(), tmp_path / "study" / "_study.journal"
+    for number in range(5):
+        lines, pause = written(journal) + moments.choice((1, 12, 30)), moments.uniform(0, 0.1)
+        process = started(tmp_path, f"search.n_trials={TRIALS}", space=LARGE)
         deadline = time.monotonic() + 60
-        while written(journal) < before + 12 and process.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.002)
-        time.sleep(moments.uniform(0, 0.15))
-        assert process.poll() is None, f"ended before kill {killed}: {process.communicate()[1]}"
+        while written(journal) < lines and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.001)
+        time.sleep(pause)
+        assert process.poll() is None, f"ended before kill {number} ({lines} lines, {pause} s): {process.communicate()[1]}"
         kill(process)
-        killed += 1
-    process = started(tmp_path, f"search.n_trials={TRIALS}")
+    process = started(tmp_path, f"search.n_trials={TRIALS}", space=LARGE)
     _, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
-    found, whole = Study(tmp_path / "study", 0, "", ""), study(tmp_path, f"search.n_trials={TRIALS}", name="whole")
+    found, whole = Study(tmp_path / "study", 0, "", ""), study(tmp_path, f"search.n_trials={TRIALS}", space=LARGE, name="whole")
     assert essence(found.trials) == essence(whole.trials)
     assert without_times(found.rows) == without_times(whole.rows)
 
@@ -50,7 +60,7 @@ def test_a_study_that_is_killed_five_times_ends_as_one_that_is_not(tmp_path: Pat
 def test_two_processes_share_a_journal_and_one_is_killed(tmp_path: Path) -> None:
     arguments = (f"search.n_trials={TRIALS}", "search.sampler=random")
     journal = tmp_path / "study" / "_study.journal"
-    processes = [started(tmp_path, *arguments) for _ in range(2)]
+    processes = [started(tmp_path, *arguments, space=LARGE) for _ in range(2)]
     while written(journal) < 40 and all(process.poll() is None for process in processes):
         time.sleep(0.005)
     kill(processes[0])
@@ -60,7 +70,7 @@ def test_two_processes_share_a_journal_and_one_is_killed(tmp_path: Path) -> None
     keys = [trial.user_attrs["key"] for trial in found.trials]
     assert len(keys) == TRIALS
     assert len(set(keys)) == TRIALS, "no layout twice"
-    serial = study(tmp_path, "search.n_trials=100000", "search.sampler=brute_force", name="serial")
+    serial = study(tmp_path, "search.n_trials=100000", "search.sampler=brute_force", space=LARGE, name="serial")
     expected = without_times(serial.rows)
     rows = without_times(found.rows)
     assert all(expected[key] == row for key, row in rows.items())
@@ -79,10 +89,9 @@ def test_two_processes_of_brute_force_give_the_grids_set(tmp_path: Path) -> None
 
 def test_a_dask_cluster_of_two_workers_one_of_which_is_killed(tmp_path: Path) -> None:
     distributed = pytest.importorskip("distributed")
-    space = (*SPACE, "parallel.recompute=none,selective,full")
     with distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster:
         process = started(
-            tmp_path, "search.n_trials=200", "search.launcher=dask", f"search.launcher_address={cluster.scheduler_address}", space=space
+            tmp_path, "search.n_trials=200", "search.launcher=dask", f"search.launcher_address={cluster.scheduler_address}", space=LARGE
         )
         journal = tmp_path / "study" / "_study.journal"
         while written(journal) < 40 and process.poll() is None:
@@ -91,7 +100,7 @@ def test_a_dask_cluster_of_two_workers_one_of_which_is_killed(tmp_path: Path) ->
         os.kill(next(iter(cluster.workers.values())).pid, signal.SIGKILL)
         _, err = process.communicate(timeout=120)
         assert process.returncode == 0, err
-    serial = study(tmp_path, "search.n_trials=200", space=space, name="serial")
+    serial = study(tmp_path, "search.n_trials=200", space=LARGE, name="serial")
     found = Study(tmp_path / "study", 0, "", "")
     assert essence(found.trials) == essence(serial.trials)
     assert without_times(found.rows) == without_times(serial.rows)
@@ -137,3 +146,60 @@ def test_a_full_disk_ends_in_a_clear_line_and_loses_nothing(tmp_path: Path) -> N
     assert essence(found.trials)[: len(kept)] == essence(kept)
     assert essence(found.trials) == essence(whole.trials)
     assert without_times(found.rows) == without_times(whole.rows)
+
+
+def test_a_trial_that_kills_its_worker_is_a_row_with_its_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def deadly(portion: Portion) -> Any:  # nested, so that it goes to the workers by value
+        if (portion.layouts.tp == 8).any():
+            os._exit(9)
+        return priced_table(portion)
+
+    monkeypatch.setattr(answers, "priced_table", deadly)
+    monkeypatch.setattr(launch, "_RETRIES", 1)
+    monkeypatch.setattr(search_run, "_WORTH_WORKERS_SECONDS", 0.0)
+    space = ("model=llama3_1_8b", "hw.num_gpus=64", "parallel.tp=2,4,8", "backend=hybrid", "search.prune=false", "search.jobs=2")
+    found = study(tmp_path, "search.n_trials=3", "search.sampler=brute_force", space=space)
+    assert {row["parallel.tp"]: row["status"] for row in found.rows} == {2: "ok", 4: "ok", 8: "error"}
+    assert "its worker process was killed each time" in found.err
+    assert found.code == 0
+    with pytest.raises(ValueError, match="its worker process was killed each time"):
+        study(tmp_path, "search.n_trials=3", "search.fail_fast=true", space=space, name="fast")
+
+
+def test_jobs_that_differ_in_length_start_with_the_longest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lengths: list[int] = []
+
+    def watched(portion: Portion) -> Any:
+        lengths.append(int(portion.layouts.num_micro_batches[0]))
+        return priced_table(portion)
+
+    monkeypatch.setattr(answers, "priced_table", watched)
+    space = ("model=llama3_1_8b", "hw.num_gpus=64", "parallel.micro_batch_size=1,2,4,8", "parallel.tp=8", "backend=hybrid")
+    study(tmp_path, "search.n_trials=4", "search.prune=false", space=space)
+    assert lengths == [128, 64, 32, 16]
+
+
+def test_a_ray_cluster_one_of_whose_workers_is_killed(tmp_path: Path) -> None:
+    ray = pytest.importorskip("ray")
+    process = started(tmp_path, "search.n_trials=40", "search.launcher=ray", "search.jobs=2", space=LARGE)
+    journal = tmp_path / "study" / "_study.journal"
+    while written(journal) < 12 and process.poll() is None:
+        time.sleep(0.01)
+    assert process.poll() is None, process.communicate()[1]
+    os.kill(next(iter(ray_workers(process.pid))), signal.SIGKILL)
+    _, err = process.communicate(timeout=200)
+    assert process.returncode == 0, (ray.__version__, err)
+    serial = study(tmp_path, "search.n_trials=40", space=LARGE, name="serial")
+    found = Study(tmp_path / "study", 0, "", "")
+    assert essence(found.trials) == essence(serial.trials)
+    assert without_times(found.rows) == without_times(serial.rows)
+
+
+def ray_workers(session: int) -> Iterator[int]:
+    """Processes of a session that run a pool's jobs; waits for the first."""
+    while True:
+        for folder in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                if b"ray::PoolActor" in (folder / "cmdline").read_bytes() and os.getsid(int(folder.name)) == session:
+                    yield int(folder.name)
+        time.sleep(0.05)

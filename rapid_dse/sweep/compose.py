@@ -192,11 +192,17 @@ def _unchecked(tree: Mapping[str, Any]) -> Scenario:
 
 
 def value_at(scenario: Scenario, key: str) -> Any:
-    """The validated value behind a dotted key: SI numbers, plain types."""
+    """The validated value behind a dotted key: SI numbers, plain types.
+
+    Raises:
+        ValueError: for an index beyond a list's end.
+    """
     node: Any = scenario
     for part in key.split("."):
-        if isinstance(node, tuple | list | Mapping):
-            node = node[part] if isinstance(node, Mapping) else node[int(part)]
+        if isinstance(node, tuple | list):
+            node = node[_index(list(node), part, key)]
+        elif isinstance(node, Mapping):
+            node = node[part]
         else:
             node = getattr(node, part)
     return node.model_dump(mode="json") if hasattr(node, "model_dump") else node

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import threading
 import warnings
 from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import BrokenExecutor
 from contextlib import ExitStack, closing, contextmanager
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
@@ -75,10 +77,8 @@ class _Jobs:
         """As ``Run``; what a worker that died had is run again.
 
         Raises:
-            Exception: what ``function`` raised; joblib's TerminatedWorkerError where workers keep dying.
+            Exception: what ``function`` raised; BrokenExecutor where workers keep dying.
         """
-        from joblib.externals.loky.process_executor import TerminatedWorkerError
-
         left = dict(enumerate(items))
         for attempt in range(_RETRIES):
             try:
@@ -87,17 +87,20 @@ class _Jobs:
                         left.pop(at)
                         yield at, result
                 return
-            except TerminatedWorkerError:
+            except _deaths(self._backend) as error:
                 if attempt == _RETRIES - 1:
-                    raise
+                    raise BrokenExecutor(" ".join(str(error).split())) from None
 
     def _once(self, function: Callable[[T], R], items: dict[int, T]) -> Generator[tuple[int, R]]:
         from joblib import delayed, parallel_config
 
         with parallel_config(backend=self._backend, n_jobs=self._n_jobs):
-            parallel = _parallel()
+            parallel = _parallel(self._backend)
         with deaf_children():
             found = parallel(delayed(_placed)(function, at, item) for at, item in list(items.items()))
+        if isinstance(found, list):
+            yield from found
+            return
         try:
             for placed in found:  # noqa: UP028 yield from would close joblib's generator before the lines below can
                 yield placed
@@ -107,10 +110,26 @@ class _Jobs:
                 found.close()
 
 
-def _parallel() -> Parallel:
+def _deaths(backend: str) -> tuple[type[Exception], ...]:
+    """What tells that a worker's process is gone."""
+    if backend == "dask":
+        from distributed.scheduler import KilledWorker
+
+        return (KilledWorker,)
+    if backend == "ray":
+        from ray.exceptions import RayActorError, WorkerCrashedError
+
+        return (RayActorError, WorkerCrashedError)
+    from joblib.externals.loky.process_executor import TerminatedWorkerError
+
+    return (TerminatedWorkerError,)
+
+
+def _parallel(backend: str) -> Parallel:
     from joblib import Parallel
 
-    return Parallel(return_as="generator_unordered", batch_size=1, max_nbytes=None)
+    # Ray's backend of joblib hands over nothing until all is done.
+    return Parallel(return_as="list" if backend == "ray" else "generator_unordered", batch_size=1, max_nbytes=None)
 
 
 def _placed(function: Callable[[Any], Any], at: int, item: Any) -> tuple[int, Any]:
@@ -147,11 +166,12 @@ def _ray(n_workers: int, address: str | None) -> Iterator[None]:
         from ray.util.joblib import register_ray
     except ImportError:
         raise ValueError("search.launcher=ray: Ray is not installed; allowed: pip install 'rapid-dse[ray]', or loky") from None
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     try:
         if address is None:
-            ray.init(num_cpus=n_workers, include_dashboard=False, log_to_driver=False)
+            ray.init(num_cpus=n_workers, include_dashboard=False, **quiet)
         else:
-            ray.init(address=address, log_to_driver=False)
+            ray.init(address=address, **quiet)
     except (ConnectionError, ValueError, RuntimeError) as error:
         text = " ".join(str(error).split())
         raise ValueError(f"search.launcher_address={address}: no Ray cluster answers there ({text}); allowed: auto, or host:port") from None

@@ -61,9 +61,19 @@ def priced_table(portion: Portion) -> pa.Table:
     Raises:
         Exception: whatever pricing raised, where search.fail_fast is set; else such rows have status=error.
     """
+    return _table(portion, price_portion(portion))
+
+
+def failed_table(portion: Portion, reason: str) -> pa.Table:
+    """As ``priced_table``, where no layout could be priced for one reason."""
+    n_rows = len(portion.layouts)
+    rows, status, at = np.zeros(0, np.int64), np.full(n_rows, ERROR, np.int8), np.zeros(n_rows, np.int32)
+    return _table(portion, Outcome(None, rows, status, at, (reason,), 0.0))
+
+
+def _table(portion: Portion, outcome: Outcome) -> pa.Table:
     import pyarrow as pa
 
-    outcome = price_portion(portion)
     columns = override_columns(portion)
     columns["key"] = arrow.fixed_texts(identity.hex_bytes(identity.keys(portion.scenario, portion.layouts)))
     columns["status"] = arrow.coded(outcome.status, STATUS)

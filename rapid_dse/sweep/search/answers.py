@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
+from concurrent.futures import BrokenExecutor
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rapid_dse.config.scenario import Scenario
 from rapid_dse.sweep import identity, launch, store
-from rapid_dse.sweep.chunks import seconds_of
 from rapid_dse.sweep.portion import Portion
 from rapid_dse.sweep.search.space import Trial
-from rapid_dse.sweep.table import priced_table
+from rapid_dse.sweep.table import failed_table, priced_table
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 Row = dict[str, Any]
-# A trial that takes longer than this is a job of its own; faster ones are priced together.
-_WORTH_A_JOB_SECONDS = 0.01
+_KILLED = "its worker process was killed each time, perhaps for want of memory: fewer search.jobs need less"
 
 
 class Answers:
@@ -30,7 +29,7 @@ class Answers:
         """Reads which keys the folder holds.
 
         Args:
-            run: what runs jobs; None where everything is priced in this process.
+            run: what runs a job a trial; None where trials are fast, and are priced together in this process.
         """
         self._folder, self._run, self._notice = folder, run, notice
         self._known = store.known(sorted(folder.glob(f"*{store.SUFFIX}")), notice)
@@ -79,7 +78,7 @@ class Answers:
         """One job a trial where trials are slow, else one a variant; the batch's rows are one file."""
         portions = _portions(list(missing.values()), self._run is not None)
         tables: dict[int, pa.Table] = {}
-        found = (self._run or launch.here)(priced_table, portions)
+        found = self._tables(portions)
         try:
             for at, table in found:
                 tables[at] = table
@@ -90,6 +89,18 @@ class Answers:
             if tables:  # after Ctrl-C as well: what was priced is kept
                 self._write([tables[at] for at in sorted(tables)], portions[0])
         self.priced += len(missing)
+
+    def _tables(self, portions: Sequence[Portion]) -> Generator[tuple[int, pa.Table]]:
+        """Each portion's table as it comes; one whose worker dies each time is a row with that as its error."""
+        left, run = dict(enumerate(portions)), self._run or launch.here
+        try:
+            with closing(run(priced_table, portions)) as found:
+                for at, table in found:
+                    left.pop(at)
+                    yield at, table
+        except BrokenExecutor:
+            for at, portion in left.items():
+                yield at, _by_itself(run, portion)
 
     def _write(self, tables: Sequence[pa.Table], first: Portion) -> None:
         import pyarrow as pa
@@ -105,15 +116,28 @@ def _plain(tables: Sequence[pa.Table]) -> list[pa.Table]:
     return [table.unify_dictionaries() for table in tables]
 
 
+def _by_itself(run: launch.Run, portion: Portion) -> pa.Table:
+    try:
+        return next(iter(run(priced_table, [portion])))[1]
+    except BrokenExecutor:
+        if portion.scenario.search.fail_fast:
+            raise ChildProcessError(_KILLED) from None
+        return failed_table(portion, _KILLED)
+
+
 def _portions(trials: Sequence[Trial], alone: bool) -> list[Portion]:
+    """What is one job each: the longest first, so that none is left for the end that all wait for."""
     if alone:
-        return [trial.portion() for trial in trials]
+        return [trial.portion() for trial in sorted(trials, key=_length, reverse=True)]
     grouped: dict[int, list[Trial]] = {}
     for trial in trials:
         grouped.setdefault(id(trial.variant), []).append(trial)
     return [group[0].variant.portion([trial.row for trial in group if trial.row >= 0]) for group in grouped.values()]
 
 
-def is_slow(scenario: Scenario) -> bool:
-    """Whether a trial is worth a job of its own."""
-    return seconds_of(scenario) > _WORTH_A_JOB_SECONDS
+def _length(trial: Trial) -> float:
+    """How large the graph of a simulated trial is: its ranks times their layers times their micro-batches."""
+    if trial.row < 0:
+        return 0.0
+    layouts = trial.variant.pool.layouts.take(slice(trial.row, trial.row + 1))
+    return float((layouts.num_gpus / layouts.pp * layouts.num_micro_batches)[0]) * trial.variant.setting.scenario.model.num_hidden_layers

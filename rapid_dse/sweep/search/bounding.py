@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -54,13 +54,18 @@ class Proof:
 
 @dataclass
 class Bounding:
-    """Bounds of every layout of the variants that the study has come to; off where ``aims`` has no objective with a bound."""
+    """Bounds of every layout of the variants that the study has come to.
+
+    Attributes:
+        beaten: whether what a bound shows to be beaten is left out too, or only what cannot meet the constraints.
+    """
 
     aims: Aims
+    beaten: bool
     _front: list[FloatColumn] = field(default_factory=list)
+    _learned: list[FloatColumn] = field(default_factory=list)  # every point that has been on the front
     _bounds: dict[tuple[Any, ...], FloatColumn] = field(default_factory=dict)
-    _stamp: dict[tuple[Any, ...], int] = field(default_factory=dict)
-    _changes: int = 0
+    _applied: dict[tuple[Any, ...], int] = field(default_factory=dict)  # how many of those a variant's layouts were held against
 
     def learn(self, row: Mapping[str, Any]) -> None:
         """Takes a feasible row into account."""
@@ -69,29 +74,24 @@ class Bounding:
             return
         self._front = [other for other in self._front if not (losses <= other).all()]
         self._front.append(losses)
-        self._changes += 1
+        self._learned.append(losses)
 
     def bar(self, variant: Variant) -> None:
-        """Marks the variant's layouts that cannot win any more; those of a variant that a number makes are asked for one by one."""
-        if self._stamp.get(variant.name) == self._changes or not len(variant.pool):
+        """Marks the variant's layouts that cannot win any more, once there is anything that they could lose against."""
+        applied = self._applied.get(variant.name, 0)
+        if applied == len(self._learned) or not len(variant.pool):
             return
-        self._stamp[variant.name] = self._changes
-        if self._front:
-            variant.beaten |= self._beaten(self._of(variant)) & ~variant.tried
+        self._applied[variant.name] = len(self._learned)
+        found = self._of(variant)
+        hopeless = _beaten(found, self._learned[applied:]) if self.beaten else np.isposinf(found[0])
+        variant.hopeless |= hopeless & ~variant.tried
 
     def beaten_by(self, variant: Variant, row: int) -> float | None:
         """The first objective's bound for one layout where that shows it to be beaten, else None."""
         if row < 0 or not self._front:
             return None
         found = self._computed(variant, np.array([row]))
-        return float(found[0, 0]) if self._beaten(found)[0] else None
-
-    def _beaten(self, found: FloatColumn) -> NDArray[np.bool_]:
-        # Equal is not better: what can at best draw level with a layout that is known cannot win.
-        beaten = np.zeros(found.shape[1], bool)
-        for point in self._front:
-            beaten |= (point[:, None] <= found).all(axis=0)
-        return beaten
+        return float(found[0, 0]) if _beaten(found, self._front)[0] else None
 
     def _of(self, variant: Variant) -> FloatColumn:
         if variant.name not in self._bounds:
@@ -110,20 +110,40 @@ class Bounding:
         infeasible = beaten = left = total = 0
         lowest = np.inf
         for variant in space.variants():
-            self.bar(variant)
             if not len(variant.pool):
                 continue
-            first, free = self._of(variant)[0], ~variant.barred
-            hopeless = variant.beaten & np.isposinf(first)
-            infeasible, beaten = infeasible + int(hopeless.sum()), beaten + int((variant.beaten & ~hopeless).sum())
+            found = self._of(variant)
+            without, loses = np.isposinf(found[0]) & ~variant.tried, _beaten(found, self._front) & ~variant.tried
+            free = ~(variant.tried | loses)
+            infeasible, beaten = infeasible + int(without.sum()), beaten + int((loses & ~without).sum())
             left, total = left + int(free.sum()), total + len(free)
             if free.any():
-                lowest = min(lowest, float(first[free].min()))
+                lowest = min(lowest, float(found[0, free].min()))
         best = min(point[0] for point in self._front)
         known = left and len(self.aims.objectives) == 1 and np.isfinite(lowest) and best
         return Proof(infeasible, beaten, left, total, max(0.0, float((best - lowest) / abs(best))) if known else None)
 
 
-def prunes(setting: bool | None, backends: Sequence[str]) -> bool:
-    """search.prune, by default on where a backend is simulated: closed forms cost no more than their bounds."""
-    return any(name != "analytical" for name in backends) if setting is None else setting
+def _beaten(found: FloatColumn, points: Sequence[FloatColumn]) -> NDArray[np.bool_]:
+    # Equal is not better: what can at best draw level with a layout that is known cannot win.
+    beaten = np.zeros(found.shape[1], bool)
+    for point in points:
+        beaten |= (point[:, None] <= found).all(axis=0)
+    return beaten
+
+
+Skips = Literal["nothing", "infeasible", "beaten"]
+
+
+def skips(setting: bool | None, backends: Sequence[str], sampler: str, countable: bool) -> Skips:
+    """What search.prune leaves out.
+
+    By default what is beaten where a backend is simulated, and elsewhere what cannot meet the constraints: a sampler that proposes
+    only what fits finds more (TPE comes within 2 % of GPT-3's best in 20 of 20 seeds, against 14). Brute force then leaves out
+    nothing, so that it is the grid; nor is anything left out where a number is a dimension, whose layouts have no end.
+    """
+    if setting is not None:
+        return "beaten" if setting else "nothing"
+    if any(name != "analytical" for name in backends):
+        return "beaten"
+    return "infeasible" if countable and sampler != "brute_force" else "nothing"

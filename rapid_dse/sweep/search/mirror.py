@@ -16,6 +16,9 @@ from rapid_dse.sweep.search.space import SearchSpace
 
 _NOT_KEPT = ("fixed_params", "tpe:relative_params")  # what enqueued a trial, and what told other threads of it
 
+# Where programs of before Optuna 5 (optuna-dashboard) look for a trial's constraints: without them all its trials are feasible.
+_PLAIN_CONSTRAINTS = "constraints"
+
 
 class Mirror:
     """An Optuna study in memory whose trial numbers are the storage's."""
@@ -64,6 +67,8 @@ class Mirror:
         """A finished trial as a storage shall keep it."""
         trial = copy.copy(self._frozen(number))
         kept = {key: value for key, value in trial.system_attrs.items() if not key.startswith(_NOT_KEPT)}
+        if trial.constraints:
+            kept[_PLAIN_CONSTRAINTS] = list(trial.constraints.values())
         trial.system_attrs, trial.user_attrs = kept, dict(user_attrs)
         return trial
 
@@ -75,6 +80,7 @@ def _lean(trial: FrozenTrial) -> FrozenTrial:
     """A stored trial as the samplers need it; one that some program left open counts as failed."""
     found = copy.copy(trial)
     found.user_attrs = {}
+    found.system_attrs = {key: value for key, value in trial.system_attrs.items() if key != _PLAIN_CONSTRAINTS}
     if not trial.state.is_finished():
         found.state, found.values = TrialState.FAIL, None
         found.datetime_complete = found.datetime_start = found.datetime_start or trial.datetime_complete

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -112,3 +112,12 @@ def pool_of(layouts: Layouts, rule: IntColumn, reasons: Sequence[str], rejected:
     if not len(legal) and len(illegal):
         example = layouts.take(illegal[:1]), reasons[int(rule[illegal[0]])]
     return Pool(legal, counts, example)
+
+
+def within(pool: Pool, choices: Sequence[Choice]) -> Pool:
+    """The pool without the layouts that have a value which is none of the choices."""
+    kept = np.ones(len(pool), bool)
+    for choice in choices:
+        name = COLUMN_OF[choice.key]
+        kept &= np.isin(getattr(pool.layouts, name).astype(np.int64), [_code(name, value) for value in choice.values])
+    return pool if kept.all() else replace(pool, layouts=pool.layouts.take(kept))

@@ -13,11 +13,11 @@ import optuna
 
 from rapid_dse.config.run import Debug, Search
 from rapid_dse.sweep import driver, identity, launch, ranking, show, store
-from rapid_dse.sweep.chunks import Chunk
+from rapid_dse.sweep.chunks import Chunk, seconds_of
 from rapid_dse.sweep.search import report
 from rapid_dse.sweep.search.aims import Aims, read_aims
-from rapid_dse.sweep.search.answers import Answers, is_slow
-from rapid_dse.sweep.search.bounding import prunes
+from rapid_dse.sweep.search.answers import Answers
+from rapid_dse.sweep.search.bounding import skips
 from rapid_dse.sweep.search.dimensions import described
 from rapid_dse.sweep.search.progress import Progress
 from rapid_dse.sweep.search.space import SearchSpace, Trial
@@ -28,6 +28,11 @@ from rapid_dse.sweep.space import Axes, Setting
 if TYPE_CHECKING:
     import pyarrow as pa
     from rich.console import Console
+
+# A trial that takes longer than this is a job of its own; faster ones are priced together.
+_WORTH_A_JOB_SECONDS = 0.01
+# Below this, starting workers (each loads the event engine) costs more than it saves.
+_WORTH_WORKERS_SECONDS = 8.0
 
 
 @dataclass(frozen=True)
@@ -74,10 +79,11 @@ def _searched(space: SearchSpace, aims: Aims, search: Search, debug: Debug, plac
         progress.notice(f"{closed} trials that another program began and left were closed")
     study, interrupted = None, False
     with ExitStack() as stack:
-        jobs = _jobs(stack, search, place.settings)
+        jobs = _jobs(stack, search, place.settings, search.n_trials - len(storage.trials()))
         answers = Answers(place.folder, jobs, progress.notice)
-        prune = prunes(search.prune, [setting.scenario.backend.name for setting in place.settings])
-        study = Study(Parts(space, aims, storage, answers, search, prune, stack.enter_context(progress.shown())))
+        backends = [setting.scenario.backend.name for setting in place.settings]
+        left_out = skips(search.prune, backends, search.sampler, space.countable)
+        study = Study(Parts(space, aims, storage, answers, search, left_out, stack.enter_context(progress.shown())))
         # That NSGA-III is experimental, and that CMA-ES does not know constraints, a user hears from the README, not at each trial.
         stack.enter_context(warnings.catch_warnings())
         for category in (optuna.exceptions.ExperimentalWarning, UserWarning):
@@ -101,11 +107,14 @@ def _searched(space: SearchSpace, aims: Aims, search: Search, debug: Debug, plac
     return 1 if rows and all(row["status"] == "error" for row in rows) else 0
 
 
-def _jobs(stack: ExitStack, search: Search, settings: Sequence[Setting]) -> launch.Run | None:
-    """What runs trials: this process where they are fast and nothing else is asked for."""
-    slow = any(is_slow(setting.scenario) for setting in settings)
-    if search.launcher == "loky" and search.launcher_address is None and (not slow or launch.cores(search.jobs) <= 1):
-        return None
+def _jobs(stack: ExitStack, search: Search, settings: Sequence[Setting], trials: int) -> launch.Run | None:
+    """What runs the trials that are left, a job each; None where they are fast and nothing else is asked for."""
+    each = max(seconds_of(setting.scenario) for setting in settings)
+    if search.launcher == "loky" and search.launcher_address is None:
+        if each < _WORTH_A_JOB_SECONDS:
+            return None
+        if each * trials < _WORTH_WORKERS_SECONDS:
+            return launch.here
     return stack.enter_context(launch.launcher(search.launcher, search.jobs, search.launcher_address))
 
 

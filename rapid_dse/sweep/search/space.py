@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +18,7 @@ from rapid_dse.sweep.compose import Composed
 from rapid_dse.sweep.overrides import Interval
 from rapid_dse.sweep.portion import Portion
 from rapid_dse.sweep.search.dimensions import Choice, Dimension, Number
-from rapid_dse.sweep.search.pool import Points, Pool, layout_choices, pool_of
+from rapid_dse.sweep.search.pool import Points, Pool, layout_choices, pool_of, within
 from rapid_dse.sweep.space import Axes, Setting, base_codes, combinations, first_of, layouts_of
 
 _POOLS_KEPT = 16  # pools of models or sequence lengths that a number makes: each is megabytes
@@ -31,7 +31,7 @@ class Variant:
     Attributes:
         name: the labels of what is not layout, in the order of the dimensions.
         tried: layouts that the study holds or waits for, ``(n_layouts,)``.
-        beaten: layouts that a bound proves beaten, ``(n_layouts,)``.
+        hopeless: layouts that cannot win, ``(n_layouts,)``.
     """
 
     name: tuple[Any, ...]
@@ -39,12 +39,12 @@ class Variant:
     pool: Pool
     points: Points
     tried: NDArray[np.bool_]
-    beaten: NDArray[np.bool_]
+    hopeless: NDArray[np.bool_]
 
     @property
     def barred(self) -> NDArray[np.bool_]:
         """Layouts that are not to be proposed, ``(n_layouts,)``."""
-        return self.tried | self.beaten
+        return self.tried | self.hopeless
 
     def portion(self, rows: Sequence[int] | IntColumn) -> Portion:
         """The layouts at ``rows``; where the pool is empty, its example of what is illegal."""
@@ -69,6 +69,7 @@ class SearchSpace:
         self._composed: dict[tuple[str, ...], Composed] = {
             tuple(combination.values()): axes.composed(combination) for combination in combinations(axes.groups)
         }
+        self.layout: tuple[Choice, ...] = ()
         self._pools: dict[tuple[Any, ...], Pool] = {}
         self._variants: dict[tuple[Any, ...], Variant] = {}
         lists = [Choice(key, values, _ordered(values)) for key, values in {**axes.groups, **axes.variants}.items()]
@@ -134,10 +135,11 @@ class SearchSpace:
         names = dict(zip((dimension.key for dimension in self._outer), variant.name, strict=True))
         return {**names, **variant.points.labels(row)}
 
-    def draw(self, rng: np.random.Generator) -> dict[str, Any]:
-        """The parameters of a variant, each as likely, and of one of its layouts that are not barred, each as likely."""
+    def draw(self, rng: np.random.Generator, bar: Callable[[Variant], None]) -> dict[str, Any]:
+        """The parameters of a variant, each as likely, and of one of its layouts that ``bar`` leaves, each as likely."""
         outer = {dimension.key: dimension.draw(rng) for dimension in self._outer}
         variant = self.variant(outer)
+        bar(variant)
         free = np.flatnonzero(~variant.barred)
         if not len(free):
             return {**outer, **{choice.key: choice.draw(rng) for choice in self.layout}}
@@ -175,14 +177,15 @@ class SearchSpace:
         return Number(key, low, high, interval.log, whole)
 
     def _listed_pools(self) -> list[Pool]:
-        """The pools that the listed values span; numbers at their lower ends."""
-        ends = {number.key: number.low for number in self.numbers}
+        """The pools that the listed values span; numbers at both ends."""
+        ends = [{number.key: number.low for number in self.numbers}, {number.key: number.high for number in self.numbers}]
         # What is the hardware's alone changes no layout: one value stands for all.
         relevant = {key: values if not key.startswith("hw.") else values[:1] for key, values in self._axes.variants.items()}
         found: dict[int, Pool] = {}
         for values in combinations({**self._axes.groups, **relevant}):
-            pool = self._pool(self._setting({**values, **ends}))
-            found[id(pool)] = pool
+            for end in ends:
+                pool = self._pool(self._setting({**values, **end}))
+                found[id(pool)] = pool
         return list(found.values())
 
     def _pool(self, setting: Setting) -> Pool:
@@ -192,7 +195,8 @@ class SearchSpace:
         if mark not in self._pools:
             if self.numbers and len(self._pools) >= _POOLS_KEPT:
                 self._pools.pop(next(iter(self._pools)))
-            self._pools[mark] = pool_of(*layouts_of(setting, codes))
+            # Between the ends of a number (of layers, say) there may be degrees that neither end has: they are not searched.
+            self._pools[mark] = within(pool_of(*layouts_of(setting, codes)), self.layout)
         return self._pools[mark]
 
     def _points_of(self, pool: Pool) -> Points:

@@ -13,10 +13,10 @@ from optuna.trial import FrozenTrial, TrialState
 from rapid_dse.config.run import Search
 from rapid_dse.sweep.search.aims import Aims
 from rapid_dse.sweep.search.answers import Answers, Row
-from rapid_dse.sweep.search.bounding import Bounding, Proof
+from rapid_dse.sweep.search.bounding import Bounding, Proof, Skips
 from rapid_dse.sweep.search.known_good import known_good
 from rapid_dse.sweep.search.mirror import Mirror
-from rapid_dse.sweep.search.space import SearchSpace, Trial
+from rapid_dse.sweep.search.space import SearchSpace, Trial, Variant
 from rapid_dse.sweep.search.storage import StudyStorage
 from rapid_dse.sweep.search.strategies import strategy
 from rapid_dse.sweep.search.strategies.base import Turn
@@ -47,7 +47,7 @@ class Parts:
     storage: StudyStorage
     answers: Answers
     search: Search
-    prune: bool
+    skips: Skips
     watch: Watch
 
 
@@ -72,7 +72,7 @@ class Study:
         self._seeds: tuple[int, ...] = (parts.search.seed,)
         self._first: list[dict[str, Any]] = []
         self.outcome = Outcome()
-        self.bounding = Bounding(parts.aims)
+        self.bounding = self._no_bounds()
         self._stored = 0
 
     def run(self) -> None:
@@ -98,7 +98,14 @@ class Study:
 
     def proof(self) -> Proof | None:
         """How sure the best is; None where nothing was bounded."""
-        return self.bounding.proof(self._parts.space) if self._parts.prune else None
+        return self.bounding.proof(self._parts.space) if self._bounded else None
+
+    @property
+    def _bounded(self) -> bool:
+        return self._parts.skips != "nothing"
+
+    def _no_bounds(self) -> Bounding:
+        return Bounding(self._parts.aims, self._parts.skips == "beaten")
 
     def _resume(self) -> None:
         """Takes over what is stored; a batch that is stored in part is asked again, to be the one that it was."""
@@ -117,10 +124,10 @@ class Study:
     def _load(self, stored: Sequence[FrozenTrial]) -> None:
         parts = self._parts
         self._mirror = Mirror(parts.space, [objective.direction for objective in parts.aims.objectives], stored)
-        self.outcome, self.bounding, self._stored = Outcome(), Bounding(parts.aims), len(stored)
+        self.outcome, self.bounding, self._stored = Outcome(), self._no_bounds(), len(stored)
         if parts.space.countable:
             for variant in parts.space.variants():
-                variant.tried[:], variant.beaten[:] = False, False
+                variant.tried[:], variant.hopeless[:] = False, False
         for trial in stored:
             self._learn(trial, new=False)
             if parts.space.countable and trial.params:
@@ -138,7 +145,7 @@ class Study:
         outcome.rows.append(row)
         outcome.feasible.append(feasible)
         outcome.labels.append(trial.params)
-        if feasible and self._parts.prune:
+        if feasible and self._bounded:
             self.bounding.learn(row)
         self._parts.watch.told(row, feasible, new)
 
@@ -163,7 +170,7 @@ class Study:
     def _ask(self) -> Trial | None:
         """The next trial; None where no layout is left."""
         space, number = self._parts.space, len(self._mirror)
-        turn = Turn(number, space, self._mirror.distributions, self._seeds)
+        turn = Turn(number, space, self._mirror.distributions, self._seeds, self._bar)
         given = self._first[number] if number < len(self._first) else self._strategy.propose(turn)
         number, labels = self._mirror.ask(self._strategy.sampler(turn), given)
         trial = self._settled(number, labels)
@@ -172,23 +179,26 @@ class Study:
         return trial
 
     def _settled(self, number: int, labels: Mapping[str, Any]) -> Trial | None:
-        space, bounding = self._parts.space, self.bounding if self._parts.prune else None
+        space = self._parts.space
         if not space.countable:
             variant = space.variant(labels)
             row = variant.points.nearest(labels, variant.barred)
             if row is None:
                 return Trial(number, variant, -1, labels)
-            beaten = bounding.beaten_by(variant, row) if bounding else None
+            beaten = self.bounding.beaten_by(variant, row) if self._bounded else None
             return Trial(number, variant, row, space.labels(variant, row), beaten)
         proposed = space.variant(labels)
         for variant in (proposed, *(other for other in space.variants() if other is not proposed)):
-            if bounding:
-                bounding.bar(variant)
+            self._bar(variant)
             row = variant.points.nearest(labels, variant.barred)
             if row is not None:
                 variant.tried[row] = True
                 return Trial(number, variant, row, space.labels(variant, row))
         return None
+
+    def _bar(self, variant: Variant) -> None:
+        if self._bounded and self._parts.space.countable:
+            self.bounding.bar(variant)
 
     def _finish(self, trials: Sequence[Trial]) -> None:
         """Answers and tells a batch, and writes what is not stored yet: rows first, so that every trial has its row."""

@@ -9,13 +9,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rapid_dse.sweep.search.space import SearchSpace
+from rapid_dse.sweep.search.space import SearchSpace, Variant
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
@@ -31,12 +31,18 @@ class Turn:
         space: the study's.
         distributions: the dimensions as Optuna knows them.
         seeds: search.seed, and what tells processes that share a study from each other.
+        bar: marks a variant's layouts that cannot win.
     """
 
     number: int
     space: SearchSpace
     distributions: Mapping[str, BaseDistribution]
     seeds: tuple[int, ...]
+    bar: Callable[[Variant], None]
+
+    def draw(self) -> dict[str, Any]:
+        """A variant, each as likely, and one of its layouts that are left, each as likely."""
+        return self.space.draw(self.rng(), self.bar)
 
     def seed(self, *salt: int) -> int:
         """32 bits that this turn and ``salt`` alone decide."""
@@ -58,7 +64,7 @@ class Strategy(ABC):
 
     def propose(self, turn: Turn) -> Mapping[str, Any] | None:
         """The parameters themselves, or None to ask the sampler."""
-        return turn.space.draw(turn.rng()) if turn.number < self.startup else None
+        return turn.draw() if turn.number < self.startup else None
 
     @abstractmethod
     def sampler(self, turn: Turn) -> BaseSampler:

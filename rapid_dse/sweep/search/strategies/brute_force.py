@@ -35,6 +35,7 @@ class BruteForce(Strategy):
         for step in range(len(order)):
             position = int(order[(turn.number + step) % len(order)])
             at = int(np.searchsorted(starts, position, side="right")) - 1
+            turn.bar(variants[at])
             if not variants[at].barred[position - starts[at]]:
                 return turn.space.labels(variants[at], position - int(starts[at]))
         return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from rapid_dse.sweep.search.strategies.base import Strategy, Turn
@@ -27,10 +28,7 @@ class Nsga3(Strategy):
         """
         from optuna.samplers import NSGAIIISampler
 
-        strategy, seed = (
-            self,
-            turn.seed() if selects is None else turn.__class__(0, turn.space, turn.distributions, turn.seeds).seed(selects),
-        )
+        strategy, seed = self, turn.seed() if selects is None else replace(turn, number=0).seed(selects)
 
         class InSpace(NSGAIIISampler):
             def infer_relative_search_space(self, study: Any, trial: Any) -> dict[str, BaseDistribution]:

@@ -18,7 +18,7 @@ class Random(Strategy):
 
     def propose(self, turn: Turn) -> Mapping[str, Any]:
         """A variant and one of its layouts."""
-        return turn.space.draw(turn.rng())
+        return turn.draw()
 
     def sampler(self, turn: Turn) -> BaseSampler:
         """Optuna's, which is not asked."""
