@@ -82,6 +82,8 @@ def _mixed() -> list[Case]:
         case(hw="v100", num_gpus=32, tp=4, pp=2, global_batch_size=16, settings={"workload__precision": "fp16"}),
         case(num_gpus=16, cp=2, global_batch_size=16, zero=3, settings={"software__reduce_each_micro_batch": True}),
         case(num_gpus=32, tp=4, pp=4, global_batch_size=16, settings={"software__host_layer": 0.02}),
+        case(num_gpus=32, tp=4, pp=4, global_batch_size=16, settings={"software__host_layer": 0.008, "software__launch_norm": 3}),
+        case(num_gpus=16, zero=0, global_batch_size=32, settings={"software__strained": True, "software__strained_all_reduce_wait": 1e-3}),
         case(num_gpus=16, zero=2, global_batch_size=32, settings={"software__host_layer": 0.04}),
         case(num_gpus=16, zero=3, global_batch_size=32, settings={"software__host_layer": 0.04}),
         case(num_gpus=64, tp=8, pp=4, global_batch_size=16, settings={"parallel__order": ["tp", "pp", "cp", "ep", "dp"]}),

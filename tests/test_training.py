@@ -439,3 +439,16 @@ def test_zero_bubbles_save_the_other_stages_weight_gradients_twice() -> None:
     weights = sum(float(device.gemm(n, k, 8192, accumulate=True)) for n, k in shapes)
     weights /= of.hw.efficiency.sustained * of.software.matmul_efficiency
     assert plain - zero_bubble == pytest.approx(2 * 3 * 20 * weights)
+
+
+def test_a_host_that_runs_ahead_shows_where_it_is_longer_one_that_waits_always() -> None:
+    """Host and device of equal time make 2^(1/3) of it at a norm of 3; a host of no time makes none."""
+    plain = UNHINDERED | {"software__host_step": 0.0}
+    row = {"num_gpus": 8, "tp": 8}
+    device = float(priced(scenario(**plain), row).step_time_s[0]) - float(priced(scenario(**plain), row).time_optimizer_s[0])
+    slots = 256 * 32
+    equal = plain | {"software__host_layer": device / slots}
+    for norm, ratio in ((None, 1.0), (3, 2 ** (1 / 3)), (1, 2.0)):
+        found = priced(scenario(**equal, software__launch_norm=norm), row)
+        assert float(found.time_host_s[0]) == pytest.approx((ratio - 1) * device, abs=1e-3 * device)
+    assert float(priced(scenario(**plain, software__launch_norm=3), row).time_host_s[0]) == 0

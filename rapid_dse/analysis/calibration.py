@@ -53,6 +53,7 @@ def exercised(runs: Sequence[Runs]) -> list[str]:
     }
     fp8 = any(run.scenario.workload.precision == "fp8" for run in runs)
     asynchronous = any((run.pinned.get("async_tp", run.scenario.software.async_tp)) for run in runs)
+    strains = some["piped_nodes"] and any(run.scenario.software.strain_changes for run in runs)  # no framework but one that is known to
     needs = {
         "fp8_cast_passes": fp8,
         "host_collective_layer": some["tp"],
@@ -68,9 +69,9 @@ def exercised(runs: Sequence[Runs]) -> list[str]:
         "fabric_efficiency": some["nodes"],
         "fabric_latency": some["nodes"],
         "node_skew": some["nodes"] and some["tp"],
-        "strained_host_layer": some["piped_nodes"] and some["tp"],
-        "strained_fabric_latency": some["piped_nodes"],
-        "strained_all_reduce_wait": some["piped_nodes"] and some["zero0"],
+        "strained_host_layer": strains and some["tp"],
+        "strained_fabric_latency": strains,
+        "strained_all_reduce_wait": strains and some["zero0"],
     }
     return [parameter.name for parameter in FREE if needs.get(parameter.name, True)]
 

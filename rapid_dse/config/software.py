@@ -40,6 +40,9 @@ class Software(Frozen):
     host_layer: Seconds = 1e-3  # host time of a layer's forward and backward for a micro-batch, its launches included
     host_collective_layer: Seconds = 2e-4  # what tensor-parallel collectives add to that
     host_micro_batch: Seconds = 1e-3  # host time of a micro-batch
+    # How the host's time for a micro-batch and the device's make one: null: the host runs far ahead, and the longer one counts; a number p:
+    # each waits for the other kernel by kernel, and both count, (hostᵖ + deviceᵖ)^(1/p).
+    launch_norm: Annotated[float, Field(ge=1, le=20)] | None = None
     host_step: Seconds = 1e-2  # data loading, logging, the optimizer's launches: exposed once a step
     # overlap: the share of the compute at hand that a transfer can hide behind
     dp_overlap: ShareOrZero = 0.8

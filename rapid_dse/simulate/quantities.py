@@ -19,6 +19,7 @@ from rapid_dse.simulate.block import Block, framework_block
 from rapid_dse.simulate.communication import Traffic, effective_network, gradient_bytes
 from rapid_dse.simulate.memory import layer_parameters, vocabulary_parameters
 from rapid_dse.simulate.operators import compute_bytes
+from rapid_dse.simulate.slots import launched_slot
 from rapid_dse.simulate.stages import Stages, split_chunks
 from rapid_dse.simulate.strain import by_state
 from rapid_dse.simulate.training import (
@@ -238,4 +239,4 @@ def _stall(one: Priced1, layers: int, stage: int, forward: float, backward: floa
     layer = forward + backward + float(one.layer.dp[0])
     device = layers * layer + head + (float(one.block.embedding[0]) if stage == 0 else 0.0) + hops
     host = layers * float(host_layer_seconds(one.scenario, one.layout)[0]) + software.host_micro_batch
-    return max(0.0, host - device)
+    return float(launched_slot(software, np.array(device), np.array(host))) - device

@@ -6,12 +6,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rapid_dse.config.scenario import Scenario
+from rapid_dse.config.software import Software
 from rapid_dse.layouts import Layouts
 from rapid_dse.simulate.block import Block
 from rapid_dse.simulate.stages import Stages
 from rapid_dse.trace.schedules import Slots
 
 FloatColumn = NDArray[np.float64]
+
+
+def launched_slot(software: Software, device: NDArray[np.float64], host: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Seconds that a micro-batch takes with ``device`` seconds of work that the host launches in ``host`` seconds; same shape."""
+    if software.launch_norm is None:
+        return np.maximum(device, host)
+    longer, shorter = np.maximum(device, host), np.minimum(device, host)
+    share = shorter / np.where(longer > 0, longer, 1.0)
+    slot: NDArray[np.float64] = longer * (1.0 + share**software.launch_norm) ** (1.0 / software.launch_norm)
+    return slot
 
 
 def stage_slots(
@@ -25,8 +36,8 @@ def stage_slots(
 ) -> tuple[Slots, NDArray[np.float64]]:
     """The candidate stages' slots, and what the device has of them, ``(CANDIDATES, n_layouts)``.
 
-    A slot is as long as the device computes and transfers, or as the host takes to launch it. Stages between the first and the last
-    that stand on the same side of a candidate count with their mean.
+    A slot is as long as the device computes and transfers, or as the host takes to launch it (``launched_slot``). Stages between the
+    first and the last that stand on the same side of a candidate count with their mean.
 
     Args:
         layer: seconds of a layer's forward and backward pass with all that shows beside them, ``(n_layouts,)`` each.
@@ -36,12 +47,12 @@ def stage_slots(
     each, launched, sends = forward + backward, scenario.software.host_micro_batch, hops.max(axis=0)
 
     def inner(layers: NDArray[np.float64]) -> NDArray[np.float64]:
-        longest: NDArray[np.float64] = np.maximum(layers * each + sends, layers * host_layer + launched)
-        return longest
+        held = np.maximum(layers, 0.0)  # a side without stages has none, whatever the arithmetic says
+        return launched_slot(scenario.software, held * each + sends, held * host_layer + launched)
 
     ahead = found.has_embedding * block.embedding + found.has_head * block.head_forward
     device = found.layers * each + ahead + found.has_head * block.head_backward + hops
-    whole = np.maximum(device, found.layers * host_layer + launched)
+    whole = launched_slot(scenario.software, device, found.layers * host_layer + launched)
     later = scenario.model.num_hidden_layers - found.before - found.layers
     behind = layouts.pp - 1 - found.latest
     inside, beyond = np.maximum(0, found.latest - 1), np.maximum(0, behind - 1)
