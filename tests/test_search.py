@@ -92,6 +92,18 @@ def test_what_the_store_holds_is_not_priced_again(tmp_path: Path, monkeypatch: p
     assert essence(again.trials) == essence(first.trials)
 
 
+def test_the_best_of_a_study_are_priced_again_by_another_backend(tmp_path: Path) -> None:
+    found = study(tmp_path, "search.n_trials=10", "search.refine=2", "search.refine_backend=hybrid")
+    assert "priced again by hybrid: " in found.out
+    again = [row for row in found.rows if row["backend"] == "hybrid"]
+    first = {row["step_time_s"]: row for row in found.rows if row["backend"] == "analytical" and row["fits"]}
+    best = [first[seconds] for seconds in sorted(first)[:2]]
+    assert {(r["parallel.tp"], r["parallel.pp"], r["parallel.zero"]) for r in again} == {
+        (r["parallel.tp"], r["parallel.pp"], r["parallel.zero"]) for r in best
+    }
+    assert len(found.trials) == 10, "they are rows, not trials"
+
+
 def test_known_good_layouts_go_first_and_can_be_left_out(tmp_path: Path) -> None:
     with_them, without = study(tmp_path, "search.n_trials=4"), study(tmp_path, "search.n_trials=4", "search.enqueue=0", name="bare")
     assert all(row["fits"] for row in with_them.rows)
