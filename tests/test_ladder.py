@@ -53,6 +53,7 @@ def test_the_best_trials_of_a_study_are_priced_again_too(tmp_path: Path) -> None
     assert "priced again by hybrid: " in found.out
     refined = [row for row in found.rows if row["backend"] == "hybrid"]
     first = sorted((row for row in found.rows if row["backend"] == "analytical" and row["fits"]), key=lambda row: row["step_time_s"])
+    assert len(found.trials) == 8, "they are rows, not trials"
     layout = ("parallel.tp", "parallel.pp", "parallel.zero", "parallel.micro_batch_size")
     assert {tuple(row[key] for key in layout) for row in refined} == {tuple(row[key] for key in layout) for row in first[:3]}
 

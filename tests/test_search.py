@@ -335,6 +335,27 @@ def test_a_database_keeps_a_study_and_says_when_it_is_locked_or_read_only(tmp_pa
     assert len(optuna.load_study(study_name="study", storage=f"sqlite:///{path}").trials) == 8
 
 
+@pytest.mark.parametrize("trials", [0, 1])
+def test_another_program_s_study_is_left_alone(tmp_path: Path, trials: int) -> None:
+    url = f"sqlite:///{tmp_path / 'study.db'}"
+    own = optuna.create_study(study_name="study", storage=url, direction="maximize")
+    own.optimize(lambda trial: trial.suggest_float("x", 0, 1), n_trials=trials)
+    with pytest.raises(ValueError, match="which rapid_dse did not make"):
+        study(tmp_path, "search.n_trials=8", f"search.storage={url}")
+    assert len(optuna.load_study(study_name="study", storage=url).trials) == trials
+
+
+def test_a_database_of_another_optuna_is_refused_and_kept(tmp_path: Path) -> None:
+    path = tmp_path / "study.db"
+    study(tmp_path, "search.n_trials=4", f"search.storage=sqlite:///{path}")
+    with sqlite3.connect(path) as database:
+        database.execute("UPDATE alembic_version SET version_num = 'v2.6.0.a'")
+    with pytest.raises(ValueError, match=r"search\.storage: .*study\.db.*upgrade"):
+        study(tmp_path, "search.n_trials=8", f"search.storage=sqlite:///{path}")
+    with sqlite3.connect(path) as database:
+        assert database.execute("SELECT count(*) FROM trials").fetchone() == (4,)
+
+
 def test_trials_that_another_program_left_running_are_closed(tmp_path: Path) -> None:
     from datetime import datetime, timedelta
 

@@ -65,7 +65,7 @@ def test_an_empty_portion_is_an_empty_table() -> None:
 
 
 def test_a_trial_that_raises_is_a_row_with_its_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fails_at_tp_32(found: Any, layouts: Layouts) -> Priced:
+    def fails_at_tp_32(found: Any, layouts: Layouts, **given: Any) -> Priced:
         if (layouts.tp == 32).any():
             raise ZeroDivisionError("no such thing")
         return price(found, layouts)

@@ -116,8 +116,8 @@ class Search(Frozen):
 
     ``space`` is what a sweep file sweeps: a key or group, and its values (a list, or "all").
     Of an Optuna study: ``n_trials`` is its total; ``batch`` trials are asked together and told together, ``enqueue`` layouts that are
-    known to be good go first; ``prune`` leaves out what cannot meet the constraints and what a lower bound proves beaten (null: with
-    event-driven backends); ``constraints`` hold beside fits, which always holds.
+    known to be good go first; ``prune`` leaves out what cannot meet the constraints and what a lower bound proves beaten (null: the
+    latter with event-driven backends alone); ``constraints`` hold beside fits, which always holds.
     """
 
     name: Literal["grid", "optuna"] = "grid"

@@ -83,7 +83,7 @@ def run(
         _price(chunks, search, tally, err)
         _report(portions, search, tally, folder, out)
         if search.refine and tally.best is not None and len(tally.best):
-            refine(tally.best, chunks, search, folder, by, out, err)
+            refine_best(tally.best, chunks, search, folder, by, out, err)
         if debug.hw_snapshots and tally.best is not None:
             from rapid_dse.sweep import snapshots
 
@@ -194,8 +194,13 @@ class _Lines:
             _notice(self.err, f"{self.done:,} of {self.total:,} trials priced")
 
 
-def refine(best: pa.Table, chunks: Sequence[Chunk], search: Search, folder: Path, by: str, out: Console, err: Console) -> None:
-    """Prices the best again, and prints them in their new order."""
+def refine_best(best: pa.Table, chunks: Sequence[Chunk], search: Search, folder: Path, by: str, out: Console, err: Console) -> None:
+    """Prices the first search.refine rows that fit by search.refine_backend, and prints them in their new order.
+
+    Args:
+        best: ranked rows, best first.
+        chunks: where they come from.
+    """
     from rapid_dse.sweep import ladder
 
     refined = ladder.refine(best, chunks, search, folder, by, lambda line: _notice(err, line))

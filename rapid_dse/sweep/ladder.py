@@ -83,7 +83,7 @@ def _ordered(rows: pa.Table, found: Sequence[pa.Table], keys: Sequence[bytes], b
     import pyarrow as pa
 
     name = by.removeprefix("-")
-    second = pa.concat_tables(found, promote_options="permissive")
+    rows, second = _decoded(rows), _decoded(pa.concat_tables(found, promote_options="permissive"))
     at = {lanes.tobytes(): row for row, lanes in enumerate(store.key_lanes(second["key"]))}
     places = [place for place, key in enumerate(keys) if key in at]
     values = np.array([second[name][at[keys[place]]].as_py() for place in places], float)
@@ -95,3 +95,11 @@ def _ordered(rows: pa.Table, found: Sequence[pa.Table], keys: Sequence[bytes], b
     parts = [pa.Table.from_pylist(part.to_pylist()) for part in taken]
     first = [rows[name][place].as_py() for place in (*order, *failed)]
     return Refined(pa.concat_tables(parts, promote_options="permissive"), first, (*order, *failed), len(failed), by)
+
+
+def _decoded(table: pa.Table) -> pa.Table:
+    """Texts as they are: rows of a study and rows of a sweep hold them in different ways."""
+    import pyarrow as pa
+
+    kinds = [f.type.value_type if pa.types.is_dictionary(f.type) else f.type for f in table.schema]
+    return table.cast(pa.schema([pa.field(f.name, kind) for f, kind in zip(table.schema, kinds, strict=True)]))

@@ -112,8 +112,7 @@ def _attempts(scenario: Scenario, layouts: Layouts, rows: NDArray[np.int64]) -> 
         return []
     try:
         chosen = layouts if len(rows) == len(layouts) else layouts.take(rows)
-        names = _folders(scenario, chosen)
-        return [(rows, price(scenario, chosen) if names is None else price(scenario, chosen, names=names))]
+        return [(rows, price(scenario, chosen, names=_folders(scenario, chosen)))]
     except Exception as error:  # whatever a layout raises is a row of the results, not the end of the study
         if scenario.search.fail_fast:
             raise

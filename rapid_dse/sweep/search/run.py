@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import optuna
 
@@ -26,7 +26,6 @@ from rapid_dse.sweep.search.study import Parts, Study
 from rapid_dse.sweep.space import Axes, Setting
 
 if TYPE_CHECKING:
-    import pyarrow as pa
     from rich.console import Console
 
 # A trial that takes longer than this is a job of its own; faster ones are priced together.
@@ -99,10 +98,7 @@ def _searched(space: SearchSpace, aims: Aims, search: Search, debug: Debug, plac
     out.print(
         f"stored in {place.folder} and {storage.where} ({answers.priced:,} priced now)", highlight=False, markup=False, soft_wrap=True
     )
-    if search.refine and (found := _best(study, space, aims, place.folder, search.refine)):
-        driver.refine(*found, search, place.folder, aims.objectives[0].text, out, err)
-    if debug.hw_snapshots and (found := _best(study, space, aims, place.folder, driver.SNAPSHOTS)):
-        _snapshots(*found, out)
+    _again(study, space, aims, (search, debug), place.folder, out, err)
     rows = study.outcome.rows
     return 1 if rows and all(row["status"] == "error" for row in rows) else 0
 
@@ -139,24 +135,27 @@ def _report(study: Study, space: SearchSpace, aims: Aims, search: Search, place:
         out.print(proof.text(), highlight=False)
 
 
-def _best(study: Study, space: SearchSpace, aims: Aims, folder: Path, count: int) -> tuple[pa.Table, list[Chunk]] | None:
-    """The best trials by the first objective, and each as a chunk of its own; None where there are none."""
-    outcome = study.outcome
-    at = {row["key"]: labels for row, labels in zip(outcome.rows, outcome.labels, strict=True)}
+def _again(study: Study, space: SearchSpace, aims: Aims, settings: tuple[Search, Debug], folder: Path, out: Console, err: Console) -> None:
+    """What is made of the best trials: their prices by another backend, their hardware."""
+    (search, debug), by, outcome = settings, aims.objectives[0].text, study.outcome
+    count = max(search.refine, driver.SNAPSHOTS if debug.hw_snapshots else 0)
     found = report.Found.of(outcome.rows, outcome.feasible)
-    if not found.rows:
-        return None
-    best = ranking.best(report.table_of(found.rows), aims.objectives[0].text, count)
-    chunks = []
-    for key in best["key"].to_pylist():
-        variant = space.variant(at[key])
-        portion = Trial(0, variant, variant.points.row(at[key]) or 0, at[key]).portion()
-        chunks.append(Chunk((portion,), identity.keys(portion.scenario, portion.layouts), folder, aims.objectives[0].text, 1))
-    return best, chunks
+    if not count or not found.rows:
+        return
+    best = ranking.best(report.table_of(found.rows), by, count)
+    at = {row["key"]: labels for row, labels in zip(outcome.rows, outcome.labels, strict=True)}
+    chunks = [_chunk(space, at[key], folder, by) for key in best["key"].to_pylist()]
+    if search.refine:
+        driver.refine_best(best, chunks, search, folder, by, out, err)
+    if debug.hw_snapshots:
+        from rapid_dse.sweep import snapshots
+
+        written = snapshots.write(best[: driver.SNAPSHOTS], chunks, Path("dbg_hw_conf"))
+        out.print(f"hardware of the best trials: {written}", highlight=False, markup=False)
 
 
-def _snapshots(best: pa.Table, chunks: Sequence[Chunk], out: Console) -> None:
-    """The hardware of the best trials."""
-    from rapid_dse.sweep import snapshots
-
-    out.print(f"hardware of the best trials: {snapshots.write(best, chunks, Path('dbg_hw_conf'))}", highlight=False, markup=False)
+def _chunk(space: SearchSpace, labels: Mapping[str, Any], folder: Path, by: str) -> Chunk:
+    """The layout of one trial, as a chunk of its own."""
+    variant = space.variant(labels)
+    portion = Trial(0, variant, variant.points.row(labels) or 0, labels).portion()
+    return Chunk((portion,), identity.keys(portion.scenario, portion.layouts), folder, by, 1)

@@ -51,7 +51,7 @@ class StudyStorage:
         path = journal_path(storage, folder)
         self.where = str(path or storage)
         self._own = f"{_WORKER}{uuid.uuid4().hex}"
-        self._seen = 0.0
+        self._seen, self._directions = 0.0, list(directions)
         with self._plainly():
             self._journal = None if path is None else Journal(path)
             backend = storage if self._journal is None else optuna.storages.JournalStorage(self._journal)
@@ -84,7 +84,9 @@ class StudyStorage:
         """
         with self._plainly(), self.exclusive():
             stored, trials = self.study.user_attrs.get(ABOUT), len(self.trials())
-            if stored is None and not trials:
+            # An empty one may be another program's, which minds other things.
+            alike = [direction.name.lower() for direction in self.study.directions] == self._directions
+            if stored is None and not trials and alike:
                 self.study.set_user_attr(ABOUT, {"format": FORMAT, "version": rapid_dse.__version__, **about})
                 return
         self._compare(stored, about)
