@@ -6,6 +6,7 @@ import json
 import os
 import re
 import sqlite3
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,10 @@ from rapid_dse.sweep import driver, table
 from rapid_dse.sweep.compose import hydra_ready
 from rapid_dse.sweep.overrides import read
 from rapid_dse.sweep.search import journal
+from rapid_dse.sweep.search import run as search_run
 from rapid_dse.sweep.search.aims import read_aims
 from rapid_dse.sweep.search.dimensions import Choice
+from rapid_dse.sweep.search.progress import Progress
 from rapid_dse.sweep.search.space import SearchSpace
 from rapid_dse.sweep.space import axes, plan
 
@@ -125,6 +128,15 @@ def test_a_trial_that_raises_is_a_row_with_its_error_and_fail_fast_ends_the_stud
     assert len(found.trials) == 60
     with pytest.raises(RuntimeError, match="a bad day"):
         study(tmp_path, "search.n_trials=60", "search.fail_fast=true", name="fast")
+
+
+def test_progress_says_what_is_done_the_best_the_time_left_and_what_was_rejected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(search_run, "Progress", partial(Progress, every=0.0))
+    lines = study(tmp_path, "search.n_trials=60", "search.prune=false").err.splitlines()
+    line = next(line for line in lines if line.startswith("40 of 60 trials, "))
+    assert re.fullmatch(
+        r"40 of 60 trials, [\d,]+ s left; best step_time_s [\d.,]+, [\d,]+ rejected: needs more memory than hw\.memory\.usable", line
+    )
 
 
 # What pruning does; the law that it rests on is in test_search_bounds.py.
