@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from pathlib import Path
 
@@ -42,6 +43,11 @@ def _calibrate(arguments: argparse.Namespace) -> int:
     from rapid_dse.analysis.runs import require_runs
     from rapid_dse.sweep.cases import group_cases, read_table
 
+    name = arguments.out or f"{arguments.software}_calibrated"
+    if re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", name) is None:
+        raise ValueError(f"--out {name}: allowed: the name of a profile, letters, digits, _, - and . alone")
+    if arguments.jobs < 1:
+        raise ValueError(f"--jobs {arguments.jobs}: allowed: an integer of at least 1")
     frame = read_table(arguments.cases)
     require_runs(frame, arguments.cases)
     if "software" not in frame:
@@ -55,7 +61,6 @@ def _calibrate(arguments: argparse.Namespace) -> int:
     names = arguments.parameters.split(",") if arguments.parameters else None
     options = Options(names, arguments.chip, arguments.jobs)
     found = calibrate(frame, groups, arguments.software, base, arguments.cases, options)
-    name = arguments.out or f"{arguments.software}_calibrated"
     path = Path("conf/software") / f"{name}.yaml"
     write_profile(found, path, arguments.cases)
     for parameter, value in found.fitted.values.items():

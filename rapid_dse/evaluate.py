@@ -43,15 +43,27 @@ def run(arguments: Sequence[str]) -> int:
         return 0
     cases, out = _paths(arguments)
     from rapid_dse.sweep.cases import read_cases
+    from rapid_dse.sweep.overrides import GROUPS
 
     frame, groups = read_cases(cases)
+    if not any(name.split(".")[0] in GROUPS for name in map(str, frame.columns)):
+        raise ValueError(f"{cases}: no column is an override key (its columns: {', '.join(map(str, frame.columns))[:200]}); see --help")
     results = evaluated(frame, groups)
     _write(results, out)
     counts = Counter(results["status"].astype(str))
     print(f"{len(results)} rows to {out}: {', '.join(f'{count} {status}' for status, count in counts.most_common())}")
+    if carried := [name for name in map(str, frame.columns) if not _is_known(name)]:
+        print(f"  columns that override nothing, carried along: {', '.join(carried)}")
     for reason, count in Counter(results.loc[results["status"].isin(["invalid", "error"]), "reason"].astype(str)).most_common():
         print(f"  {count} × {reason}")
     return 0
+
+
+def _is_known(name: str) -> bool:
+    """Whether a column overrides a key, was measured, or is one that tables of cases have beside those."""
+    from rapid_dse.sweep.overrides import GROUPS
+
+    return name.split(".")[0] in {*GROUPS, "measured"} or name in ("case_id", "suite", "group", "source", "note")
 
 
 def evaluated(frame: pd.DataFrame, groups: Sequence[CaseGroup]) -> pd.DataFrame:

@@ -140,6 +140,7 @@ def rules(layouts: Layouts, model: Model, seq_len: int) -> list[Rule]:
         Rule("interleaved_1f1b needs vpp > 1", (vpp == 1) & interleaved & (pp > 1)),
         Rule("dp · micro_batch_size must divide global_batch_size", (batch % per_pass != 0) | (micro_batches == 0)),
         Rule("interleaved_1f1b needs micro-batches that divide by pp", interleaved & (pp > 1) & (micro_batches % pp != 0)),
+        Rule("a pipeline needs a schedule (schedule=none is for pp = 1)", (layouts.schedule == NONE) & (layouts.pp > 1)),
         Rule("zero_bubble needs at least pp micro-batches", (layouts.schedule == ZERO_BUBBLE) & (micro_batches < pp)),
         Rule("ep must divide dp · cp", (dp * cp) % ep != 0),
         Rule("ep must divide num_experts (1 for a dense model)", experts % ep != 0),

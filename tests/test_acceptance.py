@@ -123,6 +123,8 @@ def test_named_sweeps_compose_and_the_command_line_wins(tmp_path: Path, name: st
 
 
 BAD = [
+    (["-m", "parallel.tp=8,16", 'search.constraints=["peak_memory_bytes<=3.5e10"]'], ["search.constraints", "search=optuna"]),
+    (["parallel.pp=8", "parallel.tp=4", "parallel.schedule=none"], ["a pipeline needs a schedule"]),
     (["parallel.tpp=2"], ["parallel.tpp", "tp"]),
     (["modle=llama3_1_70b"], ["modle", "model"]),
     (["hw=h1000"], ["h1000", "h100"]),
@@ -356,3 +358,31 @@ def test_rank(tmp_path: Path, where: str) -> None:
     best = table[table["status"] == "ok"].sort_values("cost_usd").iloc[0]
     assert f"tp{best['parallel.tp']} " in ended.out or f"dp{best['parallel.dp']} " in ended.out
     assert len(one_line(run(tmp_path, where, "--by", "beauty", module="rapid_dse.rank"))) > 0
+
+
+def test_a_named_sweep_takes_an_override_within_a_list(tmp_path: Path) -> None:
+    done(tmp_path, "-m", "+sweeps=llama3_1_70b_512xh100", "hw.network.dimensions.0.bandwidth='900 GB/s'", "parallel.tp=8", "parallel.pp=1")
+    table = rows(tmp_path)
+    check_results(table)
+    assert set(table["hw.network.dimensions.0.bandwidth"]) == {9e11}
+
+
+def test_a_table_says_which_columns_override_nothing(tmp_path: Path) -> None:
+    path = cases(tmp_path, "hw,model,paralel.tp\nh100,llama3_1_8b,8\n")
+    printed = done(tmp_path, str(path), "--out", "out.csv", module="rapid_dse.evaluate").out
+    assert "override nothing, carried along: paralel.tp" in printed
+    path = cases(tmp_path, "a;b\n1;2\n")
+    assert "no column is an override key" in one_line(run(tmp_path, str(path), "--out", "out.csv", module="rapid_dse.evaluate"))
+
+
+def test_ranking_files_that_are_no_results_is_one_line(tmp_path: Path) -> None:
+    pd.DataFrame({"a": [1]}).to_parquet(tmp_path / "x.parquet")
+    pd.DataFrame({"a": ["text"]}).to_parquet(tmp_path / "y.parquet")
+    assert "no results of one kind" in one_line(run(tmp_path, ".", module="rapid_dse.rank"))
+
+
+@pytest.mark.parametrize("name", ["a/b", "../x", ".hidden"])
+def test_a_profile_is_written_under_a_plain_name(tmp_path: Path, name: str) -> None:
+    path = cases(tmp_path, "hw,measured.step_time_s\nh100,1\n")
+    ended = run(tmp_path, str(path), "--software", "nemo", "--out", name, module="rapid_dse.calibrate")
+    assert "allowed: the name of a profile" in one_line(ended)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from omegaconf import DictConfig
 
+from rapid_dse.config.run import Search
 from rapid_dse.sweep.compose import Composed, from_hydra, hydra_ready
 from rapid_dse.sweep.overrides import Given, read
 from rapid_dse.sweep.space import axes, plan
@@ -19,6 +20,11 @@ def run(arguments: Sequence[str], config: DictConfig) -> int:
     from rapid_dse.sweep.driver import run as drive
 
     planned = plan(given, base)
+    if planned.search.constraints != Search().constraints:
+        raise ValueError(
+            f"search.constraints={list(planned.search.constraints)}: a grid prices every combination and ranks what fits; "
+            "allowed: with search=optuna"
+        )
     return drive(planned.portions, planned.search, planned.debug)
 
 

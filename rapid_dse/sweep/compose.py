@@ -205,4 +205,10 @@ def value_at(scenario: Scenario, key: str) -> Any:
             node = node[part]
         else:
             node = getattr(node, part)
+    return _plain(node)
+
+
+def _plain(node: Any) -> Any:
+    if isinstance(node, tuple | list):
+        return [_plain(each) for each in node]
     return node.model_dump(mode="json") if hasattr(node, "model_dump") else node

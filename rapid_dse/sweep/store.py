@@ -203,7 +203,12 @@ def latest(tables: Iterable[pa.Table]) -> pa.Table:
     import pyarrow as pa
 
     ordered = sorted(tables, key=_age)
-    schema = pa.unify_schemas([table.schema.remove_metadata() for table in ordered], promote_options="permissive")
+    try:
+        schema = pa.unify_schemas([table.schema.remove_metadata() for table in ordered], promote_options="permissive")
+    except pa.ArrowException as error:
+        raise ValueError(
+            f"these files are no results of one kind ({str(error).splitlines()[0]}); allowed: files that rapid_dse wrote"
+        ) from None
     merged = pa.concat_tables([table.replace_schema_metadata(None) for table in ordered], promote_options="permissive").cast(schema)
     if any("key" not in table.column_names for table in ordered):
         return merged
