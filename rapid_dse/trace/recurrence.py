@@ -1,0 +1,127 @@
+"""How long interleaved 1F1B takes with passes of any lengths: the schedule's own recurrence, compiled.
+
+A pass starts when its stage has ended the pass before it and the neighbouring stage has ended the pass that it takes its input from.
+Importing this module loads numba.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+from rapid_dse.trace.pipeline import interleaved_steps
+
+Ints = NDArray[np.int64]
+FloatColumn = NDArray[np.float64]
+
+FIRST, MOST = 4, 32  # groups of pp micro-batches that are run, at first and where stages do not settle
+LANES = 32  # layouts side by side, as many as numba's vector loops take at a time
+SETTLED = 1e-9  # stages that take the same time for a group, but for rounding, take it for all that follow
+
+
+def step_seconds(shares: FloatColumn, spent: FloatColumn, pp: int, vpp: int, groups: Ints) -> FloatColumn:
+    """Seconds from the first pass of a step to the end of the last, ``(n,)``.
+
+    Once all stages take equally long for a group of ``pp`` micro-batches, so do they for each that follows: such groups are not run but
+    added. A stage that falls behind by little each time may take long to hold up the others, so that more groups are run for it.
+
+    Args:
+        shares: how often each pass, with the send behind it, spends what, ``(2 * vpp * pp, n_terms)``: forward and backward, chunk, stage.
+        spent: seconds of that, ``(n_terms, n)``.
+        groups: micro-batches in units of ``pp``, ``(n,)``.
+    """
+    seconds, left, length = np.empty(len(groups)), np.arange(len(groups)), FIRST
+    while len(left):
+        run, settled = np.minimum(groups[left], length), np.ones(len(left), bool)
+        for each in np.unique(run).tolist():
+            here = np.flatnonzero(run == each)
+            rows = left[here]
+            end, fastest, slowest = _run(shares, spent[:, rows], pp, vpp, each)
+            more = groups[rows] - each
+            seconds[rows] = end + more * slowest
+            settled[here] = (more == 0) | (slowest - fastest <= SETTLED * slowest)
+        left, length = left[~settled] if length < MOST else left[:0], 2 * length
+    return seconds
+
+
+def _run(shares: FloatColumn, spent: FloatColumn, pp: int, vpp: int, groups: int) -> FloatColumn:
+    """The recurrence itself: its end, and what the stages took for the last group before the end of the step, the shortest and the longest,
+    ``(3, n)``."""
+    n = spent.shape[1]
+    padded = np.zeros((len(spent), -(-n // LANES) * LANES))
+    padded[:, :n] = spent
+    found: FloatColumn = _ends(*_sequence_of(pp, vpp, groups * pp), shares @ padded, LANES)[:, :n]
+    return found
+
+
+@lru_cache(maxsize=256)
+def _sequence_of(pp: int, vpp: int, micro_batches: int) -> tuple[Ints, Ints, Ints, Ints]:
+    """All passes in an order in which each comes behind what it waits for (see ``_sequence``)."""
+    steps = np.stack([interleaved_steps(stage, pp, vpp, micro_batches) for stage in range(pp)])
+    before, source, which, marks = _sequence(steps, vpp)
+    return before, source, which, marks
+
+
+@njit(cache=True, error_model="numpy")
+def _sequence(steps: Ints, vpp: int) -> tuple[Ints, Ints, Ints, Ints]:
+    """For each pass from 1 on: the pass before it on its stage, the pass that it takes its input from (0: none), and which it is.
+
+    ``steps`` ``(pp, n)`` are ``interleaved_steps``. Last come the passes between which each stage does a group, ``(2, pp)``, the last
+    before it does nothing but what ends the step (0: it does none).
+    """
+    pp, n = steps.shape
+    total, places = pp * n, pp * vpp
+    before, source, which = np.zeros(total, np.int64), np.zeros(total, np.int64), np.zeros(total, np.int64)
+    number, marks = np.zeros((2, n // (2 * vpp), places), np.int64), np.zeros((2, pp), np.int64)
+    done, latest, count = np.zeros(pp, np.int64), np.zeros(pp, np.int64), 0
+    while count < total:
+        for stage in range(pp):
+            turned = n - (2 * (pp - stage - 1) + (vpp - 1) * pp)
+            while done[stage] < n:
+                step = steps[stage, done[stage]]
+                back = 1 if step < 0 else 0
+                k = ~step if back else step
+                chunk = k % places // pp
+                place = (vpp - 1 - chunk if back else chunk) * pp + stage
+                micro_batch = k // places * pp + k % pp
+                needed = 0
+                if place != (places - 1 if back else 0):
+                    needed = number[back, micro_batch, place + 1 if back else place - 1]
+                    if needed == 0:
+                        break
+                before[count], source[count], which[count] = latest[stage], needed, back * places + place
+                count += 1
+                latest[stage] = number[back, micro_batch, place] = count
+                done[stage] += 1
+                if done[stage] == turned - 2 * places:
+                    marks[0, stage] = count
+                elif done[stage] == turned:
+                    marks[1, stage] = count
+    return before, source, which, marks
+
+
+@njit(cache=True, error_model="numpy")
+def _ends(before: Ints, source: Ints, which: Ints, marks: Ints, passes: FloatColumn, lanes: int) -> FloatColumn:
+    """When the last pass ends, which is the first stage's and behind all others, and what ``_run`` says; n divides by ``lanes``.
+
+    ``lanes`` is an argument because a loop of a constant length would be unrolled and not made into vector instructions.
+    """
+    total, n = len(which), passes.shape[1]
+    end, found, mine = np.zeros((total + 1, lanes)), np.zeros((3, n)), np.zeros((len(passes), lanes))
+    for first in range(0, n, lanes):
+        mine[:] = passes[:, first : first + lanes]
+        for t in range(total):
+            own, other, each = before[t], source[t], which[t]
+            for lane in range(lanes):
+                a, b = end[own, lane], end[other, lane]
+                end[t + 1, lane] = (a if a > b else b) + mine[each, lane]
+        for lane in range(lanes):
+            found[0, first + lane], found[1, first + lane] = end[total, lane], np.inf
+            for stage in range(marks.shape[1]):
+                took = end[marks[1, stage], lane] - end[marks[0, stage], lane]
+                found[1, first + lane] = min(found[1, first + lane], took)
+                found[2, first + lane] = max(found[2, first + lane], took)
+    return found
