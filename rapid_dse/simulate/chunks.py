@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+from collections.abc import Callable
+from functools import cache, lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,6 +11,7 @@ from numpy.typing import NDArray
 from rapid_dse.config.model import Model
 from rapid_dse.config.scenario import Scenario
 from rapid_dse.layouts import INTERLEAVED, Layouts
+from rapid_dse.network.loading import loading_numba
 from rapid_dse.simulate.block import Block
 from rapid_dse.simulate.stages import CANDIDATES, split_chunks
 
@@ -42,8 +44,7 @@ def chunk_waits(
     splits = [key for key in np.unique(packed[interleaved]).tolist() if _differ(split_chunks(model, rule, key // PACK, key % PACK))]
     if not splits:
         return waits
-    from rapid_dse.trace.recurrence import step_seconds  # numba is loaded where such a layout is priced
-
+    step_seconds = _recurrence()
     (whole, device), waits, micro_batches = slots, waits.copy(), layouts.num_micro_batches
     spent = np.stack([*passes, block.embedding, block.head_forward, block.head_backward, *sends, *(whole - device)])
     busiest = whole.max(axis=0)
@@ -54,6 +55,14 @@ def chunk_waits(
         idle = np.maximum(0.0, seconds - micro_batches[rows] * busiest[rows])
         waits[:, rows] = np.where(whole[:, rows] == busiest[rows], idle, 0.0)
     return waits
+
+
+@cache
+def _recurrence() -> Callable[[FloatColumn, FloatColumn, int, int, NDArray[np.int64]], FloatColumn]:
+    """``recurrence.step_seconds``; numba is loaded where such a layout is priced, and nowhere else."""
+    with loading_numba("the recurrence of interleaved pipelines (once, about 5 s; then it is cached)"):
+        from rapid_dse.trace.recurrence import step_seconds
+    return step_seconds
 
 
 def _differ(chunks: list[list[int]]) -> bool:

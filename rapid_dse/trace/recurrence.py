@@ -53,7 +53,7 @@ def _run(shares: FloatColumn, spent: FloatColumn, pp: int, vpp: int, groups: int
     n = spent.shape[1]
     padded = np.zeros((len(spent), -(-n // LANES) * LANES))
     padded[:, :n] = spent
-    found: FloatColumn = _ends(*_sequence_of(pp, vpp, groups * pp), shares @ padded, LANES)[:, :n]
+    found: FloatColumn = _ends(*_sequence_of(pp, vpp, groups * pp), np.ascontiguousarray(shares @ padded), LANES)[:, :n]
     return found
 
 
@@ -65,7 +65,7 @@ def _sequence_of(pp: int, vpp: int, micro_batches: int) -> tuple[Ints, Ints, Int
     return before, source, which, marks
 
 
-@njit(cache=True, error_model="numpy")
+@njit("Tuple((int64[::1], int64[::1], int64[::1], int64[:, ::1]))(int64[:, ::1], int64)", cache=True, error_model="numpy")
 def _sequence(steps: Ints, vpp: int) -> tuple[Ints, Ints, Ints, Ints]:
     """For each pass from 1 on: the pass before it on its stage, the pass that it takes its input from (0: none), and which it is.
 
@@ -103,7 +103,7 @@ def _sequence(steps: Ints, vpp: int) -> tuple[Ints, Ints, Ints, Ints]:
     return before, source, which, marks
 
 
-@njit(cache=True, error_model="numpy")
+@njit("float64[:, ::1](int64[::1], int64[::1], int64[::1], int64[:, ::1], float64[:, ::1], int64)", cache=True, error_model="numpy")
 def _ends(before: Ints, source: Ints, which: Ints, marks: Ints, passes: FloatColumn, lanes: int) -> FloatColumn:
     """When the last pass ends, which is the first stage's and behind all others, and what ``_run`` says; n divides by ``lanes``.
 
