@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from rapid_dse.trace.pipeline import interleaved_steps
 
 Ints = NDArray[np.int64]
+Shorts = NDArray[np.int32]
 FloatColumn = NDArray[np.float64]
 
 FIRST, MOST = 4, 32  # groups of pp micro-batches that are run, at first and where stages do not settle
@@ -48,21 +49,30 @@ def step_seconds(shares: FloatColumn, spent: FloatColumn, pp: int, vpp: int, gro
 
 
 def _run(shares: FloatColumn, spent: FloatColumn, pp: int, vpp: int, groups: int) -> FloatColumn:
-    """The recurrence itself: its end, and what the stages took for the last group before the end of the step, the shortest and the longest,
-    ``(3, n)``."""
+    """The recurrence itself, ``(3, n)``: its end, and the shortest and the longest that a stage took for its last group before the end."""
     n = spent.shape[1]
     padded = np.zeros((len(spent), -(-n // LANES) * LANES))
     padded[:, :n] = spent
-    found: FloatColumn = _ends(*_sequence_of(pp, vpp, groups * pp), np.ascontiguousarray(shares @ padded), LANES)[:, :n]
+    found: FloatColumn = _ends(*_sequence_of(pp, vpp, groups * pp), np.ascontiguousarray(shares @ padded), pp, LANES)[:, :n]
     return found
 
 
 @lru_cache(maxsize=256)
-def _sequence_of(pp: int, vpp: int, micro_batches: int) -> tuple[Ints, Ints, Ints, Ints]:
-    """All passes in an order in which each comes behind what it waits for (see ``_sequence``)."""
+def _sequence_of(pp: int, vpp: int, micro_batches: int) -> tuple[Shorts, Shorts, Shorts, Shorts, int]:
+    """All passes in an order in which each comes behind what it waits for (see ``_sequence``), as ``_ends`` takes them.
+
+    Ends are kept in a ring of rows that is as long as any pass looks back, so that it stays in the processor's cache.
+    """
     steps = np.stack([interleaved_steps(stage, pp, vpp, micro_batches) for stage in range(pp)])
     before, source, which, marks = _sequence(steps, vpp)
-    return before, source, which, marks
+    needs = np.stack([before, source])
+    back = np.where(needs > 0, np.arange(1, len(which) + 1) - needs, 0).max()
+    ring = 2 ** int(back).bit_length()
+    before, source = np.where(needs > 0, (needs - 1) % ring + 1, 0)
+    kept = np.full(len(which), -1)
+    number, slot = marks.ravel(), np.arange(marks.size)
+    kept[number[number > 0] - 1] = slot[number > 0]
+    return before.astype(np.int32), source.astype(np.int32), which.astype(np.int32), kept.astype(np.int32), ring
 
 
 @njit("Tuple((int64[::1], int64[::1], int64[::1], int64[:, ::1]))(int64[:, ::1], int64)", cache=True, error_model="numpy")
@@ -103,25 +113,34 @@ def _sequence(steps: Ints, vpp: int) -> tuple[Ints, Ints, Ints, Ints]:
     return before, source, which, marks
 
 
-@njit("float64[:, ::1](int64[::1], int64[::1], int64[::1], int64[:, ::1], float64[:, ::1], int64)", cache=True, error_model="numpy")
-def _ends(before: Ints, source: Ints, which: Ints, marks: Ints, passes: FloatColumn, lanes: int) -> FloatColumn:
+@njit(
+    "float64[:, ::1](int32[::1], int32[::1], int32[::1], int32[::1], int64, float64[:, ::1], int64, int64)", cache=True, error_model="numpy"
+)
+def _ends(
+    before: Shorts, source: Shorts, which: Shorts, kept: Shorts, ring: int, passes: FloatColumn, stages: int, lanes: int
+) -> FloatColumn:
     """When the last pass ends, which is the first stage's and behind all others, and what ``_run`` says; n divides by ``lanes``.
 
     ``lanes`` is an argument because a loop of a constant length would be unrolled and not made into vector instructions.
     """
     total, n = len(which), passes.shape[1]
-    end, found, mine = np.zeros((total + 1, lanes)), np.zeros((3, n)), np.zeros((len(passes), lanes))
+    end, marked = np.zeros((ring + 1, lanes)), np.zeros((2 * stages, lanes))
+    found, mine = np.zeros((3, n)), np.zeros((len(passes), lanes))
     for first in range(0, n, lanes):
         mine[:] = passes[:, first : first + lanes]
+        row = 0
         for t in range(total):
             own, other, each = before[t], source[t], which[t]
+            row = row + 1 if row < ring else 1
             for lane in range(lanes):
                 a, b = end[own, lane], end[other, lane]
-                end[t + 1, lane] = (a if a > b else b) + mine[each, lane]
+                end[row, lane] = (a if a > b else b) + mine[each, lane]
+            if kept[t] >= 0:
+                marked[kept[t]] = end[row]
         for lane in range(lanes):
-            found[0, first + lane], found[1, first + lane] = end[total, lane], np.inf
-            for stage in range(marks.shape[1]):
-                took = end[marks[1, stage], lane] - end[marks[0, stage], lane]
+            found[0, first + lane], found[1, first + lane] = end[row, lane], np.inf
+            for stage in range(stages):
+                took = marked[stages + stage, lane] - marked[stage, lane]
                 found[1, first + lane] = min(found[1, first + lane], took)
                 found[2, first + lane] = max(found[2, first + lane], took)
     return found
