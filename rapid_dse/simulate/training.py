@@ -17,7 +17,6 @@ from rapid_dse.model.operators import MicroBatch, model_flops_per_token
 from rapid_dse.network import closed_form
 from rapid_dse.network.placement import Placement
 from rapid_dse.simulate.block import Block, distinct_shapes, framework_block
-from rapid_dse.simulate.chunks import chunk_waits
 from rapid_dse.simulate.communication import Traffic, effective_network, gradient_bytes, placement_of, traffic
 from rapid_dse.simulate.cost import StepWork, energy
 from rapid_dse.simulate.memory import Memory, layer_parameters, peak_memory, stage_parameters, vocabulary_parameters
@@ -26,11 +25,12 @@ from rapid_dse.simulate.results import Priced
 from rapid_dse.simulate.slots import stage_slots
 from rapid_dse.simulate.stages import Stages, stages
 from rapid_dse.simulate.strain import by_state
+from rapid_dse.simulate.uneven import chunk_waits
 from rapid_dse.trace.schedules import bubble
 
 FloatColumn = NDArray[np.float64]
 
-CHUNK = 8192  # layouts priced together: their columns stay in the CPU's cache
+CHUNK = 16384  # layouts priced together: their columns stay in the CPU's cache
 
 
 @dataclass(frozen=True)
@@ -202,7 +202,7 @@ def step_time(
 ) -> Step:
     """The exposed times of a step: m slots of the stage that all others wait for, the schedule's bubble, gradients, optimizer, host.
 
-    ``layer`` None is the closed forms' own.
+    ``layer`` None is the closed forms' own. Interleaved chunks of unequal layers have no closed form: their schedule is run.
     """
     software, micro_batches = scenario.software, layouts.num_micro_batches.astype(float)
     layer = layer_time(scenario, layouts, block, moved, groups) if layer is None else layer
