@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
@@ -22,8 +21,6 @@ from rapid_dse.network.system import SystemSettings
 from rapid_dse.network.topology import Links, Topology, lay_out, longest_route
 from rapid_dse.network.transport import link_tokens
 from rapid_dse.trace.graph import COLLECTIVE, COMPUTE, RECEIVE, SEND, WORLD, Graph, Ints
-
-_LOG = logging.getLogger(__name__)
 
 Network = Literal["congestion_aware", "congestion_unaware", "fair", "ideal"]
 NETWORKS: dict[str, int] = {
