@@ -89,7 +89,18 @@ def _mixed() -> list[Case]:
         case(num_gpus=64, tp=8, pp=4, global_batch_size=16, settings={"parallel__order": ["tp", "pp", "cp", "ep", "dp"]}),
         case(num_gpus=16, tp=2, global_batch_size=32, zero=0, settings={"software__strained": True, "software__strained_trees": False}),
     ]
-    return [*full, *rings, *uneven, *others]
+    # chunks of unequal layers, by remainder and by what Megatron-LM leaves out for embedding and head (8 · 8 chunks of 126 layers)
+    splits = (
+        ("llama3_1_405b", 1, 16, 7, 32),
+        ("gpt3_175b", 1, 16, 4, 32),
+        ("llama3_1_8b", 1, 8, 3, 16),
+        ("llama3_1_70b", 8, 8, 3, 8),
+        ("llama2_7b", 1, 6, 2, 24),
+        ("llama3_1_405b", 1, 8, 8, 16),
+    )
+    chunked = [case("interleaved_1f1b", model=model, num_gpus=tp * pp, tp=tp, sequence_parallel=int(tp > 1), pp=pp, vpp=v,
+                    global_batch_size=m) for model, tp, pp, v, m in splits]  # fmt: skip
+    return [*full, *rings, *uneven, *chunked, *others]
 
 
 SPREAD = [*_alone(), *_mixed()]

@@ -9,6 +9,7 @@ import pytest
 
 from rapid_dse.config.run import SCHEDULES
 from rapid_dse.layouts import GPIPE, INTERLEAVED, NONE, ONE_F_ONE_B, IntColumn
+from rapid_dse.trace.recurrence import step_seconds
 from rapid_dse.trace.schedules import SCHEDULE_CLASSES, FloatColumn, Slots, bubble, in_flight
 
 Op = tuple[str, int, int]  # "F" or "B", micro-batch, model chunk of the stage
@@ -49,8 +50,17 @@ def interleaved_order(pp: int, micro_batches: int, stage: int, vpp: int) -> list
 
 
 def run(orders: list[list[Op]], vpp: int, forward: list[float], backward: list[float]) -> tuple[float, list[int]]:
-    """Makespan and the most chunk-micro-batches each stage holds, every op as early as its inputs and its stage allow."""
-    pp, finish = len(orders), {}
+    """``run_chunks`` of stages whose chunks are alike; seconds of all chunks together."""
+    lengths = np.repeat(np.array([forward, backward])[:, None] / vpp, vpp, axis=1)
+    return run_chunks(orders, lengths)
+
+
+def run_chunks(orders: list[list[Op]], lengths: FloatColumn) -> tuple[float, list[int]]:
+    """Makespan and the most chunk-micro-batches each stage holds, every op as early as its inputs and its stage allow.
+
+    ``lengths`` are ``(2, vpp, pp)``: seconds of forward and backward, by chunk and stage.
+    """
+    pp, vpp, finish = len(orders), lengths.shape[1], {}
     done, free = [0] * pp, [0.0] * pp
     last = pp * vpp - 1
     while any(done[s] < len(orders[s]) for s in range(pp)):
@@ -66,7 +76,7 @@ def run(orders: list[list[Op]], vpp: int, forward: list[float], backward: list[f
                 if any(need not in finish for need in needs):
                     break
                 start = max([free[s], *(finish[need] for need in needs)])
-                free[s] = start + (forward[s] if kind == "F" else backward[s]) / vpp
+                free[s] = start + float(lengths["FB".index(kind), chunk, s])
                 finish[kind, i, place] = free[s]
                 done[s] += 1
         assert sum(done) > before, "the schedule deadlocks"
@@ -125,6 +135,58 @@ def test_closed_forms_are_those_of_the_schedule_run_op_by_op(pp: int, vpp: int, 
         assert makespan == pytest.approx(closed_form(code, slots), rel=1e-12)
         formula = [float(in_flight(column(code), column(s), column(pp), column(vpp), column(micro_batches))[0]) for s in range(pp)]
         assert formula == pytest.approx([each / vpp for each in held], rel=1e-12)
+
+
+def by_recurrence(lengths: FloatColumn, micro_batches: int) -> float:
+    """What the compiled recurrence says of one pipeline, ``lengths`` as ``run_chunks`` has them."""
+    _, vpp, pp = lengths.shape
+    return float(step_seconds(np.eye(lengths.size), lengths.reshape(-1, 1), pp, vpp, np.array([micro_batches // pp]))[0])
+
+
+def test_unequal_chunks_by_hand() -> None:
+    """Two stages, two chunks, two micro-batches a and b; a layer takes 1 forward, 2 backward; chunks of 2, 2, 1, 1 layers.
+
+    Stage 0 runs a0 b0 a1 b1 forward, then a1 b1 a0 b0 backward; stage 1 a0 b0 forward, then a1 forward, a1 backward, b1 forward,
+    b1 backward, then a0 b0 backward. As each waits for what it needs:
+
+        stage 0   F a0 0-2   F b0 2-4   F a1 4-5   F b1 6-7   B a1 9-11   B b1 12-14   B a0 16-20   B b0 20-24
+        stage 1   F a0 2-4   F b0 4-6   F a1 6-7   B a1 7-9   F b1 9-10   B b1 10-12   B a0 12-16   B b0 16-20
+
+    A stage works 18, so that 6 are the bubble; of chunks of 1.5 layers each it would be (p - 1)(F + B) / v = 4.5.
+    """
+    layers = np.array([[2.0, 2.0], [1.0, 1.0]])  # (vpp, pp)
+    assert by_recurrence(np.stack([layers, 2 * layers]), 2) == 24
+    even = np.full((2, 2), 1.5)
+    assert by_recurrence(np.stack([even, 2 * even]), 2) == 18 + 4.5
+
+
+@pytest.mark.parametrize(("pp", "vpp", "groups"), [(2, 2, 1), (2, 4, 3), (4, 2, 5), (8, 3, 2), (3, 5, 12), (4, 3, 40)])
+def test_the_recurrence_is_the_schedule_run_op_by_op(pp: int, vpp: int, groups: int) -> None:
+    """Passes of any lengths, also where more groups of micro-batches go by than are run."""
+    draw = np.random.default_rng(pp * vpp * groups)
+    orders = [interleaved_order(pp, groups * pp, stage, vpp) for stage in range(pp)]
+    for spread in (0.0, 0.02, 0.5, 3.0):
+        lengths = np.array([1.0, 2.25])[:, None, None] * (1 + spread * draw.random((2, vpp, pp)))
+        assert by_recurrence(lengths, groups * pp) == pytest.approx(run_chunks(orders, lengths)[0], rel=1e-9)
+
+
+@pytest.mark.parametrize(("pp", "vpp", "groups"), [(2, 2, 1), (4, 2, 3), (8, 4, 2), (16, 3, 9)])
+def test_laws_of_the_recurrence(pp: int, vpp: int, groups: int) -> None:
+    """Chunks that are all alike: m (F + B) and a bubble of (p - 1)(F + B) / v, exactly, the closed form.
+
+    Whatever passes take, no less than this when all take the least, nor than what a stage does while others wait: all of its own work,
+    after the first micro-batch came to it and before the last one's gradient went back from it.
+    """
+    draw, micro_batches = np.random.default_rng(pp * vpp * groups), groups * pp
+    alike = np.broadcast_to(np.array([1.0, 2.25])[:, None, None] / vpp, (2, vpp, pp))
+    equal = (micro_batches + (pp - 1) / vpp) * 3.25
+    assert equal == pytest.approx(closed_form(INTERLEAVED, slots_of([1.0] * pp, [2.25] * pp, [0.0] * pp, vpp, micro_batches)))
+    assert by_recurrence(alike, micro_batches) == pytest.approx(equal, rel=1e-12)
+    for spread in (0.05, 0.5, 2.0):
+        lengths = alike * (1 + spread * draw.random((2, vpp, pp)))
+        ahead = lengths[:, 0].sum(axis=0)
+        alone = micro_batches * lengths.sum(axis=(0, 1)) + np.cumsum(ahead) - ahead
+        assert by_recurrence(lengths, micro_batches) >= max(equal, alone.max()) * (1 - 1e-12)
 
 
 UNEVEN = [[3, 2, 2, 2], [2, 3, 2, 2], [2, 2, 2, 3], [3, 3, 2, 2, 2, 2], [5, 6, 6, 5], [2, 2, 2, 2, 2, 2, 2, 4], [4, 1], [1, 4]]

@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import gc
-import logging
-import sys
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any, Literal
@@ -20,13 +15,12 @@ from rapid_dse.network.calendar import LEVELS, SLOTS, WORDS
 from rapid_dse.network.faults import find_detours
 from rapid_dse.network.fold import first_rank, fold, spread_links
 from rapid_dse.network.kernel import content_key, make_kernel
+from rapid_dse.network.loading import loading_numba
 from rapid_dse.network.plans import PlanTables
 from rapid_dse.network.system import SystemSettings
 from rapid_dse.network.topology import Links, Topology, lay_out, longest_route
 from rapid_dse.network.transport import link_tokens
 from rapid_dse.trace.graph import COLLECTIVE, COMPUTE, RECEIVE, SEND, WORLD, Graph, Ints
-
-_LOG = logging.getLogger(__name__)
 
 Network = Literal["congestion_aware", "congestion_unaware", "fair", "ideal"]
 NETWORKS: dict[str, int] = {
@@ -159,31 +153,8 @@ def engine_version() -> str:
 
 @cache
 def _kernel() -> Callable[[rec.State], int]:
-    # from numba's cache it takes a fraction of a second: only who waits longer is told why
-    tell = threading.Timer(3.0, _LOG.warning, ["compiling the event engine (once, about 20 s; then it is cached)"])
-    tell.start()
-    try:
-        with _loading_numba():
-            return make_kernel(content_key())
-    finally:
-        tell.cancel()
-
-
-@contextmanager
-def _loading_numba() -> Iterator[None]:
-    """Spares numba what takes a third of its loading: SciPy, whose BLAS it looks for, and garbage collection over its imports."""
-    name, collects = "scipy.linalg", gc.isenabled()
-    hidden = name not in sys.modules
-    if hidden:
-        sys.modules[name] = None  # type: ignore[assignment]  # to Python: there is no such module
-    gc.disable()
-    try:
-        yield
-    finally:
-        if hidden:
-            del sys.modules[name]
-        if collects:
-            gc.enable()
+    with loading_numba("the event engine (once, about 20 s; then it is cached)"):
+        return make_kernel(content_key())
 
 
 def _result(graph: Graph, layout: Links, state: rec.Tables) -> RunResult:

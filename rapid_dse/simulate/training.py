@@ -25,11 +25,12 @@ from rapid_dse.simulate.results import Priced
 from rapid_dse.simulate.slots import stage_slots
 from rapid_dse.simulate.stages import Stages, stages
 from rapid_dse.simulate.strain import by_state
+from rapid_dse.simulate.uneven import chunk_waits
 from rapid_dse.trace.schedules import bubble
 
 FloatColumn = NDArray[np.float64]
 
-CHUNK = 8192  # layouts priced together: their columns stay in the CPU's cache
+CHUNK = 16384  # layouts priced together: their columns stay in the CPU's cache
 
 
 @dataclass(frozen=True)
@@ -201,26 +202,27 @@ def step_time(
 ) -> Step:
     """The exposed times of a step: m slots of the stage that all others wait for, the schedule's bubble, gradients, optimizer, host.
 
-    ``layer`` None is the closed forms' own.
+    ``layer`` None is the closed forms' own. Interleaved chunks of unequal layers have no closed form: their schedule is run.
     """
     software, micro_batches = scenario.software, layouts.num_micro_batches.astype(float)
     layer = layer_time(scenario, layouts, block, moved, groups) if layer is None else layer
-    hops = _hops(scenario, layouts, found, moved)
+    sends = _sends(scenario, layouts, moved)
+    hops = _hops(layouts, found, sends)
     passes = (layer.forward + layer.dp_forward, layer.backward + layer.dp - layer.dp_forward)
     slots, device_slots = stage_slots(scenario, layouts, block, found, passes, hops, host_layer_seconds(scenario, layouts))
-    waits = bubble(layouts.schedule, slots)
+    waits = chunk_waits(scenario, layouts, block, passes, sends, (slots.whole, device_slots), bubble(layouts.schedule, slots))
     # all others wait for the stage whose work and waits take longest
     critical = (micro_batches * slots.whole + waits).argmax(axis=0)[None]
-    slot, layers, on_device, sends, idle = (
+    slot, layers, on_device, sent, idle = (
         np.take_along_axis(column, critical, 0)[0] for column in (slots.whole, found.layers, device_slots, hops, waits)
     )
-    ends = on_device - layers * layer.total - sends
+    ends = on_device - layers * layer.total - sent
     data_parallel, optimizer = _end_of_step(scenario, layouts, found, layer, groups, device)
     return Step(
         compute=micro_batches * (layers * layer.compute + ends),
         tp=micro_batches * layers * layer.tp,
         cp=micro_batches * layers * layer.cp,
-        pp=micro_batches * sends,
+        pp=micro_batches * sent,
         dp=micro_batches * layers * layer.dp + data_parallel,
         bubble=idle,
         optimizer=optimizer,
@@ -228,15 +230,21 @@ def step_time(
     )
 
 
-def _hops(scenario: Scenario, layouts: Layouts, found: Stages, moved: Traffic) -> FloatColumn:
-    """What a micro-batch's sends take on each candidate stage, s, ``(CANDIDATES, n_layouts)``.
+def _sends(scenario: Scenario, layouts: Layouts, moved: Traffic) -> tuple[FloatColumn, FloatColumn]:
+    """What shows of one send to a neighbouring stage, and of launching it, s, ``(n_layouts,)`` each."""
+    software = scenario.software
+    shown = np.where(layouts.schedule == INTERLEAVED, 1 - software.pp_overlap, 1.0) * (layouts.pp > 1)
+    return shown * moved.pp_hop, shown * software.send_receive
+
+
+def _hops(layouts: Layouts, found: Stages, one: tuple[FloatColumn, FloatColumn]) -> FloatColumn:
+    """What a micro-batch's sends take on each candidate stage, s, ``(CANDIDATES, n_layouts)``; ``one`` of them as ``_sends`` has it.
 
     Two a chunk, one forward and one back; the first and the last stage have one less, but launch something all the same.
     """
-    software, sends = scenario.software, 2.0 * layouts.vpp
+    sends, (sent, launched) = 2.0 * layouts.vpp, one
     mine = np.where(found.has_embedding | found.has_head, sends - 1, sends)
-    shown = np.where(layouts.schedule == INTERLEAVED, 1 - software.pp_overlap, 1.0) * (layouts.pp > 1)
-    return shown * (mine * moved.pp_hop + sends * software.send_receive)
+    return mine * sent + sends * launched
 
 
 def layer_time(scenario: Scenario, layouts: Layouts, block: Block, moved: Traffic, groups: Groups) -> Layer:

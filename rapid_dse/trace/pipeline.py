@@ -8,6 +8,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
+
 FORWARD, BACKWARD, WEIGHTS = "F", "B", "W"
 SCHEDULE_NAMES = ("none", "gpipe", "1f1b", "interleaved_1f1b", "zero_bubble")
 
@@ -52,14 +55,22 @@ def _alternating(forwards: Sequence[Task], backwards: Sequence[Task], warm_up: i
 
 def _interleaved(stage: int, pp: int, vpp: int, micro_batches: int) -> list[Task]:
     """Megatron-LM's order: pp micro-batches through a chunk, then through the next; the warm-up reaches the last chunk."""
-    total = micro_batches * vpp
 
     def task(kind: str, k: int) -> Task:
         chunk = k % (pp * vpp) // pp
         return Task(kind, k // (pp * vpp) * pp + k % pp, chunk if kind == FORWARD else vpp - 1 - chunk)
 
-    forwards, backwards = ([task(kind, k) for k in range(total)] for kind in (FORWARD, BACKWARD))
-    return _alternating(forwards, backwards, min(total, 2 * (pp - stage - 1) + (vpp - 1) * pp))
+    steps = interleaved_steps(stage, pp, vpp, micro_batches).tolist()
+    return [task(FORWARD, k) if k >= 0 else task(BACKWARD, ~k) for k in steps]
+
+
+def interleaved_steps(stage: int, pp: int, vpp: int, micro_batches: int) -> NDArray[np.int64]:
+    """A stage's passes in order, ``(2 * micro_batches * vpp,)``: the k-th forward as k, the k-th backward as ~k."""
+    total = micro_batches * vpp
+    warm_up = min(total, 2 * (pp - stage - 1) + (vpp - 1) * pp)
+    k = np.arange(total)
+    turns = np.stack([k[warm_up:], ~k[: total - warm_up]], axis=1)
+    return np.concatenate([k[:warm_up], turns.ravel(), ~k[total - warm_up :]])
 
 
 def _zero_bubble(stage: int, pp: int, micro_batches: int) -> list[Task]:

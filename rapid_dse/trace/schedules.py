@@ -114,7 +114,8 @@ class OneForwardOneBackward(Schedule):
 class Interleaved(Schedule):
     """Interleaved 1F1B (Narayanan et al., arXiv 2104.04473, section 2.2; memory: Korthikanti et al., arXiv 2205.05198, 4.2.3).
 
-    The bubble is v times smaller; the first stage holds 1 + (p - 1) / (p v) times 1F1B's activations.
+    The bubble is v times smaller; the first stage holds 1 + (p - 1) / (p v) times 1F1B's activations. Chunks of unequal layers wait longer
+    (``recurrence``).
     """
 
     def bubble(self, slots: Slots) -> FloatColumn:

@@ -1,0 +1,87 @@
+"""Interleaved pipelines whose chunks have unequal layers: stages wait for each other chunk by chunk, which has no formula."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache, lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rapid_dse.config.model import Model
+from rapid_dse.config.scenario import Scenario
+from rapid_dse.layouts import INTERLEAVED, Layouts
+from rapid_dse.network.loading import loading_numba
+from rapid_dse.simulate.block import Block
+from rapid_dse.simulate.stages import CANDIDATES, split_chunks
+
+FloatColumn = NDArray[np.float64]
+PACK = 4096
+
+
+def chunk_waits(
+    scenario: Scenario,
+    layouts: Layouts,
+    block: Block,
+    passes: tuple[FloatColumn, FloatColumn],
+    sends: tuple[FloatColumn, FloatColumn],
+    slots: tuple[FloatColumn, FloatColumn],
+    waits: FloatColumn,
+) -> FloatColumn:
+    """``waits`` with those of interleaved pipelines of unequal chunks as the schedule run pass by pass has them.
+
+    Those stand at the stage with most work; the step is its work and they.
+
+    Args:
+        passes: seconds of a layer's forward and backward pass with all that shows beside them, ``(n_layouts,)`` each.
+        sends: seconds that a stage sends a micro-batch's chunk, and that its host launches that in, one way, ``(n_layouts,)`` each.
+        slots: seconds of a micro-batch on each candidate stage, and what its device has of them, ``(CANDIDATES, n_layouts)`` each.
+        waits: the closed forms' idle seconds of each candidate, ``(CANDIDATES, n_layouts)``.
+    """
+    model, rule = scenario.model, scenario.software.pipeline_split
+    packed = layouts.pp * PACK + layouts.vpp
+    interleaved = (layouts.schedule == INTERLEAVED) & (layouts.pp > 1)
+    splits = [key for key in np.unique(packed[interleaved]).tolist() if _differ(split_chunks(model, rule, key // PACK, key % PACK))]
+    if not splits:
+        return waits
+    step_seconds = _recurrence()
+    (whole, device), waits, micro_batches = slots, waits.copy(), layouts.num_micro_batches
+    spent = np.stack([*passes, block.embedding, block.head_forward, block.head_backward, *sends, *(whole - device)])
+    busiest = whole.max(axis=0)
+    for key in splits:
+        pp, vpp = divmod(key, PACK)
+        rows = np.flatnonzero(interleaved & (packed == key))
+        seconds = step_seconds(_shares(model, rule, pp, vpp), spent[:, rows], pp, vpp, micro_batches[rows] // pp)
+        idle = np.maximum(0.0, seconds - micro_batches[rows] * busiest[rows])
+        waits[:, rows] = np.where(whole[:, rows] == busiest[rows], idle, 0.0)
+    return waits
+
+
+@cache
+def _recurrence() -> Callable[[FloatColumn, FloatColumn, int, int, NDArray[np.int64]], FloatColumn]:
+    """``recurrence.step_seconds``; numba is loaded where such a layout is priced, and nowhere else."""
+    with loading_numba("the recurrence of interleaved pipelines (once, about 5 s; then it is cached)"):
+        from rapid_dse.trace.recurrence import step_seconds
+    return step_seconds
+
+
+def _differ(chunks: list[list[int]]) -> bool:
+    return len({layers for stage in chunks for layers in stage}) > 1
+
+
+@lru_cache(maxsize=64)
+def _shares(model: Model, rule: str, pp: int, vpp: int) -> FloatColumn:
+    """How often each pass spends what: ``(2 * vpp * pp, 7 + CANDIDATES)``, the columns those of ``chunk_waits``'s ``spent``."""
+    layers = np.array(split_chunks(model, rule, pp, vpp)).T
+    forward, backward = shares = np.zeros((2, vpp, pp, 7 + CANDIDATES))
+    forward[..., 0], backward[..., 1] = layers, layers
+    forward[0, 0, 2] = forward[-1, -1, 3] = backward[-1, -1, 4] = 1.0
+    shares[..., 5] = shares[..., 6] = 1.0
+    forward[-1, -1, 5] = backward[0, 0, 5] = 0.0
+    # what a device waits for its host, on the candidate that stands for the stage: a third of it before the forward passes end
+    held = layers.sum(axis=0)
+    fullest = held[1:-1].max(initial=0)
+    stands = [0, *(1 if each == fullest else 2 for each in held[1:-1]), CANDIDATES - 1]
+    for stage, candidate in enumerate(stands):
+        forward[:, stage, 7 + candidate], backward[:, stage, 7 + candidate] = 1 / (3 * vpp), 2 / (3 * vpp)
+    return shares.reshape(2 * vpp * pp, -1)
