@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rapid_dse.command import guarded
-from rapid_dse.sweep import driver, ranking, show, store
 
 
 def main() -> int:
@@ -49,6 +48,8 @@ def _with_negatives(arguments: Sequence[str]) -> list[str]:
 
 
 def _show(source: Path, by: str, top: int) -> None:
+    from rapid_dse.sweep import driver, ranking, show, store  # what takes long to load is loaded where Ctrl-C is one line
+
     out, err = driver.console(), driver.console(stderr=True)
     table = store.read(source, lambda line: err.print(line, highlight=False, markup=False))
     store.require_results(table, source)

@@ -6,7 +6,6 @@ import sys
 from collections.abc import Sequence
 
 from rapid_dse.command import guarded
-from rapid_dse.network import command
 
 
 def say(line: str) -> None:
@@ -16,6 +15,8 @@ def say(line: str) -> None:
 
 def run(arguments: Sequence[str]) -> int:
     """Run the command; 0 done, 1 the graph deadlocks, 2 a row cannot run. Raises ValueError where the input is wrong."""
+    from rapid_dse.network import command  # what takes long to load is loaded where Ctrl-C is one line
+
     options = command.build_parser().parse_args(arguments)
     if options.command == "collectives":
         return command.run_collectives(options.table, options.out, say)
