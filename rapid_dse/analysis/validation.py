@@ -11,7 +11,7 @@ import pandas as pd
 
 from rapid_dse.analysis.calibration import exercised, implied_mfu, memory_parameters
 from rapid_dse.analysis.collectives import predict_collectives
-from rapid_dse.analysis.fit import held_out, logged_peak, typical_base
+from rapid_dse.analysis.fit import Runs, held_out, logged_peak, typical_base
 from rapid_dse.analysis.kernels import error_table, predict_kernels, read_kernels
 from rapid_dse.analysis.runs import PEAK, SECONDS, known_states, measured_runs, parameters_by_name, require_plausible, require_runs
 from rapid_dse.analysis.scores import Score, score
@@ -88,8 +88,9 @@ def validate_cases(path: str | Path, jobs: int, folds: bool = True, told: bool =
     )
     unseen = shipped.copy()
     if folds:
-        for software in frame["software"].unique():
-            _put_unseen(unseen, frame, groups, str(software), jobs)
+        told_frame, told_groups = known_states(frame, groups)
+        for software in map(str, frame["software"].unique()):
+            _put_unseen(unseen, frame, groups, measured_runs(told_frame, told_groups, software), software, jobs)
     return Validated(frame, shipped, unseen, terms)
 
 
@@ -106,12 +107,14 @@ def _shipped(frame: pd.DataFrame, groups: Sequence[CaseGroup]) -> pd.DataFrame:
     return table
 
 
-def _put_unseen(unseen: pd.DataFrame, frame: pd.DataFrame, groups: list[CaseGroup], software: str, jobs: int) -> None:
-    """Replaces step times, and peaks where enough were measured, by those of fits without each case's model."""
+def _put_unseen(
+    unseen: pd.DataFrame, frame: pd.DataFrame, groups: list[CaseGroup], known: Sequence[Runs], software: str, jobs: int
+) -> None:
+    """Replaces step times, and peaks where enough were measured, by those of fits to ``known`` without each case's model."""
     runs = measured_runs(frame, groups, software)
     if not runs:
         return
-    base, known = typical_base(runs[0].scenario.software), measured_runs(*known_states(frame, groups), software)
+    base = typical_base(runs[0].scenario.software)
     for run, values in zip(runs, held_out(runs, base, parameters_by_name(exercised(runs)), jobs, known), strict=True):
         unseen.loc[frame.index[run.rows], "seconds"] = values
     peaks = measured_runs(frame, groups, software, PEAK) if PEAK in frame else []
