@@ -103,5 +103,29 @@ def _mixed() -> list[Case]:
     return [*full, *rings, *uneven, *chunked, *others]
 
 
-SPREAD = [*_alone(), *_mixed()]
+# Experts that nobody trains, small enough for every parallelism: 8 of them, 2 a token, and a shared one.
+MIXTURE = {"model__num_experts": 8, "model__num_experts_per_tok": 2, "model__moe_intermediate_size": 3584}
+SHARED = MIXTURE | {"model__n_shared_experts": 1}
+
+
+def _experts() -> list[Case]:
+    schedules = (("gpipe", 1), ("1f1b", 1), ("zero_bubble", 1), ("interleaved_1f1b", 2))
+    alone = [case(num_gpus=8, ep=ep, global_batch_size=16, zero=zero, settings=MIXTURE) for ep in (1, 2, 8) for zero in (0, 1, 3)]
+    rings = [case(num_gpus=16, cp=8, ep=ep, global_batch_size=4, recompute=2, settings=MIXTURE) for ep in (4, 8)]
+    split = [case(num_gpus=16, tp=2, ep=8, sequence_parallel=sp, global_batch_size=16, recompute=r, settings=SHARED)
+             for sp in (0, 1) for r in (0, 2)]  # fmt: skip
+    full = [case(name, num_gpus=64, tp=8, sequence_parallel=1, pp=2, vpp=v, ep=4, global_batch_size=16, zero=zero, settings=SHARED)
+            for name, v in schedules for zero in (1, 2)]  # fmt: skip
+    others = [
+        case(model="mixtral_8x7b", num_gpus=64, tp=4, sequence_parallel=1, cp=2, pp=2, ep=4, global_batch_size=16),
+        case(model="qwen3_30b_a3b", num_gpus=64, ep=64, pp=1, global_batch_size=64),
+        case(model="mixtral_8x7b", num_gpus=48, cp=4, ep=8, pp=3, global_batch_size=8),
+        case(num_gpus=16, cp=2, ep=4, global_batch_size=16, zero=3, settings=MIXTURE | {"software__reduce_each_micro_batch": True}),
+        case(num_gpus=32, tp=2, ep=2, global_batch_size=32, settings=MIXTURE | {"parallel__order": ["tp", "cp", "dp", "ep", "pp"]}),
+        case(num_gpus=32, cp=2, pp=2, ep=4, global_batch_size=32, settings=MIXTURE | {"parallel__order": ["tp", "cp", "pp", "ep", "dp"]}),
+    ]
+    return [*alone, *rings, *split, *full, *others]
+
+
+SPREAD = [*_alone(), *_mixed(), *_experts()]
 EVENT_BACKENDS = ("hybrid", "full_astrasim_hierarchical", "full_astrasim_flattened")

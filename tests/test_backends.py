@@ -190,12 +190,17 @@ ALL_LINKS: dict[str, Any] = {
         (HIERARCHICAL, {"tp": 16}, {}, ["exactly tp and cp", FLATTENED]),
         ("hybrid", {}, {"backend__engine": "astrasim", "backend__network": "fair"}, ["ASTRA-sim", "congestion_aware"]),
         ("hybrid", {}, {"backend__engine": "astrasim", "backend__streams": 2}, ["stream"]),
-        (FLATTENED, {}, ALL_LINKS | {"backend__engine": "astrasim", "backend__astrasim__binary": "/bin/true"}, ["run direct", "builtin"]),
+        (
+            FLATTENED,
+            {},
+            ALL_LINKS | {"backend__engine": "astrasim", "backend__astrasim__binary": "/bin/true"},
+            ["run all-reduce direct", "builtin"],
+        ),
         (
             HIERARCHICAL,
             {"tp": 2, "cp": 4},
             ALL_LINKS | {"backend__engine": "astrasim", "backend__astrasim__binary": "/bin/true"},
-            ["run direct", "builtin"],
+            ["run all-reduce direct", "builtin"],
         ),
         ("hybrid", {}, {"backend__engine": "astrasim", "backend__astrasim__binary": "/no/such/binary"}, ["/no/such/binary"]),
         (

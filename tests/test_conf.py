@@ -46,6 +46,9 @@ PARAMETERS = {
     "llama3_1_8b": 8.030e9,
     "llama3_1_70b": 70.554e9,
     "llama3_1_405b": 405.85e9,
+    "mixtral_8x7b": 46.703e9,
+    "qwen3_30b_a3b": 30.532e9,
+    "qwen3_235b_a22b": 235.09e9,
 }
 
 MIXTRAL_8X7B = Model(  # mistralai/Mixtral-8x7B-v0.1 config.json

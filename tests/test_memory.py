@@ -14,7 +14,7 @@ from rapid_dse.config.scenario import Scenario
 from rapid_dse.layouts import Layouts
 from rapid_dse.model.parameters import count
 from rapid_dse.simulate import price
-from rapid_dse.simulate.memory import layer_activations, peak_memory, stage_parameters
+from rapid_dse.simulate.memory import layer_activations, peak_memory, stage_weights
 from rapid_dse.simulate.stages import Stages, split_layers, stages
 
 SLACK = 1 + 1e-9
@@ -64,7 +64,9 @@ class TestActivationsOfALayer:
         assert four == pytest.approx(one / 4)
 
 
-@pytest.mark.parametrize("name", ["llama2_7b", "llama3_1_8b", "llama3_1_70b", "llama3_1_405b", "gpt3_175b"])
+@pytest.mark.parametrize(
+    "name", ["llama2_7b", "llama3_1_8b", "llama3_1_70b", "llama3_1_405b", "gpt3_175b", "mixtral_8x7b", "qwen3_30b_a3b"]
+)
 def test_one_gpus_parameters_are_the_models(name: str) -> None:
     """At tp = pp = 1: the published count, but for padding and the final norm; all stages together hold as many."""
     of = scenario(model=name, workload__seq_len=2048)
@@ -74,7 +76,7 @@ def test_one_gpus_parameters_are_the_models(name: str) -> None:
     rows = layouts({"tp": 1, "pp": 4, "num_gpus": 4})
     split = np.array(split_layers(of.model, "megatron", 4, 1))[:, None]
     place = np.arange(4)[:, None]
-    every = stage_parameters(of, rows, Stages(place, split, place, np.cumsum(split, axis=0) - split, place == 0, place == 3)).sum()
+    every = stage_weights(of, rows, Stages(place, split, place, np.cumsum(split, axis=0) - split, place == 0, place == 3)).total.sum()
     tied = count(of.model).embedding if of.model.tie_word_embeddings else 0  # first and last stage hold a copy each
     assert every == pytest.approx(total + tied, rel=5e-4)
 

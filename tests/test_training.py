@@ -207,6 +207,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "unfused": {"hw": "a100", "software": "megatron_deepspeed", "software__attention": "unfused", "software__fused_softmax": False},
     "fsdp": {"hw": "l40s", "software": "llm_foundry", "software__reduce_each_micro_batch": True, "workload__seq_len": 4096},
     "window": {"hw": "mi300x", "model": "llama3_1_70b", "model__sliding_window": 1024, "model__head_dim": 192},
+    "experts": {"model": "qwen3_30b_a3b", "workload__seq_len": 4096},
+    "shared_experts": EXPERTS | {"model__n_shared_experts": 2, "software": "nemo", "workload__precision": "fp8"},
     "host": {"model": "llama2_13b", "software__host_layer": 2e-2, "software__host_step": 0.05, "software__host_micro_batch": 1e-3},
 }
 
@@ -263,10 +265,7 @@ class TestRefused:
     @pytest.mark.parametrize(
         ("changes", "message"),
         [
-            (
-                {"model__num_experts": 8, "model__num_experts_per_tok": 2, "model__moe_intermediate_size": 14336},
-                r"model\.num_experts=8: .*not",
-            ),
+            (EXPERTS | {"model__first_k_dense_replace": 1}, r"model\.first_k_dense_replace=1: .*not"),
             ({"model__kv_lora_rank": 512}, r"model\.kv_lora_rank=512: .*not"),
             ({"workload__kind": "inference"}, r"workload\.kind=inference: .*allowed: training"),
             ({"hw__network__dimensions": [SWITCH | {"topology": "torus"}]}, r"dimensions\.0\.topology=torus"),
@@ -317,7 +316,7 @@ class TestLaws:
         of, rows = table(name, **UNHINDERED)
         before, after = price(of, rows).step_time_s, price(faster(of, part, factor), rows).step_time_s
         # Where gathers fill a zero-bubble slot, faster weight gradients leave it as long but fill less of the tail.
-        slack = np.where((rows.schedule == ZERO_BUBBLE) & (rows.zero >= 2), 1.002, SLACK)
+        slack = np.where((rows.schedule == ZERO_BUBBLE) & (rows.zero >= 2), 1.006, SLACK)
         assert (after <= before * slack).all()
         assert (after < before).any()
 

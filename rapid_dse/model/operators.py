@@ -1,6 +1,6 @@
 """What work a transformer is: its matrix products, attention and elementwise passes as shapes, on columns.
 
-A column here has one entry a distinct micro-batch shape: ``(tp, cp, micro_batch_size, sequence_parallel)``.
+A column here has one entry a distinct micro-batch shape: ``(tp, cp, ep, micro_batch_size, sequence_parallel)``.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ class MicroBatch:
 
     tp: IntColumn
     cp: IntColumn
+    ep: IntColumn
     micro_batch_size: IntColumn
     sequence_parallel: BoolColumn
     seq_len: int
@@ -41,12 +42,22 @@ class MicroBatch:
 
 @dataclass(frozen=True)
 class MatMul:
-    """C[m, n] = A[m, k] · B[k, n] of one rank, weights in B; each ``(n_shapes,)``."""
+    """C[m, n] = A[m, k] · B[k, n] of one rank, weights in B, ``batch`` of them in one kernel; each ``(n_shapes,)``.
+
+    ``sixteen_bit``: whether it stays in 16 bits where the others run in fp8.
+    """
 
     name: str
     m: FloatColumn
     n: FloatColumn
     k: FloatColumn
+    batch: FloatColumn | float = 1.0
+    sixteen_bit: bool = False
+
+    @property
+    def flops(self) -> FloatColumn:
+        """FLOP of the forward product, ``(n_shapes,)``."""
+        return 2.0 * self.batch * self.m * self.n * self.k
 
 
 def padded_vocab(model: Model, tp: IntColumn) -> IntColumn:
@@ -72,27 +83,59 @@ def layer_matmuls(model: Model, shape: MicroBatch) -> list[MatMul]:
     heads = model.num_attention_heads / shape.tp
     tokens = shape.tokens
     hidden = np.full_like(tokens, model.hidden_size)
-    wide = model.intermediate_size / shape.tp
-    return [
+    attention = [
         MatMul("qkv", tokens, (heads + 2 * local_kv_heads(model, shape.tp)) * head, hidden),
         MatMul("attention_output", tokens, hidden, heads * head),
-        MatMul("mlp_up", tokens, mlp_projections(model) * wide, hidden),
-        MatMul("mlp_down", tokens, hidden, wide),
     ]
+    if model.num_experts:
+        return attention + expert_matmuls(model, shape)
+    return attention + _mlp_matmuls("mlp", model, tokens, model.intermediate_size / shape.tp)
+
+
+def _mlp_matmuls(name: str, model: Model, tokens: FloatColumn, wide: FloatColumn | float, batch: FloatColumn | float = 1.0) -> list[MatMul]:
+    hidden = np.full_like(tokens, model.hidden_size)
+    wide = np.broadcast_to(wide, tokens.shape)
+    return [
+        MatMul(f"{name}_up", tokens, mlp_projections(model) * wide, hidden, batch),
+        MatMul(f"{name}_down", tokens, hidden, wide, batch),
+    ]
+
+
+def expert_matmuls(model: Model, shape: MicroBatch) -> list[MatMul]:
+    """The products of a mixture-of-experts MLP on one rank: router, shared experts, and the rank's routed experts as one grouped product.
+
+    Tokens are spread evenly over the experts, as balancing losses have it (Fedus et al., arXiv 2101.03961, section 2.2); each expert is
+    split over the tensor-parallel group, whose ranks all see its tokens.
+    """
+    mine = model.num_experts / shape.ep
+    tokens, wide = shape.tokens, model.moe_intermediate_size / shape.tp
+    local = shape.norm_tokens
+    experts, hidden = np.full_like(local, model.num_experts), np.full_like(local, model.hidden_size)
+    shared = _mlp_matmuls("shared", model, tokens, model.n_shared_experts * wide) if model.n_shared_experts else []
+    routed = np.maximum(1.0, tokens * model.num_experts_per_tok / mine)
+    return [MatMul("router", local, experts, hidden, sixteen_bit=True), *shared, *_mlp_matmuls("expert", model, routed, wide, mine)]
 
 
 def head_matmul(model: Model, shape: MicroBatch) -> MatMul:
     """The product with the vocabulary."""
     tokens = shape.tokens
-    return MatMul("head", tokens, padded_vocab(model, shape.tp) / shape.tp, np.full_like(tokens, model.hidden_size))
+    return MatMul("head", tokens, padded_vocab(model, shape.tp) / shape.tp, np.full_like(tokens, model.hidden_size), sixteen_bit=True)
 
 
 def matrix_parameters(model: Model) -> float:
-    """Parameters of the matrices that multiply every token: layers and head, look-up excluded."""
+    """Parameters of the matrices that multiply a token: layers and head, look-up excluded; of routed experts those it is sent to."""
     head = model.attention_head_dim
     attention = model.hidden_size * head * (2 * model.num_attention_heads + 2 * model.num_key_value_heads)
-    mlp = model.hidden_size * model.intermediate_size * (mlp_projections(model) + 1)
-    return float(model.num_hidden_layers * (attention + mlp) + model.hidden_size * model.vocab_size)
+    router = model.hidden_size * model.num_experts
+    mlp = model.hidden_size * mlp_width(model) * (mlp_projections(model) + 1)
+    return float(model.num_hidden_layers * (attention + router + mlp) + model.hidden_size * model.vocab_size)
+
+
+def mlp_width(model: Model) -> int:
+    """The intermediate size that a token sees: of its routed and shared experts together in a mixture of experts."""
+    if model.num_experts:
+        return (model.num_experts_per_tok + model.n_shared_experts) * model.moe_intermediate_size
+    return model.intermediate_size
 
 
 def model_flops_per_token(model: Model, seq_len: int) -> float:

@@ -121,7 +121,9 @@ def place(degrees: Mapping[str, npt.ArrayLike], order: Sequence[str], network: N
         gradient = spans["cp"] * spans["dp"]
         rest = spans["cp"] * _span([runs["dp"]], network, runs)
     else:
-        merged = _merge([runs[name] for name in order if name in DATA])
+        first, second = (runs[name] for name in order if name in DATA)
+        whole = _Run(first.count * second.count, first.stride, first.dimensions)
+        merged = [whole] if merges(order, network) else [first, second]
         taken, left = _take(merged, columns["ep"], inner=order.index("ep") < order.index("dp"))
         gradient, spans["ep"], rest = (_span(part, network, runs) for part in (merged, taken, left))
     return Placement(**spans, gradient=gradient, expert_gradient=rest, reasons=tuple(reasons))
@@ -175,12 +177,11 @@ def _broken(counts: Mapping[str, Integers], network: Network, homes: Mapping[str
     return rules
 
 
-def _merge(runs: list[_Run]) -> list[_Run]:
-    """Neighbouring runs, inner first, become one where the outer starts where the inner ends."""
-    first, second = runs
-    if first.dimensions == second.dimensions and bool(np.all(first.stride * first.count == second.stride)):
-        return [_Run(first.count * second.count, first.stride, first.dimensions)]
-    return runs
+def merges(order: Sequence[str], network: Network) -> bool:
+    """Whether cp and dp are neighbours on the same dimensions, so that together they are one run of ranks."""
+    homes = _homes(network)
+    around = [name for name in order if name in FACTORS and (name in DATA or homes.get(name) == homes.get("dp"))]
+    return homes.get("cp") == homes.get("dp") and abs(around.index("cp") - around.index("dp")) == 1
 
 
 def _take(runs: list[_Run], count: Integers, inner: bool) -> tuple[list[_Run], list[_Run]]:

@@ -96,7 +96,7 @@ class PlanTables:
         name = COLLECTIVES[collective]
         if n < 2:
             raise ValueError(f"{name} over a group of {n} rank: a collective needs at least 2")
-        algorithm = self.system.algorithm(name, 0, 1) if len(self.sizes) == 1 else self.system.group_algorithm or "ring"
+        algorithm = self.system.algorithm(name, 0, 1) if len(self.sizes) == 1 else self.system.group_algorithms.get(name, "ring")
         if algorithm == "doubleBinaryTree":
             raise ValueError(f"{name} over a group of {n} ranks: doubleBinaryTree runs over the whole world only")
         half = FIRST_HALF if collective == AR and self.system.collective_optimization == "localBWAware" else ANY_QUEUE

@@ -37,15 +37,15 @@ class SystemSettings:
     """GB/s (1e9) at which a reduction reads twice and writes once; more is faster."""
     scheduling_policy: str = "LIFO"
     collective_optimization: str = "localBWAware"
-    group_algorithm: str | None = None
-    """Of groups within the world on a network of several dimensions; None is ASTRA-sim's own, a ring over one link a rank."""
+    group_algorithms: Mapping[str, str] = field(default_factory=dict)
+    """By collective, of groups within the world on a network of several dimensions; else ASTRA-sim's own, a ring over one link a rank."""
 
     def __post_init__(self) -> None:
         for name in COLLECTIVES:
             for algorithm in self.algorithms[name]:
                 check_algorithm(IMPLEMENTATION_KEYS[name], algorithm)
-        if self.group_algorithm is not None:
-            check_algorithm("group_algorithm", self.group_algorithm)
+        for algorithm in self.group_algorithms.values():
+            check_algorithm("group_algorithms", algorithm)
         least = {"preferred-dataset-splits": self.splits, "active-chunks-per-dimension": self.active_chunks}
         least["queues-per-dim"] = self.queues_per_dim
         for key, value in least.items():

@@ -10,7 +10,7 @@ import re
 import signal
 import subprocess
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -23,7 +23,7 @@ from rapid_dse.network.plans import PlanTables
 from rapid_dse.network.system import SystemSettings
 from rapid_dse.network.topology import Topology
 from rapid_dse.trace.chakra import write_traces
-from rapid_dse.trace.graph import COLLECTIVE, RECEIVE, WORLD, Graph, Ints
+from rapid_dse.trace.graph import COLLECTIVE, COLLECTIVES, RECEIVE, WORLD, Graph, Ints
 from rapid_dse.trace.graph_file import GraphFile
 
 BINARY_VARIABLE = "ASTRA_SIM_BIN"
@@ -124,13 +124,14 @@ def engine_for(binary: Path | None) -> Callable[[GraphFile, str], RunResult]:
     return engine
 
 
-def check_groups(system: SystemSettings) -> None:
-    """Raise ValueError where groups run what ASTRA-sim has for the world alone."""
-    if system.group_algorithm is not None:
-        raise ValueError(
-            f"backend.engine=astrasim: groups in several dimensions, one of them fully connected, run {system.group_algorithm} "
-            "here and rings there; allowed with it: backend.engine=builtin"
-        )
+def check_groups(system: SystemSettings, collectives: Collection[str]) -> None:
+    """Raise ValueError where groups run one of the ``collectives`` as ASTRA-sim has it for the world alone."""
+    for name in collectives:
+        if name in system.group_algorithms:
+            raise ValueError(
+                f"backend.engine=astrasim: in a network of several dimensions groups run {name.lower().replace('_', '-')} "
+                f"{system.group_algorithms[name]} here and as rings there; allowed with it: backend.engine=builtin"
+            )
 
 
 def check_for_astrasim(graph: Graph, topology: Topology, system: SystemSettings, network: str) -> None:
@@ -138,8 +139,8 @@ def check_for_astrasim(graph: Graph, topology: Topology, system: SystemSettings,
     if network not in ("congestion_aware", "congestion_unaware"):
         raise ValueError(f"network is {network!r}: ASTRA-sim runs congestion_aware or congestion_unaware")
     check_topology(topology, network)
-    check_groups(system)
     graph.check()
+    check_groups(system, [COLLECTIVES[kind] for kind in np.unique(graph.collective[graph.kind == COLLECTIVE])])
     for dimension in topology.dimensions:
         if dimension.kind not in ("Ring", "FullyConnected", "Switch"):
             raise ValueError(f"topology {dimension.kind}: ASTRA-sim has Ring, FullyConnected and Switch")

@@ -50,9 +50,11 @@ class Block:
 def distinct_shapes(layouts: Layouts, seq_len: int) -> tuple[MicroBatch, NDArray[np.int64]]:
     """The distinct micro-batch shapes of the layouts, and which of them each layout has, ``(n_layouts,)``."""
     packed = ((layouts.tp * 65536 + layouts.cp) * 65536 + layouts.micro_batch_size) * 2 + layouts.sequence_parallel
+    if (layouts.ep > 1).any():
+        packed = packed * 4096 + layouts.ep
     _, first, where = np.unique(packed, return_index=True, return_inverse=True)
     rows = layouts.take(first)
-    return MicroBatch(rows.tp, rows.cp, rows.micro_batch_size, rows.sequence_parallel, seq_len), where
+    return MicroBatch(rows.tp, rows.cp, rows.ep, rows.micro_batch_size, rows.sequence_parallel, seq_len), where
 
 
 def framework_block(scenario: Scenario, shape: MicroBatch, alone: Operators, device: OperatorModel) -> Block:

@@ -1,22 +1,29 @@
-"""A transformer layer on the event engine: what its passes take on the links of its own tensor- and context-parallel group."""
+"""A transformer layer on the event engine: what its passes take on the links of its own block of ranks.
+
+A block is a tensor- and context-parallel group of one stage, with all others that its ranks share experts with.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import TypeAlias
 
 import numpy as np
 
 from rapid_dse.layouts import ZERO_BUBBLE
 from rapid_dse.network.cluster import Cluster, fault_ends
+from rapid_dse.network.experts import ExpertGroups
 from rapid_dse.simulate import runs
 from rapid_dse.simulate.exposed import exposed
 from rapid_dse.simulate.quantities import Priced1
+from rapid_dse.simulate.steps import stage_for
 from rapid_dse.simulate.training import Layer, layer_gathers
 from rapid_dse.trace.block import backward, forward
 from rapid_dse.trace.coarse import Pass
 from rapid_dse.trace.flattened import LayerPasses
-from rapid_dse.trace.graph import Ints
 from rapid_dse.trace.script import Script
+
+Block: TypeAlias = tuple[int, int]  # its stage, and which of ``ExpertGroups.blocks`` it is there
 
 
 @dataclass(frozen=True)
@@ -40,17 +47,19 @@ class LayerTimes:
         return Pass("layers forward", self.forward), Pass("layers backward", self.backward)
 
 
-def run_layer(one: Priced1, cluster: Cluster, block: Ints) -> tuple[LayerTimes, runs.Run]:
-    """Runs one layer's forward and backward pass on one tensor- and context-parallel group alone.
+def run_layer(one: Priced1, cluster: Cluster, block: Block) -> tuple[LayerTimes, runs.Run]:
+    """Runs one layer's forward and backward pass on one block of ranks alone.
 
     Args:
-        block: the group's places, ``(cp, tp)``.
+        block: its stage and its number there.
 
     Raises:
         ValueError: what the engine cannot run.
     """
-    part, places = cluster.part(block)
-    stage = block_stage(one, part, places)
+    experts = one.experts
+    replicas = experts.blocks[block[1]]
+    part, places = cluster.part(cluster.rank[block[0], replicas][None])
+    stage = stage_for(one, part, places, experts.of(replicas))
     script, marks = _layer_script(one, stage)
     role = np.full(part.topology.ranks, -1, np.int64)
     role[places.ravel()] = 0
@@ -59,7 +68,8 @@ def run_layer(one: Priced1, cluster: Cluster, block: Ints) -> tuple[LayerTimes, 
     first = int(np.searchsorted(done.traced.graph.rank, rank))
     cuts = [(int(done.result.start_ns[first + mark]), int(done.result.end_ns[first + mark])) for mark in marks]
     spans = [exposed(done.traced, done.result, rank, *span) for span in ((0, cuts[0][0]), (cuts[0][1], cuts[1][0]), (cuts[1][1], None))]
-    waits = "tp" if one.work.tp > 1 else "cp"  # within a block ranks wait for those of their own group
+    # within a block ranks wait for those of their own group
+    waits = "tp" if one.work.tp > 1 else "cp" if one.work.ring else "ep"
     for terms in spans:
         terms[waits] += terms.pop("bubble")
         terms["bubble"] = 0.0
@@ -81,14 +91,6 @@ def _layer_script(one: Priced1, stage: runs.Stage) -> tuple[Script, list[int]]:
     return script, marks
 
 
-def block_stage(one: Priced1, part: Cluster, places: Ints) -> runs.Stage:
-    """The groups of one block: tensor parallel along the last axis of ``places`` ``(cp, tp)``, the rings along the first."""
-    rings = places.T
-    ranks = part.topology.ranks
-    peers = {"cp next": runs.neighbours(rings, ranks, 1), "cp previous": runs.neighbours(rings, ranks, -1)}
-    return runs.stage_on(one.scenario, part, {"tp": places}, peers)
-
-
 def measured_layer(one: Priced1, times: LayerTimes) -> Layer:
     """The closed forms' layer with the passes that the engine measured; what shows of data-parallel traffic follows from them."""
 
@@ -106,6 +108,7 @@ def measured_layer(one: Priced1, times: LayerTimes) -> Layer:
         compute=column(times.forward["compute"] + times.backward["compute"]),
         tp=column(times.forward["tp"] + times.backward["tp"]),
         cp=column(times.forward["cp"] + times.backward["cp"]),
+        ep=column(times.forward["ep"] + times.backward["ep"]),
         forward=column(ahead),
         backward=column(back),
         dp=dp_forward + np.maximum(0.0, old.gathers - share * back),
@@ -118,33 +121,38 @@ def _scatter(one: Priced1) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
     return during - ahead
 
 
-def check_failed_links(cluster: Cluster) -> None:
+def check_failed_links(cluster: Cluster, experts: ExpertGroups) -> None:
     """Refuses failed links within blocks that lie on one dimension, where there is no way round them.
 
     Raises:
         ValueError: with the link, and what to use instead.
     """
     for fault in cluster.topology.faulty_links:
-        for block in blocks_of(cluster, fault) if fault[2] == 0 else ():
-            part, _ = cluster.part(cluster.rank[block])
+        for stage, number in blocks_of(cluster, experts, fault) if fault[2] == 0 else ():
+            part, _ = cluster.part(cluster.rank[stage, experts.blocks[number]])
             if len(part.topology.dimensions) == 1:
                 raise ValueError(
-                    f"hw.network.faulty_links has {list(fault)}: no way round a failed link lies within its tensor- and context-parallel "
-                    "group, which this backend times alone; allowed: a factor above 0, or backend=full_astrasim_flattened"
+                    f"hw.network.faulty_links has {list(fault)}: no way round a failed link lies within its tensor-, context- and "
+                    "expert-parallel group, which this backend times alone; allowed: a factor above 0, or backend=full_astrasim_flattened"
                 )
 
 
-def faulty_blocks(cluster: Cluster) -> dict[tuple[int, int], None]:
-    """The blocks, by their (pp, dp) index, whose own links have faults: both ends within one, along a dimension that it spans."""
-    found: dict[tuple[int, int], None] = {}
+def faulty_blocks(cluster: Cluster, experts: ExpertGroups) -> dict[Block, None]:
+    """The blocks whose own links have faults: both ends within one, along a dimension that it spans."""
+    found: dict[Block, None] = {}
     for fault in cluster.topology.faulty_links:
-        found |= dict.fromkeys(blocks_of(cluster, fault))
+        found |= dict.fromkeys(blocks_of(cluster, experts, fault))
     return found
 
 
-def blocks_of(cluster: Cluster, fault: tuple[int, int, float]) -> list[tuple[int, int]]:
+def blocks_of(cluster: Cluster, experts: ExpertGroups, fault: tuple[int, int, float]) -> list[Block]:
     """The blocks that a faulty link slows; none where it carries gradients or stages alone."""
     ends, axis = fault_ends(cluster.topology, fault)
-    inside = [{(int(p), int(d)) for p, d, _, _ in np.argwhere(cluster.rank == end)} for end in ends]
-    spanned = [block for block in set.intersection(*inside) if len(np.unique(cluster.coordinates(cluster.rank[block])[axis])) > 1]
-    return sorted(spanned)
+    number = np.empty(cluster.rank.shape[1], np.int64)
+    number[experts.blocks] = np.arange(len(experts.blocks))[:, None]
+    inside = [{(int(p), int(number[d])) for p, d, _, _ in np.argwhere(cluster.rank == end)} for end in ends]
+
+    def spans(block: Block) -> bool:
+        return len(np.unique(cluster.coordinates(cluster.rank[block[0], experts.blocks[block[1]]])[axis])) > 1
+
+    return sorted(block for block in set.intersection(*inside) if spans(block))

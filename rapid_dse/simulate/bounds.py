@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from rapid_dse.config.scenario import Scenario
 from rapid_dse.layouts import ZERO_BUBBLE, Layouts
 from rapid_dse.simulate.block import Block, framework_block
-from rapid_dse.simulate.memory import stage_parameters
+from rapid_dse.simulate.memory import stage_weights
 from rapid_dse.simulate.stages import split_chunks, stages
 from rapid_dse.simulate.training import CHUNK, Prepared, price_operators, recomputed, update_seconds
 
@@ -43,7 +43,7 @@ def _computing(scenario: Scenario, whole: Layouts, ready: Prepared, alone: Block
     # Zero bubble ends a stage with weight gradients, which no other stage waits for.
     delayed = layouts.schedule == ZERO_BUBBLE
     passing = np.where(delayed, np.clip(layer - 2 * block.weight_gradient, 0.0, block.layer_forward), layer)
-    update = update_seconds(scenario, layouts, stage_parameters(scenario, layouts, found)[0], ready.device)
+    update = update_seconds(scenario, layouts, stage_weights(scenario, layouts, found).first_stage(), ready.device)
     own = layouts.num_micro_batches * slot + ahead * passing + np.where(delayed & (found.position > 0), 0.0, update)
     rounding = 0.5e-9 * _LAYER_NODES * (layouts.num_micro_batches * (found.layers + 1) + ahead + 1)
     seconds: FloatColumn = (own - rounding).max(axis=0) * (1 - 1e-12) + software.host_step

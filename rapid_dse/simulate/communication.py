@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +24,8 @@ class Traffic:
     """Seconds of transfers and bytes that leave a GPU, ``(n_layouts,)`` each.
 
     ``tp_forward``, ``tp_backward`` and ``tp_gather_again`` (sequence parallelism's second gather of a layer's inputs, for the weight
-    gradient) are of one layer and micro-batch, so are ``cp_forward`` and ``cp_backward``; ``pp_hop`` is one send to the next stage.
+    gradient) are of one layer and micro-batch, so are ``cp_forward`` and ``cp_backward``; ``ep_exchange`` is one of the two all-to-alls
+    of each pass, to the experts or back; ``pp_hop`` is one send to the next stage.
     """
 
     tp_forward: FloatColumn
@@ -31,9 +33,11 @@ class Traffic:
     tp_gather_again: FloatColumn
     cp_forward: FloatColumn
     cp_backward: FloatColumn
+    ep_exchange: FloatColumn
     pp_hop: FloatColumn
     tp_bytes: FloatColumn
     cp_bytes: FloatColumn
+    ep_bytes: FloatColumn
     pp_bytes: FloatColumn
 
 
@@ -59,37 +63,99 @@ def placement_of(scenario: Scenario, layouts: Layouts) -> Placement:
     return place(degrees, scenario.parallel.order, scenario.hw.network)
 
 
-def traffic(scenario: Scenario, layouts: Layouts, placement: Placement, network: Network) -> Traffic:
-    """The transfers of one layer and one micro-batch."""
-    model = scenario.model
-    tokens = layouts.micro_batch_size * (scenario.workload.seq_len / layouts.cp)
-    width = compute_bytes(scenario)
-    stream = tokens * (model.hidden_size * width)
-    sequence = layouts.sequence_parallel
-    reduce = closed_form.all_reduce(stream, placement.tp, network)
-    gather = closed_form.all_gather(stream, placement.tp, network)
-    scatter = closed_form.reduce_scatter(stream, placement.tp, network)
+@dataclass(frozen=True)
+class TensorParallel:
+    """Seconds of one collective of each kind over a tensor-parallel group on ``size`` bytes, the whole buffer's; ``(n_layouts,)`` each."""
+
+    size: FloatColumn
+    gather: FloatColumn
+    scatter: FloatColumn
+    reduce: FloatColumn
+
+
+def tensor_parallel(scenario: Scenario, size: FloatColumn, placement: Placement, network: Network) -> TensorParallel:
+    """The collectives on ``size`` bytes, with the wait for ranks on other nodes."""
     nodes = placement.tp.size / placement.tp.members[0]
     skew = scenario.software.node_skew * (nodes - 1)
-    gather, scatter, reduce = gather + skew, scatter + skew, reduce + skew
-    each = np.where(sequence, gather + scatter, reduce)
+    gather, scatter, reduce = (
+        collective(size, placement.tp, network) + skew
+        for collective in (closed_form.all_gather, closed_form.reduce_scatter, closed_form.all_reduce)
+    )
+    return TensorParallel(size, gather, scatter, reduce)
+
+
+def stream_bytes(scenario: Scenario, layouts: Layouts) -> FloatColumn:
+    """Bytes of a micro-batch's activations between layers, of a whole tensor-parallel group, ``(n_layouts,)``."""
+    tokens = layouts.micro_batch_size * (scenario.workload.seq_len / layouts.cp)
+    return tokens * (scenario.model.hidden_size * compute_bytes(scenario))
+
+
+def exchanged(scenario: Scenario, layouts: Layouts, placement: Placement, network: Network) -> tuple[tuple[TensorParallel, ...], ...]:
+    """What tensor parallelism exchanges around attention, and around the MLP.
+
+    Under sequence parallelism a gather before and a scatter after, else one reduction after. The routed rows of a mixture of experts
+    are gathered when they have arrived from other ranks, and scattered before they go back, beside what the shared experts exchange
+    (Megatron Core's all-to-all dispatcher); without sequence parallelism partial sums travel back, and one reduction ends the layer.
+    """
+    stream = tensor_parallel(scenario, stream_bytes(scenario, layouts), placement, network)
+    model = scenario.model
+    if not model.num_experts:
+        return (stream,), (stream,)
+    sequence = layouts.sequence_parallel
+    rows = np.where(sequence, stream.size * model.num_experts_per_tok, stream.size)
+    routed = tensor_parallel(scenario, rows, placement, network)
+    if not model.n_shared_experts:
+        return (stream,), (routed,)
+    nothing = np.zeros(len(layouts))
+    return (stream,), (routed, replace(stream, size=np.where(sequence, stream.size, 0.0), reduce=nothing))
+
+
+def traffic(scenario: Scenario, layouts: Layouts, placement: Placement, network: Network) -> Traffic:
+    """The transfers of one layer and one micro-batch."""
+    model, sequence = scenario.model, layouts.sequence_parallel
+    tokens = layouts.micro_batch_size * (scenario.workload.seq_len / layouts.cp)
+    width, stream = compute_bytes(scenario), stream_bytes(scenario, layouts)
+    halves = exchanged(scenario, layouts, placement, network)
+    every = [each for half in halves for each in half]
+    gather, scatter, reduce = (sum_of([getattr(each, kind) for each in every]) for kind in ("gather", "scatter", "reduce"))
+    each_way = np.where(sequence, gather + scatter, reduce)
     keys = tokens * local_kv_heads(model, layouts.tp) * model.attention_head_dim * (2 * width)
     hop = closed_form.send_recv(keys, placement.cp, network)
     # Each tensor-parallel rank sends its share; without sequence parallelism the node gathers it again (arXiv 2104.04473, section 4.1).
     boundary = stream / layouts.tp
-    regather = np.where(sequence, 0.0, gather)
+    regather = np.where(sequence, 0.0, halves[0][0].gather)
     share = (layouts.tp - 1) / layouts.tp
+    rows = routed_bytes(scenario, layouts)
+    moved = sum_of([each.size for each in every])
     return Traffic(
-        tp_forward=2 * each,
-        tp_backward=2 * each,
-        tp_gather_again=np.where(sequence, 2 * gather, 0.0),
+        tp_forward=each_way,
+        tp_backward=each_way,
+        tp_gather_again=np.where(sequence, gather, 0.0),
         cp_forward=(layouts.cp - 1) * hop,
         cp_backward=2 * (layouts.cp - 1) * hop,
+        ep_exchange=closed_form.all_to_all(rows, placement.ep, network) if model.num_experts else np.zeros(len(layouts)),
         pp_hop=closed_form.send_recv(boundary, placement.pp, network) + np.where(layouts.pp > 1, regather, 0.0),
-        tp_bytes=np.where(sequence, 10.0, 8.0) * share * stream,
+        tp_bytes=share * np.where(sequence, 5.0 * moved, 8.0 * stream),
         cp_bytes=3 * (layouts.cp - 1) * keys,
+        ep_bytes=4 * rows * (1 - 1 / layouts.ep),
         pp_bytes=2.0 * boundary * (layouts.pp > 1),
     )
+
+
+def routed_bytes(scenario: Scenario, layouts: Layouts) -> FloatColumn:
+    """Bytes of each all-to-all on a rank, its own experts' included, ``(n_layouts,)``: each token once for each of its experts.
+
+    The tokens are the rank's share of them under sequence parallelism, else all of its tensor-parallel group's.
+    """
+    tokens = stream_bytes(scenario, layouts) / np.where(layouts.sequence_parallel, layouts.tp, 1)
+    return tokens * scenario.model.num_experts_per_tok
+
+
+def sum_of(columns: Sequence[FloatColumn]) -> FloatColumn:
+    total = columns[0]
+    for column in columns[1:]:
+        total = total + column
+    return total
 
 
 def gradient_bytes(scenario: Scenario) -> int:

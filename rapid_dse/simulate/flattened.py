@@ -28,13 +28,13 @@ def price(scenario: Scenario, layouts: Layouts, watch: Watch | None = None, name
 def _check(one: Priced1) -> None:
     cluster = one.cluster()
     runs.check_links(cluster)
-    runs.check_engine(one.scenario, cluster.topology)
+    runs.check_engine(one.scenario, one.degree("ep"), cluster.topology)
 
 
 def run_step(one: Priced1) -> tuple[Priced, dict[str, runs.Run]]:
     """The results of one layout, and the run of its graph."""
     cluster = one.cluster()
-    stage = stage_for(one, cluster, cluster.rank)
+    stage = stage_for(one, cluster, cluster.rank, one.experts)
     works = stage_works(one, float(one.layer.forward[0]), float(one.layer.backward[0]))
     scripts = [stage_script(one, stage.style, number, work, LayerPasses(one.work)) for number, work in enumerate(works)]
     role = np.full(cluster.topology.ranks, -1, np.int64)

@@ -41,8 +41,10 @@ def _check(one: Priced1) -> None:
     runs.check_links(cluster)
     for fault in cluster.topology.faulty_links:
         fault_ends(cluster.topology, fault)
-    check_failed_links(cluster)
-    runs.check_engine(one.scenario, cluster.part(cluster.rank[0, 0])[0].topology, _pipeline(cluster)[0].topology)
+    experts = one.experts
+    check_failed_links(cluster, experts)
+    block = cluster.part(cluster.rank[0, experts.blocks[0]])[0]
+    runs.check_engine(one.scenario, one.degree("ep"), block.topology, _pipeline(cluster)[0].topology)
 
 
 def require_own_dimension(one: Priced1, cluster: Cluster) -> None:
@@ -67,19 +69,20 @@ def require_own_dimension(one: Priced1, cluster: Cluster) -> None:
 def run_step(one: Priced1) -> tuple[Priced, dict[str, runs.Run]]:
     """The results of one layout, and the runs of its blocks and of the pipeline of them."""
     cluster = one.cluster()
-    faulty = faulty_blocks(cluster)
-    every = [(int(p), int(d)) for p, d in np.ndindex(*cluster.rank.shape[:2])]
+    experts = one.experts
+    faulty = faulty_blocks(cluster, experts)
+    every = [(int(p), int(b)) for p, b in np.ndindex(len(cluster.rank), len(experts.blocks))]
     # one healthy block stands for all of them
     wanted = [*next(([block] for block in every if block not in faulty), []), *faulty]
-    blocks = {block: run_layer(one, cluster, cluster.rank[block]) for block in wanted}
+    blocks = {block: run_layer(one, cluster, block) for block in wanted}
     part, places = _pipeline(cluster)
-    stage = stage_for(one, part, places)
+    stage = stage_for(one, part, places, experts)
     scripts: list[Script] = []
     role = np.full(part.topology.ranks, -1, np.int64)
     for block, (times, _) in blocks.items():
         first = len(scripts)
         scripts += _stage_scripts(one, stage, times)
-        _assign(role, places, first, block if block in faulty else None)
+        _assign(role, places, first, (block[0], experts.blocks[block[1]]) if block in faulty else None)
     done = runs.run(one.scenario, stage, scripts, role, "pipeline")
     kept = {f"block_{block[0]}_{block[1]}": run for block, (_, run) in blocks.items()}
     return priced(one, done), kept | {"pipeline": done}
@@ -97,8 +100,8 @@ def _stage_scripts(one: Priced1, stage: runs.Stage, times: LayerTimes) -> list[S
     return [stage_script(one, stage.style, number, work, passes) for number, work in enumerate(works)]
 
 
-def _assign(role: Ints, places: Ints, first: int, block: tuple[int, int] | None) -> None:
-    """Gives the ranks of a block (None: of all) the scripts of their stages, which start at ``first``."""
+def _assign(role: Ints, places: Ints, first: int, block: tuple[int, Ints] | None) -> None:
+    """Gives the ranks of a block (its stage and data-parallel ranks; None: all) the scripts of their stages, which start at ``first``."""
     stages = np.broadcast_to(np.arange(len(places))[:, None, None, None], places.shape)
     where = (slice(None), slice(None)) if block is None else block
     role[places[where]] = first + stages[where]

@@ -31,15 +31,16 @@ def _check(one: Priced1) -> None:
     cluster = one.cluster()
     runs.check_links(cluster)
     _require_closed_form_outside(one, cluster)
-    check_failed_links(cluster)
-    runs.check_engine(one.scenario, cluster.part(cluster.rank[0, 0])[0].topology)
+    experts = one.experts
+    check_failed_links(cluster, experts)
+    runs.check_engine(one.scenario, one.degree("ep"), cluster.part(cluster.rank[0, experts.blocks[0]])[0].topology)
 
 
 def run_step(one: Priced1) -> tuple[Priced, dict[str, runs.Run]]:
     """The results of one layout, and the runs of its blocks: a healthy one, or those with faulty links."""
     cluster = one.cluster()
-    blocks = list(faulty_blocks(cluster)) or [(0, 0)]
-    found = {f"block_{stage}_{replica}": run_layer(one, cluster, cluster.rank[stage, replica]) for stage, replica in blocks}
+    blocks = list(faulty_blocks(cluster, one.experts)) or [(0, 0)]
+    found = {f"block_{stage}_{number}": run_layer(one, cluster, (stage, number)) for stage, number in blocks}
     # every other stage and replica waits for the slowest
     times = max((times for times, _ in found.values()), key=lambda times: times.seconds("forward") + times.seconds("backward"))
     layer = measured_layer(one, times)
@@ -67,8 +68,8 @@ def _require_closed_form_outside(one: Priced1, cluster: Cluster) -> None:
                     f"closed form, and it has none; {outside}"
                 ) from None
     for fault in network.faulty_links:
-        if not blocks_of(cluster, fault):
+        if not blocks_of(cluster, one.experts, fault):
             raise ValueError(
-                f"hw.network.faulty_links has {list(fault)}, which no tensor- or context-parallel group crosses: hybrid "
-                f"prices all else in closed form; {outside}"
+                f"hw.network.faulty_links has {list(fault)}, which no tensor-, context- or expert-parallel group crosses: "
+                f"hybrid prices all else in closed form; {outside}"
             )

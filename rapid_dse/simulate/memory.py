@@ -6,6 +6,7 @@ Bytes; the candidate stages (first, fullest inner ones, last) are rows of ``(CAN
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 from rapid_dse.config.hardware import PRECISION_BYTES
 from rapid_dse.config.scenario import Scenario
 from rapid_dse.layouts import RECOMPUTE_FULL, RECOMPUTE_NONE, Layouts
-from rapid_dse.model.operators import local_kv_heads, mlp_projections, padded_vocab
+from rapid_dse.model.operators import local_kv_heads, mlp_projections, mlp_width, padded_vocab
 from rapid_dse.simulate.operators import compute_bytes
 from rapid_dse.simulate.stages import Stages
 from rapid_dse.trace.schedules import in_flight
@@ -40,15 +41,55 @@ class Memory:
         return total
 
 
-def layer_parameters(scenario: Scenario, layouts: Layouts) -> FloatColumn:
-    """Parameters of one layer that a tensor-parallel rank holds, ``(n_layouts,)``."""
+@dataclass(frozen=True)
+class Weights:
+    """Parameters that a rank holds, by the group that shares their gradients: cp·dp ranks hold the same ``dense`` ones, cp·dp/ep the same
+    ``experts`` (None in a dense model); arrays whose last axis is ``(n_layouts,)``.
+    """
+
+    dense: FloatColumn
+    experts: FloatColumn | None = None
+
+    @property
+    def total(self) -> FloatColumn:
+        """All of them."""
+        return self.dense if self.experts is None else self.dense + self.experts
+
+    def first_stage(self) -> Weights:
+        """Those of the first candidate stage, ``(n_layouts,)``."""
+        return Weights(self.dense[0], None if self.experts is None else self.experts[0])
+
+    def times(self, share: NDArray[Any] | float) -> Weights:
+        """So many times the parameters of both kinds."""
+        return Weights(self.dense * share, None if self.experts is None else self.experts * share)
+
+    def without(self, other: Weights) -> Weights:
+        """What is left where ``other`` is taken away."""
+        return Weights(self.dense - other.dense, None if self.experts is None or other.experts is None else self.experts - other.experts)
+
+    def sharded(self, layouts: Layouts, zero: int) -> FloatColumn:
+        """What ZeRO leaves a rank where the layout's stage is at least ``zero``."""
+        shards = np.where(layouts.zero >= zero, (layouts.dp * layouts.cp).astype(float), 1.0)
+        if self.experts is None:
+            return self.dense / shards
+        return self.dense / shards + self.experts / np.where(layouts.zero >= zero, shards / layouts.ep, 1.0)
+
+
+def layer_weights(scenario: Scenario, layouts: Layouts) -> Weights:
+    """Parameters of one layer that a rank holds, ``(n_layouts,)``; router and norms are whole on each tensor-parallel rank."""
     model, tp = scenario.model, layouts.tp
-    head = model.attention_head_dim
-    attention = model.hidden_size * head * (2 * model.num_attention_heads / tp + 2 * local_kv_heads(model, tp))
-    mlp = model.hidden_size * model.intermediate_size * (mlp_projections(model) + 1) / tp
-    norms = 2 * model.hidden_size * (2 if model.norm == "layernorm" else 1)
-    biases = (2 * model.hidden_size + (3 * model.num_attention_heads * head + model.intermediate_size) / tp) if model.linear_bias else 0.0
-    return attention + mlp + norms + biases
+    head, hidden = model.attention_head_dim, model.hidden_size
+    attention = hidden * head * (2 * model.num_attention_heads / tp + 2 * local_kv_heads(model, tp))
+    wide = model.n_shared_experts * model.moe_intermediate_size if model.num_experts else model.intermediate_size
+    mlp = hidden * wide * (mlp_projections(model) + 1) / tp
+    norms = 2 * hidden * (2 if model.norm == "layernorm" else 1)
+    biases = (2 * hidden + (3 * model.num_attention_heads * head + wide) / tp) if model.linear_bias else 0.0
+    dense = attention + mlp + norms + biases
+    if not model.num_experts:
+        return Weights(dense)
+    expert = hidden * model.moe_intermediate_size * (mlp_projections(model) + 1) / tp
+    expert = expert + (hidden + mlp_projections(model) * model.moe_intermediate_size / tp if model.linear_bias else 0.0)
+    return Weights(dense + hidden * model.num_experts, expert * (model.num_experts / layouts.ep))
 
 
 def vocabulary_parameters(scenario: Scenario, layouts: Layouts) -> FloatColumn:
@@ -56,13 +97,14 @@ def vocabulary_parameters(scenario: Scenario, layouts: Layouts) -> FloatColumn:
     return padded_vocab(scenario.model, layouts.tp) * (scenario.model.hidden_size / layouts.tp)
 
 
-def stage_parameters(scenario: Scenario, layouts: Layouts, stages: Stages) -> NDArray[np.float64]:
+def stage_weights(scenario: Scenario, layouts: Layouts, stages: Stages) -> Weights:
     """Parameters a rank holds on each candidate stage, ``(CANDIDATES, n_layouts)``; tied tables are one where a stage has both."""
     table = vocabulary_parameters(scenario, layouts)
     both = stages.has_embedding & stages.has_head & scenario.model.tie_word_embeddings
     tables = stages.has_embedding.astype(float) + stages.has_head - both
     positions = scenario.workload.seq_len * scenario.model.hidden_size if scenario.model.position_embedding == "learned" else 0.0
-    return stages.layers * layer_parameters(scenario, layouts) + tables * table + stages.has_embedding * positions
+    layers = layer_weights(scenario, layouts).times(stages.layers)
+    return Weights(layers.dense + tables * table + stages.has_embedding * positions, layers.experts)
 
 
 def layer_activations(scenario: Scenario, layouts: Layouts) -> FloatColumn:
@@ -76,11 +118,14 @@ def layer_activations(scenario: Scenario, layouts: Layouts) -> FloatColumn:
     stream = tokens / np.where(layouts.sequence_parallel, tp, 1) * model.hidden_size
     heads = model.num_attention_heads / tp
     queries, keys = tokens * heads * model.attention_head_dim, tokens * local_kv_heads(model, tp) * model.attention_head_dim
-    wide = tokens * model.intermediate_size / tp
+    wide = tokens * mlp_width(model) / tp
     gates = mlp_projections(model)
     width = compute_bytes(scenario)
-    products = width * ((queries + 2 * keys) + stream + gates * wide + stream)  # outputs of qkv, out, up, down
-    inputs = width * 2 * stream + _input_bytes(scenario, 2 * stream, queries, wide)  # of norms; of qkv and up, of out, of down
+    routed = tokens * (model.num_experts_per_tok * model.hidden_size) if model.num_experts else 0.0
+    down = np.where(layouts.sequence_parallel, routed / tp, routed) if model.num_experts else stream
+    products = width * ((queries + 2 * keys) + stream + gates * wide + down)  # outputs of qkv, out, up, down
+    # inputs of norms; of qkv and up (what the router and shared experts read, and the rows of the rank's experts), of out, of down
+    inputs = width * 2 * stream + _input_bytes(scenario, 2 * stream + routed, queries, wide) + _routing_bytes(scenario, layouts, down)
     copies = width * ((0 if software.fused_rotary else queries + keys) + (0 if software.fused_activation else wide))
     dropout = 2 * stream if software.dropout else 0.0  # two masks of a byte
     scores = _score_bytes(scenario, layouts, heads)
@@ -90,6 +135,16 @@ def layer_activations(scenario: Scenario, layouts: Layouts) -> FloatColumn:
     full = width * stream
     by_mode = np.where(layouts.recompute == RECOMPUTE_FULL, full, np.where(layouts.recompute == RECOMPUTE_NONE, kept + scores, selective))
     return by_mode * np.where(layouts.recompute == RECOMPUTE_FULL, 1.0, software.activation_overhead)
+
+
+def _routing_bytes(scenario: Scenario, layouts: Layouts, returned: FloatColumn) -> FloatColumn | float:
+    """What a mixture of experts keeps for the gradient of its routing: fp32 logits and probabilities, and the rows (``returned`` elements)
+    that come back to be weighted and summed."""
+    model = scenario.model
+    if not model.num_experts:
+        return 0.0
+    tokens = layouts.micro_batch_size * (scenario.workload.seq_len / layouts.cp) / np.where(layouts.sequence_parallel, layouts.tp, 1)
+    return 8.0 * tokens * model.num_experts + compute_bytes(scenario) * returned
 
 
 def _input_bytes(scenario: Scenario, streams: FloatColumn, queries: FloatColumn, wide: FloatColumn) -> FloatColumn:
@@ -113,16 +168,16 @@ def _score_bytes(scenario: Scenario, layouts: Layouts, heads: FloatColumn) -> Fl
 def peak_memory(scenario: Scenario, layouts: Layouts, stages: Stages) -> Memory:
     """The terms on the stage whose sum is the largest."""
     software = scenario.software
-    parameters = stage_parameters(scenario, layouts, stages)
-    shards = (layouts.dp * layouts.cp).astype(float)
+    weights = stage_weights(scenario, layouts, stages)
+    parameters, shards = weights.total, layouts.dp * layouts.cp
     accumulates = layouts.num_micro_batches > 1
     gradient = PRECISION_BYTES[software.gradient_dtype] + np.where(accumulates, software.extra_gradient_bytes, 0.0)
     # Under fp32 the weights that compute are the master weights.
     master = min(4.0, software.optimizer_bytes) if scenario.workload.precision == "fp32" else 0.0
     terms = {
-        "parameters": parameters * compute_bytes(scenario) / np.where(layouts.zero >= 3, shards, 1),
-        "gradients": parameters * gradient / np.where(layouts.zero >= 2, shards, 1),
-        "optimizer": parameters * (software.optimizer_bytes - master) / np.where(layouts.zero >= 1, shards, 1),
+        "parameters": weights.sharded(layouts, 3) * compute_bytes(scenario),
+        "gradients": weights.sharded(layouts, 2) * gradient,
+        "optimizer": weights.sharded(layouts, 1) * (software.optimizer_bytes - master),
         "activations": _activations(scenario, layouts, stages),
         "gathered": _gathered(scenario, layouts, parameters),
     }
@@ -157,7 +212,9 @@ def _without_recompute(layouts: Layouts) -> Layouts:
 def _gathered(scenario: Scenario, layouts: Layouts, parameters: NDArray[np.float64]) -> NDArray[np.float64]:
     """What ZeRO holds whole for a while, ``(CANDIDATES, n_layouts)``: from 2 on the gradient of the layer that computes, until it is
     reduced, and under 3 the weights of that layer and of the one that is fetched meanwhile, no more than the stage has."""
-    sharded, layer = layouts.dp * layouts.cp > 1, layer_parameters(scenario, layouts)
+    sharded, held = layouts.dp * layouts.cp > 1, layer_weights(scenario, layouts)
+    # experts that no other rank holds are not gathered
+    layer = held.dense if held.experts is None else held.dense + np.where(layouts.dp * layouts.cp > layouts.ep, held.experts, 0.0)
     unit = np.maximum(layer, vocabulary_parameters(scenario, layouts))
     weights = np.where(sharded & (layouts.zero >= 3), np.minimum(layer + unit, parameters) * compute_bytes(scenario), 0.0)
     gradient = layer * PRECISION_BYTES[scenario.software.gradient_dtype]

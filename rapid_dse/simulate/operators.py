@@ -11,9 +11,19 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from rapid_dse.config.model import Model
 from rapid_dse.config.scenario import Scenario
 from rapid_dse.device import AttentionKernel, OperatorModel
-from rapid_dse.model.operators import MatMul, MicroBatch, head_matmul, layer_matmuls, local_kv_heads, mean_context, mlp_projections
+from rapid_dse.model.operators import (
+    MatMul,
+    MicroBatch,
+    head_matmul,
+    layer_matmuls,
+    local_kv_heads,
+    mean_context,
+    mlp_projections,
+    mlp_width,
+)
 
 FloatColumn = NDArray[np.float64]
 
@@ -50,13 +60,15 @@ def compute_bytes(scenario: Scenario) -> int:
 def operators(scenario: Scenario, shape: MicroBatch, device: OperatorModel) -> Operators:
     """Prices a layer's operators and the head's for each shape."""
     layer, head = layer_matmuls(scenario.model, shape), head_matmul(scenario.model, shape)
-    shapes = _three_directions([*layer, head])
+    matmuls = [*layer, head]
+    shapes = _three_directions(matmuls)
+    narrow = np.array([scenario.workload.precision == "fp8" and not each.sixteen_bit for each in matmuls])
     forward, backward = (_attention_seconds(scenario, shape, device, direction) for direction in ("forward", "backward"))
     glue_forward, glue_backward = elementwise_bytes(scenario, shape)
-    flops = np.sum([2 * each.m * each.n * each.k for each in layer], axis=0)
+    flops = np.sum([each.flops for each in layer], axis=0)
     return Operators(
-        matmul_seconds=_matmul_seconds(scenario, shapes, device),
-        cast_bytes=_cast_bytes(scenario, shapes),
+        matmul_seconds=_matmul_seconds(scenario, shapes, narrow, device),
+        cast_bytes=_cast_bytes(scenario, shapes, narrow),
         attention_forward=forward,
         attention_backward=backward,
         glue_forward_bytes=glue_forward,
@@ -69,30 +81,35 @@ def operators(scenario: Scenario, shape: MicroBatch, device: OperatorModel) -> O
 
 
 def _three_directions(matmuls: list[MatMul]) -> NDArray[np.float64]:
-    """(m, n, k) of forward, input gradient and weight gradient: ``(3, n_matmuls, n_shapes, 3)``."""
+    """(m, n, k, batch) of forward, input gradient and weight gradient: ``(3, n_matmuls, n_shapes, 4)``."""
     m, n, k = (np.stack([getattr(matmul, axis) for matmul in matmuls]) for axis in "mnk")
-    return np.stack([np.stack([m, n, k]), np.stack([m, k, n]), np.stack([n, k, m])]).transpose(0, 2, 3, 1)
+    batch = np.stack([np.broadcast_to(matmul.batch, matmul.m.shape) for matmul in matmuls])
+    directions = ((m, n, k, batch), (m, k, n, batch), (n, k, m, batch))
+    return np.stack([np.stack(each) for each in directions]).transpose(0, 2, 3, 1)
 
 
-def _matmul_seconds(scenario: Scenario, shapes: NDArray[np.float64], device: OperatorModel) -> NDArray[np.float64]:
-    """Seconds of each product, ``(3, n_matmuls, n_shapes)``, a distinct shape priced once; the head stays in 16 bits under fp8."""
+def _matmul_seconds(
+    scenario: Scenario, shapes: NDArray[np.float64], narrow: NDArray[np.bool_], device: OperatorModel
+) -> NDArray[np.float64]:
+    """Seconds of each product, ``(3, n_matmuls, n_shapes)``, a distinct shape priced once; ``narrow`` ones run in fp8."""
     precision = scenario.workload.precision
     times = np.empty(shapes.shape[:3])
-    for part, used in ((slice(0, -1), precision), (slice(-1, None), "bf16" if precision == "fp8" else precision)):
-        for rows, accumulate in ((slice(0, 2), False), (slice(2, 3), True)):
+    wide = "bf16" if precision == "fp8" else precision
+    for part, used in ((narrow, "fp8"), (~narrow, wide)):
+        for rows, accumulate in ((slice(0, 2), False), (slice(2, 3), True)) if part.any() else ():
             wanted = shapes[rows, part]
-            distinct, where = np.unique(wanted.reshape(-1, 3), axis=0, return_inverse=True)
-            cost = device.gemm(*distinct.T, precision=used, accumulate=accumulate)
+            distinct, where = np.unique(wanted.reshape(-1, 4), axis=0, return_inverse=True)
+            m, n, k, batch = distinct.T
+            cost = device.gemm(m, n, k, batch=batch, precision=used, accumulate=accumulate)
             times[rows, part] = cost[where].reshape(wanted.shape[:3])
     return times / scenario.hw.efficiency.sustained
 
 
-def _cast_bytes(scenario: Scenario, shapes: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Bytes of one pass that quantises both operands of each fp8 product, 2 read and 1 written, by the recipe; none for the head."""
-    m, n, k = shapes[..., 0], shapes[..., 1], shapes[..., 2]
-    moved = RECIPE_PASSES[scenario.software.fp8_recipe] * 3.0 * (m * k + k * n)
-    moved[:, -1] = 0.0
-    return moved if scenario.workload.precision == "fp8" else np.zeros_like(moved)
+def _cast_bytes(scenario: Scenario, shapes: NDArray[np.float64], narrow: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """Bytes of one pass that quantises both operands of each fp8 product, 2 read and 1 written, by the recipe."""
+    m, n, k, batch = (shapes[..., axis] for axis in range(4))
+    moved = RECIPE_PASSES[scenario.software.fp8_recipe] * 3.0 * batch * (m * k + k * n)
+    return np.where(narrow[:, None], moved, 0.0)
 
 
 def _attention_seconds(
@@ -148,12 +165,23 @@ def elementwise_bytes(scenario: Scenario, shape: MicroBatch) -> tuple[FloatColum
     head = model.attention_head_dim
     rotary = shape.tokens * head * (model.num_attention_heads / shape.tp + local_kv_heads(model, shape.tp)) * width
     rotary = rotary if model.position_embedding == "rope" else np.zeros_like(rotary)
-    wide = shape.tokens * model.intermediate_size / shape.tp * width
+    wide = shape.tokens * mlp_width(model) / shape.tp * width
     gates = mlp_projections(model)
     dropout = 1.0 if software.dropout else 0.0
     forward = stream * (2 * 2 + 2 * 3 + dropout) + 2 * rotary + wide * (gates + 1)
     backward = stream * (2 * 3 + 2 * 2 + dropout) + 2 * rotary + wide * (2 * gates + 1)
-    return forward, backward
+    routing = _routing_bytes(model, shape, width) if model.num_experts else 0.0
+    return forward + routing, backward + routing
+
+
+def _routing_bytes(model: Model, shape: MicroBatch, width: int) -> FloatColumn:
+    """HBM bytes, one way, of what takes tokens to their experts and back: the router's softmax and choice in fp32 (two passes), a copy of
+    each token for each of its experts, sorting what has arrived by expert and back where a rank has several, the weighted sum."""
+    copies, row = model.num_experts_per_tok, model.hidden_size * width
+    choice = shape.norm_tokens * model.num_experts * 4.0 * 4
+    spread_and_summed = shape.norm_tokens * row * (2.0 * copies + copies + 1)
+    sorted_ = shape.tokens * row * 4.0 * copies * (shape.ep < model.num_experts)
+    return choice + spread_and_summed + sorted_
 
 
 def loss_bytes(scenario: Scenario, shape: MicroBatch) -> FloatColumn:
@@ -163,4 +191,4 @@ def loss_bytes(scenario: Scenario, shape: MicroBatch) -> FloatColumn:
 
 
 def _operands(matmul: MatMul) -> FloatColumn:
-    return matmul.m * matmul.k + matmul.k * matmul.n + matmul.m * matmul.n
+    return matmul.batch * (matmul.m * matmul.k + matmul.k * matmul.n + matmul.m * matmul.n)

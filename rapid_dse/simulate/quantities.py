@@ -6,18 +6,20 @@ its place, and serve only to tell how long the host has, never to time a transfe
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from rapid_dse.config.hardware import Network
 from rapid_dse.config.scenario import Scenario
 from rapid_dse.layouts import RECOMPUTE_FULL, RECOMPUTE_SELECTIVE, Layouts
 from rapid_dse.network import closed_form
 from rapid_dse.network.cluster import AXES, Cluster, cluster_of
+from rapid_dse.network.experts import ExpertGroups, expert_groups
 from rapid_dse.simulate.block import Block, framework_block
-from rapid_dse.simulate.communication import Traffic, effective_network, gradient_bytes
-from rapid_dse.simulate.memory import layer_parameters, vocabulary_parameters
+from rapid_dse.simulate.communication import Traffic, effective_network, exchanged, gradient_bytes, routed_bytes
+from rapid_dse.simulate.memory import Weights, layer_weights, vocabulary_parameters
 from rapid_dse.simulate.operators import compute_bytes
 from rapid_dse.simulate.slots import launched_slot
 from rapid_dse.simulate.stages import Stages, split_chunks
@@ -35,10 +37,13 @@ from rapid_dse.simulate.training import (
     price_operators,
     scatter_overlap,
     setting,
+    update_seconds,
     weight_gather,
 )
-from rapid_dse.trace.block import Half, LayerWork
-from rapid_dse.trace.pipeline import StageWork
+from rapid_dse.trace.block import Exchange, Half, LayerWork
+from rapid_dse.trace.pipeline import SharedWeights, StageWork
+
+GRADIENTS, EXPERT_GRADIENTS = "gradients", "expert gradients"  # groups that share dense weights, and experts
 
 
 @dataclass(frozen=True)
@@ -59,10 +64,17 @@ class Priced1:
         """A column's only value."""
         return int(getattr(self.layout, name)[0])
 
+    def _degrees(self) -> dict[str, int]:
+        return {name: self.degree(name) for name in (*AXES, "ep")}
+
     def cluster(self) -> Cluster:
         """Where its ranks stand."""
-        degrees = {name: self.degree(name) for name in (*AXES, "ep")}
-        return cluster_of(degrees, self.scenario.parallel.order, effective_network(self.scenario))
+        return cluster_of(self._degrees(), self.scenario.parallel.order, effective_network(self.scenario))
+
+    @property
+    def experts(self) -> ExpertGroups:
+        """Which of a stage's ranks exchange tokens, and which hold the same experts."""
+        return expert_groups(self._degrees(), self.scenario.parallel.order, self.scenario.hw.network)
 
 
 def has_closed_form(network: Network) -> bool:
@@ -113,31 +125,21 @@ def one_layout(scenario: Scenario, layouts: Layouts, row: int, ready: Prepared, 
 def _layer_work(
     scenario: Scenario, layout: Layouts, block: Block, groups: Groups, moved: Traffic, ready: Prepared, shape: int
 ) -> LayerWork:
-    software, model = scenario.software, scenario.model
+    software = scenario.software
     tp, cp, sequence = int(layout.tp[0]), int(layout.cp[0]), bool(layout.sequence_parallel[0])
     full, selective = (bool(layout.recompute[0] == code) for code in (RECOMPUTE_FULL, RECOMPUTE_SELECTIVE))
     core = selective and software.selective_recompute == "core_attention"
     again_attention = (full or core) and software.recomputes_attention
-    tokens = float(layout.micro_batch_size[0]) * scenario.workload.seq_len / cp
-    stream = tokens * model.hidden_size * compute_bytes(scenario)
-    span, network = groups.placement.tp, groups.network
+    span = groups.placement.tp
     skew = software.node_skew * float(np.ravel(span.size / span.members[0] - 1)[0])
-    gather, scatter, reduce = (
-        float(np.ravel(price(stream, span, network))[0]) + skew
-        for price in (closed_form.all_gather, closed_form.reduce_scatter, closed_form.all_reduce)
-    )
     hops = cp - 1
     return LayerWork(
-        halves=_halves(block, ready, shape),
+        halves=_halves(scenario, layout, block, groups, moved, ready.alone.matmul_seconds[:, :-1, shape]),
         again=float(block.selective_recompute[0]) if selective and not core else 0.0,
         again_attention=again_attention,
         full=full,
         tp=tp,
         sequence_parallel=sequence and tp > 1,
-        stream=stream,
-        gather=gather,
-        scatter=scatter,
-        reduce=reduce,
         skew=skew,
         ring=hops,
         keys=float(moved.cp_bytes[0]) / (3 * hops) if hops else 0.0,
@@ -148,21 +150,29 @@ def _layer_work(
     )
 
 
-def _halves(block: Block, ready: Prepared, shape: int) -> tuple[Half, Half]:
-    """Attention's and the MLP's seconds; elementwise work and casts are shared out in proportion to the products."""
-    alone = ready.alone
-    products = alone.matmul_seconds[:, :-1, shape]
+def _halves(
+    scenario: Scenario, layout: Layouts, block: Block, groups: Groups, moved: Traffic, products: NDArray[np.float64]
+) -> tuple[Half, Half]:
+    """Attention's and the MLP's seconds; elementwise work and casts are shared out in proportion to the products' ``(3, n_matmuls)``."""
     first = products[:, :2].sum(axis=1) / products.sum(axis=1)
     attention_forward, attention_backward = float(block.attention_forward[0]), float(block.attention_backward[0])
     weight = float(block.weight_gradient[0])
     forward = float(block.layer_forward[0]) - attention_forward
     backward = float(block.layer_backward[0]) - attention_backward - weight
+    around = [
+        tuple(Exchange(*(float(np.ravel(getattr(each, field.name))[0]) for field in fields(each))) for each in half)
+        for half in exchanged(scenario, layout, groups.placement, groups.network)
+    ]
 
-    def half(name: str, share: np.ndarray[tuple[int], np.dtype[np.float64]], kernels: bool) -> Half:
-        own = (attention_forward, attention_backward) if kernels else (0.0, 0.0)
-        return Half(name, forward * float(share[0]), backward * float(share[1]), weight * float(share[2]), *own)
+    def half(number: int, share: NDArray[np.float64]) -> Half:
+        seconds = forward * float(share[0]), backward * float(share[1]), weight * float(share[2])
+        return Half(("attention", "mlp")[number], *seconds, around[number])
 
-    return half("attention", first, True), half("mlp", 1 - first, False)
+    attention = replace(half(0, first), attention_forward=attention_forward, attention_backward=attention_backward)
+    mlp = half(1, 1 - first)
+    if not scenario.model.num_experts:
+        return attention, mlp
+    return attention, replace(mlp, routed=float(routed_bytes(scenario, layout)[0]), route=float(moved.ep_exchange[0]))
 
 
 def stage_works(one: Priced1, forward: float, backward: float) -> list[StageWork]:
@@ -179,16 +189,13 @@ def stage_works(one: Priced1, forward: float, backward: float) -> list[StageWork
 def _stage_work(one: Priced1, stage: int, chunks: list[int], forward: float, backward: float) -> StageWork:
     scenario, layout, groups = with_closed_form(one.scenario), one.layout, one.groups
     software, layers, pp = scenario.software, sum(chunks), one.degree("pp")
-    parameters = _parameters(one, stage, layers)
+    weights, of_layer = _weights(one, stage, layers), layer_weights(scenario, layout)
     each = one.degree("zero") >= 2 and software.reduce_each_micro_batch
-    ranks, zero = one.degree("dp") * one.degree("cp"), one.degree("zero")
-    left = parameters - layers * float(layer_parameters(scenario, layout)[0]) if each else parameters
-    sent = np.array([left * gradient_bytes(scenario)])
-    reduce = float(gradient_sync(scenario, layout, np.maximum(sent, 1.0), groups)[0])
+    zero, ranks = one.degree("zero"), one.degree("dp") * one.degree("cp")
+    left = (weights.without(of_layer.times(layers)) if each else weights).times(gradient_bytes(scenario))
+    others = ranks - 1 + (0 if weights.experts is None else ranks // one.degree("ep") - 1)
+    sent = np.ravel(left.total)
     calls = int(np.ceil(sent / bucket(scenario, layout))[0])
-    gather = float(weight_gather(scenario, layout, np.array([parameters]), np.array([layers]), groups)[0])
-    per_layer, during = (float(column[0]) for column in layer_gathers(scenario, layout, groups))
-    held = parameters / (ranks if zero >= 1 else 1)
     head, table = stage == pp - 1, float(vocabulary_parameters(scenario, layout)[0]) * gathered_bytes(scenario)
     return StageWork(
         chunks=tuple(chunks),
@@ -197,37 +204,56 @@ def _stage_work(one: Priced1, stage: int, chunks: list[int], forward: float, bac
         head_backward=float(one.block.head_backward[0]) if head else 0.0,
         stall=_stall(one, layers, stage, forward, backward),
         host_step=software.host_step,
-        optimizer=float(np.ravel(one.ready.device.elementwise(np.array([held * software.optimizer_traffic])))[0]),
-        ranks=ranks,
+        optimizer=float(np.ravel(update_seconds(scenario, layout, weights, one.ready.device))[0]),
         zero=zero,
-        sent=float(sent[0]) if ranks > 1 else 0.0,
-        sync=reduce if ranks > 1 else 0.0,
+        shared=_shared(one, weights, left, layers),
         calls=max(1, calls),
-        gathered=parameters * compute_bytes(scenario) if zero in (1, 2) else 0.0,
-        gather=gather,
-        table=table if zero >= 3 and (stage == 0 or head) else 0.0,
+        table=table if zero >= 3 and ranks > 1 and (stage == 0 or head) else 0.0,
         table_gather=float(np.ravel(closed_form.all_gather(table, groups.placement.gradient, groups.network))[0]),
-        layer_gathered=float(layer_parameters(scenario, layout)[0]) * gathered_bytes(scenario) if zero >= 3 else 0.0,
-        layer_gather=per_layer,
-        layer_scattered=float(layer_parameters(scenario, layout)[0]) * gradient_bytes(scenario) if each else 0.0,
-        layer_scatter=during - per_layer if each else 0.0,
         dp_hidden=scatter_overlap(software) if zero == 1 else software.dp_overlap,
         gather_hidden=software.parameter_gather_overlap,
-        wait=max(0.0, calls * software.strained_all_reduce_wait * (ranks - 1) - software.dp_overlap * layers * backward)
-        if zero == 0
-        else 0.0,
+        wait=max(0.0, calls * software.strained_all_reduce_wait * others - software.dp_overlap * layers * backward) * (zero == 0),
         tree=software.strained_trees,
     )
 
 
-def _parameters(one: Priced1, stage: int, layers: int) -> float:
+def _shared(one: Priced1, weights: Weights, left: Weights, layers: int) -> tuple[SharedWeights, ...]:
+    """What moves of a stage's ``weights`` in each group that shares some; ``left`` bytes of gradients are reduced at the step's end."""
+    scenario, layout, placement = with_closed_form(one.scenario), one.layout, one.groups.placement
+    of_layer = layer_weights(scenario, layout)
+    groups = ((GRADIENTS, "dense", placement.gradient), (EXPERT_GRADIENTS, "experts", placement.expert_gradient))
+    zero, shared = one.degree("zero"), []
+    scatters = zero >= 2 and scenario.software.reduce_each_micro_batch
+    for name, kind, span in groups:
+        if getattr(weights, kind) is None or float(np.ravel(span.size)[0]) == 1:
+            continue
+        # as if the group's weights were all there are
+        alone = replace(one.groups, placement=replace(placement, gradient=span))
+        held, layer, sent = (Weights(np.atleast_1d(getattr(each, kind))) for each in (weights, of_layer, left))
+        gather, during = layer_gathers(scenario, layout, alone, layer)
+        moved = {
+            "sent": sent.dense,
+            "sync": gradient_sync(scenario, layout, sent, alone),
+            "gathered": held.dense * compute_bytes(scenario) * (zero in (1, 2)),
+            "gather": weight_gather(scenario, layout, held, np.array([layers]), alone),
+            "layer_gathered": layer.dense * gathered_bytes(scenario) * (zero >= 3),
+            "layer_gather": gather,
+            "layer_scattered": layer.dense * gradient_bytes(scenario) * scatters,
+            "layer_scatter": during - gather,
+        }
+        shared.append(SharedWeights(name, **{key: float(np.ravel(column)[0]) for key, column in moved.items()}))
+    return tuple(shared)
+
+
+def _weights(one: Priced1, stage: int, layers: int) -> Weights:
     """Parameters that a rank of a stage holds."""
     scenario, layout, last = one.scenario, one.layout, one.degree("pp") - 1
     table = float(vocabulary_parameters(scenario, layout)[0])
     tables = (stage == 0) + (stage == last) - (stage == 0 == last and scenario.model.tie_word_embeddings)
     learned = scenario.model.position_embedding == "learned" and stage == 0
     positions = scenario.workload.seq_len * scenario.model.hidden_size if learned else 0.0
-    return layers * float(layer_parameters(scenario, layout)[0]) + tables * table + positions
+    held = layer_weights(scenario, layout).times(layers)
+    return Weights(held.dense + tables * table + positions, held.experts)
 
 
 def _stall(one: Priced1, layers: int, stage: int, forward: float, backward: float) -> float:

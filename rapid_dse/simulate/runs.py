@@ -110,8 +110,8 @@ def check_links(cluster: Cluster) -> None:
         raise ValueError("hw.network.faulty_links: a link of factor 0 has no way round in one dimension; allowed: a factor above 0")
 
 
-def check_engine(scenario: Scenario, *parts: Topology) -> None:
-    """Refuses networks, or parts of them, whose groups ASTRA-sim would run otherwise, where it is the engine.
+def check_engine(scenario: Scenario, ep: int, *parts: Topology) -> None:
+    """Refuses networks, or parts of them, whose groups ASTRA-sim would run otherwise, where it is the engine; all-to-alls are experts'.
 
     Raises:
         ValueError: with the key, and what to use instead.
@@ -120,7 +120,7 @@ def check_engine(scenario: Scenario, *parts: Topology) -> None:
         from rapid_dse.simulate.astrasim import check_groups
 
         for part in parts:
-            check_groups(system_of(scenario, part))
+            check_groups(system_of(scenario, part), [name for name in COLLECTIVES if name != "ALL_TO_ALL" or ep > 1])
 
 
 def own_streams(backend: Backend) -> bool:
@@ -193,18 +193,20 @@ def _astra_sim(backend: Backend) -> AstraSim:
 
 
 def system_of(scenario: Scenario, topology: Topology) -> SystemSettings:
-    """ASTRA-sim's settings: rings, but all links at once where a dimension connects fully."""
+    """ASTRA-sim's settings: rings, but all links at once where a dimension connects fully, and in all-to-alls, as libraries run them."""
     direct = tuple("direct" if d.kind == "FullyConnected" and d.size > 2 else "ring" for d in topology.dimensions)
     memory = scenario.hw.memory.bandwidth / 1e9
-    # a ring in a fully connected dimension would use one of a rank's links, where libraries use them all
-    group = "direct" if "direct" in direct and len(direct) > 1 else None
+    groups = {}
+    if len(direct) > 1:
+        # a ring in a fully connected dimension would use one of a rank's links, where libraries use them all
+        groups = dict.fromkeys(COLLECTIVES, "direct") if "direct" in direct else {"ALL_TO_ALL": "direct"}
     return SystemSettings(
-        algorithms=dict.fromkeys(COLLECTIVES, direct),
+        algorithms=dict.fromkeys(COLLECTIVES, direct) | {"ALL_TO_ALL": ("direct",) * len(direct)},
         splits=CHUNKS,
         active_chunks=CHUNKS * (STREAMS if own_streams(scenario.backend) else 1),  # no stream waits for another one's chunks
         local_mem_bw=memory,
         scheduling_policy="FIFO",
-        group_algorithm=group,
+        group_algorithms=groups,
     )
 
 

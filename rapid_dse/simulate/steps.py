@@ -9,9 +9,10 @@ import numpy as np
 from rapid_dse.config.run import SCHEDULES
 from rapid_dse.layouts import INTERLEAVED
 from rapid_dse.network.cluster import Cluster
+from rapid_dse.network.experts import ExpertGroups
 from rapid_dse.simulate import runs
 from rapid_dse.simulate.exposed import exposed
-from rapid_dse.simulate.quantities import Priced1
+from rapid_dse.simulate.quantities import EXPERT_GRADIENTS, GRADIENTS, Priced1
 from rapid_dse.simulate.results import TIME_TERMS, Priced
 from rapid_dse.simulate.training import Step, result_columns
 from rapid_dse.trace.graph import Ints
@@ -34,13 +35,13 @@ def boundary_of(one: Priced1) -> Boundary:
     """What a stage sends to the next: each tensor-parallel rank its share of the activations."""
     software = one.scenario.software
     overlaps = one.degree("schedule") == INTERLEAVED and software.pp_overlap > 0
-    regather = one.work.gather if one.work.tp > 1 and not one.work.sequence_parallel and one.degree("pp") > 1 else 0.0
+    regather = one.work.stream.gather if one.work.tp > 1 and not one.work.sequence_parallel and one.degree("pp") > 1 else 0.0
     host = software.send_receive * (1 - software.pp_overlap if overlaps else 1.0)
-    return Boundary(one.work.stream / one.work.tp, float(one.moved.pp_hop[0]) - regather, host, overlaps)
+    return Boundary(one.work.stream.size / one.work.tp, float(one.moved.pp_hop[0]) - regather, host, overlaps)
 
 
-def directory(places: Ints) -> tuple[dict[str, Ints], dict[str, Ints]]:
-    """Groups and peers of ranks that stand at ``places`` ``(pp, dp, cp, tp)``: of gradients, of tp, rings of cp, pipelines."""
+def directory(places: Ints, experts: ExpertGroups) -> tuple[dict[str, Ints], dict[str, Ints]]:
+    """Groups and peers of ranks that stand at ``places`` ``(pp, dp, cp, tp)``: of gradients, of tp and ep, rings of cp, pipelines."""
     pp, dp, cp, tp = places.shape
     ranks = int(places.max()) + 1
     gradients = places.transpose(0, 3, 1, 2).reshape(pp * tp, dp * cp)
@@ -49,12 +50,13 @@ def directory(places: Ints) -> tuple[dict[str, Ints], dict[str, Ints]]:
     for name, groups in (("cp", rings), ("", pipes)):
         for way, shift in (("next", 1), ("previous", -1)):
             peers[f"{name} {way}".strip()] = runs.neighbours(groups, ranks, shift)
-    return {"tp": places.reshape(-1, tp), "gradients": gradients}, peers
+    exchanging, alike = experts.tables(places)
+    return {"tp": places.reshape(-1, tp), "ep": exchanging, GRADIENTS: gradients, EXPERT_GRADIENTS: alike}, peers
 
 
-def stage_for(one: Priced1, cluster: Cluster, places: Ints) -> runs.Stage:
-    """The network with all groups of the ranks at ``places``."""
-    groups, peers = directory(places)
+def stage_for(one: Priced1, cluster: Cluster, places: Ints, experts: ExpertGroups) -> runs.Stage:
+    """The network with all groups of the ranks at ``places`` ``(pp, dp, cp, tp)``."""
+    groups, peers = directory(places, experts)
     room = cluster.topology.ranks
     padded = {name: np.concatenate([peer, np.full(room - len(peer), -1, np.int64)]) for name, peer in peers.items()}
     return runs.stage_on(one.scenario, cluster, groups, padded)
@@ -68,4 +70,4 @@ def priced(one: Priced1, done: runs.Run) -> Priced:
 
 def step_of(terms: Mapping[str, float]) -> Step:
     """The step whose exposed times are ``terms``."""
-    return Step(**{term: np.array([terms[term]]) for term in TIME_TERMS if term != "ep"})
+    return Step(**{term: np.array([terms[term]]) for term in TIME_TERMS})

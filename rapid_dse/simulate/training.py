@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -15,11 +16,11 @@ from rapid_dse.device import OperatorModel, operator_model
 from rapid_dse.layouts import INTERLEAVED, RECOMPUTE_FULL, RECOMPUTE_SELECTIVE, IntColumn, Layouts
 from rapid_dse.model.operators import MicroBatch, model_flops_per_token
 from rapid_dse.network import closed_form
-from rapid_dse.network.placement import Placement
+from rapid_dse.network.placement import Placement, Span
 from rapid_dse.simulate.block import Block, distinct_shapes, framework_block
-from rapid_dse.simulate.communication import Traffic, effective_network, gradient_bytes, placement_of, traffic
+from rapid_dse.simulate.communication import Traffic, effective_network, gradient_bytes, placement_of, sum_of, traffic
 from rapid_dse.simulate.cost import StepWork, energy
-from rapid_dse.simulate.memory import Memory, layer_parameters, peak_memory, stage_parameters, vocabulary_parameters
+from rapid_dse.simulate.memory import Memory, Weights, layer_weights, peak_memory, stage_weights, vocabulary_parameters
 from rapid_dse.simulate.operators import Operators, compute_bytes, operators
 from rapid_dse.simulate.results import Priced
 from rapid_dse.simulate.slots import stage_slots
@@ -40,6 +41,7 @@ class Step:
     compute: FloatColumn
     tp: FloatColumn
     cp: FloatColumn
+    ep: FloatColumn
     pp: FloatColumn
     dp: FloatColumn
     bubble: FloatColumn
@@ -50,7 +52,7 @@ class Step:
     def total(self) -> FloatColumn:
         """Seconds of the whole step, ``(n_layouts,)``."""
         total = self.compute + self.tp
-        for term in (self.cp, self.pp, self.dp, self.bubble, self.optimizer, self.host):
+        for term in (self.cp, self.ep, self.pp, self.dp, self.bubble, self.optimizer, self.host):
             total = total + term
         return total
 
@@ -74,6 +76,7 @@ class Layer:
     compute: FloatColumn
     tp: FloatColumn
     cp: FloatColumn
+    ep: FloatColumn
     forward: FloatColumn
     backward: FloatColumn
     dp: FloatColumn
@@ -100,7 +103,7 @@ def prepare(scenario: Scenario, layouts: Layouts) -> Prepared:
     """Prices the operators of all distinct micro-batch shapes.
 
     Raises:
-        ValueError: where the network has no closed form, the chip lacks the precision, or the model is no dense transformer.
+        ValueError: where the network has no closed form, the chip lacks the precision, or the model is none that can be priced.
     """
     closed_form.require_closed_form(scenario.hw.network)
     return price_operators(scenario, layouts)
@@ -110,19 +113,24 @@ def price_operators(scenario: Scenario, layouts: Layouts) -> Prepared:
     """Prices the operators of all distinct micro-batch shapes, whatever the network.
 
     Raises:
-        ValueError: where the chip lacks the precision, or the model is no dense transformer.
+        ValueError: where the chip lacks the precision, or the model is none that can be priced.
     """
-    _require_dense(scenario.model)
+    _require_known(scenario.model)
     device = operator_model(scenario.hw)
     shape, where = distinct_shapes(layouts, scenario.workload.seq_len)
     return Prepared(device, shape, where, operators(scenario, shape, device))
 
 
-def _require_dense(model: Model) -> None:
-    for key, value in (("num_experts", model.num_experts), ("kv_lora_rank", model.kv_lora_rank)):
-        if value:
-            what = "mixtures of experts" if key == "num_experts" else "multi-head latent attention"
-            raise ValueError(f"model.{key}={value}: training of {what} is not part of this version; allowed: 0")
+def _require_known(model: Model) -> None:
+    if model.kv_lora_rank:
+        raise ValueError(
+            f"model.kv_lora_rank={model.kv_lora_rank}: training of multi-head latent attention is not part of this version; allowed: 0"
+        )
+    if model.num_experts and model.first_k_dense_replace:
+        raise ValueError(
+            f"model.first_k_dense_replace={model.first_k_dense_replace}: training of a mixture of experts with dense layers among its "
+            "layers is not part of this version; allowed: 0"
+        )
 
 
 def price(scenario: Scenario, layouts: Layouts) -> Priced:
@@ -222,6 +230,7 @@ def step_time(
         compute=micro_batches * (layers * layer.compute + ends),
         tp=micro_batches * layers * layer.tp,
         cp=micro_batches * layers * layer.cp,
+        ep=micro_batches * layers * layer.ep,
         pp=micro_batches * sent,
         dp=micro_batches * layers * layer.dp + data_parallel,
         bubble=idle,
@@ -254,20 +263,27 @@ def layer_time(scenario: Scenario, layouts: Layouts, block: Block, moved: Traffi
     again = recomputed(software, layouts, block)
     ring_again = (full | (selective & (software.selective_recompute == "core_attention"))) & software.recomputes_attention
     pipelined = software.tp_overlap if software.async_tp else 0.0
-    tp_forward = moved.tp_forward - np.minimum(pipelined * moved.tp_forward, block.layer_forward)
+    # attention, which rings of context parallelism hide behind, hides nothing of tensor parallelism's transfers
+    forward_beside, backward_beside = block.layer_forward - block.attention_forward, block.layer_backward - block.attention_backward
+    tp_forward = moved.tp_forward - np.minimum(pipelined * moved.tp_forward, forward_beside)
     beside = moved.tp_backward + moved.tp_gather_again
-    beside = beside - np.minimum(pipelined * beside, block.layer_backward)
-    tp_backward = beside - np.minimum(software.tp_backward_overlap * beside, block.weight_gradient) + np.where(full, tp_forward, 0.0)
+    hidden = pipelined * beside
+    # behind weight gradients hides what the pipelined share leaves; all that hides fits into the pass
+    hidden = np.minimum(hidden + np.minimum(software.tp_backward_overlap * (beside - hidden), block.weight_gradient), backward_beside)
+    tp_backward = beside - hidden + np.where(full, tp_forward, 0.0)
     cp_forward = _beside(moved.cp_forward, software.cp_overlap, block.attention_forward)
     cp_backward = _beside(moved.cp_backward, software.cp_overlap, block.attention_backward) + np.where(ring_again, cp_forward, 0.0)
-    forward = block.layer_forward + tp_forward + cp_forward
-    backward = block.layer_backward + again + tp_backward + cp_backward
+    ep_forward = 2 * moved.ep_exchange
+    ep_backward = ep_forward * np.where(full, 2.0, 1.0)
+    forward = block.layer_forward + tp_forward + cp_forward + ep_forward
+    backward = block.layer_backward + again + tp_backward + cp_backward + ep_backward
     gather, gathers = layer_gathers(scenario, layouts, groups)
     dp_forward = _beside(gather, software.dp_overlap, forward)
     return Layer(
         compute=block.layer_forward + block.layer_backward + again,
         tp=tp_forward + tp_backward,
         cp=cp_forward + cp_backward,
+        ep=ep_forward + ep_backward,
         forward=forward,
         backward=backward,
         dp=dp_forward + _beside(gathers, software.dp_overlap, backward),
@@ -288,16 +304,23 @@ def _beside(transfer: FloatColumn, share: float, compute: FloatColumn) -> FloatC
     return np.maximum(0.0, transfer - share * compute)
 
 
-def layer_gathers(scenario: Scenario, layouts: Layouts, groups: Groups) -> tuple[FloatColumn, FloatColumn]:
-    """Transfers of a layer during its forward and during its backward, s: ZeRO 3's gathers of weights, and gradients reduced each time."""
-    software, network = scenario.software, groups.network
+def layer_gathers(scenario: Scenario, layouts: Layouts, groups: Groups, weights: Weights | None = None) -> tuple[FloatColumn, FloatColumn]:
+    """Transfers of a layer (of its ``weights``; None: all) during its forward and during its backward, s: ZeRO 3's gathers of weights, and
+    gradients reduced each time."""
+    software = scenario.software
     if not (layouts.zero >= 2).any():
         return np.zeros(len(layouts)), np.zeros(len(layouts))
-    parameters = layer_parameters(scenario, layouts)
-    gather = closed_form.all_gather(parameters * gathered_bytes(scenario), groups.placement.gradient, network)
+    weights = layer_weights(scenario, layouts) if weights is None else weights
+    gather = _by_group(closed_form.all_gather, weights.times(gathered_bytes(scenario)), groups)
     gather = np.where(layouts.zero >= 3, gather, 0.0)
-    scatter = closed_form.reduce_scatter(parameters * gradient_bytes(scenario), groups.placement.gradient, network)
+    scatter = _by_group(closed_form.reduce_scatter, weights.times(gradient_bytes(scenario)), groups)
     return gather, gather + np.where((layouts.zero >= 2) & software.reduce_each_micro_batch, scatter, 0.0)
+
+
+def _by_group(collective: Callable[[FloatColumn, Span, Network], FloatColumn], sizes: Weights, groups: Groups) -> FloatColumn:
+    """Seconds of a collective on dense weights over cp·dp, and of one on the experts' over the ranks that hold the same experts."""
+    seconds = collective(sizes.dense, groups.placement.gradient, groups.network)
+    return seconds if sizes.experts is None else seconds + collective(sizes.experts, groups.placement.expert_gradient, groups.network)
 
 
 def gathered_bytes(scenario: Scenario) -> int:
@@ -322,40 +345,47 @@ def _end_of_step(
     The first stage ends the step in every schedule here, so that its transfers cannot hide behind other stages' work.
     """
     software = scenario.software
-    parameters = stage_parameters(scenario, layouts, found)[0]
+    weights = stage_weights(scenario, layouts, found.first()).first_stage()
     # Where layers are reduced after each micro-batch, the look-up's gradient is left, which comes last and hides behind nothing.
     each = (layouts.zero >= 2) & software.reduce_each_micro_batch
-    left = np.where(each, parameters - found.layers[0] * layer_parameters(scenario, layouts), parameters)
-    sent = left * gradient_bytes(scenario)
+    left = weights.without(layer_weights(scenario, layouts).times(np.where(each, found.layers[0], 0)))
+    sent = left.times(gradient_bytes(scenario))
     synchronise = gradient_sync(scenario, layouts, sent, groups)
-    last_bucket = synchronise * np.minimum(1.0, bucket(scenario, layouts) / sent)
+    last_bucket = synchronise * np.minimum(1.0, bucket(scenario, layouts) / sent.total)
     overlap = np.where(layouts.zero == 1, scatter_overlap(software), software.dp_overlap)
     window = found.layers[0] * np.maximum(0.0, overlap * layer.backward - layer.gathers)
     shown = np.where(each, synchronise, np.maximum(_beside(synchronise, 1.0, window), last_bucket))
-    gather = weight_gather(scenario, layouts, parameters, found.layers[0], groups)
+    gather = weight_gather(scenario, layouts, weights, found.layers[0], groups)
     shown = shown + _beside(gather, software.parameter_gather_overlap, found.layers[0] * layer.forward)
     table = vocabulary_parameters(scenario, layouts) * gathered_bytes(scenario)
     shown = shown + np.where(layouts.zero >= 3, closed_form.all_gather(table, groups.placement.gradient, groups.network), 0.0)
-    return shown, update_seconds(scenario, layouts, parameters, device)
+    return shown, update_seconds(scenario, layouts, weights, device)
 
 
-def update_seconds(scenario: Scenario, layouts: Layouts, parameters: FloatColumn, device: OperatorModel) -> FloatColumn:
+def update_seconds(scenario: Scenario, layouts: Layouts, weights: Weights, device: OperatorModel) -> FloatColumn:
     """The optimizer's time for a stage of so many parameters, of which ZeRO leaves each rank a share, s, ``(n_layouts,)``."""
-    held = parameters / np.where(layouts.zero >= 1, (layouts.dp * layouts.cp).astype(float), 1.0)
-    return device.elementwise(held * scenario.software.optimizer_traffic)
+    return device.elementwise(weights.sharded(layouts, 1) * scenario.software.optimizer_traffic)
 
 
-def gradient_sync(scenario: Scenario, layouts: Layouts, sent: FloatColumn, groups: Groups) -> FloatColumn:
+def gradient_sync(scenario: Scenario, layouts: Layouts, sent: Weights, groups: Groups) -> FloatColumn:
     """Reduction of ``sent`` bytes of gradients, bucket by bucket: all-reduce, or reduce-scatter where ZeRO shards what follows, s."""
-    span, software = groups.placement.gradient, scenario.software
-    calls = np.ceil(sent / bucket(scenario, layouts))
-    scatter = closed_form.reduce_scatter(sent / calls, span, groups.network)
+    placement, seconds = groups.placement, []
+    for size, span in ((sent.dense, placement.gradient), (sent.experts, placement.expert_gradient)):
+        if size is not None:
+            seconds.append(group_sync(scenario, layouts, size, span, groups.network))
+    return sum_of(seconds)
+
+
+def group_sync(scenario: Scenario, layouts: Layouts, sent: FloatColumn, span: Span, network: Network) -> FloatColumn:
+    """The reduction of ``sent`` bytes over one group, s; 0 bytes take no time."""
+    software, calls = scenario.software, np.maximum(1.0, np.ceil(sent / bucket(scenario, layouts)))
+    scatter = closed_form.reduce_scatter(sent / calls, span, network)
     if software.strained_trees:
-        reduce = closed_form.all_reduce(sent / calls, span, groups.network)
+        reduce = closed_form.all_reduce(sent / calls, span, network)
     else:
-        reduce = scatter + closed_form.all_gather(sent / calls, span, groups.network)
+        reduce = scatter + closed_form.all_gather(sent / calls, span, network)
     reduce = reduce + software.strained_all_reduce_wait * (span.size - 1)
-    return calls * np.where(layouts.zero == 0, reduce, scatter)
+    return np.where(sent > 0, calls * np.where(layouts.zero == 0, reduce, scatter), 0.0)
 
 
 def scatter_overlap(software: Software) -> float:
@@ -370,10 +400,10 @@ def bucket(scenario: Scenario, layouts: Layouts) -> FloatColumn:
     return size
 
 
-def weight_gather(scenario: Scenario, layouts: Layouts, parameters: FloatColumn, layers: IntColumn, groups: Groups) -> FloatColumn:
+def weight_gather(scenario: Scenario, layouts: Layouts, weights: Weights, layers: IntColumn, groups: Groups) -> FloatColumn:
     """Gather of the weights that each rank of ZeRO 1 or 2 has updated, s."""
     calls = np.maximum(1.0, layers * scenario.software.gather_calls_per_layer)
-    gather = calls * closed_form.all_gather(parameters * compute_bytes(scenario) / calls, groups.placement.gradient, groups.network)
+    gather = calls * _by_group(closed_form.all_gather, weights.times(compute_bytes(scenario) / calls), groups)
     return np.where((layouts.zero == 1) | (layouts.zero == 2), gather, 0.0)
 
 
@@ -382,12 +412,16 @@ def _work(scenario: Scenario, layouts: Layouts, block: Block, moved: Traffic, st
     layers = scenario.model.num_hidden_layers / layouts.pp
     passes = 3.0 + (layouts.recompute == RECOMPUTE_FULL)
     micro_batches = layouts.num_micro_batches.astype(float)
-    parameters = layers * layer_parameters(scenario, layouts)
+    weights = layer_weights(scenario, layouts).times(layers)
+    parameters = weights.total
     flops = micro_batches * (passes * layers * block.layer_flops + 3 * block.head_flops / layouts.pp)
     hbm = micro_batches * (layers * block.layer_traffic * passes / 3 + block.head_traffic / layouts.pp)
-    synced = 2.0 * parameters * gradient_bytes(scenario) * (layouts.dp * layouts.cp > 1)
+    shared = weights.dense * (layouts.dp * layouts.cp > 1)
+    if weights.experts is not None:
+        shared = shared + weights.experts * (layouts.dp * layouts.cp > layouts.ep)
+    synced = 2.0 * shared * gradient_bytes(scenario)
     inner = micro_batches * layers * (moved.tp_bytes + moved.cp_bytes)
-    outer = micro_batches * layouts.vpp * moved.pp_bytes + synced
+    outer = micro_batches * (layouts.vpp * moved.pp_bytes + layers * moved.ep_bytes) + synced
     return StepWork(flops, hbm + parameters * scenario.software.optimizer_traffic, inner, outer, step.total, layouts.num_gpus)
 
 
@@ -407,7 +441,6 @@ def _columns(scenario: Scenario, layouts: Layouts, step: Step, memory: Memory, j
         **{f"memory_{f.name}_bytes": getattr(memory, f.name) for f in fields(memory)},
         memory_kv_cache_bytes=empty,
         **{f"time_{f.name}_s": getattr(step, f.name) for f in fields(step)},
-        time_ep_s=empty,
         energy_j=joules,
         cost_usd=scenario.hw.price / 3600 * layouts.num_gpus * seconds,
         ttft_s=absent,

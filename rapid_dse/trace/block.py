@@ -15,18 +15,36 @@ Transfer = Callable[[Script, After], After]
 
 
 @dataclass(frozen=True)
+class Exchange:
+    """A buffer of ``size`` bytes that a tensor-parallel group gathers, scatters or reduces, and the seconds of each in closed form."""
+
+    size: float
+    gather: float
+    scatter: float
+    reduce: float
+
+    def seconds(self, kind: str) -> float:
+        """Of a collective by its name in graphs."""
+        return {"ALL_GATHER": self.gather, "REDUCE_SCATTER": self.scatter, "ALL_REDUCE": self.reduce}[kind]
+
+
+@dataclass(frozen=True)
 class Half:
     """Seconds of one half of a layer, attention's or the MLP's: operators before, the attention kernel, operators after it.
 
-    ``forward`` and ``input_gradient`` are without the attention kernel.
+    ``forward`` and ``input_gradient`` are without the attention kernel. ``exchanges`` are what tensor parallelism gathers before and
+    scatters or reduces after it. ``routed`` bytes a rank go to other ranks' experts before it, in ``route`` seconds, and come back after.
     """
 
     name: str
     forward: float
     input_gradient: float
     weight_gradient: float
+    exchanges: tuple[Exchange, ...]
     attention_forward: float = 0.0
     attention_backward: float = 0.0
+    routed: float = 0.0
+    route: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -37,9 +55,8 @@ class LayerWork:
         halves: attention's, the MLP's.
         again: seconds that selective recomputation repeats besides the attention kernel, which ``again_attention`` repeats with its
             ring; ``full`` runs the whole forward pass again (the kernel where ``again_attention`` says so).
-        stream: bytes of the activations between layers, of all of a tensor-parallel group.
         keys: bytes of one hop of ring attention, ``ring`` hops forward; twice as many backward.
-        skew: seconds that a blocking collective waits for ranks on other hosts, within ``gather``, ``scatter`` and ``reduce``.
+        skew: seconds that a blocking collective waits for ranks on other hosts, within the exchanges' seconds.
         tp_hidden: share of all tensor-parallel transfers that hides (async_tp); ``tp_backward_hidden``: of the backward pass's
             that hides behind the weight gradient; ``cp_hidden``: share of attention that ring hops hide behind.
     """
@@ -50,10 +67,6 @@ class LayerWork:
     full: bool
     tp: int
     sequence_parallel: bool
-    stream: float
-    gather: float
-    scatter: float
-    reduce: float
     skew: float
     ring: int
     keys: float
@@ -67,25 +80,37 @@ class LayerWork:
         """Seconds of the layer's weight gradients."""
         return sum(half.weight_gradient for half in self.halves)
 
+    @property
+    def stream(self) -> Exchange:
+        """The activations between layers, of all of a tensor-parallel group."""
+        return self.halves[0].exchanges[0]
+
+    @property
+    def talks(self) -> bool:
+        """Whether its ranks exchange anything within the layer."""
+        return self.tp > 1 or self.ring > 0 or any(half.route > 0 for half in self.halves)
+
 
 def forward(script: Script, work: LayerWork, after: After, again: bool = False) -> After:
     """The forward pass; ``again`` names it a recomputation."""
     name = " again" if again else ""
     for half in work.halves:
+        after = _routed(script, half, after)
         if work.sequence_parallel:
-            after = _exchange(script, work, after, "ALL_GATHER", 1 - work.tp_hidden)
+            after = _exchange(script, work, half, after, "ALL_GATHER", 1 - work.tp_hidden)
             last, hidden = "REDUCE_SCATTER", ("ALL_GATHER", "REDUCE_SCATTER")
         else:
             last, hidden = "ALL_REDUCE", ("ALL_REDUCE",)  # type: ignore[assignment]
         side = after
         for kind in hidden if work.tp_hidden > 0 else ():
-            side = _exchange(script, work, side, kind, work.tp_hidden)
+            side = _exchange(script, work, half, side, kind, work.tp_hidden)
         attention = half.attention_forward if work.again_attention or not again else 0.0
         after = script.compute(after, half.forward / 2 if attention and work.ring else half.forward, f"{half.name} forward{name}")
         after = _attention(script, work, after, attention, f"attention kernel forward{name}", work.ring)
         after = script.compute(after, half.forward / 2 if attention and work.ring else 0.0, f"{half.name} output forward{name}")
         after = _joined(after, side if work.tp_hidden > 0 else ())
-        after = _exchange(script, work, after, last, 1 - work.tp_hidden)
+        after = _exchange(script, work, half, after, last, 1 - work.tp_hidden)
+        after = _routed(script, half, after)
     return after
 
 
@@ -106,18 +131,19 @@ def backward(script: Script, work: LayerWork, after: After, weights: bool = True
 def _backward_half(script: Script, work: LayerWork, half: Half, after: After, weights: bool, hidden: float) -> After:
     shown = 1 - work.tp_hidden
     kinds = ("ALL_GATHER", "ALL_GATHER", "REDUCE_SCATTER") if work.sequence_parallel else ("ALL_REDUCE",)
+    after = _routed(script, half, after)
     if work.sequence_parallel:
-        after = _exchange(script, work, after, "ALL_GATHER", shown)
+        after = _exchange(script, work, half, after, "ALL_GATHER", shown)
     side = after
     for kind in kinds if work.tp_hidden > 0 else ():
-        side = _exchange(script, work, side, kind, work.tp_hidden)
+        side = _exchange(script, work, half, side, kind, work.tp_hidden)
     attention = half.attention_backward
     after = script.compute(after, half.input_gradient / 2 if attention and work.ring else half.input_gradient, f"{half.name} backward")
     after = _attention(script, work, after, attention, "attention kernel backward", 2 * work.ring)
     after = script.compute(after, half.input_gradient / 2 if attention and work.ring else 0.0, f"{half.name} input backward")
     late = kinds[1:] if work.sequence_parallel else kinds
     after = _behind_weights(script, work, half, after, late, hidden, weights)
-    return _joined(after, side if work.tp_hidden > 0 else ())
+    return _routed(script, half, _joined(after, side if work.tp_hidden > 0 else ()))
 
 
 def _behind_weights(
@@ -128,17 +154,16 @@ def _behind_weights(
     ``hidden`` is a share of all the half's transfers; as all of it lies in the late ones, their own share is larger.
     """
     shown = 1 - work.tp_hidden
-    seconds = {"ALL_GATHER": work.gather, "REDUCE_SCATTER": work.scatter, "ALL_REDUCE": work.reduce}
-    late = sum(seconds[kind] for kind in kinds)
-    every = late + (work.gather if work.sequence_parallel else 0.0)
+    late = sum(each.seconds(kind) for each in half.exchanges for kind in kinds)
+    every = late + (sum(each.gather for each in half.exchanges) if work.sequence_parallel else 0.0)
     share = min(1.0, hidden * every / late) if late > 0 else 0.0
     side = after
     for kind in kinds if share > 0 else ():
-        side = _exchange(script, work, side, kind, share * shown, skew=share == 1)
+        side = _exchange(script, work, half, side, kind, share * shown, skew=share == 1)
     gradient = script.compute(after, half.weight_gradient, f"{half.name} weight gradient") if weights else after
     after = _joined(gradient, side if share > 0 else ())
     for kind in kinds if share < 1 else ():
-        after = _exchange(script, work, after, kind, (1 - share) * shown)
+        after = _exchange(script, work, half, after, kind, (1 - share) * shown)
     return after
 
 
@@ -170,14 +195,20 @@ def _attention(script: Script, work: LayerWork, after: After, seconds: float, na
     return beside(script, after, seconds, work.cp_hidden, name, transfer if hops else None)
 
 
-def _exchange(script: Script, work: LayerWork, after: After, kind: str, share: float, skew: bool = True) -> After:
-    """A share of one of the layer's tensor-parallel collectives; the wait for other hosts comes with the part that shows."""
+def _exchange(script: Script, work: LayerWork, half: Half, after: After, kind: str, share: float, skew: bool = True) -> After:
+    """A share of one kind of the half's tensor-parallel collectives; the wait for other hosts comes with the part that shows."""
     if work.tp == 1 or share <= 0:
         return after
-    seconds = {"ALL_GATHER": work.gather, "REDUCE_SCATTER": work.scatter, "ALL_REDUCE": work.reduce}[kind]
-    if not script.style.ideal and skew:
-        after = script.compute(after, work.skew * share, "waiting for other hosts", "tp")
-    return script.exchange(after, kind, "tp", share * work.stream, share * seconds, "tp", MAIN)
+    for each in half.exchanges:
+        if each.size > 0 and not script.style.ideal and skew:
+            after = script.compute(after, work.skew * share, "waiting for other hosts", "tp")
+        after = script.exchange(after, kind, "tp", share * each.size, share * each.seconds(kind), "tp", MAIN)
+    return after
+
+
+def _routed(script: Script, half: Half, after: After) -> After:
+    """Tokens (or their gradients) on their way to the experts, or back."""
+    return script.exchange(after, "ALL_TO_ALL", "ep", half.routed, half.route, "ep", MAIN)
 
 
 def _joined(first: After, second: After) -> After:

@@ -18,7 +18,7 @@ class LayerPasses:
     @property
     def talks(self) -> bool:
         """Whether the layers have transfers of their own."""
-        return self.work.tp > 1 or self.work.ring > 0
+        return self.work.talks
 
     def forward(self, script: Script, after: After, layers: int) -> After:
         """Their forward pass."""
@@ -41,4 +41,4 @@ class LayerPasses:
         work = self.work
         if work.tp == 1 or work.sequence_parallel:
             return after
-        return script.exchange(after, "ALL_GATHER", "tp", work.stream, work.gather, "pp")
+        return script.exchange(after, "ALL_GATHER", "tp", work.stream.size, work.stream.gather, "pp")

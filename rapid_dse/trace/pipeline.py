@@ -84,16 +84,35 @@ def _zero_bubble(stage: int, pp: int, micro_batches: int) -> list[Task]:
 
 
 @dataclass(frozen=True)
+class SharedWeights:
+    """A stage's weights that the ranks of one ``group`` share; bytes of what moves, and the seconds of that in closed form.
+
+    Attributes:
+        sent: gradients that are reduced once a step, ``sync`` in that time; ``gathered``: weights that ZeRO 1 and 2 gather.
+        layer_gathered: a layer's, that ZeRO 3 gathers before each pass; ``layer_scattered``: its gradients after each backward.
+    """
+
+    group: str
+    sent: float = 0.0
+    sync: float = 0.0
+    gathered: float = 0.0
+    gather: float = 0.0
+    layer_gathered: float = 0.0
+    layer_gather: float = 0.0
+    layer_scattered: float = 0.0
+    layer_scatter: float = 0.0
+
+
+@dataclass(frozen=True)
 class StageWork:
     """What a stage does beside its layers: seconds, bytes; of transfers both, the seconds in closed form.
 
     Attributes:
         chunks: layers of each chunk.
         stall: what the device waits for the host each micro-batch; ``host_step`` once a step.
-        ranks: members of the group that shares gradients; ``zero`` the stage of ZeRO.
-        sent: bytes of gradients that are reduced once a step, ``sync`` in that time, ``calls`` in that many calls.
-        gathered: bytes of weights that ZeRO 1 and 2 gather; ``table`` of look-up or head that ZeRO 3 gathers.
-        layer_gathered: bytes a layer that ZeRO 3 gathers before each pass; ``layer_scattered`` of gradients after each backward.
+        zero: the stage of ZeRO.
+        shared: the weights by the group that shares them, the dense ones first; ``calls``: in how many calls gradients are reduced.
+        table: bytes of look-up or head that ZeRO 3 gathers.
         dp_hidden: share of the backward pass that reductions hide behind; ``gather_hidden``: of the forward pass, for gathers.
         wait: seconds that all-reduces of gradients wait for ranks under strain, and nothing hides.
         tree: whether gradients are summed by one all-reduce, else by reduce-scatter and all-gather.
@@ -106,20 +125,32 @@ class StageWork:
     stall: float
     host_step: float
     optimizer: float
-    ranks: int
     zero: int
-    sent: float
-    sync: float
+    shared: tuple[SharedWeights, ...]
     calls: int
-    gathered: float
-    gather: float
     table: float
     table_gather: float
-    layer_gathered: float
-    layer_gather: float
-    layer_scattered: float
-    layer_scatter: float
     dp_hidden: float
     gather_hidden: float
     wait: float
     tree: bool
+
+    @property
+    def sent(self) -> float:
+        """Bytes of gradients that are reduced once a step."""
+        return sum(each.sent for each in self.shared)
+
+    @property
+    def gathers_weights(self) -> bool:
+        """Whether new weights are gathered once a step (ZeRO 1 and 2)."""
+        return any(each.gathered > 0 for each in self.shared)
+
+    @property
+    def gathers_layers(self) -> bool:
+        """Whether each layer's weights are gathered before each pass (ZeRO 3)."""
+        return any(each.layer_gathered > 0 for each in self.shared)
+
+    @property
+    def scatters_layers(self) -> bool:
+        """Whether each layer's gradients are reduced after each backward pass."""
+        return any(each.layer_scattered > 0 for each in self.shared)

@@ -17,7 +17,6 @@ from rapid_dse.trace.script import GRADIENTS, MAIN, PIPELINE, After, Script
 # A rank with one communication stream reduces gradients when nothing else is left to send: a reduction that is under way holds up
 # every collective and message behind it, which costs more than it hides.
 
-GROUP = "gradients"
 PIECES = 32  # calls that a step's gradients are reduced in, at most: more change nothing but the size of the graph
 
 
@@ -106,22 +105,29 @@ class StageWriter:
     @property
     def _reduces_early(self) -> bool:
         work = self.work
-        return work.sent > 0 and work.dp_hidden > 0 and self._has_room and not work.layer_scattered
+        return work.sent > 0 and work.dp_hidden > 0 and self._has_room and not work.scatters_layers
 
     def _open(self, tasks: Sequence[Task]) -> None:
         work, script = self.work, self.script
         self.tail = script.compute((), work.host_step, "host: step", "host")
         if work.table:
-            self.tail = script.exchange(self.tail, "ALL_GATHER", GROUP, work.table, work.table_gather, "dp")
-        if work.gathered:
+            self.tail = script.exchange(self.tail, "ALL_GATHER", work.shared[0].group, work.table, work.table_gather, "dp")
+        if work.gathers_weights:
             hides = work.gather_hidden > 0 and self._has_room
-            done = script.exchange(self.tail, "ALL_GATHER", GROUP, work.gathered, work.gather, "dp", stream=GRADIENTS if hides else MAIN)
+            moved = [(each.group, each.gathered, each.gather) for each in work.shared]
+            done = self._over_groups(self.tail, "ALL_GATHER", moved, GRADIENTS if hides else MAIN)
             self.opening = done if hides else ()
             self.tail = self.tail if hides else done
-        if work.layer_gathered:
+        if work.gathers_layers:
             self.gathers_left = sum(work.chunks[task.chunk] for task in tasks if task.kind != WEIGHTS)
             if work.dp_hidden > 0:
                 self._gather_ahead(self.tail)
+
+    def _over_groups(self, after: After, kind: str, moved: Sequence[tuple[str, float, float]], stream: int) -> After:
+        """One collective a group that shares weights, one after the other; group, bytes and seconds of each."""
+        for group, size, seconds in moved:
+            after = self.script.exchange(after, kind, group, size, seconds, "dp", stream)
+        return after
 
     # ------------------------------------------------------------------ passes
 
@@ -175,18 +181,16 @@ class StageWriter:
     def _layers(self, layers: int, kind: str, weights: bool) -> None:
         """Some layers in a row, one by one where their weights are gathered or their gradients reduced each time."""
         work = self.work
-        if not (work.layer_gathered or work.layer_scattered):
+        if not (work.gathers_layers or work.scatters_layers):
             self._pass(layers, kind, weights)
             return
         for _ in range(layers):
             self._gather_layer()
             self._pass(1, kind, weights)
-            if kind == BACKWARD and work.layer_scattered:
+            if kind == BACKWARD and work.scatters_layers:
                 hides = work.dp_hidden > 0
-                stream = GRADIENTS if hides else MAIN
-                done = self.script.exchange(
-                    self.tail, "REDUCE_SCATTER", GROUP, work.layer_scattered, work.layer_scatter, "dp", stream=stream
-                )
+                moved = [(each.group, each.layer_scattered, each.layer_scatter) for each in work.shared]
+                done = self._over_groups(self.tail, "REDUCE_SCATTER", moved, GRADIENTS if hides else MAIN)
                 if hides:
                     self.reduced = done  # reductions follow each other on their stream
                 else:
@@ -203,19 +207,22 @@ class StageWriter:
     def _gather_layer(self) -> None:
         """The weights of the next pass: blocking, or asked for when the pass before it started."""
         work = self.work
-        if not work.layer_gathered:
+        if not work.gathers_layers:
             return
         if work.dp_hidden == 0:
-            self.tail = self.script.exchange(self.tail, "ALL_GATHER", GROUP, work.layer_gathered, work.layer_gather, "dp")
+            self.tail = self._layer_gather(self.tail, MAIN)
             return
         self.tail = _joined(self.tail, self.gathered)
         self._gather_ahead(self.tail)
 
     def _gather_ahead(self, after: After) -> None:
         if self.gathers_left > 0:
-            work = self.work
-            self.gathered = self.script.exchange(after, "ALL_GATHER", GROUP, work.layer_gathered, work.layer_gather, "dp", stream=GRADIENTS)
+            self.gathered = self._layer_gather(after, GRADIENTS)
             self.gathers_left -= 1
+
+    def _layer_gather(self, after: After, stream: int) -> After:
+        moved = [(each.group, each.layer_gathered, each.layer_gather) for each in self.work.shared]
+        return self._over_groups(after, "ALL_GATHER", moved, stream)
 
     # --------------------------------------------------------------- gradients
 
@@ -243,14 +250,17 @@ class StageWriter:
             self.reduced = _joined(self.reduced, self._reduction(after, part, GRADIENTS))
 
     def _reduction(self, after: After, share: float, stream: int) -> After:
-        work, script = self.work, self.script
-        size, seconds = share * work.sent, share * work.sync
+        work = self.work
+        moved = [(each.group, share * each.sent, share * each.sync) for each in work.shared]
         if work.zero > 0:
-            return script.exchange(after, "REDUCE_SCATTER", GROUP, size, seconds, "dp", stream)
+            return self._over_groups(after, "REDUCE_SCATTER", moved, stream)
         if work.tree:
-            return script.exchange(after, "ALL_REDUCE", GROUP, size, seconds, "dp", stream)
-        after = script.exchange(after, "REDUCE_SCATTER", GROUP, size, seconds / 2, "dp", stream)
-        return script.exchange(after, "ALL_GATHER", GROUP, size, seconds / 2, "dp", stream)
+            return self._over_groups(after, "ALL_REDUCE", moved, stream)
+        halves = [(group, size, seconds / 2) for group, size, seconds in moved]
+        for half in halves:
+            after = self._over_groups(after, "REDUCE_SCATTER", [half], stream)
+            after = self._over_groups(after, "ALL_GATHER", [half], stream)
+        return after
 
     def _close(self) -> After:
         """Waits for what is under way, reduces what is left, and updates the weights."""
