@@ -33,6 +33,12 @@ class Scenario(Frozen):
         self.hw.peak_flops(self.workload.precision)
         return self
 
+    @property
+    def expected_error(self) -> float | None:
+        """Mean relative error to expect of a step time; None where no such runs were measured: of the framework, or of any mixture of
+        experts."""
+        return None if self.model.num_experts else self.software.expected_error
+
 
 def parse(tree: Mapping[str, Any]) -> Scenario:
     """The scenario that a composed configuration describes.

@@ -45,7 +45,7 @@ def seconds_text(seconds: float | None) -> str:
 
 
 def expected_text(error: float | None) -> str:
-    """The accuracy to expect of a step time: the cross-validated error of its software profile, ? where no runs of it were measured."""
+    """The accuracy to expect of a step time: the cross-validated error of its software profile, ? where no such runs were measured."""
     return "?" if error is None else f"±{100 * error:.0f} %"
 
 

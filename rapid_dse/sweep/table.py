@@ -160,7 +160,7 @@ def _constants(portion: Portion) -> dict[str, Any]:
     workload = portion.scenario.workload
     names = _WORKLOAD if workload.kind == "training" else _WORKLOAD + _INFERENCE
     found: dict[str, Any] = {f"workload.{name}": getattr(workload, name) for name in names}
-    found["software.expected_error"] = portion.scenario.software.expected_error
+    found["software.expected_error"] = portion.scenario.expected_error
     found["parallel.order"] = ",".join(portion.scenario.parallel.order)
     given = {key: value for key, value in portion.keys.items() if key not in _LAYOUT_KEYS and key not in CHOICES and key not in found}
     return found | given

@@ -1,0 +1,222 @@
+"""Mixtures of experts: who holds which experts, what moves between them, what they cost and hold."""
+
+from __future__ import annotations
+
+from itertools import product
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from trials import layouts, legal, priced, scenario
+
+from rapid_dse.config.hardware import Network
+from rapid_dse.model.operators import MicroBatch, layer_matmuls, matrix_parameters
+from rapid_dse.model.parameters import count
+from rapid_dse.network.cluster import cluster_of
+from rapid_dse.network.experts import expert_groups
+from rapid_dse.network.placement import place
+from rapid_dse.simulate import price
+from rapid_dse.simulate.memory import layer_activations, layer_weights
+from rapid_dse.simulate.training import prepare
+
+ORDER = ("tp", "cp", "ep", "dp", "pp")
+MIXTRAL: dict[str, Any] = {"model": "mixtral_8x7b", "workload__seq_len": 4096}
+
+
+def network(*sizes: int | None, ep_home: int | None = None) -> Network:
+    common = {"topology": "switch", "bandwidth": 1e11, "latency": 1e-6, "utilization": 1.0, "energy": 0.0}
+    lists = [["ep"] if index == ep_home else None for index in range(len(sizes))]
+    return Network.model_validate({"dimensions": [{**common, "size": s, "parallelisms": p} for s, p in zip(sizes, lists, strict=True)]})
+
+
+class TestGroups:
+    def test_by_hand(self) -> None:
+        """cp 2, dp 4: ep 4 joins two data-parallel ranks, which are a block; the experts of member 1 are on cp rank 1 of dp 0 and 2."""
+        groups = expert_groups({"cp": 2, "dp": 4, "ep": 4}, ORDER, network(8, None))
+        assert groups.group.tolist() == [[0, 0], [0, 0], [1, 1], [1, 1]]
+        assert groups.member.tolist() == [[0, 1], [2, 3], [0, 1], [2, 3]]
+        assert groups.blocks.tolist() == [[0, 1], [2, 3]]
+        exchanging, alike = groups.tables(np.arange(8).reshape(1, 4, 2, 1))
+        assert exchanging.tolist() == [[0, 1, 2, 3], [4, 5, 6, 7]]
+        assert alike.tolist() == [[0, 4], [1, 5], [2, 6], [3, 7]]
+
+    def test_outermost_where_the_order_says_so(self) -> None:
+        groups = expert_groups({"cp": 1, "dp": 4, "ep": 2}, ("tp", "cp", "dp", "ep", "pp"), network(8, None))
+        assert groups.group.ravel().tolist() == [0, 1, 0, 1]
+        assert groups.blocks.tolist() == [[0, 2], [1, 3]]
+
+    def test_groups_that_cross_blocks_join_them(self) -> None:
+        """cp 6, ep 4: groups start within one data-parallel rank and end in the next; dp 0 and 1 share all of theirs."""
+        groups = expert_groups({"cp": 6, "dp": 4, "ep": 4}, ORDER, network(8, None))
+        assert groups.blocks.tolist() == [[0, 1], [2, 3]]
+
+    @given(
+        cp=st.sampled_from([1, 2, 3, 4, 6]),
+        dp=st.sampled_from([1, 2, 4, 6, 8]),
+        tp=st.sampled_from([1, 2]),
+        pp=st.sampled_from([1, 2]),
+        order=st.sampled_from([ORDER, ("tp", "cp", "dp", "ep", "pp"), ("tp", "cp", "pp", "ep", "dp"), ("ep", "dp", "tp", "cp", "pp")]),
+        data=st.data(),
+    )
+    def test_every_expert_once_a_group_and_groups_alike(
+        self, cp: int, dp: int, tp: int, pp: int, order: tuple[str, ...], data: st.DataObject
+    ) -> None:
+        ep = data.draw(st.sampled_from([d for d in range(1, cp * dp + 1) if cp * dp % d == 0]))
+        groups = expert_groups({"cp": cp, "dp": dp, "ep": ep}, order, network(8, None))
+        places = np.arange(pp * dp * cp * tp).reshape(pp, dp, cp, tp)
+        exchanging, alike = groups.tables(places)
+        assert exchanging.shape == (pp * tp * dp * cp // ep, ep)
+        assert alike.shape == (pp * tp * ep, dp * cp // ep)
+        for table in (exchanging, alike):
+            assert sorted(table.ravel().tolist()) == list(range(pp * dp * cp * tp))
+        for block in groups.blocks.tolist():
+            inside = set(places[:, block].ravel().tolist())
+            assert all(set(row) <= inside or not set(row) & inside for row in exchanging.tolist())
+
+    @pytest.mark.parametrize(
+        "order", [ORDER, ("tp", "cp", "dp", "ep", "pp"), ("tp", "cp", "pp", "ep", "dp"), ("ep", "dp", "cp", "tp", "pp")]
+    )
+    def test_they_lie_where_the_closed_forms_place_them(self, order: tuple[str, ...]) -> None:
+        """Members by dimension, counted rank by rank on the event engine's places, are the closed forms' spans."""
+        machine = network(8, None)
+        for tp, cp, dp, pp in product((1, 2), (1, 2, 4), (4, 8), (1, 2)):
+            for ep in (1, 2, 4, cp * dp):
+                degrees = {"tp": tp, "cp": cp, "dp": dp, "pp": pp, "ep": ep}
+                cluster, placed = cluster_of(degrees, order, machine), place(degrees, order, machine)
+                tables = expert_groups(degrees, order, machine).tables(cluster.rank)
+                for table, span in zip(tables, (placed.ep, placed.expert_gradient), strict=True):
+                    nodes = {len(set((row // 8).tolist())) for row in table}
+                    assert nodes == {int(span.members[1][0])}, (degrees, order)
+
+    def test_on_a_dimension_of_their_own(self) -> None:
+        machine = network(4, 8, None, ep_home=0)
+        groups = expert_groups({"cp": 2, "dp": 8, "ep": 4}, ORDER, machine)
+        assert groups.member[:, 0].tolist() == [0, 1, 2, 3] * 2
+        assert (groups.member[:, 0] == groups.member[:, 1]).all()
+
+
+class TestWork:
+    def test_products_by_hand(self) -> None:
+        """Mixtral on tp 2, ep 4: 2 of 8 experts a rank, half of each; 2 · 4096 rows of the group's tokens are theirs."""
+        of = scenario(**MIXTRAL)
+        one = np.array([1])
+        shape = MicroBatch(np.array([2]), one, np.array([4]), one, np.array([True]), 4096)
+        found = {
+            each.name: tuple(float(np.ravel(x)[0]) for x in (each.m, each.n, each.k, each.batch)) for each in layer_matmuls(of.model, shape)
+        }
+        assert found["router"] == (2048, 8, 4096, 1)
+        assert found["expert_up"] == (4096, 2 * 7168, 4096, 2)
+        assert found["expert_down"] == (4096, 4096, 7168, 2)
+
+    @pytest.mark.parametrize("changes", [{}, {"ep": 8}, {"tp": 4, "ep": 2}, {"cp": 2, "ep": 4}])
+    def test_a_steps_products_are_the_active_parameters(self, changes: dict[str, int]) -> None:
+        """All ranks' FLOP forward are 2 a token and active matrix parameter, whatever the layout; a router is on each rank whole."""
+        of = scenario(**MIXTRAL | {"model__n_shared_experts": 1})
+        ready = prepare(of, legal(of, layouts({"num_gpus": 16, "micro_batch_size": 1, **changes})))
+        tokens = 16 * 4096 / (changes.get("tp", 1) * changes.get("cp", 1))
+        matmuls = layer_matmuls(of.model, ready.shape)
+        flops = 16 * sum(float(np.ravel(each.flops)[0]) for each in matmuls) * of.model.num_hidden_layers
+        head = of.model.hidden_size * of.model.vocab_size
+        assert flops == pytest.approx(2 * tokens * (matrix_parameters(of.model) - head), rel=1e-12)
+
+    def test_matrix_parameters_are_the_active_ones(self) -> None:
+        for name in ("mixtral_8x7b", "qwen3_30b_a3b"):
+            model = scenario(model=name).model
+            assert matrix_parameters(model) == pytest.approx(count(model).active - count(model).embedding, rel=1e-3)
+
+    def test_a_mixture_of_one_expert_for_all_tokens_computes_what_a_dense_model_does(self) -> None:
+        """Beside the router and what takes tokens to the expert and back."""
+        dense = scenario("h100", "llama3_1_8b")
+        mixed = scenario("h100", "llama3_1_8b", model__num_experts=1, model__num_experts_per_tok=1, model__moe_intermediate_size=14336)
+        layout = layouts({"num_gpus": 8, "global_batch_size": 64})
+        a, b = (prepare(of, layout).alone for of in (dense, mixed))
+        np.testing.assert_allclose(a.matmul_seconds[:, [0, 1, 2, 3]], b.matmul_seconds[:, [0, 1, 3, 4]])
+        assert float(a.attention_forward[0]) == float(b.attention_forward[0])
+        assert float(b.glue_forward_bytes[0]) > float(a.glue_forward_bytes[0])
+
+
+class TestTraffic:
+    def test_all_to_alls_by_hand(self) -> None:
+        """Mixtral, ep 8 in a node, one micro-batch of 4,096 tokens: each goes to 2 experts, 8 KiB a row, 7 of 8 leave the GPU, to the
+        experts and back, forward and backward; full recomputation sends them forward once more."""
+        of = scenario(**MIXTRAL)
+        once, again = (
+            priced(of, {"num_gpus": 8, "ep": 8, "global_batch_size": 8, "recompute": mode}).time_ep_s[0] for mode in ("selective", "full")
+        )
+        inner = of.hw.network.dimensions[0]
+        flow = 4096 * 2 * 4096 * 2 * 7 / 8 / (inner.bandwidth * inner.utilization)
+        latency = 2.6e-6 + 1e-6 + inner.latency + 6 * 0.5e-6
+        each = flow + 2 * (0.1e-6 * flow) ** 0.5 + latency
+        assert once == pytest.approx(32 * 4 * each, rel=1e-9)
+        assert again == pytest.approx(1.5 * once, rel=1e-12)
+
+    def test_a_group_across_nodes_waits_for_the_fabric(self) -> None:
+        of = scenario(**MIXTRAL)
+        inside, across = priced(of, {"num_gpus": 64, "ep": 8}, {"num_gpus": 64, "ep": 8, "tp": 2}).time_ep_s
+        assert across > 2 * inside  # half the bytes a rank, over a fifth of the bandwidth or less
+        faster = of.hw.network.dimensions[1].bandwidth * 2
+        wide = scenario(**MIXTRAL | {"hw__network__dimensions__1__bandwidth": faster})
+        assert priced(wide, {"num_gpus": 64, "ep": 8, "tp": 2}).time_ep_s[0] < 0.6 * across
+
+    def test_sequence_parallelism_divides_the_rows_that_travel(self) -> None:
+        of = scenario(**MIXTRAL)
+        split, whole = (priced(of, {"num_gpus": 64, "tp": 4, "ep": 8, "sequence_parallel": sp}).time_ep_s[0] for sp in (True, False))
+        assert whole == pytest.approx(4 * split, rel=0.1)
+
+    def test_experts_that_no_other_rank_holds_are_not_reduced(self) -> None:
+        """At ep = dp a rank's experts are its own: what is reduced is the dense rest, 1.6 of 46.7 billion parameters."""
+        of = scenario(**MIXTRAL, software__dp_overlap=0.0)
+        spread, alone = priced(of, {"num_gpus": 8, "ep": 1, "zero": 0}, {"num_gpus": 8, "ep": 8, "zero": 0}).time_dp_s
+        dense = 1 - 8 * count(of.model).expert * 32 / count(of.model).total
+        assert alone / spread == pytest.approx(dense, rel=0.05)
+
+    def test_ep_one_moves_nothing(self) -> None:
+        assert priced(scenario(**MIXTRAL), {"num_gpus": 8}).time_ep_s[0] == 0
+
+
+class TestMemory:
+    def test_weights_by_hand(self) -> None:
+        """tp 2, ep 4, cp·dp 8: attention and router whole or halved, 2 of 8 experts halved; ZeRO 1 shares experts among two ranks."""
+        of = scenario(**MIXTRAL)
+        rows = legal(of, layouts({"num_gpus": 16, "tp": 2, "ep": 4}))
+        weights = layer_weights(of, rows)
+        attention = 4096 * (4096 + 1024 + 1024 + 4096) / 2
+        assert weights.dense[0] == attention + 2 * 4096 + 4096 * 8
+        assert weights.experts is not None
+        assert weights.experts[0] == 2 * 3 * 4096 * 14336 / 2
+        tables = 2 * 32000 * 4096 / 2
+        states = (32 * weights.dense[0] + tables) / 8 + 32 * weights.experts[0] / 2
+        assert price(of, rows).memory_optimizer_bytes[0] == pytest.approx(12 * states, rel=1e-12)
+
+    def test_expert_parallelism_divides_the_experts(self) -> None:
+        of = scenario(**MIXTRAL)
+        one, eight = priced(of, {"num_gpus": 8}, {"num_gpus": 8, "ep": 8}).memory_parameters_bytes
+        assert one - eight == 2 * 32 * 7 * 3 * 4096 * 14336
+
+    def test_activations_by_hand(self) -> None:
+        """A layer of Mixtral, 4,096 tokens, flash attention, nothing recomputed: in units of a row of 4,096 16-bit elements a token,
+        inputs of two norms, of qkv and of the router; q, k, v (1.5) and what attention gives; two rows to the experts and back, their
+        gate and up (2 · 2 · 3.5), and what goes down (2 · 3.5); beside them the router's 8 logits and probabilities, and log-sum-exps."""
+        of = scenario(**MIXTRAL, software__activation_overhead=1.0, software__fused_rotary=True, software__fused_activation=True)
+        found = float(layer_activations(of, layouts({"num_gpus": 8, "ep": 8, "recompute": "none"}))[0])
+        rows = 2 + 2 + 1.5 + 1 + 2 + 2 + 2 * 2 * 3.5 + 2 * 3.5
+        by_hand = 4096 * (rows * 4096 * 2 + 8 * 8 + 4 * 32)
+        assert found == pytest.approx(by_hand + 4096 * 4096 * 2 * 2 * of.software.dropout / 2, rel=1e-12)
+
+    def test_experts_are_gathered_among_the_ranks_that_hold_them(self) -> None:
+        of = scenario(**MIXTRAL)
+        shared, alone = priced(
+            of, {"num_gpus": 16, "ep": 4, "zero": 3}, {"num_gpus": 16, "ep": 8, "dp": 8, "pp": 2, "zero": 3}
+        ).memory_gathered_bytes
+        assert alone < shared
+
+
+def test_published_speeds_of_megatron_core_are_near() -> None:
+    """Mixtral 8x7B on 128 H100, bf16, 4,096 tokens: 438 TFLOP/s a GPU at tp 1, pp 4, ep 8 with vpp 8 and a batch of 256 (Megatron Core's
+    MoE guide, from memory): no fit, a check that the terms are of the right size."""
+    of = scenario(**MIXTRAL, hw__num_gpus=128)
+    layout = {"num_gpus": 128, "pp": 4, "ep": 8, "vpp": 8, "schedule": "interleaved_1f1b", "global_batch_size": 256}
+    found = float(priced(of, layout).mfu[0]) * 989.4
+    assert found == pytest.approx(438, rel=0.15)
