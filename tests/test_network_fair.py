@@ -34,8 +34,8 @@ def flows(case: dict[str, Any]) -> Graph:
     for rank in range(case["hosts"]):
         builder.compute(rank, 0, 1)
     for i, (src, dst) in enumerate(case["flows"], 1):
-        builder.send(src, i, dst, NS3["message"], i)
-        builder.receive(dst, i + 1000, src, NS3["message"], i)
+        builder.send(src, i, dst, case["message"], i)
+        builder.receive(dst, i + 1000, src, case["message"], i)
     return builder.build()
 
 
@@ -45,16 +45,19 @@ def makespan(case: dict[str, Any]) -> int:
     for name, (kind, algorithm) in kinds.items():
         if case["name"].startswith(name):
             system = SystemSettings(algorithms=dict.fromkeys(COLLECTIVES, (algorithm,)), local_mem_bw=1e6)
-            return CollectiveCase("fair", topology, system, kind, NS3["message"] * hosts).run().makespan_ns
+            return CollectiveCase("fair", topology, system, kind, case["message"] * hosts).run().makespan_ns
     return run_graph(flows(case), topology, SystemSettings(), "fair").makespan_ns
 
 
 def test_all_cases_are_there() -> None:
     names = {"ring_all_reduce", "all_to_all", "incast", "two_groups"}
-    assert {case["name"] for case in NS3["cases"]} == names | {f"{name}_16" for name in names}
-    assert NS3["message"] >= 16 << 20
+    names |= {f"{name}_16" for name in names}
+    sizes = {case["message"] for case in NS3["cases"]}
+    assert min(sizes) >= 16_000_000
+    assert len(sizes) > 1
+    assert {(case["name"], case["message"]) for case in NS3["cases"]} == {(name, size) for name in names for size in sizes}
 
 
-@pytest.mark.parametrize("case", NS3["cases"], ids=lambda case: case["name"])
+@pytest.mark.parametrize("case", NS3["cases"], ids=lambda case: f"{case['name']}-{case['message'] >> 20}MiB")
 def test_agrees_with_ns3(case: dict[str, Any]) -> None:
     assert makespan(case) == pytest.approx(case["time_ns"], rel=0.05)
