@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from astra_stand_in import install
-from layout_spread import EVENT_BACKENDS, SPREAD, Case, case
+from layout_spread import EVENT_BACKENDS, MIXTURE, SPREAD, Case, case
 
 from rapid_dse.network.engine import run_graph
 from rapid_dse.simulate import price
@@ -169,6 +169,15 @@ def test_a_faulty_link_slows_the_ranks_that_cross_it() -> None:
     assert inside[0].step_time_s[0] < inside[1].step_time_s[0]
 
 
+@pytest.mark.parametrize("backend", EVENT_BACKENDS)
+def test_a_slow_link_slows_the_experts_that_share_it(backend: str) -> None:
+    one = case(num_gpus=16, ep=8, global_batch_size=16, settings=MIXTURE)
+    healthy, slow = (_priced(one, backend, hw__network__faulty_links=fault) for fault in ([], [[0, 16, 0.25]]))
+    assert slow.time_ep_s[0] > 1.5 * healthy.time_ep_s[0] > 0
+    closed = _priced(one, "analytical")
+    assert healthy.time_ep_s[0] == pytest.approx(closed.time_ep_s[0], rel=0.35)
+
+
 # Fully connected within a node, where groups use all links at once.
 ALL_LINKS: dict[str, Any] = {
     "hw__network__dimensions": [RING | {"size": 8, "topology": "fully_connected"}, RING | {"size": None, "topology": "switch"}]
@@ -197,6 +206,12 @@ ALL_LINKS: dict[str, Any] = {
             ["run all-reduce direct", "builtin"],
         ),
         (
+            FLATTENED,
+            {"ep": 2},
+            MIXTURE | {"backend__engine": "astrasim", "backend__astrasim__binary": "/bin/true"},
+            ["run all-to-all direct", "builtin"],
+        ),
+        (
             HIERARCHICAL,
             {"tp": 2, "cp": 4},
             ALL_LINKS | {"backend__engine": "astrasim", "backend__astrasim__binary": "/bin/true"},
@@ -219,7 +234,8 @@ def test_what_cannot_run_is_refused_with_what_to_use_instead(
 
     monkeypatch.setattr("rapid_dse.network.engine.run_graph", never)
     monkeypatch.delenv("ASTRA_SIM_BIN", raising=False)
-    one = case(**({"num_gpus": 16, "tp": 8, "sequence_parallel": 1, "global_batch_size": 8} | changes))
+    model = {key: value for key, value in settings.items() if key.startswith("model")}
+    one = case(settings=model, **({"num_gpus": 16, "tp": 8, "sequence_parallel": 1, "global_batch_size": 8} | changes))
     with pytest.raises(ValueError, match=words[0]) as refusal:
         _priced(one, backend, **settings)
     for word in words:
@@ -269,6 +285,8 @@ ON_ASTRA_SIM = [
     (HIERARCHICAL, case("gpipe", num_gpus=8, pp=4, global_batch_size=8)),
     (FLATTENED, case(num_gpus=8, tp=2, sequence_parallel=1, pp=2, global_batch_size=4, zero=3)),
     (FLATTENED, case("zero_bubble", num_gpus=8, tp=2, pp=4, global_batch_size=4)),
+    ("hybrid", case(num_gpus=8, tp=2, sequence_parallel=1, ep=4, global_batch_size=8, settings=MIXTURE)),
+    (FLATTENED, case(num_gpus=8, cp=2, pp=2, ep=4, global_batch_size=8, settings=MIXTURE)),
     (FLATTENED, case("interleaved_1f1b", num_gpus=8, tp=2, sequence_parallel=1, cp=2, pp=2, vpp=2, global_batch_size=2, zero=0)),
 ]
 

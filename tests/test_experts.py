@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from trials import layouts, legal, priced, scenario
 
 from rapid_dse.config.hardware import Network
+from rapid_dse.layouts import broken_rules
 from rapid_dse.model.operators import MicroBatch, layer_matmuls, matrix_parameters
 from rapid_dse.model.parameters import count
 from rapid_dse.network.cluster import cluster_of
@@ -135,6 +136,26 @@ class TestWork:
         np.testing.assert_allclose(a.matmul_seconds[:, [0, 1, 2, 3]], b.matmul_seconds[:, [0, 1, 3, 4]])
         assert float(a.attention_forward[0]) == float(b.attention_forward[0])
         assert float(b.glue_forward_bytes[0]) > float(a.glue_forward_bytes[0])
+
+
+class TestRefused:
+    @pytest.mark.parametrize(
+        ("changes", "message"),
+        [
+            ({"model__num_experts_per_tok": 9}, "num_experts_per_tok=9 is above num_experts=8"),
+            ({"model__num_experts_per_tok": 0}, "num_experts=8 needs num_experts_per_tok and moe_intermediate_size"),
+            ({"model__moe_intermediate_size": 0}, "num_experts=8 needs num_experts_per_tok and moe_intermediate_size"),
+        ],
+    )
+    def test_by_the_schema(self, changes: dict[str, int], message: str) -> None:
+        with pytest.raises(ValueError, match=message):
+            scenario(**MIXTRAL | changes)
+
+    @pytest.mark.parametrize(("changes", "rule"), [({"ep": 3, "dp": 3, "num_gpus": 3}, "num_experts"), ({"ep": 16}, "dp · cp")])
+    def test_by_the_rules(self, changes: dict[str, int], rule: str) -> None:
+        of, rows = scenario(**MIXTRAL), layouts({"num_gpus": 8, "global_batch_size": 24} | changes)
+        found, texts = broken_rules(rows, of.model, 4096)
+        assert rule in texts[found[0]]
 
 
 class TestTraffic:

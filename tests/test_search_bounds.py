@@ -17,7 +17,7 @@ from rapid_dse.simulate.bounds import lower_bound
 CHIPS = {"h100": ("bf16", "fp16", "fp8"), "a100": ("bf16",), "a100_pcie": ("bf16",), "b200": ("bf16", "fp8"), "gb200": ("fp8",),
          "mi300x": ("bf16", "fp8"), "v100": ("fp16",)}  # fmt: skip
 SOFTWARE = sorted(path.stem for path in (ROOT / "conf" / "software").glob("*.yaml"))
-DEGREES = ("tp", "cp", "pp", "vpp", "zero", "sequence_parallel", "micro_batch_size", "recompute", "schedule")
+DEGREES = ("tp", "cp", "pp", "ep", "vpp", "zero", "sequence_parallel", "micro_batch_size", "recompute", "schedule")
 
 
 def drawn(backend: str, count: int, gpus: tuple[int, ...], layers: tuple[int, ...]) -> Iterator[tuple[Scenario, Layouts]]:
@@ -28,7 +28,7 @@ def drawn(backend: str, count: int, gpus: tuple[int, ...], layers: tuple[int, ..
         num_gpus, batch = int(rng.choice(gpus)), int(rng.choice([8, 32]))
         found = scenario(
             hw,
-            str(rng.choice(["llama3_1_8b", "llama2_13b", "gpt3_175b"])),
+            str(rng.choice(["llama3_1_8b", "llama2_13b", "gpt3_175b", "mixtral_8x7b"])),
             software=yaml.safe_load((ROOT / "conf" / "software" / f"{rng.choice(SOFTWARE)}.yaml").read_text()),
             backend__name=backend,
             model__num_hidden_layers=int(rng.choice(layers)),
@@ -48,7 +48,16 @@ def drawn(backend: str, count: int, gpus: tuple[int, ...], layers: tuple[int, ..
 
 def test_the_spread_is_wide() -> None:
     every = [layouts for _, layouts in drawn("hybrid", 700, (1, 4, 16, 64), (8, 30))]
-    for name, at_least in (("tp", 4), ("cp", 4), ("pp", 4), ("vpp", 4), ("zero", 4), ("recompute", 3), ("schedule", len(SCHEDULES))):
+    for name, at_least in (
+        ("tp", 4),
+        ("cp", 4),
+        ("pp", 4),
+        ("ep", 4),
+        ("vpp", 4),
+        ("zero", 4),
+        ("recompute", 3),
+        ("schedule", len(SCHEDULES)),
+    ):
         assert len(np.unique(np.concatenate([getattr(layouts, name) for layouts in every]))) >= at_least, name
 
 

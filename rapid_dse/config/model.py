@@ -51,6 +51,8 @@ class Model(Frozen):
             )
         if self.num_experts and not (self.num_experts_per_tok and self.moe_intermediate_size):
             raise ValueError(f"num_experts={self.num_experts} needs num_experts_per_tok and moe_intermediate_size, both at least 1")
+        if self.num_experts and self.num_experts_per_tok > self.num_experts:
+            raise ValueError(f"num_experts_per_tok={self.num_experts_per_tok} is above num_experts={self.num_experts}")
         return self
 
     @property
