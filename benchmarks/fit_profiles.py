@@ -9,7 +9,7 @@ import re
 import sys
 from pathlib import Path
 
-from rapid_dse.analysis.calibration import Options, calibrate
+from rapid_dse.analysis.calibration import Calibration, Options, calibrate
 from rapid_dse.analysis.fit import typical_base
 from rapid_dse.sweep.cases import group_cases, read_table
 
@@ -32,16 +32,17 @@ def main() -> None:
             {k: float(f"{v:.3g}") for k, v in values.items()},
         )
         print("   alike", found.fitted.alike, "silent", found.fitted.silent, "pinned by the runs", sorted(pinned))
-        rewrite(Path("conf/software") / f"{software}.yaml", values, found.held_out_error, len(part), found.models)
+        rewrite(Path("conf/software") / f"{software}.yaml", values, found)
 
 
-def rewrite(path: Path, values: dict[str, float], error: float, rows: int, models: int) -> None:
+def rewrite(path: Path, values: dict[str, float], found: Calibration) -> None:
     """Keeps the profile's own settings and their reasons, and puts the fitted values below them."""
     lines = path.read_text().splitlines()
     start = next((index for index, line in enumerate(lines) if line.startswith("# fitted")), len(lines))
-    kept = [line for line in lines[:start] if re.split(r"[:#]", line)[0].strip() not in {*values, "expected_error"}]
-    fitted = [f"# fitted to {rows} measured runs of {models} models by benchmarks/fit_profiles.py"]
-    fitted += [f"expected_error: {error:.3g}   # mean relative error on models that the fit had not seen"]
+    kept = [line for line in lines[:start] if re.split(r"[:#]", line)[0].strip() not in {*values, "expected_error", "measured_on"}]
+    fitted = [f"# fitted to {found.rows} measured runs of {found.models} models by benchmarks/fit_profiles.py"]
+    fitted += [f"expected_error: {found.held_out_error:.3g}   # mean relative error on models that the fit had not seen"]
+    fitted += [f"measured_on: [{', '.join(found.chips)}]"]
     fitted += [f"{name}: {value:.4g}" for name, value in values.items()]
     path.write_text("\n".join(kept + fitted) + "\n")
 

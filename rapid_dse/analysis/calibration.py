@@ -34,7 +34,7 @@ class Options:
 
 @dataclass(frozen=True)
 class Calibration:
-    """A fitted profile: the fit, its error on runs that it had not seen, and how many runs and models there were."""
+    """A fitted profile: the fit, its error on runs that it had not seen, how many runs and models there were, and on which chips."""
 
     software: str
     base: Software
@@ -42,6 +42,7 @@ class Calibration:
     held_out_error: float
     rows: int
     models: int
+    chips: tuple[str, ...]
     memory: Fit | None
 
 
@@ -116,7 +117,8 @@ def calibrate(frame: pd.DataFrame, groups: list[CaseGroup], software: str, base:
     truth = np.concatenate([run.measured for run in runs])
     models = len({run.model for run in runs})
     error = float(np.abs(unseen / truth - 1).mean())
-    return Calibration(software, base, fitted, error, len(truth), models, _memory_fit(frame, groups, software, base))
+    chips = tuple(sorted({run.scenario.hw.name for run in runs}))
+    return Calibration(software, base, fitted, error, len(truth), models, chips, _memory_fit(frame, groups, software, base))
 
 
 def implied_mfu(run: Runs) -> NDArray[np.float64]:
@@ -148,11 +150,12 @@ def profile_text(calibration: Calibration, source: str) -> str:
     """The profile as YAML: every setting that is not the schema's default, each fitted value with its standard error beside it."""
     fitted = dict(calibration.fitted.values) | (calibration.memory.values if calibration.memory else {})
     errors = dict(calibration.fitted.standard_errors) | (calibration.memory.standard_errors if calibration.memory else {})
-    kept = calibration.base.model_dump(mode="json", exclude_defaults=True, exclude={"name", "expected_error", *fitted})
+    kept = calibration.base.model_dump(mode="json", exclude_defaults=True, exclude={"name", "expected_error", "measured_on", *fitted})
     lines = [
         f"# Fitted to {calibration.rows} runs of {calibration.models} models in {source}; standard error beside each value.",
         f"name: {calibration.software}",
         f"expected_error: {calibration.held_out_error:.3g}   # mean, on runs that the fit had not seen",
+        f"measured_on: [{', '.join(calibration.chips)}]",
     ]
     lines += [
         f"{key}: {'null' if value is None else str(value).lower() if isinstance(value, bool) else value}" for key, value in kept.items()

@@ -84,7 +84,7 @@ def apply(scenario: Scenario, base: Software, values: Mapping[str, float], pinne
 
 def typical_base(software: Software) -> Software:
     """The profile with every free parameter back at what is typical: a fit must not start from another fit."""
-    return software.model_copy(update={p.name: p.typical for p in FREE} | {"expected_error": None})
+    return software.model_copy(update={p.name: p.typical for p in FREE} | {"expected_error": None, "measured_on": ()})
 
 
 def predict(runs: Sequence[Runs], base: Software, values: Mapping[str, float], ready: Sequence[Prepared] | None = None) -> FloatColumn:

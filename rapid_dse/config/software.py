@@ -18,6 +18,7 @@ class Software(Frozen):
     name: str
     # Mean relative error of step times to expect of it: cross-validated over models on measured runs; null where none were measured.
     expected_error: Annotated[float, Field(gt=0, lt=5)] | None = None
+    measured_on: tuple[str, ...] = ()  # chips of those runs, by hw.name
     # kernels
     attention: Literal["flash", "unfused"] = "flash"
     flash_kernel: Literal["flash1", "flash2", "flash3", "cudnn", "triton"] = "flash2"  # behind attention=flash

@@ -104,8 +104,8 @@ def _varying(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """Override keys outside the layout that differ between rows, choices first."""
     if not rows:
         return []
-    shown_in_layout = {key for key in KEYS.values() if key.startswith("parallel.")}
-    keys = [*CHOICES, *(key for key in rows[0] if key.split(".")[0] in _SECTIONS and key not in shown_in_layout)]
+    shown_elsewhere = {key for key in KEYS.values() if key.startswith("parallel.")} | {"software.expected_error"}
+    keys = [*CHOICES, *(key for key in rows[0] if key.split(".")[0] in _SECTIONS and key not in shown_elsewhere)]
     return [key for key in dict.fromkeys(keys) if len({str(row.get(key)) for row in rows}) > 1]
 
 
