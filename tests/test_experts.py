@@ -15,6 +15,7 @@ from rapid_dse.config.hardware import Network
 from rapid_dse.layouts import broken_rules
 from rapid_dse.model.operators import MicroBatch, layer_matmuls, matrix_parameters
 from rapid_dse.model.parameters import count
+from rapid_dse.network import closed_form
 from rapid_dse.network.cluster import cluster_of
 from rapid_dse.network.experts import expert_groups
 from rapid_dse.network.placement import place
@@ -192,6 +193,19 @@ class TestTraffic:
         spread, alone = priced(of, {"num_gpus": 8, "ep": 1, "zero": 0}, {"num_gpus": 8, "ep": 8, "zero": 0}).time_dp_s
         dense = 1 - 8 * count(of.model).expert * 32 / count(of.model).total
         assert alone / spread == pytest.approx(dense, rel=0.05)
+
+    def test_routed_rows_are_gathered_and_scattered_over_tp_by_hand(self) -> None:
+        """Mixtral, tp 2, one micro-batch: attention gathers, scatters, gathers again for its weight gradient, each of a row a token; the
+        experts' rows, two a token, are gathered and scattered, and kept. Without sequence parallelism it is a reduction each."""
+        of = scenario(**MIXTRAL, software__tp_backward_overlap=0.0)
+        split, whole = (
+            float(priced(of, {"num_gpus": 8, "tp": 2, "ep": 4, "global_batch_size": 4, "sequence_parallel": sp}).time_tp_s[0])
+            for sp in (True, False)
+        )
+        stream, pair = 4096 * 4096 * 2, place({"tp": 2, "dp": 4}, ORDER, of.hw.network).tp
+        one, two = (float(closed_form.all_gather(size, pair, of.hw.network)[0]) for size in (stream, 2 * stream))
+        assert split == pytest.approx(32 * (2 * (2 * one + 2 * two) + one), rel=1e-9)
+        assert whole == pytest.approx(32 * 2 * 2 * float(closed_form.all_reduce(stream, pair, of.hw.network)[0]), rel=1e-9)
 
     def test_ep_one_moves_nothing(self) -> None:
         assert priced(scenario(**MIXTRAL), {"num_gpus": 8}).time_ep_s[0] == 0

@@ -65,12 +65,16 @@ def placement_of(scenario: Scenario, layouts: Layouts) -> Placement:
 
 @dataclass(frozen=True)
 class TensorParallel:
-    """Seconds of one collective of each kind over a tensor-parallel group on ``size`` bytes, the whole buffer's; ``(n_layouts,)`` each."""
+    """Seconds of one collective of each kind over a tensor-parallel group on ``size`` bytes, the whole buffer's; ``(n_layouts,)`` each.
+
+    ``again``: of the gather that the backward pass repeats for the weight gradient, 0 where what was gathered is kept.
+    """
 
     size: FloatColumn
     gather: FloatColumn
     scatter: FloatColumn
     reduce: FloatColumn
+    again: FloatColumn
 
 
 def tensor_parallel(scenario: Scenario, size: FloatColumn, placement: Placement, network: Network) -> TensorParallel:
@@ -81,7 +85,7 @@ def tensor_parallel(scenario: Scenario, size: FloatColumn, placement: Placement,
         collective(size, placement.tp, network) + skew
         for collective in (closed_form.all_gather, closed_form.reduce_scatter, closed_form.all_reduce)
     )
-    return TensorParallel(size, gather, scatter, reduce)
+    return TensorParallel(size, gather, scatter, reduce, gather)
 
 
 def stream_bytes(scenario: Scenario, layouts: Layouts) -> FloatColumn:
@@ -95,7 +99,8 @@ def exchanged(scenario: Scenario, layouts: Layouts, placement: Placement, networ
 
     Under sequence parallelism a gather before and a scatter after, else one reduction after. The routed rows of a mixture of experts
     are gathered when they have arrived from other ranks, and scattered before they go back, beside what the shared experts exchange
-    (Megatron Core's all-to-all dispatcher); without sequence parallelism partial sums travel back, and one reduction ends the layer.
+    (Megatron Core's all-to-all dispatcher, which keeps what it has gathered); without sequence parallelism partial sums travel back, and
+    one reduction ends the layer.
     """
     stream = tensor_parallel(scenario, stream_bytes(scenario, layouts), placement, network)
     model = scenario.model
@@ -103,10 +108,10 @@ def exchanged(scenario: Scenario, layouts: Layouts, placement: Placement, networ
         return (stream,), (stream,)
     sequence = layouts.sequence_parallel
     rows = np.where(sequence, stream.size * model.num_experts_per_tok, stream.size)
-    routed = tensor_parallel(scenario, rows, placement, network)
+    nothing = np.zeros(len(layouts))
+    routed = replace(tensor_parallel(scenario, rows, placement, network), again=nothing)
     if not model.n_shared_experts:
         return (stream,), (routed,)
-    nothing = np.zeros(len(layouts))
     return (stream,), (routed, replace(stream, size=np.where(sequence, stream.size, 0.0), reduce=nothing))
 
 
@@ -117,7 +122,7 @@ def traffic(scenario: Scenario, layouts: Layouts, placement: Placement, network:
     width, stream = compute_bytes(scenario), stream_bytes(scenario, layouts)
     halves = exchanged(scenario, layouts, placement, network)
     every = [each for half in halves for each in half]
-    gather, scatter, reduce = (sum_of([getattr(each, kind) for each in every]) for kind in ("gather", "scatter", "reduce"))
+    gather, scatter, reduce, again = (sum_of([getattr(e, kind) for e in every]) for kind in ("gather", "scatter", "reduce", "again"))
     each_way = np.where(sequence, gather + scatter, reduce)
     keys = tokens * local_kv_heads(model, layouts.tp) * model.attention_head_dim * (2 * width)
     hop = closed_form.send_recv(keys, placement.cp, network)
@@ -126,16 +131,16 @@ def traffic(scenario: Scenario, layouts: Layouts, placement: Placement, network:
     regather = np.where(sequence, 0.0, halves[0][0].gather)
     share = (layouts.tp - 1) / layouts.tp
     rows = routed_bytes(scenario, layouts)
-    moved = sum_of([each.size for each in every])
+    moved = 4.0 * sum_of([each.size for each in every]) + sum_of([each.size * (each.again > 0) for each in every])
     return Traffic(
         tp_forward=each_way,
         tp_backward=each_way,
-        tp_gather_again=np.where(sequence, gather, 0.0),
+        tp_gather_again=np.where(sequence, again, 0.0),
         cp_forward=(layouts.cp - 1) * hop,
         cp_backward=2 * (layouts.cp - 1) * hop,
         ep_exchange=closed_form.all_to_all(rows, placement.ep, network) if model.num_experts else np.zeros(len(layouts)),
         pp_hop=closed_form.send_recv(boundary, placement.pp, network) + np.where(layouts.pp > 1, regather, 0.0),
-        tp_bytes=share * np.where(sequence, 5.0 * moved, 8.0 * stream),
+        tp_bytes=share * np.where(sequence, moved, 8.0 * stream),
         cp_bytes=3 * (layouts.cp - 1) * keys,
         ep_bytes=4 * rows * (1 - 1 / layouts.ep),
         pp_bytes=2.0 * boundary * (layouts.pp > 1),

@@ -14,18 +14,25 @@ from rapid_dse.trace.script import MAIN, RING, After, Script
 Transfer = Callable[[Script, After], After]
 
 
+AGAIN = "ALL_GATHER again"
+
+
 @dataclass(frozen=True)
 class Exchange:
-    """A buffer of ``size`` bytes that a tensor-parallel group gathers, scatters or reduces, and the seconds of each in closed form."""
+    """A buffer of ``size`` bytes that a tensor-parallel group gathers, scatters or reduces, and the seconds of each in closed form.
+
+    ``again``: of the gather that the backward pass repeats for the weight gradient; 0 where what was gathered is kept.
+    """
 
     size: float
     gather: float
     scatter: float
     reduce: float
+    again: float
 
     def seconds(self, kind: str) -> float:
-        """Of a collective by its name in graphs."""
-        return {"ALL_GATHER": self.gather, "REDUCE_SCATTER": self.scatter, "ALL_REDUCE": self.reduce}[kind]
+        """Of a collective by its name in graphs, or of the gather once more."""
+        return {"ALL_GATHER": self.gather, "REDUCE_SCATTER": self.scatter, "ALL_REDUCE": self.reduce, AGAIN: self.again}[kind]
 
 
 @dataclass(frozen=True)
@@ -130,7 +137,7 @@ def backward(script: Script, work: LayerWork, after: After, weights: bool = True
 
 def _backward_half(script: Script, work: LayerWork, half: Half, after: After, weights: bool, hidden: float) -> After:
     shown = 1 - work.tp_hidden
-    kinds = ("ALL_GATHER", "ALL_GATHER", "REDUCE_SCATTER") if work.sequence_parallel else ("ALL_REDUCE",)
+    kinds = ("ALL_GATHER", AGAIN, "REDUCE_SCATTER") if work.sequence_parallel else ("ALL_REDUCE",)
     after = _routed(script, half, after)
     if work.sequence_parallel:
         after = _exchange(script, work, half, after, "ALL_GATHER", shown)
@@ -200,9 +207,13 @@ def _exchange(script: Script, work: LayerWork, half: Half, after: After, kind: s
     if work.tp == 1 or share <= 0:
         return after
     for each in half.exchanges:
-        if each.size > 0 and not script.style.ideal and skew:
+        seconds = each.seconds(kind)
+        if each.size == 0 or seconds == 0:
+            continue
+        if not script.style.ideal and skew:
             after = script.compute(after, work.skew * share, "waiting for other hosts", "tp")
-        after = script.exchange(after, kind, "tp", share * each.size, share * each.seconds(kind), "tp", MAIN)
+        name = "ALL_GATHER" if kind == AGAIN else kind
+        after = script.exchange(after, name, "tp", share * each.size, share * seconds, "tp", MAIN)
     return after
 
 
