@@ -71,6 +71,7 @@ def test_a_known_profile_is_found_again_and_composes(somewhere: Path, capsys: py
     assert profile["host_layer"] == pytest.approx(TRUTH["host_layer"], rel=0.15)
     assert profile["matmul_efficiency"] == pytest.approx(TRUTH["matmul_efficiency"], rel=0.1)
     assert profile["expected_error"] < 0.08
+    assert profile["measured_on"] == ["a100"]
     assert Software.model_validate(profile).dropout  # what was not fitted is megatron_deepspeed's own
     printed = capsys.readouterr()
     assert "expect about ±" in printed.out
