@@ -73,6 +73,17 @@ def test_no_trees_and_slower_hops_only_under_strain() -> None:
     assert priced(scenario(**settings, software__strained=True), row).step_time_s > healthy * 1.01
 
 
+@pytest.mark.parametrize("zero", [0, 1])
+def test_reductions_hide_behind_nothing_only_under_strain(zero: int) -> None:
+    settings = CALM | {"software__strained_overlap": False, "software__dp_overlap": 0.9}
+    row = {"num_gpus": 64, "zero": zero, "micro_batch_size": 4}
+    hidden, shown, whole = (
+        float(priced(scenario(**(settings | {"software__strained": told, "software__dp_overlap": share})), row).time_dp_s[0])
+        for told, share in ((False, 0.9), (True, 0.9), (False, 0.0))
+    )
+    assert shown == whole > hidden
+
+
 def test_bus_bandwidth_tells_from_eight_nodes_on() -> None:
     frame = pd.DataFrame(
         {"hw.num_gpus": [32, 64, 64, 512, 512, 512], "measured.allreduce_busbw_gbs": [155.0, 95.0, 188.0, 13.0, 170.0, np.nan]}

@@ -72,6 +72,7 @@ class Software(Frozen):
     strained: bool | None = None
     strained_nodes: Count | None = None
     strained_trees: bool = True  # NCCL may take its tree between nodes there too
+    strained_overlap: bool = True  # reductions of gradients hide behind computation there too
     strained_host_layer: Seconds = 0.0  # host time of a layer for each tensor-parallel rank, where that is more than the layer's own
     strained_fabric_latency: Annotated[Seconds, Field(le=2e-3)] = 0.0  # what a hop between nodes costs beyond fabric_latency
     strained_all_reduce_wait: Annotated[Seconds, Field(le=2e-3)] = (
@@ -103,7 +104,8 @@ class Software(Frozen):
             return self.model_copy(
                 update={"strained": False, "strained_host_layer": 0.0, "strained_all_reduce_wait": 0.0, "strained_trees": True}
             )
-        return self.model_copy(update={"strained": True, "fabric_latency": self.fabric_latency + self.strained_fabric_latency})
+        update = {"strained": True, "fabric_latency": self.fabric_latency + self.strained_fabric_latency}
+        return self.model_copy(update=update | ({} if self.strained_overlap else {"dp_overlap": 0.0, "scatter_overlap": 0.0}))
 
     @property
     def peak_logit_bytes(self) -> float:
@@ -116,7 +118,7 @@ class Software(Frozen):
     def strain_changes(self) -> bool:
         """Whether a strained job is priced otherwise at all."""
         waits = self.strained_host_layer + self.strained_fabric_latency + self.strained_all_reduce_wait
-        return waits > 0 or not self.strained_trees
+        return waits > 0 or not self.strained_trees or not self.strained_overlap
 
 
 @dataclass(frozen=True)
