@@ -62,6 +62,9 @@ def _alone() -> list[Case]:
     return [case(num_gpus=1, global_batch_size=2), *tensor, *context, *data, *piped, *chunked]
 
 
+TIED = {"model__tie_word_embeddings": True}
+
+
 def _mixed() -> list[Case]:
     schedules = (("gpipe", 1), ("1f1b", 1), ("zero_bubble", 1), ("interleaved_1f1b", 2))
     full = [case(name, num_gpus=64, tp=8, sequence_parallel=1, pp=4, vpp=v, global_batch_size=16, zero=zero)
@@ -89,6 +92,9 @@ def _mixed() -> list[Case]:
         case(num_gpus=64, tp=8, pp=4, global_batch_size=16, settings={"parallel__order": ["tp", "pp", "cp", "ep", "dp"]}),
         case(num_gpus=16, tp=2, global_batch_size=32, zero=0, settings={"software__strained": True, "software__strained_trees": False}),
     ]
+    # one table for embedding and head, whose gradient first and last stage sum
+    tied = [case(name, num_gpus=32, tp=tp, pp=4, vpp=v, global_batch_size=16, zero=zero, settings=TIED)
+            for name, v, tp, zero in (("1f1b", 1, 4, 1), ("interleaved_1f1b", 2, 2, 0), ("zero_bubble", 1, 8, 2))]  # fmt: skip
     # chunks of unequal layers, by remainder and by what Megatron-LM leaves out for embedding and head (8 · 8 chunks of 126 layers)
     splits = (
         ("llama3_1_405b", 1, 16, 7, 32),
@@ -100,7 +106,7 @@ def _mixed() -> list[Case]:
     )
     chunked = [case("interleaved_1f1b", model=model, num_gpus=tp * pp, tp=tp, sequence_parallel=int(tp > 1), pp=pp, vpp=v,
                     global_batch_size=m) for model, tp, pp, v, m in splits]  # fmt: skip
-    return [*full, *rings, *uneven, *chunked, *others]
+    return [*full, *rings, *uneven, *chunked, *others, *tied]
 
 
 # Experts that nobody trains, small enough for every parallelism: 8 of them, 2 a token, and a shared one.

@@ -51,6 +51,19 @@ class Span:
         return Span(members, strides)
 
 
+def two_ends(group: Span) -> Span:
+    """The first and the last member of each group alone, as a group of two; of one where the group has one member.
+
+    They stand apart on the outermost dimension on which the group has several members, and talk over that one.
+    """
+    apart = np.zeros(1, bool)
+    members: list[Floats] = []
+    for held in reversed(group.members):
+        members.append(np.where((held > 1) & ~apart, 2.0, 1.0))
+        apart = apart | (held > 1)
+    return Span(tuple(reversed(members)), group.strides)
+
+
 @dataclass(frozen=True)
 class Placement:
     """The spans of all groups of a table of layouts, and which of its rows keep the rules of the network's ``parallelisms``.

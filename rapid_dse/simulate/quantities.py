@@ -40,6 +40,7 @@ from rapid_dse.simulate.training import (
     update_seconds,
     weight_gather,
 )
+from rapid_dse.simulate.vocabulary import tied_table
 from rapid_dse.trace.block import Exchange, Half, LayerWork
 from rapid_dse.trace.pipeline import SharedWeights, StageWork
 
@@ -196,6 +197,7 @@ def _stage_work(one: Priced1, stage: int, chunks: list[int], forward: float, bac
     others = ranks - 1 + (0 if weights.experts is None else ranks // one.degree("ep") - 1)
     sent = np.ravel(left.total)
     calls = int(np.ceil(sent / bucket(scenario, layout))[0])
+    tied = tied_table(scenario, layout, groups.placement, groups.network)
     head, table = stage == pp - 1, float(vocabulary_parameters(scenario, layout)[0]) * gathered_bytes(scenario)
     return StageWork(
         chunks=tuple(chunks),
@@ -210,6 +212,8 @@ def _stage_work(one: Priced1, stage: int, chunks: list[int], forward: float, bac
         calls=max(1, calls),
         table=table if zero >= 3 and ranks > 1 and (stage == 0 or head) else 0.0,
         table_gather=float(np.ravel(closed_form.all_gather(table, groups.placement.gradient, groups.network))[0]),
+        tied=float(tied.size[0]) if stage == 0 or head else 0.0,
+        tied_reduce=float(tied.seconds[0]),
         dp_hidden=scatter_overlap(software) if zero == 1 else software.dp_overlap,
         gather_hidden=software.parameter_gather_overlap,
         wait=max(0.0, calls * software.strained_all_reduce_wait * others - software.dp_overlap * layers * backward) * (zero == 0),

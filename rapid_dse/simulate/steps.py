@@ -18,7 +18,7 @@ from rapid_dse.simulate.training import Step, result_columns
 from rapid_dse.trace.graph import Ints
 from rapid_dse.trace.pipeline import StageWork, order
 from rapid_dse.trace.script import Script, Style
-from rapid_dse.trace.stage import Boundary, Passes, StageWriter
+from rapid_dse.trace.stage import TIED, Boundary, Passes, StageWriter
 
 
 def stage_script(one: Priced1, style: Style, stage: int, work: StageWork, passes: Passes) -> Script:
@@ -41,17 +41,21 @@ def boundary_of(one: Priced1) -> Boundary:
 
 
 def directory(places: Ints, experts: ExpertGroups) -> tuple[dict[str, Ints], dict[str, Ints]]:
-    """Groups and peers of ranks that stand at ``places`` ``(pp, dp, cp, tp)``: of gradients, of tp and ep, rings of cp, pipelines."""
+    """Groups and peers of ranks that stand at ``places`` ``(pp, dp, cp, tp)``: of gradients, of tp and ep, rings of cp, pipelines
+    and their two ends."""
     pp, dp, cp, tp = places.shape
     ranks = int(places.max()) + 1
     gradients = places.transpose(0, 3, 1, 2).reshape(pp * tp, dp * cp)
     rings, pipes = places.transpose(0, 1, 3, 2).reshape(-1, cp), places.reshape(pp, -1).T
     peers: dict[str, Ints] = {}
-    for name, groups in (("cp", rings), ("", pipes)):
+    for name, lines in (("cp", rings), ("", pipes)):
         for way, shift in (("next", 1), ("previous", -1)):
-            peers[f"{name} {way}".strip()] = runs.neighbours(groups, ranks, shift)
+            peers[f"{name} {way}".strip()] = runs.neighbours(lines, ranks, shift)
     exchanging, alike = experts.tables(places)
-    return {"tp": places.reshape(-1, tp), "ep": exchanging, GRADIENTS: gradients, EXPERT_GRADIENTS: alike}, peers
+    groups = {"tp": places.reshape(-1, tp), "ep": exchanging, GRADIENTS: gradients, EXPERT_GRADIENTS: alike}
+    if pp > 1:
+        groups[TIED] = pipes[:, [0, -1]]
+    return groups, peers
 
 
 def stage_for(one: Priced1, cluster: Cluster, places: Ints, experts: ExpertGroups) -> runs.Stage:

@@ -27,6 +27,7 @@ from rapid_dse.simulate.slots import stage_slots
 from rapid_dse.simulate.stages import Stages, stages
 from rapid_dse.simulate.strain import by_state
 from rapid_dse.simulate.uneven import chunk_waits
+from rapid_dse.simulate.vocabulary import tied_bytes, tied_table
 from rapid_dse.trace.schedules import bubble
 
 FloatColumn = NDArray[np.float64]
@@ -226,12 +227,13 @@ def step_time(
     )
     ends = on_device - layers * layer.total - sent
     data_parallel, optimizer = _end_of_step(scenario, layouts, found, layer, groups, device)
+    tied = tied_table(scenario, layouts, groups.placement, groups.network)
     return Step(
         compute=micro_batches * (layers * layer.compute + ends),
         tp=micro_batches * layers * layer.tp,
         cp=micro_batches * layers * layer.cp,
         ep=micro_batches * layers * layer.ep,
-        pp=micro_batches * sent,
+        pp=micro_batches * sent + tied.seconds,
         dp=micro_batches * layers * layer.dp + data_parallel,
         bubble=idle,
         optimizer=optimizer,
@@ -421,6 +423,7 @@ def _work(scenario: Scenario, layouts: Layouts, block: Block, moved: Traffic, st
         shared = shared + weights.experts * (layouts.dp * layouts.cp > layouts.ep)
     synced = 2.0 * shared * gradient_bytes(scenario)
     inner = micro_batches * layers * (moved.tp_bytes + moved.cp_bytes)
+    synced = synced + 2 * tied_bytes(scenario, layouts) / layouts.pp  # the mean GPU's share of what first and last stage send
     outer = micro_batches * (layouts.vpp * moved.pp_bytes + layers * moved.ep_bytes) + synced
     return StepWork(flops, hbm + parameters * scenario.software.optimizer_traffic, inner, outer, step.total, layouts.num_gpus)
 

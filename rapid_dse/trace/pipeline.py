@@ -113,6 +113,7 @@ class StageWork:
         zero: the stage of ZeRO.
         shared: the weights by the group that shares them, the dense ones first; ``calls``: in how many calls gradients are reduced.
         table: bytes of look-up or head that ZeRO 3 gathers.
+        tied: bytes of the tied table's gradient, which first and last stage sum at the end of the step, in ``tied_reduce``; 0: nothing.
         dp_hidden: share of the backward pass that reductions hide behind; ``gather_hidden``: of the forward pass, for gathers.
         wait: seconds that all-reduces of gradients wait for ranks under strain, and nothing hides.
         tree: whether gradients are summed by one all-reduce, else by reduce-scatter and all-gather.
@@ -130,6 +131,8 @@ class StageWork:
     calls: int
     table: float
     table_gather: float
+    tied: float
+    tied_reduce: float
     dp_hidden: float
     gather_hidden: float
     wait: float

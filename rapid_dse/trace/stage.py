@@ -17,6 +17,8 @@ from rapid_dse.trace.script import GRADIENTS, MAIN, PIPELINE, After, Script
 # A rank with one communication stream reduces gradients when nothing else is left to send: a reduction that is under way holds up
 # every collective and message behind it, which costs more than it hides.
 
+TIED = "tied tables"  # the group of a pipeline's two ends
+
 PIECES = 32  # calls that a step's gradients are reduced in, at most: more change nothing but the size of the graph
 
 
@@ -263,13 +265,14 @@ class StageWriter:
         return after
 
     def _close(self) -> After:
-        """Waits for what is under way, reduces what is left, and updates the weights."""
+        """Waits for what is under way, reduces what is left (a tied table's gradient with the other end last), and updates the weights."""
         work, script = self.work, self.script
         self.tail = _joined(self.tail, self.reduced)
         if work.sent > 0 and self.left > 1e-9:
             pieces = 1 if script.style.ideal else min(work.calls, PIECES)
             for _ in range(pieces):
                 self.tail = self._reduction(self.tail, self.left / pieces, MAIN)
+        self.tail = script.exchange(self.tail, "ALL_REDUCE", TIED, work.tied, work.tied_reduce, "pp")
         if not script.style.ideal:  # ideal links take the closed form's time, in which it is
             self.tail = script.compute(self.tail, work.wait, "waiting for other ranks", "dp")
         return script.compute(self.tail, work.optimizer, "optimizer", "optimizer")
