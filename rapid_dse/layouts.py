@@ -133,7 +133,7 @@ def rules(layouts: Layouts, model: Model, seq_len: int) -> list[Rule]:
         Rule("tp must divide num_attention_heads", model.num_attention_heads % tp != 0),
         Rule("tp must divide intermediate_size", model.intermediate_size % tp != 0),
         Rule("tp must divide num_key_value_heads or be a multiple of it", (kv_heads % tp != 0) & (tp % kv_heads != 0)),
-        Rule("tp · cp · pp · dp must equal hw.num_gpus", tp * cp * pp * dp != layouts.num_gpus),
+        Rule("tp · cp · pp · dp must equal hw.num_gpus", (tp * cp * pp).astype(float) * dp != layouts.num_gpus),
         Rule("seq_len must divide by 2 · cp", (cp > 1) & (seq_len % (2 * cp) != 0)),
         Rule("pp · vpp must not exceed num_hidden_layers", pp * vpp > model.num_hidden_layers),
         Rule("vpp > 1 goes with interleaved_1f1b alone", (vpp > 1) & ~interleaved),

@@ -1,18 +1,42 @@
-"""Field types that every part of the schema shares."""
+"""Field types that every part of the schema shares: what a number counts or measures, its unit, and the bounds that it must keep.
+
+The bounds are far outside of what is built or trained. They are there so that no product of a few figures overflows and no quotient
+vanishes: whatever the schema lets through has a finite price.
+"""
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator
 
 from rapid_dse.config.units import to_si
 
 
 class Frozen(BaseModel):
-    """A part of the configuration: immutable, and no key but the declared ones."""
+    """A part of the configuration: immutable, no key but the declared ones, and true and false only where a key asks for them."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, strict=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _truth_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
+        # To Python, and so to pydantic, true is 1.
+        found = _truth_in(value)
+        if found is not None and not _takes_truth(cls.model_fields[str(info.field_name)].annotation):
+            raise ValueError(f"{str(found).lower()} is neither a number nor a name; expected one of these")
+        return value
+
+
+def _truth_in(value: Any) -> bool | None:
+    """The first true or false in a value or in a list of values."""
+    if isinstance(value, list | tuple):
+        return next((found for item in value if (found := _truth_in(item)) is not None), None)
+    return value if isinstance(value, bool) else None
+
+
+def _takes_truth(annotation: Any) -> bool:
+    return annotation is bool or annotation is Any or any(_takes_truth(part) for part in get_args(annotation))
 
 
 def _whole(value: Any) -> Any:
@@ -20,7 +44,7 @@ def _whole(value: Any) -> Any:
     if isinstance(value, float) and value.is_integer():
         return int(value)
     if isinstance(value, bool | str):
-        raise ValueError(f"{value!r} is no integer")
+        raise ValueError(f"{value!r} is not a whole number; expected one, such as 8")
     return value
 
 
@@ -28,16 +52,34 @@ def _quantity(unit: str) -> BeforeValidator:
     return BeforeValidator(lambda value: to_si(value, unit))
 
 
-Count = Annotated[int, BeforeValidator(_whole), Field(ge=1)]
-CountOrZero = Annotated[int, BeforeValidator(_whole), Field(ge=0)]
-Share = Annotated[float, Field(gt=0, le=1)]
-ShareOrZero = Annotated[float, Field(ge=0, le=1)]
-Bytes = Annotated[float, _quantity("bytes"), Field(ge=0)]
-BytesPerSecond = Annotated[float, _quantity("bytes/s"), Field(gt=0)]
-Seconds = Annotated[float, _quantity("s"), Field(ge=0)]
-Hertz = Annotated[float, _quantity("Hz"), Field(gt=0)]
-FlopsPerSecond = Annotated[float, _quantity("FLOP/s"), Field(gt=0)]
-Watts = Annotated[float, _quantity("W"), Field(ge=0)]
-JoulesPerFlop = Annotated[float, _quantity("J/FLOP"), Field(ge=0)]
-JoulesPerByte = Annotated[float, _quantity("J/byte"), Field(ge=0)]
-DollarsPerHour = Annotated[float, _quantity("USD/h"), Field(ge=0)]
+def _or_zero(least: float) -> AfterValidator:
+    """Lets 0 pass, and of other numbers those that do not vanish beside it."""
+
+    def check(value: float) -> float:
+        if 0 < value < least:
+            raise ValueError(f"{value:g} is too small; expected 0, or at least {least:g}")
+        return value
+
+    return AfterValidator(check)
+
+
+WHOLE = BeforeValidator(_whole)
+
+# Things that are counted: tokens, layers, channels.
+Count = Annotated[int, WHOLE, Field(ge=1, le=10**9)]
+CountOrZero = Annotated[int, WHOLE, Field(ge=0, le=10**9)]
+# GPUs, and the degrees that divide them.
+Degree = Annotated[int, WHOLE, Field(ge=1, le=2**20)]
+# Shares of a whole.
+Share = Annotated[float, Field(ge=1e-6, le=1)]
+ShareOrZero = Annotated[float, Field(ge=0, le=1), _or_zero(1e-9)]
+# Quantities in SI units; strings may carry another unit of the same kind.
+Bytes = Annotated[float, _quantity("bytes"), Field(ge=0, le=1e18), _or_zero(0.01)]
+BytesPerSecond = Annotated[float, _quantity("bytes/s"), Field(ge=1e3, le=1e18)]
+Seconds = Annotated[float, _quantity("s"), Field(ge=0, le=1e6), _or_zero(1e-18)]
+Hertz = Annotated[float, _quantity("Hz"), Field(ge=1e3, le=1e15)]
+FlopsPerSecond = Annotated[float, _quantity("FLOP/s"), Field(ge=1e3, le=1e24)]
+Watts = Annotated[float, _quantity("W"), Field(ge=0, le=1e9), _or_zero(1e-9)]
+JoulesPerFlop = Annotated[float, _quantity("J/FLOP"), Field(ge=1e-24, le=1)]
+JoulesPerByte = Annotated[float, _quantity("J/byte"), Field(ge=0, le=1e3), _or_zero(1e-24)]
+DollarsPerHour = Annotated[float, _quantity("USD/h"), Field(ge=0, le=1e9), _or_zero(1e-9)]

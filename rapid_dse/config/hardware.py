@@ -10,6 +10,7 @@ from rapid_dse.config.fields import (
     Bytes,
     BytesPerSecond,
     Count,
+    Degree,
     DollarsPerHour,
     FlopsPerSecond,
     Frozen,
@@ -20,20 +21,23 @@ from rapid_dse.config.fields import (
     Share,
     Watts,
 )
+from rapid_dse.config.units import shortened
 
 Precision = Literal["fp32", "bf16", "fp16", "fp8"]
 PRECISION_BYTES: dict[str, int] = {"fp32": 4, "bf16": 2, "fp16": 2, "fp8": 1}
 Parallelism = Literal["tp", "cp", "ep", "dp", "pp"]
 Topology = Literal["ring", "fully_connected", "switch", "mesh", "torus", "fat_tree"]
 
+Rate = Annotated[float, Field(ge=1e-3, le=1e9)]  # FLOP per SM and clock
+
 
 class TensorRates(Frozen):
     """Dense tensor-core FLOP per SM and clock, by precision; null where the chip has no such mode."""
 
-    fp32: Annotated[float, Field(gt=0)]
-    bf16: Annotated[float, Field(gt=0)] | None = None
-    fp16: Annotated[float, Field(gt=0)] | None = None
-    fp8: Annotated[float, Field(gt=0)] | None = None
+    fp32: Rate
+    bf16: Rate | None = None
+    fp16: Rate | None = None
+    fp8: Rate | None = None
 
 
 class Level(Frozen):
@@ -46,8 +50,8 @@ class Level(Frozen):
 class Memory(Frozen):
     """HBM (or GDDR): ``usable`` is what the driver leaves to a process, bytes; null is the capacity."""
 
-    capacity: Bytes
-    usable: Bytes
+    capacity: Annotated[Bytes, Field(ge=1e6)]
+    usable: Annotated[Bytes, Field(ge=1e6)]
     bandwidth: BytesPerSecond
 
     @model_validator(mode="after")
@@ -82,6 +86,12 @@ class Energy(Frozen):
     idle: Watts
     tdp: Watts
 
+    @model_validator(mode="after")
+    def _products_draw_power(self) -> Energy:
+        if not {"fp32", "bf16", "fp16"} & set(self.flop):
+            raise ValueError(f"flop has the precisions {', '.join(self.flop) or 'none'}; allowed: bf16, fp16 or fp32 among them")
+        return self
+
 
 class NetworkDimension(Frozen):
     """One level of the network, inner to outer.
@@ -101,7 +111,7 @@ class NetworkDimension(Frozen):
     energy: JoulesPerByte
     parallelisms: tuple[Parallelism, ...] | None = None
     in_network_reduction: bool = False
-    oversubscription: Annotated[float, Field(ge=1)] = 1.0
+    oversubscription: Annotated[float, Field(ge=1, le=1e6)] = 1.0
     cabling: tuple[Share, ...] | None = None
 
     @model_validator(mode="after")
@@ -123,9 +133,11 @@ class Network(Frozen):
             if dimension.size is None:
                 raise ValueError(f"dimensions.{index}.size is null; allowed: an integer (only the outermost may be null)")
         for source, destination, factor in self.faulty_links:
-            if source < 0 or destination < 0 or source == destination or not 0 <= factor <= 1:
+            ends = min(source, destination) >= 0 and max(source, destination) < 2**21 and source != destination
+            if not ends or not (factor == 0 or 1e-6 <= factor <= 1):
                 raise ValueError(
-                    f"faulty_links has [{source}, {destination}, {factor}]; allowed: two different ranks and a factor from 0 to 1"
+                    f"faulty_links has [{shortened(source)}, {shortened(destination)}, {factor}]; "
+                    "allowed: two different devices and a factor of 0, or from 1e-6 to 1"
                 )
         return self
 
@@ -138,8 +150,8 @@ class Hardware(Frozen):
     """
 
     name: str
-    num_gpus: Count = 64
-    gpus_per_node: Count
+    num_gpus: Degree = 64
+    gpus_per_node: Degree
     sms: Count
     tensor_cores_per_sm: Count
     clock: Hertz

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, field_validator
 
-from rapid_dse.config.fields import Count, Frozen
+from rapid_dse.config.fields import WHOLE, Count, CountOrZero, Degree, Frozen
 from rapid_dse.config.hardware import Parallelism, Precision
 
 RECOMPUTE = ("none", "selective", "full")
@@ -17,12 +17,6 @@ ORDER: tuple[Parallelism, ...] = ("tp", "cp", "ep", "dp", "pp")
 _NoneWord = BeforeValidator(lambda value: "none" if value is None else value)
 
 
-def _zero_stage(value: Any) -> Any:
-    if isinstance(value, bool | str) or (isinstance(value, float) and not value.is_integer()):
-        raise ValueError(f"{value!r} is no integer")
-    return int(value) if isinstance(value, float) else value
-
-
 class Parallel(Frozen):
     """One layout.
 
@@ -30,15 +24,15 @@ class Parallel(Frozen):
     pp > 1 (interleaved_1f1b where vpp > 1 too), none where pp = 1.
     """
 
-    tp: Count = 1
-    cp: Count = 1
-    dp: Count | Literal["auto"] = "auto"
-    pp: Count = 1
-    ep: Count = 1
-    vpp: Count = 1
-    zero: Annotated[int, BeforeValidator(_zero_stage), Field(ge=0, le=3)] = 1
+    tp: Degree = 1
+    cp: Degree = 1
+    dp: Degree | Literal["auto"] = "auto"
+    pp: Degree = 1
+    ep: Degree = 1
+    vpp: Degree = 1
+    zero: Annotated[int, WHOLE, Field(ge=0, le=3)] = 1
     sequence_parallel: bool | None = None
-    micro_batch_size: Count = 1
+    micro_batch_size: Degree = 1
     recompute: Annotated[Literal["none", "selective", "full"], _NoneWord] = "selective"
     schedule: Literal["none", "gpipe", "1f1b", "interleaved_1f1b", "zero_bubble"] | None = None
     order: tuple[Parallelism, ...] = ORDER
@@ -75,7 +69,7 @@ class AstraSim(Frozen):
     """``binary``: the user's own ASTRA-sim; null: the environment's ASTRA_SIM_BIN. ``timeout`` in seconds."""
 
     binary: str | None = None
-    timeout: Annotated[float, Field(gt=0)] = 600.0
+    timeout: Annotated[float, Field(ge=1e-3, le=1e7)] = 600.0
 
 
 class Artifacts(Frozen):
@@ -106,7 +100,7 @@ class Backend(Frozen):
     name: Literal["analytical", "hybrid", "full_astrasim_hierarchical", "full_astrasim_flattened"] = "analytical"
     engine: Literal["builtin", "astrasim"] = "builtin"
     network: Literal["congestion_aware", "congestion_unaware", "fair", "ideal"] = "congestion_aware"
-    streams: Annotated[int, Field(ge=1, le=4)] | None = None
+    streams: Annotated[int, WHOLE, Field(ge=1, le=4)] | None = None
     astrasim: AstraSim = AstraSim()
     artifacts: Artifacts = Artifacts()
 
@@ -127,15 +121,15 @@ class Search(Frozen):
     sampler: Literal["tpe", "nsga2", "nsga3", "cmaes", "random", "brute_force"] = "tpe"
     objectives: tuple[str, ...] = ("step_time_s",)
     constraints: tuple[str, ...] = ("fits",)
-    seed: int = 0
+    seed: Annotated[int, WHOLE, Field(ge=0, le=2**32 - 1)] = 0
     batch: Count = 10
-    enqueue: Annotated[int, Field(ge=0)] = 4
+    enqueue: CountOrZero = 4
     prune: bool | None = None
     storage: str | None = None
-    jobs: Annotated[int, Field(ge=-1)] = -1
+    jobs: Annotated[int, WHOLE, Field(ge=-1, le=2**20)] = -1
     launcher: Literal["loky", "dask", "ray"] = "loky"
     launcher_address: str | None = None
-    refine: Annotated[int, Field(ge=0)] = 0
+    refine: CountOrZero = 0
     refine_backend: Literal["hybrid", "full_astrasim_hierarchical", "full_astrasim_flattened"] = "hybrid"
     fail_fast: bool = False
     results_dir: str = "results"

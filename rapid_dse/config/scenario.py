@@ -9,12 +9,14 @@ from collections.abc import Mapping
 from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError, model_validator
+from pydantic_core import ErrorDetails
 
 from rapid_dse.config.fields import Frozen
 from rapid_dse.config.hardware import Hardware
 from rapid_dse.config.model import Model
 from rapid_dse.config.run import Backend, Debug, Parallel, Search, Workload
 from rapid_dse.config.software import Software
+from rapid_dse.config.units import shortened
 
 # Mean error of fits on a chip that they had not seen, of three frameworks (benchmarks/unseen_chip.py).
 UNSEEN_CHIP_ERROR = 0.09
@@ -67,16 +69,38 @@ def explain(error: ValidationError, prefix: str = "") -> str:
     first = error.errors(include_url=False)[0]
     inside = [str(part) for part in first["loc"] if not str(part).startswith(("function-", "literal["))]
     path = [*prefix.split("."), *inside] if prefix else inside
-    path = [part for part in path if part not in ("constrained-int", "int", "bool")]
+    path = [part for part in path if part not in ("constrained-int", "constrained-float", "int", "bool", "float")]
     key = ".".join(path)
     if first["type"] == "extra_forbidden":
         return unknown_key(key, siblings(path))
-    message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "missing":
         return f"{key} is missing"
     value = first["input"]
-    shown = "" if isinstance(value, Mapping | BaseModel) or not key else f"={value!r}"
-    return f"{key}{shown}: {message[0].lower() + message[1:] if message.startswith('Input') else message}".removeprefix(": ")
+    shown = "" if isinstance(value, Mapping | BaseModel) or not key else f"={shortened(value)}"
+    return f"{key}{shown}: {_in_words(first)}".removeprefix(": ")
+
+
+# What pydantic found wrong, by its type, as this program says it; ``{}`` is the bound.
+_WORDS = {
+    "greater_than_equal": ("ge", "too small; expected at least {}"),
+    "greater_than": ("gt", "too small; expected more than {}"),
+    "less_than_equal": ("le", "too large; expected at most {}"),
+    "less_than": ("lt", "too large; expected less than {}"),
+    "literal_error": ("expected", "expected one of {}"),
+}
+_KINDS = {"bool": "expected true or false", "int": "expected a whole number, such as 8", "string": "expected text"}
+
+
+def _in_words(error: ErrorDetails) -> str:
+    """What is wrong with a value, and what is expected in its place."""
+    kind, bounds = error["type"], error.get("ctx", {})
+    if kind in _WORDS:
+        name, words = _WORDS[kind]
+        return words.format(f"{bounds[name]:,}" if isinstance(bounds[name], int) else bounds[name])
+    if kind.startswith("float") or kind == "finite_number":
+        return "not a valid number; expected a finite one, such as 0.8"
+    message = error["msg"].removeprefix("Value error, ")
+    return _KINDS.get(kind.split("_")[0], message[0].lower() + message[1:] if message.startswith("Input") else message)
 
 
 def unknown_key(key: str, allowed: list[str]) -> str:

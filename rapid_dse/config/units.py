@@ -40,26 +40,51 @@ def to_si(text: Any, unit: str) -> float:
         unit: a key of ``UNITS``; it names the kind of quantity and its SI unit.
 
     Raises:
-        ValueError: where ``text`` is no number, or its unit is not one of the kind.
+        ValueError: where ``text`` is not a finite number, or its unit is not one of the kind.
     """
     if isinstance(text, bool) or not isinstance(text, int | float | str):
-        raise ValueError(f"{text!r} is no quantity; allowed: a number in {unit}, or a number with a unit")
-    if isinstance(text, int | float):
-        return float(text)
+        raise ValueError(_not_a_quantity(text, unit))
+    value = _scaled(text, unit) if isinstance(text, str) else _float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{shortened(text)} is not a finite number; expected one such as {EXAMPLES[unit]}")
+    return value
+
+
+def _scaled(text: str, unit: str) -> float:
+    """The SI value of a number with a unit, or of one without, which is SI already."""
     from quantiphy import Quantity  # imported here: plain numbers do not need it
 
+    if "," in text:  # to some a decimal point, to others nothing at all: 3,35 would be 335
+        raise ValueError(f"{shortened(text)} has a comma; expected a decimal point and no separators, such as {EXAMPLES[unit]}")
     scales = UNITS[unit]
     try:
         quantity = Quantity(text, binary=True)
-    except ValueError:
-        raise ValueError(f"{text!r} is no quantity; allowed: a number and a unit, as {EXAMPLES[unit]!r}") from None
-    if not quantity.units:
-        return float(quantity)
-    if quantity.units not in scales:
+    except (ValueError, OverflowError):
+        raise ValueError(_not_a_quantity(text, unit)) from None
+    if quantity.units and quantity.units not in scales:
         raise ValueError(
-            f"{text!r} is in no unit known here; allowed: {', '.join(scales)}, with a prefix (k, M, G, T, Ki, Mi, Gi, m, u, n, p)"
+            f"{shortened(text)} has a unit that is not known here; expected one of {', '.join(scales)}, "
+            "with a prefix (k, M, G, T, Ki, Mi, Gi, m, u, n, p)"
         )
-    value = float(quantity) * scales[quantity.units]
-    if math.isnan(value):
-        raise ValueError(f"{text!r} is not a number; allowed: as {EXAMPLES[unit]!r}")
-    return value
+    return _float(quantity) * scales.get(quantity.units, 1.0)
+
+
+def _float(number: float) -> float:
+    try:
+        return float(number)
+    except OverflowError:  # an integer of more than 308 digits
+        return math.inf
+
+
+def _not_a_quantity(value: Any, unit: str) -> str:
+    return f"{shortened(value)} is not a valid quantity; expected a number with a unit, such as {EXAMPLES[unit]}"
+
+
+def shortened(value: Any) -> str:
+    """A value as a message shows it: as people write it, and cut where it is longer than a line."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, int) and abs(value) >= 10**40:
+        return f"an integer of more than {int(abs(value).bit_length() * 0.30103)} digits"
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}…"

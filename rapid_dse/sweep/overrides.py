@@ -13,6 +13,7 @@ from hydra.errors import HydraException
 from pydantic import BaseModel
 
 from rapid_dse.config.scenario import Scenario, known_key, siblings, unknown_key
+from rapid_dse.config.units import shortened
 from rapid_dse.layouts import COLUMN_OF
 
 GROUPS = ("hw", "model", "parallel", "workload", "software", "backend", "search")
@@ -131,6 +132,9 @@ def _parsed(text: str) -> Override:
     except HydraException as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         raise ValueError(f"{text!r} is no override ({lines[0] if lines else 'empty'}); allowed: key=value, as parallel.tp=8") from None
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, brackets in brackets in brackets
+        why = "it is nested too deeply" if isinstance(error, RecursionError) else "it has a number of too many digits"
+        raise ValueError(f"{shortened(text)} is no override ({why}); allowed: key=value, as parallel.tp=8") from None
 
 
 def _values(override: Override, text: str) -> Any:
