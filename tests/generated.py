@@ -45,7 +45,7 @@ def scenario(hw: str = "h100", model: str = "llama3_1_8b", **changes: Any) -> Sc
         *path, last = key.split("__")
         part = tree
         for name in path:
-            part = part.setdefault(name, {})
+            part = part[int(name)] if isinstance(part, list) else part.setdefault(name, {})
         part[last] = value
     return parse(tree)
 

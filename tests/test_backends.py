@@ -58,6 +58,25 @@ def test_ideal_links_give_the_closed_forms_step(one: Case) -> None:
         assert float(found.step_time_s[0]) == pytest.approx(closed, rel=0.02), backend
 
 
+# A job of 16 in small racks of 9 given out one by one, of which groups of 8 fill 8; a job of 128 in racks of 72, of which they fill 64.
+SMALL_RACKS: dict[str, Any] = {"hw__network__dimensions__0__size": 9, "hw__network__dimensions__0__allocation": 1}
+RACKS = [
+    (case(hw="gb200", num_gpus=16, tp=8, sequence_parallel=1, global_batch_size=8, settings=SMALL_RACKS), EVENT_BACKENDS),
+    (case(hw="gb200", num_gpus=128, tp=2, sequence_parallel=1, pp=4, zero=0, global_batch_size=64), ("hybrid", FLATTENED)),
+    (case(hw="gb200", model="qwen3_30b_a3b", num_gpus=128, ep=64, global_batch_size=128), ("hybrid", FLATTENED)),
+]
+
+
+@pytest.mark.parametrize(("one", "backends"), RACKS, ids=[str(one) for one, _ in RACKS])
+def test_racks_that_are_filled_in_part_are_the_same_in_every_backend(one: Case, backends: tuple[str, ...]) -> None:
+    closed = _priced(one, "analytical")
+    for backend in backends:
+        found = _priced(one, backend, backend__network="ideal")
+        assert float(found.step_time_s[0]) == pytest.approx(float(closed.step_time_s[0]), rel=0.02), backend
+        aware = _priced(one, backend)  # places that no rank takes change nothing either
+        assert float(aware.step_time_s[0]) == pytest.approx(float(closed.step_time_s[0]), rel=0.2), backend
+
+
 def _runs_hierarchically(one: Case) -> bool:
     """Whether tp and cp fill the first network dimension exactly, or there are none."""
     changes = dict(one.changes)

@@ -57,6 +57,19 @@ def test_ring_of_eight() -> None:
     assert seconds(cf.broadcast, 1e9, span(8, 1), NODES) == pytest.approx(1e9 / 100e9)
 
 
+def test_racks_of_72_that_groups_of_powers_of_two_fill_to_64() -> None:
+    racks = network(dimension("switch", 72, 900e9, allocation=4), dimension("switch", None, 10e9))
+    placed = place({"tp": [1, 8], "dp": [256, 32], "ep": [64, 1]}, ("tp", "cp", "ep", "dp", "pp"), racks)
+    # Of all 256 ranks 64 a rack send out on cards of their own: 640 GB/s; a rack's border across groups of 8 would leave 8 cards, 80 GB/s.
+    gathered = cf.all_gather(1e9, placed.gradient, without_latency(racks), BANDWIDTH_ONLY)
+    assert gathered[0] == pytest.approx(255 / 256 * 1e9 / 640e9)
+    # each tensor-parallel rank's 32 replicas lie 8 to a rack
+    assert gathered[1] == pytest.approx(31 / 32 * 1e9 / 80e9)
+    # 64 experts' ranks are inside a rack, and nothing that they exchange leaves it
+    exchanged = cf.all_to_all(1e9, placed.ep, without_latency(racks), BANDWIDTH_ONLY)
+    assert exchanged[0] == pytest.approx(63 / 64 * 1e9 / 900e9)
+
+
 def test_two_nodes_of_eight_cross_with_all_their_cards() -> None:
     assert seconds(cf.all_reduce, 1e9, span(8, 2), NODES) == pytest.approx(2 * 15 / 16 * 1e9 / 80e9)
     assert seconds(cf.all_gather, 1e9, span(8, 2), NODES) == pytest.approx(15 / 16 * 1e9 / 80e9)

@@ -8,15 +8,21 @@ import numpy as np
 import pytest
 
 from rapid_dse.config.hardware import Network
+from rapid_dse.network.cluster import AXES, cluster_of
 from rapid_dse.network.placement import Span, place
 
 ORDER = ("tp", "cp", "ep", "dp", "pp")
 
 
-def network(*sizes: int | None, parallelisms: tuple[tuple[str, ...] | None, ...] | None = None) -> Network:
-    lists = parallelisms or (None,) * len(sizes)
+def network(
+    *sizes: int | None,
+    parallelisms: tuple[tuple[str, ...] | None, ...] | None = None,
+    allocations: tuple[int | None, ...] | None = None,
+) -> Network:
+    lists, parts = parallelisms or (None,) * len(sizes), allocations or (None,) * len(sizes)
     common = {"topology": "switch", "bandwidth": 1e11, "latency": 1e-6, "utilization": 1.0, "energy": 0.0}
-    return Network.model_validate({"dimensions": [{**common, "size": s, "parallelisms": p} for s, p in zip(sizes, lists, strict=True)]})
+    each = zip(sizes, lists, parts, strict=True)
+    return Network.model_validate({"dimensions": [{**common, "size": s, "parallelisms": p, "allocation": a} for s, p, a in each]})
 
 
 def members(span: Span) -> list[tuple[float, ...]]:
@@ -44,6 +50,65 @@ def test_the_least_filled_node_of_contiguous_groups() -> None:
         least = min(np.unique(ranks[ranks // degree == group] // 8, return_counts=True)[1].min() for group in range(groups))
         span = place({"tp": degree, "dp": groups}, ORDER, network(8, None)).tp
         assert span.members[0][0] == (least if degree * groups > 8 else degree), degree
+
+
+def test_one_group_of_all_ranks_is_cut_where_the_nodes_end() -> None:
+    # 14 GPUs are a node of 8 and 6 of the next, 30 are three of 8 and 6: of every second rank, 4, 4, 4 and 3
+    placed = place({"tp": [1, 2], "dp": [14, 15]}, ORDER, network(8, None))
+    assert placed.dp.members[0].tolist() == [6, 3]
+
+
+# Racks of 72 GPUs in trays of 4.
+RACKS = network(72, None, allocations=(4, None))
+
+
+@pytest.mark.parametrize(
+    ("degrees", "machine", "expected"),
+    [
+        # 64 of each rack: 8 tensor-parallel groups, 8 members of each data-parallel group, in 4 racks
+        ({"tp": 8, "dp": 32}, RACKS, {"tp": (8, 1), "dp": (8, 4), "gradient": (8, 4)}),
+        ({"dp": 256, "ep": 64}, RACKS, {"dp": (64, 4), "ep": (64, 1), "expert_gradient": (1, 4)}),
+        ({"tp": 4, "cp": 2, "dp": 4, "pp": 8}, RACKS, {"cp": (2, 1), "dp": (4, 1), "gradient": (8, 1), "pp": (2, 4)}),
+        ({"dp": 64}, RACKS, {"dp": (64, 1)}),
+        ({"dp": 72}, RACKS, {"dp": (72, 1)}),  # a whole rack is not left half empty
+        ({"tp": 3, "dp": 96}, RACKS, {"tp": (3, 1), "dp": (24, 4)}),  # 72 is 3 · 24
+        ({"dp": 80}, RACKS, {"dp": (40, 2)}),
+        ({"dp": 192, "ep": 48}, RACKS, {"ep": (48, 1), "dp": (48, 4)}),  # 64 would cut every second group of experts
+        ({"dp": 90}, RACKS, {"dp": (18, 5)}),  # no half of it is whole trays: a rack of 72, and 18 in the next
+        ({"tp": 8, "dp": 32}, network(36, None, allocations=(4, None)), {"dp": (4, 8)}),  # 32 of 36
+        ({"tp": 8, "dp": 70}, network(72, 8, allocations=(4, None)), {"dp": (7, 10)}),  # 56 a rack would take ten racks
+        ({"tp": 6, "dp": 8}, network(8, None, allocations=(8, None)), {"tp": (2, 3)}),  # nodes are given out whole
+        ({"tp": 6, "dp": 8}, network(8, None, allocations=(1, None)), {"tp": (6, 1), "dp": (1, 8)}),  # two of each node stay idle
+        ({"tp": 8, "dp": 6, "pp": 8}, network(8, 8, None, allocations=(None, 1, None)), {"dp": (1, 6, 1), "pp": (1, 1, 8)}),
+    ],
+)
+def test_racks_are_filled_so_far_that_no_group_is_cut(
+    degrees: dict[str, int], machine: Network, expected: dict[str, tuple[float, ...]]
+) -> None:
+    placed = place(degrees, ORDER, machine)
+    assert {name: members(getattr(placed, name))[0] for name in expected} == expected
+
+
+def test_the_ranks_of_a_rack_counted_one_by_one() -> None:
+    """Each rank in its rack: the most whole trays whose border cuts no group unevenly; spans and the event engine's places are these."""
+    random = np.random.default_rng(1)
+    for _ in range(100):
+        degrees = {name: int(random.choice((1, 2, 3, 4, 6, 8))) for name in ("tp", "cp", "dp", "pp")}
+        ranks = np.arange(np.prod(list(degrees.values()))).reshape([degrees[name] for name in AXES])
+        groups = {name: np.moveaxis(ranks, axis, -1).reshape(-1, degrees[name]) for axis, name in enumerate(AXES)}
+        groups["gradient"] = np.moveaxis(ranks, 3, 0).reshape(-1, degrees["dp"] * degrees["cp"])  # by stage and tensor-parallel rank
+
+        def parts(filled: int, group: np.ndarray) -> set[int]:
+            return {count for row in group // filled for count in np.unique(row, return_counts=True)[1].tolist()}
+
+        even = [n for n in range(72, 0, -4) if ranks.size <= 72 or all(len(parts(n, group)) == 1 for group in groups.values())]
+        if not even:
+            continue
+        placed, cluster = place(degrees, ORDER, RACKS), cluster_of({**degrees, "ep": 1}, ORDER, RACKS)
+        for name, group in groups.items():
+            assert getattr(placed, name).members[0][0] == parts(even[0], group).pop(), (degrees, name)
+        if ranks.size > 72:
+            assert (cluster.coordinates(cluster.rank)[-1] == ranks // even[0]).all(), degrees
 
 
 def test_three_dimensions_and_sizes() -> None:

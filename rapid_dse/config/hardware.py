@@ -100,7 +100,9 @@ class NetworkDimension(Frozen):
     members (null: what the inner dimensions leave); ``utilization`` the share of the bandwidth that long transfers reach;
     ``parallelisms`` those that ride on it (null: placed by ``parallel.order``); ``energy`` a byte moved. ``cabling``, where links are
     uneven (DGX-1's hybrid cube mesh): the share of the bandwidth that rings through the first 2, 3, … members find links for,
-    0 to 1 each, one a number of members up to ``size``; null: what the topology gives.
+    0 to 1 each, one a number of members up to ``size``; null: what the topology gives. ``allocation``: members that jobs are given
+    together, 1 to ``size``; a job may then leave others idle, so that its groups stay inside (GB200: racks of 72 GPUs in trays of 4, of
+    which groups of powers of two fill 64); null: all ``size``, every job fills the dimension.
     """
 
     topology: Topology
@@ -113,11 +115,18 @@ class NetworkDimension(Frozen):
     in_network_reduction: bool = False
     oversubscription: Annotated[float, Field(ge=1, le=1e6)] = 1.0
     cabling: tuple[Share, ...] | None = None
+    allocation: Count | None = None
 
     @model_validator(mode="after")
     def _cabling_of_every_count(self) -> NetworkDimension:
         if self.cabling is not None and len(self.cabling) != (self.size or 0) - 1:
             raise ValueError(f"cabling has {len(self.cabling)} shares with size={self.size}; allowed: one each for 2 to size members")
+        return self
+
+    @model_validator(mode="after")
+    def _allocation_is_a_part(self) -> NetworkDimension:
+        if self.allocation is not None and (self.size is None or self.allocation > self.size):
+            raise ValueError(f"allocation={self.allocation} with size={self.size}; allowed: null, or 1 to size, where size is a number")
         return self
 
 

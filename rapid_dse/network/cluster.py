@@ -12,6 +12,7 @@ from math import prod
 import numpy as np
 
 from rapid_dse.config.hardware import Network, NetworkDimension
+from rapid_dse.network.placement import places_filled
 from rapid_dse.network.topology import BYTES_PER_GB, Dimension, Topology
 from rapid_dse.trace.graph import Ints
 
@@ -168,6 +169,7 @@ def cluster_of(degrees: Mapping[str, int], order: Sequence[str], network: Networ
                 )
     loose = [name for name in order if name in counts and name not in homes]
     place, left = _mixed(loose, counts, index)
+    filled = places_filled(degrees, order, network)
     if left > 1 and not free:
         raise ValueError(f"no network dimension carries {', '.join(loose)}; allowed: one that lists it in parallelisms")
     for position, i in enumerate(free):
@@ -176,9 +178,9 @@ def cluster_of(degrees: Mapping[str, int], order: Sequence[str], network: Networ
         size = left if given is None else given
         if given is not None and last and left > given:
             raise ValueError(f"{'·'.join(loose)} is above the places of the network by {left / given:g} times")
-        coordinates[i] = place % size
-        sizes[i] = size
-        place, left = place // size, -(-left // size)
+        used = filled.get(i, size)
+        coordinates[i], sizes[i] = place % used, size
+        place, left = place // used, -(-left // used)
     return _assembled(network, coordinates, sizes, tuple(degrees[axis] for axis in AXES))
 
 

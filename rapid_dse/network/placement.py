@@ -1,8 +1,9 @@
 """Where the groups of each parallelism lie on the dimensions of the network.
 
-Ranks are laid out by ``parallel.order``, inner to outer: neighbours in the first parallelism are neighbours on the machine. Expert
-parallelism is no factor of the number of GPUs: its groups are cut out of the ranks of cp and dp together (Megatron Core's
-``RankGenerator`` does the same: its expert grid has no cp).
+Ranks are laid out by ``parallel.order``, inner to outer: neighbours in the first parallelism are neighbours on the machine. They fill
+each dimension before the next one begins, whole or in part: ``_filled`` has the rule. Expert parallelism is no factor of the number of
+GPUs: its groups are cut out of the ranks of cp and dp together (Megatron Core's ``RankGenerator`` does the same: its expert grid has
+no cp).
 """
 
 from __future__ import annotations
@@ -100,6 +101,36 @@ class _Run:
     stride: Integers
     dimensions: tuple[int, ...]
 
+    @property
+    def extent(self) -> Integers:
+        """The ranks from one group of this kind to the next, ``(n_layouts,)``."""
+        return self.count * self.stride
+
+
+@dataclass(frozen=True)
+class _Groups:
+    """The runs of ranks behind all groups of a table of layouts.
+
+    ``runs``: each parallelism's own; ``gradient``: the group of cp and dp; ``taken`` and ``left``: what ep takes of it, and the rest.
+    ``apart``: ep has a dimension of its own, and a run among ``runs``; then nothing is taken.
+    """
+
+    runs: Mapping[str, _Run]
+    gradient: list[_Run]
+    taken: list[_Run]
+    left: list[_Run]
+    apart: bool
+    reasons: tuple[tuple[str, Mask], ...]
+
+    @property
+    def every(self) -> list[_Run]:
+        """All runs that something is exchanged in."""
+        return [*self.runs.values(), *self.gradient, *self.taken, *self.left]
+
+    def ranks(self, dimensions: tuple[int, ...]) -> Integers:
+        """Ranks that ride on these dimensions, ``(n_layouts,)``."""
+        return _product(run.count for run in self.runs.values() if run.dimensions == dimensions)
+
 
 def place(degrees: Mapping[str, npt.ArrayLike], order: Sequence[str], network: Network) -> Placement:
     """Places the groups of every layout.
@@ -116,6 +147,39 @@ def place(degrees: Mapping[str, npt.ArrayLike], order: Sequence[str], network: N
     Raises:
         ValueError: a parallelism that stands on two dimensions.
     """
+    groups = _groups(degrees, order, network)
+    filled = _filled(groups, network)
+
+    def span(group: list[_Run]) -> Span:
+        return _span(group, network, groups, filled)
+
+    spans = {name: span([run]) for name, run in groups.runs.items()}
+    if groups.apart:
+        spans["dp"] = spans["ep"] * spans["dp"]
+        gradient = spans["cp"] * spans["dp"]
+        rest = spans["cp"] * span([groups.runs["dp"]])
+    else:
+        gradient, spans["ep"], rest = span(groups.gradient), span(groups.taken), span(groups.left)
+    return Placement(**spans, gradient=gradient, expert_gradient=rest, reasons=groups.reasons)
+
+
+def places_filled(degrees: Mapping[str, int], order: Sequence[str], network: Network) -> dict[int, int]:
+    """How many places of each free dimension (one that lists no parallelisms) one layout's ranks fill before the next one begins.
+
+    Args:
+        degrees, order, network: as of ``place``, one layout's.
+
+    Returns:
+        the number by the dimension's index; its size, unless the dimension may be filled in part; none for an open dimension.
+    """
+    found, below = {}, 1
+    for index, ranks in _filled(_groups(degrees, order, network), network).items():
+        filled = int(np.ravel(ranks)[0])
+        found[index], below = filled // below, filled
+    return found
+
+
+def _groups(degrees: Mapping[str, npt.ArrayLike], order: Sequence[str], network: Network) -> _Groups:
     columns = {name: np.atleast_1d(np.asarray(degrees.get(name, 1), dtype=np.int64)) for name in (*FACTORS, "ep")}
     homes = _homes(network)
     apart = "ep" in homes and homes["ep"] not in {homes.get("cp"), homes.get("dp")}
@@ -128,18 +192,77 @@ def place(degrees: Mapping[str, npt.ArrayLike], order: Sequence[str], network: N
         counts["ep"] = columns["ep"]
     runs = _runs(counts, order, network, homes)
     reasons += _broken(counts, network, homes)
-    spans = {name: _span([run], network, runs) for name, run in runs.items()}
     if apart:
-        spans["dp"] = spans["ep"] * spans["dp"]
-        gradient = spans["cp"] * spans["dp"]
-        rest = spans["cp"] * _span([runs["dp"]], network, runs)
-    else:
-        first, second = (runs[name] for name in order if name in DATA)
-        whole = _Run(first.count * second.count, first.stride, first.dimensions)
-        merged = [whole] if merges(order, network) else [first, second]
-        taken, left = _take(merged, columns["ep"], inner=order.index("ep") < order.index("dp"))
-        gradient, spans["ep"], rest = (_span(part, network, runs) for part in (merged, taken, left))
-    return Placement(**spans, gradient=gradient, expert_gradient=rest, reasons=tuple(reasons))
+        return _Groups(runs, [], [], [], apart, tuple(reasons))
+    first, second = (runs[name] for name in order if name in DATA)
+    whole = _Run(first.count * second.count, first.stride, first.dimensions)
+    merged = [whole] if merges(order, network) else [first, second]
+    taken, left = _take(merged, columns["ep"], inner=order.index("ep") < order.index("dp"))
+    return _Groups(runs, merged, taken, left, apart, tuple(reasons))
+
+
+def _filled(groups: _Groups, network: Network) -> dict[int, Integers]:
+    """How many ranks of each layout stand in one dimension, with those inside it, before the next place of the dimension outside begins.
+
+    The rule: ranks fill a dimension whole, ``size`` places of it, whether or not groups are cut by its border. A dimension with
+    ``allocation`` may be filled in part: then its ranks are as many as the most places (``size``, or a multiple of ``allocation``
+    below it) at whose border no group is cut unevenly: each group lies inside whole, or has the same number of members in each part.
+    So of a rack of 72 GPUs that are given out by 4, groups of powers of two fill 64, and groups of 3 × 8 fill 72; in nodes of 8, which
+    are given out whole, groups of 6 lie across the border. Where no number of places does that, or the dimensions outside would not
+    hold all the parts, the dimension is filled whole; so it is where all ranks stand in it anyway.
+
+    Returns:
+        by index of the free dimensions (they list no parallelisms), inner to outer, without an open one: ranks, ``(1,)`` or
+        ``(n_layouts,)``.
+    """
+    dimensions = _free(network)
+    inside, ranks = np.ones(1, np.int64), groups.ranks(dimensions)
+    extents = [run.extent for run in groups.every if run.dimensions == dimensions]
+    found: dict[int, Integers] = {}
+    for position, index in enumerate(dimensions):
+        dimension = network.dimensions[index]
+        if dimension.size is None:
+            break
+        outside = [network.dimensions[outer].size for outer in dimensions[position + 1 :]]
+        room = np.inf if None in outside else float(np.prod([size for size in outside if size is not None]))
+        whole, step = inside * dimension.size, dimension.allocation
+        if step is not None and outside:
+            counts = dict.fromkeys([dimension.size, *range(dimension.size // step * step, 0, -step)])
+            inside = _even(inside, list(counts), ranks, room, extents)
+        else:
+            inside = whole
+        found[index] = inside
+    return found
+
+
+def _even(inside: Integers, counts: Sequence[int], ranks: Integers, room: float, extents: Sequence[Integers]) -> Integers:
+    """The first of ``counts`` times ``inside`` at whose border no group is cut unevenly; the first of all where none is.
+
+    Args:
+        inside: ranks in each place.
+        counts: numbers of places, falling.
+        ranks: of the whole layout.
+        room: parts that the dimensions outside hold.
+        extents: of each kind of group, ``(n_layouts,)``, from one group to the next.
+    """
+    shape = np.broadcast_shapes(inside.shape, ranks.shape, *(extent.shape for extent in extents))
+    filled = np.broadcast_to(inside * counts[0], shape).copy()
+    unsettled = np.flatnonzero(np.broadcast_to(ranks, shape) > filled)
+    columns = [np.broadcast_to(column, shape)[unsettled] for column in (inside, ranks, *extents)]
+    for count in counts:
+        if not len(unsettled):
+            break
+        part = columns[0] * count
+        even = -(-columns[1] // part) <= room
+        for extent in columns[2:]:
+            even &= (np.maximum(part, extent) % np.minimum(part, extent)) == 0
+        filled[unsettled[even]] = part[even]
+        unsettled, columns = unsettled[~even], [column[~even] for column in columns]
+    return filled
+
+
+def _free(network: Network) -> tuple[int, ...]:
+    return tuple(index for index, dimension in enumerate(network.dimensions) if dimension.parallelisms is None)
 
 
 def _homes(network: Network) -> dict[str, int]:
@@ -158,7 +281,7 @@ def _homes(network: Network) -> dict[str, int]:
 
 def _runs(counts: Mapping[str, Integers], order: Sequence[str], network: Network, homes: Mapping[str, int]) -> dict[str, _Run]:
     """Count and stride of each parallelism, among those that ride on the same dimensions."""
-    free = tuple(index for index, dimension in enumerate(network.dimensions) if dimension.parallelisms is None)
+    free = _free(network)
     inside: dict[tuple[int, ...], Integers] = {}
     runs = {}
     for name in order:
@@ -209,47 +332,47 @@ def _take(runs: list[_Run], count: Integers, inner: bool) -> tuple[list[_Run], l
     return taken, left
 
 
-def _span(group: list[_Run], network: Network, runs: Mapping[str, _Run]) -> Span:
-    spans = [_span_of_run(run, network, runs) for run in group]
+def _span(group: list[_Run], network: Network, groups: _Groups, filled: Mapping[int, Integers]) -> Span:
+    spans = [_span_of_run(run, network, groups.ranks(run.dimensions), filled) for run in group]
     result = spans[0]
     for span in spans[1:]:
         result = result * span
     return result
 
 
-def _span_of_run(run: _Run, network: Network, runs: Mapping[str, _Run]) -> Span:
+def _span_of_run(run: _Run, network: Network, ranks: Integers, filled: Mapping[int, Integers]) -> Span:
     """Members by dimension of ranks at a constant stride.
 
     A dimension boundary cuts ranks 0, c, 2c, …; a group of n ranks at stride s is cut at multiples of gcd(n·s, c) / s members, so
-    that is what the least filled part of the worst group holds.
+    that is what the least filled part of the worst group holds. Where the group takes all ranks, s divides c and c does not divide n·s,
+    it is what is left for the last part: (n·s mod c) / s.
     """
-    ranks = _product(other.count for other in runs.values() if other.dimensions == run.dimensions)
     shape = np.broadcast_shapes(ranks.shape, run.count.shape, run.stride.shape)
     one = np.ones(shape)
     members, strides = [one] * len(network.dimensions), [one] * len(network.dimensions)
-    extent = run.count * run.stride
     below: Floats = one  # members within the dimensions so far
-    capacity = 1
+    capacity: Integers = np.ones(1, np.int64)
     for index in run.dimensions:
-        size = network.dimensions[index].size
         strides[index] = np.broadcast_to(np.maximum(run.stride / capacity, 1.0), shape)
-        if size is None or len(run.dimensions) == 1:
+        if len(run.dimensions) == 1 or index not in filled:
             held: Floats = np.broadcast_to(run.count.astype(np.float64), shape)
         else:
-            capacity *= size
-            share = _common(extent, capacity) / run.stride
+            capacity = filled[index]
+            share = _least_part(run, capacity, ranks) / run.stride
             held = np.clip(np.where(ranks <= capacity, run.count, share), below, run.count)
         members[index] = held / below
         below = held
     return Span(tuple(members), tuple(strides))
 
 
-def _common(extent: Integers, capacity: int) -> Integers:
-    """gcd(extent, capacity); the general case is an order slower and rare."""
+def _least_part(run: _Run, capacity: Integers, ranks: Integers) -> Integers:
+    """Ranks between the cuts that lie closest in any group of the run; what does not divide is an order slower and rare."""
+    extent = run.extent
     least = np.minimum(extent, capacity)
     odd = (capacity % least != 0) | (extent % least != 0)
     if np.any(odd):
-        least = np.where(odd, np.gcd(extent, capacity), least)
+        alone = (extent == ranks) & (capacity % run.stride == 0) & (extent > capacity)
+        least = np.where(odd, np.where(alone, extent % capacity, np.gcd(extent, capacity)), least)
     return least
 
 
