@@ -1,11 +1,19 @@
-# Every target sets up .venv first, where it is missing or older than what it is made from.
+# Every target sets up .venv first, where it is missing or older than what it is made from: make run with what running needs, the others
+# with what tests and tools need besides.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
+RUNS := .venv/.runs
 READY := .venv/.ready
 
-.PHONY: run test lint bench validate golden fuzz load clean
+# Packages are installed without bytecode. Python compiles what is imported, once, and keeps it: even where the caller forbids that,
+# because the tests start many processes.
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --constraint requirements.lock
+export PYTHONDONTWRITEBYTECODE :=
 
-run: $(READY)
+.PHONY: run test lint bench validate golden fuzz load clean
+.NOTPARALLEL:
+
+run: $(RUNS)
 	$(BIN)/python -m rapid_dse -m +sweeps=llama3_1_70b_512xh100
 
 test: $(READY)
@@ -37,10 +45,17 @@ fuzz: $(READY)
 load: $(READY)
 	$(BIN)/python benchmarks/bench_sweep.py --only million,sweep
 
+$(RUNS): pyproject.toml requirements.lock
+	$(PYTHON) -m venv .venv
+	$(INSTALL) --editable .
+	touch $(RUNS)
+
+# Chakra's schema comes without mlc-chakra's dependencies, which are JupyterLab and a hundred more: it imports protobuf alone.
 $(READY): pyproject.toml requirements.lock
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint requirements.lock --editable '.[dev]'
-	touch $(READY)
+	$(INSTALL) --editable '.[dev]'
+	$(INSTALL) --no-deps mlc-chakra
+	touch $(RUNS) $(READY)
 
 clean:
 	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
