@@ -16,21 +16,21 @@ ROOT = Path(__file__).parent.parent
 HARDWARE = sorted(path.stem for path in (ROOT / "conf/hw").glob("*.yaml"))
 MODELS = sorted(path.stem for path in (ROOT / "conf/model").glob("*.yaml"))
 
-# Published dense peaks in TFLOP/s, HBM bandwidth in GB/s and capacity in GiB; the source of each stands in the chip's file.
+# Published dense peaks in TFLOP/s (fp32 without tensor cores), HBM bandwidth in GB/s and capacity in GiB; sources stand in the files.
 PUBLISHED: dict[str, dict[str, float | None]] = {
-    "v100": {"fp32": 15.7, "bf16": None, "fp16": 125, "fp8": None, "vector": 15.7, "bandwidth": 900, "capacity": 32},
-    "a100": {"fp32": 156, "bf16": 312, "fp16": 312, "fp8": None, "vector": 19.5, "bandwidth": 2039, "capacity": 80},
-    "a100_40gb": {"fp32": 156, "bf16": 312, "fp16": 312, "fp8": None, "vector": 19.5, "bandwidth": 1555, "capacity": 40},
-    "a100_pcie": {"fp32": 156, "bf16": 312, "fp16": 312, "fp8": None, "vector": 19.5, "bandwidth": 1935, "capacity": 80},
-    "h100": {"fp32": 494.7, "bf16": 989.4, "fp16": 989.4, "fp8": 1978.9, "vector": 66.9, "bandwidth": 3350, "capacity": 80},
-    "h100_96gb": {"fp32": 494.7, "bf16": 989.4, "fp16": 989.4, "fp8": 1978.9, "vector": 66.9, "bandwidth": 2400, "capacity": 96},
-    "h200": {"fp32": 494.7, "bf16": 989.4, "fp16": 989.4, "fp8": 1978.9, "vector": 66.9, "bandwidth": 4800, "capacity": 141},
-    "h800": {"fp32": 494.7, "bf16": 989.4, "fp16": 989.4, "fp8": 1978.9, "vector": 66.9, "bandwidth": 3350, "capacity": 80},
-    "b200": {"fp32": 1125, "bf16": 2250, "fp16": 2250, "fp8": 4500, "vector": 75, "bandwidth": 8000, "capacity": 180},
-    "gb200": {"fp32": 1250, "bf16": 2500, "fp16": 2500, "fp8": 5000, "vector": 80, "bandwidth": 8000, "capacity": 186},
-    "gb300": {"fp32": 1250, "bf16": 2500, "fp16": 2500, "fp8": 5000, "vector": 80, "bandwidth": 8000, "capacity": 279},
-    "l40s": {"fp32": 183, "bf16": 362.05, "fp16": 362.05, "fp8": 733, "vector": 91.6, "bandwidth": 864, "capacity": 48},
-    "mi300x": {"fp32": 653.7, "bf16": 1307.4, "fp16": 1307.4, "fp8": 2614.9, "vector": 163.4, "bandwidth": 5300, "capacity": 192},
+    "v100": {"fp32": 15.7, "tf32": None, "bf16": None, "fp16": 125, "fp8": None, "bandwidth": 900, "capacity": 32},
+    "a100": {"fp32": 19.5, "tf32": 156, "bf16": 312, "fp16": 312, "fp8": None, "bandwidth": 2039, "capacity": 80},
+    "a100_40gb": {"fp32": 19.5, "tf32": 156, "bf16": 312, "fp16": 312, "fp8": None, "bandwidth": 1555, "capacity": 40},
+    "a100_pcie": {"fp32": 19.5, "tf32": 156, "bf16": 312, "fp16": 312, "fp8": None, "bandwidth": 1935, "capacity": 80},
+    "h100": {"fp32": 66.9, "tf32": 494.7, "bf16": 989.4, "fp16": 989.4, "fp8": 1978.9, "bandwidth": 3350, "capacity": 80},
+    "h100_96gb": {"fp32": 66.9, "tf32": 494.7, "bf16": 989.4, "fp16": 989.4, "fp8": 1978.9, "bandwidth": 2400, "capacity": 96},
+    "h200": {"fp32": 66.9, "tf32": 494.7, "bf16": 989.4, "fp16": 989.4, "fp8": 1978.9, "bandwidth": 4800, "capacity": 141},
+    "h800": {"fp32": 66.9, "tf32": 494.7, "bf16": 989.4, "fp16": 989.4, "fp8": 1978.9, "bandwidth": 3350, "capacity": 80},
+    "b200": {"fp32": 75, "tf32": 1125, "bf16": 2250, "fp16": 2250, "fp8": 4500, "bandwidth": 8000, "capacity": 180},
+    "gb200": {"fp32": 80, "tf32": 1250, "bf16": 2500, "fp16": 2500, "fp8": 5000, "bandwidth": 8000, "capacity": 186},
+    "gb300": {"fp32": 80, "tf32": 1250, "bf16": 2500, "fp16": 2500, "fp8": 5000, "bandwidth": 8000, "capacity": 279},
+    "l40s": {"fp32": 91.6, "tf32": 183, "bf16": 362.05, "fp16": 362.05, "fp8": 733, "bandwidth": 864, "capacity": 48},
+    "mi300x": {"fp32": 163.4, "tf32": 653.7, "bf16": 1307.4, "fp16": 1307.4, "fp8": 2614.9, "bandwidth": 5300, "capacity": 192},
 }
 
 # Published parameter counts: model cards and papers named in the model's file; Llama 2's from its checkpoints.
@@ -133,20 +133,19 @@ def test_every_pair_parses_and_is_named_as_its_file(hardware: str, model: str) -
 
 
 @pytest.mark.parametrize("name", HARDWARE)
-@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16", "fp8"])
+@pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16", "fp16", "fp8"])
 def test_dense_peak_is_the_published_one(name: str, precision: str) -> None:
     published = PUBLISHED[name][precision]
     if published is None:
-        with pytest.raises(ValueError, match="has no such tensor cores"):
+        with pytest.raises(ValueError, match="has no such mode; it has fp32"):
             chip(name).peak_flops(precision)
     else:
         assert chip(name).peak_flops(precision) == pytest.approx(published * 1e12, rel=5e-3)
 
 
 @pytest.mark.parametrize("name", HARDWARE)
-def test_vector_rate_and_memory_are_the_published_ones(name: str) -> None:
+def test_memory_is_the_published_one(name: str) -> None:
     hardware, published = chip(name), PUBLISHED[name]
-    assert hardware.vector_flops == pytest.approx(published["vector"] * 1e12, rel=5e-3)  # type: ignore[operator]
     assert hardware.memory.bandwidth == pytest.approx(published["bandwidth"] * 1e9, rel=5e-3)  # type: ignore[operator]
     assert hardware.memory.capacity == published["capacity"] * 2**30  # type: ignore[operator]
     assert 0.85 < hardware.memory.usable / hardware.memory.capacity < 0.92
@@ -164,7 +163,7 @@ def test_memory_levels_grow_outward_and_slow_down(name: str) -> None:
 @pytest.mark.parametrize("name", HARDWARE)
 def test_on_chip_bandwidths_follow_from_lanes_and_clock(name: str) -> None:
     hardware = chip(name)
-    lanes = min((64, 128), key=lambda width: abs(hardware.vector_flops / (2 * hardware.sms * hardware.clock) - width))
+    lanes = min((64, 128), key=lambda width: abs(hardware.peak_flops("fp32") / (2 * hardware.sms * hardware.clock) - width))
     assert hardware.registers.bandwidth == pytest.approx(3 * 4 * lanes * hardware.sms * hardware.clock, rel=0.01)
     assert hardware.shared_memory.bandwidth == pytest.approx(128 * hardware.sms * hardware.clock, rel=0.01)
 
@@ -265,7 +264,7 @@ def documented(name: str) -> str:
     hardware = chip(name)
     peaks = [
         f"{hardware.peak_flops(precision) / 1e12:,.0f}" if getattr(hardware.tensor_flop_per_sm_clock, precision) else "–"
-        for precision in ("fp32", "bf16", "fp16", "fp8")
+        for precision in ("fp32", "tf32", "bf16", "fp16", "fp8")
     ]
     memory = [f"{hardware.memory.capacity / 2**30:g}", f"{hardware.memory.usable / 2**30:g}", f"{hardware.memory.bandwidth / 1e12:.2f}"]
     links = " → ".join(f"{d.size or 'any'} × {d.bandwidth / 1e9:g}" for d in hardware.network.dimensions)

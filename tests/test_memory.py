@@ -163,7 +163,8 @@ def test_fp32_is_twice_as_wide() -> None:
     assert wide.memory_parameters_bytes == 2 * narrow.memory_parameters_bytes
     assert wide.memory_optimizer_bytes == pytest.approx(narrow.memory_optimizer_bytes * 8 / 12)
     log_sum_exp = 2 * 16 * 4 * 8192 * 4  # of flash attention, fp32 either way: 2 micro-batches of 16 layers, 4 heads
-    assert wide.memory_activations_bytes == pytest.approx(2 * narrow.memory_activations_bytes - log_sum_exp)
+    scores = 2 * 16 * 4 * 8192.0**2 * 4  # which no flash kernel keeps out of memory where operands have 32 bits
+    assert wide.memory_activations_bytes == pytest.approx(2 * narrow.memory_activations_bytes - log_sum_exp + scores)
     assert (wide.time_tp_s > 1.7 * narrow.time_tp_s).all()
     assert (wide.time_compute_s > 1.5 * narrow.time_compute_s).all()
 

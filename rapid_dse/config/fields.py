@@ -78,7 +78,6 @@ Bytes = Annotated[float, _quantity("bytes"), Field(ge=0, le=1e18), _or_zero(0.01
 BytesPerSecond = Annotated[float, _quantity("bytes/s"), Field(ge=1e3, le=1e18)]
 Seconds = Annotated[float, _quantity("s"), Field(ge=0, le=1e6), _or_zero(1e-18)]
 Hertz = Annotated[float, _quantity("Hz"), Field(ge=1e3, le=1e15)]
-FlopsPerSecond = Annotated[float, _quantity("FLOP/s"), Field(ge=1e3, le=1e24)]
 Watts = Annotated[float, _quantity("W"), Field(ge=0, le=1e9), _or_zero(1e-9)]
 JoulesPerFlop = Annotated[float, _quantity("J/FLOP"), Field(ge=1e-24, le=1)]
 JoulesPerByte = Annotated[float, _quantity("J/byte"), Field(ge=0, le=1e3), _or_zero(1e-24)]

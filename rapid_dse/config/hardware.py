@@ -12,7 +12,6 @@ from rapid_dse.config.fields import (
     Count,
     Degree,
     DollarsPerHour,
-    FlopsPerSecond,
     Frozen,
     Hertz,
     JoulesPerByte,
@@ -23,8 +22,9 @@ from rapid_dse.config.fields import (
 )
 from rapid_dse.config.units import shortened
 
-Precision = Literal["fp32", "bf16", "fp16", "fp8"]
-PRECISION_BYTES: dict[str, int] = {"fp32": 4, "bf16": 2, "fp16": 2, "fp8": 1}
+Precision = Literal["fp32", "tf32", "bf16", "fp16", "fp8"]
+# Bytes of a number in memory. TF32 is a mode of the tensor cores: its operands are stored as fp32.
+PRECISION_BYTES: dict[str, int] = {"fp32": 4, "tf32": 4, "bf16": 2, "fp16": 2, "fp8": 1}
 Parallelism = Literal["tp", "cp", "ep", "dp", "pp"]
 Topology = Literal["ring", "fully_connected", "switch", "mesh", "torus", "fat_tree"]
 
@@ -32,9 +32,15 @@ Rate = Annotated[float, Field(ge=1e-3, le=1e9)]  # FLOP per SM and clock
 
 
 class TensorRates(Frozen):
-    """Dense tensor-core FLOP per SM and clock, by precision; null where the chip has no such mode."""
+    """Dense FLOP of matrix products per SM and clock, by precision; null where the chip has no such mode.
+
+    ``fp32`` is IEEE single precision: NVIDIA's chips have no tensor cores for it, so it is the rate of the fp32 lanes (two FLOP a
+    lane and clock); AMD's have matrix cores for it. ``tf32`` is NVIDIA's and AMD's tensor-core mode on operands stored as fp32. All
+    rates are of ``hw.clock``: where a maker states one of another clock, the rate is that figure divided by SMs and ``hw.clock``.
+    """
 
     fp32: Rate
+    tf32: Rate | None = None
     bf16: Rate | None = None
     fp16: Rate | None = None
     fp8: Rate | None = None
@@ -68,6 +74,8 @@ class Efficiency(Frozen):
     peak that a full wave of large tiles issues at that clock, ``memory`` and ``l2`` the shares of bandwidth that streaming
     kernels reach. ``sustained`` is what a step of training holds of the speed that products and attention reach in short
     benchmarks: heat and the power limit lower the clock over minutes, which a benchmark of milliseconds does not see.
+    ``vector`` is the share of the fp32 peak that large fp32 products issue (null: as ``tensor``): an SM with 128 fp32 lanes spends
+    each issue slot on them, so that loads and addresses take slots from the products.
     """
 
     clock: Share
@@ -75,6 +83,11 @@ class Efficiency(Frozen):
     memory: Share
     l2: Share
     sustained: Share = 1.0
+    vector: Share | None = None
+
+    def issued(self, precision: str) -> float:
+        """Share of the peak that a full wave of large tiles issues in the precision, at the clock that is held."""
+        return self.vector if precision == "fp32" and self.vector is not None else self.tensor
 
 
 class Energy(Frozen):
@@ -165,7 +178,6 @@ class Hardware(Frozen):
     tensor_cores_per_sm: Count
     clock: Hertz
     tensor_flop_per_sm_clock: TensorRates
-    vector_flops: FlopsPerSecond
     registers: Level
     shared_memory: Level
     l2: Level
@@ -183,5 +195,10 @@ class Hardware(Frozen):
         """Dense peak of matrix products, FLOP/s. ``ValueError`` where the chip lacks the precision."""
         rate: float | None = getattr(self.tensor_flop_per_sm_clock, precision)
         if rate is None:
-            raise ValueError(f"workload.precision={precision}: {self.name} has no such tensor cores")
+            raise ValueError(f"workload.precision={precision}: {self.name} has no such mode; it has {', '.join(self.precisions)}")
         return rate * self.sms * self.clock
+
+    @property
+    def precisions(self) -> tuple[str, ...]:
+        """The precisions in which the chip multiplies matrices."""
+        return tuple(name for name, rate in self.tensor_flop_per_sm_clock if rate is not None)

@@ -127,7 +127,7 @@ def read_table(path: str, chip: str) -> pd.DataFrame:
         if column in raw:
             raw = raw[raw[column] == value]
     precision = raw["precision"] if "precision" in raw else pd.Series("bf16", index=raw.index)
-    precision = precision.astype(str).str.extract(r"(bf16|fp16|fp8|fp32)", expand=False).fillna("bf16")
+    precision = precision.astype(str).str.extract(r"(bf16|fp16|fp8|tf32|fp32)", expand=False).fillna("bf16")
     table = raw[list(DIMENSIONS)].assign(precision=precision, seconds=raw["measured.time_s"])
     values = table[[*DIMENSIONS, "seconds"]].to_numpy(dtype=float)
     if not len(table) or not bool(np.all(np.isfinite(values) & (values > 0))):

@@ -32,7 +32,7 @@ class Roofline(OperatorModel):
 
     def _slower(self, flops: FloatArray, moved: FloatArray, precision: str) -> FloatArray:
         efficiency = self.hw.efficiency
-        compute = flops / (self.hw.peak_flops(precision) * efficiency.clock * efficiency.tensor)
+        compute = flops / (self.hw.peak_flops(precision) * efficiency.clock * efficiency.issued(precision))
         memory = moved / (self.hw.memory.bandwidth * efficiency.memory)
         return np.asarray(np.maximum(compute, memory) + self.hw.kernel_latency, dtype=np.float64)
 

@@ -43,7 +43,7 @@ def sustained_clock(hw: Hardware, activity: FloatArray, precision: str = "bf16")
 
 
 def tensor_power(hw: Hardware, precision: str) -> float:
-    """Watts of the tensor cores at their peak; where the chip or its energy table lacks the precision, those of fp16, then fp32."""
+    """Watts of matrix products at their peak; where the chip or its energy table lacks the precision, those of fp16, then fp32."""
     joules = {str(name): energy for name, energy in hw.energy.flop.items()}
     for name in (precision, "fp16", "fp32"):
         if getattr(hw.tensor_flop_per_sm_clock, name) is not None and name in joules:
@@ -101,7 +101,7 @@ class Tiled(OperatorModel):
         step = K_STEP_BYTES // PRECISION_BYTES[precision]
         depth = np.ceil(k / (c.split * step)) * step
         queue = np.ceil(blocks / hw.sms)
-        clocks = queue * depth * (2 * c.rows * c.columns / (rate * hw.efficiency.tensor))
+        clocks = queue * depth * (2 * c.rows * c.columns / (rate * hw.efficiency.issued(precision)))
         clocks += np.ceil(queue / c.resident) * (self.family.store_clocks * c.rows * c.columns)
         activity = 2 * m * n * k * batch / (clocks * (hw.sms * rate))
         return np.asarray(clocks / sustained_clock(hw, activity, precision), dtype=np.float64)

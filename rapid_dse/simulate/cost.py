@@ -38,6 +38,6 @@ def energy(hw: Hardware, precision: str, work: StepWork) -> FloatColumn:
 
 
 def _energy_a_flop(hw: Hardware, precision: str) -> float:
-    """J/FLOP of the precision, or of the nearest wider one that the chip's table has: bf16, fp16, fp32; 0 where it has none."""
+    """J/FLOP of the precision, or of the nearest wider one that the chip's table has: bf16, fp16, tf32, fp32; 0 where it has none."""
     joules = {str(name): energy for name, energy in hw.energy.flop.items()}
-    return next((joules[name] for name in (precision, "bf16", "fp16", "fp32") if name in joules), 0.0)
+    return next((joules[name] for name in (precision, "bf16", "fp16", "tf32", "fp32") if name in joules), 0.0)

@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 
 from rapid_dse.config.hardware import PRECISION_BYTES
 from rapid_dse.config.scenario import Scenario
+from rapid_dse.device.contract import UNFUSED
 from rapid_dse.layouts import RECOMPUTE_FULL, RECOMPUTE_NONE, Layouts
 from rapid_dse.model.operators import local_kv_heads, mlp_projections, mlp_width, padded_vocab
-from rapid_dse.simulate.operators import compute_bytes
+from rapid_dse.simulate.operators import attention_kernel, compute_bytes
 from rapid_dse.simulate.stages import Stages
 from rapid_dse.trace.schedules import in_flight
 
@@ -158,7 +159,7 @@ def _input_bytes(scenario: Scenario, streams: FloatColumn, queries: FloatColumn,
 
 def _score_bytes(scenario: Scenario, layouts: Layouts, heads: FloatColumn) -> FloatColumn:
     # Softmax output and dropout output, both 16 bits, and a mask of one byte: 5 a s of the paper; the first alone without dropout.
-    if scenario.software.attention == "flash":
+    if attention_kernel(scenario) not in UNFUSED:
         return np.zeros(len(layouts))
     width = compute_bytes(scenario)
     each = 2.0 * width + 1 if scenario.software.dropout else width
@@ -172,8 +173,8 @@ def peak_memory(scenario: Scenario, layouts: Layouts, stages: Stages) -> Memory:
     parameters, shards = weights.total, layouts.dp * layouts.cp
     accumulates = layouts.num_micro_batches > 1
     gradient = PRECISION_BYTES[software.gradient_dtype] + np.where(accumulates, software.extra_gradient_bytes, 0.0)
-    # Under fp32 the weights that compute are the master weights.
-    master = min(4.0, software.optimizer_bytes) if scenario.workload.precision == "fp32" else 0.0
+    # Under fp32 and TF32 the weights that compute are the master weights.
+    master = min(4.0, software.optimizer_bytes) if compute_bytes(scenario) == 4 else 0.0
     terms = {
         "parameters": weights.sharded(layouts, 3) * compute_bytes(scenario),
         "gradients": weights.sharded(layouts, 2) * gradient,
