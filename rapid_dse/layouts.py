@@ -39,9 +39,12 @@ KEYS: dict[str, str] = {
     "micro_batch_size": "parallel.micro_batch_size",
     "recompute": "parallel.recompute",
     "schedule": "parallel.schedule",
+    "shard_group": "parallel.shard_group",
 }
 COLUMN_OF = {key: name for name, key in KEYS.items()}
 CODES: dict[str, Sequence[str]] = {"recompute": RECOMPUTE, "schedule": SCHEDULES}
+WHOLE_GROUP = 0  # the shard_group of layouts whose shards lie on all of dp · cp
+OPTIONAL: dict[str, int] = {"shard_group": WHOLE_GROUP}  # columns that a table may leave out, with the value that they then have
 
 MAX_TP, MAX_CP, MAX_MICRO_BATCH, MAX_VPP = 16, 16, 16, 8
 
@@ -50,7 +53,8 @@ MAX_TP, MAX_CP, MAX_MICRO_BATCH, MAX_VPP = 16, 16, 16, 8
 class Layouts:
     """One row a layout; every column has shape ``(n_layouts,)``.
 
-    ``dp`` 0 stands for auto until ``resolved``; ``recompute`` and ``schedule`` index ``RECOMPUTE`` and ``SCHEDULES``.
+    ``dp`` 0 stands for auto until ``resolved``; ``recompute`` and ``schedule`` index ``RECOMPUTE`` and ``SCHEDULES``;
+    ``shard_group`` is how many GPUs share one copy of what ZeRO shards, 0 (``WHOLE_GROUP``) for all of dp · cp (``shards``).
     """
 
     num_gpus: IntColumn
@@ -66,6 +70,7 @@ class Layouts:
     micro_batch_size: IntColumn
     recompute: IntColumn
     schedule: IntColumn
+    shard_group: IntColumn
 
     def __len__(self) -> int:
         return len(self.tp)
@@ -80,6 +85,12 @@ class Layouts:
             yield self.take(slice(start, start + size))
 
     @property
+    def shards(self) -> IntColumn:
+        """GPUs that share one copy of what ZeRO shards, ``(n_layouts,)``: ``shard_group``, or all of dp · cp."""
+        found: IntColumn = np.where(self.shard_group == WHOLE_GROUP, self.dp * self.cp, self.shard_group)
+        return found
+
+    @property
     def num_micro_batches(self) -> IntColumn:
         """Micro-batches a step, ``(n_layouts,)``; at least 1."""
         per_pass: IntColumn = np.maximum(1, self.dp * self.micro_batch_size)
@@ -88,10 +99,11 @@ class Layouts:
 
     @classmethod
     def of(cls, rows: Mapping[str, Sequence[Any] | NDArray[Any]]) -> Layouts:
-        """Layouts from columns under their short names; ``recompute`` and ``schedule`` are codes."""
+        """Layouts from columns under their short names; ``recompute`` and ``schedule`` are codes; those of ``OPTIONAL`` may be missing."""
+        columns = {name: np.full(len(rows["tp"]), value) for name, value in OPTIONAL.items()} | dict(rows)
         return cls(
             **{
-                f.name: np.ascontiguousarray(rows[f.name], dtype=np.bool_ if f.name == "sequence_parallel" else np.int64)
+                f.name: np.ascontiguousarray(columns[f.name], dtype=np.bool_ if f.name == "sequence_parallel" else np.int64)
                 for f in fields(cls)
             }
         )
@@ -105,13 +117,16 @@ class Layouts:
 def resolved(layouts: Layouts) -> Layouts:
     """The same layouts with what is automatic settled.
 
-    dp=auto is what the other degrees leave of the GPUs (0 where nothing comes out); an automatic schedule follows pp and vpp.
+    dp=auto is what the other degrees leave of the GPUs (0 where nothing comes out); an automatic schedule follows pp and vpp; a
+    shard_group of all dp · cp GPUs is ``WHOLE_GROUP``.
     """
     others = layouts.tp * layouts.cp * layouts.pp
     left = np.where(layouts.num_gpus % others == 0, layouts.num_gpus // others, 0)
     by_vpp = np.where(layouts.vpp > 1, INTERLEAVED, ONE_F_ONE_B)
     schedule = np.where(layouts.schedule == AUTO_SCHEDULE, by_vpp, layouts.schedule)
-    return replace(layouts, dp=np.where(layouts.dp == 0, left, layouts.dp), schedule=np.where(layouts.pp == 1, NONE, schedule))
+    dp = np.where(layouts.dp == 0, left, layouts.dp)
+    shard_group = np.where(layouts.shard_group == dp * layouts.cp, WHOLE_GROUP, layouts.shard_group)
+    return replace(layouts, dp=dp, schedule=np.where(layouts.pp == 1, NONE, schedule), shard_group=shard_group)
 
 
 @dataclass(frozen=True)
@@ -128,7 +143,8 @@ def rules(layouts: Layouts, model: Model, seq_len: int) -> list[Rule]:
     kv_heads, batch, micro_batch = model.num_key_value_heads, layouts.global_batch_size, layouts.micro_batch_size
     per_pass = np.maximum(1, dp * micro_batch)
     micro_batches, interleaved = batch // per_pass, layouts.schedule == INTERLEAVED
-    experts = model.num_experts or 1
+    experts, shards = model.num_experts or 1, np.maximum(1, layouts.shards)
+    hybrid = layouts.shard_group != WHOLE_GROUP
     return [
         Rule("tp must divide num_attention_heads", model.num_attention_heads % tp != 0),
         Rule("tp must divide intermediate_size", model.intermediate_size % tp != 0),
@@ -144,6 +160,9 @@ def rules(layouts: Layouts, model: Model, seq_len: int) -> list[Rule]:
         Rule("zero_bubble needs at least pp micro-batches", (layouts.schedule == ZERO_BUBBLE) & (micro_batches < pp)),
         Rule("ep must divide dp · cp", (dp * cp) % ep != 0),
         Rule("ep must divide num_experts (1 for a dense model)", experts % ep != 0),
+        Rule("shard_group must divide dp · cp", (dp * cp) % shards != 0),
+        Rule("shard_group needs zero 1, 2 or 3: zero 0 shards nothing", hybrid & (layouts.zero == 0)),
+        Rule("ep must divide shard_group", hybrid & (shards % ep != 0)),
     ]
 
 
@@ -191,7 +210,8 @@ def enumerate_layouts(space: Space, model: Model, seq_len: int) -> tuple[Layouts
 
 def grid(columns: Mapping[str, Sequence[int]]) -> Layouts:
     """All combinations of the columns' values, the last column fastest, dp resolved."""
-    axes = np.meshgrid(*(np.asarray(columns[f.name], np.int64) for f in fields(Layouts)), indexing="ij")
+    given = {name: [value] for name, value in OPTIONAL.items()} | dict(columns)
+    axes = np.meshgrid(*(np.asarray(given[f.name], np.int64) for f in fields(Layouts)), indexing="ij")
     return resolved(Layouts.of({f.name: axis.ravel() for f, axis in zip(fields(Layouts), axes, strict=True)}))
 
 
@@ -206,11 +226,12 @@ def _legal_of(space: Space, num_gpus: int, model: Model, seq_len: int) -> tuple[
         "pp": space.options("pp", [d for d in divisors if d <= model.num_hidden_layers]),
         "ep": space.options("ep", [d for d in range(1, (model.num_experts or 1) + 1) if (model.num_experts or 1) % d == 0]),
         "vpp": space.options("vpp", range(1, MAX_VPP + 1)),
-        "zero": [0],
+        "zero": [max(space.options("zero", range(4)))],
         "sequence_parallel": [0],
         "micro_batch_size": space.options("micro_batch_size", [1 << k for k in range(MAX_MICRO_BATCH.bit_length())]),
         "recompute": [0],
         "schedule": space.options("schedule", [GPIPE, ONE_F_ONE_B, INTERLEAVED, ZERO_BUBBLE]),
+        "shard_group": space.options("shard_group", [WHOLE_GROUP]),
     }
     base = _without_idle_schedules(grid(structure), structure["schedule"])
     options = list(

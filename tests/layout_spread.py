@@ -92,6 +92,12 @@ def _mixed() -> list[Case]:
         case(num_gpus=64, tp=8, pp=4, global_batch_size=16, settings={"parallel__order": ["tp", "pp", "cp", "ep", "dp"]}),
         case(num_gpus=16, tp=2, global_batch_size=32, zero=0, settings={"software__strained": True, "software__strained_trees": False}),
     ]
+    # hybrid sharding: shards inside a node, over two nodes, over cp and dp, and none at all
+    others += [case(num_gpus=32, zero=zero, shard_group=shards, global_batch_size=64) for zero in (1, 2, 3) for shards in (8, 16)]
+    others += [
+        case(num_gpus=64, tp=2, cp=2, pp=2, zero=3, shard_group=8, sequence_parallel=1, global_batch_size=32),
+        case(num_gpus=16, zero=1, shard_group=1, global_batch_size=32),
+    ]
     # one table for embedding and head, whose gradient first and last stage sum
     tied = [case(name, num_gpus=32, tp=tp, pp=4, vpp=v, global_batch_size=16, zero=zero, settings=TIED)
             for name, v, tp, zero in (("1f1b", 1, 4, 1), ("interleaved_1f1b", 2, 2, 0), ("zero_bubble", 1, 8, 2))]  # fmt: skip
@@ -127,6 +133,15 @@ def _experts() -> list[Case]:
         case(model="qwen3_30b_a3b", num_gpus=64, ep=64, pp=1, global_batch_size=64),
         case(model="mixtral_8x7b", num_gpus=48, cp=4, ep=8, pp=3, global_batch_size=8),
         case(num_gpus=16, cp=2, ep=4, global_batch_size=16, zero=3, settings=MIXTURE | {"software__reduce_each_micro_batch": True}),
+        *(case(num_gpus=64, tp=2, ep=4, zero=zero, shard_group=8, global_batch_size=64, settings=MIXTURE) for zero in (1, 3)),
+        case(
+            num_gpus=32,
+            ep=2,
+            zero=3,
+            shard_group=8,
+            global_batch_size=32,
+            settings=MIXTURE | {"parallel__order": ["tp", "cp", "dp", "ep", "pp"]},
+        ),
         case(num_gpus=32, tp=2, ep=2, global_batch_size=32, settings=MIXTURE | {"parallel__order": ["tp", "cp", "dp", "ep", "pp"]}),
         case(num_gpus=32, cp=2, pp=2, ep=4, global_batch_size=32, settings=MIXTURE | {"parallel__order": ["tp", "cp", "pp", "ep", "dp"]}),
     ]

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rapid_dse.config.run import RECOMPUTE, SCHEDULES
-from rapid_dse.layouts import Layouts, Space, broken_rules, enumerate_layouts, grid, resolved
+from rapid_dse.layouts import WHOLE_GROUP, Layouts, Space, broken_rules, enumerate_layouts, grid, resolved
 
 Row = tuple[Any, ...]
 NAMES = tuple(f.name for f in fields(Layouts))
@@ -55,7 +55,7 @@ def plain_legal(model: Any, seq_len: int, gpus: int, batch: int) -> set[Row]:
                 if (dp == 1 and zero) or (tp == 1 and sp):
                     continue
                 codes = (RECOMPUTE.index(recompute), SCHEDULES.index(shown))
-                found.add((gpus, batch, tp, cp, dp, pp, ep, vpp, zero, sp, mb, *codes))
+                found.add((gpus, batch, tp, cp, dp, pp, ep, vpp, zero, sp, mb, *codes, WHOLE_GROUP))
     return found
 
 

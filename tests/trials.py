@@ -29,6 +29,7 @@ DEFAULTS: dict[str, Any] = {
     "micro_batch_size": 1,
     "recompute": "selective",
     "schedule": None,
+    "shard_group": 0,
 }
 
 

@@ -74,7 +74,7 @@ def headline(portion: Portion) -> str:
 
 
 def _shown(portion: Portion, name: str) -> str:
-    value = getattr(portion.layouts, name)[0]
+    value = (portion.layouts.shards if name == "shard_group" else getattr(portion.layouts, name))[0]
     if name in CODES:
         return CODES[name][int(value)]
     return str(bool(value)).lower() if name == "sequence_parallel" else str(int(value))

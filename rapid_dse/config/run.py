@@ -21,7 +21,8 @@ class Parallel(Frozen):
     """One layout.
 
     ``dp`` auto is what the other degrees leave of hw.num_gpus; ``sequence_parallel`` null is tp > 1; ``schedule`` null is 1f1b where
-    pp > 1 (interleaved_1f1b where vpp > 1 too), none where pp = 1.
+    pp > 1 (interleaved_1f1b where vpp > 1 too), none where pp = 1. ``shard_group`` is how many GPUs share one copy of what ZeRO shards
+    (hybrid sharding); the copies of several such groups are kept equal by an all-reduce of their gradients. null: all of dp · cp.
     """
 
     tp: Degree = 1
@@ -35,6 +36,7 @@ class Parallel(Frozen):
     micro_batch_size: Degree = 1
     recompute: Annotated[Literal["none", "selective", "full"], _NoneWord] = "selective"
     schedule: Literal["none", "gpipe", "1f1b", "interleaved_1f1b", "zero_bubble"] | None = None
+    shard_group: Degree | None = None
     order: tuple[Parallelism, ...] = ORDER
 
     @field_validator("order", mode="before")

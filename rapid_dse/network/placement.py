@@ -66,11 +66,21 @@ def two_ends(group: Span) -> Span:
 
 
 @dataclass(frozen=True)
+class Halves:
+    """A group cut in two: ``shard`` (its innermost ranks) and ``replica`` (the ranks at the same place of each shard group)."""
+
+    shard: Span
+    replica: Span
+
+
+@dataclass(frozen=True)
 class Placement:
     """The spans of all groups of a table of layouts, and which of its rows keep the rules of the network's ``parallelisms``.
 
     ``gradient`` is the group of cp and dp together (dense gradients), ``expert_gradient`` its cp·dp/ep members that hold the same
-    experts. ``legal``, shape ``(n_layouts,)``, is False where ``reasons`` (one text a rule, with its own mask) say why.
+    experts. ``halves`` and ``expert_halves`` are those groups cut into ranks that share one copy of what ZeRO shards and ranks that
+    hold the same shard (hybrid sharding); None where no layout of the table is cut. ``legal``, shape ``(n_layouts,)``, is False where
+    ``reasons`` (one text a rule, with its own mask) say why.
     """
 
     tp: Span
@@ -80,7 +90,19 @@ class Placement:
     pp: Span
     gradient: Span
     expert_gradient: Span
+    halves: Halves | None = None
+    expert_halves: Halves | None = None
     reasons: tuple[tuple[str, Mask], ...] = ()
+
+    @property
+    def shard(self) -> Span:
+        """The ranks that share one copy of what ZeRO shards of dense weights."""
+        return self.gradient if self.halves is None else self.halves.shard
+
+    @property
+    def expert_shard(self) -> Span:
+        """The ranks that share one copy of what ZeRO shards of a rank's experts."""
+        return self.expert_gradient if self.expert_halves is None else self.expert_halves.shard
 
     @property
     def legal(self) -> Mask | None:
@@ -111,7 +133,8 @@ class _Run:
 class _Groups:
     """The runs of ranks behind all groups of a table of layouts.
 
-    ``runs``: each parallelism's own; ``gradient``: the group of cp and dp; ``taken`` and ``left``: what ep takes of it, and the rest.
+    ``runs``: each parallelism's own; ``gradient``: the group of cp and dp; ``taken`` and ``left``: what ep takes of it, and the rest;
+    ``cuts``: of dense weights, then of experts, the ranks that share one copy of the shards, and those that hold the same shard.
     ``apart``: ep has a dimension of its own, and a run among ``runs``; then nothing is taken.
     """
 
@@ -121,11 +144,12 @@ class _Groups:
     left: list[_Run]
     apart: bool
     reasons: tuple[tuple[str, Mask], ...]
+    cuts: tuple[list[_Run], ...] = ()
 
     @property
     def every(self) -> list[_Run]:
         """All runs that something is exchanged in."""
-        return [*self.runs.values(), *self.gradient, *self.taken, *self.left]
+        return [*self.runs.values(), *self.gradient, *self.taken, *self.left, *(run for cut in self.cuts for run in cut)]
 
     def ranks(self, dimensions: tuple[int, ...]) -> Integers:
         """Ranks that ride on these dimensions, ``(n_layouts,)``."""
@@ -136,7 +160,8 @@ def place(degrees: Mapping[str, npt.ArrayLike], order: Sequence[str], network: N
     """Places the groups of every layout.
 
     Args:
-        degrees: columns ``tp, cp, dp, pp, ep``, integers ≥ 1 that broadcast to ``(n_layouts,)``; a missing one is 1.
+        degrees: columns ``tp, cp, dp, pp, ep``, integers ≥ 1 that broadcast to ``(n_layouts,)``; a missing one is 1. ``shards``, where
+            given, is how many ranks of cp · dp share one copy of what ZeRO shards; it divides cp · dp, and ep divides it.
         order: the parallelisms, inner to outer (``parallel.order``); ep before dp puts an expert group on neighbouring ranks of
             cp·dp, ep after dp on the outermost ones.
         network: its dimensions, inner to outer; where one lists ``parallelisms``, these ride on it alone.
@@ -160,7 +185,9 @@ def place(degrees: Mapping[str, npt.ArrayLike], order: Sequence[str], network: N
         rest = spans["cp"] * span([groups.runs["dp"]])
     else:
         gradient, spans["ep"], rest = span(groups.gradient), span(groups.taken), span(groups.left)
-    return Placement(**spans, gradient=gradient, expert_gradient=rest, reasons=groups.reasons)
+    cuts = [span(cut) for cut in groups.cuts]
+    dense, experts = (Halves(*cuts[:2]), Halves(*cuts[2:])) if cuts else (None, None)
+    return Placement(**spans, gradient=gradient, expert_gradient=rest, halves=dense, expert_halves=experts, reasons=groups.reasons)
 
 
 def places_filled(degrees: Mapping[str, int], order: Sequence[str], network: Network) -> dict[int, int]:
@@ -192,13 +219,30 @@ def _groups(degrees: Mapping[str, npt.ArrayLike], order: Sequence[str], network:
         counts["ep"] = columns["ep"]
     runs = _runs(counts, order, network, homes)
     reasons += _broken(counts, network, homes)
+    shards = _cut_shards(degrees, columns)
     if apart:
+        if shards is not None:
+            text = "shard_group is not priced where ep has a network dimension of its own"
+            reasons.append((text, shards != columns["dp"] * columns["cp"]))
         return _Groups(runs, [], [], [], apart, tuple(reasons))
     first, second = (runs[name] for name in order if name in DATA)
     whole = _Run(first.count * second.count, first.stride, first.dimensions)
     merged = [whole] if merges(order, network) else [first, second]
-    taken, left = _take(merged, columns["ep"], inner=order.index("ep") < order.index("dp"))
-    return _Groups(runs, merged, taken, left, apart, tuple(reasons))
+    inner = order.index("ep") < order.index("dp")
+    taken, left = _take(merged, columns["ep"], inner)
+    cuts: tuple[list[_Run], ...] = ()
+    if shards is not None:
+        of_experts = left if inner else left[::-1]  # inner to outer again
+        cuts = *_take(merged, shards, inner=True), *_take(of_experts, np.maximum(1, shards // columns["ep"]), inner=True)
+    return _Groups(runs, merged, taken, left, apart, tuple(reasons), cuts)
+
+
+def _cut_shards(degrees: Mapping[str, npt.ArrayLike], columns: Mapping[str, Integers]) -> Integers | None:
+    """Ranks that share one copy of the shards, ``(n_layouts,)``; None where that is all of cp · dp in every layout."""
+    if "shards" not in degrees:
+        return None
+    shards = np.atleast_1d(np.asarray(degrees["shards"], dtype=np.int64))
+    return None if (shards == columns["cp"] * columns["dp"]).all() else shards
 
 
 def _filled(groups: _Groups, network: Network) -> dict[int, Integers]:

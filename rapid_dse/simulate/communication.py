@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from rapid_dse.config.hardware import PRECISION_BYTES, Network
 from rapid_dse.config.scenario import Scenario
-from rapid_dse.layouts import Layouts
+from rapid_dse.layouts import WHOLE_GROUP, Layouts
 from rapid_dse.model.operators import local_kv_heads
 from rapid_dse.network import closed_form
 from rapid_dse.network.placement import Placement, place
@@ -60,6 +60,8 @@ def effective_network(scenario: Scenario) -> Network:
 def placement_of(scenario: Scenario, layouts: Layouts) -> Placement:
     """Where each layout's groups lie on the network."""
     degrees = {name: getattr(layouts, name) for name in ("tp", "cp", "ep", "dp", "pp")}
+    if (layouts.shard_group != WHOLE_GROUP).any():
+        degrees["shards"] = layouts.shards
     return place(degrees, scenario.parallel.order, scenario.hw.network)
 
 

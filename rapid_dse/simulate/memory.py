@@ -70,7 +70,7 @@ class Weights:
 
     def sharded(self, layouts: Layouts, zero: int) -> FloatColumn:
         """What ZeRO leaves a rank where the layout's stage is at least ``zero``."""
-        shards = np.where(layouts.zero >= zero, (layouts.dp * layouts.cp).astype(float), 1.0)
+        shards = np.where(layouts.zero >= zero, layouts.shards.astype(float), 1.0)
         if self.experts is None:
             return self.dense / shards
         return self.dense / shards + self.experts / np.where(layouts.zero >= zero, shards / layouts.ep, 1.0)
@@ -170,7 +170,7 @@ def peak_memory(scenario: Scenario, layouts: Layouts, stages: Stages) -> Memory:
     """The terms on the stage whose sum is the largest."""
     software = scenario.software
     weights = stage_weights(scenario, layouts, stages)
-    parameters, shards = weights.total, layouts.dp * layouts.cp
+    parameters, sharing = weights.total, layouts.dp * layouts.cp
     accumulates = layouts.num_micro_batches > 1
     gradient = PRECISION_BYTES[software.gradient_dtype] + np.where(accumulates, software.extra_gradient_bytes, 0.0)
     # Under fp32 and TF32 the weights that compute are the master weights.
@@ -183,7 +183,7 @@ def peak_memory(scenario: Scenario, layouts: Layouts, stages: Stages) -> Memory:
         "gathered": _gathered(scenario, layouts, parameters),
     }
     terms["buffers"] = (software.fragmentation - 1) * terms["activations"] + np.where(
-        shards > 1, np.minimum(software.gradient_bucket, parameters * PRECISION_BYTES[software.gradient_dtype]), 0.0
+        sharing > 1, np.minimum(software.gradient_bucket, parameters * PRECISION_BYTES[software.gradient_dtype]), 0.0
     )
     terms["framework"] = np.full_like(parameters, software.context)
     full = {name: np.broadcast_to(term, parameters.shape) for name, term in terms.items()}
@@ -213,9 +213,9 @@ def _without_recompute(layouts: Layouts) -> Layouts:
 def _gathered(scenario: Scenario, layouts: Layouts, parameters: NDArray[np.float64]) -> NDArray[np.float64]:
     """What ZeRO holds whole for a while, ``(CANDIDATES, n_layouts)``: from 2 on the gradient of the layer that computes, until it is
     reduced, and under 3 the weights of that layer and of the one that is fetched meanwhile, no more than the stage has."""
-    sharded, held = layouts.dp * layouts.cp > 1, layer_weights(scenario, layouts)
-    # experts that no other rank holds are not gathered
-    layer = held.dense if held.experts is None else held.dense + np.where(layouts.dp * layouts.cp > layouts.ep, held.experts, 0.0)
+    sharded, held = layouts.shards > 1, layer_weights(scenario, layouts)
+    # experts that no other rank has a shard of are not gathered
+    layer = held.dense if held.experts is None else held.dense + np.where(layouts.shards > layouts.ep, held.experts, 0.0)
     unit = np.maximum(layer, vocabulary_parameters(scenario, layouts))
     weights = np.where(sharded & (layouts.zero >= 3), np.minimum(layer + unit, parameters) * compute_bytes(scenario), 0.0)
     gradient = layer * PRECISION_BYTES[scenario.software.gradient_dtype]

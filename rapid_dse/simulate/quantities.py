@@ -45,6 +45,7 @@ from rapid_dse.trace.block import Exchange, Half, LayerWork
 from rapid_dse.trace.pipeline import SharedWeights, StageWork
 
 GRADIENTS, EXPERT_GRADIENTS = "gradients", "expert gradients"  # groups that share dense weights, and experts
+REPLICAS = " of replicas"  # after a group's name: the ranks that hold the same shard, where each of several groups has all shards
 
 
 @dataclass(frozen=True)
@@ -194,7 +195,9 @@ def _stage_work(one: Priced1, stage: int, chunks: list[int], forward: float, bac
     each = one.degree("zero") >= 2 and software.reduce_each_micro_batch
     zero, ranks = one.degree("zero"), one.degree("dp") * one.degree("cp")
     left = (weights.without(of_layer.times(layers)) if each else weights).times(gradient_bytes(scenario))
-    others = ranks - 1 + (0 if weights.experts is None else ranks // one.degree("ep") - 1)
+    copies = ranks if zero == 0 else ranks // int(layout.shards[0])  # ranks that sum the same gradients in an all-reduce
+    of_experts = ranks // one.degree("ep") if zero == 0 else copies
+    others = copies - 1 + (0 if weights.experts is None else of_experts - 1)
     sent = np.ravel(left.total)
     calls = int(np.ceil(sent / bucket(scenario, layout))[0])
     tied = tied_table(scenario, layout, groups.placement, groups.network)
@@ -211,12 +214,12 @@ def _stage_work(one: Priced1, stage: int, chunks: list[int], forward: float, bac
         shared=_shared(one, weights, left, layers),
         calls=max(1, calls),
         table=table if zero >= 3 and ranks > 1 and (stage == 0 or head) else 0.0,
-        table_gather=float(np.ravel(closed_form.all_gather(table, groups.placement.gradient, groups.network))[0]),
+        table_gather=float(np.ravel(closed_form.all_gather(table, groups.placement.shard, groups.network))[0]),
         tied=float(tied.size[0]) if stage == 0 or head else 0.0,
         tied_reduce=float(tied.seconds[0]),
         dp_hidden=scatter_overlap(software) if zero == 1 else software.dp_overlap,
         gather_hidden=software.parameter_gather_overlap,
-        wait=max(0.0, calls * software.strained_all_reduce_wait * others - software.dp_overlap * layers * backward) * (zero == 0),
+        wait=max(0.0, calls * software.strained_all_reduce_wait * others - software.dp_overlap * layers * backward),
         tree=software.strained_trees,
     )
 
@@ -225,27 +228,37 @@ def _shared(one: Priced1, weights: Weights, left: Weights, layers: int) -> tuple
     """What moves of a stage's ``weights`` in each group that shares some; ``left`` bytes of gradients are reduced at the step's end."""
     scenario, layout, placement = with_closed_form(one.scenario), one.layout, one.groups.placement
     of_layer = layer_weights(scenario, layout)
-    groups = ((GRADIENTS, "dense", placement.gradient), (EXPERT_GRADIENTS, "experts", placement.expert_gradient))
+    groups = (
+        (GRADIENTS, "dense", placement.gradient, placement.halves),
+        (EXPERT_GRADIENTS, "experts", placement.expert_gradient, placement.expert_halves),
+    )
     zero, shared = one.degree("zero"), []
     scatters = zero >= 2 and scenario.software.reduce_each_micro_batch
-    for name, kind, span in groups:
+    for name, kind, span, halves in groups:
         if getattr(weights, kind) is None or float(np.ravel(span.size)[0]) == 1:
             continue
         # as if the group's weights were all there are
-        alone = replace(one.groups, placement=replace(placement, gradient=span))
+        shard = span if halves is None else halves.shard
+        alone = replace(one.groups, placement=replace(placement, gradient=shard, halves=None))
+        cut = replace(one.groups, placement=replace(placement, gradient=span, halves=halves))
         held, layer, sent = (Weights(np.atleast_1d(getattr(each, kind))) for each in (weights, of_layer, left))
         gather, during = layer_gathers(scenario, layout, alone, layer)
+        sync = gradient_sync(scenario, layout, sent, alone)
         moved = {
             "sent": sent.dense,
-            "sync": gradient_sync(scenario, layout, sent, alone),
+            "sync": sync,
             "gathered": held.dense * compute_bytes(scenario) * (zero in (1, 2)),
             "gather": weight_gather(scenario, layout, held, np.array([layers]), alone),
             "layer_gathered": layer.dense * gathered_bytes(scenario) * (zero >= 3),
             "layer_gather": gather,
             "layer_scattered": layer.dense * gradient_bytes(scenario) * scatters,
             "layer_scatter": during - gather,
+            "shards": shard.size,
+            "across": gradient_sync(scenario, layout, sent, cut) - sync,
+            "layer_across": layer_gathers(scenario, layout, cut, layer)[1] - during,
         }
-        shared.append(SharedWeights(name, **{key: float(np.ravel(column)[0]) for key, column in moved.items()}))
+        numbers = {key: float(np.ravel(column)[0]) for key, column in moved.items()}
+        shared.append(SharedWeights(name, **numbers, replicas="" if halves is None else name + REPLICAS))
     return tuple(shared)
 
 

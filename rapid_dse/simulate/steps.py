@@ -7,12 +7,12 @@ from collections.abc import Mapping
 import numpy as np
 
 from rapid_dse.config.run import SCHEDULES
-from rapid_dse.layouts import INTERLEAVED
+from rapid_dse.layouts import INTERLEAVED, WHOLE_GROUP
 from rapid_dse.network.cluster import Cluster
 from rapid_dse.network.experts import ExpertGroups
 from rapid_dse.simulate import runs
 from rapid_dse.simulate.exposed import exposed
-from rapid_dse.simulate.quantities import EXPERT_GRADIENTS, GRADIENTS, Priced1
+from rapid_dse.simulate.quantities import EXPERT_GRADIENTS, GRADIENTS, REPLICAS, Priced1
 from rapid_dse.simulate.results import TIME_TERMS, Priced
 from rapid_dse.simulate.training import Step, result_columns
 from rapid_dse.trace.graph import Ints
@@ -40,9 +40,12 @@ def boundary_of(one: Priced1) -> Boundary:
     return Boundary(one.work.stream.size / one.work.tp, float(one.moved.pp_hop[0]) - regather, host, overlaps)
 
 
-def directory(places: Ints, experts: ExpertGroups) -> tuple[dict[str, Ints], dict[str, Ints]]:
+def directory(places: Ints, experts: ExpertGroups, shards: int | None = None) -> tuple[dict[str, Ints], dict[str, Ints]]:
     """Groups and peers of ranks that stand at ``places`` ``(pp, dp, cp, tp)``: of gradients, of tp and ep, rings of cp, pipelines
-    and their two ends."""
+    and their two ends.
+
+    ``shards``: ranks of dp · cp that share one copy of what ZeRO shards, which cuts the groups of gradients; None: all of them.
+    """
     pp, dp, cp, tp = places.shape
     ranks = int(places.max()) + 1
     gradients = places.transpose(0, 3, 1, 2).reshape(pp * tp, dp * cp)
@@ -52,15 +55,24 @@ def directory(places: Ints, experts: ExpertGroups) -> tuple[dict[str, Ints], dic
         for way, shift in (("next", 1), ("previous", -1)):
             peers[f"{name} {way}".strip()] = runs.neighbours(lines, ranks, shift)
     exchanging, alike = experts.tables(places)
-    groups = {"tp": places.reshape(-1, tp), "ep": exchanging, GRADIENTS: gradients, EXPERT_GRADIENTS: alike}
+    groups = {"tp": places.reshape(-1, tp), "ep": exchanging}
+    for name, whole in ((GRADIENTS, gradients), (EXPERT_GRADIENTS, alike)):
+        groups |= {name: whole} if shards is None else _cut(name, whole, shards * whole.shape[1] // (dp * cp))
     if pp > 1:
         groups[TIED] = pipes[:, [0, -1]]
     return groups, peers
 
 
+def _cut(name: str, groups: Ints, shards: int) -> dict[str, Ints]:
+    """Groups cut into their innermost ``shards`` ranks, which share one copy, and the ranks that hold the same shard."""
+    inner = np.sort(groups, axis=1).reshape(len(groups), -1, shards)
+    return {name: inner.reshape(-1, shards), name + REPLICAS: inner.transpose(0, 2, 1).reshape(-1, inner.shape[1])}
+
+
 def stage_for(one: Priced1, cluster: Cluster, places: Ints, experts: ExpertGroups) -> runs.Stage:
     """The network with all groups of the ranks at ``places`` ``(pp, dp, cp, tp)``."""
-    groups, peers = directory(places, experts)
+    cut = one.degree("shard_group") != WHOLE_GROUP and places.shape[1] == one.degree("dp")  # part of the replicas reduces nothing
+    groups, peers = directory(places, experts, int(one.layout.shards[0]) if cut else None)
     room = cluster.topology.ranks
     padded = {name: np.concatenate([peer, np.full(room - len(peer), -1, np.int64)]) for name, peer in peers.items()}
     return runs.stage_on(one.scenario, cluster, groups, padded)

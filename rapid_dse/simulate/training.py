@@ -16,7 +16,7 @@ from rapid_dse.device import OperatorModel, operator_model
 from rapid_dse.layouts import INTERLEAVED, RECOMPUTE_FULL, RECOMPUTE_SELECTIVE, IntColumn, Layouts
 from rapid_dse.model.operators import MicroBatch, model_flops_per_token
 from rapid_dse.network import closed_form
-from rapid_dse.network.placement import Placement, Span
+from rapid_dse.network.placement import Halves, Placement, Span
 from rapid_dse.simulate.block import Block, distinct_shapes, framework_block
 from rapid_dse.simulate.communication import Traffic, effective_network, gradient_bytes, placement_of, sum_of, traffic
 from rapid_dse.simulate.cost import StepWork, energy
@@ -315,14 +315,35 @@ def layer_gathers(scenario: Scenario, layouts: Layouts, groups: Groups, weights:
     weights = layer_weights(scenario, layouts) if weights is None else weights
     gather = _by_group(closed_form.all_gather, weights.times(gathered_bytes(scenario)), groups)
     gather = np.where(layouts.zero >= 3, gather, 0.0)
-    scatter = _by_group(closed_form.reduce_scatter, weights.times(gradient_bytes(scenario)), groups)
+    sizes = weights.times(gradient_bytes(scenario))
+    scatter = _by_group(closed_form.reduce_scatter, sizes, groups) + across_replicas(software, sizes, groups)
     return gather, gather + np.where((layouts.zero >= 2) & software.reduce_each_micro_batch, scatter, 0.0)
 
 
 def _by_group(collective: Callable[[FloatColumn, Span, Network], FloatColumn], sizes: Weights, groups: Groups) -> FloatColumn:
-    """Seconds of a collective on dense weights over cp·dp, and of one on the experts' over the ranks that hold the same experts."""
-    seconds = collective(sizes.dense, groups.placement.gradient, groups.network)
-    return seconds if sizes.experts is None else seconds + collective(sizes.experts, groups.placement.expert_gradient, groups.network)
+    """Seconds of a collective on dense weights over the ranks that share their shards, and of one on the experts' over theirs."""
+    seconds = collective(sizes.dense, groups.placement.shard, groups.network)
+    return seconds if sizes.experts is None else seconds + collective(sizes.experts, groups.placement.expert_shard, groups.network)
+
+
+def across_replicas(software: Software, sizes: Weights, groups: Groups) -> FloatColumn | float:
+    """Seconds of the all-reduce that keeps the copies of the shards equal under hybrid sharding: each rank's shard of ``sizes`` bytes of
+    gradients, over the ranks that hold the same one."""
+    found: FloatColumn | float = 0.0
+    placement = groups.placement
+    for size, halves in ((sizes.dense, placement.halves), (sizes.experts, placement.expert_halves)):
+        if halves is not None and size is not None:
+            found = found + all_reduce(software, size / halves.shard.size, halves.replica, groups.network)
+    return found
+
+
+def all_reduce(software: Software, size: FloatColumn, span: Span, network: Network) -> FloatColumn:
+    """Seconds of one all-reduce of gradients, ``size`` bytes, as the framework's jobs run it: trees, or rings alone under strain."""
+    if software.strained_trees:
+        seconds = closed_form.all_reduce(size, span, network)
+    else:
+        seconds = closed_form.reduce_scatter(size, span, network) + closed_form.all_gather(size, span, network)
+    return seconds + software.strained_all_reduce_wait * (span.size - 1)
 
 
 def gathered_bytes(scenario: Scenario) -> int:
@@ -360,7 +381,7 @@ def _end_of_step(
     gather = weight_gather(scenario, layouts, weights, found.layers[0], groups)
     shown = shown + _beside(gather, software.parameter_gather_overlap, found.layers[0] * layer.forward)
     table = vocabulary_parameters(scenario, layouts) * gathered_bytes(scenario)
-    shown = shown + np.where(layouts.zero >= 3, closed_form.all_gather(table, groups.placement.gradient, groups.network), 0.0)
+    shown = shown + np.where(layouts.zero >= 3, closed_form.all_gather(table, groups.placement.shard, groups.network), 0.0)
     return shown, update_seconds(scenario, layouts, weights, device)
 
 
@@ -372,21 +393,24 @@ def update_seconds(scenario: Scenario, layouts: Layouts, weights: Weights, devic
 def gradient_sync(scenario: Scenario, layouts: Layouts, sent: Weights, groups: Groups) -> FloatColumn:
     """Reduction of ``sent`` bytes of gradients, bucket by bucket: all-reduce, or reduce-scatter where ZeRO shards what follows, s."""
     placement, seconds = groups.placement, []
-    for size, span in ((sent.dense, placement.gradient), (sent.experts, placement.expert_gradient)):
+    of_experts = (sent.experts, placement.expert_gradient, placement.expert_halves)
+    for size, span, halves in ((sent.dense, placement.gradient, placement.halves), of_experts):
         if size is not None:
-            seconds.append(group_sync(scenario, layouts, size, span, groups.network))
+            seconds.append(group_sync(scenario, layouts, size, span, halves, groups.network))
     return sum_of(seconds)
 
 
-def group_sync(scenario: Scenario, layouts: Layouts, sent: FloatColumn, span: Span, network: Network) -> FloatColumn:
-    """The reduction of ``sent`` bytes over one group, s; 0 bytes take no time."""
+def group_sync(scenario: Scenario, layouts: Layouts, sent: FloatColumn, span: Span, halves: Halves | None, network: Network) -> FloatColumn:
+    """The reduction of ``sent`` bytes over one group, s; 0 bytes take no time.
+
+    Under hybrid sharding (``halves``) the gradients are scattered within the group that shares the shards, and each shard is then summed
+    over its replicas.
+    """
     software, calls = scenario.software, np.maximum(1.0, np.ceil(sent / bucket(scenario, layouts)))
-    scatter = closed_form.reduce_scatter(sent / calls, span, network)
-    if software.strained_trees:
-        reduce = closed_form.all_reduce(sent / calls, span, network)
-    else:
-        reduce = scatter + closed_form.all_gather(sent / calls, span, network)
-    reduce = reduce + software.strained_all_reduce_wait * (span.size - 1)
+    scatter = closed_form.reduce_scatter(sent / calls, span if halves is None else halves.shard, network)
+    if halves is not None:
+        scatter = scatter + all_reduce(software, sent / calls / halves.shard.size, halves.replica, network)
+    reduce = all_reduce(software, sent / calls, span, network)
     return np.where(sent > 0, calls * np.where(layouts.zero == 0, reduce, scatter), 0.0)
 
 

@@ -41,7 +41,7 @@ def tied_bytes(scenario: Scenario, layouts: Layouts) -> FloatColumn:
     """``TiedTable.size`` of each layout, bytes, ``(n_layouts,)``."""
     if not scenario.model.tie_word_embeddings:
         return np.zeros(len(layouts))
-    shards = np.where(layouts.zero >= 2, layouts.dp * layouts.cp, 1)
+    shards = np.where(layouts.zero >= 2, layouts.shards, 1)
     return np.where(layouts.pp > 1, vocabulary_parameters(scenario, layouts) * gradient_bytes(scenario) / shards, 0.0)
 
 

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rapid_dse.config.scenario import Scenario
-from rapid_dse.layouts import Layouts
+from rapid_dse.layouts import KEYS, OPTIONAL, Layouts
 
 Lanes = NDArray[np.uint64]
 
@@ -28,7 +28,7 @@ PRICING_SOURCES = ("config", "model", "device", "network", "trace", "simulate", 
 _NOT_CONTENT: dict[str, Any] = {
     "search": True,
     "debug": True,
-    "parallel": {"tp", "cp", "dp", "pp", "ep", "vpp", "zero", "sequence_parallel", "micro_batch_size", "recompute", "schedule"},
+    "parallel": {name for name, key in KEYS.items() if key.startswith("parallel.")},
     "hw": {"num_gpus"},
     "workload": {"global_batch_size"},
     "backend": {"artifacts"},
@@ -70,12 +70,18 @@ def _without_empty(tree: dict[str, Any]) -> dict[str, Any]:
 def keys(scenario: Scenario, layouts: Layouts, code: str | None = None) -> Lanes:
     """The key of every layout under a scenario, ``(n_layouts, 2)``; ``code`` None is the running code's hash."""
     seed = np.frombuffer(hashlib.blake2b(configuration_text(scenario).encode(), digest_size=16).digest(), np.uint64)
-    columns = [np.asarray(getattr(layouts, f.name)).astype(np.uint64) for f in fields(layouts)]
+    columns = [(f.name, np.asarray(getattr(layouts, f.name)).astype(np.uint64)) for f in fields(layouts)]
     lanes = np.empty((len(layouts), 2), np.uint64)
     for lane, multipliers in enumerate(_MULTIPLIERS):
         state = np.full(len(layouts), seed[lane])
-        for column in columns:
-            _mix(state, column, multipliers)
+        for name, column in columns:
+            if name not in OPTIONAL:
+                _mix(state, column, multipliers)
+            elif (given := column != OPTIONAL[name]).any():
+                # what is not given is no part of a key, so that a column that a version adds does not make all stored rows strangers
+                mixed = state.copy()
+                _mix(mixed, column | np.uint64(1 + list(OPTIONAL).index(name) << 56), multipliers)
+                state = np.where(given, mixed, state)
         lanes[:, lane] = state
     return lanes ^ from_hex([code or code_hash()])
 

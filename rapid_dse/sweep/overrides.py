@@ -14,12 +14,12 @@ from pydantic import BaseModel
 
 from rapid_dse.config.scenario import Scenario, known_key, siblings, unknown_key
 from rapid_dse.config.units import shortened
-from rapid_dse.layouts import COLUMN_OF
+from rapid_dse.layouts import COLUMN_OF, OPTIONAL
 
 GROUPS = ("hw", "model", "parallel", "workload", "software", "backend", "search")
 SWEEPS = "sweeps"  # the group of named sweeps: +sweeps=NAME
-# Keys that take the word all: every value that can be legal.
-ALL_KEYS = tuple(key for key in COLUMN_OF if key.startswith("parallel."))
+# Keys that take the word all: every value that can be legal. How many GPUs share one copy of the shards is told in numbers.
+ALL_KEYS = tuple(key for key in COLUMN_OF if key.startswith("parallel.") and COLUMN_OF[key] not in OPTIONAL)
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,9 @@ def layout_text(row: Mapping[str, Any]) -> str:
     parts += [
         f"{text}{row[key]}" for key, text in (("parallel.zero", "zero"), ("parallel.micro_batch_size", "mb")) if row.get(key) is not None
     ]
+    shards = row.get("parallel.shard_group")
+    if shards is not None and shards != (row.get("parallel.dp") or 1) * (row.get("parallel.cp") or 1):
+        parts.append(f"shards{shards:.0f}")
     if row.get("parallel.recompute"):
         parts.append(f"recompute={row['parallel.recompute']}")
     if row.get("parallel.schedule") not in (None, "none"):

@@ -18,6 +18,8 @@ from rapid_dse.layouts import (
     CODES,
     COLUMN_OF,
     KEYS,
+    OPTIONAL,
+    WHOLE_GROUP,
     IntColumn,
     Layouts,
     Space,
@@ -45,7 +47,7 @@ class Plan:
 class ColumnType:
     """Turns values of one layout key into the codes of its column.
 
-    Automatic values: dp auto is 0, schedule null ``AUTO_SCHEDULE``, sequence_parallel null ``AUTO_SEQUENCE``.
+    Automatic values: dp auto is 0, schedule null ``AUTO_SCHEDULE``, sequence_parallel null ``AUTO_SEQUENCE``, others of ``OPTIONAL``.
     """
 
     def __init__(self, key: str) -> None:
@@ -64,7 +66,7 @@ class ColumnType:
             return AUTO_SCHEDULE if found is None else CODES[self.column].index(found)
         if found == "auto":
             return 0
-        return AUTO_SEQUENCE if found is None else int(found)
+        return OPTIONAL.get(self.column, AUTO_SEQUENCE) if found is None else int(found)
 
 
 def _annotated(annotation: Any, metadata: Sequence[Any]) -> Any:
@@ -82,6 +84,7 @@ def base_codes(scenario: Scenario) -> dict[str, int]:
         codes[name] = getattr(parallel, name)
     codes["dp"] = 0 if parallel.dp == "auto" else parallel.dp
     codes["sequence_parallel"] = AUTO_SEQUENCE if parallel.sequence_parallel is None else int(parallel.sequence_parallel)
+    codes["shard_group"] = WHOLE_GROUP if parallel.shard_group is None else parallel.shard_group
     codes["recompute"] = CODES["recompute"].index(parallel.recompute)
     codes["schedule"] = AUTO_SCHEDULE if parallel.schedule is None else CODES["schedule"].index(parallel.schedule)
     return codes

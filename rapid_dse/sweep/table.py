@@ -150,7 +150,7 @@ def override_columns(portion: Portion) -> dict[str, pa.Array]:
     for key, value in _constants(portion).items():
         columns[key] = constant(value, n_rows)
     for f in fields(layouts):
-        values = getattr(layouts, f.name)
+        values = np.maximum(1, layouts.shards) if f.name == "shard_group" else getattr(layouts, f.name)
         columns[KEYS[f.name]] = arrow.coded(values, CODES[f.name]) if f.name in CODES else arrow.numbers(values)
     return columns
 

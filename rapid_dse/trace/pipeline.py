@@ -87,9 +87,13 @@ def _zero_bubble(stage: int, pp: int, micro_batches: int) -> list[Task]:
 class SharedWeights:
     """A stage's weights that the ranks of one ``group`` share; bytes of what moves, and the seconds of that in closed form.
 
+    Under hybrid sharding ``group`` is the ``shards`` ranks that share one copy of what ZeRO shards, and ``replicas`` names the ranks that
+    hold the same shard and sum its gradient; else ``replicas`` is empty.
+
     Attributes:
         sent: gradients that are reduced once a step, ``sync`` in that time; ``gathered``: weights that ZeRO 1 and 2 gather.
         layer_gathered: a layer's, that ZeRO 3 gathers before each pass; ``layer_scattered``: its gradients after each backward.
+        across: seconds in which replicas sum the shards of ``sent``; ``layer_across`` those of a layer's gradients.
     """
 
     group: str
@@ -101,6 +105,34 @@ class SharedWeights:
     layer_gather: float = 0.0
     layer_scattered: float = 0.0
     layer_scatter: float = 0.0
+    replicas: str = ""
+    shards: float = 1.0
+    across: float = 0.0
+    layer_across: float = 0.0
+
+    def reduced(self, zero: int, tree: bool, share: float = 1.0) -> list[Move]:
+        """The collectives that reduce a share of ``sent``: all-reduce, or reduce-scatter where ZeRO shards what follows."""
+        if zero == 0:
+            return _all_reduced(self.group, share * self.sent, share * self.sync, tree)
+        return self._scattered(share * self.sent, share * self.sync, share * self.across, tree)
+
+    def layer_reduced(self, tree: bool) -> list[Move]:
+        """The collectives that reduce a layer's gradients after its backward pass."""
+        return self._scattered(self.layer_scattered, self.layer_scatter, self.layer_across, tree)
+
+    def _scattered(self, size: float, seconds: float, across: float, tree: bool) -> list[Move]:
+        moves: list[Move] = [("REDUCE_SCATTER", self.group, size, seconds)]
+        return moves + (_all_reduced(self.replicas, size / self.shards, across, tree) if self.replicas else [])
+
+
+Move = tuple[str, str, float, float]  # a collective, its group, its bytes, its seconds in closed form
+
+
+def _all_reduced(group: str, size: float, seconds: float, tree: bool) -> list[Move]:
+    """One all-reduce, or as two halves where NCCL's trees are not to be had."""
+    if tree:
+        return [("ALL_REDUCE", group, size, seconds)]
+    return [("REDUCE_SCATTER", group, size, seconds / 2), ("ALL_GATHER", group, size, seconds / 2)]
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from math import ceil
 from typing import Protocol
 
-from rapid_dse.trace.pipeline import BACKWARD, FORWARD, WEIGHTS, StageWork, Task
+from rapid_dse.trace.pipeline import BACKWARD, FORWARD, WEIGHTS, Move, StageWork, Task
 from rapid_dse.trace.script import GRADIENTS, MAIN, PIPELINE, After, Script
 
 # A rank with one communication stream reduces gradients when nothing else is left to send: a reduction that is under way holds up
@@ -116,8 +116,8 @@ class StageWriter:
             self.tail = script.exchange(self.tail, "ALL_GATHER", work.shared[0].group, work.table, work.table_gather, "dp")
         if work.gathers_weights:
             hides = work.gather_hidden > 0 and self._has_room
-            moved = [(each.group, each.gathered, each.gather) for each in work.shared]
-            done = self._over_groups(self.tail, "ALL_GATHER", moved, GRADIENTS if hides else MAIN)
+            moved = [("ALL_GATHER", each.group, each.gathered, each.gather) for each in work.shared]
+            done = self._over_groups(self.tail, moved, GRADIENTS if hides else MAIN)
             self.opening = done if hides else ()
             self.tail = self.tail if hides else done
         if work.gathers_layers:
@@ -125,9 +125,9 @@ class StageWriter:
             if work.dp_hidden > 0:
                 self._gather_ahead(self.tail)
 
-    def _over_groups(self, after: After, kind: str, moved: Sequence[tuple[str, float, float]], stream: int) -> After:
-        """One collective a group that shares weights, one after the other; group, bytes and seconds of each."""
-        for group, size, seconds in moved:
+    def _over_groups(self, after: After, moved: Sequence[Move], stream: int) -> After:
+        """Collectives of the groups that share weights, one after the other."""
+        for kind, group, size, seconds in moved:
             after = self.script.exchange(after, kind, group, size, seconds, "dp", stream)
         return after
 
@@ -191,8 +191,8 @@ class StageWriter:
             self._pass(1, kind, weights)
             if kind == BACKWARD and work.scatters_layers:
                 hides = work.dp_hidden > 0
-                moved = [(each.group, each.layer_scattered, each.layer_scatter) for each in work.shared]
-                done = self._over_groups(self.tail, "REDUCE_SCATTER", moved, GRADIENTS if hides else MAIN)
+                moved = [move for each in work.shared for move in each.layer_reduced(work.tree)]
+                done = self._over_groups(self.tail, moved, GRADIENTS if hides else MAIN)
                 if hides:
                     self.reduced = done  # reductions follow each other on their stream
                 else:
@@ -223,8 +223,8 @@ class StageWriter:
             self.gathers_left -= 1
 
     def _layer_gather(self, after: After, stream: int) -> After:
-        moved = [(each.group, each.layer_gathered, each.layer_gather) for each in self.work.shared]
-        return self._over_groups(after, "ALL_GATHER", moved, stream)
+        moved = [("ALL_GATHER", each.group, each.layer_gathered, each.layer_gather) for each in self.work.shared]
+        return self._over_groups(after, moved, stream)
 
     # --------------------------------------------------------------- gradients
 
@@ -253,16 +253,8 @@ class StageWriter:
 
     def _reduction(self, after: After, share: float, stream: int) -> After:
         work = self.work
-        moved = [(each.group, share * each.sent, share * each.sync) for each in work.shared]
-        if work.zero > 0:
-            return self._over_groups(after, "REDUCE_SCATTER", moved, stream)
-        if work.tree:
-            return self._over_groups(after, "ALL_REDUCE", moved, stream)
-        halves = [(group, size, seconds / 2) for group, size, seconds in moved]
-        for half in halves:
-            after = self._over_groups(after, "REDUCE_SCATTER", [half], stream)
-            after = self._over_groups(after, "ALL_GATHER", [half], stream)
-        return after
+        moved = [move for each in work.shared for move in each.reduced(work.zero, work.tree, share)]
+        return self._over_groups(after, moved, stream)
 
     def _close(self) -> After:
         """Waits for what is under way, reduces what is left (a tied table's gradient with the other end last), and updates the weights."""
