@@ -133,7 +133,9 @@ def test_closed_forms_are_those_of_the_schedule_run_op_by_op(pp: int, vpp: int, 
         makespan, held = run(orders, vpp, [forward] * pp, [backward] * pp)
         slots = slots_of([forward] * pp, [backward] * pp, [0.0] * pp, vpp, micro_batches)
         assert makespan == pytest.approx(closed_form(code, slots), rel=1e-12)
-        formula = [float(in_flight(column(code), column(s), column(pp), column(vpp), column(micro_batches))[0]) for s in range(pp)]
+        formula = [
+            float(in_flight(column(code), column(s), column(pp), column(vpp), column(micro_batches), np.zeros(1))[0]) for s in range(pp)
+        ]
         assert formula == pytest.approx([each / vpp for each in held], rel=1e-12)
 
 
@@ -224,8 +226,8 @@ def test_bubbles_never_go_below_zero() -> None:
 def test_the_interleaved_first_stage_holds_what_korthikanti_published(pp: int, vpp: int) -> None:
     """arXiv 2205.05198, section 4.2.3: 1 + (p - 1) / (p v) times 1F1B's."""
     many = column(64 * pp)
-    plain = in_flight(column(ONE_F_ONE_B), column(0), column(pp), column(1), many)
-    interleaved = in_flight(column(INTERLEAVED), column(0), column(pp), column(vpp), many)
+    plain = in_flight(column(ONE_F_ONE_B), column(0), column(pp), column(1), many, np.zeros(1))
+    interleaved = in_flight(column(INTERLEAVED), column(0), column(pp), column(vpp), many, np.zeros(1))
     assert interleaved / plain == pytest.approx(1 + (pp - 1) / (pp * vpp))
 
 
@@ -234,7 +236,7 @@ def test_no_schedule_holds_more_than_all_micro_batches_or_less_than_one_chunk() 
     for code, pp, vpp, groups in product(range(len(SCHEDULE_CLASSES)), (2, 4, 8), (1, 4), (1, 3)):
         if (code == INTERLEAVED) != (vpp > 1) or code == NONE:
             continue
-        held = in_flight(np.full(pp, code), np.arange(pp), np.full(pp, pp), np.full(pp, vpp), np.full(pp, groups * pp))
+        held = in_flight(np.full(pp, code), np.arange(pp), np.full(pp, pp), np.full(pp, vpp), np.full(pp, groups * pp), np.full(pp, 0.9))
         assert (held <= groups * pp).all()
         assert (held >= 1 / vpp).all()
         assert (np.diff(held) <= 0).all()

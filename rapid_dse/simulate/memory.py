@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from rapid_dse.config.hardware import PRECISION_BYTES
 from rapid_dse.config.scenario import Scenario
 from rapid_dse.device.contract import UNFUSED
-from rapid_dse.layouts import RECOMPUTE_FULL, RECOMPUTE_NONE, Layouts
+from rapid_dse.layouts import RECOMPUTE_FULL, RECOMPUTE_NONE, ZERO_BUBBLE, Layouts
 from rapid_dse.model.operators import local_kv_heads, mlp_projections, mlp_width, padded_vocab
 from rapid_dse.simulate.operators import attention_kernel, compute_bytes
 from rapid_dse.simulate.stages import Stages
@@ -108,32 +108,71 @@ def stage_weights(scenario: Scenario, layouts: Layouts, stages: Stages) -> Weigh
     return Weights(layers.dense + tables * table + stages.has_embedding * positions, layers.experts)
 
 
+@dataclass(frozen=True)
+class LayerTensors:
+    """What one layer of one micro-batch makes on a rank; elements, ``(n_layouts,)`` each.
+
+    ``stream``: activations between layers (the rank's share under sequence parallelism); ``queries``, ``keys`` (values are as many);
+    ``wide``: one of the MLP's ``gates`` projections; ``down``: what its last product gives; ``routed``: the rows of a rank's experts.
+    """
+
+    stream: FloatColumn
+    queries: FloatColumn
+    keys: FloatColumn
+    wide: FloatColumn
+    gates: int
+    down: FloatColumn
+    routed: FloatColumn | float
+
+    @classmethod
+    def of(cls, scenario: Scenario, layouts: Layouts) -> LayerTensors:
+        """Those of each layout."""
+        model, tp = scenario.model, layouts.tp
+        tokens = layouts.micro_batch_size * (scenario.workload.seq_len / layouts.cp)
+        stream = tokens / np.where(layouts.sequence_parallel, tp, 1) * model.hidden_size
+        queries = tokens * (model.num_attention_heads / tp) * model.attention_head_dim
+        keys = tokens * local_kv_heads(model, tp) * model.attention_head_dim
+        routed = tokens * (model.num_experts_per_tok * model.hidden_size) if model.num_experts else 0.0
+        down = np.where(layouts.sequence_parallel, routed / tp, routed) if model.num_experts else stream
+        return cls(stream, queries, keys, tokens * mlp_width(model) / tp, mlp_projections(model), down, routed)
+
+    def outputs(self, scenario: Scenario) -> FloatColumn:
+        """Bytes of what products give (qkv, out, up, down), and of the gradients of that."""
+        return compute_bytes(scenario) * ((self.queries + 2 * self.keys) + self.stream + self.gates * self.wide + self.down)
+
+    def inputs(self, scenario: Scenario) -> FloatColumn:
+        """Bytes of what products read: of qkv and up (what the router and shared experts read, and the rows of the rank's experts), of
+        out, of down."""
+        return _input_bytes(scenario, 2 * self.stream + self.routed, self.queries, self.wide)
+
+
+def weight_gradient_bytes(scenario: Scenario, layouts: Layouts) -> FloatColumn:
+    """Bytes that a layer's weight gradients need of one micro-batch, ``(n_layouts,)``: inputs of products, gradients of their outputs.
+
+    M_W of Qi et al. (arXiv 2401.10241, section 3.1): 32 bytes a token and hidden unit of a GPT.
+    """
+    made = LayerTensors.of(scenario, layouts)
+    return made.inputs(scenario) + made.outputs(scenario)
+
+
 def layer_activations(scenario: Scenario, layouts: Layouts) -> FloatColumn:
     """Bytes that autograd keeps for one layer of one micro-batch, by the layout's recomputation, ``(n_layouts,)``.
 
     Counted tensor by tensor as in Korthikanti et al. (arXiv 2205.05198, section 4.1), generalised to grouped queries, gated MLPs and
     flash attention, which keeps its output and a log-sum-exp in place of the scores (Dao, arXiv 2307.08691, section 2.3).
     """
-    model, software, tp = scenario.model, scenario.software, layouts.tp
-    tokens = layouts.micro_batch_size * (scenario.workload.seq_len / layouts.cp)
-    stream = tokens / np.where(layouts.sequence_parallel, tp, 1) * model.hidden_size
-    heads = model.num_attention_heads / tp
-    queries, keys = tokens * heads * model.attention_head_dim, tokens * local_kv_heads(model, tp) * model.attention_head_dim
-    wide = tokens * mlp_width(model) / tp
-    gates = mlp_projections(model)
-    width = compute_bytes(scenario)
-    routed = tokens * (model.num_experts_per_tok * model.hidden_size) if model.num_experts else 0.0
-    down = np.where(layouts.sequence_parallel, routed / tp, routed) if model.num_experts else stream
-    products = width * ((queries + 2 * keys) + stream + gates * wide + down)  # outputs of qkv, out, up, down
-    # inputs of norms; of qkv and up (what the router and shared experts read, and the rows of the rank's experts), of out, of down
-    inputs = width * 2 * stream + _input_bytes(scenario, 2 * stream + routed, queries, wide) + _routing_bytes(scenario, layouts, down)
+    software, width, made = scenario.software, compute_bytes(scenario), LayerTensors.of(scenario, layouts)
+    stream, queries, keys, wide = made.stream, made.queries, made.keys, made.wide
+    heads = scenario.model.num_attention_heads / layouts.tp
+    # inputs of norms, and of products
+    inputs = width * 2 * stream + made.inputs(scenario) + _routing_bytes(scenario, layouts, made.down)
     copies = width * ((0 if software.fused_rotary else queries + keys) + (0 if software.fused_activation else wide))
     dropout = 2 * stream if software.dropout else 0.0  # two masks of a byte
-    scores = _score_bytes(scenario, layouts, heads)
-    kept = inputs + width * (queries + 2 * keys + gates * wide) + copies + dropout + 4 * tokens * heads
+    log_sum_exp = 4 * layouts.micro_batch_size * (scenario.workload.seq_len / layouts.cp) * heads
+    kept = inputs + width * (queries + 2 * keys + made.gates * wide) + copies + dropout + log_sum_exp
     every_other = software.selective_recompute == "every_other_matmul"
-    selective = width * stream + 0.5 * products + width * queries if every_other else kept
-    full = width * stream
+    selective = width * stream + 0.5 * made.outputs(scenario) + width * queries if every_other else kept
+    full, scores = width * stream, _score_bytes(scenario, layouts, heads)
     by_mode = np.where(layouts.recompute == RECOMPUTE_FULL, full, np.where(layouts.recompute == RECOMPUTE_NONE, kept + scores, selective))
     return by_mode * np.where(layouts.recompute == RECOMPUTE_FULL, 1.0, software.activation_overhead)
 
@@ -195,15 +234,23 @@ def peak_memory(scenario: Scenario, layouts: Layouts, stages: Stages) -> Memory:
 def _activations(scenario: Scenario, layouts: Layouts, stages: Stages) -> NDArray[np.float64]:
     """Layers in flight, what one layer's backward needs besides, and the logits on the last stage."""
     micro_batches = layouts.num_micro_batches
-    held = np.stack([in_flight(layouts.schedule, position, layouts.pp, layouts.vpp, micro_batches) for position in stages.position])
-    each = layer_activations(scenario, layouts)
+    each, none = layer_activations(scenario, layouts), np.zeros(len(layouts))
+
+    def held_on(position: NDArray[np.int64], late: FloatColumn) -> NDArray[np.float64]:
+        return np.stack([in_flight(layouts.schedule, stage, layouts.pp, layouts.vpp, micro_batches, late) for stage in position])
+
+    held = whole_held = held_on(stages.position, none)
+    if (layouts.schedule == ZERO_BUBBLE).any():
+        # what weight gradients need may be more than what is kept under recomputation: then later stages hold more
+        late = weight_gradient_bytes(scenario, layouts) / each
+        held = np.maximum(held_on(stages.position, late), held_on(stages.latest, late))
     whole = layer_activations(scenario, _without_recompute(layouts)) - each
     tokens = layouts.micro_batch_size * (scenario.workload.seq_len / layouts.cp)
     logits = tokens * padded_vocab(scenario.model, layouts.tp) / layouts.tp * scenario.software.peak_logit_bytes
     whole_stream = compute_bytes(scenario) * tokens * scenario.model.hidden_size * (layouts.tp > 1)
     embedded, headed = (whole_stream * copies for copies in (scenario.software.embedding_copies, scenario.software.head_copies))
     transient = np.maximum(0.0, whole) * (stages.layers > 0) + stages.has_head * (logits + headed)
-    return held * (stages.layers * each + stages.has_embedding * embedded) + transient
+    return held * stages.layers * each + whole_held * (stages.has_embedding * embedded) + transient
 
 
 def _without_recompute(layouts: Layouts) -> Layouts:

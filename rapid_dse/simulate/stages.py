@@ -20,9 +20,9 @@ CANDIDATES = 4  # first stage, earliest fullest inner stage, earliest other inne
 class Stages:
     """The stages of each layout that can be the slowest or the fullest: ``(CANDIDATES, n_layouts)``.
 
-    In every schedule an earlier stage holds no fewer micro-batches than a later one, so that among inner stages of equal layer
-    count the earliest stands for all; the ``latest`` of them is the one that others wait for, with ``before`` layers on the stages
-    ahead of it. At pp = 1 the four are the same stage.
+    In every schedule an earlier stage holds no fewer micro-batches whole than a later one, so that among inner stages of equal layer
+    count the earliest stands for all, or the last where delayed weight gradients need more than what is kept whole. The ``latest`` of
+    them is also the one that others wait for, with ``before`` layers on the stages ahead of it. At pp = 1 the four are the same stage.
     """
 
     position: NDArray[np.int64]

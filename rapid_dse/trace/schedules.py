@@ -73,8 +73,12 @@ class Schedule(ABC):
         """
 
     @abstractmethod
-    def in_flight(self, stage: IntColumn, pp: IntColumn, vpp: IntColumn, micro_batches: IntColumn) -> FloatColumn:
-        """Micro-batches whose activations a stage holds at its peak, in units of all the stage's layers, ``(n_layouts,)``."""
+    def in_flight(self, stage: IntColumn, pp: IntColumn, vpp: IntColumn, micro_batches: IntColumn, late: FloatColumn) -> FloatColumn:
+        """Micro-batches whose activations a stage holds at its peak, in units of all the stage's layers, ``(n_layouts,)``.
+
+        ``late``, ``(n_layouts,)``: what a micro-batch leaves for a weight gradient that runs later than its backward pass, over all of
+        its activations. Only schedules that split the backward pass have such.
+        """
 
 
 class NoPipeline(Schedule):
@@ -83,7 +87,7 @@ class NoPipeline(Schedule):
     def bubble(self, slots: Slots) -> FloatColumn:
         return np.zeros_like(slots.whole)
 
-    def in_flight(self, stage: IntColumn, pp: IntColumn, vpp: IntColumn, micro_batches: IntColumn) -> FloatColumn:
+    def in_flight(self, stage: IntColumn, pp: IntColumn, vpp: IntColumn, micro_batches: IntColumn, late: FloatColumn) -> FloatColumn:
         return np.ones(len(pp))
 
 
@@ -93,7 +97,7 @@ class GPipe(Schedule):
     def bubble(self, slots: Slots) -> FloatColumn:
         return slots.before + slots.after
 
-    def in_flight(self, stage: IntColumn, pp: IntColumn, vpp: IntColumn, micro_batches: IntColumn) -> FloatColumn:
+    def in_flight(self, stage: IntColumn, pp: IntColumn, vpp: IntColumn, micro_batches: IntColumn, late: FloatColumn) -> FloatColumn:
         return micro_batches.astype(np.float64)
 
 
@@ -106,7 +110,7 @@ class OneForwardOneBackward(Schedule):
     def bubble(self, slots: Slots) -> FloatColumn:
         return slots.before + slots.waits
 
-    def in_flight(self, stage: IntColumn, pp: IntColumn, vpp: IntColumn, micro_batches: IntColumn) -> FloatColumn:
+    def in_flight(self, stage: IntColumn, pp: IntColumn, vpp: IntColumn, micro_batches: IntColumn, late: FloatColumn) -> FloatColumn:
         held: FloatColumn = np.minimum(micro_batches, pp - stage).astype(np.float64)
         return held
 
@@ -122,17 +126,21 @@ class Interleaved(Schedule):
         idle: FloatColumn = (slots.before + slots.waits) / slots.vpp
         return idle
 
-    def in_flight(self, stage: IntColumn, pp: IntColumn, vpp: IntColumn, micro_batches: IntColumn) -> FloatColumn:
+    def in_flight(self, stage: IntColumn, pp: IntColumn, vpp: IntColumn, micro_batches: IntColumn, late: FloatColumn) -> FloatColumn:
         chunks = 2 * (pp - stage - 1) + (vpp - 1) * pp + 1
         held: FloatColumn = np.minimum(chunks, micro_batches * vpp) / vpp
         return held
 
 
 class ZeroBubbleH1(Schedule):
-    """ZB-H1 (Qi et al., arXiv 2401.10241, section 3): weight gradients fill the tail; memory as 1F1B.
+    """ZB-H1 (Qi et al., arXiv 2401.10241, section 3): weight gradients fill the tail.
 
     Bubble (p - 1)(F + B - W), B being the input gradient alone: 1F1B's less 2 (p - 1) W. Stage s does s weight gradients at the end:
     either those of the slowest stage end the step, or what they let stages before it do.
+
+    Memory: stage s holds p - s micro-batches whole, as 1F1B, and of s more what their weight gradients need (M_W of M_B, section 3.1:
+    inputs of products and gradients of their outputs). The peak comes with a micro-batch's backward pass, which turns what it holds
+    whole into what is left for its weight gradient: the larger of the two counts.
     """
 
     def bubble(self, slots: Slots) -> FloatColumn:
@@ -141,8 +149,9 @@ class ZeroBubbleH1(Schedule):
         idle: FloatColumn = ahead + slots.waits_for(slots.after - slots.weights_after)
         return idle
 
-    def in_flight(self, stage: IntColumn, pp: IntColumn, vpp: IntColumn, micro_batches: IntColumn) -> FloatColumn:
-        held: FloatColumn = np.minimum(micro_batches, pp - stage).astype(np.float64)
+    def in_flight(self, stage: IntColumn, pp: IntColumn, vpp: IntColumn, micro_batches: IntColumn, late: FloatColumn) -> FloatColumn:
+        whole = np.minimum(micro_batches, pp - stage)
+        held: FloatColumn = whole - 1 + np.maximum(1.0, late) + np.minimum(stage, micro_batches - whole) * late
         return held
 
 
@@ -159,6 +168,8 @@ def bubble(schedule: IntColumn, slots: Slots) -> FloatColumn:
     return idle
 
 
-def in_flight(schedule: IntColumn, stage: IntColumn, pp: IntColumn, vpp: IntColumn, micro_batches: IntColumn) -> FloatColumn:
-    """Micro-batches held by each layout's own schedule on ``stage``, ``(n_layouts,)``."""
-    return np.choose(schedule, [each.in_flight(stage, pp, vpp, micro_batches) for each in SCHEDULE_CLASSES])
+def in_flight(
+    schedule: IntColumn, stage: IntColumn, pp: IntColumn, vpp: IntColumn, micro_batches: IntColumn, late: FloatColumn
+) -> FloatColumn:
+    """Micro-batches held by each layout's own schedule on ``stage``, ``(n_layouts,)``; ``late`` as of ``Schedule.in_flight``."""
+    return np.choose(schedule, [each.in_flight(stage, pp, vpp, micro_batches, late) for each in SCHEDULE_CLASSES])
