@@ -58,6 +58,11 @@ def all_reduce(bytes_: npt.ArrayLike, span: Span, network: Network, nccl: Nccl =
     (Sanders, Speck & Träff 2009; a chain within the node) and, where the dimension reduces in the switch, NVLS (each member sends
     its buffer once and its share of the sum once: (1 + 1/n) of the buffer).
     """
+    return all_reduce_and_where(bytes_, span, network, nccl)[0]
+
+
+def all_reduce_and_where(bytes_: npt.ArrayLike, span: Span, network: Network, nccl: Nccl = DEFAULT) -> tuple[Floats, npt.NDArray[np.bool_]]:
+    """``all_reduce``'s seconds, and whether the node's switch is what reduces."""
     require_closed_form(network)
     size = np.asarray(bytes_, dtype=np.float64)
     ring = _ring(span, network)
@@ -66,9 +71,11 @@ def all_reduce(bytes_: npt.ArrayLike, span: Span, network: Network, nccl: Nccl =
     best = _fastest(flow / ring.rate, 2.0 * ring.chain, steps, nccl)
     if len(span.members) > 1:
         best = np.minimum(best, _tree(size, ring, span, network, nccl))
+    in_switch = np.zeros(np.shape(best), bool)
     if network.dimensions[0].in_network_reduction:
-        best = np.minimum(best, _in_switch(size, ring, span, network.dimensions[0], nccl))
-    return np.where(ring.size > 1, best, 0.0)
+        switched = _in_switch(size, ring, span, network.dimensions[0], nccl)
+        in_switch, best = switched < best, np.minimum(best, switched)
+    return np.where(ring.size > 1, best, 0.0), in_switch
 
 
 def all_gather(bytes_: npt.ArrayLike, span: Span, network: Network, nccl: Nccl = DEFAULT) -> Floats:
@@ -148,6 +155,13 @@ def _rate(dimension: NetworkDimension, members: Floats, stride: Floats) -> Float
     if dimension.topology == "ring" and dimension.size is not None:
         return rate * np.where(members * stride < dimension.size, 0.5, 1.0) / stride
     return np.asarray(rate)
+
+
+def port_rate(dimension: NetworkDimension, members: Floats, stride: Floats) -> Floats:
+    """Bytes/s that a GPU sends into a dimension at most, all its transfers together; of a ring's links what a group has of them."""
+    if dimension.topology == "ring" and dimension.cabling is None:
+        return _rate(dimension, members, stride)
+    return np.asarray(dimension.bandwidth * dimension.utilization)
 
 
 def _ring(span: Span, network: Network) -> _Ring:

@@ -14,10 +14,11 @@ from rapid_dse.layouts import ZERO_BUBBLE
 from rapid_dse.network.cluster import Cluster, fault_ends
 from rapid_dse.network.experts import ExpertGroups
 from rapid_dse.simulate import runs
-from rapid_dse.simulate.exposed import exposed
+from rapid_dse.simulate.exposed import exposed as exposed_terms
+from rapid_dse.simulate.overlap import Window, exposed
 from rapid_dse.simulate.quantities import Priced1
 from rapid_dse.simulate.steps import stage_for
-from rapid_dse.simulate.training import Layer, layer_gathers
+from rapid_dse.simulate.training import Layer
 from rapid_dse.trace.block import backward, forward
 from rapid_dse.trace.coarse import Pass
 from rapid_dse.trace.flattened import LayerPasses
@@ -67,7 +68,9 @@ def run_layer(one: Priced1, cluster: Cluster, block: Block) -> tuple[LayerTimes,
     rank = done.slowest
     first = int(np.searchsorted(done.traced.graph.rank, rank))
     cuts = [(int(done.result.start_ns[first + mark]), int(done.result.end_ns[first + mark])) for mark in marks]
-    spans = [exposed(done.traced, done.result, rank, *span) for span in ((0, cuts[0][0]), (cuts[0][1], cuts[1][0]), (cuts[1][1], None))]
+    spans = [
+        exposed_terms(done.traced, done.result, rank, *span) for span in ((0, cuts[0][0]), (cuts[0][1], cuts[1][0]), (cuts[1][1], None))
+    ]
     # within a block ranks wait for those of their own group
     waits = "tp" if one.work.tp > 1 else "cp" if one.work.ring else "ep"
     for terms in spans:
@@ -97,28 +100,20 @@ def measured_layer(one: Priced1, times: LayerTimes) -> Layer:
     def column(value: float) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
         return np.array([value])
 
-    ahead, back, old = times.seconds("forward"), times.seconds("backward"), one.layer
+    ahead, back, old = column(times.seconds("forward")), column(times.seconds("backward")), one.layer
     share = one.scenario.software.dp_overlap
-    gather = old.gathers if one.degree("zero") >= 3 else np.zeros(1)
-    if one.scenario.software.reduce_each_micro_batch and one.degree("zero") >= 3:
-        gather = gather - _scatter(one)
-    dp_forward = np.maximum(0.0, gather - share * ahead)
+    dp_forward = exposed(old.sharded.forward, share, Window(ahead, old.moved.forward.busy))
     return replace(
         old,
         compute=column(times.forward["compute"] + times.backward["compute"]),
         tp=column(times.forward["tp"] + times.backward["tp"]),
         cp=column(times.forward["cp"] + times.backward["cp"]),
         ep=column(times.forward["ep"] + times.backward["ep"]),
-        forward=column(ahead),
-        backward=column(back),
-        dp=dp_forward + np.maximum(0.0, old.gathers - share * back),
+        forward=ahead,
+        backward=back,
+        dp=dp_forward + exposed(old.sharded.backward, share, Window(back, old.moved.backward.busy)),
         dp_forward=dp_forward,
     )
-
-
-def _scatter(one: Priced1) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
-    ahead, during = layer_gathers(one.scenario, one.layout, one.groups)
-    return during - ahead
 
 
 def check_failed_links(cluster: Cluster, experts: ExpertGroups) -> None:

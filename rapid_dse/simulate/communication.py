@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -12,8 +11,9 @@ from rapid_dse.config.hardware import PRECISION_BYTES, Network
 from rapid_dse.config.scenario import Scenario
 from rapid_dse.layouts import WHOLE_GROUP, Layouts
 from rapid_dse.model.operators import local_kv_heads
-from rapid_dse.network import closed_form
+from rapid_dse.network import transfer
 from rapid_dse.network.placement import Placement, place
+from rapid_dse.network.transfer import Transfer
 from rapid_dse.simulate.operators import compute_bytes
 
 FloatColumn = NDArray[np.float64]
@@ -21,24 +21,21 @@ FloatColumn = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Traffic:
-    """Seconds of transfers and bytes that leave a GPU, ``(n_layouts,)`` each.
+    """The transfers of a table's layouts, before anything hides them.
 
     ``tp_forward``, ``tp_backward`` and ``tp_gather_again`` (sequence parallelism's second gather of a layer's inputs, for the weight
-    gradient) are of one layer and micro-batch, so are ``cp_forward`` and ``cp_backward``; ``ep_exchange`` is one of the two all-to-alls
-    of each pass, to the experts or back; ``pp_hop`` is one send to the next stage.
+    gradient) are of one layer and micro-batch. ``cp_hop`` is one of ring attention's ``cp − 1`` hops forward, ``cp_keys`` bytes
+    ``(n_layouts,)``; backward there are twice as many. ``ep_exchange`` is one of the two all-to-alls of each pass, to the experts or
+    back; ``pp_hop`` is one send to the next stage.
     """
 
-    tp_forward: FloatColumn
-    tp_backward: FloatColumn
-    tp_gather_again: FloatColumn
-    cp_forward: FloatColumn
-    cp_backward: FloatColumn
-    ep_exchange: FloatColumn
-    pp_hop: FloatColumn
-    tp_bytes: FloatColumn
-    cp_bytes: FloatColumn
-    ep_bytes: FloatColumn
-    pp_bytes: FloatColumn
+    tp_forward: Transfer
+    tp_backward: Transfer
+    tp_gather_again: Transfer
+    cp_hop: Transfer
+    cp_keys: FloatColumn
+    ep_exchange: Transfer
+    pp_hop: Transfer
 
 
 def effective_network(scenario: Scenario) -> Network:
@@ -67,27 +64,25 @@ def placement_of(scenario: Scenario, layouts: Layouts) -> Placement:
 
 @dataclass(frozen=True)
 class TensorParallel:
-    """Seconds of one collective of each kind over a tensor-parallel group on ``size`` bytes, the whole buffer's; ``(n_layouts,)`` each.
+    """One collective of each kind over a tensor-parallel group on ``size`` bytes, the whole buffer's, ``(n_layouts,)``.
 
-    ``again``: of the gather that the backward pass repeats for the weight gradient, 0 where what was gathered is kept.
+    ``again``: of the gather that the backward pass repeats for the weight gradient, nothing where what was gathered is kept.
     """
 
     size: FloatColumn
-    gather: FloatColumn
-    scatter: FloatColumn
-    reduce: FloatColumn
-    again: FloatColumn
+    gather: Transfer
+    scatter: Transfer
+    reduce: Transfer
+    again: Transfer
 
 
 def tensor_parallel(scenario: Scenario, size: FloatColumn, placement: Placement, network: Network) -> TensorParallel:
     """The collectives on ``size`` bytes, with the wait for ranks on other nodes."""
     nodes = placement.tp.size / placement.tp.members[0]
     skew = scenario.software.node_skew * (nodes - 1)
-    gather, scatter, reduce = (
-        collective(size, placement.tp, network) + skew
-        for collective in (closed_form.all_gather, closed_form.reduce_scatter, closed_form.all_reduce)
-    )
-    return TensorParallel(size, gather, scatter, reduce, gather)
+    gather = transfer.all_gather(size, placement.tp, network).waiting(skew)
+    reduce = transfer.all_reduce(size, placement.tp, network).waiting(skew)
+    return TensorParallel(size, gather, gather, reduce, gather)  # a scatter is a gather reversed
 
 
 def stream_bytes(scenario: Scenario, layouts: Layouts) -> FloatColumn:
@@ -110,11 +105,11 @@ def exchanged(scenario: Scenario, layouts: Layouts, placement: Placement, networ
         return (stream,), (stream,)
     sequence = layouts.sequence_parallel
     rows = np.where(sequence, stream.size * model.num_experts_per_tok, stream.size)
-    nothing = np.zeros(len(layouts))
-    routed = replace(tensor_parallel(scenario, rows, placement, network), again=nothing)
+    none = transfer.nothing(network, len(layouts))
+    routed = replace(tensor_parallel(scenario, rows, placement, network), again=none)
     if not model.n_shared_experts:
         return (stream,), (routed,)
-    return (stream,), (routed, replace(stream, size=np.where(sequence, stream.size, 0.0), reduce=nothing))
+    return (stream,), (routed, replace(stream, size=np.where(sequence, stream.size, 0.0), reduce=none))
 
 
 def traffic(scenario: Scenario, layouts: Layouts, placement: Placement, network: Network) -> Traffic:
@@ -124,28 +119,23 @@ def traffic(scenario: Scenario, layouts: Layouts, placement: Placement, network:
     width, stream = compute_bytes(scenario), stream_bytes(scenario, layouts)
     halves = exchanged(scenario, layouts, placement, network)
     every = [each for half in halves for each in half]
-    gather, scatter, reduce, again = (sum_of([getattr(e, kind) for e in every]) for kind in ("gather", "scatter", "reduce", "again"))
-    each_way = np.where(sequence, gather + scatter, reduce)
+    gather, scatter, reduce, again = (
+        transfer.sum_of(getattr(each, kind) for each in every) for kind in ("gather", "scatter", "reduce", "again")
+    )
+    each_way = transfer.either(sequence, gather + scatter, reduce)
     keys = tokens * local_kv_heads(model, layouts.tp) * model.attention_head_dim * (2 * width)
-    hop = closed_form.send_recv(keys, placement.cp, network)
     # Each tensor-parallel rank sends its share; without sequence parallelism the node gathers it again (arXiv 2104.04473, section 4.1).
-    boundary = stream / layouts.tp
-    regather = np.where(sequence, 0.0, halves[0][0].gather)
-    share = (layouts.tp - 1) / layouts.tp
-    rows = routed_bytes(scenario, layouts)
-    moved = 4.0 * sum_of([each.size for each in every]) + sum_of([each.size * (each.again > 0) for each in every])
+    boundary = transfer.send_to_next(stream / layouts.tp, placement.pp, network)
+    regather = halves[0][0].gather.times(~sequence & (layouts.pp > 1))
+    none = transfer.nothing(network, len(layouts))
     return Traffic(
         tp_forward=each_way,
         tp_backward=each_way,
-        tp_gather_again=np.where(sequence, again, 0.0),
-        cp_forward=(layouts.cp - 1) * hop,
-        cp_backward=2 * (layouts.cp - 1) * hop,
-        ep_exchange=closed_form.all_to_all(rows, placement.ep, network) if model.num_experts else np.zeros(len(layouts)),
-        pp_hop=closed_form.send_recv(boundary, placement.pp, network) + np.where(layouts.pp > 1, regather, 0.0),
-        tp_bytes=share * np.where(sequence, moved, 8.0 * stream),
-        cp_bytes=3 * (layouts.cp - 1) * keys,
-        ep_bytes=4 * rows * (1 - 1 / layouts.ep),
-        pp_bytes=2.0 * boundary * (layouts.pp > 1),
+        tp_gather_again=again.times(sequence),
+        cp_hop=transfer.pass_round(keys, placement.cp, network),
+        cp_keys=keys,
+        ep_exchange=transfer.all_to_all(routed_bytes(scenario, layouts), placement.ep, network) if model.num_experts else none,
+        pp_hop=boundary + regather,
     )
 
 
@@ -156,13 +146,6 @@ def routed_bytes(scenario: Scenario, layouts: Layouts) -> FloatColumn:
     """
     tokens = stream_bytes(scenario, layouts) / np.where(layouts.sequence_parallel, layouts.tp, 1)
     return tokens * scenario.model.num_experts_per_tok
-
-
-def sum_of(columns: Sequence[FloatColumn]) -> FloatColumn:
-    total = columns[0]
-    for column in columns[1:]:
-        total = total + column
-    return total
 
 
 def gradient_bytes(scenario: Scenario) -> int:

@@ -15,12 +15,12 @@ FloatColumn = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class StepWork:
-    """What a GPU does in a step, ``(n_layouts,)`` each: FLOP, bytes of HBM, bytes sent inside and outside the innermost dimension, s."""
+    """What the mean GPU does in a step, ``(n_layouts,)`` each: FLOP, bytes of HBM, seconds; and bytes that it sends into each network
+    dimension, ``(n_dimensions, n_layouts)``."""
 
     flops: FloatColumn
     hbm_bytes: FloatColumn
-    inner_bytes: FloatColumn
-    outer_bytes: FloatColumn
+    sent_bytes: NDArray[np.float64]
     seconds: FloatColumn
     num_gpus: IntColumn
 
@@ -30,9 +30,9 @@ def energy(hw: Hardware, precision: str, work: StepWork) -> FloatColumn:
 
     Never above the chips' thermal design power for the time of the step.
     """
-    dimensions = hw.network.dimensions
+    per_byte = np.array([dimension.energy for dimension in hw.network.dimensions])
     dynamic = work.flops * _energy_a_flop(hw, precision) + work.hbm_bytes * (hw.energy.hbm + hw.energy.l2)
-    dynamic = dynamic + work.inner_bytes * dimensions[0].energy + work.outer_bytes * dimensions[-1].energy
+    dynamic = dynamic + per_byte @ work.sent_bytes
     joules: FloatColumn = np.minimum(dynamic + hw.energy.idle * work.seconds, hw.energy.tdp * work.seconds) * work.num_gpus
     return joules
 

@@ -44,8 +44,8 @@ def run_step(one: Priced1) -> tuple[Priced, dict[str, runs.Run]]:
     # every other stage and replica waits for the slowest
     times = max((times for times, _ in found.values()), key=lambda times: times.seconds("forward") + times.seconds("backward"))
     layer = measured_layer(one, times)
-    step = step_time(one.scenario, one.layout, one.block, one.found, one.groups, one.moved, one.ready.device, layer)
-    priced = result_columns(one.scenario, one.layout, one.block, one.found, one.moved, step)
+    step = step_time(one.scenario, one.layout, one.block, one.arranged, one.ready.device, layer)
+    priced = result_columns(one.scenario, one.layout, one.block, one.arranged, step)
     return priced, {name: run for name, (_, run) in found.items()}
 
 

@@ -17,26 +17,29 @@ from rapid_dse.layouts import RECOMPUTE_FULL, RECOMPUTE_SELECTIVE, Layouts
 from rapid_dse.network import closed_form
 from rapid_dse.network.cluster import AXES, Cluster, cluster_of
 from rapid_dse.network.experts import ExpertGroups, expert_groups
+from rapid_dse.network.transfer import Transfer
 from rapid_dse.simulate.block import Block, framework_block
 from rapid_dse.simulate.communication import Traffic, effective_network, exchanged, gradient_bytes, routed_bytes
 from rapid_dse.simulate.memory import Weights, layer_weights, vocabulary_parameters
 from rapid_dse.simulate.operators import compute_bytes
 from rapid_dse.simulate.slots import launched_slot
-from rapid_dse.simulate.stages import Stages, split_chunks
+from rapid_dse.simulate.stages import split_chunks
 from rapid_dse.simulate.strain import by_state
 from rapid_dse.simulate.training import (
+    Arrangement,
     Groups,
     Layer,
     Prepared,
+    arrangement,
     bucket,
     gathered_bytes,
     gradient_sync,
+    groups_of,
     host_layer_seconds,
     layer_gathers,
     layer_time,
     price_operators,
     scatter_overlap,
-    setting,
     update_seconds,
     weight_gather,
 )
@@ -56,9 +59,8 @@ class Priced1:
     layout: Layouts
     ready: Prepared
     block: Block
-    found: Stages
     groups: Groups
-    moved: Traffic
+    arranged: Arrangement
     layer: Layer
     work: LayerWork
 
@@ -118,10 +120,10 @@ def one_layout(scenario: Scenario, layouts: Layouts, row: int, ready: Prepared, 
     layout, own = layouts.take(slice(row, row + 1)), block.take(np.array([row]))
     [(scenario, _)] = by_state(scenario, layout)
     assumed = with_closed_form(scenario)
-    found, groups, moved = setting(assumed, layout)
-    layer = layer_time(assumed, layout, own, moved, groups)
-    work = _layer_work(scenario, layout, own, groups, moved, ready, int(ready.where[row]))
-    return Priced1(scenario, layout, ready, own, found, groups, moved, layer, work)
+    groups, arranged = groups_of(assumed, layout), arrangement(assumed, layout)
+    layer = layer_time(assumed, layout, own, arranged)
+    work = _layer_work(scenario, layout, own, groups, arranged.traffic, ready, int(ready.where[row]))
+    return Priced1(scenario, layout, ready, own, groups, arranged, layer, work)
 
 
 def _layer_work(
@@ -144,8 +146,8 @@ def _layer_work(
         sequence_parallel=sequence and tp > 1,
         skew=skew,
         ring=hops,
-        keys=float(moved.cp_bytes[0]) / (3 * hops) if hops else 0.0,
-        hop=float(moved.cp_forward[0]) / hops if hops else 0.0,
+        keys=float(moved.cp_keys[0]) if hops else 0.0,
+        hop=float(moved.cp_hop.seconds[0]) if hops else 0.0,
         tp_hidden=software.tp_overlap if software.async_tp else 0.0,
         tp_backward_hidden=software.tp_backward_overlap,
         cp_hidden=software.cp_overlap,
@@ -162,7 +164,7 @@ def _halves(
     forward = float(block.layer_forward[0]) - attention_forward
     backward = float(block.layer_backward[0]) - attention_backward - weight
     around = [
-        tuple(Exchange(*(float(np.ravel(getattr(each, field.name))[0]) for field in fields(each))) for each in half)
+        tuple(Exchange(float(each.size[0]), *(_seconds(getattr(each, field.name)) for field in fields(each)[1:])) for each in half)
         for half in exchanged(scenario, layout, groups.placement, groups.network)
     ]
 
@@ -174,7 +176,12 @@ def _halves(
     mlp = half(1, 1 - first)
     if not scenario.model.num_experts:
         return attention, mlp
-    return attention, replace(mlp, routed=float(routed_bytes(scenario, layout)[0]), route=float(moved.ep_exchange[0]))
+    return attention, replace(mlp, routed=float(routed_bytes(scenario, layout)[0]), route=float(moved.ep_exchange.seconds[0]))
+
+
+def _seconds(one: Transfer) -> float:
+    """How long a transfer of the only layout takes alone."""
+    return float(np.ravel(one.seconds)[0])
 
 
 def stage_works(one: Priced1, forward: float, backward: float) -> list[StageWork]:
@@ -216,7 +223,7 @@ def _stage_work(one: Priced1, stage: int, chunks: list[int], forward: float, bac
         table=table if zero >= 3 and ranks > 1 and (stage == 0 or head) else 0.0,
         table_gather=float(np.ravel(closed_form.all_gather(table, groups.placement.shard, groups.network))[0]),
         tied=float(tied.size[0]) if stage == 0 or head else 0.0,
-        tied_reduce=float(tied.seconds[0]),
+        tied_reduce=_seconds(tied.reduction),
         dp_hidden=scatter_overlap(software) if zero == 1 else software.dp_overlap,
         gather_hidden=software.parameter_gather_overlap,
         wait=max(0.0, calls * software.strained_all_reduce_wait * others - software.dp_overlap * layers * backward),
@@ -242,20 +249,21 @@ def _shared(one: Priced1, weights: Weights, left: Weights, layers: int) -> tuple
         alone = replace(one.groups, placement=replace(placement, gradient=shard, halves=None))
         cut = replace(one.groups, placement=replace(placement, gradient=span, halves=halves))
         held, layer, sent = (Weights(np.atleast_1d(getattr(each, kind))) for each in (weights, of_layer, left))
-        gather, during = layer_gathers(scenario, layout, alone, layer)
-        sync = gradient_sync(scenario, layout, sent, alone)
+        passes = layer_gathers(scenario, layout, alone, layer)
+        gather, during = passes.forward.seconds, passes.backward.seconds
+        sync = gradient_sync(scenario, layout, sent, alone).seconds
         moved = {
             "sent": sent.dense,
             "sync": sync,
             "gathered": held.dense * compute_bytes(scenario) * (zero in (1, 2)),
-            "gather": weight_gather(scenario, layout, held, np.array([layers]), alone),
+            "gather": weight_gather(scenario, layout, held, np.array([layers]), alone).seconds,
             "layer_gathered": layer.dense * gathered_bytes(scenario) * (zero >= 3),
             "layer_gather": gather,
             "layer_scattered": layer.dense * gradient_bytes(scenario) * scatters,
             "layer_scatter": during - gather,
             "shards": shard.size,
-            "across": gradient_sync(scenario, layout, sent, cut) - sync,
-            "layer_across": layer_gathers(scenario, layout, cut, layer)[1] - during,
+            "across": gradient_sync(scenario, layout, sent, cut).seconds - sync,
+            "layer_across": layer_gathers(scenario, layout, cut, layer).backward.seconds - during,
         }
         numbers = {key: float(np.ravel(column)[0]) for key, column in moved.items()}
         shared.append(SharedWeights(name, **numbers, replicas="" if halves is None else name + REPLICAS))
@@ -278,7 +286,8 @@ def _stall(one: Priced1, layers: int, stage: int, forward: float, backward: floa
     software, pp = one.scenario.software, one.degree("pp")
     head = float(one.block.head_forward[0] + one.block.head_backward[0]) if stage == pp - 1 else 0.0
     sends = 2.0 * one.degree("vpp")
-    hops = (sends - (stage in (0, pp - 1))) * float(one.moved.pp_hop[0]) + sends * software.send_receive if pp > 1 else 0.0
+    mine = sends - (stage in (0, pp - 1))
+    hops = mine * _seconds(one.arranged.traffic.pp_hop) + sends * software.send_receive if pp > 1 else 0.0
     layer = forward + backward + float(one.layer.dp[0])
     device = layers * layer + head + (float(one.block.embedding[0]) if stage == 0 else 0.0) + hops
     host = layers * float(host_layer_seconds(one.scenario, one.layout)[0]) + software.host_micro_batch

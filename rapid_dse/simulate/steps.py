@@ -37,7 +37,7 @@ def boundary_of(one: Priced1) -> Boundary:
     overlaps = one.degree("schedule") == INTERLEAVED and software.pp_overlap > 0
     regather = one.work.stream.gather if one.work.tp > 1 and not one.work.sequence_parallel and one.degree("pp") > 1 else 0.0
     host = software.send_receive * (1 - software.pp_overlap if overlaps else 1.0)
-    return Boundary(one.work.stream.size / one.work.tp, float(one.moved.pp_hop[0]) - regather, host, overlaps)
+    return Boundary(one.work.stream.size / one.work.tp, float(one.arranged.traffic.pp_hop.seconds[0]) - regather, host, overlaps)
 
 
 def directory(places: Ints, experts: ExpertGroups, shards: int | None = None) -> tuple[dict[str, Ints], dict[str, Ints]]:
@@ -81,7 +81,7 @@ def stage_for(one: Priced1, cluster: Cluster, places: Ints, experts: ExpertGroup
 def priced(one: Priced1, done: runs.Run) -> Priced:
     """The result columns of a run of the whole step."""
     terms = exposed(done.traced, done.result, done.slowest)
-    return result_columns(one.scenario, one.layout, one.block, one.found, one.moved, step_of(terms))
+    return result_columns(one.scenario, one.layout, one.block, one.arranged, step_of(terms))
 
 
 def step_of(terms: Mapping[str, float]) -> Step:

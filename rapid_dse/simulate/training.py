@@ -2,32 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, fields
 
 import numpy as np
 from numpy.typing import NDArray
 
+from rapid_dse.columns import distinct_rows, rows_of
 from rapid_dse.config.hardware import Network
 from rapid_dse.config.model import Model
 from rapid_dse.config.scenario import Scenario
 from rapid_dse.config.software import Software
 from rapid_dse.device import OperatorModel, operator_model
-from rapid_dse.layouts import INTERLEAVED, RECOMPUTE_FULL, RECOMPUTE_SELECTIVE, IntColumn, Layouts
+from rapid_dse.layouts import INTERLEAVED, RECOMPUTE_FULL, RECOMPUTE_SELECTIVE, BoolColumn, IntColumn, Layouts
 from rapid_dse.model.operators import MicroBatch, model_flops_per_token
-from rapid_dse.network import closed_form
+from rapid_dse.network import closed_form, transfer
 from rapid_dse.network.placement import Halves, Placement, Span
+from rapid_dse.network.transfer import Transfer
 from rapid_dse.simulate.block import Block, distinct_shapes, framework_block
-from rapid_dse.simulate.communication import Traffic, effective_network, gradient_bytes, placement_of, sum_of, traffic
+from rapid_dse.simulate.communication import Traffic, effective_network, gradient_bytes, placement_of, traffic
 from rapid_dse.simulate.cost import StepWork, energy
 from rapid_dse.simulate.memory import Memory, Weights, layer_weights, peak_memory, stage_weights, vocabulary_parameters
 from rapid_dse.simulate.operators import Operators, compute_bytes, operators
+from rapid_dse.simulate.overlap import Window, exposed
 from rapid_dse.simulate.results import Priced
 from rapid_dse.simulate.slots import stage_slots
 from rapid_dse.simulate.stages import Stages, stages
 from rapid_dse.simulate.strain import by_state
 from rapid_dse.simulate.uneven import chunk_waits
-from rapid_dse.simulate.vocabulary import tied_bytes, tied_table
+from rapid_dse.simulate.vocabulary import tied_table
 from rapid_dse.trace.schedules import bubble
 
 FloatColumn = NDArray[np.float64]
@@ -67,11 +69,43 @@ class Groups:
 
 
 @dataclass(frozen=True)
+class EndTransfers:
+    """What the first stage transfers once a step, ``(n_layouts,)``: its gradients' reduction, ZeRO 1's and 2's gather of new weights, ZeRO
+    3's gather of the embedding table, and the sum of a ``tied`` table's gradient with the last stage. ``mean``: weights of the mean stage
+    over those of the first, which holds a table.
+    """
+
+    gradients: Transfer
+    weights: Transfer
+    table: Transfer
+    tied: Transfer
+    mean: FloatColumn
+
+
+@dataclass(frozen=True)
+class Arrangement:
+    """What layouts are before anything is timed: their stages, and what their groups transfer."""
+
+    stages: Stages
+    traffic: Traffic
+    sharded: Passes
+    end: EndTransfers
+
+
+@dataclass(frozen=True)
+class Passes:
+    """Transfers of one layer and one micro-batch during its forward and during its backward pass."""
+
+    forward: Transfer
+    backward: Transfer
+
+
+@dataclass(frozen=True)
 class Layer:
     """Exposed seconds of one layer and one micro-batch, ``(n_layouts,)`` each; ``forward`` and ``backward`` include the transfers.
 
-    ``dp``, of which ``dp_forward`` shows during the forward pass, is no part of them, nor is ``gathers``: what ZeRO 3's transfers take
-    during the backward pass, hidden or not.
+    ``dp``, of which ``dp_forward`` shows during the forward pass, is no part of them. ``moved`` are all transfers of tensor, context and
+    expert parallelism in each pass, hidden or not; ``sharded`` those of ZeRO 2 and 3.
     """
 
     compute: FloatColumn
@@ -82,12 +116,18 @@ class Layer:
     backward: FloatColumn
     dp: FloatColumn
     dp_forward: FloatColumn
-    gathers: FloatColumn
+    moved: Passes
+    sharded: Passes
 
     @property
     def total(self) -> FloatColumn:
         """Forward and backward with all that is exposed, s."""
         return self.forward + self.backward + self.dp
+
+    @property
+    def busy(self) -> NDArray[np.float64]:
+        """Seconds for which its transfers take the port of each network dimension, ``(n_dimensions, n_layouts)``."""
+        return self.moved.forward.busy + self.moved.backward.busy + self.sharded.forward.busy + self.sharded.backward.busy
 
 
 @dataclass(frozen=True)
@@ -158,13 +198,12 @@ def step_seconds(scenario: Scenario, layouts: Layouts, ready: Prepared) -> Float
     seconds = np.empty(len(layouts))
     for state, rows in by_state(scenario, layouts):
         part = layouts.take(rows)
-        found, groups, moved = setting(state, part)
-        seconds[rows] = step_time(state, part, block.take(rows), found, groups, moved, ready.device).total
+        seconds[rows] = step_time(state, part, block.take(rows), arrangement(state, part), ready.device).total
     return seconds
 
 
-def setting(scenario: Scenario, layouts: Layouts) -> tuple[Stages, Groups, Traffic]:
-    """Stages, groups and transfers of layouts.
+def groups_of(scenario: Scenario, layouts: Layouts) -> Groups:
+    """Where the layouts' groups lie.
 
     Raises:
         ValueError: where a network dimension does not hold the parallelisms that it lists.
@@ -173,9 +212,22 @@ def setting(scenario: Scenario, layouts: Layouts) -> tuple[Stages, Groups, Traff
     for reason, broken in placement.reasons:
         if broken.any():
             raise ValueError(reason)
-    groups = Groups(placement, effective_network(scenario))
-    found = stages(scenario.model, scenario.software.pipeline_split, layouts.pp, layouts.vpp)
-    return found, groups, traffic(scenario, layouts, placement, groups.network)
+    return Groups(placement, effective_network(scenario))
+
+
+def arrangement(scenario: Scenario, layouts: Layouts) -> Arrangement:
+    """Stages and transfers of layouts; what layouts share that differ in recomputation, schedule or batch is priced once.
+
+    Raises:
+        ValueError: where a network dimension does not hold the parallelisms that it lists.
+    """
+    alike = ("recompute", "schedule", "global_batch_size")
+    first, kind = distinct_rows([getattr(layouts, field.name) for field in fields(layouts) if field.name not in alike])
+    some = layouts.take(first)
+    groups, found = groups_of(scenario, some), stages(scenario.model, scenario.software.pipeline_split, some.pp, some.vpp)
+    moved = traffic(scenario, some, groups.placement, groups.network)
+    arranged = Arrangement(found, moved, layer_gathers(scenario, some, groups), end_transfers(scenario, some, found, groups))
+    return rows_of(arranged, kind)
 
 
 def _price_chunk(scenario: Scenario, layouts: Layouts, block: Block, device: OperatorModel) -> Priced:
@@ -187,35 +239,28 @@ def _price_chunk(scenario: Scenario, layouts: Layouts, block: Block, device: Ope
 
 
 def _price_state(scenario: Scenario, layouts: Layouts, block: Block, device: OperatorModel) -> Priced:
-    found, groups, moved = setting(scenario, layouts)
-    step = step_time(scenario, layouts, block, found, groups, moved, device)
-    return result_columns(scenario, layouts, block, found, moved, step)
+    arranged = arrangement(scenario, layouts)
+    layer = layer_time(scenario, layouts, block, arranged)
+    return result_columns(scenario, layouts, block, arranged, step_time(scenario, layouts, block, arranged, device, layer))
 
 
-def result_columns(scenario: Scenario, layouts: Layouts, block: Block, found: Stages, moved: Traffic, step: Step) -> Priced:
+def result_columns(scenario: Scenario, layouts: Layouts, block: Block, arranged: Arrangement, step: Step) -> Priced:
     """The results of steps whose times are known, whichever backend found them: memory, energy and cost are the same accounts for all."""
-    memory = peak_memory(scenario, layouts, found)
-    work = _work(scenario, layouts, block, moved, step)
+    memory = peak_memory(scenario, layouts, arranged.stages)
+    work = _work(scenario, layouts, block, arranged, step)
     return _columns(scenario, layouts, step, memory, energy(scenario.hw, scenario.workload.precision, work))
 
 
 def step_time(
-    scenario: Scenario,
-    layouts: Layouts,
-    block: Block,
-    found: Stages,
-    groups: Groups,
-    moved: Traffic,
-    device: OperatorModel,
-    layer: Layer | None = None,
+    scenario: Scenario, layouts: Layouts, block: Block, arranged: Arrangement, device: OperatorModel, layer: Layer | None = None
 ) -> Step:
     """The exposed times of a step: m slots of the stage that all others wait for, the schedule's bubble, gradients, optimizer, host.
 
     ``layer`` None is the closed forms' own. Interleaved chunks of unequal layers have no closed form: their schedule is run.
     """
-    software, micro_batches = scenario.software, layouts.num_micro_batches.astype(float)
-    layer = layer_time(scenario, layouts, block, moved, groups) if layer is None else layer
-    sends = _sends(scenario, layouts, moved)
+    software, micro_batches, found = scenario.software, layouts.num_micro_batches.astype(float), arranged.stages
+    layer = layer_time(scenario, layouts, block, arranged) if layer is None else layer
+    sends = _sends(scenario, layouts, arranged, layer)
     hops = _hops(layouts, found, sends)
     passes = (layer.forward + layer.dp_forward, layer.backward + layer.dp - layer.dp_forward)
     slots, device_slots = stage_slots(scenario, layouts, block, found, passes, hops, host_layer_seconds(scenario, layouts))
@@ -226,26 +271,61 @@ def step_time(
         np.take_along_axis(column, critical, 0)[0] for column in (slots.whole, found.layers, device_slots, hops, waits)
     )
     ends = on_device - layers * layer.total - sent
-    data_parallel, optimizer = _end_of_step(scenario, layouts, found, layer, groups, device)
-    tied = tied_table(scenario, layouts, groups.placement, groups.network)
+    first = _first_stage_passes(scenario, layouts, block, arranged, (slots.whole[0], device_slots[0]), passes)
     return Step(
         compute=micro_batches * (layers * layer.compute + ends),
         tp=micro_batches * layers * layer.tp,
         cp=micro_batches * layers * layer.cp,
         ep=micro_batches * layers * layer.ep,
-        pp=micro_batches * sent + tied.seconds,
-        dp=micro_batches * layers * layer.dp + data_parallel,
+        pp=micro_batches * sent + arranged.end.tied.seconds,
+        dp=micro_batches * layers * layer.dp + _end_exposed(scenario, layouts, arranged, layer, first),
         bubble=idle,
-        optimizer=optimizer,
+        optimizer=update_seconds(scenario, layouts, stage_weights(scenario, layouts, found.first()).first_stage(), device),
         host=micro_batches * (slot - on_device) + software.host_step,
     )
 
 
-def _sends(scenario: Scenario, layouts: Layouts, moved: Traffic) -> tuple[FloatColumn, FloatColumn]:
-    """What shows of one send to a neighbouring stage, and of launching it, s, ``(n_layouts,)`` each."""
-    software = scenario.software
-    shown = np.where(layouts.schedule == INTERLEAVED, 1 - software.pp_overlap, 1.0) * (layouts.pp > 1)
-    return shown * moved.pp_hop, shown * software.send_receive
+def _first_stage_passes(
+    scenario: Scenario,
+    layouts: Layouts,
+    block: Block,
+    arranged: Arrangement,
+    slot: tuple[FloatColumn, FloatColumn],
+    passes: tuple[FloatColumn, FloatColumn],
+) -> tuple[FloatColumn, FloatColumn]:
+    """Seconds that the layers of the first stage take forward and backward for a micro-batch, ``(n_layouts,)`` each.
+
+    Each pass lasts at least as long as the host launches it: a third of a micro-batch's launches is the forward pass's, the rest the
+    backward's. So where the host sets the pace a faster device leaves transfers no less time to hide in.
+
+    Args:
+        slot: a micro-batch's seconds on the first stage, and what its device has of them.
+        passes: a layer's forward and backward seconds on the device with all that shows beside them.
+    """
+    software, found = scenario.software, arranged.stages
+    whole, device = slot
+    layers = found.layers[0]
+    ahead = block.embedding + found.has_head[0] * block.head_forward
+    forward, backward = layers * passes[0], layers * passes[1]
+    host = layers * host_layer_seconds(scenario, layouts) + software.host_micro_batch
+    split = np.clip(forward + ahead, host / 3, np.maximum(host / 3, whole - 2 * host / 3))
+    return np.maximum(0.0, split - ahead), np.maximum(0.0, whole - split - (device - forward - ahead - backward))
+
+
+def _sends(scenario: Scenario, layouts: Layouts, arranged: Arrangement, layer: Layer) -> tuple[FloatColumn, FloatColumn]:
+    """What shows of one send to a neighbouring stage, and of launching it, s, ``(n_layouts,)`` each.
+
+    Interleaved schedules hide a share of it, as far as the layers of a chunk leave the ports that it needs.
+    """
+    software, hop = scenario.software, arranged.traffic.pp_hop
+    interleaved = layouts.schedule == INTERLEAVED
+    shown = np.where(interleaved, 1 - software.pp_overlap, 1.0) * (layouts.pp > 1)
+    sent = shown * hop.seconds
+    if software.pp_overlap > 0 and interleaved.any():
+        layers = scenario.model.num_hidden_layers / (2.0 * layouts.pp * layouts.vpp)  # forward, or backward
+        free = layers * np.maximum(0.0, layer.total - layer.busy)
+        sent = np.maximum(sent, interleaved * np.max(hop.busy - free, axis=0))
+    return sent, shown * software.send_receive
 
 
 def _hops(layouts: Layouts, found: Stages, one: tuple[FloatColumn, FloatColumn]) -> FloatColumn:
@@ -258,29 +338,29 @@ def _hops(layouts: Layouts, found: Stages, one: tuple[FloatColumn, FloatColumn])
     return mine * sent + sends * launched
 
 
-def layer_time(scenario: Scenario, layouts: Layouts, block: Block, moved: Traffic, groups: Groups) -> Layer:
+def layer_time(scenario: Scenario, layouts: Layouts, block: Block, arranged: Arrangement) -> Layer:
     """One layer of one micro-batch: compute, and what of its transfers shows."""
-    software = scenario.software
-    full, selective = layouts.recompute == RECOMPUTE_FULL, layouts.recompute == RECOMPUTE_SELECTIVE
+    software, moved, sharded = scenario.software, arranged.traffic, arranged.sharded
+    full, ring_again = layouts.recompute == RECOMPUTE_FULL, _ring_again(software, layouts)
     again = recomputed(software, layouts, block)
-    ring_again = (full | (selective & (software.selective_recompute == "core_attention"))) & software.recomputes_attention
     pipelined = software.tp_overlap if software.async_tp else 0.0
     # attention, which rings of context parallelism hide behind, hides nothing of tensor parallelism's transfers
     forward_beside, backward_beside = block.layer_forward - block.attention_forward, block.layer_backward - block.attention_backward
-    tp_forward = moved.tp_forward - np.minimum(pipelined * moved.tp_forward, forward_beside)
+    tp_forward = moved.tp_forward.seconds - np.minimum(pipelined * moved.tp_forward.seconds, forward_beside)
     beside = moved.tp_backward + moved.tp_gather_again
-    hidden = pipelined * beside
+    hidden = pipelined * beside.seconds
     # behind weight gradients hides what the pipelined share leaves; all that hides fits into the pass
-    hidden = np.minimum(hidden + np.minimum(software.tp_backward_overlap * (beside - hidden), block.weight_gradient), backward_beside)
-    tp_backward = beside - hidden + np.where(full, tp_forward, 0.0)
-    cp_forward = _beside(moved.cp_forward, software.cp_overlap, block.attention_forward)
-    cp_backward = _beside(moved.cp_backward, software.cp_overlap, block.attention_backward) + np.where(ring_again, cp_forward, 0.0)
-    ep_forward = 2 * moved.ep_exchange
+    hidden = hidden + np.minimum(software.tp_backward_overlap * (beside.seconds - hidden), block.weight_gradient)
+    tp_backward = beside.seconds - np.minimum(hidden, backward_beside) + np.where(full, tp_forward, 0.0)
+    ring = moved.cp_hop.times(layouts.cp - 1)
+    cp_forward = _beside(ring.seconds, software.cp_overlap, block.attention_forward)
+    cp_backward = _beside(2 * ring.seconds, software.cp_overlap, block.attention_backward) + np.where(ring_again, cp_forward, 0.0)
+    ep_forward = 2 * moved.ep_exchange.seconds
     ep_backward = ep_forward * np.where(full, 2.0, 1.0)
     forward = block.layer_forward + tp_forward + cp_forward + ep_forward
     backward = block.layer_backward + again + tp_backward + cp_backward + ep_backward
-    gather, gathers = layer_gathers(scenario, layouts, groups)
-    dp_forward = _beside(gather, software.dp_overlap, forward)
+    all_moved = layer_moved(scenario, layouts, moved)
+    dp_forward = exposed(sharded.forward, software.dp_overlap, Window(forward, all_moved.forward.busy))
     return Layer(
         compute=block.layer_forward + block.layer_backward + again,
         tp=tp_forward + tp_backward,
@@ -288,10 +368,26 @@ def layer_time(scenario: Scenario, layouts: Layouts, block: Block, moved: Traffi
         ep=ep_forward + ep_backward,
         forward=forward,
         backward=backward,
-        dp=dp_forward + _beside(gathers, software.dp_overlap, backward),
+        dp=dp_forward + exposed(sharded.backward, software.dp_overlap, Window(backward, all_moved.backward.busy)),
         dp_forward=dp_forward,
-        gathers=gathers,
+        moved=all_moved,
+        sharded=sharded,
     )
+
+
+def layer_moved(scenario: Scenario, layouts: Layouts, moved: Traffic) -> Passes:
+    """All transfers of tensor, context and expert parallelism in each pass of a layer, what recomputation repeats included."""
+    full, ring_again = layouts.recompute == RECOMPUTE_FULL, _ring_again(scenario.software, layouts)
+    ring, routed = moved.cp_hop.times(layouts.cp - 1), moved.ep_exchange.times(2)
+    backward = moved.tp_backward + moved.tp_gather_again + ring.times(2.0 + ring_again) + routed.times(1.0 + full)
+    return Passes(moved.tp_forward + ring + routed, backward + moved.tp_forward.times(full))
+
+
+def _ring_again(software: Software, layouts: Layouts) -> BoolColumn:
+    """Whether the backward pass runs ring attention forward once more, ``(n_layouts,)``."""
+    core = (layouts.recompute == RECOMPUTE_SELECTIVE) & (software.selective_recompute == "core_attention")
+    again: BoolColumn = ((layouts.recompute == RECOMPUTE_FULL) | core) & software.recomputes_attention
+    return again
 
 
 def recomputed(software: Software, layouts: Layouts, block: Block) -> FloatColumn:
@@ -306,44 +402,49 @@ def _beside(transfer: FloatColumn, share: float, compute: FloatColumn) -> FloatC
     return np.maximum(0.0, transfer - share * compute)
 
 
-def layer_gathers(scenario: Scenario, layouts: Layouts, groups: Groups, weights: Weights | None = None) -> tuple[FloatColumn, FloatColumn]:
-    """Transfers of a layer (of its ``weights``; None: all) during its forward and during its backward, s: ZeRO 3's gathers of weights, and
-    gradients reduced each time."""
+def layer_gathers(scenario: Scenario, layouts: Layouts, groups: Groups, weights: Weights | None = None) -> Passes:
+    """Transfers of a layer (of its ``weights``; None: all) in each pass: ZeRO 3's gathers of weights, and gradients reduced each time."""
     software = scenario.software
     if not (layouts.zero >= 2).any():
-        return np.zeros(len(layouts)), np.zeros(len(layouts))
+        none = transfer.nothing(groups.network, len(layouts))
+        return Passes(none, none)
     weights = layer_weights(scenario, layouts) if weights is None else weights
-    gather = _by_group(closed_form.all_gather, weights.times(gathered_bytes(scenario)), groups)
-    gather = np.where(layouts.zero >= 3, gather, 0.0)
+    gather = _by_group(weights.times(gathered_bytes(scenario)), groups).times(layouts.zero >= 3)
+    if not software.reduce_each_micro_batch:
+        return Passes(gather, gather)
     sizes = weights.times(gradient_bytes(scenario))
-    scatter = _by_group(closed_form.reduce_scatter, sizes, groups) + across_replicas(software, sizes, groups)
-    return gather, gather + np.where((layouts.zero >= 2) & software.reduce_each_micro_batch, scatter, 0.0)
+    scatter = _by_group(sizes, groups)  # a gather reversed
+    for copies in across_replicas(software, sizes, groups):
+        scatter = scatter + copies
+    return Passes(gather, gather + scatter.times(layouts.zero >= 2))
 
 
-def _by_group(collective: Callable[[FloatColumn, Span, Network], FloatColumn], sizes: Weights, groups: Groups) -> FloatColumn:
-    """Seconds of a collective on dense weights over the ranks that share their shards, and of one on the experts' over theirs."""
-    seconds = collective(sizes.dense, groups.placement.shard, groups.network)
-    return seconds if sizes.experts is None else seconds + collective(sizes.experts, groups.placement.expert_shard, groups.network)
+def _by_group(sizes: Weights, groups: Groups) -> Transfer:
+    """A gather of dense weights over the ranks that share their shards, and of the experts' over theirs; ``sizes`` in bytes."""
+    gather = transfer.all_gather(sizes.dense, groups.placement.shard, groups.network)
+    if sizes.experts is None:
+        return gather
+    return gather + transfer.all_gather(sizes.experts, groups.placement.expert_shard, groups.network)
 
 
-def across_replicas(software: Software, sizes: Weights, groups: Groups) -> FloatColumn | float:
-    """Seconds of the all-reduce that keeps the copies of the shards equal under hybrid sharding: each rank's shard of ``sizes`` bytes of
-    gradients, over the ranks that hold the same one."""
-    found: FloatColumn | float = 0.0
+def across_replicas(software: Software, sizes: Weights, groups: Groups) -> list[Transfer]:
+    """The all-reduces that keep the copies of the shards equal under hybrid sharding: each rank's shard of ``sizes`` bytes of gradients,
+    over the ranks that hold the same one; none without hybrid sharding."""
     placement = groups.placement
-    for size, halves in ((sizes.dense, placement.halves), (sizes.experts, placement.expert_halves)):
-        if halves is not None and size is not None:
-            found = found + all_reduce(software, size / halves.shard.size, halves.replica, groups.network)
-    return found
+    return [
+        all_reduce(software, size / halves.shard.size, halves.replica, groups.network)
+        for size, halves in ((sizes.dense, placement.halves), (sizes.experts, placement.expert_halves))
+        if halves is not None and size is not None
+    ]
 
 
-def all_reduce(software: Software, size: FloatColumn, span: Span, network: Network) -> FloatColumn:
-    """Seconds of one all-reduce of gradients, ``size`` bytes, as the framework's jobs run it: trees, or rings alone under strain."""
+def all_reduce(software: Software, size: FloatColumn, span: Span, network: Network) -> Transfer:
+    """One all-reduce of gradients, ``size`` bytes, as the framework's jobs run it: trees, or rings alone under strain."""
     if software.strained_trees:
-        seconds = closed_form.all_reduce(size, span, network)
+        reduce = transfer.all_reduce(size, span, network)
     else:
-        seconds = closed_form.reduce_scatter(size, span, network) + closed_form.all_gather(size, span, network)
-    return seconds + software.strained_all_reduce_wait * (span.size - 1)
+        reduce = transfer.reduce_scatter(size, span, network) + transfer.all_gather(size, span, network)
+    return reduce.waiting(software.strained_all_reduce_wait * (span.size - 1))
 
 
 def gathered_bytes(scenario: Scenario) -> int:
@@ -360,29 +461,50 @@ def host_layer_seconds(scenario: Scenario, layouts: Layouts) -> FloatColumn:
     return seconds
 
 
-def _end_of_step(
-    scenario: Scenario, layouts: Layouts, found: Stages, layer: Layer, groups: Groups, device: OperatorModel
-) -> tuple[FloatColumn, FloatColumn]:
-    """What shows of the gradients' reduction and of the weights' gather, and the optimizer's time, on the first stage.
-
-    The first stage ends the step in every schedule here, so that its transfers cannot hide behind other stages' work.
-    """
-    software = scenario.software
+def end_transfers(scenario: Scenario, layouts: Layouts, found: Stages, groups: Groups) -> EndTransfers:
+    """The first stage's transfers at the end of a step. It ends the step in every schedule here, so that its transfers cannot hide behind
+    other stages' work."""
     weights = stage_weights(scenario, layouts, found.first()).first_stage()
-    # Where layers are reduced after each micro-batch, the look-up's gradient is left, which comes last and hides behind nothing.
-    each = (layouts.zero >= 2) & software.reduce_each_micro_batch
+    each = (layouts.zero >= 2) & scenario.software.reduce_each_micro_batch
+    # Where layers are reduced after each micro-batch, the look-up's gradient is left.
     left = weights.without(layer_weights(scenario, layouts).times(np.where(each, found.layers[0], 0)))
-    sent = left.times(gradient_bytes(scenario))
-    synchronise = gradient_sync(scenario, layouts, sent, groups)
-    last_bucket = synchronise * np.minimum(1.0, bucket(scenario, layouts) / sent.total)
-    overlap = np.where(layouts.zero == 1, scatter_overlap(software), software.dp_overlap)
-    window = found.layers[0] * np.maximum(0.0, overlap * layer.backward - layer.gathers)
-    shown = np.where(each, synchronise, np.maximum(_beside(synchronise, 1.0, window), last_bucket))
-    gather = weight_gather(scenario, layouts, weights, found.layers[0], groups)
-    shown = shown + _beside(gather, software.parameter_gather_overlap, found.layers[0] * layer.forward)
     table = vocabulary_parameters(scenario, layouts) * gathered_bytes(scenario)
-    shown = shown + np.where(layouts.zero >= 3, closed_form.all_gather(table, groups.placement.shard, groups.network), 0.0)
-    return shown, update_seconds(scenario, layouts, weights, device)
+    of_layers = layer_weights(scenario, layouts).times(scenario.model.num_hidden_layers / layouts.pp).total
+    tables = vocabulary_parameters(scenario, layouts) * (2 - scenario.model.tie_word_embeddings) / layouts.pp
+    return EndTransfers(
+        gradients=gradient_sync(scenario, layouts, left.times(gradient_bytes(scenario)), groups),
+        weights=weight_gather(scenario, layouts, weights, found.layers[0], groups),
+        table=transfer.all_gather(table, groups.placement.shard, groups.network).times(layouts.zero >= 3),
+        tied=tied_table(scenario, layouts, groups.placement, groups.network).reduction,
+        mean=(of_layers + tables) / weights.total,
+    )
+
+
+def _end_exposed(
+    scenario: Scenario, layouts: Layouts, arranged: Arrangement, layer: Layer, first: tuple[FloatColumn, FloatColumn]
+) -> FloatColumn:
+    """What shows of the transfers at the end of a step, s, ``(n_layouts,)``.
+
+    Gradients hide behind the last backward pass beside the layers' own transfers, all but the last bucket; new weights behind the next
+    forward pass; the table, and what is left where layers are reduced each time, behind nothing.
+
+    Args:
+        first: what ``_first_stage_passes`` gives.
+    """
+    software, end, layers = scenario.software, arranged.end, arranged.stages.layers[0]
+    forward, backward = first
+    each = (layouts.zero >= 2) & software.reduce_each_micro_batch
+    overlap = np.where(layouts.zero == 1, scatter_overlap(software), software.dp_overlap)
+    # collectives of one group follow each other: a gather under way takes its time from the reductions behind it
+    alone = end.gradients.waiting(layers * layer.sharded.backward.seconds)
+    hops = layouts.vpp * arranged.traffic.pp_hop.busy * (layouts.pp > 1)
+    busy = layers * (layer.moved.backward.busy + layer.sharded.backward.busy) + hops
+    synchronise = np.minimum(exposed(alone, overlap, Window(backward, busy)), end.gradients.seconds)
+    stage = stage_weights(scenario, layouts, arranged.stages.first()).first_stage()
+    last_bucket = end.gradients.seconds * np.minimum(1.0, bucket(scenario, layouts) / stage.times(gradient_bytes(scenario)).total)
+    shown = np.where(each, end.gradients.seconds, np.maximum(synchronise, last_bucket))
+    window = Window(forward, layers * (layer.moved.forward.busy + layer.sharded.forward.busy) + hops)
+    return shown + exposed(end.weights, software.parameter_gather_overlap, window) + end.table.seconds
 
 
 def update_seconds(scenario: Scenario, layouts: Layouts, weights: Weights, device: OperatorModel) -> FloatColumn:
@@ -390,28 +512,28 @@ def update_seconds(scenario: Scenario, layouts: Layouts, weights: Weights, devic
     return device.elementwise(weights.sharded(layouts, 1) * scenario.software.optimizer_traffic)
 
 
-def gradient_sync(scenario: Scenario, layouts: Layouts, sent: Weights, groups: Groups) -> FloatColumn:
-    """Reduction of ``sent`` bytes of gradients, bucket by bucket: all-reduce, or reduce-scatter where ZeRO shards what follows, s."""
-    placement, seconds = groups.placement, []
-    of_experts = (sent.experts, placement.expert_gradient, placement.expert_halves)
-    for size, span, halves in ((sent.dense, placement.gradient, placement.halves), of_experts):
-        if size is not None:
-            seconds.append(group_sync(scenario, layouts, size, span, halves, groups.network))
-    return sum_of(seconds)
+def gradient_sync(scenario: Scenario, layouts: Layouts, sent: Weights, groups: Groups) -> Transfer:
+    """Reduction of ``sent`` bytes of gradients, bucket by bucket: all-reduce, or reduce-scatter where ZeRO shards what follows."""
+    placement = groups.placement
+    dense = group_sync(scenario, layouts, sent.dense, (placement.gradient, placement.halves), groups.network)
+    if sent.experts is None:
+        return dense
+    return dense + group_sync(scenario, layouts, sent.experts, (placement.expert_gradient, placement.expert_halves), groups.network)
 
 
-def group_sync(scenario: Scenario, layouts: Layouts, sent: FloatColumn, span: Span, halves: Halves | None, network: Network) -> FloatColumn:
-    """The reduction of ``sent`` bytes over one group, s; 0 bytes take no time.
+def group_sync(scenario: Scenario, layouts: Layouts, sent: FloatColumn, group: tuple[Span, Halves | None], network: Network) -> Transfer:
+    """The reduction of ``sent`` bytes over one group; 0 bytes take no time.
 
-    Under hybrid sharding (``halves``) the gradients are scattered within the group that shares the shards, and each shard is then summed
+    Under hybrid sharding (``Halves``) the gradients are scattered within the group that shares the shards, and each shard is then summed
     over its replicas.
     """
     software, calls = scenario.software, np.maximum(1.0, np.ceil(sent / bucket(scenario, layouts)))
-    scatter = closed_form.reduce_scatter(sent / calls, span if halves is None else halves.shard, network)
+    span, halves = group
+    scatter = transfer.reduce_scatter(sent / calls, span if halves is None else halves.shard, network)
     if halves is not None:
         scatter = scatter + all_reduce(software, sent / calls / halves.shard.size, halves.replica, network)
     reduce = all_reduce(software, sent / calls, span, network)
-    return np.where(sent > 0, calls * np.where(layouts.zero == 0, reduce, scatter), 0.0)
+    return transfer.either(layouts.zero == 0, reduce, scatter).times(np.where(sent > 0, calls, 0.0))
 
 
 def scatter_overlap(software: Software) -> float:
@@ -426,30 +548,37 @@ def bucket(scenario: Scenario, layouts: Layouts) -> FloatColumn:
     return size
 
 
-def weight_gather(scenario: Scenario, layouts: Layouts, weights: Weights, layers: IntColumn, groups: Groups) -> FloatColumn:
-    """Gather of the weights that each rank of ZeRO 1 or 2 has updated, s."""
+def weight_gather(scenario: Scenario, layouts: Layouts, weights: Weights, layers: IntColumn, groups: Groups) -> Transfer:
+    """Gather of the weights that each rank of ZeRO 1 or 2 has updated."""
     calls = np.maximum(1.0, layers * scenario.software.gather_calls_per_layer)
-    gather = calls * _by_group(closed_form.all_gather, weights.times(compute_bytes(scenario) / calls), groups)
-    return np.where((layouts.zero == 1) | (layouts.zero == 2), gather, 0.0)
+    gather = _by_group(weights.times(compute_bytes(scenario) / calls), groups)
+    return gather.times(np.where((layouts.zero == 1) | (layouts.zero == 2), calls, 0.0))
 
 
-def _work(scenario: Scenario, layouts: Layouts, block: Block, moved: Traffic, step: Step) -> StepWork:
+def _work(scenario: Scenario, layouts: Layouts, block: Block, arranged: Arrangement, step: Step) -> StepWork:
     """Mean work of a GPU in a step: layers spread evenly over the stages, the head's and the gradients' share included."""
     layers = scenario.model.num_hidden_layers / layouts.pp
     passes = 3.0 + (layouts.recompute == RECOMPUTE_FULL)
     micro_batches = layouts.num_micro_batches.astype(float)
-    weights = layer_weights(scenario, layouts).times(layers)
-    parameters = weights.total
+    parameters = layer_weights(scenario, layouts).times(layers).total
     flops = micro_batches * (passes * layers * block.layer_flops + 3 * block.head_flops / layouts.pp)
     hbm = micro_batches * (layers * block.layer_traffic * passes / 3 + block.head_traffic / layouts.pp)
-    shared = weights.dense * (layouts.dp * layouts.cp > 1)
-    if weights.experts is not None:
-        shared = shared + weights.experts * (layouts.dp * layouts.cp > layouts.ep)
-    synced = 2.0 * shared * gradient_bytes(scenario)
-    inner = micro_batches * layers * (moved.tp_bytes + moved.cp_bytes)
-    synced = synced + 2 * tied_bytes(scenario, layouts) / layouts.pp  # the mean GPU's share of what first and last stage send
-    outer = micro_batches * (layouts.vpp * moved.pp_bytes + layers * moved.ep_bytes) + synced
-    return StepWork(flops, hbm + parameters * scenario.software.optimizer_traffic, inner, outer, step.total, layouts.num_gpus)
+    hbm = hbm + parameters * scenario.software.optimizer_traffic
+    return StepWork(flops, hbm, sent_bytes(scenario, layouts, arranged), step.total, layouts.num_gpus)
+
+
+def sent_bytes(scenario: Scenario, layouts: Layouts, arranged: Arrangement) -> NDArray[np.float64]:
+    """Bytes that the mean GPU sends into each network dimension in a step, ``(n_dimensions, n_layouts)``."""
+    moved = layer_moved(scenario, layouts, arranged.traffic)
+    a_layer = moved.forward.sent + moved.backward.sent + arranged.sharded.forward.sent + arranged.sharded.backward.sent
+    hops = 2.0 * (layouts.pp * layouts.vpp - 1) / layouts.pp * arranged.traffic.pp_hop.sent  # forward and back
+    micro_batch = scenario.model.num_hidden_layers / layouts.pp * a_layer + (layouts.pp > 1) * hops
+    return layouts.num_micro_batches * micro_batch + _sent_at_end(layouts, arranged.end)
+
+
+def _sent_at_end(layouts: Layouts, end: EndTransfers) -> NDArray[np.float64]:
+    """The mean GPU's bytes of ``end``, ``(n_dimensions, n_layouts)``; a tied table's gradient is sent by the first and the last stage."""
+    return end.mean * (end.gradients.sent + end.weights.sent + end.table.sent) + 2 * end.tied.sent / layouts.pp
 
 
 def _columns(scenario: Scenario, layouts: Layouts, step: Step, memory: Memory, joules: FloatColumn) -> Priced:

@@ -8,6 +8,7 @@ from functools import cache, lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
+from rapid_dse.columns import distinct_rows
 from rapid_dse.config.model import Model
 from rapid_dse.config.scenario import Scenario
 from rapid_dse.layouts import INTERLEAVED, Layouts
@@ -51,7 +52,9 @@ def chunk_waits(
     for key in splits:
         pp, vpp = divmod(key, PACK)
         rows = np.flatnonzero(interleaved & (packed == key))
-        seconds = step_seconds(_shares(model, rule, pp, vpp), spent[:, rows], pp, vpp, micro_batches[rows] // pp)
+        first, alike = distinct_rows([*spent[:, rows], micro_batches[rows]])  # layouts that differ in memory alone run alike
+        once = rows[first]
+        seconds = step_seconds(_shares(model, rule, pp, vpp), spent[:, once], pp, vpp, micro_batches[once] // pp)[alike]
         idle = np.maximum(0.0, seconds - micro_batches[rows] * busiest[rows])
         waits[:, rows] = np.where(whole[:, rows] == busiest[rows], idle, 0.0)
     return waits

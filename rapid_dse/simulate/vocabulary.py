@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 from rapid_dse.config.hardware import Network
 from rapid_dse.config.scenario import Scenario
 from rapid_dse.layouts import Layouts
-from rapid_dse.network import closed_form
+from rapid_dse.network import transfer
 from rapid_dse.network.placement import Placement, two_ends
+from rapid_dse.network.transfer import Transfer
 from rapid_dse.simulate.communication import gradient_bytes
 from rapid_dse.simulate.memory import vocabulary_parameters
 
@@ -30,11 +31,11 @@ class TiedTable:
         size: bytes of the gradient that each of the two ranks has, and sends once, ``(n_layouts,)``; 0 without a pipeline or where
             tables are not tied. ZeRO 0 and 1 reduce the rank's whole part of the table: Megatron Core's gradient buffer stays whole
             under its distributed optimizer, and so do nanotron's and DeepSpeed's. From ZeRO 2 on a rank has kept its shard alone.
-        seconds: of the all-reduce, ``(n_layouts,)``.
+        reduction: the all-reduce.
     """
 
     size: FloatColumn
-    seconds: FloatColumn
+    reduction: Transfer
 
 
 def tied_bytes(scenario: Scenario, layouts: Layouts) -> FloatColumn:
@@ -49,5 +50,5 @@ def tied_table(scenario: Scenario, layouts: Layouts, placement: Placement, netwo
     """The tied table's all-reduce of each layout; of size 0 where there is none."""
     size = tied_bytes(scenario, layouts)
     if not size.any():
-        return TiedTable(size, size)
-    return TiedTable(size, np.where(size > 0, closed_form.all_reduce(size, two_ends(placement.pp), network), 0.0))
+        return TiedTable(size, transfer.nothing(network, len(layouts)))
+    return TiedTable(size, transfer.all_reduce(size, two_ends(placement.pp), network).times(size > 0))
