@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from test_device_models import chip
 
-from rapid_dse.analysis.kernels import error_table, predict_kernels, read_kernels
+from rapid_dse.analysis.kernels import error_table, precisions, predict_kernels, read_kernels
 
 HOSTED = "host wall clock incl. launch+sync; median; 3 warm-ups with 1 s sleeps"
 # LLMCompass (ISCA 2024), Vidur, FlashAttention-2's benchmark figure, an all-reduce.
@@ -45,6 +45,21 @@ def test_published_kernels(table: pd.DataFrame) -> None:
     predicted = predict_kernels(table, CHIPS)
     np.testing.assert_allclose(predicted[:5], table["measured.time_s"][:5], rtol=0.2)
     assert np.isnan(predicted[5:]).all()
+
+
+def test_each_product_is_priced_in_its_own_precision() -> None:
+    # cuBLASLt and cuBLAS on an H200, medians of a table measured for this project: TFLOP/s at 8192³ in fp8 and bf16, 4096³ in TF32,
+    # 2048³ in fp32. An A100 has no fp8.
+    measured = [("fp8", 8192, 1489e12), ("bf16", 8192, 760e12), ("tf32", 4096, 403e12), ("fp32", 2048, 48.7e12)]
+    rows = [{"hw": "h200", "precision": name, "m": n, "n": n, "k": n, "measured.time_s": 2 * n**3 / rate} for name, n, rate in measured]
+    rows.append(rows[0] | {"hw": "a100"})
+    table = pd.DataFrame(rows).assign(kind="gemm", layout="forward", note="")
+    table["chip"] = table["hw"]
+    predicted = predict_kernels(table, {"h200": chip("h200"), "a100": chip("a100")})
+    np.testing.assert_allclose(predicted[:4], table["measured.time_s"][:4], rtol=0.12)
+    assert predicted[1] > 1.7 * predicted[0]
+    assert np.isnan(predicted[4])
+    assert precisions(pd.DataFrame({"precision": ["fp16 (not printed)", "bf16/fp16", np.nan]})).tolist() == ["fp16", "bf16", "bf16"]
 
 
 def test_collectives_are_priced_by_whoever_can(table: pd.DataFrame) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from rapid_dse.config.hardware import Hardware
+from rapid_dse.config.hardware import PRECISION_BYTES, Hardware
 from rapid_dse.device import FloatArray, operator_model
 from rapid_dse.device.contract import AttentionKernel, Direction
 
@@ -34,6 +34,11 @@ KERNEL_OF: dict[str, AttentionKernel] = {
 # Vidur profiled on Azure's NC96ads A100 v4, whose A100 are the PCIe card (300 W); its times agree with SimuMax's of that card.
 CARDS = {"microsoft/vidur data/profiling/compute/a100": "a100_pcie"}
 GPUS = {"A100-PCIe-80GB": "a100_pcie"}
+ATTENTION: dict[str, tuple[Direction, ...]] = {
+    "attention_fwd": ("forward",),
+    "attention_bwd": ("backward",),
+    "attention_fwd_bwd": ("forward", "backward"),
+}
 LONG_ROW = 8192  # columns above which PyTorch's layer norm reads a row again
 
 
@@ -86,8 +91,8 @@ def _predict_kind(kind: str, rows: pd.DataFrame, hw: Hardware, predict_collectiv
     if kind in ("softmax", "layernorm", "gelu"):
         elements = rows["m"].to_numpy(float) * rows["n"].to_numpy(float)
         return operator_model(hw).elementwise(elements * 2 * _passes(kind, rows["n"].to_numpy(float))) + _harness(rows, kind)
-    if kind.startswith("attention_fwd"):
-        return _attention(rows, hw, backward=kind.endswith("bwd"))
+    if kind in ATTENTION:
+        return _attention(rows, hw, ATTENTION[kind])
     if kind in ("sdp_fwd", "sdp_bwd"):
         return _sdp(rows, hw, backward=kind == "sdp_bwd")
     if kind.startswith("gpt3_layer_op:"):
@@ -110,29 +115,46 @@ def _passes(kind: str, columns: FloatArray) -> FloatArray:
     return np.full_like(columns, 2.0)
 
 
+def precisions(rows: pd.DataFrame) -> pd.Series[str]:
+    """The precision that each row names first, whatever its source adds ("fp16 (default)", "bf16/fp16"); bf16 where it names none."""
+    if "precision" not in rows:
+        return pd.Series("bf16", index=rows.index)
+    return rows["precision"].astype(str).str.extract(f"({'|'.join(PRECISION_BYTES)})", expand=False).fillna("bf16")
+
+
 def _gemm(rows: pd.DataFrame, hw: Hardware) -> FloatArray:
-    model = operator_model(hw)
+    """Seconds of products, each in its own precision; NaN where the chip lacks it. Weight gradients accumulate in fp32, as a framework's
+    do, but for those of a plain ``torch.mm``, which writes what it computes."""
+    model, precision = operator_model(hw), precisions(rows)
     groups = rows["num_groups"].fillna(1).to_numpy(float) if "num_groups" in rows else np.ones(len(rows))
     weight = rows["layout"].astype(str).str.contains("wgrad|bwd_grad_w").to_numpy(bool)
-    out = np.empty(len(rows))
-    for accumulate in (False, True):
-        part = weight == accumulate
-        shape = rows.loc[part, ["m", "n", "k"]].to_numpy(float).T
-        out[part] = model.gemm(*shape, batch=groups[part], accumulate=accumulate)
+    if "impl" in rows:
+        weight = weight & ~rows["impl"].astype(str).str.startswith("torch.mm").to_numpy(bool)
+    out = np.full(len(rows), np.nan)
+    for name in set(precision) & set(hw.precisions):
+        for accumulate in (False, True):
+            part = (precision == name).to_numpy(bool) & (weight == accumulate)
+            shape = rows.loc[part, ["m", "n", "k"]].to_numpy(float).T
+            out[part] = model.gemm(*shape, batch=groups[part], precision=name, accumulate=accumulate)
     return out
 
 
-def _attention(rows: pd.DataFrame, hw: Hardware, *, backward: bool) -> FloatArray:
+def _attention(rows: pd.DataFrame, hw: Hardware, directions: tuple[Direction, ...]) -> FloatArray:
+    """Seconds of attention, forward, backward or both; NaN for an implementation that is none of ``KERNEL_OF``."""
     model = operator_model(hw)
     causal = rows["causal"].astype(str).str.lower().isin(("true", "1", "1.0")).to_numpy(bool)
-    columns = rows[["batch", "heads", "heads", "seq_len", "seq_len", "head_dim"]].astype(float).to_numpy().T
-    directions: tuple[Direction, ...] = ("forward", "backward") if backward else ("forward",)
+    shape = rows.reindex(columns=["batch", "heads", "kv_heads", "seq_len", "head_dim", "v_head_dim"]).astype(float)
+    shape = shape.fillna({"kv_heads": shape["heads"], "v_head_dim": shape["head_dim"]})
+    batch, heads, kv_heads, length, width, v_width = shape.to_numpy().T
     out = np.full(len(rows), np.nan)
     for implementation, kernel in KERNEL_OF.items():
         for masked in (False, True):
             part = (rows["impl"] == implementation).to_numpy(bool) & (causal == masked)
-            seconds = [model.attention(*columns[:, part], causal=masked, kernel=kernel, direction=direction) for direction in directions]
-            out[part] = np.sum(seconds, axis=0)
+            columns = tuple(array[part] for array in (batch, heads, kv_heads, length, length, width))
+            seconds = np.zeros(part.sum())
+            for direction in directions:
+                seconds += model.attention(*columns, v_head_dim=v_width[part], causal=masked, kernel=kernel, direction=direction)
+            out[part] = seconds
     return out
 
 

@@ -12,7 +12,7 @@ import pandas as pd
 from rapid_dse.analysis.calibration import exercised, implied_mfu, memory_parameters
 from rapid_dse.analysis.collectives import predict_collectives
 from rapid_dse.analysis.fit import Runs, held_out, logged_peak, typical_base
-from rapid_dse.analysis.kernels import error_table, predict_kernels, read_kernels
+from rapid_dse.analysis.kernels import COLLECTIVES, error_table, precisions, predict_kernels, read_kernels
 from rapid_dse.analysis.runs import PEAK, SECONDS, known_states, measured_runs, parameters_by_name, require_plausible, require_runs
 from rapid_dse.analysis.scores import Score, score
 from rapid_dse.config.hardware import Hardware
@@ -124,7 +124,7 @@ def _put_unseen(
 
 
 def validate_kernels(path: str | Path, chips: Mapping[str, Hardware], model: str) -> pd.DataFrame:
-    """Errors of single kernels and collectives by kind and chip, under ``hw.operator_model=model``.
+    """Errors of single kernels and collectives by kind, chip and precision, under ``hw.operator_model=model``.
 
     Raises:
         ValueError: a table of another form, or a chip that conf/hw lacks.
@@ -133,7 +133,9 @@ def validate_kernels(path: str | Path, chips: Mapping[str, Hardware], model: str
     chosen = {name: hw.model_copy(update={"operator_model": model}) for name, hw in chips.items()}
     networks = {name: hw.network for name, hw in chips.items()}
     predicted = predict_kernels(table, chosen, lambda rows, _: predict_collectives(_as_collectives(rows), networks))
-    return error_table(table, predicted)
+    return error_table(
+        table.assign(precision=precisions(table).where(~table["kind"].isin(COLLECTIVES), "–")), predicted, by=("kind", "hw", "precision")
+    )
 
 
 def _as_collectives(rows: pd.DataFrame) -> pd.DataFrame:
