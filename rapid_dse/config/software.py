@@ -25,7 +25,9 @@ class Software(Frozen):
     fused_softmax: bool = True  # behind attention=unfused: scale, mask and softmax are one kernel
     fused_rotary: bool = True  # autograd keeps no rotated copy of queries and keys
     fused_activation: bool = True  # autograd keeps no activated gate beside the MLP's inputs
-    fused_cross_entropy: bool = False
+    # The loss over the vocabulary. whole: fp32 copies of all logits and of their gradient beside the 16-bit ones; fused: one kernel that
+    # overwrites the logits with their gradient; chunked: head and loss run chunk after chunk, and only one chunk's logits are alive.
+    loss: Literal["whole", "fused", "chunked"] = "whole"
     dropout: bool = False
     # Times the HBM bytes of fully fused norms, residuals, rotary embedding and activation: 1 is one kernel for each, eager PyTorch 2 to 4.
     elementwise_traffic: Annotated[float, Field(ge=0.5, le=8)] = 2.0
@@ -91,7 +93,7 @@ class Software(Frozen):
     context: Bytes = 5e8  # what the allocator holds at all times: cuBLAS's workspaces; hw.memory.usable leaves out what lies beside it
     fragmentation: Annotated[float, Field(ge=1, le=1.6)] = 1.05  # reserved over live activations
     activation_overhead: Annotated[float, Field(ge=0.5, le=3)] = 1.0  # kept over the least that autograd needs
-    # Bytes a logit at the peak; null: 16-bit output and gradient where cross-entropy is fused, else fp32 copies of both beside the output.
+    # Bytes a logit that is alive at the peak; null: 16-bit output and gradient, with fp32 copies of both where the loss is whole.
     logit_bytes: Annotated[float, Field(ge=2, le=24)] | None = None
     # Copies of the whole stream that the head's stage keeps under tensor parallelism, whatever tp: gathers before the head and its loss.
     head_copies: Annotated[float, Field(ge=0, le=60)] = 0.0
@@ -109,10 +111,10 @@ class Software(Frozen):
 
     @property
     def peak_logit_bytes(self) -> float:
-        """Bytes a logit at the peak, as ``logit_bytes`` says or by whether the loss is fused."""
+        """Bytes a logit that is alive at the peak, as ``logit_bytes`` says or by how the loss runs."""
         if self.logit_bytes is not None:
             return self.logit_bytes
-        return 4.0 if self.fused_cross_entropy else 10.0
+        return 10.0 if self.loss == "whole" else 4.0
 
     @property
     def strain_changes(self) -> bool:

@@ -16,6 +16,7 @@ from rapid_dse.config.scenario import Scenario
 from rapid_dse.device.contract import UNFUSED
 from rapid_dse.layouts import RECOMPUTE_FULL, RECOMPUTE_NONE, ZERO_BUBBLE, Layouts
 from rapid_dse.model.operators import local_kv_heads, mlp_projections, mlp_width, padded_vocab
+from rapid_dse.simulate.loss import loss_memory
 from rapid_dse.simulate.operators import attention_kernel, compute_bytes
 from rapid_dse.simulate.stages import Stages
 from rapid_dse.trace.schedules import in_flight
@@ -246,7 +247,7 @@ def _activations(scenario: Scenario, layouts: Layouts, stages: Stages) -> NDArra
         held = np.maximum(held_on(stages.position, late), held_on(stages.latest, late))
     whole = layer_activations(scenario, _without_recompute(layouts)) - each
     tokens = layouts.micro_batch_size * (scenario.workload.seq_len / layouts.cp)
-    logits = tokens * padded_vocab(scenario.model, layouts.tp) / layouts.tp * scenario.software.peak_logit_bytes
+    logits = loss_memory(scenario, tokens, layouts.tp, compute_bytes(scenario))
     whole_stream = compute_bytes(scenario) * tokens * scenario.model.hidden_size * (layouts.tp > 1)
     embedded, headed = (whole_stream * copies for copies in (scenario.software.embedding_copies, scenario.software.head_copies))
     transient = np.maximum(0.0, whole) * (stages.layers > 0) + stages.has_head * (logits + headed)

@@ -25,6 +25,7 @@ from rapid_dse.model.operators import (
     mlp_projections,
     mlp_width,
 )
+from rapid_dse.simulate.loss import loss_traffic
 
 FloatColumn = NDArray[np.float64]
 
@@ -88,7 +89,7 @@ def operators(scenario: Scenario, shape: MicroBatch, device: OperatorModel) -> O
         attention_backward=backward,
         glue_forward_bytes=glue_forward,
         glue_backward_bytes=glue_backward,
-        loss_bytes=loss_bytes(scenario, shape),
+        loss_bytes=loss_traffic(scenario, shape.tokens, shape.tp, compute_bytes(scenario)),
         layer_operand_bytes=compute_bytes(scenario) * np.sum([_operands(each) for each in layer], axis=0),
         head_operand_bytes=compute_bytes(scenario) * _operands(head),
         layer_flops=flops + attention_flops(scenario, shape),
@@ -196,12 +197,6 @@ def _routing_bytes(model: Model, shape: MicroBatch, width: int) -> FloatColumn:
     spread_and_summed = shape.norm_tokens * row * (2.0 * copies + copies + 1)
     sorted_ = shape.tokens * row * 4.0 * copies * (shape.ep < model.num_experts)
     return choice + spread_and_summed + sorted_
-
-
-def loss_bytes(scenario: Scenario, shape: MicroBatch) -> FloatColumn:
-    """HBM bytes of cross-entropy, forward and backward: 16-bit logits, and fp32 copies where the loss is not fused."""
-    logits = shape.tokens * scenario.model.vocab_size / shape.tp
-    return logits * (8.0 if scenario.software.fused_cross_entropy else 34.0)
 
 
 def _operands(matmul: MatMul) -> FloatColumn:

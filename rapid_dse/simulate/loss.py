@@ -1,0 +1,53 @@
+"""The loss over the vocabulary: how many logits are alive at once, and what they move through HBM, as ``software.loss`` runs it."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rapid_dse.config.model import Model
+from rapid_dse.config.scenario import Scenario
+from rapid_dse.layouts import IntColumn
+from rapid_dse.model.operators import padded_vocab
+
+FloatColumn = NDArray[np.float64]
+
+# HBM bytes a logit, forward and backward: 16-bit logits read and their gradient written, and fp32 copies of both beside them.
+LOSS_BYTES = {"whole": 34.0, "fused": 8.0, "chunked": 8.0}
+
+
+def chunk_tokens(model: Model, tokens: FloatColumn, tp: IntColumn) -> FloatColumn:
+    """Tokens whose logits a chunked loss holds at a time, ``(n,)``, of ``tokens`` of a micro-batch.
+
+    Liger's rule (Hsu et al., arXiv 2410.10989, section 3.2): as many chunks as the vocabulary's share of a rank is times as wide as the
+    hidden size, each rounded up to a power of two, so that a chunk's logits are about as large as the stream.
+    """
+    chunks = np.ceil(padded_vocab(model, tp) / tp / model.hidden_size)
+    size: FloatColumn = np.minimum(tokens, 2.0 ** np.ceil(np.log2(np.maximum(1.0, np.ceil(tokens / chunks)))))
+    return size
+
+
+def loss_memory(scenario: Scenario, tokens: FloatColumn, tp: IntColumn, width: int) -> FloatColumn:
+    """Bytes that head and loss hold at their peak for ``tokens`` of a micro-batch on a rank, ``(n,)``.
+
+    Logits with their gradient and copies (``Software.peak_logit_bytes`` each), of a chunk alone where the loss is chunked; a chunked loss
+    computes its gradients while it goes: those of all the head's inputs and of its weights, ``width`` bytes wide, wait for the backward
+    pass.
+    """
+    vocabulary = padded_vocab(scenario.model, tp) / tp
+    if scenario.software.loss != "chunked":
+        return tokens * vocabulary * scenario.software.peak_logit_bytes
+    logits = chunk_tokens(scenario.model, tokens, tp) * vocabulary * scenario.software.peak_logit_bytes
+    return logits + width * scenario.model.hidden_size * (tokens + vocabulary)
+
+
+def loss_traffic(scenario: Scenario, tokens: FloatColumn, tp: IntColumn, width: int) -> FloatColumn:
+    """HBM bytes of the loss of ``tokens`` of a micro-batch on a rank, forward and backward, ``(n,)``.
+
+    A chunked loss adds each chunk's gradient of the head's weights to what the chunks before it gave: it is read and written again.
+    """
+    moved = tokens * scenario.model.vocab_size / tp * LOSS_BYTES[scenario.software.loss]
+    if scenario.software.loss != "chunked":
+        return moved
+    again = np.ceil(tokens / chunk_tokens(scenario.model, tokens, tp)) - 1
+    return moved + again * (2.0 * width * scenario.model.hidden_size * padded_vocab(scenario.model, tp) / tp)
