@@ -84,8 +84,12 @@ def _print_cases(path: Path, arguments: argparse.Namespace) -> None:
     out.mkdir(parents=True, exist_ok=True)
     for suite in found.cases["suite"].unique():
         found.worst(str(suite)).to_csv(out / f"worst_{suite}.csv", index=False, float_format="%.5g")
-    parity_picture(found, out / f"{path.stem}.png")
-    print(f"picture: {out / (path.stem + '.png')}; the 20 worst cases of each suite by term: {out}/worst_SUITE.csv")
+    picture = f"picture: {out / (path.stem + '.png')}"
+    try:
+        parity_picture(found, out / f"{path.stem}.png")
+    except ImportError:
+        picture = "no picture: it needs matplotlib (pip install 'rapid-dse[plots]')"
+    print(f"{picture}; the 20 worst cases of each suite by term: {out}/worst_SUITE.csv")
 
 
 def _table(found: Validated, shipped_alone: bool) -> pd.DataFrame:

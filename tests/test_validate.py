@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -62,6 +63,11 @@ def test_the_command_prints_a_suite_twice_and_writes_picture_and_worst_cases(
     terms = worst[[column for column in worst if column.endswith("_s") and column not in ("measured.step_time_s", "predicted_s")]]
     np.testing.assert_allclose(terms.sum(axis=1), worst["predicted_s"], rtol=1e-3)
     assert (tmp_path / "results/validation/runs.png").stat().st_size > 10_000
+    (tmp_path / "results/validation/runs.png").unlink()
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert validate.main(["runs.csv", "--shipped"]) == 0
+    assert "no picture: it needs matplotlib" in capsys.readouterr().out
+    assert not (tmp_path / "results/validation/runs.png").exists()
 
 
 def line_of(printed: str, column: str) -> int:
