@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rapid_dse.network import loading
 from rapid_dse.network.__main__ import main
 from rapid_dse.network.engine import RunResult, run_graph
 from rapid_dse.network.system import SystemSettings
@@ -348,3 +350,22 @@ def test_help_and_missing_file(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert stop.value.code == 0
     assert main(["graph", str(tmp_path / "none.json"), "--out", str(tmp_path / "o")]) == 2
     assert "No such file" in capsys.readouterr().err
+
+
+def test_who_comes_while_another_compiles_waits_and_then_loads(tmp_path: Path) -> None:
+    note, seen = tmp_path / "cache" / "loop.compiled", list[str]()
+
+    def second() -> None:
+        with loading._alone(note, "new"):
+            seen.append(note.read_text())
+
+    thread = threading.Thread(target=second)
+    with loading._alone(note, "new"):
+        thread.start()
+        thread.join(0.1)
+        assert not seen
+    thread.join(10)
+    assert seen == ["new"]
+    with pytest.raises(OSError, match="disk"), loading._alone(note, "newer"):
+        raise OSError("disk")
+    assert note.read_text() == "new", "what failed is compiled again"

@@ -7,10 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import cast
 
-from numba import njit
-
 from rapid_dse.network.calendar import MASK, empty_slot, free_token, next_time
 from rapid_dse.network.fair import update_flows
+from rapid_dse.network.loading import compiled_once
 from rapid_dse.network.records import (
     BUNDLE,
     COLLECTIVE_MESSAGE,
@@ -138,7 +137,7 @@ def content_key() -> int:
 def make_kernel(key: int) -> Callable[[State], int]:
     """Build the compiled loop; ``key`` becomes part of its key in numba's cache."""
 
-    @njit("int64(int64)", cache=True)
+    @compiled_once("int64(int64)", f"{key:08x}")
     def event_loop(s: State) -> int:
         """Run a state to its end: start every rank, then run events while there are any; returns ``key``."""
         start_ranks(s)

@@ -6,10 +6,13 @@ import gc
 import logging
 import sys
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO, Any, TypeVar
 
 _LOG = logging.getLogger(__name__)
+_F = TypeVar("_F", bound=Callable[..., Any])
 
 
 @contextmanager
@@ -33,3 +36,60 @@ def loading_numba(what: str) -> Iterator[None]:
             del sys.modules[name]
         if collects:
             gc.enable()
+
+
+def compiled_once(signature: str, key: str, **options: Any) -> Callable[[_F], _F]:
+    """Decorate a function that numba compiles at once and keeps in its cache.
+
+    Of several processes that find the cache empty, one compiles, and the others wait and then load what it compiled. What is
+    compiled is noted beside the cache, so that later processes do not wait for each other.
+
+    Args:
+        signature: the types of result and arguments, in numba's words.
+        key: names the source that is compiled; it must change where the source does.
+        options: numba's.
+    """
+    import numba
+
+    def decorate(function: _F) -> _F:
+        found = numba.njit(cache=True, **options)(function)
+        note, text = Path(found.stats.cache_path) / f"{function.__name__}.compiled", f"{key} numba {numba.__version__}"
+        with _alone(note, text):
+            found.compile(signature)
+        found.disable_compile()
+        return found  # type: ignore[no-any-return]
+
+    return decorate
+
+
+@contextmanager
+def _alone(note: Path, text: str) -> Iterator[None]:
+    """Lets one process in at a time until ``note`` says ``text``, which the first to leave writes."""
+    file = _locked(note, text)
+    if file is None:
+        yield
+        return
+    with file:
+        yield
+        file.truncate(0)
+        file.write(text)
+
+
+def _locked(note: Path, text: str) -> IO[str] | None:
+    """The note, locked until it is closed; None where it says ``text`` already, and where files cannot be locked or written."""
+    try:
+        import fcntl
+
+        if note.exists() and note.read_text() == text:
+            return None
+        note.parent.mkdir(parents=True, exist_ok=True)
+        file = note.open("a+")
+    except (ImportError, OSError):
+        return None
+    with suppress(OSError):
+        fcntl.flock(file, fcntl.LOCK_EX)
+        file.seek(0)
+        if file.read() != text:
+            return file
+    file.close()
+    return None

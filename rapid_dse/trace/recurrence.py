@@ -6,12 +6,14 @@ Importing this module loads numba.
 
 from __future__ import annotations
 
+import zlib
 from functools import lru_cache
+from pathlib import Path
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
+from rapid_dse.network.loading import compiled_once
 from rapid_dse.trace.pipeline import interleaved_steps
 
 Ints = NDArray[np.int64]
@@ -20,6 +22,7 @@ FloatColumn = NDArray[np.float64]
 
 FIRST, MOST = 4, 32  # groups of pp micro-batches that are run, at first and where stages do not settle
 LANES = 32  # layouts side by side, as many as numba's vector loops take at a time
+_SOURCE = f"{zlib.crc32(Path(__file__).read_bytes()):08x}"
 SETTLED = 1e-9  # stages that take the same time for a group, but for rounding, take it for all that follow
 
 
@@ -75,7 +78,7 @@ def _sequence_of(pp: int, vpp: int, micro_batches: int) -> tuple[Shorts, Shorts,
     return before.astype(np.int32), source.astype(np.int32), which.astype(np.int32), kept.astype(np.int32), ring
 
 
-@njit("Tuple((int64[::1], int64[::1], int64[::1], int64[:, ::1]))(int64[:, ::1], int64)", cache=True, error_model="numpy")
+@compiled_once("Tuple((int64[::1], int64[::1], int64[::1], int64[:, ::1]))(int64[:, ::1], int64)", _SOURCE, error_model="numpy")
 def _sequence(steps: Ints, vpp: int) -> tuple[Ints, Ints, Ints, Ints]:
     """For each pass from 1 on: the pass before it on its stage, the pass that it takes its input from (0: none), and which it is.
 
@@ -113,8 +116,8 @@ def _sequence(steps: Ints, vpp: int) -> tuple[Ints, Ints, Ints, Ints]:
     return before, source, which, marks
 
 
-@njit(
-    "float64[:, ::1](int32[::1], int32[::1], int32[::1], int32[::1], int64, float64[:, ::1], int64, int64)", cache=True, error_model="numpy"
+@compiled_once(
+    "float64[:, ::1](int32[::1], int32[::1], int32[::1], int32[::1], int64, float64[:, ::1], int64, int64)", _SOURCE, error_model="numpy"
 )
 def _ends(
     before: Shorts, source: Shorts, which: Shorts, kept: Shorts, ring: int, passes: FloatColumn, stages: int, lanes: int
