@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from rapid_dse.analysis.runs import SECONDS, STATUS, known_states
 from rapid_dse.analysis.scores import LEAST_IN_GROUP
 from rapid_dse.simulate import price
+from rapid_dse.simulate.strain import nodes_of
 from rapid_dse.sweep.cases import group_cases, read_table
 
 DRAWS = 20_000
@@ -44,7 +45,7 @@ def with_states(frame: pd.DataFrame) -> pd.DataFrame:
     jobs = frame.assign(fits=in_state(frame, False)[1], healthy=in_state(frame, False)[0], under=in_state(frame, True)[0])
     nodes = np.empty(len(frame))
     for group in groups:
-        nodes[group.rows] = group.portion.layouts.num_gpus / group.portion.scenario.hw.gpus_per_node
+        nodes[group.rows] = nodes_of(group.portion.scenario.hw, group.portion.layouts)
     piped, many = frame["parallel.pp"] > 1, nodes >= MANY_NODES
     known = told["software.strained"]
     state = np.where(known.isna(), piped & (nodes > 1), known.eq(True))

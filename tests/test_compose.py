@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 from rapid_dse.layouts import CODES, KEYS
+from rapid_dse.simulate import price
 from rapid_dse.sweep.compose import composed, hydra_ready, scenario_of, with_values
 from rapid_dse.sweep.overrides import Values, for_hydra, read, read_space
 from rapid_dse.sweep.space import plan, single
@@ -54,6 +56,76 @@ def test_values_reach_absent_keys_and_list_entries_and_leave_the_tree_alone() ->
     assert scenario.hw.network.faulty_links == ((0, 1, 0.5),)
     assert scenario.hw.memory.bandwidth == 1e12
     assert scenario_of(base.tree)[0].hw.network.dimensions[0].bandwidth == 450e9
+
+
+@pytest.mark.parametrize(
+    ("hw", "values", "gpus", "sizes", "within"),
+    [
+        ("h100", {}, 8, [8, None], 1),
+        ("h100", {"hw.gpus_per_node": 4}, 4, [4, None], 1),
+        ("h100", {"hw.network.dimensions.0.size": 4}, 4, [4, None], 1),
+        ("h100", {"hw.network.dimensions.0.size": 4, "hw.gpus_per_node": 4}, 4, [4, None], 1),
+        ("gb200", {"hw.gpus_per_node": 36}, 36, [36, None], 1),
+        ("a100_pcie", {}, 8, [2, 4, None], 2),  # pairs, and the pairs of a node
+        ("a100_pcie", {"hw.gpus_per_node": 4}, 4, [2, 2, None], 2),
+        ("a100_pcie", {"hw.gpus_per_node": 2}, 2, [2, 1, None], 1),
+        ("a100_pcie", {"hw.network.dimensions.0.size": 4}, 16, [4, 4, None], 2),
+        ("h100", {"hw.gpus_per_node": 4, "hw.network.dimensions.0.bandwidth": "200 GB/s"}, 4, [4, None], 1),
+    ],
+)
+def test_the_gpus_of_a_node_and_the_size_of_its_dimensions_are_one_fact(
+    hw: str, values: dict[str, Any], gpus: int, sizes: list[int | None], within: int
+) -> None:
+    with hydra_ready():
+        base = composed({"hw": hw})
+    scenario, broken = scenario_of(with_values(base.tree, values))
+    assert broken is None
+    assert scenario.hw.gpus_per_node == gpus
+    assert [dimension.size for dimension in scenario.hw.network.dimensions] == sizes
+    assert scenario.hw.node_dimensions == within
+
+
+def test_a_node_in_a_file_of_nodes_and_pods_stays_the_first_dimension() -> None:
+    with hydra_ready():
+        tree = composed({"hw": "h100"}).tree
+    inner, outer = tree["hw"]["network"]["dimensions"]
+    pods = with_values(tree, {"hw.network.dimensions": [inner, {**inner, "size": 4}, outer], "hw.gpus_per_node": 8})
+    for values, gpus, sizes in (
+        ({"hw.network.dimensions.1.size": 2}, 8, [8, 2, None]),
+        ({"hw.network.dimensions.0.size": 4}, 4, [4, 4, None]),
+        ({"hw.gpus_per_node": 4}, 4, [4, 4, None]),
+    ):
+        hw = scenario_of(with_values(pods, values))[0].hw
+        assert (hw.gpus_per_node, [dimension.size for dimension in hw.network.dimensions]) == (gpus, sizes)
+
+
+def test_a_node_that_contradicts_its_dimension_is_a_row_with_a_reason() -> None:
+    given = ["hw.network.dimensions.0.size=4,8", "hw.gpus_per_node=4"]
+    good, bad = plan(read(given)).portions
+    assert (good.rule[0], bad.rule[0]) == (-1, 0)
+    assert "hw.gpus_per_node=4 and hw.network.dimensions of sizes 8 contradict each other" in bad.reasons[0]
+    with hydra_ready():
+        tree = composed({"hw": "a100_pcie"}).tree
+    with pytest.raises(ValueError, match=r"hw.gpus_per_node=3: inner dimensions hold 2 GPUs"):
+        with_values(tree, {"hw.gpus_per_node": 3})
+
+
+def test_a_smaller_node_takes_tensor_parallelism_across_the_fabric() -> None:
+    """tp 8 in nodes of 8, 4 and 2: the ring's slowest link is NVLink (380 GB/s), then 4 network cards (180 GB/s), then 2 (90 GB/s)."""
+    found = [price(one.scenario, one.layouts) for one in plan(read(["hw.gpus_per_node=8,4,2", "hw.num_gpus=16", "parallel.tp=8"])).portions]
+    inside, four, two = (float(each.time_tp_s[0]) for each in found)
+    assert four > 1.5 * inside
+    assert two == pytest.approx(2 * four, rel=0.1)
+
+
+def test_a_sweep_file_sets_the_gpus_of_a_node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "sweeps").mkdir()
+    (tmp_path / "sweeps/small.yaml").write_text("# @package _global_\nhw: {gpus_per_node: 4}\nsearch: {space: {parallel.tp: [1, 8]}}\n")
+    monkeypatch.chdir(tmp_path)
+    (portion,) = plan(read(["+sweeps=small"])).portions
+    assert portion.scenario.hw.network.dimensions[0].size == 4
+    (portion,) = plan(read(["+sweeps=small", "hw.network.dimensions.0.size=2"])).portions
+    assert portion.scenario.hw.gpus_per_node == 2
 
 
 def layout(*arguments: str) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from rapid_dse.analysis.runs import LEAST_ROWS, PEAK, known_states, measured_run
 from rapid_dse.config.software import FREE, FreeParameter, Software
 from rapid_dse.model.operators import model_flops_per_token
 from rapid_dse.simulate.results import FloatColumn
+from rapid_dse.simulate.strain import nodes_of
 from rapid_dse.sweep.cases import CaseGroup
 
 if TYPE_CHECKING:
@@ -49,8 +50,7 @@ class Calibration:
 def exercised(runs: Sequence[Runs]) -> list[str]:
     """Names of the free parameters that these runs can say something of: no pipeline, no pp parameter, and so on."""
     some = {
-        name: any(_has(run.layouts, name) for run in runs)
-        for name in ("tp", "cp", "pp", "dp", "zero0", "zero1", "zero12", "nodes", "piped_nodes")
+        name: any(_has(run, name) for run in runs) for name in ("tp", "cp", "pp", "dp", "zero0", "zero1", "zero12", "nodes", "piped_nodes")
     }
     fp8 = any(run.scenario.workload.precision == "fp8" for run in runs)
     asynchronous = any((run.pinned.get("async_tp", run.scenario.software.async_tp)) for run in runs)
@@ -77,8 +77,9 @@ def exercised(runs: Sequence[Runs]) -> list[str]:
     return [parameter.name for parameter in FREE if needs.get(parameter.name, True)]
 
 
-def _has(layouts: object, name: str) -> bool:
-    column = {field: np.asarray(getattr(layouts, field)) for field in ("tp", "cp", "pp", "dp", "zero", "num_gpus")}
+def _has(run: Runs, name: str) -> bool:
+    column = {field: np.asarray(getattr(run.layouts, field)) for field in ("tp", "cp", "pp", "dp", "zero")}
+    several_nodes = nodes_of(run.scenario.hw, run.layouts) > 1
     masks = {
         "tp": column["tp"] > 1,
         "cp": column["cp"] > 1,
@@ -87,8 +88,8 @@ def _has(layouts: object, name: str) -> bool:
         "zero0": (column["dp"] > 1) & (column["zero"] == 0),
         "zero1": (column["dp"] > 1) & (column["zero"] == 1),
         "zero12": (column["dp"] > 1) & (column["zero"] >= 1) & (column["zero"] <= 2),
-        "nodes": column["num_gpus"] > 8,
-        "piped_nodes": (column["num_gpus"] > 8) & (column["pp"] > 1),
+        "nodes": several_nodes,
+        "piped_nodes": several_nodes & (column["pp"] > 1),
     }
     return bool(masks[name].any())
 

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from rapid_dse.analysis.fit import Runs
 from rapid_dse.config.software import FREE, FREE_MEMORY, FreeParameter
+from rapid_dse.simulate.strain import nodes_of
 from rapid_dse.sweep.cases import CaseGroup, group_cases
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ def known_states(frame: pd.DataFrame, groups: list[CaseGroup]) -> tuple[pd.DataF
         return frame, groups
     nodes = np.ones(len(frame))
     for group in groups:
-        nodes[group.rows] = group.portion.layouts.num_gpus / group.portion.scenario.hw.gpus_per_node
+        nodes[group.rows] = nodes_of(group.portion.scenario.hw, group.portion.layouts)
     bandwidth = np.asarray(frame[BUS_BANDWIDTH], dtype=np.float64)
     telling = np.isfinite(bandwidth) & (nodes >= TELLING_NODES)
     strained = [bool(slow) if tells else None for slow, tells in zip(bandwidth * nodes < RINGS_ALONE, telling, strict=True)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -20,6 +20,7 @@ from rapid_dse.config.fields import (
     Share,
     Watts,
 )
+from rapid_dse.config.nodes import dimensions_in_node, with_gpus_in_node
 from rapid_dse.config.units import shortened
 
 Precision = Literal["fp32", "tf32", "bf16", "fp16", "fp8"]
@@ -128,7 +129,7 @@ class NetworkDimension(Frozen):
     in_network_reduction: bool = False
     oversubscription: Annotated[float, Field(ge=1, le=1e6)] = 1.0
     cabling: tuple[Share, ...] | None = None
-    allocation: Count | None = None
+    allocation: Degree | None = None
 
     @model_validator(mode="after")
     def _cabling_of_every_count(self) -> NetworkDimension:
@@ -167,6 +168,8 @@ class Network(Frozen):
 class Hardware(Frozen):
     """A cluster of one kind of chip.
 
+    ``gpus_per_node``: GPUs that reach each other without the fabric (on GB200 a rack, whose trays of 4 share one NVLink switch); the
+    node's dimensions of the network hold as many, see ``nodes``; null: as many as all dimensions but the outermost hold.
     ``kernel_latency``: what the smallest kernel takes on the device. ``cluster``: thread blocks that share one read of an operand
     (1: the chip has no such mode; 4 on Hopper and Blackwell, whose GEMMs run in clusters of 2 × 2 blocks with multicast loads).
     """
@@ -190,6 +193,28 @@ class Hardware(Frozen):
     network: Network
     operator_model: Literal["roofline", "tiled", "measured"] = "tiled"
     measured_table: str | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _node_follows(cls, tree: Any) -> Any:
+        return with_gpus_in_node(tree)
+
+    @property
+    def node_dimensions(self) -> int:
+        """How many dimensions of the network, from the innermost, lie within a node."""
+        found = dimensions_in_node([dimension.size for dimension in self.network.dimensions], self.gpus_per_node)
+        assert found is not None  # the scenario has this checked
+        return found
+
+    def require_one_node(self) -> None:
+        """Raises ``ValueError`` where a node does not end where a dimension of the network does."""
+        sizes = [dimension.size for dimension in self.network.dimensions]
+        if dimensions_in_node(sizes, self.gpus_per_node) is None:
+            shown = " · ".join(str(size) for size in sizes if size is not None)
+            raise ValueError(
+                f"hw.gpus_per_node={self.gpus_per_node} and hw.network.dimensions of sizes {shown} contradict each other: a node is the "
+                "first dimension, or the first ones; allowed: one of the two keys, and the other follows"
+            )
 
     def peak_flops(self, precision: str) -> float:
         """Dense peak of matrix products, FLOP/s. ``ValueError`` where the chip lacks the precision."""

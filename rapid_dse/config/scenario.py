@@ -39,6 +39,11 @@ class Scenario(Frozen):
         self.hw.peak_flops(self.workload.precision)
         return self
 
+    @model_validator(mode="after")
+    def _node_is_one_fact(self) -> Scenario:
+        self.hw.require_one_node()
+        return self
+
     @property
     def expected_error(self) -> float | None:
         """Mean relative error to expect of a step time; None where no such runs were measured: of the framework, or of any mixture of

@@ -44,6 +44,10 @@ class Span:
         """Members of the group, shape ``(n_layouts,)``."""
         return reduce(mul, self.members)
 
+    def parts(self, inner: int) -> Floats:
+        """How many parts of the network's first ``inner`` dimensions the group is spread over, shape ``(n_layouts,)``."""
+        return reduce(mul, self.members[inner:], np.ones_like(self.members[0]))
+
     def __mul__(self, other: Span) -> Span:
         """The group that has a member for each pair of members; it is as wide apart as the one of the two that is present."""
         members = tuple(a * b for a, b in zip(self.members, other.members, strict=True))

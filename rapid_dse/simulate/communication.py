@@ -39,8 +39,9 @@ class Traffic:
 
 
 def effective_network(scenario: Scenario) -> Network:
-    """The network as the framework's collectives find it: beyond the innermost dimension its own share and latency apply."""
-    inner, *outer = scenario.hw.network.dimensions
+    """The network as the framework's collectives find it: beyond the node its own share and latency apply."""
+    within = scenario.hw.node_dimensions
+    inner, outer = scenario.hw.network.dimensions[:within], scenario.hw.network.dimensions[within:]
     software = scenario.software
     changed = [
         dimension.model_copy(
@@ -51,7 +52,7 @@ def effective_network(scenario: Scenario) -> Network:
         )
         for dimension in outer
     ]
-    return scenario.hw.network.model_copy(update={"dimensions": (inner, *changed)})
+    return scenario.hw.network.model_copy(update={"dimensions": (*inner, *changed)})
 
 
 def placement_of(scenario: Scenario, layouts: Layouts) -> Placement:
@@ -78,8 +79,7 @@ class TensorParallel:
 
 def tensor_parallel(scenario: Scenario, size: FloatColumn, placement: Placement, network: Network) -> TensorParallel:
     """The collectives on ``size`` bytes, with the wait for ranks on other nodes."""
-    nodes = placement.tp.size / placement.tp.members[0]
-    skew = scenario.software.node_skew * (nodes - 1)
+    skew = scenario.software.node_skew * (placement.tp.parts(scenario.hw.node_dimensions) - 1)
     gather = transfer.all_gather(size, placement.tp, network).waiting(skew)
     reduce = transfer.all_reduce(size, placement.tp, network).waiting(skew)
     return TensorParallel(size, gather, gather, reduce, gather)  # a scatter is a gather reversed

@@ -135,7 +135,7 @@ def _layer_work(
     core = selective and software.selective_recompute == "core_attention"
     again_attention = (full or core) and software.recomputes_attention
     span = groups.placement.tp
-    skew = software.node_skew * float(np.ravel(span.size / span.members[0] - 1)[0])
+    skew = software.node_skew * float(np.ravel(span.parts(scenario.hw.node_dimensions) - 1)[0])
     hops = cp - 1
     return LayerWork(
         halves=_halves(scenario, layout, block, groups, moved, ready.alone.matmul_seconds[:, :-1, shape]),

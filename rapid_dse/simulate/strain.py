@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from rapid_dse.config.hardware import Hardware
 from rapid_dse.config.scenario import Scenario
 from rapid_dse.layouts import Layouts
 
@@ -14,8 +15,15 @@ def strained(scenario: Scenario, layouts: Layouts) -> NDArray[np.bool_]:
     software = scenario.software
     if software.strained is not None:
         return np.full(len(layouts), software.strained)
-    nodes = layouts.num_gpus / scenario.hw.gpus_per_node
+    nodes = nodes_of(scenario.hw, layouts)
     return (nodes > 1) & ((layouts.pp > 1) | (nodes >= (software.strained_nodes or np.inf)))
+
+
+def nodes_of(hw: Hardware, layouts: Layouts) -> NDArray[np.float64]:
+    """The nodes that each layout's GPUs are, a part of one included, ``(n_layouts,)``; 1 where the whole machine is one node."""
+    if hw.node_dimensions == len(hw.network.dimensions):
+        return np.ones(len(layouts))
+    return np.asarray(layouts.num_gpus / hw.gpus_per_node)
 
 
 def by_state(scenario: Scenario, layouts: Layouts) -> list[tuple[Scenario, NDArray[np.intp]]]:

@@ -18,6 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import ValidationError
 from yaml import YAMLError
 
+from rapid_dse.config import nodes
 from rapid_dse.config.hardware import Hardware
 from rapid_dse.config.model import Model
 from rapid_dse.config.run import Backend, Debug, Parallel, Search, Workload
@@ -118,7 +119,8 @@ def _check_option(group: str, option: str) -> None:
 def with_values(tree: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
     """A copy of ``tree`` in which each dotted key has its value; only the parts that change are copied.
 
-    A mapping is merged into a mapping; an index must be one that the list has.
+    A mapping is merged into a mapping; an index must be one that the list has. The GPUs of a node and the sizes of its network
+    dimensions follow from each other where one of the two is set.
 
     Raises:
         ValueError: one line, for a key that the schema does not have or an index beyond the list's end.
@@ -129,6 +131,8 @@ def with_values(tree: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str,
     for key, value in values.items():
         check_key(key)
         _set(changed, key, copy.deepcopy(value))
+    if isinstance(changed.get("hw"), dict):
+        nodes.follow(changed["hw"], values, nodes.raw_dimensions_in_node(tree.get("hw")))
     return changed
 
 

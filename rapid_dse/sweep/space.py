@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import numpy as np
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
+from rapid_dse.config import nodes
 from rapid_dse.config.hardware import Hardware
 from rapid_dse.config.run import Debug, Parallel, Search, Workload
 from rapid_dse.config.scenario import Scenario, explain
@@ -102,6 +103,7 @@ class Axes:
         intervals: keys of the scenario that take any number between two.
         codes: codes of each swept layout column; None is every value that can be legal.
         keys: what becomes a column of the results beside the layout.
+        filed: the GPUs of a node, where the sweep file sets them and leaves the sizes of the network's dimensions to follow.
     """
 
     given: Given
@@ -111,6 +113,7 @@ class Axes:
     intervals: Mapping[str, Interval]
     codes: Mapping[str, list[int] | None]
     keys: tuple[str, ...]
+    filed: Mapping[str, Any]
 
     def composed(self, combination: Mapping[str, str]) -> Composed:
         """The composition of one option a swept group; within ``hydra_ready()``."""
@@ -118,7 +121,10 @@ class Axes:
 
     def setting(self, found: Composed, variant: Mapping[str, Any]) -> Setting:
         """The scenario in which the swept keys have these values; ``ValueError`` where one has a wrong type or bound."""
-        scenario, broken = scenario_of(with_values(found.tree, {**self.given.values, **variant}))
+        values = {**self.given.values, **variant}
+        if not any(nodes.settles(key) for key in values):
+            values = {**self.filed, **values}
+        scenario, broken = scenario_of(with_values(found.tree, values))
         choices = {group: found.choices[group] for group in SHOWN}
         return Setting(scenario, broken, choices, {key: value_at(scenario, key) for key in self.keys})
 
@@ -149,7 +155,9 @@ def axes(given: Given, base: Composed | None = None) -> Axes:
     Raises:
         ValueError: one line, where an option, a key or a value is wrong.
     """
-    base = base or composed(given.options, given.hydra)
+    if base is None or nodes.KEY in given.values:  # Hydra sets that key without what follows from it
+        base = composed(given.options, given.hydra)
+    plain = composed({group: option for group, option in base.choices.items() if group in GROUPS}) if SWEEPS in base.choices else base
     swept = _swept(given, with_values(base.tree, given.values))
     intervals = {key: values for key, values in swept.items() if isinstance(values, Interval)}
     lists = {key: values for key, values in swept.items() if isinstance(values, Values)}
@@ -157,8 +165,9 @@ def axes(given: Given, base: Composed | None = None) -> Axes:
     groups = {key: values.items or () for key, values in lists.items() if key in GROUPS}
     variants = {key: values.items or () for key, values in lists.items() if key not in GROUPS and key not in COLUMN_OF}
     codes = {COLUMN_OF[key]: _codes(key, values) for key, values in lists.items() if key in COLUMN_OF}
-    keys = _listed([*_sweep_keys(base), *given.values, *variants, *intervals])
-    return Axes(given, base, groups, variants, intervals, codes, tuple(keys))
+    keys = _listed([*_sweep_keys(base, plain), *given.values, *variants, *intervals])
+    filed = {nodes.KEY: base.tree["hw"]["gpus_per_node"]} if nodes.set_beside_same_sizes(base.tree["hw"], plain.tree["hw"]) else {}
+    return Axes(given, base, groups, variants, intervals, codes, tuple(keys), filed)
 
 
 def plan(given: Given, base: Composed | None = None) -> Plan:
@@ -219,11 +228,8 @@ def combinations(axes: Mapping[str, Sequence[Any]]) -> Iterator[dict[str, Any]]:
     return (dict(zip(axes, values, strict=True)) for values in product(*axes.values()))
 
 
-def _sweep_keys(base: Composed) -> list[str]:
+def _sweep_keys(base: Composed, plain: Composed) -> list[str]:
     """Keys that the named sweep sets itself: they are overrides of every trial, as those on a command line are."""
-    if SWEEPS not in base.choices:
-        return []
-    plain = composed({group: option for group, option in base.choices.items() if group in GROUPS})
     return [key for key in _leaves(base.tree) if _at(plain.tree, key) != _at(base.tree, key)]
 
 
