@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rapid_dse.config.model import Model
 from rapid_dse.config.run import RECOMPUTE, SCHEDULES
+from rapid_dse.config.scenario import Scenario
 
 IntColumn = NDArray[np.int64]
 BoolColumn = NDArray[np.bool_]
@@ -137,8 +137,14 @@ class Rule:
     broken: BoolColumn
 
 
-def rules(layouts: Layouts, model: Model, seq_len: int) -> list[Rule]:
+def counted_ends(scenario: Scenario) -> int:
+    """Layers that embedding and loss count as where the framework splits a model over pipeline stages: 2, or 0."""
+    return 2 if scenario.software.pipeline_split == "megatron" else 0
+
+
+def rules(layouts: Layouts, scenario: Scenario) -> list[Rule]:
     """Every rule with the layouts that break it, in the order in which they are reported; dp must be resolved."""
+    model, seq_len = scenario.model, scenario.workload.seq_len
     tp, cp, dp, pp, ep, vpp = (getattr(layouts, name) for name in ("tp", "cp", "dp", "pp", "ep", "vpp"))
     kv_heads, batch, micro_batch = model.num_key_value_heads, layouts.global_batch_size, layouts.micro_batch_size
     per_pass = np.maximum(1, dp * micro_batch)
@@ -147,11 +153,13 @@ def rules(layouts: Layouts, model: Model, seq_len: int) -> list[Rule]:
     hybrid = layouts.shard_group != WHOLE_GROUP
     return [
         Rule("tp must divide num_attention_heads", model.num_attention_heads % tp != 0),
-        Rule("tp must divide intermediate_size", model.intermediate_size % tp != 0),
+        *(Rule(f"tp must divide {name}", width % tp != 0) for name, width in model.mlp_widths.items()),
         Rule("tp must divide num_key_value_heads or be a multiple of it", (kv_heads % tp != 0) & (tp % kv_heads != 0)),
         Rule("tp · cp · pp · dp must equal hw.num_gpus", (tp * cp * pp).astype(float) * dp != layouts.num_gpus),
         Rule("seq_len must divide by 2 · cp", (cp > 1) & (seq_len % (2 * cp) != 0)),
-        Rule("pp · vpp must not exceed num_hidden_layers", pp * vpp > model.num_hidden_layers),
+        Rule("under sequence parallelism seq_len / cp must divide by tp", layouts.sequence_parallel & (seq_len % (cp * tp) != 0)),
+        _depth_rule(pp * vpp, vpp, scenario),
+        *_split_rules(layouts, scenario),
         Rule("vpp > 1 goes with interleaved_1f1b alone", (vpp > 1) & ~interleaved),
         Rule("interleaved_1f1b needs vpp > 1", (vpp == 1) & interleaved & (pp > 1)),
         Rule("dp · micro_batch_size must divide global_batch_size", (batch % per_pass != 0) | (micro_batches == 0)),
@@ -166,13 +174,41 @@ def rules(layouts: Layouts, model: Model, seq_len: int) -> list[Rule]:
     ]
 
 
-def broken_rules(layouts: Layouts, model: Model, seq_len: int) -> tuple[IntColumn, list[str]]:
+def _depth_rule(chunks: IntColumn, vpp: IntColumn, scenario: Scenario) -> Rule:
+    """How many chunks a pipeline may have: as many as layers, two more where embedding and loss count as layers.
+
+    A framework that balances by cost leaves stages empty, so that any number of stages goes; of interleaved ones it deals out layers.
+    """
+    ends, balanced = counted_ends(scenario), scenario.software.pipeline_split == "balanced"
+    too_many: BoolColumn = chunks > scenario.model.num_hidden_layers + ends
+    text = "pp · vpp must not exceed num_hidden_layers" + (" + 2 (embedding and loss count as layers)" if ends else "")
+    return Rule(text, too_many & (vpp > 1) if balanced else too_many)
+
+
+def _split_rules(layouts: Layouts, scenario: Scenario) -> list[Rule]:
+    """What a user's own split over stages must hold; where a framework balances by cost, inner stages may be empty."""
+    split = scenario.parallel.stage_layers
+    if split is None:
+        return []
+    pp, vpp, layers = layouts.pp, layouts.vpp, scenario.model.num_hidden_layers
+    named, place = f"parallel.stage_layers={','.join(map(str, split))}", np.arange(len(split))
+    ends = (place == 0).astype(int) + (place == len(split) - 1)
+    needed = vpp[:, None] - ends if scenario.software.pipeline_split != "balanced" else np.zeros((len(vpp), 1))
+    empty: BoolColumn = np.any(np.array(split) < needed, axis=1)
+    return [
+        Rule(f"{named} must have an entry for each of pp stages", pp != len(split)),
+        Rule(f"{named} adds up to {sum(split)} and must to num_hidden_layers={layers}", np.full(len(pp), sum(split) != layers)),
+        Rule(f"{named}: each of a stage's vpp chunks needs a layer, the embedding or the head", empty),
+    ]
+
+
+def broken_rules(layouts: Layouts, scenario: Scenario) -> tuple[IntColumn, list[str]]:
     """Which rule each layout breaks first.
 
     Returns:
         ``(n_layouts,)`` indices into the list of texts that comes with it, -1 where the layout is legal.
     """
-    found = rules(layouts, model, seq_len)
+    found = rules(layouts, scenario)
     masks = np.stack([rule.broken for rule in found]) if len(layouts) else np.zeros((len(found), 0), bool)
     first = np.where(masks.any(axis=0), masks.argmax(axis=0), -1)
     return first.astype(np.int64), [rule.text for rule in found]
@@ -194,7 +230,7 @@ class Space:
         return any(value is None for value in self.values.values())
 
 
-def enumerate_layouts(space: Space, model: Model, seq_len: int) -> tuple[Layouts, Counter[str]]:
+def enumerate_layouts(space: Space, scenario: Scenario) -> tuple[Layouts, Counter[str]]:
     """Every legal layout of a space, and how many others break which rule first.
 
     What changes nothing is left out (neither a layout nor counted): zero at dp = 1, sequence_parallel at tp = 1, schedules at pp = 1.
@@ -202,7 +238,7 @@ def enumerate_layouts(space: Space, model: Model, seq_len: int) -> tuple[Layouts
     parts: list[Layouts] = []
     rejected: Counter[str] = Counter()
     for num_gpus in space.options("num_gpus", ()):
-        legal, counts = _legal_of(space, int(num_gpus), model, seq_len)
+        legal, counts = _legal_of(space, int(num_gpus), scenario)
         parts.append(legal)
         rejected.update(counts)
     return Layouts.concatenate(parts), rejected
@@ -215,7 +251,8 @@ def grid(columns: Mapping[str, Sequence[int]]) -> Layouts:
     return resolved(Layouts.of({f.name: axis.ravel() for f, axis in zip(fields(Layouts), axes, strict=True)}))
 
 
-def _legal_of(space: Space, num_gpus: int, model: Model, seq_len: int) -> tuple[Layouts, Counter[str]]:
+def _legal_of(space: Space, num_gpus: int, scenario: Scenario) -> tuple[Layouts, Counter[str]]:
+    model = scenario.model
     divisors = [d for d in range(1, num_gpus + 1) if num_gpus % d == 0] if num_gpus <= 10**6 else []
     structure = {
         "num_gpus": [num_gpus],
@@ -223,7 +260,7 @@ def _legal_of(space: Space, num_gpus: int, model: Model, seq_len: int) -> tuple[
         "tp": space.options("tp", [d for d in divisors if d <= MAX_TP]),
         "cp": space.options("cp", [d for d in divisors if d <= MAX_CP]),
         "dp": space.options("dp", [0]),
-        "pp": space.options("pp", [d for d in divisors if d <= model.num_hidden_layers]),
+        "pp": space.options("pp", [d for d in divisors if d <= model.num_hidden_layers + counted_ends(scenario)]),
         "ep": space.options("ep", [d for d in range(1, (model.num_experts or 1) + 1) if (model.num_experts or 1) % d == 0]),
         "vpp": space.options("vpp", range(1, MAX_VPP + 1)),
         "zero": [max(space.options("zero", range(4)))],
@@ -241,7 +278,7 @@ def _legal_of(space: Space, num_gpus: int, model: Model, seq_len: int) -> tuple[
             space.options("recompute", range(len(RECOMPUTE))),
         )
     )
-    first, texts = broken_rules(base, model, seq_len)
+    first, texts = broken_rules(base, scenario)
     rejected = Counter(
         {
             text: int(count) * len(options)
@@ -250,7 +287,7 @@ def _legal_of(space: Space, num_gpus: int, model: Model, seq_len: int) -> tuple[
         }
     )
     legal = _with_options(base.take(first < 0), options)
-    late, texts = broken_rules(legal, model, seq_len)
+    late, texts = broken_rules(legal, scenario)
     rejected.update(
         {text: int(count) for text, count in zip(texts, np.bincount(late[late >= 0], minlength=len(texts)), strict=True) if count}
     )

@@ -54,7 +54,7 @@ def portion(layouts: Layouts | None = None, keys: dict[str, Any] | None = None, 
     """A portion of legal and illegal layouts under one scenario; by default tp over 1, 8, 32 and 3, which divides no heads."""
     found = scenario(**changes)
     layouts = grid({**ONE, "tp": [1, 8, 32, 3]}) if layouts is None else layouts
-    rule, texts = broken_rules(layouts, found.model, found.workload.seq_len)
+    rule, texts = broken_rules(layouts, found)
     choices = {**CHOICES, "hw": found.hw.name, "model": found.model.name}
     return Portion(found, choices, keys or {}, layouts, rule, tuple(texts))
 

@@ -40,7 +40,7 @@ class Case:
         """The one layout; it must be legal."""
         columns = ONE | {key: [value] for key, value in self.changes} | {"schedule": [SCHEDULES.index(self.schedule)]}
         found = grid(columns)
-        rule, texts = broken_rules(found, self.scenario("analytical").model, 8192)
+        rule, texts = broken_rules(found, self.scenario("analytical"))
         assert rule[0] < 0, f"{self}: {texts[rule[0]]}"
         return found
 
@@ -112,7 +112,23 @@ def _mixed() -> list[Case]:
     )
     chunked = [case("interleaved_1f1b", model=model, num_gpus=tp * pp, tp=tp, sequence_parallel=int(tp > 1), pp=pp, vpp=v,
                     global_batch_size=m) for model, tp, pp, v, m in splits]  # fmt: skip
-    return [*full, *rings, *uneven, *chunked, *others, *tied]
+    return [*full, *rings, *uneven, *chunked, *_own_splits(), *others, *tied]
+
+
+def _own_splits() -> list[Case]:
+    """Splits that a user has written, stages without layers as a framework's balance leaves them, chunks of embedding or loss alone."""
+    own = [case(name, num_gpus=4, pp=4, global_batch_size=12, settings={"parallel__stage_layers": [6, 11, 8, 7]})
+           for name in ("gpipe", "1f1b", "zero_bubble")]  # fmt: skip
+    emptied = {"software__pipeline_split": "balanced", "model__num_hidden_layers": 6}
+    return [
+        *own,
+        case("interleaved_1f1b", num_gpus=4, pp=4, vpp=3, global_batch_size=8, settings={"parallel__stage_layers": [5, 11, 9, 7]}),
+        case("interleaved_1f1b", num_gpus=4, pp=4, vpp=2, global_batch_size=8, settings={"model__num_hidden_layers": 6}),
+        case("1f1b", num_gpus=8, pp=8, global_batch_size=16, settings={"model__num_hidden_layers": 6}),
+        *(case(name, num_gpus=16, tp=2, sequence_parallel=1, pp=8, global_batch_size=16, settings=emptied) for name in ("1f1b", "gpipe")),
+        case("zero_bubble", num_gpus=16, pp=8, zero=3, global_batch_size=16, settings=emptied),
+        case("1f1b", num_gpus=4, pp=4, global_batch_size=8, settings=emptied | {"parallel__stage_layers": [3, 0, 3, 0]}),
+    ]
 
 
 # Experts that nobody trains, small enough for every parallelism: 8 of them, 2 a token, and a shared one.

@@ -155,7 +155,7 @@ class TestRefused:
     @pytest.mark.parametrize(("changes", "rule"), [({"ep": 3, "dp": 3, "num_gpus": 3}, "num_experts"), ({"ep": 16}, "dp · cp")])
     def test_by_the_rules(self, changes: dict[str, int], rule: str) -> None:
         of, rows = scenario(**MIXTRAL), layouts({"num_gpus": 8, "global_batch_size": 24} | changes)
-        found, texts = broken_rules(rows, of.model, 4096)
+        found, texts = broken_rules(rows, of)
         assert rule in texts[found[0]]
 
 

@@ -97,7 +97,7 @@ def test_what_is_no_shard_group_is_refused_and_all_of_them_is_null() -> None:
     of = scenario(model="mixtral_8x7b")
 
     def reason(**row: Any) -> str | None:
-        rule, texts = broken_rules(layouts({"num_gpus": 64} | row), of.model, of.workload.seq_len)
+        rule, texts = broken_rules(layouts({"num_gpus": 64} | row), of)
         return texts[rule[0]] if rule[0] >= 0 else None
 
     assert reason(shard_group=24) == "shard_group must divide dp · cp"

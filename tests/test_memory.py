@@ -18,7 +18,7 @@ from rapid_dse.model.parameters import count
 from rapid_dse.simulate import price
 from rapid_dse.simulate.memory import layer_activations, peak_memory, stage_weights
 from rapid_dse.simulate.operators import operators
-from rapid_dse.simulate.stages import Stages, split_layers, stages
+from rapid_dse.simulate.stages import Split, Stages, stages
 
 SLACK = 1 + 1e-9
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -67,6 +67,12 @@ class TestActivationsOfALayer:
         assert four == pytest.approx(one / 4)
 
 
+def all_stages(split: np.ndarray[Any, Any]) -> Stages:
+    """Every stage of one layout as a candidate, ``split`` being the layers of each, ``(pp, 1)``."""
+    place, none = np.arange(len(split))[:, None], np.zeros((len(split), 0, 1), np.int64)
+    return Stages(place, split, place, np.cumsum(split, axis=0) - split, place == 0, place == len(split) - 1, none, none)
+
+
 @pytest.mark.parametrize(
     "name", ["llama2_7b", "llama3_1_8b", "llama3_1_70b", "llama3_1_405b", "gpt3_175b", "mixtral_8x7b", "qwen3_30b_a3b"]
 )
@@ -77,9 +83,8 @@ def test_one_gpus_parameters_are_the_models(name: str) -> None:
     held = float(priced(of, {"num_gpus": 1, "zero": 0}).memory_parameters_bytes[0])
     assert held == pytest.approx(2 * total, rel=5e-4)
     rows = layouts({"tp": 1, "pp": 4, "num_gpus": 4})
-    split = np.array(split_layers(of.model, "megatron", 4, 1))[:, None]
-    place = np.arange(4)[:, None]
-    every = stage_weights(of, rows, Stages(place, split, place, np.cumsum(split, axis=0) - split, place == 0, place == 3)).total.sum()
+    split = np.array(Split(of.model, "megatron").layers(4, 1))[:, None]
+    every = stage_weights(of, rows, all_stages(split)).total.sum()
     tied = count(of.model).embedding if of.model.tie_word_embeddings else 0  # first and last stage hold a copy each
     assert every == pytest.approx(total + tied, rel=5e-4)
 
@@ -122,11 +127,10 @@ def test_the_fullest_stage_is_found_among_all(name: str) -> None:
     peaks = price(of, rows).peak_memory_bytes
     for row in np.flatnonzero(rows.pp > 1)[:60]:
         one = rows.take(np.array([row]))
-        split = np.array(split_layers(of.model, rule, int(one.pp[0]), int(one.vpp[0])))[:, None]
-        place = np.arange(len(split))[:, None]
-        every = Stages(place, split, place, np.cumsum(split, axis=0) - split, place == 0, place == len(split) - 1)
+        split = np.array(Split(of.model, rule).layers(int(one.pp[0]), int(one.vpp[0])))[:, None]
+        every = all_stages(split)
         assert float(peak_memory(of, one, every).peak[0]) == pytest.approx(float(peaks[row]), rel=1e-12)
-        assert len(stages(of.model, rule, one.pp, one.vpp).layers) == 4
+        assert len(stages(Split(of.model, rule), one.pp, one.vpp).layers) == 4
 
 
 def test_schedules_hold_what_is_published() -> None:
@@ -150,7 +154,7 @@ def test_zero_bubble_keeps_what_late_weight_gradients_need() -> None:
     of = scenario(hw="a100", model="gpt3_175b", workload__seq_len=2048, software__dropout=False, software__fragmentation=1.0)
     row = {"num_gpus": 64, "tp": 8, "pp": 8, "global_batch_size": 64, "recompute": "none", "zero": 0}
     rows = layouts(row | {"schedule": "zero_bubble"}, row | {"schedule": "1f1b"})
-    last = stages(of.model, "even", rows.pp, rows.vpp)
+    last = stages(Split(of.model, "even"), rows.pp, rows.vpp)
     last = Stages(*(getattr(last, f.name)[3:] for f in fields(Stages)))
     late, plain = peak_memory(of, rows, last).activations
     each = 2048 * 12288 / 8 * 32

@@ -207,6 +207,29 @@ def test_stages_that_differ_wait_as_the_schedule_run_op_by_op_does(layers: list[
     assert 0.99 * alternating <= closed_form(ONE_F_ONE_B, slots) <= alternating * (1 + 1e-12)
 
 
+def test_splits_of_all_kinds_wait_as_the_schedule_run_op_by_op_does() -> None:
+    """Stages of any layers, empty ones among them, with and without a head: GPipe exact; 1F1B never above the schedule, exact for nine in
+    ten of the splits whose stages differ by a layer or two, within 1.5 % of it there and 12 % anywhere (an empty stage beside the fullest,
+    fewer micro-batches than stages)."""
+    draw, near, far = np.random.default_rng(7), [], []
+    for number in range(600):
+        pp, micro_batches, similar = int(draw.integers(2, 9)), int(draw.integers(1, 33)), number % 2 == 0
+        layers = draw.integers(2, 9) + draw.integers(-1, 2, pp) if similar else draw.integers(0, 8, pp)
+        layers[0] += not layers.any()
+        head = draw.choice([0.0, 0.7])
+        forward, backward = [1.0 * n for n in layers], [2.25 * n for n in layers]
+        forward[-1], backward[-1] = forward[-1] + head, backward[-1] + 2 * head
+        slots = slots_of(forward, backward, [0.0] * pp, 1, micro_batches)
+        all_forwards, _ = run([gpipe_order(pp, micro_batches, s) for s in range(pp)], 1, forward, backward)
+        alternating, _ = run([one_f_one_b_order(pp, micro_batches, s) for s in range(pp)], 1, forward, backward)
+        assert closed_form(GPIPE, slots) == pytest.approx(all_forwards, rel=1e-12)
+        (near if similar else far).append(1 - closed_form(ONE_F_ONE_B, slots) / alternating)
+    assert min(*near, *far) > -1e-12
+    assert max(near) < 0.015
+    assert max(far) < 0.12
+    assert np.mean(np.array(near) < 1e-9) > 0.9
+
+
 def test_published_bubbles() -> None:
     """F = 1, B = 2 (of which weight gradients W = 1), p = 8, v = 4: every stage is the one that all wait for."""
     slots = slots_of([1.0] * 8, [2.0] * 8, [1.0] * 8, 4, 32)

@@ -399,7 +399,7 @@ def test_the_nearest_layout_is_the_same_where_it_is_legal_and_near_where_it_is_n
         assert other is not None
         assert other != row
     assert variant.points.nearest(variant.points.labels(0), ~free) is None
-    rule, _ = broken_rules(variant.pool.layouts, variant.setting.scenario.model, 8192)
+    rule, _ = broken_rules(variant.pool.layouts, variant.setting.scenario)
     assert (rule < 0).all()
 
 

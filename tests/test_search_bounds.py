@@ -37,7 +37,7 @@ def drawn(backend: str, count: int, gpus: tuple[int, ...], layers: tuple[int, ..
             workload__seq_len=int(rng.choice([2048, 8192])),
         )
         every = Space({"num_gpus": [num_gpus], "global_batch_size": [batch], **dict.fromkeys(DEGREES)})
-        layouts, _ = enumerate_layouts(every, found.model, found.workload.seq_len)
+        layouts, _ = enumerate_layouts(every, found)
         if backend == "full_astrasim_hierarchical":  # it needs a network dimension of just tp and cp
             block, first = layouts.tp * layouts.cp, found.hw.network.dimensions[0].size or 0
             layouts = layouts.take((block == 1) | (block == min(first, num_gpus)))
@@ -81,7 +81,7 @@ def test_no_step_comes_below_the_lower_bound(backend: str, count: int, gpus: tup
 def test_the_bound_is_near_the_step_time_of_what_could_win() -> None:
     found = scenario(model="llama3_1_70b")
     every = Space({"num_gpus": [512], "global_batch_size": [1024], **dict.fromkeys(DEGREES)})
-    layouts, _ = enumerate_layouts(every, found.model, found.workload.seq_len)
+    layouts, _ = enumerate_layouts(every, found)
     priced = price(found, layouts)
     best = np.argsort(np.where(priced.fits, priced.step_time_s, np.inf))[:1000]
     share = lower_bound(found, layouts.take(best)) / priced.step_time_s[best]

@@ -62,7 +62,7 @@ def layouts(*rows: dict[str, Any]) -> Layouts:
 
 def legal(of: Scenario, table: Layouts) -> Layouts:
     """``table``, which must be legal."""
-    rule, texts = broken_rules(table, of.model, of.workload.seq_len)
+    rule, texts = broken_rules(table, of)
     assert (rule < 0).all(), [texts[index] for index in set(rule[rule >= 0])]
     return table
 
@@ -75,7 +75,7 @@ def priced(of: Scenario, *rows: dict[str, Any]) -> Priced:
 def random_layouts(of: Scenario, num_gpus: int, batch: int, count: int, seed: int = 0) -> Layouts:
     """At most ``count`` of all legal layouts, drawn without repetition."""
     values: dict[str, Any] = dict.fromkeys(KEYS) | {"num_gpus": [num_gpus], "global_batch_size": [batch], "dp": [0]}
-    every, _ = enumerate_layouts(LayoutSpace(values), of.model, of.workload.seq_len)
+    every, _ = enumerate_layouts(LayoutSpace(values), of)
     rows = np.random.default_rng(seed).permutation(len(every))[:count]
     return every.take(rows)
 

@@ -17,7 +17,7 @@ from rapid_dse.config.scenario import Scenario
 from rapid_dse.config.software import FREE, FREE_MEMORY, FreeParameter, Software
 from rapid_dse.layouts import IntColumn, Layouts
 from rapid_dse.simulate.memory import peak_memory
-from rapid_dse.simulate.stages import stages
+from rapid_dse.simulate.stages import Split, stages
 from rapid_dse.simulate.training import Prepared, prepare, step_seconds
 
 FloatColumn = NDArray[np.float64]
@@ -101,7 +101,7 @@ def predict_peaks(runs: Sequence[Runs], base: Software, values: Mapping[str, flo
 
 def logged_peak(scenario: Scenario, layouts: Layouts) -> FloatColumn:
     """Peak memory on the stage whose peak the framework logs, bytes, ``(n_layouts,)``: what a measured peak is held against."""
-    found = stages(scenario.model, scenario.software.pipeline_split, layouts.pp, layouts.vpp)
+    found = stages(Split.of(scenario), layouts.pp, layouts.vpp)
     return peak_memory(scenario, layouts, found.first() if scenario.software.logs_first_stage else found).peak
 
 

@@ -56,5 +56,18 @@ class Model(Frozen):
         return self
 
     @property
+    def mlp_widths(self) -> dict[str, int]:
+        """Widths of the MLPs that its layers have, by key: of dense layers, of one routed expert.
+
+        Shared experts are ``n_shared_experts`` times as wide as a routed one: what divides that width divides theirs.
+        """
+        widths = {}
+        if not self.num_experts or self.first_k_dense_replace:
+            widths["intermediate_size"] = self.intermediate_size
+        if self.num_experts:
+            widths["moe_intermediate_size"] = self.moe_intermediate_size
+        return widths
+
+    @property
     def attention_head_dim(self) -> int:
         return self.head_dim or self.hidden_size // self.num_attention_heads

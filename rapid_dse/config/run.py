@@ -23,6 +23,8 @@ class Parallel(Frozen):
     ``dp`` auto is what the other degrees leave of hw.num_gpus; ``sequence_parallel`` null is tp > 1; ``schedule`` null is 1f1b where
     pp > 1 (interleaved_1f1b where vpp > 1 too), none where pp = 1. ``shard_group`` is how many GPUs share one copy of what ZeRO shards
     (hybrid sharding); the copies of several such groups are kept equal by an all-reduce of their gradients. null: all of dp · cp.
+    ``stage_layers`` are the layers of each pipeline stage, first to last, that add up to num_hidden_layers: [10,12,12,10], in tables the
+    text 10,12,12,10; null is the framework's own split. A stage's vpp chunks share them as evenly as they go.
     """
 
     tp: Degree = 1
@@ -38,6 +40,18 @@ class Parallel(Frozen):
     schedule: Literal["none", "gpipe", "1f1b", "interleaved_1f1b", "zero_bubble"] | None = None
     shard_group: Degree | None = None
     order: tuple[Parallelism, ...] = ORDER
+    stage_layers: tuple[CountOrZero, ...] | None = None
+
+    @field_validator("stage_layers", mode="before")
+    @classmethod
+    def _counted(cls, layers: Any) -> Any:
+        # Tables write the split as one text, of one stage as one number.
+        if isinstance(layers, str):
+            parts = [part.strip() for part in layers.split(",")]
+            if not all(part.isascii() and part.isdigit() for part in parts):
+                raise ValueError(f"{layers!r} is no split; allowed: layers of each stage, as [10,12,12,10]")
+            return [int(part) for part in parts]
+        return (layers,) if isinstance(layers, int) and not isinstance(layers, bool) else layers
 
     @field_validator("order", mode="before")
     @classmethod

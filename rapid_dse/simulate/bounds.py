@@ -9,7 +9,7 @@ from rapid_dse.config.scenario import Scenario
 from rapid_dse.layouts import ZERO_BUBBLE, Layouts
 from rapid_dse.simulate.block import Block, framework_block
 from rapid_dse.simulate.memory import stage_weights
-from rapid_dse.simulate.stages import split_chunks, stages
+from rapid_dse.simulate.stages import PACK, Split, stages
 from rapid_dse.simulate.training import CHUNK, Prepared, price_operators, recomputed, update_seconds
 
 FloatColumn = NDArray[np.float64]
@@ -36,7 +36,7 @@ def lower_bound(scenario: Scenario, layouts: Layouts) -> FloatColumn:
 
 def _computing(scenario: Scenario, whole: Layouts, ready: Prepared, alone: Block, rows: slice) -> FloatColumn:
     layouts, block, software = whole.take(rows), alone.take(ready.where[rows]), scenario.software
-    found = stages(scenario.model, software.pipeline_split, layouts.pp, layouts.vpp)
+    found = stages(Split.of(scenario), layouts.pp, layouts.vpp)
     ahead = _layers_ahead(scenario, layouts, found.position)
     layer = block.layer_forward + block.layer_backward + recomputed(software, layouts, block)
     slot = found.layers * layer + found.has_embedding * block.embedding + found.has_head * (block.head_forward + block.head_backward)
@@ -51,16 +51,15 @@ def _computing(scenario: Scenario, whole: Layouts, ready: Prepared, alone: Block
 
 
 def _layers_ahead(scenario: Scenario, layouts: Layouts, position: NDArray[np.int64]) -> FloatColumn:
-    """Layers that a micro-batch passes before it comes to a stage's first chunk, ``(CANDIDATES, n_layouts)``.
+    """Layers that a micro-batch passes before it comes to a stage's first chunk, ``(n_candidates, n_layouts)``.
 
     Of an uneven chunk no more counts than the closed forms' mean.
     """
-    model, rule = scenario.model, scenario.software.pipeline_split
-    ahead = np.zeros(position.shape)
-    packed = layouts.pp * 4096 + layouts.vpp
+    split, ahead = Split.of(scenario), np.zeros(position.shape)
+    packed = layouts.pp * PACK + layouts.vpp
     for key in np.unique(packed[layouts.pp > 1]).tolist():
-        pp, vpp = divmod(key, 4096)
-        passed = [min(chunks[0], sum(chunks) / vpp) for chunks in split_chunks(model, rule, pp, vpp)]
+        pp, vpp = divmod(key, PACK)
+        passed = [min(chunks[0], sum(chunks) / vpp) for chunks in split.chunks(pp, vpp)]
         rows = packed == key
         ahead[:, rows] = np.concatenate([[0.0], np.cumsum(passed)])[position[:, rows]]
     return ahead

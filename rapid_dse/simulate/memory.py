@@ -1,6 +1,6 @@
 """What a GPU holds at the peak of a training step, stage by stage, term by term.
 
-Bytes; the candidate stages (first, fullest inner ones, last) are rows of ``(CANDIDATES, n_layouts)`` arrays, the worst is reported.
+Bytes; the candidate stages (first, fullest inner ones, last) are rows of ``(n_candidates, n_layouts)`` arrays, the worst is reported.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ def vocabulary_parameters(scenario: Scenario, layouts: Layouts) -> FloatColumn:
 
 
 def stage_weights(scenario: Scenario, layouts: Layouts, stages: Stages) -> Weights:
-    """Parameters a rank holds on each candidate stage, ``(CANDIDATES, n_layouts)``; tied tables are one where a stage has both."""
+    """Parameters a rank holds on each candidate stage, ``(n_candidates, n_layouts)``; tied tables are one where a stage has both."""
     table = vocabulary_parameters(scenario, layouts)
     both = stages.has_embedding & stages.has_head & scenario.model.tie_word_embeddings
     tables = stages.has_embedding.astype(float) + stages.has_head - both
@@ -259,7 +259,7 @@ def _without_recompute(layouts: Layouts) -> Layouts:
 
 
 def _gathered(scenario: Scenario, layouts: Layouts, parameters: NDArray[np.float64]) -> NDArray[np.float64]:
-    """What ZeRO holds whole for a while, ``(CANDIDATES, n_layouts)``: from 2 on the gradient of the layer that computes, until it is
+    """What ZeRO holds whole for a while, ``(n_candidates, n_layouts)``: from 2 on the gradient of the layer that computes, until it is
     reduced, and under 3 the weights of that layer and of the one that is fetched meanwhile, no more than the stage has."""
     sharded, held = layouts.shards > 1, layer_weights(scenario, layouts)
     # experts that no other rank has a shard of are not gathered

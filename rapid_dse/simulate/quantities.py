@@ -23,7 +23,7 @@ from rapid_dse.simulate.communication import Traffic, effective_network, exchang
 from rapid_dse.simulate.memory import Weights, layer_weights, vocabulary_parameters
 from rapid_dse.simulate.operators import compute_bytes
 from rapid_dse.simulate.slots import launched_slot
-from rapid_dse.simulate.stages import split_chunks
+from rapid_dse.simulate.stages import Split
 from rapid_dse.simulate.strain import by_state
 from rapid_dse.simulate.training import (
     Arrangement,
@@ -191,7 +191,7 @@ def stage_works(one: Priced1, forward: float, backward: float) -> list[StageWork
         forward: seconds of a layer's forward pass with its transfers, to tell what the host has to wait out; ``backward`` likewise.
     """
     pp, vpp = one.degree("pp"), one.degree("vpp") if one.degree("pp") > 1 else 1
-    chunks = split_chunks(one.scenario.model, one.scenario.software.pipeline_split, pp, vpp)
+    chunks = Split.of(one.scenario).chunks(pp, vpp)
     return [_stage_work(one, stage, chunks[stage], forward, backward) for stage in range(pp)]
 
 

@@ -14,6 +14,8 @@ from rapid_dse.trace.schedules import Slots
 
 FloatColumn = NDArray[np.float64]
 
+IDLE_FORWARD = 1 / 3  # share of a slot that is its forward pass where a stage computes nothing: the host's, as in the graphs of stages
+
 
 def launched_slot(software: Software, device: NDArray[np.float64], host: NDArray[np.float64]) -> NDArray[np.float64]:
     """Seconds that a micro-batch takes with ``device`` seconds of work that the host launches in ``host`` seconds; same shape."""
@@ -34,34 +36,29 @@ def stage_slots(
     hops: NDArray[np.float64],
     host_layer: FloatColumn,
 ) -> tuple[Slots, NDArray[np.float64]]:
-    """The candidate stages' slots, and what the device has of them, ``(CANDIDATES, n_layouts)``.
+    """The candidate stages' slots, and what the device has of them, ``(n_candidates, n_layouts)``.
 
-    A slot is as long as the device computes and transfers, or as the host takes to launch it (``launched_slot``). Stages between the
-    first and the last that stand on the same side of a candidate count with their mean.
+    A slot is as long as the device computes and transfers, or as the host takes to launch it (``launched_slot``). A stage without layers
+    passes on what it receives, which takes the sends and the host's time for a micro-batch.
 
     Args:
         layer: seconds of a layer's forward and backward pass with all that shows beside them, ``(n_layouts,)`` each.
         hops: seconds of a micro-batch's sends on each candidate, ``host_layer`` of the host a layer, ``(n_layouts,)``.
     """
     forward, backward = layer
-    each, launched, sends = forward + backward, scenario.software.host_micro_batch, hops.max(axis=0)
-
-    def inner(layers: NDArray[np.float64]) -> NDArray[np.float64]:
-        held = np.maximum(layers, 0.0)  # a side without stages has none, whatever the arithmetic says
-        return launched_slot(scenario.software, held * each + sends, held * host_layer + launched)
-
+    each = forward + backward
     ahead = found.has_embedding * block.embedding + found.has_head * block.head_forward
-    device = found.layers * each + ahead + found.has_head * block.head_backward + hops
-    whole = launched_slot(scenario.software, device, found.layers * host_layer + launched)
+    computing = found.layers * each + ahead + found.has_head * block.head_backward
+    device = computing + hops
+    whole = launched_slot(scenario.software, device, found.layers * host_layer + scenario.software.host_micro_batch)
     later = scenario.model.num_hidden_layers - found.before - found.layers
     behind = layouts.pp - 1 - found.latest
-    inside, beyond = np.maximum(0, found.latest - 1), np.maximum(0, behind - 1)
-    before = whole[0] + inside * inner((found.before - found.layers[0]) / np.maximum(inside, 1))
-    after = whole[-1] + beyond * inner((later - found.layers[-1]) / np.maximum(beyond, 1))
-    before, after = np.where(found.latest > 0, before, 0.0), np.where(behind > 0, after, 0.0)
+    before = np.where(found.latest > 0, whole[0] + (found.ahead * whole[1:-1]).sum(axis=1), 0.0)
+    after = np.where(behind > 0, whole[-1] + (found.behind * whole[1:-1]).sum(axis=1), 0.0)
+    share = np.divide(found.layers * forward + ahead, computing, out=np.full_like(computing, IDLE_FORWARD), where=computing > 0)
     slots = Slots(
         whole=whole,
-        forward=whole * ((found.layers * forward + ahead) / (device - hops)),
+        forward=whole * share,
         weights=found.layers * block.weight_gradient,
         before=before,
         after=after,

@@ -2,60 +2,64 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rapid_dse.config.model import Model
+from rapid_dse.config.scenario import Scenario
 from rapid_dse.layouts import IntColumn
 from rapid_dse.model.operators import matrix_parameters
 
 FloatColumn = NDArray[np.float64]
 
-CANDIDATES = 4  # first stage, earliest fullest inner stage, earliest other inner stage, last stage
+PACK = 4096  # (pp, vpp) as one number: pp · PACK + vpp
+LEAST_KINDS = 2  # of inner stages, so that tables of the usual splits have rows alike: the first, two inner ones, the last
 
 
 @dataclass(frozen=True)
-class Stages:
-    """The stages of each layout that can be the slowest or the fullest: ``(CANDIDATES, n_layouts)``.
+class Split:
+    """How a model's layers are dealt to pipeline stages.
 
-    In every schedule an earlier stage holds no fewer micro-batches whole than a later one, so that among inner stages of equal layer
-    count the earliest stands for all, or the last where delayed weight gradients need more than what is kept whole. The ``latest`` of
-    them is also the one that others wait for, with ``before`` layers on the stages ahead of it. At pp = 1 the four are the same stage.
+    ``rule`` is the framework's. ``megatron`` counts embedding and loss as a layer each where that makes the layers divide; ``balanced``
+    gives each stage the same matrix parameters, the head's included, as nanotron does; ``even`` and whatever does not divide: the first
+    stages get one more. ``given``, where it is not None, are the layers of each stage as a user has them instead.
     """
 
-    position: NDArray[np.int64]
-    layers: NDArray[np.int64]
-    latest: NDArray[np.int64]
-    before: NDArray[np.int64]
-    has_embedding: NDArray[np.bool_]
-    has_head: NDArray[np.bool_]
+    model: Model
+    rule: str
+    given: tuple[int, ...] | None = None
 
-    def first(self) -> Stages:
-        """The first stage alone."""
-        return Stages(self.position[:1], self.layers[:1], self.latest[:1], self.before[:1], self.has_embedding[:1], self.has_head[:1])
+    @classmethod
+    def of(cls, scenario: Scenario) -> Split:
+        """The split of a scenario's pipelines."""
+        return cls(scenario.model, scenario.software.pipeline_split, scenario.parallel.stage_layers)
+
+    def layers(self, pp: int, vpp: int) -> list[int]:
+        """Layers of each of ``pp`` stages, all their ``vpp`` chunks together."""
+        return [sum(chunks) for chunks in self.chunks(pp, vpp)]
+
+    def chunks(self, pp: int, vpp: int) -> list[list[int]]:
+        """Layers of each chunk of each stage, ``pp`` lists of ``vpp``."""
+        layers, chunks = self.model.num_hidden_layers, pp * vpp
+        if self.given is not None:
+            assert len(self.given) == pp, "the rules of layouts leave no other pp"
+            return [_dealt(count, vpp, stage == 0) for stage, count in enumerate(self.given)]
+        if self.rule == "balanced" and pp > 1 and vpp == 1:
+            return [[count] for count in _balanced(self.model, pp)]
+        if layers % chunks and self.rule == "megatron" and (layers + 2) % chunks == 0:
+            counts = [(layers + 2) // chunks - (chunk == 0) - (chunk == chunks - 1) for chunk in range(chunks)]
+        else:
+            counts = [layers // chunks + (chunk < layers % chunks) for chunk in range(chunks)]
+        return [counts[stage::pp] for stage in range(pp)]
 
 
-def split_layers(model: Model, rule: str, pp: int, vpp: int) -> list[int]:
-    """Layers of each of ``pp`` stages, all their ``vpp`` chunks together.
-
-    ``megatron`` counts embedding and loss as a layer each where that makes the layers divide; ``balanced`` gives each stage the
-    same matrix parameters, the head's included, as nanotron does; ``even`` and whatever does not divide: the first stages get one more.
-    """
-    return [sum(chunks) for chunks in split_chunks(model, rule, pp, vpp)]
-
-
-def split_chunks(model: Model, rule: str, pp: int, vpp: int) -> list[list[int]]:
-    """Layers of each chunk of each stage, ``pp`` lists of ``vpp``, by the rules of ``split_layers``."""
-    layers, chunks = model.num_hidden_layers, pp * vpp
-    if rule == "balanced" and pp > 1 and vpp == 1:
-        return [[count] for count in _balanced(model, pp)]
-    if layers % chunks and rule == "megatron" and (layers + 2) % chunks == 0:
-        counts = [(layers + 2) // chunks - (chunk == 0) - (chunk == chunks - 1) for chunk in range(chunks)]
-    else:
-        counts = [layers // chunks + (chunk < layers % chunks) for chunk in range(chunks)]
-    return [counts[stage::pp] for stage in range(pp)]
+def _dealt(layers: int, vpp: int, first: bool) -> list[int]:
+    """A stage's layers over its chunks as evenly as they go: the first chunks get one more, on the first stage, whose first chunk also
+    has the embedding, the last ones."""
+    counts = [layers // vpp + (chunk < layers % vpp) for chunk in range(vpp)]
+    return counts[::-1] if first else counts
 
 
 def _balanced(model: Model, pp: int) -> list[int]:
@@ -71,19 +75,84 @@ def _balanced(model: Model, pp: int) -> list[int]:
     return counts
 
 
-def stages(model: Model, rule: str, pp: IntColumn, vpp: IntColumn) -> Stages:
+@dataclass(frozen=True)
+class Stages:
+    """The stages of each layout that can be the slowest or the fullest: ``(n_candidates, n_layouts)``.
+
+    They are the first stage, one for each number of layers that inner stages have (the fullest first), and the last. In every schedule an
+    earlier stage holds no fewer micro-batches whole than a later one, so that among inner stages of equal layer count the earliest stands
+    for all, or the ``latest`` where delayed weight gradients need more than what is kept whole; that one is also the one that others wait
+    for. A layout with fewer candidates than the others of its table has its second one several times. At pp = 1 all are the same stage.
+
+    Attributes:
+        position: the stage's place, from 0.
+        layers: of the stage.
+        latest: place of the latest stage that it stands for; ``before`` layers are on the stages ahead of that one.
+        ahead: how many inner stages of each kind, that is with as many layers as each inner candidate, lie ahead of each candidate's
+            latest, ``(n_candidates, n_candidates - 2, n_layouts)``; ``behind``: how many lie behind it.
+    """
+
+    position: NDArray[np.int64]
+    layers: NDArray[np.int64]
+    latest: NDArray[np.int64]
+    before: NDArray[np.int64]
+    has_embedding: NDArray[np.bool_]
+    has_head: NDArray[np.bool_]
+    ahead: NDArray[np.int64]
+    behind: NDArray[np.int64]
+
+    def first(self) -> Stages:
+        """The first stage alone, with which no times of others can be found."""
+        return Stages(**{f.name: getattr(self, f.name)[:1] for f in fields(self)})
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """Those of one split, as ``Stages`` has them; lists of ``n_candidates``."""
+
+    position: list[int]
+    layers: list[int]
+    latest: list[int]
+    before: list[int]
+    ahead: list[list[int]]
+    behind: list[list[int]]
+
+
+def kinds_of(layers: list[int]) -> list[int]:
+    """The numbers of layers that inner stages have, each once, the largest first."""
+    return sorted(set(layers[1:-1]), reverse=True)
+
+
+def stages(split: Split, pp: IntColumn, vpp: IntColumn) -> Stages:
     """The candidate stages of each layout; the split itself is made once a distinct (pp, vpp)."""
-    packed = pp * 4096 + vpp
-    distinct, where = np.unique(packed, return_inverse=True)
-    tables = [_candidates(split_layers(model, rule, int(key) // 4096, int(key) % 4096)) for key in distinct]
-    position, layers, latest, before = (np.array([table[i] for table in tables], np.int64).T[:, where] for i in range(4))
-    return Stages(position, layers, latest, before, position == 0, position == pp - 1)
+    distinct, where = np.unique(pp * PACK + vpp, return_inverse=True)
+    splits = [split.layers(*divmod(int(key), PACK)) for key in distinct]
+    kinds = max([LEAST_KINDS, *(len(kinds_of(layers)) for layers in splits)])
+    found = [_candidates(layers, kinds) for layers in splits]
+    position, layers, latest, before, ahead, behind = (
+        np.moveaxis(np.array([getattr(each, name) for each in found], np.int64), 0, -1)[..., where]
+        for name in (f.name for f in fields(Candidates))
+    )
+    return Stages(position, layers, latest, before, position == 0, position == pp - 1, ahead, behind)
 
 
-def _candidates(layers: list[int]) -> tuple[list[int], list[int], list[int], list[int]]:
-    last, inner = len(layers) - 1, range(1, len(layers) - 1)
-    fullest = max(inner, key=lambda stage: layers[stage], default=0)
-    other = next((stage for stage in inner if layers[stage] != layers[fullest]), fullest)
-    chosen = [0, fullest, other, last]
-    alike = [max((each for each in inner if layers[each] == layers[stage]), default=stage) if stage in inner else stage for stage in chosen]
-    return chosen, [layers[stage] for stage in chosen], alike, [sum(layers[:stage]) for stage in alike]
+def _candidates(layers: list[int], kinds: int) -> Candidates:
+    """The candidates of a split, with room for so many kinds of inner stages."""
+    last, inner, counts = len(layers) - 1, range(1, len(layers) - 1), kinds_of(layers)
+    chosen = [next(stage for stage in inner if layers[stage] == count) for count in counts]
+    chosen = [0, *chosen, *(chosen[:1] or [0]) * (kinds - len(chosen)), last]
+    latest = [max(each for each in inner if layers[each] == layers[stage]) if stage in inner else stage for stage in chosen]
+    alike = np.array([[stage in inner and layers[stage] == count for stage in range(len(layers))] for count in counts]).reshape(
+        -1, last + 1
+    )
+    up_to = np.cumsum(alike, axis=1)
+    ahead, behind = (up_to - alike)[:, latest].T.tolist(), (up_to[:, -1:] - up_to)[:, latest].T.tolist()
+    room = [0] * (kinds - len(counts))
+    return Candidates(
+        position=chosen,
+        layers=[layers[stage] for stage in chosen],
+        latest=latest,
+        before=[sum(layers[:stage]) for stage in latest],
+        ahead=[row + room for row in ahead],
+        behind=[row + room for row in behind],
+    )

@@ -26,7 +26,7 @@ from rapid_dse.simulate.operators import Operators, compute_bytes, operators
 from rapid_dse.simulate.overlap import Window, exposed
 from rapid_dse.simulate.results import Priced
 from rapid_dse.simulate.slots import stage_slots
-from rapid_dse.simulate.stages import Stages, stages
+from rapid_dse.simulate.stages import Split, Stages, stages
 from rapid_dse.simulate.strain import by_state
 from rapid_dse.simulate.uneven import chunk_waits
 from rapid_dse.simulate.vocabulary import tied_table
@@ -224,7 +224,7 @@ def arrangement(scenario: Scenario, layouts: Layouts) -> Arrangement:
     alike = ("recompute", "schedule", "global_batch_size")
     first, kind = distinct_rows([getattr(layouts, field.name) for field in fields(layouts) if field.name not in alike])
     some = layouts.take(first)
-    groups, found = groups_of(scenario, some), stages(scenario.model, scenario.software.pipeline_split, some.pp, some.vpp)
+    groups, found = groups_of(scenario, some), stages(Split.of(scenario), some.pp, some.vpp)
     moved = traffic(scenario, some, groups.placement, groups.network)
     arranged = Arrangement(found, moved, layer_gathers(scenario, some, groups), end_transfers(scenario, some, found, groups))
     return rows_of(arranged, kind)
@@ -329,7 +329,7 @@ def _sends(scenario: Scenario, layouts: Layouts, arranged: Arrangement, layer: L
 
 
 def _hops(layouts: Layouts, found: Stages, one: tuple[FloatColumn, FloatColumn]) -> FloatColumn:
-    """What a micro-batch's sends take on each candidate stage, s, ``(CANDIDATES, n_layouts)``; ``one`` of them as ``_sends`` has it.
+    """What a micro-batch's sends take on each candidate stage, s, ``(n_candidates, n_layouts)``; ``one`` of them as ``_sends`` has it.
 
     Two a chunk, one forward and one back; the first and the last stage have one less, but launch something all the same.
     """

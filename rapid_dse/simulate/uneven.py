@@ -9,15 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rapid_dse.columns import distinct_rows
-from rapid_dse.config.model import Model
 from rapid_dse.config.scenario import Scenario
 from rapid_dse.layouts import INTERLEAVED, Layouts
 from rapid_dse.network.loading import loading_numba
 from rapid_dse.simulate.block import Block
-from rapid_dse.simulate.stages import CANDIDATES, split_chunks
+from rapid_dse.simulate.stages import PACK, Split, kinds_of
 
 FloatColumn = NDArray[np.float64]
-PACK = 4096
 
 
 def chunk_waits(
@@ -36,13 +34,13 @@ def chunk_waits(
     Args:
         passes: seconds of a layer's forward and backward pass with all that shows beside them, ``(n_layouts,)`` each.
         sends: seconds that a stage sends a micro-batch's chunk, and that its host launches that in, one way, ``(n_layouts,)`` each.
-        slots: seconds of a micro-batch on each candidate stage, and what its device has of them, ``(CANDIDATES, n_layouts)`` each.
-        waits: the closed forms' idle seconds of each candidate, ``(CANDIDATES, n_layouts)``.
+        slots: seconds of a micro-batch on each candidate stage, and what its device has of them, ``(n_candidates, n_layouts)`` each.
+        waits: the closed forms' idle seconds of each candidate, ``(n_candidates, n_layouts)``.
     """
-    model, rule = scenario.model, scenario.software.pipeline_split
+    split = Split.of(scenario)
     packed = layouts.pp * PACK + layouts.vpp
     interleaved = (layouts.schedule == INTERLEAVED) & (layouts.pp > 1)
-    splits = [key for key in np.unique(packed[interleaved]).tolist() if _differ(split_chunks(model, rule, key // PACK, key % PACK))]
+    splits = [key for key in np.unique(packed[interleaved]).tolist() if _differ(split.chunks(*divmod(key, PACK)))]
     if not splits:
         return waits
     step_seconds = _recurrence()
@@ -54,7 +52,7 @@ def chunk_waits(
         rows = np.flatnonzero(interleaved & (packed == key))
         first, alike = distinct_rows([*spent[:, rows], micro_batches[rows]])  # layouts that differ in memory alone run alike
         once = rows[first]
-        seconds = step_seconds(_shares(model, rule, pp, vpp), spent[:, once], pp, vpp, micro_batches[once] // pp)[alike]
+        seconds = step_seconds(_shares(split, pp, vpp, len(whole)), spent[:, once], pp, vpp, micro_batches[once] // pp)[alike]
         idle = np.maximum(0.0, seconds - micro_batches[rows] * busiest[rows])
         waits[:, rows] = np.where(whole[:, rows] == busiest[rows], idle, 0.0)
     return waits
@@ -73,18 +71,18 @@ def _differ(chunks: list[list[int]]) -> bool:
 
 
 @lru_cache(maxsize=64)
-def _shares(model: Model, rule: str, pp: int, vpp: int) -> FloatColumn:
-    """How often each pass spends what: ``(2 * vpp * pp, 7 + CANDIDATES)``, the columns those of ``chunk_waits``'s ``spent``."""
-    layers = np.array(split_chunks(model, rule, pp, vpp)).T
-    forward, backward = shares = np.zeros((2, vpp, pp, 7 + CANDIDATES))
+def _shares(split: Split, pp: int, vpp: int, candidates: int) -> FloatColumn:
+    """How often each pass spends what: ``(2 * vpp * pp, 7 + candidates)``, the columns those of ``chunk_waits``'s ``spent``."""
+    layers = np.array(split.chunks(pp, vpp)).T
+    forward, backward = shares = np.zeros((2, vpp, pp, 7 + candidates))
     forward[..., 0], backward[..., 1] = layers, layers
     forward[0, 0, 2] = forward[-1, -1, 3] = backward[-1, -1, 4] = 1.0
     shares[..., 5] = shares[..., 6] = 1.0
     forward[-1, -1, 5] = backward[0, 0, 5] = 0.0
     # what a device waits for its host, on the candidate that stands for the stage: a third of it before the forward passes end
-    held = layers.sum(axis=0)
-    fullest = held[1:-1].max(initial=0)
-    stands = [0, *(1 if each == fullest else 2 for each in held[1:-1]), CANDIDATES - 1]
+    held = layers.sum(axis=0).tolist()
+    kinds = kinds_of(held)
+    stands = [0, *(1 + kinds.index(each) for each in held[1:-1]), candidates - 1]
     for stage, candidate in enumerate(stands):
         forward[:, stage, 7 + candidate], backward[:, stage, 7 + candidate] = 1 / (3 * vpp), 2 / (3 * vpp)
     return shares.reshape(2 * vpp * pp, -1)

@@ -193,7 +193,7 @@ class _Builder:
         picked = {name: _column(codes.get(name), rows, base[name]) for name in KEYS}
         layouts = explicit(picked)
         if broken is None:
-            rule, reasons = broken_rules(layouts, scenario.model, scenario.workload.seq_len)
+            rule, reasons = broken_rules(layouts, scenario)
         else:
             rule, reasons = np.zeros(len(rows), np.int64), [broken]
         keys = {key: value_at(scenario, key) for key in given if key not in GROUPS}

@@ -265,10 +265,10 @@ def layouts_of(setting: Setting, codes: Mapping[str, list[int] | None]) -> tuple
         layouts = explicit({name: np.array(column) for name, column in _grid_columns(closed).items()})
         return layouts, np.zeros(len(layouts), np.int64), (setting.broken,), {}
     if any(values is None for values in columns.values()):
-        layouts, rejected = enumerate_layouts(_open_space(columns), scenario.model, scenario.workload.seq_len)
+        layouts, rejected = enumerate_layouts(_open_space(columns), scenario)
         return layouts, np.full(len(layouts), -1, np.int64), (), dict(rejected)
     layouts = explicit(_grid_columns({name: values or [] for name, values in columns.items()}))
-    rule, reasons = broken_rules(layouts, scenario.model, scenario.workload.seq_len)
+    rule, reasons = broken_rules(layouts, scenario)
     return layouts, rule, tuple(reasons), {}
 
 

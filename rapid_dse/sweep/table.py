@@ -27,6 +27,7 @@ CHOICES = ("hw", "model", "software", "backend")
 _WORKLOAD = ("kind", "seq_len", "precision")
 _INFERENCE = ("batch_size", "concurrency", "prompt_len", "decode_len", "kv_precision")
 _FEW = 32  # so many layouts that fail are tried one by one; of more the ends speak for all
+STAGE_LAYERS = "parallel.stage_layers"
 _LAYOUT_KEYS = frozenset(KEYS.values())
 
 
@@ -149,6 +150,8 @@ def override_columns(portion: Portion) -> dict[str, pa.Array]:
     columns = {name: constant(portion.choices[name], n_rows) for name in CHOICES if name in portion.choices}
     for key, value in _constants(portion).items():
         columns[key] = constant(value, n_rows)
+    split = portion.scenario.parallel.stage_layers
+    columns[STAGE_LAYERS] = arrow.coded(np.full(n_rows, -1 if split is None else 0), ["" if split is None else ",".join(map(str, split))])
     for f in fields(layouts):
         values = np.maximum(1, layouts.shards) if f.name == "shard_group" else getattr(layouts, f.name)
         columns[KEYS[f.name]] = arrow.coded(values, CODES[f.name]) if f.name in CODES else arrow.numbers(values)
@@ -162,7 +165,8 @@ def _constants(portion: Portion) -> dict[str, Any]:
     found: dict[str, Any] = {f"workload.{name}": getattr(workload, name) for name in names}
     found["software.expected_error"] = portion.scenario.expected_error
     found["parallel.order"] = ",".join(portion.scenario.parallel.order)
-    given = {key: value for key, value in portion.keys.items() if key not in _LAYOUT_KEYS and key not in CHOICES and key not in found}
+    shown = {*_LAYOUT_KEYS, *CHOICES, *found, STAGE_LAYERS}
+    given = {key: value for key, value in portion.keys.items() if key not in shown}
     return found | given
 
 

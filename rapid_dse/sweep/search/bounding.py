@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from rapid_dse.simulate.bounds import lower_bound
 from rapid_dse.simulate.memory import peak_memory
-from rapid_dse.simulate.stages import stages
+from rapid_dse.simulate.stages import Split, stages
 from rapid_dse.sweep.search.aims import Aims, bounds
 from rapid_dse.sweep.search.space import SearchSpace, Variant
 
@@ -100,7 +100,7 @@ class Bounding:
 
     def _computed(self, variant: Variant, rows: NDArray[np.int64]) -> FloatColumn:
         scenario, layouts = variant.setting.scenario, variant.pool.layouts.take(rows)
-        split = stages(scenario.model, scenario.software.pipeline_split, layouts.pp, layouts.vpp)
+        split = stages(Split.of(scenario), layouts.pp, layouts.vpp)
         return bounds(self.aims, scenario, layouts, lower_bound(scenario, layouts), peak_memory(scenario, layouts, split).peak)
 
     def proof(self, space: SearchSpace) -> Proof | None:
