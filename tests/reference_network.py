@@ -270,7 +270,9 @@ class System:
         return names[d] if len(names) > 1 else names[0]
 
     def reduction(self, size: int) -> int:
-        return 3 * int(size / self.local_mem_bw)
+        """ns; the program counts in bytes a second, which at some multiples of local-mem-bw is 1 ns short."""
+        seconds = size / (self.local_mem_bw * 1e9)
+        return 3 * math.floor(seconds * 1e9)
 
 
 class Rank:

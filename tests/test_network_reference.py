@@ -45,6 +45,22 @@ def test_the_model_gives_the_recorded_graphs(path: Path, mode: str) -> None:
     assert reference_network.run(data, mode == "aware") == data["results"][mode]["node_times_ns"]
 
 
+# A row that ASTRA-sim was seen to run, and its time worked out. Messages of 96,000 / 4 = 24,000 bytes over two hops at 50 GB/s of
+# 2^30: C = floor(2·500 + 24,000 / 53.687) = 1,447 ns. In doubles 24,000 / 1.6e12 · 1e9 is 14.999999999999998: R = 3·14 ns. At
+# 25,600 bytes the quotient is 16 exactly and the doubles say so: C = floor(1000 + 476.8) = 1,476 and R = 3·16.
+WORKED = [(96_000, 7 * 10 + 6 * 1_447 + 3 * 42), (102_400, 7 * 10 + 6 * 1_476 + 3 * 48)]
+
+
+@pytest.mark.parametrize(("size", "nanoseconds"), WORKED)
+def test_reductions_at_multiples_of_local_mem_bw_round_as_the_program_does(size: int, nanoseconds: int) -> None:
+    with (DATA / "collectives.csv").open(newline="") as file:
+        rows = [row for row in csv.DictReader(file) if (row["backend"], row["topology"], row["npus"]) == ("unaware", "Switch", "4")]
+    row = next(row for row in rows if (row["collective"], row["algorithm"], row["chunks"]) == ("ALL_REDUCE", "ring", "1"))
+    assert (row["bandwidth_GBps"], row["latency_ns"], row["endpoint_delay"], row["local_mem_bw"]) == ("50.0", "500.0", "10", "1600")
+    row["size_bytes"] = str(size)
+    assert ends(row) == CollectiveCase.from_row(row).run().end_ns.tolist() == [nanoseconds] * 4
+
+
 def random_algorithm(r: Random, kind: str, n: int, dims: int) -> str:
     names = ["ring", "direct", f"direct{r.randint(1, n + 1)}"]
     if n & (n - 1) == 0 and kind != "ALL_TO_ALL":
@@ -59,7 +75,7 @@ def random_row(r: Random) -> dict[str, str]:
     least = [3 if k == "Ring" and backend == "aware" else 2 for k in kinds]
     npus = [r.randint(low, {1: 12, 2: 6, 3: 4}[dims]) for low in least]
     chunks = r.choice([1, 1, 2, 3, 4, 8])
-    size = r.choice([1, 7, 4095, 1 << 20, 16 << 20, r.randint(1, 1 << 28)])
+    size = r.choice([1, 7, 4095, 1 << 20, 16 << 20, math.prod(npus) * 1600 * r.randint(1, 300), r.randint(1, 1 << 28)])
 
     def each(values: list[float]) -> str:
         return "x".join(str(r.choice(values)) for _ in npus)
