@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from reference_network import of_row, run
 
 from rapid_dse.network import loading
 from rapid_dse.network.__main__ import main
@@ -314,7 +315,35 @@ def test_bad_row_is_named_and_the_others_are_timed(
     assert "row 2" in line
     assert message in line
     with out.open(newline="") as file:
-        assert [row["predicted_ns"] for row in csv.DictReader(file)] == ["2310", ""]
+        found = list(csv.DictReader(file))
+    assert [row["predicted_ns"] for row in found] == ["2310", ""]
+    assert [row["status"] for row in found] == ["ok", "invalid"]
+    assert message in found[1]["reason"]
+
+
+# Trees end at different times on different ranks. So in the second dimension, where one chunk runs at a time, some ranks have the first
+# chunk come back before the second one goes out and others after it, and each waits for the other: so say ASTRA-sim's rules, and so
+# does the slow model of them.
+DEADLOCKED = {
+    "backend": "aware", "topology": "RingxSwitchxSwitch", "npus": "4x2x2", "bandwidth_GBps": "50x50x50", "latency_ns": "500x500x500",
+    "algorithm": "halvingDoublingxdoubleBinaryTreexdoubleBinaryTree", "size_bytes": "4096", "chunks": "3",
+}  # fmt: skip
+
+
+def test_a_row_that_deadlocks_has_no_time_and_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert {end for nodes in run(of_row(GOOD_ROW | DEADLOCKED), True).values() for _, end in nodes.values()} == {None}
+    path, out = tmp_path / "table.csv", tmp_path / "out.csv"
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, [*GOOD_ROW, "status"])
+        writer.writeheader()
+        writer.writerows([GOOD_ROW | DEADLOCKED, GOOD_ROW | {"status": "mine"}])
+    assert main(["collectives", str(path), "--out", str(out)]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "row 1: the collective deadlocks: rank 0 and 15 more wait for ever" in line
+    with out.open(newline="") as file:
+        dead, timed = csv.DictReader(file)
+    assert (dead["predicted_ns"], dead["status"], dead["reason"][:24]) == ("", "deadlock", "the collective deadlocks")
+    assert (timed["predicted_ns"], timed["status"], timed["reason"], timed["input.status"]) == ("2310", "ok", "", "mine")
 
 
 def test_deadlock_is_told_by_exit_code_message_and_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

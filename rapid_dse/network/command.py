@@ -21,6 +21,7 @@ Engine = Callable[[GraphFile, str], RunResult]
 
 OK, DEADLOCK, BAD_INPUT = range(3)
 SHOWN = 20
+PREDICTED, OUTCOME = ("predicted_ns",), ("status", "reason")  # what ``collectives`` adds to a table
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -31,7 +32,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True)
     table = commands.add_parser("collectives", help="time a table of single collectives")
     table.add_argument("table", type=Path, help="CSV with ASTRA-sim's columns (backend, topology, npus, …)")
-    table.add_argument("--out", type=Path, required=True, help="CSV to write: the same columns and predicted_ns")
+    table.add_argument("--out", type=Path, required=True, help="CSV to write: the same columns, predicted_ns, status and reason")
     graph = commands.add_parser("graph", help="run a multi-rank graph")
     graph.add_argument("file", type=Path, help="JSON: network, system, comm_groups, ranks")
     graph.add_argument("--network", choices=[n for n in NETWORKS if n != "ideal"], default="congestion_aware")
@@ -43,7 +44,11 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def run_collectives(table: Path, out: Path, say: Say) -> int:
-    """Time each row of a table; rows that cannot run are named, left blank, and make the exit code 2."""
+    """Time each row of a table.
+
+    A row that cannot run, or deadlocks, is named; its ``predicted_ns`` is empty, its ``status`` says which and ``reason`` why, and the
+    exit code is 2, or 1 where rows deadlock and nothing else is wrong.
+    """
     try:
         with table.open(newline="") as file:
             rows = list(csv.DictReader(file))
@@ -51,21 +56,35 @@ def run_collectives(table: Path, out: Path, say: Say) -> int:
         raise ValueError(f"{table}: {error}") from None
     if not rows:
         raise ValueError(f"{table} has no rows")
-    bad = 0
+    columns = [f"input.{c}" if c in OUTCOME else c for c in rows[0] if c is not None and c not in PREDICTED]
+    codes = set()
     for number, row in enumerate(rows, 1):
-        row["predicted_ns"] = ""
-        try:
-            if None in row.values() or None in row:
-                raise ValueError("it has not as many cells as the header has columns")
-            row["predicted_ns"] = str(CollectiveCase.from_row(row).run().makespan_ns)
-        except (ValueError, MemoryError) as error:
-            bad += 1
-            say(f"{table}, row {number}: {error}")
+        code, found = _time_collective(row)
+        if found["reason"]:
+            say(f"{table}, row {number}: {found['reason']}")
+        codes.add(code)
+        kept = {f"input.{c}" if c in OUTCOME else c: value for c, value in row.items()}
+        row.clear()
+        row.update(kept | found)
     with out.open("w", newline="") as file:
-        writer = csv.DictWriter(file, [c for c in rows[0] if c is not None], extrasaction="ignore")
+        writer = csv.DictWriter(file, [*columns, *PREDICTED, *OUTCOME], extrasaction="ignore")
         writer.writeheader()
         writer.writerows(rows)
-    return BAD_INPUT if bad else OK
+    return max(codes)
+
+
+def _time_collective(row: dict[str, str]) -> tuple[int, dict[str, str]]:
+    """A row's exit code, and its columns ``PREDICTED`` and ``OUTCOME``."""
+    try:
+        if None in row.values() or None in row:
+            raise ValueError("it has not as many cells as the header has columns")
+        result = CollectiveCase.from_row(row).run()
+    except (ValueError, MemoryError) as error:
+        return BAD_INPUT, {"predicted_ns": "", "status": "invalid", "reason": str(error)}
+    if result.deadlocked:
+        waiting = f"rank {result.waiting[0]} and {len(result.waiting) - 1} more wait for ever" if len(result.waiting) else "no rank starts"
+        return DEADLOCK, {"predicted_ns": "", "status": "deadlock", "reason": f"the collective deadlocks: {waiting}"}
+    return OK, {"predicted_ns": str(result.makespan_ns), "status": "ok", "reason": ""}
 
 
 def check_links_are_told(links: bool, engine: str, network: str) -> None:
