@@ -40,7 +40,7 @@ keys (key=value; in a sweep also 1,2,4, range(start,stop[,step]), and for parall
   search    study n_trials sampler jobs top …        debug     hw_snapshots
   Quantities take units: hw.memory.bandwidth='3.35 TB/s'. --cfg lists all keys with their values.
 
-exit codes: 0; 2 where an input is wrong or one trial's layout is illegal; 130 after Ctrl-C
+exit codes: 0; 2 where an input is wrong or one trial's layout is illegal; 130 after Ctrl-C; 143 after SIGTERM
 """
 
 FLAGS = {"-m": "multirun", "--multirun": "multirun", "--cfg": "cfg", "--version": "version", "-h": "help", "--help": "help"}

@@ -6,15 +6,26 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
+from rapid_dse import termination
+
 USAGE, INTERRUPTED = 2, 130
 
 
 def guarded(command: Callable[[Sequence[str]], int], arguments: Sequence[str]) -> int:
     """Runs ``command``; what the user can mend comes out as one line on stderr.
 
+    SIGTERM and SIGHUP are taken as Ctrl-C is, so that workers and programs that the command has started end with it.
+
     Returns:
-        The command's own exit code; 2 where an input is wrong, too large, or a file cannot be read or written; 130 after Ctrl-C.
+        The command's own exit code; 2 where an input is wrong, too large, or a file cannot be read or written; 130 after Ctrl-C,
+        128 and its number after another signal.
     """
+    with termination.raising() as came:
+        code = _in_one_line(command, arguments)
+    return termination.exit_code(came[0]) if came else code
+
+
+def _in_one_line(command: Callable[[Sequence[str]], int], arguments: Sequence[str]) -> int:
     try:
         code = command(arguments)
         sys.stdout.flush()

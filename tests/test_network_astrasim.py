@@ -1,13 +1,11 @@
-"""The ASTRA-sim adapter on recorded output, the real program where there is one, Chakra files, the cache."""
+"""What the adapter makes of ASTRA-sim's output, what it refuses to run, Chakra files, the real program where there is one."""
 
 from __future__ import annotations
 
 import contextlib
 import json
-import multiprocessing
+import math
 import os
-import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -23,10 +21,11 @@ from rapid_dse.network.__main__ import main
 from rapid_dse.network.engine import RunResult
 from rapid_dse.network.system import SystemSettings
 from rapid_dse.network.topology import Topology
-from rapid_dse.simulate.astra_cache import MODE_VARIABLE, AstraCache, cache_mode, run_key
-from rapid_dse.simulate.astrasim import HOW_TO_GET, AstraSim, check_for_astrasim, engine_for
-from rapid_dse.trace.chakra import read_traces, trace_path, write_traces
-from rapid_dse.trace.graph import Graph
+from rapid_dse.simulate.astra_check import check_for_astrasim
+from rapid_dse.simulate.astra_files import read_output, write_inputs
+from rapid_dse.simulate.astrasim import HOW_TO_GET, AstraSim, engine_for
+from rapid_dse.trace.chakra import LONGEST_NS, TAGS, load_schema, read_traces, told_apart, trace_path, write_traces
+from rapid_dse.trace.graph import Graph, GraphBuilder
 from rapid_dse.trace.graph_file import GraphFile, parse_graph
 
 GRAPHS = sorted((Path(__file__).parent / "data" / "astrasim" / "graphs").glob("*.json"))
@@ -39,121 +38,95 @@ def load(path: Path) -> tuple[GraphFile, dict[str, Any]]:
     return parse_graph(data), data
 
 
-def fake(folder: Path, path: Path, finished: bool = True, log: bool = True, ending: str = "") -> Path:
-    """A program that prints what ASTRA-sim printed, checks that its inputs are there, and ends as told."""
-    _, data = load(path)
-    recorded = data["results"]["aware"]
-    lines = [f"sys[{r}] finished, {t} cycles, exposed communication 0 cycles." for r, t in recorded["finish_ns"].items()]
-    steps = []
-    for rank, nodes in recorded["node_times_ns"].items():
-        for node, (start, end) in nodes.items():
-            steps.append(f"[workload] [debug] issue,sys->id={rank}, tick={start}, node->id={node}, x")
-            if end is not None:
-                steps.append(f"[workload] [debug] callback,sys->id={rank}, tick={end}, node->id={node}, x")
-    if not finished:
-        lines = lines[:-1]
-    script = f"""#!{sys.executable}
-import json, os, sys, time
-options = dict(a[2:].split("=", 1) for a in sys.argv[1:])
-for key in ("system", "remote-memory"):
-    json.load(open(options[key + "-configuration"]))
-assert "topology: " in open(options["network-configuration"]).read()
-assert os.path.getsize(options["workload-configuration"] + ".0.et") > 0
-if {log!r}:
-    open(os.path.join(options["logging-folder"], "log.log"), "w").write({chr(10).join(steps)!r})
-print({chr(10).join(lines)!r})
-sys.stdout.flush()
-{ending}
-"""
-    program = folder / "astra"
-    program.write_text(script)
-    program.chmod(0o755)
-    return program
+def recorded(data: dict[str, Any], mode: str = "aware") -> tuple[list[str], list[str]]:
+    """The finished lines and the log's lines that ASTRA-sim wrote of a run."""
+    results = data["results"][mode]
+    lines = [f"sys[{r}] finished, {t} cycles, exposed communication 0 cycles." for r, t in results["finish_ns"].items()]
+    steps = [
+        f"[workload] [debug] {kind},sys->id={rank}, tick={time}, node->id={node}, x"
+        for rank, nodes in results["node_times_ns"].items()
+        for node, times in nodes.items()
+        for kind, time in zip(("issue", "callback"), times, strict=True)
+        if time is not None
+    ]
+    return lines, steps
 
 
-def run_with(program: Path, path: Path, timeout_s: float = 60.0) -> RunResult:
-    file, _ = load(path)
-    topology, system = Topology.from_json(file.network), SystemSettings.from_json(file.system)
-    return AstraSim.find(program, timeout_s).run(file.graph, topology, system, "congestion_aware")
+def read(graph: Graph, lines: list[str], steps: list[str], code: int = 0) -> RunResult:
+    return read_output(graph, code, "\n".join(lines), "", iter(steps))
 
 
-def test_success_gives_the_recorded_times(tmp_path: Path) -> None:
-    file, _ = load(PIPELINE)
-    result = run_with(fake(tmp_path, PIPELINE), PIPELINE)
-    own = command.builtin_engine(file, "congestion_aware")
-    np.testing.assert_array_equal(result.start_ns, own.start_ns)
-    np.testing.assert_array_equal(result.end_ns, own.end_ns)
-    np.testing.assert_array_equal(result.finish_ns, own.finish_ns)
+@pytest.mark.parametrize("mode", ["aware", "unaware"])
+@pytest.mark.parametrize("path", GRAPHS, ids=lambda p: p.stem)
+def test_recorded_output_gives_the_recorded_times(path: Path, mode: str) -> None:
+    file, data = load(path)
+    result = read(file.graph, *recorded(data, mode))
+    report = command.result_to_json(file.graph, result, links=False)
+    for key in ("node_times_ns", "finish_ns", "makespan_ns"):
+        assert report[key] == data["results"][mode][key]
+    assert result.deadlocked is not data["results"][mode]["ok"]
+    if result.deadlocked:
+        assert {file.graph.node_name(i) for i in result.waiting} == {f"node 2 of rank {r}" for r in range(8)}
 
 
-def test_crash_after_all_lines_is_a_success(tmp_path: Path) -> None:
-    assert run_with(fake(tmp_path, PIPELINE, ending="os.abort()"), PIPELINE).makespan_ns == 2570250
+def test_a_run_that_dies_in_its_destructors_is_a_success_by_its_log() -> None:
+    file, data = load(PIPELINE)
+    lines, steps = recorded(data)
+    assert read(file.graph, lines, steps, code=-6).makespan_ns == 2570250
+    assert read(file.graph, lines[:1], [*steps, *lines], code=-6).makespan_ns == 2570250
 
 
-def test_deadlock_with_exit_code_0(tmp_path: Path) -> None:
-    file, _ = load(DEADLOCK)
-    ending = "sys.stderr.write('[critical] !!!Hardware Resource sys.id=6 has unreleased nodes!!!')"
-    program = fake(tmp_path, DEADLOCK, ending=ending)
-    with pytest.raises(ValueError, match="give the world a group id"):
-        run_with(program, DEADLOCK)
-    graph = replace(file.graph, group=np.where(file.graph.group < 0, -1, file.graph.group))
-    from rapid_dse.simulate.astrasim import read_output
-
-    _, data = load(DEADLOCK)
-    times = data["results"]["aware"]["node_times_ns"]
-    steps = "\n".join(
-        f"{kind},sys->id={r}, tick={t}, node->id={n}, x"
-        for r, nodes in times.items()
-        for n, pair in nodes.items()
-        for kind, t in zip(("issue", "callback"), pair, strict=True)
-        if t is not None
-    )
-    result = read_output(graph, 0, "", "sys.id=6 has unreleased nodes", steps)
-    assert result.deadlocked
-    assert {graph.node_name(i) for i in result.waiting} == {f"node 2 of rank {r}" for r in range(8)}
+def spoiled(lines: list[str], steps: list[str], what: str) -> tuple[list[str], list[str]]:
+    last = max(i for i, step in enumerate(steps) if "callback,sys->id=3," in step)
+    if what == "no line":
+        return lines[:-1], steps
+    if what == "no end":
+        return lines, steps[:last] + steps[last + 1 :]
+    if what == "half a line":
+        return lines, [*steps[:-1], steps[-1][:-3]]
+    if what == "another finish":
+        return [line.replace("finished, 2570250", "finished, 2570251") for line in lines], steps
+    if what == "two finishes":
+        return [*lines, lines[-1].replace("finished, ", "finished, 1")], steps
+    if what == "two ends":
+        return lines, [*steps, steps[last].replace("tick=", "tick=1")]
+    if what == "no start":
+        return lines, [step for step in steps if "issue,sys->id=3," not in step]
+    assert what == "another node"
+    return lines, [*steps, steps[last].replace("node->id=", "node->id=77")]
 
 
 @pytest.mark.parametrize(
-    ("kwargs", "message"),
+    ("what", "code", "message"),
     [
-        ({"finished": False}, "no finished line of rank 3; its last lines: .*finished"),
-        ({"finished": False, "ending": "sys.exit(3)"}, "exit code 3 and no finished line of rank 3"),
-        ({"log": False}, "log is cut off: it has no end of node"),
+        ("no line", 0, "exit code 0 and no finished line of rank 3; its last lines: .*finished"),
+        ("no line", 3, "exit code 3 and no finished line of rank 3"),
+        ("no end", 0, "log is cut off: it has no end of node"),
+        ("half a line", 0, "log is cut off: it has no end of node"),
+        ("another finish", 0, "contradicts itself: rank . finished at 2570251 ns, its last node ended at 2570250 ns"),
+        ("two finishes", 0, "another time of one than before"),
+        ("two ends", 0, "log has two times"),
+        ("no start", 0, "but not start before"),
+        ("another node", 0, "which the graph does not have"),
     ],
 )
-def test_truncated_output_is_an_error(tmp_path: Path, kwargs: dict[str, Any], message: str) -> None:
+def test_output_that_does_not_hold_together_is_an_error(what: str, code: int, message: str) -> None:
+    file, data = load(PIPELINE)
     with pytest.raises(ValueError, match=message):
-        run_with(fake(tmp_path, PIPELINE, **kwargs), PIPELINE)
+        read(file.graph, *spoiled(*recorded(data), what), code)
 
 
-def test_time_out_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="did not end within 1 s; its last lines"):
-        run_with(fake(tmp_path, PIPELINE, ending="time.sleep(30)"), PIPELINE, timeout_s=1.0)
-
-
-def test_what_the_binary_started_ends_with_it(tmp_path: Path) -> None:
-    pid = tmp_path / "pid"
-    wrapper = tmp_path / "wrapper.sh"
-    wrapper.write_text(f"#!/bin/sh\nsleep 60 &\necho $! > {pid}\nwait\n")
-    wrapper.chmod(0o755)
-    with pytest.raises(ValueError, match="did not end within 1 s; it printed nothing"):
-        run_with(wrapper, PIPELINE, timeout_s=1.0)
-    state = Path("/proc") / pid.read_text().strip() / "stat"
-    assert not state.exists() or state.read_text().split()[2] == "Z"
-
-
-def test_receives_that_wait_for_ever_are_a_deadlock(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_receives_that_wait_for_ever_are_a_deadlock_only_where_the_program_ended_well() -> None:
     _, data = load(PIPELINE)
     data["ranks"]["3"].append({"id": 99, "type": "recv", "src": 0, "dst": 3, "size": 8, "tag": 5, "deps": []})
-    for mode in ("aware", "unaware"):
-        data["results"][mode]["node_times_ns"]["3"]["99"] = [0, None]
-        del data["results"][mode]["finish_ns"]["3"]
-    path, out = tmp_path / "graph.json", tmp_path / "out.json"
-    path.write_text(json.dumps(data))
-    for engine in (["--engine", "astrasim", "--binary", str(fake(tmp_path, path))], ["--engine", "builtin"]):
-        assert main(["graph", str(path), *engine, "--out", str(out)]) == 1
-        assert "rank 3: node 99" in capsys.readouterr().err
-        assert json.loads(out.read_text())["waiting"] == {"3": [99]}
+    data["results"]["aware"]["node_times_ns"]["3"]["99"] = [0, None]
+    del data["results"]["aware"]["finish_ns"]["3"]
+    file = parse_graph(data)
+    result = read(file.graph, *recorded(data))
+    assert [file.graph.node_name(i) for i in result.waiting] == ["node 99 of rank 3"]
+    np.testing.assert_array_equal(result.waiting, command.builtin_engine(file, "congestion_aware").waiting)
+    with pytest.raises(ValueError, match="exit code 1 and no finished line of rank 3"):
+        read(file.graph, *recorded(data), code=1)
 
 
 def test_missing_binary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -163,14 +136,6 @@ def test_missing_binary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys:
     assert "no ASTRA-sim binary is named" in capsys.readouterr().err
     assert main([*arguments, "--binary", str(tmp_path / "none")]) == 2
     assert "is no file that can be run" in capsys.readouterr().err
-
-
-def test_command_runs_the_binary(tmp_path: Path) -> None:
-    out = tmp_path / "out.json"
-    program = fake(tmp_path, PIPELINE)
-    assert main(["graph", str(PIPELINE), "--engine", "astrasim", "--binary", str(program), "--out", str(out)]) == 0
-    _, data = load(PIPELINE)
-    assert json.loads(out.read_text())["node_times_ns"] == data["results"]["aware"]["node_times_ns"]
 
 
 @pytest.mark.parametrize("path", [p for p in GRAPHS if "DEADLOCK" not in p.stem], ids=lambda p: p.stem)
@@ -184,24 +149,114 @@ def test_real_program_agrees_node_by_node(path: Path) -> None:
     np.testing.assert_array_equal(real.end_ns, own.end_ns)
 
 
-def test_binary_of_the_other_network_is_an_error(tmp_path: Path) -> None:
-    program = fake(tmp_path, PIPELINE).rename(tmp_path / "AstraSim_Analytical_Congestion_Unaware")
-    with pytest.raises(ValueError, match=r"network is congestion_aware, .* is the congestion_unaware one"):
-        run_with(program, PIPELINE)
-
-
 def test_checks_before_a_run() -> None:
     file, _ = load(PIPELINE)
     topology, system = Topology.from_json(file.network), SystemSettings.from_json(file.system)
-    with pytest.raises(ValueError, match="ASTRA-sim runs congestion_aware or"):
-        check_for_astrasim(file.graph, topology, system, "fair")
     collective, _ = load(next(p for p in GRAPHS if p.stem.startswith("g06_a2a_direct")))
     ring = Topology.from_json(collective.network)
     settings = SystemSettings.from_json({**collective.system, "endpoint-delay": 0})
-    with pytest.raises(ValueError, match="endpoint-delay is 0 and node"):
-        check_for_astrasim(collective.graph, ring, settings, "congestion_aware")
-    with pytest.raises(ValueError, match="Line: ASTRA-sim has Ring"):
-        check_for_astrasim(collective.graph, Topology.mesh([8], 50, 500), system, "congestion_aware")
+    derated, failed = (replace(topology, faulty_links=((0, 1, factor),)) for factor in (0.5, 0.0))
+    world = load(DEADLOCK)[0]
+    refused: list[tuple[Graph, Topology, SystemSettings, str, str]] = [
+        (file.graph, topology, system, "fair", "ASTRA-sim runs congestion_aware or"),
+        (collective.graph, ring, settings, "congestion_aware", "endpoint-delay is 0 and node"),
+        (collective.graph, Topology.mesh([8], 50, 500), system, "congestion_aware", "Line: ASTRA-sim has Ring"),
+        (file.graph, derated, system, "congestion_unaware", "faulty_links: .* does not see them"),
+        (file.graph, failed, system, "congestion_aware", "factor 0 in a network of one dimension"),
+        (file.graph, ring, system, "congestion_aware", "the graph has 4 ranks, npus_count makes 8"),
+        (world.graph, Topology.from_json(world.network), system, "congestion_aware", "give the world a group id of its own"),
+    ]
+    for *given_run, message in refused:
+        with pytest.raises(ValueError, match=message):
+            check_for_astrasim(*given_run)  # type: ignore[arg-type]
+
+
+def mixed(order: str, size: int = 1 << 20) -> Graph:
+    """Ranks 0 and 1 run collectives on a group of theirs (g), all run them on the world (w)."""
+    graph = GraphBuilder(4, {1: [0, 1]})
+    for rank in range(4):
+        for number, who in enumerate(order):
+            before = [number - 1] if number else []
+            if who == "w":
+                graph.collective(rank, number, "ALL_REDUCE", size, None, before)
+            elif rank < 2:
+                graph.collective(rank, number, "ALL_REDUCE", size, 1, before)
+            else:
+                graph.compute(rank, number, 1, before)
+    return graph.build()
+
+
+@pytest.mark.parametrize(("order", "deadlocks"), [("gw", True), ("wg", False), ("wgw", True), ("ww", False)])
+def test_collectives_of_the_world_are_refused_just_where_they_deadlock(order: str, deadlocks: bool) -> None:
+    graph, topology, system = mixed(order), Topology.of(["Switch"], [4], [50], [500]), SystemSettings()
+    file = GraphFile(graph, {"topology": ["Switch"], "npus_count": [4], "bandwidth": [50], "latency": [500]}, {})
+    assert command.builtin_engine(file, "congestion_aware").deadlocked is deadlocks
+    with pytest.raises(ValueError, match="of its own") if deadlocks else contextlib.nullcontext():
+        check_for_astrasim(graph, topology, system, "congestion_aware")
+
+
+def test_files_hold_what_the_program_reads(tmp_path: Path) -> None:
+    groups = {1: [0, 1], 2: [3], 3: [2, 3]}  # no collective runs on 2, and a group of one hangs the program
+    graph = GraphBuilder(4, groups)
+    for rank in range(4):
+        graph.collective(rank, 0, "ALL_REDUCE", 1 << 20, 1 if rank < 2 else 3)
+    topology = Topology.of(["Ring"], [4], [50], [500])
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+    one = write_inputs(tmp_path / "a", graph.build(), topology, SystemSettings())
+    assert json.loads((tmp_path / "a" / "comm_group.json").read_text()) == {"1": [0, 1], "3": [2, 3]}
+    assert not any("num-queues" in option for option in one)
+    several = write_inputs(tmp_path / "b", graph.build(), topology, SystemSettings(queues_per_dim=4))
+    assert several[-1] == "--num-queues-per-dim=4"
+
+
+# 15, 30, 60 … are those whose 1000 operations a ns come out 1 ns short; the others are the bounds of what is kept.
+DURATIONS = [1, 2, 15, 30, 60, 63, 245, 65_000, 1_000_000_007, LONGEST_NS - 1]
+
+
+def computing(durations: list[int]) -> Graph:
+    graph = GraphBuilder(2)
+    for rank in range(2):
+        for number, nanoseconds in enumerate(durations):
+            graph.compute(rank, number, nanoseconds, [number - 1] if number else [])
+    return graph.build()
+
+
+def test_the_program_computes_for_each_durations_ns(tmp_path: Path) -> None:
+    """By the program's rule: floor(num_ops / 1e12 · 1e9) ns in doubles."""
+    schema = load_schema()
+    many = [*DURATIONS, *range(3, 2000), *(37**k for k in range(2, 9))]
+    write_traces(computing(many), tmp_path / "trace")
+    content, found = trace_path(tmp_path / "trace", 1).read_bytes(), []
+    at = content[0] + 1
+    while at < len(content):
+        node = schema.Node.FromString(content[at + 1 : at + 1 + content[at]])
+        found += [math.floor(attr.int64_val / 1e12 * 1e9) for attr in node.attr if attr.name == "num_ops"]
+        at += 1 + content[at]
+    assert found == many
+
+
+@pytest.mark.parametrize("duration", [0, LONGEST_NS])
+def test_a_duration_that_the_program_does_not_keep_is_refused(duration: int, tmp_path: Path) -> None:
+    graph = computing([5])
+    spoiled_graph = replace(graph, duration_ns=np.array([5, duration]))
+    with pytest.raises(ValueError, match=rf"node 0 of rank 1 computes for {duration} ns: .* allowed: 1 … 2\^50 - 1"):
+        write_traces(spoiled_graph, tmp_path / "trace")
+
+
+def test_tags_stay_apart_modulo_what_the_program_takes_them() -> None:
+    graph = GraphBuilder(2)
+    tags = [7, TAGS + 7, 3 * TAGS + 7, 1 << 40, -5, 0]
+    for number, tag in enumerate(tags):
+        graph.send(0, number, 1, 64, tag)
+        graph.receive(1, number, 0, 64, tag)
+    built = graph.build()
+    found = told_apart(built)
+    assert found.min() >= 0
+    assert found.max() < TAGS
+    assert len(set(found[:6].tolist())) == 6
+    assert (found[:6] == found[6:]).all()
+    assert told_apart(replace(built, tag=built.tag % TAGS)).tolist() == (built.tag % TAGS).tolist()
 
 
 def same(a: Graph, b: Graph) -> bool:
@@ -238,125 +293,3 @@ def test_damaged_trace_is_an_error_or_another_graph(data: st.DataObject) -> None
         path.write_bytes(content[: data.draw(st.sampled_from([len(content), len(content) // 2]))])
         with contextlib.suppress(ValueError):
             read_traces(Path(folder) / "trace", graph.ranks, {1: [0, 1, 2, 3]}).check()
-
-
-def keyed() -> tuple[str, RunResult]:
-    file, _ = load(PIPELINE)
-    topology, system = Topology.from_json(file.network), SystemSettings.from_json(file.system)
-    return run_key(file.graph, topology, system, "fair", "builtin 1"), command.builtin_engine(file, "congestion_aware")
-
-
-def test_cache_hit_and_modes(tmp_path: Path) -> None:
-    key, result = keyed()
-    assert AstraCache(tmp_path, "CACHE_READONLY").run(key, lambda: result) is result
-    assert not list(tmp_path.iterdir())
-    cache = AstraCache(tmp_path)
-    assert cache.run(key, lambda: result) is result
-
-    def never() -> RunResult:
-        raise AssertionError("a hit must not simulate")
-
-    hit = AstraCache(tmp_path, "CACHE_READONLY").run(key, never)
-    np.testing.assert_array_equal(hit.end_ns, result.end_ns)
-    np.testing.assert_array_equal(hit.links.bytes, result.links.bytes)
-    assert hit.makespan_ns == result.makespan_ns
-    assert AstraCache(tmp_path, "NO_CACHE").get(key) is None
-
-
-def test_key_follows_content() -> None:
-    file, _ = load(PIPELINE)
-    topology, system = Topology.from_json(file.network), SystemSettings.from_json(file.system)
-    base = run_key(file.graph, topology, system, "fair", "a")
-    longer = replace(file.graph, duration_ns=file.graph.duration_ns + 1)
-    keys = {
-        base,
-        run_key(longer, topology, system, "fair", "a"),
-        run_key(file.graph, topology, system, "ideal", "a"),
-        run_key(file.graph, topology, system, "fair", "b"),
-        run_key(file.graph, topology, replace(system, splits=2), "fair", "a"),
-        run_key(file.graph, Topology.torus([4], 51, 500), system, "fair", "a"),
-    }
-    assert len(keys) == 6
-    assert run_key(load(PIPELINE)[0].graph, topology, system, "fair", "a") == base
-
-
-@pytest.mark.parametrize(
-    "damage",
-    [
-        lambda d: d[:-5],
-        lambda d: d[:-5] + b"xxxxx",
-        lambda d: d.replace(b'"makespan_ns": 2', b'"makespan_ns": 3'),
-        lambda d: b"",
-        lambda d: b"{}\n",
-    ],
-)
-def test_damaged_entry_is_a_reported_miss(tmp_path: Path, damage: Any, caplog: pytest.LogCaptureFixture) -> None:
-    key, result = keyed()
-    cache = AstraCache(tmp_path)
-    cache.put(key, result)
-    path = tmp_path / f"{key}.run"
-    path.write_bytes(damage(path.read_bytes()))
-    assert cache.get(key) is None
-    assert "is damaged and not used" in caplog.text
-    assert cache.run(key, lambda: result) is result
-    assert cache.get(key) is not None
-
-
-def test_least_recently_used_goes_first(tmp_path: Path) -> None:
-    key, result = keyed()
-    AstraCache(tmp_path).put(key, result)
-    size = (tmp_path / f"{key}.run").stat().st_size
-    cache = AstraCache(tmp_path, limit_bytes=2 * size)
-    for i, name in enumerate(("b", "c")):
-        os.utime(tmp_path / f"{key}.run", ns=(10, 10)) if name == "b" else cache.get(key)
-        cache.put(name, result)
-        if name == "b":
-            os.utime(tmp_path / "b.run", ns=(20 + i, 20 + i))
-    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([f"{key}.run", "c.run"])
-
-
-def use_cache(task: tuple[Path, int]) -> int:
-    """Put and read entries of its own and of all processes; returns how many reads were hits."""
-    folder, number = task
-    _, result = keyed()
-    cache, hits = AstraCache(folder, limit_bytes=40_000), 0
-    for i in range(60):
-        for name in (f"own{number}_{i}", f"all{i % 5}"):
-            cache.put(name, replace(result, makespan_ns=1000 + i % 5))
-            found = cache.get(f"all{i % 5}")
-            if found is not None:
-                assert found.makespan_ns == 1000 + i % 5
-                hits += 1
-    return hits
-
-
-def test_many_processes_share_a_folder(tmp_path: Path) -> None:
-    with multiprocessing.get_context("fork").Pool(4) as pool:
-        assert min(pool.map(use_cache, [(tmp_path, number) for number in range(4)])) > 0
-    AstraCache(tmp_path, limit_bytes=40_000).put("last", keyed()[1])
-    files = list(tmp_path.iterdir())
-    assert sum(path.stat().st_size for path in files) <= 40_000
-    assert {path.suffix for path in files} == {".run"}
-
-
-def test_folder_that_takes_no_entry_is_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    (tmp_path / "file").write_text("")
-    key, result = keyed()
-    assert AstraCache(tmp_path / "file" / "cache").run(key, lambda: result) is result
-    assert "takes no entry" in caplog.text
-
-
-def test_abandoned_entries_are_swept_away(tmp_path: Path) -> None:
-    for name, age in (("old.tmp", 7200), ("new.tmp", 10)):
-        (tmp_path / name).write_bytes(b"part of an entry")
-        os.utime(tmp_path / name, (time.time() - age,) * 2)
-    AstraCache(tmp_path).put("a", keyed()[1])
-    assert {path.name for path in tmp_path.iterdir()} == {"a.run", "new.tmp"}
-
-
-def test_mode_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv(MODE_VARIABLE, raising=False)
-    assert cache_mode() == "CACHE_READWRITE"
-    monkeypatch.setenv(MODE_VARIABLE, "CACHE_SOMETIMES")
-    with pytest.raises(ValueError, match="CACHE_SOMETIMES"):
-        cache_mode()

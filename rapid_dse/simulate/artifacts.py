@@ -54,7 +54,7 @@ def keep(scenario: Scenario, done: Mapping[str, runs.Run], layout: str | None) -
 
 def _write_inputs(scenario: Scenario, folder: Path, run: runs.Run) -> None:
     """ASTRA-sim's input files, and what the run said of its links."""
-    from rapid_dse.simulate.astrasim import write_inputs
+    from rapid_dse.simulate.astra_files import write_inputs
 
     for old in folder.glob("*.et"):
         old.unlink()

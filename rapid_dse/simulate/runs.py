@@ -111,16 +111,22 @@ def check_links(cluster: Cluster) -> None:
 
 
 def check_engine(scenario: Scenario, ep: int, *parts: Topology) -> None:
-    """Refuses networks, or parts of them, whose groups ASTRA-sim would run otherwise, where it is the engine; all-to-alls are experts'.
+    """Refuses networks, or parts of them, that ASTRA-sim's binary has not or whose groups it would run otherwise, where it is the engine.
+
+    All-to-alls are experts'. The binary is asked by small runs whose times are known.
 
     Raises:
         ValueError: with the key, and what to use instead.
     """
-    if scenario.backend.engine == "astrasim":
-        from rapid_dse.simulate.astrasim import check_groups
+    if scenario.backend.engine != "astrasim":
+        return
+    from rapid_dse.simulate.astra_check import check_groups
 
-        for part in parts:
-            check_groups(system_of(scenario, part), [name for name in COLLECTIVES if name != "ALL_TO_ALL" or ep > 1])
+    for part in parts:
+        check_groups(system_of(scenario, part), [name for name in COLLECTIVES if name != "ALL_TO_ALL" or ep > 1])
+    for part in parts:
+        if part.ranks > 1:  # a single rank's graph runs on the built-in engine
+            _astra_sim(scenario.backend).check(part, scenario.backend.network)
 
 
 def own_streams(backend: Backend) -> bool:

@@ -1,7 +1,8 @@
 """Chakra execution traces: a graph as ``PREFIX.<rank>.et`` files, written and read with mlc-chakra's schema.
 
-Computation is written for ASTRA-sim's roofline mode at a peak of 1 TFLOP/s, which alone keeps single ns: 1000
-operations each. Needs the optional dependency ``mlc-chakra`` (``pip install rapid-dse[chakra]``).
+Computation is written for ASTRA-sim's roofline mode at a peak of 1 TFLOP/s, which alone keeps single ns. The program takes
+floor(operations / 1e12 · 1e9) ns in doubles: 1000 operations a ns would be 1 ns short at 2 % of all durations (15, 30, 60 …),
+so half a ns of operations is added. Needs the optional dependency ``mlc-chakra`` (``pip install rapid-dse[chakra]``).
 """
 
 from __future__ import annotations
@@ -10,9 +11,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rapid_dse.trace.graph import COLLECTIVE, COLLECTIVES, COMPUTE, LARGEST, RECEIVE, WORLD, Graph, GraphBuilder, is_whole
+import numpy as np
 
-OPS_PER_NS = 1000
+from rapid_dse.trace.graph import COLLECTIVE, COLLECTIVES, COMPUTE, LARGEST, RECEIVE, SEND, WORLD, Graph, GraphBuilder, Ints, is_whole
+
+OPS_PER_NS, HALF_A_NS = 1000, 500
+LONGEST_NS = 1 << 50  # up to there rounding, three times by 2^-53, stays below half a ns
+TAGS = 500_000_000  # ASTRA-sim takes tags of sends and receives modulo this
 SCHEMA_VERSION = "0.0.4"
 
 
@@ -31,13 +36,37 @@ def trace_path(prefix: Path, rank: int) -> Path:
 
 
 def write_traces(graph: Graph, prefix: Path) -> None:
-    """Write a file a rank; ValueError when mlc-chakra is missing, and for a tag that it does not hold."""
+    """Write a file a rank.
+
+    Raises:
+        ValueError: mlc-chakra is missing, or a node computes for a time that ASTRA-sim does not keep.
+    """
     schema = load_schema()
-    ptr = graph.rank_ptr
+    lost = (graph.kind == COMPUTE) & ((graph.duration_ns < 1) | (graph.duration_ns >= LONGEST_NS))
+    if lost.any():
+        i = int(np.flatnonzero(lost)[0])
+        raise ValueError(
+            f"{graph.node_name(i)} computes for {graph.duration_ns[i]} ns: ASTRA-sim aborts at 0 and does not keep single ns from 2^50 "
+            "on; allowed: 1 … 2^50 - 1"
+        )
+    ptr, tags = graph.rank_ptr, told_apart(graph)
     for rank in range(graph.ranks):
         messages = [schema.GlobalMetadata(version=SCHEMA_VERSION)]
-        messages += [_write_node(schema, graph, i) for i in range(int(ptr[rank]), int(ptr[rank + 1]))]
+        messages += [_write_node(schema, graph, i, int(tags[i])) for i in range(int(ptr[rank]), int(ptr[rank + 1]))]
         trace_path(prefix, rank).write_bytes(b"".join(_framed(m.SerializeToString()) for m in messages))
+
+
+def told_apart(graph: Graph) -> Ints:
+    """Tags by which ASTRA-sim tells apart all messages that the graph does, int64[nodes]; it takes tags modulo ``TAGS``.
+
+    Tags that are all below that stay as they are; else all are numbered anew, in ascending order.
+    """
+    pairs = np.flatnonzero(graph.kind >= SEND)
+    tags = graph.tag.copy()
+    if len(pairs) and not (tags[pairs].min() >= 0 and tags[pairs].max() < TAGS):
+        values, tags[pairs] = np.unique(tags[pairs], return_inverse=True)
+        assert len(values) <= TAGS, "more messages than memory holds"
+    return tags
 
 
 def _framed(message: bytes) -> bytes:
@@ -50,7 +79,7 @@ def _framed(message: bytes) -> bytes:
     return bytes(head) + message
 
 
-def _write_node(schema: Any, graph: Graph, i: int) -> Any:
+def _write_node(schema: Any, graph: Graph, i: int, tag: int) -> Any:
     kind = graph.kind[i]
     node = schema.Node(id=int(graph.id[i]), name=graph.node_name(i))
     node.data_deps.extend(graph.id[graph.deps[graph.deps_ptr[i] : graph.deps_ptr[i + 1]]].tolist())
@@ -62,7 +91,7 @@ def _write_node(schema: Any, graph: Graph, i: int) -> Any:
     if kind == COMPUTE:
         node.type = schema.COMP_NODE
         node.duration_micros = int(graph.duration_ns[i]) // 1000
-        attr("num_ops", int64_val=int(graph.duration_ns[i]) * OPS_PER_NS)
+        attr("num_ops", int64_val=int(graph.duration_ns[i]) * OPS_PER_NS + HALF_A_NS)
         attr("tensor_size", uint64_val=1)
         return node
     attr("comm_size", int64_val=int(graph.size[i]))
@@ -75,11 +104,9 @@ def _write_node(schema: Any, graph: Graph, i: int) -> Any:
     own, other = int(graph.rank[i]), int(graph.peer[i])
     src, dst = (other, own) if kind == RECEIVE else (own, other)
     node.type = schema.COMM_RECV_NODE if kind == RECEIVE else schema.COMM_SEND_NODE
-    if not 0 <= graph.tag[i] < 1 << 31:
-        raise ValueError(f"{graph.node_name(i)}: its tag is {graph.tag[i]}, Chakra's are in 0 … 2^31 - 1")
     attr("comm_src", int32_val=src)
     attr("comm_dst", int32_val=dst)
-    attr("comm_tag", int32_val=int(graph.tag[i]))
+    attr("comm_tag", int32_val=tag)
     return node
 
 
@@ -141,7 +168,8 @@ def _read_node(schema: Any, builder: GraphBuilder, rank: int, node: Any) -> None
     if node.id > LARGEST:
         raise ValueError(f"{where}: ids must be at most 2^53")
     if node.type == schema.COMP_NODE:
-        nanos = get("num_ops") // OPS_PER_NS if "num_ops" in attr else 0
+        # as ASTRA-sim computes it at a peak of 1 TFLOP/s
+        nanos = int(get("num_ops") / 1e12 * 1e9) if "num_ops" in attr else 0
         builder.compute(rank, node.id, nanos or min(node.duration_micros, LARGEST) * 1000, deps)
     elif node.type == schema.COMM_COLL_NODE:
         group, number = str(attr.get("pg_name", "")), get("comm_type")
