@@ -48,7 +48,8 @@ def stage_slots(
     forward, backward = layer
     each = forward + backward
     ahead = found.has_embedding * block.embedding + found.has_head * block.head_forward
-    computing = found.layers * each + ahead + found.has_head * block.head_backward
+    behind_layers = found.has_embedding * block.embedding_backward + found.has_head * block.head_backward
+    computing = found.layers * each + ahead + behind_layers
     device = computing + hops
     whole = launched_slot(scenario.software, device, found.layers * host_layer + scenario.software.host_micro_batch)
     later = scenario.model.num_hidden_layers - found.before - found.layers
