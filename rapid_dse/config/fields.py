@@ -69,7 +69,8 @@ WHOLE = BeforeValidator(_whole)
 Count = Annotated[int, WHOLE, Field(ge=1, le=10**9)]
 CountOrZero = Annotated[int, WHOLE, Field(ge=0, le=10**9)]
 # GPUs, and the degrees that divide them.
-Degree = Annotated[int, WHOLE, Field(ge=1, le=2**20)]
+MOST_GPUS = 2**20
+Degree = Annotated[int, WHOLE, Field(ge=1, le=MOST_GPUS)]
 # Shares of a whole.
 Share = Annotated[float, Field(ge=1e-6, le=1)]
 ShareOrZero = Annotated[float, Field(ge=0, le=1), _or_zero(1e-9)]

@@ -120,7 +120,7 @@ class NetworkDimension(Frozen):
     """
 
     topology: Topology
-    size: Count | None
+    size: Degree | None
     bandwidth: BytesPerSecond
     latency: Seconds
     utilization: Share

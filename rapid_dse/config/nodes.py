@@ -10,6 +10,8 @@ from itertools import accumulate
 from operator import mul
 from typing import Any
 
+from rapid_dse.config.fields import MOST_GPUS
+
 KEY = "hw.gpus_per_node"
 _DIMENSIONS = "hw.network.dimensions"
 
@@ -111,7 +113,8 @@ def _sizes(hw: Any) -> list[int | None] | None:
 
 
 def _whole(value: Any) -> int | None:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not float(value).is_integer() or value < 1:
+    # Beyond the bounds of a degree it is the schema's to say what is wrong.
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 1 <= value <= MOST_GPUS or value != int(value):
         return None
     return int(value)
 
