@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 from rapid_dse.trace.graph import COLLECTIVE, COLLECTIVES, COMPUTE, RECEIVE, SEND, WORLD, Graph, Groups, Ints
 
 After = tuple[int, ...]
+COUNTED = 4096
+MOST_WRITTEN, MOST_NODES = 10**7, 250 * 10**6  # nodes of a graph's scripts, and of the graph: about 4 GB and half a minute, and 25 GB
 MAIN, GRADIENTS, RING, PIPELINE = range(4)  # communication streams
 
 
@@ -45,12 +47,14 @@ class Style:
 
     ``ideal``: one node each, which takes the closed form's time; else the phases that their group has on the network's dimensions.
     ``streams``: whether transfers that hide behind others have streams of their own. ``phases``: members of each phase by group.
+    ``nodes`` counts what the graph's scripts have, in steps of ``COUNTED``.
     """
 
     ideal: bool
     streams: bool
     phases: Mapping[str, Sequence[int]]
     labels: Labels
+    nodes: int = 0
 
 
 @dataclass
@@ -83,6 +87,9 @@ class Script:
         tag: int = 0,
         stream: int = MAIN,
     ) -> After:
+        if len(self.kind) % COUNTED == COUNTED - 1:
+            self.style.nodes += COUNTED
+            _check_size(self.style.nodes, MOST_WRITTEN, "to write")
         self.kind.append(kind)
         self.duration.append(max(1, round(seconds * 1e9)))
         self.size.append(max(1, round(size)) if kind != COMPUTE else 0)
@@ -184,6 +191,7 @@ def assemble(ranks: int, scripts: Sequence[Script], role: Ints, directory: Direc
     width = np.array([sum(map(len, script.after)) for script in every], np.int64)[role]
     first_dep = np.concatenate(([0], np.cumsum(width)))
     n = int(first[-1])
+    _check_size(n, MOST_NODES, "in all")
     columns = {column: np.zeros(n, np.int64) for column in ("id", "duration", "size", "group", "peer", "tag")}
     small = {column: np.zeros(n, np.int8) for column in ("kind", "collective", "stream")}
     label, ptr, deps = np.zeros(n, np.int32), np.zeros(n + 1, np.int64), np.zeros(int(first_dep[-1]), np.int64)
@@ -223,6 +231,15 @@ def assemble(ranks: int, scripts: Sequence[Script], role: Ints, directory: Direc
         name=name,
     )
     return Traced(graph, label, labels, role)
+
+
+def _check_size(nodes: int, most: int, what: str) -> None:
+    """Raises ``ValueError`` where a graph is larger than a machine holds."""
+    if nodes > most:
+        raise ValueError(
+            f"the step's graph has {nodes:,} nodes {what} or more; allowed: up to {most:,}; fewer micro-batches or GPUs have fewer, "
+            "and backend=analytical has none"
+        )
 
 
 def _group_table(ranks: int, directory: Directory) -> tuple[Groups, dict[str, Ints]]:
