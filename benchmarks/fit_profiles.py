@@ -11,7 +11,8 @@ from pathlib import Path
 
 from rapid_dse.analysis.calibration import Calibration, Options, calibrate
 from rapid_dse.analysis.fit import typical_base
-from rapid_dse.sweep.cases import group_cases, read_table
+from rapid_dse.config.table_file import read_table
+from rapid_dse.sweep.cases import group_cases
 
 SMALL = 5  # some frameworks published only a few runs; what is typical holds the rest
 

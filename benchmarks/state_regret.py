@@ -18,9 +18,10 @@ from numpy.typing import NDArray
 
 from rapid_dse.analysis.runs import SECONDS, STATUS, known_states
 from rapid_dse.analysis.scores import LEAST_IN_GROUP
+from rapid_dse.config.table_file import read_table
 from rapid_dse.simulate import price
 from rapid_dse.simulate.strain import nodes_of
-from rapid_dse.sweep.cases import group_cases, read_table
+from rapid_dse.sweep.cases import group_cases
 
 DRAWS = 20_000
 FLOOR = 0.08

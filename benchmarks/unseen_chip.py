@@ -12,7 +12,8 @@ import numpy as np
 from rapid_dse.analysis.fit import fit, predict, typical_base
 from rapid_dse.analysis.runs import measured_runs
 from rapid_dse.config.software import FREE
-from rapid_dse.sweep.cases import group_cases, read_table
+from rapid_dse.config.table_file import read_table
+from rapid_dse.sweep.cases import group_cases
 
 
 def main() -> None:

@@ -5,7 +5,10 @@ from __future__ import annotations
 import argparse
 import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+
+from rapid_dse.command import Parser, guarded
 
 EPILOG = """\
 CASES is a table (CSV or Parquet) whose columns are override keys, with measured.step_time_s (seconds) and, where it is known,
@@ -15,33 +18,28 @@ measured.allreduce_busbw_gbs, the bus bandwidth of an all-reduce over all of a j
 The profile is written to conf/software/OUT.yaml below the current folder and composes as software=OUT."""
 
 
-def main(argv: list[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns the exit code: 0, or 2 with one line for a mistake in the input."""
-    parser = argparse.ArgumentParser(
-        prog="python -m rapid_dse.calibrate", description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    return guarded(_run, sys.argv[1:] if argv is None else argv)
+
+
+def _run(argv: Sequence[str]) -> int:
+    parser = Parser(prog="python -m rapid_dse.calibrate", description=__doc__, epilog=EPILOG)
     parser.add_argument("cases", help="table of measured runs")
     parser.add_argument("--software", required=True, help="profile whose runs these are; its settings that are not fitted are kept")
     parser.add_argument("--out", help="name of the profile to write (default: SOFTWARE_calibrated)")
     parser.add_argument("--parameters", help="comma-separated parameters to fit (default: all that the runs exercise)")
     parser.add_argument("--chip", action="store_true", help="fit the chip's efficiencies too")
     parser.add_argument("--jobs", type=int, default=2, help="processes for the folds that test the fit")
-    arguments = parser.parse_args(argv)
-    try:
-        return _calibrate(arguments)
-    except (ValueError, OSError) as error:
-        print(f"calibrate: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("calibrate: stopped; no profile was written", file=sys.stderr)
-        return 130
+    return _calibrate(parser.parse_args(argv))
 
 
 def _calibrate(arguments: argparse.Namespace) -> int:
     from rapid_dse.analysis.calibration import Options, calibrate, write_profile
     from rapid_dse.analysis.fit import typical_base
     from rapid_dse.analysis.runs import require_runs
-    from rapid_dse.sweep.cases import group_cases, read_table
+    from rapid_dse.config.table_file import read_table
+    from rapid_dse.sweep.cases import group_cases
 
     name = arguments.out or f"{arguments.software}_calibrated"
     if re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", name) is None:

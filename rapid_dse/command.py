@@ -1,14 +1,32 @@
-"""What all commands share: one clear line and an exit code in place of a traceback."""
+"""What all commands share: one clear line and an exit code in place of a traceback, and output that any terminal and pipe takes."""
 
 from __future__ import annotations
 
+import argparse
+import codecs
+import io
 import os
 import sys
 from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
 
 from rapid_dse import termination
 
 USAGE, INTERRUPTED = 2, 130
+
+# What stands for a character that a terminal's encoding does not have; for all others a question mark.
+PLAIN = {"±": "+-", "×": "x", "·": "*", "–": "-", "−": "-", "…": "...", "≤": "<=", "≥": ">=", "→": "->", "µ": "u", "“": '"', "”": '"'}
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line, as those of all inputs are."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, **options)
+
+    def error(self, message: str) -> NoReturn:
+        """Raises ``ValueError``: what is wrong, and the usage."""
+        raise ValueError(f"{message}; allowed: {' '.join(self.format_usage().split()[1:])} (see --help)")
 
 
 def guarded(command: Callable[[Sequence[str]], int], arguments: Sequence[str]) -> int:
@@ -17,33 +35,78 @@ def guarded(command: Callable[[Sequence[str]], int], arguments: Sequence[str]) -
     SIGTERM and SIGHUP are taken as Ctrl-C is, so that workers and programs that the command has started end with it.
 
     Returns:
-        The command's own exit code; 2 where an input is wrong, too large, or a file cannot be read or written; 130 after Ctrl-C,
-        128 and its number after another signal.
+        The command's own exit code; 2 where an input is wrong, too large, or a file cannot be read or written; 130 after Ctrl-C, 128 and
+        its number after another signal. A reader of its output that has seen enough (head) ends the command quietly, with 0.
     """
+    _printable()
     with termination.raising() as came:
-        code = _in_one_line(command, arguments)
+        code = _flushed(_in_one_line(command, arguments))
     return termination.exit_code(came[0]) if came else code
+
+
+def _flushed(code: int) -> int:
+    """Writes what is left of the output; the exit code."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        _close_quietly()
+    except OSError as error:  # a full disk behind a redirection
+        _close_quietly()
+        return _fail(f"standard output: {error.strerror or error}", USAGE)
+    return code
 
 
 def _in_one_line(command: Callable[[Sequence[str]], int], arguments: Sequence[str]) -> int:
     try:
-        code = command(arguments)
-        sys.stdout.flush()
-        return code
+        return command(arguments)
     except KeyboardInterrupt:
         return _fail("interrupted; what was finished is kept", INTERRUPTED)
-    except BrokenPipeError:  # the reader of a pipe, such as head, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except SystemExit as end:  # what argparse says after --help
+        return end.code if isinstance(end.code, int) else int(end.code is not None)
+    except BrokenPipeError:
+        _close_quietly()
         return 0
     except OSError as error:
         path = f"{error.filename}: " if error.filename else ""
         return _fail(f"{path}{error.strerror or error}", USAGE)
     except MemoryError as error:
-        return _fail(f"not enough memory: {error}", USAGE)
+        return _fail(f"not enough memory: {error}" if str(error) else "not enough memory", USAGE)
+    except RecursionError:
+        return _fail("an input is nested too deeply", USAGE)
     except ValueError as error:
         return _fail(" ".join(str(error).split()), USAGE)
 
 
+def _printable() -> None:
+    """Lets every character be printed: one that the terminal's encoding lacks has a stand-in; what is closed takes and forgets."""
+    codecs.register_error("rapid_dse", _stand_in)
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 as long as the process
+        elif isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="rapid_dse")
+
+
+def _stand_in(error: UnicodeError) -> tuple[str, int]:
+    assert isinstance(error, UnicodeEncodeError)
+    return "".join(PLAIN.get(character, "?") for character in error.object[error.start : error.end]), error.end
+
+
+def _close_quietly() -> None:
+    """Nobody reads standard output any more: what is left in its buffer goes nowhere, at exit too."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    for stream in (sys.stdout, sys.__stdout__):
+        if stream is not None and hasattr(stream, "fileno"):
+            try:
+                os.dup2(null, stream.fileno())
+            except (OSError, ValueError):  # none of the system's files
+                continue
+
+
 def _fail(message: str, code: int) -> int:
-    print(f"rapid_dse: {message}", file=sys.stderr)
+    try:
+        print(f"rapid_dse: {message}", file=sys.stderr, flush=True)
+    except OSError:  # nobody reads what is wrong either
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
     return code

@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rapid_dse.command import guarded
+from rapid_dse.command import Parser, guarded
+from rapid_dse.config.table_file import SUFFIXES
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from rapid_dse.sweep.cases import CaseGroup
+    from rapid_dse.sweep.cases import CaseGroup, Refused
 
-HELP = """\
-python -m rapid_dse.evaluate CASES --out RESULTS
-
-  CASES      a table, CSV or Parquet; each column that is an override key (hw, model, software, backend, hw.num_gpus, model.hidden_size,
-             workload.seq_len, parallel.tp, …) overrides it, a blank cell is the default; other columns are carried along
-  --out      where the table goes, with the result columns: CSV or Parquet by its suffix
+EPILOG = """\
+Each column of CASES that is an override key (hw, model, software, backend, hw.num_gpus, model.hidden_size, workload.seq_len,
+parallel.tp, …) overrides it, a blank cell is the default; other columns are carried along. RESULTS has a row for each row of CASES,
+in their order, with all their columns and the result columns. A column that has a result's name (step_time_s, status, …) is kept
+as input.<name>.
 
 A row whose layout is illegal has status=invalid and the rule as its reason. Exit code 2 where a key, value or file is wrong.
 """
@@ -38,25 +40,51 @@ def run(arguments: Sequence[str]) -> int:
     Raises:
         ValueError: one line, where the command line or the table is wrong; OSError where a file cannot be read or written.
     """
-    if "-h" in arguments or "--help" in arguments:
-        print(HELP, end="")
-        return 0
-    cases, out = _paths(arguments)
+    options = _options(arguments)
     from rapid_dse.sweep.cases import read_cases
     from rapid_dse.sweep.overrides import GROUPS
 
-    frame, groups = read_cases(cases)
+    refused: Refused = {}
+    frame, groups = read_cases(options.cases, refused if options.keep_going else None)
     if not any(name.split(".")[0] in GROUPS for name in map(str, frame.columns)):
-        raise ValueError(f"{cases}: no column is an override key (its columns: {', '.join(map(str, frame.columns))[:200]}); see --help")
-    results = evaluated(frame, groups)
-    _write(results, out)
-    counts = Counter(results["status"].astype(str))
-    print(f"{len(results)} rows to {out}: {', '.join(f'{count} {status}' for status, count in counts.most_common())}")
-    if carried := [name for name in map(str, frame.columns) if not _is_known(name)]:
-        print(f"  columns that override nothing, carried along: {', '.join(carried)}")
-    for reason, count in Counter(results.loc[results["status"].isin(["invalid", "error"]), "reason"].astype(str)).most_common():
-        print(f"  {count} × {reason}")
+        names = ", ".join(map(str, frame.columns))[:200]
+        raise ValueError(f"{options.cases}: no column is an override key (its columns: {names}); see --help")
+    found = evaluated(frame, groups, refused)
+    _write(found.table, options.out)
+    _report(found, options.out)
     return 0
+
+
+def _options(arguments: Sequence[str]) -> argparse.Namespace:
+    parser = Parser(prog="python -m rapid_dse.evaluate", description=__doc__, epilog=EPILOG)
+    parser.add_argument("cases", type=Path, metavar="CASES", help="a table of cases, CSV or Parquet")
+    parser.add_argument("--out", type=Path, required=True, metavar="RESULTS", help="the table to write: CSV or Parquet by its suffix")
+    parser.add_argument(
+        "--keep-going", action="store_true", help="a row with a value that is none of its key's is invalid, and stops nothing"
+    )
+    options = parser.parse_args(arguments)
+    out: Path = options.out
+    if out.suffix.lower() not in SUFFIXES:
+        raise ValueError(f"--out {out}: allowed: a file that ends in .csv or .parquet")
+    if not out.parent.is_dir() or not os.access(out.parent, os.W_OK):
+        raise ValueError(f"--out {out}: the folder {out.parent} does not exist or cannot be written")
+    return options
+
+
+def _report(found: Evaluated, out: Path) -> None:
+    counts = Counter(found.table["status"].astype(str))
+    print(f"{len(found.table)} rows to {out}: {', '.join(f'{count} {status}' for status, count in counts.most_common())}")
+    if found.moved:
+        print(
+            f"  columns that have a result's name, kept under another: {', '.join(f'{old} as {new}' for old, new in found.moved.items())}"
+        )
+    if found.replaced:
+        print("  results that were in the table, of an earlier run, are replaced")
+    if carried := [name for name in found.carried if not _is_known(name)]:
+        print(f"  columns that override nothing, carried along: {', '.join(carried)}")
+    rejected = found.table["status"].isin(["invalid", "error"])
+    for reason, count in Counter(found.table.loc[rejected, "reason"].astype(str)).most_common():
+        print(f"  {count} × {reason}")
 
 
 def _is_known(name: str) -> bool:
@@ -66,52 +94,98 @@ def _is_known(name: str) -> bool:
     return name.split(".")[0] in {*GROUPS, "measured"} or name in ("case_id", "suite", "group", "source", "note")
 
 
-def evaluated(frame: pd.DataFrame, groups: Sequence[CaseGroup]) -> pd.DataFrame:
-    """``frame`` with the result columns: what it says of override keys stays as written, a result replaces a column of its name."""
-    import numpy as np
-    import pyarrow as pa
+@dataclass(frozen=True)
+class Evaluated:
+    """A table with its results.
+
+    Attributes:
+        table: a row for each row of the cases, in their order: the columns of the cases, then the results'.
+        moved: columns of the cases that had a result's name, with the name that they have now.
+        replaced: whether the cases held results of an earlier run, which are no longer there.
+        carried: columns of the cases that were neither.
+    """
+
+    table: pd.DataFrame
+    moved: Mapping[str, str]
+    replaced: bool
+    carried: Sequence[str]
+
+
+def evaluated(frame: pd.DataFrame, groups: Sequence[CaseGroup], refused: Refused) -> Evaluated:
+    """``frame`` with the result columns beside its own; what it says of override keys stays as written.
+
+    Args:
+        groups: its rows by scenario.
+        refused: rows that are in no group, with the reason; they have status=invalid and no results.
+    """
+    import pandas as pd
 
     from rapid_dse.layouts import COLUMN_OF
     from rapid_dse.sweep.overrides import GROUPS
-    from rapid_dse.sweep.table import priced_table
 
-    priced = pa.concat_tables([priced_table(group.portion) for group in groups], promote_options="permissive")
-    order = np.argsort(np.concatenate([group.rows for group in groups]), kind="stable")
-    table = priced.take(pa.array(order)).to_pandas()
-    table.index = frame.index
-    kept = [name for name in table.columns if name in frame.columns and (name in GROUPS or name in COLUMN_OF or "." in name)]
-    table = table.drop(columns=kept)
-    return frame.drop(columns=[name for name in frame.columns if name in table.columns]).join(table)
+    results = _results(len(frame), groups, refused)
+    names = [str(name) for name in results.columns]
+    own = [name for name in names if not (name in GROUPS or name in COLUMN_OF or "." in name)]
+    given = [str(name) for name in frame.columns]
+    clashing = [name for name in given if name in own]
+    replaced = len(clashing) == len(own)
+    moved: dict[str, str] = {} if replaced else {name: _free(f"input.{name}", {*given, *names}) for name in clashing}
+    cases = frame.set_axis([moved.get(name, name) for name in given], axis=1).reset_index(drop=True)
+    kept = cases.drop(columns=clashing) if replaced else cases
+    added = results.drop(columns=[name for name in names if name in kept.columns])
+    return Evaluated(pd.concat([kept, added], axis=1), moved, replaced, [name for name in given if name not in clashing])
 
 
-def _paths(arguments: Sequence[str]) -> tuple[Path, Path]:
-    left = list(arguments)
-    out = ""
-    if "--out" in left:
-        place = left.index("--out")
-        out = left[place + 1] if place + 1 < len(left) else ""
-        del left[place : place + 2]
-    if len(left) != 1 or not out:
-        raise ValueError("allowed: python -m rapid_dse.evaluate CASES --out RESULTS (see --help)")
-    target = Path(out)
-    if target.suffix not in (".csv", ".parquet"):
-        raise ValueError(f"--out {out}: allowed: a file that ends in .csv or .parquet")
-    if not target.parent.is_dir() or not os.access(target.parent, os.W_OK):
-        raise ValueError(f"--out {out}: the folder {target.parent} does not exist or cannot be written")
-    return Path(left[0]), target
+def _free(name: str, taken: Collection[str]) -> str:
+    while name in taken:
+        name = f"input.{name}"
+    return name
+
+
+def _results(n_rows: int, groups: Sequence[CaseGroup], refused: Refused) -> pd.DataFrame:
+    """The override keys and results of every row, in order; of refused rows status and reason alone."""
+    import numpy as np
+    import pyarrow as pa
+
+    from rapid_dse.sweep.overrides import read
+    from rapid_dse.sweep.space import single
+    from rapid_dse.sweep.table import failed_table, priced_table
+
+    tables = [priced_table(group.portion) for group in groups] or [failed_table(single(read([])), "")[:0]]
+    priced = pa.concat_tables(tables, promote_options="permissive")
+    place = np.full(n_rows, -1, np.int64)
+    for at, row in enumerate(row for group in groups for row in group.rows.tolist()):
+        place[row] = at
+    assert set(np.flatnonzero(place < 0).tolist()) == set(refused)
+    found: pd.DataFrame = priced.take(pa.array(place, mask=place < 0)).to_pandas(integer_object_nulls=True)
+    for name, texts in (("status", dict.fromkeys(refused, "invalid")), ("reason", refused)):
+        if refused:
+            found[name] = found[name].astype(object)
+            found.loc[list(texts), name] = list(texts.values())
+    return found
 
 
 def _write(results: pd.DataFrame, out: Path) -> None:
     # Written aside, then moved: a reader never sees half a table, and an interrupted run leaves the old one.
     aside = out.with_name(f".{out.name}.{os.getpid()}")
     try:
-        if out.suffix == ".parquet":
-            results.to_parquet(aside, index=False)
+        if out.suffix.lower() == ".parquet":
+            _to_parquet(results, aside)
         else:
             results.to_csv(aside, index=False)
         os.replace(aside, out)
     finally:
         aside.unlink(missing_ok=True)
+
+
+def _to_parquet(results: pd.DataFrame, path: Path) -> None:
+    import pyarrow as pa
+
+    try:
+        results.to_parquet(path, index=False)
+    except (pa.ArrowException, OverflowError) as error:  # a column whose cells are of several kinds
+        text = " ".join(str(error).split())
+        raise ValueError(f"a column cannot be written as Parquet ({text}); allowed: --out with a name that ends in .csv") from None
 
 
 if __name__ == "__main__":

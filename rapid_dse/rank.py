@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from rapid_dse.command import guarded
+from rapid_dse.command import Parser, guarded
 
 
 def main() -> int:
@@ -21,9 +20,7 @@ def run(arguments: Sequence[str]) -> int:
     Raises:
         ValueError: where the file, the folder or the column is none.
     """
-    parser = argparse.ArgumentParser(
-        prog="python -m rapid_dse.rank", description="The best layouts that fit, and why others are not among them."
-    )
+    parser = Parser(prog="python -m rapid_dse.rank", description="The best layouts that fit, and why others are not among them.")
     parser.add_argument(
         "results", type=Path, metavar="RESULTS", help="a results file (Parquet, CSV), results/<study>, or a folder of studies"
     )
@@ -52,7 +49,7 @@ def _show(source: Path, by: str, top: int) -> None:
 
     out, err = driver.console(), driver.console(stderr=True)
     table = store.read(source, lambda line: err.print(line, highlight=False, markup=False))
-    store.require_results(table, source)
+    table = store.require_results(table, source)
     ranking.require_name(by, ranking.numbers(table), "--by")
     status, reasons = ranking.counts(table)
     best = ranking.best(table.filter(table["fits"]), by, top)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rapid_dse.command import guarded
+from rapid_dse.command import Parser, guarded
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -30,9 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _validate(argv: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m rapid_dse.validate", description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(prog="python -m rapid_dse.validate", description=__doc__, epilog=EPILOG)
     parser.add_argument("cases", nargs="*", help="tables of measured runs")
     parser.add_argument("--shipped", action="store_true", help="the shipped profiles alone, without the folds")
     parser.add_argument("--told", action="store_true", help="let predictions know what a job's own all-reduce tells of its state")
@@ -59,7 +57,7 @@ def _beside_the_checkout() -> list[Path]:
 
 
 def _is_kernels(path: Path) -> bool:
-    from rapid_dse.sweep.cases import read_table
+    from rapid_dse.config.table_file import read_table
 
     return "kind" in read_table(path).columns
 

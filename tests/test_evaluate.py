@@ -12,6 +12,7 @@ import pytest
 
 from rapid_dse.evaluate import run
 from rapid_dse.simulate import price
+from rapid_dse.sweep import store
 from rapid_dse.sweep.cases import group_cases, read_cases
 from rapid_dse.sweep.overrides import read
 from rapid_dse.sweep.space import single
@@ -79,6 +80,109 @@ def test_results_can_be_evaluated_again(cases: Path) -> None:
     assert sorted(one.columns) == sorted(two.columns)
 
 
+def evaluate(frame: pd.DataFrame, folder: Path, *options: str) -> pd.DataFrame:
+    """What the command makes of a table that is handed over as Parquet, its index as it is."""
+    frame.to_parquet(folder / "in.parquet")
+    assert run([str(folder / "in.parquet"), "--out", str(folder / "out.parquet"), *options]) == 0
+    return pd.read_parquet(folder / "out.parquet")
+
+
+def test_rows_keep_their_results_and_their_order_whatever_the_index(tmp_path: Path) -> None:
+    part = pd.DataFrame({"parallel.tp": [8, 4, 2], "parallel.pp": [1, 2, 4], "model.hidden_size": [8192, 4096, 8192], "who": list("abc")})
+    expected = [evaluate(part.iloc[[row]], tmp_path)["step_time_s"].iloc[0] for row in (0, 1, 2, 2, 1, 0)]
+    assert len(set(expected)) == 3
+    frames = {
+        "two frames, one below the other": pd.concat([part, part[::-1]]),
+        "an index of words": pd.concat([part, part[::-1]]).set_axis(list("xxyxyy")),
+        "a column as index": pd.concat([part, part[::-1]]).set_index("who"),
+        "a key as index": pd.concat([part, part[::-1]]).set_index(["parallel.tp", "parallel.pp"]),
+    }
+    for what, frame in frames.items():
+        found = evaluate(frame, tmp_path)
+        assert found["step_time_s"].tolist() == expected, what
+        assert found["who"].tolist() == list("abccba"), what
+        assert found["parallel.tp"].tolist() == [8, 4, 2, 2, 4, 8], what
+
+
+def test_a_users_own_columns_are_kept_beside_the_results(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    own = pd.DataFrame({"parallel.tp": [8, 3], "step_time_s": [1.25, 2.5], "status": ["done", "lost"], "input.status": ["x", "y"]})
+    found = evaluate(own, tmp_path)
+    assert found["input.step_time_s"].tolist() == [1.25, 2.5]
+    assert found["input.input.status"].tolist() == ["done", "lost"]
+    assert found["input.status"].tolist() == ["x", "y"]
+    assert found["status"].tolist() == ["oom", "invalid"]
+    assert found["step_time_s"].notna().tolist() == [True, False]
+    assert "step_time_s as input.step_time_s, status as input.input.status" in capsys.readouterr().out
+    assert len(evaluate(found, tmp_path).columns) == len(found.columns), "results of an earlier run are no user's own"
+    assert "of an earlier run, are replaced" in capsys.readouterr().out
+
+
+def test_with_keep_going_a_wrong_value_costs_its_row_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lines = ["name,hw,parallel.tp,hw.sms,workload.seq_len", *(f"c{row},h100,{2 ** (row % 4)},,4096" for row in range(12))]
+    wrong = {2: "b,h1000,8,,4096", 5: "b,h100,x,,4096", 7: "b,h100,8,true,4096", 8: "b,h100,8,1,4096", 11: "b,h100,8,132,1e40"}
+    for row, line in wrong.items():
+        lines[row + 1] = line
+    (tmp_path / "in.csv").write_text("\n".join(lines))
+    with pytest.raises(ValueError, match=re.escape("row 6: parallel.tp='x'")):
+        run([str(tmp_path / "in.csv"), "--out", str(tmp_path / "out.csv")])
+    assert not (tmp_path / "out.csv").exists()
+    assert run([str(tmp_path / "in.csv"), "--out", str(tmp_path / "out.csv"), "--keep-going"]) == 0
+    found = pd.read_csv(tmp_path / "out.csv")
+    assert found["status"].eq("invalid").tolist() == [row in (2, 5, 7, 11) for row in range(12)]
+    for row, part in {
+        2: "hw=h1000: no such option",
+        5: "parallel.tp='x'",
+        7: "hw.sms=true",
+        11: "workload.seq_len=1e+40: too large",
+    }.items():
+        assert part in found["reason"][row]
+        assert found["name"][row] == "b"
+        assert found.loc[row, ["key", "step_time_s", "peak_memory_bytes", "fits", "elapsed_s"]].isna().all()
+    assert found["parallel.tp"].tolist()[:6] == ["1", "2", "8", "8", "1", "x"]
+    whole = found[found["status"] != "invalid"]
+    assert whole["step_time_s"].notna().all()
+    assert "4 invalid" in capsys.readouterr().out
+    assert len(store.read(tmp_path / "out.csv", print)) == found["key"].nunique() + 4, "rows without a key are not one row"
+    only = pd.DataFrame({"hw": ["nothing", "none"]})
+    assert evaluate(only, tmp_path, "--keep-going")["status"].tolist() == ["invalid", "invalid"]
+
+
+def test_true_is_not_one_and_one_is_not_true(tmp_path: Path) -> None:
+    for first, second in (("1", "true"), ("true", "1")):
+        (tmp_path / "in.csv").write_text(f"hw.network.dimensions.0.utilization,parallel.tp\n{first},8\n{second},8\n")
+        with pytest.raises(ValueError, match=r"utilization=true"):
+            run([str(tmp_path / "in.csv"), "--out", str(tmp_path / "out.csv")])
+
+
+SHIFTED = {
+    "a cell too many": ("parallel.tp,parallel.pp\n8,1\n8,2,4\n", "row 2 has 3 cells, the header has 2"),
+    "a cell too many in every row": ("parallel.tp,parallel.pp\nx,8,1\nx,8,2\n", "row 1 has 3 cells, the header has 2"),
+    "a decimal comma": ("hw.clock,parallel.pp\n1,83e9,1\n", "row 1 has 3 cells, the header has 2"),
+    "a cell too few": ("parallel.tp,parallel.pp\n8,1\n\n8\n", "row 2 has 1 cell, the header has 2"),
+    "a quote without its end": ('parallel.tp,note\n8,"a\n4,b\n', "cannot be read"),
+    "one name twice": ("parallel.tp,parallel.pp,parallel.tp\n8,1,4\n", "2 columns have the name parallel.tp"),
+    "blanks around a name": ("parallel.tp, parallel.pp\n8,1\n", "' parallel.pp' has blanks around the name; expected parallel.pp"),
+    "no names": ("\n8,1\n", "its first line has no names"),
+}
+
+
+@pytest.mark.parametrize(("text", "part"), SHIFTED.values(), ids=SHIFTED.keys())
+def test_a_table_whose_cells_would_land_elsewhere_is_refused(tmp_path: Path, text: str, part: str) -> None:
+    (tmp_path / "in.csv").write_text(text)
+    with pytest.raises(ValueError, match=re.escape(part)):
+        run([str(tmp_path / "in.csv"), "--out", str(tmp_path / "out.csv"), "--keep-going"])
+
+
+def test_a_spreadsheets_mark_and_lists_and_mappings_in_cells_are_read(tmp_path: Path) -> None:
+    flop = '"{""bf16"": 6e-13, ""fp32"": 2e-12}"'
+    text = f'\ufeffparallel.tp,parallel.order,hw.energy.flop,note\n8,"tp,cp,ep,dp,pp",{flop},"a, b"\n'
+    (tmp_path / "in.csv").write_text(text, encoding="utf-8")
+    assert run([str(tmp_path / "in.csv"), "--out", str(tmp_path / "out.csv")]) == 0
+    found = pd.read_csv(tmp_path / "out.csv")
+    assert found["parallel.tp"].tolist() == [8]
+    assert found["note"].tolist() == ["a, b"]
+
+
 def test_an_inference_case_is_an_error_row_with_its_reason(tmp_path: Path) -> None:
     out = tmp_path / "out.csv"
     (tmp_path / "in.csv").write_text("workload.kind,parallel.tp\ninference,8\ntraining,8\n")
@@ -119,6 +223,11 @@ def test_files_that_cannot_be_read_or_written(tmp_path: Path, capsys: pytest.Cap
         [str(tmp_path / "good.csv"), "--out", "/proc/nowhere/out.csv"],
         [str(tmp_path / "good.csv"), "--out", str(tmp_path / "out.xlsx")],
         [str(tmp_path / "good.csv")],
+        [str(tmp_path / "good.csv"), "--out"],
+        ["--out", out],
+        [str(tmp_path / "good.csv"), "--out", out, "--fast"],
     ):
         assert guarded(run, arguments) == 2
         assert len(capsys.readouterr().err.strip().splitlines()) == 1
+    assert guarded(run, [str(tmp_path / "good.csv")]) == 2
+    assert "--out; allowed: python -m rapid_dse.evaluate [-h] --out RESULTS [--keep-going] CASES" in capsys.readouterr().err

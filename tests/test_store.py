@@ -122,7 +122,7 @@ def test_what_cannot_be_read_is_reported_and_the_rest_is_read(tmp_path: Path) ->
     assert len(store.read(tmp_path, lines.append)) == 2
     assert len(lines) == 1
     assert "b.parquet" in lines[0]
-    with pytest.raises(ValueError, match="no file that can be read"):
+    with pytest.raises(ValueError, match=r"b\.parquet: damaged or unreadable .*; allowed: files that rapid_dse wrote"):
         store.read(tmp_path / "b.parquet", lines.append)
     with pytest.raises(ValueError, match="no such file or folder"):
         store.read(tmp_path / "none", fail)
@@ -172,3 +172,13 @@ def test_a_writer_killed_at_any_moment_leaves_no_broken_file(tmp_path: Path) -> 
         for path in tmp_path.glob("*.parquet"):
             assert len(store.read_file(path)) == 20000
             path.unlink()
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "line"), [("fits", "yes", "column fits holds"), ("key", "x" * 31, "a key has not 32 hex digits")]
+)
+def test_a_table_with_other_things_in_its_columns_is_refused_in_a_line(tmp_path: Path, column: str, value: str, line: str) -> None:
+    table = priced_table(portion(layouts=many(2))).to_pandas().assign(**{column: value})
+    table.to_csv(tmp_path / "a.csv", index=False)
+    with pytest.raises(ValueError, match=line):
+        store.require_results(store.read(tmp_path / "a.csv", fail), tmp_path / "a.csv")

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from rapid_dse.config.hardware import PRECISION_BYTES, Hardware
+from rapid_dse.config.table_file import read_table
 from rapid_dse.device import FloatArray, operator_model
 from rapid_dse.device.contract import AttentionKernel, Direction
 
@@ -48,7 +49,7 @@ def read_kernels(path: str | Path) -> pd.DataFrame:
     Raises:
         ValueError: a table without the columns that say what was measured.
     """
-    table = pd.read_csv(path)
+    table = read_table(path)
     if "time_ms_derived" in table:
         table = table.rename(columns={"gpu": "hw", "layout_or_stage": "layout"})
         table["hw"] = table["hw"].replace(GPUS)

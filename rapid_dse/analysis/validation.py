@@ -16,9 +16,10 @@ from rapid_dse.analysis.kernels import COLLECTIVES, error_table, precisions, pre
 from rapid_dse.analysis.runs import PEAK, SECONDS, known_states, measured_runs, parameters_by_name, require_plausible, require_runs
 from rapid_dse.analysis.scores import Score, score
 from rapid_dse.config.hardware import Hardware
+from rapid_dse.config.table_file import read_table
 from rapid_dse.simulate import price
 from rapid_dse.simulate.results import Priced
-from rapid_dse.sweep.cases import CaseGroup, group_cases, read_table
+from rapid_dse.sweep.cases import CaseGroup, group_cases
 
 LEAST_PEAKS = 30
 LEAST_RUNS = 3

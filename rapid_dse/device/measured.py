@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from rapid_dse.config import table_file
 from rapid_dse.config.hardware import Hardware
 from rapid_dse.device.contract import AttentionShape, Direction, FloatArray, OperatorModel
 from rapid_dse.device.roofline import ACCUMULATE_BYTES
@@ -79,7 +80,7 @@ class Measured(OperatorModel):
     def __init__(self, hw: Hardware) -> None:
         super().__init__(hw)
         self.tiled = Tiled(hw)
-        table = read_table(hw.measured_table, hw.name) if hw.measured_table else published_table(hw.name)
+        table = user_table(hw.measured_table, hw.name) if hw.measured_table else published_table(hw.name)
         self._grids = {str(name): build_grid(rows, str(name), self.tiled) for name, rows in table.groupby("precision")}
 
     def elementwise(self, bytes_moved: ArrayLike) -> FloatArray:
@@ -106,7 +107,7 @@ class Measured(OperatorModel):
         raise ValueError(f"workload.precision={precision}: the measured table of {self.hw.name} has {', '.join(self._grids)}")
 
 
-def read_table(path: str, chip: str) -> pd.DataFrame:
+def user_table(path: str, chip: str) -> pd.DataFrame:
     """A user's table (CSV or Parquet): columns ``m, n, k, precision, seconds``.
 
     Its columns are those of ``kernels.csv``: m, n, k and ``measured.time_s``; ``kind`` (gemm rows are taken), ``hw`` (the chip's
@@ -119,7 +120,7 @@ def read_table(path: str, chip: str) -> pd.DataFrame:
 
     if not Path(path).is_file():
         raise ValueError(f"hw.measured_table={path}: no such file")
-    raw = pd.read_parquet(path) if path.endswith(".parquet") else pd.read_csv(path)
+    raw = table_file.read_table(path)
     missing = [name for name in (*DIMENSIONS, "measured.time_s") if name not in raw]
     if missing:
         raise ValueError(f"hw.measured_table={path} lacks the columns {', '.join(missing)}")

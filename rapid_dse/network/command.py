@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import argparse
 import csv
 import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from rapid_dse.command import Parser
+from rapid_dse.config.table_file import check_names
 from rapid_dse.network.engine import NETWORKS, RunResult, run_graph
 from rapid_dse.network.system import SystemSettings
 from rapid_dse.network.tables import CollectiveCase
@@ -24,11 +25,9 @@ SHOWN = 20
 PREDICTED, OUTCOME = ("predicted_ns",), ("status", "reason")  # what ``collectives`` adds to a table
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> Parser:
     """Describe the command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m rapid_dse.network", description="Times collectives and multi-rank graphs on the event engine."
-    )
+    parser = Parser(prog="python -m rapid_dse.network", description="Times collectives and multi-rank graphs on the event engine.")
     commands = parser.add_subparsers(dest="command", required=True)
     table = commands.add_parser("collectives", help="time a table of single collectives")
     table.add_argument("table", type=Path, help="CSV with ASTRA-sim's columns (backend, topology, npus, …)")
@@ -50,8 +49,10 @@ def run_collectives(table: Path, out: Path, say: Say) -> int:
     exit code is 2, or 1 where rows deadlock and nothing else is wrong.
     """
     try:
-        with table.open(newline="") as file:
-            rows = list(csv.DictReader(file))
+        with table.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.DictReader(file)
+            check_names(list(reader.fieldnames or []), table)
+            rows = list(reader)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise ValueError(f"{table}: {error}") from None
     if not rows:
@@ -66,7 +67,7 @@ def run_collectives(table: Path, out: Path, say: Say) -> int:
         kept = {f"input.{c}" if c in OUTCOME else c: value for c, value in row.items()}
         row.clear()
         row.update(kept | found)
-    with out.open("w", newline="") as file:
+    with out.open("w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, [*columns, *PREDICTED, *OUTCOME], extrasaction="ignore")
         writer.writeheader()
         writer.writerows(rows)

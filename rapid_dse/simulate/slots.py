@@ -48,8 +48,7 @@ def stage_slots(
     forward, backward = layer
     each = forward + backward
     ahead = found.has_embedding * block.embedding + found.has_head * block.head_forward
-    behind_layers = found.has_embedding * block.embedding_backward + found.has_head * block.head_backward
-    computing = found.layers * each + ahead + behind_layers
+    computing = found.layers * each + ahead + found.has_head * block.head_backward
     device = computing + hops
     whole = launched_slot(scenario.software, device, found.layers * host_layer + scenario.software.host_micro_batch)
     later = scenario.model.num_hidden_layers - found.before - found.layers

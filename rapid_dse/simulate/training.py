@@ -29,7 +29,7 @@ from rapid_dse.simulate.slots import stage_slots
 from rapid_dse.simulate.stages import Split, Stages, stages
 from rapid_dse.simulate.strain import by_state
 from rapid_dse.simulate.uneven import chunk_waits
-from rapid_dse.simulate.vocabulary import Ends, VocabularyParallel, exposed_ends, tied_table, vocabulary_parallel
+from rapid_dse.simulate.vocabulary import tied_table
 from rapid_dse.trace.schedules import bubble
 
 FloatColumn = NDArray[np.float64]
@@ -88,7 +88,6 @@ class Arrangement:
 
     stages: Stages
     traffic: Traffic
-    vocabulary: VocabularyParallel
     sharded: Passes
     end: EndTransfers
 
@@ -106,8 +105,7 @@ class Layer:
     """Exposed seconds of one layer and one micro-batch, ``(n_layouts,)`` each; ``forward`` and ``backward`` include the transfers.
 
     ``dp``, of which ``dp_forward`` shows during the forward pass, is no part of them. ``moved`` are all transfers of tensor, context and
-    expert parallelism in each pass, hidden or not; ``sharded`` those of ZeRO 2 and 3. ``ends``: what shows of transfers ahead of the first
-    and behind the last layer.
+    expert parallelism in each pass, hidden or not; ``sharded`` those of ZeRO 2 and 3.
     """
 
     compute: FloatColumn
@@ -120,7 +118,6 @@ class Layer:
     dp_forward: FloatColumn
     moved: Passes
     sharded: Passes
-    ends: Ends
 
     @property
     def total(self) -> FloatColumn:
@@ -229,8 +226,7 @@ def arrangement(scenario: Scenario, layouts: Layouts) -> Arrangement:
     some = layouts.take(first)
     groups, found = groups_of(scenario, some), stages(Split.of(scenario), some.pp, some.vpp)
     moved = traffic(scenario, some, groups.placement, groups.network)
-    vocabulary = vocabulary_parallel(scenario, some, moved.stream, groups.placement, groups.network)
-    arranged = Arrangement(found, moved, vocabulary, layer_gathers(scenario, some, groups), end_transfers(scenario, some, found, groups))
+    arranged = Arrangement(found, moved, layer_gathers(scenario, some, groups), end_transfers(scenario, some, found, groups))
     return rows_of(arranged, kind)
 
 
@@ -267,20 +263,18 @@ def step_time(
     sends = _sends(scenario, layouts, arranged, layer)
     hops = _hops(layouts, found, sends)
     passes = (layer.forward + layer.dp_forward, layer.backward + layer.dp - layer.dp_forward)
-    block = layer.ends.beside(block)
     slots, device_slots = stage_slots(scenario, layouts, block, found, passes, hops, host_layer_seconds(scenario, layouts))
     waits = chunk_waits(scenario, layouts, block, passes, sends, (slots.whole, device_slots), bubble(layouts.schedule, slots))
     # all others wait for the stage whose work and waits take longest
     critical = (micro_batches * slots.whole + waits).argmax(axis=0)[None]
-    beside = found.has_embedding * layer.ends.embedding + found.has_head * layer.ends.head
-    slot, layers, on_device, sent, vocabulary, idle = (
-        np.take_along_axis(column, critical, 0)[0] for column in (slots.whole, found.layers, device_slots, hops, beside, waits)
+    slot, layers, on_device, sent, idle = (
+        np.take_along_axis(column, critical, 0)[0] for column in (slots.whole, found.layers, device_slots, hops, waits)
     )
-    around = on_device - layers * layer.total - sent - vocabulary
+    ends = on_device - layers * layer.total - sent
     first = _first_stage_passes(scenario, layouts, block, arranged, (slots.whole[0], device_slots[0]), passes)
     return Step(
-        compute=micro_batches * (layers * layer.compute + around),
-        tp=micro_batches * (layers * layer.tp + vocabulary),
+        compute=micro_batches * (layers * layer.compute + ends),
+        tp=micro_batches * layers * layer.tp,
         cp=micro_batches * layers * layer.cp,
         ep=micro_batches * layers * layer.ep,
         pp=micro_batches * sent + arranged.end.tied.seconds,
@@ -378,7 +372,6 @@ def layer_time(scenario: Scenario, layouts: Layouts, block: Block, arranged: Arr
         dp_forward=dp_forward,
         moved=all_moved,
         sharded=sharded,
-        ends=exposed_ends(scenario, block, arranged.vocabulary),
     )
 
 
@@ -516,7 +509,7 @@ def _end_exposed(
 
 def update_seconds(scenario: Scenario, layouts: Layouts, weights: Weights, device: OperatorModel) -> FloatColumn:
     """The optimizer's time for a stage of so many parameters, of which ZeRO leaves each rank a share, s, ``(n_layouts,)``."""
-    return device.elementwise(weights.sharded(layouts, layouts.zero >= 1) * scenario.software.update_traffic)
+    return device.elementwise(weights.sharded(layouts, 1) * scenario.software.optimizer_traffic)
 
 
 def gradient_sync(scenario: Scenario, layouts: Layouts, sent: Weights, groups: Groups) -> Transfer:
@@ -570,7 +563,7 @@ def _work(scenario: Scenario, layouts: Layouts, block: Block, arranged: Arrangem
     parameters = layer_weights(scenario, layouts).times(layers).total
     flops = micro_batches * (passes * layers * block.layer_flops + 3 * block.head_flops / layouts.pp)
     hbm = micro_batches * (layers * block.layer_traffic * passes / 3 + block.head_traffic / layouts.pp)
-    hbm = hbm + parameters * scenario.software.update_traffic
+    hbm = hbm + parameters * scenario.software.optimizer_traffic
     return StepWork(flops, hbm, sent_bytes(scenario, layouts, arranged), step.total, layouts.num_gpus)
 
 
@@ -579,7 +572,7 @@ def sent_bytes(scenario: Scenario, layouts: Layouts, arranged: Arrangement) -> N
     moved = layer_moved(scenario, layouts, arranged.traffic)
     a_layer = moved.forward.sent + moved.backward.sent + arranged.sharded.forward.sent + arranged.sharded.backward.sent
     hops = 2.0 * (layouts.pp * layouts.vpp - 1) / layouts.pp * arranged.traffic.pp_hop.sent  # forward and back
-    micro_batch = scenario.model.num_hidden_layers / layouts.pp * a_layer + (layouts.pp > 1) * hops + arranged.vocabulary.sent / layouts.pp
+    micro_batch = scenario.model.num_hidden_layers / layouts.pp * a_layer + (layouts.pp > 1) * hops
     return layouts.num_micro_batches * micro_batch + _sent_at_end(layouts, arranged.end)
 
 

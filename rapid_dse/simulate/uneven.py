@@ -45,8 +45,7 @@ def chunk_waits(
         return waits
     step_seconds = _recurrence()
     (whole, device), waits, micro_batches = slots, waits.copy(), layouts.num_micro_batches
-    ends = block.embedding, block.embedding_backward, block.head_forward, block.head_backward
-    spent = np.stack([*passes, *ends, *sends, *(whole - device)])
+    spent = np.stack([*passes, block.embedding, block.head_forward, block.head_backward, *sends, *(whole - device)])
     busiest = whole.max(axis=0)
     for key in splits:
         pp, vpp = divmod(key, PACK)
@@ -73,17 +72,17 @@ def _differ(chunks: list[list[int]]) -> bool:
 
 @lru_cache(maxsize=64)
 def _shares(split: Split, pp: int, vpp: int, candidates: int) -> FloatColumn:
-    """How often each pass spends what: ``(2 * vpp * pp, 8 + candidates)``, the columns those of ``chunk_waits``'s ``spent``."""
+    """How often each pass spends what: ``(2 * vpp * pp, 7 + candidates)``, the columns those of ``chunk_waits``'s ``spent``."""
     layers = np.array(split.chunks(pp, vpp)).T
-    forward, backward = shares = np.zeros((2, vpp, pp, 8 + candidates))
+    forward, backward = shares = np.zeros((2, vpp, pp, 7 + candidates))
     forward[..., 0], backward[..., 1] = layers, layers
-    forward[0, 0, 2] = backward[0, 0, 3] = forward[-1, -1, 4] = backward[-1, -1, 5] = 1.0
-    shares[..., 6] = shares[..., 7] = 1.0
-    forward[-1, -1, 6] = backward[0, 0, 6] = 0.0
+    forward[0, 0, 2] = forward[-1, -1, 3] = backward[-1, -1, 4] = 1.0
+    shares[..., 5] = shares[..., 6] = 1.0
+    forward[-1, -1, 5] = backward[0, 0, 5] = 0.0
     # what a device waits for its host, on the candidate that stands for the stage: a third of it before the forward passes end
     held = layers.sum(axis=0).tolist()
     kinds = kinds_of(held)
     stands = [0, *(1 + kinds.index(each) for each in held[1:-1]), candidates - 1]
     for stage, candidate in enumerate(stands):
-        forward[:, stage, 8 + candidate], backward[:, stage, 8 + candidate] = 1 / (3 * vpp), 2 / (3 * vpp)
+        forward[:, stage, 7 + candidate], backward[:, stage, 7 + candidate] = 1 / (3 * vpp), 2 / (3 * vpp)
     return shares.reshape(2 * vpp * pp, -1)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +14,7 @@ import numpy as np
 
 from rapid_dse.config.hardware import Hardware
 from rapid_dse.config.scenario import Scenario, known_key
+from rapid_dse.config.table_file import read_table
 from rapid_dse.layouts import COLUMN_OF, KEYS, IntColumn, broken_rules
 from rapid_dse.sweep.compose import SHOWN, Composed, composed, hydra_ready, scenario_of, value_at, with_values
 from rapid_dse.sweep.overrides import GROUPS, check_key
@@ -39,29 +42,14 @@ class CaseGroup:
     pinned: Mapping[str, Any]
 
 
-def read_table(path: str | Path) -> pd.DataFrame:
-    """A table as it is: Parquet or CSV by suffix; in CSV an empty cell is blank and the word none a word.
-
-    Raises:
-        ValueError: another suffix, or a file that is no such table; OSError where it cannot be read.
-    """
-    import pandas as pd
-
-    path = Path(path)
-    if path.suffix not in (".csv", ".parquet"):
-        raise ValueError(f"{path}: allowed: a file that ends in .csv or .parquet")
-    try:
-        if path.suffix == ".parquet":
-            return pd.read_parquet(path)
-        return pd.read_csv(path, keep_default_na=False, na_values=[""], low_memory=False)
-    except OSError:
-        raise
-    except Exception as error:  # each reader has exceptions of its own for a file that is none of its kind
-        raise ValueError(f"{path}: cannot be read as {path.suffix[1:]}: {' '.join(str(error).split())}") from None
+Refused = dict[int, str]  # why a row is no case, by its position in the table
 
 
-def read_cases(path: str | Path) -> tuple[pd.DataFrame, list[CaseGroup]]:
-    """The table, and its rows grouped by scenario; every row is in one group.
+def read_cases(path: str | Path, refused: Refused | None = None) -> tuple[pd.DataFrame, list[CaseGroup]]:
+    """The table, and its rows grouped by scenario; every row is in one group, or is refused.
+
+    Args:
+        refused: takes the rows that have a value which is none of its key's, with what is wrong; None: such a row is an error.
 
     Raises:
         ValueError: one line with row (1 is the first below the header), key, value and what is allowed; OSError for the file.
@@ -69,26 +57,55 @@ def read_cases(path: str | Path) -> tuple[pd.DataFrame, list[CaseGroup]]:
     frame = read_table(path)
     if frame.empty:
         raise ValueError(f"{path}: has no rows")
-    return frame, group_cases(frame)
+    return frame, group_cases(frame, refused)
 
 
-def group_cases(frame: pd.DataFrame) -> list[CaseGroup]:
+def group_cases(frame: pd.DataFrame, refused: Refused | None = None) -> list[CaseGroup]:
     """Groups a table's rows by scenario, in order of their first row; columns that are no override keys do not count.
 
     Raises:
         ValueError: as ``read_cases``.
     """
-    cells = {str(name): _cells(frame[name]) for name in frame.columns if _is_override(str(name))}
+    cells = {str(name): _cells(frame.iloc[:, at]) for at, name in enumerate(frame.columns) if _is_override(str(name))}
     layout = {name: column for name, column in cells.items() if name in COLUMN_OF}
     shared = {name: column for name, column in cells.items() if name not in COLUMN_OF}
-    rows_of: dict[tuple[Any, ...], list[int]] = {}
+    wrong = _Wrong(refused)
+    codes = _layout_codes(layout, wrong)
+    rows_of: dict[Any, list[int]] = {}
     rows = zip(*shared.values(), strict=True) if shared else iter([()] * len(frame))
     for row, values in enumerate(rows):
-        rows_of.setdefault(values, []).append(row)
-    codes = _layout_codes(layout)
+        if row not in wrong.rows:
+            rows_of.setdefault((values, _types(values)), []).append(row)
+    groups = []
     with hydra_ready():
         builder = _Builder(tuple(shared))
-        return [builder.group(values, np.array(rows, np.int64), codes) for values, rows in rows_of.items()]
+        for (values, _), members in rows_of.items():
+            with wrong.at(members):
+                groups.append(builder.group(values, np.array(members, np.int64), codes))
+    return groups
+
+
+def _types(values: Sequence[Any]) -> tuple[type, ...]:
+    """What tells true from 1, which Python takes for equal."""
+    return tuple(map(type, values))
+
+
+class _Wrong:
+    """What becomes of rows with a value that is none of its key's: they are an error, or are collected with what is wrong."""
+
+    def __init__(self, refused: Refused | None) -> None:
+        self.rows: Refused = {} if refused is None else refused
+        self._stops = refused is None
+
+    @contextmanager
+    def at(self, rows: Sequence[int]) -> Iterator[None]:
+        """Within, a ``ValueError`` is about these rows: raised with the first one's number, or kept for each."""
+        try:
+            yield
+        except ValueError as error:
+            if self._stops:
+                raise ValueError(f"row {rows[0] + 1}: {error}") from None
+            self.rows.update(dict.fromkeys(rows, " ".join(str(error).split())))
 
 
 def _is_override(name: str) -> bool:
@@ -96,6 +113,8 @@ def _is_override(name: str) -> bool:
     if name in GROUPS:
         return True
     if name.split(".")[0] not in GROUPS or "." not in name:
+        if name != name.strip() and _is_override(name.strip()):
+            raise ValueError(f"column {name!r} has blanks around the name; expected {name.strip()}")
         return False
     if not known_key(name):
         check_key(name)
@@ -118,12 +137,14 @@ def _cells(column: pd.Series[Any]) -> list[Any]:
 
 
 def _plain(value: Any) -> Any:
-    if value is None or (isinstance(value, float) and math.isnan(value)):
+    if isinstance(value, np.ndarray | np.generic):
+        value = value.tolist()
+    if value is None or type(value).__name__ in ("NAType", "NaTType") or (isinstance(value, float) and math.isnan(value)):
         return BLANK
-    if isinstance(value, np.ndarray):
-        return _frozen(value.tolist())
     if isinstance(value, list | dict):
         return _frozen(value)
+    if isinstance(value, Decimal):
+        value = float(value)
     if isinstance(value, float):
         return int(value) if value.is_integer() and abs(value) < 2**53 else value
     return _word(value) if isinstance(value, str) else value
@@ -140,7 +161,7 @@ def _word(text: str) -> Any:
 
         try:
             return _frozen(json.loads(stripped))
-        except ValueError:
+        except (ValueError, RecursionError):  # brackets in brackets in brackets
             return stripped
     try:
         number = float(stripped)
@@ -149,32 +170,35 @@ def _word(text: str) -> Any:
     return int(number) if number.is_integer() and abs(number) < 2**53 else number
 
 
+class _Items(tuple[tuple[str, Any], ...]):
+    """A mapping as its sorted items."""
+
+
 def _frozen(value: Any) -> Any:
     # Rows are grouped by their values, which have to be hashable.
+    if isinstance(value, np.ndarray):
+        value = value.tolist()
     if isinstance(value, dict):
-        return tuple(sorted((key, _frozen(item)) for key, item in value.items()))
+        return _Items(sorted((str(key), _frozen(item)) for key, item in value.items()))
     return tuple(_frozen(item) for item in value) if isinstance(value, list | tuple) else value
 
 
-def _layout_codes(layout: Mapping[str, Sequence[Any]]) -> dict[str, list[int | None]]:
-    """Codes of each layout column, ``None`` where a cell is blank; by the column's short name."""
+def _layout_codes(layout: Mapping[str, Sequence[Any]], wrong: _Wrong) -> dict[str, list[int | None]]:
+    """Codes of each layout column, ``None`` where a cell is blank or wrong; by the column's short name."""
     codes: dict[str, list[int | None]] = {}
     for key, column in layout.items():
         kind = ColumnType(key)
-        memo: dict[Any, int | None] = {}
+        rows_of: dict[Any, list[int]] = {}
         for row, value in enumerate(column):
-            mark = (type(value), value)
-            if mark not in memo:
-                memo[mark] = None if value is BLANK else _at_row(row, lambda: kind.code(value))  # noqa: B023 called at once
-        codes[COLUMN_OF[key]] = [memo[type(value), value] for value in column]
+            rows_of.setdefault((type(value), value), []).append(row)
+        found: list[int | None] = [None] * len(column)
+        for (_, value), rows in rows_of.items():
+            with wrong.at(rows):
+                code = None if value is BLANK else kind.code(_thawed(value))
+                for row in rows:
+                    found[row] = code
+        codes[COLUMN_OF[key]] = found
     return codes
-
-
-def _at_row(row: int, action: Any) -> Any:
-    try:
-        return action()
-    except ValueError as error:
-        raise ValueError(f"row {row + 1}: {error}") from None
 
 
 class _Builder:
@@ -188,7 +212,7 @@ class _Builder:
     def group(self, values: tuple[Any, ...], rows: IntColumn, codes: Mapping[str, Sequence[int | None]]) -> CaseGroup:
         """The group of the rows whose scenario columns have ``values``."""
         given = {name: value for name, value in zip(self._names, values, strict=True) if value is not BLANK}
-        found, scenario, broken = _at_row(int(rows[0]), lambda: self._scenario(given))
+        found, scenario, broken = self._scenario(given)
         base = base_codes(scenario)
         picked = {name: _column(codes.get(name), rows, base[name]) for name in KEYS}
         layouts = explicit(picked)
@@ -207,7 +231,8 @@ class _Builder:
         if found is None:
             found = self._composed[tuple(options.items())] = composed(options)
         values = {name: _thawed(value) for name, value in given.items() if name not in GROUPS}
-        mark = (options.get("hw"), *((name, value) for name, value in given.items() if name.startswith("hw.")))
+        of_hw = {name: value for name, value in given.items() if name.startswith("hw.")}
+        mark = (options.get("hw"), *of_hw.items(), _types([*of_hw.values()]))
         tree = with_values(found.tree, values)
         if mark in self._hardware:
             tree["hw"] = self._hardware[mark]
@@ -230,4 +255,6 @@ def _name(group: str, value: Any) -> str:
 
 
 def _thawed(value: Any) -> Any:
+    if isinstance(value, _Items):
+        return {key: _thawed(item) for key, item in value}
     return [_thawed(item) for item in value] if isinstance(value, tuple) else value

@@ -187,15 +187,18 @@ def read(source: Path, report: Report, columns: Sequence[str] | None = None) -> 
     Raises:
         ValueError: where nothing can be read.
     """
-    tables, wanted = [], None if columns is None else [*dict.fromkeys([*columns, "key"])]
+    tables, damaged, wanted = [], [], None if columns is None else [*dict.fromkeys([*columns, "key"])]
     for path in files_of(source):
         try:
             tables.append(read_file(path, wanted))
         except Damaged as error:
-            report(str(error))
+            damaged.append(str(error))
     if not tables:
-        raise ValueError(f"{source}: no file that can be read; allowed: Parquet files that rapid_dse wrote")
-    return latest(tables)
+        raise ValueError(f"{damaged[0]}; allowed: files that rapid_dse wrote")
+    merged = latest(tables)
+    for line in damaged:
+        report(line)
+    return merged
 
 
 def latest(tables: Iterable[pa.Table]) -> pa.Table:
@@ -212,7 +215,10 @@ def latest(tables: Iterable[pa.Table]) -> pa.Table:
     merged = pa.concat_tables([table.replace_schema_metadata(None) for table in ordered], promote_options="permissive").cast(schema)
     if any("key" not in table.column_names for table in ordered):
         return merged
-    lanes = np.concatenate([_configurations(table) for table in ordered])
+    try:
+        lanes = np.concatenate([_configurations(table) for table in ordered])
+    except Damaged as error:
+        raise ValueError(f"column key: {error}; allowed: files that rapid_dse wrote") from None
     kept = _last_of_each(lanes)
     return merged if len(kept) == len(lanes) else merged.take(arrow.numbers(kept))
 
@@ -225,10 +231,14 @@ def _age(table: pa.Table) -> tuple[bool, str]:
 def _configurations(table: pa.Table) -> identity.Lanes:
     """What each row asks, whatever code priced it: its key without the code's hash, ``(n_rows, 2)``.
 
-    A table without metadata (new, or written by another program) is taken to be of the running code.
+    A table without metadata (new, or written by another program) is taken to be of the running code. A row without a key (a case that
+    was refused) asks what no other row asks.
     """
     code = (table.schema.metadata or {}).get(CODE, identity.code_hash().encode())
-    return key_lanes(table["key"]) ^ identity.from_hex([code.decode()])
+    known = ~np.asarray(table["key"].is_null())
+    lanes = np.random.default_rng().integers(0, 2**64, (len(table), 2), np.uint64)
+    lanes[known] = key_lanes(table["key"].filter(arrow.numbers(known))) ^ identity.from_hex([code.decode()])
+    return lanes
 
 
 def _last_of_each(lanes: identity.Lanes) -> NDArray[np.int64]:
@@ -284,8 +294,17 @@ def configuration_json(scenario: Any) -> str:
     return json.dumps(scenario.model_dump(mode="json"), separators=(",", ":"))
 
 
-def require_results(table: Any, source: Path) -> None:
-    """Raises ``ValueError`` where a table lacks the columns that a ranking needs."""
+def require_results(table: Any, source: Path) -> Any:
+    """The table, in which ``fits`` is true or false.
+
+    Raises:
+        ValueError: where it lacks the columns that a ranking needs, or ``fits`` holds anything else.
+    """
+    import pyarrow as pa
+
     missing = [name for name in ("status", "reason", "fits", "step_time_s") if name not in table.column_names]
     if missing:
         raise ValueError(f"{source}: no results of rapid_dse, lacks {', '.join(missing)}; allowed: what a sweep or evaluate wrote")
+    if not pa.types.is_boolean(table["fits"].type) and not pa.types.is_null(table["fits"].type):
+        raise ValueError(f"{source}: column fits holds {table['fits'].type}; expected true and false, as a sweep or evaluate writes them")
+    return table.set_column(table.column_names.index("fits"), "fits", table["fits"].cast(pa.bool_()))

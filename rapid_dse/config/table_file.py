@@ -1,0 +1,81 @@
+"""Tables as people have them, CSV and Parquet: read as they are, or refused where a cell would land in another column or row."""
+
+from __future__ import annotations
+
+import csv
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+SUFFIXES = (".csv", ".parquet")
+
+
+def read_table(path: str | Path) -> pd.DataFrame:
+    """A table as it is, with rows numbered from 0: Parquet or CSV by suffix.
+
+    In CSV an empty cell is blank and the word none a word. An index that has a name becomes a column, one that has none is dropped.
+
+    Raises:
+        ValueError: another suffix, a file that is no such table, a row of a CSV file that has not as many cells as the header, two
+            columns of one name; OSError where it cannot be read.
+    """
+    import pandas as pd
+
+    path = Path(path)
+    suffix = path.suffix.lower()
+    if suffix not in SUFFIXES:
+        raise ValueError(f"{path}: allowed: a file that ends in .csv or .parquet")
+    if suffix == ".csv":
+        _check_cells(path)
+    try:
+        frame = pd.read_parquet(path) if suffix == ".parquet" else _read_csv(path)
+    except OSError:
+        raise
+    except Exception as error:  # each reader has exceptions of its own for a file that is none of its kind
+        raise ValueError(f"{path}: cannot be read as {suffix[1:]}: {' '.join(str(error).split())}") from None
+    named = [name for name in frame.index.names if name is not None]
+    check_names([*map(str, named), *map(str, frame.columns)], path)
+    unnamed = [level for level, name in enumerate(frame.index.names) if name is None]
+    return frame.reset_index(level=unnamed, drop=True).reset_index() if named and unnamed else frame.reset_index(drop=not named)
+
+
+def _read_csv(path: Path) -> pd.DataFrame:
+    import pandas as pd
+
+    return pd.read_csv(path, encoding="utf-8-sig", index_col=False, keep_default_na=False, na_values=[""], low_memory=False)
+
+
+def _check_cells(path: Path) -> None:
+    """Every row of a CSV file has as many cells as the header: a reader would shift or drop those of another row."""
+    csv.field_size_limit(2**31 - 1)  # a cell may hold a text
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            rows = csv.reader(file)
+            header = next(rows, None)
+            if not header:
+                raise ValueError(f"{path}: cannot be read as csv: its first line has no names of columns")
+            check_names(header, path)
+            number = 0
+            for row in rows:
+                number += bool(row)  # a line without anything is no row
+                if row and len(row) != len(header):
+                    raise ValueError(
+                        f"{path}: row {number} has {len(row)} cell{'s' * (len(row) != 1)}, the header has {len(header)}; "
+                        'expected as many (a cell that has a comma stands in quotes: "1,2")'
+                    )
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"{path}: cannot be read as csv: {error}") from None
+
+
+def check_names(names: list[str], path: Path) -> None:
+    """Refuses a table two of whose columns have one name.
+
+    Raises:
+        ValueError: with the name.
+    """
+    for name, count in Counter(names).items():
+        if count > 1 and name:
+            raise ValueError(f"{path}: {count} columns have the name {name}; expected one")
