@@ -33,6 +33,23 @@ PUBLISHED: dict[str, dict[str, float | None]] = {
     "mi300x": {"fp32": 163.4, "tf32": 653.7, "bf16": 1307.4, "fp16": 1307.4, "fp8": 2614.9, "bandwidth": 5300, "capacity": 192},
 }
 
+# Total memory in MiB that nvidia-smi (rocm-smi) shows of a card.
+SHOWN = {
+    "v100": 32510,
+    "a100": 81920,
+    "a100_40gb": 40960,
+    "a100_pcie": 81920,
+    "h100": 81559,
+    "h100_96gb": 97871,
+    "h200": 143771,
+    "h800": 81559,
+    "b200": 183359,
+    "gb200": 189471,
+    "gb300": 284208,
+    "l40s": 46068,
+    "mi300x": 196592,
+}
+
 # Published parameter counts: model cards and papers named in the model's file; Llama 2's from its checkpoints.
 PARAMETERS = {
     "gpt": 6.7e9,
@@ -148,7 +165,9 @@ def test_memory_is_the_published_one(name: str) -> None:
     hardware, published = chip(name), PUBLISHED[name]
     assert hardware.memory.bandwidth == pytest.approx(published["bandwidth"] * 1e9, rel=5e-3)  # type: ignore[operator]
     assert hardware.memory.capacity == published["capacity"] * 2**30  # type: ignore[operator]
-    assert 0.85 < hardware.memory.usable / hardware.memory.capacity < 0.92
+    # What nvidia-smi shows holds the driver's own reserve and what a process's context takes.
+    assert 0.4 < SHOWN[name] / 1024 - hardware.memory.usable / 2**30 < 1.8
+    assert SHOWN[name] / 1024 <= hardware.memory.capacity / 2**30
 
 
 @pytest.mark.parametrize("name", HARDWARE)

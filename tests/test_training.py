@@ -285,7 +285,7 @@ class TestRefused:
 
     @pytest.mark.parametrize(("chip", "precision"), [("a100", "fp8"), ("v100", "fp8"), ("v100", "bf16")])
     def test_by_the_schema_where_the_chip_lacks_the_precision(self, chip: str, precision: str) -> None:
-        with pytest.raises(ValueError, match=f"workload.precision={precision}: {chip} has no such tensor cores"):
+        with pytest.raises(ValueError, match=f"workload.precision={precision}: {chip} has no such mode"):
             scenario(hw=chip, workload__precision=precision)
 
 
@@ -316,7 +316,7 @@ class TestLaws:
         of, rows = table(name, **UNHINDERED)
         before, after = price(of, rows).step_time_s, price(faster(of, part, factor), rows).step_time_s
         # Where gathers fill a zero-bubble slot, faster weight gradients leave it as long but fill less of the tail.
-        slack = np.where((rows.schedule == ZERO_BUBBLE) & (rows.zero >= 2), 1.006, SLACK)
+        slack = np.where((rows.schedule == ZERO_BUBBLE) & (rows.zero >= 2), 1.007, SLACK)
         assert (after <= before * slack).all()
         assert (after < before).any()
 

@@ -55,7 +55,10 @@ class Level(Frozen):
 
 
 class Memory(Frozen):
-    """HBM (or GDDR): ``usable`` is what the driver leaves to a process, bytes; null is the capacity."""
+    """HBM (or GDDR), bytes: ``usable`` is what the driver leaves to a process's allocator, its own context taken off.
+
+    What an allocator cannot use of that is the framework's: ``software.fragmentation``, ``software.context``.
+    """
 
     capacity: Annotated[Bytes, Field(ge=1e6)]
     usable: Annotated[Bytes, Field(ge=1e6)]

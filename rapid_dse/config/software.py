@@ -90,8 +90,10 @@ class Software(Frozen):
     pipeline_split: Literal["megatron", "balanced", "even"] = "megatron"
     # memory
     logs_first_stage: bool = False  # the peak that its runs report is the first pipeline stage's, not the worst one's
-    context: Bytes = 5e8  # what the allocator holds at all times: cuBLAS's workspaces; hw.memory.usable leaves out what lies beside it
-    fragmentation: Annotated[float, Field(ge=1, le=1.6)] = 1.05  # reserved over live activations
+    # What is held at all times beside the model: cuBLAS's workspaces and NCCL's channels (about 0.4 GB a communicator of 2 to 8 GPUs).
+    context: Bytes = 5e8
+    # Reserved over live activations: the rest is free, but in blocks that fit nothing that is asked for, and so lost to the run.
+    fragmentation: Annotated[float, Field(ge=1, le=1.6)] = 1.05
     activation_overhead: Annotated[float, Field(ge=0.5, le=3)] = 1.0  # kept over the least that autograd needs
     # Bytes a logit that is alive at the peak; null: 16-bit output and gradient, with fp32 copies of both where the loss is whole.
     logit_bytes: Annotated[float, Field(ge=2, le=24)] | None = None
