@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -40,7 +41,7 @@ def _group(group: str, name: str) -> Any:
 def scenario(hw: str = "h100", model: str = "llama3_1_8b", **changes: Any) -> Scenario:
     """A scenario of real options; ``changes`` are dotted keys with '__' for dots."""
     tree: dict[str, Any] = {"hw": _group("hw", hw), "model": _group("model", model), "software": _group("software", "megatron_lm")}
-    tree = yaml.safe_load(yaml.safe_dump(tree))
+    tree = deepcopy(tree)
     for key, value in changes.items():
         *path, last = key.split("__")
         part = tree

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cache
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,6 +22,13 @@ SOFTWARE = sorted(path.stem for path in (ROOT / "conf" / "software").glob("*.yam
 DEGREES = ("tp", "cp", "pp", "ep", "vpp", "zero", "sequence_parallel", "micro_batch_size", "recompute", "schedule")
 
 
+@cache
+def profile(name: str) -> dict[str, Any]:
+    """A software profile as its file has it."""
+    found: dict[str, Any] = yaml.safe_load((ROOT / "conf" / "software" / f"{name}.yaml").read_text())
+    return found
+
+
 def drawn(backend: str, count: int, gpus: tuple[int, ...], layers: tuple[int, ...]) -> Iterator[tuple[Scenario, Layouts]]:
     """``count`` layouts, some at a time, under chips, models, profiles and precisions drawn with them."""
     rng, left = np.random.default_rng(len(backend)), count
@@ -29,7 +38,7 @@ def drawn(backend: str, count: int, gpus: tuple[int, ...], layers: tuple[int, ..
         found = scenario(
             hw,
             str(rng.choice(["llama3_1_8b", "llama2_13b", "gpt3_175b", "mixtral_8x7b"])),
-            software=yaml.safe_load((ROOT / "conf" / "software" / f"{rng.choice(SOFTWARE)}.yaml").read_text()),
+            software=profile(str(rng.choice(SOFTWARE))),
             backend__name=backend,
             model__num_hidden_layers=int(rng.choice(layers)),
             hw__operator_model=str(rng.choice(["roofline", "tiled"])),
