@@ -14,11 +14,11 @@ import optuna
 from generated import ROOT
 from rich.console import Console
 
-from rapid_dse.sweep import store
+from rapid_dse.sweep import driver, store
 from rapid_dse.sweep.compose import hydra_ready
 from rapid_dse.sweep.overrides import read
 from rapid_dse.sweep.search import run as search
-from rapid_dse.sweep.space import axes
+from rapid_dse.sweep.space import axes, plan
 
 SPACE = ("model=llama3_1_8b", "hw.num_gpus=64", "parallel.tp=all", "parallel.pp=all", "parallel.zero=all", "parallel.micro_batch_size=all")
 
@@ -49,6 +49,13 @@ def study(folder: Path, *arguments: str, space: tuple[str, ...] = SPACE, name: s
     with hydra_ready():
         code = search.run(axes(given), Console(file=out, width=200), Console(file=err, width=200))
     return Study(folder / name, code, out.getvalue(), err.getvalue())
+
+
+def priced_exhaustively(folder: Path, space: tuple[str, ...] = SPACE) -> dict[str, dict[str, Any]]:
+    """The rows of a grid over the whole space, by key, without what they took."""
+    planned = plan(read([*space, "search.study=whole_grid", f"search.results_dir={folder}"]))
+    assert driver.run(planned.portions, planned.search, planned.debug) == 0
+    return without_times(store.read(folder / "whole_grid", print).to_pylist())
 
 
 def started(folder: Path, *arguments: str, space: tuple[str, ...] = SPACE, name: str = "study") -> subprocess.Popen[str]:

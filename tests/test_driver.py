@@ -242,7 +242,7 @@ workers._WORTH_WORKERS_SECONDS = 0.0
 chunks.CHUNK = 3000
 if __name__ == "__main__":
     layouts = many(3000)
-    portions = [portion(layouts=layouts, hw__price=1.0 + step) for step in range(400)]
+    portions = [portion(layouts=layouts, hw__price=1.0 + step) for step in range(int(sys.argv[3]))]
     print("ready", flush=True)
     sys.exit(driver.run(portions, Search(results_dir=sys.argv[1], study="study", jobs=int(sys.argv[2])), Debug()))
 """
@@ -253,7 +253,7 @@ def test_ctrl_c_keeps_what_was_done_and_says_so_in_one_line(tmp_path: Path, jobs
     script = tmp_path / "sweep.py"
     script.write_text(INTERRUPTED)
     environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
-    arguments = [sys.executable, str(script), str(tmp_path), str(jobs)]
+    arguments = [sys.executable, str(script), str(tmp_path), str(jobs), "400"]
     # A session of its own, so that the signal reaches the workers too, as from a terminal, and not this test.
     process = subprocess.Popen(
         arguments, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
@@ -285,7 +285,7 @@ def test_what_a_killed_worker_had_is_priced_again(tmp_path: Path) -> None:
         script.read_text().replace("sys.exit(driver.run", "sys.exit(guarded(lambda _: driver.run").replace("Debug()))", "Debug()), []))")
     )
     script.write_text("from rapid_dse.command import guarded\n" + guarded_script)
-    arguments = [sys.executable, str(script), str(tmp_path), "2"]
+    arguments = [sys.executable, str(script), str(tmp_path), "2", "60"]
     process = subprocess.Popen(
         arguments, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
     )

@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 import optuna
 import pytest
-from studies import SPACE, essence, study, trials, without_times
+from studies import SPACE, essence, priced_exhaustively, study, trials, without_times
 
 from rapid_dse.layouts import broken_rules
 from rapid_dse.simulate import price
-from rapid_dse.sweep import driver, table
+from rapid_dse.sweep import table
 from rapid_dse.sweep.compose import hydra_ready
 from rapid_dse.sweep.overrides import read
 from rapid_dse.sweep.search import journal
@@ -28,20 +28,22 @@ from rapid_dse.sweep.search.progress import Progress
 from rapid_dse.sweep.search.space import SearchSpace
 from rapid_dse.sweep.space import axes, plan
 
+Rows = dict[str, dict[str, Any]]
+ONE = "search.objectives=[step_time_s]"
 TWO = "search.objectives=[step_time_s,peak_memory_bytes]"
 CHIPS = ("model=llama3_1_8b", "hw.memory.bandwidth=interval(2e12,6e12)", "hw.sms=interval(100,200)", "parallel.tp=all", "parallel.pp=all")
 
 
-def priced_exhaustively(folder: Path) -> dict[str, dict[str, Any]]:
-    planned = plan(read([*SPACE, "search.study=grid", f"search.results_dir={folder}"]))
-    assert driver.run(planned.portions, planned.search, planned.debug) == 0
-    from rapid_dse.sweep import store
-
-    return without_times(store.read(folder / "grid", print).to_pylist())
+@pytest.fixture(scope="module")
+def whole_grid(tmp_path_factory: pytest.TempPathFactory) -> Rows:
+    """The rows of the whole space by key."""
+    return priced_exhaustively(tmp_path_factory.mktemp("grid"))
 
 
-@pytest.mark.parametrize("sampler", ["tpe", "nsga2", "nsga3", "random", "brute_force"])
-@pytest.mark.parametrize("objectives", ["search.objectives=[step_time_s]", TWO])
+@pytest.mark.parametrize(
+    ("sampler", "objectives"),
+    [("tpe", ONE), ("tpe", TWO), ("nsga2", ONE), ("nsga2", TWO), ("nsga3", TWO), ("random", ONE), ("brute_force", TWO)],
+)
 def test_every_sampler_proposes_legal_layouts_none_twice_and_goes_on_as_if_it_had_not_stopped(
     tmp_path: Path, sampler: str, objectives: str
 ) -> None:
@@ -68,8 +70,8 @@ def test_cmaes_searches_chips_and_goes_on_as_if_it_had_not_stopped(tmp_path: Pat
         assert trial.user_attrs["hw.memory.bandwidth"] == trial.params["hw.memory.bandwidth"]
 
 
-def test_brute_force_and_grid_give_the_same_set(tmp_path: Path) -> None:
-    expected = priced_exhaustively(tmp_path)
+def test_brute_force_and_grid_give_the_same_set(tmp_path: Path, whole_grid: Rows) -> None:
+    expected = whole_grid
     found = study(tmp_path, "search.sampler=brute_force", "search.n_trials=100000")
     assert without_times(found.rows) == expected
     assert len(found.trials) == len(expected)
@@ -142,8 +144,8 @@ def test_progress_says_what_is_done_the_best_the_time_left_and_what_was_rejected
 # What pruning does; the law that it rests on is in test_search_bounds.py.
 
 
-def test_pruning_finds_the_proven_winner_and_says_what_it_skipped(tmp_path: Path) -> None:
-    expected = priced_exhaustively(tmp_path)
+def test_pruning_finds_the_proven_winner_and_says_what_it_skipped(tmp_path: Path, whole_grid: Rows) -> None:
+    expected = whole_grid
     best = min(row["step_time_s"] for row in expected.values() if row["fits"])
     found = study(tmp_path, "search.prune=true", "search.n_trials=100000")
     assert min(row["step_time_s"] for row in found.rows if row["fits"]) == best
@@ -171,8 +173,10 @@ def test_pruning_finds_the_proven_winner_and_says_what_it_skipped(tmp_path: Path
         ("peak_memory_bytes", "<=", 4e10),
     ],
 )
-def test_what_cannot_meet_a_constraint_is_skipped_and_what_can_is_not(tmp_path: Path, column: str, sign: str, limit: float) -> None:
-    every = priced_exhaustively(tmp_path)
+def test_what_cannot_meet_a_constraint_is_skipped_and_what_can_is_not(
+    tmp_path: Path, column: str, sign: str, limit: float, whole_grid: Rows
+) -> None:
+    every = whole_grid
     meets = {key for key, row in every.items() if row["fits"] and (row[column] <= limit if sign == "<=" else row[column] >= limit)}
     # energy has no bound, so that nothing but the constraint leaves layouts out
     options = ("search.objectives=[energy_j]", f'search.constraints=["{column}{sign}{limit}"]', "search.prune=true")
@@ -189,9 +193,9 @@ def test_a_study_that_prunes_goes_on_as_if_it_had_not_stopped(tmp_path: Path, sa
     assert essence(twice.trials) == essence(once.trials)
 
 
-def test_only_what_fits_is_proposed_once_something_fits(tmp_path: Path) -> None:
+def test_only_what_fits_is_proposed_once_something_fits(tmp_path: Path, whole_grid: Rows) -> None:
     found = study(tmp_path, "search.sampler=random", "search.n_trials=100000")
-    expected = priced_exhaustively(tmp_path)
+    expected = whole_grid
     fit = {key for key, row in expected.items() if row["fits"]}
     assert fit <= {row["key"] for row in found.rows}
     assert len(found.rows) < len(fit) + 10
@@ -199,13 +203,13 @@ def test_only_what_fits_is_proposed_once_something_fits(tmp_path: Path) -> None:
     assert len(study(tmp_path, "search.sampler=random", "search.n_trials=100000", "search.prune=false", name="whole").rows) == len(expected)
 
 
-def test_an_unfinished_search_says_by_how_much_the_best_may_be_beaten(tmp_path: Path) -> None:
+def test_an_unfinished_search_says_by_how_much_the_best_may_be_beaten(tmp_path: Path, whole_grid: Rows) -> None:
     found = study(tmp_path, "search.prune=true", "search.n_trials=10")
     line = next(line for line in found.out.splitlines() if "skipped" in line)
     assert "the best may be beaten by" in line
     gap = float(line.split(" by ")[-1].removesuffix(" %")) / 100
     seen = min(row["step_time_s"] for row in found.rows if row["fits"])
-    true = min(row["step_time_s"] for row in priced_exhaustively(tmp_path).values() if row["fits"])
+    true = min(row["step_time_s"] for row in whole_grid.values() if row["fits"])
     assert true >= seen * (1 - gap - 1e-3)
 
 

@@ -14,9 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from generated import ROOT
-from studies import SPACE, Study, essence, started, study, trials, without_times
+from generated import ROOT, portion, scenario
+from program import done
+from studies import SPACE, Study, essence, priced_exhaustively, started, study, trials, without_times
 
+from rapid_dse.simulate import price
 from rapid_dse.sweep import launch
 from rapid_dse.sweep.portion import Portion
 from rapid_dse.sweep.search import answers
@@ -24,6 +26,7 @@ from rapid_dse.sweep.search import run as search_run
 from rapid_dse.sweep.table import priced_table
 
 TRIALS = 300
+KILLS = 20 if os.environ.get("HYPOTHESIS_PROFILE") == "fuzz" else 3
 LARGE = (*SPACE, "parallel.recompute=all")
 
 
@@ -38,9 +41,9 @@ def kill(process: subprocess.Popen[str]) -> None:
     process.communicate()
 
 
-def test_a_study_that_is_killed_five_times_ends_as_one_that_is_not(tmp_path: Path) -> None:
+def test_a_study_that_is_killed_again_and_again_ends_as_one_that_is_not(tmp_path: Path) -> None:
     moments, journal = random.Random(), tmp_path / "study" / "_study.journal"
-    for number in range(5):
+    for number in range(KILLS):
         lines, pause = written(journal) + moments.choice((1, 12, 30)), moments.uniform(0, 0.1)
         process = started(tmp_path, f"search.n_trials={TRIALS}", space=LARGE)
         deadline = time.monotonic() + 60
@@ -70,52 +73,50 @@ def test_two_processes_share_a_journal_and_one_is_killed(tmp_path: Path) -> None
     keys = [trial.user_attrs["key"] for trial in found.trials]
     assert len(keys) == TRIALS
     assert len(set(keys)) == TRIALS, "no layout twice"
-    serial = study(tmp_path, "search.n_trials=100000", "search.sampler=brute_force", space=LARGE, name="serial")
-    expected = without_times(serial.rows)
+    expected = priced_exhaustively(tmp_path, LARGE)
     rows = without_times(found.rows)
     assert all(expected[key] == row for key, row in rows.items())
     assert set(keys) <= set(rows)
 
 
 def test_two_processes_of_brute_force_give_the_grids_set(tmp_path: Path) -> None:
-    processes = [started(tmp_path, "search.n_trials=100000", "search.sampler=brute_force") for _ in range(2)]
+    space = (*SPACE[:-1], "parallel.micro_batch_size=1,2")
+    processes = [started(tmp_path, "search.n_trials=100000", "search.sampler=brute_force", space=space) for _ in range(2)]
     for process in processes:
         _, err = process.communicate(timeout=120)
         assert process.returncode == 0, err
-    serial = study(tmp_path, "search.n_trials=100000", "search.sampler=brute_force", name="serial")
     found = {t.user_attrs["key"] for t in trials(tmp_path / "study" / "_study.journal")}
-    assert found == {t.user_attrs["key"] for t in serial.trials}
+    assert found == set(priced_exhaustively(tmp_path, space))
 
 
-def test_a_dask_cluster_of_two_workers_one_of_which_is_killed(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Any]:
+    """A Dask cluster of two workers on this machine."""
     distributed = pytest.importorskip("distributed")
-    with distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster:
-        process = started(
-            tmp_path, "search.n_trials=200", "search.launcher=dask", f"search.launcher_address={cluster.scheduler_address}", space=LARGE
-        )
-        journal = tmp_path / "study" / "_study.journal"
-        while written(journal) < 40 and process.poll() is None:
-            time.sleep(0.01)
-        assert process.poll() is None, process.communicate()[1]
-        os.kill(next(iter(cluster.workers.values())).pid, signal.SIGKILL)
-        _, err = process.communicate(timeout=120)
-        assert process.returncode == 0, err
-    serial = study(tmp_path, "search.n_trials=200", space=LARGE, name="serial")
+    with distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as found:
+        yield found
+
+
+def test_a_dask_cluster_of_two_workers_one_of_which_is_killed(cluster: Any, tmp_path: Path) -> None:
+    process = started(
+        tmp_path, "search.n_trials=150", "search.launcher=dask", f"search.launcher_address={cluster.scheduler_address}", space=LARGE
+    )
+    journal = tmp_path / "study" / "_study.journal"
+    while written(journal) < 40 and process.poll() is None:
+        time.sleep(0.01)
+    assert process.poll() is None, process.communicate()[1]
+    os.kill(next(iter(cluster.workers.values())).pid, signal.SIGKILL)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    serial = study(tmp_path, "search.n_trials=150", space=LARGE, name="serial")
     found = Study(tmp_path / "study", 0, "", "")
     assert essence(found.trials) == essence(serial.trials)
     assert without_times(found.rows) == without_times(serial.rows)
 
 
-def test_a_grid_runs_on_a_dask_cluster_too(tmp_path: Path) -> None:
-    distributed = pytest.importorskip("distributed")
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    with distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster:
-        command = [sys.executable, "-m", "rapid_dse", "-m", *SPACE, "search.launcher=dask", "search.study=grid"]
-        command.append(f"search.launcher_address={cluster.scheduler_address}")
-        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == 0, done.stderr
-    serial = study(tmp_path, "search.n_trials=100000", "search.sampler=brute_force", name="serial")
-    assert without_times(Study(tmp_path / "results" / "grid", 0, "", "").rows) == without_times(serial.rows)
+def test_a_grid_runs_on_a_dask_cluster_too(cluster: Any, tmp_path: Path) -> None:
+    done(tmp_path, "-m", *SPACE, "search.launcher=dask", "search.study=grid", f"search.launcher_address={cluster.scheduler_address}")
+    assert without_times(Study(tmp_path / "results" / "grid", 0, "", "").rows) == priced_exhaustively(tmp_path)
 
 
 FULL_DISK = """
@@ -154,6 +155,7 @@ def test_a_trial_that_kills_its_worker_is_a_row_with_its_error(tmp_path: Path, m
             os._exit(9)
         return priced_table(portion)
 
+    price(scenario(backend__name="hybrid"), portion().layouts.take([0]))  # compiles here what a worker that dies would not end compiling
     monkeypatch.setattr(answers, "priced_table", deadly)
     monkeypatch.setattr(launch, "_RETRIES", 1)
     monkeypatch.setattr(search_run, "_WORTH_WORKERS_SECONDS", 0.0)
