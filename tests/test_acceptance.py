@@ -113,7 +113,8 @@ def test_named_sweeps_compose_and_the_command_line_wins(tmp_path: Path, name: st
         "parallel.vpp=1",
         "parallel.micro_batch_size=1",
     )
-    done(tmp_path, "-m", f"+sweeps={name}", *narrow)
+    trials = ("search.n_trials=60",) if name == "chip_and_layout" else ()
+    done(tmp_path, "-m", f"+sweeps={name}", *narrow, *trials)
     table = rows(tmp_path)
     check_results(table)
     assert set(table["parallel.tp"]) == {8}
@@ -178,9 +179,7 @@ def test_a_mistake_is_one_clear_line(tmp_path: Path, arguments: list[str], words
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize(
-    "arguments", [["hw=h1000"], ["parallel.tp=3"], ["-m", "parallel.tpp=1,2"], ["-m", "parallel.tp=1,0"]], ids=" ".join
-)
+@pytest.mark.parametrize("arguments", [["hw=h1000"], ["-m", "parallel.tp=1,0"]], ids=" ".join)
 def test_a_mistake_is_one_clear_line_of_a_process_too(tmp_path: Path, arguments: list[str]) -> None:
     one_line(process(tmp_path, *arguments))
 

@@ -1,4 +1,4 @@
-"""The commands as users type them, in processes of their own."""
+"""The commands as users type them: in processes of their own where that is what is tested, else in this one."""
 
 from __future__ import annotations
 
@@ -10,12 +10,20 @@ import time
 from pathlib import Path
 
 import pandas as pd
+import program
 import pytest
 
 ROOT = Path(__file__).parent.parent
 
 
-def run(*arguments: str, cwd: Path, module: str = "rapid_dse") -> subprocess.CompletedProcess[str]:
+def run(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """A command in this process."""
+    ended = program.run(cwd, *arguments)
+    return subprocess.CompletedProcess(arguments, ended.code, ended.out, ended.err)
+
+
+def run_process(*arguments: str, cwd: Path, module: str = "rapid_dse") -> subprocess.CompletedProcess[str]:
+    """A command in a process of its own."""
     return subprocess.run(
         [sys.executable, "-m", module, *arguments], cwd=cwd, env=environment(), text=True, capture_output=True, timeout=120
     )
@@ -30,7 +38,7 @@ def left_behind(folder: Path) -> set[str]:
 
 
 def test_a_trial_reports_time_memory_and_cost(tmp_path: Path) -> None:
-    done = run("hw=h100", "model=llama3_1_70b", "parallel.tp=8", cwd=tmp_path)
+    done = run_process("hw=h100", "model=llama3_1_70b", "parallel.tp=8", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     for word in ("step time", "peak memory", "MFU", "tokens/s", "energy", "cost", "activations", "sequence_parallel=true", "dp=8"):
         assert word in done.stdout
@@ -39,7 +47,7 @@ def test_a_trial_reports_time_memory_and_cost(tmp_path: Path) -> None:
 
 def test_a_trial_from_the_checkout_leaves_no_hydra_folders() -> None:
     before = left_behind(ROOT)
-    assert run("parallel.tp=8", cwd=ROOT).returncode == 0
+    assert run_process("parallel.tp=8", cwd=ROOT).returncode == 0
     assert left_behind(ROOT) - before <= {"__pycache__"}
 
 
@@ -92,7 +100,7 @@ def test_a_users_own_options_and_sweeps_are_found(tmp_path: Path) -> None:
     (tmp_path / "sweeps").mkdir()
     space = "search: {study: own, space: {parallel.tp: '1,2', hw: [h100, a100]}}"
     (tmp_path / "sweeps/own.yaml").write_text(f"# @package _global_\ndefaults:\n  - override /model: mine\n{space}\n")
-    done = run("-m", "+sweeps=own", cwd=tmp_path)
+    done = run_process("-m", "+sweeps=own", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert len(pd.read_parquet(tmp_path / "results/own")) == 4
 
@@ -125,10 +133,14 @@ BAD = {
     "results folder": (["-m", "parallel.tp=1,8", "search.results_dir=/proc/nowhere"], "/proc/nowhere"),
 }
 
+# These ways of going wrong, one of each stage that finds them, are shown by a process too.
+OF_A_PROCESS = ("key=value", "did you mean 'recompute'", "did you mean 'llama3_1_70b_512xh100'", "parallel.pp=-1", "/proc/nowhere")
+
 
 @pytest.mark.parametrize(("arguments", "part"), BAD.values(), ids=BAD.keys())
 def test_bad_input_is_one_clear_line_and_exit_code_2(tmp_path: Path, arguments: list[str], part: str) -> None:
-    done = run(*arguments, cwd=tmp_path)
+    command = run_process if part in OF_A_PROCESS else run
+    done = command(*arguments, cwd=tmp_path)
     assert done.returncode == 2, done.stdout + done.stderr
     assert len(done.stderr.strip().splitlines()) == 1, done.stderr
     assert part in done.stderr
@@ -152,7 +164,7 @@ def test_ctrl_c_ends_a_sweep_with_130_and_keeps_what_was_done(tmp_path: Path) ->
 
 @pytest.mark.parametrize("module", ["rapid_dse", "rapid_dse.evaluate"])
 def test_help(tmp_path: Path, module: str) -> None:
-    done = run("--help", cwd=tmp_path, module=module)
+    done = run_process("--help", cwd=tmp_path, module=module)
     assert done.returncode == 0
     assert "python -m rapid_dse" in done.stdout
 

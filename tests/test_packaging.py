@@ -70,7 +70,7 @@ def test_an_installed_wheel_sweeps_from_any_folder(installed: Path, tmp_path: Pa
 def test_an_installed_wheel_prices_one_trial_and_finds_sweeps(installed: Path, tmp_path: Path) -> None:
     trial = run(["-m", "rapid_dse", "hw=a100", "model=llama3_1_8b", "parallel.tp=4"], installed, tmp_path)
     assert trial.returncode == 0, trial.stderr
-    sweep = run(["-m", "rapid_dse", "-m", "+sweeps=gpt3_175b_1024xa100", "search.top=3"], installed, tmp_path)
+    sweep = run(["-m", "rapid_dse", "-m", "+sweeps=gpt3_175b_1024xa100", "parallel.vpp=1", "search.top=3"], installed, tmp_path)
     assert sweep.returncode == 0, sweep.stderr
     assert (tmp_path / "results" / "gpt3_175b_1024xa100").is_dir()
 
