@@ -293,7 +293,7 @@ class Rank:
         self.streams = 0
         self.group_streams: dict[str, int] = defaultdict(int)
         self.priority = 0
-        self.trees: dict[str, int] = defaultdict(int)
+        self.trees: dict[tuple[str, int], int] = defaultdict(int)
         dims = range(len(sim.network.dims))
         self.queues: dict[int, list[Stream]] = {q: [] for q in range(len(dims) * self.system.queues)}
         self.running = dict.fromkeys(self.queues, 0)
@@ -398,8 +398,9 @@ class Rank:
             ring = [dims[d].moved(self.id, place) for place in range(dims[d].n)]
             phase = Phase(step, self.system.algorithm(kind, d), size, ring, direction, queue, group=False)
             if phase.algorithm == "doubleBinaryTree":
-                phase.tree = self.trees[step] % 2
-                self.trees[step] += 1
+                # each kind of collective has trees of its own in each dimension, and takes them in turns, in all its phases
+                phase.tree = self.trees[kind, d] % 2
+                self.trees[kind, d] += 1
             size = phase.final_size
             yield phase
 

@@ -89,13 +89,14 @@ def test_messages_whose_tags_are_alike_to_the_program_stay_apart(upstream: Path)
     assert result.end_ns.tolist() == [hop, hop + 1_000_000, 2 * hop + 1_000_000, 2 * hop + 1_000_000, hop]
 
 
-def test_queues_of_a_dimension_are_passed_on(upstream: Path) -> None:
-    found = [r for r in rows("collectives.csv") if (r["backend"], r["npus"], r["queues_per_dim"]) == ("aware", "8", "2")]
-    row = min(found, key=lambda row: int(row["chunks"]))
-    case = CollectiveCase.from_row(row)
-    result = on(upstream, case.graph(), case.topology, case.system)
+def test_queues_of_a_dimension_are_passed_on(tmp_path: Path) -> None:
+    """An all-reduce in 8 chunks, 4 at a time: with 4 queues it uses half of them, and takes twice as long as with one."""
+    found = [r for r in rows("collectives.csv") if (r["backend"], r["npus"], r["queues_per_dim"]) == ("unaware", "8", "4")]
+    row = next(row for row in found if (row["collective"], row["chunks"], row["active_chunks"]) == ("ALL_REDUCE", "8", "4"))
+    case, program = CollectiveCase.from_row(row), install(tmp_path, "congestion_unaware")
+    result = on(program, case.graph(), case.topology, case.system, "congestion_unaware")
     assert (result.makespan_ns, result.finish_ns.min()) == (float(row["cycles_ns"]), float(row["cycles_min_rank"]))
-    assert "--num-queues-per-dim=2" in calls(upstream)[-1]
+    assert "--num-queues-per-dim=4" in calls(program)[-1]
 
 
 def faulty(npus: str, text: str) -> tuple[CollectiveCase, dict[str, str]]:

@@ -16,7 +16,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rapid_dse.network import command
+from rapid_dse.network.engine import run_graph
+from rapid_dse.network.system import SystemSettings
 from rapid_dse.network.tables import CollectiveCase
+from rapid_dse.network.topology import Topology
+from rapid_dse.simulate.astra_check import check_for_astrasim
 from rapid_dse.trace.graph_file import parse_graph
 
 DATA = Path(__file__).parent / "data" / "astrasim"
@@ -61,10 +65,10 @@ def test_reductions_at_multiples_of_local_mem_bw_round_as_the_program_does(size:
     assert ends(row) == CollectiveCase.from_row(row).run().end_ns.tolist() == [nanoseconds] * 4
 
 
-def random_algorithm(r: Random, kind: str, n: int, dims: int) -> str:
+def random_algorithm(r: Random, kind: str, n: int) -> str:
     names = ["ring", "direct", f"direct{r.randint(1, n + 1)}"]
     if n & (n - 1) == 0 and kind != "ALL_TO_ALL":
-        names += ["halvingDoubling"] + ["doubleBinaryTree"] * (dims == 1)
+        names += ["halvingDoubling", "doubleBinaryTree"]
     return r.choice(names)
 
 
@@ -87,7 +91,7 @@ def random_row(r: Random) -> dict[str, str]:
         "bandwidth_GBps": each([1.0, 12.3, 25.0, 50.0, 300.0, 450.0]),
         "latency_ns": each([0.7, 500.0, 500.5, 5000.0]),
         "collective": kind,
-        "algorithm": "x".join(random_algorithm(r, kind, n, dims) for n in npus),
+        "algorithm": "x".join(random_algorithm(r, kind, n) for n in npus),
         "size_bytes": str(max(size, chunks)),
         "chunks": str(chunks),
         "active_chunks": str(r.choice([1, 2, 3, 8])),
@@ -117,8 +121,10 @@ def test_queues_that_run_different_ways_round_are_an_error() -> None:
         "ranks": {str(r): [nodes[0] | {"pg": "1"}, nodes[1] | {"pg": "2"}][r // 2 :] for r in range(4)},
     }
     data["ranks"] |= {r: [{**data["ranks"][r][0], "deps": []}] for r in ("2", "3")}
-    with pytest.raises(ValueError, match=r"queues-per-dim is 2: .* different ways round"):
-        command.builtin_engine(parse_graph(data), "congestion_aware")
+    file = parse_graph(data)
+    for run in (run_graph, check_for_astrasim):
+        with pytest.raises(ValueError, match=r"queues-per-dim is 2: .* different ways round"):
+            run(file.graph, Topology.from_json(file.network), SystemSettings.from_json(file.system), "congestion_aware")
 
 
 class Ranks:

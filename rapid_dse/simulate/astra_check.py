@@ -6,7 +6,7 @@ from collections.abc import Collection
 
 import numpy as np
 
-from rapid_dse.network.engine import check_topology
+from rapid_dse.network.engine import check_topology, run_graph
 from rapid_dse.network.faults import find_detours
 from rapid_dse.network.plans import PlanTables
 from rapid_dse.network.system import SystemSettings
@@ -52,6 +52,8 @@ def check_for_astrasim(graph: Graph, topology: Topology, system: SystemSettings,
     if system.endpoint_delay == 0 and len(free):
         raise ValueError(f"endpoint-delay is 0 and {graph.node_name(int(free[0]))} is a collective at the start: it aborts")
     _check_world_counts(graph, chunks)
+    if system.queues_per_dim > 1:
+        run_graph(graph, topology, system, network)  # which refuses rings that ranks run different ways round: the program hangs on them
 
 
 def _chunks(graph: Graph, topology: Topology, system: SystemSettings) -> Ints:
