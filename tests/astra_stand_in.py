@@ -107,7 +107,7 @@ def simulate(data: Json, traits: Traits, nodes: int) -> NodeTimes:
     several = len(data["network"]["topology"]) > 1
     faults = [fault for fault in data["network"].pop("faulty_links", []) if traits.fork and aware and (fault[2] > 0 or several)]
     data["network"]["faulty_links"] = faults
-    if nodes <= SMALL_NODES and len(data["ranks"]) <= SMALL_RANKS and all(fault[2] for fault in faults):
+    if nodes <= SMALL_NODES and len(data["ranks"]) <= SMALL_RANKS:
         import reference_network
 
         return reference_network.run(data, aware)

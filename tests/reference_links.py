@@ -6,6 +6,7 @@ import heapq
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 Action = Callable[[], None]
@@ -88,6 +89,37 @@ class Network:
         yield dst
 
     def route(self, src: int, dst: int) -> list[int]:
+        usual = self._usual_route(src, dst)
+        return usual if self._healthy(usual) else self._route_round(src, dst)
+
+    def _healthy(self, devices: list[int]) -> bool:
+        return all(self.factors.get(link, 1.0) > 0 for link in pairwise(devices))
+
+    def _route_round(self, src: int, dst: int) -> list[int]:
+        """A failed link is stopped before, one step goes on in the next dimension, and the failed dimension is left for later."""
+        devices, order = [src], list(reversed(range(len(self.dims))))
+        for _ in range(2 * len(self.dims)):
+            for d in order:
+                stopped = False
+                while not stopped and self.dims[d].place(devices[-1]) != self.dims[d].place(dst):
+                    step = self._step(d, devices[-1], self.dims[d].place(dst))
+                    stopped = not self._healthy([devices[-1], *step])
+                    if stopped:
+                        aside = (d + 1) % len(self.dims)
+                        step = self._step(aside, devices[-1], (self.dims[aside].place(devices[-1]) + 1) % self.dims[aside].n)
+                        assert self._healthy([devices[-1], *step]), "this model knows one way round alone"
+                    devices += step
+            if devices[-1] == dst:
+                return devices
+            order.reverse()
+        raise AssertionError((src, dst))
+
+    def _step(self, d: int, rank: int, place: int) -> list[int]:
+        """Devices up to the next rank on the way to a place of dimension d."""
+        devices = list(self.within(d, rank, self.dims[d].moved(rank, place)))
+        return devices[:1] if self.dims[d].kind == "Ring" else devices
+
+    def _usual_route(self, src: int, dst: int) -> list[int]:
         devices = [src]
         for d in reversed(range(len(self.dims))):
             goal = self.dims[d].moved(devices[-1], self.dims[d].place(dst))

@@ -1,13 +1,14 @@
 """A slow model of ASTRA-sim with objects and callbacks, written from its rules and not from the engine.
 
 ``run`` takes a graph in the form of ``tests/data/astrasim/graphs`` and gives each node's start and end. It knows rings,
-fully connected dimensions, switches and their products, derated links, and every collective; it shares no code with
+fully connected dimensions, switches and their products, derated and failed links, and every collective; it shares no code with
 ``rapid_dse.network``, so that a rule misread in one of the two shows as a difference.
 """
 
 from __future__ import annotations
 
 import heapq
+import json
 import math
 from collections import defaultdict, deque
 from collections.abc import Iterator
@@ -481,6 +482,7 @@ def of_row(row: dict[str, str]) -> Json:
         "npus_count": sizes,
         "bandwidth_GBps": [float(v) for v in row["bandwidth_GBps"].split("x")],
         "latency_ns": [float(v) for v in row["latency_ns"].split("x")],
+        "faulty_links": json.loads(row.get("faulty_links") or "[]"),
     }
     node = {"id": 0, "type": "coll", "coll": row["collective"], "size": int(row["size_bytes"]), "deps": []}
     return {"network": network, "system": system, "comm_groups": {}, "ranks": {str(r): [node] for r in range(math.prod(sizes))}}

@@ -82,7 +82,7 @@ def _logging(path: Path) -> str:
     """The settings of spdlog that have the lines of nodes written into one file as they come."""
     name = json.dumps(str(path), ensure_ascii=False)  # a string of JSON is one of TOML
     return (
-        f'[[sink]]\nname = "nodes"\ntype = "basic_file_sink_mt"\nfilename = {name}\nlevel = "debug"\n\n'
+        f'[[sink]]\nname = "nodes"\ntype = "basic_file_sink_mt"\nfilename = {name}\n\n'
         '[[logger]]\nname = "workload"\nsinks = ["nodes"]\nlevel = "debug"\nflush_level = "debug"\n'
     )
 
