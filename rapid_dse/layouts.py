@@ -197,7 +197,7 @@ def _split_rules(layouts: Layouts, scenario: Scenario) -> list[Rule]:
     empty: BoolColumn = np.any(np.array(split) < needed, axis=1)
     return [
         Rule(f"{named} must have an entry for each of pp stages", pp != len(split)),
-        Rule(f"{named} adds up to {sum(split)} and must to num_hidden_layers={layers}", np.full(len(pp), sum(split) != layers)),
+        Rule(f"{named} adds up to {sum(split)}; it must add up to num_hidden_layers={layers}", np.full(len(pp), sum(split) != layers)),
         Rule(f"{named}: each of a stage's vpp chunks needs a layer, the embedding or the head", empty),
     ]
 

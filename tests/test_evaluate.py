@@ -54,6 +54,25 @@ def test_a_case_is_priced_as_the_same_trial(cases: Path) -> None:
     assert price(group.scenario, group.layouts.take(np.array([1]))).step_time_s[0] == expected
 
 
+def test_a_users_own_split_goes_in_and_comes_out_as_text(tmp_path: Path) -> None:
+    """Each row its own split; what comes out goes in again. 32 layers over 2 stages: the step waits for the fuller one."""
+    cases, out, again = (tmp_path / name for name in ("cases.csv", "out.csv", "again.csv"))
+    rows = ["", '"16,16"', '"20,12"', "32", '"[20,12]"']
+    cases.write_text("model,hw.num_gpus,parallel.pp,parallel.stage_layers\n" + "".join(f"llama3_1_8b,2,2,{row}\n" for row in rows))
+    assert run([str(cases), "--out", str(out)]) == run([str(out), "--out", str(again)]) == 0
+    found, second = pd.read_csv(out), pd.read_csv(again)
+    assert found["status"].tolist() == ["oom", "oom", "oom", "invalid", "oom"]
+    assert found["reason"][3] == "parallel.stage_layers=32 must have an entry for each of pp stages"
+    framework, even, front, _, listed = found["step_time_s"]
+    assert framework == even < front == listed
+    # The last of even stages has the head too: 128,256 · 4,096 = 525 million weights, where a layer has 218 million and attention over half
+    # of 8,192 tokens, 2 · 8,192 · 4,096 / 2 = 34 million more multiplications a token: 2.1 layers' work.
+    assert front / even == pytest.approx(20 / 18.1, rel=0.03)
+    assert len(set(found["key"])) == 4  # the last two splits are one
+    own = ["key", "elapsed_s"]  # a column that is given is part of a key
+    pd.testing.assert_frame_equal(found.drop(columns=own), second.drop(columns=own))
+
+
 @pytest.mark.parametrize("suffix", [".csv", ".parquet"])
 @pytest.mark.parametrize("source", [".csv", ".parquet"])
 def test_all_columns_come_out_with_the_results(cases: Path, suffix: str, source: str) -> None:

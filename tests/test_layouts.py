@@ -177,7 +177,7 @@ def test_a_users_own_split_has_a_stage_for_each_and_all_layers() -> None:
     empty = "parallel.stage_layers=22,0,0,22: each of a stage's vpp chunks needs a layer, the embedding or the head"
     assert told([10, 12, 12, 10], **plain) is told([2, 20, 20, 2], **chunked) is told([0, 22, 22, 0], **plain) is None
     assert told([10, 12, 12], **plain) == "parallel.stage_layers=10,12,12 must have an entry for each of pp stages"
-    assert told([10, 12, 12, 9], **plain) == "parallel.stage_layers=10,12,12,9 adds up to 43 and must to num_hidden_layers=44"
+    assert told([10, 12, 12, 9], **plain) == "parallel.stage_layers=10,12,12,9 adds up to 43; it must add up to num_hidden_layers=44"
     assert told([22, 0, 0, 22], **plain) == empty
     assert told([1, 21, 20, 2], **chunked) == empty.replace("22,0,0,22", "1,21,20,2")
 

@@ -133,6 +133,18 @@ def test_the_fullest_stage_is_found_among_all(name: str) -> None:
         assert len(stages(Split(of.model, rule), one.pp, one.vpp).layers) == 4
 
 
+@pytest.mark.parametrize("split", [(1, 9, 10, 3, 9, 0), (0, 8, 7, 6, 5, 6), (4, 4, 8, 8, 8, 0)], ids=str)
+def test_the_fullest_stage_of_a_users_split_is_found_among_all(split: tuple[int, ...]) -> None:
+    of = scenario(parallel__stage_layers=split)
+    rows = layouts(
+        *({"num_gpus": 24, "pp": 6, "global_batch_size": 4 * m, "schedule": word, "recompute": mode, "zero": zero}
+          for word in ("gpipe", "1f1b", "zero_bubble") for m in (6, 30) for mode in ("none", "full") for zero in (0, 3))
+    )  # fmt: skip
+    peaks, every = price(of, rows).peak_memory_bytes, all_stages(np.array(split)[:, None])
+    for row in range(len(rows)):
+        assert float(peak_memory(of, rows.take(np.array([row])), every).peak[0]) == pytest.approx(float(peaks[row]), rel=1e-12)
+
+
 def test_schedules_hold_what_is_published() -> None:
     """First stage of 8, 64 micro-batches: m for GPipe, p for 1F1B and ZB-H1, 1 + (p - 1)/(p v) of that interleaved."""
     of = scenario(model="llama3_1_70b", model__vocab_size=128, software__fragmentation=1.0)

@@ -35,12 +35,16 @@ def drawn(backend: str, count: int, gpus: tuple[int, ...], layers: tuple[int, ..
     while left > 0:
         hw = str(rng.choice(list(CHIPS)))
         num_gpus, batch = int(rng.choice(gpus)), int(rng.choice([8, 32]))
+        depth = int(rng.choice(layers))
+        cuts = np.sort(rng.integers(1, depth, int(rng.choice([1, 2, 4])) - 1))
+        own = np.diff([0, *cuts, depth]).tolist() if rng.random() < 0.25 else None
         found = scenario(
             hw,
             str(rng.choice(["llama3_1_8b", "llama2_13b", "gpt3_175b", "mixtral_8x7b"])),
             software=profile(str(rng.choice(SOFTWARE))),
             backend__name=backend,
-            model__num_hidden_layers=int(rng.choice(layers)),
+            model__num_hidden_layers=depth,
+            parallel__stage_layers=own,
             hw__operator_model=str(rng.choice(["roofline", "tiled"])),
             workload__precision=str(rng.choice(CHIPS[hw])),
             workload__seq_len=int(rng.choice([2048, 8192])),
@@ -52,7 +56,8 @@ def drawn(backend: str, count: int, gpus: tuple[int, ...], layers: tuple[int, ..
             layouts = layouts.take((block == 1) | (block == min(first, num_gpus)))
         taken = layouts.take(rng.choice(len(layouts), min(left, 8, len(layouts)), replace=False))
         left -= len(taken)
-        yield found, taken
+        if len(taken):
+            yield found, taken
 
 
 def test_the_spread_is_wide() -> None:

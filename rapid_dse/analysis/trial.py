@@ -70,7 +70,9 @@ def headline(portion: Portion) -> str:
     choices = ", ".join(f"{group}={option}" for group, option in portion.choices.items())
     work = scenario.workload
     first = f"{choices}; {work.seq_len} tokens a sequence, {work.precision}"
-    return f"{first}\n" + " ".join(f"{key.split('.')[1]}={_shown(portion, name)}" for name, key in KEYS.items())
+    split = scenario.parallel.stage_layers
+    own = [] if split is None else [f"stage_layers={','.join(map(str, split))}"]
+    return f"{first}\n" + " ".join([f"{key.split('.')[1]}={_shown(portion, name)}" for name, key in KEYS.items()] + own)
 
 
 def _shown(portion: Portion, name: str) -> str:
