@@ -12,8 +12,9 @@ from test_device_models import chip
 
 from rapid_dse.device import operator_model
 from rapid_dse.device.tiled import LEVELS, POWER_EXPONENT, sustained_clock
-from rapid_dse.device.tiles import SYNCHRONOUS
+from rapid_dse.device.tiles import SYNCHRONOUS, candidates
 
+FIELDS = ("rows", "columns", "resident")
 side = st.integers(1, 70_000)
 
 
@@ -35,6 +36,35 @@ def test_a_product_worked_by_hand() -> None:
     assert float(operator_model(hw).gemm(3072, 1152, 8192)) == pytest.approx(together + exposed + hw.kernel_latency)
 
 
+def test_what_is_slowest_inside_an_sm_bounds_a_product() -> None:
+    """The product above with shared memory at 100 GB/s: 108 tiles read 8192 × (256 + 128) operands of two bytes each; and in fp32, with
+    registers at 1 TB/s: each multiply-add reads three operands of four bytes."""
+    hw = chip("a100")
+    slow = hw.model_copy(update={"shared_memory": hw.shared_memory.model_copy(update={"bandwidth": 1e11})})
+    assert float(operator_model(slow).gemm(3072, 1152, 8192)) == pytest.approx(108 * 8192 * (256 + 128) * 2 / 1e11, rel=1e-3)
+    slow = hw.model_copy(update={"registers": hw.registers.model_copy(update={"bandwidth": 1e12})})
+    assert float(operator_model(slow).gemm(3072, 1152, 8192, precision="fp32")) == pytest.approx(3072 * 1152 * 8192 * 12 / 1e12, rel=1e-3)
+
+
+def test_blocks_of_an_sm_are_those_that_its_registers_and_shared_memory_hold() -> None:
+    hw = chip("a100")  # 256 KiB of registers and 164 KiB of shared memory an SM
+    by_tile = {(row, column): int(n) for row, column, n in zip(*(np.ravel(getattr(candidates(hw), name)) for name in FIELDS), strict=True)}
+    # 128 × 128 sums of 8 bytes are 128 KiB: two blocks; a stage of operands, 128 bytes of each of 256 rows and columns, is 32 KiB
+    assert [by_tile[tile] for tile in ((256, 128), (128, 128), (128, 64), (64, 64))] == [1, 2, 4, 4]
+    small = hw.model_copy(update={"shared_memory": hw.shared_memory.model_copy(update={"size": 108 * 48 * 2**10})})
+    by_tile = {
+        (row, column): int(n) for row, column, n in zip(*(np.ravel(getattr(candidates(small), name)) for name in FIELDS), strict=True)
+    }
+    assert [by_tile[tile] for tile in ((256, 128), (128, 128), (128, 64), (64, 64))] == [1, 1, 2, 3]
+
+
+def test_a_tile_of_few_instructions_leaves_tensor_cores_idle() -> None:
+    """64 × 64 elements are 32 instruction tiles of 16 × 8; of 64 tensor cores half work."""
+    shares = candidates(chip("a100").model_copy(update={"tensor_cores_per_sm": 64}))
+    assert set(shares.working[(shares.rows == 64) & (shares.columns == 64)].tolist()) == {0.5}
+    assert candidates(chip("v100")).working.min() == 1
+
+
 def test_whole_waves_show() -> None:
     """One tile more than the SMs hold costs a second wave, less what the clock gains while half of the chip idles."""
     model = operator_model(chip("a100"))
@@ -53,11 +83,18 @@ def test_more_bandwidth_never_hurts(shape: tuple[int, ...], factor: float) -> No
 @settings(max_examples=100, deadline=None)
 @given(shape=st.tuples(side, side, side), factor=st.sampled_from([1.25, 1.5, 2, 3]))
 def test_a_larger_chip_is_never_slower(shape: tuple[int, ...], factor: float) -> None:
-    """More SMs with the L2 and the HBM to feed them; more SMs alone leave each a smaller share of the L2, which few blocks feel."""
+    """More SMs with their registers and shared memory, and with the L2 and the HBM to feed them.
+
+    More SMs alone leave each a smaller share of these, which few blocks feel.
+    """
     base = chip("h100")
     larger = chip(
         "h100",
         sms=int(base.sms * factor),
+        registers=base.registers.model_copy(update={"size": base.registers.size * factor, "bandwidth": base.registers.bandwidth * factor}),
+        shared_memory=base.shared_memory.model_copy(
+            update={"size": base.shared_memory.size * factor, "bandwidth": base.shared_memory.bandwidth * factor}
+        ),
         l2=base.l2.model_copy(update={"bandwidth": base.l2.bandwidth * factor}),
         memory_bandwidth=base.memory.bandwidth * factor,
     )

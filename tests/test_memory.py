@@ -16,8 +16,8 @@ from rapid_dse.layouts import Layouts
 from rapid_dse.model.operators import MicroBatch
 from rapid_dse.model.parameters import count
 from rapid_dse.simulate import price
-from rapid_dse.simulate.memory import layer_activations, peak_memory, stage_weights
-from rapid_dse.simulate.operators import operators
+from rapid_dse.simulate.memory import layer_activations, layer_weights, peak_memory, stage_weights
+from rapid_dse.simulate.operators import elementwise_bytes, operators
 from rapid_dse.simulate.stages import Split, Stages, stages
 
 SLACK = 1 + 1e-9
@@ -242,3 +242,20 @@ def test_a_chunked_loss_holds_one_chunk_and_the_gradients_that_it_has_made() -> 
     for word, moved in (("whole", 34 * tokens * 151936), ("fused", 8 * tokens * 151936), ("chunked", 8 * tokens * 151936 + 31 * 4 * table)):
         of = scenario(software__loss=word, **sizes)
         assert operators(of, shape, operator_model(of.hw)).loss_bytes[0] == pytest.approx(moved)
+
+
+def test_biases_and_norms_of_queries_and_keys_by_hand() -> None:
+    """Llama 3.1 8B at tp 2: 16 of 32 heads and 4 of 8 KV heads of 128 a rank, 8,192 tokens, 4,096 bytes a stream row at 16 bits."""
+    row = {"tp": 2, "sequence_parallel": True, "num_gpus": 64, "recompute": "none"}
+    plain, biased, normed = (scenario(**changes) for changes in ({}, {"model__attention_bias": True}, {"model__qk_norm": True}))
+    weights = [float(layer_weights(of, layouts(row)).dense[0]) for of in (plain, biased, normed)]
+    assert weights[1] - weights[0] == 16 * 128 + 2 * 4 * 128
+    assert weights[2] - weights[0] == 2 * 128
+    kept = [float(layer_activations(of, layouts(row))[0]) for of in (plain, biased, normed)]
+    assert kept[1] == kept[0]
+    # what the norms read is kept for their backward pass, beside what they give to attention
+    assert kept[2] - kept[0] == pytest.approx(2 * 8192 * (16 + 4) * 128 * plain.software.activation_overhead)
+    one = MicroBatch(*(np.array([n]) for n in (2, 1, 1, 1)), np.array([True]), 8192)
+    (forward, backward), (before, behind) = (elementwise_bytes(of, one) for of in (normed, plain))
+    assert forward - before == 2 * 2 * 8192 * (16 + 4) * 128  # reads and writes
+    assert backward - behind == 3 * 2 * 8192 * (16 + 4) * 128  # reads two and writes one

@@ -49,6 +49,9 @@ class Model(Frozen):
             raise ValueError(
                 f"num_attention_heads={self.num_attention_heads} does not divide hidden_size={self.hidden_size}, and head_dim is null"
             )
+        for name in ("q_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim"):
+            if getattr(self, name) and not self.kv_lora_rank:
+                raise ValueError(f"{name}={getattr(self, name)} belongs to latent attention; allowed with kv_lora_rank alone, else null")
         if self.num_experts and not (self.num_experts_per_tok and self.moe_intermediate_size):
             raise ValueError(f"num_experts={self.num_experts} needs num_experts_per_tok and moe_intermediate_size, both at least 1")
         if self.num_experts and self.num_experts_per_tok > self.num_experts:

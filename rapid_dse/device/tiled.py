@@ -3,6 +3,7 @@
 A candidate is a tile and a number of blocks that share its K. It takes the most of
   * multiplying: whole waves of blocks, each its K loop and its store, at the clock that the power limit leaves;
   * L2: each tile reads its rows of A and its columns of B, a cluster of blocks sharing the reads;
+  * shared memory and registers, which bound it from below where they are slower than all of these;
   * HBM: each operand once, and again where a wave covers less than the whole output,
 the kernel's latency, the exposed part of the store and the meeting of a split K beside it. The library is taken to find the best.
 Every candidate's time is non-decreasing in each of m, n, k and batch, so the least of them is too: the law holds by construction.
@@ -57,7 +58,7 @@ class Tiled(OperatorModel):
     def __init__(self, hw: Hardware) -> None:
         super().__init__(hw)
         self.family = CLUSTERED if hw.cluster > 1 else SYNCHRONOUS
-        self._candidates = candidates()
+        self._candidates = candidates(hw)
 
     def elementwise(self, bytes_moved: ArrayLike) -> FloatArray:
         """Streaming at HBM's rate, what the L2 still holds of the preceding kernel at the L2's."""
@@ -89,6 +90,7 @@ class Tiled(OperatorModel):
         )
         slowest = np.maximum(np.maximum(levels[0], levels[1]), levels[2])
         together = slowest * np.power(sum((level / slowest) ** LEVELS for level in levels), 1 / LEVELS)
+        together = np.maximum(together, self._inside(shapes, blocks, precision))
         together += np.where(c.split > 1, SPLIT_SECONDS, 0.0)
         stored = self.family.store_exposed * output / (hw.memory.bandwidth * hw.efficiency.memory)
         return np.asarray(together.min(axis=0) + stored + hw.kernel_latency, dtype=np.float64)
@@ -101,7 +103,8 @@ class Tiled(OperatorModel):
         step = K_STEP_BYTES // PRECISION_BYTES[precision]
         depth = np.ceil(k / (c.split * step)) * step
         queue = np.ceil(blocks / hw.sms)
-        clocks = queue * depth * (2 * c.rows * c.columns / (rate * hw.efficiency.issued(precision)))
+        working = 1.0 if precision == "fp32" else c.working
+        clocks = queue * depth * (2 * c.rows * c.columns / (rate * working * hw.efficiency.issued(precision)))
         clocks += np.ceil(queue / c.resident) * (self.family.store_clocks * c.rows * c.columns)
         activity = 2 * m * n * k * batch / (clocks * (hw.sms * rate))
         return np.asarray(clocks / sustained_clock(hw, activity, precision), dtype=np.float64)
@@ -114,6 +117,17 @@ class Tiled(OperatorModel):
         partials = batch * m * n * np.where(c.split > 1, 8.0 * c.split, 0.0)  # sums of a split K, fp32, written and read
         traffic = operands * np.maximum(blocks, hw.sms) + partials
         return np.asarray(traffic / (hw.l2.bandwidth * hw.efficiency.l2), dtype=np.float64)
+
+    def _inside(self, shapes: FloatArray, blocks: FloatArray, precision: str) -> FloatArray:
+        """Seconds of the traffic within the SMs, (c, n), below which no kernel gets: each block's operands read from shared memory once,
+        and of products without tensor cores (fp32) three operands of four bytes from registers for each multiply-add."""
+        m, n, k, batch = shapes
+        hw, c = self.hw, self._candidates
+        operands = k / c.split * (PRECISION_BYTES[precision] * (c.rows + c.columns))
+        shared = operands * np.maximum(blocks, hw.sms) / hw.shared_memory.bandwidth
+        if precision != "fp32":
+            return np.asarray(shared, dtype=np.float64)
+        return np.asarray(np.maximum(shared, 12.0 * m * n * k * batch / hw.registers.bandwidth), dtype=np.float64)
 
     def _from_hbm(self, shapes: FloatArray, output: FloatArray, precision: str) -> FloatArray:
         """Seconds of HBM's traffic, (c, n): all of it at full bandwidth, or a block's at what one SM can draw."""

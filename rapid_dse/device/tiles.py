@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from rapid_dse.config.hardware import Hardware
 from rapid_dse.device.contract import FloatArray
 
 # (rows, columns) of C that a thread block computes, of what cuBLAS and CUTLASS instantiate for 16-bit tensor-core GEMMs. More
@@ -18,8 +19,9 @@ from rapid_dse.device.contract import FloatArray
 TILES = ((256, 128), (128, 256), (128, 128), (128, 64), (64, 128), (64, 64), (32, 64), (64, 32), (16, 64), (64, 16))
 SPLITS = (1, 2, 4, 8, 16)  # blocks that share the K dimension of a tile
 K_STEP_BYTES = 128  # a stage of the pipeline holds 128 bytes of K: 64 values of 16 bits, one swizzled row of shared memory
-REGISTER_TILE = 128 * 256  # accumulators that fill an SM's registers: smaller tiles run several to the SM
+ACCUMULATOR_BYTES = 8.0  # registers of an element of C: its fp32 sum, and as much again for operands, addresses and the next tile
 MAX_BLOCKS_PER_SM = 4
+INSTRUCTION_TILE = 16 * 8  # elements of C that one instruction of a tensor core computes (PTX: mma.m16n8k16)
 
 
 @dataclass(frozen=True)
@@ -43,17 +45,24 @@ CLUSTERED = GemmFamily(store_clocks=0.02, saturation=0.30, store_exposed=0.19)
 
 @dataclass(frozen=True)
 class Candidates:
-    """Every (tile, split) pair as columns (c, 1): ``rows``, ``columns``, ``split``, and the ``resident`` blocks of an SM."""
+    """Every (tile, split) pair as columns (c, 1): ``rows``, ``columns``, ``split``, the ``resident`` blocks of an SM, and the share of the
+    SM's tensor cores that a block keeps busy (``working``)."""
 
     rows: FloatArray
     columns: FloatArray
     split: FloatArray
     resident: FloatArray
+    working: FloatArray
 
 
-def candidates() -> Candidates:
-    """The pairs of ``TILES`` and ``SPLITS``."""
+def candidates(hw: Hardware) -> Candidates:
+    """The pairs of ``TILES`` and ``SPLITS``; as many blocks of a tile run on an SM as its registers hold accumulators for, and its
+    shared memory a stage of operands each."""
     pairs = np.array([(rows, columns, split) for rows, columns in TILES for split in SPLITS], dtype=np.float64)
     rows, columns, split = (pairs[:, i : i + 1] for i in range(3))
-    resident = np.clip(np.floor(REGISTER_TILE / (rows * columns)), 1, MAX_BLOCKS_PER_SM)
-    return Candidates(rows, columns, split, resident)
+    by_registers = hw.registers.size / hw.sms / (ACCUMULATOR_BYTES * rows * columns)
+    by_shared_memory = hw.shared_memory.size / hw.sms / (K_STEP_BYTES * (rows + columns))
+    # Sizes are written with three digits: 37 MiB of 148 SMs are 256 KiB each within 1 %.
+    resident = np.clip(np.floor(np.minimum(by_registers, by_shared_memory) * 1.01), 1, MAX_BLOCKS_PER_SM)
+    working = np.minimum(1.0, rows * columns / INSTRUCTION_TILE / hw.tensor_cores_per_sm)
+    return Candidates(rows, columns, split, resident, working)

@@ -122,7 +122,7 @@ def mlp(model: Model, intermediate: int) -> int:
 
 def layer_norms(model: Model) -> int:
     """Parameters of one layer's norms: before attention, before the MLP, of queries and keys, and of the latents."""
-    inside = model.attention_head_dim * 2 if model.qk_norm else 0
+    inside = 2 * _norm(model, model.attention_head_dim) if model.qk_norm else 0
     latents = (model.q_lora_rank or 0) + model.kv_lora_rank if model.kv_lora_rank else 0
     return 2 * _norm(model, model.hidden_size) + inside + latents
 

@@ -84,8 +84,10 @@ def layer_weights(scenario: Scenario, layouts: Layouts) -> Weights:
     attention = hidden * head * (2 * model.num_attention_heads / tp + 2 * local_kv_heads(model, tp))
     wide = model.n_shared_experts * model.moe_intermediate_size if model.num_experts else model.intermediate_size
     mlp = hidden * wide * (mlp_projections(model) + 1) / tp
-    norms = 2 * hidden * (2 if model.norm == "layernorm" else 1)
-    biases = (2 * hidden + (3 * model.num_attention_heads * head + wide) / tp) if model.linear_bias else 0.0
+    norms = (2 * hidden + (2 * head if model.qk_norm else 0)) * (2 if model.norm == "layernorm" else 1)
+    biases = (2 * hidden + mlp_projections(model) * wide / tp) if model.linear_bias else 0.0
+    if model.attention_bias or model.linear_bias:  # of queries, keys and values
+        biases = biases + head * (model.num_attention_heads / tp + 2 * local_kv_heads(model, tp))
     dense = attention + mlp + norms + biases
     if not model.num_experts:
         return Weights(dense)
@@ -167,7 +169,10 @@ def layer_activations(scenario: Scenario, layouts: Layouts) -> FloatColumn:
     heads = scenario.model.num_attention_heads / layouts.tp
     # inputs of norms, and of products
     inputs = width * 2 * stream + made.inputs(scenario) + _routing_bytes(scenario, layouts, made.down)
-    copies = width * ((0 if software.fused_rotary else queries + keys) + (0 if software.fused_activation else wide))
+    # copies of queries and keys: before their norms, which go backward from there, and before an unfused rotation
+    copies = width * (
+        (scenario.model.qk_norm + (not software.fused_rotary)) * (queries + keys) + (0 if software.fused_activation else wide)
+    )
     dropout = 2 * stream if software.dropout else 0.0  # two masks of a byte
     log_sum_exp = 4 * layouts.micro_batch_size * (scenario.workload.seq_len / layouts.cp) * heads
     kept = inputs + width * (queries + 2 * keys + made.gates * wide) + copies + dropout + log_sum_exp

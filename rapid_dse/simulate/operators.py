@@ -169,7 +169,8 @@ def attention_flops(scenario: Scenario, shape: MicroBatch) -> FloatColumn:
 
 
 def elementwise_bytes(scenario: Scenario, shape: MicroBatch) -> tuple[FloatColumn, FloatColumn]:
-    """HBM bytes of a layer's norms, residuals, rotary embedding and activation, forward and backward.
+    """HBM bytes of a layer's norms (of queries and keys too where the model has those), residuals, rotary embedding and
+    activation, forward and backward.
 
     The counts are passes of fully fused kernels: a norm reads and writes (backward reads two and writes one), a residual sum reads
     two and writes one; ``software.elementwise_traffic`` says how many times that a framework moves.
@@ -178,13 +179,14 @@ def elementwise_bytes(scenario: Scenario, shape: MicroBatch) -> tuple[FloatColum
     width = compute_bytes(scenario)
     stream = shape.norm_tokens * model.hidden_size * width
     head = model.attention_head_dim
-    rotary = shape.tokens * head * (model.num_attention_heads / shape.tp + local_kv_heads(model, shape.tp)) * width
-    rotary = rotary if model.position_embedding == "rope" else np.zeros_like(rotary)
+    heads = shape.tokens * head * (model.num_attention_heads / shape.tp + local_kv_heads(model, shape.tp)) * width  # queries and keys
+    rotary = heads if model.position_embedding == "rope" else np.zeros_like(heads)
     wide = shape.tokens * mlp_width(model) / shape.tp * width
     gates = mlp_projections(model)
     dropout = 1.0 if software.dropout else 0.0
-    forward = stream * (2 * 2 + 2 * 3 + dropout) + 2 * rotary + wide * (gates + 1)
-    backward = stream * (2 * 3 + 2 * 2 + dropout) + 2 * rotary + wide * (2 * gates + 1)
+    normed = heads if model.qk_norm else np.zeros_like(heads)
+    forward = stream * (2 * 2 + 2 * 3 + dropout) + 2 * (rotary + normed) + wide * (gates + 1)
+    backward = stream * (2 * 3 + 2 * 2 + dropout) + 2 * rotary + 3 * normed + wide * (2 * gates + 1)
     routing = _routing_bytes(model, shape, width) if model.num_experts else 0.0
     return forward + routing, backward + routing
 
