@@ -8,7 +8,6 @@ from test_device_models import chip
 from trials import priced, scenario
 
 from rapid_dse.device import operator_model
-from rapid_dse.simulate.operators import attention_kernel
 
 FLOPS = 2.0 * 8192**3
 
@@ -53,7 +52,7 @@ def test_both_store_32_bits_and_write_the_scores_of_attention() -> None:
     memory = {}
     for precision in ("fp32", "tf32", "bf16"):
         case = scenario(workload__precision=precision, **CASE)
-        assert attention_kernel(case) == ("flash2" if precision == "bf16" else "unfused")
+        assert case.attention_kernel == ("flash2" if precision == "bf16" else "unfused")
         memory[precision] = priced(case, ROW | {"recompute": "none"})
     assert memory["fp32"].memory_parameters_bytes[0] == pytest.approx(4 * 6.738e9, rel=1e-3)
     for name in ("peak_memory_bytes", "memory_parameters_bytes", "memory_activations_bytes"):

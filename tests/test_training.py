@@ -86,7 +86,7 @@ class TestByHand:
 
         forward, inputs, weights = products(matrices)
         # Causal ring attention in zigzag: 2048 queries of each sequence see 4096 / 2 keys on average (arXiv 2310.01889).
-        ring = {"causal": False, "kernel": of.software.flash_kernel}
+        ring = {"causal": False, "kernel": of.attention_kernel}
         attend = float(device.attention(2, heads, kv, 2048, 2048, 128, direction="forward", **ring)) / hw.efficiency.sustained
         attend_back = float(device.attention(2, heads, kv, 2048, 2048, 128, direction="backward", **ring)) / hw.efficiency.sustained
         # Fused elementwise passes, 2 bytes each: over the stream (its tokens shared by tp: sequence parallelism) two norms (read, write;

@@ -15,7 +15,7 @@ import pandas as pd
 from rapid_dse.config.hardware import PRECISION_BYTES, Hardware
 from rapid_dse.config.table_file import read_table
 from rapid_dse.device import FloatArray, operator_model
-from rapid_dse.device.contract import AttentionKernel, Direction
+from rapid_dse.device.contract import UNFUSED, AttentionKernel, Direction
 
 PredictCollectives = Callable[[pd.DataFrame, Hardware], FloatArray]
 COLLECTIVES = ("all_reduce", "all_gather", "reduce_scatter", "send_recv", "all_to_all", "broadcast")
@@ -151,6 +151,8 @@ def _attention(rows: pd.DataFrame, hw: Hardware, directions: tuple[Direction, ..
     for implementation, kernel in KERNEL_OF.items():
         for masked in (False, True):
             part = (rows["impl"] == implementation).to_numpy(bool) & (causal == masked)
+            if kernel not in (*hw.attention_kernels, *UNFUSED):
+                continue
             columns = tuple(array[part] for array in (batch, heads, kv_heads, length, length, width))
             seconds = np.zeros(part.sum())
             for direction in directions:

@@ -27,6 +27,8 @@ Precision = Literal["fp32", "tf32", "bf16", "fp16", "fp8"]
 # Bytes of a number in memory. TF32 is a mode of the tensor cores: its operands are stored as fp32.
 PRECISION_BYTES: dict[str, int] = {"fp32": 4, "tf32": 4, "bf16": 2, "fp16": 2, "fp8": 1}
 Parallelism = Literal["tp", "cp", "ep", "dp", "pp"]
+# Fused attention: FlashAttention 1 to 3, cuDNN's, Triton's, and AMD's of the composable kernel library.
+FlashKernelName = Literal["flash1", "flash2", "flash3", "cudnn", "triton", "ck"]
 Topology = Literal["ring", "fully_connected", "switch", "mesh", "torus", "fat_tree"]
 
 Rate = Annotated[float, Field(ge=1e-3, le=1e9)]  # FLOP per SM and clock
@@ -175,6 +177,10 @@ class Hardware(Frozen):
     node's dimensions of the network hold as many, see ``nodes``; null: as many as all dimensions but the outermost hold.
     ``kernel_latency``: what the smallest kernel takes on the device. ``cluster``: thread blocks that share one read of an operand
     (1: the chip has no such mode; 4 on Hopper and Blackwell, whose GEMMs run in clusters of 2 × 2 blocks with multicast loads).
+    ``attention_kernels``: the fused attention kernels that are built for the chip, the one to prefer first; none on a V100.
+    ``exponentials``: exponentials an SM computes a clock in its special-function units, which softmax waits for.
+    ``tensor_memory``: the tensor cores add up in a memory of their own (Blackwell), so that they multiply while the threads of the block
+    compute the softmax of another tile.
     """
 
     name: str
@@ -191,6 +197,9 @@ class Hardware(Frozen):
     efficiency: Efficiency
     kernel_latency: Seconds
     cluster: Annotated[Count, Field(le=16)] = 1
+    attention_kernels: tuple[FlashKernelName, ...] = ()
+    exponentials: Annotated[float, Field(ge=0.1, le=1e4)] = 16.0
+    tensor_memory: bool = False
     energy: Energy
     price: DollarsPerHour
     network: Network

@@ -6,13 +6,13 @@ import difflib
 import json
 import math
 from collections.abc import Mapping
-from typing import Any, get_args, get_origin
+from typing import Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
 from rapid_dse.config.fields import Frozen
-from rapid_dse.config.hardware import Hardware
+from rapid_dse.config.hardware import PRECISION_BYTES, FlashKernelName, Hardware
 from rapid_dse.config.model import Model
 from rapid_dse.config.run import Backend, Debug, Parallel, Search, Workload
 from rapid_dse.config.software import Software
@@ -43,6 +43,37 @@ class Scenario(Frozen):
     def _node_is_one_fact(self) -> Scenario:
         self.hw.require_one_node()
         return self
+
+    @model_validator(mode="after")
+    def _flash_kernel_runs(self) -> Scenario:
+        wanted, built = self.software.flash_kernel, self.hw.attention_kernels
+        if wanted is None or wanted == self.attention_kernel:
+            return self
+        if self.software.attention != "flash":
+            raise ValueError(
+                f"software.flash_kernel={wanted}: software.attention=unfused has none; allowed: null, or software.attention=flash"
+            )
+        if PRECISION_BYTES[self.workload.precision] > 2:
+            raise ValueError(f"software.flash_kernel={wanted}: takes 16-bit operands; allowed under {self.workload.precision}: null")
+        runs = ", ".join(built) if built else "null alone, with unfused attention"
+        raise ValueError(f"software.flash_kernel={wanted}: not built for {self.hw.name}; allowed: {runs}")
+
+    @property
+    def attention_kernel(self) -> FlashKernelName | Literal["fused_softmax", "unfused"]:
+        """The kernels that compute attention.
+
+        Flash kernels and the kernel of Megatron's fused softmax take 16-bit operands (their documentation: fp16 and bf16): under fp32
+        and TF32 attention is batched products with PyTorch's own softmax between them, and its scores are written to memory. So they
+        are on a chip that has none of the framework's flash kernels.
+        """
+        software = self.software
+        if PRECISION_BYTES[self.workload.precision] > 2:
+            return "unfused"
+        wanted = (software.flash_kernel,) if software.flash_kernel else software.flash_kernels
+        built = [kernel for kernel in self.hw.attention_kernels if kernel in wanted]
+        if software.attention == "flash" and built:
+            return built[0]
+        return "fused_softmax" if software.fused_softmax else "unfused"
 
     @property
     def expected_error(self) -> float | None:

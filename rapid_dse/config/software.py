@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from rapid_dse.config.fields import Bytes, Count, Frozen, Seconds, ShareOrZero
+from rapid_dse.config.hardware import FlashKernelName
 
 Dtype = Literal["fp32", "bf16", "fp16"]
 
@@ -21,7 +22,10 @@ class Software(Frozen):
     measured_on: tuple[str, ...] = ()  # chips of those runs, by hw.name
     # kernels
     attention: Literal["flash", "unfused"] = "flash"
-    flash_kernel: Literal["flash1", "flash2", "flash3", "cudnn", "triton"] = "flash2"  # behind attention=flash
+    # Behind attention=flash: the fused kernels that the framework can call. The chip's preferred one of them runs; where it has none of
+    # them, attention is unfused. ``flash_kernel`` names one that must run: a chip that lacks it is refused.
+    flash_kernels: tuple[FlashKernelName, ...] = ("flash2", "ck")
+    flash_kernel: FlashKernelName | None = None
     fused_softmax: bool = True  # behind attention=unfused: scale, mask and softmax are one kernel
     fused_rotary: bool = True  # autograd keeps no rotated copy of queries and keys
     fused_activation: bool = True  # autograd keeps no activated gate beside the MLP's inputs

@@ -17,7 +17,7 @@ from rapid_dse.config.hardware import PRECISION_BYTES, Hardware
 
 FloatArray = NDArray[np.float64]
 Direction = Literal["forward", "backward"]
-AttentionKernel = Literal["flash1", "flash2", "flash3", "cudnn", "triton", "fused_softmax", "unfused"]
+AttentionKernel = Literal["flash1", "flash2", "flash3", "cudnn", "triton", "ck", "fused_softmax", "unfused"]
 UNFUSED: tuple[str, ...] = ("fused_softmax", "unfused")
 
 
@@ -109,7 +109,8 @@ class OperatorModel(ABC):
         """Seconds of scaled dot-product attention in one direction, (n,); ``window`` counts keys, null is no window.
 
         Raises:
-            ValueError: a dimension below 1, kv_heads above heads, an unknown kernel or direction, a precision that the chip lacks.
+            ValueError: a dimension below 1, kv_heads above heads, an unknown kernel or direction, a kernel or a precision that the chip
+                lacks.
         """
         self.hw.peak_flops(precision)
         if direction not in ("forward", "backward"):
@@ -131,6 +132,10 @@ class OperatorModel(ABC):
             raise ValueError(f"kv_heads={shape.kv_heads.max():g} is above heads; allowed: a divisor of heads")
         if kernel in UNFUSED:
             return self._unfused(shape, direction, kernel, precision, dropout)
+        if kernel not in self.hw.attention_kernels:
+            raise ValueError(
+                f"kernel={kernel!r} is not built for {self.hw.name}; allowed: {', '.join((*self.hw.attention_kernels, *UNFUSED))}"
+            )
         return self._flash(shape, direction, kernel, precision, dropout)
 
     @abstractmethod

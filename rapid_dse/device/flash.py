@@ -32,7 +32,8 @@ class FlashKernel:
     Attributes:
         block: rows that a thread block holds.
         efficiency: share of the usable tensor rate in the products' inner loop.
-        softmax: clocks a score (one element of Q Kᵀ) for what is not hidden behind the products: exponentials, rescaling, masks.
+        softmax: clocks a score (one element of Q Kᵀ) for what is not hidden behind the products: exponentials, rescaling, masks; on
+            an SM with 16 exponentials a clock, others' wait for them as long as they are (``EXPONENTIAL``).
         max_rate: FLOP an SM issues a clock through the instructions that the kernel is written with; kernels that use Ampere's
             ``mma.sync`` get no more than this from a Hopper.
         fixed: clocks of a block outside its inner loop.
@@ -66,7 +67,16 @@ KERNELS: dict[tuple[str, str], FlashKernel] = {
     ("cudnn", "backward"): FlashKernel(128, 0.73, 0.10, ANY_RATE, 5000, wide=0.9),
     ("triton", "forward"): FlashKernel(128, 0.448, 0.0, ANY_RATE, 4500),
     ("triton", "backward"): FlashKernel(128, 0.76, 0.128, LEGACY_RATE, 5300, wide=0.74),
+    # Estimate: about 420 TFLOP/s forward and 300 backward on an MI300X at head_dim 128, not causal, 16k tokens.
+    ("ck", "forward"): FlashKernel(128, 0.70, 0.30, ANY_RATE, 5000),
+    ("ck", "backward"): FlashKernel(128, 0.50, 1.00, ANY_RATE, 5000),
 }
+# Kernels written for tensor cores with a memory of their own: measured forward passes on B200 and GB300 (aiconfigurator-core 0.12).
+OF_TENSOR_MEMORY: dict[tuple[str, str], FlashKernel] = {
+    ("cudnn", "forward"): FlashKernel(128, 1.0, 0.050, ANY_RATE, 2950, wide=0.75),
+}
+# Share of a score's softmax that waits for its exponential: 1/16 clock on Hopper, against 5 fp32 operations on 128 lanes.
+EXPONENTIAL, EXPONENTIALS = 0.6, 16.0
 
 
 def flash_seconds(
@@ -74,11 +84,14 @@ def flash_seconds(
 ) -> FloatArray:
     """Seconds of fused attention, (n,). ``clock`` gives the clock that an activity of the tensor cores leaves."""
     flash = KERNELS[kernel, direction]
+    if hw.tensor_memory:
+        flash = OF_TENSOR_MEMORY.get((kernel, direction), flash)
+    softmax = flash.softmax * (EXPONENTIAL * EXPONENTIALS / hw.exponentials + 1 - EXPONENTIAL)
     rate = hw.peak_flops(precision) / (hw.sms * hw.clock)
     efficiency = flash.efficiency * np.where(shape.head_dim > flash.narrow, flash.wide, 1.0)
     usable = min(rate, flash.max_rate) * hw.efficiency.tensor * efficiency
     products = 2 * (shape.head_dim + shape.v_head_dim) if direction == "forward" else 6 * shape.head_dim + 4 * shape.v_head_dim
-    per_score = products / usable + flash.softmax * (DROPOUT if dropout else 1.0)
+    per_score = products / usable + softmax * (DROPOUT if dropout else 1.0)
     walk = _forward_walk(hw, shape, flash) if direction == "forward" else _backward_walk(shape, flash)
     block = walk.rows * walk.length * per_score + flash.fixed
     clocks = _makespan(walk.count, block, hw.sms, shape.causal)

@@ -17,7 +17,7 @@ from rapid_dse.device.contract import UNFUSED
 from rapid_dse.layouts import RECOMPUTE_FULL, RECOMPUTE_NONE, ZERO_BUBBLE, Layouts
 from rapid_dse.model.operators import local_kv_heads, mlp_projections, mlp_width, padded_vocab
 from rapid_dse.simulate.loss import loss_memory
-from rapid_dse.simulate.operators import attention_kernel, compute_bytes
+from rapid_dse.simulate.operators import compute_bytes
 from rapid_dse.simulate.stages import Stages
 from rapid_dse.trace.schedules import in_flight
 
@@ -204,7 +204,7 @@ def _input_bytes(scenario: Scenario, streams: FloatColumn, queries: FloatColumn,
 
 def _score_bytes(scenario: Scenario, layouts: Layouts, heads: FloatColumn) -> FloatColumn:
     # Softmax output and dropout output, both 16 bits, and a mask of one byte: 5 a s of the paper; the first alone without dropout.
-    if attention_kernel(scenario) not in UNFUSED:
+    if scenario.attention_kernel not in UNFUSED:
         return np.zeros(len(layouts))
     width = compute_bytes(scenario)
     each = 2.0 * width + 1 if scenario.software.dropout else width

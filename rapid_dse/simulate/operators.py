@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from rapid_dse.config.hardware import PRECISION_BYTES
 from rapid_dse.config.model import Model
 from rapid_dse.config.scenario import Scenario
-from rapid_dse.device import AttentionKernel, OperatorModel
+from rapid_dse.device import OperatorModel
 from rapid_dse.model.operators import (
     MatMul,
     MicroBatch,
@@ -57,20 +57,6 @@ class Operators:
 def compute_bytes(scenario: Scenario) -> int:
     """Bytes of an activation, and of the weight that computes: 16 bits, under fp8 too, 32 under fp32 and TF32."""
     return max(2, PRECISION_BYTES[scenario.workload.precision])
-
-
-def attention_kernel(scenario: Scenario) -> AttentionKernel:
-    """The kernels that compute attention.
-
-    Flash kernels and the kernel of Megatron's fused softmax take 16-bit operands (their documentation: fp16 and bf16); under fp32 and
-    TF32 attention is batched products with PyTorch's own softmax between them, and its scores are written to memory.
-    """
-    software = scenario.software
-    if compute_bytes(scenario) > 2:
-        return "unfused"
-    if software.attention == "flash":
-        return software.flash_kernel
-    return "fused_softmax" if software.fused_softmax else "unfused"
 
 
 def operators(scenario: Scenario, shape: MicroBatch, device: OperatorModel) -> Operators:
@@ -134,7 +120,7 @@ def _attention_seconds(
     """Seconds of one layer's attention. Zigzag ring attention gives each rank half of the full rectangle (what the window leaves of
     it); without context parallelism the kernel skips what is masked itself."""
     model, software = scenario.model, scenario.software
-    kernel = attention_kernel(scenario)
+    kernel = scenario.attention_kernel
     precision = "bf16" if scenario.workload.precision == "fp8" else scenario.workload.precision
     heads, kv_heads, batch = model.num_attention_heads / shape.tp, local_kv_heads(model, shape.tp), shape.micro_batch_size
     mean = mean_context(model, shape.seq_len)
