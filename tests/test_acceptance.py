@@ -112,9 +112,13 @@ def test_named_sweeps_compose_and_the_command_line_wins(tmp_path: Path, name: st
         "parallel.recompute=full",
         "parallel.vpp=1",
         "parallel.micro_batch_size=1",
+        "search.jobs=1",
     )
-    trials = ("search.n_trials=60",) if name == "chip_and_layout" else ()
-    done(tmp_path, "-m", f"+sweeps={name}", *narrow, *trials)
+    small = {
+        "chip_and_layout": ("search.n_trials=60",),
+        "fault_sensitivity": ("model.num_hidden_layers=4", "workload.global_batch_size=8"),
+    }
+    done(tmp_path, "-m", f"+sweeps={name}", *narrow, *small.get(name, ()))
     table = rows(tmp_path)
     check_results(table)
     assert set(table["parallel.tp"]) == {8}
