@@ -143,7 +143,7 @@ def by_recurrence(lengths: FloatColumn, micro_batches: int) -> float:
     from rapid_dse.trace.recurrence import step_seconds  # loads numba
 
     _, vpp, pp = lengths.shape
-    return float(step_seconds(np.eye(lengths.size), lengths.reshape(-1, 1), pp, vpp, np.array([micro_batches // pp]))[0])
+    return float(step_seconds(lengths.reshape(-1, 1), pp, vpp, np.array([micro_batches // pp]))[0])
 
 
 def test_unequal_chunks_by_hand() -> None:

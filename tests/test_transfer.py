@@ -12,7 +12,7 @@ from test_closed_form import NODES, TOPOLOGIES, span
 from trials import layouts, legal, price, priced, random_layouts, scenario
 
 from rapid_dse.config.scenario import Scenario
-from rapid_dse.layouts import Layouts
+from rapid_dse.layouts import Layouts, broken_rules
 from rapid_dse.network import transfer
 from rapid_dse.network.transfer import Transfer
 from rapid_dse.simulate.overlap import Window, exposed
@@ -220,6 +220,23 @@ class TestTheHostSetsThePace:
         "model__intermediate_size": 8192,
         "model__vocab_size": 32000,
     }
+
+    @pytest.mark.parametrize("software", ["megatron_lm", "nemo", "torchtitan", "nanotron", "llm_foundry", "megatron_deepspeed"])
+    def test_faster_memory_links_and_fewer_tokens_are_no_slower(self, software: str) -> None:
+        first = scenario(model="llama", software=software, workload__seq_len=512, **self.SMALL)
+        table = random_layouts(first, 64, 256, 800)
+        slow = price(first, table).step_time_s
+        memory = first.hw.memory.bandwidth
+        for change in (
+            {"workload__seq_len": 256},
+            {"hw__memory__bandwidth": 4 * memory},
+            {"hw__clock": 1.5 * first.hw.clock},
+            {"hw__network__dimensions__0__bandwidth": 900e9},
+            {"hw__network__dimensions__1__bandwidth": 100e9},
+        ):
+            of = scenario(model="llama", software=software, **{"workload__seq_len": 512, **self.SMALL, **change})
+            possible = broken_rules(table, of)[0] < 0
+            assert (price(of, table.take(possible)).step_time_s <= slow[possible] * (1 + 1e-9)).all(), change
 
     @pytest.mark.parametrize("software", ["megatron_lm", "torchtitan", "nanotron", "llm_foundry"])
     def test_faster_memory_and_fewer_tokens_are_no_slower(self, software: str) -> None:

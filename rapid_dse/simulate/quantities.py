@@ -22,7 +22,7 @@ from rapid_dse.simulate.block import Block, framework_block
 from rapid_dse.simulate.communication import Traffic, effective_network, exchanged, gradient_bytes, routed_bytes
 from rapid_dse.simulate.memory import Weights, layer_weights, vocabulary_parameters
 from rapid_dse.simulate.operators import compute_bytes
-from rapid_dse.simulate.slots import launched_slot
+from rapid_dse.simulate.slots import host_layer_seconds, launched_slot
 from rapid_dse.simulate.stages import Split
 from rapid_dse.simulate.strain import by_state
 from rapid_dse.simulate.training import (
@@ -35,7 +35,6 @@ from rapid_dse.simulate.training import (
     gathered_bytes,
     gradient_sync,
     groups_of,
-    host_layer_seconds,
     layer_gathers,
     layer_time,
     price_operators,

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from rapid_dse.config.scenario import Scenario
 from rapid_dse.config.software import Software
-from rapid_dse.layouts import Layouts
+from rapid_dse.layouts import RECOMPUTE_FULL, Layouts
 from rapid_dse.simulate.block import Block
 from rapid_dse.simulate.stages import Stages
 from rapid_dse.trace.schedules import Slots
@@ -15,6 +15,17 @@ from rapid_dse.trace.schedules import Slots
 FloatColumn = NDArray[np.float64]
 
 IDLE_FORWARD = 1 / 3  # share of a slot that is its forward pass where a stage computes nothing: the host's, as in the graphs of stages
+
+
+def host_layer_seconds(scenario: Scenario, layouts: Layouts) -> FloatColumn:
+    """Seconds in which the host launches a layer's forward and backward pass for a micro-batch, ``(n_layouts,)``."""
+    software = scenario.software
+    collective = np.where(layouts.tp > 1, software.host_collective_layer, 0.0)
+    in_turn = np.where(layouts.tp > 1, software.strained_host_layer * layouts.tp, 0.0)
+    # Full recomputation launches the forward pass again, half of what the host does for a layer.
+    again = np.where(layouts.recompute == RECOMPUTE_FULL, 1.5, 1.0)
+    seconds: FloatColumn = np.maximum((software.host_layer + collective) * again, in_turn)
+    return seconds
 
 
 def launched_slot(software: Software, device: NDArray[np.float64], host: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -25,6 +36,19 @@ def launched_slot(software: Software, device: NDArray[np.float64], host: NDArray
     share = shorter / np.where(longer > 0, longer, 1.0)
     slot: NDArray[np.float64] = longer * (1.0 + share**software.launch_norm) ** (1.0 / software.launch_norm)
     return slot
+
+
+def launched_part(part: NDArray[np.float64], whole: NDArray[np.float64], launches: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Seconds of a slot that one of its three passes (forward, input gradient, weight gradient) lasts; same shape.
+
+    Each pass has a third of the launches, and cannot end before its own are done; the others keep the time of theirs. So where the host
+    sets the pace, the passes keep their shares of the slot however fast the device is.
+
+    Args:
+        part: the pass's seconds on the device; ``whole``: the slot's; ``launches``: the host's for the whole slot.
+    """
+    third = launches / 3
+    return np.clip(part, third, np.maximum(third, whole - 2 * third))
 
 
 def stage_slots(
@@ -50,22 +74,29 @@ def stage_slots(
     ahead = found.has_embedding * block.embedding + found.has_head * block.head_forward
     computing = found.layers * each + ahead + found.has_head * block.head_backward
     device = computing + hops
-    whole = launched_slot(scenario.software, device, found.layers * host_layer + scenario.software.host_micro_batch)
-    later = scenario.model.num_hidden_layers - found.before - found.layers
+    launches = found.layers * host_layer + scenario.software.host_micro_batch
+    whole = launched_slot(scenario.software, device, launches)
     behind = layouts.pp - 1 - found.latest
-    before = np.where(found.latest > 0, whole[0] + (found.ahead * whole[1:-1]).sum(axis=1), 0.0)
-    after = np.where(behind > 0, whole[-1] + (found.behind * whole[1:-1]).sum(axis=1), 0.0)
+
+    def before(of: NDArray[np.float64]) -> NDArray[np.float64]:
+        return np.where(found.latest > 0, of[0] + (found.ahead * of[1:-1]).sum(axis=1), 0.0)
+
+    def after(of: NDArray[np.float64]) -> NDArray[np.float64]:
+        return np.where(behind > 0, of[-1] + (found.behind * of[1:-1]).sum(axis=1), 0.0)
+
     share = np.divide(found.layers * forward + ahead, computing, out=np.full_like(computing, IDLE_FORWARD), where=computing > 0)
+    passes_forward = launched_part(whole * share, whole, launches)
+    weights = np.where(found.layers > 0, launched_part(found.layers * block.weight_gradient, whole, launches), 0.0)
     slots = Slots(
         whole=whole,
-        forward=whole * share,
-        weights=found.layers * block.weight_gradient,
-        before=before,
-        after=after,
-        forward_before=before * (forward / each),
-        weights_before=found.before * block.weight_gradient,
-        weights_after=later * block.weight_gradient,
-        weights_first=found.layers[0] * block.weight_gradient,
+        forward=passes_forward,
+        weights=weights,
+        before=before(whole),
+        after=after(whole),
+        forward_before=before(passes_forward),
+        weights_before=before(weights),
+        weights_after=after(weights),
+        weights_first=weights[0],
         position=found.latest,
         behind=behind,
         vpp=layouts.vpp,

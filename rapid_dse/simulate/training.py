@@ -25,7 +25,7 @@ from rapid_dse.simulate.memory import Memory, Weights, layer_weights, peak_memor
 from rapid_dse.simulate.operators import Operators, compute_bytes, operators
 from rapid_dse.simulate.overlap import Window, exposed
 from rapid_dse.simulate.results import Priced
-from rapid_dse.simulate.slots import stage_slots
+from rapid_dse.simulate.slots import host_layer_seconds, launched_part, stage_slots
 from rapid_dse.simulate.stages import Split, Stages, stages
 from rapid_dse.simulate.strain import by_state
 from rapid_dse.simulate.uneven import chunk_waits
@@ -263,15 +263,15 @@ def step_time(
     sends = _sends(scenario, layouts, arranged, layer)
     hops = _hops(layouts, found, sends)
     passes = (layer.forward + layer.dp_forward, layer.backward + layer.dp - layer.dp_forward)
-    slots, device_slots = stage_slots(scenario, layouts, block, found, passes, hops, host_layer_seconds(scenario, layouts))
-    waits = chunk_waits(scenario, layouts, block, passes, sends, (slots.whole, device_slots), bubble(layouts.schedule, slots))
+    slots, on_stage = stage_slots(scenario, layouts, block, found, passes, hops, host_layer_seconds(scenario, layouts))
+    waits = chunk_waits(scenario, layouts, block, passes, sends, slots.whole, bubble(layouts.schedule, slots))
     # all others wait for the stage whose work and waits take longest
     critical = (micro_batches * slots.whole + waits).argmax(axis=0)[None]
     slot, layers, on_device, sent, idle = (
-        np.take_along_axis(column, critical, 0)[0] for column in (slots.whole, found.layers, device_slots, hops, waits)
+        np.take_along_axis(column, critical, 0)[0] for column in (slots.whole, found.layers, on_stage, hops, waits)
     )
     ends = on_device - layers * layer.total - sent
-    first = _first_stage_passes(scenario, layouts, block, arranged, (slots.whole[0], device_slots[0]), passes)
+    first = _first_stage_passes(scenario, layouts, block, arranged, (slots.whole[0], on_stage[0]), passes)
     return Step(
         compute=micro_batches * (layers * layer.compute + ends),
         tp=micro_batches * layers * layer.tp,
@@ -295,8 +295,7 @@ def _first_stage_passes(
 ) -> tuple[FloatColumn, FloatColumn]:
     """Seconds that the layers of the first stage take forward and backward for a micro-batch, ``(n_layouts,)`` each.
 
-    Each pass lasts at least as long as the host launches it: a third of a micro-batch's launches is the forward pass's, the rest the
-    backward's. So where the host sets the pace a faster device leaves transfers no less time to hide in.
+    Each pass lasts at least as long as the host launches it (``launched_part``).
 
     Args:
         slot: a micro-batch's seconds on the first stage, and what its device has of them.
@@ -307,8 +306,7 @@ def _first_stage_passes(
     layers = found.layers[0]
     ahead = block.embedding + found.has_head[0] * block.head_forward
     forward, backward = layers * passes[0], layers * passes[1]
-    host = layers * host_layer_seconds(scenario, layouts) + software.host_micro_batch
-    split = np.clip(forward + ahead, host / 3, np.maximum(host / 3, whole - 2 * host / 3))
+    split = launched_part(forward + ahead, whole, layers * host_layer_seconds(scenario, layouts) + software.host_micro_batch)
     return np.maximum(0.0, split - ahead), np.maximum(0.0, whole - split - (device - forward - ahead - backward))
 
 
@@ -449,16 +447,6 @@ def all_reduce(software: Software, size: FloatColumn, span: Span, network: Netwo
 
 def gathered_bytes(scenario: Scenario) -> int:
     return 1 if scenario.workload.precision == "fp8" and "all-gather" in scenario.software.fp8_recipe else compute_bytes(scenario)
-
-
-def host_layer_seconds(scenario: Scenario, layouts: Layouts) -> FloatColumn:
-    software = scenario.software
-    collective = np.where(layouts.tp > 1, software.host_collective_layer, 0.0)
-    in_turn = np.where(layouts.tp > 1, software.strained_host_layer * layouts.tp, 0.0)
-    # Full recomputation launches the forward pass again, half of what the host does for a layer.
-    again = np.where(layouts.recompute == RECOMPUTE_FULL, 1.5, 1.0)
-    seconds: FloatColumn = np.maximum((software.host_layer + collective) * again, in_turn)
-    return seconds
 
 
 def end_transfers(scenario: Scenario, layouts: Layouts, found: Stages, groups: Groups) -> EndTransfers:

@@ -13,9 +13,12 @@ from rapid_dse.config.scenario import Scenario
 from rapid_dse.layouts import INTERLEAVED, Layouts
 from rapid_dse.network.loading import loading_numba
 from rapid_dse.simulate.block import Block
-from rapid_dse.simulate.stages import PACK, Split, kinds_of
+from rapid_dse.simulate.slots import host_layer_seconds, launched_slot
+from rapid_dse.simulate.stages import PACK, Split
 
 FloatColumn = NDArray[np.float64]
+
+THIRDS = np.array([1 / 3, 2 / 3])  # of a micro-batch's launches: forward, backward
 
 
 def chunk_waits(
@@ -24,7 +27,7 @@ def chunk_waits(
     block: Block,
     passes: tuple[FloatColumn, FloatColumn],
     sends: tuple[FloatColumn, FloatColumn],
-    slots: tuple[FloatColumn, FloatColumn],
+    whole: FloatColumn,
     waits: FloatColumn,
 ) -> FloatColumn:
     """``waits`` with those of interleaved pipelines of unequal chunks as the schedule run pass by pass has them.
@@ -34,7 +37,7 @@ def chunk_waits(
     Args:
         passes: seconds of a layer's forward and backward pass with all that shows beside them, ``(n_layouts,)`` each.
         sends: seconds that a stage sends a micro-batch's chunk, and that its host launches that in, one way, ``(n_layouts,)`` each.
-        slots: seconds of a micro-batch on each candidate stage, and what its device has of them, ``(n_candidates, n_layouts)`` each.
+        whole: seconds of a micro-batch on each candidate stage, ``(n_candidates, n_layouts)``.
         waits: the closed forms' idle seconds of each candidate, ``(n_candidates, n_layouts)``.
     """
     split = Split.of(scenario)
@@ -44,22 +47,25 @@ def chunk_waits(
     if not splits:
         return waits
     step_seconds = _recurrence()
-    (whole, device), waits, micro_batches = slots, waits.copy(), layouts.num_micro_batches
-    spent = np.stack([*passes, block.embedding, block.head_forward, block.head_backward, *sends, *(whole - device)])
+    waits, micro_batches = waits.copy(), layouts.num_micro_batches
+    spent = np.stack([*passes, block.embedding, block.head_forward, block.head_backward, *sends, host_layer_seconds(scenario, layouts)])
     busiest = whole.max(axis=0)
     for key in splits:
         pp, vpp = divmod(key, PACK)
         rows = np.flatnonzero(interleaved & (packed == key))
         first, alike = distinct_rows([*spent[:, rows], micro_batches[rows]])  # layouts that differ in memory alone run alike
         once = rows[first]
-        seconds = step_seconds(_shares(split, pp, vpp, len(whole)), spent[:, once], pp, vpp, micro_batches[once] // pp)[alike]
+        device, launches = _shares(split, pp, vpp)
+        host = launches @ spent[-1:, once] + THIRDS.repeat(pp * vpp)[:, None] * (scenario.software.host_micro_batch / vpp)
+        lasting = launched_slot(scenario.software, device @ spent[:-1, once], host)
+        seconds = step_seconds(lasting, pp, vpp, micro_batches[once] // pp)[alike]
         idle = np.maximum(0.0, seconds - micro_batches[rows] * busiest[rows])
         waits[:, rows] = np.where(whole[:, rows] == busiest[rows], idle, 0.0)
     return waits
 
 
 @cache
-def _recurrence() -> Callable[[FloatColumn, FloatColumn, int, int, NDArray[np.int64]], FloatColumn]:
+def _recurrence() -> Callable[[FloatColumn, int, int, NDArray[np.int64]], FloatColumn]:
     """``recurrence.step_seconds``; numba is loaded where such a layout is priced, and nowhere else."""
     with loading_numba("the recurrence of interleaved pipelines (once, about 5 s; then it is cached)"):
         from rapid_dse.trace.recurrence import step_seconds
@@ -71,18 +77,14 @@ def _differ(chunks: list[list[int]]) -> bool:
 
 
 @lru_cache(maxsize=64)
-def _shares(split: Split, pp: int, vpp: int, candidates: int) -> FloatColumn:
-    """How often each pass spends what: ``(2 * vpp * pp, 7 + candidates)``, the columns those of ``chunk_waits``'s ``spent``."""
+def _shares(split: Split, pp: int, vpp: int) -> tuple[FloatColumn, FloatColumn]:
+    """How often each pass spends what, ``(2 * vpp * pp, …)``: on the device the 7 rows of ``chunk_waits``'s ``spent`` but the last, and of
+    the host a layer's launches, a third of them forward and the rest backward (``slots.launched_part``)."""
     layers = np.array(split.chunks(pp, vpp)).T
-    forward, backward = shares = np.zeros((2, vpp, pp, 7 + candidates))
+    forward, backward = device = np.zeros((2, vpp, pp, 7))
     forward[..., 0], backward[..., 1] = layers, layers
     forward[0, 0, 2] = forward[-1, -1, 3] = backward[-1, -1, 4] = 1.0
-    shares[..., 5] = shares[..., 6] = 1.0
+    device[..., 5] = device[..., 6] = 1.0
     forward[-1, -1, 5] = backward[0, 0, 5] = 0.0
-    # what a device waits for its host, on the candidate that stands for the stage: a third of it before the forward passes end
-    held = layers.sum(axis=0).tolist()
-    kinds = kinds_of(held)
-    stands = [0, *(1 + kinds.index(each) for each in held[1:-1]), candidates - 1]
-    for stage, candidate in enumerate(stands):
-        forward[:, stage, 7 + candidate], backward[:, stage, 7 + candidate] = 1 / (3 * vpp), 2 / (3 * vpp)
-    return shares.reshape(2 * vpp * pp, -1)
+    launches = THIRDS.repeat(pp * vpp) * np.concatenate([layers.ravel()] * 2)
+    return device.reshape(2 * vpp * pp, -1), launches[:, None]

@@ -26,15 +26,14 @@ _SOURCE = f"{zlib.crc32(Path(__file__).read_bytes()):08x}"
 SETTLED = 1e-9  # stages that take the same time for a group, but for rounding, take it for all that follow
 
 
-def step_seconds(shares: FloatColumn, spent: FloatColumn, pp: int, vpp: int, groups: Ints) -> FloatColumn:
+def step_seconds(passes: FloatColumn, pp: int, vpp: int, groups: Ints) -> FloatColumn:
     """Seconds from the first pass of a step to the end of the last, ``(n,)``.
 
     Once all stages take equally long for a group of ``pp`` micro-batches, so do they for each that follows: such groups are not run but
     added. A stage that falls behind by little each time may take long to hold up the others, so that more groups are run for it.
 
     Args:
-        shares: how often each pass, with the send behind it, spends what, ``(2 * vpp * pp, n_terms)``: forward and backward, chunk, stage.
-        spent: seconds of that, ``(n_terms, n)``.
+        passes: seconds of each pass with the send behind it, ``(2 * vpp * pp, n)``: forward and backward, chunk, stage.
         groups: micro-batches in units of ``pp``, ``(n,)``.
     """
     seconds, left, length = np.empty(len(groups)), np.arange(len(groups)), FIRST
@@ -43,7 +42,7 @@ def step_seconds(shares: FloatColumn, spent: FloatColumn, pp: int, vpp: int, gro
         for each in np.unique(run).tolist():
             here = np.flatnonzero(run == each)
             rows = left[here]
-            end, fastest, slowest = _run(shares, spent[:, rows], pp, vpp, each)
+            end, fastest, slowest = _run(passes[:, rows], pp, vpp, each)
             more = groups[rows] - each
             seconds[rows] = end + more * slowest
             settled[here] = (more == 0) | (slowest - fastest <= SETTLED * slowest)
@@ -51,12 +50,12 @@ def step_seconds(shares: FloatColumn, spent: FloatColumn, pp: int, vpp: int, gro
     return seconds
 
 
-def _run(shares: FloatColumn, spent: FloatColumn, pp: int, vpp: int, groups: int) -> FloatColumn:
+def _run(passes: FloatColumn, pp: int, vpp: int, groups: int) -> FloatColumn:
     """The recurrence itself, ``(3, n)``: its end, and the shortest and the longest that a stage took for its last group before the end."""
-    n = spent.shape[1]
-    padded = np.zeros((len(spent), -(-n // LANES) * LANES))
-    padded[:, :n] = spent
-    found: FloatColumn = _ends(*_sequence_of(pp, vpp, groups * pp), np.ascontiguousarray(shares @ padded), pp, LANES)[:, :n]
+    n = passes.shape[1]
+    padded = np.zeros((len(passes), -(-n // LANES) * LANES))
+    padded[:, :n] = passes
+    found: FloatColumn = _ends(*_sequence_of(pp, vpp, groups * pp), padded, pp, LANES)[:, :n]
     return found
 
 
