@@ -354,3 +354,19 @@ def test_a_binary_that_has_not_the_network_is_refused_before_anything_runs(
         _priced(one, FLATTENED, **astra)
     with pytest.raises(ValueError, match=r"faulty_links: .* ignores them, as upstream's does"):
         _priced(one, FLATTENED, **astra, **flat, hw__network__faulty_links=[[0, 1, 0.25]])
+
+
+def _link_bytes(one: Case, **settings: Any) -> float:
+    runs: dict[str, Run] = {}
+    price(one.scenario(FLATTENED, **settings), one.layouts(), runs.update)
+    return float(runs["step"].result.links.bytes.sum())
+
+
+@pytest.mark.parametrize("layers", [1, 2, 3, 5])
+def test_a_buffer_of_any_size_is_sent_once(layers: int) -> None:
+    """ASTRA-sim cuts a buffer in two by whole bytes and sends a third such part where a byte is left."""
+    one = case(num_gpus=8, zero=0, global_batch_size=8, settings={"model__num_hidden_layers": layers, "model__vocab_size": 1024})
+    weights = layers * (2 * 4096 * 4096 + 2 * 4096 * 1024 + 3 * 4096 * 14336 + 2 * 4096) + 2 * 1024 * 4096
+    # 8 ranks send 2 · 7/8 of the gradients each, up to the switch and down
+    ring = _link_bytes(one)
+    assert ring == pytest.approx(2 * 8 * 2 * 7 / 8 * 4 * weights, rel=1e-3)

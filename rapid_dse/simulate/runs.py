@@ -19,12 +19,11 @@ from rapid_dse.simulate.astra_cache import FOLDER, cache_mode, run_key, shared
 from rapid_dse.simulate.quantities import has_closed_form
 from rapid_dse.trace.chakra import load_schema
 from rapid_dse.trace.graph import COLLECTIVES, Graph, Ints
-from rapid_dse.trace.script import Directory, Labels, Script, Style, Traced, assemble
+from rapid_dse.trace.script import CHUNKS, Directory, Labels, Script, Style, Traced, assemble
 
 if TYPE_CHECKING:
     from rapid_dse.simulate.astrasim import AstraSim
 
-CHUNKS = 2  # of each collective: on store-and-forward links one goes up to a switch while another comes down
 STREAMS = 4  # kinds of transfers that can have a stream of their own
 
 

@@ -17,6 +17,7 @@ After = tuple[int, ...]
 COUNTED = 4096
 MOST_WRITTEN, MOST_NODES = 10**7, 250 * 10**6  # nodes of a graph's scripts, and of the graph: about 4 GB and half a minute, and 25 GB
 MAIN, GRADIENTS, RING, PIPELINE = range(4)  # communication streams
+CHUNKS = 2  # of each collective: on store-and-forward links one goes up to a switch while another comes down
 
 
 @dataclass
@@ -125,7 +126,9 @@ class Script:
             whole = size / int(np.prod(members)) if kind == "ALL_GATHER" else size
             return self._add(COLLECTIVE, after, label, seconds, whole, COLLECTIVES.index(kind), f"{group}/all", stream=stream)
         for step, phase, held in _steps(kind, members, size):
-            held = max(held, 1.0 if step == "ALL_GATHER" else members[phase])
+            # ASTRA-sim cuts a collective into whole bytes, and sends one chunk more where some are left
+            whole = CHUNKS * (1 if step == "ALL_GATHER" else members[phase])
+            held = whole * max(1, round(held / whole))
             after = self._add(COLLECTIVE, after, label, 0.0, held, COLLECTIVES.index(step), f"{group}/{phase}", stream=stream)
         return after
 
