@@ -362,11 +362,37 @@ def _link_bytes(one: Case, **settings: Any) -> float:
     return float(runs["step"].result.links.bytes.sum())
 
 
+def test_what_switches_add_up_takes_its_own_bytes_of_the_engines_links() -> None:
+    """All-reduces of 8 ranks in a node put 9/8 of a buffer on links, at 81 % of the bandwidth, where a ring puts 2 · 7/8; of 4 nodes one
+    buffer at 81 % for a ring's 2 · 3/4."""
+    inside = case(num_gpus=8, tp=8, global_batch_size=1, settings={"model__num_hidden_layers": 2})
+    switched, ring = (_link_bytes(inside, hw__network__dimensions__0__in_network_reduction=on) for on in (True, False))
+    assert switched / ring == pytest.approx(9 / 8 / 0.81 / (2 * 7 / 8), rel=1e-3)
+    across = case(num_gpus=4, zero=0, global_batch_size=4, settings={"model__num_hidden_layers": 2})
+    node, fabric = RING | {"size": 1}, RING | {"topology": "switch", "size": None}
+    switched, ring = (
+        _link_bytes(across, hw__gpus_per_node=1, hw__network__dimensions=[node, fabric | {"in_network_reduction": on}])
+        for on in (True, False)
+    )
+    assert switched / ring == pytest.approx(1 / 0.81 / (2 * 3 / 4), rel=1e-3)
+
+
+def test_what_crosses_leaves_is_slower_by_the_oversubscription() -> None:
+    """Two stages of 32 GPUs, a leaf switch each, whose sends cross at once: by eight links up in place of 32, four follow each other."""
+    settings = {"model__num_hidden_layers": 2, "parallel__order": ["tp", "cp", "ep", "dp", "pp"]}
+    one = case(num_gpus=64, pp=2, global_batch_size=32, settings=settings)
+    tree = RING | {"size": None, "topology": "fat_tree"}
+    wide, narrow = (
+        float(_priced(one, FLATTENED, hw__network__dimensions=[tree | {"oversubscription": over}]).step_time_s[0]) for over in (1, 4)
+    )
+    assert narrow - wide == pytest.approx(3 * 8192 * 4096 * 2 / (100e9 * 0.9), rel=0.01)
+
+
 @pytest.mark.parametrize("layers", [1, 2, 3, 5])
 def test_a_buffer_of_any_size_is_sent_once(layers: int) -> None:
     """ASTRA-sim cuts a buffer in two by whole bytes and sends a third such part where a byte is left."""
     one = case(num_gpus=8, zero=0, global_batch_size=8, settings={"model__num_hidden_layers": layers, "model__vocab_size": 1024})
     weights = layers * (2 * 4096 * 4096 + 2 * 4096 * 1024 + 3 * 4096 * 14336 + 2 * 4096) + 2 * 1024 * 4096
     # 8 ranks send 2 · 7/8 of the gradients each, up to the switch and down
-    ring = _link_bytes(one)
+    ring = _link_bytes(one, hw__network__dimensions__0__in_network_reduction=False)
     assert ring == pytest.approx(2 * 8 * 2 * 7 / 8 * 4 * weights, rel=1e-3)

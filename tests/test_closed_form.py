@@ -33,6 +33,12 @@ NODES = network(dimension("switch", 8, 100e9), dimension("switch", None, 10e9))
 TOPOLOGIES = {
     "switch": NODES,
     "in_switch": network(dimension("switch", 8, 100e9, in_network_reduction=True), dimension("switch", None, 10e9)),
+    "in_fabric": network(dimension("switch", 8, 100e9), dimension("switch", None, 10e9, in_network_reduction=True)),
+    "everywhere": network(
+        dimension("switch", 8, 100e9, in_network_reduction=True),
+        dimension("switch", 4, 20e9, in_network_reduction=True),
+        dimension("fat_tree", None, 10e9, in_network_reduction=True),
+    ),
     "fully_connected": network(dimension("fully_connected", 8, 140e9), dimension("switch", None, 10e9)),
     "ring": network(dimension("ring", 8, 100e9), dimension("ring", 8, 20e9)),
     "cabled": network(dimension("switch", 8, 150e9, cabling=[0.2, 0.3, 0.6, 0.3, 0.3, 0.6, 1.0]), dimension("switch", None, 10e9)),
@@ -92,6 +98,38 @@ def test_the_switch_adds_up_what_passes_it() -> None:
     machine = TOPOLOGIES["in_switch"]
     assert seconds(cf.all_reduce, 1e9, span(8, 1), machine) == pytest.approx(9 / 8 * 1e9 / 90e9)
     assert seconds(cf.all_reduce, 1e9, span(8, 2), machine) == pytest.approx(2 * 15 / 16 * 1e9 / 80e9)  # not across nodes
+
+
+def test_the_fabrics_switches_add_up_what_nodes_send() -> None:
+    """A GPU sends its eighth of the node's sum up once and gets it back once, at 90 % of its card's 10 GB/s; or the node's ring counts."""
+    machine = TOPOLOGIES["in_fabric"]
+    assert seconds(cf.all_reduce, 1e9, span(1, 4), machine) == pytest.approx(1e9 / 9e9)  # a ring: 1.5 buffers at 10 GB/s
+    assert seconds(cf.all_reduce, 1e9, span(1, 2), machine) == pytest.approx(1e9 / 10e9)  # which is faster for two
+    assert seconds(cf.all_reduce, 1e9, span(8, 2), machine) == pytest.approx(2 * 7 / 8 * 1e9 / 100e9)  # more than 1/8 / 9e9
+    assert seconds(cf.all_reduce, 1e9, span(8, 1), machine) == pytest.approx(2 * 7 / 8 * 1e9 / 100e9)  # no fabric in it
+    assert seconds(cf.all_gather, 1e9, span(1, 4), machine) == pytest.approx(3 / 4 * 1e9 / 10e9)  # nothing to add up
+    both = network(*(part.model_copy(update={"in_network_reduction": True}).model_dump() for part in machine.dimensions))
+    assert seconds(cf.all_reduce, 1e9, span(8, 2), both) == pytest.approx(1 / 8 * 1e9 / 9e9)  # more than 9/8 / 90e9 within the node
+
+
+def test_a_fabric_reduces_only_where_all_its_switches_do() -> None:
+    """Two levels beyond nodes of one: the upper one gets a buffer for four of the lower one's ports, and must add it up too."""
+    half = network(dimension("switch", 4, 20e9, in_network_reduction=True), dimension("switch", None, 2e9))
+    plain = network(dimension("switch", 4, 20e9), dimension("switch", None, 2e9))
+    assert seconds(cf.all_reduce, 1e9, span(4, 4), half) == seconds(cf.all_reduce, 1e9, span(4, 4), plain)
+    tree = TOPOLOGIES["everywhere"]
+    assert seconds(cf.all_reduce, 1e9, span(1, 4, 4), tree) == pytest.approx(max(1e9 / 18e9, 1e9 / 4 / 9e9))
+
+
+def test_a_switch_hands_on_what_one_has_to_all() -> None:
+    """72 GPUs on one switch: a ring has 71 steps of 2 us and the protocol's 0.85 us, the switch two of 2 us and 1.6 us after its 32 us."""
+    rack = network(dimension("switch", 72, 900e9, in_network_reduction=True))
+    ring = network(dimension("switch", 72, 900e9))
+    for run in (cf.all_gather, cf.reduce_scatter):
+        assert float(run(0.0, span(72), rack)[0]) == pytest.approx(32e-6 + 2 * (2e-6 + 1.6e-6))
+        assert float(run(0.0, span(72), ring)[0]) == pytest.approx(2e-6 + 71 * (2e-6 + 0.85e-6))
+    # the whole of a large buffer comes down a link that multicast fills to 90 %; a ring brings it but for the rank's own part
+    assert seconds(cf.all_gather, 1e9, span(72), rack) == pytest.approx(71 / 72 * 1e9 / 900e9)
 
 
 def test_full_connection_uses_the_links_among_its_members() -> None:
@@ -182,7 +220,8 @@ def bound(run: Any, sizes: Floats, members: tuple[float, ...], machine: Network)
         if held > 1:
             parts = group / below
             share = {"all_reduce": 2 * (parts - 1) / parts, "all_to_all": below * (1 - 1 / parts)}.get(run.__name__, (parts - 1) / parts)
-            if run.__name__ == "all_reduce" and part.in_network_reduction:
+            # what a switch anywhere adds up, a rank sends once
+            if run.__name__ == "all_reduce" and any(each.in_network_reduction for each in machine.dimensions):
                 share = 1.0
             slowest = np.maximum(slowest, sizes * share / (below * part.bandwidth * part.utilization))
         below *= held
@@ -204,6 +243,14 @@ def test_what_has_no_closed_form_is_refused_with_who_takes_it(run: Any, machine:
     with pytest.raises(ValueError, match="hybrid, full_astrasim_hierarchical, full_astrasim_flattened") as refusal:
         run(1e6, span(*(2.0 for _ in machine.dimensions)), machine)
     assert str(refusal.value).startswith(key)
+
+
+@pytest.mark.parametrize("key", ["in_network_reduction", "oversubscription"])
+def test_only_switches_reduce_and_are_shared(key: str) -> None:
+    for topology in ("ring", "torus", "mesh", "fully_connected"):
+        with pytest.raises(ValueError, match=rf"{key}=.* with topology={topology}, which has no switches; allowed with it"):
+            network(dimension(topology, 8, 1e11, **{key: True if key == "in_network_reduction" else 2.0}))
+    network(dimension("switch", 8, 1e11, **{key: True if key == "in_network_reduction" else 2.0}))
 
 
 def test_cabling_needs_a_share_for_each_count() -> None:

@@ -64,6 +64,15 @@ def test_a_switch_that_reduces_carries_a_buffer_once() -> None:
     assert moved.sent[0, 0] == pytest.approx(size * (1 + 1 / 8))
 
 
+def test_a_fabric_that_reduces_carries_each_ones_share_once() -> None:
+    """16 nodes of 8: the ring within a node, then each GPU's eighth up once, and the sum down."""
+    moved = transfer.all_reduce(1e9, span(8, 16), TOPOLOGIES["in_fabric"])
+    np.testing.assert_allclose(moved.sent[:, 0], [2 * 7 / 8 * 1e9, 1e9 / 8])
+    # levels of 4 and 4 beyond nodes of one: a switch of the lower level hands one buffer on for the four below it
+    moved = transfer.all_reduce(1e9, span(1, 4, 4), TOPOLOGIES["everywhere"])
+    np.testing.assert_allclose(moved.sent[:, 0], [0.0, 1e9, 1e9 / 4])
+
+
 @pytest.mark.parametrize("machine", TOPOLOGIES.values(), ids=TOPOLOGIES)
 @pytest.mark.parametrize("run", [transfer.all_gather, transfer.all_reduce, transfer.all_to_all, transfer.send_to_next, transfer.pass_round])
 def test_a_port_is_taken_for_no_longer_than_the_transfer_takes(run: Any, machine: Any) -> None:

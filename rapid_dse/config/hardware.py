@@ -121,7 +121,10 @@ class NetworkDimension(Frozen):
     uneven (DGX-1's hybrid cube mesh): the share of the bandwidth that rings through the first 2, 3, … members find links for,
     0 to 1 each, one a number of members up to ``size``; null: what the topology gives. ``allocation``: members that jobs are given
     together, 1 to ``size``; a job may then leave others idle, so that its groups stay inside (GB200: racks of 72 GPUs in trays of 4, of
-    which groups of powers of two fill 64); null: all ``size``, every job fills the dimension.
+    which groups of powers of two fill 64); null: all ``size``, every job fills the dimension. ``in_network_reduction``: its switches add
+    up what they are sent (NVLink SHARP in the innermost dimension, where they also send one's data to all; SHARP in others, for
+    all-reduces). ``oversubscription``, 1 and more: bandwidth of the links below a leaf switch (up to 32 members) over that of the links
+    above it; it slows what crosses leaves, in event-driven backends alone.
     """
 
     topology: Topology
@@ -140,6 +143,17 @@ class NetworkDimension(Frozen):
     def _cabling_of_every_count(self) -> NetworkDimension:
         if self.cabling is not None and len(self.cabling) != (self.size or 0) - 1:
             raise ValueError(f"cabling has {len(self.cabling)} shares with size={self.size}; allowed: one each for 2 to size members")
+        return self
+
+    @model_validator(mode="after")
+    def _switches_reduce_and_are_shared(self) -> NetworkDimension:
+        if self.topology not in ("switch", "fat_tree"):
+            for key, value, none in (
+                ("in_network_reduction", self.in_network_reduction, False),
+                ("oversubscription", self.oversubscription, 1),
+            ):
+                if value != none:
+                    raise ValueError(f"{key}={value} with topology={self.topology}, which has no switches; allowed with it: {none}")
         return self
 
     @model_validator(mode="after")

@@ -19,6 +19,8 @@ from rapid_dse.config.hardware import Network, NetworkDimension
 from rapid_dse.network.nccl import DEFAULT, Nccl
 from rapid_dse.network.placement import Floats, Span
 
+ON_RANKS, IN_NODE_SWITCH, IN_FABRIC = range(3)  # who adds up what is reduced
+
 EVENT_BACKENDS = "hybrid, full_astrasim_hierarchical, full_astrasim_flattened"
 
 
@@ -55,14 +57,14 @@ def all_reduce(bytes_: npt.ArrayLike, span: Span, network: Network, nccl: Nccl =
     """Seconds to sum a buffer of ``bytes_`` (the full buffer on each rank) over the group.
 
     The fastest of NCCL's ring (2(n−1) steps, 2(n−1)/n of the buffer through each link: Patarasu & Yuan 2009), double binary tree
-    (Sanders, Speck & Träff 2009; a chain within the node) and, where the dimension reduces in the switch, NVLS (each member sends
-    its buffer once and its share of the sum once: (1 + 1/n) of the buffer).
+    (Sanders, Speck & Träff 2009; a chain within the node) and, where switches reduce (``in_network_reduction``), of NVLS within a node
+    (each member sends its buffer once and its share of the sum once: (1 + 1/n) of the buffer) and SHARP beyond it.
     """
     return all_reduce_and_where(bytes_, span, network, nccl)[0]
 
 
-def all_reduce_and_where(bytes_: npt.ArrayLike, span: Span, network: Network, nccl: Nccl = DEFAULT) -> tuple[Floats, npt.NDArray[np.bool_]]:
-    """``all_reduce``'s seconds, and whether the node's switch is what reduces."""
+def all_reduce_and_where(bytes_: npt.ArrayLike, span: Span, network: Network, nccl: Nccl = DEFAULT) -> tuple[Floats, npt.NDArray[np.int8]]:
+    """``all_reduce``'s seconds, and what reduces: ON_RANKS, IN_NODE_SWITCH or IN_FABRIC."""
     require_closed_form(network)
     size = np.asarray(bytes_, dtype=np.float64)
     ring = _ring(span, network)
@@ -71,20 +73,30 @@ def all_reduce_and_where(bytes_: npt.ArrayLike, span: Span, network: Network, nc
     best = _fastest(flow / ring.rate, 2.0 * ring.chain, steps, nccl)
     if len(span.members) > 1:
         best = np.minimum(best, _tree(size, ring, span, network, nccl))
-    in_switch = np.zeros(np.shape(best), bool)
+    where = np.full(np.shape(best), ON_RANKS, np.int8)
     if network.dimensions[0].in_network_reduction:
-        switched = _in_switch(size, ring, span, network.dimensions[0], nccl)
-        in_switch, best = switched < best, np.minimum(best, switched)
-    return np.where(ring.size > 1, best, 0.0), in_switch
+        switched = _in_switch(size * (1.0 + 1.0 / ring.size), ring, span, network.dimensions[0], nccl)
+        where, best = np.where(switched < best, np.int8(IN_NODE_SWITCH), where), np.minimum(best, switched)
+    if any(dimension.in_network_reduction for dimension in network.dimensions[1:]):
+        switched = _in_fabric(size, span, network, nccl)
+        where, best = np.where(switched < best, np.int8(IN_FABRIC), where), np.minimum(best, switched)
+    return np.where(ring.size > 1, best, 0.0), where
 
 
 def all_gather(bytes_: npt.ArrayLike, span: Span, network: Network, nccl: Nccl = DEFAULT) -> Floats:
-    """Seconds to gather to ``bytes_`` (the full result, that each rank holds afterwards): a ring of n−1 steps, (n−1)/n of it each link."""
+    """Seconds to gather to ``bytes_`` (the full result, that each rank holds afterwards): a ring of n−1 steps, (n−1)/n of it each link.
+
+    Where the node's switch reduces, it also sends what a member has to all of them at once (NVLS's multicast): the whole result comes down
+    each link, in one step.
+    """
     require_closed_form(network)
+    size = np.asarray(bytes_, dtype=np.float64)
     ring = _ring(span, network)
     steps = ring.size - 1.0
-    flow = np.asarray(bytes_, dtype=np.float64) * steps / ring.size
-    return np.where(steps > 0, _fastest(flow / ring.rate, ring.chain, steps, nccl), 0.0)
+    best = _fastest(size * steps / ring.size / ring.rate, ring.chain, steps, nccl)
+    if network.dimensions[0].in_network_reduction:
+        best = np.minimum(best, _in_switch(size, ring, span, network.dimensions[0], nccl))
+    return np.where(steps > 0, best, 0.0)
 
 
 def reduce_scatter(bytes_: npt.ArrayLike, span: Span, network: Network, nccl: Nccl = DEFAULT) -> Floats:
@@ -217,11 +229,51 @@ def _tree(size: Floats, ring: _Ring, span: Span, network: Network, nccl: Nccl) -
     return _fastest(seconds, 2.0 * latency, 2.0 * depth, nccl)
 
 
-def _in_switch(size: Floats, ring: _Ring, span: Span, dimension: NetworkDimension, nccl: Nccl) -> Floats:
-    """NVLS: reduction and multicast in the node's switch; infinite where the group leaves the node."""
+def _in_switch(flow: Floats, ring: _Ring, span: Span, dimension: NetworkDimension, nccl: Nccl) -> Floats:
+    """NVLS: reduction and multicast in the node's switch, ``flow`` bytes through each link; infinite where the group leaves the node."""
     inside = ring.size <= span.members[0]
-    rate = dimension.bandwidth * dimension.utilization * nccl.switch_reduction
-    seconds = size * (1.0 + 1.0 / ring.size) / rate
-    protocol = nccl.simple
-    time = _piped(seconds, protocol.ramp) + nccl.switch_start + 2.0 * (dimension.latency + protocol.hop)
-    return np.where(inside, time, np.inf)
+    if not np.any(inside):
+        return np.asarray(np.inf)
+    seconds = flow / (dimension.bandwidth * dimension.utilization * nccl.switch_reduction)
+    return np.where(inside, _switched(seconds, 2.0 * dimension.latency, 2.0, nccl), np.inf)
+
+
+def _in_fabric(size: Floats, span: Span, network: Network, nccl: Nccl) -> Floats:
+    """SHARP on the dimensions beyond the innermost (NCCL's CollNet): a reduction tree of switches adds up what nodes send.
+
+    The members of a node sum their buffers around a ring, or in the node's switch, so that each has a share of the sum; it sends the share
+    up once and gets the whole sum of it back once, and the node gathers. Chunks follow each other, so the slowest dimension counts. Each
+    switch passes on one buffer for all below it. Infinite where the group lies within the innermost dimension, or has members along one
+    that does not reduce.
+    """
+    inner, first = span.members[0], network.dimensions[0]
+    rate = _rate(first, inner, span.strides[0])
+    slowest = 2.0 * (inner - 1.0) / inner * size / rate
+    if first.in_network_reduction:
+        slowest = np.minimum(slowest, size * (1.0 + 1.0 / inner) / (rate * nccl.switch_reduction) * (inner > 1.0))
+    latency, steps = 2.0 * (inner - 1.0) * first.latency, 2.0 * inner
+    below, reduces = inner, span.size > inner
+    for members, stride, dimension in zip(span.members[1:], span.strides[1:], network.dimensions[1:], strict=True):
+        crosses = members > 1
+        reduces = reduces & (dimension.in_network_reduction | ~crosses)
+        share = size / (below * _rate(dimension, members, stride) * nccl.switch_reduction)
+        slowest = np.maximum(slowest, np.where(crosses, share, 0.0))
+        latency = latency + np.where(crosses, 2.0 * dimension.latency, 0.0)
+        below = below * members
+    return np.where(reduces, _switched(slowest, latency, steps, nccl), np.inf)
+
+
+def _switched(seconds: Floats, latency: Floats | float, steps: Floats | float, nccl: Nccl) -> Floats:
+    """A flow of ``seconds`` at full bandwidth that switches reduce, with ``latency`` of links and ``steps`` of hand-over."""
+    return _piped(seconds, nccl.simple.ramp) + nccl.switch_start + latency + steps * nccl.simple.hop
+
+
+def switch_share(dimension: NetworkDimension, innermost: bool, members: int, nccl: Nccl = DEFAULT) -> float:
+    """Link time of an all-reduce that the dimension's switches run, over that of the ring of its ``members``; 1 where the ring is faster.
+
+    What a network that knows rings alone has to be given, for its links to be taken as long.
+    """
+    if not dimension.in_network_reduction or members < 2:
+        return 1.0
+    sent = 1.0 + 1.0 / members if innermost else 1.0
+    return min(1.0, sent / nccl.switch_reduction / (2.0 * (members - 1.0) / members))

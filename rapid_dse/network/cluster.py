@@ -238,6 +238,9 @@ def _engine_dimension(dimension: NetworkDimension, size: int, used: int) -> Dime
         over = dimension.oversubscription
         leaf = max((n for n in range(1, min(LEAF, size) + 1) if size % n == 0 and (n / over).is_integer()), default=0)
         if leaf == 0:
-            raise ValueError(f"hw.network.dimensions: a fat tree of {size} places has no leaves with oversubscription={over:g}")
+            raise ValueError(
+                f"hw.network.dimensions has oversubscription={over:g} on one of {size} places; allowed: a number that divides as many "
+                f"places as a leaf switch has, which are at most {LEAF} and divide {size}"
+            )
         return Dimension(kind="FatTree", leaf=leaf, oversubscription=over, **values)  # type: ignore[arg-type]
     return Dimension(kind=kind, **values)  # type: ignore[arg-type]

@@ -33,7 +33,7 @@ class Nccl:
     """Parameters of NCCL that no fabric changes.
 
     ``tree``, 0.3 to 1: share of a link's bandwidth that the double binary tree keeps busy (tuning.cc's treeCorrectionFactor).
-    ``switch_reduction``, 0.5 to 1: share of the ring's bandwidth that multicast and reduction in the switch reach (NVLS).
+    ``switch_reduction``, 0.5 to 1: share of the ring's bandwidth that multicast and reduction in the switch reach (NVLS; taken for SHARP).
     ``switch_start``, seconds, 0 to 100 us: NVLS's first and last synchronisation of all members through the switch.
     ``message``, seconds, 0 to 10 us: a peer's message in a grouped send and receive (all-to-all), one after the other.
     """

@@ -75,15 +75,28 @@ def reduce_scatter(bytes_: npt.ArrayLike, span: Span, network: Network) -> Trans
 
 
 def all_reduce(bytes_: npt.ArrayLike, span: Span, network: Network) -> Transfer:
-    """Sums buffers of ``bytes_``: around a ring, or up and down trees that carry as much, or in the node's switch."""
+    """Sums buffers of ``bytes_``: around a ring, or up and down trees that carry as much, or in the switches."""
     size = np.asarray(bytes_, dtype=np.float64)
-    seconds, in_switch = closed_form.all_reduce_and_where(size, span, network)
-    once = 1.0 - 1.0 / span.size
-    ring = _on_ring(seconds, 2.0 * size * once, span, network)
-    if not np.any(in_switch):
-        return ring
-    # each member sends its buffer to the switch once, and its share of the sum once
-    return either(in_switch, _on_ring(seconds, size * (1.0 + 1.0 / span.size), span, network), ring)
+    seconds, where = closed_form.all_reduce_and_where(size, span, network)
+    moved = _on_ring(seconds, 2.0 * size * (1.0 - 1.0 / span.size), span, network)
+    if np.any(where == closed_form.IN_NODE_SWITCH):
+        # each member sends its buffer to the switch once, and its share of the sum once
+        switched = _on_ring(seconds, size * (1.0 + 1.0 / span.size), span, network)
+        moved = either(where == closed_form.IN_NODE_SWITCH, switched, moved)
+    if np.any(where == closed_form.IN_FABRIC):
+        moved = either(where == closed_form.IN_FABRIC, _in_fabric(seconds, size, span, network), moved)
+    return moved
+
+
+def _in_fabric(seconds: Floats, size: Floats, span: Span, network: Network) -> Transfer:
+    """A sum within nodes, and of each member's share of it in the switches of the dimensions beyond, each of which passes on one buffer."""
+    inner = span.members[0]
+    sent, below = [2.0 * (inner - 1.0) / inner * size], inner
+    for members in span.members[1:]:
+        sent.append(np.where(members > 1, size / below, 0.0))
+        below = below * members
+    every = np.stack(np.broadcast_arrays(*sent))
+    return Transfer(seconds, every, np.minimum(every / _ports(span, network), seconds))
 
 
 def all_to_all(bytes_: npt.ArrayLike, span: Span, network: Network) -> Transfer:

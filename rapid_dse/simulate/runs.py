@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from rapid_dse.config.hardware import Network
 from rapid_dse.config.run import Backend
 from rapid_dse.config.scenario import Scenario
+from rapid_dse.network.closed_form import switch_share
 from rapid_dse.network.cluster import Cluster
 from rapid_dse.network.engine import RunResult
 from rapid_dse.network.system import SystemSettings
@@ -145,14 +147,26 @@ def stage_on(scenario: Scenario, cluster: Cluster, groups: Mapping[str, Ints], p
     ideal = scenario.backend.network == "ideal"
     table: dict[str, Ints] = {}
     phases: dict[str, Sequence[int]] = {}
+    switched: dict[str, Sequence[float]] = {}
     for name, members in groups.items():
         if members.shape[1] == 1:
             continue
         parts = [members] if ideal else cluster.phases(members)
         phases[name] = [part.shape[1] for part in parts]
+        if not ideal:
+            switched[name] = [_switch_share(scenario.hw.network, cluster, part) for part in parts]
         table |= {f"{name}/all" if ideal else f"{name}/{i}": part for i, part in enumerate(parts)}
-    style = Style(ideal, own_streams(scenario.backend), phases, Labels())
+    style = Style(ideal, own_streams(scenario.backend), phases, Labels(), switched)
     return Stage(cluster, Directory(table, peers), style)
+
+
+def _switch_share(network: Network, cluster: Cluster, members: Ints) -> float:
+    """What the switches of the dimension along which ``members`` ``(groups, members)`` lie leave of a ring's bytes in an all-reduce."""
+    along = [axis for axis, column in enumerate(cluster.coordinates(members)) if (column != column[:, :1]).any()]
+    if len(along) != 1:
+        return 1.0  # one ring through several dimensions
+    number = cluster.dimension[along[0]]
+    return switch_share(network.dimensions[number], number == 0, members.shape[1])
 
 
 def run(scenario: Scenario, stage: Stage, scripts: Sequence[Script], role: Ints, name: str) -> Run:

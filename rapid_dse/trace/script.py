@@ -48,6 +48,7 @@ class Style:
 
     ``ideal``: one node each, which takes the closed form's time; else the phases that their group has on the network's dimensions.
     ``streams``: whether transfers that hide behind others have streams of their own. ``phases``: members of each phase by group.
+    ``switched``: what switches that reduce leave of a ring's bytes in an all-reduce, for each phase by group; none: all of them.
     ``nodes`` counts what the graph's scripts have, in steps of ``COUNTED``.
     """
 
@@ -55,6 +56,7 @@ class Style:
     streams: bool
     phases: Mapping[str, Sequence[int]]
     labels: Labels
+    switched: Mapping[str, Sequence[float]] = field(default_factory=dict)
     nodes: int = 0
 
 
@@ -125,7 +127,9 @@ class Script:
         if self.style.ideal:
             whole = size / int(np.prod(members)) if kind == "ALL_GATHER" else size
             return self._add(COLLECTIVE, after, label, seconds, whole, COLLECTIVES.index(kind), f"{group}/all", stream=stream)
+        switched = self.style.switched.get(group, ())
         for step, phase, held in _steps(kind, members, size):
+            held = held * switched[phase] if switched and step == "ALL_REDUCE" else held
             # ASTRA-sim cuts a collective into whole bytes, and sends one chunk more where some are left
             whole = CHUNKS * (1 if step == "ALL_GATHER" else members[phase])
             held = whole * max(1, round(held / whole))
