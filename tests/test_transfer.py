@@ -111,7 +111,7 @@ class TestNoCardCarriesMoreThanItCan:
 
     @pytest.fixture
     def of(self) -> Scenario:
-        return scenario(model="mixtral_8x7b", software="torchtitan", workload__seq_len=self.SEQ)
+        return scenario(model="mixtral_8x7b", software="megatron_lm", workload__seq_len=self.SEQ)
 
     def over_nodes(self, stride: int, count: int) -> float:
         """Share of a ring's hops that leave a node: ``count`` ranks, ``stride`` apart."""
@@ -149,6 +149,16 @@ class TestNoCardCarriesMoreThanItCan:
         fabric = of.hw.network.dimensions[1]
         rate = fabric.bandwidth * fabric.utilization * of.software.fabric_efficiency
         assert (price(of, table).step_time_s >= bytes_ / rate).all()
+
+    @pytest.mark.parametrize("backend", ["analytical", "hybrid", "full_astrasim_flattened"])
+    def test_not_even_on_links_where_nothing_contends(self, backend: str) -> None:
+        hiding = {"software__dp_overlap": 1.0, "software__cp_overlap": 1.0, "model__num_hidden_layers": self.LAYERS}
+        row = {"tp": 8, "cp": 2, "dp": 8, "ep": 4, "micro_batch_size": 1, "sequence_parallel": False}
+        of = scenario(model="mixtral_8x7b", workload__seq_len=self.SEQ, backend__name=backend, backend__network="ideal", **hiding)
+        found = priced(of, {"num_gpus": 128, "zero": 3, "global_batch_size": 16, **row})
+        fabric = of.hw.network.dimensions[1]
+        rate = fabric.bandwidth * fabric.utilization * of.software.fabric_efficiency
+        assert found.step_time_s[0] >= self.sent({**row, "num_micro_batches": 2}, gradient=4) / rate
 
 
 class TestEnergy:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 
@@ -80,8 +81,30 @@ def stage_for(one: Priced1, cluster: Cluster, places: Ints, experts: ExpertGroup
 
 def priced(one: Priced1, done: runs.Run) -> Priced:
     """The result columns of a run of the whole step."""
-    terms = exposed(done.traced, done.result, done.slowest)
-    return result_columns(one.scenario, one.layout, one.block, one.arranged, step_of(terms))
+    step = step_of(exposed(done.traced, done.result, done.slowest))
+    if one.scenario.backend.network in ("ideal", "congestion_unaware"):
+        step = _within_ports(one, step)
+    return result_columns(one.scenario, one.layout, one.block, one.arranged, step)
+
+
+def _within_ports(one: Priced1, step: Step) -> Step:
+    """The step, no shorter than the mean GPU's port of any network dimension is busy.
+
+    Links on which nothing contends let transfers overlap that share a port. What does not fit into the step then shows: it belongs to
+    gradients and gathers, and to sends between stages, in proportion to their seconds on that port; nothing else hides behind them.
+    """
+    layout, arranged, layer = one.layout, one.arranged, one.layer
+    micro_batches, pp = layout.num_micro_batches, layout.pp
+    layers = micro_batches * (one.scenario.model.num_hidden_layers / pp)
+    data = layers * (arranged.sharded.forward.busy + arranged.sharded.backward.busy)
+    data = data + arranged.end.mean * (arranged.end.gradients.busy + arranged.end.weights.busy)
+    sends = micro_batches * (2.0 * (pp * layout.vpp - 1) / pp) * arranged.traffic.pp_hop.busy
+    busy = layers * (layer.moved.forward.busy + layer.moved.backward.busy) + data + sends
+    port = busy.argmax(axis=0)[None]
+    longest, of_data, of_sends = (np.take_along_axis(each, port, 0)[0] for each in (busy, data, sends))
+    late = np.maximum(0.0, longest - step.total)
+    share = of_data / np.where(late > 0, of_data + of_sends, 1.0)
+    return replace(step, dp=step.dp + share * late, pp=step.pp + (1 - share) * late)
 
 
 def step_of(terms: Mapping[str, float]) -> Step:
