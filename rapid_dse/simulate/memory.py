@@ -245,18 +245,20 @@ def _activations(scenario: Scenario, layouts: Layouts, stages: Stages) -> NDArra
     def held_on(position: NDArray[np.int64], late: FloatColumn) -> NDArray[np.float64]:
         return np.stack([in_flight(layouts.schedule, stage, layouts.pp, layouts.vpp, micro_batches, late) for stage in position])
 
-    held = whole_held = held_on(stages.position, none)
+    held, left = held_on(stages.position, none), each
+    embeddings = held * stages.has_embedding
     if (layouts.schedule == ZERO_BUBBLE).any():
         # what weight gradients need may be more than what is kept under recomputation: then later stages hold more
         late = weight_gradient_bytes(scenario, layouts) / each
         held = np.maximum(held_on(stages.position, late), held_on(stages.latest, late))
-    whole = layer_activations(scenario, _without_recompute(layouts)) - each
+        left = np.where(layouts.schedule == ZERO_BUBBLE, np.maximum(1.0, late) * each, each)
+    whole = layer_activations(scenario, _without_recompute(layouts)) - left  # of the layer whose backward pass runs
     tokens = layouts.micro_batch_size * (scenario.workload.seq_len / layouts.cp)
     logits = loss_memory(scenario, tokens, layouts.tp, compute_bytes(scenario))
     whole_stream = compute_bytes(scenario) * tokens * scenario.model.hidden_size * (layouts.tp > 1)
     embedded, headed = (whole_stream * copies for copies in (scenario.software.embedding_copies, scenario.software.head_copies))
     transient = np.maximum(0.0, whole) * (stages.layers > 0) + stages.has_head * (logits + headed)
-    return held * stages.layers * each + whole_held * (stages.has_embedding * embedded) + transient
+    return held * stages.layers * each + embeddings * embedded + transient
 
 
 def _without_recompute(layouts: Layouts) -> Layouts:
