@@ -98,7 +98,9 @@ def test_zero_shards_optimizer_then_gradients_then_parameters(name: str) -> None
     single = rows.pp == 1
     for term, stage in (("optimizer", 1), ("gradients", 2), ("parameters", 3)):
         before, after = (memory_terms(results[each])[term][single] for each in (stage - 1, stage))
-        np.testing.assert_allclose(after, before / shards[single])
+        # FSDP's shards of parameters are the master weights: 4 bytes instead of 2
+        wider = 2 if term == "parameters" and of.software.master_shards else 1
+        np.testing.assert_allclose(after, before * np.where(shards[single] > 1, wider, 1) / shards[single])
     # More sharding never takes more, but for the shard itself beside what is whole for a while (a stage of one or two layers).
     for less, more, term in ((0, 1, None), (1, 2, "gradients"), (2, 3, "parameters")):
         shard = memory_terms(results[more])[term] if term else 0.0
@@ -217,6 +219,68 @@ def test_transformer_engine_keeps_fp8_copies_of_what_products_read() -> None:
     assert kept["fp8", "rowwise"] == kept["bf16", "rowwise"] == kept["bf16", "delayed"]
     saved = 8192 * (2 * 8192 / 8 + 28672 / 8 - 8192 / 8)
     assert kept["fp8", "delayed"] == pytest.approx(kept["bf16", "delayed"] - saved)
+
+
+PARAMETERS = 8_030_261_248  # of Llama 3.1 8B
+
+
+@pytest.mark.parametrize(("software", "bytes_"), [("torchtitan", 16), ("torchtitan_eager", 16), ("llm_foundry", 16), ("deepspeed", 18)])
+def test_fsdp_has_no_16_bit_weights_beside_its_shards(software: str, bytes_: int) -> None:
+    """Weight, gradient and two moments of 4 bytes each; DeepSpeed's ZeRO 3 has 16-bit shards too."""
+    terms = memory_terms(priced(scenario(software=software), {"num_gpus": 64, "zero": 3}))
+    states = sum(terms[name][0] for name in ("parameters", "gradients", "optimizer"))
+    assert states == pytest.approx(bytes_ * PARAMETERS / 64, rel=5e-4)
+
+
+@pytest.mark.parametrize("zero", [2, 3])
+def test_accumulation_without_synchronisation_keeps_whole_gradients(zero: int) -> None:
+    """Two micro-batches on each of 64 GPUs: 4 bytes a parameter, and a 64th of that where each micro-batch is reduced, or where there is
+    one alone."""
+    for each, batch, shards in ((True, 128, 64), (False, 128, 1), (False, 64, 64)):
+        of = scenario(software__reduce_each_micro_batch=each)
+        found = priced(of, {"num_gpus": 64, "zero": zero, "global_batch_size": batch}).memory_gradients_bytes[0]
+        assert found == pytest.approx(4 * PARAMETERS / shards, rel=5e-4)
+
+
+@pytest.mark.parametrize(
+    ("states", "plain", "fsdp", "wide", "traffic"), [(12, 14, 12, 12, 34), (8, 10, 8, 8, 26), (6, 8, 6, 8, 22), (4, 6, 6, 8, 18)]
+)
+def test_narrow_optimizer_states(states: int, plain: int, fsdp: int, wide: int, traffic: int) -> None:
+    """Bytes of weights and states a parameter. 8: moments of 16 bits and a master weight of 32; 6: of 16; 4: none, the 16-bit weight is
+    stepped itself. Beside a 16-bit weight (2); as FSDP's shards, which are the master weights; under fp32, whose weights are 4 bytes. The
+    step moves the states twice, the gradient twice and the weight: 2 · states + 10."""
+    row = {"num_gpus": 64, "zero": 3}
+    for software, precision, expected in (("deepspeed", "bf16", plain), ("torchtitan", "bf16", fsdp), ("deepspeed", "fp32", wide)):
+        of = scenario(software=software, workload__precision=precision, software__optimizer_bytes=states)
+        terms = memory_terms(priced(of, row))
+        assert terms["parameters"][0] + terms["optimizer"][0] == pytest.approx(expected * PARAMETERS / 64, rel=5e-4)
+    one = {"num_gpus": 1, "zero": 0}
+    seconds = priced(scenario(software__optimizer_bytes=states), one).time_optimizer_s[0]
+    whole = priced(scenario(), one).time_optimizer_s[0]
+    assert seconds / whole == pytest.approx(traffic / 34, rel=1e-3)
+
+
+def test_zero_3_gathers_table_and_head() -> None:
+    """Llama 3.1 8B: at the head its table and the last layer are whole in 16 bits, and the table's gradient in 32."""
+    table, layer = 128256 * 4096, 4096 * (2 * 4096 + 2 * 1024) + 3 * 4096 * 14336 + 2 * 4096
+    found = priced(scenario(software="torchtitan"), {"num_gpus": 64, "zero": 3}).memory_gathered_bytes[0]
+    assert found == pytest.approx(2 * (layer + table) + 4 * table)
+    inner = priced(scenario(software="torchtitan", model__vocab_size=128), {"num_gpus": 64, "zero": 3}).memory_gathered_bytes[0]
+    assert inner == pytest.approx(2 * 2 * layer + 4 * layer)
+
+
+def test_transformer_engine_keeps_8_bit_weights_and_transposes() -> None:
+    """Llama 3.1 8B: 2 bytes more for each weight of a layer's products; none with fp8 parameters (8-bit weight and transpose instead of the
+    16-bit weight), none where torchao casts at each use; under ZeRO 3 for two layers that are gathered."""
+    products = 4096 * (2 * 4096 + 2 * 1024) + 3 * 4096 * 14336
+    row = {"num_gpus": 64, "zero": 1}
+    settings = {"megatron_lm": 2, "nemo": 0, "torchtitan": 0}
+    for software, extra in settings.items():
+        narrow, wide = (memory_terms(priced(scenario(software=software, workload__precision=word), row)) for word in ("fp8", "bf16"))
+        assert narrow["parameters"][0] - wide["parameters"][0] == pytest.approx(extra * 32 * products)
+    narrow, wide = (memory_terms(priced(scenario(workload__precision=word), row | {"zero": 3})) for word in ("fp8", "bf16"))
+    assert narrow["parameters"][0] == wide["parameters"][0]
+    assert narrow["gathered"][0] - wide["gathered"][0] == pytest.approx(2 * 2 * products)
 
 
 def test_a_fused_loss_keeps_no_fp32_logits() -> None:

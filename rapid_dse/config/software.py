@@ -38,6 +38,11 @@ class Software(Frozen):
     # Speed of matrix products in the framework against the same shapes run alone: other kernels' cache and power, stream switches.
     matmul_efficiency: Annotated[float, Field(ge=0.5, le=1.2)] = 0.95
     fp8_recipe: Literal["delayed", "tensorwise", "rowwise", "tensorwise + fp8 all-gather"] = "tensorwise"
+    # Who casts. transformer_engine (delayed and tensorwise scaling): 8-bit copies of weights and of their transposes stay all step long,
+    # and inputs of products are kept in 8 bits; torchao (the other recipes are its own): operands are cast at each use.
+    fp8_library: Literal["transformer_engine", "torchao"] = "transformer_engine"
+    # Transformer Engine's fp8 parameters: weights of products stay in 8 bits, with their transposes, and have no 16-bit copies.
+    fp8_parameters: bool = False
     # Passes over both operands that an fp8 product costs (cast, transpose, amax), each 2 bytes read and 1 written an element.
     fp8_cast_passes: Annotated[float, Field(ge=0, le=6)] = 1.0
     selective_recompute: Literal["core_attention", "every_other_matmul"] = "core_attention"
@@ -64,7 +69,11 @@ class Software(Frozen):
     scatter_overlap: ShareOrZero | None = None  # of ZeRO 1's reduce-scatter of gradients; null: dp_overlap
     # Calls a layer that gather ZeRO 1's and 2's new weights: 0 is one contiguous buffer, else each tensor pays the latency of the group.
     gather_calls_per_layer: Annotated[float, Field(ge=0, le=20)] = 0.0
-    reduce_each_micro_batch: bool = True  # ZeRO 2 and 3 keep their gradients sharded: each micro-batch's are reduced behind its backward
+    # ZeRO 2 and 3 keep their gradients sharded: each micro-batch's are reduced behind its backward. false: micro-batches accumulate whole
+    # gradients without synchronisation, and the last one's backward reduces the sum.
+    reduce_each_micro_batch: bool = True
+    # FSDP: under ZeRO 3 the shards are the fp32 master weights, of which gathers make 16-bit copies; else 16-bit shards stay beside them.
+    master_shards: bool = False
     fabric_efficiency: Annotated[float, Field(ge=0.1, le=1)] = (
         1.0  # share of the fabric's bandwidth that its collectives between nodes reach
     )
@@ -88,7 +97,10 @@ class Software(Frozen):
     gradient_dtype: Dtype = "fp32"  # of the gradient that is kept and reduced
     reduce_dtype: Dtype | None = None  # of the gradient on the wire; null: gradient_dtype
     extra_gradient_bytes: Annotated[float, Field(ge=0, le=4)] = 0.0  # a parameter, where micro-batches accumulate in a second copy
-    optimizer_bytes: Annotated[float, Field(ge=0, le=16)] = 12.0  # a parameter: master weight and two moments
+    # A parameter: master weight and two moments, 4 bytes each. 8: moments of 16 bits; 6: a 16-bit master copy too; 4: no master weight.
+    optimizer_bytes: Annotated[float, Field(ge=0, le=16)] = 12.0
+    # With states of 12 bytes; other states change it in proportion to what a fused optimizer moves, 34 bytes with 12: the states read and
+    # written, a 32-bit gradient read by clipping and by the step, the 16-bit weight written.
     optimizer_traffic: Annotated[float, Field(ge=8, le=200)] = 34.0  # HBM bytes a parameter of clipping and the optimizer's step
     # structure
     pipeline_split: Literal["megatron", "balanced", "even"] = "megatron"
@@ -121,6 +133,21 @@ class Software(Frozen):
         if self.logit_bytes is not None:
             return self.logit_bytes
         return 10.0 if self.loss == "whole" else 4.0
+
+    @property
+    def master_bytes(self) -> float:
+        """Bytes a parameter of the master weight among the optimizer's states: what they have beyond two moments of 16 bits, at most 4."""
+        return min(4.0, max(0.0, self.optimizer_bytes - 4.0))
+
+    @property
+    def update_traffic(self) -> float:
+        """HBM bytes a parameter of clipping and the optimizer's step, with the states that ``optimizer_bytes`` says."""
+        return self.optimizer_traffic * (2 * self.optimizer_bytes + 10) / 34
+
+    @property
+    def keeps_fp8(self) -> bool:
+        """Whether weights and activations are kept in 8 bits where products run in fp8."""
+        return self.fp8_library == "transformer_engine" and self.fp8_recipe in ("delayed", "tensorwise")
 
     @property
     def strain_changes(self) -> bool:

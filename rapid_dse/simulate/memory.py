@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 
 from rapid_dse.config.hardware import PRECISION_BYTES
 from rapid_dse.config.scenario import Scenario
+from rapid_dse.config.software import Software
 from rapid_dse.device.contract import UNFUSED
-from rapid_dse.layouts import RECOMPUTE_FULL, RECOMPUTE_NONE, ZERO_BUBBLE, Layouts
+from rapid_dse.layouts import RECOMPUTE_FULL, RECOMPUTE_NONE, ZERO_BUBBLE, BoolColumn, Layouts
 from rapid_dse.model.operators import local_kv_heads, mlp_projections, mlp_width, padded_vocab
 from rapid_dse.simulate.loss import loss_memory
 from rapid_dse.simulate.operators import compute_bytes
@@ -69,31 +70,41 @@ class Weights:
         """What is left where ``other`` is taken away."""
         return Weights(self.dense - other.dense, None if self.experts is None or other.experts is None else self.experts - other.experts)
 
-    def sharded(self, layouts: Layouts, zero: int) -> FloatColumn:
-        """What ZeRO leaves a rank where the layout's stage is at least ``zero``."""
-        shards = np.where(layouts.zero >= zero, layouts.shards.astype(float), 1.0)
+    def sharded(self, layouts: Layouts, where: BoolColumn) -> FloatColumn:
+        """What is left a rank where they are sharded, ``(n_layouts,)``, and all of them elsewhere."""
+        shards = np.where(where, layouts.shards.astype(float), 1.0)
         if self.experts is None:
             return self.dense / shards
-        return self.dense / shards + self.experts / np.where(layouts.zero >= zero, shards / layouts.ep, 1.0)
+        return self.dense / shards + self.experts / np.where(where, shards / layouts.ep, 1.0)
 
 
-def layer_weights(scenario: Scenario, layouts: Layouts) -> Weights:
-    """Parameters of one layer that a rank holds, ``(n_layouts,)``; router and norms are whole on each tensor-parallel rank."""
+def product_weights(scenario: Scenario, layouts: Layouts) -> Weights:
+    """Weights of one layer's products that a rank holds, the router's left out, ``(n_layouts,)``."""
     model, tp = scenario.model, layouts.tp
     head, hidden = model.attention_head_dim, model.hidden_size
     attention = hidden * head * (2 * model.num_attention_heads / tp + 2 * local_kv_heads(model, tp))
     wide = model.n_shared_experts * model.moe_intermediate_size if model.num_experts else model.intermediate_size
-    mlp = hidden * wide * (mlp_projections(model) + 1) / tp
+    dense = attention + hidden * wide * (mlp_projections(model) + 1) / tp
+    if not model.num_experts:
+        return Weights(dense)
+    expert = hidden * model.moe_intermediate_size * (mlp_projections(model) + 1) / tp
+    return Weights(dense, expert * (model.num_experts / layouts.ep))
+
+
+def layer_weights(scenario: Scenario, layouts: Layouts) -> Weights:
+    """Parameters of one layer that a rank holds, ``(n_layouts,)``; router and norms are whole on each tensor-parallel rank."""
+    model, tp, products = scenario.model, layouts.tp, product_weights(scenario, layouts)
+    head, hidden = model.attention_head_dim, model.hidden_size
+    wide = model.n_shared_experts * model.moe_intermediate_size if model.num_experts else model.intermediate_size
     norms = (2 * hidden + (2 * head if model.qk_norm else 0)) * (2 if model.norm == "layernorm" else 1)
     biases = (2 * hidden + mlp_projections(model) * wide / tp) if model.linear_bias else 0.0
     if model.attention_bias or model.linear_bias:  # of queries, keys and values
         biases = biases + head * (model.num_attention_heads / tp + 2 * local_kv_heads(model, tp))
-    dense = attention + mlp + norms + biases
-    if not model.num_experts:
+    dense = products.dense + norms + biases
+    if products.experts is None:
         return Weights(dense)
-    expert = hidden * model.moe_intermediate_size * (mlp_projections(model) + 1) / tp
-    expert = expert + (hidden + mlp_projections(model) * model.moe_intermediate_size / tp if model.linear_bias else 0.0)
-    return Weights(dense + hidden * model.num_experts, expert * (model.num_experts / layouts.ep))
+    bias = hidden + mlp_projections(model) * model.moe_intermediate_size / tp if model.linear_bias else 0.0
+    return Weights(dense + hidden * model.num_experts, products.experts + bias * (model.num_experts / layouts.ep))
 
 
 def vocabulary_parameters(scenario: Scenario, layouts: Layouts) -> FloatColumn:
@@ -194,10 +205,10 @@ def _routing_bytes(scenario: Scenario, layouts: Layouts, returned: FloatColumn) 
 
 
 def _input_bytes(scenario: Scenario, streams: FloatColumn, queries: FloatColumn, wide: FloatColumn) -> FloatColumn:
-    """Inputs of products that weight gradients need. Transformer Engine (delayed scaling) keeps its fp8 copies, beside attention's own
-    16-bit output; torchao's recipes keep the 16-bit inputs and cast them again."""
+    """Inputs of products that weight gradients need. Transformer Engine keeps its fp8 copies, beside attention's own 16-bit output; torchao
+    keeps the 16-bit inputs and casts them again."""
     width = compute_bytes(scenario)
-    if scenario.workload.precision == "fp8" and scenario.software.fp8_recipe == "delayed":
+    if scenario.workload.precision == "fp8" and scenario.software.keeps_fp8:
         return streams + queries * (1 + width) + wide
     return width * (streams + queries + wide)
 
@@ -216,17 +227,9 @@ def peak_memory(scenario: Scenario, layouts: Layouts, stages: Stages) -> Memory:
     software = scenario.software
     weights = stage_weights(scenario, layouts, stages)
     parameters, sharing = weights.total, layouts.dp * layouts.cp
-    accumulates = layouts.num_micro_batches > 1
-    gradient = PRECISION_BYTES[software.gradient_dtype] + np.where(accumulates, software.extra_gradient_bytes, 0.0)
-    # Under fp32 and TF32 the weights that compute are the master weights.
-    master = min(4.0, software.optimizer_bytes) if compute_bytes(scenario) == 4 else 0.0
-    terms = {
-        "parameters": weights.sharded(layouts, 3) * compute_bytes(scenario),
-        "gradients": weights.sharded(layouts, 2) * gradient,
-        "optimizer": weights.sharded(layouts, 1) * (software.optimizer_bytes - master),
-        "activations": _activations(scenario, layouts, stages),
-        "gathered": _gathered(scenario, layouts, parameters),
-    }
+    terms = _states(scenario, layouts, stages, weights)
+    terms["activations"] = _activations(scenario, layouts, stages)
+    terms["gathered"] = _gathered(scenario, layouts, stages, parameters)
     terms["buffers"] = (software.fragmentation - 1) * terms["activations"] + np.where(
         sharing > 1, np.minimum(software.gradient_bucket, parameters * PRECISION_BYTES[software.gradient_dtype]), 0.0
     )
@@ -235,6 +238,45 @@ def peak_memory(scenario: Scenario, layouts: Layouts, stages: Stages) -> Memory:
     total = np.sum(list(full.values()), axis=0)
     worst = total.argmax(axis=0)[None]
     return Memory(**{name: np.take_along_axis(term, worst, axis=0)[0] for name, term in full.items()})
+
+
+def gradients_sharded(software: Software, layouts: Layouts) -> BoolColumn:
+    """Whether a rank keeps its shard of the gradients alone, ``(n_layouts,)``: under ZeRO 2 and 3, unless micro-batches accumulate without
+    synchronisation."""
+    at_once: BoolColumn = software.reduce_each_micro_batch | (layouts.num_micro_batches == 1)
+    return (layouts.zero >= 2) & at_once
+
+
+def _states(scenario: Scenario, layouts: Layouts, stages: Stages, weights: Weights) -> dict[str, FloatColumn]:
+    """Bytes of parameters, gradients and optimizer states that stay all step long, ``(n_candidates, n_layouts)`` each."""
+    software, width = scenario.software, compute_bytes(scenario)
+    accumulates = layouts.num_micro_batches > 1
+    gradient = PRECISION_BYTES[software.gradient_dtype] + np.where(accumulates, software.extra_gradient_bytes, 0.0)
+    # Under fp32 and TF32 the weights that compute are the master weights; FSDP's shards are those that the optimizer steps.
+    fsdp = (layouts.zero >= 3) & (layouts.shards > 1) & software.master_shards
+    own_master = fsdp | (width == 4)
+    shard = np.where(fsdp, max(width, software.master_bytes), width)
+    copies = product_weights(scenario, layouts).total * (stages.layers * _fp8_copies(scenario))
+    return {
+        "parameters": weights.sharded(layouts, layouts.zero >= 3) * shard + np.where(_gathers(layouts), 0.0, copies),
+        "gradients": weights.sharded(layouts, gradients_sharded(software, layouts)) * gradient,
+        "optimizer": weights.sharded(layouts, layouts.zero >= 1)
+        * (software.optimizer_bytes - np.where(own_master, software.master_bytes, 0.0)),
+    }
+
+
+def _gathers(layouts: Layouts) -> BoolColumn:
+    found: BoolColumn = (layouts.zero >= 3) & (layouts.shards > 1)
+    return found
+
+
+def _fp8_copies(scenario: Scenario) -> float:
+    """Bytes that a weight of a product keeps in 8 bits beyond its 16-bit self: itself and its transpose, as Hopper's fp8 products read both
+    operands along their inner dimension (Transformer Engine's ``Float8Tensor`` with ``_transpose``); none beyond where these take the
+    16-bit weight's place."""
+    if scenario.workload.precision != "fp8" or not scenario.software.keeps_fp8:
+        return 0.0
+    return 2.0 - (compute_bytes(scenario) if scenario.software.fp8_parameters else 0.0)
 
 
 def _activations(scenario: Scenario, layouts: Layouts, stages: Stages) -> NDArray[np.float64]:
@@ -265,13 +307,19 @@ def _without_recompute(layouts: Layouts) -> Layouts:
     return replace(layouts, recompute=np.full_like(layouts.recompute, RECOMPUTE_NONE))
 
 
-def _gathered(scenario: Scenario, layouts: Layouts, parameters: NDArray[np.float64]) -> NDArray[np.float64]:
-    """What ZeRO holds whole for a while, ``(n_candidates, n_layouts)``: from 2 on the gradient of the layer that computes, until it is
-    reduced, and under 3 the weights of that layer and of the one that is fetched meanwhile, no more than the stage has."""
-    sharded, held = layouts.shards > 1, layer_weights(scenario, layouts)
+def _gathered(scenario: Scenario, layouts: Layouts, stages: Stages, parameters: NDArray[np.float64]) -> NDArray[np.float64]:
+    """What ZeRO holds whole for a while, ``(n_candidates, n_layouts)``: from 2 on the gradient of what computes, until it is reduced, and
+    under 3 its weights (with Transformer Engine's 8-bit copies) and those that are fetched meanwhile, no more than the stage has.
+
+    What computes is a layer, with another fetched beside it, or, on the stages that have them, embedding or head beside a layer.
+    """
+    held = layer_weights(scenario, layouts)
     # experts that no other rank has a shard of are not gathered
     layer = held.dense if held.experts is None else held.dense + np.where(layouts.shards > layouts.ep, held.experts, 0.0)
-    unit = np.maximum(layer, vocabulary_parameters(scenario, layouts))
-    weights = np.where(sharded & (layouts.zero >= 3), np.minimum(layer + unit, parameters) * compute_bytes(scenario), 0.0)
-    gradient = layer * PRECISION_BYTES[scenario.software.gradient_dtype]
-    return weights + np.where(sharded & (layouts.zero >= 2), gradient, 0.0)
+    layer = layer * (stages.layers > 0)
+    table = (stages.has_embedding | stages.has_head) * vocabulary_parameters(scenario, layouts)
+    beside, two = np.maximum(layer, table), np.minimum(2, stages.layers)
+    copies = product_weights(scenario, layouts).total * (two * _fp8_copies(scenario))
+    weights = np.where(_gathers(layouts), np.minimum(layer + beside, parameters) * compute_bytes(scenario) + copies, 0.0)
+    gradient = beside * PRECISION_BYTES[scenario.software.gradient_dtype]
+    return weights + np.where(gradients_sharded(scenario.software, layouts) & (layouts.shards > 1), gradient, 0.0)

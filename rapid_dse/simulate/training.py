@@ -497,7 +497,7 @@ def _end_exposed(
 
 def update_seconds(scenario: Scenario, layouts: Layouts, weights: Weights, device: OperatorModel) -> FloatColumn:
     """The optimizer's time for a stage of so many parameters, of which ZeRO leaves each rank a share, s, ``(n_layouts,)``."""
-    return device.elementwise(weights.sharded(layouts, 1) * scenario.software.optimizer_traffic)
+    return device.elementwise(weights.sharded(layouts, layouts.zero >= 1) * scenario.software.update_traffic)
 
 
 def gradient_sync(scenario: Scenario, layouts: Layouts, sent: Weights, groups: Groups) -> Transfer:
@@ -551,7 +551,7 @@ def _work(scenario: Scenario, layouts: Layouts, block: Block, arranged: Arrangem
     parameters = layer_weights(scenario, layouts).times(layers).total
     flops = micro_batches * (passes * layers * block.layer_flops + 3 * block.head_flops / layouts.pp)
     hbm = micro_batches * (layers * block.layer_traffic * passes / 3 + block.head_traffic / layouts.pp)
-    hbm = hbm + parameters * scenario.software.optimizer_traffic
+    hbm = hbm + parameters * scenario.software.update_traffic
     return StepWork(flops, hbm, sent_bytes(scenario, layouts, arranged), step.total, layouts.num_gpus)
 
 
