@@ -79,6 +79,8 @@ def _mixed() -> list[Case]:
         case(num_gpus=32, tp=2, sequence_parallel=1, pp=16, global_batch_size=32, recompute=2),
         case(num_gpus=64, tp=8, sequence_parallel=1, cp=2, pp=2, global_batch_size=32, zero=3),
         case(num_gpus=64, tp=8, sequence_parallel=1, pp=8, micro_batch_size=2, global_batch_size=16),
+        case(num_gpus=16, tp=8, sequence_parallel=1, pp=2, global_batch_size=8, settings={"software__tp_backward_overlap": 0.2}),
+        case(num_gpus=16, tp=8, pp=2, global_batch_size=8, settings={"software__tp_backward_overlap": 0.3}),
         case(hw="a100", num_gpus=64, tp=4, sequence_parallel=1, cp=2, pp=2, global_batch_size=32, zero=2),
         case(hw="mi300x", num_gpus=32, tp=8, sequence_parallel=1, pp=2, global_batch_size=16),
         case(hw="gb200", num_gpus=144, tp=8, sequence_parallel=1, cp=2, pp=3, global_batch_size=36),

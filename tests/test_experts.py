@@ -196,7 +196,10 @@ class TestTraffic:
 
     def test_routed_rows_are_gathered_and_scattered_over_tp_by_hand(self) -> None:
         """Mixtral, tp 2, one micro-batch: attention gathers, scatters, gathers again for its weight gradient, each of a row a token; the
-        experts' rows, two a token, are gathered and scattered, and kept. Without sequence parallelism it is a reduction each."""
+        experts' rows, two a token, are gathered and scattered, and kept. Without sequence parallelism it is a reduction each.
+
+        Beside the 32 layers the look-up's rows are scattered, what the head reads is gathered, both again backward, and the head's input
+        once more; or the sum of the look-up's rows and of the gradient of the head's input. The loss reduces 3 numbers a token."""
         of = scenario(**MIXTRAL, software__tp_backward_overlap=0.0)
         split, whole = (
             float(priced(of, {"num_gpus": 8, "tp": 2, "ep": 4, "global_batch_size": 4, "sequence_parallel": sp}).time_tp_s[0])
@@ -204,8 +207,9 @@ class TestTraffic:
         )
         stream, pair = 4096 * 4096 * 2, place({"tp": 2, "dp": 4}, ORDER, of.hw.network).tp
         one, two = (float(closed_form.all_gather(size, pair, of.hw.network)[0]) for size in (stream, 2 * stream))
-        assert split == pytest.approx(32 * (2 * (2 * one + 2 * two) + one), rel=1e-9)
-        assert whole == pytest.approx(32 * 2 * 2 * float(closed_form.all_reduce(stream, pair, of.hw.network)[0]), rel=1e-9)
+        reduce, loss = (float(closed_form.all_reduce(size, pair, of.hw.network)[0]) for size in (stream, 4096 * 4))
+        assert split == pytest.approx(32 * (2 * (2 * one + 2 * two) + one) + 5 * one + 3 * loss, rel=1e-9)
+        assert whole == pytest.approx((32 * 2 * 2 + 2) * reduce + 3 * loss, rel=1e-9)
 
     def test_ep_one_moves_nothing(self) -> None:
         assert priced(scenario(**MIXTRAL), {"num_gpus": 8}).time_ep_s[0] == 0

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import fields, replace
 from typing import Any
 
 import numpy as np
 import pytest
 from layout_spread import EVENT_BACKENDS, TIED, case
-from trials import priced, scenario
+from trials import layouts, priced, scenario
 
-from rapid_dse.network.placement import place, two_ends
+from rapid_dse.network import closed_form
+from rapid_dse.network.placement import Span, place, two_ends
 from rapid_dse.simulate import price
 from rapid_dse.simulate.bounds import lower_bound
+from rapid_dse.simulate.training import arrangement, sent_bytes
+from rapid_dse.simulate.vocabulary import VocabularyParallel
 
 TABLE = 128_256 * 4_096 * 4  # bytes of the 8B model's fp32 gradient of its table; the rows are a multiple of 128 · tp up to tp 2
 CARD = 50e9 * 0.9  # bytes/s of what an H100 sends to another node at the reference utilization
@@ -81,3 +85,83 @@ def test_no_step_with_tied_tables_is_below_its_bound() -> None:
     one = case(num_gpus=32, tp=8, pp=4, global_batch_size=8, sequence_parallel=1, settings=TIED)
     of, rows = one.scenario("analytical"), one.layouts()
     assert lower_bound(of, rows)[0] <= price(of, rows).step_time_s[0]
+
+
+LLAMA = {"num_gpus": 64, "tp": 8, "pp": 4, "global_batch_size": 64}  # 32 micro-batches of a sequence of 8,192 tokens
+
+
+@pytest.mark.parametrize("scattered", [True, False])
+def test_look_up_head_and_loss_by_hand(scattered: bool) -> None:
+    """8,192 tokens of 4,096 two-byte numbers, 8 ranks in a node; a reduction is a scatter and a gather.
+
+    First stage: the look-up's sum, forward, and under sequence parallelism the gather of its gradient. Last stage: under sequence
+    parallelism the gather of the head's input, forward and again backward, and the scatter of its gradient; else the sum of that. Three
+    fp32 numbers a token for the loss.
+    """
+    of = scenario(software__tp_backward_overlap=0.0, software__node_skew=0.0)
+    eight = Span((np.array([8.0]), np.ones(1)), (np.ones(1), np.ones(1)))
+    network = of.hw.network
+    gather, reduce, loss = (
+        float(run(size, eight, network)[0])
+        for run, size in (
+            (closed_form.all_gather, 8192 * 4096 * 2),
+            (closed_form.all_reduce, 8192 * 4096 * 2),
+            (closed_form.all_reduce, 8192 * 4),
+        )
+    )
+    row = LLAMA | {"sequence_parallel": scattered}
+    layer = 5 * gather if scattered else 2 * reduce  # a half of it: forward gather and scatter, backward both and the gather again
+    # 33 layers over 4 stages: 9 on the first, which is the slowest with a small vocabulary; 8 on each of 32, and the head decides
+    first = priced(scenario(model__num_hidden_layers=33, model__vocab_size=1024, software__tp_backward_overlap=0.0), row).time_tp_s[0]
+    last = priced(of, row).time_tp_s[0]
+    looked_up = 2 * gather if scattered else reduce
+    headed = (3 * gather if scattered else reduce) + 3 * loss
+    assert first / 32 == pytest.approx(9 * 2 * layer + looked_up, rel=1e-9)
+    assert last / 32 == pytest.approx(8 * 2 * layer + headed, rel=1e-9)
+
+
+def test_a_rank_alone_reduces_nothing() -> None:
+    assert priced(scenario(), LLAMA | {"tp": 1}).time_tp_s[0] == 0
+
+
+def test_what_hides_behind_the_heads_weight_gradient_is_no_longer_than_that() -> None:
+    """A share of the backward transfers; all of it shows where the product takes no time."""
+    shown = []
+    for overlap, vocabulary in ((0.0, 1024), (1.0, 1024), (0.0, 128_256), (1.0, 128_256)):
+        of = scenario(model__vocab_size=vocabulary, model__num_hidden_layers=1, software__tp_backward_overlap=overlap)
+        shown.append(float(priced(of, {"num_gpus": 8, "tp": 8, "global_batch_size": 1}).time_tp_s[0]))
+    hidden_small, hidden = shown[0] - shown[1], shown[2] - shown[3]
+    assert hidden > hidden_small > 0
+    stream = 8192 * 4096 * 2
+    eight = Span((np.array([8.0]), np.ones(1)), (np.ones(1), np.ones(1)))
+    again_and_scatter = 2 * float(closed_form.all_gather(stream, eight, scenario().hw.network)[0])
+    # the layer's are the same in both: what a large head hides more is at most its own two transfers
+    assert hidden - hidden_small <= again_and_scatter
+
+
+def test_engines_carry_them_on_the_groups_own_links() -> None:
+    """Bytes on the links of a node's switch grow by what look-up, head and loss send: 8 ranks, one micro-batch, up and down."""
+    carried = []
+    for layers in (1, 2):
+        runs: dict[str, Any] = {}
+        one = case(num_gpus=8, tp=8, sequence_parallel=1, global_batch_size=1, settings={"model__num_hidden_layers": layers})
+        price(one.scenario("full_astrasim_flattened"), one.layouts(), runs.update)
+        carried.append(float(runs["step"].result.links.bytes.sum()))
+    stream, loss = 8192 * 4096 * 2, 8192 * 4
+    around = carried[0] - (carried[1] - carried[0])  # of no layers at all
+    assert around == pytest.approx(2 * 7 * (5 * stream + 3 * 2 * loss), rel=1e-3)
+
+
+def test_their_bytes_cost_the_energy_of_the_dimension_that_they_cross() -> None:
+    """A step's bytes: 2 micro-batches on each of 4 replicas of 8 ranks in a node, 7/8 of five streams and of six numbers a token."""
+    of = scenario(hw__network__dimensions__0__in_network_reduction=False)
+    row = layouts({"num_gpus": 32, "tp": 8, "global_batch_size": 8})
+    arranged = arrangement(of, row)
+    inner, outer = sent_bytes(of, row, arranged)[:, 0]
+    layers_alone = sent_bytes(of, row, replace(arranged, vocabulary=_silent(arranged.vocabulary)))[:, 0]
+    assert inner - layers_alone[0] == pytest.approx(2 * 7 / 8 * (5 * 8192 * 4096 * 2 + 6 * 8192 * 4), rel=1e-6)
+    assert outer == layers_alone[1]
+
+
+def _silent(moved: VocabularyParallel) -> VocabularyParallel:
+    return VocabularyParallel(*(getattr(moved, field.name).times(0) for field in fields(moved)))

@@ -23,9 +23,11 @@ FloatColumn = NDArray[np.float64]
 class Block:
     """Device seconds and HBM bytes of one micro-batch on one rank; each ``(n,)``.
 
-    ``layer_*`` are of one layer, ``head_*`` of head and loss, ``embedding_*`` of the look-up; ``attention_forward`` is the part of
+    ``layer_*`` are of one layer, ``head_*`` of head and loss, ``embedding`` of the look-up and, beside its passes
+    forward, of its gradient, ``embedding_backward`` of what the first stage does after its last backward layer (transfers alone:
+    ``vocabulary.Ends``); ``attention_forward`` is the part of
     ``layer_forward`` that ring attention's transfers can hide behind, ``weight_gradient`` the part of ``layer_backward`` that nothing
-    waits for.
+    waits for, ``head_weight_gradient`` that of ``head_backward``.
     """
 
     layer_forward: FloatColumn
@@ -36,7 +38,9 @@ class Block:
     selective_recompute: FloatColumn
     head_forward: FloatColumn
     head_backward: FloatColumn
+    head_weight_gradient: FloatColumn
     embedding: FloatColumn
+    embedding_backward: FloatColumn
     layer_flops: FloatColumn
     head_flops: FloatColumn
     layer_traffic: FloatColumn
@@ -78,7 +82,9 @@ def framework_block(scenario: Scenario, shape: MicroBatch, alone: Operators, dev
         selective_recompute=glue_forward + 0.5 * layer[0] if every_other else alone.attention_forward * software.recomputes_attention,
         head_forward=head[0] + loss / 2,
         head_backward=head[1] + head[2] + loss / 2,
+        head_weight_gradient=head[2],
         embedding=device.elementwise(3.0 * compute_bytes(scenario) * shape.tokens * scenario.model.hidden_size),
+        embedding_backward=np.zeros(len(shape.tp)),
         layer_flops=alone.layer_flops,
         head_flops=2 * shape.tokens * scenario.model.hidden_size * scenario.model.vocab_size / shape.tp,
         layer_traffic=3 * alone.layer_operand_bytes + traffic,

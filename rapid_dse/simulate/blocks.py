@@ -5,6 +5,7 @@ A block is a tensor- and context-parallel group of one stage, with all others th
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TypeAlias
 
@@ -19,10 +20,12 @@ from rapid_dse.simulate.overlap import Window, exposed
 from rapid_dse.simulate.quantities import Priced1
 from rapid_dse.simulate.steps import stage_for
 from rapid_dse.simulate.training import Layer
+from rapid_dse.simulate.vocabulary import Ends
 from rapid_dse.trace.block import backward, forward
 from rapid_dse.trace.coarse import Pass
+from rapid_dse.trace.ends import PASSES
 from rapid_dse.trace.flattened import LayerPasses
-from rapid_dse.trace.script import Script
+from rapid_dse.trace.script import After, Script
 
 Block: TypeAlias = tuple[int, int]  # its stage, and which of ``ExpertGroups.blocks`` it is there
 
@@ -31,13 +34,23 @@ Block: TypeAlias = tuple[int, int]  # its stage, and which of ``ExpertGroups.blo
 class LayerTimes:
     """A layer's passes: seconds by term of forward and backward, on the rank that ends last.
 
-    ``weights`` is the part of the backward pass that weight gradients take, ``regather`` a gather of a boundary's shares.
+    ``weights`` is the part of the backward pass that weight gradients take, ``regather`` a gather of a boundary's shares; ``ends`` are
+    the passes of embedding and head, by their names in ``trace.ends.PASSES``.
     """
 
     forward: dict[str, float]
     backward: dict[str, float]
     weights: float
     regather: float
+    ends: Mapping[str, dict[str, float]]
+
+    def end(self, part: str) -> float:
+        """Seconds of the embedding's passes, or of the head's."""
+        return float(sum(sum(self.ends[f"{part}_{direction}"].values()) for direction in ("forward", "backward")))
+
+    def end_passes(self) -> dict[str, Pass]:
+        """The passes of embedding and head, for graphs of the pipeline."""
+        return {name: Pass(name.replace("_", " "), terms) for name, terms in self.ends.items()}
 
     def seconds(self, direction: str) -> float:
         """The whole pass, s."""
@@ -67,30 +80,42 @@ def run_layer(one: Priced1, cluster: Cluster, block: Block) -> tuple[LayerTimes,
     done = runs.run(one.scenario, stage, [script], role, "block")
     rank = done.slowest
     first = int(np.searchsorted(done.traced.graph.rank, rank))
-    cuts = [(int(done.result.start_ns[first + mark]), int(done.result.end_ns[first + mark])) for mark in marks]
-    spans = [
-        exposed_terms(done.traced, done.result, rank, *span) for span in ((0, cuts[0][0]), (cuts[0][1], cuts[1][0]), (cuts[1][1], None))
-    ]
+    begins = [0, *(int(done.result.end_ns[first + mark]) for mark in marks)]
+    stops = [*(int(done.result.start_ns[first + mark]) for mark in marks), None]
+    spans = [exposed_terms(done.traced, done.result, rank, begin, stop) for begin, stop in zip(begins, stops, strict=True)]
     # within a block ranks wait for those of their own group
     waits = "tp" if one.work.tp > 1 else "cp" if one.work.ring else "ep"
     for terms in spans:
         terms[waits] += terms.pop("bubble")
         terms["bubble"] = 0.0
     weights = 0.0 if one.degree("schedule") != ZERO_BUBBLE else one.work.weight_gradient
-    return LayerTimes(spans[0], spans[1], weights, float(sum(spans[2].values()))), done
+    ahead, back, regather, *others = spans
+    ends = dict(zip(PASSES, others, strict=True)) if others else _end_compute(one)
+    return LayerTimes(ahead, back, weights, float(sum(regather.values())), ends), done
+
+
+def _end_compute(one: Priced1) -> dict[str, dict[str, float]]:
+    """The passes of embedding and head of a rank that shares them with no other."""
+    names = {"embedding_forward": "embedding"} | {name: name for name in PASSES if name != "embedding_forward"}
+    return {name: {"compute": float(getattr(one.block, column)[0])} for name, column in names.items()}
 
 
 def _layer_script(one: Priced1, stage: runs.Stage) -> tuple[Script, list[int]]:
-    """The program of a rank: forward, backward, the gather of a boundary; a moment between them, which no transfer crosses."""
-    script, marks = Script(stage.style), []
+    """The program of a rank: forward, backward, the gather of a boundary, and where tensor parallelism has transfers in them the passes
+    of embedding and head; a moment between them, which no transfer crosses."""
+    script, passes = Script(stage.style), LayerPasses(one.work, one.around)
+    marks: list[int] = []
     after = forward(script, one.work, ())
-    after = script.compute(after, 1e-9, "between", "host")
-    marks.append(after[0])
-    after = backward(script, one.work, after)
-    after = script.compute(after, 1e-9, "between", "host")
-    marks.append(after[0])
-    if one.degree("pp") > 1:
-        LayerPasses(one.work).regather(script, after)
+
+    def mark() -> After:
+        marks.extend(between := script.compute(after, 1e-9, "between", "host"))
+        return between
+
+    after = backward(script, one.work, mark())
+    after = mark()
+    after = passes.regather(script, after) if one.degree("pp") > 1 else after
+    for name in PASSES if one.work.tp > 1 else ():
+        after = passes.end(script, mark(), name)
     return script, marks
 
 
@@ -113,6 +138,7 @@ def measured_layer(one: Priced1, times: LayerTimes) -> Layer:
         backward=back,
         dp=dp_forward + exposed(old.sharded.backward, share, Window(back, old.moved.backward.busy)),
         dp_forward=dp_forward,
+        ends=Ends(**{name: column(sum(terms.values()) - terms["compute"]) for name, terms in times.ends.items()}),
     )
 
 

@@ -26,7 +26,7 @@ class Traffic:
     ``tp_forward``, ``tp_backward`` and ``tp_gather_again`` (sequence parallelism's second gather of a layer's inputs, for the weight
     gradient) are of one layer and micro-batch. ``cp_hop`` is one of ring attention's ``cp − 1`` hops forward, ``cp_keys`` bytes
     ``(n_layouts,)``; backward there are twice as many. ``ep_exchange`` is one of the two all-to-alls of each pass, to the experts or
-    back; ``pp_hop`` is one send to the next stage.
+    back; ``pp_hop`` is one send to the next stage. ``stream``: tensor parallelism's collectives on the activations between layers.
     """
 
     tp_forward: Transfer
@@ -36,6 +36,7 @@ class Traffic:
     cp_keys: FloatColumn
     ep_exchange: Transfer
     pp_hop: Transfer
+    stream: TensorParallel
 
 
 def effective_network(scenario: Scenario) -> Network:
@@ -79,10 +80,15 @@ class TensorParallel:
 
 def tensor_parallel(scenario: Scenario, size: FloatColumn, placement: Placement, network: Network) -> TensorParallel:
     """The collectives on ``size`` bytes, with the wait for ranks on other nodes."""
-    skew = scenario.software.node_skew * (placement.tp.parts(scenario.hw.node_dimensions) - 1)
+    skew = node_wait(scenario, placement)
     gather = transfer.all_gather(size, placement.tp, network).waiting(skew)
     reduce = transfer.all_reduce(size, placement.tp, network).waiting(skew)
     return TensorParallel(size, gather, gather, reduce, gather)  # a scatter is a gather reversed
+
+
+def node_wait(scenario: Scenario, placement: Placement) -> FloatColumn:
+    """Seconds that a tensor-parallel collective waits for ranks on other nodes, ``(n_layouts,)``."""
+    return scenario.software.node_skew * (placement.tp.parts(scenario.hw.node_dimensions) - 1)
 
 
 def stream_bytes(scenario: Scenario, layouts: Layouts) -> FloatColumn:
@@ -136,6 +142,7 @@ def traffic(scenario: Scenario, layouts: Layouts, placement: Placement, network:
         cp_keys=keys,
         ep_exchange=transfer.all_to_all(routed_bytes(scenario, layouts), placement.ep, network) if model.num_experts else none,
         pp_hop=boundary + regather,
+        stream=halves[0][0],
     )
 
 

@@ -10,7 +10,7 @@ from rapid_dse.config.scenario import Scenario
 from rapid_dse.layouts import Layouts
 from rapid_dse.simulate import runs
 from rapid_dse.simulate.event import Watch, price_each
-from rapid_dse.simulate.quantities import Priced1, stage_works
+from rapid_dse.simulate.quantities import Priced1, closed_form_passes, stage_works
 from rapid_dse.simulate.results import Priced
 from rapid_dse.simulate.steps import priced, stage_for, stage_script
 from rapid_dse.trace.flattened import LayerPasses
@@ -35,8 +35,9 @@ def run_step(one: Priced1) -> tuple[Priced, dict[str, runs.Run]]:
     """The results of one layout, and the run of its graph."""
     cluster = one.cluster()
     stage = stage_for(one, cluster, cluster.rank, one.experts)
-    works = stage_works(one, float(one.layer.forward[0]), float(one.layer.backward[0]))
-    scripts = [stage_script(one, stage.style, number, work, LayerPasses(one.work)) for number, work in enumerate(works)]
+    passes = LayerPasses(one.work, one.around)
+    works = stage_works(one, closed_form_passes(one))
+    scripts = [stage_script(one, stage.style, number, work, passes) for number, work in enumerate(works)]
     role = np.full(cluster.topology.ranks, -1, np.int64)
     role[cluster.rank] = np.arange(one.degree("pp"))[:, None, None, None]
     done = runs.run(one.scenario, stage, scripts, role, "step")

@@ -16,7 +16,7 @@ from rapid_dse.network.cluster import Cluster, fault_ends
 from rapid_dse.simulate import runs
 from rapid_dse.simulate.blocks import LayerTimes, check_failed_links, faulty_blocks, run_layer
 from rapid_dse.simulate.event import Watch, price_each
-from rapid_dse.simulate.quantities import Priced1, stage_works
+from rapid_dse.simulate.quantities import PassSeconds, Priced1, stage_works
 from rapid_dse.simulate.results import Priced
 from rapid_dse.simulate.steps import priced, stage_for, stage_script
 from rapid_dse.trace.coarse import BlockPasses
@@ -95,8 +95,8 @@ def _pipeline(cluster: Cluster) -> tuple[Cluster, Ints]:
 
 def _stage_scripts(one: Priced1, stage: runs.Stage, times: LayerTimes) -> list[Script]:
     forward, backward = times.passes()
-    passes = BlockPasses(stage.style.labels, forward, backward, times.weights, times.regather)
-    works = stage_works(one, forward.seconds, backward.seconds)
+    passes = BlockPasses(stage.style.labels, forward, backward, times.weights, times.regather, times.end_passes())
+    works = stage_works(one, PassSeconds(forward.seconds, backward.seconds, times.end("embedding"), times.end("head")))
     return [stage_script(one, stage.style, number, work, passes) for number, work in enumerate(works)]
 
 

@@ -42,8 +42,9 @@ from rapid_dse.simulate.training import (
     update_seconds,
     weight_gather,
 )
-from rapid_dse.simulate.vocabulary import tied_table
+from rapid_dse.simulate.vocabulary import LOSS_REDUCTIONS, loss_bytes, tied_table
 from rapid_dse.trace.block import Exchange, Half, LayerWork
+from rapid_dse.trace.ends import EndWork
 from rapid_dse.trace.pipeline import SharedWeights, StageWork
 
 GRADIENTS, EXPERT_GRADIENTS = "gradients", "expert gradients"  # groups that share dense weights, and experts
@@ -62,6 +63,7 @@ class Priced1:
     arranged: Arrangement
     layer: Layer
     work: LayerWork
+    around: EndWork
 
     def degree(self, name: str) -> int:
         """A column's only value."""
@@ -122,7 +124,22 @@ def one_layout(scenario: Scenario, layouts: Layouts, row: int, ready: Prepared, 
     groups, arranged = groups_of(assumed, layout), arrangement(assumed, layout)
     layer = layer_time(assumed, layout, own, arranged)
     work = _layer_work(scenario, layout, own, groups, arranged.traffic, ready, int(ready.where[row]))
-    return Priced1(scenario, layout, ready, own, groups, arranged, layer, work)
+    return Priced1(scenario, layout, ready, own, groups, arranged, layer, work, _end_work(scenario, layout, own, arranged, work))
+
+
+def _end_work(scenario: Scenario, layout: Layouts, block: Block, arranged: Arrangement, work: LayerWork) -> EndWork:
+    """Embedding, head and loss."""
+    weight = float(block.head_weight_gradient[0])
+    head = Half("head", float(block.head_forward[0]), float(block.head_backward[0]) - weight, weight, (work.stream,))
+    loss = Exchange(float(loss_bytes(scenario, layout)[0]), 0.0, 0.0, _seconds(arranged.vocabulary.loss), 0.0)
+    return EndWork(
+        embedding=float(block.embedding[0]),
+        head=head,
+        loss=Half("loss", 0.0, 0.0, 0.0, (loss,)),
+        reductions=LOSS_REDUCTIONS,
+        hidden=scenario.software.tp_backward_overlap,
+        layer=work,
+    )
 
 
 def _layer_work(
@@ -183,18 +200,36 @@ def _seconds(one: Transfer) -> float:
     return float(np.ravel(one.seconds)[0])
 
 
-def stage_works(one: Priced1, forward: float, backward: float) -> list[StageWork]:
-    """What each stage does beside its layers, first to last.
+@dataclass(frozen=True)
+class PassSeconds:
+    """Seconds of the passes that stages are made of, transfers and all: of one layer, of all of the embedding's, of the head's."""
 
-    Args:
-        forward: seconds of a layer's forward pass with its transfers, to tell what the host has to wait out; ``backward`` likewise.
-    """
+    forward: float
+    backward: float
+    embedding: float
+    head: float
+
+
+def closed_form_passes(one: Priced1) -> PassSeconds:
+    """As closed forms have them."""
+    around = one.layer.ends.beside(one.block)
+    seconds = (
+        one.layer.forward,
+        one.layer.backward,
+        around.embedding + around.embedding_backward,
+        around.head_forward + around.head_backward,
+    )
+    return PassSeconds(*(float(np.ravel(each)[0]) for each in seconds))
+
+
+def stage_works(one: Priced1, passes: PassSeconds) -> list[StageWork]:
+    """What each stage does beside its passes, first to last; ``passes`` tell what the host has to wait out."""
     pp, vpp = one.degree("pp"), one.degree("vpp") if one.degree("pp") > 1 else 1
     chunks = Split.of(one.scenario).chunks(pp, vpp)
-    return [_stage_work(one, stage, chunks[stage], forward, backward) for stage in range(pp)]
+    return [_stage_work(one, stage, chunks[stage], passes) for stage in range(pp)]
 
 
-def _stage_work(one: Priced1, stage: int, chunks: list[int], forward: float, backward: float) -> StageWork:
+def _stage_work(one: Priced1, stage: int, chunks: list[int], passes: PassSeconds) -> StageWork:
     scenario, layout, groups = with_closed_form(one.scenario), one.layout, one.groups
     software, layers, pp = scenario.software, sum(chunks), one.degree("pp")
     weights, of_layer = _weights(one, stage, layers), layer_weights(scenario, layout)
@@ -210,10 +245,7 @@ def _stage_work(one: Priced1, stage: int, chunks: list[int], forward: float, bac
     head, table = stage == pp - 1, float(vocabulary_parameters(scenario, layout)[0]) * gathered_bytes(scenario)
     return StageWork(
         chunks=tuple(chunks),
-        embedding=float(one.block.embedding[0]) if stage == 0 else 0.0,
-        head_forward=float(one.block.head_forward[0]) if head else 0.0,
-        head_backward=float(one.block.head_backward[0]) if head else 0.0,
-        stall=_stall(one, layers, stage, forward, backward),
+        stall=_stall(one, layers, stage, passes),
         host_step=software.host_step,
         optimizer=float(np.ravel(update_seconds(scenario, layout, weights, one.ready.device))[0]),
         zero=zero,
@@ -225,7 +257,7 @@ def _stage_work(one: Priced1, stage: int, chunks: list[int], forward: float, bac
         tied_reduce=_seconds(tied.reduction),
         dp_hidden=scatter_overlap(software) if zero == 1 else software.dp_overlap,
         gather_hidden=software.parameter_gather_overlap,
-        wait=max(0.0, calls * software.strained_all_reduce_wait * others - software.dp_overlap * layers * backward),
+        wait=max(0.0, calls * software.strained_all_reduce_wait * others - software.dp_overlap * layers * passes.backward),
         tree=software.strained_trees,
     )
 
@@ -280,14 +312,14 @@ def _weights(one: Priced1, stage: int, layers: int) -> Weights:
     return Weights(held.dense + tables * table + positions, held.experts)
 
 
-def _stall(one: Priced1, layers: int, stage: int, forward: float, backward: float) -> float:
+def _stall(one: Priced1, layers: int, stage: int, passes: PassSeconds) -> float:
     """Seconds of a micro-batch that a stage's device waits for the host's launches."""
     software, pp = one.scenario.software, one.degree("pp")
-    head = float(one.block.head_forward[0] + one.block.head_backward[0]) if stage == pp - 1 else 0.0
+    around = passes.embedding * (stage == 0) + passes.head * (stage == pp - 1)
     sends = 2.0 * one.degree("vpp")
     mine = sends - (stage in (0, pp - 1))
     hops = mine * _seconds(one.arranged.traffic.pp_hop) + sends * software.send_receive if pp > 1 else 0.0
-    layer = forward + backward + float(one.layer.dp[0])
-    device = layers * layer + head + (float(one.block.embedding[0]) if stage == 0 else 0.0) + hops
+    layer = passes.forward + passes.backward + float(one.layer.dp[0])
+    device = layers * layer + around + hops
     host = layers * float(host_layer_seconds(one.scenario, one.layout)[0]) + software.host_micro_batch
     return float(launched_slot(software, np.array(device), np.array(host))) - device

@@ -72,7 +72,8 @@ def stage_slots(
     forward, backward = layer
     each = forward + backward
     ahead = found.has_embedding * block.embedding + found.has_head * block.head_forward
-    computing = found.layers * each + ahead + found.has_head * block.head_backward
+    behind_layers = found.has_embedding * block.embedding_backward + found.has_head * block.head_backward
+    computing = found.layers * each + ahead + behind_layers
     device = computing + hops
     launches = found.layers * host_layer + scenario.software.host_micro_batch
     whole = launched_slot(scenario.software, device, launches)

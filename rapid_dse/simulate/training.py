@@ -29,7 +29,7 @@ from rapid_dse.simulate.slots import host_layer_seconds, launched_part, stage_sl
 from rapid_dse.simulate.stages import Split, Stages, stages
 from rapid_dse.simulate.strain import by_state
 from rapid_dse.simulate.uneven import chunk_waits
-from rapid_dse.simulate.vocabulary import tied_table
+from rapid_dse.simulate.vocabulary import Ends, VocabularyParallel, exposed_ends, tied_table, vocabulary_parallel
 from rapid_dse.trace.schedules import bubble
 
 FloatColumn = NDArray[np.float64]
@@ -88,6 +88,7 @@ class Arrangement:
 
     stages: Stages
     traffic: Traffic
+    vocabulary: VocabularyParallel
     sharded: Passes
     end: EndTransfers
 
@@ -105,7 +106,8 @@ class Layer:
     """Exposed seconds of one layer and one micro-batch, ``(n_layouts,)`` each; ``forward`` and ``backward`` include the transfers.
 
     ``dp``, of which ``dp_forward`` shows during the forward pass, is no part of them. ``moved`` are all transfers of tensor, context and
-    expert parallelism in each pass, hidden or not; ``sharded`` those of ZeRO 2 and 3.
+    expert parallelism in each pass, hidden or not; ``sharded`` those of ZeRO 2 and 3. ``ends``: what shows of transfers ahead of the first
+    and behind the last layer.
     """
 
     compute: FloatColumn
@@ -118,6 +120,7 @@ class Layer:
     dp_forward: FloatColumn
     moved: Passes
     sharded: Passes
+    ends: Ends
 
     @property
     def total(self) -> FloatColumn:
@@ -226,7 +229,8 @@ def arrangement(scenario: Scenario, layouts: Layouts) -> Arrangement:
     some = layouts.take(first)
     groups, found = groups_of(scenario, some), stages(Split.of(scenario), some.pp, some.vpp)
     moved = traffic(scenario, some, groups.placement, groups.network)
-    arranged = Arrangement(found, moved, layer_gathers(scenario, some, groups), end_transfers(scenario, some, found, groups))
+    vocabulary = vocabulary_parallel(scenario, some, moved.stream, groups.placement, groups.network)
+    arranged = Arrangement(found, moved, vocabulary, layer_gathers(scenario, some, groups), end_transfers(scenario, some, found, groups))
     return rows_of(arranged, kind)
 
 
@@ -263,18 +267,20 @@ def step_time(
     sends = _sends(scenario, layouts, arranged, layer)
     hops = _hops(layouts, found, sends)
     passes = (layer.forward + layer.dp_forward, layer.backward + layer.dp - layer.dp_forward)
+    block = layer.ends.beside(block)
     slots, on_stage = stage_slots(scenario, layouts, block, found, passes, hops, host_layer_seconds(scenario, layouts))
     waits = chunk_waits(scenario, layouts, block, passes, sends, slots.whole, bubble(layouts.schedule, slots))
     # all others wait for the stage whose work and waits take longest
     critical = (micro_batches * slots.whole + waits).argmax(axis=0)[None]
-    slot, layers, on_device, sent, idle = (
-        np.take_along_axis(column, critical, 0)[0] for column in (slots.whole, found.layers, on_stage, hops, waits)
+    beside = found.has_embedding * layer.ends.embedding + found.has_head * layer.ends.head
+    slot, layers, on_device, sent, vocabulary, idle = (
+        np.take_along_axis(column, critical, 0)[0] for column in (slots.whole, found.layers, on_stage, hops, beside, waits)
     )
-    ends = on_device - layers * layer.total - sent
+    around = on_device - layers * layer.total - sent - vocabulary
     first = _first_stage_passes(scenario, layouts, block, arranged, (slots.whole[0], on_stage[0]), passes)
     return Step(
-        compute=micro_batches * (layers * layer.compute + ends),
-        tp=micro_batches * layers * layer.tp,
+        compute=micro_batches * (layers * layer.compute + around),
+        tp=micro_batches * (layers * layer.tp + vocabulary),
         cp=micro_batches * layers * layer.cp,
         ep=micro_batches * layers * layer.ep,
         pp=micro_batches * sent + arranged.end.tied.seconds,
@@ -370,6 +376,7 @@ def layer_time(scenario: Scenario, layouts: Layouts, block: Block, arranged: Arr
         dp_forward=dp_forward,
         moved=all_moved,
         sharded=sharded,
+        ends=exposed_ends(scenario, block, arranged.vocabulary),
     )
 
 
@@ -560,7 +567,7 @@ def sent_bytes(scenario: Scenario, layouts: Layouts, arranged: Arrangement) -> N
     moved = layer_moved(scenario, layouts, arranged.traffic)
     a_layer = moved.forward.sent + moved.backward.sent + arranged.sharded.forward.sent + arranged.sharded.backward.sent
     hops = 2.0 * (layouts.pp * layouts.vpp - 1) / layouts.pp * arranged.traffic.pp_hop.sent  # forward and back
-    micro_batch = scenario.model.num_hidden_layers / layouts.pp * a_layer + (layouts.pp > 1) * hops
+    micro_batch = scenario.model.num_hidden_layers / layouts.pp * a_layer + (layouts.pp > 1) * hops + arranged.vocabulary.sent / layouts.pp
     return layouts.num_micro_batches * micro_batch + _sent_at_end(layouts, arranged.end)
 
 

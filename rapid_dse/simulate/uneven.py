@@ -48,7 +48,8 @@ def chunk_waits(
         return waits
     step_seconds = _recurrence()
     waits, micro_batches = waits.copy(), layouts.num_micro_batches
-    spent = np.stack([*passes, block.embedding, block.head_forward, block.head_backward, *sends, host_layer_seconds(scenario, layouts)])
+    ends = block.embedding, block.embedding_backward, block.head_forward, block.head_backward
+    spent = np.stack([*passes, *ends, *sends, host_layer_seconds(scenario, layouts)])
     busiest = whole.max(axis=0)
     for key in splits:
         pp, vpp = divmod(key, PACK)
@@ -78,13 +79,13 @@ def _differ(chunks: list[list[int]]) -> bool:
 
 @lru_cache(maxsize=64)
 def _shares(split: Split, pp: int, vpp: int) -> tuple[FloatColumn, FloatColumn]:
-    """How often each pass spends what, ``(2 * vpp * pp, …)``: on the device the 7 rows of ``chunk_waits``'s ``spent`` but the last, and of
+    """How often each pass spends what, ``(2 * vpp * pp, …)``: on the device the 8 rows of ``chunk_waits``'s ``spent`` but the last, and of
     the host a layer's launches, a third of them forward and the rest backward (``slots.launched_part``)."""
     layers = np.array(split.chunks(pp, vpp)).T
-    forward, backward = device = np.zeros((2, vpp, pp, 7))
+    forward, backward = device = np.zeros((2, vpp, pp, 8))
     forward[..., 0], backward[..., 1] = layers, layers
-    forward[0, 0, 2] = forward[-1, -1, 3] = backward[-1, -1, 4] = 1.0
-    device[..., 5] = device[..., 6] = 1.0
-    forward[-1, -1, 5] = backward[0, 0, 5] = 0.0
+    forward[0, 0, 2] = backward[0, 0, 3] = forward[-1, -1, 4] = backward[-1, -1, 5] = 1.0
+    device[..., 6] = device[..., 7] = 1.0
+    forward[-1, -1, 6] = backward[0, 0, 6] = 0.0
     launches = THIRDS.repeat(pp * vpp) * np.concatenate([layers.ravel()] * 2)
     return device.reshape(2 * vpp * pp, -1), launches[:, None]

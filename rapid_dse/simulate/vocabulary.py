@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,10 +13,109 @@ from rapid_dse.layouts import Layouts
 from rapid_dse.network import transfer
 from rapid_dse.network.placement import Placement, two_ends
 from rapid_dse.network.transfer import Transfer
-from rapid_dse.simulate.communication import gradient_bytes
+from rapid_dse.simulate.block import Block
+from rapid_dse.simulate.communication import TensorParallel, gradient_bytes, node_wait
 from rapid_dse.simulate.memory import vocabulary_parameters
 
 FloatColumn = NDArray[np.float64]
+
+
+LOSS_REDUCTIONS = 3  # of the largest logit, of the target's logit, of the sum of exponentials
+LOSS_BYTES = 4  # each of them fp32, one a token
+
+
+@dataclass(frozen=True)
+class VocabularyParallel:
+    """Transfers over a tensor-parallel group whose ranks hold a share of the vocabulary each: one micro-batch's, before anything hides.
+
+    The look-up leaves each rank with the rows that it holds, which are summed; every rank's head reads the whole stream and has logits of
+    its share, from which cross-entropy needs three numbers a token (Megatron-LM, arXiv 1909.08053, section 3; nanotron's
+    ``sharded_cross_entropy`` and torchtitan's loss parallel do alike). Under sequence parallelism the sums are scattered and what they
+    go into is gathered (arXiv 2205.05198, section 4.2.2), again for the head's weight gradient.
+
+    Attributes:
+        look_up: forward on the first stage; ``look_up_gradient`` backward there, under sequence parallelism alone.
+        head_input: forward on the last stage, under sequence parallelism alone; ``head_gradient`` backward there.
+        loss: one of the LOSS_REDUCTIONS forward on the last stage.
+    """
+
+    look_up: Transfer
+    look_up_gradient: Transfer
+    head_input: Transfer
+    head_gradient: Transfer
+    loss: Transfer
+
+    @property
+    def sent(self) -> NDArray[np.float64]:
+        """Bytes that a rank sends into each network dimension, on first and last stage together, ``(n_dimensions, n_layouts)``."""
+        return (
+            self.look_up.sent
+            + self.look_up_gradient.sent
+            + self.head_input.sent
+            + self.head_gradient.sent
+            + LOSS_REDUCTIONS * self.loss.sent
+        )
+
+
+def vocabulary_parallel(
+    scenario: Scenario, layouts: Layouts, stream: TensorParallel, placement: Placement, network: Network
+) -> VocabularyParallel:
+    """What a micro-batch of each layout exchanges; nothing at tp = 1. ``stream``: on the activations between layers."""
+    scattered = layouts.sequence_parallel
+    loss = transfer.all_reduce(loss_bytes(scenario, layouts), placement.tp, network).waiting(node_wait(scenario, placement))
+    return VocabularyParallel(
+        look_up=transfer.either(scattered, stream.scatter, stream.reduce),
+        look_up_gradient=stream.gather.times(scattered),
+        head_input=stream.gather.times(scattered),
+        head_gradient=transfer.either(scattered, stream.again + stream.scatter, stream.reduce),
+        loss=loss,
+    )
+
+
+def loss_bytes(scenario: Scenario, layouts: Layouts) -> FloatColumn:
+    """Bytes of a number a token, of a micro-batch on one context-parallel rank, ``(n_layouts,)``."""
+    return LOSS_BYTES * (layouts.micro_batch_size * (scenario.workload.seq_len / layouts.cp))
+
+
+@dataclass(frozen=True)
+class Ends:
+    """What shows of those transfers, s of one micro-batch, ``(n_layouts,)`` each: on the first stage, and on the last."""
+
+    embedding_forward: FloatColumn
+    embedding_backward: FloatColumn
+    head_forward: FloatColumn
+    head_backward: FloatColumn
+
+    @property
+    def embedding(self) -> FloatColumn:
+        """On the first stage."""
+        return self.embedding_forward + self.embedding_backward
+
+    @property
+    def head(self) -> FloatColumn:
+        """On the last stage."""
+        return self.head_forward + self.head_backward
+
+    def beside(self, block: Block) -> Block:
+        """A block whose embedding and head take the time of what shows beside them too."""
+        return replace(
+            block,
+            embedding=block.embedding + self.embedding_forward,
+            embedding_backward=block.embedding_backward + self.embedding_backward,
+            head_forward=block.head_forward + self.head_forward,
+            head_backward=block.head_backward + self.head_backward,
+        )
+
+
+def exposed_ends(scenario: Scenario, block: Block, moved: VocabularyParallel) -> Ends:
+    """What shows: all but the share of the head's backward transfers that hides behind its weight gradient, as in a layer.
+
+    Frameworks pipeline layers' products with transfers (``software.async_tp``), not the head's.
+    """
+    head = moved.head_gradient.seconds
+    hidden = np.minimum(scenario.software.tp_backward_overlap * head, block.head_weight_gradient)
+    ahead = moved.head_input.seconds + LOSS_REDUCTIONS * moved.loss.seconds
+    return Ends(moved.look_up.seconds, moved.look_up_gradient.seconds, ahead, head - hidden)
 
 
 @dataclass(frozen=True)

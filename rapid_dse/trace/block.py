@@ -104,19 +104,19 @@ def forward(script: Script, work: LayerWork, after: After, again: bool = False) 
     for half in work.halves:
         after = _routed(script, half, after)
         if work.sequence_parallel:
-            after = _exchange(script, work, half, after, "ALL_GATHER", 1 - work.tp_hidden)
+            after = exchange(script, work, half, after, "ALL_GATHER", 1 - work.tp_hidden)
             last, hidden = "REDUCE_SCATTER", ("ALL_GATHER", "REDUCE_SCATTER")
         else:
             last, hidden = "ALL_REDUCE", ("ALL_REDUCE",)  # type: ignore[assignment]
         side = after
         for kind in hidden if work.tp_hidden > 0 else ():
-            side = _exchange(script, work, half, side, kind, work.tp_hidden)
+            side = exchange(script, work, half, side, kind, work.tp_hidden)
         attention = half.attention_forward if work.again_attention or not again else 0.0
         after = script.compute(after, half.forward / 2 if attention and work.ring else half.forward, f"{half.name} forward{name}")
         after = _attention(script, work, after, attention, f"attention kernel forward{name}", work.ring)
         after = script.compute(after, half.forward / 2 if attention and work.ring else 0.0, f"{half.name} output forward{name}")
         after = _joined(after, side if work.tp_hidden > 0 else ())
-        after = _exchange(script, work, half, after, last, 1 - work.tp_hidden)
+        after = exchange(script, work, half, after, last, 1 - work.tp_hidden)
         after = _routed(script, half, after)
     return after
 
@@ -140,10 +140,10 @@ def _backward_half(script: Script, work: LayerWork, half: Half, after: After, we
     kinds = ("ALL_GATHER", AGAIN, "REDUCE_SCATTER") if work.sequence_parallel else ("ALL_REDUCE",)
     after = _routed(script, half, after)
     if work.sequence_parallel:
-        after = _exchange(script, work, half, after, "ALL_GATHER", shown)
+        after = exchange(script, work, half, after, "ALL_GATHER", shown)
     side = after
     for kind in kinds if work.tp_hidden > 0 else ():
-        side = _exchange(script, work, half, side, kind, work.tp_hidden)
+        side = exchange(script, work, half, side, kind, work.tp_hidden)
     attention = half.attention_backward
     after = script.compute(after, half.input_gradient / 2 if attention and work.ring else half.input_gradient, f"{half.name} backward")
     after = _attention(script, work, after, attention, "attention kernel backward", 2 * work.ring)
@@ -160,17 +160,29 @@ def _behind_weights(
 
     ``hidden`` is a share of all the half's transfers; as all of it lies in the late ones, their own share is larger.
     """
-    shown = 1 - work.tp_hidden
     late = sum(each.seconds(kind) for each in half.exchanges for kind in kinds)
     every = late + (sum(each.gather for each in half.exchanges) if work.sequence_parallel else 0.0)
     share = min(1.0, hidden * every / late) if late > 0 else 0.0
+    return behind_weights(script, work, half, after, kinds, (share, 1 - work.tp_hidden), weights)
+
+
+def behind_weights(
+    script: Script, work: LayerWork, half: Half, after: After, kinds: tuple[str, ...], shares: tuple[float, float], weights: bool = True
+) -> After:
+    """Transfers beside and after a half's weight gradient.
+
+    Args:
+        shares: of the transfers that run beside it, and of all of them that are not hidden elsewhere.
+        weights: whether the weight gradient runs here.
+    """
+    share, shown = shares
     side = after
     for kind in kinds if share > 0 else ():
-        side = _exchange(script, work, half, side, kind, share * shown, skew=share == 1)
+        side = exchange(script, work, half, side, kind, share * shown, skew=share == 1)
     gradient = script.compute(after, half.weight_gradient, f"{half.name} weight gradient") if weights else after
     after = _joined(gradient, side if share > 0 else ())
     for kind in kinds if share < 1 else ():
-        after = _exchange(script, work, half, after, kind, (1 - share) * shown)
+        after = exchange(script, work, half, after, kind, (1 - share) * shown)
     return after
 
 
@@ -202,7 +214,7 @@ def _attention(script: Script, work: LayerWork, after: After, seconds: float, na
     return beside(script, after, seconds, work.cp_hidden, name, transfer if hops else None)
 
 
-def _exchange(script: Script, work: LayerWork, half: Half, after: After, kind: str, share: float, skew: bool = True) -> After:
+def exchange(script: Script, work: LayerWork, half: Half, after: After, kind: str, share: float, skew: bool = True) -> After:
     """A share of one kind of the half's tensor-parallel collectives; the wait for other hosts comes with the part that shows."""
     if work.tp == 1 or share <= 0:
         return after

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from rapid_dse.trace.script import After, Labels, Script
 
@@ -26,18 +27,27 @@ class Pass:
         return labels.mixed(self.name, {term: seconds / whole for term, seconds in self.terms.items() if seconds})
 
 
+NO_ENDS: Mapping[str, Pass] = MappingProxyType({})
+
+
 class BlockPasses:
     """A stage's layers as single nodes (``stage.Passes``), whose transfers are within them."""
 
     talks = False
 
-    def __init__(self, labels: Labels, forward: Pass, backward: Pass, weights: float, regather: float) -> None:
-        """Takes a layer's passes; ``weights`` seconds of the backward one are its weight gradients, ``regather`` follows a receive."""
+    def __init__(
+        self, labels: Labels, forward: Pass, backward: Pass, weights: float, regather: float, ends: Mapping[str, Pass] = NO_ENDS
+    ) -> None:
+        """Takes a layer's passes; ``weights`` seconds of the backward one are its weight gradients, ``regather`` follows a receive.
+
+        ``ends`` are the passes of embedding and head, by their names in ``ends.PASSES``.
+        """
         without = dict(backward.terms)
         without["compute"] = max(0.0, without["compute"] - weights)
         first_half = Pass("layers backward, input gradients", without)
         self._forward, self._backward, self._first_half = forward, backward, first_half
-        self._labels = {id(each): each.label(labels) for each in (forward, backward, first_half)}
+        self._ends = ends
+        self._labels = {id(each): each.label(labels) for each in (forward, backward, first_half, *ends.values())}
         self._weights, self._regather = weights, regather
 
     def forward(self, script: Script, after: After, layers: int) -> After:
@@ -51,6 +61,10 @@ class BlockPasses:
     def weights(self, script: Script, after: After, layers: int) -> After:
         """Their weight gradients alone."""
         return script.compute(after, layers * self._weights, "weight gradient")
+
+    def end(self, script: Script, after: After, name: str) -> After:
+        """One of the passes of embedding and head."""
+        return self._node(script, after, 1, self._ends[name]) if name in self._ends else after
 
     def regather(self, script: Script, after: After) -> After:
         """The group's gather of a boundary, in the time that it takes alone."""

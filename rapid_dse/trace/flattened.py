@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from rapid_dse.trace import block
+from rapid_dse.trace import block, ends
 from rapid_dse.trace.block import LayerWork
+from rapid_dse.trace.ends import EndWork
 from rapid_dse.trace.script import After, Script
 
 
@@ -14,6 +15,7 @@ class LayerPasses:
     """A stage's layers node by node (``stage.Passes``)."""
 
     work: LayerWork
+    around: EndWork
 
     @property
     def talks(self) -> bool:
@@ -35,6 +37,10 @@ class LayerPasses:
     def weights(self, script: Script, after: After, layers: int) -> After:
         """Their weight gradients alone."""
         return block.weight_gradient(script, self.work, after, layers)
+
+    def end(self, script: Script, after: After, name: str) -> After:
+        """One of the passes beside them, by its name in ``ends.PASSES``."""
+        return ends.PASSES[name](script, self.around, after)
 
     def regather(self, script: Script, after: After) -> After:
         """The group's gather of a boundary that each rank has a share of; under sequence parallelism shares stay apart."""

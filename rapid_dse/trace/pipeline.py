@@ -152,9 +152,6 @@ class StageWork:
     """
 
     chunks: tuple[int, ...]
-    embedding: float
-    head_forward: float
-    head_backward: float
     stall: float
     host_step: float
     optimizer: float

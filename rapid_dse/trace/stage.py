@@ -38,6 +38,9 @@ class Passes(Protocol):
     def weights(self, script: Script, after: After, layers: int) -> After:
         """Their weight gradients alone."""
 
+    def end(self, script: Script, after: After, name: str) -> After:
+        """What stands before the first layer or after the last one, by its name in ``ends.PASSES``."""
+
     def regather(self, script: Script, after: After) -> After:
         """What a tensor-parallel group does after it has received its shares of a boundary."""
 
@@ -140,7 +143,7 @@ class StageWriter:
         if not first:
             self._receive("previous", task, self._virtual(task) - 1, 0)
         else:
-            self.tail = script.compute(self.tail, work.embedding, "embedding")
+            self.tail = self.passes.end(script, self.tail, "embedding_forward")
         if self.opening:
             beside = min(layers, int(work.gather_hidden * sum(work.chunks)))
             self._layers(beside, FORWARD, True)
@@ -148,7 +151,7 @@ class StageWriter:
             layers -= beside
         self._layers(layers, FORWARD, True)
         if last:
-            self.tail = script.compute(self.tail, work.head_forward, "head and loss forward")
+            self.tail = self.passes.end(script, self.tail, "head_forward")
         self.tail = script.compute(self.tail, work.stall / self.vpp / 3, "waiting for the host", "host")
         if not last:
             self._send("next", task, self._virtual(task), 0)
@@ -162,12 +165,14 @@ class StageWriter:
         if not last:
             self._receive("next", task, self._virtual(task) + 1, 1)
         else:
-            self.tail = script.compute(self.tail, work.head_backward, "head and loss backward")
+            self.tail = self.passes.end(script, self.tail, "head_backward")
         # without weight gradients nothing is there to be reduced
         if ends and weights and self._reduces_early and (script.style.streams or first):
             self._reduced_backward(task, layers, weights)
         else:
             self._layers(layers, BACKWARD, weights)
+        if first:
+            self.tail = self.passes.end(script, self.tail, "embedding_backward")
         self.tail = script.compute(self.tail, work.stall / self.vpp * 2 / 3, "waiting for the host", "host")
         if not first:
             self._send("previous", task, self._virtual(task), 1)
