@@ -111,10 +111,13 @@ def _trial(overrides: Sequence[str]) -> int:
 
     from rapid_dse.analysis.trial import render
     from rapid_dse.simulate import price
+    from rapid_dse.simulate.results import unlawful
 
     runs: dict[str, Run] = {}
     watch = None if portion.scenario.backend.name == "analytical" else runs.update
     priced = price(portion.scenario, portion.layouts, watch)
+    for law, _ in unlawful(priced):
+        raise ValueError(f"{' '.join(overrides)}: {law}")
     console = Console(highlight=False, soft_wrap=True)
     console.print(render(portion, priced), markup=False)
     if runs:

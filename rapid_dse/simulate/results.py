@@ -9,9 +9,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 FloatColumn = NDArray[np.float64]
+BoolColumn = NDArray[np.bool_]
 
 TIME_TERMS = ("compute", "tp", "cp", "ep", "pp", "dp", "bubble", "optimizer", "host")
 MEMORY_TERMS = ("parameters", "gradients", "optimizer", "activations", "kv_cache", "gathered", "buffers", "framework")
+
+
+ABSENT = frozenset({"ttft_s", "tpot_s", "request_latency_s"})  # NaN where a trial has no such quantity
+POSITIVE = ("step_time_s", "tokens_per_s", "tokens_per_s_per_gpu", "peak_memory_bytes")
+ADDS_UP = 1e-9  # terms add up to their sum within this share of it
+
+_TERM_COLUMNS = frozenset({f"time_{term}_s" for term in TIME_TERMS} | {f"memory_{term}_bytes" for term in MEMORY_TERMS})
 
 
 @dataclass(frozen=True)
@@ -62,3 +70,34 @@ class Priced:
     def concatenate(cls, parts: Sequence[Priced]) -> Priced:
         """All rows of ``parts``, in order."""
         return cls(*(np.concatenate([getattr(part, f.name) for part in parts]) for f in fields(cls)))
+
+
+def unlawful(priced: Priced) -> list[tuple[str, BoolColumn]]:
+    """What results break of what every result must hold, with the rows that do, ``(n_layouts,)`` each; empty where all rows are right.
+
+    Every quantity is finite and at least 0, step time, tokens a second and peak memory above 0; the times add up to the step, the terms of
+    memory to the peak. A row that breaks this could not be priced, whatever stands in it.
+    """
+    quantities = {f.name: getattr(priced, f.name) for f in fields(priced) if f.name not in ABSENT and f.name != "fits"}
+    least, most = np.full(len(priced), np.inf), np.zeros(len(priced))
+    for name, column in quantities.items():
+        np.minimum(least, column, out=least)  # passes NaN on
+        if name not in _TERM_COLUMNS:  # an infinite term makes an infinite sum
+            np.maximum(most, column, out=most)
+    laws = [
+        _sums("times", "step_time_s", TIME_TERMS, "time_{}_s", priced),
+        _sums("terms", "peak_memory_bytes", MEMORY_TERMS, "memory_{}_bytes", priced),
+    ]
+    laws += [(f"{name} is not above 0", ~(quantities[name] > 0)) for name in POSITIVE]
+    if (least >= 0).all() and (most < np.inf).all() and not any(broken.any() for _, broken in laws):
+        return []
+    ranges = [(f"{name} is no finite number of at least 0", ~((column >= 0) & (column < np.inf))) for name, column in quantities.items()]
+    return [(f"could not be priced: {law}", broken) for law, broken in [*ranges, *laws] if broken.any()]
+
+
+def _sums(kind: str, whole: str, terms: Sequence[str], column: str, priced: Priced) -> tuple[str, BoolColumn]:
+    """That ``terms`` add up to ``whole``."""
+    expected, total = getattr(priced, whole), np.zeros(len(priced))
+    for term in terms:
+        total += getattr(priced, column.format(term))
+    return f"the {kind} do not add up to {whole}", ~(np.abs(total - expected) <= ADDS_UP * expected)

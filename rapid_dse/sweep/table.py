@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from rapid_dse.config.scenario import Scenario
 from rapid_dse.layouts import CODES, KEYS, Layouts
 from rapid_dse.simulate import price
-from rapid_dse.simulate.results import Priced
+from rapid_dse.simulate.results import Priced, unlawful
 from rapid_dse.sweep import arrow, identity
 from rapid_dse.sweep.portion import Portion
 
@@ -96,15 +96,31 @@ def price_portion(portion: Portion) -> Outcome:
     parts: list[tuple[NDArray[np.int64], Priced]] = []
     for rows, found in _attempts(portion.scenario, portion.layouts, legal):
         if isinstance(found, Priced):
-            parts.append((rows, found))
             status[rows] = np.where(found.fits, OK, OOM)
             reason[rows] = np.where(found.fits, -1, out_of_memory)
+            parts.append(_lawful(rows, found, status, reason, reasons))
+            if portion.scenario.search.fail_fast and len(parts[-1][0]) < len(rows):
+                raise ValueError(reasons[-1])
         else:
             status[rows], reason[rows] = ERROR, len(reasons)
             reasons.append(found)
     rows = np.concatenate([rows for rows, _ in parts]) if parts else np.zeros(0, np.int64)
     priced = Priced.concatenate([found for _, found in parts]) if len(parts) > 1 else parts[0][1] if parts else None
     return Outcome(priced, rows, status, reason, tuple(reasons), time.perf_counter() - start)
+
+
+def _lawful(
+    rows: NDArray[np.int64], found: Priced, status: NDArray[np.int8], reason: NDArray[np.int32], reasons: list[str]
+) -> tuple[NDArray[np.int64], Priced]:
+    """The rows that hold what every result must, and their results; the others become errors, each with the first law that it breaks."""
+    broken = unlawful(found)
+    if not broken:
+        return rows, found
+    for text, where in reversed(broken):
+        status[rows[where]], reason[rows[where]] = ERROR, len(reasons)
+        reasons.append(text)
+    kept = np.flatnonzero(status[rows] != ERROR)
+    return rows[kept], found.take(kept)
 
 
 def _attempts(scenario: Scenario, layouts: Layouts, rows: NDArray[np.int64]) -> list[tuple[NDArray[np.int64], Priced | str]]:
