@@ -298,6 +298,10 @@ BAD_ROWS = [
     ({"size_bytes": "inf"}, "size_bytes is 'inf'"),
     ({"faulty_links": "5"}, "faulty_links is 5"),
     ({"chunks": "two"}, "chunks is 'two'"),
+    ({"local_mem_bw": "1e-320"}, "take longer than 2^53 ns"),
+    ({"bandwidth_GBps": "1e-300"}, "bandwidth is 1e-300 GB/s on the slowest link, on which a message of 32768 bytes"),
+    ({"latency_ns": "1e18"}, "latency is 1e+18 ns"),
+    ({"npus": "128", "endpoint_delay": str(1 << 53)}, "longer than 2^60 ns"),  # 255 endpoint delays
 ]
 
 

@@ -15,6 +15,7 @@ from rapid_dse.network.calendar import LEVELS, SLOTS, WORDS
 from rapid_dse.network.faults import find_detours
 from rapid_dse.network.fold import first_rank, fold, spread_links
 from rapid_dse.network.kernel import content_key, make_kernel
+from rapid_dse.network.limits import check_delays, check_end
 from rapid_dse.network.loading import loading_numba
 from rapid_dse.network.plans import PlanTables
 from rapid_dse.network.system import SystemSettings
@@ -98,6 +99,7 @@ def run_graph(graph: Graph, topology: Topology, system: SystemSettings, network:
         state = build_state(graph, topology, layout, system, network, room)
         _kernel()(state.state)
         if not state["run"]["overflow"][0]:
+            check_end(state["slots"])
             _check_ways(state, system)
             return _result(graph, layout, state)
         layout = lay_out(topology)
@@ -129,6 +131,7 @@ def _run_folded(graph: Graph, topology: Topology, layout: Links, system: SystemS
     _kernel()(state.state)
     if state["run"]["overflow"][0] or state["run"]["ambiguous"][0]:
         return None
+    check_end(state["slots"])
     spread_links(topology, layout, state["links"])
     single = _result(replace(one, ranks=1), layout, state)
     ranks, tile = graph.ranks, np.tile
@@ -185,6 +188,8 @@ def build_state(graph: Graph, topology: Topology, layout: Links, system: SystemS
     nodes = _node_table(graph, tables, network)
     groups, members, counters = _group_tables(graph)
     plans, phases, halving, trees = tables.arrays()
+    if network != "ideal":
+        check_delays(topology, layout, np.concatenate([phases["size"], halving["size"], graph.size[graph.kind >= SEND]]))
     run = np.zeros(1, rec.run_t)
     ranks, dims, queues = graph.ranks, len(sizes), system.queues_per_dim
     run["model"], run["ranks"], run["dims"], run["nodes"] = NETWORKS[network], ranks, dims, len(graph)

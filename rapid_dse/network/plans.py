@@ -15,7 +15,7 @@ from rapid_dse.network.records import ALL_REDUCE as AR
 from rapid_dse.network.records import ALL_TO_ALL as A2A
 from rapid_dse.network.records import REDUCE_SCATTER as RS
 from rapid_dse.network.system import SystemSettings
-from rapid_dse.trace.graph import COLLECTIVES
+from rapid_dse.trace.graph import COLLECTIVES, LARGEST
 
 GROUP_ENDPOINT_NS = 10  # ASTRA-sim's fast path, which sub-groups take whatever the setting says
 ANY_QUEUE, FIRST_HALF, LAST_HALF = range(3)
@@ -135,7 +135,10 @@ class PlanTables:
         The program divides by bytes a second and multiplies by 1e9. At 2 % of the multiples of local_mem_bw that is 1 ns below
         the quotient: 24,000 bytes at 1,600 GB/s take 3 · 14 ns, not 3 · 15.
         """
-        return 3 * int(size / (self.system.local_mem_bw * 1e9) * 1e9)
+        time = size / (self.system.local_mem_bw * 1e9) * 1e9
+        if time > LARGEST:
+            raise ValueError(f"local-mem-bw is {self.system.local_mem_bw:g} GB/s, at which {size} bytes take longer than 2^53 ns")
+        return 3 * int(time)
 
     def _add_halving(self, step: Step, data: int) -> tuple[int, int, int]:
         n, kind = step.n, step.collective
