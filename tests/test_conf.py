@@ -31,6 +31,12 @@ PUBLISHED: dict[str, dict[str, float | None]] = {
     "gb300": {"fp32": 80, "tf32": 1250, "bf16": 2500, "fp16": 2500, "fp8": 5000, "bandwidth": 8000, "capacity": 279},
     "l40s": {"fp32": 91.6, "tf32": 183, "bf16": 362.05, "fp16": 362.05, "fp8": 733, "bandwidth": 864, "capacity": 48},
     "mi300x": {"fp32": 163.4, "tf32": 653.7, "bf16": 1307.4, "fp16": 1307.4, "fp8": 2614.9, "bandwidth": 5300, "capacity": 192},
+    "a800": {"fp32": 19.5, "tf32": 156, "bf16": 312, "fp16": 312, "fp8": None, "bandwidth": 2039, "capacity": 80},
+    "h20": {"fp32": 44, "tf32": 74, "bf16": 148, "fp16": 148, "fp8": 296, "bandwidth": 4000, "capacity": 96},
+    "gh200": {"fp32": 66.9, "tf32": 494.7, "bf16": 989.4, "fp16": 989.4, "fp8": 1978.9, "bandwidth": 4000, "capacity": 96},
+    "b300": {"fp32": 75, "tf32": 1125, "bf16": 2250, "fp16": 2250, "fp8": 4500, "bandwidth": 7700, "capacity": 270},
+    "mi325x": {"fp32": 163.4, "tf32": 653.7, "bf16": 1307.4, "fp16": 1307.4, "fp8": 2614.9, "bandwidth": 6000, "capacity": 256},
+    "mi355x": {"fp32": 157.3, "tf32": None, "bf16": 2516.6, "fp16": 2516.6, "fp8": 5033, "bandwidth": 8000, "capacity": 288},
 }
 
 # Total memory in MiB that nvidia-smi (rocm-smi) shows of a card.
@@ -48,6 +54,12 @@ SHOWN = {
     "gb300": 284208,
     "l40s": 46068,
     "mi300x": 196592,
+    "a800": 81920,
+    "h20": 97871,
+    "gh200": 97871,
+    "b300": 275040,
+    "mi325x": 262128,
+    "mi355x": 294896,
 }
 
 # Published parameter counts: model cards and papers named in the model's file; Llama 2's from its checkpoints.
@@ -184,14 +196,15 @@ def test_on_chip_bandwidths_follow_from_lanes_and_clock(name: str) -> None:
     hardware = chip(name)
     lanes = min((64, 128), key=lambda width: abs(hardware.peak_flops("fp32") / (2 * hardware.sms * hardware.clock) - width))
     assert hardware.registers.bandwidth == pytest.approx(3 * 4 * lanes * hardware.sms * hardware.clock, rel=0.01)
-    assert hardware.shared_memory.bandwidth == pytest.approx(128 * hardware.sms * hardware.clock, rel=0.01)
+    width = 256 if name == "mi355x" else 128  # CDNA 4 reads twice as much of its LDS a clock
+    assert hardware.shared_memory.bandwidth == pytest.approx(width * hardware.sms * hardware.clock, rel=0.01)
 
 
 @pytest.mark.parametrize("name", HARDWARE)
 def test_network_is_slower_outward_and_open_at_the_end(name: str) -> None:
     hardware = chip(name)
     dimensions = hardware.network.dimensions
-    assert hardware.gpus_per_node == {"gb200": 72, "gb300": 72}.get(name, 8)
+    assert hardware.gpus_per_node == {"gb200": 72, "gb300": 72, "gh200": 4}.get(name, 8)
     assert dimensions[-1].size is None
     assert [d.bandwidth for d in dimensions] == sorted((d.bandwidth for d in dimensions), reverse=True)
     assert [d.latency for d in dimensions] == sorted(d.latency for d in dimensions)
@@ -206,7 +219,8 @@ def test_sustained_matrix_products_stay_near_the_power_limit(name: str) -> None:
     memory = 0.3 * hardware.memory.bandwidth * hardware.energy.hbm
     l2 = 0.6 * hardware.l2.bandwidth * hardware.efficiency.l2 * hardware.energy.l2
     power = hardware.energy.idle + rate * hardware.energy.flop["fp16"] + memory + l2
-    assert 0.9 * hardware.energy.tdp < power < 1.03 * hardware.energy.tdp
+    assert power < 1.03 * hardware.energy.tdp
+    assert power > 0.9 * hardware.energy.tdp or name == "h20"  # whose few products its power does not limit
 
 
 @pytest.mark.parametrize("name", HARDWARE)
@@ -272,7 +286,10 @@ def test_table_in_the_documentation_is_that_of_the_files() -> None:
     assert sorted(ORDER) == HARDWARE
 
 
-ORDER = ("v100", "a100", "a100_40gb", "a100_pcie", "h100", "h100_96gb", "h200", "h800", "b200", "gb200", "gb300", "l40s", "mi300x")
+ORDER = (
+    *("v100", "a100", "a100_40gb", "a100_pcie", "a800", "h100", "h100_96gb", "h200", "h800", "h20", "gh200"),
+    *("b200", "b300", "gb200", "gb300", "l40s", "mi300x", "mi325x", "mi355x"),
+)
 
 
 def documented(name: str) -> str:

@@ -159,11 +159,31 @@ class TestEveryModel:
 def test_every_chip_can_be_priced(chip_name: str, name: str) -> None:
     model = operator_model(chip(chip_name, operator_model=name))
     size = np.array([8.0, 128, 1024, 8192])
-    for seconds in (model.gemm(size, size, size, precision="fp16"), model.attention(1, 32, 8, size, size, 128, precision="fp16")):
+    operators = [model.gemm(size, size, size, precision=precision) for precision in model.hw.precisions]
+    for kernel in (*model.hw.attention_kernels, "unfused"):
+        for direction in ("forward", "backward"):
+            operators.append(model.attention(1, 32, 8, size, size, 128, precision="fp16", kernel=kernel, direction=direction))
+    for seconds in operators:
         assert np.all(np.isfinite(seconds))
         assert np.all(np.diff(seconds) >= 0)
     rate = 2 * 8192**3 / float(model.gemm(8192, 8192, 8192, precision="fp16"))
     assert 0.4 < rate / model.hw.peak_flops("fp16") < 0.95
+
+
+@pytest.mark.parametrize("chip_name", CHIPS)
+def test_faster_memory_never_slows_an_operator(chip_name: str) -> None:
+    slow = chip(chip_name)
+    fast = chip(chip_name, memory_bandwidth=1.5 * slow.memory.bandwidth)
+    before, after = operator_model(slow), operator_model(fast)
+    size = np.array([8.0, 128, 1024, 8192])
+    for precision in slow.precisions:
+        assert np.all(after.gemm(size, 4096, size, precision=precision) <= before.gemm(size, 4096, size, precision=precision) * ROUNDING)
+    for kernel in (*slow.attention_kernels, "unfused"):
+        for direction in ("forward", "backward"):
+            took = [
+                one.attention(1, 32, 8, size, size, 128, precision="fp16", kernel=kernel, direction=direction) for one in (before, after)
+            ]
+            assert np.all(took[1] <= took[0] * ROUNDING)
 
 
 def test_unknown_names_are_refused() -> None:

@@ -153,3 +153,19 @@ def test_published_attention(
     )
     flops = 4.0 * 16384**2 * heads * head_dim * (0.5 if causal else 1) * (3.5 if len(directions) == 2 else 1)
     assert flops / seconds / 1e12 == pytest.approx(tflops, rel=0.12)
+
+
+@pytest.mark.parametrize(
+    ("name", "precision", "measured", "tolerance"),
+    [
+        # SemiAnalysis, "MI300X vs H100 vs H200 Benchmark: Training" (2024): products of a Llama's shapes.
+        ("mi300x", "bf16", 620e12, 0.08),
+        ("mi300x", "fp8", 990e12, 0.10),
+        # Medians of aiconfigurator-core 0.12's large products in bf16 (TensorRT-LLM, SGLang, vLLM: 1,495, 1,458, 1,581 and 1,520 to 1,696).
+        ("b200", "bf16", 1510e12, 0.12),
+        ("b300", "bf16", 1570e12, 0.12),
+    ],
+)
+def test_large_products_run_as_published(name: str, precision: str, measured: float, tolerance: float) -> None:
+    seconds = float(operator_model(chip(name)).gemm(8192, 8192, 8192, precision=precision))
+    assert 2 * 8192**3 / seconds == pytest.approx(measured, rel=tolerance)
