@@ -143,7 +143,7 @@ def by_recurrence(lengths: FloatColumn, micro_batches: int) -> float:
     from rapid_dse.trace.recurrence import step_seconds  # loads numba
 
     _, vpp, pp = lengths.shape
-    return float(step_seconds(lengths.reshape(-1, 1), pp, vpp, np.array([micro_batches // pp]))[0])
+    return float(step_seconds(lengths.reshape(-1, 1), pp, vpp, np.array([micro_batches]))[0])
 
 
 def test_unequal_chunks_by_hand() -> None:
@@ -171,6 +171,17 @@ def test_the_recurrence_is_the_schedule_run_op_by_op(pp: int, vpp: int, groups: 
     for spread in (0.0, 0.02, 0.5, 3.0):
         lengths = np.array([1.0, 2.25])[:, None, None] * (1 + spread * draw.random((2, vpp, pp)))
         assert by_recurrence(lengths, groups * pp) == pytest.approx(run_chunks(orders, lengths)[0], rel=1e-9)
+
+
+def test_the_recurrence_runs_1f1b_of_any_split_op_by_op() -> None:
+    """Stages of 0 to 7 layers, a head, fewer micro-batches than stages and many more, that no number divides."""
+    draw = np.random.default_rng(3)
+    for micro_batches in (1, 2, 5, 7, 13, 29, 64, 203):
+        pp = int(draw.integers(2, 9))
+        lengths = np.array([1.0, 2.25])[:, None, None] * draw.integers(0, 8, pp)
+        lengths[:, 0, -1] += np.array([0.7, 1.4])
+        orders = [one_f_one_b_order(pp, micro_batches, stage) for stage in range(pp)]
+        assert by_recurrence(lengths, micro_batches) == pytest.approx(run_chunks(orders, lengths)[0], rel=1e-9)
 
 
 @pytest.mark.parametrize(("pp", "vpp", "groups"), [(2, 2, 1), (4, 2, 3), (8, 4, 2), (16, 3, 9)])

@@ -60,14 +60,21 @@ def _interleaved(stage: int, pp: int, vpp: int, micro_batches: int) -> list[Task
         chunk = k % (pp * vpp) // pp
         return Task(kind, k // (pp * vpp) * pp + k % pp, chunk if kind == FORWARD else vpp - 1 - chunk)
 
-    steps = interleaved_steps(stage, pp, vpp, micro_batches).tolist()
+    steps = alternating_steps(stage, pp, vpp, micro_batches).tolist()
     return [task(FORWARD, k) if k >= 0 else task(BACKWARD, ~k) for k in steps]
 
 
-def interleaved_steps(stage: int, pp: int, vpp: int, micro_batches: int) -> NDArray[np.int64]:
-    """A stage's passes in order, ``(2 * micro_batches * vpp,)``: the k-th forward as k, the k-th backward as ~k."""
+def warm_ups(pp: int, vpp: int) -> NDArray[np.int64]:
+    """Forward passes that each stage runs before its first backward one in 1F1B, in interleaved 1F1B where ``vpp`` > 1, ``(pp,)``."""
+    behind = pp - 1 - np.arange(pp)
+    return behind if vpp == 1 else 2 * behind + (vpp - 1) * pp
+
+
+def alternating_steps(stage: int, pp: int, vpp: int, micro_batches: int) -> NDArray[np.int64]:
+    """A stage's passes in order, ``(2 * micro_batches * vpp,)``, of 1F1B or interleaved 1F1B: the k-th forward as k, the k-th backward as
+    ~k."""
     total = micro_batches * vpp
-    warm_up = min(total, 2 * (pp - stage - 1) + (vpp - 1) * pp)
+    warm_up = min(total, int(warm_ups(pp, vpp)[stage]))
     k = np.arange(total)
     turns = np.stack([k[warm_up:], ~k[: total - warm_up]], axis=1)
     return np.concatenate([k[:warm_up], turns.ravel(), ~k[total - warm_up :]])

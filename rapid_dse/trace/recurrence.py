@@ -1,4 +1,4 @@
-"""How long interleaved 1F1B takes with passes of any lengths: the schedule's own recurrence, compiled.
+"""How long 1F1B, plain or interleaved, takes with passes of any lengths: the schedule's own recurrence, compiled.
 
 A pass starts when its stage has ended the pass before it and the neighbouring stage has ended the pass that it takes its input from.
 Importing this module loads numba.
@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rapid_dse.network.loading import compiled_once
-from rapid_dse.trace.pipeline import interleaved_steps
+from rapid_dse.trace.pipeline import alternating_steps, warm_ups
 
 Ints = NDArray[np.int64]
 Shorts = NDArray[np.int32]
@@ -26,7 +26,7 @@ _SOURCE = f"{zlib.crc32(Path(__file__).read_bytes()):08x}"
 SETTLED = 1e-9  # stages that take the same time for a group, but for rounding, take it for all that follow
 
 
-def step_seconds(passes: FloatColumn, pp: int, vpp: int, groups: Ints) -> FloatColumn:
+def step_seconds(passes: FloatColumn, pp: int, vpp: int, micro_batches: Ints) -> FloatColumn:
     """Seconds from the first pass of a step to the end of the last, ``(n,)``.
 
     Once all stages take equally long for a group of ``pp`` micro-batches, so do they for each that follows: such groups are not run but
@@ -34,28 +34,30 @@ def step_seconds(passes: FloatColumn, pp: int, vpp: int, groups: Ints) -> FloatC
 
     Args:
         passes: seconds of each pass with the send behind it, ``(2 * vpp * pp, n)``: forward and backward, chunk, stage.
-        groups: micro-batches in units of ``pp``, ``(n,)``.
+        vpp: chunks of a stage; 1 is 1F1B, more interleaved 1F1B.
+        micro_batches: of a step, ``(n,)``; where stages have several chunks, multiples of ``pp``.
     """
-    seconds, left, length = np.empty(len(groups)), np.arange(len(groups)), FIRST
+    seconds, left, length = np.empty(len(micro_batches)), np.arange(len(micro_batches)), FIRST
     while len(left):
-        run, settled = np.minimum(groups[left], length), np.ones(len(left), bool)
+        run = np.minimum(micro_batches[left], micro_batches[left] % pp + length * pp)
+        settled = np.ones(len(left), bool)
         for each in np.unique(run).tolist():
             here = np.flatnonzero(run == each)
             rows = left[here]
             end, fastest, slowest = _run(passes[:, rows], pp, vpp, each)
-            more = groups[rows] - each
+            more = (micro_batches[rows] - each) // pp  # groups
             seconds[rows] = end + more * slowest
             settled[here] = (more == 0) | (slowest - fastest <= SETTLED * slowest)
         left, length = left[~settled] if length < MOST else left[:0], 2 * length
     return seconds
 
 
-def _run(passes: FloatColumn, pp: int, vpp: int, groups: int) -> FloatColumn:
+def _run(passes: FloatColumn, pp: int, vpp: int, micro_batches: int) -> FloatColumn:
     """The recurrence itself, ``(3, n)``: its end, and the shortest and the longest that a stage took for its last group before the end."""
     n = passes.shape[1]
     padded = np.zeros((len(passes), -(-n // LANES) * LANES))
     padded[:, :n] = passes
-    found: FloatColumn = _ends(*_sequence_of(pp, vpp, groups * pp), padded, pp, LANES)[:, :n]
+    found: FloatColumn = _ends(*_sequence_of(pp, vpp, micro_batches), padded, pp, LANES)[:, :n]
     return found
 
 
@@ -65,8 +67,8 @@ def _sequence_of(pp: int, vpp: int, micro_batches: int) -> tuple[Shorts, Shorts,
 
     Ends are kept in a ring of rows that is as long as any pass looks back, so that it stays in the processor's cache.
     """
-    steps = np.stack([interleaved_steps(stage, pp, vpp, micro_batches) for stage in range(pp)])
-    before, source, which, marks = _sequence(steps, vpp)
+    steps = np.stack([alternating_steps(stage, pp, vpp, micro_batches) for stage in range(pp)])
+    before, source, which, marks = _sequence(steps, warm_ups(pp, vpp), vpp)
     needs = np.stack([before, source])
     back = np.where(needs > 0, np.arange(1, len(which) + 1) - needs, 0).max()
     ring = 2 ** int(back).bit_length()
@@ -77,12 +79,12 @@ def _sequence_of(pp: int, vpp: int, micro_batches: int) -> tuple[Shorts, Shorts,
     return before.astype(np.int32), source.astype(np.int32), which.astype(np.int32), kept.astype(np.int32), ring
 
 
-@compiled_once("Tuple((int64[::1], int64[::1], int64[::1], int64[:, ::1]))(int64[:, ::1], int64)", _SOURCE, error_model="numpy")
-def _sequence(steps: Ints, vpp: int) -> tuple[Ints, Ints, Ints, Ints]:
+@compiled_once("Tuple((int64[::1], int64[::1], int64[::1], int64[:, ::1]))(int64[:, ::1], int64[::1], int64)", _SOURCE, error_model="numpy")
+def _sequence(steps: Ints, warm_up: Ints, vpp: int) -> tuple[Ints, Ints, Ints, Ints]:
     """For each pass from 1 on: the pass before it on its stage, the pass that it takes its input from (0: none), and which it is.
 
-    ``steps`` ``(pp, n)`` are ``interleaved_steps``. Last come the passes between which each stage does a group, ``(2, pp)``, the last
-    before it does nothing but what ends the step (0: it does none).
+    ``steps`` ``(pp, n)`` are ``alternating_steps``, ``warm_up`` those of their stages. Last come the passes between which each stage does a
+    group, ``(2, pp)``, the last before it does nothing but what ends the step (0: it does none).
     """
     pp, n = steps.shape
     total, places = pp * n, pp * vpp
@@ -91,7 +93,7 @@ def _sequence(steps: Ints, vpp: int) -> tuple[Ints, Ints, Ints, Ints]:
     done, latest, count = np.zeros(pp, np.int64), np.zeros(pp, np.int64), 0
     while count < total:
         for stage in range(pp):
-            turned = n - (2 * (pp - stage - 1) + (vpp - 1) * pp)
+            turned = n - warm_up[stage]
             while done[stage] < n:
                 step = steps[stage, done[stage]]
                 back = 1 if step < 0 else 0
