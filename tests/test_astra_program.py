@@ -12,14 +12,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from astra_stand_in import install
 from program import environment, start
 from test_network_astrasim import DURATIONS, PIPELINE, computing, load
 
 from rapid_dse.command import guarded
-from rapid_dse.network.engine import RunResult, run_graph
+from rapid_dse.network.engine import RunResult
 from rapid_dse.network.system import SystemSettings
 from rapid_dse.network.tables import CollectiveCase
 from rapid_dse.network.topology import Topology
@@ -260,9 +259,3 @@ def test_a_command_undoes_what_is_under_way_when_it_is_to_end(capsys: pytest.Cap
     assert undone == [True]
     assert len(capsys.readouterr().err.splitlines()) == 1
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
-
-
-def test_what_the_slow_model_runs_is_what_the_engine_runs(fork: Path) -> None:
-    file, _ = load(PIPELINE)
-    own = run_graph(file.graph, Topology.from_json(file.network), SystemSettings.from_json(file.system), AWARE)
-    np.testing.assert_array_equal(pipeline(fork).end_ns, own.end_ns)

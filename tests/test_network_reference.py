@@ -69,6 +69,24 @@ def test_reductions_at_multiples_of_local_mem_bw_round_as_the_program_does(size:
     assert ends(row) == CollectiveCase.from_row(row).run().end_ns.tolist() == [nanoseconds] * 4
 
 
+@pytest.mark.parametrize("n", [2, 4, 16])
+def test_double_binary_trees_take_as_long_as_their_longest_way_up_and_down(n: int) -> None:
+    """Of N ranks: lg N hops each way. Every rank on the way reduces what comes, up and down, but the leaf at its end.
+
+    2 lg N · C(D) + (2 lg N - 1) · R(D) + (2 lg N + 1) · E, on links that are nobody else's.
+    """
+    kind = {"topology": "FullyConnected", "backend": "unaware", "collective": "ALL_REDUCE", "algorithm": "doubleBinaryTree", "chunks": "1"}
+    with (DATA / "collectives.csv").open(newline="") as file:
+        row = next(csv.DictReader(file)) | kind | {"npus": str(n), "size_bytes": "48000"}
+    hops = 2 * int(math.log2(n))
+    flight = int(500 + 48_000 / (50 * (1 << 30) / 1e9))
+    reduction = 3 * 29  # 48,000 / 1.6e12 · 1e9 is 29.999999999999996 in doubles
+    want = hops * flight + (hops - 1) * reduction + (hops + 1) * 10
+    last = [end for end in ends(row) if end is not None]
+    assert max(last) == want
+    assert CollectiveCase.from_row(row).run().makespan_ns == want
+
+
 def random_algorithm(r: Random, kind: str, n: int) -> str:
     names = ["ring", "direct", f"direct{r.randint(1, n + 1)}"]
     if n & (n - 1) == 0 and kind != "ALL_TO_ALL":

@@ -8,6 +8,7 @@ seen, floor(2 · 500 + 305.2) = 1,305 where it is not. A ring all-reduce of 4 ra
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -56,19 +57,21 @@ class Binary:
         stat = self.path.stat()
         return _content(self.path, stat.st_mtime_ns, stat.st_size)
 
-    def check(self, network: str, topology: Topology) -> None:
-        """Ask the binary what a run on ``network`` and ``topology`` needs; each question once a process and content.
+    def check(self, network: str, dimensions: int, factors: Collection[float]) -> None:
+        """Ask the binary what a run needs on ``network`` with so many dimensions and faulty links of these ``factors``.
+
+        Each question is asked once a process and content.
 
         Raises:
             ValueError: it simulates the other network or none, has no several dimensions, or ignores faulty links.
         """
         self._check_model(network)
-        if network == "congestion_aware" and len(topology.dimensions) > 1:
-            self._check_dimensions(len(topology.dimensions))
-        if topology.faulty_links:
+        if network == "congestion_aware" and dimensions > 1:
+            self._check_dimensions(dimensions)
+        if factors:
             self._check_faults(DERATED)
-            if any(factor == 0 for _, _, factor in topology.faulty_links):
-                self._check_faults(FAILED)
+        if 0 in factors:
+            self._check_faults(FAILED)
 
     def _ask(self, question: Question, faulty: bool) -> int:
         return _answer(self, self.content, question, faulty)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -55,8 +55,13 @@ class AstraSim:
     def _asked(self) -> Binary:
         return Binary(self.binary, self.timeout_s)
 
-    def check(self, topology: Topology, network: str) -> None:
+    def check(self, topology: Topology, network: str, faulty_links: Sequence[tuple[int, int, float]] = ()) -> None:
         """Make sure that the binary simulates a network, by small runs whose times are known.
+
+        Args:
+            topology: the network, or a part of it.
+            network: congestion_aware or congestion_unaware.
+            faulty_links: of the whole network, where ``topology`` is a part.
 
         Raises:
             ValueError: ASTRA-sim has no such network, or this binary has not.
@@ -64,7 +69,8 @@ class AstraSim:
         check_network(topology, network)
         if self.network not in (None, network):
             raise ValueError(f"network is {network}, ASTRA-sim's binary {self.binary} is the {self.network} one")
-        self._asked.check(network, topology)
+        factors = {factor for _, _, factor in (*topology.faulty_links, *faulty_links)}
+        self._asked.check(network, len(topology.dimensions), factors)
 
     def run(self, graph: Graph, topology: Topology, system: SystemSettings, network: str) -> RunResult:
         """Run a graph.

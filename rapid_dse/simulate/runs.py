@@ -127,7 +127,7 @@ def check_engine(scenario: Scenario, ep: int, *parts: Topology) -> None:
         check_groups(system_of(scenario, part), [name for name in COLLECTIVES if name != "ALL_TO_ALL" or ep > 1])
     for part in parts:
         if part.ranks > 1:  # a single rank's graph runs on the built-in engine
-            _astra_sim(scenario.backend).check(part, scenario.backend.network)
+            _astra_sim(scenario.backend).check(part, scenario.backend.network, scenario.hw.network.faulty_links)
 
 
 def own_streams(backend: Backend) -> bool:
