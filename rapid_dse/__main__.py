@@ -103,7 +103,8 @@ def _trial(overrides: Sequence[str]) -> int:
     from rapid_dse.sweep.overrides import read
     from rapid_dse.sweep.space import single
 
-    portion = single(read(overrides))
+    given = read(overrides)
+    portion = single(given)
     if portion.rule[0] >= 0:
         raise ValueError(_illegal(portion.reasons[int(portion.rule[0])], overrides))
 
@@ -112,7 +113,10 @@ def _trial(overrides: Sequence[str]) -> int:
     from rapid_dse.analysis.trial import render
     from rapid_dse.simulate import price
     from rapid_dse.simulate.results import unlawful
+    from rapid_dse.sweep import idle
 
+    for line in idle.of_trial(given, portion.scenario):
+        print(line, file=sys.stderr)
     runs: dict[str, Run] = {}
     watch = None if portion.scenario.backend.name == "analytical" else runs.update
     priced = price(portion.scenario, portion.layouts, watch)
@@ -134,8 +138,12 @@ def _illegal(reason: str, overrides: Sequence[str]) -> str:
 
 def _sweep(overrides: Sequence[str]) -> int:
     """Hands the overrides to Hydra, which hands them to this project's sweeper."""
+    from rapid_dse.sweep import idle
     from rapid_dse.sweep.compose import multirun
+    from rapid_dse.sweep.overrides import read
 
+    for line in idle.of_hydra(read(overrides)):
+        print(line, file=sys.stderr)
     return multirun(overrides)
 
 

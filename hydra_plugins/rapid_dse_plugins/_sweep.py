@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import islice
 
 from omegaconf import DictConfig
 
 from rapid_dse.config.run import Search
+from rapid_dse.sweep import idle
 from rapid_dse.sweep.compose import Composed, from_hydra, hydra_ready
 from rapid_dse.sweep.overrides import Given, read
 from rapid_dse.sweep.space import axes, plan
+
+_ASKED = 64  # combinations of what a study lists that are asked which settings have no effect
 
 
 def run(arguments: Sequence[str], config: DictConfig) -> int:
@@ -20,6 +24,7 @@ def run(arguments: Sequence[str], config: DictConfig) -> int:
     from rapid_dse.sweep.driver import run as drive
 
     planned = plan(given, base)
+    _say(idle.of_sweep(planned.keys, [portion.scenario for portion in planned.portions]))
     if planned.search.constraints != Search().constraints:
         raise ValueError(
             f"search.constraints={list(planned.search.constraints)}: a grid prices every combination and ranks what fits; "
@@ -32,4 +37,14 @@ def _search(given: Given, base: Composed) -> int:
     from rapid_dse.sweep.search.run import run as search  # Optuna takes a second to import
 
     with hydra_ready():
-        return search(axes(given, base))
+        found = axes(given, base)
+        _say(idle.of_sweep(found.every_key, list(islice(found.scenarios(), _ASKED))))
+        return search(found)
+
+
+def _say(lines: Sequence[str]) -> None:
+    from rapid_dse.sweep.driver import console
+
+    err = console(stderr=True)
+    for line in lines:
+        err.print(line, highlight=False, markup=False, soft_wrap=True)

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from rapid_dse.config.effects import Only, Where
 from rapid_dse.config.fields import (
     Bytes,
     BytesPerSecond,
@@ -218,7 +219,7 @@ class Hardware(Frozen):
     price: DollarsPerHour
     network: Network
     operator_model: Literal["roofline", "tiled", "measured"] = "tiled"
-    measured_table: str | None = None
+    measured_table: Annotated[str | None, Only(Where("hw.operator_model", ("measured",)))] = None
 
     @model_validator(mode="before")
     @classmethod

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import model_validator
 
+from rapid_dse.config.effects import Only, Where
 from rapid_dse.config.fields import Count, CountOrZero, Frozen
+
+EXPERTS = Only(Where("model.num_experts"))
 
 
 class Model(Frozen):
@@ -29,10 +32,10 @@ class Model(Frozen):
     qk_norm: bool = False
     sliding_window: Count | None = None
     num_experts: CountOrZero = 0
-    num_experts_per_tok: CountOrZero = 0
-    moe_intermediate_size: CountOrZero = 0
-    n_shared_experts: CountOrZero = 0
-    first_k_dense_replace: CountOrZero = 0
+    num_experts_per_tok: Annotated[CountOrZero, EXPERTS] = 0
+    moe_intermediate_size: Annotated[CountOrZero, EXPERTS] = 0
+    n_shared_experts: Annotated[CountOrZero, EXPERTS] = 0
+    first_k_dense_replace: Annotated[CountOrZero, EXPERTS] = 0
     q_lora_rank: CountOrZero | None = None
     kv_lora_rank: CountOrZero | None = None
     qk_nope_head_dim: CountOrZero | None = None

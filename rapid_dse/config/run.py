@@ -6,12 +6,21 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, field_validator
 
+from rapid_dse.config.effects import COMMAND, Only, Where
 from rapid_dse.config.fields import WHOLE, Count, CountOrZero, Degree, Frozen
 from rapid_dse.config.hardware import Parallelism, Precision
 
 RECOMPUTE = ("none", "selective", "full")
 SCHEDULES = ("none", "gpipe", "1f1b", "interleaved_1f1b", "zero_bubble")
 ORDER: tuple[Parallelism, ...] = ("tp", "cp", "ep", "dp", "pp")
+
+EVENT_DRIVEN = ("hybrid", "full_astrasim_hierarchical", "full_astrasim_flattened")
+
+# Where settings have an effect; what is said elsewhere is in effects.py.
+INFERENCE = Only(Where("workload.kind", ("inference",)), refused=True)
+SIMULATED = Only(Where("backend.name", EVENT_DRIVEN), Where("search.refine"))
+REFINED = Only(Where("search.refine"))
+STUDY = Only(Where("search.name", ("optuna",)))
 
 # YAML reads the bare words none and null alike.
 _NoneWord = BeforeValidator(lambda value: "none" if value is None else value)
@@ -74,11 +83,11 @@ class Workload(Frozen):
     seq_len: Count = 8192
     global_batch_size: Count = 1024
     precision: Precision = "bf16"
-    batch_size: Count | None = None
-    concurrency: Count | None = None
-    prompt_len: Count | None = None
-    decode_len: Count | None = None
-    kv_precision: Precision | None = None
+    batch_size: Annotated[Count | None, INFERENCE] = None
+    concurrency: Annotated[Count | None, INFERENCE] = None
+    prompt_len: Annotated[Count | None, INFERENCE] = None
+    decode_len: Annotated[Count | None, INFERENCE] = None
+    kv_precision: Annotated[Precision | None, INFERENCE] = None
 
 
 class AstraSim(Frozen):
@@ -95,10 +104,10 @@ class Artifacts(Frozen):
     ``pictures``: pictures of the runs and text dumps of the traces; ``timeline``: a Chrome trace, of a single analytical trial too.
     """
 
-    persist: bool = False
-    graphs: bool = False
-    pictures: bool = False
-    timeline: bool = False
+    persist: Annotated[bool, SIMULATED] = False
+    graphs: Annotated[bool, SIMULATED] = False
+    pictures: Annotated[bool, SIMULATED] = False
+    timeline: Annotated[bool, Only(Where("backend.name", EVENT_DRIVEN), Where(COMMAND, ("trial",)), Where("search.refine"))] = False
 
     @property
     def wanted(self) -> bool:
@@ -114,10 +123,10 @@ class Backend(Frozen):
     """
 
     name: Literal["analytical", "hybrid", "full_astrasim_hierarchical", "full_astrasim_flattened"] = "analytical"
-    engine: Literal["builtin", "astrasim"] = "builtin"
-    network: Literal["congestion_aware", "congestion_unaware", "fair", "ideal"] = "congestion_aware"
-    streams: Annotated[int, WHOLE, Field(ge=1, le=4)] | None = None
-    astrasim: AstraSim = AstraSim()
+    engine: Annotated[Literal["builtin", "astrasim"], SIMULATED] = "builtin"
+    network: Annotated[Literal["congestion_aware", "congestion_unaware", "fair", "ideal"], SIMULATED] = "congestion_aware"
+    streams: Annotated[Annotated[int, WHOLE, Field(ge=1, le=4)] | None, SIMULATED] = None
+    astrasim: Annotated[AstraSim, Only(Where("backend.engine", ("astrasim",)))] = AstraSim()
     artifacts: Artifacts = Artifacts()
 
 
@@ -133,20 +142,20 @@ class Search(Frozen):
     name: Literal["grid", "optuna"] = "grid"
     study: str | None = None
     space: dict[str, Any] = {}  # noqa: RUF012 pydantic copies it
-    n_trials: Count = 100
-    sampler: Literal["tpe", "nsga2", "nsga3", "cmaes", "random", "brute_force"] = "tpe"
+    n_trials: Annotated[Count, STUDY] = 100
+    sampler: Annotated[Literal["tpe", "nsga2", "nsga3", "cmaes", "random", "brute_force"], STUDY] = "tpe"
     objectives: tuple[str, ...] = ("step_time_s",)
     constraints: tuple[str, ...] = ("fits",)
-    seed: Annotated[int, WHOLE, Field(ge=0, le=2**32 - 1)] = 0
-    batch: Count = 10
-    enqueue: CountOrZero = 4
-    prune: bool | None = None
-    storage: str | None = None
+    seed: Annotated[int, WHOLE, Field(ge=0, le=2**32 - 1), STUDY] = 0
+    batch: Annotated[Count, STUDY] = 10
+    enqueue: Annotated[CountOrZero, STUDY] = 4
+    prune: Annotated[bool | None, STUDY] = None
+    storage: Annotated[str | None, STUDY] = None
     jobs: Annotated[int, WHOLE, Field(ge=-1, le=2**20)] = -1
     launcher: Literal["loky", "dask", "ray"] = "loky"
     launcher_address: str | None = None
     refine: CountOrZero = 0
-    refine_backend: Literal["hybrid", "full_astrasim_hierarchical", "full_astrasim_flattened"] = "hybrid"
+    refine_backend: Annotated[Literal["hybrid", "full_astrasim_hierarchical", "full_astrasim_flattened"], REFINED] = "hybrid"
     fail_fast: bool = False
     results_dir: str = "results"
     top: Count = 20

@@ -6,11 +6,12 @@ import difflib
 import json
 import math
 from collections.abc import Mapping
-from typing import Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
+from rapid_dse.config.effects import COMMAND, Only, Where, require_no_refused
 from rapid_dse.config.fields import Frozen
 from rapid_dse.config.hardware import PRECISION_BYTES, FlashKernelName, Hardware
 from rapid_dse.config.model import Model
@@ -20,6 +21,8 @@ from rapid_dse.config.units import shortened
 
 # Mean error of fits on a chip that they had not seen, of three frameworks (benchmarks/unseen_chip.py).
 UNSEEN_CHIP_ERROR = 0.09
+
+SWEPT = Only(Where(COMMAND, ("sweep",)))
 
 
 class Scenario(Frozen):
@@ -31,8 +34,8 @@ class Scenario(Frozen):
     workload: Workload = Workload()
     software: Software
     backend: Backend = Backend()
-    search: Search = Search()
-    debug: Debug = Debug()
+    search: Annotated[Search, SWEPT] = Search()
+    debug: Annotated[Debug, SWEPT] = Debug()
 
     @model_validator(mode="after")
     def _chip_has_precision(self) -> Scenario:
@@ -42,6 +45,11 @@ class Scenario(Frozen):
     @model_validator(mode="after")
     def _node_is_one_fact(self) -> Scenario:
         self.hw.require_one_node()
+        return self
+
+    @model_validator(mode="after")
+    def _keys_have_an_effect(self) -> Scenario:
+        require_no_refused(self)
         return self
 
     @model_validator(mode="after")

@@ -7,9 +7,12 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from rapid_dse.config.effects import Only, Where
 from rapid_dse.config.fields import Bytes, Count, Frozen, Seconds, ShareOrZero
 from rapid_dse.config.hardware import FlashKernelName
 
+UNFUSED = Only(Where("software.attention", ("unfused",)), Where("hw.attention_kernels", ((),)))
+FP8 = Only(Where("workload.precision", ("fp8",)))
 Dtype = Literal["fp32", "bf16", "fp16"]
 
 
@@ -26,7 +29,7 @@ class Software(Frozen):
     # them, attention is unfused. ``flash_kernel`` names one that must run: a chip that lacks it is refused.
     flash_kernels: tuple[FlashKernelName, ...] = ("flash2", "ck")
     flash_kernel: FlashKernelName | None = None
-    fused_softmax: bool = True  # behind attention=unfused: scale, mask and softmax are one kernel
+    fused_softmax: Annotated[bool, UNFUSED] = True  # behind attention=unfused: scale, mask and softmax are one kernel
     fused_rotary: bool = True  # autograd keeps no rotated copy of queries and keys
     fused_activation: bool = True  # autograd keeps no activated gate beside the MLP's inputs
     # The loss over the vocabulary. whole: fp32 copies of all logits and of their gradient beside the 16-bit ones; fused: one kernel that
@@ -37,14 +40,14 @@ class Software(Frozen):
     elementwise_traffic: Annotated[float, Field(ge=0.5, le=8)] = 2.0
     # Speed of matrix products in the framework against the same shapes run alone: other kernels' cache and power, stream switches.
     matmul_efficiency: Annotated[float, Field(ge=0.5, le=1.2)] = 0.95
-    fp8_recipe: Literal["delayed", "tensorwise", "rowwise", "tensorwise + fp8 all-gather"] = "tensorwise"
+    fp8_recipe: Annotated[Literal["delayed", "tensorwise", "rowwise", "tensorwise + fp8 all-gather"], FP8] = "tensorwise"
     # Who casts. transformer_engine (delayed and tensorwise scaling): 8-bit copies of weights and of their transposes stay all step long,
     # and inputs of products are kept in 8 bits; torchao (the other recipes are its own): operands are cast at each use.
-    fp8_library: Literal["transformer_engine", "torchao"] = "transformer_engine"
+    fp8_library: Annotated[Literal["transformer_engine", "torchao"], FP8] = "transformer_engine"
     # Transformer Engine's fp8 parameters: weights of products stay in 8 bits, with their transposes, and have no 16-bit copies.
-    fp8_parameters: bool = False
+    fp8_parameters: Annotated[bool, FP8] = False
     # Passes over both operands that an fp8 product costs (cast, transpose, amax), each 2 bytes read and 1 written an element.
-    fp8_cast_passes: Annotated[float, Field(ge=0, le=6)] = 1.0
+    fp8_cast_passes: Annotated[float, Field(ge=0, le=6), FP8] = 1.0
     selective_recompute: Literal["core_attention", "every_other_matmul"] = "core_attention"
     cp_balanced: bool = True  # ring attention deals the sequence out in zigzag, so that causal work is even
     recomputes_attention: bool = True  # recomputation runs the attention kernel again; false where its output is kept
@@ -59,7 +62,9 @@ class Software(Frozen):
     # overlap: the share of the compute at hand that a transfer can hide behind
     dp_overlap: ShareOrZero = 0.8
     parameter_gather_overlap: ShareOrZero = 0.3  # of ZeRO 1 and 2: the gather of new weights behind the next forward pass
-    tp_overlap: ShareOrZero = 0.5  # share of tensor-parallel transfers that hide where async_tp is on
+    tp_overlap: Annotated[ShareOrZero, Only(Where("software.async_tp", (True,)))] = (
+        0.5  # share of tensor-parallel transfers that hide where async_tp is on
+    )
     tp_backward_overlap: ShareOrZero = 0.2  # share of the backward pass's that hide behind the weight gradient
     cp_overlap: ShareOrZero = 0.9
     pp_overlap: ShareOrZero = 0.5  # of sends and receives of interleaved schedules

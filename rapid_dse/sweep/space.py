@@ -38,11 +38,12 @@ AUTO_SEQUENCE = -1  # sequence_parallel wherever tp > 1
 
 @dataclass(frozen=True)
 class Plan:
-    """What a sweep prices, and how."""
+    """What a sweep prices, and how; ``keys`` are what the command line and the sweep file set."""
 
     portions: tuple[Portion, ...]
     search: Search
     debug: Debug
+    keys: tuple[str, ...]
 
 
 class ColumnType:
@@ -103,6 +104,7 @@ class Axes:
         intervals: keys of the scenario that take any number between two.
         codes: codes of each swept layout column; None is every value that can be legal.
         keys: what becomes a column of the results beside the layout.
+        every_key: what the command line and the sweep file set, how the search runs included.
         filed: the GPUs of a node, where the sweep file sets them and leaves the sizes of the network's dimensions to follow.
     """
 
@@ -114,6 +116,7 @@ class Axes:
     codes: Mapping[str, list[int] | None]
     keys: tuple[str, ...]
     filed: Mapping[str, Any]
+    every_key: tuple[str, ...]
 
     def composed(self, combination: Mapping[str, str]) -> Composed:
         """The composition of one option a swept group; within ``hydra_ready()``."""
@@ -127,6 +130,13 @@ class Axes:
         scenario, broken = scenario_of(with_values(found.tree, values))
         choices = {group: found.choices[group] for group in SHOWN}
         return Setting(scenario, broken, choices, {key: value_at(scenario, key) for key in self.keys})
+
+    def scenarios(self) -> Iterator[Scenario]:
+        """The scenario of every combination of options and listed values; within ``hydra_ready()``."""
+        for combination in combinations(self.groups):
+            option = self.composed(combination)
+            for variant in combinations(self.variants):
+                yield self.setting(option, variant).scenario
 
     def run_settings(self) -> tuple[Search, Debug]:
         """How the search runs, a study's name by its sweep included."""
@@ -165,9 +175,10 @@ def axes(given: Given, base: Composed | None = None) -> Axes:
     groups = {key: values.items or () for key, values in lists.items() if key in GROUPS}
     variants = {key: values.items or () for key, values in lists.items() if key not in GROUPS and key not in COLUMN_OF}
     codes = {COLUMN_OF[key]: _codes(key, values) for key, values in lists.items() if key in COLUMN_OF}
-    keys = _listed([*_sweep_keys(base, plain), *given.values, *variants, *intervals])
+    every = tuple(dict.fromkeys([*_sweep_keys(base, plain), *given.values, *(key for key in swept if key not in GROUPS)]))
+    keys = _listed(list(every))
     filed = {nodes.KEY: base.tree["hw"]["gpus_per_node"]} if nodes.set_beside_same_sizes(base.tree["hw"], plain.tree["hw"]) else {}
-    return Axes(given, base, groups, variants, intervals, codes, tuple(keys), filed)
+    return Axes(given, base, groups, variants, intervals, codes, tuple(keys), filed, every)
 
 
 def plan(given: Given, base: Composed | None = None) -> Plan:
@@ -195,7 +206,7 @@ def plan_of(found: Axes) -> Plan:
         option = found.composed(combination)
         portions += [_portion(found.setting(option, variant), found.codes) for variant in combinations(found.variants)]
     search, debug = _run_settings(portions[0].scenario, found.base)
-    return Plan(tuple(portions), search, debug)
+    return Plan(tuple(portions), search, debug, found.every_key)
 
 
 def _swept(given: Given, tree: Mapping[str, Any]) -> dict[str, Values | Interval]:

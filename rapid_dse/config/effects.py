@@ -1,0 +1,106 @@
+"""Where a setting has an effect: a condition that stands beside its field in the schema, and what is said where it does not hold."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from pydantic import BaseModel
+
+if TYPE_CHECKING:
+    from rapid_dse.config.scenario import Scenario
+
+COMMAND = "command"  # stands for a key in conditions: "trial", or "sweep" (-m)
+SWEEP = "-m"  # what makes it a sweep
+
+
+@dataclass(frozen=True)
+class Where:
+    """A condition: the dotted ``key`` has one of ``values``; without values, it is a number above 0 or a text."""
+
+    key: str
+    values: tuple[Any, ...] = ()
+
+    def holds(self, value: Any) -> bool:
+        """Whether the condition holds at this value of its key."""
+        return value in self.values if self.values else bool(value)
+
+    def __str__(self) -> str:
+        if self.key == COMMAND:
+            return SWEEP if self.values == ("sweep",) else f"without {SWEEP}"
+        if not self.values:
+            return f"{self.key} above 0"
+        return f"{self.key.removesuffix('.name')}={'|'.join(str(value).lower() for value in self.values)}"
+
+
+class Only:
+    """Metadata of a field, or of a part of the configuration, that has an effect only where one of ``conditions`` holds.
+
+    ``refused``: a value elsewhere is an error; else it is said that it has no effect.
+    """
+
+    def __init__(self, *conditions: Where, refused: bool = False) -> None:
+        self.conditions, self.refused = conditions, refused
+
+
+def in_vain(scenario: Scenario, keys: Iterable[str], command: str) -> list[str]:
+    """A line for each of the dotted ``keys``, which somebody has set, that has no effect under the scenario.
+
+    Args:
+        command: "trial" or "sweep".
+    """
+    lines = []
+    for key in dict.fromkeys(keys):
+        for only in _conditions(scenario, key):
+            if only.refused:
+                continue
+            values = {where: _value(scenario, where.key, command) for where in only.conditions}
+            if not any(where.holds(value) for where, value in values.items()):
+                needs = ", or ".join(str(where) for where in only.conditions)
+                lines.append(f"{key} has no effect here: it has one with {needs}")
+                break
+    return lines
+
+
+def require_no_refused(scenario: Scenario) -> None:
+    """Raises ``ValueError`` where a key that is refused outside its conditions is set there."""
+    for key, value, only in _refused(scenario, ""):
+        if not any(where.holds(_value(scenario, where.key, "")) for where in only.conditions):
+            needs = " or ".join(str(where) for where in only.conditions)
+            now = ", ".join(f"{where.key}={_value(scenario, where.key, '')}" for where in only.conditions)
+            raise ValueError(f"{key}={value} has no effect with {now}; allowed: null, or {needs}")
+
+
+def _refused(part: BaseModel, prefix: str) -> Iterator[tuple[str, Any, Only]]:
+    for name, info in type(part).model_fields.items():
+        value = getattr(part, name)
+        for only in info.metadata:
+            if isinstance(only, Only) and only.refused and value != info.default:
+                yield f"{prefix}{name}", value, only
+        if isinstance(value, BaseModel):
+            yield from _refused(value, f"{prefix}{name}.")
+
+
+def _conditions(scenario: Scenario, key: str) -> Iterator[Only]:
+    """Those on the way to a key: of the parts that it is in, and its own."""
+    node: Any = scenario
+    for part in key.split("."):
+        if isinstance(node, BaseModel) and part in type(node).model_fields:
+            yield from (only for only in type(node).model_fields[part].metadata if isinstance(only, Only))
+        node = _inside(node, part)
+
+
+def _value(scenario: Scenario, key: str, command: str) -> Any:
+    if key == COMMAND:
+        return command
+    node: Any = scenario
+    for part in key.split("."):
+        node = _inside(node, part)
+    return node
+
+
+def _inside(node: Any, part: str) -> Any:
+    if isinstance(node, tuple | list):
+        return node[int(part)] if part.isdigit() and int(part) < len(node) else None
+    return node.get(part) if isinstance(node, Mapping) else getattr(node, part, None)

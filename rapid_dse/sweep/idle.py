@@ -1,0 +1,38 @@
+"""Settings that were made and change nothing: a line each, said before anything is priced."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rapid_dse.config import effects
+from rapid_dse.config.scenario import Scenario
+from rapid_dse.sweep.overrides import Given
+
+# Of Hydra's own configuration: where it looks for files; it starts no jobs here, and writes no files.
+HYDRA = ("hydra.searchpath",)
+
+
+def of_trial(given: Given, scenario: Scenario) -> list[str]:
+    """Of the overrides of one trial."""
+    return [*of_hydra(given), *effects.in_vain(scenario, given.values, "trial")]
+
+
+def of_sweep(keys: Sequence[str], scenarios: Sequence[Scenario]) -> list[str]:
+    """Of a sweep, beside ``of_hydra``: what has an effect in none of its scenarios.
+
+    Args:
+        keys: what the command line and the sweep file set.
+    """
+    lines: dict[str, None] | None = None
+    for scenario in scenarios:
+        found = effects.in_vain(scenario, keys, "sweep")
+        lines = dict.fromkeys(line for line in (found if lines is None else lines) if line in found)
+        if not lines:
+            break
+    return list(lines or ())
+
+
+def of_hydra(given: Given) -> list[str]:
+    """Of the overrides of Hydra's own configuration."""
+    keys = [text.split("=", 1)[0].lstrip("+~") for text in given.hydra]
+    return [f"{key} has no effect here: no job of Hydra's is started, and it writes no files" for key in keys if key not in HYDRA]
