@@ -10,6 +10,7 @@ from rapid_dse.command import guarded
 
 if TYPE_CHECKING:
     from rapid_dse.simulate.runs import Run
+    from rapid_dse.sweep.portion import Portion
 
 HELP = """\
 rapid_dse: what a training run takes on a cluster, before anyone rents it
@@ -108,27 +109,40 @@ def _trial(overrides: Sequence[str]) -> int:
     if portion.rule[0] >= 0:
         raise ValueError(_illegal(portion.reasons[int(portion.rule[0])], overrides))
 
-    from rich.console import Console
-
     from rapid_dse.analysis.trial import render
     from rapid_dse.simulate import price
     from rapid_dse.simulate.results import unlawful
     from rapid_dse.sweep import idle
+    from rapid_dse.sweep.console import console
 
     for line in idle.of_trial(given, portion.scenario):
         print(line, file=sys.stderr)
     runs: dict[str, Run] = {}
-    watch = None if portion.scenario.backend.name == "analytical" else runs.update
-    priced = price(portion.scenario, portion.layouts, watch)
+    scenario, names = portion.scenario, _artifacts(portion)
+    priced = price(scenario, portion.layouts, None if scenario.backend.name == "analytical" else runs.update, names)
     for law, _ in unlawful(priced):
         raise ValueError(f"{' '.join(overrides)}: {law}")
-    console = Console(highlight=False, soft_wrap=True)
-    console.print(render(portion, priced), markup=False)
+    out = console(highlight=False, soft_wrap=True)
+    out.print(render(portion, priced), markup=False)
     if runs:
         from rapid_dse.analysis.links import busiest_links
 
-        console.print(busiest_links(runs), markup=False)
+        out.print(busiest_links(runs), markup=False)
+    if names:
+        from rapid_dse.simulate.artifacts import folder_of
+
+        folder = folder_of(scenario, names[0])
+        out.print(f"artifacts in {folder}" if folder.is_dir() else "no artifacts: closed forms leave a timeline alone", markup=False)
     return 0
+
+
+def _artifacts(portion: Portion) -> list[str] | None:
+    """The folder of the trial's artifacts, where it leaves any: its key, as the row of a sweep would have it."""
+    if not portion.scenario.backend.artifacts.wanted:
+        return None
+    from rapid_dse.sweep import identity
+
+    return identity.texts(portion.scenario, portion.layouts)
 
 
 def _illegal(reason: str, overrides: Sequence[str]) -> str:

@@ -42,7 +42,9 @@ def run(arguments: Sequence[str]) -> int:
     """
     options = _options(arguments)
     from rapid_dse.sweep.cases import read_cases
+    from rapid_dse.sweep.console import console
     from rapid_dse.sweep.overrides import GROUPS
+    from rapid_dse.sweep.show import show_artifacts
 
     refused: Refused = {}
     frame, groups = read_cases(options.cases, refused if options.keep_going else None)
@@ -52,6 +54,7 @@ def run(arguments: Sequence[str]) -> int:
     found = evaluated(frame, groups, refused)
     _write(found.table, options.out)
     _report(found, options.out)
+    show_artifacts(console(), (group.portion.scenario for group in groups))
     return 0
 
 

@@ -45,9 +45,10 @@ def _with_negatives(arguments: Sequence[str]) -> list[str]:
 
 
 def _show(source: Path, by: str, top: int) -> None:
-    from rapid_dse.sweep import driver, ranking, show, store  # what takes long to load is loaded where Ctrl-C is one line
+    from rapid_dse.sweep import ranking, show, store  # what takes long to load is loaded where Ctrl-C is one line
+    from rapid_dse.sweep.console import console
 
-    out, err = driver.console(), driver.console(stderr=True)
+    out, err = console(), console(stderr=True)
     table = store.read(source, lambda line: err.print(line, highlight=False, markup=False))
     table = store.require_results(table, source)
     ranking.require_name(by, ranking.numbers(table), "--by")

@@ -10,9 +10,11 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 from generated import ONE, portion
 from layout_spread import EVENT_BACKENDS, case
+from program import done
 
 from rapid_dse.layouts import grid
 from rapid_dse.simulate import price
@@ -91,6 +93,19 @@ def test_no_trial_of_a_sweep_overwrites_what_another_left(tmp_path: Path, monkey
         keys += table["key"].to_pylist()
     assert {path.parent.name for path in tmp_path.glob("output/training/astra_hybrid/*/timeline.json")} == set(keys)
     assert len(set(keys)) == 4
+
+
+def test_single_trials_say_where_their_artifacts_are_and_keep_each_others(tmp_path: Path) -> None:
+    said = []
+    for backend, tp in (("hybrid", 4), ("hybrid", 8), ("analytical", 4), ("analytical", 8)):
+        keys = ("model=llama3_1_8b", "hw.num_gpus=8", "workload.global_batch_size=8", f"parallel.tp={tp}", f"backend={backend}")
+        out = done(tmp_path, *keys, "backend.artifacts.timeline=true").out
+        said.append(tmp_path / out.split("artifacts in ")[1].strip())
+    assert len(set(said)) == 4
+    assert all((folder / "timeline.json").is_file() or list(folder.glob("*/timeline.json")) for folder in said)
+    swept = done(tmp_path, "-m", *keys[:3], "parallel.tp=2,4", "backend=hybrid", "backend.artifacts.timeline=true", "search.study=s").out
+    assert "output/training/astra_hybrid/<key of the row>" in swept
+    assert said[0].name in set(pd.read_parquet(tmp_path / "results" / "s")["key"]), "the trial's folder is the row's key"
 
 
 def test_variables_of_the_environment_set_the_keys() -> None:

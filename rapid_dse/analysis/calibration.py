@@ -178,5 +178,5 @@ def write_profile(calibration: Calibration, path: Path, source: str) -> None:
     Software.model_validate(yaml.safe_load(text))
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_suffix(".part")
-    aside.write_text(text)
+    aside.write_text(text, encoding="utf-8")
     aside.replace(path)

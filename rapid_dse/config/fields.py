@@ -10,7 +10,7 @@ from typing import Annotated, Any, get_args
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator
 
-from rapid_dse.config.units import to_si
+from rapid_dse.config.units import shortened, to_si
 
 
 class Frozen(BaseModel):
@@ -44,7 +44,7 @@ def _whole(value: Any) -> Any:
     if isinstance(value, float) and value.is_integer():
         return int(value)
     if isinstance(value, bool | str):
-        raise ValueError(f"{value!r} is not a whole number; expected one, such as 8")
+        raise ValueError(f"{shortened(value)} is not a whole number; expected one, such as 8")
     return value
 
 

@@ -132,7 +132,12 @@ _WORDS = {
     "less_than": ("lt", "too large; expected less than {}"),
     "literal_error": ("expected", "expected one of {}"),
 }
-_KINDS = {"bool": "expected true or false", "int": "expected a whole number, such as 8", "string": "expected text"}
+_KINDS = {
+    "bool": "expected true or false",
+    "int": "expected a whole number, such as 8",
+    "string": "expected text",
+    "tuple": "expected a list, such as [a,b]",
+}
 
 
 def _in_words(error: ErrorDetails) -> str:

@@ -21,9 +21,9 @@ FOLDERS = {
 }
 
 
-def folder_of(scenario: Scenario) -> Path:
-    """Where the artifacts of a backend go: ``output/<mode>/astra_hier``, …"""
-    return Path("output") / scenario.workload.kind / FOLDERS[scenario.backend.name]
+def folder_of(scenario: Scenario, layout: str | None = None) -> Path:
+    """Where the artifacts of a backend go, and in it those of a layout: ``output/<mode>/astra_hier/<layout>``, …"""
+    return Path("output") / scenario.workload.kind / FOLDERS[scenario.backend.name] / (layout or "")
 
 
 def keep(scenario: Scenario, done: Mapping[str, runs.Run], layout: str | None) -> None:
@@ -39,7 +39,7 @@ def keep(scenario: Scenario, done: Mapping[str, runs.Run], layout: str | None) -
     wanted = scenario.backend.artifacts
     if not wanted.wanted:
         return
-    root = folder_of(scenario) / (layout or "")
+    root = folder_of(scenario, layout)
     for name, run in done.items():
         folder = root if len(done) == 1 else root / name
         folder.mkdir(parents=True, exist_ok=True)
@@ -74,8 +74,8 @@ def _write_pictures(folder: Path, run: runs.Run, graphs: bool, pictures: bool) -
     ranks = shown_ranks(run.traced, run.result) if graphs or pictures else []
     for rank in ranks:
         if graphs:
-            (folder / f"graph.{rank}.svg").write_text(graph_picture(run.traced, rank))
+            (folder / f"graph.{rank}.svg").write_text(graph_picture(run.traced, rank), encoding="utf-8")
         if pictures:
-            (folder / f"trace.{rank}.txt").write_text(text_dump(run.traced, rank))
+            (folder / f"trace.{rank}.txt").write_text(text_dump(run.traced, rank), encoding="utf-8")
     if pictures:
-        (folder / "run.svg").write_text(run_picture(run.traced, run.result))
+        (folder / "run.svg").write_text(run_picture(run.traced, run.result), encoding="utf-8")

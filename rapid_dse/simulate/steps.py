@@ -18,7 +18,7 @@ from rapid_dse.simulate.results import TIME_TERMS, Priced
 from rapid_dse.simulate.training import Step, result_columns
 from rapid_dse.trace.graph import Ints
 from rapid_dse.trace.pipeline import StageWork, order
-from rapid_dse.trace.script import Script, Style
+from rapid_dse.trace.script import Script, Style, check_size
 from rapid_dse.trace.stage import TIED, Boundary, Passes, StageWriter
 
 
@@ -26,7 +26,9 @@ def stage_script(one: Priced1, style: Style, stage: int, work: StageWork, passes
     """The program of a rank of one stage."""
     pp = one.degree("pp")
     schedule = SCHEDULES[one.degree("schedule")]
-    tasks = order(schedule, stage, pp, len(work.chunks), int(one.layout.num_micro_batches[0]))
+    micro_batches = int(one.layout.num_micro_batches[0])
+    check_size(2 * micro_batches * len(work.chunks) * pp, "to write")  # each pass of each stage is a node or more
+    tasks = order(schedule, stage, pp, len(work.chunks), micro_batches)
     script = Script(style)
     StageWriter(script, work, passes, boundary_of(one), stage, pp).write(tasks)
     return script

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,6 +17,7 @@ from rapid_dse.layouts import KEYS
 from rapid_dse.simulate.results import Priced
 from rapid_dse.sweep import identity, ranking, show, store, workers
 from rapid_dse.sweep.chunks import Chunk, Summary, chunks_of
+from rapid_dse.sweep.console import console
 from rapid_dse.sweep.portion import Portion
 
 if TYPE_CHECKING:
@@ -72,6 +72,8 @@ def run(
         ValueError: the study's name, the ranking column or the folder is unusable, before anything is priced; the store fails later.
     """
     out, err = out or console(), err or console(stderr=True)
+    if not search.objectives:
+        raise ValueError("search.objectives=[]; allowed: the column to rank by, as step_time_s")
     by, study = search.objectives[0], search.study or default_study(portions)
     require_study(study)
     _require_column(by)
@@ -93,17 +95,11 @@ def run(
         store.remove_parts(folder)  # of workers that were stopped in the middle of a file
         _notice(err, f"interrupted after {tally.rows:,} trials; they are kept in {folder}, the same command goes on from there")
         return INTERRUPTED
+    except BrokenPipeError:  # nobody reads the output any more
+        raise
     except OSError as error:
         raise ValueError(f"{folder}: {error.strerror or error}; what was written is kept, the same command goes on from there") from None
     return 1 if tally.rows and tally.status["error"] == tally.rows else 0
-
-
-def console(stderr: bool = False) -> Console:
-    """A console; wide where no terminal says how wide it is, so that a table in a file or a pipe is not folded."""
-    from rich.console import Console
-
-    stream = sys.stderr if stderr else sys.stdout
-    return Console(file=stream, width=None if stream.isatty() else 200)
 
 
 class Named(Protocol):
@@ -218,6 +214,7 @@ def _report(portions: Sequence[Portion], search: Search, tally: Tally, folder: P
     show.show_counts(out, tally.status, tally.reasons, rejected)
     new = "all read from there" if not tally.priced else f"{tally.priced:,} priced now"
     out.print(f"stored in {folder} ({new})", highlight=False, markup=False)
+    show.show_artifacts(out, (portion.scenario for portion in portions))
 
 
 def _shown(best: pa.Table, top: int) -> pa.Table:

@@ -102,6 +102,11 @@ def hex_bytes(lanes: Lanes) -> NDArray[np.uint8]:
     return digits
 
 
+def texts(scenario: Scenario, layouts: Layouts) -> list[str]:
+    """The key of every layout under a scenario, as results show it."""
+    return [bytes(key).decode() for key in hex_bytes(keys(scenario, layouts))]
+
+
 def from_hex(texts: list[str] | NDArray[np.uint8]) -> Lanes:
     """The lanes of hex digits: a list of texts or ``(n_rows, 32)`` ASCII codes.
 

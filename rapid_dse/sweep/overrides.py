@@ -7,16 +7,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Glob, IntervalSweep, Override, QuotedString
+from hydra.core.override_parser.types import Glob, IntervalSweep, Override, QuotedString, RangeSweep
 from hydra.errors import HydraException
 from pydantic import BaseModel
 
 from rapid_dse.config.scenario import Scenario, known_key, siblings, unknown_key
 from rapid_dse.config.units import shortened
 from rapid_dse.layouts import COLUMN_OF, OPTIONAL
+from rapid_dse.sweep.grammar import parser
 
 GROUPS = ("hw", "model", "parallel", "workload", "software", "backend", "search")
+MOST_VALUES = 100_000  # of one key
 SWEEPS = "sweeps"  # the group of named sweeps: +sweeps=NAME
 # Keys that take the word all: every value that can be legal. How many GPUs share one copy of the shards is told in numbers.
 ALL_KEYS = tuple(key for key in COLUMN_OF if key.startswith("parallel.") and COLUMN_OF[key] not in OPTIONAL)
@@ -69,6 +70,7 @@ def read(arguments: Sequence[str]) -> Given:
         override = _parsed(text)
         key = override.key_or_group
         if override.is_hydra_override():
+            _check_hydra(override, text)
             hydra.append(text)
             continue
         found = _values(override, text)
@@ -80,6 +82,15 @@ def read(arguments: Sequence[str]) -> Given:
         else:
             values[key] = found
     return Given(options, values, swept, tuple(hydra))
+
+
+def _check_hydra(override: Override, text: str) -> None:
+    """Refuses what would take the sweep out of this program's hands, and options that are no names."""
+    key = override.key_or_group
+    if key == "hydra/sweeper" or key.startswith("hydra.sweeper") or key == "hydra.mode":
+        raise ValueError(f"{text}: sweeps are tables here, and no other sweeper prices them; leave it out")
+    if "/" in key and not isinstance(override.value(), str | None):
+        raise ValueError(f"{text}: allowed: the name of an option of Hydra's")
 
 
 def read_space(space: Mapping[str, Any]) -> dict[str, Values | Interval]:
@@ -128,7 +139,8 @@ def _parsed(text: str) -> Override:
     if "=" not in text and not text.startswith("~"):
         raise ValueError(f"{text!r} is no override; allowed: key=value, as parallel.tp=8")
     try:
-        return OverridesParser.create().parse_overrides([text])[0]
+        found: Override = parser().parse_overrides([text])[0]
+        return found
     except HydraException as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         raise ValueError(
@@ -153,13 +165,26 @@ def _values(override: Override, text: str) -> Any:
         found = override.value()
         if isinstance(found, Glob):
             raise ValueError(f"{text}: patterns are not supported; allowed: a list of names, as {key}=a,b")
-        return _distinct(key, [_plain(item) for item in override.sweep_iterator()], text)
+        return _distinct(key, _swept_items(override, found, text), text)
     value = override.value()
     if value == "all" and key in ALL_KEYS:
         return Values(None)
     if (key in GROUPS or key == SWEEPS) and not isinstance(value, str):
         raise ValueError(f"{text}: allowed: the name of an option, as hw=h100")
     return value
+
+
+def _swept_items(override: Override, found: Any, text: str) -> list[Any]:
+    try:
+        if isinstance(found, RangeSweep) and found.start is not None and found.stop is not None:
+            count = (found.stop - found.start) / found.step  # a step of 0 divides by 0
+            if count > MOST_VALUES:
+                raise ValueError(f"{count:,.0f} values; allowed: up to {MOST_VALUES:,}")
+        return [_plain(item) for item in override.sweep_iterator()]
+    except ZeroDivisionError:
+        raise ValueError(f"{text}: a step of 0; allowed: range(start,stop[,step]) with another step") from None
+    except (ValueError, OverflowError) as error:
+        raise ValueError(f"{text}: {error}") from None
 
 
 def _interval(override: Override, text: str) -> Interval:

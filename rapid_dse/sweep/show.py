@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rapid_dse.layouts import KEYS
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
+    from rapid_dse.config.scenario import Scenario
     from rapid_dse.sweep.ladder import Refined
 
 
@@ -122,6 +123,15 @@ def show_counts(console: Console, status: Counter[str], reasons: Counter[str], r
             console.print(f"{title}:", highlight=False)
             for reason, count in counted.most_common():
                 console.print(f"  {count:>12,}  {reason}", highlight=False, markup=False)
+
+
+def show_artifacts(console: Console, scenarios: Iterable[Scenario]) -> None:
+    """Where the runs of trials have left what ``backend.artifacts`` asks for."""
+    from rapid_dse.simulate.artifacts import folder_of
+
+    for folder in dict.fromkeys(folder_of(scenario) for scenario in scenarios if scenario.backend.artifacts.wanted):
+        if folder.is_dir():  # closed forms leave a timeline of a trial that is priced alone
+            console.print(f"artifacts of the trials in {folder}/<key of the row>", highlight=False, markup=False)
 
 
 _STATUS_TEXT = {"ok": "fit", "oom": "do not fit in memory", "invalid": "break a rule", "error": "failed"}

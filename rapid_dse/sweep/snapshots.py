@@ -42,7 +42,7 @@ def write(best: pa.Table, chunks: Sequence[Chunk], root: Path) -> Path:
         texts[hardware_yaml(resolved), degrees] = None
     folder = _new_folder(root)
     for number, (text, (tp, cp, dp, pp)) in enumerate(texts):
-        (folder / f"baseline_{number:03d}_tp{tp}_cp{cp}_dp{dp}_lp{pp}.yaml").write_text(text)
+        (folder / f"baseline_{number:03d}_tp{tp}_cp{cp}_dp{dp}_lp{pp}.yaml").write_text(text, encoding="utf-8")
     return folder
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import product
+from math import prod
 from typing import Annotated, Any
 
 import numpy as np
@@ -291,7 +292,13 @@ def _open_space(columns: Mapping[str, list[int] | None]) -> Space:
     return Space(values)
 
 
+MOST_LAYOUTS = 10**8  # of one scenario: their columns alone are 11 GB
+
+
 def _grid_columns(columns: Mapping[str, Sequence[int]]) -> dict[str, Any]:
+    count = prod(len(values) for values in columns.values())
+    if count > MOST_LAYOUTS:
+        raise ValueError(f"the sweep has {count:,} combinations of layout keys; allowed: up to {MOST_LAYOUTS:,}, or search=optuna")
     axes = np.meshgrid(*(np.asarray(columns[name], np.int64) for name in KEYS), indexing="ij")
     return {name: axis.ravel() for name, axis in zip(KEYS, axes, strict=True)}
 

@@ -141,17 +141,16 @@ def _attempts(scenario: Scenario, layouts: Layouts, rows: NDArray[np.int64]) -> 
 
 
 def _folders(scenario: Scenario, layouts: Layouts) -> list[str] | None:
-    """Where runs leave anything, folders for it: the rows' keys, so that no trial of a sweep overwrites another's."""
-    if not scenario.backend.artifacts.wanted:
-        return None
-    return [bytes(key).decode() for key in identity.hex_bytes(identity.keys(scenario, layouts))]
+    """Where runs leave anything, folders for it: the rows' keys, so that no trial overwrites another's."""
+    return identity.texts(scenario, layouts) if scenario.backend.artifacts.wanted else None
 
 
 def _fails_alike(scenario: Scenario, ends: Layouts, text: str) -> bool:
     """Whether the first and the last layout fail with the same text each: then it is the scenario that cannot be priced."""
     for row in range(len(ends)):
+        end = ends.take(slice(row, row + 1))
         try:
-            price(scenario, ends.take(slice(row, row + 1)))
+            price(scenario, end, names=_folders(scenario, end))
         except Exception as error:  # the same ones as above
             if str(error) and str(error) not in text:
                 return False

@@ -29,7 +29,7 @@ class GraphFile:
 def read_graph_file(path: Path) -> GraphFile:
     """Read a graph; raises ValueError with the node and the key for anything that is wrong in it."""
     try:
-        data = json.loads(path.read_text())
+        data = json.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise ValueError(f"{path}: {error.strerror}") from None
     except (ValueError, RecursionError) as error:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +16,7 @@ from rapid_dse.trace.graph import COLLECTIVE, COLLECTIVES, COMPUTE, RECEIVE, SEN
 
 After = tuple[int, ...]
 COUNTED = 4096
-MOST_WRITTEN, MOST_NODES = 10**7, 250 * 10**6  # nodes of a graph's scripts, and of the graph: about 4 GB and half a minute, and 25 GB
+MOST_WRITTEN, MOST_NODES = 5 * 10**6, 250 * 10**6  # nodes of a graph's scripts, and of the graph: about 2 GB, and 25 GB
 MAIN, GRADIENTS, RING, PIPELINE = range(4)  # communication streams
 CHUNKS = 2  # of each collective: on store-and-forward links one goes up to a switch while another comes down
 
@@ -92,7 +93,7 @@ class Script:
     ) -> After:
         if len(self.kind) % COUNTED == COUNTED - 1:
             self.style.nodes += COUNTED
-            _check_size(self.style.nodes, MOST_WRITTEN, "to write")
+            check_size(self.style.nodes, "to write")
         self.kind.append(kind)
         self.duration.append(max(1, round(seconds * 1e9)))
         self.size.append(max(1, round(size)) if kind != COMPUTE else 0)
@@ -198,7 +199,7 @@ def assemble(ranks: int, scripts: Sequence[Script], role: Ints, directory: Direc
     width = np.array([sum(map(len, script.after)) for script in every], np.int64)[role]
     first_dep = np.concatenate(([0], np.cumsum(width)))
     n = int(first[-1])
-    _check_size(n, MOST_NODES, "in all")
+    check_size(n, "in all")
     columns = {column: np.zeros(n, np.int64) for column in ("id", "duration", "size", "group", "peer", "tag")}
     small = {column: np.zeros(n, np.int8) for column in ("kind", "collective", "stream")}
     label, ptr, deps = np.zeros(n, np.int32), np.zeros(n + 1, np.int64), np.zeros(int(first_dep[-1]), np.int64)
@@ -240,8 +241,9 @@ def assemble(ranks: int, scripts: Sequence[Script], role: Ints, directory: Direc
     return Traced(graph, label, labels, role)
 
 
-def _check_size(nodes: int, most: int, what: str) -> None:
+def check_size(nodes: int, what: Literal["to write", "in all"]) -> None:
     """Raises ``ValueError`` where a graph is larger than a machine holds."""
+    most = MOST_WRITTEN if what == "to write" else MOST_NODES
     if nodes > most:
         raise ValueError(
             f"the step's graph has {nodes:,} nodes {what} or more; allowed: up to {most:,}; fewer micro-batches or GPUs have fewer, "

@@ -14,6 +14,7 @@ import optuna
 from rapid_dse.config.run import Debug, Search
 from rapid_dse.sweep import driver, identity, launch, ranking, show, store
 from rapid_dse.sweep.chunks import Chunk, seconds_of
+from rapid_dse.sweep.console import console
 from rapid_dse.sweep.search import report
 from rapid_dse.sweep.search.aims import Aims, read_aims
 from rapid_dse.sweep.search.answers import Answers
@@ -52,7 +53,7 @@ def run(axes: Axes, out: Console | None = None, err: Console | None = None) -> i
     Raises:
         ValueError: one line: an option, the storage or the folder is unusable.
     """
-    out, err = out or driver.console(), err or driver.console(stderr=True)
+    out, err = out or console(), err or console(stderr=True)
     search, debug = axes.run_settings()
     space = SearchSpace(axes)
     aims = read_aims(search.objectives, search.constraints, list(axes.keys))
@@ -65,6 +66,8 @@ def run(axes: Axes, out: Console | None = None, err: Console | None = None) -> i
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     try:
         return _searched(space, aims, search, debug, _Place(name, folder, settings), out, err)
+    except BrokenPipeError:  # nobody reads the output any more
+        raise
     except OSError as error:
         raise ValueError(f"{folder}: {error.strerror or error}; what was written is kept, the same command goes on from there") from None
 
@@ -98,6 +101,7 @@ def _searched(space: SearchSpace, aims: Aims, search: Search, debug: Debug, plac
     out.print(
         f"stored in {place.folder} and {storage.where} ({answers.priced:,} priced now)", highlight=False, markup=False, soft_wrap=True
     )
+    show.show_artifacts(out, (setting.scenario for setting in place.settings))
     _again(study, space, aims, (search, debug), place.folder, out, err)
     rows = study.outcome.rows
     return 1 if rows and all(row["status"] == "error" for row in rows) else 0

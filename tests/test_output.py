@@ -1,0 +1,117 @@
+"""What commands print: on a terminal without the characters, into a pipe that nobody reads, and where Python leaves out assertions."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from program import ROOT, one_line, run
+
+from rapid_dse import __main__, evaluate, rank
+from rapid_dse.command import guarded
+from rapid_dse.trace import script
+
+FITS = ("hw=h200", "hw.num_gpus=64", "parallel.tp=8", "parallel.pp=4")
+COMMANDS: dict[str, tuple[Any, Sequence[str]]] = {
+    "a trial": (__main__.run, [*FITS]),
+    "a sweep": (__main__.run, ["-m", *FITS, "search.study=s"]),
+    "a search": (__main__.run, ["-m", "search=optuna", *FITS[:3], "parallel.pp=2,4", "search.n_trials=2", "search.study=o"]),
+    "rank": (rank.run, ["results/s"]),
+    "evaluate": (evaluate.run, ["cases.csv", "--out", "out.csv"]),
+    "help": (__main__.run, ["--help"]),
+    "a parser's help": (rank.run, ["--help"]),
+    "the configuration": (__main__.run, ["--cfg"]),
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    made = tmp_path_factory.mktemp("printed")
+    (made / "cases.csv").write_text("parallel.tp,parallel.pp,note\n8,3,a\n")
+    run(made, *COMMANDS["a sweep"][1])
+    return made
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_terminal_without_the_characters_gets_others(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    command, arguments = COMMANDS[name]
+    monkeypatch.chdir(folder)
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="ascii"))
+    assert guarded(command, arguments) == 0
+    text = written.getvalue().decode("ascii")
+    assert text
+    assert ("+-" in text) == (name in ("a sweep", "a search", "rank"))  # the error to expect of a row
+    assert ("1 x tp * cp * pp * dp must equal" in text) == (name == "evaluate")
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_pipe_that_nobody_reads_ends_a_command_quietly(
+    name: str, folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    command, arguments = COMMANDS[name]
+    monkeypatch.chdir(folder)
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w", encoding="utf-8") as stream, contextlib.redirect_stdout(stream):
+        assert guarded(command, arguments) == 0
+        stream.flush()  # as at the end of the process
+    assert capfd.readouterr().err == ""
+
+
+def test_a_disk_that_is_full_is_told(folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.chdir(folder)
+    with open("/dev/full", "w", encoding="utf-8") as stream, contextlib.redirect_stdout(stream):
+        assert guarded(__main__.run, ["--version"]) == 2
+    assert capfd.readouterr().err == "rapid_dse: standard output: No space left on device\n"
+
+
+def test_functions_and_mappings_of_overrides_are_read_where_assertions_are_left_out(tmp_path: Path) -> None:
+    command = [sys.executable, "-OO", "-m", "rapid_dse", "-m", "parallel.tp=range(1,4)", "hw.energy.flop={bf16:1e-12,fp32:2e-12}"]
+    done = subprocess.run(
+        [*command, "search.study=s"], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    assert "3 trials" in done.stdout
+
+
+BAD = {
+    "another sweeper": (["-m", "parallel.tp=1,2", "hydra/sweeper=basic"], "hydra/sweeper=basic: sweeps are tables here"),
+    "another sweeper's class": (["-m", "parallel.tp=1,2", "hydra.sweeper._target_=x"], "no other sweeper prices them"),
+    "Hydra's mode": (["-m", "parallel.tp=1,2", "hydra.mode=RUN"], "hydra.mode=RUN"),
+    "an option of Hydra's that is a list": (["hydra/launcher=[1]"], "the name of an option"),
+    "a range of everything": (["-m", "parallel.tp=range(1,100000000)"], "99,999,999 values; allowed: up to 100,000"),
+    "a range with a step of 0": (["-m", "parallel.tp=range(0,4,0)"], "parallel.tp=range(0,4,0): a step of 0"),
+    "too many combinations": (["-m", *(f"parallel.{key}=range(1,2000)" for key in ("tp", "pp", "dp"))], "7,988,005,999 combinations"),
+    "nothing to rank by": (["-m", "parallel.tp=1,2", "search.objectives=[]"], "search.objectives=[]; allowed"),
+    "a number of thousands of digits": (["parallel.tp=" + "9" * 5000], "a number of too many digits"),
+    "lists in lists in lists": (["hw.memory.bandwidth=" + "[" * 2000 + "]" * 2000], "nested too deeply"),
+}
+
+
+@pytest.mark.parametrize(("arguments", "part"), BAD.values(), ids=BAD.keys())
+def test_what_no_command_can_do_is_refused_in_a_line(tmp_path: Path, arguments: list[str], part: str) -> None:
+    assert part in one_line(run(tmp_path, *arguments))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_graph_that_no_machine_holds_is_refused_while_it_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    keys = ["backend=full_astrasim_flattened", "hw.num_gpus=64", "parallel.tp=8", "parallel.pp=8"]
+    # 10^8 micro-batches, each a forward and a backward pass of each of 8 stages
+    assert "1,600,000,000 nodes to write or more" in one_line(run(tmp_path, *keys, "workload.global_batch_size=100000000"))
+    monkeypatch.setattr(script, "MOST_WRITTEN", 5_000)  # 64 micro-batches: 1,024 passes, of 10 layers each
+    assert "8,192 nodes to write or more; allowed: up to 5,000" in one_line(run(tmp_path, *keys, "workload.global_batch_size=64"))
+
+
+@pytest.mark.parametrize(
+    "module", ["rapid_dse.rank", "rapid_dse.validate", "rapid_dse.calibrate", "rapid_dse.evaluate", "rapid_dse.network.__main__"]
+)
+def test_a_wrong_option_is_refused_in_a_line(tmp_path: Path, module: str) -> None:
+    assert "(see --help)" in one_line(run(tmp_path, "--fast", module=module))
