@@ -162,7 +162,9 @@ def test_zero_3_gathers_every_layer_of_every_pass() -> None:
     price(one.scenario(FLATTENED), one.layouts(), runs.update)
     graph = runs["step"].traced.graph
     gathers = (graph.collective == 2) & (graph.kind == 1) & (graph.rank == 0)
-    assert gathers.sum() == 2 * 32 * 2 + 1  # forward and backward of 32 layers and 2 micro-batches, and the tables once
+    assert gathers.sum() == 2 * (32 * 2 + 2)  # each micro-batch: 32 layers forward and backward, table and head
+    scatters = (graph.collective == 1) & (graph.kind == 1) & (graph.rank == 0)
+    assert scatters.sum() == 2 * (32 + 2)
 
 
 def test_a_switchs_faulty_link_is_found_in_every_part_of_the_network() -> None:

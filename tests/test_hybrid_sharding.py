@@ -69,8 +69,9 @@ def hand_spans() -> tuple[Span, Span]:
 
 
 def test_gathers_stay_in_the_node_and_shards_are_summed_across_nodes() -> None:
-    """ZeRO 3, groups of a node, two micro-batches and nothing hidden: a layer is gathered twice and scattered once in the node, its eighth
-    summed over the nodes; ZeRO 1: gradients are scattered in the node and summed across once, new weights gathered in the node."""
+    """Groups of a node, two micro-batches and nothing hidden. ZeRO 3: a layer is gathered twice and scattered once in the node, its eighth
+    summed over the nodes, table and head gathered once and scattered once. ZeRO 1: gradients are scattered in the node and summed across
+    once, new weights gathered in the node."""
     of = scenario(model="llama3_1_8b", software="torchtitan", **NOTHING_HIDES, software__gradient_bucket=1e12)
     network = effective_network(of)
     node, across = hand_spans()
@@ -88,9 +89,9 @@ def test_gathers_stay_in_the_node_and_shards_are_summed_across_nodes() -> None:
     whole = 32 * layer + 2 * table
     first = float(priced(of, row | {"zero": 1}).time_dp_s[0])
     assert first == pytest.approx(reduced(whole) + gathered(whole), rel=1e-9)
-    layers = 2 * 32 * (2 * gathered(layer) + reduced(layer))
+    each = 32 * (2 * gathered(layer) + reduced(layer)) + 2 * (gathered(table) + reduced(table))
     third = float(priced(of, row | {"zero": 3}).time_dp_s[0])
-    assert layers < third < layers + 2 * (2 * gathered(2 * table) + 2 * reduced(table))
+    assert third == pytest.approx(2 * each, rel=1e-9)
 
 
 def test_what_is_no_shard_group_is_refused_and_all_of_them_is_null() -> None:

@@ -29,7 +29,7 @@ def _makespan(schedule: str, pp: int, vpp: int, m: int) -> float:
     style = Style(True, True, {}, labels)
     passes = BlockPasses(labels, Pass("forward", {"compute": F / vpp}), Pass("backward", {"compute": (B + W) / vpp}), W / vpp, 0.0)
     zeros = dict.fromkeys(StageWork.__dataclass_fields__, 0)
-    work = StageWork(**(zeros | {"chunks": (1,) * vpp, "shared": (), "calls": 1, "tree": True}))
+    work = StageWork(**(zeros | {"chunks": (1,) * vpp, "shared": (), "embedding": None, "head": None, "calls": 1, "tree": True}))
     scripts = []
     for stage in range(pp):
         script = Script(style)

@@ -6,6 +6,7 @@ its place, and serve only to tell how long the host has, never to time a transfe
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 
 import numpy as np
@@ -17,35 +18,42 @@ from rapid_dse.layouts import RECOMPUTE_FULL, RECOMPUTE_SELECTIVE, Layouts
 from rapid_dse.network import closed_form
 from rapid_dse.network.cluster import AXES, Cluster, cluster_of
 from rapid_dse.network.experts import ExpertGroups, expert_groups
+from rapid_dse.network.placement import Halves
 from rapid_dse.network.transfer import Transfer
 from rapid_dse.simulate.block import Block, framework_block
 from rapid_dse.simulate.communication import Traffic, effective_network, exchanged, gradient_bytes, routed_bytes
 from rapid_dse.simulate.memory import Weights, layer_weights, vocabulary_parameters
 from rapid_dse.simulate.operators import compute_bytes
+from rapid_dse.simulate.sharding import (
+    Groups,
+    bucket,
+    embedding_weights,
+    gathered_bytes,
+    gradient_sync,
+    reduces_each,
+    scatter_overlap,
+    sharded_passes,
+    weight_gather,
+)
 from rapid_dse.simulate.slots import host_layer_seconds, launched_slot
 from rapid_dse.simulate.stages import Split
 from rapid_dse.simulate.strain import by_state
 from rapid_dse.simulate.training import (
     Arrangement,
-    Groups,
     Layer,
     Prepared,
     arrangement,
-    bucket,
-    gathered_bytes,
-    gradient_sync,
     groups_of,
-    layer_gathers,
     layer_time,
     price_operators,
-    scatter_overlap,
     update_seconds,
-    weight_gather,
 )
 from rapid_dse.simulate.vocabulary import LOSS_REDUCTIONS, loss_bytes, tied_table
 from rapid_dse.trace.block import Exchange, Half, LayerWork
 from rapid_dse.trace.ends import EndWork
 from rapid_dse.trace.pipeline import SharedWeights, StageWork
+
+FloatColumn = NDArray[np.float64]
 
 GRADIENTS, EXPERT_GRADIENTS = "gradients", "expert gradients"  # groups that share dense weights, and experts
 REPLICAS = " of replicas"  # after a group's name: the ranks that hold the same shard, where each of several groups has all shards
@@ -232,17 +240,18 @@ def stage_works(one: Priced1, passes: PassSeconds) -> list[StageWork]:
 def _stage_work(one: Priced1, stage: int, chunks: list[int], passes: PassSeconds) -> StageWork:
     scenario, layout, groups = with_closed_form(one.scenario), one.layout, one.groups
     software, layers, pp = scenario.software, sum(chunks), one.degree("pp")
-    weights, of_layer = _weights(one, stage, layers), layer_weights(scenario, layout)
-    each = one.degree("zero") >= 2 and software.reduce_each_micro_batch
+    weights = _weights(one, stage, layers)
+    each = bool(reduces_each(software, layout)[0])
     zero, ranks = one.degree("zero"), one.degree("dp") * one.degree("cp")
-    left = (weights.without(of_layer.times(layers)) if each else weights).times(gradient_bytes(scenario))
+    left = weights.times(0.0 if each else gradient_bytes(scenario))
     copies = ranks if zero == 0 else ranks // int(layout.shards[0])  # ranks that sum the same gradients in an all-reduce
     of_experts = ranks // one.degree("ep") if zero == 0 else copies
     others = copies - 1 + (0 if weights.experts is None else of_experts - 1)
     sent = np.ravel(left.total)
     calls = int(np.ceil(sent / bucket(scenario, layout))[0])
     tied = tied_table(scenario, layout, groups.placement, groups.network)
-    head, table = stage == pp - 1, float(vocabulary_parameters(scenario, layout)[0]) * gathered_bytes(scenario)
+    head, apart = stage == pp - 1, pp > 1 or not scenario.model.tie_word_embeddings
+    table = Weights(vocabulary_parameters(scenario, layout))
     return StageWork(
         chunks=tuple(chunks),
         stall=_stall(one, layers, stage, passes),
@@ -251,8 +260,8 @@ def _stage_work(one: Priced1, stage: int, chunks: list[int], passes: PassSeconds
         zero=zero,
         shared=_shared(one, weights, left, layers),
         calls=max(1, calls),
-        table=table if zero >= 3 and ranks > 1 and (stage == 0 or head) else 0.0,
-        table_gather=float(np.ravel(closed_form.all_gather(table, groups.placement.shard, groups.network))[0]),
+        embedding=_table(one, embedding_weights(scenario, layout)) if stage == 0 else None,
+        head=_table(one, table) if head and apart else None,
         tied=float(tied.size[0]) if stage == 0 or head else 0.0,
         tied_reduce=_seconds(tied.reduction),
         dp_hidden=scatter_overlap(software) if zero == 1 else software.dp_overlap,
@@ -271,7 +280,6 @@ def _shared(one: Priced1, weights: Weights, left: Weights, layers: int) -> tuple
         (EXPERT_GRADIENTS, "experts", placement.expert_gradient, placement.expert_halves),
     )
     zero, shared = one.degree("zero"), []
-    scatters = zero >= 2 and scenario.software.reduce_each_micro_batch
     for name, kind, span, halves in groups:
         if getattr(weights, kind) is None or float(np.ravel(span.size)[0]) == 1:
             continue
@@ -280,25 +288,50 @@ def _shared(one: Priced1, weights: Weights, left: Weights, layers: int) -> tuple
         alone = replace(one.groups, placement=replace(placement, gradient=shard, halves=None))
         cut = replace(one.groups, placement=replace(placement, gradient=span, halves=halves))
         held, layer, sent = (Weights(np.atleast_1d(getattr(each, kind))) for each in (weights, of_layer, left))
-        passes = layer_gathers(scenario, layout, alone, layer)
-        gather, during = passes.forward.seconds, passes.backward.seconds
         sync = gradient_sync(scenario, layout, sent, alone).seconds
         moved = {
             "sent": sent.dense,
             "sync": sync,
             "gathered": held.dense * compute_bytes(scenario) * (zero in (1, 2)),
             "gather": weight_gather(scenario, layout, held, np.array([layers]), alone).seconds,
-            "layer_gathered": layer.dense * gathered_bytes(scenario) * (zero >= 3),
-            "layer_gather": gather,
-            "layer_scattered": layer.dense * gradient_bytes(scenario) * scatters,
-            "layer_scatter": during - gather,
-            "shards": shard.size,
             "across": gradient_sync(scenario, layout, sent, cut).seconds - sync,
-            "layer_across": layer_gathers(scenario, layout, cut, layer).backward.seconds - during,
         }
-        numbers = {key: float(np.ravel(column)[0]) for key, column in moved.items()}
-        shared.append(SharedWeights(name, **numbers, replicas="" if halves is None else name + REPLICAS))
+        shared.append(_shared_weights(name, halves, moved | _each_time(one, layer, alone, cut)))
     return tuple(shared)
+
+
+def _shared_weights(name: str, halves: Halves | None, moved: Mapping[str, FloatColumn]) -> SharedWeights:
+    """Those of a group by its name; ``moved``: fields of ``SharedWeights``, columns of one row."""
+    numbers = {key: float(np.ravel(column)[0]) for key, column in moved.items()}
+    return SharedWeights(name, **numbers, replicas="" if halves is None else name + REPLICAS)
+
+
+def _each_time(one: Priced1, weights: Weights, alone: Groups, cut: Groups) -> dict[str, FloatColumn]:
+    """What moves of some dense ``weights`` with each pass, as fields of ``SharedWeights``.
+
+    Args:
+        alone: the group that shares one copy of the shards; ``cut``: with those that hold the same shard.
+    """
+    scenario, layout = with_closed_form(one.scenario), one.layout
+    passes = sharded_passes(scenario, layout, alone, weights)
+    across = sharded_passes(scenario, layout, cut, weights).backward.seconds - passes.backward.seconds
+    return {
+        "layer_gathered": weights.dense * gathered_bytes(scenario) * (layout.zero >= 3),
+        "layer_gather": passes.forward.seconds,
+        "layer_scattered": weights.dense * gradient_bytes(scenario) * reduces_each(scenario.software, layout),
+        "layer_scatter": passes.backward.seconds,
+        "shards": alone.placement.gradient.size,
+        "layer_across": across,
+    }
+
+
+def _table(one: Priced1, weights: Weights) -> SharedWeights | None:
+    """What moves of embedding table or head with each pass; None where ZeRO does not shard what passes read or give."""
+    placement = one.groups.placement
+    if one.degree("zero") < 2 or float(np.ravel(placement.gradient.size)[0]) == 1:
+        return None
+    alone = replace(one.groups, placement=replace(placement, gradient=placement.shard, halves=None))
+    return _shared_weights(GRADIENTS, placement.halves, _each_time(one, weights, alone, one.groups))
 
 
 def _weights(one: Priced1, stage: int, layers: int) -> Weights:
@@ -315,7 +348,9 @@ def _weights(one: Priced1, stage: int, layers: int) -> Weights:
 def _stall(one: Priced1, layers: int, stage: int, passes: PassSeconds) -> float:
     """Seconds of a micro-batch that a stage's device waits for the host's launches."""
     software, pp = one.scenario.software, one.degree("pp")
-    around = passes.embedding * (stage == 0) + passes.head * (stage == pp - 1)
+    tables = one.layer.tables
+    embedding, head = passes.embedding + float(tables.embedding[0]), passes.head + float(tables.head[0])
+    around = embedding * (stage == 0) + head * (stage == pp - 1)
     sends = 2.0 * one.degree("vpp")
     mine = sends - (stage in (0, pp - 1))
     hops = mine * _seconds(one.arranged.traffic.pp_hop) + sends * software.send_receive if pp > 1 else 0.0

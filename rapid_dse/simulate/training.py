@@ -8,28 +8,36 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rapid_dse.columns import distinct_rows, rows_of
-from rapid_dse.config.hardware import Network
 from rapid_dse.config.model import Model
 from rapid_dse.config.scenario import Scenario
 from rapid_dse.config.software import Software
 from rapid_dse.device import OperatorModel, operator_model
 from rapid_dse.layouts import INTERLEAVED, RECOMPUTE_FULL, RECOMPUTE_SELECTIVE, BoolColumn, IntColumn, Layouts
 from rapid_dse.model.operators import MicroBatch, model_flops_per_token
-from rapid_dse.network import closed_form, transfer
-from rapid_dse.network.placement import Halves, Placement, Span
-from rapid_dse.network.transfer import Transfer
+from rapid_dse.network import closed_form
 from rapid_dse.simulate.block import Block, distinct_shapes, framework_block
 from rapid_dse.simulate.communication import Traffic, effective_network, gradient_bytes, placement_of, traffic
 from rapid_dse.simulate.cost import StepWork, energy
-from rapid_dse.simulate.memory import Memory, Weights, layer_weights, peak_memory, stage_weights, vocabulary_parameters
-from rapid_dse.simulate.operators import Operators, compute_bytes, operators
+from rapid_dse.simulate.memory import Memory, Weights, layer_weights, peak_memory, stage_weights
+from rapid_dse.simulate.operators import Operators, operators
 from rapid_dse.simulate.overlap import Window, exposed
 from rapid_dse.simulate.results import Priced
+from rapid_dse.simulate.sharding import (
+    EndTransfers,
+    Groups,
+    Passes,
+    Tables,
+    bucket,
+    end_transfers,
+    layer_gathers,
+    scatter_overlap,
+    table_passes,
+)
 from rapid_dse.simulate.slots import host_layer_seconds, launched_part, stage_slots
 from rapid_dse.simulate.stages import Split, Stages, stages
 from rapid_dse.simulate.strain import by_state
 from rapid_dse.simulate.uneven import chunk_waits
-from rapid_dse.simulate.vocabulary import Ends, VocabularyParallel, exposed_ends, tied_table, vocabulary_parallel
+from rapid_dse.simulate.vocabulary import Ends, VocabularyParallel, exposed_ends, vocabulary_parallel
 from rapid_dse.trace.schedules import bubble
 
 FloatColumn = NDArray[np.float64]
@@ -61,28 +69,6 @@ class Step:
 
 
 @dataclass(frozen=True)
-class Groups:
-    """Where the layouts' groups lie, and the network that they find."""
-
-    placement: Placement
-    network: Network
-
-
-@dataclass(frozen=True)
-class EndTransfers:
-    """What the first stage transfers once a step, ``(n_layouts,)``: its gradients' reduction, ZeRO 1's and 2's gather of new weights, ZeRO
-    3's gather of the embedding table, and the sum of a ``tied`` table's gradient with the last stage. ``mean``: weights of the mean stage
-    over those of the first, which holds a table.
-    """
-
-    gradients: Transfer
-    weights: Transfer
-    table: Transfer
-    tied: Transfer
-    mean: FloatColumn
-
-
-@dataclass(frozen=True)
 class Arrangement:
     """What layouts are before anything is timed: their stages, and what their groups transfer."""
 
@@ -90,15 +76,8 @@ class Arrangement:
     traffic: Traffic
     vocabulary: VocabularyParallel
     sharded: Passes
+    tables: Tables
     end: EndTransfers
-
-
-@dataclass(frozen=True)
-class Passes:
-    """Transfers of one layer and one micro-batch during its forward and during its backward pass."""
-
-    forward: Transfer
-    backward: Transfer
 
 
 @dataclass(frozen=True)
@@ -106,8 +85,8 @@ class Layer:
     """Exposed seconds of one layer and one micro-batch, ``(n_layouts,)`` each; ``forward`` and ``backward`` include the transfers.
 
     ``dp``, of which ``dp_forward`` shows during the forward pass, is no part of them. ``moved`` are all transfers of tensor, context and
-    expert parallelism in each pass, hidden or not; ``sharded`` those of ZeRO 2 and 3. ``ends``: what shows of transfers ahead of the first
-    and behind the last layer.
+    expert parallelism in each pass, hidden or not; ``sharded`` those of ZeRO 2 and 3. ``ends``: what shows of tensor parallelism's
+    transfers ahead of the first and behind the last layer; ``tables`` of ZeRO 2's and 3's there.
     """
 
     compute: FloatColumn
@@ -121,6 +100,7 @@ class Layer:
     moved: Passes
     sharded: Passes
     ends: Ends
+    tables: Ends
 
     @property
     def total(self) -> FloatColumn:
@@ -230,8 +210,8 @@ def arrangement(scenario: Scenario, layouts: Layouts) -> Arrangement:
     groups, found = groups_of(scenario, some), stages(Split.of(scenario), some.pp, some.vpp)
     moved = traffic(scenario, some, groups.placement, groups.network)
     vocabulary = vocabulary_parallel(scenario, some, moved.stream, groups.placement, groups.network)
-    arranged = Arrangement(found, moved, vocabulary, layer_gathers(scenario, some, groups), end_transfers(scenario, some, found, groups))
-    return rows_of(arranged, kind)
+    sharded, tables = layer_gathers(scenario, some, groups), table_passes(scenario, some, groups)
+    return rows_of(Arrangement(found, moved, vocabulary, sharded, tables, end_transfers(scenario, some, found, groups)), kind)
 
 
 def _price_chunk(scenario: Scenario, layouts: Layouts, block: Block, device: OperatorModel) -> Priced:
@@ -267,16 +247,16 @@ def step_time(
     sends = _sends(scenario, layouts, arranged, layer)
     hops = _hops(layouts, found, sends)
     passes = (layer.forward + layer.dp_forward, layer.backward + layer.dp - layer.dp_forward)
-    block = layer.ends.beside(block)
+    block = layer.tables.beside(layer.ends.beside(block))
     slots, on_stage = stage_slots(scenario, layouts, block, found, passes, hops, host_layer_seconds(scenario, layouts))
     waits = chunk_waits(scenario, layouts, block, passes, sends, slots.whole, bubble(layouts.schedule, slots))
     # all others wait for the stage whose work and waits take longest
     critical = (micro_batches * slots.whole + waits).argmax(axis=0)[None]
-    beside = found.has_embedding * layer.ends.embedding + found.has_head * layer.ends.head
-    slot, layers, on_device, sent, vocabulary, idle = (
-        np.take_along_axis(column, critical, 0)[0] for column in (slots.whole, found.layers, on_stage, hops, beside, waits)
+    beside, tables = (found.has_embedding * each.embedding + found.has_head * each.head for each in (layer.ends, layer.tables))
+    slot, layers, on_device, sent, vocabulary, table, idle = (
+        np.take_along_axis(column, critical, 0)[0] for column in (slots.whole, found.layers, on_stage, hops, beside, tables, waits)
     )
-    around = on_device - layers * layer.total - sent - vocabulary
+    around = on_device - layers * layer.total - sent - vocabulary - table
     first = _first_stage_passes(scenario, layouts, block, arranged, (slots.whole[0], on_stage[0]), passes)
     return Step(
         compute=micro_batches * (layers * layer.compute + around),
@@ -284,7 +264,7 @@ def step_time(
         cp=micro_batches * layers * layer.cp,
         ep=micro_batches * layers * layer.ep,
         pp=micro_batches * sent + arranged.end.tied.seconds,
-        dp=micro_batches * layers * layer.dp + _end_exposed(scenario, layouts, arranged, layer, first),
+        dp=micro_batches * (layers * layer.dp + table) + _end_exposed(scenario, layouts, arranged, layer, first),
         bubble=idle,
         optimizer=update_seconds(scenario, layouts, stage_weights(scenario, layouts, found.first()).first_stage(), device),
         host=micro_batches * (slot - on_device) + software.host_step,
@@ -365,6 +345,7 @@ def layer_time(scenario: Scenario, layouts: Layouts, block: Block, arranged: Arr
     backward = block.layer_backward + again + tp_backward + cp_backward + ep_backward
     all_moved = layer_moved(scenario, layouts, moved)
     dp_forward = exposed(sharded.forward, software.dp_overlap, Window(forward, all_moved.forward.busy))
+    dp_backward = exposed(sharded.backward, software.dp_overlap, Window(backward, all_moved.backward.busy))
     return Layer(
         compute=block.layer_forward + block.layer_backward + again,
         tp=tp_forward + tp_backward,
@@ -372,11 +353,50 @@ def layer_time(scenario: Scenario, layouts: Layouts, block: Block, arranged: Arr
         ep=ep_forward + ep_backward,
         forward=forward,
         backward=backward,
-        dp=dp_forward + exposed(sharded.backward, software.dp_overlap, Window(backward, all_moved.backward.busy)),
+        dp=dp_forward + dp_backward,
         dp_forward=dp_forward,
         moved=all_moved,
         sharded=sharded,
         ends=exposed_ends(scenario, block, arranged.vocabulary),
+        tables=exposed_tables(
+            scenario.software,
+            arranged,
+            layouts.vpp,
+            (Window(forward, all_moved.forward.busy), dp_forward),
+            (Window(backward, all_moved.backward.busy), dp_backward),
+        ),
+    )
+
+
+def exposed_tables(
+    software: Software,
+    arranged: Arrangement,
+    vpp: IntColumn,
+    forward: tuple[Window, FloatColumn],
+    backward: tuple[Window, FloatColumn],
+) -> Ends:
+    """What shows of ZeRO 2's and 3's transfers of embedding table and head.
+
+    Nothing is there to hide the table's gather, which comes first, and its reduction, which comes last. The head's gather is asked for when
+    the last layer starts, and its gradient is reduced beside the backward passes of the last chunk's layers. There they follow the layers'
+    own: what shows of both together is theirs but for what shows of the layers' alone.
+
+    Args:
+        forward, backward: a layer's pass, with what tensor, context and expert parallelism take of its ports, and what shows of the
+            layer's own transfers of weights and gradients in it, s, ``(n_layouts,)``.
+    """
+    sharded, tables, layers = arranged.sharded, arranged.tables, arranged.stages.layers[-1] / vpp
+    gather, reduce, share = tables.head.forward, tables.head.backward, software.dp_overlap
+    one, shown = forward
+    waits = exposed(gather + sharded.forward, share * (layers > 0), one) - shown
+    each, shown = backward
+    every = Window(layers * each.seconds, layers * each.busy)
+    ends = exposed(reduce + sharded.backward.times(layers), share, every) - layers * shown
+    return Ends(
+        embedding_forward=tables.embedding.forward.seconds,
+        embedding_backward=tables.embedding.backward.seconds,
+        head_forward=np.clip(waits, 0.0, gather.seconds),
+        head_backward=np.clip(ends, 0.0, reduce.seconds),
     )
 
 
@@ -407,88 +427,19 @@ def _beside(transfer: FloatColumn, share: float, compute: FloatColumn) -> FloatC
     return np.maximum(0.0, transfer - share * compute)
 
 
-def layer_gathers(scenario: Scenario, layouts: Layouts, groups: Groups, weights: Weights | None = None) -> Passes:
-    """Transfers of a layer (of its ``weights``; None: all) in each pass: ZeRO 3's gathers of weights, and gradients reduced each time."""
-    software = scenario.software
-    if not (layouts.zero >= 2).any():
-        none = transfer.nothing(groups.network, len(layouts))
-        return Passes(none, none)
-    weights = layer_weights(scenario, layouts) if weights is None else weights
-    gather = _by_group(weights.times(gathered_bytes(scenario)), groups).times(layouts.zero >= 3)
-    if not software.reduce_each_micro_batch:
-        return Passes(gather, gather)
-    sizes = weights.times(gradient_bytes(scenario))
-    scatter = _by_group(sizes, groups)  # a gather reversed
-    for copies in across_replicas(software, sizes, groups):
-        scatter = scatter + copies
-    return Passes(gather, gather + scatter.times(layouts.zero >= 2))
-
-
-def _by_group(sizes: Weights, groups: Groups) -> Transfer:
-    """A gather of dense weights over the ranks that share their shards, and of the experts' over theirs; ``sizes`` in bytes."""
-    gather = transfer.all_gather(sizes.dense, groups.placement.shard, groups.network)
-    if sizes.experts is None:
-        return gather
-    return gather + transfer.all_gather(sizes.experts, groups.placement.expert_shard, groups.network)
-
-
-def across_replicas(software: Software, sizes: Weights, groups: Groups) -> list[Transfer]:
-    """The all-reduces that keep the copies of the shards equal under hybrid sharding: each rank's shard of ``sizes`` bytes of gradients,
-    over the ranks that hold the same one; none without hybrid sharding."""
-    placement = groups.placement
-    return [
-        all_reduce(software, size / halves.shard.size, halves.replica, groups.network)
-        for size, halves in ((sizes.dense, placement.halves), (sizes.experts, placement.expert_halves))
-        if halves is not None and size is not None
-    ]
-
-
-def all_reduce(software: Software, size: FloatColumn, span: Span, network: Network) -> Transfer:
-    """One all-reduce of gradients, ``size`` bytes, as the framework's jobs run it: trees, or rings alone under strain."""
-    if software.strained_trees:
-        reduce = transfer.all_reduce(size, span, network)
-    else:
-        reduce = transfer.reduce_scatter(size, span, network) + transfer.all_gather(size, span, network)
-    return reduce.waiting(software.strained_all_reduce_wait * (span.size - 1))
-
-
-def gathered_bytes(scenario: Scenario) -> int:
-    return 1 if scenario.workload.precision == "fp8" and "all-gather" in scenario.software.fp8_recipe else compute_bytes(scenario)
-
-
-def end_transfers(scenario: Scenario, layouts: Layouts, found: Stages, groups: Groups) -> EndTransfers:
-    """The first stage's transfers at the end of a step. It ends the step in every schedule here, so that its transfers cannot hide behind
-    other stages' work."""
-    weights = stage_weights(scenario, layouts, found.first()).first_stage()
-    each = (layouts.zero >= 2) & scenario.software.reduce_each_micro_batch
-    # Where layers are reduced after each micro-batch, the look-up's gradient is left.
-    left = weights.without(layer_weights(scenario, layouts).times(np.where(each, found.layers[0], 0)))
-    table = vocabulary_parameters(scenario, layouts) * gathered_bytes(scenario)
-    of_layers = layer_weights(scenario, layouts).times(scenario.model.num_hidden_layers / layouts.pp).total
-    tables = vocabulary_parameters(scenario, layouts) * (2 - scenario.model.tie_word_embeddings) / layouts.pp
-    return EndTransfers(
-        gradients=gradient_sync(scenario, layouts, left.times(gradient_bytes(scenario)), groups),
-        weights=weight_gather(scenario, layouts, weights, found.layers[0], groups),
-        table=transfer.all_gather(table, groups.placement.shard, groups.network).times(layouts.zero >= 3),
-        tied=tied_table(scenario, layouts, groups.placement, groups.network).reduction,
-        mean=(of_layers + tables) / weights.total,
-    )
-
-
 def _end_exposed(
     scenario: Scenario, layouts: Layouts, arranged: Arrangement, layer: Layer, first: tuple[FloatColumn, FloatColumn]
 ) -> FloatColumn:
     """What shows of the transfers at the end of a step, s, ``(n_layouts,)``.
 
     Gradients hide behind the last backward pass beside the layers' own transfers, all but the last bucket; new weights behind the next
-    forward pass; the table, and what is left where layers are reduced each time, behind nothing.
+    forward pass.
 
     Args:
         first: what ``_first_stage_passes`` gives.
     """
     software, end, layers = scenario.software, arranged.end, arranged.stages.layers[0]
     forward, backward = first
-    each = (layouts.zero >= 2) & software.reduce_each_micro_batch
     overlap = np.where(layouts.zero == 1, scatter_overlap(software), software.dp_overlap)
     # collectives of one group follow each other: a gather under way takes its time from the reductions behind it
     alone = end.gradients.waiting(layers * layer.sharded.backward.seconds)
@@ -497,57 +448,14 @@ def _end_exposed(
     synchronise = np.minimum(exposed(alone, overlap, Window(backward, busy)), end.gradients.seconds)
     stage = stage_weights(scenario, layouts, arranged.stages.first()).first_stage()
     last_bucket = end.gradients.seconds * np.minimum(1.0, bucket(scenario, layouts) / stage.times(gradient_bytes(scenario)).total)
-    shown = np.where(each, end.gradients.seconds, np.maximum(synchronise, last_bucket))
+    shown = np.maximum(synchronise, last_bucket)
     window = Window(forward, layers * (layer.moved.forward.busy + layer.sharded.forward.busy) + hops)
-    return shown + exposed(end.weights, software.parameter_gather_overlap, window) + end.table.seconds
+    return shown + exposed(end.weights, software.parameter_gather_overlap, window)
 
 
 def update_seconds(scenario: Scenario, layouts: Layouts, weights: Weights, device: OperatorModel) -> FloatColumn:
     """The optimizer's time for a stage of so many parameters, of which ZeRO leaves each rank a share, s, ``(n_layouts,)``."""
     return device.elementwise(weights.sharded(layouts, layouts.zero >= 1) * scenario.software.update_traffic)
-
-
-def gradient_sync(scenario: Scenario, layouts: Layouts, sent: Weights, groups: Groups) -> Transfer:
-    """Reduction of ``sent`` bytes of gradients, bucket by bucket: all-reduce, or reduce-scatter where ZeRO shards what follows."""
-    placement = groups.placement
-    dense = group_sync(scenario, layouts, sent.dense, (placement.gradient, placement.halves), groups.network)
-    if sent.experts is None:
-        return dense
-    return dense + group_sync(scenario, layouts, sent.experts, (placement.expert_gradient, placement.expert_halves), groups.network)
-
-
-def group_sync(scenario: Scenario, layouts: Layouts, sent: FloatColumn, group: tuple[Span, Halves | None], network: Network) -> Transfer:
-    """The reduction of ``sent`` bytes over one group; 0 bytes take no time.
-
-    Under hybrid sharding (``Halves``) the gradients are scattered within the group that shares the shards, and each shard is then summed
-    over its replicas.
-    """
-    software, calls = scenario.software, np.maximum(1.0, np.ceil(sent / bucket(scenario, layouts)))
-    span, halves = group
-    scatter = transfer.reduce_scatter(sent / calls, span if halves is None else halves.shard, network)
-    if halves is not None:
-        scatter = scatter + all_reduce(software, sent / calls / halves.shard.size, halves.replica, network)
-    reduce = all_reduce(software, sent / calls, span, network)
-    return transfer.either(layouts.zero == 0, reduce, scatter).times(np.where(sent > 0, calls, 0.0))
-
-
-def scatter_overlap(software: Software) -> float:
-    """Share of the backward pass that ZeRO 1's reduce-scatter may hide behind."""
-    return software.dp_overlap if software.scatter_overlap is None else software.scatter_overlap
-
-
-def bucket(scenario: Scenario, layouts: Layouts) -> FloatColumn:
-    """Bytes of gradients that one call reduces."""
-    software = scenario.software
-    size: FloatColumn = np.maximum(software.gradient_bucket, software.gradient_bucket_per_rank * (layouts.dp * layouts.cp))
-    return size
-
-
-def weight_gather(scenario: Scenario, layouts: Layouts, weights: Weights, layers: IntColumn, groups: Groups) -> Transfer:
-    """Gather of the weights that each rank of ZeRO 1 or 2 has updated."""
-    calls = np.maximum(1.0, layers * scenario.software.gather_calls_per_layer)
-    gather = _by_group(weights.times(compute_bytes(scenario) / calls), groups)
-    return gather.times(np.where((layouts.zero == 1) | (layouts.zero == 2), calls, 0.0))
 
 
 def _work(scenario: Scenario, layouts: Layouts, block: Block, arranged: Arrangement, step: Step) -> StepWork:
@@ -567,13 +475,14 @@ def sent_bytes(scenario: Scenario, layouts: Layouts, arranged: Arrangement) -> N
     moved = layer_moved(scenario, layouts, arranged.traffic)
     a_layer = moved.forward.sent + moved.backward.sent + arranged.sharded.forward.sent + arranged.sharded.backward.sent
     hops = 2.0 * (layouts.pp * layouts.vpp - 1) / layouts.pp * arranged.traffic.pp_hop.sent  # forward and back
-    micro_batch = scenario.model.num_hidden_layers / layouts.pp * a_layer + (layouts.pp > 1) * hops + arranged.vocabulary.sent / layouts.pp
+    around = (arranged.vocabulary.sent + arranged.tables.sent) / layouts.pp
+    micro_batch = scenario.model.num_hidden_layers / layouts.pp * a_layer + (layouts.pp > 1) * hops + around
     return layouts.num_micro_batches * micro_batch + _sent_at_end(layouts, arranged.end)
 
 
 def _sent_at_end(layouts: Layouts, end: EndTransfers) -> NDArray[np.float64]:
     """The mean GPU's bytes of ``end``, ``(n_dimensions, n_layouts)``; a tied table's gradient is sent by the first and the last stage."""
-    return end.mean * (end.gradients.sent + end.weights.sent + end.table.sent) + 2 * end.tied.sent / layouts.pp
+    return end.mean * (end.gradients.sent + end.weights.sent) + 2 * end.tied.sent / layouts.pp
 
 
 def _columns(scenario: Scenario, layouts: Layouts, step: Step, memory: Memory, joules: FloatColumn) -> Priced:

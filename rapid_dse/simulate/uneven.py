@@ -1,6 +1,7 @@
-"""Pipelines whose chunks have unequal layers: stages wait for each other chunk by chunk, which has no formula.
+"""Pipelines of unequal chunks: stages wait for each other chunk by chunk, which has no formula.
 
-Interleaved 1F1B is run pass by pass wherever chunks differ; 1F1B where the user has split the layers: frameworks' own splits differ by a
+Interleaved 1F1B is run pass by pass wherever chunks differ, by their layers or by the embedding table that ZeRO 2 and 3 gather and
+reduce around the first one; 1F1B where the user has split the layers: frameworks' own splits differ by a
 layer or two, of which its closed form is within 1 %.
 """
 
@@ -51,16 +52,19 @@ def chunk_waits(
         alternating = alternating | (layouts.schedule == ONE_F_ONE_B)
     alternating = alternating & (layouts.pp > 1)
     splits = [key for key in np.unique(packed[alternating]).tolist() if _differ(split.chunks(*divmod(key, PACK)))]
-    if not splits:
+    # ZeRO 2 and 3 transfer the table around the first chunk of every micro-batch, which is the longer one where layers are equal
+    longer = (layouts.schedule == INTERLEAVED) & (layouts.zero >= 2) & (layouts.shards > 1)
+    equal = np.setdiff1d(packed[alternating & longer], splits).tolist()
+    if not splits and not equal:
         return waits
     step_seconds = _recurrence()
     waits, micro_batches = waits.copy(), layouts.num_micro_batches
     ends = block.embedding, block.embedding_backward, block.head_forward, block.head_backward
     spent = np.stack([*passes, *ends, *sends, host_layer_seconds(scenario, layouts)])
     busiest = whole.max(axis=0)
-    for key in splits:
+    for key in [*splits, *equal]:
         pp, vpp = divmod(key, PACK)
-        rows = np.flatnonzero(alternating & (packed == key))
+        rows = np.flatnonzero(alternating & (packed == key) & (longer if key in equal else True))
         first, alike = distinct_rows([*spent[:, rows], micro_batches[rows]])  # layouts that differ in memory alone run alike
         once = rows[first]
         device, launches = _shares(split, pp, vpp)

@@ -151,7 +151,8 @@ class StageWork:
         stall: what the device waits for the host each micro-batch; ``host_step`` once a step.
         zero: the stage of ZeRO.
         shared: the weights by the group that shares them, the dense ones first; ``calls``: in how many calls gradients are reduced.
-        table: bytes of look-up or head that ZeRO 3 gathers.
+        embedding, head: the embedding table and the head where the stage has them and ZeRO 2 or 3 shards them: their ``layer_gathered``
+            is gathered before each of their forward passes, their ``layer_scattered`` reduced after each backward pass.
         tied: bytes of the tied table's gradient, which first and last stage sum at the end of the step, in ``tied_reduce``; 0: nothing.
         dp_hidden: share of the backward pass that reductions hide behind; ``gather_hidden``: of the forward pass, for gathers.
         wait: seconds that all-reduces of gradients wait for ranks under strain, and nothing hides.
@@ -165,8 +166,8 @@ class StageWork:
     zero: int
     shared: tuple[SharedWeights, ...]
     calls: int
-    table: float
-    table_gather: float
+    embedding: SharedWeights | None
+    head: SharedWeights | None
     tied: float
     tied_reduce: float
     dp_hidden: float

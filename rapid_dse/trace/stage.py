@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from math import ceil
 from typing import Protocol
 
-from rapid_dse.trace.pipeline import BACKWARD, FORWARD, WEIGHTS, Move, StageWork, Task
+from rapid_dse.trace.pipeline import BACKWARD, FORWARD, WEIGHTS, Move, SharedWeights, StageWork, Task
 from rapid_dse.trace.script import GRADIENTS, MAIN, PIPELINE, After, Script
 
 # A rank with one communication stream reduces gradients when nothing else is left to send: a reduction that is under way holds up
@@ -115,8 +115,6 @@ class StageWriter:
     def _open(self, tasks: Sequence[Task]) -> None:
         work, script = self.work, self.script
         self.tail = script.compute((), work.host_step, "host: step", "host")
-        if work.table:
-            self.tail = script.exchange(self.tail, "ALL_GATHER", work.shared[0].group, work.table, work.table_gather, "dp")
         if work.gathers_weights:
             hides = work.gather_hidden > 0 and self._has_room
             moved = [("ALL_GATHER", each.group, each.gathered, each.gather) for each in work.shared]
@@ -143,15 +141,17 @@ class StageWriter:
         if not first:
             self._receive("previous", task, self._virtual(task) - 1, 0)
         else:
+            self.tail = self._gather_table(work.embedding, self.tail, MAIN)
             self.tail = self.passes.end(script, self.tail, "embedding_forward")
         if self.opening:
             beside = min(layers, int(work.gather_hidden * sum(work.chunks)))
             self._layers(beside, FORWARD, True)
             self.tail, self.opening = _joined(self.tail, self.opening), ()
             layers -= beside
-        self._layers(layers, FORWARD, True)
         if last:
-            self.tail = self.passes.end(script, self.tail, "head_forward")
+            self._to_the_head(layers)
+        else:
+            self._layers(layers, FORWARD, True)
         self.tail = script.compute(self.tail, work.stall / self.vpp / 3, "waiting for the host", "host")
         if not last:
             self._send("next", task, self._virtual(task), 0)
@@ -166,6 +166,7 @@ class StageWriter:
             self._receive("next", task, self._virtual(task) + 1, 1)
         else:
             self.tail = self.passes.end(script, self.tail, "head_backward")
+            self._reduce_table(work.head, work.dp_hidden > 0)
         # without weight gradients nothing is there to be reduced
         if ends and weights and self._reduces_early and (script.style.streams or first):
             self._reduced_backward(task, layers, weights)
@@ -173,11 +174,36 @@ class StageWriter:
             self._layers(layers, BACKWARD, weights)
         if first:
             self.tail = self.passes.end(script, self.tail, "embedding_backward")
+            self._reduce_table(work.embedding, False)
         self.tail = script.compute(self.tail, work.stall / self.vpp * 2 / 3, "waiting for the host", "host")
         if not first:
             self._send("previous", task, self._virtual(task), 1)
         elif not last:
             self._launch()
+
+    def _to_the_head(self, layers: int) -> None:
+        """The last layers' forward passes and the head's, whose weights are asked for when the last layer starts."""
+        work, ahead = self.work, 1 if self.work.head and self.work.dp_hidden > 0 and layers > 0 else 0
+        self._layers(layers - ahead, FORWARD, True)
+        gathered = self._gather_table(work.head, self.tail, GRADIENTS if ahead else MAIN)
+        self._layers(ahead, FORWARD, True)
+        self.tail = self.passes.end(self.script, _joined(self.tail, gathered), "head_forward")
+
+    def _gather_table(self, table: SharedWeights | None, after: After, stream: int) -> After:
+        """ZeRO 3's gather of embedding table or head."""
+        if table is None:
+            return after
+        return self._over_groups(after, [("ALL_GATHER", table.group, table.layer_gathered, table.layer_gather)], stream)
+
+    def _reduce_table(self, table: SharedWeights | None, hides: bool) -> None:
+        """The reduction of the gradient of embedding table or head, beside what follows where it ``hides``."""
+        if table is None:
+            return
+        done = self._over_groups(self.tail, table.layer_reduced(self.work.tree), GRADIENTS if hides else MAIN)
+        if hides and done != self.tail:
+            self.reduced = done  # reductions follow each other on their stream
+        else:
+            self.tail = done
 
     def _weights(self, task: Task, ends: bool) -> None:
         layers = self.work.chunks[task.chunk]

@@ -1,0 +1,201 @@
+"""What ZeRO and plain data parallelism transfer of weights and gradients: with each pass, and at the end of a step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rapid_dse.config.hardware import Network
+from rapid_dse.config.scenario import Scenario
+from rapid_dse.config.software import Software
+from rapid_dse.layouts import BoolColumn, IntColumn, Layouts
+from rapid_dse.network import transfer
+from rapid_dse.network.placement import Halves, Placement, Span
+from rapid_dse.network.transfer import Transfer
+from rapid_dse.simulate.communication import gradient_bytes
+from rapid_dse.simulate.memory import Weights, layer_weights, stage_weights, vocabulary_parameters
+from rapid_dse.simulate.operators import compute_bytes
+from rapid_dse.simulate.stages import Stages
+from rapid_dse.simulate.vocabulary import tied_table
+
+FloatColumn = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Groups:
+    """Where the layouts' groups lie, and the network that they find."""
+
+    placement: Placement
+    network: Network
+
+
+@dataclass(frozen=True)
+class Passes:
+    """Transfers of one layer and one micro-batch during its forward and during its backward pass."""
+
+    forward: Transfer
+    backward: Transfer
+
+
+@dataclass(frozen=True)
+class EndTransfers:
+    """What the first stage transfers once a step, ``(n_layouts,)``: the reduction of those gradients that were not reduced with each
+    micro-batch, ZeRO 1's and 2's gather of new weights, and the sum of a ``tied`` table's gradient with the last stage. ``mean``: weights
+    of the mean stage over those of the first, which holds a table.
+    """
+
+    gradients: Transfer
+    weights: Transfer
+    tied: Transfer
+    mean: FloatColumn
+
+
+def reduces_each(software: Software, layouts: Layouts) -> BoolColumn:
+    """Whether each micro-batch's gradients are reduced, as ZeRO 2 and 3 keep them sharded, ``(n_layouts,)``."""
+    return (layouts.zero >= 2) & software.reduce_each_micro_batch
+
+
+def sharded_passes(scenario: Scenario, layouts: Layouts, groups: Groups, weights: Weights) -> Passes:
+    """ZeRO 3's gather of ``weights`` before a pass, and the reduction of their gradients after the backward pass where each micro-batch's
+    are reduced."""
+    software = scenario.software
+    none = transfer.nothing(groups.network, len(layouts))
+    if not (layouts.zero >= 2).any():
+        return Passes(none, none)
+    gather = _by_group(weights.times(gathered_bytes(scenario)), groups).times(layouts.zero >= 3)
+    if not software.reduce_each_micro_batch:
+        return Passes(gather, none)
+    sizes = weights.times(gradient_bytes(scenario))
+    scatter = _by_group(sizes, groups)  # a gather reversed
+    for copies in across_replicas(software, sizes, groups):
+        scatter = scatter + copies
+    return Passes(gather, scatter.times(layouts.zero >= 2))
+
+
+def layer_gathers(scenario: Scenario, layouts: Layouts, groups: Groups, weights: Weights | None = None) -> Passes:
+    """Transfers of a layer (of its ``weights``; None: all) in each pass: ZeRO 3's gathers of weights, and gradients reduced each time."""
+    found = sharded_passes(scenario, layouts, groups, layer_weights(scenario, layouts) if weights is None else weights)
+    return Passes(found.forward, found.forward + found.backward)
+
+
+@dataclass(frozen=True)
+class Tables:
+    """What ZeRO 2 and 3 move of the embedding table and of the head for each micro-batch: ``forward`` the gather of their weights, which
+    the backward pass of the head still has and that of the look-up does not read, ``backward`` the reduction of their gradients.
+
+    The head of a stage that has the tied table too is no other than it.
+    """
+
+    embedding: Passes
+    head: Passes
+
+    @property
+    def sent(self) -> NDArray[np.float64]:
+        """Bytes that a rank sends into each network dimension, on first and last stage together, ``(n_dimensions, n_layouts)``."""
+        return self.embedding.forward.sent + self.embedding.backward.sent + self.head.forward.sent + self.head.backward.sent
+
+
+def embedding_weights(scenario: Scenario, layouts: Layouts) -> Weights:
+    """Parameters that a rank of the first stage looks up: of tokens, and of positions where they are learned."""
+    learned = scenario.workload.seq_len * scenario.model.hidden_size if scenario.model.position_embedding == "learned" else 0.0
+    return Weights(vocabulary_parameters(scenario, layouts) + learned)
+
+
+def table_passes(scenario: Scenario, layouts: Layouts, groups: Groups) -> Tables:
+    """Those of each layout; nothing under ZeRO 0 and 1."""
+    embedding = sharded_passes(scenario, layouts, groups, embedding_weights(scenario, layouts))
+    apart = (layouts.pp > 1) | (not scenario.model.tie_word_embeddings)
+    head = sharded_passes(scenario, layouts, groups, Weights(vocabulary_parameters(scenario, layouts)))
+    return Tables(embedding, Passes(head.forward.times(apart), head.backward.times(apart)))
+
+
+def _by_group(sizes: Weights, groups: Groups) -> Transfer:
+    """A gather of dense weights over the ranks that share their shards, and of the experts' over theirs; ``sizes`` in bytes."""
+    gather = transfer.all_gather(sizes.dense, groups.placement.shard, groups.network)
+    if sizes.experts is None:
+        return gather
+    return gather + transfer.all_gather(sizes.experts, groups.placement.expert_shard, groups.network)
+
+
+def across_replicas(software: Software, sizes: Weights, groups: Groups) -> list[Transfer]:
+    """The all-reduces that keep the copies of the shards equal under hybrid sharding: each rank's shard of ``sizes`` bytes of gradients,
+    over the ranks that hold the same one; none without hybrid sharding."""
+    placement = groups.placement
+    return [
+        all_reduce(software, size / halves.shard.size, halves.replica, groups.network)
+        for size, halves in ((sizes.dense, placement.halves), (sizes.experts, placement.expert_halves))
+        if halves is not None and size is not None
+    ]
+
+
+def all_reduce(software: Software, size: FloatColumn, span: Span, network: Network) -> Transfer:
+    """One all-reduce of gradients, ``size`` bytes, as the framework's jobs run it: trees, or rings alone under strain."""
+    if software.strained_trees:
+        reduce = transfer.all_reduce(size, span, network)
+    else:
+        reduce = transfer.reduce_scatter(size, span, network) + transfer.all_gather(size, span, network)
+    return reduce.waiting(software.strained_all_reduce_wait * (span.size - 1))
+
+
+def gathered_bytes(scenario: Scenario) -> int:
+    return 1 if scenario.workload.precision == "fp8" and "all-gather" in scenario.software.fp8_recipe else compute_bytes(scenario)
+
+
+def end_transfers(scenario: Scenario, layouts: Layouts, found: Stages, groups: Groups) -> EndTransfers:
+    """The first stage's transfers at the end of a step. It ends the step in every schedule here, so that its transfers cannot hide behind
+    other stages' work."""
+    weights = stage_weights(scenario, layouts, found.first()).first_stage()
+    left = weights.times(~reduces_each(scenario.software, layouts))
+    of_layers = layer_weights(scenario, layouts).times(scenario.model.num_hidden_layers / layouts.pp).total
+    tables = vocabulary_parameters(scenario, layouts) * (2 - scenario.model.tie_word_embeddings) / layouts.pp
+    return EndTransfers(
+        gradients=gradient_sync(scenario, layouts, left.times(gradient_bytes(scenario)), groups),
+        weights=weight_gather(scenario, layouts, weights, found.layers[0], groups),
+        tied=tied_table(scenario, layouts, groups.placement, groups.network).reduction,
+        mean=(of_layers + tables) / weights.total,
+    )
+
+
+def gradient_sync(scenario: Scenario, layouts: Layouts, sent: Weights, groups: Groups) -> Transfer:
+    """Reduction of ``sent`` bytes of gradients, bucket by bucket: all-reduce, or reduce-scatter where ZeRO shards what follows."""
+    placement = groups.placement
+    dense = group_sync(scenario, layouts, sent.dense, (placement.gradient, placement.halves), groups.network)
+    if sent.experts is None:
+        return dense
+    return dense + group_sync(scenario, layouts, sent.experts, (placement.expert_gradient, placement.expert_halves), groups.network)
+
+
+def group_sync(scenario: Scenario, layouts: Layouts, sent: FloatColumn, group: tuple[Span, Halves | None], network: Network) -> Transfer:
+    """The reduction of ``sent`` bytes over one group; 0 bytes take no time.
+
+    Under hybrid sharding (``Halves``) the gradients are scattered within the group that shares the shards, and each shard is then summed
+    over its replicas.
+    """
+    software, calls = scenario.software, np.maximum(1.0, np.ceil(sent / bucket(scenario, layouts)))
+    span, halves = group
+    scatter = transfer.reduce_scatter(sent / calls, span if halves is None else halves.shard, network)
+    if halves is not None:
+        scatter = scatter + all_reduce(software, sent / calls / halves.shard.size, halves.replica, network)
+    reduce = all_reduce(software, sent / calls, span, network)
+    return transfer.either(layouts.zero == 0, reduce, scatter).times(np.where(sent > 0, calls, 0.0))
+
+
+def scatter_overlap(software: Software) -> float:
+    """Share of the backward pass that ZeRO 1's reduce-scatter may hide behind."""
+    return software.dp_overlap if software.scatter_overlap is None else software.scatter_overlap
+
+
+def bucket(scenario: Scenario, layouts: Layouts) -> FloatColumn:
+    """Bytes of gradients that one call reduces."""
+    software = scenario.software
+    size: FloatColumn = np.maximum(software.gradient_bucket, software.gradient_bucket_per_rank * (layouts.dp * layouts.cp))
+    return size
+
+
+def weight_gather(scenario: Scenario, layouts: Layouts, weights: Weights, layers: IntColumn, groups: Groups) -> Transfer:
+    """Gather of the weights that each rank of ZeRO 1 or 2 has updated."""
+    calls = np.maximum(1.0, layers * scenario.software.gather_calls_per_layer)
+    gather = _by_group(weights.times(compute_bytes(scenario) / calls), groups)
+    return gather.times(np.where((layouts.zero == 1) | (layouts.zero == 2), calls, 0.0))
