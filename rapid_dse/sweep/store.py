@@ -235,9 +235,11 @@ def _configurations(table: pa.Table) -> identity.Lanes:
     was refused) asks what no other row asks.
     """
     code = (table.schema.metadata or {}).get(CODE, identity.code_hash().encode())
-    known = ~np.asarray(table["key"].is_null())
+    keys = table["key"]
+    # as a list, because Arrow's columns import pandas where they become NumPy's
+    known = np.array(keys.is_valid().to_pylist(), bool) if keys.null_count else np.ones(len(keys), bool)
     lanes = np.random.default_rng().integers(0, 2**64, (len(table), 2), np.uint64)
-    lanes[known] = key_lanes(table["key"].filter(arrow.numbers(known))) ^ identity.from_hex([code.decode()])
+    lanes[known] = key_lanes(keys.drop_null()) ^ identity.from_hex([code.decode()])
     return lanes
 
 
