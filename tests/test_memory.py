@@ -283,6 +283,18 @@ def test_transformer_engine_keeps_8_bit_weights_and_transposes() -> None:
     assert narrow["gathered"][0] - wide["gathered"][0] == pytest.approx(2 * 2 * products)
 
 
+def test_experts_that_nobody_shares_stay_whole_under_zero_3() -> None:
+    """Mixtral, one expert a GPU on 8 of them: each expert's 8-bit weight and transpose stay, attention's are kept for two layers."""
+    expert, attention = 3 * 4096 * 14336, 4096 * (2 * 4096 + 2 * 1024)
+    row = {"num_gpus": 8, "ep": 8, "zero": 3}
+    narrow, wide = (memory_terms(priced(scenario(model="mixtral_8x7b", workload__precision=word), row)) for word in ("fp8", "bf16"))
+    assert narrow["parameters"][0] - wide["parameters"][0] == pytest.approx(32 * 2 * expert)
+    assert narrow["gathered"][0] - wide["gathered"][0] == pytest.approx(2 * 2 * attention)
+    zero_3, zero_2 = (memory_terms(priced(scenario(model="mixtral_8x7b"), row | {"zero": zero}))["parameters"][0] for zero in (3, 2))
+    dense = count(scenario(model="mixtral_8x7b").model).total - 32 * 8 * expert
+    assert zero_2 - zero_3 == pytest.approx(2 * dense * 7 / 8, rel=1e-3)
+
+
 def test_a_fused_loss_keeps_no_fp32_logits() -> None:
     """4 bytes a logit against 10: 8,192 tokens of 128,256 logits, on the stage of the head."""
     row = {"num_gpus": 8, "zero": 3}

@@ -256,27 +256,33 @@ def _states(scenario: Scenario, layouts: Layouts, stages: Stages, weights: Weigh
     fsdp = (layouts.zero >= 3) & (layouts.shards > 1) & software.master_shards
     own_master = fsdp | (width == 4)
     shard = np.where(fsdp, max(width, software.master_bytes), width)
-    copies = product_weights(scenario, layouts).total * (stages.layers * _fp8_copies(scenario))
+    _, stay = _fp8_copies(scenario, layouts)
     return {
-        "parameters": weights.sharded(layouts, layouts.zero >= 3) * shard + np.where(_gathers(layouts), 0.0, copies),
+        "parameters": weights.sharded(layouts, layouts.zero >= 3) * shard + stages.layers * stay,
         "gradients": weights.sharded(layouts, gradients_sharded(software, layouts)) * gradient,
         "optimizer": weights.sharded(layouts, layouts.zero >= 1)
         * (software.optimizer_bytes - np.where(own_master, software.master_bytes, 0.0)),
     }
 
 
-def _gathers(layouts: Layouts) -> BoolColumn:
-    found: BoolColumn = (layouts.zero >= 3) & (layouts.shards > 1)
-    return found
+def _fp8_copies(scenario: Scenario, layouts: Layouts) -> tuple[FloatColumn, FloatColumn]:
+    """Bytes that a layer's products keep in 8 bits beyond their 16-bit weights, ``(n_layouts,)`` each: of weights that ZeRO 3 gathers, kept
+    while these are whole, and of others, kept all step long.
 
-
-def _fp8_copies(scenario: Scenario) -> float:
-    """Bytes that a weight of a product keeps in 8 bits beyond its 16-bit self: itself and its transpose, as Hopper's fp8 products read both
-    operands along their inner dimension (Transformer Engine's ``Float8Tensor`` with ``_transpose``); none beyond where these take the
-    16-bit weight's place."""
+    A weight and its transpose, as Hopper's fp8 products read both operands along their inner dimension (Transformer Engine's
+    ``Float8Tensor`` with ``_transpose``); none beyond where these take the 16-bit weight's place.
+    """
+    while_whole, stay = np.zeros(len(layouts)), np.zeros(len(layouts))
     if scenario.workload.precision != "fp8" or not scenario.software.keeps_fp8:
-        return 0.0
-    return 2.0 - (compute_bytes(scenario) if scenario.software.fp8_parameters else 0.0)
+        return while_whole, stay
+    each = 2.0 - (compute_bytes(scenario) if scenario.software.fp8_parameters else 0.0)
+    products = product_weights(scenario, layouts)
+    for weights, shards in ((products.dense, layouts.shards), (products.experts, layouts.shards // layouts.ep)):
+        if weights is not None:
+            gathered = (layouts.zero >= 3) & (shards > 1)
+            while_whole = while_whole + np.where(gathered, each * weights, 0.0)
+            stay = stay + np.where(gathered, 0.0, each * weights)
+    return while_whole, stay
 
 
 def _activations(scenario: Scenario, layouts: Layouts, stages: Stages) -> NDArray[np.float64]:
@@ -314,12 +320,14 @@ def _gathered(scenario: Scenario, layouts: Layouts, stages: Stages, parameters: 
     What computes is a layer, with another fetched beside it, or, on the stages that have them, embedding or head beside a layer.
     """
     held = layer_weights(scenario, layouts)
-    # experts that no other rank has a shard of are not gathered
-    layer = held.dense if held.experts is None else held.dense + np.where(layouts.shards > layouts.ep, held.experts, 0.0)
+    # experts that no other rank has a shard of are not gathered, but FSDP makes 16-bit copies of its shards all the same
+    of_experts = (layouts.shards > layouts.ep) | scenario.software.master_shards
+    layer = held.dense if held.experts is None else held.dense + np.where(of_experts, held.experts, 0.0)
     layer = layer * (stages.layers > 0)
     table = (stages.has_embedding | stages.has_head) * vocabulary_parameters(scenario, layouts)
     beside, two = np.maximum(layer, table), np.minimum(2, stages.layers)
-    copies = product_weights(scenario, layouts).total * (two * _fp8_copies(scenario))
-    weights = np.where(_gathers(layouts), np.minimum(layer + beside, parameters) * compute_bytes(scenario) + copies, 0.0)
+    copies, _ = _fp8_copies(scenario, layouts)
+    sharded = (layouts.zero >= 3) & (layouts.shards > 1)
+    weights = np.where(sharded, np.minimum(layer + beside, parameters) * compute_bytes(scenario) + two * copies, 0.0)
     gradient = beside * PRECISION_BYTES[scenario.software.gradient_dtype]
     return weights + np.where(gradients_sharded(scenario.software, layouts) & (layouts.shards > 1), gradient, 0.0)
