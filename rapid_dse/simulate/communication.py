@@ -26,7 +26,8 @@ class Traffic:
     ``tp_forward``, ``tp_backward`` and ``tp_gather_again`` (sequence parallelism's second gather of a layer's inputs, for the weight
     gradient) are of one layer and micro-batch. ``cp_hop`` is one of ring attention's ``cp − 1`` hops forward, ``cp_keys`` bytes
     ``(n_layouts,)``; backward there are twice as many. ``ep_exchange`` is one of the two all-to-alls of each pass, to the experts or
-    back; ``pp_hop`` is one send to the next stage. ``stream``: tensor parallelism's collectives on the activations between layers.
+    back; ``pp_hop`` is one send to the next stage. ``stream``: tensor parallelism's collectives on the activations between layers, in
+    16 bits also where layers gather fp8.
     """
 
     tp_forward: Transfer
@@ -66,24 +67,29 @@ def placement_of(scenario: Scenario, layouts: Layouts) -> Placement:
 
 @dataclass(frozen=True)
 class TensorParallel:
-    """One collective of each kind over a tensor-parallel group on ``size`` bytes, the whole buffer's, ``(n_layouts,)``.
+    """One collective of each kind over a tensor-parallel group, whose whole buffer has ``size`` bytes where it is scattered or reduced and
+    ``gathered`` bytes where it is gathered, ``(n_layouts,)``.
 
     ``again``: of the gather that the backward pass repeats for the weight gradient, nothing where what was gathered is kept.
     """
 
     size: FloatColumn
+    gathered: FloatColumn
     gather: Transfer
     scatter: Transfer
     reduce: Transfer
     again: Transfer
 
 
-def tensor_parallel(scenario: Scenario, size: FloatColumn, placement: Placement, network: Network) -> TensorParallel:
-    """The collectives on ``size`` bytes, with the wait for ranks on other nodes."""
+def tensor_parallel(
+    scenario: Scenario, size: FloatColumn, placement: Placement, network: Network, gathered: FloatColumn | None = None
+) -> TensorParallel:
+    """The collectives on ``size`` bytes, with the wait for ranks on other nodes; ``gathered``: bytes of a gather, where they are others."""
     skew = node_wait(scenario, placement)
-    gather = transfer.all_gather(size, placement.tp, network).waiting(skew)
+    scatter = transfer.all_gather(size, placement.tp, network).waiting(skew)  # a scatter is a gather reversed
+    gather = scatter if gathered is None else transfer.all_gather(gathered, placement.tp, network).waiting(skew)
     reduce = transfer.all_reduce(size, placement.tp, network).waiting(skew)
-    return TensorParallel(size, gather, gather, reduce, gather)  # a scatter is a gather reversed
+    return TensorParallel(size, size if gathered is None else gathered, gather, scatter, reduce, gather)
 
 
 def node_wait(scenario: Scenario, placement: Placement) -> FloatColumn:
@@ -97,15 +103,29 @@ def stream_bytes(scenario: Scenario, layouts: Layouts) -> FloatColumn:
     return tokens * (scenario.model.hidden_size * compute_bytes(scenario))
 
 
+# Recipes whose scale of a tensor is known before it is gathered: it is cast first and travels in 8 bits (Transformer Engine's linear
+# layers, torchao's Float8ColwiseParallel). Scales of rows are not: torchao gathers those in 16 bits.
+CAST_BEFORE_GATHER = ("delayed", "tensorwise", "tensorwise + fp8 all-gather")
+
+
+def gathered_stream(scenario: Scenario, layouts: Layouts) -> FloatColumn | None:
+    """Bytes of a gather of the activations (or of their gradients) that a layer's products read, where sequence parallelism gathers them
+    in fp8; None where it gathers them as they are."""
+    if scenario.workload.precision != "fp8" or scenario.software.fp8_recipe not in CAST_BEFORE_GATHER:
+        return None
+    return stream_bytes(scenario, layouts) * np.where(layouts.sequence_parallel, 1.0 / compute_bytes(scenario), 1.0)
+
+
 def exchanged(scenario: Scenario, layouts: Layouts, placement: Placement, network: Network) -> tuple[tuple[TensorParallel, ...], ...]:
     """What tensor parallelism exchanges around attention, and around the MLP.
 
     Under sequence parallelism a gather before and a scatter after, else one reduction after. The routed rows of a mixture of experts
     are gathered when they have arrived from other ranks, and scattered before they go back, beside what the shared experts exchange
     (Megatron Core's all-to-all dispatcher, which keeps what it has gathered); without sequence parallelism partial sums travel back, and
-    one reduction ends the layer.
+    one reduction ends the layer. Under fp8 what is gathered for a dense layer's products is cast before; what is scattered stays in 16
+    bits, since it is summed, and so do routed rows, which are gathered before they are sorted and cast.
     """
-    stream = tensor_parallel(scenario, stream_bytes(scenario, layouts), placement, network)
+    stream = tensor_parallel(scenario, stream_bytes(scenario, layouts), placement, network, gathered_stream(scenario, layouts))
     model = scenario.model
     if not model.num_experts:
         return (stream,), (stream,)
@@ -115,7 +135,10 @@ def exchanged(scenario: Scenario, layouts: Layouts, placement: Placement, networ
     routed = replace(tensor_parallel(scenario, rows, placement, network), again=none)
     if not model.n_shared_experts:
         return (stream,), (routed,)
-    return (stream,), (routed, replace(stream, size=np.where(sequence, stream.size, 0.0), reduce=none))
+    return (stream,), (
+        routed,
+        replace(stream, size=np.where(sequence, stream.size, 0.0), gathered=np.where(sequence, stream.gathered, 0.0), reduce=none),
+    )
 
 
 def traffic(scenario: Scenario, layouts: Layouts, placement: Placement, network: Network) -> Traffic:
@@ -142,7 +165,7 @@ def traffic(scenario: Scenario, layouts: Layouts, placement: Placement, network:
         cp_keys=keys,
         ep_exchange=transfer.all_to_all(routed_bytes(scenario, layouts), placement.ep, network) if model.num_experts else none,
         pp_hop=boundary + regather,
-        stream=halves[0][0],
+        stream=halves[0][0] if halves[0][0].gathered is halves[0][0].size else tensor_parallel(scenario, stream, placement, network),
     )
 
 

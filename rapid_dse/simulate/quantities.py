@@ -7,7 +7,7 @@ its place, and serve only to tell how long the host has, never to time a transfe
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +21,7 @@ from rapid_dse.network.experts import ExpertGroups, expert_groups
 from rapid_dse.network.placement import Halves
 from rapid_dse.network.transfer import Transfer
 from rapid_dse.simulate.block import Block, framework_block
-from rapid_dse.simulate.communication import Traffic, effective_network, exchanged, gradient_bytes, routed_bytes
+from rapid_dse.simulate.communication import TensorParallel, Traffic, effective_network, exchanged, gradient_bytes, routed_bytes
 from rapid_dse.simulate.memory import Weights, layer_weights, vocabulary_parameters
 from rapid_dse.simulate.operators import compute_bytes
 from rapid_dse.simulate.sharding import (
@@ -139,7 +139,7 @@ def _end_work(scenario: Scenario, layout: Layouts, block: Block, arranged: Arran
     """Embedding, head and loss."""
     weight = float(block.head_weight_gradient[0])
     head = Half("head", float(block.head_forward[0]), float(block.head_backward[0]) - weight, weight, (work.stream,))
-    loss = Exchange(float(loss_bytes(scenario, layout)[0]), 0.0, 0.0, _seconds(arranged.vocabulary.loss), 0.0)
+    loss = Exchange(float(loss_bytes(scenario, layout)[0]), 0.0, 0.0, 0.0, _seconds(arranged.vocabulary.loss), 0.0)
     return EndWork(
         embedding=float(block.embedding[0]),
         head=head,
@@ -172,10 +172,16 @@ def _layer_work(
         ring=hops,
         keys=float(moved.cp_keys[0]) if hops else 0.0,
         hop=float(moved.cp_hop.seconds[0]) if hops else 0.0,
+        stream=_exchange(moved.stream),
         tp_hidden=software.tp_overlap if software.async_tp else 0.0,
         tp_backward_hidden=software.tp_backward_overlap,
         cp_hidden=software.cp_overlap,
     )
+
+
+def _exchange(each: TensorParallel) -> Exchange:
+    seconds = (_seconds(getattr(each, name)) for name in ("gather", "scatter", "reduce", "again"))
+    return Exchange(float(each.size[0]), float(each.gathered[0]), *seconds)
 
 
 def _halves(
@@ -187,10 +193,7 @@ def _halves(
     weight = float(block.weight_gradient[0])
     forward = float(block.layer_forward[0]) - attention_forward
     backward = float(block.layer_backward[0]) - attention_backward - weight
-    around = [
-        tuple(Exchange(float(each.size[0]), *(_seconds(getattr(each, field.name)) for field in fields(each)[1:])) for each in half)
-        for half in exchanged(scenario, layout, groups.placement, groups.network)
-    ]
+    around = [tuple(_exchange(each) for each in half) for half in exchanged(scenario, layout, groups.placement, groups.network)]
 
     def half(number: int, share: NDArray[np.float64]) -> Half:
         seconds = forward * float(share[0]), backward * float(share[1]), weight * float(share[2])

@@ -19,12 +19,14 @@ AGAIN = "ALL_GATHER again"
 
 @dataclass(frozen=True)
 class Exchange:
-    """A buffer of ``size`` bytes that a tensor-parallel group gathers, scatters or reduces, and the seconds of each in closed form.
+    """A buffer that a tensor-parallel group gathers (``gathered`` bytes), scatters or reduces (``size``), and the seconds of each in
+    closed form.
 
     ``again``: of the gather that the backward pass repeats for the weight gradient; 0 where what was gathered is kept.
     """
 
     size: float
+    gathered: float
     gather: float
     scatter: float
     reduce: float
@@ -33,6 +35,10 @@ class Exchange:
     def seconds(self, kind: str) -> float:
         """Of a collective by its name in graphs, or of the gather once more."""
         return {"ALL_GATHER": self.gather, "REDUCE_SCATTER": self.scatter, "ALL_REDUCE": self.reduce, AGAIN: self.again}[kind]
+
+    def bytes(self, kind: str) -> float:
+        """Of the whole buffer, by the collective's name."""
+        return self.gathered if kind in ("ALL_GATHER", AGAIN) else self.size
 
 
 @dataclass(frozen=True)
@@ -63,6 +69,7 @@ class LayerWork:
         again: seconds that selective recomputation repeats besides the attention kernel, which ``again_attention`` repeats with its
             ring; ``full`` runs the whole forward pass again (the kernel where ``again_attention`` says so).
         keys: bytes of one hop of ring attention, ``ring`` hops forward; twice as many backward.
+        stream: the activations between layers as they are, of all of a tensor-parallel group.
         skew: seconds that a blocking collective waits for ranks on other hosts, within the exchanges' seconds.
         tp_hidden: share of all tensor-parallel transfers that hides (async_tp); ``tp_backward_hidden``: of the backward pass's
             that hides behind the weight gradient; ``cp_hidden``: share of attention that ring hops hide behind.
@@ -78,6 +85,7 @@ class LayerWork:
     ring: int
     keys: float
     hop: float
+    stream: Exchange
     tp_hidden: float
     tp_backward_hidden: float
     cp_hidden: float
@@ -86,11 +94,6 @@ class LayerWork:
     def weight_gradient(self) -> float:
         """Seconds of the layer's weight gradients."""
         return sum(half.weight_gradient for half in self.halves)
-
-    @property
-    def stream(self) -> Exchange:
-        """The activations between layers, of all of a tensor-parallel group."""
-        return self.halves[0].exchanges[0]
 
     @property
     def talks(self) -> bool:
@@ -220,12 +223,12 @@ def exchange(script: Script, work: LayerWork, half: Half, after: After, kind: st
         return after
     for each in half.exchanges:
         seconds = each.seconds(kind)
-        if each.size == 0 or seconds == 0:
+        if each.bytes(kind) == 0 or seconds == 0:
             continue
         if not script.style.ideal and skew:
             after = script.compute(after, work.skew * share, "waiting for other hosts", "tp")
         name = "ALL_GATHER" if kind == AGAIN else kind
-        after = script.exchange(after, name, "tp", share * each.size, share * seconds, "tp", MAIN)
+        after = script.exchange(after, name, "tp", share * each.bytes(kind), share * seconds, "tp", MAIN)
     return after
 
 
