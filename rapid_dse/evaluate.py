@@ -41,6 +41,7 @@ def run(arguments: Sequence[str]) -> int:
         ValueError: one line, where the command line or the table is wrong; OSError where a file cannot be read or written.
     """
     options = _options(arguments)
+    from rapid_dse.sweep import idle
     from rapid_dse.sweep.cases import read_cases
     from rapid_dse.sweep.console import console
     from rapid_dse.sweep.overrides import GROUPS
@@ -51,6 +52,8 @@ def run(arguments: Sequence[str]) -> int:
     if not any(name.split(".")[0] in GROUPS for name in map(str, frame.columns)):
         names = ", ".join(map(str, frame.columns))[:200]
         raise ValueError(f"{options.cases}: no column is an override key (its columns: {names}); see --help")
+    for line in idle.of_table([group.portion for group in groups]):
+        print(line, file=sys.stderr)
     found = evaluated(frame, groups, refused)
     _write(found.table, options.out)
     _report(found, options.out)

@@ -249,6 +249,15 @@ def test_a_key_of_inference_is_refused_in_training(tmp_path: Path) -> None:
     assert "has no effect" not in out[1]
 
 
+def test_columns_of_a_table_that_change_nothing_are_named(tmp_path: Path) -> None:
+    (tmp_path / "cases.csv").write_text(
+        "search.top,software.fp8_recipe,workload.precision,software.fp8_cast_passes,parallel.tp\n3,delayed,fp8,,8\n,rowwise,bf16,2,8\n"
+    )
+    ended = program.done(tmp_path, "cases.csv", "--out", "out.csv", module="rapid_dse.evaluate")
+    named = [line.split(" has no effect here: ")[0] for line in ended.err.splitlines()]
+    assert named == ["search.top", "software.fp8_cast_passes"]  # the recipe has an effect in the first row
+
+
 def test_values_of_a_sweep_keep_their_keys_as_columns() -> None:
     scenario, _ = scenario_of(_base(tuple(LLAMA.items())))
     assert value_at(scenario, "hw.gpus_per_node") == 8

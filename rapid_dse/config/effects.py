@@ -11,7 +11,7 @@ from pydantic import BaseModel
 if TYPE_CHECKING:
     from rapid_dse.config.scenario import Scenario
 
-COMMAND = "command"  # stands for a key in conditions: "trial", or "sweep" (-m)
+COMMAND = "command"  # stands for a key in conditions: "trial", "sweep" (-m) or "table" (of cases)
 SWEEP = "-m"  # what makes it a sweep
 
 
@@ -48,7 +48,7 @@ def in_vain(scenario: Scenario, keys: Iterable[str], command: str) -> list[str]:
     """A line for each of the dotted ``keys``, which somebody has set, that has no effect under the scenario.
 
     Args:
-        command: "trial" or "sweep".
+        command: "trial", "sweep" or "table".
     """
     lines = []
     for key in dict.fromkeys(keys):

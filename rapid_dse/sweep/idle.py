@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from rapid_dse.config import effects
 from rapid_dse.config.scenario import Scenario
 from rapid_dse.sweep.overrides import Given
+from rapid_dse.sweep.portion import Portion
 
 # Of Hydra's own configuration: where it looks for files; it starts no jobs here, and writes no files.
 HYDRA = ("hydra.searchpath",)
@@ -30,6 +31,17 @@ def of_sweep(keys: Sequence[str], scenarios: Sequence[Scenario]) -> list[str]:
         if not lines:
             break
     return list(lines or ())
+
+
+def of_table(portions: Sequence[Portion]) -> list[str]:
+    """Of a table of cases: columns that have an effect in none of the scenarios in which they have a value."""
+    effective: set[str] = set()
+    lines: dict[str, str] = {}
+    for portion in portions:
+        found = {line.split(" ", 1)[0]: line for line in effects.in_vain(portion.scenario, portion.keys, "table")}
+        effective |= portion.keys.keys() - found.keys()
+        lines |= found
+    return [line for key, line in lines.items() if key not in effective]
 
 
 def of_hydra(given: Given) -> list[str]:
