@@ -199,7 +199,8 @@ class TestTraffic:
         experts' rows, two a token, are gathered and scattered, and kept. Without sequence parallelism it is a reduction each.
 
         Beside the 32 layers the look-up's rows are scattered, what the head reads is gathered, both again backward, and the head's input
-        once more; or the sum of the look-up's rows and of the gradient of the head's input. The loss reduces 3 numbers a token."""
+        once more; or the sum of the look-up's rows and of the gradient of the head's input. The loss reduces 3 numbers a token. Two norms
+        and a router of 8 rows of 4,096 a layer are whole on each rank, which sees half of the tokens: their gradients are summed."""
         of = scenario(**MIXTRAL, software__tp_backward_overlap=0.0)
         split, whole = (
             float(priced(of, {"num_gpus": 8, "tp": 2, "ep": 4, "global_batch_size": 4, "sequence_parallel": sp}).time_tp_s[0])
@@ -208,7 +209,8 @@ class TestTraffic:
         stream, pair = 4096 * 4096 * 2, place({"tp": 2, "dp": 4}, ORDER, of.hw.network).tp
         one, two = (float(closed_form.all_gather(size, pair, of.hw.network)[0]) for size in (stream, 2 * stream))
         reduce, loss = (float(closed_form.all_reduce(size, pair, of.hw.network)[0]) for size in (stream, 4096 * 4))
-        assert split == pytest.approx(32 * (2 * (2 * one + 2 * two) + one) + 5 * one + 3 * loss, rel=1e-9)
+        whole_weights = float(closed_form.all_reduce(32 * (2 + 8) * 4096 * 4, pair, of.hw.network)[0])
+        assert split == pytest.approx(32 * (2 * (2 * one + 2 * two) + one) + 5 * one + 3 * loss + whole_weights, rel=1e-9)
         assert whole == pytest.approx((32 * 2 * 2 + 2) * reduce + 3 * loss, rel=1e-9)
 
     def test_ep_one_moves_nothing(self) -> None:

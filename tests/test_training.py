@@ -145,10 +145,12 @@ class TestByHand:
         weights_gather = float(closed_form.all_gather(2 * parameters, group, network)[0])
         shown += max(0.0, weights_gather - 0.25 * 4 * (layer_forward + tp_forward + cp_forward))
         optimizer = float(device.elementwise(34 * parameters / 8))
+        # each rank's norms have seen half of the tokens: the pair sums their gradients, two norms of 2048 in each of the 4 layers
+        norms = float(closed_form.all_reduce(4 * 2 * 2048 * 4, pair, network)[0])
 
         by_hand = {
             "compute": micro_batches * (4 * layer_compute + head),
-            "tp": micro_batches * (4 * (tp_forward + tp_backward) + headed),
+            "tp": micro_batches * (4 * (tp_forward + tp_backward) + headed) + norms,
             "cp": micro_batches * 4 * (cp_forward + cp_backward),
             "ep": 0.0,
             "pp": micro_batches * hops,
@@ -355,11 +357,14 @@ def test_full_recomputation_costs_about_a_forward_pass() -> None:
 
 
 def test_doubling_the_batch_doubles_what_micro_batches_take() -> None:
-    rows = ({"tp": 4, "pp": 4, "global_batch_size": batch} for batch in (256, 512))
+    rows = ({"tp": 4, "pp": 4, "global_batch_size": batch} for batch in (256, 512, 768))
     result = priced(scenario(), *rows)
-    for term in ("compute", "tp", "pp"):
-        once, twice = getattr(result, f"time_{term}_s")
+    for term in ("compute", "pp"):
+        once, twice, _ = getattr(result, f"time_{term}_s")
         assert twice == pytest.approx(2 * once)
+    once, twice, thrice = result.time_tp_s
+    assert thrice - twice == pytest.approx(twice - once)
+    assert 0 < 2 * once - twice < 1e-3  # the sum of the norms' gradients, once a step
     assert result.time_bubble_s[0] == pytest.approx(result.time_bubble_s[1])
     assert result.time_optimizer_s[0] == result.time_optimizer_s[1]
 

@@ -6,7 +6,7 @@ A block is a tensor- and context-parallel group of one stage, with all others th
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import TypeAlias
 
 import numpy as np
@@ -96,8 +96,9 @@ def run_layer(one: Priced1, cluster: Cluster, block: Block) -> tuple[LayerTimes,
 
 def _end_compute(one: Priced1) -> dict[str, dict[str, float]]:
     """The passes of embedding and head of a rank that shares them with no other."""
-    names = {"embedding_forward": "embedding"} | {name: name for name in PASSES if name != "embedding_forward"}
-    return {name: {"compute": float(getattr(one.block, column)[0])} for name, column in names.items()}
+    block = one.block
+    seconds = {"embedding_forward": block.embedding, "head_forward": block.head_forward, "head_backward": block.head_backward}
+    return {name: {"compute": float(seconds[name][0]) if name in seconds else 0.0} for name in PASSES}
 
 
 def _layer_script(one: Priced1, stage: runs.Stage) -> tuple[Script, list[int]]:
@@ -138,7 +139,7 @@ def measured_layer(one: Priced1, times: LayerTimes) -> Layer:
         backward=back,
         dp=dp_forward + exposed(old.sharded.backward, share, Window(back, old.moved.backward.busy)),
         dp_forward=dp_forward,
-        ends=Ends(**{name: column(sum(terms.values()) - terms["compute"]) for name, terms in times.ends.items()}),
+        ends=Ends(**{each.name: column(sum(times.ends[each.name].values()) - times.ends[each.name]["compute"]) for each in fields(Ends)}),
     )
 
 

@@ -24,6 +24,7 @@ from rapid_dse.simulate.block import Block, framework_block
 from rapid_dse.simulate.communication import TensorParallel, Traffic, effective_network, exchanged, gradient_bytes, routed_bytes
 from rapid_dse.simulate.memory import Weights, layer_weights, vocabulary_parameters
 from rapid_dse.simulate.operators import compute_bytes
+from rapid_dse.simulate.replicated import replicated_bytes
 from rapid_dse.simulate.sharding import (
     Groups,
     bucket,
@@ -140,11 +141,14 @@ def _end_work(scenario: Scenario, layout: Layouts, block: Block, arranged: Arran
     weight = float(block.head_weight_gradient[0])
     head = Half("head", float(block.head_forward[0]), float(block.head_backward[0]) - weight, weight, (work.stream,))
     loss = Exchange(float(loss_bytes(scenario, layout)[0]), 0.0, 0.0, 0.0, _seconds(arranged.vocabulary.loss), 0.0)
+    size = float(replicated_bytes(scenario, layout, arranged.stages.layers[0])[0])  # the first stage's, which ends the step
+    whole = Exchange(size, 0.0, 0.0, 0.0, _seconds(arranged.end.replicated), 0.0)
     return EndWork(
         embedding=float(block.embedding[0]),
         head=head,
         loss=Half("loss", 0.0, 0.0, 0.0, (loss,)),
         reductions=LOSS_REDUCTIONS,
+        replicated=Half("replicated", 0.0, 0.0, 0.0, (whole,)),
         hidden=scenario.software.tp_backward_overlap,
         layer=work,
     )

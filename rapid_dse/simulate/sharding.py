@@ -17,6 +17,7 @@ from rapid_dse.network.transfer import Transfer
 from rapid_dse.simulate.communication import gradient_bytes
 from rapid_dse.simulate.memory import Weights, layer_weights, stage_weights, vocabulary_parameters
 from rapid_dse.simulate.operators import compute_bytes
+from rapid_dse.simulate.replicated import replicated_bytes
 from rapid_dse.simulate.stages import Stages
 from rapid_dse.simulate.vocabulary import tied_table
 
@@ -42,13 +43,15 @@ class Passes:
 @dataclass(frozen=True)
 class EndTransfers:
     """What the first stage transfers once a step, ``(n_layouts,)``: the reduction of those gradients that were not reduced with each
-    micro-batch, ZeRO 1's and 2's gather of new weights, and the sum of a ``tied`` table's gradient with the last stage. ``mean``: weights
-    of the mean stage over those of the first, which holds a table.
+    micro-batch, ZeRO 1's and 2's gather of new weights, the sum of a ``tied`` table's gradient with the last stage, and that of weights
+    which each rank of a tensor-parallel group holds whole (``replicated``). ``mean``: weights of the mean stage over those of the first,
+    which holds a table.
     """
 
     gradients: Transfer
     weights: Transfer
     tied: Transfer
+    replicated: Transfer
     mean: FloatColumn
 
 
@@ -154,8 +157,17 @@ def end_transfers(scenario: Scenario, layouts: Layouts, found: Stages, groups: G
         gradients=gradient_sync(scenario, layouts, left.times(gradient_bytes(scenario)), groups),
         weights=weight_gather(scenario, layouts, weights, found.layers[0], groups),
         tied=tied_table(scenario, layouts, groups.placement, groups.network).reduction,
+        replicated=_sum_of_replicated(scenario, layouts, found, groups),
         mean=(of_layers + tables) / weights.total,
     )
+
+
+def _sum_of_replicated(scenario: Scenario, layouts: Layouts, found: Stages, groups: Groups) -> Transfer:
+    """The sum over tensor-parallel ranks of the gradients of the first stage's norms and their like."""
+    if not layouts.sequence_parallel.any():
+        return transfer.nothing(groups.network, len(layouts))
+    size = replicated_bytes(scenario, layouts, found.layers[0])
+    return transfer.all_reduce(size, groups.placement.tp, groups.network).times(layouts.sequence_parallel)
 
 
 def gradient_sync(scenario: Scenario, layouts: Layouts, sent: Weights, groups: Groups) -> Transfer:

@@ -260,7 +260,7 @@ def step_time(
     first = _first_stage_passes(scenario, layouts, block, arranged, (slots.whole[0], on_stage[0]), passes)
     return Step(
         compute=micro_batches * (layers * layer.compute + around),
-        tp=micro_batches * (layers * layer.tp + vocabulary),
+        tp=micro_batches * (layers * layer.tp + vocabulary) + arranged.end.replicated.seconds,
         cp=micro_batches * layers * layer.cp,
         ep=micro_batches * layers * layer.ep,
         pp=micro_batches * sent + arranged.end.tied.seconds,
@@ -482,7 +482,7 @@ def sent_bytes(scenario: Scenario, layouts: Layouts, arranged: Arrangement) -> N
 
 def _sent_at_end(layouts: Layouts, end: EndTransfers) -> NDArray[np.float64]:
     """The mean GPU's bytes of ``end``, ``(n_dimensions, n_layouts)``; a tied table's gradient is sent by the first and the last stage."""
-    return end.mean * (end.gradients.sent + end.weights.sent) + 2 * end.tied.sent / layouts.pp
+    return end.mean * (end.gradients.sent + end.weights.sent + end.replicated.sent) + 2 * end.tied.sent / layouts.pp
 
 
 def _columns(scenario: Scenario, layouts: Layouts, step: Step, memory: Memory, joules: FloatColumn) -> Priced:

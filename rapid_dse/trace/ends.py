@@ -1,4 +1,5 @@
-"""What stands before the first layer and after the last one, as a program: embedding, head and loss, with their transfers."""
+"""What stands before the first layer and after the last one, as a program: embedding, head and loss, with their transfers; and what a
+tensor-parallel group sums at the end of a step."""
 
 from __future__ import annotations
 
@@ -16,6 +17,7 @@ class EndWork:
         embedding: seconds of the look-up, and of its gradient.
         head: head and loss; its exchange is the stream that the head reads and that look-ups give.
         loss: its exchange is a number a token, which is reduced ``reductions`` times.
+        replicated: its exchange are the gradients of weights that each rank holds whole, summed once a step.
         hidden: share of the head's backward transfers that hides behind its weight gradient.
         layer: what it is like to be a tensor-parallel rank here.
     """
@@ -24,6 +26,7 @@ class EndWork:
     head: Half
     loss: Half
     reductions: int
+    replicated: Half
     hidden: float
     layer: LayerWork
 
@@ -57,9 +60,15 @@ def head_backward(script: Script, work: EndWork, after: After) -> After:
     return behind_weights(script, work.layer, work.head, after, kinds, (work.hidden, 1.0))
 
 
+def replicated_gradients(script: Script, work: EndWork, after: After) -> After:
+    """The sum of the gradients of weights that each rank holds whole, at the end of a step."""
+    return exchange(script, work.layer, work.replicated, after, "ALL_REDUCE", 1.0, skew=False)
+
+
 PASSES = {
     "embedding_forward": embedding_forward,
     "embedding_backward": embedding_backward,
     "head_forward": head_forward,
     "head_backward": head_backward,
+    "replicated_gradients": replicated_gradients,
 }

@@ -39,7 +39,7 @@ class Passes(Protocol):
         """Their weight gradients alone."""
 
     def end(self, script: Script, after: After, name: str) -> After:
-        """What stands before the first layer or after the last one, by its name in ``ends.PASSES``."""
+        """What stands before the first layer, after the last one or at the end of the step, by its name in ``ends.PASSES``."""
 
     def regather(self, script: Script, after: After) -> After:
         """What a tensor-parallel group does after it has received its shares of a boundary."""
@@ -296,6 +296,7 @@ class StageWriter:
             for _ in range(pieces):
                 self.tail = self._reduction(self.tail, self.left / pieces, MAIN)
         self.tail = script.exchange(self.tail, "ALL_REDUCE", TIED, work.tied, work.tied_reduce, "pp")
+        self.tail = self.passes.end(script, self.tail, "replicated_gradients")
         if not script.style.ideal:  # ideal links take the closed form's time, in which it is
             self.tail = script.compute(self.tail, work.wait, "waiting for other ranks", "dp")
         return script.compute(self.tail, work.optimizer, "optimizer", "optimizer")
