@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import multiprocessing
 import os
 import random
 import signal
@@ -13,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import optuna
 import pytest
 from generated import ROOT, portion, scenario
 from program import done
@@ -205,3 +207,36 @@ def ray_workers(session: int) -> Iterator[int]:
                 if b"ray::PoolActor" in (folder / "cmdline").read_bytes() and os.getsid(int(folder.name)) == session:
                     yield int(folder.name)
         time.sleep(0.05)
+
+
+def searching(folder: Path, n_trials: int) -> None:
+    """A process's share of a study in a database; the process ends with the command's exit code."""
+    os._exit(study(folder, f"search.n_trials={n_trials}", f"search.storage=sqlite:///{folder}/a.db", "search.sampler=random").code)
+
+
+def test_commands_that_come_at_once_make_one_database_and_share_its_trials(tmp_path: Path) -> None:
+    fork = multiprocessing.get_context("fork")  # the modules are loaded already
+    for n_trials in (12, 24):  # a file that is not there yet, then a study that is
+        processes = [fork.Process(target=searching, args=(tmp_path, n_trials)) for _ in range(3)]
+        for process in processes:
+            process.start()
+        for process in processes:
+            process.join(120)
+        assert [process.exitcode for process in processes] == [0, 0, 0]
+        found = optuna.load_study(study_name="study", storage=f"sqlite:///{tmp_path}/a.db")
+        keys = [trial.user_attrs["key"] for trial in found.trials]
+        assert len(keys) == n_trials, "a total, whoever made them"
+        assert len(set(keys)) == n_trials, "no layout twice"
+        assert [trial.number for trial in found.trials] == list(range(n_trials))
+    assert not list(tmp_path.glob("*.lock"))
+
+
+def test_values_have_the_names_of_their_columns(tmp_path: Path) -> None:
+    objectives = "search.objectives=[-tokens_per_s_per_gpu,peak_memory_bytes]"
+    for storage in (f"sqlite:///{tmp_path}/b.db", f"{tmp_path}/b.journal"):
+        study(
+            tmp_path, "search.n_trials=2", "search.sampler=random", objectives, f"search.storage={storage}", name=Path(storage).suffix[1:]
+        )
+    journal = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(f"{tmp_path}/b.journal"))
+    for kept in (f"sqlite:///{tmp_path}/b.db", journal):
+        assert optuna.load_study(study_name=None, storage=kept).metric_names == ["tokens_per_s_per_gpu", "peak_memory_bytes"]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import time
 import uuid
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
@@ -21,7 +22,7 @@ from optuna.trial import FrozenTrial, TrialState
 import rapid_dse
 from rapid_dse.sweep import identity
 from rapid_dse.sweep.search.dimensions import difference
-from rapid_dse.sweep.search.journal import Journal, is_alive, logs_of, process_name
+from rapid_dse.sweep.search.journal import LOCKED_SECONDS, FileLock, Journal, is_alive, logs_of, process_name
 
 Direction = Literal["minimize", "maximize"]
 DEFAULT = "_study.journal"
@@ -54,7 +55,9 @@ class StudyStorage:
         self._seen, self._directions = 0.0, list(directions)
         with self._plainly():
             self._journal = None if path is None else Journal(path)
-            backend = storage if self._journal is None else optuna.storages.JournalStorage(self._journal)
+            self._lock = database_lock(self.where, folder) if self._journal is None else self._journal.lock
+        with self._plainly(), self.exclusive():  # several commands may find no database, or none with this study
+            backend = database(self.where) if self._journal is None else optuna.storages.JournalStorage(self._journal)
             self.study = optuna.create_study(storage=backend, study_name=name, directions=list(directions), load_if_exists=True)
 
     @contextmanager
@@ -88,8 +91,18 @@ class StudyStorage:
             alike = [direction.name.lower() for direction in self.study.directions] == self._directions
             if stored is None and not trials and alike:
                 self.study.set_user_attr(ABOUT, {"format": FORMAT, "version": rapid_dse.__version__, **about})
+                self._name_objectives(about["objectives"])
                 return
         self._compare(stored, about)
+        with self._plainly(), self.exclusive():  # a study of an earlier version has none
+            self._name_objectives(about["objectives"])
+
+    def _name_objectives(self, objectives: Sequence[str]) -> None:
+        """Names the study's values by their columns: optuna-dashboard and Optuna's pictures would number them."""
+        if self.study.metric_names is None:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+                self.study.set_metric_names([text.removeprefix("-") for text in objectives])
 
     def _compare(self, stored: Any, about: Mapping[str, Any]) -> None:
         name = self.study.study_name
@@ -110,9 +123,12 @@ class StudyStorage:
 
     @contextmanager
     def exclusive(self) -> Iterator[None]:
-        """No other process adds to a journal in here; databases have transactions of their own."""
-        with self._journal.exclusive() if self._journal is not None else contextlib.nullcontext():
+        """No other process adds to the study in here: what it holds can be counted, and the rest be added."""
+        self._lock.acquire()
+        try:
             yield
+        finally:
+            self._lock.release()
 
     def trials(self) -> list[FrozenTrial]:
         """All trials, by number, those of other processes included."""
@@ -173,6 +189,30 @@ class StudyStorage:
         """Takes back ``join``; a storage that cannot be written any more was reported before."""
         with contextlib.suppress(ValueError), self._plainly():
             self.study.set_user_attr(self._own, None)
+
+
+def database(url: str) -> optuna.storages.RDBStorage:
+    """A database, made where it is not there; SQLite waits for others that write as long as a journal does."""
+    patient = {"connect_args": {"timeout": LOCKED_SECONDS}} if url.startswith("sqlite") else {}
+    return optuna.storages.RDBStorage(url, engine_kwargs=patient)
+
+
+def database_lock(url: str, folder: Path) -> FileLock:
+    """The lock that commands which share a database take: beside SQLite's file, else in the study's folder.
+
+    A database's own transactions hold one trial each, and its tables are made by whoever finds none; what a study may still take, and
+    which layouts it has, are questions about all of its trials.
+
+    Raises:
+        ValueError: where the URL is none.
+    """
+    from sqlalchemy.engine import make_url  # Optuna has it
+
+    place = make_url(url)
+    named = place.database if place.get_backend_name() == "sqlite" else None
+    if named and named != ":memory:" and not named.startswith("file:"):
+        return FileLock(Path(named).absolute())
+    return FileLock(folder.absolute() / "_study")
 
 
 _AGAIN = "the same command goes on from there"
