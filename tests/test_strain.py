@@ -49,7 +49,8 @@ def test_ranks_of_a_host_launch_in_turn() -> None:
     row = ROW | {"micro_batch_size": 1}
     result = priced(of, row)
     kernels = float((result.time_compute_s + result.time_tp_s)[0])
-    assert float(result.time_host_s[0]) + kernels == pytest.approx(16 * 32 * 2 * 0.01)
+    # beside them the norms' gradients, 1 MB, are summed once a step
+    assert 0 < float(result.time_host_s[0]) + kernels - 16 * 32 * 2 * 0.01 < 1e-4
     assert float(priced(of, row | {"tp": 1}).time_host_s[0]) == 0  # one rank waits for no other
 
 
