@@ -13,6 +13,7 @@ from typing import IO, Any, TypeVar
 
 _LOG = logging.getLogger(__name__)
 _F = TypeVar("_F", bound=Callable[..., Any])
+_WAITING = threading.Event()  # set while another process compiles what this one needs
 
 
 @contextmanager
@@ -23,7 +24,7 @@ def loading_numba(what: str) -> Iterator[None]:
     """
     name, collects = "scipy.linalg", gc.isenabled()
     hidden = name not in sys.modules
-    tell = threading.Timer(3.0, _LOG.warning, [f"compiling {what}"])
+    tell = threading.Timer(3.0, _tell, [what])
     tell.start()
     if hidden:
         sys.modules[name] = None  # type: ignore[assignment]  # to Python: there is no such module
@@ -36,6 +37,11 @@ def loading_numba(what: str) -> Iterator[None]:
             del sys.modules[name]
         if collects:
             gc.enable()
+
+
+def _tell(what: str) -> None:
+    """Says what takes long: one process compiles, and others that came at the same time wait for it."""
+    _LOG.warning("%s %s", "waiting for another command that is compiling" if _WAITING.is_set() else "compiling", what)
 
 
 def compiled_once(signature: str, key: str, **options: Any) -> Callable[[_F], _F]:
@@ -87,7 +93,14 @@ def _locked(note: Path, text: str) -> IO[str] | None:
     except (ImportError, OSError):
         return None
     with suppress(OSError):
-        fcntl.flock(file, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            _WAITING.set()
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX)
+            finally:
+                _WAITING.clear()
         file.seek(0)
         if file.read() != text:
             return file
