@@ -80,7 +80,10 @@ def _help() -> int:
     from rapid_dse.sweep.places import home
 
     lines = []
-    for group, folder in {**{g: f"conf/{g}" for g in ("hw", "model", "software", "backend", "search")}, "+sweeps": "sweeps"}.items():
+    for group, folder in {
+        **{g: f"conf/{g}" for g in ("hw", "cluster", "model", "software", "backend", "search")},
+        "+sweeps": "sweeps",
+    }.items():
         names = sorted(path.stem for path in (home() / folder).glob("*.yaml"))
         lines.append(f"  {group + '=':<11}{' '.join(names)}\n")
     print(HELP.format(groups="".join(lines)), end="")

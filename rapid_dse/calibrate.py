@@ -13,9 +13,8 @@ from rapid_dse.command import Parser, guarded
 EPILOG = """\
 CASES is a table (CSV or Parquet) whose columns are override keys, with measured.step_time_s (seconds) and, where it is known,
 measured.status (ok, oom) and measured.peak_memory_bytes. At least 30 rows that ran; a blank cell is the default.
-measured.allreduce_busbw_gbs, the bus bandwidth of an all-reduce over all of a job's GPUs (GB/s), tells the fit which jobs ran under strain
-(software.strained); predictions go by layout.
-The profile is written to conf/software/OUT.yaml below the current folder and composes as software=OUT."""
+What the framework does is written to conf/software/OUT.yaml below the current folder and composes as software=OUT; what the jobs met on
+their cluster to conf/cluster/OUT.yaml (OUT_CLUSTER.yaml where a column cluster names several), which composes as cluster=OUT."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -28,6 +27,12 @@ def _run(argv: Sequence[str]) -> int:
     parser.add_argument("cases", help="table of measured runs")
     parser.add_argument("--software", required=True, help="profile whose runs these are; its settings that are not fitted are kept")
     parser.add_argument("--out", help="name of the profile to write (default: SOFTWARE_calibrated)")
+    parser.add_argument(
+        "--fit",
+        choices=("software", "cluster", "both"),
+        default="both",
+        help="what to fit: the framework on the clusters that the runs name, the clusters with the framework as it is, or both (default)",
+    )
     parser.add_argument("--parameters", help="comma-separated parameters to fit (default: all that the runs exercise)")
     parser.add_argument("--chip", action="store_true", help="fit the chip's efficiencies too")
     parser.add_argument("--jobs", type=int, default=2, help="processes for the folds that test the fit")
@@ -35,7 +40,7 @@ def _run(argv: Sequence[str]) -> int:
 
 
 def _calibrate(arguments: argparse.Namespace) -> int:
-    from rapid_dse.analysis.calibration import Options, calibrate, write_profile
+    from rapid_dse.analysis.calibration import Options, calibrate, write_all
     from rapid_dse.analysis.fit import typical_base
     from rapid_dse.analysis.runs import require_runs
     from rapid_dse.config.table_file import read_table
@@ -55,12 +60,12 @@ def _calibrate(arguments: argparse.Namespace) -> int:
         raise ValueError(f"{arguments.cases}: no row has software={arguments.software}")
     require_runs(frame, arguments.cases)
     groups = group_cases(frame)
-    base = typical_base(groups[0].portion.scenario.software)
+    shipped = groups[0].portion.scenario.software
+    base = shipped if arguments.fit == "cluster" else typical_base(shipped)
     names = arguments.parameters.split(",") if arguments.parameters else None
-    options = Options(names, arguments.chip, arguments.jobs)
+    options = Options(names, arguments.fit, arguments.chip, arguments.jobs)
     found = calibrate(frame, groups, arguments.software, base, arguments.cases, options)
-    path = Path("conf/software") / f"{name}.yaml"
-    write_profile(found, path, arguments.cases)
+    written = write_all(found, Path("conf"), name, arguments.cases)
     for parameter, value in found.fitted.values.items():
         print(f"{parameter:28s} {value:12.5g} ± {found.fitted.standard_errors[parameter]:.1g}")
     for first, second in found.fitted.alike:
@@ -69,7 +74,10 @@ def _calibrate(arguments: argparse.Namespace) -> int:
         print(f"warning: these runs say little of {', '.join(found.fitted.silent)}, which stay at what is typical", file=sys.stderr)
     kind = "models" if found.models > 1 else "runs"
     print(f"{found.rows} runs: mean error {found.fitted.error:.1%}; on {kind} that the fit had not seen {found.held_out_error:.1%}")
-    print(f"expect about ±{found.held_out_error:.0%} of a new layout; wrote {path}, use it with software={name}")
+    files = ", ".join(map(str, written.values()))
+    print(f"expect about ±{found.held_out_error:.0%} of a new layout; wrote {files}, use it with {' '.join(written)}")
+    if arguments.fit == "both" and not any(key.startswith("cluster=") for key in written):
+        print("these runs say nothing of their cluster, since none of them spans two nodes; the framework's parameters alone were fitted")
     return 0
 
 

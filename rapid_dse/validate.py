@@ -33,7 +33,6 @@ def _validate(argv: Sequence[str]) -> int:
     parser = Parser(prog="python -m rapid_dse.validate", description=__doc__, epilog=EPILOG)
     parser.add_argument("cases", nargs="*", help="tables of measured runs")
     parser.add_argument("--shipped", action="store_true", help="the shipped profiles alone, without the folds")
-    parser.add_argument("--told", action="store_true", help="let predictions know what a job's own all-reduce tells of its state")
     parser.add_argument("--out", default="results/validation", help="folder of the picture and of the worst cases")
     parser.add_argument("--jobs", type=int, default=2, help="processes for the folds")
     arguments = parser.parse_args(argv)
@@ -75,7 +74,7 @@ def _print_kernels(path: Path) -> None:
 def _print_cases(path: Path, arguments: argparse.Namespace) -> None:
     from rapid_dse.analysis.validation import parity_picture, validate_cases
 
-    found = validate_cases(path, arguments.jobs, folds=not arguments.shipped, told=arguments.told)
+    found = validate_cases(path, arguments.jobs, folds=not arguments.shipped)
     print(f"{path.name}: {len(found.cases)} cases")
     print(_table(found, arguments.shipped).to_string(index=False, float_format="{:.3f}".format, na_rep="–"))
     out = Path(arguments.out)

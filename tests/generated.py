@@ -15,7 +15,7 @@ from rapid_dse.layouts import Layouts, broken_rules, grid
 from rapid_dse.sweep.portion import Portion
 
 ROOT = Path(__file__).parent.parent
-CHOICES = {"hw": "h100", "model": "llama3_1_8b", "software": "megatron_lm", "backend": "analytical"}
+CHOICES = {"hw": "h100", "cluster": "reference", "model": "llama3_1_8b", "software": "megatron_lm", "backend": "analytical"}
 ONE = {
     "num_gpus": [64],
     "global_batch_size": [1024],
@@ -40,7 +40,12 @@ def _group(group: str, name: str) -> Any:
 
 def scenario(hw: str = "h100", model: str = "llama3_1_8b", **changes: Any) -> Scenario:
     """A scenario of real options; ``changes`` are dotted keys with '__' for dots."""
-    tree: dict[str, Any] = {"hw": _group("hw", hw), "model": _group("model", model), "software": _group("software", "megatron_lm")}
+    tree: dict[str, Any] = {
+        "hw": _group("hw", hw),
+        "cluster": _group("cluster", "reference"),
+        "model": _group("model", model),
+        "software": _group("software", "megatron_lm"),
+    }
     tree = deepcopy(tree)
     for key, value in changes.items():
         *path, last = key.split("__")

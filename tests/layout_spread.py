@@ -88,11 +88,11 @@ def _mixed() -> list[Case]:
         case(num_gpus=16, cp=2, global_batch_size=16, zero=3, settings={"software__reduce_each_micro_batch": True}),
         case(num_gpus=32, tp=4, pp=4, global_batch_size=16, settings={"software__host_layer": 0.02}),
         case(num_gpus=32, tp=4, pp=4, global_batch_size=16, settings={"software__host_layer": 0.008, "software__launch_norm": 3}),
-        case(num_gpus=16, zero=0, global_batch_size=32, settings={"software__strained": True, "software__strained_all_reduce_wait": 1e-3}),
+        case(num_gpus=16, zero=0, global_batch_size=32, settings={"cluster__name": "slow", "cluster__all_reduce_wait": 1e-3}),
         case(num_gpus=16, zero=2, global_batch_size=32, settings={"software__host_layer": 0.04}),
         case(num_gpus=16, zero=3, global_batch_size=32, settings={"software__host_layer": 0.04}),
         case(num_gpus=64, tp=8, pp=4, global_batch_size=16, settings={"parallel__order": ["tp", "pp", "cp", "ep", "dp"]}),
-        case(num_gpus=16, tp=2, global_batch_size=32, zero=0, settings={"software__strained": True, "software__strained_trees": False}),
+        case(num_gpus=16, tp=2, global_batch_size=32, zero=0, settings={"cluster__name": "rings", "cluster__trees": False}),
     ]
     # hybrid sharding: shards inside a node, over two nodes, over cp and dp, and none at all
     others += [case(num_gpus=32, zero=zero, shard_group=shards, global_batch_size=64) for zero in (1, 2, 3) for shards in (8, 16)]

@@ -23,7 +23,17 @@ RESULTS = (
     *("energy_j", "cost_usd", "backend", "elapsed_s"),
 )
 KEYS = (
-    *("hw", "model", "software", "hw.num_gpus", "workload.kind", "workload.seq_len", "workload.global_batch_size", "workload.precision"),
+    *(
+        "hw",
+        "cluster",
+        "model",
+        "software",
+        "hw.num_gpus",
+        "workload.kind",
+        "workload.seq_len",
+        "workload.global_batch_size",
+        "workload.precision",
+    ),
     *(f"parallel.{k}" for k in ("tp", "cp", "dp", "pp", "ep", "vpp", "zero", "sequence_parallel", "micro_batch_size")),
     *("parallel.recompute", "parallel.schedule"),
 )

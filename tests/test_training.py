@@ -55,8 +55,8 @@ class TestByHand:
             software__parameter_gather_overlap=0.25,
             software__gradient_bucket=50e6,
             software__gradient_bucket_per_rank=0.0,
-            software__fabric_efficiency=0.8,
-            software__fabric_latency=2e-6,
+            cluster__fabric_efficiency=0.8,
+            cluster__hop_latency=2e-6,
             software__send_receive=3e-5,
             software__host_step=0.01,
             software__optimizer_traffic=34.0,
@@ -222,7 +222,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 
 
 # A step that waits for its host has no law in the device: what gets faster there leaves transfers less to hide behind.
-UNHINDERED = {f"software__{name}": 0.0 for name in ("host_layer", "host_collective_layer", "strained_host_layer", "host_micro_batch")}
+UNHINDERED = {f"software__{name}": 0.0 for name in ("host_layer", "host_collective_layer", "host_micro_batch")}
 
 
 @cache

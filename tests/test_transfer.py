@@ -147,7 +147,7 @@ class TestNoCardCarriesMoreThanItCan:
         dtype = of.software.reduce_dtype or of.software.gradient_dtype
         bytes_ = np.array([self.sent(row, {"fp32": 4, "bf16": 2, "fp16": 2}[dtype]) for row in rows])
         fabric = of.hw.network.dimensions[1]
-        rate = fabric.bandwidth * fabric.utilization * of.software.fabric_efficiency
+        rate = fabric.bandwidth * fabric.utilization * of.cluster.fabric_efficiency
         assert (price(of, table).step_time_s >= bytes_ / rate).all()
 
     @pytest.mark.parametrize("backend", ["analytical", "hybrid", "full_astrasim_flattened"])
@@ -157,7 +157,7 @@ class TestNoCardCarriesMoreThanItCan:
         of = scenario(model="mixtral_8x7b", workload__seq_len=self.SEQ, backend__name=backend, backend__network="ideal", **hiding)
         found = priced(of, {"num_gpus": 128, "zero": 3, "global_batch_size": 16, **row})
         fabric = of.hw.network.dimensions[1]
-        rate = fabric.bandwidth * fabric.utilization * of.software.fabric_efficiency
+        rate = fabric.bandwidth * fabric.utilization * of.cluster.fabric_efficiency
         assert found.step_time_s[0] >= self.sent({**row, "num_micro_batches": 2}, gradient=4) / rate
 
 
@@ -255,7 +255,9 @@ class TestTheHostSetsThePace:
         ):
             of = scenario(model="llama", software=software, **{"workload__seq_len": 512, **self.SMALL, **change})
             possible = broken_rules(table, of)[0] < 0
-            assert (price(of, table.take(possible)).step_time_s <= slow[possible] * (1 + 1e-9)).all(), change
+            # what the gathers of tables leave of a pass, ZeRO 3's, is shared out between passes of different length
+            slack = np.where(table.zero[possible] >= 2, 1e-3, 1e-9)
+            assert (price(of, table.take(possible)).step_time_s <= slow[possible] * (1 + slack)).all(), change
 
     @pytest.mark.parametrize("software", ["megatron_lm", "torchtitan", "nanotron", "llm_foundry"])
     def test_faster_memory_and_fewer_tokens_are_no_slower(self, software: str) -> None:

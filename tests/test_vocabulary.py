@@ -30,7 +30,7 @@ def _tied_seconds(row: dict[str, Any], **changes: Any) -> float:
 
 def test_the_reference_card() -> None:
     outer = scenario().hw.network.dimensions[1]
-    assert outer.bandwidth * outer.utilization * scenario().software.fabric_efficiency == pytest.approx(CARD)
+    assert outer.bandwidth * outer.utilization * scenario().cluster.fabric_efficiency == pytest.approx(CARD)
 
 
 @pytest.mark.parametrize(
@@ -98,7 +98,7 @@ def test_look_up_head_and_loss_by_hand(scattered: bool) -> None:
     parallelism the gather of the head's input, forward and again backward, and the scatter of its gradient; else the sum of that. Three
     fp32 numbers a token for the loss.
     """
-    of = scenario(software__tp_backward_overlap=0.0, software__node_skew=0.0)
+    of = scenario(software__tp_backward_overlap=0.0, cluster__node_skew=0.0)
     eight = Span((np.array([8.0]), np.ones(1)), (np.ones(1), np.ones(1)))
     network = of.hw.network
     gather, reduce, loss = (

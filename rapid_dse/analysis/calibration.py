@@ -2,32 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import BaseModel
 
-from rapid_dse.analysis.fit import CHIP, Fit, Runs, fit, held_out
-from rapid_dse.analysis.runs import LEAST_ROWS, PEAK, known_states, measured_runs, parameters_by_name, require_plausible, require_runs
-from rapid_dse.config.software import FREE, FreeParameter, Software
+from rapid_dse.analysis.fit import CHIP, Fit, Runs, fit, held_out, typical_cluster
+from rapid_dse.analysis.runs import LEAST_ROWS, PEAK, measured_runs, parameters_by_name, require_plausible, require_runs
+from rapid_dse.config.cluster import FREE_CLUSTER, Cluster
+from rapid_dse.config.parameters import FreeParameter
+from rapid_dse.config.software import FREE, Software
 from rapid_dse.model.operators import model_flops_per_token
+from rapid_dse.simulate.communication import nodes_of
 from rapid_dse.simulate.results import FloatColumn
-from rapid_dse.simulate.strain import nodes_of
 from rapid_dse.sweep.cases import CaseGroup
 
 if TYPE_CHECKING:
     import pandas as pd
 
 
+What = Literal["software", "cluster", "both"]
+
+
 @dataclass(frozen=True)
 class Options:
-    """``names`` of the parameters to fit (None: all that the runs exercise), ``chip``: its efficiencies too, ``jobs``: processes for the
-    folds that test the fit, ``least``: rows without which nothing is fitted."""
+    """``names`` of the parameters to fit (None: all that the runs exercise), ``what`` of them: the framework's, the cluster's, or both;
+    ``chip``: its efficiencies too, ``jobs``: processes for the folds that test the fit, ``least``: rows without which nothing is fitted."""
 
     names: Sequence[str] | None = None
+    what: What = "both"
     chip: bool = False
     jobs: int = 1
     least: int = LEAST_ROWS
@@ -35,7 +42,8 @@ class Options:
 
 @dataclass(frozen=True)
 class Calibration:
-    """A fitted profile: the fit, its error on runs that it had not seen, how many runs and models there were, and on which chips."""
+    """A fitted profile, and the clusters fitted with it: the fit, its error on runs that it had not seen, how many runs and models there
+    were, on which chips, and the clusters of the runs as they were before the fit, by name."""
 
     software: str
     base: Software
@@ -44,17 +52,15 @@ class Calibration:
     rows: int
     models: int
     chips: tuple[str, ...]
+    clusters: Mapping[str, Cluster]
     memory: Fit | None
 
 
 def exercised(runs: Sequence[Runs]) -> list[str]:
-    """Names of the free parameters that these runs can say something of: no pipeline, no pp parameter, and so on."""
-    some = {
-        name: any(_has(run, name) for run in runs) for name in ("tp", "cp", "pp", "dp", "zero0", "zero1", "zero12", "nodes", "piped_nodes")
-    }
+    """Names of the framework's free parameters that these runs can say something of: no pipeline, no pp parameter, and so on."""
+    some = {name: any(_has(run, name) for run in runs) for name in ("tp", "cp", "pp", "dp", "zero0", "zero1", "zero12", "nodes")}
     fp8 = any(run.scenario.workload.precision == "fp8" for run in runs)
     asynchronous = any((run.pinned.get("async_tp", run.scenario.software.async_tp)) for run in runs)
-    strains = some["piped_nodes"] and any(run.scenario.software.strain_changes for run in runs)  # no framework but one that is known to
     needs = {
         "fp8_cast_passes": fp8,
         "host_collective_layer": some["tp"],
@@ -67,14 +73,32 @@ def exercised(runs: Sequence[Runs]) -> list[str]:
         "cp_overlap": some["cp"],
         "pp_overlap": some["pp"],
         "send_receive": some["pp"],
-        "fabric_efficiency": some["nodes"],
-        "fabric_latency": some["nodes"],
-        "node_skew": some["nodes"] and some["tp"],
-        "strained_host_layer": strains and some["tp"],
-        "strained_fabric_latency": strains,
-        "strained_all_reduce_wait": strains and some["zero0"],
     }
     return [parameter.name for parameter in FREE if needs.get(parameter.name, True)]
+
+
+def cluster_parameters(runs: Sequence[Runs]) -> list[FreeParameter]:
+    """The free parameters of each cluster that these runs can say something of: of its fabric where jobs span nodes.
+
+    What launches and all-reduces wait for is fitted where NCCL is left its rings alone: elsewhere runs cannot tell it from latency.
+    """
+    found = []
+    for name, cluster in sorted({run.scenario.cluster.name: run.scenario.cluster for run in runs}.items()):
+        mine = [run for run in runs if run.scenario.cluster.name == name]
+        some = {kind: any(_has(run, kind) for run in mine) for kind in ("nodes", "tp_nodes", "zero0_nodes")}
+        measured = cluster.allreduce_busbw is not None
+        needs = {
+            "fabric_efficiency": some["nodes"] and not measured,
+            "hop_latency": some["nodes"] and not measured,
+            "node_skew": some["tp_nodes"],
+            "all_reduce_wait": some["zero0_nodes"] and not cluster.trees,
+            "host_slowdown": some["tp_nodes"] and not cluster.trees,
+        }
+        for parameter in FREE_CLUSTER:
+            field = parameter.name.removeprefix("cluster.")
+            if needs[field]:
+                found.append(replace(parameter, name=f"cluster.{name}.{field}"))
+    return found
 
 
 def _has(run: Runs, name: str) -> bool:
@@ -89,7 +113,8 @@ def _has(run: Runs, name: str) -> bool:
         "zero1": (column["dp"] > 1) & (column["zero"] == 1),
         "zero12": (column["dp"] > 1) & (column["zero"] >= 1) & (column["zero"] <= 2),
         "nodes": several_nodes,
-        "piped_nodes": several_nodes & (column["pp"] > 1),
+        "tp_nodes": several_nodes & (column["tp"] > 1),
+        "zero0_nodes": several_nodes & (column["dp"] > 1) & (column["zero"] == 0),
     }
     return bool(masks[name].any())
 
@@ -105,21 +130,36 @@ def calibrate(frame: pd.DataFrame, groups: list[CaseGroup], software: str, base:
         ValueError: what the table lacks (see ``require_runs``), step times of another unit, an unknown parameter.
     """
     require_runs(frame, source, options.least)
-    runs, known = measured_runs(frame, groups, software), measured_runs(*known_states(frame, groups), software)
+    runs = measured_runs(frame, groups, software)
     if not runs:
         raise ValueError(f"{source}: no legal training run has software={software}")
     require_plausible([implied_mfu(run) for run in runs], source)
-    parameters = parameters_by_name(options.names or exercised(runs), CHIP) + (list(CHIP) if options.chip else [])
-    first = fit(known, base, parameters)
+    clusters = {run.scenario.cluster.name: run.scenario.cluster for run in runs}
+    if options.what != "software":
+        runs = [run.on(typical_cluster(run.scenario.cluster)) for run in runs]
+    parameters = _wanted(runs, options)
+    if not parameters:
+        raise ValueError(f"{source}: its runs say nothing of a cluster, since none spans two nodes; expected --fit software")
+    first = fit(runs, base, parameters)
     parameters = [parameter for parameter in parameters if parameter.name not in first.silent] or parameters
-    fitted = fit(known, base, parameters) if first.silent else first
+    fitted = fit(runs, base, parameters) if first.silent else first
     fitted = replace(fitted, silent=first.silent)
-    unseen = np.concatenate(held_out(runs, base, parameters, options.jobs, known))
+    unseen = np.concatenate(held_out(runs, base, parameters, options.jobs))
     truth = np.concatenate([run.measured for run in runs])
     models = len({run.model for run in runs})
     error = float(np.abs(unseen / truth - 1).mean())
     chips = tuple(sorted({run.scenario.hw.name for run in runs}))
-    return Calibration(software, base, fitted, error, len(truth), models, chips, _memory_fit(frame, groups, software, base))
+    memory = _memory_fit(frame, groups, software, base) if options.what != "cluster" else None
+    return Calibration(software, base, fitted, error, len(truth), models, chips, clusters, memory)
+
+
+def _wanted(runs: Sequence[Runs], options: Options) -> list[FreeParameter]:
+    """The parameters to fit."""
+    of_clusters = cluster_parameters(runs)
+    if options.names is not None:
+        return parameters_by_name(options.names, (*CHIP, *of_clusters))
+    framework = [] if options.what == "cluster" else parameters_by_name(exercised(runs))
+    return framework + ([] if options.what == "software" else of_clusters) + (list(CHIP) if options.chip else [])
 
 
 def implied_mfu(run: Runs) -> NDArray[np.float64]:
@@ -161,7 +201,7 @@ def profile_text(calibration: Calibration, source: str) -> str:
     lines += [
         f"{key}: {'null' if value is None else str(value).lower() if isinstance(value, bool) else value}" for key, value in kept.items()
     ]
-    lines += [f"{name}: {value:.4g}   # ± {errors[name]:.1g}" for name, value in fitted.items() if not name.startswith("hw.")]
+    lines += [f"{name}: {value:.4g}   # ± {errors[name]:.1g}" for name, value in fitted.items() if not name.startswith(("hw.", "cluster."))]
     lines += [
         f"# {name}: {value:.4g} ± {errors[name]:.1g} (of the chip: put it into conf/hw)"
         for name, value in fitted.items()
@@ -170,13 +210,39 @@ def profile_text(calibration: Calibration, source: str) -> str:
     return "\n".join(lines) + "\n"
 
 
-def write_profile(calibration: Calibration, path: Path, source: str) -> None:
-    """Writes the profile aside and moves it into place; the file parses as a profile or nothing is written."""
+def cluster_text(calibration: Calibration, cluster: Cluster, name: str, source: str) -> str:
+    """A fitted cluster as YAML: each fitted value with its standard error, and what it had before that is not the schema's default."""
+    mine = f"cluster.{cluster.name}."
+    values = {key.removeprefix(mine): value for key, value in calibration.fitted.values.items() if key.startswith(mine)}
+    errors = {key.removeprefix(mine): value for key, value in calibration.fitted.standard_errors.items() if key.startswith(mine)}
+    kept = typical_cluster(cluster).model_dump(mode="json", exclude_defaults=True, exclude={"name", *values})
+    lines = [f"# Fitted to runs in {source}, with software={calibration.software}; standard error beside each value.", f"name: {name}"]
+    lines += [f"{key}: {str(value).lower() if isinstance(value, bool) else value}" for key, value in kept.items()]
+    lines += [f"{key}: {value:.4g}   # ± {errors[key]:.1g}" for key, value in values.items()]
+    return "\n".join(lines) + "\n"
+
+
+def write(text: str, schema: type[BaseModel], path: Path) -> None:
+    """Writes an option aside and moves it into place; it is one of the schema's or nothing is written."""
     import yaml
 
-    text = profile_text(calibration, source)
-    Software.model_validate(yaml.safe_load(text))
+    schema.model_validate(yaml.safe_load(text))
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_suffix(".part")
     aside.write_text(text, encoding="utf-8")
     aside.replace(path)
+
+
+def write_all(calibration: Calibration, folder: Path, name: str, source: str) -> dict[str, Path]:
+    """Writes what was fitted below ``folder``: the profile as ``software/NAME.yaml``, each cluster as ``cluster/NAME.yaml``, or
+    ``NAME_CLUSTER.yaml`` where there are several. Returns the files by the override that takes them."""
+    fitted, written = calibration.fitted.values, {}
+    if any(not key.startswith(("hw.", "cluster.")) for key in fitted):
+        written[f"software={name}"] = path = folder / "software" / f"{name}.yaml"
+        write(profile_text(calibration, source), Software, path)
+    mine = [each for _, each in sorted(calibration.clusters.items()) if any(key.startswith(f"cluster.{each.name}.") for key in fitted)]
+    for cluster in mine:
+        own = name if len(mine) == 1 else f"{name}_{cluster.name}"
+        written[f"cluster={own}"] = path = folder / "cluster" / f"{own}.yaml"
+        write(cluster_text(calibration, cluster, own, source), Cluster, path)
+    return written

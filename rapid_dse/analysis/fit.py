@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Any
 
@@ -12,9 +12,11 @@ from joblib import Parallel, delayed
 from numpy.typing import NDArray
 from scipy.optimize import least_squares
 
+from rapid_dse.config.cluster import FREE_CLUSTER, Cluster
 from rapid_dse.config.hardware import Efficiency
+from rapid_dse.config.parameters import FreeParameter
 from rapid_dse.config.scenario import Scenario
-from rapid_dse.config.software import FREE, FREE_MEMORY, FreeParameter, Software
+from rapid_dse.config.software import FREE, FREE_MEMORY, Software
 from rapid_dse.layouts import IntColumn, Layouts
 from rapid_dse.simulate.memory import peak_memory
 from rapid_dse.simulate.stages import Split, stages
@@ -49,6 +51,10 @@ class Runs:
         """The runs where ``mask`` is true."""
         return Runs(self.scenario, self.layouts.take(mask), self.measured[mask], self.rows[mask], self.pinned)
 
+    def on(self, cluster: Cluster) -> Runs:
+        """The runs on another cluster."""
+        return replace(self, scenario=self.scenario.model_copy(update={"cluster": cluster}))
+
     @property
     def model(self) -> tuple[int, int, int]:
         """What makes two runs runs of one model."""
@@ -71,15 +77,29 @@ class Fit:
 
 
 def apply(scenario: Scenario, base: Software, values: Mapping[str, float], pinned: Mapping[str, Any]) -> Scenario:
-    """The scenario under ``base`` with fitted ``values``; what the runs pin stays theirs."""
-    software = {name: value for name, value in values.items() if not name.startswith("hw.")}
+    """The scenario under ``base`` with fitted ``values``; what the runs pin stays theirs.
+
+    Names of values: a field of the software profile, ``hw.efficiency.FIELD``, ``cluster.NAME.FIELD`` of the cluster of that name.
+    """
+    software = {name: value for name, value in values.items() if not name.startswith(("hw.", "cluster."))}
     profile = Software.model_validate(base.model_dump() | software | dict(pinned))
     changed: dict[str, Any] = {"software": profile}
     chip = {name.rsplit(".", 1)[1]: value for name, value in values.items() if name.startswith("hw.")}
     if chip:
         efficiency = Efficiency.model_validate(scenario.hw.efficiency.model_dump() | chip)
         changed["hw"] = scenario.hw.model_copy(update={"efficiency": efficiency})
+    mine = f"cluster.{scenario.cluster.name}."
+    fabric = {name.removeprefix(mine): value for name, value in values.items() if name.startswith(mine)}
+    if fabric:
+        changed["cluster"] = Cluster.model_validate(scenario.cluster.model_dump() | fabric)
     return scenario.model_copy(update=changed)
+
+
+def typical_cluster(cluster: Cluster) -> Cluster:
+    """The cluster with every free parameter back at what is typical."""
+    if cluster.allreduce_busbw is not None:
+        return cluster
+    return cluster.model_copy(update={p.name.removeprefix("cluster."): p.typical for p in FREE_CLUSTER})
 
 
 def typical_base(software: Software) -> Software:
@@ -146,9 +166,9 @@ def _model_of(runs: Sequence[Runs], base: Software, parameters: Sequence[FreePar
 
 
 def _lowest(name: str) -> float:
-    field = Software.model_fields.get(name)
+    field = (Cluster if name.startswith("cluster.") else Software).model_fields.get(name.rsplit(".", 1)[-1])
     bounds = [constraint.ge for constraint in field.metadata if getattr(constraint, "ge", None) is not None] if field else [0.3]
-    return float(bounds[0]) if bounds else 0.0
+    return float(max(bounds)) if bounds else 0.0
 
 
 def _judged(
@@ -176,21 +196,15 @@ def _judged(
     return Fit(values, standard, alike, silent, float(np.abs(predicted / seconds - 1).mean()))
 
 
-def held_out(
-    runs: Sequence[Runs], base: Software, parameters: Sequence[FreeParameter], jobs: int = 1, fitted_to: Sequence[Runs] | None = None
-) -> list[FloatColumn]:
+def held_out(runs: Sequence[Runs], base: Software, parameters: Sequence[FreeParameter], jobs: int = 1) -> list[FloatColumn]:
     """Predictions of each run by a fit that has not seen its model (nor, where there is one model alone, the run), like ``runs``.
-
-    Args:
-        fitted_to: the same runs with what a fit may know of them and a prediction may not; None: ``runs`` themselves.
 
     Returns:
         step times, s, one array a group of ``runs``, ``(n_layouts,)`` each.
     """
-    seen = runs if fitted_to is None else fitted_to
-    marks, seen_marks = folds_of(runs), folds_of(seen)
+    marks = folds_of(runs)
     count = 1 + max(int(mark.max()) for mark in marks)
-    fits = Parallel(n_jobs=jobs)(delayed(_fit_without)(seen, seen_marks, fold, base, parameters) for fold in range(count))
+    fits = Parallel(n_jobs=jobs)(delayed(_fit_without)(runs, marks, fold, base, parameters) for fold in range(count))
     predictions = [np.full(len(r.layouts), np.nan) for r in runs]
     for fold, values in enumerate(fits):
         for index, (r, mark) in enumerate(zip(runs, marks, strict=True)):

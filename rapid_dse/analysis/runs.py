@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rapid_dse.analysis.fit import Runs
-from rapid_dse.config.software import FREE, FREE_MEMORY, FreeParameter
-from rapid_dse.simulate.strain import nodes_of
-from rapid_dse.sweep.cases import CaseGroup, group_cases
+from rapid_dse.config.parameters import FreeParameter
+from rapid_dse.config.software import FREE, FREE_MEMORY
+from rapid_dse.sweep.cases import CaseGroup
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -20,9 +20,6 @@ FloatColumn = NDArray[np.float64]
 
 SECONDS, PEAK, STATUS = "measured.step_time_s", "measured.peak_memory_bytes", "measured.status"
 LEAST_ROWS = 30
-BUS_BANDWIDTH = "measured.allreduce_busbw_gbs"  # GB/s that the job's all-reduce over all its GPUs gave
-RINGS_ALONE = 1000.0  # GB/s: rings' bus bandwidth falls as 1/nodes, and stays below this times that; trees keep theirs
-TELLING_NODES = 8  # from here on the two lie apart
 PLAUSIBLE_MFU = (1e-3, 1.2)  # a step that is off this was written in another unit
 
 
@@ -45,24 +42,6 @@ def measured_runs(frame: pd.DataFrame, groups: Sequence[CaseGroup], software: st
             pinned = {key.removeprefix("software."): value for key, value in group.pinned.items()}
             runs.append(Runs(portion.scenario, portion.layouts.take(keep), figures[group.rows][keep], group.rows[keep], pinned))
     return runs
-
-
-def known_states(frame: pd.DataFrame, groups: list[CaseGroup]) -> tuple[pd.DataFrame, list[CaseGroup]]:
-    """The table for a fit, with ``software.strained`` where a job's own all-reduce tells it, and its rows by scenario.
-
-    Predictions must not know it: they price the table as it came. Without ``measured.allreduce_busbw_gbs`` nothing changes.
-    """
-    if BUS_BANDWIDTH not in frame or "software.strained" in frame:
-        return frame, groups
-    nodes = np.ones(len(frame))
-    for group in groups:
-        nodes[group.rows] = nodes_of(group.portion.scenario.hw, group.portion.layouts)
-    bandwidth = np.asarray(frame[BUS_BANDWIDTH], dtype=np.float64)
-    telling = np.isfinite(bandwidth) & (nodes >= TELLING_NODES)
-    strained = [bool(slow) if tells else None for slow, tells in zip(bandwidth * nodes < RINGS_ALONE, telling, strict=True)]
-    told = frame.copy()
-    told["software.strained"] = strained
-    return told, group_cases(told)
 
 
 def require_runs(frame: pd.DataFrame, source: str, least: int = LEAST_ROWS) -> None:

@@ -9,7 +9,6 @@ from rich.table import Table
 
 from rapid_dse.layouts import CODES, KEYS
 from rapid_dse.simulate.results import MEMORY_TERMS, TIME_TERMS, Priced
-from rapid_dse.simulate.strain import strained
 from rapid_dse.sweep.portion import Portion
 
 GIB = 2**30
@@ -51,17 +50,7 @@ def render(portion: Portion, priced: Priced) -> Group:
         f"MFU {100 * float(result['mfu']):.1f} %\n"
         f"energy {float(priced.energy_j[0]) / 1e6:.4g} MJ a step; cost {float(priced.cost_usd[0]):.4g} USD a step"
     )
-    return Group(headline(portion), "", time, "", memory, "", summary + _strain(portion))
-
-
-def _strain(portion: Portion) -> str:
-    """Says which state the job is priced in, where the profile knows two."""
-    software = portion.scenario.software
-    if not software.strain_changes:
-        return ""
-    if strained(portion.scenario, portion.layouts)[0]:
-        return "\npriced under strain, as measured runs over several nodes were; software.strained=false: without"
-    return "\npriced without strain; software.strained=true: as in docs/validation.md"
+    return Group(headline(portion), "", time, "", memory, "", summary)
 
 
 def headline(portion: Portion) -> str:

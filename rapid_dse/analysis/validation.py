@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from rapid_dse.analysis.calibration import exercised, implied_mfu, memory_parameters
+from rapid_dse.analysis.calibration import cluster_parameters, exercised, implied_mfu, memory_parameters
 from rapid_dse.analysis.collectives import predict_collectives
-from rapid_dse.analysis.fit import Runs, held_out, logged_peak, typical_base
+from rapid_dse.analysis.fit import held_out, logged_peak, typical_base, typical_cluster
 from rapid_dse.analysis.kernels import COLLECTIVES, error_table, precisions, predict_kernels, read_kernels
-from rapid_dse.analysis.runs import PEAK, SECONDS, known_states, measured_runs, parameters_by_name, require_plausible, require_runs
+from rapid_dse.analysis.runs import PEAK, SECONDS, measured_runs, parameters_by_name, require_plausible, require_runs
 from rapid_dse.analysis.scores import Score, score
 from rapid_dse.config.hardware import Hardware
 from rapid_dse.config.table_file import read_table
@@ -59,11 +59,8 @@ class Validated:
         return both
 
 
-def validate_cases(path: str | Path, jobs: int, folds: bool = True, told: bool = False) -> Validated:
+def validate_cases(path: str | Path, jobs: int, folds: bool = True) -> Validated:
     """Prices every training case by its shipped profile, and, with ``folds``, by a fit that has not seen its model.
-
-    Args:
-        told: predictions, too, know what a job's own all-reduce tells of its state: how much of the error is not the model's.
 
     Raises:
         ValueError: a table that cannot be read, lacks ``suite``, ``software`` or ``measured.step_time_s``, has fewer than three rows that
@@ -77,8 +74,6 @@ def validate_cases(path: str | Path, jobs: int, folds: bool = True, told: bool =
         frame["measured.status"] = "ok"
     require_runs(frame, str(path), LEAST_RUNS)
     groups = group_cases(frame)
-    if told:
-        frame, groups = known_states(frame, groups)
     for software in frame["software"].unique():
         runs = measured_runs(frame, groups, str(software))
         if runs:
@@ -89,9 +84,8 @@ def validate_cases(path: str | Path, jobs: int, folds: bool = True, told: bool =
     )
     unseen = shipped.copy()
     if folds:
-        told_frame, told_groups = known_states(frame, groups)
         for software in map(str, frame["software"].unique()):
-            _put_unseen(unseen, frame, groups, measured_runs(told_frame, told_groups, software), software, jobs)
+            _put_unseen(unseen, frame, groups, software, jobs)
     return Validated(frame, shipped, unseen, terms)
 
 
@@ -108,15 +102,16 @@ def _shipped(frame: pd.DataFrame, groups: Sequence[CaseGroup]) -> pd.DataFrame:
     return table
 
 
-def _put_unseen(
-    unseen: pd.DataFrame, frame: pd.DataFrame, groups: list[CaseGroup], known: Sequence[Runs], software: str, jobs: int
-) -> None:
-    """Replaces step times, and peaks where enough were measured, by those of fits to ``known`` without each case's model."""
+def _put_unseen(unseen: pd.DataFrame, frame: pd.DataFrame, groups: list[CaseGroup], software: str, jobs: int) -> None:
+    """Replaces step times, and peaks where enough were measured, by those of fits without each case's model; the fits are of the
+    framework's parameters and of its clusters'."""
     runs = measured_runs(frame, groups, software)
     if not runs:
         return
     base = typical_base(runs[0].scenario.software)
-    for run, values in zip(runs, held_out(runs, base, parameters_by_name(exercised(runs)), jobs, known), strict=True):
+    typical = [run.on(typical_cluster(run.scenario.cluster)) for run in runs]
+    parameters = [*parameters_by_name(exercised(runs)), *cluster_parameters(runs)]
+    for run, values in zip(runs, held_out(typical, base, parameters, jobs), strict=True):
         unseen.loc[frame.index[run.rows], "seconds"] = values
     peaks = measured_runs(frame, groups, software, PEAK) if PEAK in frame else []
     if sum(len(run.rows) for run in peaks) >= LEAST_PEAKS:

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 from pydantic import BaseModel, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
+from rapid_dse.config.cluster import Cluster
 from rapid_dse.config.effects import COMMAND, Only, Where, require_no_refused
 from rapid_dse.config.fields import Frozen
 from rapid_dse.config.hardware import PRECISION_BYTES, FlashKernelName, Hardware
@@ -29,6 +30,7 @@ class Scenario(Frozen):
     """Everything a trial depends on. A table of layouts shares all of it but ``parallel`` and the columns of ``Layouts``."""
 
     hw: Hardware
+    cluster: Cluster = Cluster(name="reference")
     model: Model
     parallel: Parallel = Parallel()
     workload: Workload = Workload()

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from pydantic import Field
 
 from rapid_dse.config.effects import Only, Where
-from rapid_dse.config.fields import Bytes, Count, Frozen, Seconds, ShareOrZero
+from rapid_dse.config.fields import Bytes, Frozen, Seconds, ShareOrZero
 from rapid_dse.config.hardware import FlashKernelName
+from rapid_dse.config.parameters import FreeParameter
 
 UNFUSED = Only(Where("software.attention", ("unfused",)), Where("hw.attention_kernels", ((),)))
 FP8 = Only(Where("workload.precision", ("fp8",)))
@@ -79,25 +79,7 @@ class Software(Frozen):
     reduce_each_micro_batch: bool = True
     # FSDP: under ZeRO 3 the shards are the fp32 master weights, of which gathers make 16-bit copies; else 16-bit shards stay beside them.
     master_shards: bool = False
-    fabric_efficiency: Annotated[float, Field(ge=0.1, le=1)] = (
-        1.0  # share of the fabric's bandwidth that its collectives between nodes reach
-    )
-    fabric_latency: Annotated[Seconds, Field(le=2e-3)] = 5e-6  # what a hop between nodes costs it beyond the link's own latency
-    # What a blocking collective of a layer waits for each further node that its group spans: ranks of several hosts arrive apart.
-    node_skew: Annotated[Seconds, Field(le=2e-3)] = 5e-5
     send_receive: Seconds = 2e-5  # host and synchronisation cost of one pipeline send with its receive
-    # Some clusters' jobs over several nodes run under strain: hosts that launch one tensor-parallel rank after the other, NCCL left its
-    # rings alone, slower hops. true, false: this job does, does not; null: pipelines over several nodes do, and jobs of strained_nodes
-    # nodes and more. Where the strained_* below are at their defaults, it changes nothing.
-    strained: bool | None = None
-    strained_nodes: Count | None = None
-    strained_trees: bool = True  # NCCL may take its tree between nodes there too
-    strained_overlap: bool = True  # reductions of gradients hide behind computation there too
-    strained_host_layer: Seconds = 0.0  # host time of a layer for each tensor-parallel rank, where that is more than the layer's own
-    strained_fabric_latency: Annotated[Seconds, Field(le=2e-3)] = 0.0  # what a hop between nodes costs beyond fabric_latency
-    strained_all_reduce_wait: Annotated[Seconds, Field(le=2e-3)] = (
-        0.0  # what a bucket's all-reduce waits for each further rank of its group
-    )
     # data types
     gradient_dtype: Dtype = "fp32"  # of the gradient that is kept and reduced
     reduce_dtype: Dtype | None = None  # of the gradient on the wire; null: gradient_dtype
@@ -123,15 +105,6 @@ class Software(Frozen):
     # Copies of the whole stream (tokens × hidden, 16 bits) that a tensor-parallel embedding keeps a micro-batch in flight.
     embedding_copies: Annotated[float, Field(ge=0, le=8)] = 0.0
 
-    def in_state(self, strained: bool) -> Software:
-        """The profile of a job that runs under strain, or does not: what holds in that state alone, in its plain fields."""
-        if not strained:
-            return self.model_copy(
-                update={"strained": False, "strained_host_layer": 0.0, "strained_all_reduce_wait": 0.0, "strained_trees": True}
-            )
-        update = {"strained": True, "fabric_latency": self.fabric_latency + self.strained_fabric_latency}
-        return self.model_copy(update=update | ({} if self.strained_overlap else {"dp_overlap": 0.0, "scatter_overlap": 0.0}))
-
     @property
     def peak_logit_bytes(self) -> float:
         """Bytes a logit that is alive at the peak, as ``logit_bytes`` says or by how the loss runs."""
@@ -154,28 +127,6 @@ class Software(Frozen):
         """Whether weights and activations are kept in 8 bits where products run in fp8."""
         return self.fp8_library == "transformer_engine" and self.fp8_recipe in ("delayed", "tensorwise")
 
-    @property
-    def strain_changes(self) -> bool:
-        """Whether a strained job is priced otherwise at all."""
-        waits = self.strained_host_layer + self.strained_fabric_latency + self.strained_all_reduce_wait
-        return waits > 0 or not self.strained_trees or not self.strained_overlap
-
-
-@dataclass(frozen=True)
-class FreeParameter:
-    """A number that ``calibrate`` may fit.
-
-    ``typical`` and ``spread`` are what it is over frameworks and how far one may lie from that, both in ``unit``: where a table of
-    runs says nothing of it, it stays there. ``upper`` bounds the search.
-    """
-
-    name: str
-    typical: float
-    spread: float
-    upper: float
-    unit: str
-    reason: str
-
 
 FREE: tuple[FreeParameter, ...] = (
     FreeParameter("elementwise_traffic", 2.0, 0.7, 6.0, "times fused traffic", "how many of the small kernels it fuses"),
@@ -192,13 +143,7 @@ FREE: tuple[FreeParameter, ...] = (
     FreeParameter("tp_backward_overlap", 0.2, 0.2, 1.0, "share", "input-gradient transfers beside weight gradients"),
     FreeParameter("pp_overlap", 0.5, 0.3, 1.0, "share", "asynchronous sends"),
     FreeParameter("send_receive", 2e-5, 1e-4, 1e-2, "s", "stream synchronisation around sends"),
-    FreeParameter("fabric_efficiency", 0.8, 0.2, 1.0, "share", "its NCCL plugin and channels, and what else the network cards carry"),
-    FreeParameter("fabric_latency", 5e-6, 2e-5, 1e-3, "s", "its NCCL plugin's proxy threads"),
-    FreeParameter("node_skew", 5e-5, 2e-4, 2e-3, "s", "how evenly its processes run ahead on several hosts"),
     FreeParameter("gather_calls_per_layer", 0.0, 6.0, 20.0, "calls", "whether weights are gathered tensor by tensor"),
-    FreeParameter("strained_host_layer", 0.0, 1.5e-3, 1e-2, "s", "launches that wait for each other's cores"),
-    FreeParameter("strained_fabric_latency", 0.0, 5e-5, 2e-3, "s", "proxy threads that wait for cores"),
-    FreeParameter("strained_all_reduce_wait", 0.0, 1e-4, 2e-3, "s", "the same, at each step of an all-reduce"),
     FreeParameter("cp_overlap", 0.9, 0.1, 1.0, "share", "ring attention's transfers beside its kernels"),
     FreeParameter("optimizer_traffic", 34.0, 15.0, 200.0, "bytes a parameter", "fused or for-each optimizer"),
 )

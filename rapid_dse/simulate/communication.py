@@ -7,11 +7,13 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from rapid_dse.config.hardware import PRECISION_BYTES, Network
+from rapid_dse.config.cluster import Cluster
+from rapid_dse.config.hardware import PRECISION_BYTES, Hardware, Network
 from rapid_dse.config.scenario import Scenario
 from rapid_dse.layouts import WHOLE_GROUP, Layouts
 from rapid_dse.model.operators import local_kv_heads
 from rapid_dse.network import transfer
+from rapid_dse.network.fabric import met, told
 from rapid_dse.network.placement import Placement, place
 from rapid_dse.network.transfer import Transfer
 from rapid_dse.simulate.operators import compute_bytes
@@ -40,21 +42,21 @@ class Traffic:
     stream: TensorParallel
 
 
+def cluster_of(scenario: Scenario) -> Cluster:
+    """The cluster with what follows from its measured bus bandwidths."""
+    return told(scenario.cluster, scenario.hw.network, scenario.hw.node_dimensions)
+
+
 def effective_network(scenario: Scenario) -> Network:
-    """The network as the framework's collectives find it: beyond the node its own share and latency apply."""
-    within = scenario.hw.node_dimensions
-    inner, outer = scenario.hw.network.dimensions[:within], scenario.hw.network.dimensions[within:]
-    software = scenario.software
-    changed = [
-        dimension.model_copy(
-            update={
-                "utilization": dimension.utilization * software.fabric_efficiency,
-                "latency": dimension.latency + software.fabric_latency,
-            }
-        )
-        for dimension in outer
-    ]
-    return scenario.hw.network.model_copy(update={"dimensions": (*inner, *changed)})
+    """The network as jobs on the cluster meet it: beyond the node its share of the bandwidth and its latency apply."""
+    return met(scenario.hw.network, scenario.hw.node_dimensions, cluster_of(scenario))
+
+
+def nodes_of(hw: Hardware, layouts: Layouts) -> FloatColumn:
+    """The nodes that each layout's GPUs are, a part of one included, ``(n_layouts,)``; 1 where the whole machine is one node."""
+    if hw.node_dimensions == len(hw.network.dimensions):
+        return np.ones(len(layouts))
+    return np.asarray(layouts.num_gpus / hw.gpus_per_node)
 
 
 def placement_of(scenario: Scenario, layouts: Layouts) -> Placement:
@@ -94,7 +96,7 @@ def tensor_parallel(
 
 def node_wait(scenario: Scenario, placement: Placement) -> FloatColumn:
     """Seconds that a tensor-parallel collective waits for ranks on other nodes, ``(n_layouts,)``."""
-    return scenario.software.node_skew * (placement.tp.parts(scenario.hw.node_dimensions) - 1)
+    return scenario.cluster.node_skew * (placement.tp.parts(scenario.hw.node_dimensions) - 1)
 
 
 def stream_bytes(scenario: Scenario, layouts: Layouts) -> FloatColumn:

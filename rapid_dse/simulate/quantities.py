@@ -38,7 +38,6 @@ from rapid_dse.simulate.sharding import (
 )
 from rapid_dse.simulate.slots import host_layer_seconds, launched_slot
 from rapid_dse.simulate.stages import Split
-from rapid_dse.simulate.strain import by_state
 from rapid_dse.simulate.training import (
     Arrangement,
     Layer,
@@ -128,7 +127,6 @@ def operators_of(scenario: Scenario, layouts: Layouts) -> tuple[Prepared, Block]
 def one_layout(scenario: Scenario, layouts: Layouts, row: int, ready: Prepared, block: Block) -> Priced1:
     """All about the layout at ``row``."""
     layout, own = layouts.take(slice(row, row + 1)), block.take(np.array([row]))
-    [(scenario, _)] = by_state(scenario, layout)
     assumed = with_closed_form(scenario)
     groups, arranged = groups_of(assumed, layout), arrangement(assumed, layout)
     layer = layer_time(assumed, layout, own, arranged)
@@ -163,7 +161,7 @@ def _layer_work(
     core = selective and software.selective_recompute == "core_attention"
     again_attention = (full or core) and software.recomputes_attention
     span = groups.placement.tp
-    skew = software.node_skew * float(np.ravel(span.parts(scenario.hw.node_dimensions) - 1)[0])
+    skew = scenario.cluster.node_skew * float(np.ravel(span.parts(scenario.hw.node_dimensions) - 1)[0])
     hops = cp - 1
     return LayerWork(
         halves=_halves(scenario, layout, block, groups, moved, ready.alone.matmul_seconds[:, :-1, shape]),
@@ -273,8 +271,8 @@ def _stage_work(one: Priced1, stage: int, chunks: list[int], passes: PassSeconds
         tied_reduce=_seconds(tied.reduction),
         dp_hidden=scatter_overlap(software) if zero == 1 else software.dp_overlap,
         gather_hidden=software.parameter_gather_overlap,
-        wait=max(0.0, calls * software.strained_all_reduce_wait * others - software.dp_overlap * layers * passes.backward),
-        tree=software.strained_trees,
+        wait=max(0.0, calls * groups.cluster.all_reduce_wait * others - software.dp_overlap * layers * passes.backward),
+        tree=groups.cluster.trees,
     )
 
 

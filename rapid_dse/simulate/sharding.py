@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from rapid_dse.config.cluster import Cluster
 from rapid_dse.config.hardware import Network
 from rapid_dse.config.scenario import Scenario
 from rapid_dse.config.software import Software
@@ -30,6 +31,7 @@ class Groups:
 
     placement: Placement
     network: Network
+    cluster: Cluster
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,7 @@ def sharded_passes(scenario: Scenario, layouts: Layouts, groups: Groups, weights
         return Passes(gather, none)
     sizes = weights.times(gradient_bytes(scenario))
     scatter = _by_group(sizes, groups)  # a gather reversed
-    for copies in across_replicas(software, sizes, groups):
+    for copies in across_replicas(sizes, groups):
         scatter = scatter + copies
     return Passes(gather, scatter.times(layouts.zero >= 2))
 
@@ -122,24 +124,24 @@ def _by_group(sizes: Weights, groups: Groups) -> Transfer:
     return gather + transfer.all_gather(sizes.experts, groups.placement.expert_shard, groups.network)
 
 
-def across_replicas(software: Software, sizes: Weights, groups: Groups) -> list[Transfer]:
+def across_replicas(sizes: Weights, groups: Groups) -> list[Transfer]:
     """The all-reduces that keep the copies of the shards equal under hybrid sharding: each rank's shard of ``sizes`` bytes of gradients,
     over the ranks that hold the same one; none without hybrid sharding."""
     placement = groups.placement
     return [
-        all_reduce(software, size / halves.shard.size, halves.replica, groups.network)
+        all_reduce(size / halves.shard.size, halves.replica, groups)
         for size, halves in ((sizes.dense, placement.halves), (sizes.experts, placement.expert_halves))
         if halves is not None and size is not None
     ]
 
 
-def all_reduce(software: Software, size: FloatColumn, span: Span, network: Network) -> Transfer:
-    """One all-reduce of gradients, ``size`` bytes, as the framework's jobs run it: trees, or rings alone under strain."""
-    if software.strained_trees:
-        reduce = transfer.all_reduce(size, span, network)
+def all_reduce(size: FloatColumn, span: Span, groups: Groups) -> Transfer:
+    """One all-reduce of gradients, ``size`` bytes, as the cluster's jobs run it: by NCCL's choice, or around rings alone."""
+    if groups.cluster.trees:
+        reduce = transfer.all_reduce(size, span, groups.network)
     else:
-        reduce = transfer.reduce_scatter(size, span, network) + transfer.all_gather(size, span, network)
-    return reduce.waiting(software.strained_all_reduce_wait * (span.size - 1))
+        reduce = transfer.reduce_scatter(size, span, groups.network) + transfer.all_gather(size, span, groups.network)
+    return reduce.waiting(groups.cluster.all_reduce_wait * (span.size - 1))
 
 
 def gathered_bytes(scenario: Scenario) -> int:
@@ -173,24 +175,24 @@ def _sum_of_replicated(scenario: Scenario, layouts: Layouts, found: Stages, grou
 def gradient_sync(scenario: Scenario, layouts: Layouts, sent: Weights, groups: Groups) -> Transfer:
     """Reduction of ``sent`` bytes of gradients, bucket by bucket: all-reduce, or reduce-scatter where ZeRO shards what follows."""
     placement = groups.placement
-    dense = group_sync(scenario, layouts, sent.dense, (placement.gradient, placement.halves), groups.network)
+    dense = group_sync(scenario, layouts, sent.dense, (placement.gradient, placement.halves), groups)
     if sent.experts is None:
         return dense
-    return dense + group_sync(scenario, layouts, sent.experts, (placement.expert_gradient, placement.expert_halves), groups.network)
+    return dense + group_sync(scenario, layouts, sent.experts, (placement.expert_gradient, placement.expert_halves), groups)
 
 
-def group_sync(scenario: Scenario, layouts: Layouts, sent: FloatColumn, group: tuple[Span, Halves | None], network: Network) -> Transfer:
+def group_sync(scenario: Scenario, layouts: Layouts, sent: FloatColumn, group: tuple[Span, Halves | None], groups: Groups) -> Transfer:
     """The reduction of ``sent`` bytes over one group; 0 bytes take no time.
 
     Under hybrid sharding (``Halves``) the gradients are scattered within the group that shares the shards, and each shard is then summed
     over its replicas.
     """
-    software, calls = scenario.software, np.maximum(1.0, np.ceil(sent / bucket(scenario, layouts)))
+    calls = np.maximum(1.0, np.ceil(sent / bucket(scenario, layouts)))
     span, halves = group
-    scatter = transfer.reduce_scatter(sent / calls, span if halves is None else halves.shard, network)
+    scatter = transfer.reduce_scatter(sent / calls, span if halves is None else halves.shard, groups.network)
     if halves is not None:
-        scatter = scatter + all_reduce(software, sent / calls / halves.shard.size, halves.replica, network)
-    reduce = all_reduce(software, sent / calls, span, network)
+        scatter = scatter + all_reduce(sent / calls / halves.shard.size, halves.replica, groups)
+    reduce = all_reduce(sent / calls, span, groups)
     return transfer.either(layouts.zero == 0, reduce, scatter).times(np.where(sent > 0, calls, 0.0))
 
 

@@ -9,10 +9,12 @@ from rapid_dse.config.scenario import Scenario
 from rapid_dse.config.software import Software
 from rapid_dse.layouts import RECOMPUTE_FULL, Layouts
 from rapid_dse.simulate.block import Block
+from rapid_dse.simulate.communication import nodes_of
 from rapid_dse.simulate.stages import Stages
 from rapid_dse.trace.schedules import Slots
 
 FloatColumn = NDArray[np.float64]
+NODE = 8  # tensor-parallel ranks that ``cluster.host_slowdown`` is told of
 
 IDLE_FORWARD = 1 / 3  # share of a slot that is its forward pass where a stage computes nothing: the host's, as in the graphs of stages
 
@@ -21,11 +23,13 @@ def host_layer_seconds(scenario: Scenario, layouts: Layouts) -> FloatColumn:
     """Seconds in which the host launches a layer's forward and backward pass for a micro-batch, ``(n_layouts,)``."""
     software = scenario.software
     collective = np.where(layouts.tp > 1, software.host_collective_layer, 0.0)
-    in_turn = np.where(layouts.tp > 1, software.strained_host_layer * layouts.tp, 0.0)
     # Full recomputation launches the forward pass again, half of what the host does for a layer.
     again = np.where(layouts.recompute == RECOMPUTE_FULL, 1.5, 1.0)
-    seconds: FloatColumn = np.maximum((software.host_layer + collective) * again, in_turn)
-    return seconds
+    seconds = (software.host_layer + collective) * again
+    if scenario.cluster.host_slowdown == 1:
+        return seconds
+    slow = np.where(nodes_of(scenario.hw, layouts) > 1, scenario.cluster.host_slowdown * layouts.tp / NODE, 1.0)
+    return seconds * np.maximum(1.0, slow)
 
 
 def launched_slot(software: Software, device: NDArray[np.float64], host: NDArray[np.float64]) -> NDArray[np.float64]:

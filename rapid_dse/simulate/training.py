@@ -16,7 +16,7 @@ from rapid_dse.layouts import INTERLEAVED, RECOMPUTE_FULL, RECOMPUTE_SELECTIVE, 
 from rapid_dse.model.operators import MicroBatch, model_flops_per_token
 from rapid_dse.network import closed_form
 from rapid_dse.simulate.block import Block, distinct_shapes, framework_block
-from rapid_dse.simulate.communication import Traffic, effective_network, gradient_bytes, placement_of, traffic
+from rapid_dse.simulate.communication import Traffic, cluster_of, effective_network, gradient_bytes, placement_of, traffic
 from rapid_dse.simulate.cost import StepWork, energy
 from rapid_dse.simulate.memory import Memory, Weights, layer_weights, peak_memory, stage_weights
 from rapid_dse.simulate.operators import Operators, operators
@@ -35,7 +35,6 @@ from rapid_dse.simulate.sharding import (
 )
 from rapid_dse.simulate.slots import host_layer_seconds, launched_part, stage_slots
 from rapid_dse.simulate.stages import Split, Stages, stages
-from rapid_dse.simulate.strain import by_state
 from rapid_dse.simulate.uneven import chunk_waits
 from rapid_dse.simulate.vocabulary import Ends, VocabularyParallel, exposed_ends, vocabulary_parallel
 from rapid_dse.trace.schedules import bubble
@@ -178,11 +177,7 @@ def price(scenario: Scenario, layouts: Layouts) -> Priced:
 def step_seconds(scenario: Scenario, layouts: Layouts, ready: Prepared) -> FloatColumn:
     """Step times alone, s, ``(n_layouts,)``, of layouts whose operators are priced: what a fit needs, many times over."""
     block = framework_block(scenario, ready.shape, ready.alone, ready.device).take(ready.where)
-    seconds = np.empty(len(layouts))
-    for state, rows in by_state(scenario, layouts):
-        part = layouts.take(rows)
-        seconds[rows] = step_time(state, part, block.take(rows), arrangement(state, part), ready.device).total
-    return seconds
+    return step_time(scenario, layouts, block, arrangement(scenario, layouts), ready.device).total
 
 
 def groups_of(scenario: Scenario, layouts: Layouts) -> Groups:
@@ -195,7 +190,7 @@ def groups_of(scenario: Scenario, layouts: Layouts) -> Groups:
     for reason, broken in placement.reasons:
         if broken.any():
             raise ValueError(reason)
-    return Groups(placement, effective_network(scenario))
+    return Groups(placement, effective_network(scenario), cluster_of(scenario))
 
 
 def arrangement(scenario: Scenario, layouts: Layouts) -> Arrangement:
@@ -215,14 +210,6 @@ def arrangement(scenario: Scenario, layouts: Layouts) -> Arrangement:
 
 
 def _price_chunk(scenario: Scenario, layouts: Layouts, block: Block, device: OperatorModel) -> Priced:
-    states = by_state(scenario, layouts)
-    if len(states) == 1:
-        return _price_state(states[0][0], layouts, block, device)
-    priced = Priced.concatenate([_price_state(state, layouts.take(rows), block.take(rows), device) for state, rows in states])
-    return priced.take(np.argsort(np.concatenate([rows for _, rows in states])))
-
-
-def _price_state(scenario: Scenario, layouts: Layouts, block: Block, device: OperatorModel) -> Priced:
     arranged = arrangement(scenario, layouts)
     layer = layer_time(scenario, layouts, block, arranged)
     return result_columns(scenario, layouts, block, arranged, step_time(scenario, layouts, block, arranged, device, layer))

@@ -19,6 +19,7 @@ from pydantic import ValidationError
 from yaml import YAMLError
 
 from rapid_dse.config import nodes
+from rapid_dse.config.cluster import Cluster
 from rapid_dse.config.hardware import Hardware
 from rapid_dse.config.model import Model
 from rapid_dse.config.run import Backend, Debug, Parallel, Search, Workload
@@ -27,7 +28,7 @@ from rapid_dse.config.software import Software
 from rapid_dse.sweep.overrides import GROUPS, SWEEPS, check_key, for_hydra, read
 from rapid_dse.sweep.places import home
 
-SHOWN = ("hw", "model", "software", "backend")  # groups whose option is a column of the results
+SHOWN = ("hw", "cluster", "model", "software", "backend")  # groups whose option is a column of the results
 
 UNREADABLE = (HydraException, OmegaConfBaseException, YAMLError)  # what composing raises for a file or a value that is wrong
 
@@ -188,6 +189,7 @@ def _unchecked(tree: Mapping[str, Any]) -> Scenario:
         model=model,
         parallel=Parallel.model_validate(tree["parallel"]),
         workload=Workload.model_validate(tree["workload"]),
+        cluster=Cluster.model_validate(tree["cluster"]),
         software=Software.model_validate(tree["software"]),
         backend=Backend.model_validate(tree["backend"]),
         search=Search.model_validate(tree["search"]),

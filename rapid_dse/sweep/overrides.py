@@ -16,7 +16,7 @@ from rapid_dse.config.units import shortened
 from rapid_dse.layouts import COLUMN_OF, OPTIONAL
 from rapid_dse.sweep.grammar import parser
 
-GROUPS = ("hw", "model", "parallel", "workload", "software", "backend", "search")
+GROUPS = ("hw", "cluster", "model", "parallel", "workload", "software", "backend", "search")
 MOST_VALUES = 100_000  # of one key
 SWEEPS = "sweeps"  # the group of named sweeps: +sweeps=NAME
 # Keys that take the word all: every value that can be legal. How many GPUs share one copy of the shards is told in numbers.

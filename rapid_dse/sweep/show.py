@@ -127,9 +127,12 @@ def show_counts(console: Console, status: Counter[str], reasons: Counter[str], r
 
 def show_artifacts(console: Console, scenarios: Iterable[Scenario]) -> None:
     """Where the runs of trials have left what ``backend.artifacts`` asks for."""
-    from rapid_dse.simulate.artifacts import folder_of
+    wanted = [scenario for scenario in scenarios if scenario.backend.artifacts.wanted]
+    if not wanted:
+        return
+    from rapid_dse.simulate.artifacts import folder_of  # loads numba
 
-    for folder in dict.fromkeys(folder_of(scenario) for scenario in scenarios if scenario.backend.artifacts.wanted):
+    for folder in dict.fromkeys(map(folder_of, wanted)):
         if folder.is_dir():  # closed forms leave a timeline of a trial that is priced alone
             console.print(f"artifacts of the trials in {folder}/<key of the row>", highlight=False, markup=False)
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 STATUS = ("ok", "oom", "invalid", "error")
 OK, OOM, INVALID, ERROR = range(len(STATUS))
-CHOICES = ("hw", "model", "software", "backend")
+CHOICES = ("hw", "cluster", "model", "software", "backend")
 _WORKLOAD = ("kind", "seq_len", "precision")
 _INFERENCE = ("batch_size", "concurrency", "prompt_len", "decode_len", "kv_precision")
 _FEW = 32  # so many layouts that fail are tried one by one; of more the ends speak for all

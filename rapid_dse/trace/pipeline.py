@@ -155,7 +155,7 @@ class StageWork:
             is gathered before each of their forward passes, their ``layer_scattered`` reduced after each backward pass.
         tied: bytes of the tied table's gradient, which first and last stage sum at the end of the step, in ``tied_reduce``; 0: nothing.
         dp_hidden: share of the backward pass that reductions hide behind; ``gather_hidden``: of the forward pass, for gathers.
-        wait: seconds that all-reduces of gradients wait for ranks under strain, and nothing hides.
+        wait: seconds that all-reduces of gradients wait for other ranks (``cluster.all_reduce_wait``), and nothing hides.
         tree: whether gradients are summed by one all-reduce, else by reduce-scatter and all-gather.
     """
 

@@ -1,0 +1,78 @@
+"""What the schema knows of a cluster: what the jobs on it meet, whichever framework they run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from rapid_dse.config.fields import BytesPerSecond, Count, Frozen, Seconds, Share
+from rapid_dse.config.parameters import FreeParameter
+
+
+def _pairs(value: Any) -> Any:
+    """A mapping as pairs, which are hashable; a table of results writes it as text, ``8: 95 GB/s, 16: 50 GB/s``."""
+    if isinstance(value, str):
+        return tuple(tuple(part.split(":", 1)) if ":" in part else (part, None) for part in value.strip("{} ").split(","))
+    return tuple(value.items()) if isinstance(value, Mapping) else value
+
+
+def _bus_bandwidth(value: Any) -> Any:
+    """nccl-tests prints GB/s: a bare number is meant so."""
+    return float(value) * 1e9 if isinstance(value, int | float) and not isinstance(value, bool) and value < 1e6 else value
+
+
+Nodes = Annotated[Count, BeforeValidator(lambda value: int(value) if isinstance(value, str) and value.strip().isdigit() else value)]
+BusBandwidth = Annotated[BytesPerSecond, BeforeValidator(_bus_bandwidth)]
+
+
+class Cluster(Frozen):
+    """The fabric between nodes and the nodes' hosts, as jobs meet them: what the chip's data sheets leave open.
+
+    Attributes:
+        allreduce_busbw: what nccl-tests gives there: by number of nodes (of 2 and more) the bus bandwidth of an all-reduce of 1 GB and
+            more over all their GPUs, GB/s. ``fabric_efficiency``, ``hop_latency`` and ``trees`` follow from it, and are not given beside
+            it; null: those hold.
+        fabric_efficiency: share of the fabric's bandwidth, ``hw.network``'s beyond the node, that collectives between nodes reach.
+        hop_latency: what a hop between nodes costs beyond the link's own latency, s.
+        node_skew: what a blocking collective of a layer waits for each further node that its group spans, s.
+        trees: whether NCCL's trees hold: false where all-reduces run around rings alone, so that their bus bandwidth falls as 1/nodes.
+        all_reduce_wait: what an all-reduce of gradients waits for each further rank of its group, s.
+        host_slowdown: times as long as usual that the host launches a layer of a job over several nodes whose tensor-parallel
+            group fills a node of 8; of one of t ranks t / 8 times that, and never less than 1: the node's ranks launch one after
+            the other.
+    """
+
+    name: str
+    allreduce_busbw: Annotated[tuple[tuple[Nodes, BusBandwidth], ...], Field(min_length=1), BeforeValidator(_pairs)] | None = None
+    fabric_efficiency: Annotated[Share, Field(ge=0.05)] = 1.0
+    hop_latency: Annotated[Seconds, Field(le=2e-3)] = 5e-6
+    node_skew: Annotated[Seconds, Field(le=5e-3)] = 5e-5
+    trees: bool = True
+    all_reduce_wait: Annotated[Seconds, Field(le=2e-3)] = 0.0
+    host_slowdown: Annotated[float, Field(ge=1, le=50)] = 1.0
+
+    @model_validator(mode="after")
+    def _measured_or_given(self) -> Cluster:
+        if self.allreduce_busbw is None:
+            return self
+        for nodes, _ in self.allreduce_busbw:
+            if nodes < 2:
+                raise ValueError(f"allreduce_busbw has {nodes} node; expected numbers of nodes from 2 on")
+        for name in ("fabric_efficiency", "hop_latency", "trees"):
+            if getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(f"{name}={getattr(self, name)}: follows from allreduce_busbw; give one of the two")
+        return self
+
+
+# What ``calibrate`` may fit of a cluster.
+FREE_CLUSTER: tuple[FreeParameter, ...] = (
+    FreeParameter(
+        "cluster.fabric_efficiency", 0.8, 0.2, 1.0, "share", "its NCCL plugin and channels, and what else the network cards carry"
+    ),
+    FreeParameter("cluster.hop_latency", 5e-6, 2e-5, 1e-3, "s", "its NCCL plugin's proxy threads"),
+    FreeParameter("cluster.node_skew", 5e-5, 2e-4, 2e-3, "s", "how evenly processes run ahead on several hosts"),
+    FreeParameter("cluster.all_reduce_wait", 0.0, 1e-4, 2e-3, "s", "proxy threads that wait for cores at each step of an all-reduce"),
+    FreeParameter("cluster.host_slowdown", 1.0, 2.0, 20.0, "times", "launches that wait for each other's cores"),
+)
