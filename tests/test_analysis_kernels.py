@@ -9,7 +9,9 @@ import pandas as pd
 import pytest
 from test_device_models import chip
 
+from rapid_dse.analysis.chips import chips
 from rapid_dse.analysis.kernels import error_table, precisions, predict_kernels, read_kernels
+from rapid_dse.analysis.validation import validate_kernels
 
 HOSTED = "host wall clock incl. launch+sync; median; 3 warm-ups with 1 s sleeps"
 # LLMCompass (ISCA 2024), Vidur, FlashAttention-2's benchmark figure, an all-reduce.
@@ -96,3 +98,19 @@ def test_a_table_of_something_else_is_refused(tmp_path: Path) -> None:
     pd.DataFrame({"a": [1]}).to_csv(tmp_path / "t.csv", index=False)
     with pytest.raises(ValueError, match="lacks the columns hw, kind, measured"):
         read_kernels(tmp_path / "t.csv")
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("kind,hw,measured.time_s\ngemm,h100,1\n", "rows of kind=gemm need a column that the table lacks"),
+        ("kind,hw,measured.time_s\nsoftmax,h100,1\n", "rows of kind=softmax need a column that the table lacks: m"),
+        ("kind,hw,measured.time_s\ngemm,h100,0\n", "row 1: measured.time_s=0; expected a number above 0"),
+        ("kind,hw,measured.time_s\ngemm,h100,1\ngemm,h100,fast\n", "row 2: measured.time_s='fast'"),
+        ("kind,hw,measured.time_s\ngemm,h100,1,5\n", "row 1 has 4 cells, the header has 3"),
+    ],
+)
+def test_a_table_of_kernels_that_says_too_little_is_refused_in_a_line(tmp_path: Path, text: str, line: str) -> None:
+    (tmp_path / "kernels.csv").write_text(text)
+    with pytest.raises(ValueError, match=line):
+        validate_kernels(tmp_path / "kernels.csv", chips(), "tiled")

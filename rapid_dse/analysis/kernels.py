@@ -14,6 +14,7 @@ import pandas as pd
 
 from rapid_dse.config.hardware import PRECISION_BYTES, Hardware
 from rapid_dse.config.table_file import read_table
+from rapid_dse.config.units import shortened
 from rapid_dse.device import FloatArray, operator_model
 from rapid_dse.device.contract import UNFUSED, AttentionKernel, Direction
 
@@ -47,7 +48,7 @@ def read_kernels(path: str | Path) -> pd.DataFrame:
     """A table of measured kernels with a ``chip`` column: the chip's name under conf/hw.
 
     Raises:
-        ValueError: a table without the columns that say what was measured.
+        ValueError: a table without the columns that say what was measured, or a time that is not a number above 0.
     """
     table = read_table(path)
     if "time_ms_derived" in table:
@@ -57,6 +58,11 @@ def read_kernels(path: str | Path) -> pd.DataFrame:
     missing = sorted({"kind", "hw", "measured.time_s"} - set(table.columns))
     if missing:
         raise ValueError(f"{path} lacks the columns {', '.join(missing)}; a table of kernels has kind, hw, measured.time_s and the shape")
+    seconds = pd.to_numeric(table["measured.time_s"], errors="coerce")
+    wrong = np.flatnonzero(table["measured.time_s"].notna() & ~(np.isfinite(seconds) & (seconds > 0)))
+    if len(wrong):
+        value = table["measured.time_s"].tolist()[wrong[0]]
+        raise ValueError(f"{path}: row {wrong[0] + 1}: measured.time_s={shortened(value)}; expected a number above 0 (seconds)")
     table["chip"] = table["hw"]
     if "source" in table:
         for prefix, chip in CARDS.items():
@@ -73,6 +79,9 @@ def predict_kernels(
         table: what ``read_kernels`` returns.
         chips: chip by name; a card that is missing is taken for the chip that the table's ``hw`` names.
         predict_collectives: prices rows of collective kinds, (rows, chip) -> seconds; null leaves them NaN.
+
+    Raises:
+        ValueError: a column that rows of some kind need is missing, or holds what is not a number.
     """
     chip = table["chip"].where(table["chip"].isin(list(chips)), table["hw"])
     predicted = np.full(len(table), np.nan)
@@ -80,7 +89,10 @@ def predict_kernels(
     for key, rows in table.groupby(group).indices.items():
         name, kind = str(key).split("|", 1)
         if name in chips:
-            predicted[rows] = _predict_kind(kind, table.iloc[rows], chips[name], predict_collectives)
+            try:
+                predicted[rows] = _predict_kind(kind, table.iloc[rows], chips[name], predict_collectives)
+            except KeyError as error:
+                raise ValueError(f"rows of kind={kind} need a column that the table lacks: {error.args[0]}") from None
     return predicted
 
 

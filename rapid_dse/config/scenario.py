@@ -139,6 +139,8 @@ _KINDS = {
     "int": "expected a whole number, such as 8",
     "string": "expected text",
     "tuple": "expected a list, such as [a,b]",
+    "model": "expected keys with values",
+    "dict": "expected keys with values",
 }
 
 
