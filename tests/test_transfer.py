@@ -256,7 +256,7 @@ class TestTheHostSetsThePace:
             of = scenario(model="llama", software=software, **{"workload__seq_len": 512, **self.SMALL, **change})
             possible = broken_rules(table, of)[0] < 0
             # what the gathers of tables leave of a pass, ZeRO 3's, is shared out between passes of different length
-            slack = np.where(table.zero[possible] >= 2, 1e-3, 1e-9)
+            slack = np.where(table.zero[possible] >= 2, 3e-3, 1e-9)
             assert (price(of, table.take(possible)).step_time_s <= slow[possible] * (1 + slack)).all(), change
 
     @pytest.mark.parametrize("software", ["megatron_lm", "torchtitan", "nanotron", "llm_foundry"])
