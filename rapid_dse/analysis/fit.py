@@ -34,6 +34,9 @@ CHIP: tuple[FreeParameter, ...] = (
 )
 
 
+VANISHING = 1e-15  # below it, a fitted number of any unit is none
+
+
 @dataclass(frozen=True)
 class Runs:
     """Measured runs of one scenario: ``measured`` is seconds of a step or bytes at the peak, ``(n_layouts,)``.
@@ -76,11 +79,17 @@ class Fit:
     error: float
 
 
+def settled(values: Mapping[str, float]) -> dict[str, float]:
+    """Fitted values, 0 where the optimizer stopped short of that bound by no more than rounding."""
+    return {name: 0.0 if abs(value) < VANISHING else float(value) for name, value in values.items()}
+
+
 def apply(scenario: Scenario, base: Software, values: Mapping[str, float], pinned: Mapping[str, Any]) -> Scenario:
     """The scenario under ``base`` with fitted ``values``; what the runs pin stays theirs.
 
     Names of values: a field of the software profile, ``hw.efficiency.FIELD``, ``cluster.NAME.FIELD`` of the cluster of that name.
     """
+    values = settled(values)
     software = {name: value for name, value in values.items() if not name.startswith(("hw.", "cluster."))}
     profile = Software.model_validate(base.model_dump() | software | dict(pinned))
     changed: dict[str, Any] = {"software": profile}
@@ -193,7 +202,7 @@ def _judged(
         if abs(directions[:, i] @ directions[:, j]) > ALIKE and names[i] not in silent and names[j] not in silent
     )
     standard = {name: float(error * scale) for name, error, scale in zip(names, errors, upper, strict=True)}
-    return Fit(values, standard, alike, silent, float(np.abs(predicted / seconds - 1).mean()))
+    return Fit(settled(values), standard, alike, silent, float(np.abs(predicted / seconds - 1).mean()))
 
 
 def held_out(runs: Sequence[Runs], base: Software, parameters: Sequence[FreeParameter], jobs: int = 1) -> list[FloatColumn]:
