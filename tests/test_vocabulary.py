@@ -13,8 +13,9 @@ from trials import layouts, priced, scenario
 from rapid_dse.network import closed_form
 from rapid_dse.network.placement import Span, place, two_ends
 from rapid_dse.simulate import price
+from rapid_dse.simulate.account import sent_bytes
+from rapid_dse.simulate.arrangement import arrangement
 from rapid_dse.simulate.bounds import lower_bound
-from rapid_dse.simulate.training import arrangement, sent_bytes
 from rapid_dse.simulate.vocabulary import VocabularyParallel
 
 TABLE = 128_256 * 4_096 * 4  # bytes of the 8B model's fp32 gradient of its table; the rows are a multiple of 128 · tp up to tp 2

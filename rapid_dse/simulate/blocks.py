@@ -16,10 +16,10 @@ from rapid_dse.network.cluster import Cluster, fault_ends
 from rapid_dse.network.experts import ExpertGroups
 from rapid_dse.simulate import runs
 from rapid_dse.simulate.exposed import exposed as exposed_terms
+from rapid_dse.simulate.layer import Layer
 from rapid_dse.simulate.overlap import Window, exposed
 from rapid_dse.simulate.quantities import Priced1
 from rapid_dse.simulate.steps import stage_for
-from rapid_dse.simulate.training import Layer
 from rapid_dse.simulate.vocabulary import Ends
 from rapid_dse.trace.block import backward, forward
 from rapid_dse.trace.coarse import Pass

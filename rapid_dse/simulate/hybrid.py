@@ -11,11 +11,12 @@ from rapid_dse.layouts import Layouts
 from rapid_dse.network import closed_form
 from rapid_dse.network.cluster import Cluster
 from rapid_dse.simulate import runs
+from rapid_dse.simulate.account import result_columns
 from rapid_dse.simulate.blocks import blocks_of, check_failed_links, faulty_blocks, measured_layer, run_layer
 from rapid_dse.simulate.event import Watch, price_each
 from rapid_dse.simulate.quantities import Priced1
 from rapid_dse.simulate.results import Priced
-from rapid_dse.simulate.training import result_columns, step_time
+from rapid_dse.simulate.step import step_time
 
 
 def price(scenario: Scenario, layouts: Layouts, watch: Watch | None = None, names: Sequence[str] | None = None) -> Priced:

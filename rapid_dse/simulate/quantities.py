@@ -20,8 +20,10 @@ from rapid_dse.network.cluster import AXES, Cluster, cluster_of
 from rapid_dse.network.experts import ExpertGroups, expert_groups
 from rapid_dse.network.placement import Halves
 from rapid_dse.network.transfer import Transfer
+from rapid_dse.simulate.arrangement import Arrangement, arrangement, groups_of
 from rapid_dse.simulate.block import Block, framework_block
 from rapid_dse.simulate.communication import TensorParallel, Traffic, effective_network, exchanged, gradient_bytes, routed_bytes
+from rapid_dse.simulate.layer import Layer, layer_time
 from rapid_dse.simulate.memory import Weights, layer_weights, vocabulary_parameters
 from rapid_dse.simulate.operators import compute_bytes
 from rapid_dse.simulate.replicated import replicated_bytes
@@ -38,16 +40,8 @@ from rapid_dse.simulate.sharding import (
 )
 from rapid_dse.simulate.slots import host_layer_seconds, launched_slot
 from rapid_dse.simulate.stages import Split
-from rapid_dse.simulate.training import (
-    Arrangement,
-    Layer,
-    Prepared,
-    arrangement,
-    groups_of,
-    layer_time,
-    price_operators,
-    update_seconds,
-)
+from rapid_dse.simulate.step import update_seconds
+from rapid_dse.simulate.training import Prepared, price_operators
 from rapid_dse.simulate.vocabulary import LOSS_REDUCTIONS, loss_bytes, tied_table
 from rapid_dse.trace.block import Exchange, Half, LayerWork
 from rapid_dse.trace.ends import EndWork

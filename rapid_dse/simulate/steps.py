@@ -12,10 +12,11 @@ from rapid_dse.layouts import INTERLEAVED, WHOLE_GROUP
 from rapid_dse.network.cluster import Cluster
 from rapid_dse.network.experts import ExpertGroups
 from rapid_dse.simulate import runs
+from rapid_dse.simulate.account import result_columns
 from rapid_dse.simulate.exposed import exposed
 from rapid_dse.simulate.quantities import EXPERT_GRADIENTS, GRADIENTS, REPLICAS, Priced1
 from rapid_dse.simulate.results import TIME_TERMS, Priced
-from rapid_dse.simulate.training import Step, result_columns
+from rapid_dse.simulate.step import Step
 from rapid_dse.trace.graph import Ints
 from rapid_dse.trace.pipeline import StageWork, order
 from rapid_dse.trace.script import Script, Style, check_size

@@ -1,0 +1,158 @@
+"""One layer of one micro-batch in closed form: its compute time, and the part of each transfer that is not hidden."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rapid_dse.config.scenario import Scenario
+from rapid_dse.config.software import Software
+from rapid_dse.layouts import RECOMPUTE_FULL, RECOMPUTE_SELECTIVE, BoolColumn, IntColumn, Layouts
+from rapid_dse.simulate.arrangement import Arrangement
+from rapid_dse.simulate.block import Block
+from rapid_dse.simulate.communication import Traffic
+from rapid_dse.simulate.overlap import Window, exposed
+from rapid_dse.simulate.sharding import Passes
+from rapid_dse.simulate.vocabulary import Ends, exposed_ends
+
+FloatColumn = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Layer:
+    """Exposed seconds of one layer and one micro-batch, ``(n_layouts,)`` each; ``forward`` and ``backward`` include the transfers.
+
+    ``dp``, of which ``dp_forward`` shows during the forward pass, is no part of them. ``moved`` are all transfers of tensor, context and
+    expert parallelism in each pass, hidden or not; ``sharded`` those of ZeRO 2 and 3. ``ends``: what shows of tensor parallelism's
+    transfers ahead of the first and behind the last layer; ``tables`` of ZeRO 2's and 3's there.
+    """
+
+    compute: FloatColumn
+    tp: FloatColumn
+    cp: FloatColumn
+    ep: FloatColumn
+    forward: FloatColumn
+    backward: FloatColumn
+    dp: FloatColumn
+    dp_forward: FloatColumn
+    moved: Passes
+    sharded: Passes
+    ends: Ends
+    tables: Ends
+
+    @property
+    def total(self) -> FloatColumn:
+        """Forward and backward with all that is exposed, s."""
+        return self.forward + self.backward + self.dp
+
+    @property
+    def busy(self) -> NDArray[np.float64]:
+        """Seconds for which its transfers take the port of each network dimension, ``(n_dimensions, n_layouts)``."""
+        return self.moved.forward.busy + self.moved.backward.busy + self.sharded.forward.busy + self.sharded.backward.busy
+
+
+def layer_time(scenario: Scenario, layouts: Layouts, block: Block, arranged: Arrangement) -> Layer:
+    """One layer of one micro-batch: compute, and what of its transfers shows."""
+    software, moved, sharded = scenario.software, arranged.traffic, arranged.sharded
+    full, ring_again = layouts.recompute == RECOMPUTE_FULL, rings_again(software, layouts)
+    again = recomputed(software, layouts, block)
+    pipelined = software.tp_overlap if software.async_tp else 0.0
+    # attention, which rings of context parallelism hide behind, hides nothing of tensor parallelism's transfers
+    forward_beside, backward_beside = block.layer_forward - block.attention_forward, block.layer_backward - block.attention_backward
+    tp_forward = moved.tp_forward.seconds - np.minimum(pipelined * moved.tp_forward.seconds, forward_beside)
+    beside = moved.tp_backward + moved.tp_gather_again
+    hidden = pipelined * beside.seconds
+    # behind weight gradients hides what the pipelined share leaves; all that hides fits into the pass
+    hidden = hidden + np.minimum(software.tp_backward_overlap * (beside.seconds - hidden), block.weight_gradient)
+    tp_backward = beside.seconds - np.minimum(hidden, backward_beside) + np.where(full, tp_forward, 0.0)
+    ring = moved.cp_hop.times(layouts.cp - 1)
+    cp_forward = _beside(ring.seconds, software.cp_overlap, block.attention_forward)
+    cp_backward = _beside(2 * ring.seconds, software.cp_overlap, block.attention_backward) + np.where(ring_again, cp_forward, 0.0)
+    ep_forward = 2 * moved.ep_exchange.seconds
+    ep_backward = ep_forward * np.where(full, 2.0, 1.0)
+    forward = block.layer_forward + tp_forward + cp_forward + ep_forward
+    backward = block.layer_backward + again + tp_backward + cp_backward + ep_backward
+    all_moved = layer_moved(scenario, layouts, moved)
+    dp_forward = exposed(sharded.forward, software.dp_overlap, Window(forward, all_moved.forward.busy))
+    dp_backward = exposed(sharded.backward, software.dp_overlap, Window(backward, all_moved.backward.busy))
+    return Layer(
+        compute=block.layer_forward + block.layer_backward + again,
+        tp=tp_forward + tp_backward,
+        cp=cp_forward + cp_backward,
+        ep=ep_forward + ep_backward,
+        forward=forward,
+        backward=backward,
+        dp=dp_forward + dp_backward,
+        dp_forward=dp_forward,
+        moved=all_moved,
+        sharded=sharded,
+        ends=exposed_ends(scenario, block, arranged.vocabulary),
+        tables=exposed_tables(
+            scenario.software,
+            arranged,
+            layouts.vpp,
+            (Window(forward, all_moved.forward.busy), dp_forward),
+            (Window(backward, all_moved.backward.busy), dp_backward),
+        ),
+    )
+
+
+def exposed_tables(
+    software: Software,
+    arranged: Arrangement,
+    vpp: IntColumn,
+    forward: tuple[Window, FloatColumn],
+    backward: tuple[Window, FloatColumn],
+) -> Ends:
+    """What shows of ZeRO 2's and 3's transfers of embedding table and head.
+
+    Nothing is there to hide the table's gather, which comes first, and its reduction, which comes last. The head's gather is asked for when
+    the last layer starts, and its gradient is reduced beside the backward passes of the last chunk's layers. There they follow the layers'
+    own: what shows of both together is theirs but for what shows of the layers' alone.
+
+    Args:
+        forward, backward: a layer's pass, with what tensor, context and expert parallelism take of its ports, and what shows of the
+            layer's own transfers of weights and gradients in it, s, ``(n_layouts,)``.
+    """
+    sharded, tables, layers = arranged.sharded, arranged.tables, arranged.stages.layers[-1] / vpp
+    gather, reduce, share = tables.head.forward, tables.head.backward, software.dp_overlap
+    one, shown = forward
+    waits = exposed(gather + sharded.forward, share * (layers > 0), one) - shown
+    each, shown = backward
+    every = Window(layers * each.seconds, layers * each.busy)
+    ends = exposed(reduce + sharded.backward.times(layers), share, every) - layers * shown
+    return Ends(
+        embedding_forward=tables.embedding.forward.seconds,
+        embedding_backward=tables.embedding.backward.seconds,
+        head_forward=np.clip(waits, 0.0, gather.seconds),
+        head_backward=np.clip(ends, 0.0, reduce.seconds),
+    )
+
+
+def layer_moved(scenario: Scenario, layouts: Layouts, moved: Traffic) -> Passes:
+    """All transfers of tensor, context and expert parallelism in each pass of a layer, what recomputation repeats included."""
+    full, ring_again = layouts.recompute == RECOMPUTE_FULL, rings_again(scenario.software, layouts)
+    ring, routed = moved.cp_hop.times(layouts.cp - 1), moved.ep_exchange.times(2)
+    backward = moved.tp_backward + moved.tp_gather_again + ring.times(2.0 + ring_again) + routed.times(1.0 + full)
+    return Passes(moved.tp_forward + ring + routed, backward + moved.tp_forward.times(full))
+
+
+def rings_again(software: Software, layouts: Layouts) -> BoolColumn:
+    """Whether the backward pass runs ring attention forward once more, ``(n_layouts,)``."""
+    core = (layouts.recompute == RECOMPUTE_SELECTIVE) & (software.selective_recompute == "core_attention")
+    again: BoolColumn = ((layouts.recompute == RECOMPUTE_FULL) | core) & software.recomputes_attention
+    return again
+
+
+def recomputed(software: Software, layouts: Layouts, block: Block) -> FloatColumn:
+    """What the backward pass of a layer computes once more, s, ``(n_layouts,)``."""
+    whole = block.layer_forward - (0.0 if software.recomputes_attention else block.attention_forward)
+    partly = np.where(layouts.recompute == RECOMPUTE_SELECTIVE, block.selective_recompute, 0.0)
+    return np.where(layouts.recompute == RECOMPUTE_FULL, whole, partly)
+
+
+def _beside(transfer: FloatColumn, share: float, compute: FloatColumn) -> FloatColumn:
+    """What shows of a transfer that can hide behind ``share`` of ``compute``."""
+    return np.maximum(0.0, transfer - share * compute)

@@ -1,0 +1,166 @@
+"""A training step in closed form, on columns: exposed times that add up, by term."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rapid_dse.config.scenario import Scenario
+from rapid_dse.device import OperatorModel
+from rapid_dse.layouts import INTERLEAVED, Layouts
+from rapid_dse.simulate.arrangement import Arrangement
+from rapid_dse.simulate.block import Block
+from rapid_dse.simulate.communication import gradient_bytes
+from rapid_dse.simulate.layer import Layer, layer_time
+from rapid_dse.simulate.memory import Weights, stage_weights
+from rapid_dse.simulate.overlap import Window, exposed
+from rapid_dse.simulate.sharding import bucket, scatter_overlap
+from rapid_dse.simulate.slots import host_layer_seconds, launched_part, stage_slots
+from rapid_dse.simulate.stages import Stages
+from rapid_dse.simulate.uneven import chunk_waits
+from rapid_dse.trace.schedules import bubble
+
+FloatColumn = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Step:
+    """Exposed seconds of a step on the stage that ends it, by term, ``(n_layouts,)`` each."""
+
+    compute: FloatColumn
+    tp: FloatColumn
+    cp: FloatColumn
+    ep: FloatColumn
+    pp: FloatColumn
+    dp: FloatColumn
+    bubble: FloatColumn
+    optimizer: FloatColumn
+    host: FloatColumn
+
+    @property
+    def total(self) -> FloatColumn:
+        """Seconds of the whole step, ``(n_layouts,)``."""
+        total = self.compute + self.tp
+        for term in (self.cp, self.ep, self.pp, self.dp, self.bubble, self.optimizer, self.host):
+            total = total + term
+        return total
+
+
+def step_time(
+    scenario: Scenario, layouts: Layouts, block: Block, arranged: Arrangement, device: OperatorModel, layer: Layer | None = None
+) -> Step:
+    """The exposed times of a step: m slots of the stage that all others wait for, the schedule's bubble, gradients, optimizer, host.
+
+    ``layer`` None is the closed forms' own. Interleaved chunks of unequal layers have no closed form: their schedule is run.
+    """
+    software, micro_batches, found = scenario.software, layouts.num_micro_batches.astype(float), arranged.stages
+    layer = layer_time(scenario, layouts, block, arranged) if layer is None else layer
+    sends = _sends(scenario, layouts, arranged, layer)
+    hops = _hops(layouts, found, sends)
+    passes = (layer.forward + layer.dp_forward, layer.backward + layer.dp - layer.dp_forward)
+    block = layer.tables.beside(layer.ends.beside(block))
+    slots, on_stage = stage_slots(scenario, layouts, block, found, passes, hops, host_layer_seconds(scenario, layouts))
+    waits = chunk_waits(scenario, layouts, block, passes, sends, slots.whole, bubble(layouts.schedule, slots))
+    # all others wait for the stage whose work and waits take longest
+    critical = (micro_batches * slots.whole + waits).argmax(axis=0)[None]
+    beside, tables = (found.has_embedding * each.embedding + found.has_head * each.head for each in (layer.ends, layer.tables))
+    slot, layers, on_device, sent, vocabulary, table, idle = (
+        np.take_along_axis(column, critical, 0)[0] for column in (slots.whole, found.layers, on_stage, hops, beside, tables, waits)
+    )
+    around = on_device - layers * layer.total - sent - vocabulary - table
+    first = _first_stage_passes(scenario, layouts, block, arranged, (slots.whole[0], on_stage[0]), passes)
+    return Step(
+        compute=micro_batches * (layers * layer.compute + around),
+        tp=micro_batches * (layers * layer.tp + vocabulary) + arranged.end.replicated.seconds,
+        cp=micro_batches * layers * layer.cp,
+        ep=micro_batches * layers * layer.ep,
+        pp=micro_batches * sent + arranged.end.tied.seconds,
+        dp=micro_batches * (layers * layer.dp + table) + _end_exposed(scenario, layouts, arranged, layer, first),
+        bubble=idle,
+        optimizer=update_seconds(scenario, layouts, stage_weights(scenario, layouts, found.first()).first_stage(), device),
+        host=micro_batches * (slot - on_device) + software.host_step,
+    )
+
+
+def _first_stage_passes(
+    scenario: Scenario,
+    layouts: Layouts,
+    block: Block,
+    arranged: Arrangement,
+    slot: tuple[FloatColumn, FloatColumn],
+    passes: tuple[FloatColumn, FloatColumn],
+) -> tuple[FloatColumn, FloatColumn]:
+    """Seconds that the layers of the first stage take forward and backward for a micro-batch, ``(n_layouts,)`` each.
+
+    Each pass lasts at least as long as the host launches it (``launched_part``).
+
+    Args:
+        slot: a micro-batch's seconds on the first stage, and what its device has of them.
+        passes: a layer's forward and backward seconds on the device with all that shows beside them.
+    """
+    software, found = scenario.software, arranged.stages
+    whole, device = slot
+    layers = found.layers[0]
+    ahead = block.embedding + found.has_head[0] * block.head_forward
+    forward, backward = layers * passes[0], layers * passes[1]
+    split = launched_part(forward + ahead, whole, layers * host_layer_seconds(scenario, layouts) + software.host_micro_batch)
+    return np.maximum(0.0, split - ahead), np.maximum(0.0, whole - split - (device - forward - ahead - backward))
+
+
+def _sends(scenario: Scenario, layouts: Layouts, arranged: Arrangement, layer: Layer) -> tuple[FloatColumn, FloatColumn]:
+    """What shows of one send to a neighbouring stage, and of launching it, s, ``(n_layouts,)`` each.
+
+    Interleaved schedules hide a share of it, as far as the layers of a chunk leave the ports that it needs.
+    """
+    software, hop = scenario.software, arranged.traffic.pp_hop
+    interleaved = layouts.schedule == INTERLEAVED
+    shown = np.where(interleaved, 1 - software.pp_overlap, 1.0) * (layouts.pp > 1)
+    sent = shown * hop.seconds
+    if software.pp_overlap > 0 and interleaved.any():
+        layers = scenario.model.num_hidden_layers / (2.0 * layouts.pp * layouts.vpp)  # forward, or backward
+        free = layers * np.maximum(0.0, layer.total - layer.busy)
+        sent = np.maximum(sent, interleaved * np.max(hop.busy - free, axis=0))
+    return sent, shown * software.send_receive
+
+
+def _hops(layouts: Layouts, found: Stages, one: tuple[FloatColumn, FloatColumn]) -> FloatColumn:
+    """What a micro-batch's sends take on each candidate stage, s, ``(n_candidates, n_layouts)``; ``one`` of them as ``_sends`` has it.
+
+    Two a chunk, one forward and one back; the first and the last stage have one less, but launch something all the same.
+    """
+    sends, (sent, launched) = 2.0 * layouts.vpp, one
+    mine = np.where(found.has_embedding | found.has_head, sends - 1, sends)
+    return mine * sent + sends * launched
+
+
+def _end_exposed(
+    scenario: Scenario, layouts: Layouts, arranged: Arrangement, layer: Layer, first: tuple[FloatColumn, FloatColumn]
+) -> FloatColumn:
+    """What shows of the transfers at the end of a step, s, ``(n_layouts,)``.
+
+    Gradients hide behind the last backward pass beside the layers' own transfers, all but the last bucket; new weights behind the next
+    forward pass.
+
+    Args:
+        first: what ``_first_stage_passes`` gives.
+    """
+    software, end, layers = scenario.software, arranged.end, arranged.stages.layers[0]
+    forward, backward = first
+    overlap = np.where(layouts.zero == 1, scatter_overlap(software), software.dp_overlap)
+    # collectives of one group follow each other: a gather under way takes its time from the reductions behind it
+    alone = end.gradients.waiting(layers * layer.sharded.backward.seconds)
+    hops = layouts.vpp * arranged.traffic.pp_hop.busy * (layouts.pp > 1)
+    busy = layers * (layer.moved.backward.busy + layer.sharded.backward.busy) + hops
+    synchronise = np.minimum(exposed(alone, overlap, Window(backward, busy)), end.gradients.seconds)
+    stage = stage_weights(scenario, layouts, arranged.stages.first()).first_stage()
+    last_bucket = end.gradients.seconds * np.minimum(1.0, bucket(scenario, layouts) / stage.times(gradient_bytes(scenario)).total)
+    shown = np.maximum(synchronise, last_bucket)
+    window = Window(forward, layers * (layer.moved.forward.busy + layer.sharded.forward.busy) + hops)
+    return shown + exposed(end.weights, software.parameter_gather_overlap, window)
+
+
+def update_seconds(scenario: Scenario, layouts: Layouts, weights: Weights, device: OperatorModel) -> FloatColumn:
+    """The optimizer's time for a stage of so many parameters, of which ZeRO leaves each rank a share, s, ``(n_layouts,)``."""
+    return device.elementwise(weights.sharded(layouts, layouts.zero >= 1) * scenario.software.update_traffic)
