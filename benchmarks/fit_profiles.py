@@ -25,7 +25,7 @@ def main() -> None:
         groups = group_cases(part)
         base = typical_base(groups[0].portion.scenario.software)
         pinned = {key.removeprefix("software.") for group in groups for key in group.pinned}
-        found = calibrate(part, groups, software, base, table, Options(jobs=2, least=SMALL))
+        found = calibrate(part, groups, software, base, table, Options(jobs=2, least=SMALL, unknown_clusters=False))
         values = found.fitted.values | (found.memory.values if found.memory else {})
         print(
             software,
@@ -33,7 +33,21 @@ def main() -> None:
             {k: float(f"{v:.3g}") for k, v in values.items()},
         )
         print("   alike", found.fitted.alike, "silent", found.fitted.silent, "pinned by the runs", sorted(pinned))
-        rewrite(Path("conf/software") / f"{software}.yaml", values, found)
+        of_framework = {name: value for name, value in values.items() if not name.startswith("cluster.")}
+        rewrite(Path("conf/software") / f"{software}.yaml", of_framework, found)
+        for cluster in found.clusters:
+            mine = f"cluster.{cluster}."
+            fabric = {name.removeprefix(mine): value for name, value in values.items() if name.startswith(mine)}
+            if fabric:
+                rewrite_cluster(Path("conf/cluster") / f"{cluster}.yaml", fabric, found)
+
+
+def rewrite_cluster(path: Path, values: dict[str, float], found: Calibration) -> None:
+    """Keeps what a cluster is and puts the fitted values below it."""
+    lines = path.read_text().splitlines()
+    kept = [line for line in lines if not line.startswith("# fitted") and re.split(r"[:#]", line)[0].strip() not in values]
+    fitted = [f"# fitted to {found.rows} measured runs with software={found.software} by benchmarks/fit_profiles.py"]
+    path.write_text("\n".join(kept + fitted + [f"{name}: {value:.4g}" for name, value in values.items()]) + "\n")
 
 
 def rewrite(path: Path, values: dict[str, float], found: Calibration) -> None:

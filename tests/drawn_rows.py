@@ -23,10 +23,11 @@ KEPT = 250
 
 def drawn(rows: int, seed: int) -> Iterator[tuple[Scenario, Layouts]]:
     """At least ``rows`` legal layouts, up to ``KEPT`` a scenario."""
-    rng, left = np.random.default_rng(seed), rows
+    rng, left, tried = np.random.default_rng(seed), rows, 0
     while left > 0:
+        tried += 1
         try:
-            found = _scenario(rng)
+            found = _scenario(rng, CHIPS[tried % len(CHIPS)])
         except ValueError:  # the chip lacks the precision
             continue
         layouts = _layouts(found, rng)
@@ -36,7 +37,7 @@ def drawn(rows: int, seed: int) -> Iterator[tuple[Scenario, Layouts]]:
             yield found, legal
 
 
-def _scenario(rng: np.random.Generator) -> Scenario:
+def _scenario(rng: np.random.Generator, chip: str) -> Scenario:
     model, changes = ("llama3_1_8b", _small(rng)) if rng.random() < 0.5 else (str(rng.choice(NAMED)), {})
     seq_len = int(rng.choice([128, 1024, 4096, 8192, 30720, 131072]))
     settings: dict[str, Any] = {
@@ -49,7 +50,7 @@ def _scenario(rng: np.random.Generator) -> Scenario:
     if layers and rng.random() < 0.4:  # a split of the user's own
         cuts = np.sort(rng.integers(0, layers + 1, int(rng.choice([1, 2, 3, 4, 8])) - 1))
         settings["parallel__stage_layers"] = np.diff([0, *cuts, layers]).tolist()
-    return scenario(str(rng.choice(CHIPS)), model, **settings, **changes)
+    return scenario(chip, model, **settings, **changes)
 
 
 def _small(rng: np.random.Generator) -> dict[str, Any]:

@@ -186,11 +186,7 @@ def _keys() -> list[str]:
     return [key for key in with_all if key.split(".")[0] not in ("search", "debug") and key not in ELSEWHERE]
 
 
-# Switches between nodes that reduce are priced by no backend yet.
-LATER = {"hw.network.dimensions.1.in_network_reduction": pytest.mark.xfail(strict=False, reason="reduction between nodes is not priced")}
-
-
-@pytest.mark.parametrize("key", [pytest.param(key, marks=LATER[key]) if key in LATER else key for key in _keys()])
+@pytest.mark.parametrize("key", _keys())
 def test_a_key_changes_a_result_or_is_refused(key: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("ASTRA_SIM_BIN", raising=False)

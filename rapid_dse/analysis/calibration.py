@@ -25,19 +25,22 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
+REFERENCE = "reference"  # the cluster of runs whose own is not known
 What = Literal["software", "cluster", "both"]
 
 
 @dataclass(frozen=True)
 class Options:
     """``names`` of the parameters to fit (None: all that the runs exercise), ``what`` of them: the framework's, the cluster's, or both;
-    ``chip``: its efficiencies too, ``jobs``: processes for the folds that test the fit, ``least``: rows without which nothing is fitted."""
+    ``chip``: its efficiencies too, ``jobs``: processes for the folds that test the fit, ``least``: rows without which nothing is fitted;
+    ``unknown_clusters``: see ``cluster_parameters``."""
 
     names: Sequence[str] | None = None
     what: What = "both"
     chip: bool = False
     jobs: int = 1
     least: int = LEAST_ROWS
+    unknown_clusters: bool = True
 
 
 @dataclass(frozen=True)
@@ -77,13 +80,18 @@ def exercised(runs: Sequence[Runs]) -> list[str]:
     return [parameter.name for parameter in FREE if needs.get(parameter.name, True)]
 
 
-def cluster_parameters(runs: Sequence[Runs]) -> list[FreeParameter]:
+def cluster_parameters(runs: Sequence[Runs], unknown: bool = True) -> list[FreeParameter]:
     """The free parameters of each cluster that these runs can say something of: of its fabric where jobs span nodes.
+
+    ``unknown``: whether those count too whose cluster no one named. Where a table mixes such runs it is no cluster's: those keep the
+    reference's.
 
     What launches and all-reduces wait for is fitted where NCCL is left its rings alone: elsewhere runs cannot tell it from latency.
     """
     found = []
     for name, cluster in sorted({run.scenario.cluster.name: run.scenario.cluster for run in runs}.items()):
+        if name == REFERENCE and not unknown:
+            continue
         mine = [run for run in runs if run.scenario.cluster.name == name]
         some = {kind: any(_has(run, kind) for run in mine) for kind in ("nodes", "tp_nodes", "zero0_nodes")}
         measured = cluster.allreduce_busbw is not None
@@ -136,7 +144,7 @@ def calibrate(frame: pd.DataFrame, groups: list[CaseGroup], software: str, base:
     require_plausible([implied_mfu(run) for run in runs], source)
     clusters = {run.scenario.cluster.name: run.scenario.cluster for run in runs}
     if options.what != "software":
-        runs = [run.on(typical_cluster(run.scenario.cluster)) for run in runs]
+        runs = on_typical_clusters(runs, options.unknown_clusters)
     parameters = _wanted(runs, options)
     if not parameters:
         raise ValueError(f"{source}: its runs say nothing of a cluster, since none spans two nodes; expected --fit software")
@@ -153,9 +161,15 @@ def calibrate(frame: pd.DataFrame, groups: list[CaseGroup], software: str, base:
     return Calibration(software, base, fitted, error, len(truth), models, chips, clusters, memory)
 
 
+def on_typical_clusters(runs: Sequence[Runs], unknown: bool) -> list[Runs]:
+    """The runs with their clusters' free parameters at what is typical: a fit must not start from another fit."""
+    keep = set() if unknown else {REFERENCE}
+    return [run if run.scenario.cluster.name in keep else run.on(typical_cluster(run.scenario.cluster)) for run in runs]
+
+
 def _wanted(runs: Sequence[Runs], options: Options) -> list[FreeParameter]:
     """The parameters to fit."""
-    of_clusters = cluster_parameters(runs)
+    of_clusters = cluster_parameters(runs, options.unknown_clusters)
     if options.names is not None:
         return parameters_by_name(options.names, (*CHIP, *of_clusters))
     framework = [] if options.what == "cluster" else parameters_by_name(exercised(runs))

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from rapid_dse.analysis.calibration import cluster_parameters, exercised, implied_mfu, memory_parameters
+from rapid_dse.analysis.calibration import cluster_parameters, exercised, implied_mfu, memory_parameters, on_typical_clusters
 from rapid_dse.analysis.collectives import predict_collectives
-from rapid_dse.analysis.fit import held_out, logged_peak, typical_base, typical_cluster
+from rapid_dse.analysis.fit import held_out, logged_peak, typical_base
 from rapid_dse.analysis.kernels import COLLECTIVES, error_table, precisions, predict_kernels, read_kernels
 from rapid_dse.analysis.runs import PEAK, SECONDS, measured_runs, parameters_by_name, require_plausible, require_runs
 from rapid_dse.analysis.scores import Score, score
@@ -109,8 +109,8 @@ def _put_unseen(unseen: pd.DataFrame, frame: pd.DataFrame, groups: list[CaseGrou
     if not runs:
         return
     base = typical_base(runs[0].scenario.software)
-    typical = [run.on(typical_cluster(run.scenario.cluster)) for run in runs]
-    parameters = [*parameters_by_name(exercised(runs)), *cluster_parameters(runs)]
+    typical = on_typical_clusters(runs, unknown=False)
+    parameters = [*parameters_by_name(exercised(runs)), *cluster_parameters(runs, unknown=False)]
     for run, values in zip(runs, held_out(typical, base, parameters, jobs), strict=True):
         unseen.loc[frame.index[run.rows], "seconds"] = values
     peaks = measured_runs(frame, groups, software, PEAK) if PEAK in frame else []
