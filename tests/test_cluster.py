@@ -121,7 +121,7 @@ def runs(rows: int = 80) -> pd.DataFrame:
     seconds = np.empty(rows)
     for group in group_cases(frame):
         of = group.portion.scenario
-        fabric = {"fabric_efficiency": 0.7, "hop_latency": 2e-5, "node_skew": 0.0}
+        fabric = {"fabric_efficiency": 0.7, "hop_latency": 5e-6, "node_skew": 5e-5}
         slow = {"host_slowdown": 6.0, "all_reduce_wait": 1e-4, "trees": False} if of.cluster.name == "nanotron_degraded" else {}
         profile = typical_base(of.software).model_copy(update={"host_layer": 8e-3})
         truth = of.model_copy(update={"software": profile, "cluster": of.cluster.model_copy(update=fabric | slow)})

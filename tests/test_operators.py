@@ -143,3 +143,21 @@ def test_gathered_shapes_are_those_of_each_layout() -> None:
     distinct, where = distinct_shapes(table, 8192)
     for name in ("tp", "cp", "micro_batch_size", "sequence_parallel"):
         np.testing.assert_array_equal(getattr(distinct, name)[where], getattr(table, name))
+
+
+@pytest.mark.parametrize(
+    ("library", "recipe", "bytes_"),
+    [
+        # input (tokens x hidden) and output gradient (tokens x 14336 of the up projection's two halves) once each, 2 bytes read, 2 written
+        ("transformer_engine", "delayed", 4 * 8192 * (4096 + 2 * 14336)),
+        # both operands of all three products, 2 read and 1 written: input, weight; output gradient, weight; output gradient, input
+        ("torchao", "tensorwise", 3 * 2 * (8192 * 4096 + 8192 * 2 * 14336 + 4096 * 2 * 14336)),
+        ("torchao", "rowwise", 4 * 3 * 2 * (8192 * 4096 + 8192 * 2 * 14336 + 4096 * 2 * 14336)),
+    ],
+)
+def test_casts_of_an_fp8_product_by_hand(library: str, recipe: str, bytes_: float) -> None:
+    """Llama 3.1 8B's gate and up projection, 8,192 tokens."""
+    of = scenario(workload__precision="fp8", software__fp8_library=library, software__fp8_recipe=recipe)
+    priced_alone = operators(of, shape(), operator_model(of.hw))
+    names = [each.name for each in layer_matmuls(of.model, shape())]
+    assert priced_alone.cast_bytes[:, names.index("mlp_up"), 0].sum() == pytest.approx(bytes_)

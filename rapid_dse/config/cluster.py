@@ -69,7 +69,7 @@ class Cluster(Frozen):
 # What ``calibrate`` may fit of a cluster.
 FREE_CLUSTER: tuple[FreeParameter, ...] = (
     FreeParameter(
-        "cluster.fabric_efficiency", 0.8, 0.2, 1.0, "share", "its NCCL plugin and channels, and what else the network cards carry"
+        "cluster.fabric_efficiency", 1.0, 0.3, 1.0, "share", "its NCCL plugin and channels, and what else the network cards carry"
     ),
     FreeParameter("cluster.hop_latency", 5e-6, 2e-5, 1e-3, "s", "its NCCL plugin's proxy threads"),
     FreeParameter("cluster.node_skew", 5e-5, 2e-4, 2e-3, "s", "how evenly processes run ahead on several hosts"),

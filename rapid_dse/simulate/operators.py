@@ -108,10 +108,18 @@ def _matmul_seconds(
 
 
 def _cast_bytes(scenario: Scenario, shapes: NDArray[np.float64], narrow: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """Bytes of one pass that quantises both operands of each fp8 product, 2 read and 1 written, by the recipe."""
+    """Bytes that quantising the operands of fp8 products moves in a micro-batch, by library and recipe.
+
+    torchao casts both operands of each product, 2 bytes read and 1 written an element. Transformer Engine casts a product's input and the
+    gradient of its output once, with their transposes in the same kernel (2 read, 2 written), which the weight gradient takes; weights it
+    casts once a step, at the first micro-batch (its ``is_first_microbatch``).
+    """
     m, n, k, batch = (shapes[..., axis] for axis in range(4))
-    moved = RECIPE_PASSES[scenario.software.fp8_recipe] * 3.0 * batch * (m * k + k * n)
-    return np.where(narrow[:, None], moved, 0.0)
+    passes = RECIPE_PASSES[scenario.software.fp8_recipe]
+    if scenario.software.fp8_library == "transformer_engine":
+        once = np.array([1.0, 1.0, 0.0])[:, None, None]  # forward casts the input, the input gradient the gradient of the output
+        return np.where(narrow[:, None], passes * 4.0 * once * batch * m * k, 0.0)
+    return np.where(narrow[:, None], passes * 3.0 * batch * (m * k + k * n), 0.0)
 
 
 def _attention_seconds(
