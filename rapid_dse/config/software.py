@@ -51,6 +51,11 @@ class Software(Frozen):
     selective_recompute: Literal["core_attention", "every_other_matmul"] = "core_attention"
     cp_balanced: bool = True  # ring attention deals the sequence out in zigzag, so that causal work is even
     recomputes_attention: bool = True  # recomputation runs the attention kernel again; false where its output is kept
+    # Full recomputation ends where autograd has all that it kept, so that a layer's last product is not run again (early stop of
+    # torch.utils.checkpoint without reentrance); false: the whole forward pass runs again.
+    recompute_stops_early: bool = False
+    # Products of weight gradients add to a 32-bit gradient in place (Megatron's fused accumulation); false: they write one of 16 bits.
+    fused_accumulation: bool = True
     # host
     host_layer: Seconds = 1e-3  # host time of a layer's forward and backward for a micro-batch, its launches included
     host_collective_layer: Seconds = 2e-4  # what tensor-parallel collectives add to that

@@ -27,7 +27,8 @@ class Block:
     forward, of its gradient, ``embedding_backward`` of what the first stage does after its last backward layer (transfers alone:
     ``vocabulary.Ends``); ``attention_forward`` is the part of
     ``layer_forward`` that ring attention's transfers can hide behind, ``weight_gradient`` the part of ``layer_backward`` that nothing
-    waits for, ``head_weight_gradient`` that of ``head_backward``.
+    waits for, ``head_weight_gradient`` that of ``head_backward``, ``spared`` the part of ``layer_forward`` that full recomputation leaves
+    out (``software.recompute_stops_early``).
     """
 
     layer_forward: FloatColumn
@@ -36,6 +37,7 @@ class Block:
     attention_forward: FloatColumn
     attention_backward: FloatColumn
     selective_recompute: FloatColumn
+    spared: FloatColumn
     head_forward: FloatColumn
     head_backward: FloatColumn
     head_weight_gradient: FloatColumn
@@ -67,7 +69,7 @@ def framework_block(scenario: Scenario, shape: MicroBatch, alone: Operators, dev
     seconds = alone.matmul_seconds / software.matmul_efficiency
     if scenario.workload.precision == "fp8":
         seconds = seconds + np.where(alone.cast_bytes > 0, device.elementwise(software.fp8_cast_passes * alone.cast_bytes), 0.0)
-    layer, head = seconds[:, :-1].sum(axis=1), seconds[:, -1]
+    layer, head, last = seconds[:, :-1].sum(axis=1), seconds[:, -1], seconds[0, -2]
     glue_forward = device.elementwise(alone.glue_forward_bytes * software.elementwise_traffic)
     glue_backward = device.elementwise(alone.glue_backward_bytes * software.elementwise_traffic)
     loss = device.elementwise(alone.loss_bytes)
@@ -80,6 +82,7 @@ def framework_block(scenario: Scenario, shape: MicroBatch, alone: Operators, dev
         attention_forward=alone.attention_forward,
         attention_backward=alone.attention_backward,
         selective_recompute=glue_forward + 0.5 * layer[0] if every_other else alone.attention_forward * software.recomputes_attention,
+        spared=last * software.recompute_stops_early,
         head_forward=head[0] + loss / 2,
         head_backward=head[1] + head[2] + loss / 2,
         head_weight_gradient=head[2],

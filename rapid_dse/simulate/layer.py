@@ -148,7 +148,7 @@ def rings_again(software: Software, layouts: Layouts) -> BoolColumn:
 
 def recomputed(software: Software, layouts: Layouts, block: Block) -> FloatColumn:
     """What the backward pass of a layer computes once more, s, ``(n_layouts,)``."""
-    whole = block.layer_forward - (0.0 if software.recomputes_attention else block.attention_forward)
+    whole = block.layer_forward - block.spared - (0.0 if software.recomputes_attention else block.attention_forward)
     partly = np.where(layouts.recompute == RECOMPUTE_SELECTIVE, block.selective_recompute, 0.0)
     return np.where(layouts.recompute == RECOMPUTE_FULL, whole, partly)
 

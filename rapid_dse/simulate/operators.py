@@ -98,7 +98,7 @@ def _matmul_seconds(
     times = np.empty(shapes.shape[:3])
     wide = "bf16" if precision == "fp8" else precision
     for part, used in ((narrow, "fp8"), (~narrow, wide)):
-        for rows, accumulate in ((slice(0, 2), False), (slice(2, 3), True)) if part.any() else ():
+        for rows, accumulate in ((slice(0, 2), False), (slice(2, 3), scenario.software.fused_accumulation)) if part.any() else ():
             wanted = shapes[rows, part]
             distinct, where = np.unique(wanted.reshape(-1, 4), axis=0, return_inverse=True)
             m, n, k, batch = distinct.T

@@ -196,7 +196,7 @@ def _halves(
         return Half(("attention", "mlp")[number], *seconds, around[number])
 
     attention = replace(half(0, first), attention_forward=attention_forward, attention_backward=attention_backward)
-    mlp = half(1, 1 - first)
+    mlp = replace(half(1, 1 - first), spared=float(block.spared[0]))
     if not scenario.model.num_experts:
         return attention, mlp
     return attention, replace(mlp, routed=float(routed_bytes(scenario, layout)[0]), route=float(moved.ep_exchange.seconds[0]))

@@ -47,6 +47,7 @@ class Half:
 
     ``forward`` and ``input_gradient`` are without the attention kernel. ``exchanges`` are what tensor parallelism gathers before and
     scatters or reduces after it. ``routed`` bytes a rank go to other ranks' experts before it, in ``route`` seconds, and come back after.
+    ``spared``: seconds of ``forward`` that recomputation leaves out.
     """
 
     name: str
@@ -58,6 +59,7 @@ class Half:
     attention_backward: float = 0.0
     routed: float = 0.0
     route: float = 0.0
+    spared: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -115,9 +117,10 @@ def forward(script: Script, work: LayerWork, after: After, again: bool = False) 
         for kind in hidden if work.tp_hidden > 0 else ():
             side = exchange(script, work, half, side, kind, work.tp_hidden)
         attention = half.attention_forward if work.again_attention or not again else 0.0
-        after = script.compute(after, half.forward / 2 if attention and work.ring else half.forward, f"{half.name} forward{name}")
+        own = half.forward - half.spared * again
+        after = script.compute(after, own / 2 if attention and work.ring else own, f"{half.name} forward{name}")
         after = _attention(script, work, after, attention, f"attention kernel forward{name}", work.ring)
-        after = script.compute(after, half.forward / 2 if attention and work.ring else 0.0, f"{half.name} output forward{name}")
+        after = script.compute(after, own / 2 if attention and work.ring else 0.0, f"{half.name} output forward{name}")
         after = _joined(after, side if work.tp_hidden > 0 else ())
         after = exchange(script, work, half, after, last, 1 - work.tp_hidden)
         after = _routed(script, half, after)
