@@ -116,9 +116,9 @@ class TestByHand:
         cp_backward += cp_forward  # core attention is recomputed on keys that come around once more
 
         # --- the pipeline: 4 layers a stage; embedding first (reads and writes the stream, and its gradient), head and loss last.
-        # The vocabulary, padded to a multiple of 128 · 2, is 32000 itself: 16000 rows a rank. The loss moves 34 bytes a logit.
+        # The vocabulary, padded to a multiple of 128 · 2, is 32000 itself: 16000 rows a rank. The loss moves 46 bytes a logit.
         head_forward, head_inputs, head_weights = products([(2048, 16000)])
-        head = head_forward + head_inputs + head_weights + float(device.elementwise(34 * tokens * 16000))
+        head = head_forward + head_inputs + head_weights + float(device.elementwise(46 * tokens * 16000))
         embedding = float(device.elementwise(3 * activation))
         layer = layer_compute + tp_forward + tp_backward + cp_forward + cp_backward
         # The look-up's sum is scattered, its gradient gathered. What the head reads is gathered, the loss reduces three fp32 numbers a
