@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 
 EPILOG = """\
 CASES are tables (CSV or Parquet) of measured runs: override keys as columns, suite, software, measured.step_time_s (s) and, where known,
-group, measured.status and measured.peak_memory_bytes. A table with a kind column is one of single kernels and collectives.
+group, measured.status and measured.peak_memory_bytes. A table of single kernels (kind, measured.time_s) or of whole steps on one GPU
+(fwd_time_s, bwd_time_s ...) is no table of cases: it is written to --out with predicted.<column> beside each measured column that can be
+predicted, with a line of errors a kind. A folder stands for all tables in it.
 Without CASES: the tables of measured runs beside the checkout. Each suite has two lines: the shipped profiles, and fits that had not
 seen the model of the run that they predict (cross-validated in folds by model within each software profile)."""
 FIGURES = ("n", "missing", "mape", "median", "p90", "worst", "rho", "regret", "fit_accuracy", "memory")
@@ -36,13 +38,23 @@ def _validate(argv: Sequence[str]) -> int:
     parser.add_argument("--out", default="results/validation", help="folder of the picture and of the worst cases")
     parser.add_argument("--jobs", type=int, default=2, help="processes for the folds")
     arguments = parser.parse_args(argv)
-    paths = [Path(path) for path in arguments.cases] or _beside_the_checkout()
+    paths = [found for path in arguments.cases for found in _tables(Path(path))] or _beside_the_checkout()
     for path in paths:
-        if _is_kernels(path):
-            _print_kernels(path)
-        else:
+        if _is_cases(path):
             _print_cases(path, arguments)
+        else:
+            _print_measured(path, Path(arguments.out))
     return 0
+
+
+def _tables(path: Path) -> list[Path]:
+    """The tables of a folder, or the one that is named."""
+    if not path.is_dir():
+        return [path]
+    found = sorted(each for each in path.iterdir() if each.suffix.lower() in (".csv", ".parquet"))
+    if not found:
+        raise ValueError(f"{path}: has no tables; allowed: a folder with files that end in .csv or .parquet")
+    return found
 
 
 def _beside_the_checkout() -> list[Path]:
@@ -55,20 +67,31 @@ def _beside_the_checkout() -> list[Path]:
     return found
 
 
-def _is_kernels(path: Path) -> bool:
+def _is_cases(path: Path) -> bool:
+    """Whether a table is one of cases; a table of measurements says of each row what kind it is."""
     from rapid_dse.config.table_file import read_table
 
-    return "kind" in read_table(path).columns
+    return "kind" not in read_table(path).columns
 
 
-def _print_kernels(path: Path) -> None:
+def _print_measured(path: Path, out: Path) -> None:
+    """Writes a table of measurements with its predictions, and prints a line of errors a kind."""
     from rapid_dse.analysis.chips import chips
-    from rapid_dse.analysis.validation import validate_kernels
+    from rapid_dse.analysis.measured_tables import predict_table
+    from rapid_dse.config.table_file import read_table
 
-    for model in ("tiled", "roofline"):
-        table = validate_kernels(path, chips(), model)
-        print(f"\n{path.name}: hw.operator_model={model}, |predicted / measured − 1| over all shapes")
-        print(table.to_string(float_format="{:.3f}".format))
+    found = predict_table(read_table(path), chips(), str(path))
+    out.mkdir(parents=True, exist_ok=True)
+    target = out / f"{path.stem}.csv"
+    if target.resolve() == path.resolve():
+        raise ValueError(f"--out {out}: {target} is the table itself; allowed: another folder")
+    found.table.to_csv(target, index=False, float_format="%.9g")
+    print(f"\n{path.name}: {len(found.table)} rows to {target}")
+    if found.errors is not None and len(found.errors):
+        print("|predicted / measured − 1|:")
+        print(found.errors.to_string(float_format="{:.3f}".format))
+    for line in found.left_out:
+        print(f"left out: {line}")
 
 
 def _print_cases(path: Path, arguments: argparse.Namespace) -> None:

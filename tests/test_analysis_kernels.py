@@ -11,7 +11,8 @@ from test_device_models import chip
 
 from rapid_dse.analysis.chips import chips
 from rapid_dse.analysis.kernels import error_table, precisions, predict_kernels, read_kernels
-from rapid_dse.analysis.validation import validate_kernels
+from rapid_dse.analysis.measured_tables import predict_table
+from rapid_dse.config.table_file import read_table
 
 HOSTED = "host wall clock incl. launch+sync; median; 3 warm-ups with 1 s sleeps"
 # LLMCompass (ISCA 2024), Vidur, FlashAttention-2's benchmark figure, an all-reduce.
@@ -113,4 +114,4 @@ def test_a_table_of_something_else_is_refused(tmp_path: Path) -> None:
 def test_a_table_of_kernels_that_says_too_little_is_refused_in_a_line(tmp_path: Path, text: str, line: str) -> None:
     (tmp_path / "kernels.csv").write_text(text)
     with pytest.raises(ValueError, match=line):
-        validate_kernels(tmp_path / "kernels.csv", chips(), "tiled")
+        predict_table(read_table(tmp_path / "kernels.csv"), chips(), "kernels.csv")

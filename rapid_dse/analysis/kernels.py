@@ -50,7 +50,12 @@ def read_kernels(path: str | Path) -> pd.DataFrame:
     Raises:
         ValueError: a table without the columns that say what was measured, or a time that is not a number above 0.
     """
-    table = read_table(path)
+    return with_chips(read_table(path), path)
+
+
+def with_chips(table: pd.DataFrame, path: str | Path) -> pd.DataFrame:
+    """A table of measured kernels, read from ``path``, in the form of ``read_kernels``, which see."""
+    table = table.copy()
     if "time_ms_derived" in table:
         table = table.rename(columns={"gpu": "hw", "layout_or_stage": "layout"})
         table["hw"] = table["hw"].replace(GPUS)

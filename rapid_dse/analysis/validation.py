@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -10,12 +10,9 @@ import numpy as np
 import pandas as pd
 
 from rapid_dse.analysis.calibration import cluster_parameters, exercised, implied_mfu, memory_parameters, on_typical_clusters
-from rapid_dse.analysis.collectives import predict_collectives
 from rapid_dse.analysis.fit import held_out, logged_peak, typical_base
-from rapid_dse.analysis.kernels import COLLECTIVES, error_table, precisions, predict_kernels, read_kernels
 from rapid_dse.analysis.runs import PEAK, SECONDS, measured_runs, parameters_by_name, require_plausible, require_runs
 from rapid_dse.analysis.scores import Score, score
-from rapid_dse.config.hardware import Hardware
 from rapid_dse.config.table_file import read_table
 from rapid_dse.simulate import price
 from rapid_dse.simulate.results import Priced
@@ -117,27 +114,6 @@ def _put_unseen(unseen: pd.DataFrame, frame: pd.DataFrame, groups: list[CaseGrou
     if sum(len(run.rows) for run in peaks) >= LEAST_PEAKS:
         for run, values in zip(peaks, held_out(peaks, base, memory_parameters(peaks), jobs), strict=True):
             unseen.loc[frame.index[run.rows], "peak"] = values
-
-
-def validate_kernels(path: str | Path, chips: Mapping[str, Hardware], model: str) -> pd.DataFrame:
-    """Errors of single kernels and collectives by kind, chip and precision, under ``hw.operator_model=model``.
-
-    Raises:
-        ValueError: a table of another form, or a chip that conf/hw lacks.
-    """
-    table = read_kernels(path)
-    chosen = {name: hw.model_copy(update={"operator_model": model}) for name, hw in chips.items()}
-    networks = {name: hw.network for name, hw in chips.items()}
-    predicted = predict_kernels(table, chosen, lambda rows, _: predict_collectives(_as_collectives(rows), networks))
-    return error_table(
-        table.assign(precision=precisions(table).where(~table["kind"].isin(COLLECTIVES), "–")), predicted, by=("kind", "hw", "precision")
-    )
-
-
-def _as_collectives(rows: pd.DataFrame) -> pd.DataFrame:
-    """LLMCompass's all-reduces of a GPT-3 layer are collectives of the kind that their name begins with."""
-    named = rows["kind"].str.startswith("gpt3_layer_op:AllReduce")
-    return rows.assign(kind=rows["kind"].where(~named, "all_reduce"))
 
 
 def parity_picture(found: Validated, path: Path) -> None:

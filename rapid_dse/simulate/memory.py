@@ -229,6 +229,7 @@ def peak_memory(scenario: Scenario, layouts: Layouts, stages: Stages) -> Memory:
     parameters, sharing = weights.total, layouts.dp * layouts.cp
     terms = _states(scenario, layouts, stages, weights)
     terms["activations"] = _activations(scenario, layouts, stages)
+    terms["gradients"] = _beyond_activations(scenario, layouts, stages, terms["gradients"])
     terms["gathered"] = _gathered(scenario, layouts, stages, parameters)
     terms["buffers"] = (software.fragmentation - 1) * terms["activations"] + np.where(
         sharing > 1, np.minimum(software.gradient_bucket, parameters * PRECISION_BYTES[software.gradient_dtype]), 0.0
@@ -263,6 +264,21 @@ def _states(scenario: Scenario, layouts: Layouts, stages: Stages, weights: Weigh
         "optimizer": weights.sharded(layouts, layouts.zero >= 1)
         * (software.optimizer_bytes - np.where(own_master, software.master_bytes, 0.0)),
     }
+
+
+def _beyond_activations(scenario: Scenario, layouts: Layouts, stages: Stages, gradients: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Bytes of ``gradients`` at the peak beyond those of the activations whose place they take, ``(n_candidates, n_layouts)``.
+
+    Where no buffer keeps gradients, those of a step's only micro-batch come layer by layer as the layer's activations go. While a layer's
+    backward pass runs, both its own are alive, with the activations of the layers ahead and the gradients of those behind: the peak is
+    at the last layer or at the first.
+    """
+    fresh = (layouts.num_micro_batches == 1) & (not scenario.software.fused_accumulation)
+    if not fresh.any():
+        return gradients
+    freed = np.maximum(0, stages.layers - 1) * layer_activations(scenario, layouts)
+    own = layer_weights(scenario, layouts).total * PRECISION_BYTES[scenario.software.gradient_dtype]
+    return np.where(fresh, np.maximum(np.minimum(own, gradients), gradients - freed), gradients)
 
 
 def _fp8_copies(scenario: Scenario, layouts: Layouts) -> tuple[FloatColumn, FloatColumn]:

@@ -164,7 +164,8 @@ def _end_exposed(
 def update_seconds(scenario: Scenario, layouts: Layouts, weights: Weights, device: OperatorModel) -> FloatColumn:
     """The optimizer's time for a stage of so many parameters, of which ZeRO leaves each rank a share, s, ``(n_layouts,)``."""
     software = scenario.software
-    moved = weights.sharded(layouts, layouts.zero >= 1) * software.update_traffic
+    seconds = device.update(weights.sharded(layouts, layouts.zero >= 1), software.update_traffic)
     if scenario.workload.precision == "fp8" and software.fp8_library == "transformer_engine" and not software.fp8_parameters:
-        moved = moved + weights.total * (4.0 * software.fp8_cast_passes)  # weights and their transposes are cast once a step
-    return device.elementwise(moved)
+        # weights and their transposes are cast once a step
+        return seconds + device.elementwise(weights.total * (4.0 * software.fp8_cast_passes))
+    return seconds

@@ -1,0 +1,175 @@
+"""Whole training steps on one GPU, phase by phase, predicted against measured.
+
+A table has a step a row: the model's widths (``layers, hidden, heads, kv_heads, head_dim, ffn, vocab``; of one tensor-parallel rank
+where they are divided), ``seq, mb, accum`` (micro-batches of a step), ``mode`` (eager, compile), ``recompute`` (none, full), ``head``
+(embedding, head and loss run too, or the layers alone), ``opt`` (a key of ``OPTIMIZERS``), ``attn`` (a key of ``KERNELS``), ``fp8``,
+``params``, and what was measured: ``fwd_time_s, bwd_time_s, opt_time_s`` (s), ``fwdbwd_time_s`` (all micro-batches together),
+``time_s`` (the step), ``peak_allocated_bytes, peak_reserved_bytes``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from rapid_dse.device import FloatArray, OperatorModel, operator_model
+from rapid_dse.simulate import price
+from rapid_dse.simulate.one_gpu import accumulation, phases
+from rapid_dse.sweep.cases import CaseGroup, group_cases
+
+SHAPE = ("layers", "hidden", "heads", "kv_heads", "head_dim", "ffn", "vocab", "seq", "mb", "accum")
+NEEDED = ("hw", *SHAPE, "mode", "recompute", "head", "opt", "attn", "fp8", "params")
+SOFTWARE = {"eager": "pytorch", "compile": "pytorch_compile"}
+KERNELS = {"flash": "flash2", "cudnn": "cudnn"}
+TIMES = ("fwd_time_s", "bwd_time_s", "opt_time_s", "fwdbwd_time_s", "time_s")
+PEAKS = ("peak_allocated_bytes", "peak_reserved_bytes")
+NO_VOCABULARY = 1  # padded to the least table that there is: it holds and does next to nothing
+CAST = 6.0  # bytes of a number read in 32 bits and written in 16, or the other way round
+# Beside its casts of weights and their gradients autocast keeps the stream between layers in 32 bits: two norms and two sums a layer
+# move 4 bytes more for each of 8 reads and writes, and what norms give is cast for the products.
+AUTOCAST_STREAM = 8 * 2.0 + 2 * CAST
+
+
+@dataclass(frozen=True)
+class Optimizer:
+    """An optimizer of one GPU's step.
+
+    Attributes:
+        moved: HBM bytes a parameter that it reads and writes.
+        held: bytes a parameter that it holds beside the 16-bit weight and its 16-bit gradient.
+        casts: 32-bit weights under autocast, which casts them where they are used.
+    """
+
+    moved: float
+    held: float
+    casts: bool = False
+
+
+# none; AdamW on 16-bit weights with moments of 16 bits; on 32-bit copies of weights and gradients; on 32-bit weights under autocast,
+# which keeps 16-bit copies of them.
+OPTIMIZERS = {"none": Optimizer(0, 0), "bf16": Optimizer(14, 4), "master": Optimizer(44, 16), "amp": Optimizer(28, 14, casts=True)}
+
+
+def is_steps(table: pd.DataFrame) -> bool:
+    """Whether the table is one of whole steps on one GPU."""
+    return set(NEEDED) <= set(table.columns)
+
+
+def unpriced_steps(table: pd.DataFrame) -> pd.Series[str]:
+    """Why each row is not predicted; empty where it is."""
+    found = pd.Series("", index=table.index)
+    for column, known in (("mode", SOFTWARE), ("attn", KERNELS), ("opt", OPTIMIZERS), ("recompute", ("none", "full"))):
+        found[~table[column].isin(list(known))] = f"{column} is none of {', '.join(known)}"
+    narrow = table["fp8"].astype(bool) & table["mode"].eq("eager")
+    found[narrow] = "casts to fp8 of an eager script, which no framework runs like that"
+    found[table[list(SHAPE)].isna().any(axis=1)] = "a width is missing"
+    return found
+
+
+def predict_steps(table: pd.DataFrame) -> pd.DataFrame:
+    """``predicted.<column>`` for each of ``TIMES`` and ``PEAKS`` that the table has, NaN where a row is not predicted.
+
+    Raises:
+        ValueError: a chip that conf/hw lacks, or a value that is none of its key's.
+    """
+    priced = table[unpriced_steps(table).eq("")]
+    columns = {name: np.full(len(table), np.nan) for name in (*TIMES, *PEAKS)}
+    if len(priced):
+        place = table.index.get_indexer(priced.index)
+        for group in group_cases(_as_cases(priced)):
+            for name, values in _predict(group, priced.iloc[group.rows]).items():
+                columns[name][place[group.rows]] = values
+    wanted = [name for name in (*TIMES, *PEAKS) if name in table]
+    measured = {name: table[name].notna().to_numpy() for name in wanted}
+    found = {f"predicted.{name}": np.where(measured[name], columns[name], np.nan) for name in wanted}
+    return pd.DataFrame(found, index=table.index)
+
+
+def _as_cases(rows: pd.DataFrame) -> pd.DataFrame:
+    """Each row as the override keys of a run on one GPU."""
+    head, optimizers = rows["head"].astype(bool), rows["opt"].map(lambda name: OPTIMIZERS[name])
+    columns = {
+        "hw": rows["hw"],
+        "model": "llama",
+        "model.num_hidden_layers": rows["layers"],
+        "model.hidden_size": rows["hidden"],
+        "model.num_attention_heads": rows["heads"],
+        "model.num_key_value_heads": rows["kv_heads"],
+        "model.head_dim": rows["head_dim"],
+        "model.intermediate_size": rows["ffn"],
+        "model.vocab_size": rows["vocab"].where(head, NO_VOCABULARY),
+        "workload.seq_len": rows["seq"],
+        "workload.global_batch_size": rows["mb"] * rows["accum"],
+        "workload.precision": np.where(rows["fp8"].astype(bool), "fp8", "bf16"),
+        "parallel.micro_batch_size": rows["mb"],
+        "parallel.recompute": rows["recompute"],
+        "parallel.zero": 0,
+        "hw.num_gpus": 1,
+        "software": rows["mode"].map(SOFTWARE),
+        "software.flash_kernel": rows["attn"].map(KERNELS),
+        "software.optimizer_bytes": optimizers.map(lambda each: each.held),
+    }
+    return pd.DataFrame(columns, index=rows.index).reset_index(drop=True)
+
+
+def _predict(group: CaseGroup, rows: pd.DataFrame) -> dict[str, FloatArray]:
+    """Seconds and bytes of a group's rows, by column."""
+    portion, head = group.portion, rows["head"].to_numpy(bool)
+    if (portion.rule >= 0).any():
+        raise ValueError(portion.reasons[int(portion.rule[portion.rule >= 0][0])])
+    found = phases(portion.scenario, portion.layouts, head)
+    forward, backward = found.forward, found.backward
+    device, parameters = operator_model(portion.scenario.hw), rows["params"].to_numpy(float)
+    optimizers = [OPTIMIZERS[name] for name in rows["opt"]]
+    forward, backward = _autocast(forward, backward, rows, optimizers, device)
+    accum = rows["accum"].to_numpy(float)
+    both = accum * (forward + backward) + (accum - 1) * accumulation(portion.scenario, device, parameters)
+    moved = np.array([each.moved for each in optimizers])
+    step = np.where(moved > 0, device.update(parameters, moved), 0.0)
+    peaks = price(portion.scenario, portion.layouts)
+    allocated = peaks.peak_memory_bytes - peaks.memory_buffers_bytes
+    times = (forward, backward, np.where(moved > 0, step, np.nan), both, both + step)
+    return dict(zip((*TIMES, *PEAKS), (*times, allocated, peaks.peak_memory_bytes), strict=True))
+
+
+def _autocast(
+    forward: FloatArray, backward: FloatArray, rows: pd.DataFrame, optimizers: list[Optimizer], device: OperatorModel
+) -> tuple[FloatArray, FloatArray]:
+    """The passes with what autocast moves more: weights cast forward, their gradients backward, and a stream of 32 bits."""
+    casts: NDArray[np.bool_] = np.array([each.casts for each in optimizers])
+    if not casts.any():
+        return forward, backward
+    stream = (rows["layers"] * rows["mb"] * rows["seq"] * rows["hidden"]).to_numpy(float) * AUTOCAST_STREAM
+    weights = rows["params"].to_numpy(float) * CAST
+    once, twice = device.elementwise(weights + stream), device.elementwise(weights + 2 * stream)
+    return forward + np.where(casts, once, 0.0), backward + np.where(casts, twice, 0.0)
+
+
+def step_errors(table: pd.DataFrame, predicted: pd.DataFrame) -> pd.DataFrame:
+    """Errors of predicted / measured − 1 by mode, precision and column: ``n``, ``mape``, ``median``, ``p90`` (absolute), ``bias``.
+
+    ``fwd + bwd`` sums the two where both were measured, and takes ``fwdbwd_time_s`` elsewhere.
+    """
+    both = pd.DataFrame(index=table.index)
+    for name in (*TIMES, *PEAKS):
+        if name in table:
+            both[name] = predicted[f"predicted.{name}"] / table[name].where(table[name] > 0) - 1
+    whole = [frame[f"{prefix}fwd_time_s"] + frame[f"{prefix}bwd_time_s"] for frame, prefix in ((predicted, "predicted."), (table, ""))]
+    together = whole[0] / whole[1] - 1
+    both.insert(0, "fwd + bwd", together.fillna(both["fwdbwd_time_s"]) if "fwdbwd_time_s" in both else together)
+    kind = table["mode"] + np.where(table["fp8"].astype(bool), " fp8", " bf16")
+    lines = both.assign(kind=kind).melt("kind", var_name="column", value_name="error").dropna()
+    every = pd.concat([lines.assign(kind="all"), lines])
+    groups = every.assign(absolute=every["error"].abs()).groupby(["kind", "column"], sort=False)
+    return pd.DataFrame(
+        {
+            "n": groups["error"].count(),
+            "mape": groups["absolute"].mean(),
+            "median": groups["absolute"].median(),
+            "p90": groups["absolute"].quantile(0.9),
+            "bias": groups["error"].mean(),
+        }
+    )

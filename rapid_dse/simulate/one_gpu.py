@@ -1,0 +1,54 @@
+"""A micro-batch's passes on one GPU that shares nothing with others: what a script that times its phases sees."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from rapid_dse.config.scenario import Scenario
+from rapid_dse.device import OperatorModel
+from rapid_dse.layouts import BoolColumn, Layouts
+from rapid_dse.simulate.block import framework_block
+from rapid_dse.simulate.layer import recomputed
+from rapid_dse.simulate.operators import compute_bytes
+from rapid_dse.simulate.slots import host_layer_seconds, launched_slot
+from rapid_dse.simulate.training import price_operators
+
+FloatColumn = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Phases:
+    """Seconds of one micro-batch, ``(n_layouts,)`` each: the forward pass, and the backward pass with what it computes again."""
+
+    forward: FloatColumn
+    backward: FloatColumn
+
+
+def phases(scenario: Scenario, layouts: Layouts, ends: BoolColumn) -> Phases:
+    """The passes of all the model's layers on one GPU, each as long as the device computes or the host launches.
+
+    Args:
+        ends: whether embedding, head and loss run too, ``(n_layouts,)``; else the layers alone.
+
+    Raises:
+        ValueError: where the chip lacks the precision, or the model is none that can be priced.
+    """
+    ready = price_operators(scenario, layouts)
+    block = framework_block(scenario, ready.shape, ready.alone, ready.device).take(ready.where)
+    layers, software = scenario.model.num_hidden_layers, scenario.software
+    launches = layers * host_layer_seconds(scenario, layouts) + software.host_micro_batch
+    # the look-up reads and writes a row a token, its gradient reads, adds and writes
+    forward = layers * block.layer_forward + ends * (block.head_forward + block.embedding / 3)
+    again = recomputed(software, layouts, block)
+    backward = layers * (block.layer_backward + again) + ends * (block.head_backward + block.embedding * 2 / 3)
+    # each pass has a third of the launches: forward, input gradients, weight gradients
+    return Phases(launched_slot(software, forward, launches / 3), launched_slot(software, backward, launches * 2 / 3))
+
+
+def accumulation(scenario: Scenario, device: OperatorModel, parameters: ArrayLike) -> FloatColumn:
+    """Seconds in which a micro-batch's gradients of so many parameters are added to those before it, where products do not do it: two
+    gradients read, one written."""
+    return device.elementwise(3.0 * compute_bytes(scenario) * np.asarray(parameters, dtype=np.float64))
