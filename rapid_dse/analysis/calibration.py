@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel
 
 from rapid_dse.analysis.fit import CHIP, Fit, Runs, fit, held_out, typical_cluster
-from rapid_dse.analysis.runs import LEAST_ROWS, PEAK, measured_runs, parameters_by_name, require_plausible, require_runs
+from rapid_dse.analysis.runs import LEAST_ROWS, PEAK, exhausted_runs, measured_runs, parameters_by_name, require_plausible, require_runs
 from rapid_dse.config.cluster import FREE_CLUSTER, Cluster
 from rapid_dse.config.parameters import FreeParameter
 from rapid_dse.config.software import FREE, Software
@@ -191,7 +191,7 @@ def _memory_fit(frame: pd.DataFrame, groups: Sequence[CaseGroup], software: str,
     peaks = measured_runs(frame, groups, software, PEAK)
     if sum(len(run.measured) for run in peaks) < LEAST_ROWS:
         return None
-    return fit(peaks, base, memory_parameters(peaks))
+    return fit([*peaks, *exhausted_runs(frame, groups, software)], base, memory_parameters(peaks))
 
 
 def memory_parameters(peaks: Sequence[Runs]) -> list[FreeParameter]:

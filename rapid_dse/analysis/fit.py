@@ -25,6 +25,7 @@ from rapid_dse.simulate.training import Prepared, prepare, step_seconds
 FloatColumn = NDArray[np.float64]
 
 NOISE = 0.1  # log error that repeated runs of one layout show; a parameter one spread off weighs as much as a run that far off
+CERTAIN = 0.03  # the same of what ended out of memory: that it needed no less than the chip leaves is no measurement
 ROBUST = 1.0  # in units of NOISE: errors beyond count linearly
 ALIKE = 0.95  # correlation from which two parameters cannot be told apart
 
@@ -34,14 +35,16 @@ CHIP: tuple[FreeParameter, ...] = (
 )
 
 
-VANISHING = 1e-15  # below it, a fitted number of any unit is none
+VANISHING = 1e-6  # share of a parameter's upper bound below which a fitted number is none
+_UPPER = {p.name.rsplit(".", 1)[-1]: p.upper for p in (*FREE, *FREE_MEMORY, *FREE_CLUSTER, *CHIP)}
 
 
 @dataclass(frozen=True)
 class Runs:
     """Measured runs of one scenario: ``measured`` is seconds of a step or bytes at the peak, ``(n_layouts,)``.
 
-    ``rows`` are their positions in the table, ``(n_layouts,)``; ``pinned`` software keys are the runs' own.
+    ``rows`` are their positions in the table, ``(n_layouts,)``; ``pinned`` software keys are the runs' own. ``at_least``: runs that ended
+    out of memory; ``measured`` is what the chip leaves, and their worst stage's peak was no less.
     """
 
     scenario: Scenario
@@ -49,10 +52,11 @@ class Runs:
     measured: FloatColumn
     rows: IntColumn
     pinned: Mapping[str, Any]
+    at_least: bool = False
 
     def take(self, mask: NDArray[np.bool_]) -> Runs:
         """The runs where ``mask`` is true."""
-        return Runs(self.scenario, self.layouts.take(mask), self.measured[mask], self.rows[mask], self.pinned)
+        return replace(self, layouts=self.layouts.take(mask), measured=self.measured[mask], rows=self.rows[mask])
 
     def on(self, cluster: Cluster) -> Runs:
         """The runs on another cluster."""
@@ -80,8 +84,9 @@ class Fit:
 
 
 def settled(values: Mapping[str, float]) -> dict[str, float]:
-    """Fitted values, 0 where the optimizer stopped short of that bound by no more than rounding."""
-    return {name: 0.0 if abs(value) < VANISHING else float(value) for name, value in values.items()}
+    """Fitted values, 0 where the optimizer stopped short of that bound by next to nothing."""
+    least = {name: VANISHING * _UPPER.get(name.rsplit(".", 1)[-1], 1.0) for name in values}
+    return {name: 0.0 if abs(value) < least[name] else float(value) for name, value in values.items()}
 
 
 def apply(scenario: Scenario, base: Software, values: Mapping[str, float], pinned: Mapping[str, Any]) -> Scenario:
@@ -124,14 +129,15 @@ def predict(runs: Sequence[Runs], base: Software, values: Mapping[str, float], r
 
 
 def predict_peaks(runs: Sequence[Runs], base: Software, values: Mapping[str, float]) -> FloatColumn:
-    """Peak memory that the runs log, bytes, one group after the other."""
-    return np.concatenate([logged_peak(apply(r.scenario, base, values, r.pinned), r.layouts) for r in runs])
+    """Peak memory that the runs log, bytes, one group after the other; of runs that ended out of memory the worst stage's."""
+    return np.concatenate([logged_peak(apply(r.scenario, base, values, r.pinned), r.layouts, r.at_least) for r in runs])
 
 
-def logged_peak(scenario: Scenario, layouts: Layouts) -> FloatColumn:
-    """Peak memory on the stage whose peak the framework logs, bytes, ``(n_layouts,)``: what a measured peak is held against."""
+def logged_peak(scenario: Scenario, layouts: Layouts, worst: bool = False) -> FloatColumn:
+    """Peak memory on the stage whose peak the framework logs, or on the ``worst`` stage, bytes, ``(n_layouts,)``: what a measured peak is
+    held against."""
     found = stages(Split.of(scenario), layouts.pp, layouts.vpp)
-    return peak_memory(scenario, layouts, found.first() if scenario.software.logs_first_stage else found).peak
+    return peak_memory(scenario, layouts, found.first() if scenario.software.logs_first_stage and not worst else found).peak
 
 
 def fit(runs: Sequence[Runs], base: Software, parameters: Sequence[FreeParameter]) -> Fit:
@@ -140,6 +146,7 @@ def fit(runs: Sequence[Runs], base: Software, parameters: Sequence[FreeParameter
     Huber-like loss (soft L1) on log error over ``NOISE``; a parameter's distance from typical, in spreads, is one residual more.
     """
     measured = np.log(np.concatenate([r.measured for r in runs]))
+    at_least = np.concatenate([np.full(len(r.measured), r.at_least) for r in runs])
     upper = np.array([p.upper for p in parameters])
     typical = np.array([p.typical for p in parameters])
     spread = np.array([p.spread for p in parameters])
@@ -149,6 +156,7 @@ def fit(runs: Sequence[Runs], base: Software, parameters: Sequence[FreeParameter
     def residuals(share: FloatColumn) -> FloatColumn:
         values = dict(zip((p.name for p in parameters), share * upper, strict=True))
         errors = (np.log(model(values)) - measured) / NOISE
+        errors = np.where(at_least, np.minimum(errors, 0.0) * NOISE / CERTAIN, errors)
         return np.concatenate([errors, (share * upper - typical) / spread])
 
     starts = [np.clip((typical + step * spread) / upper, 0.01, 0.99) for step in (0.0, 0.7)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -42,6 +43,17 @@ def measured_runs(frame: pd.DataFrame, groups: Sequence[CaseGroup], software: st
             pinned = {key.removeprefix("software."): value for key, value in group.pinned.items()}
             runs.append(Runs(portion.scenario, portion.layouts.take(keep), figures[group.rows][keep], group.rows[keep], pinned))
     return runs
+
+
+def exhausted_runs(frame: pd.DataFrame, groups: Sequence[CaseGroup], software: str) -> list[Runs]:
+    """The legal training runs of ``software`` that ended out of memory: their peaks were no less than what the chip leaves."""
+    if STATUS not in frame:
+        return []
+    ended = frame.copy()
+    ended[PEAK] = np.where(frame[STATUS].eq("oom"), 1.0, np.nan)
+    ended[STATUS] = "ok"
+    runs = measured_runs(ended, groups, software, PEAK)
+    return [replace(run, measured=np.full(len(run.measured), run.scenario.hw.memory.usable), at_least=True) for run in runs]
 
 
 def require_runs(frame: pd.DataFrame, source: str, least: int = LEAST_ROWS) -> None:

@@ -11,7 +11,7 @@ import pandas as pd
 
 from rapid_dse.analysis.calibration import cluster_parameters, exercised, implied_mfu, memory_parameters, on_typical_clusters
 from rapid_dse.analysis.fit import held_out, logged_peak, typical_base
-from rapid_dse.analysis.runs import PEAK, SECONDS, measured_runs, parameters_by_name, require_plausible, require_runs
+from rapid_dse.analysis.runs import PEAK, SECONDS, exhausted_runs, measured_runs, parameters_by_name, require_plausible, require_runs
 from rapid_dse.analysis.scores import Score, score
 from rapid_dse.config.table_file import read_table
 from rapid_dse.simulate import price
@@ -112,8 +112,10 @@ def _put_unseen(unseen: pd.DataFrame, frame: pd.DataFrame, groups: list[CaseGrou
         unseen.loc[frame.index[run.rows], "seconds"] = values
     peaks = measured_runs(frame, groups, software, PEAK) if PEAK in frame else []
     if sum(len(run.rows) for run in peaks) >= LEAST_PEAKS:
-        for run, values in zip(peaks, held_out(peaks, base, memory_parameters(peaks), jobs), strict=True):
-            unseen.loc[frame.index[run.rows], "peak"] = values
+        known = [*peaks, *exhausted_runs(frame, groups, software)]
+        for run, values in zip(known, held_out(known, base, memory_parameters(peaks), jobs), strict=True):
+            if not run.at_least:
+                unseen.loc[frame.index[run.rows], "peak"] = values
 
 
 def parity_picture(found: Validated, path: Path) -> None:
