@@ -3,39 +3,93 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import fields, is_dataclass
-from typing import Any, TypeVar
+from dataclasses import dataclass, fields, is_dataclass
+from functools import cached_property
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 Record = TypeVar("Record")
+Positions = NDArray[np.intp]
 
-# An odd number near 2^64 divided by the golden ratio: multiplying by it spreads neighbouring integers over all 64 bits.
-SPREAD = np.uint64(0x9E3779B97F4A7C15)
+ROOM = 16  # a table of numbers may have so many places a row before numbers are given anew
+LEAST_ROOM = 65536  # and at least so many
 
 
-def distinct_rows(columns: Sequence[NDArray[Any]]) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    """The first row of each kind of equal rows, and the kind of each row.
+@dataclass(frozen=True)
+class Shared(Generic[Record]):
+    """A record of distinct rows (``of``), and the one that each row of a larger table has (``kind``, ``(n_rows,)``)."""
 
-    Args:
-        columns: ``(n_rows,)`` each; booleans, integers or floats, which count as equal where their bits are.
+    of: Record
+    kind: Positions
 
-    Returns:
-        ``(n_kinds,)`` positions of rows, and ``(n_rows,)`` positions among those.
-    """
-    bits = [np.ascontiguousarray(column, np.float64 if column.dtype.kind == "f" else np.int64).view(np.uint64) for column in columns]
-    mixed = np.zeros(len(bits[0]), np.uint64)
-    for column in bits:
-        mixed = (mixed ^ column) * SPREAD
-        mixed ^= mixed >> np.uint64(29)
-    _, first, kind = np.unique(mixed, return_index=True, return_inverse=True)
-    if any((column[first][kind] != column).any() for column in bits):  # two kinds have the same mixture, one in 2^64 / n_rows² tables
-        _, first, kind = np.unique(np.stack(bits), axis=1, return_index=True, return_inverse=True)
+    @cached_property
+    def rows(self) -> Record:
+        """The record with a row for each of the larger table's."""
+        return rows_of(self.of, self.kind)
+
+    def take(self, rows: Positions) -> Shared[Record]:
+        """The same for some rows of the larger table."""
+        return Shared(self.of, self.kind.take(rows))
+
+
+class Distinct:
+    """Finds which rows of a table (a dataclass of columns of integers or booleans) are alike in some of its columns."""
+
+    def __init__(self, table: Any) -> None:
+        self._table = table
+        self._numbers: dict[str, tuple[Positions, int]] = {}
+
+    def by(self, *columns: str | NDArray[Any]) -> tuple[Positions, Positions]:
+        """The first row of each kind of rows that are alike in these columns, and the kind of each row.
+
+        Args:
+            columns: names of the table's, or arrays of integers or booleans ``(n_rows,)``.
+
+        Returns:
+            ``(n_kinds,)`` positions of rows, and ``(n_rows,)`` positions among those.
+        """
+        return distinct([self._numbered(column) if isinstance(column, str) else numbered(column) for column in columns])
+
+    def _numbered(self, name: str) -> tuple[Positions, int]:
+        if name not in self._numbers:
+            self._numbers[name] = numbered(getattr(self._table, name))
+        return self._numbers[name]
+
+
+def numbered(column: NDArray[Any]) -> tuple[Positions, int]:
+    """Numbers from 0 for the values of a column, alike for equal ones, and how many there are."""
+    if column.dtype == bool:
+        return column.astype(np.intp), 2
+    low, high = (int(column.min()), int(column.max())) if len(column) else (0, 0)
+    if low == high:
+        return np.zeros(len(column), np.intp), 1
+    if high - low >= max(LEAST_ROOM, ROOM * len(column)):
+        values, number = np.unique(column, return_inverse=True)
+        return number, len(values)
+    place, there = column - low, np.zeros(high - low + 1, bool)
+    there[place] = True
+    number = np.cumsum(there) - 1
+    return number.take(place), int(number[-1]) + 1
+
+
+def distinct(columns: Sequence[tuple[Positions, int]]) -> tuple[Positions, Positions]:
+    """``Distinct.by`` of columns that ``numbered`` gave."""
+    n_rows = len(columns[0][0])
+    packed, size = np.zeros(n_rows, np.intp), 1
+    for number, count in columns:
+        if count > 1:
+            if size * count > max(LEAST_ROOM, ROOM * n_rows):
+                packed, size = numbered(packed)
+            packed, size = packed * count + number, size * count
+    kind, kinds = numbered(packed)
+    first = np.empty(kinds if n_rows else 0, np.intp)
+    first[kind[::-1]] = np.arange(n_rows)[::-1]
     return first, kind
 
 
-def rows_of(record: Record, rows: NDArray[np.intp]) -> Record:
+def rows_of(record: Record, rows: Positions) -> Record:
     """A dataclass whose arrays end in an axis of rows, with only ``rows`` of them; records within it alike."""
     assert is_dataclass(record)
     assert not isinstance(record, type)

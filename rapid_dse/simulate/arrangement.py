@@ -1,10 +1,13 @@
-"""How layouts lie on the machine before anything is timed: their stages, and what their groups transfer."""
+"""How layouts lie on the machine before anything is timed: their stages, and what their groups transfer.
+
+Most layouts of a table share most of that with others: each part is found once for all layouts that are alike in what it depends on.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
 
-from rapid_dse.columns import distinct_rows, rows_of
+from rapid_dse.columns import Distinct, Positions, Shared
 from rapid_dse.config.scenario import Scenario
 from rapid_dse.layouts import Layouts
 from rapid_dse.simulate.communication import Traffic, cluster_of, effective_network, placement_of, traffic
@@ -12,17 +15,55 @@ from rapid_dse.simulate.sharding import EndTransfers, Groups, Passes, Tables, en
 from rapid_dse.simulate.stages import Split, Stages, stages
 from rapid_dse.simulate.vocabulary import VocabularyParallel, vocabulary_parallel
 
+# Columns of Layouts on which each part depends. Where a group lies depends on all degrees, whatever their order.
+STAGES = ("pp", "vpp")
+GROUPS = ("num_gpus", "tp", "cp", "dp", "pp", "ep", "shard_group")
+MICRO_BATCH = (*GROUPS, "micro_batch_size", "sequence_parallel")
+SHARDING = (*GROUPS, "zero")
+END = (*SHARDING, "vpp", "sequence_parallel")
+
 
 @dataclass(frozen=True)
 class Arrangement:
-    """What layouts are before anything is timed: their stages, and what their groups transfer."""
+    """What layouts are before anything is timed: their stages, and what their groups transfer, each found once a kind of layouts.
 
-    stages: Stages
-    traffic: Traffic
-    vocabulary: VocabularyParallel
-    sharded: Passes
-    tables: Tables
-    end: EndTransfers
+    The properties have a row for each layout, and are gathered when they are asked for.
+    """
+
+    of_stages: Shared[Stages]
+    of_traffic: Shared[Traffic]
+    of_vocabulary: Shared[VocabularyParallel]
+    of_sharded: Shared[Passes]
+    of_tables: Shared[Tables]
+    of_end: Shared[EndTransfers]
+
+    def take(self, rows: Positions) -> Arrangement:
+        """That of some of the layouts."""
+        return Arrangement(*(getattr(self, field.name).take(rows) for field in fields(self)))
+
+    @property
+    def stages(self) -> Stages:
+        return self.of_stages.rows
+
+    @property
+    def traffic(self) -> Traffic:
+        return self.of_traffic.rows
+
+    @property
+    def vocabulary(self) -> VocabularyParallel:
+        return self.of_vocabulary.rows
+
+    @property
+    def sharded(self) -> Passes:
+        return self.of_sharded.rows
+
+    @property
+    def tables(self) -> Tables:
+        return self.of_tables.rows
+
+    @property
+    def end(self) -> EndTransfers:
+        return self.of_end.rows
 
 
 def groups_of(scenario: Scenario, layouts: Layouts) -> Groups:
@@ -38,17 +79,37 @@ def groups_of(scenario: Scenario, layouts: Layouts) -> Groups:
     return Groups(placement, effective_network(scenario), cluster_of(scenario))
 
 
+def shared_stages(scenario: Scenario, layouts: Layouts, table: Distinct) -> Shared[Stages]:
+    """The candidate stages of each layout; ``table``: of the layouts."""
+    first, kind = table.by(*STAGES)
+    return Shared(stages(Split.of(scenario), layouts.pp[first], layouts.vpp[first]), kind)
+
+
 def arrangement(scenario: Scenario, layouts: Layouts) -> Arrangement:
-    """Stages and transfers of layouts; what layouts share that differ in recomputation, schedule or batch is priced once.
+    """Stages and transfers of layouts.
 
     Raises:
         ValueError: where a network dimension does not hold the parallelisms that it lists.
     """
-    alike = ("recompute", "schedule", "global_batch_size")
-    first, kind = distinct_rows([getattr(layouts, field.name) for field in fields(layouts) if field.name not in alike])
+    table = Distinct(layouts)
+    first, kind = table.by(*MICRO_BATCH)
     some = layouts.take(first)
-    groups, found = groups_of(scenario, some), stages(Split.of(scenario), some.pp, some.vpp)
+    groups = groups_of(scenario, some)
     moved = traffic(scenario, some, groups.placement, groups.network)
     vocabulary = vocabulary_parallel(scenario, some, moved.stream, groups.placement, groups.network)
+    shard_first, shard_kind = table.by(*SHARDING)
+    some = layouts.take(shard_first)
+    groups = groups_of(scenario, some)
     sharded, tables = layer_gathers(scenario, some, groups), table_passes(scenario, some, groups)
-    return rows_of(Arrangement(found, moved, vocabulary, sharded, tables, end_transfers(scenario, some, found, groups)), kind)
+    end_first, end_kind = table.by(*END)
+    some = layouts.take(end_first)
+    found = shared_stages(scenario, layouts, table)
+    end = end_transfers(scenario, some, found.take(end_first).rows, groups_of(scenario, some))
+    return Arrangement(
+        found,
+        Shared(moved, kind),
+        Shared(vocabulary, kind),
+        Shared(sharded, shard_kind),
+        Shared(tables, shard_kind),
+        Shared(end, end_kind),
+    )

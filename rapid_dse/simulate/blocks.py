@@ -128,7 +128,6 @@ def measured_layer(one: Priced1, times: LayerTimes) -> Layer:
 
     ahead, back, old = column(times.seconds("forward")), column(times.seconds("backward")), one.layer
     share = one.scenario.software.dp_overlap
-    dp_forward = exposed(old.sharded.forward, share, Window(ahead, old.moved.forward.busy))
     return replace(
         old,
         compute=column(times.forward["compute"] + times.backward["compute"]),
@@ -137,8 +136,8 @@ def measured_layer(one: Priced1, times: LayerTimes) -> Layer:
         ep=column(times.forward["ep"] + times.backward["ep"]),
         forward=ahead,
         backward=back,
-        dp=dp_forward + exposed(old.sharded.backward, share, Window(back, old.moved.backward.busy)),
-        dp_forward=dp_forward,
+        dp_backward=exposed(old.sharded.backward, share, Window(back, old.moved.backward.busy)),
+        dp_forward=exposed(old.sharded.forward, share, Window(ahead, old.moved.forward.busy)),
         ends=Ends(**{each.name: column(sum(times.ends[each.name].values()) - times.ends[each.name]["compute"]) for each in fields(Ends)}),
     )
 

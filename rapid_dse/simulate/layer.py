@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 from numpy.typing import NDArray
 
+from rapid_dse.columns import Distinct, rows_of
 from rapid_dse.config.scenario import Scenario
 from rapid_dse.config.software import Software
-from rapid_dse.layouts import RECOMPUTE_FULL, RECOMPUTE_SELECTIVE, BoolColumn, IntColumn, Layouts
-from rapid_dse.simulate.arrangement import Arrangement
+from rapid_dse.layouts import RECOMPUTE_FULL, RECOMPUTE_SELECTIVE, BoolColumn, Layouts
+from rapid_dse.simulate.arrangement import MICRO_BATCH, Arrangement
 from rapid_dse.simulate.block import Block
 from rapid_dse.simulate.communication import Traffic
 from rapid_dse.simulate.overlap import Window, exposed
@@ -20,13 +21,17 @@ from rapid_dse.simulate.vocabulary import Ends, exposed_ends
 FloatColumn = NDArray[np.float64]
 
 
+# Columns of Layouts on which a layer depends, beside the shards of its weights under ZeRO 2 and 3.
+LAYER = (*MICRO_BATCH, "recompute")
+
+
 @dataclass(frozen=True)
-class Layer:
+class LayerAlone:
     """Exposed seconds of one layer and one micro-batch, ``(n_layouts,)`` each; ``forward`` and ``backward`` include the transfers.
 
-    ``dp``, of which ``dp_forward`` shows during the forward pass, is no part of them. ``moved`` are all transfers of tensor, context and
+    ``dp``, what shows during each pass of the transfers of weights and gradients, is no part of them. ``moved`` are all transfers of tensor, context and
     expert parallelism in each pass, hidden or not; ``sharded`` those of ZeRO 2 and 3. ``ends``: what shows of tensor parallelism's
-    transfers ahead of the first and behind the last layer; ``tables`` of ZeRO 2's and 3's there.
+    transfers ahead of the first and behind the last layer.
     """
 
     compute: FloatColumn
@@ -35,12 +40,16 @@ class Layer:
     ep: FloatColumn
     forward: FloatColumn
     backward: FloatColumn
-    dp: FloatColumn
     dp_forward: FloatColumn
+    dp_backward: FloatColumn
     moved: Passes
     sharded: Passes
     ends: Ends
-    tables: Ends
+
+    @property
+    def dp(self) -> FloatColumn:
+        """What shows of transfers of weights and gradients in both passes, s."""
+        return self.dp_forward + self.dp_backward
 
     @property
     def total(self) -> FloatColumn:
@@ -53,7 +62,22 @@ class Layer:
         return self.moved.forward.busy + self.moved.backward.busy + self.sharded.forward.busy + self.sharded.backward.busy
 
 
+@dataclass(frozen=True)
+class Layer(LayerAlone):
+    """A layer, with what shows of ZeRO 2's and 3's transfers of embedding ``tables`` and head ahead of the first and behind the last."""
+
+    tables: Ends
+
+
 def layer_time(scenario: Scenario, layouts: Layouts, block: Block, arranged: Arrangement) -> Layer:
+    """One layer of one micro-batch of each layout; layouts that are alike in all that a layer depends on have it timed once."""
+    first, kind = Distinct(layouts).by(*LAYER, np.maximum(1, layouts.zero))  # ZeRO 0 and 1 move nothing with a layer
+    alone = rows_of(_layer_alone(scenario, layouts.take(first), block.take(first), arranged.take(first)), kind)
+    tables = exposed_tables(scenario.software, layouts, arranged, alone)
+    return Layer(**{field.name: getattr(alone, field.name) for field in fields(alone)}, tables=tables)
+
+
+def _layer_alone(scenario: Scenario, layouts: Layouts, block: Block, arranged: Arrangement) -> LayerAlone:
     """One layer of one micro-batch: compute, and what of its transfers shows."""
     software, moved, sharded = scenario.software, arranged.traffic, arranged.sharded
     full, ring_again = layouts.recompute == RECOMPUTE_FULL, rings_again(software, layouts)
@@ -77,52 +101,37 @@ def layer_time(scenario: Scenario, layouts: Layouts, block: Block, arranged: Arr
     all_moved = layer_moved(scenario, layouts, moved)
     dp_forward = exposed(sharded.forward, software.dp_overlap, Window(forward, all_moved.forward.busy))
     dp_backward = exposed(sharded.backward, software.dp_overlap, Window(backward, all_moved.backward.busy))
-    return Layer(
+    return LayerAlone(
         compute=block.layer_forward + block.layer_backward + again,
         tp=tp_forward + tp_backward,
         cp=cp_forward + cp_backward,
         ep=ep_forward + ep_backward,
         forward=forward,
         backward=backward,
-        dp=dp_forward + dp_backward,
         dp_forward=dp_forward,
+        dp_backward=dp_backward,
         moved=all_moved,
         sharded=sharded,
         ends=exposed_ends(scenario, block, arranged.vocabulary),
-        tables=exposed_tables(
-            scenario.software,
-            arranged,
-            layouts.vpp,
-            (Window(forward, all_moved.forward.busy), dp_forward),
-            (Window(backward, all_moved.backward.busy), dp_backward),
-        ),
     )
 
 
-def exposed_tables(
-    software: Software,
-    arranged: Arrangement,
-    vpp: IntColumn,
-    forward: tuple[Window, FloatColumn],
-    backward: tuple[Window, FloatColumn],
-) -> Ends:
+def exposed_tables(software: Software, layouts: Layouts, arranged: Arrangement, layer: LayerAlone) -> Ends:
     """What shows of ZeRO 2's and 3's transfers of embedding table and head.
 
     Nothing is there to hide the table's gather, which comes first, and its reduction, which comes last. The head's gather is asked for when
     the last layer starts, and its gradient is reduced beside the backward passes of the last chunk's layers. There they follow the layers'
     own: what shows of both together is theirs but for what shows of the layers' alone.
-
-    Args:
-        forward, backward: a layer's pass, with what tensor, context and expert parallelism take of its ports, and what shows of the
-            layer's own transfers of weights and gradients in it, s, ``(n_layouts,)``.
     """
-    sharded, tables, layers = arranged.sharded, arranged.tables, arranged.stages.layers[-1] / vpp
+    if not (layouts.zero >= 2).any():
+        none = np.zeros(len(layouts))
+        return Ends(none, none, none, none)
+    sharded, tables, layers = layer.sharded, arranged.tables, arranged.stages.layers[-1] / layouts.vpp
     gather, reduce, share = tables.head.forward, tables.head.backward, software.dp_overlap
-    one, shown = forward
-    waits = exposed(gather + sharded.forward, share * (layers > 0), one) - shown
-    each, shown = backward
-    every = Window(layers * each.seconds, layers * each.busy)
-    ends = exposed(reduce + sharded.backward.times(layers), share, every) - layers * shown
+    one = Window(layer.forward, layer.moved.forward.busy)
+    waits = exposed(gather + sharded.forward, share * (layers > 0), one) - layer.dp_forward
+    every = Window(layers * layer.backward, layers * layer.moved.backward.busy)
+    ends = exposed(reduce + sharded.backward.times(layers), share, every) - layers * layer.dp_backward
     return Ends(
         embedding_forward=tables.embedding.forward.seconds,
         embedding_backward=tables.embedding.backward.seconds,

@@ -13,11 +13,12 @@ from functools import cache, lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from rapid_dse.columns import distinct_rows
+from rapid_dse.columns import Distinct, distinct, numbered
 from rapid_dse.config.scenario import Scenario
 from rapid_dse.layouts import INTERLEAVED, ONE_F_ONE_B, Layouts
 from rapid_dse.network.loading import loading_numba
 from rapid_dse.simulate.block import Block
+from rapid_dse.simulate.layer import LAYER
 from rapid_dse.simulate.slots import host_layer_seconds, launched_slot
 from rapid_dse.simulate.stages import PACK, Split
 
@@ -62,10 +63,13 @@ def chunk_waits(
     ends = block.embedding, block.embedding_backward, block.head_forward, block.head_backward
     spent = np.stack([*passes, *ends, *sends, host_layer_seconds(scenario, layouts)])
     busiest = whole.max(axis=0)
+    # what the passes depend on: ZeRO 0 and 1 are alike
+    representative, case = Distinct(layouts).by(*LAYER, "vpp", np.maximum(1, layouts.zero))
+    cases = len(representative)
     for key in [*splits, *equal]:
         pp, vpp = divmod(key, PACK)
         rows = np.flatnonzero(alternating & (packed == key) & (longer if key in equal else True))
-        first, alike = distinct_rows([*spent[:, rows], micro_batches[rows]])  # layouts that differ in memory alone run alike
+        first, alike = distinct([(case[rows], cases), numbered(micro_batches[rows])])
         once = rows[first]
         device, launches = _shares(split, pp, vpp)
         host = launches @ spent[-1:, once] + THIRDS.repeat(pp * vpp)[:, None] * (scenario.software.host_micro_batch / vpp)
