@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from functools import cached_property
 from typing import Any, Generic, TypeVar
@@ -28,6 +28,10 @@ class Shared(Generic[Record]):
     def rows(self) -> Record:
         """The record with a row for each of the larger table's."""
         return rows_of(self.of, self.kind)
+
+    def gather(self, part: Callable[[Record], NDArray[Any]]) -> NDArray[Any]:
+        """One array of the record, which ends in an axis of rows, with a row for each of the larger table's."""
+        return part(self.of).take(self.kind, axis=-1)
 
     def take(self, rows: Positions) -> Shared[Record]:
         """The same for some rows of the larger table."""
@@ -95,3 +99,18 @@ def rows_of(record: Record, rows: Positions) -> Record:
     assert not isinstance(record, type)
     values = (getattr(record, field.name) for field in fields(record))
     return type(record)(*(value.take(rows, axis=-1) if isinstance(value, np.ndarray) else rows_of(value, rows) for value in values))
+
+
+def largest(values: NDArray[np.float64]) -> Positions:
+    """Which of a few rows is the largest in each column, the first where several are, ``(n_columns,)``: a faster argmax."""
+    most, where = values[0], np.zeros(values.shape[1], np.intp)
+    for row in range(1, len(values)):
+        where[values[row] > most] = row
+        most = np.maximum(most, values[row])
+    return where
+
+
+def at(table: NDArray[Any], rows: Positions, columns: Positions) -> NDArray[Any]:
+    """The entries of a table at a row and a column each, ``(n_entries,)``."""
+    entries: NDArray[Any] = table.reshape(-1).take(rows * table.shape[1] + columns)
+    return entries

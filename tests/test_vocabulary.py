@@ -10,6 +10,7 @@ import pytest
 from layout_spread import EVENT_BACKENDS, TIED, case
 from trials import layouts, priced, scenario
 
+from rapid_dse.columns import Shared
 from rapid_dse.network import closed_form
 from rapid_dse.network.placement import Span, place, two_ends
 from rapid_dse.simulate import price
@@ -160,8 +161,9 @@ def test_their_bytes_cost_the_energy_of_the_dimension_that_they_cross() -> None:
     of = scenario(hw__network__dimensions__0__in_network_reduction=False)
     row = layouts({"num_gpus": 32, "tp": 8, "global_batch_size": 8})
     arranged = arrangement(of, row)
-    inner, outer = sent_bytes(of, row, arranged)[:, 0]
-    layers_alone = sent_bytes(of, row, replace(arranged, vocabulary=_silent(arranged.vocabulary)))[:, 0]
+    silent = replace(arranged, of_vocabulary=Shared(_silent(arranged.vocabulary), np.zeros(1, np.intp)))
+    sent = [sent_bytes(of, row, each) for each in (arranged, silent)]
+    (inner, outer), layers_alone = (2 * micro_batch[:, 0] + end[:, 0] for micro_batch, end in sent)
     assert inner - layers_alone[0] == pytest.approx(2 * 7 / 8 * (5 * 8192 * 4096 * 2 + 6 * 8192 * 4), rel=1e-6)
     assert outer == layers_alone[1]
 

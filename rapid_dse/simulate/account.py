@@ -2,58 +2,87 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import dataclass, fields
 
 import numpy as np
 from numpy.typing import NDArray
 
+from rapid_dse.columns import Distinct, Shared
 from rapid_dse.config.scenario import Scenario
 from rapid_dse.layouts import RECOMPUTE_FULL, Layouts
 from rapid_dse.model.operators import model_flops_per_token
 from rapid_dse.simulate.arrangement import Arrangement
 from rapid_dse.simulate.block import Block
-from rapid_dse.simulate.cost import StepWork, energy
-from rapid_dse.simulate.layer import layer_moved
-from rapid_dse.simulate.memory import Memory, layer_weights, peak_memory
+from rapid_dse.simulate.cost import Work, dynamic_energy, energy
+from rapid_dse.simulate.layer import LAYER, layer_moved
+from rapid_dse.simulate.memory import Memory, layer_weights, shared_memory
 from rapid_dse.simulate.results import Priced
 from rapid_dse.simulate.sharding import EndTransfers
+from rapid_dse.simulate.stages import Stages
 from rapid_dse.simulate.step import Step
 
 FloatColumn = NDArray[np.float64]
 
 
+@dataclass(frozen=True)
+class Joules:
+    """What a GPU's work takes beside idle power, J, ``(n_layouts,)`` each: for a micro-batch, and at the end of a step."""
+
+    micro_batch: FloatColumn
+    end: FloatColumn
+
+
 def result_columns(scenario: Scenario, layouts: Layouts, block: Block, arranged: Arrangement, step: Step) -> Priced:
     """The results of steps whose times are known, whichever backend found them: memory, energy and cost are the same accounts for all."""
-    memory = peak_memory(scenario, layouts, arranged.stages)
-    work = _work(scenario, layouts, block, arranged, step)
-    return _columns(scenario, layouts, step, memory, energy(scenario.hw, scenario.workload.precision, work))
+    work = Shared(joules_of(scenario, layouts, block, arranged), np.arange(len(layouts)))
+    return results(scenario, layouts, step, work, arranged.of_stages)
 
 
-def _work(scenario: Scenario, layouts: Layouts, block: Block, arranged: Arrangement, step: Step) -> StepWork:
-    """Mean work of a GPU in a step: layers spread evenly over the stages, the head's and the gradients' share included."""
+def results(scenario: Scenario, layouts: Layouts, step: Step, work: Shared[Joules], found: Shared[Stages]) -> Priced:
+    """As ``result_columns``, from the layouts' energy and stages."""
+    joules = layouts.num_micro_batches * work.of.micro_batch.take(work.kind) + work.of.end.take(work.kind)
+    memory = shared_memory(scenario, layouts, found)
+    return _columns(scenario, layouts, step, memory, energy(scenario.hw, joules, step.total, layouts.num_gpus))
+
+
+def joules_of(scenario: Scenario, layouts: Layouts, block: Block, arranged: Arrangement) -> Joules:
+    """Mean energy of a GPU's work: layers spread evenly over the stages, the head's and the gradients' share included."""
+    hw, precision = scenario.hw, scenario.workload.precision
     layers = scenario.model.num_hidden_layers / layouts.pp
     passes = 3.0 + (layouts.recompute == RECOMPUTE_FULL)
-    micro_batches = layouts.num_micro_batches.astype(float)
-    parameters = layer_weights(scenario, layouts).times(layers).total
-    flops = micro_batches * (passes * layers * block.layer_flops + 3 * block.head_flops / layouts.pp)
-    hbm = micro_batches * (layers * block.layer_traffic * passes / 3 + block.head_traffic / layouts.pp)
-    hbm = hbm + parameters * scenario.software.update_traffic
-    return StepWork(flops, hbm, sent_bytes(scenario, layouts, arranged), step.total, layouts.num_gpus)
+    flops = passes * layers * block.layer_flops + 3 * block.head_flops / layouts.pp
+    hbm = layers * block.layer_traffic * passes / 3 + block.head_traffic / layouts.pp
+    update = layer_weights(scenario, layouts).times(layers).total * scenario.software.update_traffic
+    sent, sent_at_end = sent_bytes(scenario, layouts, arranged)
+    return Joules(
+        micro_batch=dynamic_energy(hw, precision, Work(flops, hbm, sent)),
+        end=dynamic_energy(hw, precision, Work(np.zeros(len(layouts)), update, sent_at_end)),
+    )
 
 
-def sent_bytes(scenario: Scenario, layouts: Layouts, arranged: Arrangement) -> NDArray[np.float64]:
-    """Bytes that the mean GPU sends into each network dimension in a step, ``(n_dimensions, n_layouts)``."""
-    moved = layer_moved(scenario, layouts, arranged.traffic)
-    a_layer = moved.forward.sent + moved.backward.sent + arranged.sharded.forward.sent + arranged.sharded.backward.sent
-    hops = 2.0 * (layouts.pp * layouts.vpp - 1) / layouts.pp * arranged.traffic.pp_hop.sent  # forward and back
-    around = (arranged.vocabulary.sent + arranged.tables.sent) / layouts.pp
+def sent_bytes(scenario: Scenario, layouts: Layouts, arranged: Arrangement) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Bytes that the mean GPU sends into each network dimension for a micro-batch, and at the end of a step.
+
+    ``(n_dimensions, n_layouts)`` each.
+    """
+    first, kind = Distinct(layouts).by(*LAYER, "zero")
+    a_layer = _layer_sent(scenario, layouts.take(first), arranged.take(first)).take(kind, axis=1)
+    hops = 2.0 * (layouts.pp * layouts.vpp - 1) / layouts.pp * arranged.hop.sent  # forward and back
+    around = (arranged.of_vocabulary.gather(lambda each: each.sent) + arranged.of_tables.gather(lambda each: each.sent)) / layouts.pp
     micro_batch = scenario.model.num_hidden_layers / layouts.pp * a_layer + (layouts.pp > 1) * hops + around
-    return layouts.num_micro_batches * micro_batch + _sent_at_end(layouts, arranged.end)
+    return micro_batch, arranged.of_end.gather(_mean_sent) + 2 * arranged.of_end.gather(lambda each: each.tied.sent) / layouts.pp
 
 
-def _sent_at_end(layouts: Layouts, end: EndTransfers) -> NDArray[np.float64]:
-    """The mean GPU's bytes of ``end``, ``(n_dimensions, n_layouts)``; a tied table's gradient is sent by the first and the last stage."""
-    return end.mean * (end.gradients.sent + end.weights.sent + end.replicated.sent) + 2 * end.tied.sent / layouts.pp
+def _layer_sent(scenario: Scenario, layouts: Layouts, arranged: Arrangement) -> NDArray[np.float64]:
+    """Bytes of one layer and one micro-batch, ``(n_dimensions, n_layouts)``."""
+    moved, sharded = layer_moved(scenario, layouts, arranged.traffic), arranged.sharded
+    return moved.forward.sent + moved.backward.sent + sharded.forward.sent + sharded.backward.sent
+
+
+def _mean_sent(end: EndTransfers) -> NDArray[np.float64]:
+    """The mean GPU's bytes of ``end``, ``(n_dimensions, n_layouts)``, but for a tied table, which the first and the last stage send."""
+    sent: NDArray[np.float64] = end.mean * (end.gradients.sent + end.weights.sent + end.replicated.sent)
+    return sent
 
 
 def _columns(scenario: Scenario, layouts: Layouts, step: Step, memory: Memory, joules: FloatColumn) -> Priced:

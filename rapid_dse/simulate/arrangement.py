@@ -6,10 +6,12 @@ Most layouts of a table share most of that with others: each part is found once 
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from functools import cached_property
 
-from rapid_dse.columns import Distinct, Positions, Shared
+from rapid_dse.columns import Distinct, Positions, Shared, rows_of
 from rapid_dse.config.scenario import Scenario
 from rapid_dse.layouts import Layouts
+from rapid_dse.network.transfer import Transfer
 from rapid_dse.simulate.communication import Traffic, cluster_of, effective_network, placement_of, traffic
 from rapid_dse.simulate.sharding import EndTransfers, Groups, Passes, Tables, end_transfers, layer_gathers, table_passes
 from rapid_dse.simulate.stages import Split, Stages, stages
@@ -48,6 +50,11 @@ class Arrangement:
     @property
     def traffic(self) -> Traffic:
         return self.of_traffic.rows
+
+    @cached_property
+    def hop(self) -> Transfer:
+        """One send to the next stage."""
+        return rows_of(self.of_traffic.of.pp_hop, self.of_traffic.kind)
 
     @property
     def vocabulary(self) -> VocabularyParallel:

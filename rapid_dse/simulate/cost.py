@@ -14,26 +14,28 @@ FloatColumn = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class StepWork:
-    """What the mean GPU does in a step, ``(n_layouts,)`` each: FLOP, bytes of HBM, seconds; and bytes that it sends into each network
-    dimension, ``(n_dimensions, n_layouts)``."""
+class Work:
+    """What the mean GPU does, ``(n_layouts,)`` each: FLOP, bytes of HBM; and bytes that it sends into each network dimension,
+    ``(n_dimensions, n_layouts)``."""
 
     flops: FloatColumn
     hbm_bytes: FloatColumn
     sent_bytes: NDArray[np.float64]
-    seconds: FloatColumn
-    num_gpus: IntColumn
 
 
-def energy(hw: Hardware, precision: str, work: StepWork) -> FloatColumn:
-    """Joules of a step on all GPUs, ``(n_layouts,)``: FLOP, bytes and bits moved at the chip's figures, idle power throughout.
+def dynamic_energy(hw: Hardware, precision: str, work: Work) -> FloatColumn:
+    """Joules of a GPU's work, ``(n_layouts,)``: FLOP, bytes and bits moved at the chip's figures, without idle power."""
+    per_byte = np.array([dimension.energy for dimension in hw.network.dimensions])
+    joules: FloatColumn = work.flops * _energy_a_flop(hw, precision) + work.hbm_bytes * (hw.energy.hbm + hw.energy.l2)
+    return joules + per_byte @ work.sent_bytes
+
+
+def energy(hw: Hardware, dynamic: FloatColumn, seconds: FloatColumn, num_gpus: IntColumn) -> FloatColumn:
+    """Joules of a step of so many seconds on all GPUs, ``(n_layouts,)``: of each one's work, and idle power throughout.
 
     Never above the chips' thermal design power for the time of the step.
     """
-    per_byte = np.array([dimension.energy for dimension in hw.network.dimensions])
-    dynamic = work.flops * _energy_a_flop(hw, precision) + work.hbm_bytes * (hw.energy.hbm + hw.energy.l2)
-    dynamic = dynamic + per_byte @ work.sent_bytes
-    joules: FloatColumn = np.minimum(dynamic + hw.energy.idle * work.seconds, hw.energy.tdp * work.seconds) * work.num_gpus
+    joules: FloatColumn = np.minimum(dynamic + hw.energy.idle * seconds, hw.energy.tdp * seconds) * num_gpus
     return joules
 
 

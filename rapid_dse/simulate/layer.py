@@ -29,9 +29,9 @@ LAYER = (*MICRO_BATCH, "recompute")
 class LayerAlone:
     """Exposed seconds of one layer and one micro-batch, ``(n_layouts,)`` each; ``forward`` and ``backward`` include the transfers.
 
-    ``dp``, what shows during each pass of the transfers of weights and gradients, is no part of them. ``moved`` are all transfers of tensor, context and
-    expert parallelism in each pass, hidden or not; ``sharded`` those of ZeRO 2 and 3. ``ends``: what shows of tensor parallelism's
-    transfers ahead of the first and behind the last layer.
+    ``dp``, what shows during each pass of the transfers of weights and gradients, is no part of them. ``moved`` are all transfers of
+    tensor, context and expert parallelism in each pass, hidden or not; ``sharded`` those of ZeRO 2 and 3. ``ends``: what shows of tensor
+    parallelism's transfers ahead of the first and behind the last layer.
     """
 
     compute: FloatColumn

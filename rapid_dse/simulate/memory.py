@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from rapid_dse.columns import Distinct, Shared, at, largest
 from rapid_dse.config.hardware import PRECISION_BYTES
 from rapid_dse.config.scenario import Scenario
 from rapid_dse.config.software import Software
 from rapid_dse.device.contract import UNFUSED
-from rapid_dse.layouts import RECOMPUTE_FULL, RECOMPUTE_NONE, ZERO_BUBBLE, BoolColumn, Layouts
+from rapid_dse.layouts import GPIPE, RECOMPUTE_FULL, RECOMPUTE_NONE, ZERO_BUBBLE, BoolColumn, Layouts
 from rapid_dse.model.operators import local_kv_heads, mlp_projections, mlp_width, padded_vocab
 from rapid_dse.simulate.loss import loss_memory
 from rapid_dse.simulate.operators import compute_bytes
@@ -222,23 +223,37 @@ def _score_bytes(scenario: Scenario, layouts: Layouts, heads: FloatColumn) -> Fl
     return each * layouts.micro_batch_size * heads * float(scenario.workload.seq_len) ** 2 / layouts.cp
 
 
+# Columns of Layouts on which memory depends, beside the number of micro-batches: what ZeRO shards, and activations.
+STATES = ("tp", "cp", "dp", "pp", "ep", "vpp", "zero", "shard_group")
+ACTIVATIONS = ("tp", "cp", "pp", "vpp", "micro_batch_size", "sequence_parallel", "recompute", "schedule")
+FILLED = 3  # of so many micro-batches a stage, no schedule but GPipe holds more than of fewer
+
+
 def peak_memory(scenario: Scenario, layouts: Layouts, stages: Stages) -> Memory:
     """The terms on the stage whose sum is the largest."""
-    software = scenario.software
-    weights = stage_weights(scenario, layouts, stages)
-    parameters, sharing = weights.total, layouts.dp * layouts.cp
-    terms = _states(scenario, layouts, stages, weights)
-    terms["activations"] = _activations(scenario, layouts, stages)
-    terms["gradients"] = _beyond_activations(scenario, layouts, stages, terms["gradients"])
-    terms["gathered"] = _gathered(scenario, layouts, stages, parameters)
-    terms["buffers"] = (software.fragmentation - 1) * terms["activations"] + np.where(
-        sharing > 1, np.minimum(software.gradient_bucket, parameters * PRECISION_BYTES[software.gradient_dtype]), 0.0
+    return shared_memory(scenario, layouts, Shared(stages, np.arange(len(layouts))))
+
+
+def shared_memory(scenario: Scenario, layouts: Layouts, found: Shared[Stages]) -> Memory:
+    """As ``peak_memory``; states and activations are counted once for layouts that are alike in them."""
+    software, table, micro_batches = scenario.software, Distinct(layouts), layouts.num_micro_batches
+    filled = np.where(layouts.schedule == GPIPE, micro_batches, np.minimum(micro_batches, FILLED * layouts.pp))
+    first, kept = table.by(*ACTIVATIONS, filled)
+    activations = _activations(scenario, layouts.take(first), found.take(first).rows)
+    lost = (software.fragmentation - 1) * activations  # to the allocator
+    fresh = fresh_gradients(scenario, layouts)  # they take the place of activations
+    first, state = table.by(*STATES, micro_batches > 1, np.where(fresh, kept + 1, 0))
+    states = _states(scenario, layouts.take(first), found.take(first).rows)
+    total = np.sum(list(states.values()), axis=0).take(state, axis=1) + (activations + lost).take(kept, axis=1)
+    worst = largest(total)
+    on_worst = {name: at(term, worst, state) for name, term in states.items()}
+    bucket = on_worst.pop("bucket")
+    return Memory(
+        **on_worst,
+        activations=at(activations, worst, kept),
+        buffers=at(lost, worst, kept) + bucket,
+        framework=np.full(len(layouts), software.context),
     )
-    terms["framework"] = np.full_like(parameters, software.context)
-    full = {name: np.broadcast_to(term, parameters.shape) for name, term in terms.items()}
-    total = np.sum(list(full.values()), axis=0)
-    worst = total.argmax(axis=0)[None]
-    return Memory(**{name: np.take_along_axis(term, worst, axis=0)[0] for name, term in full.items()})
 
 
 def gradients_sharded(software: Software, layouts: Layouts) -> BoolColumn:
@@ -248,22 +263,33 @@ def gradients_sharded(software: Software, layouts: Layouts) -> BoolColumn:
     return (layouts.zero >= 2) & at_once
 
 
-def _states(scenario: Scenario, layouts: Layouts, stages: Stages, weights: Weights) -> dict[str, FloatColumn]:
-    """Bytes of parameters, gradients and optimizer states that stay all step long, ``(n_candidates, n_layouts)`` each."""
-    software, width = scenario.software, compute_bytes(scenario)
-    accumulates = layouts.num_micro_batches > 1
+def _states(scenario: Scenario, layouts: Layouts, stages: Stages) -> dict[str, NDArray[np.float64]]:
+    """Bytes of parameters, gradients and optimizer states that stay all step long, of what ZeRO holds whole for a while, and of the bucket
+    in which gradients are reduced, ``(n_candidates, n_layouts)`` each."""
+    software, width, weights = scenario.software, compute_bytes(scenario), stage_weights(scenario, layouts, stages)
+    accumulates, parameters = layouts.num_micro_batches > 1, weights.total
     gradient = PRECISION_BYTES[software.gradient_dtype] + np.where(accumulates, software.extra_gradient_bytes, 0.0)
     # Under fp32 and TF32 the weights that compute are the master weights; FSDP's shards are those that the optimizer steps.
     fsdp = (layouts.zero >= 3) & (layouts.shards > 1) & software.master_shards
     own_master = fsdp | (width == 4)
     shard = np.where(fsdp, max(width, software.master_bytes), width)
     _, stay = _fp8_copies(scenario, layouts)
+    gradients = weights.sharded(layouts, gradients_sharded(software, layouts)) * gradient
+    bucket = np.minimum(software.gradient_bucket, parameters * PRECISION_BYTES[software.gradient_dtype])
     return {
         "parameters": weights.sharded(layouts, layouts.zero >= 3) * shard + stages.layers * stay,
-        "gradients": weights.sharded(layouts, gradients_sharded(software, layouts)) * gradient,
+        "gradients": _beyond_activations(scenario, layouts, stages, gradients),
         "optimizer": weights.sharded(layouts, layouts.zero >= 1)
         * (software.optimizer_bytes - np.where(own_master, software.master_bytes, 0.0)),
+        "gathered": _gathered(scenario, layouts, stages, parameters),
+        "bucket": np.where(layouts.dp * layouts.cp > 1, bucket, 0.0),
     }
+
+
+def fresh_gradients(scenario: Scenario, layouts: Layouts) -> BoolColumn:
+    """Whether no buffer keeps gradients: those of a step's only micro-batch, where products do not add to them, ``(n_layouts,)``."""
+    fresh: BoolColumn = (layouts.num_micro_batches == 1) & (not scenario.software.fused_accumulation)
+    return fresh
 
 
 def _beyond_activations(scenario: Scenario, layouts: Layouts, stages: Stages, gradients: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -273,7 +299,7 @@ def _beyond_activations(scenario: Scenario, layouts: Layouts, stages: Stages, gr
     backward pass runs, both its own are alive, with the activations of the layers ahead and the gradients of those behind: the peak is
     at the last layer or at the first.
     """
-    fresh = (layouts.num_micro_batches == 1) & (not scenario.software.fused_accumulation)
+    fresh = fresh_gradients(scenario, layouts)
     if not fresh.any():
         return gradients
     freed = np.maximum(0, stages.layers - 1) * layer_activations(scenario, layouts)
@@ -307,7 +333,7 @@ def _activations(scenario: Scenario, layouts: Layouts, stages: Stages) -> NDArra
     each, none = layer_activations(scenario, layouts), np.zeros(len(layouts))
 
     def held_on(position: NDArray[np.int64], late: FloatColumn) -> NDArray[np.float64]:
-        return np.stack([in_flight(layouts.schedule, stage, layouts.pp, layouts.vpp, micro_batches, late) for stage in position])
+        return in_flight(layouts.schedule, position, layouts.pp, layouts.vpp, micro_batches, late)
 
     held, left = held_on(stages.position, none), each
     embeddings = held * stages.has_embedding

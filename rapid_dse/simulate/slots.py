@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import NDArray
 
+from rapid_dse.columns import Positions, rows_of
 from rapid_dse.config.scenario import Scenario
 from rapid_dse.config.software import Software
-from rapid_dse.layouts import RECOMPUTE_FULL, Layouts
+from rapid_dse.layouts import RECOMPUTE_FULL, IntColumn, Layouts
 from rapid_dse.simulate.block import Block
 from rapid_dse.simulate.communication import nodes_of
 from rapid_dse.simulate.stages import Stages
@@ -55,23 +58,89 @@ def launched_part(part: NDArray[np.float64], whole: NDArray[np.float64], launche
     return np.clip(part, third, np.maximum(third, whole - 2 * third))
 
 
+@dataclass(frozen=True)
+class StageSlots:
+    """What the candidate stages take for a micro-batch, s, ``(n_candidates, n_layouts)`` each.
+
+    Attributes:
+        whole: of the slot, of which the device has ``device``; ``forward`` and ``weights`` (gradients) are parts of it.
+        before: the slots of all stages ahead of it, ``after`` of those behind it.
+        found: the stages; ``pp`` and ``vpp`` of each layout, ``(n_layouts,)``.
+    """
+
+    whole: FloatColumn
+    device: FloatColumn
+    forward: FloatColumn
+    weights: FloatColumn
+    before: FloatColumn
+    after: FloatColumn
+    found: Stages
+    pp: IntColumn
+    vpp: IntColumn
+
+    def of(self, rows: Positions, micro_batches: IntColumn, delayed: bool) -> Slots:
+        """The slots of the layouts at ``rows``, as schedules take them.
+
+        Args:
+            micro_batches: of a step, ``(n_rows,)``.
+            delayed: whether the schedule runs weight gradients later than the backward pass; only then are their sums filled.
+        """
+        whole, forward, weights, before, after = (
+            each.take(rows, axis=1) for each in (self.whole, self.forward, self.weights, self.before, self.after)
+        )
+        latest = self.found.latest.take(rows, axis=1)
+        behind = self.pp.take(rows) - 1 - latest
+        forward_before, weights_before, weights_after = NO_SUM, NO_SUM, NO_SUM
+        if delayed:
+            found = rows_of(self.found, rows)
+            forward_before, weights_before = before_each(found, forward), before_each(found, weights)
+            weights_after = after_each(found, behind, weights)
+        return Slots(
+            whole=whole,
+            forward=forward,
+            weights=weights,
+            before=before,
+            after=after,
+            forward_before=forward_before,
+            weights_before=weights_before,
+            weights_after=weights_after,
+            weights_first=weights[0],
+            position=latest,
+            behind=behind,
+            vpp=self.vpp.take(rows),
+            micro_batches=micro_batches,
+        )
+
+
+NO_SUM = np.zeros((1, 1))
+
+
+def before_each(found: Stages, of: FloatColumn) -> FloatColumn:
+    """The sum of what stages take over all stages ahead of each candidate, ``(n_candidates, n_layouts)``, from what the candidates do."""
+    return np.where(found.latest > 0, of[0] + _inner_sum(found.ahead, of), 0.0)
+
+
+def after_each(found: Stages, behind: IntColumn, of: FloatColumn) -> FloatColumn:
+    """The same over the stages behind each, of which there are ``behind``."""
+    return np.where(behind > 0, of[-1] + _inner_sum(found.behind, of), 0.0)
+
+
+def _inner_sum(counts: NDArray[np.int64], of: FloatColumn) -> FloatColumn:
+    """What so many inner stages of each kind take together, ``(n_candidates, n_layouts)``; ``counts`` as ``Stages.ahead``."""
+    return sum((counts[:, kind] * of[1 + kind] for kind in range(counts.shape[1])), np.zeros(of.shape))
+
+
 def stage_slots(
-    scenario: Scenario,
-    layouts: Layouts,
-    block: Block,
-    found: Stages,
-    layer: tuple[FloatColumn, FloatColumn],
-    hops: NDArray[np.float64],
-    host_layer: FloatColumn,
-) -> tuple[Slots, NDArray[np.float64]]:
-    """The candidate stages' slots, and what the device has of them, ``(n_candidates, n_layouts)``.
+    scenario: Scenario, layouts: Layouts, block: Block, found: Stages, layer: tuple[FloatColumn, FloatColumn], hops: NDArray[np.float64]
+) -> StageSlots:
+    """The candidate stages' slots.
 
     A slot is as long as the device computes and transfers, or as the host takes to launch it (``launched_slot``). A stage without layers
     passes on what it receives, which takes the sends and the host's time for a micro-batch.
 
     Args:
         layer: seconds of a layer's forward and backward pass with all that shows beside them, ``(n_layouts,)`` each.
-        hops: seconds of a micro-batch's sends on each candidate, ``host_layer`` of the host a layer, ``(n_layouts,)``.
+        hops: seconds of a micro-batch's sends on each candidate, ``(n_candidates, n_layouts)``.
     """
     forward, backward = layer
     each = forward + backward
@@ -79,32 +148,18 @@ def stage_slots(
     behind_layers = found.has_embedding * block.embedding_backward + found.has_head * block.head_backward
     computing = found.layers * each + ahead + behind_layers
     device = computing + hops
-    launches = found.layers * host_layer + scenario.software.host_micro_batch
+    launches = found.layers * host_layer_seconds(scenario, layouts) + scenario.software.host_micro_batch
     whole = launched_slot(scenario.software, device, launches)
-    behind = layouts.pp - 1 - found.latest
-
-    def before(of: NDArray[np.float64]) -> NDArray[np.float64]:
-        return np.where(found.latest > 0, of[0] + (found.ahead * of[1:-1]).sum(axis=1), 0.0)
-
-    def after(of: NDArray[np.float64]) -> NDArray[np.float64]:
-        return np.where(behind > 0, of[-1] + (found.behind * of[1:-1]).sum(axis=1), 0.0)
-
     share = np.divide(found.layers * forward + ahead, computing, out=np.full_like(computing, IDLE_FORWARD), where=computing > 0)
-    passes_forward = launched_part(whole * share, whole, launches)
     weights = np.where(found.layers > 0, launched_part(found.layers * block.weight_gradient, whole, launches), 0.0)
-    slots = Slots(
+    return StageSlots(
         whole=whole,
-        forward=passes_forward,
+        device=device,
+        forward=launched_part(whole * share, whole, launches),
         weights=weights,
-        before=before(whole),
-        after=after(whole),
-        forward_before=before(passes_forward),
-        weights_before=before(weights),
-        weights_after=after(weights),
-        weights_first=weights[0],
-        position=found.latest,
-        behind=behind,
+        before=before_each(found, whole),
+        after=after_each(found, layouts.pp - 1 - found.latest, whole),
+        found=found,
+        pp=layouts.pp,
         vpp=layouts.vpp,
-        micro_batches=layouts.num_micro_batches,
     )
-    return slots, device

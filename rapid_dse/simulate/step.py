@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 from numpy.typing import NDArray
 
+from rapid_dse.columns import Distinct, Positions, Shared, at, largest
 from rapid_dse.config.scenario import Scenario
 from rapid_dse.device import OperatorModel
-from rapid_dse.layouts import INTERLEAVED, Layouts
-from rapid_dse.simulate.arrangement import Arrangement
+from rapid_dse.layouts import INTERLEAVED, ZERO_BUBBLE, IntColumn, Layouts
+from rapid_dse.simulate.arrangement import END, Arrangement
 from rapid_dse.simulate.block import Block
 from rapid_dse.simulate.communication import gradient_bytes
 from rapid_dse.simulate.layer import Layer, layer_time
 from rapid_dse.simulate.memory import Weights, stage_weights
 from rapid_dse.simulate.overlap import Window, exposed
 from rapid_dse.simulate.sharding import bucket, scatter_overlap
-from rapid_dse.simulate.slots import host_layer_seconds, launched_part, stage_slots
+from rapid_dse.simulate.slots import StageSlots, host_layer_seconds, launched_part, stage_slots
 from rapid_dse.simulate.stages import Stages
-from rapid_dse.simulate.uneven import chunk_waits
-from rapid_dse.trace.schedules import bubble
+from rapid_dse.simulate.uneven import Passes, chunk_waits, passes_of, run_pass_by_pass
+from rapid_dse.trace.schedules import SCHEDULE_CLASSES
 
 FloatColumn = NDArray[np.float64]
 
@@ -48,6 +49,43 @@ class Step:
         return total
 
 
+# Columns of Layouts on which a micro-batch depends, and what ends a step; beside them counts whether the schedule is interleaved.
+PACE = (*END, "micro_batch_size", "recompute")
+
+
+@dataclass(frozen=True)
+class Pace:
+    """What layouts take for a micro-batch and at the end of a step, whatever the batch and the order of passes.
+
+    ``(n_layouts,)`` each, or ``(n_candidates, n_layouts)`` over the candidate stages.
+
+    Attributes:
+        slots: of the candidates, with their stages.
+        hops: a micro-batch's sends on each candidate; ``ends`` and ``tables``: what shows there beside embedding and head.
+        layer: one layer.
+        passes: what interleaved or unequal chunks are run with.
+        end_dp: what shows at the end of transfers of gradients and weights; ``end_tp`` of sums of weights that tensor-parallel ranks hold
+            whole, ``end_pp`` of a tied table's.
+        optimizer: its time.
+    """
+
+    slots: StageSlots
+    hops: FloatColumn
+    ends: FloatColumn
+    tables: FloatColumn
+    layer: Layer
+    passes: Passes
+    end_dp: FloatColumn
+    end_tp: FloatColumn
+    end_pp: FloatColumn
+    optimizer: FloatColumn
+
+
+def alike_in_pace(layouts: Layouts) -> tuple[Positions, Positions]:
+    """The first layout of each kind that ``Pace`` tells apart, and the kind of each layout."""
+    return Distinct(layouts).by(*PACE, layouts.schedule == INTERLEAVED)
+
+
 def step_time(
     scenario: Scenario, layouts: Layouts, block: Block, arranged: Arrangement, device: OperatorModel, layer: Layer | None = None
 ) -> Step:
@@ -55,32 +93,77 @@ def step_time(
 
     ``layer`` None is the closed forms' own. Interleaved chunks of unequal layers have no closed form: their schedule is run.
     """
-    software, micro_batches, found = scenario.software, layouts.num_micro_batches.astype(float), arranged.stages
     layer = layer_time(scenario, layouts, block, arranged) if layer is None else layer
+    return paced_step(scenario, layouts, Shared(pace(scenario, layouts, block, arranged, device, layer), np.arange(len(layouts))))
+
+
+def pace(scenario: Scenario, layouts: Layouts, block: Block, arranged: Arrangement, device: OperatorModel, layer: Layer) -> Pace:
+    """``Pace`` of each layout."""
+    found = arranged.stages
     sends = _sends(scenario, layouts, arranged, layer)
     hops = _hops(layouts, found, sends)
     passes = (layer.forward + layer.dp_forward, layer.backward + layer.dp - layer.dp_forward)
     block = layer.tables.beside(layer.ends.beside(block))
-    slots, on_stage = stage_slots(scenario, layouts, block, found, passes, hops, host_layer_seconds(scenario, layouts))
-    waits = chunk_waits(scenario, layouts, block, passes, sends, slots.whole, bubble(layouts.schedule, slots))
-    # all others wait for the stage whose work and waits take longest
-    critical = (micro_batches * slots.whole + waits).argmax(axis=0)[None]
-    beside, tables = (found.has_embedding * each.embedding + found.has_head * each.head for each in (layer.ends, layer.tables))
-    slot, layers, on_device, sent, vocabulary, table, idle = (
-        np.take_along_axis(column, critical, 0)[0] for column in (slots.whole, found.layers, on_stage, hops, beside, tables, waits)
-    )
-    around = on_device - layers * layer.total - sent - vocabulary - table
-    first = _first_stage_passes(scenario, layouts, block, arranged, (slots.whole[0], on_stage[0]), passes)
-    return Step(
-        compute=micro_batches * (layers * layer.compute + around),
-        tp=micro_batches * (layers * layer.tp + vocabulary) + arranged.end.replicated.seconds,
-        cp=micro_batches * layers * layer.cp,
-        ep=micro_batches * layers * layer.ep,
-        pp=micro_batches * sent + arranged.end.tied.seconds,
-        dp=micro_batches * (layers * layer.dp + table) + _end_exposed(scenario, layouts, arranged, layer, first),
-        bubble=idle,
+    slots = stage_slots(scenario, layouts, block, found, passes, hops)
+    ends, tables = (found.has_embedding * each.embedding + found.has_head * each.head for each in (layer.ends, layer.tables))
+    first = _first_stage_passes(scenario, layouts, block, arranged, (slots.whole[0], slots.device[0]), passes)
+    return Pace(
+        slots=slots,
+        hops=hops,
+        ends=ends,
+        tables=tables,
+        layer=layer,
+        passes=passes_of(scenario, layouts, block, passes, sends),
+        end_dp=_end_exposed(scenario, layouts, arranged, layer, first),
+        end_tp=arranged.of_end.gather(lambda each: each.replicated.seconds),
+        end_pp=arranged.of_end.gather(lambda each: each.tied.seconds),
         optimizer=update_seconds(scenario, layouts, stage_weights(scenario, layouts, found.first()).first_stage(), device),
-        host=micro_batches * (slot - on_device) + software.host_step,
+    )
+
+
+def paced_step(scenario: Scenario, layouts: Layouts, paced: Shared[Pace]) -> Step:
+    """The step of each layout, one schedule after the other."""
+    micro_batches = layouts.num_micro_batches
+    columns = {field.name: np.empty(len(layouts)) for field in fields(Step)}
+    for code in np.flatnonzero(np.bincount(layouts.schedule)).tolist():
+        rows = np.flatnonzero(layouts.schedule == code)
+        step = _scheduled(scenario, code, paced.of, paced.kind[rows], micro_batches[rows])
+        for name, column in columns.items():
+            column[rows] = getattr(step, name)
+    return Step(**columns)
+
+
+def _scheduled(scenario: Scenario, code: int, paced: Pace, kind: Positions, micro_batches: IntColumn) -> Step:
+    """The step of layouts that have one schedule: ``kind`` says where they stand in ``paced``."""
+    slots = paced.slots.of(kind, micro_batches, delayed=code == ZERO_BUBBLE)
+    waits = SCHEDULE_CLASSES[code].bubble(slots)
+    if code in run_pass_by_pass(scenario):
+        waits = chunk_waits(scenario, paced.passes, kind, micro_batches, (slots.whole, waits))
+    # all others wait for the stage whose work and waits take longest
+    stage, count = largest(micro_batches * slots.whole + waits), micro_batches.astype(float)
+    idle = at(waits, stage, np.arange(len(kind)))
+    slot, layers, on_device, sent, beside, table = (
+        at(column, stage, kind)
+        for column in (paced.slots.whole, paced.slots.found.layers, paced.slots.device, paced.hops, paced.ends, paced.tables)
+    )
+    compute, tp, cp, ep, dp, total, end_dp, end_tp, end_pp, optimizer = (
+        column.take(kind)
+        for column in (
+            *(getattr(paced.layer, name) for name in ("compute", "tp", "cp", "ep", "dp", "total")),
+            *(paced.end_dp, paced.end_tp, paced.end_pp, paced.optimizer),
+        )
+    )
+    around = on_device - layers * total - sent - beside - table
+    return Step(
+        compute=count * (layers * compute + around),
+        tp=count * (layers * tp + beside) + end_tp,
+        cp=count * layers * cp,
+        ep=count * layers * ep,
+        pp=count * sent + end_pp,
+        dp=count * (layers * dp + table) + end_dp,
+        bubble=idle,
+        optimizer=optimizer,
+        host=count * (slot - on_device) + scenario.software.host_step,
     )
 
 
@@ -114,7 +197,7 @@ def _sends(scenario: Scenario, layouts: Layouts, arranged: Arrangement, layer: L
 
     Interleaved schedules hide a share of it, as far as the layers of a chunk leave the ports that it needs.
     """
-    software, hop = scenario.software, arranged.traffic.pp_hop
+    software, hop = scenario.software, arranged.hop
     interleaved = layouts.schedule == INTERLEAVED
     shown = np.where(interleaved, 1 - software.pp_overlap, 1.0) * (layouts.pp > 1)
     sent = shown * hop.seconds
@@ -151,7 +234,7 @@ def _end_exposed(
     overlap = np.where(layouts.zero == 1, scatter_overlap(software), software.dp_overlap)
     # collectives of one group follow each other: a gather under way takes its time from the reductions behind it
     alone = end.gradients.waiting(layers * layer.sharded.backward.seconds)
-    hops = layouts.vpp * arranged.traffic.pp_hop.busy * (layouts.pp > 1)
+    hops = layouts.vpp * arranged.hop.busy * (layouts.pp > 1)
     busy = layers * (layer.moved.backward.busy + layer.sharded.backward.busy) + hops
     synchronise = np.minimum(exposed(alone, overlap, Window(backward, busy)), end.gradients.seconds)
     stage = stage_weights(scenario, layouts, arranged.stages.first()).first_stage()

@@ -7,23 +7,24 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from rapid_dse.columns import Shared
 from rapid_dse.config.model import Model
 from rapid_dse.config.scenario import Scenario
 from rapid_dse.device import OperatorModel, operator_model
 from rapid_dse.layouts import IntColumn, Layouts
 from rapid_dse.model.operators import MicroBatch
 from rapid_dse.network import closed_form
-from rapid_dse.simulate.account import result_columns
+from rapid_dse.simulate.account import joules_of, results
 from rapid_dse.simulate.arrangement import arrangement
 from rapid_dse.simulate.block import Block, distinct_shapes, framework_block
 from rapid_dse.simulate.layer import layer_time
 from rapid_dse.simulate.operators import Operators, operators
 from rapid_dse.simulate.results import Priced
-from rapid_dse.simulate.step import step_time
+from rapid_dse.simulate.step import alike_in_pace, pace, paced_step, step_time
 
 FloatColumn = NDArray[np.float64]
 
-CHUNK = 16384  # layouts priced together: their columns stay in the CPU's cache
+CHUNK = 65536  # layouts priced together
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,7 @@ def price(scenario: Scenario, layouts: Layouts) -> Priced:
     parts = []
     for start in range(0, len(layouts), CHUNK):
         rows = slice(start, start + CHUNK)
-        parts.append(_price_chunk(scenario, layouts.take(rows), block.take(ready.where[rows]), ready.device))
+        parts.append(_price_chunk(scenario, layouts.take(rows), block, ready.where[rows], ready.device))
     return parts[0] if len(parts) == 1 else Priced.concatenate(parts)
 
 
@@ -94,7 +95,11 @@ def step_seconds(scenario: Scenario, layouts: Layouts, ready: Prepared) -> Float
     return step_time(scenario, layouts, block, arrangement(scenario, layouts), ready.device).total
 
 
-def _price_chunk(scenario: Scenario, layouts: Layouts, block: Block, device: OperatorModel) -> Priced:
-    arranged = arrangement(scenario, layouts)
-    layer = layer_time(scenario, layouts, block, arranged)
-    return result_columns(scenario, layouts, block, arranged, step_time(scenario, layouts, block, arranged, device, layer))
+def _price_chunk(scenario: Scenario, layouts: Layouts, shapes: Block, where: IntColumn, device: OperatorModel) -> Priced:
+    """Prices layouts, whose block is the one at ``where`` in ``shapes``; what layouts share but for schedule and batch is priced once."""
+    first, kind = alike_in_pace(layouts)
+    some, block = layouts.take(first), shapes.take(where[first])
+    arranged = arrangement(scenario, some)
+    layer = layer_time(scenario, some, block, arranged)
+    step = paced_step(scenario, layouts, Shared(pace(scenario, some, block, arranged, device, layer), kind))
+    return results(scenario, layouts, step, Shared(joules_of(scenario, some, block, arranged), kind), arranged.of_stages.take(kind))

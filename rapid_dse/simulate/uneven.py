@@ -8,14 +8,15 @@ layer or two, of which its closed form is within 1 %.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cache, lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rapid_dse.columns import Distinct, distinct, numbered
+from rapid_dse.columns import Distinct, Positions, distinct, numbered
 from rapid_dse.config.scenario import Scenario
-from rapid_dse.layouts import INTERLEAVED, ONE_F_ONE_B, Layouts
+from rapid_dse.layouts import INTERLEAVED, ONE_F_ONE_B, BoolColumn, IntColumn, Layouts
 from rapid_dse.network.loading import loading_numba
 from rapid_dse.simulate.block import Block
 from rapid_dse.simulate.layer import LAYER
@@ -27,61 +28,92 @@ FloatColumn = NDArray[np.float64]
 THIRDS = np.array([1 / 3, 2 / 3])  # of a micro-batch's launches: forward, backward
 
 
+@dataclass(frozen=True)
+class Passes:
+    """What the passes of a pipeline's chunks take, ``(n_layouts,)`` each, and which layouts need a run.
+
+    Attributes:
+        layer: seconds of a layer's forward and backward pass with all that shows beside them.
+        ends: of the embedding's two passes and the head's two.
+        sends: seconds that a stage sends a micro-batch's chunk, and that its host launches that in, one way.
+        host: seconds in which the host launches a layer.
+        split: pp and vpp as one number.
+        uneven: whether the chunks differ.
+        case: a number that layouts share whose passes take equally long.
+    """
+
+    layer: tuple[FloatColumn, FloatColumn]
+    ends: tuple[FloatColumn, FloatColumn, FloatColumn, FloatColumn]
+    sends: tuple[FloatColumn, FloatColumn]
+    host: FloatColumn
+    split: IntColumn
+    uneven: BoolColumn
+    case: Positions
+
+
+def passes_of(
+    scenario: Scenario, layouts: Layouts, block: Block, layer: tuple[FloatColumn, FloatColumn], sends: tuple[FloatColumn, FloatColumn]
+) -> Passes:
+    """``Passes`` of layouts; ``layer`` and ``sends`` as there."""
+    split, packed = Split.of(scenario), layouts.pp * PACK + layouts.vpp
+    number, count = numbered(packed)
+    example = np.empty(count, np.int64)
+    example[number] = packed
+    differ = np.array([key >= 2 * PACK and _differ(split.chunks(*divmod(key, PACK))) for key in example.tolist()], bool)
+    # ZeRO 2 and 3 transfer the table around the first chunk of every micro-batch, which is the longer one where layers are equal
+    longer = (layouts.schedule == INTERLEAVED) & (layouts.zero >= 2) & (layouts.shards > 1) & (layouts.pp > 1)
+    _, case = Distinct(layouts).by(*LAYER, "vpp", np.maximum(1, layouts.zero))  # ZeRO 0 and 1 move nothing with a pass
+    ends = block.embedding, block.embedding_backward, block.head_forward, block.head_backward
+    return Passes(layer, ends, sends, host_layer_seconds(scenario, layouts), packed, differ[number] | longer, case)
+
+
+def run_pass_by_pass(scenario: Scenario) -> tuple[int, ...]:
+    """The schedules that are run where chunks differ."""
+    return (INTERLEAVED,) if scenario.parallel.stage_layers is None else (INTERLEAVED, ONE_F_ONE_B)
+
+
 def chunk_waits(
-    scenario: Scenario,
-    layouts: Layouts,
-    block: Block,
-    passes: tuple[FloatColumn, FloatColumn],
-    sends: tuple[FloatColumn, FloatColumn],
-    whole: FloatColumn,
-    waits: FloatColumn,
+    scenario: Scenario, passes: Passes, kind: Positions, micro_batches: IntColumn, closed: tuple[FloatColumn, FloatColumn]
 ) -> FloatColumn:
-    """``waits`` with those of pipelines of unequal chunks as the schedule run pass by pass has them.
+    """The closed forms' waits, but of pipelines of unequal chunks those that the schedule run pass by pass has.
 
     Those stand at the stage with most work; the step is its work and they.
 
     Args:
-        passes: seconds of a layer's forward and backward pass with all that shows beside them, ``(n_layouts,)`` each.
-        sends: seconds that a stage sends a micro-batch's chunk, and that its host launches that in, one way, ``(n_layouts,)`` each.
-        whole: seconds of a micro-batch on each candidate stage, ``(n_candidates, n_layouts)``.
-        waits: the closed forms' idle seconds of each candidate, ``(n_candidates, n_layouts)``.
+        kind: where each layout stands in ``passes``, ``(n,)``; micro_batches: of its step.
+        closed: seconds of a micro-batch, and idle seconds by the closed form, on each candidate stage, ``(n_candidates, n)`` each.
     """
-    split = Split.of(scenario)
-    packed = layouts.pp * PACK + layouts.vpp
-    alternating = layouts.schedule == INTERLEAVED
-    if split.given is not None:
-        alternating = alternating | (layouts.schedule == ONE_F_ONE_B)
-    alternating = alternating & (layouts.pp > 1)
-    splits = [key for key in np.unique(packed[alternating]).tolist() if _differ(split.chunks(*divmod(key, PACK)))]
-    # ZeRO 2 and 3 transfer the table around the first chunk of every micro-batch, which is the longer one where layers are equal
-    longer = (layouts.schedule == INTERLEAVED) & (layouts.zero >= 2) & (layouts.shards > 1)
-    equal = np.setdiff1d(packed[alternating & longer], splits).tolist()
-    if not splits and not equal:
+    whole, waits = closed
+    rows = np.flatnonzero(passes.uneven.take(kind))
+    if not len(rows):
         return waits
-    step_seconds = _recurrence()
-    waits, micro_batches = waits.copy(), layouts.num_micro_batches
-    ends = block.embedding, block.embedding_backward, block.head_forward, block.head_backward
-    spent = np.stack([*passes, *ends, *sends, host_layer_seconds(scenario, layouts)])
+    seconds = np.full(len(kind), np.nan)
+    seconds[rows] = _run(scenario, passes, kind.take(rows), micro_batches.take(rows))
     busiest = whole.max(axis=0)
-    # what the passes depend on: ZeRO 0 and 1 are alike
-    representative, case = Distinct(layouts).by(*LAYER, "vpp", np.maximum(1, layouts.zero))
-    cases = len(representative)
-    for key in [*splits, *equal]:
+    idle = np.where(whole == busiest, np.maximum(0.0, seconds - micro_batches * busiest), 0.0)
+    return np.where(np.isnan(seconds), waits, idle)
+
+
+def _run(scenario: Scenario, passes: Passes, kind: Positions, micro_batches: IntColumn) -> FloatColumn:
+    """Seconds from the first pass of a step to the end of the last, ``(n,)``; layouts whose passes take equally long are run once."""
+    split, step_seconds = Split.of(scenario), _recurrence()
+    first, alike = distinct([numbered(passes.case.take(kind)), numbered(micro_batches)])
+    once, count = kind.take(first), micro_batches.take(first)
+    seconds, splits = np.empty(len(first)), passes.split.take(once)
+    for key in np.unique(splits).tolist():
         pp, vpp = divmod(key, PACK)
-        rows = np.flatnonzero(alternating & (packed == key) & (longer if key in equal else True))
-        first, alike = distinct([(case[rows], cases), numbered(micro_batches[rows])])
-        once = rows[first]
-        device, launches = _shares(split, pp, vpp)
-        host = launches @ spent[-1:, once] + THIRDS.repeat(pp * vpp)[:, None] * (scenario.software.host_micro_batch / vpp)
-        lasting = launched_slot(scenario.software, device @ spent[:-1, once], host)
-        seconds = step_seconds(lasting, pp, vpp, micro_batches[once])[alike]
-        idle = np.maximum(0.0, seconds - micro_batches[rows] * busiest[rows])
-        waits[:, rows] = np.where(whole[:, rows] == busiest[rows], idle, 0.0)
-    return waits
+        rows = np.flatnonzero(splits == key)
+        here = once.take(rows)
+        device, launches, pass_kind = _shares(split, pp, vpp)
+        spent = np.stack([column.take(here) for column in (*passes.layer, *passes.ends, *passes.sends)])
+        host = launches[:, :1] * passes.host.take(here) + launches[:, 1:] * scenario.software.host_micro_batch
+        lasting = launched_slot(scenario.software, np.einsum("ps,sn->pn", device, spent), host)
+        seconds[rows] = step_seconds(lasting, pp, vpp, count.take(rows), pass_kind)
+    return seconds.take(alike)
 
 
 @cache
-def _recurrence() -> Callable[[FloatColumn, int, int, NDArray[np.int64]], FloatColumn]:
+def _recurrence() -> Callable[[FloatColumn, int, int, IntColumn, Positions], FloatColumn]:
     """``recurrence.step_seconds``; numba is loaded where such a layout is priced, and nowhere else."""
     with loading_numba("the recurrence of uneven pipelines (once, about 5 s; then it is cached)"):
         from rapid_dse.trace.recurrence import step_seconds
@@ -93,14 +125,20 @@ def _differ(chunks: list[list[int]]) -> bool:
 
 
 @lru_cache(maxsize=64)
-def _shares(split: Split, pp: int, vpp: int) -> tuple[FloatColumn, FloatColumn]:
-    """How often each pass spends what, ``(2 * vpp * pp, …)``: on the device the 8 rows of ``chunk_waits``'s ``spent`` but the last, and of
-    the host a layer's launches, a third of them forward and the rest backward (``slots.launched_part``)."""
+def _shares(split: Split, pp: int, vpp: int) -> tuple[FloatColumn, FloatColumn, Positions]:
+    """How often each kind of pass spends what, and the kind of each of the ``2 * vpp * pp`` passes.
+
+    Returns:
+        ``(n_kinds, 8)`` on the device, ``Passes``'s layer, ends and sends; ``(n_kinds, 2)`` on the host, a layer's launches and a
+        micro-batch's, a third of them forward and the rest backward (``slots.launched_part``); ``(2 * vpp * pp,)`` kinds.
+    """
     layers = np.array(split.chunks(pp, vpp)).T
     forward, backward = device = np.zeros((2, vpp, pp, 8))
     forward[..., 0], backward[..., 1] = layers, layers
     forward[0, 0, 2] = backward[0, 0, 3] = forward[-1, -1, 4] = backward[-1, -1, 5] = 1.0
     device[..., 6] = device[..., 7] = 1.0
     forward[-1, -1, 6] = backward[0, 0, 6] = 0.0
-    launches = THIRDS.repeat(pp * vpp) * np.concatenate([layers.ravel()] * 2)
-    return device.reshape(2 * vpp * pp, -1), launches[:, None]
+    thirds = THIRDS.repeat(pp * vpp)
+    launches = np.stack([thirds * np.concatenate([layers.ravel()] * 2), thirds / vpp], axis=1)
+    found, kind = np.unique(np.hstack([device.reshape(2 * vpp * pp, -1), launches]), axis=0, return_inverse=True)
+    return found[:, :8], found[:, 8:], kind.reshape(-1)

@@ -26,17 +26,19 @@ _SOURCE = f"{zlib.crc32(Path(__file__).read_bytes()):08x}"
 SETTLED = 1e-9  # stages that take the same time for a group, but for rounding, take it for all that follow
 
 
-def step_seconds(passes: FloatColumn, pp: int, vpp: int, micro_batches: Ints) -> FloatColumn:
+def step_seconds(passes: FloatColumn, pp: int, vpp: int, micro_batches: Ints, kind: Ints | None = None) -> FloatColumn:
     """Seconds from the first pass of a step to the end of the last, ``(n,)``.
 
     Once all stages take equally long for a group of ``pp`` micro-batches, so do they for each that follows: such groups are not run but
     added. A stage that falls behind by little each time may take long to hold up the others, so that more groups are run for it.
 
     Args:
-        passes: seconds of each pass with the send behind it, ``(2 * vpp * pp, n)``: forward and backward, chunk, stage.
+        passes: seconds of each kind of pass with the send behind it, ``(n_kinds, n)``.
         vpp: chunks of a stage; 1 is 1F1B, more interleaved 1F1B.
         micro_batches: of a step, ``(n,)``; where stages have several chunks, multiples of ``pp``.
+        kind: of each pass, ``(2 * vpp * pp,)``: forward and backward, chunk, stage; None: each is a kind of its own, in that order.
     """
+    kind = np.arange(2 * vpp * pp) if kind is None else kind
     seconds, left, length = np.empty(len(micro_batches)), np.arange(len(micro_batches)), FIRST
     while len(left):
         run = np.minimum(micro_batches[left], micro_batches[left] % pp + length * pp)
@@ -44,7 +46,7 @@ def step_seconds(passes: FloatColumn, pp: int, vpp: int, micro_batches: Ints) ->
         for each in np.unique(run).tolist():
             here = np.flatnonzero(run == each)
             rows = left[here]
-            end, fastest, slowest = _run(passes[:, rows], pp, vpp, each)
+            end, fastest, slowest = _run(passes[:, rows], kind.astype(np.int32), (pp, vpp, each))
             more = (micro_batches[rows] - each) // pp  # groups
             seconds[rows] = end + more * slowest
             settled[here] = (more == 0) | (slowest - fastest <= SETTLED * slowest)
@@ -52,12 +54,16 @@ def step_seconds(passes: FloatColumn, pp: int, vpp: int, micro_batches: Ints) ->
     return seconds
 
 
-def _run(passes: FloatColumn, pp: int, vpp: int, micro_batches: int) -> FloatColumn:
-    """The recurrence itself, ``(3, n)``: its end, and the shortest and the longest that a stage took for its last group before the end."""
+def _run(passes: FloatColumn, kind: Shorts, pipeline: tuple[int, int, int]) -> FloatColumn:
+    """The recurrence itself, ``(3, n)``: its end, and the shortest and the longest that a stage took for its last group before the end.
+
+    ``pipeline``: pp, vpp, and the micro-batches that are run.
+    """
     n = passes.shape[1]
     padded = np.zeros((len(passes), -(-n // LANES) * LANES))
     padded[:, :n] = passes
-    found: FloatColumn = _ends(*_sequence_of(pp, vpp, micro_batches), padded, pp, LANES)[:, :n]
+    before, source, which, kept, ring = _sequence_of(*pipeline)
+    found: FloatColumn = _ends(before, source, kind[which], kept, ring, padded, pipeline[0], LANES)[:, :n]
     return found
 
 

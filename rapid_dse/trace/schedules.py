@@ -56,9 +56,11 @@ class Slots:
         ``behind`` forwards of its own fill the first wait, as many backwards the last; with fewer micro-batches there is one wait.
         """
         filled, backward = self.behind * self.forward, self.whole - self.forward
-        both = np.maximum(0.0, after - filled) + np.maximum(0.0, after - self.behind * backward)
-        one = np.maximum(0.0, after - (self.micro_batches - 1) * np.minimum(self.forward, backward))
-        waits: FloatColumn = np.where(self.micro_batches > self.behind, both, one)
+        waits: FloatColumn = np.maximum(0.0, after - filled) + np.maximum(0.0, after - self.behind * backward)
+        few = self.micro_batches <= self.behind
+        if few.any():
+            one = np.maximum(0.0, after - (self.micro_batches - 1) * np.minimum(self.forward, backward))
+            waits = np.where(few, one, waits)
         return waits
 
 
@@ -171,5 +173,14 @@ def bubble(schedule: IntColumn, slots: Slots) -> FloatColumn:
 def in_flight(
     schedule: IntColumn, stage: IntColumn, pp: IntColumn, vpp: IntColumn, micro_batches: IntColumn, late: FloatColumn
 ) -> FloatColumn:
-    """Micro-batches held by each layout's own schedule on ``stage``, ``(n_layouts,)``; ``late`` as of ``Schedule.in_flight``."""
-    return np.choose(schedule, [each.in_flight(stage, pp, vpp, micro_batches, late) for each in SCHEDULE_CLASSES])
+    """Micro-batches held by each layout's own schedule on ``stage``; ``late`` as of ``Schedule.in_flight``.
+
+    ``stage`` is ``(n_layouts,)`` or ``(n_candidates, n_layouts)``, and so is the result.
+    """
+    held = np.empty(np.shape(stage))
+    for code, each in enumerate(SCHEDULE_CLASSES):
+        rows = np.flatnonzero(schedule == code)
+        if len(rows):
+            place = stage.take(rows, axis=-1)
+            held[..., rows] = each.in_flight(place, pp.take(rows), vpp.take(rows), micro_batches.take(rows), late.take(rows))
+    return held
