@@ -80,8 +80,11 @@ class Software(Frozen):
     # Calls a layer that gather ZeRO 1's and 2's new weights: 0 is one contiguous buffer, else each tensor pays the latency of the group.
     gather_calls_per_layer: Annotated[float, Field(ge=0, le=20)] = 0.0
     # ZeRO 2 and 3 keep their gradients sharded: each micro-batch's are reduced behind its backward. false: micro-batches accumulate whole
-    # gradients without synchronisation, and the last one's backward reduces the sum.
-    reduce_each_micro_batch: bool = True
+    # gradients without synchronisation, and the last one's backward reduces the sum. without_pipelines: the former at pp = 1, the latter
+    # at pp > 1, as frameworks do it: FSDP2, Megatron-FSDP (grad_reduce_every_bprop), Composer and DeepSpeed's ZeRO 2 and 3 reduce with each
+    # backward; Megatron-LM's pipelines run under no_sync until the last micro-batch (schedules.py, whose distributed optimizer is often
+    # called ZeRO 2), torch.distributed.pipelining's, which torchtitan runs, under set_requires_gradient_sync(False) (stage.py).
+    reduce_each_micro_batch: bool | Literal["without_pipelines"] = "without_pipelines"
     # FSDP: under ZeRO 3 the shards are the fp32 master weights, of which gathers make 16-bit copies; else 16-bit shards stay beside them.
     master_shards: bool = False
     send_receive: Seconds = 2e-5  # host and synchronisation cost of one pipeline send with its receive

@@ -256,11 +256,18 @@ def shared_memory(scenario: Scenario, layouts: Layouts, found: Shared[Stages]) -
     )
 
 
+def reduces_each(software: Software, layouts: Layouts) -> BoolColumn:
+    """Whether each micro-batch's gradients are reduced, as ZeRO 2 and 3 keep them sharded, ``(n_layouts,)``."""
+    each = software.reduce_each_micro_batch
+    found: BoolColumn = (layouts.zero >= 2) & (layouts.pp == 1 if each == "without_pipelines" else each)
+    return found
+
+
 def gradients_sharded(software: Software, layouts: Layouts) -> BoolColumn:
     """Whether a rank keeps its shard of the gradients alone, ``(n_layouts,)``: under ZeRO 2 and 3, unless micro-batches accumulate without
     synchronisation."""
-    at_once: BoolColumn = software.reduce_each_micro_batch | (layouts.num_micro_batches == 1)
-    return (layouts.zero >= 2) & at_once
+    at_once: BoolColumn = (layouts.zero >= 2) & (layouts.num_micro_batches == 1)
+    return reduces_each(software, layouts) | at_once
 
 
 def _states(scenario: Scenario, layouts: Layouts, stages: Stages) -> dict[str, NDArray[np.float64]]:

@@ -24,7 +24,7 @@ from rapid_dse.simulate.arrangement import Arrangement, arrangement, groups_of
 from rapid_dse.simulate.block import Block, framework_block
 from rapid_dse.simulate.communication import TensorParallel, Traffic, effective_network, exchanged, gradient_bytes, routed_bytes
 from rapid_dse.simulate.layer import Layer, layer_time
-from rapid_dse.simulate.memory import Weights, layer_weights, vocabulary_parameters
+from rapid_dse.simulate.memory import Weights, layer_weights, reduces_each, vocabulary_parameters
 from rapid_dse.simulate.operators import compute_bytes
 from rapid_dse.simulate.replicated import replicated_bytes
 from rapid_dse.simulate.sharding import (
@@ -33,7 +33,6 @@ from rapid_dse.simulate.sharding import (
     embedding_weights,
     gathered_bytes,
     gradient_sync,
-    reduces_each,
     scatter_overlap,
     sharded_passes,
     weight_gather,

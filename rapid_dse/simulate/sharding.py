@@ -11,12 +11,12 @@ from rapid_dse.config.cluster import Cluster
 from rapid_dse.config.hardware import Network
 from rapid_dse.config.scenario import Scenario
 from rapid_dse.config.software import Software
-from rapid_dse.layouts import BoolColumn, IntColumn, Layouts
+from rapid_dse.layouts import IntColumn, Layouts
 from rapid_dse.network import transfer
 from rapid_dse.network.placement import Halves, Placement, Span
 from rapid_dse.network.transfer import Transfer
 from rapid_dse.simulate.communication import gradient_bytes
-from rapid_dse.simulate.memory import Weights, layer_weights, stage_weights, vocabulary_parameters
+from rapid_dse.simulate.memory import Weights, layer_weights, reduces_each, stage_weights, vocabulary_parameters
 from rapid_dse.simulate.operators import compute_bytes
 from rapid_dse.simulate.replicated import replicated_bytes
 from rapid_dse.simulate.stages import Stages
@@ -57,11 +57,6 @@ class EndTransfers:
     mean: FloatColumn
 
 
-def reduces_each(software: Software, layouts: Layouts) -> BoolColumn:
-    """Whether each micro-batch's gradients are reduced, as ZeRO 2 and 3 keep them sharded, ``(n_layouts,)``."""
-    return (layouts.zero >= 2) & software.reduce_each_micro_batch
-
-
 def sharded_passes(scenario: Scenario, layouts: Layouts, groups: Groups, weights: Weights) -> Passes:
     """ZeRO 3's gather of ``weights`` before a pass, and the reduction of their gradients after the backward pass where each micro-batch's
     are reduced."""
@@ -70,13 +65,14 @@ def sharded_passes(scenario: Scenario, layouts: Layouts, groups: Groups, weights
     if not (layouts.zero >= 2).any():
         return Passes(none, none)
     gather = _by_group(weights.times(gathered_bytes(scenario)), groups).times(layouts.zero >= 3)
-    if not software.reduce_each_micro_batch:
+    each = reduces_each(software, layouts)
+    if not each.any():
         return Passes(gather, none)
     sizes = weights.times(gradient_bytes(scenario))
     scatter = _by_group(sizes, groups)  # a gather reversed
     for copies in across_replicas(sizes, groups):
         scatter = scatter + copies
-    return Passes(gather, scatter.times(layouts.zero >= 2))
+    return Passes(gather, scatter.times(each))
 
 
 def layer_gathers(scenario: Scenario, layouts: Layouts, groups: Groups, weights: Weights | None = None) -> Passes:
