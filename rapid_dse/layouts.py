@@ -14,8 +14,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from rapid_dse.config.offers import Offers
 from rapid_dse.config.run import RECOMPUTE, SCHEDULES
 from rapid_dse.config.scenario import Scenario
+from rapid_dse.offered import settled, unoffered
 
 IntColumn = NDArray[np.int64]
 BoolColumn = NDArray[np.bool_]
@@ -143,7 +145,15 @@ def counted_ends(scenario: Scenario) -> int:
 
 
 def rules(layouts: Layouts, scenario: Scenario) -> list[Rule]:
-    """Every rule with the layouts that break it, in the order in which they are reported; dp must be resolved."""
+    """Every rule with the layouts that break it, in the order in which they are reported; dp must be resolved.
+
+    What the mathematics forbid comes first, then what the framework does not offer.
+    """
+    return mathematics(layouts, scenario) + _offer_rules(layouts, scenario)
+
+
+def mathematics(layouts: Layouts, scenario: Scenario) -> list[Rule]:
+    """The rules that hold whatever the framework."""
     model, seq_len = scenario.model, scenario.workload.seq_len
     tp, cp, dp, pp, ep, vpp = (getattr(layouts, name) for name in ("tp", "cp", "dp", "pp", "ep", "vpp"))
     kv_heads, batch, micro_batch = model.num_key_value_heads, layouts.global_batch_size, layouts.micro_batch_size
@@ -172,6 +182,11 @@ def rules(layouts: Layouts, scenario: Scenario) -> list[Rule]:
         Rule("shard_group needs zero 1, 2 or 3: zero 0 shards nothing", hybrid & (layouts.zero == 0)),
         Rule("ep must divide shard_group", hybrid & (shards % ep != 0)),
     ]
+
+
+def _offer_rules(layouts: Layouts, scenario: Scenario) -> list[Rule]:
+    software = scenario.software
+    return [Rule(found.rule(software.name), found.where) for found in unoffered(layouts, scenario)] if software.enforce else []
 
 
 def _depth_rule(chunks: IntColumn, vpp: IntColumn, scenario: Scenario) -> Rule:
@@ -208,8 +223,11 @@ def broken_rules(layouts: Layouts, scenario: Scenario) -> tuple[IntColumn, list[
     Returns:
         ``(n_layouts,)`` indices into the list of texts that comes with it, -1 where the layout is legal.
     """
-    found = rules(layouts, scenario)
-    masks = np.stack([rule.broken for rule in found]) if len(layouts) else np.zeros((len(found), 0), bool)
+    return _first_broken(rules(layouts, scenario), len(layouts))
+
+
+def _first_broken(found: Sequence[Rule], n_layouts: int) -> tuple[IntColumn, list[str]]:
+    masks = np.stack([rule.broken for rule in found]) if n_layouts else np.zeros((len(found), 0), bool)
     first = np.where(masks.any(axis=0), masks.argmax(axis=0), -1)
     return first.astype(np.int64), [rule.text for rule in found]
 
@@ -233,7 +251,7 @@ class Space:
 def enumerate_layouts(space: Space, scenario: Scenario) -> tuple[Layouts, Counter[str]]:
     """Every legal layout of a space, and how many others break which rule first.
 
-    What changes nothing is left out (neither a layout nor counted): zero at dp = 1, sequence_parallel at tp = 1, schedules at pp = 1.
+    What changes nothing is left out (neither a layout nor counted): zero at dp · cp = 1, sequence_parallel at tp = 1, schedules at pp = 1.
     """
     parts: list[Layouts] = []
     rejected: Counter[str] = Counter()
@@ -263,10 +281,10 @@ def _legal_of(space: Space, num_gpus: int, scenario: Scenario) -> tuple[Layouts,
         "pp": space.options("pp", [d for d in divisors if d <= model.num_hidden_layers + counted_ends(scenario)]),
         "ep": space.options("ep", [d for d in range(1, (model.num_experts or 1) + 1) if (model.num_experts or 1) % d == 0]),
         "vpp": space.options("vpp", range(1, MAX_VPP + 1)),
-        "zero": [max(space.options("zero", range(4)))],
+        "zero": [1],  # of zero, sequence_parallel and recompute any: their values come with _with_options
         "sequence_parallel": [0],
         "micro_batch_size": space.options("micro_batch_size", [1 << k for k in range(MAX_MICRO_BATCH.bit_length())]),
-        "recompute": [0],
+        "recompute": [RECOMPUTE_NONE],
         "schedule": space.options("schedule", [GPIPE, ONE_F_ONE_B, INTERLEAVED, ZERO_BUBBLE]),
         "shard_group": space.options("shard_group", [WHOLE_GROUP]),
     }
@@ -278,20 +296,17 @@ def _legal_of(space: Space, num_gpus: int, scenario: Scenario) -> tuple[Layouts,
             space.options("recompute", range(len(RECOMPUTE))),
         )
     )
-    first, texts = broken_rules(base, scenario)
-    rejected = Counter(
-        {
-            text: int(count) * len(options)
-            for text, count in zip(texts, np.bincount(first[first >= 0], minlength=len(texts)), strict=True)
-            if count
-        }
-    )
-    legal = _with_options(base.take(first < 0), options)
+    first, texts = _first_broken(mathematics(base, scenario), len(base))
+    rejected = _counted(first, texts, len(options))
+    legal = settled(_with_options(base.take(first < 0), options, scenario.software.offers), scenario.software.offers)
     late, texts = broken_rules(legal, scenario)
-    rejected.update(
-        {text: int(count) for text, count in zip(texts, np.bincount(late[late >= 0], minlength=len(texts)), strict=True) if count}
-    )
-    return legal.take(late < 0), rejected
+    return legal.take(late < 0), rejected + _counted(late, texts)
+
+
+def _counted(rule: IntColumn, texts: Sequence[str], times: int = 1) -> Counter[str]:
+    """How many layouts break which rule first, each counted so many times."""
+    counts = np.bincount(rule[rule >= 0], minlength=len(texts))
+    return Counter({text: int(count) * times for text, count in zip(texts, counts, strict=True) if count})
 
 
 def _without_idle_schedules(base: Layouts, schedules: Sequence[int]) -> Layouts:
@@ -301,12 +316,16 @@ def _without_idle_schedules(base: Layouts, schedules: Sequence[int]) -> Layouts:
     return base.take((base.pp > 1) | (first & (base.vpp == base.vpp.min(initial=1))))
 
 
-def _with_options(base: Layouts, options: Sequence[tuple[int, int, int]]) -> Layouts:
-    """The rows of ``base``, each with every option of (zero, sequence_parallel, recompute) that changes something."""
+def _with_options(base: Layouts, options: Sequence[tuple[int, int, int]], offers: Offers) -> Layouts:
+    """The rows of ``base``, each with every option of (zero, sequence_parallel, recompute) that changes something.
+
+    Where a replica is alone, one zero stands for all: the least that is offered.
+    """
     zeros, sequence, recompute = (np.array(column, np.int64) for column in zip(*options, strict=True))
     rows = np.repeat(np.arange(len(base)), len(options))
     zero, sp, rec = (np.tile(column, len(base)) for column in (zeros, sequence, recompute))
-    idle_zero, idle_sp = base.dp[rows] == 1, base.tp[rows] == 1
-    keep = ~(idle_zero & (zero != zeros.min())) & ~(idle_sp & (sp != sequence.min()))
+    least = min((int(stage) for stage in zeros if stage in {*offers.zero, *offers.zero_with_pipelines}), default=int(zeros.min()))
+    idle_zero, idle_sp = (base.dp * base.cp)[rows] == 1, base.tp[rows] == 1
+    keep = ~(idle_zero & (zero != least)) & ~(idle_sp & (sp != sequence.min()))
     layouts = base.take(rows[keep])
     return replace(layouts, zero=zero[keep], sequence_parallel=(sp[keep] == 1) & (layouts.tp > 1), recompute=rec[keep])

@@ -134,7 +134,7 @@ def test_examples_of_quantities_are_quantities() -> None:
         ({"hw.sms": True}, "hw.sms=true: true is neither a number nor a name; expected one of these"),
         ({"hw.network.faulty_links": [[0, True, 0.5]]}, "hw.network.faulty_links=[[0, True, 0.5]]: true is neither"),
         ({"model.qk_norm": 5}, "model.qk_norm=5: expected true or false"),
-        ({"parallel.recompute": "x"}, "parallel.recompute='x': expected one of 'none', 'selective' or 'full'"),
+        ({"parallel.recompute": "x"}, "parallel.recompute='x': expected one of 'none', 'selective', 'full' or 'auto'"),
         ({"hw.sms": 1.5}, "hw.sms=1.5: expected a whole number, such as 8"),
         ({"software.dp_overlap": "much"}, "software.dp_overlap='much': not a valid number; expected a finite one, such as 0.8"),
     ],

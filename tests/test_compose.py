@@ -173,7 +173,7 @@ def test_a_rule_between_scenario_keys_is_a_row_in_a_sweep() -> None:
 def test_a_named_sweep_names_its_study_and_its_keys() -> None:
     planned = plan(read(["sweeps=llama3_1_405b_16384gpus", "parallel.micro_batch_size=1"]))
     assert planned.search.study == "llama3_1_405b_16384gpus"
-    assert [portion.choices["hw"] for portion in planned.portions] == ["h100", "h200", "b200"]
+    assert [portion.choices["hw"] for portion in planned.portions] == ["h100", "h200", "b200", "b300"]
     assert set(planned.portions[0].layouts.micro_batch_size.tolist()) == {1}
 
 

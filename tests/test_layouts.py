@@ -57,7 +57,7 @@ def plain_legal(of: Scenario, gpus: int, batch: int) -> set[Row]:
             if not legal(of, batch, tp, cp, dp, pp, ep, vpp, mb, shown):
                 continue
             for zero, sp, recompute in product(range(4), (False, True), RECOMPUTE):
-                if (dp == 1 and zero) or (tp == 1 and sp) or (sp and seq_len // cp % tp):
+                if (dp * cp == 1 and zero) or (tp == 1 and sp) or (sp and seq_len // cp % tp):
                     continue
                 codes = (RECOMPUTE.index(recompute), SCHEDULES.index(shown))
                 found.add((gpus, batch, tp, cp, dp, pp, ep, vpp, zero, sp, mb, *codes, WHOLE_GROUP))

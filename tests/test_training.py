@@ -323,8 +323,8 @@ class TestLaws:
     def test_better_hardware_never_slows(self, name: str, part: str, factor: float) -> None:
         of, rows = table(name, **UNHINDERED)
         before, after = price(of, rows).step_time_s, price(faster(of, part, factor), rows).step_time_s
-        # Where gathers fill a zero-bubble slot, faster weight gradients leave it as long but fill less of the tail.
-        slack = np.where((rows.schedule == ZERO_BUBBLE) & (rows.zero >= 2), 1.007, SLACK)
+        # Where transfers fill a zero-bubble slot, faster weight gradients leave it as long but fill less of the tail.
+        slack = np.where(rows.schedule == ZERO_BUBBLE, np.where(rows.zero >= 2, 1.007, 1 + 1e-5), SLACK)
         assert (after <= before * slack).all()
         assert (after < before).any()
 

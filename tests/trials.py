@@ -40,8 +40,12 @@ def _composed(hw: str, model: str, software: str) -> Composed:
 
 
 def scenario(hw: str = "h100", model: str = "llama3_1_8b", software: str = "megatron_lm", **changes: Any) -> Scenario:
-    """The scenario of three options; a change is a dotted key with ``__`` for each dot (``workload__seq_len=4096``)."""
-    tree = with_values(_composed(hw, model, software).tree, {key.replace("__", "."): value for key, value in changes.items()})
+    """The scenario of three options; a change is a dotted key with ``__`` for each dot (``workload__seq_len=4096``).
+
+    Physics is tested on what the mathematics allow, whatever a framework offers.
+    """
+    values = {"software.enforce": False} | {key.replace("__", "."): value for key, value in changes.items()}
+    tree = with_values(_composed(hw, model, software).tree, values)
     return parse(tree)
 
 

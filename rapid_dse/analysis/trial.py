@@ -9,6 +9,7 @@ from rich.table import Table
 
 from rapid_dse.layouts import CODES, KEYS
 from rapid_dse.simulate.results import MEMORY_TERMS, TIME_TERMS, Priced
+from rapid_dse.sweep.outside import outside
 from rapid_dse.sweep.portion import Portion
 
 GIB = 2**30
@@ -50,7 +51,13 @@ def render(portion: Portion, priced: Priced) -> Group:
         f"MFU {100 * float(result['mfu']):.1f} %\n"
         f"energy {float(priced.energy_j[0]) / 1e6:.4g} MJ a step; cost {float(priced.cost_usd[0]):.4g} USD a step"
     )
-    return Group(headline(portion), "", time, "", memory, "", summary)
+    return Group(headline(portion), "", time, "", memory, "", summary + _outside(portion))
+
+
+def _outside(portion: Portion) -> str:
+    """A line for what lies outside what is offered, where something does."""
+    codes, texts = outside(portion.scenario, portion.layouts)
+    return "" if codes[0] < 0 else f"\noutside: {texts[codes[0]]}"
 
 
 def headline(portion: Portion) -> str:

@@ -30,7 +30,9 @@ class Parallel(Frozen):
     """One layout.
 
     ``dp`` auto is what the other degrees leave of hw.num_gpus; ``sequence_parallel`` null is tp > 1; ``schedule`` null is 1f1b where
-    pp > 1 (interleaved_1f1b where vpp > 1 too), none where pp = 1. ``shard_group`` is how many GPUs share one copy of what ZeRO shards
+    pp > 1 (interleaved_1f1b where vpp > 1 too), none where pp = 1. ``zero`` auto is 1, ``recompute`` auto selective; where the framework
+    does not offer these (software.offers), the highest stage and the least mode that it does; ``sequence_parallel`` null likewise.
+    ``shard_group`` is how many GPUs share one copy of what ZeRO shards
     (hybrid sharding); the copies of several such groups are kept equal by an all-reduce of their gradients. null: all of dp · cp.
     ``stage_layers`` are the layers of each pipeline stage, first to last, that add up to num_hidden_layers: [10,12,12,10], in tables the
     text 10,12,12,10; null is the framework's own split. A stage's vpp chunks share them as evenly as they go.
@@ -42,10 +44,10 @@ class Parallel(Frozen):
     pp: Degree = 1
     ep: Degree = 1
     vpp: Degree = 1
-    zero: Annotated[int, WHOLE, Field(ge=0, le=3)] = 1
+    zero: Annotated[int, WHOLE, Field(ge=0, le=3)] | Literal["auto"] = "auto"
     sequence_parallel: bool | None = None
     micro_batch_size: Degree = 1
-    recompute: Annotated[Literal["none", "selective", "full"], _NoneWord] = "selective"
+    recompute: Annotated[Literal["none", "selective", "full", "auto"], _NoneWord] = "auto"
     schedule: Literal["none", "gpipe", "1f1b", "interleaved_1f1b", "zero_bubble"] | None = None
     shard_group: Degree | None = None
     order: tuple[Parallelism, ...] = ORDER

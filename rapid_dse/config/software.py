@@ -9,6 +9,7 @@ from pydantic import Field
 from rapid_dse.config.effects import Only, Where
 from rapid_dse.config.fields import Bytes, Frozen, Seconds, ShareOrZero
 from rapid_dse.config.hardware import FlashKernelName
+from rapid_dse.config.offers import Offers
 from rapid_dse.config.parameters import FreeParameter
 
 UNFUSED = Only(Where("software.attention", ("unfused",)), Where("hw.attention_kernels", ((),)))
@@ -23,6 +24,9 @@ class Software(Frozen):
     # Mean relative error of step times to expect of it: cross-validated over models on measured runs; null where none were measured.
     expected_error: Annotated[float, Field(gt=0, lt=5)] | None = None
     measured_on: tuple[str, ...] = ()  # chips of those runs, by hw.name
+    # What its jobs can be launched with. What it does not offer is illegal; enforce=false prices it, and ``outside`` says so.
+    offers: Offers = Offers()
+    enforce: bool = True
     # kernels
     attention: Literal["flash", "unfused"] = "flash"
     # Behind attention=flash: the fused kernels that the framework can call. The chip's preferred one of them runs; where it has none of

@@ -215,7 +215,7 @@ class _Builder:
         found, scenario, broken = self._scenario(given)
         base = base_codes(scenario)
         picked = {name: _column(codes.get(name), rows, base[name]) for name in KEYS}
-        layouts = explicit(picked)
+        layouts = explicit(picked, scenario)
         if broken is None:
             rule, reasons = broken_rules(layouts, scenario)
         else:

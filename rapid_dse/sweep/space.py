@@ -29,6 +29,7 @@ from rapid_dse.layouts import (
     enumerate_layouts,
     resolved,
 )
+from rapid_dse.offered import AUTO, settled, usual_sequence_parallel
 from rapid_dse.sweep.compose import SHOWN, Composed, composed, hydra_ready, scenario_of, value_at, with_values
 from rapid_dse.sweep.overrides import GROUPS, SWEEPS, Given, Interval, Values, read_space
 from rapid_dse.sweep.portion import Portion
@@ -50,7 +51,8 @@ class Plan:
 class ColumnType:
     """Turns values of one layout key into the codes of its column.
 
-    Automatic values: dp auto is 0, schedule null ``AUTO_SCHEDULE``, sequence_parallel null ``AUTO_SEQUENCE``, others of ``OPTIONAL``.
+    Automatic values: dp auto is 0, zero and recompute auto ``AUTO``, schedule null ``AUTO_SCHEDULE``, sequence_parallel null
+    ``AUTO_SEQUENCE``, others of ``OPTIONAL``.
     """
 
     def __init__(self, key: str) -> None:
@@ -65,10 +67,10 @@ class ColumnType:
             found = self._adapter.validate_python(value)
         except ValidationError as error:
             raise ValueError(explain(error, self.key)) from None
+        if found == "auto":
+            return 0 if self.column == "dp" else AUTO
         if self.column in CODES:
             return AUTO_SCHEDULE if found is None else CODES[self.column].index(found)
-        if found == "auto":
-            return 0
         return OPTIONAL.get(self.column, AUTO_SEQUENCE) if found is None else int(found)
 
 
@@ -83,12 +85,13 @@ def base_codes(scenario: Scenario) -> dict[str, int]:
     """The codes of the scenario's own layout, by column."""
     parallel = scenario.parallel
     codes = {"num_gpus": scenario.hw.num_gpus, "global_batch_size": scenario.workload.global_batch_size}
-    for name in ("tp", "cp", "pp", "ep", "vpp", "zero", "micro_batch_size"):
+    for name in ("tp", "cp", "pp", "ep", "vpp", "micro_batch_size"):
         codes[name] = getattr(parallel, name)
+    codes["zero"] = AUTO if parallel.zero == "auto" else parallel.zero
     codes["dp"] = 0 if parallel.dp == "auto" else parallel.dp
     codes["sequence_parallel"] = AUTO_SEQUENCE if parallel.sequence_parallel is None else int(parallel.sequence_parallel)
     codes["shard_group"] = WHOLE_GROUP if parallel.shard_group is None else parallel.shard_group
-    codes["recompute"] = CODES["recompute"].index(parallel.recompute)
+    codes["recompute"] = AUTO if parallel.recompute == "auto" else CODES["recompute"].index(parallel.recompute)
     codes["schedule"] = AUTO_SCHEDULE if parallel.schedule is None else CODES["schedule"].index(parallel.schedule)
     return codes
 
@@ -274,21 +277,22 @@ def layouts_of(setting: Setting, codes: Mapping[str, list[int] | None]) -> tuple
     columns = {name: codes.get(name, [code]) for name, code in base_codes(scenario).items()}
     if setting.broken is not None:
         closed = {name: values or [base_codes(scenario)[name]] for name, values in columns.items()}
-        layouts = explicit({name: np.array(column) for name, column in _grid_columns(closed).items()})
+        layouts = explicit(_grid_columns(closed), scenario)
         return layouts, np.zeros(len(layouts), np.int64), (setting.broken,), {}
     if any(values is None for values in columns.values()):
-        layouts, rejected = enumerate_layouts(_open_space(columns), scenario)
+        layouts, rejected = enumerate_layouts(_open_space(columns, scenario), scenario)
         return layouts, np.full(len(layouts), -1, np.int64), (), dict(rejected)
-    layouts = explicit(_grid_columns({name: values or [] for name, values in columns.items()}))
+    layouts = explicit(_grid_columns({name: values or [] for name, values in columns.items()}), scenario)
     rule, reasons = broken_rules(layouts, scenario)
     return layouts, rule, tuple(reasons), {}
 
 
-def _open_space(columns: Mapping[str, list[int] | None]) -> Space:
+def _open_space(columns: Mapping[str, list[int] | None], scenario: Scenario) -> Space:
     values: dict[str, Sequence[int] | None] = dict(columns)
     sequence = columns["sequence_parallel"]
-    if sequence is not None:  # automatic is on: enumeration turns it off where tp = 1
-        values["sequence_parallel"] = list(dict.fromkeys(1 if code == AUTO_SEQUENCE else code for code in sequence))
+    if sequence is not None:  # enumeration turns it off where tp = 1
+        usual = int(usual_sequence_parallel(scenario.software.offers))
+        values["sequence_parallel"] = list(dict.fromkeys(usual if code == AUTO_SEQUENCE else code for code in sequence))
     return Space(values)
 
 
@@ -303,12 +307,15 @@ def _grid_columns(columns: Mapping[str, Sequence[int]]) -> dict[str, Any]:
     return {name: axis.ravel() for name, axis in zip(KEYS, axes, strict=True)}
 
 
-def explicit(codes: Mapping[str, Any]) -> Layouts:
+def explicit(codes: Mapping[str, Any], scenario: Scenario) -> Layouts:
     """Resolved layouts from columns of codes, ``(n_layouts,)`` each, in which automatic values may stand.
 
     Where tp = 1 there is nothing for sequence parallelism to share, so it is off.
     """
-    layouts = resolved(Layouts.of({f.name: codes[f.name] for f in fields(Layouts)}))
+    offers, sequence = scenario.software.offers, np.asarray(codes["sequence_parallel"])
+    shared = np.where(sequence == AUTO_SEQUENCE, usual_sequence_parallel(offers), sequence)
+    columns = {f.name: codes[f.name] for f in fields(Layouts)} | {"sequence_parallel": shared}
+    layouts = settled(resolved(Layouts.of(columns)), offers)
     return replace(layouts, sequence_parallel=layouts.sequence_parallel & (layouts.tp > 1))
 
 

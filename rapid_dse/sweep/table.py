@@ -16,6 +16,7 @@ from rapid_dse.layouts import CODES, KEYS, Layouts
 from rapid_dse.simulate import price
 from rapid_dse.simulate.results import Priced, unlawful
 from rapid_dse.sweep import arrow, identity
+from rapid_dse.sweep.outside import outside
 from rapid_dse.sweep.portion import Portion
 
 if TYPE_CHECKING:
@@ -80,6 +81,7 @@ def _table(portion: Portion, outcome: Outcome) -> pa.Table:
     columns["status"] = arrow.coded(outcome.status, STATUS)
     columns["reason"] = arrow.coded(outcome.reason, outcome.reasons)
     columns |= _result_columns(outcome)
+    columns["outside"] = _outside_column(portion, outcome)
     n_rows = len(portion.layouts)
     columns["elapsed_s"] = arrow.numbers(np.full(n_rows, outcome.seconds / max(1, n_rows)))
     return pa.table(columns)
@@ -195,6 +197,14 @@ def constant(value: Any, n_rows: int) -> pa.Array:
     if isinstance(value, str):
         return arrow.coded(np.zeros(n_rows, np.int32), [value])
     return pa.nulls(n_rows) if value is None else arrow.numbers(np.full(n_rows, value))
+
+
+def _outside_column(portion: Portion, outcome: Outcome) -> pa.Array:
+    """Which settings of the rows that were priced lie outside what is offered, null where there is nothing to say."""
+    codes, texts = outside(portion.scenario, portion.layouts.take(outcome.rows))
+    column = np.full(len(portion.layouts), -1, np.int32)
+    column[outcome.rows] = codes
+    return arrow.coded(column, texts)
 
 
 def _result_columns(outcome: Outcome) -> dict[str, pa.Array]:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rapid_dse.config.scenario import canonical
+from rapid_dse.config.scenario import Scenario, canonical
 from rapid_dse.layouts import COLUMN_OF, IntColumn
 from rapid_dse.sweep import identity
 from rapid_dse.sweep.compose import Composed
@@ -191,7 +191,7 @@ class SearchSpace:
     def _pool(self, setting: Setting) -> Pool:
         scenario, codes = setting.scenario, self._axes.codes
         base = tuple((name, code) for name, code in base_codes(scenario).items() if name not in codes)
-        mark = (canonical(scenario.model), scenario.workload.seq_len, base, setting.broken)
+        mark = (canonical(scenario.model), canonical(scenario.workload), *_rules_of(scenario), base, setting.broken)
         if mark not in self._pools:
             if self.numbers and len(self._pools) >= _POOLS_KEPT:
                 self._pools.pop(next(iter(self._pools)))
@@ -205,6 +205,12 @@ class SearchSpace:
                 self._points.clear()
             self._points[id(pool)] = pool, Points.of(pool, self.layout)
         return self._points[id(pool)][1]
+
+
+def _rules_of(scenario: Scenario) -> tuple[Any, ...]:
+    """What decides beside model, workload and degrees which layouts are legal."""
+    software = scenario.software
+    return software.name, canonical(software.offers), software.enforce, software.pipeline_split, scenario.parallel.stage_layers
 
 
 def _ordered(values: Sequence[Any]) -> bool:

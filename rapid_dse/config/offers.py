@@ -1,0 +1,32 @@
+"""What a training framework offers: the settings that its jobs can be launched with as it stands."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BeforeValidator
+
+from rapid_dse.config.fields import Frozen
+from rapid_dse.config.hardware import Precision
+
+Zero = Literal[0, 1, 2, 3]
+PipelineSchedule = Literal["gpipe", "1f1b", "interleaved_1f1b", "zero_bubble"]
+# YAML reads the bare words none and null alike.
+Mode = Annotated[Literal["none", "selective", "full"], BeforeValidator(lambda value: "none" if value is None else value)]
+
+
+class Offers(Frozen):
+    """Lists of values that the framework's own options reach, each with its source in the profile's YAML.
+
+    What a list lacks is no legal layout while ``software.enforce`` is on. A profile that names no list restricts nothing by it.
+    """
+
+    workloads: tuple[Literal["training", "inference"], ...] = ("training", "inference")
+    parallelisms: tuple[Literal["tp", "cp", "pp", "ep"], ...] = ("tp", "cp", "pp", "ep")  # degrees that may be above 1, beside dp
+    schedules: tuple[PipelineSchedule, ...] = ("gpipe", "1f1b", "interleaved_1f1b", "zero_bubble")  # of pipelines, pp > 1
+    zero: tuple[Zero, ...] = (0, 1, 2, 3)  # stages without pipelines, pp = 1
+    zero_with_pipelines: tuple[Zero, ...] = (0, 1, 2, 3)  # stages at pp > 1
+    shard_group: tuple[Zero, ...] = (1, 2, 3)  # stages whose shards may lie on a part of the data-parallel ranks (hybrid sharding)
+    sequence_parallel: tuple[bool, ...] = (True, False)  # values where tp > 1
+    recompute: tuple[Mode, ...] = ("none", "selective", "full")
+    precisions: tuple[Precision, ...] = ("bf16", "fp16", "fp8", "tf32", "fp32")

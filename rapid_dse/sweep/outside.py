@@ -1,0 +1,49 @@
+"""The column ``outside``: which settings of a row lie outside what its framework offers, in words."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rapid_dse.columns import distinct_rows
+from rapid_dse.config.scenario import Scenario
+from rapid_dse.layouts import BoolColumn, Layouts
+from rapid_dse.offered import unoffered
+
+
+@dataclass(frozen=True)
+class Remark:
+    """A text about one setting, and the layouts that it holds for, ``(n_layouts,)``."""
+
+    text: str
+    where: BoolColumn
+
+
+def remarks(scenario: Scenario, layouts: Layouts) -> list[Remark]:
+    """Everything that is said of some of the layouts; the kinds of remarks are collected here.
+
+    While ``software.enforce`` is on, what is not offered is a broken rule of a row that is not priced, and no remark.
+    """
+    software = scenario.software
+    found: list[Remark] = []
+    if not software.enforce:
+        found += [Remark(each.remark(software.name), each.where) for each in unoffered(layouts, scenario)]
+    return [remark for remark in found if remark.where.any()]
+
+
+def outside(scenario: Scenario, layouts: Layouts) -> tuple[NDArray[np.int32], list[str]]:
+    """The column as codes and texts.
+
+    Returns:
+        ``(n_layouts,)`` indices into the list of texts that comes with it, each a layout's remarks joined by "; "; -1 where there is
+        nothing to say.
+    """
+    found, n_layouts = remarks(scenario, layouts), len(layouts)
+    if not found:
+        return np.full(n_layouts, -1, np.int32), []
+    first, kind = distinct_rows([remark.where for remark in found])
+    texts = ["; ".join(remark.text for remark in found if remark.where[row]) for row in first]
+    codes = np.array([at if text else -1 for at, text in enumerate(texts)], np.int32)
+    return codes[kind], texts
