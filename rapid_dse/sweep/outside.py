@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from rapid_dse.columns import distinct_rows
+from rapid_dse.columns import distinct, numbered
 from rapid_dse.config.scenario import Scenario
 from rapid_dse.layouts import BoolColumn, Layouts
 from rapid_dse.offered import unoffered
@@ -43,7 +43,7 @@ def outside(scenario: Scenario, layouts: Layouts) -> tuple[NDArray[np.int32], li
     found, n_layouts = remarks(scenario, layouts), len(layouts)
     if not found:
         return np.full(n_layouts, -1, np.int32), []
-    first, kind = distinct_rows([remark.where for remark in found])
+    first, kind = distinct([numbered(remark.where) for remark in found])
     texts = ["; ".join(remark.text for remark in found if remark.where[row]) for row in first]
     codes = np.array([at if text else -1 for at, text in enumerate(texts)], np.int32)
     return codes[kind], texts
