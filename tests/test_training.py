@@ -85,10 +85,19 @@ class TestByHand:
             return forward, inputs, weights
 
         forward, inputs, weights = products(matrices)
-        # Causal ring attention in zigzag: 2048 queries of each sequence see 4096 / 2 keys on average (arXiv 2310.01889).
-        ring = {"causal": False, "kernel": of.attention_kernel}
-        attend = float(device.attention(2, heads, kv, 2048, 2048, 128, direction="forward", **ring)) / hw.efficiency.sustained
-        attend_back = float(device.attention(2, heads, kv, 2048, 2048, 128, direction="backward", **ring)) / hw.efficiency.sustained
+        # Causal ring attention in zigzag on two ranks (arXiv 2310.01889): 2,048 queries of each sequence against the rank's own 2,048 keys,
+        # causally, then half of the other rank's rectangle. The two results are merged: 10 bytes an element (read in 16 bits, summed in
+        # fp32) and 6 for the last write; forward the outputs, backward the gradients of queries, keys and values.
+        elements = 2 * 2048 * 128 * np.array([heads, heads + 2 * kv])
+        attend, attend_back = (
+            float(
+                device.attention(2, heads, kv, 2048, 2048, 128, direction=way, causal=True, kernel=of.attention_kernel)
+                + device.attention(2, heads, kv, 2048, 1024, 128, direction=way, causal=False, kernel=of.attention_kernel)
+                + device.elementwise(16.0 * count)
+            )
+            / hw.efficiency.sustained
+            for way, count in zip(("forward", "backward"), elements, strict=True)
+        )
         # Fused elementwise passes, 2 bytes each: over the stream (its tokens shared by tp: sequence parallelism) two norms (read, write;
         # backward read 2, write) and two residual sums (read 2, write; backward read, write), rotary embedding over the rank's queries
         # and keys, SwiGLU (read gate and up, write; backward read both and the gradient, write both).

@@ -26,6 +26,7 @@ from rapid_dse.model.operators import (
     mlp_width,
 )
 from rapid_dse.simulate.loss import loss_traffic
+from rapid_dse.simulate.ring_attention import AttentionKernels, ring_attention
 
 FloatColumn = NDArray[np.float64]
 
@@ -125,35 +126,14 @@ def _cast_bytes(scenario: Scenario, shapes: NDArray[np.float64], narrow: NDArray
 def _attention_seconds(
     scenario: Scenario, shape: MicroBatch, device: OperatorModel, direction: Literal["forward", "backward"]
 ) -> FloatColumn:
-    """Seconds of one layer's attention. Zigzag ring attention gives each rank half of the full rectangle (what the window leaves of
-    it); without context parallelism the kernel skips what is masked itself."""
-    model, software = scenario.model, scenario.software
-    kernel = scenario.attention_kernel
-    precision = "bf16" if scenario.workload.precision == "fp8" else scenario.workload.precision
-    heads, kv_heads, batch = model.num_attention_heads / shape.tp, local_kv_heads(model, shape.tp), shape.micro_batch_size
-    mean = mean_context(model, shape.seq_len)
+    """Seconds of one layer's attention, s, ``(n_shapes,)``."""
     seconds = np.empty(len(shape.tp))
-    for split in (False, True):
-        rows = (shape.cp > 1) == split
-        if rows.any():
-            seconds[rows] = device.attention(
-                batch[rows],
-                heads[rows],
-                kv_heads[rows],
-                shape.seq_len / shape.cp[rows],
-                mean if split else shape.seq_len,
-                model.attention_head_dim,
-                direction=direction,
-                causal=not split,
-                kernel=kernel,
-                precision=precision,
-                window=None if split else model.sliding_window,
-                dropout=software.dropout,
-            )
-    # Without zigzag the last rank of the ring sees every key: (2 cp - 1) / cp of the mean work (arXiv 2310.01889, causal case).
-    fullest = np.minimum((2.0 * shape.cp - 1) / shape.cp, min(model.sliding_window or shape.seq_len, shape.seq_len) / mean)
-    uneven = np.where((shape.cp > 1) & (not software.cp_balanced), fullest, 1.0)
-    return seconds * uneven / scenario.hw.efficiency.sustained
+    ring, kernels = shape.cp > 1, AttentionKernels(scenario, shape, device, direction)
+    if (~ring).any():
+        seconds[~ring] = kernels.of(~ring, shape.seq_len, shape.seq_len)
+    if ring.any():
+        seconds[ring] = ring_attention(scenario, shape, kernels, ring)
+    return seconds / scenario.hw.efficiency.sustained
 
 
 def attention_flops(scenario: Scenario, shape: MicroBatch) -> FloatColumn:

@@ -1,0 +1,81 @@
+"""Attention on one rank: one causal kernel, or under context parallelism a kernel for each part of the keys that comes round the ring.
+
+Ring attention (Liu et al., arXiv 2310.01889) as Transformer Engine and torchtitan run it: a rank starts with its own keys, causally, and
+takes those of one other rank in each of cp - 1 further steps. In zigzag each rank has an early and a late part of the sequence: half of
+a step's rectangle counts, all queries with half of the keys or half of them with all. Without zigzag the last rank needs every key.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rapid_dse.config.scenario import Scenario
+from rapid_dse.device import OperatorModel
+from rapid_dse.model.operators import MicroBatch, local_kv_heads, mean_context
+
+FloatColumn = NDArray[np.float64]
+Rows = NDArray[np.bool_]
+Direction = Literal["forward", "backward"]
+
+# Bytes an element that a step's partial result moves when it is merged into the running one: 16 bits read, fp32 read and written; and what
+# writing the end result in 16 bits moves.
+MERGE, LAST_WRITE = 10.0, 6.0
+
+
+@dataclass(frozen=True)
+class AttentionKernels:
+    """The attention kernels of a table of shapes, in one direction."""
+
+    scenario: Scenario
+    shape: MicroBatch
+    device: OperatorModel
+    direction: Direction
+
+    def of(self, rows: Rows, queries: FloatColumn | float, keys: FloatColumn | float, causal: bool = True) -> FloatColumn:
+        """Seconds of one kernel on the shapes at ``rows``: so many queries against so many keys, of which a causal one skips what is
+        masked."""
+        scenario, shape = self.scenario, self.shape
+        model, precision = scenario.model, scenario.workload.precision
+        seconds: FloatColumn = self.device.attention(
+            shape.micro_batch_size[rows],
+            model.num_attention_heads / shape.tp[rows],
+            local_kv_heads(model, shape.tp)[rows],
+            queries,
+            keys,
+            model.attention_head_dim,
+            direction=self.direction,
+            causal=causal,
+            kernel=scenario.attention_kernel,
+            precision="bf16" if precision == "fp8" else precision,
+            window=model.sliding_window if causal else None,
+            dropout=scenario.software.dropout,
+        )
+        return seconds
+
+    def merging(self, rows: Rows) -> FloatColumn:
+        """Seconds of merging the steps' partial results: outputs forward, gradients of queries, keys and values backward."""
+        model, shape = self.scenario.model, self.shape
+        tokens = shape.tokens[rows] * model.attention_head_dim
+        queries = tokens * model.num_attention_heads / shape.tp[rows]
+        keys = 2.0 * tokens * local_kv_heads(model, shape.tp)[rows]
+        elements = queries + (keys if self.direction == "backward" else 0.0)
+        merged: FloatColumn = self.device.elementwise(elements * (MERGE * (shape.cp[rows] - 1.0) + LAST_WRITE))
+        return merged
+
+
+def ring_attention(scenario: Scenario, shape: MicroBatch, kernels: AttentionKernels, rows: Rows) -> FloatColumn:
+    """Seconds of ring attention's kernels on the rank that has most to do, s, one a shape of ``rows``."""
+    cp, seq_len, balanced = shape.cp[rows].astype(float), float(shape.seq_len), scenario.software.cp_balanced
+    mine = seq_len / cp
+    if (scenario.model.sliding_window or seq_len) < seq_len:
+        # what the window leaves, in one rectangle; without zigzag the last rank's
+        mean = mean_context(scenario.model, shape.seq_len)
+        most = min(scenario.model.sliding_window or shape.seq_len, shape.seq_len) / mean
+        uneven = 1.0 if balanced else np.minimum((2.0 * cp - 1) / cp, most)
+        return kernels.of(rows, mine, mean, causal=False) * uneven + kernels.merging(rows)
+    other = mine / 2 if balanced else mine
+    return kernels.of(rows, mine, mine) + (cp - 1) * kernels.of(rows, mine, other, causal=False) + kernels.merging(rows)
