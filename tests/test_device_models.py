@@ -135,7 +135,8 @@ class TestEveryModel:
         model, size = models[name], np.array([0, 1e3, 1e6, 1e8, 1e9, 1e11])
         seconds = model.elementwise(size)
         assert np.all(np.diff(seconds) >= 0)
-        assert seconds[0] == model.hw.kernel_latency
+        # PyTorch's sum of 4,096 numbers takes 1.13 us on an H200, the smallest product 2.75
+        assert seconds[0] == pytest.approx(model.hw.kernel_latency * (1.0 if name == "roofline" else 1.13 / 2.75), rel=0.03)
         assert np.all(size[3:] / seconds[3:] < model.hw.memory.bandwidth * 1.4)  # some of 0.1 GB is still in L2
         assert seconds[-1] == pytest.approx(1e11 / (model.hw.memory.bandwidth * 0.8), rel=0.1)
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from rapid_dse.analysis.small_kernels import predict_small, row_kernel
 from rapid_dse.config.hardware import PRECISION_BYTES, Hardware
 from rapid_dse.config.table_file import read_table
 from rapid_dse.config.units import shortened
@@ -23,7 +24,7 @@ COLLECTIVES = ("all_reduce", "all_gather", "reduce_scatter", "send_recv", "all_t
 
 # What a harness adds to the device's time, s. "host wall clock incl. launch+sync" is LLMCompass's: a Python call, a launch and a
 # synchronisation around one kernel, which its smallest kernels of each kind show alone (8192 × 64 × 64; 4096 × 32; 1024 values).
-HOST_CLOCK = {"gemm": 25e-6, "softmax": 10e-6, "layernorm": 49e-6, "gelu": 45e-6}
+HOST_CLOCK = {"gemm": 25e-6, "softmax": 11.5e-6, "layernorm": 46e-6, "gelu": 46e-6}
 HOST_CLOCK_NOTES = ("host wall clock", "incl. launch overhead", "one GPT-3 175B layer")
 KERNEL_OF: dict[str, AttentionKernel] = {
     "FlashAttention-1": "flash1",
@@ -40,8 +41,8 @@ ATTENTION: dict[str, tuple[Direction, ...]] = {
     "attention_fwd": ("forward",),
     "attention_bwd": ("backward",),
     "attention_fwd_bwd": ("forward", "backward"),
+    "attention_decode": ("forward",),
 }
-LONG_ROW = 8192  # columns above which PyTorch's layer norm reads a row again
 
 
 def read_kernels(path: str | Path) -> pd.DataFrame:
@@ -107,30 +108,20 @@ def _predict_kind(kind: str, rows: pd.DataFrame, hw: Hardware, predict_collectiv
     if kind in ("gemm", "matmul", "group_matmul"):
         return _gemm(rows, hw) + _harness(rows, "gemm")
     if kind in ("softmax", "layernorm", "gelu"):
-        elements = rows["m"].to_numpy(float) * rows["n"].to_numpy(float)
-        return operator_model(hw).elementwise(elements * 2 * _passes(kind, rows["n"].to_numpy(float))) + _harness(rows, kind)
+        return predict_small(kind, rows, hw) + _harness(rows, kind)
     if kind in ATTENTION:
-        return _attention(rows, hw, ATTENTION[kind])
+        return _attention(rows, hw, ATTENTION[kind], decode=kind == "attention_decode")
     if kind in ("sdp_fwd", "sdp_bwd"):
         return _sdp(rows, hw, backward=kind == "sdp_bwd")
     if kind.startswith("gpt3_layer_op:"):
         return _gpt3_layer(kind.removeprefix("gpt3_layer_op:"), rows, hw)
-    return np.full(len(rows), np.nan)
+    return predict_small(kind, rows, hw)
 
 
 def _harness(rows: pd.DataFrame, kind: str) -> FloatArray:
     notes = rows["note"].astype(str) if "note" in rows else pd.Series("", index=rows.index)
     hosted = notes.str.contains("|".join(HOST_CLOCK_NOTES)).to_numpy(bool)
     return np.where(hosted, HOST_CLOCK[kind], 0.0)
-
-
-def _passes(kind: str, columns: FloatArray) -> FloatArray:
-    """Reads and writes of the tensor: PyTorch's softmax reads a row once more than it needs, its layer norm only a long one."""
-    if kind == "softmax":
-        return np.full_like(columns, 3.0)
-    if kind == "layernorm":
-        return np.where(columns > LONG_ROW, 3.0, 2.0)
-    return np.full_like(columns, 2.0)
 
 
 def precisions(rows: pd.DataFrame) -> pd.Series[str]:
@@ -157,20 +148,23 @@ def _gemm(rows: pd.DataFrame, hw: Hardware) -> FloatArray:
     return out
 
 
-def _attention(rows: pd.DataFrame, hw: Hardware, directions: tuple[Direction, ...]) -> FloatArray:
-    """Seconds of attention, forward, backward or both; NaN for an implementation that is none of ``KERNEL_OF``."""
+def _attention(rows: pd.DataFrame, hw: Hardware, directions: tuple[Direction, ...], *, decode: bool = False) -> FloatArray:
+    """Seconds of attention, forward, backward or both; NaN for an implementation that is none of ``KERNEL_OF``. ``decode``: one query
+    sees the ``context`` keys before it."""
     model = operator_model(hw)
     causal = rows["causal"].astype(str).str.lower().isin(("true", "1", "1.0")).to_numpy(bool)
-    shape = rows.reindex(columns=["batch", "heads", "kv_heads", "seq_len", "head_dim", "v_head_dim"]).astype(float)
+    keys = "context" if decode else "seq_len"
+    shape = rows.reindex(columns=["batch", "heads", "kv_heads", keys, "head_dim", "v_head_dim"]).astype(float)
     shape = shape.fillna({"kv_heads": shape["heads"], "v_head_dim": shape["head_dim"]})
     batch, heads, kv_heads, length, width, v_width = shape.to_numpy().T
+    queries = np.ones_like(length) if decode else length
     out = np.full(len(rows), np.nan)
     for implementation, kernel in KERNEL_OF.items():
         for masked in (False, True):
             part = (rows["impl"] == implementation).to_numpy(bool) & (causal == masked)
             if kernel not in (*hw.attention_kernels, *UNFUSED):
                 continue
-            columns = tuple(array[part] for array in (batch, heads, kv_heads, length, length, width))
+            columns = tuple(array[part] for array in (batch, heads, kv_heads, queries, length, width))
             seconds = np.zeros(part.sum())
             for direction in directions:
                 seconds += model.attention(*columns, v_head_dim=v_width[part], causal=masked, kernel=kernel, direction=direction)
@@ -206,9 +200,9 @@ def _gpt3_layer(operator: str, rows: pd.DataFrame, hw: Hardware) -> FloatArray:
     if operator == "A_mul_V":
         return model.gemm(queries, width, keys, batch=batch * heads) + HOST_CLOCK["gemm"]
     if operator == "Softmax":
-        return model.elementwise(batch * heads * queries * keys * 2 * _passes("softmax", keys)) + HOST_CLOCK["softmax"]
+        return row_kernel(hw, "softmax", batch * heads * queries, keys) + HOST_CLOCK["softmax"]
     if operator.startswith("LayerNorm"):
-        return model.elementwise(tokens * hidden * 2 * _passes("layernorm", hidden)) + HOST_CLOCK["layernorm"]
+        return row_kernel(hw, "layernorm", tokens, hidden) + HOST_CLOCK["layernorm"]
     if operator == "GeLU":
         return model.elementwise(tokens * 4 * hidden / GPT3_TP * 2 * 2) + HOST_CLOCK["gelu"]
     shape = rows[["m", "n", "k"]].to_numpy(float).T

@@ -28,6 +28,7 @@ LEVELS = 4.0
 SPLIT_SECONDS = 2.3e-6  # blocks that share a tile's K meet: a semaphore and a reduction's latency; fitted
 RASTER = 4  # waves that find an operand's rows still in L2
 STREAM = 0.92  # bandwidth of a kernel that reads and writes, over one that reads: HBM turns around
+SMALLEST = 0.42  # of the kernel latency: what the smallest streaming kernel takes (an H200: 1.15 of 2.75 us)
 RESIDENT = 0.5  # share of L2 in which a tensor of the preceding kernel survives
 CHUNK = 1024  # shapes priced together: candidates × shapes stay in cache
 
@@ -67,7 +68,7 @@ class Tiled(OperatorModel):
         resident = np.minimum(moved, RESIDENT * hw.l2.size)
         slow = hw.memory.bandwidth * hw.efficiency.memory * STREAM
         fast = max(hw.l2.bandwidth * hw.efficiency.l2, slow)
-        return np.asarray((moved - resident) / slow + resident / fast + hw.kernel_latency, dtype=np.float64)
+        return np.asarray((moved - resident) / slow + resident / fast + SMALLEST * hw.kernel_latency, dtype=np.float64)
 
     def _flash(self, shape: AttentionShape, direction: Direction, kernel: str, precision: str, dropout: bool) -> FloatArray:
         return flash_seconds(self.hw, shape, direction, kernel, precision, dropout, sustained_clock)

@@ -15,8 +15,9 @@ from rapid_dse.config.hardware import Hardware
 from rapid_dse.device.contract import FloatArray
 
 # (rows, columns) of C that a thread block computes, of what cuBLAS and CUTLASS instantiate for 16-bit tensor-core GEMMs. More
-# (192, 96 or 32 wide) price no measured shape better.
+# (192, 96 or 32 wide) price no measured shape of an A100 better; those of 192 are what cuBLAS runs on Hopper beside them (nvjet_sm90).
 TILES = ((256, 128), (128, 256), (128, 128), (128, 64), (64, 128), (64, 64), (32, 64), (64, 32), (16, 64), (64, 16))
+CLUSTERED_TILES = (*TILES, (256, 192), (192, 128), (128, 192))
 SPLITS = (1, 2, 4, 8, 16)  # blocks that share the K dimension of a tile
 K_STEP_BYTES = 128  # a stage of the pipeline holds 128 bytes of K: 64 values of 16 bits, one swizzled row of shared memory
 ACCUMULATOR_BYTES = 8.0  # registers of an element of C: its fp32 sum, and as much again for operands, addresses and the next tile
@@ -56,9 +57,10 @@ class Candidates:
 
 
 def candidates(hw: Hardware) -> Candidates:
-    """The pairs of ``TILES`` and ``SPLITS``; as many blocks of a tile run on an SM as its registers hold accumulators for, and its
+    """The pairs of the chip's tiles and ``SPLITS``; as many blocks of a tile run on an SM as its registers hold accumulators for, and its
     shared memory a stage of operands each."""
-    pairs = np.array([(rows, columns, split) for rows, columns in TILES for split in SPLITS], dtype=np.float64)
+    tiles = CLUSTERED_TILES if hw.cluster > 1 else TILES
+    pairs = np.array([(rows, columns, split) for rows, columns in tiles for split in SPLITS], dtype=np.float64)
     rows, columns, split = (pairs[:, i : i + 1] for i in range(3))
     by_registers = hw.registers.size / hw.sms / (ACCUMULATOR_BYTES * rows * columns)
     by_shared_memory = hw.shared_memory.size / hw.sms / (K_STEP_BYTES * (rows + columns))
