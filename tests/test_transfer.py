@@ -255,9 +255,11 @@ class TestTheHostSetsThePace:
         ):
             of = scenario(model="llama", software=software, **{"workload__seq_len": 512, **self.SMALL, **change})
             possible = broken_rules(table, of)[0] < 0
-            # what the gathers of tables leave of a pass, ZeRO 3's, is shared out between passes of different length
-            slack = np.where(table.zero[possible] >= 2, 3e-3, 1e-9)
-            assert (price(of, table.take(possible)).step_time_s <= slow[possible] * (1 + slack)).all(), change
+            # what the gathers of tables leave of a pass, ZeRO 2's and 3's, is shared out between passes of different length; and groups of
+            # micro-batches that have not settled are added up (docs/backends.md)
+            rows = table.take(possible)
+            slack = np.where(rows.zero >= 2, 3e-3, np.where(rows.vpp > 1, 3e-4, 1e-9))
+            assert (price(of, rows).step_time_s <= slow[possible] * (1 + slack)).all(), change
 
     @pytest.mark.parametrize("software", ["megatron_lm", "torchtitan", "nanotron", "llm_foundry"])
     def test_faster_memory_and_fewer_tokens_are_no_slower(self, software: str) -> None:
