@@ -6,11 +6,12 @@ vanishes: whatever the schema lets through has a finite price.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Annotated, Any, get_args
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator
 
-from rapid_dse.config.units import shortened, to_si
+from rapid_dse.config.units import share, shortened, to_si
 
 
 class Frozen(BaseModel):
@@ -48,6 +49,13 @@ def _whole(value: Any) -> Any:
     return value
 
 
+@dataclass(frozen=True)
+class Unit:
+    """Metadata of a field that holds a quantity: the SI unit that its values are in, a key of ``units.UNITS``."""
+
+    name: str
+
+
 def _quantity(unit: str) -> BeforeValidator:
     return BeforeValidator(lambda value: to_si(value, unit))
 
@@ -73,13 +81,15 @@ MOST_GPUS = 2**20
 Degree = Annotated[int, WHOLE, Field(ge=1, le=MOST_GPUS)]
 # Shares of a whole.
 Share = Annotated[float, Field(ge=1e-6, le=1)]
+# A share as people write it: 0.05, or 5 %.
+ShareOrPercent = Annotated[float, BeforeValidator(share), Field(ge=0, lt=1)]
 ShareOrZero = Annotated[float, Field(ge=0, le=1), _or_zero(1e-9)]
 # Quantities in SI units; strings may carry another unit of the same kind.
-Bytes = Annotated[float, _quantity("bytes"), Field(ge=0, le=1e18), _or_zero(0.01)]
-BytesPerSecond = Annotated[float, _quantity("bytes/s"), Field(ge=1e3, le=1e18)]
-Seconds = Annotated[float, _quantity("s"), Field(ge=0, le=1e6), _or_zero(1e-18)]
-Hertz = Annotated[float, _quantity("Hz"), Field(ge=1e3, le=1e15)]
-Watts = Annotated[float, _quantity("W"), Field(ge=0, le=1e9), _or_zero(1e-9)]
-JoulesPerFlop = Annotated[float, _quantity("J/FLOP"), Field(ge=1e-24, le=1)]
-JoulesPerByte = Annotated[float, _quantity("J/byte"), Field(ge=0, le=1e3), _or_zero(1e-24)]
-DollarsPerHour = Annotated[float, _quantity("USD/h"), Field(ge=0, le=1e9), _or_zero(1e-9)]
+Bytes = Annotated[float, Unit("bytes"), _quantity("bytes"), Field(ge=0, le=1e18), _or_zero(0.01)]
+BytesPerSecond = Annotated[float, Unit("bytes/s"), _quantity("bytes/s"), Field(ge=1e3, le=1e18)]
+Seconds = Annotated[float, Unit("s"), _quantity("s"), Field(ge=0, le=1e6), _or_zero(1e-18)]
+Hertz = Annotated[float, Unit("Hz"), _quantity("Hz"), Field(ge=1e3, le=1e15)]
+Watts = Annotated[float, Unit("W"), _quantity("W"), Field(ge=0, le=1e9), _or_zero(1e-9)]
+JoulesPerFlop = Annotated[float, Unit("J/FLOP"), _quantity("J/FLOP"), Field(ge=1e-24, le=1)]
+JoulesPerByte = Annotated[float, Unit("J/byte"), _quantity("J/byte"), Field(ge=0, le=1e3), _or_zero(1e-24)]
+DollarsPerHour = Annotated[float, Unit("USD/h"), _quantity("USD/h"), Field(ge=0, le=1e9), _or_zero(1e-9)]

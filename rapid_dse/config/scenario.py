@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError, model_validator
@@ -13,7 +13,7 @@ from pydantic_core import ErrorDetails
 
 from rapid_dse.config.cluster import Cluster
 from rapid_dse.config.effects import COMMAND, Only, Where, require_no_refused
-from rapid_dse.config.fields import Frozen
+from rapid_dse.config.fields import Frozen, Unit
 from rapid_dse.config.hardware import PRECISION_BYTES, FlashKernelName, Hardware
 from rapid_dse.config.model import Model
 from rapid_dse.config.run import Backend, Debug, Parallel, Search, Workload
@@ -196,6 +196,27 @@ def known_key(key: str) -> bool:
             return True  # its names are checked with its values
         model = _model_in(annotation)
     return True
+
+
+def unit_of(key: str) -> str | None:
+    """The SI unit in which the values of a dotted key are, a key of ``units.UNITS``; None where they are no quantity."""
+    model: type[BaseModel] | None = Scenario
+    found: str | None = None
+    for part in key.split("."):
+        if model is None or part not in model.model_fields:
+            continue  # an index of a list, or a name in a mapping
+        info = model.model_fields[part]
+        found = _unit_in((info.annotation, *info.metadata))
+        model = _model_in(info.annotation)
+    return found
+
+
+def _unit_in(parts: Iterable[Any]) -> str | None:
+    for part in parts:
+        inside = part.name if isinstance(part, Unit) else _unit_in((*get_args(part), *getattr(part, "__metadata__", ())))
+        if inside is not None:
+            return str(inside)
+    return None
 
 
 def canonical(part: BaseModel) -> str:

@@ -50,6 +50,21 @@ def to_si(text: Any, unit: str) -> float:
     return value
 
 
+def share(value: Any) -> Any:
+    """The share of a whole that a text such as ``"5 %"`` stands for; what is no text is a share already.
+
+    Raises:
+        ValueError: where the text is no number, or one in another unit.
+    """
+    if not isinstance(value, str):
+        return value
+    text = value.strip()
+    try:
+        return float(text.removesuffix("%")) / 100 if text.endswith("%") else float(text)
+    except ValueError:
+        raise ValueError(f"{shortened(value)} is no share; expected one such as 5 % or 0.05") from None
+
+
 def _scaled(text: str, unit: str) -> float:
     """The SI value of a number with a unit, or of one without, which is SI already."""
     from quantiphy import Quantity  # imported here: plain numbers do not need it

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+UNLIMITED = 10**6  # characters of a line: how wide a file or a pipe is
+
 
 def console(stderr: bool = False, **options: Any) -> Console:
-    """A console; wide where no terminal says how wide it is, so that a table in a file or a pipe is not folded.
+    """A console; where no terminal and no COLUMNS say how wide it is, as wide as is needed, so that a pipe's table has a line a row.
 
     A pipe that nobody reads raises ``BrokenPipeError``, which ends the command quietly.
 
@@ -24,4 +27,5 @@ def console(stderr: bool = False, **options: Any) -> Console:
             raise BrokenPipeError  # rich itself would end the process with 1
 
     stream = sys.stderr if stderr else sys.stdout
-    return Piped(file=stream, width=None if stream.isatty() else 200, **options)
+    told = stream.isatty() or os.environ.get("COLUMNS", "").isdigit()
+    return Piped(file=stream, width=None if told else UNLIMITED, **options)
