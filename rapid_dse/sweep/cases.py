@@ -230,6 +230,8 @@ class _Builder:
         found = self._composed.get(tuple(options.items()))
         if found is None:
             found = self._composed[tuple(options.items())] = composed(options)
+        if found.whole:
+            raise ValueError(f"parallel={options['parallel']}: is a sweep; allowed: one layout, as parallel.tp=8")
         values = {name: _thawed(value) for name, value in given.items() if name not in GROUPS}
         of_hw = {name: value for name, value in given.items() if name.startswith("hw.")}
         mark = (options.get("hw"), *of_hw.items(), _types([*of_hw.values()]))

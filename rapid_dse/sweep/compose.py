@@ -25,7 +25,7 @@ from rapid_dse.config.model import Model
 from rapid_dse.config.run import Backend, Debug, Parallel, Search, Workload
 from rapid_dse.config.scenario import Scenario, explain
 from rapid_dse.config.software import Software
-from rapid_dse.sweep.overrides import GROUPS, SWEEPS, check_key, for_hydra, read
+from rapid_dse.sweep.overrides import ALL_KEYS, GROUPS, SWEEPS, check_key, for_hydra, read
 from rapid_dse.sweep.places import home
 
 SHOWN = ("hw", "cluster", "model", "software", "backend")  # groups whose option is a column of the results
@@ -35,10 +35,14 @@ UNREADABLE = (HydraException, OmegaConfBaseException, YAMLError)  # what composi
 
 @dataclass(frozen=True)
 class Composed:
-    """One combination of options: ``tree`` is plain and resolved, ``choices`` the option behind each group."""
+    """One combination of options: ``tree`` is plain and resolved, ``choices`` the option behind each group.
+
+    ``whole`` are the keys for which the files say all: every value that can be legal; ``tree`` has their defaults.
+    """
 
     tree: Mapping[str, Any]
     choices: Mapping[str, str]
+    whole: tuple[str, ...] = ()
 
 
 @contextmanager
@@ -74,8 +78,11 @@ def from_hydra(config: DictConfig) -> Composed:
     """What Hydra composed, its own configuration left out."""
     found = config.hydra.runtime.choices
     choices = {group: str(found[group]) for group in (*GROUPS, SWEEPS) if found.get(group) is not None}
-    tree = {str(name): OmegaConf.to_container(part, resolve=True) for name, part in config.items() if name != "hydra"}
-    return Composed(tree, choices)
+    tree: dict[str, Any] = {str(name): OmegaConf.to_container(part, resolve=True) for name, part in config.items() if name != "hydra"}
+    layout, names = tree["parallel"], [key.split(".")[1] for key in ALL_KEYS]
+    whole = [name for name in names if layout.get(name) == "all"]
+    tree["parallel"] = {**layout, **{name: Parallel.model_fields[name].default for name in whole}}
+    return Composed(tree, choices, tuple(f"parallel.{name}" for name in whole))
 
 
 def multirun(arguments: Sequence[str]) -> int:

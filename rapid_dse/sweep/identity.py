@@ -126,9 +126,9 @@ def digest_of(lanes: Lanes) -> str:
 
 
 def digest_of_scenarios(scenarios: Iterable[Scenario]) -> str:
-    """8 hex digits of what the scenarios are, in any order.
+    """8 hex digits of what the scenarios are, in any order: their own number of GPUs and batch included, which are columns of layouts.
 
-    Layout columns are no part of it, so that a sweep over more values of tp goes on in the same study.
+    Other columns of layouts are no part of it, so that a sweep over more values of tp goes on in the same study.
     """
-    texts = sorted({configuration_text(scenario) for scenario in scenarios})
+    texts = sorted({f"{configuration_text(each)} {each.hw.num_gpus} {each.workload.global_batch_size}" for each in scenarios})
     return hashlib.blake2b("\n".join(texts).encode(), digest_size=4).hexdigest()

@@ -35,6 +35,7 @@ from rapid_dse.sweep.overrides import GROUPS, SWEEPS, Given, Interval, Values, r
 from rapid_dse.sweep.portion import Portion
 
 SECTIONS: dict[str, type[BaseModel]] = {"hw": Hardware, "workload": Workload, "parallel": Parallel}
+LAYOUT = "parallel"  # the group whose options are layouts
 AUTO_SEQUENCE = -1  # sequence_parallel wherever tp > 1
 
 
@@ -173,6 +174,7 @@ def axes(given: Given, base: Composed | None = None) -> Axes:
         base = composed(given.options, given.hydra)
     plain = composed({group: option for group, option in base.choices.items() if group in GROUPS}) if SWEEPS in base.choices else base
     swept = _swept(given, with_values(base.tree, given.values))
+    swept = {**{key: Values(None) for key in base.whole if key not in given.values}, **swept}
     intervals = {key: values for key, values in swept.items() if isinstance(values, Interval)}
     lists = {key: values for key, values in swept.items() if isinstance(values, Values)}
     _check_swept(swept)
@@ -226,6 +228,8 @@ def _check_swept(swept: Mapping[str, Values | Interval]) -> None:
     for key, values in swept.items():
         if key == SWEEPS or key.split(".")[0] in ("search", "debug"):
             raise ValueError(f"{key}: cannot be swept; allowed: one value")
+        if key == LAYOUT:
+            raise ValueError(f"{key}: its options are no values of a sweep; allowed: {key}=all alone, or keys as {key}.tp=1,2,4")
         for item in (values.items or ()) if isinstance(values, Values) else ():
             if key in GROUPS and not isinstance(item, str):
                 raise ValueError(f"{key}={item!r}: allowed: names of options")
@@ -337,5 +341,6 @@ def single(given: Given) -> Portion:
         raise ValueError(f"{key}: several values are a sweep; allowed: one value, or -m before the overrides")
     planned = plan(given)
     if len(planned.portions) != 1 or len(planned.portions[0].layouts) != 1:
-        raise ValueError(f"{SWEEPS}={given.options.get(SWEEPS)}: is a sweep; allowed: -m before the overrides")
+        named = next(f"{group}={given.options[group]}" for group in (SWEEPS, LAYOUT) if group in given.options)
+        raise ValueError(f"{named}: is a sweep; allowed: -m before the overrides")
     return planned.portions[0]
