@@ -15,10 +15,11 @@ if TYPE_CHECKING:
 HELP = """\
 rapid_dse: what a training run takes on a cluster, before anyone rents it
 
-  python -m rapid_dse hw=h100 model=llama3_1_70b parallel.tp=8                    one trial: time, memory, energy, cost
+  python -m rapid_dse hw=h100 model=llama3_1_70b parallel.tp=8 parallel.pp=2      one trial: time, memory, energy, cost
   python -m rapid_dse -m hw=h100 parallel.tp=1,8,64                               a sweep over every combination
   python -m rapid_dse -m hw=h100,a100 model=llama3_1_8b,llama3_1_70b 'parallel.tp=1,2,4,8' 'parallel.pp=range(1,5)'
-  python -m rapid_dse -m parallel.tp=all parallel.pp=all hw.num_gpus=512          every legal value
+  python -m rapid_dse -m parallel=all hw.num_gpus=512                             every legal layout
+  python -m rapid_dse -m parallel.tp=all parallel.pp=2,4                          every legal tp
   python -m rapid_dse -m +sweeps=llama3_1_70b_512xh100                            a sweep that a file in sweeps/ describes
   python -m rapid_dse.evaluate CASES --out RESULTS                                a table in, a table out (see its --help)
 
@@ -39,7 +40,7 @@ keys (key=value; in a sweep also 1,2,4, range(start,stop[,step]), and for parall
   software  offers.* enforce (false: price what the framework does not offer, too)
             attention (flash, unfused) loss (whole, fused, chunked) async_tp fp8_recipe gradient_dtype …
   backend   engine network streams artifacts.timeline …
-  search    study n_trials sampler jobs top …        debug     hw_snapshots
+  search    study n_trials sampler jobs top best_per each constraints headroom …        debug     hw_snapshots
   Quantities take units: hw.memory.bandwidth='3.35 TB/s'. --cfg lists all keys with their values.
 
 exit codes: 0; 2 where an input is wrong or one trial's layout is illegal; 130 after Ctrl-C; 143 after SIGTERM
@@ -82,7 +83,7 @@ def _help() -> int:
 
     lines = []
     for group, folder in {
-        **{g: f"conf/{g}" for g in ("hw", "cluster", "model", "software", "backend", "search")},
+        **{g: f"conf/{g}" for g in ("hw", "cluster", "model", "parallel", "software", "backend", "search")},
         "+sweeps": "sweeps",
     }.items():
         names = sorted(path.stem for path in (home() / folder).glob("*.yaml"))
@@ -113,7 +114,7 @@ def _trial(overrides: Sequence[str]) -> int:
     if portion.rule[0] >= 0:
         raise ValueError(_illegal(portion.reasons[int(portion.rule[0])], overrides))
 
-    from rapid_dse.analysis.trial import render
+    from rapid_dse.analysis.trial import show
     from rapid_dse.simulate import price
     from rapid_dse.simulate.results import unlawful
     from rapid_dse.sweep import idle
@@ -127,7 +128,7 @@ def _trial(overrides: Sequence[str]) -> int:
     for law, _ in unlawful(priced):
         raise ValueError(f"{' '.join(overrides)}: {law}")
     out = console(highlight=False, soft_wrap=True)
-    out.print(render(portion, priced), markup=False)
+    show(out, portion, priced)
     if runs:
         from rapid_dse.analysis.links import busiest_links
 

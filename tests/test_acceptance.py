@@ -129,7 +129,7 @@ def test_named_sweeps_compose_and_the_command_line_wins(tmp_path: Path, name: st
 
 
 BAD = [
-    (["-m", "parallel.tp=8,16", 'search.constraints=["peak_memory_bytes<=3.5e10"]'], ["search.constraints", "search=optuna"]),
+    (["-m", "parallel.tp=8,16", 'search.constraints=["peak_memory<=3.5e10"]'], ["search.constraints", "peak_memory_bytes"]),
     (["parallel.pp=8", "parallel.tp=4", "parallel.schedule=none"], ["a pipeline needs a schedule"]),
     (["parallel.tpp=2"], ["parallel.tpp", "tp"]),
     (["modle=llama3_1_70b"], ["modle", "model"]),

@@ -26,6 +26,7 @@ from rapid_dse.layouts import grid
 from rapid_dse.simulate import price
 from rapid_dse.sweep import chunks, driver, store, table, workers
 from rapid_dse.sweep.portion import Portion
+from rapid_dse.sweep.standing import Aim
 
 
 class Run:
@@ -165,7 +166,7 @@ def test_many_small_portions_share_files(tmp_path: Path) -> None:
     run = Run([portion(layouts=many(2), keys={"hw.price": float(cost)}, hw__price=float(cost)) for cost in range(1, 40)], tmp_path)
     assert len(run.rows) == 78
     assert len(list(run.folder.iterdir())) == 1
-    assert "hw.price" in run.out.splitlines()[0]
+    assert run.out.splitlines()[1].split()[:2] == ["#", "price"], "of each batch, which are other jobs, a table"
 
 
 @pytest.mark.parametrize(
@@ -368,7 +369,7 @@ def test_cores_are_those_that_this_process_may_use() -> None:
 
 def test_chunks_hold_every_layout_once_and_in_order(tmp_path: Path) -> None:
     portions = [portion(layouts=many(count)) for count in (1, 2, 120_000, 3)] + [portion(layouts=many(4), hw="a100")]
-    found = list(chunks.chunks_of(portions, tmp_path, "step_time_s", 5))
+    found = list(chunks.chunks_of(portions, tmp_path, Aim("step_time_s", 5)))
     assert max(len(chunk) for chunk in found) <= chunks.CHUNK
     batches = np.concatenate([piece.layouts.global_batch_size for chunk in found for piece in chunk.pieces])
     assert batches.tolist() == np.concatenate([each.layouts.global_batch_size for each in portions]).tolist()

@@ -51,7 +51,7 @@ def test_a_terminal_without_the_characters_gets_others(name: str, folder: Path, 
     assert guarded(command, arguments) == 0
     text = written.getvalue().decode("ascii")
     assert text
-    assert ("+-" in text) == (name in ("a sweep", "a search", "rank"))  # the error to expect of a row
+    assert ("+-" in text) == (name in ("a trial", "a sweep", "a search", "rank"))  # the error to expect of a row
     assert ("1 x tp * cp * pp * dp must equal" in text) == (name == "evaluate")
 
 

@@ -7,7 +7,6 @@ from itertools import islice
 
 from omegaconf import DictConfig
 
-from rapid_dse.config.run import Search
 from rapid_dse.sweep import idle
 from rapid_dse.sweep.compose import Composed, from_hydra, hydra_ready
 from rapid_dse.sweep.overrides import Given, read
@@ -25,11 +24,6 @@ def run(arguments: Sequence[str], config: DictConfig) -> int:
 
     planned = plan(given, base)
     _say(idle.of_sweep(planned.keys, [portion.scenario for portion in planned.portions]))
-    if planned.search.constraints != Search().constraints:
-        raise ValueError(
-            f"search.constraints={list(planned.search.constraints)}: a grid prices every combination and ranks what fits; "
-            "allowed: with search=optuna"
-        )
     return drive(planned.portions, planned.search, planned.debug)
 
 

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from rich.console import Group
-from rich.table import Table
+from collections.abc import Sequence
+from dataclasses import fields
+from typing import TYPE_CHECKING
 
 from rapid_dse.layouts import CODES, KEYS
 from rapid_dse.simulate.results import MEMORY_TERMS, TIME_TERMS, Priced
+from rapid_dse.sweep import figures, listing, ranked
+from rapid_dse.sweep import show as show_rows
+from rapid_dse.sweep.console import UNLIMITED
 from rapid_dse.sweep.outside import outside
-from rapid_dse.sweep.portion import Portion
+from rapid_dse.sweep.portion import Portion, Priceable
+from rapid_dse.sweep.standing import Aim
 
-GIB = 2**30
+if TYPE_CHECKING:
+    from rich.console import Console
+
 TERM_MEANING = {
     "compute": "kernels",
     "tp": "tensor parallel, exposed",
@@ -26,49 +31,63 @@ TERM_MEANING = {
 }
 
 
-def render(portion: Portion, priced: Priced) -> Group:
-    """A report of the portion's only layout, for rich's console.
+def show(out: Console, portion: Portion, priced: Priced) -> None:
+    """Prints a report of the portion's only layout, and what would make it fit where it does not.
 
     Args:
         priced: results of the same layout, ``(1,)`` each.
     """
-    result: dict[str, Any] = {name: getattr(priced, name)[0] for name in ("step_time_s", "peak_memory_bytes", "fits", "mfu")}
+    row = {f.name: getattr(priced, f.name)[0] for f in fields(priced)}
     usable = portion.scenario.hw.memory.usable
-    time = _table("step time", "s", float(result["step_time_s"]))
-    for term in TIME_TERMS:
-        seconds = float(getattr(priced, f"time_{term}_s")[0])
-        if seconds > 0:
-            time.add_row(f"{term}: {TERM_MEANING[term]}", f"{seconds:.4g}", _share(seconds, float(result["step_time_s"])))
-    memory = _table("peak memory of a GPU", "GiB", float(result["peak_memory_bytes"]) / GIB)
-    for term in MEMORY_TERMS:
-        size = float(getattr(priced, f"memory_{term}_bytes")[0])
-        if size > 0:
-            memory.add_row(term, f"{size / GIB:.2f}", _share(size, float(result["peak_memory_bytes"])))
-    verdict = "fits" if result["fits"] else "does not fit (oom)"
-    summary = (
-        f"{verdict}: {float(result['peak_memory_bytes']) / GIB:.1f} of {usable / GIB:.1f} GiB usable\n"
-        f"{float(priced.tokens_per_s[0]):,.0f} tokens/s, {float(priced.tokens_per_s_per_gpu[0]):,.1f} a GPU; "
-        f"MFU {100 * float(result['mfu']):.1f} %\n"
-        f"energy {float(priced.energy_j[0]) / 1e6:.4g} MJ a step; cost {float(priced.cost_usd[0]):.4g} USD a step"
+    times = [(f"{term}: {TERM_MEANING[term]}", float(row[f"time_{term}_s"])) for term in TIME_TERMS]
+    memory = [(term, float(row[f"memory_{term}_bytes"])) for term in MEMORY_TERMS]
+    for line in headline(portion):
+        listing.say(out, line)
+    for title, name, terms in (("step time", "step_time_s", times), ("peak memory of a GPU", "peak_memory_bytes", memory)):
+        out.print()
+        for line in _terms(title, name, float(row[name]), terms):
+            out.print(line, highlight=False, markup=False, soft_wrap=True)
+    energy, cost = (figures.result(name, float(row[name])) for name in ("energy_j", "cost_usd"))
+    known = portion.scenario.expected_error
+    error = "(error not known: nothing alike was measured)" if known is None else show_rows.expected_text(known)
+    out.print()
+    listing.say(
+        out,
+        f"{figures.seconds(float(row['step_time_s']))} {error} a step: {figures.rate(float(row['tokens_per_s']))}, "
+        f"{figures.rate(float(row['tokens_per_s_per_gpu']))} each GPU; {figures.percent(float(row['mfu']))} MFU",
     )
-    return Group(headline(portion), "", time, "", memory, "", summary + _outside(portion))
-
-
-def _outside(portion: Portion) -> str:
-    """A line for what lies outside what is offered, where something does."""
+    listing.say(out, f"energy {energy} a step; cost {cost} a step")
+    verdict = "fits" if row["fits"] else "does not fit (oom)"
+    listing.say(out, f"{verdict}: {figures.size(float(row['peak_memory_bytes']))} of {figures.size(usable)} usable")
     codes, texts = outside(portion.scenario, portion.layouts)
-    return "" if codes[0] < 0 else f"\noutside: {texts[codes[0]]}"
+    if codes[0] >= 0:
+        listing.say(out, f"outside: {texts[codes[0]]}")
+    if not row["fits"]:
+        ranked.show_changes(out, Priceable(portion.scenario, portion.layouts), Aim("step_time_s", 1))
 
 
-def headline(portion: Portion) -> str:
-    """Chip, model and layout in two lines."""
+def _terms(title: str, name: str, total: float, terms: Sequence[tuple[str, float]]) -> list[str]:
+    """Lines of a sum: the terms above 0 with their shares of the total."""
+    kept = [(term, value) for term, value in terms if value > 0]
+    columns = [
+        listing.Column(title, [term for term, _ in kept], figure=False),
+        listing.Column(figures.result(name, total), [figures.result(name, value) for _, value in kept]),
+        listing.Column("", [figures.percent(value / total) for _, value in kept]),
+    ]
+    return listing.lines(columns, UNLIMITED)
+
+
+def headline(portion: Portion) -> list[str]:
+    """Chip, model with its size, work and layout."""
     scenario = portion.scenario
     choices = ", ".join(f"{group}={option}" for group, option in portion.choices.items())
     work = scenario.workload
-    first = f"{choices}; {work.seq_len} tokens a sequence, {work.precision}"
     split = scenario.parallel.stage_layers
     own = [] if split is None else [f"stage_layers={','.join(map(str, split))}"]
-    return f"{first}\n" + " ".join([f"{key.split('.')[1]}={_shown(portion, name)}" for name, key in KEYS.items()] + own)
+    return [
+        f"{choices}; {ranked.model_size(scenario)}; {work.seq_len:,} tokens a sequence, {work.precision}",
+        " ".join([f"{key.split('.')[1]}={_shown(portion, name)}" for name, key in KEYS.items()] + own),
+    ]
 
 
 def _shown(portion: Portion, name: str) -> str:
@@ -76,15 +95,3 @@ def _shown(portion: Portion, name: str) -> str:
     if name in CODES:
         return CODES[name][int(value)]
     return str(bool(value)).lower() if name == "sequence_parallel" else str(int(value))
-
-
-def _table(what: str, unit: str, total: float) -> Table:
-    table = Table(box=None, pad_edge=False, show_footer=False)
-    table.add_column(what)
-    table.add_column(f"{total:.4g} {unit}", justify="right")
-    table.add_column("", justify="right")
-    return table
-
-
-def _share(part: float, whole: float) -> str:
-    return f"{100 * part / whole:.1f} %"

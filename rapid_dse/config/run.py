@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, field_validator
 
 from rapid_dse.config.effects import COMMAND, Only, Where
-from rapid_dse.config.fields import WHOLE, Count, CountOrZero, Degree, Frozen
+from rapid_dse.config.fields import WHOLE, Count, CountOrZero, Degree, Frozen, ShareOrPercent
 from rapid_dse.config.hardware import Parallelism, Precision
 
 RECOMPUTE = ("none", "selective", "full")
@@ -138,7 +138,10 @@ class Search(Frozen):
     ``space`` is what a sweep file sweeps: a key or group, and its values (a list, or "all").
     Of an Optuna study: ``n_trials`` is its total; ``batch`` trials are asked together and told together, ``enqueue`` layouts that are
     known to be good go first; ``prune`` leaves out what cannot meet the constraints and what a lower bound proves beaten (null: the
-    latter with event-driven backends alone); ``constraints`` hold beside fits, which always holds.
+    latter with event-driven backends alone).
+    ``constraints`` hold beside fits, which always holds; ``headroom`` is the share of usable memory that must stay free beside the peak.
+    Of the ranked table: ``top`` rows; ``best_per`` is a key of whose values the best row each is shown; ``each`` gives every layout a
+    line, where else one stands for all that no prediction can tell apart.
     """
 
     name: Literal["grid", "optuna"] = "grid"
@@ -160,7 +163,10 @@ class Search(Frozen):
     refine_backend: Annotated[Literal["hybrid", "full_astrasim_hierarchical", "full_astrasim_flattened"], REFINED] = "hybrid"
     fail_fast: bool = False
     results_dir: str = "results"
+    headroom: ShareOrPercent = 0.0
     top: Count = 20
+    best_per: str | None = None
+    each: bool = False
 
 
 class Debug(Frozen):

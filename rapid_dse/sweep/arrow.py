@@ -59,3 +59,23 @@ def coded(codes: NDArray[Any], values: Sequence[str]) -> pa.Array:
 def scalar(text: str) -> pa.Scalar:
     """A text to compare a column with."""
     return texts([text])[0]
+
+
+def floats(column: pa.ChunkedArray) -> NDArray[np.float64]:
+    """A column of numbers or truth values as NumPy's, NaN where it is null, ``(n_rows,)``.
+
+    By the buffers too: Arrow's own way of handing numbers to NumPy imports pandas.
+    """
+    import pyarrow as pa
+
+    parts = [np.zeros(0)]
+    for chunk in column.chunks:
+        whole = chunk.cast(pa.int8()) if pa.types.is_boolean(chunk.type) else chunk
+        values = whole.cast(pa.float64(), safe=False)
+        end = values.offset + len(values)
+        found = np.frombuffer(values.buffers()[1], np.float64)[values.offset : end] if len(values) else np.zeros(0)
+        if values.null_count:
+            valid = np.unpackbits(np.frombuffer(values.buffers()[0], np.uint8), bitorder="little")[values.offset : end]
+            found = np.where(valid == 1, found, np.nan)
+        parts.append(found)
+    return np.concatenate(parts)

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from rapid_dse.config.scenario import Scenario
 from rapid_dse.sweep import arrow, identity, ranking, store
 from rapid_dse.sweep.portion import Portion
+from rapid_dse.sweep.standing import Aim, Standing, standing_of
 from rapid_dse.sweep.table import priced_table
 
 if TYPE_CHECKING:
@@ -42,15 +43,13 @@ class Chunk:
         lanes: the keys of all their layouts, ``(n_layouts, 2)``.
         folder: the study's.
         others: files under other names that hold some of the keys.
-        by: the column that ranks.
-        top: rows that the summary brings back.
+        aim: what the ranking is after.
     """
 
     pieces: tuple[Portion, ...]
     lanes: identity.Lanes
     folder: Path
-    by: str
-    top: int
+    aim: Aim
     others: tuple[Path, ...] = ()
 
     def __len__(self) -> int:
@@ -61,18 +60,27 @@ class Chunk:
         """The file's name without suffix: a hash of the keys."""
         return identity.digest_of(self.lanes)
 
+    @property
+    def own(self) -> Path:
+        """The file that holds all of its rows, where one does."""
+        return self.folder / f"{self.name}{store.SUFFIX}"
+
 
 @dataclass(frozen=True)
 class Summary:
-    """What became of a chunk: rows in all and newly priced, counts, the best rows, and what the user should hear of."""
+    """What became of a chunk: rows in all and newly priced, counts, how the rows stand, and what the user should hear of.
+
+    ``files`` are those that hold the rows.
+    """
 
     rows: int
     priced: int
     status: Counter[str]
     reasons: Counter[str]
-    best: pa.Table
+    standing: Standing
     failures: Counter[str]
-    notices: tuple[str, ...] = ()
+    notices: tuple[str, ...]
+    files: tuple[Path, ...]
 
 
 def seconds_a_layout(portion: Portion) -> float:
@@ -85,7 +93,7 @@ def seconds_of(scenario: Scenario) -> float:
     return SECONDS_A_LAYOUT.get(scenario.backend.name, _SECONDS_A_SIMULATION)
 
 
-def chunks_of(portions: Sequence[Portion], folder: Path, by: str, top: int) -> Iterator[Chunk]:
+def chunks_of(portions: Sequence[Portion], folder: Path, aim: Aim) -> Iterator[Chunk]:
     """Cuts portions into chunks; small neighbours with the same choices share one file."""
     waiting: list[Portion] = []
     for portion in portions:
@@ -94,16 +102,16 @@ def chunks_of(portions: Sequence[Portion], folder: Path, by: str, top: int) -> I
             piece = take(portion, slice(start, start + size))
             held = sum(len(other.layouts) for other in waiting)
             if waiting and (held + len(piece.layouts) > size or waiting[0].choices != piece.choices):
-                yield _chunk(waiting, folder, by, top)
+                yield _chunk(waiting, folder, aim)
                 waiting = []
             waiting.append(piece)
     if waiting:
-        yield _chunk(waiting, folder, by, top)
+        yield _chunk(waiting, folder, aim)
 
 
-def _chunk(pieces: Sequence[Portion], folder: Path, by: str, top: int) -> Chunk:
+def _chunk(pieces: Sequence[Portion], folder: Path, aim: Aim) -> Chunk:
     lanes = np.concatenate([identity.keys(piece.scenario, piece.layouts) for piece in pieces])
-    return Chunk(tuple(pieces), lanes, folder, by, top)
+    return Chunk(tuple(pieces), lanes, folder, aim)
 
 
 def take(portion: Portion, rows: NDArray[Any] | slice) -> Portion:
@@ -120,23 +128,24 @@ def run_chunk(chunk: Chunk) -> Summary:
     """
     found, notices = _stored(chunk)
     missing = _missing(chunk.lanes, found)
-    tables = list(found)
+    tables, files = list(found), [chunk.own] if chunk.own.exists() else list(chunk.others)
     if missing.any():
         new = _priced(chunk, missing)
         tables.append(new)
         own = not chunk.others or bool(missing.all())
         whole = store.latest(tables) if own else new
         name = chunk.name if own else identity.digest_of(chunk.lanes[missing])
-        store.write(chunk.folder, whole, store.configuration_json(chunk.pieces[0].scenario), name)
+        written = store.write(chunk.folder, whole, store.configuration_json(chunk.pieces[0].scenario), name)
+        files = [written] if own else [*files, written]
     table = tables[0] if len(tables) == 1 else store.latest(tables)
-    return _summary(chunk, table, int(missing.sum()), notices)
+    return _summary(chunk, table, int(missing.sum()), notices, files)
 
 
 def _stored(chunk: Chunk) -> tuple[list[pa.Table], tuple[str, ...]]:
     """Rows of the chunk that are stored and did not fail, and what is wrong with files that should have held them."""
     import pyarrow.compute as pc
 
-    own = chunk.folder / f"{chunk.name}{store.SUFFIX}"
+    own = chunk.own
     tables, notices = [], []
     for path in [own] if own.exists() else chunk.others:
         try:
@@ -181,9 +190,41 @@ def _priced(chunk: Chunk, missing: NDArray[np.bool_]) -> pa.Table:
     return tables[0] if len(tables) == 1 else pa.concat_tables(tables, promote_options="permissive")
 
 
-def _summary(chunk: Chunk, table: pa.Table, priced: int, notices: tuple[str, ...]) -> Summary:
+def _summary(chunk: Chunk, table: pa.Table, priced: int, notices: tuple[str, ...], files: Sequence[Path]) -> Summary:
     import pyarrow.compute as pc
 
     status, reasons = ranking.counts(table)
     failed = ranking.counts(table.filter(pc.equal(table["status"], arrow.scalar("error"))))[1] if status["error"] else Counter()
-    return Summary(len(table), priced, status, reasons, ranking.best(table, chunk.by, chunk.top), failed, notices)
+    lanes = store.key_lanes(table["key"])
+    standing = standing_of(table, chunk.aim, _usable(chunk, lanes), lanes)
+    return Summary(len(table), priced, status, reasons, standing, failed, notices, tuple(files))
+
+
+def _usable(chunk: Chunk, lanes: identity.Lanes) -> NDArray[np.float64] | float:
+    """hw.memory.usable of each row, bytes, ``(n_rows,)``; a number where it is the same for all."""
+    each = [piece.scenario.hw.memory.usable for piece in chunk.pieces]
+    if len(set(each)) == 1:
+        return each[0]
+    usable = np.repeat(each, [len(piece.layouts) for piece in chunk.pieces])
+    known = dict(zip(map(bytes, chunk.lanes), usable.tolist(), strict=True))
+    return np.array([known[bytes(key)] for key in lanes])
+
+
+def rows_of(files: Sequence[Path], lanes: identity.Lanes) -> list[dict[str, Any]]:
+    """The rows with these keys, in their order, from the files of a sweep's chunks.
+
+    Raises:
+        ValueError: where a file was damaged after it was written.
+    """
+    found: dict[bytes, dict[str, Any]] = {}
+    for path in dict.fromkeys(files):
+        try:
+            keys = store.key_lanes(store.read_file(path, ["key"])["key"])
+            at = np.flatnonzero(contained(keys, lanes))
+            rows = store.read_file(path).take(arrow.numbers(at)).to_pylist() if len(at) else []
+        except store.Damaged as error:
+            raise ValueError(f"{error}; the same command prices its rows again") from None
+        for key, row in zip(map(bytes, keys[at]), rows, strict=True):
+            if row["status"] != "error" or key not in found:
+                found[key] = row
+    return [found[bytes(key)] for key in lanes]

@@ -11,14 +11,19 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+import numpy as np
+
 from rapid_dse.config.run import Debug, Search
 from rapid_dse.config.scenario import Scenario
-from rapid_dse.layouts import KEYS
-from rapid_dse.simulate.results import Priced
-from rapid_dse.sweep import identity, ranking, show, store, workers
-from rapid_dse.sweep.chunks import Chunk, Summary, chunks_of
+from rapid_dse.layouts import KEYS, IntColumn
+from rapid_dse.sweep import arrow, identity, ranked, ranking, show, standing, store, workers
+from rapid_dse.sweep.chunks import Chunk, Summary, chunks_of, rows_of
 from rapid_dse.sweep.console import console
-from rapid_dse.sweep.portion import Portion
+from rapid_dse.sweep.portion import Portion, Priceable
+from rapid_dse.sweep.search.aims import read_aims
+from rapid_dse.sweep.snapshots import find
+from rapid_dse.sweep.standing import Aim, Standing
+from rapid_dse.sweep.table import CHOICES
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -31,25 +36,36 @@ _STUDY = re.compile(r"[A-Za-z0-9][\w.+=-]*")
 
 @dataclass
 class Tally:
-    """Sums over the summaries that have come so far; ``best`` holds as many rows as are asked for, whatever the sweep's size."""
+    """Sums over the summaries that have come so far."""
 
-    by: str
-    top: int
+    aim: Aim
     rows: int = 0
     priced: int = 0
     status: Counter[str] = field(default_factory=Counter)
     reasons: Counter[str] = field(default_factory=Counter)
-    best: pa.Table | None = None
+    parts: list[Standing] = field(default_factory=list)
+    files: dict[Path, None] = field(default_factory=dict)
 
     def add(self, summary: Summary) -> None:
-        import pyarrow as pa
-
         self.rows += summary.rows
         self.priced += summary.priced
         self.status.update(summary.status)
         self.reasons.update(summary.reasons)
-        parts = [summary.best] if self.best is None else [self.best, summary.best]
-        self.best = ranking.best(pa.concat_tables(parts, promote_options="permissive"), self.by, self.top)
+        self.parts.append(summary.standing)
+        self.files.update(dict.fromkeys(summary.files))
+
+    def standing(self) -> Standing:
+        """How all rows stand."""
+        return standing.together(self.parts, self.aim)
+
+    def best(self, found: Standing, count: int) -> pa.Table:
+        """The ``count`` best rows that count, best first; of those that do not, where none does."""
+        import pyarrow as pa
+
+        counts = found.verdict == standing.FITS
+        rows = np.flatnonzero(counts if counts.any() else ~counts)
+        order = rows[np.argsort(found.loss[rows], kind="stable")][:count]
+        return pa.Table.from_pylist(rows_of(list(self.files), found.lanes[order]))
 
 
 def run(
@@ -72,25 +88,18 @@ def run(
         ValueError: the study's name, the ranking column or the folder is unusable, before anything is priced; the store fails later.
     """
     out, err = out or console(), err or console(stderr=True)
-    if not search.objectives:
-        raise ValueError("search.objectives=[]; allowed: the column to rank by, as step_time_s")
-    by, study = search.objectives[0], search.study or default_study(portions)
+    study = search.study or default_study(portions)
     require_study(study)
-    _require_column(by)
+    aim = aim_of(search, portions)
     folder = Path(search.results_dir) / study
     store.prepare(folder)
-    tally = Tally(by, max(search.top, search.refine, SNAPSHOTS if debug.hw_snapshots else 0))
+    tally = Tally(aim)
     try:
         chunks = _planned(portions, folder, tally, err)
         _price(chunks, search, tally, err)
-        _report(portions, search, tally, folder, out)
-        if search.refine and tally.best is not None and len(tally.best):
-            refine_best(tally.best, chunks, search, folder, by, out, err)
-        if debug.hw_snapshots and tally.best is not None:
-            from rapid_dse.sweep import snapshots
-
-            written = snapshots.write(tally.best, chunks, Path("dbg_hw_conf"))
-            out.print(f"hardware of the best trials: {written}", highlight=False, markup=False)
+        found = tally.standing()
+        _report(portions, tally, found, chunks, folder, out)
+        _again(tally, found, chunks, (search, debug), folder, (out, err))
     except KeyboardInterrupt:
         store.remove_parts(folder)  # of workers that were stopped in the middle of a file
         _notice(err, f"interrupted after {tally.rows:,} trials; they are kept in {folder}, the same command goes on from there")
@@ -124,13 +133,42 @@ def require_study(study: str) -> None:
         raise ValueError(f"search.study={study!r}: no name of a folder; allowed: letters, digits and . _ + = -")
 
 
-def _require_column(by: str) -> None:
-    ranking.require_name(by, [*Priced.__dataclass_fields__, *KEYS.values(), "elapsed_s"], "search.objectives")
+def aim_of(search: Search, portions: Sequence[Portion]) -> Aim:
+    """What the ranking of a grid is after.
+
+    Raises:
+        ValueError: where a column, a constraint or a key is none.
+    """
+    keys = [key for key in dict.fromkeys(key for portion in portions for key in portion.keys) if _all_numbers(portions, key)]
+    aims = read_aims(search.objectives[:1], search.constraints, keys)
+    by, per = aims.objectives[0].text, search.best_per
+    if per is not None:
+        given = dict.fromkeys(key for portion in portions for key in portion.keys)
+        ranking.require_key(per, [*CHOICES, *KEYS.values(), *given], "search.best_per")
+    return Aim(by, search.top, aims.constraints[1:], search.headroom, tuple(differing(portions)), per, search.each)
+
+
+def _all_numbers(portions: Sequence[Portion], key: str) -> bool:
+    return all(isinstance(portion.keys.get(key), int | float | None) for portion in portions)
+
+
+def differing(portions: Sequence[Portion]) -> list[str]:
+    """Keys outside the layout that differ between trials: groups, keys, numbers of GPUs and sequences."""
+    keys = dict.fromkeys(key for portion in portions for key in portion.keys)
+    found = [name for name in CHOICES if len({portion.choices.get(name) for portion in portions}) > 1]
+    for name in ("num_gpus", "global_batch_size"):
+        ends = {end for portion in portions if len(portion.layouts) for end in _ends(getattr(portion.layouts, name))}
+        found += [KEYS[name]] * (len(ends) > 1)
+    return [*found, *(key for key in keys if len({repr(portion.keys.get(key)) for portion in portions}) > 1)]
+
+
+def _ends(column: IntColumn) -> tuple[int, int]:
+    return int(column.min()), int(column.max())
 
 
 def _planned(portions: Sequence[Portion], folder: Path, tally: Tally, err: Console) -> list[Chunk]:
     """Every chunk, with the files under other names that hold some of its layouts where its own file is not there."""
-    chunks = list(chunks_of(portions, folder, tally.by, tally.top))
+    chunks = list(chunks_of(portions, folder, tally.aim))
     names = {f"{chunk.name}{store.SUFFIX}" for chunk in chunks}
     present = {path.name for path in folder.glob(f"*{store.SUFFIX}")}
     if names <= present or not present - names:
@@ -190,34 +228,47 @@ class _Lines:
             _notice(self.err, f"{self.done:,} of {self.total:,} trials priced")
 
 
-def refine_best(best: pa.Table, chunks: Sequence[Chunk], search: Search, folder: Path, by: str, out: Console, err: Console) -> None:
+def refine_best(best: pa.Table, chunks: Sequence[Chunk], search: Search, folder: Path, aim: Aim, consoles: tuple[Console, Console]) -> None:
     """Prices the first search.refine rows that fit by search.refine_backend, and prints them in their new order.
 
     Args:
         best: ranked rows, best first.
         chunks: where they come from.
+        consoles: for the table, and for notices.
     """
     from rapid_dse.sweep import ladder
 
-    refined = ladder.refine(best, chunks, search, folder, by, lambda line: _notice(err, line))
-    table, line = show.refined_table(refined, search.refine_backend, chunks[0].pieces[0].scenario.backend.name)
-    out.print(table)
-    out.print(line, highlight=False, markup=False)
+    out, err = consoles
+    refined = ladder.refine(best, chunks, search, folder, aim, lambda line: _notice(err, line))
+    show.show_refined(out, refined, aim.varying, search.refine_backend, chunks[0].pieces[0].scenario.backend.name)
 
 
-def _report(portions: Sequence[Portion], search: Search, tally: Tally, folder: Path, out: Console) -> None:
+def _again(
+    tally: Tally, found: Standing, chunks: Sequence[Chunk], settings: tuple[Search, Debug], folder: Path, consoles: tuple[Console, Console]
+) -> None:
+    """What is made of the best trials: their prices by another backend, their hardware."""
+    search, debug = settings
+    if search.refine and len(found):
+        refine_best(tally.best(found, search.refine), chunks, search, folder, tally.aim, consoles)
+    if debug.hw_snapshots and len(found):
+        from rapid_dse.sweep import snapshots
+
+        written = snapshots.write(tally.best(found, SNAPSHOTS), chunks, Path("dbg_hw_conf"))
+        consoles[0].print(f"hardware of the best trials: {written}", highlight=False, markup=False, soft_wrap=True)
+
+
+def _report(portions: Sequence[Portion], tally: Tally, found: Standing, chunks: Sequence[Chunk], folder: Path, out: Console) -> None:
     rejected: Counter[str] = Counter()
     for portion in portions:
         rejected.update(portion.rejected)
-    if tally.best is not None and len(tally.best):
-        out.print(show.ranked_table(_shown(tally.best, search.top), tally.by))
-    show.show_counts(out, tally.status, tally.reasons, rejected)
+
+    def trial(row: ranked.Row) -> Priceable:
+        portion, at = find(chunks, store.key_lanes(arrow.texts([row["key"]]))[0])
+        return Priceable(portion.scenario, portion.layouts.take(slice(at, at + 1)))
+
+    source = ranked.Source(lambda lanes: rows_of(list(tally.files), lanes), trial, "search.each=true")
+    ranked.show_ranking(out, found, tally.aim, source)
+    show.show_counts(out, tally.status, tally.reasons, rejected, found.broken)
     new = "all read from there" if not tally.priced else f"{tally.priced:,} priced now"
-    out.print(f"stored in {folder} ({new})", highlight=False, markup=False)
+    out.print(f"stored in {folder} ({new})", highlight=False, markup=False, soft_wrap=True)
     show.show_artifacts(out, (portion.scenario for portion in portions))
-
-
-def _shown(best: pa.Table, top: int) -> pa.Table:
-    """The best that fit; where nothing does, or all rows are few, those that do not as well."""
-    fitting = best.filter(best["fits"])
-    return best[:top] if len(best) <= top or not len(fitting) else fitting[:top]

@@ -11,9 +11,10 @@ import numpy as np
 
 from rapid_dse.config.run import Search
 from rapid_dse.sweep import identity, ranking, store, workers
-from rapid_dse.sweep.chunks import Chunk, chunks_of, take
+from rapid_dse.sweep.chunks import Chunk, chunks_of, rows_of, take
 from rapid_dse.sweep.portion import Portion
 from rapid_dse.sweep.snapshots import find
+from rapid_dse.sweep.standing import Aim
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -47,7 +48,7 @@ class Refined:
         return sum(a > b for a, b in pairs), len(pairs)
 
 
-def refine(best: pa.Table, chunks: Sequence[Chunk], search: Search, folder: Path, by: str, notice: Notice) -> Refined:
+def refine(best: pa.Table, chunks: Sequence[Chunk], search: Search, folder: Path, aim: Aim, notice: Notice) -> Refined:
     """Prices the first ``search.refine`` rows of what fits again, at ``search.refine_backend``, and stores what comes out.
 
     Args:
@@ -58,17 +59,19 @@ def refine(best: pa.Table, chunks: Sequence[Chunk], search: Search, folder: Path
     Raises:
         OSError: where a file cannot be written.
     """
+    import pyarrow as pa
+
     fitting = best.filter(best["fits"])
     rows = (fitting if len(fitting) else best)[: search.refine]
     portions = [_refined_portion(*find(chunks, lanes), search) for lanes in store.key_lanes(rows["key"])]
-    again = list(chunks_of(portions, folder, by, len(portions)))
+    again = list(chunks_of(portions, folder, Aim(aim.by, len(portions))))
     found = []
     for summary in workers.summaries(again, search.jobs, search.launcher, search.launcher_address):
-        found.append(summary.best)
+        found.append(pa.Table.from_pylist(rows_of(summary.files, summary.standing.lanes)))
         for reason, count in summary.failures.items():
             notice(f"{count:,} of the best cannot be priced by {search.refine_backend}: {reason}")
     keys = [identity.keys(portion.scenario, portion.layouts)[0].tobytes() for portion in portions]
-    return _ordered(rows, found, keys, by)
+    return _ordered(rows, found, keys, aim.by)
 
 
 def _refined_portion(portion: Portion, row: int, search: Search) -> Portion:

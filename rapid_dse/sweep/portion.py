@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from rapid_dse.config.scenario import Scenario
 from rapid_dse.layouts import IntColumn, Layouts
@@ -31,3 +31,10 @@ class Portion:
     rule: IntColumn
     reasons: tuple[str, ...]
     rejected: Mapping[str, int] = field(default_factory=dict)
+
+
+class Priceable(NamedTuple):
+    """What stands behind a row: its scenario and its one layout."""
+
+    scenario: Scenario
+    layout: Layouts

@@ -33,6 +33,14 @@ def require_name(by: str, names: Sequence[str], key: str) -> str:
     raise ValueError(f"{key}={by}: no column of numbers{hint}")
 
 
+def require_key(key: str, names: Sequence[str], option: str) -> None:
+    """Raises ``ValueError`` where ``key``, the value of ``option``, is none of the override keys ``names``, with the nearest."""
+    if key not in names:
+        near = difflib.get_close_matches(key, names, n=1, cutoff=0.4)
+        hint = f"; did you mean {near[0]!r}?" if near else f"; allowed: {', '.join(names)}"
+        raise ValueError(f"{option}={key}: no override key of the results{hint}")
+
+
 def numbers(table: pa.Table) -> list[str]:
     """The columns that can rank."""
     import pyarrow as pa

@@ -1,31 +1,31 @@
-"""What a ranked table looks like in a terminal."""
+"""What rows of results look like in a terminal."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from rapid_dse.layouts import KEYS
+from rapid_dse.sweep import figures, listing
+from rapid_dse.sweep.listing import Column
 from rapid_dse.sweep.table import CHOICES
 
 if TYPE_CHECKING:
-    import pyarrow as pa
     from rich.console import Console
-    from rich.table import Table
 
     from rapid_dse.config.scenario import Scenario
     from rapid_dse.sweep.ladder import Refined
 
 
-_GIB = 1024.0**3
-_SECTIONS = frozenset({*CHOICES, "workload", "parallel"})
-_DEGREES = (("tp", "tp"), ("cp", "cp"), ("dp", "dp"), ("pp", "pp"), ("ep", "ep"), ("vpp", "vpp"))
+_DEGREES = ("tp", "cp", "dp", "pp", "ep", "vpp")
+SECTIONS = (*CHOICES, "workload", "parallel")  # first parts of override keys that a table of results may hold
+_FIGURES = ("step_time_s", "tokens_per_s_per_gpu", "mfu", "peak_memory_bytes", "cost_usd")
 
 
 def layout_text(row: Mapping[str, Any]) -> str:
     """A layout in a few words: degrees above 1, then what else defines it; keys that a row lacks are left out."""
-    parts = [f"{text}{row[f'parallel.{name}']}" for name, text in _DEGREES if (row.get(f"parallel.{name}") or 1) != 1]
+    parts = [f"{name}{row[f'parallel.{name}']}" for name in _DEGREES if (row.get(f"parallel.{name}") or 1) != 1]
     if row.get("parallel.sequence_parallel"):
         parts.append("sp")
     parts += [
@@ -41,88 +41,105 @@ def layout_text(row: Mapping[str, Any]) -> str:
     return " ".join(parts)
 
 
-def seconds_text(seconds: float | None) -> str:
-    """A time with four digits: 12.35 s, 803.1 ms."""
-    if seconds is None:
-        return "–"
-    return f"{seconds:,.4g} s" if seconds >= 1 else f"{seconds * 1e3:.4g} ms"
+def error_of(row: Mapping[str, Any]) -> float | None:
+    """The relative error to expect of a row's step time: its own, or its software profile's."""
+    error: float | None = row["expected_error"] if "expected_error" in row else row.get("software.expected_error")
+    return error
 
 
 def expected_text(error: float | None) -> str:
-    """The accuracy to expect of a step time: the cross-validated error of its software profile, ? where no such runs were measured."""
+    """The accuracy to expect of a step time, ? where no such runs were measured."""
     return "?" if error is None else f"±{100 * error:.0f} %"
 
 
-def ranked_table(rows: pa.Table, by: str, beside: Mapping[str, Sequence[str]] | None = None) -> Table:
-    """Rows in the order in which they come: rank, what varies, layout, time, rate, memory, cost; a status where some do not fit.
+@dataclass(frozen=True)
+class Listed:
+    """Rows to show as a table.
 
-    ``beside``: further columns behind the step time, a text a row.
+    Attributes:
+        rows: in the order in which they come.
+        by: the column that ranks them.
+        varying: keys outside the layout that differ in the study.
+        ranks: what stands before each row; None counts them from 1.
+        beside: further columns behind the step time, a text a row.
+        after: further columns at the end.
     """
-    from rich.table import Table
 
-    found = rows.to_pylist()
-    varying = _varying(found)
-    errors = [expected_text(row.get("software.expected_error")) for row in found]
-    extra = by.removeprefix("-")
-    show_by = extra not in {"step_time_s", "tokens_per_s_per_gpu", "mfu", "peak_memory_bytes", "cost_usd", *varying}
-    show_status = any(row["status"] != "ok" for row in found)
-    shared = "  ".join(f"{name}={found[0][name]}" for name in CHOICES if found and name not in varying and found[0].get(name))
-    table = Table(caption=shared, caption_justify="left", caption_style="", box=None, pad_edge=False, header_style="bold")
-    for name in ("#", *varying, "layout", "step time", "±", *(beside or {}), "tokens/s/GPU", "MFU", "memory", "$/step"):
-        right = name not in (*varying, "layout")
-        table.add_column(name, justify="right" if right else "left", no_wrap=name != "layout", overflow="fold")
-    for name in [extra] * show_by + ["status"] * show_status:
-        table.add_column(name, justify="left" if name == "status" else "right")
-    for rank, row in enumerate(found):
-        cells = [str(rank + 1), *(str(row.get(name, "")) for name in varying), layout_text(row), seconds_text(row["step_time_s"])]
-        cells += [errors[rank], *(column[rank] for column in (beside or {}).values())]
-        cells += _figures(row)
-        cells += [f"{row[extra]:,.6g}"] * show_by + [_status(row)] * show_status
-        table.add_row(*cells)
-    return table
+    rows: Sequence[Mapping[str, Any]]
+    by: str
+    varying: Sequence[str] = ()
+    ranks: Sequence[str] | None = None
+    beside: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    after: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
 
-def refined_table(refined: Refined, backend: str, before: str) -> tuple[Table, str]:
-    """Rows that two backends priced, with both step times or values and both ranks; and how often their order changed."""
+def show_rows(console: Console, listed: Listed) -> None:
+    """Prints rows: rank, what differs in the study, layout, time, rate, memory, cost; a status where some do not fit."""
+    listing.show(console, columns_of(listed))
+
+
+def columns_of(listed: Listed) -> list[Column]:
+    """The columns of a ranked table."""
+    rows, extra = listed.rows, listed.by.removeprefix("-")
+    ranks = listed.ranks or [str(at + 1) for at in range(len(rows))]
+    found = [Column("#", ranks)]
+    found += [
+        Column(title, [figures.setting(key, row.get(key)) for row in rows], figure=False, key=True)
+        for key, title in zip(listed.varying, listing.short_titles(listed.varying), strict=True)
+    ]
+    found.append(Column("layout", [layout_text(row) for row in rows], figure=False))
+    errors = [expected_text(error_of(row)) for row in rows]
+    wide = max((len(error) for error in errors), default=0)
+    times = [figures.seconds(row["step_time_s"]) + (f" {error:>{wide}}") for row, error in zip(rows, errors, strict=True)]
+    found.append(Column("step time", times))
+    found += [Column(title, cells) for title, cells in listed.beside.items()]
+    found.append(Column("each GPU", [figures.result("tokens_per_s", row["tokens_per_s_per_gpu"]) for row in rows]))
+    found.append(Column("MFU", [figures.result("mfu", row["mfu"]) for row in rows]))
+    found.append(Column("memory", [figures.result("peak_memory_bytes", row["peak_memory_bytes"]) for row in rows]))
+    found.append(Column("a step", [figures.result("cost_usd", row["cost_usd"]) for row in rows]))
+    if extra not in {*_FIGURES, *listed.varying}:
+        found.append(Column(extra, [figures.result(extra, row[extra]) for row in rows]))
+    return [*found, *(Column(title, cells) for title, cells in listed.after.items() if any(cells))]
+
+
+def show_refined(console: Console, refined: Refined, varying: Sequence[str], backend: str, before: str) -> None:
+    """Prints rows that two backends priced, with both step times or values and both ranks; and how often their order changed."""
     name = refined.by.removeprefix("-")
-    texts = [seconds_text(value) if name == "step_time_s" else f"{value:,.6g}" for value in refined.first]
-    beside = {f"{before} {'step time' if name == 'step_time_s' else name}": texts, "its #": [str(place + 1) for place in refined.places]}
+    title = f"{before} {'step time' if name == 'step_time_s' else name}"
+    beside = {title: [figures.result(name, value) for value in refined.first], "its #": [str(place + 1) for place in refined.places]}
     swapped, pairs = refined.swapped
     moved = sum(place != rank for rank, place in enumerate(refined.places[: len(refined.places) - refined.failed]))
     line = f"priced again by {backend}: {moved} of {len(refined.places)} rows changed place, {swapped} of {pairs} pairs changed order"
-    return ranked_table(refined.rows, refined.by, beside), line + (f"; {refined.failed} could not be priced" if refined.failed else "")
+    show_rows(console, Listed(refined.rows.to_pylist(), refined.by, varying, beside=beside))
+    listing.say(console, line + (f"; {refined.failed} could not be priced" if refined.failed else ""))
 
 
-def _figures(row: Mapping[str, Any]) -> list[str]:
-    if row["step_time_s"] is None:
-        return ["–"] * 4
-    memory = f"{row['peak_memory_bytes'] / _GIB:,.1f} GiB"
-    return [f"{row['tokens_per_s_per_gpu']:,.0f}", f"{100 * row['mfu']:.1f} %", memory, f"{row['cost_usd']:,.2f}"]
-
-
-def _status(row: Mapping[str, Any]) -> str:
+def status_text(row: Mapping[str, Any]) -> str:
+    """A row's status, with its reason where it could not be priced."""
     return str(row["status"]) if row["status"] in ("ok", "oom") else f"{row['status']}: {row['reason']}"
 
 
-def _varying(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Override keys outside the layout that differ between rows, choices first."""
-    if not rows:
-        return []
-    shown_elsewhere = {key for key in KEYS.values() if key.startswith("parallel.")} | {"software.expected_error"}
-    keys = [*CHOICES, *(key for key in rows[0] if key.split(".")[0] in _SECTIONS and key not in shown_elsewhere)]
-    return [key for key in dict.fromkeys(keys) if len({str(row.get(key)) for row in rows}) > 1]
+def show_counts(
+    console: Console, status: Counter[str], reasons: Counter[str], rejected: Mapping[str, int], broken: Mapping[str, int] | None = None
+) -> None:
+    """What became of all rows, and why others are not among them.
 
-
-def show_counts(console: Console, status: Counter[str], reasons: Counter[str], rejected: Mapping[str, int]) -> None:
-    """What became of all rows, and why others are not among them."""
+    Args:
+        rejected: layouts that were left out of the enumeration, by the rule that they break.
+        broken: rows that fit and do not count, by what they break.
+    """
     total = sum(status.values())
     parts = [f"{status[name]:,} {text}" for name, text in _STATUS_TEXT.items() if status[name]]
-    console.print(f"{total:,} trial{'s' * (total != 1)}: {', '.join(parts) or 'none'}", highlight=False)
-    for title, counted in (("rejected", reasons), ("left out of the enumeration", Counter(rejected))):
+    listing.say(console, f"{total:,} trial{'s' * (total != 1)}: {', '.join(parts) or 'none'}")
+    for title, counted in (
+        ("rejected", reasons),
+        ("fit, and are not ranked", Counter(broken or {})),
+        ("left out of the enumeration", Counter(rejected)),
+    ):
         if counted:
             console.print(f"{title}:", highlight=False)
             for reason, count in counted.most_common():
-                console.print(f"  {count:>12,}  {reason}", highlight=False, markup=False)
+                console.print(f"  {count:>12,}  {reason}", highlight=False, markup=False, soft_wrap=True)
 
 
 def show_artifacts(console: Console, scenarios: Iterable[Scenario]) -> None:
@@ -134,7 +151,7 @@ def show_artifacts(console: Console, scenarios: Iterable[Scenario]) -> None:
 
     for folder in dict.fromkeys(map(folder_of, wanted)):
         if folder.is_dir():  # closed forms leave a timeline of a trial that is priced alone
-            console.print(f"artifacts of the trials in {folder}/<key of the row>", highlight=False, markup=False)
+            console.print(f"artifacts of the trials in {folder}/<key of the row>", highlight=False, markup=False, soft_wrap=True)
 
 
 _STATUS_TEXT = {"ok": "fit", "oom": "do not fit in memory", "invalid": "break a rule", "error": "failed"}

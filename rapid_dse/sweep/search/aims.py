@@ -41,7 +41,7 @@ class Objective:
 
 @dataclass(frozen=True)
 class Constraint:
-    """``sign`` · (column − limit) ≤ 0; ``fits`` is the peak against hw.memory.usable, and has no limit of its own."""
+    """``sign`` · (column − limit) ≤ 0; of ``fits``, ``limit`` is the share of hw.memory.usable that the peak must leave free."""
 
     text: str
     name: str
@@ -51,11 +51,16 @@ class Constraint:
     def excess(self, row: Mapping[str, Any], usable: float) -> float:
         """How far a row is beyond the limit, as a share of it; ≤ 0 is feasible."""
         if self.name == FITS:
-            return float(row["peak_memory_bytes"]) / usable - 1.0
+            return float(row["peak_memory_bytes"]) / (usable * (1 - self.limit)) - 1.0
         value = row.get(self.name)
         if value is None:
             raise ValueError(f"search.constraints: {self.text}: {self.name} has no value in this workload")
         return self.sign * (float(value) - self.limit) / (abs(self.limit) or 1.0)
+
+    def broken(self, column: FloatColumn) -> NDArray[np.bool_]:
+        """Which rows are beyond the limit or have no value (NaN), ``(n_rows,)``; not for ``fits``."""
+        broken: NDArray[np.bool_] = ~(self.sign * (column - self.limit) <= 0)
+        return broken
 
 
 @dataclass(frozen=True)
@@ -81,23 +86,26 @@ class Aims:
         return np.array([-float(row[o.name]) if o.descending else float(row[o.name]) for o in self.objectives])
 
 
-def read_aims(objectives: Sequence[str], constraints: Sequence[str], keys: Sequence[str]) -> Aims:
+def read_aims(objectives: Sequence[str], constraints: Sequence[str], keys: Sequence[str], headroom: float = 0.0) -> Aims:
     """Parses search.objectives and search.constraints.
 
     Args:
+        headroom: the share of usable memory that must stay free.
         keys: override keys outside the layout that are columns of the results and hold numbers.
 
     Raises:
         ValueError: a name that is no column, a text that is no constraint, no objective at all.
     """
-    names = [*(name for name in Priced.__dataclass_fields__ if name != FITS), *KEYS.values(), "elapsed_s", *keys]
+    columns = [key for name, key in KEYS.items() if name not in CODES]
+    names = [*(name for name in Priced.__dataclass_fields__ if name != FITS), *columns, "elapsed_s", *keys]
     if not objectives:
         raise ValueError("search.objectives=[]; allowed: at least one column, as step_time_s")
     found = [Objective(o, ranking.require_name(o, names, "search.objectives"), ranking.descending(o)) for o in objectives]
     if len({o.name for o in found}) < len(found):
         raise ValueError(f"search.objectives={list(objectives)}: a column stands there twice; allowed: each once")
     parsed = [_constraint(text, names) for text in constraints if text.strip() != FITS]
-    return Aims(tuple(found), (Constraint(FITS, FITS), *parsed))
+    fits = f"{FITS} with {100 * headroom:g} % free" if headroom else FITS
+    return Aims(tuple(found), (Constraint(fits, FITS, limit=headroom), *parsed))
 
 
 def _constraint(text: str, names: Sequence[str]) -> Constraint:
@@ -125,8 +133,9 @@ def bounds(aims: Aims, scenario: Scenario, layouts: Layouts, seconds: FloatColum
     """
     known, unknown = _least(scenario, layouts, seconds, peak), np.full(len(layouts), -np.inf)
     losses = np.array([known.get((objective.name, objective.descending), unknown) for objective in aims.objectives])
-    hopeless = peak > scenario.hw.memory.usable
-    for each in aims.constraints:
+    fits, *others = aims.constraints
+    hopeless = peak > scenario.hw.memory.usable * (1 - fits.limit)
+    for each in others:
         hopeless |= known.get((each.name, each.sign < 0), unknown) > each.sign * each.limit
     losses[:, hopeless] = np.inf
     return losses

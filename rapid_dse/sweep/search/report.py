@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rapid_dse.sweep import ranking, show
+from rapid_dse.sweep import listing, ranked, ranking, show, standing
+from rapid_dse.sweep.portion import Priceable
 from rapid_dse.sweep.search.aims import Aims
 from rapid_dse.sweep.search.answers import Row
+from rapid_dse.sweep.show import Listed
+from rapid_dse.sweep.standing import Aim
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -54,29 +57,41 @@ def front_of(rows: Sequence[Row], aims: Aims) -> list[Row]:
     return [rows[at] for at in front]
 
 
-def report(out: Console, found: Found, aims: Aims, outer: Sequence[str], top: int) -> pa.Table | None:
-    """Prints tables; the ranked rows, best first (None where there are none).
+def report(out: Console, found: Found, aims: Aims, aim: Aim, trial: Callable[[ranked.Row], Priceable]) -> None:
+    """Prints tables.
 
     Args:
-        outer: keys outside the layout that the study searched.
-        top: rows to show.
+        aim: what the table is after; its varying keys are those outside the layout that the study searched.
+        trial: what stands behind a row.
     """
     if not found.rows:
-        return None
-    by = aims.objectives[0]
-    several = len(aims.objectives) > 1 and found.feasible
-    rows = table_of(front_of(found.rows, aims)) if several else ranking.best(table_of(found.rows), by.text, len(found.rows))
-    if several:
+        return
+    if len(aims.objectives) > 1 and found.feasible:
+        front = front_of(found.rows, aims)
         names = " against ".join(objective.text for objective in aims.objectives)
-        out.print(f"the front of {names}: {len(rows):,} layouts", highlight=False, markup=False)
-    if not found.feasible:
-        out.print("no layout meets all constraints; these do not:", highlight=False, markup=False)
-    out.print(show.ranked_table(rows[:top], by.text))
+        listing.say(out, f"the front of {names}: {len(front):,} layouts")
+        show.show_rows(out, Listed(front[: aim.top], aim.by, aim.varying))
+    else:
+        _ranked(out, found, aim, trial)
+    outer = [key for key in aim.varying if not key.startswith("workload.global_batch_size")]
     best = _best_by_variant(found.rows, aims, outer) if found.feasible else []
     if 1 < len(best) <= _VARIANTS:
-        out.print(f"\nthe best layout for each of {len(best)} variants:", highlight=False, markup=False)
-        out.print(show.ranked_table(ranking.best(table_of(best), by.text, len(best)), by.text))
-    return rows
+        listing.say(out, "")
+        listing.say(out, f"the best layout for each of {len(best)} variants:")
+        rows = ranking.best(table_of(best), aim.by, len(best)).to_pylist()
+        show.show_rows(out, Listed(rows, aim.by, aim.varying))
+
+
+def _ranked(out: Console, found: Found, aim: Aim, trial: Callable[[ranked.Row], Priceable]) -> None:
+    """The best of the rows that count; where none does, of all."""
+    table = table_of(found.rows)
+    lanes = standing.place_lanes(len(table))
+    usable = np.array([trial(row).scenario.hw.memory.usable for row in found.rows])
+    stood = standing.standing_of(table, aim, usable, lanes)
+    if not found.feasible:
+        listing.say(out, "no layout meets all constraints; these do not:")
+    source = ranked.Source(lambda lanes: standing.rows_at(table, lanes), trial, "search.each=true")
+    ranked.show_ranking(out, stood, aim, source)
 
 
 def _best_by_variant(rows: Sequence[Row], aims: Aims, outer: Sequence[str]) -> list[Row]:

@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING, Any
 import optuna
 
 from rapid_dse.config.run import Debug, Search
-from rapid_dse.sweep import driver, identity, launch, ranking, show, store
+from rapid_dse.layouts import KEYS
+from rapid_dse.sweep import driver, identity, launch, ranked, ranking, show, store
 from rapid_dse.sweep.chunks import Chunk, seconds_of
 from rapid_dse.sweep.console import console
+from rapid_dse.sweep.portion import Portion, Priceable
 from rapid_dse.sweep.search import report
 from rapid_dse.sweep.search.aims import Aims, read_aims
 from rapid_dse.sweep.search.answers import Answers
@@ -25,6 +27,8 @@ from rapid_dse.sweep.search.space import SearchSpace, Trial
 from rapid_dse.sweep.search.storage import StudyStorage, about
 from rapid_dse.sweep.search.study import Parts, Study
 from rapid_dse.sweep.space import Axes, Setting
+from rapid_dse.sweep.standing import Aim
+from rapid_dse.sweep.table import CHOICES
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -56,7 +60,7 @@ def run(axes: Axes, out: Console | None = None, err: Console | None = None) -> i
     out, err = out or console(), err or console(stderr=True)
     search, debug = axes.run_settings()
     space = SearchSpace(axes)
-    aims = read_aims(search.objectives, search.constraints, list(axes.keys))
+    aims = read_aims(search.objectives, search.constraints, list(axes.keys), search.headroom)
     settings = space.settings()
     name = search.study or driver.default_study(settings)
     driver.require_study(name)
@@ -97,12 +101,13 @@ def _searched(space: SearchSpace, aims: Aims, search: Search, debug: Debug, plac
     if interrupted:
         err.print(f"interrupted: {len(study.outcome.rows):,} trials are kept in {place.folder}; the same command goes on from there")
         return driver.INTERRUPTED
-    _report(study, space, aims, search, place, out)
+    aim = aim_of(space, aims, search)
+    _report(study, space, aims, aim, out)
     out.print(
         f"stored in {place.folder} and {storage.where} ({answers.priced:,} priced now)", highlight=False, markup=False, soft_wrap=True
     )
     show.show_artifacts(out, (setting.scenario for setting in place.settings))
-    _again(study, space, aims, (search, debug), place.folder, out, err)
+    _again(study, space, aim, (search, debug), place.folder, (out, err))
     rows = study.outcome.rows
     return 1 if rows and all(row["status"] == "error" for row in rows) else 0
 
@@ -118,13 +123,29 @@ def _jobs(stack: ExitStack, search: Search, settings: Sequence[Setting], trials:
     return stack.enter_context(launch.launcher(search.launcher, search.jobs, search.launcher_address))
 
 
-def _report(study: Study, space: SearchSpace, aims: Aims, search: Search, place: _Place, out: Console) -> None:
+def aim_of(space: SearchSpace, aims: Aims, search: Search) -> Aim:
+    """What the ranking of a study is after.
+
+    Raises:
+        ValueError: where search.best_per is no key.
+    """
+    outer = [dimension.key for dimension in space.dimensions if dimension not in space.layout]
+    outer += [choice.key for choice in space.layout if not choice.key.startswith("parallel.")]
+    if search.best_per is not None:
+        ranking.require_key(search.best_per, [*CHOICES, *KEYS.values(), *outer], "search.best_per")
+    return Aim(aims.objectives[0].text, search.top, aims.constraints[1:], search.headroom, tuple(outer), search.best_per, search.each)
+
+
+def _report(study: Study, space: SearchSpace, aims: Aims, aim: Aim, out: Console) -> None:
     outcome = study.outcome
     found = report.Found.of(outcome.rows, outcome.feasible)
-    outer = [dimension.key for dimension in space.dimensions if dimension not in space.layout]
-    if space.countable:
-        outer += [choice.key for choice in space.layout if choice.key == "hw.num_gpus"]
-    report.report(out, found, aims, outer, search.top)
+    at = {row["key"]: labels for row, labels in zip(outcome.rows, outcome.labels, strict=True)}
+
+    def trial(row: ranked.Row) -> Priceable:
+        portion = _portion(space, at[row["key"]])
+        return Priceable(portion.scenario, portion.layouts)
+
+    report.report(out, found, aims, aim, trial)
     status, reasons = report.counts(outcome.rows)
     show.show_counts(out, status, reasons, space.rejected)
     if outcome.pruned:
@@ -139,27 +160,34 @@ def _report(study: Study, space: SearchSpace, aims: Aims, search: Search, place:
         out.print(proof.text(), highlight=False)
 
 
-def _again(study: Study, space: SearchSpace, aims: Aims, settings: tuple[Search, Debug], folder: Path, out: Console, err: Console) -> None:
+def _again(
+    study: Study, space: SearchSpace, aim: Aim, settings: tuple[Search, Debug], folder: Path, consoles: tuple[Console, Console]
+) -> None:
     """What is made of the best trials: their prices by another backend, their hardware."""
-    (search, debug), by, outcome = settings, aims.objectives[0].text, study.outcome
+    (search, debug), outcome = settings, study.outcome
     count = max(search.refine, driver.SNAPSHOTS if debug.hw_snapshots else 0)
     found = report.Found.of(outcome.rows, outcome.feasible)
     if not count or not found.rows:
         return
-    best = ranking.best(report.table_of(found.rows), by, count)
+    best = ranking.best(report.table_of(found.rows), aim.by, count)
     at = {row["key"]: labels for row, labels in zip(outcome.rows, outcome.labels, strict=True)}
-    chunks = [_chunk(space, at[key], folder, by) for key in best["key"].to_pylist()]
+    chunks = [_chunk(space, at[key], folder, aim) for key in best["key"].to_pylist()]
     if search.refine:
-        driver.refine_best(best, chunks, search, folder, by, out, err)
+        driver.refine_best(best, chunks, search, folder, aim, consoles)
     if debug.hw_snapshots:
         from rapid_dse.sweep import snapshots
 
         written = snapshots.write(best[: driver.SNAPSHOTS], chunks, Path("dbg_hw_conf"))
-        out.print(f"hardware of the best trials: {written}", highlight=False, markup=False)
+        consoles[0].print(f"hardware of the best trials: {written}", highlight=False, markup=False, soft_wrap=True)
 
 
-def _chunk(space: SearchSpace, labels: Mapping[str, Any], folder: Path, by: str) -> Chunk:
+def _chunk(space: SearchSpace, labels: Mapping[str, Any], folder: Path, aim: Aim) -> Chunk:
     """The layout of one trial, as a chunk of its own."""
+    portion = _portion(space, labels)
+    return Chunk((portion,), identity.keys(portion.scenario, portion.layouts), folder, aim)
+
+
+def _portion(space: SearchSpace, labels: Mapping[str, Any]) -> Portion:
+    """The layout of one trial."""
     variant = space.variant(labels)
-    portion = Trial(0, variant, variant.points.row(labels) or 0, labels).portion()
-    return Chunk((portion,), identity.keys(portion.scenario, portion.layouts), folder, by, 1)
+    return Trial(0, variant, variant.points.row(labels) or 0, labels).portion()

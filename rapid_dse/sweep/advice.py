@@ -1,0 +1,131 @@
+"""What would make a layout fit in memory: its single changes, each priced."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rapid_dse.config.run import RECOMPUTE
+from rapid_dse.config.scenario import Scenario
+from rapid_dse.layouts import (
+    AUTO_SCHEDULE,
+    CODES,
+    COLUMN_OF,
+    KEYS,
+    MAX_CP,
+    MAX_TP,
+    WHOLE_GROUP,
+    Layouts,
+    broken_rules,
+    counted_ends,
+    resolved,
+)
+from rapid_dse.simulate import price
+from rapid_dse.simulate.results import Priced
+from rapid_dse.sweep.standing import Aim
+
+MOST_STAGES, MOST_TIMES = 64, 16  # how far pp goes, and the number of GPUs
+
+
+@dataclass(frozen=True)
+class Change:
+    """One change that makes a layout fit.
+
+    Attributes:
+        text: what is set, as an override writes it.
+        step_time_s, mfu, peak_memory_bytes, cost_usd: what comes of it.
+    """
+
+    text: str
+    step_time_s: float
+    mfu: float
+    peak_memory_bytes: float
+    cost_usd: float
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """Changes of one kind; ``first`` where the smallest that fits is wanted (GPUs cost), else the fastest is."""
+
+    key: str
+    changed: Sequence[Layouts]
+    shown: Sequence[str]
+    first: bool = False
+
+
+def changes(scenario: Scenario, layout: Layouts, aim: Aim) -> tuple[list[Change], int]:
+    """The single changes of a layout that make it fit, the fastest first: of each key the value that is fastest; last,
+    of GPUs, the fewest.
+
+    Tried are ZeRO, recomputation, tp, cp and pp (dp gives what they take, and stages are as long as one another), a smaller
+    micro-batch, and more GPUs (for dp). A backend that simulates is not asked: closed forms price them.
+
+    Args:
+        layout: one, ``(1,)``.
+        aim: the share of usable memory that must stay free, and the constraints, those of keys outside the layout left out.
+
+    Returns:
+        the changes, and how many legal ones were tried.
+    """
+    closed = scenario.model_copy(update={"backend": scenario.backend.model_copy(update={"name": "analytical"})})
+    found, tried = [], 0
+    for kind in _kinds(scenario, layout):
+        legal = [(one, text) for one, text in zip(kind.changed, kind.shown, strict=True) if broken_rules(one, closed)[0][0] < 0]
+        if not legal:
+            continue
+        tried += len(legal)
+        layouts = Layouts.concatenate([one for one, _ in legal])
+        priced = price(closed, layouts)
+        fits = np.flatnonzero(_meets(scenario, layouts, priced, aim))
+        if len(fits):
+            at = int(fits[0] if kind.first else fits[np.argmin(priced.step_time_s[fits])])
+            figures = (getattr(priced, name)[at] for name in ("step_time_s", "mfu", "peak_memory_bytes", "cost_usd"))
+            found.append(Change(f"{kind.key}={legal[at][1]}", *map(float, figures)))
+    return sorted(found, key=lambda change: (change.text.startswith("hw."), change.step_time_s)), tried
+
+
+def _meets(scenario: Scenario, layouts: Layouts, priced: Priced, aim: Aim) -> NDArray[np.bool_]:
+    """Which layouts fit and meet the constraints, ``(n_layouts,)``."""
+    meets: NDArray[np.bool_] = priced.peak_memory_bytes <= scenario.hw.memory.usable * (1 - aim.headroom)
+    for each in aim.constraints:
+        column = getattr(priced, each.name, None)
+        if column is None and each.name in COLUMN_OF:
+            column = getattr(layouts, COLUMN_OF[each.name])
+        if column is not None:
+            meets = meets & ~each.broken(np.asarray(column, float))
+    return meets
+
+
+def _kinds(scenario: Scenario, layout: Layouts) -> Iterator[_Kind]:
+    def kind(name: str, values: Sequence[int], **beside: int) -> _Kind:
+        shown = [CODES[name][value] if name in CODES else str(value) for value in values]
+        return _Kind(KEYS[name], [_with(layout, **{name: value}, **beside) for value in values], shown, name == "num_gpus")
+
+    gpus = int(layout.num_gpus[0])
+    zero, recompute = int(layout.zero[0]), int(layout.recompute[0])
+    yield kind("zero", [value for value in (1, 2, 3) if value > zero])
+    yield kind("recompute", list(range(recompute + 1, len(RECOMPUTE))))
+    yield kind("tp", _doubled(int(layout.tp[0]), MAX_TP), dp=0, sequence_parallel=1)
+    yield kind("cp", _doubled(int(layout.cp[0]), MAX_CP), dp=0)
+    chunks = {} if int(layout.pp[0]) > 1 else {"vpp": 1, "schedule": AUTO_SCHEDULE}
+    if scenario.parallel.stage_layers is None:
+        layers = (scenario.model.num_hidden_layers, scenario.model.num_hidden_layers + counted_ends(scenario))
+        stages = [pp for pp in _doubled(int(layout.pp[0]), MOST_STAGES) if any(count % pp == 0 for count in layers)]
+        yield kind("pp", stages, dp=0, **chunks)
+    micro = int(layout.micro_batch_size[0])
+    yield kind("micro_batch_size", [micro // by for by in (2, 4, 8, 16) if micro % by == 0])
+    yield kind("num_gpus", [value for value in _doubled(gpus, gpus * MOST_TIMES) if value <= 2**20], dp=0)
+
+
+def _doubled(value: int, most: int) -> list[int]:
+    return [value << k for k in range(1, 20) if value << k <= most]
+
+
+def _with(layout: Layouts, **columns: int) -> Layouts:
+    """The layout with other values; shards go over as many GPUs as there are."""
+    whole = {} if "dp" not in columns else {"shard_group": WHOLE_GROUP}
+    found = {name: np.array([value]).astype(getattr(layout, name).dtype) for name, value in {**whole, **columns}.items()}
+    return resolved(replace(layout, **found))

@@ -1,0 +1,108 @@
+"""Which rows a ranked table shows: each, or one for all layouts that no prediction can tell apart."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rapid_dse.sweep.standing import FITS, Aim, Standing
+
+REACH = 2.0  # lines for layouts that no prediction tells apart go on to this multiple of the best
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of a ranked table.
+
+    Attributes:
+        at: the row's position in the standing.
+        rank: its rank among the rows of its group that count, from 1; 0 where it does not count.
+        alike: how many rows of its variant behind it are within the error to expect of it; None where each row has a line of its own.
+        simplest: it is the simplest of the rows that cannot be told from the best.
+    """
+
+    at: int
+    rank: int
+    alike: int | None = None
+    simplest: bool = False
+
+
+def chosen(found: Standing, group: int, aim: Aim) -> list[Line]:
+    """The lines of a group's table.
+
+    All rows, best first and what does not count last (the nearest to fitting first), where ``Aim.top`` has room for them. Else, where
+    the error to expect is known, one line for a row and all of its variant that lie within its error, up to ``REACH`` times the
+    variant's best, and the simplest of those alike to the best. ``Aim.best_per``: the best row of each value.
+    """
+    rows, count = ordered(found, group)
+    ranks = [at + 1 if at < count else 0 for at in range(len(rows))]
+    if aim.best_per is not None:
+        _, first = np.unique(found.per[rows[:count]], return_index=True)
+        return [Line(int(rows[at]), ranks[at]) for at in np.sort(first)]
+    if count > aim.top and not aim.each and not np.isnan(found.error[rows[0]]):
+        return _classes(found, rows[:count], aim.top)
+    shown = len(rows) if len(rows) <= aim.top else min(aim.top, count or len(rows))
+    alike = like_the_best(found, rows[:count])
+    simple = alike[simplest(found, rows[alike])] if len(alike) > 1 else -1
+    return [Line(int(rows[at]), ranks[at], simplest=at == simple) for at in range(shown)]
+
+
+def ordered(found: Standing, group: int) -> tuple[NDArray[np.int64], int]:
+    """The rows of a group, best first, and how many of them count; what does not count comes last, the nearest to fitting first."""
+    rows = np.flatnonzero(found.group == group)
+    counts = found.verdict[rows] == FITS
+    order = np.lexsort((found.plainness[rows], found.loss[rows], np.where(counts, 0.0, found.over[rows])))
+    return rows[order], int(counts.sum())
+
+
+def like_the_best(found: Standing, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Which of the rows, best first, no prediction can tell from the first, itself included; none where its error is not known.
+
+    They lie within the error to expect of it, and differ from it in their layout alone: of two chips under one layout the difference
+    is known better than either's step time.
+    """
+    if not len(rows) or np.isnan(found.error[rows[0]]):
+        return np.zeros(0, np.int64)
+    alike = (found.loss[rows] <= _limit(found, int(rows[0]))) & (found.variant[rows] == found.variant[rows[0]])
+    return np.flatnonzero(alike)
+
+
+def simplest(found: Standing, rows: NDArray[np.int64]) -> int:
+    """Which of the rows, best first, is the simplest (see ``standing.plainness``); of several the best."""
+    return int(np.argmin(found.plainness[rows]))
+
+
+def _limit(found: Standing, row: int) -> float:
+    """The largest loss that cannot be told from a row's."""
+    loss, error = float(found.loss[row]), float(found.error[row])
+    return loss * (1 + error) if loss >= 0 else loss / (1 + error)
+
+
+def _reached(found: Standing, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Which rows, best first, lie within ``REACH`` of the best of their variant, ``(n_rows,)``."""
+    _, first, variant = np.unique(found.variant[rows], return_index=True, return_inverse=True)
+    best = found.loss[rows[first]]
+    reached: NDArray[np.bool_] = found.loss[rows] <= np.where(best >= 0, best * REACH, best / REACH)[variant.ravel()]
+    return reached
+
+
+def _classes(found: Standing, rows: NDArray[np.int64], top: int) -> list[Line]:
+    """A line for each row that is not within the error of one of its variant that has a line: ``top`` of them."""
+    rest = np.flatnonzero(_reached(found, rows))
+    lines: list[Line] = []
+    alike = like_the_best(found, rows)
+    simple = int(alike[simplest(found, rows[alike])])
+    while len(rest) and len(lines) < top:
+        at = int(rest[0])
+        row = int(rows[at])
+        same = np.flatnonzero(found.variant[rows] == found.variant[row])
+        same = same[same >= at]
+        known = not np.isnan(found.error[row])
+        last = int(np.searchsorted(found.loss[rows[same]], _limit(found, row), side="right")) if known else 1
+        lines.append(Line(row, at + 1, last - 1, simplest=at == simple))
+        rest = rest[~np.isin(rest, same[:last])]
+    if simple > 0:
+        lines = sorted([*lines[: max(1, top - 1)], Line(int(rows[simple]), simple + 1, None, simplest=True)], key=lambda line: line.rank)
+    return lines

@@ -1,0 +1,317 @@
+"""How the rows of a table stand: which count, in what order, and which of them no prediction can tell apart.
+
+``Standing`` is what is kept of each priced row, a few numbers, so that chunks of a sweep can be put together; ``choosing`` says which
+rows a ranked table shows.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rapid_dse.layouts import KEYS
+from rapid_dse.sweep import arrow, identity, ranking
+from rapid_dse.sweep.search.aims import Constraint
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+FloatColumn = NDArray[np.float64]
+Label = tuple[tuple[str, Any], ...]  # keys and values that rows of one group share
+
+# Columns that are the step time in other words: the error to expect of it is theirs.
+OF_TIME = frozenset({"step_time_s", "tokens_per_s", "tokens_per_s_per_gpu", "mfu", "cost_usd", "usd_per_million_tokens"})
+# What makes a job another one, so that rows with and without it have no common ranking: the model, and the work of a step. Precision is
+# a choice of how to do the same work.
+_SAME_WORK = frozenset({"workload.precision", "workload.kv_precision"})
+FITS, OOM, NO_HEADROOM = range(3)  # verdicts; 3 and more are the constraint that is broken
+
+
+@dataclass(frozen=True)
+class Aim:
+    """What a ranking is after.
+
+    Attributes:
+        by: the column that ranks; a leading '-' puts the largest first.
+        top: rows to show.
+        constraints: those beside fits.
+        headroom: the share of usable memory that must stay free.
+        varying: keys outside the layout that differ in the study.
+        best_per: a key of whose values the best row each is shown; None: the best rows.
+        each: a line a layout, also where no prediction tells layouts apart.
+    """
+
+    by: str
+    top: int
+    constraints: tuple[Constraint, ...] = ()
+    headroom: float = 0.0
+    varying: tuple[str, ...] = ()
+    best_per: str | None = None
+    each: bool = False
+
+    @property
+    def grouped(self) -> tuple[str, ...]:
+        """Keys whose values make jobs that have no common ranking: of the model, and of the work of a step.
+
+        Rates are comparable whatever the batch: tokens a second of a larger one are tokens a second.
+        """
+        rates = {"workload.global_batch_size"} if self.by.removeprefix("-") in ranking.MORE_IS_BETTER else set()
+        return tuple(key for key in self.varying if key.split(".")[0] in ("model", "workload") and key not in _SAME_WORK | rates)
+
+    @property
+    def reasons(self) -> tuple[str, ...]:
+        """What is said of rows that fit and do not count, by verdict from ``NO_HEADROOM``."""
+        return (f"leaves less than search.headroom={100 * self.headroom:g} %", *(f"breaks {each.text}" for each in self.constraints))
+
+
+@dataclass(frozen=True)
+class Nearest:
+    """The row of a group that is nearest to fitting, and the highest MFU of those that do not fit.
+
+    Attributes:
+        over: its peak memory over what it may have, above 1.
+        row: the row.
+        mfu: of the fastest row that does not fit.
+    """
+
+    over: float
+    row: Mapping[str, Any]
+    mfu: float
+
+
+@dataclass(frozen=True)
+class Standing:
+    """Priced rows of one or several tables, ``(n_rows,)`` each; of those that do not count only the first ``Aim.top`` a group.
+
+    Attributes:
+        lanes: what tells a row from all others, ``(n_rows, 2)``: its key, or where it stands.
+        loss: the ranking column, its negative where more is better.
+        over: peak memory over what the row may have, at least 1; 1 where that is not known.
+        verdict: ``FITS``, ``OOM``, ``NO_HEADROOM``, or 3 and the index of the constraint that is broken.
+        error: the relative error to expect of the step time; NaN where it is not known.
+        plainness: see ``plainness``.
+        group: index in ``labels``.
+        variant: what is equal for rows whose ``Aim.varying`` keys have the same values.
+        per: index in ``values``.
+        values: what ``Aim.best_per`` takes.
+        nearest: by group, where rows do not fit.
+        broken: how many rows fit and do not count, by what they break.
+    """
+
+    lanes: identity.Lanes
+    loss: FloatColumn
+    over: FloatColumn
+    verdict: NDArray[np.int64]
+    error: FloatColumn
+    plainness: NDArray[np.int64]
+    group: NDArray[np.int64]
+    variant: NDArray[np.int64]
+    per: NDArray[np.int64]
+    labels: tuple[Label, ...]
+    values: tuple[Any, ...]
+    nearest: Mapping[Label, Nearest]
+    broken: Mapping[str, int]
+
+    def __len__(self) -> int:
+        return len(self.loss)
+
+    def take(self, rows: NDArray[Any]) -> Standing:
+        """The rows at these positions."""
+        columns = ("lanes", "loss", "over", "verdict", "error", "plainness", "group", "variant", "per")
+        return replace(self, **{name: getattr(self, name)[rows] for name in columns})
+
+
+def standing_of(table: pa.Table, aim: Aim, usable: FloatColumn | float | None, lanes: identity.Lanes) -> Standing:
+    """How the rows of a results table stand; rows without a value of the ranking column are left out.
+
+    Args:
+        usable: hw.memory.usable of each row, bytes, ``(n_rows,)``, or of all; None where it is not known: fits then tells alone.
+        lanes: what tells the rows apart, ``(n_rows, 2)``.
+    """
+    name = ranking.require_name(aim.by, ranking.numbers(table), "by")
+    value = numbers(table, name)
+    priced = np.isfinite(value) & ~np.isnan(numbers(table, "step_time_s"))
+    fits = numbers(table, "fits") == 1
+    verdict = np.where(fits, FITS, OOM)
+    # bytes over what a row may have; without usable it is only known which rows are above it
+    over = np.where(fits, 0.0, np.nan) if usable is None else numbers(table, "peak_memory_bytes") / (usable * (1 - aim.headroom))
+    verdict[fits & (over > 1)] = NO_HEADROOM
+    for at, each in enumerate(aim.constraints):
+        verdict[(verdict == FITS) & each.broken(numbers(table, each.name))] = NO_HEADROOM + 1 + at
+    group, labels = combinations_of(table, aim.grouped)
+    per, values = combinations_of(table, () if aim.best_per is None else (aim.best_per,))
+    found = Standing(
+        lanes,
+        -value if ranking.descending(aim.by) else value,
+        np.fmax(over, 1.0),
+        verdict,
+        expected_error(table) if name in OF_TIME else np.full(len(table), np.nan),
+        plainness(table),
+        group,
+        _variants(table, aim.varying),
+        per,
+        labels,
+        tuple(label[0][1] if label else None for label in values),
+        _nearest(table, np.where(priced & (verdict != FITS), over, np.nan), group, labels),
+        _broken(verdict[priced], aim),
+    )
+    return _kept(found.take(np.flatnonzero(priced)), aim.top)
+
+
+def _variants(table: pa.Table, keys: Sequence[str]) -> NDArray[np.int64]:
+    codes, labels = combinations_of(table, keys)
+    hashes = [hashlib.blake2b(repr(label).encode(), digest_size=8).digest() for label in labels]
+    return np.frombuffer(b"".join(hashes), np.int64)[codes]
+
+
+def _broken(verdict: NDArray[np.int64], aim: Aim) -> dict[str, int]:
+    found = ((text, int((verdict == NO_HEADROOM + at).sum())) for at, text in enumerate(aim.reasons))
+    return {text: count for text, count in found if count}
+
+
+def numbers(table: pa.Table, name: str) -> FloatColumn:
+    """A column of numbers, NaN where it is null or missing, ``(n_rows,)``."""
+    import pyarrow as pa
+
+    if name not in table.column_names:
+        return np.full(len(table), np.nan)
+    column = table[name]
+    return np.full(len(table), np.nan) if pa.types.is_null(column.type) else arrow.floats(column)
+
+
+def expected_error(table: pa.Table) -> FloatColumn:
+    """The relative error to expect of each row's step time, ``(n_rows,)``; NaN where nothing alike was measured.
+
+    A row's own ``expected_error`` where the table has it, else its software profile's.
+    """
+    own = "expected_error" if "expected_error" in table.column_names else "software.expected_error"
+    return numbers(table, own)
+
+
+def plainness(table: pa.Table) -> NDArray[np.int64]:
+    """How many things a layout asks for, less is simpler, ``(n_rows,)``.
+
+    One for each of tp, cp, pp and ep above 1; one each for interleaved stages (vpp above 1), a schedule beside 1F1B and its interleaved
+    form, ZeRO 2 or 3, shards on a part of the replicas, full recomputation. Data parallelism, ZeRO 0 and 1, sequence parallelism,
+    micro-batches and selective recomputation are what everyone runs. Of layouts that ask for as many things the one with fewer GPUs a
+    replica is simpler.
+    """
+    degrees = {name: np.nan_to_num(numbers(table, f"parallel.{name}"), nan=1.0) for name in ("tp", "cp", "pp", "ep", "vpp")}
+    found = sum(((column > 1).astype(np.int64) for column in degrees.values()), np.zeros(len(table), np.int64))
+    found += numbers(table, "parallel.zero") > 1
+    shards, replicas = numbers(table, "parallel.shard_group"), numbers(table, "parallel.dp") * degrees["cp"]
+    found += (shards < replicas) & (numbers(table, "parallel.zero") > 0)
+    found += ~_among(table, "parallel.schedule", ("none", "1f1b", "interleaved_1f1b"))
+    found += ~_among(table, "parallel.recompute", ("none", "selective"))
+    replica = np.minimum(degrees["tp"] * degrees["cp"] * degrees["pp"], 2.0**30)
+    return found * 64 + np.log2(replica).astype(np.int64)
+
+
+def _among(table: pa.Table, name: str, texts: Sequence[str]) -> NDArray[np.bool_]:
+    """Whether a column of texts has one of these, or nothing, ``(n_rows,)``."""
+    codes, labels = combinations_of(table, (name,))
+    return np.array([not label or label[0][1] is None or label[0][1] in texts for label in labels])[codes]
+
+
+def combinations_of(table: pa.Table, keys: Sequence[str]) -> tuple[NDArray[np.int64], tuple[Label, ...]]:
+    """The combination of values of ``keys`` in each row, as an index in the combinations that there are."""
+    present = [key for key in keys if key in table.column_names]
+    if not present:
+        return np.zeros(len(table), np.int64), ((),)
+    import pyarrow as pa
+
+    encoded, alphabets = [], []
+    for key in present:
+        column = table[key].combine_chunks() if table[key].num_chunks != 1 else table[key].chunk(0)
+        column = column if hasattr(column, "dictionary") else column.dictionary_encode(null_encoding="encode")
+        names = [*column.dictionary.to_pylist(), None]
+        index = arrow.floats(pa.chunked_array([column.indices]))
+        encoded.append(np.where(np.isnan(index), len(names) - 1, index).astype(np.int64))
+        alphabets.append(names)
+    distinct, codes = np.unique(np.stack(encoded), axis=1, return_inverse=True)
+    labels = [tuple((key, names[at]) for key, names, at in zip(present, alphabets, row, strict=True)) for row in distinct.T.tolist()]
+    first = np.array([int(np.argmax(codes.ravel() == at)) for at in range(len(labels))])
+    order = np.argsort(first)  # in the order in which they come
+    back = np.empty(len(order), np.int64)
+    back[order] = np.arange(len(order))
+    return back[codes.ravel()], tuple(labels[at] for at in order)
+
+
+def _nearest(table: pa.Table, over: FloatColumn, group: NDArray[np.int64], labels: Sequence[Label]) -> dict[Label, Nearest]:
+    """Of each group the row nearest to fitting, where any does not fit; ``over`` is NaN where a row does not matter."""
+    found = {}
+    mfu = numbers(table, "mfu")
+    for at, label in enumerate(labels):
+        rows = np.flatnonzero((group == at) & (over > 1))
+        if len(rows):
+            row = int(rows[np.argmin(over[rows])])
+            found[label] = Nearest(float(over[row]), table.slice(row, 1).to_pylist()[0], float(np.nanmax(mfu[rows])))
+    return found
+
+
+def _kept(found: Standing, top: int) -> Standing:
+    """All rows that count, and of the others the first ``top`` of each group."""
+    others = np.flatnonzero(found.verdict != FITS)
+    order = others[np.lexsort((found.loss[others], found.over[others], found.group[others]))]
+    starts = np.searchsorted(found.group[order], found.group[order])
+    few = order[np.arange(len(order)) - starts < top]
+    return found.take(np.sort(np.concatenate([np.flatnonzero(found.verdict == FITS), few])))
+
+
+def together(parts: Sequence[Standing], aim: Aim) -> Standing:
+    """The rows of all parts."""
+    if not parts:
+        none, zero = np.zeros(0), np.zeros(0, np.int64)
+        return Standing(place_lanes(0), none, none, zero, none, zero, zero, zero, zero, (), (), {}, {})
+    labels = tuple(dict.fromkeys(label for part in parts for label in part.labels))
+    values = tuple({repr(value): value for part in parts for value in part.values}.values())
+    at, value_at = {label: i for i, label in enumerate(labels)}, {repr(value): i for i, value in enumerate(values)}
+    groups = [np.array([at[label] for label in part.labels], np.int64)[part.group] for part in parts]
+    pers = [np.array([value_at[repr(value)] for value in part.values], np.int64)[part.per] for part in parts]
+    nearest: dict[Label, Nearest] = {}
+    for part in parts:
+        for label, new in part.nearest.items():
+            old = nearest.get(label, new)
+            nearest[label] = replace(min((old, new), key=lambda each: each.over), mfu=max(old.mfu, new.mfu))
+
+    def joined(name: str) -> NDArray[Any]:
+        return np.concatenate([getattr(part, name) for part in parts])
+
+    columns = (joined("lanes"), joined("loss"), joined("over"), joined("verdict"), joined("error"), joined("plainness"))
+    broken: Counter[str] = sum((Counter(part.broken) for part in parts), Counter())
+    found = Standing(*columns, np.concatenate(groups), joined("variant"), np.concatenate(pers), labels, values, nearest, broken)
+    return _kept(found, aim.top)
+
+
+def differing(table: pa.Table, sections: Sequence[str]) -> list[str]:
+    """Override keys outside the layout whose values differ between the rows of a table, in the order of its columns.
+
+    Args:
+        sections: first parts of keys, and groups whose option is a column.
+    """
+    inside = {key for key in KEYS.values() if key.startswith("parallel.")} | {"software.expected_error"}
+    keys = [name for name in table.column_names if name.split(".")[0] in sections and name not in inside]
+    return [key for key in keys if _distinct(table[key]) > 1]
+
+
+def _distinct(column: pa.ChunkedArray) -> int:
+    import pyarrow.compute as pc
+
+    return len(pc.unique(column.cast(column.type.value_type) if hasattr(column.type, "value_type") else column))
+
+
+def place_lanes(count: int) -> identity.Lanes:
+    """Lanes that tell rows apart by where they stand, ``(count, 2)``."""
+    return np.stack([np.arange(count, dtype=np.uint64), np.zeros(count, np.uint64)], axis=1)
+
+
+def rows_at(table: pa.Table, lanes: identity.Lanes) -> list[dict[str, Any]]:
+    """The rows of a table by ``place_lanes``."""
+    found: list[dict[str, Any]] = table.take(arrow.numbers(lanes[:, 0].astype(np.int64))).to_pylist()
+    return found
