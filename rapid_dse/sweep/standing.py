@@ -215,32 +215,40 @@ def plainness(table: pa.Table) -> NDArray[np.int64]:
 
 def _among(table: pa.Table, name: str, texts: Sequence[str]) -> NDArray[np.bool_]:
     """Whether a column of texts has one of these, or nothing, ``(n_rows,)``."""
-    codes, labels = combinations_of(table, (name,))
-    return np.array([not label or label[0][1] is None or label[0][1] in texts for label in labels])[codes]
+    if name not in table.column_names:
+        return np.ones(len(table), bool)
+    codes, names = _encoded(table[name])
+    return np.array([text is None or text in texts for text in names])[codes]
+
+
+def _encoded(column: pa.ChunkedArray) -> tuple[NDArray[np.int64], list[Any]]:
+    """A column as indices into its values, ``(n_rows,)``, and those values; the last stands for nulls."""
+    import pyarrow as pa
+
+    whole = column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
+    whole = whole if isinstance(whole, pa.Array) else whole.chunk(0)
+    whole = whole if hasattr(whole, "dictionary") else whole.dictionary_encode()
+    names = [*whole.dictionary.to_pylist(), None]
+    index = arrow.floats(pa.chunked_array([whole.indices]))
+    return np.where(np.isnan(index), len(names) - 1, index).astype(np.int64), names
 
 
 def combinations_of(table: pa.Table, keys: Sequence[str]) -> tuple[NDArray[np.int64], tuple[Label, ...]]:
-    """The combination of values of ``keys`` in each row, as an index in the combinations that there are."""
+    """The combination of values of ``keys`` in each row, as an index in the combinations that there are, in the order they come in."""
     present = [key for key in keys if key in table.column_names]
-    if not present:
-        return np.zeros(len(table), np.int64), ((),)
-    import pyarrow as pa
-
-    encoded, alphabets = [], []
-    for key in present:
-        column = table[key].combine_chunks() if table[key].num_chunks != 1 else table[key].chunk(0)
-        column = column if hasattr(column, "dictionary") else column.dictionary_encode(null_encoding="encode")
-        names = [*column.dictionary.to_pylist(), None]
-        index = arrow.floats(pa.chunked_array([column.indices]))
-        encoded.append(np.where(np.isnan(index), len(names) - 1, index).astype(np.int64))
-        alphabets.append(names)
-    distinct, codes = np.unique(np.stack(encoded), axis=1, return_inverse=True)
-    labels = [tuple((key, names[at]) for key, names, at in zip(present, alphabets, row, strict=True)) for row in distinct.T.tolist()]
-    first = np.array([int(np.argmax(codes.ravel() == at)) for at in range(len(labels))])
-    order = np.argsort(first)  # in the order in which they come
-    back = np.empty(len(order), np.int64)
-    back[order] = np.arange(len(order))
-    return back[codes.ravel()], tuple(labels[at] for at in order)
+    labels: list[Label] = [()]
+    codes = np.zeros(len(table), np.int64)
+    for key in present if len(table) else ():
+        own, names = _encoded(table[key])
+        if (own == own[0]).all():
+            labels = [(*label, (key, names[own[0]])) for label in labels]
+            continue
+        both = codes * len(names) + own
+        distinct, first, codes = np.unique(both, return_index=True, return_inverse=True)
+        order = np.argsort(first)
+        labels = [(*labels[at // len(names)], (key, names[at % len(names)])) for at in distinct[order].tolist()]
+        codes = np.argsort(order)[codes.ravel()]
+    return codes, tuple(labels)
 
 
 def _nearest(table: pa.Table, over: FloatColumn, group: NDArray[np.int64], labels: Sequence[Label]) -> dict[Label, Nearest]:
