@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rapid_dse.command import Parser, guarded
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from rapid_dse.sweep.standing import Aim
 
 
 def main() -> int:
@@ -28,10 +35,14 @@ def run(arguments: Sequence[str]) -> int:
     parser.add_argument("--by", default="step_time_s", help="column to rank by (default step_time_s); a leading '-' puts the largest first")
     parser.add_argument("--best-per", metavar="KEY", help="the best row for each value of an override key, as hw or parallel.tp")
     parser.add_argument("--each", action="store_true", help="a line a layout, also where no prediction tells layouts apart")
+    parser.add_argument("--headroom", default="0", help="share of usable memory that must stay free, as 5 %%")
+    parser.add_argument(
+        "--constraint", action="append", default=[], metavar="TEXT", help="what else must hold, as 'mfu>=0.4'; may be given several times"
+    )
     options = parser.parse_args(_with_negatives(arguments))
     if options.top < 1:
         raise ValueError(f"--top={options.top}: allowed: an integer of at least 1")
-    _show(options.results, options.by, options.top, options.best_per, options.each)
+    _show(options)
     return 0
 
 
@@ -46,7 +57,7 @@ def _with_negatives(arguments: Sequence[str]) -> list[str]:
     return joined
 
 
-def _show(source: Path, by: str, top: int, best_per: str | None, each: bool) -> None:
+def _show(options: argparse.Namespace) -> None:
     import pyarrow.compute as pc
 
     from rapid_dse.sweep import ranked, ranking, show, standing, store  # what takes long to load is loaded where Ctrl-C is one line
@@ -54,18 +65,37 @@ def _show(source: Path, by: str, top: int, best_per: str | None, each: bool) -> 
     from rapid_dse.sweep.restored import trial_of, usable_of
 
     out, err = console(), console(stderr=True)
-    table = store.read(source, lambda line: err.print(line, highlight=False, markup=False, soft_wrap=True))
-    table = store.require_results(table, source)
-    ranking.require_name(by, ranking.numbers(table), "--by")
-    if best_per is not None:
-        keys = [name for name in table.column_names if name.split(".")[0] in show.SECTIONS]
-        ranking.require_key(best_per, keys, "--best-per")
-    aim = standing.Aim(by, top, varying=tuple(standing.differing(table, show.SECTIONS)), best_per=best_per, each=each)
-    not_all_fit = pc.any(pc.invert(table["fits"])).as_py()
-    stood = standing.standing_of(table, aim, usable_of(table) if not_all_fit else None, standing.place_lanes(len(table)))
+    table = store.read(options.results, lambda line: err.print(line, highlight=False, markup=False, soft_wrap=True))
+    table = store.require_results(table, options.results)
+    aim = _aim(options, table)
+    unknown = aim.headroom or not pc.all(table["fits"]).as_py()
+    stood = standing.standing_of(table, aim, usable_of(table) if unknown else None, standing.place_lanes(len(table)))
     ranked.show_ranking(out, stood, aim, ranked.Source(lambda lanes: standing.rows_at(table, lanes), trial_of, "--each"))
     status, reasons = ranking.counts(table)
-    show.show_counts(out, status, reasons, {})
+    show.show_counts(out, status, reasons, {}, stood.broken)
+
+
+def _aim(options: argparse.Namespace, table: pa.Table) -> Aim:
+    """What the options ask for.
+
+    Raises:
+        ValueError: where a column, a key, a constraint or the headroom is none.
+    """
+    from rapid_dse.config.units import share
+    from rapid_dse.sweep import ranking, show, standing
+    from rapid_dse.sweep.search.aims import constraint
+
+    columns = ranking.numbers(table)
+    ranking.require_name(options.by, columns, "--by")
+    keys = [name for name in table.column_names if name.split(".")[0] in show.SECTIONS]
+    if options.best_per is not None:
+        ranking.require_key(options.best_per, keys, "--best-per")
+    headroom = share(options.headroom)
+    if not 0 <= headroom < 1:
+        raise ValueError(f"--headroom={options.headroom}: allowed: a share of at least 0 and below 1, as 0.05 or 5 %")
+    constraints = tuple(constraint(text, columns, "--constraint") for text in options.constraint)
+    varying = tuple(standing.differing(table, show.SECTIONS))
+    return standing.Aim(options.by, options.top, constraints, headroom, varying, options.best_per, options.each)
 
 
 if __name__ == "__main__":

@@ -148,7 +148,7 @@ def test_what_does_not_count_comes_last_the_nearest_to_fitting_first() -> None:
     assert found.verdict[[line.at for line in lines]].tolist() == [standing.FITS, standing.NO_HEADROOM, standing.OOM, standing.OOM]
     assert found.nearest[()].over == pytest.approx(78 / 76)
     assert found.nearest[()].mfu == 1.0
-    assert found.broken == {"leaves less than search.headroom=5 %": 1}
+    assert found.broken == {"leaves less than 5 % of usable memory free": 1}
 
 
 def test_chunks_put_together_stand_as_one_table_does() -> None:
@@ -214,10 +214,15 @@ def test_constraints_and_headroom_hold_under_a_grid(study: tuple[Path, pd.DataFr
     free = fits["peak_memory_bytes"] <= 0.5 * usable
     meets = free & (fits["step_time_s"] <= limit)
     assert 0 < meets.sum() < free.sum() < len(fits)
-    out = done(folder, *sweep, "search.headroom=50 %", f'search.constraints=["step_time_s<={limit!r}"]').out
+    out = done(folder, *sweep, "search.headroom=50 %", "search.top=3", f'search.constraints=["step_time_s<={limit!r}"]').out
     assert figures.seconds(fits[meets]["step_time_s"].min()) in out.splitlines()[1]
-    assert f"{len(fits) - free.sum():,}  leaves less than search.headroom=50 %" in out
+    assert f"{len(fits) - free.sum():,}  leaves less than 50 % of usable memory free" in out
     assert f"{(free & ~meets).sum():,}  breaks step_time_s<=" in out
+    options = ("--headroom", "50 %", "--constraint", f"step_time_s<={limit!r}")
+    ranked = done(folder, "results/s", "--top", "3", *options, module="rapid_dse.rank").out
+    assert ranked.splitlines()[:8] == out.replace("search.each=true", "--each").splitlines()[:8]
+    assert "--headroom=2" in one_line(run(folder, "results/s", "--headroom", "2", module="rapid_dse.rank"))
+    assert "--constraint: " in one_line(run(folder, "results/s", "--constraint", "mfu", module="rapid_dse.rank"))
 
 
 def test_headroom_holds_in_a_study_too(tmp_path: Path) -> None:
@@ -324,6 +329,14 @@ def test_a_sweep_file_takes_the_whole_space_and_holds_keys(tmp_path: Path) -> No
     found = rows(tmp_path)
     assert set(found["parallel.pp"]) == set(found["parallel.cp"]) == {1}
     assert set(found["parallel.tp"]) == {1, 2, 4, 8}
+
+
+def test_a_refused_row_makes_no_columns(tmp_path: Path) -> None:
+    (tmp_path / "cases.csv").write_text("hw,model,parallel.tp\nh100,llama3_1_8b,2\nh100,llama3_1_8b,4\nnone_such,llama3_1_8b,8\n")
+    done(tmp_path, "cases.csv", "--out", "out.csv", "--keep-going", module="rapid_dse.evaluate")
+    out = done(tmp_path, "out.csv", module="rapid_dse.rank").out
+    assert out.split()[:3] == ["#", "layout", "step"]
+    assert "1  hw=none_such: no such option" in out
 
 
 def test_studies_of_other_work_have_other_names() -> None:

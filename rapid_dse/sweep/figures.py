@@ -77,9 +77,12 @@ def result(name: str, value: float | None) -> str:
 
 
 def setting(key: str, value: Any) -> str:
-    """The value of an override key: with its unit where it is a quantity, as an override writes it where not."""
+    """The value of an override key: with its unit where it is a quantity, as an override writes it where not.
+
+    None, which a row has where the key is null or was not set, is its default.
+    """
     if value is None:
-        return "null"
+        return "default"
     if isinstance(value, bool):
         return str(value).lower()
     unit = unit_of(key) if isinstance(value, int | float) else None

@@ -67,7 +67,7 @@ class Aim:
     @property
     def reasons(self) -> tuple[str, ...]:
         """What is said of rows that fit and do not count, by verdict from ``NO_HEADROOM``."""
-        return (f"leaves less than search.headroom={100 * self.headroom:g} %", *(f"breaks {each.text}" for each in self.constraints))
+        return (f"leaves less than {100 * self.headroom:g} % of usable memory free", *(f"breaks {each.text}" for each in self.constraints))
 
 
 @dataclass(frozen=True)
@@ -298,14 +298,15 @@ def together(parts: Sequence[Standing], aim: Aim) -> Standing:
 
 
 def differing(table: pa.Table, sections: Sequence[str]) -> list[str]:
-    """Override keys outside the layout whose values differ between the rows of a table, in the order of its columns.
+    """Override keys outside the layout whose values differ between the priced rows of a table, in the order of its columns.
 
     Args:
         sections: first parts of keys, and groups whose option is a column.
     """
     inside = {key for key in KEYS.values() if key.startswith("parallel.")} | {"software.expected_error"}
     keys = [name for name in table.column_names if name.split(".")[0] in sections and name not in inside]
-    return [key for key in keys if _distinct(table[key]) > 1]
+    priced = table.filter(arrow.numbers(~np.isnan(numbers(table, "step_time_s"))))
+    return [key for key in keys if _distinct(priced[key]) > 1]
 
 
 def _distinct(column: pa.ChunkedArray) -> int:

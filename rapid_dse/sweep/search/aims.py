@@ -103,24 +103,29 @@ def read_aims(objectives: Sequence[str], constraints: Sequence[str], keys: Seque
     found = [Objective(o, ranking.require_name(o, names, "search.objectives"), ranking.descending(o)) for o in objectives]
     if len({o.name for o in found}) < len(found):
         raise ValueError(f"search.objectives={list(objectives)}: a column stands there twice; allowed: each once")
-    parsed = [_constraint(text, names) for text in constraints if text.strip() != FITS]
+    parsed = [constraint(text, names) for text in constraints if text.strip() != FITS]
     fits = f"{FITS} with {100 * headroom:g} % free" if headroom else FITS
     return Aims(tuple(found), (Constraint(fits, FITS, limit=headroom), *parsed))
 
 
-def _constraint(text: str, names: Sequence[str]) -> Constraint:
+def constraint(text: str, names: Sequence[str], option: str = "search.constraints") -> Constraint:
+    """Parses one constraint on a column of ``names``.
+
+    Raises:
+        ValueError: where it is none; ``option`` gave it.
+    """
     found = _CONSTRAINT.fullmatch(text)
     if found is None:
-        raise ValueError(f"search.constraints: {text!r} is no constraint; allowed: fits, or column<=number or column>=number")
+        raise ValueError(f"{option}: {text!r} is no constraint; allowed: fits, or column<=number or column>=number")
     name, sign, number = found.groups()
-    ranking.require_name(name, names, "search.constraints")
+    ranking.require_name(name, names, option)
     unit = next((unit for suffix, unit in _UNITS if name.endswith(suffix) and "tokens" not in name), None)
     try:
         limit = to_si(number, unit) if unit in UNITS else float(number)
     except ValueError as error:
-        raise ValueError(f"search.constraints: {text!r}: {error}") from None
+        raise ValueError(f"{option}: {text!r}: {error}") from None
     if not math.isfinite(limit):
-        raise ValueError(f"search.constraints: {text!r}: {number} is no limit; allowed: a finite number")
+        raise ValueError(f"{option}: {text!r}: {number} is no limit; allowed: a finite number")
     return Constraint(f"{name}{sign}{number}", name, 1.0 if sign == "<=" else -1.0, limit)
 
 
