@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 Record = TypeVar("Record")
 Positions = NDArray[np.intp]
 
-ROOM = 16  # a table of numbers may have so many places a row before numbers are given anew
+ROOM = 8  # a table of numbers may have so many places a row before numbers are given anew
 LEAST_ROOM = 65536  # and at least so many
 
 
@@ -74,8 +74,10 @@ def numbered(column: NDArray[Any]) -> tuple[Positions, int]:
         return number, len(values)
     place, there = column - low, np.zeros(high - low + 1, bool)
     there[place] = True
-    number = np.cumsum(there) - 1
-    return number.take(place), int(number[-1]) + 1
+    values = np.flatnonzero(there)
+    number = np.empty(len(there), np.intp)  # of each value that occurs
+    number[values] = np.arange(len(values))
+    return number.take(place), len(values)
 
 
 def distinct(columns: Sequence[tuple[Positions, int]]) -> tuple[Positions, Positions]:

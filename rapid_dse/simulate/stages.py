@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -118,7 +120,7 @@ class Candidates:
     behind: list[list[int]]
 
 
-def kinds_of(layers: list[int]) -> list[int]:
+def kinds_of(layers: Sequence[int]) -> list[int]:
     """The numbers of layers that inner stages have, each once, the largest first."""
     return sorted(set(layers[1:-1]), reverse=True)
 
@@ -128,7 +130,7 @@ def stages(split: Split, pp: IntColumn, vpp: IntColumn) -> Stages:
     distinct, where = np.unique(pp * PACK + vpp, return_inverse=True)
     splits = [split.layers(*divmod(int(key), PACK)) for key in distinct]
     kinds = max([LEAST_KINDS, *(len(kinds_of(layers)) for layers in splits)])
-    found = [_candidates(layers, kinds) for layers in splits]
+    found = [_candidates(tuple(layers), kinds) for layers in splits]
     position, layers, latest, before, ahead, behind = (
         np.moveaxis(np.array([getattr(each, name) for each in found], np.int64), 0, -1)[..., where]
         for name in (f.name for f in fields(Candidates))
@@ -136,7 +138,8 @@ def stages(split: Split, pp: IntColumn, vpp: IntColumn) -> Stages:
     return Stages(position, layers, latest, before, position == 0, position == pp - 1, ahead, behind)
 
 
-def _candidates(layers: list[int], kinds: int) -> Candidates:
+@lru_cache(maxsize=4096)
+def _candidates(layers: tuple[int, ...], kinds: int) -> Candidates:
     """The candidates of a split, with room for so many kinds of inner stages."""
     last, inner, counts = len(layers) - 1, range(1, len(layers) - 1), kinds_of(layers)
     chosen = [next(stage for stage in inner if layers[stage] == count) for count in counts]

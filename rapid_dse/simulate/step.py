@@ -62,7 +62,7 @@ class Pace:
     Attributes:
         slots: of the candidates, with their stages.
         hops: a micro-batch's sends on each candidate; ``ends`` and ``tables``: what shows there beside embedding and head.
-        layer: one layer.
+        layer: one layer; ``layer_total`` and ``layer_dp`` are its sums.
         passes: what interleaved or unequal chunks are run with.
         end_dp: what shows at the end of transfers of gradients and weights; ``end_tp`` of sums of weights that tensor-parallel ranks hold
             whole, ``end_pp`` of a tied table's.
@@ -74,6 +74,8 @@ class Pace:
     ends: FloatColumn
     tables: FloatColumn
     layer: Layer
+    layer_total: FloatColumn
+    layer_dp: FloatColumn
     passes: Passes
     end_dp: FloatColumn
     end_tp: FloatColumn
@@ -113,6 +115,8 @@ def pace(scenario: Scenario, layouts: Layouts, block: Block, arranged: Arrangeme
         ends=ends,
         tables=tables,
         layer=layer,
+        layer_total=layer.total,
+        layer_dp=layer.dp,
         passes=passes_of(scenario, layouts, block, passes, sends),
         end_dp=_end_exposed(scenario, layouts, arranged, layer, first),
         end_tp=arranged.of_end.gather(lambda each: each.replicated.seconds),
@@ -149,7 +153,7 @@ def _scheduled(scenario: Scenario, code: int, paced: Pace, kind: Positions, micr
     compute, tp, cp, ep, dp, total, end_dp, end_tp, end_pp, optimizer = (
         column.take(kind)
         for column in (
-            *(getattr(paced.layer, name) for name in ("compute", "tp", "cp", "ep", "dp", "total")),
+            *(paced.layer.compute, paced.layer.tp, paced.layer.cp, paced.layer.ep, paced.layer_dp, paced.layer_total),
             *(paced.end_dp, paced.end_tp, paced.end_pp, paced.optimizer),
         )
     )

@@ -46,7 +46,7 @@ def step_seconds(passes: FloatColumn, pp: int, vpp: int, micro_batches: Ints, ki
         for each in np.unique(run).tolist():
             here = np.flatnonzero(run == each)
             rows = left[here]
-            end, fastest, slowest = _run(passes[:, rows], kind.astype(np.int32), (pp, vpp, each))
+            end, fastest, slowest = _run(passes.take(rows, axis=1), kind.astype(np.int32), (pp, vpp, each))
             more = (micro_batches[rows] - each) // pp  # groups
             seconds[rows] = end + more * slowest
             settled[here] = (more == 0) | (slowest - fastest <= SETTLED * slowest)
