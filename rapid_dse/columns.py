@@ -39,27 +39,29 @@ class Shared(Generic[Record]):
 
 
 class Distinct:
-    """Finds which rows of a table (a dataclass of columns of integers or booleans) are alike in some of its columns."""
+    """Finds which rows of a table (an object with columns of integers or booleans as attributes) are alike in some of its columns."""
 
-    def __init__(self, table: Any) -> None:
+    def __init__(self, table: object) -> None:
         self._table = table
         self._numbers: dict[str, tuple[Positions, int]] = {}
+        self._found: dict[tuple[str, ...], tuple[Positions, Positions]] = {}
 
-    def by(self, *columns: str | NDArray[Any]) -> tuple[Positions, Positions]:
-        """The first row of each kind of rows that are alike in these columns, and the kind of each row.
-
-        Args:
-            columns: names of the table's, or arrays of integers or booleans ``(n_rows,)``.
+    def by(self, *names: str) -> tuple[Positions, Positions]:
+        """The first row of each kind of rows that are alike in the columns of these names, and the kind of each row.
 
         Returns:
             ``(n_kinds,)`` positions of rows, and ``(n_rows,)`` positions among those.
         """
-        return distinct([self._numbered(column) if isinstance(column, str) else numbered(column) for column in columns])
+        if names not in self._found:
+            self._found[names] = distinct(self.numbers(*names))
+        return self._found[names]
 
-    def _numbered(self, name: str) -> tuple[Positions, int]:
-        if name not in self._numbers:
-            self._numbers[name] = numbered(getattr(self._table, name))
-        return self._numbers[name]
+    def numbers(self, *names: str) -> list[tuple[Positions, int]]:
+        """What ``numbered`` gives of each column."""
+        for name in names:
+            if name not in self._numbers:
+                self._numbers[name] = numbered(getattr(self._table, name))
+        return [self._numbers[name] for name in names]
 
 
 def numbered(column: NDArray[Any]) -> tuple[Positions, int]:
@@ -96,11 +98,18 @@ def distinct(columns: Sequence[tuple[Positions, int]]) -> tuple[Positions, Posit
 
 
 def rows_of(record: Record, rows: Positions) -> Record:
-    """A dataclass whose arrays end in an axis of rows, with only ``rows`` of them; records within it alike."""
+    """A dataclass whose arrays end in an axis of rows, with only ``rows`` of them; records and tuples of arrays within it alike."""
     assert is_dataclass(record)
     assert not isinstance(record, type)
-    values = (getattr(record, field.name) for field in fields(record))
-    return type(record)(*(value.take(rows, axis=-1) if isinstance(value, np.ndarray) else rows_of(value, rows) for value in values))
+    return type(record)(*(_rows(getattr(record, field.name), rows) for field in fields(record)))
+
+
+def _rows(value: Any, rows: Positions) -> Any:
+    if isinstance(value, np.ndarray):
+        return value.take(rows, axis=-1)
+    if isinstance(value, tuple):
+        return tuple(_rows(each, rows) for each in value)
+    return None if value is None else rows_of(value, rows)
 
 
 def largest(values: NDArray[np.float64]) -> Positions:

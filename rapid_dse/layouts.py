@@ -8,12 +8,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import cached_property
 from itertools import product
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from rapid_dse.columns import Distinct
 from rapid_dse.config.offers import Offers
 from rapid_dse.config.run import RECOMPUTE, SCHEDULES
 from rapid_dse.config.scenario import Scenario
@@ -86,13 +88,30 @@ class Layouts:
         for start in range(0, len(self), size):
             yield self.take(slice(start, start + size))
 
-    @property
+    @cached_property
+    def alike(self) -> Distinct:
+        """Finds which layouts are alike in some columns; properties of one number a layout count as columns."""
+        return Distinct(self)
+
+    @cached_property
     def shards(self) -> IntColumn:
         """GPUs that share one copy of what ZeRO shards, ``(n_layouts,)``: ``shard_group``, or all of dp · cp."""
         found: IntColumn = np.where(self.shard_group == WHOLE_GROUP, self.dp * self.cp, self.shard_group)
         return found
 
-    @property
+    @cached_property
+    def sharded_passes(self) -> IntColumn:
+        """``zero`` as far as passes transfer something for it, ``(n_layouts,)``: 0 and 1, which do not, are both 1."""
+        passes: IntColumn = np.maximum(1, self.zero)
+        return passes
+
+    @cached_property
+    def interleaved(self) -> BoolColumn:
+        """Whether the schedule is interleaved 1F1B, ``(n_layouts,)``."""
+        found: BoolColumn = self.schedule == INTERLEAVED
+        return found
+
+    @cached_property
     def num_micro_batches(self) -> IntColumn:
         """Micro-batches a step, ``(n_layouts,)``; at least 1."""
         per_pass: IntColumn = np.maximum(1, self.dp * self.micro_batch_size)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 import numpy as np
 from numpy.typing import NDArray
 
-from rapid_dse.columns import Distinct, Shared
+from rapid_dse.columns import Shared
 from rapid_dse.config.scenario import Scenario
 from rapid_dse.layouts import RECOMPUTE_FULL, Layouts
 from rapid_dse.model.operators import model_flops_per_token
@@ -65,7 +65,7 @@ def sent_bytes(scenario: Scenario, layouts: Layouts, arranged: Arrangement) -> t
 
     ``(n_dimensions, n_layouts)`` each.
     """
-    first, kind = Distinct(layouts).by(*LAYER, "zero")
+    first, kind = layouts.alike.by(*LAYER)
     a_layer = _layer_sent(scenario, layouts.take(first), arranged.take(first)).take(kind, axis=1)
     hops = 2.0 * (layouts.pp * layouts.vpp - 1) / layouts.pp * arranged.hop.sent  # forward and back
     around = (arranged.of_vocabulary.gather(lambda each: each.sent) + arranged.of_tables.gather(lambda each: each.sent)) / layouts.pp

@@ -5,10 +5,10 @@ Most layouts of a table share most of that with others: each part is found once 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 
-from rapid_dse.columns import Distinct, Positions, Shared, rows_of
+from rapid_dse.columns import Positions, Shared, rows_of
 from rapid_dse.config.scenario import Scenario
 from rapid_dse.layouts import Layouts
 from rapid_dse.network.transfer import Transfer
@@ -21,8 +21,8 @@ from rapid_dse.simulate.vocabulary import VocabularyParallel, vocabulary_paralle
 STAGES = ("pp", "vpp")
 GROUPS = ("num_gpus", "tp", "cp", "dp", "pp", "ep", "shard_group")
 MICRO_BATCH = (*GROUPS, "micro_batch_size", "sequence_parallel")
-SHARDING = (*GROUPS, "zero")
-END = (*SHARDING, "vpp", "sequence_parallel")
+SHARDING = (*GROUPS, "sharded_passes")
+END = (*GROUPS, "zero", "vpp", "sequence_parallel")
 
 
 @dataclass(frozen=True)
@@ -83,13 +83,7 @@ def groups_of(scenario: Scenario, layouts: Layouts) -> Groups:
     for reason, broken in placement.reasons:
         if broken.any():
             raise ValueError(reason)
-    return Groups(placement, effective_network(scenario), cluster_of(scenario))
-
-
-def shared_stages(scenario: Scenario, layouts: Layouts, table: Distinct) -> Shared[Stages]:
-    """The candidate stages of each layout; ``table``: of the layouts."""
-    first, kind = table.by(*STAGES)
-    return Shared(stages(Split.of(scenario), layouts.pp[first], layouts.vpp[first]), kind)
+    return Groups(replace(placement, reasons=()), effective_network(scenario), cluster_of(scenario))
 
 
 def arrangement(scenario: Scenario, layouts: Layouts) -> Arrangement:
@@ -98,20 +92,23 @@ def arrangement(scenario: Scenario, layouts: Layouts) -> Arrangement:
     Raises:
         ValueError: where a network dimension does not hold the parallelisms that it lists.
     """
-    table = Distinct(layouts)
-    first, kind = table.by(*MICRO_BATCH)
-    some = layouts.take(first)
-    groups = groups_of(scenario, some)
-    moved = traffic(scenario, some, groups.placement, groups.network)
-    vocabulary = vocabulary_parallel(scenario, some, moved.stream, groups.placement, groups.network)
-    shard_first, shard_kind = table.by(*SHARDING)
-    some = layouts.take(shard_first)
-    groups = groups_of(scenario, some)
-    sharded, tables = layer_gathers(scenario, some, groups), table_passes(scenario, some, groups)
-    end_first, end_kind = table.by(*END)
-    some = layouts.take(end_first)
-    found = shared_stages(scenario, layouts, table)
-    end = end_transfers(scenario, some, found.take(end_first).rows, groups_of(scenario, some))
+    first, stage = layouts.alike.by(*STAGES)
+    found = Shared(stages(Split.of(scenario), layouts.pp[first], layouts.vpp[first]), stage)
+    first, place = layouts.alike.by(*GROUPS)
+    every = groups_of(scenario, layouts.take(first))
+
+    def some(*columns: str) -> tuple[Layouts, Groups, Positions, Positions]:
+        """The layouts that differ in some columns, with their groups; the first of each kind, and the kind of each layout."""
+        first, kind = layouts.alike.by(*columns)
+        return layouts.take(first), replace(every, placement=rows_of(every.placement, place[first])), first, kind
+
+    part, groups, _, kind = some(*MICRO_BATCH)
+    moved = traffic(scenario, part, groups.placement, groups.network)
+    vocabulary = vocabulary_parallel(scenario, part, moved.stream, groups.placement, groups.network)
+    part, groups, _, shard_kind = some(*SHARDING)
+    sharded, tables = layer_gathers(scenario, part, groups), table_passes(scenario, part, groups)
+    part, groups, first, end_kind = some(*END)
+    end = end_transfers(scenario, part, found.take(first).rows, groups)
     return Arrangement(
         found,
         Shared(moved, kind),

@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 import numpy as np
 from numpy.typing import NDArray
 
-from rapid_dse.columns import Distinct, rows_of
+from rapid_dse.columns import rows_of
 from rapid_dse.config.scenario import Scenario
 from rapid_dse.config.software import Software
 from rapid_dse.layouts import RECOMPUTE_FULL, RECOMPUTE_SELECTIVE, BoolColumn, Layouts
@@ -21,8 +21,7 @@ from rapid_dse.simulate.vocabulary import Ends, exposed_ends
 FloatColumn = NDArray[np.float64]
 
 
-# Columns of Layouts on which a layer depends, beside the shards of its weights under ZeRO 2 and 3.
-LAYER = (*MICRO_BATCH, "recompute")
+LAYER = (*MICRO_BATCH, "recompute", "sharded_passes")  # columns of Layouts on which a layer depends
 
 
 @dataclass(frozen=True)
@@ -71,7 +70,7 @@ class Layer(LayerAlone):
 
 def layer_time(scenario: Scenario, layouts: Layouts, block: Block, arranged: Arrangement) -> Layer:
     """One layer of one micro-batch of each layout; layouts that are alike in all that a layer depends on have it timed once."""
-    first, kind = Distinct(layouts).by(*LAYER, np.maximum(1, layouts.zero))  # ZeRO 0 and 1 move nothing with a layer
+    first, kind = layouts.alike.by(*LAYER)
     alone = rows_of(_layer_alone(scenario, layouts.take(first), block.take(first), arranged.take(first)), kind)
     tables = exposed_tables(scenario.software, layouts, arranged, alone)
     return Layer(**{field.name: getattr(alone, field.name) for field in fields(alone)}, tables=tables)

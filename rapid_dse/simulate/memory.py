@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rapid_dse.columns import Distinct, Shared, at, largest
+from rapid_dse.columns import Shared, at, distinct, largest, numbered
 from rapid_dse.config.hardware import PRECISION_BYTES
 from rapid_dse.config.scenario import Scenario
 from rapid_dse.config.software import Software
@@ -236,13 +236,13 @@ def peak_memory(scenario: Scenario, layouts: Layouts, stages: Stages) -> Memory:
 
 def shared_memory(scenario: Scenario, layouts: Layouts, found: Shared[Stages]) -> Memory:
     """As ``peak_memory``; states and activations are counted once for layouts that are alike in them."""
-    software, table, micro_batches = scenario.software, Distinct(layouts), layouts.num_micro_batches
+    software, table, micro_batches = scenario.software, layouts.alike, layouts.num_micro_batches
     filled = np.where(layouts.schedule == GPIPE, micro_batches, np.minimum(micro_batches, FILLED * layouts.pp))
-    first, kept = table.by(*ACTIVATIONS, filled)
+    first, kept = distinct([*table.numbers(*ACTIVATIONS), numbered(filled)])
     activations = _activations(scenario, layouts.take(first), found.take(first).rows)
     lost = (software.fragmentation - 1) * activations  # to the allocator
     fresh = fresh_gradients(scenario, layouts)  # they take the place of activations
-    first, state = table.by(*STATES, micro_batches > 1, np.where(fresh, kept + 1, 0))
+    first, state = distinct([*table.numbers(*STATES), numbered(micro_batches > 1), numbered(np.where(fresh, kept + 1, 0))])
     states = _states(scenario, layouts.take(first), found.take(first).rows)
     total = np.sum(list(states.values()), axis=0).take(state, axis=1) + (activations + lost).take(kept, axis=1)
     worst = largest(total)

@@ -7,10 +7,10 @@ from dataclasses import dataclass, fields
 import numpy as np
 from numpy.typing import NDArray
 
-from rapid_dse.columns import Distinct, Positions, Shared, at, largest
+from rapid_dse.columns import Positions, Shared, at, largest
 from rapid_dse.config.scenario import Scenario
 from rapid_dse.device import OperatorModel
-from rapid_dse.layouts import INTERLEAVED, ZERO_BUBBLE, IntColumn, Layouts
+from rapid_dse.layouts import ZERO_BUBBLE, IntColumn, Layouts
 from rapid_dse.simulate.arrangement import END, Arrangement
 from rapid_dse.simulate.block import Block
 from rapid_dse.simulate.communication import gradient_bytes
@@ -49,8 +49,8 @@ class Step:
         return total
 
 
-# Columns of Layouts on which a micro-batch depends, and what ends a step; beside them counts whether the schedule is interleaved.
-PACE = (*END, "micro_batch_size", "recompute")
+# Columns of Layouts on which a micro-batch depends, and what ends a step.
+PACE = (*END, "micro_batch_size", "recompute", "interleaved")
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ class Pace:
 
 def alike_in_pace(layouts: Layouts) -> tuple[Positions, Positions]:
     """The first layout of each kind that ``Pace`` tells apart, and the kind of each layout."""
-    return Distinct(layouts).by(*PACE, layouts.schedule == INTERLEAVED)
+    return layouts.alike.by(*PACE)
 
 
 def step_time(
@@ -202,7 +202,7 @@ def _sends(scenario: Scenario, layouts: Layouts, arranged: Arrangement, layer: L
     Interleaved schedules hide a share of it, as far as the layers of a chunk leave the ports that it needs.
     """
     software, hop = scenario.software, arranged.hop
-    interleaved = layouts.schedule == INTERLEAVED
+    interleaved = layouts.interleaved
     shown = np.where(interleaved, 1 - software.pp_overlap, 1.0) * (layouts.pp > 1)
     sent = shown * hop.seconds
     if software.pp_overlap > 0 and interleaved.any():

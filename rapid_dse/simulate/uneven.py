@@ -14,7 +14,7 @@ from functools import cache, lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from rapid_dse.columns import Distinct, Positions, distinct, numbered
+from rapid_dse.columns import Positions, distinct, numbered
 from rapid_dse.config.scenario import Scenario
 from rapid_dse.layouts import INTERLEAVED, ONE_F_ONE_B, BoolColumn, IntColumn, Layouts
 from rapid_dse.network.loading import loading_numba
@@ -61,8 +61,8 @@ def passes_of(
     example[number] = packed
     differ = np.array([key >= 2 * PACK and _differ(split.chunks(*divmod(key, PACK))) for key in example.tolist()], bool)
     # ZeRO 2 and 3 transfer the table around the first chunk of every micro-batch, which is the longer one where layers are equal
-    longer = (layouts.schedule == INTERLEAVED) & (layouts.zero >= 2) & (layouts.shards > 1) & (layouts.pp > 1)
-    _, case = Distinct(layouts).by(*LAYER, "vpp", np.maximum(1, layouts.zero))  # ZeRO 0 and 1 move nothing with a pass
+    longer = layouts.interleaved & (layouts.zero >= 2) & (layouts.shards > 1) & (layouts.pp > 1)
+    _, case = layouts.alike.by(*LAYER, "vpp")
     ends = block.embedding, block.embedding_backward, block.head_forward, block.head_backward
     return Passes(layer, ends, sends, host_layer_seconds(scenario, layouts), packed, differ[number] | longer, case)
 
