@@ -81,7 +81,9 @@ class Layouts:
 
     def take(self, rows: NDArray[Any] | slice) -> Layouts:
         """The layouts at ``rows`` (indices, a mask or a slice)."""
-        return Layouts(*(getattr(self, f.name)[rows] for f in fields(self)))
+        positions = isinstance(rows, np.ndarray) and rows.dtype != bool
+        columns = (getattr(self, f.name) for f in fields(self))
+        return Layouts(*(column.take(rows) if positions else column[rows] for column in columns))
 
     def chunks(self, size: int) -> Iterator[Layouts]:
         """Consecutive parts of at most ``size`` layouts."""

@@ -50,15 +50,12 @@ class Block:
 
     def take(self, rows: NDArray[np.int64]) -> Block:
         """The entries at ``rows``."""
-        return Block(*(getattr(self, f.name)[rows] for f in fields(self)))
+        return Block(*(getattr(self, f.name).take(rows) for f in fields(self)))
 
 
 def distinct_shapes(layouts: Layouts, seq_len: int) -> tuple[MicroBatch, NDArray[np.int64]]:
     """The distinct micro-batch shapes of the layouts, and which of them each layout has, ``(n_layouts,)``."""
-    packed = ((layouts.tp * 65536 + layouts.cp) * 65536 + layouts.micro_batch_size) * 2 + layouts.sequence_parallel
-    if (layouts.ep > 1).any():
-        packed = packed * 4096 + layouts.ep
-    _, first, where = np.unique(packed, return_index=True, return_inverse=True)
+    first, where = layouts.alike.by("tp", "cp", "ep", "micro_batch_size", "sequence_parallel")
     rows = layouts.take(first)
     return MicroBatch(rows.tp, rows.cp, rows.ep, rows.micro_batch_size, rows.sequence_parallel, seq_len), where
 

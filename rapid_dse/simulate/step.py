@@ -109,6 +109,7 @@ def pace(scenario: Scenario, layouts: Layouts, block: Block, arranged: Arrangeme
     slots = stage_slots(scenario, layouts, block, found, passes, hops)
     ends, tables = (found.has_embedding * each.embedding + found.has_head * each.head for each in (layer.ends, layer.tables))
     first = _first_stage_passes(scenario, layouts, block, arranged, (slots.whole[0], slots.device[0]), passes)
+    optimizer, last_share = _first_stage_weights(scenario, layouts, arranged, device)
     return Pace(
         slots=slots,
         hops=hops,
@@ -118,10 +119,10 @@ def pace(scenario: Scenario, layouts: Layouts, block: Block, arranged: Arrangeme
         layer_total=layer.total,
         layer_dp=layer.dp,
         passes=passes_of(scenario, layouts, block, passes, sends),
-        end_dp=_end_exposed(scenario, layouts, arranged, layer, first),
+        end_dp=_end_exposed(scenario, layouts, arranged, layer, last_share, first),
         end_tp=arranged.of_end.gather(lambda each: each.replicated.seconds),
         end_pp=arranged.of_end.gather(lambda each: each.tied.seconds),
-        optimizer=update_seconds(scenario, layouts, stage_weights(scenario, layouts, found.first()).first_stage(), device),
+        optimizer=optimizer,
     )
 
 
@@ -196,6 +197,17 @@ def _first_stage_passes(
     return np.maximum(0.0, split - ahead), np.maximum(0.0, whole - split - (device - forward - ahead - backward))
 
 
+def _first_stage_weights(
+    scenario: Scenario, layouts: Layouts, arranged: Arrangement, device: OperatorModel
+) -> tuple[FloatColumn, FloatColumn]:
+    """The optimizer's seconds on the first stage, and the share of its gradients that the last bucket has, ``(n_layouts,)`` each."""
+    first, kind = layouts.alike.by(*END)
+    some, found = layouts.take(first), arranged.of_stages.take(first).rows.first()
+    weights = stage_weights(scenario, some, found).first_stage()
+    share = np.minimum(1.0, bucket(scenario, some) / weights.times(gradient_bytes(scenario)).total)
+    return update_seconds(scenario, some, weights, device).take(kind), share.take(kind)
+
+
 def _sends(scenario: Scenario, layouts: Layouts, arranged: Arrangement, layer: Layer) -> tuple[FloatColumn, FloatColumn]:
     """What shows of one send to a neighbouring stage, and of launching it, s, ``(n_layouts,)`` each.
 
@@ -223,7 +235,12 @@ def _hops(layouts: Layouts, found: Stages, one: tuple[FloatColumn, FloatColumn])
 
 
 def _end_exposed(
-    scenario: Scenario, layouts: Layouts, arranged: Arrangement, layer: Layer, first: tuple[FloatColumn, FloatColumn]
+    scenario: Scenario,
+    layouts: Layouts,
+    arranged: Arrangement,
+    layer: Layer,
+    last_share: FloatColumn,
+    first: tuple[FloatColumn, FloatColumn],
 ) -> FloatColumn:
     """What shows of the transfers at the end of a step, s, ``(n_layouts,)``.
 
@@ -231,6 +248,7 @@ def _end_exposed(
     forward pass.
 
     Args:
+        last_share: share of the first stage's gradients that the last bucket has.
         first: what ``_first_stage_passes`` gives.
     """
     software, end, layers = scenario.software, arranged.end, arranged.stages.layers[0]
@@ -241,9 +259,7 @@ def _end_exposed(
     hops = layouts.vpp * arranged.hop.busy * (layouts.pp > 1)
     busy = layers * (layer.moved.backward.busy + layer.sharded.backward.busy) + hops
     synchronise = np.minimum(exposed(alone, overlap, Window(backward, busy)), end.gradients.seconds)
-    stage = stage_weights(scenario, layouts, arranged.stages.first()).first_stage()
-    last_bucket = end.gradients.seconds * np.minimum(1.0, bucket(scenario, layouts) / stage.times(gradient_bytes(scenario)).total)
-    shown = np.maximum(synchronise, last_bucket)
+    shown = np.maximum(synchronise, end.gradients.seconds * last_share)
     window = Window(forward, layers * (layer.moved.forward.busy + layer.sharded.forward.busy) + hops)
     return shown + exposed(end.weights, software.parameter_gather_overlap, window)
 

@@ -24,7 +24,7 @@ from rapid_dse.simulate.step import alike_in_pace, pace, paced_step, step_time
 
 FloatColumn = NDArray[np.float64]
 
-CHUNK = 65536  # layouts priced together
+CHUNK = 131072  # layouts priced together
 
 
 @dataclass(frozen=True)
@@ -82,11 +82,13 @@ def price(scenario: Scenario, layouts: Layouts) -> Priced:
     """
     ready = prepare(scenario, layouts)
     block = framework_block(scenario, ready.shape, ready.alone, ready.device)
+    if len(layouts) <= CHUNK:
+        return _price_chunk(scenario, layouts, block, ready.where, ready.device)
     parts = []
     for start in range(0, len(layouts), CHUNK):
         rows = slice(start, start + CHUNK)
         parts.append(_price_chunk(scenario, layouts.take(rows), block, ready.where[rows], ready.device))
-    return parts[0] if len(parts) == 1 else Priced.concatenate(parts)
+    return Priced.concatenate(parts)
 
 
 def step_seconds(scenario: Scenario, layouts: Layouts, ready: Prepared) -> FloatColumn:

@@ -100,7 +100,7 @@ def _run(scenario: Scenario, passes: Passes, kind: Positions, micro_batches: Int
     first, alike = distinct([numbered(passes.case.take(kind)), numbered(micro_batches)])
     once, count = kind.take(first), micro_batches.take(first)
     seconds, splits = np.empty(len(first)), passes.split.take(once)
-    for key in np.unique(splits).tolist():
+    for key in np.flatnonzero(np.bincount(splits)).tolist():
         pp, vpp = divmod(key, PACK)
         rows = np.flatnonzero(splits == key)
         here = once.take(rows)

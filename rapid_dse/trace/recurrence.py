@@ -43,7 +43,7 @@ def step_seconds(passes: FloatColumn, pp: int, vpp: int, micro_batches: Ints, ki
     while len(left):
         run = np.minimum(micro_batches[left], micro_batches[left] % pp + length * pp)
         settled = np.ones(len(left), bool)
-        for each in np.unique(run).tolist():
+        for each in np.flatnonzero(np.bincount(run)).tolist():
             here = np.flatnonzero(run == each)
             rows = left[here]
             end, fastest, slowest = _run(passes.take(rows, axis=1), kind.astype(np.int32), (pp, vpp, each))
