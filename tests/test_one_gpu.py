@@ -7,11 +7,15 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from layout_spread import EVENT_BACKENDS, Case, case
 from test_device_models import chip
+from trials import priced, scenario
 
 from rapid_dse import validate
 from rapid_dse.analysis.steps import predict_steps, step_errors
 from rapid_dse.device import operator_model
+from rapid_dse.simulate import price
+from rapid_dse.simulate.results import TIME_TERMS
 
 WIDTHS = {"hw": "h200", "hidden": 4096, "heads": 32, "kv_heads": 8, "head_dim": 128, "ffn": 14336, "vocab": 128256, "accum": 1}
 PLAIN = WIDTHS | {"mode": "eager", "recompute": "none", "head": False, "opt": "bf16", "attn": "flash", "fp8": False, "params": 436224000.0}
@@ -109,3 +113,37 @@ def test_a_folder_of_tables_is_written_out_with_predictions_beside_what_was_meas
     assert validate.main([str(folder), "--out", str(folder)]) == 2
     assert "is the table itself" in capsys.readouterr().err
     assert validate.main([str(tmp_path / "empty"), "--out", str(out)]) == 2
+
+
+def test_compute_is_slowed_by_the_transfers_that_it_hides() -> None:
+    """FSDP of 8 GPUs over NVLink: each pass of each layer gathers 218 M weights of 16 bits and the backward pass scatters as many gradients
+    of 32 bits; a ring sends 7/8 of it at 450 GB/s · 0.845, and every layer hides it. All of it counts in the share that is set."""
+    row = {"num_gpus": 8, "zero": 3, "global_batch_size": 8, "recompute": "none"}
+    plain, slowed = (
+        priced(scenario(software="torchtitan", workload__seq_len=8192, software__dp_overlap=1.0, software__overlap_slowdown=share), row)
+        for share in (0.0, 0.25)
+    )
+    assert plain.time_dp_s[0] < 0.2 * plain.time_compute_s[0]
+    weights = 2 * 4096 * 4096 + 2 * 4096 * 1024 + 3 * 4096 * 14336
+    hidden = 32 * weights * (2 + 2 + 4) * 7 / 8 / (450e9 * 0.845)
+    # transfers of half a gigabyte take up to an eighth longer than the longest ones at that rate
+    assert 1.0 < (slowed.time_compute_s[0] - plain.time_compute_s[0]) / (0.25 * hidden) < 1.125
+    assert np.isclose(slowed.step_time_s, sum(getattr(slowed, f"time_{term}_s") for term in TIME_TERMS), rtol=1e-9).all()
+    alone = {"num_gpus": 1, "zero": 0, "global_batch_size": 1}
+    one, other = (priced(scenario(software="torchtitan", software__overlap_slowdown=share), alone) for share in (0.0, 0.5))
+    assert one.step_time_s[0] == other.step_time_s[0]
+
+
+@pytest.mark.parametrize(
+    "one",
+    [
+        case(num_gpus=8, zero=3, global_batch_size=16, settings={"software__overlap_slowdown": 0.3}),
+        case(num_gpus=8, tp=8, sequence_parallel=1, recompute=2, global_batch_size=4, settings={"software__overlap_slowdown": 0.3}),
+    ],
+    ids=str,
+)
+def test_backends_slow_compute_alike(one: Case) -> None:
+    closed = price(one.scenario("analytical"), one.layouts())
+    for backend in EVENT_BACKENDS:
+        found = price(one.scenario(backend, backend__network="ideal"), one.layouts())
+        assert float(found.step_time_s[0]) == pytest.approx(float(closed.step_time_s[0]), rel=0.02), backend

@@ -61,7 +61,7 @@ class Calibration:
 
 def exercised(runs: Sequence[Runs]) -> list[str]:
     """Names of the framework's free parameters that these runs can say something of: no pipeline, no pp parameter, and so on."""
-    some = {name: any(_has(run, name) for run in runs) for name in ("tp", "cp", "pp", "dp", "zero0", "zero1", "zero12", "nodes")}
+    some = {name: any(_has(run, name) for run in runs) for name in ("tp", "cp", "pp", "dp", "zero0", "zero1", "zero12", "zero23", "nodes")}
     fp8 = any(run.scenario.workload.precision == "fp8" for run in runs)
     asynchronous = any((run.pinned.get("async_tp", run.scenario.software.async_tp)) for run in runs)
     needs = {
@@ -74,6 +74,7 @@ def exercised(runs: Sequence[Runs]) -> list[str]:
         "tp_overlap": some["tp"] and asynchronous,
         "tp_backward_overlap": some["tp"],
         "cp_overlap": some["cp"],
+        "overlap_slowdown": some["tp"] or some["cp"] or some["zero23"],
         "pp_overlap": some["pp"],
         "send_receive": some["pp"],
     }
@@ -120,6 +121,7 @@ def _has(run: Runs, name: str) -> bool:
         "zero0": (column["dp"] > 1) & (column["zero"] == 0),
         "zero1": (column["dp"] > 1) & (column["zero"] == 1),
         "zero12": (column["dp"] > 1) & (column["zero"] >= 1) & (column["zero"] <= 2),
+        "zero23": (column["dp"] > 1) & (column["zero"] >= 2),
         "nodes": several_nodes,
         "tp_nodes": several_nodes & (column["tp"] > 1),
         "zero0_nodes": several_nodes & (column["dp"] > 1) & (column["zero"] == 0),

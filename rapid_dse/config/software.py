@@ -77,6 +77,9 @@ class Software(Frozen):
     tp_backward_overlap: ShareOrZero = 0.2  # share of the backward pass's that hide behind the weight gradient
     cp_overlap: ShareOrZero = 0.9
     pp_overlap: ShareOrZero = 0.5  # of sends and receives of interleaved schedules
+    # Of each second of a transfer that hides behind the layers' compute, what this compute takes longer for it: NCCL's kernels hold SMs (16
+    # to 32 of 132), and what they send and add up passes through HBM. One GPU alone has none of it.
+    overlap_slowdown: ShareOrZero = 0.0
     async_tp: bool = False
     gradient_bucket: Annotated[Bytes, Field(gt=0)] = 100e6  # gradients are reduced in calls of this size
     gradient_bucket_per_rank: Bytes = 0.0  # a bucket is no smaller than this times the ranks that share gradients
@@ -151,6 +154,7 @@ FREE: tuple[FreeParameter, ...] = (
     FreeParameter("dp_overlap", 0.8, 0.2, 1.0, "share", "bucketing and prefetch"),
     FreeParameter("scatter_overlap", 0.8, 0.3, 1.0, "share", "whether a reduce-scatter is queued behind the backward pass or beside it"),
     FreeParameter("parameter_gather_overlap", 0.3, 0.3, 1.0, "share", "prefetch of updated weights"),
+    FreeParameter("overlap_slowdown", 0.15, 0.15, 1.0, "share", "how many SMs its collectives hold while kernels run"),
     FreeParameter("tp_overlap", 0.5, 0.2, 1.0, "share", "pipelining of tensor-parallel transfers with products"),
     FreeParameter("tp_backward_overlap", 0.2, 0.2, 1.0, "share", "input-gradient transfers beside weight gradients"),
     FreeParameter("pp_overlap", 0.5, 0.3, 1.0, "share", "asynchronous sends"),

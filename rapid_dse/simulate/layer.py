@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,7 +30,8 @@ class LayerAlone:
 
     ``dp``, what shows during each pass of the transfers of weights and gradients, is no part of them. ``moved`` are all transfers of
     tensor, context and expert parallelism in each pass, hidden or not; ``sharded`` those of ZeRO 2 and 3. ``ends``: what shows of tensor
-    parallelism's transfers ahead of the first and behind the last layer.
+    parallelism's transfers ahead of the first and behind the last layer. ``slowed_forward, slowed_backward``: what compute takes longer in
+    each pass for the transfers that it hides (``software.overlap_slowdown``), part of ``compute``.
     """
 
     compute: FloatColumn
@@ -44,6 +45,8 @@ class LayerAlone:
     moved: Passes
     sharded: Passes
     ends: Ends
+    slowed_forward: FloatColumn
+    slowed_backward: FloatColumn
 
     @property
     def dp(self) -> FloatColumn:
@@ -100,8 +103,13 @@ def _layer_alone(scenario: Scenario, layouts: Layouts, block: Block, arranged: A
     all_moved = layer_moved(scenario, layouts, moved)
     dp_forward = exposed(sharded.forward, software.dp_overlap, Window(forward, all_moved.forward.busy))
     dp_backward = exposed(sharded.backward, software.dp_overlap, Window(backward, all_moved.backward.busy))
+    hidden_forward = moved.tp_forward.seconds + ring.seconds + sharded.forward.seconds - tp_forward - cp_forward - dp_forward
+    sent_backward = beside.seconds + full * moved.tp_forward.seconds + (2 + ring_again) * ring.seconds + sharded.backward.seconds
+    hidden_backward = sent_backward - tp_backward - cp_backward - dp_backward
+    slowed_forward, slowed_backward = (software.overlap_slowdown * np.maximum(0.0, each) for each in (hidden_forward, hidden_backward))
+    forward, backward = forward + slowed_forward, backward + slowed_backward
     return LayerAlone(
-        compute=block.layer_forward + block.layer_backward + again,
+        compute=block.layer_forward + block.layer_backward + again + slowed_forward + slowed_backward,
         tp=tp_forward + tp_backward,
         cp=cp_forward + cp_backward,
         ep=ep_forward + ep_backward,
@@ -112,7 +120,24 @@ def _layer_alone(scenario: Scenario, layouts: Layouts, block: Block, arranged: A
         moved=all_moved,
         sharded=sharded,
         ends=exposed_ends(scenario, block, arranged.vocabulary),
+        slowed_forward=slowed_forward,
+        slowed_backward=slowed_backward,
     )
+
+
+def slowed_block(software: Software, layouts: Layouts, block: Block, layer: LayerAlone) -> Block:
+    """The block with each pass of a layer as much longer as the transfers make it that it hides: what graphs of passes compute.
+
+    A forward pass that runs again is as slow as the first; the gradients have the rest of what the backward pass takes longer.
+    """
+    if software.overlap_slowdown == 0:
+        return block
+    ahead = 1 + layer.slowed_forward / block.layer_forward
+    again = (layouts.recompute == RECOMPUTE_FULL) * recomputed(software, layouts, block)
+    back = 1 + (layer.slowed_backward - (ahead - 1) * again) / block.layer_backward
+    longer = {"layer_forward": ahead, "attention_forward": ahead, "spared": ahead}
+    longer |= {"layer_backward": back, "attention_backward": back, "weight_gradient": back}
+    return replace(block, **{name: getattr(block, name) * factor for name, factor in longer.items()})
 
 
 def exposed_tables(software: Software, layouts: Layouts, arranged: Arrangement, layer: LayerAlone) -> Ends:

@@ -23,7 +23,7 @@ from rapid_dse.network.transfer import Transfer
 from rapid_dse.simulate.arrangement import Arrangement, arrangement, groups_of
 from rapid_dse.simulate.block import Block, framework_block
 from rapid_dse.simulate.communication import TensorParallel, Traffic, effective_network, exchanged, gradient_bytes, routed_bytes
-from rapid_dse.simulate.layer import Layer, layer_time
+from rapid_dse.simulate.layer import Layer, layer_time, slowed_block
 from rapid_dse.simulate.memory import Weights, layer_weights, reduces_each, vocabulary_parameters
 from rapid_dse.simulate.operators import compute_bytes
 from rapid_dse.simulate.replicated import replicated_bytes
@@ -123,7 +123,8 @@ def one_layout(scenario: Scenario, layouts: Layouts, row: int, ready: Prepared, 
     assumed = with_closed_form(scenario)
     groups, arranged = groups_of(assumed, layout), arrangement(assumed, layout)
     layer = layer_time(assumed, layout, own, arranged)
-    work = _layer_work(scenario, layout, own, groups, arranged.traffic, ready, int(ready.where[row]))
+    slowed = slowed_block(scenario.software, layout, own, layer)
+    work = _layer_work(scenario, layout, slowed, groups, arranged.traffic, ready, int(ready.where[row]))
     return Priced1(scenario, layout, ready, own, groups, arranged, layer, work, _end_work(scenario, layout, own, arranged, work))
 
 
