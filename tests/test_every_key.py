@@ -20,6 +20,7 @@ from rapid_dse.config.run import Debug, Search
 from rapid_dse.simulate import price
 from rapid_dse.simulate.results import Priced
 from rapid_dse.sweep.compose import composed, hydra_ready, scenario_of, value_at, with_values
+from rapid_dse.sweep.outside import judged
 from rapid_dse.sweep.space import Setting, layouts_of
 
 # Small trials that together use what there is: options, and values over them.
@@ -91,7 +92,8 @@ SHOWN: dict[str, tuple[Any, ...]] = {
     "parallel.shard_group": ("fsdp", 4),
     "workload.kind": ("piped", "inference"),
     "workload.kv_precision": ("piped", "fp16"),
-    "software.measured_on": ("slow", []),
+    "hw.architecture": ("piped", "volta"),
+    "software.measured": ("piped", []),
     "software.flash_kernels": ("piped", []),
     "software.fp8_cast_passes": ("fp8", 3.0),
     "software.cp_overlap": ("fsdp", 0.0),
@@ -123,12 +125,13 @@ ELSEWHERE = {"model.name", "software.name", "cluster.name", "backend.astrasim.ti
 
 
 def leaves(part: BaseModel, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """Key, type and value of each leaf of the schema; of network dimensions the first two."""
+    """Key, type and value of each leaf of the schema; of network dimensions the first two; the measured runs behind a profile as one
+    (tests/test_trust.py has what each of their fields changes)."""
     for name, info in type(part).model_fields.items():
         key, value = f"{prefix}{name}", getattr(part, name)
         if isinstance(value, BaseModel):
             yield from leaves(value, f"{key}.")
-        elif isinstance(value, tuple) and value and isinstance(value[0], BaseModel):
+        elif isinstance(value, tuple) and value and isinstance(value[0], BaseModel) and name != "measured":
             for index, each in enumerate(value[:2]):
                 yield from leaves(each, f"{key}.{index}.")
         elif isinstance(value, dict):
@@ -177,7 +180,7 @@ def outcome(name: str, changes: dict[str, Any]) -> str:
     priced = price(scenario, layouts)
     columns = {each.name: np.asarray(getattr(priced, each.name)).tolist() for each in fields(Priced)}
     files = sorted({path.suffix for path in Path().rglob("*") if path.is_file()}) if scenario.backend.artifacts.wanted else []
-    return repr((scenario.expected_error, columns, files, logged_peak(scenario, layouts).tolist()))
+    return repr((judged(scenario, layouts).expected_error.tolist(), columns, files, logged_peak(scenario, layouts).tolist()))
 
 
 @cache

@@ -98,7 +98,7 @@ def table(times: list[float], fits: list[bool] | None = None, error: float | Non
         "mfu": [1 / time for time in times],
         "cost_usd": times,
         "peak_memory_bytes": [60.0 * GIB if fit else 100.0 * GIB for fit in fits],
-        "software.expected_error": pa.array([error] * n, pa.float64()),
+        "expected_error": pa.array([error] * n, pa.float64()),
         **{f"parallel.{name}": [1] * n for name in ("tp", "cp", "pp", "ep", "vpp", "zero", "micro_batch_size")},
         "parallel.dp": [8] * n,
         "parallel.schedule": ["none"] * n,

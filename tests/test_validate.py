@@ -18,11 +18,15 @@ def cases(measured: list[float], group: str = "g") -> pd.DataFrame:
     return pd.DataFrame({"group": group, "measured.status": "ok", "measured.step_time_s": measured})
 
 
+EXPECTED = pd.Series([0.6, 0.4, *[np.nan] * 7])  # of the first two runs alone something is expected
+
+
 def test_errors_ranks_and_regret_by_hand() -> None:
     truth = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0]
     predicted = pd.Series([2.0, 1.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0])  # the two fastest change places
-    found = score(cases(truth), predicted, pd.Series([True] * 8), pd.Series([np.nan] * 8))
+    found = score(cases(truth), predicted, pd.Series([True] * 8), pd.Series([np.nan] * 8), EXPECTED[:8])
     assert found.mape == pytest.approx((1.0 + 0.5) / 8)
+    assert (found.within, found.told) == (0.0, 2)
     assert found.median == 0
     assert found.worst == 1.0
     assert found.rho == pytest.approx(1 - 6 * 2 / (8 * 63))
@@ -33,7 +37,7 @@ def test_errors_ranks_and_regret_by_hand() -> None:
 def test_a_layout_that_does_not_fit_is_not_chosen_and_a_missing_one_counts_in_full() -> None:
     truth = [float(second) for second in range(1, 10)]
     predicted = pd.Series([1.0, *truth[1:8], np.nan])
-    found = score(cases(truth), predicted, pd.Series([False] + [True] * 8), pd.Series([np.nan] * 9))
+    found = score(cases(truth), predicted, pd.Series([False] + [True] * 8), pd.Series([np.nan] * 9), EXPECTED)
     assert found.missing == 1
     assert found.mape == pytest.approx(1 / 9)
     assert found.regret == pytest.approx(1.0)
@@ -42,8 +46,11 @@ def test_a_layout_that_does_not_fit_is_not_chosen_and_a_missing_one_counts_in_fu
 def test_out_of_memory_runs_are_judged_by_fit_alone() -> None:
     peaks = [4e9, 5e9, np.nan, np.nan]
     frame = cases([1.0, 2.0, np.nan, np.nan]).assign(**{"measured.status": ["ok", "ok", "oom", "oom"], "measured.peak_memory_bytes": peaks})
-    found = score(frame, pd.Series([1.0, 2.0, 3.0, 4.0]), pd.Series([True, True, False, True]), pd.Series([5e9, 5e9, 9e10, 9e10]))
+    found = score(
+        frame, pd.Series([1.0, 2.0, 3.0, 4.0]), pd.Series([True, True, False, True]), pd.Series([5e9, 5e9, 9e10, 9e10]), EXPECTED[:4]
+    )
     assert found.n == 2
+    assert (found.within, found.told) == (1.0, 2)
     assert found.fit_accuracy == pytest.approx(0.75)
     assert found.memory == pytest.approx(0.125)
 

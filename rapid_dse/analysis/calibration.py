@@ -11,9 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel
 
+from rapid_dse.analysis.envelope import boxes, measured_lines
 from rapid_dse.analysis.fit import CHIP, Fit, Runs, fit, held_out, typical_cluster
 from rapid_dse.analysis.runs import LEAST_ROWS, PEAK, exhausted_runs, measured_runs, parameters_by_name, require_plausible, require_runs
 from rapid_dse.config.cluster import FREE_CLUSTER, Cluster
+from rapid_dse.config.measured import MeasuredRuns
 from rapid_dse.config.parameters import FreeParameter
 from rapid_dse.config.software import FREE, Software
 from rapid_dse.model.operators import model_flops_per_token
@@ -45,8 +47,8 @@ class Options:
 
 @dataclass(frozen=True)
 class Calibration:
-    """A fitted profile, and the clusters fitted with it: the fit, its error on runs that it had not seen, how many runs and models there
-    were, on which chips, and the clusters of the runs as they were before the fit, by name."""
+    """A fitted profile, and the clusters fitted with it: the fit, its mean error on runs that it had not seen, how many runs and models
+    there were, where they lie and how far off they were there, and the clusters of the runs as they were before the fit, by name."""
 
     software: str
     base: Software
@@ -54,7 +56,7 @@ class Calibration:
     held_out_error: float
     rows: int
     models: int
-    chips: tuple[str, ...]
+    measured: tuple[MeasuredRuns, ...]
     clusters: Mapping[str, Cluster]
     memory: Fit | None
 
@@ -154,13 +156,11 @@ def calibrate(frame: pd.DataFrame, groups: list[CaseGroup], software: str, base:
     parameters = [parameter for parameter in parameters if parameter.name not in first.silent] or parameters
     fitted = fit(runs, base, parameters) if first.silent else first
     fitted = replace(fitted, silent=first.silent)
-    unseen = np.concatenate(held_out(runs, base, parameters, options.jobs))
-    truth = np.concatenate([run.measured for run in runs])
+    unseen = [seconds / run.measured - 1 for run, seconds in zip(runs, held_out(runs, base, parameters, options.jobs), strict=True)]
     models = len({run.model for run in runs})
-    error = float(np.abs(unseen / truth - 1).mean())
-    chips = tuple(sorted({run.scenario.hw.name for run in runs}))
+    error = float(np.abs(np.concatenate(unseen)).mean())
     memory = _memory_fit(frame, groups, software, base) if options.what != "cluster" else None
-    return Calibration(software, base, fitted, error, len(truth), models, chips, clusters, memory)
+    return Calibration(software, base, fitted, error, sum(map(len, unseen)), models, boxes(runs, unseen), clusters, memory)
 
 
 def on_typical_clusters(runs: Sequence[Runs], unknown: bool) -> list[Runs]:
@@ -207,12 +207,11 @@ def profile_text(calibration: Calibration, source: str) -> str:
     """The profile as YAML: every setting that is not the schema's default, each fitted value with its standard error beside it."""
     fitted = dict(calibration.fitted.values) | (calibration.memory.values if calibration.memory else {})
     errors = dict(calibration.fitted.standard_errors) | (calibration.memory.standard_errors if calibration.memory else {})
-    kept = calibration.base.model_dump(mode="json", exclude_defaults=True, exclude={"name", "expected_error", "measured_on", *fitted})
+    kept = calibration.base.model_dump(mode="json", exclude_defaults=True, exclude={"name", "measured", *fitted})
     lines = [
         f"# Fitted to {calibration.rows} runs of {calibration.models} models in {source}; standard error beside each value.",
+        f"# Mean error on runs of models that the fit had not seen: {calibration.held_out_error:.3g}.",
         f"name: {calibration.software}",
-        f"expected_error: {calibration.held_out_error:.3g}   # mean, on runs that the fit had not seen",
-        f"measured_on: [{', '.join(calibration.chips)}]",
     ]
     lines += [
         f"{key}: {'null' if value is None else str(value).lower() if isinstance(value, bool) else value}" for key, value in kept.items()
@@ -223,6 +222,7 @@ def profile_text(calibration: Calibration, source: str) -> str:
         for name, value in fitted.items()
         if name.startswith("hw.")
     ]
+    lines += measured_lines(calibration.measured)
     return "\n".join(lines) + "\n"
 
 

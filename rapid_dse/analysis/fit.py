@@ -118,7 +118,7 @@ def typical_cluster(cluster: Cluster) -> Cluster:
 
 def typical_base(software: Software) -> Software:
     """The profile with every free parameter back at what is typical: a fit must not start from another fit."""
-    return software.model_copy(update={p.name: p.typical for p in FREE} | {"expected_error": None, "measured_on": ()})
+    return software.model_copy(update={p.name: p.typical for p in FREE} | {"measured": ()})
 
 
 def predict(runs: Sequence[Runs], base: Software, values: Mapping[str, float], ready: Sequence[Prepared] | None = None) -> FloatColumn:
@@ -160,7 +160,7 @@ def fit(runs: Sequence[Runs], base: Software, parameters: Sequence[FreeParameter
         return np.concatenate([errors, (share * upper - typical) / spread])
 
     starts = [np.clip((typical + step * spread) / upper, 0.01, 0.99) for step in (0.0, 0.7)]
-    lower = np.array([_lowest(p.name) for p in parameters]) / upper
+    lower = np.array([lowest(p.name) for p in parameters]) / upper
     solutions = [
         least_squares(
             residuals, np.maximum(start, lower + 1e-6), bounds=(lower, 1.0), loss="soft_l1", f_scale=ROBUST, diff_step=[0.005], max_nfev=30
@@ -182,7 +182,8 @@ def _model_of(runs: Sequence[Runs], base: Software, parameters: Sequence[FreePar
     return lambda values: predict(runs, base, values, ready)
 
 
-def _lowest(name: str) -> float:
+def lowest(name: str) -> float:
+    """The least value that the schema lets a parameter have."""
     field = (Cluster if name.startswith("cluster.") else Software).model_fields.get(name.rsplit(".", 1)[-1])
     bounds = [constraint.ge for constraint in field.metadata if getattr(constraint, "ge", None) is not None] if field else [0.3]
     return float(max(bounds)) if bounds else 0.0

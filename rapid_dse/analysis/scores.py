@@ -18,7 +18,8 @@ class Score:
     ``mape``, ``median``, ``p90``, ``worst`` of |predicted / measured − 1|; a measured run without a prediction counts as an error of 1.
     ``rho``: Spearman's correlation, mean over groups; ``regret``: measured time of the run predicted fastest among those that fit, over
     the fastest measured, less 1, mean over groups; ``fit_accuracy``: out of memory or not; ``memory``: mean error of peaks, on
-    the stage whose peak the runs log.
+    the stage whose peak the runs log; ``within``: share of the measured runs whose error is at most the one to expect of them, over those
+    of which one is told, and ``told``: how many those are.
     """
 
     n: int
@@ -31,18 +32,24 @@ class Score:
     regret: float
     fit_accuracy: float
     memory: float
+    within: float
+    told: int
 
 
-def score(cases: pd.DataFrame, seconds: pd.Series[float], fits: pd.Series[bool], peaks: pd.Series[float]) -> Score:
+def score(
+    cases: pd.DataFrame, seconds: pd.Series[float], fits: pd.Series[bool], peaks: pd.Series[float], expected: pd.Series[float]
+) -> Score:
     """Scores predictions of ``cases``; all are indexed alike.
 
     Args:
         cases: ``group``, ``measured.status``, ``measured.step_time_s`` and ``measured.peak_memory_bytes``.
         seconds, fits, peaks: predicted step times (s), whether they fit, peak memory (bytes); NaN where there is none.
+        expected: relative errors to expect of the step times; NaN where none is told.
     """
     truth = cases["measured.step_time_s"].astype(float)
     ran = cases["measured.status"].eq("ok") & truth.notna()
     errors = (seconds[ran] / truth[ran] - 1).abs().fillna(1.0)
+    told = expected[ran].notna()
     ranks = [_ranking(truth[rows], seconds[rows], fits[rows]) for rows in _groups(cases, ran & seconds.notna())]
     judged = cases["measured.status"].isin(["ok", "oom"])
     oom = cases["measured.status"].eq("oom")
@@ -60,6 +67,8 @@ def score(cases: pd.DataFrame, seconds: pd.Series[float], fits: pd.Series[bool],
         regret=float(np.mean([regret for _, regret in ranks])) if ranks else float("nan"),
         fit_accuracy=float((fits[judged] != oom[judged]).mean()) if oom.any() else float("nan"),
         memory=float((peaks[peak.index] / peak - 1).abs().mean()) if len(peak) else float("nan"),
+        within=float((errors[told] <= expected[ran][told]).mean()) if told.any() else float("nan"),
+        told=int(told.sum()),
     )
 
 

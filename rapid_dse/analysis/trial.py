@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import fields
 from typing import TYPE_CHECKING
@@ -11,7 +12,7 @@ from rapid_dse.simulate.results import MEMORY_TERMS, TIME_TERMS, Priced
 from rapid_dse.sweep import figures, listing, ranked
 from rapid_dse.sweep import show as show_rows
 from rapid_dse.sweep.console import UNLIMITED
-from rapid_dse.sweep.outside import outside
+from rapid_dse.sweep.outside import judged
 from rapid_dse.sweep.portion import Portion, Priceable
 from rapid_dse.sweep.standing import Aim
 
@@ -48,8 +49,9 @@ def show(out: Console, portion: Portion, priced: Priced) -> None:
         for line in _terms(title, name, float(row[name]), terms):
             out.print(line, highlight=False, markup=False, soft_wrap=True)
     energy, cost = (figures.result(name, float(row[name])) for name in ("energy_j", "cost_usd"))
-    known = portion.scenario.expected_error
-    error = "(error not known: nothing alike was measured)" if known is None else show_rows.expected_text(known)
+    trust = judged(portion.scenario, portion.layouts)
+    known = float(trust.expected_error[0])
+    error = "(error not known: nothing alike was measured)" if math.isnan(known) else show_rows.expected_text(known)
     out.print()
     listing.say(
         out,
@@ -59,9 +61,8 @@ def show(out: Console, portion: Portion, priced: Priced) -> None:
     listing.say(out, f"energy {energy} a step; cost {cost} a step")
     verdict = "fits" if row["fits"] else "does not fit (oom)"
     listing.say(out, f"{verdict}: {figures.size(float(row['peak_memory_bytes']))} of {figures.size(usable)} usable")
-    codes, texts = outside(portion.scenario, portion.layouts)
-    if codes[0] >= 0:
-        listing.say(out, f"outside: {texts[codes[0]]}")
+    if trust.outside[0] >= 0:
+        listing.say(out, f"outside: {trust.texts[trust.outside[0]]}")
     if not row["fits"]:
         ranked.show_changes(out, Priceable(portion.scenario, portion.layouts), Aim("step_time_s", 1))
 

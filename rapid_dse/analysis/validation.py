@@ -10,12 +10,14 @@ import numpy as np
 import pandas as pd
 
 from rapid_dse.analysis.calibration import cluster_parameters, exercised, implied_mfu, memory_parameters, on_typical_clusters
+from rapid_dse.analysis.envelope import expected_unseen
 from rapid_dse.analysis.fit import held_out, logged_peak, typical_base
 from rapid_dse.analysis.runs import PEAK, SECONDS, exhausted_runs, measured_runs, parameters_by_name, require_plausible, require_runs
 from rapid_dse.analysis.scores import Score, score
 from rapid_dse.config.table_file import read_table
 from rapid_dse.simulate import price
 from rapid_dse.simulate.results import Priced
+from rapid_dse.simulate.trust import trust
 from rapid_dse.sweep.cases import CaseGroup, group_cases
 
 LEAST_PEAKS = 30
@@ -28,8 +30,9 @@ class Validated:
     """A table of cases with predictions beside it.
 
     Attributes:
-        cases: the table; ``shipped`` and ``unseen``: step time (s), fits, peak (bytes) by the shipped profiles, and by fits without the
-            case's model, indexed like ``cases``; ``terms``: the shipped profiles' columns of ``Priced``.
+        cases: the table; ``shipped`` and ``unseen``: step time (s), fits, peak (bytes) and the error to expect of the step time, by the
+            shipped profiles, and by fits without the case's model, indexed like ``cases``; ``terms``: the shipped profiles' columns of
+            ``Priced``.
     """
 
     cases: pd.DataFrame
@@ -41,7 +44,10 @@ class Validated:
         """A score a suite, in the table's order."""
         suites = {str(name): rows for name, rows in self.cases.groupby("suite", sort=False)}
         ran = {name: rows for name, rows in suites.items() if rows["measured.status"].eq("ok").any()}
-        return {name: score(rows, *(which.loc[rows.index, column] for column in ("seconds", "fits", "peak"))) for name, rows in ran.items()}
+        return {
+            name: score(rows, *(which.loc[rows.index, column] for column in ("seconds", "fits", "peak", "expected")))
+            for name, rows in ran.items()
+        }
 
     def worst(self, suite: str, count: int = 20) -> pd.DataFrame:
         """The suite's runs with the largest error of the shipped profile: layout, both times, and each term's seconds."""
@@ -77,7 +83,12 @@ def validate_cases(path: str | Path, jobs: int, folds: bool = True) -> Validated
             require_plausible([implied_mfu(run) for run in runs], str(path))
     terms = _shipped(frame, groups)
     shipped = pd.DataFrame(
-        {"seconds": terms["step_time_s"], "fits": terms["fits"].eq(1.0) | terms["fits"].isna(), "peak": terms["logged_peak_bytes"]}
+        {
+            "seconds": terms["step_time_s"],
+            "fits": terms["fits"].eq(1.0) | terms["fits"].isna(),
+            "peak": terms["logged_peak_bytes"],
+            "expected": terms["expected_error"],
+        }
     )
     unseen = shipped.copy()
     if folds:
@@ -88,14 +99,16 @@ def validate_cases(path: str | Path, jobs: int, folds: bool = True) -> Validated
 
 def _shipped(frame: pd.DataFrame, groups: Sequence[CaseGroup]) -> pd.DataFrame:
     columns = [f.name for f in fields(Priced)]
-    table = pd.DataFrame(np.nan, index=frame.index, columns=[*columns, "logged_peak_bytes"])
+    table = pd.DataFrame(np.nan, index=frame.index, columns=[*columns, "logged_peak_bytes", "expected_error"])
     for group in groups:
         legal = group.portion.rule < 0
         if legal.any() and group.portion.scenario.workload.kind == "training":
-            priced = price(group.portion.scenario, group.portion.layouts.take(legal))
+            scenario, layouts = group.portion.scenario, group.portion.layouts.take(legal)
+            priced = price(scenario, layouts)
             rows = frame.index[group.rows[legal]]
             table.loc[rows, columns] = np.stack([getattr(priced, name).astype(float) for name in columns], axis=1)
-            table.loc[rows, "logged_peak_bytes"] = logged_peak(group.portion.scenario, group.portion.layouts.take(legal))
+            table.loc[rows, "logged_peak_bytes"] = logged_peak(scenario, layouts)
+            table.loc[rows, "expected_error"] = trust(scenario, layouts).expected_error
     return table
 
 
@@ -108,8 +121,11 @@ def _put_unseen(unseen: pd.DataFrame, frame: pd.DataFrame, groups: list[CaseGrou
     base = typical_base(runs[0].scenario.software)
     typical = on_typical_clusters(runs, unknown=False)
     parameters = [*parameters_by_name(exercised(runs)), *cluster_parameters(runs, unknown=False)]
-    for run, values in zip(runs, held_out(typical, base, parameters, jobs), strict=True):
-        unseen.loc[frame.index[run.rows], "seconds"] = values
+    predicted = held_out(typical, base, parameters, jobs)
+    expected = expected_unseen(runs, [seconds / run.measured - 1 for run, seconds in zip(runs, predicted, strict=True)])
+    for run, seconds, error in zip(runs, predicted, expected, strict=True):
+        unseen.loc[frame.index[run.rows], "seconds"] = seconds
+        unseen.loc[frame.index[run.rows], "expected"] = error
     peaks = measured_runs(frame, groups, software, PEAK) if PEAK in frame else []
     if sum(len(run.rows) for run in peaks) >= LEAST_PEAKS:
         known = [*peaks, *exhausted_runs(frame, groups, software)]

@@ -21,6 +21,7 @@ from rapid_dse.config.fields import (
     Share,
     Watts,
 )
+from rapid_dse.config.measured import Architecture
 from rapid_dse.config.nodes import dimensions_in_node, with_gpus_in_node
 from rapid_dse.config.units import shortened
 
@@ -192,6 +193,8 @@ class Hardware(Frozen):
     node's dimensions of the network hold as many, see ``nodes``; null: as many as all dimensions but the outermost hold.
     ``kernel_latency``: what the smallest kernel takes on the device. ``cluster``: thread blocks that share one read of an operand
     (1: the chip has no such mode; 4 on Hopper and Blackwell, whose GEMMs run in clusters of 2 × 2 blocks with multicast loads).
+    ``architecture``: the generation of chips that share its cores; measured runs on one of them say something of the others, and where
+    none were measured no error of a prediction is known (null: a chip of a kind of its own).
     ``attention_kernels``: the fused attention kernels that are built for the chip, the one to prefer first; none on a V100.
     ``exponentials``: exponentials an SM computes a clock in its special-function units, which softmax waits for.
     ``tensor_memory``: the tensor cores add up in a memory of their own (Blackwell), so that they multiply while the threads of the block
@@ -199,6 +202,7 @@ class Hardware(Frozen):
     """
 
     name: str
+    architecture: Architecture | None = None
     num_gpus: Degree = 64
     gpus_per_node: Degree
     sms: Count

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import json
-import math
 from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal, get_args, get_origin
 
@@ -19,9 +18,6 @@ from rapid_dse.config.model import Model
 from rapid_dse.config.run import Backend, Debug, Parallel, Search, Workload
 from rapid_dse.config.software import Software
 from rapid_dse.config.units import shortened
-
-# Mean error of fits on a chip that they had not seen, of three frameworks (benchmarks/unseen_chip.py).
-UNSEEN_CHIP_ERROR = 0.09
 
 SWEPT = Only(Where(COMMAND, ("sweep",)))
 
@@ -84,15 +80,6 @@ class Scenario(Frozen):
         if software.attention == "flash" and built:
             return built[0]
         return "fused_softmax" if software.fused_softmax else "unfused"
-
-    @property
-    def expected_error(self) -> float | None:
-        """Mean relative error to expect of a step time; None where no such runs were measured: of the framework, or of any mixture of
-        experts. Larger on a chip that the framework's runs were not on."""
-        error = self.software.expected_error
-        if error is None or self.model.num_experts:
-            return None
-        return error if self.hw.name in self.software.measured_on else math.hypot(error, UNSEEN_CHIP_ERROR)
 
 
 def parse(tree: Mapping[str, Any]) -> Scenario:

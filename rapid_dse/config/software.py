@@ -9,6 +9,7 @@ from pydantic import Field
 from rapid_dse.config.effects import Only, Where
 from rapid_dse.config.fields import Bytes, Frozen, Seconds, ShareOrZero
 from rapid_dse.config.hardware import FlashKernelName
+from rapid_dse.config.measured import MeasuredRuns
 from rapid_dse.config.offers import Offers
 from rapid_dse.config.parameters import FreeParameter
 
@@ -21,9 +22,7 @@ class Software(Frozen):
     """A framework's profile. Every number holds across models, sizes and chips; ``calibrate`` fits those that ``FREE`` lists."""
 
     name: str
-    # Mean relative error of step times to expect of it: cross-validated over models on measured runs; null where none were measured.
-    expected_error: Annotated[float, Field(gt=0, lt=5)] | None = None
-    measured_on: tuple[str, ...] = ()  # chips of those runs, by hw.name
+    measured: tuple[MeasuredRuns, ...] = ()  # the measured runs behind it, which say how far its predictions may be trusted
     # What its jobs can be launched with. What it does not offer is illegal; enforce=false prices it, and ``outside`` says so.
     offers: Offers = Offers()
     enforce: bool = True

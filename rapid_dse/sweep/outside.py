@@ -1,4 +1,5 @@
-"""The column ``outside``: which settings of a row lie outside what its framework offers, in words."""
+"""The columns ``expected_error`` and ``outside``: how far to trust a row, and which of its settings its framework does not offer or no run
+that was measured had."""
 
 from __future__ import annotations
 
@@ -11,6 +12,7 @@ from rapid_dse.columns import distinct, numbered
 from rapid_dse.config.scenario import Scenario
 from rapid_dse.layouts import BoolColumn, Layouts
 from rapid_dse.offered import unoffered
+from rapid_dse.simulate.trust import Trust, trust
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,7 @@ def remarks(scenario: Scenario, layouts: Layouts) -> list[Remark]:
 
 
 def outside(scenario: Scenario, layouts: Layouts) -> tuple[NDArray[np.int32], list[str]]:
-    """The column as codes and texts.
+    """What a framework does not offer, as codes and texts.
 
     Returns:
         ``(n_layouts,)`` indices into the list of texts that comes with it, each a layout's remarks joined by "; "; -1 where there is
@@ -47,3 +49,19 @@ def outside(scenario: Scenario, layouts: Layouts) -> tuple[NDArray[np.int32], li
     texts = ["; ".join(remark.text for remark in found if remark.where[row]) for row in first]
     codes = np.array([at if text else -1 for at, text in enumerate(texts)], np.int32)
     return codes[kind], texts
+
+
+def judged(scenario: Scenario, layouts: Layouts) -> Trust:
+    """Both columns: what is not offered stands before what was not measured."""
+    found, (codes, texts) = trust(scenario, layouts), outside(scenario, layouts)
+    if not texts:
+        return found
+    pairs = (codes + 1) * (len(found.texts) + 1) + found.outside + 1
+    place, joined = np.full((len(texts) + 1) * (len(found.texts) + 1), -1), list[str]()
+    for pair in np.flatnonzero(np.bincount(pairs)).tolist():
+        offered, measured = divmod(pair, len(found.texts) + 1)
+        parts = [texts[offered - 1]] * (offered > 0) + [found.texts[measured - 1]] * (measured > 0)
+        if parts:
+            place[pair] = len(joined)
+            joined.append("; ".join(parts))
+    return Trust(found.expected_error, place[pairs], tuple(joined))

@@ -42,8 +42,8 @@ def layout_text(row: Mapping[str, Any]) -> str:
 
 
 def error_of(row: Mapping[str, Any]) -> float | None:
-    """The relative error to expect of a row's step time: its own, or its software profile's."""
-    error: float | None = row["expected_error"] if "expected_error" in row else row.get("software.expected_error")
+    """The relative error to expect of a row's step time; None where it is not known."""
+    error: float | None = row.get("expected_error")
     return error
 
 

@@ -186,12 +186,8 @@ def numbers(table: pa.Table, name: str) -> FloatColumn:
 
 
 def expected_error(table: pa.Table) -> FloatColumn:
-    """The relative error to expect of each row's step time, ``(n_rows,)``; NaN where nothing alike was measured.
-
-    A row's own ``expected_error`` where the table has it, else its software profile's.
-    """
-    own = "expected_error" if "expected_error" in table.column_names else "software.expected_error"
-    return numbers(table, own)
+    """The relative error to expect of each row's step time, ``(n_rows,)``; NaN where nothing alike was measured."""
+    return numbers(table, "expected_error")
 
 
 def plainness(table: pa.Table) -> NDArray[np.int64]:
@@ -303,7 +299,7 @@ def differing(table: pa.Table, sections: Sequence[str]) -> list[str]:
     Args:
         sections: first parts of keys, and groups whose option is a column.
     """
-    inside = {key for key in KEYS.values() if key.startswith("parallel.")} | {"software.expected_error"}
+    inside = {key for key in KEYS.values() if key.startswith("parallel.")}
     keys = [name for name in table.column_names if name.split(".")[0] in sections and name not in inside]
     priced = table.filter(arrow.numbers(~np.isnan(numbers(table, "step_time_s"))))
     return [key for key in keys if _distinct(priced[key]) > 1]

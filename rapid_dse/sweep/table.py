@@ -16,7 +16,7 @@ from rapid_dse.layouts import CODES, KEYS, Layouts
 from rapid_dse.simulate import price
 from rapid_dse.simulate.results import Priced, unlawful
 from rapid_dse.sweep import arrow, identity
-from rapid_dse.sweep.outside import outside
+from rapid_dse.sweep.outside import judged
 from rapid_dse.sweep.portion import Portion
 
 if TYPE_CHECKING:
@@ -80,8 +80,7 @@ def _table(portion: Portion, outcome: Outcome) -> pa.Table:
     columns["key"] = arrow.fixed_texts(identity.hex_bytes(identity.keys(portion.scenario, portion.layouts)))
     columns["status"] = arrow.coded(outcome.status, STATUS)
     columns["reason"] = arrow.coded(outcome.reason, outcome.reasons)
-    columns |= _result_columns(outcome)
-    columns["outside"] = _outside_column(portion, outcome)
+    columns |= _result_columns(outcome) | _trust_columns(portion, outcome)
     n_rows = len(portion.layouts)
     columns["elapsed_s"] = arrow.numbers(np.full(n_rows, outcome.seconds / max(1, n_rows)))
     return pa.table(columns)
@@ -181,7 +180,6 @@ def _constants(portion: Portion) -> dict[str, Any]:
     workload = portion.scenario.workload
     names = _WORKLOAD if workload.kind == "training" else _WORKLOAD + _INFERENCE
     found: dict[str, Any] = {f"workload.{name}": getattr(workload, name) for name in names}
-    found["software.expected_error"] = portion.scenario.expected_error
     found["parallel.order"] = ",".join(portion.scenario.parallel.order)
     shown = {*_LAYOUT_KEYS, *CHOICES, *found, STAGE_LAYERS}
     given = {key: value for key, value in portion.keys.items() if key not in shown}
@@ -197,14 +195,6 @@ def constant(value: Any, n_rows: int) -> pa.Array:
     if isinstance(value, str):
         return arrow.coded(np.zeros(n_rows, np.int32), [value])
     return pa.nulls(n_rows) if value is None else arrow.numbers(np.full(n_rows, value))
-
-
-def _outside_column(portion: Portion, outcome: Outcome) -> pa.Array:
-    """Which settings of the rows that were priced lie outside what is offered, null where there is nothing to say."""
-    codes, texts = outside(portion.scenario, portion.layouts.take(outcome.rows))
-    column = np.full(len(portion.layouts), -1, np.int32)
-    column[outcome.rows] = codes
-    return arrow.coded(column, texts)
 
 
 def _result_columns(outcome: Outcome) -> dict[str, pa.Array]:
@@ -226,3 +216,12 @@ def _result_columns(outcome: Outcome) -> dict[str, pa.Array]:
             values, absent = filled, missing
         columns[f.name] = arrow.numbers(values, absent)
     return columns
+
+
+def _trust_columns(portion: Portion, outcome: Outcome) -> dict[str, pa.Array]:
+    """The error to expect of each row that was priced, and what lies outside; null where there is nothing to say."""
+    rows, n_rows = outcome.rows, len(outcome.status)
+    error, outside = np.full(n_rows, np.nan), np.full(n_rows, -1, np.int64)
+    found = judged(portion.scenario, portion.layouts if len(rows) == n_rows else portion.layouts.take(rows))
+    error[rows], outside[rows] = found.expected_error, found.outside
+    return {"expected_error": arrow.numbers(error, np.isnan(error)), "outside": arrow.coded(outside, found.texts)}

@@ -1,0 +1,254 @@
+"""How far to trust a row: the error to expect of its step time, and which of its settings lie outside what was measured.
+
+A profile's measured runs are summed up in boxes (``MeasuredRuns``): settings that they have, and the error of predictions there. A row
+inside a box has its error. Each setting outside widens it by a step that was learned by leaving such runs out (``growth.STEPS``); steps
+and the box's error add in quadrature, and the nearest box counts. Where a step was never learned (a generation of chips that no run was
+on, mixtures of experts), there is no figure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rapid_dse.config.measured import MeasuredRuns, alike
+from rapid_dse.config.run import RECOMPUTE, SCHEDULES
+from rapid_dse.config.scenario import Scenario
+from rapid_dse.layouts import IntColumn, Layouts
+from rapid_dse.model.parameters import count
+from rapid_dse.simulate.growth import ARCHITECTURES, PRECISIONS, STEPS
+
+FloatColumn = NDArray[np.float64]
+Units = float | FloatColumn  # how far a setting lies outside: of every row, or of each
+
+LEAST = 0.1  # share of the error inside that a setting outside adds at least
+REFERENCE = "reference"  # the cluster of jobs whose cluster nobody named
+# Settings that rows of one scenario differ in, each with its bit.
+BITS = {
+    name: 1 << at for at, name in enumerate(("tp", "cp", "pp", "micro_batch", "gpus", "nodes", "zero", "recompute", "schedule", "cluster"))
+}
+_MASKS = 1 << len(BITS)
+_TABLE = 4096  # columns of numbers up to this are looked up in a table
+TITLES = {
+    "architecture": "hw",
+    "chip": "hw",
+    "tp_over_nodes": "tp over nodes",
+    "seq_len": "sequence length",
+    "parameters": "model size",
+    "small_models": "model size",
+    "micro_batch": "micro-batch",
+    "gpus": "GPUs",
+}
+
+
+@dataclass(frozen=True)
+class Trust:
+    """``expected_error``: relative error of step time within which two thirds of such runs may be expected, NaN where nothing like them
+    was measured; ``outside``: index into ``texts`` of what lies outside, -1 where nothing does; ``(n_layouts,)`` each."""
+
+    expected_error: FloatColumn
+    outside: IntColumn
+    texts: tuple[str, ...]
+
+
+def trust(scenario: Scenario, layouts: Layouts) -> Trust:
+    """How far each row may be trusted."""
+    n_rows = len(layouts)
+    if not scenario.software.measured or scenario.workload.kind != "training" or not n_rows:
+        text = f"software (no {scenario.workload.kind} run of {scenario.software.name} was measured)"
+        return Trust(np.full(n_rows, np.nan), np.zeros(n_rows, np.int64), (text,))
+    node = scenario.hw.gpus_per_node
+    if layouts.tp.max() <= node or layouts.tp.min() > node:
+        return _alike(scenario, layouts, bool(layouts.tp[0] > node))
+    over = layouts.tp > node
+    error, outside = np.empty(n_rows), np.empty(n_rows, np.int64)
+    texts = dict[str, int]()
+    for kind in (False, True):
+        rows = np.flatnonzero(over == kind)
+        found = _alike(scenario, layouts.take(rows), kind)
+        error[rows] = found.expected_error
+        places = np.array([texts.setdefault(text, len(texts)) for text in found.texts] + [-1])
+        outside[rows] = places[found.outside]  # -1, inside, is the last of them
+    return Trust(error, outside, tuple(texts))
+
+
+def _alike(scenario: Scenario, layouts: Layouts, over: bool) -> Trust:
+    """``trust`` of rows whose tensor-parallel groups all cross nodes, or none does."""
+    boxes = _in_reach(scenario, over)
+    listed = {name: bit for name, bit in BITS.items() if name != "cluster" or scenario.cluster.name != REFERENCE}
+    inside = error_inside(scenario, over)
+    nearest: Units = np.inf
+    code: int | IntColumn = -1
+    shared = []
+    for at, box in enumerate(boxes):
+        units = distances(box, scenario, layouts, over)
+        squared, mask = _summed(units, inside, listed)
+        shared.append([name for name in units if name not in BITS])
+        closer = squared < nearest
+        if at == 0 or np.all(closer):
+            nearest, code = squared, at * _MASKS + mask
+        elif np.any(closer):
+            nearest, code = np.where(closer, squared, nearest), np.where(closer, at * _MASKS + mask, code)
+    error = np.sqrt(inside**2 + nearest)
+    outside, texts = _texts(code, boxes, shared)
+    n_rows = len(layouts)
+    finite = np.where(np.isfinite(error), error, np.nan)
+    return Trust(np.broadcast_to(finite, n_rows), np.broadcast_to(outside, n_rows), texts)
+
+
+def _in_reach(scenario: Scenario, over: bool) -> list[MeasuredRuns]:
+    """The boxes that may be the nearest to some row: not those within another one that is as near in all that the rows share."""
+    kept: list[MeasuredRuns] = []
+    inside = error_inside(scenario, over)
+    boxes = [(box, _summed(_of_scenario(box, scenario, over), inside, {})[0]) for box in scenario.software.measured]
+    for box, _ in sorted(boxes, key=lambda each: each[1]):
+        if not any(_covers(other, box) and other.cluster in (box.cluster, scenario.cluster.name) for other in kept):
+            kept.append(box)
+    return kept
+
+
+def _covers(wide: MeasuredRuns, narrow: MeasuredRuns) -> bool:
+    """Whether all that rows may differ in and that one box has, another has too."""
+    spans = ((getattr(wide, name), getattr(narrow, name)) for name in ("tp", "cp", "pp", "micro_batch", "gpus", "nodes"))
+    kinds = ((getattr(wide, name), getattr(narrow, name)) for name in ("zero", "recompute", "schedule"))
+    return all(a[0] <= b[0] and b[1] <= a[1] for a, b in spans) and all(set(b) <= set(a) for a, b in kinds)
+
+
+def widening(step: float, inside: float | FloatColumn) -> float | FloatColumn:
+    """The square that a setting outside adds: of its step, and of ``LEAST`` of the error inside, which lets none be promised as inside."""
+    return step**2 + (LEAST * inside) ** 2
+
+
+def _summed(units: Mapping[str, Units], inside: float, listed: Mapping[str, int]) -> tuple[Units, int | IntColumn]:
+    """The squared widening of all settings together, and the bits of those of ``listed`` that lie outside."""
+    squared: Units = 0.0
+    mask: int | IntColumn = 0
+    for name, value in units.items():
+        if name in STEPS:
+            squared = squared + widening(STEPS[name], inside) * (value * value)
+        elif np.any(value):
+            squared = squared + np.inf
+        if name in listed:
+            mask = mask + (value > 0) * listed[name]
+    return squared, mask
+
+
+def distances(box: MeasuredRuns, scenario: Scenario, layouts: Layouts, over: bool) -> dict[str, Units]:
+    """How far each setting lies outside a box: 1 where it is none of those measured, of numbers the doublings, infinite where nothing is
+    known of such a step. Settings that lie inside in every row are left out."""
+    found: dict[str, Units] = dict(_of_scenario(box, scenario, over))
+    node = scenario.hw.gpus_per_node
+    if box.cluster != scenario.cluster.name:  # of jobs on one node it is no matter
+        found["cluster"] = _looked_up(layouts.num_gpus, lambda num_gpus: (num_gpus > node).astype(np.float64))
+    columns = {"tp": layouts.tp, "cp": layouts.cp, "pp": layouts.pp, "micro_batch": layouts.micro_batch_size, "gpus": layouts.num_gpus}
+    for name, column in columns.items():
+        found[name] = _looked_up(column, _doublings(*getattr(box, name)))
+    one, more = box.nodes[0] <= 1, box.nodes[1] > 1
+    found["nodes"] = 0.0 if one and more else _looked_up(layouts.num_gpus, lambda num_gpus: ((num_gpus > node) != more).astype(np.float64))
+    found["recompute"] = _looked_up(layouts.recompute, _none_of([RECOMPUTE.index(name) for name in box.recompute], len(RECOMPUTE)))
+    known = [0, *(SCHEDULES.index(name) for name in box.schedule)]  # without pipelines there is none
+    found["schedule"] = _looked_up(layouts.schedule, _none_of(known, len(SCHEDULES)))
+    found["zero"] = _looked_up(layouts.zero, _none_of(box.zero, 4))
+    if np.any(found["zero"]):
+        found["zero"] = np.where(layouts.dp * layouts.cp > 1, found["zero"], 0.0)
+    return {name: value for name, value in found.items() if np.any(value)}
+
+
+def _of_scenario(box: MeasuredRuns, scenario: Scenario, over: bool) -> dict[str, float]:
+    """Distances of what all rows of a scenario share."""
+    hw, work = scenario.hw, scenario.workload
+    size = count(scenario.model).total
+    found = {
+        "seq_len": float(_doublings(*box.seq_len)(np.array(work.seq_len))),
+        "parameters" if size > box.parameters[0] else "small_models": float(_doublings(*box.parameters)(np.array(size))),
+        "tp_over_nodes": float(box.tp_over_nodes != over),
+        "experts": 0.0 if box.experts == bool(scenario.model.num_experts) else np.inf,
+    }
+    if box.chip != hw.name:
+        same = hw.architecture is not None and hw.architecture == box.architecture
+        known = {hw.architecture, box.architecture} <= set(ARCHITECTURES)
+        found["chip" if same else "architecture"] = 1.0 if same or known else np.inf
+    if box.precision != (precision := alike(work.precision)):
+        found["precision"] = 1.0 if {precision, box.precision} <= set(PRECISIONS) else np.inf
+    return found
+
+
+def error_inside(scenario: Scenario, over: bool) -> float:
+    """The error of the boxes that are most like the scenario: the largest of those that nothing tells apart for it."""
+    boxes: Sequence[MeasuredRuns] = scenario.software.measured
+    wanted: tuple[Callable[[MeasuredRuns], bool], ...] = (
+        lambda box: box.tp_over_nodes == over,
+        lambda box: box.experts == bool(scenario.model.num_experts),
+        lambda box: box.precision == alike(scenario.workload.precision),
+        lambda box: box.chip == scenario.hw.name,
+        lambda box: box.cluster == scenario.cluster.name,
+    )
+    for has in wanted:
+        boxes = [box for box in boxes if has(box)] or boxes
+    return max(box.error for box in boxes)
+
+
+def _doublings(least: float, largest: float) -> Callable[[NDArray[Any]], FloatColumn]:
+    def units(value: NDArray[Any]) -> FloatColumn:
+        number = np.maximum(value.astype(np.float64), 1.0)
+        found: FloatColumn = np.log2(np.maximum(1.0, np.maximum(number / largest, least / number)))
+        return found
+
+    return units
+
+
+def _none_of(known: Sequence[int], size: int) -> Callable[[NDArray[Any]], FloatColumn]:
+    table = np.ones(size)
+    table[list(known)] = 0.0
+    return lambda value: table[np.minimum(value, size - 1).astype(np.int64)]
+
+
+def _looked_up(column: IntColumn, units: Callable[[NDArray[Any]], FloatColumn]) -> Units:
+    """``units`` of a column; one number where all rows have the same."""
+    high = int(column.max())
+    table = units(np.arange(min(high, _TABLE) + 1))
+    if high <= _TABLE and not table.any():
+        return 0.0
+    low = int(column.min())
+    if low == high:
+        return float(units(np.array([low]))[0])
+    if high > _TABLE:
+        return units(column)
+    return table[column] if table[low:].any() else 0.0
+
+
+def _texts(
+    code: int | IntColumn, boxes: Sequence[MeasuredRuns], shared: Sequence[Sequence[str]]
+) -> tuple[int | IntColumn, tuple[str, ...]]:
+    """What lies outside in words, by the nearest box and the bits beside it; -1 and no text where nothing does."""
+    codes = np.flatnonzero(np.bincount(code)) if isinstance(code, np.ndarray) else np.array([code])
+    place, texts = np.full(len(boxes) * _MASKS, -1), dict[str, int]()
+    for each in codes.tolist():
+        box, names = boxes[each // _MASKS], [*shared[each // _MASKS], *(name for name, bit in BITS.items() if each & bit)]
+        if names:
+            text = "; ".join(f"{TITLES.get(name, name)} (measured: {_measured(box, name)})" for name in names)
+            place[each] = texts.setdefault(text, len(texts))
+    return place[code], tuple(texts)
+
+
+def _measured(box: MeasuredRuns, name: str) -> str:
+    """What a box has of a setting, in words."""
+    if name in ("architecture", "chip"):
+        return box.chip
+    if name == "experts":
+        return "with experts" if box.experts else "dense models"
+    if name == "tp_over_nodes":
+        return "over nodes" if box.tp_over_nodes else "within a node"
+    billions = name in ("parameters", "small_models")
+    value = box.parameters if billions else getattr(box, name)
+    if name in ("zero", "recompute", "schedule"):
+        return ", ".join(map(str, value)) or "none"
+    if isinstance(value, str):
+        return value
+    least, largest = (f"{each / 1e9:.3g}" if billions else f"{each:,.0f}" for each in value)
+    text = least if least == largest else f"{least} to {largest}"
+    return f"{text} billion parameters" if billions else text
