@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 import numpy as np
@@ -58,6 +58,19 @@ def test_every_row_holds_what_a_row_must() -> None:
     assert seen["ok"] > ROWS / 5 < seen["oom"] * 2
     assert seen["own split"] > 5 < seen["empty stages"]
     assert not {*CHIPS, *SOFTWARE, "bf16", "fp16", "fp8", "tf32", "fp32"} - seen.keys()
+
+
+def test_a_row_has_the_same_results_alone_as_in_its_table() -> None:
+    """Parts are priced once for layouts that are alike in what a part depends on; nothing depends on more than is said."""
+    rng = np.random.default_rng(4)
+    for number, (found, layouts) in enumerate(drawn(3000, 23)):
+        rows = rng.integers(0, len(layouts), 6)
+        whole = price(found, layouts).take(rows)
+        alone = Priced.concatenate([price(found, layouts.take(np.array([row]))) for row in rows])
+        for field in fields(Priced):
+            where = f"{number} {found.hw.name} {found.model.name} {found.software.name}, rows {rows}: {field.name}"
+            scale = 1e-12 * whole.step_time_s.max() if field.name.startswith("time_") else 0.0
+            np.testing.assert_allclose(getattr(alone, field.name), getattr(whole, field.name), rtol=1e-12, atol=scale, err_msg=where)
 
 
 def number_of_empty(found: Scenario, layouts: Layouts) -> int:

@@ -15,7 +15,7 @@ from rapid_dse.device import operator_model
 from rapid_dse.layouts import ZERO_BUBBLE, Layouts
 from rapid_dse.network import closed_form
 from rapid_dse.network.placement import Span
-from rapid_dse.simulate import price
+from rapid_dse.simulate import price, training
 from rapid_dse.simulate.results import Priced
 
 
@@ -262,8 +262,9 @@ class TestEveryTable:
         assert (watts <= of.hw.energy.tdp * (1 + 1e-12)).all()
         np.testing.assert_allclose(result.cost_usd, of.hw.price / 3600 * rows.num_gpus * result.step_time_s)
 
-    def test_a_row_is_priced_alike_alone_and_in_any_company(self, name: str) -> None:
-        of, rows = table(name, count=9000)  # more than a chunk, where there are as many
+    def test_a_row_is_priced_alike_alone_and_in_any_company(self, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(training, "CHUNK", 1000)
+        of, rows = table(name, count=9000)  # more than a chunk
         whole = price(of, rows)
         order = np.random.default_rng(1).permutation(len(rows))
         _same(price(of, rows.take(order)), whole, order)
