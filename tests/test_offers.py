@@ -20,7 +20,8 @@ from rapid_dse.sweep.outside import outside
 from rapid_dse.sweep.overrides import read
 from rapid_dse.sweep.space import plan
 
-DATA = Path(__file__).resolve().parent.parent.parent / "shared" / "data"
+ROOT = Path(__file__).resolve().parent.parent
+DATA = ROOT.parent / "shared" / "data"
 GPUS = {"num_gpus": 64, "global_batch_size": 256}
 PIPE = GPUS | {"pp": 4}
 INTERLEAVED = PIPE | {"vpp": 2}
@@ -74,6 +75,9 @@ TABLE: list[tuple[str, dict[str, Any], str | None]] = [
     ("llm_foundry", PIPE | {"recompute": "none", "zero": 3}, "pp > 1"),
     ("llm_foundry", GPUS | {"recompute": "selective", "zero": 3}, "recompute selective"),
     ("tensorrt_llm", GPUS, "training"),
+    # PyTorch's own wrappers: DDP, ZeroRedundancyOptimizer, fully_shard.
+    ("pytorch", GPUS | {"zero": 3}, None),
+    ("pytorch_compile", GPUS | {"zero": 1, "tp": 2}, "tp > 1"),
 ]
 
 
@@ -138,6 +142,13 @@ def test_a_trial_is_refused_or_says_what_is_not_offered(tmp_path: Path) -> None:
     wish = ("hw.num_gpus=64", "parallel.tp=8", "parallel.pp=4", "parallel.schedule=zero_bubble")
     assert "megatron_lm does not offer zero_bubble" in program.one_line(program.run(tmp_path, *wish))
     assert "outside: schedule zero_bubble: not offered by megatron_lm" in program.done(tmp_path, *wish, "software.enforce=false").out
+
+
+def test_every_profile_says_what_it_offers() -> None:
+    for path in sorted((ROOT / "conf" / "software").glob("*.yaml")):
+        offered = trials.scenario(software=path.stem).software.offers
+        named = {"parallelisms", "schedules", "zero", "zero_with_pipelines", "shard_group", "recompute", "precisions"}
+        assert offered.workloads == ("inference",) or named <= offered.model_fields_set, path.stem
 
 
 AUTOMATIC = [
