@@ -258,6 +258,20 @@ def test_other_models_and_workloads_are_other_tables(tmp_path: Path) -> None:
     assert "global_batch_size" in out.splitlines()[0], "rates of two batches have one ranking"
 
 
+def test_the_best_of_each_job_is_priced_again(tmp_path: Path) -> None:
+    small = ("hw.num_gpus=8", "workload.global_batch_size=8", "workload.seq_len=2048", "model.num_hidden_layers=2")
+    out = done(tmp_path, "-m", "model=llama2_7b,llama2_13b", *small, "parallel.tp=4,8", "search.refine=2").out
+    again = out.split("priced now)")[1]
+    assert re.findall(r"^1  (\w+)", again, re.MULTILINE) == ["llama2_7b", "llama2_13b"]
+    assert again.count("priced again by hybrid: ") == 2
+
+
+def test_of_many_models_each_has_its_parameters(tmp_path: Path) -> None:
+    models = {"llama2_7b": "6.74 B", "llama2_13b": "13.0 B", "llama3_8b": "8.03 B", "llama2_70b": "69.0 B", "gpt3_175b": "175 B"}
+    out = done(tmp_path, "-m", f"model={','.join(models)}", "parallel.tp=8", "parallel.pp=4").out
+    assert dict(re.findall(r"^\d +(\w+) .* ([\d.]+ B)(?: .*)?$", out, re.MULTILINE)) == models
+
+
 def test_single_changes_are_those_that_fit_alone() -> None:
     found = portion(grid(ONE_GIANT), model="llama3_1_70b")
     changes, tried = advice.changes(found.scenario, found.layouts, Aim("step_time_s", 1))

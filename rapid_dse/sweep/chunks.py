@@ -206,6 +206,8 @@ def _usable(chunk: Chunk, lanes: identity.Lanes) -> NDArray[np.float64] | float:
     if len(set(each)) == 1:
         return each[0]
     usable = np.repeat(each, [len(piece.layouts) for piece in chunk.pieces])
+    if len(lanes) == len(chunk.lanes) and (lanes == chunk.lanes).all():
+        return usable
     known = dict(zip(map(bytes, chunk.lanes), usable.tolist(), strict=True))
     return np.array([known[bytes(key)] for key in lanes])
 

@@ -91,6 +91,8 @@ def run(
     study = search.study or default_study(portions)
     require_study(study)
     aim = aim_of(search, portions)
+    if len(search.objectives) > 1:
+        _notice(err, f"a grid is ranked by {aim.by}, the first of search.objectives; the front of several: search=optuna")
     folder = Path(search.results_dir) / study
     store.prepare(folder)
     tally = Tally(aim)
@@ -248,8 +250,10 @@ def _again(
 ) -> None:
     """What is made of the best trials: their prices by another backend, their hardware."""
     search, debug = settings
-    if search.refine and len(found):
-        refine_best(tally.best(found, search.refine), chunks, search, folder, tally.aim, consoles)
+    groups = np.unique(found.group)[: search.refine]
+    for group in groups:  # of other jobs as many each
+        job = found.take(np.flatnonzero(found.group == group))
+        refine_best(tally.best(job, search.refine // len(groups)), chunks, search, folder, tally.aim, consoles)
     if debug.hw_snapshots and len(found):
         from rapid_dse.sweep import snapshots
 

@@ -109,6 +109,10 @@ def _size(name: str, trial: Priceable | None) -> str:
     return f" ({model_size(trial.scenario)})" if name == "model" and trial is not None else ""
 
 
+def _parameters(trial: Priceable | None) -> str:
+    return "" if trial is None else figures.parameters(parameters.count(trial.scenario.model, trial.scenario.workload.seq_len).total)
+
+
 def model_size(scenario: Scenario) -> str:
     """How many parameters the model has, and how many of them a token passes through where those are fewer."""
     found = parameters.count(scenario.model, scenario.workload.seq_len)
@@ -147,6 +151,8 @@ def _show_best_of_groups(out: Console, standing: Standing, groups: Sequence[int]
     keys = ", ".join(key for key, _ in standing.labels[groups[0]])
     more = f" (the first {MOST_GROUPS} of them)" if len(groups) > MOST_GROUPS else ""
     listing.say(out, f"the best layout for each of {len(groups):,} values of {keys}{more}; they are other jobs, and are not ranked:")
+    if any(key.split(".")[0] == "model" for key in aim.varying):
+        after = {"parameters": [_parameters(source.trial(row)) for row in rows], **after}
     show.show_rows(out, Listed(rows, aim.by, aim.varying, after=after))
     listing.say(out, _shared(rows[0], aim.varying, source.trial(rows[0]) if "model" not in aim.varying else None))
 

@@ -34,8 +34,9 @@ def known_good(space: SearchSpace, count: int) -> list[dict[str, Any]]:
         priced = price(closed, layouts.take(rows))
     except ValueError:  # a network without closed forms: the study starts without a hint, and its trials say what is wrong
         return []
-    order = np.argsort(np.where(priced.fits, priced.step_time_s, np.inf), kind="stable")[:count]
-    return [space.labels(variant, int(rows[at])) for at in order if priced.fits[at]]
+    fits = priced.peak_memory_bytes <= scenario.hw.memory.usable * (1 - scenario.search.headroom)
+    order = np.argsort(np.where(fits, priced.step_time_s, np.inf), kind="stable")[:count]
+    return [space.labels(variant, int(rows[at])) for at in order if fits[at]]
 
 
 def _usual(layouts: Layouts, node: int) -> Any:

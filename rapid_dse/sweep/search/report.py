@@ -71,7 +71,7 @@ def report(out: Console, found: Found, aims: Aims, aim: Aim, trial: Callable[[ra
         names = " against ".join(objective.text for objective in aims.objectives)
         listing.say(out, f"the front of {names}: {len(front):,} layouts")
         show.show_rows(out, Listed(front[: aim.top], aim.by, aim.varying))
-    else:
+    if len(aims.objectives) == 1 or not found.feasible or aim.best_per is not None:
         _ranked(out, found, aim, trial)
     outer = [key for key in aim.varying if not key.startswith("workload.global_batch_size")]
     best = _best_by_variant(found.rows, aims, outer) if found.feasible else []
