@@ -121,6 +121,20 @@ def test_layouts_within_the_error_are_one_line_with_their_count() -> None:
     assert [line.at for line in lines] == [3, 6, 1, 0], "the simplest is the one without tp"
 
 
+def test_the_best_row_inside_what_was_measured_has_a_line() -> None:
+    # the two that are measured and fit are the 5th and the 7th; a row without a known error is not inside
+    outside = ["zero", None, "zero", "zero", None, "cp", None]
+    errors = pa.array([0.01] * 4 + [0.01, 0.01, 0.01], pa.float64())
+    rows = table([1.0, 0.5, 1.1, 1.2, 1.3, 1.4, 1.5], fits=[True, False] + [True] * 5, outside=pa.array(outside, pa.string()))
+    rows = rows.set_column(rows.column_names.index("expected_error"), "expected_error", errors)
+    aim = Aim("step_time_s", 2)
+    assert [(line.rank, line.inside) for line in chosen(stood(rows, aim), 0, aim)] == [(1, False), (2, False), (4, True)]
+    unknown = rows.set_column(rows.column_names.index("expected_error"), "expected_error", pa.array([0.01] * 4 + [None] * 3, pa.float64()))
+    assert not any(line.inside for line in chosen(stood(unknown, aim), 0, aim))
+    every = Aim("step_time_s", 20)
+    assert [line.rank for line in chosen(stood(rows, every), 0, every) if line.inside] == [4]
+
+
 def test_of_rates_the_largest_is_best_and_its_error_is_a_factor() -> None:
     # MFU 1/1.0 … : 1/1.1 lies within 10 % of the best, 1/1.2 does not
     found = stood(table([1.2, 1.0, 1.1]), Aim("mfu", 2))

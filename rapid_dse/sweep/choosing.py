@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,12 +21,14 @@ class Line:
         rank: its rank among the rows of its group that count, from 1; 0 where it does not count.
         alike: how many rows of its variant behind it are within the error to expect of it; None where each row has a line of its own.
         simplest: it is the simplest of the rows that cannot be told from the best.
+        inside: it is the best of the rows whose settings all lie inside what was measured.
     """
 
     at: int
     rank: int
     alike: int | None = None
     simplest: bool = False
+    inside: bool = False
 
 
 def chosen(found: Standing, group: int, aim: Aim) -> list[Line]:
@@ -34,7 +36,8 @@ def chosen(found: Standing, group: int, aim: Aim) -> list[Line]:
 
     All rows, best first and what does not count last (the nearest to fitting first), where ``Aim.top`` has room for them. Else, where
     the error to expect is known, one line for a row and all of its variant that lie within its error, up to ``REACH`` times the
-    variant's best, and the simplest of those alike to the best. ``Aim.best_per``: the best row of each value.
+    variant's best, and the simplest of those alike to the best. The best row inside what was measured has a line too.
+    ``Aim.best_per``: the best row of each value.
     """
     rows, count = ordered(found, group)
     ranks = [at + 1 if at < count else 0 for at in range(len(rows))]
@@ -42,11 +45,23 @@ def chosen(found: Standing, group: int, aim: Aim) -> list[Line]:
         _, first = np.unique(found.per[rows[:count]], return_index=True)
         return [Line(int(rows[at]), ranks[at]) for at in np.sort(first)]
     if count > aim.top and not aim.each and not np.isnan(found.error[rows[0]]):
-        return _classes(found, rows[:count], aim.top)
+        return _with_inside(found, rows[:count], _classes(found, rows[:count], aim.top))
     shown = len(rows) if len(rows) <= aim.top else min(aim.top, count or len(rows))
     alike = like_the_best(found, rows[:count])
     simple = alike[simplest(found, rows[alike])] if len(alike) > 1 else -1
-    return [Line(int(rows[at]), ranks[at], simplest=at == simple) for at in range(shown)]
+    lines = [Line(int(rows[at]), ranks[at], simplest=at == simple) for at in range(shown)]
+    return _with_inside(found, rows[:count], lines)
+
+
+def _with_inside(found: Standing, rows: NDArray[np.int64], lines: list[Line]) -> list[Line]:
+    """The lines with the best row inside what was measured marked; it is put at its place where it is none of them."""
+    if not found.inside[rows].any():
+        return lines
+    at = int(np.argmax(found.inside[rows]))
+    if any(line.rank == at + 1 for line in lines):
+        return [replace(line, inside=line.rank == at + 1) for line in lines]
+    counting = [line for line in lines if line.rank]
+    return sorted([*counting, Line(int(rows[at]), at + 1, inside=True)], key=lambda line: line.rank) + lines[len(counting) :]
 
 
 def ordered(found: Standing, group: int) -> tuple[NDArray[np.int64], int]:

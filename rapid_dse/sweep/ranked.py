@@ -77,12 +77,25 @@ def _show_group(out: Console, standing: Standing, group: int, aim: Aim, source: 
         listing.say(out, _shared(rows[0], varying, source.trial(rows[0])))
         for text in _indistinct(standing, group, lines, varying, aim, source.each):
             listing.say(out, text)
+        if lines[0].rank == 1 and aim.best_per is None:
+            for text in _beyond(rows[0], lines):
+                listing.say(out, text)
     _advise(out, standing, group, lines, rows, aim, source)
 
 
 def _alike(line: Line) -> str:
     more = f"{line.alike:,} more" if line.alike else ""
-    return "simplest" + (f" of {line.alike + 1:,}" if line.alike else "") if line.simplest else more
+    text = "simplest" + (f" of {line.alike + 1:,}" if line.alike else "") if line.simplest else more
+    return ", ".join([text] * bool(text) + ["best measured"] * line.inside)
+
+
+def _beyond(best: Row, lines: Sequence[Line]) -> list[str]:
+    """What of the best row lies outside what was measured or is offered, and which the best one is that lies inside."""
+    if not best.get("outside"):
+        return []
+    inside = next((line for line in lines if line.inside), None)
+    other = f"the best inside what was measured is #{inside.rank}" if inside else "no row lies inside what was measured"
+    return [f"#1 lies outside: {best['outside']}; {other}"]
 
 
 def _status(row: Row, verdict: int, aim: Aim) -> str:

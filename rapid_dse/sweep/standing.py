@@ -96,6 +96,7 @@ class Standing:
         verdict: ``FITS``, ``OOM``, ``NO_HEADROOM``, or 3 and the index of the constraint that is broken.
         error: the relative error to expect of the step time; NaN where it is not known.
         plainness: see ``plainness``.
+        inside: whether all its settings lie inside what was measured and is offered.
         group: index in ``labels``.
         variant: what is equal for rows whose ``Aim.varying`` keys have the same values.
         per: index in ``values``.
@@ -110,6 +111,7 @@ class Standing:
     verdict: NDArray[np.int64]
     error: FloatColumn
     plainness: NDArray[np.int64]
+    inside: NDArray[np.bool_]
     group: NDArray[np.int64]
     variant: NDArray[np.int64]
     per: NDArray[np.int64]
@@ -123,7 +125,7 @@ class Standing:
 
     def take(self, rows: NDArray[Any]) -> Standing:
         """The rows at these positions."""
-        columns = ("lanes", "loss", "over", "verdict", "error", "plainness", "group", "variant", "per")
+        columns = ("lanes", "loss", "over", "verdict", "error", "plainness", "inside", "group", "variant", "per")
         return replace(self, **{name: getattr(self, name)[rows] for name in columns})
 
 
@@ -153,6 +155,7 @@ def standing_of(table: pa.Table, aim: Aim, usable: FloatColumn | float | None, l
         verdict,
         expected_error(table) if name in OF_TIME else np.full(len(table), np.nan),
         plainness(table),
+        inside(table),
         group,
         _variants(table, aim.varying),
         per,
@@ -188,6 +191,14 @@ def numbers(table: pa.Table, name: str) -> FloatColumn:
 def expected_error(table: pa.Table) -> FloatColumn:
     """The relative error to expect of each row's step time, ``(n_rows,)``; NaN where nothing alike was measured."""
     return numbers(table, "expected_error")
+
+
+def inside(table: pa.Table) -> NDArray[np.bool_]:
+    """Which rows lie inside what was measured and is offered, ``(n_rows,)``: nothing is said to lie outside, and an error is known."""
+    if "outside" not in table.column_names:
+        return np.zeros(len(table), np.bool_)
+    nothing = arrow.floats(table["outside"].is_null()) == 1
+    return nothing & ~np.isnan(expected_error(table))
 
 
 def plainness(table: pa.Table) -> NDArray[np.int64]:
@@ -272,7 +283,7 @@ def together(parts: Sequence[Standing], aim: Aim) -> Standing:
     """The rows of all parts."""
     if not parts:
         none, zero = np.zeros(0), np.zeros(0, np.int64)
-        return Standing(place_lanes(0), none, none, zero, none, zero, zero, zero, zero, (), (), {}, {})
+        return Standing(place_lanes(0), none, none, zero, none, zero, zero > 0, zero, zero, zero, (), (), {}, {})
     labels = tuple(dict.fromkeys(label for part in parts for label in part.labels))
     values = tuple({repr(value): value for part in parts for value in part.values}.values())
     at, value_at = {label: i for i, label in enumerate(labels)}, {repr(value): i for i, value in enumerate(values)}
@@ -287,7 +298,7 @@ def together(parts: Sequence[Standing], aim: Aim) -> Standing:
     def joined(name: str) -> NDArray[Any]:
         return np.concatenate([getattr(part, name) for part in parts])
 
-    columns = (joined("lanes"), joined("loss"), joined("over"), joined("verdict"), joined("error"), joined("plainness"))
+    columns = (joined("lanes"), joined("loss"), joined("over"), joined("verdict"), joined("error"), joined("plainness"), joined("inside"))
     broken: Counter[str] = sum((Counter(part.broken) for part in parts), Counter())
     found = Standing(*columns, np.concatenate(groups), joined("variant"), np.concatenate(pers), labels, values, nearest, broken)
     return _kept(found, aim.top)
