@@ -79,10 +79,11 @@ def _is_cases(path: Path) -> bool:
 def _print_measured(path: Path, out: Path) -> None:
     """Writes a table of measurements with its predictions, and prints a line of errors a kind."""
     from rapid_dse.analysis.chips import chips
-    from rapid_dse.analysis.measured_tables import predict_table
+    from rapid_dse.analysis.measured_tables import chips_of, predict_table
     from rapid_dse.config.table_file import read_table
 
-    found = predict_table(read_table(path), chips(), str(path))
+    table = read_table(path)
+    found = predict_table(table, chips(chips_of(table)), str(path))
     out.mkdir(parents=True, exist_ok=True)
     target = out / f"{path.stem}.csv"
     if target.resolve() == path.resolve():

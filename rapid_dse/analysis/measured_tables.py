@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from rapid_dse.analysis.collectives import predict_collectives
-from rapid_dse.analysis.kernels import COLLECTIVES, error_table, precisions, predict_kernels, with_chips
+from rapid_dse.analysis.kernels import CARDS, COLLECTIVES, GPUS, error_table, precisions, predict_kernels, with_chips
 from rapid_dse.analysis.steps import is_steps, predict_steps, step_errors, unpriced_steps
 from rapid_dse.config.hardware import Hardware
 from rapid_dse.device import FloatArray
@@ -31,6 +31,12 @@ class Predicted:
     table: pd.DataFrame
     errors: pd.DataFrame | None
     left_out: tuple[str, ...]
+
+
+def chips_of(table: pd.DataFrame) -> set[str]:
+    """Names of the chips that a table of kernels may need: what it names, and cards that it calls otherwise."""
+    named = set(table["hw"].dropna().astype(str)) if "hw" in table else set()
+    return named | set(CARDS.values()) | set(GPUS.values())
 
 
 def predict_table(table: pd.DataFrame, chips: Mapping[str, Hardware], name: str) -> Predicted:
