@@ -104,9 +104,10 @@ def _in_reach(scenario: Scenario, over: bool) -> list[MeasuredRuns]:
     """The boxes that may be the nearest to some row: not those within another one that is as near in all that the rows share."""
     kept: list[MeasuredRuns] = []
     inside = error_inside(scenario, over)
+    here = scenario.cluster.name
     boxes = [(box, _summed(_of_scenario(box, scenario, over), inside, {})[0]) for box in scenario.software.measured]
     for box, _ in sorted(boxes, key=lambda each: each[1]):
-        if not any(_covers(other, box) and other.cluster in (box.cluster, scenario.cluster.name) for other in kept):
+        if not any(_covers(other, box) and (other.cluster == here or box.cluster != here) for other in kept):
             kept.append(box)
     return kept
 

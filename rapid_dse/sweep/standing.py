@@ -197,8 +197,8 @@ def inside(table: pa.Table) -> NDArray[np.bool_]:
     """Which rows lie inside what was measured and is offered, ``(n_rows,)``: nothing is said to lie outside, and an error is known."""
     if "outside" not in table.column_names:
         return np.zeros(len(table), np.bool_)
-    nothing = arrow.floats(table["outside"].is_null()) == 1
-    return nothing & ~np.isnan(expected_error(table))
+    found: NDArray[np.bool_] = (arrow.floats(table["outside"].is_null()) == 1) & ~np.isnan(expected_error(table))
+    return found
 
 
 def plainness(table: pa.Table) -> NDArray[np.int64]:
