@@ -121,7 +121,7 @@ SHOWN: dict[str, tuple[Any, ...]] = {
     "backend.astrasim.binary": ("simulated", "no/such/program", {"backend.engine": "astrasim"}),
 }
 # Names that files give themselves, by which results are told apart; and what needs ASTRA-sim's program, or its stand-in.
-ELSEWHERE = {"model.name", "software.name", "cluster.name", "backend.astrasim.timeout"}
+ELSEWHERE = {"model.name", "software.name", "software.known", "cluster.name", "backend.astrasim.timeout"}
 
 
 def leaves(part: BaseModel, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:

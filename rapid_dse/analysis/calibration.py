@@ -80,7 +80,8 @@ def exercised(runs: Sequence[Runs]) -> list[str]:
         "pp_overlap": some["pp"],
         "send_receive": some["pp"],
     }
-    return [parameter.name for parameter in FREE if needs.get(parameter.name, True)]
+    known = {name for run in runs for name in run.scenario.software.known}
+    return [parameter.name for parameter in FREE if needs.get(parameter.name, True) and parameter.name not in known]
 
 
 def cluster_parameters(runs: Sequence[Runs], unknown: bool = True) -> list[FreeParameter]:

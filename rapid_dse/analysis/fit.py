@@ -117,8 +117,9 @@ def typical_cluster(cluster: Cluster) -> Cluster:
 
 
 def typical_base(software: Software) -> Software:
-    """The profile with every free parameter back at what is typical: a fit must not start from another fit."""
-    return software.model_copy(update={p.name: p.typical for p in FREE} | {"measured": ()})
+    """The profile with every free parameter back at what is typical, but those that are ``known``: a fit must not start from another."""
+    typical = {p.name: p.typical for p in FREE if p.name not in software.known}
+    return software.model_copy(update=typical | {"measured": ()})
 
 
 def predict(runs: Sequence[Runs], base: Software, values: Mapping[str, float], ready: Sequence[Prepared] | None = None) -> FloatColumn:

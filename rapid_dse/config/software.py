@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from rapid_dse.config.effects import Only, Where
 from rapid_dse.config.fields import Bytes, Frozen, Seconds, ShareOrZero
@@ -23,6 +23,8 @@ class Software(Frozen):
 
     name: str
     measured: tuple[MeasuredRuns, ...] = ()  # the measured runs behind it, which say how far its predictions may be trusted
+    # Parameters of ``FREE`` that single kernels or steps on one GPU have told alone: fits of whole runs leave them as they are.
+    known: tuple[str, ...] = ()
     # What its jobs can be launched with. What it does not offer is illegal; enforce=false prices it, and ``outside`` says so.
     offers: Offers = Offers()
     enforce: bool = True
@@ -118,6 +120,14 @@ class Software(Frozen):
     head_copies: Annotated[float, Field(ge=0, le=60)] = 0.0
     # Copies of the whole stream (tokens × hidden, 16 bits) that a tensor-parallel embedding keeps a micro-batch in flight.
     embedding_copies: Annotated[float, Field(ge=0, le=8)] = 0.0
+
+    @model_validator(mode="after")
+    def _known_are_free(self) -> Software:
+        names = [parameter.name for parameter in FREE]
+        for name in self.known:
+            if name not in names:
+                raise ValueError(f"known has {name}, which no fit changes; expected some of {', '.join(names)}")
+        return self
 
     @property
     def peak_logit_bytes(self) -> float:
