@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from rich.console import Console
 from rapid_dse.config.run import Search
 from rapid_dse.config.scenario import unit_of
 from rapid_dse.layouts import grid
-from rapid_dse.sweep import advice, driver, figures, listing, standing
+from rapid_dse.sweep import advice, driver, figures, listing, show, standing
 from rapid_dse.sweep.choosing import chosen
 from rapid_dse.sweep.listing import Column
 from rapid_dse.sweep.standing import Aim
@@ -204,6 +205,19 @@ def test_what_differs_in_the_study_is_shown_where_the_shown_rows_agree(study: tu
         assert head.split()[:3] == ["#", "sms", "layout"]
         assert lines[0].split()[:2] == ["1", "132"]
     assert "8.03 B parameters" in out
+
+
+def test_a_value_without_a_line_is_told_how_to_see(study: tuple[Path, pd.DataFrame, str]) -> None:
+    folder, _, out = study
+    assert "not all values of hw.sms have a line; search.best_per=hw.sms shows the best of each" in out
+    assert "not all values" not in done(folder, "results/s", "--best-per", "hw.sms", module="rapid_dse.rank").out
+
+
+def test_reasons_are_broken_where_the_terminal_ends() -> None:
+    out = io.StringIO()
+    show.show_counts(Console(file=out, width=40), Counter(ok=1, invalid=2), Counter({"a reason of more words than a line takes": 2}), {})
+    assert max(map(len, out.getvalue().splitlines())) <= 40
+    assert out.getvalue().splitlines()[-1].startswith(" " * 16)
 
 
 def test_the_best_of_each_value_of_a_key(study: tuple[Path, pd.DataFrame, str]) -> None:

@@ -82,10 +82,11 @@ def show(console: Console, columns: Sequence[Column]) -> None:
         console.print(row, highlight=False, markup=False, soft_wrap=True)
 
 
-def say(console: Console, text: str) -> None:
-    """Prints a sentence, broken where the terminal ends."""
-    width = console.width
-    for line in textwrap.wrap(text, width, break_long_words=False, break_on_hyphens=False) if len(text) > width else [text]:
+def say(console: Console, text: str, indent: int = 0) -> None:
+    """Prints a sentence, broken where the terminal ends; further lines start with ``indent`` blanks."""
+    width, under = console.width, " " * indent
+    wrapped = textwrap.wrap(text, width, subsequent_indent=under, break_long_words=False, break_on_hyphens=False)
+    for line in wrapped if len(text) > width else [text]:
         console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 

@@ -77,10 +77,22 @@ def _show_group(out: Console, standing: Standing, group: int, aim: Aim, source: 
         listing.say(out, _shared(rows[0], varying, source.trial(rows[0])))
         for text in _indistinct(standing, group, lines, varying, aim, source.each):
             listing.say(out, text)
+        if aim.best_per is None:
+            for text in _unseen(standing, group, lines, varying, source.each):
+                listing.say(out, text)
         if lines[0].rank == 1 and aim.best_per is None:
             for text in _beyond(rows[0], lines):
                 listing.say(out, text)
     _advise(out, standing, group, lines, rows, aim, source)
+
+
+def _unseen(standing: Standing, group: int, lines: Sequence[Line], varying: Sequence[str], each: str) -> list[str]:
+    """Where one key differs in the study and some of its values have no line: how to see the best of each."""
+    counts = (standing.group == group) & (standing.verdict == FITS)
+    if len(varying) != 1 or set(standing.variant[counts]) <= set(standing.variant[[line.at for line in lines]]):
+        return []
+    option = f"--best-per {varying[0]}" if each.startswith("--") else f"search.best_per={varying[0]}"
+    return [f"not all values of {varying[0]} have a line; {option} shows the best of each"]
 
 
 def _alike(line: Line) -> str:

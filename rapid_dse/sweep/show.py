@@ -139,7 +139,7 @@ def show_counts(
         if counted:
             console.print(f"{title}:", highlight=False)
             for reason, count in counted.most_common():
-                console.print(f"  {count:>12,}  {reason}", highlight=False, markup=False, soft_wrap=True)
+                listing.say(console, f"  {count:>12,}  {reason}", indent=16)
 
 
 def show_artifacts(console: Console, scenarios: Iterable[Scenario]) -> None:
