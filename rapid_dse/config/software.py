@@ -163,7 +163,7 @@ FREE: tuple[FreeParameter, ...] = (
     FreeParameter("dp_overlap", 0.8, 0.2, 1.0, "share", "bucketing and prefetch"),
     FreeParameter("scatter_overlap", 0.8, 0.3, 1.0, "share", "whether a reduce-scatter is queued behind the backward pass or beside it"),
     FreeParameter("parameter_gather_overlap", 0.3, 0.3, 1.0, "share", "prefetch of updated weights"),
-    FreeParameter("overlap_slowdown", 0.15, 0.15, 1.0, "share", "how many SMs its collectives hold while kernels run"),
+    FreeParameter("overlap_slowdown", 0.0, 0.15, 1.0, "share", "how many SMs its collectives hold while kernels run"),
     FreeParameter("tp_overlap", 0.5, 0.2, 1.0, "share", "pipelining of tensor-parallel transfers with products"),
     FreeParameter("tp_backward_overlap", 0.2, 0.2, 1.0, "share", "input-gradient transfers beside weight gradients"),
     FreeParameter("pp_overlap", 0.5, 0.3, 1.0, "share", "asynchronous sends"),
