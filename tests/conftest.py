@@ -11,3 +11,5 @@ settings.register_profile("default", max_examples=40, deadline=None)
 settings.register_profile("fuzz", max_examples=400, deadline=None)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 os.environ["RAPID_ASTRA_CACHE_MODE"] = "NO_CACHE"
+# Commands in the tests' process print as into a pipe; workers of pytest-xdist are told the width of the terminal.
+os.environ.pop("COLUMNS", None)

@@ -97,6 +97,8 @@ def test_zero_shards_optimizer_then_gradients_then_parameters(name: str) -> None
     # The fullest stage may be another one; where there is one only, each stage of ZeRO divides its term exactly.
     single = rows.pp == 1
     for term, stage in (("optimizer", 1), ("gradients", 2), ("parameters", 3)):
+        if term == "gradients" and not of.software.fused_accumulation:
+            continue  # without a buffer they take the activations' place as the backward pass goes on: which of them the peak has changes
         before, after = (memory_terms(results[each])[term][single] for each in (stage - 1, stage))
         # FSDP's shards of parameters are the master weights: 4 bytes instead of 2
         wider = 2 if term == "parameters" and of.software.master_shards else 1

@@ -112,7 +112,7 @@ def test_constraints_hold_and_user_attributes_are_the_row(tmp_path: Path) -> Non
         assert {"status", "key", "step_time_s", "mfu", "energy_j", "parallel.tp"} <= set(trial.user_attrs)
     best = min(t.values[0] for t in found.trials if all(excess <= 0 for excess in t.constraints.values()))
     shown = next(line for line in found.out.splitlines() if line.startswith(" 1 "))
-    assert f"{best * 1e3:.4g} ms" in shown or f"{best:,.4g} s" in shown
+    assert f"{best * 1e3:.1f} ms" in shown or f"{best:.2f} s" in shown
 
 
 def test_a_trial_that_raises_is_a_row_with_its_error_and_fail_fast_ends_the_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
