@@ -106,12 +106,16 @@ def test_zero_shards_optimizer_then_gradients_then_parameters(name: str) -> None
     # More sharding never takes more, but for the shard itself beside what is whole for a while (a stage of one or two layers).
     for less, more, term in ((0, 1, None), (1, 2, "gradients"), (2, 3, "parameters")):
         shard = memory_terms(results[more])[term] if term else 0.0
-        assert (results[more].peak_memory_bytes <= (results[less].peak_memory_bytes + shard) * SLACK).all()
+        # gradients that take the activations' place one by one are few at the peak, where the layer that is reduced is whole
+        placed = (rows.num_micro_batches == 1) & (more == 2) & (not of.software.fused_accumulation)
+        allowed = np.where(placed, 1.005, SLACK)
+        assert (results[more].peak_memory_bytes <= (results[less].peak_memory_bytes + shard) * allowed).all()
     deep = of.model.num_hidden_layers / rows.pp >= 8
     sharded = deep & (shards > 1)
     for less, more in ((0, 1), (1, 2), (2, 3)):
         # pipelines keep gradients whole until the last micro-batch's are reduced
-        saves = sharded & (single | (rows.num_micro_batches == 1)) if more == 2 else sharded
+        once = (rows.num_micro_batches == 1) & of.software.fused_accumulation
+        saves = sharded & (single | once) if more == 2 else sharded
         assert (results[more].peak_memory_bytes[saves] < results[less].peak_memory_bytes[saves]).all()
     alone = shards == 1
     np.testing.assert_allclose(results[0].peak_memory_bytes[alone], results[3].peak_memory_bytes[alone])
