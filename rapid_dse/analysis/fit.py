@@ -25,7 +25,7 @@ from rapid_dse.simulate.training import Prepared, prepare, step_seconds
 FloatColumn = NDArray[np.float64]
 
 NOISE = 0.1  # log error that repeated runs of one layout show; a parameter one spread off weighs as much as a run that far off
-CERTAIN = 0.03  # the same of what ended out of memory: that it needed no less than the chip leaves is no measurement
+CERTAIN = 0.02  # the same of what ended out of memory: that it needed no less than the chip leaves is no measurement
 ROBUST = 1.0  # in units of NOISE: errors beyond count linearly
 ALIKE = 0.95  # correlation from which two parameters cannot be told apart
 
