@@ -126,7 +126,8 @@ def test_sequence_parallelism_keeps_less(name: str) -> None:
     of, rows = table(name)
     rows = rows.take(rows.tp > 1)
     without, within = (price(of, replace(rows, sequence_parallel=np.full(len(rows), each))) for each in (False, True))
-    assert (within.memory_activations_bytes < without.memory_activations_bytes).all()
+    # the fullest stage may be another one, with more activations and less of the rest
+    assert (within.peak_memory_bytes < without.peak_memory_bytes).all()
 
 
 @pytest.mark.parametrize("name", SETTINGS)
