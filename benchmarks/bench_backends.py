@@ -27,7 +27,7 @@ TIMED = """
 import json, resource, sys, time
 from rapid_dse.sweep.overrides import read
 from rapid_dse.sweep.space import single
-from rapid_dse.simulate import price
+from rapid_dse.events.backends import price
 trial = single(read(sys.argv[1:]))
 start, worked = time.perf_counter(), time.process_time()
 priced = price(trial.scenario, trial.layouts)

@@ -15,11 +15,11 @@ from pathlib import Path
 
 import numpy as np
 
-from rapid_dse.network.engine import run_graph
-from rapid_dse.network.system import SystemSettings
-from rapid_dse.network.tables import CollectiveCase
-from rapid_dse.network.topology import Topology
-from rapid_dse.simulate.astra_cache import AstraCache, run_key
+from rapid_dse.events.cache import AstraCache, run_key
+from rapid_dse.interconnect.engine import run_graph
+from rapid_dse.interconnect.system import SystemSettings
+from rapid_dse.interconnect.tables import CollectiveCase
+from rapid_dse.interconnect.topology import Topology
 from rapid_dse.trace.graph import COLLECTIVE, COMPUTE, WORLD, Graph, Groups
 
 MIB = 1 << 20

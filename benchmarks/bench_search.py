@@ -18,13 +18,13 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
 
-from rapid_dse.simulate import price
+from rapid_dse.events.backends import price
 from rapid_dse.sweep import store
 from rapid_dse.sweep.compose import hydra_ready
 from rapid_dse.sweep.overrides import read
 from rapid_dse.sweep.portion import Portion
 from rapid_dse.sweep.search import answers
-from rapid_dse.sweep.search import run as search
+from rapid_dse.sweep.search import running as search
 from rapid_dse.sweep.space import axes, plan
 
 SWEEP = "+sweeps=gpt3_175b_1024xa100"

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from rapid_dse.simulate import price
+from rapid_dse.events.backends import price
 from rapid_dse.sweep.overrides import read
 from rapid_dse.sweep.portion import Portion
 from rapid_dse.sweep.space import plan
@@ -63,7 +63,7 @@ def bench_distinct() -> None:
     """The first pricing in a process: nothing is warm yet."""
     code = (
         "import time\n"
-        "from rapid_dse.simulate import price\n"
+        "from rapid_dse.events.backends import price\n"
         "from rapid_dse.sweep.overrides import read\n"
         "from rapid_dse.sweep.space import plan\n"
         f"portion = plan(read([{LARGE!r}])).portions[0]\n"

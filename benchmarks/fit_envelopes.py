@@ -16,11 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rapid_dse.analysis.envelope import boxes, measured_lines
+from rapid_dse.analysis.error_growth import Evidence, coverage, fitted_steps, from_clusters, from_leaving_out, from_unseen
 from rapid_dse.analysis.fit import Runs, folds_of
-from rapid_dse.analysis.growth import Evidence, coverage, fitted_steps, from_clusters, from_leaving_out, from_unseen
 from rapid_dse.analysis.leaving_out import errors_unseen, linear
-from rapid_dse.analysis.runs import measured_runs
-from rapid_dse.config.measured import MeasuredRuns
+from rapid_dse.analysis.measured_runs import measured_runs
+from rapid_dse.config.measured_boxes import MeasuredRuns
 from rapid_dse.config.table_file import read_table
 from rapid_dse.simulate import growth
 from rapid_dse.sweep.cases import group_cases

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from rapid_dse.command import guarded
 
 if TYPE_CHECKING:
-    from rapid_dse.simulate.runs import Run
+    from rapid_dse.events.runs import Run
     from rapid_dse.sweep.portion import Portion
 
 HELP = """\
@@ -115,7 +115,7 @@ def _trial(overrides: Sequence[str]) -> int:
         raise ValueError(_illegal(portion.reasons[int(portion.rule[0])], overrides))
 
     from rapid_dse.analysis.trial import show
-    from rapid_dse.simulate import price
+    from rapid_dse.events.backends import price
     from rapid_dse.simulate.results import unlawful
     from rapid_dse.sweep import idle
     from rapid_dse.sweep.console import console
@@ -134,7 +134,7 @@ def _trial(overrides: Sequence[str]) -> int:
 
         out.print(busiest_links(runs), markup=False)
     if names:
-        from rapid_dse.simulate.artifacts import folder_of
+        from rapid_dse.events.artifacts import folder_of
 
         folder = folder_of(scenario, names[0])
         out.print(f"artifacts in {folder}" if folder.is_dir() else "no artifacts: closed forms leave a timeline alone", markup=False)

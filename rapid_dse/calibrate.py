@@ -42,7 +42,7 @@ def _run(argv: Sequence[str]) -> int:
 def _calibrate(arguments: argparse.Namespace) -> int:
     from rapid_dse.analysis.calibration import Options, calibrate, write_all
     from rapid_dse.analysis.fit import typical_base
-    from rapid_dse.analysis.runs import require_runs
+    from rapid_dse.analysis.measured_runs import require_runs
     from rapid_dse.config.table_file import read_table
     from rapid_dse.sweep.cases import group_cases
 

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
-from rapid_dse import termination
+from rapid_dse.common import termination
 
 USAGE, INTERRUPTED = 2, 130
 

@@ -126,7 +126,7 @@ def evaluated(frame: pd.DataFrame, groups: Sequence[CaseGroup], refused: Refused
     """
     import pandas as pd
 
-    from rapid_dse.layouts import COLUMN_OF
+    from rapid_dse.parallel.layouts import COLUMN_OF
     from rapid_dse.sweep.overrides import GROUPS
 
     results = _results(len(frame), groups, refused)

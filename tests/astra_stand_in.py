@@ -111,11 +111,12 @@ def simulate(data: Json, traits: Traits, nodes: int) -> NodeTimes:
         import reference_network
 
         return reference_network.run(data, aware)
-    from rapid_dse.network import command
+    from rapid_dse.events import network_command
     from rapid_dse.trace.graph_file import parse_graph
 
     graph = parse_graph(data)
-    times: NodeTimes = command.result_to_json(graph.graph, command.builtin_engine(graph, traits.network), links=False)["node_times_ns"]
+    result = network_command.builtin_engine(graph, traits.network)
+    times: NodeTimes = network_command.result_to_json(graph.graph, result, links=False)["node_times_ns"]
     return times
 
 

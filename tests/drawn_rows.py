@@ -11,7 +11,7 @@ from generated import ROOT, scenario
 
 from rapid_dse.config import Scenario
 from rapid_dse.config.run import RECOMPUTE, SCHEDULES
-from rapid_dse.layouts import AUTO_SCHEDULE, KEYS, ZERO_BUBBLE, Layouts, broken_rules, resolved
+from rapid_dse.parallel.layouts import AUTO_SCHEDULE, KEYS, ZERO_BUBBLE, Layouts, broken_rules, resolved
 
 CHIPS = sorted(path.stem for path in (ROOT / "conf" / "hw").glob("*.yaml"))
 PRECISIONS = ("bf16", "fp16", "fp8", "tf32", "fp32")

@@ -11,7 +11,7 @@ import numpy as np
 import yaml
 
 from rapid_dse.config import Scenario, parse
-from rapid_dse.layouts import Layouts, broken_rules, grid
+from rapid_dse.parallel.layouts import Layouts, broken_rules, grid
 from rapid_dse.sweep.portion import Portion
 
 ROOT = Path(__file__).parent.parent

@@ -17,7 +17,7 @@ from rich.console import Console
 from rapid_dse.sweep import driver, store
 from rapid_dse.sweep.compose import hydra_ready
 from rapid_dse.sweep.overrides import read
-from rapid_dse.sweep.search import run as search
+from rapid_dse.sweep.search import running as search
 from rapid_dse.sweep.space import axes, plan
 
 SPACE = ("model=llama3_1_8b", "hw.num_gpus=64", "parallel.tp=all", "parallel.pp=all", "parallel.zero=all", "parallel.micro_batch_size=all")

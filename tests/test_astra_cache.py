@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rapid_dse.network import command
-from rapid_dse.network.engine import RunResult
-from rapid_dse.network.system import SystemSettings
-from rapid_dse.network.topology import Topology
-from rapid_dse.simulate.astra_cache import MODE_VARIABLE, AstraCache, cache_mode, run_key
+from rapid_dse.events import network_command
+from rapid_dse.events.cache import MODE_VARIABLE, AstraCache, cache_mode, run_key
+from rapid_dse.interconnect.engine import RunResult
+from rapid_dse.interconnect.system import SystemSettings
+from rapid_dse.interconnect.topology import Topology
 from rapid_dse.trace.graph_file import GraphFile, parse_graph
 
 PIPELINE = Path(__file__).parent / "data" / "astrasim" / "graphs" / "g04_gpipe_fwd_ring4.json"
@@ -30,7 +30,7 @@ def pipeline() -> GraphFile:
 def keyed() -> tuple[str, RunResult]:
     file = pipeline()
     topology, system = Topology.from_json(file.network), SystemSettings.from_json(file.system)
-    return run_key(file.graph, topology, system, "fair", "builtin 1"), command.builtin_engine(file, "congestion_aware")
+    return run_key(file.graph, topology, system, "fair", "builtin 1"), network_command.builtin_engine(file, "congestion_aware")
 
 
 def test_cache_hit_and_modes(tmp_path: Path) -> None:

@@ -18,11 +18,11 @@ from program import environment, start
 from test_network_astrasim import DURATIONS, PIPELINE, computing, load
 
 from rapid_dse.command import guarded
-from rapid_dse.network.engine import RunResult
-from rapid_dse.network.system import SystemSettings
-from rapid_dse.network.tables import CollectiveCase
-from rapid_dse.network.topology import Topology
-from rapid_dse.simulate.astrasim import AstraSim
+from rapid_dse.events.astrasim.adapter import AstraSimEngine
+from rapid_dse.interconnect.engine import RunResult
+from rapid_dse.interconnect.system import SystemSettings
+from rapid_dse.interconnect.tables import CollectiveCase
+from rapid_dse.interconnect.topology import Topology
 from rapid_dse.trace.graph import Graph, GraphBuilder
 
 pytest.importorskip("chakra")
@@ -43,13 +43,13 @@ def fork(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def on(program: Path, graph: Graph, topology: Topology, system: SystemSettings | None = None, network: str = AWARE) -> RunResult:
-    return AstraSim.find(program, 60).run(graph, topology, system or SystemSettings(), network)
+    return AstraSimEngine.find(program, 60).run(graph, topology, system or SystemSettings(), network)
 
 
 def pipeline(program: Path, network: str = AWARE, timeout_s: float = 60.0) -> RunResult:
     file, _ = load(PIPELINE)
     topology, system = Topology.from_json(file.network), SystemSettings.from_json(file.system)
-    return AstraSim.find(program, timeout_s).run(file.graph, topology, system, network)
+    return AstraSimEngine.find(program, timeout_s).run(file.graph, topology, system, network)
 
 
 def calls(program: Path) -> list[str]:
@@ -219,9 +219,9 @@ def test_a_signal_ends_the_binary_too(number: int, code: int, sleeper: tuple[Pat
 WORKER = """
 import sys
 from pathlib import Path
-from rapid_dse.network.system import SystemSettings
-from rapid_dse.network.topology import Topology
-from rapid_dse.simulate.astra_process import simulate
+from rapid_dse.interconnect.system import SystemSettings
+from rapid_dse.interconnect.topology import Topology
+from rapid_dse.events.astrasim.process import simulate
 from rapid_dse.trace.graph import GraphBuilder
 graph = GraphBuilder(1)
 graph.compute(0, 0, 5)

@@ -12,11 +12,11 @@ import pytest
 from astra_stand_in import install
 from layout_spread import EVENT_BACKENDS, MIXTURE, SPREAD, Case, case
 
-from rapid_dse.network.engine import run_graph
-from rapid_dse.simulate import price
-from rapid_dse.simulate.astra_cache import FOLDER, MODE_VARIABLE, AstraCache
+from rapid_dse.events.backends import price
+from rapid_dse.events.cache import FOLDER, MODE_VARIABLE, AstraCache
+from rapid_dse.events.runs import Run
+from rapid_dse.interconnect.engine import run_graph
 from rapid_dse.simulate.results import MEMORY_TERMS, TIME_TERMS, Priced
-from rapid_dse.simulate.runs import Run
 
 HIERARCHICAL, FLATTENED = EVENT_BACKENDS[1:]
 
@@ -253,7 +253,7 @@ def test_what_cannot_run_is_refused_with_what_to_use_instead(
     def never(*_: Any, **__: Any) -> None:
         raise AssertionError("something ran before the refusal")
 
-    monkeypatch.setattr("rapid_dse.network.engine.run_graph", never)
+    monkeypatch.setattr("rapid_dse.interconnect.engine.run_graph", never)
     monkeypatch.delenv("ASTRA_SIM_BIN", raising=False)
     model = {key: value for key, value in settings.items() if key.startswith("model")}
     one = case(settings=model, **({"num_gpus": 16, "tp": 8, "sequence_parallel": 1, "global_batch_size": 8} | changes))
@@ -293,7 +293,7 @@ def test_a_large_graph_and_its_run_have_every_rank() -> None:
 
 
 def _system(one: Case, done: Run) -> Any:
-    from rapid_dse.simulate.runs import system_of
+    from rapid_dse.events.runs import system_of
 
     return system_of(one.scenario(FLATTENED), done.topology)
 
@@ -351,7 +351,7 @@ def test_a_binary_that_has_not_the_network_is_refused_before_anything_runs(
     program, one = programs["congestion_aware"], case(num_gpus=16, tp=8, sequence_parallel=1, global_batch_size=8)
     astra = {"backend__engine": "astrasim", "backend__astrasim__binary": str(program)}
     flat = {"hw__network__dimensions": [RING | {"size": 16}]}
-    monkeypatch.setattr("rapid_dse.simulate.runs.assemble", None)
+    monkeypatch.setattr("rapid_dse.events.runs.assemble", None)
     with pytest.raises(ValueError, match=r"a network of 2 dimensions: .*does not run one of two"):
         _priced(one, FLATTENED, **astra)
     for backend in ("hybrid", FLATTENED):

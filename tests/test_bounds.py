@@ -15,8 +15,8 @@ from trials import layouts, scenario
 
 from rapid_dse.config.scenario import Scenario
 from rapid_dse.config.units import EXAMPLES, to_si
-from rapid_dse.layouts import broken_rules
-from rapid_dse.simulate import price
+from rapid_dse.events.backends import price
+from rapid_dse.parallel.layouts import broken_rules
 
 LAYOUT = {"tp": 2, "pp": 2, "num_gpus": 64, "sequence_parallel": False}  # with it a sequence of one token has no share for each rank
 OF_INFERENCE = ("ttft_s", "tpot_s", "request_latency_s")

@@ -13,7 +13,7 @@ from generated import ROOT
 from rapid_dse import calibrate
 from rapid_dse.analysis.fit import typical_base
 from rapid_dse.config.software import Software
-from rapid_dse.simulate import price
+from rapid_dse.events.backends import price
 from rapid_dse.sweep.cases import group_cases
 
 TRUTH = {"host_layer": 4e-3, "matmul_efficiency": 0.85, "elementwise_traffic": 2.8, "host_step": 0.05}

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from rapid_dse.config.hardware import Network
-from rapid_dse.network import closed_form as cf
-from rapid_dse.network.nccl import Nccl, Protocol
-from rapid_dse.network.placement import Floats, Span, place
+from rapid_dse.interconnect import closed_form as cf
+from rapid_dse.interconnect.nccl import Nccl, Protocol
+from rapid_dse.parallel.placement import Floats, place
+from rapid_dse.parallel.span import Span
 
 COLLECTIVES = (cf.all_reduce, cf.all_gather, cf.reduce_scatter, cf.all_to_all, cf.send_recv, cf.broadcast)
 FREE = Protocol(0.0, 0.0, 1.0, 0.0)

@@ -14,7 +14,7 @@ from rapid_dse import calibrate
 from rapid_dse.analysis.fit import typical_base
 from rapid_dse.config.cluster import Cluster
 from rapid_dse.config.scenario import Scenario
-from rapid_dse.simulate import price
+from rapid_dse.events.backends import price
 from rapid_dse.simulate.communication import cluster_of, effective_network
 from rapid_dse.sweep.cases import group_cases
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pandas as pd
 import pytest
 
-from rapid_dse.analysis.collectives import error_table, fabric_of, predict_collectives, span_of
+from rapid_dse.analysis.measured_collectives import error_table, fabric_of, predict_collectives, span_of
 from rapid_dse.config.hardware import Network
-from rapid_dse.network import closed_form as cf
+from rapid_dse.interconnect import closed_form as cf
 
 NODE = {
     "topology": "switch",

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from rapid_dse.columns import Distinct, Shared, at, largest
+from rapid_dse.common.columns import Distinct, Shared, at, largest
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rapid_dse.layouts import CODES, KEYS
-from rapid_dse.simulate import price
+from rapid_dse.events.backends import price
+from rapid_dse.parallel.layouts import CODES, KEYS
 from rapid_dse.sweep.compose import composed, hydra_ready, scenario_of, with_values
 from rapid_dse.sweep.overrides import Values, for_hydra, read, read_space
 from rapid_dse.sweep.space import plan, single

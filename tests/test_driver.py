@@ -21,10 +21,10 @@ from rich.console import Console
 from rapid_dse import rank
 from rapid_dse.command import guarded
 from rapid_dse.config.hardware import Hardware
-from rapid_dse.config.measured import SPANS, MeasuredRuns
+from rapid_dse.config.measured_boxes import SPANS, MeasuredRuns
 from rapid_dse.config.run import Debug, Search
-from rapid_dse.layouts import grid
-from rapid_dse.simulate import price
+from rapid_dse.events.backends import price
+from rapid_dse.parallel.layouts import grid
 from rapid_dse.sweep import chunks, driver, store, table, workers
 from rapid_dse.sweep.portion import Portion
 from rapid_dse.sweep.standing import Aim

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 
 from rapid_dse.evaluate import run
-from rapid_dse.simulate import price
+from rapid_dse.events.backends import price
 from rapid_dse.sweep import store
 from rapid_dse.sweep.cases import group_cases, read_cases
 from rapid_dse.sweep.overrides import read

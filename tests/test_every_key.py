@@ -17,7 +17,7 @@ from pydantic import BaseModel
 
 from rapid_dse.analysis.fit import logged_peak
 from rapid_dse.config.run import Debug, Search
-from rapid_dse.simulate import price
+from rapid_dse.events.backends import price
 from rapid_dse.simulate.results import Priced
 from rapid_dse.sweep.compose import composed, hydra_ready, scenario_of, value_at, with_values
 from rapid_dse.sweep.outside import judged

@@ -12,14 +12,14 @@ from hypothesis import strategies as st
 from trials import layouts, legal, priced, scenario
 
 from rapid_dse.config.hardware import Network
-from rapid_dse.layouts import broken_rules
+from rapid_dse.events.backends import price
+from rapid_dse.events.machine import cluster_of
+from rapid_dse.interconnect import closed_form
 from rapid_dse.model.operators import MicroBatch, layer_matmuls, matrix_parameters
 from rapid_dse.model.parameters import count
-from rapid_dse.network import closed_form
-from rapid_dse.network.cluster import cluster_of
-from rapid_dse.network.experts import expert_groups
-from rapid_dse.network.placement import place
-from rapid_dse.simulate import price
+from rapid_dse.parallel.expert_groups import expert_groups
+from rapid_dse.parallel.layouts import broken_rules
+from rapid_dse.parallel.placement import place
 from rapid_dse.simulate.memory import layer_activations, layer_weights
 from rapid_dse.simulate.training import prepare
 

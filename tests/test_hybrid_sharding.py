@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 from trials import layouts, memory_terms, priced, scenario
 
-from rapid_dse.layouts import broken_rules
+from rapid_dse.events.machine import cluster_of
+from rapid_dse.interconnect import closed_form
 from rapid_dse.model.parameters import count
-from rapid_dse.network import closed_form
-from rapid_dse.network.cluster import cluster_of
-from rapid_dse.network.placement import Span, place
+from rapid_dse.parallel.layouts import broken_rules
+from rapid_dse.parallel.placement import place
+from rapid_dse.parallel.span import Span
 from rapid_dse.simulate.communication import effective_network
 from rapid_dse.simulate.memory import layer_weights, vocabulary_parameters
 from rapid_dse.sweep import identity

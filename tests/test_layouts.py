@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from rapid_dse.config import Scenario
 from rapid_dse.config.run import RECOMPUTE, SCHEDULES, Parallel
-from rapid_dse.layouts import WHOLE_GROUP, Layouts, Space, broken_rules, enumerate_layouts, grid, resolved
+from rapid_dse.parallel.layouts import WHOLE_GROUP, Layouts, Space, broken_rules, enumerate_layouts, grid, resolved
 
 Row = tuple[Any, ...]
 NAMES = tuple(f.name for f in fields(Layouts))

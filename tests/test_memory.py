@@ -12,12 +12,12 @@ from trials import layouts, memory_terms, priced, random_layouts, scenario
 
 from rapid_dse.config.scenario import Scenario
 from rapid_dse.device import operator_model
-from rapid_dse.layouts import Layouts
+from rapid_dse.events.backends import price
 from rapid_dse.model.operators import MicroBatch
 from rapid_dse.model.parameters import count
-from rapid_dse.simulate import price
+from rapid_dse.parallel.layouts import Layouts
 from rapid_dse.simulate.memory import layer_activations, layer_weights, peak_memory, stage_weights
-from rapid_dse.simulate.operators import elementwise_bytes, operators
+from rapid_dse.simulate.operator_times import elementwise_bytes, operators
 from rapid_dse.simulate.stages import Split, Stages, stages
 
 SLACK = 1 + 1e-9

@@ -16,14 +16,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rapid_dse.network import command
-from rapid_dse.network.__main__ import main
-from rapid_dse.network.engine import RunResult
-from rapid_dse.network.system import SystemSettings
-from rapid_dse.network.topology import Topology
-from rapid_dse.simulate.astra_check import check_for_astrasim
-from rapid_dse.simulate.astra_files import read_output, write_inputs
-from rapid_dse.simulate.astrasim import HOW_TO_GET, AstraSim, engine_for
+from rapid_dse.events import network_command
+from rapid_dse.events.astrasim.adapter import HOW_TO_GET, AstraSimEngine, engine_for
+from rapid_dse.events.astrasim.files import read_output, write_inputs
+from rapid_dse.events.astrasim.limits import check_for_astrasim
+from rapid_dse.interconnect.engine import RunResult
+from rapid_dse.interconnect.system import SystemSettings
+from rapid_dse.interconnect.topology import Topology
+from rapid_dse.network import main
 from rapid_dse.trace.chakra import LONGEST_NS, TAGS, load_schema, read_traces, told_apart, trace_path, write_traces
 from rapid_dse.trace.graph import Graph, GraphBuilder
 from rapid_dse.trace.graph_file import GraphFile, parse_graph
@@ -61,7 +61,7 @@ def read(graph: Graph, lines: list[str], steps: list[str], code: int = 0) -> Run
 def test_recorded_output_gives_the_recorded_times(path: Path, mode: str) -> None:
     file, data = load(path)
     result = read(file.graph, *recorded(data, mode))
-    report = command.result_to_json(file.graph, result, links=False)
+    report = network_command.result_to_json(file.graph, result, links=False)
     for key in ("node_times_ns", "finish_ns", "makespan_ns"):
         assert report[key] == data["results"][mode][key]
     assert result.deadlocked is not data["results"][mode]["ok"]
@@ -124,7 +124,7 @@ def test_receives_that_wait_for_ever_are_a_deadlock_only_where_the_program_ended
     file = parse_graph(data)
     result = read(file.graph, *recorded(data))
     assert [file.graph.node_name(i) for i in result.waiting] == ["node 99 of rank 3"]
-    np.testing.assert_array_equal(result.waiting, command.builtin_engine(file, "congestion_aware").waiting)
+    np.testing.assert_array_equal(result.waiting, network_command.builtin_engine(file, "congestion_aware").waiting)
     with pytest.raises(ValueError, match="exit code 1 and no finished line of rank 3"):
         read(file.graph, *recorded(data), code=1)
 
@@ -143,8 +143,8 @@ def test_real_program_agrees_node_by_node(path: Path) -> None:
     if not os.environ.get("ASTRA_SIM_BIN"):
         pytest.skip(f"ASTRA_SIM_BIN names no binary: {HOW_TO_GET}")
     file, _ = load(path)
-    network = AstraSim.find().network or "congestion_aware"
-    real, own = engine_for(None)(file, network), command.builtin_engine(file, network)
+    network = AstraSimEngine.find().network or "congestion_aware"
+    real, own = engine_for(None)(file, network), network_command.builtin_engine(file, network)
     np.testing.assert_array_equal(real.start_ns, own.start_ns)
     np.testing.assert_array_equal(real.end_ns, own.end_ns)
 
@@ -190,7 +190,7 @@ def mixed(order: str, size: int = 1 << 20) -> Graph:
 def test_collectives_of_the_world_are_refused_just_where_they_deadlock(order: str, deadlocks: bool) -> None:
     graph, topology, system = mixed(order), Topology.of(["Switch"], [4], [50], [500]), SystemSettings()
     file = GraphFile(graph, {"topology": ["Switch"], "npus_count": [4], "bandwidth": [50], "latency": [500]}, {})
-    assert command.builtin_engine(file, "congestion_aware").deadlocked is deadlocks
+    assert network_command.builtin_engine(file, "congestion_aware").deadlocked is deadlocks
     with pytest.raises(ValueError, match="of its own") if deadlocks else contextlib.nullcontext():
         check_for_astrasim(graph, topology, system, "congestion_aware")
 

@@ -15,12 +15,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference_network import of_row, run
 
-from rapid_dse.network import loading
-from rapid_dse.network.__main__ import main
-from rapid_dse.network.engine import RunResult, run_graph
-from rapid_dse.network.system import SystemSettings
-from rapid_dse.network.tables import CollectiveCase
-from rapid_dse.network.topology import Dimension, Topology
+from rapid_dse.common import compiled
+from rapid_dse.interconnect.engine import RunResult, run_graph
+from rapid_dse.interconnect.system import SystemSettings
+from rapid_dse.interconnect.tables import CollectiveCase
+from rapid_dse.interconnect.topology import Dimension, Topology
+from rapid_dse.network import main
 from rapid_dse.trace.graph import COLLECTIVES, Graph, GraphBuilder
 from rapid_dse.trace.graph_file import graph_to_json, parse_graph
 
@@ -387,16 +387,16 @@ def test_who_comes_while_another_compiles_waits_and_then_loads(tmp_path: Path) -
     note, seen = tmp_path / "cache" / "loop.compiled", list[str]()
 
     def second() -> None:
-        with loading._alone(note, "new"):
+        with compiled._alone(note, "new"):
             seen.append(note.read_text())
 
     thread = threading.Thread(target=second)
-    with loading._alone(note, "new"):
+    with compiled._alone(note, "new"):
         thread.start()
         thread.join(0.1)
         assert not seen
     thread.join(10)
     assert seen == ["new"]
-    with pytest.raises(OSError, match="disk"), loading._alone(note, "newer"):
+    with pytest.raises(OSError, match="disk"), compiled._alone(note, "newer"):
         raise OSError("disk")
     assert note.read_text() == "new", "what failed is compiled again"

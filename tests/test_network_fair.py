@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from rapid_dse.network.engine import run_graph
-from rapid_dse.network.system import SystemSettings
-from rapid_dse.network.tables import CollectiveCase
-from rapid_dse.network.topology import Dimension, Topology
+from rapid_dse.interconnect.engine import run_graph
+from rapid_dse.interconnect.system import SystemSettings
+from rapid_dse.interconnect.tables import CollectiveCase
+from rapid_dse.interconnect.topology import Dimension, Topology
 from rapid_dse.trace.graph import COLLECTIVES, Graph, GraphBuilder
 
 NS3 = json.loads((Path(__file__).parent / "data" / "ns3" / "fair.json").read_text())

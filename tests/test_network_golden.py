@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from rapid_dse.network import command
-from rapid_dse.network.tables import CollectiveCase
+from rapid_dse.events import network_command
+from rapid_dse.interconnect.tables import CollectiveCase
 from rapid_dse.trace.graph_file import parse_graph
 
 DATA = Path(__file__).parent / "data" / "astrasim"
@@ -72,8 +72,8 @@ def test_failed_link_of_one_dimension_is_an_error() -> None:
 def test_graph(path: Path, mode: str) -> None:
     data = json.loads(path.read_text())
     file = parse_graph(data)
-    result = command.builtin_engine(file, MODES[mode])
-    report = command.result_to_json(file.graph, result, links=False)
+    result = network_command.builtin_engine(file, MODES[mode])
+    report = network_command.result_to_json(file.graph, result, links=False)
     want = data["results"][mode]
     assert report["node_times_ns"] == want["node_times_ns"]
     assert report["makespan_ns"] == want["makespan_ns"]

@@ -15,12 +15,12 @@ import reference_network
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rapid_dse.network import command
-from rapid_dse.network.engine import run_graph
-from rapid_dse.network.system import SystemSettings
-from rapid_dse.network.tables import CollectiveCase
-from rapid_dse.network.topology import Topology
-from rapid_dse.simulate.astra_check import check_for_astrasim
+from rapid_dse.events import network_command
+from rapid_dse.events.astrasim.limits import check_for_astrasim
+from rapid_dse.interconnect.engine import run_graph
+from rapid_dse.interconnect.system import SystemSettings
+from rapid_dse.interconnect.tables import CollectiveCase
+from rapid_dse.interconnect.topology import Topology
 from rapid_dse.trace.graph_file import parse_graph
 
 DATA = Path(__file__).parent / "data" / "astrasim"
@@ -258,9 +258,9 @@ def test_graphs_node_by_node(r: Random, aware: bool, make: Callable[[Random], di
     }
     file = parse_graph(data)
     try:
-        result = command.builtin_engine(file, "congestion_aware" if aware else "congestion_unaware")
+        result = network_command.builtin_engine(file, "congestion_aware" if aware else "congestion_unaware")
     except ValueError as error:
         if "run its rings different ways round" in str(error):
             return
         raise
-    assert command.result_to_json(file.graph, result, links=False)["node_times_ns"] == want
+    assert network_command.result_to_json(file.graph, result, links=False)["node_times_ns"] == want

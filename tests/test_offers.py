@@ -13,8 +13,8 @@ import trials
 
 from rapid_dse.config.run import RECOMPUTE
 from rapid_dse.config.scenario import Scenario
-from rapid_dse.layouts import broken_rules
-from rapid_dse.simulate import price
+from rapid_dse.events.backends import price
+from rapid_dse.parallel.layouts import broken_rules
 from rapid_dse.sweep.cases import group_cases
 from rapid_dse.sweep.outside import outside
 from rapid_dse.sweep.overrides import read

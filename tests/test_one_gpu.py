@@ -14,7 +14,7 @@ from trials import priced, scenario
 from rapid_dse import validate
 from rapid_dse.analysis.steps import predict_steps, step_errors
 from rapid_dse.device import operator_model
-from rapid_dse.simulate import price
+from rapid_dse.events.backends import price
 from rapid_dse.simulate.results import TIME_TERMS
 
 WIDTHS = {"hw": "h200", "hidden": 4096, "heads": 32, "kv_heads": 8, "head_dim": 128, "ffn": 14336, "vocab": 128256, "accum": 1}

@@ -21,8 +21,8 @@ from rapid_dse.model.operators import (
     padded_vocab,
 )
 from rapid_dse.model.parameters import count
-from rapid_dse.simulate.block import distinct_shapes
-from rapid_dse.simulate.operators import attention_flops, elementwise_bytes, operators
+from rapid_dse.simulate.layer_work import distinct_shapes
+from rapid_dse.simulate.operator_times import attention_flops, elementwise_bytes, operators
 
 NAMED = ("llama2_7b", "llama2_70b", "llama3_1_8b", "llama3_1_70b", "llama3_1_405b", "gpt3_175b")
 

@@ -18,8 +18,8 @@ from program import ROOT, one_line, run
 
 from rapid_dse import __main__, evaluate, rank
 from rapid_dse.command import guarded
-from rapid_dse.network import loading
-from rapid_dse.trace import script
+from rapid_dse.common import compiled
+from rapid_dse.events.programs import script
 
 FITS = ("hw=h200", "hw.num_gpus=64", "parallel.tp=8", "parallel.pp=4")
 COMMANDS: dict[str, tuple[Any, Sequence[str]]] = {
@@ -114,7 +114,7 @@ def test_a_graph_that_no_machine_holds_is_refused_while_it_is_written(tmp_path: 
 
 
 @pytest.mark.parametrize(
-    "module", ["rapid_dse.rank", "rapid_dse.validate", "rapid_dse.calibrate", "rapid_dse.evaluate", "rapid_dse.network.__main__"]
+    "module", ["rapid_dse.rank", "rapid_dse.validate", "rapid_dse.calibrate", "rapid_dse.evaluate", "rapid_dse.network"]
 )
 def test_a_wrong_option_is_refused_in_a_line(tmp_path: Path, module: str) -> None:
     assert "(see --help)" in one_line(run(tmp_path, "--fast", module=module))
@@ -122,13 +122,13 @@ def test_a_wrong_option_is_refused_in_a_line(tmp_path: Path, module: str) -> Non
 
 def test_of_two_commands_one_says_that_it_compiles_and_the_other_that_it_waits(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     note = tmp_path / "kernel.compiled"
-    other = threading.Thread(target=loading._locked, args=(note, "as it is now"))
+    other = threading.Thread(target=compiled._locked, args=(note, "as it is now"))
     with note.open("a+", encoding="utf-8") as file:
         fcntl.flock(file, fcntl.LOCK_EX)  # another process compiles
         other.start()
-        assert loading._WAITING.wait(10)
-        loading._tell("the kernel")
+        assert compiled._WAITING.wait(10)
+        compiled._tell("the kernel")
         file.write("as it is now")
     other.join(10)
-    loading._tell("the kernel")
+    compiled._tell("the kernel")
     assert caplog.messages == ["waiting for another command that is compiling the kernel", "compiling the kernel"]

@@ -9,15 +9,15 @@ from hypothesis import strategies as st
 from layout_spread import EVENT_BACKENDS, case
 
 from rapid_dse.config.run import SCHEDULES
-from rapid_dse.network.engine import run_graph
-from rapid_dse.network.system import SystemSettings
-from rapid_dse.network.topology import Topology
-from rapid_dse.simulate import price
-from rapid_dse.trace.coarse import BlockPasses, Pass
-from rapid_dse.trace.pipeline import BACKWARD, FORWARD, WEIGHTS, StageWork, Task, order
-from rapid_dse.trace.schedules import in_flight
-from rapid_dse.trace.script import Directory, Labels, Script, Style, assemble
-from rapid_dse.trace.stage import Boundary, StageWriter
+from rapid_dse.events.backends import price
+from rapid_dse.events.programs.coarse_pipeline import BlockPasses, Pass
+from rapid_dse.events.programs.script import Directory, Labels, Script, Style, assemble
+from rapid_dse.events.programs.stage_program import Boundary, StageWriter
+from rapid_dse.interconnect.engine import run_graph
+from rapid_dse.interconnect.system import SystemSettings
+from rapid_dse.interconnect.topology import Topology
+from rapid_dse.parallel.orders import BACKWARD, FORWARD, WEIGHTS, StageWork, Task, order
+from rapid_dse.parallel.schedules import in_flight
 
 F, B, W = 0.010, 0.014, 0.006  # seconds of a stage: forward, input gradient, weight gradient
 SIZES = [(2, 4), (4, 4), (4, 8), (8, 16), (8, 9), (3, 7)]

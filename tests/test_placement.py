@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from rapid_dse.config.hardware import Network
-from rapid_dse.network.cluster import AXES, cluster_of
-from rapid_dse.network.placement import Span, place
+from rapid_dse.events.machine import AXES, cluster_of
+from rapid_dse.parallel.placement import place
+from rapid_dse.parallel.span import Span
 
 ORDER = ("tp", "cp", "ep", "dp", "pp")
 

@@ -13,8 +13,8 @@ from drawn_rows import CHIPS, SOFTWARE, drawn
 from generated import CHOICES, portion
 
 from rapid_dse.config import Scenario
-from rapid_dse.layouts import Layouts
-from rapid_dse.simulate import price
+from rapid_dse.events.backends import price
+from rapid_dse.parallel.layouts import Layouts
 from rapid_dse.simulate.bounds import lower_bound
 from rapid_dse.simulate.results import MEMORY_TERMS, TIME_TERMS, Priced
 from rapid_dse.sweep import table

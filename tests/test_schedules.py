@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from rapid_dse.config.run import SCHEDULES
-from rapid_dse.layouts import GPIPE, INTERLEAVED, NONE, ONE_F_ONE_B, IntColumn
-from rapid_dse.trace.schedules import SCHEDULE_CLASSES, FloatColumn, Slots, bubble, in_flight
+from rapid_dse.parallel.layouts import GPIPE, INTERLEAVED, NONE, ONE_F_ONE_B, IntColumn
+from rapid_dse.parallel.schedules import SCHEDULE_CLASSES, FloatColumn, Slots, bubble, in_flight
 
 Op = tuple[str, int, int]  # "F" or "B", micro-batch, model chunk of the stage
 
@@ -140,7 +140,7 @@ def test_closed_forms_are_those_of_the_schedule_run_op_by_op(pp: int, vpp: int, 
 
 def by_recurrence(lengths: FloatColumn, micro_batches: int) -> float:
     """What the compiled recurrence says of one pipeline, ``lengths`` as ``run_chunks`` has them."""
-    from rapid_dse.trace.recurrence import step_seconds  # loads numba
+    from rapid_dse.parallel.recurrence import step_seconds  # loads numba
 
     _, vpp, pp = lengths.shape
     return float(step_seconds(lengths.reshape(-1, 1), pp, vpp, np.array([micro_batches]))[0])

@@ -15,17 +15,17 @@ import optuna
 import pytest
 from studies import SPACE, essence, priced_exhaustively, study, trials, without_times
 
-from rapid_dse.layouts import broken_rules
-from rapid_dse.simulate import price
+from rapid_dse.events.backends import price
+from rapid_dse.parallel.layouts import broken_rules
 from rapid_dse.sweep import table
 from rapid_dse.sweep.compose import hydra_ready
 from rapid_dse.sweep.overrides import read
 from rapid_dse.sweep.search import journal
-from rapid_dse.sweep.search import run as search_run
+from rapid_dse.sweep.search import running as search_run
 from rapid_dse.sweep.search.aims import read_aims
 from rapid_dse.sweep.search.dimensions import Choice
 from rapid_dse.sweep.search.progress import Progress
-from rapid_dse.sweep.search.space import SearchSpace
+from rapid_dse.sweep.search.study_space import SearchSpace
 from rapid_dse.sweep.space import axes, plan
 
 Rows = dict[str, dict[str, Any]]

@@ -13,8 +13,8 @@ import yaml
 from generated import ROOT, portion, scenario
 
 from rapid_dse.config import Scenario
-from rapid_dse.layouts import SCHEDULES, Layouts, Space, enumerate_layouts
-from rapid_dse.simulate import price
+from rapid_dse.events.backends import price
+from rapid_dse.parallel.layouts import SCHEDULES, Layouts, Space, enumerate_layouts
 from rapid_dse.simulate.bounds import lower_bound
 
 CHIPS = {"h100": ("bf16", "fp16", "fp8"), "a100": ("bf16",), "a100_pcie": ("bf16",), "b200": ("bf16", "fp8"), "gb200": ("fp8",),

@@ -20,11 +20,11 @@ from generated import ROOT, portion, scenario
 from program import done
 from studies import SPACE, Study, essence, priced_exhaustively, started, study, trials, without_times
 
-from rapid_dse.simulate import price
+from rapid_dse.events.backends import price
 from rapid_dse.sweep import launch
 from rapid_dse.sweep.portion import Portion
 from rapid_dse.sweep.search import answers
-from rapid_dse.sweep.search import run as search_run
+from rapid_dse.sweep.search import running as search_run
 from rapid_dse.sweep.table import priced_table
 
 TRIALS = 300

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from generated import ONE, many, portion, scenario
 
-from rapid_dse.layouts import Layouts, grid
-from rapid_dse.simulate import price
+from rapid_dse.events.backends import price
+from rapid_dse.parallel.layouts import Layouts, grid
 from rapid_dse.simulate.results import Priced
 from rapid_dse.sweep import identity, table
 from rapid_dse.sweep.chunks import contained, take
@@ -117,7 +117,9 @@ def test_hex_and_lanes_are_the_same_thing() -> None:
 
 def test_the_code_hash_is_of_all_that_prices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in identity.PRICING_SOURCES:
-        (tmp_path / name).write_text("x = 1\n") if name.endswith(".py") else (tmp_path / name).mkdir()
+        source = tmp_path / name
+        source.parent.mkdir(exist_ok=True)
+        source.write_text("x = 1\n") if name.endswith(".py") else source.mkdir()
     (tmp_path / "sweep").mkdir()
     monkeypatch.setattr(identity, "__file__", str(tmp_path / "sweep" / "identity.py"))
     plain = identity.code_hash.__wrapped__

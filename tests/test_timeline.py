@@ -16,10 +16,10 @@ from generated import ONE, portion
 from layout_spread import EVENT_BACKENDS, case
 from program import done
 
-from rapid_dse.layouts import grid
-from rapid_dse.simulate import price
+from rapid_dse.events.backends import price
+from rapid_dse.events.timeline import chrome_trace
+from rapid_dse.parallel.layouts import grid
 from rapid_dse.sweep.table import priced_table
-from rapid_dse.trace.timeline import chrome_trace
 
 FOLDERS = dict(zip(EVENT_BACKENDS, ("astra_hybrid", "astra_hier", "astra_flat"), strict=True))
 ROOT = Path(__file__).parent.parent

@@ -12,10 +12,11 @@ from trials import layouts, memory_terms, priced, random_layouts, scenario, time
 
 from rapid_dse.config.scenario import Scenario
 from rapid_dse.device import operator_model
-from rapid_dse.layouts import ZERO_BUBBLE, Layouts
-from rapid_dse.network import closed_form
-from rapid_dse.network.placement import Span
-from rapid_dse.simulate import price, training
+from rapid_dse.events.backends import price
+from rapid_dse.interconnect import closed_form
+from rapid_dse.parallel.layouts import ZERO_BUBBLE, Layouts
+from rapid_dse.parallel.span import Span
+from rapid_dse.simulate import training
 from rapid_dse.simulate.results import Priced
 
 

@@ -12,10 +12,10 @@ from test_closed_form import NODES, TOPOLOGIES, span
 from trials import layouts, legal, price, priced, random_layouts, scenario
 
 from rapid_dse.config.scenario import Scenario
-from rapid_dse.layouts import Layouts, broken_rules
-from rapid_dse.network import transfer
-from rapid_dse.network.transfer import Transfer
-from rapid_dse.simulate.overlap import Window, exposed
+from rapid_dse.cost.overlap import Window, exposed
+from rapid_dse.interconnect import transfer
+from rapid_dse.interconnect.transfer import Transfer
+from rapid_dse.parallel.layouts import Layouts, broken_rules
 
 ONE = np.ones(1)
 

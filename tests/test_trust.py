@@ -12,9 +12,9 @@ from pydantic import ValidationError
 
 from rapid_dse.analysis import envelope
 from rapid_dse.analysis.envelope import boxes, expected_unseen, measured_lines
+from rapid_dse.analysis.error_growth import Evidence, coverage, fitted_steps
 from rapid_dse.analysis.fit import Runs
-from rapid_dse.analysis.growth import Evidence, coverage, fitted_steps
-from rapid_dse.config.measured import MeasuredRuns
+from rapid_dse.config.measured_boxes import MeasuredRuns
 from rapid_dse.config.scenario import Scenario
 from rapid_dse.simulate.growth import STEPS
 from rapid_dse.simulate.trust import Trust, trust

@@ -10,10 +10,11 @@ import pytest
 from layout_spread import EVENT_BACKENDS, TIED, case
 from trials import layouts, priced, scenario
 
-from rapid_dse.columns import Shared
-from rapid_dse.network import closed_form
-from rapid_dse.network.placement import Span, place, two_ends
-from rapid_dse.simulate import price
+from rapid_dse.common.columns import Shared
+from rapid_dse.events.backends import price
+from rapid_dse.interconnect import closed_form
+from rapid_dse.parallel.placement import place
+from rapid_dse.parallel.span import Span, two_ends
 from rapid_dse.simulate.account import sent_bytes
 from rapid_dse.simulate.arrangement import arrangement
 from rapid_dse.simulate.bounds import lower_bound

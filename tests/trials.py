@@ -9,9 +9,9 @@ import numpy as np
 
 from rapid_dse.config.run import RECOMPUTE, SCHEDULES
 from rapid_dse.config.scenario import Scenario, parse
-from rapid_dse.layouts import AUTO_SCHEDULE, KEYS, Layouts, broken_rules, enumerate_layouts, resolved
-from rapid_dse.layouts import Space as LayoutSpace
-from rapid_dse.simulate import price
+from rapid_dse.events.backends import price
+from rapid_dse.parallel.layouts import AUTO_SCHEDULE, KEYS, Layouts, broken_rules, enumerate_layouts, resolved
+from rapid_dse.parallel.layouts import Space as LayoutSpace
 from rapid_dse.simulate.results import MEMORY_TERMS, TIME_TERMS, Priced
 from rapid_dse.sweep.compose import Composed, composed, hydra_ready, with_values
 

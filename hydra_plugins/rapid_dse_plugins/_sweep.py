@@ -28,7 +28,7 @@ def run(arguments: Sequence[str], config: DictConfig) -> int:
 
 
 def _search(given: Given, base: Composed) -> int:
-    from rapid_dse.sweep.search.run import run as search  # Optuna takes a second to import
+    from rapid_dse.sweep.search.running import run as search  # Optuna takes a second to import
 
     with hydra_ready():
         found = axes(given, base)

@@ -13,10 +13,18 @@ from pydantic import BaseModel
 
 from rapid_dse.analysis.envelope import boxes, measured_lines
 from rapid_dse.analysis.fit import CHIP, Fit, Runs, fit, held_out, typical_cluster
-from rapid_dse.analysis.runs import LEAST_ROWS, PEAK, exhausted_runs, measured_runs, parameters_by_name, require_plausible, require_runs
+from rapid_dse.analysis.measured_runs import (
+    LEAST_ROWS,
+    PEAK,
+    exhausted_runs,
+    measured_runs,
+    parameters_by_name,
+    require_plausible,
+    require_runs,
+)
 from rapid_dse.config.cluster import FREE_CLUSTER, Cluster
-from rapid_dse.config.measured import MeasuredRuns
-from rapid_dse.config.parameters import FreeParameter
+from rapid_dse.config.free_parameters import FreeParameter
+from rapid_dse.config.measured_boxes import MeasuredRuns
 from rapid_dse.config.software import FREE, Software
 from rapid_dse.model.operators import model_flops_per_token
 from rapid_dse.simulate.communication import nodes_of

@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 from scipy.optimize import least_squares
 
 from rapid_dse.config.cluster import FREE_CLUSTER, Cluster
+from rapid_dse.config.free_parameters import FreeParameter
 from rapid_dse.config.hardware import Efficiency
-from rapid_dse.config.parameters import FreeParameter
 from rapid_dse.config.scenario import Scenario
 from rapid_dse.config.software import FREE, FREE_MEMORY, Software
-from rapid_dse.layouts import IntColumn, Layouts
+from rapid_dse.parallel.layouts import IntColumn, Layouts
 from rapid_dse.simulate.memory import peak_memory
 from rapid_dse.simulate.stages import Split, stages
 from rapid_dse.simulate.training import Prepared, prepare, step_seconds

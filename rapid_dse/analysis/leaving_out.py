@@ -11,8 +11,8 @@ from scipy.optimize import least_squares
 
 from rapid_dse.analysis.calibration import cluster_parameters, exercised
 from rapid_dse.analysis.fit import NOISE, ROBUST, Runs, apply, lowest, predict
-from rapid_dse.analysis.runs import parameters_by_name
-from rapid_dse.config.parameters import FreeParameter
+from rapid_dse.analysis.measured_runs import parameters_by_name
+from rapid_dse.config.free_parameters import FreeParameter
 from rapid_dse.simulate.training import prepare
 
 FloatColumn = NDArray[np.float64]

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from rapid_dse.simulate.runs import Run
+from rapid_dse.events.runs import Run
 
 SHOWN = 3
 

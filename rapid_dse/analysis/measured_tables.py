@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from rapid_dse.analysis.collectives import predict_collectives
 from rapid_dse.analysis.kernels import CARDS, COLLECTIVES, GPUS, error_table, precisions, predict_kernels, with_chips
+from rapid_dse.analysis.measured_collectives import predict_collectives
 from rapid_dse.analysis.steps import is_steps, predict_steps, step_errors, unpriced_steps
 from rapid_dse.config.hardware import Hardware
 from rapid_dse.device import FloatArray

@@ -16,7 +16,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from rapid_dse.device import FloatArray, OperatorModel, operator_model
-from rapid_dse.simulate import price
+from rapid_dse.events.backends import price
 from rapid_dse.simulate.one_gpu import accumulation, phases
 from rapid_dse.sweep.cases import CaseGroup, group_cases
 

@@ -12,10 +12,18 @@ import pandas as pd
 from rapid_dse.analysis.calibration import cluster_parameters, exercised, implied_mfu, memory_parameters, on_typical_clusters
 from rapid_dse.analysis.envelope import expected_unseen
 from rapid_dse.analysis.fit import held_out, logged_peak, typical_base
-from rapid_dse.analysis.runs import PEAK, SECONDS, exhausted_runs, measured_runs, parameters_by_name, require_plausible, require_runs
+from rapid_dse.analysis.measured_runs import (
+    PEAK,
+    SECONDS,
+    exhausted_runs,
+    measured_runs,
+    parameters_by_name,
+    require_plausible,
+    require_runs,
+)
 from rapid_dse.analysis.scores import Score, score
 from rapid_dse.config.table_file import read_table
-from rapid_dse.simulate import price
+from rapid_dse.events.backends import price
 from rapid_dse.simulate.results import Priced
 from rapid_dse.simulate.trust import trust
 from rapid_dse.sweep.cases import CaseGroup, group_cases

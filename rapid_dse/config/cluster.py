@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, Field, model_validator
 
 from rapid_dse.config.fields import BytesPerSecond, Count, Frozen, Seconds, Share
-from rapid_dse.config.parameters import FreeParameter
+from rapid_dse.config.free_parameters import FreeParameter
 
 
 def _pairs(value: Any) -> Any:

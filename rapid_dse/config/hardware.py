@@ -21,7 +21,7 @@ from rapid_dse.config.fields import (
     Share,
     Watts,
 )
-from rapid_dse.config.measured import Architecture
+from rapid_dse.config.measured_boxes import Architecture
 from rapid_dse.config.nodes import dimensions_in_node, with_gpus_in_node
 from rapid_dse.config.units import shortened
 

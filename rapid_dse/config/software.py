@@ -8,10 +8,10 @@ from pydantic import Field, model_validator
 
 from rapid_dse.config.effects import Only, Where
 from rapid_dse.config.fields import Bytes, Frozen, Seconds, ShareOrZero
+from rapid_dse.config.free_parameters import FreeParameter
 from rapid_dse.config.hardware import FlashKernelName
-from rapid_dse.config.measured import MeasuredRuns
+from rapid_dse.config.measured_boxes import MeasuredRuns
 from rapid_dse.config.offers import Offers
-from rapid_dse.config.parameters import FreeParameter
 
 UNFUSED = Only(Where("software.attention", ("unfused",)), Where("hw.attention_kernels", ((),)))
 FP8 = Only(Where("workload.precision", ("fp8",)))

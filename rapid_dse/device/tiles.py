@@ -45,7 +45,7 @@ CLUSTERED = GemmFamily(store_clocks=0.02, saturation=0.30, store_exposed=0.19)
 
 
 @dataclass(frozen=True)
-class Candidates:
+class TileCandidates:
     """Every (tile, split) pair as columns (c, 1): ``rows``, ``columns``, ``split``, the ``resident`` blocks of an SM, and the share of the
     SM's tensor cores that a block keeps busy (``working``)."""
 
@@ -56,7 +56,7 @@ class Candidates:
     working: FloatArray
 
 
-def candidates(hw: Hardware) -> Candidates:
+def candidates(hw: Hardware) -> TileCandidates:
     """The pairs of the chip's tiles and ``SPLITS``; as many blocks of a tile run on an SM as its registers hold accumulators for, and its
     shared memory a stage of operands each."""
     tiles = CLUSTERED_TILES if hw.cluster > 1 else TILES
@@ -67,4 +67,4 @@ def candidates(hw: Hardware) -> Candidates:
     # Sizes are written with three digits: 37 MiB of 148 SMs are 256 KiB each within 1 %.
     resident = np.clip(np.floor(np.minimum(by_registers, by_shared_memory) * 1.01), 1, MAX_BLOCKS_PER_SM)
     working = np.minimum(1.0, rows * columns / INSTRUCTION_TILE / hw.tensor_cores_per_sm)
-    return Candidates(rows, columns, split, resident, working)
+    return TileCandidates(rows, columns, split, resident, working)

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rapid_dse.config.model import Model
-from rapid_dse.layouts import BoolColumn, IntColumn
+from rapid_dse.parallel.layouts import BoolColumn, IntColumn
 
 FloatColumn = NDArray[np.float64]
 

@@ -7,19 +7,19 @@ from dataclasses import dataclass, fields
 import numpy as np
 from numpy.typing import NDArray
 
-from rapid_dse.columns import Shared
+from rapid_dse.common.columns import Shared
 from rapid_dse.config.scenario import Scenario
-from rapid_dse.layouts import RECOMPUTE_FULL, Layouts
+from rapid_dse.cost.energy import Work, dynamic_energy, energy
 from rapid_dse.model.operators import model_flops_per_token
+from rapid_dse.parallel.layouts import RECOMPUTE_FULL, Layouts
 from rapid_dse.simulate.arrangement import Arrangement
-from rapid_dse.simulate.block import Block
-from rapid_dse.simulate.cost import Work, dynamic_energy, energy
 from rapid_dse.simulate.layer import LAYER, layer_moved
-from rapid_dse.simulate.memory import Memory, layer_weights, shared_memory
+from rapid_dse.simulate.layer_work import Block
+from rapid_dse.simulate.memory import PeakMemory, layer_weights, shared_memory
 from rapid_dse.simulate.results import Priced
 from rapid_dse.simulate.sharding import EndTransfers
 from rapid_dse.simulate.stages import Stages
-from rapid_dse.simulate.step import Step
+from rapid_dse.simulate.step import StepTimes
 
 FloatColumn = NDArray[np.float64]
 
@@ -32,13 +32,13 @@ class Joules:
     end: FloatColumn
 
 
-def result_columns(scenario: Scenario, layouts: Layouts, block: Block, arranged: Arrangement, step: Step) -> Priced:
+def result_columns(scenario: Scenario, layouts: Layouts, block: Block, arranged: Arrangement, step: StepTimes) -> Priced:
     """The results of steps whose times are known, whichever backend found them: memory, energy and cost are the same accounts for all."""
     work = Shared(joules_of(scenario, layouts, block, arranged), np.arange(len(layouts)))
     return results(scenario, layouts, step, work, arranged.of_stages)
 
 
-def results(scenario: Scenario, layouts: Layouts, step: Step, work: Shared[Joules], found: Shared[Stages]) -> Priced:
+def results(scenario: Scenario, layouts: Layouts, step: StepTimes, work: Shared[Joules], found: Shared[Stages]) -> Priced:
     """As ``result_columns``, from the layouts' energy and stages."""
     joules = layouts.num_micro_batches * work.of.micro_batch.take(work.kind) + work.of.end.take(work.kind)
     memory = shared_memory(scenario, layouts, found)
@@ -85,7 +85,7 @@ def _mean_sent(end: EndTransfers) -> NDArray[np.float64]:
     return sent
 
 
-def _columns(scenario: Scenario, layouts: Layouts, step: Step, memory: Memory, joules: FloatColumn) -> Priced:
+def _columns(scenario: Scenario, layouts: Layouts, step: StepTimes, memory: PeakMemory, joules: FloatColumn) -> Priced:
     seconds, work = step.total, scenario.workload
     tokens = layouts.global_batch_size * float(work.seq_len)
     rate = tokens / seconds

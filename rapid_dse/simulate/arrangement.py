@@ -8,12 +8,12 @@ from __future__ import annotations
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 
-from rapid_dse.columns import Positions, Shared, rows_of
+from rapid_dse.common.columns import Positions, Shared, rows_of
 from rapid_dse.config.scenario import Scenario
-from rapid_dse.layouts import Layouts
-from rapid_dse.network.transfer import Transfer
+from rapid_dse.interconnect.transfer import Transfer
+from rapid_dse.parallel.layouts import Layouts
 from rapid_dse.simulate.communication import Traffic, cluster_of, effective_network, placement_of, traffic
-from rapid_dse.simulate.sharding import EndTransfers, Groups, Passes, Tables, end_transfers, layer_gathers, table_passes
+from rapid_dse.simulate.sharding import EndTransfers, PassTransfers, ShardGroups, TableTransfers, end_transfers, layer_gathers, table_passes
 from rapid_dse.simulate.stages import Split, Stages, stages
 from rapid_dse.simulate.vocabulary import VocabularyParallel, vocabulary_parallel
 
@@ -35,8 +35,8 @@ class Arrangement:
     of_stages: Shared[Stages]
     of_traffic: Shared[Traffic]
     of_vocabulary: Shared[VocabularyParallel]
-    of_sharded: Shared[Passes]
-    of_tables: Shared[Tables]
+    of_sharded: Shared[PassTransfers]
+    of_tables: Shared[TableTransfers]
     of_end: Shared[EndTransfers]
 
     def take(self, rows: Positions) -> Arrangement:
@@ -61,11 +61,11 @@ class Arrangement:
         return self.of_vocabulary.rows
 
     @property
-    def sharded(self) -> Passes:
+    def sharded(self) -> PassTransfers:
         return self.of_sharded.rows
 
     @property
-    def tables(self) -> Tables:
+    def tables(self) -> TableTransfers:
         return self.of_tables.rows
 
     @property
@@ -73,7 +73,7 @@ class Arrangement:
         return self.of_end.rows
 
 
-def groups_of(scenario: Scenario, layouts: Layouts) -> Groups:
+def groups_of(scenario: Scenario, layouts: Layouts) -> ShardGroups:
     """Where the layouts' groups lie.
 
     Raises:
@@ -83,7 +83,7 @@ def groups_of(scenario: Scenario, layouts: Layouts) -> Groups:
     for reason, broken in placement.reasons:
         if broken.any():
             raise ValueError(reason)
-    return Groups(replace(placement, reasons=()), effective_network(scenario), cluster_of(scenario))
+    return ShardGroups(replace(placement, reasons=()), effective_network(scenario), cluster_of(scenario))
 
 
 def arrangement(scenario: Scenario, layouts: Layouts) -> Arrangement:
@@ -97,7 +97,7 @@ def arrangement(scenario: Scenario, layouts: Layouts) -> Arrangement:
     first, place = layouts.alike.by(*GROUPS)
     every = groups_of(scenario, layouts.take(first))
 
-    def some(*columns: str) -> tuple[Layouts, Groups, Positions, Positions]:
+    def some(*columns: str) -> tuple[Layouts, ShardGroups, Positions, Positions]:
         """The layouts that differ in some columns, with their groups; the first of each kind, and the kind of each layout."""
         first, kind = layouts.alike.by(*columns)
         return layouts.take(first), replace(every, placement=rows_of(every.placement, place[first])), first, kind

@@ -6,9 +6,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rapid_dse.config.scenario import Scenario
-from rapid_dse.layouts import ZERO_BUBBLE, Layouts
-from rapid_dse.simulate.block import Block, framework_block
+from rapid_dse.parallel.layouts import ZERO_BUBBLE, Layouts
 from rapid_dse.simulate.layer import recomputed
+from rapid_dse.simulate.layer_work import Block, framework_block
 from rapid_dse.simulate.memory import stage_weights
 from rapid_dse.simulate.stages import PACK, Split, stages
 from rapid_dse.simulate.step import update_seconds

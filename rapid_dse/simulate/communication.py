@@ -10,13 +10,13 @@ from numpy.typing import NDArray
 from rapid_dse.config.cluster import Cluster
 from rapid_dse.config.hardware import PRECISION_BYTES, Hardware, Network
 from rapid_dse.config.scenario import Scenario
-from rapid_dse.layouts import WHOLE_GROUP, Layouts
+from rapid_dse.interconnect import transfer
+from rapid_dse.interconnect.fabric import met, told
+from rapid_dse.interconnect.transfer import Transfer
 from rapid_dse.model.operators import local_kv_heads
-from rapid_dse.network import transfer
-from rapid_dse.network.fabric import met, told
-from rapid_dse.network.placement import Placement, place
-from rapid_dse.network.transfer import Transfer
-from rapid_dse.simulate.operators import compute_bytes
+from rapid_dse.parallel.layouts import WHOLE_GROUP, Layouts
+from rapid_dse.parallel.placement import Placement, place
+from rapid_dse.simulate.operator_times import compute_bytes
 
 FloatColumn = NDArray[np.float64]
 

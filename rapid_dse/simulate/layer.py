@@ -7,15 +7,15 @@ from dataclasses import dataclass, fields, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from rapid_dse.columns import rows_of
+from rapid_dse.common.columns import rows_of
 from rapid_dse.config.scenario import Scenario
 from rapid_dse.config.software import Software
-from rapid_dse.layouts import RECOMPUTE_FULL, RECOMPUTE_SELECTIVE, BoolColumn, Layouts
+from rapid_dse.cost.overlap import Window, exposed
+from rapid_dse.parallel.layouts import RECOMPUTE_FULL, RECOMPUTE_SELECTIVE, BoolColumn, Layouts
 from rapid_dse.simulate.arrangement import MICRO_BATCH, Arrangement
-from rapid_dse.simulate.block import Block
 from rapid_dse.simulate.communication import Traffic
-from rapid_dse.simulate.overlap import Window, exposed
-from rapid_dse.simulate.sharding import Passes
+from rapid_dse.simulate.layer_work import Block
+from rapid_dse.simulate.sharding import PassTransfers
 from rapid_dse.simulate.vocabulary import Ends, exposed_ends
 
 FloatColumn = NDArray[np.float64]
@@ -42,8 +42,8 @@ class LayerAlone:
     backward: FloatColumn
     dp_forward: FloatColumn
     dp_backward: FloatColumn
-    moved: Passes
-    sharded: Passes
+    moved: PassTransfers
+    sharded: PassTransfers
     ends: Ends
     slowed_forward: FloatColumn
     slowed_backward: FloatColumn
@@ -164,12 +164,12 @@ def exposed_tables(software: Software, layouts: Layouts, arranged: Arrangement, 
     )
 
 
-def layer_moved(scenario: Scenario, layouts: Layouts, moved: Traffic) -> Passes:
+def layer_moved(scenario: Scenario, layouts: Layouts, moved: Traffic) -> PassTransfers:
     """All transfers of tensor, context and expert parallelism in each pass of a layer, what recomputation repeats included."""
     full, ring_again = layouts.recompute == RECOMPUTE_FULL, rings_again(scenario.software, layouts)
     ring, routed = moved.cp_hop.times(layouts.cp - 1), moved.ep_exchange.times(2)
     backward = moved.tp_backward + moved.tp_gather_again + ring.times(2.0 + ring_again) + routed.times(1.0 + full)
-    return Passes(moved.tp_forward + ring + routed, backward + moved.tp_forward.times(full))
+    return PassTransfers(moved.tp_forward + ring + routed, backward + moved.tp_forward.times(full))
 
 
 def rings_again(software: Software, layouts: Layouts) -> BoolColumn:

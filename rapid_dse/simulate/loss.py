@@ -7,8 +7,8 @@ from numpy.typing import NDArray
 
 from rapid_dse.config.model import Model
 from rapid_dse.config.scenario import Scenario
-from rapid_dse.layouts import IntColumn
 from rapid_dse.model.operators import padded_vocab
+from rapid_dse.parallel.layouts import IntColumn
 
 FloatColumn = NDArray[np.float64]
 

@@ -11,23 +11,23 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rapid_dse.columns import Shared, at, distinct, largest, numbered
+from rapid_dse.common.columns import Shared, at, distinct, largest, numbered
 from rapid_dse.config.hardware import PRECISION_BYTES
 from rapid_dse.config.scenario import Scenario
 from rapid_dse.config.software import Software
 from rapid_dse.device.contract import UNFUSED
-from rapid_dse.layouts import GPIPE, RECOMPUTE_FULL, RECOMPUTE_NONE, ZERO_BUBBLE, BoolColumn, Layouts
 from rapid_dse.model.operators import local_kv_heads, mlp_projections, mlp_width, padded_vocab
+from rapid_dse.parallel.layouts import GPIPE, RECOMPUTE_FULL, RECOMPUTE_NONE, ZERO_BUBBLE, BoolColumn, Layouts
+from rapid_dse.parallel.schedules import in_flight
 from rapid_dse.simulate.loss import loss_memory
-from rapid_dse.simulate.operators import compute_bytes
+from rapid_dse.simulate.operator_times import compute_bytes
 from rapid_dse.simulate.stages import Stages
-from rapid_dse.trace.schedules import in_flight
 
 FloatColumn = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Memory:
+class PeakMemory:
     """Bytes a GPU holds on its worst stage, ``(n_layouts,)`` each; they add up to the peak."""
 
     parameters: FloatColumn
@@ -229,12 +229,12 @@ ACTIVATIONS = ("tp", "cp", "pp", "vpp", "micro_batch_size", "sequence_parallel",
 FILLED = 3  # of so many micro-batches a stage, no schedule but GPipe holds more than of fewer
 
 
-def peak_memory(scenario: Scenario, layouts: Layouts, stages: Stages) -> Memory:
+def peak_memory(scenario: Scenario, layouts: Layouts, stages: Stages) -> PeakMemory:
     """The terms on the stage whose sum is the largest."""
     return shared_memory(scenario, layouts, Shared(stages, np.arange(len(layouts))))
 
 
-def shared_memory(scenario: Scenario, layouts: Layouts, found: Shared[Stages]) -> Memory:
+def shared_memory(scenario: Scenario, layouts: Layouts, found: Shared[Stages]) -> PeakMemory:
     """As ``peak_memory``; states and activations are counted once for layouts that are alike in them."""
     software, table, micro_batches = scenario.software, layouts.alike, layouts.num_micro_batches
     filled = np.where(layouts.schedule == GPIPE, micro_batches, np.minimum(micro_batches, FILLED * layouts.pp))
@@ -248,7 +248,7 @@ def shared_memory(scenario: Scenario, layouts: Layouts, found: Shared[Stages]) -
     worst = largest(total)
     on_worst = {name: at(term, worst, state) for name, term in states.items()}
     bucket = on_worst.pop("bucket")
-    return Memory(
+    return PeakMemory(
         **on_worst,
         activations=at(activations, worst, kept),
         buffers=at(lost, worst, kept) + bucket,

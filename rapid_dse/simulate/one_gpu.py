@@ -9,10 +9,10 @@ from numpy.typing import ArrayLike, NDArray
 
 from rapid_dse.config.scenario import Scenario
 from rapid_dse.device import OperatorModel
-from rapid_dse.layouts import BoolColumn, Layouts
-from rapid_dse.simulate.block import framework_block
+from rapid_dse.parallel.layouts import BoolColumn, Layouts
 from rapid_dse.simulate.layer import recomputed
-from rapid_dse.simulate.operators import compute_bytes
+from rapid_dse.simulate.layer_work import framework_block
+from rapid_dse.simulate.operator_times import compute_bytes
 from rapid_dse.simulate.slots import host_layer_seconds, launched_slot
 from rapid_dse.simulate.training import price_operators
 

@@ -7,8 +7,8 @@ from numpy.typing import NDArray
 
 from rapid_dse.config.model import Model
 from rapid_dse.config.scenario import Scenario
-from rapid_dse.layouts import IntColumn, Layouts
 from rapid_dse.model.parameters import layer_norms
+from rapid_dse.parallel.layouts import IntColumn, Layouts
 from rapid_dse.simulate.communication import gradient_bytes
 
 FloatColumn = NDArray[np.float64]

@@ -11,13 +11,14 @@ from rapid_dse.config.cluster import Cluster
 from rapid_dse.config.hardware import Network
 from rapid_dse.config.scenario import Scenario
 from rapid_dse.config.software import Software
-from rapid_dse.layouts import IntColumn, Layouts
-from rapid_dse.network import transfer
-from rapid_dse.network.placement import Halves, Placement, Span
-from rapid_dse.network.transfer import Transfer
+from rapid_dse.interconnect import transfer
+from rapid_dse.interconnect.transfer import Transfer
+from rapid_dse.parallel.layouts import IntColumn, Layouts
+from rapid_dse.parallel.placement import Placement
+from rapid_dse.parallel.span import Halves, Span
 from rapid_dse.simulate.communication import gradient_bytes
 from rapid_dse.simulate.memory import Weights, layer_weights, reduces_each, stage_weights, vocabulary_parameters
-from rapid_dse.simulate.operators import compute_bytes
+from rapid_dse.simulate.operator_times import compute_bytes
 from rapid_dse.simulate.replicated import replicated_bytes
 from rapid_dse.simulate.stages import Stages
 from rapid_dse.simulate.vocabulary import tied_table
@@ -26,7 +27,7 @@ FloatColumn = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Groups:
+class ShardGroups:
     """Where the layouts' groups lie, and the network that they find."""
 
     placement: Placement
@@ -35,7 +36,7 @@ class Groups:
 
 
 @dataclass(frozen=True)
-class Passes:
+class PassTransfers:
     """Transfers of one layer and one micro-batch during its forward and during its backward pass."""
 
     forward: Transfer
@@ -57,40 +58,40 @@ class EndTransfers:
     mean: FloatColumn
 
 
-def sharded_passes(scenario: Scenario, layouts: Layouts, groups: Groups, weights: Weights) -> Passes:
+def sharded_passes(scenario: Scenario, layouts: Layouts, groups: ShardGroups, weights: Weights) -> PassTransfers:
     """ZeRO 3's gather of ``weights`` before a pass, and the reduction of their gradients after the backward pass where each micro-batch's
     are reduced."""
     software = scenario.software
     none = transfer.nothing(groups.network, len(layouts))
     if not (layouts.zero >= 2).any():
-        return Passes(none, none)
+        return PassTransfers(none, none)
     gather = _by_group(weights.times(gathered_bytes(scenario)), groups).times(layouts.zero >= 3)
     each = reduces_each(software, layouts)
     if not each.any():
-        return Passes(gather, none)
+        return PassTransfers(gather, none)
     sizes = weights.times(gradient_bytes(scenario))
     scatter = _by_group(sizes, groups)  # a gather reversed
     for copies in across_replicas(sizes, groups):
         scatter = scatter + copies
-    return Passes(gather, scatter.times(each))
+    return PassTransfers(gather, scatter.times(each))
 
 
-def layer_gathers(scenario: Scenario, layouts: Layouts, groups: Groups, weights: Weights | None = None) -> Passes:
+def layer_gathers(scenario: Scenario, layouts: Layouts, groups: ShardGroups, weights: Weights | None = None) -> PassTransfers:
     """Transfers of a layer (of its ``weights``; None: all) in each pass: ZeRO 3's gathers of weights, and gradients reduced each time."""
     found = sharded_passes(scenario, layouts, groups, layer_weights(scenario, layouts) if weights is None else weights)
-    return Passes(found.forward, found.forward + found.backward)
+    return PassTransfers(found.forward, found.forward + found.backward)
 
 
 @dataclass(frozen=True)
-class Tables:
+class TableTransfers:
     """What ZeRO 2 and 3 move of the embedding table and of the head for each micro-batch: ``forward`` the gather of their weights, which
     the backward pass of the head still has and that of the look-up does not read, ``backward`` the reduction of their gradients.
 
     The head of a stage that has the tied table too is no other than it.
     """
 
-    embedding: Passes
-    head: Passes
+    embedding: PassTransfers
+    head: PassTransfers
 
     @property
     def sent(self) -> NDArray[np.float64]:
@@ -104,15 +105,15 @@ def embedding_weights(scenario: Scenario, layouts: Layouts) -> Weights:
     return Weights(vocabulary_parameters(scenario, layouts) + learned)
 
 
-def table_passes(scenario: Scenario, layouts: Layouts, groups: Groups) -> Tables:
+def table_passes(scenario: Scenario, layouts: Layouts, groups: ShardGroups) -> TableTransfers:
     """Those of each layout; nothing under ZeRO 0 and 1."""
     embedding = sharded_passes(scenario, layouts, groups, embedding_weights(scenario, layouts))
     apart = (layouts.pp > 1) | (not scenario.model.tie_word_embeddings)
     head = sharded_passes(scenario, layouts, groups, Weights(vocabulary_parameters(scenario, layouts)))
-    return Tables(embedding, Passes(head.forward.times(apart), head.backward.times(apart)))
+    return TableTransfers(embedding, PassTransfers(head.forward.times(apart), head.backward.times(apart)))
 
 
-def _by_group(sizes: Weights, groups: Groups) -> Transfer:
+def _by_group(sizes: Weights, groups: ShardGroups) -> Transfer:
     """A gather of dense weights over the ranks that share their shards, and of the experts' over theirs; ``sizes`` in bytes."""
     gather = transfer.all_gather(sizes.dense, groups.placement.shard, groups.network)
     if sizes.experts is None:
@@ -120,7 +121,7 @@ def _by_group(sizes: Weights, groups: Groups) -> Transfer:
     return gather + transfer.all_gather(sizes.experts, groups.placement.expert_shard, groups.network)
 
 
-def across_replicas(sizes: Weights, groups: Groups) -> list[Transfer]:
+def across_replicas(sizes: Weights, groups: ShardGroups) -> list[Transfer]:
     """The all-reduces that keep the copies of the shards equal under hybrid sharding: each rank's shard of ``sizes`` bytes of gradients,
     over the ranks that hold the same one; none without hybrid sharding."""
     placement = groups.placement
@@ -131,7 +132,7 @@ def across_replicas(sizes: Weights, groups: Groups) -> list[Transfer]:
     ]
 
 
-def all_reduce(size: FloatColumn, span: Span, groups: Groups) -> Transfer:
+def all_reduce(size: FloatColumn, span: Span, groups: ShardGroups) -> Transfer:
     """One all-reduce of gradients, ``size`` bytes, as the cluster's jobs run it: by NCCL's choice, or around rings alone."""
     if groups.cluster.trees:
         reduce = transfer.all_reduce(size, span, groups.network)
@@ -144,7 +145,7 @@ def gathered_bytes(scenario: Scenario) -> int:
     return 1 if scenario.workload.precision == "fp8" and "all-gather" in scenario.software.fp8_recipe else compute_bytes(scenario)
 
 
-def end_transfers(scenario: Scenario, layouts: Layouts, found: Stages, groups: Groups) -> EndTransfers:
+def end_transfers(scenario: Scenario, layouts: Layouts, found: Stages, groups: ShardGroups) -> EndTransfers:
     """The first stage's transfers at the end of a step. It ends the step in every schedule here, so that its transfers cannot hide behind
     other stages' work."""
     weights = stage_weights(scenario, layouts, found.first()).first_stage()
@@ -160,7 +161,7 @@ def end_transfers(scenario: Scenario, layouts: Layouts, found: Stages, groups: G
     )
 
 
-def _sum_of_replicated(scenario: Scenario, layouts: Layouts, found: Stages, groups: Groups) -> Transfer:
+def _sum_of_replicated(scenario: Scenario, layouts: Layouts, found: Stages, groups: ShardGroups) -> Transfer:
     """The sum over tensor-parallel ranks of the gradients of the first stage's norms and their like."""
     if not layouts.sequence_parallel.any():
         return transfer.nothing(groups.network, len(layouts))
@@ -168,7 +169,7 @@ def _sum_of_replicated(scenario: Scenario, layouts: Layouts, found: Stages, grou
     return transfer.all_reduce(size, groups.placement.tp, groups.network).times(layouts.sequence_parallel)
 
 
-def gradient_sync(scenario: Scenario, layouts: Layouts, sent: Weights, groups: Groups) -> Transfer:
+def gradient_sync(scenario: Scenario, layouts: Layouts, sent: Weights, groups: ShardGroups) -> Transfer:
     """Reduction of ``sent`` bytes of gradients, bucket by bucket: all-reduce, or reduce-scatter where ZeRO shards what follows."""
     placement = groups.placement
     dense = group_sync(scenario, layouts, sent.dense, (placement.gradient, placement.halves), groups)
@@ -177,7 +178,7 @@ def gradient_sync(scenario: Scenario, layouts: Layouts, sent: Weights, groups: G
     return dense + group_sync(scenario, layouts, sent.experts, (placement.expert_gradient, placement.expert_halves), groups)
 
 
-def group_sync(scenario: Scenario, layouts: Layouts, sent: FloatColumn, group: tuple[Span, Halves | None], groups: Groups) -> Transfer:
+def group_sync(scenario: Scenario, layouts: Layouts, sent: FloatColumn, group: tuple[Span, Halves | None], groups: ShardGroups) -> Transfer:
     """The reduction of ``sent`` bytes over one group; 0 bytes take no time.
 
     Under hybrid sharding (``Halves``) the gradients are scattered within the group that shares the shards, and each shard is then summed
@@ -204,7 +205,7 @@ def bucket(scenario: Scenario, layouts: Layouts) -> FloatColumn:
     return size
 
 
-def weight_gather(scenario: Scenario, layouts: Layouts, weights: Weights, layers: IntColumn, groups: Groups) -> Transfer:
+def weight_gather(scenario: Scenario, layouts: Layouts, weights: Weights, layers: IntColumn, groups: ShardGroups) -> Transfer:
     """Gather of the weights that each rank of ZeRO 1 or 2 has updated."""
     calls = np.maximum(1.0, layers * scenario.software.gather_calls_per_layer)
     gather = _by_group(weights.times(compute_bytes(scenario) / calls), groups)

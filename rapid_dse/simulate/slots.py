@@ -7,14 +7,14 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from rapid_dse.columns import Positions, rows_of
+from rapid_dse.common.columns import Positions, rows_of
 from rapid_dse.config.scenario import Scenario
 from rapid_dse.config.software import Software
-from rapid_dse.layouts import RECOMPUTE_FULL, IntColumn, Layouts
-from rapid_dse.simulate.block import Block
+from rapid_dse.parallel.layouts import RECOMPUTE_FULL, IntColumn, Layouts
+from rapid_dse.parallel.schedules import Slots
 from rapid_dse.simulate.communication import nodes_of
+from rapid_dse.simulate.layer_work import Block
 from rapid_dse.simulate.stages import Stages
-from rapid_dse.trace.schedules import Slots
 
 FloatColumn = NDArray[np.float64]
 NODE = 8  # tensor-parallel ranks that ``cluster.host_slowdown`` is told of

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from rapid_dse.config.model import Model
 from rapid_dse.config.scenario import Scenario
-from rapid_dse.layouts import IntColumn
 from rapid_dse.model.operators import matrix_parameters
+from rapid_dse.parallel.layouts import IntColumn
 
 FloatColumn = NDArray[np.float64]
 
@@ -109,7 +109,7 @@ class Stages:
 
 
 @dataclass(frozen=True)
-class Candidates:
+class CandidateStages:
     """Those of one split, as ``Stages`` has them; lists of ``n_candidates``."""
 
     position: list[int]
@@ -133,13 +133,13 @@ def stages(split: Split, pp: IntColumn, vpp: IntColumn) -> Stages:
     found = [_candidates(tuple(layers), kinds) for layers in splits]
     position, layers, latest, before, ahead, behind = (
         np.moveaxis(np.array([getattr(each, name) for each in found], np.int64), 0, -1)[..., where]
-        for name in (f.name for f in fields(Candidates))
+        for name in (f.name for f in fields(CandidateStages))
     )
     return Stages(position, layers, latest, before, position == 0, position == pp - 1, ahead, behind)
 
 
 @lru_cache(maxsize=4096)
-def _candidates(layers: tuple[int, ...], kinds: int) -> Candidates:
+def _candidates(layers: tuple[int, ...], kinds: int) -> CandidateStages:
     """The candidates of a split, with room for so many kinds of inner stages."""
     last, inner, counts = len(layers) - 1, range(1, len(layers) - 1), kinds_of(layers)
     chosen = [next(stage for stage in inner if layers[stage] == count) for count in counts]
@@ -151,7 +151,7 @@ def _candidates(layers: tuple[int, ...], kinds: int) -> Candidates:
     up_to = np.cumsum(alike, axis=1)
     ahead, behind = (up_to - alike)[:, latest].T.tolist(), (up_to[:, -1:] - up_to)[:, latest].T.tolist()
     room = [0] * (kinds - len(counts))
-    return Candidates(
+    return CandidateStages(
         position=chosen,
         layers=[layers[stage] for stage in chosen],
         latest=latest,

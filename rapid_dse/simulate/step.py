@@ -7,27 +7,27 @@ from dataclasses import dataclass, fields
 import numpy as np
 from numpy.typing import NDArray
 
-from rapid_dse.columns import Positions, Shared, at, largest
+from rapid_dse.common.columns import Positions, Shared, at, largest
 from rapid_dse.config.scenario import Scenario
+from rapid_dse.cost.overlap import Window, exposed
 from rapid_dse.device import OperatorModel
-from rapid_dse.layouts import ZERO_BUBBLE, IntColumn, Layouts
+from rapid_dse.parallel.layouts import ZERO_BUBBLE, IntColumn, Layouts
+from rapid_dse.parallel.schedules import SCHEDULE_CLASSES
 from rapid_dse.simulate.arrangement import END, Arrangement
-from rapid_dse.simulate.block import Block
 from rapid_dse.simulate.communication import gradient_bytes
 from rapid_dse.simulate.layer import Layer, layer_time
+from rapid_dse.simulate.layer_work import Block
 from rapid_dse.simulate.memory import Weights, stage_weights
-from rapid_dse.simulate.overlap import Window, exposed
 from rapid_dse.simulate.sharding import bucket, scatter_overlap
 from rapid_dse.simulate.slots import StageSlots, host_layer_seconds, launched_part, stage_slots
 from rapid_dse.simulate.stages import Stages
-from rapid_dse.simulate.uneven import Passes, chunk_waits, passes_of, run_pass_by_pass
-from rapid_dse.trace.schedules import SCHEDULE_CLASSES
+from rapid_dse.simulate.uneven import ChunkPasses, chunk_waits, passes_of, run_pass_by_pass
 
 FloatColumn = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Step:
+class StepTimes:
     """Exposed seconds of a step on the stage that ends it, by term, ``(n_layouts,)`` each."""
 
     compute: FloatColumn
@@ -76,7 +76,7 @@ class Pace:
     layer: Layer
     layer_total: FloatColumn
     layer_dp: FloatColumn
-    passes: Passes
+    passes: ChunkPasses
     end_dp: FloatColumn
     end_tp: FloatColumn
     end_pp: FloatColumn
@@ -90,7 +90,7 @@ def alike_in_pace(layouts: Layouts) -> tuple[Positions, Positions]:
 
 def step_time(
     scenario: Scenario, layouts: Layouts, block: Block, arranged: Arrangement, device: OperatorModel, layer: Layer | None = None
-) -> Step:
+) -> StepTimes:
     """The exposed times of a step: m slots of the stage that all others wait for, the schedule's bubble, gradients, optimizer, host.
 
     ``layer`` None is the closed forms' own. Interleaved chunks of unequal layers have no closed form: their schedule is run.
@@ -126,19 +126,19 @@ def pace(scenario: Scenario, layouts: Layouts, block: Block, arranged: Arrangeme
     )
 
 
-def paced_step(scenario: Scenario, layouts: Layouts, paced: Shared[Pace]) -> Step:
+def paced_step(scenario: Scenario, layouts: Layouts, paced: Shared[Pace]) -> StepTimes:
     """The step of each layout, one schedule after the other."""
     micro_batches = layouts.num_micro_batches
-    columns = {field.name: np.empty(len(layouts)) for field in fields(Step)}
+    columns = {field.name: np.empty(len(layouts)) for field in fields(StepTimes)}
     for code in np.flatnonzero(np.bincount(layouts.schedule)).tolist():
         rows = np.flatnonzero(layouts.schedule == code)
         step = _scheduled(scenario, code, paced.of, paced.kind[rows], micro_batches[rows])
         for name, column in columns.items():
             column[rows] = getattr(step, name)
-    return Step(**columns)
+    return StepTimes(**columns)
 
 
-def _scheduled(scenario: Scenario, code: int, paced: Pace, kind: Positions, micro_batches: IntColumn) -> Step:
+def _scheduled(scenario: Scenario, code: int, paced: Pace, kind: Positions, micro_batches: IntColumn) -> StepTimes:
     """The step of layouts that have one schedule: ``kind`` says where they stand in ``paced``."""
     slots = paced.slots.of(kind, micro_batches, delayed=code == ZERO_BUBBLE)
     waits = SCHEDULE_CLASSES[code].bubble(slots)
@@ -159,7 +159,7 @@ def _scheduled(scenario: Scenario, code: int, paced: Pace, kind: Positions, micr
         )
     )
     around = on_device - layers * total - sent - beside - table
-    return Step(
+    return StepTimes(
         compute=count * (layers * compute + around),
         tp=count * (layers * tp + beside) + end_tp,
         cp=count * layers * cp,

@@ -7,18 +7,18 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from rapid_dse.columns import Shared
+from rapid_dse.common.columns import Shared
 from rapid_dse.config.model import Model
 from rapid_dse.config.scenario import Scenario
 from rapid_dse.device import OperatorModel, operator_model
-from rapid_dse.layouts import IntColumn, Layouts
+from rapid_dse.interconnect import closed_form
 from rapid_dse.model.operators import MicroBatch
-from rapid_dse.network import closed_form
+from rapid_dse.parallel.layouts import IntColumn, Layouts
 from rapid_dse.simulate.account import joules_of, results
 from rapid_dse.simulate.arrangement import arrangement
-from rapid_dse.simulate.block import Block, distinct_shapes, framework_block
 from rapid_dse.simulate.layer import layer_time
-from rapid_dse.simulate.operators import Operators, operators
+from rapid_dse.simulate.layer_work import Block, distinct_shapes, framework_block
+from rapid_dse.simulate.operator_times import Operators, operators
 from rapid_dse.simulate.results import Priced
 from rapid_dse.simulate.step import alike_in_pace, pace, paced_step, step_time
 

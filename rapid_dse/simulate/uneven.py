@@ -14,12 +14,12 @@ from functools import cache, lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from rapid_dse.columns import Positions, distinct, numbered
+from rapid_dse.common.columns import Positions, distinct, numbered
+from rapid_dse.common.compiled import loading_numba
 from rapid_dse.config.scenario import Scenario
-from rapid_dse.layouts import INTERLEAVED, ONE_F_ONE_B, BoolColumn, IntColumn, Layouts
-from rapid_dse.network.loading import loading_numba
-from rapid_dse.simulate.block import Block
+from rapid_dse.parallel.layouts import INTERLEAVED, ONE_F_ONE_B, BoolColumn, IntColumn, Layouts
 from rapid_dse.simulate.layer import LAYER
+from rapid_dse.simulate.layer_work import Block
 from rapid_dse.simulate.slots import host_layer_seconds, launched_slot
 from rapid_dse.simulate.stages import PACK, Split
 
@@ -29,7 +29,7 @@ THIRDS = np.array([1 / 3, 2 / 3])  # of a micro-batch's launches: forward, backw
 
 
 @dataclass(frozen=True)
-class Passes:
+class ChunkPasses:
     """What the passes of a pipeline's chunks take, ``(n_layouts,)`` each, and which layouts need a run.
 
     Attributes:
@@ -53,8 +53,8 @@ class Passes:
 
 def passes_of(
     scenario: Scenario, layouts: Layouts, block: Block, layer: tuple[FloatColumn, FloatColumn], sends: tuple[FloatColumn, FloatColumn]
-) -> Passes:
-    """``Passes`` of layouts; ``layer`` and ``sends`` as there."""
+) -> ChunkPasses:
+    """``ChunkPasses`` of layouts; ``layer`` and ``sends`` as there."""
     split, packed = Split.of(scenario), layouts.pp * PACK + layouts.vpp
     number, count = numbered(packed)
     example = np.empty(count, np.int64)
@@ -64,7 +64,7 @@ def passes_of(
     longer = layouts.interleaved & (layouts.zero >= 2) & (layouts.shards > 1) & (layouts.pp > 1)
     _, case = layouts.alike.by(*LAYER, "vpp")
     ends = block.embedding, block.embedding_backward, block.head_forward, block.head_backward
-    return Passes(layer, ends, sends, host_layer_seconds(scenario, layouts), packed, differ[number] | longer, case)
+    return ChunkPasses(layer, ends, sends, host_layer_seconds(scenario, layouts), packed, differ[number] | longer, case)
 
 
 def run_pass_by_pass(scenario: Scenario) -> tuple[int, ...]:
@@ -73,7 +73,7 @@ def run_pass_by_pass(scenario: Scenario) -> tuple[int, ...]:
 
 
 def chunk_waits(
-    scenario: Scenario, passes: Passes, kind: Positions, micro_batches: IntColumn, closed: tuple[FloatColumn, FloatColumn]
+    scenario: Scenario, passes: ChunkPasses, kind: Positions, micro_batches: IntColumn, closed: tuple[FloatColumn, FloatColumn]
 ) -> FloatColumn:
     """The closed forms' waits, but of pipelines of unequal chunks those that the schedule run pass by pass has.
 
@@ -94,7 +94,7 @@ def chunk_waits(
     return np.where(np.isnan(seconds), waits, idle)
 
 
-def _run(scenario: Scenario, passes: Passes, kind: Positions, micro_batches: IntColumn) -> FloatColumn:
+def _run(scenario: Scenario, passes: ChunkPasses, kind: Positions, micro_batches: IntColumn) -> FloatColumn:
     """Seconds from the first pass of a step to the end of the last, ``(n,)``; layouts whose passes take equally long are run once."""
     split, step_seconds = Split.of(scenario), _recurrence()
     first, alike = distinct([numbered(passes.case.take(kind)), numbered(micro_batches)])
@@ -116,7 +116,7 @@ def _run(scenario: Scenario, passes: Passes, kind: Positions, micro_batches: Int
 def _recurrence() -> Callable[[FloatColumn, int, int, IntColumn, Positions], FloatColumn]:
     """``recurrence.step_seconds``; numba is loaded where such a layout is priced, and nowhere else."""
     with loading_numba("the recurrence of uneven pipelines (once, about 5 s; then it is cached)"):
-        from rapid_dse.trace.recurrence import step_seconds
+        from rapid_dse.parallel.recurrence import step_seconds
     return step_seconds
 
 
@@ -129,7 +129,7 @@ def _shares(split: Split, pp: int, vpp: int) -> tuple[FloatColumn, FloatColumn, 
     """How often each kind of pass spends what, and the kind of each of the ``2 * vpp * pp`` passes.
 
     Returns:
-        ``(n_kinds, 8)`` on the device, ``Passes``'s layer, ends and sends; ``(n_kinds, 2)`` on the host, a layer's launches and a
+        ``(n_kinds, 8)`` on the device, ``ChunkPasses``'s layer, ends and sends; ``(n_kinds, 2)`` on the host, a layer's launches and a
         micro-batch's, a third of them forward and the rest backward (``slots.launched_part``); ``(2 * vpp * pp,)`` kinds.
     """
     layers = np.array(split.chunks(pp, vpp)).T

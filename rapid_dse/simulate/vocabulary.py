@@ -9,12 +9,13 @@ from numpy.typing import NDArray
 
 from rapid_dse.config.hardware import Network
 from rapid_dse.config.scenario import Scenario
-from rapid_dse.layouts import Layouts
-from rapid_dse.network import transfer
-from rapid_dse.network.placement import Placement, two_ends
-from rapid_dse.network.transfer import Transfer
-from rapid_dse.simulate.block import Block
+from rapid_dse.interconnect import transfer
+from rapid_dse.interconnect.transfer import Transfer
+from rapid_dse.parallel.layouts import Layouts
+from rapid_dse.parallel.placement import Placement
+from rapid_dse.parallel.span import two_ends
 from rapid_dse.simulate.communication import TensorParallel, gradient_bytes, node_wait
+from rapid_dse.simulate.layer_work import Block
 from rapid_dse.simulate.memory import vocabulary_parameters
 
 FloatColumn = NDArray[np.float64]

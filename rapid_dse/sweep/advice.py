@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from rapid_dse.config.run import RECOMPUTE
 from rapid_dse.config.scenario import Scenario
-from rapid_dse.layouts import (
+from rapid_dse.events.backends import price
+from rapid_dse.parallel.layouts import (
     AUTO_SCHEDULE,
     CODES,
     COLUMN_OF,
@@ -23,7 +24,6 @@ from rapid_dse.layouts import (
     counted_ends,
     resolved,
 )
-from rapid_dse.simulate import price
 from rapid_dse.simulate.results import Priced
 from rapid_dse.sweep.standing import Aim
 

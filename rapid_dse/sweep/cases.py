@@ -15,7 +15,7 @@ import numpy as np
 from rapid_dse.config.hardware import Hardware
 from rapid_dse.config.scenario import Scenario, known_key
 from rapid_dse.config.table_file import read_table
-from rapid_dse.layouts import COLUMN_OF, KEYS, IntColumn, broken_rules
+from rapid_dse.parallel.layouts import COLUMN_OF, KEYS, IntColumn, broken_rules
 from rapid_dse.sweep.compose import SHOWN, Composed, composed, hydra_ready, scenario_of, value_at, with_values
 from rapid_dse.sweep.overrides import GROUPS, check_key
 from rapid_dse.sweep.portion import Portion

@@ -15,7 +15,7 @@ import numpy as np
 
 from rapid_dse.config.run import Debug, Search
 from rapid_dse.config.scenario import Scenario
-from rapid_dse.layouts import KEYS, IntColumn
+from rapid_dse.parallel.layouts import KEYS, IntColumn
 from rapid_dse.sweep import arrow, identity, ranked, ranking, show, standing, store, workers
 from rapid_dse.sweep.chunks import Chunk, Summary, chunks_of, rows_of
 from rapid_dse.sweep.console import console

@@ -18,12 +18,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rapid_dse.config.scenario import Scenario
-from rapid_dse.layouts import KEYS, OPTIONAL, Layouts
+from rapid_dse.parallel.layouts import KEYS, OPTIONAL, Layouts
 
 Lanes = NDArray[np.uint64]
 
 # What decides a price: a change in any of these files makes stored rows those of older code.
-PRICING_SOURCES = ("config", "model", "device", "network", "trace", "simulate", "layouts.py", "offered.py", "columns.py")
+PRICING_SOURCES = ("config", "parallel", "model", "device", "interconnect", "trace", "cost", "simulate", "events", "common/columns.py")
 # Parts of a scenario that no price depends on, or that the layout's own columns hold.
 _NOT_CONTENT: dict[str, Any] = {
     "search": True,

@@ -22,7 +22,7 @@ _RETRIES = 3  # workers that die under a batch before the batch is given up
 _CONNECT_SECONDS = 30
 
 
-class Run(Protocol):
+class RunAll(Protocol):
     """Runs a function on each item; results as they finish, each with its item's position."""
 
     def __call__(self, function: Callable[[T], R], items: Sequence[T]) -> Generator[tuple[int, R]]: ...
@@ -41,7 +41,7 @@ def here(function: Callable[[T], R], items: Sequence[T]) -> Generator[tuple[int,
 
 
 @contextmanager
-def launcher(name: str, jobs: int, address: str | None = None) -> Iterator[Run]:
+def launcher(name: str, jobs: int, address: str | None = None) -> Iterator[RunAll]:
     """What runs jobs: processes that stay until the end.
 
     Args:
@@ -74,7 +74,7 @@ class _Jobs:
         self._backend, self._n_jobs = backend, n_jobs
 
     def __call__(self, function: Callable[[T], R], items: Sequence[T]) -> Generator[tuple[int, R]]:
-        """As ``Run``; what a worker that died had is run again.
+        """As ``RunAll``; what a worker that died had is run again.
 
         Raises:
             Exception: what ``function`` raised; BrokenExecutor where workers keep dying.

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from rapid_dse.columns import distinct, numbered
+from rapid_dse.common.columns import distinct, numbered
 from rapid_dse.config.scenario import Scenario
-from rapid_dse.layouts import BoolColumn, Layouts
-from rapid_dse.offered import unoffered
+from rapid_dse.parallel.layouts import BoolColumn, Layouts
+from rapid_dse.parallel.offered import unoffered
 from rapid_dse.simulate.trust import Trust, trust
 
 

@@ -13,7 +13,7 @@ from pydantic import BaseModel
 
 from rapid_dse.config.scenario import Scenario, known_key, siblings, unknown_key
 from rapid_dse.config.units import shortened
-from rapid_dse.layouts import COLUMN_OF, OPTIONAL
+from rapid_dse.parallel.layouts import COLUMN_OF, OPTIONAL
 from rapid_dse.sweep.grammar import parser
 
 GROUPS = ("hw", "cluster", "model", "parallel", "workload", "software", "backend", "search")

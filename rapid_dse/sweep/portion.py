@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from rapid_dse.config.scenario import Scenario
-from rapid_dse.layouts import IntColumn, Layouts
+from rapid_dse.parallel.layouts import IntColumn, Layouts
 
 
 @dataclass(frozen=True)

@@ -147,7 +147,7 @@ def show_artifacts(console: Console, scenarios: Iterable[Scenario]) -> None:
     wanted = [scenario for scenario in scenarios if scenario.backend.artifacts.wanted]
     if not wanted:
         return
-    from rapid_dse.simulate.artifacts import folder_of  # loads numba
+    from rapid_dse.events.artifacts import folder_of  # loads numba
 
     for folder in dict.fromkeys(map(folder_of, wanted)):
         if folder.is_dir():  # closed forms leave a timeline of a trial that is priced alone

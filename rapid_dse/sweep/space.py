@@ -15,7 +15,7 @@ from rapid_dse.config import nodes
 from rapid_dse.config.hardware import Hardware
 from rapid_dse.config.run import Debug, Parallel, Search, Workload
 from rapid_dse.config.scenario import Scenario, explain
-from rapid_dse.layouts import (
+from rapid_dse.parallel.layouts import (
     AUTO_SCHEDULE,
     CODES,
     COLUMN_OF,
@@ -29,7 +29,7 @@ from rapid_dse.layouts import (
     enumerate_layouts,
     resolved,
 )
-from rapid_dse.offered import AUTO, settled, usual_sequence_parallel
+from rapid_dse.parallel.offered import AUTO, settled, usual_sequence_parallel
 from rapid_dse.sweep.compose import SHOWN, Composed, composed, hydra_ready, scenario_of, value_at, with_values
 from rapid_dse.sweep.overrides import GROUPS, SWEEPS, Given, Interval, Values, read_space
 from rapid_dse.sweep.portion import Portion

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rapid_dse.layouts import KEYS
+from rapid_dse.parallel.layouts import KEYS
 from rapid_dse.sweep import arrow, identity, ranking
 from rapid_dse.sweep.search.aims import Constraint
 

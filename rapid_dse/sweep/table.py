@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rapid_dse.config.scenario import Scenario
-from rapid_dse.layouts import CODES, KEYS, Layouts
-from rapid_dse.simulate import price
+from rapid_dse.events.backends import price
+from rapid_dse.parallel.layouts import CODES, KEYS, Layouts
 from rapid_dse.simulate.results import Priced, unlawful
 from rapid_dse.sweep import arrow, identity
 from rapid_dse.sweep.outside import judged

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from rapid_dse.config.scenario import Scenario
 from rapid_dse.config.units import UNITS, to_si
-from rapid_dse.layouts import CODES, KEYS, Layouts
 from rapid_dse.model.operators import model_flops_per_token
+from rapid_dse.parallel.layouts import CODES, KEYS, Layouts
 from rapid_dse.simulate.results import Priced
 from rapid_dse.sweep import ranking
 

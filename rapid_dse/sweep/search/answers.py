@@ -12,7 +12,7 @@ import numpy as np
 
 from rapid_dse.sweep import identity, launch, store
 from rapid_dse.sweep.portion import Portion
-from rapid_dse.sweep.search.space import Trial
+from rapid_dse.sweep.search.study_space import Trial
 from rapid_dse.sweep.table import failed_table, priced_table
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ _KILLED = "its worker process was killed each time, perhaps for want of memory: 
 class Answers:
     """The study's rows, by key."""
 
-    def __init__(self, folder: Path, run: launch.Run | None, notice: store.Report) -> None:
+    def __init__(self, folder: Path, run: launch.RunAll | None, notice: store.Report) -> None:
         """Reads which keys the folder holds.
 
         Args:
@@ -116,7 +116,7 @@ def _plain(tables: Sequence[pa.Table]) -> list[pa.Table]:
     return [table.unify_dictionaries() for table in tables]
 
 
-def _by_itself(run: launch.Run, portion: Portion) -> pa.Table:
+def _by_itself(run: launch.RunAll, portion: Portion) -> pa.Table:
     try:
         return next(iter(run(priced_table, [portion])))[1]
     except BrokenExecutor:

@@ -13,7 +13,7 @@ from rapid_dse.simulate.bounds import lower_bound
 from rapid_dse.simulate.memory import peak_memory
 from rapid_dse.simulate.stages import Split, stages
 from rapid_dse.sweep.search.aims import Aims, bounds
-from rapid_dse.sweep.search.space import SearchSpace, Variant
+from rapid_dse.sweep.search.study_space import SearchSpace, Variant
 
 FloatColumn = NDArray[np.float64]
 

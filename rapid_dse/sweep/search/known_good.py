@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from rapid_dse.layouts import ONE_F_ONE_B, RECOMPUTE_SELECTIVE, Layouts
-from rapid_dse.simulate import price
-from rapid_dse.sweep.search.space import SearchSpace
+from rapid_dse.events.backends import price
+from rapid_dse.parallel.layouts import ONE_F_ONE_B, RECOMPUTE_SELECTIVE, Layouts
+from rapid_dse.sweep.search.study_space import SearchSpace
 
 _SCREENED = 100_000  # layouts priced in closed form to choose the first few: half a second
 

@@ -12,7 +12,7 @@ from optuna.storages import InMemoryStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from rapid_dse.sweep.search.dimensions import distributions
-from rapid_dse.sweep.search.space import SearchSpace
+from rapid_dse.sweep.search.study_space import SearchSpace
 
 _NOT_KEPT = ("fixed_params", "tpe:relative_params")  # what enqueued a trial, and what told other threads of it
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rapid_dse.layouts import CODES, COLUMN_OF, IntColumn, Layouts
+from rapid_dse.parallel.layouts import CODES, COLUMN_OF, IntColumn, Layouts
 from rapid_dse.sweep.search.dimensions import Choice
 
 _ORDERED = frozenset({"num_gpus", "global_batch_size", "tp", "cp", "dp", "pp", "ep", "vpp", "zero", "micro_batch_size", "shard_group"})

@@ -16,10 +16,10 @@ from rapid_dse.sweep.search.answers import Answers, Row
 from rapid_dse.sweep.search.bounding import Bounding, Proof, Skips
 from rapid_dse.sweep.search.known_good import known_good
 from rapid_dse.sweep.search.mirror import Mirror
-from rapid_dse.sweep.search.space import SearchSpace, Trial, Variant
 from rapid_dse.sweep.search.storage import StudyStorage
 from rapid_dse.sweep.search.strategies import strategy
 from rapid_dse.sweep.search.strategies.base import Turn
+from rapid_dse.sweep.search.study_space import SearchSpace, Trial, Variant
 
 PRICED, PRUNED, FAILED = TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL
 _KEY = "key"  # the user attribute that names a trial's row
@@ -52,7 +52,7 @@ class Parts:
 
 
 @dataclass
-class Outcome:
+class StudyOutcome:
     """What a study holds at its end: rows of its trials, whether each is feasible, their parameters, and what was left out."""
 
     rows: list[Row] = field(default_factory=list)
@@ -71,7 +71,7 @@ class Study:
         self._strategy.check(parts.space, len(parts.aims.objectives))
         self._seeds: tuple[int, ...] = (parts.search.seed,)
         self._first: list[dict[str, Any]] = []
-        self.outcome = Outcome()
+        self.outcome = StudyOutcome()
         self.bounding = self._no_bounds()
         self._stored = 0
 
@@ -124,7 +124,7 @@ class Study:
     def _load(self, stored: Sequence[FrozenTrial]) -> None:
         parts = self._parts
         self._mirror = Mirror(parts.space, [objective.direction for objective in parts.aims.objectives], stored)
-        self.outcome, self.bounding, self._stored = Outcome(), self._no_bounds(), len(stored)
+        self.outcome, self.bounding, self._stored = StudyOutcome(), self._no_bounds(), len(stored)
         if parts.space.countable:
             for variant in parts.space.variants():
                 variant.tried[:], variant.hopeless[:] = False, False

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rapid_dse.sweep.search.space import SearchSpace, Variant
+from rapid_dse.sweep.search.study_space import SearchSpace, Variant
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution

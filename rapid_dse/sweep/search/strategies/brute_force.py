@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rapid_dse.layouts import IntColumn
-from rapid_dse.sweep.search.space import SearchSpace
+from rapid_dse.parallel.layouts import IntColumn
 from rapid_dse.sweep.search.strategies.base import Strategy, Turn
+from rapid_dse.sweep.search.study_space import SearchSpace
 
 if TYPE_CHECKING:
     from optuna.samplers import BaseSampler

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from rapid_dse.sweep.search.space import SearchSpace
 from rapid_dse.sweep.search.strategies.base import Strategy, Turn
+from rapid_dse.sweep.search.study_space import SearchSpace
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution

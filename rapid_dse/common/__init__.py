@@ -1,0 +1,1 @@
+"""What every room uses: columns, compiled code, the end of a process."""

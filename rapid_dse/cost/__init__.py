@@ -1,0 +1,1 @@
+"""How times go together: what hides behind what, and the energy of it."""

@@ -1,0 +1,1 @@
+"""Everything event-driven: programs of ranks, graphs, the backends that run them, ASTRA-sim, timelines."""

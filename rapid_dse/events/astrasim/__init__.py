@@ -1,0 +1,1 @@
+"""ASTRA-sim in the place of the event engine: its files, its process, its limits."""

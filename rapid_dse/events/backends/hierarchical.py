@@ -1,0 +1,107 @@
+"""backend=full_astrasim_hierarchical: a layer's graph and the pipeline's graph on the event engine, one after the other.
+
+Congestion within a block and within the pipeline is seen, that between them is not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import prod
+
+import numpy as np
+
+from rapid_dse.config.scenario import Scenario
+from rapid_dse.events import runs
+from rapid_dse.events.layer_runs import LayerTimes, check_failed_links, faulty_blocks, run_layer
+from rapid_dse.events.machine import Machine, fault_ends
+from rapid_dse.events.one_by_one import Watch, price_each
+from rapid_dse.events.programs.coarse_pipeline import BlockPasses
+from rapid_dse.events.programs.script import Script
+from rapid_dse.events.quantities import PassSeconds, Priced1, stage_works
+from rapid_dse.events.step_runs import priced, stage_for, stage_script
+from rapid_dse.parallel.layouts import Layouts
+from rapid_dse.simulate.results import Priced
+from rapid_dse.trace.graph import Ints
+
+INSTEAD = "use backend=hybrid or full_astrasim_flattened, or give that dimension their size"
+
+
+def price(scenario: Scenario, layouts: Layouts, watch: Watch | None = None, names: Sequence[str] | None = None) -> Priced:
+    """Prices legal, resolved layouts one by one.
+
+    Raises:
+        ValueError: what cannot run on this backend, with what to use instead.
+    """
+    return price_each(scenario, layouts, _check, run_step, watch, names)
+
+
+def _check(one: Priced1) -> None:
+    cluster = one.cluster()
+    require_own_dimension(one, cluster)
+    runs.check_links(cluster)
+    for fault in cluster.topology.faulty_links:
+        fault_ends(cluster.topology, fault)
+    experts = one.experts
+    check_failed_links(cluster, experts)
+    block = cluster.part(cluster.rank[0, experts.blocks[0]])[0]
+    runs.check_engine(one.scenario, one.degree("ep"), block.topology, _pipeline(cluster)[0].topology)
+
+
+def require_own_dimension(one: Priced1, cluster: Machine) -> None:
+    """Refuses a layout whose first active network dimension carries anything but exactly tp and cp.
+
+    Raises:
+        ValueError: with the dimension, what it carries, and what to use instead.
+    """
+    block, topology = cluster.rank[0, 0], cluster.topology
+    if block.size == 1:
+        return  # a block without transfers needs no dimension
+    span = [len(np.unique(column)) for column in cluster.coordinates(block)]
+    first = topology.dimensions[0]
+    if span[0] == block.size == first.size and prod(span[1:]) == 1:
+        return
+    raise ValueError(
+        f"hw.network.dimensions.{cluster.dimension[0]} has {first.size} places and parallel.tp·cp is {block.size}, of which it holds "
+        f"{span[0]}: full_astrasim_hierarchical needs the first active dimension to carry exactly tp and cp; {INSTEAD}"
+    )
+
+
+def run_step(one: Priced1) -> tuple[Priced, dict[str, runs.Run]]:
+    """The results of one layout, and the runs of its blocks and of the pipeline of them."""
+    cluster = one.cluster()
+    experts = one.experts
+    faulty = faulty_blocks(cluster, experts)
+    every = [(int(p), int(b)) for p, b in np.ndindex(len(cluster.rank), len(experts.blocks))]
+    # one healthy block stands for all of them
+    wanted = [*next(([block] for block in every if block not in faulty), []), *faulty]
+    blocks = {block: run_layer(one, cluster, block) for block in wanted}
+    part, places = _pipeline(cluster)
+    stage = stage_for(one, part, places, experts)
+    scripts: list[Script] = []
+    role = np.full(part.topology.ranks, -1, np.int64)
+    for block, (times, _) in blocks.items():
+        first = len(scripts)
+        scripts += _stage_scripts(one, stage, times)
+        _assign(role, places, first, (block[0], experts.blocks[block[1]]) if block in faulty else None)
+    done = runs.run(one.scenario, stage, scripts, role, "pipeline")
+    kept = {f"block_{block[0]}_{block[1]}": run for block, (_, run) in blocks.items()}
+    return priced(one, done), kept | {"pipeline": done}
+
+
+def _pipeline(cluster: Machine) -> tuple[Machine, Ints]:
+    """The network of the pipeline: one rail stands for all, unless a link on some rail is faulty."""
+    return cluster.part(cluster.rank if cluster.topology.faulty_links else cluster.rank[..., :1])
+
+
+def _stage_scripts(one: Priced1, stage: runs.Stage, times: LayerTimes) -> list[Script]:
+    forward, backward = times.passes()
+    passes = BlockPasses(stage.style.labels, forward, backward, times.weights, times.regather, times.end_passes())
+    works = stage_works(one, PassSeconds(forward.seconds, backward.seconds, times.end("embedding"), times.end("head")))
+    return [stage_script(one, stage.style, number, work, passes) for number, work in enumerate(works)]
+
+
+def _assign(role: Ints, places: Ints, first: int, block: tuple[int, Ints] | None) -> None:
+    """Gives the ranks of a block (its stage and data-parallel ranks; None: all) the scripts of their stages, which start at ``first``."""
+    stages = np.broadcast_to(np.arange(len(places))[:, None, None, None], places.shape)
+    where = (slice(None), slice(None)) if block is None else block
+    role[places[where]] = first + stages[where]

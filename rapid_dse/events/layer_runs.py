@@ -1,0 +1,179 @@
+"""A transformer layer on the event engine: what its passes take on the links of its own block of ranks.
+
+A block is a tensor- and context-parallel group of one stage, with all others that its ranks share experts with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from typing import TypeAlias
+
+import numpy as np
+
+from rapid_dse.cost.overlap import Window, exposed
+from rapid_dse.events import runs
+from rapid_dse.events.attribution import exposed as exposed_terms
+from rapid_dse.events.machine import Machine, fault_ends
+from rapid_dse.events.programs.coarse_pipeline import Pass
+from rapid_dse.events.programs.end_programs import PASSES
+from rapid_dse.events.programs.layer_program import backward, forward
+from rapid_dse.events.programs.script import After, Script
+from rapid_dse.events.programs.whole_step import LayerPasses
+from rapid_dse.events.quantities import Priced1
+from rapid_dse.events.step_runs import stage_for
+from rapid_dse.parallel.expert_groups import ExpertGroups
+from rapid_dse.parallel.layouts import ZERO_BUBBLE
+from rapid_dse.simulate.layer import Layer
+from rapid_dse.simulate.vocabulary import Ends
+
+Block: TypeAlias = tuple[int, int]  # its stage, and which of ``ExpertGroups.blocks`` it is there
+
+
+@dataclass(frozen=True)
+class LayerTimes:
+    """A layer's passes: seconds by term of forward and backward, on the rank that ends last.
+
+    ``weights`` is the part of the backward pass that weight gradients take, ``regather`` a gather of a boundary's shares; ``ends`` are
+    the passes of embedding and head, by their names in ``trace.ends.PASSES``.
+    """
+
+    forward: dict[str, float]
+    backward: dict[str, float]
+    weights: float
+    regather: float
+    ends: Mapping[str, dict[str, float]]
+
+    def end(self, part: str) -> float:
+        """Seconds of the embedding's passes, or of the head's."""
+        return float(sum(sum(self.ends[f"{part}_{direction}"].values()) for direction in ("forward", "backward")))
+
+    def end_passes(self) -> dict[str, Pass]:
+        """The passes of embedding and head, for graphs of the pipeline."""
+        return {name: Pass(name.replace("_", " "), terms) for name, terms in self.ends.items()}
+
+    def seconds(self, direction: str) -> float:
+        """The whole pass, s."""
+        return float(sum(getattr(self, direction).values()))
+
+    def passes(self) -> tuple[Pass, Pass]:
+        """Forward and backward, for graphs of the pipeline."""
+        return Pass("layers forward", self.forward), Pass("layers backward", self.backward)
+
+
+def run_layer(one: Priced1, cluster: Machine, block: Block) -> tuple[LayerTimes, runs.Run]:
+    """Runs one layer's forward and backward pass on one block of ranks alone.
+
+    Args:
+        block: its stage and its number there.
+
+    Raises:
+        ValueError: what the engine cannot run.
+    """
+    experts = one.experts
+    replicas = experts.blocks[block[1]]
+    part, places = cluster.part(cluster.rank[block[0], replicas][None])
+    stage = stage_for(one, part, places, experts.of(replicas))
+    script, marks = _layer_script(one, stage)
+    role = np.full(part.topology.ranks, -1, np.int64)
+    role[places.ravel()] = 0
+    done = runs.run(one.scenario, stage, [script], role, "block")
+    rank = done.slowest
+    first = int(np.searchsorted(done.traced.graph.rank, rank))
+    begins = [0, *(int(done.result.end_ns[first + mark]) for mark in marks)]
+    stops = [*(int(done.result.start_ns[first + mark]) for mark in marks), None]
+    spans = [exposed_terms(done.traced, done.result, rank, begin, stop) for begin, stop in zip(begins, stops, strict=True)]
+    # within a block ranks wait for those of their own group
+    waits = "tp" if one.work.tp > 1 else "cp" if one.work.ring else "ep"
+    for terms in spans:
+        terms[waits] += terms.pop("bubble")
+        terms["bubble"] = 0.0
+    weights = 0.0 if one.degree("schedule") != ZERO_BUBBLE else one.work.weight_gradient
+    ahead, back, regather, *others = spans
+    ends = dict(zip(PASSES, others, strict=True)) if others else _end_compute(one)
+    return LayerTimes(ahead, back, weights, float(sum(regather.values())), ends), done
+
+
+def _end_compute(one: Priced1) -> dict[str, dict[str, float]]:
+    """The passes of embedding and head of a rank that shares them with no other."""
+    block = one.block
+    seconds = {"embedding_forward": block.embedding, "head_forward": block.head_forward, "head_backward": block.head_backward}
+    return {name: {"compute": float(seconds[name][0]) if name in seconds else 0.0} for name in PASSES}
+
+
+def _layer_script(one: Priced1, stage: runs.Stage) -> tuple[Script, list[int]]:
+    """The program of a rank: forward, backward, the gather of a boundary, and where tensor parallelism has transfers in them the passes
+    of embedding and head; a moment between them, which no transfer crosses."""
+    script, passes = Script(stage.style), LayerPasses(one.work, one.around)
+    marks: list[int] = []
+    after = forward(script, one.work, ())
+
+    def mark() -> After:
+        marks.extend(between := script.compute(after, 1e-9, "between", "host"))
+        return between
+
+    after = backward(script, one.work, mark())
+    after = mark()
+    after = passes.regather(script, after) if one.degree("pp") > 1 else after
+    for name in PASSES if one.work.tp > 1 else ():
+        after = passes.end(script, mark(), name)
+    return script, marks
+
+
+def measured_layer(one: Priced1, times: LayerTimes) -> Layer:
+    """The closed forms' layer with the passes that the engine measured; what shows of data-parallel traffic follows from them."""
+
+    def column(value: float) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+        return np.array([value])
+
+    ahead, back, old = column(times.seconds("forward")), column(times.seconds("backward")), one.layer
+    share = one.scenario.software.dp_overlap
+    return replace(
+        old,
+        compute=column(times.forward["compute"] + times.backward["compute"]),
+        tp=column(times.forward["tp"] + times.backward["tp"]),
+        cp=column(times.forward["cp"] + times.backward["cp"]),
+        ep=column(times.forward["ep"] + times.backward["ep"]),
+        forward=ahead,
+        backward=back,
+        dp_backward=exposed(old.sharded.backward, share, Window(back, old.moved.backward.busy)),
+        dp_forward=exposed(old.sharded.forward, share, Window(ahead, old.moved.forward.busy)),
+        ends=Ends(**{each.name: column(sum(times.ends[each.name].values()) - times.ends[each.name]["compute"]) for each in fields(Ends)}),
+    )
+
+
+def check_failed_links(cluster: Machine, experts: ExpertGroups) -> None:
+    """Refuses failed links within blocks that lie on one dimension, where there is no way round them.
+
+    Raises:
+        ValueError: with the link, and what to use instead.
+    """
+    for fault in cluster.topology.faulty_links:
+        for stage, number in blocks_of(cluster, experts, fault) if fault[2] == 0 else ():
+            part, _ = cluster.part(cluster.rank[stage, experts.blocks[number]])
+            if len(part.topology.dimensions) == 1:
+                raise ValueError(
+                    f"hw.network.faulty_links has {list(fault)}: no way round a failed link lies within its tensor-, context- and "
+                    "expert-parallel group, which this backend times alone; allowed: a factor above 0, or backend=full_astrasim_flattened"
+                )
+
+
+def faulty_blocks(cluster: Machine, experts: ExpertGroups) -> dict[Block, None]:
+    """The blocks whose own links have faults: both ends within one, along a dimension that it spans."""
+    found: dict[Block, None] = {}
+    for fault in cluster.topology.faulty_links:
+        found |= dict.fromkeys(blocks_of(cluster, experts, fault))
+    return found
+
+
+def blocks_of(cluster: Machine, experts: ExpertGroups, fault: tuple[int, int, float]) -> list[Block]:
+    """The blocks that a faulty link slows; none where it carries gradients or stages alone."""
+    ends, axis = fault_ends(cluster.topology, fault)
+    number = np.empty(cluster.rank.shape[1], np.int64)
+    number[experts.blocks] = np.arange(len(experts.blocks))[:, None]
+    inside = [{(int(p), int(number[d])) for p, d, _, _ in np.argwhere(cluster.rank == end)} for end in ends]
+
+    def spans(block: Block) -> bool:
+        return len(np.unique(cluster.coordinates(cluster.rank[block[0], experts.blocks[block[1]]])[axis])) > 1
+
+    return sorted(block for block in set.intersection(*inside) if spans(block))

@@ -1,0 +1,1 @@
+"""Programs of ranks: a layer, the ends of the model, a stage, the whole step."""

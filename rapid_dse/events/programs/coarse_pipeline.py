@@ -1,0 +1,74 @@
+"""The pipeline's graph without what is inside its blocks: a stage's layers are one node each pass, of the time that a block took."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+from rapid_dse.events.programs.script import After, Labels, Script
+
+
+@dataclass(frozen=True)
+class Pass:
+    """A layer's pass: seconds in all, and how they split over the terms of a result."""
+
+    name: str
+    terms: Mapping[str, float]
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of one layer."""
+        return float(sum(self.terms.values()))
+
+    def label(self, labels: Labels) -> int:
+        """A label whose time splits as the pass's does."""
+        whole = self.seconds
+        return labels.mixed(self.name, {term: seconds / whole for term, seconds in self.terms.items() if seconds})
+
+
+NO_ENDS: Mapping[str, Pass] = MappingProxyType({})
+
+
+class BlockPasses:
+    """A stage's layers as single nodes (``stage.Passes``), whose transfers are within them."""
+
+    talks = False
+
+    def __init__(
+        self, labels: Labels, forward: Pass, backward: Pass, weights: float, regather: float, ends: Mapping[str, Pass] = NO_ENDS
+    ) -> None:
+        """Takes a layer's passes; ``weights`` seconds of the backward one are its weight gradients, ``regather`` follows a receive.
+
+        ``ends`` are the passes of embedding and head, by their names in ``ends.PASSES``.
+        """
+        without = dict(backward.terms)
+        without["compute"] = max(0.0, without["compute"] - weights)
+        first_half = Pass("layers backward, input gradients", without)
+        self._forward, self._backward, self._first_half = forward, backward, first_half
+        self._ends = ends
+        self._labels = {id(each): each.label(labels) for each in (forward, backward, first_half, *ends.values())}
+        self._weights, self._regather = weights, regather
+
+    def forward(self, script: Script, after: After, layers: int) -> After:
+        """Their forward pass."""
+        return self._node(script, after, layers, self._forward)
+
+    def backward(self, script: Script, after: After, layers: int, weights: bool) -> After:
+        """Their backward pass, with or without weight gradients."""
+        return self._node(script, after, layers, self._backward if weights else self._first_half)
+
+    def weights(self, script: Script, after: After, layers: int) -> After:
+        """Their weight gradients alone."""
+        return script.compute(after, layers * self._weights, "weight gradient")
+
+    def end(self, script: Script, after: After, name: str) -> After:
+        """One of the passes of embedding and head."""
+        return self._node(script, after, 1, self._ends[name]) if name in self._ends else after
+
+    def regather(self, script: Script, after: After) -> After:
+        """The group's gather of a boundary, in the time that it takes alone."""
+        return script.compute(after, self._regather, "gathering the boundary", "pp")
+
+    def _node(self, script: Script, after: After, layers: int, each: Pass) -> After:
+        return script.work(after, layers * each.seconds, self._labels[id(each)])

@@ -1,0 +1,74 @@
+"""What stands before the first layer and after the last one, as a program: embedding, head and loss, with their transfers; and what a
+tensor-parallel group sums at the end of a step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from rapid_dse.events.programs.layer_program import AGAIN, Half, LayerWork, behind_weights, exchange
+from rapid_dse.events.programs.script import After, Script
+
+
+@dataclass(frozen=True)
+class EndWork:
+    """Embedding, head and loss of one micro-batch: seconds, and transfers with the time that closed forms give them.
+
+    Attributes:
+        embedding: seconds of the look-up, and of its gradient.
+        head: head and loss; its exchange is the stream that the head reads and that look-ups give.
+        loss: its exchange is a number a token, which is reduced ``reductions`` times.
+        replicated: its exchange are the gradients of weights that each rank holds whole, summed once a step.
+        hidden: share of the head's backward transfers that hides behind its weight gradient.
+        layer: what it is like to be a tensor-parallel rank here.
+    """
+
+    embedding: float
+    head: Half
+    loss: Half
+    reductions: int
+    replicated: Half
+    hidden: float
+    layer: LayerWork
+
+
+def embedding_forward(script: Script, work: EndWork, after: After) -> After:
+    """The look-up, and the sum of what each rank found."""
+    after = script.compute(after, work.embedding, "embedding")
+    kind = "REDUCE_SCATTER" if work.layer.sequence_parallel else "ALL_REDUCE"
+    return exchange(script, work.layer, work.head, after, kind, 1.0)
+
+
+def embedding_backward(script: Script, work: EndWork, after: After) -> After:
+    """Under sequence parallelism each rank gathers the gradient of what it looked up."""
+    return exchange(script, work.layer, work.head, after, "ALL_GATHER", 1.0) if work.layer.sequence_parallel else after
+
+
+def head_forward(script: Script, work: EndWork, after: After) -> After:
+    """The head on the whole stream, and the loss of logits that lie spread over the ranks."""
+    if work.layer.sequence_parallel:
+        after = exchange(script, work.layer, work.head, after, "ALL_GATHER", 1.0)
+    after = script.compute(after, work.head.forward, "head and loss forward")
+    for _ in range(work.reductions):
+        after = exchange(script, work.layer, work.loss, after, "ALL_REDUCE", 1.0)
+    return after
+
+
+def head_backward(script: Script, work: EndWork, after: After) -> After:
+    """The gradients of the head, and the sum of its input's over the ranks."""
+    after = script.compute(after, work.head.input_gradient, "head and loss backward")
+    kinds = (AGAIN, "REDUCE_SCATTER") if work.layer.sequence_parallel else ("ALL_REDUCE",)
+    return behind_weights(script, work.layer, work.head, after, kinds, (work.hidden, 1.0))
+
+
+def replicated_gradients(script: Script, work: EndWork, after: After) -> After:
+    """The sum of the gradients of weights that each rank holds whole, at the end of a step."""
+    return exchange(script, work.layer, work.replicated, after, "ALL_REDUCE", 1.0, skew=False)
+
+
+PASSES = {
+    "embedding_forward": embedding_forward,
+    "embedding_backward": embedding_backward,
+    "head_forward": head_forward,
+    "head_backward": head_backward,
+    "replicated_gradients": replicated_gradients,
+}

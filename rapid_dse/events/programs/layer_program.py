@@ -1,0 +1,244 @@
+"""A transformer layer as a program: its operators and the transfers between them, forward, backward and weight gradient.
+
+What overlaps follows the software's profile, as in the closed forms: a transfer that hides behind a share of some computation
+starts when all but that share has run; a share of a transfer that always hides is a node of its own beside the computation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from rapid_dse.events.programs.script import MAIN, RING, After, Script
+
+Transfer = Callable[[Script, After], After]
+
+
+AGAIN = "ALL_GATHER again"
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """A buffer that a tensor-parallel group gathers (``gathered`` bytes), scatters or reduces (``size``), and the seconds of each in
+    closed form.
+
+    ``again``: of the gather that the backward pass repeats for the weight gradient; 0 where what was gathered is kept.
+    """
+
+    size: float
+    gathered: float
+    gather: float
+    scatter: float
+    reduce: float
+    again: float
+
+    def seconds(self, kind: str) -> float:
+        """Of a collective by its name in graphs, or of the gather once more."""
+        return {"ALL_GATHER": self.gather, "REDUCE_SCATTER": self.scatter, "ALL_REDUCE": self.reduce, AGAIN: self.again}[kind]
+
+    def bytes(self, kind: str) -> float:
+        """Of the whole buffer, by the collective's name."""
+        return self.gathered if kind in ("ALL_GATHER", AGAIN) else self.size
+
+
+@dataclass(frozen=True)
+class Half:
+    """Seconds of one half of a layer, attention's or the MLP's: operators before, the attention kernel, operators after it.
+
+    ``forward`` and ``input_gradient`` are without the attention kernel. ``exchanges`` are what tensor parallelism gathers before and
+    scatters or reduces after it. ``routed`` bytes a rank go to other ranks' experts before it, in ``route`` seconds, and come back after.
+    ``spared``: seconds of ``forward`` that recomputation leaves out.
+    """
+
+    name: str
+    forward: float
+    input_gradient: float
+    weight_gradient: float
+    exchanges: tuple[Exchange, ...]
+    attention_forward: float = 0.0
+    attention_backward: float = 0.0
+    routed: float = 0.0
+    route: float = 0.0
+    spared: float = 0.0
+
+
+@dataclass(frozen=True)
+class LayerWork:
+    """One layer of one micro-batch on one rank: seconds, bytes; transfers with the time that closed forms give them.
+
+    Attributes:
+        halves: attention's, the MLP's.
+        again: seconds that selective recomputation repeats besides the attention kernel, which ``again_attention`` repeats with its
+            ring; ``full`` runs the whole forward pass again (the kernel where ``again_attention`` says so).
+        keys: bytes of one hop of ring attention, ``ring`` hops forward; twice as many backward.
+        stream: the activations between layers as they are, of all of a tensor-parallel group.
+        skew: seconds that a blocking collective waits for ranks on other hosts, within the exchanges' seconds.
+        tp_hidden: share of all tensor-parallel transfers that hides (async_tp); ``tp_backward_hidden``: of the backward pass's
+            that hides behind the weight gradient; ``cp_hidden``: share of attention that ring hops hide behind.
+    """
+
+    halves: tuple[Half, Half]
+    again: float
+    again_attention: bool
+    full: bool
+    tp: int
+    sequence_parallel: bool
+    skew: float
+    ring: int
+    keys: float
+    hop: float
+    stream: Exchange
+    tp_hidden: float
+    tp_backward_hidden: float
+    cp_hidden: float
+
+    @property
+    def weight_gradient(self) -> float:
+        """Seconds of the layer's weight gradients."""
+        return sum(half.weight_gradient for half in self.halves)
+
+    @property
+    def talks(self) -> bool:
+        """Whether its ranks exchange anything within the layer."""
+        return self.tp > 1 or self.ring > 0 or any(half.route > 0 for half in self.halves)
+
+
+def forward(script: Script, work: LayerWork, after: After, again: bool = False) -> After:
+    """The forward pass; ``again`` names it a recomputation."""
+    name = " again" if again else ""
+    for half in work.halves:
+        after = _routed(script, half, after)
+        if work.sequence_parallel:
+            after = exchange(script, work, half, after, "ALL_GATHER", 1 - work.tp_hidden)
+            last, hidden = "REDUCE_SCATTER", ("ALL_GATHER", "REDUCE_SCATTER")
+        else:
+            last, hidden = "ALL_REDUCE", ("ALL_REDUCE",)  # type: ignore[assignment]
+        side = after
+        for kind in hidden if work.tp_hidden > 0 else ():
+            side = exchange(script, work, half, side, kind, work.tp_hidden)
+        attention = half.attention_forward if work.again_attention or not again else 0.0
+        own = half.forward - half.spared * again
+        after = script.compute(after, own / 2 if attention and work.ring else own, f"{half.name} forward{name}")
+        after = _attention(script, work, after, attention, f"attention kernel forward{name}", work.ring)
+        after = script.compute(after, own / 2 if attention and work.ring else 0.0, f"{half.name} output forward{name}")
+        after = _joined(after, side if work.tp_hidden > 0 else ())
+        after = exchange(script, work, half, after, last, 1 - work.tp_hidden)
+        after = _routed(script, half, after)
+    return after
+
+
+def backward(script: Script, work: LayerWork, after: After, weights: bool = True) -> After:
+    """The backward pass with what is recomputed; without ``weights`` the weight gradients are left for later (zero bubble)."""
+    if work.full:
+        after = forward(script, work, after, again=True)
+    else:
+        after = script.compute(after, work.again, "recompute")
+        seconds = sum(half.attention_forward for half in work.halves) if work.again_attention else 0.0
+        after = _attention(script, work, after, seconds, "attention kernel forward again", work.ring)
+    hidden = work.tp_backward_hidden if weights else 0.0
+    for half in reversed(work.halves):
+        after = _backward_half(script, work, half, after, weights, hidden)
+    return after
+
+
+def _backward_half(script: Script, work: LayerWork, half: Half, after: After, weights: bool, hidden: float) -> After:
+    shown = 1 - work.tp_hidden
+    kinds = ("ALL_GATHER", AGAIN, "REDUCE_SCATTER") if work.sequence_parallel else ("ALL_REDUCE",)
+    after = _routed(script, half, after)
+    if work.sequence_parallel:
+        after = exchange(script, work, half, after, "ALL_GATHER", shown)
+    side = after
+    for kind in kinds if work.tp_hidden > 0 else ():
+        side = exchange(script, work, half, side, kind, work.tp_hidden)
+    attention = half.attention_backward
+    after = script.compute(after, half.input_gradient / 2 if attention and work.ring else half.input_gradient, f"{half.name} backward")
+    after = _attention(script, work, after, attention, "attention kernel backward", 2 * work.ring)
+    after = script.compute(after, half.input_gradient / 2 if attention and work.ring else 0.0, f"{half.name} input backward")
+    late = kinds[1:] if work.sequence_parallel else kinds
+    after = _behind_weights(script, work, half, after, late, hidden, weights)
+    return _routed(script, half, _joined(after, side if work.tp_hidden > 0 else ()))
+
+
+def _behind_weights(
+    script: Script, work: LayerWork, half: Half, after: After, kinds: tuple[str, ...], hidden: float, weights: bool
+) -> After:
+    """The late transfers of a half, a part of them behind its weight gradient.
+
+    ``hidden`` is a share of all the half's transfers; as all of it lies in the late ones, their own share is larger.
+    """
+    late = sum(each.seconds(kind) for each in half.exchanges for kind in kinds)
+    every = late + (sum(each.gather for each in half.exchanges) if work.sequence_parallel else 0.0)
+    share = min(1.0, hidden * every / late) if late > 0 else 0.0
+    return behind_weights(script, work, half, after, kinds, (share, 1 - work.tp_hidden), weights)
+
+
+def behind_weights(
+    script: Script, work: LayerWork, half: Half, after: After, kinds: tuple[str, ...], shares: tuple[float, float], weights: bool = True
+) -> After:
+    """Transfers beside and after a half's weight gradient.
+
+    Args:
+        shares: of the transfers that run beside it, and of all of them that are not hidden elsewhere.
+        weights: whether the weight gradient runs here.
+    """
+    share, shown = shares
+    side = after
+    for kind in kinds if share > 0 else ():
+        side = exchange(script, work, half, side, kind, share * shown, skew=share == 1)
+    gradient = script.compute(after, half.weight_gradient, f"{half.name} weight gradient") if weights else after
+    after = _joined(gradient, side if share > 0 else ())
+    for kind in kinds if share < 1 else ():
+        after = exchange(script, work, half, after, kind, (1 - share) * shown)
+    return after
+
+
+def weight_gradient(script: Script, work: LayerWork, after: After, layers: int = 1) -> After:
+    """The weight gradients of some layers by themselves, as zero-bubble schedules run them."""
+    return script.compute(after, layers * work.weight_gradient, "weight gradient")
+
+
+def beside(script: Script, after: After, seconds: float, share: float, name: str, transfer: Transfer | None) -> After:
+    """Computation and a transfer that can hide behind ``share`` of it."""
+    if transfer is None:
+        return script.compute(after, seconds, name)
+    after = script.compute(after, (1 - share) * seconds, name)
+    moved = transfer(script, after)
+    return _joined(script.compute(after, share * seconds, name), moved)
+
+
+def _attention(script: Script, work: LayerWork, after: After, seconds: float, name: str, hops: int) -> After:
+    """The attention kernel beside ring attention's hops: each rank hands keys and values on."""
+    if seconds <= 0:
+        return after
+
+    def transfer(script: Script, after: After) -> After:
+        for _ in range(hops):
+            sent = script.send(after, "cp next", work.keys, work.hop, "cp", stream=RING)
+            after = _joined(sent, script.receive(after, "cp previous", work.keys, "cp"))
+        return after
+
+    return beside(script, after, seconds, work.cp_hidden, name, transfer if hops else None)
+
+
+def exchange(script: Script, work: LayerWork, half: Half, after: After, kind: str, share: float, skew: bool = True) -> After:
+    """A share of one kind of the half's tensor-parallel collectives; the wait for other hosts comes with the part that shows."""
+    if work.tp == 1 or share <= 0:
+        return after
+    for each in half.exchanges:
+        seconds = each.seconds(kind)
+        if each.bytes(kind) == 0 or seconds == 0:
+            continue
+        if not script.style.ideal and skew:
+            after = script.compute(after, work.skew * share, "waiting for other hosts", "tp")
+        name = "ALL_GATHER" if kind == AGAIN else kind
+        after = script.exchange(after, name, "tp", share * each.bytes(kind), share * seconds, "tp", MAIN)
+    return after
+
+
+def _routed(script: Script, half: Half, after: After) -> After:
+    """Tokens (or their gradients) on their way to the experts, or back."""
+    return script.exchange(after, "ALL_TO_ALL", "ep", half.routed, half.route, "ep", MAIN)
+
+
+def _joined(first: After, second: After) -> After:
+    return tuple(dict.fromkeys((*first, *second)))

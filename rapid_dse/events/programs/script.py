@@ -1,0 +1,280 @@
+"""Programs of ranks, and the graph that they make: a program is written once a kind of rank, and repeated for all of its kind.
+
+A ``Script`` lists one rank's nodes; groups and peers in it are names, which ``assemble`` looks up for each rank.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rapid_dse.trace.graph import COLLECTIVE, COLLECTIVES, COMPUTE, RECEIVE, SEND, WORLD, Graph, Groups, Ints
+
+After = tuple[int, ...]
+COUNTED = 4096
+MOST_WRITTEN, MOST_NODES = 5 * 10**6, 250 * 10**6  # nodes of a graph's scripts, and of the graph: about 2 GB, and 25 GB
+MAIN, GRADIENTS, RING, PIPELINE = range(4)  # communication streams
+CHUNKS = 2  # of each collective: on store-and-forward links one goes up to a switch while another comes down
+
+
+@dataclass
+class Labels:
+    """What nodes are called: a name, and how their time splits over the terms of a result (shares that add up to 1)."""
+
+    names: list[str] = field(default_factory=list)
+    shares: list[Mapping[str, float]] = field(default_factory=list)
+    _known: dict[tuple[str, str], int] = field(default_factory=dict)
+
+    def of(self, name: str, term: str) -> int:
+        """The label of that name whose time is all of one term."""
+        key = (name, term)
+        if key not in self._known:
+            self._known[key] = self.mixed(name, {term: 1.0})
+        return self._known[key]
+
+    def mixed(self, name: str, shares: Mapping[str, float]) -> int:
+        """A new label whose time splits by ``shares``."""
+        self.names.append(name)
+        self.shares.append(shares)
+        return len(self.names) - 1
+
+
+@dataclass
+class Style:
+    """How transfers become nodes.
+
+    ``ideal``: one node each, which takes the closed form's time; else the phases that their group has on the network's dimensions.
+    ``streams``: whether transfers that hide behind others have streams of their own. ``phases``: members of each phase by group.
+    ``switched``: what switches that reduce leave of a ring's bytes in an all-reduce, for each phase by group; none: all of them.
+    ``nodes`` counts what the graph's scripts have, in steps of ``COUNTED``.
+    """
+
+    ideal: bool
+    streams: bool
+    phases: Mapping[str, Sequence[int]]
+    labels: Labels
+    switched: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    nodes: int = 0
+
+
+@dataclass
+class Script:
+    """One rank's nodes in ascending id; columns as in ``Graph``, ``where`` names the group or the peer."""
+
+    style: Style
+    kind: list[int] = field(default_factory=list)
+    duration: list[int] = field(default_factory=list)
+    size: list[int] = field(default_factory=list)
+    collective: list[int] = field(default_factory=list)
+    where: list[str] = field(default_factory=list)
+    tag: list[int] = field(default_factory=list)
+    stream: list[int] = field(default_factory=list)
+    label: list[int] = field(default_factory=list)
+    after: list[After] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.kind)
+
+    def _add(
+        self,
+        kind: int,
+        after: After,
+        label: int,
+        seconds: float,
+        size: float = 0.0,
+        collective: int = 0,
+        where: str = "",
+        tag: int = 0,
+        stream: int = MAIN,
+    ) -> After:
+        if len(self.kind) % COUNTED == COUNTED - 1:
+            self.style.nodes += COUNTED
+            check_size(self.style.nodes, "to write")
+        self.kind.append(kind)
+        self.duration.append(max(1, round(seconds * 1e9)))
+        self.size.append(max(1, round(size)) if kind != COMPUTE else 0)
+        self.collective.append(collective)
+        self.where.append(where)
+        self.tag.append(tag)
+        self.stream.append(stream if self.style.streams else MAIN)
+        self.label.append(label)
+        self.after.append(after)
+        return (len(self.kind) - 1,)
+
+    def work(self, after: After, seconds: float, label: int) -> After:
+        """Computation of a labelled kind; what takes no time makes no node."""
+        return after if seconds <= 0 else self._add(COMPUTE, after, label, seconds)
+
+    def compute(self, after: After, seconds: float, name: str, term: str = "compute") -> After:
+        """Computation; what takes no time makes no node."""
+        return self.work(after, seconds, self.style.labels.of(name, term))
+
+    def exchange(self, after: After, kind: str, group: str, size: float, seconds: float, term: str, stream: int = MAIN) -> After:
+        """A collective over the rank's ``group``.
+
+        Args:
+            kind: one of COLLECTIVES.
+            size: bytes of the full buffer: what each rank has before a reduction or after a gather.
+            seconds: what the closed form says.
+        """
+        members = self.style.phases.get(group)
+        if not members or size <= 0:
+            return after
+        label = self.style.labels.of(f"{term} {kind.lower().replace('_', '-')}", term)
+        if self.style.ideal:
+            whole = size / int(np.prod(members)) if kind == "ALL_GATHER" else size
+            return self._add(COLLECTIVE, after, label, seconds, whole, COLLECTIVES.index(kind), f"{group}/all", stream=stream)
+        switched = self.style.switched.get(group, ())
+        for step, phase, held in _steps(kind, members, size):
+            held = held * switched[phase] if switched and step == "ALL_REDUCE" else held
+            # ASTRA-sim cuts a collective into whole bytes, and sends one chunk more where some are left
+            whole = CHUNKS * (1 if step == "ALL_GATHER" else members[phase])
+            held = whole * max(1, round(held / whole))
+            after = self._add(COLLECTIVE, after, label, 0.0, held, COLLECTIVES.index(step), f"{group}/{phase}", stream=stream)
+        return after
+
+    def send(self, after: After, peer: str, size: float, seconds: float, term: str, tag: int = 0, stream: int = MAIN) -> After:
+        """A message to the rank's ``peer``, of ``size`` bytes, that takes ``seconds`` in closed form."""
+        label = self.style.labels.of(f"{term} send", term)
+        return self._add(SEND, after, label, seconds, size, where=peer, tag=tag, stream=stream)
+
+    def receive(self, after: After, peer: str, size: float, term: str, tag: int = 0) -> After:
+        """The receive of the message that ``peer`` sends this rank."""
+        label = self.style.labels.of(f"{term} receive", term)
+        return self._add(RECEIVE, after, label, 0.0, size, where=peer, tag=tag)
+
+
+def _steps(kind: str, members: Sequence[int], size: float) -> list[tuple[str, int, float]]:
+    """A collective's phases over the dimensions of its group: (collective, phase, bytes as ``Graph.size`` counts them)."""
+    before = [size]
+    for count in members:
+        before.append(before[-1] / count)
+    down = [("REDUCE_SCATTER", phase, before[phase]) for phase in range(len(members))]
+    up = [("ALL_GATHER", phase, before[phase + 1]) for phase in reversed(range(len(members)))]
+    if kind == "REDUCE_SCATTER":
+        return down
+    if kind == "ALL_GATHER":
+        return up
+    if kind == "ALL_REDUCE":
+        last = len(members) - 1
+        return [*down[:-1], ("ALL_REDUCE", last, before[last]), *up[1:]]
+    return [(kind, phase, size) for phase in range(len(members))]
+
+
+@dataclass(frozen=True)
+class Traced:
+    """A graph with what its nodes are: ``label`` ``(nodes,)`` indexes ``labels``; ``role`` ``(ranks,)`` is each rank's script."""
+
+    graph: Graph
+    label: NDArray[np.int32]
+    labels: Labels
+    role: Ints
+
+
+@dataclass(frozen=True)
+class Directory:
+    """Who is in which group and who is whose peer.
+
+    ``groups`` has ``(groups, members)`` places by name; ``peers`` the peer of every place by name, ``(ranks,)``, -1 for none.
+    """
+
+    groups: Mapping[str, Ints]
+    peers: Mapping[str, Ints]
+
+
+def assemble(ranks: int, scripts: Sequence[Script], role: Ints, directory: Directory, name: str = "") -> Traced:
+    """The graph in which rank r runs ``scripts[role[r]]``; a rank of role -1 has nothing to do, and does that for 1 ns."""
+    labels = scripts[0].style.labels
+    idle = Script(scripts[0].style)
+    idle.compute((), 1e-9, "idle", "bubble")
+    every = [*scripts, idle]
+    role = np.where(role < 0, len(scripts), role)
+    groups, place = _group_table(ranks, directory)
+    lengths = np.array([len(script) for script in every], np.int64)[role]
+    first = np.concatenate(([0], np.cumsum(lengths)))
+    width = np.array([sum(map(len, script.after)) for script in every], np.int64)[role]
+    first_dep = np.concatenate(([0], np.cumsum(width)))
+    n = int(first[-1])
+    check_size(n, "in all")
+    columns = {column: np.zeros(n, np.int64) for column in ("id", "duration", "size", "group", "peer", "tag")}
+    small = {column: np.zeros(n, np.int8) for column in ("kind", "collective", "stream")}
+    label, ptr, deps = np.zeros(n, np.int32), np.zeros(n + 1, np.int64), np.zeros(int(first_dep[-1]), np.int64)
+    ptr[-1] = first_dep[-1]
+    for number, script in enumerate(every):
+        on = np.flatnonzero(role == number)
+        if not len(on):
+            continue
+        rows = first[on][:, None] + np.arange(len(script))
+        columns["id"][rows] = np.arange(len(script))
+        for column in ("duration", "size", "tag"):
+            columns[column][rows] = np.array(getattr(script, column), np.int64)
+        for column in small:
+            small[column][rows] = np.array(getattr(script, column), np.int8)
+        label[rows] = np.array(script.label, np.int32)
+        inside, flat = _dependencies(script)
+        ptr[rows] = first_dep[on][:, None] + inside
+        deps[first_dep[on][:, None] + np.arange(len(flat))] = first[on][:, None] + flat
+        _look_up(script, on, first, place, directory, columns)
+    graph = Graph(
+        ranks=ranks,
+        rank=np.repeat(np.arange(ranks), lengths),
+        id=columns["id"],
+        kind=small["kind"],
+        deps_ptr=ptr,
+        deps=deps,
+        duration_ns=columns["duration"],
+        size=columns["size"],
+        collective=small["collective"],
+        group=columns["group"],
+        peer=columns["peer"],
+        tag=columns["tag"],
+        stream=small["stream"],
+        groups=groups,
+        name=name,
+    )
+    return Traced(graph, label, labels, role)
+
+
+def _dependencies(script: Script) -> tuple[Ints, Ints]:
+    """Where each node's dependencies begin, ``(n_nodes,)``, and the dependencies of all nodes, one after the other."""
+    counts = np.array([len(after) for after in script.after], np.int64)
+    return np.cumsum(counts) - counts, np.array([node for after in script.after for node in after], np.int64)
+
+
+def check_size(nodes: int, what: Literal["to write", "in all"]) -> None:
+    """Raises ``ValueError`` where a graph is larger than a machine holds."""
+    most = MOST_WRITTEN if what == "to write" else MOST_NODES
+    if nodes > most:
+        raise ValueError(
+            f"the step's graph has {nodes:,} nodes {what} or more; allowed: up to {most:,}; fewer micro-batches or GPUs have fewer, "
+            "and backend=analytical has none"
+        )
+
+
+def _group_table(ranks: int, directory: Directory) -> tuple[Groups, dict[str, Ints]]:
+    """All groups in one table, and by name which of them a rank is in."""
+    tables, place, count = [], {}, 0
+    for name, members in directory.groups.items():
+        of = np.full(ranks, WORLD, np.int64)
+        of[members] = count + np.arange(len(members))[:, None]
+        place[name] = of
+        tables.append(members)
+        count += len(members)
+    sizes = np.concatenate([np.full(len(table), table.shape[1]) for table in tables]) if tables else np.zeros(0, np.int64)
+    ptr = np.concatenate(([0], np.cumsum(sizes))).astype(np.int64)
+    flat = np.concatenate([table.ravel() for table in tables]) if tables else np.zeros(0, np.int64)
+    return Groups(np.arange(1, count + 1), ptr, flat.astype(np.int64)), place
+
+
+def _look_up(script: Script, on: Ints, first: Ints, place: Mapping[str, Ints], directory: Directory, columns: Mapping[str, Ints]) -> None:
+    """Fills the groups and peers of the ranks ``on`` that run ``script``."""
+    where, kind = np.array(script.where), np.array(script.kind)
+    columns["group"][first[on][:, None] + np.arange(len(script))] = WORLD
+    for name in np.unique(where[where != ""]):
+        at = np.flatnonzero(where == name)
+        table, column = (place, "group") if kind[at[0]] == COLLECTIVE else (directory.peers, "peer")
+        columns[column][first[on][:, None] + at] = table[str(name)][on][:, None]

@@ -1,0 +1,330 @@
+"""One pipeline stage's step as a program: its tasks in order, what it sends and receives, and the end of the step.
+
+Gradients are reduced once, behind the last backward pass; ZeRO 1's and 2's gather of new weights opens the step, where the last one
+left it; ZeRO 3 gathers a layer before each of its passes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import ceil
+from typing import Protocol
+
+from rapid_dse.events.programs.script import GRADIENTS, MAIN, PIPELINE, After, Script
+from rapid_dse.parallel.orders import BACKWARD, FORWARD, WEIGHTS, Move, SharedWeights, StageWork, Task
+
+# A rank with one communication stream reduces gradients when nothing else is left to send: a reduction that is under way holds up
+# every collective and message behind it, which costs more than it hides.
+
+TIED = "tied tables"  # the group of a pipeline's two ends
+
+PIECES = 32  # calls that a step's gradients are reduced in, at most: more change nothing but the size of the graph
+
+
+class LayerNodes(Protocol):
+    """How a stage's layers become nodes; ``layers`` of them in a row. ``talks``: whether they have transfers of their own."""
+
+    @property
+    def talks(self) -> bool:
+        """Whether the layers' nodes have transfers among them."""
+
+    def forward(self, script: Script, after: After, layers: int) -> After:
+        """Their forward pass."""
+
+    def backward(self, script: Script, after: After, layers: int, weights: bool) -> After:
+        """Their backward pass, with or without weight gradients."""
+
+    def weights(self, script: Script, after: After, layers: int) -> After:
+        """Their weight gradients alone."""
+
+    def end(self, script: Script, after: After, name: str) -> After:
+        """What stands before the first layer, after the last one or at the end of the step, by its name in ``ends.PASSES``."""
+
+    def regather(self, script: Script, after: After) -> After:
+        """What a tensor-parallel group does after it has received its shares of a boundary."""
+
+
+@dataclass(frozen=True)
+class Boundary:
+    """What crosses between stages: bytes of a message, its seconds in closed form, the host's share of each, whether it overlaps."""
+
+    size: float
+    seconds: float
+    host: float
+    overlaps: bool
+
+
+@dataclass
+class StageWriter:
+    """Writes one stage's program, task by task.
+
+    Attributes:
+        tail: what the next task waits for.
+        gathered: the gather of the next layer's weights, where one is on its way (ZeRO 3).
+        reduced: reductions of gradients that have started; ``left`` is the share of the gradients whose reduction has not.
+    """
+
+    script: Script
+    work: StageWork
+    passes: LayerNodes
+    boundary: Boundary
+    stage: int
+    pp: int
+    tail: After = ()
+    gathered: After = ()
+    reduced: After = ()
+    left: float = 1.0
+    gathers_left: int = 0
+    opening: After = ()
+
+    @property
+    def vpp(self) -> int:
+        """Chunks of the stage."""
+        return len(self.work.chunks)
+
+    def write(self, tasks: Sequence[Task]) -> After:
+        """The whole step; returns its last nodes."""
+        self._open(tasks)
+        last_of: dict[int, int] = {}
+        final = WEIGHTS if any(task.kind == WEIGHTS for task in tasks) else BACKWARD
+        for number, task in enumerate(tasks):
+            if task.kind == final:
+                last_of[task.chunk] = number
+        delayed = final == WEIGHTS
+        for number, task in enumerate(tasks):
+            last = last_of.get(task.chunk) == number
+            if task.kind == FORWARD:
+                self._forward(task)
+            elif task.kind == BACKWARD:
+                self._backward(task, not delayed, last)
+            else:
+                self._weights(task, last)
+        return self._close()
+
+    @property
+    def _has_room(self) -> bool:
+        """Whether a transfer that hides is in nobody's way."""
+        return self.script.style.streams or not self.passes.talks
+
+    @property
+    def _reduces_early(self) -> bool:
+        work = self.work
+        return work.sent > 0 and work.dp_hidden > 0 and self._has_room and not work.scatters_layers
+
+    def _open(self, tasks: Sequence[Task]) -> None:
+        work, script = self.work, self.script
+        self.tail = script.compute((), work.host_step, "host: step", "host")
+        if work.gathers_weights:
+            hides = work.gather_hidden > 0 and self._has_room
+            moved = [("ALL_GATHER", each.group, each.gathered, each.gather) for each in work.shared]
+            done = self._over_groups(self.tail, moved, GRADIENTS if hides else MAIN)
+            self.opening = done if hides else ()
+            self.tail = self.tail if hides else done
+        if work.gathers_layers:
+            self.gathers_left = sum(work.chunks[task.chunk] for task in tasks if task.kind != WEIGHTS)
+            if work.dp_hidden > 0:
+                self._gather_ahead(self.tail)
+
+    def _over_groups(self, after: After, moved: Sequence[Move], stream: int) -> After:
+        """Collectives of the groups that share weights, one after the other."""
+        for kind, group, size, seconds in moved:
+            after = self.script.exchange(after, kind, group, size, seconds, "dp", stream)
+        return after
+
+    # ------------------------------------------------------------------ passes
+
+    def _forward(self, task: Task) -> None:
+        work, script, layers = self.work, self.script, self.work.chunks[task.chunk]
+        first = self.stage == 0 and task.chunk == 0
+        last = self.stage == self.pp - 1 and task.chunk == self.vpp - 1
+        if not first:
+            self._receive("previous", task, self._virtual(task) - 1, 0)
+        else:
+            self.tail = self._gather_table(work.embedding, self.tail, MAIN)
+            self.tail = self.passes.end(script, self.tail, "embedding_forward")
+        if self.opening:
+            beside = min(layers, int(work.gather_hidden * sum(work.chunks)))
+            self._layers(beside, FORWARD, True)
+            self.tail, self.opening = _joined(self.tail, self.opening), ()
+            layers -= beside
+        if last:
+            self._to_the_head(layers)
+        else:
+            self._layers(layers, FORWARD, True)
+        self.tail = script.compute(self.tail, work.stall / self.vpp / 3, "waiting for the host", "host")
+        if not last:
+            self._send("next", task, self._virtual(task), 0)
+        elif not first:
+            self._launch()
+
+    def _backward(self, task: Task, weights: bool, ends: bool) -> None:
+        work, script, layers = self.work, self.script, self.work.chunks[task.chunk]
+        first = self.stage == 0 and task.chunk == 0
+        last = self.stage == self.pp - 1 and task.chunk == self.vpp - 1
+        if not last:
+            self._receive("next", task, self._virtual(task) + 1, 1)
+        else:
+            self.tail = self.passes.end(script, self.tail, "head_backward")
+            self._reduce_table(work.head, work.dp_hidden > 0)
+        # without weight gradients nothing is there to be reduced
+        if ends and weights and self._reduces_early and (script.style.streams or first):
+            self._reduced_backward(task, layers, weights)
+        else:
+            self._layers(layers, BACKWARD, weights)
+        if first:
+            self.tail = self.passes.end(script, self.tail, "embedding_backward")
+            self._reduce_table(work.embedding, False)
+        self.tail = script.compute(self.tail, work.stall / self.vpp * 2 / 3, "waiting for the host", "host")
+        if not first:
+            self._send("previous", task, self._virtual(task), 1)
+        elif not last:
+            self._launch()
+
+    def _to_the_head(self, layers: int) -> None:
+        """The last layers' forward passes and the head's, whose weights are asked for when the last layer starts."""
+        work, ahead = self.work, 1 if self.work.head and self.work.dp_hidden > 0 and layers > 0 else 0
+        self._layers(layers - ahead, FORWARD, True)
+        gathered = self._gather_table(work.head, self.tail, GRADIENTS if ahead else MAIN)
+        self._layers(ahead, FORWARD, True)
+        self.tail = self.passes.end(self.script, _joined(self.tail, gathered), "head_forward")
+
+    def _gather_table(self, table: SharedWeights | None, after: After, stream: int) -> After:
+        """ZeRO 3's gather of embedding table or head."""
+        if table is None:
+            return after
+        return self._over_groups(after, [("ALL_GATHER", table.group, table.layer_gathered, table.layer_gather)], stream)
+
+    def _reduce_table(self, table: SharedWeights | None, hides: bool) -> None:
+        """The reduction of the gradient of embedding table or head, beside what follows where it ``hides``."""
+        if table is None:
+            return
+        done = self._over_groups(self.tail, table.layer_reduced(self.work.tree), GRADIENTS if hides else MAIN)
+        if hides and done != self.tail:
+            self.reduced = done  # reductions follow each other on their stream
+        else:
+            self.tail = done
+
+    def _weights(self, task: Task, ends: bool) -> None:
+        layers = self.work.chunks[task.chunk]
+        self.tail = self.passes.weights(self.script, self.tail, layers)
+        if ends and self._reduces_early:
+            self._reduce(layers / max(1, sum(self.work.chunks)), 1)
+
+    def _layers(self, layers: int, kind: str, weights: bool) -> None:
+        """Some layers in a row, one by one where their weights are gathered or their gradients reduced each time."""
+        work = self.work
+        if not (work.gathers_layers or work.scatters_layers):
+            self._pass(layers, kind, weights)
+            return
+        for _ in range(layers):
+            self._gather_layer()
+            self._pass(1, kind, weights)
+            if kind == BACKWARD and work.scatters_layers:
+                hides = work.dp_hidden > 0
+                moved = [move for each in work.shared for move in each.layer_reduced(work.tree)]
+                done = self._over_groups(self.tail, moved, GRADIENTS if hides else MAIN)
+                if hides:
+                    self.reduced = done  # reductions follow each other on their stream
+                else:
+                    self.tail = done
+
+    def _pass(self, layers: int, kind: str, weights: bool) -> None:
+        if layers == 0:
+            return
+        if kind == FORWARD:
+            self.tail = self.passes.forward(self.script, self.tail, layers)
+        else:
+            self.tail = self.passes.backward(self.script, self.tail, layers, weights)
+
+    def _gather_layer(self) -> None:
+        """The weights of the next pass: blocking, or asked for when the pass before it started."""
+        work = self.work
+        if not work.gathers_layers:
+            return
+        if work.dp_hidden == 0:
+            self.tail = self._layer_gather(self.tail, MAIN)
+            return
+        self.tail = _joined(self.tail, self.gathered)
+        self._gather_ahead(self.tail)
+
+    def _gather_ahead(self, after: After) -> None:
+        if self.gathers_left > 0:
+            self.gathered = self._layer_gather(after, GRADIENTS)
+            self.gathers_left -= 1
+
+    def _layer_gather(self, after: After, stream: int) -> After:
+        moved = [("ALL_GATHER", each.group, each.layer_gathered, each.layer_gather) for each in self.work.shared]
+        return self._over_groups(after, moved, stream)
+
+    # --------------------------------------------------------------- gradients
+
+    def _reduced_backward(self, task: Task, layers: int, weights: bool) -> None:
+        """The last backward pass, whose gradients are reduced bucket by bucket as layers end, as early as the profile's share lets them."""
+        work = self.work
+        share = layers / max(1, sum(work.chunks))
+        pieces = max(1, min(ceil(work.calls * share), layers, PIECES))
+        earliest = ceil((1 - work.dp_hidden) * layers)
+        due = [max(ceil((i + 1) * layers / pieces), earliest) for i in range(pieces)]
+        done = 0
+        for at in sorted(set(due)):
+            self._layers(at - done, BACKWARD, weights)
+            done = at
+            count = due.count(at)
+            self._reduce(share * count / pieces, count)
+        self._layers(layers - done, BACKWARD, weights)
+
+    def _reduce(self, share: float, calls: int) -> None:
+        """Starts the reduction of a share of the gradients beside what follows."""
+        after, pieces = self.tail, 1 if self.script.style.ideal else calls
+        self.left -= share
+        for _ in range(pieces):
+            part = share / pieces
+            self.reduced = _joined(self.reduced, self._reduction(after, part, GRADIENTS))
+
+    def _reduction(self, after: After, share: float, stream: int) -> After:
+        work = self.work
+        moved = [move for each in work.shared for move in each.reduced(work.zero, work.tree, share)]
+        return self._over_groups(after, moved, stream)
+
+    def _close(self) -> After:
+        """Waits for what is under way, reduces what is left (a tied table's gradient with the other end last), and updates the weights."""
+        work, script = self.work, self.script
+        self.tail = _joined(self.tail, self.reduced)
+        if work.sent > 0 and self.left > 1e-9:
+            pieces = 1 if script.style.ideal else min(work.calls, PIECES)
+            for _ in range(pieces):
+                self.tail = self._reduction(self.tail, self.left / pieces, MAIN)
+        self.tail = script.exchange(self.tail, "ALL_REDUCE", TIED, work.tied, work.tied_reduce, "pp")
+        self.tail = self.passes.end(script, self.tail, "replicated_gradients")
+        if not script.style.ideal:  # ideal links take the closed form's time, in which it is
+            self.tail = script.compute(self.tail, work.wait, "waiting for other ranks", "dp")
+        return script.compute(self.tail, work.optimizer, "optimizer", "optimizer")
+
+    # --------------------------------------------------------------- boundaries
+
+    def _virtual(self, task: Task) -> int:
+        """The chunk's place in the model, first to last."""
+        return task.chunk * self.pp + self.stage
+
+    def _tag(self, task: Task, sender: int, direction: int) -> int:
+        return (task.micro_batch * self.pp * self.vpp + sender) * 2 + direction
+
+    def _receive(self, peer: str, task: Task, sender: int, direction: int) -> None:
+        arrived = self.script.receive((), peer, self.boundary.size, "pp", self._tag(task, sender, direction))
+        self.tail = self.passes.regather(self.script, _joined(self.tail, arrived))
+
+    def _launch(self) -> None:
+        """What the host spends on a pass's messages, once a pass whether it sends, receives or both."""
+        self.tail = self.script.compute(self.tail, self.boundary.host, "launching sends and receives", "pp")
+
+    def _send(self, peer: str, task: Task, sender: int, direction: int) -> None:
+        boundary, script = self.boundary, self.script
+        self._launch()
+        stream = PIPELINE if boundary.overlaps else MAIN
+        sent = script.send(self.tail, peer, boundary.size, boundary.seconds, "pp", self._tag(task, sender, direction), stream)
+        self.tail = self.tail if boundary.overlaps else sent
+
+
+def _joined(first: After, second: After) -> After:
+    return tuple(dict.fromkeys((*first, *second)))

@@ -1,0 +1,50 @@
+"""The whole step as one graph: every layer of every micro-batch on every rank."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from rapid_dse.events.programs import end_programs, layer_program
+from rapid_dse.events.programs.end_programs import EndWork
+from rapid_dse.events.programs.layer_program import LayerWork
+from rapid_dse.events.programs.script import After, Script
+
+
+@dataclass(frozen=True)
+class LayerPasses:
+    """A stage's layers node by node (``stage.Passes``)."""
+
+    work: LayerWork
+    around: EndWork
+
+    @property
+    def talks(self) -> bool:
+        """Whether the layers have transfers of their own."""
+        return self.work.talks
+
+    def forward(self, script: Script, after: After, layers: int) -> After:
+        """Their forward pass."""
+        for _ in range(layers):
+            after = layer_program.forward(script, self.work, after)
+        return after
+
+    def backward(self, script: Script, after: After, layers: int, weights: bool) -> After:
+        """Their backward pass, with or without weight gradients."""
+        for _ in range(layers):
+            after = layer_program.backward(script, self.work, after, weights)
+        return after
+
+    def weights(self, script: Script, after: After, layers: int) -> After:
+        """Their weight gradients alone."""
+        return layer_program.weight_gradient(script, self.work, after, layers)
+
+    def end(self, script: Script, after: After, name: str) -> After:
+        """One of the passes beside them, by its name in ``end_programs.PASSES``."""
+        return end_programs.PASSES[name](script, self.around, after)
+
+    def regather(self, script: Script, after: After) -> After:
+        """The group's gather of a boundary that each rank has a share of; under sequence parallelism shares stay apart."""
+        work = self.work
+        if work.tp == 1 or work.sequence_parallel:
+            return after
+        return script.exchange(after, "ALL_GATHER", "tp", work.stream.size, work.stream.gather, "pp")

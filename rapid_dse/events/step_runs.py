@@ -1,0 +1,115 @@
+"""From a layout to the programs of its stages, and from a run of them to the terms of a step."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import numpy as np
+
+from rapid_dse.config.run import SCHEDULES
+from rapid_dse.events import runs
+from rapid_dse.events.attribution import exposed
+from rapid_dse.events.machine import Machine
+from rapid_dse.events.programs.script import Script, Style, check_size
+from rapid_dse.events.programs.stage_program import TIED, Boundary, LayerNodes, StageWriter
+from rapid_dse.events.quantities import EXPERT_GRADIENTS, GRADIENTS, REPLICAS, Priced1
+from rapid_dse.parallel.expert_groups import ExpertGroups
+from rapid_dse.parallel.layouts import INTERLEAVED, WHOLE_GROUP
+from rapid_dse.parallel.orders import StageWork, order
+from rapid_dse.simulate.account import result_columns
+from rapid_dse.simulate.results import TIME_TERMS, Priced
+from rapid_dse.simulate.step import StepTimes
+from rapid_dse.trace.graph import Ints
+
+
+def stage_script(one: Priced1, style: Style, stage: int, work: StageWork, passes: LayerNodes) -> Script:
+    """The program of a rank of one stage."""
+    pp = one.degree("pp")
+    schedule = SCHEDULES[one.degree("schedule")]
+    micro_batches = int(one.layout.num_micro_batches[0])
+    check_size(2 * micro_batches * len(work.chunks) * pp, "to write")  # each pass of each stage is a node or more
+    tasks = order(schedule, stage, pp, len(work.chunks), micro_batches)
+    script = Script(style)
+    StageWriter(script, work, passes, boundary_of(one), stage, pp).write(tasks)
+    return script
+
+
+def boundary_of(one: Priced1) -> Boundary:
+    """What a stage sends to the next: each tensor-parallel rank its share of the activations."""
+    software = one.scenario.software
+    overlaps = one.degree("schedule") == INTERLEAVED and software.pp_overlap > 0
+    regather = one.work.stream.gather if one.work.tp > 1 and not one.work.sequence_parallel and one.degree("pp") > 1 else 0.0
+    host = software.send_receive * (1 - software.pp_overlap if overlaps else 1.0)
+    return Boundary(one.work.stream.size / one.work.tp, float(one.arranged.traffic.pp_hop.seconds[0]) - regather, host, overlaps)
+
+
+def directory(places: Ints, experts: ExpertGroups, shards: int | None = None) -> tuple[dict[str, Ints], dict[str, Ints]]:
+    """Groups and peers of ranks that stand at ``places`` ``(pp, dp, cp, tp)``: of gradients, of tp and ep, rings of cp, pipelines
+    and their two ends.
+
+    ``shards``: ranks of dp · cp that share one copy of what ZeRO shards, which cuts the groups of gradients; None: all of them.
+    """
+    pp, dp, cp, tp = places.shape
+    ranks = int(places.max()) + 1
+    gradients = places.transpose(0, 3, 1, 2).reshape(pp * tp, dp * cp)
+    rings, pipes = places.transpose(0, 1, 3, 2).reshape(-1, cp), places.reshape(pp, -1).T
+    peers: dict[str, Ints] = {}
+    for name, lines in (("cp", rings), ("", pipes)):
+        for way, shift in (("next", 1), ("previous", -1)):
+            peers[f"{name} {way}".strip()] = runs.neighbours(lines, ranks, shift)
+    exchanging, alike = experts.tables(places)
+    groups = {"tp": places.reshape(-1, tp), "ep": exchanging}
+    for name, whole in ((GRADIENTS, gradients), (EXPERT_GRADIENTS, alike)):
+        groups |= {name: whole} if shards is None else _cut(name, whole, shards * whole.shape[1] // (dp * cp))
+    if pp > 1:
+        groups[TIED] = pipes[:, [0, -1]]
+    return groups, peers
+
+
+def _cut(name: str, groups: Ints, shards: int) -> dict[str, Ints]:
+    """Groups cut into their innermost ``shards`` ranks, which share one copy, and the ranks that hold the same shard."""
+    inner = np.sort(groups, axis=1).reshape(len(groups), -1, shards)
+    return {name: inner.reshape(-1, shards), name + REPLICAS: inner.transpose(0, 2, 1).reshape(-1, inner.shape[1])}
+
+
+def stage_for(one: Priced1, cluster: Machine, places: Ints, experts: ExpertGroups) -> runs.Stage:
+    """The network with all groups of the ranks at ``places`` ``(pp, dp, cp, tp)``."""
+    cut = one.degree("shard_group") != WHOLE_GROUP and places.shape[1] == one.degree("dp")  # part of the replicas reduces nothing
+    groups, peers = directory(places, experts, int(one.layout.shards[0]) if cut else None)
+    room = cluster.topology.ranks
+    padded = {name: np.concatenate([peer, np.full(room - len(peer), -1, np.int64)]) for name, peer in peers.items()}
+    return runs.stage_on(one.scenario, cluster, groups, padded)
+
+
+def priced(one: Priced1, done: runs.Run) -> Priced:
+    """The result columns of a run of the whole step."""
+    step = step_of(exposed(done.traced, done.result, done.slowest))
+    if one.scenario.backend.network in ("ideal", "congestion_unaware"):
+        step = _within_ports(one, step)
+    return result_columns(one.scenario, one.layout, one.block, one.arranged, step)
+
+
+def _within_ports(one: Priced1, step: StepTimes) -> StepTimes:
+    """The step, no shorter than the mean GPU's port of any network dimension is busy.
+
+    Links on which nothing contends let transfers overlap that share a port. What does not fit into the step then shows: it belongs to
+    gradients and gathers, and to sends between stages, in proportion to their seconds on that port; nothing else hides behind them.
+    """
+    layout, arranged, layer = one.layout, one.arranged, one.layer
+    micro_batches, pp = layout.num_micro_batches, layout.pp
+    layers = micro_batches * (one.scenario.model.num_hidden_layers / pp)
+    data = layers * (arranged.sharded.forward.busy + arranged.sharded.backward.busy)
+    data = data + arranged.end.mean * (arranged.end.gradients.busy + arranged.end.weights.busy)
+    sends = micro_batches * (2.0 * (pp * layout.vpp - 1) / pp) * arranged.traffic.pp_hop.busy
+    busy = layers * (layer.moved.forward.busy + layer.moved.backward.busy) + data + sends
+    port = busy.argmax(axis=0)[None]
+    longest, of_data, of_sends = (np.take_along_axis(each, port, 0)[0] for each in (busy, data, sends))
+    late = np.maximum(0.0, longest - step.total)
+    share = of_data / np.where(late > 0, of_data + of_sends, 1.0)
+    return replace(step, dp=step.dp + share * late, pp=step.pp + (1 - share) * late)
+
+
+def step_of(terms: Mapping[str, float]) -> StepTimes:
+    """The step whose exposed times are ``terms``."""
+    return StepTimes(**{term: np.array([terms[term]]) for term in TIME_TERMS})

@@ -1,0 +1,352 @@
+"""Layouts as columns: how tp, cp, ep, dp and pp divide the GPUs, which divisions are legal, and why others are not.
+
+This is the one place that knows the algebra of parallel degrees.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
+from itertools import product
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rapid_dse.common.columns import Distinct
+from rapid_dse.config.offers import Offers
+from rapid_dse.config.run import RECOMPUTE, SCHEDULES
+from rapid_dse.config.scenario import Scenario
+from rapid_dse.parallel.offered import settled, unoffered
+
+IntColumn = NDArray[np.int64]
+BoolColumn = NDArray[np.bool_]
+
+NONE, GPIPE, ONE_F_ONE_B, INTERLEAVED, ZERO_BUBBLE = range(len(SCHEDULES))
+AUTO_SCHEDULE = -1  # until resolved: none at pp = 1, interleaved_1f1b where vpp > 1, else 1f1b
+RECOMPUTE_NONE, RECOMPUTE_SELECTIVE, RECOMPUTE_FULL = range(len(RECOMPUTE))
+
+# Key of the configuration behind each column, in the order in which results list them.
+KEYS: dict[str, str] = {
+    "num_gpus": "hw.num_gpus",
+    "global_batch_size": "workload.global_batch_size",
+    "tp": "parallel.tp",
+    "cp": "parallel.cp",
+    "dp": "parallel.dp",
+    "pp": "parallel.pp",
+    "ep": "parallel.ep",
+    "vpp": "parallel.vpp",
+    "zero": "parallel.zero",
+    "sequence_parallel": "parallel.sequence_parallel",
+    "micro_batch_size": "parallel.micro_batch_size",
+    "recompute": "parallel.recompute",
+    "schedule": "parallel.schedule",
+    "shard_group": "parallel.shard_group",
+}
+COLUMN_OF = {key: name for name, key in KEYS.items()}
+CODES: dict[str, Sequence[str]] = {"recompute": RECOMPUTE, "schedule": SCHEDULES}
+WHOLE_GROUP = 0  # the shard_group of layouts whose shards lie on all of dp · cp
+OPTIONAL: dict[str, int] = {"shard_group": WHOLE_GROUP}  # columns that a table may leave out, with the value that they then have
+
+MAX_TP, MAX_CP, MAX_MICRO_BATCH, MAX_VPP = 16, 16, 16, 8
+
+
+@dataclass(frozen=True)
+class Layouts:
+    """One row a layout; every column has shape ``(n_layouts,)``.
+
+    ``dp`` 0 stands for auto until ``resolved``; ``recompute`` and ``schedule`` index ``RECOMPUTE`` and ``SCHEDULES``;
+    ``shard_group`` is how many GPUs share one copy of what ZeRO shards, 0 (``WHOLE_GROUP``) for all of dp · cp (``shards``).
+    """
+
+    num_gpus: IntColumn
+    global_batch_size: IntColumn
+    tp: IntColumn
+    cp: IntColumn
+    dp: IntColumn
+    pp: IntColumn
+    ep: IntColumn
+    vpp: IntColumn
+    zero: IntColumn
+    sequence_parallel: BoolColumn
+    micro_batch_size: IntColumn
+    recompute: IntColumn
+    schedule: IntColumn
+    shard_group: IntColumn
+
+    def __len__(self) -> int:
+        return len(self.tp)
+
+    def take(self, rows: NDArray[Any] | slice) -> Layouts:
+        """The layouts at ``rows`` (indices, a mask or a slice)."""
+        positions = isinstance(rows, np.ndarray) and rows.dtype != bool
+        columns = (getattr(self, f.name) for f in fields(self))
+        return Layouts(*(column.take(rows) if positions else column[rows] for column in columns))
+
+    def chunks(self, size: int) -> Iterator[Layouts]:
+        """Consecutive parts of at most ``size`` layouts."""
+        for start in range(0, len(self), size):
+            yield self.take(slice(start, start + size))
+
+    @cached_property
+    def alike(self) -> Distinct:
+        """Finds which layouts are alike in some columns; properties of one number a layout count as columns."""
+        return Distinct(self)
+
+    @cached_property
+    def shards(self) -> IntColumn:
+        """GPUs that share one copy of what ZeRO shards, ``(n_layouts,)``: ``shard_group``, or all of dp · cp."""
+        found: IntColumn = np.where(self.shard_group == WHOLE_GROUP, self.dp * self.cp, self.shard_group)
+        return found
+
+    @cached_property
+    def sharded_passes(self) -> IntColumn:
+        """``zero`` as far as passes transfer something for it, ``(n_layouts,)``: 0 and 1, which do not, are both 1."""
+        passes: IntColumn = np.maximum(1, self.zero)
+        return passes
+
+    @cached_property
+    def interleaved(self) -> BoolColumn:
+        """Whether the schedule is interleaved 1F1B, ``(n_layouts,)``."""
+        found: BoolColumn = self.schedule == INTERLEAVED
+        return found
+
+    @cached_property
+    def num_micro_batches(self) -> IntColumn:
+        """Micro-batches a step, ``(n_layouts,)``; at least 1."""
+        per_pass: IntColumn = np.maximum(1, self.dp * self.micro_batch_size)
+        micro_batches: IntColumn = np.maximum(1, self.global_batch_size // per_pass)
+        return micro_batches
+
+    @classmethod
+    def of(cls, rows: Mapping[str, Sequence[Any] | NDArray[Any]]) -> Layouts:
+        """Layouts from columns under their short names; ``recompute`` and ``schedule`` are codes; those of ``OPTIONAL`` may be missing."""
+        columns = {name: np.full(len(rows["tp"]), value) for name, value in OPTIONAL.items()} | dict(rows)
+        return cls(
+            **{
+                f.name: np.ascontiguousarray(columns[f.name], dtype=np.bool_ if f.name == "sequence_parallel" else np.int64)
+                for f in fields(cls)
+            }
+        )
+
+    @classmethod
+    def concatenate(cls, parts: Sequence[Layouts]) -> Layouts:
+        """All rows of ``parts``, in order."""
+        return cls(*(np.concatenate([getattr(part, f.name) for part in parts]) for f in fields(cls)))
+
+
+def resolved(layouts: Layouts) -> Layouts:
+    """The same layouts with what is automatic settled.
+
+    dp=auto is what the other degrees leave of the GPUs (0 where nothing comes out); an automatic schedule follows pp and vpp; a
+    shard_group of all dp · cp GPUs is ``WHOLE_GROUP``.
+    """
+    others = layouts.tp * layouts.cp * layouts.pp
+    left = np.where(layouts.num_gpus % others == 0, layouts.num_gpus // others, 0)
+    by_vpp = np.where(layouts.vpp > 1, INTERLEAVED, ONE_F_ONE_B)
+    schedule = np.where(layouts.schedule == AUTO_SCHEDULE, by_vpp, layouts.schedule)
+    dp = np.where(layouts.dp == 0, left, layouts.dp)
+    shard_group = np.where(layouts.shard_group == dp * layouts.cp, WHOLE_GROUP, layouts.shard_group)
+    return replace(layouts, dp=dp, schedule=np.where(layouts.pp == 1, NONE, schedule), shard_group=shard_group)
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A rule of legality: ``broken`` is a mask ``(n_layouts,)``; ``text`` is shown as a row's reason."""
+
+    text: str
+    broken: BoolColumn
+
+
+def counted_ends(scenario: Scenario) -> int:
+    """Layers that embedding and loss count as where the framework splits a model over pipeline stages: 2, or 0."""
+    return 2 if scenario.software.pipeline_split == "megatron" else 0
+
+
+def rules(layouts: Layouts, scenario: Scenario) -> list[Rule]:
+    """Every rule with the layouts that break it, in the order in which they are reported; dp must be resolved.
+
+    What the mathematics forbid comes first, then what the framework does not offer.
+    """
+    return mathematics(layouts, scenario) + _offer_rules(layouts, scenario)
+
+
+def mathematics(layouts: Layouts, scenario: Scenario) -> list[Rule]:
+    """The rules that hold whatever the framework."""
+    model, seq_len = scenario.model, scenario.workload.seq_len
+    tp, cp, dp, pp, ep, vpp = (getattr(layouts, name) for name in ("tp", "cp", "dp", "pp", "ep", "vpp"))
+    kv_heads, batch, micro_batch = model.num_key_value_heads, layouts.global_batch_size, layouts.micro_batch_size
+    per_pass = np.maximum(1, dp * micro_batch)
+    micro_batches, interleaved = batch // per_pass, layouts.schedule == INTERLEAVED
+    experts, shards = model.num_experts or 1, np.maximum(1, layouts.shards)
+    hybrid = layouts.shard_group != WHOLE_GROUP
+    return [
+        Rule("tp must divide num_attention_heads", model.num_attention_heads % tp != 0),
+        *(Rule(f"tp must divide {name}", width % tp != 0) for name, width in model.mlp_widths.items()),
+        Rule("tp must divide num_key_value_heads or be a multiple of it", (kv_heads % tp != 0) & (tp % kv_heads != 0)),
+        Rule("tp · cp · pp · dp must equal hw.num_gpus", (tp * cp * pp).astype(float) * dp != layouts.num_gpus),
+        Rule("seq_len must divide by 2 · cp", (cp > 1) & (seq_len % (2 * cp) != 0)),
+        Rule("under sequence parallelism seq_len / cp must divide by tp", layouts.sequence_parallel & (seq_len % (cp * tp) != 0)),
+        _depth_rule(pp * vpp, vpp, scenario),
+        *_split_rules(layouts, scenario),
+        Rule("vpp > 1 goes with interleaved_1f1b alone", (vpp > 1) & ~interleaved),
+        Rule("interleaved_1f1b needs vpp > 1", (vpp == 1) & interleaved & (pp > 1)),
+        Rule("dp · micro_batch_size must divide global_batch_size", (batch % per_pass != 0) | (micro_batches == 0)),
+        Rule("interleaved_1f1b needs micro-batches that divide by pp", interleaved & (pp > 1) & (micro_batches % pp != 0)),
+        Rule("a pipeline needs a schedule (schedule=none is for pp = 1)", (layouts.schedule == NONE) & (layouts.pp > 1)),
+        Rule("zero_bubble needs at least pp micro-batches", (layouts.schedule == ZERO_BUBBLE) & (micro_batches < pp)),
+        Rule("ep must divide dp · cp", (dp * cp) % ep != 0),
+        Rule("ep must divide num_experts (1 for a dense model)", experts % ep != 0),
+        Rule("shard_group must divide dp · cp", (dp * cp) % shards != 0),
+        Rule("shard_group needs zero 1, 2 or 3: zero 0 shards nothing", hybrid & (layouts.zero == 0)),
+        Rule("ep must divide shard_group", hybrid & (shards % ep != 0)),
+    ]
+
+
+def _offer_rules(layouts: Layouts, scenario: Scenario) -> list[Rule]:
+    software = scenario.software
+    return [Rule(found.rule(software.name), found.where) for found in unoffered(layouts, scenario)] if software.enforce else []
+
+
+def _depth_rule(chunks: IntColumn, vpp: IntColumn, scenario: Scenario) -> Rule:
+    """How many chunks a pipeline may have: as many as layers, two more where embedding and loss count as layers.
+
+    A framework that balances by cost leaves stages empty, so that any number of stages goes; of interleaved ones it deals out layers.
+    """
+    ends, balanced = counted_ends(scenario), scenario.software.pipeline_split == "balanced"
+    too_many: BoolColumn = chunks > scenario.model.num_hidden_layers + ends
+    text = "pp · vpp must not exceed num_hidden_layers" + (" + 2 (embedding and loss count as layers)" if ends else "")
+    return Rule(text, too_many & (vpp > 1) if balanced else too_many)
+
+
+def _split_rules(layouts: Layouts, scenario: Scenario) -> list[Rule]:
+    """What a user's own split over stages must hold; where a framework balances by cost, inner stages may be empty."""
+    split = scenario.parallel.stage_layers
+    if split is None:
+        return []
+    pp, vpp, layers = layouts.pp, layouts.vpp, scenario.model.num_hidden_layers
+    named, place = f"parallel.stage_layers={','.join(map(str, split))}", np.arange(len(split))
+    ends = (place == 0).astype(int) + (place == len(split) - 1)
+    needed = vpp[:, None] - ends if scenario.software.pipeline_split != "balanced" else np.zeros((len(vpp), 1))
+    empty: BoolColumn = np.any(np.array(split) < needed, axis=1)
+    return [
+        Rule(f"{named} must have an entry for each of pp stages", pp != len(split)),
+        Rule(f"{named} adds up to {sum(split)}; it must add up to num_hidden_layers={layers}", np.full(len(pp), sum(split) != layers)),
+        Rule(f"{named}: each of a stage's vpp chunks needs a layer, the embedding or the head", empty),
+    ]
+
+
+def broken_rules(layouts: Layouts, scenario: Scenario) -> tuple[IntColumn, list[str]]:
+    """Which rule each layout breaks first.
+
+    Returns:
+        ``(n_layouts,)`` indices into the list of texts that comes with it, -1 where the layout is legal.
+    """
+    return _first_broken(rules(layouts, scenario), len(layouts))
+
+
+def _first_broken(found: Sequence[Rule], n_layouts: int) -> tuple[IntColumn, list[str]]:
+    masks = np.stack([rule.broken for rule in found]) if n_layouts else np.zeros((len(found), 0), bool)
+    first = np.where(masks.any(axis=0), masks.argmax(axis=0), -1)
+    return first.astype(np.int64), [rule.text for rule in found]
+
+
+@dataclass(frozen=True)
+class Space:
+    """Values to combine, a list a column of ``Layouts`` (short names); None is every value that can be legal."""
+
+    values: Mapping[str, Sequence[int] | None]
+
+    def options(self, name: str, default: Sequence[int]) -> Sequence[int]:
+        found = self.values.get(name)
+        return default if found is None else found
+
+    @property
+    def open(self) -> bool:
+        """Whether some column takes every value: only then is what changes nothing left out, and what is illegal only counted."""
+        return any(value is None for value in self.values.values())
+
+
+def enumerate_layouts(space: Space, scenario: Scenario) -> tuple[Layouts, Counter[str]]:
+    """Every legal layout of a space, and how many others break which rule first.
+
+    What changes nothing is left out (neither a layout nor counted): zero at dp · cp = 1, sequence_parallel at tp = 1, schedules at pp = 1.
+    """
+    parts: list[Layouts] = []
+    rejected: Counter[str] = Counter()
+    for num_gpus in space.options("num_gpus", ()):
+        legal, counts = _legal_of(space, int(num_gpus), scenario)
+        parts.append(legal)
+        rejected.update(counts)
+    return Layouts.concatenate(parts), rejected
+
+
+def grid(columns: Mapping[str, Sequence[int]]) -> Layouts:
+    """All combinations of the columns' values, the last column fastest, dp resolved."""
+    given = {name: [value] for name, value in OPTIONAL.items()} | dict(columns)
+    axes = np.meshgrid(*(np.asarray(given[f.name], np.int64) for f in fields(Layouts)), indexing="ij")
+    return resolved(Layouts.of({f.name: axis.ravel() for f, axis in zip(fields(Layouts), axes, strict=True)}))
+
+
+def _legal_of(space: Space, num_gpus: int, scenario: Scenario) -> tuple[Layouts, Counter[str]]:
+    model = scenario.model
+    divisors = [d for d in range(1, num_gpus + 1) if num_gpus % d == 0] if num_gpus <= 10**6 else []
+    structure = {
+        "num_gpus": [num_gpus],
+        "global_batch_size": space.options("global_batch_size", ()),
+        "tp": space.options("tp", [d for d in divisors if d <= MAX_TP]),
+        "cp": space.options("cp", [d for d in divisors if d <= MAX_CP]),
+        "dp": space.options("dp", [0]),
+        "pp": space.options("pp", [d for d in divisors if d <= model.num_hidden_layers + counted_ends(scenario)]),
+        "ep": space.options("ep", [d for d in range(1, (model.num_experts or 1) + 1) if (model.num_experts or 1) % d == 0]),
+        "vpp": space.options("vpp", range(1, MAX_VPP + 1)),
+        "zero": [1],  # of zero, sequence_parallel and recompute any: their values come with _with_options
+        "sequence_parallel": [0],
+        "micro_batch_size": space.options("micro_batch_size", [1 << k for k in range(MAX_MICRO_BATCH.bit_length())]),
+        "recompute": [RECOMPUTE_NONE],
+        "schedule": space.options("schedule", [GPIPE, ONE_F_ONE_B, INTERLEAVED, ZERO_BUBBLE]),
+        "shard_group": space.options("shard_group", [WHOLE_GROUP]),
+    }
+    base = _without_idle_schedules(grid(structure), structure["schedule"])
+    options = list(
+        product(
+            space.options("zero", range(4)),
+            space.options("sequence_parallel", (0, 1)),
+            space.options("recompute", range(len(RECOMPUTE))),
+        )
+    )
+    first, texts = _first_broken(mathematics(base, scenario), len(base))
+    rejected = _counted(first, texts, len(options))
+    legal = settled(_with_options(base.take(first < 0), options, scenario.software.offers), scenario.software.offers)
+    late, texts = broken_rules(legal, scenario)
+    return legal.take(late < 0), rejected + _counted(late, texts)
+
+
+def _counted(rule: IntColumn, texts: Sequence[str], times: int = 1) -> Counter[str]:
+    """How many layouts break which rule first, each counted so many times."""
+    counts = np.bincount(rule[rule >= 0], minlength=len(texts))
+    return Counter({text: int(count) * times for text, count in zip(texts, counts, strict=True) if count})
+
+
+def _without_idle_schedules(base: Layouts, schedules: Sequence[int]) -> Layouts:
+    # At pp = 1 every schedule is the same: the grid's first stands for all; vpp there means nothing either.
+    position = np.arange(len(base))
+    first = (position % len(schedules)) == 0
+    return base.take((base.pp > 1) | (first & (base.vpp == base.vpp.min(initial=1))))
+
+
+def _with_options(base: Layouts, options: Sequence[tuple[int, int, int]], offers: Offers) -> Layouts:
+    """The rows of ``base``, each with every option of (zero, sequence_parallel, recompute) that changes something.
+
+    Where a replica is alone, one zero stands for all: the least that is offered.
+    """
+    zeros, sequence, recompute = (np.array(column, np.int64) for column in zip(*options, strict=True))
+    rows = np.repeat(np.arange(len(base)), len(options))
+    zero, sp, rec = (np.tile(column, len(base)) for column in (zeros, sequence, recompute))
+    least = min((int(stage) for stage in zeros if stage in {*offers.zero, *offers.zero_with_pipelines}), default=int(zeros.min()))
+    idle_zero, idle_sp = (base.dp * base.cp)[rows] == 1, base.tp[rows] == 1
+    keep = ~(idle_zero & (zero != least)) & ~(idle_sp & (sp != sequence.min()))
+    layouts = base.take(rows[keep])
+    return replace(layouts, zero=zero[keep], sequence_parallel=(sp[keep] == 1) & (layouts.tp > 1), recompute=rec[keep])

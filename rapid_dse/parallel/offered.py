@@ -1,0 +1,123 @@
+"""Which layouts the framework offers, as its profile's ``software.offers`` lists it, and what automatic settings become under it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rapid_dse.config.offers import Offers
+from rapid_dse.config.run import RECOMPUTE, SCHEDULES
+from rapid_dse.config.scenario import Scenario
+
+if TYPE_CHECKING:
+    from rapid_dse.parallel.layouts import Layouts
+
+BoolColumn = NDArray[np.bool_]
+AUTO = -1  # in the columns zero and recompute: the usual value, or what the framework offers in its place
+USUAL_ZERO, USUAL_RECOMPUTE = 1, RECOMPUTE.index("selective")
+
+
+@dataclass(frozen=True)
+class Unoffered:
+    """A setting that the framework does not offer.
+
+    Attributes:
+        setting: the key and its value in words, "schedule zero_bubble".
+        named: the same as a rule names it, "zero_bubble".
+        instead: what the framework offers in its place, in words.
+        where: the layouts that have the setting, ``(n_layouts,)``.
+    """
+
+    setting: str
+    named: str
+    instead: str
+    where: BoolColumn
+
+    def rule(self, framework: str) -> str:
+        """The rule that such a layout breaks."""
+        return f"{framework} does not offer {self.named} (software.enforce=false prices it); it offers {self.instead}"
+
+    def remark(self, framework: str) -> str:
+        """What is said of such a layout where it is priced all the same."""
+        return f"{self.setting}: not offered by {framework}"
+
+
+def unoffered(layouts: Layouts, scenario: Scenario) -> list[Unoffered]:
+    """Every setting that some value of the schema has and the framework lacks, with the layouts that have it."""
+    offers = scenario.software.offers
+    return [*_of_the_job(layouts, scenario), *_degrees(layouts, offers), *_stages(layouts, offers), *_modes(layouts, offers)]
+
+
+def _of_the_job(layouts: Layouts, scenario: Scenario) -> Iterator[Unoffered]:
+    """Kind of workload and precision, which all layouts of a scenario share."""
+    offers, work, every = scenario.software.offers, scenario.workload, np.ones(len(layouts), bool)
+    if work.kind not in offers.workloads:
+        yield Unoffered(work.kind, work.kind, _listed(offers.workloads), every)
+    if work.precision not in offers.precisions:
+        yield Unoffered(f"precision {work.precision}", f"precision {work.precision}", _listed(offers.precisions), every)
+
+
+def _degrees(layouts: Layouts, offers: Offers) -> Iterator[Unoffered]:
+    for name in ("tp", "cp", "pp", "ep"):
+        if name not in offers.parallelisms:
+            yield Unoffered(
+                f"{name} > 1", f"{name} > 1", f"dp{''.join(f', {other}' for other in offers.parallelisms)}", getattr(layouts, name) > 1
+            )
+
+
+def _stages(layouts: Layouts, offers: Offers) -> Iterator[Unoffered]:
+    """ZeRO stages, which change nothing where a replica is alone, and what they share their shards with."""
+    shared, hybrid = layouts.dp * layouts.cp > 1, layouts.shard_group != 0
+    for piped, stages, text in ((False, offers.zero, "without pipelines"), (True, offers.zero_with_pipelines, "with pipelines")):
+        for stage in sorted({0, 1, 2, 3} - set(stages)):
+            where = (layouts.zero == stage) & shared & ((layouts.pp > 1) == piped)
+            yield Unoffered(f"zero {stage} {text}", f"zero {stage} {text}", f"zero {_listed(stages)} there", where)
+    for stage in sorted({1, 2, 3} - set(offers.shard_group)):
+        setting, instead = f"shard_group under zero {stage}", f"it under zero {_listed(offers.shard_group)}"
+        yield Unoffered(setting, setting, instead, hybrid & (layouts.zero == stage))
+
+
+def _modes(layouts: Layouts, offers: Offers) -> Iterator[Unoffered]:
+    for code, name in enumerate(SCHEDULES):
+        if name != "none" and name not in offers.schedules:
+            yield Unoffered(f"schedule {name}", name, _listed(offers.schedules), (layouts.schedule == code) & (layouts.pp > 1))
+    for code, name in enumerate(RECOMPUTE):
+        if name not in offers.recompute:
+            yield Unoffered(f"recompute {name}", f"recompute {name}", _listed(offers.recompute), layouts.recompute == code)
+    for value in (True, False):
+        if value not in offers.sequence_parallel:
+            setting = "sequence_parallel" if value else "tp > 1 without sequence_parallel"
+            instead = "tp > 1 without it" if value else "tp > 1 with it"
+            yield Unoffered(setting, setting, instead, (layouts.tp > 1) & (layouts.sequence_parallel == value))
+
+
+def _listed(values: Sequence[Any]) -> str:
+    return ", ".join(map(str, values)) or "none"
+
+
+def settled(layouts: Layouts, offers: Offers) -> Layouts:
+    """The layouts with ``AUTO`` replaced in zero and recompute.
+
+    zero is 1, recompute selective; where the framework does not offer these, the highest stage, and the least mode.
+    """
+    alone, piped = (_nearest(USUAL_ZERO, sorted(stages, reverse=True)) for stages in (offers.zero, offers.zero_with_pipelines))
+    mode = _nearest(USUAL_RECOMPUTE, sorted(map(RECOMPUTE.index, offers.recompute)))
+    return replace(
+        layouts,
+        zero=np.where(layouts.zero == AUTO, np.where(layouts.pp > 1, piped, alone), layouts.zero),
+        recompute=np.where(layouts.recompute == AUTO, mode, layouts.recompute),
+    )
+
+
+def usual_sequence_parallel(offers: Offers) -> bool:
+    """What an automatic sequence_parallel is wherever tp > 1: on, where the framework offers it."""
+    return True in offers.sequence_parallel
+
+
+def _nearest(usual: int, offered: Sequence[int]) -> int:
+    """The usual value where it is offered or nothing is, else the first that is."""
+    return usual if usual in offered or not offered else offered[0]
