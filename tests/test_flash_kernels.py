@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 from test_device_models import chip
 from trials import scenario
@@ -76,3 +77,38 @@ def test_twice_the_exponentials_help_as_much_as_softmax_shows() -> None:
     # with twice as many 0.035. Of a long sequence (0.0658 + 0.050) / (0.0658 + 0.035) = 1.15; the clock falls a little with more work.
     assert 1.06 < rate("b200", "cudnn", exponentials=32.0) / rate("b200", "cudnn") < 1.15
     assert rate("h100", "triton", exponentials=32.0) == rate("h100", "triton")  # it hides all of them
+
+
+@pytest.mark.parametrize(
+    ("name", "generation", "causal", "measured"),
+    [  # 16,384 tokens, 16 heads of 128: figure of FlashAttention-3's repository (H100, cuDNN of 2024); medians of cuDNN 9.19 on an H200
+        ("h100", "early", True, 539e12),
+        ("h100", "early", False, 595e12),
+        ("h200", "current", True, 629e12),
+        ("h200", "current", False, 690e12),
+    ],
+)
+def test_cudnn_runs_as_its_generation_does(name: str, generation: Any, causal: bool, measured: float) -> None:
+    model = operator_model(chip(name))
+    seconds = float(model.attention(1, 16, 16, 16384, 16384, 128, kernel="cudnn", causal=causal, generation=generation))
+    assert 4.0 * 16 * 16384**2 * 128 * (0.5 if causal else 1.0) / seconds == pytest.approx(measured, rel=0.08)
+
+
+def test_a_generation_changes_its_own_kernels_alone() -> None:
+    for kernel, differs in (("flash2", True), ("cudnn", True), ("flash3", False), ("flash1", False), ("unfused", False)):
+        times = {
+            each: float(operator_model(chip("h100")).attention(1, 16, 16, 8192, 8192, 128, kernel=kernel, generation=each))  # type: ignore[arg-type]
+            for each in ("early", "current")
+        }
+        assert (times["early"] != times["current"]) == differs
+
+
+def test_shared_keys_cost_a_sum_over_the_heads_that_share_them() -> None:
+    # dK and dV of 32 heads, 2 x 8,192 tokens x 128 elements of 2 bytes, written for each head and read again by the sum: 537 MB in all;
+    # K, V, dK and dV themselves are a fourth as large, but HBM does not bound this kernel.
+    hw = chip("h200")
+    shared, own = (
+        float(operator_model(hw).attention(2, 32, heads, 8192, 8192, 128, kernel="flash2", direction="backward")) for heads in (8, 32)
+    )
+    expected = 2 * 2 * (2 * 32 * 8192 * 2 * 128) / (hw.memory.bandwidth * hw.efficiency.memory)
+    np.testing.assert_allclose(shared - own, expected, rtol=1e-9)

@@ -49,3 +49,14 @@ def test_a_row_kernel_takes_no_less_than_its_chain_its_work_and_its_bytes(kind: 
     assert float(row_kernel(hw, kind, np.array(1e6), np.array(4096.0))) == pytest.approx(
         max(1e6 * 4096 * kernel.work / (132 * hw.clock), 4 * 1e6 * 4096 / (4.8e12 * 0.81 * 0.92 * 1.2)), rel=0.01
     )
+
+
+def test_pytorch_2_0s_layer_norm_on_an_a100() -> None:
+    # LLMCompass (ISCA 2024): rows, columns, s on the host's clock, which adds 46 us.
+    measured = [(4096, 4096, 79.4e-6), (8192, 4096, 117.8e-6), (16384, 4096, 194.1e-6), (32768, 4096, 347.9e-6)]
+    table = pd.DataFrame(measured, columns=["m", "n", "measured.time_s"])
+    table = table.assign(kind="layernorm", hw="a100", chip="a100", note="incl. launch overhead", year=2023.0)
+    early = predict_kernels(table, {"a100": chip("a100")})
+    np.testing.assert_allclose(early, table["measured.time_s"], rtol=0.1)
+    later = predict_kernels(table.assign(year=2026), {"a100": chip("a100")})
+    assert np.all(later > early)

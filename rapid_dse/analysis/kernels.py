@@ -14,6 +14,7 @@ import pandas as pd
 
 from rapid_dse.analysis.small_kernels import predict_small, row_kernel
 from rapid_dse.config.hardware import PRECISION_BYTES, Hardware
+from rapid_dse.config.software import LibraryGeneration
 from rapid_dse.config.table_file import read_table
 from rapid_dse.config.units import shortened
 from rapid_dse.device import FloatArray, operator_model
@@ -36,6 +37,11 @@ KERNEL_OF: dict[str, AttentionKernel] = {
 }
 # Vidur profiled on Azure's NC96ads A100 v4, whose A100 are the PCIe card (300 W); its times agree with SimuMax's of that card.
 CARDS = {"microsoft/vidur data/profiling/compute/a100": "a100_pcie"}
+# Libraries of a table's rows whose ``year`` is not said: the figures that FlashAttention's repository publishes are of 2023 and 2024, and
+# SimuMax measured its A100 under the Transformer Engine of that time.
+EARLY_SOURCES = ("Dao-AILab/flash-attention", "MooreThreads/SimuMax")
+LIBRARY_GENERATIONS: tuple[LibraryGeneration, ...] = ("early", "current")
+EARLY_YEARS = 2024  # and before: libraries of the early generation
 GPUS = {"A100-PCIe-80GB": "a100_pcie"}
 ATTENTION: dict[str, tuple[Direction, ...]] = {
     "attention_fwd": ("forward",),
@@ -102,20 +108,42 @@ def predict_kernels(
     return predicted
 
 
+def generations(rows: pd.DataFrame) -> pd.Series[str]:
+    """The generation of the libraries that each row was measured with, by its ``year`` or its source; current where neither says."""
+    found = pd.Series("current", index=rows.index)
+    if "source" in rows:
+        found[rows["source"].astype(str).str.startswith(EARLY_SOURCES)] = "early"
+    if "year" in rows:
+        found[pd.to_numeric(rows["year"], errors="coerce") <= EARLY_YEARS] = "early"
+    return found
+
+
 def _predict_kind(kind: str, rows: pd.DataFrame, hw: Hardware, predict_collectives: PredictCollectives | None) -> FloatArray:
+    generation = generations(rows)
+    out = np.full(len(rows), np.nan)
+    for name in LIBRARY_GENERATIONS:
+        part = (generation == name).to_numpy(bool)
+        if part.any():
+            out[part] = _predict_generation(kind, rows[part], hw, name, predict_collectives)
+    return out
+
+
+def _predict_generation(
+    kind: str, rows: pd.DataFrame, hw: Hardware, generation: LibraryGeneration, predict_collectives: PredictCollectives | None
+) -> FloatArray:
     if kind in COLLECTIVES or kind.startswith("gpt3_layer_op:AllReduce"):
         return predict_collectives(rows, hw) if predict_collectives else np.full(len(rows), np.nan)
     if kind in ("gemm", "matmul", "group_matmul"):
         return _gemm(rows, hw) + _harness(rows, "gemm")
     if kind in ("softmax", "layernorm", "gelu"):
-        return predict_small(kind, rows, hw) + _harness(rows, kind)
+        return predict_small(kind, rows, hw, generation) + _harness(rows, kind)
     if kind in ATTENTION:
-        return _attention(rows, hw, ATTENTION[kind], decode=kind == "attention_decode")
+        return _attention(rows, hw, ATTENTION[kind], generation, decode=kind == "attention_decode")
     if kind in ("sdp_fwd", "sdp_bwd"):
-        return _sdp(rows, hw, backward=kind == "sdp_bwd")
+        return _sdp(rows, hw, generation, backward=kind == "sdp_bwd")
     if kind.startswith("gpt3_layer_op:"):
-        return _gpt3_layer(kind.removeprefix("gpt3_layer_op:"), rows, hw)
-    return predict_small(kind, rows, hw)
+        return _gpt3_layer(kind.removeprefix("gpt3_layer_op:"), rows, hw, generation)
+    return predict_small(kind, rows, hw, generation)
 
 
 def _harness(rows: pd.DataFrame, kind: str) -> FloatArray:
@@ -148,7 +176,9 @@ def _gemm(rows: pd.DataFrame, hw: Hardware) -> FloatArray:
     return out
 
 
-def _attention(rows: pd.DataFrame, hw: Hardware, directions: tuple[Direction, ...], *, decode: bool = False) -> FloatArray:
+def _attention(
+    rows: pd.DataFrame, hw: Hardware, directions: tuple[Direction, ...], generation: LibraryGeneration, *, decode: bool = False
+) -> FloatArray:
     """Seconds of attention, forward, backward or both; NaN for an implementation that is none of ``KERNEL_OF``. ``decode``: one query
     sees the ``context`` keys before it."""
     model = operator_model(hw)
@@ -166,26 +196,28 @@ def _attention(rows: pd.DataFrame, hw: Hardware, directions: tuple[Direction, ..
                 continue
             columns = tuple(array[part] for array in (batch, heads, kv_heads, queries, length, width))
             seconds = np.zeros(part.sum())
+            asked = {"v_head_dim": v_width[part], "causal": masked, "kernel": kernel, "generation": generation}
             for direction in directions:
-                seconds += model.attention(*columns, v_head_dim=v_width[part], causal=masked, kernel=kernel, direction=direction)
+                seconds += model.attention(*columns, direction=direction, **asked)
             out[part] = seconds
     return out
 
 
-def _sdp(rows: pd.DataFrame, hw: Hardware, *, backward: bool) -> FloatArray:
+def _sdp(rows: pd.DataFrame, hw: Hardware, generation: LibraryGeneration, *, backward: bool) -> FloatArray:
     columns = ["batch", "heads", "kv_heads", "seq_len", "seq_len", "qk_head_dim"]
     return operator_model(hw).attention(
         *rows[columns].to_numpy(float).T,
         v_head_dim=rows["v_head_dim"].to_numpy(float),
         direction="backward" if backward else "forward",
         kernel="flash2",
+        generation=generation,
     )
 
 
 GPT3_TP = 4
 
 
-def _gpt3_layer(operator: str, rows: pd.DataFrame, hw: Hardware) -> FloatArray:
+def _gpt3_layer(operator: str, rows: pd.DataFrame, hw: Hardware, generation: LibraryGeneration) -> FloatArray:
     """LLMCompass's layer of GPT-3 on four GPUs: the table's m, n, k are one GPU's; Q, K and V are three products."""
     model = operator_model(hw)
     heads = rows["heads"].to_numpy(float) / GPT3_TP
@@ -200,9 +232,9 @@ def _gpt3_layer(operator: str, rows: pd.DataFrame, hw: Hardware) -> FloatArray:
     if operator == "A_mul_V":
         return model.gemm(queries, width, keys, batch=batch * heads) + HOST_CLOCK["gemm"]
     if operator == "Softmax":
-        return row_kernel(hw, "softmax", batch * heads * queries, keys) + HOST_CLOCK["softmax"]
+        return row_kernel(hw, "softmax", batch * heads * queries, keys, generation) + HOST_CLOCK["softmax"]
     if operator.startswith("LayerNorm"):
-        return row_kernel(hw, "layernorm", tokens, hidden) + HOST_CLOCK["layernorm"]
+        return row_kernel(hw, "layernorm", tokens, hidden, generation) + HOST_CLOCK["layernorm"]
     if operator == "GeLU":
         return model.elementwise(tokens * 4 * hidden / GPT3_TP * 2 * 2) + HOST_CLOCK["gelu"]
     shape = rows[["m", "n", "k"]].to_numpy(float).T

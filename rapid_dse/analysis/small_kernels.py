@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from rapid_dse.config.hardware import Hardware
+from rapid_dse.config.software import LibraryGeneration
 from rapid_dse.device import FloatArray, operator_model
 from rapid_dse.simulate.loss import LOSS_BYTES
 
@@ -52,14 +53,19 @@ class RowKernel:
 # Layer norm and RMS norm of PyTorch 2.11 on an H200 (1 to 16,384 rows of 2,048 to 12,288); softmax on that and on an A100.
 ROW_KERNELS = {"layernorm": RowKernel(2.3, 0.34), "rmsnorm": RowKernel(2.3, 0.26), "softmax": RowKernel(0.7, 0.57)}
 
+# PyTorch 2.0's, on an A100 (32 to 32,768 rows): large ones nearly stream, where 2.11's keep the SMs busy for longer.
+EARLY_ROW_KERNELS = {"layernorm": RowKernel(1.2, 0.306)}
 
-def row_kernel(hw: Hardware, kind: str, rows: FloatArray, columns: FloatArray, width: float = 2.0) -> FloatArray:
+
+def row_kernel(
+    hw: Hardware, kind: str, rows: FloatArray, columns: FloatArray, generation: LibraryGeneration = "current", width: float = 2.0
+) -> FloatArray:
     """Seconds of a row kernel over ``rows`` × ``columns`` elements of ``width`` bytes, (n,).
 
     The SMs' work, and the chain of the blocks that are the last to end, whose share falls where few blocks run: no less than a block
     alone takes, nor than streaming the tensor once in and out.
     """
-    kernel = ROW_KERNELS[kind]
+    kernel = EARLY_ROW_KERNELS.get(kind, ROW_KERNELS[kind]) if generation == "early" else ROW_KERNELS[kind]
     work = kernel.work * np.where((kind == "layernorm") & (columns > LONG_ROW), AGAIN, 1.0)
     shared = work * rows / hw.sms + kernel.chain * np.minimum(1.0, rows / (hw.sms * RESIDENT_ROWS))
     clocks = columns * np.maximum(kernel.chain, shared)
@@ -79,14 +85,14 @@ def streamed(rows: pd.DataFrame, hw: Hardware, moved: FloatArray, faster: float 
     return np.where(cold, least + moved / faster * slope, warm)
 
 
-def predict_small(kind: str, rows: pd.DataFrame, hw: Hardware) -> FloatArray:
+def predict_small(kind: str, rows: pd.DataFrame, hw: Hardware, generation: LibraryGeneration = "current") -> FloatArray:
     """Seconds of kernels of a kind, (n,); NaN where nothing here prices it.
 
     Raises:
         KeyError: a column that the kind needs is missing.
     """
     if kind in ROW_KERNELS:
-        return row_kernel(hw, kind, rows["m"].to_numpy(float), rows["n"].to_numpy(float))
+        return row_kernel(hw, kind, rows["m"].to_numpy(float), rows["n"].to_numpy(float), generation)
     if kind == "gelu":
         return streamed(rows, hw, rows["m"].to_numpy(float) * rows["n"].to_numpy(float) * 4)
     if kind in STREAMED:

@@ -16,6 +16,7 @@ from rapid_dse.config.offers import Offers
 UNFUSED = Only(Where("software.attention", ("unfused",)), Where("hw.attention_kernels", ((),)))
 FP8 = Only(Where("workload.precision", ("fp8",)))
 Dtype = Literal["fp32", "bf16", "fp16"]
+LibraryGeneration = Literal["early", "current"]
 
 
 class Software(Frozen):
@@ -34,6 +35,9 @@ class Software(Frozen):
     # them, attention is unfused. ``flash_kernel`` names one that must run: a chip that lacks it is refused.
     flash_kernels: tuple[FlashKernelName, ...] = ("flash2", "ck")
     flash_kernel: FlashKernelName | None = None
+    # Whose speed fused attention has. early: libraries of 2023 and 2024 (FlashAttention 2.0, cuDNN to 9.1, PyTorch to 2.4); current: of
+    # 2025 and 2026 (PyTorch 2.11 with its FlashAttention-2, cuDNN 9.19).
+    library_generation: Annotated[LibraryGeneration, Only(Where("software.attention", ("flash",)))] = "current"
     fused_softmax: Annotated[bool, UNFUSED] = True  # behind attention=unfused: scale, mask and softmax are one kernel
     fused_rotary: bool = True  # autograd keeps no rotated copy of queries and keys
     fused_activation: bool = True  # autograd keeps no activated gate beside the MLP's inputs

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from rapid_dse.config.hardware import PRECISION_BYTES, Hardware
+from rapid_dse.config.software import LibraryGeneration
 
 FloatArray = NDArray[np.float64]
 Direction = Literal["forward", "backward"]
@@ -65,6 +66,17 @@ class AttentionShape:
         return np.asarray(2 * scores * (self.head_dim + self.v_head_dim), dtype=np.float64)
 
 
+@dataclass(frozen=True)
+class AttentionCall:
+    """What runs attention: the direction, the kernel and the generation of its library, the precision, and whether it drops scores."""
+
+    direction: Direction
+    kernel: str
+    precision: str
+    dropout: bool = False
+    generation: LibraryGeneration = "current"
+
+
 class OperatorModel(ABC):
     """Prices operators on one chip."""
 
@@ -109,8 +121,10 @@ class OperatorModel(ABC):
         window: ArrayLike | None = None,
         v_head_dim: ArrayLike | None = None,
         dropout: bool = False,
+        generation: LibraryGeneration = "current",
     ) -> FloatArray:
-        """Seconds of scaled dot-product attention in one direction, (n,); ``window`` counts keys, null is no window.
+        """Seconds of scaled dot-product attention in one direction, (n,); ``window`` counts keys, null is no window; ``generation``:
+        of the library that a fused kernel is from.
 
         Raises:
             ValueError: a dimension below 1, kv_heads above heads, an unknown kernel or direction, a kernel or a precision that the chip
@@ -134,13 +148,14 @@ class OperatorModel(ABC):
         shape = AttentionShape(**columns, causal=causal)
         if np.any(shape.kv_heads > shape.heads):
             raise ValueError(f"kv_heads={shape.kv_heads.max():g} is above heads; allowed: a divisor of heads")
+        call = AttentionCall(direction, kernel, precision, dropout, generation)
         if kernel in UNFUSED:
-            return self._unfused(shape, direction, kernel, precision, dropout)
+            return self._unfused(shape, call)
         if kernel not in self.hw.attention_kernels:
             raise ValueError(
                 f"kernel={kernel!r} is not built for {self.hw.name}; allowed: {', '.join((*self.hw.attention_kernels, *UNFUSED))}"
             )
-        return self._flash(shape, direction, kernel, precision, dropout)
+        return self._flash(shape, call)
 
     def update(self, parameters: ArrayLike, bytes_a_parameter: ArrayLike) -> FloatArray:
         """Seconds of the optimizer's step over so many ``parameters`` that moves ``bytes_a_parameter`` bytes of HBM for each, (n,): as
@@ -158,11 +173,11 @@ class OperatorModel(ABC):
     def _gemm(self, m: FloatArray, n: FloatArray, k: FloatArray, batch: FloatArray, *, precision: str, accumulate: bool) -> FloatArray: ...
 
     @abstractmethod
-    def _flash(self, shape: AttentionShape, direction: Direction, kernel: str, precision: str, dropout: bool) -> FloatArray: ...
+    def _flash(self, shape: AttentionShape, call: AttentionCall) -> FloatArray: ...
 
-    def _unfused(self, shape: AttentionShape, direction: Direction, kernel: str, precision: str, dropout: bool) -> FloatArray:
+    def _unfused(self, shape: AttentionShape, call: AttentionCall) -> FloatArray:
         """Two batched products forward, four backward, the passes over the scores between them, and copies of operands."""
-        fused = kernel == "fused_softmax"
+        direction, precision, fused = call.direction, call.precision, call.kernel == "fused_softmax"
         count = shape.batch * shape.heads
         products = [(shape.seq_q, shape.seq_kv, shape.head_dim), (shape.seq_q, shape.v_head_dim, shape.seq_kv)]
         if direction == "backward":
@@ -174,10 +189,10 @@ class OperatorModel(ABC):
             ]
         total = np.asarray(sum(self.gemm(m, n, k, batch=count, precision=precision) for m, n, k in products), dtype=np.float64)
         width = PRECISION_BYTES[precision]
-        for share in score_passes(direction, fused_softmax=fused, causal=shape.causal, dropout=dropout):
+        for share in score_passes(direction, fused_softmax=fused, causal=shape.causal, dropout=call.dropout):
             total = total + self.elementwise(count * shape.seq_q * shape.seq_kv * width * share)
         copied = count * shape.seq_q * shape.head_dim * width
-        return total + self.elementwise(copied * OPERAND_PASSES[kernel, direction])
+        return total + self.elementwise(copied * OPERAND_PASSES[call.kernel, direction])
 
 
 # Reads and writes of an operand's size (tokens × heads × head_dim) around the products: PyTorch's rearrangement of q, k and the

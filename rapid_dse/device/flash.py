@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rapid_dse.config.hardware import Hardware
-from rapid_dse.device.contract import AttentionShape, Direction, FloatArray
+from rapid_dse.config.hardware import PRECISION_BYTES, Hardware
+from rapid_dse.device.contract import AttentionCall, AttentionShape, Direction, FloatArray
 from rapid_dse.device.roofline import operand_bytes
 
 Clock = Callable[[Hardware, FloatArray, str], FloatArray]
@@ -53,25 +53,35 @@ class FlashKernel:
 ANY_RATE = float("inf")
 LEGACY_RATE = 2300.0  # mma.sync on Hopper: 0.55 of what wgmma reaches; fitted to FlashAttention-2 on both chips
 
-# Fitted to the benchmarks of FlashAttention-2 and -3 (A100, H100) and SimuMax's A100 table, forward and backward, causal or not,
-# head dims 64 to 256, and to PyTorch 2.11's FlashAttention-2 and cuDNN 9.19 on an H200 (124 shapes; its forward pass is 10 % faster than
-# that of 2024 beside FlashAttention-3, and the figures lie between the two). flash3 backward rests on figure 6 of the FlashAttention-3
-# paper (561 TFLOP/s at head_dim 128, 474 at 64, 16k tokens); Triton's backward is taken for FlashAttention-2's.
+# flash2 and cudnn are PyTorch 2.11's FlashAttention-2 and cuDNN 9.19, fitted to 124 shapes on an H200, forward and backward, causal or not,
+# head dims 64 to 256, nothing of their operands in L2. The others are fitted to the benchmarks of FlashAttention-2 and -3 (A100, H100);
+# flash3 backward rests on figure 6 of the FlashAttention-3 paper (561 TFLOP/s at head_dim 128, 474 at 64, 16k tokens); Triton's backward
+# is taken for FlashAttention-2's.
 KERNELS: dict[tuple[str, str], FlashKernel] = {
     ("flash1", "forward"): FlashKernel(128, 0.95, 0.42, LEGACY_RATE, 2500, wide=0.40, narrow=64),
     ("flash1", "backward"): FlashKernel(128, 0.94, 0.42, LEGACY_RATE, 2500, wide=0.40, narrow=64),
-    ("flash2", "forward"): FlashKernel(128, 0.731, 0.0255, LEGACY_RATE, 4120, wide=0.91),
-    ("flash2", "backward"): FlashKernel(128, 0.729, 0.1135, LEGACY_RATE, 5140, wide=0.76),
+    ("flash2", "forward"): FlashKernel(128, 0.746, 0.0403, LEGACY_RATE, 4080, wide=0.92),
+    ("flash2", "backward"): FlashKernel(128, 0.685, 0.0824, LEGACY_RATE, 13840, wide=0.79),
     ("flash3", "forward"): FlashKernel(128, 1.0, 0.049, ANY_RATE, 5100, wide=0.915),
     ("flash3", "backward"): FlashKernel(128, 0.73, 0.10, ANY_RATE, 5000, wide=0.9),
-    ("cudnn", "forward"): FlashKernel(128, 1.0, 0.057, ANY_RATE, 3580, wide=0.74),
-    ("cudnn", "backward"): FlashKernel(128, 0.736, 0.083, ANY_RATE, 9280, wide=0.80),
+    ("cudnn", "forward"): FlashKernel(128, 1.0, 0.0534, ANY_RATE, 3550, wide=0.92),
+    ("cudnn", "backward"): FlashKernel(128, 0.810, 0.1073, ANY_RATE, 9950, wide=0.73),
     ("triton", "forward"): FlashKernel(128, 0.448, 0.0, ANY_RATE, 4500),
     ("triton", "backward"): FlashKernel(128, 0.76, 0.128, LEGACY_RATE, 5300, wide=0.74),
     # Estimate: about 420 TFLOP/s forward and 300 backward on an MI300X at head_dim 128, not causal, 16k tokens.
     ("ck", "forward"): FlashKernel(128, 0.70, 0.30, ANY_RATE, 5000),
     ("ck", "backward"): FlashKernel(128, 0.50, 1.00, ANY_RATE, 5000),
 }
+# The same kernels as the libraries of 2023 and 2024 had them (``software.library_generation``), fitted to FlashAttention-2's and -3's
+# published benchmarks (A100, H100, cuDNN to 9.1) and SimuMax's table of an A100; cuDNN's backward pass was like FlashAttention-3's.
+EARLY: dict[tuple[str, str], FlashKernel] = {
+    ("flash2", "forward"): FlashKernel(128, 0.714, 0.019, LEGACY_RATE, 3250, wide=0.91),
+    ("flash2", "backward"): FlashKernel(128, 0.76, 0.128, LEGACY_RATE, 5300, wide=0.74),
+    ("cudnn", "forward"): FlashKernel(128, 1.0, 0.074, ANY_RATE, 2950, wide=0.75),
+    ("cudnn", "backward"): FlashKernel(128, 0.73, 0.10, ANY_RATE, 5000, wide=0.9),
+}
+# Kernels whose backward writes dK and dV for each query head, and sums them over the heads that share keys in a kernel of its own.
+SUMS_HEADS = ("flash2", "ck")
 # Kernels written for tensor cores with a memory of their own: measured forward passes on B200 and GB300 (aiconfigurator-core 0.12).
 OF_TENSOR_MEMORY: dict[tuple[str, str], FlashKernel] = {
     ("cudnn", "forward"): FlashKernel(128, 1.0, 0.050, ANY_RATE, 2950, wide=0.75),
@@ -80,19 +90,16 @@ OF_TENSOR_MEMORY: dict[tuple[str, str], FlashKernel] = {
 EXPONENTIAL, EXPONENTIALS = 0.6, 16.0
 
 
-def flash_seconds(
-    hw: Hardware, shape: AttentionShape, direction: Direction, kernel: str, precision: str, dropout: bool, clock: Clock
-) -> FloatArray:
+def flash_seconds(hw: Hardware, shape: AttentionShape, call: AttentionCall, clock: Clock) -> FloatArray:
     """Seconds of fused attention, (n,). ``clock`` gives the clock that an activity of the tensor cores leaves."""
-    flash = KERNELS[kernel, direction]
-    if hw.tensor_memory:
-        flash = OF_TENSOR_MEMORY.get((kernel, direction), flash)
+    direction, precision = call.direction, call.precision
+    flash = _kernel(hw, call)
     softmax = flash.softmax * (EXPONENTIAL * EXPONENTIALS / hw.exponentials + 1 - EXPONENTIAL)
     rate = hw.peak_flops(precision) / (hw.sms * hw.clock)
     efficiency = flash.efficiency * np.where(shape.head_dim > flash.narrow, flash.wide, 1.0)
     usable = min(rate, flash.max_rate) * hw.efficiency.tensor * efficiency
     products = 2 * (shape.head_dim + shape.v_head_dim) if direction == "forward" else 6 * shape.head_dim + 4 * shape.v_head_dim
-    per_score = products / usable + softmax * (DROPOUT if dropout else 1.0)
+    per_score = products / usable + softmax * (DROPOUT if call.dropout else 1.0)
     walk = _forward_walk(hw, shape, flash) if direction == "forward" else _backward_walk(shape, flash)
     block = walk.rows * walk.length * per_score + flash.fixed
     clocks = _makespan(walk.count, block, hw.sms, shape.causal)
@@ -100,7 +107,14 @@ def flash_seconds(
     compute = clocks / clock(hw, activity, precision)
     memory = _bytes(shape, direction, precision) / (hw.memory.bandwidth * hw.efficiency.memory)
     kernels = hw.kernel_latency * np.where(walk.split > 1, 2, 1)  # parts of a split walk are combined by a kernel of their own
-    return np.asarray(np.maximum(compute, memory) + _passes(hw, shape, direction) + kernels, dtype=np.float64)
+    return np.asarray(np.maximum(compute, memory) + _passes(hw, shape, call) + kernels, dtype=np.float64)
+
+
+def _kernel(hw: Hardware, call: AttentionCall) -> FlashKernel:
+    """The kernel that runs: of its library's generation, and on tensor cores with a memory of their own the one written for them."""
+    key = call.kernel, call.direction
+    flash = EARLY.get(key, KERNELS[key]) if call.generation == "early" else KERNELS[key]
+    return OF_TENSOR_MEMORY.get(key, flash) if hw.tensor_memory else flash
 
 
 @dataclass(frozen=True)
@@ -155,10 +169,14 @@ def _bytes(shape: AttentionShape, direction: Direction, precision: str) -> Float
     return operand_bytes(shape, precision) * (1.0 if direction == "forward" else 2.0)
 
 
-def _passes(hw: Hardware, shape: AttentionShape, direction: Direction) -> FloatArray:
-    """Seconds of the small kernels around the backward: sums of dO ∘ O, and dQ from fp32 (written, zeroed, read, stored)."""
-    if direction == "forward":
+def _passes(hw: Hardware, shape: AttentionShape, call: AttentionCall) -> FloatArray:
+    """Seconds of the small kernels around the backward: sums of dO ∘ O, dQ from fp32 (written, zeroed, read, stored), and where heads
+    share keys the sum of dK and dV over them, which the kernel writes for each head."""
+    if call.direction == "forward":
         return np.zeros_like(shape.seq_q)
     rows = shape.batch * shape.heads * shape.seq_q
     moved = rows * (4 * shape.v_head_dim + 10 * shape.head_dim)
+    shared = (shape.kv_heads < shape.heads) & (call.kernel in SUMS_HEADS)
+    for_each = shape.batch * shape.heads * shape.seq_kv * (shape.head_dim + shape.v_head_dim)
+    moved = moved + np.where(shared, 2 * PRECISION_BYTES[call.precision] * for_each, 0.0)
     return np.asarray(moved / (hw.memory.bandwidth * hw.efficiency.memory) + 2 * hw.kernel_latency, dtype=np.float64)

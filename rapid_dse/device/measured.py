@@ -21,7 +21,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from rapid_dse.config import table_file
 from rapid_dse.config.hardware import Hardware
-from rapid_dse.device.contract import AttentionShape, Direction, FloatArray, OperatorModel
+from rapid_dse.device.contract import AttentionCall, AttentionShape, FloatArray, OperatorModel
 from rapid_dse.device.roofline import ACCUMULATE_BYTES
 from rapid_dse.device.tiled import Tiled
 
@@ -87,8 +87,8 @@ class Measured(OperatorModel):
         """As the tile model prices it."""
         return self.tiled.elementwise(bytes_moved)
 
-    def _flash(self, shape: AttentionShape, direction: Direction, kernel: str, precision: str, dropout: bool) -> FloatArray:
-        return self.tiled._flash(shape, direction, kernel, precision, dropout)
+    def _flash(self, shape: AttentionShape, call: AttentionCall) -> FloatArray:
+        return self.tiled._flash(shape, call)
 
     def _gemm(self, m: FloatArray, n: FloatArray, k: FloatArray, batch: FloatArray, *, precision: str, accumulate: bool) -> FloatArray:
         # Tables hold no batched products: one of batch × m rows has the same FLOP and output.

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from rapid_dse.config.hardware import PRECISION_BYTES
-from rapid_dse.device.contract import AttentionShape, Direction, FloatArray, OperatorModel
+from rapid_dse.device.contract import AttentionCall, AttentionShape, FloatArray, OperatorModel
 
 ACCUMULATE_BYTES = 8.0  # fp32 output, read and written
 
@@ -24,11 +24,11 @@ class Roofline(OperatorModel):
         moved = batch * (width * (m * k + k * n) + output * m * n)
         return self._slower(2 * batch * m * n * k, moved, precision)
 
-    def _flash(self, shape: AttentionShape, direction: Direction, kernel: str, precision: str, dropout: bool) -> FloatArray:
+    def _flash(self, shape: AttentionShape, call: AttentionCall) -> FloatArray:
         # Backward: five products for the forward's two, and gradients beside the operands (Dao, FlashAttention-2, 2023, 3.1).
-        products, copies = (1.0, 1.0) if direction == "forward" else (2.5, 2.0)
+        products, copies = (1.0, 1.0) if call.direction == "forward" else (2.5, 2.0)
         flops = products * shape.multiply_flops
-        return self._slower(flops, copies * operand_bytes(shape, precision), precision)
+        return self._slower(flops, copies * operand_bytes(shape, call.precision), call.precision)
 
     def _slower(self, flops: FloatArray, moved: FloatArray, precision: str) -> FloatArray:
         efficiency = self.hw.efficiency

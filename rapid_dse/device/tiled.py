@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from rapid_dse.config.hardware import PRECISION_BYTES, Hardware
-from rapid_dse.device.contract import AttentionShape, Direction, FloatArray, OperatorModel
+from rapid_dse.device.contract import AttentionCall, AttentionShape, FloatArray, OperatorModel
 from rapid_dse.device.flash import flash_seconds
 from rapid_dse.device.roofline import ACCUMULATE_BYTES
 from rapid_dse.device.tiles import CLUSTERED, K_STEP_BYTES, SYNCHRONOUS, candidates
@@ -70,8 +70,8 @@ class Tiled(OperatorModel):
         fast = max(hw.l2.bandwidth * hw.efficiency.l2, slow)
         return np.asarray((moved - resident) / slow + resident / fast + SMALLEST * hw.kernel_latency, dtype=np.float64)
 
-    def _flash(self, shape: AttentionShape, direction: Direction, kernel: str, precision: str, dropout: bool) -> FloatArray:
-        return flash_seconds(self.hw, shape, direction, kernel, precision, dropout, sustained_clock)
+    def _flash(self, shape: AttentionShape, call: AttentionCall) -> FloatArray:
+        return flash_seconds(self.hw, shape, call, sustained_clock)
 
     def _gemm(self, m: FloatArray, n: FloatArray, k: FloatArray, batch: FloatArray, *, precision: str, accumulate: bool) -> FloatArray:
         flat = np.stack([array.ravel() for array in (m, n, k, batch)])

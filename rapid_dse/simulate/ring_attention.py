@@ -53,6 +53,7 @@ class AttentionKernels:
             precision="bf16" if precision == "fp8" else precision,
             window=model.sliding_window if causal else None,
             dropout=scenario.software.dropout,
+            generation=scenario.software.library_generation,
         )
         return seconds
 
