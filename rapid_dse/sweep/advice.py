@@ -102,7 +102,7 @@ def _meets(scenario: Scenario, layouts: Layouts, priced: Priced, aim: Aim) -> ND
 def _kinds(scenario: Scenario, layout: Layouts) -> Iterator[_Kind]:
     def kind(name: str, values: Sequence[int], **beside: int) -> _Kind:
         shown = [CODES[name][value] if name in CODES else str(value) for value in values]
-        return _Kind(KEYS[name], [_with(layout, **{name: value}, **beside) for value in values], shown, name == "num_gpus")
+        return _Kind(KEYS[name], [with_columns(layout, **{name: value}, **beside) for value in values], shown, name == "num_gpus")
 
     gpus = int(layout.num_gpus[0])
     zero, recompute = int(layout.zero[0]), int(layout.recompute[0])
@@ -124,7 +124,7 @@ def _doubled(value: int, most: int) -> list[int]:
     return [value << k for k in range(1, 20) if value << k <= most]
 
 
-def _with(layout: Layouts, **columns: int) -> Layouts:
+def with_columns(layout: Layouts, **columns: int) -> Layouts:
     """The layout with other values; shards go over as many GPUs as there are."""
     whole = {} if "dp" not in columns else {"shard_group": WHOLE_GROUP}
     found = {name: np.array([value]).astype(getattr(layout, name).dtype) for name, value in {**whole, **columns}.items()}

@@ -78,3 +78,14 @@ def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
     import pyarrow as pa
 
     return column.cast(pa.string())
+
+
+def ranked_first(table: pa.Table, by: str, most: int) -> pa.Table:
+    """The ``most`` first rows by a column, whether they fit or not; all of them, in their order, where there are no more."""
+    import pyarrow.compute as pc
+
+    if len(table) <= most:
+        return table
+    name = require_name(by, numbers(table), "by")
+    order = "descending" if descending(by) else "ascending"
+    return table.take(pc.sort_indices(table, sort_keys=[(name, order)])[:most])

@@ -48,3 +48,17 @@ def _portions(rows: Sequence[Mapping[str, Any]]) -> list[Portion] | None:
         return None
     of = {int(at): group.portion for group in groups for at in group.rows}
     return [of[at] for at in range(len(rows))]
+
+
+def portions_of(table: pa.Table) -> list[Portion] | None:
+    """The rows of a table by scenario, in order of their first rows; None where they cannot be composed here."""
+    import pandas as pd
+
+    from rapid_dse.sweep.cases import group_cases
+
+    columns = [name for name in table.column_names if _is_override(name)]
+    frame = pd.DataFrame({name: pd.Series(table[name].to_pylist(), dtype=object) for name in columns})
+    try:
+        return [group.portion for group in group_cases(frame)]
+    except ValueError:
+        return None

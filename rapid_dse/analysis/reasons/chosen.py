@@ -1,0 +1,145 @@
+"""The rows that are asked about: found by their keys in a table of results, with the scenario and the layout behind them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, Any
+
+from rapid_dse.config.scenario import Scenario
+from rapid_dse.events.backends import price
+from rapid_dse.parallel.layouts import CODES, KEYS, Layouts
+from rapid_dse.simulate.results import Priced
+from rapid_dse.sweep import identity, ranking
+from rapid_dse.sweep.restored import trial_of
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+Figures = Mapping[str, float]  # result columns of one row, SI units
+
+
+@dataclass(frozen=True)
+class PricedTrial:
+    """A layout under a scenario, with what it is priced at.
+
+    Attributes:
+        layout: one, ``(1,)``.
+        figures: its result columns.
+        choices: the option behind each group, where they are known.
+        key: as results show it.
+        stored: whether ``figures`` are those of the row, which a simulation or older code priced, and not today's closed forms.
+    """
+
+    scenario: Scenario
+    layout: Layouts
+    figures: Figures
+    choices: Mapping[str, str] = field(default_factory=dict)
+    key: str = ""
+    stored: bool = False
+
+    @property
+    def fits(self) -> bool:
+        """Whether its peak is within hw.memory.usable."""
+        return bool(self.figures["fits"])
+
+
+def closed_forms(scenario: Scenario) -> Scenario:
+    """The scenario as the closed forms price it, with nothing kept of the run."""
+    backend = scenario.backend
+    artifacts = backend.artifacts.model_copy(update=dict.fromkeys(type(backend.artifacts).model_fields, False))
+    return scenario.model_copy(update={"backend": backend.model_copy(update={"name": "analytical", "artifacts": artifacts})})
+
+
+def figures_of(priced: Priced, row: int = 0) -> dict[str, float]:
+    """The result columns of one row, those that it lacks left out."""
+    found = {f.name: float(getattr(priced, f.name)[row]) for f in fields(priced)}
+    return {name: value for name, value in found.items() if not math.isnan(value)}
+
+
+def trial(scenario: Scenario, layout: Layouts, choices: Mapping[str, str] | None = None) -> PricedTrial:
+    """A layout under a scenario, priced by closed forms."""
+    closed = closed_forms(scenario)
+    return PricedTrial(closed, layout, figures_of(price(closed, layout)), choices or {}, identity.texts(scenario, layout)[0])
+
+
+def restored(row: Mapping[str, Any]) -> PricedTrial:
+    """The trial behind a row of results. Closed forms price it again; what a simulation found stays as it is.
+
+    Raises:
+        ValueError: where the row was not priced, or what it was composed of is not here.
+    """
+    key = row["key"]
+    if row["status"] not in ("ok", "oom"):
+        raise ValueError(f"--key={key}: this row has status={row['status']} ({row['reason']}); allowed: a row that was priced")
+    found = trial_of(row)
+    if found is None:
+        raise ValueError(f"--key={key}: cannot be composed here; allowed: a row whose hw, model, software and cluster are in conf/")
+    choices = {group: str(row[group]) for group in ("hw", "cluster", "model", "software", "backend") if row.get(group)}
+    if found.scenario.backend.name == "analytical":
+        return trial(found.scenario, found.layout, choices)
+    names = [f.name for f in fields(Priced)]
+    figures = {name: float(row[name]) for name in names if row.get(name) is not None}
+    return PricedTrial(closed_forms(found.scenario), found.layout, figures, choices, key, stored=True)
+
+
+def row_of(table: pa.Table, key: str) -> dict[str, Any]:
+    """The row whose key starts with ``key``.
+
+    Raises:
+        ValueError: where no row has it, or several have.
+    """
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    keys = table["key"].cast(pa.string())
+    found = table.filter(pc.fill_null(pc.starts_with(keys, key), False))
+    if not len(found):
+        some = ", ".join(str(each)[:12] for each in keys.drop_null()[:3].to_pylist())
+        raise ValueError(f"--key={key}: no row has it; allowed: the start of a key of the results, as {some}")
+    if len(found) > 1:
+        raise ValueError(f"--key={key}: {len(found)} rows start so; allowed: more of its digits")
+    row: dict[str, Any] = found.to_pylist()[0]
+    return row
+
+
+def best_rows(table: pa.Table, by: str, top: int) -> list[dict[str, Any]]:
+    """The first rows of the ranking, best first.
+
+    Raises:
+        ValueError: where no row was priced, or no column has the name ``by``.
+    """
+    found: list[dict[str, Any]] = ranking.best(table, by, top).to_pylist()
+    if not found:
+        raise ValueError("no row of the results was priced; allowed: results with rows that are ok or oom")
+    return found
+
+
+STRUCTURE = ("hw", "model", "software", *(f"parallel.{name}" for name in ("tp", "cp", "pp", "ep", "zero")))
+_LOOKED_AT = 2000
+
+
+def rival_of(table: pa.Table, row: Mapping[str, Any], by: str) -> dict[str, Any] | None:
+    """What a row is held against where nobody says: the best row, or for the best itself the next of another structure.
+
+    Of another structure is what differs in a degree beside dp, in ZeRO, or in an option of a group; where there is none among the first
+    2,000 the next row.
+    """
+    others = [each for each in best_rows(table, by, _LOOKED_AT) if each["key"] != row["key"]]
+    if not others:
+        return None
+    if best_rows(table, by, 1)[0]["key"] != row["key"]:
+        return best_rows(table, by, 1)[0]
+    return next((each for each in others if any(each.get(key) != row.get(key) for key in STRUCTURE)), others[0])
+
+
+def settings(layout: Layouts) -> dict[str, Any]:
+    """The keys of a layout and their values as overrides write them; ``shard_group`` is null where it is all of dp · cp."""
+    found: dict[str, Any] = {}
+    for name, key in KEYS.items():
+        value = getattr(layout, name)[0].item()
+        found[key] = CODES[name][int(value)] if name in CODES else value
+    if not found["parallel.shard_group"]:
+        found["parallel.shard_group"] = None
+    return found

@@ -1,0 +1,121 @@
+"""The neighbours of a layout: what differs from it in one setting, priced."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from rapid_dse.analysis.reasons.chosen import Figures, PricedTrial, figures_of, settings
+from rapid_dse.config.run import RECOMPUTE, SCHEDULES
+from rapid_dse.config.scenario import Scenario
+from rapid_dse.events.backends import price
+from rapid_dse.parallel.layouts import AUTO_SCHEDULE, INTERLEAVED, KEYS, MAX_CP, MAX_TP, MAX_VPP, NONE, WHOLE_GROUP, Layouts, broken_rules
+from rapid_dse.parallel.offered import usual_sequence_parallel
+from rapid_dse.sweep.advice import with_columns
+
+_MOST = {"tp": MAX_TP, "cp": MAX_CP, "pp": 1024, "ep": 1024, "micro_batch_size": 256}
+
+
+@dataclass(frozen=True)
+class Neighbour:
+    """A layout that differs in one setting.
+
+    Attributes:
+        key: the setting; what must follow from it (dp, a schedule of another kind) follows.
+        before, value: its value in the layout and in the neighbour.
+        layout: the neighbour, ``(1,)``.
+        figures: its result columns.
+        step_time_s, peak_memory_bytes: what it has more than the layout, SI units.
+    """
+
+    key: str
+    before: Any
+    value: Any
+    layout: Layouts
+    figures: Figures
+    step_time_s: float
+    peak_memory_bytes: float
+
+    @property
+    def fits(self) -> bool:
+        """Whether its peak is within hw.memory.usable."""
+        return bool(self.figures["fits"])
+
+
+def neighbours(of: PricedTrial) -> list[Neighbour]:
+    """Every legal layout that differs in one setting: the next value on either side of a degree, every other value of a mode.
+
+    dp takes what tp, cp and pp leave.
+    """
+    scenario, before = of.scenario, settings(of.layout)
+    found: list[tuple[str, Layouts]] = []
+    for name, candidates in _candidates(scenario, of.layout):
+        legal = [each for each in candidates if broken_rules(each, scenario)[0][0] < 0 and _differs(each, of.layout)]
+        found += [(KEYS[name], each) for each in (legal if name in ("zero", "recompute", "schedule") else legal[:1])]
+    if not found:
+        return []
+    priced = price(scenario, Layouts.concatenate([layout for _, layout in found]))
+    result = []
+    for row, (key, layout) in enumerate(found):
+        figures = figures_of(priced, row)
+        more = {name: figures[name] - of.figures[name] for name in ("step_time_s", "peak_memory_bytes")}
+        result.append(Neighbour(key, before[key], settings(layout)[key], layout, figures, **more))
+    return result
+
+
+def _differs(one: Layouts, other: Layouts) -> bool:
+    return any(getattr(one, name)[0] != getattr(other, name)[0] for name in KEYS)
+
+
+def _candidates(scenario: Scenario, layout: Layouts) -> Iterator[tuple[str, list[Layouts]]]:
+    """Layouts to look at, a list a direction, the nearest first: of a degree the first legal one counts, of a mode all."""
+    value = {name: int(getattr(layout, name)[0]) for name in KEYS}
+    for name, follow in _FOLLOW.items():
+        now, most = value[name], _MOST[name]
+        up = [now << k for k in range(1, 11) if now << k <= most]
+        down = [now >> k for k in range(1, 11) if now >> k >= 1 and now % (1 << k) == 0]
+        for values in (down, up):
+            yield name, [with_columns(layout, **{name: each}, **follow(scenario, value, each)) for each in values]
+    if value["pp"] > 1:
+        for chunks in (range(value["vpp"] - 1, 0, -1), range(value["vpp"] + 1, MAX_VPP + 1)):
+            yield "vpp", [with_columns(layout, vpp=each, schedule=AUTO_SCHEDULE) for each in chunks]
+        yield "schedule", [_scheduled(layout, value, code) for code in range(len(SCHEDULES)) if code not in (NONE, value["schedule"])]
+    yield "zero", [with_columns(layout, zero=each) for each in range(4) if each != value["zero"]]
+    yield "recompute", [with_columns(layout, recompute=each) for each in range(len(RECOMPUTE)) if each != value["recompute"]]
+    if value["tp"] > 1:
+        yield "sequence_parallel", [with_columns(layout, sequence_parallel=1 - value["sequence_parallel"])]
+    yield "shard_group", [with_columns(layout, shard_group=each) for each in _shard_groups(scenario, layout, value)]
+
+
+def _scheduled(layout: Layouts, value: dict[str, int], code: int) -> Layouts:
+    """The layout under another schedule; interleaving takes two chunks, the others one."""
+    vpp = max(2, value["vpp"]) if code == INTERLEAVED else 1
+    return with_columns(layout, schedule=code, vpp=vpp)
+
+
+def _shard_groups(scenario: Scenario, layout: Layouts, value: dict[str, int]) -> list[int]:
+    """Shards within a node in place of all GPUs, and the other way round."""
+    if value["shard_group"] != WHOLE_GROUP:
+        return [WHOLE_GROUP]
+    inside = scenario.hw.gpus_per_node // value["tp"]
+    return [inside] if 1 < inside < int(layout.shards[0]) and value["zero"] > 0 else []
+
+
+def _degrees(scenario: Scenario, value: dict[str, int], tp: int) -> dict[str, int]:
+    return {"dp": 0, "sequence_parallel": int(tp > 1 and (value["sequence_parallel"] or usual_sequence_parallel(scenario.software.offers)))}
+
+
+def _stages(_: Scenario, value: dict[str, int], pp: int) -> dict[str, int]:
+    # From and to no pipeline at all the schedule follows.
+    return {"dp": 0} if pp > 1 and value["pp"] > 1 else {"dp": 0, "vpp": 1, "schedule": AUTO_SCHEDULE}
+
+
+# What follows from each degree.
+_FOLLOW: dict[str, Callable[[Scenario, dict[str, int], int], dict[str, int]]] = {
+    "tp": _degrees,
+    "cp": lambda *_: {"dp": 0},
+    "pp": _stages,
+    "ep": lambda *_: {},
+    "micro_batch_size": lambda *_: {},
+}
