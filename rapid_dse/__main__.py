@@ -120,7 +120,7 @@ def _trial(overrides: Sequence[str]) -> int:
     from rapid_dse.sweep import idle
     from rapid_dse.sweep.console import console
 
-    for line in idle.of_trial(given, portion.scenario):
+    for line in [*idle.of_trial(given, portion.scenario), *idle.of_files([portion])]:
         print(line, file=sys.stderr)
     runs: dict[str, Run] = {}
     scenario, names = portion.scenario, _artifacts(portion)

@@ -52,12 +52,13 @@ def run(arguments: Sequence[str]) -> int:
     if not any(name.split(".")[0] in GROUPS for name in map(str, frame.columns)):
         names = ", ".join(map(str, frame.columns))[:200]
         raise ValueError(f"{options.cases}: no column is an override key (its columns: {names}); see --help")
-    for line in idle.of_table([group.portion for group in groups]):
+    portions = [group.portion for group in groups]
+    for line in [*idle.of_table(portions), *idle.of_files(portions)]:
         print(line, file=sys.stderr)
     found = evaluated(frame, groups, refused)
     _write(found.table, options.out)
     _report(found, options.out)
-    show_artifacts(console(), (group.portion.scenario for group in groups))
+    show_artifacts(console(), (portion.scenario for portion in portions))
     return 0
 
 

@@ -23,7 +23,7 @@ def run(arguments: Sequence[str], config: DictConfig) -> int:
     from rapid_dse.sweep.driver import run as drive
 
     planned = plan(given, base)
-    _say(idle.of_sweep(planned.keys, [portion.scenario for portion in planned.portions]))
+    _say([*idle.of_sweep(planned.keys, [portion.scenario for portion in planned.portions]), *idle.of_files(planned.portions)])
     return drive(planned.portions, planned.search, planned.debug)
 
 

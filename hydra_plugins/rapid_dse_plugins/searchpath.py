@@ -1,4 +1,4 @@
-"""Lets Hydra find ``sweeps/``, and a user's own ``conf/`` and ``sweeps/`` in the current folder."""
+"""Lets Hydra find ``sweeps/``, options that are files, and a user's own ``conf/`` and ``sweeps/`` in the current folder."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from pathlib import Path
 
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.plugins.search_path_plugin import SearchPathPlugin
+
+from hydra_plugins.rapid_dse_plugins.file_source import SCHEME
 
 
 class RapidDseSearchPath(SearchPathPlugin):  # type: ignore[misc]
@@ -19,3 +21,4 @@ class RapidDseSearchPath(SearchPathPlugin):  # type: ignore[misc]
             return
         for path in search_paths(Path.cwd()):
             search_path.append(provider="rapid_dse", path=f"file://{path}")
+        search_path.append(provider="rapid_dse", path=f"{SCHEME}://.")

@@ -223,7 +223,7 @@ class _Builder:
         keys = {key: value_at(scenario, key) for key in given if key not in GROUPS}
         choices = {group: found.choices[group] for group in SHOWN}
         pinned = {key: value for key, value in keys.items() if key.startswith("software.")}
-        return CaseGroup(Portion(scenario, choices, keys, layouts, rule, tuple(reasons)), rows, pinned)
+        return CaseGroup(Portion(scenario, choices, keys, layouts, rule, tuple(reasons), said=found.said), rows, pinned)
 
     def _scenario(self, given: Mapping[str, Any]) -> tuple[Composed, Scenario, str | None]:
         options = {name: _name(name, value) for name, value in given.items() if name in GROUPS}

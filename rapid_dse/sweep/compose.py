@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import difflib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -25,6 +25,9 @@ from rapid_dse.config.model import Model
 from rapid_dse.config.run import Backend, Debug, Parallel, Search, Workload
 from rapid_dse.config.scenario import Scenario, explain
 from rapid_dse.config.software import Software
+from rapid_dse.imports.file_options import is_file_option
+from rapid_dse.imports.reader import RUN, SAID
+from rapid_dse.imports.run_values import settled_by, values_of
 from rapid_dse.sweep.overrides import ALL_KEYS, GROUPS, SWEEPS, check_key, for_hydra, read
 from rapid_dse.sweep.places import home
 
@@ -37,12 +40,14 @@ UNREADABLE = (HydraException, OmegaConfBaseException, YAMLError)  # what composi
 class Composed:
     """One combination of options: ``tree`` is plain and resolved, ``choices`` the option behind each group.
 
-    ``whole`` are the keys for which the files say all: every value that can be legal; ``tree`` has their defaults.
+    ``whole`` are the keys for which the files say all: every value that can be legal; ``tree`` has their defaults. ``said`` is what is
+    priced otherwise than imported files have it, a sentence each.
     """
 
     tree: Mapping[str, Any]
     choices: Mapping[str, str]
     whole: tuple[str, ...] = ()
+    said: tuple[str, ...] = ()
 
 
 @contextmanager
@@ -79,10 +84,28 @@ def from_hydra(config: DictConfig) -> Composed:
     found = config.hydra.runtime.choices
     choices = {group: str(found[group]) for group in (*GROUPS, SWEEPS) if found.get(group) is not None}
     tree: dict[str, Any] = {str(name): OmegaConf.to_container(part, resolve=True) for name, part in config.items() if name != "hydra"}
+    tree, said = _with_run(tree, {text.lstrip("+").split("=", 1)[0] for text in config.hydra.overrides.task})
+    choices["backend"] = tree["backend"].get("name", choices.get("backend"))
     layout, names = tree["parallel"], [key.split(".")[1] for key in ALL_KEYS]
     whole = [name for name in names if layout.get(name) == "all"]
     tree["parallel"] = {**layout, **{name: Parallel.model_fields[name].default for name in whole}}
-    return Composed(tree, choices, tuple(f"parallel.{name}" for name in whole))
+    return Composed(tree, choices, tuple(f"parallel.{name}" for name in whole), said)
+
+
+def _with_run(tree: dict[str, Any], named: Collection[str]) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """The tree with what imported files say of the run beside their group, and what is said of it.
+
+    Args:
+        named: groups whose option the command line names; it wins over what a file says of that group.
+    """
+    parts = {group: dict(tree[group]) for group in ("hw", "model") if isinstance(tree.get(group), dict)}
+    runs = {group: dict(part.pop(RUN)) for group, part in parts.items() if RUN in part}
+    if not runs:
+        return tree, ()
+    said = [text for run in runs.values() for text in run.pop(SAID, ())]
+    values, more = values_of(runs.get("hw"), runs.get("model"), parts["model"])
+    kept = {key: value for key, value in values.items() if settled_by(key) not in named}
+    return with_values(tree | parts, kept), (*said, *more)
 
 
 def multirun(arguments: Sequence[str]) -> int:
@@ -115,6 +138,8 @@ def one_line(error: BaseException) -> str:
 
 
 def _check_option(group: str, option: str) -> None:
+    if is_file_option(group, option):
+        return
     loader = GlobalHydra.instance().config_loader()
     allowed = sorted(set(loader.get_group_options(group, ObjectType.CONFIG)))
     if option in allowed:

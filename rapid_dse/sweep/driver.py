@@ -15,6 +15,7 @@ import numpy as np
 
 from rapid_dse.config.run import Debug, Search
 from rapid_dse.config.scenario import Scenario
+from rapid_dse.imports.file_options import is_file_option
 from rapid_dse.parallel.layouts import KEYS, IntColumn
 from rapid_dse.sweep import arrow, identity, ranked, ranking, show, standing, store, workers
 from rapid_dse.sweep.chunks import Chunk, Summary, chunks_of, rows_of
@@ -125,8 +126,17 @@ class Named(Protocol):
 
 def default_study(portions: Sequence[Named]) -> str:
     """hw-model-<8 hex of the base configuration>; several chips or models are joined by '+'."""
-    chips, models = ("+".join(dict.fromkeys(portion.choices.get(name, "") for portion in portions)) for name in ("hw", "model"))
+    chips, models = ("+".join(dict.fromkeys(_named(portion, name) for portion in portions)) for name in ("hw", "model"))
     return f"{chips[:40]}-{models[:60]}-{identity.digest_of_scenarios(portion.scenario for portion in portions)}"
+
+
+def _named(portion: Named, group: str) -> str:
+    """The option of a group; of one that is a file the name that it has inside."""
+    option = portion.choices.get(group, "")
+    if not is_file_option(group, option):
+        return option
+    name: str = getattr(portion.scenario, group).name
+    return re.sub(r"[^A-Za-z0-9_.=-]+", "_", name)
 
 
 def require_study(study: str) -> None:

@@ -44,6 +44,11 @@ def of_table(portions: Sequence[Portion]) -> list[str]:
     return [line for key, line in lines.items() if key not in effective]
 
 
+def of_files(portions: Sequence[Portion]) -> list[str]:
+    """What is priced otherwise than imported files have it."""
+    return list(dict.fromkeys(text for portion in portions for text in portion.said))
+
+
 def of_hydra(given: Given) -> list[str]:
     """Of the overrides of Hydra's own configuration."""
     keys = [text.split("=", 1)[0].lstrip("+~") for text in given.hydra]

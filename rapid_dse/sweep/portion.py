@@ -22,6 +22,7 @@ class Portion:
         rule: which of ``reasons`` a layout breaks, -1 where it is legal, ``(n_layouts,)``.
         reasons: texts of the rules.
         rejected: layouts that were enumerated and left out, counted by the rule they break.
+        said: what is priced otherwise than imported files have it.
     """
 
     scenario: Scenario
@@ -31,6 +32,7 @@ class Portion:
     rule: IntColumn
     reasons: tuple[str, ...]
     rejected: Mapping[str, int] = field(default_factory=dict)
+    said: tuple[str, ...] = ()
 
 
 class Priceable(NamedTuple):

@@ -134,7 +134,7 @@ class Axes:
             values = {**self.filed, **values}
         scenario, broken = scenario_of(with_values(found.tree, values))
         choices = {group: found.choices[group] for group in SHOWN}
-        return Setting(scenario, broken, choices, {key: value_at(scenario, key) for key in self.keys})
+        return Setting(scenario, broken, choices, {key: value_at(scenario, key) for key in self.keys}, found.said)
 
     def scenarios(self) -> Iterator[Scenario]:
         """The scenario of every combination of options and listed values; within ``hydra_ready()``."""
@@ -151,12 +151,13 @@ class Axes:
 
 @dataclass(frozen=True)
 class Setting:
-    """A scenario with what its rows show of it; ``broken`` is the rule between its keys that it breaks."""
+    """A scenario with what its rows show of it; ``broken`` is the rule between its keys that it breaks, ``said`` as of ``Portion``."""
 
     scenario: Scenario
     broken: str | None
     choices: Mapping[str, str]
     keys: Mapping[str, Any]
+    said: tuple[str, ...] = ()
 
 
 def first_of(axes: Mapping[str, Sequence[Any]]) -> dict[str, Any]:
@@ -272,7 +273,7 @@ def _listed(keys: Sequence[str]) -> list[str]:
 
 
 def _portion(setting: Setting, codes: Mapping[str, list[int] | None]) -> Portion:
-    return Portion(setting.scenario, setting.choices, setting.keys, *layouts_of(setting, codes))
+    return Portion(setting.scenario, setting.choices, setting.keys, *layouts_of(setting, codes), said=setting.said)
 
 
 def layouts_of(setting: Setting, codes: Mapping[str, list[int] | None]) -> tuple[Layouts, IntColumn, tuple[str, ...], Mapping[str, int]]:

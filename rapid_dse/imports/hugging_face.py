@@ -1,0 +1,295 @@
+"""Hugging Face's config.json as an option of ``model``: plain JSON, no transformers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, get_args
+
+from rapid_dse.config.model import Model
+from rapid_dse.config.units import shortened
+from rapid_dse.imports.families import ALIASES, FAMILIES, FULL, PARALLEL, SLIDING, Family
+from rapid_dse.imports.reader import Imported, Reader, Rules
+
+TEXT_PARTS = ("text_config", "llm_config", "language_config")  # where models that see have their language model
+
+# Fields of the schema, and the keys that families give them; the first that a file has counts.
+FIELDS: dict[str, tuple[str, ...]] = {
+    "hidden_size": ("hidden_size", "n_embd", "d_model"),
+    "num_hidden_layers": ("num_hidden_layers", "n_layer", "num_layers"),
+    "num_attention_heads": ("num_attention_heads", "n_head"),
+    "num_key_value_heads": ("num_key_value_heads", "num_kv_heads", "multi_query_group_num", "n_head_kv"),
+    "head_dim": ("head_dim", "kv_channels"),
+    "intermediate_size": ("intermediate_size", "ffn_hidden_size", "n_inner"),
+    "vocab_size": ("vocab_size", "padded_vocab_size"),
+    "tie_word_embeddings": ("tie_word_embeddings",),
+    "num_experts": ("num_experts", "num_local_experts", "n_routed_experts"),
+    "num_experts_per_tok": ("num_experts_per_tok", "experts_per_token", "top_k_experts"),
+    "moe_intermediate_size": ("moe_intermediate_size",),
+    "n_shared_experts": ("n_shared_experts",),
+    "first_k_dense_replace": ("first_k_dense_replace",),
+    "q_lora_rank": ("q_lora_rank",),
+    "kv_lora_rank": ("kv_lora_rank",),
+    "qk_nope_head_dim": ("qk_nope_head_dim",),
+    "qk_rope_head_dim": ("qk_rope_head_dim",),
+    "v_head_dim": ("v_head_dim",),
+    "attention_bias": ("attention_bias", "add_qkv_bias", "qkv_bias"),
+    "linear_bias": ("bias", "use_bias"),
+    "qk_norm": ("use_qk_norm",),
+    "image_size": ("image_size",),
+    "patch_size": ("patch_size",),
+}
+BESIDE = ("use_parallel_residual", "parallel_attn")  # attention and MLP run side by side
+LATENT = ("q_lora_rank", "kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")
+EXPERTS = ("num_experts_per_tok", "moe_intermediate_size", "n_shared_experts", "first_k_dense_replace")
+
+# Kinds that need a field, or a value of one, which the schema may not have yet: as soon as it has, they are taken.
+KINDS = {
+    "layer_types": "windows on some layers and full attention on others (layer_types)",
+    "mlp_type": "an MLP of this kind",
+    **dict.fromkeys(("num_prefix_tokens", "num_classes", "image_size", "patch_size"), "the layers of a vision transformer (image_size)"),
+}
+
+
+@dataclass(frozen=True)
+class NotModelled:
+    """A kind of layer that nothing here prices: ``key`` tells it where ``shows`` its value."""
+
+    key: str
+    kind: str
+    shows: Callable[[Any], bool] = bool
+
+
+def _above_one(value: Any) -> bool:
+    return isinstance(value, int) and value > 1
+
+
+def _of_other_kinds(value: Any) -> bool:
+    return isinstance(value, list) and not set(map(str, value)) <= {FULL, SLIDING}
+
+
+NOT_MODELLED = (
+    NotModelled("layer_types", "linear or state-space attention (layer_types)", _of_other_kinds),
+    NotModelled("linear_attn_config", "linear attention (linear_attn_config)"),
+    NotModelled("hybrid_override_pattern", "state-space layers (hybrid_override_pattern)"),
+    NotModelled("hybrid_layer_pattern", "layers with attention of several shapes (hybrid_layer_pattern)"),
+    NotModelled("layers_block_type", "layers of several kinds (layers_block_type)"),
+    NotModelled("block_configs", "layers that differ from each other (block_configs)"),
+    NotModelled("attn_type_list", "linear attention (attn_type_list)", lambda kinds: isinstance(kinds, list) and 0 in kinds),
+    NotModelled("index_topk", "sparse attention behind an indexer (index_topk)"),
+    NotModelled("attention_chunk_size", "attention in chunks (attention_chunk_size)"),
+    NotModelled("alibi", "positions by attention biases (alibi)"),
+    NotModelled("moe_layer_freq", "dense layers between layers of experts (moe_layer_freq)", _above_one),
+    NotModelled("decoder_sparse_step", "dense layers between layers of experts (decoder_sparse_step)", _above_one),
+    NotModelled("interleave_moe_layer_step", "dense layers between layers of experts (interleave_moe_layer_step)", _above_one),
+    NotModelled("num_kv_shared_layers", "layers that share keys and values (num_kv_shared_layers)"),
+    NotModelled("attention_k_eq_v", "attention whose keys are its values (attention_k_eq_v)"),
+    NotModelled("is_encoder_decoder", "encoder with decoder (is_encoder_decoder)"),
+    NotModelled("add_cross_attention", "cross-attention (add_cross_attention)"),
+)
+
+_COSTS_NOTHING = "no cost depends on its value"
+_TRANSFORMERS = "how transformers runs it"
+LEFT: Rules = (
+    (r"(.*_)?(token|bos|eos|pad|sep|mask|unk|decoder_start)(_token)?(_id|_ids|_index)", _COSTS_NOTHING),
+    (r".*tokenizer.*|.*_token_(id|index)", _COSTS_NOTHING),
+    (r"model_type|architectures|auto_map.*|transformers_version|_name_or_path|_commit_hash", "says what the file is"),
+    (r"rope_.*|partial_rotary.*|rotary.*|.*rope.*|use_mrope|sliding_window_pattern", _COSTS_NOTHING),
+    (r"max_position_embeddings|original_max_position.*|n_positions|n_ctx|seq_length", "workload.seq_len says what is run"),
+    (r"initial_context_length|max_length|min_length", "workload.seq_len says what is run"),
+    (r".*dropout.*|.*_drop|.*_pdrop", "software.dropout says whether it is run"),
+    (r"initializer.*|.*_eps|.*epsilon|.*_std|.*_multiplier|.*softcapping|query_pre_attn_scalar|.*_limit", _COSTS_NOTHING),
+    (r"(torch_)?dtype|use_bfloat16|fp32_residual_connection", "workload.precision says what is run"),
+    (r"(quantization|compression)_config.*", "workload.precision says what is run, not how the checkpoint is stored"),
+    (r"use_cache|output_.*|return_.*|torchscript|.*cache_implementation|pretraining_tp|ep_size|tp_plan|chunk_size.*", _TRANSFORMERS),
+    (r"norm_topk_prob|.*router.*|use_routing_bias|aux_loss.*|scoring_func|topk_method|n_group|topk_group", _COSTS_NOTHING),
+    (r"routed_scaling.*|seq_aux|use_.*bias_correction|qk_norm_type|attn_type_list", _COSTS_NOTHING),
+    (r"num_nextn_predict_layers|num_mtp.*|use_mtp|mtp_.*|.*nextn.*", "layers that predict further tokens are not priced"),
+    (r"mlp_bias|shared_intermediate_size|lm_head_bias", "true or above 0 it adds a few parameters, which are not counted"),
+    (r"num_channels|encoder_stride|pooler.*", "model.patch_size says what a patch holds, of 3 channels"),
+    (r"id2label.*|label2id.*|num_labels|problem_type|finetuning_task|task_specific_params.*", _COSTS_NOTHING),
+    (r"hidden_act(ivation)?|activation_function|activation", "model.mlp_type follows from the family"),
+    (r"(no_repeat|num_beam|num_return|repetition|length_pen|diversity|temperature|typical_p|do_sample).*", _TRANSFORMERS),
+    (r"(early_stop|bad_words|begin_suppress|suppress|forced_|exponential_decay|encoder_no_repeat).*|top_[kp]", _TRANSFORMERS),
+    (r"(remove_invalid|prefix|pruned_heads|tf_legacy|summary_|is_decoder|cross_attention|tie_encoder).*", _TRANSFORMERS),
+    (r"(gradient_check|resid_|embd_|scale_attn|reorder_and).*", _TRANSFORMERS),
+)
+
+
+def read_config(tree: Mapping[str, Any], name: str, source: str) -> Imported:
+    """A config.json as an option of ``model``.
+
+    Args:
+        tree: the file's content.
+        name: of the model.
+        source: the file, as messages name it.
+
+    Raises:
+        ValueError: one line: an unknown family, a kind of layer that is not modelled, a key that is missing or wrong.
+    """
+    config, remarks = _language_model(tree, source)
+    kind = str(config.get("model_type") or tree.get("model_type"))
+    family = FAMILIES.get(ALIASES.get(kind, kind))
+    if family is None:
+        _refuse_kinds(config, source, kind)
+        raise ValueError(
+            f"{source}: model_type={kind}: a family that is not known here; allowed: {', '.join(sorted(FAMILIES))}, "
+            "or model=llama (gpt) with its dimensions as model.* keys"
+        )
+    _refuse_kinds(config, source, kind)
+    reader = Reader({**config, **{key: value for key, value in family.defaults.items() if config.get(key) is None}}, source)
+    fields = _fields(reader, family, kind)
+    _require_schema(fields, source, kind)
+    for key in {each.key for each in NOT_MODELLED} & config.keys() - reader.taken.keys():
+        reader.leave(key, "the model has none of it")
+    for key in BESIDE:
+        reader.leave(key, "said beside the result where it is true")
+    reader.leave_rest(LEFT)
+    for key in family.defaults.keys() - config.keys():
+        reader.taken.pop(key, None), reader.left.pop(key, None)
+    reader.remarks += [*remarks, *family.remarks, *_said(config)]
+    return reader.imported("model", f"Hugging Face config.json ({kind})", {"name": name, **fields})
+
+
+def _language_model(tree: Mapping[str, Any], source: str) -> tuple[Mapping[str, Any], list[str]]:
+    """The part of the file that describes the language model; what is said of the other parts."""
+    for part in TEXT_PARTS:
+        inner = tree.get(part)
+        if isinstance(inner, Mapping):
+            shared = {key: value for key, value in tree.items() if key in ("tie_word_embeddings", "vocab_size") and key not in inner}
+            others = sorted(key for key in tree if key.endswith("_config") and key not in (part, "quantization_config"))
+            said = [f"the language model alone is priced, without {', '.join(others)}"] if others else []
+            return {**shared, **inner}, said
+    if not any(key in tree for key in FIELDS["hidden_size"]):
+        raise ValueError(f"{source}: has no hidden_size; expected a Hugging Face config.json of a transformer")
+    return tree, []
+
+
+def _refuse_kinds(config: Mapping[str, Any], source: str, family: str) -> None:
+    for each in NOT_MODELLED:
+        if each.key in config and each.shows(config[each.key]):
+            raise ValueError(f"{source}: {family} has {each.kind}, a kind that is not modelled; allowed: a model without it")
+
+
+def _fields(reader: Reader, family: Family, kind: str) -> dict[str, Any]:
+    """Fields of the schema that differ from its defaults."""
+    found: dict[str, Any] = dict(family.fixed)
+    for name, keys in FIELDS.items():
+        key = next((each for each in keys if reader.get(each) is not None), None)
+        if key is not None and (name not in ("image_size", "patch_size") or kind == "vit"):
+            found[name] = reader.take(key, f"model.{name}")
+        for other in keys:
+            if other != key and reader.get(other) is None and other in reader.tree:
+                reader.take(other, f"model.{name}")
+    _fill(found, reader, kind)
+    _windows(found, reader)
+    return {name: value for name, value in found.items() if not _is_default(name, value)}
+
+
+def _fill(found: dict[str, Any], reader: Reader, kind: str) -> None:
+    """What follows where a file does not say it in the schema's words."""
+    for name in ("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size"):
+        if name not in found:
+            raise ValueError(f"{reader.name}: {' or '.join(FIELDS[name])} is missing")
+    heads, hidden = found["num_attention_heads"], found["hidden_size"]
+    if kind in ("falcon", "gpt_bigcode"):
+        _falcon_heads(found, reader)
+    found.setdefault("num_key_value_heads", heads)
+    found.setdefault("tie_word_embeddings", False)
+    if "intermediate_size" not in found and not (isinstance(hidden, int) and "moe_intermediate_size" in found):
+        found["intermediate_size"] = 4 * hidden if isinstance(hidden, int) else None
+    found.setdefault("intermediate_size", found.get("moe_intermediate_size"))
+    if found.get("num_experts"):
+        found.setdefault("moe_intermediate_size", found["intermediate_size"])
+        _shared_experts(found, reader)
+    else:
+        for name in EXPERTS:
+            found.pop(name, None)
+    if found.get("kv_lora_rank"):
+        found.pop("head_dim", None)  # latent attention has its own
+        found["num_key_value_heads"] = heads
+    else:
+        for name in LATENT:
+            found.pop(name, None)
+    if kind == "vit":
+        found["num_classes"] = len(reader.get("id2label", default={})) or reader.get("num_labels", "num_classes", default=1000)
+    if isinstance(hidden, int) and isinstance(heads, int) and found.get("head_dim") == hidden / heads:
+        found.pop("head_dim")
+
+
+def _falcon_heads(found: dict[str, Any], reader: Reader) -> None:
+    multi_query = bool(reader.take("multi_query", "model.num_key_value_heads", True))
+    grouped = bool(reader.take("new_decoder_architecture", "model.num_key_value_heads", False))
+    if multi_query and not grouped:
+        found["num_key_value_heads"] = 1
+    elif not grouped:
+        found["num_key_value_heads"] = found["num_attention_heads"]
+
+
+def _shared_experts(found: dict[str, Any], reader: Reader) -> None:
+    """Qwen's shared expert is told by its width."""
+    width = reader.take("shared_expert_intermediate_size", "model.n_shared_experts")
+    each = found["moe_intermediate_size"]
+    if width:
+        if not isinstance(width, int) or not isinstance(each, int) or width % each:
+            raise ValueError(
+                f"{reader.name}: shared_expert_intermediate_size={shortened(width)} is no multiple of moe_intermediate_size="
+                f"{shortened(each)}, a kind that is not modelled; allowed: shared experts as wide as the routed ones"
+            )
+        found["n_shared_experts"] = width // each
+    dense = reader.get("mlp_only_layers")
+    if dense:
+        first = len(dense) if sorted(dense) == list(range(len(dense))) else None
+        if first is None:
+            raise ValueError(f"{reader.name}: dense layers between layers of experts (mlp_only_layers) are a kind that is not modelled")
+        found["first_k_dense_replace"] = first
+    for key in ("mlp_only_layers", "moe_layer_freq", "decoder_sparse_step", "interleave_moe_layer_step"):
+        reader.take(key, "model.first_k_dense_replace")
+
+
+def _windows(found: dict[str, Any], reader: Reader) -> None:
+    """``sliding_window`` and ``layer_types``, where a window is shorter than the longest sequence."""
+    window = reader.take("sliding_window", "model.sliding_window")
+    on, first = reader.take("use_sliding_window", "model.sliding_window", True), reader.get("max_window_layers")
+    layers, types = found["num_hidden_layers"], reader.take("layer_types", "model.layer_types")
+    reader.take("max_window_layers", "model.layer_types")
+    longest = reader.get("max_position_embeddings")
+    unlimited = isinstance(window, int) and isinstance(longest, int) and window >= longest
+    if not window or not on or unlimited or not isinstance(layers, int):
+        return
+    if types is None and isinstance(first, int):
+        types = [FULL if layer < first else SLIDING for layer in range(layers)]
+    pattern = _pattern([types[layer % len(types)] for layer in range(layers)]) if types else [SLIDING]
+    if pattern == [FULL]:
+        return
+    found["sliding_window"] = window
+    if pattern != [SLIDING]:
+        found["layer_types"] = pattern
+
+
+def _pattern(types: Sequence[str]) -> list[str]:
+    """The shortest list that, repeated, gives the kinds of all layers."""
+    for length in range(1, len(types) + 1):
+        if all(types[at] == types[at % length] for at in range(len(types))):
+            return list(types[:length])
+    return list(types)
+
+
+def _is_default(name: str, value: Any) -> bool:
+    info = Model.model_fields.get(name)
+    return value is None or (info is not None and not info.is_required() and value == info.default)
+
+
+def _require_schema(fields: Mapping[str, Any], source: str, family: str) -> None:
+    """Refuses a kind whose field, or value of a field, the schema does not have."""
+    for name, value in fields.items():
+        info = Model.model_fields.get(name)
+        allowed = get_args(info.annotation) if info is not None and isinstance(value, str) else ()
+        if info is None or (allowed and value not in allowed):
+            kind = KINDS.get(name, f"{name}={shortened(value)}") + (f" ({value})" if name == "mlp_type" else "")
+            raise ValueError(f"{source}: {family} has {kind}, a kind that is not modelled; allowed: a model without it")
+
+
+def _said(config: Mapping[str, Any]) -> list[str]:
+    """Remarks on what a file asks for beside what is priced."""
+    return [PARALLEL] if any(config.get(key) for key in BESIDE) else []

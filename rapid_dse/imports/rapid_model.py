@@ -1,0 +1,157 @@
+"""RAPID-LLM's model YAML (``model_param``) as an option of ``model``, with what it says of the run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rapid_dse.config.model import Model
+from rapid_dse.config.units import shortened
+from rapid_dse.imports.reader import Imported, Reader, Rules
+
+KIND = "RAPID-LLM model YAML"
+ROOT = "model_param"
+_GELU = {"mlp_type": "gelu", "norm": "layernorm", "position_embedding": "learned", "linear_bias": True, "attention_bias": True}
+_QK_NORM = {"qk_norm": True}
+TYPES: dict[str, Mapping[str, Any]] = {  # model_type: what it fixes of a layer
+    "gpt": _GELU,
+    "llama": {},
+    "deepseek_v3": {},
+    "glm4_moe": _QK_NORM | {"attention_bias": True},
+    "vit": _GELU,
+    "vit_dinov3": _GELU,
+}
+LATENT = ("q_lora_rank", "kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")
+KINDS = {  # a mode, and the field of the schema without which its kind is not modelled
+    "LLM": "hidden_size",
+    "VIT": "image_size",
+    "GEMM": "m",
+    "LSTM": "input_size",
+}
+LEFT: Rules = (
+    (r".*attention_tile_size", "tiles follow from the sizes of the chip's memories"),
+    (r".*use_cache|.*disable_embedding_unembedding", "how RAPID-LLM runs it"),
+)
+
+
+def read_model(tree: Mapping[str, Any], name: str, source: str) -> Imported:
+    """The file as an option of ``model``; its batch, sequence and kind of run are under ``run``.
+
+    Raises:
+        ValueError: one line: a mode or a kind of layer that is not modelled, a key that is missing or wrong.
+    """
+    reader = Reader(tree, source)
+    mode = str(reader.take(f"{ROOT}.mode", "the kind of model", "LLM")).upper()
+    if mode not in KINDS:
+        raise ValueError(f"{source}: {ROOT}.mode={mode}: not known; allowed: {', '.join(KINDS)}")
+    if KINDS[mode] not in Model.model_fields:
+        raise ValueError(f"{source}: {ROOT}.mode={mode}: models of the kind {mode} are not modelled; allowed: mode: LLM")
+    found = _gemm(reader) if mode == "GEMM" else _transformer(reader, mode)
+    run = _run(reader, mode)
+    reader.leave_rest(LEFT)
+    return reader.imported("model", f"{KIND} ({mode})", {"name": name, **found, "run": run})
+
+
+def _gemm(reader: Reader) -> dict[str, Any]:
+    return {size.lower(): reader.whole(f"{ROOT}.{size}", f"model.{size.lower()}") for size in ("M", "N", "K")}
+
+
+def _transformer(reader: Reader, mode: str) -> dict[str, Any]:
+    """Dimensions of a model of layers."""
+    kind = str(reader.take(f"{ROOT}.model_type", "what a layer is", "gpt" if mode != "VIT" else "vit")).lower()
+    if kind not in TYPES:
+        raise ValueError(f"{reader.name}: {ROOT}.model_type={kind}: not known; allowed: {', '.join(TYPES)}")
+    found: dict[str, Any] = dict(TYPES[kind])
+    for theirs, ours in (
+        ("hidden_dim", "hidden_size"),
+        ("num_layers", "num_hidden_layers"),
+        ("intermediate_size", "intermediate_size"),
+        ("vocab_size", "vocab_size"),
+    ):
+        found[ours] = reader.whole(f"{ROOT}.{theirs}", f"model.{ours}")
+    found["tie_word_embeddings"] = bool(reader.take(f"{ROOT}.tied_embeddings", "model.tie_word_embeddings", False))
+    found |= _attention(reader) | _experts(reader, found["num_hidden_layers"])
+    if mode == "VIT":
+        for key in ("image_size", "patch_size"):
+            found[key] = reader.whole(f"{ROOT}.vision.{key}", f"model.{key}")
+        found["num_classes"] = found["vocab_size"]
+    return found
+
+
+def _attention(reader: Reader) -> dict[str, Any]:
+    part = f"{ROOT}.attention"
+    kind = str(reader.take(f"{part}.attention_type", "what attention is", "mha")).lower()
+    if kind not in ("mha", "gqa", "mla"):
+        raise ValueError(f"{reader.name}: {part}.attention_type={kind}: a kind that is not modelled; allowed: mha, gqa, mla")
+    heads = reader.whole(f"{part}.num_heads", "model.num_attention_heads")
+    found: dict[str, Any] = {"num_attention_heads": heads, "num_key_value_heads": heads}
+    if kind == "gqa":
+        found["num_key_value_heads"] = reader.whole(f"{part}.kv_heads", "model.num_key_value_heads")
+    else:
+        reader.leave(f"{part}.kv_heads", f"{kind}: each head has its own keys and values")
+    if kind == "mla":
+        found |= {key: reader.whole(f"{part}.{key}", f"model.{key}") for key in LATENT}
+    elif reader.get(f"{part}.head_dim") is not None:
+        found["head_dim"] = reader.whole(f"{part}.head_dim", "model.head_dim")
+    return found
+
+
+def _experts(reader: Reader, layers: int) -> dict[str, Any]:
+    part = f"{ROOT}.moe"
+    experts = reader.whole(f"{part}.num_experts", "model.num_experts", 1)
+    if experts <= 1:
+        reader.leave(part, "num_experts is 1: a dense model")
+        return {}
+    found: dict[str, Any] = {"num_experts": experts}
+    for theirs, ours in (
+        ("top_k", "num_experts_per_tok"),
+        ("moe_intermediate_size", "moe_intermediate_size"),
+        ("n_shared_experts", "n_shared_experts"),
+        ("first_k_dense_replace", "first_k_dense_replace"),
+    ):
+        found[ours] = reader.whole(f"{part}.{theirs}", f"model.{ours}", 0)
+    every = reader.whole(f"{part}.moe_layer_freq", "model.first_k_dense_replace", 1)
+    if every > 1:
+        raise ValueError(
+            f"{reader.name}: {part}.moe_layer_freq={every}: dense layers between layers of experts are not modelled; allowed: 1"
+        )
+    if every == 0 or found["first_k_dense_replace"] >= layers:
+        raise ValueError(f"{reader.name}: {part}: has {experts} experts and no layer that holds them; allowed: num_experts: 1")
+    return found
+
+
+def _run(reader: Reader, mode: str) -> dict[str, Any]:
+    """What the file says of the run: ``run_values.py`` joins it with the hardware's."""
+    kind = str(reader.take(f"{ROOT}.run_type", "workload.kind", "training")).lower()
+    if kind not in ("training", "inference"):
+        raise ValueError(f"{reader.name}: {ROOT}.run_type={kind}: not known; allowed: training, inference")
+    found: dict[str, Any] = {"kind": kind, "mode": mode}
+    if mode == "GEMM":
+        backward = reader.take(f"{ROOT}.backward", "workload.kind", True)
+        found["kind"] = "training" if backward else "inference"
+        found["gemm_sharding"] = reader.take(f"{ROOT}.gemm_shard_axis", "parallel.gemm_sharding")
+        reader.leave(ROOT, "a matrix product has none of it")
+        return found
+    batch = "workload.global_batch_size" if kind == "training" else "workload.batch_size"
+    found["batch"] = reader.whole(f"{ROOT}.global_batch_size", batch, 1)
+    found["accumulation"] = max(1, reader.whole(f"{ROOT}.gradient_accumulation_steps", "parallel.micro_batch_size", 1))
+    if mode == "LLM":
+        sequence = "workload.seq_len" if kind == "training" else "workload.prompt_len, with decode_len"
+        found["seq_len"] = reader.whole(f"{ROOT}.seq_len", sequence)
+    if kind == "inference" and mode == "LLM":
+        found["decode_len"] = reader.whole(f"{ROOT}.decode_len", "workload.decode_len", 0)
+    else:
+        reader.leave(f"{ROOT}.decode_len", "nothing is decoded")
+    fused = reader.take(f"{ROOT}.attention.use_flashattention", "software.attention")
+    if fused is not None:
+        found["attention"] = "flash" if fused else "unfused"
+    imbalance = reader.get(f"{ROOT}.moe.expert_imbalance_factor")
+    if imbalance is not None and f"{ROOT}.moe.expert_imbalance_factor" not in reader.left:
+        found["expert_imbalance"] = reader.number(f"{ROOT}.moe.expert_imbalance_factor", "workload.expert_imbalance")
+    _require_whole_batch(found, reader)
+    return found
+
+
+def _require_whole_batch(run: Mapping[str, Any], reader: Reader) -> None:
+    if run["batch"] < 1:
+        raise ValueError(f"{reader.name}: {ROOT}.global_batch_size={shortened(run['batch'])}: expected at least 1")

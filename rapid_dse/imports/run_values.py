@@ -1,0 +1,180 @@
+"""What imported hardware and model files say of the run, together: values of keys beside the two groups.
+
+RAPID-LLM's hardware file has the layout, the model file the batch: a micro-batch is batch / dp / mb. Its experts are an axis of their own,
+so that dp here is dp · ep there.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from math import prod
+from typing import Any
+
+from rapid_dse.config.run import ORDER
+from rapid_dse.config.scenario import known_key
+
+MOST_DIMENSIONS = 4  # of hw.network.dimensions
+FIXED = "fully_connected"  # each of its links has a share of the bandwidth that its size tells
+
+# Keys that the option of a group settles, by the group: where a command line names that option, it wins over the file.
+OF_OPTION = {"backend.name": "backend", "workload.kind": "workload", "cluster.hop_latency": "cluster"}
+
+Run = Mapping[str, Any]
+Values = dict[str, Any]
+
+
+def settled_by(key: str) -> str | None:
+    """The group whose option, where a command line names it, wins over what a file says of the key; None where the file does."""
+    return "parallel" if key.startswith("parallel.") else OF_OPTION.get(key)
+
+
+def values_of(hw: Run | None, model: Run | None, architecture: Mapping[str, Any]) -> tuple[Values, tuple[str, ...]]:
+    """Values by dotted key, and what is said of them.
+
+    Args:
+        hw: what a hardware file says of the run; None where the hardware is none that was imported.
+        model: what a model file says of it, likewise.
+        architecture: the model, as the composed configuration has it.
+    """
+    model = model or {}
+    model = model if "kind" in model else {**model, "kind": "training"}
+    values: Values = {"workload.kind": model["kind"]}
+    said: list[str] = []
+    batch = _work(values, model, said)
+    if hw:
+        degrees = _degrees(hw, model["kind"], architecture, said)
+        _layout(values, hw, degrees, architecture)
+        _machine(values, hw, degrees)
+        if model["kind"] == "training" and batch is not None:
+            _micro_batches(values, hw, model, degrees, said)
+    return _known(values, said), tuple(said)
+
+
+def _work(values: Values, model: Run, said: list[str]) -> int | None:
+    """The workload's own keys; the batch, where the model file has one."""
+    batch: int | None = model.get("batch")
+    if model.get("attention") is not None:
+        values["software.attention"] = model["attention"]
+    if model.get("expert_imbalance", 1) != 1:
+        values["workload.expert_imbalance"] = model["expert_imbalance"]
+    if model.get("gemm_sharding") is not None:
+        values["parallel.gemm_sharding"] = model["gemm_sharding"]
+    if model["kind"] == "training":
+        if batch is not None:
+            values["workload.global_batch_size"] = batch
+        if model.get("seq_len") is not None:
+            values["workload.seq_len"] = model["seq_len"]
+        return batch
+    if batch is not None:
+        values["workload.batch_size"] = batch
+    if model.get("seq_len") is not None:
+        values["workload.decode_len"] = max(1, model["decode_len"])
+        values["workload.prompt_len"] = max(1, model["seq_len"] - model["decode_len"])
+    return batch
+
+
+def _degrees(hw: Run, kind: str, architecture: Mapping[str, Any], said: list[str]) -> dict[str, int]:
+    """tp, cp, pp, and dp and ep as axes of their own."""
+    layout = hw["layout"]
+    block = layout["train" if kind == "training" else "inference"]
+    found = {name: int(layout[name]) for name in ("tp", "cp", "pp")} | {"dp": int(block["dp"]), "ep": int(block["ep"])}
+    if found["ep"] > 1 and not architecture.get("num_experts"):
+        said.append(f"ep={found['ep']}: the model has no experts; those GPUs hold further copies (dp)")
+        found |= {"dp": found["dp"] * found["ep"], "ep": 1}
+    return found
+
+
+def _layout(values: Values, hw: Run, degrees: Mapping[str, int], architecture: Mapping[str, Any]) -> None:
+    tp, pp, layers = degrees["tp"], degrees["pp"], architecture.get("num_hidden_layers")
+    values |= {f"parallel.{name}": degrees[name] for name in ("tp", "cp", "pp", "ep")}
+    if values["workload.kind"] == "training":  # dp is what the others leave
+        values["parallel.sequence_parallel"] = hw["layout"]["sequence_parallel"] and tp > 1
+    else:
+        values["parallel.dp"] = degrees["dp"]
+        values["parallel.attention_dp"] = degrees["ep"]
+    values["hw.num_gpus"] = prod(degrees.values())
+    if isinstance(layers, int) and layers % pp and layers > pp:
+        values["parallel.stage_layers"] = [layers // pp + (stage < layers % pp) for stage in range(pp)]
+    software = dict(hw["software"])
+    cache, shared = software.pop("kv_precision", None), software.pop("tp_sp_overlap", None)
+    if values["workload.kind"] == "inference":
+        software = {key: value for key, value in software.items() if key.startswith("software.") and "gradient" not in key}
+        values["workload.kv_precision"] = cache
+    elif values["parallel.sequence_parallel"] and shared is not None:
+        software["software.tp_overlap"] = shared
+    values |= software
+    values["software.enforce"] = False  # the file names no framework that would offer or refuse the layout
+    values["workload.precision"] = hw["precision"]
+
+
+def _machine(values: Values, hw: Run, degrees: Mapping[str, int]) -> None:
+    dimensions = network_of(hw["network"], degrees)
+    values["hw.network.dimensions"] = dimensions
+    values["hw.gpus_per_node"] = (
+        prod(each["size"] or 1 for each in dimensions[:-1]) if len(dimensions) > 1 else _only(dimensions[0], degrees)
+    )
+    if hw["faulty_links"]:
+        values["hw.network.faulty_links"] = hw["faulty_links"]
+    listed = dict.fromkeys(name for each in hw["network"] for name in each["parallelisms"])
+    if listed:
+        values["parallel.order"] = [*listed, *(name for name in ORDER if name not in listed)]
+    values["backend.name"] = hw["backend"]
+    values["cluster.hop_latency"] = 0.0  # the file's latencies are whole
+
+
+def _only(dimension: Mapping[str, Any], degrees: Mapping[str, int]) -> int:
+    return dimension["size"] or prod(degrees.values())
+
+
+def network_of(network: Sequence[Run], degrees: Mapping[str, int]) -> list[dict[str, Any]]:
+    """Dimensions as ``hw.network`` has them, inner to outer.
+
+    A dimension holds the parallelisms that are listed on it; one that lists none and has no size of its own holds nothing and is left
+    out. Where experts have an axis of their own, which no order of the others gives, dimensions keep their lists.
+    """
+    kept = [each for each in network if each["parallelisms"] or (each["size"] or 1) > 1] or [network[0]]
+    own = degrees["ep"] > 1 and degrees["cp"] == 1 and all(each["parallelisms"] and not each["flat"] for each in kept)
+    found: list[dict[str, Any]] = []
+    for at, each in enumerate(kept):
+        size = each["size"] or prod(degrees[name] for name in each["parallelisms"])
+        part = {key: each[key] for key in ("topology", "bandwidth", "latency", "utilization", "energy")}
+        if own:
+            part["parallelisms"] = [name for name in each["parallelisms"] if degrees[name] > 1]
+        sizes = _sides(size) if each["flat"] else [size]
+        found += [{**part, "size": side} for side in sizes]
+        if at == len(kept) - 1 and each["size"] is None and each["topology"] != FIXED and not own:
+            found[-1]["size"] = None
+    if len(found) > MOST_DIMENSIONS:
+        raise ValueError(f"network.dimensions: {len(found)} dimensions; allowed: up to {MOST_DIMENSIONS}")
+    return found
+
+
+def _sides(size: int) -> list[int]:
+    """The sides of a plane of so many places, as near to a square as they come; one where it is a line."""
+    side = next(each for each in range(math.isqrt(size), 0, -1) if size % each == 0)
+    return [size // side, side] if side > 1 else [size]
+
+
+def _micro_batches(values: Values, hw: Run, model: Run, degrees: Mapping[str, int], said: list[str]) -> None:
+    """Sequences of a micro-batch: batch / dp / mb; where that is no whole number, the nearest that divides (in ratio)."""
+    batch, copies = int(model["batch"]), degrees["dp"] * degrees["ep"]
+    wanted = int(hw["layout"]["micro_batches"]) * int(model.get("accumulation", 1))
+    if batch % copies:
+        return  # the rule of layouts says it
+    share = batch // copies
+    divisors = [size for size in range(1, share + 1) if share % size == 0]
+    size = min(divisors, key=lambda each: (abs(math.log(each * wanted / share)), each))
+    values["parallel.micro_batch_size"] = size
+    if size * wanted != share:
+        said.append(
+            f"{share} sequences a copy do not divide into mb={wanted} micro-batches; priced with {share // size} of {size} "
+            f"sequence{'s' * (size != 1)}"
+        )
+
+
+def _known(values: Values, said: list[str]) -> Values:
+    """The values whose keys the schema has; of others it is said that they are not priced."""
+    unknown = [key for key, value in values.items() if not known_key(key) and value not in (None, 1)]
+    said += [f"{key}={values[key]} is not priced" for key in unknown]
+    return {key: value for key, value in values.items() if known_key(key) and value is not None}
