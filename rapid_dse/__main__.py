@@ -21,6 +21,7 @@ rapid_dse: what a training run takes on a cluster, before anyone rents it
   python -m rapid_dse -m parallel=all hw.num_gpus=512                             every legal layout
   python -m rapid_dse -m parallel.tp=all parallel.pp=2,4                          every legal tp
   python -m rapid_dse -m +sweeps=llama3_1_70b_512xh100                            a sweep that a file in sweeps/ describes
+  python -m rapid_dse -m model=./config.json parallel=all                         a Hugging Face model, or RAPID-LLM's YAML
   python -m rapid_dse.evaluate CASES --out RESULTS                                a table in, a table out (see its --help)
 
 options

@@ -11,7 +11,21 @@ import pytest
 import rapid_dse
 
 PACKAGE = Path(rapid_dse.__file__).parent
-ROOMS = ("common", "config", "parallel", "model", "device", "trace", "interconnect", "cost", "simulate", "events", "sweep", "analysis")
+ROOMS = (
+    "common",
+    "config",
+    "imports",
+    "parallel",
+    "model",
+    "device",
+    "trace",
+    "interconnect",
+    "cost",
+    "simulate",
+    "events",
+    "sweep",
+    "analysis",
+)
 MODULES = sorted(PACKAGE.rglob("*.py"))
 NAMES = {path: ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__") for path in MODULES}
 

@@ -10,6 +10,7 @@ import program
 import pytest
 import yaml
 
+from rapid_dse.config.model import Model
 from rapid_dse.config.scenario import Scenario
 from rapid_dse.imports.file_options import read_foreign, read_option
 from rapid_dse.imports.run_values import network_of, values_of
@@ -284,7 +285,7 @@ def test_a_sweep_over_its_layouts(tmp_path: Path) -> None:
         (HARDWARE, changed(MODEL, model_param__mode="RNN"), "model_param.mode=RNN"),
         (HARDWARE, changed(MODEL, model_param__attention__attention_type="linear"), "attention_type=linear"),
         (HARDWARE, changed(MODEL, model_param__hidden_dim=None), "model_param.hidden_dim is missing"),
-        (HARDWARE, changed(MODEL, model_param__moe={"num_experts": 4, "moe_layer_freq": 2, "first_k_dense_replace": 0}), "moe_layer_freq=2"),
+        (HARDWARE, changed(MODEL, model_param__moe={"num_experts": 4, "moe_layer_freq": 2}), "moe_layer_freq=2"),
         (HARDWARE, HARDWARE, "is RAPID-LLM hardware YAML; allowed: hw="),
     ],
 )  # fmt: skip
@@ -302,7 +303,8 @@ def test_every_key_is_taken_or_listed(tmp_path: Path, tree: dict[str, Any]) -> N
     found = read_foreign(tmp_path / "file.yaml", home())
 
     def leaves(node: Any, prefix: str = "") -> set[str]:
-        pairs = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) and dict in map(type, node) else ()
+        nested = isinstance(node, list) and dict in map(type, node)
+        pairs = node.items() if isinstance(node, dict) else enumerate(node) if nested else ()
         inner = {leaf for key, value in pairs for leaf in leaves(value, f"{prefix}{key}.")}
         return inner or {prefix.removesuffix(".")}
 
@@ -329,12 +331,14 @@ def test_its_own_files(tmp_path: Path) -> None:
     paths = sorted(SHARED.glob("*.yaml"))
     hardware = [path for path in paths if "hw_" in path.name]
     assert len(paths) == 16
+    # GEMM and ViT are refused by name where the schema has no such models
+    unknown = {"model_GEMM.yaml": "m", "model_vit_base_inf.yaml": "image_size"}
     for path in paths:
-        try:
-            found = read_option("hw" if path in hardware else "model", path, home())
-        except ValueError as error:
-            assert "not modelled" in str(error)  # GEMM and ViT, where the schema has no such models
+        group = "hw" if path in hardware else "model"
+        if unknown.get(path.name, "hidden_size") not in Model.model_fields:
+            assert "not modelled" in program.one_line(program.run(tmp_path, f"{group}={path}"))
             continue
+        found = read_option(group, path, home())
         assert not [key for key, why in found.left.items() if why.startswith("not a key")], path.name
     for path in hardware:  # a torus has no closed form: that file asks for the event engine
         ended = program.done(tmp_path, f"hw={path}", f"model={SHARED / 'model_Llama2-7B.yaml'}")

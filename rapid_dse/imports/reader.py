@@ -9,7 +9,7 @@ from typing import Any
 
 from rapid_dse.config.units import shortened
 
-RUN = "run"  # of an option: what its file says of the run beside the group, which ``run.py`` turns into values of keys
+RUN = "run"  # of an option: what its file says of the run beside the group, which ``run_values.py`` turns into values of keys
 SAID = "said"  # in it: what is priced otherwise than the file has it
 UNKNOWN = "not a key that is known here: if it changes what a step costs, that is not priced"
 

@@ -54,6 +54,15 @@ def require_closed_form(network: Network) -> None:
         )
 
 
+def has_closed_form(network: Network) -> bool:
+    """Whether closed forms price it."""
+    try:
+        require_closed_form(network)
+    except ValueError:
+        return False
+    return True
+
+
 def all_reduce(bytes_: npt.ArrayLike, span: Span, network: Network, nccl: Nccl = DEFAULT) -> Floats:
     """Seconds to sum a buffer of ``bytes_`` (the full buffer on each rank) over the group.
 

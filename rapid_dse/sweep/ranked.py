@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from rapid_dse.config.scenario import Scenario
+from rapid_dse.interconnect.closed_form import has_closed_form
 from rapid_dse.model import parameters
 from rapid_dse.sweep import figures, listing, show
 from rapid_dse.sweep.advice import changes
@@ -212,6 +213,9 @@ def _need(near: Nearest, trial: Priceable | None, aim: Aim) -> str:
 
 def show_changes(out: Console, trial: Priceable, aim: Aim) -> None:
     """Prints the single changes that make a layout fit."""
+    if not has_closed_form(trial.scenario.hw.network):
+        listing.say(out, "what would make it fit is not priced: its network has no closed form")
+        return
     found, tried = changes(trial.scenario, trial.layout, aim)
     if not found:
         also = " and meet the constraints" if aim.constraints else ""
