@@ -96,6 +96,7 @@ def _layouts(of: Scenario, rng: np.random.Generator) -> Layouts:
     whole = (rows["vpp"] > 1) | (rows["schedule"] == ZERO_BUBBLE)
     micro_batches = np.where(whole, rows["pp"] * column([1, 2, 5]), column([1, 2, 7, 16, 33]))
     rows["global_batch_size"] = rows["dp"] * rows["micro_batch_size"] * micro_batches
+    rows["etp"] = column([0, 0, 0, 1, 2])
     rows["num_gpus"] = rows["tp"] * rows["cp"] * rows["pp"] * rows["dp"]
     assert rows.keys() == KEYS.keys()
     return resolved(Layouts.of(rows))

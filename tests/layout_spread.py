@@ -163,7 +163,17 @@ def _experts() -> list[Case]:
         case(num_gpus=32, tp=2, ep=2, global_batch_size=32, settings=MIXTURE | {"parallel__order": ["tp", "cp", "dp", "ep", "pp"]}),
         case(num_gpus=32, cp=2, pp=2, ep=4, global_batch_size=32, settings=MIXTURE | {"parallel__order": ["tp", "cp", "pp", "ep", "dp"]}),
     ]
-    return [*alone, *rings, *split, *full, *others]
+    # experts on a grid of their own: ep beyond dp · cp, etp below tp, above it, and neither
+    folded = [case(num_gpus=16, tp=4, ep=ep, etp=etp, sequence_parallel=1, pp=2, global_batch_size=8, zero=zero, settings=SHARED)
+              for ep, etp in ((8, 1), (4, 2), (2, 1)) for zero in (0, 1)]  # fmt: skip
+    folded += [case(num_gpus=16, tp=2, cp=2, ep=4, etp=etp, sequence_parallel=1, global_batch_size=8, recompute=2, settings=MIXTURE)
+               for etp in (1, 4)]  # fmt: skip
+    folded += [
+        case(num_gpus=16, tp=1, ep=4, etp=2, global_batch_size=16, settings=MIXTURE),
+        case(num_gpus=16, tp=4, ep=4, etp=1, sequence_parallel=1, zero=3, global_batch_size=16, settings=MIXTURE),
+        case(num_gpus=32, tp=4, ep=8, etp=1, sequence_parallel=1, zero=1, shard_group=4, global_batch_size=16, settings=MIXTURE),
+    ]
+    return [*alone, *rings, *split, *full, *others, *folded]
 
 
 SPREAD = [*_alone(), *_mixed(), *_experts()]

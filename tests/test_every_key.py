@@ -90,6 +90,7 @@ SHOWN: dict[str, tuple[Any, ...]] = {
     "parallel.order": ("piped", ["pp", "dp", "ep", "cp", "tp"]),
     "parallel.stage_layers": ("piped", [10, 8, 8, 6]),
     "parallel.shard_group": ("fsdp", 4),
+    "parallel.etp": ("experts", 2),
     "workload.kind": ("piped", "inference"),
     "workload.kv_precision": ("piped", "fp16"),
     "hw.architecture": ("piped", "volta"),

@@ -37,16 +37,16 @@ class TestGroups:
     def test_by_hand(self) -> None:
         """cp 2, dp 4: ep 4 joins two data-parallel ranks, which are a block; the experts of member 1 are on cp rank 1 of dp 0 and 2."""
         groups = expert_groups({"cp": 2, "dp": 4, "ep": 4}, ORDER, network(8, None))
-        assert groups.group.tolist() == [[0, 0], [0, 0], [1, 1], [1, 1]]
-        assert groups.member.tolist() == [[0, 1], [2, 3], [0, 1], [2, 3]]
+        assert groups.copy[..., 0].tolist() == [[0, 0], [0, 0], [1, 1], [1, 1]]
+        assert groups.member[..., 0].tolist() == [[0, 1], [2, 3], [0, 1], [2, 3]]
         assert groups.blocks.tolist() == [[0, 1], [2, 3]]
-        exchanging, alike = groups.tables(np.arange(8).reshape(1, 4, 2, 1))
+        exchanging, alike, _ = groups.tables(np.arange(8).reshape(1, 4, 2, 1))
         assert exchanging.tolist() == [[0, 1, 2, 3], [4, 5, 6, 7]]
         assert alike.tolist() == [[0, 4], [1, 5], [2, 6], [3, 7]]
 
     def test_outermost_where_the_order_says_so(self) -> None:
         groups = expert_groups({"cp": 1, "dp": 4, "ep": 2}, ("tp", "cp", "dp", "ep", "pp"), network(8, None))
-        assert groups.group.ravel().tolist() == [0, 1, 0, 1]
+        assert groups.copy.ravel().tolist() == [0, 1, 0, 1]
         assert groups.blocks.tolist() == [[0, 2], [1, 3]]
 
     def test_groups_that_cross_blocks_join_them(self) -> None:
@@ -65,17 +65,37 @@ class TestGroups:
     def test_every_expert_once_a_group_and_groups_alike(
         self, cp: int, dp: int, tp: int, pp: int, order: tuple[str, ...], data: st.DataObject
     ) -> None:
-        ep = data.draw(st.sampled_from([d for d in range(1, cp * dp + 1) if cp * dp % d == 0]))
-        groups = expert_groups({"cp": cp, "dp": dp, "ep": ep}, order, network(8, None))
-        places = np.arange(pp * dp * cp * tp).reshape(pp, dp, cp, tp)
-        exchanging, alike = groups.tables(places)
-        assert exchanging.shape == (pp * tp * dp * cp // ep, ep)
-        assert alike.shape == (pp * tp * ep, dp * cp // ep)
-        for table in (exchanging, alike):
-            assert sorted(table.ravel().tolist()) == list(range(pp * dp * cp * tp))
+        ranks = tp * cp * dp
+        etp = data.draw(st.sampled_from([d for d in range(1, ranks + 1) if ranks % d == 0]))
+        ep = data.draw(st.sampled_from([d for d in range(1, ranks // etp + 1) if ranks // etp % d == 0]))
+        groups = expert_groups({"tp": tp, "cp": cp, "dp": dp, "ep": ep, "etp": etp}, order, network(8, None))
+        places = np.arange(pp * ranks).reshape(pp, dp, cp, tp)
+        exchanging, alike, sharing = groups.tables(places)
+        assert exchanging.shape == (pp * ranks // ep, ep)
+        assert alike.shape == (pp * etp * ep, ranks // etp // ep)
+        assert sharing.shape == (pp * ranks // etp, etp)
+        for table in (exchanging, alike, sharing):
+            assert sorted(table.ravel().tolist()) == list(range(pp * ranks))
         for block in groups.blocks.tolist():
             inside = set(places[:, block].ravel().tolist())
-            assert all(set(row) <= inside or not set(row) & inside for row in exchanging.tolist())
+            assert all(set(row) <= inside or not set(row) & inside for row in (*exchanging.tolist(), *sharing.tolist()))
+
+    @given(
+        tp=st.sampled_from([1, 2, 4]), cp=st.sampled_from([1, 2]), dp=st.sampled_from([2, 4, 8]), pp=st.sampled_from([1, 2]), data=st.data()
+    )
+    def test_they_are_megatrons_in_its_order(self, tp: int, cp: int, dp: int, pp: int, data: st.DataObject) -> None:
+        """Megatron Core numbers the ranks of a stage by tp, cp, dp, and those of its expert grid by etp, ep and what is left, inner to
+        outer (``RankGenerator`` of its parallel_state.py, order tp-cp-ep-dp-pp)."""
+        ranks = tp * cp * dp
+        etp = data.draw(st.sampled_from([d for d in (1, 2, 4) if tp % d == 0]))
+        ep = data.draw(st.sampled_from([d for d in range(1, ranks // etp + 1) if ranks // etp % d == 0]))
+        tables = expert_groups({"tp": tp, "cp": cp, "dp": dp, "ep": ep, "etp": etp}, ORDER, network(8, None)).tables(
+            np.arange(pp * ranks).reshape(pp, dp, cp, tp)
+        )
+        grid = np.arange(pp * ranks).reshape(pp, -1, ep, etp)
+        for table, axis in zip(tables, (2, 1, 3), strict=True):
+            expected = np.moveaxis(grid, axis, -1).reshape(-1, grid.shape[axis])
+            assert sorted(table.tolist()) == sorted(expected.tolist())
 
     @pytest.mark.parametrize(
         "order", [ORDER, ("tp", "cp", "dp", "ep", "pp"), ("tp", "cp", "pp", "ep", "dp"), ("ep", "dp", "cp", "tp", "pp")]
@@ -84,19 +104,21 @@ class TestGroups:
         """Members by dimension, counted rank by rank on the event engine's places, are the closed forms' spans."""
         machine = network(8, None)
         for tp, cp, dp, pp in product((1, 2), (1, 2, 4), (4, 8), (1, 2)):
-            for ep in (1, 2, 4, cp * dp):
-                degrees = {"tp": tp, "cp": cp, "dp": dp, "pp": pp, "ep": ep}
+            every = [(ep, etp) for ep in (1, 2, 4, cp * dp, tp * cp * dp) for etp in (tp, 1, 4) if tp * cp * dp % (ep * etp) == 0]
+            for ep, etp in every:
+                degrees = {"tp": tp, "cp": cp, "dp": dp, "pp": pp, "ep": ep, "etp": etp}
                 cluster, placed = cluster_of(degrees, order, machine), place(degrees, order, machine)
                 tables = expert_groups(degrees, order, machine).tables(cluster.rank)
-                for table, span in zip(tables, (placed.ep, placed.expert_gradient), strict=True):
+                for table, span in zip(tables, (placed.ep, placed.expert_gradient, placed.etp), strict=True):
                     nodes = {len(set((row // 8).tolist())) for row in table}
                     assert nodes == {int(span.members[1][0])}, (degrees, order)
+                    assert table.shape[1] == int(span.size[0]), (degrees, order)
 
     def test_on_a_dimension_of_their_own(self) -> None:
         machine = network(4, 8, None, ep_home=0)
         groups = expert_groups({"cp": 2, "dp": 8, "ep": 4}, ORDER, machine)
-        assert groups.member[:, 0].tolist() == [0, 1, 2, 3] * 2
-        assert (groups.member[:, 0] == groups.member[:, 1]).all()
+        assert groups.member[:, 0, 0].tolist() == [0, 1, 2, 3] * 2
+        assert (groups.member[:, 0, 0] == groups.member[:, 1, 0]).all()
 
 
 class TestWork:
@@ -104,7 +126,7 @@ class TestWork:
         """Mixtral on tp 2, ep 4: 2 of 8 experts a rank, half of each; 2 · 4096 rows of the group's tokens are theirs."""
         of = scenario(**MIXTRAL)
         one = np.array([1])
-        shape = MicroBatch(np.array([2]), one, np.array([4]), one, np.array([True]), 4096)
+        shape = MicroBatch(np.array([2]), one, np.array([4]), np.array([2]), one, np.array([True]), 4096)
         found = {
             each.name: tuple(float(np.ravel(x)[0]) for x in (each.m, each.n, each.k, each.batch)) for each in layer_matmuls(of.model, shape)
         }
@@ -152,7 +174,9 @@ class TestRefused:
         with pytest.raises(ValueError, match=message):
             scenario(**MIXTRAL | changes)
 
-    @pytest.mark.parametrize(("changes", "rule"), [({"ep": 3, "dp": 3, "num_gpus": 3}, "num_experts"), ({"ep": 16}, "dp · cp")])
+    @pytest.mark.parametrize(
+        ("changes", "rule"), [({"ep": 3, "dp": 3, "num_gpus": 3}, "num_experts"), ({"ep": 16}, "etp · ep must divide")]
+    )
     def test_by_the_rules(self, changes: dict[str, int], rule: str) -> None:
         of, rows = scenario(**MIXTRAL), layouts({"num_gpus": 8, "global_batch_size": 24} | changes)
         found, texts = broken_rules(rows, of)
@@ -173,6 +197,52 @@ class TestTraffic:
         each = flow + 2 * (0.1e-6 * flow) ** 0.5 + latency
         assert once == pytest.approx(32 * 4 * each, rel=1e-9)
         assert again == pytest.approx(1.5 * once, rel=1e-12)
+
+    def _exchange(self, of: Any, rows: float, group: int) -> float:
+        """Seconds of one all-to-all of ``rows`` 8 KiB rows a rank over a group within a node."""
+        inner = of.hw.network.dimensions[0]
+        flow = rows * 4096 * 2 * (1 - 1 / group) / (inner.bandwidth * inner.utilization)
+        return float(flow + 2 * (0.1e-6 * flow) ** 0.5 + 2.6e-6 + 1e-6 + inner.latency + (group - 2) * 0.5e-6)
+
+    def test_folded_experts_by_hand(self) -> None:
+        """Mixtral at tp 2 on 8 GPUs, ep 8, etp 1: each GPU has one whole expert, and sends its 2,048 of the tensor-parallel pair's 4,096
+        tokens to two experts each; nothing is gathered for the experts. Attention gathers, scatters, and gathers once more backward."""
+        of = scenario(**MIXTRAL, software__tp_backward_overlap=0.0)
+        row = {"num_gpus": 8, "tp": 2, "ep": 8, "etp": 1, "global_batch_size": 4}
+        found, usual = priced(of, row), priced(of, {"num_gpus": 8, "tp": 2, "ep": 4, "global_batch_size": 4})
+        assert found.time_ep_s[0] == pytest.approx(32 * 4 * self._exchange(of, 2048 * 2, 8), rel=1e-9)
+        pair = place({"tp": 2, "dp": 4}, ORDER, of.hw.network).tp
+        rows = float(closed_form.all_gather(2 * 4096 * 4096 * 2, pair, of.hw.network)[0])
+        assert usual.time_tp_s[0] - found.time_tp_s[0] == pytest.approx(32 * 4 * rows, rel=1e-9)
+        assert found.memory_parameters_bytes[0] == usual.memory_parameters_bytes[0]  # an expert, or halves of two
+
+    def test_experts_that_a_part_of_a_tensor_parallel_group_shares_by_hand(self) -> None:
+        """tp 4, etp 2, ep 4 on 8 GPUs: 1,024 tokens a GPU, two rows each, 3 of 4 leave it; pairs gather both ranks' rows and scatter."""
+        of = scenario(**MIXTRAL, software__tp_backward_overlap=0.0)
+        found, alone = priced(
+            of,
+            {"num_gpus": 8, "tp": 4, "ep": 4, "etp": 2, "global_batch_size": 2},
+            {"num_gpus": 8, "tp": 4, "ep": 8, "etp": 1, "global_batch_size": 2},
+        ).time_tp_s
+        times = priced(of, {"num_gpus": 8, "tp": 4, "ep": 4, "etp": 2, "global_batch_size": 2})
+        assert times.time_ep_s[0] == pytest.approx(32 * 4 * self._exchange(of, 1024 * 2, 4), rel=1e-9)
+        pair = place({"tp": 2, "dp": 4}, ORDER, of.hw.network).tp
+        rows = float(closed_form.all_gather(2 * 1024 * 2 * 4096 * 2, pair, of.hw.network)[0])
+        assert found - alone == pytest.approx(32 * 4 * rows, rel=1e-9)
+
+    def test_copies_of_experts_are_those_of_their_own_grid(self) -> None:
+        """Without ZeRO each copy's gradients are summed over tp · cp · dp / (etp · ep) ranks: at ep 4, etp 1 on 8 GPUs there are two
+        copies of each expert, whatever tp; ZeRO 1 gives each rank half of its experts' states."""
+        of = scenario(**MIXTRAL)
+        rows = legal(of, layouts({"num_gpus": 8, "tp": 4, "ep": 4, "etp": 1}))
+        weights = layer_weights(of, rows)
+        assert rows.expert_copies[0] == 2
+        assert weights.experts is not None
+        assert weights.experts[0] == 2 * 3 * 4096 * 14336
+        tables = 2 * 32256 * 4096 / 4  # padded to 128 · tp
+        assert price(of, rows).memory_optimizer_bytes[0] == pytest.approx(
+            12 * ((32 * weights.dense[0] + tables) / 2 + 32 * weights.experts[0] / 2), rel=1e-12
+        )
 
     def test_a_group_across_nodes_waits_for_the_fabric(self) -> None:
         of = scenario(**MIXTRAL)

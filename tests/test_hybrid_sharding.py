@@ -104,7 +104,7 @@ def test_what_is_no_shard_group_is_refused_and_all_of_them_is_null() -> None:
 
     assert reason(shard_group=24) == "shard_group must divide dp · cp"
     assert reason(shard_group=8, zero=0) == "shard_group needs zero 1, 2 or 3: zero 0 shards nothing"
-    assert reason(shard_group=4, ep=8) == "ep must divide shard_group"
+    assert reason(shard_group=4, ep=8) == "etp · ep must divide tp · shard_group"
     assert reason(shard_group=8, ep=8) is None
     named, null = (identity.keys(of, layouts({"num_gpus": 64, "shard_group": group})) for group in (64, 0))
     assert (named == null).all()

@@ -56,18 +56,24 @@ def plain_legal(of: Scenario, gpus: int, batch: int) -> set[Row]:
             shown = "none" if pp == 1 else schedule
             if not legal(of, batch, tp, cp, dp, pp, ep, vpp, mb, shown):
                 continue
-            for zero, sp, recompute in product(range(4), (False, True), RECOMPUTE):
+            sharing = [n for n in degrees if n <= 16 and gpus % n == 0] if model.num_experts else [0]
+            for zero, sp, recompute, etp in product(range(4), (False, True), RECOMPUTE, sharing):
                 if (dp * cp == 1 and zero) or (tp == 1 and sp) or (sp and seq_len // cp % tp):
                     continue
+                null = tp if tp * cp * dp % (tp * ep) == 0 else 1
+                if model.num_experts and (
+                    tp * cp * dp % (etp * ep) or model.moe_intermediate_size % etp or (tp > 1 and etp != tp and not sp)
+                ):
+                    continue
                 codes = (RECOMPUTE.index(recompute), SCHEDULES.index(shown))
-                found.add((gpus, batch, tp, cp, dp, pp, ep, vpp, zero, sp, mb, *codes, WHOLE_GROUP))
+                found.add((gpus, batch, tp, cp, dp, pp, ep, vpp, zero, sp, mb, *codes, WHOLE_GROUP, 0 if etp == null else etp))
     return found
 
 
 def legal(of: Scenario, batch: int, tp: int, cp: int, dp: int, pp: int, ep: int, vpp: int, mb: int, schedule: str) -> bool:
     """The paragraph, sentence by sentence; enumeration keeps to the bound on pp where a framework leaves stages empty, too."""
     model = of.model
-    kv_heads, width = model.num_key_value_heads, model.moe_intermediate_size if model.num_experts else model.intermediate_size
+    kv_heads, width = model.num_key_value_heads, 0 if model.num_experts else model.intermediate_size
     if model.num_attention_heads % tp or width % tp or (kv_heads % tp and tp % kv_heads):
         return False
     if cp > 1 and of.workload.seq_len % (2 * cp):
@@ -82,7 +88,7 @@ def legal(of: Scenario, batch: int, tp: int, cp: int, dp: int, pp: int, ep: int,
         return False
     if schedule == "zero_bubble" and micro_batches < pp:
         return False
-    return (dp * cp) % ep == 0 and (model.num_experts or 1) % ep == 0
+    return (model.num_experts or 1) % ep == 0
 
 
 def rows_of(layouts: Layouts) -> list[Row]:
@@ -147,7 +153,7 @@ def test_chunks_hold_every_row_once_and_in_order() -> None:
 
 def reason(of: Scenario, **columns: int) -> str | None:
     """The rule that one layout breaks first, if it breaks any."""
-    rule, texts = broken_rules(grid({name: [columns.get(name, 1)] for name in NAMES} | {"dp": [0]}), of)
+    rule, texts = broken_rules(grid({name: [columns.get(name, int(name != "etp"))] for name in NAMES} | {"dp": [0]}), of)
     return None if rule[0] < 0 else texts[rule[0]]
 
 
@@ -204,11 +210,18 @@ def test_sequence_parallelism_shares_each_ranks_part_of_the_sequence_evenly() ->
 
 
 def test_tp_divides_the_mlps_that_the_model_has() -> None:
-    """Experts of width 24 / 2 = 12 go over tp 4 and not over tp 8, though a dense MLP of width 24 would; the dense width of a mixture of
-    experts is nobody's."""
+    """Experts of width 24 / 2 = 12 go over 4 GPUs and not over 8, though a dense MLP of width 24 would; at tp 8 they may be shared by 4;
+    the dense width of a mixture of experts is nobody's, that of shared experts is cut by tp."""
     mixture = {"model__num_experts": 4, "model__num_experts_per_tok": 1, "model__moe_intermediate_size": 32}
     unused = scenario(model__num_attention_heads=8, model__num_key_value_heads=8, model__intermediate_size=30, **mixture)
     assert reason(small(8, 8, 8, 24, experts=4), num_gpus=4, tp=4, sequence_parallel=1) is None
-    assert reason(small(8, 8, 8, 24, experts=4), num_gpus=8, tp=8, sequence_parallel=1) == "tp must divide moe_intermediate_size"
+    assert reason(small(8, 8, 8, 24, experts=4), num_gpus=8, tp=8, sequence_parallel=1) == "etp must divide moe_intermediate_size"
+    assert reason(small(8, 8, 8, 24, experts=4), num_gpus=8, tp=8, etp=4, sequence_parallel=1) is None
+    shared = scenario(
+        model__num_attention_heads=8,
+        model__num_key_value_heads=8,
+        **mixture | {"model__moe_intermediate_size": 28, "model__n_shared_experts": 1},
+    )
+    assert reason(shared, num_gpus=8, tp=8, etp=4, sequence_parallel=1) == "tp must divide n_shared_experts · moe_intermediate_size"
     assert reason(small(8, 8, 8, 24), num_gpus=8, tp=8, sequence_parallel=1) is None
     assert reason(unused, num_gpus=8, tp=8, sequence_parallel=1) is None

@@ -322,7 +322,7 @@ def test_a_chunked_loss_holds_one_chunk_and_the_gradients_that_it_has_made() -> 
     chunked, fused = (priced(scenario(software__loss=word, **sizes), row).memory_activations_bytes[0] for word in ("chunked", "fused"))
     made = 2 * 4096 * (131072 + 151936)
     assert fused - chunked == pytest.approx(4 * 151936 * (131072 - 4096) - made)
-    shape = MicroBatch(*(np.ones(1, np.int64) for _ in range(4)), np.zeros(1, bool), 131072)
+    shape = MicroBatch(*(np.ones(1, np.int64) for _ in range(5)), np.zeros(1, bool), 131072)
     tokens, table = 131072, 4096 * 151936
     for word, moved in (("whole", 46 * tokens * 151936), ("fused", 8 * tokens * 151936), ("chunked", 8 * tokens * 151936 + 31 * 4 * table)):
         of = scenario(software__loss=word, **sizes)
@@ -340,7 +340,7 @@ def test_biases_and_norms_of_queries_and_keys_by_hand() -> None:
     assert kept[1] == kept[0]
     # what the norms read is kept for their backward pass, beside what they give to attention
     assert kept[2] - kept[0] == pytest.approx(2 * 8192 * (16 + 4) * 128 * plain.software.activation_overhead)
-    one = MicroBatch(*(np.array([n]) for n in (2, 1, 1, 1)), np.array([True]), 8192)
+    one = MicroBatch(*(np.array([n]) for n in (2, 1, 1, 2, 1)), np.array([True]), 8192)
     (forward, backward), (before, behind) = (elementwise_bytes(of, one) for of in (normed, plain))
     assert forward - before == 2 * 2 * 8192 * (16 + 4) * 128  # reads and writes
     assert backward - behind == 3 * 2 * 8192 * (16 + 4) * 128  # reads two and writes one

@@ -28,7 +28,9 @@ NAMED = ("llama2_7b", "llama2_70b", "llama3_1_8b", "llama3_1_70b", "llama3_1_405
 
 
 def shape(tp: int = 1, cp: int = 1, micro_batch: int = 1, sequence_parallel: bool = False, seq_len: int = 8192) -> MicroBatch:
-    return MicroBatch(np.array([tp]), np.array([cp]), np.array([1]), np.array([micro_batch]), np.array([sequence_parallel]), seq_len)
+    return MicroBatch(
+        np.array([tp]), np.array([cp]), np.array([1]), np.array([tp]), np.array([micro_batch]), np.array([sequence_parallel]), seq_len
+    )
 
 
 def changed(model: Model, **changes: object) -> Model:

@@ -22,7 +22,7 @@ from rapid_dse.sweep.portion import Portion
 
 ROWS = 200_000 if os.environ.get("HYPOTHESIS_PROFILE") == "fuzz" else 20_000
 # Null in a row of training: other workloads' quantities, and what there is nothing to say of.
-MAY_BE_NULL = {"ttft_s", "tpot_s", "request_latency_s", "reason", "outside", "expected_error", "parallel.stage_layers"}
+MAY_BE_NULL = {"ttft_s", "tpot_s", "request_latency_s", "reason", "outside", "expected_error", "parallel.stage_layers", "parallel.etp"}
 
 
 def table_of(found: Scenario, layouts: Layouts) -> Any:

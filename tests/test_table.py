@@ -20,7 +20,7 @@ from rapid_dse.sweep.chunks import contained, take
 FIXED_TEXT = """
 hw model software backend hw.num_gpus workload.kind workload.seq_len workload.global_batch_size workload.precision parallel.tp
 parallel.cp parallel.dp parallel.pp parallel.ep parallel.vpp parallel.zero parallel.sequence_parallel parallel.micro_batch_size
-parallel.recompute parallel.schedule parallel.shard_group parallel.order parallel.stage_layers
+parallel.recompute parallel.schedule parallel.shard_group parallel.etp parallel.order parallel.stage_layers
     key status reason step_time_s tokens_per_s tokens_per_s_per_gpu mfu fits
 peak_memory_bytes memory_parameters_bytes memory_gradients_bytes memory_optimizer_bytes memory_activations_bytes
 memory_kv_cache_bytes memory_gathered_bytes memory_buffers_bytes memory_framework_bytes time_compute_s time_tp_s time_cp_s

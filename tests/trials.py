@@ -30,6 +30,7 @@ DEFAULTS: dict[str, Any] = {
     "recompute": "selective",
     "schedule": None,
     "shard_group": 0,
+    "etp": 0,
 }
 
 

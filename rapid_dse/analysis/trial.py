@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import fields
 from typing import TYPE_CHECKING
 
-from rapid_dse.parallel.layouts import CODES, KEYS
+from rapid_dse.parallel.layouts import BEHIND_NULL, CODES, KEYS
 from rapid_dse.simulate.results import MEMORY_TERMS, TIME_TERMS, Priced
 from rapid_dse.sweep import figures, listing, ranked
 from rapid_dse.sweep import show as show_rows
@@ -83,16 +83,16 @@ def headline(portion: Portion) -> list[str]:
     scenario = portion.scenario
     choices = ", ".join(f"{group}={option}" for group, option in portion.choices.items())
     work = scenario.workload
-    split = scenario.parallel.stage_layers
+    split, keys = scenario.parallel.stage_layers, [each for each in KEYS.items() if each[0] != "etp" or scenario.model.num_experts]
     own = [] if split is None else [f"stage_layers={','.join(map(str, split))}"]
     return [
         f"{choices}; {ranked.model_size(scenario)}; {work.seq_len:,} tokens a sequence, {work.precision}",
-        " ".join([f"{key.split('.')[1]}={_shown(portion, name)}" for name, key in KEYS.items()] + own),
+        " ".join([f"{key.split('.')[1]}={_shown(portion, name)}" for name, key in keys] + own),
     ]
 
 
 def _shown(portion: Portion, name: str) -> str:
-    value = (portion.layouts.shards if name == "shard_group" else getattr(portion.layouts, name))[0]
+    value = getattr(portion.layouts, BEHIND_NULL.get(name, name))[0]
     if name in CODES:
         return CODES[name][int(value)]
     return str(bool(value)).lower() if name == "sequence_parallel" else str(int(value))

@@ -22,7 +22,8 @@ class Offers(Frozen):
     """
 
     workloads: tuple[Literal["training", "inference"], ...] = ("training", "inference")
-    parallelisms: tuple[Literal["tp", "cp", "pp", "ep"], ...] = ("tp", "cp", "pp", "ep")  # degrees that may be above 1, beside dp
+    # Degrees that may be above 1, beside dp; etp: it may be other than tp.
+    parallelisms: tuple[Literal["tp", "cp", "pp", "ep", "etp"], ...] = ("tp", "cp", "pp", "ep", "etp")
     schedules: tuple[PipelineSchedule, ...] = ("gpipe", "1f1b", "interleaved_1f1b", "zero_bubble")  # of pipelines, pp > 1
     zero: tuple[Zero, ...] = (0, 1, 2, 3)  # stages without pipelines, pp = 1
     zero_with_pipelines: tuple[Zero, ...] = (0, 1, 2, 3)  # stages at pp > 1

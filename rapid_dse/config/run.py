@@ -34,6 +34,7 @@ class Parallel(Frozen):
     does not offer these (software.offers), the highest stage and the least mode that it does; ``sequence_parallel`` null likewise.
     ``shard_group`` is how many GPUs share one copy of what ZeRO shards
     (hybrid sharding); the copies of several such groups are kept equal by an all-reduce of their gradients. null: all of dp · cp.
+    ``etp`` is how many GPUs share an expert, of the same ranks as tp, cp and dp; null: tp where tp · ep divides tp · cp · dp, else 1.
     ``stage_layers`` are the layers of each pipeline stage, first to last, that add up to num_hidden_layers: [10,12,12,10], in tables the
     text 10,12,12,10; null is the framework's own split. A stage's vpp chunks share them as evenly as they go.
     """
@@ -50,6 +51,7 @@ class Parallel(Frozen):
     recompute: Annotated[Literal["none", "selective", "full", "auto"], _NoneWord] = "auto"
     schedule: Literal["none", "gpipe", "1f1b", "interleaved_1f1b", "zero_bubble"] | None = None
     shard_group: Degree | None = None
+    etp: Annotated[Degree | None, Only(Where("model.num_experts"))] = None
     order: tuple[Parallelism, ...] = ORDER
     stage_layers: tuple[CountOrZero, ...] | None = None
 

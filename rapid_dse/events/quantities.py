@@ -22,9 +22,9 @@ from rapid_dse.interconnect.transfer import Transfer
 from rapid_dse.parallel.expert_groups import ExpertGroups, expert_groups
 from rapid_dse.parallel.layouts import RECOMPUTE_FULL, RECOMPUTE_SELECTIVE, Layouts
 from rapid_dse.parallel.orders import SharedWeights, StageWork
-from rapid_dse.parallel.span import Halves
+from rapid_dse.parallel.span import Halves, Span
 from rapid_dse.simulate.arrangement import Arrangement, arrangement, groups_of
-from rapid_dse.simulate.communication import TensorParallel, Traffic, effective_network, exchanged, gradient_bytes, routed_bytes
+from rapid_dse.simulate.communication import TensorParallel, Traffic, effective_network, exchanged, gradient_bytes, node_wait, routed_bytes
 from rapid_dse.simulate.layer import Layer, layer_time, slowed_block
 from rapid_dse.simulate.layer_work import Block, framework_block
 from rapid_dse.simulate.memory import Weights, layer_weights, reduces_each, vocabulary_parameters
@@ -71,7 +71,7 @@ class Priced1:
         return int(getattr(self.layout, name)[0])
 
     def _degrees(self) -> dict[str, int]:
-        return {name: self.degree(name) for name in (*AXES, "ep")}
+        return {name: self.degree(name) for name in (*AXES, "ep")} | {"etp": self.degree("expert_tp")}
 
     def cluster(self) -> Machine:
         """Where its ranks stand."""
@@ -132,7 +132,8 @@ def _end_work(scenario: Scenario, layout: Layouts, block: Block, arranged: Arran
     """Embedding, head and loss."""
     weight = float(block.head_weight_gradient[0])
     head = Half("head", float(block.head_forward[0]), float(block.head_backward[0]) - weight, weight, (work.stream,))
-    loss = Exchange(float(loss_bytes(scenario, layout)[0]), 0.0, 0.0, 0.0, _seconds(arranged.vocabulary.loss), 0.0)
+    skew = work.stream.skew
+    loss = Exchange(float(loss_bytes(scenario, layout)[0]), 0.0, 0.0, 0.0, _seconds(arranged.vocabulary.loss), 0.0, skew=skew)
     size = float(replicated_bytes(scenario, layout, arranged.stages.layers[0])[0])  # the first stage's, which ends the step
     whole = Exchange(size, 0.0, 0.0, 0.0, _seconds(arranged.end.replicated), 0.0)
     return EndWork(
@@ -142,7 +143,6 @@ def _end_work(scenario: Scenario, layout: Layouts, block: Block, arranged: Arran
         reductions=LOSS_REDUCTIONS,
         replicated=Half("replicated", 0.0, 0.0, 0.0, (whole,)),
         hidden=scenario.software.tp_backward_overlap,
-        layer=work,
     )
 
 
@@ -154,8 +154,6 @@ def _layer_work(
     full, selective = (bool(layout.recompute[0] == code) for code in (RECOMPUTE_FULL, RECOMPUTE_SELECTIVE))
     core = selective and software.selective_recompute == "core_attention"
     again_attention = (full or core) and software.recomputes_attention
-    span = groups.placement.tp
-    skew = scenario.cluster.node_skew * float(np.ravel(span.parts(scenario.hw.node_dimensions) - 1)[0])
     hops = cp - 1
     return LayerWork(
         halves=_halves(scenario, layout, block, groups, moved, ready.alone.matmul_seconds[:, :-1, shape]),
@@ -164,20 +162,28 @@ def _layer_work(
         full=full,
         tp=tp,
         sequence_parallel=sequence and tp > 1,
-        skew=skew,
         ring=hops,
         keys=float(moved.cp_keys[0]) if hops else 0.0,
         hop=float(moved.cp_hop.seconds[0]) if hops else 0.0,
-        stream=_exchange(moved.stream),
+        stream=_exchange(scenario, layout, moved.stream, groups.placement.tp),
         tp_hidden=software.tp_overlap if software.async_tp else 0.0,
         tp_backward_hidden=software.tp_backward_overlap,
         cp_hidden=software.cp_overlap,
     )
 
 
-def _exchange(each: TensorParallel) -> Exchange:
-    seconds = (_seconds(getattr(each, name)) for name in ("gather", "scatter", "reduce", "again"))
-    return Exchange(float(each.size[0]), float(each.gathered[0]), *seconds)
+def _exchange(scenario: Scenario, layout: Layouts, each: TensorParallel, group: Span) -> Exchange:
+    return Exchange(
+        float(each.size[0]),
+        float(each.gathered[0]),
+        gather=_seconds(each.gather),
+        scatter=_seconds(each.scatter),
+        reduce=_seconds(each.reduce),
+        again=_seconds(each.again),
+        scattered=bool(each.scattered(layout.sequence_parallel)[0]),
+        group="tp" if each.gathers is None else "etp",
+        skew=float(np.ravel(node_wait(scenario, group))[0]),
+    )
 
 
 def _halves(
@@ -189,7 +195,11 @@ def _halves(
     weight = float(block.weight_gradient[0])
     forward = float(block.layer_forward[0]) - attention_forward
     backward = float(block.layer_backward[0]) - attention_backward - weight
-    around = [tuple(_exchange(each) for each in half) for half in exchanged(scenario, layout, groups.placement, groups.network)]
+    tp, etp = groups.placement.tp, groups.placement.etp
+    around = [
+        tuple(_exchange(scenario, layout, each, tp if each.gathers is None else etp) for each in half)
+        for half in exchanged(scenario, layout, groups.placement, groups.network)
+    ]
 
     def half(number: int, share: NDArray[np.float64]) -> Half:
         seconds = forward * float(share[0]), backward * float(share[1]), weight * float(share[2])
@@ -244,7 +254,8 @@ def _stage_work(one: Priced1, stage: int, chunks: list[int], passes: PassSeconds
     zero, ranks = one.degree("zero"), one.degree("dp") * one.degree("cp")
     left = weights.times(0.0 if each else gradient_bytes(scenario))
     copies = ranks if zero == 0 else ranks // int(layout.shards[0])  # ranks that sum the same gradients in an all-reduce
-    of_experts = ranks // one.degree("ep") if zero == 0 else copies
+    held = one.degree("expert_copies")  # ranks that hold the same experts
+    of_experts = held if zero == 0 else held // one.degree("expert_shards")
     others = copies - 1 + (0 if weights.experts is None else of_experts - 1)
     sent = np.ravel(left.total)
     calls = int(np.ceil(sent / bucket(scenario, layout))[0])

@@ -58,10 +58,10 @@ def directory(places: Ints, experts: ExpertGroups, shards: int | None = None) ->
     for name, lines in (("cp", rings), ("", pipes)):
         for way, shift in (("next", 1), ("previous", -1)):
             peers[f"{name} {way}".strip()] = runs.neighbours(lines, ranks, shift)
-    exchanging, alike = experts.tables(places)
-    groups = {"tp": places.reshape(-1, tp), "ep": exchanging}
+    exchanging, alike, sharing = experts.first_rails(tp).tables(places)
+    groups = {"tp": places.reshape(-1, tp), "ep": exchanging, "etp": sharing}
     for name, whole in ((GRADIENTS, gradients), (EXPERT_GRADIENTS, alike)):
-        groups |= {name: whole} if shards is None else _cut(name, whole, shards * whole.shape[1] // (dp * cp))
+        groups |= {name: whole} if shards is None else _cut(name, whole, max(1, shards * whole.shape[1] // (dp * cp)))
     if pp > 1:
         groups[TIED] = pipes[:, [0, -1]]
     return groups, peers

@@ -1,6 +1,6 @@
 """What work a transformer is: its matrix products, attention and elementwise passes as shapes, on columns.
 
-A column here has one entry a distinct micro-batch shape: ``(tp, cp, ep, micro_batch_size, sequence_parallel)``.
+A column here has one entry a distinct micro-batch shape: ``(tp, cp, ep, etp, micro_batch_size, sequence_parallel)``.
 """
 
 from __future__ import annotations
@@ -20,11 +20,12 @@ VOCAB_MULTIPLE = 128  # Megatron's make-vocab-size-divisible-by
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """Distinct micro-batch shapes; every column ``(n_shapes,)``. ``seq_len`` is the whole sequence's."""
+    """Distinct micro-batch shapes; every column ``(n_shapes,)``. ``seq_len`` is the whole sequence's; ``etp`` ranks share an expert."""
 
     tp: IntColumn
     cp: IntColumn
     ep: IntColumn
+    etp: IntColumn
     micro_batch_size: IntColumn
     sequence_parallel: BoolColumn
     seq_len: int
@@ -38,6 +39,14 @@ class MicroBatch:
     def norm_tokens(self) -> FloatColumn:
         """Tokens of the regions between tensor-parallel products: divided by tp under sequence parallelism."""
         return self.tokens / np.where(self.sequence_parallel, self.tp, 1)
+
+    def routed_rows(self, model: Model) -> FloatColumn:
+        """Rows that a rank's experts see, spread evenly: of all tokens of the ranks that share them, one for each of a token's experts.
+
+        Without sequence parallelism the ranks of a tensor-parallel group have the same tokens.
+        """
+        sharing = np.where(self.sequence_parallel | (self.tp == 1), self.etp, 1)
+        return self.norm_tokens * model.num_experts_per_tok * sharing
 
 
 @dataclass(frozen=True)
@@ -105,14 +114,15 @@ def expert_matmuls(model: Model, shape: MicroBatch) -> list[MatMul]:
     """The products of a mixture-of-experts MLP on one rank: router, shared experts, and the rank's routed experts as one grouped product.
 
     Tokens are spread evenly over the experts, as balancing losses have it (Fedus et al., arXiv 2101.03961, section 2.2); each expert is
-    split over the tensor-parallel group, whose ranks all see its tokens.
+    split over ``etp`` ranks, which all see its tokens, shared experts over the tensor-parallel group.
     """
     mine = model.num_experts / shape.ep
-    tokens, wide = shape.tokens, model.moe_intermediate_size / shape.tp
+    tokens, wide = shape.tokens, model.moe_intermediate_size / shape.etp
     local = shape.norm_tokens
     experts, hidden = np.full_like(local, model.num_experts), np.full_like(local, model.hidden_size)
-    shared = _mlp_matmuls("shared", model, tokens, model.n_shared_experts * wide) if model.n_shared_experts else []
-    routed = np.maximum(1.0, tokens * model.num_experts_per_tok / mine)
+    shared_wide = model.n_shared_experts * model.moe_intermediate_size / shape.tp
+    shared = _mlp_matmuls("shared", model, tokens, shared_wide) if model.n_shared_experts else []
+    routed = np.maximum(1.0, shape.routed_rows(model) / mine)
     return [MatMul("router", local, experts, hidden, sixteen_bit=True), *shared, *_mlp_matmuls("expert", model, routed, wide, mine)]
 
 
@@ -129,6 +139,14 @@ def matrix_parameters(model: Model) -> float:
     router = model.hidden_size * model.num_experts
     mlp = model.hidden_size * mlp_width(model) * (mlp_projections(model) + 1)
     return float(model.num_hidden_layers * (attention + router + mlp) + model.hidden_size * model.vocab_size)
+
+
+def wide_elements(model: Model, shape: MicroBatch) -> FloatColumn:
+    """Elements of one of the MLP's projections on a rank, ``(n_shapes,)``: of routed and shared experts together."""
+    if not model.num_experts:
+        return shape.tokens * (model.intermediate_size / shape.tp)
+    shared = shape.tokens * (model.n_shared_experts * model.moe_intermediate_size / shape.tp)
+    return shape.routed_rows(model) * (model.moe_intermediate_size / shape.etp) + shared
 
 
 def mlp_width(model: Model) -> int:

@@ -19,6 +19,7 @@ from rapid_dse.common.columns import Distinct
 from rapid_dse.config.offers import Offers
 from rapid_dse.config.run import RECOMPUTE, SCHEDULES
 from rapid_dse.config.scenario import Scenario
+from rapid_dse.parallel.expert_rules import grid_rules, tokens_rule, width_rules
 from rapid_dse.parallel.offered import settled, unoffered
 
 IntColumn = NDArray[np.int64]
@@ -44,11 +45,15 @@ KEYS: dict[str, str] = {
     "recompute": "parallel.recompute",
     "schedule": "parallel.schedule",
     "shard_group": "parallel.shard_group",
+    "etp": "parallel.etp",
 }
 COLUMN_OF = {key: name for name, key in KEYS.items()}
 CODES: dict[str, Sequence[str]] = {"recompute": RECOMPUTE, "schedule": SCHEDULES}
 WHOLE_GROUP = 0  # the shard_group of layouts whose shards lie on all of dp · cp
-OPTIONAL: dict[str, int] = {"shard_group": WHOLE_GROUP}  # columns that a table may leave out, with the value that they then have
+USUAL_ETP = 0  # the etp of layouts that leave it to tp and ep (``expert_tp``)
+# Columns that a table may leave out, with the value that they then have, which stands for null.
+OPTIONAL: dict[str, int] = {"shard_group": WHOLE_GROUP, "etp": USUAL_ETP}
+BEHIND_NULL: dict[str, str] = {"shard_group": "shards", "etp": "expert_tp"}  # properties with the number that such a column comes to
 
 MAX_TP, MAX_CP, MAX_MICRO_BATCH, MAX_VPP = 16, 16, 16, 8
 
@@ -59,6 +64,7 @@ class Layouts:
 
     ``dp`` 0 stands for auto until ``resolved``; ``recompute`` and ``schedule`` index ``RECOMPUTE`` and ``SCHEDULES``;
     ``shard_group`` is how many GPUs share one copy of what ZeRO shards, 0 (``WHOLE_GROUP``) for all of dp · cp (``shards``).
+    ``etp`` is how many GPUs share an expert, 0 (``USUAL_ETP``) for what tp and ep make of it (``expert_tp``).
     """
 
     num_gpus: IntColumn
@@ -75,6 +81,7 @@ class Layouts:
     recompute: IntColumn
     schedule: IntColumn
     shard_group: IntColumn
+    etp: IntColumn
 
     def __len__(self) -> int:
         return len(self.tp)
@@ -99,6 +106,33 @@ class Layouts:
     def shards(self) -> IntColumn:
         """GPUs that share one copy of what ZeRO shards, ``(n_layouts,)``: ``shard_group``, or all of dp · cp."""
         found: IntColumn = np.where(self.shard_group == WHOLE_GROUP, self.dp * self.cp, self.shard_group)
+        return found
+
+    @cached_property
+    def expert_tp(self) -> IntColumn:
+        """GPUs that share an expert, ``(n_layouts,)``: ``etp``, or tp where tp · ep divides tp · cp · dp, else 1."""
+        found: IntColumn = np.where(self.etp == USUAL_ETP, np.where(self.dp * self.cp % self.ep == 0, self.tp, 1), self.etp)
+        return found
+
+    @cached_property
+    def expert_shards(self) -> IntColumn:
+        """GPUs that share one copy of what ZeRO shards of a GPU's experts, ``(n_layouts,)``; of all copies those among ``shards``."""
+        found: IntColumn = np.maximum(1, self.tp * self.shards // (self.expert_tp * self.ep))
+        return found
+
+    @cached_property
+    def expert_copies(self) -> IntColumn:
+        """GPUs that hold the same part of the same experts, ``(n_layouts,)``."""
+        found: IntColumn = np.maximum(1, self.tp * self.cp * self.dp // (self.expert_tp * self.ep))
+        return found
+
+    @cached_property
+    def gathers_rows(self) -> BoolColumn:
+        """Whether the GPUs that share an expert have tokens of their own, which all of them need, ``(n_layouts,)``.
+
+        Without sequence parallelism a tensor-parallel group's ranks have the same tokens.
+        """
+        found: BoolColumn = self.sequence_parallel | (self.tp == 1)
         return found
 
     @cached_property
@@ -141,7 +175,7 @@ def resolved(layouts: Layouts) -> Layouts:
     """The same layouts with what is automatic settled.
 
     dp=auto is what the other degrees leave of the GPUs (0 where nothing comes out); an automatic schedule follows pp and vpp; a
-    shard_group of all dp · cp GPUs is ``WHOLE_GROUP``.
+    shard_group of all dp · cp GPUs is ``WHOLE_GROUP``, an etp that null would be ``USUAL_ETP``.
     """
     others = layouts.tp * layouts.cp * layouts.pp
     left = np.where(layouts.num_gpus % others == 0, layouts.num_gpus // others, 0)
@@ -149,7 +183,9 @@ def resolved(layouts: Layouts) -> Layouts:
     schedule = np.where(layouts.schedule == AUTO_SCHEDULE, by_vpp, layouts.schedule)
     dp = np.where(layouts.dp == 0, left, layouts.dp)
     shard_group = np.where(layouts.shard_group == dp * layouts.cp, WHOLE_GROUP, layouts.shard_group)
-    return replace(layouts, dp=dp, schedule=np.where(layouts.pp == 1, NONE, schedule), shard_group=shard_group)
+    found = replace(layouts, dp=dp, schedule=np.where(layouts.pp == 1, NONE, schedule), shard_group=shard_group)
+    usual = replace(found, etp=np.full_like(found.etp, USUAL_ETP)).expert_tp
+    return replace(found, etp=np.where(found.etp == usual, USUAL_ETP, found.etp))
 
 
 @dataclass(frozen=True)
@@ -170,21 +206,21 @@ def rules(layouts: Layouts, scenario: Scenario) -> list[Rule]:
 
     What the mathematics forbid comes first, then what the framework does not offer.
     """
-    return mathematics(layouts, scenario) + _offer_rules(layouts, scenario)
+    return [*mathematics(layouts, scenario), Rule(*tokens_rule(layouts, scenario)), *_offer_rules(layouts, scenario)]
 
 
 def mathematics(layouts: Layouts, scenario: Scenario) -> list[Rule]:
     """The rules that hold whatever the framework."""
     model, seq_len = scenario.model, scenario.workload.seq_len
-    tp, cp, dp, pp, ep, vpp = (getattr(layouts, name) for name in ("tp", "cp", "dp", "pp", "ep", "vpp"))
+    tp, cp, dp, pp, vpp = (getattr(layouts, name) for name in ("tp", "cp", "dp", "pp", "vpp"))
     kv_heads, batch, micro_batch = model.num_key_value_heads, layouts.global_batch_size, layouts.micro_batch_size
     per_pass = np.maximum(1, dp * micro_batch)
     micro_batches, interleaved = batch // per_pass, layouts.schedule == INTERLEAVED
-    experts, shards = model.num_experts or 1, np.maximum(1, layouts.shards)
+    shards = np.maximum(1, layouts.shards)
     hybrid = layouts.shard_group != WHOLE_GROUP
     return [
         Rule("tp must divide num_attention_heads", model.num_attention_heads % tp != 0),
-        *(Rule(f"tp must divide {name}", width % tp != 0) for name, width in model.mlp_widths.items()),
+        *(Rule(*each) for each in width_rules(layouts, scenario)),
         Rule("tp must divide num_key_value_heads or be a multiple of it", (kv_heads % tp != 0) & (tp % kv_heads != 0)),
         Rule("tp · cp · pp · dp must equal hw.num_gpus", (tp * cp * pp).astype(float) * dp != layouts.num_gpus),
         Rule("seq_len must divide by 2 · cp", (cp > 1) & (seq_len % (2 * cp) != 0)),
@@ -197,11 +233,10 @@ def mathematics(layouts: Layouts, scenario: Scenario) -> list[Rule]:
         Rule("interleaved_1f1b needs micro-batches that divide by pp", interleaved & (pp > 1) & (micro_batches % pp != 0)),
         Rule("a pipeline needs a schedule (schedule=none is for pp = 1)", (layouts.schedule == NONE) & (layouts.pp > 1)),
         Rule("zero_bubble needs at least pp micro-batches", (layouts.schedule == ZERO_BUBBLE) & (micro_batches < pp)),
-        Rule("ep must divide dp · cp", (dp * cp) % ep != 0),
-        Rule("ep must divide num_experts (1 for a dense model)", experts % ep != 0),
+        *(Rule(*each) for each in grid_rules(layouts, scenario)),
         Rule("shard_group must divide dp · cp", (dp * cp) % shards != 0),
         Rule("shard_group needs zero 1, 2 or 3: zero 0 shards nothing", hybrid & (layouts.zero == 0)),
-        Rule("ep must divide shard_group", hybrid & (shards % ep != 0)),
+        Rule("etp · ep must divide tp · shard_group", hybrid & (tp * shards % (layouts.expert_tp * layouts.ep) != 0)),
     ]
 
 
@@ -308,8 +343,10 @@ def _legal_of(space: Space, num_gpus: int, scenario: Scenario) -> tuple[Layouts,
         "recompute": [RECOMPUTE_NONE],
         "schedule": space.options("schedule", [GPIPE, ONE_F_ONE_B, INTERLEAVED, ZERO_BUBBLE]),
         "shard_group": space.options("shard_group", [WHOLE_GROUP]),
+        "etp": space.options("etp", [d for d in divisors if d <= MAX_TP] if model.num_experts else [USUAL_ETP]),
     }
-    base = _without_idle_schedules(grid(structure), structure["schedule"])
+    inside = len(structure["shard_group"]) * len(structure["etp"])  # rows of the grid that have one schedule, in a row
+    base = _without_idle_schedules(grid(structure), structure["schedule"], inside)
     options = list(
         product(
             space.options("zero", range(4)),
@@ -330,9 +367,9 @@ def _counted(rule: IntColumn, texts: Sequence[str], times: int = 1) -> Counter[s
     return Counter({text: int(count) * times for text, count in zip(texts, counts, strict=True) if count})
 
 
-def _without_idle_schedules(base: Layouts, schedules: Sequence[int]) -> Layouts:
+def _without_idle_schedules(base: Layouts, schedules: Sequence[int], inside: int) -> Layouts:
     # At pp = 1 every schedule is the same: the grid's first stands for all; vpp there means nothing either.
-    position = np.arange(len(base))
+    position = np.arange(len(base)) // inside
     first = (position % len(schedules)) == 0
     return base.take((base.pp > 1) | (first & (base.vpp == base.vpp.min(initial=1))))
 

@@ -62,11 +62,12 @@ def _of_the_job(layouts: Layouts, scenario: Scenario) -> Iterator[Unoffered]:
 
 
 def _degrees(layouts: Layouts, offers: Offers) -> Iterator[Unoffered]:
+    others = f"dp{''.join(f', {other}' for other in offers.parallelisms if other != 'etp')}"
     for name in ("tp", "cp", "pp", "ep"):
         if name not in offers.parallelisms:
-            yield Unoffered(
-                f"{name} > 1", f"{name} > 1", f"dp{''.join(f', {other}' for other in offers.parallelisms)}", getattr(layouts, name) > 1
-            )
+            yield Unoffered(f"{name} > 1", f"{name} > 1", others, getattr(layouts, name) > 1)
+    if "etp" not in offers.parallelisms:
+        yield Unoffered("etp other than tp", "etp other than tp", "etp = tp", (layouts.expert_tp != layouts.tp) & (layouts.ep > 1))
 
 
 def _stages(layouts: Layouts, offers: Offers) -> Iterator[Unoffered]:

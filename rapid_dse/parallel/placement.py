@@ -2,8 +2,9 @@
 
 Ranks are laid out by ``parallel.order``, inner to outer: neighbours in the first parallelism are neighbours on the machine. They fill
 each dimension before the next one begins, whole or in part: ``_filled`` has the rule. Expert parallelism is no factor of the number of
-GPUs: its groups are cut out of the ranks of cp and dp together (Megatron Core's ``RankGenerator`` does the same: its expert grid has
-no cp).
+GPUs: experts have a grid of their own on the ranks of tp, cp and dp together. The ranks that share an expert (etp) are cut out of those
+of tp first; what tp leaves joins cp and dp, out of which ep's groups are cut, and what ep leaves holds copies of the same experts
+(Megatron Core's ``RankGenerator`` does the same: its expert grid has no cp; Liu et al., arXiv 2504.14960, section 3).
 """
 
 from __future__ import annotations
@@ -17,24 +18,22 @@ import numpy as np
 import numpy.typing as npt
 
 from rapid_dse.config.hardware import Network
+from rapid_dse.parallel.rank_runs import DATA, FACTORS, RankRun, beside_experts, take_ranks
 from rapid_dse.parallel.span import Halves, Span
 
 Floats = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int64]
 Mask = npt.NDArray[np.bool_]
 
-FACTORS = ("tp", "cp", "dp", "pp")  # their product is the number of GPUs
-DATA = ("cp", "dp")  # what gradients are reduced over, and what experts are spread over
-
 
 @dataclass(frozen=True)
 class Placement:
     """The spans of all groups of a table of layouts, and which of its rows keep the rules of the network's ``parallelisms``.
 
-    ``gradient`` is the group of cp and dp together (dense gradients), ``expert_gradient`` its cp·dp/ep members that hold the same
-    experts. ``halves`` and ``expert_halves`` are those groups cut into ranks that share one copy of what ZeRO shards and ranks that
-    hold the same shard (hybrid sharding); None where no layout of the table is cut. ``legal``, shape ``(n_layouts,)``, is False where
-    ``reasons`` (one text a rule, with its own mask) say why.
+    ``gradient`` is the group of cp and dp together (dense gradients), ``expert_gradient`` the tp·cp·dp/(etp·ep) ranks that hold the same
+    experts, ``etp`` the ranks that share an expert. ``halves`` and ``expert_halves`` are the groups of gradients cut into ranks that share
+    one copy of what ZeRO shards and ranks that hold the same shard (hybrid sharding); None where no layout of the table is cut. ``legal``,
+    shape ``(n_layouts,)``, is False where ``reasons`` (one text a rule, with its own mask) say why.
     """
 
     tp: Span
@@ -44,6 +43,7 @@ class Placement:
     pp: Span
     gradient: Span
     expert_gradient: Span
+    etp: Span
     halves: Halves | None = None
     expert_halves: Halves | None = None
     reasons: tuple[tuple[str, Mask], ...] = ()
@@ -70,40 +70,28 @@ class Placement:
 
 
 @dataclass(frozen=True)
-class _Run:
-    """Ranks at a constant distance: ``count`` of them, ``stride`` apart, both ``(n_layouts,)``, on one set of dimensions."""
-
-    count: Integers
-    stride: Integers
-    dimensions: tuple[int, ...]
-
-    @property
-    def extent(self) -> Integers:
-        """The ranks from one group of this kind to the next, ``(n_layouts,)``."""
-        return self.count * self.stride
-
-
-@dataclass(frozen=True)
 class _Groups:
     """The runs of ranks behind all groups of a table of layouts.
 
-    ``runs``: each parallelism's own; ``gradient``: the group of cp and dp; ``taken`` and ``left``: what ep takes of it, and the rest;
+    ``runs``: each parallelism's own; ``gradient``: the group of cp and dp; ``sharing``: ranks that share an expert; ``taken`` and
+    ``left``: what ep takes of the ranks beside those, and the rest;
     ``cuts``: of dense weights, then of experts, the ranks that share one copy of the shards, and those that hold the same shard.
     ``apart``: ep has a dimension of its own, and a run among ``runs``; then nothing is taken.
     """
 
-    runs: Mapping[str, _Run]
-    gradient: list[_Run]
-    taken: list[_Run]
-    left: list[_Run]
+    runs: Mapping[str, RankRun]
+    gradient: list[RankRun]
+    sharing: list[RankRun]
+    taken: list[RankRun]
+    left: list[RankRun]
     apart: bool
     reasons: tuple[tuple[str, Mask], ...]
-    cuts: tuple[list[_Run], ...] = ()
+    cuts: tuple[list[RankRun], ...] = ()
 
     @property
-    def every(self) -> list[_Run]:
+    def every(self) -> list[RankRun]:
         """All runs that something is exchanged in."""
-        return [*self.runs.values(), *self.gradient, *self.taken, *self.left, *(run for cut in self.cuts for run in cut)]
+        return [*self.runs.values(), *self.gradient, *self.sharing, *self.taken, *self.left, *(run for cut in self.cuts for run in cut)]
 
     def ranks(self, dimensions: tuple[int, ...]) -> Integers:
         """Ranks that ride on these dimensions, ``(n_layouts,)``."""
@@ -114,10 +102,11 @@ def place(degrees: Mapping[str, npt.ArrayLike], order: Sequence[str], network: N
     """Places the groups of every layout.
 
     Args:
-        degrees: columns ``tp, cp, dp, pp, ep``, integers ≥ 1 that broadcast to ``(n_layouts,)``; a missing one is 1. ``shards``, where
-            given, is how many ranks of cp · dp share one copy of what ZeRO shards; it divides cp · dp, and ep divides it.
-        order: the parallelisms, inner to outer (``parallel.order``); ep before dp puts an expert group on neighbouring ranks of
-            cp·dp, ep after dp on the outermost ones.
+        degrees: columns ``tp, cp, dp, pp, ep, etp``, integers ≥ 1 that broadcast to ``(n_layouts,)``; a missing one is 1, a missing etp
+            is tp; etp · ep divides tp · cp · dp. ``shards``, where given, is how many ranks of cp · dp share one copy of what ZeRO
+            shards; it divides cp · dp, and etp · ep divides tp times it.
+        order: the parallelisms, inner to outer (``parallel.order``); ep before dp puts an expert group on neighbouring ranks,
+            ep after dp on the outermost ones.
         network: its dimensions, inner to outer; where one lists ``parallelisms``, these ride on it alone.
 
     Returns:
@@ -129,16 +118,17 @@ def place(degrees: Mapping[str, npt.ArrayLike], order: Sequence[str], network: N
     groups = _groups(degrees, order, network)
     filled = _filled(groups, network)
 
-    def span(group: list[_Run]) -> Span:
+    def span(group: list[RankRun]) -> Span:
         return _span(group, network, groups, filled)
 
     spans = {name: span([run]) for name, run in groups.runs.items()}
     if groups.apart:
-        spans["dp"] = spans["ep"] * spans["dp"]
+        spans["dp"], spans["etp"] = spans["ep"] * spans["dp"], spans["tp"]
         gradient = spans["cp"] * spans["dp"]
         rest = spans["cp"] * span([groups.runs["dp"]])
     else:
         gradient, spans["ep"], rest = span(groups.gradient), span(groups.taken), span(groups.left)
+        spans["etp"] = span(groups.sharing)
     cuts = [span(cut) for cut in groups.cuts]
     dense, experts = (Halves(*cuts[:2]), Halves(*cuts[2:])) if cuts else (None, None)
     return Placement(**spans, gradient=gradient, expert_gradient=rest, halves=dense, expert_halves=experts, reasons=groups.reasons)
@@ -173,22 +163,30 @@ def _groups(degrees: Mapping[str, npt.ArrayLike], order: Sequence[str], network:
         counts["ep"] = columns["ep"]
     runs = _runs(counts, order, network, homes)
     reasons += _broken(counts, network, homes)
-    shards = _cut_shards(degrees, columns)
+    shards, shared = _cut_shards(degrees, columns), _sharing(degrees, columns)
     if apart:
+        reasons.append(("etp other than tp is not priced where ep has a network dimension of its own", shared != columns["tp"]))
         if shards is not None:
             text = "shard_group is not priced where ep has a network dimension of its own"
             reasons.append((text, shards != columns["dp"] * columns["cp"]))
-        return _Groups(runs, [], [], [], apart, tuple(reasons))
+        return _Groups(runs, [], [], [], [], apart, tuple(reasons))
     first, second = (runs[name] for name in order if name in DATA)
-    whole = _Run(first.count * second.count, first.stride, first.dimensions)
+    whole = RankRun(first.count * second.count, first.stride, first.dimensions)
     merged = [whole] if merges(order, network) else [first, second]
     inner = order.index("ep") < order.index("dp")
-    taken, left = _take(merged, columns["ep"], inner)
-    cuts: tuple[list[_Run], ...] = ()
+    sharing, pool = beside_experts(runs, merged, shared, order)
+    taken, left = take_ranks(pool, columns["ep"], inner)
+    cuts: tuple[list[RankRun], ...] = ()
     if shards is not None:
         of_experts = left if inner else left[::-1]  # inner to outer again
-        cuts = *_take(merged, shards, inner=True), *_take(of_experts, np.maximum(1, shards // columns["ep"]), inner=True)
-    return _Groups(runs, merged, taken, left, apart, tuple(reasons), cuts)
+        copies = np.maximum(1, columns["tp"] * shards // (shared * columns["ep"]))
+        cuts = *take_ranks(merged, shards, inner=True), *take_ranks(of_experts, copies, inner=True)
+    return _Groups(runs, merged, sharing, taken, left, apart, tuple(reasons), cuts)
+
+
+def _sharing(degrees: Mapping[str, npt.ArrayLike], columns: Mapping[str, Integers]) -> Integers:
+    """Ranks that share an expert, ``(n_layouts,)``: etp, or tp where it is not given."""
+    return np.atleast_1d(np.asarray(degrees.get("etp", columns["tp"]), dtype=np.int64))
 
 
 def _cut_shards(degrees: Mapping[str, npt.ArrayLike], columns: Mapping[str, Integers]) -> Integers | None:
@@ -277,7 +275,7 @@ def _homes(network: Network) -> dict[str, int]:
     return homes
 
 
-def _runs(counts: Mapping[str, Integers], order: Sequence[str], network: Network, homes: Mapping[str, int]) -> dict[str, _Run]:
+def _runs(counts: Mapping[str, Integers], order: Sequence[str], network: Network, homes: Mapping[str, int]) -> dict[str, RankRun]:
     """Count and stride of each parallelism, among those that ride on the same dimensions."""
     free = _free(network)
     inside: dict[tuple[int, ...], Integers] = {}
@@ -286,7 +284,7 @@ def _runs(counts: Mapping[str, Integers], order: Sequence[str], network: Network
         if name in counts:
             dimensions = (homes[name],) if name in homes else free
             stride = inside.get(dimensions, np.ones(1, np.int64))
-            runs[name] = _Run(counts[name], stride, dimensions)
+            runs[name] = RankRun(counts[name], stride, dimensions)
             inside[dimensions] = stride * counts[name]
     return runs
 
@@ -318,19 +316,7 @@ def merges(order: Sequence[str], network: Network) -> bool:
     return homes.get("cp") == homes.get("dp") and abs(around.index("cp") - around.index("dp")) == 1
 
 
-def _take(runs: list[_Run], count: Integers, inner: bool) -> tuple[list[_Run], list[_Run]]:
-    """Splits ``count`` ranks off a group, from its inner or outer end: what was taken, and what is left."""
-    taken, left = [], []
-    for run in runs if inner else reversed(runs):
-        share = np.gcd(run.count, count) if len(runs) > 1 else count
-        rest = np.maximum(1, run.count // share)
-        count = count // share
-        taken.append(_Run(share, run.stride if inner else run.stride * rest, run.dimensions))
-        left.append(_Run(rest, run.stride * share if inner else run.stride, run.dimensions))
-    return taken, left
-
-
-def _span(group: list[_Run], network: Network, groups: _Groups, filled: Mapping[int, Integers]) -> Span:
+def _span(group: list[RankRun], network: Network, groups: _Groups, filled: Mapping[int, Integers]) -> Span:
     spans = [_span_of_run(run, network, groups.ranks(run.dimensions), filled) for run in group]
     result = spans[0]
     for span in spans[1:]:
@@ -338,7 +324,7 @@ def _span(group: list[_Run], network: Network, groups: _Groups, filled: Mapping[
     return result
 
 
-def _span_of_run(run: _Run, network: Network, ranks: Integers, filled: Mapping[int, Integers]) -> Span:
+def _span_of_run(run: RankRun, network: Network, ranks: Integers, filled: Mapping[int, Integers]) -> Span:
     """Members by dimension of ranks at a constant stride.
 
     A dimension boundary cuts ranks 0, c, 2c, …; a group of n ranks at stride s is cut at multiples of gcd(n·s, c) / s members, so
@@ -363,7 +349,7 @@ def _span_of_run(run: _Run, network: Network, ranks: Integers, filled: Mapping[i
     return Span(tuple(members), tuple(strides))
 
 
-def _least_part(run: _Run, capacity: Integers, ranks: Integers) -> Integers:
+def _least_part(run: RankRun, capacity: Integers, ranks: Integers) -> Integers:
     """Ranks between the cuts that lie closest in any group of the run; what does not divide is an order slower and rare."""
     extent = run.extent
     least = np.minimum(extent, capacity)

@@ -19,7 +19,7 @@ from rapid_dse.simulate.vocabulary import VocabularyParallel, vocabulary_paralle
 
 # Columns of Layouts on which each part depends. Where a group lies depends on all degrees, whatever their order.
 STAGES = ("pp", "vpp")
-GROUPS = ("num_gpus", "tp", "cp", "dp", "pp", "ep", "shard_group")
+GROUPS = ("num_gpus", "tp", "cp", "dp", "pp", "ep", "expert_tp", "shard_group")
 MICRO_BATCH = (*GROUPS, "micro_batch_size", "sequence_parallel")
 SHARDING = (*GROUPS, "sharded_passes")
 END = (*GROUPS, "zero", "vpp", "sequence_parallel")

@@ -14,8 +14,9 @@ from rapid_dse.interconnect import transfer
 from rapid_dse.interconnect.fabric import met, told
 from rapid_dse.interconnect.transfer import Transfer
 from rapid_dse.model.operators import local_kv_heads
-from rapid_dse.parallel.layouts import WHOLE_GROUP, Layouts
+from rapid_dse.parallel.layouts import USUAL_ETP, WHOLE_GROUP, BoolColumn, Layouts
 from rapid_dse.parallel.placement import Placement, place
+from rapid_dse.parallel.span import Span
 from rapid_dse.simulate.operator_times import compute_bytes
 
 FloatColumn = NDArray[np.float64]
@@ -62,6 +63,8 @@ def nodes_of(hw: Hardware, layouts: Layouts) -> FloatColumn:
 def placement_of(scenario: Scenario, layouts: Layouts) -> Placement:
     """Where each layout's groups lie on the network."""
     degrees = {name: getattr(layouts, name) for name in ("tp", "cp", "ep", "dp", "pp")}
+    if (layouts.etp != USUAL_ETP).any() or (layouts.expert_tp != layouts.tp).any():
+        degrees["etp"] = layouts.expert_tp
     if (layouts.shard_group != WHOLE_GROUP).any():
         degrees["shards"] = layouts.shards
     return place(degrees, scenario.parallel.order, scenario.hw.network)
@@ -81,22 +84,29 @@ class TensorParallel:
     scatter: Transfer
     reduce: Transfer
     again: Transfer
+    gathers: BoolColumn | None = None
+
+    def scattered(self, sequence_parallel: BoolColumn) -> BoolColumn:
+        """Whether the buffer is gathered before and scattered after, ``(n_layouts,)``, or reduced after: as sequence parallelism has it,
+        or as ``gathers`` says."""
+        return sequence_parallel if self.gathers is None else self.gathers
 
 
 def tensor_parallel(
-    scenario: Scenario, size: FloatColumn, placement: Placement, network: Network, gathered: FloatColumn | None = None
+    scenario: Scenario, size: FloatColumn, group: Span, network: Network, gathered: FloatColumn | None = None
 ) -> TensorParallel:
-    """The collectives on ``size`` bytes, with the wait for ranks on other nodes; ``gathered``: bytes of a gather, where they are others."""
-    skew = node_wait(scenario, placement)
-    scatter = transfer.all_gather(size, placement.tp, network).waiting(skew)  # a scatter is a gather reversed
-    gather = scatter if gathered is None else transfer.all_gather(gathered, placement.tp, network).waiting(skew)
-    reduce = transfer.all_reduce(size, placement.tp, network).waiting(skew)
+    """The collectives on ``size`` bytes over the group of ranks that share a layer's products, with the wait for ranks on other nodes;
+    ``gathered``: bytes of a gather, where they are others."""
+    skew = node_wait(scenario, group)
+    scatter = transfer.all_gather(size, group, network).waiting(skew)  # a scatter is a gather reversed
+    gather = scatter if gathered is None else transfer.all_gather(gathered, group, network).waiting(skew)
+    reduce = transfer.all_reduce(size, group, network).waiting(skew)
     return TensorParallel(size, size if gathered is None else gathered, gather, scatter, reduce, gather)
 
 
-def node_wait(scenario: Scenario, placement: Placement) -> FloatColumn:
-    """Seconds that a tensor-parallel collective waits for ranks on other nodes, ``(n_layouts,)``."""
-    return scenario.cluster.node_skew * (placement.tp.parts(scenario.hw.node_dimensions) - 1)
+def node_wait(scenario: Scenario, group: Span) -> FloatColumn:
+    """Seconds that a collective of ranks which share products waits for those on other nodes, ``(n_layouts,)``."""
+    return scenario.cluster.node_skew * (group.parts(scenario.hw.node_dimensions) - 1)
 
 
 def stream_bytes(scenario: Scenario, layouts: Layouts) -> FloatColumn:
@@ -123,18 +133,19 @@ def exchanged(scenario: Scenario, layouts: Layouts, placement: Placement, networ
 
     Under sequence parallelism a gather before and a scatter after, else one reduction after. The routed rows of a mixture of experts
     are gathered when they have arrived from other ranks, and scattered before they go back, beside what the shared experts exchange
-    (Megatron Core's all-to-all dispatcher, which keeps what it has gathered); without sequence parallelism partial sums travel back, and
-    one reduction ends the layer. Under fp8 what is gathered for a dense layer's products is cast before; what is scattered stays in 16
-    bits, since it is summed, and so do routed rows, which are gathered before they are sorted and cast.
+    (Megatron Core's all-to-all dispatcher, which keeps what it has gathered), over the ranks that share an expert; without sequence
+    parallelism partial sums travel back, and one reduction ends the layer. Under fp8 what is gathered for a dense layer's products is cast
+    before; what is scattered stays in 16 bits, since it is summed, and so do routed rows, which are gathered before they are sorted and
+    cast.
     """
-    stream = tensor_parallel(scenario, stream_bytes(scenario, layouts), placement, network, gathered_stream(scenario, layouts))
+    stream = tensor_parallel(scenario, stream_bytes(scenario, layouts), placement.tp, network, gathered_stream(scenario, layouts))
     model = scenario.model
     if not model.num_experts:
         return (stream,), (stream,)
     sequence = layouts.sequence_parallel
-    rows = np.where(sequence, stream.size * model.num_experts_per_tok, stream.size)
+    rows = np.where(layouts.gathers_rows, routed_bytes(scenario, layouts) * layouts.expert_tp, stream.size)
     none = transfer.nothing(network, len(layouts))
-    routed = replace(tensor_parallel(scenario, rows, placement, network), again=none)
+    routed = replace(tensor_parallel(scenario, rows, placement.etp, network), again=none, gathers=layouts.gathers_rows)
     if not model.n_shared_experts:
         return (stream,), (routed,)
     return (stream,), (
@@ -150,10 +161,8 @@ def traffic(scenario: Scenario, layouts: Layouts, placement: Placement, network:
     width, stream = compute_bytes(scenario), stream_bytes(scenario, layouts)
     halves = exchanged(scenario, layouts, placement, network)
     every = [each for half in halves for each in half]
-    gather, scatter, reduce, again = (
-        transfer.sum_of(getattr(each, kind) for each in every) for kind in ("gather", "scatter", "reduce", "again")
-    )
-    each_way = transfer.either(sequence, gather + scatter, reduce)
+    each_way = transfer.sum_of(transfer.either(each.scattered(sequence), each.gather + each.scatter, each.reduce) for each in every)
+    again = transfer.sum_of(each.again for each in every)
     keys = tokens * local_kv_heads(model, layouts.tp) * model.attention_head_dim * (2 * width)
     # Each tensor-parallel rank sends its share; without sequence parallelism the node gathers it again (arXiv 2104.04473, section 4.1).
     boundary = transfer.send_to_next(stream / layouts.tp, placement.pp, network)
@@ -167,7 +176,7 @@ def traffic(scenario: Scenario, layouts: Layouts, placement: Placement, network:
         cp_keys=keys,
         ep_exchange=transfer.all_to_all(routed_bytes(scenario, layouts), placement.ep, network) if model.num_experts else none,
         pp_hop=boundary + regather,
-        stream=halves[0][0] if halves[0][0].gathered is halves[0][0].size else tensor_parallel(scenario, stream, placement, network),
+        stream=halves[0][0] if halves[0][0].gathered is halves[0][0].size else tensor_parallel(scenario, stream, placement.tp, network),
     )
 
 

@@ -55,9 +55,9 @@ class Block:
 
 def distinct_shapes(layouts: Layouts, seq_len: int) -> tuple[MicroBatch, NDArray[np.int64]]:
     """The distinct micro-batch shapes of the layouts, and which of them each layout has, ``(n_layouts,)``."""
-    first, where = layouts.alike.by("tp", "cp", "ep", "micro_batch_size", "sequence_parallel")
+    first, where = layouts.alike.by("tp", "cp", "ep", "expert_tp", "micro_batch_size", "sequence_parallel")
     rows = layouts.take(first)
-    return MicroBatch(rows.tp, rows.cp, rows.ep, rows.micro_batch_size, rows.sequence_parallel, seq_len), where
+    return MicroBatch(rows.tp, rows.cp, rows.ep, rows.expert_tp, rows.micro_batch_size, rows.sequence_parallel, seq_len), where
 
 
 def framework_block(scenario: Scenario, shape: MicroBatch, alone: Operators, device: OperatorModel) -> Block:

@@ -16,7 +16,7 @@ from rapid_dse.config.hardware import PRECISION_BYTES
 from rapid_dse.config.scenario import Scenario
 from rapid_dse.config.software import Software
 from rapid_dse.device.contract import UNFUSED
-from rapid_dse.model.operators import local_kv_heads, mlp_projections, mlp_width, padded_vocab
+from rapid_dse.model.operators import local_kv_heads, mlp_projections, padded_vocab
 from rapid_dse.parallel.layouts import GPIPE, RECOMPUTE_FULL, RECOMPUTE_NONE, ZERO_BUBBLE, BoolColumn, Layouts
 from rapid_dse.parallel.schedules import in_flight
 from rapid_dse.simulate.loss import loss_memory
@@ -47,8 +47,8 @@ class PeakMemory:
 
 @dataclass(frozen=True)
 class Weights:
-    """Parameters that a rank holds, by the group that shares their gradients: cp·dp ranks hold the same ``dense`` ones, cp·dp/ep the same
-    ``experts`` (None in a dense model); arrays whose last axis is ``(n_layouts,)``.
+    """Parameters that a rank holds, by the group that shares their gradients: cp·dp ranks hold the same ``dense`` ones,
+    tp·cp·dp/(etp·ep) the same ``experts`` (None in a dense model); arrays whose last axis is ``(n_layouts,)``.
     """
 
     dense: FloatColumn
@@ -76,7 +76,7 @@ class Weights:
         shards = np.where(where, layouts.shards.astype(float), 1.0)
         if self.experts is None:
             return self.dense / shards
-        return self.dense / shards + self.experts / np.where(where, shards / layouts.ep, 1.0)
+        return self.dense / shards + self.experts / np.where(where, layouts.expert_shards.astype(float), 1.0)
 
 
 def product_weights(scenario: Scenario, layouts: Layouts) -> Weights:
@@ -88,7 +88,7 @@ def product_weights(scenario: Scenario, layouts: Layouts) -> Weights:
     dense = attention + hidden * wide * (mlp_projections(model) + 1) / tp
     if not model.num_experts:
         return Weights(dense)
-    expert = hidden * model.moe_intermediate_size * (mlp_projections(model) + 1) / tp
+    expert = hidden * model.moe_intermediate_size * (mlp_projections(model) + 1) / layouts.expert_tp
     return Weights(dense, expert * (model.num_experts / layouts.ep))
 
 
@@ -104,7 +104,7 @@ def layer_weights(scenario: Scenario, layouts: Layouts) -> Weights:
     dense = products.dense + norms + biases
     if products.experts is None:
         return Weights(dense)
-    bias = hidden + mlp_projections(model) * model.moe_intermediate_size / tp if model.linear_bias else 0.0
+    bias = hidden + mlp_projections(model) * model.moe_intermediate_size / layouts.expert_tp if model.linear_bias else 0.0
     return Weights(dense + hidden * model.num_experts, products.experts + bias * (model.num_experts / layouts.ep))
 
 
@@ -147,9 +147,14 @@ class LayerTensors:
         stream = tokens / np.where(layouts.sequence_parallel, tp, 1) * model.hidden_size
         queries = tokens * (model.num_attention_heads / tp) * model.attention_head_dim
         keys = tokens * local_kv_heads(model, tp) * model.attention_head_dim
-        routed = tokens * (model.num_experts_per_tok * model.hidden_size) if model.num_experts else 0.0
-        down = np.where(layouts.sequence_parallel, routed / tp, routed) if model.num_experts else stream
-        return cls(stream, queries, keys, tokens * mlp_width(model) / tp, mlp_projections(model), down, routed)
+        gates, hidden = mlp_projections(model), model.hidden_size
+        if not model.num_experts:
+            return cls(stream, queries, keys, tokens * (model.intermediate_size / tp), gates, stream, 0.0)
+        own = stream / hidden * model.num_experts_per_tok  # rows that a rank sends to experts
+        rows = own * np.where(layouts.gathers_rows, layouts.expert_tp, 1)
+        shared = tokens * (model.n_shared_experts * model.moe_intermediate_size / tp)
+        wide = rows * (model.moe_intermediate_size / layouts.expert_tp) + shared
+        return cls(stream, queries, keys, wide, gates, np.where(layouts.gathers_rows, own, rows) * hidden, rows * hidden)
 
     def outputs(self, scenario: Scenario) -> FloatColumn:
         """Bytes of what products give (qkv, out, up, down), and of the gradients of that."""
@@ -224,8 +229,8 @@ def _score_bytes(scenario: Scenario, layouts: Layouts, heads: FloatColumn) -> Fl
 
 
 # Columns of Layouts on which memory depends, beside the number of micro-batches: what ZeRO shards, and activations.
-STATES = ("tp", "cp", "dp", "pp", "ep", "vpp", "zero", "shard_group")
-ACTIVATIONS = ("tp", "cp", "pp", "vpp", "micro_batch_size", "sequence_parallel", "recompute", "schedule")
+STATES = ("tp", "cp", "dp", "pp", "ep", "expert_tp", "vpp", "zero", "shard_group")
+ACTIVATIONS = ("tp", "cp", "expert_tp", "pp", "vpp", "micro_batch_size", "sequence_parallel", "recompute", "schedule")
 FILLED = 3  # of so many micro-batches a stage, no schedule but GPipe holds more than of fewer
 
 
@@ -326,7 +331,7 @@ def _fp8_copies(scenario: Scenario, layouts: Layouts) -> tuple[FloatColumn, Floa
         return while_whole, stay
     each = 2.0 - (compute_bytes(scenario) if scenario.software.fp8_parameters else 0.0)
     products = product_weights(scenario, layouts)
-    for weights, shards in ((products.dense, layouts.shards), (products.experts, layouts.shards // layouts.ep)):
+    for weights, shards in ((products.dense, layouts.shards), (products.experts, layouts.expert_shards)):
         if weights is not None:
             gathered = (layouts.zero >= 3) & (shards > 1)
             while_whole = while_whole + np.where(gathered, each * weights, 0.0)
@@ -370,7 +375,7 @@ def _gathered(scenario: Scenario, layouts: Layouts, stages: Stages, parameters: 
     """
     held = layer_weights(scenario, layouts)
     # experts that no other rank has a shard of are not gathered, but FSDP makes 16-bit copies of its shards all the same
-    of_experts = (layouts.shards > layouts.ep) | scenario.software.master_shards
+    of_experts = (layouts.expert_shards > 1) | scenario.software.master_shards
     layer = held.dense if held.experts is None else held.dense + np.where(of_experts, held.experts, 0.0)
     layer = layer * (stages.layers > 0)
     table = (stages.has_embedding | stages.has_head) * vocabulary_parameters(scenario, layouts)

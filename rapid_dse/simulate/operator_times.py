@@ -23,7 +23,7 @@ from rapid_dse.model.operators import (
     local_kv_heads,
     mean_context,
     mlp_projections,
-    mlp_width,
+    wide_elements,
 )
 from rapid_dse.simulate.loss import loss_traffic
 from rapid_dse.simulate.ring_attention import AttentionKernels, ring_attention
@@ -155,7 +155,7 @@ def elementwise_bytes(scenario: Scenario, shape: MicroBatch) -> tuple[FloatColum
     head = model.attention_head_dim
     heads = shape.tokens * head * (model.num_attention_heads / shape.tp + local_kv_heads(model, shape.tp)) * width  # queries and keys
     rotary = heads if model.position_embedding == "rope" else np.zeros_like(heads)
-    wide = shape.tokens * mlp_width(model) / shape.tp * width
+    wide = wide_elements(model, shape) * width
     gates = mlp_projections(model)
     dropout = 1.0 if software.dropout else 0.0
     normed = heads if model.qk_norm else np.zeros_like(heads)
@@ -171,7 +171,7 @@ def _routing_bytes(model: Model, shape: MicroBatch, width: int) -> FloatColumn:
     copies, row = model.num_experts_per_tok, model.hidden_size * width
     choice = shape.norm_tokens * model.num_experts * 4.0 * 4
     spread_and_summed = shape.norm_tokens * row * (2.0 * copies + copies + 1)
-    sorted_ = shape.tokens * row * 4.0 * copies * (shape.ep < model.num_experts)
+    sorted_ = shape.routed_rows(model) * row * 4.0 * (shape.ep < model.num_experts)
     return choice + spread_and_summed + sorted_
 
 

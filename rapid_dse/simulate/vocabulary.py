@@ -63,7 +63,7 @@ def vocabulary_parallel(
 ) -> VocabularyParallel:
     """What a micro-batch of each layout exchanges; nothing at tp = 1. ``stream``: on the activations between layers."""
     scattered = layouts.sequence_parallel
-    loss = transfer.all_reduce(loss_bytes(scenario, layouts), placement.tp, network).waiting(node_wait(scenario, placement))
+    loss = transfer.all_reduce(loss_bytes(scenario, layouts), placement.tp, network).waiting(node_wait(scenario, placement.tp))
     return VocabularyParallel(
         look_up=transfer.either(scattered, stream.scatter, stream.reduce),
         look_up_gradient=stream.gather.times(scattered),

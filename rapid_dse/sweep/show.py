@@ -34,6 +34,9 @@ def layout_text(row: Mapping[str, Any]) -> str:
     shards = row.get("parallel.shard_group")
     if shards is not None and shards != (row.get("parallel.dp") or 1) * (row.get("parallel.cp") or 1):
         parts.append(f"shards{shards:.0f}")
+    etp = row.get("parallel.etp")
+    if etp is not None and etp != (row.get("parallel.tp") or 1):
+        parts.append(f"etp{etp:.0f}")
     if row.get("parallel.recompute"):
         parts.append(f"recompute={row['parallel.recompute']}")
     if row.get("parallel.schedule") not in (None, "none"):

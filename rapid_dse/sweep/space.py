@@ -21,6 +21,7 @@ from rapid_dse.parallel.layouts import (
     COLUMN_OF,
     KEYS,
     OPTIONAL,
+    USUAL_ETP,
     WHOLE_GROUP,
     IntColumn,
     Layouts,
@@ -92,6 +93,7 @@ def base_codes(scenario: Scenario) -> dict[str, int]:
     codes["dp"] = 0 if parallel.dp == "auto" else parallel.dp
     codes["sequence_parallel"] = AUTO_SEQUENCE if parallel.sequence_parallel is None else int(parallel.sequence_parallel)
     codes["shard_group"] = WHOLE_GROUP if parallel.shard_group is None else parallel.shard_group
+    codes["etp"] = USUAL_ETP if parallel.etp is None else parallel.etp
     codes["recompute"] = AUTO if parallel.recompute == "auto" else CODES["recompute"].index(parallel.recompute)
     codes["schedule"] = AUTO_SCHEDULE if parallel.schedule is None else CODES["schedule"].index(parallel.schedule)
     return codes

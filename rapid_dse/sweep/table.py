@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from rapid_dse.config.scenario import Scenario
 from rapid_dse.events.backends import price
-from rapid_dse.parallel.layouts import CODES, KEYS, Layouts
+from rapid_dse.parallel.layouts import BEHIND_NULL, CODES, KEYS, Layouts
 from rapid_dse.simulate.results import Priced, unlawful
 from rapid_dse.sweep import arrow, identity
 from rapid_dse.sweep.outside import judged
@@ -169,8 +169,10 @@ def override_columns(portion: Portion) -> dict[str, pa.Array]:
     split = portion.scenario.parallel.stage_layers
     columns[STAGE_LAYERS] = arrow.coded(np.full(n_rows, -1 if split is None else 0), ["" if split is None else ",".join(map(str, split))])
     for f in fields(layouts):
-        values = np.maximum(1, layouts.shards) if f.name == "shard_group" else getattr(layouts, f.name)
+        values = np.maximum(1, getattr(layouts, BEHIND_NULL[f.name])) if f.name in BEHIND_NULL else getattr(layouts, f.name)
         absent = values == 0 if f.name == "dp" else None  # an automatic dp that comes out at no number of copies
+        if f.name == "etp" and not portion.scenario.model.num_experts:
+            absent = np.ones(n_rows, bool)
         columns[KEYS[f.name]] = arrow.coded(values, CODES[f.name]) if f.name in CODES else arrow.numbers(values, absent)
     return columns
 

@@ -44,7 +44,7 @@ def _check(one: Priced1) -> None:
     experts = one.experts
     check_failed_links(cluster, experts)
     block = cluster.part(cluster.rank[0, experts.blocks[0]])[0]
-    runs.check_engine(one.scenario, one.degree("ep"), block.topology, _pipeline(cluster)[0].topology)
+    runs.check_engine(one.scenario, one.degree("ep"), block.topology, _pipeline(one, cluster)[0].topology)
 
 
 def require_own_dimension(one: Priced1, cluster: Machine) -> None:
@@ -75,7 +75,7 @@ def run_step(one: Priced1) -> tuple[Priced, dict[str, runs.Run]]:
     # one healthy block stands for all of them
     wanted = [*next(([block] for block in every if block not in faulty), []), *faulty]
     blocks = {block: run_layer(one, cluster, block) for block in wanted}
-    part, places = _pipeline(cluster)
+    part, places = _pipeline(one, cluster)
     stage = stage_for(one, part, places, experts)
     scripts: list[Script] = []
     role = np.full(part.topology.ranks, -1, np.int64)
@@ -88,9 +88,10 @@ def run_step(one: Priced1) -> tuple[Priced, dict[str, runs.Run]]:
     return priced(one, done), kept | {"pipeline": done}
 
 
-def _pipeline(cluster: Machine) -> tuple[Machine, Ints]:
-    """The network of the pipeline: one rail stands for all, unless a link on some rail is faulty."""
-    return cluster.part(cluster.rank if cluster.topology.faulty_links else cluster.rank[..., :1])
+def _pipeline(one: Priced1, cluster: Machine) -> tuple[Machine, Ints]:
+    """The network of the pipeline: one rail stands for all, unless a link on some rail is faulty or experts' copies lie on several."""
+    every = bool(cluster.topology.faulty_links) or not one.experts.one_a_rail
+    return cluster.part(cluster.rank if every else cluster.rank[..., :1])
 
 
 def _stage_scripts(one: Priced1, stage: runs.Stage, times: LayerTimes) -> list[Script]:

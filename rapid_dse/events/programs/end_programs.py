@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from rapid_dse.events.programs.layer_program import AGAIN, Half, LayerWork, behind_weights, exchange
+from rapid_dse.events.programs.layer_program import LAST, LATE, Half, behind_weights, exchange
 from rapid_dse.events.programs.script import After, Script
 
 
@@ -19,7 +19,6 @@ class EndWork:
         loss: its exchange is a number a token, which is reduced ``reductions`` times.
         replicated: its exchange are the gradients of weights that each rank holds whole, summed once a step.
         hidden: share of the head's backward transfers that hides behind its weight gradient.
-        layer: what it is like to be a tensor-parallel rank here.
     """
 
     embedding: float
@@ -28,41 +27,39 @@ class EndWork:
     reductions: int
     replicated: Half
     hidden: float
-    layer: LayerWork
 
 
 def embedding_forward(script: Script, work: EndWork, after: After) -> After:
     """The look-up, and the sum of what each rank found."""
     after = script.compute(after, work.embedding, "embedding")
-    kind = "REDUCE_SCATTER" if work.layer.sequence_parallel else "ALL_REDUCE"
-    return exchange(script, work.layer, work.head, after, kind, 1.0)
+    for kind in LAST:
+        after = exchange(script, work.head, after, kind, 1.0)
+    return after
 
 
 def embedding_backward(script: Script, work: EndWork, after: After) -> After:
     """Under sequence parallelism each rank gathers the gradient of what it looked up."""
-    return exchange(script, work.layer, work.head, after, "ALL_GATHER", 1.0) if work.layer.sequence_parallel else after
+    return exchange(script, work.head, after, "ALL_GATHER", 1.0)
 
 
 def head_forward(script: Script, work: EndWork, after: After) -> After:
     """The head on the whole stream, and the loss of logits that lie spread over the ranks."""
-    if work.layer.sequence_parallel:
-        after = exchange(script, work.layer, work.head, after, "ALL_GATHER", 1.0)
+    after = exchange(script, work.head, after, "ALL_GATHER", 1.0)
     after = script.compute(after, work.head.forward, "head and loss forward")
     for _ in range(work.reductions):
-        after = exchange(script, work.layer, work.loss, after, "ALL_REDUCE", 1.0)
+        after = exchange(script, work.loss, after, "ALL_REDUCE", 1.0)
     return after
 
 
 def head_backward(script: Script, work: EndWork, after: After) -> After:
     """The gradients of the head, and the sum of its input's over the ranks."""
     after = script.compute(after, work.head.input_gradient, "head and loss backward")
-    kinds = (AGAIN, "REDUCE_SCATTER") if work.layer.sequence_parallel else ("ALL_REDUCE",)
-    return behind_weights(script, work.layer, work.head, after, kinds, (work.hidden, 1.0))
+    return behind_weights(script, work.head, after, LATE, (work.hidden, 1.0))
 
 
 def replicated_gradients(script: Script, work: EndWork, after: After) -> After:
     """The sum of the gradients of weights that each rank holds whole, at the end of a step."""
-    return exchange(script, work.layer, work.replicated, after, "ALL_REDUCE", 1.0, skew=False)
+    return exchange(script, work.replicated, after, "ALL_REDUCE", 1.0, skew=False)
 
 
 PASSES = {

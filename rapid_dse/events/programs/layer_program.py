@@ -15,14 +15,18 @@ Transfer = Callable[[Script, After], After]
 
 
 AGAIN = "ALL_GATHER again"
+LAST = ("REDUCE_SCATTER", "ALL_REDUCE")  # what ends a half's forward pass, by how its buffers are shared
+LATE = (AGAIN, *LAST)  # what ends its backward pass
 
 
 @dataclass(frozen=True)
 class Exchange:
-    """A buffer that a tensor-parallel group gathers (``gathered`` bytes), scatters or reduces (``size``), and the seconds of each in
-    closed form.
+    """A buffer that a group of ranks which share products gathers (``gathered`` bytes), scatters or reduces (``size``), and the seconds
+    of each in closed form.
 
-    ``again``: of the gather that the backward pass repeats for the weight gradient; 0 where what was gathered is kept.
+    ``again``: of the gather that the backward pass repeats for the weight gradient; 0 where what was gathered is kept. ``scattered``: it is
+    gathered before and scattered after, else reduced after. ``group``: tp, or etp for the rows of routed experts. ``skew``: seconds of a
+    blocking collective's that are its wait for ranks on other hosts.
     """
 
     size: float
@@ -31,6 +35,13 @@ class Exchange:
     scatter: float
     reduce: float
     again: float
+    scattered: bool = False
+    group: str = "tp"
+    skew: float = 0.0
+
+    def has(self, kind: str) -> bool:
+        """Whether it takes part in one kind of collectives, by its name in graphs."""
+        return (kind == "ALL_REDUCE") != self.scattered
 
     def seconds(self, kind: str) -> float:
         """Of a collective by its name in graphs, or of the gather once more."""
@@ -72,7 +83,6 @@ class LayerWork:
             ring; ``full`` runs the whole forward pass again (the kernel where ``again_attention`` says so).
         keys: bytes of one hop of ring attention, ``ring`` hops forward; twice as many backward.
         stream: the activations between layers as they are, of all of a tensor-parallel group.
-        skew: seconds that a blocking collective waits for ranks on other hosts, within the exchanges' seconds.
         tp_hidden: share of all tensor-parallel transfers that hides (async_tp); ``tp_backward_hidden``: of the backward pass's
             that hides behind the weight gradient; ``cp_hidden``: share of attention that ring hops hide behind.
     """
@@ -83,7 +93,6 @@ class LayerWork:
     full: bool
     tp: int
     sequence_parallel: bool
-    skew: float
     ring: int
     keys: float
     hop: float
@@ -100,29 +109,26 @@ class LayerWork:
     @property
     def talks(self) -> bool:
         """Whether its ranks exchange anything within the layer."""
-        return self.tp > 1 or self.ring > 0 or any(half.route > 0 for half in self.halves)
+        shared = any(each.gather > 0 or each.reduce > 0 for half in self.halves for each in half.exchanges)
+        return self.tp > 1 or self.ring > 0 or shared or any(half.route > 0 for half in self.halves)
 
 
 def forward(script: Script, work: LayerWork, after: After, again: bool = False) -> After:
     """The forward pass; ``again`` names it a recomputation."""
     name = " again" if again else ""
     for half in work.halves:
-        after = _routed(script, half, after)
-        if work.sequence_parallel:
-            after = exchange(script, work, half, after, "ALL_GATHER", 1 - work.tp_hidden)
-            last, hidden = "REDUCE_SCATTER", ("ALL_GATHER", "REDUCE_SCATTER")
-        else:
-            last, hidden = "ALL_REDUCE", ("ALL_REDUCE",)  # type: ignore[assignment]
+        after = exchange(script, half, _routed(script, half, after), "ALL_GATHER", 1 - work.tp_hidden)
         side = after
-        for kind in hidden if work.tp_hidden > 0 else ():
-            side = exchange(script, work, half, side, kind, work.tp_hidden)
+        for kind in ("ALL_GATHER", *LAST) if work.tp_hidden > 0 else ():
+            side = exchange(script, half, side, kind, work.tp_hidden)
         attention = half.attention_forward if work.again_attention or not again else 0.0
         own = half.forward - half.spared * again
         after = script.compute(after, own / 2 if attention and work.ring else own, f"{half.name} forward{name}")
         after = _attention(script, work, after, attention, f"attention kernel forward{name}", work.ring)
         after = script.compute(after, own / 2 if attention and work.ring else 0.0, f"{half.name} output forward{name}")
         after = _joined(after, side if work.tp_hidden > 0 else ())
-        after = exchange(script, work, half, after, last, 1 - work.tp_hidden)
+        for kind in LAST:
+            after = exchange(script, half, after, kind, 1 - work.tp_hidden)
         after = _routed(script, half, after)
     return after
 
@@ -142,38 +148,31 @@ def backward(script: Script, work: LayerWork, after: After, weights: bool = True
 
 
 def _backward_half(script: Script, work: LayerWork, half: Half, after: After, weights: bool, hidden: float) -> After:
-    shown = 1 - work.tp_hidden
-    kinds = ("ALL_GATHER", AGAIN, "REDUCE_SCATTER") if work.sequence_parallel else ("ALL_REDUCE",)
-    after = _routed(script, half, after)
-    if work.sequence_parallel:
-        after = exchange(script, work, half, after, "ALL_GATHER", shown)
+    after = exchange(script, half, _routed(script, half, after), "ALL_GATHER", 1 - work.tp_hidden)
     side = after
-    for kind in kinds if work.tp_hidden > 0 else ():
-        side = exchange(script, work, half, side, kind, work.tp_hidden)
+    for kind in ("ALL_GATHER", *LATE) if work.tp_hidden > 0 else ():
+        side = exchange(script, half, side, kind, work.tp_hidden)
     attention = half.attention_backward
     after = script.compute(after, half.input_gradient / 2 if attention and work.ring else half.input_gradient, f"{half.name} backward")
     after = _attention(script, work, after, attention, "attention kernel backward", 2 * work.ring)
     after = script.compute(after, half.input_gradient / 2 if attention and work.ring else 0.0, f"{half.name} input backward")
-    late = kinds[1:] if work.sequence_parallel else kinds
-    after = _behind_weights(script, work, half, after, late, hidden, weights)
+    after = _behind_weights(script, work, half, after, hidden, weights)
     return _routed(script, half, _joined(after, side if work.tp_hidden > 0 else ()))
 
 
-def _behind_weights(
-    script: Script, work: LayerWork, half: Half, after: After, kinds: tuple[str, ...], hidden: float, weights: bool
-) -> After:
+def _behind_weights(script: Script, work: LayerWork, half: Half, after: After, hidden: float, weights: bool) -> After:
     """The late transfers of a half, a part of them behind its weight gradient.
 
     ``hidden`` is a share of all the half's transfers; as all of it lies in the late ones, their own share is larger.
     """
-    late = sum(each.seconds(kind) for each in half.exchanges for kind in kinds)
-    every = late + (sum(each.gather for each in half.exchanges) if work.sequence_parallel else 0.0)
+    late = sum(each.seconds(kind) for each in half.exchanges for kind in LATE if each.has(kind))
+    every = late + sum(each.gather for each in half.exchanges if each.scattered)
     share = min(1.0, hidden * every / late) if late > 0 else 0.0
-    return behind_weights(script, work, half, after, kinds, (share, 1 - work.tp_hidden), weights)
+    return behind_weights(script, half, after, LATE, (share, 1 - work.tp_hidden), weights)
 
 
 def behind_weights(
-    script: Script, work: LayerWork, half: Half, after: After, kinds: tuple[str, ...], shares: tuple[float, float], weights: bool = True
+    script: Script, half: Half, after: After, kinds: tuple[str, ...], shares: tuple[float, float], weights: bool = True
 ) -> After:
     """Transfers beside and after a half's weight gradient.
 
@@ -184,11 +183,11 @@ def behind_weights(
     share, shown = shares
     side = after
     for kind in kinds if share > 0 else ():
-        side = exchange(script, work, half, side, kind, share * shown, skew=share == 1)
+        side = exchange(script, half, side, kind, share * shown, skew=share == 1)
     gradient = script.compute(after, half.weight_gradient, f"{half.name} weight gradient") if weights else after
     after = _joined(gradient, side if share > 0 else ())
     for kind in kinds if share < 1 else ():
-        after = exchange(script, work, half, after, kind, (1 - share) * shown)
+        after = exchange(script, half, after, kind, (1 - share) * shown)
     return after
 
 
@@ -220,18 +219,18 @@ def _attention(script: Script, work: LayerWork, after: After, seconds: float, na
     return beside(script, after, seconds, work.cp_hidden, name, transfer if hops else None)
 
 
-def exchange(script: Script, work: LayerWork, half: Half, after: After, kind: str, share: float, skew: bool = True) -> After:
+def exchange(script: Script, half: Half, after: After, kind: str, share: float, skew: bool = True) -> After:
     """A share of one kind of the half's tensor-parallel collectives; the wait for other hosts comes with the part that shows."""
-    if work.tp == 1 or share <= 0:
-        return after
-    for each in half.exchanges:
+    for each in half.exchanges if share > 0 else ():
+        if not each.has(kind):
+            continue
         seconds = each.seconds(kind)
         if each.bytes(kind) == 0 or seconds == 0:
             continue
         if not script.style.ideal and skew:
-            after = script.compute(after, work.skew * share, "waiting for other hosts", "tp")
+            after = script.compute(after, each.skew * share, "waiting for other hosts", "tp")
         name = "ALL_GATHER" if kind == AGAIN else kind
-        after = script.exchange(after, name, "tp", share * each.bytes(kind), share * seconds, "tp", MAIN)
+        after = script.exchange(after, name, each.group, share * each.bytes(kind), share * seconds, "tp", MAIN)
     return after
 
 

@@ -12,7 +12,9 @@ from numpy.typing import NDArray
 from rapid_dse.parallel.layouts import CODES, COLUMN_OF, IntColumn, Layouts
 from rapid_dse.sweep.search.dimensions import Choice
 
-_ORDERED = frozenset({"num_gpus", "global_batch_size", "tp", "cp", "dp", "pp", "ep", "vpp", "zero", "micro_batch_size", "shard_group"})
+_ORDERED = frozenset(
+    {"num_gpus", "global_batch_size", "tp", "cp", "dp", "pp", "ep", "etp", "vpp", "zero", "micro_batch_size", "shard_group"}
+)
 
 
 @dataclass(frozen=True)
