@@ -20,6 +20,7 @@ from rapid_dse.analysis.error_growth import Evidence, coverage, fitted_steps, fr
 from rapid_dse.analysis.fit import Runs, folds_of
 from rapid_dse.analysis.leaving_out import errors_unseen, linear
 from rapid_dse.analysis.measured_runs import measured_runs
+from rapid_dse.analysis.profile_file import without_measured
 from rapid_dse.config.measured_boxes import MeasuredRuns
 from rapid_dse.config.table_file import read_table
 from rapid_dse.simulate import growth
@@ -71,9 +72,7 @@ def parts(errors: NDArray[np.float64], runs: list[Runs]) -> list[NDArray[np.floa
 
 def rewrite(path: Path, measured: tuple[MeasuredRuns, ...]) -> None:
     """Puts the boxes at the end of a profile, in the place of those that it had."""
-    lines = path.read_text().splitlines()
-    kept = [line for line in lines if not line.startswith(("measured:", "  - {chip:"))]
-    path.write_text("\n".join(kept + measured_lines(measured)) + "\n")
+    path.write_text(without_measured(path.read_text()) + "\n".join(measured_lines(measured)) + "\n")
 
 
 def write_growth(steps: dict[str, float], measured: dict[str, tuple[MeasuredRuns, ...]]) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from rapid_dse.analysis.calibration import Calibration, Options, calibrate
 from rapid_dse.analysis.envelope import measured_lines
 from rapid_dse.analysis.fit import typical_base
+from rapid_dse.analysis.profile_file import with_fitted
 from rapid_dse.config.table_file import read_table
 from rapid_dse.sweep.cases import group_cases
 
@@ -52,19 +53,10 @@ def rewrite_cluster(path: Path, values: dict[str, float], found: Calibration) ->
 
 
 def rewrite(path: Path, values: dict[str, float], found: Calibration) -> None:
-    """Keeps the profile's own settings and their reasons, and puts the fitted values below them."""
-    lines = path.read_text().splitlines()
-    start = next((index for index, line in enumerate(lines) if line.startswith("# fitted")), len(lines))
-    kept = [
-        line
-        for line in lines[:start]
-        if re.split(r"[:#]", line)[0].strip() not in {*values, "measured"} and not line.startswith("  - {chip:")
-    ]
-    fitted = [f"# fitted to {found.rows} measured runs of {found.models} models by benchmarks/fit_profiles.py"]
-    fitted += [f"# mean relative error on models that the fit had not seen: {found.held_out_error:.3g}"]
-    fitted += [f"{name}: {value:.4g}" for name, value in values.items()]
-    fitted += measured_lines(found.measured)
-    path.write_text("\n".join(kept + fitted) + "\n")
+    """Keeps the profile's own settings and their reasons, and puts the fitted values among them."""
+    about = [f"# fitted to {found.rows} measured runs of {found.models} models by benchmarks/fit_profiles.py"]
+    about += [f"# mean relative error on models that the fit had not seen: {found.held_out_error:.3g}"]
+    path.write_text(with_fitted(path.read_text(), values, [*about, *measured_lines(found.measured)]))
 
 
 if __name__ == "__main__":

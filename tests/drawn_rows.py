@@ -6,8 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-import yaml
-from generated import ROOT, scenario
+from generated import ROOT, profile, scenario
 
 from rapid_dse.config import Scenario
 from rapid_dse.config.run import RECOMPUTE, SCHEDULES
@@ -15,7 +14,7 @@ from rapid_dse.parallel.layouts import AUTO_SCHEDULE, KEYS, ZERO_BUBBLE, Layouts
 
 CHIPS = sorted(path.stem for path in (ROOT / "conf" / "hw").glob("*.yaml"))
 PRECISIONS = ("bf16", "fp16", "fp8", "tf32", "fp32")
-SOFTWARE = {path.stem: yaml.safe_load(path.read_text()) for path in sorted((ROOT / "conf" / "software").glob("*.yaml"))}
+SOFTWARE = sorted(path.stem for path in (ROOT / "conf" / "software").glob("*.yaml"))
 NAMED = ("gpt3_175b", "llama2_13b", "llama3_1_405b", "llama3_1_8b", "mixtral_8x7b", "qwen3_30b_a3b")
 DRAWN = 1500  # layouts a scenario, of which those that break no rule are kept, at most KEPT
 KEPT = 250
@@ -41,7 +40,7 @@ def _scenario(rng: np.random.Generator, chip: str) -> Scenario:
     model, changes = ("llama3_1_8b", _small(rng)) if rng.random() < 0.5 else (str(rng.choice(NAMED)), {})
     seq_len = int(rng.choice([128, 1024, 4096, 8192, 30720, 131072]))
     settings: dict[str, Any] = {
-        "software": SOFTWARE[str(rng.choice(list(SOFTWARE)))],
+        "software": profile(str(rng.choice(SOFTWARE))),
         "workload__precision": str(rng.choice(PRECISIONS, p=[0.4, 0.1, 0.3, 0.1, 0.1])),
         "workload__seq_len": seq_len,
         "hw__operator_model": str(rng.choice(["roofline", "tiled"], p=[0.7, 0.3])),

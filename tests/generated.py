@@ -12,6 +12,7 @@ import yaml
 
 from rapid_dse.config import Scenario, parse
 from rapid_dse.parallel.layouts import Layouts, broken_rules, grid
+from rapid_dse.sweep.compose import composed, hydra_ready
 from rapid_dse.sweep.portion import Portion
 
 ROOT = Path(__file__).parent.parent
@@ -38,13 +39,21 @@ def _group(group: str, name: str) -> Any:
     return yaml.safe_load((ROOT / "conf" / group / f"{name}.yaml").read_text())
 
 
+@cache
+def profile(name: str) -> dict[str, Any]:
+    """A software profile as its file and the files that it builds on have it."""
+    with hydra_ready():
+        found: dict[str, Any] = dict(composed({"software": name}).tree["software"])
+    return found
+
+
 def scenario(hw: str = "h100", model: str = "llama3_1_8b", **changes: Any) -> Scenario:
     """A scenario of real options; ``changes`` are dotted keys with '__' for dots."""
     tree: dict[str, Any] = {
         "hw": _group("hw", hw),
         "cluster": _group("cluster", "reference"),
         "model": _group("model", model),
-        "software": _group("software", "megatron_lm"),
+        "software": profile("megatron_lm"),
     }
     tree = deepcopy(tree)
     for key, value in changes.items():

@@ -13,6 +13,7 @@ import pytest
 from pydantic import BaseModel
 from trials import layouts, scenario
 
+from rapid_dse.config.parts import keys_of
 from rapid_dse.config.scenario import Scenario
 from rapid_dse.config.units import EXAMPLES, to_si
 from rapid_dse.events.backends import price
@@ -25,7 +26,7 @@ OF_INFERENCE = ("ttft_s", "tpot_s", "request_latency_s")
 def numbers(annotation: Any, key: str, metadata: Any = ()) -> Iterator[tuple[str, float | None, float | None]]:
     """Keys below a part of the schema that take numbers, with their least and their largest value; of lists the first item's."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        for name, field in annotation.model_fields.items():
+        for name, field in keys_of(annotation).items():
             yield from numbers(field.annotation, f"{key}.{name}".lstrip("."), field.metadata)
     elif annotation in (int, float):
         parts = [part for item in metadata for part in getattr(item, "metadata", [item])]

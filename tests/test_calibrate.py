@@ -68,12 +68,12 @@ def run(frame: pd.DataFrame, folder: Path, *options: str) -> int:
 def test_a_known_profile_is_found_again_and_composes(somewhere: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(table(), somewhere) == 0
     profile = yaml.safe_load((somewhere / "conf/software/mine.yaml").read_text())
-    assert profile["host_layer"] == pytest.approx(TRUTH["host_layer"], rel=0.15)
-    assert profile["matmul_efficiency"] == pytest.approx(TRUTH["matmul_efficiency"], rel=0.1)
+    assert profile["host"]["host_layer"] == pytest.approx(TRUTH["host_layer"], rel=0.15)
+    assert profile["kernels"]["matmul_efficiency"] == pytest.approx(TRUTH["matmul_efficiency"], rel=0.1)
     (box,) = profile["measured"]
     assert (box["chip"], box["cluster"], box["precision"], box["zero"]) == ("a100", "reference", "bf16", [0])
     assert box["error"] < 0.08
-    assert Software.model_validate(profile).dropout  # what was not fitted is megatron_deepspeed's own
+    assert Software.model_validate(profile).kernels.dropout  # what was not fitted is megatron_deepspeed's own
     printed = capsys.readouterr()
     assert "expect about ±" in printed.out
     assert "say little of" in printed.err
@@ -83,7 +83,7 @@ def test_thirty_rows_are_enough_and_one_parameter_can_be_chosen(somewhere: Path)
     assert run(table(30), somewhere, "--parameters", "host_layer,matmul_efficiency") == 0
     text = (somewhere / "conf/software/mine.yaml").read_text()
     assert "± " in text
-    assert yaml.safe_load(text)["host_layer"] == pytest.approx(TRUTH["host_layer"], rel=0.25)
+    assert yaml.safe_load(text)["host"]["host_layer"] == pytest.approx(TRUTH["host_layer"], rel=0.25)
 
 
 def spoiled(kind: str) -> pd.DataFrame:

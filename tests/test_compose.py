@@ -51,7 +51,7 @@ def test_values_reach_absent_keys_and_list_entries_and_leave_the_tree_alone() ->
     scenario, broken = scenario_of(with_values(base.tree, values))
     assert broken is None
     assert base.choices["hw"] == "h200"
-    assert scenario.software.async_tp
+    assert scenario.software.overlap.async_tp
     assert scenario.hw.network.dimensions[0].bandwidth == 100e9
     assert scenario.hw.network.faulty_links == ((0, 1, 0.5),)
     assert scenario.hw.memory.bandwidth == 1e12

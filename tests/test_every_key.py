@@ -16,6 +16,7 @@ import pytest
 from pydantic import BaseModel
 
 from rapid_dse.analysis.fit import logged_peak
+from rapid_dse.config.parts import keys_of, value_of
 from rapid_dse.config.run import Debug, Search
 from rapid_dse.events.backends import price
 from rapid_dse.simulate.results import Priced
@@ -128,8 +129,8 @@ ELSEWHERE = {"model.name", "software.name", "software.known", "cluster.name", "b
 def leaves(part: BaseModel, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
     """Key, type and value of each leaf of the schema; of network dimensions the first two; the measured runs behind a profile as one
     (tests/test_trust.py has what each of their fields changes)."""
-    for name, info in type(part).model_fields.items():
-        key, value = f"{prefix}{name}", getattr(part, name)
+    for name, info in keys_of(type(part)).items():
+        key, value = f"{prefix}{name}", value_of(part, name)
         if isinstance(value, BaseModel):
             yield from leaves(value, f"{key}.")
         elif isinstance(value, tuple) and value and isinstance(value[0], BaseModel) and name != "measured":

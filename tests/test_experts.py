@@ -314,7 +314,7 @@ class TestMemory:
         found = float(layer_activations(of, layouts({"num_gpus": 8, "ep": 8, "recompute": "none"}))[0])
         rows = 2 + 2 + 1.5 + 1 + 2 + 2 + 2 * 2 * 3.5 + 2 * 3.5
         by_hand = 4096 * (rows * 4096 * 2 + 8 * 8 + 4 * 32)
-        assert found == pytest.approx(by_hand + 4096 * 4096 * 2 * 2 * of.software.dropout / 2, rel=1e-12)
+        assert found == pytest.approx(by_hand + 4096 * 4096 * 2 * 2 * of.software.kernels.dropout / 2, rel=1e-12)
 
     def test_experts_are_gathered_among_the_ranks_that_hold_them(self) -> None:
         of = scenario(**MIXTRAL)

@@ -78,7 +78,7 @@ def legal(of: Scenario, batch: int, tp: int, cp: int, dp: int, pp: int, ep: int,
         return False
     if cp > 1 and of.workload.seq_len % (2 * cp):
         return False
-    most = model.num_hidden_layers + (2 if of.software.pipeline_split == "megatron" else 0)
+    most = model.num_hidden_layers + (2 if of.software.pipeline.pipeline_split == "megatron" else 0)
     if pp * vpp > most or batch % (dp * mb):
         return False
     micro_batches = batch // (dp * mb)

@@ -97,17 +97,17 @@ def test_zero_shards_optimizer_then_gradients_then_parameters(name: str) -> None
     # The fullest stage may be another one; where there is one only, each stage of ZeRO divides its term exactly.
     single = rows.pp == 1
     for term, stage in (("optimizer", 1), ("gradients", 2), ("parameters", 3)):
-        if term == "gradients" and not of.software.fused_accumulation:
+        if term == "gradients" and not of.software.kernels.fused_accumulation:
             continue  # without a buffer they take the activations' place as the backward pass goes on: which of them the peak has changes
         before, after = (memory_terms(results[each])[term][single] for each in (stage - 1, stage))
         # FSDP's shards of parameters are the master weights: 4 bytes instead of 2
-        wider = 2 if term == "parameters" and of.software.master_shards else 1
+        wider = 2 if term == "parameters" and of.software.precision.master_shards else 1
         np.testing.assert_allclose(after, before * np.where(shards[single] > 1, wider, 1) / shards[single])
     # More sharding never takes more, but for the shard itself beside what is whole for a while (a stage of one or two layers).
     for less, more, term in ((0, 1, None), (1, 2, "gradients"), (2, 3, "parameters")):
         shard = memory_terms(results[more])[term] if term else 0.0
         # gradients that take the activations' place one by one are few at the peak, where the layer that is reduced is whole
-        placed = (rows.num_micro_batches == 1) & (more == 2) & (not of.software.fused_accumulation)
+        placed = (rows.num_micro_batches == 1) & (more == 2) & (not of.software.kernels.fused_accumulation)
         allowed = np.where(placed, 1.005, SLACK)
         assert (results[more].peak_memory_bytes <= (results[less].peak_memory_bytes + shard) * allowed).all()
     deep = of.model.num_hidden_layers / rows.pp >= 8
@@ -115,7 +115,7 @@ def test_zero_shards_optimizer_then_gradients_then_parameters(name: str) -> None
     for less, more in ((0, 1), (1, 2), (2, 3)):
         # pipelines keep gradients whole until the last micro-batch's are reduced
         once = rows.num_micro_batches == 1
-        saves = sharded & (single | once) & ~(once & (not of.software.fused_accumulation)) if more == 2 else sharded
+        saves = sharded & (single | once) & ~(once & (not of.software.kernels.fused_accumulation)) if more == 2 else sharded
         assert (results[more].peak_memory_bytes[saves] < results[less].peak_memory_bytes[saves]).all()
     alone = shards == 1
     np.testing.assert_allclose(results[0].peak_memory_bytes[alone], results[3].peak_memory_bytes[alone])
@@ -134,7 +134,7 @@ def test_sequence_parallelism_keeps_less(name: str) -> None:
 def test_the_fullest_stage_is_found_among_all(name: str) -> None:
     """The peak is that of the worst stage when every stage is a candidate."""
     of, rows = table(name, count=400)
-    rule = of.software.pipeline_split
+    rule = of.software.pipeline.pipeline_split
     peaks = price(of, rows).peak_memory_bytes
     for row in np.flatnonzero(rows.pp > 1)[:60]:
         one = rows.take(np.array([row]))
@@ -339,7 +339,7 @@ def test_biases_and_norms_of_queries_and_keys_by_hand() -> None:
     kept = [float(layer_activations(of, layouts(row))[0]) for of in (plain, biased, normed)]
     assert kept[1] == kept[0]
     # what the norms read is kept for their backward pass, beside what they give to attention
-    assert kept[2] - kept[0] == pytest.approx(2 * 8192 * (16 + 4) * 128 * plain.software.activation_overhead)
+    assert kept[2] - kept[0] == pytest.approx(2 * 8192 * (16 + 4) * 128 * plain.software.memory.activation_overhead)
     one = MicroBatch(*(np.array([n]) for n in (2, 1, 1, 2, 1)), np.array([True]), 8192)
     (forward, backward), (before, behind) = (elementwise_bytes(of, one) for of in (normed, plain))
     assert forward - before == 2 * 2 * 8192 * (16 + 4) * 128  # reads and writes

@@ -46,8 +46,8 @@ def run(arguments: list[str], site: Path, folder: Path) -> subprocess.CompletedP
 def test_the_wheel_carries_configuration_sweeps_and_plugin(wheel: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
     for group in ("hw", "model", "software"):
-        for path in (ROOT / "conf" / group).glob("*.yaml"):
-            assert f"rapid_dse/_data/conf/{group}/{path.name}" in names
+        for path in (ROOT / "conf" / group).rglob("*.yaml"):
+            assert f"rapid_dse/_data/{path.relative_to(ROOT).as_posix()}" in names
     for path in (ROOT / "sweeps").glob("*.yaml"):
         assert f"rapid_dse/_data/sweeps/{path.name}" in names
     assert "rapid_dse/_data/conf/config.yaml" in names

@@ -187,11 +187,11 @@ def test_the_layout_and_the_batch_are_the_files(tmp_path: Path) -> None:
     assert found.parallel.order == ("tp", "cp", "pp", "dp", "ep")
     assert (found.workload.global_batch_size, found.workload.seq_len, found.workload.precision) == (64, 2048, "bf16")
     software = found.software
-    assert (software.attention, software.gradient_dtype, software.reduce_dtype) == ("flash", "fp32", "bf16")
-    assert software.optimizer_bytes == 2 * 4 + 4
-    assert software.context == 2**30
-    assert (software.tp_overlap, software.cp_overlap) == (0.6, 0.2)  # under sequence parallelism tp_sp_overlap
-    assert not software.reduce_each_micro_batch
+    assert (software.kernels.attention, software.precision.gradient_dtype, software.precision.reduce_dtype) == ("flash", "fp32", "bf16")
+    assert software.precision.optimizer_bytes == 2 * 4 + 4
+    assert software.memory.context == 2**30
+    assert (software.overlap.tp_overlap, software.overlap.cp_overlap) == (0.6, 0.2)  # under sequence parallelism tp_sp_overlap
+    assert not software.overlap.reduce_each_micro_batch
     assert found.backend.name == "analytical"
 
 

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from functools import cache
-from typing import Any
 
 import numpy as np
 import pytest
-import yaml
-from generated import ROOT, portion, scenario
+from generated import ROOT, portion, profile, scenario
 
 from rapid_dse.config import Scenario
 from rapid_dse.events.backends import price
@@ -22,13 +19,6 @@ CHIPS = {"h100": ("bf16", "fp16", "fp8"), "a100": ("bf16",), "a100_pcie": ("bf16
 SOFTWARE = sorted(path.stem for path in (ROOT / "conf" / "software").glob("*.yaml"))
 MORE = 10 if os.environ.get("HYPOTHESIS_PROFILE") == "fuzz" else 1  # layouts of make fuzz for each of make test
 DEGREES = ("tp", "cp", "pp", "ep", "vpp", "zero", "sequence_parallel", "micro_batch_size", "recompute", "schedule")
-
-
-@cache
-def profile(name: str) -> dict[str, Any]:
-    """A software profile as its file has it."""
-    found: dict[str, Any] = yaml.safe_load((ROOT / "conf" / "software" / f"{name}.yaml").read_text())
-    return found
 
 
 def drawn(backend: str, count: int, gpus: tuple[int, ...], layers: tuple[int, ...]) -> Iterator[tuple[Scenario, Layouts]]:

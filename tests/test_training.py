@@ -205,8 +205,8 @@ class TestByHand:
             "activations": worst,
             "kv_cache": 0.0,
             "gathered": 0.0,
-            "buffers": (of.software.fragmentation - 1) * worst + 50e6,
-            "framework": of.software.context,
+            "buffers": (of.software.memory.fragmentation - 1) * worst + 50e6,
+            "framework": of.software.memory.context,
         }
         assert {name: found[f"memory_{name}_bytes"] for name in by_hand} == pytest.approx(by_hand, rel=1e-9)
         assert found["peak_memory_bytes"] == pytest.approx(sum(by_hand.values()), rel=1e-9)
@@ -459,7 +459,7 @@ def test_zero_bubbles_save_the_other_stages_weight_gradients_twice() -> None:
     device = operator_model(of.hw)
     shapes = [(10 * 128, 8192), (8192, 1024), (2 * 3584, 8192), (8192, 3584)]  # (out, in) of a rank at tp 8, 8,192 tokens
     weights = sum(float(device.gemm(n, k, 8192, accumulate=True)) for n, k in shapes)
-    weights /= of.hw.efficiency.sustained * of.software.matmul_efficiency
+    weights /= of.hw.efficiency.sustained * of.software.kernels.matmul_efficiency
     assert plain - zero_bubble == pytest.approx(2 * 3 * 20 * weights)
 
 

@@ -144,7 +144,7 @@ class TestNoCardCarriesMoreThanItCan:
         assert len(table) > 100
         names = ("tp", "cp", "dp", "ep", "micro_batch_size", "sequence_parallel", "num_micro_batches")
         rows = [dict(zip(names, values, strict=True)) for values in zip(*(getattr(table, name).tolist() for name in names), strict=True)]
-        dtype = of.software.reduce_dtype or of.software.gradient_dtype
+        dtype = of.software.precision.reduce_dtype or of.software.precision.gradient_dtype
         bytes_ = np.array([self.sent(row, {"fp32": 4, "bf16": 2, "fp16": 2}[dtype]) for row in rows])
         fabric = of.hw.network.dimensions[1]
         rate = fabric.bandwidth * fabric.utilization * of.cluster.fabric_efficiency

@@ -22,6 +22,7 @@ from rapid_dse.analysis.measured_runs import (
     require_plausible,
     require_runs,
 )
+from rapid_dse.analysis.profile_file import profile_lines
 from rapid_dse.config.cluster import FREE_CLUSTER, Cluster
 from rapid_dse.config.free_parameters import FreeParameter
 from rapid_dse.config.measured_boxes import MeasuredRuns
@@ -73,7 +74,7 @@ def exercised(runs: Sequence[Runs]) -> list[str]:
     """Names of the framework's free parameters that these runs can say something of: no pipeline, no pp parameter, and so on."""
     some = {name: any(_has(run, name) for run in runs) for name in ("tp", "cp", "pp", "dp", "zero0", "zero1", "zero12", "zero23", "nodes")}
     fp8 = any(run.scenario.workload.precision == "fp8" for run in runs)
-    asynchronous = any((run.pinned.get("async_tp", run.scenario.software.async_tp)) for run in runs)
+    asynchronous = any((run.pinned.get("async_tp", run.scenario.software.overlap.async_tp)) for run in runs)
     needs = {
         "fp8_cast_passes": fp8,
         "host_collective_layer": some["tp"],
@@ -216,16 +217,15 @@ def profile_text(calibration: Calibration, source: str) -> str:
     """The profile as YAML: every setting that is not the schema's default, each fitted value with its standard error beside it."""
     fitted = dict(calibration.fitted.values) | (calibration.memory.values if calibration.memory else {})
     errors = dict(calibration.fitted.standard_errors) | (calibration.memory.standard_errors if calibration.memory else {})
-    kept = calibration.base.model_dump(mode="json", exclude_defaults=True, exclude={"name", "measured", *fitted})
+    own = {name: value for name, value in fitted.items() if not name.startswith(("hw.", "cluster."))}
+    dumped = calibration.base.model_dump(mode="json", exclude_defaults=True)
+    kept = {name: value for name, value in dumped.items() if name not in ("name", "measured", *fitted)}
     lines = [
         f"# Fitted to {calibration.rows} runs of {calibration.models} models in {source}; standard error beside each value.",
         f"# Mean error on runs of models that the fit had not seen: {calibration.held_out_error:.3g}.",
-        f"name: {calibration.software}",
     ]
-    lines += [
-        f"{key}: {'null' if value is None else str(value).lower() if isinstance(value, bool) else value}" for key, value in kept.items()
-    ]
-    lines += [f"{name}: {value:.4g}   # ± {errors[name]:.1g}" for name, value in fitted.items() if not name.startswith(("hw.", "cluster."))]
+    values = {"name": calibration.software} | kept | {name: f"{value:.4g}" for name, value in own.items()}
+    lines += profile_lines(values, {name: f"± {errors[name]:.1g}" for name in own})
     lines += [
         f"# {name}: {value:.4g} ± {errors[name]:.1g} (of the chip: put it into conf/hw)"
         for name, value in fitted.items()

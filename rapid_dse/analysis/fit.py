@@ -15,6 +15,7 @@ from scipy.optimize import least_squares
 from rapid_dse.config.cluster import FREE_CLUSTER, Cluster
 from rapid_dse.config.free_parameters import FreeParameter
 from rapid_dse.config.hardware import Efficiency
+from rapid_dse.config.parts import keys_of
 from rapid_dse.config.scenario import Scenario
 from rapid_dse.config.software import FREE, FREE_MEMORY, Software
 from rapid_dse.parallel.layouts import IntColumn, Layouts
@@ -138,7 +139,7 @@ def logged_peak(scenario: Scenario, layouts: Layouts, worst: bool = False) -> Fl
     """Peak memory on the stage whose peak the framework logs, or on the ``worst`` stage, bytes, ``(n_layouts,)``: what a measured peak is
     held against."""
     found = stages(Split.of(scenario), layouts.pp, layouts.vpp)
-    return peak_memory(scenario, layouts, found.first() if scenario.software.logs_first_stage and not worst else found).peak
+    return peak_memory(scenario, layouts, found.first() if scenario.software.memory.logs_first_stage and not worst else found).peak
 
 
 def fit(runs: Sequence[Runs], base: Software, parameters: Sequence[FreeParameter]) -> Fit:
@@ -185,7 +186,7 @@ def _model_of(runs: Sequence[Runs], base: Software, parameters: Sequence[FreePar
 
 def lowest(name: str) -> float:
     """The least value that the schema lets a parameter have."""
-    field = (Cluster if name.startswith("cluster.") else Software).model_fields.get(name.rsplit(".", 1)[-1])
+    field = keys_of(Cluster if name.startswith("cluster.") else Software).get(name.rsplit(".", 1)[-1])
     bounds = [constraint.ge for constraint in field.metadata if getattr(constraint, "ge", None) is not None] if field else [0.3]
     return float(max(bounds)) if bounds else 0.0
 

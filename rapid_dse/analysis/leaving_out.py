@@ -13,6 +13,7 @@ from rapid_dse.analysis.calibration import cluster_parameters, exercised
 from rapid_dse.analysis.fit import NOISE, ROBUST, Runs, apply, lowest, predict
 from rapid_dse.analysis.measured_runs import parameters_by_name
 from rapid_dse.config.free_parameters import FreeParameter
+from rapid_dse.config.parts import value_of
 from rapid_dse.simulate.training import prepare
 
 FloatColumn = NDArray[np.float64]
@@ -86,8 +87,8 @@ def _value(name: str, runs: Sequence[Runs]) -> float:
         _, cluster, field = name.split(".")
         return float(getattr(next(run.scenario.cluster for run in runs if run.scenario.cluster.name == cluster), field))
     software = runs[0].scenario.software
-    value = getattr(software, name)
-    return float(software.dp_overlap if value is None else value)  # scatter_overlap null is dp_overlap
+    value = value_of(software, name)
+    return float(software.overlap.dp_overlap if value is None else value)  # scatter_overlap null is dp_overlap
 
 
 def errors_unseen(found: Linear, models: Sequence[NDArray[np.int64]]) -> FloatColumn:

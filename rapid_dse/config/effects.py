@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel
 
+from rapid_dse.config.parts import keys_of, value_of
+
 if TYPE_CHECKING:
     from rapid_dse.config.scenario import Scenario
 
@@ -73,8 +75,8 @@ def require_no_refused(scenario: Scenario) -> None:
 
 
 def _refused(part: BaseModel, prefix: str) -> Iterator[tuple[str, Any, Only]]:
-    for name, info in type(part).model_fields.items():
-        value = getattr(part, name)
+    for name, info in keys_of(type(part)).items():
+        value = value_of(part, name)
         for only in info.metadata:
             if isinstance(only, Only) and only.refused and value != info.default:
                 yield f"{prefix}{name}", value, only
@@ -86,8 +88,8 @@ def _conditions(scenario: Scenario, key: str) -> Iterator[Only]:
     """Those on the way to a key: of the parts that it is in, and its own."""
     node: Any = scenario
     for part in key.split("."):
-        if isinstance(node, BaseModel) and part in type(node).model_fields:
-            yield from (only for only in type(node).model_fields[part].metadata if isinstance(only, Only))
+        if isinstance(node, BaseModel) and part in keys_of(type(node)):
+            yield from (only for only in keys_of(type(node))[part].metadata if isinstance(only, Only))
         node = _inside(node, part)
 
 
@@ -103,4 +105,6 @@ def _value(scenario: Scenario, key: str, command: str) -> Any:
 def _inside(node: Any, part: str) -> Any:
     if isinstance(node, tuple | list):
         return node[int(part)] if part.isdigit() and int(part) < len(node) else None
-    return node.get(part) if isinstance(node, Mapping) else getattr(node, part, None)
+    if isinstance(node, Mapping):
+        return node.get(part)
+    return value_of(node, part) if isinstance(node, BaseModel) else None

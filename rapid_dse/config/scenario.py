@@ -15,6 +15,7 @@ from rapid_dse.config.effects import COMMAND, Only, Where, require_no_refused
 from rapid_dse.config.fields import Frozen, Unit
 from rapid_dse.config.hardware import PRECISION_BYTES, FlashKernelName, Hardware
 from rapid_dse.config.model import Model
+from rapid_dse.config.parts import group_of, keys_of, parts_of
 from rapid_dse.config.run import Backend, Debug, Parallel, Search, Workload
 from rapid_dse.config.software import Software
 from rapid_dse.config.units import shortened
@@ -52,10 +53,10 @@ class Scenario(Frozen):
 
     @model_validator(mode="after")
     def _flash_kernel_runs(self) -> Scenario:
-        wanted, built = self.software.flash_kernel, self.hw.attention_kernels
+        wanted, built = self.software.kernels.flash_kernel, self.hw.attention_kernels
         if wanted is None or wanted == self.attention_kernel:
             return self
-        if self.software.attention != "flash":
+        if self.software.kernels.attention != "flash":
             raise ValueError(
                 f"software.flash_kernel={wanted}: software.attention=unfused has none; allowed: null, or software.attention=flash"
             )
@@ -75,11 +76,11 @@ class Scenario(Frozen):
         software = self.software
         if PRECISION_BYTES[self.workload.precision] > 2:
             return "unfused"
-        wanted = (software.flash_kernel,) if software.flash_kernel else software.flash_kernels
+        wanted = (software.kernels.flash_kernel,) if software.kernels.flash_kernel else software.kernels.flash_kernels
         built = [kernel for kernel in self.hw.attention_kernels if kernel in wanted]
-        if software.attention == "flash" and built:
+        if software.kernels.attention == "flash" and built:
             return built[0]
-        return "fused_softmax" if software.fused_softmax else "unfused"
+        return "fused_softmax" if software.kernels.fused_softmax else "unfused"
 
 
 def parse(tree: Mapping[str, Any]) -> Scenario:
@@ -103,7 +104,7 @@ def explain(error: ValidationError, prefix: str = "") -> str:
     inside = [str(part) for part in first["loc"] if not str(part).startswith(("function-", "literal["))]
     path = [*prefix.split("."), *inside] if prefix else inside
     path = [part for part in path if part not in ("constrained-int", "constrained-float", "int", "bool", "float")]
-    key = ".".join(path)
+    key = without_parts(".".join(path))
     if first["type"] == "extra_forbidden":
         return unknown_key(key, siblings(path))
     if first["type"] == "missing":
@@ -152,16 +153,37 @@ def unknown_key(key: str, allowed: list[str]) -> str:
 
 
 def siblings(path: list[str]) -> list[str]:
-    """Names of the fields that stand beside ``path``'s last part in the schema."""
+    """Names of the keys that stand beside ``path``'s last part in the schema."""
     model: type[BaseModel] = Scenario
     for part in path[:-1]:
-        if part.isdigit() or part not in model.model_fields:
+        if part.isdigit() or part not in keys_of(model):
             continue
-        found = _model_in(model.model_fields[part].annotation)
+        found = _model_in(keys_of(model)[part].annotation)
         if found is None:
             break
         model = found
-    return list(model.model_fields)
+    return list(keys_of(model))
+
+
+def without_parts(key: str) -> str:
+    """The key of a path that may name parts of the schema: ``software.kernels.attention`` is the key ``software.attention``."""
+    model: type[BaseModel] | None = Scenario
+    names: list[str] = []
+    for name in key.split("."):
+        if model is not None and name in parts_of(model):
+            continue
+        names.append(name)
+        if not name.isdigit():
+            model = _model_in(keys_of(model)[name].annotation) if model is not None and name in keys_of(model) else None
+    return ".".join(names)
+
+
+def path_of(key: str) -> list[str]:
+    """The names on the way to a key, those of parts of the schema among them: software, kernels, attention."""
+    section, *rest = key.split(".")
+    model = _model_in(Scenario.model_fields[section].annotation) if section in Scenario.model_fields else None
+    part = group_of(model).get(rest[0]) if model is not None and rest else None
+    return [section, *([part] if part else []), *rest]
 
 
 def _model_in(annotation: Any) -> type[BaseModel] | None:
@@ -176,9 +198,9 @@ def known_key(key: str) -> bool:
     for part in key.split("."):
         if part.isdigit():
             continue
-        if model is None or part not in model.model_fields:
+        if model is None or part not in keys_of(model):
             return False
-        annotation = model.model_fields[part].annotation
+        annotation = keys_of(model)[part].annotation
         if get_origin(annotation) is dict:
             return True  # its names are checked with its values
         model = _model_in(annotation)
@@ -190,9 +212,9 @@ def unit_of(key: str) -> str | None:
     model: type[BaseModel] | None = Scenario
     found: str | None = None
     for part in key.split("."):
-        if model is None or part not in model.model_fields:
+        if model is None or part not in keys_of(model):
             continue  # an index of a list, or a name in a mapping
-        info = model.model_fields[part]
+        info = keys_of(model)[part]
         found = _unit_in((info.annotation, *info.metadata))
         model = _model_in(info.annotation)
     return found

@@ -127,7 +127,7 @@ def measured_layer(one: Priced1, times: LayerTimes) -> Layer:
         return np.array([value])
 
     ahead, back, old = column(times.seconds("forward")), column(times.seconds("backward")), one.layer
-    share = one.scenario.software.dp_overlap
+    share = one.scenario.software.overlap.dp_overlap
     return replace(
         old,
         compute=column(times.forward["compute"] + times.backward["compute"]),

@@ -142,7 +142,7 @@ def _end_work(scenario: Scenario, layout: Layouts, block: Block, arranged: Arran
         loss=Half("loss", 0.0, 0.0, 0.0, (loss,)),
         reductions=LOSS_REDUCTIONS,
         replicated=Half("replicated", 0.0, 0.0, 0.0, (whole,)),
-        hidden=scenario.software.tp_backward_overlap,
+        hidden=scenario.software.overlap.tp_backward_overlap,
     )
 
 
@@ -152,8 +152,8 @@ def _layer_work(
     software = scenario.software
     tp, cp, sequence = int(layout.tp[0]), int(layout.cp[0]), bool(layout.sequence_parallel[0])
     full, selective = (bool(layout.recompute[0] == code) for code in (RECOMPUTE_FULL, RECOMPUTE_SELECTIVE))
-    core = selective and software.selective_recompute == "core_attention"
-    again_attention = (full or core) and software.recomputes_attention
+    core = selective and software.memory.selective_recompute == "core_attention"
+    again_attention = (full or core) and software.memory.recomputes_attention
     hops = cp - 1
     return LayerWork(
         halves=_halves(scenario, layout, block, groups, moved, ready.alone.matmul_seconds[:, :-1, shape]),
@@ -166,9 +166,9 @@ def _layer_work(
         keys=float(moved.cp_keys[0]) if hops else 0.0,
         hop=float(moved.cp_hop.seconds[0]) if hops else 0.0,
         stream=_exchange(scenario, layout, moved.stream, groups.placement.tp),
-        tp_hidden=software.tp_overlap if software.async_tp else 0.0,
-        tp_backward_hidden=software.tp_backward_overlap,
-        cp_hidden=software.cp_overlap,
+        tp_hidden=software.overlap.tp_overlap if software.overlap.async_tp else 0.0,
+        tp_backward_hidden=software.overlap.tp_backward_overlap,
+        cp_hidden=software.overlap.cp_overlap,
     )
 
 
@@ -265,7 +265,7 @@ def _stage_work(one: Priced1, stage: int, chunks: list[int], passes: PassSeconds
     return StageWork(
         chunks=tuple(chunks),
         stall=_stall(one, layers, stage, passes),
-        host_step=software.host_step,
+        host_step=software.host.host_step,
         optimizer=float(np.ravel(update_seconds(scenario, layout, weights, one.ready.device))[0]),
         zero=zero,
         shared=_shared(one, weights, left, layers),
@@ -274,9 +274,9 @@ def _stage_work(one: Priced1, stage: int, chunks: list[int], passes: PassSeconds
         head=_table(one, table) if head and apart else None,
         tied=float(tied.size[0]) if stage == 0 or head else 0.0,
         tied_reduce=_seconds(tied.reduction),
-        dp_hidden=scatter_overlap(software) if zero == 1 else software.dp_overlap,
-        gather_hidden=software.parameter_gather_overlap,
-        wait=max(0.0, calls * groups.cluster.all_reduce_wait * others - software.dp_overlap * layers * passes.backward),
+        dp_hidden=scatter_overlap(software) if zero == 1 else software.overlap.dp_overlap,
+        gather_hidden=software.overlap.parameter_gather_overlap,
+        wait=max(0.0, calls * groups.cluster.all_reduce_wait * others - software.overlap.dp_overlap * layers * passes.backward),
         tree=groups.cluster.trees,
     )
 
@@ -363,8 +363,8 @@ def _stall(one: Priced1, layers: int, stage: int, passes: PassSeconds) -> float:
     around = embedding * (stage == 0) + head * (stage == pp - 1)
     sends = 2.0 * one.degree("vpp")
     mine = sends - (stage in (0, pp - 1))
-    hops = mine * _seconds(one.arranged.traffic.pp_hop) + sends * software.send_receive if pp > 1 else 0.0
+    hops = mine * _seconds(one.arranged.traffic.pp_hop) + sends * software.pipeline.send_receive if pp > 1 else 0.0
     layer = passes.forward + passes.backward + float(one.layer.dp[0])
     device = layers * layer + around + hops
-    host = layers * float(host_layer_seconds(one.scenario, one.layout)[0]) + software.host_micro_batch
+    host = layers * float(host_layer_seconds(one.scenario, one.layout)[0]) + software.host.host_micro_batch
     return float(launched_slot(software, np.array(device), np.array(host))) - device

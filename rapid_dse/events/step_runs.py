@@ -38,9 +38,9 @@ def stage_script(one: Priced1, style: Style, stage: int, work: StageWork, passes
 def boundary_of(one: Priced1) -> Boundary:
     """What a stage sends to the next: each tensor-parallel rank its share of the activations."""
     software = one.scenario.software
-    overlaps = one.degree("schedule") == INTERLEAVED and software.pp_overlap > 0
+    overlaps = one.degree("schedule") == INTERLEAVED and software.overlap.pp_overlap > 0
     regather = one.work.stream.gather if one.work.tp > 1 and not one.work.sequence_parallel and one.degree("pp") > 1 else 0.0
-    host = software.send_receive * (1 - software.pp_overlap if overlaps else 1.0)
+    host = software.pipeline.send_receive * (1 - software.overlap.pp_overlap if overlaps else 1.0)
     return Boundary(one.work.stream.size / one.work.tp, float(one.arranged.traffic.pp_hop.seconds[0]) - regather, host, overlaps)
 
 

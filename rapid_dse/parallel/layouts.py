@@ -16,9 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rapid_dse.common.columns import Distinct
-from rapid_dse.config.offers import Offers
 from rapid_dse.config.run import RECOMPUTE, SCHEDULES
 from rapid_dse.config.scenario import Scenario
+from rapid_dse.config.software.offers import Offers
 from rapid_dse.parallel.expert_rules import grid_rules, tokens_rule, width_rules
 from rapid_dse.parallel.offered import settled, unoffered
 
@@ -198,7 +198,7 @@ class Rule:
 
 def counted_ends(scenario: Scenario) -> int:
     """Layers that embedding and loss count as where the framework splits a model over pipeline stages: 2, or 0."""
-    return 2 if scenario.software.pipeline_split == "megatron" else 0
+    return 2 if scenario.software.pipeline.pipeline_split == "megatron" else 0
 
 
 def rules(layouts: Layouts, scenario: Scenario) -> list[Rule]:
@@ -250,7 +250,7 @@ def _depth_rule(chunks: IntColumn, vpp: IntColumn, scenario: Scenario) -> Rule:
 
     A framework that balances by cost leaves stages empty, so that any number of stages goes; of interleaved ones it deals out layers.
     """
-    ends, balanced = counted_ends(scenario), scenario.software.pipeline_split == "balanced"
+    ends, balanced = counted_ends(scenario), scenario.software.pipeline.pipeline_split == "balanced"
     too_many: BoolColumn = chunks > scenario.model.num_hidden_layers + ends
     text = "pp · vpp must not exceed num_hidden_layers" + (" + 2 (embedding and loss count as layers)" if ends else "")
     return Rule(text, too_many & (vpp > 1) if balanced else too_many)
@@ -264,7 +264,7 @@ def _split_rules(layouts: Layouts, scenario: Scenario) -> list[Rule]:
     pp, vpp, layers = layouts.pp, layouts.vpp, scenario.model.num_hidden_layers
     named, place = f"parallel.stage_layers={','.join(map(str, split))}", np.arange(len(split))
     ends = (place == 0).astype(int) + (place == len(split) - 1)
-    needed = vpp[:, None] - ends if scenario.software.pipeline_split != "balanced" else np.zeros((len(vpp), 1))
+    needed = vpp[:, None] - ends if scenario.software.pipeline.pipeline_split != "balanced" else np.zeros((len(vpp), 1))
     empty: BoolColumn = np.any(np.array(split) < needed, axis=1)
     return [
         Rule(f"{named} must have an entry for each of pp stages", pp != len(split)),

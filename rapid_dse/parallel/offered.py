@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rapid_dse.config.offers import Offers
 from rapid_dse.config.run import RECOMPUTE, SCHEDULES
 from rapid_dse.config.scenario import Scenario
+from rapid_dse.config.software.offers import Offers
 
 if TYPE_CHECKING:
     from rapid_dse.parallel.layouts import Layouts

@@ -48,7 +48,7 @@ def _computing(scenario: Scenario, whole: Layouts, ready: Prepared, alone: Block
     update = update_seconds(scenario, layouts, stage_weights(scenario, layouts, found).first_stage(), ready.device)
     own = layouts.num_micro_batches * slot + ahead * passing + np.where(delayed & (found.position > 0), 0.0, update)
     rounding = 0.5e-9 * _LAYER_NODES * (layouts.num_micro_batches * (found.layers + 1) + ahead + 1)
-    seconds: FloatColumn = (own - rounding).max(axis=0) * (1 - 1e-12) + software.host_step
+    seconds: FloatColumn = (own - rounding).max(axis=0) * (1 - 1e-12) + software.host.host_step
     return np.maximum(seconds, 0.0)
 
 

@@ -123,7 +123,7 @@ CAST_BEFORE_GATHER = ("delayed", "tensorwise", "tensorwise + fp8 all-gather")
 def gathered_stream(scenario: Scenario, layouts: Layouts) -> FloatColumn | None:
     """Bytes of a gather of the activations (or of their gradients) that a layer's products read, where sequence parallelism gathers them
     in fp8; None where it gathers them as they are."""
-    if scenario.workload.precision != "fp8" or scenario.software.fp8_recipe not in CAST_BEFORE_GATHER:
+    if scenario.workload.precision != "fp8" or scenario.software.precision.fp8_recipe not in CAST_BEFORE_GATHER:
         return None
     return stream_bytes(scenario, layouts) * np.where(layouts.sequence_parallel, 1.0 / compute_bytes(scenario), 1.0)
 
@@ -191,4 +191,4 @@ def routed_bytes(scenario: Scenario, layouts: Layouts) -> FloatColumn:
 
 def gradient_bytes(scenario: Scenario) -> int:
     """Bytes of one gradient on the wire."""
-    return PRECISION_BYTES[scenario.software.reduce_dtype or scenario.software.gradient_dtype]
+    return PRECISION_BYTES[scenario.software.precision.reduce_dtype or scenario.software.precision.gradient_dtype]

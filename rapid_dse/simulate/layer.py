@@ -84,29 +84,31 @@ def _layer_alone(scenario: Scenario, layouts: Layouts, block: Block, arranged: A
     software, moved, sharded = scenario.software, arranged.traffic, arranged.sharded
     full, ring_again = layouts.recompute == RECOMPUTE_FULL, rings_again(software, layouts)
     again = recomputed(software, layouts, block)
-    pipelined = software.tp_overlap if software.async_tp else 0.0
+    pipelined = software.overlap.tp_overlap if software.overlap.async_tp else 0.0
     # attention, which rings of context parallelism hide behind, hides nothing of tensor parallelism's transfers
     forward_beside, backward_beside = block.layer_forward - block.attention_forward, block.layer_backward - block.attention_backward
     tp_forward = moved.tp_forward.seconds - np.minimum(pipelined * moved.tp_forward.seconds, forward_beside)
     beside = moved.tp_backward + moved.tp_gather_again
     hidden = pipelined * beside.seconds
     # behind weight gradients hides what the pipelined share leaves; all that hides fits into the pass
-    hidden = hidden + np.minimum(software.tp_backward_overlap * (beside.seconds - hidden), block.weight_gradient)
+    hidden = hidden + np.minimum(software.overlap.tp_backward_overlap * (beside.seconds - hidden), block.weight_gradient)
     tp_backward = beside.seconds - np.minimum(hidden, backward_beside) + np.where(full, tp_forward, 0.0)
     ring = moved.cp_hop.times(layouts.cp - 1)
-    cp_forward = _beside(ring.seconds, software.cp_overlap, block.attention_forward)
-    cp_backward = _beside(2 * ring.seconds, software.cp_overlap, block.attention_backward) + np.where(ring_again, cp_forward, 0.0)
+    cp_forward = _beside(ring.seconds, software.overlap.cp_overlap, block.attention_forward)
+    cp_backward = _beside(2 * ring.seconds, software.overlap.cp_overlap, block.attention_backward) + np.where(ring_again, cp_forward, 0.0)
     ep_forward = 2 * moved.ep_exchange.seconds
     ep_backward = ep_forward * np.where(full, 2.0, 1.0)
     forward = block.layer_forward + tp_forward + cp_forward + ep_forward
     backward = block.layer_backward + again + tp_backward + cp_backward + ep_backward
     all_moved = layer_moved(scenario, layouts, moved)
-    dp_forward = exposed(sharded.forward, software.dp_overlap, Window(forward, all_moved.forward.busy))
-    dp_backward = exposed(sharded.backward, software.dp_overlap, Window(backward, all_moved.backward.busy))
+    dp_forward = exposed(sharded.forward, software.overlap.dp_overlap, Window(forward, all_moved.forward.busy))
+    dp_backward = exposed(sharded.backward, software.overlap.dp_overlap, Window(backward, all_moved.backward.busy))
     hidden_forward = moved.tp_forward.seconds + ring.seconds + sharded.forward.seconds - tp_forward - cp_forward - dp_forward
     sent_backward = beside.seconds + full * moved.tp_forward.seconds + (2 + ring_again) * ring.seconds + sharded.backward.seconds
     hidden_backward = sent_backward - tp_backward - cp_backward - dp_backward
-    slowed_forward, slowed_backward = (software.overlap_slowdown * np.maximum(0.0, each) for each in (hidden_forward, hidden_backward))
+    slowed_forward, slowed_backward = (
+        software.overlap.overlap_slowdown * np.maximum(0.0, each) for each in (hidden_forward, hidden_backward)
+    )
     forward, backward = forward + slowed_forward, backward + slowed_backward
     return LayerAlone(
         compute=block.layer_forward + block.layer_backward + again + slowed_forward + slowed_backward,
@@ -130,7 +132,7 @@ def slowed_block(software: Software, layouts: Layouts, block: Block, layer: Laye
 
     A forward pass that runs again is as slow as the first; the gradients have the rest of what the backward pass takes longer.
     """
-    if software.overlap_slowdown == 0:
+    if software.overlap.overlap_slowdown == 0:
         return block
     ahead = 1 + layer.slowed_forward / block.layer_forward
     again = (layouts.recompute == RECOMPUTE_FULL) * recomputed(software, layouts, block)
@@ -151,7 +153,7 @@ def exposed_tables(software: Software, layouts: Layouts, arranged: Arrangement, 
         none = np.zeros(len(layouts))
         return Ends(none, none, none, none)
     sharded, tables, layers = layer.sharded, arranged.tables, arranged.stages.layers[-1] / layouts.vpp
-    gather, reduce, share = tables.head.forward, tables.head.backward, software.dp_overlap
+    gather, reduce, share = tables.head.forward, tables.head.backward, software.overlap.dp_overlap
     one = Window(layer.forward, layer.moved.forward.busy)
     waits = exposed(gather + sharded.forward, share * (layers > 0), one) - layer.dp_forward
     every = Window(layers * layer.backward, layers * layer.moved.backward.busy)
@@ -174,14 +176,14 @@ def layer_moved(scenario: Scenario, layouts: Layouts, moved: Traffic) -> PassTra
 
 def rings_again(software: Software, layouts: Layouts) -> BoolColumn:
     """Whether the backward pass runs ring attention forward once more, ``(n_layouts,)``."""
-    core = (layouts.recompute == RECOMPUTE_SELECTIVE) & (software.selective_recompute == "core_attention")
-    again: BoolColumn = ((layouts.recompute == RECOMPUTE_FULL) | core) & software.recomputes_attention
+    core = (layouts.recompute == RECOMPUTE_SELECTIVE) & (software.memory.selective_recompute == "core_attention")
+    again: BoolColumn = ((layouts.recompute == RECOMPUTE_FULL) | core) & software.memory.recomputes_attention
     return again
 
 
 def recomputed(software: Software, layouts: Layouts, block: Block) -> FloatColumn:
     """What the backward pass of a layer computes once more, s, ``(n_layouts,)``."""
-    whole = block.layer_forward - block.spared - (0.0 if software.recomputes_attention else block.attention_forward)
+    whole = block.layer_forward - block.spared - (0.0 if software.memory.recomputes_attention else block.attention_forward)
     partly = np.where(layouts.recompute == RECOMPUTE_SELECTIVE, block.selective_recompute, 0.0)
     return np.where(layouts.recompute == RECOMPUTE_FULL, whole, partly)
 

@@ -63,23 +63,25 @@ def distinct_shapes(layouts: Layouts, seq_len: int) -> tuple[MicroBatch, NDArray
 def framework_block(scenario: Scenario, shape: MicroBatch, alone: Operators, device: OperatorModel) -> Block:
     """A layer, the head and the embedding as the framework runs them: its factors on what the operators cost alone."""
     software = scenario.software
-    seconds = alone.matmul_seconds / software.matmul_efficiency
+    seconds = alone.matmul_seconds / software.kernels.matmul_efficiency
     if scenario.workload.precision == "fp8":
-        seconds = seconds + np.where(alone.cast_bytes > 0, device.elementwise(software.fp8_cast_passes * alone.cast_bytes), 0.0)
+        seconds = seconds + np.where(alone.cast_bytes > 0, device.elementwise(software.precision.fp8_cast_passes * alone.cast_bytes), 0.0)
     layer, head, last = seconds[:, :-1].sum(axis=1), seconds[:, -1], seconds[0, -2]
-    glue_forward = device.elementwise(alone.glue_forward_bytes * software.elementwise_traffic)
-    glue_backward = device.elementwise(alone.glue_backward_bytes * software.elementwise_traffic)
+    glue_forward = device.elementwise(alone.glue_forward_bytes * software.kernels.elementwise_traffic)
+    glue_backward = device.elementwise(alone.glue_backward_bytes * software.kernels.elementwise_traffic)
     loss = device.elementwise(alone.loss_bytes)
-    every_other = software.selective_recompute == "every_other_matmul"
-    traffic = (alone.glue_forward_bytes + alone.glue_backward_bytes) * software.elementwise_traffic
+    every_other = software.memory.selective_recompute == "every_other_matmul"
+    traffic = (alone.glue_forward_bytes + alone.glue_backward_bytes) * software.kernels.elementwise_traffic
     return Block(
         layer_forward=layer[0] + alone.attention_forward + glue_forward,
         layer_backward=layer[1] + layer[2] + alone.attention_backward + glue_backward,
         weight_gradient=layer[2],
         attention_forward=alone.attention_forward,
         attention_backward=alone.attention_backward,
-        selective_recompute=glue_forward + 0.5 * layer[0] if every_other else alone.attention_forward * software.recomputes_attention,
-        spared=last * software.recompute_stops_early,
+        selective_recompute=glue_forward + 0.5 * layer[0]
+        if every_other
+        else alone.attention_forward * software.memory.recomputes_attention,
+        spared=last * software.memory.recompute_stops_early,
         head_forward=head[0] + loss / 2,
         head_backward=head[1] + head[2] + loss / 2,
         head_weight_gradient=head[2],

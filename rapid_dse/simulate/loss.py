@@ -38,7 +38,7 @@ def loss_memory(scenario: Scenario, tokens: FloatColumn, tp: IntColumn, width: i
     pass.
     """
     vocabulary = padded_vocab(scenario.model, tp) / tp
-    if scenario.software.loss != "chunked":
+    if scenario.software.kernels.loss != "chunked":
         return tokens * vocabulary * scenario.software.peak_logit_bytes
     logits = chunk_tokens(scenario.model, tokens, tp) * vocabulary * scenario.software.peak_logit_bytes
     return logits + width * scenario.model.hidden_size * (tokens + vocabulary)
@@ -49,8 +49,8 @@ def loss_traffic(scenario: Scenario, tokens: FloatColumn, tp: IntColumn, width: 
 
     A chunked loss adds each chunk's gradient of the head's weights to what the chunks before it gave: it is read and written again.
     """
-    moved = tokens * scenario.model.vocab_size / tp * LOSS_BYTES[scenario.software.loss]
-    if scenario.software.loss != "chunked":
+    moved = tokens * scenario.model.vocab_size / tp * LOSS_BYTES[scenario.software.kernels.loss]
+    if scenario.software.kernels.loss != "chunked":
         return moved
     again = np.ceil(tokens / chunk_tokens(scenario.model, tokens, tp)) - 1
     return moved + again * (2.0 * width * scenario.model.hidden_size * padded_vocab(scenario.model, tp) / tp)

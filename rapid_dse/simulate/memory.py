@@ -188,16 +188,17 @@ def layer_activations(scenario: Scenario, layouts: Layouts) -> FloatColumn:
     inputs = width * 2 * stream + made.inputs(scenario) + _routing_bytes(scenario, layouts, made.down)
     # copies of queries and keys: before their norms, which go backward from there, and before an unfused rotation
     copies = width * (
-        (scenario.model.qk_norm + (not software.fused_rotary)) * (queries + keys) + (0 if software.fused_activation else wide)
+        (scenario.model.qk_norm + (not software.kernels.fused_rotary)) * (queries + keys)
+        + (0 if software.kernels.fused_activation else wide)
     )
-    dropout = 2 * stream if software.dropout else 0.0  # two masks of a byte
+    dropout = 2 * stream if software.kernels.dropout else 0.0  # two masks of a byte
     log_sum_exp = 4 * layouts.micro_batch_size * (scenario.workload.seq_len / layouts.cp) * heads
     kept = inputs + width * (queries + 2 * keys + made.gates * wide) + copies + dropout + log_sum_exp
-    every_other = software.selective_recompute == "every_other_matmul"
+    every_other = software.memory.selective_recompute == "every_other_matmul"
     selective = width * stream + 0.5 * made.outputs(scenario) + width * queries if every_other else kept
     full, scores = width * stream, _score_bytes(scenario, layouts, heads)
     by_mode = np.where(layouts.recompute == RECOMPUTE_FULL, full, np.where(layouts.recompute == RECOMPUTE_NONE, kept + scores, selective))
-    return by_mode * np.where(layouts.recompute == RECOMPUTE_FULL, 1.0, software.activation_overhead)
+    return by_mode * np.where(layouts.recompute == RECOMPUTE_FULL, 1.0, software.memory.activation_overhead)
 
 
 def _routing_bytes(scenario: Scenario, layouts: Layouts, returned: FloatColumn) -> FloatColumn | float:
@@ -214,7 +215,7 @@ def _input_bytes(scenario: Scenario, streams: FloatColumn, queries: FloatColumn,
     """Inputs of products that weight gradients need. Transformer Engine keeps its fp8 copies, beside attention's own 16-bit output; torchao
     keeps the 16-bit inputs and casts them again."""
     width = compute_bytes(scenario)
-    if scenario.workload.precision == "fp8" and scenario.software.keeps_fp8:
+    if scenario.workload.precision == "fp8" and scenario.software.precision.keeps_fp8:
         return streams + queries * (1 + width) + wide
     return width * (streams + queries + wide)
 
@@ -224,7 +225,7 @@ def _score_bytes(scenario: Scenario, layouts: Layouts, heads: FloatColumn) -> Fl
     if scenario.attention_kernel not in UNFUSED:
         return np.zeros(len(layouts))
     width = compute_bytes(scenario)
-    each = 2.0 * width + 1 if scenario.software.dropout else width
+    each = 2.0 * width + 1 if scenario.software.kernels.dropout else width
     return each * layouts.micro_batch_size * heads * float(scenario.workload.seq_len) ** 2 / layouts.cp
 
 
@@ -245,7 +246,7 @@ def shared_memory(scenario: Scenario, layouts: Layouts, found: Shared[Stages]) -
     filled = np.where(layouts.schedule == GPIPE, micro_batches, np.minimum(micro_batches, FILLED * layouts.pp))
     first, kept = distinct([*table.numbers(*ACTIVATIONS), numbered(filled)])
     activations = _activations(scenario, layouts.take(first), found.take(first).rows)
-    lost = (software.fragmentation - 1) * activations  # to the allocator
+    lost = (software.memory.fragmentation - 1) * activations  # to the allocator
     fresh = fresh_gradients(scenario, layouts)  # they take the place of activations
     first, state = distinct([*table.numbers(*STATES), numbered(micro_batches > 1), numbered(np.where(fresh, kept + 1, 0))])
     states = _states(scenario, layouts.take(first), found.take(first).rows)
@@ -257,13 +258,13 @@ def shared_memory(scenario: Scenario, layouts: Layouts, found: Shared[Stages]) -
         **on_worst,
         activations=at(activations, worst, kept),
         buffers=at(lost, worst, kept) + bucket,
-        framework=np.full(len(layouts), software.context),
+        framework=np.full(len(layouts), software.memory.context),
     )
 
 
 def reduces_each(software: Software, layouts: Layouts) -> BoolColumn:
     """Whether each micro-batch's gradients are reduced, as ZeRO 2 and 3 keep them sharded, ``(n_layouts,)``."""
-    each = software.reduce_each_micro_batch
+    each = software.overlap.reduce_each_micro_batch
     found: BoolColumn = (layouts.zero >= 2) & (layouts.pp == 1 if each == "without_pipelines" else each)
     return found
 
@@ -280,19 +281,19 @@ def _states(scenario: Scenario, layouts: Layouts, stages: Stages) -> dict[str, N
     in which gradients are reduced, ``(n_candidates, n_layouts)`` each."""
     software, width, weights = scenario.software, compute_bytes(scenario), stage_weights(scenario, layouts, stages)
     accumulates, parameters = layouts.num_micro_batches > 1, weights.total
-    gradient = PRECISION_BYTES[software.gradient_dtype] + np.where(accumulates, software.extra_gradient_bytes, 0.0)
+    gradient = PRECISION_BYTES[software.precision.gradient_dtype] + np.where(accumulates, software.memory.extra_gradient_bytes, 0.0)
     # Under fp32 and TF32 the weights that compute are the master weights; FSDP's shards are those that the optimizer steps.
-    fsdp = (layouts.zero >= 3) & (layouts.shards > 1) & software.master_shards
+    fsdp = (layouts.zero >= 3) & (layouts.shards > 1) & software.precision.master_shards
     own_master = fsdp | (width == 4)
-    shard = np.where(fsdp, max(width, software.master_bytes), width)
+    shard = np.where(fsdp, max(width, software.precision.master_bytes), width)
     _, stay = _fp8_copies(scenario, layouts)
     gradients = weights.sharded(layouts, gradients_sharded(software, layouts)) * gradient
-    bucket = np.minimum(software.gradient_bucket, parameters * PRECISION_BYTES[software.gradient_dtype])
+    bucket = np.minimum(software.overlap.gradient_bucket, parameters * PRECISION_BYTES[software.precision.gradient_dtype])
     return {
         "parameters": weights.sharded(layouts, layouts.zero >= 3) * shard + stages.layers * stay,
         "gradients": _beyond_activations(scenario, layouts, stages, gradients),
         "optimizer": weights.sharded(layouts, layouts.zero >= 1)
-        * (software.optimizer_bytes - np.where(own_master, software.master_bytes, 0.0)),
+        * (software.precision.optimizer_bytes - np.where(own_master, software.precision.master_bytes, 0.0)),
         "gathered": _gathered(scenario, layouts, stages, parameters),
         "bucket": np.where(layouts.dp * layouts.cp > 1, bucket, 0.0),
     }
@@ -300,7 +301,7 @@ def _states(scenario: Scenario, layouts: Layouts, stages: Stages) -> dict[str, N
 
 def fresh_gradients(scenario: Scenario, layouts: Layouts) -> BoolColumn:
     """Whether no buffer keeps gradients: those of a step's only micro-batch, where products do not add to them, ``(n_layouts,)``."""
-    fresh: BoolColumn = (layouts.num_micro_batches == 1) & (not scenario.software.fused_accumulation)
+    fresh: BoolColumn = (layouts.num_micro_batches == 1) & (not scenario.software.kernels.fused_accumulation)
     return fresh
 
 
@@ -315,7 +316,7 @@ def _beyond_activations(scenario: Scenario, layouts: Layouts, stages: Stages, gr
     if not fresh.any():
         return gradients
     freed = np.maximum(0, stages.layers - 1) * layer_activations(scenario, layouts)
-    own = layer_weights(scenario, layouts).total * PRECISION_BYTES[scenario.software.gradient_dtype]
+    own = layer_weights(scenario, layouts).total * PRECISION_BYTES[scenario.software.precision.gradient_dtype]
     return np.where(fresh, np.maximum(np.minimum(own, gradients), gradients - freed), gradients)
 
 
@@ -327,9 +328,9 @@ def _fp8_copies(scenario: Scenario, layouts: Layouts) -> tuple[FloatColumn, Floa
     ``Float8Tensor`` with ``_transpose``); none beyond where these take the 16-bit weight's place.
     """
     while_whole, stay = np.zeros(len(layouts)), np.zeros(len(layouts))
-    if scenario.workload.precision != "fp8" or not scenario.software.keeps_fp8:
+    if scenario.workload.precision != "fp8" or not scenario.software.precision.keeps_fp8:
         return while_whole, stay
-    each = 2.0 - (compute_bytes(scenario) if scenario.software.fp8_parameters else 0.0)
+    each = 2.0 - (compute_bytes(scenario) if scenario.software.precision.fp8_parameters else 0.0)
     products = product_weights(scenario, layouts)
     for weights, shards in ((products.dense, layouts.shards), (products.experts, layouts.expert_shards)):
         if weights is not None:
@@ -358,7 +359,9 @@ def _activations(scenario: Scenario, layouts: Layouts, stages: Stages) -> NDArra
     tokens = layouts.micro_batch_size * (scenario.workload.seq_len / layouts.cp)
     logits = loss_memory(scenario, tokens, layouts.tp, compute_bytes(scenario))
     whole_stream = compute_bytes(scenario) * tokens * scenario.model.hidden_size * (layouts.tp > 1)
-    embedded, headed = (whole_stream * copies for copies in (scenario.software.embedding_copies, scenario.software.head_copies))
+    embedded, headed = (
+        whole_stream * copies for copies in (scenario.software.memory.embedding_copies, scenario.software.memory.head_copies)
+    )
     transient = np.maximum(0.0, whole) * (stages.layers > 0) + stages.has_head * (logits + headed)
     return held * stages.layers * each + embeddings * embedded + transient
 
@@ -375,7 +378,7 @@ def _gathered(scenario: Scenario, layouts: Layouts, stages: Stages, parameters: 
     """
     held = layer_weights(scenario, layouts)
     # experts that no other rank has a shard of are not gathered, but FSDP makes 16-bit copies of its shards all the same
-    of_experts = (layouts.expert_shards > 1) | scenario.software.master_shards
+    of_experts = (layouts.expert_shards > 1) | scenario.software.precision.master_shards
     layer = held.dense if held.experts is None else held.dense + np.where(of_experts, held.experts, 0.0)
     layer = layer * (stages.layers > 0)
     table = (stages.has_embedding | stages.has_head) * vocabulary_parameters(scenario, layouts)
@@ -383,5 +386,5 @@ def _gathered(scenario: Scenario, layouts: Layouts, stages: Stages, parameters: 
     copies, _ = _fp8_copies(scenario, layouts)
     sharded = (layouts.zero >= 3) & (layouts.shards > 1)
     weights = np.where(sharded, np.minimum(layer + beside, parameters) * compute_bytes(scenario) + two * copies, 0.0)
-    gradient = beside * PRECISION_BYTES[scenario.software.gradient_dtype]
+    gradient = beside * PRECISION_BYTES[scenario.software.precision.gradient_dtype]
     return weights + np.where(gradients_sharded(scenario.software, layouts) & (layouts.shards > 1), gradient, 0.0)

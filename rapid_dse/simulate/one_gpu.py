@@ -39,7 +39,7 @@ def phases(scenario: Scenario, layouts: Layouts, ends: BoolColumn) -> Phases:
     ready = price_operators(scenario, layouts)
     block = framework_block(scenario, ready.shape, ready.alone, ready.device).take(ready.where)
     layers, software = scenario.model.num_hidden_layers, scenario.software
-    launches = layers * host_layer_seconds(scenario, layouts) + software.host_micro_batch
+    launches = layers * host_layer_seconds(scenario, layouts) + software.host.host_micro_batch
     # the look-up reads and writes a row a token, its gradient reads, adds and writes
     forward = layers * block.layer_forward + ends * (block.head_forward + block.embedding / 3)
     again = recomputed(software, layouts, block)

@@ -99,7 +99,7 @@ def _matmul_seconds(
     times = np.empty(shapes.shape[:3])
     wide = "bf16" if precision == "fp8" else precision
     for part, used in ((narrow, "fp8"), (~narrow, wide)):
-        for rows, accumulate in ((slice(0, 2), False), (slice(2, 3), scenario.software.fused_accumulation)) if part.any() else ():
+        for rows, accumulate in ((slice(0, 2), False), (slice(2, 3), scenario.software.kernels.fused_accumulation)) if part.any() else ():
             wanted = shapes[rows, part]
             distinct, where = np.unique(wanted.reshape(-1, 4), axis=0, return_inverse=True)
             m, n, k, batch = distinct.T
@@ -116,8 +116,8 @@ def _cast_bytes(scenario: Scenario, shapes: NDArray[np.float64], narrow: NDArray
     casts once a step, at the first micro-batch (its ``is_first_microbatch``).
     """
     m, n, k, batch = (shapes[..., axis] for axis in range(4))
-    passes = RECIPE_PASSES[scenario.software.fp8_recipe]
-    if scenario.software.fp8_library == "transformer_engine":
+    passes = RECIPE_PASSES[scenario.software.precision.fp8_recipe]
+    if scenario.software.precision.fp8_library == "transformer_engine":
         once = np.array([1.0, 1.0, 0.0])[:, None, None]  # forward casts the input, the input gradient the gradient of the output
         return np.where(narrow[:, None], passes * 4.0 * once * batch * m * k, 0.0)
     return np.where(narrow[:, None], passes * 3.0 * batch * (m * k + k * n), 0.0)
@@ -157,7 +157,7 @@ def elementwise_bytes(scenario: Scenario, shape: MicroBatch) -> tuple[FloatColum
     rotary = heads if model.position_embedding == "rope" else np.zeros_like(heads)
     wide = wide_elements(model, shape) * width
     gates = mlp_projections(model)
-    dropout = 1.0 if software.dropout else 0.0
+    dropout = 1.0 if software.kernels.dropout else 0.0
     normed = heads if model.qk_norm else np.zeros_like(heads)
     forward = stream * (2 * 2 + 2 * 3 + dropout) + 2 * (rotary + normed) + wide * (gates + 1)
     backward = stream * (2 * 3 + 2 * 2 + dropout) + 2 * rotary + 3 * normed + wide * (2 * gates + 1)

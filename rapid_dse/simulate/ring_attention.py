@@ -52,8 +52,8 @@ class AttentionKernels:
             kernel=scenario.attention_kernel,
             precision="bf16" if precision == "fp8" else precision,
             window=model.sliding_window if causal else None,
-            dropout=scenario.software.dropout,
-            generation=scenario.software.library_generation,
+            dropout=scenario.software.kernels.dropout,
+            generation=scenario.software.kernels.library_generation,
         )
         return seconds
 
@@ -70,7 +70,7 @@ class AttentionKernels:
 
 def ring_attention(scenario: Scenario, shape: MicroBatch, kernels: AttentionKernels, rows: Rows) -> FloatColumn:
     """Seconds of ring attention's kernels on the rank that has most to do, s, one a shape of ``rows``."""
-    cp, seq_len, balanced = shape.cp[rows].astype(float), float(shape.seq_len), scenario.software.cp_balanced
+    cp, seq_len, balanced = shape.cp[rows].astype(float), float(shape.seq_len), scenario.software.kernels.cp_balanced
     mine = seq_len / cp
     if (scenario.model.sliding_window or seq_len) < seq_len:
         # what the window leaves, in one rectangle; without zigzag the last rank's

@@ -142,7 +142,7 @@ def all_reduce(size: FloatColumn, span: Span, groups: ShardGroups) -> Transfer:
 
 
 def gathered_bytes(scenario: Scenario) -> int:
-    return 1 if scenario.workload.precision == "fp8" and "all-gather" in scenario.software.fp8_recipe else compute_bytes(scenario)
+    return 1 if scenario.workload.precision == "fp8" and "all-gather" in scenario.software.precision.fp8_recipe else compute_bytes(scenario)
 
 
 def end_transfers(scenario: Scenario, layouts: Layouts, found: Stages, groups: ShardGroups) -> EndTransfers:
@@ -195,18 +195,18 @@ def group_sync(scenario: Scenario, layouts: Layouts, sent: FloatColumn, group: t
 
 def scatter_overlap(software: Software) -> float:
     """Share of the backward pass that ZeRO 1's reduce-scatter may hide behind."""
-    return software.dp_overlap if software.scatter_overlap is None else software.scatter_overlap
+    return software.overlap.dp_overlap if software.overlap.scatter_overlap is None else software.overlap.scatter_overlap
 
 
 def bucket(scenario: Scenario, layouts: Layouts) -> FloatColumn:
     """Bytes of gradients that one call reduces."""
     software = scenario.software
-    size: FloatColumn = np.maximum(software.gradient_bucket, software.gradient_bucket_per_rank * (layouts.dp * layouts.cp))
+    size: FloatColumn = np.maximum(software.overlap.gradient_bucket, software.overlap.gradient_bucket_per_rank * (layouts.dp * layouts.cp))
     return size
 
 
 def weight_gather(scenario: Scenario, layouts: Layouts, weights: Weights, layers: IntColumn, groups: ShardGroups) -> Transfer:
     """Gather of the weights that each rank of ZeRO 1 or 2 has updated."""
-    calls = np.maximum(1.0, layers * scenario.software.gather_calls_per_layer)
+    calls = np.maximum(1.0, layers * scenario.software.overlap.gather_calls_per_layer)
     gather = _by_group(weights.times(compute_bytes(scenario) / calls), groups)
     return gather.times(np.where((layouts.zero == 1) | (layouts.zero == 2), calls, 0.0))

@@ -25,10 +25,10 @@ IDLE_FORWARD = 1 / 3  # share of a slot that is its forward pass where a stage c
 def host_layer_seconds(scenario: Scenario, layouts: Layouts) -> FloatColumn:
     """Seconds in which the host launches a layer's forward and backward pass for a micro-batch, ``(n_layouts,)``."""
     software = scenario.software
-    collective = np.where(layouts.tp > 1, software.host_collective_layer, 0.0)
+    collective = np.where(layouts.tp > 1, software.host.host_collective_layer, 0.0)
     # Full recomputation launches the forward pass again, half of what the host does for a layer.
     again = np.where(layouts.recompute == RECOMPUTE_FULL, 1.5, 1.0)
-    seconds = (software.host_layer + collective) * again
+    seconds = (software.host.host_layer + collective) * again
     if scenario.cluster.host_slowdown == 1:
         return seconds
     slow = np.where(nodes_of(scenario.hw, layouts) > 1, scenario.cluster.host_slowdown * layouts.tp / NODE, 1.0)
@@ -37,11 +37,11 @@ def host_layer_seconds(scenario: Scenario, layouts: Layouts) -> FloatColumn:
 
 def launched_slot(software: Software, device: NDArray[np.float64], host: NDArray[np.float64]) -> NDArray[np.float64]:
     """Seconds that a micro-batch takes with ``device`` seconds of work that the host launches in ``host`` seconds; same shape."""
-    if software.launch_norm is None:
+    if software.host.launch_norm is None:
         return np.maximum(device, host)
     longer, shorter = np.maximum(device, host), np.minimum(device, host)
     share = shorter / np.where(longer > 0, longer, 1.0)
-    slot: NDArray[np.float64] = longer * (1.0 + share**software.launch_norm) ** (1.0 / software.launch_norm)
+    slot: NDArray[np.float64] = longer * (1.0 + share**software.host.launch_norm) ** (1.0 / software.host.launch_norm)
     return slot
 
 
@@ -148,7 +148,7 @@ def stage_slots(
     behind_layers = found.has_embedding * block.embedding_backward + found.has_head * block.head_backward
     computing = found.layers * each + ahead + behind_layers
     device = computing + hops
-    launches = found.layers * host_layer_seconds(scenario, layouts) + scenario.software.host_micro_batch
+    launches = found.layers * host_layer_seconds(scenario, layouts) + scenario.software.host.host_micro_batch
     whole = launched_slot(scenario.software, device, launches)
     share = np.divide(found.layers * forward + ahead, computing, out=np.full_like(computing, IDLE_FORWARD), where=computing > 0)
     weights = np.where(found.layers > 0, launched_part(found.layers * block.weight_gradient, whole, launches), 0.0)

@@ -36,7 +36,7 @@ class Split:
     @classmethod
     def of(cls, scenario: Scenario) -> Split:
         """The split of a scenario's pipelines."""
-        return cls(scenario.model, scenario.software.pipeline_split, scenario.parallel.stage_layers)
+        return cls(scenario.model, scenario.software.pipeline.pipeline_split, scenario.parallel.stage_layers)
 
     def layers(self, pp: int, vpp: int) -> list[int]:
         """Layers of each of ``pp`` stages, all their ``vpp`` chunks together."""

@@ -168,7 +168,7 @@ def _scheduled(scenario: Scenario, code: int, paced: Pace, kind: Positions, micr
         dp=count * (layers * dp + table) + end_dp,
         bubble=idle,
         optimizer=optimizer,
-        host=count * (slot - on_device) + scenario.software.host_step,
+        host=count * (slot - on_device) + scenario.software.host.host_step,
     )
 
 
@@ -193,7 +193,7 @@ def _first_stage_passes(
     layers = found.layers[0]
     ahead = block.embedding + found.has_head[0] * block.head_forward
     forward, backward = layers * passes[0], layers * passes[1]
-    split = launched_part(forward + ahead, whole, layers * host_layer_seconds(scenario, layouts) + software.host_micro_batch)
+    split = launched_part(forward + ahead, whole, layers * host_layer_seconds(scenario, layouts) + software.host.host_micro_batch)
     return np.maximum(0.0, split - ahead), np.maximum(0.0, whole - split - (device - forward - ahead - backward))
 
 
@@ -215,13 +215,13 @@ def _sends(scenario: Scenario, layouts: Layouts, arranged: Arrangement, layer: L
     """
     software, hop = scenario.software, arranged.hop
     interleaved = layouts.interleaved
-    shown = np.where(interleaved, 1 - software.pp_overlap, 1.0) * (layouts.pp > 1)
+    shown = np.where(interleaved, 1 - software.overlap.pp_overlap, 1.0) * (layouts.pp > 1)
     sent = shown * hop.seconds
-    if software.pp_overlap > 0 and interleaved.any():
+    if software.overlap.pp_overlap > 0 and interleaved.any():
         layers = scenario.model.num_hidden_layers / (2.0 * layouts.pp * layouts.vpp)  # forward, or backward
         free = layers * np.maximum(0.0, layer.total - layer.busy)
         sent = np.maximum(sent, interleaved * np.max(hop.busy - free, axis=0))
-    return sent, shown * software.send_receive
+    return sent, shown * software.pipeline.send_receive
 
 
 def _hops(layouts: Layouts, found: Stages, one: tuple[FloatColumn, FloatColumn]) -> FloatColumn:
@@ -253,7 +253,7 @@ def _end_exposed(
     """
     software, end, layers = scenario.software, arranged.end, arranged.stages.layers[0]
     forward, backward = first
-    overlap = np.where(layouts.zero == 1, scatter_overlap(software), software.dp_overlap)
+    overlap = np.where(layouts.zero == 1, scatter_overlap(software), software.overlap.dp_overlap)
     # collectives of one group follow each other: a gather under way takes its time from the reductions behind it
     alone = end.gradients.waiting(layers * layer.sharded.backward.seconds)
     hops = layouts.vpp * arranged.hop.busy * (layouts.pp > 1)
@@ -261,14 +261,18 @@ def _end_exposed(
     synchronise = np.minimum(exposed(alone, overlap, Window(backward, busy)), end.gradients.seconds)
     shown = np.maximum(synchronise, end.gradients.seconds * last_share)
     window = Window(forward, layers * (layer.moved.forward.busy + layer.sharded.forward.busy) + hops)
-    return shown + exposed(end.weights, software.parameter_gather_overlap, window)
+    return shown + exposed(end.weights, software.overlap.parameter_gather_overlap, window)
 
 
 def update_seconds(scenario: Scenario, layouts: Layouts, weights: Weights, device: OperatorModel) -> FloatColumn:
     """The optimizer's time for a stage of so many parameters, of which ZeRO leaves each rank a share, s, ``(n_layouts,)``."""
     software = scenario.software
     seconds = device.update(weights.sharded(layouts, layouts.zero >= 1), software.update_traffic)
-    if scenario.workload.precision == "fp8" and software.fp8_library == "transformer_engine" and not software.fp8_parameters:
+    if (
+        scenario.workload.precision == "fp8"
+        and software.precision.fp8_library == "transformer_engine"
+        and not software.precision.fp8_parameters
+    ):
         # weights and their transposes are cast once a step
-        return seconds + device.elementwise(weights.total * (4.0 * software.fp8_cast_passes))
+        return seconds + device.elementwise(weights.total * (4.0 * software.precision.fp8_cast_passes))
     return seconds

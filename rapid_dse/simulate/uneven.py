@@ -106,7 +106,7 @@ def _run(scenario: Scenario, passes: ChunkPasses, kind: Positions, micro_batches
         here = once.take(rows)
         device, launches, pass_kind = _shares(split, pp, vpp)
         spent = np.stack([column.take(here) for column in (*passes.layer, *passes.ends, *passes.sends)])
-        host = launches[:, :1] * passes.host.take(here) + launches[:, 1:] * scenario.software.host_micro_batch
+        host = launches[:, :1] * passes.host.take(here) + launches[:, 1:] * scenario.software.host.host_micro_batch
         lasting = launched_slot(scenario.software, np.einsum("ps,sn->pn", device, spent), host)
         seconds[rows] = step_seconds(lasting, pp, vpp, count.take(rows), pass_kind)
     return seconds.take(alike)

@@ -114,7 +114,7 @@ def exposed_ends(scenario: Scenario, block: Block, moved: VocabularyParallel) ->
     Frameworks pipeline layers' products with transfers (``software.async_tp``), not the head's.
     """
     head = moved.head_gradient.seconds
-    hidden = np.minimum(scenario.software.tp_backward_overlap * head, block.head_weight_gradient)
+    hidden = np.minimum(scenario.software.overlap.tp_backward_overlap * head, block.head_weight_gradient)
     ahead = moved.head_input.seconds + LOSS_REDUCTIONS * moved.loss.seconds
     return Ends(moved.look_up.seconds, moved.look_up_gradient.seconds, ahead, head - hidden)
 

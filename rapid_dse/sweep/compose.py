@@ -22,8 +22,9 @@ from rapid_dse.config import nodes
 from rapid_dse.config.cluster import Cluster
 from rapid_dse.config.hardware import Hardware
 from rapid_dse.config.model import Model
+from rapid_dse.config.parts import InParts, nested, value_of
 from rapid_dse.config.run import Backend, Debug, Parallel, Search, Workload
-from rapid_dse.config.scenario import Scenario, explain
+from rapid_dse.config.scenario import Scenario, explain, path_of, without_parts
 from rapid_dse.config.software import Software
 from rapid_dse.imports.file_options import is_file_option
 from rapid_dse.imports.reader import RUN, SAID
@@ -160,18 +161,30 @@ def with_values(tree: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str,
     """
     changed = {key: tree[key] for key in tree}
     for section in {key.split(".", 1)[0] for key in values}:
-        changed[section] = copy.deepcopy(changed.get(section))
+        changed[section] = _in_parts(section, copy.deepcopy(changed.get(section)))
     for key, value in values.items():
         check_key(key)
-        _set(changed, key, copy.deepcopy(value))
+        _set(changed, path_of(key), copy.deepcopy(value))
     if isinstance(changed.get("hw"), dict):
         nodes.follow(changed["hw"], values, nodes.raw_dimensions_in_node(tree.get("hw")))
     return changed
 
 
-def _set(tree: dict[str, Any], key: str, value: Any) -> None:
+def _in_parts(section: str, part: Any) -> Any:
+    """A section of a tree with its keys in the parts that files group them in; what stands in a wrong part is left to the schema."""
+    model = Scenario.model_fields[section].annotation
+    if not isinstance(model, type) or not issubclass(model, InParts):
+        return part
+    try:
+        return nested(model, part)
+    except ValueError:
+        return part
+
+
+def _set(tree: dict[str, Any], path: Sequence[str], value: Any) -> None:
     node: Any = tree
-    *parents, last = key.split(".")
+    key = without_parts(".".join(path))
+    *parents, last = path
     for part in parents:
         index = _index(node, part, key)
         if not isinstance(node, list) and not isinstance(node.get(part), dict | list):
@@ -180,7 +193,7 @@ def _set(tree: dict[str, Any], key: str, value: Any) -> None:
     index = _index(node, last, key)
     if isinstance(value, dict) and not isinstance(node, list) and isinstance(node.get(last), dict):
         for name, inner in value.items():
-            _set(node[last], str(name), inner)
+            _set(node[last], [str(name)], inner)
         return
     node[index] = value
 
@@ -242,7 +255,7 @@ def value_at(scenario: Scenario, key: str) -> Any:
         elif isinstance(node, Mapping):
             node = node[part]
         else:
-            node = getattr(node, part)
+            node = value_of(node, part)
     return _plain(node)
 
 

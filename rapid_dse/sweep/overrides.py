@@ -11,7 +11,8 @@ from hydra.core.override_parser.types import Glob, IntervalSweep, Override, Quot
 from hydra.errors import HydraException
 from pydantic import BaseModel
 
-from rapid_dse.config.scenario import Scenario, known_key, siblings, unknown_key
+from rapid_dse.config.parts import keys_of
+from rapid_dse.config.scenario import Scenario, known_key, siblings, unknown_key, without_parts
 from rapid_dse.config.units import shortened
 from rapid_dse.parallel.layouts import COLUMN_OF, OPTIONAL
 from rapid_dse.sweep.grammar import parser
@@ -115,6 +116,8 @@ def check_key(key: str) -> None:
     """Raises ValueError, with the nearest spelling, where no group and no part of the schema has that name."""
     if key in GROUPS or key == SWEEPS or known_key(key):
         return
+    if known_key(without_parts(key)) and key.count(".") > 1:
+        raise ValueError(f"{key}: no such key; did you mean {without_parts(key)!r}? (parts group keys in files alone)")
     path = key.split(".")
     beside = siblings(path)
     if not difflib.get_close_matches(path[-1], beside, n=1, cutoff=0.5):
@@ -130,7 +133,7 @@ def _nearest_anywhere(name: str) -> str | None:
     for section, field_info in Scenario.model_fields.items():
         model = field_info.annotation
         if isinstance(model, type) and issubclass(model, BaseModel):
-            keys.update({leaf: f"{section}.{leaf}" for leaf in model.model_fields})
+            keys.update({leaf: f"{section}.{leaf}" for leaf in keys_of(model)})
     near = difflib.get_close_matches(name, list(keys), n=1, cutoff=0.75)
     return keys[near[0]] if near else None
 

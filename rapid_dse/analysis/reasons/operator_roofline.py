@@ -84,7 +84,7 @@ def _others(of: PricedTrial, shape: MicroBatch, ready: Prepared) -> Iterator[Ope
     yield _operator(of, "attention", (attention, flops, 3 * compute_bytes(scenario) * float(shape.tokens[0]) * heads), "bf16", 2)
     moved = float(alone.glue_forward_bytes[0] + alone.glue_backward_bytes[0])
     for name, size, times in (
-        ("small kernels", moved, scenario.software.elementwise_traffic),
+        ("small kernels", moved, scenario.software.kernels.elementwise_traffic),
         ("loss", float(alone.loss_bytes[0]), 1.0),
     ):
         seconds = float(np.asarray(ready.device.elementwise(size * times)))

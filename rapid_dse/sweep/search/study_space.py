@@ -210,7 +210,7 @@ class SearchSpace:
 def _rules_of(scenario: Scenario) -> tuple[Any, ...]:
     """What decides beside model, workload and degrees which layouts are legal."""
     software = scenario.software
-    return software.name, canonical(software.offers), software.enforce, software.pipeline_split, scenario.parallel.stage_layers
+    return software.name, canonical(software.offers), software.enforce, software.pipeline.pipeline_split, scenario.parallel.stage_layers
 
 
 def _ordered(values: Sequence[Any]) -> bool:

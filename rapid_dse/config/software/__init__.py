@@ -1,0 +1,59 @@
+"""What the schema knows of a training framework, in parts: what its kernels fuse, what the host costs, what overlaps, what is kept."""
+
+from __future__ import annotations
+
+from pydantic import model_validator
+
+from rapid_dse.config.measured_boxes import MeasuredRuns
+from rapid_dse.config.parts import InParts
+from rapid_dse.config.software.fitted import FREE, FREE_MEMORY
+from rapid_dse.config.software.host_settings import HostSettings
+from rapid_dse.config.software.kernel_settings import KernelSettings, LibraryGeneration
+from rapid_dse.config.software.memory_settings import MemorySettings
+from rapid_dse.config.software.offers import Offers
+from rapid_dse.config.software.overlap_settings import OverlapSettings
+from rapid_dse.config.software.pipeline_settings import PipelineSettings
+from rapid_dse.config.software.precision_settings import PrecisionSettings
+
+__all__ = ["FREE", "FREE_MEMORY", "LibraryGeneration", "Offers", "Software"]
+
+
+class Software(InParts):
+    """A framework's profile. Every number holds across models, sizes and chips; ``calibrate`` fits those that ``FREE`` lists.
+
+    A file groups its keys in parts (``kernels: {attention: flash}``); overrides, tables and rows name them flat (``software.attention``).
+    """
+
+    name: str
+    measured: tuple[MeasuredRuns, ...] = ()  # the measured runs behind it, which say how far its predictions may be trusted
+    # Parameters of ``FREE`` that single kernels or steps on one GPU have told alone: fits of whole runs leave them as they are.
+    known: tuple[str, ...] = ()
+    # What its jobs can be launched with. What it does not offer is illegal; enforce=false prices it, and ``outside`` says so.
+    offers: Offers = Offers()
+    enforce: bool = True
+    kernels: KernelSettings = KernelSettings()
+    host: HostSettings = HostSettings()
+    overlap: OverlapSettings = OverlapSettings()
+    precision: PrecisionSettings = PrecisionSettings()
+    memory: MemorySettings = MemorySettings()
+    pipeline: PipelineSettings = PipelineSettings()
+
+    @model_validator(mode="after")
+    def _known_are_free(self) -> Software:
+        names = [parameter.name for parameter in FREE]
+        for name in self.known:
+            if name not in names:
+                raise ValueError(f"known has {name}, which no fit changes; expected some of {', '.join(names)}")
+        return self
+
+    @property
+    def peak_logit_bytes(self) -> float:
+        """Bytes a logit that is alive at the peak, as ``logit_bytes`` says or by how the loss runs."""
+        if self.memory.logit_bytes is not None:
+            return self.memory.logit_bytes
+        return 10.0 if self.kernels.loss == "whole" else 4.0
+
+    @property
+    def update_traffic(self) -> float:
+        """HBM bytes a parameter of clipping and the optimizer's step, with the states that ``optimizer_bytes`` says."""
+        return self.kernels.optimizer_traffic * (2 * self.precision.optimizer_bytes + 10) / 34

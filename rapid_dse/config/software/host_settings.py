@@ -1,0 +1,22 @@
+"""What the host costs a training job: Python, and the launching of kernels."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from rapid_dse.config.fields import Seconds
+from rapid_dse.config.parts import SchemaPart
+
+
+class HostSettings(SchemaPart):
+    """Host times of a layer, a micro-batch and a step, and how the host's time and the device's make one."""
+
+    host_layer: Seconds = 1e-3  # host time of a layer's forward and backward for a micro-batch, its launches included
+    host_collective_layer: Seconds = 2e-4  # what tensor-parallel collectives add to that
+    host_micro_batch: Seconds = 1e-3  # host time of a micro-batch
+    # How the host's time for a micro-batch and the device's make one: null: the host runs far ahead, and the longer one counts; a number p:
+    # each waits for the other kernel by kernel, and both count, (hostᵖ + deviceᵖ)^(1/p).
+    launch_norm: Annotated[float, Field(ge=1, le=20)] | None = None
+    host_step: Seconds = 1e-2  # data loading, logging, the optimizer's launches: exposed once a step

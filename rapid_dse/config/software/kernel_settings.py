@@ -1,0 +1,44 @@
+"""The kernels that a framework calls and what they fuse."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from rapid_dse.config.effects import Only, Where
+from rapid_dse.config.hardware import FlashKernelName
+from rapid_dse.config.parts import SchemaPart
+
+LibraryGeneration = Literal["early", "current"]
+UNFUSED = Only(Where("software.attention", ("unfused",)), Where("hw.attention_kernels", ((),)))
+
+
+class KernelSettings(SchemaPart):
+    """Which kernels compute attention, products, loss, norms and the optimizer, and how much each moves."""
+
+    attention: Literal["flash", "unfused"] = "flash"
+    # Behind attention=flash: the fused kernels that the framework can call. The chip's preferred one of them runs; where it has none of
+    # them, attention is unfused. ``flash_kernel`` names one that must run: a chip that lacks it is refused.
+    flash_kernels: tuple[FlashKernelName, ...] = ("flash2", "ck")
+    flash_kernel: FlashKernelName | None = None
+    # Whose speed fused attention has. early: libraries of 2023 and 2024 (FlashAttention 2.0, cuDNN to 9.1, PyTorch to 2.4); current: of
+    # 2025 and 2026 (PyTorch 2.11 with its FlashAttention-2, cuDNN 9.19).
+    library_generation: Annotated[LibraryGeneration, Only(Where("software.attention", ("flash",)))] = "current"
+    fused_softmax: Annotated[bool, UNFUSED] = True  # behind attention=unfused: scale, mask and softmax are one kernel
+    fused_rotary: bool = True  # autograd keeps no rotated copy of queries and keys
+    fused_activation: bool = True  # autograd keeps no activated gate beside the MLP's inputs
+    # The loss over the vocabulary. whole: fp32 copies of all logits and of their gradient beside the 16-bit ones; fused: one kernel that
+    # overwrites the logits with their gradient; chunked: head and loss run chunk after chunk, and only one chunk's logits are alive.
+    loss: Literal["whole", "fused", "chunked"] = "whole"
+    dropout: bool = False
+    # Times the HBM bytes of fully fused norms, residuals, rotary embedding and activation: 1 is one kernel for each, eager PyTorch 2 to 4.
+    elementwise_traffic: Annotated[float, Field(ge=0.5, le=8)] = 2.0
+    # Speed of matrix products in the framework against the same shapes run alone: other kernels' cache and power, stream switches.
+    matmul_efficiency: Annotated[float, Field(ge=0.5, le=1.2)] = 0.95
+    # Products of weight gradients add to a 32-bit gradient in place (Megatron's fused accumulation); false: they write one of 16 bits.
+    fused_accumulation: bool = True
+    cp_balanced: bool = True  # ring attention deals the sequence out in zigzag, so that causal work is even
+    # With states of 12 bytes; other states change it in proportion to what a fused optimizer moves, 34 bytes with 12: the states read and
+    # written, a 32-bit gradient read by clipping and by the step, the 16-bit weight written.
+    optimizer_traffic: Annotated[float, Field(ge=8, le=200)] = 34.0  # HBM bytes a parameter of clipping and the optimizer's step

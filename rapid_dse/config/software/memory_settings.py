@@ -1,0 +1,33 @@
+"""What a framework keeps in a GPU's memory beside weights, gradients and optimizer states."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from rapid_dse.config.fields import Bytes
+from rapid_dse.config.parts import SchemaPart
+
+
+class MemorySettings(SchemaPart):
+    """What recomputation repeats, what activations, logits and the allocator take, and which peak is reported."""
+
+    selective_recompute: Literal["core_attention", "every_other_matmul"] = "core_attention"
+    recomputes_attention: bool = True  # recomputation runs the attention kernel again; false where its output is kept
+    # Full recomputation ends where autograd has all that it kept, so that a layer's last product is not run again (early stop of
+    # torch.utils.checkpoint without reentrance); false: the whole forward pass runs again.
+    recompute_stops_early: bool = False
+    extra_gradient_bytes: Annotated[float, Field(ge=0, le=4)] = 0.0  # a parameter, where micro-batches accumulate in a second copy
+    # What is held at all times beside the model: cuBLAS's workspaces and NCCL's channels (about 0.4 GB a communicator of 2 to 8 GPUs).
+    context: Bytes = 5e8
+    # Reserved over live activations: the rest is free, but in blocks that fit nothing that is asked for, and so lost to the run.
+    fragmentation: Annotated[float, Field(ge=1, le=1.6)] = 1.05
+    activation_overhead: Annotated[float, Field(ge=0.5, le=3)] = 1.0  # kept over the least that autograd needs
+    # Bytes a logit that is alive at the peak; null: 16-bit output and gradient, with fp32 copies of both where the loss is whole.
+    logit_bytes: Annotated[float, Field(ge=2, le=24)] | None = None
+    # Copies of the whole stream that the head's stage keeps under tensor parallelism, whatever tp: gathers before the head and its loss.
+    head_copies: Annotated[float, Field(ge=0, le=60)] = 0.0
+    # Copies of the whole stream (tokens × hidden, 16 bits) that a tensor-parallel embedding keeps a micro-batch in flight.
+    embedding_copies: Annotated[float, Field(ge=0, le=8)] = 0.0
+    logs_first_stage: bool = False  # the peak that its runs report is the first pipeline stage's, not the worst one's

@@ -1,0 +1,15 @@
+"""How a framework splits a model over pipeline stages, and what a send costs it."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from rapid_dse.config.fields import Seconds
+from rapid_dse.config.parts import SchemaPart
+
+
+class PipelineSettings(SchemaPart):
+    """The split of layers over stages, and the cost of a send with its receive."""
+
+    pipeline_split: Literal["megatron", "balanced", "even"] = "megatron"
+    send_receive: Seconds = 2e-5  # host and synchronisation cost of one pipeline send with its receive

@@ -1,0 +1,42 @@
+"""The data types of gradients, optimizer states and fp8 products in a framework."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from rapid_dse.config.effects import Only, Where
+from rapid_dse.config.parts import SchemaPart
+
+FP8 = Only(Where("workload.precision", ("fp8",)))
+Dtype = Literal["fp32", "bf16", "fp16"]
+
+
+class PrecisionSettings(SchemaPart):
+    """Data types, and who casts to 8 bits."""
+
+    fp8_recipe: Annotated[Literal["delayed", "tensorwise", "rowwise", "tensorwise + fp8 all-gather"], FP8] = "tensorwise"
+    # Who casts. transformer_engine (delayed and tensorwise scaling): 8-bit copies of weights and of their transposes stay all step long,
+    # and inputs of products are kept in 8 bits; torchao (the other recipes are its own): operands are cast at each use.
+    fp8_library: Annotated[Literal["transformer_engine", "torchao"], FP8] = "transformer_engine"
+    # Transformer Engine's fp8 parameters: weights of products stay in 8 bits, with their transposes, and have no 16-bit copies.
+    fp8_parameters: Annotated[bool, FP8] = False
+    # Passes over both operands that an fp8 product costs (cast, transpose, amax), each 2 bytes read and 1 written an element.
+    fp8_cast_passes: Annotated[float, Field(ge=0, le=6), FP8] = 1.0
+    gradient_dtype: Dtype = "fp32"  # of the gradient that is kept and reduced
+    reduce_dtype: Dtype | None = None  # of the gradient on the wire; null: gradient_dtype
+    # FSDP: under ZeRO 3 the shards are the fp32 master weights, of which gathers make 16-bit copies; else 16-bit shards stay beside them.
+    master_shards: bool = False
+    # A parameter: master weight and two moments, 4 bytes each. 8: moments of 16 bits; 6: a 16-bit master copy too; 4: no master weight.
+    optimizer_bytes: Annotated[float, Field(ge=0, le=16)] = 12.0
+
+    @property
+    def master_bytes(self) -> float:
+        """Bytes a parameter of the master weight among the optimizer's states: what they have beyond two moments of 16 bits, at most 4."""
+        return min(4.0, max(0.0, self.optimizer_bytes - 4.0))
+
+    @property
+    def keeps_fp8(self) -> bool:
+        """Whether weights and activations are kept in 8 bits where products run in fp8."""
+        return self.fp8_library == "transformer_engine" and self.fp8_recipe in ("delayed", "tensorwise")
