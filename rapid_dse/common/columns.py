@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, is_dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any, Generic, TypeVar
 
 import numpy as np
@@ -99,9 +99,15 @@ def distinct(columns: Sequence[tuple[Positions, int]]) -> tuple[Positions, Posit
 
 def rows_of(record: Record, rows: Positions) -> Record:
     """A dataclass whose arrays end in an axis of rows, with only ``rows`` of them; records and tuples of arrays within it alike."""
+    kind: Any = type(record)
+    gathered: Record = kind(*[_rows(getattr(record, name), rows) for name in _names(kind)])
+    return gathered
+
+
+@cache
+def _names(record: Any) -> tuple[str, ...]:
     assert is_dataclass(record)
-    assert not isinstance(record, type)
-    return type(record)(*(_rows(getattr(record, field.name), rows) for field in fields(record)))
+    return tuple(field.name for field in fields(record))
 
 
 def _rows(value: Any, rows: Positions) -> Any:

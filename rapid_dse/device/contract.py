@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -46,7 +47,7 @@ class AttentionShape:
     window: FloatArray
     causal: bool
 
-    @property
+    @cached_property
     def keys_per_query(self) -> FloatArray:
         """Keys that a query sees on average, exactly counted, (n,)."""
         if not self.causal:

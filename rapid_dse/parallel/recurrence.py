@@ -21,7 +21,8 @@ Shorts = NDArray[np.int32]
 FloatColumn = NDArray[np.float64]
 
 FIRST, MOST = 4, 32  # groups of pp micro-batches that are run, at first and where stages do not settle
-LANES = 32  # layouts side by side, as many as numba's vector loops take at a time
+LANES = 32  # layouts side by side at most, as many as numba's vector loops take at a time
+VECTOR = 4  # floats of one instruction
 _SOURCE = f"{zlib.crc32(Path(__file__).read_bytes()):08x}"
 SETTLED = 1e-9  # stages that take the same time for a group, but for rounding, take it for all that follow
 
@@ -60,10 +61,11 @@ def _run(passes: FloatColumn, kind: Shorts, pipeline: tuple[int, int, int]) -> F
     ``pipeline``: pp, vpp, and the micro-batches that are run.
     """
     n = passes.shape[1]
-    padded = np.zeros((len(passes), -(-n // LANES) * LANES))
+    lanes = -(-n // (-(-n // LANES) * VECTOR)) * VECTOR  # of equal rounds, as few as hold all
+    padded = np.zeros((len(passes), -(-n // lanes) * lanes))
     padded[:, :n] = passes
     before, source, which, kept, ring = _sequence_of(*pipeline)
-    found: FloatColumn = _ends(before, source, kind[which], kept, ring, padded, pipeline[0], LANES)[:, :n]
+    found: FloatColumn = _ends(before, source, kind[which], kept, ring, padded, pipeline[0], lanes)[:, :n]
     return found
 
 

@@ -40,7 +40,7 @@ class Split:
 
     def layers(self, pp: int, vpp: int) -> list[int]:
         """Layers of each of ``pp`` stages, all their ``vpp`` chunks together."""
-        return [sum(chunks) for chunks in self.chunks(pp, vpp)]
+        return list(_layers(self, pp, vpp))
 
     def chunks(self, pp: int, vpp: int) -> list[list[int]]:
         """Layers of each chunk of each stage, ``pp`` lists of ``vpp``."""
@@ -55,6 +55,11 @@ class Split:
         else:
             counts = [layers // chunks + (chunk < layers % chunks) for chunk in range(chunks)]
         return [counts[stage::pp] for stage in range(pp)]
+
+
+@lru_cache(maxsize=4096)
+def _layers(split: Split, pp: int, vpp: int) -> tuple[int, ...]:
+    return tuple(sum(chunks) for chunks in split.chunks(pp, vpp))
 
 
 def _dealt(layers: int, vpp: int, first: bool) -> list[int]:
@@ -128,9 +133,9 @@ def kinds_of(layers: Sequence[int]) -> list[int]:
 def stages(split: Split, pp: IntColumn, vpp: IntColumn) -> Stages:
     """The candidate stages of each layout; the split itself is made once a distinct (pp, vpp)."""
     distinct, where = np.unique(pp * PACK + vpp, return_inverse=True)
-    splits = [split.layers(*divmod(int(key), PACK)) for key in distinct]
+    splits = [_layers(split, *divmod(key, PACK)) for key in distinct.tolist()]
     kinds = max([LEAST_KINDS, *(len(kinds_of(layers)) for layers in splits)])
-    found = [_candidates(tuple(layers), kinds) for layers in splits]
+    found = [_candidates(layers, kinds) for layers in splits]
     position, layers, latest, before, ahead, behind = (
         np.moveaxis(np.array([getattr(each, name) for each in found], np.int64), 0, -1)[..., where]
         for name in (f.name for f in fields(CandidateStages))

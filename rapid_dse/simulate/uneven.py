@@ -59,7 +59,7 @@ def passes_of(
     number, count = numbered(packed)
     example = np.empty(count, np.int64)
     example[number] = packed
-    differ = np.array([key >= 2 * PACK and _differ(split.chunks(*divmod(key, PACK))) for key in example.tolist()], bool)
+    differ = np.array([key >= 2 * PACK and _differ(split, *divmod(key, PACK)) for key in example.tolist()], bool)
     # ZeRO 2 and 3 transfer the table around the first chunk of every micro-batch, which is the longer one where layers are equal
     longer = layouts.interleaved & (layouts.zero >= 2) & (layouts.shards > 1) & (layouts.pp > 1)
     _, case = layouts.alike.by(*LAYER, "vpp")
@@ -99,16 +99,17 @@ def _run(scenario: Scenario, passes: ChunkPasses, kind: Positions, micro_batches
     split, step_seconds = Split.of(scenario), _recurrence()
     first, alike = distinct([numbered(passes.case.take(kind)), numbered(micro_batches)])
     once, count = kind.take(first), micro_batches.take(first)
+    order = np.argsort(passes.split.take(once), kind="stable")  # by split
+    once, count = once.take(order), count.take(order)
     seconds, splits = np.empty(len(first)), passes.split.take(once)
-    for key in np.flatnonzero(np.bincount(splits)).tolist():
-        pp, vpp = divmod(key, PACK)
-        rows = np.flatnonzero(splits == key)
-        here = once.take(rows)
+    spent = np.stack([column.take(once) for column in (*passes.layer, *passes.ends, *passes.sends)])
+    host_layer, ends = passes.host.take(once), [*(np.flatnonzero(np.diff(splits)) + 1).tolist(), len(splits)]
+    for start, end in zip([0, *ends], ends, strict=False):
+        pp, vpp = divmod(int(splits[start]), PACK)
         device, launches, pass_kind = _shares(split, pp, vpp)
-        spent = np.stack([column.take(here) for column in (*passes.layer, *passes.ends, *passes.sends)])
-        host = launches[:, :1] * passes.host.take(here) + launches[:, 1:] * scenario.software.host.host_micro_batch
-        lasting = launched_slot(scenario.software, np.einsum("ps,sn->pn", device, spent), host)
-        seconds[rows] = step_seconds(lasting, pp, vpp, count.take(rows), pass_kind)
+        host = launches[:, :1] * host_layer[start:end] + launches[:, 1:] * scenario.software.host.host_micro_batch
+        lasting = launched_slot(scenario.software, device @ spent[:, start:end], host)
+        seconds[order[start:end]] = step_seconds(lasting, pp, vpp, count[start:end], pass_kind)
     return seconds.take(alike)
 
 
@@ -120,8 +121,9 @@ def _recurrence() -> Callable[[FloatColumn, int, int, IntColumn, Positions], Flo
     return step_seconds
 
 
-def _differ(chunks: list[list[int]]) -> bool:
-    return len({layers for stage in chunks for layers in stage}) > 1
+@lru_cache(maxsize=4096)
+def _differ(split: Split, pp: int, vpp: int) -> bool:
+    return len({layers for stage in split.chunks(pp, vpp) for layers in stage}) > 1
 
 
 @lru_cache(maxsize=64)
