@@ -117,6 +117,7 @@ def _trial(overrides: Sequence[str]) -> int:
 
     from rapid_dse.analysis.trial import show
     from rapid_dse.events.backends import price
+    from rapid_dse.simulate.inference.pricing import refused
     from rapid_dse.simulate.results import unlawful
     from rapid_dse.sweep import idle
     from rapid_dse.sweep.console import console
@@ -126,6 +127,8 @@ def _trial(overrides: Sequence[str]) -> int:
     runs: dict[str, Run] = {}
     scenario, names = portion.scenario, _artifacts(portion)
     priced = price(scenario, portion.layouts, None if scenario.backend.name == "analytical" else runs.update, names)
+    for text, _ in refused(scenario, portion.layouts, priced):
+        raise ValueError(f"{' '.join(overrides)}: {text}")
     for law, _ in unlawful(priced):
         raise ValueError(f"{' '.join(overrides)}: {law}")
     out = console(highlight=False, soft_wrap=True)

@@ -10,6 +10,7 @@ from typing import Annotated, Any, get_args, get_origin
 
 import numpy as np
 import pytest
+import serving_trials
 from pydantic import BaseModel
 from trials import layouts, scenario
 
@@ -18,9 +19,14 @@ from rapid_dse.config.scenario import Scenario
 from rapid_dse.config.units import EXAMPLES, to_si
 from rapid_dse.events.backends import price
 from rapid_dse.parallel.layouts import broken_rules
+from rapid_dse.simulate.results import ABSENT
+from rapid_dse.sweep.space import Setting, layouts_of
 
 LAYOUT = {"tp": 2, "pp": 2, "num_gpus": 64, "sequence_parallel": False}  # with it a sequence of one token has no share for each rank
-OF_INFERENCE = ("ttft_s", "tpot_s", "request_latency_s")
+# Keys that have an effect in inference alone; they are priced there.
+LOAD = {"hw.num_gpus": 4, "parallel.tp": 4}
+OF_WORK = "batch|conc|request|prompt|decode|length|num_p|draft|prefix"
+SERVED = re.compile(rf"workload\.({OF_WORK})|software\.(max_|memory_f|.*_latency|decode_w|prefill_e|works)")
 
 
 def numbers(annotation: Any, key: str, metadata: Any = ()) -> Iterator[tuple[str, float | None, float | None]]:
@@ -74,7 +80,7 @@ def test_at_several_bounds_at_once_too() -> None:
     rng = np.random.default_rng(1)
     large = {"model.hidden_size": 2**29, "model.intermediate_size": 2**29, "workload.seq_len": 2**29}  # 64 heads and tp divide these
     priced = 0
-    numbers = [number for number in PRICED if number[0] not in REFUSED]
+    numbers = [number for number in PRICED if number[0] not in REFUSED and not SERVED.match(number[0])]
     for _ in range(100):
         chosen = rng.choice(len(numbers), 12, replace=False)
         found = {key: large.get(key, high) if rng.random() < 0.5 else low for key, low, high in (numbers[int(at)] for at in chosen)}
@@ -85,8 +91,11 @@ def test_at_several_bounds_at_once_too() -> None:
 def assert_finite(changes: dict[str, Any]) -> bool:
     """Whether a layout has a price, which then is finite; else a rule between keys says no in words."""
     try:
-        of = scenario(**changes)
-        rows = layouts({**LAYOUT, "num_gpus": changes.get("hw.num_gpus", 64)})
+        if any(SERVED.match(key) for key in changes):
+            of = serving_trials.scenario(**LOAD | changes)
+            rows = layouts_of(Setting(of, None, {}, {}), {})[0]
+        else:
+            of, rows = scenario(**changes), layouts({**LAYOUT, "num_gpus": changes.get("hw.num_gpus", 64)})
         if (broken_rules(rows, of)[0] >= 0).any():
             return False
         with warnings.catch_warnings(), np.errstate(over="raise", divide="raise", invalid="raise"):
@@ -94,7 +103,7 @@ def assert_finite(changes: dict[str, Any]) -> bool:
             found = price(of, rows)
     except ValueError:
         return False
-    values = {f.name: float(getattr(found, f.name)[0]) for f in fields(found) if f.name not in OF_INFERENCE}
+    values = {f.name: float(getattr(found, f.name)[0]) for f in fields(found) if f.name not in ABSENT}
     assert {name: value for name, value in values.items() if not (np.isfinite(value) and value >= 0)} == {}, changes
     assert min(values["step_time_s"], values["tokens_per_s"], values["peak_memory_bytes"]) > 0, changes
     return True

@@ -202,14 +202,15 @@ def test_a_spreadsheets_mark_and_lists_and_mappings_in_cells_are_read(tmp_path: 
     assert found["note"].tolist() == ["a, b"]
 
 
-def test_an_inference_case_is_an_error_row_with_its_reason(tmp_path: Path) -> None:
+def test_a_table_may_hold_training_and_inference(tmp_path: Path) -> None:
     out = tmp_path / "out.csv"
-    (tmp_path / "in.csv").write_text("workload.kind,parallel.tp\ninference,8\ntraining,8\n")
+    (tmp_path / "in.csv").write_text("workload.kind,parallel.tp,workload.concurrency\ninference,8,4\ntraining,8,\ntraining,8,4\n")
     assert run([str(tmp_path / "in.csv"), "--out", str(out)]) == 0
     table = pd.read_csv(out)
-    assert table["status"].tolist()[0] == "error"
-    assert "inference" in table["reason"].tolist()[0]
-    assert table["status"].tolist()[1] in ("ok", "oom")
+    assert table["status"].tolist() == ["ok", "oom", "invalid"]
+    assert table["software"].tolist() == ["vllm", "megatron_lm", "megatron_lm"]
+    assert table["tpot_s"].notna().tolist() == [True, False, False]
+    assert "workload.concurrency has no effect with workload.kind=training" in table["reason"].tolist()[2]
 
 
 WRONG: dict[str, tuple[dict[str, list[Any]], str]] = {

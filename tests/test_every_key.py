@@ -26,6 +26,8 @@ from rapid_dse.sweep.space import Setting, layouts_of
 
 # Small trials that together use what there is: options, and values over them.
 LLAMA, SIXTEEN = {"hw": "h100", "model": "llama3_1_8b", "software": "megatron_lm"}, {"hw.num_gpus": 16, "workload.global_batch_size": 16}
+SERVED = {"hw": "h100", "model": "llama3_1_8b", "software": "vllm", "workload": "inference"}
+POOLS = {"hw.num_gpus": 2, "parallel.tp": 1, "parallel.prefill.workers": 1, "parallel.decode.workers": 1}
 TRIALS: dict[str, tuple[dict[str, str], dict[str, Any]]] = {
     "piped": (LLAMA, SIXTEEN | {"parallel.tp": 2, "parallel.pp": 4, "parallel.vpp": 2}),
     "fsdp": (LLAMA | {"software": "torchtitan"}, SIXTEEN | {"parallel.zero": 3, "parallel.cp": 4, "parallel.recompute": "full"}),
@@ -50,6 +52,10 @@ TRIALS: dict[str, tuple[dict[str, str], dict[str, Any]]] = {
         {"hw.num_gpus": 32, "workload.global_batch_size": 32, "parallel.zero": 0},
     ),
     "racks": (LLAMA | {"hw": "gb200"}, SIXTEEN | {"hw.gpus_per_node": 10, "hw.network.dimensions.0.allocation": 2}),
+    "served": (SERVED, {"hw.num_gpus": 2, "parallel.tp": 2, "workload.concurrency": 48, "workload.precision": "fp8"}),
+    "full": (SERVED, {"hw.num_gpus": 2, "parallel.tp": 2, "workload.precision": "fp8"}),
+    "experts_served": (SERVED | {"model": "qwen3_30b_a3b"}, {"hw.num_gpus": 2, "parallel.tp": 2, "workload.concurrency": 8}),
+    "fp4": (SERVED | {"hw": "b200"}, {"hw.num_gpus": 1, "workload.precision": "fp4"}),
     "simulated": (
         LLAMA | {"backend": "full_astrasim_flattened"},
         {"hw.num_gpus": 16, "workload.global_batch_size": 4, "model.num_hidden_layers": 2, "parallel.tp": 8},
@@ -66,7 +72,45 @@ SHOWN: dict[str, tuple[Any, ...]] = {
     "hw.energy.flop.fp32": ("fp32", 1e-12),
     "hw.energy.flop.tf32": ("tf32", 1e-13),
     "hw.energy.flop.fp16": ("fp16", 1e-13),
+    "hw.tensor_flop_per_sm_clock.fp4": ("fp4", 1000.0),
+    "hw.energy.flop.fp4": ("fp4", 1e-12),
     "hw.efficiency.vector": ("fp32", 0.5),
+    "model.max_position_embeddings": ("served", 2000),
+    "software.scheduler": ("served", "prefill_first"),
+    "software.max_batched_tokens": ("served", 512),
+    "software.max_num_seqs": ("full", 64),
+    "software.memory_fraction": ("full", 0.5),
+    "software.memory_fraction_of": ("full", "rest"),
+    "software.cuda_graphs": ("served", "none"),
+    "software.layer_latency": ("served", 1e-4),
+    "software.expert_latency": ("experts_served", 1e-4),
+    "software.collective_latency": ("served", 1e-5),
+    "software.quantize_latency": ("served", 1e-5),
+    "software.step_latency": ("served", 1e-3),
+    "software.sequence_latency": ("served", 1e-4),
+    "software.decode_wait": ("served", 0.1),
+    "software.prefill_efficiency": ("served", 0.5),
+    "software.workspace": ("full", 1e10),
+    "software.fp8_cache": ("served", True),
+    "software.reserves_whole_requests": ("full", True),
+    "workload.batch_size": ("full", 3),
+    "workload.concurrency": ("full", 3),
+    "workload.request_rate": ("full", 0.1),
+    "workload.prompt_len": ("served", 100),
+    "workload.decode_len": ("served", 100),
+    "workload.num_prompts": ("served", 100),
+    "workload.length_spread": ("served", 0.1, {"workload.num_prompts": 100}),
+    "workload.draft_tokens": ("served", 2, {"workload.draft_acceptance": 0.5}),
+    "workload.draft_acceptance": ("served", 0.5, {"workload.draft_tokens": 2}),
+    "workload.prefix_hit": ("served", 0.5),
+    "parallel.attention_dp": ("served", 2, {"hw.num_gpus": 4}),
+    "parallel.etp": ("experts_served", 2, {"parallel.ep": 2}),
+    **{
+        f"parallel.{pool}.{name}": ("served", 2, POOLS)
+        for pool in ("prefill", "decode")
+        for name in ("tp", "pp", "attention_dp", "workers")
+    },
+    **{f"parallel.{pool}.{name}": ("served", 2, POOLS) for pool in ("prefill", "decode") for name in ("etp", "ep")},
     "hw.registers.size": ("experts", 1e6),
     "hw.registers.bandwidth": ("fp32", 1e12),
     "hw.shared_memory.size": ("experts", 1e5),
@@ -91,9 +135,8 @@ SHOWN: dict[str, tuple[Any, ...]] = {
     "parallel.order": ("piped", ["pp", "dp", "ep", "cp", "tp"]),
     "parallel.stage_layers": ("piped", [10, 8, 8, 6]),
     "parallel.shard_group": ("fsdp", 4),
-    "parallel.etp": ("experts", 2),
     "workload.kind": ("piped", "inference"),
-    "workload.kv_precision": ("piped", "fp16"),
+    "workload.kv_precision": ("served", "fp8"),
     "hw.architecture": ("piped", "volta"),
     "software.measured": ("piped", []),
     "software.flash_kernels": ("piped", []),
@@ -182,7 +225,8 @@ def outcome(name: str, changes: dict[str, Any]) -> str:
     priced = price(scenario, layouts)
     columns = {each.name: np.asarray(getattr(priced, each.name)).tolist() for each in fields(Priced)}
     files = sorted({path.suffix for path in Path().rglob("*") if path.is_file()}) if scenario.backend.artifacts.wanted else []
-    return repr((judged(scenario, layouts).expected_error.tolist(), columns, files, logged_peak(scenario, layouts).tolist()))
+    peaks = logged_peak(scenario, layouts).tolist() if scenario.workload.kind == "training" else []
+    return repr((judged(scenario, layouts).expected_error.tolist(), columns, files, peaks))
 
 
 @cache
@@ -196,7 +240,7 @@ def unchanged(name: str) -> tuple[str, tuple[tuple[str, Any, Any], ...]]:
 def _keys() -> list[str]:
     with_all = {
         key: None
-        for name in ("piped", "fp8")
+        for name in ("piped", "fp8", "fp4")
         for key, _, _ in leaves(scenario_of(with_values(_base(tuple(TRIALS[name][0].items())), {}))[0])
     }
     return [key for key in with_all if key.split(".")[0] not in ("search", "debug") and key not in ELSEWHERE]

@@ -25,7 +25,7 @@ parallel.recompute parallel.schedule parallel.shard_group parallel.etp parallel.
 peak_memory_bytes memory_parameters_bytes memory_gradients_bytes memory_optimizer_bytes memory_activations_bytes
 memory_kv_cache_bytes memory_gathered_bytes memory_buffers_bytes memory_framework_bytes time_compute_s time_tp_s time_cp_s
 time_ep_s time_pp_s time_dp_s time_bubble_s time_optimizer_s time_host_s energy_j cost_usd ttft_s tpot_s request_latency_s
-elapsed_s expected_error outside
+requests_per_s running_requests time_prefill_s usd_per_million_tokens elapsed_s expected_error outside
 """
 FIXED = [*FIXED_TEXT.split(), "cluster"]
 
@@ -80,9 +80,9 @@ def test_a_trial_that_raises_is_a_row_with_its_error(monkeypatch: pytest.MonkeyP
 
 
 def test_a_scenario_that_cannot_be_priced_fails_in_every_row() -> None:
-    rows = table.priced_table(portion(layouts=many(3000), workload__kind="inference")).to_pylist()
+    rows = table.priced_table(portion(layouts=many(3000), hw__operator_model="measured", hw__measured_table="no/such.csv")).to_pylist()
     assert {row["status"] for row in rows} == {"error"}
-    assert "workload.kind=inference" in rows[0]["reason"]
+    assert "no/such.csv" in rows[0]["reason"]
 
 
 def test_keys_tell_layouts_and_scenarios_apart_and_nothing_else() -> None:

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import fields
 from typing import TYPE_CHECKING
 
+from rapid_dse.analysis import request
 from rapid_dse.parallel.layouts import BEHIND_NULL, CODES, KEYS
 from rapid_dse.simulate.results import MEMORY_TERMS, TIME_TERMS, Priced
 from rapid_dse.sweep import figures, listing, ranked
 from rapid_dse.sweep import show as show_rows
-from rapid_dse.sweep.console import UNLIMITED
 from rapid_dse.sweep.outside import judged
 from rapid_dse.sweep.portion import Portion, Priceable
 from rapid_dse.sweep.standing import Aim
@@ -38,6 +37,9 @@ def show(out: Console, portion: Portion, priced: Priced) -> None:
     Args:
         priced: results of the same layout, ``(1,)`` each.
     """
+    if portion.scenario.workload.kind == "inference":
+        request.show(out, portion, priced)
+        return
     row = {f.name: getattr(priced, f.name)[0] for f in fields(priced)}
     usable = portion.scenario.hw.memory.usable
     times = [(f"{term}: {TERM_MEANING[term]}", float(row[f"time_{term}_s"])) for term in TIME_TERMS]
@@ -46,7 +48,7 @@ def show(out: Console, portion: Portion, priced: Priced) -> None:
         listing.say(out, line)
     for title, name, terms in (("step time", "step_time_s", times), ("peak memory of a GPU", "peak_memory_bytes", memory)):
         out.print()
-        for line in _terms(title, name, float(row[name]), terms):
+        for line in listing.sum_lines(title, name, float(row[name]), terms):
             out.print(line, highlight=False, markup=False, soft_wrap=True)
     energy, cost = (figures.result(name, float(row[name])) for name in ("energy_j", "cost_usd"))
     trust = judged(portion.scenario, portion.layouts)
@@ -65,17 +67,6 @@ def show(out: Console, portion: Portion, priced: Priced) -> None:
         listing.say(out, f"outside: {trust.texts[trust.outside[0]]}")
     if not row["fits"]:
         ranked.show_changes(out, Priceable(portion.scenario, portion.layouts), Aim("step_time_s", 1))
-
-
-def _terms(title: str, name: str, total: float, terms: Sequence[tuple[str, float]]) -> list[str]:
-    """Lines of a sum: the terms above 0 with their shares of the total."""
-    kept = [(term, value) for term, value in terms if value > 0]
-    columns = [
-        listing.Column(title, [term for term, _ in kept], figure=False),
-        listing.Column(figures.result(name, total), [figures.result(name, value) for _, value in kept]),
-        listing.Column("", [figures.percent(value / total) for _, value in kept]),
-    ]
-    return listing.lines(columns, UNLIMITED)
 
 
 def headline(portion: Portion) -> list[str]:

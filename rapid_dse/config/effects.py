@@ -67,19 +67,26 @@ def in_vain(scenario: Scenario, keys: Iterable[str], command: str) -> list[str]:
 
 def require_no_refused(scenario: Scenario) -> None:
     """Raises ``ValueError`` where a key that is refused outside its conditions is set there."""
-    for key, value, only in _refused(scenario, ""):
+    for key, value, default, only in _refused(scenario, ""):
         if not any(where.holds(_value(scenario, where.key, "")) for where in only.conditions):
-            needs = " or ".join(str(where) for where in only.conditions)
-            now = ", ".join(f"{where.key}={_value(scenario, where.key, '')}" for where in only.conditions)
-            raise ValueError(f"{key}={value} has no effect with {now}; allowed: null, or {needs}")
+            raise ValueError(without_effect(scenario, key, value, default, only))
 
 
-def _refused(part: BaseModel, prefix: str) -> Iterator[tuple[str, Any, Only]]:
+def without_effect(scenario: Scenario, key: str, value: Any, default: Any, only: Only) -> str:
+    """What is said of a key that is refused outside its conditions."""
+    needs = " or ".join(str(where) for where in only.conditions)
+    now = ", ".join(f"{where.key}={_value(scenario, where.key, '')}" for where in only.conditions)
+    usual = "null" if default is None or isinstance(default, BaseModel) else str(default).lower()
+    shown = {name: each for name, each in value if each is not None} if isinstance(value, BaseModel) else value
+    return f"{key}={shown} has no effect with {now}; allowed: {usual}, or {needs}"
+
+
+def _refused(part: BaseModel, prefix: str) -> Iterator[tuple[str, Any, Any, Only]]:
     for name, info in keys_of(type(part)).items():
         value = value_of(part, name)
         for only in info.metadata:
             if isinstance(only, Only) and only.refused and value != info.default:
-                yield f"{prefix}{name}", value, only
+                yield f"{prefix}{name}", value, info.default, only
         if isinstance(value, BaseModel):
             yield from _refused(value, f"{prefix}{name}.")
 

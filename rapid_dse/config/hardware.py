@@ -25,9 +25,11 @@ from rapid_dse.config.measured_boxes import Architecture
 from rapid_dse.config.nodes import dimensions_in_node, with_gpus_in_node
 from rapid_dse.config.units import shortened
 
-Precision = Literal["fp32", "tf32", "bf16", "fp16", "fp8"]
-# Bytes of a number in memory. TF32 is a mode of the tensor cores: its operands are stored as fp32.
-PRECISION_BYTES: dict[str, int] = {"fp32": 4, "tf32": 4, "bf16": 2, "fp16": 2, "fp8": 1}
+# ``int8`` and ``int4``: weights of 8 and 4 bits under 16-bit arithmetic; ``fp4``: NVFP4, weights and inputs of products of 4 bits.
+Precision = Literal["fp32", "tf32", "bf16", "fp16", "fp8", "fp4", "int8", "int4"]
+# Bytes of an operand of a product. TF32 is a mode of the tensor cores: its operands are stored as fp32.
+PRECISION_BYTES: dict[str, float] = {"fp32": 4, "tf32": 4, "bf16": 2, "fp16": 2, "fp8": 1, "fp4": 0.5, "int8": 2, "int4": 2}
+WEIGHTS_ALONE = ("int8", "int4")  # narrow weights, which are widened to 16 bits on their way to the tensor cores
 Parallelism = Literal["tp", "cp", "ep", "dp", "pp"]
 # Fused attention: FlashAttention 1 to 3, cuDNN's, Triton's, and AMD's of the composable kernel library.
 FlashKernelName = Literal["flash1", "flash2", "flash3", "cudnn", "triton", "ck"]
@@ -49,6 +51,7 @@ class TensorRates(Frozen):
     bf16: Rate | None = None
     fp16: Rate | None = None
     fp8: Rate | None = None
+    fp4: Rate | None = None
 
 
 class Level(Frozen):
@@ -249,10 +252,15 @@ class Hardware(Frozen):
 
     def peak_flops(self, precision: str) -> float:
         """Dense peak of matrix products, FLOP/s. ``ValueError`` where the chip lacks the precision."""
-        rate: float | None = getattr(self.tensor_flop_per_sm_clock, precision)
+        rate: float | None = getattr(self.tensor_flop_per_sm_clock, self.arithmetic(precision))
         if rate is None:
             raise ValueError(f"workload.precision={precision}: {self.name} has no such mode; it has {', '.join(self.precisions)}")
         return rate * self.sms * self.clock
+
+    def arithmetic(self, precision: str) -> str:
+        """The precision in which products are multiplied: of narrow weights alone that of 16 bits."""
+        wide = "bf16" if self.tensor_flop_per_sm_clock.bf16 is not None else "fp16"
+        return wide if precision in WEIGHTS_ALONE else precision
 
     @property
     def precisions(self) -> tuple[str, ...]:

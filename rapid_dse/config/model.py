@@ -13,7 +13,10 @@ EXPERTS = Only(Where("model.num_experts"))
 
 
 class Model(Frozen):
-    """A transformer. ``head_dim`` null is hidden_size / num_attention_heads; ``num_experts`` 0 is a dense model."""
+    """A transformer. ``head_dim`` null is hidden_size / num_attention_heads; ``num_experts`` 0 is a dense model.
+
+    ``max_position_embeddings``: the longest sequence that it takes, tokens; a request's prompt and what it generates must fit; null: any.
+    """
 
     name: str
     hidden_size: Count
@@ -31,6 +34,7 @@ class Model(Frozen):
     attention_bias: bool = False
     qk_norm: bool = False
     sliding_window: Count | None = None
+    max_position_embeddings: Annotated[Count | None, Only(Where("workload.kind", ("inference",)))] = None
     num_experts: CountOrZero = 0
     num_experts_per_tok: Annotated[CountOrZero, EXPERTS] = 0
     moe_intermediate_size: Annotated[CountOrZero, EXPERTS] = 0

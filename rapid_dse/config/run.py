@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, field_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from rapid_dse.config.effects import COMMAND, Only, Where
 from rapid_dse.config.fields import WHOLE, Count, CountOrZero, Degree, Frozen, ShareOrPercent
@@ -18,12 +18,28 @@ EVENT_DRIVEN = ("hybrid", "full_astrasim_hierarchical", "full_astrasim_flattened
 
 # Where settings have an effect; what is said elsewhere is in effects.py.
 INFERENCE = Only(Where("workload.kind", ("inference",)), refused=True)
+TRAINING = Only(Where("workload.kind", ("training",)), refused=True)
 SIMULATED = Only(Where("backend.name", EVENT_DRIVEN), Where("search.refine"))
 REFINED = Only(Where("search.refine"))
 STUDY = Only(Where("search.name", ("optuna",)))
 
 # YAML reads the bare words none and null alike.
+KvPrecision = Literal["fp32", "bf16", "fp16", "fp8", "fp4", "int8", "int4"]
 _NoneWord = BeforeValidator(lambda value: "none" if value is None else value)
+
+
+class Pool(Frozen):
+    """One of the two pools of a disaggregated system: the layout of its engines, and how many engines (``workers``) it has.
+
+    null: 1; of ``etp`` what makes etp · ep the GPUs of a stage.
+    """
+
+    tp: Degree | None = None
+    pp: Degree | None = None
+    attention_dp: Degree | None = None
+    etp: Degree | None = None
+    ep: Degree | None = None
+    workers: Degree | None = None
 
 
 class Parallel(Frozen):
@@ -37,6 +53,10 @@ class Parallel(Frozen):
     ``etp`` is how many GPUs share an expert, of the same ranks as tp, cp and dp; null: tp where tp · ep divides tp · cp · dp, else 1.
     ``stage_layers`` are the layers of each pipeline stage, first to last, that add up to num_hidden_layers: [10,12,12,10], in tables the
     text 10,12,12,10; null is the framework's own split. A stage's vpp chunks share them as evenly as they go.
+
+    Of inference: an engine has tp · attention_dp · cp · pp GPUs, and ``dp`` engines serve alike. ``attention_dp`` copies of attention, each
+    cut over tp, share the engine's requests; null: 1. Experts cut the same GPUs another way: etp · ep = tp · attention_dp · cp, an expert
+    over ``etp`` GPUs; null: what makes it so. ``prefill`` and ``decode`` are pools of engines of their own, in place of the degrees above.
     """
 
     tp: Degree = 1
@@ -44,16 +64,19 @@ class Parallel(Frozen):
     dp: Degree | Literal["auto"] = "auto"
     pp: Degree = 1
     ep: Degree = 1
-    vpp: Degree = 1
-    zero: Annotated[int, WHOLE, Field(ge=0, le=3)] | Literal["auto"] = "auto"
-    sequence_parallel: bool | None = None
-    micro_batch_size: Degree = 1
-    recompute: Annotated[Literal["none", "selective", "full", "auto"], _NoneWord] = "auto"
-    schedule: Literal["none", "gpipe", "1f1b", "interleaved_1f1b", "zero_bubble"] | None = None
-    shard_group: Degree | None = None
+    vpp: Annotated[Degree, TRAINING] = 1
+    zero: Annotated[Annotated[int, WHOLE, Field(ge=0, le=3)] | Literal["auto"], TRAINING] = "auto"
+    sequence_parallel: Annotated[bool | None, TRAINING] = None
+    micro_batch_size: Annotated[Degree, TRAINING] = 1
+    recompute: Annotated[Annotated[Literal["none", "selective", "full", "auto"], _NoneWord], TRAINING] = "auto"
+    schedule: Annotated[Literal["none", "gpipe", "1f1b", "interleaved_1f1b", "zero_bubble"] | None, TRAINING] = None
+    shard_group: Annotated[Degree | None, TRAINING] = None
     etp: Annotated[Degree | None, Only(Where("model.num_experts"))] = None
     order: tuple[Parallelism, ...] = ORDER
-    stage_layers: tuple[CountOrZero, ...] | None = None
+    stage_layers: Annotated[tuple[CountOrZero, ...] | None, TRAINING] = None
+    attention_dp: Annotated[Degree | None, INFERENCE] = None
+    prefill: Annotated[Pool, INFERENCE] = Pool()
+    decode: Annotated[Pool, INFERENCE] = Pool()
 
     @field_validator("stage_layers", mode="before")
     @classmethod
@@ -81,17 +104,55 @@ class Parallel(Frozen):
 
 
 class Workload(Frozen):
-    """``global_batch_size`` counts sequences; ``batch_size`` and ``concurrency`` are inference's."""
+    """What is asked for. ``seq_len`` and ``global_batch_size`` (sequences) are training's; all else but the precision is inference's.
+
+    At most one of ``batch_size`` (a static batch: so many requests start and end together), ``concurrency`` (closed loop: so many requests
+    are under way, each that ends is followed by the next) and ``request_rate`` (open loop: requests arrive at random, so many a second),
+    each of the whole system; none: all requests at once, of which as many run as fit. ``prompt_len`` and ``decode_len`` are mean tokens of
+    a request, those that come from ``prefix_hit`` (the share of the prompt that is found in a cache of prefixes) included; lengths are
+    uniform in mean · (1 ± ``length_spread``). ``num_prompts`` requests are sent in all: the burst that opens the run and the tail that
+    ends it count; null: the steady state. ``kv_precision`` null: the framework's default. ``draft_tokens`` are proposed at each step
+    of speculative decoding, and each is accepted with ``draft_acceptance`` where those before it were.
+    """
 
     kind: Literal["training", "inference"] = "training"
-    seq_len: Count = 8192
-    global_batch_size: Count = 1024
+    seq_len: Annotated[Count, TRAINING] = 8192
+    global_batch_size: Annotated[Count, TRAINING] = 1024
     precision: Precision = "bf16"
     batch_size: Annotated[Count | None, INFERENCE] = None
     concurrency: Annotated[Count | None, INFERENCE] = None
+    request_rate: Annotated[Annotated[float, Field(ge=1e-6, le=1e9)] | None, INFERENCE] = None
     prompt_len: Annotated[Count | None, INFERENCE] = None
     decode_len: Annotated[Count | None, INFERENCE] = None
-    kv_precision: Annotated[Precision | None, INFERENCE] = None
+    length_spread: Annotated[float, Field(ge=0, le=1), INFERENCE] = 0.0
+    num_prompts: Annotated[Count | None, INFERENCE] = None
+    kv_precision: Annotated[KvPrecision | None, INFERENCE] = None
+    draft_tokens: Annotated[Annotated[int, WHOLE, Field(ge=1, le=64)] | None, INFERENCE] = None
+    draft_acceptance: Annotated[Annotated[float, Field(ge=0, le=1)] | None, INFERENCE] = None
+    prefix_hit: Annotated[float, Field(ge=0, lt=1), INFERENCE] = 0.0
+
+    @model_validator(mode="after")
+    def _drafts_are_accepted(self) -> Workload:
+        if self.draft_tokens is not None and self.draft_acceptance is None:
+            raise ValueError(f"draft_tokens={self.draft_tokens} needs draft_acceptance, the share of drafts that are accepted: 0 to 1")
+        if self.draft_acceptance is not None and self.draft_tokens is None:
+            raise ValueError(f"draft_acceptance={self.draft_acceptance:g} needs draft_tokens, the drafts of a step: 1 to 64")
+        return self
+
+    @model_validator(mode="after")
+    def _has_lengths(self) -> Workload:
+        if self.kind == "inference":
+            for name in ("prompt_len", "decode_len"):
+                if getattr(self, name) is None:
+                    raise ValueError(f"{name} is null; inference needs it: tokens of a request, as 1024")
+        return self
+
+    @property
+    def lengths(self) -> tuple[int, int]:
+        """Mean tokens of a request: its prompt, and what is generated. Of inference alone."""
+        assert self.prompt_len is not None
+        assert self.decode_len is not None
+        return self.prompt_len, self.decode_len
 
 
 class AstraSim(Frozen):

@@ -13,7 +13,7 @@ from pydantic_core import ErrorDetails
 from rapid_dse.config.cluster import Cluster
 from rapid_dse.config.effects import COMMAND, Only, Where, require_no_refused
 from rapid_dse.config.fields import Frozen, Unit
-from rapid_dse.config.hardware import PRECISION_BYTES, FlashKernelName, Hardware
+from rapid_dse.config.hardware import PRECISION_BYTES, WEIGHTS_ALONE, FlashKernelName, Hardware
 from rapid_dse.config.model import Model
 from rapid_dse.config.parts import group_of, keys_of, parts_of
 from rapid_dse.config.run import Backend, Debug, Parallel, Search, Workload
@@ -39,6 +39,26 @@ class Scenario(Frozen):
     @model_validator(mode="after")
     def _chip_has_precision(self) -> Scenario:
         self.hw.peak_flops(self.workload.precision)
+        return self
+
+    @model_validator(mode="after")
+    def _training_has_precision(self) -> Scenario:
+        if self.workload.kind == "training" and self.workload.precision in ("fp4", *WEIGHTS_ALONE):
+            raise ValueError(
+                f"workload.precision={self.workload.precision}: for inference alone; allowed in training: bf16, fp16, fp8, fp32, tf32"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _positions_hold_the_request(self) -> Scenario:
+        most, work = self.model.max_position_embeddings, self.workload
+        if work.kind == "inference" and most is not None:
+            longest = (work.prompt_len or 0) + (work.decode_len or 0)
+            if longest > most:
+                raise ValueError(
+                    f"workload.prompt_len={work.prompt_len} and workload.decode_len={work.decode_len} are {longest} tokens; "
+                    f"allowed: up to model.max_position_embeddings={most} together"
+                )
         return self
 
     @model_validator(mode="after")

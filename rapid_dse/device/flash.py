@@ -22,6 +22,7 @@ TAIL = 0.5  # of the longest block: what the last SMs work on while others are d
 DROPOUT = 1.25  # of the exposed softmax: random numbers
 ROUNDING = 1e-9  # of a count that is whole but for floating point
 MMA_ROWS = 16.0  # rows of one tensor-core instruction: what a block of few queries is padded to
+UNSPLIT = 0.8  # blocks over SMs from which FlashAttention-2 splits no keys (its num_splits_heuristic)
 SPLIT_KEYS = 256  # keys that a block of a decode kernel takes at least when the keys are split over the SMs
 
 
@@ -39,6 +40,7 @@ class FlashKernel:
         fixed: clocks of a block outside its inner loop.
         wide: share of the efficiency that is left for a head_dim above ``narrow``, where the rows of the output fill the registers
             and the tiles of keys become smaller.
+        decode_rows: rows that a block of a decode step is padded to: those of one instruction, or of the kernel that also serves prompts.
     """
 
     block: float
@@ -48,6 +50,7 @@ class FlashKernel:
     fixed: float
     wide: float = 1.0
     narrow: float = 128.0
+    decode_rows: float = 16.0
 
 
 ANY_RATE = float("inf")
@@ -60,7 +63,7 @@ LEGACY_RATE = 2300.0  # mma.sync on Hopper: 0.55 of what wgmma reaches; fitted t
 KERNELS: dict[tuple[str, str], FlashKernel] = {
     ("flash1", "forward"): FlashKernel(128, 0.95, 0.42, LEGACY_RATE, 2500, wide=0.40, narrow=64),
     ("flash1", "backward"): FlashKernel(128, 0.94, 0.42, LEGACY_RATE, 2500, wide=0.40, narrow=64),
-    ("flash2", "forward"): FlashKernel(128, 0.746, 0.0403, LEGACY_RATE, 4080, wide=0.92),
+    ("flash2", "forward"): FlashKernel(128, 0.746, 0.0403, LEGACY_RATE, 4080, wide=0.92, decode_rows=128),
     ("flash2", "backward"): FlashKernel(128, 0.685, 0.0824, LEGACY_RATE, 13840, wide=0.79),
     ("flash3", "forward"): FlashKernel(128, 1.0, 0.049, ANY_RATE, 5100, wide=0.915),
     ("flash3", "backward"): FlashKernel(128, 0.73, 0.10, ANY_RATE, 5000, wide=0.9),
@@ -75,7 +78,7 @@ KERNELS: dict[tuple[str, str], FlashKernel] = {
 # The same kernels as the libraries of 2023 and 2024 had them (``software.library_generation``), fitted to FlashAttention-2's and -3's
 # published benchmarks (A100, H100, cuDNN to 9.1) and SimuMax's table of an A100; cuDNN's backward pass was like FlashAttention-3's.
 EARLY: dict[tuple[str, str], FlashKernel] = {
-    ("flash2", "forward"): FlashKernel(128, 0.714, 0.019, LEGACY_RATE, 3250, wide=0.91),
+    ("flash2", "forward"): FlashKernel(128, 0.714, 0.019, LEGACY_RATE, 3250, wide=0.91, decode_rows=128),
     ("flash2", "backward"): FlashKernel(128, 0.76, 0.128, LEGACY_RATE, 5300, wide=0.74),
     ("cudnn", "forward"): FlashKernel(128, 1.0, 0.074, ANY_RATE, 2950, wide=0.75),
     ("cudnn", "backward"): FlashKernel(128, 0.73, 0.10, ANY_RATE, 5000, wide=0.9),
@@ -102,7 +105,8 @@ def flash_seconds(hw: Hardware, shape: AttentionShape, call: AttentionCall, cloc
     per_score = products / usable + softmax * (DROPOUT if call.dropout else 1.0)
     walk = _forward_walk(hw, shape, flash) if direction == "forward" else _backward_walk(shape, flash)
     block = walk.rows * walk.length * per_score + flash.fixed
-    clocks = _makespan(walk.count, block, hw.sms, shape.causal)
+    even = np.maximum(walk.count / hw.sms, 1.0) * block  # one query a sequence: walks are as long as one another, and fill in
+    clocks = np.where(shape.seq_q == 1, even, _makespan(walk.count, block, hw.sms, shape.causal))
     activity = products * shape.batch * shape.heads * shape.seq_q * shape.keys_per_query / (clocks * hw.sms * rate)
     compute = clocks / clock(hw, activity, precision)
     memory = _bytes(shape, direction, precision) / (hw.memory.bandwidth * hw.efficiency.memory)
@@ -135,7 +139,10 @@ def _forward_walk(hw: Hardware, shape: AttentionShape, flash: FlashKernel) -> Wa
     group = shape.heads / shape.kv_heads
     decode = shape.seq_q * group <= flash.block
     heads = shape.batch * np.where(decode, shape.kv_heads, shape.heads)
-    rows = np.where(decode, np.ceil(shape.seq_q * group / MMA_ROWS) * MMA_ROWS, flash.block)
+    full = np.ceil(shape.seq_q * group / MMA_ROWS) * MMA_ROWS
+    if flash.decode_rows > MMA_ROWS:  # half as many where the keys are split
+        full = np.maximum(full, np.where(heads < UNSPLIT * hw.sms, flash.decode_rows / 2, flash.decode_rows))
+    rows = np.where(decode, full, flash.block)
     blocks = np.where(decode, 1, np.ceil(shape.seq_q / flash.block))
     keys = shape.keys_per_query
     if shape.causal:  # half a block of masked scores on the diagonal

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from itertools import product
-from typing import Any
+from typing import Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,7 +47,15 @@ KEYS: dict[str, str] = {
     "shard_group": "parallel.shard_group",
     "etp": "parallel.etp",
 }
-COLUMN_OF = {key: name for name, key in KEYS.items()}
+# The same for the columns of ``Engines``, the layouts of inference; pools of disaggregated systems last.
+POOLS, POOL_DEGREES = ("prefill", "decode"), ("tp", "pp", "attention_dp", "etp", "ep", "workers")
+SERVING_KEYS: dict[str, str] = {
+    "num_gpus": "hw.num_gpus",
+    **{name: f"parallel.{name}" for name in ("tp", "attention_dp", "cp", "dp", "pp", "ep", "etp")},
+    **{name: f"workload.{name}" for name in ("batch_size", "concurrency", "request_rate", "num_prompts")},
+    **{f"{pool}_{name}": f"parallel.{pool}.{name}" for pool in POOLS for name in POOL_DEGREES},
+}
+COLUMN_OF = {key: name for name, key in {**KEYS, **SERVING_KEYS}.items()}
 CODES: dict[str, Sequence[str]] = {"recompute": RECOMPUTE, "schedule": SCHEDULES}
 WHOLE_GROUP = 0  # the shard_group of layouts whose shards lie on all of dp · cp
 USUAL_ETP = 0  # the etp of layouts that leave it to tp and ep (``expert_tp``)
@@ -56,6 +64,9 @@ OPTIONAL: dict[str, int] = {"shard_group": WHOLE_GROUP, "etp": USUAL_ETP}
 BEHIND_NULL: dict[str, str] = {"shard_group": "shards", "etp": "expert_tp"}  # properties with the number that such a column comes to
 
 MAX_TP, MAX_CP, MAX_MICRO_BATCH, MAX_VPP = 16, 16, 16, 8
+
+
+_DTYPES: Mapping[str, type] = {"sequence_parallel": np.bool_, "request_rate": np.float64}
 
 
 @dataclass(frozen=True)
@@ -83,16 +94,20 @@ class Layouts:
     shard_group: IntColumn
     etp: IntColumn
 
+    # Key of the configuration behind each column that tells layouts apart; values of columns that a table may leave out.
+    keys: ClassVar[Mapping[str, str]] = KEYS
+    optional: ClassVar[Mapping[str, int]] = OPTIONAL
+
     def __len__(self) -> int:
         return len(self.tp)
 
-    def take(self, rows: NDArray[Any] | slice) -> Layouts:
+    def take(self, rows: NDArray[Any] | slice) -> Self:
         """The layouts at ``rows`` (indices, a mask or a slice)."""
         positions = isinstance(rows, np.ndarray) and rows.dtype != bool
         columns = (getattr(self, f.name) for f in fields(self))
-        return Layouts(*(column.take(rows) if positions else column[rows] for column in columns))
+        return type(self)(*(column.take(rows) if positions else column[rows] for column in columns))
 
-    def chunks(self, size: int) -> Iterator[Layouts]:
+    def chunks(self, size: int) -> Iterator[Self]:
         """Consecutive parts of at most ``size`` layouts."""
         for start in range(0, len(self), size):
             yield self.take(slice(start, start + size))
@@ -154,19 +169,18 @@ class Layouts:
         micro_batches: IntColumn = np.maximum(1, self.global_batch_size // per_pass)
         return micro_batches
 
-    @classmethod
-    def of(cls, rows: Mapping[str, Sequence[Any] | NDArray[Any]]) -> Layouts:
-        """Layouts from columns under their short names; ``recompute`` and ``schedule`` are codes; those of ``OPTIONAL`` may be missing."""
-        columns = {name: np.full(len(rows["tp"]), value) for name, value in OPTIONAL.items()} | dict(rows)
-        return cls(
-            **{
-                f.name: np.ascontiguousarray(columns[f.name], dtype=np.bool_ if f.name == "sequence_parallel" else np.int64)
-                for f in fields(cls)
-            }
-        )
+    def rules(self, scenario: Scenario) -> list[Rule]:
+        """Every rule with the layouts that break it; see ``rules``."""
+        return [*mathematics(self, scenario), Rule(*tokens_rule(self, scenario)), *_offer_rules(self, scenario)]
 
     @classmethod
-    def concatenate(cls, parts: Sequence[Layouts]) -> Layouts:
+    def of(cls, rows: Mapping[str, Sequence[Any] | NDArray[Any]]) -> Self:
+        """Layouts from columns under their short names; ``recompute`` and ``schedule`` are codes; ``optional`` ones may be missing."""
+        columns = {name: np.full(len(rows["tp"]), value) for name, value in cls.optional.items()} | dict(rows)
+        return cls(**{f.name: np.ascontiguousarray(columns[f.name], dtype=_DTYPES.get(f.name, np.int64)) for f in fields(cls)})
+
+    @classmethod
+    def concatenate(cls, parts: Sequence[Layouts]) -> Self:
         """All rows of ``parts``, in order."""
         return cls(*(np.concatenate([getattr(part, f.name) for part in parts]) for f in fields(cls)))
 
@@ -206,7 +220,7 @@ def rules(layouts: Layouts, scenario: Scenario) -> list[Rule]:
 
     What the mathematics forbid comes first, then what the framework does not offer.
     """
-    return [*mathematics(layouts, scenario), Rule(*tokens_rule(layouts, scenario)), *_offer_rules(layouts, scenario)]
+    return layouts.rules(scenario)
 
 
 def mathematics(layouts: Layouts, scenario: Scenario) -> list[Rule]:
@@ -279,10 +293,11 @@ def broken_rules(layouts: Layouts, scenario: Scenario) -> tuple[IntColumn, list[
     Returns:
         ``(n_layouts,)`` indices into the list of texts that comes with it, -1 where the layout is legal.
     """
-    return _first_broken(rules(layouts, scenario), len(layouts))
+    return first_broken(rules(layouts, scenario), len(layouts))
 
 
-def _first_broken(found: Sequence[Rule], n_layouts: int) -> tuple[IntColumn, list[str]]:
+def first_broken(found: Sequence[Rule], n_layouts: int) -> tuple[IntColumn, list[str]]:
+    """``broken_rules`` of rules that are at hand."""
     masks = np.stack([rule.broken for rule in found]) if n_layouts else np.zeros((len(found), 0), bool)
     first = np.where(masks.any(axis=0), masks.argmax(axis=0), -1)
     return first.astype(np.int64), [rule.text for rule in found]
@@ -292,9 +307,9 @@ def _first_broken(found: Sequence[Rule], n_layouts: int) -> tuple[IntColumn, lis
 class Space:
     """Values to combine, a list a column of ``Layouts`` (short names); None is every value that can be legal."""
 
-    values: Mapping[str, Sequence[int] | None]
+    values: Mapping[str, Sequence[float] | None]
 
-    def options(self, name: str, default: Sequence[int]) -> Sequence[int]:
+    def options(self, name: str, default: Sequence[int]) -> Sequence[Any]:
         found = self.values.get(name)
         return default if found is None else found
 
@@ -354,14 +369,14 @@ def _legal_of(space: Space, num_gpus: int, scenario: Scenario) -> tuple[Layouts,
             space.options("recompute", range(len(RECOMPUTE))),
         )
     )
-    first, texts = _first_broken(mathematics(base, scenario), len(base))
-    rejected = _counted(first, texts, len(options))
+    first, texts = first_broken(mathematics(base, scenario), len(base))
+    rejected = times_broken(first, texts, len(options))
     legal = settled(_with_options(base.take(first < 0), options, scenario.software.offers), scenario.software.offers)
     late, texts = broken_rules(legal, scenario)
-    return legal.take(late < 0), rejected + _counted(late, texts)
+    return legal.take(late < 0), rejected + times_broken(late, texts)
 
 
-def _counted(rule: IntColumn, texts: Sequence[str], times: int = 1) -> Counter[str]:
+def times_broken(rule: IntColumn, texts: Sequence[str], times: int = 1) -> Counter[str]:
     """How many layouts break which rule first, each counted so many times."""
     counts = np.bincount(rule[rule >= 0], minlength=len(texts))
     return Counter({text: int(count) * times for text, count in zip(texts, counts, strict=True) if count})

@@ -49,16 +49,18 @@ class Unoffered:
 def unoffered(layouts: Layouts, scenario: Scenario) -> list[Unoffered]:
     """Every setting that some value of the schema has and the framework lacks, with the layouts that have it."""
     offers = scenario.software.offers
-    return [*_of_the_job(layouts, scenario), *_degrees(layouts, offers), *_stages(layouts, offers), *_modes(layouts, offers)]
+    return [*of_the_job(len(layouts), scenario), *_degrees(layouts, offers), *_stages(layouts, offers), *_modes(layouts, offers)]
 
 
-def _of_the_job(layouts: Layouts, scenario: Scenario) -> Iterator[Unoffered]:
+def of_the_job(n_layouts: int, scenario: Scenario) -> list[Unoffered]:
     """Kind of workload and precision, which all layouts of a scenario share."""
-    offers, work, every = scenario.software.offers, scenario.workload, np.ones(len(layouts), bool)
+    offers, work, every = scenario.software.offers, scenario.workload, np.ones(n_layouts, bool)
+    found = []
     if work.kind not in offers.workloads:
-        yield Unoffered(work.kind, work.kind, _listed(offers.workloads), every)
+        found.append(Unoffered(work.kind, work.kind, listed(offers.workloads), every))
     if work.precision not in offers.precisions:
-        yield Unoffered(f"precision {work.precision}", f"precision {work.precision}", _listed(offers.precisions), every)
+        found.append(Unoffered(f"precision {work.precision}", f"precision {work.precision}", listed(offers.precisions), every))
+    return found
 
 
 def _degrees(layouts: Layouts, offers: Offers) -> Iterator[Unoffered]:
@@ -76,19 +78,19 @@ def _stages(layouts: Layouts, offers: Offers) -> Iterator[Unoffered]:
     for piped, stages, text in ((False, offers.zero, "without pipelines"), (True, offers.zero_with_pipelines, "with pipelines")):
         for stage in sorted({0, 1, 2, 3} - set(stages)):
             where = (layouts.zero == stage) & shared & ((layouts.pp > 1) == piped)
-            yield Unoffered(f"zero {stage} {text}", f"zero {stage} {text}", f"zero {_listed(stages)} there", where)
+            yield Unoffered(f"zero {stage} {text}", f"zero {stage} {text}", f"zero {listed(stages)} there", where)
     for stage in sorted({1, 2, 3} - set(offers.shard_group)):
-        setting, instead = f"shard_group under zero {stage}", f"it under zero {_listed(offers.shard_group)}"
+        setting, instead = f"shard_group under zero {stage}", f"it under zero {listed(offers.shard_group)}"
         yield Unoffered(setting, setting, instead, hybrid & (layouts.zero == stage))
 
 
 def _modes(layouts: Layouts, offers: Offers) -> Iterator[Unoffered]:
     for code, name in enumerate(SCHEDULES):
         if name != "none" and name not in offers.schedules:
-            yield Unoffered(f"schedule {name}", name, _listed(offers.schedules), (layouts.schedule == code) & (layouts.pp > 1))
+            yield Unoffered(f"schedule {name}", name, listed(offers.schedules), (layouts.schedule == code) & (layouts.pp > 1))
     for code, name in enumerate(RECOMPUTE):
         if name not in offers.recompute:
-            yield Unoffered(f"recompute {name}", f"recompute {name}", _listed(offers.recompute), layouts.recompute == code)
+            yield Unoffered(f"recompute {name}", f"recompute {name}", listed(offers.recompute), layouts.recompute == code)
     for value in (True, False):
         if value not in offers.sequence_parallel:
             setting = "sequence_parallel" if value else "tp > 1 without sequence_parallel"
@@ -96,7 +98,8 @@ def _modes(layouts: Layouts, offers: Offers) -> Iterator[Unoffered]:
             yield Unoffered(setting, setting, instead, (layouts.tp > 1) & (layouts.sequence_parallel == value))
 
 
-def _listed(values: Sequence[Any]) -> str:
+def listed(values: Sequence[Any]) -> str:
+    """The values in words."""
     return ", ".join(map(str, values)) or "none"
 
 

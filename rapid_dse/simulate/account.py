@@ -106,4 +106,8 @@ def _columns(scenario: Scenario, layouts: Layouts, step: StepTimes, memory: Peak
         ttft_s=absent,
         tpot_s=absent,
         request_latency_s=absent,
+        requests_per_s=absent,
+        running_requests=absent,
+        time_prefill_s=absent,
+        usd_per_million_tokens=scenario.hw.price / 3600 * layouts.num_gpus / rate * 1e6,
     )

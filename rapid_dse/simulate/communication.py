@@ -191,4 +191,4 @@ def routed_bytes(scenario: Scenario, layouts: Layouts) -> FloatColumn:
 
 def gradient_bytes(scenario: Scenario) -> int:
     """Bytes of one gradient on the wire."""
-    return PRECISION_BYTES[scenario.software.precision.reduce_dtype or scenario.software.precision.gradient_dtype]
+    return int(PRECISION_BYTES[scenario.software.precision.reduce_dtype or scenario.software.precision.gradient_dtype])

@@ -57,7 +57,7 @@ class Operators:
 
 def compute_bytes(scenario: Scenario) -> int:
     """Bytes of an activation, and of the weight that computes: 16 bits, under fp8 too, 32 under fp32 and TF32."""
-    return max(2, PRECISION_BYTES[scenario.workload.precision])
+    return int(max(2, PRECISION_BYTES[scenario.workload.precision]))
 
 
 def operators(scenario: Scenario, shape: MicroBatch, device: OperatorModel) -> Operators:

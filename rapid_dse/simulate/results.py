@@ -12,10 +12,13 @@ FloatColumn = NDArray[np.float64]
 BoolColumn = NDArray[np.bool_]
 
 TIME_TERMS = ("compute", "tp", "cp", "ep", "pp", "dp", "bubble", "optimizer", "host")
+OF_INFERENCE = "prefill"  # one more term of a token: the wait on others' prompts
 MEMORY_TERMS = ("parameters", "gradients", "optimizer", "activations", "kv_cache", "gathered", "buffers", "framework")
 
 
-ABSENT = frozenset({"ttft_s", "tpot_s", "request_latency_s"})  # NaN where a trial has no such quantity
+ABSENT = frozenset(
+    {"ttft_s", "tpot_s", "request_latency_s", "requests_per_s", "running_requests", "time_prefill_s", "usd_per_million_tokens"}
+)  # NaN where a trial has no such quantity
 POSITIVE = ("step_time_s", "tokens_per_s", "tokens_per_s_per_gpu", "peak_memory_bytes")
 ADDS_UP = 1e-9  # terms add up to their sum within this share of it
 
@@ -27,7 +30,8 @@ class Priced:
     """Result columns of trials that could be priced; the order here is the order in tables.
 
     ``time_<term>_s`` add up to ``step_time_s``, ``memory_<term>_bytes`` to ``peak_memory_bytes``. ``fits`` is peak against
-    hw.memory.usable. ``ttft_s``, ``tpot_s`` and ``request_latency_s`` are NaN for training.
+    hw.memory.usable. What ``ABSENT`` names is NaN where a trial has no such quantity: of training all but the cost of tokens; ``tpot_s``
+    of requests that generate one token. Of inference a step is a token of a request, energy and cost are a request's.
     """
 
     step_time_s: FloatColumn
@@ -58,6 +62,10 @@ class Priced:
     ttft_s: FloatColumn
     tpot_s: FloatColumn
     request_latency_s: FloatColumn
+    requests_per_s: FloatColumn
+    running_requests: FloatColumn
+    time_prefill_s: FloatColumn
+    usd_per_million_tokens: FloatColumn
 
     def __len__(self) -> int:
         return len(self.step_time_s)
@@ -100,4 +108,6 @@ def _sums(kind: str, whole: str, terms: Sequence[str], column: str, priced: Pric
     expected, total = getattr(priced, whole), np.zeros(len(priced))
     for term in terms:
         total += getattr(priced, column.format(term))
+    if whole == "step_time_s" and not np.isnan(priced.time_prefill_s).all():
+        total += np.nan_to_num(priced.time_prefill_s)
     return f"the {kind} do not add up to {whole}", ~(np.abs(total - expected) <= ADDS_UP * expected)

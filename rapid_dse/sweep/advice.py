@@ -11,11 +11,12 @@ from numpy.typing import NDArray
 from rapid_dse.config.run import RECOMPUTE
 from rapid_dse.config.scenario import Scenario
 from rapid_dse.events.backends import price
+from rapid_dse.parallel.engines import Engines
+from rapid_dse.parallel.engines import resolved as resolved_engines
 from rapid_dse.parallel.layouts import (
     AUTO_SCHEDULE,
     CODES,
     COLUMN_OF,
-    KEYS,
     MAX_CP,
     MAX_TP,
     WHOLE_GROUP,
@@ -77,7 +78,7 @@ def changes(scenario: Scenario, layout: Layouts, aim: Aim) -> tuple[list[Change]
         if not legal:
             continue
         tried += len(legal)
-        layouts = Layouts.concatenate([one for one, _ in legal])
+        layouts = type(layout).concatenate([one for one, _ in legal])
         priced = price(closed, layouts)
         fits = np.flatnonzero(_meets(scenario, layouts, priced, aim))
         if len(fits):
@@ -102,8 +103,11 @@ def _meets(scenario: Scenario, layouts: Layouts, priced: Priced, aim: Aim) -> ND
 def _kinds(scenario: Scenario, layout: Layouts) -> Iterator[_Kind]:
     def kind(name: str, values: Sequence[int], **beside: int) -> _Kind:
         shown = [CODES[name][value] if name in CODES else str(value) for value in values]
-        return _Kind(KEYS[name], [with_columns(layout, **{name: value}, **beside) for value in values], shown, name == "num_gpus")
+        return _Kind(layout.keys[name], [with_columns(layout, **{name: value}, **beside) for value in values], shown, name == "num_gpus")
 
+    if isinstance(layout, Engines):
+        yield from _of_engines(layout)
+        return
     gpus = int(layout.num_gpus[0])
     zero, recompute = int(layout.zero[0]), int(layout.recompute[0])
     yield kind("zero", [value for value in (1, 2, 3) if value > zero])
@@ -118,6 +122,28 @@ def _kinds(scenario: Scenario, layout: Layouts) -> Iterator[_Kind]:
     micro = int(layout.micro_batch_size[0])
     yield kind("micro_batch_size", [micro // by for by in (2, 4, 8, 16) if micro % by == 0])
     yield kind("num_gpus", [value for value in _doubled(gpus, gpus * MOST_TIMES) if value <= 2**20], dp=0)
+
+
+def _of_engines(layout: Engines) -> Iterator[_Kind]:
+    """More GPUs for an engine (of those that there are, or more), and of a static batch fewer requests."""
+
+    def kind(name: str, values: Sequence[int], **beside: int) -> _Kind:
+        changed = [_engine_with(layout, **{name: value}, **beside) for value in values]
+        return _Kind(layout.keys[name], changed, [str(value) for value in values], name in ("num_gpus", "batch_size"))
+
+    if layout.pooled[0]:
+        return
+    yield kind("tp", _doubled(int(layout.tp[0]), MAX_TP), dp=0, etp=0)
+    yield kind("pp", _doubled(int(layout.pp[0]), MOST_STAGES), dp=0)
+    yield kind("ep", _doubled(int(layout.ep[0]), MOST_STAGES), etp=0)
+    batch = int(layout.batch_size[0])
+    yield kind("batch_size", [batch >> by for by in range(1, batch.bit_length()) if batch >> by])
+    gpus = int(layout.num_gpus[0])
+    yield kind("num_gpus", _doubled(gpus, gpus * MOST_TIMES), dp=0)
+
+
+def _engine_with(layout: Engines, **columns: int) -> Engines:
+    return resolved_engines(replace(layout, **{name: np.array([value]) for name, value in columns.items()}))
 
 
 def _doubled(value: int, most: int) -> list[int]:

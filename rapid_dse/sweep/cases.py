@@ -11,15 +11,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from rapid_dse.config.hardware import Hardware
 from rapid_dse.config.scenario import Scenario, known_key
 from rapid_dse.config.table_file import read_table
-from rapid_dse.parallel.layouts import COLUMN_OF, KEYS, IntColumn, broken_rules
+from rapid_dse.parallel.layouts import COLUMN_OF, IntColumn, broken_rules
 from rapid_dse.sweep.compose import SHOWN, Composed, composed, hydra_ready, scenario_of, value_at, with_values
-from rapid_dse.sweep.overrides import GROUPS, check_key
+from rapid_dse.sweep.overrides import GROUPS, check_key, usual_options
 from rapid_dse.sweep.portion import Portion
-from rapid_dse.sweep.space import ColumnType, base_codes, explicit
+from rapid_dse.sweep.space import ColumnType, base_codes, explicit, keys_of, of_other_workload
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -183,15 +184,15 @@ def _frozen(value: Any) -> Any:
     return tuple(_frozen(item) for item in value) if isinstance(value, list | tuple) else value
 
 
-def _layout_codes(layout: Mapping[str, Sequence[Any]], wrong: _Wrong) -> dict[str, list[int | None]]:
+def _layout_codes(layout: Mapping[str, Sequence[Any]], wrong: _Wrong) -> dict[str, list[float | None]]:
     """Codes of each layout column, ``None`` where a cell is blank or wrong; by the column's short name."""
-    codes: dict[str, list[int | None]] = {}
+    codes: dict[str, list[float | None]] = {}
     for key, column in layout.items():
         kind = ColumnType(key)
         rows_of: dict[Any, list[int]] = {}
         for row, value in enumerate(column):
             rows_of.setdefault((type(value), value), []).append(row)
-        found: list[int | None] = [None] * len(column)
+        found: list[float | None] = [None] * len(column)
         for (_, value), rows in rows_of.items():
             with wrong.at(rows):
                 code = None if value is BLANK else kind.code(_thawed(value))
@@ -209,17 +210,21 @@ class _Builder:
         self._composed: dict[tuple[tuple[str, Any], ...], Composed] = {}
         self._hardware: dict[tuple[Any, ...], Hardware] = {}
 
-    def group(self, values: tuple[Any, ...], rows: IntColumn, codes: Mapping[str, Sequence[int | None]]) -> CaseGroup:
+    def group(self, values: tuple[Any, ...], rows: IntColumn, codes: Mapping[str, Sequence[float | None]]) -> CaseGroup:
         """The group of the rows whose scenario columns have ``values``."""
         given = {name: value for name, value in zip(self._names, values, strict=True) if value is not BLANK}
         found, scenario, broken = self._scenario(given)
         base = base_codes(scenario)
-        picked = {name: _column(codes.get(name), rows, base[name]) for name in KEYS}
+        own = keys_of(scenario)
+        picked = {name: _column(codes.get(name), rows, base[name]) for name in own}
         layouts = explicit(picked, scenario)
         if broken is None:
             rule, reasons = broken_rules(layouts, scenario)
         else:
             rule, reasons = np.zeros(len(rows), np.int64), [broken]
+        for name in codes.keys() - own.keys():
+            told = np.array([codes[name][row] is not None for row in rows.tolist()])
+            rule, reasons = np.where(told, len(reasons), rule), [*reasons, of_other_workload(scenario, name)]
         keys = {key: value_at(scenario, key) for key in given if key not in GROUPS}
         choices = {group: found.choices[group] for group in SHOWN}
         pinned = {key: value for key, value in keys.items() if key.startswith("software.")}
@@ -227,12 +232,13 @@ class _Builder:
 
     def _scenario(self, given: Mapping[str, Any]) -> tuple[Composed, Scenario, str | None]:
         options = {name: _name(name, value) for name, value in given.items() if name in GROUPS}
+        options, plain = usual_options(options, {name: value for name, value in given.items() if name not in GROUPS}, ())
         found = self._composed.get(tuple(options.items()))
         if found is None:
             found = self._composed[tuple(options.items())] = composed(options)
         if found.whole:
             raise ValueError(f"parallel={options['parallel']}: is a sweep; allowed: one layout, as parallel.tp=8")
-        values = {name: _thawed(value) for name, value in given.items() if name not in GROUPS}
+        values = {name: _thawed(value) for name, value in plain.items()}
         of_hw = {name: value for name, value in given.items() if name.startswith("hw.")}
         mark = (options.get("hw"), *of_hw.items(), _types([*of_hw.values()]))
         tree = with_values(found.tree, values)
@@ -243,11 +249,11 @@ class _Builder:
         return found, scenario, broken
 
 
-def _column(codes: Sequence[int | None] | None, rows: IntColumn, default: int) -> IntColumn:
+def _column(codes: Sequence[float | None] | None, rows: IntColumn, default: float) -> NDArray[Any]:
     if codes is None:
-        return np.full(len(rows), default, np.int64)
+        return np.full(len(rows), default)
     found = (codes[row] for row in rows.tolist())
-    return np.array([default if code is None else code for code in found], np.int64)
+    return np.array([default if code is None else code for code in found])
 
 
 def _name(group: str, value: Any) -> str:

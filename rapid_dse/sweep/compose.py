@@ -29,6 +29,7 @@ from rapid_dse.config.software import Software
 from rapid_dse.imports.file_options import is_file_option
 from rapid_dse.imports.reader import RUN, SAID
 from rapid_dse.imports.run_values import settled_by, values_of
+from rapid_dse.parallel.layouts import KEYS, SERVING_KEYS
 from rapid_dse.sweep.overrides import ALL_KEYS, GROUPS, SWEEPS, check_key, for_hydra, read
 from rapid_dse.sweep.places import home
 
@@ -87,10 +88,12 @@ def from_hydra(config: DictConfig) -> Composed:
     tree: dict[str, Any] = {str(name): OmegaConf.to_container(part, resolve=True) for name, part in config.items() if name != "hydra"}
     tree, said = _with_run(tree, {text.lstrip("+").split("=", 1)[0] for text in config.hydra.overrides.task})
     choices["backend"] = tree["backend"].get("name", choices.get("backend"))
-    layout, names = tree["parallel"], [key.split(".")[1] for key in ALL_KEYS]
+    layout, names = tree["parallel"], [key.split(".")[1] for key in ALL_KEYS if key.count(".") == 1]
     whole = [name for name in names if layout.get(name) == "all"]
     tree["parallel"] = {**layout, **{name: Parallel.model_fields[name].default for name in whole}}
-    return Composed(tree, choices, tuple(f"parallel.{name}" for name in whole), said)
+    own = SERVING_KEYS if tree["workload"].get("kind") == "inference" else KEYS
+    keys = tuple(key for name in whole if (key := f"parallel.{name}") in own.values())
+    return Composed(tree, choices, keys, said)
 
 
 def _with_run(tree: dict[str, Any], named: Collection[str]) -> tuple[dict[str, Any], tuple[str, ...]]:

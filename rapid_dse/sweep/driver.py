@@ -9,14 +9,15 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from rapid_dse.config.run import Debug, Search
 from rapid_dse.config.scenario import Scenario
 from rapid_dse.imports.file_options import is_file_option
-from rapid_dse.parallel.layouts import KEYS, IntColumn
+from rapid_dse.parallel.layouts import COLUMN_OF
 from rapid_dse.sweep import arrow, identity, ranked, ranking, show, standing, store, workers
 from rapid_dse.sweep.chunks import Chunk, Summary, chunks_of, rows_of
 from rapid_dse.sweep.console import console
@@ -156,7 +157,7 @@ def aim_of(search: Search, portions: Sequence[Portion]) -> Aim:
     by, per = aims.objectives[0].text, search.best_per
     if per is not None:
         given = dict.fromkeys(key for portion in portions for key in portion.keys)
-        ranking.require_key(per, [*CHOICES, *KEYS.values(), *given], "search.best_per")
+        ranking.require_key(per, [*CHOICES, *COLUMN_OF, *given], "search.best_per")
     return Aim(by, search.top, aims.constraints[1:], search.headroom, tuple(differing(portions)), per, search.each)
 
 
@@ -165,17 +166,18 @@ def _all_numbers(portions: Sequence[Portion], key: str) -> bool:
 
 
 def differing(portions: Sequence[Portion]) -> list[str]:
-    """Keys outside the layout that differ between trials: groups, keys, numbers of GPUs and sequences."""
+    """Keys outside the layout that differ between trials: groups, keys, numbers of GPUs, and of sequences or requests."""
     keys = dict.fromkeys(key for portion in portions for key in portion.keys)
     found = [name for name in CHOICES if len({portion.choices.get(name) for portion in portions}) > 1]
-    for name in ("num_gpus", "global_batch_size"):
-        ends = {end for portion in portions if len(portion.layouts) for end in _ends(getattr(portion.layouts, name))}
-        found += [KEYS[name]] * (len(ends) > 1)
+    outer = {name: key for portion in portions for name, key in portion.layouts.keys.items() if not key.startswith("parallel.")}
+    for name, key in outer.items():
+        columns = [getattr(portion.layouts, name) for portion in portions if len(portion.layouts) and name in portion.layouts.keys]
+        found += [key] * (len({end for column in columns for end in _ends(column)}) > 1)
     return [*found, *(key for key in keys if len({repr(portion.keys.get(key)) for portion in portions}) > 1)]
 
 
-def _ends(column: IntColumn) -> tuple[int, int]:
-    return int(column.min()), int(column.max())
+def _ends(column: NDArray[Any]) -> tuple[float, float]:
+    return float(column.min()), float(column.max())
 
 
 def _planned(portions: Sequence[Portion], folder: Path, tally: Tally, err: Console) -> list[Chunk]:

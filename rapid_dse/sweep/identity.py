@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable
-from dataclasses import fields
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rapid_dse.config.scenario import Scenario
-from rapid_dse.parallel.layouts import KEYS, OPTIONAL, Layouts
+from rapid_dse.parallel.layouts import COLUMN_OF, OPTIONAL, Layouts
 
 Lanes = NDArray[np.uint64]
 
@@ -28,9 +27,9 @@ PRICING_SOURCES = ("config", "parallel", "model", "device", "interconnect", "tra
 _NOT_CONTENT: dict[str, Any] = {
     "search": True,
     "debug": True,
-    "parallel": {name for name, key in KEYS.items() if key.startswith("parallel.")},
+    "parallel": {key.split(".")[1] for key in COLUMN_OF if key.startswith("parallel.")},
     "hw": {"num_gpus"},
-    "workload": {"global_batch_size"},
+    "workload": {key.split(".")[1] for key in COLUMN_OF if key.startswith("workload.")},
     "backend": {"artifacts"},
 }
 _MULTIPLIERS = ((0xBF58476D1CE4E5B9, 0x94D049BB133111EB), (0xFF51AFD7ED558CCD, 0xC4CEB9FE1A85EC53))
@@ -70,7 +69,7 @@ def _without_empty(tree: dict[str, Any]) -> dict[str, Any]:
 def keys(scenario: Scenario, layouts: Layouts, code: str | None = None) -> Lanes:
     """The key of every layout under a scenario, ``(n_layouts, 2)``; ``code`` None is the running code's hash."""
     seed = np.frombuffer(hashlib.blake2b(configuration_text(scenario).encode(), digest_size=16).digest(), np.uint64)
-    columns = [(f.name, np.asarray(getattr(layouts, f.name)).astype(np.uint64)) for f in fields(layouts)]
+    columns = [(name, _bits(getattr(layouts, name))) for name in layouts.keys]
     lanes = np.empty((len(layouts), 2), np.uint64)
     for lane, multipliers in enumerate(_MULTIPLIERS):
         state = np.full(len(layouts), seed[lane])
@@ -84,6 +83,10 @@ def keys(scenario: Scenario, layouts: Layouts, code: str | None = None) -> Lanes
                 state = np.where(given, mixed, state)
         lanes[:, lane] = state
     return lanes ^ from_hex([code or code_hash()])
+
+
+def _bits(column: NDArray[Any]) -> Lanes:
+    return column.view(np.uint64) if column.dtype == np.float64 else column.astype(np.uint64)
 
 
 def _mix(state: Lanes, column: Lanes, multipliers: tuple[int, int]) -> None:

@@ -7,6 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from rapid_dse.sweep import figures
+from rapid_dse.sweep.console import UNLIMITED
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -102,3 +105,14 @@ def short_titles(keys: Sequence[str]) -> list[str]:
 
 def _alone(title: str, key: str, keys: Sequence[str]) -> bool:
     return not title[0].isdigit() and not any(other != key and f".{other}".endswith(f".{title}") for other in keys)
+
+
+def sum_lines(title: str, name: str, total: float, terms: Sequence[tuple[str, float]]) -> list[str]:
+    """Lines of a sum: the terms above 0 with their shares of the total."""
+    kept = [(term, value) for term, value in terms if value > 0]
+    columns = [
+        Column(title, [term for term, _ in kept], figure=False),
+        Column(figures.result(name, total), [figures.result(name, value) for _, value in kept]),
+        Column("", [figures.percent(value / total) for _, value in kept]),
+    ]
+    return lines(columns, UNLIMITED)

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from rapid_dse.common.columns import distinct, numbered
 from rapid_dse.config.scenario import Scenario
+from rapid_dse.parallel import engines, offered
 from rapid_dse.parallel.layouts import BoolColumn, Layouts
-from rapid_dse.parallel.offered import unoffered
 from rapid_dse.simulate.trust import Trust, trust
 
 
@@ -31,7 +31,8 @@ def remarks(scenario: Scenario, layouts: Layouts) -> list[Remark]:
     software = scenario.software
     found: list[Remark] = []
     if not software.enforce:
-        found += [Remark(each.remark(software.name), each.where) for each in unoffered(layouts, scenario)]
+        lacking = engines.unoffered(layouts, scenario) if isinstance(layouts, engines.Engines) else offered.unoffered(layouts, scenario)
+        found += [Remark(each.remark(software.name), each.where) for each in lacking]
     return [remark for remark in found if remark.where.any()]
 
 

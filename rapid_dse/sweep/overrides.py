@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,6 +22,7 @@ MOST_VALUES = 100_000  # of one key
 SWEEPS = "sweeps"  # the group of named sweeps: +sweeps=NAME
 # Keys that take the word all: every value that can be legal. How many GPUs share one copy of the shards is told in numbers.
 ALL_KEYS = tuple(key for key in COLUMN_OF if key.startswith("parallel.") and COLUMN_OF[key] not in OPTIONAL)
+_OF_WORKLOAD = {"inference": {"software": "vllm"}}  # options of other groups that a workload takes where none is named
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,28 @@ def read(arguments: Sequence[str]) -> Given:
             options[key] = found
         else:
             values[key] = found
-    return Given(options, values, swept, tuple(hydra))
+    return Given(*usual_options(options, values, swept), swept, tuple(hydra))
+
+
+def usual_options(options: Mapping[str, str], values: Mapping[str, Any], named: Collection[str]) -> tuple[dict[str, str], dict[str, Any]]:
+    """The options with those that follow from the workload, and the values without workload.kind, which is an option's.
+
+    Args:
+        named: groups and keys that are given in another way.
+
+    Raises:
+        ValueError: where workload.kind and the option contradict each other.
+    """
+    options, values = dict(options), dict(values)
+    kind = values.get("workload.kind")
+    if kind is not None and isinstance(kind, str) and kind in ("training", "inference"):
+        if options.setdefault("workload", kind) != kind:
+            raise ValueError(f"workload.kind={kind} and workload={options['workload']} contradict each other; allowed: workload alone")
+        del values["workload.kind"]
+    for group, option in _OF_WORKLOAD.get(options.get("workload", ""), {}).items():
+        if group not in named and SWEEPS not in options:
+            options.setdefault(group, option)
+    return options, values
 
 
 def _check_hydra(override: Override, text: str) -> None:
@@ -222,12 +244,16 @@ def _plain(item: Any) -> Any:
 def for_hydra(arguments: Sequence[str]) -> list[str]:
     """The same overrides as Hydra takes them: a key that a YAML file leaves out is added, and so is a named sweep.
 
-    The word all becomes a choice: Hydra leaves those to the sweeper.
+    The word all becomes a choice: Hydra leaves those to the sweeper. Options that follow from others are named.
     """
-    rewritten = []
+    given = read(arguments)
+    named = {_parsed(text).key_or_group for text in arguments}
+    rewritten = [f"{group}={option}" for group, option in given.options.items() if group not in named]
     for text in arguments:
         override = _parsed(text)
         bare = text.lstrip("+")
+        if override.key_or_group == "workload.kind" and "workload.kind" not in {*given.values, *given.swept}:
+            continue  # it is an option of its group
         if override.is_hydra_override():
             rewritten.append(text)
         elif override.key_or_group in ALL_KEYS and override.value() == "all":

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 # Of these more is better; of all others less.
-MORE_IS_BETTER = frozenset({"tokens_per_s", "tokens_per_s_per_gpu", "mfu"})
+MORE_IS_BETTER = frozenset({"tokens_per_s", "tokens_per_s_per_gpu", "requests_per_s", "mfu"})
 
 
 def descending(by: str) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import product
@@ -13,14 +14,18 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from rapid_dse.config import nodes
 from rapid_dse.config.hardware import Hardware
-from rapid_dse.config.run import Debug, Parallel, Search, Workload
+from rapid_dse.config.run import Debug, Parallel, Pool, Search, Workload
 from rapid_dse.config.scenario import Scenario, explain
+from rapid_dse.parallel.engines import Engines, enumerate_engines
+from rapid_dse.parallel.engines import resolved as resolved_engines
 from rapid_dse.parallel.layouts import (
     AUTO_SCHEDULE,
     CODES,
     COLUMN_OF,
     KEYS,
-    OPTIONAL,
+    POOL_DEGREES,
+    POOLS,
+    SERVING_KEYS,
     USUAL_ETP,
     WHOLE_GROUP,
     IntColumn,
@@ -58,12 +63,12 @@ class ColumnType:
     """
 
     def __init__(self, key: str) -> None:
-        section, name = key.split(".")
-        info = SECTIONS[section].model_fields[name]
+        section, *_, name = key.split(".")
+        info = (Pool if key.count(".") > 1 else SECTIONS[section]).model_fields[name]
         self.key, self.column = key, COLUMN_OF[key]
         self._adapter: TypeAdapter[Any] = TypeAdapter(_annotated(info.annotation, info.metadata))
 
-    def code(self, value: Any) -> int:
+    def code(self, value: Any) -> float:
         """The code of one value; ``ValueError`` names the key, the value and what is allowed."""
         try:
             found = self._adapter.validate_python(value)
@@ -73,7 +78,10 @@ class ColumnType:
             return 0 if self.column == "dp" else AUTO
         if self.column in CODES:
             return AUTO_SCHEDULE if found is None else CODES[self.column].index(found)
-        return OPTIONAL.get(self.column, AUTO_SEQUENCE) if found is None else int(found)
+        if self.column == "request_rate":
+            return float(found or 0)
+        absent = AUTO_SEQUENCE if self.column == "sequence_parallel" else 0
+        return absent if found is None else int(found)
 
 
 def _annotated(annotation: Any, metadata: Sequence[Any]) -> Any:
@@ -83,10 +91,28 @@ def _annotated(annotation: Any, metadata: Sequence[Any]) -> Any:
     return found
 
 
-def base_codes(scenario: Scenario) -> dict[str, int]:
-    """The codes of the scenario's own layout, by column."""
+def keys_of(scenario: Scenario) -> Mapping[str, str]:
+    """Key of the configuration behind each column of the layouts of a scenario's workload."""
+    return KEYS if scenario.workload.kind == "training" else SERVING_KEYS
+
+
+def base_codes(scenario: Scenario) -> dict[str, float]:
+    """The codes of the scenario's own layout, by column; null is 0 but for ``AUTO_SCHEDULE`` and ``AUTO_SEQUENCE``."""
+    return _training_codes(scenario) if scenario.workload.kind == "training" else _serving_codes(scenario)
+
+
+def _serving_codes(scenario: Scenario) -> dict[str, float]:
+    parallel, work = scenario.parallel, scenario.workload
+    codes: dict[str, float] = {"num_gpus": scenario.hw.num_gpus, "dp": 0 if parallel.dp == "auto" else parallel.dp}
+    codes |= {name: getattr(parallel, name) or 0 for name in ("tp", "attention_dp", "cp", "pp", "ep", "etp")}
+    codes |= {name: getattr(work, name) or 0 for name in ("batch_size", "concurrency", "request_rate", "num_prompts")}
+    pools = {f"{pool}_{name}": getattr(getattr(parallel, pool), name) or 0 for pool in POOLS for name in POOL_DEGREES}
+    return {name: (codes | pools)[name] for name in SERVING_KEYS}
+
+
+def _training_codes(scenario: Scenario) -> dict[str, float]:
     parallel = scenario.parallel
-    codes = {"num_gpus": scenario.hw.num_gpus, "global_batch_size": scenario.workload.global_batch_size}
+    codes: dict[str, float] = {"num_gpus": scenario.hw.num_gpus, "global_batch_size": scenario.workload.global_batch_size}
     for name in ("tp", "cp", "pp", "ep", "vpp", "micro_batch_size"):
         codes[name] = getattr(parallel, name)
     codes["zero"] = AUTO if parallel.zero == "auto" else parallel.zero
@@ -120,7 +146,7 @@ class Axes:
     groups: Mapping[str, tuple[Any, ...]]
     variants: Mapping[str, tuple[Any, ...]]
     intervals: Mapping[str, Interval]
-    codes: Mapping[str, list[int] | None]
+    codes: Mapping[str, list[float] | None]
     keys: tuple[str, ...]
     filed: Mapping[str, Any]
     every_key: tuple[str, ...]
@@ -238,7 +264,7 @@ def _check_swept(swept: Mapping[str, Values | Interval]) -> None:
                 raise ValueError(f"{key}={item!r}: allowed: names of options")
 
 
-def _codes(key: str, values: Values) -> list[int] | None:
+def _codes(key: str, values: Values) -> list[float] | None:
     if values.items is None:
         return None
     kind = ColumnType(key)
@@ -274,28 +300,49 @@ def _listed(keys: Sequence[str]) -> list[str]:
     return [key for key in dict.fromkeys(keys) if key not in COLUMN_OF and key.split(".")[0] not in ("search", "debug")]
 
 
-def _portion(setting: Setting, codes: Mapping[str, list[int] | None]) -> Portion:
+def _portion(setting: Setting, codes: Mapping[str, list[float] | None]) -> Portion:
     return Portion(setting.scenario, setting.choices, setting.keys, *layouts_of(setting, codes), said=setting.said)
 
 
-def layouts_of(setting: Setting, codes: Mapping[str, list[int] | None]) -> tuple[Layouts, IntColumn, tuple[str, ...], Mapping[str, int]]:
+def layouts_of(setting: Setting, codes: Mapping[str, list[float] | None]) -> tuple[Layouts, IntColumn, tuple[str, ...], Mapping[str, int]]:
     """The layouts of a setting: they, which of the reasons each breaks (-1: none), the reasons, and what was left out by reason."""
     scenario = setting.scenario
+    require_own(scenario, [name for name, values in codes.items() if values is not None])
     columns = {name: codes.get(name, [code]) for name, code in base_codes(scenario).items()}
     if setting.broken is not None:
         closed = {name: values or [base_codes(scenario)[name]] for name, values in columns.items()}
-        layouts = explicit(_grid_columns(closed), scenario)
+        layouts = explicit(_grid_columns(closed, keys_of(scenario)), scenario)
         return layouts, np.zeros(len(layouts), np.int64), (setting.broken,), {}
     if any(values is None for values in columns.values()):
-        layouts, rejected = enumerate_layouts(_open_space(columns, scenario), scenario)
+        layouts, rejected = _enumerated(columns, scenario)
         return layouts, np.full(len(layouts), -1, np.int64), (), dict(rejected)
-    layouts = explicit(_grid_columns({name: values or [] for name, values in columns.items()}), scenario)
+    layouts = explicit(_grid_columns({name: values or [] for name, values in columns.items()}, keys_of(scenario)), scenario)
     rule, reasons = broken_rules(layouts, scenario)
     return layouts, rule, tuple(reasons), {}
 
 
-def _open_space(columns: Mapping[str, list[int] | None], scenario: Scenario) -> Space:
-    values: dict[str, Sequence[int] | None] = dict(columns)
+def require_own(scenario: Scenario, columns: Sequence[str]) -> None:
+    """Raises ``ValueError`` where one of the columns is of the other workload's layouts alone, with its key."""
+    for name in columns:
+        if name not in keys_of(scenario):
+            raise ValueError(of_other_workload(scenario, name))
+
+
+def of_other_workload(scenario: Scenario, column: str) -> str:
+    """What is said of a column of the other workload's layouts that is given."""
+    key, kind = next(key for key, name in COLUMN_OF.items() if name == column), scenario.workload.kind
+    other = "inference" if kind == "training" else "training"
+    return f"{key} has no effect with workload.kind={kind}; leave it out, or workload={other}"
+
+
+def _enumerated(columns: Mapping[str, list[float] | None], scenario: Scenario) -> tuple[Layouts, Counter[str]]:
+    if scenario.workload.kind == "inference":
+        return enumerate_engines(Space({name: columns[name] for name in SERVING_KEYS}), scenario)
+    return enumerate_layouts(_open_space(columns, scenario), scenario)
+
+
+def _open_space(columns: Mapping[str, list[float] | None], scenario: Scenario) -> Space:
+    values: dict[str, Sequence[float] | None] = dict(columns)
     sequence = columns["sequence_parallel"]
     if sequence is not None:  # enumeration turns it off where tp = 1
         usual = int(usual_sequence_parallel(scenario.software.offers))
@@ -306,12 +353,12 @@ def _open_space(columns: Mapping[str, list[int] | None], scenario: Scenario) -> 
 MOST_LAYOUTS = 10**8  # of one scenario: their columns alone are 11 GB
 
 
-def _grid_columns(columns: Mapping[str, Sequence[int]]) -> dict[str, Any]:
+def _grid_columns(columns: Mapping[str, Sequence[float]], keys: Mapping[str, str]) -> dict[str, Any]:
     count = prod(len(values) for values in columns.values())
     if count > MOST_LAYOUTS:
         raise ValueError(f"the sweep has {count:,} combinations of layout keys; allowed: up to {MOST_LAYOUTS:,}, or search=optuna")
-    axes = np.meshgrid(*(np.asarray(columns[name], np.int64) for name in KEYS), indexing="ij")
-    return {name: axis.ravel() for name, axis in zip(KEYS, axes, strict=True)}
+    axes = np.meshgrid(*(np.asarray(columns[name]) for name in keys), indexing="ij")
+    return {name: axis.ravel() for name, axis in zip(keys, axes, strict=True)}
 
 
 def explicit(codes: Mapping[str, Any], scenario: Scenario) -> Layouts:
@@ -319,6 +366,8 @@ def explicit(codes: Mapping[str, Any], scenario: Scenario) -> Layouts:
 
     Where tp = 1 there is nothing for sequence parallelism to share, so it is off.
     """
+    if scenario.workload.kind == "inference":
+        return resolved_engines(Engines.of(codes))
     offers, sequence = scenario.software.offers, np.asarray(codes["sequence_parallel"])
     shared = np.where(sequence == AUTO_SEQUENCE, usual_sequence_parallel(offers), sequence)
     columns = {f.name: codes[f.name] for f in fields(Layouts)} | {"sequence_parallel": shared}

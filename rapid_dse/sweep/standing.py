@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rapid_dse.parallel.layouts import KEYS
+from rapid_dse.parallel.layouts import COLUMN_OF
 from rapid_dse.sweep import arrow, identity, ranking
 from rapid_dse.sweep.search.aims import Constraint
 
@@ -30,6 +30,7 @@ OF_TIME = frozenset({"step_time_s", "tokens_per_s", "tokens_per_s_per_gpu", "mfu
 # What makes a job another one, so that rows with and without it have no common ranking: the model, and the work of a step. Precision is
 # a choice of how to do the same work.
 _SAME_WORK = frozenset({"workload.precision", "workload.kv_precision"})
+_LOADS = {f"workload.{name}" for name in ("global_batch_size", "batch_size", "concurrency", "request_rate", "num_prompts")}
 FITS, OOM, NO_HEADROOM = range(3)  # verdicts; 3 and more are the constraint that is broken
 
 
@@ -59,9 +60,9 @@ class Aim:
     def grouped(self) -> tuple[str, ...]:
         """Keys whose values make jobs that have no common ranking: of the model, and of the work of a step.
 
-        Rates are comparable whatever the batch: tokens a second of a larger one are tokens a second.
+        Rates are comparable whatever the batch or the load: tokens a second of a larger one are tokens a second.
         """
-        rates = {"workload.global_batch_size"} if self.by.removeprefix("-") in ranking.MORE_IS_BETTER else set()
+        rates = _LOADS if self.by.removeprefix("-") in (*ranking.MORE_IS_BETTER, "usd_per_million_tokens", "energy_j_per_token") else set()
         return tuple(key for key in self.varying if key.split(".")[0] in ("model", "workload") and key not in _SAME_WORK | rates)
 
     @property
@@ -310,7 +311,7 @@ def differing(table: pa.Table, sections: Sequence[str]) -> list[str]:
     Args:
         sections: first parts of keys, and groups whose option is a column.
     """
-    inside = {key for key in KEYS.values() if key.startswith("parallel.")}
+    inside = {key for key in COLUMN_OF if key.startswith("parallel.")}
     keys = [name for name in table.column_names if name.split(".")[0] in sections and name not in inside]
     priced = table.filter(arrow.numbers(~np.isnan(numbers(table, "step_time_s"))))
     return [key for key in keys if _distinct(priced[key]) > 1]

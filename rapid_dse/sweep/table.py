@@ -13,7 +13,9 @@ from numpy.typing import NDArray
 
 from rapid_dse.config.scenario import Scenario
 from rapid_dse.events.backends import price
-from rapid_dse.parallel.layouts import BEHIND_NULL, CODES, KEYS, Layouts
+from rapid_dse.parallel.engines import Engines
+from rapid_dse.parallel.layouts import BEHIND_NULL, CODES, COLUMN_OF, Layouts
+from rapid_dse.simulate.inference.pricing import refused
 from rapid_dse.simulate.results import Priced, unlawful
 from rapid_dse.sweep import arrow, identity
 from rapid_dse.sweep.outside import judged
@@ -26,10 +28,12 @@ STATUS = ("ok", "oom", "invalid", "error")
 OK, OOM, INVALID, ERROR = range(len(STATUS))
 CHOICES = ("hw", "cluster", "model", "software", "backend")
 _WORKLOAD = ("kind", "seq_len", "precision")
-_INFERENCE = ("batch_size", "concurrency", "prompt_len", "decode_len", "kv_precision")
+_INFERENCE = (
+    "kind", "precision", "prompt_len", "decode_len", "length_spread", "kv_precision", "draft_tokens", "draft_acceptance", "prefix_hit"
+)  # fmt: skip
 _FEW = 32  # so many layouts that fail are tried one by one; of more the ends speak for all
 STAGE_LAYERS = "parallel.stage_layers"
-_LAYOUT_KEYS = frozenset(KEYS.values())
+_LAYOUT_KEYS = frozenset(COLUMN_OF)
 
 
 @dataclass(frozen=True)
@@ -99,6 +103,7 @@ def price_portion(portion: Portion) -> Outcome:
         if isinstance(found, Priced):
             status[rows] = np.where(found.fits, OK, OOM)
             reason[rows] = np.where(found.fits, -1, out_of_memory)
+            rows, found = _served(portion.scenario, portion.layouts, (rows, found), status, reason, reasons)
             parts.append(_lawful(rows, found, status, reason, reasons))
             if portion.scenario.search.fail_fast and len(parts[-1][0]) < len(rows):
                 raise ValueError(reasons[-1])
@@ -108,6 +113,25 @@ def price_portion(portion: Portion) -> Outcome:
     rows = np.concatenate([rows for rows, _ in parts]) if parts else np.zeros(0, np.int64)
     priced = Priced.concatenate([found for _, found in parts]) if len(parts) > 1 else parts[0][1] if parts else None
     return Outcome(priced, rows, status, reason, tuple(reasons), time.perf_counter() - start)
+
+
+def _served(
+    scenario: Scenario,
+    layouts: Layouts,
+    priced: tuple[NDArray[np.int64], Priced],
+    status: NDArray[np.int8],
+    reason: NDArray[np.int32],
+    reasons: list[str],
+) -> tuple[NDArray[np.int64], Priced]:
+    """The rows that a system can serve for as long as it is asked to; the others are invalid, with the most that it can."""
+    rows, found = priced
+    if scenario.workload.kind == "training":
+        return rows, found
+    for text, where in refused(scenario, layouts.take(rows), found):
+        status[rows[where]], reason[rows[where]] = INVALID, len(reasons)
+        reasons.append(text)
+    kept = np.flatnonzero(status[rows] != INVALID)
+    return rows[kept], found.take(kept)
 
 
 def _lawful(
@@ -167,20 +191,25 @@ def override_columns(portion: Portion) -> dict[str, pa.Array]:
     for key, value in _constants(portion).items():
         columns[key] = constant(value, n_rows)
     split = portion.scenario.parallel.stage_layers
-    columns[STAGE_LAYERS] = arrow.coded(np.full(n_rows, -1 if split is None else 0), ["" if split is None else ",".join(map(str, split))])
-    for f in fields(layouts):
-        values = np.maximum(1, getattr(layouts, BEHIND_NULL[f.name])) if f.name in BEHIND_NULL else getattr(layouts, f.name)
-        absent = values == 0 if f.name == "dp" else None  # an automatic dp that comes out at no number of copies
-        if f.name == "etp" and not portion.scenario.model.num_experts:
+    training = portion.scenario.workload.kind == "training"
+    if training:
+        text = "" if split is None else ",".join(map(str, split))
+        columns[STAGE_LAYERS] = arrow.coded(np.full(n_rows, 0 if text else -1), [text])
+    for name, key in layouts.keys.items():
+        behind = training and name in BEHIND_NULL
+        values = np.maximum(1, getattr(layouts, BEHIND_NULL[name])) if behind else getattr(layouts, name)
+        # an automatic dp that comes out at no number of copies; what is null of an engine
+        absent = values == 0 if name == "dp" or isinstance(layouts, Engines) else None
+        if training and name == "etp" and not portion.scenario.model.num_experts:
             absent = np.ones(n_rows, bool)
-        columns[KEYS[f.name]] = arrow.coded(values, CODES[f.name]) if f.name in CODES else arrow.numbers(values, absent)
+        columns[key] = arrow.coded(values, CODES[name]) if name in CODES else arrow.numbers(values, absent)
     return columns
 
 
 def _constants(portion: Portion) -> dict[str, Any]:
     """Keys that the portion's layouts share, with their values."""
     workload = portion.scenario.workload
-    names = _WORKLOAD if workload.kind == "training" else _WORKLOAD + _INFERENCE
+    names = _WORKLOAD if workload.kind == "training" else _INFERENCE
     found: dict[str, Any] = {f"workload.{name}": getattr(workload, name) for name in names}
     found["parallel.order"] = ",".join(portion.scenario.parallel.order)
     shown = {*_LAYOUT_KEYS, *CHOICES, *found, STAGE_LAYERS}

@@ -1,4 +1,4 @@
-"""What the schema knows of a training framework, in parts: what its kernels fuse, what the host costs, what overlaps, what is kept."""
+"""What the schema knows of a framework, in parts: what kernels fuse, what the host costs, what overlaps, what is kept, how it serves."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pydantic import model_validator
 
 from rapid_dse.config.measured_boxes import MeasuredRuns
 from rapid_dse.config.parts import InParts
-from rapid_dse.config.software.fitted import FREE, FREE_MEMORY
+from rapid_dse.config.software.fitted import FREE, FREE_MEMORY, FREE_SERVING
 from rapid_dse.config.software.host_settings import HostSettings
 from rapid_dse.config.software.kernel_settings import KernelSettings, LibraryGeneration
 from rapid_dse.config.software.memory_settings import MemorySettings
@@ -14,8 +14,9 @@ from rapid_dse.config.software.offers import Offers
 from rapid_dse.config.software.overlap_settings import OverlapSettings
 from rapid_dse.config.software.pipeline_settings import PipelineSettings
 from rapid_dse.config.software.precision_settings import PrecisionSettings
+from rapid_dse.config.software.serving_settings import ServingSettings
 
-__all__ = ["FREE", "FREE_MEMORY", "LibraryGeneration", "Offers", "Software"]
+__all__ = ["FREE", "FREE_MEMORY", "FREE_SERVING", "LibraryGeneration", "Offers", "Software"]
 
 
 class Software(InParts):
@@ -37,6 +38,7 @@ class Software(InParts):
     precision: PrecisionSettings = PrecisionSettings()
     memory: MemorySettings = MemorySettings()
     pipeline: PipelineSettings = PipelineSettings()
+    serving: ServingSettings = ServingSettings()
 
     @model_validator(mode="after")
     def _known_are_free(self) -> Software:

@@ -25,6 +25,18 @@ FREE: tuple[FreeParameter, ...] = (
     FreeParameter("optimizer_traffic", 34.0, 15.0, 200.0, "bytes a parameter", "fused or for-each optimizer"),
 )
 
+# What measured runs of inference may fit.
+FREE_SERVING: tuple[FreeParameter, ...] = (
+    FreeParameter("layer_latency", 1.5e-5, 1.5e-5, 3e-4, "s", "how many small kernels a layer has, and the gaps between them"),
+    FreeParameter("expert_latency", 3e-5, 3e-5, 5e-4, "s", "router, sort and grouped products' launches"),
+    FreeParameter("collective_latency", 5e-6, 5e-6, 1e-4, "s", "its all-reduce kernels' synchronisation"),
+    FreeParameter("quantize_latency", 1e-6, 2e-6, 5e-5, "s", "whether casts are fused into neighbours"),
+    FreeParameter("step_latency", 5e-4, 1e-3, 1e-2, "s", "scheduler and sampler"),
+    FreeParameter("sequence_latency", 1e-5, 1.5e-5, 1e-3, "s", "Python a running sequence"),
+    FreeParameter("decode_wait", 1.0, 0.3, 1.0, "share", "whether prefill runs between or beside decode steps"),
+    FreeParameter("prefill_efficiency", 0.9, 0.15, 1.2, "share", "its kernels in prefill"),
+)
+
 # What measured peaks of memory may fit.
 FREE_MEMORY: tuple[FreeParameter, ...] = (
     FreeParameter("optimizer_bytes", 12.0, 1.0, 16.0, "bytes a parameter", "its optimizer's states and buckets"),

@@ -22,12 +22,14 @@ class Offers(Frozen):
     """
 
     workloads: tuple[Literal["training", "inference"], ...] = ("training", "inference")
-    # Degrees that may be above 1, beside dp; etp: it may be other than tp.
-    parallelisms: tuple[Literal["tp", "cp", "pp", "ep", "etp"], ...] = ("tp", "cp", "pp", "ep", "etp")
+    # Degrees that may be above 1, beside dp; etp: it may be other than tp; pools: prefill and decode on engines of their own.
+    parallelisms: tuple[Literal["tp", "cp", "pp", "ep", "etp", "attention_dp", "pools"], ...] = (
+        "tp", "cp", "pp", "ep", "etp", "attention_dp", "pools",
+    )  # fmt: skip
     schedules: tuple[PipelineSchedule, ...] = ("gpipe", "1f1b", "interleaved_1f1b", "zero_bubble")  # of pipelines, pp > 1
     zero: tuple[Zero, ...] = (0, 1, 2, 3)  # stages without pipelines, pp = 1
     zero_with_pipelines: tuple[Zero, ...] = (0, 1, 2, 3)  # stages at pp > 1
     shard_group: tuple[Zero, ...] = (1, 2, 3)  # stages whose shards may lie on a part of the data-parallel ranks (hybrid sharding)
     sequence_parallel: tuple[bool, ...] = (True, False)  # values where tp > 1
     recompute: tuple[Mode, ...] = ("none", "selective", "full")
-    precisions: tuple[Precision, ...] = ("bf16", "fp16", "fp8", "tf32", "fp32")
+    precisions: tuple[Precision, ...] = ("bf16", "fp16", "fp8", "tf32", "fp32", "fp4", "int8", "int4")

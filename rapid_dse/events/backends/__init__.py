@@ -31,8 +31,12 @@ def price(scenario: Scenario, layouts: Layouts, watch: Watch | None = None, name
     Raises:
         ValueError: where the backend or the workload does not go with the scenario, with what to use instead.
     """
-    if scenario.workload.kind != "training":
-        raise ValueError(f"workload.kind={scenario.workload.kind}: not part of this version; allowed: training")
+    if scenario.workload.kind == "inference":
+        if scenario.backend.name != "analytical":
+            raise ValueError(f"backend={scenario.backend.name}: prices training alone; allowed with workload=inference: analytical")
+        from rapid_dse.simulate.inference import pricing
+
+        return pricing.price(scenario, layouts)
     backend = import_module(BACKENDS[scenario.backend.name])  # a backend is imported when it is used
     priced: Priced
     if scenario.backend.name != "analytical":

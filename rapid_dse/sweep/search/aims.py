@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from rapid_dse.config.scenario import Scenario
 from rapid_dse.config.units import UNITS, to_si
 from rapid_dse.model.operators import model_flops_per_token
-from rapid_dse.parallel.layouts import CODES, KEYS, Layouts
+from rapid_dse.parallel.layouts import CODES, COLUMN_OF, Layouts
 from rapid_dse.simulate.results import Priced
 from rapid_dse.sweep import ranking
 
@@ -96,7 +96,7 @@ def read_aims(objectives: Sequence[str], constraints: Sequence[str], keys: Seque
     Raises:
         ValueError: a name that is no column, a text that is no constraint, no objective at all.
     """
-    columns = [key for name, key in KEYS.items() if name not in CODES]
+    columns = [key for key, name in COLUMN_OF.items() if name not in CODES]
     names = [*(name for name in Priced.__dataclass_fields__ if name != FITS), *columns, "elapsed_s", *keys]
     if not objectives:
         raise ValueError("search.objectives=[]; allowed: at least one column, as step_time_s")
@@ -151,7 +151,8 @@ def _least(scenario: Scenario, layouts: Layouts, seconds: FloatColumn, peak: Flo
     gpus = layouts.num_gpus.astype(float)
     rate = layouts.global_batch_size * float(scenario.workload.seq_len) / seconds
     flops = model_flops_per_token(scenario.model, scenario.workload.seq_len) / scenario.hw.peak_flops(scenario.workload.precision)
-    exact = {"peak_memory_bytes": peak, **{key: getattr(layouts, name).astype(float) for name, key in KEYS.items() if name not in CODES}}
+    numbers = {key: getattr(layouts, name).astype(float) for name, key in layouts.keys.items() if name not in CODES}
+    exact = {"peak_memory_bytes": peak, **numbers}
     return {
         ("step_time_s", False): seconds,
         ("cost_usd", False): scenario.hw.price / 3600 * gpus * seconds,

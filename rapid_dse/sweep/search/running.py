@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import optuna
 
 from rapid_dse.config.run import Debug, Search
-from rapid_dse.parallel.layouts import KEYS
+from rapid_dse.parallel.layouts import COLUMN_OF
 from rapid_dse.sweep import driver, identity, launch, ranked, ranking, show, store
 from rapid_dse.sweep.chunks import Chunk, seconds_of
 from rapid_dse.sweep.console import console
@@ -132,7 +132,7 @@ def aim_of(space: SearchSpace, aims: Aims, search: Search) -> Aim:
     outer = [dimension.key for dimension in space.dimensions if dimension not in space.layout]
     outer += [choice.key for choice in space.layout if not choice.key.startswith("parallel.")]
     if search.best_per is not None:
-        ranking.require_key(search.best_per, [*CHOICES, *KEYS.values(), *outer], "search.best_per")
+        ranking.require_key(search.best_per, [*CHOICES, *COLUMN_OF, *outer], "search.best_per")
     return Aim(aims.objectives[0].text, search.top, aims.constraints[1:], search.headroom, tuple(outer), search.best_per, search.each)
 
 

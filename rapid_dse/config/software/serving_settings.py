@@ -1,0 +1,44 @@
+"""How an inference framework schedules requests, and what its steps cost beside products, attention and transfers."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from rapid_dse.config.effects import Only, Where
+from rapid_dse.config.fields import Bytes, Count, Seconds, Share, ShareOrZero
+from rapid_dse.config.parts import SchemaPart
+
+OF_INFERENCE = Only(Where("workload.kind", ("inference",)))
+Latency = Annotated[Seconds, Field(le=1e-2), OF_INFERENCE]
+
+
+class ServingSettings(SchemaPart):
+    """Scheduling, memory, and latencies; ``FREE_SERVING`` lists what measured runs may fit."""
+
+    # prefill_first: waiting prompts run before decoding goes on; mixed: whole prompts share steps with decoding; chunked: prompts are cut
+    # so that no step has more than max_batched_tokens.
+    scheduler: Annotated[Literal["prefill_first", "mixed", "chunked"], OF_INFERENCE] = "mixed"
+    max_batched_tokens: Annotated[Count, OF_INFERENCE] = 8192  # of a step
+    max_num_seqs: Annotated[Count, OF_INFERENCE] = 1024  # requests that run on an engine's attention rank at most
+    memory_fraction: Annotated[Share, OF_INFERENCE] = 0.9  # share of usable memory that it takes, or of what weights and workspace leave
+    memory_fraction_of: Annotated[Literal["memory", "rest"], OF_INFERENCE] = "memory"
+    # none: each kernel of a decode step is launched (host_layer); modules: all but attention's are captured; full_iteration: all are.
+    cuda_graphs: Annotated[Literal["none", "modules", "full_iteration"], OF_INFERENCE] = "full_iteration"
+    # A layer of a decode step under CUDA graphs: its small kernels (norms, rotary embedding, cache writes, activation), what lies between.
+    layer_latency: Latency = 1.5e-5
+    expert_latency: Latency = 3e-5  # what a layer of experts adds to that: router, sort, grouped launches
+    collective_latency: Latency = 5e-6  # what each exchange of a layer takes beside its bytes: synchronisation of its ranks
+    quantize_latency: Latency = 1e-6  # what a product of narrow operands adds: its input is scaled and cast
+    step_latency: Latency = 5e-4  # the host at each step: scheduling, sampling, detokenising
+    sequence_latency: Latency = 1e-5  # the host for each running sequence at each step
+    decode_wait: Annotated[ShareOrZero, OF_INFERENCE] = 1.0  # share of others' prefill that decode steps wait for; the rest runs beside
+    # Speed of prefill against its kernels run alone.
+    prefill_efficiency: Annotated[Annotated[float, Field(ge=0.2, le=1.5)], OF_INFERENCE] = 0.9
+    workspace: Annotated[Bytes, OF_INFERENCE] = 2e9  # held on a GPU beside weights, cache and activations: CUDA graphs, NCCL
+    # The KV cache has 8 bits where weights of products have at most 8, unless workload.kv_precision says otherwise.
+    fp8_cache: Annotated[bool, OF_INFERENCE] = False
+    # A request starts when its prompt and all that it may generate have room in the cache; false: with room for its prompt, and on average
+    # half of what it generates is there.
+    reserves_whole_requests: Annotated[bool, OF_INFERENCE] = False

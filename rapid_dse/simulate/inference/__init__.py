@@ -1,0 +1,1 @@
+"""Inference in closed form: passes, memory, serving."""

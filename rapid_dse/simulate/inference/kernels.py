@@ -1,0 +1,188 @@
+"""What the kernels of a pass cost one rank: products with narrow weights, attention over a cache, all-reduces of small messages."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rapid_dse.config.hardware import WEIGHTS_ALONE
+from rapid_dse.config.scenario import Scenario
+from rapid_dse.device import OperatorModel
+from rapid_dse.interconnect import closed_form, transfer
+from rapid_dse.interconnect.transfer import Transfer
+from rapid_dse.model.operators import local_kv_heads
+from rapid_dse.parallel.engines import Degrees
+from rapid_dse.parallel.span import Span
+from rapid_dse.simulate.communication import effective_network
+from rapid_dse.simulate.inference.products import Product
+from rapid_dse.simulate.inference.widths import CACHE_BYTES, WEIGHT_BYTES, cache_numbers, cache_precision, product_precision
+
+FloatColumn = NDArray[np.float64]
+
+LATENT_ROWS = 64.0  # rows of queries that a block of the latents' decode kernel holds (FlashMLA)
+LATENT_EFFICIENCY = 0.6  # share of the tensor cores' rate that such a kernel reaches (FlashMLA: 580 of 989 TFLOP/s on an H800)
+ONE_SHOT, TWO_SHOT = 1.0, 2.0  # rounds of a fused all-reduce: each rank reads all buffers; or reads its share of all, then all shares
+
+
+@dataclass(frozen=True)
+class Priced:
+    """Seconds, FLOP and HBM bytes, ``(n,)`` each; of products also how many of them cast their input to a narrow type."""
+
+    seconds: FloatColumn
+    flops: FloatColumn
+    moved: FloatColumn
+    casts: int = 0
+
+
+def price_products(scenario: Scenario, products: Sequence[Product], device: OperatorModel, *, decoding: bool) -> Priced:
+    """The products of a layer one after the other; each distinct shape is priced once.
+
+    Prefill is as training: products hold less than in short benchmarks (``hw.efficiency.sustained``), since they draw the chip's power.
+    Those of a decode step do so for the share of their time in which the tensor cores are busy.
+    """
+    hw = scenario.hw
+    rows = len(products[0].matmul.m)
+    seconds, flops, moved = np.zeros(rows), np.zeros(rows), np.zeros(rows)
+    casts = 0
+    by_precision: dict[str, list[Product]] = {}
+    for product in products:
+        by_precision.setdefault(product_precision(scenario, product), []).append(product)
+    for precision, several in by_precision.items():
+        m, n, k, batch = (np.concatenate([np.broadcast_to(part, rows) for part in parts]) for parts in _axes(several))
+        shapes = np.stack([m, n, k, batch], axis=1)
+        distinct, where = np.unique(shapes, axis=0, return_inverse=True)
+        arithmetic = hw.arithmetic(precision)
+        cost = device.gemm(*distinct.T[:3], batch=distinct.T[3], precision=arithmetic)[where.ravel()]
+        weights, rate = batch * n * k * WEIGHT_BYTES[precision], hw.memory.bandwidth * hw.efficiency.memory
+        if precision in WEIGHTS_ALONE:  # the kernel reads narrow weights: what HBM's time of wide ones has no longer
+            wide = 2.0 * batch * n * k / rate
+            cost = cost - (wide - weights / rate) * np.minimum(1.0, wide / cost) ** 4
+        work = 2.0 * batch * m * n * k
+        bound = np.minimum(1.0, work / hw.peak_flops(arithmetic) / cost) if decoding else 1.0
+        cost = cost * (1.0 + (1.0 / hw.efficiency.sustained - 1.0) * bound)
+        seconds += cost.reshape(len(several), rows).sum(axis=0)
+        flops += work.reshape(len(several), rows).sum(axis=0)
+        moved += (weights + 2.0 * batch * m * (n + k)).reshape(len(several), rows).sum(axis=0)
+        casts += len(several) if precision in ("fp8", "fp4") else 0
+    return Priced(seconds, flops, moved, casts)
+
+
+def _axes(products: Sequence[Product]) -> list[list[NDArray[np.float64] | float]]:
+    return [[getattr(product.matmul, axis) for product in products] for axis in ("m", "n", "k", "batch")]
+
+
+def prefill_attention(
+    scenario: Scenario, cut: Degrees, sequences: FloatColumn, queries: float, keys: float, device: OperatorModel
+) -> Priced:
+    """Causal attention of one layer over prompts: ``sequences`` of them on a rank, of whose ``keys`` tokens the last ``queries`` are
+    computed."""
+    model = scenario.model
+    heads, kv_heads, width, value = _heads(scenario, cut, absorbed=False)
+    shared = np.maximum(1.0, queries / cut.cp)
+    kernel = scenario.attention_kernel
+    seconds = device.attention(
+        sequences, heads, kv_heads, shared, keys, width, v_head_dim=value, kernel=kernel, precision=_attention_precision(scenario),
+        window=model.sliding_window, generation=scenario.software.kernels.library_generation,
+    ) / scenario.hw.efficiency.sustained  # fmt: skip
+    seen = _seen(keys, queries, model.sliding_window)
+    flops = 2.0 * sequences * heads * shared * seen * (width + value)
+    return Priced(seconds, flops, 2.0 * sequences * (heads * shared * 2 + kv_heads * keys) * (width + value) / 2)
+
+
+def _seen(keys: float, queries: float, window: int | None) -> float:
+    """Keys that a query sees on average where ``queries`` end a sequence of ``keys``."""
+    positions = np.linspace(keys - queries, keys, 33)
+    return float(np.minimum(positions + 0.5, window or np.inf).mean())
+
+
+def decode_attention(scenario: Scenario, cut: Degrees, rows: FloatColumn, context: float, queries: float, device: OperatorModel) -> Priced:
+    """Attention of one layer of a decode step: ``rows`` sequences on a rank, each with ``queries`` new tokens that see ``context`` keys."""
+    model = scenario.model
+    keys = min(context, model.sliding_window or context)
+    kept = np.maximum(1.0, keys / cut.cp)  # ranks of cp each hold a share of the keys
+    heads, kv_heads, width, value = _heads(scenario, cut, absorbed=True)
+    cached = rows * kept * cache_a_rank(scenario, cut)
+    flops = 2.0 * rows * heads * queries * kept * (width + value)
+    if model.kv_lora_rank:
+        return Priced(_latent_decode(scenario, heads * queries, rows, kept, cached), flops, cached)
+    precision = cache_precision(scenario)
+    known = scenario.hw.precisions
+    arithmetic = precision if precision in known and precision in ("fp8", "bf16", "fp16") else scenario.hw.arithmetic("int8")
+    kernel = scenario.attention_kernel
+    seconds = device.attention(
+        rows, heads, kv_heads, queries, kept, width, v_head_dim=value, kernel=kernel, precision=arithmetic,
+        generation=scenario.software.kernels.library_generation,
+    )  # fmt: skip
+    if CACHE_BYTES[precision] < CACHE_BYTES.get(arithmetic, 2.0):  # narrow numbers are widened on their way
+        saved = (
+            cached * (CACHE_BYTES[arithmetic] / CACHE_BYTES[precision] - 1) / (scenario.hw.memory.bandwidth * scenario.hw.efficiency.memory)
+        )
+        seconds = np.maximum(seconds - saved, seconds * 0.25)
+    return Priced(seconds / scenario.hw.efficiency.sustained, flops, cached)
+
+
+def _latent_decode(scenario: Scenario, queries: FloatColumn, rows: FloatColumn, keys: FloatColumn, cached: FloatColumn) -> FloatColumn:
+    """Absorbed latent attention: all heads of a rank share each latent, which is read once; blocks split the keys over the SMs."""
+    hw, model = scenario.hw, scenario.model
+    latent, rotary = model.kv_lora_rank or 0, model.qk_rope_head_dim or 0
+    padded = np.ceil(queries / LATENT_ROWS) * LATENT_ROWS
+    precision = scenario.hw.arithmetic("int8")
+    busy = np.minimum(1.0, rows * np.maximum(1.0, keys / 256) / hw.sms)
+    compute = 2.0 * rows * padded * keys * (2 * latent + rotary) / (hw.peak_flops(precision) * LATENT_EFFICIENCY * busy)
+    memory = cached / (hw.memory.bandwidth * hw.efficiency.memory)
+    return np.asarray(np.maximum(compute, memory) + 2 * hw.kernel_latency)
+
+
+def cache_a_rank(scenario: Scenario, cut: Degrees) -> FloatColumn:
+    """Bytes of the cache that a token leaves on a tensor-parallel rank in one layer; latents are whole on each."""
+    model, width = scenario.model, CACHE_BYTES[cache_precision(scenario)]
+    if model.kv_lora_rank:
+        return np.full(len(cut.tp), cache_numbers(model) * width)
+    return np.asarray(2.0 * local_kv_heads(model, cut.tp) * model.attention_head_dim * width)
+
+
+def _heads(scenario: Scenario, cut: Degrees, absorbed: bool) -> tuple[FloatColumn, FloatColumn, float, float]:
+    """Query heads, key heads, and widths of a key and a value, of a rank."""
+    model = scenario.model
+    heads = model.num_attention_heads / cut.tp
+    if not model.kv_lora_rank:
+        return heads, local_kv_heads(model, cut.tp), float(model.attention_head_dim), float(model.attention_head_dim)
+    rotary = model.qk_rope_head_dim or 0
+    if absorbed:
+        return heads, np.ones_like(heads), float(model.kv_lora_rank + rotary), float(model.kv_lora_rank)
+    return heads, heads, float((model.qk_nope_head_dim or 0) + rotary), float(model.v_head_dim or model.attention_head_dim)
+
+
+def _attention_precision(scenario: Scenario) -> str:
+    precision = scenario.workload.precision
+    return precision if precision in ("fp32", "tf32", "bf16", "fp16") else scenario.hw.arithmetic("int8")
+
+
+def small_all_reduce(scenario: Scenario, size: FloatColumn, span: Span) -> Transfer:
+    """Sums ``size`` bytes over a group: NCCL's best, or within a node the framework's own kernel, which reads its peers' buffers over
+    NVLink: all of them at once (one shot), or its share of them and then the others' shares (two shots)."""
+    network = effective_network(scenario)
+    library = transfer.all_reduce(size, span, network)
+    inner, ranks = network.dimensions[0], span.members[0]
+    rate = inner.bandwidth * inner.utilization
+    start = scenario.software.serving.collective_latency
+    one = size * (ranks - 1) / rate + ONE_SHOT * inner.latency
+    two = 2.0 * size * (ranks - 1) / ranks / rate + TWO_SHOT * inner.latency
+    own = np.where((span.size <= ranks) & (ranks > 1), start + np.minimum(one, two), np.inf)
+    return Transfer(np.minimum(library.seconds, own), library.sent, np.minimum(library.busy, np.minimum(library.seconds, own)))
+
+
+def exchange(scenario: Scenario, sent: FloatColumn, gathered: FloatColumn, span: Span) -> Transfer:
+    """Takes tokens to the ranks of their experts, or back: an all-to-all of ``sent`` bytes a rank, or a gather of all ranks' tokens
+    (``gathered`` bytes), whichever is faster."""
+    network = effective_network(scenario)
+    start = scenario.software.serving.collective_latency
+    routed, whole = transfer.all_to_all(sent, span, network), transfer.all_gather(gathered, span, network)
+    found = transfer.either(routed.seconds <= whole.seconds, routed, whole)
+    return found.waiting(np.where(span.size > 1, start, 0.0))
+
+
+__all__ = ["Priced", "closed_form", "decode_attention", "exchange", "prefill_attention", "price_products", "small_all_reduce"]

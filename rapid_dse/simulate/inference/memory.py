@@ -1,0 +1,93 @@
+"""What an engine's GPU holds: weights, cache, activations, workspace; and how many requests run in what is left."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rapid_dse.config.scenario import Scenario
+from rapid_dse.model.operators import padded_vocab
+from rapid_dse.parallel.engines import Degrees
+from rapid_dse.simulate.inference.kernels import cache_a_rank
+from rapid_dse.simulate.inference.passes import all_products
+from rapid_dse.simulate.inference.products import Product, dense_layers
+from rapid_dse.simulate.inference.widths import ACTIVATION, WEIGHT_BYTES, product_precision
+
+FloatColumn = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Room:
+    """Bytes of the worst GPU of an engine, ``(n,)`` each, and the requests that its cache holds.
+
+    ``weights`` are all parameters; ``activations`` of the largest step; ``buffers`` what the framework holds beside; ``cache`` what is left
+    for the KV cache under ``software.memory_fraction``; ``a_request`` what a request takes of it on average; ``requests``: how many run on
+    an attention rank at most, at least 1.
+    """
+
+    weights: FloatColumn
+    activations: FloatColumn
+    buffers: FloatColumn
+    cache: FloatColumn
+    a_request: FloatColumn
+    requests: FloatColumn
+
+
+def room(scenario: Scenario, cut: Degrees) -> Room:
+    """What each engine holds, whatever it is asked for."""
+    software, usable = scenario.software, scenario.hw.memory.usable
+    weights, activations = weight_bytes(scenario, cut), activation_bytes(scenario, cut)
+    buffers = np.full(len(cut.tp), software.serving.workspace)
+    held = weights + activations + buffers
+    share = software.serving.memory_fraction
+    left = np.maximum(0.0, share * (usable - held) if software.serving.memory_fraction_of == "rest" else share * usable - held)
+    each = request_bytes(scenario, cut)
+    most = np.minimum(np.floor(left / each), float(software.serving.max_num_seqs))
+    return Room(weights, activations, buffers, left, each, np.maximum(1.0, most))
+
+
+def request_bytes(scenario: Scenario, cut: Degrees) -> FloatColumn:
+    """Bytes of the cache that a running request takes on a GPU: on average over its life, or as much as it is promised.
+
+    A stage of a pipeline has its layers' share. Tokens that a window has passed are dropped.
+    """
+    model, (prompt, generated) = scenario.model, scenario.workload.lengths
+    longest = 1.0 + scenario.workload.length_spread
+    promised = scenario.software.serving.reserves_whole_requests
+    tokens = float(prompt + generated) * longest if promised else prompt + generated / 2.0
+    tokens = min(tokens, model.sliding_window or tokens)
+    return np.asarray(cache_a_rank(scenario, cut) * tokens * np.ceil(model.num_hidden_layers / cut.pp) / cut.cp)
+
+
+def weight_bytes(scenario: Scenario, cut: Degrees) -> FloatColumn:
+    """Bytes of a GPU's weights: those of its stage's layers, and of embedding and head on the ends of a pipeline."""
+    model, ones = scenario.model, np.ones(len(cut.tp))
+    dense, layers = dense_layers(model), model.num_hidden_layers
+    bytes_: dict[str, FloatColumn] = {"attention": 0 * ones, "mlp": 0 * ones, "experts": 0 * ones}
+    for product in all_products(scenario, cut, ones * 1e9, decoding=False):  # so many tokens that every expert is there
+        bytes_[product.part] = bytes_[product.part] + _stored(scenario, product)
+    count = {"attention": layers, "mlp": dense, "experts": layers - dense}
+    body = sum((bytes_[part] * count[part] for part in bytes_), 0 * ones)
+    tables = np.where(cut.pp > 1, 1.0, 1.0 if model.tie_word_embeddings else 2.0)
+    ends = tables * padded_vocab(model, cut.tp) / cut.tp * model.hidden_size * ACTIVATION
+    return np.asarray(body * np.ceil(layers / cut.pp) / layers + ends)
+
+
+def _stored(scenario: Scenario, product: Product) -> FloatColumn:
+    matmul = product.matmul
+    return np.asarray(matmul.batch * matmul.n * matmul.k * WEIGHT_BYTES[product_precision(scenario, product)])
+
+
+def activation_bytes(scenario: Scenario, cut: Degrees) -> FloatColumn:
+    """Bytes alive at the widest point of the largest step: the stream and its copy, and what goes into and comes out of the MLP's
+    activation; logits of all sequences that run."""
+    model, software = scenario.model, scenario.software
+    tokens = float(software.serving.max_batched_tokens)
+    wide = model.intermediate_size
+    if model.num_experts:
+        wide = max((model.num_experts_per_tok + model.n_shared_experts) * model.moe_intermediate_size, wide * (dense_layers(model) > 0))
+    stream = tokens * ACTIVATION * (2.0 * model.hidden_size + 3.0 * wide / cut.wide * cut.attention_dp)
+    logits = min(software.serving.max_num_seqs, tokens) * 4.0 * padded_vocab(model, cut.tp) / cut.tp
+    return np.asarray(np.maximum(stream, logits))

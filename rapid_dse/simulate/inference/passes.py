@@ -1,0 +1,191 @@
+"""A pass through the model on columns of engines: decode steps and prefill, by term."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rapid_dse.config.scenario import Scenario
+from rapid_dse.device import OperatorModel
+from rapid_dse.interconnect import transfer
+from rapid_dse.interconnect.transfer import Transfer
+from rapid_dse.model.operators import MicroBatch, padded_vocab
+from rapid_dse.parallel.engines import Degrees
+from rapid_dse.parallel.placement import Placement, place
+from rapid_dse.simulate.communication import effective_network
+from rapid_dse.simulate.inference.kernels import (
+    Priced,
+    decode_attention,
+    exchange,
+    prefill_attention,
+    price_products,
+    small_all_reduce,
+)
+from rapid_dse.simulate.inference.products import (
+    Product,
+    attention_products,
+    dense_layers,
+    dense_products,
+    expert_products,
+    head_product,
+)
+from rapid_dse.simulate.inference.widths import ACTIVATION
+from rapid_dse.simulate.operator_times import elementwise_bytes
+
+FloatColumn = NDArray[np.float64]
+
+ORDER = ("tp", "cp", "ep", "pp", "dp")  # of an engine's ranks, inner to outer; attention ranks stand in the place of cp
+CAST_BYTES = 3.0  # a number of a product's input that is cast from 16 to 8 bits: read and written
+NODES = np.polynomial.legendre.leggauss(4)  # context lengths at which decoding is sampled, and their weights
+SECONDS = ("products", "attention", "small", "experts", "tp", "cp", "ep", "pp")
+
+
+@dataclass(frozen=True)
+class Pass:
+    """Seconds of one pass through all stages, by what takes them, ``(n,)`` each; FLOP, HBM bytes and bytes sent of a whole engine."""
+
+    products: FloatColumn
+    attention: FloatColumn
+    small: FloatColumn
+    experts: FloatColumn
+    tp: FloatColumn
+    cp: FloatColumn
+    ep: FloatColumn
+    pp: FloatColumn
+    flops: FloatColumn
+    moved: FloatColumn
+    joules_sent: FloatColumn
+
+    @property
+    def compute(self) -> FloatColumn:
+        """Seconds of all kernels."""
+        return self.products + self.attention + self.small + self.experts
+
+    @property
+    def total(self) -> FloatColumn:
+        """Seconds of the pass."""
+        return self.compute + self.tp + self.cp + self.ep + self.pp
+
+    def reshaped(self, *shape: int) -> Pass:
+        """The same columns as arrays of another shape."""
+        return Pass(*(getattr(self, each.name).reshape(shape) for each in fields(self)))
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """Prompts that are computed in passes of so many sequences: ``queries`` tokens of each, the last of ``keys``, in ``chunks`` passes."""
+
+    queries: float
+    keys: float
+    chunks: int
+
+
+def decode_pass(scenario: Scenario, cut: Degrees, rows: FloatColumn, device: OperatorModel, queries: float = 1.0) -> Pass:
+    """A step that gives each of ``rows`` sequences of an attention rank ``queries`` tokens, on average over the contexts of a request."""
+    prompt, generated = scenario.workload.lengths
+    points, weights = NODES
+    attention: list[tuple[float, Priced]] = []
+    for point, weight in zip(points, weights, strict=True):
+        context = prompt + max(1.0, generated * (1 + point) / 2)
+        attention.append((weight / 2, decode_attention(scenario, cut, rows, context, queries, device)))
+    mean = Priced(*(np.sum([share * getattr(each, name) for share, each in attention], axis=0) for name in ("seconds", "flops", "moved")))
+    return _pass(scenario, cut, rows * queries, rows * queries, mean, device, decoding=True)
+
+
+def prefill_pass(scenario: Scenario, cut: Degrees, sequences: FloatColumn, prompts: Prompts, device: OperatorModel) -> Pass:
+    """All passes that compute ``sequences`` prompts of an attention rank; the head sees the last token of each."""
+    attention = prefill_attention(scenario, cut, sequences, prompts.queries, prompts.keys, device)
+    tokens = np.maximum(1.0, sequences * prompts.queries / cut.cp / prompts.chunks)
+    whole = Priced(attention.seconds / prompts.chunks, attention.flops / prompts.chunks, attention.moved / prompts.chunks)
+    one = _pass(scenario, cut, tokens, np.maximum(1.0, sequences / prompts.chunks), whole, device, decoding=False)
+    slower = prompts.chunks / scenario.software.serving.prefill_efficiency
+    times = {name: slower if name in SECONDS[:4] else prompts.chunks for name in (each.name for each in fields(one))}
+    return Pass(**{name: getattr(one, name) * factor for name, factor in times.items()})
+
+
+def _pass(
+    scenario: Scenario, cut: Degrees, tokens: FloatColumn, ends: FloatColumn, attention: Priced, device: OperatorModel, *, decoding: bool
+) -> Pass:
+    model, serving = scenario.model, scenario.software.serving
+    dense, layers = dense_layers(model), model.num_hidden_layers
+    around = price_products(scenario, attention_products(model, cut, tokens, absorbed=decoding), device, decoding=decoding)
+    mlp = price_products(scenario, dense_products(model, cut, tokens), device, decoding=decoding) if dense else None
+    routed = price_products(scenario, expert_products(model, cut, tokens), device, decoding=decoding) if layers > dense else None
+    head = price_products(scenario, [head_product(model, cut, ends)], device, decoding=decoding)
+    counted = [(around, layers), (attention, layers), (head, 1)]
+    counted += [(part, count) for part, count in ((mlp, dense), (routed, layers - dense)) if part is not None]
+    products = sum((part.seconds * count for part, count in counted if part is not attention), np.zeros(len(tokens)))
+    casts = sum(part.casts * count for part, count in counted)
+    small = layers * (serving.layer_latency + _glue(scenario, cut, tokens, device)) + casts * _cast(scenario, tokens, device)
+    place_ = _places(scenario, cut)
+    moves = _moves(scenario, cut, tokens, ends, place_)
+    energy = np.array([dimension.energy for dimension in scenario.hw.network.dimensions])
+    flops, moved = (sum((getattr(part, name) * count for part, count in counted), np.zeros(len(tokens))) for name in ("flops", "moved"))
+    return Pass(
+        products=products,
+        attention=attention.seconds * layers,
+        small=small,
+        experts=np.full(len(tokens), (layers - dense) * serving.expert_latency),
+        **{name: move.seconds for name, move in moves.items()},
+        flops=flops * cut.wide,
+        moved=moved * cut.wide,
+        joules_sent=energy @ np.asarray(sum(move.sent for move in moves.values())) * cut.wide,
+    )
+
+
+def _glue(scenario: Scenario, cut: Degrees, tokens: FloatColumn, device: OperatorModel) -> FloatColumn:
+    """Seconds of what norms, rotary embedding, activation and routing move of one layer, their latencies left to ``layer_latency``."""
+    ones = np.ones_like(cut.tp)
+    shape = MicroBatch(cut.tp, ones, cut.ep, cut.etp, tokens, np.zeros(len(tokens), bool), 1)  # type: ignore[arg-type]  # tokens need not be whole
+    moved, _ = elementwise_bytes(scenario, shape)
+    return np.maximum(0.0, device.elementwise(moved) - device.elementwise(0.0))
+
+
+def _cast(scenario: Scenario, tokens: FloatColumn, device: OperatorModel) -> FloatColumn:
+    """Seconds that scaling and casting the input of a narrow product takes."""
+    moved = CAST_BYTES * tokens * scenario.model.hidden_size
+    return scenario.software.serving.quantize_latency + np.maximum(0.0, device.elementwise(moved) - device.elementwise(0.0))
+
+
+def _places(scenario: Scenario, cut: Degrees) -> Placement:
+    """Where the groups of an engine lie: tensor-parallel ranks next to each other, then those of cp and of attention's copies."""
+    degrees = {"tp": cut.tp, "cp": cut.cp * cut.attention_dp, "pp": cut.pp, "dp": np.ones_like(cut.tp), "ep": np.ones_like(cut.tp)}
+    return place(degrees, ORDER, effective_network(scenario))
+
+
+def _moves(scenario: Scenario, cut: Degrees, tokens: FloatColumn, ends: FloatColumn, at: Placement) -> dict[str, Transfer]:
+    """The transfers of a pass by term."""
+    model, network = scenario.model, effective_network(scenario)
+    layers, dense = model.num_hidden_layers, dense_layers(model)
+    stream, wide = tokens * model.hidden_size * ACTIVATION, at.tp * at.cp
+    several = cut.attention_dp * cut.cp > 1
+    reduced = small_all_reduce(scenario, stream, at.tp)
+    # MLPs over the whole stage: one more sum, or where attention has several ranks their tokens are gathered and scattered
+    all_tokens = stream * (cut.attention_dp * cut.cp)
+    gathered = transfer.all_gather(all_tokens, wide, network).times(2)
+    after_dense = transfer.either(several, gathered if not model.num_experts else reduced, reduced)
+    tp = reduced.times(layers) + after_dense.times(dense)
+    none = transfer.nothing(network, len(tokens))
+    ep = none
+    if layers > dense:
+        summed = small_all_reduce(scenario, stream, wide)
+        routed = stream / cut.tp * model.num_experts_per_tok
+        there = exchange(scenario, routed, all_tokens, wide).times(2)
+        tp = tp + transfer.either(several, none, summed).times(layers - dense)
+        ep = transfer.either(several, there, none).times(layers - dense)
+    logits = transfer.all_gather(ends * padded_vocab(model, cut.tp) * ACTIVATION, at.tp, network)
+    # each rank of cp attends with all queries to its keys: queries and partial outputs go round
+    cp = transfer.all_gather(2.0 * stream, at.cp, network).times(np.where(cut.cp > 1, layers, 0))
+    hop = transfer.send_to_next(stream / cut.tp, at.pp, network).times(np.maximum(0, cut.pp - 1))
+    return {"tp": tp + logits, "cp": cp, "ep": ep, "pp": hop}
+
+
+def all_products(scenario: Scenario, cut: Degrees, tokens: FloatColumn, *, decoding: bool) -> list[Product]:
+    """The products of one layer of each kind that the model has."""
+    model = scenario.model
+    found = attention_products(model, cut, tokens, absorbed=decoding)
+    if dense_layers(model):
+        found += dense_products(model, cut, tokens)
+    return found + (expert_products(model, cut, tokens) if model.num_experts else [])

@@ -1,0 +1,126 @@
+"""Disaggregated systems: prompts run on one pool of engines, tokens are generated on another, and caches cross the network between them.
+
+The slower pool sets the most that the system can serve. Below it a request's life at a rate of requests is known, and it grows with the
+rate, so that the rate at which as many requests are under way as the load says is found by halving.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rapid_dse.config.scenario import Scenario
+from rapid_dse.interconnect import closed_form
+from rapid_dse.parallel.engines import Degrees
+from rapid_dse.parallel.span import Span
+from rapid_dse.simulate.communication import effective_network
+from rapid_dse.simulate.inference.serving import Engine, Load, Served, burst_wait, tail_share
+from rapid_dse.simulate.inference.widths import cache_bytes_per_token
+
+FloatColumn = NDArray[np.float64]
+
+HALVINGS = 48
+
+
+@dataclass(frozen=True)
+class Flow:
+    """A request's way through both pools at a rate, ``(n_rows,)`` each, s: until its prompt is computed, its cache's transfer, and from
+    the first to the last token; ``running`` requests on a decode engine."""
+
+    prompt: FloatColumn
+    transfer: FloatColumn
+    decode: FloatColumn
+    running: FloatColumn
+
+    @property
+    def life(self) -> FloatColumn:
+        """Seconds from the start of the prompt to the last token."""
+        return self.prompt + self.transfer + self.decode
+
+
+class Pools:
+    """Both pools of a table's systems, with how many engines each has."""
+
+    def __init__(self, scenario: Scenario, engines: tuple[Engine, Engine], workers: tuple[FloatColumn, FloatColumn]) -> None:
+        self.scenario, (self.prefill, self.decode) = scenario, engines
+        self.workers = workers
+        where = self.prefill.costs.prefill.at(self.prefill.kind, self.prefill.costs.prompts[self.prefill.kind])
+        together = self.prefill.costs.prompts[self.prefill.kind] * self.prefill.cut.attention_dp
+        self.least = where.of(self.prefill.prefill_total) / together / self.prefill.cut.pp  # seconds a prompt where passes are full
+        self.transfer = handed_over(scenario, self.prefill.cut, self.decode.cut)
+        full = self._decode_seconds(self.decode.capacity)
+        self.most = np.minimum(workers[0] / self.least, workers[1] * self.decode.capacity / np.maximum(full, 1e-12))
+
+    def _decode_seconds(self, running: FloatColumn) -> FloatColumn:
+        return np.asarray(self.decode.later / self.decode.steps_tokens * self.decode.step(running))
+
+    def flow(self, rate: FloatColumn) -> Flow:
+        """What a request meets where so many arrive a second."""
+        each = rate / self.workers[0]
+        alone = self.prefill.costs.prefill.at(self.prefill.kind, np.ones_like(rate)).of(self.prefill.prefill_total)
+        busy = np.minimum(each * self.least, 0.98)
+        prompt = alone + busy * self.least / (2.0 * (1.0 - busy))
+        running = np.ones_like(rate)
+        for _ in range(8):  # requests that decode at a time follow from how long they take, and that from how many they are
+            running = np.clip(rate / self.workers[1] * self._decode_seconds(running), 1e-9, self.decode.capacity)
+        return Flow(prompt, self.transfer, self._decode_seconds(running), running)
+
+    def serve(self, load: Load) -> Served:
+        """How requests fare under each load."""
+        rate = np.where(load.rate > 0, np.minimum(load.rate, self.most), self._closed(load.concurrency))
+        flow = self.flow(rate)
+        under_way = rate * flow.life
+        rounds = np.where(load.prompts > 0, np.maximum(1.0, load.prompts / np.maximum(under_way, 1.0)), np.inf)
+        spread = self.scenario.workload.length_spread
+        burst = np.where(load.rate > 0, 0.0, burst_wait(under_way * self.least / self.workers[0], flow.life, rounds, spread))
+        beyond = np.where(np.isfinite(load.concurrency), load.concurrency - under_way, np.maximum(0.0, load.prompts - under_way) / 2.0)
+        late = load.prompts / 2.0 * np.maximum(0.0, 1.0 / self.most - 1.0 / np.maximum(load.rate, 1e-12))
+        queue = np.where(load.rate > 0, late, np.maximum(0.0, beyond) / rate)
+        closed = under_way / (flow.life + burst) * np.where(load.rate > 0, 1.0, tail_share(rounds, spread))
+        return self._served(flow, queue, burst, np.where(load.rate > 0, rate, np.minimum(rate, closed)))
+
+    def _closed(self, concurrency: FloatColumn) -> FloatColumn:
+        """The rate at which so many requests are under way; the most, where even more could be."""
+        low, high = np.zeros_like(self.most), self.most * (1 - 1e-9)
+        for _ in range(HALVINGS):
+            middle = 0.5 * (low + high)
+            fewer = middle * self.flow(middle).life < concurrency
+            low, high = np.where(fewer, middle, low), np.where(fewer, high, middle)
+        return high
+
+    def _served(self, flow: Flow, queue: FloatColumn, burst: FloatColumn, rate: FloatColumn) -> Served:
+        decode, later = self.decode, self.decode.later
+        where, rows, device = decode.at(flow.running)
+        first = flow.prompt + flow.transfer + burst
+        prefill = self.prefill.costs.prefill.at(self.prefill.kind, np.ones_like(rate))
+        return Served(
+            running=flow.running,
+            capacity=decode.capacity,
+            step=where.all_of(decode.costs.decode.passes),
+            host=decode.host(rows, device),
+            bubble=decode.bubble(flow.running, device),
+            wait=np.zeros(len(rate)),
+            tpot=flow.decode / later if later else np.full(len(rate), np.nan),
+            tokens=decode.steps_tokens,
+            first=first,
+            queue=queue,
+            life=queue + first + flow.decode,
+            rate=rate,
+            most=self.most,
+            prefill=prefill.all_of(self.prefill.costs.prefill.passes),
+            together=np.ones(len(rate)),
+        )
+
+
+def handed_over(scenario: Scenario, prefill: Degrees, decode: Degrees) -> FloatColumn:
+    """Seconds in which a prompt's cache crosses the outermost dimension of the network: each GPU of the smaller side sends or takes its
+    share of it, over its own port."""
+    network = effective_network(scenario)
+    prompt, _ = scenario.workload.lengths
+    inner = np.ones(len(prefill.tp))
+    members = tuple(2.0 * inner if at == len(network.dimensions) - 1 else inner for at in range(len(network.dimensions)))
+    ports = np.minimum(prefill.tp * prefill.cp * prefill.pp, decode.tp * decode.cp * decode.pp)
+    size = prompt * cache_bytes_per_token(scenario) / ports
+    return closed_form.send_recv(size, Span(members, tuple(inner for _ in members)), network)

@@ -1,0 +1,205 @@
+"""Inference priced in closed form: from a scenario and a table of engines to result columns."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rapid_dse.config.scenario import Scenario
+from rapid_dse.device import operator_model
+from rapid_dse.interconnect import closed_form
+from rapid_dse.model.operators import matrix_parameters, mean_context
+from rapid_dse.parallel.engines import Engines
+from rapid_dse.parallel.layouts import POOLS, Layouts
+from rapid_dse.simulate.inference.pools import Pools
+from rapid_dse.simulate.inference.serving import Engine, Load, Served
+from rapid_dse.simulate.inference.tables import costs
+from rapid_dse.simulate.results import Priced
+
+FloatColumn = NDArray[np.float64]
+
+CUT = ("tp", "attention_dp", "cp", "pp", "ep", "etp")
+
+
+@dataclass(frozen=True)
+class System:
+    """What comes of a system of engines, ``(n_rows,)`` each: how a request fares, the engines that it decodes on and those of its prompt
+    (the same but in pools), and how many such systems there are."""
+
+    served: Served
+    engine: Engine
+    prompts: Engine
+    replicas: FloatColumn
+
+
+def price(scenario: Scenario, layouts: Layouts) -> Priced:
+    """Prices legal, resolved engines.
+
+    Returns:
+        result columns, ``(n_layouts,)`` each, SI units.
+
+    Raises:
+        ValueError: where the network has no closed form, or the chip lacks the precision.
+    """
+    assert isinstance(layouts, Engines)
+    parts = [rows for rows in (np.flatnonzero(~layouts.pooled), np.flatnonzero(layouts.pooled)) if len(rows)]
+    tables = [layouts.take(rows) if len(parts) > 1 else layouts for rows in parts]
+    priced = [_results(scenario, table, system(scenario, table)) for table in tables]
+    if len(priced) == 1:
+        return priced[0]
+    return Priced.concatenate(priced).take(np.argsort(np.concatenate(parts)))
+
+
+def system(scenario: Scenario, layouts: Engines) -> System:
+    """How requests fare on the engines of each row; all rows have pools, or none has."""
+    closed_form.require_closed_form(scenario.hw.network)
+    load, replicas = load_of(layouts), layouts.dp.astype(np.float64)
+    if layouts.pooled.any():
+        prefill, decode = (_engine(scenario, layouts, load, pool) for pool in POOLS)
+        workers = (layouts.prefill_workers.astype(np.float64), layouts.decode_workers.astype(np.float64))
+        served = Pools(scenario, (prefill, decode), workers).serve(load)
+        return System(served, decode, prefill, replicas)
+    engine = _engine(scenario, layouts, load, None)
+    return System(engine.serve(load), engine, engine, replicas)
+
+
+def _engine(scenario: Scenario, layouts: Engines, load: Load, pool: str | None) -> Engine:
+    """The engines of each row, or of its pool: each way that they are cut is priced once."""
+    first, kind = layouts.alike.by(*(name if pool is None or name == "cp" else f"{pool}_{name}" for name in CUT))
+    cut = layouts.degrees(pool).take(first)
+    return Engine(scenario, costs(scenario, cut, _most(scenario, layouts, load), operator_model(scenario.hw)), kind)
+
+
+def load_of(layouts: Engines) -> Load:
+    """What each engine is asked for: its share of the system's load."""
+    replicas = layouts.dp.astype(np.float64)
+    static = layouts.batch_size > 0
+    asked = np.where(static, layouts.batch_size, layouts.concurrency)
+    concurrency = np.where(asked > 0, np.maximum(1.0, asked / replicas), np.inf)
+    return Load(concurrency, layouts.request_rate / replicas, layouts.num_prompts / replicas, static)
+
+
+def _most(scenario: Scenario, layouts: Engines, load: Load) -> float:
+    """The most sequences of an attention rank that any row may have."""
+    ranks = layouts.attention_dp * layouts.pp
+    asked = np.where(np.isfinite(load.concurrency), load.concurrency / ranks, float(scenario.software.serving.max_num_seqs))
+    return float(asked.max(initial=1.0))
+
+
+def refused(scenario: Scenario, layouts: Layouts, priced: Priced) -> list[tuple[str, NDArray[np.bool_]]]:
+    """Rows of an open loop that ask for more than the system can serve for ever, by what is said of them."""
+    if not isinstance(layouts, Engines):
+        return []
+    beyond = (layouts.request_rate > priced.requests_per_s * (1 + 1e-9)) & (layouts.num_prompts == 0)
+    texts: dict[str, NDArray[np.bool_]] = {}
+    for row in np.flatnonzero(beyond).tolist():
+        text = f"cannot keep up: at most {priced.requests_per_s[row]:.4g} requests/s (workload.num_prompts says how many queue up)"
+        texts.setdefault(text, np.zeros(len(layouts), bool))[row] = True
+    return list(texts.items())
+
+
+def _results(scenario: Scenario, layouts: Engines, system: System) -> Priced:
+    served, work = system.served, scenario.workload
+    generated = work.lengths[1]
+    rate = served.rate * system.replicas
+    tokens = rate * generated
+    memory = _memory(system)
+    ttft = served.queue + served.first
+    times = _times(served) if generated > 1 else _prefill_times(served)
+    step = served.tpot if generated > 1 else np.sum(list(times.values()), axis=0)
+    joules = _energy(scenario, layouts, system, rate)
+    dollars = scenario.hw.price / 3600 * layouts.num_gpus / rate
+    peak = np.sum(list(memory.values()), axis=0)
+    zero = np.zeros(len(layouts))
+    return Priced(
+        step_time_s=step,
+        tokens_per_s=tokens,
+        tokens_per_s_per_gpu=tokens / layouts.num_gpus,
+        mfu=rate * _flops(scenario) / (layouts.num_gpus * scenario.hw.peak_flops(work.precision)),
+        fits=peak <= scenario.hw.memory.usable,
+        peak_memory_bytes=peak,
+        **{f"memory_{name}_bytes": memory.get(name, zero) for name in _MEMORY},
+        **{f"time_{name}_s": times.get(name, zero) for name in _TIMES},
+        energy_j=joules,
+        cost_usd=dollars,
+        ttft_s=ttft,
+        tpot_s=served.tpot,
+        request_latency_s=served.life,
+        requests_per_s=rate,
+        running_requests=np.minimum(served.running, served.capacity) * system.replicas * np.maximum(1, layouts.decode_workers),
+        usd_per_million_tokens=dollars / generated * 1e6,
+    )
+
+
+_MEMORY = ("parameters", "gradients", "optimizer", "activations", "kv_cache", "gathered", "buffers", "framework")
+_TIMES = ("compute", "tp", "cp", "ep", "pp", "dp", "bubble", "optimizer", "host", "prefill")
+
+
+def _times(served: Served) -> dict[str, FloatColumn]:
+    """The terms of a token: those of the step that it shares with as many as the step gives, and the wait on others' prefill."""
+    step, share = served.step, 1.0 / served.tokens
+    found = {"compute": step.compute * share, **{name: getattr(step, name) * share for name in ("tp", "cp", "ep", "pp")}}
+    return {**found, "bubble": served.bubble * share, "host": served.host * share, "prefill": served.wait}
+
+
+def _prefill_times(served: Served) -> dict[str, FloatColumn]:
+    """The terms of a request that generates one token: of the pass that takes its prompt; the rest of ttft is waiting."""
+    step = served.prefill
+    found = {"compute": step.compute, "tp": step.tp, "cp": step.cp, "ep": step.ep, "pp": step.pp}
+    total = np.sum(list(found.values()), axis=0)
+    return {**found, "host": np.maximum(0.0, served.queue + served.first - total)}
+
+
+def _memory(system: System) -> dict[str, FloatColumn]:
+    """Bytes of the worst GPU, of the worse of two pools."""
+    own = _held(system.engine, system.served.running)
+    if system.prompts is system.engine:
+        return own
+    other = _held(system.prompts, np.ones(len(system.served.running)))
+    worse = np.sum(list(other.values()), axis=0) > np.sum(list(own.values()), axis=0)
+    return {name: np.where(worse, other[name], own[name]) for name in own}
+
+
+def _held(engine: Engine, running: FloatColumn) -> dict[str, FloatColumn]:
+    """Bytes of an engine's GPU; the cache is what the running requests need, or all that there is where they fill it."""
+    room, kind = engine.costs.room, engine.kind
+    needed = room.a_request[kind] * np.ceil(running / engine.cut.attention_dp)
+    filled = np.maximum(np.minimum(needed, room.cache[kind]), room.a_request[kind])
+    return {
+        "parameters": room.weights[kind],
+        "activations": room.activations[kind],
+        "kv_cache": np.where(running > engine.capacity, needed, filled),
+        "framework": room.buffers[kind],
+    }
+
+
+def _flops(scenario: Scenario) -> float:
+    """FLOP of a request's matrix products: each token's but the last once through the layers, attention over what came before, heads."""
+    model, (prompt, generated) = scenario.model, scenario.workload.lengths
+    tokens = prompt * (1 - scenario.workload.prefix_hit) + generated - 1
+    width = model.num_attention_heads * model.attention_head_dim
+    attention = 4.0 * model.num_hidden_layers * width * mean_context(model, prompt + generated)
+    return tokens * (2.0 * matrix_parameters(model) + attention)
+
+
+def _energy(scenario: Scenario, layouts: Engines, system: System, rate: FloatColumn) -> FloatColumn:
+    """Joules of a request on all GPUs: the work of its passes, and idle power; never above the thermal design power."""
+    hw, served, engine = scenario.hw, system.served, system.engine
+    steps = engine.later / served.tokens / np.maximum(1.0, served.running / engine.cut.pp)  # a request's share of its engine's
+    work = sum(
+        (
+            share * (part.flops * _joules_a_flop(scenario) + part.moved * (hw.energy.hbm + hw.energy.l2) + part.joules_sent)
+            for share, part in ((steps, served.step), (1.0 / served.together, served.prefill))
+        ),
+        np.zeros(len(layouts)),
+    )
+    a_second = np.asarray(layouts.num_gpus / rate)
+    return np.asarray(np.minimum(work + hw.energy.idle * a_second, hw.energy.tdp * a_second))
+
+
+def _joules_a_flop(scenario: Scenario) -> float:
+    flop = {str(name): value for name, value in scenario.hw.energy.flop.items()}
+    wanted = (scenario.hw.arithmetic(scenario.workload.precision), "fp8", "bf16", "fp16", "tf32", "fp32")
+    return next((flop[name] for name in wanted if name in flop), 0.0)

@@ -1,0 +1,136 @@
+"""The matrix products of a layer of an engine, as shapes: attention cut over tp, MLPs over the whole stage, experts over etp and ep.
+
+All columns are ``(n,)``; ``tokens`` are those of a pass on an attention rank (a rank of ``attention_dp`` · cp has its own).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rapid_dse.config.model import Model
+from rapid_dse.model.operators import MatMul, local_kv_heads, mlp_projections, padded_vocab
+from rapid_dse.parallel.engines import Degrees
+
+FloatColumn = NDArray[np.float64]
+IntColumn = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Product:
+    """A product and what it stands for: ``part`` is attention, mlp, experts or head; ``weights``: its second operand is stored, and is
+    narrow where the precision is."""
+
+    matmul: MatMul
+    part: str
+    weights: bool = True
+    narrow: bool = True
+
+
+def attention_products(model: Model, cut: Degrees, tokens: FloatColumn, absorbed: bool) -> list[Product]:
+    """The projections around attention of one layer on one rank.
+
+    Args:
+        absorbed: of latent attention: queries and outputs pass through the latents' up-projections (decoding); else keys and values of all
+            tokens are made from the latents (prefill).
+    """
+    hidden, heads = np.full_like(tokens, model.hidden_size), model.num_attention_heads / cut.tp
+    if model.kv_lora_rank:
+        return _latent(model, heads, tokens, absorbed)
+    head = model.attention_head_dim
+    wide = (heads + 2 * local_kv_heads(model, cut.tp)) * head
+    matmuls = [MatMul("qkv", tokens, wide, hidden), MatMul("attention_output", tokens, hidden, heads * head)]
+    return [Product(matmul, "attention") for matmul in matmuls]
+
+
+def _latent(model: Model, heads: FloatColumn, tokens: FloatColumn, absorbed: bool) -> list[Product]:
+    """DeepSeek-V2 (arXiv 2405.04434), section 2.1; the down-projections are whole on every rank."""
+
+    def column(value: float) -> FloatColumn:
+        return np.full_like(tokens, value)
+
+    latent, queries = model.kv_lora_rank or 0, model.q_lora_rank or 0
+    plain, rotary = model.qk_nope_head_dim or 0, model.qk_rope_head_dim or 0
+    value, hidden = model.v_head_dim or model.attention_head_dim, column(model.hidden_size)
+    into = heads * (plain + rotary)
+    found = [Product(MatMul("down", tokens, column(queries + latent + rotary), hidden), "attention")]
+    if queries:
+        found.append(Product(MatMul("queries", tokens, into, column(queries)), "attention"))
+    else:
+        found[0] = Product(MatMul("down", tokens, into + latent + rotary, hidden), "attention")
+    if absorbed:
+        found.append(Product(MatMul("absorb_keys", tokens, column(latent), column(plain), heads), "attention", narrow=False))
+        found.append(Product(MatMul("absorb_values", tokens, column(value), column(latent), heads), "attention", narrow=False))
+    else:
+        found.append(Product(MatMul("keys_values", tokens, heads * (plain + value), column(latent)), "attention"))
+    return [*found, Product(MatMul("attention_output", tokens, hidden, heads * value), "attention")]
+
+
+def dense_products(model: Model, cut: Degrees, tokens: FloatColumn) -> list[Product]:
+    """The MLP of a dense layer: over all GPUs of the stage, whose attention ranks put their tokens together; beside experts, over tp."""
+    if model.num_experts:
+        return _mlp("mlp", model, tokens, model.intermediate_size / (cut.tp * cut.cp), part="mlp")
+    return _mlp("mlp", model, tokens * (cut.attention_dp * cut.cp), model.intermediate_size / cut.wide, part="mlp")
+
+
+def expert_products(model: Model, cut: Degrees, tokens: FloatColumn) -> list[Product]:
+    """Router, shared experts, and the rank's routed experts as one grouped product over those that some token has chosen."""
+    engine = tokens * (cut.attention_dp * cut.cp)
+    touched, load = busiest_rank(model, engine, cut.ep)
+    rows = np.maximum(1.0, load / touched)
+    experts, hidden = np.full_like(tokens, model.num_experts), np.full_like(tokens, model.hidden_size)
+    router = Product(MatMul("router", tokens, experts, hidden, sixteen_bit=True), "experts", narrow=False)
+    routed = _mlp("expert", model, rows, model.moe_intermediate_size / cut.etp, touched, part="experts")
+    if not model.n_shared_experts:
+        return [router, *routed]
+    alone = cut.attention_dp > 1  # each attention rank runs the shared experts on its own tokens
+    wide = model.n_shared_experts * model.moe_intermediate_size / np.where(alone, cut.tp, cut.wide)
+    return [router, *_mlp("shared", model, np.where(alone, tokens, engine), wide, part="experts"), *routed]
+
+
+def touched_experts(model: Model, tokens: FloatColumn) -> FloatColumn:
+    """Experts of a layer that at least one of ``tokens`` is sent to, on average where each token chooses its experts at random, at least 1.
+
+    A token misses an expert with 1 − k/E: E (1 − (1 − k/E)^tokens).
+    """
+    share = model.num_experts_per_tok / model.num_experts
+    if share >= 1:
+        return np.full_like(tokens, model.num_experts)
+    touched: FloatColumn = -model.num_experts * np.expm1(tokens * np.log1p(-share))
+    return np.maximum(1.0, touched)
+
+
+def busiest_rank(model: Model, tokens: FloatColumn, ep: IntColumn) -> tuple[FloatColumn, FloatColumn]:
+    """Experts that some token has chosen, and tokens that were sent, on the expert-parallel rank that has the most of them.
+
+    Tokens choose at random, so that a rank's count has about the variance of its mean; the largest of ``ep`` such counts lies √(2 ln ep)
+    deviations above it.
+    """
+    each, deviations = model.num_experts / ep, np.sqrt(2.0 * np.log(ep))
+    mean = touched_experts(model, tokens) / ep
+    touched = np.minimum(each, mean + deviations * np.sqrt(mean * np.maximum(0.0, 1.0 - mean / each)))
+    sent = tokens * model.num_experts_per_tok / ep
+    load = np.minimum(tokens * np.minimum(model.num_experts_per_tok, each), sent + deviations * np.sqrt(sent * (1.0 - 1.0 / ep)))
+    return np.maximum(1.0, touched), load
+
+
+def head_product(model: Model, cut: Degrees, tokens: FloatColumn) -> Product:
+    """The product with the vocabulary, 16 bits."""
+    wide = padded_vocab(model, cut.tp) / cut.tp
+    return Product(MatMul("head", tokens, wide, np.full_like(tokens, model.hidden_size), sixteen_bit=True), "head", narrow=False)
+
+
+def _mlp(name: str, model: Model, tokens: FloatColumn, wide: FloatColumn, batch: FloatColumn | float = 1.0, *, part: str) -> list[Product]:
+    hidden, wide = np.full_like(tokens, model.hidden_size), np.broadcast_to(wide, tokens.shape)
+    matmuls = [
+        MatMul(f"{name}_up", tokens, mlp_projections(model) * wide, hidden, batch),
+        MatMul(f"{name}_down", tokens, hidden, wide, batch),
+    ]
+    return [Product(matmul, part) for matmul in matmuls]
+
+
+def dense_layers(model: Model) -> int:
+    """Layers without experts."""
+    return min(model.first_k_dense_replace, model.num_hidden_layers) if model.num_experts else model.num_hidden_layers

@@ -1,0 +1,297 @@
+"""Requests on one engine, without a simulation of each: static batches, closed and open loops, all at once.
+
+In a closed loop every request that ends brings the next one, so that each running request sees the prompts of all others once in its own
+life. How long that life is, how many requests decode at a time, and how many prompts share a pass follow from each other: a fixed point,
+found for all rows at once. An open loop is a closed one of as many requests as Little's law has at its rate.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rapid_dse.config.scenario import Scenario
+from rapid_dse.parallel.engines import Degrees
+from rapid_dse.simulate.inference.passes import Pass
+from rapid_dse.simulate.inference.tables import Between, Costs
+
+FloatColumn = NDArray[np.float64]
+IntColumn = NDArray[np.int64]
+
+ROUNDS = 12  # of the fixed point; it moves by less than 1e-4 after 8
+LITTLE_ROUNDS = 40  # of Little's law, which moves by halves
+CAPTURED = {"none": 1.0, "modules": 0.25, "full_iteration": 0.0}  # share of a layer's launches that are left to the host
+
+
+@dataclass(frozen=True)
+class Load:
+    """What an engine is asked for, ``(n_rows,)`` each: requests under way at most (infinite: all at once), or requests a second (0: none
+    is given); ``prompts``: how many are sent in all, 0: for ever; ``static``: requests that start and end together."""
+
+    concurrency: FloatColumn
+    rate: FloatColumn
+    prompts: FloatColumn
+    static: NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Served:
+    """How requests fare on an engine, ``(n_rows,)`` each.
+
+    Attributes:
+        running: requests that run at a time; ``capacity``: as many as can.
+        step: a decode step by term; ``host``: what the host adds to it; ``bubble``: what unequal stages do.
+        wait: of a token on others' prefill, s.
+        tpot: from token to token, s; ``tokens`` that a step gives a request.
+        first: from start to first token, s; ``queue``: from arrival to start.
+        life: from arrival to the last token, s.
+        rate: requests a second; ``most``: the most that the engine can keep up with.
+        prefill: one pass of prompts, and ``together`` how many prompts it takes.
+    """
+
+    running: FloatColumn
+    capacity: FloatColumn
+    step: Pass
+    host: FloatColumn
+    bubble: FloatColumn
+    wait: FloatColumn
+    tpot: FloatColumn
+    tokens: float
+    first: FloatColumn
+    queue: FloatColumn
+    life: FloatColumn
+    rate: FloatColumn
+    most: FloatColumn
+    prefill: Pass
+    together: FloatColumn
+
+
+@dataclass(frozen=True)
+class _Life:
+    """One request's life in a closed loop of ``running`` requests."""
+
+    running: FloatColumn
+    where: Between
+    step: FloatColumn
+    host: FloatColumn  # part of a step, as is
+    bubble: FloatColumn
+    decode: FloatColumn  # seconds from the first to the last token
+    first: FloatColumn
+    prompt: FloatColumn  # seconds of the engine that a prompt takes
+    together: FloatColumn
+    pass_where: Between
+
+    @property
+    def total(self) -> FloatColumn:
+        """Seconds, but never less than the engine needs for as many prompts as run."""
+        return np.maximum(self.decode + self.first, self.running * self.prompt)
+
+
+class Engine:
+    """Engines of a table: ``costs`` of their kinds, and which kind each row has."""
+
+    def __init__(self, scenario: Scenario, costs: Costs, kind: IntColumn) -> None:
+        self.scenario, self.costs, self.kind = scenario, costs, kind
+        self.cut: Degrees = costs.cut.take(kind)
+        work, software = scenario.workload, scenario.software
+        self.steps_tokens = accepted(work.draft_tokens or 0, work.draft_acceptance or 0.0)
+        self.later = float(work.lengths[1] - 1)  # tokens behind the first
+        self.ranks = (self.cut.attention_dp * self.cut.pp).astype(np.float64)
+        self.capacity = costs.room.requests[kind] * self.cut.attention_dp
+        self.launches = scenario.model.num_hidden_layers * software.host.host_layer / 3
+        self.decode_total = costs.decode.passes.total
+        self.prefill_total = np.maximum(costs.prefill.passes.total, self.launches)
+        self.uneven = np.ceil(scenario.model.num_hidden_layers / self.cut.pp) * self.cut.pp / scenario.model.num_hidden_layers - 1.0
+
+    def at(self, running: FloatColumn) -> tuple[Between, FloatColumn, FloatColumn]:
+        """Where a decode step of so many requests stands in the tables, its sequences on an attention rank, and its device's seconds."""
+        rows = np.maximum(1.0, running / self.ranks)
+        where = self.costs.decode.at(self.kind, rows)
+        return where, rows, where.of(self.decode_total)
+
+    def step(self, running: FloatColumn) -> FloatColumn:
+        """Seconds of a decode step of so many requests that all decode."""
+        _, rows, device = self.at(running)
+        return device + self.host(rows, device) + self.bubble(running, device)
+
+    def host(self, rows: FloatColumn, device: FloatColumn) -> FloatColumn:
+        """What the host adds to a decode step of ``rows`` sequences on an attention rank that takes the device so long."""
+        serving = self.scenario.software.serving
+        launched = self.launches * CAPTURED[self.scenario.software.serving.cuda_graphs]
+        return np.maximum(0.0, launched - device) + serving.step_latency + serving.sequence_latency * rows
+
+    def bubble(self, running: FloatColumn, device: FloatColumn) -> FloatColumn:
+        """What stages of unequal layers wait for the longest, where a pipeline is full."""
+        return np.where(running >= self.ranks, self.uneven * device, 0.0)
+
+    def life(self, running: FloatColumn) -> _Life:
+        """The fixed point of a closed loop of so many running requests."""
+        found = self._round(running, np.full(len(running), 0.9), self.decode_seconds(running))
+        for _ in range(ROUNDS):
+            found = self._round(running, found.decode / np.maximum(found.total, 1e-12), found.total)
+        return found
+
+    def decode_seconds(self, running: FloatColumn) -> FloatColumn:
+        """A first guess of a request's life: decoding alone."""
+        return np.asarray(
+            (self.later + 1.0) / self.steps_tokens * self.costs.decode.at(self.kind, running / self.ranks).of(self.decode_total)
+        )
+
+    def _round(self, running: FloatColumn, decoding: FloatColumn, life: FloatColumn) -> _Life:
+        serving, scheduler = self.scenario.software.serving, self.scenario.software.serving.scheduler
+        where, rows, device = self.at(running * decoding)
+        host, bubble = self.host(rows, device), self.bubble(running, device)
+        step = device + host + bubble
+        most = self.costs.prompts[self.kind] * self.cut.attention_dp
+        together = np.clip(running / np.maximum(life, 1e-12) * step, 1.0, np.minimum(most, running))
+        pass_where = self.costs.prefill.at(self.kind, np.maximum(1.0, together / self.cut.attention_dp))
+        whole = pass_where.of(self.prefill_total)
+        beside = whole
+        if scheduler != "prefill_first":  # decoding goes along: its products and launches are the pass's own
+            spared = step - where.of(self.costs.decode.passes.attention)
+            beside = np.maximum(whole - np.where(decoding > 0, spared, 0.0), 0.5 * whole)
+        prompt = beside / together / self.cut.pp
+        others = np.maximum(0.0, running - 1.0)
+        decode = self.later / self.steps_tokens * step + serving.decode_wait * prompt * others * decoding * (self.later > 0)
+        busy = np.minimum(running * prompt / np.maximum(life, 1e-12), 0.95)
+        queue = np.minimum(busy * prompt / (2.0 * (1.0 - busy)), others * prompt / 2.0)
+        first = whole + queue + 0.5 * step * (others > 0)
+        return _Life(running, where, step, host, bubble, np.asarray(decode), np.asarray(first), prompt, together, pass_where)
+
+    def serve(self, load: Load) -> Served:
+        """How requests fare under each load."""
+        full = self.life(self.capacity)
+        most = self.capacity / full.total
+        running = np.minimum(load.concurrency, self.capacity)
+        if (load.rate > 0).any():
+            running = np.where(load.rate > 0, self._little(load.rate, running), running)
+        found = self.life(running)
+        served = self._served(found, load, most)
+        return _where(load.static, self._static(load), served) if load.static.any() else served
+
+    def _little(self, rate: FloatColumn, running: FloatColumn) -> FloatColumn:
+        """Requests that run at an arrival rate: rate · life, at most as many as can."""
+        running = np.ones_like(rate)
+        for _ in range(LITTLE_ROUNDS):
+            running = 0.5 * running + 0.5 * np.clip(rate * self.life(running).total, 1e-9, self.capacity)
+        return running
+
+    def _served(self, found: _Life, load: Load, most: FloatColumn) -> Served:
+        open_, spread = load.rate > 0, self.scenario.workload.length_spread
+        keeps_up = load.rate < most
+        flow = np.where(open_ & keeps_up, load.rate, found.running / found.total)
+        rounds = np.where(load.prompts > 0, np.maximum(1.0, load.prompts / found.running), np.inf)
+        burst = np.where(open_, 0.0, burst_wait(np.maximum(0.0, found.running - 1.0) * found.prompt, found.total, rounds, spread))
+        queue = np.where(open_, _waiting(load, found, self.capacity, most), _queued(load, found, flow))
+        tail = np.where(open_, 1.0, tail_share(rounds, spread))
+        flow = np.where(open_, flow, found.running / (found.total + burst) * tail)
+        tpot = found.decode / self.later if self.later else np.full(len(flow), np.nan)
+        step = found.where.all_of(self.costs.decode.passes)
+        return Served(
+            running=np.minimum(found.running, flow * (found.total + burst)) if open_.all() else found.running,
+            capacity=self.capacity,
+            step=step,
+            host=found.host,
+            bubble=found.bubble,
+            wait=np.maximum(0.0, tpot - found.step / self.steps_tokens) if self.later else np.zeros(len(flow)),
+            tpot=tpot,
+            tokens=self.steps_tokens,
+            first=found.first + burst,
+            queue=queue,
+            life=queue + found.first + burst + found.decode,
+            rate=flow,
+            most=most,
+            prefill=found.pass_where.all_of(self.costs.prefill.passes),
+            together=found.together,
+        )
+
+    def _static(self, load: Load) -> Served:
+        """A batch that starts and ends together: all prompts first, then decode steps until the longest request ends."""
+        batch = np.where(np.isfinite(load.concurrency), np.maximum(1.0, load.concurrency), 1.0)
+        where, rows, device = self.at(batch)
+        host, bubble = self.host(rows, device), self.bubble(batch, device)
+        on_rank = np.maximum(1.0, batch / self.cut.attention_dp)
+        together = np.minimum(on_rank, self.costs.prompts[self.kind])
+        pass_where = self.costs.prefill.at(self.kind, together)
+        passes = on_rank / together
+        first = pass_where.of(self.prefill_total) * (1.0 + (passes - 1.0) / self.cut.pp)
+        step = (device + host + bubble) / self.steps_tokens
+        longest = 1.0 + self.scenario.workload.length_spread
+        rate = batch / (first + self.later * longest * step)
+        return Served(
+            running=batch,
+            capacity=self.capacity,
+            step=where.all_of(self.costs.decode.passes),
+            host=host,
+            bubble=bubble,
+            wait=np.zeros(len(batch)),
+            tpot=step if self.later else np.full(len(batch), np.nan),
+            tokens=self.steps_tokens,
+            first=first,
+            queue=np.zeros(len(batch)),
+            life=first + self.later * step,
+            rate=rate,
+            most=rate,
+            prefill=pass_where.all_of(self.costs.prefill.passes),
+            together=together * self.cut.attention_dp,
+        )
+
+
+def accepted(drafts: int, acceptance: float) -> float:
+    """Tokens that a step gives on average: each draft counts where those before it were accepted, and the model adds one of its own."""
+    return sum(acceptance**k for k in range(drafts + 1))
+
+
+def burst_wait(prompts: FloatColumn, life: FloatColumn, rounds: FloatColumn, spread: float) -> FloatColumn:
+    """What the burst that opens a run adds to the mean time to the first token, s.
+
+    All requests of the first round arrive at once and wait for each other's prompts. Those of a later round arrive as the round before
+    ended, over ``2 · spread · √round`` of a life; where that is less than their prompts take, they wait too.
+
+    Args:
+        prompts: seconds that the prompts of all running requests take.
+        rounds: requests that each running one is followed by in the whole run, itself included; infinite: for ever.
+    """
+    total = np.zeros_like(prompts)
+    most = min(64, int(np.ceil(rounds[np.isfinite(rounds)].max(initial=0.0))))
+    for at in range(most):
+        window = 2.0 * spread * np.sqrt(at) * life
+        total += np.where(at < rounds, 0.5 * np.maximum(0.0, prompts - window), 0.0)
+    return np.where(np.isfinite(rounds), total / np.minimum(rounds, 1e12), 0.0)
+
+
+def tail_share(rounds: FloatColumn, spread: float) -> FloatColumn:
+    """The mean rate of a run over that of its steady state: when no request is left to start, those that run end one by one, over as much
+    of a life as lengths have drifted apart."""
+    finite = np.minimum(rounds, 1e12)
+    return np.asarray(1.0 / (1.0 + 0.5 * np.minimum(1.0, 2.0 * spread * np.sqrt(finite)) / finite))
+
+
+def _queued(load: Load, found: _Life, flow: FloatColumn) -> FloatColumn:
+    """What requests beyond those that run wait for their turn: in a closed loop all of them go round; at once, half of those sent."""
+    waiting = np.where(np.isfinite(load.concurrency), load.concurrency - found.running, np.maximum(0.0, load.prompts - found.running) / 2.0)
+    return np.asarray(np.maximum(0.0, waiting) / flow)
+
+
+def _waiting(load: Load, found: _Life, capacity: FloatColumn, most: FloatColumn) -> FloatColumn:
+    """What a request of an open loop waits for one of ``capacity`` places.
+
+    Below capacity M/G/c by Sakasegawa (1977), lives nearly constant: good to some 10 % where places are many. Beyond it the queue grows
+    for as long as requests arrive, and the mean request waits for half of it.
+    """
+    used = np.minimum(load.rate / most, 0.999)
+    below = 0.5 * used ** (np.sqrt(2.0 * (capacity + 1.0)) - 1.0) / (1.0 - used) * found.total / capacity
+    beyond = np.maximum(0.0, load.prompts / 2.0 * (1.0 / most - 1.0 / np.maximum(load.rate, 1e-12)))
+    return np.asarray(np.where(load.rate < most, below, beyond))
+
+
+def _where(mask: NDArray[np.bool_], one: Served, other: Served) -> Served:
+    names = ("running", "host", "bubble", "wait", "tpot", "first", "queue", "life", "rate", "most", "together")
+    columns = {name: np.where(mask, getattr(one, name), getattr(other, name)) for name in names}
+    return replace(other, **columns, step=_either(mask, one.step, other.step), prefill=_either(mask, one.prefill, other.prefill))
+
+
+def _either(mask: NDArray[np.bool_], one: Pass, other: Pass) -> Pass:
+    return Pass(*(np.where(mask, getattr(one, each.name), getattr(other, each.name)) for each in fields(one)))

@@ -1,0 +1,106 @@
+"""Passes at a grid of batches, for every distinct way that a table's engines are cut: what serving interpolates in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rapid_dse.config.scenario import Scenario
+from rapid_dse.device import OperatorModel
+from rapid_dse.parallel.engines import Degrees
+from rapid_dse.simulate.inference.memory import Room, room
+from rapid_dse.simulate.inference.passes import Pass, Prompts, decode_pass, prefill_pass
+
+FloatColumn = NDArray[np.float64]
+IntColumn = NDArray[np.int64]
+
+FINEST = (1, 2, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)  # batches; from there on steps of half an octave
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A pass at each of ``batches`` (ascending, ``(n_batches,)``): columns of ``passes`` are ``(n_batches, n_kinds)``."""
+
+    batches: FloatColumn
+    passes: Pass
+
+    def at(self, kind: IntColumn, batch: FloatColumn) -> Between:
+        """Where a batch lies between the grid's, for rows of these kinds."""
+        upper = np.clip(np.searchsorted(self.batches, batch), 1, len(self.batches) - 1)
+        low, high = self.batches[upper - 1], self.batches[upper]
+        share = np.clip((batch - low) / (high - low), 0.0, 1.0)
+        kinds = self.passes.products.shape[1]
+        return Between((upper - 1) * kinds + kind, upper * kinds + kind, share)
+
+
+@dataclass(frozen=True)
+class Between:
+    """Positions in a flattened grid, below and above, and the share of the way between them, ``(n_rows,)`` each."""
+
+    below: IntColumn
+    above: IntColumn
+    share: FloatColumn
+
+    def of(self, table: FloatColumn) -> FloatColumn:
+        """The table's value for each row."""
+        flat = table.reshape(-1)
+        low = flat.take(self.below)
+        return np.asarray(low + (flat.take(self.above) - low) * self.share)
+
+    def all_of(self, passes: Pass) -> Pass:
+        """Each column's value for each row."""
+        return Pass(*(self.of(getattr(passes, each.name)) for each in fields(passes)))
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What engines of each kind cost, ``(n_kinds,)``: decode steps by the sequences of an attention rank, prefill by the prompts that one
+    pass takes on it; ``prompts``: the most of them in a pass."""
+
+    cut: Degrees
+    room: Room
+    decode: Grid
+    prefill: Grid
+    prompts: FloatColumn
+
+
+def batches_to(most: float) -> FloatColumn:
+    """A grid of batches from 1 to at least ``most``."""
+    found = [float(batch) for batch in FINEST if batch < most]
+    found = found or [1.0]
+    while found[-1] < most or len(found) < 2:
+        found.append(found[-1] * (1.5 if np.log2(found[-1]) % 1 == 0 else 4 / 3) if found[-1] >= FINEST[-1] else float(_next(found[-1])))
+    return np.array(found)
+
+
+def _next(batch: float) -> int:
+    return next(each for each in FINEST if each > batch)
+
+
+def costs(scenario: Scenario, cut: Degrees, most: float, device: OperatorModel) -> Costs:
+    """What engines cut so cost at up to ``most`` sequences of an attention rank."""
+    held = room(scenario, cut)
+    work, draft = scenario.workload, scenario.workload.draft_tokens or 0
+    batches = batches_to(max(1.0, most))
+    prompt, _ = work.lengths
+    queries = max(1.0, prompt * (1.0 - work.prefix_hit))
+    budget = float(scenario.software.serving.max_batched_tokens)
+    chunks = int(np.ceil(queries / budget))
+    together = batches_to(max(1.0, budget // queries))
+    prompts = Prompts(queries, float(prompt), chunks)
+    return Costs(
+        cut=cut,
+        room=held,
+        decode=_grid(batches, cut, lambda kinds, rows: decode_pass(scenario, kinds, rows, device, 1.0 + draft)),
+        prefill=_grid(together, cut, lambda kinds, rows: prefill_pass(scenario, kinds, rows, prompts, device)),
+        prompts=np.full(len(cut.tp), max(1.0, budget // queries)),
+    )
+
+
+def _grid(batches: FloatColumn, cut: Degrees, priced: Callable[[Degrees, FloatColumn], Pass]) -> Grid:
+    kinds = len(cut.tp)
+    every = cut.take(np.tile(np.arange(kinds), len(batches)))
+    return Grid(batches, priced(every, np.repeat(batches, kinds)).reshaped(len(batches), kinds))

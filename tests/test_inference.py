@@ -1,0 +1,275 @@
+"""Inference: what a step costs by hand and as measured, what requests are promised, and the laws that serving keeps."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from serving_trials import cut, engines, priced, scenario
+
+from rapid_dse.device import operator_model
+from rapid_dse.model.operators import MicroBatch
+from rapid_dse.parallel.engines import resolved
+from rapid_dse.parallel.layouts import broken_rules
+from rapid_dse.simulate.inference.kernels import prefill_attention, price_products
+from rapid_dse.simulate.inference.passes import Prompts, decode_pass, prefill_pass
+from rapid_dse.simulate.inference.products import attention_products, busiest_rank, dense_products, touched_experts
+from rapid_dse.simulate.inference.serving import accepted
+from rapid_dse.simulate.inference.widths import cache_bytes_per_token
+from rapid_dse.simulate.operator_times import operators
+from rapid_dse.simulate.results import MEMORY_TERMS, TIME_TERMS, unlawful
+
+ONE = cut()
+LATENT = {
+    "model.kv_lora_rank": 512, "model.q_lora_rank": 1536, "model.qk_nope_head_dim": 128, "model.qk_rope_head_dim": 64,
+    "model.v_head_dim": 128, "model.num_hidden_layers": 61, "model.num_attention_heads": 128, "model.num_key_value_heads": 128,
+    "model.hidden_size": 7168, "model.head_dim": 128,
+}  # fmt: skip
+
+
+def dotted(values: dict[str, Any]) -> dict[str, Any]:
+    return {key.replace(".", "__"): value for key, value in values.items()}
+
+
+@pytest.mark.parametrize(
+    ("model", "changes", "expected"),
+    [
+        ("llama3_1_70b", {}, 80 * 2 * 8 * 128 * 2),  # 320 KiB
+        ("llama3_1_8b", {"workload__kv_precision": "fp8"}, 32 * 2 * 8 * 128),
+        ("llama3_1_8b", dotted(LATENT), 61 * (512 + 64) * 2),  # DeepSeek-V3: 70,272 bytes
+    ],
+)
+def test_a_token_leaves_so_many_bytes_in_the_cache(model: str, changes: dict[str, Any], expected: int) -> None:
+    assert cache_bytes_per_token(scenario(model=model, **changes)) == expected
+
+
+def test_experts_that_a_batch_touches_are_those_of_a_draw() -> None:
+    """128 experts, 8 a token: 8 of one token; of 8 and 64 the mean of draws; all of very many."""
+    model, rng = scenario(model="qwen3_30b_a3b").model, np.random.default_rng(0)
+    for tokens in (1, 8, 64):
+        drawn = [len(np.unique([rng.permutation(128)[:8] for _ in range(tokens)])) for _ in range(200)]
+        assert touched_experts(model, np.array([float(tokens)]))[0] == pytest.approx(np.mean(drawn), rel=0.02)
+    assert touched_experts(model, np.array([1.0]))[0] == pytest.approx(8)
+    assert touched_experts(model, np.array([1e6]))[0] == pytest.approx(128)
+
+
+def test_the_busiest_rank_of_experts_is_that_of_a_draw() -> None:
+    model, rng, ep = scenario(model="qwen3_30b_a3b").model, np.random.default_rng(1), 8
+    for tokens in (1, 16, 256):
+        touched, load = [], []
+        for _ in range(200):
+            chosen = np.array([rng.permutation(128)[:8] for _ in range(tokens)]).ravel()
+            load.append(np.bincount(chosen // 16, minlength=ep).max())
+            touched.append(max(len(np.unique(chosen[chosen // 16 == rank])) for rank in range(ep)))
+        found = busiest_rank(model, np.array([float(tokens)]), np.array([ep]))
+        assert found[0][0] == pytest.approx(np.mean(touched), rel=0.2)
+        assert found[1][0] == pytest.approx(np.mean(load), rel=0.2)
+
+
+def test_prefill_is_the_forward_pass_of_training() -> None:
+    """The same shapes on the same chip have one price, attention included."""
+    of = scenario(software="pytorch", workload__prompt_len=2048)
+    device, ones = operator_model(of.hw), np.ones(1, np.int64)
+    shape = MicroBatch(ones, ones, ones, ones, 4 * ones, np.zeros(1, bool), 2048)
+    trained = operators(of, shape, device)
+    rows = np.array([4.0 * 2048])
+    products = [*attention_products(of.model, ONE, rows, absorbed=False), *dense_products(of.model, ONE, rows)]
+    own = price_products(of, products, device, decoding=False)
+    assert own.seconds[0] == pytest.approx(trained.matmul_seconds[0, :-1].sum())
+    attention = prefill_attention(of, ONE, np.array([4.0]), 2048, 2048, device)
+    assert attention.seconds[0] == pytest.approx(trained.attention_forward[0])
+    assert own.flops[0] + attention.flops[0] == pytest.approx(trained.layer_flops[0], rel=1e-3)
+
+
+# Seconds of steps of Llama 8B on one H200 (PyTorch 2.11, FlashAttention-2, fused small kernels): sequences, tokens of context or prompt.
+DECODED = [
+    (1, 512, 4.743e-3), (1, 2048, 4.865e-3), (1, 8192, 5.166e-3), (8, 512, 4.923e-3), (8, 2048, 5.294e-3), (8, 8192, 6.768e-3),
+    (64, 512, 6.687e-3), (64, 2048, 11.85e-3), (64, 8192, 33.06e-3), (256, 512, 15.45e-3), (256, 2048, 36.68e-3), (256, 8192, 121.6e-3),
+]  # fmt: skip
+PREFILLED = [
+    (1, 512, 13.57e-3), (1, 1024, 26.05e-3), (1, 2048, 53.05e-3), (1, 4096, 107.96e-3), (1, 8192, 241.8e-3), (4, 512, 48.35e-3),
+    (4, 1024, 99.05e-3), (4, 2048, 200.1e-3), (4, 8192, 961.6e-3),
+]  # fmt: skip
+FUSED = {"software": "pytorch", "software__layer_latency": 6e-6, "software__prefill_efficiency": 1.0}
+
+
+@pytest.mark.parametrize(("batch", "context", "seconds"), DECODED)
+def test_a_decode_step_takes_what_was_measured(batch: int, context: int, seconds: float) -> None:
+    """Weights of layers and head are read once, 128 KiB of cache for each token of context; FlashAttention-2 pads the four query heads that
+    share keys to 128 rows where it does not split the keys."""
+    of = scenario("h200", workload__prompt_len=context - 1, workload__decode_len=1, **FUSED)
+    step = decode_pass(of, ONE, np.array([float(batch)]), operator_model(of.hw))
+    assert step.total[0] == pytest.approx(seconds, rel=0.08)
+
+
+@pytest.mark.parametrize(("batch", "length", "seconds"), PREFILLED)
+def test_prefill_takes_what_was_measured(batch: int, length: int, seconds: float) -> None:
+    of = scenario("h200", **FUSED)
+    found = prefill_pass(of, ONE, np.array([float(batch)]), Prompts(length, length, 1), operator_model(of.hw))
+    assert found.total[0] == pytest.approx(seconds, rel=0.08)
+
+
+def test_a_decode_step_by_hand() -> None:
+    """At batch 1 it is the weights that are read: Llama 8B in bf16, all but the look-up table, at the bandwidth that the chip sustains."""
+    of = scenario(software__layer_latency=0.0, workload__prompt_len=1, workload__decode_len=1)
+    weights = 2 * (32 * (4096 * (4096 + 2 * 1024) + 4096 * 4096 + 3 * 4096 * 14336) + 128256 * 4096)
+    step = decode_pass(of, ONE, np.ones(1), operator_model(of.hw))
+    launches = 32 * 4 + 1
+    expected = weights / (of.hw.memory.bandwidth * of.hw.efficiency.memory) + launches * of.hw.kernel_latency
+    assert step.products[0] == pytest.approx(expected, rel=0.05)
+
+
+@pytest.mark.parametrize(("drafts", "acceptance", "expected"), [(0, 0.0, 1.0), (3, 1.0, 4.0), (1, 0.8, 1.8), (2, 0.5, 1.75), (3, 0.0, 1.0)])
+def test_drafts_that_are_accepted(drafts: int, acceptance: float, expected: float) -> None:
+    assert accepted(drafts, acceptance) == pytest.approx(expected)
+
+
+LOADS = st.one_of(
+    st.builds(lambda n: {"concurrency": n}, st.integers(1, 4096)),
+    st.builds(lambda n, k: {"concurrency": n, "num_prompts": k * n}, st.integers(1, 512), st.integers(1, 20)),
+    st.builds(lambda n: {"batch_size": n}, st.integers(1, 512)),
+    st.builds(lambda r, n: {"request_rate": r, "num_prompts": n}, st.floats(0.01, 1e3), st.integers(1, 10000)),
+    st.builds(lambda n: {"num_prompts": n}, st.integers(0, 10000)),
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    LOADS,
+    st.sampled_from([{}, {"tp": 2}, {"tp": 8}, {"tp": 2, "pp": 4}, {"tp": 4, "pp": 2, "num_gpus": 16}]),
+    st.sampled_from(["vllm", "sglang", "tensorrt_llm"]),
+    st.sampled_from(["bf16", "fp8", "int4"]),
+    st.sampled_from([1, 2, 777]),
+)
+def test_every_row_holds_what_results_must(
+    load: dict[str, float], layout: dict[str, int], software: str, precision: str, generated: int
+) -> None:
+    of = scenario(software=software, workload__precision=precision, workload__decode_len=generated, workload__length_spread=0.1)
+    found = priced(of, {**layout, **load})
+    assert unlawful(found) == []
+    row = {name: float(column[0]) for name, column in vars(found).items()}
+    assert np.isnan(row["tpot_s"]) == (generated == 1)
+    assert row["step_time_s"] > 0
+    if generated > 1:
+        assert sum(row[f"time_{term}_s"] for term in (*TIME_TERMS, "prefill")) == pytest.approx(row["tpot_s"], rel=1e-9)
+        assert row["request_latency_s"] == pytest.approx(row["ttft_s"] + (generated - 1) * row["tpot_s"], rel=1e-9)
+    assert sum(row[f"memory_{term}_bytes"] for term in MEMORY_TERMS) == pytest.approx(row["peak_memory_bytes"])
+    assert row["tokens_per_s"] == pytest.approx(row["requests_per_s"] * generated)
+
+
+@pytest.mark.parametrize("software", ["vllm", "sglang", "tensorrt_llm"])
+@pytest.mark.parametrize("layout", [{"tp": 1}, {"tp": 8}, {"tp": 2, "pp": 2}])
+def test_more_requests_under_way_take_longer_each_and_are_served_no_slower(software: str, layout: dict[str, int]) -> None:
+    loads = [1, 2, 4, 8, 16, 32, 64, 128, 256]
+    found = priced(scenario(software=software), *({**layout, "concurrency": load} for load in loads))
+    assert (np.diff(found.tpot_s) > -1e-9).all()
+    assert (np.diff(found.ttft_s) > -1e-9).all()
+    assert (np.diff(found.tokens_per_s) > 0).all()
+
+
+@pytest.mark.parametrize("faster", [{"hw__memory__bandwidth": 6e12}, {"hw__clock": 3e9}, {"hw__network__dimensions__0__bandwidth": 2e12}])
+def test_a_faster_machine_is_never_slower(faster: dict[str, float]) -> None:
+    rows = [{"tp": tp, "concurrency": load} for tp in (1, 2, 8) for load in (1, 16, 128)]
+    slow, fast = priced(scenario(), *rows), priced(scenario(**faster), *rows)
+    for name in ("ttft_s", "tpot_s", "request_latency_s"):
+        assert (getattr(fast, name) <= getattr(slow, name) * (1 + 1e-9)).all(), name
+
+
+def test_the_first_token_comes_later_the_longer_the_prompt() -> None:
+    found = [priced(scenario(workload__prompt_len=length), {"concurrency": 8}).ttft_s[0] for length in (16, 128, 1024, 8192, 65536)]
+    assert (np.diff(found) > 0).all()
+    cached = [priced(scenario(workload__prompt_len=8192, workload__prefix_hit=hit), {"concurrency": 8}).ttft_s[0] for hit in (0, 0.5, 0.9)]
+    assert (np.diff(cached) < 0).all()
+
+
+def test_replicas_share_the_load() -> None:
+    """Two engines that serve 64 requests are two times one that serves 32."""
+    one, two = priced(scenario(), {"tp": 2, "concurrency": 32}), priced(scenario(), {"tp": 2, "num_gpus": 4, "concurrency": 64})
+    assert two.tpot_s[0] == pytest.approx(one.tpot_s[0])
+    assert two.requests_per_s[0] == pytest.approx(2 * one.requests_per_s[0])
+    assert two.energy_j[0] == pytest.approx(one.energy_j[0])
+
+
+def test_an_open_loop_obeys_littles_law_and_saturates_at_what_all_at_once_gives() -> None:
+    most = priced(scenario(), {"tp": 1}).requests_per_s[0]
+    rates = most * np.array([0.1, 0.5, 0.9])
+    found = priced(scenario(), *({"request_rate": rate} for rate in rates))
+    assert found.requests_per_s == pytest.approx(rates)
+    assert found.running_requests == pytest.approx(rates * (found.ttft_s + (1024 - 1) * found.tpot_s), rel=0.02)
+    assert (np.diff(found.ttft_s) > 0).all()
+    beyond = priced(scenario(), {"request_rate": 2 * most, "num_prompts": 1000})
+    assert beyond.requests_per_s[0] == pytest.approx(most, rel=1e-6)
+    assert beyond.ttft_s[0] > 0.4 * 1000 / 2 * (1 / most - 1 / (2 * most))
+
+
+def test_an_empty_engine_serves_one_request_as_a_static_batch_of_one() -> None:
+    found = priced(scenario(), {"concurrency": 1}, {"batch_size": 1})
+    for name in ("ttft_s", "tpot_s", "request_latency_s", "requests_per_s"):
+        column = getattr(found, name)
+        assert column[0] == pytest.approx(column[1], rel=0.02)
+
+
+def test_requests_beyond_the_cache_wait_for_their_turn() -> None:
+    """The cache holds so many; twice as many under way are served at the same rate, and each waits for a life of those that run."""
+    of = scenario(workload__prompt_len=8192, workload__decode_len=8192)
+    capacity = int(priced(of, {"tp": 1}).running_requests[0])
+    full, queued = priced(of, {"concurrency": capacity}), priced(of, {"concurrency": 2 * capacity})
+    assert queued.running_requests[0] == capacity
+    assert queued.requests_per_s[0] == pytest.approx(full.requests_per_s[0])
+    assert queued.ttft_s[0] - full.ttft_s[0] == pytest.approx(full.request_latency_s[0], rel=0.02)
+    assert queued.fits[0]
+
+
+def test_a_static_batch_that_does_not_fit_says_so() -> None:
+    of = scenario(workload__prompt_len=8192, workload__decode_len=8192)
+    found = priced(of, {"batch_size": 1}, {"batch_size": 4096})
+    assert found.fits.tolist() == [True, False]
+
+
+RULES: list[tuple[dict[str, Any], str]] = [
+    ({"tp": 3}, "tp must divide num_attention_heads"),
+    ({"tp": 2, "num_gpus": 3}, "must equal hw.num_gpus"),
+    ({"ep": 2}, "ep must divide num_experts"),
+    ({"pp": 64}, "pp must not exceed num_hidden_layers"),
+    ({"batch_size": 4, "concurrency": 4}, "not several"),
+    ({"batch_size": 4, "num_prompts": 4}, "a static batch is sent once"),
+    ({"tp": 2, "etp": 1}, "etp of a dense model"),
+]
+
+
+@pytest.mark.parametrize(("row", "text"), RULES)
+def test_what_breaks_a_rule(row: dict[str, Any], text: str) -> None:
+    rule, texts = broken_rules(engines(row), scenario())
+    assert text in texts[rule[0]]
+
+
+def test_experts_must_fit_the_engine() -> None:
+    of = scenario(model="qwen3_30b_a3b")
+    rows = [{"tp": 4, "ep": 4}, {"tp": 2, "attention_dp": 2, "num_gpus": 4, "ep": 4}, {"tp": 2, "ep": 4}, {"tp": 4, "ep": 2, "etp": 4}]
+    rule, texts = broken_rules(engines(*rows), of)
+    assert rule[:2].tolist() == [-1, -1]
+    assert ["ep does not fit the engine" in texts[each] for each in rule[2:]] == [True, True]
+    assert resolved(engines(rows[0])).etp.tolist() == [1]
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"workload__draft_tokens": 2}, "needs draft_acceptance"),
+        ({"workload__draft_acceptance": 0.5}, "needs draft_tokens"),
+        (
+            {"workload__prompt_len": 2000, "workload__decode_len": 100, "model__max_position_embeddings": 2048},
+            "max_position_embeddings=2048",
+        ),
+        ({"workload__decode_len": 0}, "too small"),
+        ({"workload__seq_len": 4096}, "workload.seq_len=4096 has no effect with workload.kind=inference"),
+        ({"parallel__zero": 3}, "parallel.zero=3 has no effect"),
+        ({"workload__precision": "fp4"}, "h100 has no such mode"),
+    ],
+)
+def test_what_is_refused(changes: dict[str, Any], text: str) -> None:
+    with pytest.raises(ValueError, match=text):
+        scenario(**changes)
