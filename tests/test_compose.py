@@ -181,3 +181,11 @@ def test_a_named_sweep_names_its_study_and_its_keys() -> None:
 def test_the_large_sweep_has_a_hundred_thousand_layouts(name: str) -> None:
     planned = plan(read([f"+sweeps={name}"]))
     assert sum(len(portion.layouts) for portion in planned.portions) >= 100_000
+
+
+@pytest.mark.parametrize("model", ["llama3_1_8b", "mixtral_8x7b"])
+def test_the_whole_space_has_every_degree(model: str) -> None:
+    with hydra_ready():
+        found = plan(read([f"model={model}", "hw.num_gpus=8", "parallel=all"])).portions[0].layouts
+    assert set(found.tp.tolist()) == {1, 2, 4, 8}
+    assert set(found.expert_tp.tolist()) >= {1, 2, 4, 8}

@@ -14,14 +14,14 @@ from pydantic import BaseModel
 from rapid_dse.config.parts import keys_of
 from rapid_dse.config.scenario import Scenario, known_key, siblings, unknown_key, without_parts
 from rapid_dse.config.units import shortened
-from rapid_dse.parallel.layouts import COLUMN_OF, OPTIONAL
+from rapid_dse.parallel.layouts import COLUMN_OF
 from rapid_dse.sweep.grammar import parser
 
 GROUPS = ("hw", "cluster", "model", "parallel", "workload", "software", "backend", "search")
 MOST_VALUES = 100_000  # of one key
 SWEEPS = "sweeps"  # the group of named sweeps: +sweeps=NAME
 # Keys that take the word all: every value that can be legal. How many GPUs share one copy of the shards is told in numbers.
-ALL_KEYS = tuple(key for key in COLUMN_OF if key.startswith("parallel.") and COLUMN_OF[key] not in OPTIONAL)
+ALL_KEYS = tuple(key for key in COLUMN_OF if key.startswith("parallel.") and key != "parallel.shard_group")
 _OF_WORKLOAD = {"inference": {"software": "vllm"}}  # options of other groups that a workload takes where none is named
 
 
