@@ -19,8 +19,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rapid_dse.config.run import RECOMPUTE, SCHEDULES
+from rapid_dse.config.run import RECOMPUTE
 from rapid_dse.config.scenario import Scenario
+from rapid_dse.config.schedule_names import SCHEDULES
 from rapid_dse.events.backends import price
 from rapid_dse.parallel.layouts import KEYS, Layouts, broken_rules
 from rapid_dse.simulate.results import MEMORY_TERMS, TIME_TERMS, Priced

@@ -37,7 +37,7 @@ keys (key=value; in a sweep also 1,2,4, range(start,stop[,step]), and for parall
   model     hidden_size num_hidden_layers num_attention_heads num_key_value_heads intermediate_size vocab_size …
   workload  seq_len global_batch_size precision (bf16, fp16, fp8, tf32, fp32)
   parallel  tp cp dp (auto) pp ep etp vpp zero (auto, 0 to 3) shard_group sequence_parallel micro_batch_size order stage_layers
-            recompute (auto, none, selective, full)  schedule (gpipe, 1f1b, interleaved_1f1b, zero_bubble)
+            recompute (auto, none, selective, full)  schedule ({schedules})
   software  offers.* enforce (false: price what the framework does not offer, too)
             attention (flash, unfused) loss (whole, fused, chunked) async_tp fp8_recipe gradient_dtype …
   backend   engine network streams artifacts.timeline …
@@ -89,7 +89,9 @@ def _help() -> int:
     }.items():
         names = sorted(path.stem for path in (home() / folder).glob("*.yaml"))
         lines.append(f"  {group + '=':<11}{' '.join(names)}\n")
-    print(HELP.format(groups="".join(lines)), end="")
+    from rapid_dse.config.schedule_names import PIPELINE_SCHEDULES
+
+    print(HELP.format(groups="".join(lines), schedules=", ".join(PIPELINE_SCHEDULES)), end="")
     return 0
 
 

@@ -9,8 +9,9 @@ import numpy as np
 from generated import ROOT, profile, scenario
 
 from rapid_dse.config import Scenario
-from rapid_dse.config.run import RECOMPUTE, SCHEDULES
-from rapid_dse.parallel.layouts import AUTO_SCHEDULE, KEYS, ZERO_BUBBLE, Layouts, broken_rules, resolved
+from rapid_dse.config.run import RECOMPUTE
+from rapid_dse.config.schedule_names import SCHEDULES
+from rapid_dse.parallel.layouts import AUTO_SCHEDULE, KEYS, Layouts, broken_rules, resolved
 
 CHIPS = sorted(path.stem for path in (ROOT / "conf" / "hw").glob("*.yaml"))
 PRECISIONS = ("bf16", "fp16", "fp8", "tf32", "fp32")
@@ -92,7 +93,7 @@ def _layouts(of: Scenario, rng: np.random.Generator) -> Layouts:
     plain = column([code for code, name in enumerate(SCHEDULES) if name not in ("none", "interleaved_1f1b")])
     rows["schedule"] = np.where((rows["pp"] == 1) | (rows["vpp"] > 1), AUTO_SCHEDULE, plain)
     rows["vpp"] = np.where(rows["pp"] == 1, 1, rows["vpp"])
-    whole = (rows["vpp"] > 1) | (rows["schedule"] == ZERO_BUBBLE)
+    whole = (rows["vpp"] > 1) | (rows["schedule"] == SCHEDULES.index("zero_bubble"))
     micro_batches = np.where(whole, rows["pp"] * column([1, 2, 5]), column([1, 2, 7, 16, 33]))
     rows["global_batch_size"] = rows["dp"] * rows["micro_batch_size"] * micro_batches
     rows["etp"] = column([0, 0, 0, 1, 2])

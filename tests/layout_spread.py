@@ -8,7 +8,7 @@ from typing import Any
 from generated import ONE, scenario
 
 from rapid_dse.config import Scenario
-from rapid_dse.config.run import SCHEDULES
+from rapid_dse.config.schedule_names import SCHEDULES
 from rapid_dse.parallel.layouts import Layouts, broken_rules, grid
 
 # A profile that hides nothing: each transfer is waited for.

@@ -14,7 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rapid_dse.config import Scenario
-from rapid_dse.config.run import RECOMPUTE, SCHEDULES, Parallel
+from rapid_dse.config.run import RECOMPUTE, Parallel
+from rapid_dse.config.schedule_names import SCHEDULES
 from rapid_dse.parallel.layouts import WHOLE_GROUP, Layouts, Space, broken_rules, enumerate_layouts, grid, resolved
 
 Row = tuple[Any, ...]
@@ -144,11 +145,6 @@ def test_dp_auto_is_what_the_other_degrees_leave(tp: int, expected: int) -> None
     layouts = grid(columns)
     assert layouts.dp.tolist() == [expected]
     assert resolved(layouts).dp.tolist() == [expected]
-
-
-def test_chunks_hold_every_row_once_and_in_order() -> None:
-    layouts = enumerate_layouts(everything(12, 24), small(8, 12, 4, 48))[0]
-    assert rows_of(Layouts.concatenate(list(layouts.chunks(7)))) == rows_of(layouts)
 
 
 def reason(of: Scenario, **columns: int) -> str | None:

@@ -141,7 +141,7 @@ def test_the_fullest_stage_is_found_among_all(name: str) -> None:
         split = np.array(Split(of.model, rule).layers(int(one.pp[0]), int(one.vpp[0])))[:, None]
         every = all_stages(split)
         assert float(peak_memory(of, one, every).peak[0]) == pytest.approx(float(peaks[row]), rel=1e-12)
-        assert len(stages(Split(of.model, rule), one.pp, one.vpp).layers) == 4
+        assert len(stages(Split(of.model, rule), one).layers) == 4
 
 
 @pytest.mark.parametrize("split", [(1, 9, 10, 3, 9, 0), (0, 8, 7, 6, 5, 6), (4, 4, 8, 8, 8, 0)], ids=str)
@@ -177,7 +177,7 @@ def test_zero_bubble_keeps_what_late_weight_gradients_need() -> None:
     of = scenario(hw="a100", model="gpt3_175b", workload__seq_len=2048, software__dropout=False, software__fragmentation=1.0)
     row = {"num_gpus": 64, "tp": 8, "pp": 8, "global_batch_size": 64, "recompute": "none", "zero": 0}
     rows = layouts(row | {"schedule": "zero_bubble"}, row | {"schedule": "1f1b"})
-    last = stages(Split(of.model, "even"), rows.pp, rows.vpp)
+    last = stages(Split(of.model, "even"), rows)
     last = Stages(*(getattr(last, f.name)[3:] for f in fields(Stages)))
     late, plain = peak_memory(of, rows, last).activations
     each = 2048 * 12288 / 8 * 32

@@ -8,16 +8,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from layout_spread import EVENT_BACKENDS, case
 
-from rapid_dse.config.run import SCHEDULES
+from rapid_dse.config.schedule_names import SCHEDULES
 from rapid_dse.events.backends import price
 from rapid_dse.events.programs.coarse_pipeline import BlockPasses, Pass
 from rapid_dse.events.programs.script import Directory, Labels, Script, Style, assemble
 from rapid_dse.events.programs.stage_program import Boundary, StageWriter
+from rapid_dse.events.programs.stage_work import StageWork
 from rapid_dse.interconnect.engine import run_graph
 from rapid_dse.interconnect.system import SystemSettings
 from rapid_dse.interconnect.topology import Topology
-from rapid_dse.parallel.orders import BACKWARD, FORWARD, WEIGHTS, StageWork, Task, order
-from rapid_dse.parallel.schedules import in_flight
+from rapid_dse.parallel.schedules import in_flight, schedule_of
+from rapid_dse.parallel.schedules.schedule import BACKWARD, FORWARD, INPUT, WEIGHTS, Task, tasks
 
 F, B, W = 0.010, 0.014, 0.006  # seconds of a stage: forward, input gradient, weight gradient
 SIZES = [(2, 4), (4, 4), (4, 8), (8, 16), (8, 9), (3, 7)]
@@ -33,7 +34,9 @@ def _makespan(schedule: str, pp: int, vpp: int, m: int) -> float:
     scripts = []
     for stage in range(pp):
         script = Script(style)
-        StageWriter(script, work, passes, Boundary(8.0, 1e-9, 0.0, False), stage, pp).write(order(schedule, stage, pp, vpp, m))
+        found = schedule_of(schedule)
+        writer = StageWriter(script, work, passes, Boundary(8.0, 1e-9, 0.0, False), stage, pp, found.stage_map)
+        writer.write(tasks(found.order(stage, pp, vpp, m)))
         scripts.append(script)
     ranks = np.arange(pp)
     traced = assemble(pp, scripts, ranks, Directory({}, {"next": np.roll(ranks, -1), "previous": np.roll(ranks, 1)}))
@@ -63,16 +66,15 @@ def test_zero_bubble_is_below_1f1b_by_two_weight_gradients_a_stage(pp: int, m: i
     assert bubble == pytest.approx((pp - 1) * (F + B - W), rel=1e-5)
 
 
-def _held(tasks: list[Task], vpp: int, late: float) -> float:
+def _held(passes: list[Task], vpp: int, late: float) -> float:
     """Most that a stage holds at a time, in units of a micro-batch's activations of all its layers, counted over its own order.
 
     A forward pass adds a chunk's activations. A backward pass frees them; where the weight gradient is a task of its own, it leaves the
     share ``late`` of them, which that task frees.
     """
-    delayed = any(task.kind == WEIGHTS for task in tasks)
     held = peak = 0.0
-    for task in tasks:
-        held += {FORWARD: 1.0, BACKWARD: late - 1.0 if delayed else -1.0, WEIGHTS: -late}[task.kind] / vpp
+    for task in passes:
+        held += {FORWARD: 1.0, BACKWARD: -1.0, INPUT: late - 1.0, WEIGHTS: -late}[task.kind] / vpp
         peak = max(peak, held)
     assert abs(held) < 1e-9
     return peak
@@ -91,7 +93,7 @@ def test_what_every_stage_holds_is_a_count_over_its_order(schedule: str, pp: int
     m = groups * pp + (0 if vpp > 1 else more)
     for stage in range(pp):
         columns = (np.array([value]) for value in (SCHEDULES.index(schedule), stage, pp, vpp, m))
-        counted = _held(order(schedule, stage, pp, vpp, m), vpp, late)
+        counted = _held(tasks(schedule_of(schedule).order(stage, pp, vpp, m)), vpp, late)
         assert counted == pytest.approx(in_flight(*columns, np.full(1, late))[0]), stage
 
 
@@ -99,19 +101,19 @@ def test_what_every_stage_holds_is_a_count_over_its_order(schedule: str, pp: int
 def test_every_task_runs_once_and_forward_before_backward(schedule: str) -> None:
     pp, vpp, m = (1 if schedule == "none" else 4), (3 if schedule == "interleaved_1f1b" else 1), 8
     for stage in range(pp):
-        tasks = order(schedule, stage, pp, vpp, m)
-        assert len(set(tasks)) == len(tasks) == m * vpp * (3 if schedule == "zero_bubble" else 2)
-        place = {task: number for number, task in enumerate(tasks)}
-        for task in tasks:
-            if task.kind == BACKWARD:
+        every = tasks(schedule_of(schedule).order(stage, pp, vpp, m))
+        assert len(set(every)) == len(every) == m * vpp * (3 if schedule == "zero_bubble" else 2)
+        place = {task: number for number, task in enumerate(every)}
+        for task in every:
+            if task.kind in (BACKWARD, INPUT):
                 assert place[Task(FORWARD, task.micro_batch, task.chunk)] < place[task]
             if task.kind == WEIGHTS:
-                assert place[Task(BACKWARD, task.micro_batch, task.chunk)] < place[task]
+                assert place[Task(INPUT, task.micro_batch, task.chunk)] < place[task]
 
 
 def test_unknown_schedule_is_refused() -> None:
     with pytest.raises(ValueError, match="allowed"):
-        order("chimera", 0, 4, 1, 8)
+        schedule_of("chimera")
 
 
 def test_schedules_rank_as_they_should_on_every_pipeline_backend() -> None:

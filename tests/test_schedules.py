@@ -7,10 +7,10 @@ from itertools import product
 import numpy as np
 import pytest
 
-from rapid_dse.config.run import SCHEDULES
-from rapid_dse.parallel.layouts import GPIPE, INTERLEAVED, NONE, ONE_F_ONE_B, IntColumn
-from rapid_dse.parallel.schedules import SCHEDULE_CLASSES, FloatColumn, Slots, bubble, in_flight
+from rapid_dse.config.schedule_names import SCHEDULES
+from rapid_dse.parallel.schedules import SCHEDULE_CLASSES, FloatColumn, IntColumn, Slots, bubble, in_flight
 
+NONE, GPIPE, ONE_F_ONE_B, INTERLEAVED = (SCHEDULES.index(name) for name in ("none", "gpipe", "1f1b", "interleaved_1f1b"))
 Op = tuple[str, int, int]  # "F" or "B", micro-batch, model chunk of the stage
 
 
@@ -108,7 +108,7 @@ def slots_of(forward: list[float], backward: list[float], weights: list[float], 
         weights_first=mine[0],
         position=position,
         behind=pp - 1 - position,
-        vpp=column(vpp),
+        chunks=column(vpp),
         micro_batches=column(micro_batches),
     )
 
@@ -143,7 +143,8 @@ def by_recurrence(lengths: FloatColumn, micro_batches: int) -> float:
     from rapid_dse.parallel.recurrence import step_seconds  # loads numba
 
     _, vpp, pp = lengths.shape
-    return float(step_seconds(lengths.reshape(-1, 1), pp, vpp, np.array([micro_batches]))[0])
+    code = INTERLEAVED if vpp > 1 else ONE_F_ONE_B
+    return float(step_seconds(lengths.reshape(-1, 1), (code, pp, vpp), np.array([micro_batches]))[0])
 
 
 def test_unequal_chunks_by_hand() -> None:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from itertools import product
+from typing import Any
 
 import numpy as np
 import pytest
+import trials
 
 from rapid_dse.config import Model
+from rapid_dse.parallel.layouts import Layouts
 from rapid_dse.simulate.stages import Split, stages
 
 
@@ -20,6 +23,13 @@ def model(layers: int, hidden: int = 4096, intermediate: int = 16384, vocab: int
         num_key_value_heads=kv_heads,
         intermediate_size=intermediate,
         vocab_size=vocab,
+    )
+
+
+def piped(pp: Any, vpp: Any) -> Layouts:
+    """Layouts of so many stages and chunks a stage, under the schedule that these have by default."""
+    return trials.layouts(
+        *({"num_gpus": int(stages), "pp": int(stages), "vpp": int(chunks)} for stages, chunks in zip(pp, vpp, strict=True))
     )
 
 
@@ -71,7 +81,7 @@ def test_a_users_own_split() -> None:
 
 def test_candidates_of_a_users_split_count_the_stages_around_them() -> None:
     """Stages of 4, 7, 5, 7, 0, 6: first and last, and of inner ones with 7, 5 and 0 layers the earliest, for which the latest waits."""
-    found = stages(Split(model(29), "megatron", (4, 7, 5, 7, 0, 6)), np.array([6, 6]), np.array([1, 1]))
+    found = stages(Split(model(29), "megatron", (4, 7, 5, 7, 0, 6)), piped([6, 6], [1, 1]))
     assert found.layers[:, 1].tolist() == [4, 7, 5, 0, 6]
     assert found.position[:, 1].tolist() == [0, 1, 2, 4, 5]
     assert found.latest[:, 1].tolist() == [0, 3, 2, 4, 5]
@@ -103,7 +113,7 @@ def test_candidates_stand_for_all_stages() -> None:
         if pp * vpp > layers:
             continue
         counts = Split(model(layers), rule).layers(pp, vpp)
-        found = stages(Split(model(layers), rule), np.array([pp]), np.array([vpp]))
+        found = stages(Split(model(layers), rule), piped([pp], [vpp]))
         place, held = found.position[:, 0], found.layers[:, 0]
         assert [counts[stage] for stage in place] == held.tolist()
         assert (place[0], place[-1]) == (0, pp - 1)
@@ -117,16 +127,16 @@ def test_candidates_stand_for_all_stages() -> None:
 
 def test_a_table_of_splits_is_that_of_each_row() -> None:
     pp, vpp = np.array([1, 8, 2, 8, 16]), np.array([1, 2, 1, 1, 1])
-    together = stages(Split(model(32), "balanced"), pp, vpp)
+    together = stages(Split(model(32), "balanced"), piped(pp, vpp))
     for row in range(len(pp)):
-        alone = stages(Split(model(32), "balanced"), pp[[row]], vpp[[row]])
+        alone = stages(Split(model(32), "balanced"), piped(pp[[row]], vpp[[row]]))
         np.testing.assert_array_equal(together.layers[:, [row]], alone.layers)
         np.testing.assert_array_equal(together.position[:, [row]], alone.position)
 
 
 @pytest.mark.parametrize("rule", ["megatron", "even", "balanced"])
 def test_one_stage_has_everything(rule: str) -> None:
-    found = stages(Split(model(126), rule), np.array([1]), np.array([1]))
+    found = stages(Split(model(126), rule), piped([1], [1]))
     assert (found.layers == 126).all()
     assert found.has_embedding.all()
     assert found.has_head.all()

@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from rapid_dse.config.run import RECOMPUTE, SCHEDULES
+from rapid_dse.config.run import RECOMPUTE
 from rapid_dse.config.scenario import Scenario, parse
+from rapid_dse.config.schedule_names import SCHEDULES
 from rapid_dse.events.backends import price
 from rapid_dse.parallel.layouts import AUTO_SCHEDULE, KEYS, Layouts, broken_rules, enumerate_layouts, resolved
 from rapid_dse.parallel.layouts import Space as LayoutSpace

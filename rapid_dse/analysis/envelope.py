@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from rapid_dse.analysis.fit import Runs, folds_of
 from rapid_dse.config.measured_boxes import SPANS, MeasuredRuns, alike
-from rapid_dse.config.run import RECOMPUTE, SCHEDULES
+from rapid_dse.config.run import RECOMPUTE
+from rapid_dse.config.schedule_names import SCHEDULES
 from rapid_dse.model.parameters import count
 from rapid_dse.simulate.communication import nodes_of
 from rapid_dse.simulate.trust import trust

@@ -138,7 +138,7 @@ def predict_peaks(runs: Sequence[Runs], base: Software, values: Mapping[str, flo
 def logged_peak(scenario: Scenario, layouts: Layouts, worst: bool = False) -> FloatColumn:
     """Peak memory on the stage whose peak the framework logs, or on the ``worst`` stage, bytes, ``(n_layouts,)``: what a measured peak is
     held against."""
-    found = stages(Split.of(scenario), layouts.pp, layouts.vpp)
+    found = stages(Split.of(scenario), layouts)
     return peak_memory(scenario, layouts, found.first() if scenario.software.memory.logs_first_stage and not worst else found).peak
 
 

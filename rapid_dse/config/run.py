@@ -9,9 +9,9 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 from rapid_dse.config.effects import COMMAND, Only, Where
 from rapid_dse.config.fields import WHOLE, Count, CountOrZero, Degree, Frozen, ShareOrPercent
 from rapid_dse.config.hardware import Parallelism, Precision
+from rapid_dse.config.schedule_names import ScheduleName
 
 RECOMPUTE = ("none", "selective", "full")
-SCHEDULES = ("none", "gpipe", "1f1b", "interleaved_1f1b", "zero_bubble")
 ORDER: tuple[Parallelism, ...] = ("tp", "cp", "ep", "dp", "pp")
 
 EVENT_DRIVEN = ("hybrid", "full_astrasim_hierarchical", "full_astrasim_flattened")
@@ -69,7 +69,7 @@ class Parallel(Frozen):
     sequence_parallel: Annotated[bool | None, TRAINING] = None
     micro_batch_size: Annotated[Degree, TRAINING] = 1
     recompute: Annotated[Annotated[Literal["none", "selective", "full", "auto"], _NoneWord], TRAINING] = "auto"
-    schedule: Annotated[Literal["none", "gpipe", "1f1b", "interleaved_1f1b", "zero_bubble"] | None, TRAINING] = None
+    schedule: Annotated[ScheduleName | None, TRAINING] = None
     shard_group: Annotated[Degree | None, TRAINING] = None
     etp: Annotated[Degree | None, Only(Where("model.num_experts"))] = None
     order: tuple[Parallelism, ...] = ORDER

@@ -23,7 +23,6 @@ from rapid_dse.events.programs.whole_step import LayerPasses
 from rapid_dse.events.quantities import Priced1
 from rapid_dse.events.step_runs import stage_for
 from rapid_dse.parallel.expert_groups import ExpertGroups
-from rapid_dse.parallel.layouts import ZERO_BUBBLE
 from rapid_dse.simulate.layer import Layer
 from rapid_dse.simulate.vocabulary import Ends
 
@@ -88,7 +87,7 @@ def run_layer(one: Priced1, cluster: Machine, block: Block) -> tuple[LayerTimes,
     for terms in spans:
         terms[waits] += terms.pop("bubble")
         terms["bubble"] = 0.0
-    weights = 0.0 if one.degree("schedule") != ZERO_BUBBLE else one.work.weight_gradient
+    weights = one.work.weight_gradient if one.schedule.splits_backward else 0.0
     ahead, back, regather, *others = spans
     ends = dict(zip(PASSES, others, strict=True)) if others else _end_compute(one)
     return LayerTimes(ahead, back, weights, float(sum(regather.values())), ends), done

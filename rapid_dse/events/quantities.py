@@ -17,11 +17,13 @@ from rapid_dse.config.scenario import Scenario
 from rapid_dse.events.machine import AXES, Machine, cluster_of
 from rapid_dse.events.programs.end_programs import EndWork
 from rapid_dse.events.programs.layer_program import Exchange, Half, LayerWork
+from rapid_dse.events.programs.stage_work import SharedWeights, StageWork
 from rapid_dse.interconnect import closed_form
 from rapid_dse.interconnect.transfer import Transfer
+from rapid_dse.parallel import schedules
 from rapid_dse.parallel.expert_groups import ExpertGroups, expert_groups
 from rapid_dse.parallel.layouts import RECOMPUTE_FULL, RECOMPUTE_SELECTIVE, Layouts
-from rapid_dse.parallel.orders import SharedWeights, StageWork
+from rapid_dse.parallel.schedules.schedule import Schedule
 from rapid_dse.parallel.span import Halves, Span
 from rapid_dse.simulate.arrangement import Arrangement, arrangement, groups_of
 from rapid_dse.simulate.communication import TensorParallel, Traffic, effective_network, exchanged, gradient_bytes, node_wait, routed_bytes
@@ -69,6 +71,11 @@ class Priced1:
     def degree(self, name: str) -> int:
         """A column's only value."""
         return int(getattr(self.layout, name)[0])
+
+    @property
+    def schedule(self) -> Schedule:
+        """Its pipeline schedule."""
+        return schedules.SCHEDULE_CLASSES[self.degree("schedule")]
 
     def _degrees(self) -> dict[str, int]:
         return {name: self.degree(name) for name in (*AXES, "ep")} | {"etp": self.degree("expert_tp")}
@@ -241,14 +248,14 @@ def closed_form_passes(one: Priced1) -> PassSeconds:
 
 def stage_works(one: Priced1, passes: PassSeconds) -> list[StageWork]:
     """What each stage does beside its passes, first to last; ``passes`` tell what the host has to wait out."""
-    pp, vpp = one.degree("pp"), one.degree("vpp") if one.degree("pp") > 1 else 1
-    chunks = Split.of(one.scenario).chunks(pp, vpp)
+    pp, held = one.degree("pp"), one.degree("chunks") if one.degree("pp") > 1 else 1
+    chunks = Split.of(one.scenario).chunks(pp, held, one.schedule.stage_map)
     return [_stage_work(one, stage, chunks[stage], passes) for stage in range(pp)]
 
 
 def _stage_work(one: Priced1, stage: int, chunks: list[int], passes: PassSeconds) -> StageWork:
     scenario, layout, groups = with_closed_form(one.scenario), one.layout, one.groups
-    software, layers, pp = scenario.software, sum(chunks), one.degree("pp")
+    software, layers = scenario.software, sum(chunks)
     weights = _weights(one, stage, layers)
     each = bool(reduces_each(software, layout)[0])
     zero, ranks = one.degree("zero"), one.degree("dp") * one.degree("cp")
@@ -260,7 +267,7 @@ def _stage_work(one: Priced1, stage: int, chunks: list[int], passes: PassSeconds
     sent = np.ravel(left.total)
     calls = int(np.ceil(sent / bucket(scenario, layout))[0])
     tied = tied_table(scenario, layout, groups.placement, groups.network)
-    head, apart = stage == pp - 1, pp > 1 or not scenario.model.tie_word_embeddings
+    head, apart = stage == one.degree("head_stage"), one.degree("head_stage") > 0 or not scenario.model.tie_word_embeddings
     table = Weights(vocabulary_parameters(scenario, layout))
     return StageWork(
         chunks=tuple(chunks),
@@ -346,7 +353,7 @@ def _table(one: Priced1, weights: Weights) -> SharedWeights | None:
 
 def _weights(one: Priced1, stage: int, layers: int) -> Weights:
     """Parameters that a rank of a stage holds."""
-    scenario, layout, last = one.scenario, one.layout, one.degree("pp") - 1
+    scenario, layout, last = one.scenario, one.layout, one.degree("head_stage")
     table = float(vocabulary_parameters(scenario, layout)[0])
     tables = (stage == 0) + (stage == last) - (stage == 0 == last and scenario.model.tie_word_embeddings)
     learned = scenario.model.position_embedding == "learned" and stage == 0
@@ -360,10 +367,10 @@ def _stall(one: Priced1, layers: int, stage: int, passes: PassSeconds) -> float:
     software, pp = one.scenario.software, one.degree("pp")
     tables = one.layer.tables
     embedding, head = passes.embedding + float(tables.embedding[0]), passes.head + float(tables.head[0])
-    around = embedding * (stage == 0) + head * (stage == pp - 1)
-    sends = 2.0 * one.degree("vpp")
-    mine = sends - (stage in (0, pp - 1))
-    hops = mine * _seconds(one.arranged.traffic.pp_hop) + sends * software.pipeline.send_receive if pp > 1 else 0.0
+    around = embedding * (stage == 0) + head * (stage == one.degree("head_stage"))
+    chunks = one.degree("chunks")
+    sends = float(one.schedule.stage_map.sends(np.array(stage), np.array(pp), np.array(chunks)))
+    hops = sends * _seconds(one.arranged.traffic.pp_hop) + 2.0 * chunks * software.pipeline.send_receive if pp > 1 else 0.0
     layer = passes.forward + passes.backward + float(one.layer.dp[0])
     device = layers * layer + around + hops
     host = layers * float(host_layer_seconds(one.scenario, one.layout)[0]) + software.host.host_micro_batch

@@ -7,16 +7,16 @@ from dataclasses import replace
 
 import numpy as np
 
-from rapid_dse.config.run import SCHEDULES
 from rapid_dse.events import runs
 from rapid_dse.events.attribution import exposed
 from rapid_dse.events.machine import Machine
 from rapid_dse.events.programs.script import Script, Style, check_size
 from rapid_dse.events.programs.stage_program import TIED, Boundary, LayerNodes, StageWriter
+from rapid_dse.events.programs.stage_work import StageWork
 from rapid_dse.events.quantities import EXPERT_GRADIENTS, GRADIENTS, REPLICAS, Priced1
 from rapid_dse.parallel.expert_groups import ExpertGroups
-from rapid_dse.parallel.layouts import INTERLEAVED, WHOLE_GROUP
-from rapid_dse.parallel.orders import StageWork, order
+from rapid_dse.parallel.layouts import WHOLE_GROUP
+from rapid_dse.parallel.schedules.schedule import tasks
 from rapid_dse.simulate.account import result_columns
 from rapid_dse.simulate.results import TIME_TERMS, Priced
 from rapid_dse.simulate.step import StepTimes
@@ -26,19 +26,18 @@ from rapid_dse.trace.graph import Ints
 def stage_script(one: Priced1, style: Style, stage: int, work: StageWork, passes: LayerNodes) -> Script:
     """The program of a rank of one stage."""
     pp = one.degree("pp")
-    schedule = SCHEDULES[one.degree("schedule")]
     micro_batches = int(one.layout.num_micro_batches[0])
     check_size(2 * micro_batches * len(work.chunks) * pp, "to write")  # each pass of each stage is a node or more
-    tasks = order(schedule, stage, pp, len(work.chunks), micro_batches)
+    order = one.schedule.order(stage, pp, len(work.chunks), micro_batches)
     script = Script(style)
-    StageWriter(script, work, passes, boundary_of(one), stage, pp).write(tasks)
+    StageWriter(script, work, passes, boundary_of(one), stage, pp, one.schedule.stage_map).write(tasks(order))
     return script
 
 
 def boundary_of(one: Priced1) -> Boundary:
     """What a stage sends to the next: each tensor-parallel rank its share of the activations."""
     software = one.scenario.software
-    overlaps = one.degree("schedule") == INTERLEAVED and software.overlap.pp_overlap > 0
+    overlaps = one.schedule.overlaps_sends and software.overlap.pp_overlap > 0
     regather = one.work.stream.gather if one.work.tp > 1 and not one.work.sequence_parallel and one.degree("pp") > 1 else 0.0
     host = software.pipeline.send_receive * (1 - software.overlap.pp_overlap if overlaps else 1.0)
     return Boundary(one.work.stream.size / one.work.tp, float(one.arranged.traffic.pp_hop.seconds[0]) - regather, host, overlaps)
@@ -101,7 +100,7 @@ def _within_ports(one: Priced1, step: StepTimes) -> StepTimes:
     layers = micro_batches * (one.scenario.model.num_hidden_layers / pp)
     data = layers * (arranged.sharded.forward.busy + arranged.sharded.backward.busy)
     data = data + arranged.end.mean * (arranged.end.gradients.busy + arranged.end.weights.busy)
-    sends = micro_batches * (2.0 * (pp * layout.vpp - 1) / pp) * arranged.traffic.pp_hop.busy
+    sends = micro_batches * (2.0 * layout.crossings / pp) * arranged.traffic.pp_hop.busy
     busy = layers * (layer.moved.forward.busy + layer.moved.backward.busy) + data + sends
     port = busy.argmax(axis=0)[None]
     longest, of_data, of_sends = (np.take_along_axis(each, port, 0)[0] for each in (busy, data, sends))

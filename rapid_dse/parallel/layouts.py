@@ -6,7 +6,7 @@ This is the one place that knows the algebra of parallel degrees.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from itertools import product
@@ -16,16 +16,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rapid_dse.common.columns import Distinct
-from rapid_dse.config.run import RECOMPUTE, SCHEDULES
+from rapid_dse.config.run import RECOMPUTE
 from rapid_dse.config.scenario import Scenario
+from rapid_dse.config.schedule_names import PIPELINE_SCHEDULES, SCHEDULES
 from rapid_dse.config.software.offers import Offers
+from rapid_dse.parallel import schedules
 from rapid_dse.parallel.expert_rules import grid_rules, tokens_rule, width_rules
 from rapid_dse.parallel.offered import settled, unoffered
 
 IntColumn = NDArray[np.int64]
 BoolColumn = NDArray[np.bool_]
 
-NONE, GPIPE, ONE_F_ONE_B, INTERLEAVED, ZERO_BUBBLE = range(len(SCHEDULES))
 AUTO_SCHEDULE = -1  # until resolved: none at pp = 1, interleaved_1f1b where vpp > 1, else 1f1b
 RECOMPUTE_NONE, RECOMPUTE_SELECTIVE, RECOMPUTE_FULL = range(len(RECOMPUTE))
 
@@ -107,11 +108,6 @@ class Layouts:
         columns = (getattr(self, f.name) for f in fields(self))
         return type(self)(*(column.take(rows) if positions else column[rows] for column in columns))
 
-    def chunks(self, size: int) -> Iterator[Self]:
-        """Consecutive parts of at most ``size`` layouts."""
-        for start in range(0, len(self), size):
-            yield self.take(slice(start, start + size))
-
     @cached_property
     def alike(self) -> Distinct:
         """Finds which layouts are alike in some columns; properties of one number a layout count as columns."""
@@ -157,10 +153,30 @@ class Layouts:
         return passes
 
     @cached_property
-    def interleaved(self) -> BoolColumn:
-        """Whether the schedule is interleaved 1F1B, ``(n_layouts,)``."""
-        found: BoolColumn = self.schedule == INTERLEAVED
+    def chunks(self) -> IntColumn:
+        """Chunks of layers that a stage holds, ``(n_layouts,)``: ``vpp``, or what the schedule has at vpp 1."""
+        found: IntColumn = np.maximum(self.vpp, schedules.CHUNKS.take(self.schedule))
         return found
+
+    @cached_property
+    def stage_map(self) -> IntColumn:
+        """Which chunks a stage holds, ``(n_layouts,)``: indices into ``schedules.STAGE_MAPS``."""
+        return schedules.MAPS.take(self.schedule)
+
+    @cached_property
+    def overlaps_sends(self) -> BoolColumn:
+        """Whether the schedule sends messages to other stages beside computation, ``(n_layouts,)``."""
+        return schedules.OVERLAPS_SENDS.take(self.schedule)
+
+    @cached_property
+    def crossings(self) -> IntColumn:
+        """How often a micro-batch goes from one rank of the pipeline to another, one way, ``(n_layouts,)``."""
+        return schedules.by_map(self.stage_map, lambda each: each.crossings(self.pp, self.chunks))
+
+    @cached_property
+    def head_stage(self) -> IntColumn:
+        """The pipeline stage that holds head and loss, ``(n_layouts,)``."""
+        return schedules.by_map(self.stage_map, lambda each: each.head_stage(self.pp))
 
     @cached_property
     def num_micro_batches(self) -> IntColumn:
@@ -193,11 +209,11 @@ def resolved(layouts: Layouts) -> Layouts:
     """
     others = layouts.tp * layouts.cp * layouts.pp
     left = np.where(layouts.num_gpus % others == 0, layouts.num_gpus // others, 0)
-    by_vpp = np.where(layouts.vpp > 1, INTERLEAVED, ONE_F_ONE_B)
+    by_vpp = np.where(layouts.vpp > 1, schedules.USUAL_INTERLEAVED, schedules.USUAL)
     schedule = np.where(layouts.schedule == AUTO_SCHEDULE, by_vpp, layouts.schedule)
     dp = np.where(layouts.dp == 0, left, layouts.dp)
     shard_group = np.where(layouts.shard_group == dp * layouts.cp, WHOLE_GROUP, layouts.shard_group)
-    found = replace(layouts, dp=dp, schedule=np.where(layouts.pp == 1, NONE, schedule), shard_group=shard_group)
+    found = replace(layouts, dp=dp, schedule=np.where(layouts.pp == 1, schedules.NONE, schedule), shard_group=shard_group)
     usual = replace(found, etp=np.full_like(found.etp, USUAL_ETP)).expert_tp
     return replace(found, etp=np.where(found.etp == usual, USUAL_ETP, found.etp))
 
@@ -226,10 +242,10 @@ def rules(layouts: Layouts, scenario: Scenario) -> list[Rule]:
 def mathematics(layouts: Layouts, scenario: Scenario) -> list[Rule]:
     """The rules that hold whatever the framework."""
     model, seq_len = scenario.model, scenario.workload.seq_len
-    tp, cp, dp, pp, vpp = (getattr(layouts, name) for name in ("tp", "cp", "dp", "pp", "vpp"))
+    tp, cp, dp, pp = (getattr(layouts, name) for name in ("tp", "cp", "dp", "pp"))
     kv_heads, batch, micro_batch = model.num_key_value_heads, layouts.global_batch_size, layouts.micro_batch_size
     per_pass = np.maximum(1, dp * micro_batch)
-    micro_batches, interleaved = batch // per_pass, layouts.schedule == INTERLEAVED
+    micro_batches = batch // per_pass
     shards = np.maximum(1, layouts.shards)
     hybrid = layouts.shard_group != WHOLE_GROUP
     return [
@@ -239,14 +255,11 @@ def mathematics(layouts: Layouts, scenario: Scenario) -> list[Rule]:
         Rule("tp · cp · pp · dp must equal hw.num_gpus", (tp * cp * pp).astype(float) * dp != layouts.num_gpus),
         Rule("seq_len must divide by 2 · cp", (cp > 1) & (seq_len % (2 * cp) != 0)),
         Rule("under sequence parallelism seq_len / cp must divide by tp", layouts.sequence_parallel & (seq_len % (cp * tp) != 0)),
-        _depth_rule(pp * vpp, vpp, scenario),
+        _depth_rule(layouts, scenario),
         *_split_rules(layouts, scenario),
-        Rule("vpp > 1 goes with interleaved_1f1b alone", (vpp > 1) & ~interleaved),
-        Rule("interleaved_1f1b needs vpp > 1", (vpp == 1) & interleaved & (pp > 1)),
+        *_chunk_rules(layouts),
         Rule("dp · micro_batch_size must divide global_batch_size", (batch % per_pass != 0) | (micro_batches == 0)),
-        Rule("interleaved_1f1b needs micro-batches that divide by pp", interleaved & (pp > 1) & (micro_batches % pp != 0)),
-        Rule("a pipeline needs a schedule (schedule=none is for pp = 1)", (layouts.schedule == NONE) & (layouts.pp > 1)),
-        Rule("zero_bubble needs at least pp micro-batches", (layouts.schedule == ZERO_BUBBLE) & (micro_batches < pp)),
+        *_schedule_rules(layouts, micro_batches),
         *(Rule(*each) for each in grid_rules(layouts, scenario)),
         Rule("shard_group must divide dp · cp", (dp * cp) % shards != 0),
         Rule("shard_group needs zero 1, 2 or 3: zero 0 shards nothing", hybrid & (layouts.zero == 0)),
@@ -259,15 +272,34 @@ def _offer_rules(layouts: Layouts, scenario: Scenario) -> list[Rule]:
     return [Rule(found.rule(software.name), found.where) for found in unoffered(layouts, scenario)] if software.enforce else []
 
 
-def _depth_rule(chunks: IntColumn, vpp: IntColumn, scenario: Scenario) -> Rule:
+def _chunk_rules(layouts: Layouts) -> list[Rule]:
+    """Which schedules have ``vpp`` chunks a stage."""
+    interleaves = schedules.INTERLEAVES.take(layouts.schedule)
+    several = ", ".join(name for name, has in zip(SCHEDULES, schedules.INTERLEAVES, strict=True) if has)
+    return [
+        Rule(f"vpp > 1 goes with {several} alone", (layouts.vpp > 1) & ~interleaves),
+        Rule(f"{several} needs vpp > 1", (layouts.vpp == 1) & interleaves & (layouts.pp > 1)),
+    ]
+
+
+def _schedule_rules(layouts: Layouts, micro_batches: IntColumn) -> list[Rule]:
+    """What each schedule asks of its own layouts."""
+    found: list[Rule] = []
+    for code, (name, each) in enumerate(zip(SCHEDULES, schedules.SCHEDULE_CLASSES, strict=True)):
+        own = layouts.schedule == code
+        found += [Rule(text, own & broken) for text, broken in each.rules(name, layouts.pp, micro_batches)]
+    return found
+
+
+def _depth_rule(layouts: Layouts, scenario: Scenario) -> Rule:
     """How many chunks a pipeline may have: as many as layers, two more where embedding and loss count as layers.
 
     A framework that balances by cost leaves stages empty, so that any number of stages goes; of interleaved ones it deals out layers.
     """
     ends, balanced = counted_ends(scenario), scenario.software.pipeline.pipeline_split == "balanced"
-    too_many: BoolColumn = chunks > scenario.model.num_hidden_layers + ends
+    too_many: BoolColumn = layouts.pp * layouts.chunks > scenario.model.num_hidden_layers + ends
     text = "pp · vpp must not exceed num_hidden_layers" + (" + 2 (embedding and loss count as layers)" if ends else "")
-    return Rule(text, too_many & (vpp > 1) if balanced else too_many)
+    return Rule(text, too_many & (layouts.chunks > 1) if balanced else too_many)
 
 
 def _split_rules(layouts: Layouts, scenario: Scenario) -> list[Rule]:
@@ -275,10 +307,10 @@ def _split_rules(layouts: Layouts, scenario: Scenario) -> list[Rule]:
     split = scenario.parallel.stage_layers
     if split is None:
         return []
-    pp, vpp, layers = layouts.pp, layouts.vpp, scenario.model.num_hidden_layers
+    pp, layers = layouts.pp, scenario.model.num_hidden_layers
     named, place = f"parallel.stage_layers={','.join(map(str, split))}", np.arange(len(split))
-    ends = (place == 0).astype(int) + (place == len(split) - 1)
-    needed = vpp[:, None] - ends if scenario.software.pipeline.pipeline_split != "balanced" else np.zeros((len(vpp), 1))
+    ends = (place == 0).astype(int) + (place == layouts.head_stage[:, None])
+    needed = layouts.chunks[:, None] - ends if scenario.software.pipeline.pipeline_split != "balanced" else np.zeros((len(pp), 1))
     empty: BoolColumn = np.any(np.array(split) < needed, axis=1)
     return [
         Rule(f"{named} must have an entry for each of pp stages", pp != len(split)),
@@ -356,7 +388,7 @@ def _legal_of(space: Space, num_gpus: int, scenario: Scenario) -> tuple[Layouts,
         "sequence_parallel": [0],
         "micro_batch_size": space.options("micro_batch_size", [1 << k for k in range(MAX_MICRO_BATCH.bit_length())]),
         "recompute": [RECOMPUTE_NONE],
-        "schedule": space.options("schedule", [GPIPE, ONE_F_ONE_B, INTERLEAVED, ZERO_BUBBLE]),
+        "schedule": space.options("schedule", [SCHEDULES.index(name) for name in PIPELINE_SCHEDULES]),
         "shard_group": space.options("shard_group", [WHOLE_GROUP]),
         "etp": space.options("etp", [d for d in divisors if d <= MAX_TP] if model.num_experts else [USUAL_ETP]),
     }

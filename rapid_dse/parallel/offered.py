@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rapid_dse.config.run import RECOMPUTE, SCHEDULES
+from rapid_dse.config.run import RECOMPUTE
 from rapid_dse.config.scenario import Scenario
+from rapid_dse.config.schedule_names import PIPELINE_SCHEDULES, SCHEDULES
 from rapid_dse.config.software.offers import Offers
 
 if TYPE_CHECKING:
@@ -85,9 +86,10 @@ def _stages(layouts: Layouts, offers: Offers) -> Iterator[Unoffered]:
 
 
 def _modes(layouts: Layouts, offers: Offers) -> Iterator[Unoffered]:
-    for code, name in enumerate(SCHEDULES):
-        if name != "none" and name not in offers.schedules:
-            yield Unoffered(f"schedule {name}", name, listed(offers.schedules), (layouts.schedule == code) & (layouts.pp > 1))
+    for name in PIPELINE_SCHEDULES:
+        if name not in offers.schedules:
+            where = (layouts.schedule == SCHEDULES.index(name)) & (layouts.pp > 1)
+            yield Unoffered(f"schedule {name}", name, listed(offers.schedules), where)
     for code, name in enumerate(RECOMPUTE):
         if name not in offers.recompute:
             yield Unoffered(f"recompute {name}", f"recompute {name}", listed(offers.recompute), layouts.recompute == code)

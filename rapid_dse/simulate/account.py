@@ -67,7 +67,7 @@ def sent_bytes(scenario: Scenario, layouts: Layouts, arranged: Arrangement) -> t
     """
     first, kind = layouts.alike.by(*LAYER)
     a_layer = _layer_sent(scenario, layouts.take(first), arranged.take(first)).take(kind, axis=1)
-    hops = 2.0 * (layouts.pp * layouts.vpp - 1) / layouts.pp * arranged.hop.sent  # forward and back
+    hops = 2.0 * layouts.crossings / layouts.pp * arranged.hop.sent  # forward and back
     around = (arranged.of_vocabulary.gather(lambda each: each.sent) + arranged.of_tables.gather(lambda each: each.sent)) / layouts.pp
     micro_batch = scenario.model.num_hidden_layers / layouts.pp * a_layer + (layouts.pp > 1) * hops + around
     return micro_batch, arranged.of_end.gather(_mean_sent) + 2 * arranged.of_end.gather(lambda each: each.tied.sent) / layouts.pp

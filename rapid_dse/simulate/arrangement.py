@@ -18,11 +18,11 @@ from rapid_dse.simulate.stages import Split, Stages, stages
 from rapid_dse.simulate.vocabulary import VocabularyParallel, vocabulary_parallel
 
 # Columns of Layouts on which each part depends. Where a group lies depends on all degrees, whatever their order.
-STAGES = ("pp", "vpp")
+STAGES = ("pp", "chunks", "stage_map")
 GROUPS = ("num_gpus", "tp", "cp", "dp", "pp", "ep", "expert_tp", "shard_group")
 MICRO_BATCH = (*GROUPS, "micro_batch_size", "sequence_parallel")
 SHARDING = (*GROUPS, "sharded_passes")
-END = (*GROUPS, "zero", "vpp", "sequence_parallel")
+END = (*GROUPS, "zero", "chunks", "stage_map", "sequence_parallel")
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ def arrangement(scenario: Scenario, layouts: Layouts) -> Arrangement:
         ValueError: where a network dimension does not hold the parallelisms that it lists.
     """
     first, stage = layouts.alike.by(*STAGES)
-    found = Shared(stages(Split.of(scenario), layouts.pp[first], layouts.vpp[first]), stage)
+    found = Shared(stages(Split.of(scenario), layouts.take(first)), stage)
     first, place = layouts.alike.by(*GROUPS)
     every = groups_of(scenario, layouts.take(first))
 

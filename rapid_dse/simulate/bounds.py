@@ -6,11 +6,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rapid_dse.config.scenario import Scenario
-from rapid_dse.parallel.layouts import ZERO_BUBBLE, Layouts
+from rapid_dse.parallel import schedules
+from rapid_dse.parallel.layouts import Layouts
 from rapid_dse.simulate.layer import recomputed
 from rapid_dse.simulate.layer_work import Block, framework_block
 from rapid_dse.simulate.memory import stage_weights
-from rapid_dse.simulate.stages import PACK, Split, stages
+from rapid_dse.simulate.stages import Split, packed, stages, unpacked
 from rapid_dse.simulate.step import update_seconds
 from rapid_dse.simulate.training import CHUNK, Prepared, price_operators
 
@@ -38,12 +39,12 @@ def lower_bound(scenario: Scenario, layouts: Layouts) -> FloatColumn:
 
 def _computing(scenario: Scenario, whole: Layouts, ready: Prepared, alone: Block, rows: slice) -> FloatColumn:
     layouts, block, software = whole.take(rows), alone.take(ready.where[rows]), scenario.software
-    found = stages(Split.of(scenario), layouts.pp, layouts.vpp)
+    found = stages(Split.of(scenario), layouts)
     ahead = _layers_ahead(scenario, layouts, found.position)
     layer = block.layer_forward + block.layer_backward + recomputed(software, layouts, block)
     slot = found.layers * layer + found.has_embedding * block.embedding + found.has_head * (block.head_forward + block.head_backward)
-    # Zero bubble ends a stage with weight gradients, which no other stage waits for.
-    delayed = layouts.schedule == ZERO_BUBBLE
+    # A split backward pass ends a stage with weight gradients, which no other stage waits for.
+    delayed = schedules.SPLITS_BACKWARD.take(layouts.schedule)
     passing = np.where(delayed, np.clip(layer - 2 * block.weight_gradient, 0.0, block.layer_forward), layer)
     update = update_seconds(scenario, layouts, stage_weights(scenario, layouts, found).first_stage(), ready.device)
     own = layouts.num_micro_batches * slot + ahead * passing + np.where(delayed & (found.position > 0), 0.0, update)
@@ -53,15 +54,15 @@ def _computing(scenario: Scenario, whole: Layouts, ready: Prepared, alone: Block
 
 
 def _layers_ahead(scenario: Scenario, layouts: Layouts, position: NDArray[np.int64]) -> FloatColumn:
-    """Layers that a micro-batch passes before it comes to a stage's first chunk, ``(n_candidates, n_layouts)``.
+    """Layers that a micro-batch passes before it comes to a stage's first chunk, ``(n_candidates, n_layouts)``; 0 where a stage runs on
+    into its next step.
 
     Of an uneven chunk no more counts than the closed forms' mean.
     """
-    split, ahead = Split.of(scenario), np.zeros(position.shape)
-    packed = layouts.pp * PACK + layouts.vpp
-    for key in np.unique(packed[layouts.pp > 1]).tolist():
-        pp, vpp = divmod(key, PACK)
-        passed = [min(chunks[0], sum(chunks) / vpp) for chunks in split.chunks(pp, vpp)]
-        rows = packed == key
+    split, ahead, number = Split.of(scenario), np.zeros(position.shape), packed(layouts)
+    waits = (layouts.pp > 1) & ~schedules.RUNS_ON.take(layouts.schedule)
+    for key in np.unique(number[waits]).tolist():
+        passed = [min(chunks[0], sum(chunks) / len(chunks)) for chunks in split.chunks(*unpacked(key))]
+        rows = waits & (number == key)
         ahead[:, rows] = np.concatenate([[0.0], np.cumsum(passed)])[position[:, rows]]
     return ahead

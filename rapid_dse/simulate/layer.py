@@ -152,7 +152,8 @@ def exposed_tables(software: Software, layouts: Layouts, arranged: Arrangement, 
     if not (layouts.zero >= 2).any():
         none = np.zeros(len(layouts))
         return Ends(none, none, none, none)
-    sharded, tables, layers = layer.sharded, arranged.tables, arranged.stages.layers[-1] / layouts.vpp
+    sharded, tables, found = layer.sharded, arranged.tables, arranged.stages
+    layers = np.where(found.has_head[-1], found.layers[-1], found.layers[0]) / layouts.chunks
     gather, reduce, share = tables.head.forward, tables.head.backward, software.overlap.dp_overlap
     one = Window(layer.forward, layer.moved.forward.busy)
     waits = exposed(gather + sharded.forward, share * (layers > 0), one) - layer.dp_forward

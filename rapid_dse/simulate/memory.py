@@ -17,8 +17,8 @@ from rapid_dse.config.scenario import Scenario
 from rapid_dse.config.software import Software
 from rapid_dse.device.contract import UNFUSED
 from rapid_dse.model.operators import local_kv_heads, mlp_projections, padded_vocab
-from rapid_dse.parallel.layouts import GPIPE, RECOMPUTE_FULL, RECOMPUTE_NONE, ZERO_BUBBLE, BoolColumn, Layouts
-from rapid_dse.parallel.schedules import in_flight
+from rapid_dse.parallel.layouts import RECOMPUTE_FULL, RECOMPUTE_NONE, BoolColumn, Layouts
+from rapid_dse.parallel.schedules import HOLDS_ALL, SPLITS_BACKWARD, in_flight
 from rapid_dse.simulate.loss import loss_memory
 from rapid_dse.simulate.operator_times import compute_bytes
 from rapid_dse.simulate.stages import Stages
@@ -230,9 +230,9 @@ def _score_bytes(scenario: Scenario, layouts: Layouts, heads: FloatColumn) -> Fl
 
 
 # Columns of Layouts on which memory depends, beside the number of micro-batches: what ZeRO shards, and activations.
-STATES = ("tp", "cp", "dp", "pp", "ep", "expert_tp", "vpp", "zero", "shard_group")
+STATES = ("tp", "cp", "dp", "pp", "ep", "expert_tp", "chunks", "stage_map", "zero", "shard_group")
 ACTIVATIONS = ("tp", "cp", "expert_tp", "pp", "vpp", "micro_batch_size", "sequence_parallel", "recompute", "schedule")
-FILLED = 3  # of so many micro-batches a stage, no schedule but GPipe holds more than of fewer
+FILLED = 3  # of so many micro-batches a stage, no schedule holds more than of fewer but those that hold all
 
 
 def peak_memory(scenario: Scenario, layouts: Layouts, stages: Stages) -> PeakMemory:
@@ -243,7 +243,7 @@ def peak_memory(scenario: Scenario, layouts: Layouts, stages: Stages) -> PeakMem
 def shared_memory(scenario: Scenario, layouts: Layouts, found: Shared[Stages]) -> PeakMemory:
     """As ``peak_memory``; states and activations are counted once for layouts that are alike in them."""
     software, table, micro_batches = scenario.software, layouts.alike, layouts.num_micro_batches
-    filled = np.where(layouts.schedule == GPIPE, micro_batches, np.minimum(micro_batches, FILLED * layouts.pp))
+    filled = np.where(HOLDS_ALL.take(layouts.schedule), micro_batches, np.minimum(micro_batches, FILLED * layouts.pp))
     first, kept = distinct([*table.numbers(*ACTIVATIONS), numbered(filled)])
     activations = _activations(scenario, layouts.take(first), found.take(first).rows)
     lost = (software.memory.fragmentation - 1) * activations  # to the allocator
@@ -346,15 +346,16 @@ def _activations(scenario: Scenario, layouts: Layouts, stages: Stages) -> NDArra
     each, none = layer_activations(scenario, layouts), np.zeros(len(layouts))
 
     def held_on(position: NDArray[np.int64], late: FloatColumn) -> NDArray[np.float64]:
-        return in_flight(layouts.schedule, position, layouts.pp, layouts.vpp, micro_batches, late)
+        return in_flight(layouts.schedule, position, layouts.pp, layouts.chunks, micro_batches, late)
 
     held, left = held_on(stages.position, none), each
     embeddings = held * stages.has_embedding
-    if (layouts.schedule == ZERO_BUBBLE).any():
+    splits = SPLITS_BACKWARD.take(layouts.schedule)
+    if splits.any():
         # what weight gradients need may be more than what is kept under recomputation: then later stages hold more
         late = weight_gradient_bytes(scenario, layouts) / each
         held = np.maximum(held_on(stages.position, late), held_on(stages.latest, late))
-        left = np.where(layouts.schedule == ZERO_BUBBLE, np.maximum(1.0, late) * each, each)
+        left = np.where(splits, np.maximum(1.0, late) * each, each)
     whole = layer_activations(scenario, _without_recompute(layouts)) - left  # of the layer whose backward pass runs
     tokens = layouts.micro_batch_size * (scenario.workload.seq_len / layouts.cp)
     logits = loss_memory(scenario, tokens, layouts.tp, compute_bytes(scenario))

@@ -11,7 +11,7 @@ from rapid_dse.common.columns import Positions, rows_of
 from rapid_dse.config.scenario import Scenario
 from rapid_dse.config.software import Software
 from rapid_dse.parallel.layouts import RECOMPUTE_FULL, IntColumn, Layouts
-from rapid_dse.parallel.schedules import Slots
+from rapid_dse.parallel.schedules.schedule import Slots
 from rapid_dse.simulate.communication import nodes_of
 from rapid_dse.simulate.layer_work import Block
 from rapid_dse.simulate.stages import Stages
@@ -65,7 +65,7 @@ class StageSlots:
     Attributes:
         whole: of the slot, of which the device has ``device``; ``forward`` and ``weights`` (gradients) are parts of it.
         before: the slots of all stages ahead of it, ``after`` of those behind it.
-        found: the stages; ``pp`` and ``vpp`` of each layout, ``(n_layouts,)``.
+        found: the stages; ``pp`` and ``chunks`` of each layout, ``(n_layouts,)``.
     """
 
     whole: FloatColumn
@@ -76,7 +76,7 @@ class StageSlots:
     after: FloatColumn
     found: Stages
     pp: IntColumn
-    vpp: IntColumn
+    chunks: IntColumn
 
     def of(self, rows: Positions, micro_batches: IntColumn, delayed: bool) -> Slots:
         """The slots of the layouts at ``rows``, as schedules take them.
@@ -107,7 +107,7 @@ class StageSlots:
             weights_first=weights[0],
             position=latest,
             behind=behind,
-            vpp=self.vpp.take(rows),
+            chunks=self.chunks.take(rows),
             micro_batches=micro_batches,
         )
 
@@ -161,5 +161,5 @@ def stage_slots(
         after=after_each(found, layouts.pp - 1 - found.latest, whole),
         found=found,
         pp=layouts.pp,
-        vpp=layouts.vpp,
+        chunks=layouts.chunks,
     )

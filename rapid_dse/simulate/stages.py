@@ -12,11 +12,13 @@ from numpy.typing import NDArray
 from rapid_dse.config.model import Model
 from rapid_dse.config.scenario import Scenario
 from rapid_dse.model.operators import matrix_parameters
-from rapid_dse.parallel.layouts import IntColumn
+from rapid_dse.parallel.layouts import IntColumn, Layouts
+from rapid_dse.parallel.schedules import STAGE_MAPS
+from rapid_dse.parallel.schedules.stage_maps import LOOPED, StageMap
 
 FloatColumn = NDArray[np.float64]
 
-PACK = 4096  # (pp, vpp) as one number: pp · PACK + vpp
+PACK = 4096  # pp, stage map and chunks as one number
 LEAST_KINDS = 2  # of inner stages, so that tables of the usual splits have rows alike: the first, two inner ones, the last
 
 
@@ -38,34 +40,34 @@ class Split:
         """The split of a scenario's pipelines."""
         return cls(scenario.model, scenario.software.pipeline.pipeline_split, scenario.parallel.stage_layers)
 
-    def layers(self, pp: int, vpp: int) -> list[int]:
-        """Layers of each of ``pp`` stages, all their ``vpp`` chunks together."""
-        return list(_layers(self, pp, vpp))
+    def layers(self, pp: int, chunks: int, stage_map: StageMap = LOOPED) -> list[int]:
+        """Layers of each of ``pp`` stages, all their chunks together."""
+        return list(_layers(self, pp, chunks, stage_map))
 
-    def chunks(self, pp: int, vpp: int) -> list[list[int]]:
-        """Layers of each chunk of each stage, ``pp`` lists of ``vpp``."""
-        layers, chunks = self.model.num_hidden_layers, pp * vpp
+    def chunks(self, pp: int, chunks: int, stage_map: StageMap = LOOPED) -> list[list[int]]:
+        """Layers of each chunk of each stage, ``pp`` lists of so many ``chunks``, which lie as ``stage_map`` says."""
+        layers, count = self.model.num_hidden_layers, pp * chunks
         if self.given is not None:
             assert len(self.given) == pp, "the rules of layouts leave no other pp"
-            return [_dealt(count, vpp, stage == 0) for stage, count in enumerate(self.given)]
-        if self.rule == "balanced" and pp > 1 and vpp == 1:
-            return [[count] for count in _balanced(self.model, pp)]
-        if layers % chunks and self.rule == "megatron" and (layers + 2) % chunks == 0:
-            counts = [(layers + 2) // chunks - (chunk == 0) - (chunk == chunks - 1) for chunk in range(chunks)]
+            return [_dealt(own, chunks, stage == 0) for stage, own in enumerate(self.given)]
+        if self.rule == "balanced" and pp > 1 and chunks == 1:
+            return [[own] for own in _balanced(self.model, pp)]
+        if layers % count and self.rule == "megatron" and (layers + 2) % count == 0:
+            each = [(layers + 2) // count - (place == 0) - (place == count - 1) for place in range(count)]
         else:
-            counts = [layers // chunks + (chunk < layers % chunks) for chunk in range(chunks)]
-        return [counts[stage::pp] for stage in range(pp)]
+            each = [layers // count + (place < layers % count) for place in range(count)]
+        return [[each[place] for place in held] for held in stage_map.places(pp, chunks).tolist()]
 
 
 @lru_cache(maxsize=4096)
-def _layers(split: Split, pp: int, vpp: int) -> tuple[int, ...]:
-    return tuple(sum(chunks) for chunks in split.chunks(pp, vpp))
+def _layers(split: Split, pp: int, chunks: int, stage_map: StageMap) -> tuple[int, ...]:
+    return tuple(sum(each) for each in split.chunks(pp, chunks, stage_map))
 
 
-def _dealt(layers: int, vpp: int, first: bool) -> list[int]:
+def _dealt(layers: int, chunks: int, first: bool) -> list[int]:
     """A stage's layers over its chunks as evenly as they go: the first chunks get one more, on the first stage, whose first chunk also
     has the embedding, the last ones."""
-    counts = [layers // vpp + (chunk < layers % vpp) for chunk in range(vpp)]
+    counts = [layers // chunks + (chunk < layers % chunks) for chunk in range(chunks)]
     return counts[::-1] if first else counts
 
 
@@ -130,17 +132,30 @@ def kinds_of(layers: Sequence[int]) -> list[int]:
     return sorted(set(layers[1:-1]), reverse=True)
 
 
-def stages(split: Split, pp: IntColumn, vpp: IntColumn) -> Stages:
-    """The candidate stages of each layout; the split itself is made once a distinct (pp, vpp)."""
-    distinct, where = np.unique(pp * PACK + vpp, return_inverse=True)
-    splits = [_layers(split, *divmod(key, PACK)) for key in distinct.tolist()]
+def packed(layouts: Layouts) -> IntColumn:
+    """What a layout's split depends on as one number, ``(n_layouts,)``: pp, the chunks of a stage, and its stage map."""
+    number: IntColumn = (layouts.pp * PACK + layouts.chunks) * len(STAGE_MAPS) + layouts.stage_map
+    return number
+
+
+def unpacked(number: int) -> tuple[int, int, StageMap]:
+    """pp, chunks of a stage, stage map of what ``packed`` gives."""
+    rest, code = divmod(number, len(STAGE_MAPS))
+    pp, chunks = divmod(rest, PACK)
+    return pp, chunks, STAGE_MAPS[code]
+
+
+def stages(split: Split, layouts: Layouts) -> Stages:
+    """The candidate stages of each layout; each distinct split is made once."""
+    distinct, where = np.unique(packed(layouts), return_inverse=True)
+    splits = [_layers(split, *unpacked(key)) for key in distinct.tolist()]
     kinds = max([LEAST_KINDS, *(len(kinds_of(layers)) for layers in splits)])
     found = [_candidates(layers, kinds) for layers in splits]
     position, layers, latest, before, ahead, behind = (
         np.moveaxis(np.array([getattr(each, name) for each in found], np.int64), 0, -1)[..., where]
         for name in (f.name for f in fields(CandidateStages))
     )
-    return Stages(position, layers, latest, before, position == 0, position == pp - 1, ahead, behind)
+    return Stages(position, layers, latest, before, position == 0, position == layouts.head_stage, ahead, behind)
 
 
 @lru_cache(maxsize=4096)

@@ -11,8 +11,8 @@ from rapid_dse.common.columns import Positions, Shared, at, largest
 from rapid_dse.config.scenario import Scenario
 from rapid_dse.cost.overlap import Window, exposed
 from rapid_dse.device import OperatorModel
-from rapid_dse.parallel.layouts import ZERO_BUBBLE, IntColumn, Layouts
-from rapid_dse.parallel.schedules import SCHEDULE_CLASSES
+from rapid_dse.parallel import schedules
+from rapid_dse.parallel.layouts import IntColumn, Layouts
 from rapid_dse.simulate.arrangement import END, Arrangement
 from rapid_dse.simulate.communication import gradient_bytes
 from rapid_dse.simulate.layer import Layer, layer_time
@@ -21,7 +21,7 @@ from rapid_dse.simulate.memory import Weights, stage_weights
 from rapid_dse.simulate.sharding import bucket, scatter_overlap
 from rapid_dse.simulate.slots import StageSlots, host_layer_seconds, launched_part, stage_slots
 from rapid_dse.simulate.stages import Stages
-from rapid_dse.simulate.uneven import ChunkPasses, chunk_waits, passes_of, run_pass_by_pass
+from rapid_dse.simulate.uneven import ChunkPasses, Steps, chunk_waits, passes_of
 
 FloatColumn = NDArray[np.float64]
 
@@ -50,7 +50,7 @@ class StepTimes:
 
 
 # Columns of Layouts on which a micro-batch depends, and what ends a step.
-PACE = (*END, "micro_batch_size", "recompute", "interleaved")
+PACE = (*END, "micro_batch_size", "recompute", "overlaps_sends")
 
 
 @dataclass(frozen=True)
@@ -140,10 +140,9 @@ def paced_step(scenario: Scenario, layouts: Layouts, paced: Shared[Pace]) -> Ste
 
 def _scheduled(scenario: Scenario, code: int, paced: Pace, kind: Positions, micro_batches: IntColumn) -> StepTimes:
     """The step of layouts that have one schedule: ``kind`` says where they stand in ``paced``."""
-    slots = paced.slots.of(kind, micro_batches, delayed=code == ZERO_BUBBLE)
-    waits = SCHEDULE_CLASSES[code].bubble(slots)
-    if code in run_pass_by_pass(scenario):
-        waits = chunk_waits(scenario, paced.passes, kind, micro_batches, (slots.whole, waits))
+    schedule = schedules.SCHEDULE_CLASSES[code]
+    slots = paced.slots.of(kind, micro_batches, delayed=schedule.splits_backward)
+    waits = chunk_waits(scenario, code, paced.passes, Steps(kind, micro_batches, slots.whole, schedule.bubble(slots)))
     # all others wait for the stage whose work and waits take longest
     stage, count = largest(micro_batches * slots.whole + waits), micro_batches.astype(float)
     idle = at(waits, stage, np.arange(len(kind)))
@@ -211,27 +210,27 @@ def _first_stage_weights(
 def _sends(scenario: Scenario, layouts: Layouts, arranged: Arrangement, layer: Layer) -> tuple[FloatColumn, FloatColumn]:
     """What shows of one send to a neighbouring stage, and of launching it, s, ``(n_layouts,)`` each.
 
-    Interleaved schedules hide a share of it, as far as the layers of a chunk leave the ports that it needs.
+    Schedules that send beside computation hide a share of it, as far as the layers of a chunk leave the ports that it needs.
     """
     software, hop = scenario.software, arranged.hop
-    interleaved = layouts.interleaved
-    shown = np.where(interleaved, 1 - software.overlap.pp_overlap, 1.0) * (layouts.pp > 1)
+    overlaps = layouts.overlaps_sends
+    shown = np.where(overlaps, 1 - software.overlap.pp_overlap, 1.0) * (layouts.pp > 1)
     sent = shown * hop.seconds
-    if software.overlap.pp_overlap > 0 and interleaved.any():
-        layers = scenario.model.num_hidden_layers / (2.0 * layouts.pp * layouts.vpp)  # forward, or backward
+    if software.overlap.pp_overlap > 0 and overlaps.any():
+        layers = scenario.model.num_hidden_layers / (2.0 * layouts.pp * layouts.chunks)  # forward, or backward
         free = layers * np.maximum(0.0, layer.total - layer.busy)
-        sent = np.maximum(sent, interleaved * np.max(hop.busy - free, axis=0))
+        sent = np.maximum(sent, overlaps * np.max(hop.busy - free, axis=0))
     return sent, shown * software.pipeline.send_receive
 
 
 def _hops(layouts: Layouts, found: Stages, one: tuple[FloatColumn, FloatColumn]) -> FloatColumn:
     """What a micro-batch's sends take on each candidate stage, s, ``(n_candidates, n_layouts)``; ``one`` of them as ``_sends`` has it.
 
-    Two a chunk, one forward and one back; the first and the last stage have one less, but launch something all the same.
+    Two a chunk, one forward and one back; where a chunk sends none, its pass launches a receive all the same.
     """
-    sends, (sent, launched) = 2.0 * layouts.vpp, one
-    mine = np.where(found.has_embedding | found.has_head, sends - 1, sends)
-    return mine * sent + sends * launched
+    sent, launched = one
+    mine = schedules.by_map(layouts.stage_map, lambda each: each.sends(found.position, layouts.pp, layouts.chunks))
+    return mine * sent + 2.0 * layouts.chunks * launched
 
 
 def _end_exposed(
@@ -256,7 +255,7 @@ def _end_exposed(
     overlap = np.where(layouts.zero == 1, scatter_overlap(software), software.overlap.dp_overlap)
     # collectives of one group follow each other: a gather under way takes its time from the reductions behind it
     alone = end.gradients.waiting(layers * layer.sharded.backward.seconds)
-    hops = layouts.vpp * arranged.hop.busy * (layouts.pp > 1)
+    hops = layouts.chunks * arranged.hop.busy * (layouts.pp > 1)
     busy = layers * (layer.moved.backward.busy + layer.sharded.backward.busy) + hops
     synchronise = np.minimum(exposed(alone, overlap, Window(backward, busy)), end.gradients.seconds)
     shown = np.maximum(synchronise, end.gradients.seconds * last_share)

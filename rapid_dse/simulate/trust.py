@@ -16,8 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rapid_dse.config.measured_boxes import MeasuredRuns, alike
-from rapid_dse.config.run import RECOMPUTE, SCHEDULES
+from rapid_dse.config.run import RECOMPUTE
 from rapid_dse.config.scenario import Scenario
+from rapid_dse.config.schedule_names import SCHEDULES
 from rapid_dse.model.parameters import count
 from rapid_dse.parallel.layouts import IntColumn, Layouts
 from rapid_dse.simulate.growth import ARCHITECTURES, PRECISIONS, STEPS

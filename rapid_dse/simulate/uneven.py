@@ -1,8 +1,8 @@
-"""Pipelines of unequal chunks: stages wait for each other chunk by chunk, which has no formula.
+"""Pipelines whose stages wait for each other in a way that has no formula: their schedule is run pass by pass.
 
-Interleaved 1F1B is run pass by pass wherever chunks differ, by their layers or by the embedding table that ZeRO 2 and 3 gather and
-reduce around the first one; 1F1B where the user has split the layers: frameworks' own splits differ by a
-layer or two, of which its closed form is within 1 %.
+Each schedule says of which pipelines its formula is good enough (``Exact``): interleaved 1F1B is run wherever chunks differ, by their
+layers or by the embedding table that ZeRO 2 and 3 gather and reduce around the first one; 1F1B where the user has split the layers, as
+frameworks' own splits differ by a layer or two, of which its closed form is within 1 %.
 """
 
 from __future__ import annotations
@@ -17,15 +17,19 @@ from numpy.typing import NDArray
 from rapid_dse.common.columns import Positions, distinct, numbered
 from rapid_dse.common.compiled import loading_numba
 from rapid_dse.config.scenario import Scenario
-from rapid_dse.parallel.layouts import INTERLEAVED, ONE_F_ONE_B, BoolColumn, IntColumn, Layouts
+from rapid_dse.parallel.layouts import BoolColumn, IntColumn, Layouts
+from rapid_dse.parallel.schedules import SCHEDULE_CLASSES
+from rapid_dse.parallel.schedules.schedule import BACKWARD, FORWARD, INPUT, KINDS, WEIGHTS, Exact
+from rapid_dse.parallel.schedules.stage_maps import StageMap
 from rapid_dse.simulate.layer import LAYER
 from rapid_dse.simulate.layer_work import Block
 from rapid_dse.simulate.slots import host_layer_seconds, launched_slot
-from rapid_dse.simulate.stages import PACK, Split
+from rapid_dse.simulate.stages import Split, packed, unpacked
 
 FloatColumn = NDArray[np.float64]
 
-THIRDS = np.array([1 / 3, 2 / 3])  # of a micro-batch's launches: forward, backward
+THIRDS = np.array([1, 2, 1, 1]) / 3  # of a micro-batch's launches that each kind of pass has
+LAYER_FORWARD, LAYER_BACKWARD, LAYER_WEIGHTS, LOOK_UP, LOOK_UP_BACKWARD, HEAD, HEAD_BACKWARD, SENT, LAUNCHED = range(9)  # parts of a pass
 
 
 @dataclass(frozen=True)
@@ -33,70 +37,90 @@ class ChunkPasses:
     """What the passes of a pipeline's chunks take, ``(n_layouts,)`` each, and which layouts need a run.
 
     Attributes:
-        layer: seconds of a layer's forward and backward pass with all that shows beside them.
+        layer: seconds of a layer's forward and backward pass with all that shows beside them, and of its weight gradients, a part of the
+            latter.
         ends: of the embedding's two passes and the head's two.
         sends: seconds that a stage sends a micro-batch's chunk, and that its host launches that in, one way.
         host: seconds in which the host launches a layer.
-        split: pp and vpp as one number.
-        uneven: whether the chunks differ.
+        split: pp, chunks and stage map as one number (``stages.packed``).
+        uneven: whether chunks differ in their layers; ``longer``: whether passes of one differ in what ZeRO moves around them.
         case: a number that layouts share whose passes take equally long.
     """
 
-    layer: tuple[FloatColumn, FloatColumn]
+    layer: tuple[FloatColumn, FloatColumn, FloatColumn]
     ends: tuple[FloatColumn, FloatColumn, FloatColumn, FloatColumn]
     sends: tuple[FloatColumn, FloatColumn]
     host: FloatColumn
     split: IntColumn
     uneven: BoolColumn
+    longer: BoolColumn
     case: Positions
+
+    def without_formula(self, scenario: Scenario, exact: Exact, kind: Positions) -> Positions:
+        """Which of the layouts at ``kind`` need a run, by what their schedule's formula is good for."""
+        every = np.ones(len(kind), bool)
+        if exact is Exact.ALL_STAGES:
+            run = ~every
+        elif exact is Exact.SIMILAR_STAGES:
+            run = self.uneven.take(kind) & (scenario.parallel.stage_layers is not None)
+        elif exact is Exact.EQUAL_CHUNKS:
+            run = (self.uneven | self.longer).take(kind)
+        else:
+            run = every
+        return np.flatnonzero(run)
+
+
+@dataclass(frozen=True)
+class Steps:
+    """Steps of layouts of one schedule by its formula.
+
+    Attributes:
+        kind: where each layout stands in ``ChunkPasses``, ``(n,)``; ``micro_batches`` of its step.
+        whole: seconds of a micro-batch, and ``waits`` idle seconds by the formula, on each candidate stage, ``(n_candidates, n)``.
+    """
+
+    kind: Positions
+    micro_batches: IntColumn
+    whole: FloatColumn
+    waits: FloatColumn
 
 
 def passes_of(
     scenario: Scenario, layouts: Layouts, block: Block, layer: tuple[FloatColumn, FloatColumn], sends: tuple[FloatColumn, FloatColumn]
 ) -> ChunkPasses:
     """``ChunkPasses`` of layouts; ``layer`` and ``sends`` as there."""
-    split, packed = Split.of(scenario), layouts.pp * PACK + layouts.vpp
-    number, count = numbered(packed)
+    split, splits = Split.of(scenario), packed(layouts)
+    number, count = numbered(splits)
     example = np.empty(count, np.int64)
-    example[number] = packed
-    differ = np.array([key >= 2 * PACK and _differ(split, *divmod(key, PACK)) for key in example.tolist()], bool)
+    example[number] = splits
+    differ = np.array([unpacked(key)[0] > 1 and _differ(split, *unpacked(key)) for key in example.tolist()], bool)
     # ZeRO 2 and 3 transfer the table around the first chunk of every micro-batch, which is the longer one where layers are equal
-    longer = layouts.interleaved & (layouts.zero >= 2) & (layouts.shards > 1) & (layouts.pp > 1)
-    _, case = layouts.alike.by(*LAYER, "vpp")
+    longer = (layouts.zero >= 2) & (layouts.shards > 1) & (layouts.pp > 1)
+    _, case = layouts.alike.by(*LAYER, "chunks", "stage_map")
     ends = block.embedding, block.embedding_backward, block.head_forward, block.head_backward
-    return ChunkPasses(layer, ends, sends, host_layer_seconds(scenario, layouts), packed, differ[number] | longer, case)
+    host = host_layer_seconds(scenario, layouts)
+    return ChunkPasses((*layer, block.weight_gradient), ends, sends, host, splits, differ[number], longer, case)
 
 
-def run_pass_by_pass(scenario: Scenario) -> tuple[int, ...]:
-    """The schedules that are run where chunks differ."""
-    return (INTERLEAVED,) if scenario.parallel.stage_layers is None else (INTERLEAVED, ONE_F_ONE_B)
+def chunk_waits(scenario: Scenario, code: int, passes: ChunkPasses, steps: Steps) -> FloatColumn:
+    """The formula's waits, or, where it is not good enough, those that the schedule run pass by pass has, ``(n_candidates, n)``.
 
-
-def chunk_waits(
-    scenario: Scenario, passes: ChunkPasses, kind: Positions, micro_batches: IntColumn, closed: tuple[FloatColumn, FloatColumn]
-) -> FloatColumn:
-    """The closed forms' waits, but of pipelines of unequal chunks those that the schedule run pass by pass has.
-
-    Those stand at the stage with most work; the step is its work and they.
-
-    Args:
-        kind: where each layout stands in ``passes``, ``(n,)``; micro_batches: of its step.
-        closed: seconds of a micro-batch, and idle seconds by the closed form, on each candidate stage, ``(n_candidates, n)`` each.
+    Those stand at the stage with most work; the step is its work and they. ``code``: the schedule's.
     """
-    whole, waits = closed
-    rows = np.flatnonzero(passes.uneven.take(kind))
+    rows = passes.without_formula(scenario, SCHEDULE_CLASSES[code].exact, steps.kind)
     if not len(rows):
-        return waits
-    seconds = np.full(len(kind), np.nan)
-    seconds[rows] = _run(scenario, passes, kind.take(rows), micro_batches.take(rows))
-    busiest = whole.max(axis=0)
-    idle = np.where(whole == busiest, np.maximum(0.0, seconds - micro_batches * busiest), 0.0)
-    return np.where(np.isnan(seconds), waits, idle)
+        return steps.waits
+    seconds = np.full(len(steps.kind), np.nan)
+    seconds[rows] = _run(scenario, code, passes, steps.kind.take(rows), steps.micro_batches.take(rows))
+    busiest = steps.whole.max(axis=0)
+    idle = np.where(steps.whole == busiest, np.maximum(0.0, seconds - steps.micro_batches * busiest), 0.0)
+    return np.where(np.isnan(seconds), steps.waits, idle)
 
 
-def _run(scenario: Scenario, passes: ChunkPasses, kind: Positions, micro_batches: IntColumn) -> FloatColumn:
-    """Seconds from the first pass of a step to the end of the last, ``(n,)``; layouts whose passes take equally long are run once."""
+def _run(scenario: Scenario, code: int, passes: ChunkPasses, kind: Positions, micro_batches: IntColumn) -> FloatColumn:
+    """Seconds of a step of the schedule, ``(n,)``; layouts whose passes take equally long are run once."""
     split, step_seconds = Split.of(scenario), _recurrence()
+    pass_kinds = KINDS if SCHEDULE_CLASSES[code].splits_backward else 2
     first, alike = distinct([numbered(passes.case.take(kind)), numbered(micro_batches)])
     once, count = kind.take(first), micro_batches.take(first)
     order = np.argsort(passes.split.take(once), kind="stable")  # by split
@@ -105,16 +129,16 @@ def _run(scenario: Scenario, passes: ChunkPasses, kind: Positions, micro_batches
     spent = np.stack([column.take(once) for column in (*passes.layer, *passes.ends, *passes.sends)])
     host_layer, ends = passes.host.take(once), [*(np.flatnonzero(np.diff(splits)) + 1).tolist(), len(splits)]
     for start, end in zip([0, *ends], ends, strict=False):
-        pp, vpp = divmod(int(splits[start]), PACK)
-        device, launches, pass_kind = _shares(split, pp, vpp)
+        pipeline = unpacked(int(splits[start]))
+        device, launches, pass_kind = _shares(split, pipeline, pass_kinds)
         host = launches[:, :1] * host_layer[start:end] + launches[:, 1:] * scenario.software.host.host_micro_batch
         lasting = launched_slot(scenario.software, device @ spent[:, start:end], host)
-        seconds[order[start:end]] = step_seconds(lasting, pp, vpp, count[start:end], pass_kind)
+        seconds[order[start:end]] = step_seconds(lasting, (code, *pipeline[:2]), count[start:end], pass_kind)
     return seconds.take(alike)
 
 
 @cache
-def _recurrence() -> Callable[[FloatColumn, int, int, IntColumn, Positions], FloatColumn]:
+def _recurrence() -> Callable[[FloatColumn, tuple[int, int, int], IntColumn, Positions], FloatColumn]:
     """``recurrence.step_seconds``; numba is loaded where such a layout is priced, and nowhere else."""
     with loading_numba("the recurrence of uneven pipelines (once, about 5 s; then it is cached)"):
         from rapid_dse.parallel.recurrence import step_seconds
@@ -122,25 +146,48 @@ def _recurrence() -> Callable[[FloatColumn, int, int, IntColumn, Positions], Flo
 
 
 @lru_cache(maxsize=4096)
-def _differ(split: Split, pp: int, vpp: int) -> bool:
-    return len({layers for stage in split.chunks(pp, vpp) for layers in stage}) > 1
+def _differ(split: Split, pp: int, chunks: int, stage_map: StageMap) -> bool:
+    return len({layers for stage in split.chunks(pp, chunks, stage_map) for layers in stage}) > 1
 
 
 @lru_cache(maxsize=64)
-def _shares(split: Split, pp: int, vpp: int) -> tuple[FloatColumn, FloatColumn, Positions]:
-    """How often each kind of pass spends what, and the kind of each of the ``2 * vpp * pp`` passes.
+def _shares(split: Split, pipeline: tuple[int, int, StageMap], kinds: int) -> tuple[FloatColumn, FloatColumn, Positions]:
+    """How often each distinct pass spends what, and which of them each of the ``kinds * pp * chunks`` passes is, by kind and place.
+
+    Args:
+        pipeline: pp, chunks of a stage, and the stage map.
+        kinds: how many kinds of passes there are: forward and backward alone, or those of split backward passes too.
 
     Returns:
-        ``(n_kinds, 8)`` on the device, ``ChunkPasses``'s layer, ends and sends; ``(n_kinds, 2)`` on the host, a layer's launches and a
-        micro-batch's, a third of them forward and the rest backward (``slots.launched_part``); ``(2 * vpp * pp,)`` kinds.
+        ``(n_distinct, 9)`` on the device, ``ChunkPasses``'s layer, ends and sends; ``(n_distinct, 2)`` on the host, a layer's launches and
+        a micro-batch's, a third of them for each of forward pass, input and weight gradient (``slots.launched_part``); ``(n_passes,)``.
     """
-    layers = np.array(split.chunks(pp, vpp)).T
-    forward, backward = device = np.zeros((2, vpp, pp, 8))
-    forward[..., 0], backward[..., 1] = layers, layers
-    forward[0, 0, 2] = backward[0, 0, 3] = forward[-1, -1, 4] = backward[-1, -1, 5] = 1.0
-    device[..., 6] = device[..., 7] = 1.0
-    forward[-1, -1, 6] = backward[0, 0, 6] = 0.0
-    thirds = THIRDS.repeat(pp * vpp)
-    launches = np.stack([thirds * np.concatenate([layers.ravel()] * 2), thirds / vpp], axis=1)
-    found, kind = np.unique(np.hstack([device.reshape(2 * vpp * pp, -1), launches]), axis=0, return_inverse=True)
-    return found[:, :8], found[:, 8:], kind.reshape(-1)
+    pp, chunks, stage_map = pipeline
+    places, count = stage_map.places(pp, chunks), pp * chunks
+    layers = np.empty(count)
+    layers[places] = np.array(split.chunks(pp, chunks, stage_map))
+    ahead, back = (_crosses(pipeline, towards) for towards in (True, False))
+    device = np.zeros((KINDS, count, 9))
+    device[FORWARD, :, LAYER_FORWARD] = layers
+    device[FORWARD, 0, LOOK_UP] = device[FORWARD, -1, HEAD] = 1.0
+    device[FORWARD, :, SENT], device[FORWARD, :, LAUNCHED] = ahead, 1.0
+    for kind in (BACKWARD, INPUT):
+        device[kind, :, LAYER_BACKWARD] = layers
+        device[kind, 0, LOOK_UP_BACKWARD] = device[kind, -1, HEAD_BACKWARD] = 1.0
+        device[kind, :, SENT], device[kind, :, LAUNCHED] = back, 1.0
+    device[INPUT, :, LAYER_WEIGHTS] = -layers
+    device[WEIGHTS, :, LAYER_WEIGHTS] = layers
+    launches = np.stack([THIRDS[:, None] * layers, np.broadcast_to(THIRDS[:, None] / chunks, (KINDS, count))], axis=2)
+    every = np.concatenate([device, launches], axis=2)[:kinds].reshape(kinds * count, -1)
+    found, kind_of = np.unique(every, axis=0, return_inverse=True)
+    return found[:, :9], found[:, 9:], kind_of.reshape(-1)
+
+
+def _crosses(pipeline: tuple[int, int, StageMap], ahead: bool) -> FloatColumn:
+    """1 for each place of the model from which a micro-batch goes to another rank, ``(pp * chunks,)``: ``ahead`` or back."""
+    pp, chunks, stage_map = pipeline
+    found = np.zeros(pp * chunks)
+    for stage, held in enumerate(stage_map.places(pp, chunks).tolist()):
+        for chunk, place in enumerate(held):
+            found[place] = bool(stage_map.peer(stage, chunk, pp, chunks, ahead))
+    return found

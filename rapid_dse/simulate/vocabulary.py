@@ -143,7 +143,7 @@ def tied_bytes(scenario: Scenario, layouts: Layouts) -> FloatColumn:
     if not scenario.model.tie_word_embeddings:
         return np.zeros(len(layouts))
     shards = np.where(layouts.zero >= 2, layouts.shards, 1)
-    return np.where(layouts.pp > 1, vocabulary_parameters(scenario, layouts) * gradient_bytes(scenario) / shards, 0.0)
+    return np.where(layouts.head_stage > 0, vocabulary_parameters(scenario, layouts) * gradient_bytes(scenario) / shards, 0.0)
 
 
 def tied_table(scenario: Scenario, layouts: Layouts, placement: Placement, network: Network) -> TiedTable:

@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from rapid_dse.config.schedule_names import SCHEDULES
 from rapid_dse.parallel.layouts import COLUMN_OF
+from rapid_dse.parallel.schedules import SCHEDULE_CLASSES
 from rapid_dse.sweep import arrow, identity, ranking
 from rapid_dse.sweep.search.aims import Constraint
 
@@ -215,7 +217,7 @@ def plainness(table: pa.Table) -> NDArray[np.int64]:
     found += numbers(table, "parallel.zero") > 1
     shards, replicas = numbers(table, "parallel.shard_group"), numbers(table, "parallel.dp") * degrees["cp"]
     found += (shards < replicas) & (numbers(table, "parallel.zero") > 0)
-    found += ~_among(table, "parallel.schedule", ("none", "1f1b", "interleaved_1f1b"))
+    found += ~_among(table, "parallel.schedule", [name for name, each in zip(SCHEDULES, SCHEDULE_CLASSES, strict=True) if each.plain])
     found += ~_among(table, "parallel.recompute", ("none", "selective"))
     replica = np.minimum(degrees["tp"] * degrees["cp"] * degrees["pp"], 2.0**30)
     return found * 64 + np.log2(replica).astype(np.int64)

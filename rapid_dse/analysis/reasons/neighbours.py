@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from rapid_dse.analysis.reasons.chosen import Figures, PricedTrial, figures_of, settings
-from rapid_dse.config.run import RECOMPUTE, SCHEDULES
+from rapid_dse.config.run import RECOMPUTE
 from rapid_dse.config.scenario import Scenario
+from rapid_dse.config.schedule_names import SCHEDULES
 from rapid_dse.events.backends import price
-from rapid_dse.parallel.layouts import AUTO_SCHEDULE, INTERLEAVED, KEYS, MAX_CP, MAX_TP, MAX_VPP, NONE, WHOLE_GROUP, Layouts, broken_rules
+from rapid_dse.parallel import schedules
+from rapid_dse.parallel.layouts import AUTO_SCHEDULE, KEYS, MAX_CP, MAX_TP, MAX_VPP, WHOLE_GROUP, Layouts, broken_rules
 from rapid_dse.parallel.offered import usual_sequence_parallel
 from rapid_dse.sweep.advice import with_columns
 
@@ -80,7 +82,8 @@ def _candidates(scenario: Scenario, layout: Layouts) -> Iterator[tuple[str, list
     if value["pp"] > 1:
         for chunks in (range(value["vpp"] - 1, 0, -1), range(value["vpp"] + 1, MAX_VPP + 1)):
             yield "vpp", [with_columns(layout, vpp=each, schedule=AUTO_SCHEDULE) for each in chunks]
-        yield "schedule", [_scheduled(layout, value, code) for code in range(len(SCHEDULES)) if code not in (NONE, value["schedule"])]
+        others = [code for code in range(len(SCHEDULES)) if code not in (schedules.NONE, value["schedule"])]
+        yield "schedule", [_scheduled(layout, value, code) for code in others]
     yield "zero", [with_columns(layout, zero=each) for each in range(4) if each != value["zero"]]
     yield "recompute", [with_columns(layout, recompute=each) for each in range(len(RECOMPUTE)) if each != value["recompute"]]
     if value["tp"] > 1:
@@ -90,7 +93,7 @@ def _candidates(scenario: Scenario, layout: Layouts) -> Iterator[tuple[str, list
 
 def _scheduled(layout: Layouts, value: dict[str, int], code: int) -> Layouts:
     """The layout under another schedule; interleaving takes two chunks, the others one."""
-    vpp = max(2, value["vpp"]) if code == INTERLEAVED else 1
+    vpp = max(2, value["vpp"]) if schedules.INTERLEAVES[code] else 1
     return with_columns(layout, schedule=code, vpp=vpp)
 
 

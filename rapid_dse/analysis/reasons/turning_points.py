@@ -16,7 +16,8 @@ from rapid_dse.analysis.reasons.chosen import PricedTrial
 from rapid_dse.analysis.reasons.levers import EvenSteps, Lever, ValueGrid, levers, turned
 from rapid_dse.config.scenario import Scenario
 from rapid_dse.events.backends import price
-from rapid_dse.parallel.layouts import INTERLEAVED, Layouts, broken_rules
+from rapid_dse.parallel.layouts import Layouts, broken_rules
+from rapid_dse.parallel.schedules import INTERLEAVES
 from rapid_dse.simulate.results import Priced
 from rapid_dse.sweep.advice import with_columns
 from rapid_dse.sweep.compose import value_at
@@ -86,7 +87,7 @@ def _counts(first: PricedTrial, second: PricedTrial) -> Iterator[Lever]:
     batch, length, batches = 1, 1, set()
     for each in (first, second):
         layout = each.layout
-        rounds = int(layout.pp[0]) if int(layout.schedule[0]) == INTERLEAVED else 1
+        rounds = int(layout.pp[0]) if INTERLEAVES[layout.schedule[0]] else 1
         batch = math.lcm(batch, int(layout.dp[0] * layout.micro_batch_size[0]) * rounds)
         length = math.lcm(length, 128, 2 * int(layout.cp[0]) * int(layout.tp[0]))
         batches.add(int(layout.global_batch_size[0]))

@@ -8,9 +8,9 @@ from pydantic import BeforeValidator
 
 from rapid_dse.config.fields import Frozen
 from rapid_dse.config.hardware import Precision
+from rapid_dse.config.schedule_names import PIPELINE_SCHEDULES, PipelineSchedule
 
 Zero = Literal[0, 1, 2, 3]
-PipelineSchedule = Literal["gpipe", "1f1b", "interleaved_1f1b", "zero_bubble"]
 # YAML reads the bare words none and null alike.
 Mode = Annotated[Literal["none", "selective", "full"], BeforeValidator(lambda value: "none" if value is None else value)]
 
@@ -26,7 +26,7 @@ class Offers(Frozen):
     parallelisms: tuple[Literal["tp", "cp", "pp", "ep", "etp", "attention_dp", "pools"], ...] = (
         "tp", "cp", "pp", "ep", "etp", "attention_dp", "pools",
     )  # fmt: skip
-    schedules: tuple[PipelineSchedule, ...] = ("gpipe", "1f1b", "interleaved_1f1b", "zero_bubble")  # of pipelines, pp > 1
+    schedules: tuple[PipelineSchedule, ...] = PIPELINE_SCHEDULES  # of pipelines, pp > 1
     zero: tuple[Zero, ...] = (0, 1, 2, 3)  # stages without pipelines, pp = 1
     zero_with_pipelines: tuple[Zero, ...] = (0, 1, 2, 3)  # stages at pp > 1
     shard_group: tuple[Zero, ...] = (1, 2, 3)  # stages whose shards may lie on a part of the data-parallel ranks (hybrid sharding)

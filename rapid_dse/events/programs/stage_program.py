@@ -8,11 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from math import ceil
 from typing import Protocol
 
 from rapid_dse.events.programs.script import GRADIENTS, MAIN, PIPELINE, After, Script
-from rapid_dse.parallel.orders import BACKWARD, FORWARD, WEIGHTS, Move, SharedWeights, StageWork, Task
+from rapid_dse.events.programs.stage_work import Move, SharedWeights, StageWork
+from rapid_dse.parallel.schedules.schedule import BACKWARD, FORWARD, WEIGHTS, Task
+from rapid_dse.parallel.schedules.stage_maps import LOOPED, StageMap
 
 # A rank with one communication stream reduces gradients when nothing else is left to send: a reduction that is under way holds up
 # every collective and message behind it, which costs more than it hides.
@@ -71,6 +74,7 @@ class StageWriter:
     boundary: Boundary
     stage: int
     pp: int
+    stage_map: StageMap = LOOPED
     tail: After = ()
     gathered: After = ()
     reduced: After = ()
@@ -78,28 +82,34 @@ class StageWriter:
     gathers_left: int = 0
     opening: After = ()
 
+    @cached_property
+    def places(self) -> list[int]:
+        """The place in the model of each of the stage's chunks."""
+        held: list[int] = self.stage_map.places(self.pp, self.chunks)[self.stage].tolist()
+        return held
+
     @property
-    def vpp(self) -> int:
+    def chunks(self) -> int:
         """Chunks of the stage."""
         return len(self.work.chunks)
+
+    def _ends(self, task: Task) -> tuple[bool, bool]:
+        """Whether the task's chunk is the model's first, and whether its last."""
+        place = self.places[task.chunk]
+        return place == 0, place == self.pp * self.chunks - 1
 
     def write(self, tasks: Sequence[Task]) -> After:
         """The whole step; returns its last nodes."""
         self._open(tasks)
-        last_of: dict[int, int] = {}
-        final = WEIGHTS if any(task.kind == WEIGHTS for task in tasks) else BACKWARD
+        last_of = {task.chunk: number for number, task in enumerate(tasks) if task.kind in (BACKWARD, WEIGHTS)}
         for number, task in enumerate(tasks):
-            if task.kind == final:
-                last_of[task.chunk] = number
-        delayed = final == WEIGHTS
-        for number, task in enumerate(tasks):
-            last = last_of.get(task.chunk) == number
+            last = last_of[task.chunk] == number
             if task.kind == FORWARD:
                 self._forward(task)
-            elif task.kind == BACKWARD:
-                self._backward(task, not delayed, last)
-            else:
+            elif task.kind == WEIGHTS:
                 self._weights(task, last)
+            else:
+                self._backward(task, task.kind == BACKWARD, last)
         return self._close()
 
     @property
@@ -136,10 +146,9 @@ class StageWriter:
 
     def _forward(self, task: Task) -> None:
         work, script, layers = self.work, self.script, self.work.chunks[task.chunk]
-        first = self.stage == 0 and task.chunk == 0
-        last = self.stage == self.pp - 1 and task.chunk == self.vpp - 1
+        first, last = self._ends(task)
         if not first:
-            self._receive("previous", task, self._virtual(task) - 1, 0)
+            self._receive(task, ahead=False)
         else:
             self.tail = self._gather_table(work.embedding, self.tail, MAIN)
             self.tail = self.passes.end(script, self.tail, "embedding_forward")
@@ -152,18 +161,14 @@ class StageWriter:
             self._to_the_head(layers)
         else:
             self._layers(layers, FORWARD, True)
-        self.tail = script.compute(self.tail, work.stall / self.vpp / 3, "waiting for the host", "host")
-        if not last:
-            self._send("next", task, self._virtual(task), 0)
-        elif not first:
-            self._launch()
+        self.tail = script.compute(self.tail, work.stall / self.chunks / 3, "waiting for the host", "host")
+        self._send(task, ahead=True)
 
     def _backward(self, task: Task, weights: bool, ends: bool) -> None:
         work, script, layers = self.work, self.script, self.work.chunks[task.chunk]
-        first = self.stage == 0 and task.chunk == 0
-        last = self.stage == self.pp - 1 and task.chunk == self.vpp - 1
+        first, last = self._ends(task)
         if not last:
-            self._receive("next", task, self._virtual(task) + 1, 1)
+            self._receive(task, ahead=True)
         else:
             self.tail = self.passes.end(script, self.tail, "head_backward")
             self._reduce_table(work.head, work.dp_hidden > 0)
@@ -175,11 +180,8 @@ class StageWriter:
         if first:
             self.tail = self.passes.end(script, self.tail, "embedding_backward")
             self._reduce_table(work.embedding, False)
-        self.tail = script.compute(self.tail, work.stall / self.vpp * 2 / 3, "waiting for the host", "host")
-        if not first:
-            self._send("previous", task, self._virtual(task), 1)
-        elif not last:
-            self._launch()
+        self.tail = script.compute(self.tail, work.stall / self.chunks * 2 / 3, "waiting for the host", "host")
+        self._send(task, ahead=False)
 
     def _to_the_head(self, layers: int) -> None:
         """The last layers' forward passes and the head's, whose weights are asked for when the last layer starts."""
@@ -211,7 +213,7 @@ class StageWriter:
         if ends and self._reduces_early:
             self._reduce(layers / max(1, sum(self.work.chunks)), 1)
 
-    def _layers(self, layers: int, kind: str, weights: bool) -> None:
+    def _layers(self, layers: int, kind: int, weights: bool) -> None:
         """Some layers in a row, one by one where their weights are gathered or their gradients reduced each time."""
         work = self.work
         if not (work.gathers_layers or work.scatters_layers):
@@ -229,7 +231,7 @@ class StageWriter:
                 else:
                     self.tail = done
 
-    def _pass(self, layers: int, kind: str, weights: bool) -> None:
+    def _pass(self, layers: int, kind: int, weights: bool) -> None:
         if layers == 0:
             return
         if kind == FORWARD:
@@ -303,26 +305,33 @@ class StageWriter:
 
     # --------------------------------------------------------------- boundaries
 
-    def _virtual(self, task: Task) -> int:
-        """The chunk's place in the model, first to last."""
-        return task.chunk * self.pp + self.stage
+    def _peer(self, task: Task, ahead: bool) -> str:
+        """The rank of the chunk at the next place or at the one before; "" where that is this rank or none."""
+        return self.stage_map.peer(self.stage, task.chunk, self.pp, self.chunks, ahead)
 
-    def _tag(self, task: Task, sender: int, direction: int) -> int:
-        return (task.micro_batch * self.pp * self.vpp + sender) * 2 + direction
+    def _tag(self, task: Task, sender: int, backward: bool) -> int:
+        return (task.micro_batch * self.pp * self.chunks + sender) * 2 + backward
 
-    def _receive(self, peer: str, task: Task, sender: int, direction: int) -> None:
-        arrived = self.script.receive((), peer, self.boundary.size, "pp", self._tag(task, sender, direction))
-        self.tail = self.passes.regather(self.script, _joined(self.tail, arrived))
+    def _receive(self, task: Task, ahead: bool) -> None:
+        """What the pass reads from the place ahead (gradients) or from the one before (activations)."""
+        peer, place = self._peer(task, ahead), self.places[task.chunk]
+        if peer:
+            arrived = self.script.receive((), peer, self.boundary.size, "pp", self._tag(task, place + 1 if ahead else place - 1, ahead))
+            self.tail = self.passes.regather(self.script, _joined(self.tail, arrived))
 
     def _launch(self) -> None:
         """What the host spends on a pass's messages, once a pass whether it sends, receives or both."""
         self.tail = self.script.compute(self.tail, self.boundary.host, "launching sends and receives", "pp")
 
-    def _send(self, peer: str, task: Task, sender: int, direction: int) -> None:
-        boundary, script = self.boundary, self.script
-        self._launch()
-        stream = PIPELINE if boundary.overlaps else MAIN
-        sent = script.send(self.tail, peer, boundary.size, boundary.seconds, "pp", self._tag(task, sender, direction), stream)
+    def _send(self, task: Task, ahead: bool) -> None:
+        """What the pass gives to the place ahead (activations) or to the one before (gradients)."""
+        boundary, script, peer = self.boundary, self.script, self._peer(task, ahead)
+        if peer or self._peer(task, not ahead):
+            self._launch()
+        if not peer:
+            return
+        stream, tag = PIPELINE if boundary.overlaps else MAIN, self._tag(task, self.places[task.chunk], not ahead)
+        sent = script.send(self.tail, peer, boundary.size, boundary.seconds, "pp", tag, stream)
         self.tail = self.tail if boundary.overlaps else sent
 
 

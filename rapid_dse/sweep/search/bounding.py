@@ -100,7 +100,7 @@ class Bounding:
 
     def _computed(self, variant: Variant, rows: NDArray[np.int64]) -> FloatColumn:
         scenario, layouts = variant.setting.scenario, variant.pool.layouts.take(rows)
-        split = stages(Split.of(scenario), layouts.pp, layouts.vpp)
+        split = stages(Split.of(scenario), layouts)
         return bounds(self.aims, scenario, layouts, lower_bound(scenario, layouts), peak_memory(scenario, layouts, split).peak)
 
     def proof(self, space: SearchSpace) -> Proof | None:

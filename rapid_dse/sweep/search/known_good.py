@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 
 from rapid_dse.events.backends import price
-from rapid_dse.parallel.layouts import ONE_F_ONE_B, RECOMPUTE_SELECTIVE, Layouts
+from rapid_dse.parallel import schedules
+from rapid_dse.parallel.layouts import RECOMPUTE_SELECTIVE, Layouts
 from rapid_dse.sweep.search.study_space import SearchSpace
 
 _SCREENED = 100_000  # layouts priced in closed form to choose the first few: half a second
@@ -40,6 +41,6 @@ def known_good(space: SearchSpace, count: int) -> list[dict[str, Any]]:
 
 
 def _usual(layouts: Layouts, node: int) -> Any:
-    piped = (layouts.pp == 1) | (layouts.schedule == ONE_F_ONE_B) | (layouts.vpp == 2)
+    piped = (layouts.pp == 1) | (layouts.schedule == schedules.USUAL) | (layouts.vpp == 2)
     plain = (layouts.cp == 1) & (layouts.tp <= node) & (layouts.recompute == RECOMPUTE_SELECTIVE) & (layouts.micro_batch_size <= 2)
     return plain & piped & ((layouts.zero == 1) | (layouts.dp == 1)) & (layouts.sequence_parallel | (layouts.tp == 1))

@@ -1,0 +1,79 @@
+"""Pipeline schedules, one a file: the rule, the bubble, what is in flight, the order of passes and the chunks that a stage holds.
+
+``SCHEDULE_CLASSES`` has them in the order of ``config.schedule_names.SCHEDULES``, whose indices stand for them in columns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib import import_module
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rapid_dse.config.schedule_names import SCHEDULE_MODULES, SCHEDULES
+from rapid_dse.parallel.schedules.schedule import FloatColumn, IntColumn, Schedule, Slots
+from rapid_dse.parallel.schedules.stage_maps import StageMap
+
+SCHEDULE_CLASSES: tuple[Schedule, ...] = tuple(import_module(f"{__name__}.{module}").SCHEDULE for module in SCHEDULE_MODULES.values())
+STAGE_MAPS: tuple[StageMap, ...] = tuple(dict.fromkeys(each.stage_map for each in SCHEDULE_CLASSES))
+NONE, USUAL, USUAL_INTERLEAVED = (SCHEDULES.index(name) for name in ("none", "1f1b", "interleaved_1f1b"))
+
+
+def schedule_of(name: str) -> Schedule:
+    """The schedule of a name.
+
+    Raises:
+        ValueError: a name that no schedule has.
+    """
+    if name not in SCHEDULES:
+        raise ValueError(f"parallel.schedule={name}: no such schedule; allowed: {', '.join(SCHEDULES)}")
+    return SCHEDULE_CLASSES[SCHEDULES.index(name)]
+
+
+def of_each(attribute: Callable[[Schedule], int]) -> NDArray[np.int64]:
+    """A number of each schedule, in the order of codes: what a column of codes is looked up in."""
+    return np.array([attribute(each) for each in SCHEDULE_CLASSES], np.int64)
+
+
+CHUNKS, MAPS = of_each(lambda each: each.fixed_chunks), of_each(lambda each: STAGE_MAPS.index(each.stage_map))
+INTERLEAVES, SPLITS_BACKWARD, OVERLAPS_SENDS, HOLDS_ALL, RUNS_ON = (
+    np.array([getattr(each, name) for each in SCHEDULE_CLASSES], bool)
+    for name in ("interleaves", "splits_backward", "overlaps_sends", "holds_all", "runs_on")
+)
+
+
+def by_map(stage_map: IntColumn, part: Callable[[StageMap], NDArray[np.int64]]) -> NDArray[np.int64]:
+    """What each layout's own stage map says; ``stage_map`` indexes ``STAGE_MAPS``, ``part`` gives arrays that end in its axis."""
+    found = part(STAGE_MAPS[0])
+    for code in range(1, len(STAGE_MAPS)):
+        chosen = stage_map == code
+        if chosen.any():
+            found = np.where(chosen, part(STAGE_MAPS[code]), found)
+    return found
+
+
+def bubble(schedule: IntColumn, slots: Slots) -> FloatColumn:
+    """The bubble of each layout's own schedule on each stage, s, ``(n_stages, n_layouts)``."""
+    idle = np.zeros_like(slots.whole)
+    for code, each in enumerate(SCHEDULE_CLASSES):
+        chosen = schedule == code
+        if chosen.any():
+            idle = np.where(chosen, each.bubble(slots), idle)
+    return idle
+
+
+def in_flight(
+    schedule: IntColumn, stage: IntColumn, pp: IntColumn, chunks: IntColumn, micro_batches: IntColumn, late: FloatColumn
+) -> FloatColumn:
+    """Micro-batches held by each layout's own schedule on ``stage``; ``late`` as of ``Schedule.in_flight``.
+
+    ``stage`` is ``(n_layouts,)`` or ``(n_candidates, n_layouts)``, and so is the result.
+    """
+    held = np.empty(np.shape(stage))
+    for code, each in enumerate(SCHEDULE_CLASSES):
+        rows = np.flatnonzero(schedule == code)
+        if len(rows):
+            place = stage.take(rows, axis=-1)
+            held[..., rows] = each.in_flight(place, pp.take(rows), chunks.take(rows), micro_batches.take(rows), late.take(rows))
+    return held
