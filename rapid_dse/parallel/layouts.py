@@ -23,6 +23,7 @@ from rapid_dse.config.software.offers import Offers
 from rapid_dse.parallel import schedules
 from rapid_dse.parallel.expert_rules import grid_rules, tokens_rule, width_rules
 from rapid_dse.parallel.offered import settled, unoffered
+from rapid_dse.parallel.pipeline_rules import counted_ends, schedule_rules, split_rules
 
 IntColumn = NDArray[np.int64]
 BoolColumn = NDArray[np.bool_]
@@ -226,11 +227,6 @@ class Rule:
     broken: BoolColumn
 
 
-def counted_ends(scenario: Scenario) -> int:
-    """Layers that embedding and loss count as where the framework splits a model over pipeline stages: 2, or 0."""
-    return 2 if scenario.software.pipeline.pipeline_split == "megatron" else 0
-
-
 def rules(layouts: Layouts, scenario: Scenario) -> list[Rule]:
     """Every rule with the layouts that break it, in the order in which they are reported; dp must be resolved.
 
@@ -255,11 +251,9 @@ def mathematics(layouts: Layouts, scenario: Scenario) -> list[Rule]:
         Rule("tp · cp · pp · dp must equal hw.num_gpus", (tp * cp * pp).astype(float) * dp != layouts.num_gpus),
         Rule("seq_len must divide by 2 · cp", (cp > 1) & (seq_len % (2 * cp) != 0)),
         Rule("under sequence parallelism seq_len / cp must divide by tp", layouts.sequence_parallel & (seq_len % (cp * tp) != 0)),
-        _depth_rule(layouts, scenario),
-        *_split_rules(layouts, scenario),
-        *_chunk_rules(layouts),
+        *(Rule(*each) for each in split_rules(layouts, scenario)),
         Rule("dp · micro_batch_size must divide global_batch_size", (batch % per_pass != 0) | (micro_batches == 0)),
-        *_schedule_rules(layouts, micro_batches),
+        *(Rule(*each) for each in schedule_rules(layouts, micro_batches)),
         *(Rule(*each) for each in grid_rules(layouts, scenario)),
         Rule("shard_group must divide dp · cp", (dp * cp) % shards != 0),
         Rule("shard_group needs zero 1, 2 or 3: zero 0 shards nothing", hybrid & (layouts.zero == 0)),
@@ -270,53 +264,6 @@ def mathematics(layouts: Layouts, scenario: Scenario) -> list[Rule]:
 def _offer_rules(layouts: Layouts, scenario: Scenario) -> list[Rule]:
     software = scenario.software
     return [Rule(found.rule(software.name), found.where) for found in unoffered(layouts, scenario)] if software.enforce else []
-
-
-def _chunk_rules(layouts: Layouts) -> list[Rule]:
-    """Which schedules have ``vpp`` chunks a stage."""
-    interleaves = schedules.INTERLEAVES.take(layouts.schedule)
-    several = ", ".join(name for name, has in zip(SCHEDULES, schedules.INTERLEAVES, strict=True) if has)
-    return [
-        Rule(f"vpp > 1 goes with {several} alone", (layouts.vpp > 1) & ~interleaves),
-        Rule(f"{several} needs vpp > 1", (layouts.vpp == 1) & interleaves & (layouts.pp > 1)),
-    ]
-
-
-def _schedule_rules(layouts: Layouts, micro_batches: IntColumn) -> list[Rule]:
-    """What each schedule asks of its own layouts."""
-    found: list[Rule] = []
-    for code, (name, each) in enumerate(zip(SCHEDULES, schedules.SCHEDULE_CLASSES, strict=True)):
-        own = layouts.schedule == code
-        found += [Rule(text, own & broken) for text, broken in each.rules(name, layouts.pp, micro_batches)]
-    return found
-
-
-def _depth_rule(layouts: Layouts, scenario: Scenario) -> Rule:
-    """How many chunks a pipeline may have: as many as layers, two more where embedding and loss count as layers.
-
-    A framework that balances by cost leaves stages empty, so that any number of stages goes; of interleaved ones it deals out layers.
-    """
-    ends, balanced = counted_ends(scenario), scenario.software.pipeline.pipeline_split == "balanced"
-    too_many: BoolColumn = layouts.pp * layouts.chunks > scenario.model.num_hidden_layers + ends
-    text = "pp · vpp must not exceed num_hidden_layers" + (" + 2 (embedding and loss count as layers)" if ends else "")
-    return Rule(text, too_many & (layouts.chunks > 1) if balanced else too_many)
-
-
-def _split_rules(layouts: Layouts, scenario: Scenario) -> list[Rule]:
-    """What a user's own split over stages must hold; where a framework balances by cost, inner stages may be empty."""
-    split = scenario.parallel.stage_layers
-    if split is None:
-        return []
-    pp, layers = layouts.pp, scenario.model.num_hidden_layers
-    named, place = f"parallel.stage_layers={','.join(map(str, split))}", np.arange(len(split))
-    ends = (place == 0).astype(int) + (place == layouts.head_stage[:, None])
-    needed = layouts.chunks[:, None] - ends if scenario.software.pipeline.pipeline_split != "balanced" else np.zeros((len(pp), 1))
-    empty: BoolColumn = np.any(np.array(split) < needed, axis=1)
-    return [
-        Rule(f"{named} must have an entry for each of pp stages", pp != len(split)),
-        Rule(f"{named} adds up to {sum(split)}; it must add up to num_hidden_layers={layers}", np.full(len(pp), sum(split) != layers)),
-        Rule(f"{named}: each of a stage's vpp chunks needs a layer, the embedding or the head", empty),
-    ]
 
 
 def broken_rules(layouts: Layouts, scenario: Scenario) -> tuple[IntColumn, list[str]]:

@@ -22,9 +22,9 @@ from rapid_dse.parallel.layouts import (
     WHOLE_GROUP,
     Layouts,
     broken_rules,
-    counted_ends,
     resolved,
 )
+from rapid_dse.parallel.pipeline_rules import counted_ends
 from rapid_dse.simulate.results import Priced
 from rapid_dse.sweep.standing import Aim
 
