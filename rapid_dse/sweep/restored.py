@@ -19,8 +19,14 @@ if TYPE_CHECKING:
 
 def trial_of(row: Mapping[str, Any]) -> Priceable | None:
     """The scenario and the layout of a row; None where they cannot be composed here (a profile of the user's that is gone)."""
+    found = portion_of(row)
+    return None if found is None else Priceable(found.scenario, found.layouts)
+
+
+def portion_of(row: Mapping[str, Any]) -> Portion | None:
+    """As ``trial_of``, with the option behind each group."""
     found = _portions([{key: value for key, value in row.items() if _is_override(key)}])
-    return None if found is None else Priceable(found[0].scenario, found[0].layouts)
+    return None if found is None else found[0]
 
 
 def usable_of(table: pa.Table) -> NDArray[np.float64] | None:

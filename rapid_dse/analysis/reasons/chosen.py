@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from rapid_dse.config.scenario import Scenario
 from rapid_dse.events.backends import price
-from rapid_dse.parallel.layouts import CODES, KEYS, Layouts
+from rapid_dse.parallel.layouts import CODES, KEYS, OPTIONAL, Layouts
 from rapid_dse.simulate.results import Priced
 from rapid_dse.sweep import identity, ranking
 from rapid_dse.sweep.restored import trial_of
@@ -135,11 +135,9 @@ def rival_of(table: pa.Table, row: Mapping[str, Any], by: str) -> dict[str, Any]
 
 
 def settings(layout: Layouts) -> dict[str, Any]:
-    """The keys of a layout and their values as overrides write them; ``shard_group`` is null where it is all of dp · cp."""
+    """The keys of a layout and their values as overrides write them; null where a column is what follows from the others."""
     found: dict[str, Any] = {}
     for name, key in KEYS.items():
         value = getattr(layout, name)[0].item()
-        found[key] = CODES[name][int(value)] if name in CODES else value
-    if not found["parallel.shard_group"]:
-        found["parallel.shard_group"] = None
+        found[key] = CODES[name][int(value)] if name in CODES else None if OPTIONAL.get(name) == value else value
     return found

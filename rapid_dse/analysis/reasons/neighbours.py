@@ -88,6 +88,9 @@ def _candidates(scenario: Scenario, layout: Layouts) -> Iterator[tuple[str, list
     yield "recompute", [with_columns(layout, recompute=each) for each in range(len(RECOMPUTE)) if each != value["recompute"]]
     if value["tp"] > 1:
         yield "sequence_parallel", [with_columns(layout, sequence_parallel=1 - value["sequence_parallel"])]
+    if scenario.model.num_experts and value["tp"] > 1:
+        now = int(layout.expert_tp[0])
+        yield "etp", [with_columns(layout, etp=each) for each in ((value["tp"], 1) if now == 1 else (1,))]
     yield "shard_group", [with_columns(layout, shard_group=each) for each in _shard_groups(scenario, layout, value)]
 
 

@@ -1,0 +1,71 @@
+"""A trial as the file that its framework is launched with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from rapid_dse.analysis.launch_files.field_table import LaunchedRun, written
+from rapid_dse.analysis.launch_files.file_forms import mark_lines
+from rapid_dse.analysis.launch_files.framework import LaunchFramework
+from rapid_dse.analysis.launch_files.launched import Composer, unsaid
+from rapid_dse.sweep.portion import Portion
+
+ABOUT = "# Model, batch, layout and precision of a row of rapid_dse; data, tokenizer, learning rate and checkpoints are yours."
+_MACHINE = ("hw", "cluster")
+
+
+@dataclass(frozen=True)
+class LaunchFile:
+    """A launch file, and what it leaves unsaid.
+
+    Attributes:
+        framework: whose it is.
+        text: of the file.
+        suffix: of its name.
+        unsaid: overrides that its fields do not say; they stand in its comments where it has any.
+        notes: sentences on what cannot be said, for whoever launches it.
+    """
+
+    framework: str
+    text: str
+    suffix: str
+    unsaid: tuple[str, ...]
+    notes: tuple[str, ...]
+
+
+def exported(portion: Portion, framework: LaunchFramework, composer: Composer | None = None) -> LaunchFile:
+    """Writes a trial as a launch file.
+
+    Raises:
+        ValueError: where the trial is no training.
+    """
+    scenario, layout, software = portion.scenario, portion.layouts, portion.choices["software"]
+    if scenario.workload.kind != "training":
+        raise ValueError(f"workload={scenario.workload.kind}: {framework.title} files are of training; allowed: a row of training")
+    own = software in framework.profiles
+    fields = written(framework.table, LaunchedRun(scenario, layout, software))
+    reading = framework.read(framework.form.text(fields, ()))
+    chosen = dict(portion.choices) if own else {group: name for group, name in portion.choices.items() if group != "software"}
+    missing = [text for text in unsaid(portion, reading, chosen, composer or Composer()) if own or not text.startswith("software.")]
+    text = framework.form.text(fields, [ABOUT, *mark_lines(missing)])
+    notes = list(_notes(missing, framework))
+    if not own:
+        notes.append(f"the row was priced for software={software}: {framework.title} overlaps and fuses other things")
+    return LaunchFile(framework.name, text, framework.form.suffixes[0], tuple(missing), tuple(notes))
+
+
+def _notes(missing: list[str], framework: LaunchFramework) -> list[str]:
+    """What cannot be said in the framework's file: settings with where they are told instead."""
+    found = []
+    for text in missing:
+        key = text.split("=")[0]
+        if key.split(".")[0] in _MACHINE and key != "hw.num_gpus":
+            continue
+        place = next((where for start, where in framework.elsewhere.items() if key.startswith(start)), None)
+        found.append(f"{text} cannot be said in this file" + (f": {place}" if place else ""))
+    return found
+
+
+def fields_of(portion: Portion, framework: LaunchFramework) -> dict[str, object]:
+    """The framework's fields of a trial, as its file has them."""
+    return written(framework.table, LaunchedRun(portion.scenario, portion.layouts, portion.choices["software"]))

@@ -1,0 +1,63 @@
+"""The frameworks whose launch files are written and read: one file and one line each."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rapid_dse.analysis.launch_files.deepspeed import DEEPSPEED
+from rapid_dse.analysis.launch_files.framework import LaunchFramework, LaunchReading
+from rapid_dse.analysis.launch_files.llm_foundry import LLM_FOUNDRY
+from rapid_dse.analysis.launch_files.megatron_lm import MEGATRON_LM
+from rapid_dse.analysis.launch_files.nanotron import NANOTRON
+from rapid_dse.analysis.launch_files.nemo import NEMO
+from rapid_dse.analysis.launch_files.torchtitan import TORCHTITAN
+
+FRAMEWORKS: dict[str, LaunchFramework] = {each.name: each for each in (MEGATRON_LM, NEMO, TORCHTITAN, DEEPSPEED, NANOTRON, LLM_FOUNDRY)}
+
+
+def framework(name: str, option: str) -> LaunchFramework:
+    """The framework of a name.
+
+    Raises:
+        ValueError: where there is none; ``option`` is what gave the name.
+    """
+    if name not in FRAMEWORKS:
+        raise ValueError(f"{option}={name}: no framework whose launch files are known; allowed: {', '.join(FRAMEWORKS)}")
+    return FRAMEWORKS[name]
+
+
+def of_profile(software: str) -> LaunchFramework | None:
+    """The framework that an option of ``software`` is launched with."""
+    return next((each for each in FRAMEWORKS.values() if software in each.profiles), None)
+
+
+def read_file(path: Path, name: str | None = None) -> LaunchReading:
+    """What a launch file says, read as the framework of which it has the most fields.
+
+    Raises:
+        ValueError: where it is none of the forms, or no field is known; OSError where it cannot be read.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise ValueError(f"{path}: is no text; allowed: a launch script, YAML, TOML or JSON") from None
+    found, wrong = [], []
+    for each in [framework(name, "--framework")] if name else _candidates(path):
+        try:
+            found.append(each.read(text))
+        except ValueError as error:
+            wrong.append(str(error))
+    if not found:
+        raise ValueError(f"{path}: {wrong[0] if wrong else 'no framework has such files'}; allowed: a script, YAML, TOML or JSON")
+    best = max(found, key=lambda reading: reading.used)
+    if not best.used:
+        raise ValueError(
+            f"{path}: has no field of {', '.join(each.title for each in _candidates(path))}; allowed: a launch file of one of them"
+        )
+    return best
+
+
+def _candidates(path: Path) -> list[LaunchFramework]:
+    suffix = path.suffix.lower()
+    named = [each for each in FRAMEWORKS.values() if suffix in each.form.suffixes]
+    return named or list(FRAMEWORKS.values())

@@ -1,0 +1,278 @@
+"""From what a launch file says, with what the command line adds, to the trial that it launches; and which settings a file leaves unsaid."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from math import prod
+from typing import Any
+
+import numpy as np
+
+from rapid_dse.analysis.launch_files import torchtitan
+from rapid_dse.analysis.launch_files.field_table import ACCUMULATION, CHUNKS, INSTANCES
+from rapid_dse.analysis.launch_files.framework import LaunchReading
+from rapid_dse.analysis.reasons.chosen import settings
+from rapid_dse.config.scenario import Scenario
+from rapid_dse.parallel.layouts import KEYS, broken_rules
+from rapid_dse.simulate.stages import Split
+from rapid_dse.sweep.compose import SHOWN, Composed, composed, hydra_ready, scenario_of, with_values
+from rapid_dse.sweep.overrides import Given, read
+from rapid_dse.sweep.portion import Portion
+from rapid_dse.sweep.space import ColumnType, base_codes, explicit
+
+BASE_MODEL = "llama"  # the option whose dimensions a file's replace
+# What a prediction hangs on, and is named where nobody gave it.
+ASSUMED = ("hw", "cluster", "workload.seq_len", "workload.global_batch_size", "parallel.micro_batch_size")
+_DEFAULTED = ASSUMED[2:]
+_PLAIN = re.compile(r"^[\w./+-]+$")
+_ALIKE = ("hw", "cluster", "model", "workload", "software")
+_ASIDE = ("name", "measured", "offers", "known")
+
+
+@dataclass(frozen=True)
+class Launched:
+    """The trial that a launch file starts.
+
+    Attributes:
+        portion: its scenario and layout.
+        assumed: keys that neither file nor command line gave, as overrides.
+    """
+
+    portion: Portion
+    assumed: tuple[str, ...]
+
+
+class Composer:
+    """Composes trials from options and values; the files of an option are read once."""
+
+    def __init__(self) -> None:
+        self._bases: dict[tuple[tuple[str, str], ...], Composed] = {}
+
+    def trial(self, options: Mapping[str, str], values: Mapping[str, Any]) -> Portion:
+        """The one trial that options and values describe; where a rule is broken it says which.
+
+        Raises:
+            ValueError: where an option, a key or a value is wrong.
+        """
+        found = self._base(options)
+        codes = {name: ColumnType(key).code(values[key]) for name, key in KEYS.items() if key in values}
+        tree = with_values(found.tree, {key: value for key, value in values.items() if key not in KEYS.values()})
+        scenario, broken = scenario_of(tree)
+        layouts = explicit({name: np.array([code]) for name, code in (base_codes(scenario) | codes).items()}, scenario)
+        rule, reasons = broken_rules(layouts, scenario) if broken is None else (np.zeros(1, np.int64), [broken])
+        return Portion(scenario, {group: found.choices[group] for group in SHOWN}, {}, layouts, rule, tuple(reasons))
+
+    def _base(self, options: Mapping[str, str]) -> Composed:
+        key = tuple(options.items())
+        if key not in self._bases:
+            with hydra_ready():
+                self._bases[key] = composed(options)
+        return self._bases[key]
+
+
+def launched(reading: LaunchReading, overrides: Sequence[str] = (), composer: Composer | None = None) -> Launched:
+    """The trial of a launch file.
+
+    ``overrides`` count more than the file, and its comments, which say what its fields cannot, more than those.
+
+    Raises:
+        ValueError: where the model or the number of GPUs is nowhere, a value is wrong, or the layout breaks a rule.
+    """
+    beside, asked = read(reading.marked), read(overrides)
+    for given in (beside, asked):
+        if given.swept:
+            raise ValueError(f"{next(iter(given.swept))}: several values are a sweep; allowed: one value")
+    keys = dict(reading.keys)
+    options = _options(reading, keys, beside, asked)
+    if "model" in asked.options:
+        keys = {key: value for key, value in keys.items() if not key.startswith("model.")}
+    values = {**keys, **beside.values, **asked.values}
+    portion = _settled(options, values, composer or Composer())
+    given_keys = {*options, *values, *beside.options, *asked.options}
+    assumed = [f"{key}={_value_of(portion, key)}" for key in ASSUMED if key not in given_keys]
+    return Launched(portion, tuple(assumed))
+
+
+def _options(reading: LaunchReading, keys: dict[str, Any], beside: Given, asked: Given) -> dict[str, str]:
+    """The option of each group; those that a file's fields tell are taken out of ``keys``."""
+    told = {"software": str(keys.pop("software", reading.framework))} | ({"model": str(keys.pop("model"))} if "model" in keys else {})
+    options = {**told, **beside.options, **asked.options}
+    if "model" not in options:
+        if "model.hidden_size" not in keys:
+            raise ValueError("the model is not in this file; give one, as model=llama3_1_70b")
+        options["model"] = BASE_MODEL
+    return options
+
+
+def _settled(options: Mapping[str, str], values: dict[str, Any], composer: Composer) -> Portion:
+    """Composes a trial; the number of GPUs follows from the degrees where dp is among them."""
+    dp = values.get("parallel.dp")
+    if "hw.num_gpus" not in values and isinstance(dp, int):
+        values["hw.num_gpus"] = dp * prod(_degrees(values))
+    if "hw.num_gpus" not in values:
+        raise ValueError("the number of GPUs is not in this file; give it, as hw.num_gpus=64")
+    return _legal(options, _resolved(options, values, composer), composer)
+
+
+def _degrees(values: Mapping[str, Any]) -> list[int]:
+    """tp, cp and pp."""
+    return [int(values.get(f"parallel.{name}") or 1) for name in ("tp", "cp", "pp")]
+
+
+def _resolved(options: Mapping[str, str], values: Mapping[str, Any], composer: Composer) -> dict[str, Any]:
+    """The values with keys in the place of what hangs on the number of GPUs or of layers."""
+    found = dict(values)
+    copies, rounds = found.pop(INSTANCES, None), found.pop(ACCUMULATION, None)
+    degrees = _degrees(found)
+    replicas = max(1, int(found["hw.num_gpus"]) // prod(degrees))
+    if rounds is not None and "workload.global_batch_size" not in found:
+        found["workload.global_batch_size"] = replicas * int(found.get("parallel.micro_batch_size", 1)) * rounds
+    if copies is not None:
+        found["parallel.shard_group"] = max(1, replicas * degrees[1] // copies)
+    if CHUNKS in found or torchtitan.ENDS in found:
+        base = composer.trial(options, {key: value for key, value in found.items() if key.split(".")[0] in ("model", "software")}).scenario
+        torchtitan.settle_stages(found, base.model.num_hidden_layers)
+        _settle_chunks(found, base)
+    return {key: value for key, value in found.items() if key != "parallel.schedule" or value is not None}
+
+
+def _settle_chunks(values: dict[str, Any], base: Scenario) -> None:
+    """Puts ``parallel.stage_layers`` in the place of each chunk's layers, where they are not the framework's own split."""
+    chunks, pp = values.pop(CHUNKS), int(values.get("parallel.pp") or 1)
+    values["parallel.vpp"] = max(1, len(chunks) // pp)
+    own = replace(Split.of(base), given=None).chunks(pp, values["parallel.vpp"])
+    if [own[at % pp][at // pp] for at in range(pp * values["parallel.vpp"])] != list(chunks):
+        values["parallel.stage_layers"] = [sum(chunks[stage::pp]) for stage in range(pp)]
+
+
+def _legal(options: Mapping[str, str], values: Mapping[str, Any], composer: Composer) -> Portion:
+    """The trial; where its framework's profile does not offer what the file asks for, it is priced all the same.
+
+    Raises:
+        ValueError: where it breaks a rule of the mathematics.
+    """
+    portion = composer.trial(options, values)
+    if portion.rule[0] >= 0 and "software.enforce" not in values:
+        portion = composer.trial(options, {**values, "software.enforce": False})
+    if portion.rule[0] >= 0:
+        raise ValueError(f"what this file asks for cannot run: {portion.reasons[int(portion.rule[0])]}")
+    return _own_split(portion)
+
+
+def _own_split(portion: Portion) -> Portion:
+    """The same without ``parallel.stage_layers`` where that is how the framework splits the layers anyway."""
+    scenario, layout = portion.scenario, portion.layouts
+    if scenario.parallel.stage_layers is None:
+        return portion
+    given, pp, vpp = Split.of(scenario), int(layout.pp[0]), int(layout.vpp[0])
+    if replace(given, given=None).chunks(pp, vpp) != given.chunks(pp, vpp):
+        return portion
+    parallel = scenario.parallel.model_copy(update={"stage_layers": None})
+    return replace(portion, scenario=scenario.model_copy(update={"parallel": parallel}))
+
+
+def _value_of(portion: Portion, key: str) -> Any:
+    if key in portion.choices:
+        return portion.choices[key]
+    found = settings(portion.layouts)
+    return found[key] if key in found else getattr(portion.scenario.workload, key.split(".")[1])
+
+
+def unsaid(wanted: Portion, reading: LaunchReading, chosen: Mapping[str, str], composer: Composer) -> list[str]:
+    """The overrides that a file needs beside its fields, so that it launches the trial ``wanted``.
+
+    Args:
+        reading: of the file, without comments.
+        chosen: the option of each group behind the trial.
+    """
+    said = reading.keys
+    groups = [group for group in ("hw", "cluster") if group in chosen]
+    overrides = [f"{group}={chosen[group]}" for group in groups if (group, chosen[group]) != ("cluster", "reference")]
+    if "software" in chosen and chosen["software"] != said.get("software", reading.framework):
+        overrides.append(f"software={chosen['software']}")
+    if "model" in chosen and "model" not in said and "model.hidden_size" not in said:
+        overrides.append(f"model={chosen['model']}")
+    gpus = settings(wanted.layouts)["hw.num_gpus"]
+    if "hw.num_gpus" not in said and not isinstance(said.get("parallel.dp"), int):
+        overrides.append(f"hw.num_gpus={gpus}")
+    for key in _DEFAULTED:
+        if key not in said and not (key == "workload.global_batch_size" and ACCUMULATION in said):
+            overrides.append(f"{key}={_value_of(wanted, key)}")
+    for _ in range(3):  # a degree that is put in changes what follows from it
+        found = _try(replace(reading, marked=()), overrides, gpus, composer)
+        missing = [text for text in _differing(wanted, found) if text not in overrides]
+        if not missing:
+            return overrides
+        overrides += missing
+    return overrides
+
+
+def _try(reading: LaunchReading, overrides: Sequence[str], gpus: int, composer: Composer) -> Portion:
+    """The trial so far; while degrees are missing it may break a rule, and is composed all the same."""
+    beside = read(overrides)
+    keys = dict(reading.keys)
+    options = _options(reading, keys, beside, Given())
+    values = {"hw.num_gpus": gpus, **{key: value for key, value in keys.items() if key != "parallel.dp"}, **beside.values}
+    return _own_split(composer.trial(options, _resolved(options, {"software.enforce": False, **values}, composer)))
+
+
+def _differing(wanted: Portion, found: Portion) -> Iterator[str]:
+    """Overrides that ``found`` lacks to be ``wanted``."""
+    mine, theirs = settings(wanted.layouts), settings(found.layouts)
+    for key, value in mine.items():
+        if value != theirs[key] and key not in ("hw.num_gpus", "parallel.dp", "parallel.schedule"):
+            yield f"{key}={override_value(value)}"
+    if mine["parallel.schedule"] != theirs["parallel.schedule"] and mine["parallel.pp"] == theirs["parallel.pp"] > 1:
+        yield f"parallel.schedule={mine['parallel.schedule']}"
+    if wanted.scenario.parallel.stage_layers != found.scenario.parallel.stage_layers:
+        yield f"parallel.stage_layers={override_value(wanted.scenario.parallel.stage_layers)}"
+    if wanted.scenario.parallel.order != found.scenario.parallel.order:
+        yield f"parallel.order={override_value(wanted.scenario.parallel.order)}"
+    for section in _ALIKE:
+        leaves, others = (dict(_leaves(_dumped(each.scenario, section), f"{section}.")) for each in (wanted, found))
+        for key, value in leaves.items():
+            if others.get(key) != value and key not in KEYS.values():
+                yield f"{key}={override_value(value)}"
+
+
+def _dumped(scenario: Scenario, section: str) -> dict[str, Any]:
+    """A part of the scenario as plain values, without names and records of measurements; head_dim where it is not hidden / heads."""
+    tree: dict[str, Any] = getattr(scenario, section).model_dump(mode="json")
+    tree = {name: value for name, value in tree.items() if name not in _ASIDE and (section, name) != ("software", "enforce")}
+    if section == "model":
+        usual = scenario.model.hidden_size / scenario.model.num_attention_heads
+        tree["head_dim"] = None if tree["head_dim"] == usual else tree["head_dim"]
+        if not scenario.model.num_experts:
+            tree = {
+                name: value
+                for name, value in tree.items()
+                if name not in ("num_experts_per_tok", "moe_intermediate_size", "n_shared_experts")
+            }
+        if scenario.model.linear_bias:
+            tree.pop("attention_bias")  # biases on all products are on these too
+    return tree
+
+
+def _leaves(tree: Any, prefix: str) -> Iterator[tuple[str, Any]]:
+    if isinstance(tree, Mapping):
+        for name, value in tree.items():
+            yield from _leaves(value, f"{prefix}{name}.")
+    elif isinstance(tree, list) and tree and isinstance(tree[0], Mapping):
+        for at, value in enumerate(tree):
+            yield from _leaves(value, f"{prefix}{at}.")
+    else:
+        yield prefix[:-1], tree
+
+
+def override_value(value: Any) -> str:
+    """A value as an override of a command line has it."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, list | tuple):
+        return f"[{','.join(map(override_value, value))}]"
+    text = str(value)
+    return text if _PLAIN.match(text) else f"'{text}'"

@@ -1,0 +1,290 @@
+"""What Megatron Core calls things: the part of the table that Megatron-LM's arguments and Megatron Bridge's recipes share."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rapid_dse.analysis.launch_files.field_table import (
+    ACCUMULATION,
+    CHUNKS,
+    INSTANCES,
+    Entry,
+    FieldsRead,
+    LaunchedRun,
+    NamedChoice,
+    SameNumber,
+    SwitchFlag,
+    TwoWays,
+)
+from rapid_dse.simulate.stages import Split
+
+Spell = Callable[[str], str]  # a name of Megatron Core's as the file has it
+
+_STRATEGIES = {2: "optim_grads", 3: "optim_grads_params"}  # of Megatron-FSDP, by ZeRO stage
+
+
+@dataclass(frozen=True)
+class Guarded(Entry):
+    """Lines that say something only where the file has one of the fields ``names``: without a model it is left to the command line."""
+
+    names: tuple[str, ...]
+    entries: tuple[Entry, ...]
+
+    def write(self, run: LaunchedRun) -> dict[str, Any]:
+        return {name: value for entry in self.entries for name, value in entry.write(run).items()}
+
+    def read(self, found: FieldsRead) -> dict[str, Any]:
+        if not any(name in found.fields for name in self.names):
+            return {}
+        for entry in self.entries:
+            found.keys.update(entry.read(found))
+        return {}
+
+
+def degrees(spell: Spell) -> tuple[Entry, ...]:
+    """Batch, sequence and degrees."""
+    return (
+        SameNumber("parallel.tp", spell("tensor_model_parallel_size"), default=1),
+        SameNumber("parallel.pp", spell("pipeline_model_parallel_size"), default=1),
+        SameNumber("parallel.cp", spell("context_parallel_size"), default=1),
+        SameNumber("parallel.ep", spell("expert_model_parallel_size"), default=1),
+        TwoWays(lambda run: _write_expert_grid(run, spell), lambda found: _read_expert_grid(found, spell)),
+        SwitchFlag("parallel.sequence_parallel", spell("sequence_parallel")),
+        SameNumber("workload.seq_len", spell("seq_length")),
+        SameNumber("workload.global_batch_size", spell("global_batch_size")),
+        SameNumber("parallel.micro_batch_size", spell("micro_batch_size"), default=1),
+        TwoWays(lambda run: _write_recompute(run, spell), lambda found: _read_recompute(found, spell)),
+    )
+
+
+def _write_expert_grid(run: LaunchedRun, spell: Spell) -> dict[str, Any]:
+    return {spell("expert_tensor_parallel_size"): int(run.layout.expert_tp[0])} if run["model.num_experts"] else {}
+
+
+def _read_expert_grid(found: FieldsRead, spell: Spell) -> dict[str, Any]:
+    if not found.keys.get("model.num_experts", 0):
+        found.take(spell("expert_tensor_parallel_size"))
+        return {}
+    return {"parallel.etp": found.number(spell("expert_tensor_parallel_size"), default=found.keys.get("parallel.tp", 1))}
+
+
+def _write_recompute(run: LaunchedRun, spell: Spell) -> dict[str, Any]:
+    mode = run["parallel.recompute"]
+    if mode == "none":
+        return {}
+    said = {spell("recompute_granularity"): mode}
+    return said if mode == "selective" else said | {spell("recompute_method"): "uniform", spell("recompute_num_layers"): 1}
+
+
+def _read_recompute(found: FieldsRead, spell: Spell) -> dict[str, Any]:
+    mode = found.take(spell("recompute_granularity"))
+    if found.flag(spell("recompute_activations")):
+        mode = "selective"
+    if found.flag(spell("checkpoint_activations")):
+        mode = "full"
+    method, count = found.take(spell("recompute_method")), found.number(spell("recompute_num_layers"))
+    if mode == "full" and method == "block" and count:
+        found.notes.append(f"{spell('recompute_num_layers')}={count}: of these layers a stage alone are repeated; taken as all of them")
+    modules = found.take(spell("recompute_modules"))
+    if mode == "selective" and modules not in (None, "core_attn", ["core_attn"]):
+        found.notes.append(f"{spell('recompute_modules')}={modules}: taken as core_attn")
+    if mode not in (None, "full", "selective"):
+        found.notes.append(f"{spell('recompute_granularity')}={mode}: has no counterpart here")
+        return {}
+    return {"parallel.recompute": mode or "none"}
+
+
+def sharding(spell: Spell, strategy_default: str) -> tuple[Entry, ...]:
+    """ZeRO, what shares its shards, and what hides its transfers; ``strategy_default`` is Megatron-FSDP's where the file does not say."""
+
+    def write(run: LaunchedRun) -> dict[str, Any]:
+        zero = run["parallel.zero"]
+        said: dict[str, Any] = {spell("use_distributed_optimizer"): zero > 0}
+        if zero > 1:
+            said |= {spell("use_megatron_fsdp"): True, spell("data_parallel_sharding_strategy"): _STRATEGIES[zero]}
+        if zero > 0 and run.shards < run.replicas:
+            said[spell("num_distributed_optimizer_instances")] = run.replicas // run.shards
+        reduces = run["software.dp_overlap"] > 0
+        said[spell("overlap_grad_reduce")] = reduces
+        said[spell("overlap_param_gather")] = reduces and zero > 0 and _gathers(run)
+        return said
+
+    def read(found: FieldsRead) -> dict[str, Any]:
+        strategies = {"no_shard": 0, "optim": 1} | {word: stage for stage, word in _STRATEGIES.items()}
+        zero = int(found.flag(spell("use_distributed_optimizer")))
+        strategy = found.take(spell("data_parallel_sharding_strategy"), default=strategy_default)
+        if found.flag(spell("use_megatron_fsdp"), spell("use_custom_fsdp")):
+            zero = strategies.get(strategy, 3)
+        reshards = not found.flag(spell("torch_fsdp2_no_reshard_after_forward"))
+        if found.flag(spell("use_torch_fsdp2")):
+            zero = 3 if reshards else 2
+        said: dict[str, Any] = {"parallel.zero": zero}
+        instances = found.number(spell("num_distributed_optimizer_instances"), default=1)
+        if instances > 1:
+            said[INSTANCES] = instances
+        reduces, gathers = found.flag(spell("overlap_grad_reduce")), found.flag(spell("overlap_param_gather"))
+        if not reduces and zero < 2:
+            said["software.dp_overlap"] = 0.0
+        if not gathers and zero == 1:
+            said["software.parameter_gather_overlap"] = 0.0
+        return said
+
+    return (TwoWays(write, read),)
+
+
+def _gathers(run: LaunchedRun) -> bool:
+    return bool(run["software.parameter_gather_overlap"] > 0)
+
+
+def model(spell: Spell) -> tuple[Entry, ...]:
+    """The dimensions that both spell alike."""
+    return (
+        SameNumber("model.num_hidden_layers", spell("num_layers")),
+        SameNumber("model.hidden_size", spell("hidden_size")),
+        SameNumber("model.num_attention_heads", spell("num_attention_heads")),
+        TwoWays(
+            lambda run: {spell("kv_channels"): run["model.head_dim"]} if run["model.head_dim"] else {},
+            lambda found: {"model.head_dim": found.number(spell("kv_channels"))},
+        ),
+        SameNumber("model.vocab_size", spell("vocab_size")),
+        NamedChoice("model.norm", spell("normalization"), {"layernorm": "LayerNorm", "rmsnorm": "RMSNorm"}, default="layernorm"),
+        SwitchFlag("model.qk_norm", spell("qk_layernorm")),
+        TwoWays(lambda run: _write_experts(run, spell), lambda found: _read_experts(found, spell)),
+    )
+
+
+def _write_experts(run: LaunchedRun, spell: Spell) -> dict[str, Any]:
+    if not run["model.num_experts"]:
+        return {}
+    said = {
+        spell("num_experts"): run["model.num_experts"],
+        spell("moe_router_topk"): run["model.num_experts_per_tok"],
+        spell("moe_ffn_hidden_size"): run["model.moe_intermediate_size"],
+        spell("moe_grouped_gemm"): True,
+        spell("moe_token_dispatcher_type"): "alltoall",
+    }
+    if run["model.n_shared_experts"]:
+        said[spell("moe_shared_expert_intermediate_size")] = run["model.n_shared_experts"] * run["model.moe_intermediate_size"]
+    if run["model.first_k_dense_replace"]:
+        dense, layers = run["model.first_k_dense_replace"], run["model.num_hidden_layers"]
+        said[spell("moe_layer_freq")] = f"([0]*{dense}+[1]*{layers - dense})"
+    return said
+
+
+def _read_experts(found: FieldsRead, spell: Spell) -> dict[str, Any]:
+    experts = found.number(spell("num_experts"), default=0)
+    if not experts:
+        return {"model.num_experts": 0}
+    found.take(spell("moe_grouped_gemm")), found.take(spell("moe_token_dispatcher_type"))
+    wide = found.number(spell("moe_ffn_hidden_size"), default=found.keys.get("model.intermediate_size"))
+    shared = found.number(spell("moe_shared_expert_intermediate_size"), default=0)
+    pattern = re.fullmatch(r"\(?\[0\]\*(\d+)\s*\+\s*\[1\]\*(\d+)\)?", str(found.take(spell("moe_layer_freq"), default="")))
+    return {
+        "model.num_experts": experts,
+        "model.num_experts_per_tok": found.number(spell("moe_router_topk"), default=2),
+        "model.moe_intermediate_size": wide,
+        "model.n_shared_experts": shared // wide if wide else 0,
+        "model.first_k_dense_replace": int(pattern[1]) if pattern else 0,
+    }
+
+
+def latent_attention(spell: Spell) -> Entry:
+    """Multi-head latent attention."""
+    names = {
+        "model.q_lora_rank": "q_lora_rank",
+        "model.kv_lora_rank": "kv_lora_rank",
+        "model.qk_nope_head_dim": "qk_head_dim",
+        "model.qk_rope_head_dim": "qk_pos_emb_head_dim",
+        "model.v_head_dim": "v_head_dim",
+    }
+
+    def write(run: LaunchedRun) -> dict[str, Any]:
+        if not run["model.kv_lora_rank"]:
+            return {}
+        return {spell("multi_latent_attention"): True} | {spell(name): run[key] for key, name in names.items() if run[key]}
+
+    def read(found: FieldsRead) -> dict[str, Any]:
+        if not found.flag(spell("multi_latent_attention")):
+            return {}
+        return {key: found.number(spell(name)) for key, name in names.items()}
+
+    return TwoWays(write, read)
+
+
+def stages(spell: Spell, virtual: str) -> Entry:
+    """Chunks of stages, and how many layers each has; ``virtual`` is the field for the number of chunks."""
+    ends = (spell("account_for_embedding_in_pipeline_split"), spell("account_for_loss_in_pipeline_split"))
+    layout = spell("pipeline_model_parallel_layout")
+
+    def write(run: LaunchedRun) -> dict[str, Any]:
+        pp, vpp = run.count("parallel.pp"), run.count("parallel.vpp")
+        if pp == 1:
+            return {}
+        counts = Split.of(run.scenario).chunks(pp, vpp)
+        chunks = [counts[at % pp][at // pp] for at in range(pp * vpp)]
+        said: dict[str, Any] = {virtual: vpp} if vpp > 1 else {}
+        if len(set(chunks)) == 1:
+            return said
+        if len({chunks[0] + 1, *chunks[1:-1], chunks[-1] + 1}) == 1:
+            return said | dict.fromkeys(ends, True)
+        return {layout: layout_text(chunks)}
+
+    def read(found: FieldsRead) -> dict[str, Any]:
+        pp, layers = found.keys.get("parallel.pp", 1), found.keys.get("model.num_hidden_layers")
+        text = found.take(layout)
+        said: dict[str, Any] = {"parallel.vpp": found.number(virtual, spell("virtual_pipeline_model_parallel_size"), default=1) or 1}
+        counted = [found.flag(name) for name in ends]
+        each = found.number(spell("num_layers_per_virtual_pipeline_stage"))
+        if each and layers:
+            said["parallel.vpp"] = max(1, (layers + sum(counted)) // (each * pp))
+        if text:
+            return {CHUNKS: layout_counts(str(text))}
+        if pp > 1 and layers and sum(counted) == 1 and (layers + 1) % (pp * said["parallel.vpp"]) == 0:
+            chunks = [(layers + 1) // (pp * said["parallel.vpp"])] * (pp * said["parallel.vpp"])
+            chunks[0 if counted[0] else -1] -= 1
+            return {CHUNKS: chunks}
+        return said | _ends_of(found, spell, pp, layers)
+
+    return TwoWays(write, read)
+
+
+def _ends_of(found: FieldsRead, spell: Spell, pp: int, layers: int | None) -> dict[str, Any]:
+    """Layers of the first and the last stage where they are given, the others alike."""
+    first = found.number(spell("decoder_first_pipeline_num_layers"), spell("num_layers_in_first_pipeline_stage"))
+    last = found.number(spell("decoder_last_pipeline_num_layers"), spell("num_layers_in_last_pipeline_stage"))
+    given = [count for count in (first, last) if count]
+    if not given or not layers or pp < 2:
+        return {}
+    others = pp - len(given)
+    inner, rest = divmod(layers - sum(given), others) if others else (0, layers - sum(given))
+    if rest:
+        found.notes.append(f"{layers} layers do not come out with {given} in the first or last stage; taken as the framework's own split")
+        return {}
+    return {"parallel.stage_layers": [*([first] if first else []), *[inner] * others, *([last] if last else [])]}
+
+
+def layout_text(chunks: Sequence[int]) -> str:
+    """Layers of each chunk as Megatron's layout: E the embedding, t a layer, L the loss, | between chunks."""
+    parts = [f"t*{count}" if count > 1 else "t" * count for count in chunks]
+    return "|".join(["E" + parts[0], *parts[1:]]) + "L"
+
+
+def layout_counts(text: str) -> list[int]:
+    """Layers of each chunk of a layout: ``Et*3|(tt|)*29,m|L`` has 31 chunks."""
+    flat = re.sub(r"\(([^()]*)\)\*(\d+)", lambda match: match[1] * int(match[2]), text.replace(",", "").replace(" ", ""))
+    flat = re.sub(r"([EtmL])\*(\d+)", lambda match: match[1] * int(match[2]), flat)
+    return [part.count("t") for part in flat.split("|")]
+
+
+def finished(found: FieldsRead) -> dict[str, Any]:
+    """What follows from several keys once all are read: shard groups where the number of GPUs is known, sequence parallelism at tp 1."""
+    keys = found.keys
+    said: dict[str, Any] = {} if "workload.global_batch_size" in keys else {ACCUMULATION: 1}
+    if keys.get("parallel.tp") == 1:
+        said["parallel.sequence_parallel"] = False
+    if keys.get("parallel.pp") == 1:
+        said["parallel.vpp"] = 1
+    return said

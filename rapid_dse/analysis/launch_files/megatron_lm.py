@@ -1,0 +1,266 @@
+"""Megatron-LM: arguments of pretrain_gpt.py (megatron/training/arguments.py) behind torchrun."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from rapid_dse.analysis.launch_files import megatron_core as core
+from rapid_dse.analysis.launch_files.field_table import Entry, FieldsRead, LaunchedRun, TwoWays
+from rapid_dse.analysis.launch_files.file_forms import script
+from rapid_dse.analysis.launch_files.framework import LaunchFramework
+
+NODES, PER_NODE = "--nnodes", "--nproc-per-node"
+RECIPES = ("delayed", "tensorwise", "blockwise", "mxfp8")
+
+
+def spell(name: str) -> str:
+    """A name of Megatron Core's as a flag."""
+    return f"--{name.replace('_', '-')}"
+
+
+def _write_gpus(run: LaunchedRun) -> dict[str, Any]:
+    gpus = run.count("hw.num_gpus")
+    each = math.gcd(gpus, run.scenario.hw.gpus_per_node)
+    return {NODES: gpus // each, PER_NODE: each}
+
+
+def _read_gpus(found: FieldsRead) -> dict[str, Any]:
+    nodes = found.number(NODES, "--num-nodes", "sbatch:nodes", "sbatch:N", "env:NNODES", "env:NUM_NODES", "env:SLURM_NNODES", "-N")
+    per_node = (
+        "env:GPUS_PER_NODE",
+        "env:NPROC_PER_NODE",
+        "sbatch:gpus-per-node",
+        "sbatch:ntasks-per-node",
+        "--num-gpus",
+        "--ntasks-per-node",
+    )
+    each = found.number(PER_NODE, *per_node)
+    whole = found.number("env:WORLD_SIZE", "env:NUM_GPUS", "--num-processes")
+    for name in ("sbatch:gres", "--node-rank", "--master-addr", "--master-port", "--rdzv-id", "--rdzv-backend", "--rdzv-endpoint"):
+        found.take(name)
+    if nodes and each:
+        return {"hw.num_gpus": nodes * each}
+    return {"hw.num_gpus": whole or each} if whole or each else {}
+
+
+def _write_precision(run: LaunchedRun) -> dict[str, Any]:
+    precision, recipe = run["workload.precision"], run["software.fp8_recipe"]
+    if precision == "fp8":
+        kind = "e4m3" if recipe == "mxfp8" else "hybrid"
+        return {"--bf16": True, "--fp8-format": kind} | ({"--fp8-recipe": recipe} if recipe in RECIPES else {})
+    return {f"--{precision}": True} if precision in ("bf16", "fp16") else {}
+
+
+def _read_precision(found: FieldsRead) -> dict[str, Any]:
+    bf16, fp16 = found.flag("--bf16"), found.flag("--fp16")
+    fp8 = found.take("--fp8-format", "--fp8")
+    recipe = found.take("--fp8-recipe", default="delayed")
+    if fp8:
+        known = {"software.fp8_recipe": recipe} if recipe in RECIPES else {}
+        return {"workload.precision": "fp8"} | known
+    return {"workload.precision": "bf16" if bf16 else "fp16" if fp16 else "fp32"}
+
+
+def _write_mlp(run: LaunchedRun) -> dict[str, Any]:
+    kinds = {"swiglu": {"--swiglu": True}, "relu2": {"--squared-relu": True}}
+    return {"--ffn-hidden-size": run["model.intermediate_size"]} | kinds.get(run["model.mlp_type"], {})
+
+
+def _read_mlp(found: FieldsRead) -> dict[str, Any]:
+    gated, squared = found.flag("--swiglu"), found.flag("--squared-relu")
+    hidden = found.keys.get("model.hidden_size", 0)
+    usual = int(4 * hidden * 2 / 3 / 64) * 64 if gated else 4 * hidden  # arguments.py, validate_args
+    wide = found.number("--ffn-hidden-size", default=usual)
+    return {"model.intermediate_size": wide, "model.mlp_type": "swiglu" if gated else "relu2" if squared else "gelu"}
+
+
+def _write_heads(run: LaunchedRun) -> dict[str, Any]:
+    groups = run["model.num_key_value_heads"]
+    return {} if groups == run["model.num_attention_heads"] else {"--group-query-attention": True, "--num-query-groups": groups}
+
+
+def _read_heads(found: FieldsRead) -> dict[str, Any]:
+    groups, grouped = found.number("--num-query-groups"), found.flag("--group-query-attention")
+    return {"model.num_key_value_heads": groups if grouped and groups else found.keys.get("model.num_attention_heads")}
+
+
+def _write_rest(run: LaunchedRun) -> dict[str, Any]:
+    said: dict[str, Any] = {
+        "--position-embedding-type": {"rope": "rope", "learned": "learned_absolute"}.get(run["model.position_embedding"], "none"),
+        "--max-position-embeddings": run["workload.seq_len"],
+        "--untie-embeddings-and-output-weights": not run["model.tie_word_embeddings"],
+        "--disable-bias-linear": not run["model.linear_bias"],
+        "--add-qkv-bias": run["model.attention_bias"] and not run["model.linear_bias"],
+    }
+    window = run["model.sliding_window"]
+    return said | ({"--window-size": f"{window - 1},0"} if window else {})
+
+
+def _read_rest(found: FieldsRead) -> dict[str, Any]:
+    position = found.take("--position-embedding-type", default="learned_absolute")
+    rotary = found.flag("--use-rotary-position-embeddings") or position == "rope"
+    found.take("--max-position-embeddings")
+    biased = not found.flag("--disable-bias-linear")
+    window = str(found.take("--window-size", default="")).strip("()").replace(" ", ",").split(",")[0]
+    return {
+        "model.position_embedding": "rope" if rotary else "learned",
+        "model.tie_word_embeddings": not found.flag("--untie-embeddings-and-output-weights"),
+        "model.linear_bias": biased,
+        "model.attention_bias": found.flag("--add-qkv-bias") or biased,
+        "model.sliding_window": int(window) + 1 if window.isdigit() else None,
+    }
+
+
+def _write_kernels(run: LaunchedRun) -> dict[str, Any]:
+    return {
+        "--tp-comm-overlap": run["software.async_tp"] and run["parallel.tp"] > 1,
+        "--cross-entropy-loss-fusion": run["software.loss"] == "fused",
+        "--grad-reduce-in-bf16": run["software.gradient_dtype"] == "bf16",
+        "--attention-backend": "unfused" if run["software.attention"] == "unfused" else "auto",
+    }
+
+
+def _read_kernels(found: FieldsRead) -> dict[str, Any]:
+    backend = found.take("--attention-backend", default="auto")
+    found.take("--use-flash-attn")
+    said: dict[str, Any] = {
+        "software.gradient_dtype": "bf16" if found.flag("--grad-reduce-in-bf16") else "fp32",
+        "software.loss": "fused" if found.flag("--cross-entropy-loss-fusion") else "whole",
+        "software.attention": "unfused" if backend in ("unfused", "local") else "flash",
+    }
+    overlap = found.flag("--tp-comm-overlap")
+    return said | ({"software.async_tp": overlap} if found.keys.get("parallel.tp", 1) > 1 else {})
+
+
+def _old_names(found: FieldsRead) -> dict[str, Any]:
+    """Megatron-DeepSpeed's own arguments."""
+    stage = found.number("--zero-stage")
+    deepspeed = found.flag("--deepspeed")
+    said: dict[str, Any] = {"software": "megatron_deepspeed"} if deepspeed or stage is not None else {}
+    return said | ({"parallel.zero": stage} if stage is not None else {})
+
+
+TABLE: tuple[Entry, ...] = (
+    TwoWays(_write_gpus, _read_gpus),
+    core.Guarded(
+        ("--hidden-size", "--num-layers"),
+        (
+            *core.model(spell),
+            TwoWays(_write_heads, _read_heads),
+            TwoWays(_write_mlp, _read_mlp),
+            TwoWays(_write_rest, _read_rest),
+            core.latent_attention(spell),
+        ),
+    ),
+    *core.degrees(spell),
+    core.stages(spell, "--num-virtual-stages-per-pipeline-rank"),
+    *core.sharding(spell, "optim_grads_params"),
+    TwoWays(_write_precision, _read_precision),
+    TwoWays(_write_kernels, _read_kernels),
+    TwoWays(lambda _: {}, _old_names),
+    TwoWays(lambda _: {}, core.finished),
+)
+
+MEGATRON_LM = LaunchFramework(
+    name="megatron_lm",
+    title="Megatron-LM",
+    profiles=("megatron_lm", "megatron_deepspeed"),
+    form=script("pretrain_gpt.py", (NODES, PER_NODE)),
+    table=TABLE,
+    idle=(
+        *(
+            "lr",
+            "min-lr",
+            "weight-decay",
+            "adam",
+            "clip-grad",
+            "train-iters",
+            "train-samples",
+            "train-data",
+            "data",
+            "split",
+            "tokenizer",
+            "vocab-file",
+        ),
+        *(
+            "merge-file",
+            "save",
+            "load",
+            "log",
+            "tensorboard",
+            "wandb",
+            "eval",
+            "exit",
+            "seed",
+            "init-method",
+            "ckpt",
+            "dist",
+            "distributed-backend",
+        ),
+        *(
+            "use-mcore-models",
+            "transformer-impl",
+            "attention-dropout",
+            "hidden-dropout",
+            "optimizer",
+            "mock-data",
+            "num-workers",
+            "norm-epsilon",
+        ),
+        *(
+            "rotary",
+            "timing",
+            "no-load",
+            "no-save",
+            "override",
+            "finetune",
+            "start-weight",
+            "end-weight",
+            "rampup",
+            "initial-loss",
+            "loss-scale",
+        ),
+        *(
+            "make-vocab",
+            "manual-gc",
+            "moe-aux",
+            "moe-z",
+            "moe-router-load",
+            "moe-router-dtype",
+            "moe-router-pre",
+            "account",
+            "partition",
+            "time",
+        ),
+        *(
+            "job-name",
+            "output",
+            "error",
+            "qos",
+            "mem",
+            "cpus",
+            "exclusive",
+            "export",
+            "container",
+            "nodelist",
+            "exclude",
+            "standalone",
+            "tee",
+            "role",
+        ),
+        *(
+            "use-checkpoint",
+            "accumulate",
+            "no-gradient-accumulation",
+            "no-masked",
+            "no-bias",
+            "no-rope",
+            "apply",
+            "deepspeed",
+            "local-ranks",
+            "max-restarts",
+        ),
+    ),
+    elsewhere={"workload.precision": "torch.backends.cuda.matmul.allow_tf32 in the program"},
+)

@@ -1,0 +1,419 @@
+"""Launch files of frameworks: written from rows, read back, and read as people have them."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+from program import done, one_line, run
+
+from rapid_dse.analysis.launch_files import megatron_core
+from rapid_dse.analysis.launch_files.exported import LaunchFile, exported, fields_of
+from rapid_dse.analysis.launch_files.frameworks import FRAMEWORKS, read_file
+from rapid_dse.analysis.launch_files.launched import Composer, launched
+from rapid_dse.analysis.launch_files.shell_script import fields_of as script_fields
+from rapid_dse.analysis.launch_files.torchtitan import FLAVORS
+from rapid_dse.analysis.reasons.chosen import settings
+from rapid_dse.events.backends import price
+from rapid_dse.simulate.stages import Split
+from rapid_dse.sweep.chunks import take
+from rapid_dse.sweep.compose import hydra_ready, value_at
+from rapid_dse.sweep.overrides import read
+from rapid_dse.sweep.portion import Portion
+from rapid_dse.sweep.space import plan, single
+
+PUBLISHED = Path(__file__).parent / "data" / "launch"
+JOB = ("parallel=all", "hw.num_gpus=64", "workload.global_batch_size=128", "workload.seq_len=4096")
+ROWS = 50
+MODELS = {
+    "megatron_lm": ("llama3_1_8b", "gpt3_175b", "qwen3_30b_a3b"),
+    "nemo": ("llama3_1_70b", "gpt3_175b", "mixtral_8x7b"),
+    "torchtitan": ("llama3_1_8b", "llama3_1_405b"),
+    "deepspeed": ("gpt3_175b", "llama3_1_8b"),
+    "nanotron": ("llama2_7b", "llama3_1_70b"),
+    "llm_foundry": ("gpt", "llama3_1_8b"),
+}
+# What the frameworks' own fields cannot say, beside the machine.
+UNSAID = {
+    "nemo": {"hw.num_gpus"},
+    "deepspeed": {"model", "workload.seq_len", "parallel.pp"},
+}
+
+
+@cache
+def composer() -> Composer:
+    return Composer()
+
+
+@cache
+def rows(name: str) -> tuple[Portion, ...]:
+    """Random legal layouts of a framework, over its models."""
+    drawn, found = random.Random(name), list[Portion]()
+    for number, model in enumerate(MODELS[name]):
+        with hydra_ready():
+            whole = plan(read([f"model={model}", f"software={name}", *JOB])).portions[0]
+        count = ROWS * (number + 1) // len(MODELS[name]) - ROWS * number // len(MODELS[name])
+        found += [take(whole, np.array([drawn.randrange(len(whole.layouts))])) for _ in range(count)]
+    return tuple(found)
+
+
+def one(*overrides: str) -> Portion:
+    with hydra_ready():
+        return single(read(overrides))
+
+
+def back(file: LaunchFile, folder: Path, *overrides: str) -> Portion:
+    """The trial that a written file starts; where it has no comments the command line says what it cannot."""
+    path = folder / f"run{file.suffix}"
+    path.write_text(file.text)
+    reading = read_file(path)
+    assert reading.framework == file.framework
+    assert not reading.unread
+    beside = overrides if FRAMEWORKS[file.framework].form.comments else (*file.unsaid, *overrides)
+    return launched(reading, beside, composer()).portion
+
+
+@pytest.mark.parametrize("name", FRAMEWORKS)
+def test_a_file_that_is_read_back_gives_the_same_layout(name: str, tmp_path: Path) -> None:
+    allowed = UNSAID.get(name, set()) | {"hw"}
+    assert len(rows(name)) == ROWS
+    for row in rows(name):
+        file = exported(row, FRAMEWORKS[name], composer())
+        found = back(file, tmp_path)
+        assert settings(found.layouts) == settings(row.layouts)
+        pp, vpp = int(row.layouts.pp[0]), int(row.layouts.vpp[0])
+        assert Split.of(found.scenario).chunks(pp, vpp) == Split.of(row.scenario).chunks(pp, vpp), "the same split over stages"
+        assert {text.split("=")[0] for text in file.unsaid} <= allowed, "all else is said by the framework's own fields"
+    same = price(row.scenario, row.layouts), price(found.scenario, found.layouts)
+    assert same[0].step_time_s[0] == pytest.approx(same[1].step_time_s[0], rel=1e-12), "and the same price"
+
+
+def published(name: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((PUBLISHED / f"{name}.json").read_text())
+    assert found["source"]
+    assert found["version"]
+    return found
+
+
+@pytest.mark.parametrize("name", FRAMEWORKS)
+def test_every_field_is_one_that_the_framework_publishes(name: str) -> None:
+    known = published(name)
+    fields = {*known["fields"], *known.get("later", []), "--nnodes", "--nproc-per-node"}  # the last two are torchrun's
+    for row in rows(name):
+        for field in fields_of(row, FRAMEWORKS[name]):
+            held = [".".join(field.split(".")[:count]) for count in range(1, field.count(".") + 2)]
+            # what lies below a field that takes a mapping of its own is that mapping's
+            inner = name == "llm_foundry" and field.startswith(("model.attn_config.", "model.ffn_config."))
+            inner = inner or field.startswith("model.activation_func.")
+            assert field in fields or (inner and any(each in fields for each in held)), field
+
+
+def test_precisions_of_recipes_are_those_that_megatron_bridge_registers() -> None:
+    from rapid_dse.analysis.launch_files.nemo import _PRECISIONS
+
+    assert set(_PRECISIONS.values()) <= set(published("nemo")["mixed_precision"])
+
+
+SPECIAL = {
+    "megatron_lm": [
+        ("model=llama3_1_70b", "parallel.pp=4", "parallel.stage_layers=[19,21,21,19]"),
+        ("model=llama3_1_70b", "parallel.zero=3", "parallel.shard_group=8"),
+        ("model=llama3_1_70b", "workload.precision=fp8", "software.fp8_recipe=delayed", "software.async_tp=true", "parallel.tp=4"),
+        ("model=gpt3_175b", "software.dp_overlap=0", "software.attention=unfused", "software.loss=fused", "parallel.tp=8"),
+        ("model=llama3_1_405b", "parallel.pp=8", "parallel.vpp=8", "parallel.tp=8", "workload.precision=fp16"),
+        ("model=llama", "model.sliding_window=1024", "model.head_dim=64", "model.qk_norm=true", "model.attention_bias=true"),
+        ("model=llama3_1_8b", "hw=a100", "cluster=selene", "hw.network.dimensions.1.bandwidth=50 Gb/s", "workload.precision=tf32"),
+        ("model=llama3_1_8b", "software=megatron_deepspeed", "parallel.zero=1", "parallel.tp=2", "parallel.sequence_parallel=false"),
+    ],
+    "torchtitan": [
+        ("model=llama3_1_8b", "parallel.shard_group=8", "workload.precision=fp8", "software.fp8_recipe=rowwise"),
+        ("model=llama3_1_8b", "workload.precision=fp8", "software.fp8_recipe=tensorwise + fp8 all-gather"),
+        ("model=llama2_7b", "software=torchtitan_eager", "parallel.zero=2"),
+        ("model=llama3_1_8b", "parallel.pp=4", "parallel.stage_layers=[9,8,8,7]", "software.async_tp=true", "parallel.tp=2"),
+        ("model=llama3_1_8b", "parallel.pp=2", "parallel.schedule=zero_bubble", "parallel.recompute=none"),
+    ],
+    "nemo": [
+        ("model=llama3_1_70b", "workload.precision=fp8", "parallel.tp=4", "parallel.pp=4", "parallel.vpp=5"),
+        ("model=llama3_1_70b", "software.async_tp=false", "software.loss=whole", "software.gradient_dtype=fp32", "parallel.zero=2"),
+    ],
+    "nanotron": [("model=gpt", "parallel.tp=2"), ("model=llama", "parallel.tp=4", "parallel.pp=2", "workload.precision=fp16", "hw=a100")],
+    "deepspeed": [
+        ("model=llama3_1_8b", "parallel.zero=3", "parallel.recompute=full"),
+        ("model=mixtral_8x7b", "parallel.ep=8", "parallel.tp=2"),
+    ],
+    "llm_foundry": [
+        ("model=gpt", "parallel.zero=2", "parallel.shard_group=8", "parallel.recompute=full"),
+        ("model=llama", "workload.precision=fp16", "model.sliding_window=2048", "model.qk_norm=true"),
+    ],
+}
+
+
+@pytest.mark.parametrize(("name", "overrides"), [(name, each) for name, all_ in SPECIAL.items() for each in all_])
+def test_settings_that_are_rare_come_back_too(name: str, overrides: tuple[str, ...], tmp_path: Path) -> None:
+    given_ = [text for text in overrides if not text.startswith("hw.network")]
+    given_ += [f"{text.split('=')[0]}='{text.split('=')[1]}'" for text in overrides if text.startswith("hw.network")]
+    given_ = [
+        f"{key}='{value}'" if " " in value and "'" not in value else f"{key}={value}" for key, value in (t.split("=", 1) for t in given_)
+    ]
+    software = [] if any(text.startswith("software=") for text in overrides) else [f"software={name}"]
+    row = one(*software, *given_)
+    assert row.rule[0] < 0, row.reasons[int(row.rule[0])]
+    file = exported(row, FRAMEWORKS[name], composer())
+    found = back(file, tmp_path)
+    assert settings(found.layouts) == settings(row.layouts)
+    assert found.choices["software"] == row.choices["software"]
+    prices = [float(price(each.scenario, each.layouts).step_time_s[0]) for each in (row, found)]
+    assert prices[0] == pytest.approx(prices[1], rel=1e-12), file.unsaid
+    memory = [float(price(each.scenario, each.layouts).peak_memory_bytes[0]) for each in (row, found)]
+    assert memory[0] == pytest.approx(memory[1], rel=1e-12), file.unsaid
+
+
+MEGATRON = r"""
+#!/bin/bash
+#SBATCH --nodes=16
+#SBATCH --gpus-per-node=8   # a node
+# tensor parallel within a node
+GPUS_PER_NODE=8
+TP=8
+PP=$((8 * 2))
+MODEL_SIZE=${MODEL_SIZE:-175}
+export CUDA_DEVICE_MAX_CONNECTIONS=1
+DISTRIBUTED_ARGS=(
+    --nproc_per_node $GPUS_PER_NODE
+    --nnodes $SLURM_NNODES
+)
+GPT_MODEL_ARGS=(
+    --num-layers 96
+    --hidden-size 12288          # GPT-3
+    --num-attention-heads 96
+    --seq-length 2048
+    --max-position-embeddings 2048
+)
+TRAINING_ARGS="--micro-batch-size 1 --global-batch-size 1536 --train-iters 500000 --lr 6.0e-5 \
+    --fp16 --recompute-activations"
+MODEL_PARALLEL_ARGS=(
+	--tensor-model-parallel-size ${TP}
+	--pipeline-model-parallel-size $PP
+	--num-layers-per-virtual-pipeline-stage 2
+	--sequence-parallel
+	--use-distributed-optimizer
+	--some-flag-of-the-future 3
+)
+NCCL_DEBUG=INFO torchrun ${DISTRIBUTED_ARGS[@]} pretrain_gpt.py \
+    ${GPT_MODEL_ARGS[@]} \
+    $TRAINING_ARGS \
+    ${MODEL_PARALLEL_ARGS[@]} \
+    --vocab-size=51200 --data-path /data/my_text_document --split 949,50,1
+"""
+
+
+def test_a_script_with_variables_arrays_and_sums_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "train_gpt3_175b_distributed.sh"
+    path.write_text(MEGATRON)
+    reading = read_file(path)
+    assert reading.framework == "megatron_lm"
+    assert reading.unread == ("--some-flag-of-the-future=3",)
+    found = launched(reading, ["hw=a100"], composer())
+    layout = settings(found.portion.layouts)
+    expected = {
+        "hw.num_gpus": 128,
+        "parallel.tp": 8,
+        "parallel.pp": 16,
+        "parallel.vpp": 3,
+        "parallel.dp": 1,
+        "parallel.micro_batch_size": 1,
+    }
+    expected |= {
+        "workload.global_batch_size": 1536,
+        "parallel.recompute": "selective",
+        "parallel.zero": 1,
+        "parallel.sequence_parallel": True,
+    }
+    assert expected.items() <= layout.items()
+    model = found.portion.scenario.model
+    assert (model.num_hidden_layers, model.hidden_size, model.intermediate_size, model.mlp_type) == (96, 12288, 4 * 12288, "gelu")
+    assert (model.position_embedding, model.norm, model.tie_word_embeddings, model.linear_bias) == ("learned", "layernorm", True, True)
+    assert found.portion.scenario.workload.precision == "fp16"
+    assert value_at(found.portion.scenario, "software.dp_overlap") == 0, "there is no --overlap-grad-reduce"
+    assert found.assumed == ("cluster=reference",)
+
+
+def test_flags_end_at_the_program_and_take_several_words() -> None:
+    found = script_fields(
+        "N=4\nA='--lr 1e-4 --bf16'\nB=\"$A --data-path x y\"\npython run.py $B --a_b=$((N * (2 + 1) / 2)) --c $UNSET --d ${M:-7}"
+    )
+    assert found == {"--lr": "1e-4", "--bf16": True, "--data-path": "x y", "--a-b": "6", "--c": "$UNSET", "--d": "7", "env:N": "4"}
+
+
+@given(st.lists(st.integers(0, 9), min_size=2, max_size=24))
+def test_layouts_of_pipelines_are_read_as_they_are_written(chunks: list[int]) -> None:
+    text = megatron_core.layout_text(chunks)
+    assert text.startswith("E")
+    assert text.endswith("L")
+    assert megatron_core.layout_counts(text) == chunks
+
+
+def test_megatrons_own_example_of_a_layout_is_read() -> None:
+    # arguments.py, --pipeline-model-parallel-layout: "Et|(tt|)*3,m|m||L" has one layer, three times two, then stages without layers
+    assert megatron_core.layout_counts("Et|(tt|)*3,m|m||L") == [1, 2, 2, 2, 0, 0, 0, 0]
+
+
+NANOTRON = """
+general: {project: bench, run: 1}
+model:
+  dtype: bfloat16
+  model_config: {hidden_size: 2048, num_hidden_layers: 16, num_attention_heads: 32, num_key_value_heads: 8, intermediate_size: 8192,
+                 vocab_size: 131072, hidden_act: silu, is_llama_config: true, tie_word_embeddings: true}
+optimizer: {zero_stage: 1, weight_decay: 0.01}
+parallelism: {dp: 4, tp: 2, pp: 2, pp_engine: 1f1b, tp_mode: REDUCE_SCATTER, tp_linear_async_communication: true}
+tokens: {sequence_length: 4096, micro_batch_size: 2, batch_accumulation_per_replica: 8, train_steps: 100}
+"""
+TITAN = """
+[model]
+name = "llama3"
+flavor = "8B"
+converters = ["quantize.linear.float8"]
+[training]
+local_batch_size = 2
+seq_len = 8192
+[parallelism]
+data_parallel_shard_degree = -1
+tensor_parallel_degree = 2
+[activation_checkpoint]
+mode = "selective"
+selective_ac_option = "2"
+[compile]
+enable = true
+[float8]
+enable_fsdp_float8_all_gather = true
+"""
+ZERO = {
+    "train_micro_batch_size_per_gpu": 4,
+    "gradient_accumulation_steps": 2,
+    "zero_optimization": {"stage": 3, "overlap_comm": False, "stage3_prefetch_bucket_size": 5e7},
+    "bf16": {"enabled": True},
+    "optimizer": {"type": "AdamW", "params": {"lr": 1e-4}},
+}
+FOUNDRY = """
+max_seq_len: 2048
+global_train_batch_size: 256
+device_train_microbatch_size: auto
+precision: amp_bf16
+model: {name: mpt_causal_lm, d_model: 4096, n_heads: 32, n_layers: 32, expansion_ratio: 4, vocab_size: 50368, no_bias: true,
+        attn_config: {alibi: true, attn_impl: flash}}
+fsdp_config: {sharding_strategy: FULL_SHARD, activation_checkpointing: true, mixed_precision: PURE}
+optimizer: {name: decoupled_adamw}
+"""
+
+
+def read_text(text: str, name: str, folder: Path, *overrides: str) -> tuple[dict[str, Any], Portion, tuple[str, ...]]:
+    path = folder / name
+    path.write_text(text)
+    reading = read_file(path)
+    found = launched(reading, overrides, composer())
+    assert not reading.unread
+    return settings(found.portion.layouts), found.portion, reading.notes
+
+
+def test_files_of_other_frameworks_are_read_as_people_have_them(tmp_path: Path) -> None:
+    layout, portion, _ = read_text(NANOTRON, "bench.yaml", tmp_path)
+    assert (layout["hw.num_gpus"], layout["workload.global_batch_size"], layout["parallel.zero"]) == (16, 4 * 2 * 8, 1)
+    assert value_at(portion.scenario, "software.async_tp")
+    layout, portion, notes = read_text(TITAN, "llama3_8b.toml", tmp_path, "hw.num_gpus=16")
+    assert (layout["parallel.dp"], layout["parallel.zero"], layout["workload.global_batch_size"]) == (8, 3, 16)
+    assert value_at(portion.scenario, "software.fp8_recipe") == "tensorwise + fp8 all-gather"
+    assert portion.choices["model"] == "llama3_1_8b"
+    assert any("selective_ac_option=2" in note for note in notes)
+    layout, portion, _ = read_text(json.dumps(ZERO), "ds_config.json", tmp_path, "hw.num_gpus=8", "model=llama3_1_8b")
+    assert (layout["workload.global_batch_size"], layout["parallel.zero"], value_at(portion.scenario, "software.dp_overlap")) == (64, 3, 0)
+    layout, portion, notes = read_text(FOUNDRY, "mpt.yaml", tmp_path, "hw.num_gpus=8", "parallel.micro_batch_size=4")
+    assert (layout["parallel.recompute"], layout["parallel.zero"], portion.scenario.model.mlp_type) == ("full", 3, "gelu")
+    assert any("alibi" in note for note in notes)
+    assert any("auto" in note for note in notes)
+
+
+def test_torchtitans_own_split_over_stages_is_taken(tmp_path: Path) -> None:
+    # 32 layers over 4 stages: embedding and output weigh a layer each, so that 34 go 9, 9, 8, 8: 8, 9, 8, 7 layers
+    text = '[model]\nname = "llama3"\nflavor = "8B"\n[training]\nlocal_batch_size = 8\nglobal_batch_size = 64\n[parallelism]\n'
+    layout, portion, _ = read_text(text + "pipeline_parallel_degree = 4\n", "pp.toml", tmp_path, "hw.num_gpus=16")
+    assert portion.scenario.parallel.stage_layers == (8, 9, 8, 7)
+    assert (layout["parallel.schedule"], layout["parallel.micro_batch_size"], layout["parallel.zero"]) == ("1f1b", 1, 2)
+
+
+def test_flavors_have_the_dimensions_of_the_models_that_they_stand_for() -> None:
+    # torchtitan/models/llama3/__init__.py: dim, n_layers, n_heads, n_kv_heads
+    dims = {"8B": (4096, 32, 32, 8), "70B": (8192, 80, 64, 8), "405B": (16384, 126, 128, 8)}
+    for option, (name, flavor) in FLAVORS.items():
+        if name == "llama3":
+            model = one(f"model={option}").scenario.model
+            assert (model.hidden_size, model.num_hidden_layers, model.num_attention_heads, model.num_key_value_heads) == dims[flavor]
+
+
+def test_a_written_yaml_and_toml_and_json_are_what_their_parsers_read() -> None:
+    import tomllib
+
+    parsers = {".yaml": yaml.safe_load, ".toml": tomllib.loads, ".json": json.loads}
+    for name in ("nemo", "torchtitan", "deepspeed", "nanotron", "llm_foundry"):
+        file = exported(rows(name)[0], FRAMEWORKS[name], composer())
+        assert isinstance(parsers[file.suffix](file.text), dict)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    where = tmp_path_factory.mktemp("export")
+    done(where, "-m", "model=llama3_1_8b", "parallel.tp=1,2", "parallel.zero=1,3", "search.study=small")
+    return where
+
+
+def keys(folder: Path) -> Iterator[dict[str, Any]]:
+    import pandas as pd
+
+    yield from pd.read_parquet(folder / "results" / "small").to_dict("records")
+
+
+def test_the_command_writes_what_is_launched(folder: Path) -> None:
+    module = {"module": "rapid_dse.export"}
+    row = next(row for row in keys(folder) if row["parallel.tp"] == 2 and row["parallel.zero"] == 3)
+    printed = done(folder, "results/small", "--key", row["key"][:12], **module)
+    assert "--tensor-model-parallel-size 2" in printed.out
+    assert "--data-parallel-sharding-strategy optim_grads_params" in printed.out
+    found = json.loads(done(folder, "results/small", "--key", row["key"], "--to", "deepspeed", "--json", **module).out)
+    assert found["key"] == row["key"]
+    assert json.loads(found["text"])["zero_optimization"]["stage"] == 3
+    assert {"hw=h100", "model=llama3_1_8b", "workload.seq_len=8192"} <= set(found["unsaid"])
+    written = done(folder, "results/small", "--to", "deepspeed", "--out", "ds.json", **module)
+    assert (folder / "ds.json").read_text().startswith("{")
+    assert "python -m rapid_dse.advise ds.json hw=h100" in written.err
+    assert "priced for software=megatron_lm" in written.err
+
+
+def test_what_is_wrong_is_one_line(folder: Path, tmp_path: Path) -> None:
+    module = {"module": "rapid_dse.export"}
+    assert "megatron_lm, nemo" in one_line(run(folder, "results/small", "--to", "jax", **module))
+    assert "no row has it" in one_line(run(folder, "results/small", "--key", "zz", **module))
+    for name, text, says in (
+        ("a.json", "{", "is no JSON"),
+        ("b.toml", "x", "is no TOML"),
+        ("c.yaml", "{", "is no YAML"),
+        ("d.yaml", "- 1", "holds no fields"),
+        ("e.sh", "echo hello", "has no field of"),
+    ):
+        (tmp_path / name).write_text(text)
+        with pytest.raises(ValueError, match=says):
+            read_file(tmp_path / name)
+    (tmp_path / "f.json").write_text(json.dumps(ZERO))
+    with pytest.raises(ValueError, match="the model is not in this file"):
+        launched(read_file(tmp_path / "f.json"), ["hw.num_gpus=8"], composer())
+    with pytest.raises(ValueError, match="the number of GPUs is not in this file"):
+        launched(read_file(tmp_path / "f.json"), ["model=llama3_1_8b"], composer())
+    with pytest.raises(ValueError, match="cannot run: tp must divide"):
+        launched(read_file(tmp_path / "f.json"), ["model=llama3_1_8b", "hw.num_gpus=6", "parallel.tp=3"], composer())
