@@ -15,8 +15,9 @@ from rapid_dse.config.hardware import Network
 from rapid_dse.events.backends import price
 from rapid_dse.events.machine import cluster_of
 from rapid_dse.interconnect import closed_form
-from rapid_dse.model.operators import MicroBatch, layer_matmuls, matrix_parameters
+from rapid_dse.model.architecture import architecture, matrix_parameters
 from rapid_dse.model.parameters import count
+from rapid_dse.model.shapes import MicroBatch
 from rapid_dse.parallel.expert_groups import expert_groups
 from rapid_dse.parallel.layouts import broken_rules
 from rapid_dse.parallel.placement import place
@@ -127,9 +128,8 @@ class TestWork:
         of = scenario(**MIXTRAL)
         one = np.array([1])
         shape = MicroBatch(np.array([2]), one, np.array([4]), np.array([2]), one, np.array([True]), 4096)
-        found = {
-            each.name: tuple(float(np.ravel(x)[0]) for x in (each.m, each.n, each.k, each.batch)) for each in layer_matmuls(of.model, shape)
-        }
+        products = architecture(of.model).kinds[0].products(shape)
+        found = {each.name: tuple(float(np.ravel(x)[0]) for x in (each.m, each.n, each.k, each.batch)) for each in products}
         assert found["router"] == (2048, 8, 4096, 1)
         assert found["expert_up"] == (4096, 2 * 7168, 4096, 2)
         assert found["expert_down"] == (4096, 4096, 7168, 2)
@@ -140,7 +140,7 @@ class TestWork:
         of = scenario(**MIXTRAL | {"model__n_shared_experts": 1})
         ready = prepare(of, legal(of, layouts({"num_gpus": 16, "micro_batch_size": 1, **changes})))
         tokens = 16 * 4096 / (changes.get("tp", 1) * changes.get("cp", 1))
-        matmuls = layer_matmuls(of.model, ready.shape)
+        matmuls = architecture(of.model).kinds[0].products(ready.shape)
         flops = 16 * sum(float(np.ravel(each.flops)[0]) for each in matmuls) * of.model.num_hidden_layers
         head = of.model.hidden_size * of.model.vocab_size
         assert flops == pytest.approx(2 * tokens * (matrix_parameters(of.model) - head), rel=1e-12)
@@ -155,7 +155,7 @@ class TestWork:
         dense = scenario("h100", "llama3_1_8b")
         mixed = scenario("h100", "llama3_1_8b", model__num_experts=1, model__num_experts_per_tok=1, model__moe_intermediate_size=14336)
         layout = layouts({"num_gpus": 8, "global_batch_size": 64})
-        a, b = (prepare(of, layout).alone for of in (dense, mixed))
+        a, b = (prepare(of, layout).alone.layers[0] for of in (dense, mixed))
         np.testing.assert_allclose(a.matmul_seconds[:, [0, 1, 2, 3]], b.matmul_seconds[:, [0, 1, 3, 4]])
         assert float(a.attention_forward[0]) == float(b.attention_forward[0])
         assert float(b.glue_forward_bytes[0]) > float(a.glue_forward_bytes[0])
@@ -235,7 +235,7 @@ class TestTraffic:
         copies of each expert, whatever tp; ZeRO 1 gives each rank half of its experts' states."""
         of = scenario(**MIXTRAL)
         rows = legal(of, layouts({"num_gpus": 8, "tp": 4, "ep": 4, "etp": 1}))
-        weights = layer_weights(of, rows)
+        (weights,) = layer_weights(of, rows)
         assert rows.expert_copies[0] == 2
         assert weights.experts is not None
         assert weights.experts[0] == 2 * 3 * 4096 * 14336
@@ -292,7 +292,7 @@ class TestMemory:
         """tp 2, ep 4, cp·dp 8: attention and router whole or halved, 2 of 8 experts halved; ZeRO 1 shares experts among two ranks."""
         of = scenario(**MIXTRAL)
         rows = legal(of, layouts({"num_gpus": 16, "tp": 2, "ep": 4}))
-        weights = layer_weights(of, rows)
+        (weights,) = layer_weights(of, rows)
         attention = 4096 * (4096 + 1024 + 1024 + 4096) / 2
         assert weights.dense[0] == attention + 2 * 4096 + 4096 * 8
         assert weights.experts is not None
@@ -311,7 +311,7 @@ class TestMemory:
         inputs of two norms, of qkv and of the router; q, k, v (1.5) and what attention gives; two rows to the experts and back, their
         gate and up (2 · 2 · 3.5), and what goes down (2 · 3.5); beside them the router's 8 logits and probabilities, and log-sum-exps."""
         of = scenario(**MIXTRAL, software__activation_overhead=1.0, software__fused_rotary=True, software__fused_activation=True)
-        found = float(layer_activations(of, layouts({"num_gpus": 8, "ep": 8, "recompute": "none"}))[0])
+        found = float(layer_activations(of, layouts({"num_gpus": 8, "ep": 8, "recompute": "none"}))[0][0])
         rows = 2 + 2 + 1.5 + 1 + 2 + 2 + 2 * 2 * 3.5 + 2 * 3.5
         by_hand = 4096 * (rows * 4096 * 2 + 8 * 8 + 4 * 32)
         assert found == pytest.approx(by_hand + 4096 * 4096 * 2 * 2 * of.software.kernels.dropout / 2, rel=1e-12)

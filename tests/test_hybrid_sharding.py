@@ -78,7 +78,7 @@ def test_gathers_stay_in_the_node_and_shards_are_summed_across_nodes() -> None:
     node, across = hand_spans()
     row = {"num_gpus": 64, "shard_group": 8, "global_batch_size": 128}
     rows = layouts(row)
-    layer, table = float(layer_weights(of, rows).dense[0]), float(vocabulary_parameters(of, rows)[0])
+    layer, table = float(layer_weights(of, rows)[0].dense[0]), float(vocabulary_parameters(of, rows)[0])
 
     def reduced(parameters: float) -> float:
         scattered = closed_form.reduce_scatter(4 * parameters, node, network)

@@ -24,7 +24,7 @@ from rapid_dse.analysis.launch_files.shell_script import fields_of as script_fie
 from rapid_dse.analysis.launch_files.torchtitan import FLAVORS
 from rapid_dse.analysis.reasons.chosen import settings
 from rapid_dse.events.backends import price
-from rapid_dse.simulate.stages import Split
+from rapid_dse.model.architecture import split_of
 from rapid_dse.sweep.chunks import take
 from rapid_dse.sweep.compose import hydra_ready, value_at
 from rapid_dse.sweep.overrides import read
@@ -91,7 +91,7 @@ def test_a_file_that_is_read_back_gives_the_same_layout(name: str, tmp_path: Pat
         found = back(file, tmp_path)
         assert settings(found.layouts) == settings(row.layouts)
         pp, vpp = int(row.layouts.pp[0]), int(row.layouts.vpp[0])
-        assert Split.of(found.scenario).chunks(pp, vpp) == Split.of(row.scenario).chunks(pp, vpp), "the same split over stages"
+        assert split_of(found.scenario).chunks(pp, vpp) == split_of(row.scenario).chunks(pp, vpp), "the same split over stages"
         assert {text.split("=")[0] for text in file.unsaid} <= allowed, "all else is said by the framework's own fields"
     same = price(row.scenario, row.layouts), price(found.scenario, found.layouts)
     assert same[0].step_time_s[0] == pytest.approx(same[1].step_time_s[0], rel=1e-12), "and the same price"

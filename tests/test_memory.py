@@ -13,12 +13,13 @@ from trials import layouts, memory_terms, priced, random_layouts, scenario
 from rapid_dse.config.scenario import Scenario
 from rapid_dse.device import operator_model
 from rapid_dse.events.backends import price
-from rapid_dse.model.operators import MicroBatch
+from rapid_dse.model.architecture import architecture, split_by_rule
 from rapid_dse.model.parameters import count
+from rapid_dse.model.shapes import MicroBatch
 from rapid_dse.parallel.layouts import Layouts
+from rapid_dse.parallel.stages import Stages, stages
 from rapid_dse.simulate.memory import layer_activations, layer_weights, peak_memory, stage_weights
 from rapid_dse.simulate.operator_times import elementwise_bytes, operators
-from rapid_dse.simulate.stages import Split, Stages, stages
 
 SLACK = 1 + 1e-9
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -47,7 +48,7 @@ class TestActivationsOfALayer:
     def bytes_of(self, tp: int, sequence_parallel: bool, recompute: str, **changes: Any) -> float:
         of = scenario(**(GPT | changes))
         row = {"tp": tp, "sequence_parallel": sequence_parallel, "recompute": recompute, "micro_batch_size": self.B, "num_gpus": 64}
-        return float(layer_activations(of, layouts(row))[0])
+        return float(layer_activations(of, layouts(row))[0][0])
 
     @pytest.mark.parametrize("tp", [1, 2, 8])
     def test_published_rows(self, tp: int) -> None:
@@ -63,14 +64,14 @@ class TestActivationsOfALayer:
 
     def test_context_parallelism_divides_them(self) -> None:
         of = scenario(model="llama3_1_70b")
-        one, four = layer_activations(of, layouts({"tp": 8}, {"tp": 8, "cp": 4}))
+        ((one, four),) = layer_activations(of, layouts({"tp": 8}, {"tp": 8, "cp": 4}))
         assert four == pytest.approx(one / 4)
 
 
 def all_stages(split: np.ndarray[Any, Any]) -> Stages:
     """Every stage of one layout as a candidate, ``split`` being the layers of each, ``(pp, 1)``."""
     place, none = np.arange(len(split))[:, None], np.zeros((len(split), 0, 1), np.int64)
-    return Stages(place, split, place, np.cumsum(split, axis=0) - split, place == 0, place == len(split) - 1, none, none)
+    return Stages(place, split, place, np.cumsum(split, axis=0) - split, place == 0, place == len(split) - 1, none, none, split[None])
 
 
 @pytest.mark.parametrize(
@@ -83,7 +84,7 @@ def test_one_gpus_parameters_are_the_models(name: str) -> None:
     held = float(priced(of, {"num_gpus": 1, "zero": 0}).memory_parameters_bytes[0])
     assert held == pytest.approx(2 * total, rel=5e-4)
     rows = layouts({"tp": 1, "pp": 4, "num_gpus": 4})
-    split = np.array(Split(of.model, "megatron").layers(4, 1))[:, None]
+    split = np.array(split_by_rule(of.model, "megatron").layers(4, 1))[:, None]
     every = stage_weights(of, rows, all_stages(split)).total.sum()
     tied = count(of.model).embedding if of.model.tie_word_embeddings else 0  # first and last stage hold a copy each
     assert every == pytest.approx(total + tied, rel=5e-4)
@@ -138,10 +139,10 @@ def test_the_fullest_stage_is_found_among_all(name: str) -> None:
     peaks = price(of, rows).peak_memory_bytes
     for row in np.flatnonzero(rows.pp > 1)[:60]:
         one = rows.take(np.array([row]))
-        split = np.array(Split(of.model, rule).layers(int(one.pp[0]), int(one.vpp[0])))[:, None]
+        split = np.array(split_by_rule(of.model, rule).layers(int(one.pp[0]), int(one.vpp[0])))[:, None]
         every = all_stages(split)
         assert float(peak_memory(of, one, every).peak[0]) == pytest.approx(float(peaks[row]), rel=1e-12)
-        assert len(stages(Split(of.model, rule), one).layers) == 4
+        assert len(stages(split_by_rule(of.model, rule), one).layers) == 4
 
 
 @pytest.mark.parametrize("split", [(1, 9, 10, 3, 9, 0), (0, 8, 7, 6, 5, 6), (4, 4, 8, 8, 8, 0)], ids=str)
@@ -163,7 +164,7 @@ def test_schedules_hold_what_is_published() -> None:
     rows = [common | {"schedule": word} for word in ("gpipe", "1f1b", "zero_bubble")]
     rows += [common | {"schedule": "interleaved_1f1b", "vpp": vpp} for vpp in (2, 5)]
     gpipe, alternating, zero_bubble, two, five = priced(of, *rows).memory_activations_bytes
-    layer = float(layer_activations(of, layouts(rows[0]))[0])
+    layer = float(layer_activations(of, layouts(rows[0]))[0][0])
     assert gpipe == pytest.approx(64 * 10 * layer, rel=1e-4)  # here the last stage is as full, and has a few logits
     assert alternating == zero_bubble == pytest.approx(8 * 10 * layer)
     assert two == pytest.approx(8 * 10 * layer * (1 + 7 / 16))
@@ -177,8 +178,8 @@ def test_zero_bubble_keeps_what_late_weight_gradients_need() -> None:
     of = scenario(hw="a100", model="gpt3_175b", workload__seq_len=2048, software__dropout=False, software__fragmentation=1.0)
     row = {"num_gpus": 64, "tp": 8, "pp": 8, "global_batch_size": 64, "recompute": "none", "zero": 0}
     rows = layouts(row | {"schedule": "zero_bubble"}, row | {"schedule": "1f1b"})
-    last = stages(Split(of.model, "even"), rows)
-    last = Stages(*(getattr(last, f.name)[3:] for f in fields(Stages)))
+    last = stages(split_by_rule(of.model, "even"), rows)
+    last = Stages(*(getattr(last, f.name)[..., 3:, :] if f.name == "of_kinds" else getattr(last, f.name)[3:] for f in fields(Stages)))
     late, plain = peak_memory(of, rows, last).activations
     each = 2048 * 12288 / 8 * 32
     assert late - plain == pytest.approx(12 * 7 * each, rel=1e-9)
@@ -188,7 +189,7 @@ def test_zero_bubble_keeps_what_late_weight_gradients_need() -> None:
 def test_full_recomputation_keeps_inputs_and_one_whole_layer() -> None:
     of = scenario(model="llama3_1_70b", model__vocab_size=128)
     rows = layouts(*({"tp": 8, "pp": 4, "global_batch_size": 64, "recompute": mode} for mode in ("none", "full")))
-    none, full = layer_activations(of, rows)
+    ((none, full),) = layer_activations(of, rows)
     assert full == 2 * 8192 * 8192 / 8
     assert float(price(of, rows).memory_activations_bytes[1]) == pytest.approx(4 * 20 * full + none - full)
 
@@ -218,13 +219,11 @@ def test_transformer_engine_keeps_fp8_copies_of_what_products_read() -> None:
     """A layer of Llama 3.1 70B at tp 8, 8,192 tokens: inputs of qkv and up, of out and of down in one byte instead of two, and attention's
     own 16-bit output beside the copy; torchao's recipes keep the 16-bit inputs."""
     row = {"tp": 8, "recompute": "none"}
-    kept = {
-        (precision, recipe): float(
-            layer_activations(scenario(model="llama3_1_70b", workload__precision=precision, software__fp8_recipe=recipe), layouts(row))[0]
-        )
-        for precision in ("bf16", "fp8")
-        for recipe in ("delayed", "rowwise")
-    }
+    kept = {}
+    for precision in ("bf16", "fp8"):
+        for recipe in ("delayed", "rowwise"):
+            of = scenario(model="llama3_1_70b", workload__precision=precision, software__fp8_recipe=recipe)
+            kept[precision, recipe] = float(layer_activations(of, layouts(row))[0][0])
     assert kept["fp8", "rowwise"] == kept["bf16", "rowwise"] == kept["bf16", "delayed"]
     saved = 8192 * (2 * 8192 / 8 + 28672 / 8 - 8192 / 8)
     assert kept["fp8", "delayed"] == pytest.approx(kept["bf16", "delayed"] - saved)
@@ -333,15 +332,15 @@ def test_biases_and_norms_of_queries_and_keys_by_hand() -> None:
     """Llama 3.1 8B at tp 2: 16 of 32 heads and 4 of 8 KV heads of 128 a rank, 8,192 tokens, 4,096 bytes a stream row at 16 bits."""
     row = {"tp": 2, "sequence_parallel": True, "num_gpus": 64, "recompute": "none"}
     plain, biased, normed = (scenario(**changes) for changes in ({}, {"model__attention_bias": True}, {"model__qk_norm": True}))
-    weights = [float(layer_weights(of, layouts(row)).dense[0]) for of in (plain, biased, normed)]
+    weights = [float(layer_weights(of, layouts(row))[0].dense[0]) for of in (plain, biased, normed)]
     assert weights[1] - weights[0] == 16 * 128 + 2 * 4 * 128
     assert weights[2] - weights[0] == 2 * 128
-    kept = [float(layer_activations(of, layouts(row))[0]) for of in (plain, biased, normed)]
+    kept = [float(layer_activations(of, layouts(row))[0][0]) for of in (plain, biased, normed)]
     assert kept[1] == kept[0]
     # what the norms read is kept for their backward pass, beside what they give to attention
     assert kept[2] - kept[0] == pytest.approx(2 * 8192 * (16 + 4) * 128 * plain.software.memory.activation_overhead)
     one = MicroBatch(*(np.array([n]) for n in (2, 1, 1, 2, 1)), np.array([True]), 8192)
-    (forward, backward), (before, behind) = (elementwise_bytes(of, one) for of in (normed, plain))
+    (forward, backward), (before, behind) = (elementwise_bytes(of, architecture(of.model).kinds[0], one) for of in (normed, plain))
     assert forward - before == 2 * 2 * 8192 * (16 + 4) * 128  # reads and writes
     assert backward - behind == 3 * 2 * 8192 * (16 + 4) * 128  # reads two and writes one
 

@@ -10,17 +10,11 @@ from trials import layouts, priced, scenario
 
 from rapid_dse.config import Model
 from rapid_dse.device import operator_model
-from rapid_dse.model.operators import (
-    MicroBatch,
-    head_matmul,
-    layer_matmuls,
-    local_kv_heads,
-    matrix_parameters,
-    mean_context,
-    model_flops_per_token,
-    padded_vocab,
-)
+from rapid_dse.model.architecture import architecture, matrix_parameters, model_flops_per_token
+from rapid_dse.model.layers.attention import local_kv_heads
+from rapid_dse.model.layers.embedding import padded_vocab
 from rapid_dse.model.parameters import count
+from rapid_dse.model.shapes import MatMul, MicroBatch, mean_context
 from rapid_dse.simulate.layer_work import distinct_shapes
 from rapid_dse.simulate.operator_times import attention_flops, elementwise_bytes, operators
 
@@ -31,6 +25,12 @@ def shape(tp: int = 1, cp: int = 1, micro_batch: int = 1, sequence_parallel: boo
     return MicroBatch(
         np.array([tp]), np.array([cp]), np.array([1]), np.array([tp]), np.array([micro_batch]), np.array([sequence_parallel]), seq_len
     )
+
+
+def layer_matmuls(model: Model, of: MicroBatch) -> list[MatMul]:
+    """The products of the model's only kind of layer."""
+    (kind,) = architecture(model).kinds
+    return kind.products(of)
 
 
 def changed(model: Model, **changes: object) -> Model:
@@ -65,8 +65,8 @@ def test_ranks_together_do_the_models_work(name: str, tp: int, cp: int, micro_ba
     matrices = (matrix_parameters(model) - model.hidden_size * model.vocab_size) / model.num_hidden_layers
     assert per_layer * tp * cp == pytest.approx(2 * tokens * matrices)
     width = model.num_attention_heads * model.attention_head_dim
-    assert float(attention_flops(of, one)[0]) * tp * cp == pytest.approx(2 * tokens * 8192 * width)
-    head = head_matmul(model, one)
+    assert float(attention_flops(architecture(model).kinds[0].attention(one), one)[0]) * tp * cp == pytest.approx(2 * tokens * 8192 * width)
+    (head,) = architecture(model).head.products(one)
     assert float((head.m * head.n * head.k)[0]) * tp * cp == tokens * model.hidden_size * float(padded_vocab(model, one.tp)[0])
 
 
@@ -100,10 +100,10 @@ def test_heads_may_be_wider_than_the_stream() -> None:
 def test_context_of_a_sliding_window_is_counted_key_by_key(window: int | None, seq_len: int) -> None:
     model = changed(scenario().model, sliding_window=window)
     seen = sum(min(query + 1, window or seq_len) for query in range(seq_len)) / seq_len
-    assert mean_context(model, seq_len) == pytest.approx(seen, abs=0.5)
+    assert mean_context(window, seq_len) == pytest.approx(seen, abs=0.5)
     width = model.num_attention_heads * model.attention_head_dim
     attention = model_flops_per_token(model, seq_len) - 6 * matrix_parameters(model)
-    assert attention == pytest.approx(12 * model.num_hidden_layers * width * mean_context(model, seq_len), rel=1e-6)
+    assert attention == pytest.approx(12 * model.num_hidden_layers * width * mean_context(window, seq_len), rel=1e-6)
 
 
 @pytest.mark.parametrize("software", ["megatron_lm", "torchtitan"])
@@ -113,7 +113,7 @@ def test_a_window_makes_attention_faster_with_and_without_context_parallelism(so
     for window in (None, 4096, 32768):
         of = scenario(software=software, model__sliding_window=window, workload__seq_len=32768)
         table, _ = distinct_shapes(layouts({"cp": 1}, {"cp": 4}), 32768)
-        seconds[window] = operators(of, table, operator_model(of.hw)).attention_forward
+        seconds[window] = operators(of, table, operator_model(of.hw)).layers[0].attention_forward
     assert (seconds[4096] < 0.5 * seconds[None]).all()
     np.testing.assert_allclose(seconds[32768], seconds[None])
 
@@ -124,7 +124,7 @@ def test_glue_by_hand() -> None:
     tokens, stream = 2 * 8192, 2 * 8192 * 4096 * 2
     rotary, wide = tokens * 128 * (8 + 2) * 2, tokens * 3584 * 2
     for sequence_parallel, shared in ((False, 1), (True, 4)):
-        forward, backward = elementwise_bytes(of, shape(4, 1, 2, sequence_parallel))
+        forward, backward = elementwise_bytes(of, architecture(of.model).kinds[0], shape(4, 1, 2, sequence_parallel))
         assert forward[0] == 10 * stream / shared + 2 * rotary + 3 * wide
         assert backward[0] == 10 * stream / shared + 2 * rotary + 5 * wide
 
@@ -135,7 +135,9 @@ def test_more_of_a_parallelism_is_never_more_work_a_rank() -> None:
     for tp, cp in itertools.product((1, 2, 4, 8), (1, 2, 4)):
         table, where = distinct_shapes(layouts({"tp": tp, "cp": cp}, {"tp": tp * 2, "cp": cp}, {"tp": tp, "cp": cp * 2}), 8192)
         found = operators(of, table, device)
-        seconds = (found.matmul_seconds.sum(axis=(0, 1)) + found.attention_forward + found.attention_backward)[where]
+        (layer,) = found.layers
+        products = layer.matmul_seconds.sum(axis=(0, 1)) + found.head_seconds.sum(axis=0)
+        seconds = (products + layer.attention_forward + layer.attention_backward)[where]
         assert seconds[1] < seconds[0]
         assert seconds[2] < seconds[0]
 
@@ -162,4 +164,4 @@ def test_casts_of_an_fp8_product_by_hand(library: str, recipe: str, bytes_: floa
     of = scenario(workload__precision="fp8", software__fp8_library=library, software__fp8_recipe=recipe)
     priced_alone = operators(of, shape(), operator_model(of.hw))
     names = [each.name for each in layer_matmuls(of.model, shape())]
-    assert priced_alone.cast_bytes[:, names.index("mlp_up"), 0].sum() == pytest.approx(bytes_)
+    assert priced_alone.layers[0].cast_bytes[:, names.index("mlp_up"), 0].sum() == pytest.approx(bytes_)

@@ -28,9 +28,10 @@ def _makespan(schedule: str, pp: int, vpp: int, m: int) -> float:
     """Seconds of a step of equal stages without transfers, in seconds, on the engine."""
     labels = Labels()
     style = Style(True, True, {}, labels)
-    passes = BlockPasses(labels, Pass("forward", {"compute": F / vpp}), Pass("backward", {"compute": (B + W) / vpp}), W / vpp, 0.0)
+    passes = BlockPasses(labels, [(Pass("forward", {"compute": F / vpp}), Pass("backward", {"compute": (B + W) / vpp}))], [W / vpp], 0.0)
     zeros = dict.fromkeys(StageWork.__dataclass_fields__, 0)
-    work = StageWork(**(zeros | {"chunks": (1,) * vpp, "shared": (), "embedding": None, "head": None, "calls": 1, "tree": True}))
+    layers = {"chunks": ((0,),) * vpp, "sizes": (1.0,), "layers": ((),)}
+    work = StageWork(**(zeros | layers | {"shared": (), "embedding": None, "head": None, "calls": 1, "tree": True}))
     scripts = []
     for stage in range(pp):
         script = Script(style)

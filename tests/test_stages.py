@@ -10,8 +10,9 @@ import pytest
 import trials
 
 from rapid_dse.config import Model
+from rapid_dse.model.architecture import split_by_rule
 from rapid_dse.parallel.layouts import Layouts
-from rapid_dse.simulate.stages import Split, stages
+from rapid_dse.parallel.stages import stages
 
 
 def model(layers: int, hidden: int = 4096, intermediate: int = 16384, vocab: int = 131072, kv_heads: int = 32) -> Model:
@@ -35,18 +36,18 @@ def piped(pp: Any, vpp: Any) -> Layouts:
 
 def test_megatron_counts_embedding_and_loss_as_layers_where_that_divides() -> None:
     # 126 + 2 = 128 = 8 stages × 8 chunks × 2 layers: the first and the last stage have one layer less.
-    assert Split(model(126), "megatron").layers(8, 8) == [15, 16, 16, 16, 16, 16, 16, 15]
-    assert Split(model(126), "megatron").layers(16, 1) == [7, *[8] * 14, 7]
-    assert Split(model(30), "megatron").layers(2, 1) == [15, 15]  # divides as it is
-    assert Split(model(32), "megatron").layers(4, 8) == [8] * 4
+    assert split_by_rule(model(126), "megatron").layers(8, 8) == [15, 16, 16, 16, 16, 16, 16, 15]
+    assert split_by_rule(model(126), "megatron").layers(16, 1) == [7, *[8] * 14, 7]
+    assert split_by_rule(model(30), "megatron").layers(2, 1) == [15, 15]  # divides as it is
+    assert split_by_rule(model(32), "megatron").layers(4, 8) == [8] * 4
 
 
 def test_what_does_not_divide_gives_the_first_chunks_one_more() -> None:
-    assert Split(model(10), "even").layers(4, 1) == [3, 3, 2, 2]
-    assert Split(model(11), "megatron").layers(4, 1) == [3, 3, 3, 2]
+    assert split_by_rule(model(10), "even").layers(4, 1) == [3, 3, 2, 2]
+    assert split_by_rule(model(11), "megatron").layers(4, 1) == [3, 3, 3, 2]
     # 21 layers in 4 × 2 chunks: chunks 0 to 4 have 3, the others 2; stage s has chunks s and s + 4.
-    assert Split(model(21), "even").layers(4, 2) == [6, 5, 5, 5]
-    assert Split(model(126), "even").layers(8, 8) == [16, 16, 16, 16, 16, 16, 15, 15]
+    assert split_by_rule(model(21), "even").layers(4, 2) == [6, 5, 5, 5]
+    assert split_by_rule(model(126), "even").layers(8, 8) == [16, 16, 16, 16, 16, 16, 15, 15]
 
 
 def test_nanotron_balances_the_head_as_layers() -> None:
@@ -55,33 +56,33 @@ def test_nanotron_balances_the_head_as_layers() -> None:
     A stage closes with the block that brings the sum to its share, which is 34 / pp layers a stage (nanotron, build_model; measured
     peaks and step times of runs whose share comes out even follow the split that closes there).
     """
-    assert Split(model(32), "balanced").layers(2, 1) == [17, 15]
+    assert split_by_rule(model(32), "balanced").layers(2, 1) == [17, 15]
     # A stage's share is 2.125: sums close at 3, 5, 7, 9, 11, 13, 15, 17, 20, …, 32.
-    assert Split(model(32), "balanced").layers(16, 1) == [3, 2, 2, 2, 2, 2, 2, 2, 3, 2, 2, 2, 2, 2, 2, 0]
+    assert split_by_rule(model(32), "balanced").layers(16, 1) == [3, 2, 2, 2, 2, 2, 2, 2, 3, 2, 2, 2, 2, 2, 2, 0]
     # 1.0625: sums close at 2, 3, …, 17, 19, …, 32; the last but one has nothing, the last the head.
-    assert Split(model(32), "balanced").layers(32, 1) == [2, *[1] * 15, 2, *[1] * 13, 0, 0]
+    assert split_by_rule(model(32), "balanced").layers(32, 1) == [2, *[1] * 15, 2, *[1] * 13, 0, 0]
 
 
 def test_a_small_head_moves_no_layers() -> None:
     small = model(32, vocab=512)
-    assert Split(small, "balanced").layers(1, 1) == [32]
-    assert Split(small, "balanced").layers(4, 1) == [9, 8, 8, 7]  # the first closes when past its share, at the ninth
+    assert split_by_rule(small, "balanced").layers(1, 1) == [32]
+    assert split_by_rule(small, "balanced").layers(4, 1) == [9, 8, 8, 7]  # the first closes when past its share, at the ninth
 
 
 def test_a_users_own_split() -> None:
     """Chunks share a stage's layers as evenly as they go; embedding and loss stand in the chunks that get one less."""
-    own = Split(model(44), "megatron", (10, 12, 12, 10))
+    own = split_by_rule(model(44), "megatron", (10, 12, 12, 10))
     assert own.layers(4, 1) == [10, 12, 12, 10]
     assert own.chunks(4, 2) == [[5, 5], [6, 6], [6, 6], [5, 5]]
     assert own.chunks(4, 3) == [[3, 3, 4], [4, 4, 4], [4, 4, 4], [4, 3, 3]]
     # what Megatron-LM does with 126 layers over 16 stages of 8 chunks, written out
-    assert Split(model(126), "even", (7, *[8] * 14, 7)).chunks(16, 8) == Split(model(126), "megatron").chunks(16, 8)
-    assert Split(model(126), "megatron").chunks(16, 8)[0] == [0, *[1] * 7]
+    assert split_by_rule(model(126), "even", (7, *[8] * 14, 7)).chunks(16, 8) == split_by_rule(model(126), "megatron").chunks(16, 8)
+    assert split_by_rule(model(126), "megatron").chunks(16, 8)[0] == [0, *[1] * 7]
 
 
 def test_candidates_of_a_users_split_count_the_stages_around_them() -> None:
     """Stages of 4, 7, 5, 7, 0, 6: first and last, and of inner ones with 7, 5 and 0 layers the earliest, for which the latest waits."""
-    found = stages(Split(model(29), "megatron", (4, 7, 5, 7, 0, 6)), piped([6, 6], [1, 1]))
+    found = stages(split_by_rule(model(29), "megatron", (4, 7, 5, 7, 0, 6)), piped([6, 6], [1, 1]))
     assert found.layers[:, 1].tolist() == [4, 7, 5, 0, 6]
     assert found.position[:, 1].tolist() == [0, 1, 2, 4, 5]
     assert found.latest[:, 1].tolist() == [0, 3, 2, 4, 5]
@@ -97,7 +98,7 @@ def test_every_split_has_all_layers_and_differs_little() -> None:
     for rule, pp, vpp, layers in CASES:
         if pp * vpp > layers:
             continue
-        counts = Split(model(layers), rule).layers(pp, vpp)
+        counts = split_by_rule(model(layers), rule).layers(pp, vpp)
         assert len(counts) == pp
         assert sum(counts) == layers, (rule, pp, vpp, layers)
         inner = counts[1:-1]
@@ -112,8 +113,8 @@ def test_candidates_stand_for_all_stages() -> None:
     for rule, pp, vpp, layers in CASES:
         if pp * vpp > layers:
             continue
-        counts = Split(model(layers), rule).layers(pp, vpp)
-        found = stages(Split(model(layers), rule), piped([pp], [vpp]))
+        counts = split_by_rule(model(layers), rule).layers(pp, vpp)
+        found = stages(split_by_rule(model(layers), rule), piped([pp], [vpp]))
         place, held = found.position[:, 0], found.layers[:, 0]
         assert [counts[stage] for stage in place] == held.tolist()
         assert (place[0], place[-1]) == (0, pp - 1)
@@ -127,16 +128,16 @@ def test_candidates_stand_for_all_stages() -> None:
 
 def test_a_table_of_splits_is_that_of_each_row() -> None:
     pp, vpp = np.array([1, 8, 2, 8, 16]), np.array([1, 2, 1, 1, 1])
-    together = stages(Split(model(32), "balanced"), piped(pp, vpp))
+    together = stages(split_by_rule(model(32), "balanced"), piped(pp, vpp))
     for row in range(len(pp)):
-        alone = stages(Split(model(32), "balanced"), piped(pp[[row]], vpp[[row]]))
+        alone = stages(split_by_rule(model(32), "balanced"), piped(pp[[row]], vpp[[row]]))
         np.testing.assert_array_equal(together.layers[:, [row]], alone.layers)
         np.testing.assert_array_equal(together.position[:, [row]], alone.position)
 
 
 @pytest.mark.parametrize("rule", ["megatron", "even", "balanced"])
 def test_one_stage_has_everything(rule: str) -> None:
-    found = stages(Split(model(126), rule), piped([1], [1]))
+    found = stages(split_by_rule(model(126), rule), piped([1], [1]))
     assert (found.layers == 126).all()
     assert found.has_embedding.all()
     assert found.has_head.all()

@@ -27,7 +27,7 @@ from rapid_dse.config.cluster import FREE_CLUSTER, Cluster
 from rapid_dse.config.free_parameters import FreeParameter
 from rapid_dse.config.measured_boxes import MeasuredRuns
 from rapid_dse.config.software import FREE, Software
-from rapid_dse.model.operators import model_flops_per_token
+from rapid_dse.model.architecture import model_flops_per_token
 from rapid_dse.simulate.communication import nodes_of
 from rapid_dse.simulate.results import FloatColumn
 from rapid_dse.sweep.cases import CaseGroup

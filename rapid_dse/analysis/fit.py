@@ -18,9 +18,10 @@ from rapid_dse.config.hardware import Efficiency
 from rapid_dse.config.parts import keys_of
 from rapid_dse.config.scenario import Scenario
 from rapid_dse.config.software import FREE, FREE_MEMORY, Software
+from rapid_dse.model.architecture import split_of
 from rapid_dse.parallel.layouts import IntColumn, Layouts
+from rapid_dse.parallel.stages import stages
 from rapid_dse.simulate.memory import peak_memory
-from rapid_dse.simulate.stages import Split, stages
 from rapid_dse.simulate.training import Prepared, prepare, step_seconds
 
 FloatColumn = NDArray[np.float64]
@@ -138,7 +139,7 @@ def predict_peaks(runs: Sequence[Runs], base: Software, values: Mapping[str, flo
 def logged_peak(scenario: Scenario, layouts: Layouts, worst: bool = False) -> FloatColumn:
     """Peak memory on the stage whose peak the framework logs, or on the ``worst`` stage, bytes, ``(n_layouts,)``: what a measured peak is
     held against."""
-    found = stages(Split.of(scenario), layouts)
+    found = stages(split_of(scenario), layouts)
     return peak_memory(scenario, layouts, found.first() if scenario.software.memory.logs_first_stage and not worst else found).peak
 
 

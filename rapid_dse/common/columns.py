@@ -118,11 +118,17 @@ def _rows(value: Any, rows: Positions) -> Any:
     return None if value is None else rows_of(value, rows)
 
 
+TIED = 1 + 1e-12  # values so close to each other, by ratio, are equal but for rounding
+
+
 def largest(values: NDArray[np.float64]) -> Positions:
-    """Which of a few rows is the largest in each column, the first where several are, ``(n_columns,)``: a faster argmax."""
+    """Which of a few rows is the largest in each column, the first where several are but for rounding, ``(n_columns,)``.
+
+    No value is negative.
+    """
     most, where = values[0], np.zeros(values.shape[1], np.intp)
     for row in range(1, len(values)):
-        where[values[row] > most] = row
+        where[values[row] > most * TIED] = row
         most = np.maximum(most, values[row])
     return where
 
@@ -131,3 +137,24 @@ def at(table: NDArray[Any], rows: Positions, columns: Positions) -> NDArray[Any]
     """The entries of a table at a row and a column each, ``(n_entries,)``."""
     entries: NDArray[Any] = table.reshape(-1).take(rows * table.shape[1] + columns)
     return entries
+
+
+def summed(counts: NDArray[Any], values: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
+    """So many times each of several values, added up.
+
+    Args:
+        counts: of each value, ``(n_values, …)``.
+        values: arrays that broadcast with one value's counts.
+    """
+    total: NDArray[np.float64] = counts[0] * values[0]
+    for count, value in zip(counts[1:], values[1:], strict=True):
+        total = total + count * value
+    return total
+
+
+def largest_of(counts: NDArray[Any], values: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
+    """The largest of those values of which there is at least one; 0 where there is none. As ``summed``."""
+    most: NDArray[np.float64] = np.where(counts[0] > 0, values[0], 0.0)
+    for count, value in zip(counts[1:], values[1:], strict=True):
+        most = np.maximum(most, np.where(count > 0, value, 0.0))
+    return most

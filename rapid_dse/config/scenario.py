@@ -186,7 +186,7 @@ def siblings(path: list[str]) -> list[str]:
 
 
 def without_parts(key: str) -> str:
-    """The key of a path that may name parts of the schema: ``software.kernels.attention`` is the key ``software.attention``."""
+    """The key of a path that may name parts of the schema: ``software.attention`` is the key ``software.attention``."""
     model: type[BaseModel] | None = Scenario
     names: list[str] = []
     for name in key.split("."):

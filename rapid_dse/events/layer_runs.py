@@ -5,7 +5,7 @@ A block is a tensor- and context-parallel group of one stage, with all others th
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import TypeAlias
 
@@ -17,13 +17,13 @@ from rapid_dse.events.attribution import exposed as exposed_terms
 from rapid_dse.events.machine import Machine, fault_ends
 from rapid_dse.events.programs.coarse_pipeline import Pass
 from rapid_dse.events.programs.end_programs import PASSES
-from rapid_dse.events.programs.layer_program import backward, forward
+from rapid_dse.events.programs.layer_program import LayerWork, backward, forward
 from rapid_dse.events.programs.script import After, Script
 from rapid_dse.events.programs.whole_step import LayerPasses
 from rapid_dse.events.quantities import Priced1
 from rapid_dse.events.step_runs import stage_for
 from rapid_dse.parallel.expert_groups import ExpertGroups
-from rapid_dse.simulate.layer import Layer
+from rapid_dse.simulate.layer import Layer, Layers
 from rapid_dse.simulate.vocabulary import Ends
 
 Block: TypeAlias = tuple[int, int]  # its stage, and which of ``ExpertGroups.blocks`` it is there
@@ -60,8 +60,16 @@ class LayerTimes:
         return Pass("layers forward", self.forward), Pass("layers backward", self.backward)
 
 
-def run_layer(one: Priced1, cluster: Machine, block: Block) -> tuple[LayerTimes, runs.Run]:
-    """Runs one layer's forward and backward pass on one block of ranks alone.
+def run_layers(one: Priced1, cluster: Machine, block: Block) -> tuple[list[LayerTimes], dict[str, runs.Run]]:
+    """Runs a layer of each kind on one block of ranks alone; the runs by name."""
+    every = [run_layer(one, cluster, block, kind) for kind in range(len(one.works))]
+    name = f"block_{block[0]}_{block[1]}"
+    names = [name] if len(every) == 1 else [f"{name}_layer_{kind}" for kind in range(len(every))]
+    return [times for times, _ in every], {name: run for name, (_, run) in zip(names, every, strict=True)}
+
+
+def run_layer(one: Priced1, cluster: Machine, block: Block, kind: int) -> tuple[LayerTimes, runs.Run]:
+    """Runs the forward and backward pass of a layer of one kind on one block of ranks alone.
 
     Args:
         block: its stage and its number there.
@@ -73,7 +81,8 @@ def run_layer(one: Priced1, cluster: Machine, block: Block) -> tuple[LayerTimes,
     replicas = experts.blocks[block[1]]
     part, places = cluster.part(cluster.rank[block[0], replicas][None])
     stage = stage_for(one, part, places, experts.of(replicas))
-    script, marks = _layer_script(one, stage)
+    work = one.works[kind]
+    script, marks = _layer_script(one, work, stage)
     role = np.full(part.topology.ranks, -1, np.int64)
     role[places.ravel()] = 0
     done = runs.run(one.scenario, stage, [script], role, "block")
@@ -83,11 +92,11 @@ def run_layer(one: Priced1, cluster: Machine, block: Block) -> tuple[LayerTimes,
     stops = [*(int(done.result.start_ns[first + mark]) for mark in marks), None]
     spans = [exposed_terms(done.traced, done.result, rank, begin, stop) for begin, stop in zip(begins, stops, strict=True)]
     # within a block ranks wait for those of their own group
-    waits = "tp" if one.work.tp > 1 else "cp" if one.work.ring else "ep"
+    waits = "tp" if work.tp > 1 else "cp" if work.ring else "ep"
     for terms in spans:
         terms[waits] += terms.pop("bubble")
         terms["bubble"] = 0.0
-    weights = one.work.weight_gradient if one.schedule.splits_backward else 0.0
+    weights = work.weight_gradient if one.schedule.splits_backward else 0.0
     ahead, back, regather, *others = spans
     ends = dict(zip(PASSES, others, strict=True)) if others else _end_compute(one)
     return LayerTimes(ahead, back, weights, float(sum(regather.values())), ends), done
@@ -100,44 +109,51 @@ def _end_compute(one: Priced1) -> dict[str, dict[str, float]]:
     return {name: {"compute": float(seconds[name][0]) if name in seconds else 0.0} for name in PASSES}
 
 
-def _layer_script(one: Priced1, stage: runs.Stage) -> tuple[Script, list[int]]:
+def _layer_script(one: Priced1, work: LayerWork, stage: runs.Stage) -> tuple[Script, list[int]]:
     """The program of a rank: forward, backward, the gather of a boundary, and where tensor parallelism has transfers in them the passes
     of embedding and head; a moment between them, which no transfer crosses."""
-    script, passes = Script(stage.style), LayerPasses(one.work, one.around)
+    script, passes = Script(stage.style), LayerPasses((work,), one.around)
     marks: list[int] = []
-    after = forward(script, one.work, ())
+    after = forward(script, work, ())
 
     def mark() -> After:
         marks.extend(between := script.compute(after, 1e-9, "between", "host"))
         return between
 
-    after = backward(script, one.work, mark())
+    after = backward(script, work, mark())
     after = mark()
     after = passes.regather(script, after) if one.degree("pp") > 1 else after
-    for name in PASSES if one.work.tp > 1 else ():
+    for name in PASSES if work.tp > 1 else ():
         after = passes.end(script, mark(), name)
     return script, marks
 
 
-def measured_layer(one: Priced1, times: LayerTimes) -> Layer:
-    """The closed forms' layer with the passes that the engine measured; what shows of data-parallel traffic follows from them."""
+def measured_layers(one: Priced1, times: Sequence[LayerTimes]) -> Layers:
+    """The closed forms' layers with the passes that the engine measured."""
+    each = tuple(_measured_layer(one, layer, found) for layer, found in zip(one.layers.each, times, strict=True))
+    around = times[0].ends
+    ends = Ends(**{part.name: _column(sum(around[part.name].values()) - around[part.name]["compute"]) for part in fields(Ends)})
+    return replace(one.layers, each=each, ends=ends)
 
-    def column(value: float) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
-        return np.array([value])
 
-    ahead, back, old = column(times.seconds("forward")), column(times.seconds("backward")), one.layer
+def _column(value: float) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+    return np.array([value])
+
+
+def _measured_layer(one: Priced1, old: Layer, times: LayerTimes) -> Layer:
+    """The closed forms' layer with measured passes; what shows of data-parallel traffic follows from them."""
+    ahead, back = _column(times.seconds("forward")), _column(times.seconds("backward"))
     share = one.scenario.software.overlap.dp_overlap
     return replace(
         old,
-        compute=column(times.forward["compute"] + times.backward["compute"]),
-        tp=column(times.forward["tp"] + times.backward["tp"]),
-        cp=column(times.forward["cp"] + times.backward["cp"]),
-        ep=column(times.forward["ep"] + times.backward["ep"]),
+        compute=_column(times.forward["compute"] + times.backward["compute"]),
+        tp=_column(times.forward["tp"] + times.backward["tp"]),
+        cp=_column(times.forward["cp"] + times.backward["cp"]),
+        ep=_column(times.forward["ep"] + times.backward["ep"]),
         forward=ahead,
         backward=back,
         dp_backward=exposed(old.sharded.backward, share, Window(back, old.moved.backward.busy)),
         dp_forward=exposed(old.sharded.forward, share, Window(ahead, old.moved.forward.busy)),
-        ends=Ends(**{each.name: column(sum(times.ends[each.name].values()) - times.ends[each.name]["compute"]) for each in fields(Ends)}),
     )
 
 

@@ -6,7 +6,7 @@ its place, and serve only to tell how long the host has, never to time a transfe
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -14,22 +14,24 @@ from numpy.typing import NDArray
 
 from rapid_dse.config.hardware import Network
 from rapid_dse.config.scenario import Scenario
+from rapid_dse.config.software import Software
+from rapid_dse.events.layer_quantities import layer_works, seconds_alone
 from rapid_dse.events.machine import AXES, Machine, cluster_of
 from rapid_dse.events.programs.end_programs import EndWork
 from rapid_dse.events.programs.layer_program import Exchange, Half, LayerWork
 from rapid_dse.events.programs.stage_work import SharedWeights, StageWork
 from rapid_dse.interconnect import closed_form
-from rapid_dse.interconnect.transfer import Transfer
+from rapid_dse.model.architecture import architecture, split_of
 from rapid_dse.parallel import schedules
 from rapid_dse.parallel.expert_groups import ExpertGroups, expert_groups
-from rapid_dse.parallel.layouts import RECOMPUTE_FULL, RECOMPUTE_SELECTIVE, Layouts
+from rapid_dse.parallel.layouts import Layouts
 from rapid_dse.parallel.schedules.schedule import Schedule
-from rapid_dse.parallel.span import Halves, Span
+from rapid_dse.parallel.span import Halves
 from rapid_dse.simulate.arrangement import Arrangement, arrangement, groups_of
-from rapid_dse.simulate.communication import TensorParallel, Traffic, effective_network, exchanged, gradient_bytes, node_wait, routed_bytes
-from rapid_dse.simulate.layer import Layer, layer_time, slowed_block
-from rapid_dse.simulate.layer_work import Block, framework_block
-from rapid_dse.simulate.memory import Weights, layer_weights, reduces_each, vocabulary_parameters
+from rapid_dse.simulate.communication import effective_network, gradient_bytes
+from rapid_dse.simulate.layer import Layers, layer_time, slowed_block
+from rapid_dse.simulate.layer_work import Block, LayerBlock, framework_block
+from rapid_dse.simulate.memory import Weights, layer_weights, reduces_each, vocabulary_parameters, weights_of
 from rapid_dse.simulate.operator_times import compute_bytes
 from rapid_dse.simulate.replicated import replicated_bytes
 from rapid_dse.simulate.sharding import (
@@ -43,7 +45,6 @@ from rapid_dse.simulate.sharding import (
     weight_gather,
 )
 from rapid_dse.simulate.slots import host_layer_seconds, launched_slot
-from rapid_dse.simulate.stages import Split
 from rapid_dse.simulate.step import update_seconds
 from rapid_dse.simulate.training import Prepared, price_operators
 from rapid_dse.simulate.vocabulary import LOSS_REDUCTIONS, loss_bytes, tied_table
@@ -56,7 +57,7 @@ REPLICAS = " of replicas"  # after a group's name: the ranks that hold the same 
 
 @dataclass(frozen=True)
 class Priced1:
-    """One layout with all that is known of it before any graph runs; columns have one row."""
+    """One layout with all that is known of it before any graph runs; columns have one row. ``works``: a layer of each kind."""
 
     scenario: Scenario
     layout: Layouts
@@ -64,8 +65,8 @@ class Priced1:
     block: Block
     groups: ShardGroups
     arranged: Arrangement
-    layer: Layer
-    work: LayerWork
+    layers: Layers
+    works: tuple[LayerWork, ...]
     around: EndWork
 
     def degree(self, name: str) -> int:
@@ -129,20 +130,28 @@ def one_layout(scenario: Scenario, layouts: Layouts, row: int, ready: Prepared, 
     layout, own = layouts.take(slice(row, row + 1)), block.take(np.array([row]))
     assumed = with_closed_form(scenario)
     groups, arranged = groups_of(assumed, layout), arrangement(assumed, layout)
-    layer = layer_time(assumed, layout, own, arranged)
-    slowed = slowed_block(scenario.software, layout, own, layer)
-    work = _layer_work(scenario, layout, slowed, groups, arranged.traffic, ready, int(ready.where[row]))
-    return Priced1(scenario, layout, ready, own, groups, arranged, layer, work, _end_work(scenario, layout, own, arranged, work))
+    layers = layer_time(assumed, layout, own, arranged)
+    works = layer_works(
+        scenario, layout, slowed(scenario.software, layout, own, layers), (groups, arranged), (ready, int(ready.where[row]))
+    )
+    around = _end_work(scenario, layout, own, arranged, works[0])
+    return Priced1(scenario, layout, ready, own, groups, arranged, layers, works, around)
+
+
+def slowed(software: Software, layout: Layouts, block: Block, layers: Layers) -> list[LayerBlock]:
+    """Layers of each kind with what the transfers that they hide make them take longer."""
+    return [slowed_block(software, layout, own, layer) for own, layer in zip(block.layers, layers.each, strict=True)]
 
 
 def _end_work(scenario: Scenario, layout: Layouts, block: Block, arranged: Arrangement, work: LayerWork) -> EndWork:
     """Embedding, head and loss."""
     weight = float(block.head_weight_gradient[0])
     head = Half("head", float(block.head_forward[0]), float(block.head_backward[0]) - weight, weight, (work.stream,))
-    skew = work.stream.skew
-    loss = Exchange(float(loss_bytes(scenario, layout)[0]), 0.0, 0.0, 0.0, _seconds(arranged.vocabulary.loss), 0.0, skew=skew)
-    size = float(replicated_bytes(scenario, layout, arranged.stages.layers[0])[0])  # the first stage's, which ends the step
-    whole = Exchange(size, 0.0, 0.0, 0.0, _seconds(arranged.end.replicated), 0.0)
+    loss = Exchange(
+        float(loss_bytes(scenario, layout)[0]), 0.0, 0.0, 0.0, seconds_alone(arranged.vocabulary.loss), 0.0, skew=work.stream.skew
+    )
+    size = float(replicated_bytes(scenario, layout, arranged.stages.of_kinds[:, 0])[0])  # the first stage's, which ends the step
+    whole = Exchange(size, 0.0, 0.0, 0.0, seconds_alone(arranged.end.replicated), 0.0)
     return EndWork(
         embedding=float(block.embedding[0]),
         head=head,
@@ -153,168 +162,133 @@ def _end_work(scenario: Scenario, layout: Layouts, block: Block, arranged: Arran
     )
 
 
-def _layer_work(
-    scenario: Scenario, layout: Layouts, block: Block, groups: ShardGroups, moved: Traffic, ready: Prepared, shape: int
-) -> LayerWork:
-    software = scenario.software
-    tp, cp, sequence = int(layout.tp[0]), int(layout.cp[0]), bool(layout.sequence_parallel[0])
-    full, selective = (bool(layout.recompute[0] == code) for code in (RECOMPUTE_FULL, RECOMPUTE_SELECTIVE))
-    core = selective and software.memory.selective_recompute == "core_attention"
-    again_attention = (full or core) and software.memory.recomputes_attention
-    hops = cp - 1
-    return LayerWork(
-        halves=_halves(scenario, layout, block, groups, moved, ready.alone.matmul_seconds[:, :-1, shape]),
-        again=float(block.selective_recompute[0]) if selective and not core else 0.0,
-        again_attention=again_attention,
-        full=full,
-        tp=tp,
-        sequence_parallel=sequence and tp > 1,
-        ring=hops,
-        keys=float(moved.cp_keys[0]) if hops else 0.0,
-        hop=float(moved.cp_hop.seconds[0]) if hops else 0.0,
-        stream=_exchange(scenario, layout, moved.stream, groups.placement.tp),
-        tp_hidden=software.overlap.tp_overlap if software.overlap.async_tp else 0.0,
-        tp_backward_hidden=software.overlap.tp_backward_overlap,
-        cp_hidden=software.overlap.cp_overlap,
-    )
-
-
-def _exchange(scenario: Scenario, layout: Layouts, each: TensorParallel, group: Span) -> Exchange:
-    return Exchange(
-        float(each.size[0]),
-        float(each.gathered[0]),
-        gather=_seconds(each.gather),
-        scatter=_seconds(each.scatter),
-        reduce=_seconds(each.reduce),
-        again=_seconds(each.again),
-        scattered=bool(each.scattered(layout.sequence_parallel)[0]),
-        group="tp" if each.gathers is None else "etp",
-        skew=float(np.ravel(node_wait(scenario, group))[0]),
-    )
-
-
-def _halves(
-    scenario: Scenario, layout: Layouts, block: Block, groups: ShardGroups, moved: Traffic, products: NDArray[np.float64]
-) -> tuple[Half, Half]:
-    """Attention's and the MLP's seconds; elementwise work and casts are shared out in proportion to the products' ``(3, n_matmuls)``."""
-    first = products[:, :2].sum(axis=1) / products.sum(axis=1)
-    attention_forward, attention_backward = float(block.attention_forward[0]), float(block.attention_backward[0])
-    weight = float(block.weight_gradient[0])
-    forward = float(block.layer_forward[0]) - attention_forward
-    backward = float(block.layer_backward[0]) - attention_backward - weight
-    tp, etp = groups.placement.tp, groups.placement.etp
-    around = [
-        tuple(_exchange(scenario, layout, each, tp if each.gathers is None else etp) for each in half)
-        for half in exchanged(scenario, layout, groups.placement, groups.network)
-    ]
-
-    def half(number: int, share: NDArray[np.float64]) -> Half:
-        seconds = forward * float(share[0]), backward * float(share[1]), weight * float(share[2])
-        return Half(("attention", "mlp")[number], *seconds, around[number])
-
-    attention = replace(half(0, first), attention_forward=attention_forward, attention_backward=attention_backward)
-    mlp = replace(half(1, 1 - first), spared=float(block.spared[0]))
-    if not scenario.model.num_experts:
-        return attention, mlp
-    return attention, replace(mlp, routed=float(routed_bytes(scenario, layout)[0]), route=float(moved.ep_exchange.seconds[0]))
-
-
-def _seconds(one: Transfer) -> float:
-    """How long a transfer of the only layout takes alone."""
-    return float(np.ravel(one.seconds)[0])
-
-
 @dataclass(frozen=True)
 class PassSeconds:
-    """Seconds of the passes that stages are made of, transfers and all: of one layer, of all of the embedding's, of the head's."""
+    """Seconds of the passes that stages are made of, transfers and all: of a layer of each kind (``layers``, forward and backward), of all
+    of the embedding's, of the head's."""
 
-    forward: float
-    backward: float
+    layers: tuple[tuple[float, float], ...]
     embedding: float
     head: float
+
+    def backward(self, kinds: Sequence[int]) -> float:
+        """Of the backward passes of layers of such kinds."""
+        return sum(self.layers[kind][1] for kind in kinds)
 
 
 def closed_form_passes(one: Priced1) -> PassSeconds:
     """As closed forms have them."""
-    around = one.layer.ends.beside(one.block)
-    seconds = (
-        one.layer.forward,
-        one.layer.backward,
-        around.embedding + around.embedding_backward,
-        around.head_forward + around.head_backward,
-    )
-    return PassSeconds(*(float(np.ravel(each)[0]) for each in seconds))
+    around = one.layers.ends.beside(one.block)
+    layers = tuple((float(layer.forward[0]), float(layer.backward[0])) for layer in one.layers.each)
+    ends = around.embedding + around.embedding_backward, around.head_forward + around.head_backward
+    return PassSeconds(layers, *(float(np.ravel(each)[0]) for each in ends))
 
 
 def stage_works(one: Priced1, passes: PassSeconds) -> list[StageWork]:
     """What each stage does beside its passes, first to last; ``passes`` tell what the host has to wait out."""
     pp, held = one.degree("pp"), one.degree("chunks") if one.degree("pp") > 1 else 1
-    chunks = Split.of(one.scenario).chunks(pp, held, one.schedule.stage_map)
-    return [_stage_work(one, stage, chunks[stage], passes) for stage in range(pp)]
+    chunks = split_of(one.scenario).kinds_of_chunks(pp, held, one.schedule.stage_map)
+    return [_stage_work(one, stage, tuple(chunks[stage]), passes) for stage in range(pp)]
 
 
-def _stage_work(one: Priced1, stage: int, chunks: list[int], passes: PassSeconds) -> StageWork:
+def _stage_work(one: Priced1, stage: int, chunks: tuple[tuple[int, ...], ...], passes: PassSeconds) -> StageWork:
     scenario, layout, groups = with_closed_form(one.scenario), one.layout, one.groups
-    software, layers = scenario.software, sum(chunks)
-    weights = _weights(one, stage, layers)
+    software, kinds = scenario.software, [kind for chunk in chunks for kind in chunk]
+    weights = _weights(one, stage, kinds)
     each = bool(reduces_each(software, layout)[0])
     zero, ranks = one.degree("zero"), one.degree("dp") * one.degree("cp")
     left = weights.times(0.0 if each else gradient_bytes(scenario))
     copies = ranks if zero == 0 else ranks // int(layout.shards[0])  # ranks that sum the same gradients in an all-reduce
-    held = one.degree("expert_copies")  # ranks that hold the same experts
-    of_experts = held if zero == 0 else held // one.degree("expert_shards")
+    alike = one.degree("expert_copies")  # ranks that hold the same experts
+    of_experts = alike if zero == 0 else alike // one.degree("expert_shards")
     others = copies - 1 + (0 if weights.experts is None else of_experts - 1)
     sent = np.ravel(left.total)
     calls = int(np.ceil(sent / bucket(scenario, layout))[0])
     tied = tied_table(scenario, layout, groups.placement, groups.network)
     head, apart = stage == one.degree("head_stage"), one.degree("head_stage") > 0 or not scenario.model.tie_word_embeddings
     table = Weights(vocabulary_parameters(scenario, layout))
+    held = layer_weights(scenario, layout)
     return StageWork(
-        chunks=tuple(chunks),
-        stall=_stall(one, layers, stage, passes),
+        chunks=chunks,
+        sizes=tuple(float(np.ravel(layer.total)[0]) for layer in held),
+        stall=_stall(one, kinds, stage, passes),
         host_step=software.host.host_step,
         optimizer=float(np.ravel(update_seconds(scenario, layout, weights, one.ready.device))[0]),
         zero=zero,
-        shared=_shared(one, weights, left, layers),
+        shared=_shared(one, weights, left, len(kinds)),
+        layers=tuple(_shared_layer(one, layer) for layer in held),
         calls=max(1, calls),
         embedding=_table(one, embedding_weights(scenario, layout)) if stage == 0 else None,
         head=_table(one, table) if head and apart else None,
         tied=float(tied.size[0]) if stage == 0 or head else 0.0,
-        tied_reduce=_seconds(tied.reduction),
+        tied_reduce=seconds_alone(tied.reduction),
         dp_hidden=scatter_overlap(software) if zero == 1 else software.overlap.dp_overlap,
         gather_hidden=software.overlap.parameter_gather_overlap,
-        wait=max(0.0, calls * groups.cluster.all_reduce_wait * others - software.overlap.dp_overlap * layers * passes.backward),
+        wait=max(0.0, calls * groups.cluster.all_reduce_wait * others - software.overlap.dp_overlap * passes.backward(kinds)),
         tree=groups.cluster.trees,
     )
 
 
-def _shared(one: Priced1, weights: Weights, left: Weights, layers: int) -> tuple[SharedWeights, ...]:
-    """What moves of a stage's ``weights`` in each group that shares some; ``left`` bytes of gradients are reduced at the step's end."""
-    scenario, layout, placement = with_closed_form(one.scenario), one.layout, one.groups.placement
-    of_layer = layer_weights(scenario, layout)
+@dataclass(frozen=True)
+class _Group:
+    """Ranks that share weights, by name: those that share one copy of the shards (``alone``), and with those that hold the same shard
+    (``cut``); ``of``: which of ``Weights``."""
+
+    name: str
+    of: str
+    halves: Halves | None
+    alone: ShardGroups
+    cut: ShardGroups
+
+    def part(self, weights: Weights) -> Weights | None:
+        """What the group shares of some weights, as if they were all there are; None where it shares nothing."""
+        found = getattr(weights, self.of)
+        return None if found is None else Weights(np.atleast_1d(found))
+
+
+def _groups(one: Priced1) -> Iterator[_Group]:
+    placement = one.groups.placement
     groups = (
         (GRADIENTS, "dense", placement.gradient, placement.halves),
         (EXPERT_GRADIENTS, "experts", placement.expert_gradient, placement.expert_halves),
     )
-    zero, shared = one.degree("zero"), []
-    for name, kind, span, halves in groups:
-        if getattr(weights, kind) is None or float(np.ravel(span.size)[0]) == 1:
+    for name, of, span, halves in groups:
+        if float(np.ravel(span.size)[0]) == 1:
             continue
-        # as if the group's weights were all there are
         shard = span if halves is None else halves.shard
         alone = replace(one.groups, placement=replace(placement, gradient=shard, halves=None))
-        cut = replace(one.groups, placement=replace(placement, gradient=span, halves=halves))
-        held, layer, sent = (Weights(np.atleast_1d(getattr(each, kind))) for each in (weights, of_layer, left))
-        sync = gradient_sync(scenario, layout, sent, alone).seconds
+        yield _Group(name, of, halves, alone, replace(one.groups, placement=replace(placement, gradient=span, halves=halves)))
+
+
+def _shared(one: Priced1, weights: Weights, left: Weights, layers: int) -> tuple[SharedWeights, ...]:
+    """What moves once a step of a stage's ``weights`` in each group that shares some; ``left`` bytes of gradients are reduced then."""
+    scenario, layout = with_closed_form(one.scenario), one.layout
+    shared = []
+    for group in _groups(one):
+        held, sent = group.part(weights), group.part(left)
+        if held is None or sent is None:
+            continue
+        sync = gradient_sync(scenario, layout, sent, group.alone).seconds
         moved = {
             "sent": sent.dense,
             "sync": sync,
-            "gathered": held.dense * compute_bytes(scenario) * (zero in (1, 2)),
-            "gather": weight_gather(scenario, layout, held, np.array([layers]), alone).seconds,
-            "across": gradient_sync(scenario, layout, sent, cut).seconds - sync,
+            "gathered": held.dense * compute_bytes(scenario) * (one.degree("zero") in (1, 2)),
+            "gather": weight_gather(scenario, layout, held, np.array([layers]), group.alone).seconds,
+            "shards": group.alone.placement.gradient.size,
+            "across": gradient_sync(scenario, layout, sent, group.cut).seconds - sync,
         }
-        shared.append(_shared_weights(name, halves, moved | _each_time(one, layer, alone, cut)))
+        shared.append(_shared_weights(group.name, group.halves, moved))
     return tuple(shared)
+
+
+def _shared_layer(one: Priced1, weights: Weights) -> tuple[SharedWeights, ...]:
+    """What moves of a layer's ``weights`` with each of its passes in each group that shares some."""
+    found = ((group, group.part(weights)) for group in _groups(one))
+    return tuple(
+        _shared_weights(group.name, group.halves, _each_time(one, held, group.alone, group.cut))
+        for group, held in found
+        if held is not None
+    )
 
 
 def _shared_weights(name: str, halves: Halves | None, moved: Mapping[str, FloatColumn]) -> SharedWeights:
@@ -351,27 +325,27 @@ def _table(one: Priced1, weights: Weights) -> SharedWeights | None:
     return _shared_weights(GRADIENTS, placement.halves, _each_time(one, weights, alone, one.groups))
 
 
-def _weights(one: Priced1, stage: int, layers: int) -> Weights:
-    """Parameters that a rank of a stage holds."""
+def _weights(one: Priced1, stage: int, kinds: Sequence[int]) -> Weights:
+    """Parameters that a rank of a stage holds, whose layers are of such kinds."""
     scenario, layout, last = one.scenario, one.layout, one.degree("head_stage")
     table = float(vocabulary_parameters(scenario, layout)[0])
     tables = (stage == 0) + (stage == last) - (stage == 0 == last and scenario.model.tie_word_embeddings)
-    learned = scenario.model.position_embedding == "learned" and stage == 0
-    positions = scenario.workload.seq_len * scenario.model.hidden_size if learned else 0.0
-    held = layer_weights(scenario, layout).times(layers)
+    positions = architecture(scenario.model).embedding.positions(scenario.workload.seq_len) * (stage == 0)
+    layers = layer_weights(scenario, layout)
+    held = weights_of(np.bincount(np.array(kinds, np.int64), minlength=len(layers)), layers)
     return Weights(held.dense + tables * table + positions, held.experts)
 
 
-def _stall(one: Priced1, layers: int, stage: int, passes: PassSeconds) -> float:
+def _stall(one: Priced1, kinds: Sequence[int], stage: int, passes: PassSeconds) -> float:
     """Seconds of a micro-batch that a stage's device waits for the host's launches."""
     software, pp = one.scenario.software, one.degree("pp")
-    tables = one.layer.tables
+    tables = one.layers.tables
     embedding, head = passes.embedding + float(tables.embedding[0]), passes.head + float(tables.head[0])
     around = embedding * (stage == 0) + head * (stage == one.degree("head_stage"))
     chunks = one.degree("chunks")
     sends = float(one.schedule.stage_map.sends(np.array(stage), np.array(pp), np.array(chunks)))
-    hops = sends * _seconds(one.arranged.traffic.pp_hop) + 2.0 * chunks * software.pipeline.send_receive if pp > 1 else 0.0
-    layer = passes.forward + passes.backward + float(one.layer.dp[0])
-    device = layers * layer + around + hops
-    host = layers * float(host_layer_seconds(one.scenario, one.layout)[0]) + software.host.host_micro_batch
+    hops = sends * seconds_alone(one.arranged.traffic.pp_hop) + 2.0 * chunks * software.pipeline.send_receive if pp > 1 else 0.0
+    layers = sum(sum(passes.layers[kind]) + float(one.layers.each[kind].dp[0]) for kind in kinds)
+    device = layers + around + hops
+    host = len(kinds) * float(host_layer_seconds(one.scenario, one.layout)[0]) + software.host.host_micro_batch
     return float(launched_slot(software, np.array(device), np.array(host))) - device

@@ -18,6 +18,7 @@ from rapid_dse.parallel.expert_groups import ExpertGroups
 from rapid_dse.parallel.layouts import WHOLE_GROUP
 from rapid_dse.parallel.schedules.schedule import tasks
 from rapid_dse.simulate.account import result_columns
+from rapid_dse.simulate.memory import mean_of_stages
 from rapid_dse.simulate.results import TIME_TERMS, Priced
 from rapid_dse.simulate.step import StepTimes
 from rapid_dse.trace.graph import Ints
@@ -38,9 +39,10 @@ def boundary_of(one: Priced1) -> Boundary:
     """What a stage sends to the next: each tensor-parallel rank its share of the activations."""
     software = one.scenario.software
     overlaps = one.schedule.overlaps_sends and software.overlap.pp_overlap > 0
-    regather = one.work.stream.gather if one.work.tp > 1 and not one.work.sequence_parallel and one.degree("pp") > 1 else 0.0
+    rank = one.works[0]
+    regather = rank.stream.gather if rank.tp > 1 and not rank.sequence_parallel and one.degree("pp") > 1 else 0.0
     host = software.pipeline.send_receive * (1 - software.overlap.pp_overlap if overlaps else 1.0)
-    return Boundary(one.work.stream.size / one.work.tp, float(one.arranged.traffic.pp_hop.seconds[0]) - regather, host, overlaps)
+    return Boundary(rank.stream.size / rank.tp, float(one.arranged.traffic.pp_hop.seconds[0]) - regather, host, overlaps)
 
 
 def directory(places: Ints, experts: ExpertGroups, shards: int | None = None) -> tuple[dict[str, Ints], dict[str, Ints]]:
@@ -95,13 +97,16 @@ def _within_ports(one: Priced1, step: StepTimes) -> StepTimes:
     Links on which nothing contends let transfers overlap that share a port. What does not fit into the step then shows: it belongs to
     gradients and gathers, and to sends between stages, in proportion to their seconds on that port; nothing else hides behind them.
     """
-    layout, arranged, layer = one.layout, one.arranged, one.layer
+    layout, arranged, layers = one.layout, one.arranged, one.layers.each
     micro_batches, pp = layout.num_micro_batches, layout.pp
-    layers = micro_batches * (one.scenario.model.num_hidden_layers / pp)
-    data = layers * (arranged.sharded.forward.busy + arranged.sharded.backward.busy)
+    sharded, moved = (
+        micro_batches * mean_of_stages(one.scenario, layout, [each.forward.busy + each.backward.busy for each in passes])
+        for passes in (arranged.sharded, [layer.moved for layer in layers])
+    )
+    data = sharded
     data = data + arranged.end.mean * (arranged.end.gradients.busy + arranged.end.weights.busy)
     sends = micro_batches * (2.0 * layout.crossings / pp) * arranged.traffic.pp_hop.busy
-    busy = layers * (layer.moved.forward.busy + layer.moved.backward.busy) + data + sends
+    busy = moved + data + sends
     port = busy.argmax(axis=0)[None]
     longest, of_data, of_sends = (np.take_along_axis(each, port, 0)[0] for each in (busy, data, sends))
     late = np.maximum(0.0, longest - step.total)

@@ -10,15 +10,15 @@ from numpy.typing import NDArray
 from rapid_dse.common.columns import Shared
 from rapid_dse.config.scenario import Scenario
 from rapid_dse.cost.energy import Work, dynamic_energy, energy
-from rapid_dse.model.operators import model_flops_per_token
+from rapid_dse.model.architecture import model_flops_per_token
 from rapid_dse.parallel.layouts import RECOMPUTE_FULL, Layouts
+from rapid_dse.parallel.stages import Stages
 from rapid_dse.simulate.arrangement import Arrangement
 from rapid_dse.simulate.layer import LAYER, layer_moved
 from rapid_dse.simulate.layer_work import Block
-from rapid_dse.simulate.memory import PeakMemory, layer_weights, shared_memory
+from rapid_dse.simulate.memory import PeakMemory, layer_weights, mean_of_stages, shared_memory
 from rapid_dse.simulate.results import Priced
 from rapid_dse.simulate.sharding import EndTransfers
-from rapid_dse.simulate.stages import Stages
 from rapid_dse.simulate.step import StepTimes
 
 FloatColumn = NDArray[np.float64]
@@ -48,11 +48,18 @@ def results(scenario: Scenario, layouts: Layouts, step: StepTimes, work: Shared[
 def joules_of(scenario: Scenario, layouts: Layouts, block: Block, arranged: Arrangement) -> Joules:
     """Mean energy of a GPU's work: layers spread evenly over the stages, the head's and the gradients' share included."""
     hw, precision = scenario.hw, scenario.workload.precision
-    layers = scenario.model.num_hidden_layers / layouts.pp
     passes = 3.0 + (layouts.recompute == RECOMPUTE_FULL)
-    flops = passes * layers * block.layer_flops + 3 * block.head_flops / layouts.pp
-    hbm = layers * block.layer_traffic * passes / 3 + block.head_traffic / layouts.pp
-    update = layer_weights(scenario, layouts).times(layers).total * scenario.software.update_traffic
+    layer_flops, layer_traffic, weights = (
+        mean_of_stages(scenario, layouts, columns)
+        for columns in (
+            [layer.flops for layer in block.layers],
+            [layer.traffic for layer in block.layers],
+            [each.total for each in layer_weights(scenario, layouts)],
+        )
+    )
+    flops = passes * layer_flops + 3 * block.head_flops / layouts.pp
+    hbm = layer_traffic * passes / 3 + block.head_traffic / layouts.pp
+    update = weights * scenario.software.update_traffic
     sent, sent_at_end = sent_bytes(scenario, layouts, arranged)
     return Joules(
         micro_batch=dynamic_energy(hw, precision, Work(flops, hbm, sent)),
@@ -66,17 +73,20 @@ def sent_bytes(scenario: Scenario, layouts: Layouts, arranged: Arrangement) -> t
     ``(n_dimensions, n_layouts)`` each.
     """
     first, kind = layouts.alike.by(*LAYER)
-    a_layer = _layer_sent(scenario, layouts.take(first), arranged.take(first)).take(kind, axis=1)
+    layers = _layers_sent(scenario, layouts.take(first), arranged.take(first)).take(kind, axis=1)
     hops = 2.0 * layouts.crossings / layouts.pp * arranged.hop.sent  # forward and back
     around = (arranged.of_vocabulary.gather(lambda each: each.sent) + arranged.of_tables.gather(lambda each: each.sent)) / layouts.pp
-    micro_batch = scenario.model.num_hidden_layers / layouts.pp * a_layer + (layouts.pp > 1) * hops + around
+    micro_batch = layers + (layouts.pp > 1) * hops + around
     return micro_batch, arranged.of_end.gather(_mean_sent) + 2 * arranged.of_end.gather(lambda each: each.tied.sent) / layouts.pp
 
 
-def _layer_sent(scenario: Scenario, layouts: Layouts, arranged: Arrangement) -> NDArray[np.float64]:
-    """Bytes of one layer and one micro-batch, ``(n_dimensions, n_layouts)``."""
-    moved, sharded = layer_moved(scenario, layouts, arranged.traffic), arranged.sharded
-    return moved.forward.sent + moved.backward.sent + sharded.forward.sent + sharded.backward.sent
+def _layers_sent(scenario: Scenario, layouts: Layouts, arranged: Arrangement) -> NDArray[np.float64]:
+    """Bytes of the mean stage's layers for one micro-batch, ``(n_dimensions, n_layouts)``."""
+    sent = []
+    for traffic, sharded in zip(arranged.traffic.layers, arranged.sharded, strict=True):
+        moved = layer_moved(scenario, layouts, traffic)
+        sent.append(moved.forward.sent + moved.backward.sent + sharded.forward.sent + sharded.backward.sent)
+    return mean_of_stages(scenario, layouts, sent)
 
 
 def _mean_sent(end: EndTransfers) -> NDArray[np.float64]:

@@ -11,10 +11,20 @@ from functools import cached_property
 from rapid_dse.common.columns import Positions, Shared, rows_of
 from rapid_dse.config.scenario import Scenario
 from rapid_dse.interconnect.transfer import Transfer
+from rapid_dse.model.architecture import split_of
 from rapid_dse.parallel.layouts import Layouts
+from rapid_dse.parallel.stages import Stages, stages
 from rapid_dse.simulate.communication import Traffic, cluster_of, effective_network, placement_of, traffic
-from rapid_dse.simulate.sharding import EndTransfers, PassTransfers, ShardGroups, TableTransfers, end_transfers, layer_gathers, table_passes
-from rapid_dse.simulate.stages import Split, Stages, stages
+from rapid_dse.simulate.sharding import (
+    EndTransfers,
+    PassTransfers,
+    ShardedLayers,
+    ShardGroups,
+    TableTransfers,
+    end_transfers,
+    layer_gathers,
+    table_passes,
+)
 from rapid_dse.simulate.vocabulary import VocabularyParallel, vocabulary_parallel
 
 # Columns of Layouts on which each part depends. Where a group lies depends on all degrees, whatever their order.
@@ -35,7 +45,7 @@ class Arrangement:
     of_stages: Shared[Stages]
     of_traffic: Shared[Traffic]
     of_vocabulary: Shared[VocabularyParallel]
-    of_sharded: Shared[PassTransfers]
+    of_sharded: Shared[ShardedLayers]
     of_tables: Shared[TableTransfers]
     of_end: Shared[EndTransfers]
 
@@ -61,8 +71,9 @@ class Arrangement:
         return self.of_vocabulary.rows
 
     @property
-    def sharded(self) -> PassTransfers:
-        return self.of_sharded.rows
+    def sharded(self) -> tuple[PassTransfers, ...]:
+        """ZeRO 2's and 3's of a layer of each kind."""
+        return self.of_sharded.rows.layers
 
     @property
     def tables(self) -> TableTransfers:
@@ -93,7 +104,7 @@ def arrangement(scenario: Scenario, layouts: Layouts) -> Arrangement:
         ValueError: where a network dimension does not hold the parallelisms that it lists.
     """
     first, stage = layouts.alike.by(*STAGES)
-    found = Shared(stages(Split.of(scenario), layouts.take(first)), stage)
+    found = Shared(stages(split_of(scenario), layouts.take(first)), stage)
     first, place = layouts.alike.by(*GROUPS)
     every = groups_of(scenario, layouts.take(first))
 
@@ -106,7 +117,7 @@ def arrangement(scenario: Scenario, layouts: Layouts) -> Arrangement:
     moved = traffic(scenario, part, groups.placement, groups.network)
     vocabulary = vocabulary_parallel(scenario, part, moved.stream, groups.placement, groups.network)
     part, groups, _, shard_kind = some(*SHARDING)
-    sharded, tables = layer_gathers(scenario, part, groups), table_passes(scenario, part, groups)
+    sharded, tables = ShardedLayers(layer_gathers(scenario, part, groups)), table_passes(scenario, part, groups)
     part, groups, first, end_kind = some(*END)
     end = end_transfers(scenario, part, found.take(first).rows, groups)
     return Arrangement(

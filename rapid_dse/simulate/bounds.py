@@ -5,13 +5,15 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from rapid_dse.common.columns import summed
 from rapid_dse.config.scenario import Scenario
+from rapid_dse.model.architecture import split_of
 from rapid_dse.parallel import schedules
 from rapid_dse.parallel.layouts import Layouts
+from rapid_dse.parallel.stages import packed, stages, unpacked
 from rapid_dse.simulate.layer import recomputed
 from rapid_dse.simulate.layer_work import Block, framework_block
 from rapid_dse.simulate.memory import stage_weights
-from rapid_dse.simulate.stages import Split, packed, stages, unpacked
 from rapid_dse.simulate.step import update_seconds
 from rapid_dse.simulate.training import CHUNK, Prepared, price_operators
 
@@ -39,30 +41,37 @@ def lower_bound(scenario: Scenario, layouts: Layouts) -> FloatColumn:
 
 def _computing(scenario: Scenario, whole: Layouts, ready: Prepared, alone: Block, rows: slice) -> FloatColumn:
     layouts, block, software = whole.take(rows), alone.take(ready.where[rows]), scenario.software
-    found = stages(Split.of(scenario), layouts)
+    found = stages(split_of(scenario), layouts)
     ahead = _layers_ahead(scenario, layouts, found.position)
-    layer = block.layer_forward + block.layer_backward + recomputed(software, layouts, block)
-    slot = found.layers * layer + found.has_embedding * block.embedding + found.has_head * (block.head_forward + block.head_backward)
+    layers = [layer.forward + layer.backward + recomputed(software, layouts, layer) for layer in block.layers]
+    of_layers = summed(found.of_kinds, layers)
+    slot = of_layers + found.has_embedding * block.embedding + found.has_head * (block.head_forward + block.head_backward)
     # A split backward pass ends a stage with weight gradients, which no other stage waits for.
     delayed = schedules.SPLITS_BACKWARD.take(layouts.schedule)
-    passing = np.where(delayed, np.clip(layer - 2 * block.weight_gradient, 0.0, block.layer_forward), layer)
+    passing = [
+        np.where(delayed, np.clip(whole - 2 * layer.weight_gradient, 0.0, layer.forward), whole)
+        for whole, layer in zip(layers, block.layers, strict=True)
+    ]
     update = update_seconds(scenario, layouts, stage_weights(scenario, layouts, found).first_stage(), ready.device)
-    own = layouts.num_micro_batches * slot + ahead * passing + np.where(delayed & (found.position > 0), 0.0, update)
-    rounding = 0.5e-9 * _LAYER_NODES * (layouts.num_micro_batches * (found.layers + 1) + ahead + 1)
+    own = layouts.num_micro_batches * slot + summed(ahead, passing) + np.where(delayed & (found.position > 0), 0.0, update)
+    rounding = 0.5e-9 * _LAYER_NODES * (layouts.num_micro_batches * (found.layers + 1) + ahead.sum(axis=0) + 1)
     seconds: FloatColumn = (own - rounding).max(axis=0) * (1 - 1e-12) + software.host.host_step
     return np.maximum(seconds, 0.0)
 
 
 def _layers_ahead(scenario: Scenario, layouts: Layouts, position: NDArray[np.int64]) -> FloatColumn:
-    """Layers that a micro-batch passes before it comes to a stage's first chunk, ``(n_candidates, n_layouts)``; 0 where a stage runs on
-    into its next step.
+    """Layers of each kind that a micro-batch passes before it comes to a stage's first chunk, ``(n_kinds, n_candidates, n_layouts)``; 0
+    where a stage runs on into its next step.
 
     Of an uneven chunk no more counts than the closed forms' mean.
     """
-    split, ahead, number = Split.of(scenario), np.zeros(position.shape), packed(layouts)
-    waits = (layouts.pp > 1) & ~schedules.RUNS_ON.take(layouts.schedule)
+    split = split_of(scenario)
+    ahead = np.zeros((split.kinds, *position.shape))
+    number, waits = packed(layouts), (layouts.pp > 1) & ~schedules.RUNS_ON.take(layouts.schedule)
     for key in np.unique(number[waits]).tolist():
-        passed = [min(chunks[0], sum(chunks) / len(chunks)) for chunks in split.chunks(*unpacked(key))]
+        of_kinds = split.of_kinds(*unpacked(key))  # (pp, chunks, n_kinds)
+        passed = np.minimum(of_kinds[:, 0], of_kinds.mean(axis=1))
         rows = waits & (number == key)
-        ahead[:, rows] = np.concatenate([[0.0], np.cumsum(passed)])[position[:, rows]]
+        up_to = np.concatenate([np.zeros((1, split.kinds)), np.cumsum(passed, axis=0)])
+        ahead[:, :, rows] = np.moveaxis(up_to[position[:, rows]], -1, 0)
     return ahead

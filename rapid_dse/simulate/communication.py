@@ -13,7 +13,9 @@ from rapid_dse.config.scenario import Scenario
 from rapid_dse.interconnect import transfer
 from rapid_dse.interconnect.fabric import met, told
 from rapid_dse.interconnect.transfer import Transfer
-from rapid_dse.model.operators import local_kv_heads
+from rapid_dse.model.architecture import LayerKind, architecture
+from rapid_dse.model.layers.part import Exchanged
+from rapid_dse.model.shapes import MicroBatch
 from rapid_dse.parallel.layouts import USUAL_ETP, WHOLE_GROUP, BoolColumn, Layouts
 from rapid_dse.parallel.placement import Placement, place
 from rapid_dse.parallel.span import Span
@@ -23,14 +25,12 @@ FloatColumn = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Traffic:
-    """The transfers of a table's layouts, before anything hides them.
+class LayerTraffic:
+    """The transfers of one layer of one kind and one micro-batch.
 
-    ``tp_forward``, ``tp_backward`` and ``tp_gather_again`` (sequence parallelism's second gather of a layer's inputs, for the weight
-    gradient) are of one layer and micro-batch. ``cp_hop`` is one of ring attention's ``cp − 1`` hops forward, ``cp_keys`` bytes
-    ``(n_layouts,)``; backward there are twice as many. ``ep_exchange`` is one of the two all-to-alls of each pass, to the experts or
-    back; ``pp_hop`` is one send to the next stage. ``stream``: tensor parallelism's collectives on the activations between layers, in
-    16 bits also where layers gather fp8.
+    ``tp_gather_again``: sequence parallelism's second gather of a layer's inputs, for the weight gradient. ``cp_hop`` is one of ring
+    attention's ``cp − 1`` hops forward, ``cp_keys`` bytes ``(n_layouts,)``; backward there are twice as many. ``ep_exchange`` is one of
+    the two all-to-alls of each pass, to the experts or back, ``routed`` bytes ``(n_layouts,)``.
     """
 
     tp_forward: Transfer
@@ -39,6 +39,18 @@ class Traffic:
     cp_hop: Transfer
     cp_keys: FloatColumn
     ep_exchange: Transfer
+    routed: FloatColumn
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """The transfers of a table's layouts, before anything hides them.
+
+    ``layers``: of a layer of each kind; ``pp_hop`` is one send to the next stage. ``stream``: tensor parallelism's collectives on the
+    activations between layers, in 16 bits also where layers gather fp8.
+    """
+
+    layers: tuple[LayerTraffic, ...]
     pp_hop: Transfer
     stream: TensorParallel
 
@@ -128,65 +140,86 @@ def gathered_stream(scenario: Scenario, layouts: Layouts) -> FloatColumn | None:
     return stream_bytes(scenario, layouts) * np.where(layouts.sequence_parallel, 1.0 / compute_bytes(scenario), 1.0)
 
 
-def exchanged(scenario: Scenario, layouts: Layouts, placement: Placement, network: Network) -> tuple[tuple[TensorParallel, ...], ...]:
-    """What tensor parallelism exchanges around attention, and around the MLP.
+@dataclass(frozen=True)
+class Streams:
+    """Tensor parallelism's collectives on activations, from which those around each part follow.
 
-    Under sequence parallelism a gather before and a scatter after, else one reduction after. The routed rows of a mixture of experts
-    are gathered when they have arrived from other ranks, and scattered before they go back, beside what the shared experts exchange
-    (Megatron Core's all-to-all dispatcher, which keeps what it has gathered), over the ranks that share an expert; without sequence
-    parallelism partial sums travel back, and one reduction ends the layer. Under fp8 what is gathered for a dense layer's products is cast
-    before; what is scattered stays in 16 bits, since it is summed, and so do routed rows, which are gathered before they are sorted and
-    cast.
+    ``stream``: on the activations between layers as they are; ``cast``: where layers may gather them in fp8.
     """
-    stream = tensor_parallel(scenario, stream_bytes(scenario, layouts), placement.tp, network, gathered_stream(scenario, layouts))
-    model = scenario.model
-    if not model.num_experts:
-        return (stream,), (stream,)
-    sequence = layouts.sequence_parallel
-    rows = np.where(layouts.gathers_rows, routed_bytes(scenario, layouts) * layouts.expert_tp, stream.size)
-    none = transfer.nothing(network, len(layouts))
-    routed = replace(tensor_parallel(scenario, rows, placement.etp, network), again=none, gathers=layouts.gathers_rows)
-    if not model.n_shared_experts:
-        return (stream,), (routed,)
-    return (stream,), (
-        routed,
-        replace(stream, size=np.where(sequence, stream.size, 0.0), gathered=np.where(sequence, stream.gathered, 0.0), reduce=none),
-    )
+
+    scenario: Scenario
+    layouts: Layouts
+    placement: Placement
+    network: Network
+    stream: TensorParallel
+    cast: TensorParallel
+
+    @classmethod
+    def of(cls, scenario: Scenario, layouts: Layouts, placement: Placement, network: Network) -> Streams:
+        """Those of a table's layouts."""
+        size, gathered = stream_bytes(scenario, layouts), gathered_stream(scenario, layouts)
+        stream = tensor_parallel(scenario, size, placement.tp, network)
+        cast = stream if gathered is None else tensor_parallel(scenario, size, placement.tp, network, gathered)
+        return cls(scenario, layouts, placement, network, stream, cast)
+
+    def around(self, kind: LayerKind) -> tuple[tuple[TensorParallel, ...], ...]:
+        """What tensor parallelism exchanges around each part of a layer.
+
+        Under sequence parallelism a gather before and a scatter after, else one reduction after. Under fp8 what is gathered for a dense
+        layer's products is cast before; what is scattered stays in 16 bits, since it is summed.
+        """
+        return tuple(tuple(self._collectives(kind, each) for each in part.exchanged()) for part in kind.parts)
+
+    def _collectives(self, kind: LayerKind, each: Exchanged) -> TensorParallel:
+        layouts, stream = self.layouts, self.cast if each.cast else self.stream
+        none = transfer.nothing(self.network, len(layouts))
+        if each.routed:
+            rows = np.where(layouts.gathers_rows, routed_bytes(self.scenario, layouts, kind) * layouts.expert_tp, stream.size)
+            stream = tensor_parallel(self.scenario, rows, self.placement.etp, self.network)
+            stream = replace(stream, gathers=layouts.gathers_rows)
+        elif not each.reduced:
+            size, gathered = (np.where(layouts.sequence_parallel, buffer, 0.0) for buffer in (stream.size, stream.gathered))
+            stream = replace(stream, size=size, gathered=gathered, reduce=none)
+        return stream if each.again else replace(stream, again=none)
 
 
 def traffic(scenario: Scenario, layouts: Layouts, placement: Placement, network: Network) -> Traffic:
-    """The transfers of one layer and one micro-batch."""
-    model, sequence = scenario.model, layouts.sequence_parallel
-    tokens = layouts.micro_batch_size * (scenario.workload.seq_len / layouts.cp)
-    width, stream = compute_bytes(scenario), stream_bytes(scenario, layouts)
-    halves = exchanged(scenario, layouts, placement, network)
-    every = [each for half in halves for each in half]
+    """The transfers of a micro-batch."""
+    streams = Streams.of(scenario, layouts, placement, network)
+    # Each tensor-parallel rank sends its share; without sequence parallelism the node gathers it again (arXiv 2104.04473, section 4.1).
+    boundary = transfer.send_to_next(streams.stream.size / layouts.tp, placement.pp, network)
+    regather = streams.cast.gather.times(~layouts.sequence_parallel & (layouts.pp > 1))
+    layers = tuple(_layer_traffic(streams, kind) for kind in architecture(scenario.model).kinds)
+    return Traffic(layers, boundary + regather, streams.stream)
+
+
+def _layer_traffic(streams: Streams, kind: LayerKind) -> LayerTraffic:
+    """The transfers of one layer of a kind."""
+    scenario, layouts, placement, network = streams.scenario, streams.layouts, streams.placement, streams.network
+    sequence, width = layouts.sequence_parallel, compute_bytes(scenario)
+    every = [each for around in streams.around(kind) for each in around]
     each_way = transfer.sum_of(transfer.either(each.scattered(sequence), each.gather + each.scatter, each.reduce) for each in every)
     again = transfer.sum_of(each.again for each in every)
-    keys = tokens * local_kv_heads(model, layouts.tp) * model.attention_head_dim * (2 * width)
-    # Each tensor-parallel rank sends its share; without sequence parallelism the node gathers it again (arXiv 2104.04473, section 4.1).
-    boundary = transfer.send_to_next(stream / layouts.tp, placement.pp, network)
-    regather = halves[0][0].gather.times(~sequence & (layouts.pp > 1))
-    none = transfer.nothing(network, len(layouts))
-    return Traffic(
+    keys = width * kind.ring(MicroBatch.of(layouts, scenario.workload.seq_len))
+    routed = routed_bytes(scenario, layouts, kind)
+    return LayerTraffic(
         tp_forward=each_way,
         tp_backward=each_way,
         tp_gather_again=again.times(sequence),
         cp_hop=transfer.pass_round(keys, placement.cp, network),
         cp_keys=keys,
-        ep_exchange=transfer.all_to_all(routed_bytes(scenario, layouts), placement.ep, network) if model.num_experts else none,
-        pp_hop=boundary + regather,
-        stream=halves[0][0] if halves[0][0].gathered is halves[0][0].size else tensor_parallel(scenario, stream, placement.tp, network),
+        ep_exchange=transfer.all_to_all(routed, placement.ep, network) if kind.copies else transfer.nothing(network, len(layouts)),
+        routed=routed,
     )
 
 
-def routed_bytes(scenario: Scenario, layouts: Layouts) -> FloatColumn:
-    """Bytes of each all-to-all on a rank, its own experts' included, ``(n_layouts,)``: each token once for each of its experts.
+def routed_bytes(scenario: Scenario, layouts: Layouts, kind: LayerKind) -> FloatColumn:
+    """Bytes of each all-to-all of a layer on a rank, its own experts' included, ``(n_layouts,)``: each token once for each of its experts.
 
     The tokens are the rank's share of them under sequence parallelism, else all of its tensor-parallel group's.
     """
     tokens = stream_bytes(scenario, layouts) / np.where(layouts.sequence_parallel, layouts.tp, 1)
-    return tokens * scenario.model.num_experts_per_tok
+    return tokens * kind.copies
 
 
 def gradient_bytes(scenario: Scenario) -> int:

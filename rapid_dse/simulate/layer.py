@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rapid_dse.common.columns import rows_of
+from rapid_dse.common.columns import rows_of, summed
 from rapid_dse.config.scenario import Scenario
 from rapid_dse.config.software import Software
 from rapid_dse.cost.overlap import Window, exposed
+from rapid_dse.interconnect import transfer
+from rapid_dse.model.architecture import architecture
 from rapid_dse.parallel.layouts import RECOMPUTE_FULL, RECOMPUTE_SELECTIVE, BoolColumn, Layouts
+from rapid_dse.parallel.stages import Stages
 from rapid_dse.simulate.arrangement import MICRO_BATCH, Arrangement
-from rapid_dse.simulate.communication import Traffic
-from rapid_dse.simulate.layer_work import Block
+from rapid_dse.simulate.communication import LayerTraffic
+from rapid_dse.simulate.layer_work import Block, LayerBlock
 from rapid_dse.simulate.sharding import PassTransfers
 from rapid_dse.simulate.vocabulary import Ends, exposed_ends
 
@@ -25,13 +28,14 @@ LAYER = (*MICRO_BATCH, "recompute", "sharded_passes")  # columns of Layouts on w
 
 
 @dataclass(frozen=True)
-class LayerAlone:
-    """Exposed seconds of one layer and one micro-batch, ``(n_layouts,)`` each; ``forward`` and ``backward`` include the transfers.
+class Layer:
+    """Exposed seconds of one layer of one kind and one micro-batch, ``(n_layouts,)`` each; ``forward`` and ``backward`` include the
+    transfers.
 
     ``dp``, what shows during each pass of the transfers of weights and gradients, is no part of them. ``moved`` are all transfers of
-    tensor, context and expert parallelism in each pass, hidden or not; ``sharded`` those of ZeRO 2 and 3. ``ends``: what shows of tensor
-    parallelism's transfers ahead of the first and behind the last layer. ``slowed_forward, slowed_backward``: what compute takes longer in
-    each pass for the transfers that it hides (``software.overlap_slowdown``), part of ``compute``.
+    tensor, context and expert parallelism in each pass, hidden or not; ``sharded`` those of ZeRO 2 and 3.
+    ``slowed_forward, slowed_backward``: what compute takes longer in each pass for the transfers that it hides
+    (``software.overlap_slowdown``), part of ``compute``.
     """
 
     compute: FloatColumn
@@ -44,7 +48,6 @@ class LayerAlone:
     dp_backward: FloatColumn
     moved: PassTransfers
     sharded: PassTransfers
-    ends: Ends
     slowed_forward: FloatColumn
     slowed_backward: FloatColumn
 
@@ -59,34 +62,51 @@ class LayerAlone:
         return self.forward + self.backward + self.dp
 
     @property
+    def passes(self) -> tuple[FloatColumn, FloatColumn]:
+        """Forward and backward, each with all that is exposed, s."""
+        return self.forward + self.dp_forward, self.backward + self.dp_backward
+
+    @property
     def busy(self) -> NDArray[np.float64]:
         """Seconds for which its transfers take the port of each network dimension, ``(n_dimensions, n_layouts)``."""
         return self.moved.forward.busy + self.moved.backward.busy + self.sharded.forward.busy + self.sharded.backward.busy
 
 
 @dataclass(frozen=True)
-class Layer(LayerAlone):
-    """A layer, with what shows of ZeRO 2's and 3's transfers of embedding ``tables`` and head ahead of the first and behind the last."""
+class Layers:
+    """A layer of each kind, and what shows ahead of the first and behind the last layer: of tensor parallelism's transfers (``ends``), and
+    of ZeRO 2's and 3's of embedding and head (``tables``)."""
 
+    each: tuple[Layer, ...]
+    ends: Ends
     tables: Ends
 
 
-def layer_time(scenario: Scenario, layouts: Layouts, block: Block, arranged: Arrangement) -> Layer:
-    """One layer of one micro-batch of each layout; layouts that are alike in all that a layer depends on have it timed once."""
+@dataclass(frozen=True)
+class _LayersAlone:
+    each: tuple[Layer, ...]
+    ends: Ends
+
+
+def layer_time(scenario: Scenario, layouts: Layouts, block: Block, arranged: Arrangement) -> Layers:
+    """One layer of each kind of one micro-batch of each layout; layouts that are alike in all that a layer depends on have it timed
+    once."""
     first, kind = layouts.alike.by(*LAYER)
-    alone = rows_of(_layer_alone(scenario, layouts.take(first), block.take(first), arranged.take(first)), kind)
-    tables = exposed_tables(scenario.software, layouts, arranged, alone)
-    return Layer(**{field.name: getattr(alone, field.name) for field in fields(alone)}, tables=tables)
+    some, there, own = layouts.take(first), arranged.take(first), block.take(first)
+    traffic, sharded = there.traffic.layers, there.sharded
+    each = tuple(_layer(scenario, some, *parts) for parts in zip(own.layers, traffic, sharded, strict=True))
+    alone = rows_of(_LayersAlone(each, exposed_ends(scenario, own, there.vocabulary)), kind)
+    return Layers(alone.each, alone.ends, exposed_tables(scenario, layouts, arranged, alone.each))
 
 
-def _layer_alone(scenario: Scenario, layouts: Layouts, block: Block, arranged: Arrangement) -> LayerAlone:
+def _layer(scenario: Scenario, layouts: Layouts, block: LayerBlock, moved: LayerTraffic, sharded: PassTransfers) -> Layer:
     """One layer of one micro-batch: compute, and what of its transfers shows."""
-    software, moved, sharded = scenario.software, arranged.traffic, arranged.sharded
+    software = scenario.software
     full, ring_again = layouts.recompute == RECOMPUTE_FULL, rings_again(software, layouts)
     again = recomputed(software, layouts, block)
     pipelined = software.overlap.tp_overlap if software.overlap.async_tp else 0.0
     # attention, which rings of context parallelism hide behind, hides nothing of tensor parallelism's transfers
-    forward_beside, backward_beside = block.layer_forward - block.attention_forward, block.layer_backward - block.attention_backward
+    forward_beside, backward_beside = block.forward - block.attention_forward, block.backward - block.attention_backward
     tp_forward = moved.tp_forward.seconds - np.minimum(pipelined * moved.tp_forward.seconds, forward_beside)
     beside = moved.tp_backward + moved.tp_gather_again
     hidden = pipelined * beside.seconds
@@ -98,8 +118,8 @@ def _layer_alone(scenario: Scenario, layouts: Layouts, block: Block, arranged: A
     cp_backward = _beside(2 * ring.seconds, software.overlap.cp_overlap, block.attention_backward) + np.where(ring_again, cp_forward, 0.0)
     ep_forward = 2 * moved.ep_exchange.seconds
     ep_backward = ep_forward * np.where(full, 2.0, 1.0)
-    forward = block.layer_forward + tp_forward + cp_forward + ep_forward
-    backward = block.layer_backward + again + tp_backward + cp_backward + ep_backward
+    forward = block.forward + tp_forward + cp_forward + ep_forward
+    backward = block.backward + again + tp_backward + cp_backward + ep_backward
     all_moved = layer_moved(scenario, layouts, moved)
     dp_forward = exposed(sharded.forward, software.overlap.dp_overlap, Window(forward, all_moved.forward.busy))
     dp_backward = exposed(sharded.backward, software.overlap.dp_overlap, Window(backward, all_moved.backward.busy))
@@ -110,8 +130,8 @@ def _layer_alone(scenario: Scenario, layouts: Layouts, block: Block, arranged: A
         software.overlap.overlap_slowdown * np.maximum(0.0, each) for each in (hidden_forward, hidden_backward)
     )
     forward, backward = forward + slowed_forward, backward + slowed_backward
-    return LayerAlone(
-        compute=block.layer_forward + block.layer_backward + again + slowed_forward + slowed_backward,
+    return Layer(
+        compute=block.forward + block.backward + again + slowed_forward + slowed_backward,
         tp=tp_forward + tp_backward,
         cp=cp_forward + cp_backward,
         ep=ep_forward + ep_backward,
@@ -121,28 +141,27 @@ def _layer_alone(scenario: Scenario, layouts: Layouts, block: Block, arranged: A
         dp_backward=dp_backward,
         moved=all_moved,
         sharded=sharded,
-        ends=exposed_ends(scenario, block, arranged.vocabulary),
         slowed_forward=slowed_forward,
         slowed_backward=slowed_backward,
     )
 
 
-def slowed_block(software: Software, layouts: Layouts, block: Block, layer: LayerAlone) -> Block:
+def slowed_block(software: Software, layouts: Layouts, block: LayerBlock, layer: Layer) -> LayerBlock:
     """The block with each pass of a layer as much longer as the transfers make it that it hides: what graphs of passes compute.
 
     A forward pass that runs again is as slow as the first; the gradients have the rest of what the backward pass takes longer.
     """
     if software.overlap.overlap_slowdown == 0:
         return block
-    ahead = 1 + layer.slowed_forward / block.layer_forward
+    ahead = 1 + layer.slowed_forward / block.forward
     again = (layouts.recompute == RECOMPUTE_FULL) * recomputed(software, layouts, block)
-    back = 1 + (layer.slowed_backward - (ahead - 1) * again) / block.layer_backward
-    longer = {"layer_forward": ahead, "attention_forward": ahead, "spared": ahead}
-    longer |= {"layer_backward": back, "attention_backward": back, "weight_gradient": back}
+    back = 1 + (layer.slowed_backward - (ahead - 1) * again) / block.backward
+    longer = {"forward": ahead, "attention_forward": ahead, "spared": ahead}
+    longer |= {"backward": back, "attention_backward": back, "weight_gradient": back}
     return replace(block, **{name: getattr(block, name) * factor for name, factor in longer.items()})
 
 
-def exposed_tables(software: Software, layouts: Layouts, arranged: Arrangement, layer: LayerAlone) -> Ends:
+def exposed_tables(scenario: Scenario, layouts: Layouts, arranged: Arrangement, layers: tuple[Layer, ...]) -> Ends:
     """What shows of ZeRO 2's and 3's transfers of embedding table and head.
 
     Nothing is there to hide the table's gather, which comes first, and its reduction, which comes last. The head's gather is asked for when
@@ -152,13 +171,14 @@ def exposed_tables(software: Software, layouts: Layouts, arranged: Arrangement, 
     if not (layouts.zero >= 2).any():
         none = np.zeros(len(layouts))
         return Ends(none, none, none, none)
-    sharded, tables, found = layer.sharded, arranged.tables, arranged.stages
-    layers = np.where(found.has_head[-1], found.layers[-1], found.layers[0]) / layouts.chunks
-    gather, reduce, share = tables.head.forward, tables.head.backward, software.overlap.dp_overlap
-    one = Window(layer.forward, layer.moved.forward.busy)
-    waits = exposed(gather + sharded.forward, share * (layers > 0), one) - layer.dp_forward
-    every = Window(layers * layer.backward, layers * layer.moved.backward.busy)
-    ends = exposed(reduce + sharded.backward.times(layers), share, every) - layers * layer.dp_backward
+    tables, counts, share = arranged.tables, _beside_head(arranged.stages) / layouts.chunks, scenario.software.overlap.dp_overlap
+    gather, reduce = tables.head.forward, tables.head.backward
+    last = layers[architecture(scenario.model).order[-1]]
+    one = Window(last.forward, last.moved.forward.busy)
+    waits = exposed(gather + last.sharded.forward, share * (counts.sum(axis=0) > 0), one) - last.dp_forward
+    every = Window(summed(counts, [each.backward for each in layers]), summed(counts, [each.moved.backward.busy for each in layers]))
+    own = transfer.sum_of(each.sharded.backward.times(count) for count, each in zip(counts, layers, strict=True))
+    ends = exposed(reduce + own, share, every) - summed(counts, [each.dp_backward for each in layers])
     return Ends(
         embedding_forward=tables.embedding.forward.seconds,
         embedding_backward=tables.embedding.backward.seconds,
@@ -167,7 +187,12 @@ def exposed_tables(software: Software, layouts: Layouts, arranged: Arrangement, 
     )
 
 
-def layer_moved(scenario: Scenario, layouts: Layouts, moved: Traffic) -> PassTransfers:
+def _beside_head(found: Stages) -> NDArray[np.int64]:
+    """Layers of each kind on the stage that has the head, ``(n_kinds, n_layouts)``."""
+    return np.where(found.has_head[-1], found.of_kinds[:, -1], found.of_kinds[:, 0])
+
+
+def layer_moved(scenario: Scenario, layouts: Layouts, moved: LayerTraffic) -> PassTransfers:
     """All transfers of tensor, context and expert parallelism in each pass of a layer, what recomputation repeats included."""
     full, ring_again = layouts.recompute == RECOMPUTE_FULL, rings_again(scenario.software, layouts)
     ring, routed = moved.cp_hop.times(layouts.cp - 1), moved.ep_exchange.times(2)
@@ -182,10 +207,10 @@ def rings_again(software: Software, layouts: Layouts) -> BoolColumn:
     return again
 
 
-def recomputed(software: Software, layouts: Layouts, block: Block) -> FloatColumn:
+def recomputed(software: Software, layouts: Layouts, block: LayerBlock) -> FloatColumn:
     """What the backward pass of a layer computes once more, s, ``(n_layouts,)``."""
-    whole = block.layer_forward - block.spared - (0.0 if software.memory.recomputes_attention else block.attention_forward)
-    partly = np.where(layouts.recompute == RECOMPUTE_SELECTIVE, block.selective_recompute, 0.0)
+    whole = block.forward - block.spared - (0.0 if software.memory.recomputes_attention else block.attention_forward)
+    partly = np.where(layouts.recompute == RECOMPUTE_SELECTIVE, block.selective, 0.0)
     return np.where(layouts.recompute == RECOMPUTE_FULL, whole, partly)
 
 

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from rapid_dse.config.model import Model
 from rapid_dse.config.scenario import Scenario
-from rapid_dse.model.operators import padded_vocab
+from rapid_dse.model.layers.embedding import padded_vocab
 from rapid_dse.parallel.layouts import IntColumn
 
 FloatColumn = NDArray[np.float64]

@@ -5,23 +5,27 @@ Bytes; the candidate stages (first, fullest inner ones, last) are rows of ``(n_c
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rapid_dse.common.columns import Shared, at, distinct, largest, numbered
+from rapid_dse.common.columns import Shared, at, distinct, largest, largest_of, numbered, summed
 from rapid_dse.config.hardware import PRECISION_BYTES
 from rapid_dse.config.scenario import Scenario
 from rapid_dse.config.software import Software
 from rapid_dse.device.contract import UNFUSED
-from rapid_dse.model.operators import local_kv_heads, mlp_projections, padded_vocab
+from rapid_dse.model.architecture import LayerKind, architecture
+from rapid_dse.model.layers.embedding import table_parameters
+from rapid_dse.model.layers.part import Number, Tensor
+from rapid_dse.model.shapes import MicroBatch
 from rapid_dse.parallel.layouts import RECOMPUTE_FULL, RECOMPUTE_NONE, BoolColumn, Layouts
 from rapid_dse.parallel.schedules import HOLDS_ALL, SPLITS_BACKWARD, in_flight
+from rapid_dse.parallel.stages import Stages
 from rapid_dse.simulate.loss import loss_memory
 from rapid_dse.simulate.operator_times import compute_bytes
-from rapid_dse.simulate.stages import Stages
 
 FloatColumn = NDArray[np.float64]
 
@@ -79,38 +83,45 @@ class Weights:
         return self.dense / shards + self.experts / np.where(where, layouts.expert_shards.astype(float), 1.0)
 
 
-def product_weights(scenario: Scenario, layouts: Layouts) -> Weights:
-    """Weights of one layer's products that a rank holds, the router's left out, ``(n_layouts,)``."""
-    model, tp = scenario.model, layouts.tp
-    head, hidden = model.attention_head_dim, model.hidden_size
-    attention = hidden * head * (2 * model.num_attention_heads / tp + 2 * local_kv_heads(model, tp))
-    wide = model.n_shared_experts * model.moe_intermediate_size if model.num_experts else model.intermediate_size
-    dense = attention + hidden * wide * (mlp_projections(model) + 1) / tp
-    if not model.num_experts:
-        return Weights(dense)
-    expert = hidden * model.moe_intermediate_size * (mlp_projections(model) + 1) / layouts.expert_tp
-    return Weights(dense, expert * (model.num_experts / layouts.ep))
+def product_weights(scenario: Scenario, layouts: Layouts) -> tuple[Weights, ...]:
+    """Weights of the products of a layer of each kind that a rank holds, the router's left out, ``(n_layouts,)`` each."""
+    return tuple(
+        _weights(layouts, kind, sum(part.products for part in parts), sum(part.experts for part in parts))
+        for kind in architecture(scenario.model).kinds
+        for parts in [kind.parameters(MicroBatch.of(layouts, scenario.workload.seq_len))]
+    )
 
 
-def layer_weights(scenario: Scenario, layouts: Layouts) -> Weights:
-    """Parameters of one layer that a rank holds, ``(n_layouts,)``; router and norms are whole on each tensor-parallel rank."""
-    model, tp, products = scenario.model, layouts.tp, product_weights(scenario, layouts)
-    head, hidden = model.attention_head_dim, model.hidden_size
-    wide = model.n_shared_experts * model.moe_intermediate_size if model.num_experts else model.intermediate_size
-    norms = (2 * hidden + (2 * head if model.qk_norm else 0)) * (2 if model.norm == "layernorm" else 1)
-    biases = (2 * hidden + mlp_projections(model) * wide / tp) if model.linear_bias else 0.0
-    if model.attention_bias or model.linear_bias:  # of queries, keys and values
-        biases = biases + head * (model.num_attention_heads / tp + 2 * local_kv_heads(model, tp))
-    dense = products.dense + norms + biases
-    if products.experts is None:
-        return Weights(dense)
-    bias = hidden + mlp_projections(model) * model.moe_intermediate_size / layouts.expert_tp if model.linear_bias else 0.0
-    return Weights(dense + hidden * model.num_experts, products.experts + bias * (model.num_experts / layouts.ep))
+def layer_weights(scenario: Scenario, layouts: Layouts) -> tuple[Weights, ...]:
+    """Parameters of a layer of each kind that a rank holds, ``(n_layouts,)`` each."""
+    return tuple(
+        _weights(layouts, kind, sum(part.dense for part in parts), sum(part.routed for part in parts))
+        for kind in architecture(scenario.model).kinds
+        for parts in [kind.parameters(MicroBatch.of(layouts, scenario.workload.seq_len))]
+    )
+
+
+def _weights(layouts: Layouts, kind: LayerKind, dense: Number, experts: Number) -> Weights:
+    none = np.zeros(len(layouts))
+    return Weights(none + dense, none + experts if kind.copies else None)
+
+
+def weights_of(counts: NDArray[Any], layers: Sequence[Weights]) -> Weights:
+    """Those of so many layers of each kind; ``counts`` as of ``columns.summed``."""
+    experts = [(count, each.experts) for count, each in zip(counts, layers, strict=True) if each.experts is not None]
+    dense = summed(counts, [each.dense for each in layers])
+    return Weights(dense, sum((count * each for count, each in experts), np.zeros(dense.shape)) if experts else None)
+
+
+def mean_of_stages(scenario: Scenario, layouts: Layouts, layers: Sequence[FloatColumn]) -> FloatColumn:
+    """What the layers of the mean stage have, from what a layer of each kind has, ``(n_layouts,)``."""
+    counts = np.array(architecture(scenario.model).counts)[:, None]
+    return summed(counts, layers) / layouts.pp
 
 
 def vocabulary_parameters(scenario: Scenario, layouts: Layouts) -> FloatColumn:
     """Parameters of one embedding table, or of one head, that a tensor-parallel rank holds, ``(n_layouts,)``."""
-    return padded_vocab(scenario.model, layouts.tp) * (scenario.model.hidden_size / layouts.tp)
+    return table_parameters(scenario.model, layouts.tp)
 
 
 def stage_weights(scenario: Scenario, layouts: Layouts, stages: Stages) -> Weights:
@@ -118,115 +129,89 @@ def stage_weights(scenario: Scenario, layouts: Layouts, stages: Stages) -> Weigh
     table = vocabulary_parameters(scenario, layouts)
     both = stages.has_embedding & stages.has_head & scenario.model.tie_word_embeddings
     tables = stages.has_embedding.astype(float) + stages.has_head - both
-    positions = scenario.workload.seq_len * scenario.model.hidden_size if scenario.model.position_embedding == "learned" else 0.0
-    layers = layer_weights(scenario, layouts).times(stages.layers)
+    positions = architecture(scenario.model).embedding.positions(scenario.workload.seq_len)
+    layers = weights_of(stages.of_kinds, layer_weights(scenario, layouts))
     return Weights(layers.dense + tables * table + stages.has_embedding * positions, layers.experts)
 
 
 @dataclass(frozen=True)
 class LayerTensors:
-    """What one layer of one micro-batch makes on a rank; elements, ``(n_layouts,)`` each.
+    """What one layer of one micro-batch makes on a rank, under a scenario that says how wide each tensor is."""
 
-    ``stream``: activations between layers (the rank's share under sequence parallelism); ``queries``, ``keys`` (values are as many);
-    ``wide``: one of the MLP's ``gates`` projections; ``down``: what its last product gives; ``routed``: the rows of a rank's experts.
-    """
-
-    stream: FloatColumn
-    queries: FloatColumn
-    keys: FloatColumn
-    wide: FloatColumn
-    gates: int
-    down: FloatColumn
-    routed: FloatColumn | float
+    scenario: Scenario
+    tensors: tuple[Tensor, ...]
 
     @classmethod
-    def of(cls, scenario: Scenario, layouts: Layouts) -> LayerTensors:
-        """Those of each layout."""
-        model, tp = scenario.model, layouts.tp
-        tokens = layouts.micro_batch_size * (scenario.workload.seq_len / layouts.cp)
-        stream = tokens / np.where(layouts.sequence_parallel, tp, 1) * model.hidden_size
-        queries = tokens * (model.num_attention_heads / tp) * model.attention_head_dim
-        keys = tokens * local_kv_heads(model, tp) * model.attention_head_dim
-        gates, hidden = mlp_projections(model), model.hidden_size
-        if not model.num_experts:
-            return cls(stream, queries, keys, tokens * (model.intermediate_size / tp), gates, stream, 0.0)
-        own = stream / hidden * model.num_experts_per_tok  # rows that a rank sends to experts
-        rows = own * np.where(layouts.gathers_rows, layouts.expert_tp, 1)
-        shared = tokens * (model.n_shared_experts * model.moe_intermediate_size / tp)
-        wide = rows * (model.moe_intermediate_size / layouts.expert_tp) + shared
-        return cls(stream, queries, keys, wide, gates, np.where(layouts.gathers_rows, own, rows) * hidden, rows * hidden)
+    def of(cls, scenario: Scenario, layouts: Layouts) -> tuple[LayerTensors, ...]:
+        """Those of a layer of each kind of each layout."""
+        shape = MicroBatch.of(layouts, scenario.workload.seq_len)
+        kinds = architecture(scenario.model).kinds
+        return tuple(cls(scenario, tuple(kind.tensors(shape, scenario.software))) for kind in kinds)
 
-    def outputs(self, scenario: Scenario) -> FloatColumn:
-        """Bytes of what products give (qkv, out, up, down), and of the gradients of that."""
-        return compute_bytes(scenario) * ((self.queries + 2 * self.keys) + self.stream + self.gates * self.wide + self.down)
+    def input(self) -> FloatColumn:
+        """Bytes of what the layer is given."""
+        return compute_bytes(self.scenario) * self.tensors[0].elements
 
-    def inputs(self, scenario: Scenario) -> FloatColumn:
-        """Bytes of what products read: of qkv and up (what the router and shared experts read, and the rows of the rank's experts), of
-        out, of down."""
-        return _input_bytes(scenario, 2 * self.stream + self.routed, self.queries, self.wide)
+    def outputs(self) -> FloatColumn:
+        """Bytes of what products give, and of the gradients of that."""
+        return compute_bytes(self.scenario) * _total([each.elements for each in self.tensors if each.product])
+
+    def inputs(self) -> FloatColumn:
+        """Bytes of what products read, which weight gradients need."""
+        return _total([self._bytes(each) for each in self.tensors if each.width in ("input", "core_input")])
+
+    def kept(self, scores: bool) -> FloatColumn:
+        """Bytes that autograd keeps; ``scores``: what recomputing the attention kernel would make again is among them."""
+        return _total([self._bytes(each) for each in self.tensors if each.kept and not each.core]) + (self._scores() if scores else 0.0)
+
+    def _scores(self) -> FloatColumn | float:
+        """Softmax output and dropout output, both 16 bits, and a mask of one byte: 5 a s of the paper; the first alone without dropout."""
+        if self.scenario.attention_kernel not in UNFUSED:
+            return 0.0
+        return _total([self._bytes(each) for each in self.tensors if each.core])
+
+    def core_output(self) -> FloatColumn:
+        """Bytes of what the attention kernel gives."""
+        return compute_bytes(self.scenario) * _total([each.elements for each in self.tensors if each.width == "core_input"])
+
+    def _bytes(self, tensor: Tensor) -> FloatColumn:
+        """Transformer Engine keeps its fp8 copies of inputs, beside attention's own 16-bit output; torchao keeps the 16-bit inputs and
+        casts them again."""
+        width = compute_bytes(self.scenario)
+        narrow = self.scenario.workload.precision == "fp8" and self.scenario.software.precision.keeps_fp8
+        widths = {"activation": width, "input": width, "core_input": width, "byte": 1, "fp32": 4}
+        if narrow:
+            widths |= {"input": 1, "core_input": 1 + width}
+        return widths[tensor.width] * tensor.elements
 
 
-def weight_gradient_bytes(scenario: Scenario, layouts: Layouts) -> FloatColumn:
-    """Bytes that a layer's weight gradients need of one micro-batch, ``(n_layouts,)``: inputs of products, gradients of their outputs.
+def _total(columns: Sequence[FloatColumn]) -> FloatColumn:
+    total: FloatColumn = np.sum(columns, axis=0)
+    return total
+
+
+def weight_gradient_bytes(scenario: Scenario, layouts: Layouts) -> tuple[FloatColumn, ...]:
+    """Bytes that the weight gradients of a layer of each kind need of one micro-batch, ``(n_layouts,)`` each: inputs of products,
+    gradients of their outputs.
 
     M_W of Qi et al. (arXiv 2401.10241, section 3.1): 32 bytes a token and hidden unit of a GPT.
     """
-    made = LayerTensors.of(scenario, layouts)
-    return made.inputs(scenario) + made.outputs(scenario)
+    return tuple(made.inputs() + made.outputs() for made in LayerTensors.of(scenario, layouts))
 
 
-def layer_activations(scenario: Scenario, layouts: Layouts) -> FloatColumn:
-    """Bytes that autograd keeps for one layer of one micro-batch, by the layout's recomputation, ``(n_layouts,)``.
+def layer_activations(scenario: Scenario, layouts: Layouts) -> tuple[FloatColumn, ...]:
+    """Bytes that autograd keeps for a layer of each kind of one micro-batch, by the layout's recomputation, ``(n_layouts,)`` each."""
+    full = layouts.recompute == RECOMPUTE_FULL
+    overhead = np.where(full, 1.0, scenario.software.memory.activation_overhead)
+    every_other = scenario.software.memory.selective_recompute == "every_other_matmul"
 
-    Counted tensor by tensor as in Korthikanti et al. (arXiv 2205.05198, section 4.1), generalised to grouped queries, gated MLPs and
-    flash attention, which keeps its output and a log-sum-exp in place of the scores (Dao, arXiv 2307.08691, section 2.3).
-    """
-    software, width, made = scenario.software, compute_bytes(scenario), LayerTensors.of(scenario, layouts)
-    stream, queries, keys, wide = made.stream, made.queries, made.keys, made.wide
-    heads = scenario.model.num_attention_heads / layouts.tp
-    # inputs of norms, and of products
-    inputs = width * 2 * stream + made.inputs(scenario) + _routing_bytes(scenario, layouts, made.down)
-    # copies of queries and keys: before their norms, which go backward from there, and before an unfused rotation
-    copies = width * (
-        (scenario.model.qk_norm + (not software.kernels.fused_rotary)) * (queries + keys)
-        + (0 if software.kernels.fused_activation else wide)
-    )
-    dropout = 2 * stream if software.kernels.dropout else 0.0  # two masks of a byte
-    log_sum_exp = 4 * layouts.micro_batch_size * (scenario.workload.seq_len / layouts.cp) * heads
-    kept = inputs + width * (queries + 2 * keys + made.gates * wide) + copies + dropout + log_sum_exp
-    every_other = software.memory.selective_recompute == "every_other_matmul"
-    selective = width * stream + 0.5 * made.outputs(scenario) + width * queries if every_other else kept
-    full, scores = width * stream, _score_bytes(scenario, layouts, heads)
-    by_mode = np.where(layouts.recompute == RECOMPUTE_FULL, full, np.where(layouts.recompute == RECOMPUTE_NONE, kept + scores, selective))
-    return by_mode * np.where(layouts.recompute == RECOMPUTE_FULL, 1.0, software.memory.activation_overhead)
+    def of_kind(made: LayerTensors) -> FloatColumn:
+        selective = made.input() + 0.5 * made.outputs() + made.core_output() if every_other else made.kept(scores=False)
+        partly = np.where(layouts.recompute == RECOMPUTE_NONE, made.kept(scores=True), selective)
+        kept: FloatColumn = np.where(full, made.input(), partly) * overhead
+        return kept
 
-
-def _routing_bytes(scenario: Scenario, layouts: Layouts, returned: FloatColumn) -> FloatColumn | float:
-    """What a mixture of experts keeps for the gradient of its routing: fp32 logits and probabilities, and the rows (``returned`` elements)
-    that come back to be weighted and summed."""
-    model = scenario.model
-    if not model.num_experts:
-        return 0.0
-    tokens = layouts.micro_batch_size * (scenario.workload.seq_len / layouts.cp) / np.where(layouts.sequence_parallel, layouts.tp, 1)
-    return 8.0 * tokens * model.num_experts + compute_bytes(scenario) * returned
-
-
-def _input_bytes(scenario: Scenario, streams: FloatColumn, queries: FloatColumn, wide: FloatColumn) -> FloatColumn:
-    """Inputs of products that weight gradients need. Transformer Engine keeps its fp8 copies, beside attention's own 16-bit output; torchao
-    keeps the 16-bit inputs and casts them again."""
-    width = compute_bytes(scenario)
-    if scenario.workload.precision == "fp8" and scenario.software.precision.keeps_fp8:
-        return streams + queries * (1 + width) + wide
-    return width * (streams + queries + wide)
-
-
-def _score_bytes(scenario: Scenario, layouts: Layouts, heads: FloatColumn) -> FloatColumn:
-    # Softmax output and dropout output, both 16 bits, and a mask of one byte: 5 a s of the paper; the first alone without dropout.
-    if scenario.attention_kernel not in UNFUSED:
-        return np.zeros(len(layouts))
-    width = compute_bytes(scenario)
-    each = 2.0 * width + 1 if scenario.software.kernels.dropout else width
-    return each * layouts.micro_batch_size * heads * float(scenario.workload.seq_len) ** 2 / layouts.cp
+    return tuple(of_kind(made) for made in LayerTensors.of(scenario, layouts))
 
 
 # Columns of Layouts on which memory depends, beside the number of micro-batches: what ZeRO shards, and activations.
@@ -290,7 +275,7 @@ def _states(scenario: Scenario, layouts: Layouts, stages: Stages) -> dict[str, N
     gradients = weights.sharded(layouts, gradients_sharded(software, layouts)) * gradient
     bucket = np.minimum(software.overlap.gradient_bucket, parameters * PRECISION_BYTES[software.precision.gradient_dtype])
     return {
-        "parameters": weights.sharded(layouts, layouts.zero >= 3) * shard + stages.layers * stay,
+        "parameters": weights.sharded(layouts, layouts.zero >= 3) * shard + summed(stages.of_kinds, stay),
         "gradients": _beyond_activations(scenario, layouts, stages, gradients),
         "optimizer": weights.sharded(layouts, layouts.zero >= 1)
         * (software.precision.optimizer_bytes - np.where(own_master, software.precision.master_bytes, 0.0)),
@@ -315,35 +300,40 @@ def _beyond_activations(scenario: Scenario, layouts: Layouts, stages: Stages, gr
     fresh = fresh_gradients(scenario, layouts)
     if not fresh.any():
         return gradients
-    freed = np.maximum(0, stages.layers - 1) * layer_activations(scenario, layouts)
-    own = layer_weights(scenario, layouts).total * PRECISION_BYTES[scenario.software.precision.gradient_dtype]
+    activations = layer_activations(scenario, layouts)
+    freed = summed(stages.of_kinds, activations) - largest_of(stages.of_kinds, activations)
+    held = [each.total for each in layer_weights(scenario, layouts)]
+    own = largest_of(stages.of_kinds, held) * PRECISION_BYTES[scenario.software.precision.gradient_dtype]
     return np.where(fresh, np.maximum(np.minimum(own, gradients), gradients - freed), gradients)
 
 
-def _fp8_copies(scenario: Scenario, layouts: Layouts) -> tuple[FloatColumn, FloatColumn]:
-    """Bytes that a layer's products keep in 8 bits beyond their 16-bit weights, ``(n_layouts,)`` each: of weights that ZeRO 3 gathers, kept
-    while these are whole, and of others, kept all step long.
+def _fp8_copies(scenario: Scenario, layouts: Layouts) -> tuple[tuple[FloatColumn, ...], tuple[FloatColumn, ...]]:
+    """Bytes that the products of a layer of each kind keep in 8 bits beyond their 16-bit weights, ``(n_layouts,)`` each: of weights that
+    ZeRO 3 gathers, kept while these are whole, and of others, kept all step long.
 
     A weight and its transpose, as Hopper's fp8 products read both operands along their inner dimension (Transformer Engine's
     ``Float8Tensor`` with ``_transpose``); none beyond where these take the 16-bit weight's place.
     """
-    while_whole, stay = np.zeros(len(layouts)), np.zeros(len(layouts))
-    if scenario.workload.precision != "fp8" or not scenario.software.precision.keeps_fp8:
-        return while_whole, stay
+    kept = scenario.workload.precision == "fp8" and scenario.software.precision.keeps_fp8
     each = 2.0 - (compute_bytes(scenario) if scenario.software.precision.fp8_parameters else 0.0)
-    products = product_weights(scenario, layouts)
-    for weights, shards in ((products.dense, layouts.shards), (products.experts, layouts.expert_shards)):
-        if weights is not None:
-            gathered = (layouts.zero >= 3) & (shards > 1)
-            while_whole = while_whole + np.where(gathered, each * weights, 0.0)
-            stay = stay + np.where(gathered, 0.0, each * weights)
-    return while_whole, stay
+    while_whole, stay = [], []
+    for products in product_weights(scenario, layouts):
+        whole, always = np.zeros(len(layouts)), np.zeros(len(layouts))
+        for weights, shards in ((products.dense, layouts.shards), (products.experts, layouts.expert_shards)) if kept else ():
+            if weights is not None:
+                gathered = (layouts.zero >= 3) & (shards > 1)
+                whole = whole + np.where(gathered, each * weights, 0.0)
+                always = always + np.where(gathered, 0.0, each * weights)
+        while_whole.append(whole)
+        stay.append(always)
+    return tuple(while_whole), tuple(stay)
 
 
 def _activations(scenario: Scenario, layouts: Layouts, stages: Stages) -> NDArray[np.float64]:
     """Layers in flight, what one layer's backward needs besides, and the logits on the last stage."""
-    micro_batches = layouts.num_micro_batches
+    micro_batches, kinds = layouts.num_micro_batches, stages.of_kinds
     each, none = layer_activations(scenario, layouts), np.zeros(len(layouts))
+    of_stage = summed(kinds, each)
 
     def held_on(position: NDArray[np.int64], late: FloatColumn) -> NDArray[np.float64]:
         return in_flight(layouts.schedule, position, layouts.pp, layouts.chunks, micro_batches, late)
@@ -353,18 +343,20 @@ def _activations(scenario: Scenario, layouts: Layouts, stages: Stages) -> NDArra
     splits = SPLITS_BACKWARD.take(layouts.schedule)
     if splits.any():
         # what weight gradients need may be more than what is kept under recomputation: then later stages hold more
-        late = weight_gradient_bytes(scenario, layouts) / each
+        delayed = weight_gradient_bytes(scenario, layouts)
+        late = np.divide(summed(kinds, delayed), of_stage, out=np.ones_like(of_stage), where=of_stage > 0)
         held = np.maximum(held_on(stages.position, late), held_on(stages.latest, late))
-        left = np.where(splits, np.maximum(1.0, late) * each, each)
-    whole = layer_activations(scenario, _without_recompute(layouts)) - left  # of the layer whose backward pass runs
+        left = tuple(np.where(splits, np.maximum(kept, more), kept) for kept, more in zip(each, delayed, strict=True))
+    all_kept = layer_activations(scenario, _without_recompute(layouts))
+    whole = [np.maximum(0.0, kept - already) for kept, already in zip(all_kept, left, strict=True)]  # of the layer that runs backward
     tokens = layouts.micro_batch_size * (scenario.workload.seq_len / layouts.cp)
     logits = loss_memory(scenario, tokens, layouts.tp, compute_bytes(scenario))
     whole_stream = compute_bytes(scenario) * tokens * scenario.model.hidden_size * (layouts.tp > 1)
     embedded, headed = (
         whole_stream * copies for copies in (scenario.software.memory.embedding_copies, scenario.software.memory.head_copies)
     )
-    transient = np.maximum(0.0, whole) * (stages.layers > 0) + stages.has_head * (logits + headed)
-    return held * stages.layers * each + embeddings * embedded + transient
+    transient = largest_of(kinds, whole) + stages.has_head * (logits + headed)
+    return held * of_stage + embeddings * embedded + transient
 
 
 def _without_recompute(layouts: Layouts) -> Layouts:
@@ -377,14 +369,16 @@ def _gathered(scenario: Scenario, layouts: Layouts, stages: Stages, parameters: 
 
     What computes is a layer, with another fetched beside it, or, on the stages that have them, embedding or head beside a layer.
     """
-    held = layer_weights(scenario, layouts)
     # experts that no other rank has a shard of are not gathered, but FSDP makes 16-bit copies of its shards all the same
     of_experts = (layouts.expert_shards > 1) | scenario.software.precision.master_shards
-    layer = held.dense if held.experts is None else held.dense + np.where(of_experts, held.experts, 0.0)
-    layer = layer * (stages.layers > 0)
+    held = [
+        each.dense if each.experts is None else each.dense + np.where(of_experts, each.experts, 0.0)
+        for each in layer_weights(scenario, layouts)
+    ]
+    layer = largest_of(stages.of_kinds, held)
     table = (stages.has_embedding | stages.has_head) * vocabulary_parameters(scenario, layouts)
     beside, two = np.maximum(layer, table), np.minimum(2, stages.layers)
-    copies, _ = _fp8_copies(scenario, layouts)
+    copies = largest_of(stages.of_kinds, _fp8_copies(scenario, layouts)[0])
     sharded = (layouts.zero >= 3) & (layouts.shards > 1)
     weights = np.where(sharded, np.minimum(layer + beside, parameters) * compute_bytes(scenario) + two * copies, 0.0)
     gradient = beside * PRECISION_BYTES[scenario.software.precision.gradient_dtype]

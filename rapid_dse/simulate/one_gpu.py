@@ -7,8 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from rapid_dse.common.columns import summed
 from rapid_dse.config.scenario import Scenario
 from rapid_dse.device import OperatorModel
+from rapid_dse.model.architecture import architecture
 from rapid_dse.parallel.layouts import BoolColumn, Layouts
 from rapid_dse.simulate.layer import recomputed
 from rapid_dse.simulate.layer_work import framework_block
@@ -38,12 +40,12 @@ def phases(scenario: Scenario, layouts: Layouts, ends: BoolColumn) -> Phases:
     """
     ready = price_operators(scenario, layouts)
     block = framework_block(scenario, ready.shape, ready.alone, ready.device).take(ready.where)
-    layers, software = scenario.model.num_hidden_layers, scenario.software
-    launches = layers * host_layer_seconds(scenario, layouts) + software.host.host_micro_batch
+    counts, software = np.array(architecture(scenario.model).counts), scenario.software
+    launches = scenario.model.num_hidden_layers * host_layer_seconds(scenario, layouts) + software.host.host_micro_batch
     # the look-up reads and writes a row a token, its gradient reads, adds and writes
-    forward = layers * block.layer_forward + ends * (block.head_forward + block.embedding / 3)
-    again = recomputed(software, layouts, block)
-    backward = layers * (block.layer_backward + again) + ends * (block.head_backward + block.embedding * 2 / 3)
+    forward = summed(counts, [layer.forward for layer in block.layers]) + ends * (block.head_forward + block.embedding / 3)
+    again = [layer.backward + recomputed(software, layouts, layer) for layer in block.layers]
+    backward = summed(counts, again) + ends * (block.head_backward + block.embedding * 2 / 3)
     # each pass has a third of the launches: forward, input gradients, weight gradients
     return Phases(launched_slot(software, forward, launches / 3), launched_slot(software, backward, launches * 2 / 3))
 

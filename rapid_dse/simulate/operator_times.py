@@ -6,53 +6,65 @@ Nothing here depends on what ``calibrate`` fits to a framework, so that a fit pr
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rapid_dse.config.hardware import PRECISION_BYTES
-from rapid_dse.config.model import Model
 from rapid_dse.config.scenario import Scenario
 from rapid_dse.device import OperatorModel
-from rapid_dse.model.operators import (
-    MatMul,
-    MicroBatch,
-    head_matmul,
-    layer_matmuls,
-    local_kv_heads,
-    mean_context,
-    mlp_projections,
-    wide_elements,
-)
+from rapid_dse.model.architecture import Architecture, LayerKind, architecture
+from rapid_dse.model.layers.part import CoreAttention, Part
+from rapid_dse.model.shapes import MatMul, MicroBatch, mean_context
 from rapid_dse.simulate.loss import loss_traffic
-from rapid_dse.simulate.ring_attention import AttentionKernels, ring_attention
+from rapid_dse.simulate.ring_attention import AttentionKernels, Direction, ring_attention
 
 FloatColumn = NDArray[np.float64]
+
+DIRECTIONS: tuple[Direction, Direction] = ("forward", "backward")
 
 # Passes over an operand against one fused cast: rowwise scales need a pass for the maxima and one to cast, along rows and along columns.
 RECIPE_PASSES = {"delayed": 1.0, "tensorwise": 1.0, "tensorwise + fp8 all-gather": 1.0, "rowwise": 4.0}
 
 
 @dataclass(frozen=True)
-class Operators:
-    """One layer and the head for each micro-batch shape.
+class LayerOperators:
+    """A layer of one kind for each micro-batch shape.
 
-    ``matmul_seconds`` and ``cast_bytes`` are ``(3, n_matmuls, n_shapes)``: forward, input gradient, weight gradient; the head is the
-    last product. The others are ``(n_shapes,)``: seconds of attention, HBM bytes of fully fused elementwise kernels, of the loss and of
-    the products' operands, FLOP forward.
+    Attributes:
+        matmul_seconds, cast_bytes: ``(3, n_matmuls, n_shapes)``: forward, input gradient, weight gradient of each product; the first
+            ``mixing`` products are attention's.
+        attention_forward, attention_backward: seconds of the attention kernel, ``(n_shapes,)``.
+        glue_forward_bytes, glue_backward_bytes: HBM bytes of fully fused elementwise kernels; ``operand_bytes``: of the products' operands.
+        flops: FLOP of the forward pass.
     """
 
     matmul_seconds: NDArray[np.float64]
     cast_bytes: NDArray[np.float64]
+    mixing: int
     attention_forward: FloatColumn
     attention_backward: FloatColumn
     glue_forward_bytes: FloatColumn
     glue_backward_bytes: FloatColumn
-    loss_bytes: FloatColumn
-    layer_operand_bytes: FloatColumn
+    operand_bytes: FloatColumn
+    flops: FloatColumn
+
+
+@dataclass(frozen=True)
+class Operators:
+    """The layers of each kind and the head, for each micro-batch shape.
+
+    Attributes:
+        layers: one of each kind.
+        head_seconds, head_cast_bytes: ``(3, n_shapes)``: forward, input gradient, weight gradient.
+        head_operand_bytes, loss_bytes: HBM bytes of the head's operands, and of the loss, ``(n_shapes,)``.
+    """
+
+    layers: tuple[LayerOperators, ...]
+    head_seconds: NDArray[np.float64]
+    head_cast_bytes: NDArray[np.float64]
     head_operand_bytes: FloatColumn
-    layer_flops: FloatColumn
+    loss_bytes: FloatColumn
 
 
 def compute_bytes(scenario: Scenario) -> int:
@@ -61,25 +73,48 @@ def compute_bytes(scenario: Scenario) -> int:
 
 
 def operators(scenario: Scenario, shape: MicroBatch, device: OperatorModel) -> Operators:
-    """Prices a layer's operators and the head's for each shape."""
-    layer, head = layer_matmuls(scenario.model, shape), head_matmul(scenario.model, shape)
-    matmuls = [*layer, head]
+    """Prices the operators of a layer of each kind and the head's for each shape."""
+    model = architecture(scenario.model)
+    head = model.head.products(shape)
+    every = [*(kind.products(shape) for kind in model.kinds), head]
+    matmuls = [matmul for part in every for matmul in part]
     shapes = _three_directions(matmuls)
     narrow = np.array([scenario.workload.precision == "fp8" and not each.sixteen_bit for each in matmuls])
-    forward, backward = (_attention_seconds(scenario, shape, device, direction) for direction in ("forward", "backward"))
-    glue_forward, glue_backward = elementwise_bytes(scenario, shape)
-    flops = np.sum([each.flops for each in layer], axis=0)
+    ends = np.cumsum([len(part) for part in every])[:-1]
+    seconds = np.split(_matmul_seconds(scenario, shapes, narrow, device), ends, axis=1)
+    casts = np.split(_cast_bytes(scenario, shapes, narrow), ends, axis=1)
+    kernels = _attention_kernels(scenario, model, shape, device)
     return Operators(
-        matmul_seconds=_matmul_seconds(scenario, shapes, narrow, device),
-        cast_bytes=_cast_bytes(scenario, shapes, narrow),
-        attention_forward=forward,
-        attention_backward=backward,
-        glue_forward_bytes=glue_forward,
-        glue_backward_bytes=glue_backward,
+        layers=tuple(
+            _layer_operators(scenario, kind, shape, (seconds[number], casts[number]), kernels[number])
+            for number, kind in enumerate(model.kinds)
+        ),
+        head_seconds=seconds[-1].sum(axis=1),
+        head_cast_bytes=casts[-1].sum(axis=1),
+        head_operand_bytes=compute_bytes(scenario) * np.sum([_operands(each) for each in head], axis=0),
         loss_bytes=loss_traffic(scenario, shape.tokens, shape.tp, compute_bytes(scenario)),
-        layer_operand_bytes=compute_bytes(scenario) * np.sum([_operands(each) for each in layer], axis=0),
-        head_operand_bytes=compute_bytes(scenario) * _operands(head),
-        layer_flops=flops + attention_flops(scenario, shape),
+    )
+
+
+def _layer_operators(
+    scenario: Scenario,
+    kind: LayerKind,
+    shape: MicroBatch,
+    products: tuple[NDArray[np.float64], NDArray[np.float64]],
+    kernels: tuple[FloatColumn, FloatColumn],
+) -> LayerOperators:
+    """A layer of one kind, from seconds and cast bytes of its products and the seconds of its attention kernel."""
+    matmuls = kind.products(shape)
+    forward, backward = elementwise_bytes(scenario, kind, shape)
+    return LayerOperators(
+        *products,
+        mixing=len(kind.parts[0].products(shape)),
+        attention_forward=kernels[0],
+        attention_backward=kernels[1],
+        glue_forward_bytes=forward,
+        glue_backward_bytes=backward,
+        operand_bytes=compute_bytes(scenario) * np.sum([_operands(each) for each in matmuls], axis=0),
+        flops=np.sum([each.flops for each in matmuls], axis=0) + attention_flops(kind.attention(shape), shape),
     )
 
 
@@ -123,12 +158,25 @@ def _cast_bytes(scenario: Scenario, shapes: NDArray[np.float64], narrow: NDArray
     return np.where(narrow[:, None], passes * 3.0 * batch * (m * k + k * n), 0.0)
 
 
+def _attention_kernels(
+    scenario: Scenario, model: Architecture, shape: MicroBatch, device: OperatorModel
+) -> list[tuple[FloatColumn, FloatColumn]]:
+    """Seconds of the attention kernel of each kind of layer, forward and backward; kinds with the same kernel have it priced once."""
+    found: dict[Part, tuple[FloatColumn, FloatColumn]] = {}
+    for kind in model.kinds:
+        if kind.parts[0] not in found:
+            core = kind.attention(shape)
+            forward, backward = (_attention_seconds(scenario, core, shape, device, way) for way in DIRECTIONS)
+            found[kind.parts[0]] = forward, backward
+    return [found[kind.parts[0]] for kind in model.kinds]
+
+
 def _attention_seconds(
-    scenario: Scenario, shape: MicroBatch, device: OperatorModel, direction: Literal["forward", "backward"]
+    scenario: Scenario, core: CoreAttention, shape: MicroBatch, device: OperatorModel, direction: Direction
 ) -> FloatColumn:
     """Seconds of one layer's attention, s, ``(n_shapes,)``."""
     seconds = np.empty(len(shape.tp))
-    ring, kernels = shape.cp > 1, AttentionKernels(scenario, shape, device, direction)
+    ring, kernels = shape.cp > 1, AttentionKernels(scenario, core, shape, device, direction)
     if (~ring).any():
         seconds[~ring] = kernels.of(~ring, shape.seq_len, shape.seq_len)
     if ring.any():
@@ -136,43 +184,20 @@ def _attention_seconds(
     return seconds / scenario.hw.efficiency.sustained
 
 
-def attention_flops(scenario: Scenario, shape: MicroBatch) -> FloatColumn:
+def attention_flops(core: CoreAttention, shape: MicroBatch) -> FloatColumn:
     """FLOP of one layer's causal attention forward on one rank."""
-    width = scenario.model.num_attention_heads * scenario.model.attention_head_dim / shape.tp
-    return 4.0 * shape.tokens * mean_context(scenario.model, shape.seq_len) * width
+    return 4.0 * shape.tokens * mean_context(core.window, shape.seq_len) * core.heads * core.head_dim
 
 
-def elementwise_bytes(scenario: Scenario, shape: MicroBatch) -> tuple[FloatColumn, FloatColumn]:
-    """HBM bytes of a layer's norms (of queries and keys too where the model has those), residuals, rotary embedding and
-    activation, forward and backward.
+def elementwise_bytes(scenario: Scenario, kind: LayerKind, shape: MicroBatch) -> tuple[FloatColumn, FloatColumn]:
+    """HBM bytes of a layer's small kernels, forward and backward.
 
-    The counts are passes of fully fused kernels: a norm reads and writes (backward reads two and writes one), a residual sum reads
-    two and writes one; ``software.elementwise_traffic`` says how many times that a framework moves.
+    The counts are passes of fully fused kernels; ``software.elementwise_traffic`` says how many times that a framework moves.
     """
-    model, software = scenario.model, scenario.software
-    width = compute_bytes(scenario)
-    stream = shape.norm_tokens * model.hidden_size * width
-    head = model.attention_head_dim
-    heads = shape.tokens * head * (model.num_attention_heads / shape.tp + local_kv_heads(model, shape.tp)) * width  # queries and keys
-    rotary = heads if model.position_embedding == "rope" else np.zeros_like(heads)
-    wide = wide_elements(model, shape) * width
-    gates = mlp_projections(model)
-    dropout = 1.0 if software.kernels.dropout else 0.0
-    normed = heads if model.qk_norm else np.zeros_like(heads)
-    forward = stream * (2 * 2 + 2 * 3 + dropout) + 2 * (rotary + normed) + wide * (gates + 1)
-    backward = stream * (2 * 3 + 2 * 2 + dropout) + 2 * rotary + 3 * normed + wide * (2 * gates + 1)
-    routing = _routing_bytes(model, shape, width) if model.num_experts else 0.0
-    return forward + routing, backward + routing
-
-
-def _routing_bytes(model: Model, shape: MicroBatch, width: int) -> FloatColumn:
-    """HBM bytes, one way, of what takes tokens to their experts and back: the router's softmax and choice in fp32 (two passes), a copy of
-    each token for each of its experts, sorting what has arrived by expert and back where a rank has several, the weighted sum."""
-    copies, row = model.num_experts_per_tok, model.hidden_size * width
-    choice = shape.norm_tokens * model.num_experts * 4.0 * 4
-    spread_and_summed = shape.norm_tokens * row * (2.0 * copies + copies + 1)
-    sorted_ = shape.routed_rows(model) * row * 4.0 * (shape.ep < model.num_experts)
-    return choice + spread_and_summed + sorted_
+    width, parts = compute_bytes(scenario), [part.small_kernels(shape, scenario.software) for part in kind.parts]
+    forward = np.sum([width * part.forward + part.fp32 for part in parts], axis=0)
+    backward = np.sum([width * part.backward + part.fp32 for part in parts], axis=0)
+    return forward, backward
 
 
 def _operands(matmul: MatMul) -> FloatColumn:

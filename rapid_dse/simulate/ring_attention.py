@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from rapid_dse.config.scenario import Scenario
 from rapid_dse.device import OperatorModel
-from rapid_dse.model.operators import MicroBatch, local_kv_heads, mean_context
+from rapid_dse.model.layers.part import CoreAttention
+from rapid_dse.model.shapes import MicroBatch, mean_context
 
 FloatColumn = NDArray[np.float64]
 Rows = NDArray[np.bool_]
@@ -31,6 +32,7 @@ class AttentionKernels:
     """The attention kernels of a table of shapes, in one direction."""
 
     scenario: Scenario
+    core: CoreAttention
     shape: MicroBatch
     device: OperatorModel
     direction: Direction
@@ -38,20 +40,20 @@ class AttentionKernels:
     def of(self, rows: Rows, queries: FloatColumn | float, keys: FloatColumn | float, causal: bool = True) -> FloatColumn:
         """Seconds of one kernel on the shapes at ``rows``: so many queries against so many keys, of which a causal one skips what is
         masked."""
-        scenario, shape = self.scenario, self.shape
-        model, precision = scenario.model, scenario.workload.precision
+        scenario, shape, core = self.scenario, self.shape, self.core
+        precision = scenario.workload.precision
         seconds: FloatColumn = self.device.attention(
             shape.micro_batch_size[rows],
-            model.num_attention_heads / shape.tp[rows],
-            local_kv_heads(model, shape.tp)[rows],
+            core.heads[rows],
+            core.kv_heads[rows],
             queries,
             keys,
-            model.attention_head_dim,
+            core.head_dim,
             direction=self.direction,
             causal=causal,
             kernel=scenario.attention_kernel,
             precision="bf16" if precision == "fp8" else precision,
-            window=model.sliding_window if causal else None,
+            window=core.window if causal else None,
             dropout=scenario.software.kernels.dropout,
             generation=scenario.software.kernels.library_generation,
         )
@@ -59,10 +61,10 @@ class AttentionKernels:
 
     def merging(self, rows: Rows) -> FloatColumn:
         """Seconds of merging the steps' partial results: outputs forward, gradients of queries, keys and values backward."""
-        model, shape = self.scenario.model, self.shape
-        tokens = shape.tokens[rows] * model.attention_head_dim
-        queries = tokens * model.num_attention_heads / shape.tp[rows]
-        keys = 2.0 * tokens * local_kv_heads(model, shape.tp)[rows]
+        core, shape = self.core, self.shape
+        tokens = shape.tokens[rows] * core.head_dim
+        queries = tokens * core.heads[rows]
+        keys = 2.0 * tokens * core.kv_heads[rows]
         elements = queries + (keys if self.direction == "backward" else 0.0)
         merged: FloatColumn = self.device.elementwise(elements * (MERGE * (shape.cp[rows] - 1.0) + LAST_WRITE))
         return merged
@@ -71,11 +73,11 @@ class AttentionKernels:
 def ring_attention(scenario: Scenario, shape: MicroBatch, kernels: AttentionKernels, rows: Rows) -> FloatColumn:
     """Seconds of ring attention's kernels on the rank that has most to do, s, one a shape of ``rows``."""
     cp, seq_len, balanced = shape.cp[rows].astype(float), float(shape.seq_len), scenario.software.kernels.cp_balanced
-    mine = seq_len / cp
-    if (scenario.model.sliding_window or seq_len) < seq_len:
+    mine, window = seq_len / cp, kernels.core.window or seq_len
+    if window < seq_len:
         # what the window leaves, in one rectangle; without zigzag the last rank's
-        mean = mean_context(scenario.model, shape.seq_len)
-        most = min(scenario.model.sliding_window or shape.seq_len, shape.seq_len) / mean
+        mean = mean_context(kernels.core.window, shape.seq_len)
+        most = window / mean
         uneven = 1.0 if balanced else np.minimum((2.0 * cp - 1) / cp, most)
         return kernels.of(rows, mine, mean, causal=False) * uneven + kernels.merging(rows)
     other = mine / 2 if balanced else mine

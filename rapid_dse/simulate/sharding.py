@@ -13,14 +13,15 @@ from rapid_dse.config.scenario import Scenario
 from rapid_dse.config.software import Software
 from rapid_dse.interconnect import transfer
 from rapid_dse.interconnect.transfer import Transfer
+from rapid_dse.model.architecture import architecture
 from rapid_dse.parallel.layouts import IntColumn, Layouts
 from rapid_dse.parallel.placement import Placement
 from rapid_dse.parallel.span import Halves, Span
+from rapid_dse.parallel.stages import Stages
 from rapid_dse.simulate.communication import gradient_bytes
-from rapid_dse.simulate.memory import Weights, layer_weights, reduces_each, stage_weights, vocabulary_parameters
+from rapid_dse.simulate.memory import Weights, layer_weights, mean_of_stages, reduces_each, stage_weights, vocabulary_parameters
 from rapid_dse.simulate.operator_times import compute_bytes
 from rapid_dse.simulate.replicated import replicated_bytes
-from rapid_dse.simulate.stages import Stages
 from rapid_dse.simulate.vocabulary import tied_table
 
 FloatColumn = NDArray[np.float64]
@@ -41,6 +42,13 @@ class PassTransfers:
 
     forward: Transfer
     backward: Transfer
+
+
+@dataclass(frozen=True)
+class ShardedLayers:
+    """What ZeRO 2 and 3 transfer with each pass of a layer of each kind."""
+
+    layers: tuple[PassTransfers, ...]
 
 
 @dataclass(frozen=True)
@@ -76,10 +84,10 @@ def sharded_passes(scenario: Scenario, layouts: Layouts, groups: ShardGroups, we
     return PassTransfers(gather, scatter.times(each))
 
 
-def layer_gathers(scenario: Scenario, layouts: Layouts, groups: ShardGroups, weights: Weights | None = None) -> PassTransfers:
-    """Transfers of a layer (of its ``weights``; None: all) in each pass: ZeRO 3's gathers of weights, and gradients reduced each time."""
-    found = sharded_passes(scenario, layouts, groups, layer_weights(scenario, layouts) if weights is None else weights)
-    return PassTransfers(found.forward, found.forward + found.backward)
+def layer_gathers(scenario: Scenario, layouts: Layouts, groups: ShardGroups) -> tuple[PassTransfers, ...]:
+    """Transfers of a layer of each kind in each pass: ZeRO 3's gathers of weights, and gradients reduced each time."""
+    every = [sharded_passes(scenario, layouts, groups, weights) for weights in layer_weights(scenario, layouts)]
+    return tuple(PassTransfers(found.forward, found.forward + found.backward) for found in every)
 
 
 @dataclass(frozen=True)
@@ -101,7 +109,7 @@ class TableTransfers:
 
 def embedding_weights(scenario: Scenario, layouts: Layouts) -> Weights:
     """Parameters that a rank of the first stage looks up: of tokens, and of positions where they are learned."""
-    learned = scenario.workload.seq_len * scenario.model.hidden_size if scenario.model.position_embedding == "learned" else 0.0
+    learned = architecture(scenario.model).embedding.positions(scenario.workload.seq_len)
     return Weights(vocabulary_parameters(scenario, layouts) + learned)
 
 
@@ -150,7 +158,7 @@ def end_transfers(scenario: Scenario, layouts: Layouts, found: Stages, groups: S
     other stages' work."""
     weights = stage_weights(scenario, layouts, found.first()).first_stage()
     left = weights.times(~reduces_each(scenario.software, layouts))
-    of_layers = layer_weights(scenario, layouts).times(scenario.model.num_hidden_layers / layouts.pp).total
+    of_layers = mean_of_stages(scenario, layouts, [each.total for each in layer_weights(scenario, layouts)])
     tables = vocabulary_parameters(scenario, layouts) * (2 - scenario.model.tie_word_embeddings) / layouts.pp
     return EndTransfers(
         gradients=gradient_sync(scenario, layouts, left.times(gradient_bytes(scenario)), groups),
@@ -165,7 +173,7 @@ def _sum_of_replicated(scenario: Scenario, layouts: Layouts, found: Stages, grou
     """The sum over tensor-parallel ranks of the gradients of the first stage's norms and their like."""
     if not layouts.sequence_parallel.any():
         return transfer.nothing(groups.network, len(layouts))
-    size = replicated_bytes(scenario, layouts, found.layers[0])
+    size = replicated_bytes(scenario, layouts, found.of_kinds[:, 0])
     return transfer.all_reduce(size, groups.placement.tp, groups.network).times(layouts.sequence_parallel)
 
 

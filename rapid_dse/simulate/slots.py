@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rapid_dse.common.columns import Positions, rows_of
+from rapid_dse.common.columns import Positions, rows_of, summed
 from rapid_dse.config.scenario import Scenario
 from rapid_dse.config.software import Software
 from rapid_dse.parallel.layouts import RECOMPUTE_FULL, IntColumn, Layouts
 from rapid_dse.parallel.schedules.schedule import Slots
+from rapid_dse.parallel.stages import Stages
 from rapid_dse.simulate.communication import nodes_of
 from rapid_dse.simulate.layer_work import Block
-from rapid_dse.simulate.stages import Stages
 
 FloatColumn = NDArray[np.float64]
 NODE = 8  # tensor-parallel ranks that ``cluster.host_slowdown`` is told of
@@ -130,8 +131,11 @@ def _inner_sum(counts: NDArray[np.int64], of: FloatColumn) -> FloatColumn:
     return sum((counts[:, kind] * of[1 + kind] for kind in range(counts.shape[1])), np.zeros(of.shape))
 
 
+Passes = tuple[FloatColumn, FloatColumn]  # seconds forward and backward
+
+
 def stage_slots(
-    scenario: Scenario, layouts: Layouts, block: Block, found: Stages, layer: tuple[FloatColumn, FloatColumn], hops: NDArray[np.float64]
+    scenario: Scenario, layouts: Layouts, block: Block, found: Stages, layers: Sequence[Passes], hops: NDArray[np.float64]
 ) -> StageSlots:
     """The candidate stages' slots.
 
@@ -139,19 +143,19 @@ def stage_slots(
     passes on what it receives, which takes the sends and the host's time for a micro-batch.
 
     Args:
-        layer: seconds of a layer's forward and backward pass with all that shows beside them, ``(n_layouts,)`` each.
+        layers: seconds of the passes of a layer of each kind with all that shows beside them, ``(n_layouts,)`` each.
         hops: seconds of a micro-batch's sends on each candidate, ``(n_candidates, n_layouts)``.
     """
-    forward, backward = layer
-    each = forward + backward
+    forward, backward = (summed(found.of_kinds, [passes[way] for passes in layers]) for way in (0, 1))
+    gradients = summed(found.of_kinds, [layer.weight_gradient for layer in block.layers])
     ahead = found.has_embedding * block.embedding + found.has_head * block.head_forward
     behind_layers = found.has_embedding * block.embedding_backward + found.has_head * block.head_backward
-    computing = found.layers * each + ahead + behind_layers
+    computing = forward + backward + ahead + behind_layers
     device = computing + hops
     launches = found.layers * host_layer_seconds(scenario, layouts) + scenario.software.host.host_micro_batch
     whole = launched_slot(scenario.software, device, launches)
-    share = np.divide(found.layers * forward + ahead, computing, out=np.full_like(computing, IDLE_FORWARD), where=computing > 0)
-    weights = np.where(found.layers > 0, launched_part(found.layers * block.weight_gradient, whole, launches), 0.0)
+    share = np.divide(forward + ahead, computing, out=np.full_like(computing, IDLE_FORWARD), where=computing > 0)
+    weights = np.where(found.layers > 0, launched_part(gradients, whole, launches), 0.0)
     return StageSlots(
         whole=whole,
         device=device,

@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rapid_dse.common.columns import Positions, Shared, at, largest
+from rapid_dse.common.columns import Positions, Shared, largest, summed
 from rapid_dse.config.scenario import Scenario
 from rapid_dse.cost.overlap import Window, exposed
 from rapid_dse.device import OperatorModel
 from rapid_dse.parallel import schedules
 from rapid_dse.parallel.layouts import IntColumn, Layouts
+from rapid_dse.parallel.stages import Stages
 from rapid_dse.simulate.arrangement import END, Arrangement
 from rapid_dse.simulate.communication import gradient_bytes
-from rapid_dse.simulate.layer import Layer, layer_time
+from rapid_dse.simulate.layer import Layers, layer_time
 from rapid_dse.simulate.layer_work import Block
-from rapid_dse.simulate.memory import Weights, stage_weights
+from rapid_dse.simulate.memory import Weights, mean_of_stages, stage_weights
 from rapid_dse.simulate.sharding import bucket, scatter_overlap
-from rapid_dse.simulate.slots import StageSlots, host_layer_seconds, launched_part, stage_slots
-from rapid_dse.simulate.stages import Stages
+from rapid_dse.simulate.slots import Passes, StageSlots, host_layer_seconds, launched_part, stage_slots
 from rapid_dse.simulate.uneven import ChunkPasses, Steps, chunk_waits, passes_of
 
 FloatColumn = NDArray[np.float64]
@@ -54,6 +55,23 @@ PACE = (*END, "micro_batch_size", "recompute", "overlaps_sends")
 
 
 @dataclass(frozen=True)
+class StageTerms:
+    """Exposed seconds of all layers of each candidate stage for a micro-batch, ``(n_candidates, n_layouts)`` each."""
+
+    compute: FloatColumn
+    tp: FloatColumn
+    cp: FloatColumn
+    ep: FloatColumn
+    dp: FloatColumn
+    total: FloatColumn
+
+    @classmethod
+    def of(cls, found: Stages, layers: Layers) -> StageTerms:
+        """Those of stages, from a layer of each kind."""
+        return cls(*(summed(found.of_kinds, [getattr(layer, field.name) for layer in layers.each]) for field in fields(cls)))
+
+
+@dataclass(frozen=True)
 class Pace:
     """What layouts take for a micro-batch and at the end of a step, whatever the batch and the order of passes.
 
@@ -62,7 +80,7 @@ class Pace:
     Attributes:
         slots: of the candidates, with their stages.
         hops: a micro-batch's sends on each candidate; ``ends`` and ``tables``: what shows there beside embedding and head.
-        layer: one layer; ``layer_total`` and ``layer_dp`` are its sums.
+        terms: what the layers of each candidate take.
         passes: what interleaved or unequal chunks are run with.
         end_dp: what shows at the end of transfers of gradients and weights; ``end_tp`` of sums of weights that tensor-parallel ranks hold
             whole, ``end_pp`` of a tied table's.
@@ -73,9 +91,7 @@ class Pace:
     hops: FloatColumn
     ends: FloatColumn
     tables: FloatColumn
-    layer: Layer
-    layer_total: FloatColumn
-    layer_dp: FloatColumn
+    terms: StageTerms
     passes: ChunkPasses
     end_dp: FloatColumn
     end_tp: FloatColumn
@@ -89,25 +105,25 @@ def alike_in_pace(layouts: Layouts) -> tuple[Positions, Positions]:
 
 
 def step_time(
-    scenario: Scenario, layouts: Layouts, block: Block, arranged: Arrangement, device: OperatorModel, layer: Layer | None = None
+    scenario: Scenario, layouts: Layouts, block: Block, arranged: Arrangement, device: OperatorModel, layers: Layers | None = None
 ) -> StepTimes:
     """The exposed times of a step: m slots of the stage that all others wait for, the schedule's bubble, gradients, optimizer, host.
 
-    ``layer`` None is the closed forms' own. Interleaved chunks of unequal layers have no closed form: their schedule is run.
+    ``layers`` None are the closed forms' own. Interleaved chunks of unequal layers have no closed form: their schedule is run.
     """
-    layer = layer_time(scenario, layouts, block, arranged) if layer is None else layer
-    return paced_step(scenario, layouts, Shared(pace(scenario, layouts, block, arranged, device, layer), np.arange(len(layouts))))
+    layers = layer_time(scenario, layouts, block, arranged) if layers is None else layers
+    return paced_step(scenario, layouts, Shared(pace(scenario, layouts, block, arranged, device, layers), np.arange(len(layouts))))
 
 
-def pace(scenario: Scenario, layouts: Layouts, block: Block, arranged: Arrangement, device: OperatorModel, layer: Layer) -> Pace:
+def pace(scenario: Scenario, layouts: Layouts, block: Block, arranged: Arrangement, device: OperatorModel, layers: Layers) -> Pace:
     """``Pace`` of each layout."""
     found = arranged.stages
-    sends = _sends(scenario, layouts, arranged, layer)
+    sends = _sends(scenario, layouts, arranged, layers)
     hops = _hops(layouts, found, sends)
-    passes = (layer.forward + layer.dp_forward, layer.backward + layer.dp - layer.dp_forward)
-    block = layer.tables.beside(layer.ends.beside(block))
+    passes = [layer.passes for layer in layers.each]
+    block = layers.tables.beside(layers.ends.beside(block))
     slots = stage_slots(scenario, layouts, block, found, passes, hops)
-    ends, tables = (found.has_embedding * each.embedding + found.has_head * each.head for each in (layer.ends, layer.tables))
+    ends, tables = (found.has_embedding * each.embedding + found.has_head * each.head for each in (layers.ends, layers.tables))
     first = _first_stage_passes(scenario, layouts, block, arranged, (slots.whole[0], slots.device[0]), passes)
     optimizer, last_share = _first_stage_weights(scenario, layouts, arranged, device)
     return Pace(
@@ -115,11 +131,9 @@ def pace(scenario: Scenario, layouts: Layouts, block: Block, arranged: Arrangeme
         hops=hops,
         ends=ends,
         tables=tables,
-        layer=layer,
-        layer_total=layer.total,
-        layer_dp=layer.dp,
+        terms=StageTerms.of(found, layers),
         passes=passes_of(scenario, layouts, block, passes, sends),
-        end_dp=_end_exposed(scenario, layouts, arranged, layer, last_share, first),
+        end_dp=_end_exposed(scenario, layouts, arranged, layers, last_share, first),
         end_tp=arranged.of_end.gather(lambda each: each.replicated.seconds),
         end_pp=arranged.of_end.gather(lambda each: each.tied.seconds),
         optimizer=optimizer,
@@ -145,26 +159,24 @@ def _scheduled(scenario: Scenario, code: int, paced: Pace, kind: Positions, micr
     waits = chunk_waits(scenario, code, paced.passes, Steps(kind, micro_batches, slots.whole, schedule.bubble(slots)))
     # all others wait for the stage whose work and waits take longest
     stage, count = largest(micro_batches * slots.whole + waits), micro_batches.astype(float)
-    idle = at(waits, stage, np.arange(len(kind)))
-    slot, layers, on_device, sent, beside, table = (
-        at(column, stage, kind)
-        for column in (paced.slots.whole, paced.slots.found.layers, paced.slots.device, paced.hops, paced.ends, paced.tables)
-    )
-    compute, tp, cp, ep, dp, total, end_dp, end_tp, end_pp, optimizer = (
-        column.take(kind)
+    idle = waits.reshape(-1).take(stage * len(kind) + np.arange(len(kind)))
+    there, terms = stage * len(paced.optimizer) + kind, paced.terms
+    slot, on_device, sent, beside, table, compute, tp, cp, ep, dp, total = (
+        column.reshape(-1).take(there)
         for column in (
-            *(paced.layer.compute, paced.layer.tp, paced.layer.cp, paced.layer.ep, paced.layer_dp, paced.layer_total),
-            *(paced.end_dp, paced.end_tp, paced.end_pp, paced.optimizer),
+            *(paced.slots.whole, paced.slots.device, paced.hops, paced.ends, paced.tables),
+            *(terms.compute, terms.tp, terms.cp, terms.ep, terms.dp, terms.total),
         )
     )
-    around = on_device - layers * total - sent - beside - table
+    end_dp, end_tp, end_pp, optimizer = (column.take(kind) for column in (paced.end_dp, paced.end_tp, paced.end_pp, paced.optimizer))
+    around = on_device - total - sent - beside - table
     return StepTimes(
-        compute=count * (layers * compute + around),
-        tp=count * (layers * tp + beside) + end_tp,
-        cp=count * layers * cp,
-        ep=count * layers * ep,
+        compute=count * (compute + around),
+        tp=count * (tp + beside) + end_tp,
+        cp=count * cp,
+        ep=count * ep,
         pp=count * sent + end_pp,
-        dp=count * (layers * dp + table) + end_dp,
+        dp=count * (dp + table) + end_dp,
         bubble=idle,
         optimizer=optimizer,
         host=count * (slot - on_device) + scenario.software.host.host_step,
@@ -177,22 +189,22 @@ def _first_stage_passes(
     block: Block,
     arranged: Arrangement,
     slot: tuple[FloatColumn, FloatColumn],
-    passes: tuple[FloatColumn, FloatColumn],
-) -> tuple[FloatColumn, FloatColumn]:
+    passes: Sequence[Passes],
+) -> Passes:
     """Seconds that the layers of the first stage take forward and backward for a micro-batch, ``(n_layouts,)`` each.
 
     Each pass lasts at least as long as the host launches it (``launched_part``).
 
     Args:
         slot: a micro-batch's seconds on the first stage, and what its device has of them.
-        passes: a layer's forward and backward seconds on the device with all that shows beside them.
+        passes: seconds of a layer of each kind on the device with all that shows beside them.
     """
     software, found = scenario.software, arranged.stages
     whole, device = slot
-    layers = found.layers[0]
+    counts = found.of_kinds[:, 0]
     ahead = block.embedding + found.has_head[0] * block.head_forward
-    forward, backward = layers * passes[0], layers * passes[1]
-    split = launched_part(forward + ahead, whole, layers * host_layer_seconds(scenario, layouts) + software.host.host_micro_batch)
+    forward, backward = (summed(counts, [each[way] for each in passes]) for way in (0, 1))
+    split = launched_part(forward + ahead, whole, found.layers[0] * host_layer_seconds(scenario, layouts) + software.host.host_micro_batch)
     return np.maximum(0.0, split - ahead), np.maximum(0.0, whole - split - (device - forward - ahead - backward))
 
 
@@ -207,7 +219,7 @@ def _first_stage_weights(
     return update_seconds(scenario, some, weights, device).take(kind), share.take(kind)
 
 
-def _sends(scenario: Scenario, layouts: Layouts, arranged: Arrangement, layer: Layer) -> tuple[FloatColumn, FloatColumn]:
+def _sends(scenario: Scenario, layouts: Layouts, arranged: Arrangement, layers: Layers) -> tuple[FloatColumn, FloatColumn]:
     """What shows of one send to a neighbouring stage, and of launching it, s, ``(n_layouts,)`` each.
 
     Schedules that send beside computation hide a share of it, as far as the layers of a chunk leave the ports that it needs.
@@ -217,8 +229,8 @@ def _sends(scenario: Scenario, layouts: Layouts, arranged: Arrangement, layer: L
     shown = np.where(overlaps, 1 - software.overlap.pp_overlap, 1.0) * (layouts.pp > 1)
     sent = shown * hop.seconds
     if software.overlap.pp_overlap > 0 and overlaps.any():
-        layers = scenario.model.num_hidden_layers / (2.0 * layouts.pp * layouts.chunks)  # forward, or backward
-        free = layers * np.maximum(0.0, layer.total - layer.busy)
+        left = [np.maximum(0.0, layer.total - layer.busy) for layer in layers.each]
+        free = mean_of_stages(scenario, layouts, left) / (2.0 * layouts.chunks)  # of a chunk, forward or backward
         sent = np.maximum(sent, overlaps * np.max(hop.busy - free, axis=0))
     return sent, shown * software.pipeline.send_receive
 
@@ -237,9 +249,9 @@ def _end_exposed(
     scenario: Scenario,
     layouts: Layouts,
     arranged: Arrangement,
-    layer: Layer,
+    layers: Layers,
     last_share: FloatColumn,
-    first: tuple[FloatColumn, FloatColumn],
+    first: Passes,
 ) -> FloatColumn:
     """What shows of the transfers at the end of a step, s, ``(n_layouts,)``.
 
@@ -250,17 +262,17 @@ def _end_exposed(
         last_share: share of the first stage's gradients that the last bucket has.
         first: what ``_first_stage_passes`` gives.
     """
-    software, end, layers = scenario.software, arranged.end, arranged.stages.layers[0]
+    software, end, counts = scenario.software, arranged.end, arranged.stages.of_kinds[:, 0]
     forward, backward = first
     overlap = np.where(layouts.zero == 1, scatter_overlap(software), software.overlap.dp_overlap)
     # collectives of one group follow each other: a gather under way takes its time from the reductions behind it
-    alone = end.gradients.waiting(layers * layer.sharded.backward.seconds)
+    alone = end.gradients.waiting(summed(counts, [layer.sharded.backward.seconds for layer in layers.each]))
     hops = layouts.chunks * arranged.hop.busy * (layouts.pp > 1)
-    busy = layers * (layer.moved.backward.busy + layer.sharded.backward.busy) + hops
+    busy = summed(counts, [layer.moved.backward.busy + layer.sharded.backward.busy for layer in layers.each]) + hops
     synchronise = np.minimum(exposed(alone, overlap, Window(backward, busy)), end.gradients.seconds)
     shown = np.maximum(synchronise, end.gradients.seconds * last_share)
-    window = Window(forward, layers * (layer.moved.forward.busy + layer.sharded.forward.busy) + hops)
-    return shown + exposed(end.weights, software.overlap.parameter_gather_overlap, window)
+    ahead = summed(counts, [layer.moved.forward.busy + layer.sharded.forward.busy for layer in layers.each]) + hops
+    return shown + exposed(end.weights, software.overlap.parameter_gather_overlap, Window(forward, ahead))
 
 
 def update_seconds(scenario: Scenario, layouts: Layouts, weights: Weights, device: OperatorModel) -> FloatColumn:

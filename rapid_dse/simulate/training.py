@@ -12,7 +12,7 @@ from rapid_dse.config.model import Model
 from rapid_dse.config.scenario import Scenario
 from rapid_dse.device import OperatorModel, operator_model
 from rapid_dse.interconnect import closed_form
-from rapid_dse.model.operators import MicroBatch
+from rapid_dse.model.shapes import MicroBatch
 from rapid_dse.parallel.layouts import IntColumn, Layouts
 from rapid_dse.simulate.account import joules_of, results
 from rapid_dse.simulate.arrangement import arrangement
@@ -64,11 +64,6 @@ def _require_known(model: Model) -> None:
         raise ValueError(
             f"model.kv_lora_rank={model.kv_lora_rank}: training of multi-head latent attention is not part of this version; allowed: 0"
         )
-    if model.num_experts and model.first_k_dense_replace:
-        raise ValueError(
-            f"model.first_k_dense_replace={model.first_k_dense_replace}: training of a mixture of experts with dense layers among its "
-            "layers is not part of this version; allowed: 0"
-        )
 
 
 def price(scenario: Scenario, layouts: Layouts) -> Priced:
@@ -102,6 +97,6 @@ def _price_chunk(scenario: Scenario, layouts: Layouts, shapes: Block, where: Int
     first, kind = alike_in_pace(layouts)
     some, block = layouts.take(first), shapes.take(where[first])
     arranged = arrangement(scenario, some)
-    layer = layer_time(scenario, some, block, arranged)
-    step = paced_step(scenario, layouts, Shared(pace(scenario, some, block, arranged, device, layer), kind))
+    layers = layer_time(scenario, some, block, arranged)
+    step = paced_step(scenario, layouts, Shared(pace(scenario, some, block, arranged, device, layers), kind))
     return results(scenario, layouts, step, Shared(joules_of(scenario, some, block, arranged), kind), arranged.of_stages.take(kind))

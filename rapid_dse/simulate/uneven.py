@@ -1,13 +1,13 @@
 """Pipelines whose stages wait for each other in a way that has no formula: their schedule is run pass by pass.
 
 Each schedule says of which pipelines its formula is good enough (``Exact``): interleaved 1F1B is run wherever chunks differ, by their
-layers or by the embedding table that ZeRO 2 and 3 gather and reduce around the first one; 1F1B where the user has split the layers, as
-frameworks' own splits differ by a layer or two, of which its closed form is within 1 %.
+layers or by the embedding table that ZeRO 2 and 3 gather and reduce around the first one; 1F1B where the user has split the layers or
+they are of several kinds, as frameworks' own splits of equal layers differ by a layer or two, of which its closed form is within 1 %.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
 
@@ -17,19 +17,23 @@ from numpy.typing import NDArray
 from rapid_dse.common.columns import Positions, distinct, numbered
 from rapid_dse.common.compiled import loading_numba
 from rapid_dse.config.scenario import Scenario
+from rapid_dse.model.architecture import architecture, split_of
 from rapid_dse.parallel.layouts import BoolColumn, IntColumn, Layouts
 from rapid_dse.parallel.schedules import SCHEDULE_CLASSES
 from rapid_dse.parallel.schedules.schedule import BACKWARD, FORWARD, INPUT, KINDS, WEIGHTS, Exact
 from rapid_dse.parallel.schedules.stage_maps import StageMap
+from rapid_dse.parallel.stages import Split, packed, unpacked
 from rapid_dse.simulate.layer import LAYER
 from rapid_dse.simulate.layer_work import Block
-from rapid_dse.simulate.slots import host_layer_seconds, launched_slot
-from rapid_dse.simulate.stages import Split, packed, unpacked
+from rapid_dse.simulate.slots import Passes, host_layer_seconds, launched_slot
 
 FloatColumn = NDArray[np.float64]
 
 THIRDS = np.array([1, 2, 1, 1]) / 3  # of a micro-batch's launches that each kind of pass has
-LAYER_FORWARD, LAYER_BACKWARD, LAYER_WEIGHTS, LOOK_UP, LOOK_UP_BACKWARD, HEAD, HEAD_BACKWARD, SENT, LAUNCHED = range(9)  # parts of a pass
+LOOK_UP, LOOK_UP_BACKWARD, HEAD, HEAD_BACKWARD, SENT, LAUNCHED = range(6)  # parts of a pass beside its layers
+AROUND = 6
+LAYER_FORWARD, LAYER_BACKWARD, LAYER_WEIGHTS = range(3)  # parts of a layer of each kind
+OF_LAYER = 3
 
 
 @dataclass(frozen=True)
@@ -37,8 +41,8 @@ class ChunkPasses:
     """What the passes of a pipeline's chunks take, ``(n_layouts,)`` each, and which layouts need a run.
 
     Attributes:
-        layer: seconds of a layer's forward and backward pass with all that shows beside them, and of its weight gradients, a part of the
-            latter.
+        layers: of a layer of each kind, seconds of the forward and the backward pass with all that shows beside them, and of its weight
+            gradients, a part of the latter.
         ends: of the embedding's two passes and the head's two.
         sends: seconds that a stage sends a micro-batch's chunk, and that its host launches that in, one way.
         host: seconds in which the host launches a layer.
@@ -47,7 +51,7 @@ class ChunkPasses:
         case: a number that layouts share whose passes take equally long.
     """
 
-    layer: tuple[FloatColumn, FloatColumn, FloatColumn]
+    layers: tuple[tuple[FloatColumn, FloatColumn, FloatColumn], ...]
     ends: tuple[FloatColumn, FloatColumn, FloatColumn, FloatColumn]
     sends: tuple[FloatColumn, FloatColumn]
     host: FloatColumn
@@ -62,7 +66,8 @@ class ChunkPasses:
         if exact is Exact.ALL_STAGES:
             run = ~every
         elif exact is Exact.SIMILAR_STAGES:
-            run = self.uneven.take(kind) & (scenario.parallel.stage_layers is not None)
+            similar = scenario.parallel.stage_layers is None and len(architecture(scenario.model).kinds) == 1
+            run = self.uneven.take(kind) & (not similar)
         elif exact is Exact.EQUAL_CHUNKS:
             run = (self.uneven | self.longer).take(kind)
         else:
@@ -86,10 +91,10 @@ class Steps:
 
 
 def passes_of(
-    scenario: Scenario, layouts: Layouts, block: Block, layer: tuple[FloatColumn, FloatColumn], sends: tuple[FloatColumn, FloatColumn]
+    scenario: Scenario, layouts: Layouts, block: Block, layers: Sequence[Passes], sends: tuple[FloatColumn, FloatColumn]
 ) -> ChunkPasses:
-    """``ChunkPasses`` of layouts; ``layer`` and ``sends`` as there."""
-    split, splits = Split.of(scenario), packed(layouts)
+    """``ChunkPasses`` of layouts; ``layers`` (forward and backward passes) and ``sends`` as there."""
+    split, splits = split_of(scenario), packed(layouts)
     number, count = numbered(splits)
     example = np.empty(count, np.int64)
     example[number] = splits
@@ -99,7 +104,8 @@ def passes_of(
     _, case = layouts.alike.by(*LAYER, "chunks", "stage_map")
     ends = block.embedding, block.embedding_backward, block.head_forward, block.head_backward
     host = host_layer_seconds(scenario, layouts)
-    return ChunkPasses((*layer, block.weight_gradient), ends, sends, host, splits, differ[number], longer, case)
+    whole = tuple((*passes, own.weight_gradient) for passes, own in zip(layers, block.layers, strict=True))
+    return ChunkPasses(whole, ends, sends, host, splits, differ[number], longer, case)
 
 
 def chunk_waits(scenario: Scenario, code: int, passes: ChunkPasses, steps: Steps) -> FloatColumn:
@@ -119,14 +125,14 @@ def chunk_waits(scenario: Scenario, code: int, passes: ChunkPasses, steps: Steps
 
 def _run(scenario: Scenario, code: int, passes: ChunkPasses, kind: Positions, micro_batches: IntColumn) -> FloatColumn:
     """Seconds of a step of the schedule, ``(n,)``; layouts whose passes take equally long are run once."""
-    split, step_seconds = Split.of(scenario), _recurrence()
+    split, step_seconds = split_of(scenario), _recurrence()
     pass_kinds = KINDS if SCHEDULE_CLASSES[code].splits_backward else 2
     first, alike = distinct([numbered(passes.case.take(kind)), numbered(micro_batches)])
     once, count = kind.take(first), micro_batches.take(first)
     order = np.argsort(passes.split.take(once), kind="stable")  # by split
     once, count = once.take(order), count.take(order)
     seconds, splits = np.empty(len(first)), passes.split.take(once)
-    spent = np.stack([column.take(once) for column in (*passes.layer, *passes.ends, *passes.sends)])
+    spent = np.stack([column.take(once) for column in (*passes.ends, *passes.sends, *(part for layer in passes.layers for part in layer))])
     host_layer, ends = passes.host.take(once), [*(np.flatnonzero(np.diff(splits)) + 1).tolist(), len(splits)]
     for start, end in zip([0, *ends], ends, strict=False):
         pipeline = unpacked(int(splits[start]))
@@ -147,7 +153,9 @@ def _recurrence() -> Callable[[FloatColumn, tuple[int, int, int], IntColumn, Pos
 
 @lru_cache(maxsize=4096)
 def _differ(split: Split, pp: int, chunks: int, stage_map: StageMap) -> bool:
-    return len({layers for stage in split.chunks(pp, chunks, stage_map) for layers in stage}) > 1
+    """Whether some chunks have other layers than others."""
+    every = split.of_kinds(pp, chunks, stage_map).reshape(pp * chunks, -1)
+    return bool((every != every[0]).any())
 
 
 @lru_cache(maxsize=64)
@@ -159,28 +167,30 @@ def _shares(split: Split, pipeline: tuple[int, int, StageMap], kinds: int) -> tu
         kinds: how many kinds of passes there are: forward and backward alone, or those of split backward passes too.
 
     Returns:
-        ``(n_distinct, 9)`` on the device, ``ChunkPasses``'s layer, ends and sends; ``(n_distinct, 2)`` on the host, a layer's launches and
-        a micro-batch's, a third of them for each of forward pass, input and weight gradient (``slots.launched_part``); ``(n_passes,)``.
+        ``(n_distinct, n_parts)`` on the device, ``ChunkPasses``'s ends and sends, then its layers; ``(n_distinct, 2)`` on the host, a
+        layer's launches and a micro-batch's, a third of them for each of forward pass, input and weight gradient
+        (``slots.launched_part``); ``(n_passes,)``.
     """
     pp, chunks, stage_map = pipeline
     places, count = stage_map.places(pp, chunks), pp * chunks
-    layers = np.empty(count)
-    layers[places] = np.array(split.chunks(pp, chunks, stage_map))
+    of_kinds = np.empty((count, split.kinds))
+    of_kinds[places] = split.of_kinds(pp, chunks, stage_map)
+    layers = of_kinds.sum(axis=1)
     ahead, back = (_crosses(pipeline, towards) for towards in (True, False))
-    device = np.zeros((KINDS, count, 9))
-    device[FORWARD, :, LAYER_FORWARD] = layers
+    device, of_layers = np.zeros((KINDS, count, AROUND)), np.zeros((KINDS, count, split.kinds, OF_LAYER))
+    of_layers[FORWARD, ..., LAYER_FORWARD] = of_kinds
     device[FORWARD, 0, LOOK_UP] = device[FORWARD, -1, HEAD] = 1.0
     device[FORWARD, :, SENT], device[FORWARD, :, LAUNCHED] = ahead, 1.0
     for kind in (BACKWARD, INPUT):
-        device[kind, :, LAYER_BACKWARD] = layers
+        of_layers[kind, ..., LAYER_BACKWARD] = of_kinds
         device[kind, 0, LOOK_UP_BACKWARD] = device[kind, -1, HEAD_BACKWARD] = 1.0
         device[kind, :, SENT], device[kind, :, LAUNCHED] = back, 1.0
-    device[INPUT, :, LAYER_WEIGHTS] = -layers
-    device[WEIGHTS, :, LAYER_WEIGHTS] = layers
+    of_layers[INPUT, ..., LAYER_WEIGHTS] = -of_kinds
+    of_layers[WEIGHTS, ..., LAYER_WEIGHTS] = of_kinds
     launches = np.stack([THIRDS[:, None] * layers, np.broadcast_to(THIRDS[:, None] / chunks, (KINDS, count))], axis=2)
-    every = np.concatenate([device, launches], axis=2)[:kinds].reshape(kinds * count, -1)
+    every = np.concatenate([device, of_layers.reshape(KINDS, count, -1), launches], axis=2)[:kinds].reshape(kinds * count, -1)
     found, kind_of = np.unique(every, axis=0, return_inverse=True)
-    return found[:, :9], found[:, 9:], kind_of.reshape(-1)
+    return found[:, :-2], found[:, -2:], kind_of.reshape(-1)
 
 
 def _crosses(pipeline: tuple[int, int, StageMap], ahead: bool) -> FloatColumn:

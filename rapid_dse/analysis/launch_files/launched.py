@@ -15,8 +15,8 @@ from rapid_dse.analysis.launch_files.field_table import ACCUMULATION, CHUNKS, IN
 from rapid_dse.analysis.launch_files.framework import LaunchReading
 from rapid_dse.analysis.reasons.chosen import settings
 from rapid_dse.config.scenario import Scenario
+from rapid_dse.model.architecture import split_of
 from rapid_dse.parallel.layouts import KEYS, broken_rules
-from rapid_dse.simulate.stages import Split
 from rapid_dse.sweep.compose import SHOWN, Composed, composed, hydra_ready, scenario_of, with_values
 from rapid_dse.sweep.overrides import Given, read
 from rapid_dse.sweep.portion import Portion
@@ -142,7 +142,7 @@ def _settle_chunks(values: dict[str, Any], base: Scenario) -> None:
     """Puts ``parallel.stage_layers`` in the place of each chunk's layers, where they are not the framework's own split."""
     chunks, pp = values.pop(CHUNKS), int(values.get("parallel.pp") or 1)
     values["parallel.vpp"] = max(1, len(chunks) // pp)
-    own = replace(Split.of(base), given=None).chunks(pp, values["parallel.vpp"])
+    own = replace(split_of(base), given=None).chunks(pp, values["parallel.vpp"])
     if [own[at % pp][at // pp] for at in range(pp * values["parallel.vpp"])] != list(chunks):
         values["parallel.stage_layers"] = [sum(chunks[stage::pp]) for stage in range(pp)]
 
@@ -166,7 +166,7 @@ def _own_split(portion: Portion) -> Portion:
     scenario, layout = portion.scenario, portion.layouts
     if scenario.parallel.stage_layers is None:
         return portion
-    given, pp, vpp = Split.of(scenario), int(layout.pp[0]), int(layout.vpp[0])
+    given, pp, vpp = split_of(scenario), int(layout.pp[0]), int(layout.vpp[0])
     if replace(given, given=None).chunks(pp, vpp) != given.chunks(pp, vpp):
         return portion
     parallel = scenario.parallel.model_copy(update={"stage_layers": None})

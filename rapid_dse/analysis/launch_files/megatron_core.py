@@ -19,7 +19,7 @@ from rapid_dse.analysis.launch_files.field_table import (
     SwitchFlag,
     TwoWays,
 )
-from rapid_dse.simulate.stages import Split
+from rapid_dse.model.architecture import split_of
 
 Spell = Callable[[str], str]  # a name of Megatron Core's as the file has it
 
@@ -223,7 +223,7 @@ def stages(spell: Spell, virtual: str) -> Entry:
         pp, vpp = run.count("parallel.pp"), run.count("parallel.vpp")
         if pp == 1:
             return {}
-        counts = Split.of(run.scenario).chunks(pp, vpp)
+        counts = split_of(run.scenario).chunks(pp, vpp)
         chunks = [counts[at % pp][at // pp] for at in range(pp * vpp)]
         said: dict[str, Any] = {virtual: vpp} if vpp > 1 else {}
         if len(set(chunks)) == 1:

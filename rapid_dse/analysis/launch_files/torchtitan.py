@@ -18,7 +18,7 @@ from rapid_dse.analysis.launch_files.field_table import (
 )
 from rapid_dse.analysis.launch_files.file_forms import TOML
 from rapid_dse.analysis.launch_files.framework import LaunchFramework
-from rapid_dse.simulate.stages import Split
+from rapid_dse.model.architecture import split_of
 
 # Models by torchtitan's name and flavor (torchtitan/models/*/__init__.py).
 FLAVORS = {
@@ -125,7 +125,7 @@ def _write_stages(run: LaunchedRun) -> dict[str, Any]:
     pp, vpp = run.count("parallel.pp"), run.count("parallel.vpp")
     if pp == 1:
         return {}
-    counts = Split.of(run.scenario).chunks(pp, vpp)
+    counts = split_of(run.scenario).chunks(pp, vpp)
     chunks = [counts[at % pp][at // pp] for at in range(pp * vpp)]
     looped = run["parallel.schedule"] not in ("gpipe", "1f1b")
     for ends in (1, 0):

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from rapid_dse.analysis.reasons.chosen import PricedTrial
-from rapid_dse.model.operators import MatMul, MicroBatch, head_matmul, layer_matmuls
+from rapid_dse.device import OperatorModel
+from rapid_dse.model.architecture import LayerKind, architecture
+from rapid_dse.model.shapes import MatMul, MicroBatch
 from rapid_dse.simulate.layer_work import distinct_shapes
-from rapid_dse.simulate.operator_times import Operators, compute_bytes
-from rapid_dse.simulate.training import Prepared, prepare
+from rapid_dse.simulate.operator_times import LayerOperators, compute_bytes
+from rapid_dse.simulate.training import prepare
 
 
 @dataclass(frozen=True)
@@ -58,37 +61,46 @@ class Operator:
 
 
 def operators_of(of: PricedTrial) -> list[Operator]:
-    """The operators of a training step: a layer's products, attention and small kernels, then the head and its loss."""
+    """The operators of a training step: the products, attention and small kernels of a layer of each kind, then the head and its loss."""
     scenario, layout = of.scenario, of.layout
-    ready = prepare(scenario, layout)
+    ready, model = prepare(scenario, layout), architecture(scenario.model)
     shape, _ = distinct_shapes(layout, scenario.workload.seq_len)
-    return [*_products(of, shape, ready.alone), *_others(of, shape, ready)]
+    found: list[Operator] = []
+    for kind, alone in zip(model.kinds, ready.alone.layers, strict=True):
+        layer = [*_products(of, kind.products(shape), alone.matmul_seconds), *_others(of, kind, shape, (ready.device, alone))]
+        label = f" of {kind.name}" if len(model.kinds) > 1 else ""
+        found += [replace(operator, name=operator.name + label) for operator in layer]
+    head = ready.alone.head_seconds[:, None]
+    return [*found, *_products(of, model.head.products(shape), head), _streamed(of, "loss", ready.device, ready.alone.loss_bytes, 1.0)]
 
 
-def _products(of: PricedTrial, shape: MicroBatch, alone: Operators) -> Iterator[Operator]:
+def _products(of: PricedTrial, matmuls: Sequence[MatMul], times: NDArray[np.float64]) -> Iterator[Operator]:
     scenario, width = of.scenario, compute_bytes(of.scenario)
-    for at, matmul in enumerate([*layer_matmuls(scenario.model, shape), head_matmul(scenario.model, shape)]):
+    for at, matmul in enumerate(matmuls):
         precision = scenario.workload.precision
         used = "bf16" if matmul.sixteen_bit and precision == "fp8" else precision
         held = 1 if used == "fp8" else width
-        seconds = float(alone.matmul_seconds[:, at].sum())
+        seconds = float(times[:, at].sum())
         yield _operator(of, matmul.name, (seconds, 3 * float(matmul.flops[0]), 3 * held * _operands(matmul)), used, 3)
 
 
-def _others(of: PricedTrial, shape: MicroBatch, ready: Prepared) -> Iterator[Operator]:
-    scenario, model, alone = of.scenario, of.scenario.model, ready.alone
+def _others(of: PricedTrial, kind: LayerKind, shape: MicroBatch, priced: tuple[OperatorModel, LayerOperators]) -> Iterator[Operator]:
+    device, alone = priced
     attention = float(alone.attention_forward[0] + alone.attention_backward[0])
-    products = sum(float(each.flops[0]) for each in layer_matmuls(model, shape))
-    flops = 3.5 * (float(alone.layer_flops[0]) - products)  # backward runs five products where forward runs two
-    heads = (2 * model.num_attention_heads + 2 * model.num_key_value_heads) * model.attention_head_dim / float(shape.tp[0])
-    yield _operator(of, "attention", (attention, flops, 3 * compute_bytes(scenario) * float(shape.tokens[0]) * heads), "bf16", 2)
-    moved = float(alone.glue_forward_bytes[0] + alone.glue_backward_bytes[0])
-    for name, size, times in (
-        ("small kernels", moved, scenario.software.kernels.elementwise_traffic),
-        ("loss", float(alone.loss_bytes[0]), 1.0),
-    ):
-        seconds = float(np.asarray(ready.device.elementwise(size * times)))
-        yield _operator(of, name, (seconds, 0.0, size), "bf16", 2)
+    products = sum(float(each.flops[0]) for each in kind.products(shape))
+    flops = 3.5 * (float(alone.flops[0]) - products)  # backward runs five products where forward runs two
+    core, model = kind.attention(shape), of.scenario.model
+    heads = (2 * model.num_attention_heads + 2 * model.num_key_value_heads) * core.head_dim / float(shape.tp[0])
+    yield _operator(of, "attention", (attention, flops, 3 * compute_bytes(of.scenario) * float(shape.tokens[0]) * heads), "bf16", 2)
+    yield _streamed(
+        of, "small kernels", device, alone.glue_forward_bytes + alone.glue_backward_bytes, of.scenario.software.kernels.elementwise_traffic
+    )
+
+
+def _streamed(of: PricedTrial, name: str, device: OperatorModel, size: NDArray[np.float64], times: float) -> Operator:
+    """Kernels that do little but move bytes."""
+    seconds = float(np.ravel(device.elementwise(size * times))[0])
+    return _operator(of, name, (seconds, 0.0, float(size[0])), "bf16", 2)
 
 
 def _operator(of: PricedTrial, name: str, work: tuple[float, float, float], precision: str, kernels: int) -> Operator:

@@ -35,7 +35,7 @@ def run_step(one: Priced1) -> tuple[Priced, dict[str, runs.Run]]:
     """The results of one layout, and the run of its graph."""
     cluster = one.cluster()
     stage = stage_for(one, cluster, cluster.rank, one.experts)
-    passes = LayerPasses(one.work, one.around)
+    passes = LayerPasses(one.works, one.around)
     works = stage_works(one, closed_form_passes(one))
     scripts = [stage_script(one, stage.style, number, work, passes) for number, work in enumerate(works)]
     role = np.full(cluster.topology.ranks, -1, np.int64)

@@ -12,7 +12,7 @@ import numpy as np
 
 from rapid_dse.config.scenario import Scenario
 from rapid_dse.events import runs
-from rapid_dse.events.layer_runs import LayerTimes, check_failed_links, faulty_blocks, run_layer
+from rapid_dse.events.layer_runs import LayerTimes, check_failed_links, faulty_blocks, run_layers
 from rapid_dse.events.machine import Machine, fault_ends
 from rapid_dse.events.one_by_one import Watch, price_each
 from rapid_dse.events.programs.coarse_pipeline import BlockPasses
@@ -74,7 +74,7 @@ def run_step(one: Priced1) -> tuple[Priced, dict[str, runs.Run]]:
     every = [(int(p), int(b)) for p, b in np.ndindex(len(cluster.rank), len(experts.blocks))]
     # one healthy block stands for all of them
     wanted = [*next(([block] for block in every if block not in faulty), []), *faulty]
-    blocks = {block: run_layer(one, cluster, block) for block in wanted}
+    blocks = {block: run_layers(one, cluster, block) for block in wanted}
     part, places = _pipeline(one, cluster)
     stage = stage_for(one, part, places, experts)
     scripts: list[Script] = []
@@ -84,7 +84,7 @@ def run_step(one: Priced1) -> tuple[Priced, dict[str, runs.Run]]:
         scripts += _stage_scripts(one, stage, times)
         _assign(role, places, first, (block[0], experts.blocks[block[1]]) if block in faulty else None)
     done = runs.run(one.scenario, stage, scripts, role, "pipeline")
-    kept = {f"block_{block[0]}_{block[1]}": run for block, (_, run) in blocks.items()}
+    kept = {name: run for _, found in blocks.values() for name, run in found.items()}
     return priced(one, done), kept | {"pipeline": done}
 
 
@@ -94,10 +94,11 @@ def _pipeline(one: Priced1, cluster: Machine) -> tuple[Machine, Ints]:
     return cluster.part(cluster.rank if every else cluster.rank[..., :1])
 
 
-def _stage_scripts(one: Priced1, stage: runs.Stage, times: LayerTimes) -> list[Script]:
-    forward, backward = times.passes()
-    passes = BlockPasses(stage.style.labels, forward, backward, times.weights, times.regather, times.end_passes())
-    works = stage_works(one, PassSeconds(forward.seconds, backward.seconds, times.end("embedding"), times.end("head")))
+def _stage_scripts(one: Priced1, stage: runs.Stage, times: Sequence[LayerTimes]) -> list[Script]:
+    layers, around = [layer.passes() for layer in times], times[0]
+    passes = BlockPasses(stage.style.labels, layers, [layer.weights for layer in times], around.regather, around.end_passes())
+    seconds = tuple((forward.seconds, backward.seconds) for forward, backward in layers)
+    works = stage_works(one, PassSeconds(seconds, around.end("embedding"), around.end("head")))
     return [stage_script(one, stage.style, number, work, passes) for number, work in enumerate(works)]
 
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from rapid_dse.config.scenario import Scenario
 from rapid_dse.events import runs
-from rapid_dse.events.layer_runs import blocks_of, check_failed_links, faulty_blocks, measured_layer, run_layer
+from rapid_dse.events.layer_runs import blocks_of, check_failed_links, faulty_blocks, measured_layers, run_layers
 from rapid_dse.events.machine import Machine
 from rapid_dse.events.one_by_one import Watch, price_each
 from rapid_dse.events.quantities import Priced1
@@ -41,13 +41,13 @@ def run_step(one: Priced1) -> tuple[Priced, dict[str, runs.Run]]:
     """The results of one layout, and the runs of its blocks: a healthy one, or those with faulty links."""
     cluster = one.cluster()
     blocks = list(faulty_blocks(cluster, one.experts)) or [(0, 0)]
-    found = {f"block_{stage}_{number}": run_layer(one, cluster, (stage, number)) for stage, number in blocks}
+    found = [run_layers(one, cluster, block) for block in blocks]
     # every other stage and replica waits for the slowest
-    times = max((times for times, _ in found.values()), key=lambda times: times.seconds("forward") + times.seconds("backward"))
-    layer = measured_layer(one, times)
-    step = step_time(one.scenario, one.layout, one.block, one.arranged, one.ready.device, layer)
+    of_kinds = zip(*(times for times, _ in found), strict=True)
+    slowest = [max(each, key=lambda times: times.seconds("forward") + times.seconds("backward")) for each in of_kinds]
+    step = step_time(one.scenario, one.layout, one.block, one.arranged, one.ready.device, measured_layers(one, slowest))
     priced = result_columns(one.scenario, one.layout, one.block, one.arranged, step)
-    return priced, {name: run for name, (_, run) in found.items()}
+    return priced, {name: run for _, kept in found for name, run in kept.items()}
 
 
 def _require_closed_form_outside(one: Priced1, cluster: Machine) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
@@ -36,31 +36,37 @@ class BlockPasses:
     talks = False
 
     def __init__(
-        self, labels: Labels, forward: Pass, backward: Pass, weights: float, regather: float, ends: Mapping[str, Pass] = NO_ENDS
+        self,
+        labels: Labels,
+        layers: Sequence[tuple[Pass, Pass]],
+        weights: Sequence[float],
+        regather: float,
+        ends: Mapping[str, Pass] = NO_ENDS,
     ) -> None:
-        """Takes a layer's passes; ``weights`` seconds of the backward one are its weight gradients, ``regather`` follows a receive.
+        """Takes forward and backward pass of a layer of each kind; ``weights`` seconds of the backward one are its weight gradients,
+        ``regather`` follows a receive.
 
         ``ends`` are the passes of embedding and head, by their names in ``ends.PASSES``.
         """
-        without = dict(backward.terms)
-        without["compute"] = max(0.0, without["compute"] - weights)
-        first_half = Pass("layers backward, input gradients", without)
-        self._forward, self._backward, self._first_half = forward, backward, first_half
+        self._layers = tuple(layers)
+        self._first_half = tuple(_without_weights(back, each) for (_, back), each in zip(layers, weights, strict=True))
         self._ends = ends
-        self._labels = {id(each): each.label(labels) for each in (forward, backward, first_half, *ends.values())}
-        self._weights, self._regather = weights, regather
+        passes = (*(each for pair in layers for each in pair), *self._first_half, *ends.values())
+        self._labels = {id(each): each.label(labels) for each in passes}
+        self._weights, self._regather = tuple(weights), regather
 
-    def forward(self, script: Script, after: After, layers: int) -> After:
+    def forward(self, script: Script, after: After, kind: int, layers: int) -> After:
         """Their forward pass."""
-        return self._node(script, after, layers, self._forward)
+        return self._node(script, after, layers, self._layers[kind][0])
 
-    def backward(self, script: Script, after: After, layers: int, weights: bool) -> After:
+    def backward(self, script: Script, after: After, run: tuple[int, int], weights: bool) -> After:
         """Their backward pass, with or without weight gradients."""
-        return self._node(script, after, layers, self._backward if weights else self._first_half)
+        kind, layers = run
+        return self._node(script, after, layers, self._layers[kind][1] if weights else self._first_half[kind])
 
-    def weights(self, script: Script, after: After, layers: int) -> After:
+    def weights(self, script: Script, after: After, kind: int, layers: int) -> After:
         """Their weight gradients alone."""
-        return script.compute(after, layers * self._weights, "weight gradient")
+        return script.compute(after, layers * self._weights[kind], "weight gradient")
 
     def end(self, script: Script, after: After, name: str) -> After:
         """One of the passes of embedding and head."""
@@ -72,3 +78,10 @@ class BlockPasses:
 
     def _node(self, script: Script, after: After, layers: int, each: Pass) -> After:
         return script.work(after, layers * each.seconds, self._labels[id(each)])
+
+
+def _without_weights(backward: Pass, seconds: float) -> Pass:
+    """A backward pass without its weight gradients, which take so long."""
+    terms = dict(backward.terms)
+    terms["compute"] = max(0.0, terms["compute"] - seconds)
+    return Pass("layers backward, input gradients", terms)

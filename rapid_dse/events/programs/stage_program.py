@@ -6,14 +6,16 @@ left it; ZeRO 3 gathers a layer before each of its passes.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import groupby
 from math import ceil
 from typing import Protocol
 
 from rapid_dse.events.programs.script import GRADIENTS, MAIN, PIPELINE, After, Script
-from rapid_dse.events.programs.stage_work import Move, SharedWeights, StageWork
+from rapid_dse.events.programs.stage_work import Kinds, Move, SharedWeights, StageWork
 from rapid_dse.parallel.schedules.schedule import BACKWARD, FORWARD, WEIGHTS, Task
 from rapid_dse.parallel.schedules.stage_maps import LOOPED, StageMap
 
@@ -26,19 +28,19 @@ PIECES = 32  # calls that a step's gradients are reduced in, at most: more chang
 
 
 class LayerNodes(Protocol):
-    """How a stage's layers become nodes; ``layers`` of them in a row. ``talks``: whether they have transfers of their own."""
+    """How a stage's layers become nodes; ``layers`` of one ``kind`` in a row. ``talks``: whether they have transfers of their own."""
 
     @property
     def talks(self) -> bool:
         """Whether the layers' nodes have transfers among them."""
 
-    def forward(self, script: Script, after: After, layers: int) -> After:
+    def forward(self, script: Script, after: After, kind: int, layers: int) -> After:
         """Their forward pass."""
 
-    def backward(self, script: Script, after: After, layers: int, weights: bool) -> After:
-        """Their backward pass, with or without weight gradients."""
+    def backward(self, script: Script, after: After, run: tuple[int, int], weights: bool) -> After:
+        """Their backward pass, with or without weight gradients; ``run``: their kind, and how many they are."""
 
-    def weights(self, script: Script, after: After, layers: int) -> After:
+    def weights(self, script: Script, after: After, kind: int, layers: int) -> After:
         """Their weight gradients alone."""
 
     def end(self, script: Script, after: After, name: str) -> After:
@@ -79,7 +81,7 @@ class StageWriter:
     gathered: After = ()
     reduced: After = ()
     left: float = 1.0
-    gathers_left: int = 0
+    gathers_left: deque[int] = field(default_factory=deque)
     opening: After = ()
 
     @cached_property
@@ -132,7 +134,9 @@ class StageWriter:
             self.opening = done if hides else ()
             self.tail = self.tail if hides else done
         if work.gathers_layers:
-            self.gathers_left = sum(work.chunks[task.chunk] for task in tasks if task.kind != WEIGHTS)
+            for task in tasks:
+                kinds = work.chunks[task.chunk]
+                self.gathers_left.extend(() if task.kind == WEIGHTS else kinds if task.kind == FORWARD else reversed(kinds))
             if work.dp_hidden > 0:
                 self._gather_ahead(self.tail)
 
@@ -153,10 +157,10 @@ class StageWriter:
             self.tail = self._gather_table(work.embedding, self.tail, MAIN)
             self.tail = self.passes.end(script, self.tail, "embedding_forward")
         if self.opening:
-            beside = min(layers, int(work.gather_hidden * sum(work.chunks)))
-            self._layers(beside, FORWARD, True)
+            beside = min(len(layers), int(work.gather_hidden * work.count))
+            self._layers(layers[:beside], FORWARD, True)
             self.tail, self.opening = _joined(self.tail, self.opening), ()
-            layers -= beside
+            layers = layers[beside:]
         if last:
             self._to_the_head(layers)
         else:
@@ -165,7 +169,7 @@ class StageWriter:
         self._send(task, ahead=True)
 
     def _backward(self, task: Task, weights: bool, ends: bool) -> None:
-        work, script, layers = self.work, self.script, self.work.chunks[task.chunk]
+        work, script, layers = self.work, self.script, self.work.chunks[task.chunk][::-1]
         first, last = self._ends(task)
         if not last:
             self._receive(task, ahead=True)
@@ -174,7 +178,7 @@ class StageWriter:
             self._reduce_table(work.head, work.dp_hidden > 0)
         # without weight gradients nothing is there to be reduced
         if ends and weights and self._reduces_early and (script.style.streams or first):
-            self._reduced_backward(task, layers, weights)
+            self._reduced_backward(layers, weights)
         else:
             self._layers(layers, BACKWARD, weights)
         if first:
@@ -183,12 +187,12 @@ class StageWriter:
         self.tail = script.compute(self.tail, work.stall / self.chunks * 2 / 3, "waiting for the host", "host")
         self._send(task, ahead=False)
 
-    def _to_the_head(self, layers: int) -> None:
+    def _to_the_head(self, layers: Kinds) -> None:
         """The last layers' forward passes and the head's, whose weights are asked for when the last layer starts."""
-        work, ahead = self.work, 1 if self.work.head and self.work.dp_hidden > 0 and layers > 0 else 0
-        self._layers(layers - ahead, FORWARD, True)
+        work, ahead = self.work, 1 if self.work.head and self.work.dp_hidden > 0 and layers else 0
+        self._layers(layers[: len(layers) - ahead], FORWARD, True)
         gathered = self._gather_table(work.head, self.tail, GRADIENTS if ahead else MAIN)
-        self._layers(ahead, FORWARD, True)
+        self._layers(layers[len(layers) - ahead :], FORWARD, True)
         self.tail = self.passes.end(self.script, _joined(self.tail, gathered), "head_forward")
 
     def _gather_table(self, table: SharedWeights | None, after: After, stream: int) -> After:
@@ -208,73 +212,71 @@ class StageWriter:
             self.tail = done
 
     def _weights(self, task: Task, ends: bool) -> None:
-        layers = self.work.chunks[task.chunk]
-        self.tail = self.passes.weights(self.script, self.tail, layers)
+        layers = self.work.chunks[task.chunk][::-1]
+        for kind, count in _runs(layers):
+            self.tail = self.passes.weights(self.script, self.tail, kind, count)
         if ends and self._reduces_early:
-            self._reduce(layers / max(1, sum(self.work.chunks)), 1)
+            self._reduce(self.work.share(layers), 1)
 
-    def _layers(self, layers: int, kind: int, weights: bool) -> None:
+    def _layers(self, layers: Kinds, direction: int, weights: bool) -> None:
         """Some layers in a row, one by one where their weights are gathered or their gradients reduced each time."""
         work = self.work
         if not (work.gathers_layers or work.scatters_layers):
-            self._pass(layers, kind, weights)
+            self._pass(layers, direction, weights)
             return
-        for _ in range(layers):
-            self._gather_layer()
-            self._pass(1, kind, weights)
-            if kind == BACKWARD and work.scatters_layers:
+        for kind in layers:
+            self._gather_layer(kind)
+            self._pass((kind,), direction, weights)
+            if direction == BACKWARD and work.scatters_layers:
                 hides = work.dp_hidden > 0
-                moved = [move for each in work.shared for move in each.layer_reduced(work.tree)]
+                moved = [move for each in work.layers[kind] for move in each.layer_reduced(work.tree)]
                 done = self._over_groups(self.tail, moved, GRADIENTS if hides else MAIN)
                 if hides:
                     self.reduced = done  # reductions follow each other on their stream
                 else:
                     self.tail = done
 
-    def _pass(self, layers: int, kind: int, weights: bool) -> None:
-        if layers == 0:
-            return
-        if kind == FORWARD:
-            self.tail = self.passes.forward(self.script, self.tail, layers)
-        else:
-            self.tail = self.passes.backward(self.script, self.tail, layers, weights)
+    def _pass(self, layers: Kinds, direction: int, weights: bool) -> None:
+        for kind, count in _runs(layers):
+            if direction == FORWARD:
+                self.tail = self.passes.forward(self.script, self.tail, kind, count)
+            else:
+                self.tail = self.passes.backward(self.script, self.tail, (kind, count), weights)
 
-    def _gather_layer(self) -> None:
+    def _gather_layer(self, kind: int) -> None:
         """The weights of the next pass: blocking, or asked for when the pass before it started."""
         work = self.work
         if not work.gathers_layers:
             return
         if work.dp_hidden == 0:
-            self.tail = self._layer_gather(self.tail, MAIN)
+            self.tail = self._layer_gather(kind, self.tail, MAIN)
             return
         self.tail = _joined(self.tail, self.gathered)
         self._gather_ahead(self.tail)
 
     def _gather_ahead(self, after: After) -> None:
-        if self.gathers_left > 0:
-            self.gathered = self._layer_gather(after, GRADIENTS)
-            self.gathers_left -= 1
+        if self.gathers_left:
+            self.gathered = self._layer_gather(self.gathers_left.popleft(), after, GRADIENTS)
 
-    def _layer_gather(self, after: After, stream: int) -> After:
-        moved = [("ALL_GATHER", each.group, each.layer_gathered, each.layer_gather) for each in self.work.shared]
+    def _layer_gather(self, kind: int, after: After, stream: int) -> After:
+        moved = [("ALL_GATHER", each.group, each.layer_gathered, each.layer_gather) for each in self.work.layers[kind]]
         return self._over_groups(after, moved, stream)
 
     # --------------------------------------------------------------- gradients
 
-    def _reduced_backward(self, task: Task, layers: int, weights: bool) -> None:
+    def _reduced_backward(self, layers: Kinds, weights: bool) -> None:
         """The last backward pass, whose gradients are reduced bucket by bucket as layers end, as early as the profile's share lets them."""
-        work = self.work
-        share = layers / max(1, sum(work.chunks))
-        pieces = max(1, min(ceil(work.calls * share), layers, PIECES))
-        earliest = ceil((1 - work.dp_hidden) * layers)
-        due = [max(ceil((i + 1) * layers / pieces), earliest) for i in range(pieces)]
+        work, share = self.work, self.work.share(layers)
+        pieces = max(1, min(ceil(work.calls * share), len(layers), PIECES))
+        earliest = ceil((1 - work.dp_hidden) * len(layers))
+        due = [max(ceil((i + 1) * len(layers) / pieces), earliest) for i in range(pieces)]
         done = 0
         for at in sorted(set(due)):
-            self._layers(at - done, BACKWARD, weights)
+            self._layers(layers[done:at], BACKWARD, weights)
             done = at
             count = due.count(at)
             self._reduce(share * count / pieces, count)
-        self._layers(layers - done, BACKWARD, weights)
+        self._layers(layers[done:], BACKWARD, weights)
 
     def _reduce(self, share: float, calls: int) -> None:
         """Starts the reduction of a share of the gradients beside what follows."""
@@ -333,6 +335,11 @@ class StageWriter:
         stream, tag = PIPELINE if boundary.overlaps else MAIN, self._tag(task, self.places[task.chunk], not ahead)
         sent = script.send(self.tail, peer, boundary.size, boundary.seconds, "pp", tag, stream)
         self.tail = self.tail if boundary.overlaps else sent
+
+
+def _runs(layers: Kinds) -> list[tuple[int, int]]:
+    """Layers of one kind in a row: the kind, and how many."""
+    return [(kind, len(list(same))) for kind, same in groupby(layers)]
 
 
 def _joined(first: After, second: After) -> After:

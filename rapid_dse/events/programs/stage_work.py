@@ -57,15 +57,20 @@ def _all_reduced(group: str, size: float, seconds: float, tree: bool) -> list[Mo
     return [("REDUCE_SCATTER", group, size, seconds / 2), ("ALL_GATHER", group, size, seconds / 2)]
 
 
+Kinds = tuple[int, ...]  # of layers in a row
+
+
 @dataclass(frozen=True)
 class StageWork:
     """What a stage does beside its layers: seconds, bytes; of transfers both, the seconds in closed form.
 
     Attributes:
-        chunks: layers of each chunk.
+        chunks: the kind of each layer of each chunk, in the order in which a micro-batch passes them; ``sizes``: parameters of a layer of
+            each kind on a rank.
         stall: what the device waits for the host each micro-batch; ``host_step`` once a step.
         zero: the stage of ZeRO.
         shared: the weights by the group that shares them, the dense ones first; ``calls``: in how many calls gradients are reduced.
+        layers: what moves of a layer of each kind with its passes, by the group that shares it.
         embedding, head: the embedding table and the head where the stage has them and ZeRO 2 or 3 shards them: their ``layer_gathered``
             is gathered before each of their forward passes, their ``layer_scattered`` reduced after each backward pass.
         tied: bytes of the tied table's gradient, which first and last stage sum at the end of the step, in ``tied_reduce``; 0: nothing.
@@ -74,12 +79,14 @@ class StageWork:
         tree: whether gradients are summed by one all-reduce, else by reduce-scatter and all-gather.
     """
 
-    chunks: tuple[int, ...]
+    chunks: tuple[Kinds, ...]
+    sizes: tuple[float, ...]
     stall: float
     host_step: float
     optimizer: float
     zero: int
     shared: tuple[SharedWeights, ...]
+    layers: tuple[tuple[SharedWeights, ...], ...]
     calls: int
     embedding: SharedWeights | None
     head: SharedWeights | None
@@ -103,9 +110,19 @@ class StageWork:
     @property
     def gathers_layers(self) -> bool:
         """Whether each layer's weights are gathered before each pass (ZeRO 3)."""
-        return any(each.layer_gathered > 0 for each in self.shared)
+        return any(each.layer_gathered > 0 for layer in self.layers for each in layer)
 
     @property
     def scatters_layers(self) -> bool:
         """Whether each layer's gradients are reduced after each backward pass."""
-        return any(each.layer_scattered > 0 for each in self.shared)
+        return any(each.layer_scattered > 0 for layer in self.layers for each in layer)
+
+    @property
+    def count(self) -> int:
+        """Layers of the stage."""
+        return sum(len(kinds) for kinds in self.chunks)
+
+    def share(self, layers: Kinds) -> float:
+        """Share of the parameters of all the stage's layers that some of them have."""
+        whole = sum(self.sizes[kind] for kinds in self.chunks for kind in kinds)
+        return sum(self.sizes[kind] for kind in layers) / whole if layers else 0.0

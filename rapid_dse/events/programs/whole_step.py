@@ -12,31 +12,32 @@ from rapid_dse.events.programs.script import After, Script
 
 @dataclass(frozen=True)
 class LayerPasses:
-    """A stage's layers node by node (``stage.Passes``)."""
+    """A stage's layers node by node (``stage.Passes``); ``works``: a layer of each kind."""
 
-    work: LayerWork
+    works: tuple[LayerWork, ...]
     around: EndWork
 
     @property
     def talks(self) -> bool:
         """Whether the layers have transfers of their own."""
-        return self.work.talks
+        return any(work.talks for work in self.works)
 
-    def forward(self, script: Script, after: After, layers: int) -> After:
+    def forward(self, script: Script, after: After, kind: int, layers: int) -> After:
         """Their forward pass."""
         for _ in range(layers):
-            after = layer_program.forward(script, self.work, after)
+            after = layer_program.forward(script, self.works[kind], after)
         return after
 
-    def backward(self, script: Script, after: After, layers: int, weights: bool) -> After:
+    def backward(self, script: Script, after: After, run: tuple[int, int], weights: bool) -> After:
         """Their backward pass, with or without weight gradients."""
+        kind, layers = run
         for _ in range(layers):
-            after = layer_program.backward(script, self.work, after, weights)
+            after = layer_program.backward(script, self.works[kind], after, weights)
         return after
 
-    def weights(self, script: Script, after: After, layers: int) -> After:
+    def weights(self, script: Script, after: After, kind: int, layers: int) -> After:
         """Their weight gradients alone."""
-        return layer_program.weight_gradient(script, self.work, after, layers)
+        return layer_program.weight_gradient(script, self.works[kind], after, layers)
 
     def end(self, script: Script, after: After, name: str) -> After:
         """One of the passes beside them, by its name in ``end_programs.PASSES``."""
@@ -44,7 +45,7 @@ class LayerPasses:
 
     def regather(self, script: Script, after: After) -> After:
         """The group's gather of a boundary that each rank has a share of; under sequence parallelism shares stay apart."""
-        work = self.work
+        work = self.works[0]
         if work.tp == 1 or work.sequence_parallel:
             return after
         return script.exchange(after, "ALL_GATHER", "tp", work.stream.size, work.stream.gather, "pp")

@@ -75,5 +75,5 @@ def in_flight(
         rows = np.flatnonzero(schedule == code)
         if len(rows):
             place = stage.take(rows, axis=-1)
-            held[..., rows] = each.in_flight(place, pp.take(rows), chunks.take(rows), micro_batches.take(rows), late.take(rows))
+            held[..., rows] = each.in_flight(place, pp.take(rows), chunks.take(rows), micro_batches.take(rows), late.take(rows, axis=-1))
     return held

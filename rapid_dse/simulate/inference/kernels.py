@@ -13,7 +13,7 @@ from rapid_dse.config.scenario import Scenario
 from rapid_dse.device import OperatorModel
 from rapid_dse.interconnect import closed_form, transfer
 from rapid_dse.interconnect.transfer import Transfer
-from rapid_dse.model.operators import local_kv_heads
+from rapid_dse.model.layers.attention import local_kv_heads
 from rapid_dse.parallel.engines import Degrees
 from rapid_dse.parallel.span import Span
 from rapid_dse.simulate.communication import effective_network

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rapid_dse.config.scenario import Scenario
-from rapid_dse.model.operators import padded_vocab
+from rapid_dse.model.layers.embedding import padded_vocab
 from rapid_dse.parallel.engines import Degrees
 from rapid_dse.simulate.inference.kernels import cache_a_rank
 from rapid_dse.simulate.inference.passes import all_products

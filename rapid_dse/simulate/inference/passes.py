@@ -11,7 +11,9 @@ from rapid_dse.config.scenario import Scenario
 from rapid_dse.device import OperatorModel
 from rapid_dse.interconnect import transfer
 from rapid_dse.interconnect.transfer import Transfer
-from rapid_dse.model.operators import MicroBatch, padded_vocab
+from rapid_dse.model.architecture import architecture
+from rapid_dse.model.layers.embedding import padded_vocab
+from rapid_dse.model.shapes import MicroBatch
 from rapid_dse.parallel.engines import Degrees
 from rapid_dse.parallel.placement import Placement, place
 from rapid_dse.simulate.communication import effective_network
@@ -136,10 +138,12 @@ def _pass(
 
 
 def _glue(scenario: Scenario, cut: Degrees, tokens: FloatColumn, device: OperatorModel) -> FloatColumn:
-    """Seconds of what norms, rotary embedding, activation and routing move of one layer, their latencies left to ``layer_latency``."""
+    """Seconds of what norms, rotary embedding, activation and routing move of the mean layer, their latencies left to ``layer_latency``."""
     ones = np.ones_like(cut.tp)
     shape = MicroBatch(cut.tp, ones, cut.ep, cut.etp, tokens, np.zeros(len(tokens), bool), 1)  # type: ignore[arg-type]  # tokens need not be whole
-    moved, _ = elementwise_bytes(scenario, shape)
+    model = architecture(scenario.model)
+    every = [count * elementwise_bytes(scenario, kind, shape)[0] for count, kind in zip(model.counts, model.kinds, strict=True)]
+    moved = np.sum(every, axis=0) / len(model.order)
     return np.maximum(0.0, device.elementwise(moved) - device.elementwise(0.0))
 
 

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from rapid_dse.config.scenario import Scenario
 from rapid_dse.device import operator_model
 from rapid_dse.interconnect import closed_form
-from rapid_dse.model.operators import matrix_parameters, mean_context
+from rapid_dse.model.architecture import matrix_parameters
+from rapid_dse.model.shapes import mean_context
 from rapid_dse.parallel.engines import Engines
 from rapid_dse.parallel.layouts import POOLS, Layouts
 from rapid_dse.simulate.inference.pools import Pools
@@ -180,7 +181,7 @@ def _flops(scenario: Scenario) -> float:
     model, (prompt, generated) = scenario.model, scenario.workload.lengths
     tokens = prompt * (1 - scenario.workload.prefix_hit) + generated - 1
     width = model.num_attention_heads * model.attention_head_dim
-    attention = 4.0 * model.num_hidden_layers * width * mean_context(model, prompt + generated)
+    attention = 4.0 * model.num_hidden_layers * width * mean_context(model.sliding_window, prompt + generated)
     return tokens * (2.0 * matrix_parameters(model) + attention)
 
 

@@ -11,7 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rapid_dse.config.model import Model
-from rapid_dse.model.operators import MatMul, local_kv_heads, mlp_projections, padded_vocab
+from rapid_dse.model.layers.attention import local_kv_heads
+from rapid_dse.model.layers.embedding import padded_vocab
+from rapid_dse.model.layers.mlp import mlp_projections
+from rapid_dse.model.shapes import MatMul
 from rapid_dse.parallel.engines import Degrees
 
 FloatColumn = NDArray[np.float64]

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from rapid_dse.config.scenario import Scenario
 from rapid_dse.config.units import UNITS, to_si
-from rapid_dse.model.operators import model_flops_per_token
+from rapid_dse.model.architecture import model_flops_per_token
 from rapid_dse.parallel.layouts import CODES, COLUMN_OF, Layouts
 from rapid_dse.simulate.results import Priced
 from rapid_dse.sweep import ranking

@@ -9,9 +9,10 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from rapid_dse.model.architecture import split_of
+from rapid_dse.parallel.stages import stages
 from rapid_dse.simulate.bounds import lower_bound
 from rapid_dse.simulate.memory import peak_memory
-from rapid_dse.simulate.stages import Split, stages
 from rapid_dse.sweep.search.aims import Aims, bounds
 from rapid_dse.sweep.search.study_space import SearchSpace, Variant
 
@@ -100,7 +101,7 @@ class Bounding:
 
     def _computed(self, variant: Variant, rows: NDArray[np.int64]) -> FloatColumn:
         scenario, layouts = variant.setting.scenario, variant.pool.layouts.take(rows)
-        split = stages(Split.of(scenario), layouts)
+        split = stages(split_of(scenario), layouts)
         return bounds(self.aims, scenario, layouts, lower_bound(scenario, layouts), peak_memory(scenario, layouts, split).peak)
 
     def proof(self, space: SearchSpace) -> Proof | None:

@@ -9,9 +9,6 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from rapid_dse.config.model import Model
-from rapid_dse.config.scenario import Scenario
-from rapid_dse.model.operators import matrix_parameters
 from rapid_dse.parallel.layouts import IntColumn, Layouts
 from rapid_dse.parallel.schedules import STAGE_MAPS
 from rapid_dse.parallel.schedules.stage_maps import LOOPED, StageMap
@@ -26,42 +23,67 @@ LEAST_KINDS = 2  # of inner stages, so that tables of the usual splits have rows
 class Split:
     """How a model's layers are dealt to pipeline stages.
 
-    ``rule`` is the framework's. ``megatron`` counts embedding and loss as a layer each where that makes the layers divide; ``balanced``
-    gives each stage the same matrix parameters, the head's included, as nanotron does; ``even`` and whatever does not divide: the first
-    stages get one more. ``given``, where it is not None, are the layers of each stage as a user has them instead.
+    Attributes:
+        rule: the framework's. ``megatron`` counts embedding and loss as a layer each where that makes the layers divide; ``balanced``
+            gives each stage the same matrix parameters, the head's included, as nanotron does; ``even`` and whatever does not divide:
+            the first stages get one more.
+        order: the kind of each layer, a number from 0.
+        weights: matrix parameters of a layer of each kind; ``head``: of the head.
+        given: where it is not None, the layers of each stage as a user has them instead.
     """
 
-    model: Model
     rule: str
+    order: tuple[int, ...]
+    weights: tuple[float, ...] = (1.0,)
+    head: float = 0.0
     given: tuple[int, ...] | None = None
 
-    @classmethod
-    def of(cls, scenario: Scenario) -> Split:
-        """The split of a scenario's pipelines."""
-        return cls(scenario.model, scenario.software.pipeline.pipeline_split, scenario.parallel.stage_layers)
+    @property
+    def kinds(self) -> int:
+        """How many kinds of layers there are."""
+        return len(self.weights)
 
     def layers(self, pp: int, chunks: int, stage_map: StageMap = LOOPED) -> list[int]:
         """Layers of each of ``pp`` stages, all their chunks together."""
-        return list(_layers(self, pp, chunks, stage_map))
+        return [sum(own) for own in self.chunks(pp, chunks, stage_map)]
 
     def chunks(self, pp: int, chunks: int, stage_map: StageMap = LOOPED) -> list[list[int]]:
         """Layers of each chunk of each stage, ``pp`` lists of so many ``chunks``, which lie as ``stage_map`` says."""
-        layers, count = self.model.num_hidden_layers, pp * chunks
+        layers, count = len(self.order), pp * chunks
         if self.given is not None:
             assert len(self.given) == pp, "the rules of layouts leave no other pp"
             return [_dealt(own, chunks, stage == 0) for stage, own in enumerate(self.given)]
         if self.rule == "balanced" and pp > 1 and chunks == 1:
-            return [[own] for own in _balanced(self.model, pp)]
+            return [[own] for own in self._balanced(pp)]
         if layers % count and self.rule == "megatron" and (layers + 2) % count == 0:
             each = [(layers + 2) // count - (place == 0) - (place == count - 1) for place in range(count)]
         else:
             each = [layers // count + (place < layers % count) for place in range(count)]
         return [[each[place] for place in held] for held in stage_map.places(pp, chunks).tolist()]
 
+    def kinds_of_chunks(self, pp: int, chunks: int, stage_map: StageMap = LOOPED) -> list[list[tuple[int, ...]]]:
+        """The kind of each layer of each chunk of each stage, in the order in which a micro-batch passes them."""
+        places, counts = stage_map.places(pp, chunks), self.chunks(pp, chunks, stage_map)
+        at_place = np.empty(pp * chunks, np.int64)
+        at_place[places] = counts
+        ends = np.cumsum(at_place)
+        return [[self.order[ends[place] - at_place[place] : ends[place]] for place in held] for held in places.tolist()]
 
-@lru_cache(maxsize=4096)
-def _layers(split: Split, pp: int, chunks: int, stage_map: StageMap) -> tuple[int, ...]:
-    return tuple(sum(each) for each in split.chunks(pp, chunks, stage_map))
+    def of_kinds(self, pp: int, chunks: int, stage_map: StageMap = LOOPED) -> NDArray[np.int64]:
+        """Layers of each kind in each chunk of each stage, ``(pp, chunks, n_kinds)``."""
+        every = self.kinds_of_chunks(pp, chunks, stage_map)
+        return np.array([[np.bincount(np.array(kinds, np.int64), minlength=self.kinds) for kinds in held] for held in every])
+
+    def _balanced(self, pp: int) -> list[int]:
+        """Blocks are dealt out in order; a stage closes once the cost so far passes its share (nanotron, pipeline block assignment)."""
+        costs = [self.weights[kind] for kind in self.order]
+        share, counts, stage, spent = (sum(costs) + self.head) / pp, [0] * pp, 0, 0.0
+        for cost in costs:
+            counts[stage] += 1
+            spent += cost
+            if stage < pp - 1 and spent >= share * (stage + 1) * (1 - 1e-12):
+                stage += 1
+        return counts
 
 
 def _dealt(layers: int, chunks: int, first: bool) -> list[int]:
@@ -71,33 +93,20 @@ def _dealt(layers: int, chunks: int, first: bool) -> list[int]:
     return counts[::-1] if first else counts
 
 
-def _balanced(model: Model, pp: int) -> list[int]:
-    """Blocks are dealt out in order; a stage closes once the cost so far passes its share (nanotron, pipeline block assignment)."""
-    head = float(model.hidden_size * model.vocab_size)
-    layer = (matrix_parameters(model) - head) / model.num_hidden_layers
-    share, counts, stage, spent = (model.num_hidden_layers * layer + head) / pp, [0] * pp, 0, 0.0
-    for _ in range(model.num_hidden_layers):
-        counts[stage] += 1
-        spent += layer
-        if stage < pp - 1 and spent >= share * (stage + 1) * (1 - 1e-12):
-            stage += 1
-    return counts
-
-
 @dataclass(frozen=True)
 class Stages:
     """The stages of each layout that can be the slowest or the fullest: ``(n_candidates, n_layouts)``.
 
-    They are the first stage, one for each number of layers that inner stages have (the fullest first), and the last. In every schedule an
-    earlier stage holds no fewer micro-batches whole than a later one, so that among inner stages of equal layer count the earliest stands
+    They are the first stage, one for each mix of layers that inner stages have (the fullest first), and the last. In every schedule an
+    earlier stage holds no fewer micro-batches whole than a later one, so that among inner stages of equal layers the earliest stands
     for all, or the ``latest`` where delayed weight gradients need more than what is kept whole; that one is also the one that others wait
     for. A layout with fewer candidates than the others of its table has its second one several times. At pp = 1 all are the same stage.
 
     Attributes:
         position: the stage's place, from 0.
-        layers: of the stage.
+        layers: of the stage; ``of_kinds`` those of each kind, ``(n_kinds, n_candidates, n_layouts)``.
         latest: place of the latest stage that it stands for; ``before`` layers are on the stages ahead of that one.
-        ahead: how many inner stages of each kind, that is with as many layers as each inner candidate, lie ahead of each candidate's
+        ahead: how many inner stages like each inner candidate, that is with the same layers, lie ahead of each candidate's
             latest, ``(n_candidates, n_candidates - 2, n_layouts)``; ``behind``: how many lie behind it.
     """
 
@@ -109,10 +118,12 @@ class Stages:
     has_head: NDArray[np.bool_]
     ahead: NDArray[np.int64]
     behind: NDArray[np.int64]
+    of_kinds: NDArray[np.int64]
 
     def first(self) -> Stages:
         """The first stage alone, with which no times of others can be found."""
-        return Stages(**{f.name: getattr(self, f.name)[:1] for f in fields(self)})
+        found = {f.name: getattr(self, f.name)[:1] for f in fields(self) if f.name != "of_kinds"}
+        return Stages(**found, of_kinds=self.of_kinds[:, :1])
 
 
 @dataclass(frozen=True)
@@ -125,11 +136,15 @@ class CandidateStages:
     before: list[int]
     ahead: list[list[int]]
     behind: list[list[int]]
+    of_kinds: list[tuple[int, ...]]
 
 
-def kinds_of(layers: Sequence[int]) -> list[int]:
-    """The numbers of layers that inner stages have, each once, the largest first."""
-    return sorted(set(layers[1:-1]), reverse=True)
+Mix = tuple[int, ...]  # layers of each kind
+
+
+def mixes_of(stages: Sequence[Mix]) -> list[Mix]:
+    """The mixes of layers that inner stages have, each once, the largest first."""
+    return sorted(set(stages[1:-1]), key=lambda mix: (sum(mix), mix), reverse=True)
 
 
 def packed(layouts: Layouts) -> IntColumn:
@@ -148,34 +163,40 @@ def unpacked(number: int) -> tuple[int, int, StageMap]:
 def stages(split: Split, layouts: Layouts) -> Stages:
     """The candidate stages of each layout; each distinct split is made once."""
     distinct, where = np.unique(packed(layouts), return_inverse=True)
-    splits = [_layers(split, *unpacked(key)) for key in distinct.tolist()]
-    kinds = max([LEAST_KINDS, *(len(kinds_of(layers)) for layers in splits)])
-    found = [_candidates(layers, kinds) for layers in splits]
-    position, layers, latest, before, ahead, behind = (
+    splits = [_mixes(split, *unpacked(key)) for key in distinct.tolist()]
+    room = max([LEAST_KINDS, *(len(mixes_of(mixes)) for mixes in splits)])
+    found = [_candidates(mixes, room) for mixes in splits]
+    position, layers, latest, before, ahead, behind, of_kinds = (
         np.moveaxis(np.array([getattr(each, name) for each in found], np.int64), 0, -1)[..., where]
         for name in (f.name for f in fields(CandidateStages))
     )
-    return Stages(position, layers, latest, before, position == 0, position == layouts.head_stage, ahead, behind)
+    kinds = np.ascontiguousarray(of_kinds.swapaxes(0, 1))
+    return Stages(position, layers, latest, before, position == 0, position == layouts.head_stage, ahead, behind, kinds)
 
 
 @lru_cache(maxsize=4096)
-def _candidates(layers: tuple[int, ...], kinds: int) -> CandidateStages:
+def _mixes(split: Split, pp: int, chunks: int, stage_map: StageMap) -> tuple[Mix, ...]:
+    """The mix of each stage."""
+    return tuple(tuple(mix) for mix in split.of_kinds(pp, chunks, stage_map).sum(axis=1).tolist())
+
+
+@lru_cache(maxsize=4096)
+def _candidates(mixes: tuple[Mix, ...], kinds: int) -> CandidateStages:
     """The candidates of a split, with room for so many kinds of inner stages."""
-    last, inner, counts = len(layers) - 1, range(1, len(layers) - 1), kinds_of(layers)
-    chosen = [next(stage for stage in inner if layers[stage] == count) for count in counts]
+    last, inner, counts = len(mixes) - 1, range(1, len(mixes) - 1), mixes_of(mixes)
+    chosen = [next(stage for stage in inner if mixes[stage] == mix) for mix in counts]
     chosen = [0, *chosen, *(chosen[:1] or [0]) * (kinds - len(chosen)), last]
-    latest = [max(each for each in inner if layers[each] == layers[stage]) if stage in inner else stage for stage in chosen]
-    alike = np.array([[stage in inner and layers[stage] == count for stage in range(len(layers))] for count in counts]).reshape(
-        -1, last + 1
-    )
+    latest = [max(each for each in inner if mixes[each] == mixes[stage]) if stage in inner else stage for stage in chosen]
+    alike = np.array([[stage in inner and mixes[stage] == mix for stage in range(len(mixes))] for mix in counts]).reshape(-1, last + 1)
     up_to = np.cumsum(alike, axis=1)
     ahead, behind = (up_to - alike)[:, latest].T.tolist(), (up_to[:, -1:] - up_to)[:, latest].T.tolist()
     room = [0] * (kinds - len(counts))
     return CandidateStages(
         position=chosen,
-        layers=[layers[stage] for stage in chosen],
+        layers=[sum(mixes[stage]) for stage in chosen],
         latest=latest,
-        before=[sum(layers[:stage]) for stage in latest],
+        before=[sum(map(sum, mixes[:stage])) for stage in latest],
         ahead=[row + room for row in ahead],
         behind=[row + room for row in behind],
+        of_kinds=[mixes[stage] for stage in chosen],
     )

@@ -1,0 +1,116 @@
+"""One layer of one layout as its programs take it: seconds and bytes of each half, of each kind of layer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rapid_dse.config.scenario import Scenario
+from rapid_dse.events.programs.layer_program import Exchange, Half, LayerWork
+from rapid_dse.interconnect.transfer import Transfer
+from rapid_dse.model.architecture import architecture
+from rapid_dse.parallel.layouts import RECOMPUTE_FULL, RECOMPUTE_SELECTIVE, Layouts
+from rapid_dse.simulate.arrangement import Arrangement
+from rapid_dse.simulate.communication import LayerTraffic, Streams, TensorParallel, node_wait
+from rapid_dse.simulate.layer_work import LayerBlock
+from rapid_dse.simulate.sharding import ShardGroups
+from rapid_dse.simulate.training import Prepared
+
+
+def layer_works(
+    scenario: Scenario,
+    layout: Layouts,
+    blocks: Sequence[LayerBlock],
+    placed: tuple[ShardGroups, Arrangement],
+    priced: tuple[Prepared, int],
+) -> tuple[LayerWork, ...]:
+    """A layer of each kind.
+
+    Args:
+        placed: where the layout's groups lie, and what they transfer.
+        priced: its operators, and which of their shapes is its own.
+    """
+    (groups, arranged), (ready, shape) = placed, priced
+    streams, moved = Streams.of(scenario, layout, groups.placement, groups.network), arranged.traffic
+    works = []
+    for number, kind in enumerate(architecture(scenario.model).kinds):
+        alone, block, traffic = ready.alone.layers[number], blocks[number], moved.layers[number]
+        around = tuple(tuple(exchange_of(streams, each) for each in part) for part in streams.around(kind))
+        halves = _halves(block, traffic, around, alone.matmul_seconds[..., shape], alone.mixing)
+        works.append(_layer_work(scenario, layout, block, traffic, (halves, exchange_of(streams, moved.stream))))
+    return tuple(works)
+
+
+def _layer_work(
+    scenario: Scenario,
+    layout: Layouts,
+    block: LayerBlock,
+    moved: LayerTraffic,
+    parts: tuple[tuple[Half, Half], Exchange],
+) -> LayerWork:
+    """One layer of one kind; ``parts``: its halves, and what is exchanged of the activations between layers."""
+    software = scenario.software
+    tp, cp, sequence = int(layout.tp[0]), int(layout.cp[0]), bool(layout.sequence_parallel[0])
+    full, selective = (bool(layout.recompute[0] == code) for code in (RECOMPUTE_FULL, RECOMPUTE_SELECTIVE))
+    core = selective and software.memory.selective_recompute == "core_attention"
+    again_attention = (full or core) and software.memory.recomputes_attention
+    hops = cp - 1
+    return LayerWork(
+        halves=parts[0],
+        again=float(block.selective[0]) if selective and not core else 0.0,
+        again_attention=again_attention,
+        full=full,
+        tp=tp,
+        sequence_parallel=sequence and tp > 1,
+        ring=hops,
+        keys=float(moved.cp_keys[0]) if hops else 0.0,
+        hop=float(moved.cp_hop.seconds[0]) if hops else 0.0,
+        stream=parts[1],
+        tp_hidden=software.overlap.tp_overlap if software.overlap.async_tp else 0.0,
+        tp_backward_hidden=software.overlap.tp_backward_overlap,
+        cp_hidden=software.overlap.cp_overlap,
+    )
+
+
+def exchange_of(streams: Streams, each: TensorParallel) -> Exchange:
+    """One buffer of a layout's as its programs exchange it."""
+    group = streams.placement.tp if each.gathers is None else streams.placement.etp
+    return Exchange(
+        float(each.size[0]),
+        float(each.gathered[0]),
+        gather=seconds_alone(each.gather),
+        scatter=seconds_alone(each.scatter),
+        reduce=seconds_alone(each.reduce),
+        again=seconds_alone(each.again),
+        scattered=bool(each.scattered(streams.layouts.sequence_parallel)[0]),
+        group="tp" if each.gathers is None else "etp",
+        skew=float(np.ravel(node_wait(streams.scenario, group))[0]),
+    )
+
+
+def _halves(
+    block: LayerBlock, moved: LayerTraffic, around: Sequence[tuple[Exchange, ...]], products: NDArray[np.float64], mixing: int
+) -> tuple[Half, Half]:
+    """Attention's and the MLP's seconds; elementwise work and casts are shared out in proportion to the products' ``(3, n_matmuls)``, of
+    which the first ``mixing`` are attention's."""
+    first = products[:, :mixing].sum(axis=1) / products.sum(axis=1)
+    attention_forward, attention_backward = float(block.attention_forward[0]), float(block.attention_backward[0])
+    weight = float(block.weight_gradient[0])
+    forward = float(block.forward[0]) - attention_forward
+    backward = float(block.backward[0]) - attention_backward - weight
+
+    def half(number: int, share: NDArray[np.float64]) -> Half:
+        seconds = forward * float(share[0]), backward * float(share[1]), weight * float(share[2])
+        return Half(("attention", "mlp")[number], *seconds, around[number])
+
+    attention = replace(half(0, first), attention_forward=attention_forward, attention_backward=attention_backward)
+    routed, route = float(moved.routed[0]), seconds_alone(moved.ep_exchange)
+    return attention, replace(half(1, 1 - first), spared=float(block.spared[0]), routed=routed, route=route)
+
+
+def seconds_alone(one: Transfer) -> float:
+    """How long a transfer of the only layout takes alone."""
+    return float(np.ravel(one.seconds)[0])

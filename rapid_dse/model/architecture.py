@@ -1,0 +1,153 @@
+"""A model as an ordered list of segments: the embedding, layers of one kind or several, the head."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
+from itertools import groupby
+
+import numpy as np
+
+from rapid_dse.config.model import Model
+from rapid_dse.config.scenario import Scenario
+from rapid_dse.config.software import Software
+from rapid_dse.model.layers.embedding import Embedding
+from rapid_dse.model.layers.head import Head
+from rapid_dse.model.layers.part import CoreAttention, Part, PartParameters, Tensor
+from rapid_dse.model.layers.registry import PARTS
+from rapid_dse.model.shapes import FloatColumn, MatMul, MicroBatch, mean_context
+from rapid_dse.parallel.stages import Split
+
+
+@dataclass(frozen=True)
+class LayerKind:
+    """A kind of layer: its parts in order, attention (or what mixes tokens in its place) and an MLP (or experts)."""
+
+    name: str
+    parts: tuple[Part, ...]
+
+    @classmethod
+    def of(cls, model: Model, names: Sequence[str]) -> LayerKind:
+        """That of parts by their names in the registry."""
+        return cls(" + ".join(names), tuple(PARTS[name](model) for name in names))
+
+    def parameters(self, shape: MicroBatch) -> list[PartParameters]:
+        """Parameters of each part on one rank."""
+        return [part.parameters(shape) for part in self.parts]
+
+    def products(self, shape: MicroBatch) -> list[MatMul]:
+        """The matrix products of the forward pass on one rank, in order."""
+        return [product for part in self.parts for product in part.products(shape)]
+
+    def attention(self, shape: MicroBatch) -> CoreAttention:
+        """The attention kernel."""
+        return next(found for part in self.parts if (found := part.attention(shape)) is not None)
+
+    def tensors(self, shape: MicroBatch, software: Software) -> list[Tensor]:
+        """What it makes of a micro-batch; the first is the layer's input."""
+        return [tensor for part in self.parts for tensor in part.tensors(shape, software)]
+
+    def ring(self, shape: MicroBatch) -> FloatColumn:
+        """Elements of keys and values that a context-parallel rank hands on."""
+        return next(found for part in self.parts if (found := part.ring(shape)) is not None)
+
+    @property
+    def copies(self) -> int:
+        """Experts that each token is sent to; 0 in a dense layer."""
+        return max(part.copies() for part in self.parts)
+
+
+@dataclass(frozen=True)
+class Segment:
+    """``count`` parts or layers of one kind, one after the other."""
+
+    kind: LayerKind
+    count: int
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A model's segments in order.
+
+    ``kinds`` are the kinds of its layers, in the order in which they first occur; ``order`` the kind of each layer.
+    """
+
+    embedding: Embedding
+    kinds: tuple[LayerKind, ...]
+    order: tuple[int, ...]
+    head: Head
+
+    def segments(self) -> Iterator[Segment]:
+        """All of them, embedding and head among them."""
+        yield Segment(LayerKind("embedding", (self.embedding,)), 1)
+        for kind, layers in groupby(self.order):
+            yield Segment(self.kinds[kind], len(list(layers)))
+        yield Segment(LayerKind("head", (self.head,)), 1)
+
+    @cached_property
+    def counts(self) -> tuple[int, ...]:
+        """Layers of each kind."""
+        return tuple(self.order.count(kind) for kind in range(len(self.kinds)))
+
+
+@lru_cache(maxsize=256)
+def architecture(model: Model) -> Architecture:
+    """The segments of a model."""
+    names = [(_mixer(model, layer), _mlp(model, layer)) for layer in range(model.num_hidden_layers)]
+    distinct = list(dict.fromkeys(names))
+    kinds = tuple(LayerKind.of(model, each) for each in distinct)
+    return Architecture(Embedding(model), kinds, tuple(distinct.index(each) for each in names), Head(model))
+
+
+def _mixer(model: Model, layer: int) -> str:
+    if model.kv_lora_rank:
+        return "latent_attention"
+    return "sliding_attention" if model.sliding_window else "full_attention"
+
+
+def _mlp(model: Model, layer: int) -> str:
+    return "experts" if model.num_experts and layer >= model.first_k_dense_replace else "mlp"
+
+
+_ONE = np.ones(1, np.int64)
+ONE = MicroBatch(_ONE, _ONE, _ONE, _ONE, _ONE, np.zeros(1, bool), 1)  # one token on one rank
+
+
+def active_parameters(kind: LayerKind) -> float:
+    """Parameters of the matrices of a layer that multiply a token; of routed experts those that it is sent to."""
+    many = 2**20  # tokens, so that no expert has less than one
+    shape = replace(ONE, seq_len=many)
+    return float(sum(product.flops[0] for product in kind.products(shape)) / (2 * many))
+
+
+def matrix_parameters(model: Model) -> float:
+    """Parameters of the matrices that multiply a token: layers and head, look-up excluded; of routed experts those it is sent to."""
+    found = architecture(model)
+    layers = sum(count * active_parameters(kind) for count, kind in zip(found.counts, found.kinds, strict=True))
+    return float(layers + model.hidden_size * model.vocab_size)
+
+
+def model_flops_per_token(model: Model, seq_len: int) -> float:
+    """Forward and backward FLOP a token that count for MFU: 6 a matrix parameter, and causal attention at half.
+
+    Source: Chowdhery et al., PaLM (arXiv 2204.02311), appendix B, with the causal half counted.
+    """
+    found, attention = architecture(model), 0.0
+    for count, kind in zip(found.counts, found.kinds, strict=True):
+        core = kind.attention(ONE)
+        attention += 12.0 * count * float(core.heads[0]) * core.head_dim * mean_context(core.window, seq_len)
+    return 6.0 * matrix_parameters(model) + attention
+
+
+def split_of(scenario: Scenario) -> Split:
+    """How a scenario's pipelines deal out its model's layers."""
+    return split_by_rule(scenario.model, scenario.software.pipeline.pipeline_split, scenario.parallel.stage_layers)
+
+
+@lru_cache(maxsize=256)
+def split_by_rule(model: Model, rule: str, given: tuple[int, ...] | None = None) -> Split:
+    """How a framework's rule, or a user's own split, deals out a model's layers."""
+    found = architecture(model)
+    weights = tuple(map(active_parameters, found.kinds))
+    return Split(rule, found.order, weights, float(model.hidden_size * model.vocab_size), given)

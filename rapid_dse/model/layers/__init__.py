@@ -1,0 +1,1 @@
+"""What a layer can be made of, a file each; ``registry`` lists them."""

@@ -1,0 +1,100 @@
+"""Multi-head and grouped-query attention, over the whole sequence or a sliding window."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from rapid_dse.config.model import Model
+from rapid_dse.config.software import Software
+from rapid_dse.model.layers.part import CoreAttention, Exchanged, Part, PartParameters, SmallKernels, Tensor, norm_parameters
+from rapid_dse.model.shapes import FloatColumn, MatMul, MicroBatch
+from rapid_dse.parallel.layouts import IntColumn
+
+
+def local_kv_heads(model: Model, tp: IntColumn) -> FloatColumn:
+    """Key-value heads a tensor-parallel rank holds; replicated where tp exceeds them, ``(n,)``."""
+    return np.maximum(1.0, model.num_key_value_heads / tp)
+
+
+@dataclass(frozen=True)
+class Attention(Part):
+    """Norm, projections to queries, keys and values, the attention kernel, and the projection back; ``window`` in tokens, None: all."""
+
+    window: int | None = None
+
+    def _heads(self, tp: IntColumn) -> FloatColumn:
+        return self.model.num_attention_heads / tp
+
+    def parameters(self, shape: MicroBatch) -> PartParameters:
+        """``attention_bias`` puts biases on the query, key and value projections, ``linear_bias`` on all four."""
+        model, head = self.model, self.model.attention_head_dim
+        inward = head * (self._heads(shape.tp) + 2 * local_kv_heads(model, shape.tp))
+        return PartParameters(
+            products=model.hidden_size * (inward + head * self._heads(shape.tp)),
+            biases=inward if model.attention_bias or model.linear_bias else 0.0,
+            norms=norm_parameters(model, model.hidden_size) + (2 * norm_parameters(model, head) if model.qk_norm else 0),
+            added=model.hidden_size if model.linear_bias else 0,
+        )
+
+    def products(self, shape: MicroBatch) -> list[MatMul]:
+        head, heads, tokens = self.model.attention_head_dim, self._heads(shape.tp), shape.tokens
+        hidden = np.full_like(tokens, self.model.hidden_size)
+        return [
+            MatMul("qkv", tokens, (heads + 2 * local_kv_heads(self.model, shape.tp)) * head, hidden),
+            MatMul("attention_output", tokens, hidden, heads * head),
+        ]
+
+    def attention(self, shape: MicroBatch) -> CoreAttention:
+        model = self.model
+        return CoreAttention(self._heads(shape.tp), local_kv_heads(model, shape.tp), model.attention_head_dim, self.window)
+
+    def small_kernels(self, shape: MicroBatch, software: Software) -> SmallKernels:
+        """A norm reads and writes (backward reads two and writes one), a residual sum reads two and writes one; rotary embedding reads
+        and writes queries and keys, and norms of those like any other."""
+        model = self.model
+        stream = shape.norm_tokens * model.hidden_size
+        turned = shape.tokens * model.attention_head_dim * (self._heads(shape.tp) + local_kv_heads(model, shape.tp))
+        rotary, normed, mask = turned * (model.position_embedding == "rope"), turned * model.qk_norm, 0.5 * software.kernels.dropout
+        return SmallKernels(stream * (2 + 3 + mask) + 2 * (rotary + normed), stream * (3 + 2 + mask) + 2 * rotary + 3 * normed)
+
+    def tensors(self, shape: MicroBatch, software: Software) -> list[Tensor]:
+        """As counted in Korthikanti et al. (arXiv 2205.05198, section 4.1), generalised to grouped queries and to flash attention, which
+        keeps its output and a log-sum-exp in place of the scores (Dao, arXiv 2307.08691, section 2.3)."""
+        model, heads = self.model, self._heads(shape.tp)
+        stream = shape.norm_tokens * model.hidden_size
+        queries, keys = (shape.tokens * each * model.attention_head_dim for each in (heads, local_kv_heads(model, shape.tp)))
+        scores = shape.tokens * heads * float(shape.seq_len)
+        # before their norms, which go backward from there, and before an unfused rotation
+        copies = (model.qk_norm + (not software.kernels.fused_rotary)) * (queries + keys)
+        made = [
+            Tensor("attention_norm_input", stream),
+            Tensor("qkv_input", stream, "input"),
+            Tensor("qkv", queries + 2 * keys, product=True),
+            Tensor("qkv_copies", copies),
+            Tensor("log_sum_exp", shape.tokens * heads, "fp32"),
+            Tensor("softmax", scores, core=True),
+            Tensor("core_output", queries, "core_input"),
+            Tensor("attention_output", stream, product=True, kept=False),
+        ]
+        if software.kernels.dropout:
+            made += [
+                Tensor("softmax_dropped", scores, core=True),
+                Tensor("softmax_mask", scores, "byte", core=True),
+                Tensor("attention_mask", stream, "byte"),
+            ]
+        return made
+
+    def exchanged(self) -> tuple[Exchanged, ...]:
+        return (Exchanged(),)
+
+    def ring(self, shape: MicroBatch) -> FloatColumn:
+        return 2 * shape.tokens * local_kv_heads(self.model, shape.tp) * self.model.attention_head_dim
+
+    def token_state(self, shape: MicroBatch) -> FloatColumn:
+        """A key and a value of each of the rank's heads."""
+        return 2 * local_kv_heads(self.model, shape.tp) * self.model.attention_head_dim
+
+    def remembered(self, tokens: int) -> int:
+        return min(tokens, self.window or tokens)

@@ -1,0 +1,37 @@
+"""The embedding table: a row a token of the vocabulary, and where positions are learned a row a position."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from rapid_dse.config.model import Model
+from rapid_dse.model.layers.part import Part, PartParameters
+from rapid_dse.model.shapes import FloatColumn, MicroBatch
+from rapid_dse.parallel.layouts import IntColumn
+
+VOCAB_MULTIPLE = 128  # Megatron's make-vocab-size-divisible-by
+
+
+def padded_vocab(model: Model, tp: IntColumn) -> IntColumn:
+    """Rows of the embedding table, padded to a multiple of 128 · tp, ``(n,)``."""
+    multiple = VOCAB_MULTIPLE * tp
+    rows: IntColumn = -(-model.vocab_size // multiple) * multiple
+    return rows
+
+
+def table_parameters(model: Model, tp: IntColumn) -> FloatColumn:
+    """Parameters of one embedding table, or of one head, that a tensor-parallel rank holds, ``(n,)``."""
+    return padded_vocab(model, tp) * (model.hidden_size / tp)
+
+
+@dataclass(frozen=True)
+class Embedding(Part):
+    """Look-up of tokens, and of positions where they are learned."""
+
+    def parameters(self, shape: MicroBatch) -> PartParameters:
+        """Of the table of tokens; each rank has a share of its rows."""
+        return PartParameters(products=table_parameters(self.model, shape.tp))
+
+    def positions(self, seq_len: int) -> int:
+        """Parameters of the table of positions, whole on each rank."""
+        return seq_len * self.model.hidden_size if self.model.position_embedding == "learned" else 0

@@ -1,0 +1,77 @@
+"""A dense MLP: one projection or two (gate and up) into the intermediate size, an activation, and one back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from rapid_dse.config.model import Model
+from rapid_dse.config.software import Software
+from rapid_dse.model.layers.part import Exchanged, Number, Part, PartParameters, SmallKernels, Tensor, norm_parameters
+from rapid_dse.model.shapes import FloatColumn, MatMul, MicroBatch
+
+
+def mlp_projections(model: Model) -> int:
+    """Matrices into the intermediate size: gate and up for SwiGLU, one otherwise."""
+    return 2 if model.mlp_type == "swiglu" else 1
+
+
+def mlp_products(name: str, model: Model, tokens: FloatColumn, wide: Number, batch: Number = 1.0) -> list[MatMul]:
+    """Into the intermediate size, ``wide`` on a rank, and back; ``batch`` of each in one kernel."""
+    hidden, wide = np.full_like(tokens, model.hidden_size), np.broadcast_to(wide, tokens.shape)
+    return [
+        MatMul(f"{name}_up", tokens, mlp_projections(model) * wide, hidden, batch),
+        MatMul(f"{name}_down", tokens, hidden, wide, batch),
+    ]
+
+
+def mlp_kernels(model: Model, shape: MicroBatch, wide: FloatColumn, software: Software) -> SmallKernels:
+    """A norm, a residual sum and the activation of ``wide`` elements: it reads each projection and writes one; backward it reads them
+    and a gradient, and writes one for each."""
+    stream, gates, mask = shape.norm_tokens * model.hidden_size, mlp_projections(model), 0.5 * software.kernels.dropout
+    return SmallKernels(stream * (2 + 3 + mask) + wide * (gates + 1), stream * (3 + 2 + mask) + wide * (2 * gates + 1))
+
+
+def activated(model: Model, wide: FloatColumn, software: Software) -> list[Tensor]:
+    """What stands between the projections, of ``wide`` elements each."""
+    copy = [] if software.kernels.fused_activation else [Tensor("activation_copy", wide)]
+    return [Tensor("up", mlp_projections(model) * wide, product=True), *copy, Tensor("down_input", wide, "input")]
+
+
+@dataclass(frozen=True)
+class Mlp(Part):
+    """Norm and MLP of a dense layer."""
+
+    def parameters(self, shape: MicroBatch) -> PartParameters:
+        model, wide, inward = self.model, self.model.intermediate_size / shape.tp, mlp_projections(self.model)
+        return PartParameters(
+            products=model.hidden_size * wide * (inward + 1),
+            biases=inward * wide if model.linear_bias else 0.0,
+            norms=norm_parameters(model, model.hidden_size),
+            added=model.hidden_size if model.linear_bias else 0,
+        )
+
+    def products(self, shape: MicroBatch) -> list[MatMul]:
+        return mlp_products("mlp", self.model, shape.tokens, self.model.intermediate_size / shape.tp)
+
+    def small_kernels(self, shape: MicroBatch, software: Software) -> SmallKernels:
+        return mlp_kernels(self.model, shape, self._wide(shape), software)
+
+    def tensors(self, shape: MicroBatch, software: Software) -> list[Tensor]:
+        """As counted in Korthikanti et al. (arXiv 2205.05198, section 4.1), generalised to gated MLPs."""
+        stream = shape.norm_tokens * self.model.hidden_size
+        mask = [Tensor("mlp_mask", stream, "byte")] if software.kernels.dropout else []
+        return [
+            Tensor("mlp_norm_input", stream),
+            Tensor("up_input", stream, "input"),
+            *activated(self.model, self._wide(shape), software),
+            Tensor("down", stream, product=True, kept=False),
+            *mask,
+        ]
+
+    def exchanged(self) -> tuple[Exchanged, ...]:
+        return (Exchanged(),)
+
+    def _wide(self, shape: MicroBatch) -> FloatColumn:
+        return shape.tokens * self.model.intermediate_size / shape.tp

@@ -1,0 +1,160 @@
+"""The protocol of a layer's parts: what pricing and memory ask of attention, an MLP, experts, the embedding table, the head."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from rapid_dse.config.model import Model
+from rapid_dse.config.software import Software
+from rapid_dse.model.shapes import FloatColumn, MatMul, MicroBatch
+
+Number = FloatColumn | float
+
+
+@dataclass(frozen=True)
+class PartParameters:
+    """Parameters (weights, not bytes) of a part on one rank, by who shares them; columns or plain numbers.
+
+    Attributes:
+        products: of matrices, divided by tp; ``biases``: of those, divided alike.
+        norms, added, router: whole on each tensor-parallel rank: scales of norms, biases that are added after a reduction, the router.
+        experts: of the matrices of the rank's routed experts; ``expert_biases``: theirs.
+    """
+
+    products: Number = 0.0
+    biases: Number = 0.0
+    norms: float = 0.0
+    added: float = 0.0
+    router: float = 0.0
+    experts: Number = 0.0
+    expert_biases: Number = 0.0
+
+    @property
+    def whole(self) -> float:
+        """Those that each tensor-parallel rank holds whole: under sequence parallelism it sees a share of the tokens alone."""
+        return self.norms + self.added + self.router
+
+    @property
+    def dense(self) -> Number:
+        """Those that all data- and context-parallel ranks hold alike."""
+        return self.products + self.biases + self.whole
+
+    @property
+    def routed(self) -> Number:
+        """Those that only the ranks hold alike which have the same experts."""
+        return self.experts + self.expert_biases
+
+
+@dataclass(frozen=True)
+class CoreAttention:
+    """The attention kernel of a rank: heads and key-value heads, ``(n_shapes,)`` each, the width of a head, and the window in tokens
+    (None: all of the sequence)."""
+
+    heads: FloatColumn
+    kv_heads: FloatColumn
+    head_dim: int
+    window: int | None
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """What a part makes of one micro-batch on a rank, and autograd may keep.
+
+    Attributes:
+        elements: ``(n_shapes,)``.
+        width: ``activation``: as wide as activations are; ``input``: of a product, which reads it in 8 bits where the library keeps fp8
+            copies; ``core_input``: the same, beside the kernel's own 16-bit one; ``byte``; ``fp32``.
+        product: whether a product gives it.
+        kept: whether something needs it in the backward pass; else its gradient alone is made.
+        core: whether the attention kernel makes it, so that recomputing the kernel makes it again.
+    """
+
+    name: str
+    elements: FloatColumn
+    width: Literal["activation", "input", "core_input", "byte", "fp32"] = "activation"
+    product: bool = False
+    kept: bool = True
+    core: bool = False
+
+
+@dataclass(frozen=True)
+class SmallKernels:
+    """HBM passes of fully fused norms, residuals, activations and the like, elements, ``(n_shapes,)`` each."""
+
+    forward: FloatColumn
+    backward: FloatColumn
+    fp32: Number = 0.0  # bytes that move in fp32 whatever the activations' width, in each direction
+
+
+@dataclass(frozen=True)
+class Exchanged:
+    """What ranks that share products gather before a part and scatter after it, or reduce after it: the activations between layers.
+
+    Attributes:
+        routed: it is the rows of routed experts instead, over the ranks that share an expert, which gather them where they have tokens
+            of their own (``MicroBatch.gathers_rows``); else a tensor-parallel group's, which gathers under sequence parallelism.
+        reduced: whether it is reduced where it is not scattered.
+        cast: whether it may be cast to fp8 before it is gathered.
+        again: whether the backward pass gathers it again for the weight gradient.
+    """
+
+    routed: bool = False
+    reduced: bool = True
+    cast: bool = True
+    again: bool = True
+
+
+@dataclass(frozen=True)
+class Part:
+    """One part of a layer, or of what stands around the layers. A part overrides what it has; the rest is nothing."""
+
+    model: Model
+
+    def parameters(self, shape: MicroBatch) -> PartParameters:
+        """Parameters on one rank."""
+        return PartParameters()
+
+    def products(self, shape: MicroBatch) -> list[MatMul]:
+        """The matrix products of the forward pass on one rank."""
+        return []
+
+    def attention(self, shape: MicroBatch) -> CoreAttention | None:
+        """The attention kernel, where it has one."""
+        return None
+
+    def small_kernels(self, shape: MicroBatch, software: Software) -> SmallKernels:
+        """What its small kernels move."""
+        none = np.zeros(len(shape.tp))
+        return SmallKernels(none, none)
+
+    def tensors(self, shape: MicroBatch, software: Software) -> list[Tensor]:
+        """What it makes, and autograd may keep; the first is its input."""
+        return []
+
+    def exchanged(self) -> tuple[Exchanged, ...]:
+        """What tensor parallelism exchanges around it."""
+        return ()
+
+    def ring(self, shape: MicroBatch) -> FloatColumn | None:
+        """Elements of keys and values that a context-parallel rank hands on; None where it hands nothing on."""
+        return None
+
+    def copies(self) -> int:
+        """Experts that each token is sent to; 0 where it stays."""
+        return 0
+
+    def token_state(self, shape: MicroBatch) -> FloatColumn:
+        """Elements of state that a token leaves on one rank for those behind it, ``(n,)``; ``remembered`` of them at most are kept."""
+        return np.zeros(len(shape.tp))
+
+    def remembered(self, tokens: int) -> int:
+        """Of so many tokens, those whose state is still needed."""
+        return tokens
+
+
+def norm_parameters(model: Model, width: int) -> int:
+    """Of one norm: a scale, and a bias beside it in layernorm."""
+    return 2 * width if model.norm == "layernorm" else width

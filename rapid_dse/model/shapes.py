@@ -1,0 +1,81 @@
+"""Shapes that work is told in: micro-batches on a rank, and matrix products, as columns.
+
+A column here has one entry a distinct micro-batch shape: ``(tp, cp, ep, etp, micro_batch_size, sequence_parallel)``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rapid_dse.parallel.layouts import BoolColumn, IntColumn, Layouts
+
+FloatColumn = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """Distinct micro-batch shapes; every column ``(n_shapes,)``. ``seq_len`` is the whole sequence's; ``etp`` ranks share an expert."""
+
+    tp: IntColumn
+    cp: IntColumn
+    ep: IntColumn
+    etp: IntColumn
+    micro_batch_size: IntColumn
+    sequence_parallel: BoolColumn
+    seq_len: int
+
+    @classmethod
+    def of(cls, layouts: Layouts, seq_len: int) -> MicroBatch:
+        """That of each layout."""
+        return cls(layouts.tp, layouts.cp, layouts.ep, layouts.expert_tp, layouts.micro_batch_size, layouts.sequence_parallel, seq_len)
+
+    @property
+    def tokens(self) -> FloatColumn:
+        """Tokens of a micro-batch on one context-parallel rank."""
+        return self.micro_batch_size * (self.seq_len / self.cp)
+
+    @property
+    def norm_tokens(self) -> FloatColumn:
+        """Tokens of the regions between tensor-parallel products: divided by tp under sequence parallelism."""
+        return self.tokens / np.where(self.sequence_parallel, self.tp, 1)
+
+    @property
+    def gathers_rows(self) -> BoolColumn:
+        """Whether the ranks that share an expert have tokens of their own, which all of them need.
+
+        Without sequence parallelism the ranks of a tensor-parallel group have the same tokens.
+        """
+        found: BoolColumn = self.sequence_parallel | (self.tp == 1)
+        return found
+
+
+@dataclass(frozen=True)
+class MatMul:
+    """C[m, n] = A[m, k] · B[k, n] of one rank, weights in B, ``batch`` of them in one kernel; each ``(n_shapes,)``.
+
+    ``sixteen_bit``: whether it stays in 16 bits where the others run in fp8.
+    """
+
+    name: str
+    m: FloatColumn
+    n: FloatColumn
+    k: FloatColumn
+    batch: FloatColumn | float = 1.0
+    sixteen_bit: bool = False
+
+    @property
+    def flops(self) -> FloatColumn:
+        """FLOP of the forward product, ``(n_shapes,)``."""
+        return 2.0 * self.batch * self.m * self.n * self.k
+
+
+def mean_context(window: int | None, seq_len: int) -> float:
+    """Keys that a query of a causal sequence sees on average, the diagonal's half a key left out: half of them without a window.
+
+    With a window of w, the first w queries see w / 2 on average and the others w.
+    """
+    seen = min(window or seq_len, seq_len)
+    return seen - seen**2 / (2 * seq_len)
