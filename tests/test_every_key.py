@@ -63,6 +63,7 @@ TRIALS: dict[str, tuple[dict[str, str], dict[str, Any]]] = {
 }
 # Where a key shows, a value that shows it, and what is set beside it; of the others any value in any trial is tried.
 OVER_LEAVES = {"hw.num_gpus": 64, "parallel.tp": 1, "workload.global_batch_size": 64}
+HOST = {"parallel.offload_activations": 1.0, "parallel.offload_optimizer": 1.0, "software.enforce": False}
 SHOWN: dict[str, tuple[Any, ...]] = {
     "hw.name": ("slow", "another"),
     "hw.tensor_cores_per_sm": ("piped", 4096),
@@ -137,6 +138,15 @@ SHOWN: dict[str, tuple[Any, ...]] = {
     "parallel.shard_group": ("fsdp", 4),
     "workload.kind": ("piped", "inference"),
     "workload.kv_precision": ("served", "fp8"),
+    "hw.host.link_bandwidth": ("fsdp", 1e6, HOST),
+    "hw.host.memory_bandwidth": ("fsdp", 1e6, HOST),
+    "software.offload_overlap": ("fsdp", 0.0, HOST),
+    "software.offload_step": ("fsdp", "streamed", HOST),
+    "software.offers.offload": ("fsdp", ["weights"], {"parallel.offload_optimizer": 1.0}),
+    "software.offers.offload_with_pipelines": ("piped", [], {"parallel.offload_optimizer": 1.0}),
+    "parallel.offload_activations": ("fsdp", 0.5, {"software.enforce": False}),
+    "parallel.offload_optimizer": ("fsdp", 0.5),
+    "parallel.offload_weights": ("fsdp", 0.5),
     "hw.architecture": ("piped", "volta"),
     "software.measured": ("piped", []),
     "software.flash_kernels": ("piped", []),

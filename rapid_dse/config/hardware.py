@@ -21,6 +21,7 @@ from rapid_dse.config.fields import (
     Share,
     Watts,
 )
+from rapid_dse.config.host_link import OFFLOADING, HostLink
 from rapid_dse.config.measured_boxes import Architecture
 from rapid_dse.config.nodes import dimensions_in_node, with_gpus_in_node
 from rapid_dse.config.units import shortened
@@ -201,7 +202,7 @@ class Hardware(Frozen):
     ``attention_kernels``: the fused attention kernels that are built for the chip, the one to prefer first; none on a V100.
     ``exponentials``: exponentials an SM computes a clock in its special-function units, which softmax waits for.
     ``tensor_memory``: the tensor cores add up in a memory of their own (Blackwell), so that they multiply while the threads of the block
-    compute the softmax of another tile.
+    compute the softmax of another tile. ``host``: the way to the host's memory, which offloading takes; null: not known.
     """
 
     name: str
@@ -222,6 +223,7 @@ class Hardware(Frozen):
     attention_kernels: tuple[FlashKernelName, ...] = ()
     exponentials: Annotated[float, Field(ge=0.1, le=1e4)] = 16.0
     tensor_memory: bool = False
+    host: Annotated[HostLink | None, Only(*OFFLOADING)] = None
     energy: Energy
     price: DollarsPerHour
     network: Network

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from rapid_dse.config.effects import COMMAND, Only, Where
-from rapid_dse.config.fields import WHOLE, Count, CountOrZero, Degree, Frozen, ShareOrPercent
+from rapid_dse.config.fields import WHOLE, Count, CountOrZero, Degree, Frozen, ShareOrPercent, ShareOrZero
 from rapid_dse.config.hardware import Parallelism, Precision
 from rapid_dse.config.schedule_names import ScheduleName
 
@@ -53,6 +53,8 @@ class Parallel(Frozen):
     ``etp`` is how many GPUs share an expert, of the same ranks as tp, cp and dp; null: tp where tp · ep divides tp · cp · dp, else 1.
     ``stage_layers`` are the layers of each pipeline stage, first to last, that add up to num_hidden_layers: [10,12,12,10], in tables the
     text 10,12,12,10; null is the framework's own split. A stage's vpp chunks share them as evenly as they go.
+    ``offload_activations``, ``offload_optimizer``, ``offload_weights``: the share, 0 to 1, of what layers keep for the backward pass, of
+    the optimizer's states, and of the layers' weights that lies in the host's memory.
 
     Of inference: an engine has tp · attention_dp · cp · pp GPUs, and ``dp`` engines serve alike. ``attention_dp`` copies of attention, each
     cut over tp, share the engine's requests; null: 1. Experts cut the same GPUs another way: etp · ep = tp · attention_dp · cp, an expert
@@ -74,6 +76,9 @@ class Parallel(Frozen):
     etp: Annotated[Degree | None, Only(Where("model.num_experts"))] = None
     order: tuple[Parallelism, ...] = ORDER
     stage_layers: Annotated[tuple[CountOrZero, ...] | None, TRAINING] = None
+    offload_activations: Annotated[ShareOrZero, TRAINING] = 0.0
+    offload_optimizer: Annotated[ShareOrZero, TRAINING] = 0.0
+    offload_weights: Annotated[ShareOrZero, TRAINING] = 0.0
     attention_dp: Annotated[Degree | None, INFERENCE] = None
     prefill: Annotated[Pool, INFERENCE] = Pool()
     decode: Annotated[Pool, INFERENCE] = Pool()

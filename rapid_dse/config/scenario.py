@@ -14,6 +14,7 @@ from rapid_dse.config.cluster import Cluster
 from rapid_dse.config.effects import COMMAND, Only, Where, require_no_refused
 from rapid_dse.config.fields import Frozen, Unit
 from rapid_dse.config.hardware import PRECISION_BYTES, WEIGHTS_ALONE, FlashKernelName, Hardware
+from rapid_dse.config.host_link import OFFLOADED
 from rapid_dse.config.model import Model
 from rapid_dse.config.parts import group_of, keys_of, parts_of
 from rapid_dse.config.run import Backend, Debug, Parallel, Search, Workload
@@ -69,6 +70,16 @@ class Scenario(Frozen):
     @model_validator(mode="after")
     def _keys_have_an_effect(self) -> Scenario:
         require_no_refused(self)
+        return self
+
+    @model_validator(mode="after")
+    def _host_is_known(self) -> Scenario:
+        for each in OFFLOADED:
+            share = getattr(self.parallel, f"offload_{each}")
+            if share > 0 and self.hw.host is None:
+                raise ValueError(
+                    f"parallel.offload_{each}={share:g}: hw.host is null; allowed: 0, or link_bandwidth and memory_bandwidth of hw.host"
+                )
         return self
 
     @model_validator(mode="after")

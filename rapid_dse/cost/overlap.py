@@ -35,3 +35,9 @@ def exposed(transfer: Transfer, share: float | FloatColumn, window: Window) -> F
     late = np.max(transfer.busy - free, axis=0, initial=0.0)
     shown: FloatColumn = np.maximum(late, transfer.seconds - share * window.seconds)
     return shown
+
+
+def exposed_beside(seconds: FloatColumn, share: float | FloatColumn, compute: FloatColumn) -> FloatColumn:
+    """Seconds that do not hide in ``share`` of so much computation, where nothing else needs their way."""
+    shown: FloatColumn = np.maximum(0.0, seconds - share * compute)
+    return shown

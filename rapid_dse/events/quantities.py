@@ -134,6 +134,10 @@ def one_layout(scenario: Scenario, layouts: Layouts, row: int, ready: Prepared, 
     works = layer_works(
         scenario, layout, slowed(scenario.software, layout, own, layers), (groups, arranged), (ready, int(ready.where[row]))
     )
+    works = tuple(
+        replace(work, copies_forward=float(layer.copies_forward[0]), copies_backward=float(layer.copies_backward[0]))
+        for work, layer in zip(works, layers.each, strict=True)
+    )
     around = _end_work(scenario, layout, own, arranged, works[0])
     return Priced1(scenario, layout, ready, own, groups, arranged, layers, works, around)
 

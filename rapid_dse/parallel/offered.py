@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from rapid_dse.config.host_link import OFFLOADED
 from rapid_dse.config.run import RECOMPUTE
 from rapid_dse.config.scenario import Scenario
 from rapid_dse.config.schedule_names import PIPELINE_SCHEDULES, SCHEDULES
@@ -50,7 +51,13 @@ class Unoffered:
 def unoffered(layouts: Layouts, scenario: Scenario) -> list[Unoffered]:
     """Every setting that some value of the schema has and the framework lacks, with the layouts that have it."""
     offers = scenario.software.offers
-    return [*of_the_job(len(layouts), scenario), *_degrees(layouts, offers), *_stages(layouts, offers), *_modes(layouts, offers)]
+    return [
+        *of_the_job(len(layouts), scenario),
+        *_degrees(layouts, offers),
+        *_stages(layouts, offers),
+        *_modes(layouts, offers),
+        *_offloads(layouts, scenario),
+    ]
 
 
 def of_the_job(n_layouts: int, scenario: Scenario) -> list[Unoffered]:
@@ -62,6 +69,16 @@ def of_the_job(n_layouts: int, scenario: Scenario) -> list[Unoffered]:
     if work.precision not in offers.precisions:
         found.append(Unoffered(f"precision {work.precision}", f"precision {work.precision}", listed(offers.precisions), every))
     return found
+
+
+def _offloads(layouts: Layouts, scenario: Scenario) -> Iterator[Unoffered]:
+    """What lies in the host's memory, by pipelines or none."""
+    offers = scenario.software.offers
+    for piped, offered, text in ((False, offers.offload, "without pipelines"), (True, offers.offload_with_pipelines, "with pipelines")):
+        for each in OFFLOADED:
+            if getattr(scenario.parallel, f"offload_{each}") > 0 and each not in offered:
+                setting = f"offload_{each} {text}"
+                yield Unoffered(setting, setting, f"offload of {listed(offered)} there", (layouts.pp > 1) == piped)
 
 
 def _degrees(layouts: Layouts, offers: Offers) -> Iterator[Unoffered]:

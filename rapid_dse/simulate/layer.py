@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from rapid_dse.common.columns import rows_of, summed
 from rapid_dse.config.scenario import Scenario
 from rapid_dse.config.software import Software
-from rapid_dse.cost.overlap import Window, exposed
+from rapid_dse.cost.overlap import Window, exposed, exposed_beside
 from rapid_dse.interconnect import transfer
 from rapid_dse.model.architecture import architecture
 from rapid_dse.parallel.layouts import RECOMPUTE_FULL, RECOMPUTE_SELECTIVE, BoolColumn, Layouts
@@ -18,6 +18,7 @@ from rapid_dse.parallel.stages import Stages
 from rapid_dse.simulate.arrangement import MICRO_BATCH, Arrangement
 from rapid_dse.simulate.communication import LayerTraffic
 from rapid_dse.simulate.layer_work import Block, LayerBlock
+from rapid_dse.simulate.offload import HostCopies, host_copies
 from rapid_dse.simulate.sharding import PassTransfers
 from rapid_dse.simulate.vocabulary import Ends, exposed_ends
 
@@ -27,11 +28,17 @@ FloatColumn = NDArray[np.float64]
 LAYER = (*MICRO_BATCH, "recompute", "sharded_passes")  # columns of Layouts on which a layer depends
 
 
+def layer_columns(scenario: Scenario) -> tuple[str, ...]:
+    """Columns of ``Layouts`` on which a layer's time depends: where its weights are fetched from the host, what ZeRO leaves of them too."""
+    return (*LAYER, "zero") if scenario.parallel.offload_weights > 0 else LAYER
+
+
 @dataclass(frozen=True)
 class Layer:
     """Exposed seconds of one layer of one kind and one micro-batch, ``(n_layouts,)`` each; ``forward`` and ``backward`` include the
     transfers.
 
+    ``copies_forward, copies_backward``: what shows of copies between GPU and host (``offload``), part of the passes.
     ``dp``, what shows during each pass of the transfers of weights and gradients, is no part of them. ``moved`` are all transfers of
     tensor, context and expert parallelism in each pass, hidden or not; ``sharded`` those of ZeRO 2 and 3.
     ``slowed_forward, slowed_backward``: what compute takes longer in each pass for the transfers that it hides
@@ -42,6 +49,8 @@ class Layer:
     tp: FloatColumn
     cp: FloatColumn
     ep: FloatColumn
+    copies_forward: FloatColumn
+    copies_backward: FloatColumn
     forward: FloatColumn
     backward: FloatColumn
     dp_forward: FloatColumn
@@ -50,6 +59,11 @@ class Layer:
     sharded: PassTransfers
     slowed_forward: FloatColumn
     slowed_backward: FloatColumn
+
+    @property
+    def copies(self) -> FloatColumn:
+        """What shows of copies between GPU and host in both passes, s."""
+        return self.copies_forward + self.copies_backward
 
     @property
     def dp(self) -> FloatColumn:
@@ -91,15 +105,17 @@ class _LayersAlone:
 def layer_time(scenario: Scenario, layouts: Layouts, block: Block, arranged: Arrangement) -> Layers:
     """One layer of each kind of one micro-batch of each layout; layouts that are alike in all that a layer depends on have it timed
     once."""
-    first, kind = layouts.alike.by(*LAYER)
+    first, kind = layouts.alike.by(*layer_columns(scenario))
     some, there, own = layouts.take(first), arranged.take(first), block.take(first)
-    traffic, sharded = there.traffic.layers, there.sharded
-    each = tuple(_layer(scenario, some, *parts) for parts in zip(own.layers, traffic, sharded, strict=True))
+    parts = zip(own.layers, there.traffic.layers, there.sharded, host_copies(scenario, some), strict=True)
+    each = tuple(_layer(scenario, some, *of_kind) for of_kind in parts)
     alone = rows_of(_LayersAlone(each, exposed_ends(scenario, own, there.vocabulary)), kind)
     return Layers(alone.each, alone.ends, exposed_tables(scenario, layouts, arranged, alone.each))
 
 
-def _layer(scenario: Scenario, layouts: Layouts, block: LayerBlock, moved: LayerTraffic, sharded: PassTransfers) -> Layer:
+def _layer(
+    scenario: Scenario, layouts: Layouts, block: LayerBlock, moved: LayerTraffic, sharded: PassTransfers, copies: HostCopies
+) -> Layer:
     """One layer of one micro-batch: compute, and what of its transfers shows."""
     software = scenario.software
     full, ring_again = layouts.recompute == RECOMPUTE_FULL, rings_again(software, layouts)
@@ -114,8 +130,10 @@ def _layer(scenario: Scenario, layouts: Layouts, block: LayerBlock, moved: Layer
     hidden = hidden + np.minimum(software.overlap.tp_backward_overlap * (beside.seconds - hidden), block.weight_gradient)
     tp_backward = beside.seconds - np.minimum(hidden, backward_beside) + np.where(full, tp_forward, 0.0)
     ring = moved.cp_hop.times(layouts.cp - 1)
-    cp_forward = _beside(ring.seconds, software.overlap.cp_overlap, block.attention_forward)
-    cp_backward = _beside(2 * ring.seconds, software.overlap.cp_overlap, block.attention_backward) + np.where(ring_again, cp_forward, 0.0)
+    cp_forward = exposed_beside(ring.seconds, software.overlap.cp_overlap, block.attention_forward)
+    cp_backward = exposed_beside(2 * ring.seconds, software.overlap.cp_overlap, block.attention_backward) + np.where(
+        ring_again, cp_forward, 0.0
+    )
     ep_forward = 2 * moved.ep_exchange.seconds
     ep_backward = ep_forward * np.where(full, 2.0, 1.0)
     forward = block.forward + tp_forward + cp_forward + ep_forward
@@ -130,13 +148,16 @@ def _layer(scenario: Scenario, layouts: Layouts, block: LayerBlock, moved: Layer
         software.overlap.overlap_slowdown * np.maximum(0.0, each) for each in (hidden_forward, hidden_backward)
     )
     forward, backward = forward + slowed_forward, backward + slowed_backward
+    copies_forward, copies_backward = copies.exposed(scenario, forward, backward)
     return Layer(
         compute=block.forward + block.backward + again + slowed_forward + slowed_backward,
         tp=tp_forward + tp_backward,
         cp=cp_forward + cp_backward,
         ep=ep_forward + ep_backward,
-        forward=forward,
-        backward=backward,
+        copies_forward=copies_forward,
+        copies_backward=copies_backward,
+        forward=forward + copies_forward,
+        backward=backward + copies_backward,
         dp_forward=dp_forward,
         dp_backward=dp_backward,
         moved=all_moved,
@@ -212,8 +233,3 @@ def recomputed(software: Software, layouts: Layouts, block: LayerBlock) -> Float
     whole = block.forward - block.spared - (0.0 if software.memory.recomputes_attention else block.attention_forward)
     partly = np.where(layouts.recompute == RECOMPUTE_SELECTIVE, block.selective, 0.0)
     return np.where(layouts.recompute == RECOMPUTE_FULL, whole, partly)
-
-
-def _beside(transfer: FloatColumn, share: float, compute: FloatColumn) -> FloatColumn:
-    """What shows of a transfer that can hide behind ``share`` of ``compute``."""
-    return np.maximum(0.0, transfer - share * compute)

@@ -26,6 +26,7 @@ from rapid_dse.parallel.schedules import HOLDS_ALL, SPLITS_BACKWARD, in_flight
 from rapid_dse.parallel.stages import Stages
 from rapid_dse.simulate.loss import loss_memory
 from rapid_dse.simulate.operator_times import compute_bytes
+from rapid_dse.simulate.residence import on_the_host, shard_bytes, shards_are_master
 
 FloatColumn = NDArray[np.float64]
 
@@ -268,16 +269,18 @@ def _states(scenario: Scenario, layouts: Layouts, stages: Stages) -> dict[str, N
     accumulates, parameters = layouts.num_micro_batches > 1, weights.total
     gradient = PRECISION_BYTES[software.precision.gradient_dtype] + np.where(accumulates, software.memory.extra_gradient_bytes, 0.0)
     # Under fp32 and TF32 the weights that compute are the master weights; FSDP's shards are those that the optimizer steps.
-    fsdp = (layouts.zero >= 3) & (layouts.shards > 1) & software.precision.master_shards
-    own_master = fsdp | (width == 4)
-    shard = np.where(fsdp, max(width, software.precision.master_bytes), width)
+    own_master = shards_are_master(scenario, layouts) | (width == 4)
     _, stay = _fp8_copies(scenario, layouts)
     gradients = weights.sharded(layouts, gradients_sharded(software, layouts)) * gradient
     bucket = np.minimum(software.overlap.gradient_bucket, parameters * PRECISION_BYTES[software.precision.gradient_dtype])
+    of_layers = [each.sharded(layouts, layouts.zero >= 3) for each in layer_weights(scenario, layouts)]
+    on_host = on_the_host(summed(stages.of_kinds, of_layers), largest_of(stages.of_kinds, of_layers), scenario.parallel.offload_weights)
     return {
-        "parameters": weights.sharded(layouts, layouts.zero >= 3) * shard + summed(stages.of_kinds, stay),
+        "parameters": (weights.sharded(layouts, layouts.zero >= 3) - on_host) * shard_bytes(scenario, layouts)
+        + summed(stages.of_kinds, stay),
         "gradients": _beyond_activations(scenario, layouts, stages, gradients),
         "optimizer": weights.sharded(layouts, layouts.zero >= 1)
+        * (1 - scenario.parallel.offload_optimizer)
         * (software.precision.optimizer_bytes - np.where(own_master, software.precision.master_bytes, 0.0)),
         "gathered": _gathered(scenario, layouts, stages, parameters),
         "bucket": np.where(layouts.dp * layouts.cp > 1, bucket, 0.0),
@@ -301,7 +304,9 @@ def _beyond_activations(scenario: Scenario, layouts: Layouts, stages: Stages, gr
     if not fresh.any():
         return gradients
     activations = layer_activations(scenario, layouts)
-    freed = summed(stages.of_kinds, activations) - largest_of(stages.of_kinds, activations)
+    largest_kept = largest_of(stages.of_kinds, activations)
+    freed = summed(stages.of_kinds, activations) - largest_kept
+    freed = freed - on_the_host(freed, largest_kept, scenario.parallel.offload_activations)
     held = [each.total for each in layer_weights(scenario, layouts)]
     own = largest_of(stages.of_kinds, held) * PRECISION_BYTES[scenario.software.precision.gradient_dtype]
     return np.where(fresh, np.maximum(np.minimum(own, gradients), gradients - freed), gradients)
@@ -356,7 +361,8 @@ def _activations(scenario: Scenario, layouts: Layouts, stages: Stages) -> NDArra
         whole_stream * copies for copies in (scenario.software.memory.embedding_copies, scenario.software.memory.head_copies)
     )
     transient = largest_of(kinds, whole) + stages.has_head * (logits + headed)
-    return held * of_stage + embeddings * embedded + transient
+    kept = held * of_stage
+    return kept - on_the_host(kept, largest_of(kinds, each), scenario.parallel.offload_activations) + embeddings * embedded + transient
 
 
 def _without_recompute(layouts: Layouts) -> Layouts:

@@ -20,6 +20,7 @@ from rapid_dse.simulate.communication import gradient_bytes
 from rapid_dse.simulate.layer import Layers, layer_time
 from rapid_dse.simulate.layer_work import Block
 from rapid_dse.simulate.memory import Weights, mean_of_stages, stage_weights
+from rapid_dse.simulate.offload import offloaded_update
 from rapid_dse.simulate.sharding import bucket, scatter_overlap
 from rapid_dse.simulate.slots import Passes, StageSlots, host_layer_seconds, launched_part, stage_slots
 from rapid_dse.simulate.uneven import ChunkPasses, Steps, chunk_waits, passes_of
@@ -62,6 +63,7 @@ class StageTerms:
     tp: FloatColumn
     cp: FloatColumn
     ep: FloatColumn
+    copies: FloatColumn
     dp: FloatColumn
     total: FloatColumn
 
@@ -161,11 +163,11 @@ def _scheduled(scenario: Scenario, code: int, paced: Pace, kind: Positions, micr
     stage, count = largest(micro_batches * slots.whole + waits), micro_batches.astype(float)
     idle = waits.reshape(-1).take(stage * len(kind) + np.arange(len(kind)))
     there, terms = stage * len(paced.optimizer) + kind, paced.terms
-    slot, on_device, sent, beside, table, compute, tp, cp, ep, dp, total = (
+    slot, on_device, sent, beside, table, compute, tp, cp, ep, copies, dp, total = (
         column.reshape(-1).take(there)
         for column in (
             *(paced.slots.whole, paced.slots.device, paced.hops, paced.ends, paced.tables),
-            *(terms.compute, terms.tp, terms.cp, terms.ep, terms.dp, terms.total),
+            *(terms.compute, terms.tp, terms.cp, terms.ep, terms.copies, terms.dp, terms.total),
         )
     )
     end_dp, end_tp, end_pp, optimizer = (column.take(kind) for column in (paced.end_dp, paced.end_tp, paced.end_pp, paced.optimizer))
@@ -179,7 +181,7 @@ def _scheduled(scenario: Scenario, code: int, paced: Pace, kind: Positions, micr
         dp=count * (dp + table) + end_dp,
         bubble=idle,
         optimizer=optimizer,
-        host=count * (slot - on_device) + scenario.software.host.host_step,
+        host=count * (slot - on_device + copies) + scenario.software.host.host_step,
     )
 
 
@@ -278,7 +280,7 @@ def _end_exposed(
 def update_seconds(scenario: Scenario, layouts: Layouts, weights: Weights, device: OperatorModel) -> FloatColumn:
     """The optimizer's time for a stage of so many parameters, of which ZeRO leaves each rank a share, s, ``(n_layouts,)``."""
     software = scenario.software
-    seconds = device.update(weights.sharded(layouts, layouts.zero >= 1), software.update_traffic)
+    seconds = offloaded_update(scenario, weights.sharded(layouts, layouts.zero >= 1), device)
     if (
         scenario.workload.precision == "fp8"
         and software.precision.fp8_library == "transformer_engine"

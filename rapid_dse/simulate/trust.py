@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from rapid_dse.config.host_link import OFFLOADED
 from rapid_dse.config.measured_boxes import MeasuredRuns, alike
 from rapid_dse.config.run import RECOMPUTE
 from rapid_dse.config.scenario import Scenario
@@ -62,6 +63,9 @@ def trust(scenario: Scenario, layouts: Layouts) -> Trust:
     if not scenario.software.measured or scenario.workload.kind != "training" or not n_rows:
         text = f"software (no {scenario.workload.kind} run of {scenario.software.name} was measured)"
         return Trust(np.full(n_rows, np.nan), np.zeros(n_rows, np.int64), (text,))
+    offloaded = [each for each in OFFLOADED if getattr(scenario.parallel, f"offload_{each}") > 0]
+    if offloaded:
+        return Trust(np.full(n_rows, np.nan), np.zeros(n_rows, np.int64), (f"offload (no run with {' or '.join(offloaded)} was measured)",))
     node = scenario.hw.gpus_per_node
     if layouts.tp.max() <= node or layouts.tp.min() > node:
         return _alike(scenario, layouts, bool(layouts.tp[0] > node))

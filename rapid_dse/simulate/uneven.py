@@ -23,7 +23,7 @@ from rapid_dse.parallel.schedules import SCHEDULE_CLASSES
 from rapid_dse.parallel.schedules.schedule import BACKWARD, FORWARD, INPUT, KINDS, WEIGHTS, Exact
 from rapid_dse.parallel.schedules.stage_maps import StageMap
 from rapid_dse.parallel.stages import Split, packed, unpacked
-from rapid_dse.simulate.layer import LAYER
+from rapid_dse.simulate.layer import layer_columns
 from rapid_dse.simulate.layer_work import Block
 from rapid_dse.simulate.slots import Passes, host_layer_seconds, launched_slot
 
@@ -101,7 +101,7 @@ def passes_of(
     differ = np.array([unpacked(key)[0] > 1 and _differ(split, *unpacked(key)) for key in example.tolist()], bool)
     # ZeRO 2 and 3 transfer the table around the first chunk of every micro-batch, which is the longer one where layers are equal
     longer = (layouts.zero >= 2) & (layouts.shards > 1) & (layouts.pp > 1)
-    _, case = layouts.alike.by(*LAYER, "chunks", "stage_map")
+    _, case = layouts.alike.by(*layer_columns(scenario), "chunks", "stage_map")
     ends = block.embedding, block.embedding_backward, block.head_forward, block.head_backward
     host = host_layer_seconds(scenario, layouts)
     whole = tuple((*passes, own.weight_gradient) for passes, own in zip(layers, block.layers, strict=True))

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 
+from rapid_dse.config.effects import Only, Where
 from rapid_dse.config.fields import Seconds
 from rapid_dse.config.parts import SchemaPart
 
@@ -19,4 +20,7 @@ class HostSettings(SchemaPart):
     # How the host's time for a micro-batch and the device's make one: null: the host runs far ahead, and the longer one counts; a number p:
     # each waits for the other kernel by kernel, and both count, (hostᵖ + deviceᵖ)^(1/p).
     launch_norm: Annotated[float, Field(ge=1, le=20)] | None = None
+    # Where offloaded optimizer states are stepped. cpu: gradients go to the host, whose cores step the states beside them, and new weights
+    # come back (DeepSpeed's ZeRO-Offload, Megatron's hybrid optimizer, FSDP2's CPUOffloadPolicy); streamed: states go through the GPU.
+    offload_step: Annotated[Literal["cpu", "streamed"], Only(Where("parallel.offload_optimizer"))] = "cpu"
     host_step: Seconds = 1e-2  # data loading, logging, the optimizer's launches: exposed once a step

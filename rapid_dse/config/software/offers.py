@@ -8,6 +8,7 @@ from pydantic import BeforeValidator
 
 from rapid_dse.config.fields import Frozen
 from rapid_dse.config.hardware import Precision
+from rapid_dse.config.host_link import OFFLOADED, Offloaded
 from rapid_dse.config.schedule_names import PIPELINE_SCHEDULES, PipelineSchedule
 
 Zero = Literal[0, 1, 2, 3]
@@ -32,4 +33,7 @@ class Offers(Frozen):
     shard_group: tuple[Zero, ...] = (1, 2, 3)  # stages whose shards may lie on a part of the data-parallel ranks (hybrid sharding)
     sequence_parallel: tuple[bool, ...] = (True, False)  # values where tp > 1
     recompute: tuple[Mode, ...] = ("none", "selective", "full")
+    # What may lie in the host's memory (parallel.offload_*), at pp = 1 and at pp > 1.
+    offload: tuple[Offloaded, ...] = OFFLOADED
+    offload_with_pipelines: tuple[Offloaded, ...] = OFFLOADED
     precisions: tuple[Precision, ...] = ("bf16", "fp16", "fp8", "tf32", "fp32", "fp4", "int8", "int4")

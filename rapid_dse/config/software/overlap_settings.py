@@ -8,6 +8,7 @@ from pydantic import Field
 
 from rapid_dse.config.effects import Only, Where
 from rapid_dse.config.fields import Bytes, ShareOrZero
+from rapid_dse.config.host_link import OFFLOADED_IN_LAYERS
 from rapid_dse.config.parts import SchemaPart
 
 
@@ -23,6 +24,8 @@ class OverlapSettings(SchemaPart):
     tp_backward_overlap: ShareOrZero = 0.2  # share of the backward pass's that hide behind the weight gradient
     async_tp: bool = False
     cp_overlap: ShareOrZero = 0.9
+    # Of copies between a GPU and its host behind a layer's pass, where activations or weights are offloaded: the share of the pass.
+    offload_overlap: Annotated[ShareOrZero, Only(*OFFLOADED_IN_LAYERS)] = 1.0
     pp_overlap: ShareOrZero = 0.5  # of sends and receives of interleaved schedules
     # Of each second of a transfer that hides behind the layers' compute, what this compute takes longer for it: NCCL's kernels hold SMs (16
     # to 32 of 132), and what they send and add up passes through HBM. One GPU alone has none of it.

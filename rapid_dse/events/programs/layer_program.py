@@ -85,6 +85,7 @@ class LayerWork:
         stream: the activations between layers as they are, of all of a tensor-parallel group.
         tp_hidden: share of all tensor-parallel transfers that hides (async_tp); ``tp_backward_hidden``: of the backward pass's
             that hides behind the weight gradient; ``cp_hidden``: share of attention that ring hops hide behind.
+        copies_forward, copies_backward: what shows of copies between GPU and host in each pass, s.
     """
 
     halves: tuple[Half, Half]
@@ -100,6 +101,8 @@ class LayerWork:
     tp_hidden: float
     tp_backward_hidden: float
     cp_hidden: float
+    copies_forward: float = 0.0
+    copies_backward: float = 0.0
 
     @property
     def weight_gradient(self) -> float:
@@ -130,7 +133,7 @@ def forward(script: Script, work: LayerWork, after: After, again: bool = False) 
         for kind in LAST:
             after = exchange(script, half, after, kind, 1 - work.tp_hidden)
         after = _routed(script, half, after)
-    return after
+    return after if again else script.compute(after, work.copies_forward, "waiting for copies to the host", "host")
 
 
 def backward(script: Script, work: LayerWork, after: After, weights: bool = True) -> After:
@@ -144,7 +147,7 @@ def backward(script: Script, work: LayerWork, after: After, weights: bool = True
     hidden = work.tp_backward_hidden if weights else 0.0
     for half in reversed(work.halves):
         after = _backward_half(script, work, half, after, weights, hidden)
-    return after
+    return script.compute(after, work.copies_backward, "waiting for copies from the host", "host")
 
 
 def _backward_half(script: Script, work: LayerWork, half: Half, after: After, weights: bool, hidden: float) -> After:
