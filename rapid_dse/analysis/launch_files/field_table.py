@@ -18,8 +18,9 @@ from rapid_dse.sweep.compose import value_at
 Fields = Mapping[str, Any]
 MISSING = object()
 # What files say in place of a key, and becomes one once the number of GPUs, or of layers, is known: micro-batches a step of each replica,
-# copies of what ZeRO shards, layers of each chunk of a pipeline (chunk after chunk, stage after stage in each).
-ACCUMULATION, INSTANCES, CHUNKS = "accumulation", "shard_instances", "chunk_layers"
+# copies of what ZeRO shards, layers of each chunk of a pipeline (chunk after chunk, stage after stage in each); and network cards of a node
+# that collectives may use.
+ACCUMULATION, INSTANCES, CHUNKS, CARDS = "accumulation", "shard_instances", "chunk_layers", "network_cards"
 
 
 @dataclass(frozen=True)

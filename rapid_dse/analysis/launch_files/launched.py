@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from rapid_dse.analysis.launch_files import torchtitan
-from rapid_dse.analysis.launch_files.field_table import ACCUMULATION, CHUNKS, INSTANCES
+from rapid_dse.analysis.launch_files.field_table import ACCUMULATION, CARDS, CHUNKS, INSTANCES
 from rapid_dse.analysis.launch_files.framework import LaunchReading
 from rapid_dse.analysis.reasons.chosen import settings
 from rapid_dse.config.scenario import Scenario
@@ -64,6 +64,12 @@ class Composer:
         rule, reasons = broken_rules(layouts, scenario) if broken is None else (np.zeros(1, np.int64), [broken])
         return Portion(scenario, {group: found.choices[group] for group in SHOWN}, {}, layouts, rule, tuple(reasons))
 
+    def options_alone(self, choices: Mapping[str, str]) -> Scenario:
+        """The scenario of options without any value beside them."""
+        options = {group: choices[group] for group in ("hw", "cluster", "model", "software") if group in choices}
+        scenario, _ = scenario_of(self._base(options).tree)
+        return scenario
+
     def _base(self, options: Mapping[str, str]) -> Composed:
         key = tuple(options.items())
         if key not in self._bases:
@@ -91,6 +97,7 @@ def launched(reading: LaunchReading, overrides: Sequence[str] = (), composer: Co
     values = {**keys, **beside.values, **asked.values}
     portion = _settled(options, values, composer or Composer())
     given_keys = {*options, *values, *beside.options, *asked.options}
+    given_keys |= {"workload.global_batch_size"} if ACCUMULATION in values else set()
     assumed = [f"{key}={_value_of(portion, key)}" for key in ASSUMED if key not in given_keys]
     return Launched(portion, tuple(assumed))
 
@@ -124,18 +131,28 @@ def _degrees(values: Mapping[str, Any]) -> list[int]:
 def _resolved(options: Mapping[str, str], values: Mapping[str, Any], composer: Composer) -> dict[str, Any]:
     """The values with keys in the place of what hangs on the number of GPUs or of layers."""
     found = dict(values)
-    copies, rounds = found.pop(INSTANCES, None), found.pop(ACCUMULATION, None)
+    copies, rounds, cards = (found.pop(name, None) for name in (INSTANCES, ACCUMULATION, CARDS))
     degrees = _degrees(found)
     replicas = max(1, int(found["hw.num_gpus"]) // prod(degrees))
     if rounds is not None and "workload.global_batch_size" not in found:
         found["workload.global_batch_size"] = replicas * int(found.get("parallel.micro_batch_size", 1)) * rounds
     if copies is not None:
         found["parallel.shard_group"] = max(1, replicas * degrees[1] // copies)
+    if cards is not None:
+        _share_cards(found, composer.trial(options, {key: value for key, value in found.items() if key.startswith("hw.")}).scenario, cards)
     if CHUNKS in found or torchtitan.ENDS in found:
         base = composer.trial(options, {key: value for key, value in found.items() if key.split(".")[0] in ("model", "software")}).scenario
         torchtitan.settle_stages(found, base.model.num_hidden_layers)
         _settle_chunks(found, base)
     return {key: value for key, value in found.items() if key != "parallel.schedule" or value is not None}
+
+
+def _share_cards(values: dict[str, Any], base: Scenario, cards: int) -> None:
+    """The bandwidth between nodes where their GPUs share fewer network cards than there are GPUs."""
+    share = cards / base.hw.gpus_per_node
+    for at, dimension in enumerate(base.hw.network.dimensions):
+        if at >= base.hw.node_dimensions and share < 1:
+            values.setdefault(f"hw.network.dimensions.{at}.bandwidth", dimension.bandwidth * share)
 
 
 def _settle_chunks(values: dict[str, Any], base: Scenario) -> None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import Any
 
 from rapid_dse.analysis.launch_files import megatron_core as core
-from rapid_dse.analysis.launch_files.field_table import Entry, FieldsRead, LaunchedRun, TwoWays
+from rapid_dse.analysis.launch_files.field_table import CARDS, Entry, FieldsRead, LaunchedRun, TwoWays
 from rapid_dse.analysis.launch_files.file_forms import script
 from rapid_dse.analysis.launch_files.framework import LaunchFramework
 
@@ -141,6 +142,26 @@ def _old_names(found: FieldsRead) -> dict[str, Any]:
     return said | ({"parallel.zero": stage} if stage is not None else {})
 
 
+def _read_environment(found: FieldsRead) -> dict[str, Any]:
+    """What NCCL's variables say of the network."""
+    said: dict[str, Any] = {}
+    cards = str(found.take("env:NCCL_IB_HCA", default="")).strip("=")
+    listed = [name for name in cards.split(",") if re.search(r"\d", name.split(":")[0])]
+    if listed and not cards.startswith("^"):
+        found.notes.append(f"NCCL_IB_HCA={_short(cards)}: {len(listed)} network cards a node, which its GPUs share")
+        said[CARDS] = len(listed)
+    if str(found.take("env:NCCL_NVLS_ENABLE", default="1")) == "0":
+        said["hw.network.dimensions.0.in_network_reduction"] = False
+    for name, what in (("NCCL_P2P_DISABLE", "NVLink"), ("NCCL_IB_DISABLE", "InfiniBand and RoCE")):
+        if str(found.take(f"env:{name}", default="0")) not in ("0", ""):
+            found.notes.append(f"{name} is set: {what} is switched off, and is predicted as if it were not")
+    return said
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 40 else f"{text[:37]}..."
+
+
 TABLE: tuple[Entry, ...] = (
     TwoWays(_write_gpus, _read_gpus),
     core.Guarded(
@@ -159,6 +180,7 @@ TABLE: tuple[Entry, ...] = (
     TwoWays(_write_precision, _read_precision),
     TwoWays(_write_kernels, _read_kernels),
     TwoWays(lambda _: {}, _old_names),
+    TwoWays(lambda _: {}, _read_environment),
     TwoWays(lambda _: {}, core.finished),
 )
 

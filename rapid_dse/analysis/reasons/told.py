@@ -36,11 +36,11 @@ MOST_POINTS = 8  # turning points that are listed
 
 def tell(out: Console, found: Explanation, most: int = MOST_POINTS) -> None:
     """Prints an explanation."""
-    _tell_trial(out, found.of, "")
+    tell_trial(out, found.of, "")
     _tell_trust(out, found)
     if found.against is not None and found.difference is not None:
         out.print()
-        _tell_trial(out, found.against, "against ")
+        tell_trial(out, found.against, "against ")
         for line in difference_lines(found.difference):
             listing.say(out, line)
         _tell_points(out, found.turning_points, most)
@@ -55,7 +55,8 @@ def short(of: PricedTrial) -> str:
     return show.layout_text(settings(of.layout))
 
 
-def _tell_trial(out: Console, of: PricedTrial, before: str) -> None:
+def tell_trial(out: Console, of: PricedTrial, before: str) -> None:
+    """Prints a trial: its layout, its step and its memory by term; ``before`` stands ahead of it."""
     options = ", ".join(f"{group}={option}" for group, option in of.choices.items() if option != "analytical")
     key = f"{of.key[:12]}: " if of.key else ""
     listing.say(out, f"{before}{key}{short(of)} on {int(of.layout.num_gpus[0]):,} GPUs{f' ({options})' if options else ''}")
