@@ -147,3 +147,12 @@ def test_mode_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(MODE_VARIABLE, "CACHE_SOMETIMES")
     with pytest.raises(ValueError, match="CACHE_SOMETIMES"):
         cache_mode()
+
+
+def test_an_entry_under_another_key_is_a_miss(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    key, result = keyed()
+    cache = AstraCache(tmp_path)
+    cache.put(key, result)
+    (tmp_path / f"{key}.run").rename(tmp_path / "other.run")
+    assert cache.get("other") is None
+    assert "another graph's result" in caplog.text

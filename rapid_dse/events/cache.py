@@ -115,7 +115,7 @@ class AstraCache:
             _LOG.warning("cache entry %s cannot be read: %s", path, error)
             return None
         try:
-            result = _unpack(data)
+            result = _unpack(key, data)
         except (ValueError, KeyError, TypeError) as error:
             _LOG.warning("cache entry %s is damaged and not used: %s", path, error)
             return None
@@ -130,7 +130,7 @@ class AstraCache:
         """Keep a result, unless the mode forbids it; a folder that takes none is reported."""
         if self.mode != "CACHE_READWRITE":
             return
-        entry = _pack(result)
+        entry = _pack(key, result)
         try:
             self._write(self.folder / f"{key}{SUFFIX}", entry)
             self._unseen = self.limit_bytes if self._unseen is None else self._unseen + len(entry)
@@ -170,12 +170,13 @@ class AstraCache:
             total -= size
 
 
-def _pack(result: RunResult) -> bytes:
+def _pack(key: str, result: RunResult) -> bytes:
     use = result.links
     arrays = [result.start_ns, result.end_ns, result.finish_ns, result.waiting]
     arrays += [use.source.astype(np.int64), use.target.astype(np.int64), use.bytes, use.busy_ns]
     body = b"".join(np.ascontiguousarray(a, np.int64).tobytes() for a in arrays)
     head = {
+        "key": key,
         "makespan_ns": result.makespan_ns,
         "hops": result.hops,
         "delays": result.delays,
@@ -186,12 +187,14 @@ def _pack(result: RunResult) -> bytes:
     return hashlib.sha256(content).digest() + content
 
 
-def _unpack(data: bytes) -> RunResult:
+def _unpack(key: str, data: bytes) -> RunResult:
     size = hashlib.sha256().digest_size
     if hashlib.sha256(data[size:]).digest() != data[:size]:
         raise ValueError("its checksum differs")
     line, _, body = data[size:].partition(b"\n")
     head = json.loads(line)
+    if head["key"] != key:
+        raise ValueError("it holds another graph's result")
     flat = np.frombuffer(body, np.int64)
     arrays: list[NDArray[np.int64]] = np.split(flat, np.cumsum(head["lengths"])[:-1])
     start, end, finish, waiting, source, target, nbytes, busy = arrays

@@ -126,7 +126,7 @@ def run_chunk(chunk: Chunk) -> Summary:
         OSError: where the file cannot be written.
         Exception: what pricing raised, where search.fail_fast is set.
     """
-    found, notices = _stored(chunk)
+    found, notices = _stored(chunk)  # moves what is damaged out of the way
     missing = _missing(chunk.lanes, found)
     tables, files = list(found), [chunk.own] if chunk.own.exists() else list(chunk.others)
     if missing.any():
@@ -149,13 +149,14 @@ def _stored(chunk: Chunk) -> tuple[list[pa.Table], tuple[str, ...]]:
     tables, notices = [], []
     for path in [own] if own.exists() else chunk.others:
         try:
-            table = store.read_file(path)
+            table = store.read_own(path)
             table = table.filter(pc.not_equal(table["status"], arrow.scalar("error")))
             if path != own:
                 table = table.filter(arrow.numbers(contained(store.key_lanes(table["key"]), chunk.lanes)))
             tables.append(table)
         except store.Damaged as error:
             notices.append(f"{error}; its rows are priced again")
+            store.set_aside(path)
     return [table for table in tables if len(table)], tuple(notices)
 
 

@@ -3,13 +3,15 @@
 - A file holds one chunk of a portion and is named by the hash of the keys in it. Keys hold the configuration and the pricing code,
   so a file is never out of date: changed physics asks for other files. Two processes that price the same chunk write the same file.
 - A file is written aside, flushed to the disk and moved into place: a killed writer leaves a ``.part`` file, which nobody reads and
-  which the next run removes, never half a table. Pages carry checksums, so that a damaged file is found when it is read.
+  which the next run removes, never half a table. A digest of every byte (``seal.py``) shows a damaged file when it is read; what is
+  damaged or another program's is moved aside, under ``.damaged``, and its rows are priced again.
 - Rows of older code stay. They are read where no newer row answers the same configuration: of several rows for one configuration
   the current code's wins, then the one written last. The same holds for rows that two files share.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import platform
@@ -24,12 +26,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 import rapid_dse
-from rapid_dse.sweep import arrow, identity
+from rapid_dse.sweep import arrow, identity, seal
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-SUFFIX, PART = ".parquet", ".part"
+SUFFIX, PART, ASIDE = ".parquet", ".part", ".damaged"
 CODE, WRITTEN, VERSION, CONFIGURATION = (f"rapid_dse.{name}".encode() for name in ("code", "written", "version", "configuration"))
 _STALE_SECONDS = 3600.0
 Report = Callable[[str], None]
@@ -112,16 +114,19 @@ def write(folder: Path, table: pa.Table, configuration: str, name: str) -> Path:
     metadata = {CODE: identity.code_hash(), WRITTEN: written, VERSION: rapid_dse.__version__, CONFIGURATION: configuration}
     path, aside = folder / f"{name}{SUFFIX}", folder / _aside(name)
     texts = [f.name for f in table.schema if pa.types.is_dictionary(f.type)]
+    memory = pa.BufferOutputStream()
+    pq.write_table(
+        table.replace_schema_metadata(metadata),
+        memory,
+        compression="zstd",
+        compression_level=1,
+        use_dictionary=texts,
+        write_page_checksum=True,
+    )
     try:
         with aside.open("wb") as file:
-            pq.write_table(
-                table.replace_schema_metadata(metadata),
-                file,
-                compression="zstd",
-                compression_level=1,
-                use_dictionary=texts,
-                write_page_checksum=True,
-            )
+            for part in seal.sealed(memoryview(memory.getvalue())):
+                file.write(part)
             file.flush()
             os.fsync(file.fileno())
         os.replace(aside, path)
@@ -142,10 +147,13 @@ def _flush_folder(folder: Path) -> None:
 
 
 def read_file(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
-    """One file, Parquet with its checksums verified or CSV; ``columns`` None is all of them, unknown ones are left out.
+    """One file, Parquet whose seal (or, without one, whose pages' checksums) is verified, or CSV.
+
+    Args:
+        columns: those to read; None: all of them. Unknown ones are left out.
 
     Raises:
-        Damaged: where it cannot be read.
+        Damaged: where it cannot be read, or is not what was written.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -153,11 +161,44 @@ def read_file(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
     try:
         if path.suffix.lower() == ".csv":
             return _read_csv(path)
-        with pq.ParquetFile(path, page_checksum_verification=True) as file:
+        whole = seal.is_whole(path)
+        if whole is False:
+            raise Damaged(f"{path}: damaged (its content does not match its digest)")
+        with pq.ParquetFile(path, page_checksum_verification=not whole) as file:
             names = file.schema_arrow.names
             return file.read(columns=None if columns is None else [name for name in columns if name in names])
-    except (pa.ArrowException, OSError) as error:
-        raise Damaged(f"{path}: damaged or unreadable ({str(error).splitlines()[0]})") from None
+    except (pa.ArrowException, OSError, ValueError, KeyError, MemoryError, OverflowError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise Damaged(f"{path}: damaged or unreadable ({reason[:200]})") from None
+
+
+def read_own(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
+    """A file of a study's folder, which only this program's rows belong in; ``columns`` as of ``read_file``.
+
+    Raises:
+        Damaged: where it cannot be read, or holds something else.
+    """
+    import pyarrow as pa
+
+    table = read_file(path, None if columns is None else [*dict.fromkeys([*columns, "key", "status"])])
+    for name in ("key", "status"):
+        if name not in table.column_names:
+            raise Damaged(f"{path}: no results of rapid_dse (it has no column {name})")
+        kind = table.schema.field(name).type
+        kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+        if not pa.types.is_string(kind) and not pa.types.is_large_string(kind):
+            raise Damaged(f"{path}: no results of rapid_dse (its column {name} holds {kind})")
+    try:
+        key_lanes(table["key"].drop_null())
+    except Damaged as error:
+        raise Damaged(f"{path}: no results of rapid_dse ({error})") from None
+    return table
+
+
+def set_aside(path: Path) -> None:
+    """Moves what is damaged or another program's out of the way, where the folder can be written; rows can then take its name."""
+    with contextlib.suppress(OSError):
+        os.replace(path, path.with_name(f"{path.name}{ASIDE}"))
 
 
 def _read_csv(path: Path) -> pa.Table:
@@ -174,7 +215,7 @@ def files_of(source: Path) -> list[Path]:
     """
     if source.is_file():
         return [source]
-    found = sorted(path for path in source.rglob(f"*{SUFFIX}") if not path.name.startswith("."))
+    found = sorted(path for path in source.rglob(f"*{SUFFIX}") if not path.name.startswith(".") and path.is_file())
     if not found:
         what = "no results in this folder" if source.is_dir() else "no such file or folder"
         raise ValueError(f"{source}: {what}; allowed: a results file, results/<study>, or a folder of studies")
@@ -188,9 +229,10 @@ def read(source: Path, report: Report, columns: Sequence[str] | None = None) -> 
         ValueError: where nothing can be read.
     """
     tables, damaged, wanted = [], [], None if columns is None else [*dict.fromkeys([*columns, "key"])]
+    reads = read_file if source.is_file() else read_own
     for path in files_of(source):
         try:
-            tables.append(read_file(path, wanted))
+            tables.append(reads(path, wanted))
         except Damaged as error:
             damaged.append(str(error))
     if not tables:
@@ -273,18 +315,22 @@ def key_lanes(column: Any) -> identity.Lanes:
 
 
 def known(paths: Sequence[Path], report: Report) -> Known:
-    """The keys of every row in files that need not be priced again (rows that failed are tried again)."""
+    """The keys of every row in files that need not be priced again (rows that failed are tried again).
+
+    A file that is damaged, or another program's, is reported and set aside.
+    """
     import pyarrow.compute as pc
 
     readable: list[Path] = []
     lanes, file = [np.zeros((0, 2), np.uint64)], [np.zeros(0, np.int32)]
     for path in paths:
         try:
-            table = read_file(path, ["key", "status"])
-            done = key_lanes(table.filter(pc.not_equal(table["status"], arrow.scalar("error")))["key"])
+            table = read_own(path, ["key", "status"])
         except Damaged as error:
             report(f"{error}; its rows are priced again")
+            set_aside(path)
             continue
+        done = key_lanes(table.filter(pc.not_equal(table["status"], arrow.scalar("error")))["key"])
         file.append(np.full(len(done), len(readable), np.int32))
         lanes.append(done)
         readable.append(path)

@@ -56,14 +56,21 @@ class Answers:
             self._price(missing, advance)
         return [self._rows[key] for key in keys]
 
+    def missing(self, keys: Sequence[str]) -> list[str]:
+        """Those of the keys that no readable file of the study holds a row of."""
+        held = self._known.lanes.view([("high", np.uint64), ("low", np.uint64)]).ravel()
+        asked = identity.from_hex(list(keys)).view(held.dtype).ravel() if keys else held[:0]
+        return [key for key, is_held in zip(keys, np.isin(asked, held), strict=True) if not is_held]
+
     def _read(self, keys: Sequence[str]) -> None:
         if not keys or not len(self._known.lanes):
             return
         for path in self._known.files_with(identity.from_hex(list(keys))):
             try:
-                table = store.read_file(path)
+                table = store.read_own(path)
             except store.Damaged as error:
                 self._notice(f"{error}; its rows are priced again")
+                store.set_aside(path)
                 continue
             wanted = set(keys)
             rows = np.flatnonzero([key in wanted for key in table["key"].to_pylist()])

@@ -1,4 +1,4 @@
-"""The journal file: many trials in one append, a lock that a killed process cannot keep, and no half lines."""
+"""The journal file: many trials in one append, a lock that a killed process cannot keep, no half lines, and no line that changed unseen."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import time
 import uuid
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import BaseJournalBackend, JournalFileBackend, JournalFileSymlinkLock
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial
+
+from rapid_dse.sweep.search.lines import LineReader, marked
 
 LOCKED_SECONDS = 60.0  # as long as another process may write before this one gives up
 _FORSAKEN_SECONDS = 30.0  # what Optuna's own lock grants to one whose process cannot be asked
@@ -105,21 +108,36 @@ def _started(pid: int) -> str:
 
 
 class Journal(JournalFileBackend):
-    """Optuna's journal file, whole lines alone."""
+    """Optuna's journal file, whole lines alone; each that this program writes has a number and a checksum (``lines.py``).
 
-    def __init__(self, path: Path) -> None:
-        """Opens or makes the file; what a killed process left of a line is cut off.
+    Lines that are damaged or doubled are left out. What a study loses by that is in its rows, which are files of their own.
+    """
+
+    def __init__(self, path: Path, lock: FileLock | None = None) -> None:
+        """Opens or makes the file.
+
+        Args:
+            lock: the file's lock, where this process has it already.
 
         Raises:
-            OSError: where it cannot be read or written; TimeoutError where it is locked.
+            ValueError: where it holds lines, and none is a journal's; OSError where it cannot be read or written; TimeoutError where it
+                is locked.
         """
-        self.lock = FileLock(path)
+        self.lock = lock or FileLock(path)
         self.path = path
         super().__init__(str(path), lock_obj=self.lock)
-        with self.exclusive(), path.open("r+b") as file:
-            whole = _whole_lines(file)
-            if whole < path.stat().st_size:
-                file.truncate(whole)
+        self._reader, self._offset = LineReader(), 0
+        self._logs_at = {0: (0, LineReader())}  # where a log begins, and what was read before it
+        with self.exclusive():
+            self._cut_half_line()
+            self._catch_up()
+        if self._offset and not self._reader.accepted:
+            raise ValueError("Invalid log format: no line of the file is a journal's")
+
+    @property
+    def damages(self) -> list[str]:
+        """What is wrong with lines read so far, a sentence each."""
+        return list(self._reader.damages)
 
     @contextmanager
     def exclusive(self) -> Iterator[None]:
@@ -131,18 +149,58 @@ class Journal(JournalFileBackend):
             self.lock.release()
 
     def append_logs(self, logs: list[dict[str, Any]]) -> None:
-        """Appends all or nothing.
+        """Appends all or nothing, after the last whole line: what a killed writer left of one is cut off.
 
         Raises:
             OSError: where the disk is full; the file then is as it was.
         """
         with self.exclusive():
-            size = self.path.stat().st_size
+            size = self._cut_half_line()
+            self._catch_up()
+            text = b"".join(marked(log, self._reader.next + at) for at, log in enumerate(logs))
             try:
-                super().append_logs(logs)
+                with self.path.open("ab") as file:
+                    file.write(text)
+                    file.flush()
+                    os.fsync(file.fileno())
             except BaseException:
                 os.truncate(self.path, size)
                 raise
+
+    def read_logs(self, log_number_from: int) -> Generator[dict[str, Any], None, None]:
+        """The good lines from one of that number among them on; a line that is being written is none yet."""
+        start = max(number for number in self._logs_at if number <= log_number_from)
+        offset, reader = self._logs_at[start]
+        reader = replace(reader, damages=[])
+        with self.path.open("rb") as file:
+            file.seek(offset)
+            for line in file:
+                if not line.endswith(b"\n"):
+                    return
+                offset += len(line)
+                log = reader.log(line)
+                if log is None:
+                    continue
+                self._logs_at.setdefault(reader.accepted, (offset, replace(reader, damages=[])))
+                if reader.accepted > log_number_from:
+                    yield log
+
+    def _cut_half_line(self) -> int:
+        """Cuts off what follows the last whole line; the file's size then. The lock is held."""
+        with self.path.open("r+b") as file:
+            whole = _whole_lines(file)
+            if whole < file.seek(0, os.SEEK_END):
+                file.truncate(whole)
+        return whole
+
+    def _catch_up(self) -> None:
+        """Reads what was appended since, so that the number of the next line is known."""
+        with self.path.open("rb") as file:
+            file.seek(self._offset)
+            for line in file:
+                if line.endswith(b"\n"):
+                    self._offset += len(line)
+                    self._reader.log(line)
 
 
 def _whole_lines(file: Any) -> int:

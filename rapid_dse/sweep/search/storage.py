@@ -49,16 +49,40 @@ class StudyStorage:
         Raises:
             ValueError: one line, where that fails; nothing that is stored is touched then.
         """
-        path = journal_path(storage, folder)
-        self.where = str(path or storage)
+        self._path = journal_path(storage, folder)
+        self.where = str(self._path or storage)
         self._own = f"{_WORKER}{uuid.uuid4().hex}"
-        self._seen, self._directions = 0.0, list(directions)
+        self._seen, self._directions, self._name = 0.0, list(directions), name
+        self._anew: list[str] = []
         with self._plainly():
-            self._journal = None if path is None else Journal(path)
+            self._journal = None if self._path is None else Journal(self._path)
             self._lock = database_lock(self.where, folder) if self._journal is None else self._journal.lock
         with self._plainly(), self.exclusive():  # several commands may find no database, or none with this study
-            backend = database(self.where) if self._journal is None else optuna.storages.JournalStorage(self._journal)
-            self.study = optuna.create_study(storage=backend, study_name=name, directions=list(directions), load_if_exists=True)
+            try:
+                self.study = self._opened()
+            except (optuna.exceptions.OptunaError, LookupError, AssertionError):
+                if not self.damages:
+                    raise
+                self._begin_anew()
+
+    def _opened(self) -> optuna.Study:
+        """The study in the storage, made where it is not there."""
+        backend = database(self.where) if self._journal is None else optuna.storages.JournalStorage(self._journal)
+        return optuna.create_study(storage=backend, study_name=self._name, directions=self._directions, load_if_exists=True)
+
+    def _begin_anew(self) -> None:
+        """Moves a journal aside that has lost what its other lines build on; the study's rows answer the same trials again."""
+        assert self._path is not None, "a database has no damaged lines"
+        aside = self._path.with_name(f"{self._path.name}.damaged")
+        self._anew = [*self.damages, f"the study begins anew with the rows that are stored; the damaged journal is {aside}"]
+        self._path.replace(aside)
+        self._journal = Journal(self._path, self._lock)
+        self.study = self._opened()
+
+    @property
+    def damages(self) -> list[str]:
+        """What is wrong with the journal's lines, a sentence each; a database checks itself."""
+        return self._anew or ([] if self._journal is None else self._journal.damages)
 
     @contextmanager
     def _plainly(self) -> Iterator[None]:
@@ -87,6 +111,9 @@ class StudyStorage:
         """
         with self._plainly(), self.exclusive():
             stored, trials = self.study.user_attrs.get(ABOUT), len(self.trials())
+            if stored is None and self.damages:
+                self._begin_anew()
+                trials = 0
             # An empty one may be another program's, which minds other things.
             alike = [direction.name.lower() for direction in self.study.directions] == self._directions
             if stored is None and not trials and alike:

@@ -88,8 +88,11 @@ class Study:
             self._parts.watch.notice("another process works on this study: its trials are shared")
         else:
             self._first = known_good(self._parts.space, self._search.enqueue)
+        for damage in storage.damages:
+            self._parts.watch.notice(f"{storage.where}: {damage}")
         try:
             self._resume()
+            self._replace_lost_rows()
             while len(self._mirror) < self._search.n_trials and not self.outcome.exhausted:
                 self._batch()
                 storage.keep_joined()
@@ -120,6 +123,19 @@ class Study:
                 self._finish(trials)
                 return
         self._load(stored)
+
+    def _replace_lost_rows(self) -> None:
+        """Prices again what trials of the study say of layouts whose rows are in no readable file any more."""
+        space, lost = self._parts.space, []
+        stored = {trial.user_attrs[_KEY]: trial for trial in self._parts.storage.trials() if _has_row(trial)}
+        for key in self._parts.answers.missing(list(stored)):
+            trial = stored[key]
+            variant = space.variant(trial.params)
+            row = variant.points.row(trial.params)
+            if row is not None:
+                lost.append(Trial(trial.number, variant, row, trial.params))
+        if lost:
+            self._parts.answers.of(lost)
 
     def _load(self, stored: Sequence[FrozenTrial]) -> None:
         parts = self._parts
@@ -234,3 +250,8 @@ class Study:
         usable = trial.variant.setting.scenario.hw.memory.usable
         constraints = {each.text: each.excess(row, usable) for each in self._parts.aims.constraints}
         return PRICED, self._parts.aims.values(row), constraints, attributes
+
+
+def _has_row(trial: FrozenTrial) -> bool:
+    """Whether the store must hold the trial's row (one that failed is asked again by none)."""
+    return _KEY in trial.user_attrs and bool(trial.params) and trial.user_attrs.get("status") != "error"

@@ -1,0 +1,76 @@
+"""Lines of a journal that say where they stand and what they hold: lost, doubled and changed lines are seen.
+
+A line is what Optuna writes, a JSON object, with one more key at its end: the line's number in the file and a checksum of all that
+stands before that key and of the number. Optuna's own programs read such lines, and write lines without that key, which are taken
+as they are.
+"""
+
+from __future__ import annotations
+
+import json
+import zlib
+from dataclasses import dataclass, field
+from typing import Any
+
+_KEY = b',"rapid_dse":"'
+_END = b'"}'
+
+
+def marked(log: dict[str, Any], number: int) -> bytes:
+    """A log as the line of that number, its end included."""
+    text = json.dumps(log, separators=(",", ":")).encode()[:-1]
+    return b"%s%s%d:%08x%s\n" % (text, _KEY, number, _checksum(text, number), _END)
+
+
+def _checksum(text: bytes, number: int) -> int:
+    return zlib.crc32(b"%d" % number, zlib.crc32(text))
+
+
+@dataclass
+class LineReader:
+    """Reads lines one after the other, from the file's first.
+
+    Attributes:
+        next: the number that the next line of the file has.
+        accepted: how many lines were good.
+        damages: what is wrong with the others, a sentence each.
+    """
+
+    next: int = 0
+    accepted: int = 0
+    damages: list[str] = field(default_factory=list)
+
+    def log(self, line: bytes) -> dict[str, Any] | None:
+        """What a whole line holds; None where it is damaged, or stands there twice."""
+        text, key, mark = line.rstrip(b"\r\n").rpartition(_KEY)
+        if not key:
+            return self._unmarked(line)
+        number, _, checksum = mark.removesuffix(_END).partition(b":")
+        if not (number.isdigit() and checksum == b"%08x" % _checksum(text, int(number)) and mark.endswith(_END)):
+            return self._left_out("it does not match its checksum")
+        if int(number) < self.next:
+            self.damages.append(f"line {int(number) + 1} stands there twice")
+            return None
+        if int(number) > self.next:
+            self.damages.append(f"{int(number) - self.next} lines before line {int(number) + 1} are lost")
+        self.next = int(number) + 1
+        self.accepted += 1
+        found: dict[str, Any] = json.loads(text + b"}")
+        return found
+
+    def _unmarked(self, line: bytes) -> dict[str, Any] | None:
+        """A line of another program: any object."""
+        try:
+            found = json.loads(line)
+        except ValueError:
+            return self._left_out("it is no JSON")
+        if not isinstance(found, dict) or "op_code" not in found:
+            return self._left_out("it is no line of a journal")
+        self.next += 1
+        self.accepted += 1
+        return found
+
+    def _left_out(self, what: str) -> dict[str, Any] | None:
+        self.damages.append(f"line {self.next + 1} is left out: {what}")
+        self.next += 1
+        return None
