@@ -154,8 +154,13 @@ def test_gathered_shapes_are_those_of_each_layout() -> None:
     [
         # input (tokens x hidden) and output gradient (tokens x 14336 of the up projection's two halves) once each, 2 bytes read, 2 written
         ("transformer_engine", "delayed", 4 * 8192 * (4096 + 2 * 14336)),
-        # both operands of all three products, 2 read and 1 written: input, weight; output gradient, weight; output gradient, input
-        ("torchao", "tensorwise", 3 * 2 * (8192 * 4096 + 8192 * 2 * 14336 + 4096 * 2 * 14336)),
+        # the same, and 2 bytes more read to find the largest element first
+        ("transformer_engine", "tensorwise", 6 * 8192 * (4096 + 2 * 14336)),
+        # both operands of all three products, 2 read for the largest, 2 read and 1 written: input, weight; output gradient, weight; output
+        # gradient, input
+        ("torchao", "tensorwise", 5 * 2 * (8192 * 4096 + 8192 * 2 * 14336 + 4096 * 2 * 14336)),
+        # weights come in 8 bits
+        ("torchao", "tensorwise + fp8 all-gather", 5 * 2 * (8192 * 4096 + 8192 * 2 * 14336)),
         ("torchao", "rowwise", 4 * 3 * 2 * (8192 * 4096 + 8192 * 2 * 14336 + 4096 * 2 * 14336)),
     ],
 )

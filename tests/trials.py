@@ -44,9 +44,9 @@ def _composed(hw: str, model: str, software: str) -> Composed:
 def scenario(hw: str = "h100", model: str = "llama3_1_8b", software: str = "megatron_lm", **changes: Any) -> Scenario:
     """The scenario of three options; a change is a dotted key with ``__`` for each dot (``workload__seq_len=4096``).
 
-    Physics is tested on what the mathematics allow, whatever a framework offers.
+    Physics is tested on what the mathematics allow, whatever a framework offers, and on GPUs that are all alike.
     """
-    values = {"software.enforce": False} | {key.replace("__", "."): value for key, value in changes.items()}
+    values = {"software.enforce": False, "cluster.gpu_spread": 0.0} | {key.replace("__", "."): value for key, value in changes.items()}
     tree = with_values(_composed(hw, model, software).tree, values)
     return parse(tree)
 

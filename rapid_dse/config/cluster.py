@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from rapid_dse.config.fields import BytesPerSecond, Count, Frozen, Seconds, Share
+from rapid_dse.config.fields import BytesPerSecond, Count, Frozen, Seconds, Share, ShareOrZero
 from rapid_dse.config.free_parameters import FreeParameter
 
 
@@ -31,6 +31,10 @@ class Cluster(Frozen):
     """The fabric between nodes and the nodes' hosts, as jobs meet them: what the chip's data sheets leave open.
 
     Attributes:
+        gpu_spread: standard deviation of its GPUs' speed under the power limit, over the mean: chips of one kind differ, and stand in
+            different air. A step waits for the slowest of its GPUs. 0.015: on five clusters GPUs lay within 8 % in the mean, of some
+            hundreds each (Sinha et al., "Not All GPUs Are Created Equal", SC 2022), which is five to six deviations; NVIDIA's own
+            jobs of 64 to 2,048 H100 slow down by as much.
         allreduce_busbw: what nccl-tests gives there: by number of nodes (of 2 and more) the bus bandwidth of an all-reduce of 1 GB and
             more over all their GPUs, GB/s. ``fabric_efficiency``, ``hop_latency`` and ``trees`` follow from it, and are not given beside
             it; null: those hold.
@@ -45,6 +49,7 @@ class Cluster(Frozen):
     """
 
     name: str
+    gpu_spread: Annotated[ShareOrZero, Field(le=0.2)] = 0.015
     allreduce_busbw: Annotated[tuple[tuple[Nodes, BusBandwidth], ...], Field(min_length=1), BeforeValidator(_pairs)] | None = None
     fabric_efficiency: Annotated[Share, Field(ge=0.05)] = 1.0
     hop_latency: Annotated[Seconds, Field(le=2e-3)] = 5e-6

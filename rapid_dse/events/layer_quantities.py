@@ -106,9 +106,11 @@ def _halves(
         seconds = forward * float(share[0]), backward * float(share[1]), weight * float(share[2])
         return Half(("attention", "mlp")[number], *seconds, around[number])
 
-    attention = replace(half(0, first), attention_forward=attention_forward, attention_backward=attention_backward)
+    copied = float(block.gather_copies[0])
+    mine = copied * float(first[0])
+    attention = replace(half(0, first), attention_forward=attention_forward, attention_backward=attention_backward, spared=mine)
     routed, route = float(moved.routed[0]), seconds_alone(moved.ep_exchange)
-    return attention, replace(half(1, 1 - first), spared=float(block.spared[0]), routed=routed, route=route)
+    return attention, replace(half(1, 1 - first), spared=float(block.spared[0]) + copied - mine, routed=routed, route=route)
 
 
 def seconds_alone(one: Transfer) -> float:

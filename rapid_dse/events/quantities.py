@@ -34,6 +34,7 @@ from rapid_dse.simulate.layer_work import Block, LayerBlock, framework_block
 from rapid_dse.simulate.memory import Weights, layer_weights, reduces_each, vocabulary_parameters, weights_of
 from rapid_dse.simulate.operator_times import compute_bytes
 from rapid_dse.simulate.replicated import replicated_bytes
+from rapid_dse.simulate.shard_copies import with_copies
 from rapid_dse.simulate.sharding import (
     ShardGroups,
     bucket,
@@ -122,7 +123,8 @@ def operators_of(scenario: Scenario, layouts: Layouts) -> tuple[Prepared, Block]
         ValueError: where the chip lacks the precision, or the model is none that can be priced.
     """
     ready = price_operators(scenario, layouts)
-    return ready, framework_block(scenario, ready.shape, ready.alone, ready.device).take(ready.where)
+    block = framework_block(scenario, ready.shape, ready.alone, ready.device).take(ready.where)
+    return ready, with_copies(scenario, layouts, block, ready.device)
 
 
 def one_layout(scenario: Scenario, layouts: Layouts, row: int, ready: Prepared, block: Block) -> Priced1:

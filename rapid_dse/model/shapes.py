@@ -56,7 +56,9 @@ class MicroBatch:
 class MatMul:
     """C[m, n] = A[m, k] · B[k, n] of one rank, weights in B, ``batch`` of them in one kernel; each ``(n_shapes,)``.
 
-    ``sixteen_bit``: whether it stays in 16 bits where the others run in fp8.
+    ``sixteen_bit``: whether it stays in 16 bits where the others run in fp8. ``second``: the share of it that selective recomputation of
+    every other product repeats, the second, fourth and so on of a layer: one here may stand for several, as that of queries, keys and
+    values. The last one's output no gradient needs.
     """
 
     name: str
@@ -65,6 +67,7 @@ class MatMul:
     k: FloatColumn
     batch: FloatColumn | float = 1.0
     sixteen_bit: bool = False
+    second: FloatColumn | float = 0.5
 
     @property
     def flops(self) -> FloatColumn:

@@ -14,6 +14,7 @@ from rapid_dse.parallel.stages import packed, stages, unpacked
 from rapid_dse.simulate.layer import recomputed
 from rapid_dse.simulate.layer_work import Block, framework_block
 from rapid_dse.simulate.memory import stage_weights
+from rapid_dse.simulate.shard_copies import with_copies
 from rapid_dse.simulate.step import update_seconds
 from rapid_dse.simulate.training import CHUNK, Prepared, price_operators
 
@@ -40,7 +41,8 @@ def lower_bound(scenario: Scenario, layouts: Layouts) -> FloatColumn:
 
 
 def _computing(scenario: Scenario, whole: Layouts, ready: Prepared, alone: Block, rows: slice) -> FloatColumn:
-    layouts, block, software = whole.take(rows), alone.take(ready.where[rows]), scenario.software
+    layouts, software = whole.take(rows), scenario.software
+    block = with_copies(scenario, layouts, alone.take(ready.where[rows]), ready.device)
     found = stages(split_of(scenario), layouts)
     ahead = _layers_ahead(scenario, layouts, found.position)
     layers = [layer.forward + layer.backward + recomputed(software, layouts, layer) for layer in block.layers]

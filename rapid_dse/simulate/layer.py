@@ -177,7 +177,7 @@ def slowed_block(software: Software, layouts: Layouts, block: LayerBlock, layer:
     ahead = 1 + layer.slowed_forward / block.forward
     again = (layouts.recompute == RECOMPUTE_FULL) * recomputed(software, layouts, block)
     back = 1 + (layer.slowed_backward - (ahead - 1) * again) / block.backward
-    longer = {"forward": ahead, "attention_forward": ahead, "spared": ahead}
+    longer = {"forward": ahead, "attention_forward": ahead, "spared": ahead, "gather_copies": ahead}
     longer |= {"backward": back, "attention_backward": back, "weight_gradient": back}
     return replace(block, **{name: getattr(block, name) * factor for name, factor in longer.items()})
 
@@ -229,7 +229,9 @@ def rings_again(software: Software, layouts: Layouts) -> BoolColumn:
 
 
 def recomputed(software: Software, layouts: Layouts, block: LayerBlock) -> FloatColumn:
-    """What the backward pass of a layer computes once more, s, ``(n_layouts,)``."""
-    whole = block.forward - block.spared - (0.0 if software.memory.recomputes_attention else block.attention_forward)
+    """What the backward pass of a layer computes once more, s, ``(n_layouts,)``; its weights have come already, so that no copy of them is
+    repeated."""
+    left_out = block.spared + block.gather_copies + (0.0 if software.memory.recomputes_attention else block.attention_forward)
+    whole = block.forward - left_out
     partly = np.where(layouts.recompute == RECOMPUTE_SELECTIVE, block.selective, 0.0)
     return np.where(layouts.recompute == RECOMPUTE_FULL, whole, partly)

@@ -26,7 +26,8 @@ class LayerBlock:
 
     ``attention_forward`` is the part of ``forward`` that ring attention's transfers can hide behind, ``weight_gradient`` the part of
     ``backward`` that nothing waits for, ``spared`` the part of ``forward`` that full recomputation leaves out
-    (``software.recompute_stops_early``), ``selective`` what selective recomputation computes once more.
+    (``software.recompute_stops_early``), ``gather_copies`` the part that is FSDP's copy of gathered weights (``shard_copies``),
+    ``selective`` what selective recomputation computes once more.
     """
 
     forward: FloatColumn
@@ -36,6 +37,7 @@ class LayerBlock:
     attention_backward: FloatColumn
     selective: FloatColumn
     spared: FloatColumn
+    gather_copies: FloatColumn
     flops: FloatColumn
     traffic: FloatColumn
 
@@ -64,9 +66,10 @@ class Block:
         return rows_of(self, rows)
 
 
-def distinct_shapes(layouts: Layouts, seq_len: int) -> tuple[MicroBatch, NDArray[np.int64]]:
-    """The distinct micro-batch shapes of the layouts, and which of them each layout has, ``(n_layouts,)``."""
-    first, where = layouts.alike.by("tp", "cp", "ep", "expert_tp", "micro_batch_size", "sequence_parallel")
+def distinct_shapes(layouts: Layouts, seq_len: int, *beside: str) -> tuple[MicroBatch, NDArray[np.int64]]:
+    """The distinct micro-batch shapes of the layouts, and which of them each layout has, ``(n_layouts,)``; a shape stands once for each
+    value of the columns ``beside`` it."""
+    first, where = layouts.alike.by("tp", "cp", "ep", "expert_tp", "micro_batch_size", "sequence_parallel", *beside)
     return MicroBatch.of(layouts.take(first), seq_len), where
 
 
@@ -75,7 +78,7 @@ def framework_block(scenario: Scenario, shape: MicroBatch, alone: Operators, dev
     head = _products(scenario, alone.head_seconds, alone.head_cast_bytes, device)
     loss = device.elementwise(alone.loss_bytes)
     return Block(
-        layers=tuple(_layer_block(scenario, layer, device) for layer in alone.layers),
+        layers=tuple(_layer_block(scenario, layer, _sequence_copy(scenario, shape, device), device) for layer in alone.layers),
         head_forward=head[0] + loss / 2,
         head_backward=head[1] + head[2] + loss / 2,
         head_weight_gradient=head[2],
@@ -86,22 +89,38 @@ def framework_block(scenario: Scenario, shape: MicroBatch, alone: Operators, dev
     )
 
 
-def _layer_block(scenario: Scenario, alone: LayerOperators, device: OperatorModel) -> LayerBlock:
+# Gathers and scatters of the stream around a layer's tensor-parallel halves: two each forward; backward two each, and two gathers again of
+# what the weight gradients read.
+SEQUENCE_COPIES = 4, 6
+
+
+def _sequence_copy(scenario: Scenario, shape: MicroBatch, device: OperatorModel) -> FloatColumn:
+    """Seconds of one copy of the whole stream between the sequence's parts in rank order and whole sequences, ``(n_shapes,)``."""
+    if not scenario.software.kernels.copies_sequence:
+        return np.zeros(len(shape.tp))
+    moved = 2.0 * compute_bytes(scenario) * shape.tokens * scenario.model.hidden_size
+    return np.where(shape.sequence_parallel & (shape.tp > 1), device.elementwise(moved), 0.0)
+
+
+def _layer_block(scenario: Scenario, alone: LayerOperators, copied: FloatColumn, device: OperatorModel) -> LayerBlock:
+    """A layer of one kind; ``copied``: seconds of a copy of the whole stream around each exchange."""
     software = scenario.software
     seconds = _products(scenario, alone.matmul_seconds, alone.cast_bytes, device)
     forward, input_gradient, weight_gradient = seconds.sum(axis=1)
     glue_forward = device.elementwise(alone.glue_forward_bytes * software.kernels.elementwise_traffic)
     glue_backward = device.elementwise(alone.glue_backward_bytes * software.kernels.elementwise_traffic)
     every_other = software.memory.selective_recompute == "every_other_matmul"
+    again = (alone.second * seconds[0]).sum(axis=0)
     traffic = (alone.glue_forward_bytes + alone.glue_backward_bytes) * software.kernels.elementwise_traffic
     return LayerBlock(
-        forward=forward + alone.attention_forward + glue_forward,
-        backward=input_gradient + weight_gradient + alone.attention_backward + glue_backward,
+        forward=forward + alone.attention_forward + glue_forward + SEQUENCE_COPIES[0] * copied,
+        backward=input_gradient + weight_gradient + alone.attention_backward + glue_backward + SEQUENCE_COPIES[1] * copied,
         weight_gradient=weight_gradient,
         attention_forward=alone.attention_forward,
         attention_backward=alone.attention_backward,
-        selective=glue_forward + 0.5 * forward if every_other else alone.attention_forward * software.memory.recomputes_attention,
+        selective=glue_forward + again if every_other else alone.attention_forward * software.memory.recomputes_attention,
         spared=seconds[0, -1] * software.memory.recompute_stops_early,
+        gather_copies=np.zeros_like(copied),
         flops=alone.flops,
         traffic=3 * alone.operand_bytes + traffic,
     )

@@ -157,6 +157,13 @@ class LayerTensors:
         """Bytes of what products give, and of the gradients of that."""
         return compute_bytes(self.scenario) * _total([each.elements for each in self.tensors if each.product])
 
+    def beside_every_other(self) -> FloatColumn:
+        """Bytes that are kept where every other product is repeated: the layer's input, what the others give, and what the attention kernel
+        gives with its log-sum-exp."""
+        firsts = _total([each.first * each.elements for each in self.tensors if each.product])
+        sums = _total([self._bytes(each) for each in self.tensors if each.name == "log_sum_exp"])
+        return self.input() + compute_bytes(self.scenario) * firsts + self.core_output() + sums
+
     def inputs(self) -> FloatColumn:
         """Bytes of what products read, which weight gradients need."""
         return _total([self._bytes(each) for each in self.tensors if each.width in ("input", "core_input")])
@@ -207,7 +214,7 @@ def layer_activations(scenario: Scenario, layouts: Layouts) -> tuple[FloatColumn
     every_other = scenario.software.memory.selective_recompute == "every_other_matmul"
 
     def of_kind(made: LayerTensors) -> FloatColumn:
-        selective = made.input() + 0.5 * made.outputs() + made.core_output() if every_other else made.kept(scores=False)
+        selective = made.beside_every_other() if every_other else made.kept(scores=False)
         partly = np.where(layouts.recompute == RECOMPUTE_NONE, made.kept(scores=True), selective)
         kept: FloatColumn = np.where(full, made.input(), partly) * overhead
         return kept

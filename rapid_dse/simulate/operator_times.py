@@ -25,6 +25,8 @@ DIRECTIONS: tuple[Direction, Direction] = ("forward", "backward")
 
 # Passes over an operand against one fused cast: rowwise scales need a pass for the maxima and one to cast, along rows and along columns.
 RECIPE_PASSES = {"delayed": 1.0, "tensorwise": 1.0, "tensorwise + fp8 all-gather": 1.0, "rowwise": 4.0}
+# Bytes an element that finding an operand's largest value reads ahead of its cast: a scale of one step ago (delayed) has it from the cast.
+MAXIMA_BYTES = {"delayed": 0.0, "tensorwise": 2.0, "tensorwise + fp8 all-gather": 2.0, "rowwise": 0.0}
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,8 @@ class LayerOperators:
 
     Attributes:
         matmul_seconds, cast_bytes: ``(3, n_matmuls, n_shapes)``: forward, input gradient, weight gradient of each product; the first
-            ``mixing`` products are attention's.
+            ``mixing`` products are attention's. ``second``: the share of each that selective recomputation of every other one repeats,
+            ``(n_matmuls, n_shapes)``.
         attention_forward, attention_backward: seconds of the attention kernel, ``(n_shapes,)``.
         glue_forward_bytes, glue_backward_bytes: HBM bytes of fully fused elementwise kernels; ``operand_bytes``: of the products' operands.
         flops: FLOP of the forward pass.
@@ -41,6 +44,7 @@ class LayerOperators:
 
     matmul_seconds: NDArray[np.float64]
     cast_bytes: NDArray[np.float64]
+    second: NDArray[np.float64]
     mixing: int
     attention_forward: FloatColumn
     attention_backward: FloatColumn
@@ -72,8 +76,9 @@ def compute_bytes(scenario: Scenario) -> int:
     return int(max(2, PRECISION_BYTES[scenario.workload.precision]))
 
 
-def operators(scenario: Scenario, shape: MicroBatch, device: OperatorModel) -> Operators:
-    """Prices the operators of a layer of each kind and the head's for each shape."""
+def operators(scenario: Scenario, shape: MicroBatch, device: OperatorModel, slowest: FloatColumn | float = 1.0) -> Operators:
+    """Prices the operators of a layer of each kind and the head's for each shape; products and attention run ``slowest`` times as long on
+    the GPU that all others wait for, ``(n_shapes,)``."""
     model = architecture(scenario.model)
     head = model.head.products(shape)
     every = [*(kind.products(shape) for kind in model.kinds), head]
@@ -81,9 +86,9 @@ def operators(scenario: Scenario, shape: MicroBatch, device: OperatorModel) -> O
     shapes = _three_directions(matmuls)
     narrow = np.array([scenario.workload.precision == "fp8" and not each.sixteen_bit for each in matmuls])
     ends = np.cumsum([len(part) for part in every])[:-1]
-    seconds = np.split(_matmul_seconds(scenario, shapes, narrow, device), ends, axis=1)
+    seconds = np.split(_matmul_seconds(scenario, shapes, narrow, device) * slowest, ends, axis=1)
     casts = np.split(_cast_bytes(scenario, shapes, narrow), ends, axis=1)
-    kernels = _attention_kernels(scenario, model, shape, device)
+    kernels = [(forward * slowest, backward * slowest) for forward, backward in _attention_kernels(scenario, model, shape, device)]
     return Operators(
         layers=tuple(
             _layer_operators(scenario, kind, shape, (seconds[number], casts[number]), kernels[number])
@@ -108,6 +113,7 @@ def _layer_operators(
     forward, backward = elementwise_bytes(scenario, kind, shape)
     return LayerOperators(
         *products,
+        second=np.stack([np.broadcast_to(each.second, shape.tp.shape) for each in matmuls]),
         mixing=len(kind.parts[0].products(shape)),
         attention_forward=kernels[0],
         attention_backward=kernels[1],
@@ -146,16 +152,20 @@ def _matmul_seconds(
 def _cast_bytes(scenario: Scenario, shapes: NDArray[np.float64], narrow: NDArray[np.bool_]) -> NDArray[np.float64]:
     """Bytes that quantising the operands of fp8 products moves in a micro-batch, by library and recipe.
 
-    torchao casts both operands of each product, 2 bytes read and 1 written an element. Transformer Engine casts a product's input and the
-    gradient of its output once, with their transposes in the same kernel (2 read, 2 written), which the weight gradient takes; weights it
-    casts once a step, at the first micro-batch (its ``is_first_microbatch``).
+    torchao casts both operands of each product, 2 bytes read and 1 written an element, behind a kernel that finds the largest of them (2
+    more read). Transformer Engine casts a product's input and the gradient of its output once, with their transposes in the same kernel (2
+    read, 2 written), which the weight gradient takes, behind such a kernel too unless scaling is delayed; weights it casts once a step, at
+    the first micro-batch (its ``is_first_microbatch``).
     """
     m, n, k, batch = (shapes[..., axis] for axis in range(4))
-    passes = RECIPE_PASSES[scenario.software.precision.fp8_recipe]
+    recipe = scenario.software.precision.fp8_recipe
+    passes, maxima = RECIPE_PASSES[recipe], MAXIMA_BYTES[recipe]
     if scenario.software.precision.fp8_library == "transformer_engine":
         once = np.array([1.0, 1.0, 0.0])[:, None, None]  # forward casts the input, the input gradient the gradient of the output
-        return np.where(narrow[:, None], passes * 4.0 * once * batch * m * k, 0.0)
-    return np.where(narrow[:, None], passes * 3.0 * batch * (m * k + k * n), 0.0)
+        return np.where(narrow[:, None], (passes * 4.0 + maxima) * once * batch * m * k, 0.0)
+    # weights that are gathered in 8 bits are cast as shards, with scales that the step before has found
+    cast = np.array([0.0, 0.0, 1.0])[:, None, None] if "all-gather" in recipe else 1.0
+    return np.where(narrow[:, None], (passes * 3.0 + maxima) * batch * (m * k + cast * k * n), 0.0)
 
 
 def _attention_kernels(

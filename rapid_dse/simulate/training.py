@@ -20,6 +20,8 @@ from rapid_dse.simulate.layer import layer_time
 from rapid_dse.simulate.layer_work import Block, distinct_shapes, framework_block
 from rapid_dse.simulate.operator_times import Operators, operators
 from rapid_dse.simulate.results import Priced
+from rapid_dse.simulate.shard_copies import with_copies
+from rapid_dse.simulate.slowest import slowest_gpu
 from rapid_dse.simulate.step import alike_in_pace, pace, paced_step, step_time
 
 FloatColumn = NDArray[np.float64]
@@ -55,8 +57,10 @@ def price_operators(scenario: Scenario, layouts: Layouts) -> Prepared:
     """
     _require_known(scenario.model)
     device = operator_model(scenario.hw)
-    shape, where = distinct_shapes(layouts, scenario.workload.seq_len)
-    return Prepared(device, shape, where, operators(scenario, shape, device))
+    shape, where = distinct_shapes(layouts, scenario.workload.seq_len, "num_gpus")
+    gpus = np.ones(len(shape.tp))
+    gpus[where] = layouts.num_gpus
+    return Prepared(device, shape, where, operators(scenario, shape, device, slowest_gpu(scenario.cluster, gpus)))
 
 
 def _require_known(model: Model) -> None:
@@ -88,14 +92,16 @@ def price(scenario: Scenario, layouts: Layouts) -> Priced:
 
 def step_seconds(scenario: Scenario, layouts: Layouts, ready: Prepared) -> FloatColumn:
     """Step times alone, s, ``(n_layouts,)``, of layouts whose operators are priced: what a fit needs, many times over."""
-    block = framework_block(scenario, ready.shape, ready.alone, ready.device).take(ready.where)
+    shapes = framework_block(scenario, ready.shape, ready.alone, ready.device)
+    block = with_copies(scenario, layouts, shapes.take(ready.where), ready.device)
     return step_time(scenario, layouts, block, arrangement(scenario, layouts), ready.device).total
 
 
 def _price_chunk(scenario: Scenario, layouts: Layouts, shapes: Block, where: IntColumn, device: OperatorModel) -> Priced:
     """Prices layouts, whose block is the one at ``where`` in ``shapes``; what layouts share but for schedule and batch is priced once."""
     first, kind = alike_in_pace(layouts)
-    some, block = layouts.take(first), shapes.take(where[first])
+    some = layouts.take(first)
+    block = with_copies(scenario, some, shapes.take(where[first]), device)
     arranged = arrangement(scenario, some)
     layers = layer_time(scenario, some, block, arranged)
     step = paced_step(scenario, layouts, Shared(pace(scenario, some, block, arranged, device, layers), kind))

@@ -38,6 +38,13 @@ class KernelSettings(SchemaPart):
     matmul_efficiency: Annotated[float, Field(ge=0.5, le=1.2)] = 0.95
     # Products of weight gradients add to a 32-bit gradient in place (Megatron's fused accumulation); false: they write one of 16 bits.
     fused_accumulation: bool = True
+    # Under ZeRO 3 gathered weights are copied from the gather's buffer into each parameter before each pass; and where each backward pass
+    # reduces gradients, they are copied into the buffer that is reduced, in the type that is reduced.
+    copies_gathered: bool = False
+    copies_gradients: bool = False
+    # Under sequence parallelism each gather and scatter of the stream copies it: activations are (batch, sequence, hidden), and NCCL joins
+    # along the first axis. Megatron's are (sequence, batch, hidden), and need none.
+    copies_sequence: bool = False
     cp_balanced: bool = True  # ring attention deals the sequence out in zigzag, so that causal work is even
     # With states of 12 bytes; other states change it in proportion to what a fused optimizer moves, 34 bytes with 12: the states read and
     # written, a 32-bit gradient read by clipping and by the step, the 16-bit weight written.

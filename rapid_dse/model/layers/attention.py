@@ -40,10 +40,11 @@ class Attention(Part):
 
     def products(self, shape: MicroBatch) -> list[MatMul]:
         head, heads, tokens = self.model.attention_head_dim, self._heads(shape.tp), shape.tokens
-        hidden = np.full_like(tokens, self.model.hidden_size)
+        hidden, keys = np.full_like(tokens, self.model.hidden_size), local_kv_heads(self.model, shape.tp)
+        # queries, keys, values and the output are the layer's first four products
         return [
-            MatMul("qkv", tokens, (heads + 2 * local_kv_heads(self.model, shape.tp)) * head, hidden),
-            MatMul("attention_output", tokens, hidden, heads * head),
+            MatMul("qkv", tokens, (heads + 2 * keys) * head, hidden, second=keys / (heads + 2 * keys)),
+            MatMul("attention_output", tokens, hidden, heads * head, second=1.0),
         ]
 
     def attention(self, shape: MicroBatch) -> CoreAttention:
@@ -71,12 +72,12 @@ class Attention(Part):
         made = [
             Tensor("attention_norm_input", stream),
             Tensor("qkv_input", stream, "input"),
-            Tensor("qkv", queries + 2 * keys, product=True),
+            Tensor("qkv", queries + 2 * keys, product=True, first=(queries + keys) / (queries + 2 * keys)),
             Tensor("qkv_copies", copies),
             Tensor("log_sum_exp", shape.tokens * heads, "fp32"),
             Tensor("softmax", scores, core=True),
             Tensor("core_output", queries, "core_input"),
-            Tensor("attention_output", stream, product=True, kept=False),
+            Tensor("attention_output", stream, product=True, kept=False, first=0.0),
         ]
         if software.kernels.dropout:
             made += [

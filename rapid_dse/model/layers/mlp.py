@@ -18,11 +18,14 @@ def mlp_projections(model: Model) -> int:
 
 
 def mlp_products(name: str, model: Model, tokens: FloatColumn, wide: Number, batch: Number = 1.0) -> list[MatMul]:
-    """Into the intermediate size, ``wide`` on a rank, and back; ``batch`` of each in one kernel."""
+    """Into the intermediate size, ``wide`` on a rank, and back; ``batch`` of each in one kernel.
+
+    Behind attention's four products the fifth is the gate, the sixth what it is multiplied with; without a gate the fifth is all.
+    """
     hidden, wide = np.full_like(tokens, model.hidden_size), np.broadcast_to(wide, tokens.shape)
     return [
-        MatMul(f"{name}_up", tokens, mlp_projections(model) * wide, hidden, batch),
-        MatMul(f"{name}_down", tokens, hidden, wide, batch),
+        MatMul(f"{name}_up", tokens, mlp_projections(model) * wide, hidden, batch, second=1 - 1 / mlp_projections(model)),
+        MatMul(f"{name}_down", tokens, hidden, wide, batch, second=0.0),
     ]
 
 
@@ -36,7 +39,11 @@ def mlp_kernels(model: Model, shape: MicroBatch, wide: FloatColumn, software: So
 def activated(model: Model, wide: FloatColumn, software: Software) -> list[Tensor]:
     """What stands between the projections, of ``wide`` elements each."""
     copy = [] if software.kernels.fused_activation else [Tensor("activation_copy", wide)]
-    return [Tensor("up", mlp_projections(model) * wide, product=True), *copy, Tensor("down_input", wide, "input")]
+    return [
+        Tensor("up", mlp_projections(model) * wide, product=True, first=1 / mlp_projections(model)),
+        *copy,
+        Tensor("down_input", wide, "input"),
+    ]
 
 
 @dataclass(frozen=True)
@@ -66,7 +73,7 @@ class Mlp(Part):
             Tensor("mlp_norm_input", stream),
             Tensor("up_input", stream, "input"),
             *activated(self.model, self._wide(shape), software),
-            Tensor("down", stream, product=True, kept=False),
+            Tensor("down", stream, product=True, kept=False, first=1.0),
             *mask,
         ]
 

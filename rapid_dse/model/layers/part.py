@@ -70,6 +70,7 @@ class Tensor:
         product: whether a product gives it.
         kept: whether something needs it in the backward pass; else its gradient alone is made.
         core: whether the attention kernel makes it, so that recomputing the kernel makes it again.
+        first: of what a product gives, the share that is kept where every other product is repeated (``MatMul.second`` are the others).
     """
 
     name: str
@@ -78,6 +79,7 @@ class Tensor:
     product: bool = False
     kept: bool = True
     core: bool = False
+    first: Number = 0.5
 
 
 @dataclass(frozen=True)

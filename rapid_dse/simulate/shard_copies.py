@@ -1,0 +1,77 @@
+"""What FSDP copies around its transfers: gathered weights into each parameter, gradients into the buffer that is reduced.
+
+The copies run between a layer's kernels and cannot hide: the layer waits for its weights, and their buffer for its gradients.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rapid_dse.config.hardware import PRECISION_BYTES
+from rapid_dse.config.scenario import Scenario
+from rapid_dse.device import OperatorModel
+from rapid_dse.parallel.layouts import Layouts
+from rapid_dse.simulate.communication import gradient_bytes
+from rapid_dse.simulate.layer_work import Block, LayerBlock
+from rapid_dse.simulate.memory import Weights, layer_weights, reduces_each, vocabulary_parameters
+from rapid_dse.simulate.operator_times import compute_bytes
+from rapid_dse.simulate.sharding import embedding_weights, gathered_bytes
+
+FloatColumn = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Copied:
+    """HBM bytes of the copies of some weights, read and written, ``(n_layouts,)`` each: after a gather, and before a reduction."""
+
+    weights: FloatColumn
+    gradients: FloatColumn
+
+
+def copied_bytes(scenario: Scenario, layouts: Layouts, weights: Weights) -> Copied:
+    """HBM bytes of each copy of ``weights`` in one pass: ZeRO 3 gathers them before each pass, and ZeRO 2 and 3 reduce their gradients
+    after the backward pass."""
+    software, parameters = scenario.software, weights.total * (layouts.shards > 1)
+    own = PRECISION_BYTES[software.precision.gradient_dtype] if software.kernels.fused_accumulation else compute_bytes(scenario)
+    gathers = (layouts.zero >= 3) & software.kernels.copies_gathered
+    reduces = reduces_each(software, layouts) & software.kernels.copies_gradients
+    return Copied(parameters * gathers * (2.0 * gathered_bytes(scenario)), parameters * reduces * float(own + gradient_bytes(scenario)))
+
+
+def with_copies(scenario: Scenario, layouts: Layouts, block: Block, device: OperatorModel) -> Block:
+    """The block with the copies of a layer, of the head and of the embedding beside what they compute; ``block`` has a row a layout.
+
+    Full recomputation runs in a backward pass whose weights have come already: it repeats no copy.
+    """
+    software = scenario.software
+    if not (software.kernels.copies_gathered or software.kernels.copies_gradients) or not (layouts.zero >= 2).any():
+        return block
+    apart = (layouts.pp > 1) | (not scenario.model.tie_word_embeddings)
+    head = copied_bytes(scenario, layouts, Weights(vocabulary_parameters(scenario, layouts) * apart))
+    table = copied_bytes(scenario, layouts, embedding_weights(scenario, layouts))
+
+    def seconds(moved: FloatColumn) -> FloatColumn:
+        return np.where(moved > 0, device.elementwise(moved), 0.0)
+
+    def with_own(layer: LayerBlock, weights: Weights) -> LayerBlock:
+        own = copied_bytes(scenario, layouts, weights)
+        gathered = seconds(own.weights)
+        return replace(
+            layer,
+            forward=layer.forward + gathered,
+            backward=layer.backward + gathered + seconds(own.gradients),
+            gather_copies=gathered,
+            traffic=layer.traffic + 2 * own.weights + own.gradients,
+        )
+
+    return replace(
+        block,
+        layers=tuple(with_own(layer, weights) for layer, weights in zip(block.layers, layer_weights(scenario, layouts), strict=True)),
+        head_forward=block.head_forward + seconds(head.weights),
+        head_backward=block.head_backward + seconds(head.gradients),
+        embedding=block.embedding + seconds(table.weights) + seconds(table.gradients),
+        head_traffic=block.head_traffic + head.weights + head.gradients,
+    )

@@ -1,0 +1,95 @@
+"""What many GPUs cost beside transfers: the slowest of them, what FSDP and sequence parallelism copy, and what is computed again."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from trials import layouts, priced, scenario
+
+from rapid_dse.device import operator_model
+from rapid_dse.events.backends import price
+from rapid_dse.model.architecture import architecture
+from rapid_dse.model.shapes import MicroBatch
+from rapid_dse.simulate.memory import layer_activations
+from rapid_dse.simulate.slowest import slowest_gpu
+
+NO_COPIES = {"software__copies_gathered": False, "software__copies_gradients": False, "software__copies_sequence": False}
+
+
+def test_the_slowest_of_many_gpus_is_that_of_drawn_speeds() -> None:
+    draws = np.random.default_rng(0)
+    cluster = scenario(cluster__gpu_spread=0.02).cluster
+    counts = np.array([1.0, 2.0, 8.0, 64.0, 512.0])
+    drawn = [1 + 0.02 * draws.standard_normal((20000, int(n))).max(axis=1).mean() for n in counts]
+    np.testing.assert_allclose(slowest_gpu(cluster, counts), drawn, atol=1e-3)
+    assert slowest_gpu(cluster, counts)[0] == 1.0
+
+
+def test_a_step_waits_for_the_slowest_of_its_gpus() -> None:
+    alike, spread, wide = (scenario(cluster__gpu_spread=share) for share in (0.0, 0.02, 0.04))
+    rows = [{"num_gpus": n, "global_batch_size": 8 * n} for n in (8, 512)]
+    first, second, third = (priced(each, *rows).time_compute_s for each in (alike, spread, wide))
+    np.testing.assert_allclose(third - first, 2 * (second - first), rtol=1e-9)
+    # products and attention are most of it; 1.43 and 3.03 deviations
+    assert np.all(second / first - 1 < 0.02 * np.array([1.44, 3.04]))
+    assert np.all(second / first - 1 > 0.8 * 0.02 * np.array([1.42, 3.02]))
+    one = {"num_gpus": 1, "global_batch_size": 8, "zero": 0}
+    assert priced(wide, one).step_time_s == priced(alike, one).step_time_s
+
+
+def compute(row: dict[str, Any], **changes: Any) -> float:
+    """Seconds of compute of a step of Llama 3.1 8B by torchtitan."""
+    return float(priced(scenario(software="torchtitan", **changes), row).time_compute_s[0])
+
+
+@pytest.mark.parametrize("recompute", ["none", "selective", "full"])
+def test_fsdp_copies_what_it_gathers_and_reduces(recompute: str) -> None:
+    """Two gathers a layer of bf16 weights, read and written, and fp32 gradients made of bf16 ones; head and table are gathered once."""
+    row = {"num_gpus": 8, "global_batch_size": 16, "zero": 3, "recompute": recompute}  # two micro-batches a GPU
+    device = operator_model(scenario(software="torchtitan").hw)
+    layer = 4096 * (4096 + 2 * 1024) + 4096 * 4096 + 3 * 4096 * 14336 + 2 * 4096
+    table = 128256 * 4096
+
+    def copies(parameters: int, gathers: int) -> float:
+        return gathers * float(device.elementwise(4 * parameters)) + float(device.elementwise(6 * parameters))
+
+    expected = 2 * (32 * copies(layer, 2) + 2 * copies(table, 1))
+    assert compute(row) - compute(row, **NO_COPIES) == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("row", [{"zero": 1, "num_gpus": 8}, {"zero": 3, "num_gpus": 8, "tp": 8, "sequence_parallel": False}])
+def test_nothing_is_copied_where_nothing_is_sharded(row: dict[str, Any]) -> None:
+    assert compute(row | {"global_batch_size": 8}) == compute(row | {"global_batch_size": 8}, **NO_COPIES)
+
+
+@pytest.mark.parametrize(("recompute", "copies"), [("none", 10), ("full", 14)])
+def test_gathers_along_the_sequence_copy_the_stream(recompute: str, copies: int) -> None:
+    """Four transfers forward, four backward and two gathers again; full recomputation repeats the forward ones. 8,192 tokens of 4,096."""
+    row = {"num_gpus": 8, "global_batch_size": 3, "tp": 8, "zero": 3, "recompute": recompute}
+    one = float(operator_model(scenario(software="torchtitan").hw).elementwise(2 * 2 * 8192 * 4096))
+    assert compute(row) - compute(row, **NO_COPIES) == pytest.approx(3 * 32 * copies * one, rel=1e-6)
+
+
+def test_every_other_product_is_repeated_and_kept() -> None:
+    # Llama 8B's products in order, widths of outputs over a hidden size of 4,096: q 4096, k 1024, v 1024, o 4096, gate and up 14336, down
+    # from 14336. Repeated are k, o and up; kept the outputs of q, v, gate and down, the layer's input, attention's output and its sums.
+    of = scenario(software="torchtitan")
+    table = layouts({"num_gpus": 8, "zero": 3, "recompute": "selective"})
+    (kind,) = architecture(of.model).kinds
+    repeated = sum(float(np.ravel(each.second * each.flops)[0]) for each in kind.products(MicroBatch.of(table, 8192)))
+    assert repeated == pytest.approx(2 * 8192 * 4096 * (1024 + 4096 + 14336))
+    kept = 8192 * (2 * (4096 + 1024 + 14336 + 4096 + 4096 + 4096) + 4 * 32)
+    assert float(layer_activations(of, table)[0][0]) == pytest.approx(kept * of.software.memory.activation_overhead)
+
+
+@pytest.mark.parametrize("recompute", ["none", "full"])
+@pytest.mark.parametrize("tokens", [64, 4096])
+def test_events_copy_as_much(recompute: str, tokens: int) -> None:
+    """A stage run as a graph, short sequences too, whose copies are longer than their layers: within 2 % of the closed form."""
+    changes = {"software": "torchtitan", "workload__seq_len": tokens, "software__host_layer": 0.0, "software__host_micro_batch": 0.0}
+    row = layouts({"num_gpus": 8, "global_batch_size": 16, "zero": 3, "recompute": recompute})
+    closed, simulated = (price(scenario(**changes, backend__name=name), row) for name in ("analytical", "hybrid"))
+    assert float(simulated.step_time_s[0]) == pytest.approx(float(closed.step_time_s[0]), rel=0.02)
+    assert float(simulated.time_compute_s[0]) == pytest.approx(float(closed.time_compute_s[0]), rel=0.02)
