@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import re
+import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from rapid_dse.command import Parser, guarded
+
+if TYPE_CHECKING:
+    from rapid_dse.analysis.calibration import Calibration
 
 EPILOG = """\
 CASES is a table (CSV or Parquet) whose columns are override keys, with measured.step_time_s (seconds) and, where it is known,
@@ -36,36 +40,43 @@ def _run(argv: Sequence[str]) -> int:
     parser.add_argument("--parameters", help="comma-separated parameters to fit (default: all that the runs exercise)")
     parser.add_argument("--chip", action="store_true", help="fit the chip's efficiencies too")
     parser.add_argument("--jobs", type=int, default=2, help="processes for the folds that test the fit")
+    parser.takes_json()
     return _calibrate(parser.parse_args(argv))
 
 
+def _summary(found: Calibration, written: Mapping[str, Path]) -> dict[str, Any]:
+    """What was fitted, as plain values."""
+    fitted = found.fitted
+    return {
+        "parameters": {
+            name: {"value": float(value), "standard_error": float(fitted.standard_errors[name])} for name, value in fitted.values.items()
+        },
+        "runs": found.rows,
+        "models": found.models,
+        "mean_error": float(fitted.error),
+        "unseen_error": float(found.held_out_error),
+        "alike": [list(pair) for pair in fitted.alike],
+        "silent": list(fitted.silent),
+        "written": {override: str(path) for override, path in written.items()},
+    }
+
+
 def _calibrate(arguments: argparse.Namespace) -> int:
-    from rapid_dse.analysis.calibration import Options, calibrate, write_all
-    from rapid_dse.analysis.fit import typical_base
-    from rapid_dse.analysis.measured_runs import require_runs
+    from rapid_dse.analysis.calibration import Options, write_all
+    from rapid_dse.analysis.calibration_table import calibrated_table, require_profile_name
     from rapid_dse.config.table_file import read_table
-    from rapid_dse.sweep.cases import group_cases
 
     name = arguments.out or f"{arguments.software}_calibrated"
-    if re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", name) is None:
-        raise ValueError(f"--out {name}: allowed: the name of a profile, letters, digits, _, - and . alone")
+    require_profile_name(name, f"--out {name}")
     if arguments.jobs < 1:
         raise ValueError(f"--jobs {arguments.jobs}: allowed: an integer of at least 1")
-    frame = read_table(arguments.cases)
-    require_runs(frame, arguments.cases)
-    if "software" not in frame:
-        frame["software"] = arguments.software
-    frame = frame[frame["software"].fillna(arguments.software) == arguments.software].reset_index(drop=True)
-    if frame.empty:
-        raise ValueError(f"{arguments.cases}: no row has software={arguments.software}")
-    require_runs(frame, arguments.cases)
-    groups = group_cases(frame)
-    shipped = groups[0].portion.scenario.software
-    base = shipped if arguments.fit == "cluster" else typical_base(shipped)
     names = arguments.parameters.split(",") if arguments.parameters else None
     options = Options(names, arguments.fit, arguments.chip, arguments.jobs)
-    found = calibrate(frame, groups, arguments.software, base, arguments.cases, options)
+    found = calibrated_table(read_table(arguments.cases), arguments.software, arguments.cases, options)
     written = write_all(found, Path("conf"), name, arguments.cases)
+    if arguments.json:
+        print(json.dumps(_summary(found, written)))
+        return 0
     for parameter, value in found.fitted.values.items():
         print(f"{parameter:28s} {value:12.5g} ± {found.fitted.standard_errors[parameter]:.1g}")
     for first, second in found.fitted.alike:

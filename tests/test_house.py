@@ -25,6 +25,7 @@ ROOMS = (
     "events",
     "sweep",
     "analysis",
+    "api",
 )
 MODULES = sorted(PACKAGE.rglob("*.py"))
 NAMES = {path: ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__") for path in MODULES}

@@ -323,7 +323,7 @@ def test_importing_hardware_writes_an_option_that_is_the_file(tmp_path: Path) ->
 def test_shipped_models_ride_on_its_hardware(tmp_path: Path) -> None:
     write(tmp_path)
     assert "tp=2 cp=1 dp=2 pp=4" in program.done(tmp_path, "hw=./hw.yaml", "model=llama3_1_8b").out
-    assert values_of(None, {"kind": "training", "batch": 4, "seq_len": 8}, {})[0]["workload.global_batch_size"] == 4
+    assert values_of(None, {"batch": 4, "seq_len": 8}, {}, "training")[0]["workload.global_batch_size"] == 4
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="RAPID-LLM's own files are not beside the checkout")

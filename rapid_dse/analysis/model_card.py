@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from rapid_dse.config.model import Model
 from rapid_dse.model.parameters import count
@@ -25,6 +26,10 @@ class ModelCard:
     parameters: int
     active_parameters: int
     kv_bytes_per_token: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """The figures as plain values."""
+        return asdict(self)
 
 
 def card(model: Model) -> ModelCard:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rapid_dse.config.units import shortened
-from rapid_dse.imports.reader import Imported
+from rapid_dse.imports.reader import RUN, Imported
 
 GROUPS = ("hw", "model", "cluster", "software")  # whose options may be files
 SUFFIXES = (".json", ".yaml", ".yml")
@@ -55,6 +55,17 @@ def read_foreign(path: str | Path, home: Path) -> Imported:
     if found is None:
         raise ValueError(f"{path}: not known; allowed: a Hugging Face config.json (model_type), RAPID-LLM's hardware or model YAML")
     return found
+
+
+def kind_of_run(model: str) -> str | None:
+    """The workload that a model file asks for, which RAPID-LLM's do; None where it asks for none, or cannot be read."""
+    try:
+        tree = read_tree(Path(model), model)
+    except (ValueError, OSError):
+        return None  # what is wrong with it is said where it is read
+    kind = tree.get("model_param", tree.get(RUN))
+    found = kind.get("run_type", kind.get("kind")) if isinstance(kind, dict) else None
+    return str(found) if found in ("training", "inference") else None
 
 
 def read_tree(path: Path, shown: str) -> dict[str, Any]:

@@ -49,7 +49,6 @@ LEFT: Rules = (
     (r"sw_param\.precision\.(stats|grad_microbatch)", "what a step keeps of it is in software.optimizer_bytes and gradient_dtype"),
     (r"sw_param\.h2d_bandwidth", "nothing is offloaded to the host"),
     (r"inference\.kvcache_type", "the KV cache is in the GPU's memory"),
-    (r"parallelism\.train\.tp_ep", "experts have the tensor parallelism of the other layers"),
     (r"(parallelism|scheduling_param)\.auto", "the layout is the one that the file has; sweep others with -m"),
     (r"parallelism\.inference\..*", "of inference; the run is training"),
     (r"parallelism\.train\..*", "of training; the run is inference"),
@@ -225,6 +224,8 @@ def _layout(reader: Reader) -> dict[str, Any]:
     found: dict[str, Any] = {key: reader.whole(f"{part}.{key}", f"parallel.{key}", 1) for key in ("tp", "cp", "pp")}
     found["micro_batches"] = reader.whole(f"{part}.mb", "parallel.micro_batch_size = batch / dp / mb", 1)
     found["sequence_parallel"] = bool(reader.take(f"{part}.tp_sp", "parallel.sequence_parallel", False))
+    split = reader.take(f"{part}.train.tp_ep", "parallel.etp: null where true, else 1", True)
+    found["experts_split"] = bool(split)
     found["train"] = {
         "dp": reader.whole(f"{part}.train.dp", "parallel.dp, times ep", 1),
         "ep": reader.whole(f"{part}.train.ep", "parallel.ep", 1),

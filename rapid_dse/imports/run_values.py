@@ -18,7 +18,7 @@ MOST_DIMENSIONS = 4  # of hw.network.dimensions
 FIXED = "fully_connected"  # each of its links has a share of the bandwidth that its size tells
 
 # Keys that the option of a group settles, by the group: where a command line names that option, it wins over the file.
-OF_OPTION = {"backend.name": "backend", "workload.kind": "workload", "cluster.hop_latency": "cluster"}
+OF_OPTION = {"backend.name": "backend", "cluster.hop_latency": "cluster"}
 
 Run = Mapping[str, Any]
 Values = dict[str, Any]
@@ -29,29 +29,29 @@ def settled_by(key: str) -> str | None:
     return "parallel" if key.startswith("parallel.") else OF_OPTION.get(key)
 
 
-def values_of(hw: Run | None, model: Run | None, architecture: Mapping[str, Any]) -> tuple[Values, tuple[str, ...]]:
+def values_of(hw: Run | None, model: Run | None, architecture: Mapping[str, Any], kind: str) -> tuple[Values, tuple[str, ...]]:
     """Values by dotted key, and what is said of them.
 
     Args:
         hw: what a hardware file says of the run; None where the hardware is none that was imported.
         model: what a model file says of it, likewise.
         architecture: the model, as the composed configuration has it.
+        kind: of the workload, training or inference.
     """
-    model = model or {}
-    model = model if "kind" in model else {**model, "kind": "training"}
-    values: Values = {"workload.kind": model["kind"]}
+    model = {**(model or {}), "kind": kind}
+    values: Values = {}
     said: list[str] = []
-    batch = _work(values, model, said)
+    batch = _work(values, model)
     if hw:
-        degrees = _degrees(hw, model["kind"], architecture, said)
-        _layout(values, hw, degrees, architecture)
+        degrees = _degrees(hw, kind, architecture, said)
+        _layout(values, hw, degrees, architecture, kind)
         _machine(values, hw, degrees)
-        if model["kind"] == "training" and batch is not None:
+        if kind == "training" and batch is not None:
             _micro_batches(values, hw, model, degrees, said)
     return _known(values, said), tuple(said)
 
 
-def _work(values: Values, model: Run, said: list[str]) -> int | None:
+def _work(values: Values, model: Run) -> int | None:
     """The workload's own keys; the batch, where the model file has one."""
     batch: int | None = model.get("batch")
     if model.get("attention") is not None:
@@ -85,20 +85,22 @@ def _degrees(hw: Run, kind: str, architecture: Mapping[str, Any], said: list[str
     return found
 
 
-def _layout(values: Values, hw: Run, degrees: Mapping[str, int], architecture: Mapping[str, Any]) -> None:
+def _layout(values: Values, hw: Run, degrees: Mapping[str, int], architecture: Mapping[str, Any], kind: str) -> None:
     tp, pp, layers = degrees["tp"], degrees["pp"], architecture.get("num_hidden_layers")
     values |= {f"parallel.{name}": degrees[name] for name in ("tp", "cp", "pp", "ep")}
-    if values["workload.kind"] == "training":  # dp is what the others leave
+    if kind == "training":  # dp is what the others leave
         values["parallel.sequence_parallel"] = hw["layout"]["sequence_parallel"] and tp > 1
     else:
         values["parallel.dp"] = degrees["dp"]
         values["parallel.attention_dp"] = degrees["ep"]
+    if degrees["ep"] > 1 and not hw["layout"].get("experts_split", True):
+        values["parallel.etp"] = 1
     values["hw.num_gpus"] = prod(degrees.values())
     if isinstance(layers, int) and layers % pp and layers > pp:
         values["parallel.stage_layers"] = [layers // pp + (stage < layers % pp) for stage in range(pp)]
     software = dict(hw["software"])
     cache, shared = software.pop("kv_precision", None), software.pop("tp_sp_overlap", None)
-    if values["workload.kind"] == "inference":
+    if kind == "inference":
         software = {key: value for key, value in software.items() if key.startswith("software.") and "gradient" not in key}
         values["workload.kv_precision"] = cache
     elif values["parallel.sequence_parallel"] and shared is not None:

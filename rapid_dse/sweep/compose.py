@@ -73,7 +73,7 @@ def composed(options: Mapping[str, str], hydra: tuple[str, ...] = ()) -> Compose
         ValueError: one line, where an option does not exist or a file cannot be read.
     """
     for group, option in options.items():
-        _check_option(group, option)
+        _check_option(group, option, hydra)
     overrides = [f"{'+' if group == SWEEPS else ''}{group}={option}" for group, option in options.items()]
     try:
         return from_hydra(compose("config", overrides=[*overrides, *hydra], return_hydra_config=True))
@@ -107,7 +107,10 @@ def _with_run(tree: dict[str, Any], named: Collection[str]) -> tuple[dict[str, A
     if not runs:
         return tree, ()
     said = [text for run in runs.values() for text in run.pop(SAID, ())]
-    values, more = values_of(runs.get("hw"), runs.get("model"), parts["model"])
+    asked, kind = runs.get("model", {}).get("kind"), tree["workload"]["kind"]
+    if asked not in (None, kind) and "workload" not in named:
+        raise ValueError(f"the model file asks for a run of {asked}; allowed: workload={asked} beside it, or workload={kind}")
+    values, more = values_of(runs.get("hw"), runs.get("model"), parts["model"], kind)
     kept = {key: value for key, value in values.items() if settled_by(key) not in named}
     return with_values(tree | parts, kept), (*said, *more)
 
@@ -121,7 +124,7 @@ def multirun(arguments: Sequence[str]) -> int:
     given = read(arguments)
     with hydra_ready():
         for group, option in given.options.items():
-            _check_option(group, option)
+            _check_option(group, option, given.hydra)
         hydra = GlobalHydra.instance().hydra
         assert hydra is not None
         try:
@@ -141,11 +144,12 @@ def one_line(error: BaseException) -> str:
     return "; ".join(" ".join(part.split()) for part in parts if part.strip())
 
 
-def _check_option(group: str, option: str) -> None:
+def _check_option(group: str, option: str, hydra: Sequence[str]) -> None:
     if is_file_option(group, option):
         return
     loader = GlobalHydra.instance().config_loader()
-    allowed = sorted(set(loader.get_group_options(group, ObjectType.CONFIG)))
+    paths = [text for text in hydra if text.lstrip("+").startswith("hydra.searchpath")]
+    allowed = sorted(set(loader.get_group_options(group, ObjectType.CONFIG, "config" if paths else None, paths or None)))
     if option in allowed:
         return
     near = difflib.get_close_matches(option, allowed, n=1, cutoff=0.4)

@@ -1,0 +1,1 @@
+"""The program for Python: what ``import rapid_dse as rd`` offers."""
