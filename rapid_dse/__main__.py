@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from rapid_dse.command import guarded
+from rapid_dse.command_options import Asked, asked
 
 if TYPE_CHECKING:
     from rapid_dse.events.runs import Run
@@ -48,8 +50,6 @@ keys (key=value; in a sweep also 1,2,4, range(start,stop[,step]), and for parall
 exit codes: 0; 2 where an input is wrong or one trial's layout is illegal; 130 after Ctrl-C; 143 after SIGTERM
 """
 
-FLAGS = {"-m": "multirun", "--multirun": "multirun", "--cfg": "cfg", "--version": "version", "-h": "help", "--help": "help"}
-
 
 def main() -> int:
     """Entry point of the console script; the exit code."""
@@ -62,22 +62,25 @@ def run(arguments: Sequence[str]) -> int:
     Raises:
         ValueError: one line, where the command line or the configuration is wrong.
     """
-    flags = [argument for argument in arguments if argument.startswith("-")]
-    overrides = [argument for argument in arguments if not argument.startswith("-")]
-    for flag in flags:
-        if flag not in FLAGS:
-            raise ValueError(f"{flag}: no such option; allowed: {', '.join(FLAGS)}, and overrides as parallel.tp=8")
-    asked = {FLAGS[flag] for flag in flags}
-    if "help" in asked:
+    found = asked(arguments)
+    if found.what == "help":
         return _help()
-    if "version" in asked:
-        from rapid_dse import __version__
+    if found.what == "version":
+        return _version(found.json)
+    if found.what == "cfg":
+        return _configuration(found)
+    if found.what == "info":
+        return _info(found)
+    if found.what == "multirun":
+        return _sweep(found)
+    return _trial(found.overrides, found.json)
 
-        print(__version__)
-        return 0
-    if "cfg" in asked:
-        return _configuration(overrides)
-    return _sweep(overrides) if "multirun" in asked else _trial(overrides)
+
+def _version(as_json: bool) -> int:
+    from rapid_dse import __version__
+
+    print(json.dumps({"version": __version__}) if as_json else __version__)
+    return 0
 
 
 def _help() -> int:
@@ -96,20 +99,37 @@ def _help() -> int:
     return 0
 
 
-def _configuration(overrides: Sequence[str]) -> int:
+def _configuration(found: Asked) -> int:
     import yaml
 
     from rapid_dse.sweep.overrides import read
     from rapid_dse.sweep.space import plan
 
-    portions = plan(read(overrides)).portions
+    portions = plan(read(found.overrides)).portions
     if len(portions) > 1:
         raise ValueError(f"--cfg: {len(portions)} configurations are swept; allowed: one")
-    print(yaml.safe_dump(portions[0].scenario.model_dump(mode="json"), sort_keys=False, allow_unicode=True), end="")
+    tree = portions[0].scenario.model_dump(mode="json")
+    print(json.dumps(tree) if found.json else yaml.safe_dump(tree, sort_keys=False, allow_unicode=True), end="\n" * found.json)
     return 0
 
 
-def _trial(overrides: Sequence[str]) -> int:
+def _info(found: Asked) -> int:
+    """Where options come from, and which are chosen."""
+    from rapid_dse.sweep.information import information
+
+    told = information(found.overrides)
+    kept = told if found.word == "all" else {found.word: told[found.word]}
+    if found.json:
+        print(json.dumps(kept))
+        return 0
+    for title, lines in kept.items():
+        print(f"{title}:")
+        for line in lines if isinstance(lines, list) else [f"{key}: {value}" for key, value in lines.items()]:
+            print(f"  {line}")
+    return 0
+
+
+def _trial(overrides: Sequence[str], as_json: bool) -> int:
     from rapid_dse.sweep.overrides import read
     from rapid_dse.sweep.space import single
 
@@ -117,19 +137,31 @@ def _trial(overrides: Sequence[str]) -> int:
     portion = single(given)
     if portion.rule[0] >= 0:
         raise ValueError(_illegal(portion.reasons[int(portion.rule[0])], overrides))
+    from rapid_dse.sweep import idle
 
+    for line in [*idle.of_trial(given, portion.scenario), *idle.of_files([portion])]:
+        print(line, file=sys.stderr)
+    if as_json:
+        from rapid_dse.sweep.one_trial import priced_row
+
+        print(json.dumps(priced_row(portion), allow_nan=False))
+        return 0
+    return _report(portion, overrides)
+
+
+def _report(portion: Portion, overrides: Sequence[str]) -> int:
+    """Prices the trial and prints its report."""
     from rapid_dse.analysis.trial import show
     from rapid_dse.events.backends import price
     from rapid_dse.simulate.inference.pricing import refused
     from rapid_dse.simulate.results import unlawful
-    from rapid_dse.sweep import idle
     from rapid_dse.sweep.console import console
 
-    for line in [*idle.of_trial(given, portion.scenario), *idle.of_files([portion])]:
-        print(line, file=sys.stderr)
     runs: dict[str, Run] = {}
     scenario, names = portion.scenario, _artifacts(portion)
     priced = price(scenario, portion.layouts, None if scenario.backend.name == "analytical" else runs.update, names)
+    for text, _ in refused(scenario, portion.layouts, priced):
+        raise ValueError(f"{' '.join(overrides)}: {text}")
     for text, _ in refused(scenario, portion.layouts, priced):
         raise ValueError(f"{' '.join(overrides)}: {text}")
     for law, _ in unlawful(priced):
@@ -162,15 +194,31 @@ def _illegal(reason: str, overrides: Sequence[str]) -> str:
     return reason if "=" in reason or not overrides else f"{' '.join(overrides)}: {reason}"
 
 
-def _sweep(overrides: Sequence[str]) -> int:
-    """Hands the overrides to Hydra, which hands them to this project's sweeper."""
+def _sweep(found: Asked) -> int:
+    """Hands the overrides to Hydra, which hands them to this project's sweeper; what Hydra cannot say is priced without it."""
     from rapid_dse.sweep import idle
-    from rapid_dse.sweep.compose import multirun
     from rapid_dse.sweep.overrides import read
 
-    for line in idle.of_hydra(read(overrides)):
+    given = read(found.overrides)
+    if found.json:
+        from rapid_dse.sweep.summary import summarized
+
+        summary, code = summarized(given, _complain)
+        print(json.dumps(summary, allow_nan=False))
+        return code
+    _complain(idle.of_hydra(given))
+    if given.paired:
+        from rapid_dse.sweep.quiet import shown_study
+
+        return shown_study(given, _complain)
+    from rapid_dse.sweep.compose import multirun
+
+    return multirun(found.overrides)
+
+
+def _complain(lines: Sequence[str]) -> None:
+    for line in lines:
         print(line, file=sys.stderr)
-    return multirun(overrides)
 
 
 if __name__ == "__main__":

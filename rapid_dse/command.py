@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
+from rapid_dse import __version__
 from rapid_dse.common import termination
 
 USAGE, INTERRUPTED = 2, 130
@@ -23,6 +24,11 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, **options)
+        self.add_argument("--version", action="version", version=__version__)
+
+    def takes_json(self) -> None:
+        """Adds ``--json``: the command then prints one JSON value, whose keys docs/json.md lists, in place of text."""
+        self.add_argument("--json", action="store_true", help="print one JSON value (docs/json.md) in place of text")
 
     def error(self, message: str) -> NoReturn:
         """Raises ``ValueError``: what is wrong, and the usage."""

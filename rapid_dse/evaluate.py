@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rapid_dse.command import Parser, guarded
 from rapid_dse.config.table_file import SUFFIXES
 
 if TYPE_CHECKING:
     import pandas as pd
+    import pyarrow as pa
 
     from rapid_dse.sweep.cases import CaseGroup, Refused
+    from rapid_dse.sweep.driver import ProgressLines
 
 EPILOG = """\
 Each column of CASES that is an override key (hw, model, software, backend, hw.num_gpus, model.hidden_size, workload.seq_len,
@@ -57,6 +60,9 @@ def run(arguments: Sequence[str]) -> int:
         print(line, file=sys.stderr)
     found = evaluated(frame, groups, refused)
     _write(found.table, options.out)
+    if options.json:
+        print(json.dumps(_summary(found, options.out)))
+        return 0
     _report(found, options.out)
     show_artifacts(console(), (portion.scenario for portion in portions))
     return 0
@@ -69,6 +75,7 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--keep-going", action="store_true", help="a row with a value that is none of its key's is invalid, and stops nothing"
     )
+    parser.takes_json()
     options = parser.parse_args(arguments)
     out: Path = options.out
     if out.suffix.lower() not in SUFFIXES:
@@ -76,6 +83,21 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
     if not out.parent.is_dir() or not os.access(out.parent, os.W_OK):
         raise ValueError(f"--out {out}: the folder {out.parent} does not exist or cannot be written")
     return options
+
+
+def _summary(found: Evaluated, out: Path) -> dict[str, Any]:
+    """What became of the table, as plain values."""
+    table = found.table
+    rejected = table.loc[table["status"].isin(["invalid", "error"]), "reason"].astype(str)
+    return {
+        "out": str(out),
+        "rows": len(table),
+        "status": {str(status): int(count) for status, count in Counter(table["status"].astype(str)).items()},
+        "reasons": {reason: int(count) for reason, count in Counter(rejected).most_common()},
+        "renamed": dict(found.moved),
+        "replaced": found.replaced,
+        "carried": [name for name in found.carried if not _is_known(name)],
+    }
 
 
 def _report(found: Evaluated, out: Path) -> None:
@@ -154,11 +176,14 @@ def _results(n_rows: int, groups: Sequence[CaseGroup], refused: Refused) -> pd.D
     import numpy as np
     import pyarrow as pa
 
+    from rapid_dse.sweep.console import console
+    from rapid_dse.sweep.driver import ProgressLines
     from rapid_dse.sweep.overrides import read
     from rapid_dse.sweep.space import single
-    from rapid_dse.sweep.table import failed_table, priced_table
+    from rapid_dse.sweep.table import failed_table
 
-    tables = [priced_table(group.portion) for group in groups] or [failed_table(single(read([])), "")[:0]]
+    lines = ProgressLines(sum(len(group.rows) for group in groups), console(stderr=True))
+    tables = [_priced(group, lines) for group in groups] or [failed_table(single(read([])), "")[:0]]
     priced = pa.concat_tables(tables, promote_options="permissive")
     place = np.full(n_rows, -1, np.int64)
     for at, row in enumerate(row for group in groups for row in group.rows.tolist()):
@@ -169,6 +194,15 @@ def _results(n_rows: int, groups: Sequence[CaseGroup], refused: Refused) -> pd.D
         if refused:
             found[name] = found[name].astype(object)
             found.loc[list(texts), name] = list(texts.values())
+    return found
+
+
+def _priced(group: CaseGroup, lines: ProgressLines) -> pa.Table:
+    """The rows of a group; says how far the table is where that takes long."""
+    from rapid_dse.sweep.table import priced_table
+
+    found = priced_table(group.portion)
+    lines.advance(len(group.rows))
     return found
 
 

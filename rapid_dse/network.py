@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -30,6 +32,8 @@ def build_parser() -> Parser:
     graph.add_argument("--engine", choices=["builtin", "astrasim"], default="builtin")
     graph.add_argument("--binary", type=Path, help="ASTRA-sim's binary (default: the variable ASTRA_SIM_BIN)")
     graph.add_argument("--links", action="store_true", help="add bytes and busy time of each link")
+    for command in (table, graph):
+        command.add_argument("--json", action="store_true", help="print one JSON value (docs/json.md) when done")
     return parser
 
 
@@ -39,14 +43,21 @@ def run(arguments: Sequence[str]) -> int:
 
     options = build_parser().parse_args(arguments)
     if options.command == "collectives":
-        return network_command.run_collectives(options.table, options.out, say)
+        return _told(options, network_command.run_collectives(options.table, options.out, say))
     network_command.check_links_are_told(options.links, options.engine, options.network)
     engine: network_command.Engine = network_command.builtin_engine
     if options.engine == "astrasim":
         from rapid_dse.events.astrasim.adapter import engine_for
 
         engine = engine_for(options.binary)
-    return network_command.run_graph_file(options.file, options.network, options.out, options.links, engine, say)
+    return _told(options, network_command.run_graph_file(options.file, options.network, options.out, options.links, engine, say))
+
+
+def _told(options: argparse.Namespace, code: int) -> int:
+    """The exit code; where it is asked for, what was written is printed as JSON."""
+    if options.json:
+        print(json.dumps({"command": options.command, "out": str(options.out), "exit_code": code}))
+    return code
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -39,6 +40,7 @@ def run(arguments: Sequence[str]) -> int:
     parser.add_argument(
         "--constraint", action="append", default=[], metavar="TEXT", help="what else must hold, as 'mfu>=0.4'; may be given several times"
     )
+    parser.takes_json()
     options = parser.parse_args(_with_negatives(arguments))
     if options.top < 1:
         raise ValueError(f"--top={options.top}: allowed: an integer of at least 1")
@@ -70,8 +72,15 @@ def _show(options: argparse.Namespace) -> None:
     aim = _aim(options, table)
     unknown = aim.headroom or not pc.all(table["fits"]).as_py()
     stood = standing.standing_of(table, aim, usable_of(table) if unknown else None, standing.place_lanes(len(table)))
-    ranked.show_ranking(out, stood, aim, ranked.Source(lambda lanes: standing.rows_at(table, lanes), trial_of, "--each"))
     status, reasons = ranking.counts(table)
+    if options.json:
+        from rapid_dse.sweep.ranked_rows import ranked_rows
+
+        rows = ranked_rows(stood, aim, lambda lanes: standing.rows_at(table, lanes))
+        counted = {"status": dict(status), "reasons": dict(reasons.most_common()), "not_ranked": dict(stood.broken)}
+        print(json.dumps({"by": options.by, "trials": table.num_rows, **counted, "rows": rows}, allow_nan=False))
+        return
+    ranked.show_ranking(out, stood, aim, ranked.Source(lambda lanes: standing.rows_at(table, lanes), trial_of, "--each"))
     show.show_counts(out, status, reasons, {}, stood.broken)
 
 

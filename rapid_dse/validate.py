@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rapid_dse.command import Parser, guarded
 
@@ -39,14 +41,26 @@ def _validate(argv: Sequence[str]) -> int:
     parser.add_argument("--shipped", action="store_true", help="the shipped profiles alone, without the folds")
     parser.add_argument("--out", default="results/validation", help="folder of the picture and of the worst cases")
     parser.add_argument("--jobs", type=int, default=2, help="processes for the folds")
+    parser.takes_json()
     arguments = parser.parse_args(argv)
     paths = [found for path in arguments.cases for found in _tables(Path(path))] or _beside_the_checkout()
+    said = []
     for path in paths:
-        if _is_cases(path):
-            _print_cases(path, arguments)
-        else:
-            _print_measured(path, Path(arguments.out))
+        told = _cases(path, arguments) if _is_cases(path) else _measured(path, Path(arguments.out))
+        said.append(told.value)
+        if not arguments.json:
+            print("\n".join(told.lines))
+    if arguments.json:
+        print(json.dumps({"tables": said}))
     return 0
+
+
+@dataclass(frozen=True)
+class Told:
+    """What is said of a table: lines of text, and the same as plain values."""
+
+    lines: Sequence[str]
+    value: Mapping[str, Any]
 
 
 def _tables(path: Path) -> list[Path]:
@@ -76,8 +90,8 @@ def _is_cases(path: Path) -> bool:
     return "kind" not in read_table(path).columns
 
 
-def _print_measured(path: Path, out: Path) -> None:
-    """Writes a table of measurements with its predictions, and prints a line of errors a kind."""
+def _measured(path: Path, out: Path) -> Told:
+    """Writes a table of measurements with its predictions; a line of errors a kind."""
     from rapid_dse.analysis.chips import chips
     from rapid_dse.analysis.measured_tables import chips_of, predict_table
     from rapid_dse.config.table_file import read_table
@@ -89,20 +103,28 @@ def _print_measured(path: Path, out: Path) -> None:
     if target.resolve() == path.resolve():
         raise ValueError(f"--out {out}: {target} is the table itself; allowed: another folder")
     found.table.to_csv(target, index=False, float_format="%.9g")
-    print(f"\n{path.name}: {len(found.table)} rows to {target}")
+    lines, errors = [f"\n{path.name}: {len(found.table)} rows to {target}"], []
     if found.errors is not None and len(found.errors):
-        print("|predicted / measured − 1|:")
-        print(found.errors.to_string(float_format="{:.3f}".format))
-    for line in found.left_out:
-        print(f"left out: {line}")
+        lines += ["|predicted / measured − 1|:", found.errors.to_string(float_format="{:.3f}".format)]
+        errors = _records(found.errors.reset_index())
+    lines += [f"left out: {line}" for line in found.left_out]
+    value = {"table": path.name, "rows": len(found.table), "out": str(target), "errors": errors, "left_out": list(found.left_out)}
+    return Told(lines, value)
 
 
-def _print_cases(path: Path, arguments: argparse.Namespace) -> None:
+def _records(table: pd.DataFrame) -> list[dict[str, Any]]:
+    """The rows of a table as plain values, null where there is none."""
+    found: list[dict[str, Any]] = json.loads(table.to_json(orient="records"))
+    return found
+
+
+def _cases(path: Path, arguments: argparse.Namespace) -> Told:
+    """Predicted against measured, a suite a line; writes the picture and the worst cases."""
     from rapid_dse.analysis.validation import parity_picture, validate_cases
 
     found = validate_cases(path, arguments.jobs, folds=not arguments.shipped)
-    print(f"{path.name}: {len(found.cases)} cases")
-    print(_table(found, arguments.shipped).to_string(index=False, float_format="{:.3f}".format, na_rep="–"))
+    table = _table(found, arguments.shipped)
+    lines = [f"{path.name}: {len(found.cases)} cases", table.to_string(index=False, float_format="{:.3f}".format, na_rep="–")]
     out = Path(arguments.out)
     out.mkdir(parents=True, exist_ok=True)
     for suite in found.cases["suite"].unique():
@@ -112,7 +134,8 @@ def _print_cases(path: Path, arguments: argparse.Namespace) -> None:
         parity_picture(found, out / f"{path.stem}.png")
     except ImportError:
         picture = "no picture: it needs matplotlib (pip install 'rapid-dse[plots]')"
-    print(f"{picture}; the 20 worst cases of each suite by term: {out}/worst_SUITE.csv")
+    lines.append(f"{picture}; the 20 worst cases of each suite by term: {out}/worst_SUITE.csv")
+    return Told(lines, {"table": path.name, "rows": len(found.cases), "out": str(out), "suites": _records(table)})
 
 
 def _table(found: Validated, shipped_alone: bool) -> pd.DataFrame:

@@ -135,10 +135,9 @@ def test_a_trial_that_raises_is_a_row_with_its_error_and_fail_fast_ends_the_stud
 def test_progress_says_what_is_done_the_best_the_time_left_and_what_was_rejected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(search_run, "Progress", partial(Progress, every=0.0))
     lines = study(tmp_path, "search.n_trials=60", "search.prune=false").err.splitlines()
-    line = next(line for line in lines if line.startswith("40 of 60 trials, "))
-    assert re.fullmatch(
-        r"40 of 60 trials, [\d,]+ s left; best step_time_s [\d.,]+, [\d,]+ rejected: needs more memory than hw\.memory\.usable", line
-    )
+    line = next(line for line in lines if line.startswith("40 of 60 trials "))
+    rejected = r"[\d,]+ rejected: needs more memory than hw\.memory\.usable"
+    assert re.fullmatch(rf"40 of 60 trials \(67%\), about [\d,]+ s left; best step_time_s [\d.,]+, {rejected}", line)
 
 
 # What pruning does; the law that it rests on is in test_search_bounds.py.

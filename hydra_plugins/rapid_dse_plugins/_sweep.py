@@ -17,7 +17,9 @@ _ASKED = 64  # combinations of what a study lists that are asked which settings 
 
 def run(arguments: Sequence[str], config: DictConfig) -> int:
     """Prices the space that ``arguments`` span over ``config``, their composition; the exit code of the driver."""
-    given, base = read(arguments), from_hydra(config)
+    folders = [f"'{folder}'" for folder in config.hydra.searchpath or ()]  # which Hydra keeps to itself
+    beside = [f"hydra.searchpath=[{','.join(folders)}]"] if folders else []
+    given, base = read([*beside, *arguments]), from_hydra(config)
     if base.tree["search"]["name"] == "optuna":
         return _search(given, base)
     from rapid_dse.sweep.driver import run as drive

@@ -6,6 +6,7 @@ vanishes: whatever the schema lets through has a finite price.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Annotated, Any, get_args
 
@@ -73,7 +74,18 @@ def _or_zero(least: float) -> AfterValidator:
 
 WHOLE = BeforeValidator(_whole)
 
+_THOUSANDS = {"k": 1024, "K": 1024, "M": 1024**2}
+_TOKENS = re.compile(r"(\d+(?:\.\d+)?)\s*([kKM])")
+
+
+def _tokens(value: Any) -> Any:
+    """A length as people write it: 8k is 8,192 tokens, as 1M is 1,048,576."""
+    match = _TOKENS.fullmatch(value.strip()) if isinstance(value, str) else None
+    return value if match is None else float(match[1]) * _THOUSANDS[match[2]]
+
+
 # Things that are counted: tokens, layers, channels.
+Tokens = Annotated[int, WHOLE, BeforeValidator(_tokens), Field(ge=1, le=10**9)]
 Count = Annotated[int, WHOLE, Field(ge=1, le=10**9)]
 CountOrZero = Annotated[int, WHOLE, Field(ge=0, le=10**9)]
 # GPUs, and the degrees that divide them.

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from rapid_dse.config.effects import COMMAND, Only, Where
-from rapid_dse.config.fields import WHOLE, Count, CountOrZero, Degree, Frozen, ShareOrPercent, ShareOrZero
+from rapid_dse.config.fields import WHOLE, Count, CountOrZero, Degree, Frozen, ShareOrPercent, ShareOrZero, Tokens
 from rapid_dse.config.hardware import Parallelism, Precision
 from rapid_dse.config.schedule_names import ScheduleName
 
@@ -121,14 +121,14 @@ class Workload(Frozen):
     """
 
     kind: Literal["training", "inference"] = "training"
-    seq_len: Annotated[Count, TRAINING] = 8192
+    seq_len: Annotated[Tokens, TRAINING] = 8192
     global_batch_size: Annotated[Count, TRAINING] = 1024
     precision: Precision = "bf16"
     batch_size: Annotated[Count | None, INFERENCE] = None
     concurrency: Annotated[Count | None, INFERENCE] = None
     request_rate: Annotated[Annotated[float, Field(ge=1e-6, le=1e9)] | None, INFERENCE] = None
-    prompt_len: Annotated[Count | None, INFERENCE] = None
-    decode_len: Annotated[Count | None, INFERENCE] = None
+    prompt_len: Annotated[Tokens | None, INFERENCE] = None
+    decode_len: Annotated[Tokens | None, INFERENCE] = None
     length_spread: Annotated[float, Field(ge=0, le=1), INFERENCE] = 0.0
     num_prompts: Annotated[Count | None, INFERENCE] = None
     kv_precision: Annotated[KvPrecision | None, INFERENCE] = None

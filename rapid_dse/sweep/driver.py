@@ -215,7 +215,7 @@ def _progress(chunks: Sequence[Chunk], err: Console) -> Iterator[Callable[[int],
     """A bar on a terminal; a line now and then where the output goes elsewhere and the sweep is long."""
     total = sum(len(chunk) for chunk in chunks)
     if not err.is_terminal:
-        yield _Lines(total, err).advance
+        yield ProgressLines(total, err).advance
         return
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -226,20 +226,24 @@ def _progress(chunks: Sequence[Chunk], err: Console) -> Iterator[Callable[[int],
 
 
 @dataclass
-class _Lines:
-    """Progress for a log: a line every ``every`` seconds."""
+class ProgressLines:
+    """Progress for a log: a line every ``every`` seconds, with the time that is left at the rate so far."""
 
     total: int
     err: Console
-    every: float = 30.0
+    every: float = 5.0
     done: int = 0
+    began: float = field(default_factory=time.monotonic)
     said: float = field(default_factory=time.monotonic)
 
     def advance(self, rows: int) -> None:
+        """So many more are done."""
         self.done += rows
-        if time.monotonic() - self.said >= self.every:
-            self.said = time.monotonic()
-            _notice(self.err, f"{self.done:,} of {self.total:,} trials priced")
+        now = time.monotonic()
+        if now - self.said >= self.every and self.done:
+            self.said = now
+            left = (self.total - self.done) * (now - self.began) / self.done
+            _notice(self.err, f"{self.done:,} of {self.total:,} trials priced ({self.done / self.total:.0%}), about {left:,.0f} s left")
 
 
 def refine_best(best: pa.Table, chunks: Sequence[Chunk], search: Search, folder: Path, aim: Aim, consoles: tuple[Console, Console]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from hydra.core.override_parser.types import Glob, IntervalSweep, Override, QuotedString, RangeSweep
@@ -14,11 +15,14 @@ from pydantic import BaseModel
 from rapid_dse.config.parts import keys_of
 from rapid_dse.config.scenario import Scenario, known_key, siblings, unknown_key, without_parts
 from rapid_dse.config.units import shortened
+from rapid_dse.imports.file_options import is_file_option, kind_of_run
 from rapid_dse.parallel.layouts import COLUMN_OF
 from rapid_dse.sweep.grammar import parser
+from rapid_dse.sweep.places import home, search_paths
 
 GROUPS = ("hw", "cluster", "model", "parallel", "workload", "software", "backend", "search")
 MOST_VALUES = 100_000  # of one key
+LAYOUT = "parallel"  # the group whose options are layouts
 SWEEPS = "sweeps"  # the group of named sweeps: +sweeps=NAME
 # Keys that take the word all: every value that can be legal. How many GPUs share one copy of the shards is told in numbers.
 ALL_KEYS = tuple(key for key in COLUMN_OF if key.startswith("parallel.") and key != "parallel.shard_group")
@@ -50,12 +54,14 @@ class Given:
         values: one value a key.
         swept: what a group or a key is swept over.
         hydra: overrides of Hydra's own configuration, as written.
+        paired: keys that are swept together, a tuple of settings each: ``zip(parallel.tp=1,2;parallel.pp=4,2)``.
     """
 
     options: Mapping[str, str] = field(default_factory=dict)
     values: Mapping[str, Any] = field(default_factory=dict)
     swept: Mapping[str, Values | Interval] = field(default_factory=dict)
     hydra: tuple[str, ...] = ()
+    paired: tuple[tuple[Mapping[str, Any], ...], ...] = ()
 
 
 def read(arguments: Sequence[str]) -> Given:
@@ -67,15 +73,19 @@ def read(arguments: Sequence[str]) -> Given:
     options: dict[str, str] = {}
     values: dict[str, Any] = {}
     swept: dict[str, Values | Interval] = {}
-    hydra: list[str] = []
+    hydra = [text for text in arguments if text.lstrip("+").startswith("hydra.searchpath")]
+    paired: list[tuple[Mapping[str, Any], ...]] = []
     for text in arguments:
+        if text.startswith("zip("):
+            paired.append(_pairs(text, hydra))
+            continue
         override = _parsed(text)
         key = override.key_or_group
         if override.is_hydra_override():
             _check_hydra(override, text)
-            hydra.append(text)
+            hydra += [text] if text not in hydra else []
             continue
-        found = _values(override, text)
+        found = _values(override, text, hydra)
         options.pop(key, None), values.pop(key, None), swept.pop(key, None)
         if isinstance(found, Values | Interval):
             swept[key] = found
@@ -83,7 +93,9 @@ def read(arguments: Sequence[str]) -> Given:
             options[key] = found
         else:
             values[key] = found
-    return Given(*usual_options(options, values, swept), swept, tuple(hydra))
+    _check_pairs(paired, [*options, *values, *swept])
+    together = [key for pairs in paired for key in pairs[0]]
+    return Given(*usual_options(options, values, [*swept, *together]), swept, tuple(hydra), tuple(paired))
 
 
 def usual_options(options: Mapping[str, str], values: Mapping[str, Any], named: Collection[str]) -> tuple[dict[str, str], dict[str, Any]]:
@@ -101,10 +113,65 @@ def usual_options(options: Mapping[str, str], values: Mapping[str, Any], named: 
         if options.setdefault("workload", kind) != kind:
             raise ValueError(f"workload.kind={kind} and workload={options['workload']} contradict each other; allowed: workload alone")
         del values["workload.kind"]
+    model = options.get("model", "")
+    if "workload" not in {*options, *named} and is_file_option("model", model):
+        kind = kind_of_run(model)
+        options |= {} if kind is None else {"workload": kind}
     for group, option in _OF_WORKLOAD.get(options.get("workload", ""), {}).items():
         if group not in named and SWEEPS not in options:
             options.setdefault(group, option)
     return options, values
+
+
+def _pairs(text: str, hydra: Sequence[str]) -> tuple[Mapping[str, Any], ...]:
+    """The settings that ``zip(a=1,2;b=3,4)`` stands for, one of each list a time.
+
+    Raises:
+        ValueError: where it is none, or the lists have not as many values.
+    """
+    parts = [part.strip() for part in text.removeprefix("zip(").removesuffix(")").split(";")]
+    if not text.endswith(")") or len(parts) < 2 or not all("=" in part for part in parts):
+        raise ValueError(f"{text}: allowed: several lists, as 'zip(parallel.tp=1,2;parallel.pp=4,2)'")
+    lists: dict[str, tuple[Any, ...]] = {}
+    for part in parts:
+        override = _parsed(part)
+        found = _values(override, part, hydra)
+        items = found.items if isinstance(found, Values) else None if isinstance(found, Interval) else (found,)
+        if items is None:
+            raise ValueError(f"{text}: {override.key_or_group} has no list; allowed: as many values of each, as parallel.tp=1,2")
+        lists[override.key_or_group] = items
+    if len({len(items) for items in lists.values()}) != 1:
+        counted = ", ".join(f"{key} {len(items)}" for key, items in lists.items())
+        raise ValueError(f"{text}: lists of different lengths ({counted}); allowed: as many values of each, each value once")
+    return tuple(dict(zip(lists, row, strict=True)) for row in zip(*lists.values(), strict=True))
+
+
+def _check_pairs(paired: Sequence[tuple[Mapping[str, Any], ...]], others: Sequence[str]) -> None:
+    """Raises ``ValueError`` where a key of a zip is set elsewhere too, or is none that can be swept."""
+    seen = set(others)
+    for pairs in paired:
+        for key in pairs[0]:
+            if key in seen:
+                raise ValueError(f"{key}: stands in zip(...) and elsewhere; allowed: once")
+            if key in (LAYOUT, SWEEPS) or key.split(".")[0] in ("search", "debug"):
+                raise ValueError(f"{key}: cannot be swept; allowed: one value")
+            seen.add(key)
+
+
+def option_folders(hydra: Sequence[str] = ()) -> list[Path]:
+    """The folders that hold groups, in the order in which they are looked in: the program's, the user's, and those of hydra.searchpath."""
+    found = [home() / "conf", *search_paths(Path.cwd())]
+    for text in hydra:
+        override = _parsed(text)
+        if override.key_or_group == "hydra.searchpath":
+            listed = override.value()
+            found += [Path(str(_plain(each)).removeprefix("file://")) for each in (listed if isinstance(listed, list) else [listed])]
+    return list(dict.fromkeys(found))
+
+
+def options_of(group: str, hydra: Sequence[str] = ()) -> list[str]:
+    """The names of a group's options."""
+    return sorted({path.stem for folder in option_folders(hydra) for path in (folder / group).glob("*.yaml")})
 
 
 def _check_hydra(override: Override, text: str) -> None:
@@ -176,7 +243,7 @@ def _parsed(text: str) -> Override:
         raise ValueError(f"{shortened(text)} is no override ({why}); allowed: key=value, as parallel.tp=8") from None
 
 
-def _values(override: Override, text: str) -> Any:
+def _values(override: Override, text: str, hydra: Sequence[str] = ()) -> Any:
     """The override's single value, or ``Values`` or an ``Interval`` where it sweeps."""
     key = override.key_or_group
     if override.is_delete():
@@ -189,7 +256,7 @@ def _values(override: Override, text: str) -> Any:
     if override.is_sweep_override():
         found = override.value()
         if isinstance(found, Glob):
-            raise ValueError(f"{text}: patterns are not supported; allowed: a list of names, as {key}=a,b")
+            return _matching(key, found, text, hydra)
         return _distinct(key, _swept_items(override, found, text), text)
     value = override.value()
     if value == "all" and key in ALL_KEYS:
@@ -197,6 +264,16 @@ def _values(override: Override, text: str) -> Any:
     if (key in GROUPS or key == SWEEPS) and not isinstance(value, str):
         raise ValueError(f"{text}: allowed: the name of an option, as hw=h100")
     return value
+
+
+def _matching(key: str, pattern: Glob, text: str, hydra: Sequence[str]) -> Values:
+    """The options of a group that a pattern matches: model=glob(llama3*), model=glob([llama*,qwen*],exclude=*405b)."""
+    if key not in GROUPS or key == LAYOUT:
+        raise ValueError(f"{text}: patterns are for names of options; allowed: glob(...) for {', '.join(sorted({*GROUPS} - {LAYOUT}))}")
+    names = [str(name) for name in pattern.filter(options_of(key, hydra))]
+    if not names:
+        raise ValueError(f"{text}: no option matches; there are {', '.join(options_of(key, hydra))}")
+    return Values(tuple(names))
 
 
 def _swept_items(override: Override, found: Any, text: str) -> list[Any]:

@@ -37,11 +37,11 @@ from rapid_dse.parallel.layouts import (
 )
 from rapid_dse.parallel.offered import AUTO, settled, usual_sequence_parallel
 from rapid_dse.sweep.compose import SHOWN, Composed, composed, hydra_ready, scenario_of, value_at, with_values
-from rapid_dse.sweep.overrides import GROUPS, SWEEPS, Given, Interval, Values, read_space
+from rapid_dse.sweep.named_keys import keys_of_sweep, listed_keys
+from rapid_dse.sweep.overrides import GROUPS, LAYOUT, SWEEPS, Given, Interval, Values, read_space
 from rapid_dse.sweep.portion import Portion
 
 SECTIONS: dict[str, type[BaseModel]] = {"hw": Hardware, "workload": Workload, "parallel": Parallel}
-LAYOUT = "parallel"  # the group whose options are layouts
 AUTO_SEQUENCE = -1  # sequence_parallel wherever tp > 1
 
 
@@ -135,6 +135,7 @@ class Axes:
         groups: names of options, a tuple a group.
         variants: values, a tuple a key of the scenario.
         intervals: keys of the scenario that take any number between two.
+        pairs: settings of groups and keys that change together, a tuple of alternatives each.
         codes: codes of each swept layout column; None is every value that can be legal.
         keys: what becomes a column of the results beside the layout.
         every_key: what the command line and the sweep file set, how the search runs included.
@@ -150,6 +151,7 @@ class Axes:
     keys: tuple[str, ...]
     filed: Mapping[str, Any]
     every_key: tuple[str, ...]
+    pairs: tuple[tuple[Mapping[str, Any], ...], ...] = ()
 
     def composed(self, combination: Mapping[str, str]) -> Composed:
         """The composition of one option a swept group; within ``hydra_ready()``."""
@@ -166,15 +168,20 @@ class Axes:
 
     def scenarios(self) -> Iterator[Scenario]:
         """The scenario of every combination of options and listed values; within ``hydra_ready()``."""
-        for combination in combinations(self.groups):
-            option = self.composed(combination)
+        for setting in self.settings():
+            yield setting.scenario
+
+    def settings(self) -> Iterator[Setting]:
+        """The setting of every combination of options, pairs and listed values; within ``hydra_ready()``."""
+        for combination, pair in product(combinations(self.groups), _joined(self.pairs)):
+            option = self.composed(combination | {key: value for key, value in pair.items() if key in GROUPS})
+            together = {key: value for key, value in pair.items() if key not in GROUPS}
             for variant in combinations(self.variants):
-                yield self.setting(option, variant).scenario
+                yield self.setting(option, {**together, **variant})
 
     def run_settings(self) -> tuple[Search, Debug]:
         """How the search runs, a study's name by its sweep included."""
-        scenario = self.setting(self.composed(first_of(self.groups)), first_of(self.variants)).scenario
-        return _run_settings(scenario, self.base)
+        return _run_settings(next(self.scenarios()), self.base)
 
 
 @dataclass(frozen=True)
@@ -210,10 +217,11 @@ def axes(given: Given, base: Composed | None = None) -> Axes:
     groups = {key: values.items or () for key, values in lists.items() if key in GROUPS}
     variants = {key: values.items or () for key, values in lists.items() if key not in GROUPS and key not in COLUMN_OF}
     codes = {COLUMN_OF[key]: _codes(key, values) for key, values in lists.items() if key in COLUMN_OF}
-    every = tuple(dict.fromkeys([*_sweep_keys(base, plain), *given.values, *(key for key in swept if key not in GROUPS)]))
-    keys = _listed(list(every))
+    paired = [key for pairs in given.paired for key in pairs[0]]
+    every = tuple(dict.fromkeys([*keys_of_sweep(base, plain), *given.values, *(key for key in [*swept, *paired] if key not in GROUPS)]))
+    keys = listed_keys(list(every))
     filed = {nodes.KEY: base.tree["hw"]["gpus_per_node"]} if nodes.set_beside_same_sizes(base.tree["hw"], plain.tree["hw"]) else {}
-    return Axes(given, base, groups, variants, intervals, codes, tuple(keys), filed, every)
+    return Axes(given, base, groups, variants, intervals, codes, tuple(keys), filed, every, given.paired)
 
 
 def plan(given: Given, base: Composed | None = None) -> Plan:
@@ -236,10 +244,7 @@ def plan(given: Given, base: Composed | None = None) -> Plan:
 
 def plan_of(found: Axes) -> Plan:
     """Every combination of the axes' values, composed; within ``hydra_ready()``."""
-    portions: list[Portion] = []
-    for combination in combinations(found.groups):
-        option = found.composed(combination)
-        portions += [_portion(found.setting(option, variant), found.codes) for variant in combinations(found.variants)]
+    portions = [_portion(setting, found.codes) for setting in found.settings()]
     search, debug = _run_settings(portions[0].scenario, found.base)
     return Plan(tuple(portions), search, debug, found.every_key)
 
@@ -276,28 +281,9 @@ def combinations(axes: Mapping[str, Sequence[Any]]) -> Iterator[dict[str, Any]]:
     return (dict(zip(axes, values, strict=True)) for values in product(*axes.values()))
 
 
-def _sweep_keys(base: Composed, plain: Composed) -> list[str]:
-    """Keys that the named sweep sets itself: they are overrides of every trial, as those on a command line are."""
-    return [key for key in _leaves(base.tree) if _at(plain.tree, key) != _at(base.tree, key)]
-
-
-def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
-    for name, value in tree.items():
-        if isinstance(value, Mapping):
-            yield from _leaves(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}"
-
-
-def _at(tree: Any, key: str) -> Any:
-    for part in key.split("."):
-        tree = tree.get(part) if isinstance(tree, Mapping) else None
-    return tree
-
-
-def _listed(keys: Sequence[str]) -> list[str]:
-    """The keys that are columns of the results beside those of the layouts; how a search runs is no part of a trial."""
-    return [key for key in dict.fromkeys(keys) if key not in COLUMN_OF and key.split(".")[0] not in ("search", "debug")]
+def _joined(pairs: Sequence[Sequence[Mapping[str, Any]]]) -> Iterator[dict[str, Any]]:
+    """Every combination of one alternative of each pairing, in one mapping."""
+    return ({key: value for part in parts for key, value in part.items()} for parts in product(*pairs))
 
 
 def _portion(setting: Setting, codes: Mapping[str, list[float] | None]) -> Portion:
@@ -388,8 +374,8 @@ def single(given: Given) -> Portion:
     Raises:
         ValueError: one line, where something is swept, or an option, a key or a value is wrong.
     """
-    if given.swept:
-        key = next(iter(given.swept))
+    if given.swept or given.paired:
+        key = next(iter(given.swept or given.paired[0][0]))
         raise ValueError(f"{key}: several values are a sweep; allowed: one value, or -m before the overrides")
     planned = plan(given)
     if len(planned.portions) != 1 or len(planned.portions[0].layouts) != 1:

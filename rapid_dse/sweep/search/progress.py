@@ -25,7 +25,7 @@ class Progress:
     total: int
     aims: Aims
     err: Console
-    every: float = 30.0
+    every: float = 5.0
     done: int = 0
     new: int = 0
     best: Row | None = None
@@ -76,7 +76,7 @@ class Progress:
             self._said = time.monotonic()
             new = self.new + self._pending
             left = (self.total - done) * (self._said - self._began) / new if new else None
-            time_left = f", {left:,.0f} s left" if left is not None else ""
+            time_left = f" ({done / self.total:.0%}), about {left:,.0f} s left" if left is not None else ""
             self.notice(f"{done:,} of {self.total:,} trials{time_left}; {self.text()}")
 
     @contextmanager
