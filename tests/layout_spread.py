@@ -173,7 +173,14 @@ def _experts() -> list[Case]:
         case(num_gpus=16, tp=4, ep=4, etp=1, sequence_parallel=1, zero=3, global_batch_size=16, settings=MIXTURE),
         case(num_gpus=32, tp=4, ep=8, etp=1, sequence_parallel=1, zero=1, shard_group=4, global_batch_size=16, settings=MIXTURE),
     ]
-    return [*alone, *rings, *split, *full, *others, *folded]
+    wide = MIXTURE | {"model__num_experts": 16}
+    each = [wide | {"software__dispatcher": name} for name in ("allgather", "deepep", "hybridep")]
+    each += [wide | {"model__n_shared_experts": 1, "software__expert_overlap": True, "software__ep_overlap": share} for share in (0.2, 1.0)]
+    each += [wide | {"workload__expert_imbalance": 1.7}, wide | {"software__cuda_graphs": "full_iteration"}]
+    each += [wide | {"software__expert_overlap": True, "software__dispatcher": "deepep"}]
+    ways = [case(num_gpus=16, ep=16, global_batch_size=32, settings=settings) for settings in each]
+    ways += [case(num_gpus=16, tp=4, ep=8, etp=2, sequence_parallel=1, global_batch_size=8, recompute=2, settings=s) for s in each]
+    return [*alone, *rings, *split, *full, *others, *folded, *ways]
 
 
 SPREAD = [*_alone(), *_mixed(), *_experts()]

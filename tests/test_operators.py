@@ -9,6 +9,7 @@ import pytest
 from trials import layouts, priced, scenario
 
 from rapid_dse.config import Model
+from rapid_dse.config.run import Workload
 from rapid_dse.device import operator_model
 from rapid_dse.model.architecture import architecture, matrix_parameters, model_flops_per_token
 from rapid_dse.model.layers.attention import local_kv_heads
@@ -112,7 +113,7 @@ def test_a_window_makes_attention_faster_with_and_without_context_parallelism(so
     seconds = {}
     for window in (None, 4096, 32768):
         of = scenario(software=software, model__sliding_window=window, workload__seq_len=32768)
-        table, _ = distinct_shapes(layouts({"cp": 1}, {"cp": 4}), 32768)
+        table, _ = distinct_shapes(layouts({"cp": 1}, {"cp": 4}), Workload(seq_len=32768))
         seconds[window] = operators(of, table, operator_model(of.hw)).layers[0].attention_forward
     assert (seconds[4096] < 0.5 * seconds[None]).all()
     np.testing.assert_allclose(seconds[32768], seconds[None])
@@ -133,7 +134,9 @@ def test_more_of_a_parallelism_is_never_more_work_a_rank() -> None:
     of = scenario(model="llama3_1_70b")
     device = operator_model(of.hw)
     for tp, cp in itertools.product((1, 2, 4, 8), (1, 2, 4)):
-        table, where = distinct_shapes(layouts({"tp": tp, "cp": cp}, {"tp": tp * 2, "cp": cp}, {"tp": tp, "cp": cp * 2}), 8192)
+        table, where = distinct_shapes(
+            layouts({"tp": tp, "cp": cp}, {"tp": tp * 2, "cp": cp}, {"tp": tp, "cp": cp * 2}), Workload(seq_len=8192)
+        )
         found = operators(of, table, device)
         (layer,) = found.layers
         products = layer.matmul_seconds.sum(axis=(0, 1)) + found.head_seconds.sum(axis=0)
@@ -144,7 +147,7 @@ def test_more_of_a_parallelism_is_never_more_work_a_rank() -> None:
 
 def test_gathered_shapes_are_those_of_each_layout() -> None:
     table = layouts(*({"tp": tp, "cp": cp, "micro_batch_size": b} for tp in (8, 1, 2) for cp in (2, 1) for b in (4, 1, 2)))
-    distinct, where = distinct_shapes(table, 8192)
+    distinct, where = distinct_shapes(table, Workload(seq_len=8192))
     for name in ("tp", "cp", "micro_batch_size", "sequence_parallel"):
         np.testing.assert_array_equal(getattr(distinct, name)[where], getattr(table, name))
 

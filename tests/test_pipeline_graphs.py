@@ -30,7 +30,7 @@ def _makespan(schedule: str, pp: int, vpp: int, m: int) -> float:
     style = Style(True, True, {}, labels)
     passes = BlockPasses(labels, [(Pass("forward", {"compute": F / vpp}), Pass("backward", {"compute": (B + W) / vpp}))], [W / vpp], 0.0)
     zeros = dict.fromkeys(StageWork.__dataclass_fields__, 0)
-    layers = {"chunks": ((0,),) * vpp, "sizes": (1.0,), "layers": ((),)}
+    layers = {"stalls": (0.0, 0.0, 0.0), "chunks": ((0,),) * vpp, "sizes": (1.0,), "layers": ((),)}
     work = StageWork(**(zeros | layers | {"shared": (), "embedding": None, "head": None, "calls": 1, "tree": True}))
     scripts = []
     for stage in range(pp):

@@ -61,6 +61,7 @@ class TestByHand:
             cluster__hop_latency=2e-6,
             software__send_receive=3e-5,
             software__host_step=0.01,
+            software__host_layer=1e-3,
             software__optimizer_traffic=34.0,
         )
         row = {"tp": self.TP, "cp": self.CP, "pp": self.PP, "dp": self.DP, "num_gpus": self.GPUS, "micro_batch_size": self.MICRO}

@@ -16,6 +16,7 @@ class Model(Frozen):
     """A transformer. ``head_dim`` null is hidden_size / num_attention_heads; ``num_experts`` 0 is a dense model.
 
     ``max_position_embeddings``: the longest sequence that it takes, tokens; a request's prompt and what it generates must fit; null: any.
+    ``n_group`` groups of experts, of ``topk_group`` of which a token may have experts; null or 0: no groups.
     """
 
     name: str
@@ -40,6 +41,8 @@ class Model(Frozen):
     moe_intermediate_size: Annotated[CountOrZero, EXPERTS] = 0
     n_shared_experts: Annotated[CountOrZero, EXPERTS] = 0
     first_k_dense_replace: Annotated[CountOrZero, EXPERTS] = 0
+    n_group: Annotated[CountOrZero | None, EXPERTS] = None
+    topk_group: Annotated[CountOrZero | None, EXPERTS] = None
     q_lora_rank: CountOrZero | None = None
     kv_lora_rank: CountOrZero | None = None
     qk_nope_head_dim: CountOrZero | None = None

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from rapid_dse.config.effects import COMMAND, Only, Where
@@ -21,6 +23,7 @@ INFERENCE = Only(Where("workload.kind", ("inference",)), refused=True)
 TRAINING = Only(Where("workload.kind", ("training",)), refused=True)
 SIMULATED = Only(Where("backend.name", EVENT_DRIVEN), Where("search.refine"))
 REFINED = Only(Where("search.refine"))
+EXPERTS = Only(Where("model.num_experts"))
 STUDY = Only(Where("search.name", ("optuna",)))
 
 # YAML reads the bare words none and null alike.
@@ -73,7 +76,7 @@ class Parallel(Frozen):
     recompute: Annotated[Annotated[Literal["none", "selective", "full", "auto"], _NoneWord], TRAINING] = "auto"
     schedule: Annotated[ScheduleName | None, TRAINING] = None
     shard_group: Annotated[Degree | None, TRAINING] = None
-    etp: Annotated[Degree | None, Only(Where("model.num_experts"))] = None
+    etp: Annotated[Degree | None, EXPERTS] = None
     order: tuple[Parallelism, ...] = ORDER
     stage_layers: Annotated[tuple[CountOrZero, ...] | None, TRAINING] = None
     offload_activations: Annotated[ShareOrZero, TRAINING] = 0.0
@@ -118,12 +121,17 @@ class Workload(Frozen):
     uniform in mean · (1 ± ``length_spread``). ``num_prompts`` requests are sent in all: the burst that opens the run and the tail that
     ends it count; null: the steady state. ``kv_precision`` null: the framework's default. ``draft_tokens`` are proposed at each step
     of speculative decoding, and each is accepted with ``draft_acceptance`` where those before it were.
+
+    ``expert_imbalance`` is the rows of the busiest rank's experts over the mean (1: balanced). ``expert_capacity`` is how many times the
+    mean an expert takes at most: tokens beyond that are dropped, and experts with fewer are filled up; null: none is dropped.
     """
 
     kind: Literal["training", "inference"] = "training"
     seq_len: Annotated[Tokens, TRAINING] = 8192
     global_batch_size: Annotated[Count, TRAINING] = 1024
     precision: Precision = "bf16"
+    expert_imbalance: Annotated[float, Field(ge=1, le=1e6), EXPERTS] = 1.0
+    expert_capacity: Annotated[Annotated[float, Field(ge=0.01, le=1e6)] | None, EXPERTS] = None
     batch_size: Annotated[Count | None, INFERENCE] = None
     concurrency: Annotated[Count | None, INFERENCE] = None
     request_rate: Annotated[Annotated[float, Field(ge=1e-6, le=1e9)] | None, INFERENCE] = None
@@ -158,6 +166,13 @@ class Workload(Frozen):
         assert self.prompt_len is not None
         assert self.decode_len is not None
         return self.prompt_len, self.decode_len
+
+    def expert_load(self, ep: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Rows of the busiest rank's experts over the mean, by the number of ranks that the experts are spread over; a rank that holds
+        them all has the mean."""
+        if self.expert_capacity is not None:
+            return np.full(len(ep), self.expert_capacity)
+        return np.where(ep > 1, self.expert_imbalance, 1.0)
 
 
 class AstraSim(Frozen):

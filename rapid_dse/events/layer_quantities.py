@@ -9,12 +9,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rapid_dse.config.scenario import Scenario
-from rapid_dse.events.programs.layer_program import Exchange, Half, LayerWork
+from rapid_dse.events.programs.layer_program import Exchange, ExpertRoute, Half, LayerWork
 from rapid_dse.interconnect.transfer import Transfer
 from rapid_dse.model.architecture import architecture
 from rapid_dse.parallel.layouts import RECOMPUTE_FULL, RECOMPUTE_SELECTIVE, Layouts
 from rapid_dse.simulate.arrangement import Arrangement
 from rapid_dse.simulate.communication import LayerTraffic, Streams, TensorParallel, node_wait
+from rapid_dse.simulate.expert_traffic import gathers_tokens
+from rapid_dse.simulate.layer import hidden_exchanges
 from rapid_dse.simulate.layer_work import LayerBlock
 from rapid_dse.simulate.sharding import ShardGroups
 from rapid_dse.simulate.training import Prepared
@@ -39,7 +41,8 @@ def layer_works(
     for number, kind in enumerate(architecture(scenario.model).kinds):
         alone, block, traffic = ready.alone.layers[number], blocks[number], moved.layers[number]
         around = tuple(tuple(exchange_of(streams, each) for each in part) for part in streams.around(kind))
-        halves = _halves(block, traffic, around, alone.matmul_seconds[..., shape], alone.mixing)
+        halves = _halves(block, around, alone.matmul_seconds[..., shape], alone.mixing)
+        halves = halves[0], replace(halves[1], route=_route(streams, block, traffic))
         works.append(_layer_work(scenario, layout, block, traffic, (halves, exchange_of(streams, moved.stream))))
     return tuple(works)
 
@@ -91,9 +94,7 @@ def exchange_of(streams: Streams, each: TensorParallel) -> Exchange:
     )
 
 
-def _halves(
-    block: LayerBlock, moved: LayerTraffic, around: Sequence[tuple[Exchange, ...]], products: NDArray[np.float64], mixing: int
-) -> tuple[Half, Half]:
+def _halves(block: LayerBlock, around: Sequence[tuple[Exchange, ...]], products: NDArray[np.float64], mixing: int) -> tuple[Half, Half]:
     """Attention's and the MLP's seconds; elementwise work and casts are shared out in proportion to the products' ``(3, n_matmuls)``, of
     which the first ``mixing`` are attention's."""
     first = products[:, :mixing].sum(axis=1) / products.sum(axis=1)
@@ -109,8 +110,24 @@ def _halves(
     copied = float(block.gather_copies[0])
     mine = copied * float(first[0])
     attention = replace(half(0, first), attention_forward=attention_forward, attention_backward=attention_backward, spared=mine)
-    routed, route = float(moved.routed[0]), seconds_alone(moved.ep_exchange)
-    return attention, replace(half(1, 1 - first), spared=float(block.spared[0]) + copied - mine, routed=routed, route=route)
+    return attention, replace(half(1, 1 - first), spared=float(block.spared[0]) + copied - mine)
+
+
+def _route(streams: Streams, block: LayerBlock, moved: LayerTraffic) -> ExpertRoute | None:
+    """What goes to other ranks' experts and back; what hides behind another micro-batch's passes is dealt out to both of them."""
+    if moved.route is None:
+        return None
+    found, way, copies = moved.route, seconds_alone(moved.ep_exchange), moved.route.copies
+    hidden = hidden_exchanges(streams.scenario, streams.layouts, block, moved)
+    spans = [float(np.ravel(members)[0]) for members in streams.placement.ep.members]
+    return ExpertRoute(
+        size=float(found.size[0]),
+        seconds=way,
+        kinds=("ALL_GATHER", "REDUCE_SCATTER") if gathers_tokens(streams.scenario) else ("ALL_TO_ALL", "ALL_TO_ALL"),
+        parts=() if copies is None else tuple(float(found.size[0] * c[0]) for c, n in zip(copies, spans, strict=True) if n > 1),
+        shown=float(hidden.shown[0]),
+        beside=(float(hidden.forward[0]) / max(way, 1e-300), float(hidden.backward[0]) / max(way, 1e-300)),
+    )
 
 
 def seconds_alone(one: Transfer) -> float:

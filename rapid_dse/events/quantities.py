@@ -29,6 +29,7 @@ from rapid_dse.parallel.schedules.schedule import Schedule
 from rapid_dse.parallel.span import Halves
 from rapid_dse.simulate.arrangement import Arrangement, arrangement, groups_of
 from rapid_dse.simulate.communication import effective_network, gradient_bytes
+from rapid_dse.simulate.host_launches import micro_batch_seconds
 from rapid_dse.simulate.layer import Layers, layer_time, slowed_block
 from rapid_dse.simulate.layer_work import Block, LayerBlock, framework_block
 from rapid_dse.simulate.memory import Weights, layer_weights, reduces_each, vocabulary_parameters, weights_of
@@ -45,7 +46,7 @@ from rapid_dse.simulate.sharding import (
     sharded_passes,
     weight_gather,
 )
-from rapid_dse.simulate.slots import host_layer_seconds, launched_slot
+from rapid_dse.simulate.slots import host_layer_seconds, waits_of_passes
 from rapid_dse.simulate.step import update_seconds
 from rapid_dse.simulate.training import Prepared, price_operators
 from rapid_dse.simulate.vocabulary import LOSS_REDUCTIONS, loss_bytes, tied_table
@@ -217,7 +218,7 @@ def _stage_work(one: Priced1, stage: int, chunks: tuple[tuple[int, ...], ...], p
     return StageWork(
         chunks=chunks,
         sizes=tuple(float(np.ravel(layer.total)[0]) for layer in held),
-        stall=_stall(one, kinds, stage, passes),
+        stalls=_stalls(one, kinds, stage, passes),
         host_step=software.host.host_step,
         optimizer=float(np.ravel(update_seconds(scenario, layout, weights, one.ready.device))[0]),
         zero=zero,
@@ -342,16 +343,22 @@ def _weights(one: Priced1, stage: int, kinds: Sequence[int]) -> Weights:
     return Weights(held.dense + tables * table + positions, held.experts)
 
 
-def _stall(one: Priced1, kinds: Sequence[int], stage: int, passes: PassSeconds) -> float:
-    """Seconds of a micro-batch that a stage's device waits for the host's launches."""
-    software, pp = one.scenario.software, one.degree("pp")
+def _stalls(one: Priced1, kinds: Sequence[int], stage: int, passes: PassSeconds) -> tuple[float, float, float]:
+    """Seconds of a micro-batch that a stage's device waits for the host's launches, after its forward, its backward and its weights' pass.
+
+    The closed forms' slot, with the waits that they have in each pass.
+    """
+    software, pp, block, last = one.scenario.software, one.degree("pp"), one.block, one.degree("head_stage")
     tables = one.layers.tables
     embedding, head = passes.embedding + float(tables.embedding[0]), passes.head + float(tables.head[0])
-    around = embedding * (stage == 0) + head * (stage == one.degree("head_stage"))
+    around = embedding * (stage == 0) + head * (stage == last)
     chunks = one.degree("chunks")
     sends = float(one.schedule.stage_map.sends(np.array(stage), np.array(pp), np.array(chunks)))
     hops = sends * seconds_alone(one.arranged.traffic.pp_hop) + 2.0 * chunks * software.pipeline.send_receive if pp > 1 else 0.0
     layers = sum(sum(passes.layers[kind]) + float(one.layers.each[kind].dp[0]) for kind in kinds)
     device = layers + around + hops
-    host = len(kinds) * float(host_layer_seconds(one.scenario, one.layout)[0]) + software.host.host_micro_batch
-    return float(launched_slot(software, np.array(device), np.array(host))) - device
+    host = len(kinds) * float(host_layer_seconds(one.scenario, one.layout)[0]) + micro_batch_seconds(one.scenario)
+    ahead = sum(passes.layers[kind][0] + float(one.layers.each[kind].dp_forward[0]) for kind in kinds)
+    ahead += float(block.embedding[0]) * (stage == 0) + float(block.head_forward[0]) * (stage == last)
+    gradients = sum(one.works[kind].weight_gradient for kind in kinds)
+    return waits_of_passes(software, (ahead * device / max(device - hops, 1e-300), gradients), device, host)

@@ -10,6 +10,7 @@ What has no closed form here (mesh, torus, fat tree with oversubscription, fault
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -145,6 +146,29 @@ def all_to_all(bytes_: npt.ArrayLike, span: Span, network: Network, nccl: Nccl =
         below = below * members
     latency = farthest + (group - 2.0) * nccl.message
     return np.where(group > 1, _messages(size * slowest, latency, nccl), 0.0)
+
+
+def dispatch(bytes_: npt.ArrayLike, copies: Sequence[Floats], span: Span, network: Network, nccl: Nccl = DEFAULT) -> Floats:
+    """Seconds to send tokens of ``bytes_`` on each rank to those members of the group that need them, once to each part of the group.
+
+    A token crosses a dimension once for each part there that needs it, is handed on inside it, and so on inwards (DeepEP: once to each node
+    over the fabric, and within it once to each GPU over NVLink); all dimensions are busy at once.
+
+    Args:
+        copies: of each dimension, inner to outer, into how many of the parts that it joins the mean token goes, ``(n_layouts,)``; of these
+            1/members are the sender's own.
+    """
+    require_closed_form(network)
+    size = np.asarray(bytes_, dtype=np.float64)
+    slowest: Floats = np.asarray(0.0)
+    latency: Floats = np.asarray(0.0)
+    for each, members, stride, dimension in zip(copies, span.members, span.strides, network.dimensions, strict=True):
+        load = each * (1.0 - 1.0 / members)
+        if dimension.topology == "ring":
+            load = load * np.maximum(1.0, np.minimum(members, dimension.size or np.inf) / 4.0)
+        slowest = np.maximum(slowest, np.where(members > 1, load / _rate(dimension, members, stride), 0.0))
+        latency = latency + np.where(members > 1, dimension.latency, 0.0)
+    return np.where(span.size > 1, _messages(size * slowest, latency, nccl), 0.0)
 
 
 def send_recv(bytes_: npt.ArrayLike, span: Span, network: Network, nccl: Nccl = DEFAULT) -> Floats:

@@ -6,7 +6,7 @@ each byte costs the energy of the dimension that it crosses; both follow from th
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -109,6 +109,16 @@ def all_to_all(bytes_: npt.ArrayLike, span: Span, network: Network) -> Transfer:
         share.append((members - 1.0) * below / span.size)
         below = below * members
     sent = np.stack(np.broadcast_arrays(*share)) * size
+    hops = [np.maximum(1.0, m / 4.0) if d.topology == "ring" else 1.0 for m, d in zip(span.members, network.dimensions, strict=True)]
+    walked = sent * np.stack(np.broadcast_arrays(*hops, span.size)[:-1])
+    return Transfer(seconds, sent, np.minimum(walked / _ports(span, network), seconds))
+
+
+def dispatch(bytes_: npt.ArrayLike, copies: Sequence[Floats], span: Span, network: Network) -> Transfer:
+    """Sends tokens of ``bytes_`` once to each part of the group that needs them; ``copies`` as in ``closed_form.dispatch``."""
+    size = np.asarray(bytes_, dtype=np.float64)
+    seconds = closed_form.dispatch(size, copies, span, network)
+    sent = np.stack(np.broadcast_arrays(*(size * each * (1.0 - 1.0 / m) for each, m in zip(copies, span.members, strict=True))))
     hops = [np.maximum(1.0, m / 4.0) if d.topology == "ring" else 1.0 for m, d in zip(span.members, network.dimensions, strict=True)]
     walked = sent * np.stack(np.broadcast_arrays(*hops, span.size)[:-1])
     return Transfer(seconds, sent, np.minimum(walked / _ports(span, network), seconds))

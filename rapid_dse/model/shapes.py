@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from rapid_dse.config.run import Workload
 from rapid_dse.parallel.layouts import BoolColumn, IntColumn, Layouts
 
 FloatColumn = NDArray[np.float64]
@@ -17,7 +18,8 @@ FloatColumn = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """Distinct micro-batch shapes; every column ``(n_shapes,)``. ``seq_len`` is the whole sequence's; ``etp`` ranks share an expert."""
+    """Distinct micro-batch shapes; every column ``(n_shapes,)``. ``seq_len`` is the whole sequence's; ``etp`` ranks share an expert;
+    ``expert_load`` are the rows of the busiest rank's experts over the mean."""
 
     tp: IntColumn
     cp: IntColumn
@@ -26,11 +28,13 @@ class MicroBatch:
     micro_batch_size: IntColumn
     sequence_parallel: BoolColumn
     seq_len: int
+    expert_load: FloatColumn | float = 1.0
 
     @classmethod
-    def of(cls, layouts: Layouts, seq_len: int) -> MicroBatch:
+    def of(cls, layouts: Layouts, work: Workload) -> MicroBatch:
         """That of each layout."""
-        return cls(layouts.tp, layouts.cp, layouts.ep, layouts.expert_tp, layouts.micro_batch_size, layouts.sequence_parallel, seq_len)
+        degrees = (layouts.tp, layouts.cp, layouts.ep, layouts.expert_tp, layouts.micro_batch_size)
+        return cls(*degrees, layouts.sequence_parallel, work.seq_len, work.expert_load(layouts.ep))
 
     @property
     def tokens(self) -> FloatColumn:

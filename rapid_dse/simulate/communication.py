@@ -19,6 +19,7 @@ from rapid_dse.model.shapes import MicroBatch
 from rapid_dse.parallel.layouts import USUAL_ETP, WHOLE_GROUP, BoolColumn, Layouts
 from rapid_dse.parallel.placement import Placement, place
 from rapid_dse.parallel.span import Span
+from rapid_dse.simulate.expert_traffic import Route, expert_exchange, route, shared_rows
 from rapid_dse.simulate.operator_times import compute_bytes
 
 FloatColumn = NDArray[np.float64]
@@ -30,7 +31,7 @@ class LayerTraffic:
 
     ``tp_gather_again``: sequence parallelism's second gather of a layer's inputs, for the weight gradient. ``cp_hop`` is one of ring
     attention's ``cp − 1`` hops forward, ``cp_keys`` bytes ``(n_layouts,)``; backward there are twice as many. ``ep_exchange`` is one of
-    the two all-to-alls of each pass, to the experts or back, ``routed`` bytes ``(n_layouts,)``.
+    the two exchanges of each pass, to the experts or back; ``route`` is what it carries, None where tokens stay.
     """
 
     tp_forward: Transfer
@@ -39,7 +40,7 @@ class LayerTraffic:
     cp_hop: Transfer
     cp_keys: FloatColumn
     ep_exchange: Transfer
-    routed: FloatColumn
+    route: Route | None
 
 
 @dataclass(frozen=True)
@@ -168,13 +169,13 @@ class Streams:
         Under sequence parallelism a gather before and a scatter after, else one reduction after. Under fp8 what is gathered for a dense
         layer's products is cast before; what is scattered stays in 16 bits, since it is summed.
         """
-        return tuple(tuple(self._collectives(kind, each) for each in part.exchanged()) for part in kind.parts)
+        return tuple(tuple(self._collectives(each) for each in part.exchanged()) for part in kind.parts)
 
-    def _collectives(self, kind: LayerKind, each: Exchanged) -> TensorParallel:
+    def _collectives(self, each: Exchanged) -> TensorParallel:
         layouts, stream = self.layouts, self.cast if each.cast else self.stream
         none = transfer.nothing(self.network, len(layouts))
         if each.routed:
-            rows = np.where(layouts.gathers_rows, routed_bytes(self.scenario, layouts, kind) * layouts.expert_tp, stream.size)
+            rows = np.where(layouts.gathers_rows, shared_rows(self.scenario, layouts), stream.size)
             stream = tensor_parallel(self.scenario, rows, self.placement.etp, self.network)
             stream = replace(stream, gathers=layouts.gathers_rows)
         elif not each.reduced:
@@ -200,26 +201,17 @@ def _layer_traffic(streams: Streams, kind: LayerKind) -> LayerTraffic:
     every = [each for around in streams.around(kind) for each in around]
     each_way = transfer.sum_of(transfer.either(each.scattered(sequence), each.gather + each.scatter, each.reduce) for each in every)
     again = transfer.sum_of(each.again for each in every)
-    keys = width * kind.ring(MicroBatch.of(layouts, scenario.workload.seq_len))
-    routed = routed_bytes(scenario, layouts, kind)
+    keys = width * kind.ring(MicroBatch.of(layouts, scenario.workload))
+    found = route(scenario, layouts, placement.ep) if kind.copies else None
     return LayerTraffic(
         tp_forward=each_way,
         tp_backward=each_way,
         tp_gather_again=again.times(sequence),
         cp_hop=transfer.pass_round(keys, placement.cp, network),
         cp_keys=keys,
-        ep_exchange=transfer.all_to_all(routed, placement.ep, network) if kind.copies else transfer.nothing(network, len(layouts)),
-        routed=routed,
+        ep_exchange=transfer.nothing(network, len(layouts)) if found is None else expert_exchange(scenario, found, placement.ep, network),
+        route=found,
     )
-
-
-def routed_bytes(scenario: Scenario, layouts: Layouts, kind: LayerKind) -> FloatColumn:
-    """Bytes of each all-to-all of a layer on a rank, its own experts' included, ``(n_layouts,)``: each token once for each of its experts.
-
-    The tokens are the rank's share of them under sequence parallelism, else all of its tensor-parallel group's.
-    """
-    tokens = stream_bytes(scenario, layouts) / np.where(layouts.sequence_parallel, layouts.tp, 1)
-    return tokens * kind.copies
 
 
 def gradient_bytes(scenario: Scenario) -> int:

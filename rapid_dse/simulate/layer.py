@@ -134,19 +134,20 @@ def _layer(
     cp_backward = exposed_beside(2 * ring.seconds, software.overlap.cp_overlap, block.attention_backward) + np.where(
         ring_again, cp_forward, 0.0
     )
-    ep_forward = 2 * moved.ep_exchange.seconds
-    ep_backward = ep_forward * np.where(full, 2.0, 1.0)
+    routed, ways = hidden_exchanges(scenario, layouts, block, moved), 2 * moved.ep_exchange.seconds
+    ep_forward, ep_backward = routed.shown * ways, routed.shown * ways * np.where(full, 2.0, 1.0)
     forward = block.forward + tp_forward + cp_forward + ep_forward
     backward = block.backward + again + tp_backward + cp_backward + ep_backward
     all_moved = layer_moved(scenario, layouts, moved)
     dp_forward = exposed(sharded.forward, software.overlap.dp_overlap, Window(forward, all_moved.forward.busy))
     dp_backward = exposed(sharded.backward, software.overlap.dp_overlap, Window(backward, all_moved.backward.busy))
-    hidden_forward = moved.tp_forward.seconds + ring.seconds + sharded.forward.seconds - tp_forward - cp_forward - dp_forward
-    sent_backward = beside.seconds + full * moved.tp_forward.seconds + (2 + ring_again) * ring.seconds + sharded.backward.seconds
-    hidden_backward = sent_backward - tp_backward - cp_backward - dp_backward
-    slowed_forward, slowed_backward = (
-        software.overlap.overlap_slowdown * np.maximum(0.0, each) for each in (hidden_forward, hidden_backward)
+    hidden_forward = (
+        moved.tp_forward.seconds + ring.seconds + sharded.forward.seconds - tp_forward - cp_forward - dp_forward + routed.forward
     )
+    sent_backward = beside.seconds + full * moved.tp_forward.seconds + (2 + ring_again) * ring.seconds + sharded.backward.seconds
+    hidden_backward = sent_backward - tp_backward - cp_backward - dp_backward + routed.backward
+    slowing = software.overlap.overlap_slowdown
+    slowed_forward, slowed_backward = (slowing * np.maximum(0.0, each) for each in (hidden_forward, hidden_backward))
     forward, backward = forward + slowed_forward, backward + slowed_backward
     copies_forward, copies_backward = copies.exposed(scenario, forward, backward)
     return Layer(
@@ -211,6 +212,30 @@ def exposed_tables(scenario: Scenario, layouts: Layouts, arranged: Arrangement, 
 def _beside_head(found: Stages) -> NDArray[np.int64]:
     """Layers of each kind on the stage that has the head, ``(n_kinds, n_layouts)``."""
     return np.where(found.has_head[-1], found.of_kinds[:, -1], found.of_kinds[:, 0])
+
+
+@dataclass(frozen=True)
+class HiddenExchanges:
+    """Exchanges of experts that run beside another micro-batch's passes (``software.expert_overlap``), ``(n_layouts,)`` each: the share
+    of all that shows, and the seconds that hide behind a forward and behind a backward pass."""
+
+    shown: FloatColumn
+    forward: FloatColumn
+    backward: FloatColumn
+
+
+def hidden_exchanges(scenario: Scenario, layouts: Layouts, block: LayerBlock, moved: LayerTraffic) -> HiddenExchanges:
+    """What hides of a layer's exchanges: all of a forward and a backward pass together hide behind a share of both passes' compute, in
+    proportion to how long each is."""
+    experts, none = scenario.software.experts, np.zeros(len(layouts))
+    if not experts.expert_overlap or moved.route is None:
+        return HiddenExchanges(none + 1.0, none, none)
+    every = moved.ep_exchange.seconds * (4.0 + 2.0 * (layouts.recompute == RECOMPUTE_FULL))
+    ahead, back = block.forward, block.backward + recomputed(scenario.software, layouts, block)
+    hidden = np.minimum(every, experts.ep_overlap * (ahead + back))
+    shown = 1.0 - np.divide(hidden, every, out=np.zeros(len(layouts)), where=every > 0)
+    forward = hidden * ahead / (ahead + back)
+    return HiddenExchanges(shown, forward, hidden - forward)
 
 
 def layer_moved(scenario: Scenario, layouts: Layouts, moved: LayerTraffic) -> PassTransfers:

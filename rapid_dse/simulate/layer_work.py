@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rapid_dse.common.columns import rows_of
+from rapid_dse.config.run import Workload
 from rapid_dse.config.scenario import Scenario
 from rapid_dse.device import OperatorModel
 from rapid_dse.model.shapes import MicroBatch
@@ -66,11 +67,11 @@ class Block:
         return rows_of(self, rows)
 
 
-def distinct_shapes(layouts: Layouts, seq_len: int, *beside: str) -> tuple[MicroBatch, NDArray[np.int64]]:
+def distinct_shapes(layouts: Layouts, work: Workload, *beside: str) -> tuple[MicroBatch, NDArray[np.int64]]:
     """The distinct micro-batch shapes of the layouts, and which of them each layout has, ``(n_layouts,)``; a shape stands once for each
     value of the columns ``beside`` it."""
     first, where = layouts.alike.by("tp", "cp", "ep", "expert_tp", "micro_batch_size", "sequence_parallel", *beside)
-    return MicroBatch.of(layouts.take(first), seq_len), where
+    return MicroBatch.of(layouts.take(first), work), where
 
 
 def framework_block(scenario: Scenario, shape: MicroBatch, alone: Operators, device: OperatorModel) -> Block:

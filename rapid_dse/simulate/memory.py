@@ -89,7 +89,7 @@ def product_weights(scenario: Scenario, layouts: Layouts) -> tuple[Weights, ...]
     return tuple(
         _weights(layouts, kind, sum(part.products for part in parts), sum(part.experts for part in parts))
         for kind in architecture(scenario.model).kinds
-        for parts in [kind.parameters(MicroBatch.of(layouts, scenario.workload.seq_len))]
+        for parts in [kind.parameters(MicroBatch.of(layouts, scenario.workload))]
     )
 
 
@@ -98,7 +98,7 @@ def layer_weights(scenario: Scenario, layouts: Layouts) -> tuple[Weights, ...]:
     return tuple(
         _weights(layouts, kind, sum(part.dense for part in parts), sum(part.routed for part in parts))
         for kind in architecture(scenario.model).kinds
-        for parts in [kind.parameters(MicroBatch.of(layouts, scenario.workload.seq_len))]
+        for parts in [kind.parameters(MicroBatch.of(layouts, scenario.workload))]
     )
 
 
@@ -145,7 +145,7 @@ class LayerTensors:
     @classmethod
     def of(cls, scenario: Scenario, layouts: Layouts) -> tuple[LayerTensors, ...]:
         """Those of a layer of each kind of each layout."""
-        shape = MicroBatch.of(layouts, scenario.workload.seq_len)
+        shape = MicroBatch.of(layouts, scenario.workload)
         kinds = architecture(scenario.model).kinds
         return tuple(cls(scenario, tuple(kind.tensors(shape, scenario.software))) for kind in kinds)
 
@@ -224,7 +224,7 @@ def layer_activations(scenario: Scenario, layouts: Layouts) -> tuple[FloatColumn
 
 # Columns of Layouts on which memory depends, beside the number of micro-batches: what ZeRO shards, and activations.
 STATES = ("tp", "cp", "dp", "pp", "ep", "expert_tp", "chunks", "stage_map", "zero", "shard_group")
-ACTIVATIONS = ("tp", "cp", "expert_tp", "pp", "vpp", "micro_batch_size", "sequence_parallel", "recompute", "schedule")
+ACTIVATIONS = ("tp", "cp", "ep", "expert_tp", "pp", "vpp", "micro_batch_size", "sequence_parallel", "recompute", "schedule")
 FILLED = 3  # of so many micro-batches a stage, no schedule holds more than of fewer but those that hold all
 
 

@@ -12,6 +12,7 @@ from rapid_dse.config.scenario import Scenario
 from rapid_dse.device import OperatorModel
 from rapid_dse.model.architecture import architecture
 from rapid_dse.parallel.layouts import BoolColumn, Layouts
+from rapid_dse.simulate.host_launches import micro_batch_seconds
 from rapid_dse.simulate.layer import recomputed
 from rapid_dse.simulate.layer_work import framework_block
 from rapid_dse.simulate.operator_times import compute_bytes
@@ -41,7 +42,7 @@ def phases(scenario: Scenario, layouts: Layouts, ends: BoolColumn) -> Phases:
     ready = price_operators(scenario, layouts)
     block = framework_block(scenario, ready.shape, ready.alone, ready.device).take(ready.where)
     counts, software = np.array(architecture(scenario.model).counts), scenario.software
-    launches = scenario.model.num_hidden_layers * host_layer_seconds(scenario, layouts) + software.host.host_micro_batch
+    launches = scenario.model.num_hidden_layers * host_layer_seconds(scenario, layouts) + micro_batch_seconds(scenario)
     # the look-up reads and writes a row a token, its gradient reads, adds and writes
     forward = summed(counts, [layer.forward for layer in block.layers]) + ends * (block.head_forward + block.embedding / 3)
     again = [layer.backward + recomputed(software, layouts, layer) for layer in block.layers]

@@ -15,6 +15,7 @@ from rapid_dse.parallel.layouts import RECOMPUTE_FULL, IntColumn, Layouts
 from rapid_dse.parallel.schedules.schedule import Slots
 from rapid_dse.parallel.stages import Stages
 from rapid_dse.simulate.communication import nodes_of
+from rapid_dse.simulate.host_launches import layer_launches, micro_batch_seconds
 from rapid_dse.simulate.layer_work import Block
 
 FloatColumn = NDArray[np.float64]
@@ -29,7 +30,8 @@ def host_layer_seconds(scenario: Scenario, layouts: Layouts) -> FloatColumn:
     collective = np.where(layouts.tp > 1, software.host.host_collective_layer, 0.0)
     # Full recomputation launches the forward pass again, half of what the host does for a layer.
     again = np.where(layouts.recompute == RECOMPUTE_FULL, 1.5, 1.0)
-    seconds = (software.host.host_layer + collective) * again
+    launched = layer_launches(scenario, layouts)
+    seconds: FloatColumn = (software.host.host_layer * launched + collective * (launched > 0)) * again
     if scenario.cluster.host_slowdown == 1:
         return seconds
     slow = np.where(nodes_of(scenario.hw, layouts) > 1, scenario.cluster.host_slowdown * layouts.tp / NODE, 1.0)
@@ -46,17 +48,29 @@ def launched_slot(software: Software, device: NDArray[np.float64], host: NDArray
     return slot
 
 
-def launched_part(part: NDArray[np.float64], whole: NDArray[np.float64], launches: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Seconds of a slot that one of its three passes (forward, input gradient, weight gradient) lasts; same shape.
+def waits_in_pass(part: NDArray[np.float64], left: NDArray[np.float64], launches: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Seconds that one of a slot's three passes (forward, input gradient, weight gradient) waits for its launches; same shape.
 
-    Each pass has a third of the launches, and cannot end before its own are done; the others keep the time of theirs. So where the host
-    sets the pace, the passes keep their shares of the slot however fast the device is.
+    Each pass has a third of the launches, and cannot end before its own are done, as far as the device waits for the host at all. So where
+    the host sets the pace, the passes keep their shares of the slot however fast the device is.
 
     Args:
-        part: the pass's seconds on the device; ``whole``: the slot's; ``launches``: the host's for the whole slot.
+        part: the pass's seconds on the device; ``left``: what the device waits in the whole slot and no other pass has; ``launches``: the
+            host's seconds for the whole slot.
     """
-    third = launches / 3
-    return np.clip(part, third, np.maximum(third, whole - 2 * third))
+    return np.clip(launches / 3 - part, 0.0, np.maximum(0.0, left))
+
+
+def waits_of_passes(software: Software, parts: tuple[float, float], device: float, host: float) -> tuple[float, float, float]:
+    """How one slot's waits for the host are dealt out to its forward pass, its input gradient's and its weight gradient's.
+
+    Args:
+        parts: seconds of the forward pass and of weight gradients; ``device`` of the whole slot, which the host launches in ``host``.
+    """
+    left, launches = launched_slot(software, np.array(device), np.array(host)) - device, np.array(host)
+    first = waits_in_pass(np.array(parts[0]), left, launches)
+    third = waits_in_pass(np.array(parts[1]), left - first, launches) * (parts[1] > 0)
+    return float(first), float(left - first - third), float(third)
 
 
 @dataclass(frozen=True)
@@ -152,15 +166,17 @@ def stage_slots(
     behind_layers = found.has_embedding * block.embedding_backward + found.has_head * block.head_backward
     computing = forward + backward + ahead + behind_layers
     device = computing + hops
-    launches = found.layers * host_layer_seconds(scenario, layouts) + scenario.software.host.host_micro_batch
+    launches = found.layers * host_layer_seconds(scenario, layouts) + micro_batch_seconds(scenario)
     whole = launched_slot(scenario.software, device, launches)
     share = np.divide(forward + ahead, computing, out=np.full_like(computing, IDLE_FORWARD), where=computing > 0)
-    weights = np.where(found.layers > 0, launched_part(gradients, whole, launches), 0.0)
+    ahead_of, waits = device * share, whole - device
+    forward_waits = waits_in_pass(ahead_of, waits, launches)
+    late = waits_in_pass(gradients, waits - forward_waits, launches)
     return StageSlots(
         whole=whole,
         device=device,
-        forward=launched_part(whole * share, whole, launches),
-        weights=weights,
+        forward=ahead_of + forward_waits,
+        weights=np.where(found.layers > 0, gradients + late, 0.0),
         before=before_each(found, whole),
         after=after_each(found, layouts.pp - 1 - found.latest, whole),
         found=found,

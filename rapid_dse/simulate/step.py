@@ -17,12 +17,13 @@ from rapid_dse.parallel.layouts import IntColumn, Layouts
 from rapid_dse.parallel.stages import Stages
 from rapid_dse.simulate.arrangement import END, Arrangement
 from rapid_dse.simulate.communication import gradient_bytes
+from rapid_dse.simulate.host_launches import micro_batch_seconds
 from rapid_dse.simulate.layer import Layers, layer_time
 from rapid_dse.simulate.layer_work import Block
 from rapid_dse.simulate.memory import Weights, mean_of_stages, stage_weights
 from rapid_dse.simulate.offload import offloaded_update
 from rapid_dse.simulate.sharding import bucket, scatter_overlap
-from rapid_dse.simulate.slots import Passes, StageSlots, host_layer_seconds, launched_part, stage_slots
+from rapid_dse.simulate.slots import Passes, StageSlots, host_layer_seconds, stage_slots, waits_in_pass
 from rapid_dse.simulate.uneven import ChunkPasses, Steps, chunk_waits, passes_of
 
 FloatColumn = NDArray[np.float64]
@@ -195,19 +196,20 @@ def _first_stage_passes(
 ) -> Passes:
     """Seconds that the layers of the first stage take forward and backward for a micro-batch, ``(n_layouts,)`` each.
 
-    Each pass lasts at least as long as the host launches it (``launched_part``).
+    Each pass waits for the host's launches of it (``waits_in_pass``).
 
     Args:
         slot: a micro-batch's seconds on the first stage, and what its device has of them.
         passes: seconds of a layer of each kind on the device with all that shows beside them.
     """
-    software, found = scenario.software, arranged.stages
+    found = arranged.stages
     whole, device = slot
     counts = found.of_kinds[:, 0]
     ahead = block.embedding + found.has_head[0] * block.head_forward
     forward, backward = (summed(counts, [each[way] for each in passes]) for way in (0, 1))
-    split = launched_part(forward + ahead, whole, found.layers[0] * host_layer_seconds(scenario, layouts) + software.host.host_micro_batch)
-    return np.maximum(0.0, split - ahead), np.maximum(0.0, whole - split - (device - forward - ahead - backward))
+    launches = found.layers[0] * host_layer_seconds(scenario, layouts) + micro_batch_seconds(scenario)
+    waits = waits_in_pass(forward + ahead, whole - device, launches)
+    return forward + waits, backward + whole - device - waits
 
 
 def _first_stage_weights(

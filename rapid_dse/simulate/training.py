@@ -57,7 +57,7 @@ def price_operators(scenario: Scenario, layouts: Layouts) -> Prepared:
     """
     _require_known(scenario.model)
     device = operator_model(scenario.hw)
-    shape, where = distinct_shapes(layouts, scenario.workload.seq_len, "num_gpus")
+    shape, where = distinct_shapes(layouts, scenario.workload, "num_gpus")
     gpus = np.ones(len(shape.tp))
     gpus[where] = layouts.num_gpus
     return Prepared(device, shape, where, operators(scenario, shape, device, slowest_gpu(scenario.cluster, gpus)))

@@ -23,6 +23,7 @@ from rapid_dse.parallel.schedules import SCHEDULE_CLASSES
 from rapid_dse.parallel.schedules.schedule import BACKWARD, FORWARD, INPUT, KINDS, WEIGHTS, Exact
 from rapid_dse.parallel.schedules.stage_maps import StageMap
 from rapid_dse.parallel.stages import Split, packed, unpacked
+from rapid_dse.simulate.host_launches import micro_batch_seconds
 from rapid_dse.simulate.layer import layer_columns
 from rapid_dse.simulate.layer_work import Block
 from rapid_dse.simulate.slots import Passes, host_layer_seconds, launched_slot
@@ -137,8 +138,8 @@ def _run(scenario: Scenario, code: int, passes: ChunkPasses, kind: Positions, mi
     for start, end in zip([0, *ends], ends, strict=False):
         pipeline = unpacked(int(splits[start]))
         device, launches, pass_kind = _shares(split, pipeline, pass_kinds)
-        host = launches[:, :1] * host_layer[start:end] + launches[:, 1:] * scenario.software.host.host_micro_batch
-        lasting = launched_slot(scenario.software, device @ spent[:, start:end], host)
+        host = launches[:, :1] * host_layer[start:end] + launches[:, 1:] * micro_batch_seconds(scenario)
+        lasting = _launched(scenario, _passes_of_stages(split, pipeline, pass_kinds), device @ spent[:, start:end], host)
         seconds[order[start:end]] = step_seconds(lasting, (code, *pipeline[:2]), count[start:end], pass_kind)
     return seconds.take(alike)
 
@@ -149,6 +150,32 @@ def _recurrence() -> Callable[[FloatColumn, tuple[int, int, int], IntColumn, Pos
     with loading_numba("the recurrence of uneven pipelines (once, about 5 s; then it is cached)"):
         from rapid_dse.parallel.recurrence import step_seconds
     return step_seconds
+
+
+def _launched(scenario: Scenario, stages: FloatColumn, device: FloatColumn, host: FloatColumn) -> FloatColumn:
+    """Seconds that each distinct pass lasts, ``(n_distinct, n)``, where the host launches it in ``host``.
+
+    The host runs ahead from pass to pass: a stage waits for it as long as a micro-batch's passes together do, and those passes wait
+    that are shorter than their launches. ``stages``: how many of each distinct pass a stage has, ``(pp, n_distinct)``.
+    """
+    alone = launched_slot(scenario.software, device, host) - device
+    whole = stages @ device
+    waits = (launched_slot(scenario.software, whole, stages @ host) - whole).sum(axis=0)
+    every = (stages @ alone).sum(axis=0)
+    lasting: FloatColumn = device + alone * np.divide(waits, every, out=np.zeros_like(waits), where=every > 0)
+    return lasting
+
+
+@lru_cache(maxsize=64)
+def _passes_of_stages(split: Split, pipeline: tuple[int, int, StageMap], kinds: int) -> FloatColumn:
+    """How many of each distinct pass of ``_shares`` each stage runs for a micro-batch, ``(pp, n_distinct)``."""
+    pp, chunks, stage_map = pipeline
+    device, _, kind_of = _shares(split, pipeline, kinds)
+    used = kind_of.reshape(kinds, -1)[[FORWARD, BACKWARD] if kinds == 2 else [FORWARD, INPUT, WEIGHTS]]
+    found = np.zeros((pp, len(device)))
+    for stage, places in enumerate(stage_map.places(pp, chunks)):
+        np.add.at(found[stage], used[:, places].ravel(), 1.0)
+    return found
 
 
 @lru_cache(maxsize=4096)
@@ -169,7 +196,7 @@ def _shares(split: Split, pipeline: tuple[int, int, StageMap], kinds: int) -> tu
     Returns:
         ``(n_distinct, n_parts)`` on the device, ``ChunkPasses``'s ends and sends, then its layers; ``(n_distinct, 2)`` on the host, a
         layer's launches and a micro-batch's, a third of them for each of forward pass, input and weight gradient
-        (``slots.launched_part``); ``(n_passes,)``.
+        (``slots.waits_in_pass``); ``(n_passes,)``.
     """
     pp, chunks, stage_map = pipeline
     places, count = stage_map.places(pp, chunks), pp * chunks

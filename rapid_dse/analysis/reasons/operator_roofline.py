@@ -64,7 +64,7 @@ def operators_of(of: PricedTrial) -> list[Operator]:
     """The operators of a training step: the products, attention and small kernels of a layer of each kind, then the head and its loss."""
     scenario, layout = of.scenario, of.layout
     ready, model = prepare(scenario, layout), architecture(scenario.model)
-    shape, _ = distinct_shapes(layout, scenario.workload.seq_len)
+    shape, _ = distinct_shapes(layout, scenario.workload)
     found: list[Operator] = []
     for kind, alone in zip(model.kinds, ready.alone.layers, strict=True):
         layer = [*_products(of, kind.products(shape), alone.matmul_seconds), *_others(of, kind, shape, (ready.device, alone))]

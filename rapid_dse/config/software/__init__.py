@@ -6,6 +6,7 @@ from pydantic import model_validator
 
 from rapid_dse.config.measured_boxes import MeasuredRuns
 from rapid_dse.config.parts import InParts
+from rapid_dse.config.software.expert_settings import ExpertSettings
 from rapid_dse.config.software.fitted import FREE, FREE_MEMORY, FREE_SERVING
 from rapid_dse.config.software.host_settings import HostSettings
 from rapid_dse.config.software.kernel_settings import KernelSettings, LibraryGeneration
@@ -35,6 +36,7 @@ class Software(InParts):
     kernels: KernelSettings = KernelSettings()
     host: HostSettings = HostSettings()
     overlap: OverlapSettings = OverlapSettings()
+    experts: ExpertSettings = ExpertSettings()
     precision: PrecisionSettings = PrecisionSettings()
     memory: MemorySettings = MemorySettings()
     pipeline: PipelineSettings = PipelineSettings()

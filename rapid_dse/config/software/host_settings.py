@@ -4,17 +4,21 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from rapid_dse.config.effects import Only, Where
 from rapid_dse.config.fields import Seconds
 from rapid_dse.config.parts import SchemaPart
 
+CudaGraphs = Literal["none", "modules", "full_iteration"]
+
 
 class HostSettings(SchemaPart):
     """Host times of a layer, a micro-batch and a step, and how the host's time and the device's make one."""
 
-    host_layer: Seconds = 1e-3  # host time of a layer's forward and backward for a micro-batch, its launches included
+    # Host time of a dense layer's forward and backward for a micro-batch, its launches included; of other layers in proportion to how many
+    # kernels they launch.
+    host_layer: Seconds = 1e-3
     host_collective_layer: Seconds = 2e-4  # what tensor-parallel collectives add to that
     host_micro_batch: Seconds = 1e-3  # host time of a micro-batch
     # How the host's time for a micro-batch and the device's make one: null: the host runs far ahead, and the longer one counts; a number p:
@@ -23,4 +27,7 @@ class HostSettings(SchemaPart):
     # Where offloaded optimizer states are stepped. cpu: gradients go to the host, whose cores step the states beside them, and new weights
     # come back (DeepSpeed's ZeRO-Offload, Megatron's hybrid optimizer, FSDP2's CPUOffloadPolicy); streamed: states go through the GPU.
     offload_step: Annotated[Literal["cpu", "streamed"], Only(Where("parallel.offload_optimizer"))] = "cpu"
+    # What is captured in CUDA graphs, which the device runs without the host: nothing; modules: attention, norms and router of each layer,
+    # whose shapes are known ahead (routed experts' are not); full_iteration: the whole step.
+    cuda_graphs: Annotated[CudaGraphs, BeforeValidator(lambda value: "none" if value is None else value)] = "none"
     host_step: Seconds = 1e-2  # data loading, logging, the optimizer's launches: exposed once a step

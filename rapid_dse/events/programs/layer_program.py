@@ -53,11 +53,31 @@ class Exchange:
 
 
 @dataclass(frozen=True)
+class ExpertRoute:
+    """What goes to other ranks' experts before a half of a layer, and comes back after it.
+
+    Attributes:
+        size: bytes, of the whole buffer where it is gathered; ``seconds`` of one way in closed form.
+        kinds: the collectives there and back, by their names in graphs.
+        parts: bytes that go to the places of each dimension, inner to outer, where tokens go once to each part; else none.
+        shown: share of each way that hides behind nothing; beside a forward pass run ``beside[0]`` ways, beside a backward pass
+            ``beside[1]``, another micro-batch's.
+    """
+
+    size: float
+    seconds: float
+    kinds: tuple[str, str] = ("ALL_TO_ALL", "ALL_TO_ALL")
+    parts: tuple[float, ...] = ()
+    shown: float = 1.0
+    beside: tuple[float, float] = (0.0, 0.0)
+
+
+@dataclass(frozen=True)
 class Half:
     """Seconds of one half of a layer, attention's or the MLP's: operators before, the attention kernel, operators after it.
 
     ``forward`` and ``input_gradient`` are without the attention kernel. ``exchanges`` are what tensor parallelism gathers before and
-    scatters or reduces after it. ``routed`` bytes a rank go to other ranks' experts before it, in ``route`` seconds, and come back after.
+    scatters or reduces after it, ``route`` what goes to other ranks' experts and back.
     ``spared``: seconds of ``forward`` that recomputation leaves out.
     """
 
@@ -68,8 +88,7 @@ class Half:
     exchanges: tuple[Exchange, ...]
     attention_forward: float = 0.0
     attention_backward: float = 0.0
-    routed: float = 0.0
-    route: float = 0.0
+    route: ExpertRoute | None = None
     spared: float = 0.0
 
 
@@ -113,14 +132,15 @@ class LayerWork:
     def talks(self) -> bool:
         """Whether its ranks exchange anything within the layer."""
         shared = any(each.gather > 0 or each.reduce > 0 for half in self.halves for each in half.exchanges)
-        return self.tp > 1 or self.ring > 0 or shared or any(half.route > 0 for half in self.halves)
+        return self.tp > 1 or self.ring > 0 or shared or any(half.route is not None and half.route.seconds > 0 for half in self.halves)
 
 
 def forward(script: Script, work: LayerWork, after: After, again: bool = False) -> After:
     """The forward pass; ``again`` names it a recomputation."""
     name = " again" if again else ""
+    others = () if again else _beside_pass(script, work, after, 0)
     for half in work.halves:
-        after = exchange(script, half, _routed(script, half, after), "ALL_GATHER", 1 - work.tp_hidden)
+        after = exchange(script, half, _routed(script, half, after, 0), "ALL_GATHER", 1 - work.tp_hidden)
         side = after
         for kind in ("ALL_GATHER", *LAST) if work.tp_hidden > 0 else ():
             side = exchange(script, half, side, kind, work.tp_hidden)
@@ -132,12 +152,14 @@ def forward(script: Script, work: LayerWork, after: After, again: bool = False) 
         after = _joined(after, side if work.tp_hidden > 0 else ())
         for kind in LAST:
             after = exchange(script, half, after, kind, 1 - work.tp_hidden)
-        after = _routed(script, half, after)
+        after = _routed(script, half, after, 1)
+    after = _joined(after, others)
     return after if again else script.compute(after, work.copies_forward, "waiting for copies to the host", "host")
 
 
 def backward(script: Script, work: LayerWork, after: After, weights: bool = True) -> After:
     """The backward pass with what is recomputed; without ``weights`` the weight gradients are left for later (zero bubble)."""
+    others = _beside_pass(script, work, after, 1)
     if work.full:
         after = forward(script, work, after, again=True)
     else:
@@ -147,11 +169,11 @@ def backward(script: Script, work: LayerWork, after: After, weights: bool = True
     hidden = work.tp_backward_hidden if weights else 0.0
     for half in reversed(work.halves):
         after = _backward_half(script, work, half, after, weights, hidden)
-    return script.compute(after, work.copies_backward, "waiting for copies from the host", "host")
+    return script.compute(_joined(after, others), work.copies_backward, "waiting for copies from the host", "host")
 
 
 def _backward_half(script: Script, work: LayerWork, half: Half, after: After, weights: bool, hidden: float) -> After:
-    after = exchange(script, half, _routed(script, half, after), "ALL_GATHER", 1 - work.tp_hidden)
+    after = exchange(script, half, _routed(script, half, after, 0), "ALL_GATHER", 1 - work.tp_hidden)
     side = after
     for kind in ("ALL_GATHER", *LATE) if work.tp_hidden > 0 else ():
         side = exchange(script, half, side, kind, work.tp_hidden)
@@ -160,7 +182,7 @@ def _backward_half(script: Script, work: LayerWork, half: Half, after: After, we
     after = _attention(script, work, after, attention, "attention kernel backward", 2 * work.ring)
     after = script.compute(after, half.input_gradient / 2 if attention and work.ring else 0.0, f"{half.name} input backward")
     after = _behind_weights(script, work, half, after, hidden, weights)
-    return _routed(script, half, _joined(after, side if work.tp_hidden > 0 else ()))
+    return _routed(script, half, _joined(after, side if work.tp_hidden > 0 else ()), 1)
 
 
 def _behind_weights(script: Script, work: LayerWork, half: Half, after: After, hidden: float, weights: bool) -> After:
@@ -237,9 +259,26 @@ def exchange(script: Script, half: Half, after: After, kind: str, share: float, 
     return after
 
 
-def _routed(script: Script, half: Half, after: After) -> After:
-    """Tokens (or their gradients) on their way to the experts, or back."""
-    return script.exchange(after, "ALL_TO_ALL", "ep", half.routed, half.route, "ep", MAIN)
+def _routed(script: Script, half: Half, after: After, way: int) -> After:
+    """Tokens (or their gradients) on their way to the experts, or back, as far as that does not hide."""
+    return after if half.route is None else _route(script, half.route, after, way, half.route.shown, MAIN)
+
+
+def _beside_pass(script: Script, work: LayerWork, after: After, direction: int) -> After:
+    """Another micro-batch's exchanges of experts, beside a forward (0) or backward (1) pass."""
+    done: After = ()
+    for half in work.halves:
+        if half.route is not None and half.route.beside[direction] > 0:
+            done = _route(script, half.route, after, direction, half.route.beside[direction], RING)
+    return done
+
+
+def _route(script: Script, route: ExpertRoute, after: After, way: int, share: float, stream: int) -> After:
+    if share <= 0:
+        return after
+    if route.parts:
+        return script.spread(after, "ep", [share * part for part in route.parts], share * route.seconds, "ep", stream)
+    return script.exchange(after, route.kinds[way], "ep", share * route.size, share * route.seconds, "ep", stream)
 
 
 def _joined(first: After, second: After) -> After:

@@ -137,6 +137,27 @@ class Script:
             after = self._add(COLLECTIVE, after, label, 0.0, held, COLLECTIVES.index(step), f"{group}/{phase}", stream=stream)
         return after
 
+    def spread(self, after: After, group: str, sizes: Sequence[float], seconds: float, term: str, stream: int = MAIN) -> After:
+        """Tokens to those members of the rank's ``group`` that need them, once to each part of the group.
+
+        Args:
+            sizes: bytes that go to the places of each dimension on which the group has members, inner to outer, the sender's own among
+                them.
+            seconds: what the closed form says.
+        """
+        members = self.style.phases.get(group)
+        if not members or not sizes or max(sizes) <= 0:
+            return after
+        kind, label = COLLECTIVES.index("ALL_TO_ALL"), self.style.labels.of(f"{term} dispatch", term)
+        if self.style.ideal:
+            return self._add(COLLECTIVE, after, label, seconds, max(sizes), kind, f"{group}/all", stream=stream)
+        carried = sizes if len(sizes) == len(members) else [sum(sizes) / len(sizes)] * len(members)
+        for phase, size in enumerate(carried):
+            whole = CHUNKS * members[phase]
+            held = whole * max(1, round(size / whole))
+            after = self._add(COLLECTIVE, after, label, 0.0, held, kind, f"{group}/{phase}", stream=stream)
+        return after
+
     def send(self, after: After, peer: str, size: float, seconds: float, term: str, tag: int = 0, stream: int = MAIN) -> After:
         """A message to the rank's ``peer``, of ``size`` bytes, that takes ``seconds`` in closed form."""
         label = self.style.labels.of(f"{term} send", term)

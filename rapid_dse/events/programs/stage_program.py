@@ -165,7 +165,7 @@ class StageWriter:
             self._to_the_head(layers)
         else:
             self._layers(layers, FORWARD, True)
-        self.tail = script.compute(self.tail, work.stall / self.chunks / 3, "waiting for the host", "host")
+        self.tail = script.compute(self.tail, work.stalls[0] / self.chunks, "waiting for the host", "host")
         self._send(task, ahead=True)
 
     def _backward(self, task: Task, weights: bool, ends: bool) -> None:
@@ -184,7 +184,8 @@ class StageWriter:
         if first:
             self.tail = self.passes.end(script, self.tail, "embedding_backward")
             self._reduce_table(work.embedding, False)
-        self.tail = script.compute(self.tail, work.stall / self.chunks * 2 / 3, "waiting for the host", "host")
+        stall = work.stalls[1] if not weights else work.stalls[1] + work.stalls[2]
+        self.tail = script.compute(self.tail, stall / self.chunks, "waiting for the host", "host")
         self._send(task, ahead=False)
 
     def _to_the_head(self, layers: Kinds) -> None:
@@ -215,6 +216,7 @@ class StageWriter:
         layers = self.work.chunks[task.chunk][::-1]
         for kind, count in _runs(layers):
             self.tail = self.passes.weights(self.script, self.tail, kind, count)
+        self.tail = self.script.compute(self.tail, self.work.stalls[2] / self.chunks, "waiting for the host", "host")
         if ends and self._reduces_early:
             self._reduce(self.work.share(layers), 1)
 

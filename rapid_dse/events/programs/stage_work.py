@@ -67,7 +67,8 @@ class StageWork:
     Attributes:
         chunks: the kind of each layer of each chunk, in the order in which a micro-batch passes them; ``sizes``: parameters of a layer of
             each kind on a rank.
-        stall: what the device waits for the host each micro-batch; ``host_step`` once a step.
+        stalls: what the device waits for the host each micro-batch, after forward passes, after backward passes, and after weight gradients
+            that run apart; ``host_step`` once a step.
         zero: the stage of ZeRO.
         shared: the weights by the group that shares them, the dense ones first; ``calls``: in how many calls gradients are reduced.
         layers: what moves of a layer of each kind with its passes, by the group that shares it.
@@ -81,7 +82,7 @@ class StageWork:
 
     chunks: tuple[Kinds, ...]
     sizes: tuple[float, ...]
-    stall: float
+    stalls: tuple[float, float, float]
     host_step: float
     optimizer: float
     zero: int

@@ -65,7 +65,7 @@ class Experts(Part):
         weighted and summed."""
         model = self.model
         stream, routed = shape.norm_tokens * model.hidden_size, self.rows(shape) * model.hidden_size
-        returned = np.where(shape.gathers_rows, stream * model.num_experts_per_tok, routed)
+        returned = np.where(shape.gathers_rows, routed / shape.etp, routed)
         mask = [Tensor("mlp_mask", stream, "byte")] if software.kernels.dropout else []
         return [
             Tensor("mlp_norm_input", stream),
@@ -88,8 +88,8 @@ class Experts(Part):
         return self.model.num_experts_per_tok
 
     def rows(self, shape: MicroBatch) -> FloatColumn:
-        """Rows that a rank's experts see, spread evenly: of all tokens of the ranks that share them, one for each of a token's experts."""
-        return shape.norm_tokens * self.model.num_experts_per_tok * np.where(shape.gathers_rows, shape.etp, 1)
+        """Rows that the busiest rank's experts see: of all tokens of the ranks that share them, one for each of a token's experts."""
+        return shape.norm_tokens * self.model.num_experts_per_tok * np.where(shape.gathers_rows, shape.etp, 1) * shape.expert_load
 
     def _shared_width(self, shape: MicroBatch) -> FloatColumn:
         """Width of a rank's part of the shared experts."""

@@ -140,7 +140,7 @@ def _pass(
 def _glue(scenario: Scenario, cut: Degrees, tokens: FloatColumn, device: OperatorModel) -> FloatColumn:
     """Seconds of what norms, rotary embedding, activation and routing move of the mean layer, their latencies left to ``layer_latency``."""
     ones = np.ones_like(cut.tp)
-    shape = MicroBatch(cut.tp, ones, cut.ep, cut.etp, tokens, np.zeros(len(tokens), bool), 1)  # type: ignore[arg-type]  # tokens need not be whole
+    shape = MicroBatch(cut.tp, ones, cut.ep, cut.etp, tokens, np.zeros(len(tokens), bool), 1, scenario.workload.expert_load(cut.ep))  # type: ignore[arg-type]  # tokens need not be whole
     model = architecture(scenario.model)
     every = [count * elementwise_bytes(scenario, kind, shape)[0] for count, kind in zip(model.counts, model.kinds, strict=True)]
     moved = np.sum(every, axis=0) / len(model.order)

@@ -1,0 +1,28 @@
+"""How a framework runs a mixture of experts: what takes tokens to their experts, and what hides it."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from rapid_dse.config.effects import Only, Where
+from rapid_dse.config.fields import ShareOrZero
+from rapid_dse.config.parts import SchemaPart
+
+EXPERTS = Only(Where("model.num_experts"))
+Dispatcher = Literal["allgather", "alltoall", "deepep", "hybridep"]
+
+
+class ExpertSettings(SchemaPart):
+    """The exchange of tokens among the ranks that hold the experts.
+
+    ``dispatcher``: ``allgather`` gathers all ranks' tokens, from which each takes what its experts need, and scatters the sums back;
+    ``alltoall`` sends a row for each of a token's experts (NCCL); ``deepep`` and ``hybridep`` (DeepEP, and its form for NVLink domains
+    that span nodes) send a token once to each domain, and within it once to each rank, that has experts of its.
+    """
+
+    dispatcher: Annotated[Dispatcher, EXPERTS] = "alltoall"
+    # Exchanges run beside another micro-batch's passes (Megatron Core's --overlap-moe-expert-parallel-comm): a forward pass of one with a
+    # backward pass of another.
+    expert_overlap: Annotated[bool, EXPERTS] = False
+    # Share of the passes' compute that exchanges can then hide behind.
+    ep_overlap: Annotated[ShareOrZero, Only(Where("software.expert_overlap", (True,)))] = 0.8

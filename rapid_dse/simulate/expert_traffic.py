@@ -1,0 +1,97 @@
+"""What takes tokens to their experts and back: bytes and transfers of each dispatcher."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rapid_dse.config.hardware import Network
+from rapid_dse.config.model import Model
+from rapid_dse.config.scenario import Scenario
+from rapid_dse.interconnect import transfer
+from rapid_dse.interconnect.distinct_parts import distinct_parts_of_groups
+from rapid_dse.interconnect.transfer import Transfer
+from rapid_dse.parallel.layouts import Layouts
+from rapid_dse.parallel.span import Span
+from rapid_dse.simulate.operator_times import compute_bytes
+
+FloatColumn = NDArray[np.float64]
+
+ONCE_A_PART = ("deepep", "hybridep")  # dispatchers that send a token once to each part of a group that needs it
+
+
+@dataclass(frozen=True)
+class Route:
+    """One way to the experts or back, as the layouts' dispatcher goes it.
+
+    Attributes:
+        size: bytes: of the whole gathered buffer under ``allgather``, else what a rank sends, its own experts' rows included: of rows, or
+            where a token goes once to each part, of tokens.
+        copies: of each network dimension, inner to outer, into how many of the parts that it joins the mean token goes,
+            ``(n_dimensions, n_layouts)``; None unless it goes once to each.
+    """
+
+    size: FloatColumn
+    copies: NDArray[np.float64] | None = None
+
+
+def token_bytes(scenario: Scenario, layouts: Layouts) -> FloatColumn:
+    """Bytes of the tokens that a rank has for the experts, ``(n_layouts,)``: its share of them under sequence parallelism."""
+    tokens = layouts.micro_batch_size * (scenario.workload.seq_len / layouts.cp)
+    return tokens * (scenario.model.hidden_size * compute_bytes(scenario)) / np.where(layouts.sequence_parallel, layouts.tp, 1)
+
+
+def routed_bytes(scenario: Scenario, layouts: Layouts) -> FloatColumn:
+    """Bytes of the rows of a rank's tokens, each once for each of its experts, ``(n_layouts,)``: as the busiest rank has them."""
+    load = scenario.workload.expert_load(layouts.ep)
+    return token_bytes(scenario, layouts) * scenario.model.num_experts_per_tok * load
+
+
+def shared_rows(scenario: Scenario, layouts: Layouts) -> FloatColumn:
+    """Bytes of what the ranks that share an expert gather: their rows, or all tokens of the group where those are gathered."""
+    if gathers_tokens(scenario):
+        return token_bytes(scenario, layouts) * layouts.ep * layouts.expert_tp
+    return routed_bytes(scenario, layouts) * layouts.expert_tp
+
+
+def route(scenario: Scenario, layouts: Layouts, group: Span) -> Route:
+    """What each exchange carries over a group of ep ranks."""
+    dispatcher, tokens = scenario.software.experts.dispatcher, token_bytes(scenario, layouts)
+    if gathers_tokens(scenario):
+        return Route(tokens * layouts.ep)
+    if dispatcher in ONCE_A_PART:
+        return Route(tokens * scenario.workload.expert_load(layouts.ep), _copies(scenario.model, group))
+    return Route(routed_bytes(scenario, layouts))
+
+
+def gathers_tokens(scenario: Scenario) -> bool:
+    """Whether all tokens are gathered, and the sums scattered back."""
+    return scenario.software.experts.dispatcher == "allgather"
+
+
+def expert_exchange(scenario: Scenario, carried: Route, group: Span, network: Network) -> Transfer:
+    """One exchange, to the experts or back, over a group of ep ranks."""
+    if gathers_tokens(scenario):
+        return transfer.all_gather(carried.size, group, network)  # a sum that is scattered is a gather reversed
+    if carried.copies is not None:
+        return transfer.dispatch(carried.size, list(carried.copies), group, network)
+    return transfer.all_to_all(carried.size, group, network)
+
+
+def _copies(model: Model, group: Span) -> NDArray[np.float64]:
+    """Parts that the mean token goes to, by dimension: those of one place of the dimension each, all over the group."""
+    routing = (model.num_experts, model.num_experts_per_tok, model.n_group or 1, model.topk_group or model.n_group or 1)
+    found, below = [], np.ones(())
+    for members in group.members:
+        found.append(_each(lambda parts: distinct_parts_of_groups(routing, max(1, round(parts))), group.size / below))
+        below = below * members
+    return np.stack(np.broadcast_arrays(*found))
+
+
+def _each(of: Callable[[float], float], column: FloatColumn) -> FloatColumn:
+    """A function of the distinct numbers of a column, gathered."""
+    values, where = np.unique(np.atleast_1d(column), return_inverse=True)
+    return np.array([of(float(value)) for value in values])[where]

@@ -1,0 +1,63 @@
+"""How many kernels the host launches for a layer, against a dense layer, and what CUDA graphs leave of its work.
+
+The counts are of a forward pass; a backward pass has about twice as many of each. They are those of a framework that fuses what
+Transformer Engine does (a norm, an activation, a rotation or a residual sum is a kernel each).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rapid_dse.config.scenario import Scenario
+from rapid_dse.model.architecture import LayerKind, architecture
+from rapid_dse.parallel.layouts import Layouts
+
+FloatColumn = NDArray[np.float64]
+
+ATTENTION = 7.0  # norm, projection, rotation of queries and keys, the kernel, projection, residual sum
+MLP = 5.0  # norm, two products, activation, residual sum
+ROUTER = 5.0  # product, softmax or sigmoid, choice, its map of tokens, the balancing loss
+DISPATCH = 6.0  # rows counted and copied to the host, split sizes, permutation, its reverse with the weighted sum
+EXCHANGES = 3.0  # rows there, probabilities there, rows back
+SORTING = 2.0  # by expert, and back, where a rank has several
+REPLAY = 1.0  # a graph's launch
+
+
+def layer_launches(scenario: Scenario, layouts: Layouts) -> FloatColumn:
+    """Launches of the mean layer of one micro-batch over those of a dense layer with the same attention, ``(n_layouts,)``."""
+    found = architecture(scenario.model)
+    each = [count * _launches(scenario, layouts, kind) for count, kind in zip(found.counts, found.kinds, strict=True)]
+    total: FloatColumn = np.sum(each, axis=0) / max(1, len(found.order))
+    return total
+
+
+def _launches(scenario: Scenario, layouts: Layouts, kind: LayerKind) -> FloatColumn:
+    dense, graphs = ATTENTION + MLP, scenario.software.host.cuda_graphs
+    if graphs == "full_iteration":
+        return np.zeros(len(layouts))
+    captured = graphs == "modules"
+    ahead = REPLAY if captured else ATTENTION
+    if not kind.copies:
+        return np.full(len(layouts), (ahead + (REPLAY if captured else MLP)) / dense)
+    return (ahead + _expert_launches(scenario, layouts, captured)) / dense
+
+
+def _expert_launches(scenario: Scenario, layouts: Layouts, captured: bool) -> FloatColumn:
+    """Those of a mixture of experts: norm, residual sum, router, shared experts, and what the routed rows take."""
+    model = scenario.model
+    known = ROUTER + 2.0 + (3.0 if model.n_shared_experts else 0.0)  # shapes that do not depend on the routing
+    found: FloatColumn = (
+        (REPLAY if captured else known)
+        + DISPATCH
+        + 3.0  # grouped products, activation between them
+        + EXCHANGES * (layouts.ep > 1)
+        + SORTING * (layouts.ep < model.num_experts)
+    )
+    return found
+
+
+def micro_batch_seconds(scenario: Scenario) -> float:
+    """The host's time for a micro-batch beside its layers; none where a graph holds the whole step."""
+    host = scenario.software.host
+    return 0.0 if host.cuda_graphs == "full_iteration" else host.host_micro_batch
