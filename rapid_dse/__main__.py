@@ -28,13 +28,16 @@ rapid_dse: what a training run takes on a cluster, before anyone rents it
 
 options
   -m, --multirun    sweep; results go to results/<study>/*.parquet, the best are listed
-  --cfg             print the composed configuration as YAML, price nothing
+  --cfg job         print the composed configuration as YAML, price nothing
+  --info            where options come from, and which are chosen
+  --config-dir DIR  a further folder of options (model/mine.yaml)
+  --json            print one JSON value in place of text (docs/json.md)
   --version         print the version
   -h, --help        print this
 
 groups (one option each; several, with commas, in a sweep)
 {groups}
-keys (key=value; in a sweep also 1,2,4, range(start,stop[,step]), and for parallel.* the word all)
+keys (key=value; in a sweep also 1,2,4, range(start,stop[,step]), 'zip(a=1,2;b=3,4)', for groups glob(llama3*), for parallel.* all)
   hw        num_gpus gpus_per_node sms memory.bandwidth memory.usable operator_model network.dimensions.<i>.bandwidth …
   model     hidden_size num_hidden_layers num_attention_heads num_key_value_heads intermediate_size vocab_size …
   workload  seq_len global_batch_size precision (bf16, fp16, fp8, tf32, fp32)

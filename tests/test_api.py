@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import warnings
@@ -247,3 +248,12 @@ def test_the_notebook_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         warnings.simplefilter("error")
         for source in cells:
             exec(compile(source, "analysis.ipynb", "exec"), names)
+
+
+def test_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"```python\n(.*?)```", (program.ROOT / "README.md").read_text(), re.DOTALL)
+    own = [block for block in blocks if "import rapid_dse as rd" in block]
+    assert own
+    for block in own:
+        exec(compile(block, "README.md", "exec"), {})

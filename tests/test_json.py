@@ -13,6 +13,7 @@ import program
 import pytest
 
 import rapid_dse as rd
+from rapid_dse.analysis.reasons.turning_points import TurningPoint
 
 DOCUMENT = (program.ROOT / "docs" / "json.md").read_text()
 SMALL = ("model=llama3_1_8b", "hw.num_gpus=16", "workload.global_batch_size=64")
@@ -53,7 +54,7 @@ def test_every_command_that_takes_json_has_a_schema() -> None:
         for path in (program.ROOT / "rapid_dse").glob("*.py")
         if '"--json"' in path.read_text() or "takes_json()" in path.read_text()
     }
-    assert takes - {"command", "command_options"} <= SCHEMAS.keys() | set(re.findall(r"^## (\w+)", DOCUMENT, re.MULTILINE))
+    assert takes - {"command", "command_options"} <= SCHEMAS.keys()
 
 
 def test_a_trial(tmp_path: Path) -> None:
@@ -85,8 +86,18 @@ def test_rank(studies: Path) -> None:
     assert found["rows"][0]["row"]["mfu"] == max(row["row"]["mfu"] for row in found["rows"] if row["rank"])
 
 
-def test_explain(studies: Path) -> None:
+def test_explain(studies: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    point = TurningPoint("software.tp_overlap", "both", 0.5, 0.9, 0.8, 0.4)  # to solve one takes seconds
+    monkeypatch.setattr("rapid_dse.analysis.reasons.explanation.turning_points", lambda *_: [point])
     check("explain", program.done(studies, "results/s", "--no-sensitivity", "--json", module="rapid_dse.explain").out)
+
+
+def test_export_and_advise(studies: Path) -> None:
+    arguments = ("results/s", "--key", rd.load(studies / "results" / "s").best()[0]["key"], "--to", "megatron_lm")
+    found = check("export", program.done(studies, *arguments, "--json", module="rapid_dse.export").out)
+    (studies / "run.sh").write_text(found["text"])
+    said = program.done(studies, "run.sh", "hw=h100", "hw.num_gpus=16", "--measured", "80 s", "--json", module="rapid_dse.advise").out
+    assert check("advise", said)["measured_step_time_s"] == 80
 
 
 def test_evaluate(tmp_path: Path) -> None:
