@@ -56,7 +56,8 @@ def _tell_measured(out: Console, found: RunJudgement, measured: float) -> None:
     predicted, share = found.predicted.figures["step_time_s"], measured / found.predicted.figures["step_time_s"] - 1
     gap = figures.seconds(abs(measured - predicted))
     side = "slower" if share > 0 else "faster"
-    verdict = ": as predicted, within twice the error to expect" if found.as_predicted else ""
+    near = ", which one run in three is: it may be the prediction's" if abs(share) <= 2 * found.error else ""
+    verdict = ": within the error to expect" if found.as_predicted else f": beyond the error to expect{near}"
     listing.say(out, f"measured {figures.seconds(measured)}, {gap} ({100 * abs(share):.0f} %) {side} than predicted{verdict}")
     if found.causes:
         listing.say(out, "what would explain it alone, the likeliest first:")

@@ -56,18 +56,22 @@ class RunJudgement:
         return None if self.measured is None else self.measured / self.predicted.figures["step_time_s"] - 1
 
     @property
+    def error(self) -> float:
+        """The error to expect, or what is taken for it where nothing alike was measured."""
+        return UNKNOWN_ERROR if self.expected_error is None else self.expected_error
+
+    @property
     def as_predicted(self) -> bool | None:
-        """Whether the measured time is within twice the error to expect."""
-        share = self.share
-        error = UNKNOWN_ERROR if self.expected_error is None else self.expected_error
-        return None if share is None else abs(share) <= 2 * error
+        """Whether the measured time is within the error to expect."""
+        return None if self.share is None else abs(self.share) <= self.error
 
     @property
     def spoilt(self) -> str | None:
-        """What most likely makes the run slow: of a time that is not as predicted the likeliest cause, else the costliest suspect."""
-        if self.as_predicted is False and self.causes:
-            return self.causes[0].key
-        return self.suspects[0].key if self.suspects else None
+        """What most likely makes the run slow: the likeliest cause of a time that is longer than the prediction by more than twice the
+        error to expect; else the first suspect; else the likeliest cause of a time that is longer than it by more than the error."""
+        beyond = self.share is not None and self.share > 2 * self.error
+        order = [*self.causes[:1], *self.suspects[:1]] if beyond else [*self.suspects[:1], *self.causes[:1]]
+        return order[0].key if order else None
 
 
 def judgement(reading: LaunchReading, run: Launched, measured: float | None, composer: Composer) -> RunJudgement:
@@ -81,7 +85,7 @@ def judgement(reading: LaunchReading, run: Launched, measured: float | None, com
     better = [each for each in neighbours(offered) if each.fits and (each.step_time_s < 0 or not predicted.fits)]
     own = composer.options_alone(portion.choices)
     best, legal = _best(offered)
-    slow = measured is not None and measured / predicted.figures["step_time_s"] - 1 > 2 * (UNKNOWN_ERROR if known is None else known)
+    slow = measured is not None and measured / predicted.figures["step_time_s"] - 1 > (UNKNOWN_ERROR if known is None else known)
     return RunJudgement(
         reading=reading,
         assumed=run.assumed,

@@ -1,7 +1,7 @@
 """Settings of a run that cost time for nothing: each with its usual value, and what the run would take with it.
 
 A setting is suspect where going back to what is usual makes the run faster and it still fits: figures of the machine or the framework that
-are not their option's own, a tensor-parallel group that leaves its node, recomputation that memory does not need.
+are not their option's own, a tensor-parallel group that leaves its node, full recomputation that memory does not need.
 """
 
 from __future__ import annotations
@@ -15,12 +15,19 @@ from rapid_dse.analysis.reasons.levers import turned
 from rapid_dse.config.run import RECOMPUTE
 from rapid_dse.config.scenario import Scenario
 from rapid_dse.events.backends import price
-from rapid_dse.parallel.layouts import Layouts, broken_rules
+from rapid_dse.parallel.layouts import RECOMPUTE_FULL, Layouts, broken_rules
 from rapid_dse.sweep.advice import with_columns
 
 LEAST = 0.02  # a share of the step below which nothing is suspected
 _SECTIONS = ("hw", "cluster", "software")
 _ASIDE = ("name", "num_gpus", "measured", "offers", "known", "enforce", "price", "energy")
+# What is chosen for its numbers, and is no mistake where it is slower.
+_CHOSEN = frozenset(
+    f"software.{name}" for name in ("fp8_recipe", "fp8_parameters", "gradient_dtype", "reduce_dtype", "optimizer_bytes", "loss")
+)
+# Nobody chooses a machine that is slower than its data sheet, or a group that leaves its node: such a setting is suspected before one that
+# costs up to so many times as much and may be meant.
+_NEVER_MEANT = 3.0
 
 
 @dataclass(frozen=True)
@@ -44,14 +51,19 @@ class Suspect:
 
 
 def suspects(run: PricedTrial, own: Scenario) -> list[Suspect]:
-    """Settings of a run that cost more than 2 % of its step, the costliest first.
+    """Settings of a run that cost more than 2 % of its step, the likeliest mistake first.
 
     Args:
         own: a scenario of the same options whose hw, cluster and software have no value of the run's own.
     """
     found = [*_figures(run, own), *_outside_node(run), *_recomputation(run)]
     least = LEAST * run.figures["step_time_s"]
-    return sorted((each for each in found if each.gain_s > least and (each.fits or not run.fits)), key=lambda each: -each.gain_s)
+    kept = [each for each in found if each.gain_s > least and (each.fits or not run.fits)]
+    return sorted(kept, key=lambda each: -each.gain_s * _weight(each.key))
+
+
+def _weight(key: str) -> float:
+    return _NEVER_MEANT if key == "parallel.tp" or key.startswith(("hw.", "cluster.")) else 1.0
 
 
 def _figures(run: PricedTrial, own: Scenario) -> Iterator[Suspect]:
@@ -59,7 +71,7 @@ def _figures(run: PricedTrial, own: Scenario) -> Iterator[Suspect]:
     for section in _SECTIONS:
         mine, theirs = (dict(_leaves(each, section)) for each in (run.scenario, own))
         for key, usual in theirs.items():
-            if key in mine and mine[key] != usual:
+            if key in mine and mine[key] != usual and key not in _CHOSEN:
                 try:
                     mended = turned(run.scenario, key, usual)
                 except ValueError:
@@ -111,8 +123,10 @@ def _outside_node(run: PricedTrial) -> Iterator[Suspect]:
 
 
 def _recomputation(run: PricedTrial) -> Iterator[Suspect]:
-    """Recomputation that memory does not need: the fastest mode that does less and fits."""
-    now, found = int(run.layout.recompute[0]), []
+    """Full recomputation that memory does not need: the fastest mode that does less and fits. Selective recomputation is what is usual."""
+    now, found = int(run.layout.recompute[0]), list[Suspect]()
+    if now != RECOMPUTE_FULL:
+        return
     for mode in range(now):
         other = with_columns(run.layout, recompute=mode)
         if broken_rules(other, run.scenario)[0][0] < 0:
