@@ -67,10 +67,9 @@ class RunJudgement:
 
     @property
     def spoilt(self) -> str | None:
-        """What most likely makes the run slow: the likeliest cause of a time that is longer than the prediction by more than twice the
-        error to expect; else the first suspect; else the likeliest cause of a time that is longer than it by more than the error."""
-        beyond = self.share is not None and self.share > 2 * self.error
-        order = [*self.causes[:1], *self.suspects[:1]] if beyond else [*self.suspects[:1], *self.causes[:1]]
+        """What most likely makes the run slow: the likeliest cause where it took longer than the error to expect allows, else the first
+        suspect."""
+        order: list[Cause | Suspect] = [*self.causes[:1], *self.suspects[:1]]
         return order[0].key if order else None
 
 
