@@ -11,6 +11,7 @@ import argparse
 import csv
 import gzip
 import json
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,6 +24,7 @@ from rapid_dse.config.run import RECOMPUTE
 from rapid_dse.config.scenario import Scenario
 from rapid_dse.config.schedule_names import SCHEDULES
 from rapid_dse.events.backends import price
+from rapid_dse.events.cache import MODE_VARIABLE
 from rapid_dse.parallel.layouts import KEYS, Layouts, broken_rules
 from rapid_dse.simulate.results import MEMORY_TERMS, TIME_TERMS, Priced
 
@@ -245,6 +247,7 @@ def main() -> None:
     parser.add_argument("--write", action="store_true", help="write the figures of today's code")
     parser.add_argument("--draw", action="store_true", help="draw scenarios and layouts anew, and write")
     arguments = parser.parse_args()
+    os.environ.setdefault(MODE_VARIABLE, "NO_CACHE")
     if arguments.draw:
         draw()
     if arguments.draw or arguments.write:

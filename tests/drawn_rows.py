@@ -74,7 +74,19 @@ def _small(rng: np.random.Generator) -> dict[str, Any]:
     if rng.random() < 0.4:
         model |= {"num_experts": int(rng.choice([4, 16, 128])), "num_experts_per_tok": int(rng.choice([1, 2, 4]))}
         model |= {"moe_intermediate_size": int(rng.choice([256, 1536])), "n_shared_experts": int(rng.integers(3))}
-    return {f"model__{key}": value for key, value in model.items()}
+    return {f"model__{key}": value for key, value in (model | _of_several_kinds(rng, model)).items()}
+
+
+def _of_several_kinds(rng: np.random.Generator, model: dict[str, Any]) -> dict[str, Any]:
+    """Some models have layers of more than one kind."""
+    kinds: dict[str, Any] = {}
+    if model["sliding_window"] and rng.random() < 0.5:
+        kinds["layer_types"] = ["sliding_attention", *rng.choice(["full_attention", "sliding_attention"], 2).tolist()]
+    if model.get("num_experts") and rng.random() < 0.5:
+        layers = model["num_hidden_layers"]
+        kinds["first_k_dense_replace"] = int(rng.integers(layers))
+        kinds["interleave_moe_layer_step"] = 2 if layers >= kinds["first_k_dense_replace"] + 2 and rng.random() < 0.5 else 1
+    return kinds
 
 
 def _layouts(of: Scenario, rng: np.random.Generator) -> Layouts:

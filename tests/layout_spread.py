@@ -183,5 +183,30 @@ def _experts() -> list[Case]:
     return [*alone, *rings, *split, *full, *others, *folded, *ways]
 
 
-SPREAD = [*_alone(), *_mixed(), *_experts()]
+LAYERS = {"model__num_hidden_layers": 16}
+WINDOWED = LAYERS | {
+    "model__sliding_window": 1024,
+    "model__layer_types": ["sliding_attention", "sliding_attention", "sliding_attention", "full_attention"],
+    "workload__seq_len": 16384,
+}
+DENSE_FIRST = LAYERS | SHARED | {"model__first_k_dense_replace": 3}
+EVERY_OTHER = LAYERS | SHARED | {"model__interleave_moe_layer_step": 2}
+TWO_KINDS = {"windows": WINDOWED, "dense first": DENSE_FIRST, "every other": EVERY_OTHER}
+
+
+def _two_kinds() -> list[Case]:
+    """Models whose layers are of two kinds, or of four, under every schedule."""
+    schedules = (("gpipe", 1), ("1f1b", 1), ("zero_bubble", 1), ("interleaved_1f1b", 2))
+    piped = [case(name, num_gpus=32, tp=8, sequence_parallel=1, pp=4, vpp=v, global_batch_size=8, settings=settings)
+             for name, v in schedules for settings in TWO_KINDS.values()]  # fmt: skip
+    return [
+        *piped,
+        case(num_gpus=8, ep=4, global_batch_size=16, zero=3, recompute=2, settings=WINDOWED | EVERY_OTHER),
+        case(num_gpus=16, cp=8, pp=2, ep=4, global_batch_size=8, recompute=0, settings=WINDOWED | DENSE_FIRST),
+        case("interleaved_1f1b", num_gpus=16, pp=4, vpp=2, ep=2, global_batch_size=32, zero=2, settings=DENSE_FIRST),
+        case(num_gpus=8, pp=4, global_batch_size=16, settings=DENSE_FIRST | {"software__pipeline_split": "balanced"}),
+    ]
+
+
+SPREAD = [*_alone(), *_mixed(), *_experts(), *_two_kinds()]
 EVENT_BACKENDS = ("hybrid", "full_astrasim_hierarchical", "full_astrasim_flattened")

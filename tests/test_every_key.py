@@ -132,6 +132,8 @@ SHOWN: dict[str, tuple[Any, ...]] = {
     "hw.measured_table": ("piped", "no/such/table.csv", {"hw.operator_model": "measured"}),
     "model.attention_bias": ("piped", True),
     "model.first_k_dense_replace": ("experts", 1),
+    "model.interleave_moe_layer_step": ("experts", 2),
+    "model.layer_types": ("piped", ["sliding_attention", "full_attention"], {"model.sliding_window": 1024}),
     "parallel.dp": ("piped", 4),
     "parallel.order": ("piped", ["pp", "dp", "ep", "cp", "tp"]),
     "parallel.stage_layers": ("piped", [10, 8, 8, 6]),

@@ -286,7 +286,6 @@ class TestRefused:
     @pytest.mark.parametrize(
         ("changes", "message"),
         [
-            (EXPERTS | {"model__first_k_dense_replace": 1}, r"model\.first_k_dense_replace=1: .*not"),
             ({"model__kv_lora_rank": 512}, r"model\.kv_lora_rank=512: .*not"),
             ({"hw__network__dimensions": [SWITCH | {"topology": "torus"}]}, r"dimensions\.0\.topology=torus"),
         ],

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import model_validator
+from pydantic import field_validator, model_validator
 
 from rapid_dse.config.effects import Only, Where
 from rapid_dse.config.fields import Count, CountOrZero, Frozen
+from rapid_dse.config.layer_names import LayerType
 
 EXPERTS = Only(Where("model.num_experts"))
 
@@ -15,6 +16,9 @@ EXPERTS = Only(Where("model.num_experts"))
 class Model(Frozen):
     """A transformer. ``head_dim`` null is hidden_size / num_attention_heads; ``num_experts`` 0 is a dense model.
 
+    ``layer_types`` are the kinds of attention of the first layers, in tables the text full_attention,sliding_attention, repeated over all
+    layers; null: windows in all layers where ``sliding_window`` is set. Of a mixture of experts the first ``first_k_dense_replace`` layers
+    are dense, and of all layers those have experts whose number, counted from 1, ``interleave_moe_layer_step`` divides.
     ``max_position_embeddings``: the longest sequence that it takes, tokens; a request's prompt and what it generates must fit; null: any.
     ``n_group`` groups of experts, of ``topk_group`` of which a token may have experts; null or 0: no groups.
     """
@@ -35,6 +39,7 @@ class Model(Frozen):
     attention_bias: bool = False
     qk_norm: bool = False
     sliding_window: Count | None = None
+    layer_types: tuple[LayerType, ...] | None = None
     max_position_embeddings: Annotated[Count | None, Only(Where("workload.kind", ("inference",)))] = None
     num_experts: CountOrZero = 0
     num_experts_per_tok: Annotated[CountOrZero, EXPERTS] = 0
@@ -43,11 +48,38 @@ class Model(Frozen):
     first_k_dense_replace: Annotated[CountOrZero, EXPERTS] = 0
     n_group: Annotated[CountOrZero | None, EXPERTS] = None
     topk_group: Annotated[CountOrZero | None, EXPERTS] = None
+    interleave_moe_layer_step: Annotated[Count, EXPERTS] = 1
     q_lora_rank: CountOrZero | None = None
     kv_lora_rank: CountOrZero | None = None
     qk_nope_head_dim: CountOrZero | None = None
     qk_rope_head_dim: CountOrZero | None = None
     v_head_dim: CountOrZero | None = None
+
+    @field_validator("layer_types", mode="before")
+    @classmethod
+    def _listed(cls, kinds: Any) -> Any:
+        return [kind.strip() for kind in kinds.split(",")] if isinstance(kinds, str) else kinds
+
+    @model_validator(mode="after")
+    def _layers_are_of_these_kinds(self) -> Model:
+        if self.layer_types is not None:
+            shown = f"layer_types={','.join(self.layer_types)}"
+            if not self.layer_types:
+                raise ValueError("layer_types=[]; allowed: null, or the kind of at least one layer")
+            if self.kv_lora_rank:
+                raise ValueError(f"{shown}: all layers have latent attention; allowed with kv_lora_rank: null")
+            if "sliding_attention" in self.layer_types and not self.sliding_window:
+                raise ValueError(f"{shown} needs sliding_window, in tokens")
+            if self.sliding_window and "sliding_attention" not in self.layer_types:
+                raise ValueError(
+                    f"sliding_window={self.sliding_window} has no effect with {shown}; allowed: null, or some sliding_attention"
+                )
+        if self.num_experts and not any(map(self.has_experts, range(self.num_hidden_layers))):
+            raise ValueError(
+                f"first_k_dense_replace={self.first_k_dense_replace} and interleave_moe_layer_step={self.interleave_moe_layer_step} leave "
+                f"none of num_hidden_layers={self.num_hidden_layers} to experts; allowed: num_experts=0, or less of them"
+            )
+        return self
 
     @model_validator(mode="after")
     def _heads_divide(self) -> Model:
@@ -75,7 +107,7 @@ class Model(Frozen):
         Shared experts are ``n_shared_experts`` times as wide as a routed one: what divides that width divides theirs.
         """
         widths = {}
-        if not self.num_experts or self.first_k_dense_replace:
+        if not all(map(self.has_experts, range(self.num_hidden_layers))):
             widths["intermediate_size"] = self.intermediate_size
         if self.num_experts:
             widths["moe_intermediate_size"] = self.moe_intermediate_size
@@ -84,3 +116,19 @@ class Model(Frozen):
     @property
     def attention_head_dim(self) -> int:
         return self.head_dim or self.hidden_size // self.num_attention_heads
+
+    def has_experts(self, layer: int) -> bool:
+        """Whether a layer, counted from 0, has experts in place of an MLP."""
+        return bool(self.num_experts) and layer >= self.first_k_dense_replace and (layer + 1) % self.interleave_moe_layer_step == 0
+
+    def layer_type(self, layer: int) -> str:
+        """What mixes tokens in a layer, counted from 0."""
+        if self.layer_types is not None:
+            return self.layer_types[layer % len(self.layer_types)]
+        return "sliding_attention" if self.sliding_window else "full_attention"
+
+    @property
+    def windows(self) -> tuple[int | None, ...]:
+        """Tokens that a query of each layer sees at most; None: all."""
+        types = map(self.layer_type, range(self.num_hidden_layers))
+        return tuple(self.sliding_window if each == "sliding_attention" else None for each in types)

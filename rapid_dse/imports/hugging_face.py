@@ -29,6 +29,7 @@ FIELDS: dict[str, tuple[str, ...]] = {
     "moe_intermediate_size": ("moe_intermediate_size",),
     "n_shared_experts": ("n_shared_experts",),
     "first_k_dense_replace": ("first_k_dense_replace",),
+    "interleave_moe_layer_step": ("interleave_moe_layer_step", "decoder_sparse_step"),
     "q_lora_rank": ("q_lora_rank",),
     "kv_lora_rank": ("kv_lora_rank",),
     "qk_nope_head_dim": ("qk_nope_head_dim",),
@@ -42,11 +43,10 @@ FIELDS: dict[str, tuple[str, ...]] = {
 }
 BESIDE = ("use_parallel_residual", "parallel_attn")  # attention and MLP run side by side
 LATENT = ("q_lora_rank", "kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")
-EXPERTS = ("num_experts_per_tok", "moe_intermediate_size", "n_shared_experts", "first_k_dense_replace")
+EXPERTS = ("num_experts_per_tok", "moe_intermediate_size", "n_shared_experts", "first_k_dense_replace", "interleave_moe_layer_step")
 
 # Kinds that need a field, or a value of one, which the schema may not have yet: as soon as it has, they are taken.
 KINDS = {
-    "layer_types": "windows on some layers and full attention on others (layer_types)",
     "mlp_type": "an MLP of this kind",
     **dict.fromkeys(("num_prefix_tokens", "num_classes", "image_size", "patch_size"), "the layers of a vision transformer (image_size)"),
 }
@@ -81,8 +81,6 @@ NOT_MODELLED = (
     NotModelled("attention_chunk_size", "attention in chunks (attention_chunk_size)"),
     NotModelled("alibi", "positions by attention biases (alibi)"),
     NotModelled("moe_layer_freq", "dense layers between layers of experts (moe_layer_freq)", _above_one),
-    NotModelled("decoder_sparse_step", "dense layers between layers of experts (decoder_sparse_step)", _above_one),
-    NotModelled("interleave_moe_layer_step", "dense layers between layers of experts (interleave_moe_layer_step)", _above_one),
     NotModelled("num_kv_shared_layers", "layers that share keys and values (num_kv_shared_layers)"),
     NotModelled("attention_k_eq_v", "attention whose keys are its values (attention_k_eq_v)"),
     NotModelled("is_encoder_decoder", "encoder with decoder (is_encoder_decoder)"),
@@ -180,7 +178,7 @@ def _fields(reader: Reader, family: Family, kind: str) -> dict[str, Any]:
         if key is not None and (name not in ("image_size", "patch_size") or kind == "vit"):
             found[name] = reader.take(key, f"model.{name}")
         for other in keys:
-            if other != key and reader.get(other) is None and other in reader.tree:
+            if other != key and other in reader.tree and reader.get(other) in (None, found.get(name)):
                 reader.take(other, f"model.{name}")
     _fill(found, reader, kind)
     _windows(found, reader)
@@ -244,7 +242,7 @@ def _shared_experts(found: dict[str, Any], reader: Reader) -> None:
         if first is None:
             raise ValueError(f"{reader.name}: dense layers between layers of experts (mlp_only_layers) are a kind that is not modelled")
         found["first_k_dense_replace"] = first
-    for key in ("mlp_only_layers", "moe_layer_freq", "decoder_sparse_step", "interleave_moe_layer_step"):
+    for key in ("mlp_only_layers", "moe_layer_freq"):
         reader.take(key, "model.first_k_dense_replace")
 
 

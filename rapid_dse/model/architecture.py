@@ -40,17 +40,17 @@ class LayerKind:
         """The matrix products of the forward pass on one rank, in order."""
         return [product for part in self.parts for product in part.products(shape)]
 
-    def attention(self, shape: MicroBatch) -> CoreAttention:
-        """The attention kernel."""
-        return next(found for part in self.parts if (found := part.attention(shape)) is not None)
+    def attention(self, shape: MicroBatch) -> CoreAttention | None:
+        """The attention kernel; None where none of its parts has one."""
+        return next((found for part in self.parts if (found := part.attention(shape)) is not None), None)
 
     def tensors(self, shape: MicroBatch, software: Software) -> list[Tensor]:
         """What it makes of a micro-batch; the first is the layer's input."""
         return [tensor for part in self.parts for tensor in part.tensors(shape, software)]
 
-    def ring(self, shape: MicroBatch) -> FloatColumn:
-        """Elements of keys and values that a context-parallel rank hands on."""
-        return next(found for part in self.parts if (found := part.ring(shape)) is not None)
+    def ring(self, shape: MicroBatch) -> FloatColumn | None:
+        """Elements of keys and values that a context-parallel rank hands on; None where it hands nothing on."""
+        return next((found for part in self.parts if (found := part.ring(shape)) is not None), None)
 
     @property
     def copies(self) -> int:
@@ -103,11 +103,11 @@ def architecture(model: Model) -> Architecture:
 def _mixer(model: Model, layer: int) -> str:
     if model.kv_lora_rank:
         return "latent_attention"
-    return "sliding_attention" if model.sliding_window else "full_attention"
+    return model.layer_type(layer)
 
 
 def _mlp(model: Model, layer: int) -> str:
-    return "experts" if model.num_experts and layer >= model.first_k_dense_replace else "mlp"
+    return "experts" if model.has_experts(layer) else "mlp"
 
 
 _ONE = np.ones(1, np.int64)
@@ -136,7 +136,8 @@ def model_flops_per_token(model: Model, seq_len: int) -> float:
     found, attention = architecture(model), 0.0
     for count, kind in zip(found.counts, found.kinds, strict=True):
         core = kind.attention(ONE)
-        attention += 12.0 * count * float(core.heads[0]) * core.head_dim * mean_context(core.window, seq_len)
+        if core is not None:
+            attention += 12.0 * count * float(core.heads[0]) * core.head_dim * mean_context(core.window, seq_len)
     return 6.0 * matrix_parameters(model) + attention
 
 

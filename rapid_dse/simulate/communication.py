@@ -201,15 +201,16 @@ def _layer_traffic(streams: Streams, kind: LayerKind) -> LayerTraffic:
     every = [each for around in streams.around(kind) for each in around]
     each_way = transfer.sum_of(transfer.either(each.scattered(sequence), each.gather + each.scatter, each.reduce) for each in every)
     again = transfer.sum_of(each.again for each in every)
-    keys = width * kind.ring(MicroBatch.of(layouts, scenario.workload))
+    ring, none = kind.ring(MicroBatch.of(layouts, scenario.workload)), transfer.nothing(network, len(layouts))
+    keys = np.zeros(len(layouts)) if ring is None else width * ring
     found = route(scenario, layouts, placement.ep) if kind.copies else None
     return LayerTraffic(
         tp_forward=each_way,
         tp_backward=each_way,
         tp_gather_again=again.times(sequence),
-        cp_hop=transfer.pass_round(keys, placement.cp, network),
+        cp_hop=none if ring is None else transfer.pass_round(keys, placement.cp, network),
         cp_keys=keys,
-        ep_exchange=transfer.nothing(network, len(layouts)) if found is None else expert_exchange(scenario, found, placement.ep, network),
+        ep_exchange=none if found is None else expert_exchange(scenario, found, placement.ep, network),
         route=found,
     )
 

@@ -174,8 +174,10 @@ def _attention_kernels(
     """Seconds of the attention kernel of each kind of layer, forward and backward; kinds with the same kernel have it priced once."""
     found: dict[Part, tuple[FloatColumn, FloatColumn]] = {}
     for kind in model.kinds:
-        if kind.parts[0] not in found:
-            core = kind.attention(shape)
+        core, none = kind.attention(shape), np.zeros(len(shape.tp))
+        if core is None:
+            found[kind.parts[0]] = none, none
+        elif kind.parts[0] not in found:
             forward, backward = (_attention_seconds(scenario, core, shape, device, way) for way in DIRECTIONS)
             found[kind.parts[0]] = forward, backward
     return [found[kind.parts[0]] for kind in model.kinds]
@@ -194,8 +196,10 @@ def _attention_seconds(
     return seconds / scenario.hw.efficiency.sustained
 
 
-def attention_flops(core: CoreAttention, shape: MicroBatch) -> FloatColumn:
+def attention_flops(core: CoreAttention | None, shape: MicroBatch) -> FloatColumn:
     """FLOP of one layer's causal attention forward on one rank."""
+    if core is None:
+        return np.zeros(len(shape.tp))
     return 4.0 * shape.tokens * mean_context(core.window, shape.seq_len) * core.heads * core.head_dim
 
 

@@ -90,11 +90,12 @@ def _others(of: PricedTrial, kind: LayerKind, shape: MicroBatch, priced: tuple[O
     products = sum(float(each.flops[0]) for each in kind.products(shape))
     flops = 3.5 * (float(alone.flops[0]) - products)  # backward runs five products where forward runs two
     core, model = kind.attention(shape), of.scenario.model
-    heads = (2 * model.num_attention_heads + 2 * model.num_key_value_heads) * core.head_dim / float(shape.tp[0])
-    yield _operator(of, "attention", (attention, flops, 3 * compute_bytes(of.scenario) * float(shape.tokens[0]) * heads), "bf16", 2)
-    yield _streamed(
-        of, "small kernels", device, alone.glue_forward_bytes + alone.glue_backward_bytes, of.scenario.software.kernels.elementwise_traffic
-    )
+    if core is not None:
+        heads = (2 * model.num_attention_heads + 2 * model.num_key_value_heads) * core.head_dim / float(shape.tp[0])
+        moved = 3 * compute_bytes(of.scenario) * float(shape.tokens[0]) * heads
+        yield _operator(of, "attention", (attention, flops, moved), "bf16", 2)
+    streamed = alone.glue_forward_bytes + alone.glue_backward_bytes
+    yield _streamed(of, "small kernels", device, streamed, of.scenario.software.kernels.elementwise_traffic)
 
 
 def _streamed(of: PricedTrial, name: str, device: OperatorModel, size: NDArray[np.float64], times: float) -> Operator:

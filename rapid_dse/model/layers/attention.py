@@ -99,3 +99,6 @@ class Attention(Part):
 
     def remembered(self, tokens: int) -> int:
         return min(tokens, self.window or tokens)
+
+
+PART = Attention

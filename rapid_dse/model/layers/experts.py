@@ -98,3 +98,6 @@ class Experts(Part):
     def _wide(self, shape: MicroBatch) -> FloatColumn:
         """Elements of one projection: of routed and shared experts together."""
         return self.rows(shape) * (self.model.moe_intermediate_size / shape.etp) + shape.tokens * self._shared_width(shape)
+
+
+PART = Experts

@@ -56,3 +56,6 @@ class LatentAttention(Attention):
     def token_state(self, shape: MicroBatch) -> FloatColumn:
         """The latent and the rotary key, whole on each rank."""
         return np.full(len(shape.tp), float(self._left))
+
+
+PART = LatentAttention

@@ -82,3 +82,6 @@ class Mlp(Part):
 
     def _wide(self, shape: MicroBatch) -> FloatColumn:
         return shape.tokens * self.model.intermediate_size / shape.tp
+
+
+PART = Mlp

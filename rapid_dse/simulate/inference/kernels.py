@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -72,6 +73,22 @@ def price_products(scenario: Scenario, products: Sequence[Product], device: Oper
 
 def _axes(products: Sequence[Product]) -> list[list[NDArray[np.float64] | float]]:
     return [[getattr(product.matmul, axis) for product in products] for axis in ("m", "n", "k", "batch")]
+
+
+def over_windows(scenario: Scenario, priced: Callable[[Scenario], Priced]) -> Priced:
+    """Attention of the mean layer of a model whose layers have windows of several lengths, or some none; ``priced``: of a scenario in
+    which all layers have one."""
+    windows = Counter(scenario.model.windows)
+    if len(windows) == 1:
+        return priced(scenario)
+    found = []
+    for window, layers in windows.items():
+        alike = scenario.model.model_copy(update={"sliding_window": window, "layer_types": None})
+        found.append((layers / windows.total(), priced(scenario.model_copy(update={"model": alike}))))
+    seconds, flops, moved = (
+        np.sum([share * getattr(each, name) for share, each in found], axis=0) for name in ("seconds", "flops", "moved")
+    )
+    return Priced(seconds, flops, moved)
 
 
 def prefill_attention(

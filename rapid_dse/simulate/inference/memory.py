@@ -57,7 +57,7 @@ def request_bytes(scenario: Scenario, cut: Degrees) -> FloatColumn:
     longest = 1.0 + scenario.workload.length_spread
     promised = scenario.software.serving.reserves_whole_requests
     tokens = float(prompt + generated) * longest if promised else prompt + generated / 2.0
-    tokens = min(tokens, model.sliding_window or tokens)
+    tokens = float(np.mean([min(tokens, window or tokens) for window in model.windows]))
     return np.asarray(cache_a_rank(scenario, cut) * tokens * np.ceil(model.num_hidden_layers / cut.pp) / cut.cp)
 
 

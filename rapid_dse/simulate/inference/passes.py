@@ -21,6 +21,7 @@ from rapid_dse.simulate.inference.kernels import (
     Priced,
     decode_attention,
     exchange,
+    over_windows,
     prefill_attention,
     price_products,
     small_all_reduce,
@@ -86,19 +87,24 @@ class Prompts:
 
 def decode_pass(scenario: Scenario, cut: Degrees, rows: FloatColumn, device: OperatorModel, queries: float = 1.0) -> Pass:
     """A step that gives each of ``rows`` sequences of an attention rank ``queries`` tokens, on average over the contexts of a request."""
+    mean = over_windows(scenario, lambda each: _attended(each, cut, rows, queries, device))
+    return _pass(scenario, cut, rows * queries, rows * queries, mean, device, decoding=True)
+
+
+def _attended(scenario: Scenario, cut: Degrees, rows: FloatColumn, queries: float, device: OperatorModel) -> Priced:
+    """Attention of a layer of such a step."""
     prompt, generated = scenario.workload.lengths
     points, weights = NODES
     attention: list[tuple[float, Priced]] = []
     for point, weight in zip(points, weights, strict=True):
         context = prompt + max(1.0, generated * (1 + point) / 2)
         attention.append((weight / 2, decode_attention(scenario, cut, rows, context, queries, device)))
-    mean = Priced(*(np.sum([share * getattr(each, name) for share, each in attention], axis=0) for name in ("seconds", "flops", "moved")))
-    return _pass(scenario, cut, rows * queries, rows * queries, mean, device, decoding=True)
+    return Priced(*(np.sum([share * getattr(each, name) for share, each in attention], axis=0) for name in ("seconds", "flops", "moved")))
 
 
 def prefill_pass(scenario: Scenario, cut: Degrees, sequences: FloatColumn, prompts: Prompts, device: OperatorModel) -> Pass:
     """All passes that compute ``sequences`` prompts of an attention rank; the head sees the last token of each."""
-    attention = prefill_attention(scenario, cut, sequences, prompts.queries, prompts.keys, device)
+    attention = over_windows(scenario, lambda each: prefill_attention(each, cut, sequences, prompts.queries, prompts.keys, device))
     tokens = np.maximum(1.0, sequences * prompts.queries / cut.cp / prompts.chunks)
     whole = Priced(attention.seconds / prompts.chunks, attention.flops / prompts.chunks, attention.moved / prompts.chunks)
     one = _pass(scenario, cut, tokens, np.maximum(1.0, sequences / prompts.chunks), whole, device, decoding=False)

@@ -181,7 +181,9 @@ def _flops(scenario: Scenario) -> float:
     model, (prompt, generated) = scenario.model, scenario.workload.lengths
     tokens = prompt * (1 - scenario.workload.prefix_hit) + generated - 1
     width = model.num_attention_heads * model.attention_head_dim
-    attention = 4.0 * model.num_hidden_layers * width * mean_context(model.sliding_window, prompt + generated)
+    attention = (
+        4.0 * model.num_hidden_layers * width * float(np.mean([mean_context(window, prompt + generated) for window in model.windows]))
+    )
     return tokens * (2.0 * matrix_parameters(model) + attention)
 
 

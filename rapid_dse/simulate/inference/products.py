@@ -136,4 +136,4 @@ def _mlp(name: str, model: Model, tokens: FloatColumn, wide: FloatColumn, batch:
 
 def dense_layers(model: Model) -> int:
     """Layers without experts."""
-    return min(model.first_k_dense_replace, model.num_hidden_layers) if model.num_experts else model.num_hidden_layers
+    return sum(not model.has_experts(layer) for layer in range(model.num_hidden_layers))

@@ -1,0 +1,19 @@
+"""The names of what layers can be made of: what ``model.layer_types`` takes, and the parts that other keys of a model choose."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+# By name the module of model/layers/ that holds it: what mixes tokens, in the words of Hugging Face's ``layer_types``.
+LAYER_TYPE_MODULES = {
+    "full_attention": "attention",
+    "sliding_attention": "sliding_attention",
+}
+# Parts that other keys choose: ``kv_lora_rank``, ``intermediate_size``, ``num_experts``.
+PART_MODULES = LAYER_TYPE_MODULES | {"latent_attention": "latent_attention", "mlp": "mlp", "experts": "experts"}
+LAYER_TYPES = tuple(LAYER_TYPE_MODULES)
+
+if TYPE_CHECKING:
+    LayerType = str
+else:
+    LayerType = Literal[LAYER_TYPES]
