@@ -58,7 +58,13 @@ def compiled_once(signature: str, key: str, **options: Any) -> Callable[[_F], _F
     import numba
 
     def decorate(function: _F) -> _F:
-        found = numba.njit(cache=True, **options)(function)
+        try:
+            found = numba.njit(cache=True, **options)(function)
+        except RuntimeError:  # neither the package's folder nor the user's can be written: compiled for this process alone
+            found = numba.njit(**options)(function)
+            found.compile(signature)
+            found.disable_compile()
+            return found  # type: ignore[no-any-return]
         note, text = Path(found.stats.cache_path) / f"{function.__name__}.compiled", f"{key} numba {numba.__version__}"
         with _alone(note, text):
             found.compile(signature)

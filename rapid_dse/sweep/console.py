@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -27,5 +28,9 @@ def console(stderr: bool = False, **options: Any) -> Console:
             raise BrokenPipeError  # rich itself would end the process with 1
 
     stream = sys.stderr if stderr else sys.stdout
-    told = stream.isatty() or os.environ.get("COLUMNS", "").isdigit()
-    return Piped(file=stream, width=None if told else UNLIMITED, **options)
+    columns = os.environ.get("COLUMNS", "")
+    given = int(columns) if columns.isdigit() and columns.isascii() else 0  # 0 says nothing, as in other programs
+    if given or not stream.isatty():
+        return Piped(file=stream, width=given or UNLIMITED, **options)
+    width = None if not columns else shutil.get_terminal_size().columns or None
+    return Piped(file=stream, width=width, **options)

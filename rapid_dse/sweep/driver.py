@@ -96,10 +96,9 @@ def run(
     if len(search.objectives) > 1:
         _notice(err, f"a grid is ranked by {aim.by}, the first of search.objectives; the front of several: search=optuna")
     folder = Path(search.results_dir) / study
-    store.prepare(folder)
     tally = Tally(aim)
     try:
-        chunks = _planned(portions, folder, tally, err)
+        chunks = _ready(portions, folder, tally, err)
         _price(chunks, search, tally, err)
         found = tally.standing()
         _report(portions, tally, found, chunks, folder, out)
@@ -178,6 +177,22 @@ def differing(portions: Sequence[Portion]) -> list[str]:
 
 def _ends(column: NDArray[Any]) -> tuple[float, float]:
     return float(column.min()), float(column.max())
+
+
+def _ready(portions: Sequence[Portion], folder: Path, tally: Tally, err: Console) -> list[Chunk]:
+    """Every chunk, in a folder that can be written, or that holds all of them already.
+
+    Raises:
+        ValueError: where rows are missing and the folder cannot be written.
+    """
+    try:
+        store.prepare(folder)
+    except ValueError:
+        chunks = list(chunks_of(portions, folder, tally.aim))
+        if not all(chunk.own.is_file() for chunk in chunks):
+            raise
+        return chunks
+    return _planned(portions, folder, tally, err)
 
 
 def _planned(portions: Sequence[Portion], folder: Path, tally: Tally, err: Console) -> list[Chunk]:

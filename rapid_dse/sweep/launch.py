@@ -6,6 +6,7 @@ import logging
 import os
 import signal
 import threading
+import time
 import warnings
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import BrokenExecutor
@@ -20,6 +21,7 @@ R = TypeVar("R")
 
 _RETRIES = 3  # workers that die under a batch before the batch is given up
 _CONNECT_SECONDS = 30
+_WATCH_SECONDS = 0.5
 
 
 class RunAll(Protocol):
@@ -94,7 +96,8 @@ class _Jobs:
     def _once(self, function: Callable[[T], R], items: dict[int, T]) -> Generator[tuple[int, R]]:
         from joblib import delayed, parallel_config
 
-        with parallel_config(backend=self._backend, n_jobs=self._n_jobs):
+        at_start = {"initializer": end_with, "initargs": (os.getpid(),)} if self._backend == "loky" else {}
+        with parallel_config(backend=self._backend, n_jobs=self._n_jobs, **at_start):
             parallel = _parallel(self._backend)
         with deaf_children():
             found = parallel(delayed(_placed)(function, at, item) for at, item in list(items.items()))
@@ -134,6 +137,17 @@ def _parallel(backend: str) -> Parallel:
 
 def _placed(function: Callable[[Any], Any], at: int, item: Any) -> tuple[int, Any]:
     return at, function(item)
+
+
+def end_with(driver: int) -> None:
+    """Lets this process end when its driver is gone: one that was killed stops no workers, and theirs would run for minutes."""
+
+    def watch() -> None:
+        while os.getppid() == driver:
+            time.sleep(_WATCH_SECONDS)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True, name="end with the driver").start()
 
 
 @contextmanager
