@@ -12,6 +12,12 @@ LAYER_TYPE_MODULES = {
 # Parts that other keys choose: ``kv_lora_rank``, ``intermediate_size``, ``num_experts``.
 PART_MODULES = LAYER_TYPE_MODULES | {"latent_attention": "latent_attention", "mlp": "mlp", "experts": "experts"}
 LAYER_TYPES = tuple(LAYER_TYPE_MODULES)
+# Kinds that published models have and nothing here prices, with what they are.
+MISSING_TYPES = {
+    "linear_attention": "linear attention (gated delta networks)",
+    "mamba": "state-space layers",
+    "chunked_attention": "attention in chunks (a sliding_window as long as a chunk stands for it)",
+}
 
 if TYPE_CHECKING:
     LayerType = str

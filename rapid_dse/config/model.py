@@ -8,7 +8,7 @@ from pydantic import field_validator, model_validator
 
 from rapid_dse.config.effects import Only, Where
 from rapid_dse.config.fields import Count, CountOrZero, Frozen
-from rapid_dse.config.layer_names import LayerType
+from rapid_dse.config.layer_names import LAYER_TYPES, MISSING_TYPES, LayerType
 
 EXPERTS = Only(Where("model.num_experts"))
 
@@ -58,7 +58,11 @@ class Model(Frozen):
     @field_validator("layer_types", mode="before")
     @classmethod
     def _listed(cls, kinds: Any) -> Any:
-        return [kind.strip() for kind in kinds.split(",")] if isinstance(kinds, str) else kinds
+        found = [kind.strip() for kind in kinds.split(",")] if isinstance(kinds, str) else kinds
+        for kind in found if isinstance(found, list | tuple) else ():
+            if kind in MISSING_TYPES:
+                raise ValueError(f"{kind} needs {MISSING_TYPES[kind]}, which is not modelled; allowed: {', '.join(LAYER_TYPES)}")
+        return found
 
     @model_validator(mode="after")
     def _layers_are_of_these_kinds(self) -> Model:
@@ -91,6 +95,9 @@ class Model(Frozen):
             raise ValueError(
                 f"num_attention_heads={self.num_attention_heads} does not divide hidden_size={self.hidden_size}, and head_dim is null"
             )
+        for name in ("qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim") if self.kv_lora_rank else ():
+            if not getattr(self, name):
+                raise ValueError(f"{name} is missing: latent attention (kv_lora_rank={self.kv_lora_rank}) needs it, as 128")
         for name in ("q_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim"):
             if getattr(self, name) and not self.kv_lora_rank:
                 raise ValueError(f"{name}={getattr(self, name)} belongs to latent attention; allowed with kv_lora_rank alone, else null")

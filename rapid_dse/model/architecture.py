@@ -137,7 +137,7 @@ def model_flops_per_token(model: Model, seq_len: int) -> float:
     for count, kind in zip(found.counts, found.kinds, strict=True):
         core = kind.attention(ONE)
         if core is not None:
-            attention += 12.0 * count * float(core.heads[0]) * core.head_dim * mean_context(core.window, seq_len)
+            attention += 12.0 * count * float(core.heads[0]) * core.mean_dim * mean_context(core.window, seq_len)
     return 6.0 * matrix_parameters(model) + attention
 
 

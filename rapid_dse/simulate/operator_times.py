@@ -200,7 +200,7 @@ def attention_flops(core: CoreAttention | None, shape: MicroBatch) -> FloatColum
     """FLOP of one layer's causal attention forward on one rank."""
     if core is None:
         return np.zeros(len(shape.tp))
-    return 4.0 * shape.tokens * mean_context(core.window, shape.seq_len) * core.heads * core.head_dim
+    return 4.0 * shape.tokens * mean_context(core.window, shape.seq_len) * core.heads * core.mean_dim
 
 
 def elementwise_bytes(scenario: Scenario, kind: LayerKind, shape: MicroBatch) -> tuple[FloatColumn, FloatColumn]:

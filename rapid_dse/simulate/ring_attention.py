@@ -25,6 +25,8 @@ Direction = Literal["forward", "backward"]
 # Bytes an element that a step's partial result moves when it is merged into the running one: 16 bits read, fp32 read and written; and what
 # writing the end result in 16 bits moves.
 MERGE, LAST_WRITE = 10.0, 6.0
+# Kernels that take values no narrower than keys: callers pad them (Megatron Core and Hugging Face do for FlashAttention-2).
+PADS_VALUES = ("flash1", "flash2", "ck", "triton")
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,7 @@ class AttentionKernels:
             kernel=scenario.attention_kernel,
             precision="bf16" if precision == "fp8" else precision,
             window=core.window if causal else None,
+            v_head_dim=None if core.value_dim == core.head_dim or scenario.attention_kernel in PADS_VALUES else core.value_dim,
             dropout=scenario.software.kernels.dropout,
             generation=scenario.software.kernels.library_generation,
         )
@@ -62,10 +65,9 @@ class AttentionKernels:
     def merging(self, rows: Rows) -> FloatColumn:
         """Seconds of merging the steps' partial results: outputs forward, gradients of queries, keys and values backward."""
         core, shape = self.core, self.shape
-        tokens = shape.tokens[rows] * core.head_dim
-        queries = tokens * core.heads[rows]
-        keys = 2.0 * tokens * core.kv_heads[rows]
-        elements = queries + (keys if self.direction == "backward" else 0.0)
+        outputs, tokens = core.heads[rows] * core.value_dim, shape.tokens[rows]
+        gradients = core.heads[rows] * core.head_dim + core.kv_heads[rows] * (core.head_dim + core.value_dim)
+        elements = tokens * (gradients if self.direction == "backward" else outputs)
         merged: FloatColumn = self.device.elementwise(elements * (MERGE * (shape.cp[rows] - 1.0) + LAST_WRITE))
         return merged
 

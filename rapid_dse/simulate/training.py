@@ -8,7 +8,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rapid_dse.common.columns import Shared
-from rapid_dse.config.model import Model
 from rapid_dse.config.scenario import Scenario
 from rapid_dse.device import OperatorModel, operator_model
 from rapid_dse.interconnect import closed_form
@@ -55,19 +54,11 @@ def price_operators(scenario: Scenario, layouts: Layouts) -> Prepared:
     Raises:
         ValueError: where the chip lacks the precision, or the model is none that can be priced.
     """
-    _require_known(scenario.model)
     device = operator_model(scenario.hw)
     shape, where = distinct_shapes(layouts, scenario.workload, "num_gpus")
     gpus = np.ones(len(shape.tp))
     gpus[where] = layouts.num_gpus
     return Prepared(device, shape, where, operators(scenario, shape, device, slowest_gpu(scenario.cluster, gpus)))
-
-
-def _require_known(model: Model) -> None:
-    if model.kv_lora_rank:
-        raise ValueError(
-            f"model.kv_lora_rank={model.kv_lora_rank}: training of multi-head latent attention is not part of this version; allowed: 0"
-        )
 
 
 def price(scenario: Scenario, layouts: Layouts) -> Priced:

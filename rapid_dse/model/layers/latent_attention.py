@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from rapid_dse.config.software import Software
 from rapid_dse.model.layers.attention import Attention
-from rapid_dse.model.layers.part import PartParameters, norm_parameters
+from rapid_dse.model.layers.part import CoreAttention, PartParameters, SmallKernels, Tensor, norm_parameters
 from rapid_dse.model.shapes import FloatColumn, MatMul, MicroBatch
 
 
@@ -52,6 +53,46 @@ class LatentAttention(Attention):
             MatMul("keys_values", tokens, heads * ((model.qk_nope_head_dim or 0) + self._value), column(latent)),
             MatMul("attention_output", tokens, hidden, heads * self._value),
         ]
+
+    def attention(self, shape: MicroBatch) -> CoreAttention:
+        """Keys and values of all heads are made from the latents, so that each head has its own; values are narrower than keys."""
+        heads = self._heads(shape.tp)
+        return CoreAttention(heads, heads, self._queries, None, self._value)
+
+    def small_kernels(self, shape: MicroBatch, software: Software) -> SmallKernels:
+        """Beside norm and residual the norms of the latents; queries and keys are put together of their parts, the rotary ones turned."""
+        model, mask = self.model, 0.5 * software.kernels.dropout
+        stream = shape.norm_tokens * model.hidden_size
+        latents = shape.tokens * ((model.q_lora_rank or 0) + (model.kv_lora_rank or 0))
+        joined = 2 * shape.tokens * self._heads(shape.tp) * self._queries
+        return SmallKernels(stream * (2 + 3 + mask) + 2 * (latents + joined), stream * (3 + 2 + mask) + 3 * latents + 2 * joined)
+
+    def tensors(self, shape: MicroBatch, software: Software) -> list[Tensor]:
+        """As of ``Attention``, with the latents, and what the kernel reads of queries, keys and values."""
+        model, tokens, heads = self.model, shape.tokens, self._heads(shape.tp)
+        stream, scores = shape.norm_tokens * model.hidden_size, tokens * heads * float(shape.seq_len)
+        queries, latent = tokens * (model.q_lora_rank or 0), tokens * (model.kv_lora_rank or 0)
+        plain = tokens * heads * ((model.qk_nope_head_dim or 0) + self._value)
+        return [
+            Tensor("attention_norm_input", stream),
+            Tensor("latents_input", stream, "input"),
+            Tensor("query_latent", queries, product=True),
+            Tensor("query_latent_normed", queries, "input"),
+            Tensor("key_value_latent", tokens * self._left, product=True),
+            Tensor("key_value_latent_normed", latent, "input"),
+            Tensor("queries", tokens * heads * self._queries, product=True),
+            Tensor("keys_values_plain", plain, product=True, kept=False),
+            Tensor("keys", tokens * heads * self._queries),
+            Tensor("values", tokens * heads * self._value),
+            Tensor("log_sum_exp", tokens * heads, "fp32"),
+            Tensor("softmax", scores, core=True),
+            Tensor("core_output", tokens * heads * self._value, "core_input"),
+            Tensor("attention_output", stream, product=True, kept=False, first=0.0),
+        ]
+
+    def ring(self, shape: MicroBatch) -> FloatColumn:
+        """Keys and values of all heads, as they are made from the latents."""
+        return shape.tokens * self._heads(shape.tp) * (self._queries + self._value)
 
     def token_state(self, shape: MicroBatch) -> FloatColumn:
         """The latent and the rotary key, whole on each rank."""

@@ -50,13 +50,24 @@ class PartParameters:
 
 @dataclass(frozen=True)
 class CoreAttention:
-    """The attention kernel of a rank: heads and key-value heads, ``(n_shapes,)`` each, the width of a head, and the window in tokens
-    (None: all of the sequence)."""
+    """The attention kernel of a rank: heads and key-value heads, ``(n_shapes,)`` each, the width of a head's query and key, the window
+    in tokens (None: all of the sequence), and the width of a head's value (None: as wide)."""
 
     heads: FloatColumn
     kv_heads: FloatColumn
     head_dim: int
     window: int | None
+    v_head_dim: int | None = None
+
+    @property
+    def value_dim(self) -> int:
+        """Width of a head's value, and of what the kernel gives."""
+        return self.head_dim if self.v_head_dim is None else self.v_head_dim
+
+    @property
+    def mean_dim(self) -> float:
+        """Mean width of the two products: of queries with keys, and of what comes of that with values."""
+        return (self.head_dim + self.value_dim) / 2
 
 
 @dataclass(frozen=True)
