@@ -138,6 +138,14 @@ MIXTURE = {"model__num_experts": 8, "model__num_experts_per_tok": 2, "model__moe
 SHARED = MIXTURE | {"model__n_shared_experts": 1}
 
 
+LATENT: tuple[dict[str, int], ...] = (
+    {"num_gpus": 8, "ep": 8},
+    {"num_gpus": 8, "tp": 2, "ep": 8, "etp": 1, "sequence_parallel": 1, "recompute": 2},
+    {"num_gpus": 8, "cp": 2, "ep": 4},
+    {"num_gpus": 16, "pp": 2, "ep": 8},
+)
+
+
 def _experts() -> list[Case]:
     schedules = (("gpipe", 1), ("1f1b", 1), ("zero_bubble", 1), ("interleaved_1f1b", 2))
     alone = [case(num_gpus=8, ep=ep, global_batch_size=16, zero=zero, settings=MIXTURE) for ep in (1, 2, 8) for zero in (0, 1, 3)]
@@ -180,6 +188,9 @@ def _experts() -> list[Case]:
     each += [wide | {"software__expert_overlap": True, "software__dispatcher": "deepep"}]
     ways = [case(num_gpus=16, ep=16, global_batch_size=32, settings=settings) for settings in each]
     ways += [case(num_gpus=16, tp=4, ep=8, etp=2, sequence_parallel=1, global_batch_size=8, recompute=2, settings=s) for s in each]
+    latent = {"model__num_attention_heads": 16, "model__num_key_value_heads": 16, "model__hidden_size": 896}
+    latent |= {"model__num_hidden_layers": 4, "model__first_k_dense_replace": 1, "model__num_experts": 16}
+    ways += [case(model="deepseek_v3", global_batch_size=16, settings=latent, **row) for row in LATENT]
     return [*alone, *rings, *split, *full, *others, *folded, *ways]
 
 

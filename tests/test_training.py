@@ -286,7 +286,6 @@ class TestRefused:
     @pytest.mark.parametrize(
         ("changes", "message"),
         [
-            ({"model__kv_lora_rank": 512}, r"model\.kv_lora_rank=512: .*not"),
             ({"hw__network__dimensions": [SWITCH | {"topology": "torus"}]}, r"dimensions\.0\.topology=torus"),
         ],
     )
