@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from pathlib import Path
 from typing import Any
 
@@ -214,6 +215,23 @@ def test_micro_batches(tmp_path: Path, batch: int, micro_batches: int, accumulat
     assert layout(found)["micro_batch_size"] == size
 
 
+def test_a_run_of_inference(tmp_path: Path) -> None:
+    model = changed(MODEL, model_param__run_type="inference", model_param__seq_len=1024)
+    model["model_param"]["decode_len"] = 256
+    hardware = changed(HARDWARE, execution_backend__model="astra", parallelism__pp=1, parallelism__inference__replica_count=2)
+    ended = program.done(tmp_path, *write(tmp_path, hardware, model))
+    assert "prompts of 768 tokens, 256 generated" in ended.out
+    assert "num_gpus=4 tp=2" in ended.out
+    assert "inference is priced in closed form" in ended.err
+    tree = json.loads(program.done(tmp_path, *write(tmp_path, hardware, model), "--cfg", "job", "--json").out)
+    assert tree["workload"]["batch_size"] == 64  # of the whole system
+    assert tree["software"]["name"] == "vllm"
+    trained = program.run(tmp_path, *write(tmp_path, hardware, model), "workload=training")
+    assert trained.code == 0, trained.err
+    sweep = program.run(tmp_path, "-m", f"hw={tmp_path}/hw.yaml", f"model={tmp_path}/model.yaml,llama3_1_8b")
+    assert "workload=inference beside it" in program.one_line(sweep)
+
+
 def test_layers_that_do_not_divide_are_dealt_evenly(tmp_path: Path) -> None:
     found = scenario(tmp_path, changed(HARDWARE, parallelism__pp=5))
     assert found.parallel.stage_layers == (7, 7, 6, 6, 6)
@@ -238,6 +256,10 @@ def test_planes_are_two_rings_as_near_to_square_as_they_come() -> None:
     plane |= {"latency": 0.0, "utilization": 1.0, "energy": 0.0}
     sizes = {n: [each["size"] for each in network_of([plane], {"tp": n, "cp": 1, "ep": 1, "dp": 1, "pp": 1})] for n in (2, 12, 16, 7)}
     assert sizes == {2: [None], 12: [4, None], 16: [4, None], 7: [None]}
+    lines = network_of([plane], {"tp": 7, "cp": 1, "ep": 1, "dp": 1, "pp": 1})
+    assert [each["topology"] for each in lines] == ["ring"]  # a torus of one row
+    pair = network_of([{**plane, "topology": "mesh"}], {"tp": 2, "cp": 1, "ep": 1, "dp": 1, "pp": 1})
+    assert [(each["topology"], each["size"]) for each in pair] == [("ring", 2)]  # two places, one link either way
     fixed = network_of([{**plane, "size": 12}], {"tp": 12, "cp": 1, "ep": 1, "dp": 1, "pp": 1})
     assert [each["size"] for each in fixed] == [4, 3]
 

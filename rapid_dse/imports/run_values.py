@@ -48,6 +48,9 @@ def values_of(hw: Run | None, model: Run | None, architecture: Mapping[str, Any]
         _machine(values, hw, degrees)
         if kind == "training" and batch is not None:
             _micro_batches(values, hw, model, degrees, said)
+        if kind == "inference" and values["backend.name"] != "analytical":
+            said.append(f"backend={values['backend.name']}: prices training alone; inference is priced in closed form")
+            values["backend.name"] = "analytical"
     return _known(values, said), tuple(said)
 
 
@@ -96,7 +99,7 @@ def _layout(values: Values, hw: Run, degrees: Mapping[str, int], architecture: M
     if degrees["ep"] > 1 and not hw["layout"].get("experts_split", True):
         values["parallel.etp"] = 1
     values["hw.num_gpus"] = prod(degrees.values())
-    if isinstance(layers, int) and layers % pp and layers > pp:
+    if kind == "training" and isinstance(layers, int) and layers % pp and layers > pp:
         values["parallel.stage_layers"] = [layers // pp + (stage < layers % pp) for stage in range(pp)]
     software = dict(hw["software"])
     cache, shared = software.pop("kv_precision", None), software.pop("tp_sp_overlap", None)
@@ -144,8 +147,11 @@ def network_of(network: Sequence[Run], degrees: Mapping[str, int]) -> list[dict[
         if own:
             part["parallelisms"] = [name for name in each["parallelisms"] if degrees[name] > 1]
         sizes = _sides(size) if each["flat"] else [size]
+        line = part["topology"] == "mesh" and size <= 2
+        if line or (part["topology"] == "torus" and len(sizes) == 1):
+            part["topology"] = "ring"  # which it is, and which has a closed form
         found += [{**part, "size": side} for side in sizes]
-        if at == len(kept) - 1 and each["size"] is None and each["topology"] != FIXED and not own:
+        if at == len(kept) - 1 and each["size"] is None and each["topology"] != FIXED and not own and not line:
             found[-1]["size"] = None
     if len(found) > MOST_DIMENSIONS:
         raise ValueError(f"network.dimensions: {len(found)} dimensions; allowed: up to {MOST_DIMENSIONS}")
