@@ -32,7 +32,7 @@ class Model(Frozen):
     intermediate_size: Count
     vocab_size: Count
     tie_word_embeddings: bool = False
-    mlp_type: Literal["gelu", "relu2", "swiglu"] = "swiglu"
+    mlp_type: Literal["gelu", "relu2", "swiglu", "geglu"] = "swiglu"
     norm: Literal["layernorm", "rmsnorm"] = "rmsnorm"
     position_embedding: Literal["rope", "learned"] = "rope"
     linear_bias: bool = False

@@ -30,6 +30,8 @@ FIELDS: dict[str, tuple[str, ...]] = {
     "n_shared_experts": ("n_shared_experts",),
     "first_k_dense_replace": ("first_k_dense_replace",),
     "interleave_moe_layer_step": ("interleave_moe_layer_step", "decoder_sparse_step"),
+    "n_group": ("n_group",),
+    "topk_group": ("topk_group",),
     "q_lora_rank": ("q_lora_rank",),
     "kv_lora_rank": ("kv_lora_rank",),
     "qk_nope_head_dim": ("qk_nope_head_dim",),
@@ -43,7 +45,10 @@ FIELDS: dict[str, tuple[str, ...]] = {
 }
 BESIDE = ("use_parallel_residual", "parallel_attn")  # attention and MLP run side by side
 LATENT = ("q_lora_rank", "kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")
-EXPERTS = ("num_experts_per_tok", "moe_intermediate_size", "n_shared_experts", "first_k_dense_replace", "interleave_moe_layer_step")
+EXPERTS = (
+    *("num_experts_per_tok", "moe_intermediate_size", "n_shared_experts", "first_k_dense_replace"),
+    *("interleave_moe_layer_step", "n_group", "topk_group"),
+)
 
 # Kinds that need a field, or a value of one, which the schema may not have yet: as soon as it has, they are taken.
 KINDS = {
@@ -101,7 +106,7 @@ LEFT: Rules = (
     (r"(torch_)?dtype|use_bfloat16|fp32_residual_connection", "workload.precision says what is run"),
     (r"(quantization|compression)_config.*", "workload.precision says what is run, not how the checkpoint is stored"),
     (r"use_cache|output_.*|return_.*|torchscript|.*cache_implementation|pretraining_tp|ep_size|tp_plan|chunk_size.*", _TRANSFORMERS),
-    (r"norm_topk_prob|.*router.*|use_routing_bias|aux_loss.*|scoring_func|topk_method|n_group|topk_group", _COSTS_NOTHING),
+    (r"norm_topk_prob|.*router.*|use_routing_bias|aux_loss.*|scoring_func|topk_method", _COSTS_NOTHING),
     (r"routed_scaling.*|seq_aux|use_.*bias_correction|qk_norm_type|attn_type_list", _COSTS_NOTHING),
     (r"num_nextn_predict_layers|num_mtp.*|use_mtp|mtp_.*|.*nextn.*", "layers that predict further tokens are not priced"),
     (r"mlp_bias|shared_intermediate_size|lm_head_bias", "true or above 0 it adds a few parameters, which are not counted"),
@@ -244,6 +249,8 @@ def _shared_experts(found: dict[str, Any], reader: Reader) -> None:
         found["first_k_dense_replace"] = first
     for key in ("mlp_only_layers", "moe_layer_freq"):
         reader.take(key, "model.first_k_dense_replace")
+    if (found.get("n_group") or 0) <= 1:  # one group is none
+        found.pop("n_group", None), found.pop("topk_group", None)
 
 
 def _windows(found: dict[str, Any], reader: Reader) -> None:

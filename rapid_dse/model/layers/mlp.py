@@ -11,10 +11,12 @@ from rapid_dse.config.software import Software
 from rapid_dse.model.layers.part import Exchanged, Number, Part, PartParameters, SmallKernels, Tensor, norm_parameters
 from rapid_dse.model.shapes import FloatColumn, MatMul, MicroBatch
 
+GATED = ("swiglu", "geglu")  # whose activated gate is multiplied with a second projection
+
 
 def mlp_projections(model: Model) -> int:
-    """Matrices into the intermediate size: gate and up for SwiGLU, one otherwise."""
-    return 2 if model.mlp_type == "swiglu" else 1
+    """Matrices into the intermediate size: gate and up where the activation is gated, one otherwise."""
+    return 2 if model.mlp_type in GATED else 1
 
 
 def mlp_products(name: str, model: Model, tokens: FloatColumn, wide: Number, batch: Number = 1.0) -> list[MatMul]:
