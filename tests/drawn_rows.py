@@ -105,7 +105,7 @@ def _layouts(of: Scenario, rng: np.random.Generator) -> Layouts:
     plain = column([code for code, name in enumerate(SCHEDULES) if name not in ("none", "interleaved_1f1b")])
     rows["schedule"] = np.where((rows["pp"] == 1) | (rows["vpp"] > 1), AUTO_SCHEDULE, plain)
     rows["vpp"] = np.where(rows["pp"] == 1, 1, rows["vpp"])
-    whole = (rows["vpp"] > 1) | (rows["schedule"] == SCHEDULES.index("zero_bubble"))
+    whole = (rows["vpp"] > 1) | np.isin(rows["schedule"], [SCHEDULES.index(name) for name in ("zero_bubble", "dualpipe_v")])
     micro_batches = np.where(whole, rows["pp"] * column([1, 2, 5]), column([1, 2, 7, 16, 33]))
     rows["global_batch_size"] = rows["dp"] * rows["micro_batch_size"] * micro_batches
     rows["etp"] = column([0, 0, 0, 1, 2])

@@ -59,7 +59,8 @@ def _alone() -> list[Case]:
     piped = [case(name, num_gpus=pp, pp=pp, global_batch_size=m) for name in ("gpipe", "1f1b", "zero_bubble")
              for pp, m in ((2, 8), (4, 16), (8, 8))]  # fmt: skip
     chunked = [case("interleaved_1f1b", num_gpus=4, pp=4, vpp=v, global_batch_size=m) for v, m in ((2, 8), (4, 16), (8, 16))]
-    return [case(num_gpus=1, global_batch_size=2), *tensor, *context, *data, *piped, *chunked]
+    bent = [case(name, num_gpus=pp, pp=pp, global_batch_size=m) for name in ("zb_v", "dualpipe_v", "zb_2p") for pp, m in ((2, 8), (8, 16))]
+    return [case(num_gpus=1, global_batch_size=2), *tensor, *context, *data, *piped, *chunked, *bent]
 
 
 TIED = {"model__tie_word_embeddings": True}
@@ -114,7 +115,23 @@ def _mixed() -> list[Case]:
     )
     chunked = [case("interleaved_1f1b", model=model, num_gpus=tp * pp, tp=tp, sequence_parallel=int(tp > 1), pp=pp, vpp=v,
                     global_batch_size=m) for model, tp, pp, v, m in splits]  # fmt: skip
-    return [*full, *rings, *uneven, *chunked, *_own_splits(), *others, *tied]
+    return [*full, *rings, *uneven, *chunked, *_own_splits(), *others, *tied, *_bent()]
+
+
+def _bent() -> list[Case]:
+    """Two chunks a stage in a V, and stages that run on into their next step, mixed with all else."""
+    found: list[Case] = []
+    for name in ("zb_v", "dualpipe_v", "zb_2p"):
+        found += [
+            *(case(name, num_gpus=64, tp=8, sequence_parallel=1, pp=4, global_batch_size=16, zero=zero) for zero in (0, 3)),
+            case(name, num_gpus=32, tp=4, pp=4, global_batch_size=16, settings=TIED),
+            case(name, num_gpus=64, tp=2, sequence_parallel=1, cp=4, pp=4, global_batch_size=16, recompute=2),
+            case(name, num_gpus=12, pp=6, global_batch_size=24, zero=2),
+            case(name, num_gpus=32, tp=4, pp=4, global_batch_size=16, settings={"software__host__host_layer": 0.008}),
+            case(name, num_gpus=4, pp=4, global_batch_size=12, settings={"parallel__stage_layers": [6, 11, 8, 7]}),
+            case(name, num_gpus=64, tp=8, sequence_parallel=1, pp=2, ep=4, global_batch_size=16, zero=2, settings=SHARED),
+        ]
+    return found
 
 
 def _own_splits() -> list[Case]:

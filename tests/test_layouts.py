@@ -80,12 +80,15 @@ def legal(of: Scenario, batch: int, tp: int, cp: int, dp: int, pp: int, ep: int,
     if cp > 1 and of.workload.seq_len % (2 * cp):
         return False
     most = model.num_hidden_layers + (2 if of.software.pipeline.pipeline_split == "megatron" else 0)
-    if pp * vpp > most or batch % (dp * mb):
+    chunks = 2 if schedule in ("zb_v", "dualpipe_v") else vpp
+    if pp * chunks > most or batch % (dp * mb):
         return False
     micro_batches = batch // (dp * mb)
     if pp > 1 and (vpp > 1) != (schedule == "interleaved_1f1b"):
         return False
     if schedule == "interleaved_1f1b" and micro_batches % pp:
+        return False
+    if schedule == "dualpipe_v" and micro_batches < 2 * pp:
         return False
     if schedule == "zero_bubble" and micro_batches < pp:
         return False

@@ -40,6 +40,7 @@ TABLE: list[tuple[str, dict[str, Any], str | None]] = [
     ("megatron_lm", PIPE | {"zero": 3, "num_gpus": 4}, None),  # one replica: there is nothing to shard over
     ("nemo", INTERLEAVED | {"cp": 2, "tp": 2, "schedule": "interleaved_1f1b"}, None),
     ("nemo", PIPE | {"schedule": "zero_bubble"}, "zero_bubble"),
+    ("nemo", PIPE | {"schedule": "dualpipe_v"}, "dualpipe_v"),
     ("nemo", PIPE | {"zero": 3}, "zero 3 with pipelines"),
     # torchtitan docs/: FSDP2 (HSDP by data_parallel_replicate_degree), PyTorch's schedules, sequence parallelism with each TP plan.
     ("torchtitan", GPUS | {"zero": 3}, None),
@@ -48,6 +49,9 @@ TABLE: list[tuple[str, dict[str, Any], str | None]] = [
     ("torchtitan", GPUS | {"zero": 0}, "zero 0 without pipelines"),
     ("torchtitan", PIPE | {"zero": 2, "schedule": "zero_bubble"}, None),
     ("torchtitan", PIPE | {"zero": 3, "schedule": "gpipe"}, None),
+    ("torchtitan", PIPE | {"zero": 3, "schedule": "zb_v"}, None),  # ZBVZeroBubble
+    ("torchtitan", PIPE | {"zero": 3, "schedule": "dualpipe_v"}, None),  # DualPipeV
+    ("torchtitan", PIPE | {"zero": 3, "schedule": "zb_2p"}, "zb_2p"),
     ("torchtitan", GPUS | {"zero": 3, "tp": 2, "sequence_parallel": False}, "tp > 1 without sequence_parallel"),
     ("torchtitan_eager", GPUS | {"zero": 1}, "zero 1 without pipelines"),
     # nanotron README: "AFAB and 1F1B schedules for PP", "ZeRO-1 optimizer".

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import product
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -17,15 +19,17 @@ from rapid_dse.events.programs.stage_work import StageWork
 from rapid_dse.interconnect.engine import run_graph
 from rapid_dse.interconnect.system import SystemSettings
 from rapid_dse.interconnect.topology import Topology
-from rapid_dse.parallel.schedules import in_flight, schedule_of
-from rapid_dse.parallel.schedules.schedule import BACKWARD, FORWARD, INPUT, WEIGHTS, Task, tasks
+from rapid_dse.parallel.schedules import CHUNKS, in_flight, schedule_of
+from rapid_dse.parallel.schedules.schedule import BACKWARD, FORWARD, FORWARD_BESIDE, INPUT, WEIGHTS, Task, tasks
+from rapid_dse.trace.graph import COMPUTE
 
 F, B, W = 0.010, 0.014, 0.006  # seconds of a stage: forward, input gradient, weight gradient
 SIZES = [(2, 4), (4, 4), (4, 8), (8, 16), (8, 9), (3, 7)]
 
 
 def _makespan(schedule: str, pp: int, vpp: int, m: int) -> float:
-    """Seconds of a step of equal stages without transfers, in seconds, on the engine."""
+    """Seconds of a step of equal stages without transfers on the engine: until the last pass of all, or, where stages run on into the next
+    step, the longest from a stage's first pass to its last."""
     labels = Labels()
     style = Style(True, True, {}, labels)
     passes = BlockPasses(labels, [(Pass("forward", {"compute": F / vpp}), Pass("backward", {"compute": (B + W) / vpp}))], [W / vpp], 0.0)
@@ -44,7 +48,10 @@ def _makespan(schedule: str, pp: int, vpp: int, m: int) -> float:
     topology = Topology.of(["Switch"], [pp], [100.0], [1.0])
     result = run_graph(traced.graph, topology, SystemSettings(), "ideal")
     assert not result.deadlocked
-    return result.makespan_ns / 1e9
+    if not schedule_of(schedule).runs_on:
+        return result.makespan_ns / 1e9
+    begins = [int(result.start_ns[(traced.graph.rank == rank) & (traced.graph.kind == COMPUTE)].min()) for rank in ranks.tolist()]
+    return float((result.finish_ns - begins).max()) / 1e9
 
 
 @pytest.mark.parametrize(("pp", "m"), SIZES)
@@ -67,6 +74,13 @@ def test_zero_bubble_is_below_1f1b_by_two_weight_gradients_a_stage(pp: int, m: i
     assert bubble == pytest.approx((pp - 1) * (F + B - W), rel=1e-5)
 
 
+@pytest.mark.parametrize(("pp", "m"), SIZES)
+def test_zb_2p_has_two_weight_gradients_a_stage_less(pp: int, m: int) -> None:
+    """Qi et al. (arXiv 2401.10241), section 2.3: (p - 1)(F + B - 2 W), with B the input gradient alone; of enough micro-batches."""
+    bubble = _makespan("zb_2p", pp, 1, max(m, 2 * pp)) - max(m, 2 * pp) * (F + B + W)
+    assert bubble == pytest.approx((pp - 1) * (F + B - 2 * W), rel=1e-5)
+
+
 def _held(passes: list[Task], vpp: int, late: float) -> float:
     """Most that a stage holds at a time, in units of a micro-batch's activations of all its layers, counted over its own order.
 
@@ -75,7 +89,7 @@ def _held(passes: list[Task], vpp: int, late: float) -> float:
     """
     held = peak = 0.0
     for task in passes:
-        held += {FORWARD: 1.0, BACKWARD: -1.0, INPUT: late - 1.0, WEIGHTS: -late}[task.kind] / vpp
+        held += {FORWARD: 1.0, FORWARD_BESIDE: 1.0, BACKWARD: -1.0, INPUT: late - 1.0, WEIGHTS: -late}[task.kind] / vpp
         peak = max(peak, held)
     assert abs(held) < 1e-9
     return peak
@@ -90,8 +104,9 @@ def _held(passes: list[Task], vpp: int, late: float) -> float:
     late=st.sampled_from([0.3, 32 / 34, 1.0, 2.5]),
 )
 def test_what_every_stage_holds_is_a_count_over_its_order(schedule: str, pp: int, groups: int, more: int, vpp: int, late: float) -> None:
-    vpp = vpp if schedule == "interleaved_1f1b" else 1
-    m = groups * pp + (0 if vpp > 1 else more)
+    vpp = vpp if schedule == "interleaved_1f1b" else int(CHUNKS[SCHEDULES.index(schedule)])
+    m = groups * pp + (0 if schedule == "interleaved_1f1b" else more)
+    m += pp if schedule == "dualpipe_v" else 0
     for stage in range(pp):
         columns = (np.array([value]) for value in (SCHEDULES.index(schedule), stage, pp, vpp, m))
         counted = _held(tasks(schedule_of(schedule).order(stage, pp, vpp, m)), vpp, late)
@@ -100,16 +115,25 @@ def test_what_every_stage_holds_is_a_count_over_its_order(schedule: str, pp: int
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_every_task_runs_once_and_forward_before_backward(schedule: str) -> None:
-    pp, vpp, m = (1 if schedule == "none" else 4), (3 if schedule == "interleaved_1f1b" else 1), 8
+    pp, m = (1 if schedule == "none" else 4), 8
+    vpp = 3 if schedule == "interleaved_1f1b" else int(CHUNKS[SCHEDULES.index(schedule)])
     for stage in range(pp):
         every = tasks(schedule_of(schedule).order(stage, pp, vpp, m))
-        assert len(set(every)) == len(every) == m * vpp * (3 if schedule == "zero_bubble" else 2)
-        place = {task: number for number, task in enumerate(every)}
-        for task in every:
-            if task.kind in (BACKWARD, INPUT):
-                assert place[Task(FORWARD, task.micro_batch, task.chunk)] < place[task]
-            if task.kind == WEIGHTS:
-                assert place[Task(INPUT, task.micro_batch, task.chunk)] < place[task]
+        place: dict[tuple[int, int, int], int] = {}
+        for number, task in enumerate(every):
+            kind = FORWARD if task.kind == FORWARD_BESIDE else task.kind
+            assert place.setdefault((kind, task.micro_batch, task.chunk), number) == number
+            of = (task.micro_batch, task.chunk)
+            if kind in (BACKWARD, INPUT):
+                assert (FORWARD, *of) in place
+            if kind == WEIGHTS:
+                assert (INPUT, *of) in place
+            if task.kind == FORWARD_BESIDE:
+                assert every[number + 1].kind == BACKWARD
+        for of in product(range(m), range(vpp)):
+            assert (FORWARD, *of) in place
+            assert ((BACKWARD, *of) in place) != ((INPUT, *of) in place)
+            assert ((INPUT, *of) in place) == ((WEIGHTS, *of) in place)
 
 
 def test_unknown_schedule_is_refused() -> None:

@@ -11,6 +11,9 @@ SCHEDULE_MODULES = {
     "1f1b": "one_f_one_b",
     "interleaved_1f1b": "interleaved_1f1b",
     "zero_bubble": "zero_bubble",
+    "zb_v": "zb_v",
+    "dualpipe_v": "dualpipe_v",
+    "zb_2p": "zb_2p",
 }
 SCHEDULES = tuple(SCHEDULE_MODULES)
 PIPELINE_SCHEDULES = tuple(name for name in SCHEDULES if name != "none")

@@ -10,8 +10,8 @@ import numpy as np
 from rapid_dse.events import runs
 from rapid_dse.events.attribution import exposed
 from rapid_dse.events.machine import Machine
-from rapid_dse.events.programs.script import Script, Style, check_size
-from rapid_dse.events.programs.stage_program import TIED, Boundary, LayerNodes, StageWriter
+from rapid_dse.events.programs.script import MAIN, Script, Style, check_size
+from rapid_dse.events.programs.stage_program import FIRST_INPUT, TIED, Boundary, LayerNodes, StageWriter
 from rapid_dse.events.programs.stage_work import StageWork
 from rapid_dse.events.quantities import EXPERT_GRADIENTS, GRADIENTS, REPLICAS, Priced1
 from rapid_dse.parallel.expert_groups import ExpertGroups
@@ -85,10 +85,35 @@ def stage_for(one: Priced1, cluster: Machine, places: Ints, experts: ExpertGroup
 
 def priced(one: Priced1, done: runs.Run) -> Priced:
     """The result columns of a run of the whole step."""
-    step = step_of(exposed(done.traced, done.result, done.slowest))
+    opened, arrived = _first_waits(done) if one.schedule.runs_on else (np.zeros(1, np.int64), np.zeros(1, np.int64))
+    finish = done.result.finish_ns
+    rank = int((finish - (arrived - opened)).argmax())
+    begin, resumed = (int(np.broadcast_to(each, finish.shape)[rank]) for each in (opened, arrived))
+    spans = [exposed(done.traced, done.result, rank, 0, begin)] if begin else []
+    spans.append(exposed(done.traced, done.result, rank, resumed))
+    step = step_of({term: sum(span[term] for span in spans) for term in TIME_TERMS})
     if one.scenario.backend.network in ("ideal", "congestion_unaware"):
         step = _within_ports(one, step)
     return result_columns(one.scenario, one.layout, one.block, one.arranged, step)
+
+
+def _first_waits(done: runs.Run) -> tuple[Ints, Ints]:
+    """When each rank is ready for its first micro-batch, and when that arrives, ns, ``(ranks,)`` each; both 0 where it waits for none.
+
+    A stage that runs on into its next step as soon as it has ended one waits for that no longer than for what else comes late: what lies
+    between the two is no part of its step.
+    """
+    graph, result = done.traced.graph, done.result
+    opened, arrived = np.zeros(graph.ranks, np.int64), np.zeros(graph.ranks, np.int64)
+    if FIRST_INPUT not in done.traced.labels.names:
+        return opened, arrived
+    for row in np.flatnonzero(done.traced.label == done.traced.labels.names.index(FIRST_INPUT)).tolist():
+        rank = int(graph.rank[row])
+        before = np.arange(int(np.searchsorted(graph.rank, rank)), row)
+        own = before[graph.stream[before] == MAIN]
+        opened[rank] = result.end_ns[own].max(initial=0)
+        arrived[rank] = max(int(result.end_ns[row]), int(opened[rank]))
+    return opened, arrived
 
 
 def _within_ports(one: Priced1, step: StepTimes) -> StepTimes:

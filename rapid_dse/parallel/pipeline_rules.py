@@ -23,7 +23,7 @@ def counted_ends(scenario: Scenario) -> int:
 
 def split_rules(layouts: Layouts, scenario: Scenario) -> list[Broken]:
     """How a model may be cut into the chunks of a pipeline."""
-    return [_depth_rule(layouts, scenario), *_own_split_rules(layouts, scenario), *_chunk_rules(layouts)]
+    return [*_depth_rules(layouts, scenario), *_own_split_rules(layouts, scenario), *_chunk_rules(layouts)]
 
 
 def _chunk_rules(layouts: Layouts) -> list[Broken]:
@@ -45,15 +45,22 @@ def schedule_rules(layouts: Layouts, micro_batches: NDArray[np.int64]) -> list[B
     return found
 
 
-def _depth_rule(layouts: Layouts, scenario: Scenario) -> Broken:
+def _depth_rules(layouts: Layouts, scenario: Scenario) -> list[Broken]:
     """How many chunks a pipeline may have: as many as layers, two more where embedding and loss count as layers.
 
-    A framework that balances by cost leaves stages empty, so that any number of stages goes; of interleaved ones it deals out layers.
+    A framework that balances by cost leaves stages empty, so that any number of stages goes; where a stage has several chunks it deals out
+    layers.
     """
     ends, balanced = counted_ends(scenario), scenario.software.pipeline.pipeline_split == "balanced"
     too_many: NDArray[np.bool_] = layouts.pp * layouts.chunks > scenario.model.num_hidden_layers + ends
-    text = "pp · vpp must not exceed num_hidden_layers" + (" + 2 (embedding and loss count as layers)" if ends else "")
-    return (text, too_many & (layouts.chunks > 1) if balanced else too_many)
+    too_many = too_many & (layouts.chunks > 1) if balanced else too_many
+    most = "num_hidden_layers" + (" + 2 (embedding and loss count as layers)" if ends else "")
+    fixed = schedules.CHUNKS.take(layouts.schedule)
+    rules = [(f"pp · vpp must not exceed {most}", too_many & (fixed == 1))]
+    for chunks in np.unique(schedules.CHUNKS[schedules.CHUNKS > 1]).tolist():
+        names = ", ".join(name for name, has in zip(SCHEDULES, schedules.CHUNKS.tolist(), strict=True) if has == chunks)
+        rules.append((f"{chunks} · pp must not exceed {most} under {names}", too_many & (fixed == chunks)))
+    return rules
 
 
 def _own_split_rules(layouts: Layouts, scenario: Scenario) -> list[Broken]:

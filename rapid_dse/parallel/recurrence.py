@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from rapid_dse.common.compiled import compiled_once
 from rapid_dse.parallel.schedules import SCHEDULE_CLASSES
-from rapid_dse.parallel.schedules.schedule import FORWARD, KINDS, WEIGHTS
+from rapid_dse.parallel.schedules.schedule import BACKWARD, FORWARD, FORWARD_BESIDE, INPUT, KINDS, Order
 
 Ints = NDArray[np.int64]
 Shorts = NDArray[np.int32]
@@ -66,8 +66,9 @@ def _run(passes: FloatColumn, kind: Shorts, pipeline: Pipeline, micro_batches: i
     micro-batches before the end."""
     n = passes.shape[1]
     lanes = -(-n // (-(-n // LANES) * VECTOR)) * VECTOR  # of equal rounds, as few as hold all
-    padded = np.zeros((len(passes), -(-n // lanes) * lanes))
-    padded[:, :n] = passes
+    padded = np.zeros((len(passes) + 1, -(-n // lanes) * lanes))  # a wait, which comes last, takes no time
+    padded[:-1, :n] = passes
+    kind = np.append(kind, np.int32(len(passes)))
     before, source, which, kept, ring = _sequence_of(pipeline, micro_batches)
     found: FloatColumn = _ends(before, source, kind[which], kept, ring, padded, pipeline[1], lanes)[:, :n]
     return found
@@ -81,14 +82,15 @@ def _sequence_of(pipeline: Pipeline, micro_batches: int) -> tuple[Shorts, Shorts
     """
     code, pp, chunks = pipeline
     schedule = SCHEDULE_CLASSES[code]
-    orders = [schedule.order(stage, pp, chunks, micro_batches) for stage in range(pp)]
-    length = np.array([order.shape[1] for order in orders])
-    steps = np.zeros((pp, 3, length.max()), np.int64)
-    for stage, order in enumerate(orders):
-        steps[stage, :, : order.shape[1]] = order
-    places = np.ascontiguousarray(schedule.stage_map.places(pp, chunks))
-    before, source, which, number = _sequence(steps, length, places, micro_batches)
-    marks = _marks(orders, number, micro_batches, schedule.runs_on)
+    places = schedule.stage_map.places(pp, chunks)
+    size = micro_batches, pp * chunks
+    programs = [_program(schedule.order(stage, pp, chunks, micro_batches), places[stage], size) for stage in range(pp)]
+    length = np.array([program.shape[1] for program in programs])
+    steps = np.zeros((pp, len(programs[0]), length.max()), np.int64)
+    for stage, program in enumerate(programs):
+        steps[stage, :, : length[stage]] = program
+    before, source, which, number = _sequence(steps, length, 2 * micro_batches * pp * chunks + 1)
+    marks = _marks(programs, number, (pp, pp * chunks, micro_batches), schedule.runs_on)
     needs = np.stack([before, source])
     back = np.where(needs > 0, np.arange(1, len(which) + 1) - needs, 0).max()
     ring = 2 ** int(back).bit_length()
@@ -99,66 +101,81 @@ def _sequence_of(pipeline: Pipeline, micro_batches: int) -> tuple[Shorts, Shorts
     return before.astype(np.int32), source.astype(np.int32), which.astype(np.int32), kept.astype(np.int32), ring
 
 
-def _marks(orders: list[Ints], number: Ints, micro_batches: int, runs_on: bool) -> Ints:
+NEEDS, GIVES, GIVES_TOO, WHICH = range(4)  # rows of a program
+
+
+def _program(order: Order, place: Ints, size: tuple[int, int]) -> Ints:
+    """What each pass of a stage reads and gives, ``(4, n)``: the rows are NEEDS, GIVES, GIVES_TOO and WHICH.
+
+    Activations and gradients have numbers from 1 on by direction, micro-batch and the place that they come from; 0 is none. WHICH is the
+    pass by kind and place. Of two passes that run together the forward one comes behind a wait for what the other reads, which is a kind of
+    its own, and what it gives is there when the other has ended.
+
+    Args:
+        place: of the stage's chunks; ``size``: micro-batches of the step, and places of the model.
+    """
+    (kind, micro_batch, chunk), (micro_batches, places) = order, size
+    at, pair = place[chunk], kind == FORWARD_BESIDE
+    ahead, back = (kind == FORWARD) | pair, (kind == BACKWARD) | (kind == INPUT)
+    activation = 1 + micro_batch * places + at  # what comes from the place forward
+    gradient = activation + micro_batches * places
+    needs = np.where(ahead & (at > 0), activation - 1, np.where(back, np.where(at < places - 1, gradient + 1, activation), 0))
+    gives = np.where(ahead & ~pair, activation, np.where(back, gradient, 0))
+    which = np.where(pair, FORWARD, kind) * places + at
+    behind = np.flatnonzero(pair) + 1  # the other pass of each pair
+    also = np.zeros_like(gives)
+    also[behind] = activation[behind - 1]
+    awaited, needs[behind] = needs[behind], 0
+    waits = np.stack([awaited, np.zeros_like(awaited), np.zeros_like(awaited), np.full_like(awaited, KINDS * places)])
+    return np.insert(np.stack([needs, gives, also, which]), behind - 1, waits, axis=1)
+
+
+def _marks(programs: list[Ints], number: Ints, size: tuple[int, int, int], runs_on: bool) -> Ints:
     """The passes whose ends are kept, ``(4, pp)`` positions among all, -1 for none: those between which a stage does a group of pp
     micro-batches, its first one if its step begins there (``runs_on``), its last.
 
     A group lies between the forward passes of its last micro-batch and of the one pp before that through the stage's first chunk: up to
-    there a schedule repeats itself.
+    there a schedule repeats itself. ``size``: pp, places of the model, micro-batches of the step.
     """
-    pp, marks = len(orders), np.full((4, len(orders)), -1)
-    for stage, order in enumerate(orders):
-        first_chunk = np.flatnonzero((order[0] == FORWARD) & (order[2] == 0))
+    pp, places, micro_batches = size
+    marks = np.full((4, pp), -1)
+    for stage, program in enumerate(programs):
+        first_chunk = np.flatnonzero(program[WHICH] == FORWARD * places + stage)  # every stage map begins with the stage's own place
         if micro_batches > pp + 1:
             marks[GROUP_BEGINS, stage], marks[GROUP_ENDS, stage] = number[stage, first_chunk[[-1 - pp, -1]]]
         if runs_on:
             marks[BEGINS, stage] = number[stage, 0]
-        marks[ENDS, stage] = number[stage, order.shape[1] - 1]
+        marks[ENDS, stage] = number[stage, program.shape[1] - 1]
     return marks
 
 
 @compiled_once(
-    "Tuple((int64[::1], int64[::1], int64[::1], int64[:, ::1]))(int64[:, :, ::1], int64[::1], int64[:, ::1], int64)",
-    _SOURCE,
-    error_model="numpy",
+    "Tuple((int64[::1], int64[::1], int64[::1], int64[:, ::1]))(int64[:, :, ::1], int64[::1], int64)", _SOURCE, error_model="numpy"
 )
-def _sequence(steps: Ints, length: Ints, place: Ints, micro_batches: int) -> tuple[Ints, Ints, Ints, Ints]:
-    """For each pass from 1 on: the pass before it on its stage, the pass that it takes its input from (0: none), and which it is, by kind
-    and place.
+def _sequence(steps: Ints, length: Ints, given: int) -> tuple[Ints, Ints, Ints, Ints]:
+    """For each pass from 1 on: the pass before it on its stage, the pass that it takes its input from (0: none), and which it is.
 
-    ``steps`` ``(pp, 3, n)`` are the orders of the stages, as long as ``length``; ``place`` ``(pp, chunks)`` those of their chunks. Last
-    comes the position among all of each stage's passes, ``(pp, n)``.
+    ``steps`` ``(pp, 4, n)`` are the programs of the stages, as long as ``length``, which give so many things but for one. Last comes the
+    position of each stage's passes among all, ``(pp, n)``.
     """
-    pp, chunks = place.shape
-    total, places = length.sum(), pp * chunks
+    pp, total, count = len(steps), length.sum(), 0
     before, source, which = np.zeros(total, np.int64), np.zeros(total, np.int64), np.zeros(total, np.int64)
-    ended = np.zeros((2, micro_batches, places), np.int64)
-    number = np.full((pp, steps.shape[2]), -1, np.int64)
-    done, latest, count = np.zeros(pp, np.int64), np.zeros(pp, np.int64), 0
+    maker, number = np.zeros(given, np.int64), np.full((pp, steps.shape[2]), -1, np.int64)
+    done, latest = np.zeros(pp, np.int64), np.zeros(pp, np.int64)
     while count < total:
         stuck = count
         for stage in range(pp):
             while done[stage] < length[stage]:
-                kind, micro_batch, chunk = steps[stage, 0, done[stage]], steps[stage, 1, done[stage]], steps[stage, 2, done[stage]]
-                at = place[stage, chunk]
-                needed = 0
-                if kind == FORWARD:
-                    if at > 0:
-                        needed = ended[0, micro_batch, at - 1]
-                        if needed == 0:
-                            break
-                elif kind != WEIGHTS:
-                    needed = ended[1, micro_batch, at + 1] if at < places - 1 else ended[0, micro_batch, at]
-                    if needed == 0:
-                        break
-                before[count], source[count], which[count] = latest[stage], needed, kind * places + at
-                number[stage, done[stage]] = count
+                now = done[stage]
+                needed = steps[stage, NEEDS, now]
+                if needed > 0 and maker[needed] == 0:
+                    break
+                before[count], source[count], which[count] = latest[stage], maker[needed] if needed > 0 else 0, steps[stage, WHICH, now]
+                number[stage, now] = count
                 count += 1
                 latest[stage] = count
-                if kind == FORWARD:
-                    ended[0, micro_batch, at] = count
-                elif kind != WEIGHTS:
-                    ended[1, micro_batch, at] = count
+                maker[steps[stage, GIVES, now]] = count
+                maker[steps[stage, GIVES_TOO, now]] = count
                 done[stage] += 1
         if count == stuck:
             raise ValueError("a schedule whose stages wait for each other")

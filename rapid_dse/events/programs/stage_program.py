@@ -16,13 +16,14 @@ from typing import Protocol
 
 from rapid_dse.events.programs.script import GRADIENTS, MAIN, PIPELINE, After, Script
 from rapid_dse.events.programs.stage_work import Kinds, Move, SharedWeights, StageWork
-from rapid_dse.parallel.schedules.schedule import BACKWARD, FORWARD, WEIGHTS, Task
+from rapid_dse.parallel.schedules.schedule import BACKWARD, FORWARD, FORWARD_BESIDE, INPUT, WEIGHTS, Task
 from rapid_dse.parallel.schedules.stage_maps import LOOPED, StageMap
 
 # A rank with one communication stream reduces gradients when nothing else is left to send: a reduction that is under way holds up
 # every collective and message behind it, which costs more than it hides.
 
 TIED = "tied tables"  # the group of a pipeline's two ends
+FIRST_INPUT = "pp receive of the step's first micro-batch"  # the label of the receive that a stage's step may begin with
 
 PIECES = 32  # calls that a step's gradients are reduced in, at most: more change nothing but the size of the graph
 
@@ -67,6 +68,7 @@ class StageWriter:
     Attributes:
         tail: what the next task waits for.
         gathered: the gather of the next layer's weights, where one is on its way (ZeRO 3).
+        started: whether the first task is written.
         reduced: reductions of gradients that have started; ``left`` is the share of the gradients whose reduction has not.
     """
 
@@ -83,6 +85,7 @@ class StageWriter:
     left: float = 1.0
     gathers_left: deque[int] = field(default_factory=deque)
     opening: After = ()
+    started: bool = False
 
     @cached_property
     def places(self) -> list[int]:
@@ -106,12 +109,24 @@ class StageWriter:
         last_of = {task.chunk: number for number, task in enumerate(tasks) if task.kind in (BACKWARD, WEIGHTS)}
         for number, task in enumerate(tasks):
             last = last_of[task.chunk] == number
+            beside = tasks[number - 1] if number and tasks[number - 1].kind == FORWARD_BESIDE else None
             if task.kind == FORWARD:
+                self._receive(task, ahead=False)
                 self._forward(task)
+                self._send(task, ahead=True)
             elif task.kind == WEIGHTS:
                 self._weights(task, last)
-            else:
+            elif task.kind in (BACKWARD, INPUT):
+                if beside:
+                    self._receive(beside, ahead=False)
+                self._receive(task, ahead=True)
+                if beside:
+                    self._forward(beside)
                 self._backward(task, task.kind == BACKWARD, last)
+                if beside:
+                    self._send(beside, ahead=True)
+                self._send(task, ahead=False)
+            self.started = True
         return self._close()
 
     @property
@@ -151,9 +166,7 @@ class StageWriter:
     def _forward(self, task: Task) -> None:
         work, script, layers = self.work, self.script, self.work.chunks[task.chunk]
         first, last = self._ends(task)
-        if not first:
-            self._receive(task, ahead=False)
-        else:
+        if first:
             self.tail = self._gather_table(work.embedding, self.tail, MAIN)
             self.tail = self.passes.end(script, self.tail, "embedding_forward")
         if self.opening:
@@ -166,14 +179,11 @@ class StageWriter:
         else:
             self._layers(layers, FORWARD, True)
         self.tail = script.compute(self.tail, work.stalls[0] / self.chunks, "waiting for the host", "host")
-        self._send(task, ahead=True)
 
     def _backward(self, task: Task, weights: bool, ends: bool) -> None:
         work, script, layers = self.work, self.script, self.work.chunks[task.chunk][::-1]
         first, last = self._ends(task)
-        if not last:
-            self._receive(task, ahead=True)
-        else:
+        if last:
             self.tail = self.passes.end(script, self.tail, "head_backward")
             self._reduce_table(work.head, work.dp_hidden > 0)
         # without weight gradients nothing is there to be reduced
@@ -186,7 +196,6 @@ class StageWriter:
             self._reduce_table(work.embedding, False)
         stall = work.stalls[1] if not weights else work.stalls[1] + work.stalls[2]
         self.tail = script.compute(self.tail, stall / self.chunks, "waiting for the host", "host")
-        self._send(task, ahead=False)
 
     def _to_the_head(self, layers: Kinds) -> None:
         """The last layers' forward passes and the head's, whose weights are asked for when the last layer starts."""
@@ -321,6 +330,8 @@ class StageWriter:
         peer, place = self._peer(task, ahead), self.places[task.chunk]
         if peer:
             arrived = self.script.receive((), peer, self.boundary.size, "pp", self._tag(task, place + 1 if ahead else place - 1, ahead))
+            if not self.started:
+                self.script.label[arrived[0]] = self.script.style.labels.of(FIRST_INPUT, "pp")
             self.tail = self.passes.regather(self.script, _joined(self.tail, arrived))
 
     def _launch(self) -> None:

@@ -16,9 +16,10 @@ IntColumn = NDArray[np.int64]
 BoolColumn = NDArray[np.bool_]
 FloatColumn = NDArray[np.float64]
 
-# Kinds of passes. INPUT is a backward pass without weight gradients, which a pass of kind WEIGHTS computes later.
-FORWARD, BACKWARD, INPUT, WEIGHTS = range(4)
-KINDS = 4
+# Kinds of passes. INPUT is a backward pass without weight gradients, which a pass of kind WEIGHTS computes later. FORWARD_BESIDE is a
+# forward pass that runs together with the BACKWARD one behind it: both start when both have their inputs, and send when both are done.
+FORWARD, BACKWARD, INPUT, WEIGHTS, FORWARD_BESIDE = range(5)
+KINDS = 4  # that take a time of their own
 
 Order = NDArray[np.int64]
 """The passes of a stage in the order in which it runs them, ``(3, n_passes)``: kind, micro-batch and chunk of each."""

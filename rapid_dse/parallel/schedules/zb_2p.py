@@ -1,0 +1,59 @@
+"""ZB-2P (Qi et al., Zero Bubble Pipeline Parallelism, arXiv 2401.10241): about twice 1F1B's activations for no bubble.
+
+The order is that of ZB-H2 (section 2.3), which needs no search; the paper's automatic schedules at this memory differ from it where passes
+are unequal.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from rapid_dse.parallel.schedules.schedule import (
+    FORWARD,
+    INPUT,
+    WEIGHTS,
+    Exact,
+    FloatColumn,
+    IntColumn,
+    Order,
+    Schedule,
+    Slots,
+    alternating,
+    joined,
+    passes,
+)
+
+
+class ZeroBubble2P(Schedule):
+    """Twice as long a warm-up as ZB-H1's, and weight gradients that run 2 s micro-batches late on stage s.
+
+    Bubble (p - 1)(F + B - 2 W), B being the input gradient alone, and no less than (p - 1)(B - F) nor 0. A stage begins its next step when
+    it has ended its own: nobody waits for all to update their weights (the optimizer's step is validated afterwards, section 4).
+
+    Memory: stage s holds 2 (p - s) - 1 micro-batches whole, and of 2 s more what their weight gradients need.
+    """
+
+    exact = Exact.EQUAL_PASSES
+    splits_backward = True
+    runs_on = True
+
+    def bubble(self, slots: Slots) -> FloatColumn:
+        backward = slots.whole - slots.forward - slots.weights
+        each = np.maximum(slots.forward + backward - 2 * slots.weights, np.maximum(0.0, backward - slots.forward))
+        idle: FloatColumn = each * (slots.position + slots.behind)
+        return idle
+
+    def in_flight(self, stage: IntColumn, pp: IntColumn, chunks: IntColumn, micro_batches: IntColumn, late: FloatColumn) -> FloatColumn:
+        whole = np.minimum(micro_batches, 2 * (pp - stage) - 1).astype(np.float64)
+        held: FloatColumn = whole - 1 + np.maximum(1.0, late) + np.minimum(2 * stage, micro_batches - whole) * late
+        return held
+
+    def order(self, stage: int, pp: int, chunks: int, micro_batches: int) -> Order:
+        each = np.arange(micro_batches)
+        turns = alternating(passes(FORWARD, each), passes(INPUT, each), min(micro_batches, 2 * (pp - 1 - stage)))
+        late = np.flatnonzero((turns[0] == INPUT) & (turns[1] >= 2 * stage))
+        weights = passes(WEIGHTS, each)
+        return joined(np.insert(turns, late + 1, weights[:, : len(late)], axis=1), weights[:, len(late) :])
+
+
+SCHEDULE = ZeroBubble2P()
