@@ -234,7 +234,7 @@ def test_every_schedule_is_a_file_and_a_line() -> None:
         assert type(each).__module__ == f"rapid_dse.parallel.schedules.{module}"
     named = set(SCHEDULES) - {"none"}
     for path in PACKAGE.rglob("*.py"):
-        if path.parent.name == "schedules" or path.name == "schedule_names.py":
+        if path.parent.name in ("schedules", "launch_files") or path.name == "schedule_names.py":  # frameworks have words of their own
             continue
         texts = {node.value for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Constant)}
         assert not named & texts, path
