@@ -10,12 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from serving_trials import cut, engines, priced, scenario
 
+from rapid_dse.config.scenario import Scenario
 from rapid_dse.device import operator_model
 from rapid_dse.model.shapes import MicroBatch
 from rapid_dse.parallel.engines import resolved
 from rapid_dse.parallel.layouts import broken_rules
 from rapid_dse.simulate.inference.kernels import prefill_attention, price_products
-from rapid_dse.simulate.inference.passes import Prompts, decode_pass, prefill_pass
+from rapid_dse.simulate.inference.passes import Pass, PassWork, Prompts, decode_work, prefill_work, timed
 from rapid_dse.simulate.inference.products import attention_products, busiest_rank, dense_products, touched_experts
 from rapid_dse.simulate.inference.serving import accepted
 from rapid_dse.simulate.inference.widths import cache_bytes_per_token
@@ -28,6 +29,11 @@ LATENT = {
     "model.v_head_dim": 128, "model.num_hidden_layers": 61, "model.num_attention_heads": 128, "model.num_key_value_heads": 128,
     "model.hidden_size": 7168, "model.head_dim": 128,
 }  # fmt: skip
+
+
+def run(of: Scenario, work: PassWork) -> Pass:
+    """A pass with the framework's latencies."""
+    return timed(work, of.software.serving)
 
 
 def dotted(values: dict[str, Any]) -> dict[str, Any]:
@@ -101,14 +107,14 @@ def test_a_decode_step_takes_what_was_measured(batch: int, context: int, seconds
     """Weights of layers and head are read once, 128 KiB of cache for each token of context; FlashAttention-2 pads the four query heads that
     share keys to 128 rows where it does not split the keys."""
     of = scenario("h200", workload__prompt_len=context - 1, workload__decode_len=1, **FUSED)
-    step = decode_pass(of, ONE, np.array([float(batch)]), operator_model(of.hw))
+    step = run(of, decode_work(of, ONE, np.array([float(batch)]), operator_model(of.hw)))
     assert step.total[0] == pytest.approx(seconds, rel=0.08)
 
 
 @pytest.mark.parametrize(("batch", "length", "seconds"), PREFILLED)
 def test_prefill_takes_what_was_measured(batch: int, length: int, seconds: float) -> None:
     of = scenario("h200", **FUSED)
-    found = prefill_pass(of, ONE, np.array([float(batch)]), Prompts(length, length, 1), operator_model(of.hw))
+    found = run(of, prefill_work(of, ONE, np.array([float(batch)]), Prompts(length, length, 1), operator_model(of.hw)))
     assert found.total[0] == pytest.approx(seconds, rel=0.08)
 
 
@@ -116,7 +122,7 @@ def test_a_decode_step_by_hand() -> None:
     """At batch 1 it is the weights that are read: Llama 8B in bf16, all but the look-up table, at the bandwidth that the chip sustains."""
     of = scenario(software__layer_latency=0.0, workload__prompt_len=1, workload__decode_len=1)
     weights = 2 * (32 * (4096 * (4096 + 2 * 1024) + 4096 * 4096 + 3 * 4096 * 14336) + 128256 * 4096)
-    step = decode_pass(of, ONE, np.ones(1), operator_model(of.hw))
+    step = run(of, decode_work(of, ONE, np.ones(1), operator_model(of.hw)))
     launches = 32 * 4 + 1
     expected = weights / (of.hw.memory.bandwidth * of.hw.efficiency.memory) + launches * of.hw.kernel_latency
     assert step.products[0] == pytest.approx(expected, rel=0.05)
@@ -179,9 +185,10 @@ def test_a_faster_machine_is_never_slower(faster: dict[str, float]) -> None:
 
 
 def test_the_first_token_comes_later_the_longer_the_prompt() -> None:
-    found = [priced(scenario(workload__prompt_len=length), {"concurrency": 8}).ttft_s[0] for length in (16, 128, 1024, 8192, 65536)]
+    lengths, hits = (16, 128, 1024, 3000, 5000, 8192, 65536), (0, 0.5, 0.9)
+    found = [priced(scenario(workload__prompt_len=length), {"concurrency": 8}).ttft_s[0] for length in lengths]
     assert (np.diff(found) > 0).all()
-    cached = [priced(scenario(workload__prompt_len=8192, workload__prefix_hit=hit), {"concurrency": 8}).ttft_s[0] for hit in (0, 0.5, 0.9)]
+    cached = [priced(scenario(workload__prompt_len=8192, workload__prefix_hit=hit), {"concurrency": 1}).ttft_s[0] for hit in hits]
     assert (np.diff(cached) < 0).all()
 
 
@@ -201,7 +208,7 @@ def test_an_open_loop_obeys_littles_law_and_saturates_at_what_all_at_once_gives(
     assert found.running_requests == pytest.approx(rates * (found.ttft_s + (1024 - 1) * found.tpot_s), rel=0.02)
     assert (np.diff(found.ttft_s) > 0).all()
     beyond = priced(scenario(), {"request_rate": 2 * most, "num_prompts": 1000})
-    assert beyond.requests_per_s[0] == pytest.approx(most, rel=1e-6)
+    assert beyond.requests_per_s[0] == pytest.approx(most, rel=0.1)  # requests that arrive apart share no passes of prompts
     assert beyond.ttft_s[0] > 0.4 * 1000 / 2 * (1 / most - 1 / (2 * most))
 
 

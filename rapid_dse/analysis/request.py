@@ -7,7 +7,7 @@ from dataclasses import fields
 from typing import TYPE_CHECKING
 
 from rapid_dse.parallel.engines import Engines
-from rapid_dse.simulate.inference.pricing import System, system
+from rapid_dse.simulate.inference.pricing import System, prepare, system
 from rapid_dse.simulate.results import MEMORY_TERMS, TIME_TERMS, Priced
 from rapid_dse.sweep import figures, listing, ranked
 from rapid_dse.sweep import show as show_rows
@@ -51,7 +51,7 @@ def show(out: Console, portion: Portion, priced: Priced) -> None:
     assert isinstance(portion.layouts, Engines)
     sums = [("time of a token" if token else "time of a request", "step_time_s", row["step_time_s"], times)]
     if token:
-        parts = _parts(system(portion.scenario, portion.layouts))
+        parts = _parts(system(portion.scenario, portion.layouts, prepare(portion.scenario, portion.layouts)[0]))
         sums.append(("of which kernels", "step_time_s", sum(seconds for _, seconds in parts), parts))
     for title, name, total, terms in (*sums, ("peak memory of a GPU", "peak_memory_bytes", row["peak_memory_bytes"], memory)):
         out.print()

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from rapid_dse.config.hardware import WEIGHTS_ALONE
 from rapid_dse.config.scenario import Scenario
 from rapid_dse.device import OperatorModel
-from rapid_dse.interconnect import closed_form, transfer
+from rapid_dse.interconnect import transfer
 from rapid_dse.interconnect.transfer import Transfer
 from rapid_dse.model.layers.attention import local_kv_heads
 from rapid_dse.parallel.engines import Degrees
@@ -180,15 +180,15 @@ def _attention_precision(scenario: Scenario) -> str:
 
 def small_all_reduce(scenario: Scenario, size: FloatColumn, span: Span) -> Transfer:
     """Sums ``size`` bytes over a group: NCCL's best, or within a node the framework's own kernel, which reads its peers' buffers over
-    NVLink: all of them at once (one shot), or its share of them and then the others' shares (two shots)."""
+    NVLink: all of them at once (one shot), or its share of them and then the others' shares (two shots). The latency of its
+    synchronisation is the framework's (``collective_latency``)."""
     network = effective_network(scenario)
     library = transfer.all_reduce(size, span, network)
     inner, ranks = network.dimensions[0], span.members[0]
     rate = inner.bandwidth * inner.utilization
-    start = scenario.software.serving.collective_latency
     one = size * (ranks - 1) / rate + ONE_SHOT * inner.latency
     two = 2.0 * size * (ranks - 1) / ranks / rate + TWO_SHOT * inner.latency
-    own = np.where((span.size <= ranks) & (ranks > 1), start + np.minimum(one, two), np.inf)
+    own = np.where((span.size <= ranks) & (ranks > 1), np.minimum(one, two), np.inf)
     return Transfer(np.minimum(library.seconds, own), library.sent, np.minimum(library.busy, np.minimum(library.seconds, own)))
 
 
@@ -196,10 +196,5 @@ def exchange(scenario: Scenario, sent: FloatColumn, gathered: FloatColumn, span:
     """Takes tokens to the ranks of their experts, or back: an all-to-all of ``sent`` bytes a rank, or a gather of all ranks' tokens
     (``gathered`` bytes), whichever is faster."""
     network = effective_network(scenario)
-    start = scenario.software.serving.collective_latency
     routed, whole = transfer.all_to_all(sent, span, network), transfer.all_gather(gathered, span, network)
-    found = transfer.either(routed.seconds <= whole.seconds, routed, whole)
-    return found.waiting(np.where(span.size > 1, start, 0.0))
-
-
-__all__ = ["Priced", "closed_form", "decode_attention", "exchange", "prefill_attention", "price_products", "small_all_reduce"]
+    return transfer.either(routed.seconds <= whole.seconds, routed, whole)

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rapid_dse.config.scenario import Scenario
+from rapid_dse.config.software.serving_settings import ServingSettings
 from rapid_dse.device import OperatorModel
 from rapid_dse.interconnect import transfer
 from rapid_dse.interconnect.transfer import Transfer
@@ -42,12 +43,50 @@ FloatColumn = NDArray[np.float64]
 ORDER = ("tp", "cp", "ep", "pp", "dp")  # of an engine's ranks, inner to outer; attention ranks stand in the place of cp
 CAST_BYTES = 3.0  # a number of a product's input that is cast from 16 to 8 bits: read and written
 NODES = np.polynomial.legendre.leggauss(4)  # context lengths at which decoding is sampled, and their weights
-SECONDS = ("products", "attention", "small", "experts", "tp", "cp", "ep", "pp")
+
+
+@dataclass(frozen=True)
+class PassWork:
+    """What one pass through all stages takes alone, before a framework's latencies, ``(n,)`` each.
+
+    Seconds of ``products``, of ``attention``, of what small kernels and casts move (``moving``), and of the transfers by parallelism; how
+    many ``layers``, ``expert_layers``, ``casts`` of a product's input, and exchanges of tensor and expert parallelism (``tp_calls``,
+    ``ep_calls``) it has, each of which has a latency of its own; FLOP, HBM bytes and joules of what is sent of a whole engine.
+    """
+
+    products: FloatColumn
+    attention: FloatColumn
+    moving: FloatColumn
+    tp: FloatColumn
+    cp: FloatColumn
+    ep: FloatColumn
+    pp: FloatColumn
+    layers: FloatColumn
+    expert_layers: FloatColumn
+    casts: FloatColumn
+    tp_calls: FloatColumn
+    ep_calls: FloatColumn
+    flops: FloatColumn
+    moved: FloatColumn
+    joules_sent: FloatColumn
+
+    def times(self, count: float) -> PassWork:
+        """So many such passes."""
+        return PassWork(*(getattr(self, each.name) * count for each in fields(self)))
+
+    def __add__(self, other: PassWork) -> PassWork:
+        """This pass, then the other."""
+        return PassWork(*(getattr(self, each.name) + getattr(other, each.name) for each in fields(self)))
+
+    def reshaped(self, *shape: int) -> PassWork:
+        """The same columns as arrays of another shape."""
+        return PassWork(*(getattr(self, each.name).reshape(shape) for each in fields(self)))
 
 
 @dataclass(frozen=True)
 class Pass:
-    """Seconds of one pass through all stages, by what takes them, ``(n,)`` each; FLOP, HBM bytes and bytes sent of a whole engine."""
+    """Seconds of one pass through all stages as the framework runs it, by what takes them; FLOP, HBM bytes and joules of what is sent of a
+    whole engine. All arrays have one shape."""
 
     products: FloatColumn
     attention: FloatColumn
@@ -71,9 +110,26 @@ class Pass:
         """Seconds of the pass."""
         return self.compute + self.tp + self.cp + self.ep + self.pp
 
-    def reshaped(self, *shape: int) -> Pass:
-        """The same columns as arrays of another shape."""
-        return Pass(*(getattr(self, each.name).reshape(shape) for each in fields(self)))
+
+def timed(work: PassWork, serving: ServingSettings, efficiency: float = 1.0) -> Pass:
+    """The pass with the framework's latencies.
+
+    Args:
+        efficiency: speed of its kernels against the same kernels alone.
+    """
+    return Pass(
+        products=work.products / efficiency,
+        attention=work.attention / efficiency,
+        small=work.moving / efficiency + work.layers * serving.layer_latency + work.casts * serving.quantize_latency,
+        experts=work.expert_layers * serving.expert_latency,
+        tp=work.tp + work.tp_calls * serving.collective_latency,
+        cp=work.cp,
+        ep=work.ep + work.ep_calls * serving.collective_latency,
+        pp=work.pp,
+        flops=work.flops,
+        moved=work.moved,
+        joules_sent=work.joules_sent,
+    )
 
 
 @dataclass(frozen=True)
@@ -85,10 +141,10 @@ class Prompts:
     chunks: int
 
 
-def decode_pass(scenario: Scenario, cut: Degrees, rows: FloatColumn, device: OperatorModel, queries: float = 1.0) -> Pass:
+def decode_work(scenario: Scenario, cut: Degrees, rows: FloatColumn, device: OperatorModel, queries: float = 1.0) -> PassWork:
     """A step that gives each of ``rows`` sequences of an attention rank ``queries`` tokens, on average over the contexts of a request."""
     mean = over_windows(scenario, lambda each: _attended(each, cut, rows, queries, device))
-    return _pass(scenario, cut, rows * queries, rows * queries, mean, device, decoding=True)
+    return _work(scenario, cut, rows * queries, rows * queries, mean, device, decoding=True)
 
 
 def _attended(scenario: Scenario, cut: Degrees, rows: FloatColumn, queries: float, device: OperatorModel) -> Priced:
@@ -102,21 +158,30 @@ def _attended(scenario: Scenario, cut: Degrees, rows: FloatColumn, queries: floa
     return Priced(*(np.sum([share * getattr(each, name) for share, each in attention], axis=0) for name in ("seconds", "flops", "moved")))
 
 
-def prefill_pass(scenario: Scenario, cut: Degrees, sequences: FloatColumn, prompts: Prompts, device: OperatorModel) -> Pass:
+def drafted_work(scenario: Scenario, cut: Degrees, rows: FloatColumn, device: OperatorModel) -> PassWork:
+    """A decode step with its drafts: each is made by one more layer and the head, one after the other; one pass verifies them all."""
+    drafts = scenario.workload.draft_tokens or 0
+    verified = decode_work(scenario, cut, rows, device, 1.0 + drafts)
+    if not drafts:
+        return verified
+    layer = scenario.model.model_copy(update={"num_hidden_layers": 1, "first_k_dense_replace": 0})
+    one = scenario.model_copy(update={"model": layer})
+    return verified + decode_work(one, cut, rows, device).times(drafts)
+
+
+def prefill_work(scenario: Scenario, cut: Degrees, sequences: FloatColumn, prompts: Prompts, device: OperatorModel) -> PassWork:
     """All passes that compute ``sequences`` prompts of an attention rank; the head sees the last token of each."""
     attention = over_windows(scenario, lambda each: prefill_attention(each, cut, sequences, prompts.queries, prompts.keys, device))
     tokens = np.maximum(1.0, sequences * prompts.queries / cut.cp / prompts.chunks)
     whole = Priced(attention.seconds / prompts.chunks, attention.flops / prompts.chunks, attention.moved / prompts.chunks)
-    one = _pass(scenario, cut, tokens, np.maximum(1.0, sequences / prompts.chunks), whole, device, decoding=False)
-    slower = prompts.chunks / scenario.software.serving.prefill_efficiency
-    times = {name: slower if name in SECONDS[:4] else prompts.chunks for name in (each.name for each in fields(one))}
-    return Pass(**{name: getattr(one, name) * factor for name, factor in times.items()})
+    one = _work(scenario, cut, tokens, np.maximum(1.0, sequences / prompts.chunks), whole, device, decoding=False)
+    return one.times(prompts.chunks)
 
 
-def _pass(
+def _work(
     scenario: Scenario, cut: Degrees, tokens: FloatColumn, ends: FloatColumn, attention: Priced, device: OperatorModel, *, decoding: bool
-) -> Pass:
-    model, serving = scenario.model, scenario.software.serving
+) -> PassWork:
+    model = scenario.model
     dense, layers = dense_layers(model), model.num_hidden_layers
     around = price_products(scenario, attention_products(model, cut, tokens, absorbed=decoding), device, decoding=decoding)
     mlp = price_products(scenario, dense_products(model, cut, tokens), device, decoding=decoding) if dense else None
@@ -124,19 +189,21 @@ def _pass(
     head = price_products(scenario, [head_product(model, cut, ends)], device, decoding=decoding)
     counted = [(around, layers), (attention, layers), (head, 1)]
     counted += [(part, count) for part, count in ((mlp, dense), (routed, layers - dense)) if part is not None]
-    products = sum((part.seconds * count for part, count in counted if part is not attention), np.zeros(len(tokens)))
     casts = sum(part.casts * count for part, count in counted)
-    small = layers * (serving.layer_latency + _glue(scenario, cut, tokens, device)) + casts * _cast(scenario, tokens, device)
-    place_ = _places(scenario, cut)
-    moves = _moves(scenario, cut, tokens, ends, place_)
+    moves, (tp_calls, ep_calls) = _moves(scenario, cut, tokens, ends, _places(scenario, cut))
     energy = np.array([dimension.energy for dimension in scenario.hw.network.dimensions])
-    flops, moved = (sum((getattr(part, name) * count for part, count in counted), np.zeros(len(tokens))) for name in ("flops", "moved"))
-    return Pass(
-        products=products,
+    ones, none = np.ones(len(tokens)), np.zeros(len(tokens))
+    flops, moved = (sum((getattr(part, name) * count for part, count in counted), none) for name in ("flops", "moved"))
+    return PassWork(
+        products=sum((part.seconds * count for part, count in counted if part is not attention), none),
         attention=attention.seconds * layers,
-        small=small,
-        experts=np.full(len(tokens), (layers - dense) * serving.expert_latency),
+        moving=layers * _glue(scenario, cut, tokens, device) + casts * _cast(scenario, tokens, device),
         **{name: move.seconds for name, move in moves.items()},
+        layers=layers * ones,
+        expert_layers=(layers - dense) * ones,
+        casts=casts * ones,
+        tp_calls=tp_calls * ones,
+        ep_calls=ep_calls * ones,
         flops=flops * cut.wide,
         moved=moved * cut.wide,
         joules_sent=energy @ np.asarray(sum(move.sent for move in moves.values())) * cut.wide,
@@ -154,9 +221,9 @@ def _glue(scenario: Scenario, cut: Degrees, tokens: FloatColumn, device: Operato
 
 
 def _cast(scenario: Scenario, tokens: FloatColumn, device: OperatorModel) -> FloatColumn:
-    """Seconds that scaling and casting the input of a narrow product takes."""
+    """Seconds that scaling and casting the input of a narrow product moves bytes, its latency left to ``quantize_latency``."""
     moved = CAST_BYTES * tokens * scenario.model.hidden_size
-    return scenario.software.serving.quantize_latency + np.maximum(0.0, device.elementwise(moved) - device.elementwise(0.0))
+    return np.maximum(0.0, device.elementwise(moved) - device.elementwise(0.0))
 
 
 def _places(scenario: Scenario, cut: Degrees) -> Placement:
@@ -165,8 +232,10 @@ def _places(scenario: Scenario, cut: Degrees) -> Placement:
     return place(degrees, ORDER, effective_network(scenario))
 
 
-def _moves(scenario: Scenario, cut: Degrees, tokens: FloatColumn, ends: FloatColumn, at: Placement) -> dict[str, Transfer]:
-    """The transfers of a pass by term."""
+def _moves(
+    scenario: Scenario, cut: Degrees, tokens: FloatColumn, ends: FloatColumn, at: Placement
+) -> tuple[dict[str, Transfer], tuple[FloatColumn, FloatColumn]]:
+    """The transfers of a pass by term, and how many exchanges of tensor and of expert parallelism there are."""
     model, network = scenario.model, effective_network(scenario)
     layers, dense = model.num_hidden_layers, dense_layers(model)
     stream, wide = tokens * model.hidden_size * ACTIVATION, at.tp * at.cp
@@ -189,7 +258,11 @@ def _moves(scenario: Scenario, cut: Degrees, tokens: FloatColumn, ends: FloatCol
     # each rank of cp attends with all queries to its keys: queries and partial outputs go round
     cp = transfer.all_gather(2.0 * stream, at.cp, network).times(np.where(cut.cp > 1, layers, 0))
     hop = transfer.send_to_next(stream / cut.tp, at.pp, network).times(np.maximum(0, cut.pp - 1))
-    return {"tp": tp + logits, "cp": cp, "ep": ep, "pp": hop}
+    shared, apart = at.tp.size > 1, several & (wide.size > 1)
+    summed_calls = np.where(several, 0.0, (wide.size > 1) * float(layers - dense))
+    tp_calls: FloatColumn = np.asarray(shared * (layers + dense + 1.0) + summed_calls, np.float64)
+    ep_calls: FloatColumn = np.asarray(apart * 2.0 * (layers - dense), np.float64)
+    return {"tp": tp + logits, "cp": cp, "ep": ep, "pp": hop}, (tp_calls, ep_calls)
 
 
 def all_products(scenario: Scenario, cut: Degrees, tokens: FloatColumn, *, decoding: bool) -> list[Product]:

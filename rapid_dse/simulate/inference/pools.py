@@ -98,7 +98,7 @@ class Pools:
         return Served(
             running=flow.running,
             capacity=decode.capacity,
-            step=where.all_of(decode.costs.decode.passes),
+            step=where.all_of(decode.decode_pass),
             host=decode.host(rows, device),
             bubble=decode.bubble(flow.running, device),
             wait=np.zeros(len(rate)),
@@ -109,7 +109,7 @@ class Pools:
             life=queue + first + flow.decode,
             rate=rate,
             most=self.most,
-            prefill=prefill.all_of(self.prefill.costs.prefill.passes),
+            prefill=prefill.all_of(self.prefill.prefill_pass),
             together=np.ones(len(rate)),
         )
 

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rapid_dse.config.scenario import Scenario
-from rapid_dse.device import operator_model
+from rapid_dse.device import OperatorModel, operator_model
 from rapid_dse.interconnect import closed_form
 from rapid_dse.model.architecture import matrix_parameters
 from rapid_dse.model.shapes import mean_context
@@ -16,7 +16,7 @@ from rapid_dse.parallel.engines import Engines
 from rapid_dse.parallel.layouts import POOLS, Layouts
 from rapid_dse.simulate.inference.pools import Pools
 from rapid_dse.simulate.inference.serving import Engine, Load, Served
-from rapid_dse.simulate.inference.tables import costs
+from rapid_dse.simulate.inference.tables import Costs, costs
 from rapid_dse.simulate.results import Priced
 
 FloatColumn = NDArray[np.float64]
@@ -45,32 +45,60 @@ def price(scenario: Scenario, layouts: Layouts) -> Priced:
         ValueError: where the network has no closed form, or the chip lacks the precision.
     """
     assert isinstance(layouts, Engines)
-    parts = [rows for rows in (np.flatnonzero(~layouts.pooled), np.flatnonzero(layouts.pooled)) if len(rows)]
-    tables = [layouts.take(rows) if len(parts) > 1 else layouts for rows in parts]
-    priced = [_results(scenario, table, system(scenario, table)) for table in tables]
+    return served(scenario, layouts, prepare(scenario, layouts))
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Rows of a table (``rows``, positions) that all have pools, or all have none, with what their engines cost alone: of a prefill pool
+    and of a decode pool, or twice the same; ``kinds``: which of these each row has."""
+
+    rows: NDArray[np.int64]
+    costs: tuple[Costs, Costs]
+    kinds: tuple[NDArray[np.intp], NDArray[np.intp]]
+
+
+def prepare(scenario: Scenario, layouts: Engines) -> list[Prepared]:
+    """Prices the passes of all ways that the engines are cut: what a fit of latencies needs once.
+
+    Raises:
+        ValueError: where the network has no closed form, or the chip lacks the precision.
+    """
+    closed_form.require_closed_form(scenario.hw.network)
+    device, found = operator_model(scenario.hw), []
+    for rows, pools in ((np.flatnonzero(~layouts.pooled), (None,)), (np.flatnonzero(layouts.pooled), POOLS)):
+        if len(rows):
+            table = layouts.take(rows) if len(rows) < len(layouts) else layouts
+            most = _most(scenario, table, load_of(table))
+            priced = [_costs(scenario, table, most, device, pool) for pool in pools]
+            (first, kind), (last, other) = priced[0], priced[-1]
+            found.append(Prepared(rows, (first, last), (kind, other)))
+    return found
+
+
+def served(scenario: Scenario, layouts: Engines, ready: list[Prepared]) -> Priced:
+    """Results of engines whose passes are priced."""
+    tables = [layouts.take(part.rows) if len(part.rows) < len(layouts) else layouts for part in ready]
+    priced = [_results(scenario, table, system(scenario, table, part)) for table, part in zip(tables, ready, strict=True)]
     if len(priced) == 1:
         return priced[0]
-    return Priced.concatenate(priced).take(np.argsort(np.concatenate(parts)))
+    return Priced.concatenate(priced).take(np.argsort(np.concatenate([part.rows for part in ready])))
 
 
-def system(scenario: Scenario, layouts: Engines) -> System:
-    """How requests fare on the engines of each row; all rows have pools, or none has."""
-    closed_form.require_closed_form(scenario.hw.network)
+def system(scenario: Scenario, layouts: Engines, ready: Prepared) -> System:
+    """How requests fare on the engines of each row."""
     load, replicas = load_of(layouts), layouts.dp.astype(np.float64)
+    prompts, engine = (Engine(scenario, costs, kind) for costs, kind in zip(ready.costs, ready.kinds, strict=True))
     if layouts.pooled.any():
-        prefill, decode = (_engine(scenario, layouts, load, pool) for pool in POOLS)
         workers = (layouts.prefill_workers.astype(np.float64), layouts.decode_workers.astype(np.float64))
-        served = Pools(scenario, (prefill, decode), workers).serve(load)
-        return System(served, decode, prefill, replicas)
-    engine = _engine(scenario, layouts, load, None)
+        return System(Pools(scenario, (prompts, engine), workers).serve(load), engine, prompts, replicas)
     return System(engine.serve(load), engine, engine, replicas)
 
 
-def _engine(scenario: Scenario, layouts: Engines, load: Load, pool: str | None) -> Engine:
+def _costs(scenario: Scenario, layouts: Engines, most: float, device: OperatorModel, pool: str | None) -> tuple[Costs, NDArray[np.intp]]:
     """The engines of each row, or of its pool: each way that they are cut is priced once."""
     first, kind = layouts.alike.by(*(name if pool is None or name == "cp" else f"{pool}_{name}" for name in CUT))
-    cut = layouts.degrees(pool).take(first)
-    return Engine(scenario, costs(scenario, cut, _most(scenario, layouts, load), operator_model(scenario.hw)), kind)
+    return costs(scenario, layouts.degrees(pool).take(first), most, device), kind
 
 
 def load_of(layouts: Engines) -> Load:
@@ -101,16 +129,16 @@ def refused(scenario: Scenario, layouts: Layouts, priced: Priced) -> list[tuple[
     return list(texts.items())
 
 
-def _results(scenario: Scenario, layouts: Engines, system: System) -> Priced:
-    served, work = system.served, scenario.workload
+def _results(scenario: Scenario, layouts: Engines, found: System) -> Priced:
+    fared, work = found.served, scenario.workload
     generated = work.lengths[1]
-    rate = served.rate * system.replicas
+    rate = fared.rate * found.replicas
     tokens = rate * generated
-    memory = _memory(system)
-    ttft = served.queue + served.first
-    times = _times(served) if generated > 1 else _prefill_times(served)
-    step = served.tpot if generated > 1 else np.sum(list(times.values()), axis=0)
-    joules = _energy(scenario, layouts, system, rate)
+    memory = _memory(found)
+    ttft = fared.queue + fared.first
+    times = _times(fared) if generated > 1 else _prefill_times(fared)
+    step = fared.tpot if generated > 1 else np.sum(list(times.values()), axis=0)
+    joules = _energy(scenario, layouts, found, rate)
     dollars = scenario.hw.price / 3600 * layouts.num_gpus / rate
     peak = np.sum(list(memory.values()), axis=0)
     zero = np.zeros(len(layouts))
@@ -126,10 +154,10 @@ def _results(scenario: Scenario, layouts: Engines, system: System) -> Priced:
         energy_j=joules,
         cost_usd=dollars,
         ttft_s=ttft,
-        tpot_s=served.tpot,
-        request_latency_s=served.life,
+        tpot_s=fared.tpot,
+        request_latency_s=fared.life,
         requests_per_s=rate,
-        running_requests=np.minimum(served.running, served.capacity) * system.replicas * np.maximum(1, layouts.decode_workers),
+        running_requests=np.minimum(fared.running, fared.capacity) * found.replicas * np.maximum(1, layouts.decode_workers),
         usd_per_million_tokens=dollars / generated * 1e6,
     )
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from rapid_dse.config.scenario import Scenario
 from rapid_dse.parallel.engines import Degrees
-from rapid_dse.simulate.inference.passes import Pass
+from rapid_dse.simulate.inference.passes import Pass, timed
 from rapid_dse.simulate.inference.tables import Between, Costs
 
 FloatColumn = NDArray[np.float64]
@@ -101,8 +101,10 @@ class Engine:
         self.ranks = (self.cut.attention_dp * self.cut.pp).astype(np.float64)
         self.capacity = costs.room.requests[kind] * self.cut.attention_dp
         self.launches = scenario.model.num_hidden_layers * software.host.host_layer / 3
-        self.decode_total = costs.decode.passes.total
-        self.prefill_total = np.maximum(costs.prefill.passes.total, self.launches)
+        self.decode_pass = timed(costs.decode.work, software.serving)
+        self.prefill_pass = timed(costs.prefill.work, software.serving, software.serving.prefill_efficiency)
+        self.decode_total = self.decode_pass.total
+        self.prefill_total = np.maximum(self.prefill_pass.total, self.launches)
         self.uneven = np.ceil(scenario.model.num_hidden_layers / self.cut.pp) * self.cut.pp / scenario.model.num_hidden_layers - 1.0
 
     def at(self, running: FloatColumn) -> tuple[Between, FloatColumn, FloatColumn]:
@@ -126,11 +128,15 @@ class Engine:
         """What stages of unequal layers wait for the longest, where a pipeline is full."""
         return np.where(running >= self.ranks, self.uneven * device, 0.0)
 
-    def life(self, running: FloatColumn) -> _Life:
-        """The fixed point of a closed loop of so many running requests."""
-        found = self._round(running, np.full(len(running), 0.9), self.decode_seconds(running))
+    def life(self, running: FloatColumn, grouped: NDArray[np.bool_]) -> _Life:
+        """The fixed point of a closed loop of so many running requests.
+
+        Args:
+            grouped: whether requests that had their prompts together stay together.
+        """
+        found = self._round(running, np.full(len(running), 0.9), self.decode_seconds(running), grouped)
         for _ in range(ROUNDS):
-            found = self._round(running, found.decode / np.maximum(found.total, 1e-12), found.total)
+            found = self._round(running, found.decode / np.maximum(found.total, 1e-12), found.total, grouped)
         return found
 
     def decode_seconds(self, running: FloatColumn) -> FloatColumn:
@@ -139,35 +145,39 @@ class Engine:
             (self.later + 1.0) / self.steps_tokens * self.costs.decode.at(self.kind, running / self.ranks).of(self.decode_total)
         )
 
-    def _round(self, running: FloatColumn, decoding: FloatColumn, life: FloatColumn) -> _Life:
+    def _round(self, running: FloatColumn, decoding: FloatColumn, life: FloatColumn, grouped: NDArray[np.bool_]) -> _Life:
         serving, scheduler = self.scenario.software.serving, self.scenario.software.serving.scheduler
         where, rows, device = self.at(running * decoding)
         host, bubble = self.host(rows, device), self.bubble(running, device)
         step = device + host + bubble
-        most = self.costs.prompts[self.kind] * self.cut.attention_dp
-        together = np.clip(running / np.maximum(life, 1e-12) * step, 1.0, np.minimum(most, running))
+        most = np.maximum(1.0, np.minimum(self.costs.prompts[self.kind] * self.cut.attention_dp, running))
+        # requests of one length that have had their prompts in one pass end together, and those that follow them start together
+        together = np.where(grouped, most, np.clip(running / np.maximum(life, 1e-12) * step, 1.0, most))
         pass_where = self.costs.prefill.at(self.kind, np.maximum(1.0, together / self.cut.attention_dp))
         whole = pass_where.of(self.prefill_total)
         beside = whole
         if scheduler != "prefill_first":  # decoding goes along: its products and launches are the pass's own
-            spared = step - where.of(self.costs.decode.passes.attention)
+            spared = step - where.of(self.decode_pass.attention)
             beside = np.maximum(whole - np.where(decoding > 0, spared, 0.0), 0.5 * whole)
         prompt = beside / together / self.cut.pp
         others = np.maximum(0.0, running - 1.0)
-        decode = self.later / self.steps_tokens * step + serving.decode_wait * prompt * others * decoding * (self.later > 0)
+        rounds = grouped & (scheduler == "prefill_first")  # prompts hold all decoding up, so that all requests of a round end together
+        waiting = serving.decode_wait * np.where(rounds, 0.5, decoding)
+        decode = self.later / self.steps_tokens * step + waiting * prompt * others * (self.later > 0)
         busy = np.minimum(running * prompt / np.maximum(life, 1e-12), 0.95)
-        queue = np.minimum(busy * prompt / (2.0 * (1.0 - busy)), others * prompt / 2.0)
-        first = whole + queue + 0.5 * step * (others > 0)
+        queue = np.minimum(busy * prompt * np.where(grouped, together, 1.0) / (2.0 * (1.0 - busy)), others * prompt / 2.0)
+        first = whole + np.where(rounds, np.maximum(0.0, running * prompt - whole) / 2.0, queue + 0.5 * step * (others > 0))
         return _Life(running, where, step, host, bubble, np.asarray(decode), np.asarray(first), prompt, together, pass_where)
 
     def serve(self, load: Load) -> Served:
         """How requests fare under each load."""
-        full = self.life(self.capacity)
+        grouped = (load.rate <= 0) & (self.scenario.workload.length_spread == 0)
+        full = self.life(self.capacity, grouped)
         most = self.capacity / full.total
         running = np.minimum(load.concurrency, self.capacity)
         if (load.rate > 0).any():
             running = np.where(load.rate > 0, self._little(load.rate, running), running)
-        found = self.life(running)
+        found = self.life(running, grouped)
         served = self._served(found, load, most)
         return _where(load.static, self._static(load), served) if load.static.any() else served
 
@@ -175,7 +185,7 @@ class Engine:
         """Requests that run at an arrival rate: rate · life, at most as many as can."""
         running = np.ones_like(rate)
         for _ in range(LITTLE_ROUNDS):
-            running = 0.5 * running + 0.5 * np.clip(rate * self.life(running).total, 1e-9, self.capacity)
+            running = 0.5 * running + 0.5 * np.clip(rate * self.life(running, np.zeros(len(rate), bool)).total, 1e-9, self.capacity)
         return running
 
     def _served(self, found: _Life, load: Load, most: FloatColumn) -> Served:
@@ -188,7 +198,7 @@ class Engine:
         tail = np.where(open_, 1.0, tail_share(rounds, spread))
         flow = np.where(open_, flow, found.running / (found.total + burst) * tail)
         tpot = found.decode / self.later if self.later else np.full(len(flow), np.nan)
-        step = found.where.all_of(self.costs.decode.passes)
+        step = found.where.all_of(self.decode_pass)
         return Served(
             running=np.minimum(found.running, flow * (found.total + burst)) if open_.all() else found.running,
             capacity=self.capacity,
@@ -203,7 +213,7 @@ class Engine:
             life=queue + found.first + burst + found.decode,
             rate=flow,
             most=most,
-            prefill=found.pass_where.all_of(self.costs.prefill.passes),
+            prefill=found.pass_where.all_of(self.prefill_pass),
             together=found.together,
         )
 
@@ -223,7 +233,7 @@ class Engine:
         return Served(
             running=batch,
             capacity=self.capacity,
-            step=where.all_of(self.costs.decode.passes),
+            step=where.all_of(self.decode_pass),
             host=host,
             bubble=bubble,
             wait=np.zeros(len(batch)),
@@ -234,7 +244,7 @@ class Engine:
             life=first + self.later * step,
             rate=rate,
             most=rate,
-            prefill=pass_where.all_of(self.costs.prefill.passes),
+            prefill=pass_where.all_of(self.prefill_pass),
             together=together * self.cut.attention_dp,
         )
 

@@ -12,7 +12,7 @@ from rapid_dse.config.scenario import Scenario
 from rapid_dse.device import OperatorModel
 from rapid_dse.parallel.engines import Degrees
 from rapid_dse.simulate.inference.memory import Room, room
-from rapid_dse.simulate.inference.passes import Pass, Prompts, decode_pass, prefill_pass
+from rapid_dse.simulate.inference.passes import Pass, PassWork, Prompts, drafted_work, prefill_work
 
 FloatColumn = NDArray[np.float64]
 IntColumn = NDArray[np.int64]
@@ -22,17 +22,17 @@ FINEST = (1, 2, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)  # batches; from there
 
 @dataclass(frozen=True)
 class Grid:
-    """A pass at each of ``batches`` (ascending, ``(n_batches,)``): columns of ``passes`` are ``(n_batches, n_kinds)``."""
+    """What a pass takes alone at each of ``batches`` (ascending, ``(n_batches,)``): columns of ``work`` are ``(n_batches, n_kinds)``."""
 
     batches: FloatColumn
-    passes: Pass
+    work: PassWork
 
     def at(self, kind: IntColumn, batch: FloatColumn) -> Between:
         """Where a batch lies between the grid's, for rows of these kinds."""
         upper = np.clip(np.searchsorted(self.batches, batch), 1, len(self.batches) - 1)
         low, high = self.batches[upper - 1], self.batches[upper]
         share = np.clip((batch - low) / (high - low), 0.0, 1.0)
-        kinds = self.passes.products.shape[1]
+        kinds = self.work.products.shape[1]
         return Between((upper - 1) * kinds + kind, upper * kinds + kind, share)
 
 
@@ -83,24 +83,24 @@ def _next(batch: float) -> int:
 def costs(scenario: Scenario, cut: Degrees, most: float, device: OperatorModel) -> Costs:
     """What engines cut so cost at up to ``most`` sequences of an attention rank."""
     held = room(scenario, cut)
-    work, draft = scenario.workload, scenario.workload.draft_tokens or 0
+    work = scenario.workload
     batches = batches_to(max(1.0, most))
     prompt, _ = work.lengths
     queries = max(1.0, prompt * (1.0 - work.prefix_hit))
     budget = float(scenario.software.serving.max_batched_tokens)
     chunks = int(np.ceil(queries / budget))
-    together = batches_to(max(1.0, budget // queries))
+    together = batches_to(max(1.0, budget / queries))
     prompts = Prompts(queries, float(prompt), chunks)
     return Costs(
         cut=cut,
         room=held,
-        decode=_grid(batches, cut, lambda kinds, rows: decode_pass(scenario, kinds, rows, device, 1.0 + draft)),
-        prefill=_grid(together, cut, lambda kinds, rows: prefill_pass(scenario, kinds, rows, prompts, device)),
-        prompts=np.full(len(cut.tp), max(1.0, budget // queries)),
+        decode=_grid(batches, cut, lambda kinds, rows: drafted_work(scenario, kinds, rows, device)),
+        prefill=_grid(together, cut, lambda kinds, rows: prefill_work(scenario, kinds, rows, prompts, device)),
+        prompts=np.full(len(cut.tp), max(1.0, budget / queries)),
     )
 
 
-def _grid(batches: FloatColumn, cut: Degrees, priced: Callable[[Degrees, FloatColumn], Pass]) -> Grid:
+def _grid(batches: FloatColumn, cut: Degrees, priced: Callable[[Degrees, FloatColumn], PassWork]) -> Grid:
     kinds = len(cut.tp)
     every = cut.take(np.tile(np.arange(kinds), len(batches)))
     return Grid(batches, priced(every, np.repeat(batches, kinds)).reshaped(len(batches), kinds))

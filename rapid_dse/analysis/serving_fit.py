@@ -1,0 +1,170 @@
+"""Fitting an inference profile's latencies to measured tables: times of tokens, first tokens and requests, and rates."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from scipy.optimize import least_squares
+
+from rapid_dse.config.free_parameters import FreeParameter
+from rapid_dse.config.parts import value_of
+from rapid_dse.config.scenario import Scenario
+from rapid_dse.config.software import FREE_SERVING
+from rapid_dse.parallel.engines import Engines
+from rapid_dse.simulate.inference.pricing import Prepared, prepare, served
+from rapid_dse.simulate.results import Priced
+from rapid_dse.sweep.cases import CaseGroup
+
+FloatColumn = NDArray[np.float64]
+
+NOISE = 0.1  # log error of repeated runs and of versions of a framework
+HELD = 2.0  # rows that one spread of a parameter weighs as much as, for each tenth of the rows
+ROBUST = 1.0  # in units of NOISE: errors beyond count linearly
+EARLY = 0.25  # share of a request's time below which the time to the first token says something of prefill, not of queues
+# What a row's columns say, and how much each counts. Requests' times and rates are told by tokens' where those are measured.
+WEIGHTS = {"tpot_s": 1.0, "ttft_s": 0.3, "request_latency_s": 1.0, "tokens_per_s_per_gpu": 1.0}
+
+
+@dataclass(frozen=True)
+class Table:
+    """Measured requests of one scenario: ``measured`` by column, ``(n_layouts,)`` each, NaN where it does not count; ``rows``: positions in
+    the table; ``ready``: what their engines cost before the framework's latencies."""
+
+    scenario: Scenario
+    layouts: Engines
+    measured: Mapping[str, FloatColumn]
+    rows: NDArray[np.int64]
+    ready: list[Prepared]
+
+
+@dataclass(frozen=True)
+class ServingFit:
+    """``values`` by parameter; ``error``: mean of |predicted / measured − 1| of tpot, or of rates where none was measured."""
+
+    values: Mapping[str, float]
+    error: float
+
+
+def tables_of(frame: pd.DataFrame, groups: Sequence[CaseGroup]) -> list[Table]:
+    """The legal inference rows with what was measured of them."""
+    figures = {name: pd.to_numeric(frame.get(f"measured.{name}", np.nan), errors="coerce") for name in WEIGHTS}
+    columns = {name: np.asarray(pd.Series(column, index=frame.index), float) for name, column in figures.items()}
+    late = ~(columns["ttft_s"] < EARLY * columns["request_latency_s"])
+    alone = np.isnan(columns["request_latency_s"]) & np.isnan(columns["tpot_s"])
+    columns["ttft_s"] = np.where(late & ~alone, np.nan, columns["ttft_s"])
+    told = ~np.isnan(columns["tpot_s"])
+    for name in ("request_latency_s", "tokens_per_s_per_gpu"):
+        columns[name] = np.where(told, np.nan, columns[name])
+    columns["tokens_per_s_per_gpu"] = np.where(np.isnan(columns["request_latency_s"]), columns["tokens_per_s_per_gpu"], np.nan)
+    found = []
+    for group in groups:
+        portion = group.portion
+        keep = portion.rule < 0
+        if portion.scenario.workload.kind == "inference" and keep.any():
+            layouts = portion.layouts.take(keep)
+            assert isinstance(layouts, Engines)
+            rows = group.rows[keep]
+            measured = {name: column[rows] for name, column in columns.items()}
+            found.append(Table(portion.scenario, layouts, measured, rows, prepare(portion.scenario, layouts)))
+    return found
+
+
+def with_values(scenario: Scenario, values: Mapping[str, float]) -> Scenario:
+    """The scenario with other numbers in its profile."""
+    return scenario.model_copy(update={"software": scenario.software.model_copy(update=dict(values))})
+
+
+def predicted(table: Table, values: Mapping[str, float]) -> Priced:
+    """Results of a table's rows under such latencies."""
+    return served(with_values(table.scenario, values), table.layouts, table.ready)
+
+
+def residuals(table: Table, values: Mapping[str, float]) -> FloatColumn:
+    """Log errors of all that was measured, weighted, in units of ``NOISE``."""
+    found = predicted(table, values)
+    parts = []
+    for name, weight in WEIGHTS.items():
+        measured = table.measured[name]
+        known = np.isfinite(measured) & (measured > 0)
+        parts.append(np.log(getattr(found, name)[known] / measured[known]) * (weight / NOISE))
+    return np.concatenate(parts)
+
+
+def fit(tables: Sequence[Table], start: Mapping[str, float] | None = None, rounds: int = 12) -> ServingFit:
+    """The latencies under which the rows are predicted best, held by what is typical.
+
+    Args:
+        start: values to begin with; None: what is typical.
+        rounds: evaluations of the derivative at most.
+    """
+    parameters = exercised(tables)
+    typical, spread, upper = (np.array([getattr(p, name) for p in parameters]) for name in ("typical", "spread", "upper"))
+    lower = np.array([0.2 if p.name == "prefill_efficiency" else 0.0 for p in parameters])
+    names = [p.name for p in parameters]
+    pull = np.sqrt(HELD * sum(len(table.rows) for table in tables) / 10)
+
+    def errors(share: FloatColumn) -> FloatColumn:
+        values = dict(zip(names, (share * spread).tolist(), strict=True))
+        return np.concatenate([*(residuals(table, values) for table in tables), (share - typical / spread) * pull])
+
+    begin = typical if start is None else np.array([start.get(name, value) for name, value in zip(names, typical, strict=True)])
+    first = np.clip(begin, lower + 1e-6 * upper, upper * (1 - 1e-6)) / spread
+    bounds, step = (lower / spread, upper / spread), np.full(len(first), 0.03)
+    found = least_squares(
+        errors, first, bounds=bounds, loss="soft_l1", f_scale=ROBUST, diff_step=step, max_nfev=rounds, xtol=1e-3, ftol=1e-4
+    )
+    values = {name: float(f"{value:.4g}") for name, value in zip(names, found.x * spread, strict=True)}
+    return ServingFit(values, error_of(tables, values))
+
+
+def exercised(tables: Sequence[Table]) -> list[FreeParameter]:
+    """Parameters that some row depends on: experts', casts' and transfers' latencies where there are any."""
+    models = any(table.scenario.model.num_experts for table in tables)
+    narrow = any(table.scenario.workload.precision in ("fp8", "fp4") for table in tables)
+    wide = any((table.layouts.tp > 1).any() for table in tables)
+    without = {"expert_latency": not models, "quantize_latency": not narrow, "collective_latency": not wide}
+    return [parameter for parameter in FREE_SERVING if not without.get(parameter.name, False)]
+
+
+def errors_of(tables: Sequence[Table], values: Mapping[str, float], name: str) -> FloatColumn:
+    """predicted / measured − 1 of a column, of all rows that have it."""
+    found = []
+    for table in tables:
+        measured = table.measured[name]
+        known = np.isfinite(measured) & (measured > 0)
+        found.append(getattr(predicted(table, values), name)[known] / measured[known] - 1)
+    return np.concatenate(found) if found else np.zeros(0)
+
+
+def error_of(tables: Sequence[Table], values: Mapping[str, float]) -> float:
+    """Mean error of the times between tokens; of rates where no such time was measured."""
+    for name in ("tpot_s", "tokens_per_s_per_gpu", "request_latency_s"):
+        errors = errors_of(tables, values, name)
+        if len(errors):
+            return float(np.abs(errors).mean())
+    return float("nan")
+
+
+def held_out(tables: Sequence[Table], models: Sequence[str], whole: Mapping[str, float]) -> FloatColumn:
+    """Errors of the times between tokens of each model's rows under a fit to the other models'.
+
+    Args:
+        models: the model of each table.
+        whole: the fit to all, where each fold begins.
+    """
+    found = []
+    for model in dict.fromkeys(models):
+        rest = [table for table, name in zip(tables, models, strict=True) if name != model]
+        mine = [table for table, name in zip(tables, models, strict=True) if name == model]
+        values = {**whole, **(fit(rest, whole, 4).values if rest else {})}
+        found.append(errors_of(mine, values, "tpot_s"))
+    return np.concatenate(found)
+
+
+def typical_values(scenario: Scenario) -> dict[str, float]:
+    """The profile's own values of what can be fitted."""
+    return {p.name: float(value_of(scenario.software, p.name)) for p in FREE_SERVING}
