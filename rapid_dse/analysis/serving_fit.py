@@ -23,6 +23,7 @@ FloatColumn = NDArray[np.float64]
 
 NOISE = 0.1  # log error of repeated runs and of versions of a framework
 HELD = 2.0  # rows that one spread of a parameter weighs as much as, for each tenth of the rows
+MOST = 400  # rows that a fit uses
 ROBUST = 1.0  # in units of NOISE: errors beyond count linearly
 EARLY = 0.25  # share of a request's time below which the time to the first token says something of prefill, not of queues
 # What a row's columns say, and how much each counts. Requests' times and rates are told by tokens' where those are measured.
@@ -94,13 +95,20 @@ def residuals(table: Table, values: Mapping[str, float]) -> FloatColumn:
     return np.concatenate(parts)
 
 
-def fit(tables: Sequence[Table], start: Mapping[str, float] | None = None, rounds: int = 12) -> ServingFit:
+def thinned(tables: Sequence[Table], most: int = MOST) -> list[Table]:
+    """Every so many tables, so that about ``most`` rows remain: a fit of a few numbers needs no more."""
+    every = max(1, round(sum(len(table.rows) for table in tables) / most))
+    return list(tables[::every])
+
+
+def fit(tables: Sequence[Table], start: Mapping[str, float] | None = None, rounds: int = 6) -> ServingFit:
     """The latencies under which the rows are predicted best, held by what is typical.
 
     Args:
         start: values to begin with; None: what is typical.
         rounds: evaluations of the derivative at most.
     """
+    tables = thinned(tables)
     parameters = exercised(tables)
     typical, spread, upper = (np.array([getattr(p, name) for p in parameters]) for name in ("typical", "spread", "upper"))
     lower = np.array([0.2 if p.name == "prefill_efficiency" else 0.0 for p in parameters])
@@ -160,7 +168,7 @@ def held_out(tables: Sequence[Table], models: Sequence[str], whole: Mapping[str,
     for model in dict.fromkeys(models):
         rest = [table for table, name in zip(tables, models, strict=True) if name != model]
         mine = [table for table, name in zip(tables, models, strict=True) if name == model]
-        values = {**whole, **(fit(rest, whole, 4).values if rest else {})}
+        values = {**whole, **(fit(rest, whole, 3).values if rest else {})}
         found.append(errors_of(mine, values, "tpot_s"))
     return np.concatenate(found)
 

@@ -176,16 +176,18 @@ class Engine:
         most = self.capacity / full.total
         running = np.minimum(load.concurrency, self.capacity)
         if (load.rate > 0).any():
-            running = np.where(load.rate > 0, self._little(load.rate, running), running)
+            running = np.where(load.rate > 0, self._little(load.rate), running)
         found = self.life(running, grouped)
         served = self._served(found, load, most)
         return _where(load.static, self._static(load), served) if load.static.any() else served
 
-    def _little(self, rate: FloatColumn, running: FloatColumn) -> FloatColumn:
-        """Requests that run at an arrival rate: rate · life, at most as many as can."""
-        running = np.ones_like(rate)
+    def _little(self, rate: FloatColumn) -> FloatColumn:
+        """Requests that run at an arrival rate: rate · life, at most as many as can. Both fixed points are found together."""
+        running, apart = np.ones_like(rate), np.zeros(len(rate), bool)
+        found = self._round(running, np.full(len(rate), 0.9), self.decode_seconds(running), apart)
         for _ in range(LITTLE_ROUNDS):
-            running = 0.5 * running + 0.5 * np.clip(rate * self.life(running, np.zeros(len(rate), bool)).total, 1e-9, self.capacity)
+            running = 0.5 * running + 0.5 * np.clip(rate * found.total, 1e-9, self.capacity)
+            found = self._round(running, found.decode / np.maximum(found.total, 1e-12), found.total, apart)
         return running
 
     def _served(self, found: _Life, load: Load, most: FloatColumn) -> Served:
