@@ -2,8 +2,9 @@
 
 usage: python benchmarks/fit_serving.py ../shared/data/inference_cases.csv [PROFILE …]
 
-Rows of multi-token prediction whose depth and acceptance are not told (spec=mtp) say nothing, nor does the time to the first token of open
-loops. Models are left out one after the other, to see how the others' fit does on them.
+Rows of multi-token prediction whose depth and acceptance are not told (spec=mtp) say nothing. Open loops and disaggregated systems are left to
+be predicted: what they cost beyond the rest is queues and transfers, which no latency tells. Models are left out one after the other, to see
+how the others' fit does on them.
 """
 
 from __future__ import annotations
@@ -25,6 +26,9 @@ def main() -> None:
     frame, wanted = read_table(sys.argv[1]), sys.argv[2:]
     unknown = [name for name in frame.columns if name == "model.layer_types" and frame[name].isna().all()]
     frame = frame.drop(columns=unknown)
+    for name in ("workload.request_rate", "parallel.prefill.workers"):
+        if name in frame:
+            frame = frame[frame[name].isna()]
     if "spec" in frame:
         frame = frame[frame["spec"].ne("mtp")]
     for software in wanted or sorted(frame["software"].unique()):

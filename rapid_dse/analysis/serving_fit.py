@@ -23,7 +23,7 @@ FloatColumn = NDArray[np.float64]
 
 NOISE = 0.1  # log error of repeated runs and of versions of a framework
 HELD = 2.0  # rows that one spread of a parameter weighs as much as, for each tenth of the rows
-MOST = 400  # rows that a fit uses
+MOST = 600  # rows that a fit uses
 ROBUST = 1.0  # in units of NOISE: errors beyond count linearly
 EARLY = 0.25  # share of a request's time below which the time to the first token says something of prefill, not of queues
 # What a row's columns say, and how much each counts. Requests' times and rates are told by tokens' where those are measured.
