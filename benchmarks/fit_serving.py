@@ -2,9 +2,9 @@
 
 usage: python benchmarks/fit_serving.py ../shared/data/inference_cases.csv [PROFILE …]
 
-Rows of multi-token prediction whose depth and acceptance are not told (spec=mtp) say nothing. Open loops and disaggregated systems are left to
-be predicted: what they cost beyond the rest is queues and transfers, which no latency tells. Models are left out one after the other, to see
-how the others' fit does on them.
+Rows of multi-token prediction whose depth and acceptance are not told (spec=mtp) say nothing. Open loops and disaggregated systems are left
+to be predicted: what they cost beyond the rest is queues and transfers, which no latency tells. Models are left out one after the other, to
+see how the others' fit does on them.
 """
 
 from __future__ import annotations

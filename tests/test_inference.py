@@ -17,6 +17,7 @@ from rapid_dse.parallel.engines import resolved
 from rapid_dse.parallel.layouts import broken_rules
 from rapid_dse.simulate.inference.kernels import prefill_attention, price_products
 from rapid_dse.simulate.inference.passes import Pass, PassWork, Prompts, decode_work, prefill_work, timed
+from rapid_dse.simulate.inference.pools import handed_over
 from rapid_dse.simulate.inference.products import attention_products, busiest_rank, dense_products, touched_experts
 from rapid_dse.simulate.inference.serving import accepted
 from rapid_dse.simulate.inference.widths import cache_bytes_per_token
@@ -198,6 +199,33 @@ def test_replicas_share_the_load() -> None:
     assert two.tpot_s[0] == pytest.approx(one.tpot_s[0])
     assert two.requests_per_s[0] == pytest.approx(2 * one.requests_per_s[0])
     assert two.energy_j[0] == pytest.approx(one.energy_j[0])
+
+
+def test_no_more_replicas_work_than_there_are_requests() -> None:
+    one, eight = priced(scenario(), {"concurrency": 1}, {"concurrency": 1, "num_gpus": 8}).requests_per_s
+    assert one == pytest.approx(eight)
+
+
+def test_two_pools_do_what_their_engines_do() -> None:
+    """A pool that has nothing but prompts and one that has nothing but tokens: the slower of the two sets the rate, and a token never waits
+    for a prompt."""
+    lengths = {"workload__prompt_len": 2048, "workload__decode_len": 512}
+    of, prompts_alone = scenario(**lengths), scenario(**lengths | {"workload__decode_len": 1})
+    pools = {"num_gpus": 4, "prefill_tp": 1, "decode_tp": 1, "prefill_workers": 2, "decode_workers": 2}
+    apart, together = priced(of, {**pools, "concurrency": 16}), priced(of, {"num_gpus": 4, "concurrency": 16})
+    assert unlawful(apart) == []
+    assert apart.time_prefill_s[0] == 0 < together.time_prefill_s[0]
+    engine = priced(scenario(**lengths, software__decode_wait=0.0), {"concurrency": apart.running_requests[0] / 2})
+    assert apart.tpot_s[0] == pytest.approx(engine.tpot_s[0], rel=0.05)  # a decode engine has half of what decodes
+    full = priced(of, {**pools, "decode_workers": 8, "num_gpus": 10})
+    assert full.requests_per_s[0] == pytest.approx(2 * priced(prompts_alone, {}).requests_per_s[0], rel=0.05)
+
+
+def test_a_cache_that_crosses_the_network_takes_its_bytes() -> None:
+    """128 KiB for each token of the prompt, over one port of 400 Gb/s at nine tenths."""
+    of = scenario(workload__prompt_len=4096)
+    seconds = handed_over(of, ONE, ONE)[0]
+    assert seconds == pytest.approx(4096 * 128 * 1024 / (50e9 * 0.9), rel=0.05)
 
 
 def test_an_open_loop_obeys_littles_law_and_saturates_at_what_all_at_once_gives() -> None:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from rapid_dse.parallel.layouts import POOL_DEGREES, POOLS
 from rapid_dse.sweep import figures, listing
 from rapid_dse.sweep.listing import Column
 from rapid_dse.sweep.table import CHOICES
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from rapid_dse.sweep.ladder import Refined
 
 
-_DEGREES = ("tp", "cp", "dp", "pp", "ep", "vpp")
+_DEGREES = ("tp", "attention_dp", "cp", "dp", "pp", "ep", "vpp")
 SECTIONS = (*CHOICES, "workload", "parallel")  # first parts of override keys that a table of results may hold
 _FIGURES = ("step_time_s", "tokens_per_s_per_gpu", "mfu", "peak_memory_bytes", "cost_usd")
 
@@ -41,7 +42,16 @@ def layout_text(row: Mapping[str, Any]) -> str:
         parts.append(f"recompute={row['parallel.recompute']}")
     if row.get("parallel.schedule") not in (None, "none"):
         parts.append(str(row["parallel.schedule"]))
-    return " ".join(parts)
+    return " ".join(parts + [text for pool in POOLS if (text := _pool_text(row, pool))])
+
+
+def _pool_text(row: Mapping[str, Any], pool: str) -> str:
+    """One of the pools of a disaggregated system: how many engines, and how each is cut; nothing where there are no pools."""
+    degrees = {name: row.get(f"parallel.{pool}.{name}") for name in POOL_DEGREES}
+    if not degrees["workers"]:
+        return ""
+    cut = [f"{name}{value}" for name, value in degrees.items() if name != "workers" and (value or 1) != 1]
+    return f"{pool}: {degrees['workers']}×({' '.join(cut) or 'tp1'})"
 
 
 def error_of(row: Mapping[str, Any]) -> float | None:
@@ -94,12 +104,15 @@ def columns_of(listed: Listed) -> list[Column]:
     errors = [expected_text(error_of(row)) for row in rows]
     wide = max((len(error) for error in errors), default=0)
     times = [figures.seconds(row["step_time_s"]) + (f" {error:>{wide}}") for row, error in zip(rows, errors, strict=True)]
-    found.append(Column("step time", times))
+    served = [row.get("ttft_s") is not None for row in rows]
+    found.append(Column("a token" if any(served) else "step time", times))
+    if any(served):
+        found.append(Column("first token", [figures.seconds(row.get("ttft_s")) for row in rows]))
     found += [Column(title, cells) for title, cells in listed.beside.items()]
     found.append(Column("each GPU", [figures.result("tokens_per_s", row["tokens_per_s_per_gpu"]) for row in rows]))
     found.append(Column("MFU", [figures.result("mfu", row["mfu"]) for row in rows]))
     found.append(Column("memory", [figures.result("peak_memory_bytes", row["peak_memory_bytes"]) for row in rows]))
-    found.append(Column("a step", [figures.result("cost_usd", row["cost_usd"]) for row in rows]))
+    found.append(Column("a request" if any(served) else "a step", [figures.result("cost_usd", row["cost_usd"]) for row in rows]))
     if extra not in {*_FIGURES, *listed.varying}:
         found.append(Column(extra, [figures.result(extra, row[extra]) for row in rows]))
     return [*found, *(Column(title, cells) for title, cells in listed.after.items() if any(cells))]

@@ -87,7 +87,7 @@ def served(scenario: Scenario, layouts: Engines, ready: list[Prepared]) -> Price
 
 def system(scenario: Scenario, layouts: Engines, ready: Prepared) -> System:
     """How requests fare on the engines of each row."""
-    load, replicas = load_of(layouts), layouts.dp.astype(np.float64)
+    load, replicas = load_of(layouts), _busy(layouts)
     prompts, engine = (Engine(scenario, costs, kind) for costs, kind in zip(ready.costs, ready.kinds, strict=True))
     if layouts.pooled.any():
         workers = (layouts.prefill_workers.astype(np.float64), layouts.decode_workers.astype(np.float64))
@@ -108,6 +108,12 @@ def load_of(layouts: Engines) -> Load:
     asked = np.where(static, layouts.batch_size, layouts.concurrency)
     concurrency = np.where(asked > 0, np.maximum(1.0, asked / replicas), np.inf)
     return Load(concurrency, layouts.request_rate / replicas, layouts.num_prompts / replicas, static)
+
+
+def _busy(layouts: Engines) -> FloatColumn:
+    """Systems that have anything to do: no more than there are requests."""
+    asked = np.where(layouts.batch_size > 0, layouts.batch_size, layouts.concurrency)
+    return np.where(asked > 0, np.minimum(layouts.dp, asked), layouts.dp).astype(np.float64)
 
 
 def _most(scenario: Scenario, layouts: Engines, load: Load) -> float:
