@@ -227,3 +227,49 @@ def test_the_text_says_what_the_json_says(folder: Path) -> None:
     assert "one change" in out
     assert "on another machine" in out
     assert ("slower" if found["difference"]["step_time_s"]["difference"] > 0 else "faster") in out
+
+
+@pytest.fixture(scope="module")
+def serving(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a small study of inference."""
+    where = tmp_path_factory.mktemp("serving")
+    job = ("workload=inference", "model=llama3_1_8b", "hw.num_gpus=8", "workload.concurrency=32")
+    done(where, "-m", *job, "parallel.tp=1,2,4,8", "search.study=small")
+    return where
+
+
+def test_the_terms_of_a_decode_step_are_explained(serving: Path) -> None:
+    found = told(serving, "--no-sensitivity")
+    for side in ("of", "against"):
+        assert sum(found[side]["time_s"].values()) == pytest.approx(found[side]["step_time_s"], rel=1e-9)
+    assert "prefill" in found["of"]["time_s"]
+    changed = {(each["key"], each["value"]): each for each in found["neighbours"]}
+    assert changed
+    assert next(iter(changed))[0] in ("parallel.tp", "parallel.pp", "parallel.attention_dp")
+    tp, rows = found["of"]["settings"]["parallel.tp"], {each["name"]: each for each in found["operators"]}
+    # At most 32 requests run, tp eighths of them on each engine, most of the time; two FLOP a weight and token, two bytes a weight.
+    weights, most = 4096 * 14336 / tp, 32 * tp / 8
+    assert 2 * weights * most / 2 < rows["mlp_down"]["flops"] <= 2 * weights * most
+    assert 2 * weights < rows["mlp_down"]["bytes"] < 2.2 * weights
+    assert rows["mlp_down"]["bound"] == "HBM", "so few tokens wait for the weights"
+
+
+def test_the_order_of_two_engines_turns_where_it_is_said_to(serving: Path) -> None:
+    found = told(serving, "--no-sensitivity")
+    sides = [overrides(found[name]["settings"]) for name in ("of", "against")]
+    job = ["workload=inference", "workload.concurrency=32"]
+
+    def priced(side: list[str], *turned: str) -> dict[str, float]:
+        kept = [text for text in side if not text.startswith("workload.concurrency")]
+        with hydra_ready():
+            one = single(read([*job, *kept, *turned]))
+        return chosen.figures_of(price(one.scenario, one.layouts))
+
+    now = ahead(*(priced(each) for each in sides))
+    assert found["turning_points"]
+    for point in found["turning_points"][:4]:
+        order = []
+        for value in (point["value"], point["before"]):
+            turned = f"{point['key']}={int(value) if point['key'].startswith('workload.') else repr(value)}"
+            order.append(ahead(*(priced(each, turned) for each in sides)))
+        assert order == [not now, now], point

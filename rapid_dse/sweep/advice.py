@@ -128,7 +128,7 @@ def _of_engines(layout: Engines) -> Iterator[_Kind]:
     """More GPUs for an engine (of those that there are, or more), and of a static batch fewer requests."""
 
     def kind(name: str, values: Sequence[int], **beside: int) -> _Kind:
-        changed = [_engine_with(layout, **{name: value}, **beside) for value in values]
+        changed = [engine_with(layout, **{name: value}, **beside) for value in values]
         return _Kind(layout.keys[name], changed, [str(value) for value in values], name in ("num_gpus", "batch_size"))
 
     if layout.pooled[0]:
@@ -142,7 +142,8 @@ def _of_engines(layout: Engines) -> Iterator[_Kind]:
     yield kind("num_gpus", _doubled(gpus, gpus * MOST_TIMES), dp=0)
 
 
-def _engine_with(layout: Engines, **columns: int) -> Engines:
+def engine_with(layout: Engines, **columns: int) -> Engines:
+    """The layout of inference with other values, what is automatic among them settled."""
     return resolved_engines(replace(layout, **{name: np.array([value]) for name, value in columns.items()}))
 
 

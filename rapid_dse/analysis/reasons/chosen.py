@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from rapid_dse.config.scenario import Scenario
 from rapid_dse.events.backends import price
-from rapid_dse.parallel.layouts import CODES, KEYS, OPTIONAL, Layouts
+from rapid_dse.parallel.layouts import CODES, Layouts
 from rapid_dse.simulate.results import Priced
 from rapid_dse.sweep import identity, ranking
 from rapid_dse.sweep.restored import trial_of
@@ -118,6 +118,7 @@ def best_rows(table: pa.Table, by: str, top: int) -> list[dict[str, Any]]:
 
 STRUCTURE = ("hw", "model", "software", *(f"parallel.{name}" for name in ("tp", "cp", "pp", "ep", "zero")))
 _LOOKED_AT = 2000
+_NEVER_NULL = ("tp", "cp", "pp", "ep")
 
 
 def rival_of(table: pa.Table, row: Mapping[str, Any], by: str) -> dict[str, Any] | None:
@@ -137,7 +138,8 @@ def rival_of(table: pa.Table, row: Mapping[str, Any], by: str) -> dict[str, Any]
 def settings(layout: Layouts) -> dict[str, Any]:
     """The keys of a layout and their values as overrides write them; null where a column is what follows from the others."""
     found: dict[str, Any] = {}
-    for name, key in KEYS.items():
+    for name, key in layout.keys.items():
         value = getattr(layout, name)[0].item()
-        found[key] = CODES[name][int(value)] if name in CODES else None if OPTIONAL.get(name) == value else value
+        null = layout.optional.get(name) == value and name not in _NEVER_NULL
+        found[key] = CODES[name][int(value)] if name in CODES else None if null else value
     return found

@@ -112,6 +112,10 @@ _SCALES = (
     "software.host_step",
     "software.send_receive",
     "software.elementwise_traffic",
+    "software.layer_latency",
+    "software.collective_latency",
+    "software.step_latency",
+    "software.sequence_latency",
 )
 # Shares, from 0 to 1.
 _SHARES = (
@@ -123,6 +127,7 @@ _SHARES = (
     "software.cp_overlap",
     "software.pp_overlap",
     "software.overlap_slowdown",
+    "software.decode_wait",
     "cluster.fabric_efficiency",
 )
 

@@ -12,9 +12,10 @@ from rapid_dse.config.scenario import Scenario
 from rapid_dse.config.schedule_names import SCHEDULES
 from rapid_dse.events.backends import price
 from rapid_dse.parallel import schedules
-from rapid_dse.parallel.layouts import AUTO_SCHEDULE, KEYS, MAX_CP, MAX_TP, MAX_VPP, WHOLE_GROUP, Layouts, broken_rules
+from rapid_dse.parallel.engines import Engines
+from rapid_dse.parallel.layouts import AUTO_SCHEDULE, KEYS, MAX_CP, MAX_TP, MAX_VPP, POOLS, WHOLE_GROUP, Layouts, broken_rules
 from rapid_dse.parallel.offered import usual_sequence_parallel
-from rapid_dse.sweep.advice import with_columns
+from rapid_dse.sweep.advice import engine_with, with_columns
 
 _MOST = {"tp": MAX_TP, "cp": MAX_CP, "pp": 1024, "ep": 1024, "micro_batch_size": 256}
 
@@ -52,12 +53,12 @@ def neighbours(of: PricedTrial) -> list[Neighbour]:
     """
     scenario, before = of.scenario, settings(of.layout)
     found: list[tuple[str, Layouts]] = []
-    for name, candidates in _candidates(scenario, of.layout):
+    for name, candidates in _engines(of.layout) if isinstance(of.layout, Engines) else _candidates(scenario, of.layout):
         legal = [each for each in candidates if broken_rules(each, scenario)[0][0] < 0 and _differs(each, of.layout)]
-        found += [(KEYS[name], each) for each in (legal if name in ("zero", "recompute", "schedule") else legal[:1])]
+        found += [(of.layout.keys[name], each) for each in (legal if name in ("zero", "recompute", "schedule") else legal[:1])]
     if not found:
         return []
-    priced = price(scenario, Layouts.concatenate([layout for _, layout in found]))
+    priced = price(scenario, type(of.layout).concatenate([layout for _, layout in found]))
     result = []
     for row, (key, layout) in enumerate(found):
         figures = figures_of(priced, row)
@@ -67,7 +68,20 @@ def neighbours(of: PricedTrial) -> list[Neighbour]:
 
 
 def _differs(one: Layouts, other: Layouts) -> bool:
-    return any(getattr(one, name)[0] != getattr(other, name)[0] for name in KEYS)
+    return any(getattr(one, name)[0] != getattr(other, name)[0] for name in one.keys)
+
+
+def _engines(layout: Engines) -> Iterator[tuple[str, list[Layouts]]]:
+    """Of inference: the degrees of an engine, or of the engines of each pool; experts are cut as the others leave it."""
+    pools = [f"{pool}_" for pool in POOLS] if layout.pooled[0] else [""]
+    for pool in pools:
+        for name in ("tp", "attention_dp", "pp", "ep"):
+            now = max(1, int(getattr(layout, pool + name)[0]))
+            up = [now << k for k in range(1, 7)]
+            down = [now >> k for k in range(1, 11) if now >> k >= 1 and now % (1 << k) == 0]
+            follow = {f"{pool}etp": 0} | ({"decode_workers": 0} if pool else {"dp": 0})
+            for values in (down, up):
+                yield pool + name, [engine_with(layout, **{pool + name: each}, **follow) for each in values]
 
 
 def _candidates(scenario: Scenario, layout: Layouts) -> Iterator[tuple[str, list[Layouts]]]:

@@ -9,9 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rapid_dse.analysis.reasons.chosen import PricedTrial
-from rapid_dse.device import OperatorModel
+from rapid_dse.device import OperatorModel, operator_model
 from rapid_dse.model.architecture import LayerKind, architecture
 from rapid_dse.model.shapes import MatMul, MicroBatch
+from rapid_dse.parallel.engines import Engines
+from rapid_dse.simulate.inference.kernels import decode_attention, price_products
+from rapid_dse.simulate.inference.passes import all_products
+from rapid_dse.simulate.inference.widths import product_precision
 from rapid_dse.simulate.layer_work import distinct_shapes
 from rapid_dse.simulate.operator_times import LayerOperators, compute_bytes
 from rapid_dse.simulate.training import prepare
@@ -61,8 +65,13 @@ class Operator:
 
 
 def operators_of(of: PricedTrial) -> list[Operator]:
-    """The operators of a training step: the products, attention and small kernels of a layer of each kind, then the head and its loss."""
+    """The operators of a training step: the products, attention and small kernels of a layer of each kind, then the head and its loss.
+
+    Of inference: the products and attention of a layer's decode step.
+    """
     scenario, layout = of.scenario, of.layout
+    if isinstance(layout, Engines):
+        return list(_decoding(of, layout))
     ready, model = prepare(scenario, layout), architecture(scenario.model)
     shape, _ = distinct_shapes(layout, scenario.workload)
     found: list[Operator] = []
@@ -102,6 +111,24 @@ def _streamed(of: PricedTrial, name: str, device: OperatorModel, size: NDArray[n
     """Kernels that do little but move bytes."""
     seconds = float(np.ravel(device.elementwise(size * times))[0])
     return _operator(of, name, (seconds, 0.0, float(size[0])), "bf16", 2)
+
+
+def _decoding(of: PricedTrial, layout: Engines) -> Iterator[Operator]:
+    """The products of a decode step on one GPU, and attention at the context of a request that is half done."""
+    scenario, cut = of.scenario, layout.degrees("decode" if layout.pooled[0] else None)
+    copies = layout.decode_workers * layout.dp if layout.pooled[0] else layout.dp
+    rows = np.maximum(1.0, np.array([of.figures["running_requests"]]) / (copies * cut.attention_dp * cut.pp))
+    prompt, generated = scenario.workload.lengths
+    device = operator_model(scenario.hw)
+    attention = decode_attention(scenario, cut, rows, prompt + max(1.0, generated / 2), 1.0, device)
+    named = [
+        (product.matmul.name, price_products(scenario, [product], device, decoding=True), product)
+        for product in all_products(scenario, cut, rows, decoding=True)
+    ]
+    for name, found, product in named:
+        precision = scenario.hw.arithmetic(product_precision(scenario, product))
+        yield _operator(of, name, (float(found.seconds[0]), float(found.flops[0]), float(found.moved[0])), precision, 1)
+    yield _operator(of, "attention", (float(attention.seconds[0]), float(attention.flops[0]), float(attention.moved[0])), "bf16", 1)
 
 
 def _operator(of: PricedTrial, name: str, work: tuple[float, float, float], precision: str, kernels: int) -> Operator:

@@ -29,6 +29,7 @@ WORDS = {
     "bubble": "bubble",
     "optimizer": "optimizer",
     "host": "host",
+    "prefill": "others' prompts",
 }
 _LEAST = 0.005  # terms that make less of a difference than this share of it are left out
 MOST_POINTS = 8  # turning points that are listed
@@ -45,7 +46,8 @@ def tell(out: Console, found: Explanation, most: int = MOST_POINTS) -> None:
             listing.say(out, line)
         _tell_points(out, found.turning_points, most)
     _tell_neighbours(out, found.neighbours)
-    _tell_operators(out, found.operators)
+    of_training = found.of.scenario.workload.kind == "training"
+    _tell_operators(out, found.operators, f"operator of a layer, a {'micro-batch, both ways' if of_training else 'decode step'}")
     if found.sensitivity is not None:
         _tell_sensitivity(out, found.sensitivity)
 
@@ -162,10 +164,10 @@ def more_text(value: float, shown: Any) -> str:
     return f"{'+' if value >= 0 else '−'}{shown(abs(value))}"
 
 
-def _tell_operators(out: Console, found: Sequence[Operator]) -> None:
+def _tell_operators(out: Console, found: Sequence[Operator], title: str) -> None:
     out.print()
     columns = [
-        Column("operator, a layer and micro-batch, both ways", [each.name for each in found], figure=False),
+        Column(title, [each.name for each in found], figure=False),
         Column("time alone", [figures.seconds(each.seconds, 3) for each in found]),
         Column("FLOP/byte", [figures.digits(each.intensity, 3) if each.flops else figures.NOTHING for each in found]),
         Column("of the roofline", [figures.percent(each.reached) for each in found]),

@@ -71,7 +71,8 @@ def _levers(first: PricedTrial, second: PricedTrial) -> Iterator[tuple[Lever, st
         if not _shared(first, second, lever.section):
             yield lever, "second"
     if _shared(first, second, "workload"):
-        yield from ((lever, "both") for lever in _counts(first, second))
+        training = first.scenario.workload.kind == "training"
+        yield from ((lever, "both") for lever in (_counts if training else _lengths)(first, second))
 
 
 def _shared(first: PricedTrial, second: PricedTrial, section: str) -> bool:
@@ -95,6 +96,12 @@ def _counts(first: PricedTrial, second: PricedTrial) -> Iterator[Lever]:
     if len(batches) == 1:
         yield Lever(BATCH, EvenSteps(batch), batch, now * 16)
     yield Lever(LENGTH, EvenSteps(length), length, tokens * 16)
+
+
+def _lengths(first: PricedTrial, _: PricedTrial) -> Iterator[Lever]:
+    """Tokens of prompts, and of what is generated."""
+    for key, tokens in zip(("workload.prompt_len", "workload.decode_len"), first.scenario.workload.lengths, strict=True):
+        yield Lever(key, EvenSteps(16), 16, tokens * 16)
 
 
 def _now(lever: Lever, trial: PricedTrial) -> float:
@@ -197,7 +204,7 @@ class _Order:
 def _ranks(sides: Sequence[tuple[Scenario, Layouts]], by: str) -> tuple[_Rank, ...]:
     """Where each side ranks."""
     if len(sides) == 2 and sides[0][0] == sides[1][0]:
-        priced = price(sides[0][0], Layouts.concatenate([layout for _, layout in sides]))
+        priced = price(sides[0][0], type(sides[0][1]).concatenate([layout for _, layout in sides]))
         return _rank(priced, 0, by), _rank(priced, 1, by)
     return tuple(_rank(price(scenario, layout), 0, by) for scenario, layout in sides)
 
@@ -210,5 +217,5 @@ def _rank(priced: Priced, row: int, by: str) -> _Rank:
 def _at(lever: Lever, trial: PricedTrial, value: float) -> tuple[Scenario, Layouts]:
     if lever.key == BATCH:
         return trial.scenario, with_columns(trial.layout, global_batch_size=int(value))
-    given = int(value) if lever.key == LENGTH else value
+    given = int(value) if lever.section == "workload" else value
     return turned(trial.scenario, lever.key, given, lever.beside), trial.layout
