@@ -125,7 +125,7 @@ def _bent() -> list[Case]:
         found += [
             *(case(name, num_gpus=64, tp=8, sequence_parallel=1, pp=4, global_batch_size=16, zero=zero) for zero in (0, 3)),
             case(name, num_gpus=32, tp=4, pp=4, global_batch_size=16, settings=TIED),
-            case(name, num_gpus=64, tp=2, sequence_parallel=1, cp=4, pp=4, global_batch_size=16, recompute=2),
+            case(name, num_gpus=64, tp=2, sequence_parallel=1, cp=4, pp=4, global_batch_size=32, micro_batch_size=2, recompute=2),
             case(name, num_gpus=12, pp=6, global_batch_size=24, zero=2),
             case(name, num_gpus=32, tp=4, pp=4, global_batch_size=16, settings={"software__host__host_layer": 0.008}),
             case(name, num_gpus=4, pp=4, global_batch_size=12, settings={"parallel__stage_layers": [6, 11, 8, 7]}),

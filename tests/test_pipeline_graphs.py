@@ -20,14 +20,14 @@ from rapid_dse.interconnect.engine import run_graph
 from rapid_dse.interconnect.system import SystemSettings
 from rapid_dse.interconnect.topology import Topology
 from rapid_dse.parallel.schedules import CHUNKS, in_flight, schedule_of
-from rapid_dse.parallel.schedules.schedule import BACKWARD, FORWARD, FORWARD_BESIDE, INPUT, WEIGHTS, Task, tasks
+from rapid_dse.parallel.schedules.schedule import BACKWARD, FORWARD, FORWARD_BESIDE, INPUT, WEIGHTS, Schedule, Task, tasks
 from rapid_dse.trace.graph import COMPUTE
 
 F, B, W = 0.010, 0.014, 0.006  # seconds of a stage: forward, input gradient, weight gradient
 SIZES = [(2, 4), (4, 4), (4, 8), (8, 16), (8, 9), (3, 7)]
 
 
-def _makespan(schedule: str, pp: int, vpp: int, m: int) -> float:
+def makespan(found: Schedule, pp: int, vpp: int, m: int) -> float:
     """Seconds of a step of equal stages without transfers on the engine: until the last pass of all, or, where stages run on into the next
     step, the longest from a stage's first pass to its last."""
     labels = Labels()
@@ -39,7 +39,6 @@ def _makespan(schedule: str, pp: int, vpp: int, m: int) -> float:
     scripts = []
     for stage in range(pp):
         script = Script(style)
-        found = schedule_of(schedule)
         writer = StageWriter(script, work, passes, Boundary(8.0, 1e-9, 0.0, False), stage, pp, found.stage_map)
         writer.write(tasks(found.order(stage, pp, vpp, m)))
         scripts.append(script)
@@ -48,7 +47,7 @@ def _makespan(schedule: str, pp: int, vpp: int, m: int) -> float:
     topology = Topology.of(["Switch"], [pp], [100.0], [1.0])
     result = run_graph(traced.graph, topology, SystemSettings(), "ideal")
     assert not result.deadlocked
-    if not schedule_of(schedule).runs_on:
+    if not found.runs_on:
         return result.makespan_ns / 1e9
     begins = [int(result.start_ns[(traced.graph.rank == rank) & (traced.graph.kind == COMPUTE)].min()) for rank in ranks.tolist()]
     return float((result.finish_ns - begins).max()) / 1e9
@@ -57,27 +56,27 @@ def _makespan(schedule: str, pp: int, vpp: int, m: int) -> float:
 @pytest.mark.parametrize(("pp", "m"), SIZES)
 @pytest.mark.parametrize("schedule", ["gpipe", "1f1b"])
 def test_bubble_is_one_pass_through_the_other_stages(schedule: str, pp: int, m: int) -> None:
-    bubble = _makespan(schedule, pp, 1, m) - m * (F + B + W)
+    bubble = makespan(schedule_of(schedule), pp, 1, m) - m * (F + B + W)
     assert bubble == pytest.approx((pp - 1) * (F + B + W), rel=1e-5)
 
 
 @pytest.mark.parametrize(("pp", "vpp", "m"), [(2, 2, 4), (4, 2, 4), (4, 2, 8), (4, 4, 16), (8, 2, 16)])
 def test_interleaving_divides_the_bubble_by_the_chunks(pp: int, vpp: int, m: int) -> None:
-    bubble = _makespan("interleaved_1f1b", pp, vpp, m) - m * (F + B + W)
+    bubble = makespan(schedule_of("interleaved_1f1b"), pp, vpp, m) - m * (F + B + W)
     assert bubble == pytest.approx((pp - 1) * (F + B + W) / vpp, rel=1e-5)
 
 
 @pytest.mark.parametrize(("pp", "m"), SIZES)
 def test_zero_bubble_is_below_1f1b_by_two_weight_gradients_a_stage(pp: int, m: int) -> None:
     """Qi et al. (arXiv 2401.10241), section 3: (p - 1)(F + B - W), with B the input gradient alone."""
-    bubble = _makespan("zero_bubble", pp, 1, m) - m * (F + B + W)
+    bubble = makespan(schedule_of("zero_bubble"), pp, 1, m) - m * (F + B + W)
     assert bubble == pytest.approx((pp - 1) * (F + B - W), rel=1e-5)
 
 
 @pytest.mark.parametrize(("pp", "m"), SIZES)
 def test_zb_2p_has_two_weight_gradients_a_stage_less(pp: int, m: int) -> None:
     """Qi et al. (arXiv 2401.10241), section 2.3: (p - 1)(F + B - 2 W), with B the input gradient alone; of enough micro-batches."""
-    bubble = _makespan("zb_2p", pp, 1, max(m, 2 * pp)) - max(m, 2 * pp) * (F + B + W)
+    bubble = makespan(schedule_of("zb_2p"), pp, 1, max(m, 2 * pp)) - max(m, 2 * pp) * (F + B + W)
     assert bubble == pytest.approx((pp - 1) * (F + B - 2 * W), rel=1e-5)
 
 
