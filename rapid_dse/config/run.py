@@ -11,6 +11,7 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 from rapid_dse.config.effects import COMMAND, Only, Where
 from rapid_dse.config.fields import WHOLE, Count, CountOrZero, Degree, Frozen, ShareOrPercent, ShareOrZero, Tokens
 from rapid_dse.config.hardware import Parallelism, Precision
+from rapid_dse.config.recompute_entries import ModuleSum
 from rapid_dse.config.schedule_names import ScheduleName
 
 RECOMPUTE = ("none", "selective", "full")
@@ -56,6 +57,9 @@ class Parallel(Frozen):
     ``etp`` is how many GPUs share an expert, of the same ranks as tp, cp and dp; null: tp where tp · ep divides tp · cp · dp, else 1.
     ``stage_layers`` are the layers of each pipeline stage, first to last, that add up to num_hidden_layers: [10,12,12,10], in tables the
     text 10,12,12,10; null is the framework's own split. A stage's vpp chunks share them as evenly as they go.
+    ``recompute_modules``: what selective recomputation makes again in place of the framework's own, a sum such as layernorm+moe_act
+    (Megatron Core's --recompute-modules); null: ``software.selective_recompute``. ``recompute_layers``: how many layers of each pipeline
+    stage full recomputation runs again, the others keeping all (Megatron Core's --recompute-num-layers of the method block); null: all.
     ``offload_activations``, ``offload_optimizer``, ``offload_weights``: the share, 0 to 1, of what layers keep for the backward pass, of
     the optimizer's states, and of the layers' weights that lies in the host's memory.
 
@@ -74,6 +78,8 @@ class Parallel(Frozen):
     sequence_parallel: Annotated[bool | None, TRAINING] = None
     micro_batch_size: Annotated[Degree, TRAINING] = 1
     recompute: Annotated[Annotated[Literal["none", "selective", "full", "auto"], _NoneWord], TRAINING] = "auto"
+    recompute_modules: Annotated[ModuleSum | None, TRAINING] = None
+    recompute_layers: Annotated[Count | None, TRAINING] = None
     schedule: Annotated[ScheduleName | None, TRAINING] = None
     shard_group: Annotated[Degree | None, TRAINING] = None
     etp: Annotated[Degree | None, EXPERTS] = None

@@ -9,15 +9,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rapid_dse.config.scenario import Scenario
-from rapid_dse.events.programs.layer_program import Exchange, ExpertRoute, Half, LayerWork
+from rapid_dse.events.programs.layer_program import Exchange, ExpertRoute, Half, HalfAgain, LayerWork
 from rapid_dse.interconnect.transfer import Transfer
 from rapid_dse.model.architecture import architecture
-from rapid_dse.parallel.layouts import RECOMPUTE_FULL, RECOMPUTE_SELECTIVE, Layouts
+from rapid_dse.model.recompute import Recomputation, selective
+from rapid_dse.parallel.layouts import Layouts
 from rapid_dse.simulate.arrangement import Arrangement
 from rapid_dse.simulate.communication import LayerTraffic, Streams, TensorParallel, node_wait
 from rapid_dse.simulate.expert_traffic import gathers_tokens
 from rapid_dse.simulate.layer import hidden_exchanges
 from rapid_dse.simulate.layer_work import LayerBlock
+from rapid_dse.simulate.recomputed import Repeated, repeated
 from rapid_dse.simulate.sharding import ShardGroups
 from rapid_dse.simulate.training import Prepared
 
@@ -38,12 +40,14 @@ def layer_works(
     (groups, arranged), (ready, shape) = placed, priced
     streams, moved = Streams.of(scenario, layout, groups.placement, groups.network), arranged.traffic
     works = []
-    for number, kind in enumerate(architecture(scenario.model).kinds):
+    repeats = repeated(scenario, layout)
+    for number, (kind, some) in enumerate(zip(architecture(scenario.model).kinds, selective(scenario), strict=True)):
         alone, block, traffic = ready.alone.layers[number], blocks[number], moved.layers[number]
         around = tuple(tuple(exchange_of(streams, each) for each in part) for part in streams.around(kind))
         halves = _halves(block, around, alone.matmul_seconds[..., shape], alone.mixing)
-        halves = halves[0], replace(halves[1], route=_route(streams, block, traffic))
-        works.append(_layer_work(scenario, layout, block, traffic, (halves, exchange_of(streams, moved.stream))))
+        halves = halves[0], replace(halves[1], route=_route(streams, block, traffic, repeats[number]))
+        again = _again(block, halves, repeats[number], some, (alone.again * alone.matmul_seconds[0])[:, shape], alone.mixing)
+        works.append(_layer_work(scenario, layout, block, traffic, (again, exchange_of(streams, moved.stream), repeats[number])))
     return tuple(works)
 
 
@@ -52,30 +56,51 @@ def _layer_work(
     layout: Layouts,
     block: LayerBlock,
     moved: LayerTraffic,
-    parts: tuple[tuple[Half, Half], Exchange],
+    parts: tuple[tuple[tuple[Half, Half], float], Exchange, Repeated],
 ) -> LayerWork:
-    """One layer of one kind; ``parts``: its halves, and what is exchanged of the activations between layers."""
+    """One layer of one kind; ``parts``: its halves with the seconds that run again beside them, what is exchanged of the activations
+    between layers, and what recomputation repeats."""
+    (halves, again), stream, repeats = parts
     software = scenario.software
     tp, cp, sequence = int(layout.tp[0]), int(layout.cp[0]), bool(layout.sequence_parallel[0])
-    full, selective = (bool(layout.recompute[0] == code) for code in (RECOMPUTE_FULL, RECOMPUTE_SELECTIVE))
-    core = selective and software.memory.selective_recompute == "core_attention"
-    again_attention = (full or core) and software.memory.recomputes_attention
     hops = cp - 1
     return LayerWork(
-        halves=parts[0],
-        again=float(block.selective[0]) if selective and not core else 0.0,
-        again_attention=again_attention,
-        full=full,
+        halves=halves,
+        again=again,
+        again_attention=float(repeats.core[0]),
+        full=float(repeats.whole[0]) == 1,
         tp=tp,
         sequence_parallel=sequence and tp > 1,
         ring=hops,
         keys=float(moved.cp_keys[0]) if hops else 0.0,
         hop=float(moved.cp_hop.seconds[0]) if hops else 0.0,
-        stream=parts[1],
+        stream=stream,
         tp_hidden=software.overlap.tp_overlap if software.overlap.async_tp else 0.0,
         tp_backward_hidden=software.overlap.tp_backward_overlap,
         cp_hidden=software.overlap.cp_overlap,
     )
+
+
+def _again(
+    block: LayerBlock, halves: tuple[Half, Half], repeats: Repeated, some: Recomputation, products: NDArray[np.float64], mixing: int
+) -> tuple[tuple[Half, Half], float]:
+    """The halves with what runs again of each, and seconds that run again beside them; nothing where the whole forward pass does.
+
+    Args:
+        some: what selective recomputation repeats; ``products``: seconds of products that it repeats, the first ``mixing`` attention's.
+    """
+    whole, partly = float(repeats.whole[0]), float(repeats.partly[0])
+    selected = partly * (float(block.selective[0]) - some.core * float(block.attention_forward[0]))
+    if whole == 1 or (whole == 0 and not some.exchanges) or whole == partly == 0:
+        return halves, selected * (whole < 1)
+    first = float(products[:mixing].sum() / products.sum()) if products.sum() > 0 else 0.0
+    marked = []
+    for number, half in enumerate(halves):
+        seconds = whole * (half.forward - half.spared) + selected * (1 - first if number else first)
+        shares = (whole + partly * each[number] for each in (some.gathers, some.scatters))
+        routed = (whole + partly * each for each in (some.dispatched, some.combined))
+        marked.append(replace(half, again=HalfAgain(seconds, *shares, *routed)))
+    return (marked[0], marked[1]), 0.0
 
 
 def exchange_of(streams: Streams, each: TensorParallel) -> Exchange:
@@ -113,12 +138,12 @@ def _halves(block: LayerBlock, around: Sequence[tuple[Exchange, ...]], products:
     return attention, replace(half(1, 1 - first), spared=float(block.spared[0]) + copied - mine)
 
 
-def _route(streams: Streams, block: LayerBlock, moved: LayerTraffic) -> ExpertRoute | None:
+def _route(streams: Streams, block: LayerBlock, moved: LayerTraffic, repeats: Repeated) -> ExpertRoute | None:
     """What goes to other ranks' experts and back; what hides behind another micro-batch's passes is dealt out to both of them."""
     if moved.route is None:
         return None
     found, way, copies = moved.route, seconds_alone(moved.ep_exchange), moved.route.copies
-    hidden = hidden_exchanges(streams.scenario, streams.layouts, block, moved)
+    hidden = hidden_exchanges(streams.scenario, streams.layouts, block, moved, repeats)
     spans = [float(np.ravel(members)[0]) for members in streams.placement.ep.members]
     return ExpertRoute(
         size=float(found.size[0]),

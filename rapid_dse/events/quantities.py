@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 
 from rapid_dse.config.hardware import Network
 from rapid_dse.config.scenario import Scenario
-from rapid_dse.config.software import Software
 from rapid_dse.events.layer_quantities import layer_works, seconds_alone
 from rapid_dse.events.machine import AXES, Machine, cluster_of
 from rapid_dse.events.programs.end_programs import EndWork
@@ -134,9 +133,7 @@ def one_layout(scenario: Scenario, layouts: Layouts, row: int, ready: Prepared, 
     assumed = with_closed_form(scenario)
     groups, arranged = groups_of(assumed, layout), arrangement(assumed, layout)
     layers = layer_time(assumed, layout, own, arranged)
-    works = layer_works(
-        scenario, layout, slowed(scenario.software, layout, own, layers), (groups, arranged), (ready, int(ready.where[row]))
-    )
+    works = layer_works(scenario, layout, slowed(scenario, layout, own, layers), (groups, arranged), (ready, int(ready.where[row])))
     works = tuple(
         replace(work, copies_forward=float(layer.copies_forward[0]), copies_backward=float(layer.copies_backward[0]))
         for work, layer in zip(works, layers.each, strict=True)
@@ -145,9 +142,9 @@ def one_layout(scenario: Scenario, layouts: Layouts, row: int, ready: Prepared, 
     return Priced1(scenario, layout, ready, own, groups, arranged, layers, works, around)
 
 
-def slowed(software: Software, layout: Layouts, block: Block, layers: Layers) -> list[LayerBlock]:
+def slowed(scenario: Scenario, layout: Layouts, block: Block, layers: Layers) -> list[LayerBlock]:
     """Layers of each kind with what the transfers that they hide make them take longer."""
-    return [slowed_block(software, layout, own, layer) for own, layer in zip(block.layers, layers.each, strict=True)]
+    return [slowed_block(scenario, layout, own, layer) for own, layer in zip(block.layers, layers.each, strict=True)]
 
 
 def _end_work(scenario: Scenario, layout: Layouts, block: Block, arranged: Arrangement, work: LayerWork) -> EndWork:

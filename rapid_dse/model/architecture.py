@@ -14,7 +14,7 @@ from rapid_dse.config.scenario import Scenario
 from rapid_dse.config.software import Software
 from rapid_dse.model.layers.embedding import Embedding
 from rapid_dse.model.layers.head import Head
-from rapid_dse.model.layers.part import CoreAttention, Part, PartParameters, Tensor
+from rapid_dse.model.layers.part import CoreAttention, Part, PartParameters, SmallKernel, Tensor
 from rapid_dse.model.layers.registry import PARTS
 from rapid_dse.model.shapes import FloatColumn, MatMul, MicroBatch, mean_context
 from rapid_dse.parallel.stages import Split
@@ -43,6 +43,10 @@ class LayerKind:
     def attention(self, shape: MicroBatch) -> CoreAttention | None:
         """The attention kernel; None where none of its parts has one."""
         return next((found for part in self.parts if (found := part.attention(shape)) is not None), None)
+
+    def small_kernels(self, shape: MicroBatch, software: Software) -> list[SmallKernel]:
+        """What its small kernels move, in order."""
+        return [kernel for part in self.parts for kernel in part.small_kernels(shape, software)]
 
     def tensors(self, shape: MicroBatch, software: Software) -> list[Tensor]:
         """What it makes of a micro-batch; the first is the layer's input."""

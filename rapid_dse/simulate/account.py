@@ -11,12 +11,13 @@ from rapid_dse.common.columns import Shared
 from rapid_dse.config.scenario import Scenario
 from rapid_dse.cost.energy import Work, dynamic_energy, energy
 from rapid_dse.model.architecture import model_flops_per_token
-from rapid_dse.parallel.layouts import RECOMPUTE_FULL, Layouts
+from rapid_dse.parallel.layouts import Layouts
 from rapid_dse.parallel.stages import Stages
 from rapid_dse.simulate.arrangement import Arrangement
 from rapid_dse.simulate.layer import LAYER, layer_moved
 from rapid_dse.simulate.layer_work import Block
 from rapid_dse.simulate.memory import PeakMemory, layer_weights, mean_of_stages, shared_memory
+from rapid_dse.simulate.recomputed import repeated, whole_layers
 from rapid_dse.simulate.results import Priced
 from rapid_dse.simulate.sharding import EndTransfers
 from rapid_dse.simulate.step import StepTimes
@@ -48,7 +49,7 @@ def results(scenario: Scenario, layouts: Layouts, step: StepTimes, work: Shared[
 def joules_of(scenario: Scenario, layouts: Layouts, block: Block, arranged: Arrangement) -> Joules:
     """Mean energy of a GPU's work: layers spread evenly over the stages, the head's and the gradients' share included."""
     hw, precision = scenario.hw, scenario.workload.precision
-    passes = 3.0 + (layouts.recompute == RECOMPUTE_FULL)
+    passes = 3.0 + whole_layers(scenario, layouts)
     layer_flops, layer_traffic, weights = (
         mean_of_stages(scenario, layouts, columns)
         for columns in (
@@ -83,8 +84,8 @@ def sent_bytes(scenario: Scenario, layouts: Layouts, arranged: Arrangement) -> t
 def _layers_sent(scenario: Scenario, layouts: Layouts, arranged: Arrangement) -> NDArray[np.float64]:
     """Bytes of the mean stage's layers for one micro-batch, ``(n_dimensions, n_layouts)``."""
     sent = []
-    for traffic, sharded in zip(arranged.traffic.layers, arranged.sharded, strict=True):
-        moved = layer_moved(scenario, layouts, traffic)
+    for traffic, sharded, repeats in zip(arranged.traffic.layers, arranged.sharded, repeated(scenario, layouts), strict=True):
+        moved = layer_moved(layouts, traffic, repeats)
         sent.append(moved.forward.sent + moved.backward.sent + sharded.forward.sent + sharded.backward.sent)
     return mean_of_stages(scenario, layouts, sent)
 

@@ -11,9 +11,9 @@ from rapid_dse.model.architecture import split_of
 from rapid_dse.parallel import schedules
 from rapid_dse.parallel.layouts import Layouts
 from rapid_dse.parallel.stages import packed, stages, unpacked
-from rapid_dse.simulate.layer import recomputed
 from rapid_dse.simulate.layer_work import Block, framework_block
 from rapid_dse.simulate.memory import stage_weights
+from rapid_dse.simulate.recomputed import recomputed
 from rapid_dse.simulate.shard_copies import with_copies
 from rapid_dse.simulate.step import update_seconds
 from rapid_dse.simulate.training import CHUNK, Prepared, price_operators
@@ -45,7 +45,7 @@ def _computing(scenario: Scenario, whole: Layouts, ready: Prepared, alone: Block
     block = with_copies(scenario, layouts, alone.take(ready.where[rows]), ready.device)
     found = stages(split_of(scenario), layouts)
     ahead = _layers_ahead(scenario, layouts, found.position)
-    layers = [layer.forward + layer.backward + recomputed(software, layouts, layer) for layer in block.layers]
+    layers = [layer.forward + layer.backward + recomputed(scenario, layouts, layer) for layer in block.layers]
     of_layers = summed(found.of_kinds, layers)
     slot = of_layers + found.has_embedding * block.embedding + found.has_head * (block.head_forward + block.head_backward)
     # A split backward pass ends a stage with weight gradients, which no other stage waits for.

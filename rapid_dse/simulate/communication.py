@@ -15,6 +15,7 @@ from rapid_dse.interconnect.fabric import met, told
 from rapid_dse.interconnect.transfer import Transfer
 from rapid_dse.model.architecture import LayerKind, architecture
 from rapid_dse.model.layers.part import Exchanged
+from rapid_dse.model.recompute import Recomputation, selective
 from rapid_dse.model.shapes import MicroBatch
 from rapid_dse.parallel.layouts import USUAL_ETP, WHOLE_GROUP, BoolColumn, Layouts
 from rapid_dse.parallel.placement import Placement, place
@@ -29,12 +30,14 @@ FloatColumn = NDArray[np.float64]
 class LayerTraffic:
     """The transfers of one layer of one kind and one micro-batch.
 
-    ``tp_gather_again``: sequence parallelism's second gather of a layer's inputs, for the weight gradient. ``cp_hop`` is one of ring
-    attention's ``cp − 1`` hops forward, ``cp_keys`` bytes ``(n_layouts,)``; backward there are twice as many. ``ep_exchange`` is one of
-    the two exchanges of each pass, to the experts or back; ``route`` is what it carries, None where tokens stay.
+    ``tp_selective``: what selective recomputation repeats of ``tp_forward``. ``tp_gather_again``: sequence parallelism's second gather of a
+    layer's inputs, for the weight gradient. ``cp_hop`` is one of ring attention's ``cp − 1`` hops forward, ``cp_keys`` bytes
+    ``(n_layouts,)``; backward there are twice as many. ``ep_exchange`` is one of the two exchanges of each pass, to the experts or back;
+    ``route`` is what it carries, None where tokens stay.
     """
 
     tp_forward: Transfer
+    tp_selective: Transfer
     tp_backward: Transfer
     tp_gather_again: Transfer
     cp_hop: Transfer
@@ -190,12 +193,13 @@ def traffic(scenario: Scenario, layouts: Layouts, placement: Placement, network:
     # Each tensor-parallel rank sends its share; without sequence parallelism the node gathers it again (arXiv 2104.04473, section 4.1).
     boundary = transfer.send_to_next(streams.stream.size / layouts.tp, placement.pp, network)
     regather = streams.cast.gather.times(~layouts.sequence_parallel & (layouts.pp > 1))
-    layers = tuple(_layer_traffic(streams, kind) for kind in architecture(scenario.model).kinds)
+    kinds = zip(architecture(scenario.model).kinds, selective(scenario), strict=True)
+    layers = tuple(_layer_traffic(streams, kind, some) for kind, some in kinds)
     return Traffic(layers, boundary + regather, streams.stream)
 
 
-def _layer_traffic(streams: Streams, kind: LayerKind) -> LayerTraffic:
-    """The transfers of one layer of a kind."""
+def _layer_traffic(streams: Streams, kind: LayerKind, some: Recomputation) -> LayerTraffic:
+    """The transfers of one layer of a kind; ``some``: what selective recomputation repeats of it."""
     scenario, layouts, placement, network = streams.scenario, streams.layouts, streams.placement, streams.network
     sequence, width = layouts.sequence_parallel, compute_bytes(scenario)
     every = [each for around in streams.around(kind) for each in around]
@@ -206,6 +210,7 @@ def _layer_traffic(streams: Streams, kind: LayerKind) -> LayerTraffic:
     found = route(scenario, layouts, placement.ep) if kind.copies else None
     return LayerTraffic(
         tp_forward=each_way,
+        tp_selective=_repeated(streams, kind, some),
         tp_backward=each_way,
         tp_gather_again=again.times(sequence),
         cp_hop=none if ring is None else transfer.pass_round(keys, placement.cp, network),
@@ -213,6 +218,16 @@ def _layer_traffic(streams: Streams, kind: LayerKind) -> LayerTraffic:
         ep_exchange=none if found is None else expert_exchange(scenario, found, placement.ep, network),
         route=found,
     )
+
+
+def _repeated(streams: Streams, kind: LayerKind, some: Recomputation) -> Transfer:
+    """What selective recomputation repeats of a layer's exchanges within a tensor-parallel group."""
+    sequence, moved = streams.layouts.sequence_parallel, transfer.nothing(streams.network, len(streams.layouts))
+    for around, gathers, scatters in zip(streams.around(kind), some.gathers, some.scatters, strict=True):
+        for each in around if gathers or scatters else ():
+            scattered = each.gather.times(gathers) + each.scatter.times(scatters)
+            moved = moved + transfer.either(each.scattered(sequence), scattered, each.reduce.times(scatters))
+    return moved
 
 
 def gradient_bytes(scenario: Scenario) -> int:

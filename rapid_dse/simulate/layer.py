@@ -9,16 +9,16 @@ from numpy.typing import NDArray
 
 from rapid_dse.common.columns import rows_of, summed
 from rapid_dse.config.scenario import Scenario
-from rapid_dse.config.software import Software
 from rapid_dse.cost.overlap import Window, exposed, exposed_beside
 from rapid_dse.interconnect import transfer
 from rapid_dse.model.architecture import architecture
-from rapid_dse.parallel.layouts import RECOMPUTE_FULL, RECOMPUTE_SELECTIVE, BoolColumn, Layouts
+from rapid_dse.parallel.layouts import RECOMPUTE_FULL, Layouts
 from rapid_dse.parallel.stages import Stages
 from rapid_dse.simulate.arrangement import MICRO_BATCH, Arrangement
 from rapid_dse.simulate.communication import LayerTraffic
 from rapid_dse.simulate.layer_work import Block, LayerBlock
 from rapid_dse.simulate.offload import HostCopies, host_copies
+from rapid_dse.simulate.recomputed import Repeated, recomputed, repeated
 from rapid_dse.simulate.sharding import PassTransfers
 from rapid_dse.simulate.vocabulary import Ends, exposed_ends
 
@@ -107,19 +107,28 @@ def layer_time(scenario: Scenario, layouts: Layouts, block: Block, arranged: Arr
     once."""
     first, kind = layouts.alike.by(*layer_columns(scenario))
     some, there, own = layouts.take(first), arranged.take(first), block.take(first)
-    parts = zip(own.layers, there.traffic.layers, there.sharded, host_copies(scenario, some), strict=True)
+    beside = zip(there.sharded, host_copies(scenario, some), repeated(scenario, some), strict=True)
+    parts = zip(own.layers, there.traffic.layers, beside, strict=True)
     each = tuple(_layer(scenario, some, *of_kind) for of_kind in parts)
     alone = rows_of(_LayersAlone(each, exposed_ends(scenario, own, there.vocabulary)), kind)
     return Layers(alone.each, alone.ends, exposed_tables(scenario, layouts, arranged, alone.each))
 
 
 def _layer(
-    scenario: Scenario, layouts: Layouts, block: LayerBlock, moved: LayerTraffic, sharded: PassTransfers, copies: HostCopies
+    scenario: Scenario,
+    layouts: Layouts,
+    block: LayerBlock,
+    moved: LayerTraffic,
+    around: tuple[PassTransfers, HostCopies, Repeated],
 ) -> Layer:
-    """One layer of one micro-batch: compute, and what of its transfers shows."""
+    """One layer of one micro-batch: compute, and what of its transfers shows.
+
+    Args:
+        around: transfers of ZeRO 2 and 3, copies between GPU and host, and what recomputation repeats.
+    """
+    sharded, copies, repeats = around
     software = scenario.software
-    full, ring_again = layouts.recompute == RECOMPUTE_FULL, rings_again(software, layouts)
-    again = recomputed(software, layouts, block)
+    again = recomputed(scenario, layouts, block)
     pipelined = software.overlap.tp_overlap if software.overlap.async_tp else 0.0
     # attention, which rings of context parallelism hide behind, hides nothing of tensor parallelism's transfers
     forward_beside, backward_beside = block.forward - block.attention_forward, block.backward - block.attention_backward
@@ -128,23 +137,23 @@ def _layer(
     hidden = pipelined * beside.seconds
     # behind weight gradients hides what the pipelined share leaves; all that hides fits into the pass
     hidden = hidden + np.minimum(software.overlap.tp_backward_overlap * (beside.seconds - hidden), block.weight_gradient)
-    tp_backward = beside.seconds - np.minimum(hidden, backward_beside) + np.where(full, tp_forward, 0.0)
+    tp_backward = beside.seconds - np.minimum(hidden, backward_beside) + repeats.whole * tp_forward
+    tp_backward = tp_backward + (1 - pipelined) * repeats.partly * moved.tp_selective.seconds
     ring = moved.cp_hop.times(layouts.cp - 1)
     cp_forward = exposed_beside(ring.seconds, software.overlap.cp_overlap, block.attention_forward)
-    cp_backward = exposed_beside(2 * ring.seconds, software.overlap.cp_overlap, block.attention_backward) + np.where(
-        ring_again, cp_forward, 0.0
-    )
-    routed, ways = hidden_exchanges(scenario, layouts, block, moved), 2 * moved.ep_exchange.seconds
-    ep_forward, ep_backward = routed.shown * ways, routed.shown * ways * np.where(full, 2.0, 1.0)
+    cp_backward = exposed_beside(2 * ring.seconds, software.overlap.cp_overlap, block.attention_backward) + repeats.core * cp_forward
+    routed, way = hidden_exchanges(scenario, layouts, block, moved, repeats), moved.ep_exchange.seconds
+    ep_forward, ep_backward = routed.shown * 2 * way, routed.shown * (2 + repeats.routed) * way
     forward = block.forward + tp_forward + cp_forward + ep_forward
     backward = block.backward + again + tp_backward + cp_backward + ep_backward
-    all_moved = layer_moved(scenario, layouts, moved)
+    all_moved = layer_moved(layouts, moved, repeats)
     dp_forward = exposed(sharded.forward, software.overlap.dp_overlap, Window(forward, all_moved.forward.busy))
     dp_backward = exposed(sharded.backward, software.overlap.dp_overlap, Window(backward, all_moved.backward.busy))
     hidden_forward = (
         moved.tp_forward.seconds + ring.seconds + sharded.forward.seconds - tp_forward - cp_forward - dp_forward + routed.forward
     )
-    sent_backward = beside.seconds + full * moved.tp_forward.seconds + (2 + ring_again) * ring.seconds + sharded.backward.seconds
+    tp_again = repeats.whole * moved.tp_forward.seconds + repeats.partly * moved.tp_selective.seconds
+    sent_backward = beside.seconds + tp_again + (2 + repeats.core) * ring.seconds + sharded.backward.seconds
     hidden_backward = sent_backward - tp_backward - cp_backward - dp_backward + routed.backward
     slowing = software.overlap.overlap_slowdown
     slowed_forward, slowed_backward = (slowing * np.maximum(0.0, each) for each in (hidden_forward, hidden_backward))
@@ -168,15 +177,15 @@ def _layer(
     )
 
 
-def slowed_block(software: Software, layouts: Layouts, block: LayerBlock, layer: Layer) -> LayerBlock:
+def slowed_block(scenario: Scenario, layouts: Layouts, block: LayerBlock, layer: Layer) -> LayerBlock:
     """The block with each pass of a layer as much longer as the transfers make it that it hides: what graphs of passes compute.
 
     A forward pass that runs again is as slow as the first; the gradients have the rest of what the backward pass takes longer.
     """
-    if software.overlap.overlap_slowdown == 0:
+    if scenario.software.overlap.overlap_slowdown == 0:
         return block
     ahead = 1 + layer.slowed_forward / block.forward
-    again = (layouts.recompute == RECOMPUTE_FULL) * recomputed(software, layouts, block)
+    again = (layouts.recompute == RECOMPUTE_FULL) * recomputed(scenario, layouts, block)
     back = 1 + (layer.slowed_backward - (ahead - 1) * again) / block.backward
     longer = {"forward": ahead, "attention_forward": ahead, "spared": ahead, "gather_copies": ahead}
     longer |= {"backward": back, "attention_backward": back, "weight_gradient": back}
@@ -224,39 +233,23 @@ class HiddenExchanges:
     backward: FloatColumn
 
 
-def hidden_exchanges(scenario: Scenario, layouts: Layouts, block: LayerBlock, moved: LayerTraffic) -> HiddenExchanges:
+def hidden_exchanges(scenario: Scenario, layouts: Layouts, block: LayerBlock, moved: LayerTraffic, repeats: Repeated) -> HiddenExchanges:
     """What hides of a layer's exchanges: all of a forward and a backward pass together hide behind a share of both passes' compute, in
     proportion to how long each is."""
     experts, none = scenario.software.experts, np.zeros(len(layouts))
     if not experts.expert_overlap or moved.route is None:
         return HiddenExchanges(none + 1.0, none, none)
-    every = moved.ep_exchange.seconds * (4.0 + 2.0 * (layouts.recompute == RECOMPUTE_FULL))
-    ahead, back = block.forward, block.backward + recomputed(scenario.software, layouts, block)
+    every = moved.ep_exchange.seconds * (4.0 + repeats.routed)
+    ahead, back = block.forward, block.backward + recomputed(scenario, layouts, block)
     hidden = np.minimum(every, experts.ep_overlap * (ahead + back))
     shown = 1.0 - np.divide(hidden, every, out=np.zeros(len(layouts)), where=every > 0)
     forward = hidden * ahead / (ahead + back)
     return HiddenExchanges(shown, forward, hidden - forward)
 
 
-def layer_moved(scenario: Scenario, layouts: Layouts, moved: LayerTraffic) -> PassTransfers:
-    """All transfers of tensor, context and expert parallelism in each pass of a layer, what recomputation repeats included."""
-    full, ring_again = layouts.recompute == RECOMPUTE_FULL, rings_again(scenario.software, layouts)
-    ring, routed = moved.cp_hop.times(layouts.cp - 1), moved.ep_exchange.times(2)
-    backward = moved.tp_backward + moved.tp_gather_again + ring.times(2.0 + ring_again) + routed.times(1.0 + full)
-    return PassTransfers(moved.tp_forward + ring + routed, backward + moved.tp_forward.times(full))
-
-
-def rings_again(software: Software, layouts: Layouts) -> BoolColumn:
-    """Whether the backward pass runs ring attention forward once more, ``(n_layouts,)``."""
-    core = (layouts.recompute == RECOMPUTE_SELECTIVE) & (software.memory.selective_recompute == "core_attention")
-    again: BoolColumn = ((layouts.recompute == RECOMPUTE_FULL) | core) & software.memory.recomputes_attention
-    return again
-
-
-def recomputed(software: Software, layouts: Layouts, block: LayerBlock) -> FloatColumn:
-    """What the backward pass of a layer computes once more, s, ``(n_layouts,)``; its weights have come already, so that no copy of them is
-    repeated."""
-    left_out = block.spared + block.gather_copies + (0.0 if software.memory.recomputes_attention else block.attention_forward)
-    whole = block.forward - left_out
-    partly = np.where(layouts.recompute == RECOMPUTE_SELECTIVE, block.selective, 0.0)
-    return np.where(layouts.recompute == RECOMPUTE_FULL, whole, partly)
+def layer_moved(layouts: Layouts, moved: LayerTraffic, repeats: Repeated) -> PassTransfers:
+    """All transfers of tensor, context and expert parallelism in each pass of a layer, what recomputation ``repeats`` included."""
+    ring = moved.cp_hop.times(layouts.cp - 1)
+    again = moved.tp_forward.times(repeats.whole) + moved.tp_selective.times(repeats.partly)
+    backward = moved.tp_backward + moved.tp_gather_again + ring.times(2.0 + repeats.core) + moved.ep_exchange.times(2.0 + repeats.routed)
+    return PassTransfers(moved.tp_forward + ring + moved.ep_exchange.times(2), backward + again)

@@ -14,6 +14,7 @@ from rapid_dse.common.columns import rows_of
 from rapid_dse.config.run import Workload
 from rapid_dse.config.scenario import Scenario
 from rapid_dse.device import OperatorModel
+from rapid_dse.model.recompute import Recomputation, selective
 from rapid_dse.model.shapes import MicroBatch
 from rapid_dse.parallel.layouts import Layouts
 from rapid_dse.simulate.operator_times import LayerOperators, Operators, compute_bytes
@@ -79,7 +80,10 @@ def framework_block(scenario: Scenario, shape: MicroBatch, alone: Operators, dev
     head = _products(scenario, alone.head_seconds, alone.head_cast_bytes, device)
     loss = device.elementwise(alone.loss_bytes)
     return Block(
-        layers=tuple(_layer_block(scenario, layer, _sequence_copy(scenario, shape, device), device) for layer in alone.layers),
+        layers=tuple(
+            _layer_block(scenario, layer, some, _sequence_copy(scenario, shape, device), device)
+            for layer, some in zip(alone.layers, selective(scenario), strict=True)
+        ),
         head_forward=head[0] + loss / 2,
         head_backward=head[1] + head[2] + loss / 2,
         head_weight_gradient=head[2],
@@ -103,15 +107,18 @@ def _sequence_copy(scenario: Scenario, shape: MicroBatch, device: OperatorModel)
     return np.where(shape.sequence_parallel & (shape.tp > 1), device.elementwise(moved), 0.0)
 
 
-def _layer_block(scenario: Scenario, alone: LayerOperators, copied: FloatColumn, device: OperatorModel) -> LayerBlock:
-    """A layer of one kind; ``copied``: seconds of a copy of the whole stream around each exchange."""
+def _layer_block(scenario: Scenario, alone: LayerOperators, some: Recomputation, copied: FloatColumn, device: OperatorModel) -> LayerBlock:
+    """A layer of one kind; ``some``: what selective recomputation repeats of it, ``copied``: seconds of a copy of the whole stream around
+    each exchange."""
     software = scenario.software
     seconds = _products(scenario, alone.matmul_seconds, alone.cast_bytes, device)
     forward, input_gradient, weight_gradient = seconds.sum(axis=1)
     glue_forward = device.elementwise(alone.glue_forward_bytes * software.kernels.elementwise_traffic)
     glue_backward = device.elementwise(alone.glue_backward_bytes * software.kernels.elementwise_traffic)
-    every_other = software.memory.selective_recompute == "every_other_matmul"
-    again = (alone.second * seconds[0]).sum(axis=0)
+    glue_again = np.where(
+        alone.glue_again_bytes > 0, device.elementwise(alone.glue_again_bytes * software.kernels.elementwise_traffic), 0.0
+    )
+    again = (alone.again * seconds[0]).sum(axis=0) + some.core * alone.attention_forward
     traffic = (alone.glue_forward_bytes + alone.glue_backward_bytes) * software.kernels.elementwise_traffic
     return LayerBlock(
         forward=forward + alone.attention_forward + glue_forward + SEQUENCE_COPIES[0] * copied,
@@ -119,7 +126,7 @@ def _layer_block(scenario: Scenario, alone: LayerOperators, copied: FloatColumn,
         weight_gradient=weight_gradient,
         attention_forward=alone.attention_forward,
         attention_backward=alone.attention_backward,
-        selective=glue_forward + again if every_other else alone.attention_forward * software.memory.recomputes_attention,
+        selective=glue_again + again + sum((*some.gathers, *some.scatters)) * copied,
         spared=seconds[0, -1] * software.memory.recompute_stops_early,
         gather_copies=np.zeros_like(copied),
         flops=alone.flops,

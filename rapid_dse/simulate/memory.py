@@ -20,12 +20,14 @@ from rapid_dse.device.contract import UNFUSED
 from rapid_dse.model.architecture import LayerKind, architecture
 from rapid_dse.model.layers.embedding import table_parameters
 from rapid_dse.model.layers.part import Number, Tensor
+from rapid_dse.model.recompute import Recomputation, full, nothing, selective
 from rapid_dse.model.shapes import MicroBatch
-from rapid_dse.parallel.layouts import RECOMPUTE_FULL, RECOMPUTE_NONE, BoolColumn, Layouts
+from rapid_dse.parallel.layouts import RECOMPUTE_NONE, RECOMPUTE_SELECTIVE, BoolColumn, Layouts
 from rapid_dse.parallel.schedules import HOLDS_ALL, SPLITS_BACKWARD, in_flight
 from rapid_dse.parallel.stages import Stages
 from rapid_dse.simulate.loss import loss_memory
 from rapid_dse.simulate.operator_times import compute_bytes
+from rapid_dse.simulate.recomputed import whole_layers
 from rapid_dse.simulate.residence import on_the_host, shard_bytes, shards_are_master
 
 FloatColumn = NDArray[np.float64]
@@ -149,44 +151,27 @@ class LayerTensors:
         kinds = architecture(scenario.model).kinds
         return tuple(cls(scenario, tuple(kind.tensors(shape, scenario.software))) for kind in kinds)
 
-    def input(self) -> FloatColumn:
-        """Bytes of what the layer is given."""
-        return compute_bytes(self.scenario) * self.tensors[0].elements
-
     def outputs(self) -> FloatColumn:
         """Bytes of what products give, and of the gradients of that."""
         return compute_bytes(self.scenario) * _total([each.elements for each in self.tensors if each.product])
-
-    def beside_every_other(self) -> FloatColumn:
-        """Bytes that are kept where every other product is repeated: the layer's input, what the others give, and what the attention kernel
-        gives with its log-sum-exp."""
-        firsts = _total([each.first * each.elements for each in self.tensors if each.product])
-        sums = _total([self._bytes(each) for each in self.tensors if each.name == "log_sum_exp"])
-        return self.input() + compute_bytes(self.scenario) * firsts + self.core_output() + sums
 
     def inputs(self) -> FloatColumn:
         """Bytes of what products read, which weight gradients need."""
         return _total([self._bytes(each) for each in self.tensors if each.width in ("input", "core_input")])
 
-    def kept(self, scores: bool) -> FloatColumn:
-        """Bytes that autograd keeps; ``scores``: what recomputing the attention kernel would make again is among them."""
-        return _total([self._bytes(each) for each in self.tensors if each.kept and not each.core]) + (self._scores() if scores else 0.0)
+    def kept(self, by: Recomputation) -> FloatColumn:
+        """Bytes that autograd keeps for the backward pass."""
+        fused = self.scenario.attention_kernel not in UNFUSED
+        shares = [share * (1.0 - fused * each.core) for share, each in zip(by.kept, self.tensors, strict=True)]
+        kept = _total([share * self._bytes(each, by.as_made) for share, each in zip(shares, self.tensors, strict=True)])
+        firsts = [by.firsts * each.first * each.elements for each in self.tensors if each.product]
+        return kept + compute_bytes(self.scenario) * _total(firsts)
 
-    def _scores(self) -> FloatColumn | float:
-        """Softmax output and dropout output, both 16 bits, and a mask of one byte: 5 a s of the paper; the first alone without dropout."""
-        if self.scenario.attention_kernel not in UNFUSED:
-            return 0.0
-        return _total([self._bytes(each) for each in self.tensors if each.core])
-
-    def core_output(self) -> FloatColumn:
-        """Bytes of what the attention kernel gives."""
-        return compute_bytes(self.scenario) * _total([each.elements for each in self.tensors if each.width == "core_input"])
-
-    def _bytes(self, tensor: Tensor) -> FloatColumn:
+    def _bytes(self, tensor: Tensor, as_made: bool = False) -> FloatColumn:
         """Transformer Engine keeps its fp8 copies of inputs, beside attention's own 16-bit output; torchao keeps the 16-bit inputs and
-        casts them again."""
+        casts them again. ``as_made``: before such a copy."""
         width = compute_bytes(self.scenario)
-        narrow = self.scenario.workload.precision == "fp8" and self.scenario.software.precision.keeps_fp8
+        narrow = not as_made and self.scenario.workload.precision == "fp8" and self.scenario.software.precision.keeps_fp8
         widths = {"activation": width, "input": width, "core_input": width, "byte": 1, "fp32": 4}
         if narrow:
             widths |= {"input": 1, "core_input": 1 + width}
@@ -207,19 +192,18 @@ def weight_gradient_bytes(scenario: Scenario, layouts: Layouts) -> tuple[FloatCo
     return tuple(made.inputs() + made.outputs() for made in LayerTensors.of(scenario, layouts))
 
 
-def layer_activations(scenario: Scenario, layouts: Layouts) -> tuple[FloatColumn, ...]:
-    """Bytes that autograd keeps for a layer of each kind of one micro-batch, by the layout's recomputation, ``(n_layouts,)`` each."""
-    full = layouts.recompute == RECOMPUTE_FULL
-    overhead = np.where(full, 1.0, scenario.software.memory.activation_overhead)
-    every_other = scenario.software.memory.selective_recompute == "every_other_matmul"
+def layer_activations(scenario: Scenario, layouts: Layouts, mean: bool = True) -> tuple[FloatColumn, ...]:
+    """Bytes that autograd keeps for a layer of each kind of one micro-batch, by the layout's recomputation, ``(n_layouts,)`` each: in the
+    mean over a stage's layers, or of one that runs again where some do."""
+    overhead, whole = scenario.software.memory.activation_overhead, whole_layers(scenario, layouts)
+    whole = whole if mean else np.ceil(whole)
+    modes = zip(LayerTensors.of(scenario, layouts), nothing(scenario), selective(scenario), full(scenario), strict=True)
 
-    def of_kind(made: LayerTensors) -> FloatColumn:
-        selective = made.beside_every_other() if every_other else made.kept(scores=False)
-        partly = np.where(layouts.recompute == RECOMPUTE_NONE, made.kept(scores=True), selective)
-        kept: FloatColumn = np.where(full, made.input(), partly) * overhead
-        return kept
+    def of_kind(made: LayerTensors, none: Recomputation, some: Recomputation, all_: Recomputation) -> FloatColumn:
+        partly = np.where(layouts.recompute == RECOMPUTE_SELECTIVE, made.kept(some), made.kept(none)) * overhead
+        return partly + whole * (made.kept(all_) - partly)
 
-    return tuple(of_kind(made) for made in LayerTensors.of(scenario, layouts))
+    return tuple(of_kind(*each) for each in modes)
 
 
 # Columns of Layouts on which memory depends, beside the number of micro-batches: what ZeRO shards, and activations.
@@ -350,7 +334,7 @@ def _activations(scenario: Scenario, layouts: Layouts, stages: Stages) -> NDArra
     def held_on(position: NDArray[np.int64], late: FloatColumn) -> NDArray[np.float64]:
         return in_flight(layouts.schedule, position, layouts.pp, layouts.chunks, micro_batches, late)
 
-    held, left = held_on(stages.position, none), each
+    held, left = held_on(stages.position, none), layer_activations(scenario, layouts, mean=False)
     embeddings = held * stages.has_embedding
     splits = SPLITS_BACKWARD.take(layouts.schedule)
     if splits.any():
@@ -358,7 +342,7 @@ def _activations(scenario: Scenario, layouts: Layouts, stages: Stages) -> NDArra
         delayed = weight_gradient_bytes(scenario, layouts)
         late = np.divide(summed(kinds, delayed), of_stage, out=np.ones_like(of_stage), where=of_stage > 0)
         held = np.maximum(held_on(stages.position, late), held_on(stages.latest, late))
-        left = tuple(np.where(splits, np.maximum(kept, more), kept) for kept, more in zip(each, delayed, strict=True))
+        left = tuple(np.where(splits, np.maximum(kept, more), kept) for kept, more in zip(left, delayed, strict=True))
     all_kept = layer_activations(scenario, _without_recompute(layouts))
     whole = [np.maximum(0.0, kept - already) for kept, already in zip(all_kept, left, strict=True)]  # of the layer that runs backward
     tokens = layouts.micro_batch_size * (scenario.workload.seq_len / layouts.cp)

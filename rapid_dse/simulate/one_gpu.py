@@ -13,9 +13,9 @@ from rapid_dse.device import OperatorModel
 from rapid_dse.model.architecture import architecture
 from rapid_dse.parallel.layouts import BoolColumn, Layouts
 from rapid_dse.simulate.host_launches import micro_batch_seconds
-from rapid_dse.simulate.layer import recomputed
 from rapid_dse.simulate.layer_work import framework_block
 from rapid_dse.simulate.operator_times import compute_bytes
+from rapid_dse.simulate.recomputed import recomputed
 from rapid_dse.simulate.slots import host_layer_seconds, launched_slot
 from rapid_dse.simulate.training import price_operators
 
@@ -45,7 +45,7 @@ def phases(scenario: Scenario, layouts: Layouts, ends: BoolColumn) -> Phases:
     launches = scenario.model.num_hidden_layers * host_layer_seconds(scenario, layouts) + micro_batch_seconds(scenario)
     # the look-up reads and writes a row a token, its gradient reads, adds and writes
     forward = summed(counts, [layer.forward for layer in block.layers]) + ends * (block.head_forward + block.embedding / 3)
-    again = [layer.backward + recomputed(software, layouts, layer) for layer in block.layers]
+    again = [layer.backward + recomputed(scenario, layouts, layer) for layer in block.layers]
     backward = summed(counts, again) + ends * (block.head_backward + block.embedding * 2 / 3)
     # each pass has a third of the launches: forward, input gradients, weight gradients
     return Phases(launched_slot(software, forward, launches / 3), launched_slot(software, backward, launches * 2 / 3))

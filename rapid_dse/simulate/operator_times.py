@@ -15,6 +15,7 @@ from rapid_dse.config.scenario import Scenario
 from rapid_dse.device import OperatorModel
 from rapid_dse.model.architecture import Architecture, LayerKind, architecture
 from rapid_dse.model.layers.part import CoreAttention, Part
+from rapid_dse.model.recompute import Recomputation, selective
 from rapid_dse.model.shapes import MatMul, MicroBatch, mean_context
 from rapid_dse.simulate.loss import loss_traffic
 from rapid_dse.simulate.ring_attention import AttentionKernels, Direction, ring_attention
@@ -35,21 +36,23 @@ class LayerOperators:
 
     Attributes:
         matmul_seconds, cast_bytes: ``(3, n_matmuls, n_shapes)``: forward, input gradient, weight gradient of each product; the first
-            ``mixing`` products are attention's. ``second``: the share of each that selective recomputation of every other one repeats,
-            ``(n_matmuls, n_shapes)``.
+            ``mixing`` products are attention's. ``again``: the share of each that selective recomputation
+            repeats, ``(n_matmuls, n_shapes)``.
         attention_forward, attention_backward: seconds of the attention kernel, ``(n_shapes,)``.
-        glue_forward_bytes, glue_backward_bytes: HBM bytes of fully fused elementwise kernels; ``operand_bytes``: of the products' operands.
+        glue_forward_bytes, glue_backward_bytes: HBM bytes of fully fused elementwise kernels; ``glue_again_bytes``: of those that selective
+            recomputation repeats; ``operand_bytes``: of the products' operands.
         flops: FLOP of the forward pass.
     """
 
     matmul_seconds: NDArray[np.float64]
     cast_bytes: NDArray[np.float64]
-    second: NDArray[np.float64]
+    again: NDArray[np.float64]
     mixing: int
     attention_forward: FloatColumn
     attention_backward: FloatColumn
     glue_forward_bytes: FloatColumn
     glue_backward_bytes: FloatColumn
+    glue_again_bytes: FloatColumn
     operand_bytes: FloatColumn
     flops: FloatColumn
 
@@ -91,8 +94,8 @@ def operators(scenario: Scenario, shape: MicroBatch, device: OperatorModel, slow
     kernels = [(forward * slowest, backward * slowest) for forward, backward in _attention_kernels(scenario, model, shape, device)]
     return Operators(
         layers=tuple(
-            _layer_operators(scenario, kind, shape, (seconds[number], casts[number]), kernels[number])
-            for number, kind in enumerate(model.kinds)
+            _layer_operators(scenario, kind, shape, (seconds[number], casts[number]), kernels[number], some)
+            for number, (kind, some) in enumerate(zip(model.kinds, selective(scenario), strict=True))
         ),
         head_seconds=seconds[-1].sum(axis=1),
         head_cast_bytes=casts[-1].sum(axis=1),
@@ -107,18 +110,25 @@ def _layer_operators(
     shape: MicroBatch,
     products: tuple[NDArray[np.float64], NDArray[np.float64]],
     kernels: tuple[FloatColumn, FloatColumn],
+    some: Recomputation,
 ) -> LayerOperators:
     """A layer of one kind, from seconds and cast bytes of its products and the seconds of its attention kernel."""
     matmuls = kind.products(shape)
     forward, backward = elementwise_bytes(scenario, kind, shape)
     return LayerOperators(
         *products,
-        second=np.stack([np.broadcast_to(each.second, shape.tp.shape) for each in matmuls]),
+        again=np.stack(
+            [
+                np.broadcast_to(share + some.seconds * each.second, shape.tp.shape)
+                for share, each in zip(some.products, matmuls, strict=True)
+            ]
+        ),
         mixing=len(kind.parts[0].products(shape)),
         attention_forward=kernels[0],
         attention_backward=kernels[1],
         glue_forward_bytes=forward,
         glue_backward_bytes=backward,
+        glue_again_bytes=_again_bytes(scenario, kind, shape, some),
         operand_bytes=compute_bytes(scenario) * np.sum([_operands(each) for each in matmuls], axis=0),
         flops=np.sum([each.flops for each in matmuls], axis=0) + attention_flops(kind.attention(shape), shape),
     )
@@ -208,10 +218,18 @@ def elementwise_bytes(scenario: Scenario, kind: LayerKind, shape: MicroBatch) ->
 
     The counts are passes of fully fused kernels; ``software.elementwise_traffic`` says how many times that a framework moves.
     """
-    width, parts = compute_bytes(scenario), [part.small_kernels(shape, scenario.software) for part in kind.parts]
-    forward = np.sum([width * part.forward + part.fp32 for part in parts], axis=0)
-    backward = np.sum([width * part.backward + part.fp32 for part in parts], axis=0)
+    width, kernels, none = compute_bytes(scenario), kind.small_kernels(shape, scenario.software), np.zeros(len(shape.tp))
+    forward = sum((none + (width * kernel.forward + kernel.fp32) for kernel in kernels), none)
+    backward = sum((none + (width * kernel.backward + kernel.fp32) for kernel in kernels), none)
     return forward, backward
+
+
+def _again_bytes(scenario: Scenario, kind: LayerKind, shape: MicroBatch, some: Recomputation) -> FloatColumn:
+    """HBM bytes of the small kernels that selective recomputation repeats, ``(n_shapes,)``."""
+    kernels, width = kind.small_kernels(shape, scenario.software), compute_bytes(scenario)
+    none = np.zeros(len(shape.tp))
+    repeated = (none + share * (width * each.forward + each.fp32) for share, each in zip(some.small, kernels, strict=True) if share > 0)
+    return sum(repeated, none)
 
 
 def _operands(matmul: MatMul) -> FloatColumn:

@@ -11,12 +11,13 @@ from numpy.typing import NDArray
 from rapid_dse.common.columns import Positions, rows_of, summed
 from rapid_dse.config.scenario import Scenario
 from rapid_dse.config.software import Software
-from rapid_dse.parallel.layouts import RECOMPUTE_FULL, IntColumn, Layouts
+from rapid_dse.parallel.layouts import IntColumn, Layouts
 from rapid_dse.parallel.schedules.schedule import Slots
 from rapid_dse.parallel.stages import Stages
 from rapid_dse.simulate.communication import nodes_of
 from rapid_dse.simulate.host_launches import layer_launches, micro_batch_seconds
 from rapid_dse.simulate.layer_work import Block
+from rapid_dse.simulate.recomputed import whole_layers
 
 FloatColumn = NDArray[np.float64]
 NODE = 8  # tensor-parallel ranks that ``cluster.host_slowdown`` is told of
@@ -29,7 +30,7 @@ def host_layer_seconds(scenario: Scenario, layouts: Layouts) -> FloatColumn:
     software = scenario.software
     collective = np.where(layouts.tp > 1, software.host.host_collective_layer, 0.0)
     # Full recomputation launches the forward pass again, half of what the host does for a layer.
-    again = np.where(layouts.recompute == RECOMPUTE_FULL, 1.5, 1.0)
+    again = 1.0 + 0.5 * whole_layers(scenario, layouts)
     launched = layer_launches(scenario, layouts)
     seconds: FloatColumn = (software.host.host_layer * launched + collective * (launched > 0)) * again
     if scenario.cluster.host_slowdown == 1:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import Field
 
 from rapid_dse.config.fields import Bytes
 from rapid_dse.config.parts import SchemaPart
+from rapid_dse.config.recompute_entries import ModuleSum
 
 
 class MemorySettings(SchemaPart):
     """What recomputation repeats, what activations, logits and the allocator take, and which peak is reported."""
 
-    selective_recompute: Literal["core_attention", "every_other_matmul"] = "core_attention"
+    # What selective recomputation makes again: entries of config/recompute, or a sum of them.
+    selective_recompute: ModuleSum = "core_attention"
     recomputes_attention: bool = True  # recomputation runs the attention kernel again; false where its output is kept
     # Full recomputation ends where autograd has all that it kept, so that a layer's last product is not run again (early stop of
     # torch.utils.checkpoint without reentrance); false: the whole forward pass runs again.

@@ -73,12 +73,24 @@ class ExpertRoute:
 
 
 @dataclass(frozen=True)
+class HalfAgain:
+    """What recomputation repeats of a half: seconds without the attention kernel, and the share of the transfers of each kind."""
+
+    seconds: float
+    gathers: float
+    scatters: float
+    dispatched: float
+    combined: float
+
+
+@dataclass(frozen=True)
 class Half:
     """Seconds of one half of a layer, attention's or the MLP's: operators before, the attention kernel, operators after it.
 
     ``forward`` and ``input_gradient`` are without the attention kernel. ``exchanges`` are what tensor parallelism gathers before and
     scatters or reduces after it, ``route`` what goes to other ranks' experts and back.
-    ``spared``: seconds of ``forward`` that recomputation leaves out.
+    ``spared``: seconds of ``forward`` that recomputation leaves out. ``again``: what runs again where a part of the half does, with
+    transfers.
     """
 
     name: str
@@ -90,6 +102,7 @@ class Half:
     attention_backward: float = 0.0
     route: ExpertRoute | None = None
     spared: float = 0.0
+    again: HalfAgain | None = None
 
 
 @dataclass(frozen=True)
@@ -98,8 +111,9 @@ class LayerWork:
 
     Attributes:
         halves: attention's, the MLP's.
-        again: seconds that selective recomputation repeats besides the attention kernel, which ``again_attention`` repeats with its
-            ring; ``full`` runs the whole forward pass again (the kernel where ``again_attention`` says so).
+        again: seconds that selective recomputation repeats besides the attention kernel, of which it repeats the share
+            ``again_attention`` with its ring; ``full`` runs the whole forward pass again (the kernel as ``again_attention`` says). Where
+            transfers run again too, or only in some layers, each half says what does (``Half.again``).
         keys: bytes of one hop of ring attention, ``ring`` hops forward; twice as many backward.
         stream: the activations between layers as they are, of all of a tensor-parallel group.
         tp_hidden: share of all tensor-parallel transfers that hides (async_tp); ``tp_backward_hidden``: of the backward pass's
@@ -109,7 +123,7 @@ class LayerWork:
 
     halves: tuple[Half, Half]
     again: float
-    again_attention: bool
+    again_attention: float
     full: bool
     tp: int
     sequence_parallel: bool
@@ -164,12 +178,28 @@ def backward(script: Script, work: LayerWork, after: After, weights: bool = True
         after = forward(script, work, after, again=True)
     else:
         after = script.compute(after, work.again, "recompute")
-        seconds = sum(half.attention_forward for half in work.halves) if work.again_attention else 0.0
-        after = _attention(script, work, after, seconds, "attention kernel forward again", work.ring)
+        for half in work.halves:
+            after = _half_again(script, work, half, after)
     hidden = work.tp_backward_hidden if weights else 0.0
     for half in reversed(work.halves):
         after = _backward_half(script, work, half, after, weights, hidden)
     return script.compute(_joined(after, others), work.copies_backward, "waiting for copies from the host", "host")
+
+
+def _half_again(script: Script, work: LayerWork, half: Half, after: After) -> After:
+    """What runs again of a half: some of its computation, the attention kernel, some of its transfers."""
+    again = half.again
+    if again:
+        after = _routed(script, half, after, 0, again.dispatched)
+        after = exchange(script, half, after, "ALL_GATHER", again.gathers * (1 - work.tp_hidden))
+        after = script.compute(after, again.seconds, f"{half.name} again")
+    hops = work.ring if work.again_attention else 0
+    after = _attention(script, work, after, half.attention_forward * work.again_attention, "attention kernel forward again", hops)
+    if again:
+        for kind in LAST:
+            after = exchange(script, half, after, kind, again.scatters * (1 - work.tp_hidden))
+        after = _routed(script, half, after, 1, again.combined)
+    return after
 
 
 def _backward_half(script: Script, work: LayerWork, half: Half, after: After, weights: bool, hidden: float) -> After:
@@ -259,9 +289,9 @@ def exchange(script: Script, half: Half, after: After, kind: str, share: float, 
     return after
 
 
-def _routed(script: Script, half: Half, after: After, way: int) -> After:
+def _routed(script: Script, half: Half, after: After, way: int, share: float = 1.0) -> After:
     """Tokens (or their gradients) on their way to the experts, or back, as far as that does not hide."""
-    return after if half.route is None else _route(script, half.route, after, way, half.route.shown, MAIN)
+    return after if half.route is None else _route(script, half.route, after, way, share * half.route.shown, MAIN)
 
 
 def _beside_pass(script: Script, work: LayerWork, after: After, direction: int) -> After:

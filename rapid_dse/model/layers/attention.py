@@ -8,7 +8,7 @@ import numpy as np
 
 from rapid_dse.config.model import Model
 from rapid_dse.config.software import Software
-from rapid_dse.model.layers.part import CoreAttention, Exchanged, Part, PartParameters, SmallKernels, Tensor, norm_parameters
+from rapid_dse.model.layers.part import CoreAttention, Exchanged, Part, PartParameters, SmallKernel, Step, Tensor, norm_parameters
 from rapid_dse.model.shapes import FloatColumn, MatMul, MicroBatch
 from rapid_dse.parallel.layouts import IntColumn
 
@@ -51,14 +51,37 @@ class Attention(Part):
         model = self.model
         return CoreAttention(self._heads(shape.tp), local_kv_heads(model, shape.tp), model.attention_head_dim, self.window)
 
-    def small_kernels(self, shape: MicroBatch, software: Software) -> SmallKernels:
+    def small_kernels(self, shape: MicroBatch, software: Software) -> list[SmallKernel]:
         """A norm reads and writes (backward reads two and writes one), a residual sum reads two and writes one; rotary embedding reads
         and writes queries and keys, and norms of those like any other."""
         model = self.model
         stream = shape.norm_tokens * model.hidden_size
         turned = shape.tokens * model.attention_head_dim * (self._heads(shape.tp) + local_kv_heads(model, shape.tp))
         rotary, normed, mask = turned * (model.position_embedding == "rope"), turned * model.qk_norm, 0.5 * software.kernels.dropout
-        return SmallKernels(stream * (2 + 3 + mask) + 2 * (rotary + normed), stream * (3 + 2 + mask) + 2 * rotary + 3 * normed)
+        return [
+            SmallKernel("attention_norm", 2 * stream, 3 * stream),
+            SmallKernel("rotary", 2 * (rotary + normed), 2 * rotary + 3 * normed),
+            SmallKernel("attention_residual", stream * (3 + mask), stream * (2 + mask)),
+        ]
+
+    def steps(self) -> tuple[Step, ...]:
+        projected = self.projected()
+        return (
+            *projected,
+            Step("core", projected[-1].makes[0], ("core_output", "log_sum_exp", "softmax", "softmax_dropped", "softmax_mask")),
+            Step("attention_output", "core_output", ("attention_output",)),
+            Step("attention_scatter", "attention_output", ("attention_scattered",)),
+            Step("attention_residual", "attention_scattered", ("mlp_norm_input", "attention_mask")),
+        )
+
+    def projected(self) -> tuple[Step, ...]:
+        """What makes queries, keys and values."""
+        return (
+            Step("attention_norm", "attention_norm_input", ("qkv_input",)),
+            Step("attention_gather", "qkv_input", ("qkv_gathered",)),
+            Step("qkv", "qkv_gathered", ("qkv_projected",)),
+            Step("rotary", "qkv_projected", ("qkv", "qkv_copies")),
+        )
 
     def tensors(self, shape: MicroBatch, software: Software) -> list[Tensor]:
         """As counted in Korthikanti et al. (arXiv 2205.05198, section 4.1), generalised to grouped queries and to flash attention, which

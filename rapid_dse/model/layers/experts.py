@@ -8,7 +8,7 @@ import numpy as np
 
 from rapid_dse.config.software import Software
 from rapid_dse.model.layers.mlp import activated, mlp_kernels, mlp_products, mlp_projections
-from rapid_dse.model.layers.part import Exchanged, Part, PartParameters, SmallKernels, Tensor, norm_parameters
+from rapid_dse.model.layers.part import Exchanged, Part, PartParameters, SmallKernel, Step, Tensor, norm_parameters
 from rapid_dse.model.shapes import FloatColumn, MatMul, MicroBatch
 
 ROUTER_PASSES = 4  # over the router's logits in fp32: softmax and choice read and write them
@@ -48,17 +48,43 @@ class Experts(Part):
             *mlp_products("expert", model, routed, wide, mine),
         ]
 
-    def small_kernels(self, shape: MicroBatch, software: Software) -> SmallKernels:
+    def small_kernels(self, shape: MicroBatch, software: Software) -> list[SmallKernel]:
         """Beside norm, residual and activation what takes tokens to their experts and back: the router's softmax and choice in fp32, a
         copy of each token for each of its experts, sorting what has arrived by expert and back where a rank has several, the weighted
         sum."""
         model, copies = self.model, self.model.num_experts_per_tok
         alone = mlp_kernels(model, shape, self._wide(shape), software)
-        spread_and_summed = shape.norm_tokens * model.hidden_size * (2.0 * copies + copies + 1)
-        sorted_ = self.rows(shape) * model.hidden_size * 4.0 * (shape.ep < model.num_experts)
-        routing = spread_and_summed + sorted_
+        tokens = shape.norm_tokens * model.hidden_size
+        sorted_ = self.rows(shape) * model.hidden_size * 2.0 * (shape.ep < model.num_experts)
         logits = shape.norm_tokens * model.num_experts * 4.0 * ROUTER_PASSES
-        return SmallKernels(alone.forward + routing, alone.backward + routing, logits)
+        spread, summed = 2.0 * copies * tokens + sorted_, (copies + 1) * tokens + sorted_
+        return [
+            *alone,
+            SmallKernel("routing", 0.0, 0.0, logits),
+            SmallKernel("spread", spread, spread),
+            SmallKernel("weighted_sum", summed, summed),
+        ]
+
+    def steps(self) -> tuple[Step, ...]:
+        shared = (Step("shared_up", "router_input", ("up",)), Step("shared_down", "down_input", ("expert_made",)))
+        up, down = ((each,) if self.model.n_shared_experts else () for each in shared)
+        return (
+            Step("mlp_norm", "mlp_norm_input", ("router_input",)),
+            Step("router", "router_input", ("router_logits",)),
+            Step("routing", "router_logits", ("router_probabilities",)),
+            Step("spread", "router_input", ("expert_rows",)),
+            Step("expert_dispatch", "expert_rows", ("expert_arrived",)),
+            Step("mlp_gather", "expert_arrived", ("expert_input",)),
+            Step("expert_up", "expert_input", ("up",)),
+            *up,
+            Step("activation", "up", ("down_input", "activation_copy")),
+            Step("expert_down", "down_input", ("expert_made",)),
+            *down,
+            Step("mlp_scatter", "expert_made", ("expert_scattered",)),
+            Step("expert_combine", "expert_scattered", ("expert_output",)),
+            Step("weighted_sum", "expert_output", ("experts_summed",)),
+            Step("mlp_residual", "experts_summed", ("mlp_mask",)),
+        )
 
     def tensors(self, shape: MicroBatch, software: Software) -> list[Tensor]:
         """Beside an MLP's: the rows of a rank's experts, logits and probabilities of the router, and the rows that come back to be

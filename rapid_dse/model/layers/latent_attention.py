@@ -8,7 +8,7 @@ import numpy as np
 
 from rapid_dse.config.software import Software
 from rapid_dse.model.layers.attention import Attention
-from rapid_dse.model.layers.part import CoreAttention, PartParameters, SmallKernels, Tensor, norm_parameters
+from rapid_dse.model.layers.part import CoreAttention, PartParameters, SmallKernel, Step, Tensor, norm_parameters
 from rapid_dse.model.shapes import FloatColumn, MatMul, MicroBatch
 
 
@@ -59,13 +59,34 @@ class LatentAttention(Attention):
         heads = self._heads(shape.tp)
         return CoreAttention(heads, heads, self._queries, None, self._value)
 
-    def small_kernels(self, shape: MicroBatch, software: Software) -> SmallKernels:
+    def small_kernels(self, shape: MicroBatch, software: Software) -> list[SmallKernel]:
         """Beside norm and residual the norms of the latents; queries and keys are put together of their parts, the rotary ones turned."""
         model, mask = self.model, 0.5 * software.kernels.dropout
         stream = shape.norm_tokens * model.hidden_size
         latents = shape.tokens * ((model.q_lora_rank or 0) + (model.kv_lora_rank or 0))
         joined = 2 * shape.tokens * self._heads(shape.tp) * self._queries
-        return SmallKernels(stream * (2 + 3 + mask) + 2 * (latents + joined), stream * (3 + 2 + mask) + 3 * latents + 2 * joined)
+        return [
+            SmallKernel("attention_norm", 2 * stream, 3 * stream),
+            SmallKernel("latent_norms", 2 * latents, 3 * latents),
+            SmallKernel("joined", 2 * joined, 2 * joined),
+            SmallKernel("attention_residual", stream * (3 + mask), stream * (2 + mask)),
+        ]
+
+    def projected(self) -> tuple[Step, ...]:
+        queries = (
+            Step("query_down", "projected_input", ("query_latent",)),
+            Step("latent_norms", "query_latent", ("query_latent_normed",)),
+            Step("queries", "query_latent_normed", ("queries",)),
+        )
+        return (
+            Step("attention_norm", "attention_norm_input", ("latents_input",)),
+            Step("attention_gather", "latents_input", ("projected_input",)),
+            *(queries if self.model.q_lora_rank else (Step("queries", "projected_input", ("queries",)),)),
+            Step("key_value_down", "projected_input", ("key_value_latent",)),
+            Step("latent_norms", "key_value_latent", ("key_value_latent_normed",)),
+            Step("keys_values", "key_value_latent_normed", ("keys_values_plain",)),
+            Step("joined", "keys_values_plain", ("keys", "values")),
+        )
 
     def tensors(self, shape: MicroBatch, software: Software) -> list[Tensor]:
         """As of ``Attention``, with the latents, and what the kernel reads of queries, keys and values."""

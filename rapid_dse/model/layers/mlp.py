@@ -8,7 +8,7 @@ import numpy as np
 
 from rapid_dse.config.model import Model
 from rapid_dse.config.software import Software
-from rapid_dse.model.layers.part import Exchanged, Number, Part, PartParameters, SmallKernels, Tensor, norm_parameters
+from rapid_dse.model.layers.part import Exchanged, Number, Part, PartParameters, SmallKernel, Step, Tensor, norm_parameters
 from rapid_dse.model.shapes import FloatColumn, MatMul, MicroBatch
 
 GATED = ("swiglu", "geglu")  # whose activated gate is multiplied with a second projection
@@ -31,11 +31,15 @@ def mlp_products(name: str, model: Model, tokens: FloatColumn, wide: Number, bat
     ]
 
 
-def mlp_kernels(model: Model, shape: MicroBatch, wide: FloatColumn, software: Software) -> SmallKernels:
+def mlp_kernels(model: Model, shape: MicroBatch, wide: FloatColumn, software: Software) -> list[SmallKernel]:
     """A norm, a residual sum and the activation of ``wide`` elements: it reads each projection and writes one; backward it reads them
     and a gradient, and writes one for each."""
     stream, gates, mask = shape.norm_tokens * model.hidden_size, mlp_projections(model), 0.5 * software.kernels.dropout
-    return SmallKernels(stream * (2 + 3 + mask) + wide * (gates + 1), stream * (3 + 2 + mask) + wide * (2 * gates + 1))
+    return [
+        SmallKernel("mlp_norm", 2 * stream, 3 * stream),
+        SmallKernel("activation", wide * (gates + 1), wide * (2 * gates + 1)),
+        SmallKernel("mlp_residual", stream * (3 + mask), stream * (2 + mask)),
+    ]
 
 
 def activated(model: Model, wide: FloatColumn, software: Software) -> list[Tensor]:
@@ -64,8 +68,19 @@ class Mlp(Part):
     def products(self, shape: MicroBatch) -> list[MatMul]:
         return mlp_products("mlp", self.model, shape.tokens, self.model.intermediate_size / shape.tp)
 
-    def small_kernels(self, shape: MicroBatch, software: Software) -> SmallKernels:
+    def small_kernels(self, shape: MicroBatch, software: Software) -> list[SmallKernel]:
         return mlp_kernels(self.model, shape, self._wide(shape), software)
+
+    def steps(self) -> tuple[Step, ...]:
+        return (
+            Step("mlp_norm", "mlp_norm_input", ("up_input",)),
+            Step("mlp_gather", "up_input", ("up_gathered",)),
+            Step("mlp_up", "up_gathered", ("up",)),
+            Step("activation", "up", ("down_input", "activation_copy")),
+            Step("mlp_down", "down_input", ("down",)),
+            Step("mlp_scatter", "down", ("down_scattered",)),
+            Step("mlp_residual", "down_scattered", ("mlp_mask",)),
+        )
 
     def tensors(self, shape: MicroBatch, software: Software) -> list[Tensor]:
         """As counted in Korthikanti et al. (arXiv 2205.05198, section 4.1), generalised to gated MLPs."""

@@ -80,7 +80,7 @@ class Tensor:
             copies; ``core_input``: the same, beside the kernel's own 16-bit one; ``byte``; ``fp32``.
         product: whether a product gives it.
         kept: whether something needs it in the backward pass; else its gradient alone is made.
-        core: whether the attention kernel makes it, so that recomputing the kernel makes it again.
+        core: whether it stands within the attention kernel: a fused one writes it nowhere.
         first: of what a product gives, the share that is kept where every other product is repeated (``MatMul.second`` are the others).
     """
 
@@ -94,12 +94,23 @@ class Tensor:
 
 
 @dataclass(frozen=True)
-class SmallKernels:
-    """HBM passes of fully fused norms, residuals, activations and the like, elements, ``(n_shapes,)`` each."""
+class SmallKernel:
+    """HBM passes of a fully fused norm, residual sum, activation or the like, elements, ``(n_shapes,)`` each."""
 
-    forward: FloatColumn
-    backward: FloatColumn
+    name: str
+    forward: Number
+    backward: Number
     fp32: Number = 0.0  # bytes that move in fp32 whatever the activations' width, in each direction
+
+
+@dataclass(frozen=True)
+class Step:
+    """What runs in a part's forward pass: a product, a small kernel, the attention kernel (``core``) or a transfer, with the tensor that it
+    reads and those that it makes. A tensor that no part lists is never kept."""
+
+    name: str
+    reads: str
+    makes: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -138,10 +149,13 @@ class Part:
         """The attention kernel, where it has one."""
         return None
 
-    def small_kernels(self, shape: MicroBatch, software: Software) -> SmallKernels:
+    def small_kernels(self, shape: MicroBatch, software: Software) -> list[SmallKernel]:
         """What its small kernels move."""
-        none = np.zeros(len(shape.tp))
-        return SmallKernels(none, none)
+        return []
+
+    def steps(self) -> tuple[Step, ...]:
+        """Its forward pass in order; products and small kernels are named as above, transfers ``GATHER`` and so on of the part."""
+        return ()
 
     def tensors(self, shape: MicroBatch, software: Software) -> list[Tensor]:
         """What it makes, and autograd may keep; the first is its input."""
