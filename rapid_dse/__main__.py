@@ -43,7 +43,7 @@ keys (key=value; in a sweep also 1,2,4, range(start,stop[,step]), 'zip(a=1,2;b=3
   workload  seq_len global_batch_size precision (bf16, fp16, fp8, tf32, fp32)
   parallel  tp cp dp (auto) pp ep etp vpp zero (auto, 0 to 3) shard_group sequence_parallel micro_batch_size order stage_layers
             offload_activations offload_optimizer offload_weights (shares)
-            recompute (auto, none, selective, full)  schedule ({schedules})
+            recompute (auto, none, selective, full) recompute_modules (layernorm+moe_act) recompute_layers  schedule ({schedules})
   software  offers.* enforce (false: price what the framework does not offer, too)
             attention (flash, unfused) loss (whole, fused, chunked) async_tp fp8_recipe gradient_dtype …
   backend   engine network streams artifacts.timeline …

@@ -255,10 +255,21 @@ def mathematics(layouts: Layouts, scenario: Scenario) -> list[Rule]:
         Rule("dp · micro_batch_size must divide global_batch_size", (batch % per_pass != 0) | (micro_batches == 0)),
         *(Rule(*each) for each in schedule_rules(layouts, micro_batches)),
         *(Rule(*each) for each in grid_rules(layouts, scenario)),
+        *_recompute_rules(layouts, scenario),
         Rule("shard_group must divide dp · cp", (dp * cp) % shards != 0),
         Rule("shard_group needs zero 1, 2 or 3: zero 0 shards nothing", hybrid & (layouts.zero == 0)),
         Rule("etp · ep must divide tp · shard_group", hybrid & (tp * shards % (layouts.expert_tp * layouts.ep) != 0)),
     ]
+
+
+def _recompute_rules(layouts: Layouts, scenario: Scenario) -> list[Rule]:
+    """Settings of one mode of recomputation alone."""
+    of, found = scenario.parallel, []
+    if of.recompute_modules is not None:
+        found.append(Rule("parallel.recompute_modules goes with recompute=selective alone", layouts.recompute != RECOMPUTE_SELECTIVE))
+    if of.recompute_layers is not None:
+        found.append(Rule("parallel.recompute_layers goes with recompute=full alone", layouts.recompute != RECOMPUTE_FULL))
+    return found
 
 
 def _offer_rules(layouts: Layouts, scenario: Scenario) -> list[Rule]:

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rapid_dse.config.host_link import OFFLOADED
+from rapid_dse.config.recompute_entries import named
 from rapid_dse.config.run import RECOMPUTE
 from rapid_dse.config.scenario import Scenario
 from rapid_dse.config.schedule_names import PIPELINE_SCHEDULES, SCHEDULES
@@ -57,6 +58,7 @@ def unoffered(layouts: Layouts, scenario: Scenario) -> list[Unoffered]:
         *_stages(layouts, offers),
         *_modes(layouts, offers),
         *_offloads(layouts, scenario),
+        *_recomputed(layouts, scenario),
     ]
 
 
@@ -79,6 +81,18 @@ def _offloads(layouts: Layouts, scenario: Scenario) -> Iterator[Unoffered]:
             if getattr(scenario.parallel, f"offload_{each}") > 0 and each not in offered:
                 setting = f"offload_{each} {text}"
                 yield Unoffered(setting, setting, f"offload of {listed(offered)} there", (layouts.pp > 1) == piped)
+
+
+def _recomputed(layouts: Layouts, scenario: Scenario) -> Iterator[Unoffered]:
+    """What selective recomputation makes again, and in how many layers full recomputation runs."""
+    offers, chosen = scenario.software.offers, scenario.parallel.recompute_modules
+    if chosen and offers.recompute_modules is not None:
+        for each in named(chosen):
+            if each not in offers.recompute_modules:
+                setting = f"recompute_modules {each}"
+                yield Unoffered(setting, setting, listed(offers.recompute_modules), np.ones(len(layouts), bool))
+    if scenario.parallel.recompute_layers is not None and not offers.recompute_layers:
+        yield Unoffered("recompute_layers", "recompute_layers", "full recomputation of all layers", np.ones(len(layouts), bool))
 
 
 def _degrees(layouts: Layouts, offers: Offers) -> Iterator[Unoffered]:

@@ -9,6 +9,7 @@ from pydantic import BeforeValidator
 from rapid_dse.config.fields import Frozen
 from rapid_dse.config.hardware import Precision
 from rapid_dse.config.host_link import OFFLOADED, Offloaded
+from rapid_dse.config.recompute_entries import ModuleSum
 from rapid_dse.config.schedule_names import PIPELINE_SCHEDULES, PipelineSchedule
 
 Zero = Literal[0, 1, 2, 3]
@@ -36,4 +37,7 @@ class Offers(Frozen):
     # What may lie in the host's memory (parallel.offload_*), at pp = 1 and at pp > 1.
     offload: tuple[Offloaded, ...] = OFFLOADED
     offload_with_pipelines: tuple[Offloaded, ...] = OFFLOADED
+    # What selective recomputation may make again (parallel.recompute_modules); null: every entry of config/recompute.
+    recompute_modules: tuple[ModuleSum, ...] | None = None
+    recompute_layers: bool = True  # whether full recomputation may be of some layers of a stage alone
     precisions: tuple[Precision, ...] = ("bf16", "fp16", "fp8", "tf32", "fp32", "fp4", "int8", "int4")
