@@ -192,3 +192,16 @@ def test_a_gated_gelu_costs_what_a_gated_silu_does() -> None:
     plain, gated, silu = (rd.simulate(model="llama3_1_8b", num_gpus=16, tp=2, mlp_type=kind) for kind in ("gelu", "geglu", "swiglu"))
     assert gated.step_time_s == silu.step_time_s > plain.step_time_s
     assert gated.peak_memory_bytes == silu.peak_memory_bytes
+
+
+@pytest.mark.parametrize("name", [each.stem for each in sorted(DATA.glob("*.json"))])
+def test_every_family_goes_through_to_a_result(name: str) -> None:
+    if not modelled(name):
+        pytest.skip(f"{NEEDS[name]} is no key of the schema")
+    for workload in (
+        {"seq_len": 1024, "global_batch_size": 64},
+        {"workload": "inference", "concurrency": 8, "prompt_len": 256, "decode_len": 64},
+    ):
+        row = rd.simulate(workload, model=DATA / f"{name}.json", num_gpus=16, tp=2, enforce=False)
+        assert row.status in ("ok", "oom")
+        assert row.step_time_s > 0

@@ -246,6 +246,9 @@ def test_experts_are_an_axis_of_their_own(tmp_path: Path) -> None:
     inner, outer = found.hw.network.dimensions
     assert (inner.size, inner.parallelisms, outer.size, outer.parallelisms) == (4, ("ep",), 8, ("pp", "dp"))
     assert (found.model.num_experts, found.model.num_experts_per_tok) == (8, 2)
+    full = changed(MODEL, model_param__moe=experts | {"first_k_dense_replace": 0}, model_param__seq_len=524288)
+    ended = program.done(tmp_path, *write(tmp_path, hardware, full))  # changes that the network has no place for are left out
+    assert "single change" in ended.out
     dense = scenario(tmp_path, hardware)  # without experts those GPUs hold copies
     assert layout(dense)["dp"] == 8
     assert layout(dense)["ep"] == 1

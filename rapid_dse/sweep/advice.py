@@ -74,7 +74,7 @@ def changes(scenario: Scenario, layout: Layouts, aim: Aim) -> tuple[list[Change]
     closed = scenario.model_copy(update={"backend": scenario.backend.model_copy(update={"name": "analytical"})})
     found, tried = [], 0
     for kind in _kinds(scenario, layout):
-        legal = [(one, text) for one, text in zip(kind.changed, kind.shown, strict=True) if broken_rules(one, closed)[0][0] < 0]
+        legal = [(one, text) for one, text in zip(kind.changed, kind.shown, strict=True) if _runs(one, closed)]
         if not legal:
             continue
         tried += len(legal)
@@ -86,6 +86,19 @@ def changes(scenario: Scenario, layout: Layouts, aim: Aim) -> tuple[list[Change]
             figures = (getattr(priced, name)[at] for name in ("step_time_s", "mfu", "peak_memory_bytes", "cost_usd"))
             found.append(Change(f"{kind.key}={legal[at][1]}", *map(float, figures)))
     return sorted(found, key=lambda change: (change.text.startswith("hw."), change.step_time_s)), tried
+
+
+def _runs(layout: Layouts, closed: Scenario) -> bool:
+    """Whether a layout is legal, its places on the network included where dimensions list their parallelisms."""
+    if broken_rules(layout, closed)[0][0] >= 0:
+        return False
+    if all(dimension.parallelisms is None for dimension in closed.hw.network.dimensions):
+        return True
+    try:
+        price(closed, layout)
+    except ValueError:
+        return False
+    return True
 
 
 def _meets(scenario: Scenario, layouts: Layouts, priced: Priced, aim: Aim) -> NDArray[np.bool_]:
