@@ -15,7 +15,7 @@ from rapid_dse.config.model import Model
 from rapid_dse.config.scenario import Scenario
 from rapid_dse.imports.file_options import read_foreign, read_option
 from rapid_dse.imports.run_values import network_of, values_of
-from rapid_dse.sweep.compose import composed, hydra_ready, scenario_of
+from rapid_dse.sweep.compose import composed, hydra_ready, scenario_of, value_at
 from rapid_dse.sweep.places import home
 from rapid_dse.sweep.space import Setting, layouts_of
 
@@ -194,6 +194,38 @@ def test_the_layout_and_the_batch_are_the_files(tmp_path: Path) -> None:
     assert (software.overlap.tp_overlap, software.overlap.cp_overlap) == (0.6, 0.2)  # under sequence parallelism tp_sp_overlap
     assert not software.overlap.reduce_each_micro_batch
     assert found.backend.name == "analytical"
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"sw_param__precision__optimizer_states": 4, "sw_param__precision__master_parameters": "fp32"}, 12.0),
+        ({"sw_param__precision__optimizer_states": "as_tensor_format", "sw_param__precision__master_parameters": "as_tensor_format"}, 6.0),
+        ({"sw_param__precision__optimizer_states": "fp32", "sw_param__precision__master_parameters": 0.0}, 8.0),
+    ],
+)
+def test_bytes_of_the_optimizer_by_number_or_name(tmp_path: Path, changes: dict[str, Any], expected: float) -> None:
+    assert value_at(scenario(tmp_path, changed(HARDWARE, **changes)), "software.optimizer_bytes") == expected
+
+
+def test_quantities_in_other_words_and_levels_in_lists(tmp_path: Path) -> None:
+    hardware = changed(HARDWARE, network__dimensions__1__topology__bandwidth="400 Gbps", tech_param__DRAM__bandwidth="1.986 TB/s")
+    hardware["network"]["dimensions"].append(dimension("SuperPOD", ["50 GB", "100 GB"], [], 4, leaf_size=32))
+    hardware["network"]["dimensions"][2]["topology"]["latency"] = ["1e-6", "2e-6"]
+    hw = scenario(tmp_path, hardware).hw
+    assert hw.network.dimensions[1].bandwidth == 50e9
+    assert hw.memory.bandwidth == pytest.approx(1986e9)
+    pod = hw.network.dimensions[2]
+    assert (pod.topology, pod.size, pod.bandwidth, pod.latency) == ("fat_tree", 4, 50e9, 1e-6)
+
+
+def test_faulty_links_are_derated(tmp_path: Path) -> None:
+    hardware = changed(HARDWARE, execution_backend__model="astra", execution_backend__astra__mode="full_astrasim_flattened")
+    hardware["parallelism"] |= {"pp": 1, "mb": 1}
+    sound = program.done(tmp_path, *write(tmp_path, hardware), "--json")
+    hardware["network"]["faulty_links"] = [[0, 1, 0.1]]
+    faulty = program.done(tmp_path, *write(tmp_path, hardware), "--json")
+    assert json.loads(faulty.out)["step_time_s"] > json.loads(sound.out)["step_time_s"]
 
 
 def test_the_network_is_the_files(tmp_path: Path) -> None:

@@ -7,12 +7,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from rapid_dse.config.hardware import PRECISION_BYTES
 from rapid_dse.config.units import shortened, to_si
 from rapid_dse.imports.nearest_chip import nearest_chip
 from rapid_dse.imports.reader import Imported, Reader, Rules
 
 KIND = "RAPID-LLM hardware YAML"
-FORMATS = {"bf16": 2, "fp16": 2, "fp8": 1, "fp32": 4}  # bytes of a number
+FORMATS = {name: size for name, size in PRECISION_BYTES.items() if not name.startswith("int")}  # bytes of a number
 AS_TENSOR = "as_tensor_format"
 TOPOLOGIES = {
     "ring": "ring",
@@ -29,7 +30,7 @@ TOPOLOGIES = {
 }
 FLAT = ("mesh2d", "kingmesh2d", "torus2d")  # of two dimensions
 _PREFIX = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
-_QUANTITY = re.compile(r"([0-9.eE+-]+)\s*([KMGTkmgt]?)([Bb])(?:/s)?")
+_QUANTITY = re.compile(r"([0-9.eE+-]+)\s*([KMGTkmgt]?)i?(B|b|bit|bps)(?:/s)?")
 
 _TILES = "tiles and reuse follow from the sizes of the memories"
 _LEAVES = "ranks fill a dimension in order; leaf switches hold up to 32, and nothing is oversubscribed"
@@ -163,7 +164,7 @@ def _quantity(reader: Reader, path: str, value: Any, base: float) -> float:
     if value is None or match is None:
         raise ValueError(f"{reader.name}: {path}={shortened(value)}: expected a quantity, such as 80 GB")
     number, prefix, unit = match.groups()
-    return to_si(number, "bytes") * base ** _PREFIX[prefix.upper()] / (8.0 if unit == "b" else 1.0)
+    return to_si(number, "bytes") * base ** _PREFIX[prefix.upper()] / (1.0 if unit == "B" else 8.0)
 
 
 def _format(reader: Reader) -> str:
@@ -190,8 +191,7 @@ def software_of(reader: Reader, numbers: str) -> dict[str, Any]:
             found[f"software.{ours}"] = name
     states = _dtype(reader, f"{part}.optimizer_states", "software.optimizer_bytes", numbers)
     if states is not None:
-        master = reader.number(f"{part}.master_parameters", "software.optimizer_bytes", 0.0)
-        found["software.optimizer_bytes"] = 2.0 * FORMATS[states] + master
+        found["software.optimizer_bytes"] = 2.0 * FORMATS[states] + _bytes(reader, f"{part}.master_parameters", numbers)
     cache = _dtype(reader, f"{part}.kv_cache", "workload.kv_precision, of inference", numbers)
     if cache is not None:
         found["kv_precision"] = cache
@@ -210,10 +210,20 @@ def software_of(reader: Reader, numbers: str) -> dict[str, Any]:
     return found
 
 
+def _bytes(reader: Reader, path: str, numbers: str) -> float:
+    """Bytes of a number that a key gives by itself, or by the name of its format; 0 where it is missing."""
+    if isinstance(reader.get(path), str) and reader.get(path).lower() in (AS_TENSOR, *FORMATS):
+        return float(FORMATS[_dtype(reader, path, "software.optimizer_bytes", numbers) or numbers])
+    return reader.number(path, "software.optimizer_bytes", 0.0)
+
+
 def _dtype(reader: Reader, path: str, into: str, numbers: str) -> str | None:
     found = reader.take(path, into)
     if found is None or found == AS_TENSOR:
         return numbers if found is not None else None
+    if isinstance(found, int | float) and not isinstance(found, bool):  # bytes of a number
+        same = [name for name in (numbers, "fp32", "bf16", "fp8") if FORMATS[name] == found]
+        found = same[0] if same else found
     if found not in FORMATS:
         raise ValueError(f"{reader.name}: {path}={shortened(found)}: not a precision here; allowed: {AS_TENSOR}, {', '.join(FORMATS)}")
     return str(found)

@@ -64,12 +64,13 @@ class Reader:
         return default if found is None else found
 
     def number(self, path: str, into: str, default: float | None = None) -> float:
-        """A number; YAML takes 9e-6 for text.
+        """A number; YAML takes 9e-6 for text. Of a list (a level of the network each) the first, the leaf's.
 
         Raises:
             ValueError: where it is none, or is missing and has no default.
         """
         found = self.take(path, into, default)
+        found = found[0] if isinstance(found, list) and found else found
         if found is None:
             raise ValueError(f"{self.name}: {path} is missing")
         try:
