@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from itertools import product
+from itertools import combinations, product
+from math import comb
 from typing import Any
 
 import numpy as np
@@ -14,13 +15,15 @@ from trials import layouts, legal, priced, scenario
 from rapid_dse.config.hardware import Network
 from rapid_dse.events.backends import price
 from rapid_dse.events.machine import cluster_of
-from rapid_dse.interconnect import closed_form
+from rapid_dse.interconnect import closed_form, transfer
+from rapid_dse.interconnect.distinct_parts import distinct_parts, distinct_parts_of_groups
 from rapid_dse.model.architecture import architecture, matrix_parameters
 from rapid_dse.model.parameters import count
 from rapid_dse.model.shapes import MicroBatch
 from rapid_dse.parallel.expert_groups import expert_groups
 from rapid_dse.parallel.layouts import broken_rules
 from rapid_dse.parallel.placement import place
+from rapid_dse.simulate.expert_traffic import route
 from rapid_dse.simulate.memory import layer_activations, layer_weights
 from rapid_dse.simulate.training import prepare
 
@@ -285,6 +288,72 @@ class TestTraffic:
 
     def test_ep_one_moves_nothing(self) -> None:
         assert priced(scenario(**MIXTRAL), {"num_gpus": 8}).time_ep_s[0] == 0
+
+
+class TestDispatchers:
+    @pytest.mark.parametrize(("experts", "chosen", "parts"), [(8, 2, 4), (8, 3, 2), (6, 2, 3), (8, 8, 4)])
+    def test_parts_that_hold_some_of_a_tokens_experts_counted(self, experts: int, chosen: int, parts: int) -> None:
+        every = list(combinations(range(experts), chosen))
+        held = [len({each * parts // experts for each in some}) for some in every]
+        assert distinct_parts(experts, chosen, parts) == pytest.approx(sum(held) / len(held), rel=1e-12)
+
+    @pytest.mark.parametrize("parts", [1, 2, 4, 8])
+    def test_parts_where_experts_lie_in_few_groups_counted(self, parts: int) -> None:
+        """8 experts in 4 groups, of which a token has 2: of each pair of groups every choice of 3 experts."""
+        held = []
+        for groups in combinations(range(4), 2):
+            inside = [expert for expert in range(8) if expert // 2 in groups]
+            held += [len({each * parts // 8 for each in some}) for some in combinations(inside, 3)]
+        assert distinct_parts_of_groups((8, 3, 4, 2), parts) == pytest.approx(sum(held) / len(held), rel=1e-12)
+
+    def test_what_each_carries_by_hand(self) -> None:
+        """Qwen3 30B, 4,096 tokens a GPU, 16 GPUs in two nodes: to 8 experts a token each a row; once to each of the 16 GPUs that has one
+        of them (of 128 experts 8 on each: 6.50 GPUs on average), and into the other node once where one of 64 is chosen (0.998); or all
+        tokens to all."""
+        of = {
+            name: scenario(model="qwen3_30b_a3b", workload__seq_len=4096, software__dispatcher=name)
+            for name in ("alltoall", "deepep", "allgather")
+        }
+        rows = {name: legal(each, layouts({"num_gpus": 16, "ep": 16})) for name, each in of.items()}
+        tokens, group = 4096 * 2048 * 2, place({"dp": 16, "ep": 16}, ORDER, of["deepep"].hw.network).ep
+        assert float(np.ravel(route(of["alltoall"], rows["alltoall"], group).size)[0]) == 8 * tokens
+        assert float(np.ravel(route(of["allgather"], rows["allgather"], group).size)[0]) == 16 * tokens
+        once = route(of["deepep"], rows["deepep"], group)
+        assert float(np.ravel(once.size)[0]) == tokens
+        assert once.copies is not None
+        gpus = 16 * (1 - comb(120, 8) / comb(128, 8))
+        nodes = 2 * (1 - comb(64, 8) / comb(128, 8))
+        np.testing.assert_allclose(once.copies[:, 0], [gpus, nodes], rtol=1e-12)
+        sent = transfer.dispatch(once.size, list(once.copies), group, of["deepep"].hw.network).sent[:, 0]
+        np.testing.assert_allclose(sent, [tokens * gpus * 7 / 8, tokens * nodes / 2], rtol=1e-12)
+
+    def test_the_busiest_rank_has_more_rows(self) -> None:
+        """At 1.5 times the mean a rank's experts compute, receive and keep half as much again; a rank that has all experts has the mean."""
+        even, busy, full = (
+            scenario(**MIXTRAL | changes) for changes in ({}, {"workload__expert_imbalance": 1.5}, {"workload__expert_capacity": 1.5})
+        )
+        row = {"num_gpus": 8, "ep": 8, "global_batch_size": 8, "recompute": "none"}
+        times = [priced(of, row) for of in (even, busy, full)]
+        assert times[1].time_ep_s[0] == pytest.approx(1.5 * times[0].time_ep_s[0], rel=0.05)
+        assert times[1].time_compute_s[0] > 1.2 * times[0].time_compute_s[0]
+        assert times[1].memory_activations_bytes[0] > 1.2 * times[0].memory_activations_bytes[0]
+        assert times[1].step_time_s[0] == times[2].step_time_s[0]
+        alone = [float(priced(of, {"num_gpus": 8, "global_batch_size": 8}).step_time_s[0]) for of in (even, busy, full)]
+        assert alone[0] == alone[1] < alone[2]
+
+    def test_exchanges_hide_behind_another_micro_batch(self) -> None:
+        shown, hidden = (scenario(**MIXTRAL | {"software__expert_overlap": on, "software__ep_overlap": 1.0}) for on in (False, True))
+        row = {"num_gpus": 16, "ep": 8, "tp": 2, "global_batch_size": 16}
+        assert priced(hidden, row).time_ep_s[0] < 0.05 * priced(shown, row).time_ep_s[0]
+
+    def test_graphs_leave_the_host_out(self) -> None:
+        """A tiny mixture of experts waits for launches: all of a step's in one graph, none; those whose shapes are known ahead, less."""
+        tiny = {"model__hidden_size": 512, "model__moe_intermediate_size": 512, "model__num_hidden_layers": 8}
+        host = {}
+        for graphs in ("none", "modules", "full_iteration"):
+            of = scenario(**MIXTRAL | tiny, software__cuda_graphs=graphs, software__host_step=0.0)
+            host[graphs] = float(priced(of, {"num_gpus": 8, "ep": 8, "global_batch_size": 64}).time_host_s[0])
+        assert host["full_iteration"] == 0 < host["modules"] < 0.8 * host["none"]
 
 
 class TestMemory:

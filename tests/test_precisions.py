@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from test_device_models import chip
@@ -64,3 +66,51 @@ def test_both_store_32_bits_and_write_the_scores_of_attention() -> None:
 def test_chips_without_tf32_refuse_it() -> None:
     with pytest.raises(ValueError, match=r"workload.precision=tf32: v100 has no such mode; it has fp32, fp16"):
         priced(scenario(hw="v100", workload__precision="tf32"), ROW)
+
+
+NARROW: dict[str, Any] = {
+    "hw": "gb200",
+    "model": "llama3_1_70b",
+    "software": "nemo",
+    "workload__seq_len": 4096,
+    "software__fp8_parameters": False,
+    "software__host_layer": 0.0,
+}
+WIDE = {"num_gpus": 64, "tp": 4, "sequence_parallel": True, "zero": 1, "global_batch_size": 256, "recompute": "none"}
+
+
+def test_fp4_is_faster_than_fp8_by_less_than_its_rate() -> None:
+    """Twice the FLOP/s in products; attention, norms, casts and transfers do not shrink."""
+    fp8, fp4 = (float(priced(scenario(**NARROW, workload__precision=precision), WIDE).step_time_s[0]) for precision in ("fp8", "fp4"))
+    assert 0.5 * fp8 < fp4 < 0.97 * fp8
+
+
+def test_copies_in_fp4_by_hand() -> None:
+    """Beside 16-bit weights each product's weight is kept twice, half a byte and a byte of scale for 16 elements each."""
+    fp8, fp4, bf16 = (
+        float(priced(scenario(**NARROW, workload__precision=precision), WIDE).memory_parameters_bytes[0])
+        for precision in ("fp8", "fp4", "bf16")
+    )
+    weights = 80 * (8192 * (8192 + 2 * 1024 + 8192) + 3 * 8192 * 28672) / 4
+    assert fp8 - bf16 == pytest.approx(2 * weights, rel=1e-9)
+    assert fp4 - bf16 == pytest.approx(2 * 0.5625 * weights, rel=1e-9)
+
+
+def test_recipes_that_scale_blocks() -> None:
+    """Of tiles, and of 32 elements, the largest element is found in the cast's own kernel, as with delayed scaling; tiles' scales are not
+    known before a gather, which moves 16 bits."""
+    base = NARROW | {"workload__precision": "fp8"}
+    times = {
+        recipe: priced(scenario(**base, software__fp8_recipe=recipe), WIDE) for recipe in ("delayed", "tensorwise", "blockwise", "mxfp8")
+    }
+    compute = {recipe: float(found.time_compute_s[0]) for recipe, found in times.items()}
+    assert compute["mxfp8"] == pytest.approx(compute["delayed"], rel=1e-3)
+    assert compute["blockwise"] < compute["tensorwise"]
+    assert times["blockwise"].time_tp_s[0] > times["mxfp8"].time_tp_s[0]
+
+
+def test_mxfp8_needs_a_chip_that_scales_blocks() -> None:
+    with pytest.raises(ValueError, match=r"software.fp8_recipe=mxfp8: h100 has no products that scale blocks"):
+        scenario(workload__precision="fp8", software__fp8_recipe="mxfp8")
+    with pytest.raises(ValueError, match=r"workload.precision=fp4: h100 has no such mode"):
+        scenario(workload__precision="fp4")

@@ -24,6 +24,9 @@ from rapid_dse.config.units import shortened
 SWEPT = Only(Where(COMMAND, ("sweep",)))
 
 
+BLOCK_SCALED = ("blackwell", "cdna4")  # architectures whose tensor cores scale blocks of 32 elements
+
+
 class Scenario(Frozen):
     """Everything a trial depends on. A table of layouts shares all of it but ``parallel`` and the columns of ``Layouts``."""
 
@@ -44,9 +47,13 @@ class Scenario(Frozen):
 
     @model_validator(mode="after")
     def _training_has_precision(self) -> Scenario:
-        if self.workload.kind == "training" and self.workload.precision in ("fp4", *WEIGHTS_ALONE):
+        work, recipe = self.workload, self.software.precision.fp8_recipe
+        if work.kind == "training" and work.precision in WEIGHTS_ALONE:
+            raise ValueError(f"workload.precision={work.precision}: for inference alone; allowed in training: bf16, fp16, fp8, fp4, fp32")
+        if work.kind == "training" and work.precision == "fp8" and recipe == "mxfp8" and self.hw.architecture not in BLOCK_SCALED:
             raise ValueError(
-                f"workload.precision={self.workload.precision}: for inference alone; allowed in training: bf16, fp16, fp8, fp32, tf32"
+                f"software.fp8_recipe=mxfp8: {self.hw.name} has no products that scale blocks; allowed: another recipe, or a chip of "
+                f"{', '.join(BLOCK_SCALED)}"
             )
         return self
 
@@ -95,6 +102,17 @@ class Scenario(Frozen):
             raise ValueError(f"software.flash_kernel={wanted}: takes 16-bit operands; allowed under {self.workload.precision}: null")
         runs = ", ".join(built) if built else "null alone, with unfused attention"
         raise ValueError(f"software.flash_kernel={wanted}: not built for {self.hw.name}; allowed: {runs}")
+
+    @property
+    def narrow(self) -> Literal["fp8", "fp4"] | None:
+        """What a training step's products run in below 16 bits; attention, router and head stay in 16 bits; None: in none."""
+        precision = self.workload.precision
+        return "fp8" if precision == "fp8" else "fp4" if precision == "fp4" else None
+
+    @property
+    def keeps_narrow(self) -> bool:
+        """Whether weights and inputs of products are kept in fewer than 16 bits; NVFP4 is Transformer Engine's alone."""
+        return self.narrow == "fp4" or (self.narrow == "fp8" and self.software.precision.keeps_fp8)
 
     @property
     def attention_kernel(self) -> FlashKernelName | Literal["fused_softmax", "unfused"]:

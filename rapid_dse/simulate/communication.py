@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rapid_dse.config.cluster import Cluster
-from rapid_dse.config.hardware import PRECISION_BYTES, Hardware, Network
+from rapid_dse.config.hardware import NARROW_BYTES, PRECISION_BYTES, Hardware, Network
 from rapid_dse.config.scenario import Scenario
 from rapid_dse.interconnect import transfer
 from rapid_dse.interconnect.fabric import met, told
@@ -133,15 +133,16 @@ def stream_bytes(scenario: Scenario, layouts: Layouts) -> FloatColumn:
 
 # Recipes whose scale of a tensor is known before it is gathered: it is cast first and travels in 8 bits (Transformer Engine's linear
 # layers, torchao's Float8ColwiseParallel). Scales of rows are not: torchao gathers those in 16 bits.
-CAST_BEFORE_GATHER = ("delayed", "tensorwise", "tensorwise + fp8 all-gather")
+CAST_BEFORE_GATHER = ("delayed", "tensorwise", "mxfp8", "tensorwise + fp8 all-gather")
 
 
 def gathered_stream(scenario: Scenario, layouts: Layouts) -> FloatColumn | None:
     """Bytes of a gather of the activations (or of their gradients) that a layer's products read, where sequence parallelism gathers them
     in fp8; None where it gathers them as they are."""
-    if scenario.workload.precision != "fp8" or scenario.software.precision.fp8_recipe not in CAST_BEFORE_GATHER:
+    narrow = scenario.narrow
+    if narrow is None or (narrow == "fp8" and scenario.software.precision.fp8_recipe not in CAST_BEFORE_GATHER):
         return None
-    return stream_bytes(scenario, layouts) * np.where(layouts.sequence_parallel, 1.0 / compute_bytes(scenario), 1.0)
+    return stream_bytes(scenario, layouts) * np.where(layouts.sequence_parallel, NARROW_BYTES[narrow] / compute_bytes(scenario), 1.0)
 
 
 @dataclass(frozen=True)

@@ -137,6 +137,6 @@ def _layer_block(scenario: Scenario, alone: LayerOperators, some: Recomputation,
 def _products(scenario: Scenario, alone: NDArray[np.float64], casts: NDArray[np.float64], device: OperatorModel) -> NDArray[np.float64]:
     """Seconds of products with their casts, from those that they take ``alone``; same shape."""
     seconds = alone / scenario.software.kernels.matmul_efficiency
-    if scenario.workload.precision == "fp8":
+    if scenario.narrow:
         seconds = seconds + np.where(casts > 0, device.elementwise(scenario.software.precision.fp8_cast_passes * casts), 0.0)
     return seconds

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rapid_dse.common.columns import Shared, at, distinct, largest, largest_of, numbered, summed
-from rapid_dse.config.hardware import PRECISION_BYTES
+from rapid_dse.config.hardware import NARROW_BYTES, PRECISION_BYTES
 from rapid_dse.config.scenario import Scenario
 from rapid_dse.config.software import Software
 from rapid_dse.device.contract import UNFUSED
@@ -171,10 +171,10 @@ class LayerTensors:
         """Transformer Engine keeps its fp8 copies of inputs, beside attention's own 16-bit output; torchao keeps the 16-bit inputs and
         casts them again. ``as_made``: before such a copy."""
         width = compute_bytes(self.scenario)
-        narrow = not as_made and self.scenario.workload.precision == "fp8" and self.scenario.software.precision.keeps_fp8
-        widths = {"activation": width, "input": width, "core_input": width, "byte": 1, "fp32": 4}
+        narrow = self.scenario.narrow if self.scenario.keeps_narrow and not as_made else None
+        widths: dict[str, float] = {"activation": width, "input": width, "core_input": width, "byte": 1, "fp32": 4}
         if narrow:
-            widths |= {"input": 1, "core_input": 1 + width}
+            widths |= {"input": NARROW_BYTES[narrow], "core_input": NARROW_BYTES[narrow] + width}
         return widths[tensor.width] * tensor.elements
 
 
@@ -310,8 +310,8 @@ def _fp8_copies(scenario: Scenario, layouts: Layouts) -> tuple[tuple[FloatColumn
     A weight and its transpose, as Hopper's fp8 products read both operands along their inner dimension (Transformer Engine's
     ``Float8Tensor`` with ``_transpose``); none beyond where these take the 16-bit weight's place.
     """
-    kept = scenario.workload.precision == "fp8" and scenario.software.precision.keeps_fp8
-    each = 2.0 - (compute_bytes(scenario) if scenario.software.precision.fp8_parameters else 0.0)
+    kept, narrow = scenario.keeps_narrow, NARROW_BYTES[scenario.narrow or "fp8"]
+    each = 2.0 * narrow - (compute_bytes(scenario) if scenario.software.precision.fp8_parameters else 0.0)
     while_whole, stay = [], []
     for products in product_weights(scenario, layouts):
         whole, always = np.zeros(len(layouts)), np.zeros(len(layouts))

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from rapid_dse.config.hardware import PRECISION_BYTES
+from rapid_dse.config.hardware import NARROW_BYTES, PRECISION_BYTES
 from rapid_dse.config.scenario import Scenario
 from rapid_dse.device import OperatorModel
 from rapid_dse.model.architecture import Architecture, LayerKind, architecture
@@ -25,9 +25,9 @@ FloatColumn = NDArray[np.float64]
 DIRECTIONS: tuple[Direction, Direction] = ("forward", "backward")
 
 # Passes over an operand against one fused cast: rowwise scales need a pass for the maxima and one to cast, along rows and along columns.
-RECIPE_PASSES = {"delayed": 1.0, "tensorwise": 1.0, "tensorwise + fp8 all-gather": 1.0, "rowwise": 4.0}
+RECIPE_PASSES = {"delayed": 1.0, "tensorwise": 1.0, "tensorwise + fp8 all-gather": 1.0, "rowwise": 4.0, "blockwise": 1.0, "mxfp8": 1.0}
 # Bytes an element that finding an operand's largest value reads ahead of its cast: a scale of one step ago (delayed) has it from the cast.
-MAXIMA_BYTES = {"delayed": 0.0, "tensorwise": 2.0, "tensorwise + fp8 all-gather": 2.0, "rowwise": 0.0}
+MAXIMA_BYTES = {"delayed": 0.0, "tensorwise": 2.0, "tensorwise + fp8 all-gather": 2.0, "rowwise": 0.0, "blockwise": 0.0, "mxfp8": 0.0}
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ def operators(scenario: Scenario, shape: MicroBatch, device: OperatorModel, slow
     every = [*(kind.products(shape) for kind in model.kinds), head]
     matmuls = [matmul for part in every for matmul in part]
     shapes = _three_directions(matmuls)
-    narrow = np.array([scenario.workload.precision == "fp8" and not each.sixteen_bit for each in matmuls])
+    narrow = np.array([scenario.narrow is not None and not each.sixteen_bit for each in matmuls])
     ends = np.cumsum([len(part) for part in every])[:-1]
     seconds = np.split(_matmul_seconds(scenario, shapes, narrow, device) * slowest, ends, axis=1)
     casts = np.split(_cast_bytes(scenario, shapes, narrow), ends, axis=1)
@@ -145,11 +145,10 @@ def _three_directions(matmuls: list[MatMul]) -> NDArray[np.float64]:
 def _matmul_seconds(
     scenario: Scenario, shapes: NDArray[np.float64], narrow: NDArray[np.bool_], device: OperatorModel
 ) -> NDArray[np.float64]:
-    """Seconds of each product, ``(3, n_matmuls, n_shapes)``, a distinct shape priced once; ``narrow`` ones run in fp8."""
-    precision = scenario.workload.precision
+    """Seconds of each product, ``(3, n_matmuls, n_shapes)``, a distinct shape priced once; ``narrow`` ones run in fp8 or fp4."""
     times = np.empty(shapes.shape[:3])
-    wide = "bf16" if precision == "fp8" else precision
-    for part, used in ((narrow, "fp8"), (~narrow, wide)):
+    wide = "bf16" if scenario.narrow else scenario.workload.precision
+    for part, used in ((narrow, scenario.narrow or wide), (~narrow, wide)):
         for rows, accumulate in ((slice(0, 2), False), (slice(2, 3), scenario.software.kernels.fused_accumulation)) if part.any() else ():
             wanted = shapes[rows, part]
             distinct, where = np.unique(wanted.reshape(-1, 4), axis=0, return_inverse=True)
@@ -168,10 +167,13 @@ def _cast_bytes(scenario: Scenario, shapes: NDArray[np.float64], narrow: NDArray
     the first micro-batch (its ``is_first_microbatch``).
     """
     m, n, k, batch = (shapes[..., axis] for axis in range(4))
+    once = np.array([1.0, 1.0, 0.0])[:, None, None]  # forward casts the input, the input gradient the gradient of the output
+    if scenario.narrow == "fp4":
+        # the largest element is found first; both ways are written, the one for weight gradients behind a Hadamard transform
+        return np.where(narrow[:, None], (2.0 + 2.0 + 2.0 * NARROW_BYTES["fp4"]) * once * batch * m * k, 0.0)
     recipe = scenario.software.precision.fp8_recipe
     passes, maxima = RECIPE_PASSES[recipe], MAXIMA_BYTES[recipe]
     if scenario.software.precision.fp8_library == "transformer_engine":
-        once = np.array([1.0, 1.0, 0.0])[:, None, None]  # forward casts the input, the input gradient the gradient of the output
         return np.where(narrow[:, None], (passes * 4.0 + maxima) * once * batch * m * k, 0.0)
     # weights that are gathered in 8 bits are cast as shards, with scales that the step before has found
     cast = np.array([0.0, 0.0, 1.0])[:, None, None] if "all-gather" in recipe else 1.0

@@ -54,7 +54,7 @@ class AttentionKernels:
             direction=self.direction,
             causal=causal,
             kernel=scenario.attention_kernel,
-            precision="bf16" if precision == "fp8" else precision,
+            precision="bf16" if scenario.narrow else precision,
             window=core.window if causal else None,
             v_head_dim=None if core.value_dim == core.head_dim or scenario.attention_kernel in PADS_VALUES else core.value_dim,
             dropout=scenario.software.kernels.dropout,

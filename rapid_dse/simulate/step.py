@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rapid_dse.common.columns import Positions, Shared, largest, summed
+from rapid_dse.config.hardware import NARROW_BYTES
 from rapid_dse.config.scenario import Scenario
 from rapid_dse.cost.overlap import Window, exposed
 from rapid_dse.device import OperatorModel
@@ -283,11 +284,9 @@ def update_seconds(scenario: Scenario, layouts: Layouts, weights: Weights, devic
     """The optimizer's time for a stage of so many parameters, of which ZeRO leaves each rank a share, s, ``(n_layouts,)``."""
     software = scenario.software
     seconds = offloaded_update(scenario, weights.sharded(layouts, layouts.zero >= 1), device)
-    if (
-        scenario.workload.precision == "fp8"
-        and software.precision.fp8_library == "transformer_engine"
-        and not software.precision.fp8_parameters
-    ):
+    library = scenario.narrow == "fp4" or software.precision.fp8_library == "transformer_engine"
+    if scenario.narrow and library and not software.precision.fp8_parameters:
         # weights and their transposes are cast once a step
-        return seconds + device.elementwise(weights.total * (4.0 * software.precision.fp8_cast_passes))
+        moved = 2.0 + 2.0 * NARROW_BYTES[scenario.narrow]
+        return seconds + device.elementwise(weights.total * (moved * software.precision.fp8_cast_passes))
     return seconds

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rapid_dse.analysis.reasons.chosen import PricedTrial
+from rapid_dse.config.hardware import NARROW_BYTES
 from rapid_dse.device import OperatorModel, operator_model
 from rapid_dse.model.architecture import LayerKind, architecture
 from rapid_dse.model.shapes import MatMul, MicroBatch
@@ -87,8 +88,8 @@ def _products(of: PricedTrial, matmuls: Sequence[MatMul], times: NDArray[np.floa
     scenario, width = of.scenario, compute_bytes(of.scenario)
     for at, matmul in enumerate(matmuls):
         precision = scenario.workload.precision
-        used = "bf16" if matmul.sixteen_bit and precision == "fp8" else precision
-        held = 1 if used == "fp8" else width
+        used = "bf16" if matmul.sixteen_bit and scenario.narrow else precision
+        held = NARROW_BYTES.get(used, width)
         seconds = float(times[:, at].sum())
         yield _operator(of, matmul.name, (seconds, 3 * float(matmul.flops[0]), 3 * held * _operands(matmul)), used, 3)
 

@@ -28,6 +28,6 @@ class HostSettings(SchemaPart):
     # come back (DeepSpeed's ZeRO-Offload, Megatron's hybrid optimizer, FSDP2's CPUOffloadPolicy); streamed: states go through the GPU.
     offload_step: Annotated[Literal["cpu", "streamed"], Only(Where("parallel.offload_optimizer"))] = "cpu"
     # What is captured in CUDA graphs, which the device runs without the host: nothing; modules: attention, norms and router of each layer,
-    # whose shapes are known ahead (routed experts' are not); full_iteration: the whole step.
+    # whose shapes are known ahead (routed experts' are not; of a decode step all but attention); full_iteration: the whole step.
     cuda_graphs: Annotated[CudaGraphs, BeforeValidator(lambda value: "none" if value is None else value)] = "none"
     host_step: Seconds = 1e-2  # data loading, logging, the optimizer's launches: exposed once a step

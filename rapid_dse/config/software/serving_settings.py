@@ -24,8 +24,6 @@ class ServingSettings(SchemaPart):
     max_num_seqs: Annotated[Count, OF_INFERENCE] = 1024  # requests that run on an engine's attention rank at most
     memory_fraction: Annotated[Share, OF_INFERENCE] = 0.9  # share of usable memory that it takes, or of what weights and workspace leave
     memory_fraction_of: Annotated[Literal["memory", "rest"], OF_INFERENCE] = "memory"
-    # none: each kernel of a decode step is launched (host_layer); modules: all but attention's are captured; full_iteration: all are.
-    cuda_graphs: Annotated[Literal["none", "modules", "full_iteration"], OF_INFERENCE] = "full_iteration"
     # A layer of a decode step under CUDA graphs: its small kernels (norms, rotary embedding, cache writes, activation), what lies between.
     layer_latency: Latency = 1.5e-5
     expert_latency: Latency = 3e-5  # what a layer of experts adds to that: router, sort, grouped launches

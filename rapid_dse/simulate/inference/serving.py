@@ -121,7 +121,7 @@ class Engine:
     def host(self, rows: FloatColumn, device: FloatColumn) -> FloatColumn:
         """What the host adds to a decode step of ``rows`` sequences on an attention rank that takes the device so long."""
         serving = self.scenario.software.serving
-        launched = self.launches * CAPTURED[self.scenario.software.serving.cuda_graphs]
+        launched = self.launches * CAPTURED[self.scenario.software.host.cuda_graphs]
         return np.maximum(0.0, launched - device) + serving.step_latency + serving.sequence_latency * rows
 
     def bubble(self, running: FloatColumn, device: FloatColumn) -> FloatColumn:
