@@ -11,6 +11,10 @@ import program
 import pytest
 from generated import ROOT
 from test_pipeline_graphs import B, F, W, makespan
+from trials import priced, scenario
+
+from rapid_dse.config import recompute_entries
+from rapid_dse.model import recompute
 
 FILES = re.compile(r"<!-- (?P<path>\S+) -->\n```\w+\n(?P<text>.*?)```\n", re.DOTALL)
 
@@ -72,3 +76,21 @@ def test_a_new_schedule_is_a_file_and_a_line(tmp_path: Path) -> None:
     pp, m = 4, 8
     found = runpy.run_path(str(path))["SCHEDULE"]
     assert makespan(found, pp, 1, m) == pytest.approx((m + pp - 1) * (F + B + W), rel=1e-5)
+
+
+def test_a_new_recompute_mode_is_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A layer of Llama 3.1 8B keeps two streams of 4,096 and one of 14,336 less, 2 bytes each; no product runs again."""
+    folder = tmp_path / "rapid_dse/config/recompute"
+    shutil.copytree(recompute_entries.FOLDER, folder)
+    written("A new recompute mode", tmp_path)
+    monkeypatch.setattr(recompute_entries, "FOLDER", folder)
+    row = {"num_gpus": 1, "tp": 1, "global_batch_size": 1, "recompute": "selective"}
+    of = {"workload__seq_len": 1024, "software": "pytorch_compile"}
+    modules = {"none": None, "selective": "small_kernels"}
+    none, mine = (priced(scenario(parallel__recompute_modules=modules[each], **of), row | {"recompute": each}) for each in modules)
+    assert (none.memory_activations_bytes - mine.memory_activations_bytes)[0] == pytest.approx(31 * 1024 * 2 * (2 * 4096 + 14336))
+    (found,) = recompute.selective(scenario(parallel__recompute_modules="small_kernels", **of))
+    assert (found.products, found.core) == ((0, 0, 0, 0), 0)
+    assert none.time_compute_s[0] < mine.time_compute_s[0] < none.time_compute_s[0] * 1.1
+    with pytest.raises(ValueError, match=r"expected .*small_kernels"):
+        scenario(parallel__recompute_modules="x")
