@@ -130,11 +130,10 @@ def fit(tables: Sequence[Table], start: Mapping[str, float] | None = None, round
 
 
 def exercised(tables: Sequence[Table]) -> list[FreeParameter]:
-    """Parameters that some row depends on: experts', casts' and transfers' latencies where there are any."""
+    """Parameters that some row depends on: experts' and transfers' latencies where there are any."""
     models = any(table.scenario.model.num_experts for table in tables)
-    narrow = any(table.scenario.workload.precision in ("fp8", "fp4") for table in tables)
     wide = any((table.layouts.tp > 1).any() for table in tables)
-    without = {"expert_latency": not models, "quantize_latency": not narrow, "collective_latency": not wide}
+    without = {"expert_latency": not models, "collective_latency": not wide}
     return [parameter for parameter in FREE_SERVING if not without.get(parameter.name, False)]
 
 

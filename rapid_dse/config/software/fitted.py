@@ -30,7 +30,7 @@ FREE_SERVING: tuple[FreeParameter, ...] = (
     FreeParameter("layer_latency", 1.5e-5, 1.5e-5, 3e-4, "s", "how many small kernels a layer has, and the gaps between them"),
     FreeParameter("expert_latency", 3e-5, 3e-5, 5e-4, "s", "router, sort and grouped products' launches"),
     FreeParameter("collective_latency", 5e-6, 5e-6, 1e-4, "s", "its all-reduce kernels' synchronisation"),
-    FreeParameter("quantize_latency", 1e-6, 2e-6, 5e-5, "s", "whether casts are fused into neighbours"),
+    FreeParameter("admission_latency", 2e-2, 3e-2, 1.0, "s", "its server, tokenizer and stream"),
     FreeParameter("step_latency", 5e-4, 1e-3, 1e-2, "s", "scheduler and sampler"),
     FreeParameter("sequence_latency", 1e-5, 1.5e-5, 1e-3, "s", "Python a running sequence"),
     FreeParameter("decode_wait", 1.0, 0.3, 1.0, "share", "whether prefill runs between or beside decode steps"),

@@ -31,6 +31,8 @@ class ServingSettings(SchemaPart):
     quantize_latency: Latency = 1e-6  # what a product of narrow operands adds: its input is scaled and cast
     step_latency: Latency = 5e-4  # the host at each step: scheduling, sampling, detokenising
     sequence_latency: Latency = 1e-5  # the host for each running sequence at each step
+    # From a request's arrival until the engine has it, and until its first token is out: HTTP, tokenising, detokenising.
+    admission_latency: Annotated[Annotated[Seconds, Field(le=10)], OF_INFERENCE] = 2e-2
     decode_wait: Annotated[ShareOrZero, OF_INFERENCE] = 1.0  # share of others' prefill that decode steps wait for; the rest runs beside
     # Speed of prefill against its kernels run alone.
     prefill_efficiency: Annotated[Annotated[float, Field(ge=0.2, le=1.5)], OF_INFERENCE] = 0.9

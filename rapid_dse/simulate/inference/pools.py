@@ -61,7 +61,7 @@ class Pools:
         each = rate / self.workers[0]
         alone = self.prefill.costs.prefill.at(self.prefill.kind, np.ones_like(rate)).of(self.prefill.prefill_total)
         busy = np.minimum(each * self.least, 0.98)
-        prompt = alone + busy * self.least / (2.0 * (1.0 - busy))
+        prompt = self.scenario.software.serving.admission_latency + alone + busy * self.least / (2.0 * (1.0 - busy))
         running = np.ones_like(rate)
         for _ in range(8):  # requests that decode at a time follow from how long they take, and that from how many they are
             running = np.clip(rate / self.workers[1] * self._decode_seconds(running), 1e-9, self.decode.capacity)
@@ -74,7 +74,7 @@ class Pools:
         under_way = rate * flow.life
         rounds = np.where(load.prompts > 0, np.maximum(1.0, load.prompts / np.maximum(under_way, 1.0)), np.inf)
         spread = self.scenario.workload.length_spread
-        burst = np.where(load.rate > 0, 0.0, burst_wait(under_way * self.least / self.workers[0], flow.life, rounds, spread))
+        burst = np.where(load.rate > 0, 0.0, burst_wait(under_way * self.least / self.workers[0], rounds))
         beyond = np.where(np.isfinite(load.concurrency), load.concurrency - under_way, np.maximum(0.0, load.prompts - under_way) / 2.0)
         late = load.prompts / 2.0 * np.maximum(0.0, 1.0 / self.most - 1.0 / np.maximum(load.rate, 1e-12))
         queue = np.where(load.rate > 0, late, np.maximum(0.0, beyond) / rate)

@@ -20,6 +20,9 @@ from rapid_dse.parallel.engines import Degrees
 FloatColumn = NDArray[np.float64]
 IntColumn = NDArray[np.int64]
 
+# Mean of the largest of 1, 2, 4, … 1,024 normal deviates.
+LARGEST = (0.0, 0.564, 1.029, 1.424, 1.766, 2.070, 2.344, 2.594, 2.824, 3.038, 3.240)
+
 
 @dataclass(frozen=True)
 class Product:
@@ -108,10 +111,10 @@ def touched_experts(model: Model, tokens: FloatColumn) -> FloatColumn:
 def busiest_rank(model: Model, tokens: FloatColumn, ep: IntColumn) -> tuple[FloatColumn, FloatColumn]:
     """Experts that some token has chosen, and tokens that were sent, on the expert-parallel rank that has the most of them.
 
-    Tokens choose at random, so that a rank's count has about the variance of its mean; the largest of ``ep`` such counts lies √(2 ln ep)
+    Tokens choose at random, so that a rank's count has about the variance of its mean; the largest of ``ep`` such counts lies ``LARGEST``
     deviations above it.
     """
-    each, deviations = model.num_experts / ep, np.sqrt(2.0 * np.log(ep))
+    each, deviations = model.num_experts / ep, np.interp(np.log2(ep), np.arange(len(LARGEST)), LARGEST)
     mean = touched_experts(model, tokens) / ep
     touched = np.minimum(each, mean + deviations * np.sqrt(mean * np.maximum(0.0, 1.0 - mean / each)))
     sent = tokens * model.num_experts_per_tok / ep

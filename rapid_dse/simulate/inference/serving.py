@@ -152,7 +152,9 @@ class Engine:
         step = device + host + bubble
         most = np.maximum(1.0, np.minimum(self.costs.prompts[self.kind] * self.cut.attention_dp, running))
         # requests of one length that have had their prompts in one pass end together, and those that follow them start together
-        together = np.where(grouped, most, np.clip(running / np.maximum(life, 1e-12) * step, 1.0, most))
+        # attention's copies take theirs together, since experts wait for all of them
+        least = np.minimum(self.cut.attention_dp, most)
+        together = np.where(grouped, most, np.clip(running / np.maximum(life, 1e-12) * step, least, most))
         pass_where = self.costs.prefill.at(self.kind, np.maximum(1.0, together / self.cut.attention_dp))
         whole = pass_where.of(self.prefill_total)
         beside = whole
@@ -166,7 +168,11 @@ class Engine:
         decode = self.later / self.steps_tokens * step + waiting * prompt * others * (self.later > 0)
         busy = np.minimum(running * prompt / np.maximum(life, 1e-12), 0.95)
         queue = np.minimum(busy * prompt * np.where(grouped, together, 1.0) / (2.0 * (1.0 - busy)), others * prompt / 2.0)
-        first = whole + np.where(rounds, np.maximum(0.0, running * prompt - whole) / 2.0, queue + 0.5 * step * (others > 0))
+        first = (
+            serving.admission_latency
+            + whole
+            + np.where(rounds, np.maximum(0.0, running * prompt - whole) / 2.0, queue + 0.5 * step * (others > 0))
+        )
         return _Life(running, where, step, host, bubble, np.asarray(decode), np.asarray(first), prompt, together, pass_where)
 
     def serve(self, load: Load) -> Served:
@@ -195,7 +201,7 @@ class Engine:
         keeps_up = load.rate < most
         flow = np.where(open_ & keeps_up, load.rate, found.running / found.total)
         rounds = np.where(load.prompts > 0, np.maximum(1.0, load.prompts / found.running), np.inf)
-        burst = np.where(open_, 0.0, burst_wait(np.maximum(0.0, found.running - 1.0) * found.prompt, found.total, rounds, spread))
+        burst = np.where(open_, 0.0, burst_wait(np.maximum(0.0, found.running - 1.0) * found.prompt, rounds))
         queue = np.where(open_, _waiting(load, found, self.capacity, most), _queued(load, found, flow))
         tail = np.where(open_, 1.0, tail_share(rounds, spread))
         flow = np.where(open_, flow, found.running / (found.total + burst) * tail)
@@ -229,6 +235,7 @@ class Engine:
         pass_where = self.costs.prefill.at(self.kind, together)
         passes = on_rank / together
         first = pass_where.of(self.prefill_total) * (1.0 + (passes - 1.0) / self.cut.pp)
+        first = first + self.scenario.software.serving.admission_latency
         step = (device + host + bubble) / self.steps_tokens
         longest = 1.0 + self.scenario.workload.length_spread
         rate = batch / (first + self.later * longest * step)
@@ -256,22 +263,17 @@ def accepted(drafts: int, acceptance: float) -> float:
     return sum(acceptance**k for k in range(drafts + 1))
 
 
-def burst_wait(prompts: FloatColumn, life: FloatColumn, rounds: FloatColumn, spread: float) -> FloatColumn:
+def burst_wait(prompts: FloatColumn, rounds: FloatColumn) -> FloatColumn:
     """What the burst that opens a run adds to the mean time to the first token, s.
 
-    All requests of the first round arrive at once and wait for each other's prompts. Those of a later round arrive as the round before
-    ended, over ``2 · spread · √round`` of a life; where that is less than their prompts take, they wait too.
+    All requests of the first round arrive at once and wait for each other's prompts, half of them on average. They start to generate one
+    after the other, and so they end: what follows them arrives as slowly as prompts are taken.
 
     Args:
         prompts: seconds that the prompts of all running requests take.
         rounds: requests that each running one is followed by in the whole run, itself included; infinite: for ever.
     """
-    total = np.zeros_like(prompts)
-    most = min(64, int(np.ceil(rounds[np.isfinite(rounds)].max(initial=0.0))))
-    for at in range(most):
-        window = 2.0 * spread * np.sqrt(at) * life
-        total += np.where(at < rounds, 0.5 * np.maximum(0.0, prompts - window), 0.0)
-    return np.where(np.isfinite(rounds), total / np.minimum(rounds, 1e12), 0.0)
+    return np.asarray(np.where(np.isfinite(rounds), 0.5 * prompts / np.minimum(rounds, 1e12), 0.0))
 
 
 def tail_share(rounds: FloatColumn, spread: float) -> FloatColumn:
