@@ -200,11 +200,11 @@ def _stage_work(one: Priced1, stage: int, chunks: tuple[tuple[int, ...], ...], p
     software, kinds = scenario.software, [kind for chunk in chunks for kind in chunk]
     weights = _weights(one, stage, kinds)
     each = bool(reduces_each(software, layout)[0])
-    zero, ranks = one.degree("zero"), one.degree("dp") * one.degree("cp")
+    scatters, ranks = bool(layout.sharding.optimizer[0]), one.degree("dp") * one.degree("cp")
     left = weights.times(0.0 if each else gradient_bytes(scenario))
-    copies = ranks if zero == 0 else ranks // int(layout.shards[0])  # ranks that sum the same gradients in an all-reduce
+    copies = ranks // int(layout.shards[0]) if scatters else ranks  # ranks that sum the same gradients in an all-reduce
     alike = one.degree("expert_copies")  # ranks that hold the same experts
-    of_experts = alike if zero == 0 else alike // one.degree("expert_shards")
+    of_experts = alike // one.degree("expert_shards") if scatters else alike
     others = copies - 1 + (0 if weights.experts is None else of_experts - 1)
     sent = np.ravel(left.total)
     calls = int(np.ceil(sent / bucket(scenario, layout))[0])
@@ -218,7 +218,7 @@ def _stage_work(one: Priced1, stage: int, chunks: tuple[tuple[int, ...], ...], p
         stalls=_stalls(one, kinds, stage, passes),
         host_step=software.host.host_step,
         optimizer=float(np.ravel(update_seconds(scenario, layout, weights, one.ready.device))[0]),
-        zero=zero,
+        scatters=scatters,
         shared=_shared(one, weights, left, len(kinds)),
         layers=tuple(_shared_layer(one, layer) for layer in held),
         calls=max(1, calls),
@@ -226,7 +226,7 @@ def _stage_work(one: Priced1, stage: int, chunks: tuple[tuple[int, ...], ...], p
         head=_table(one, table) if head and apart else None,
         tied=float(tied.size[0]) if stage == 0 or head else 0.0,
         tied_reduce=seconds_alone(tied.reduction),
-        dp_hidden=scatter_overlap(software) if zero == 1 else software.overlap.dp_overlap,
+        dp_hidden=scatter_overlap(software) if layout.sharding.optimizer_alone[0] else software.overlap.dp_overlap,
         gather_hidden=software.overlap.parameter_gather_overlap,
         wait=max(0.0, calls * groups.cluster.all_reduce_wait * others - software.overlap.dp_overlap * passes.backward(kinds)),
         tree=groups.cluster.trees,
@@ -276,7 +276,7 @@ def _shared(one: Priced1, weights: Weights, left: Weights, layers: int) -> tuple
         moved = {
             "sent": sent.dense,
             "sync": sync,
-            "gathered": held.dense * compute_bytes(scenario) * (one.degree("zero") in (1, 2)),
+            "gathered": held.dense * compute_bytes(scenario) * one.layout.sharding.gathers_once,
             "gather": weight_gather(scenario, layout, held, np.array([layers]), group.alone).seconds,
             "shards": group.alone.placement.gradient.size,
             "across": gradient_sync(scenario, layout, sent, group.cut).seconds - sync,
@@ -311,7 +311,7 @@ def _each_time(one: Priced1, weights: Weights, alone: ShardGroups, cut: ShardGro
     passes = sharded_passes(scenario, layout, alone, weights)
     across = sharded_passes(scenario, layout, cut, weights).backward.seconds - passes.backward.seconds
     return {
-        "layer_gathered": weights.dense * gathered_bytes(scenario) * (layout.zero >= 3),
+        "layer_gathered": weights.dense * gathered_bytes(scenario) * layout.sharding.parameters,
         "layer_gather": passes.forward.seconds,
         "layer_scattered": weights.dense * gradient_bytes(scenario) * reduces_each(scenario.software, layout),
         "layer_scatter": passes.backward.seconds,
@@ -323,7 +323,7 @@ def _each_time(one: Priced1, weights: Weights, alone: ShardGroups, cut: ShardGro
 def _table(one: Priced1, weights: Weights) -> SharedWeights | None:
     """What moves of embedding table or head with each pass; None where ZeRO does not shard what passes read or give."""
     placement = one.groups.placement
-    if one.degree("zero") < 2 or float(np.ravel(placement.gradient.size)[0]) == 1:
+    if not one.layout.sharding.gradients[0] or float(np.ravel(placement.gradient.size)[0]) == 1:
         return None
     alone = replace(one.groups, placement=replace(placement, gradient=placement.shard, halves=None))
     return _shared_weights(GRADIENTS, placement.halves, _each_time(one, weights, alone, one.groups))

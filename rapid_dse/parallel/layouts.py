@@ -24,6 +24,7 @@ from rapid_dse.parallel import schedules
 from rapid_dse.parallel.expert_rules import grid_rules, tokens_rule, width_rules
 from rapid_dse.parallel.offered import settled, unoffered
 from rapid_dse.parallel.pipeline_rules import counted_ends, schedule_rules, split_rules
+from rapid_dse.parallel.zero_stages import Sharding
 
 IntColumn = NDArray[np.int64]
 BoolColumn = NDArray[np.bool_]
@@ -148,10 +149,14 @@ class Layouts:
         return found
 
     @cached_property
+    def sharding(self) -> Sharding:
+        """What ZeRO shards."""
+        return Sharding.of(self.zero)
+
+    @property
     def sharded_passes(self) -> IntColumn:
-        """``zero`` as far as passes transfer something for it, ``(n_layouts,)``: 0 and 1, which do not, are both 1."""
-        passes: IntColumn = np.maximum(1, self.zero)
-        return passes
+        """``zero`` as far as passes transfer something for it, ``(n_layouts,)``."""
+        return self.sharding.in_passes
 
     @cached_property
     def chunks(self) -> IntColumn:
@@ -257,7 +262,7 @@ def mathematics(layouts: Layouts, scenario: Scenario) -> list[Rule]:
         *(Rule(*each) for each in grid_rules(layouts, scenario)),
         *_recompute_rules(layouts, scenario),
         Rule("shard_group must divide dp · cp", (dp * cp) % shards != 0),
-        Rule("shard_group needs zero 1, 2 or 3: zero 0 shards nothing", hybrid & (layouts.zero == 0)),
+        Rule("shard_group needs zero 1, 2 or 3: zero 0 shards nothing", hybrid & ~layouts.sharding.optimizer),
         Rule("etp · ep must divide tp · shard_group", hybrid & (tp * shards % (layouts.expert_tp * layouts.ep) != 0)),
     ]
 

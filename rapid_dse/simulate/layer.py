@@ -199,7 +199,7 @@ def exposed_tables(scenario: Scenario, layouts: Layouts, arranged: Arrangement, 
     the last layer starts, and its gradient is reduced beside the backward passes of the last chunk's layers. There they follow the layers'
     own: what shows of both together is theirs but for what shows of the layers' alone.
     """
-    if not (layouts.zero >= 2).any():
+    if not layouts.sharding.gradients.any():
         none = np.zeros(len(layouts))
         return Ends(none, none, none, none)
     tables, counts, share = arranged.tables, _beside_head(arranged.stages) / layouts.chunks, scenario.software.overlap.dp_overlap

@@ -242,14 +242,14 @@ def shared_memory(scenario: Scenario, layouts: Layouts, found: Shared[Stages]) -
 def reduces_each(software: Software, layouts: Layouts) -> BoolColumn:
     """Whether each micro-batch's gradients are reduced, as ZeRO 2 and 3 keep them sharded, ``(n_layouts,)``."""
     each = software.overlap.reduce_each_micro_batch
-    found: BoolColumn = (layouts.zero >= 2) & (layouts.pp == 1 if each == "without_pipelines" else each)
+    found: BoolColumn = layouts.sharding.gradients & (layouts.pp == 1 if each == "without_pipelines" else each)
     return found
 
 
 def gradients_sharded(software: Software, layouts: Layouts) -> BoolColumn:
     """Whether a rank keeps its shard of the gradients alone, ``(n_layouts,)``: under ZeRO 2 and 3, unless micro-batches accumulate without
     synchronisation."""
-    at_once: BoolColumn = (layouts.zero >= 2) & (layouts.num_micro_batches == 1)
+    at_once: BoolColumn = layouts.sharding.gradients & (layouts.num_micro_batches == 1)
     return reduces_each(software, layouts) | at_once
 
 
@@ -264,13 +264,13 @@ def _states(scenario: Scenario, layouts: Layouts, stages: Stages) -> dict[str, N
     _, stay = _fp8_copies(scenario, layouts)
     gradients = weights.sharded(layouts, gradients_sharded(software, layouts)) * gradient
     bucket = np.minimum(software.overlap.gradient_bucket, parameters * PRECISION_BYTES[software.precision.gradient_dtype])
-    of_layers = [each.sharded(layouts, layouts.zero >= 3) for each in layer_weights(scenario, layouts)]
+    of_layers = [each.sharded(layouts, layouts.sharding.parameters) for each in layer_weights(scenario, layouts)]
     on_host = on_the_host(summed(stages.of_kinds, of_layers), largest_of(stages.of_kinds, of_layers), scenario.parallel.offload_weights)
     return {
-        "parameters": (weights.sharded(layouts, layouts.zero >= 3) - on_host) * shard_bytes(scenario, layouts)
+        "parameters": (weights.sharded(layouts, layouts.sharding.parameters) - on_host) * shard_bytes(scenario, layouts)
         + summed(stages.of_kinds, stay),
         "gradients": _beyond_activations(scenario, layouts, stages, gradients),
-        "optimizer": weights.sharded(layouts, layouts.zero >= 1)
+        "optimizer": weights.sharded(layouts, layouts.sharding.optimizer)
         * (1 - scenario.parallel.offload_optimizer)
         * (software.precision.optimizer_bytes - np.where(own_master, software.precision.master_bytes, 0.0)),
         "gathered": _gathered(scenario, layouts, stages, parameters),
@@ -317,7 +317,7 @@ def _fp8_copies(scenario: Scenario, layouts: Layouts) -> tuple[tuple[FloatColumn
         whole, always = np.zeros(len(layouts)), np.zeros(len(layouts))
         for weights, shards in ((products.dense, layouts.shards), (products.experts, layouts.expert_shards)) if kept else ():
             if weights is not None:
-                gathered = (layouts.zero >= 3) & (shards > 1)
+                gathered = layouts.sharding.parameters & (shards > 1)
                 whole = whole + np.where(gathered, each * weights, 0.0)
                 always = always + np.where(gathered, 0.0, each * weights)
         while_whole.append(whole)
@@ -376,7 +376,7 @@ def _gathered(scenario: Scenario, layouts: Layouts, stages: Stages, parameters: 
     table = (stages.has_embedding | stages.has_head) * vocabulary_parameters(scenario, layouts)
     beside, two = np.maximum(layer, table), np.minimum(2, stages.layers)
     copies = largest_of(stages.of_kinds, _fp8_copies(scenario, layouts)[0])
-    sharded = (layouts.zero >= 3) & (layouts.shards > 1)
+    sharded = layouts.sharding.parameters & (layouts.shards > 1)
     weights = np.where(sharded, np.minimum(layer + beside, parameters) * compute_bytes(scenario) + two * copies, 0.0)
     gradient = beside * PRECISION_BYTES[scenario.software.precision.gradient_dtype]
     return weights + np.where(gradients_sharded(scenario.software, layouts) & (layouts.shards > 1), gradient, 0.0)

@@ -55,7 +55,7 @@ def host_copies(scenario: Scenario, layouts: Layouts) -> tuple[HostCopies, ...]:
         activations = tuple(shares.offload_activations * kept for kept in layer_activations(scenario, layouts))
     if shares.offload_weights > 0:
         width = shares.offload_weights * shard_bytes(scenario, layouts)
-        weights = tuple(width * each.sharded(layouts, layouts.zero >= 3) for each in layer_weights(scenario, layouts))
+        weights = tuple(width * each.sharded(layouts, layouts.sharding.parameters) for each in layer_weights(scenario, layouts))
     return tuple(HostCopies(*each) for each in zip(activations, weights, strict=True))
 
 

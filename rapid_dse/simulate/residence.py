@@ -20,7 +20,7 @@ def shard_bytes(scenario: Scenario, layouts: Layouts) -> FloatColumn:
 
 def shards_are_master(scenario: Scenario, layouts: Layouts) -> BoolColumn:
     """Whether what ZeRO 3 shards are the fp32 weights that the optimizer steps, ``(n_layouts,)``."""
-    fsdp: BoolColumn = (layouts.zero >= 3) & (layouts.shards > 1) & scenario.software.precision.master_shards
+    fsdp: BoolColumn = layouts.sharding.parameters & (layouts.shards > 1) & scenario.software.precision.master_shards
     return fsdp
 
 

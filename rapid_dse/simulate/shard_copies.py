@@ -36,7 +36,7 @@ def copied_bytes(scenario: Scenario, layouts: Layouts, weights: Weights) -> Copi
     after the backward pass."""
     software, parameters = scenario.software, weights.total * (layouts.shards > 1)
     own = PRECISION_BYTES[software.precision.gradient_dtype] if software.kernels.fused_accumulation else compute_bytes(scenario)
-    gathers = (layouts.zero >= 3) & software.kernels.copies_gathered
+    gathers = layouts.sharding.parameters & software.kernels.copies_gathered
     reduces = reduces_each(software, layouts) & software.kernels.copies_gradients
     return Copied(parameters * gathers * (2.0 * gathered_bytes(scenario)), parameters * reduces * float(own + gradient_bytes(scenario)))
 
@@ -47,7 +47,7 @@ def with_copies(scenario: Scenario, layouts: Layouts, block: Block, device: Oper
     Full recomputation runs in a backward pass whose weights have come already: it repeats no copy.
     """
     software = scenario.software
-    if not (software.kernels.copies_gathered or software.kernels.copies_gradients) or not (layouts.zero >= 2).any():
+    if not (software.kernels.copies_gathered or software.kernels.copies_gradients) or not layouts.sharding.gradients.any():
         return block
     apart = (layouts.pp > 1) | (not scenario.model.tie_word_embeddings)
     head = copied_bytes(scenario, layouts, Weights(vocabulary_parameters(scenario, layouts) * apart))

@@ -71,9 +71,9 @@ def sharded_passes(scenario: Scenario, layouts: Layouts, groups: ShardGroups, we
     are reduced."""
     software = scenario.software
     none = transfer.nothing(groups.network, len(layouts))
-    if not (layouts.zero >= 2).any():
+    if not layouts.sharding.gradients.any():
         return PassTransfers(none, none)
-    gather = _by_group(weights.times(gathered_bytes(scenario)), groups).times(layouts.zero >= 3)
+    gather = _by_group(weights.times(gathered_bytes(scenario)), groups).times(layouts.sharding.parameters)
     each = reduces_each(software, layouts)
     if not each.any():
         return PassTransfers(gather, none)
@@ -198,7 +198,7 @@ def group_sync(scenario: Scenario, layouts: Layouts, sent: FloatColumn, group: t
     if halves is not None:
         scatter = scatter + all_reduce(sent / calls / halves.shard.size, halves.replica, groups)
     reduce = all_reduce(sent / calls, span, groups)
-    return transfer.either(layouts.zero == 0, reduce, scatter).times(np.where(sent > 0, calls, 0.0))
+    return transfer.either(~layouts.sharding.optimizer, reduce, scatter).times(np.where(sent > 0, calls, 0.0))
 
 
 def scatter_overlap(software: Software) -> float:
@@ -217,4 +217,4 @@ def weight_gather(scenario: Scenario, layouts: Layouts, weights: Weights, layers
     """Gather of the weights that each rank of ZeRO 1 or 2 has updated."""
     calls = np.maximum(1.0, layers * scenario.software.overlap.gather_calls_per_layer)
     gather = _by_group(weights.times(compute_bytes(scenario) / calls), groups)
-    return gather.times(np.where((layouts.zero == 1) | (layouts.zero == 2), calls, 0.0))
+    return gather.times(np.where(layouts.sharding.gathers_once, calls, 0.0))

@@ -269,7 +269,7 @@ def _end_exposed(
     """
     software, end, counts = scenario.software, arranged.end, arranged.stages.of_kinds[:, 0]
     forward, backward = first
-    overlap = np.where(layouts.zero == 1, scatter_overlap(software), software.overlap.dp_overlap)
+    overlap = np.where(layouts.sharding.optimizer_alone, scatter_overlap(software), software.overlap.dp_overlap)
     # collectives of one group follow each other: a gather under way takes its time from the reductions behind it
     alone = end.gradients.waiting(summed(counts, [layer.sharded.backward.seconds for layer in layers.each]))
     hops = layouts.chunks * arranged.hop.busy * (layouts.pp > 1)
@@ -283,7 +283,7 @@ def _end_exposed(
 def update_seconds(scenario: Scenario, layouts: Layouts, weights: Weights, device: OperatorModel) -> FloatColumn:
     """The optimizer's time for a stage of so many parameters, of which ZeRO leaves each rank a share, s, ``(n_layouts,)``."""
     software = scenario.software
-    seconds = offloaded_update(scenario, weights.sharded(layouts, layouts.zero >= 1), device)
+    seconds = offloaded_update(scenario, weights.sharded(layouts, layouts.sharding.optimizer), device)
     library = scenario.narrow == "fp4" or software.precision.fp8_library == "transformer_engine"
     if scenario.narrow and library and not software.precision.fp8_parameters:
         # weights and their transposes are cast once a step

@@ -101,7 +101,7 @@ def passes_of(
     example[number] = splits
     differ = np.array([unpacked(key)[0] > 1 and _differ(split, *unpacked(key)) for key in example.tolist()], bool)
     # ZeRO 2 and 3 transfer the table around the first chunk of every micro-batch, which is the longer one where layers are equal
-    longer = (layouts.zero >= 2) & (layouts.shards > 1) & (layouts.pp > 1)
+    longer = layouts.sharding.gradients & (layouts.shards > 1) & (layouts.pp > 1)
     _, case = layouts.alike.by(*layer_columns(scenario), "chunks", "stage_map")
     ends = block.embedding, block.embedding_backward, block.head_forward, block.head_backward
     host = host_layer_seconds(scenario, layouts)

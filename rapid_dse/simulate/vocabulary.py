@@ -142,7 +142,7 @@ def tied_bytes(scenario: Scenario, layouts: Layouts) -> FloatColumn:
     """``TiedTable.size`` of each layout, bytes, ``(n_layouts,)``."""
     if not scenario.model.tie_word_embeddings:
         return np.zeros(len(layouts))
-    shards = np.where(layouts.zero >= 2, layouts.shards, 1)
+    shards = np.where(layouts.sharding.gradients, layouts.shards, 1)
     return np.where(layouts.head_stage > 0, vocabulary_parameters(scenario, layouts) * gradient_bytes(scenario) / shards, 0.0)
 
 

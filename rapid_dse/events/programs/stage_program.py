@@ -299,7 +299,7 @@ class StageWriter:
 
     def _reduction(self, after: After, share: float, stream: int) -> After:
         work = self.work
-        moved = [move for each in work.shared for move in each.reduced(work.zero, work.tree, share)]
+        moved = [move for each in work.shared for move in each.reduced(work.scatters, work.tree, share)]
         return self._over_groups(after, moved, stream)
 
     def _close(self) -> After:

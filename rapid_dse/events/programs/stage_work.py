@@ -32,9 +32,9 @@ class SharedWeights:
     across: float = 0.0
     layer_across: float = 0.0
 
-    def reduced(self, zero: int, tree: bool, share: float = 1.0) -> list[Move]:
-        """The collectives that reduce a share of ``sent``: all-reduce, or reduce-scatter where ZeRO shards what follows."""
-        if zero == 0:
+    def reduced(self, scatters: bool, tree: bool, share: float = 1.0) -> list[Move]:
+        """The collectives that reduce a share of ``sent``: all-reduce, or reduce-scatter (``scatters``) where ZeRO shards what follows."""
+        if not scatters:
             return _all_reduced(self.group, share * self.sent, share * self.sync, tree)
         return self._scattered(share * self.sent, share * self.sync, share * self.across, tree)
 
@@ -69,7 +69,7 @@ class StageWork:
             each kind on a rank.
         stalls: what the device waits for the host each micro-batch, after forward passes, after backward passes, and after weight gradients
             that run apart; ``host_step`` once a step.
-        zero: the stage of ZeRO.
+        scatters: whether gradients are scattered, as ZeRO shards what follows, in place of all-reduced.
         shared: the weights by the group that shares them, the dense ones first; ``calls``: in how many calls gradients are reduced.
         layers: what moves of a layer of each kind with its passes, by the group that shares it.
         embedding, head: the embedding table and the head where the stage has them and ZeRO 2 or 3 shards them: their ``layer_gathered``
@@ -85,7 +85,7 @@ class StageWork:
     stalls: tuple[float, float, float]
     host_step: float
     optimizer: float
-    zero: int
+    scatters: bool
     shared: tuple[SharedWeights, ...]
     layers: tuple[tuple[SharedWeights, ...], ...]
     calls: int
