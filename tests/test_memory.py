@@ -17,6 +17,7 @@ from rapid_dse.model.architecture import architecture, split_by_rule
 from rapid_dse.model.parameters import count
 from rapid_dse.model.shapes import MicroBatch
 from rapid_dse.parallel.layouts import Layouts
+from rapid_dse.parallel.schedules import STAGE_MAPS
 from rapid_dse.parallel.stages import Stages, stages
 from rapid_dse.simulate.memory import layer_activations, layer_weights, peak_memory, stage_weights
 from rapid_dse.simulate.operator_times import elementwise_bytes, operators
@@ -68,10 +69,10 @@ class TestActivationsOfALayer:
         assert four == pytest.approx(one / 4)
 
 
-def all_stages(split: np.ndarray[Any, Any]) -> Stages:
-    """Every stage of one layout as a candidate, ``split`` being the layers of each, ``(pp, 1)``."""
+def all_stages(split: np.ndarray[Any, Any], head: int = -1) -> Stages:
+    """Every stage of one layout as a candidate, ``split`` being the layers of each, ``(pp, 1)``, ``head`` the stage that has it."""
     place, none = np.arange(len(split))[:, None], np.zeros((len(split), 0, 1), np.int64)
-    return Stages(place, split, place, np.cumsum(split, axis=0) - split, place == 0, place == len(split) - 1, none, none, split[None])
+    return Stages(place, split, place, np.cumsum(split, axis=0) - split, place == 0, place == head % len(split), none, none, split[None])
 
 
 @pytest.mark.parametrize(
@@ -139,8 +140,9 @@ def test_the_fullest_stage_is_found_among_all(name: str) -> None:
     peaks = price(of, rows).peak_memory_bytes
     for row in np.flatnonzero(rows.pp > 1)[:60]:
         one = rows.take(np.array([row]))
-        split = np.array(split_by_rule(of.model, rule).layers(int(one.pp[0]), int(one.vpp[0])))[:, None]
-        every = all_stages(split)
+        pp, chunks, stage_map = int(one.pp[0]), int(one.chunks[0]), STAGE_MAPS[int(one.stage_map[0])]
+        split = np.array(split_by_rule(of.model, rule).layers(pp, chunks, stage_map))[:, None]
+        every = all_stages(split, int(one.head_stage[0]))
         assert float(peak_memory(of, one, every).peak[0]) == pytest.approx(float(peaks[row]), rel=1e-12)
         assert len(stages(split_by_rule(of.model, rule), one).layers) == 4
 
