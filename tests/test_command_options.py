@@ -144,7 +144,7 @@ def test_progress_into_a_pipe_tells_the_time_that_is_left(monkeypatch: pytest.Mo
     now = [100.0]
     monkeypatch.setattr(driver.time, "monotonic", lambda: now[0])
     lines = driver.ProgressLines(400, Console(force_terminal=False, width=200), began=100.0, said=100.0)
-    for at, rows in ((102.0, 50), (106.0, 50), (108.0, 50), (112.0, 50)):
+    for at, rows in ((102.0, 50), (106.0, 50), (108.0, 50), (112.0, 50), (130.0, 200)):
         now[0] = at
         lines.advance(rows)
     # 100 of 400 after 6 s: 18 s for the rest; 200 after 12 s: 12 s

@@ -11,6 +11,8 @@ import program
 import pytest
 import yaml
 
+import rapid_dse as rd
+from rapid_dse.analysis.reasons.chosen import restored
 from rapid_dse.config.model import Model
 from rapid_dse.config.scenario import Scenario
 from rapid_dse.imports.file_options import read_foreign, read_option
@@ -264,10 +266,17 @@ def test_a_run_of_inference(tmp_path: Path) -> None:
     assert "workload=inference beside it" in program.one_line(sweep)
 
 
-def test_layers_that_do_not_divide_are_dealt_evenly(tmp_path: Path) -> None:
-    found = scenario(tmp_path, changed(HARDWARE, parallelism__pp=5))
-    assert found.parallel.stage_layers == (7, 7, 6, 6, 6)
-    assert layout(found)["num_gpus"] == 20
+def test_layers_need_not_divide(tmp_path: Path) -> None:
+    assert layout(scenario(tmp_path, changed(HARDWARE, parallelism__pp=5)))["num_gpus"] == 20
+
+
+def test_rows_of_a_sweep_over_its_hardware_are_composed_again(tmp_path: Path) -> None:
+    files = write(tmp_path, changed(HARDWARE, parallelism__pp=5))
+    program.done(tmp_path, "-m", *files, "parallel=all", "hw.num_gpus=8", "parallel.micro_batch_size=1", "search.study=s")
+    best = rd.load(tmp_path / "results" / "s").best()[0]
+    again = restored(best)
+    assert again.key == best["key"]
+    assert again.figures["step_time_s"] == pytest.approx(best.step_time_s, rel=1e-12)
 
 
 def test_experts_are_an_axis_of_their_own(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ MOST_DIMENSIONS = 4  # of hw.network.dimensions
 FIXED = "fully_connected"  # each of its links has a share of the bandwidth that its size tells
 
 # Keys that the option of a group settles, by the group: where a command line names that option, it wins over the file.
-OF_OPTION = {"backend.name": "backend", "cluster.hop_latency": "cluster"}
+OF_OPTION = {"backend.name": "backend"}
 
 Run = Mapping[str, Any]
 Values = dict[str, Any]
@@ -44,7 +44,7 @@ def values_of(hw: Run | None, model: Run | None, architecture: Mapping[str, Any]
     batch = _work(values, model)
     if hw:
         degrees = _degrees(hw, kind, architecture, said)
-        _layout(values, hw, degrees, architecture, kind)
+        _layout(values, hw, degrees, kind)
         _machine(values, hw, degrees)
         if kind == "training" and batch is not None:
             _micro_batches(values, hw, model, degrees, said)
@@ -88,8 +88,8 @@ def _degrees(hw: Run, kind: str, architecture: Mapping[str, Any], said: list[str
     return found
 
 
-def _layout(values: Values, hw: Run, degrees: Mapping[str, int], architecture: Mapping[str, Any], kind: str) -> None:
-    tp, pp, layers = degrees["tp"], degrees["pp"], architecture.get("num_hidden_layers")
+def _layout(values: Values, hw: Run, degrees: Mapping[str, int], kind: str) -> None:
+    tp = degrees["tp"]
     values |= {f"parallel.{name}": degrees[name] for name in ("tp", "cp", "pp", "ep")}
     if kind == "training":  # dp is what the others leave
         values["parallel.sequence_parallel"] = hw["layout"]["sequence_parallel"] and tp > 1
@@ -99,8 +99,6 @@ def _layout(values: Values, hw: Run, degrees: Mapping[str, int], architecture: M
     if degrees["ep"] > 1 and not hw["layout"].get("experts_split", True):
         values["parallel.etp"] = 1
     values["hw.num_gpus"] = prod(degrees.values())
-    if kind == "training" and isinstance(layers, int) and layers % pp and layers > pp:
-        values["parallel.stage_layers"] = [layers // pp + (stage < layers % pp) for stage in range(pp)]
     software = dict(hw["software"])
     cache, shared = software.pop("kv_precision", None), software.pop("tp_sp_overlap", None)
     if kind == "inference":

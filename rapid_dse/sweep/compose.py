@@ -112,6 +112,8 @@ def _with_run(tree: dict[str, Any], named: Collection[str]) -> tuple[dict[str, A
         raise ValueError(f"the model file asks for a run of {asked}; allowed: workload={asked} beside it, or workload={kind}")
     values, more = values_of(runs.get("hw"), runs.get("model"), parts["model"], kind)
     kept = {key: value for key, value in values.items() if settled_by(key) not in named}
+    if tree["cluster"]["name"] != "reference":
+        kept.pop("cluster.hop_latency", None)  # a cluster's own is what its jobs meet
     return with_values(tree | parts, kept), (*said, *more)
 
 

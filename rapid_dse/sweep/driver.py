@@ -255,7 +255,7 @@ class ProgressLines:
         """So many more are done."""
         self.done += rows
         now = time.monotonic()
-        if now - self.said >= self.every and self.done:
+        if now - self.said >= self.every and 0 < self.done < self.total:
             self.said = now
             left = (self.total - self.done) * (now - self.began) / self.done
             _notice(self.err, f"{self.done:,} of {self.total:,} trials priced ({self.done / self.total:.0%}), about {left:,.0f} s left")
