@@ -15,7 +15,7 @@ from rapid_dse.model.architecture import architecture
 from rapid_dse.model.recompute import Recomputation, selective
 from rapid_dse.parallel.layouts import Layouts
 from rapid_dse.simulate.arrangement import Arrangement
-from rapid_dse.simulate.communication import LayerTraffic, Streams, TensorParallel, node_wait
+from rapid_dse.simulate.communication import LayerTransfers, Streams, TensorParallel, node_wait
 from rapid_dse.simulate.expert_traffic import gathers_tokens
 from rapid_dse.simulate.layer import hidden_exchanges
 from rapid_dse.simulate.layer_work import LayerBlock
@@ -38,7 +38,7 @@ def layer_works(
         priced: its operators, and which of their shapes is its own.
     """
     (groups, arranged), (ready, shape) = placed, priced
-    streams, moved = Streams.of(scenario, layout, groups.placement, groups.network), arranged.traffic
+    streams, moved = Streams.of(scenario, layout, groups.placement, groups.network), arranged.transfers
     works = []
     repeats = repeated(scenario, layout)
     for number, (kind, some) in enumerate(zip(architecture(scenario.model).kinds, selective(scenario), strict=True)):
@@ -55,7 +55,7 @@ def _layer_work(
     scenario: Scenario,
     layout: Layouts,
     block: LayerBlock,
-    moved: LayerTraffic,
+    moved: LayerTransfers,
     parts: tuple[tuple[tuple[Half, Half], float], Exchange, Repeated],
 ) -> LayerWork:
     """One layer of one kind; ``parts``: its halves with the seconds that run again beside them, what is exchanged of the activations
@@ -138,7 +138,7 @@ def _halves(block: LayerBlock, around: Sequence[tuple[Exchange, ...]], products:
     return attention, replace(half(1, 1 - first), spared=float(block.spared[0]) + copied - mine)
 
 
-def _route(streams: Streams, block: LayerBlock, moved: LayerTraffic, repeats: Repeated) -> ExpertRoute | None:
+def _route(streams: Streams, block: LayerBlock, moved: LayerTransfers, repeats: Repeated) -> ExpertRoute | None:
     """What goes to other ranks' experts and back; what hides behind another micro-batch's passes is dealt out to both of them."""
     if moved.route is None:
         return None

@@ -20,13 +20,13 @@ from rapid_dse.events.programs.end_programs import PASSES
 from rapid_dse.events.programs.layer_program import LayerWork, backward, forward
 from rapid_dse.events.programs.script import After, Script
 from rapid_dse.events.programs.whole_step import LayerPasses
-from rapid_dse.events.quantities import Priced1
+from rapid_dse.events.quantities import LayoutDetail
 from rapid_dse.events.step_runs import stage_for
 from rapid_dse.parallel.expert_groups import ExpertGroups
 from rapid_dse.simulate.layer import Layer, Layers
 from rapid_dse.simulate.vocabulary import Ends
 
-Block: TypeAlias = tuple[int, int]  # its stage, and which of ``ExpertGroups.blocks`` it is there
+RankBlock: TypeAlias = tuple[int, int]  # its stage, and which of ``ExpertGroups.blocks`` it is there
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class LayerTimes:
         return Pass("layers forward", self.forward), Pass("layers backward", self.backward)
 
 
-def run_layers(one: Priced1, cluster: Machine, block: Block) -> tuple[list[LayerTimes], dict[str, runs.Run]]:
+def run_layers(one: LayoutDetail, cluster: Machine, block: RankBlock) -> tuple[list[LayerTimes], dict[str, runs.Run]]:
     """Runs a layer of each kind on one block of ranks alone; the runs by name."""
     every = [run_layer(one, cluster, block, kind) for kind in range(len(one.works))]
     name = f"block_{block[0]}_{block[1]}"
@@ -68,7 +68,7 @@ def run_layers(one: Priced1, cluster: Machine, block: Block) -> tuple[list[Layer
     return [times for times, _ in every], {name: run for name, (_, run) in zip(names, every, strict=True)}
 
 
-def run_layer(one: Priced1, cluster: Machine, block: Block, kind: int) -> tuple[LayerTimes, runs.Run]:
+def run_layer(one: LayoutDetail, cluster: Machine, block: RankBlock, kind: int) -> tuple[LayerTimes, runs.Run]:
     """Runs the forward and backward pass of a layer of one kind on one block of ranks alone.
 
     Args:
@@ -102,14 +102,14 @@ def run_layer(one: Priced1, cluster: Machine, block: Block, kind: int) -> tuple[
     return LayerTimes(ahead, back, weights, float(sum(regather.values())), ends), done
 
 
-def _end_compute(one: Priced1) -> dict[str, dict[str, float]]:
+def _end_compute(one: LayoutDetail) -> dict[str, dict[str, float]]:
     """The passes of embedding and head of a rank that shares them with no other."""
     block = one.block
     seconds = {"embedding_forward": block.embedding, "head_forward": block.head_forward, "head_backward": block.head_backward}
     return {name: {"compute": float(seconds[name][0]) if name in seconds else 0.0} for name in PASSES}
 
 
-def _layer_script(one: Priced1, work: LayerWork, stage: runs.Stage) -> tuple[Script, list[int]]:
+def _layer_script(one: LayoutDetail, work: LayerWork, stage: runs.Stage) -> tuple[Script, list[int]]:
     """The program of a rank: forward, backward, the gather of a boundary, and where tensor parallelism has transfers in them the passes
     of embedding and head; a moment between them, which no transfer crosses."""
     script, passes = Script(stage.style), LayerPasses((work,), one.around)
@@ -128,7 +128,7 @@ def _layer_script(one: Priced1, work: LayerWork, stage: runs.Stage) -> tuple[Scr
     return script, marks
 
 
-def measured_layers(one: Priced1, times: Sequence[LayerTimes]) -> Layers:
+def measured_layers(one: LayoutDetail, times: Sequence[LayerTimes]) -> Layers:
     """The closed forms' layers with the passes that the engine measured."""
     each = tuple(_measured_layer(one, layer, found) for layer, found in zip(one.layers.each, times, strict=True))
     around = times[0].ends
@@ -140,7 +140,7 @@ def _column(value: float) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
     return np.array([value])
 
 
-def _measured_layer(one: Priced1, old: Layer, times: LayerTimes) -> Layer:
+def _measured_layer(one: LayoutDetail, old: Layer, times: LayerTimes) -> Layer:
     """The closed forms' layer with measured passes; what shows of data-parallel traffic follows from them."""
     ahead, back = _column(times.seconds("forward")), _column(times.seconds("backward"))
     share = one.scenario.software.overlap.dp_overlap
@@ -173,22 +173,22 @@ def check_failed_links(cluster: Machine, experts: ExpertGroups) -> None:
                 )
 
 
-def faulty_blocks(cluster: Machine, experts: ExpertGroups) -> dict[Block, None]:
+def faulty_blocks(cluster: Machine, experts: ExpertGroups) -> dict[RankBlock, None]:
     """The blocks whose own links have faults: both ends within one, along a dimension that it spans."""
-    found: dict[Block, None] = {}
+    found: dict[RankBlock, None] = {}
     for fault in cluster.topology.faulty_links:
         found |= dict.fromkeys(blocks_of(cluster, experts, fault))
     return found
 
 
-def blocks_of(cluster: Machine, experts: ExpertGroups, fault: tuple[int, int, float]) -> list[Block]:
+def blocks_of(cluster: Machine, experts: ExpertGroups, fault: tuple[int, int, float]) -> list[RankBlock]:
     """The blocks that a faulty link slows; none where it carries gradients or stages alone."""
     ends, axis = fault_ends(cluster.topology, fault)
     number = np.empty(cluster.rank.shape[1], np.int64)
     number[experts.blocks] = np.arange(len(experts.blocks))[:, None]
     inside = [{(int(p), int(number[d])) for p, d, _, _ in np.argwhere(cluster.rank == end)} for end in ends]
 
-    def spans(block: Block) -> bool:
+    def spans(block: RankBlock) -> bool:
         return len(np.unique(cluster.coordinates(cluster.rank[block[0], experts.blocks[block[1]]])[axis])) > 1
 
     return sorted(block for block in set.intersection(*inside) if spans(block))

@@ -7,7 +7,7 @@ from typing import TypeAlias
 
 from rapid_dse.config.scenario import Scenario
 from rapid_dse.events import artifacts, runs
-from rapid_dse.events.quantities import Priced1, one_layout, operators_of
+from rapid_dse.events.quantities import LayoutDetail, one_layout, operators_of
 from rapid_dse.parallel.layouts import Layouts
 from rapid_dse.simulate.results import Priced
 
@@ -18,8 +18,8 @@ Watch: TypeAlias = Callable[[Runs], None]
 def price_each(
     scenario: Scenario,
     layouts: Layouts,
-    check: Callable[[Priced1], None],
-    simulate: Callable[[Priced1], tuple[Priced, Runs]],
+    check: Callable[[LayoutDetail], None],
+    simulate: Callable[[LayoutDetail], tuple[Priced, Runs]],
     watch: Watch | None,
     names: Sequence[str] | None,
 ) -> Priced:

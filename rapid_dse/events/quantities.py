@@ -57,7 +57,7 @@ REPLICAS = " of replicas"  # after a group's name: the ranks that hold the same 
 
 
 @dataclass(frozen=True)
-class Priced1:
+class LayoutDetail:
     """One layout with all that is known of it before any graph runs; columns have one row. ``works``: a layer of each kind."""
 
     scenario: Scenario
@@ -127,7 +127,7 @@ def operators_of(scenario: Scenario, layouts: Layouts) -> tuple[Prepared, Block]
     return ready, with_copies(scenario, layouts, block, ready.device)
 
 
-def one_layout(scenario: Scenario, layouts: Layouts, row: int, ready: Prepared, block: Block) -> Priced1:
+def one_layout(scenario: Scenario, layouts: Layouts, row: int, ready: Prepared, block: Block) -> LayoutDetail:
     """All about the layout at ``row``."""
     layout, own = layouts.take(slice(row, row + 1)), block.take(np.array([row]))
     assumed = with_closed_form(scenario)
@@ -139,7 +139,7 @@ def one_layout(scenario: Scenario, layouts: Layouts, row: int, ready: Prepared, 
         for work, layer in zip(works, layers.each, strict=True)
     )
     around = _end_work(scenario, layout, own, arranged, works[0])
-    return Priced1(scenario, layout, ready, own, groups, arranged, layers, works, around)
+    return LayoutDetail(scenario, layout, ready, own, groups, arranged, layers, works, around)
 
 
 def slowed(scenario: Scenario, layout: Layouts, block: Block, layers: Layers) -> list[LayerBlock]:
@@ -180,7 +180,7 @@ class PassSeconds:
         return sum(self.layers[kind][1] for kind in kinds)
 
 
-def closed_form_passes(one: Priced1) -> PassSeconds:
+def closed_form_passes(one: LayoutDetail) -> PassSeconds:
     """As closed forms have them."""
     around = one.layers.ends.beside(one.block)
     layers = tuple((float(layer.forward[0]), float(layer.backward[0])) for layer in one.layers.each)
@@ -188,14 +188,14 @@ def closed_form_passes(one: Priced1) -> PassSeconds:
     return PassSeconds(layers, *(float(np.ravel(each)[0]) for each in ends))
 
 
-def stage_works(one: Priced1, passes: PassSeconds) -> list[StageWork]:
+def stage_works(one: LayoutDetail, passes: PassSeconds) -> list[StageWork]:
     """What each stage does beside its passes, first to last; ``passes`` tell what the host has to wait out."""
     pp, held = one.degree("pp"), one.degree("chunks") if one.degree("pp") > 1 else 1
     chunks = split_of(one.scenario).kinds_of_chunks(pp, held, one.schedule.stage_map)
     return [_stage_work(one, stage, tuple(chunks[stage]), passes) for stage in range(pp)]
 
 
-def _stage_work(one: Priced1, stage: int, chunks: tuple[tuple[int, ...], ...], passes: PassSeconds) -> StageWork:
+def _stage_work(one: LayoutDetail, stage: int, chunks: tuple[tuple[int, ...], ...], passes: PassSeconds) -> StageWork:
     scenario, layout, groups = with_closed_form(one.scenario), one.layout, one.groups
     software, kinds = scenario.software, [kind for chunk in chunks for kind in chunk]
     weights = _weights(one, stage, kinds)
@@ -250,7 +250,7 @@ class _Group:
         return None if found is None else Weights(np.atleast_1d(found))
 
 
-def _groups(one: Priced1) -> Iterator[_Group]:
+def _groups(one: LayoutDetail) -> Iterator[_Group]:
     placement = one.groups.placement
     groups = (
         (GRADIENTS, "dense", placement.gradient, placement.halves),
@@ -264,7 +264,7 @@ def _groups(one: Priced1) -> Iterator[_Group]:
         yield _Group(name, of, halves, alone, replace(one.groups, placement=replace(placement, gradient=span, halves=halves)))
 
 
-def _shared(one: Priced1, weights: Weights, left: Weights, layers: int) -> tuple[SharedWeights, ...]:
+def _shared(one: LayoutDetail, weights: Weights, left: Weights, layers: int) -> tuple[SharedWeights, ...]:
     """What moves once a step of a stage's ``weights`` in each group that shares some; ``left`` bytes of gradients are reduced then."""
     scenario, layout = with_closed_form(one.scenario), one.layout
     shared = []
@@ -285,7 +285,7 @@ def _shared(one: Priced1, weights: Weights, left: Weights, layers: int) -> tuple
     return tuple(shared)
 
 
-def _shared_layer(one: Priced1, weights: Weights) -> tuple[SharedWeights, ...]:
+def _shared_layer(one: LayoutDetail, weights: Weights) -> tuple[SharedWeights, ...]:
     """What moves of a layer's ``weights`` with each of its passes in each group that shares some."""
     found = ((group, group.part(weights)) for group in _groups(one))
     return tuple(
@@ -301,7 +301,7 @@ def _shared_weights(name: str, halves: Halves | None, moved: Mapping[str, FloatC
     return SharedWeights(name, **numbers, replicas="" if halves is None else name + REPLICAS)
 
 
-def _each_time(one: Priced1, weights: Weights, alone: ShardGroups, cut: ShardGroups) -> dict[str, FloatColumn]:
+def _each_time(one: LayoutDetail, weights: Weights, alone: ShardGroups, cut: ShardGroups) -> dict[str, FloatColumn]:
     """What moves of some dense ``weights`` with each pass, as fields of ``SharedWeights``.
 
     Args:
@@ -320,7 +320,7 @@ def _each_time(one: Priced1, weights: Weights, alone: ShardGroups, cut: ShardGro
     }
 
 
-def _table(one: Priced1, weights: Weights) -> SharedWeights | None:
+def _table(one: LayoutDetail, weights: Weights) -> SharedWeights | None:
     """What moves of embedding table or head with each pass; None where ZeRO does not shard what passes read or give."""
     placement = one.groups.placement
     if not one.layout.sharding.gradients[0] or float(np.ravel(placement.gradient.size)[0]) == 1:
@@ -329,7 +329,7 @@ def _table(one: Priced1, weights: Weights) -> SharedWeights | None:
     return _shared_weights(GRADIENTS, placement.halves, _each_time(one, weights, alone, one.groups))
 
 
-def _weights(one: Priced1, stage: int, kinds: Sequence[int]) -> Weights:
+def _weights(one: LayoutDetail, stage: int, kinds: Sequence[int]) -> Weights:
     """Parameters that a rank of a stage holds, whose layers are of such kinds."""
     scenario, layout, last = one.scenario, one.layout, one.degree("head_stage")
     table = float(vocabulary_parameters(scenario, layout)[0])
@@ -340,7 +340,7 @@ def _weights(one: Priced1, stage: int, kinds: Sequence[int]) -> Weights:
     return Weights(held.dense + tables * table + positions, held.experts)
 
 
-def _stalls(one: Priced1, kinds: Sequence[int], stage: int, passes: PassSeconds) -> tuple[float, float, float]:
+def _stalls(one: LayoutDetail, kinds: Sequence[int], stage: int, passes: PassSeconds) -> tuple[float, float, float]:
     """Seconds of a micro-batch that a stage's device waits for the host's launches, after its forward, its backward and its weights' pass.
 
     The closed forms' slot, with the waits that they have in each pass.
@@ -351,7 +351,7 @@ def _stalls(one: Priced1, kinds: Sequence[int], stage: int, passes: PassSeconds)
     around = embedding * (stage == 0) + head * (stage == last)
     chunks = one.degree("chunks")
     sends = float(one.schedule.stage_map.sends(np.array(stage), np.array(pp), np.array(chunks)))
-    hops = sends * seconds_alone(one.arranged.traffic.pp_hop) + 2.0 * chunks * software.pipeline.send_receive if pp > 1 else 0.0
+    hops = sends * seconds_alone(one.arranged.transfers.pp_hop) + 2.0 * chunks * software.pipeline.send_receive if pp > 1 else 0.0
     layers = sum(sum(passes.layers[kind]) + float(one.layers.each[kind].dp[0]) for kind in kinds)
     device = layers + around + hops
     host = len(kinds) * float(host_layer_seconds(one.scenario, one.layout)[0]) + micro_batch_seconds(one.scenario)

@@ -13,7 +13,7 @@ from rapid_dse.events.machine import Machine
 from rapid_dse.events.programs.script import MAIN, Script, Style, check_size
 from rapid_dse.events.programs.stage_program import FIRST_INPUT, TIED, Boundary, LayerNodes, StageWriter
 from rapid_dse.events.programs.stage_work import StageWork
-from rapid_dse.events.quantities import EXPERT_GRADIENTS, GRADIENTS, REPLICAS, Priced1
+from rapid_dse.events.quantities import EXPERT_GRADIENTS, GRADIENTS, REPLICAS, LayoutDetail
 from rapid_dse.parallel.expert_groups import ExpertGroups
 from rapid_dse.parallel.layouts import WHOLE_GROUP
 from rapid_dse.parallel.schedules.schedule import tasks
@@ -24,7 +24,7 @@ from rapid_dse.simulate.step import StepTimes
 from rapid_dse.trace.graph import Ints
 
 
-def stage_script(one: Priced1, style: Style, stage: int, work: StageWork, passes: LayerNodes) -> Script:
+def stage_script(one: LayoutDetail, style: Style, stage: int, work: StageWork, passes: LayerNodes) -> Script:
     """The program of a rank of one stage."""
     pp = one.degree("pp")
     micro_batches = int(one.layout.num_micro_batches[0])
@@ -35,14 +35,14 @@ def stage_script(one: Priced1, style: Style, stage: int, work: StageWork, passes
     return script
 
 
-def boundary_of(one: Priced1) -> Boundary:
+def boundary_of(one: LayoutDetail) -> Boundary:
     """What a stage sends to the next: each tensor-parallel rank its share of the activations."""
     software = one.scenario.software
     overlaps = one.schedule.overlaps_sends and software.overlap.pp_overlap > 0
     rank = one.works[0]
     regather = rank.stream.gather if rank.tp > 1 and not rank.sequence_parallel and one.degree("pp") > 1 else 0.0
     host = software.pipeline.send_receive * (1 - software.overlap.pp_overlap if overlaps else 1.0)
-    return Boundary(rank.stream.size / rank.tp, float(one.arranged.traffic.pp_hop.seconds[0]) - regather, host, overlaps)
+    return Boundary(rank.stream.size / rank.tp, float(one.arranged.transfers.pp_hop.seconds[0]) - regather, host, overlaps)
 
 
 def directory(places: Ints, experts: ExpertGroups, shards: int | None = None) -> tuple[dict[str, Ints], dict[str, Ints]]:
@@ -74,7 +74,7 @@ def _cut(name: str, groups: Ints, shards: int) -> dict[str, Ints]:
     return {name: inner.reshape(-1, shards), name + REPLICAS: inner.transpose(0, 2, 1).reshape(-1, inner.shape[1])}
 
 
-def stage_for(one: Priced1, cluster: Machine, places: Ints, experts: ExpertGroups) -> runs.Stage:
+def stage_for(one: LayoutDetail, cluster: Machine, places: Ints, experts: ExpertGroups) -> runs.Stage:
     """The network with all groups of the ranks at ``places`` ``(pp, dp, cp, tp)``."""
     cut = one.degree("shard_group") != WHOLE_GROUP and places.shape[1] == one.degree("dp")  # part of the replicas reduces nothing
     groups, peers = directory(places, experts, int(one.layout.shards[0]) if cut else None)
@@ -83,7 +83,7 @@ def stage_for(one: Priced1, cluster: Machine, places: Ints, experts: ExpertGroup
     return runs.stage_on(one.scenario, cluster, groups, padded)
 
 
-def priced(one: Priced1, done: runs.Run) -> Priced:
+def priced(one: LayoutDetail, done: runs.Run) -> Priced:
     """The result columns of a run of the whole step."""
     opened, arrived = _first_waits(done) if one.schedule.runs_on else (np.zeros(1, np.int64), np.zeros(1, np.int64))
     finish = done.result.finish_ns
@@ -116,7 +116,7 @@ def _first_waits(done: runs.Run) -> tuple[Ints, Ints]:
     return opened, arrived
 
 
-def _within_ports(one: Priced1, step: StepTimes) -> StepTimes:
+def _within_ports(one: LayoutDetail, step: StepTimes) -> StepTimes:
     """The step, no shorter than the mean GPU's port of any network dimension is busy.
 
     Links on which nothing contends let transfers overlap that share a port. What does not fit into the step then shows: it belongs to
@@ -130,7 +130,7 @@ def _within_ports(one: Priced1, step: StepTimes) -> StepTimes:
     )
     data = sharded
     data = data + arranged.end.mean * (arranged.end.gradients.busy + arranged.end.weights.busy)
-    sends = micro_batches * (2.0 * layout.crossings / pp) * arranged.traffic.pp_hop.busy
+    sends = micro_batches * (2.0 * layout.crossings / pp) * arranged.transfers.pp_hop.busy
     busy = moved + data + sends
     port = busy.argmax(axis=0)[None]
     longest, of_data, of_sends = (np.take_along_axis(each, port, 0)[0] for each in (busy, data, sends))

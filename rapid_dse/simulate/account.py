@@ -84,8 +84,8 @@ def sent_bytes(scenario: Scenario, layouts: Layouts, arranged: Arrangement) -> t
 def _layers_sent(scenario: Scenario, layouts: Layouts, arranged: Arrangement) -> NDArray[np.float64]:
     """Bytes of the mean stage's layers for one micro-batch, ``(n_dimensions, n_layouts)``."""
     sent = []
-    for traffic, sharded, repeats in zip(arranged.traffic.layers, arranged.sharded, repeated(scenario, layouts), strict=True):
-        moved = layer_moved(layouts, traffic, repeats)
+    for transfers, sharded, repeats in zip(arranged.transfers.layers, arranged.sharded, repeated(scenario, layouts), strict=True):
+        moved = layer_moved(layouts, transfers, repeats)
         sent.append(moved.forward.sent + moved.backward.sent + sharded.forward.sent + sharded.backward.sent)
     return mean_of_stages(scenario, layouts, sent)
 

@@ -14,7 +14,7 @@ from rapid_dse.interconnect.transfer import Transfer
 from rapid_dse.model.architecture import split_of
 from rapid_dse.parallel.layouts import Layouts
 from rapid_dse.parallel.stages import Stages, stages
-from rapid_dse.simulate.communication import Traffic, cluster_of, effective_network, placement_of, traffic
+from rapid_dse.simulate.communication import MicroBatchTransfers, cluster_of, effective_network, micro_batch_transfers, placement_of
 from rapid_dse.simulate.sharding import (
     EndTransfers,
     PassTransfers,
@@ -43,7 +43,7 @@ class Arrangement:
     """
 
     of_stages: Shared[Stages]
-    of_traffic: Shared[Traffic]
+    of_transfers: Shared[MicroBatchTransfers]
     of_vocabulary: Shared[VocabularyParallel]
     of_sharded: Shared[ShardedLayers]
     of_tables: Shared[TableTransfers]
@@ -58,13 +58,13 @@ class Arrangement:
         return self.of_stages.rows
 
     @property
-    def traffic(self) -> Traffic:
-        return self.of_traffic.rows
+    def transfers(self) -> MicroBatchTransfers:
+        return self.of_transfers.rows
 
     @cached_property
     def hop(self) -> Transfer:
         """One send to the next stage."""
-        return rows_of(self.of_traffic.of.pp_hop, self.of_traffic.kind)
+        return rows_of(self.of_transfers.of.pp_hop, self.of_transfers.kind)
 
     @property
     def vocabulary(self) -> VocabularyParallel:
@@ -114,7 +114,7 @@ def arrangement(scenario: Scenario, layouts: Layouts) -> Arrangement:
         return layouts.take(first), replace(every, placement=rows_of(every.placement, place[first])), first, kind
 
     part, groups, _, kind = some(*MICRO_BATCH)
-    moved = traffic(scenario, part, groups.placement, groups.network)
+    moved = micro_batch_transfers(scenario, part, groups.placement, groups.network)
     vocabulary = vocabulary_parallel(scenario, part, moved.stream, groups.placement, groups.network)
     part, groups, _, shard_kind = some(*SHARDING)
     sharded, tables = ShardedLayers(layer_gathers(scenario, part, groups)), table_passes(scenario, part, groups)

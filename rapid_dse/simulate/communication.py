@@ -27,7 +27,7 @@ FloatColumn = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class LayerTraffic:
+class LayerTransfers:
     """The transfers of one layer of one kind and one micro-batch.
 
     ``tp_selective``: what selective recomputation repeats of ``tp_forward``. ``tp_gather_again``: sequence parallelism's second gather of a
@@ -47,14 +47,14 @@ class LayerTraffic:
 
 
 @dataclass(frozen=True)
-class Traffic:
+class MicroBatchTransfers:
     """The transfers of a table's layouts, before anything hides them.
 
     ``layers``: of a layer of each kind; ``pp_hop`` is one send to the next stage. ``stream``: tensor parallelism's collectives on the
     activations between layers, in 16 bits also where layers gather fp8.
     """
 
-    layers: tuple[LayerTraffic, ...]
+    layers: tuple[LayerTransfers, ...]
     pp_hop: Transfer
     stream: TensorParallel
 
@@ -188,18 +188,18 @@ class Streams:
         return stream if each.again else replace(stream, again=none)
 
 
-def traffic(scenario: Scenario, layouts: Layouts, placement: Placement, network: Network) -> Traffic:
+def micro_batch_transfers(scenario: Scenario, layouts: Layouts, placement: Placement, network: Network) -> MicroBatchTransfers:
     """The transfers of a micro-batch."""
     streams = Streams.of(scenario, layouts, placement, network)
     # Each tensor-parallel rank sends its share; without sequence parallelism the node gathers it again (arXiv 2104.04473, section 4.1).
     boundary = transfer.send_to_next(streams.stream.size / layouts.tp, placement.pp, network)
     regather = streams.cast.gather.times(~layouts.sequence_parallel & (layouts.pp > 1))
     kinds = zip(architecture(scenario.model).kinds, selective(scenario), strict=True)
-    layers = tuple(_layer_traffic(streams, kind, some) for kind, some in kinds)
-    return Traffic(layers, boundary + regather, streams.stream)
+    layers = tuple(_layer_transfers(streams, kind, some) for kind, some in kinds)
+    return MicroBatchTransfers(layers, boundary + regather, streams.stream)
 
 
-def _layer_traffic(streams: Streams, kind: LayerKind, some: Recomputation) -> LayerTraffic:
+def _layer_transfers(streams: Streams, kind: LayerKind, some: Recomputation) -> LayerTransfers:
     """The transfers of one layer of a kind; ``some``: what selective recomputation repeats of it."""
     scenario, layouts, placement, network = streams.scenario, streams.layouts, streams.placement, streams.network
     sequence, width = layouts.sequence_parallel, compute_bytes(scenario)
@@ -209,7 +209,7 @@ def _layer_traffic(streams: Streams, kind: LayerKind, some: Recomputation) -> La
     ring, none = kind.ring(MicroBatch.of(layouts, scenario.workload)), transfer.nothing(network, len(layouts))
     keys = np.zeros(len(layouts)) if ring is None else width * ring
     found = route(scenario, layouts, placement.ep) if kind.copies else None
-    return LayerTraffic(
+    return LayerTransfers(
         tp_forward=each_way,
         tp_selective=_repeated(streams, kind, some),
         tp_backward=each_way,

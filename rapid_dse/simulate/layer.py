@@ -15,7 +15,7 @@ from rapid_dse.model.architecture import architecture
 from rapid_dse.parallel.layouts import RECOMPUTE_FULL, Layouts
 from rapid_dse.parallel.stages import Stages
 from rapid_dse.simulate.arrangement import MICRO_BATCH, Arrangement
-from rapid_dse.simulate.communication import LayerTraffic
+from rapid_dse.simulate.communication import LayerTransfers
 from rapid_dse.simulate.layer_work import Block, LayerBlock
 from rapid_dse.simulate.offload import HostCopies, host_copies
 from rapid_dse.simulate.recomputed import Repeated, recomputed, repeated
@@ -108,7 +108,7 @@ def layer_time(scenario: Scenario, layouts: Layouts, block: Block, arranged: Arr
     first, kind = layouts.alike.by(*layer_columns(scenario))
     some, there, own = layouts.take(first), arranged.take(first), block.take(first)
     beside = zip(there.sharded, host_copies(scenario, some), repeated(scenario, some), strict=True)
-    parts = zip(own.layers, there.traffic.layers, beside, strict=True)
+    parts = zip(own.layers, there.transfers.layers, beside, strict=True)
     each = tuple(_layer(scenario, some, *of_kind) for of_kind in parts)
     alone = rows_of(_LayersAlone(each, exposed_ends(scenario, own, there.vocabulary)), kind)
     return Layers(alone.each, alone.ends, exposed_tables(scenario, layouts, arranged, alone.each))
@@ -118,7 +118,7 @@ def _layer(
     scenario: Scenario,
     layouts: Layouts,
     block: LayerBlock,
-    moved: LayerTraffic,
+    moved: LayerTransfers,
     around: tuple[PassTransfers, HostCopies, Repeated],
 ) -> Layer:
     """One layer of one micro-batch: compute, and what of its transfers shows.
@@ -233,7 +233,7 @@ class HiddenExchanges:
     backward: FloatColumn
 
 
-def hidden_exchanges(scenario: Scenario, layouts: Layouts, block: LayerBlock, moved: LayerTraffic, repeats: Repeated) -> HiddenExchanges:
+def hidden_exchanges(scenario: Scenario, layouts: Layouts, block: LayerBlock, moved: LayerTransfers, repeats: Repeated) -> HiddenExchanges:
     """What hides of a layer's exchanges: all of a forward and a backward pass together hide behind a share of both passes' compute, in
     proportion to how long each is."""
     experts, none = scenario.software.experts, np.zeros(len(layouts))
@@ -247,7 +247,7 @@ def hidden_exchanges(scenario: Scenario, layouts: Layouts, block: LayerBlock, mo
     return HiddenExchanges(shown, forward, hidden - forward)
 
 
-def layer_moved(layouts: Layouts, moved: LayerTraffic, repeats: Repeated) -> PassTransfers:
+def layer_moved(layouts: Layouts, moved: LayerTransfers, repeats: Repeated) -> PassTransfers:
     """All transfers of tensor, context and expert parallelism in each pass of a layer, what recomputation ``repeats`` included."""
     ring = moved.cp_hop.times(layouts.cp - 1)
     again = moved.tp_forward.times(repeats.whole) + moved.tp_selective.times(repeats.partly)

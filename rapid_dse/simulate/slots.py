@@ -150,7 +150,7 @@ Passes = tuple[FloatColumn, FloatColumn]  # seconds forward and backward
 
 
 def stage_slots(
-    scenario: Scenario, layouts: Layouts, block: Block, found: Stages, layers: Sequence[Passes], hops: NDArray[np.float64]
+    scenario: Scenario, layouts: Layouts, block: Block, found: Stages, layers: Sequence[Passes], sends: NDArray[np.float64]
 ) -> StageSlots:
     """The candidate stages' slots.
 
@@ -159,14 +159,14 @@ def stage_slots(
 
     Args:
         layers: seconds of the passes of a layer of each kind with all that shows beside them, ``(n_layouts,)`` each.
-        hops: seconds of a micro-batch's sends on each candidate, ``(n_candidates, n_layouts)``.
+        sends: seconds of a micro-batch's sends on each candidate, ``(n_candidates, n_layouts)``.
     """
     forward, backward = (summed(found.of_kinds, [passes[way] for passes in layers]) for way in (0, 1))
     gradients = summed(found.of_kinds, [layer.weight_gradient for layer in block.layers])
     ahead = found.has_embedding * block.embedding + found.has_head * block.head_forward
     behind_layers = found.has_embedding * block.embedding_backward + found.has_head * block.head_backward
     computing = forward + backward + ahead + behind_layers
-    device = computing + hops
+    device = computing + sends
     launches = found.layers * host_layer_seconds(scenario, layouts) + micro_batch_seconds(scenario)
     whole = launched_slot(scenario.software, device, launches)
     share = np.divide(forward + ahead, computing, out=np.full_like(computing, IDLE_FORWARD), where=computing > 0)

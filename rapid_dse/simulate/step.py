@@ -83,7 +83,7 @@ class Pace:
 
     Attributes:
         slots: of the candidates, with their stages.
-        hops: a micro-batch's sends on each candidate; ``ends`` and ``tables``: what shows there beside embedding and head.
+        sends: what a micro-batch's sends take on each candidate; ``ends`` and ``tables``: what shows there beside embedding and head.
         terms: what the layers of each candidate take.
         passes: what interleaved or unequal chunks are run with.
         end_dp: what shows at the end of transfers of gradients and weights; ``end_tp`` of sums of weights that tensor-parallel ranks hold
@@ -92,7 +92,7 @@ class Pace:
     """
 
     slots: StageSlots
-    hops: FloatColumn
+    sends: FloatColumn
     ends: FloatColumn
     tables: FloatColumn
     terms: StageTerms
@@ -122,21 +122,21 @@ def step_time(
 def pace(scenario: Scenario, layouts: Layouts, block: Block, arranged: Arrangement, device: OperatorModel, layers: Layers) -> Pace:
     """``Pace`` of each layout."""
     found = arranged.stages
-    sends = _sends(scenario, layouts, arranged, layers)
-    hops = _hops(layouts, found, sends)
+    one_send = _one_send(scenario, layouts, arranged, layers)
+    sends = _stage_sends(layouts, found, one_send)
     passes = [layer.passes for layer in layers.each]
     block = layers.tables.beside(layers.ends.beside(block))
-    slots = stage_slots(scenario, layouts, block, found, passes, hops)
+    slots = stage_slots(scenario, layouts, block, found, passes, sends)
     ends, tables = (found.has_embedding * each.embedding + found.has_head * each.head for each in (layers.ends, layers.tables))
     first = _first_stage_passes(scenario, layouts, block, arranged, (slots.whole[0], slots.device[0]), passes)
     optimizer, last_share = _first_stage_weights(scenario, layouts, arranged, device)
     return Pace(
         slots=slots,
-        hops=hops,
+        sends=sends,
         ends=ends,
         tables=tables,
         terms=StageTerms.of(found, layers),
-        passes=passes_of(scenario, layouts, block, passes, sends),
+        passes=passes_of(scenario, layouts, block, passes, one_send),
         end_dp=_end_exposed(scenario, layouts, arranged, layers, last_share, first),
         end_tp=arranged.of_end.gather(lambda each: each.replicated.seconds),
         end_pp=arranged.of_end.gather(lambda each: each.tied.seconds),
@@ -168,7 +168,7 @@ def _scheduled(scenario: Scenario, code: int, paced: Pace, kind: Positions, micr
     slot, on_device, sent, beside, table, compute, tp, cp, ep, copies, dp, total = (
         column.reshape(-1).take(there)
         for column in (
-            *(paced.slots.whole, paced.slots.device, paced.hops, paced.ends, paced.tables),
+            *(paced.slots.whole, paced.slots.device, paced.sends, paced.ends, paced.tables),
             *(terms.compute, terms.tp, terms.cp, terms.ep, terms.copies, terms.dp, terms.total),
         )
     )
@@ -224,7 +224,7 @@ def _first_stage_weights(
     return update_seconds(scenario, some, weights, device).take(kind), share.take(kind)
 
 
-def _sends(scenario: Scenario, layouts: Layouts, arranged: Arrangement, layers: Layers) -> tuple[FloatColumn, FloatColumn]:
+def _one_send(scenario: Scenario, layouts: Layouts, arranged: Arrangement, layers: Layers) -> tuple[FloatColumn, FloatColumn]:
     """What shows of one send to a neighbouring stage, and of launching it, s, ``(n_layouts,)`` each.
 
     Schedules that send beside computation hide a share of it, as far as the layers of a chunk leave the ports that it needs.
@@ -240,8 +240,8 @@ def _sends(scenario: Scenario, layouts: Layouts, arranged: Arrangement, layers: 
     return sent, shown * software.pipeline.send_receive
 
 
-def _hops(layouts: Layouts, found: Stages, one: tuple[FloatColumn, FloatColumn]) -> FloatColumn:
-    """What a micro-batch's sends take on each candidate stage, s, ``(n_candidates, n_layouts)``; ``one`` of them as ``_sends`` has it.
+def _stage_sends(layouts: Layouts, found: Stages, one: tuple[FloatColumn, FloatColumn]) -> FloatColumn:
+    """What a micro-batch's sends take on each candidate stage, s, ``(n_candidates, n_layouts)``; ``one`` of them as ``_one_send`` has it.
 
     Two a chunk, one forward and one back; where a chunk sends none, its pass launches a receive all the same.
     """
@@ -272,11 +272,11 @@ def _end_exposed(
     overlap = np.where(layouts.sharding.optimizer_alone, scatter_overlap(software), software.overlap.dp_overlap)
     # collectives of one group follow each other: a gather under way takes its time from the reductions behind it
     alone = end.gradients.waiting(summed(counts, [layer.sharded.backward.seconds for layer in layers.each]))
-    hops = layouts.chunks * arranged.hop.busy * (layouts.pp > 1)
-    busy = summed(counts, [layer.moved.backward.busy + layer.sharded.backward.busy for layer in layers.each]) + hops
+    hop_ports = layouts.chunks * arranged.hop.busy * (layouts.pp > 1)
+    busy = summed(counts, [layer.moved.backward.busy + layer.sharded.backward.busy for layer in layers.each]) + hop_ports
     synchronise = np.minimum(exposed(alone, overlap, Window(backward, busy)), end.gradients.seconds)
     shown = np.maximum(synchronise, end.gradients.seconds * last_share)
-    ahead = summed(counts, [layer.moved.forward.busy + layer.sharded.forward.busy for layer in layers.each]) + hops
+    ahead = summed(counts, [layer.moved.forward.busy + layer.sharded.forward.busy for layer in layers.each]) + hop_ports
     return shown + exposed(end.weights, software.overlap.parameter_gather_overlap, Window(forward, ahead))
 
 

@@ -10,7 +10,7 @@ from rapid_dse.config.scenario import Scenario
 from rapid_dse.events import runs
 from rapid_dse.events.one_by_one import Watch, price_each
 from rapid_dse.events.programs.whole_step import LayerPasses
-from rapid_dse.events.quantities import Priced1, closed_form_passes, stage_works
+from rapid_dse.events.quantities import LayoutDetail, closed_form_passes, stage_works
 from rapid_dse.events.step_runs import priced, stage_for, stage_script
 from rapid_dse.parallel.layouts import Layouts
 from rapid_dse.simulate.results import Priced
@@ -25,13 +25,13 @@ def price(scenario: Scenario, layouts: Layouts, watch: Watch | None = None, name
     return price_each(scenario, layouts, _check, run_step, watch, names)
 
 
-def _check(one: Priced1) -> None:
+def _check(one: LayoutDetail) -> None:
     cluster = one.cluster()
     runs.check_links(cluster)
     runs.check_engine(one.scenario, one.degree("ep"), cluster.topology)
 
 
-def run_step(one: Priced1) -> tuple[Priced, dict[str, runs.Run]]:
+def run_step(one: LayoutDetail) -> tuple[Priced, dict[str, runs.Run]]:
     """The results of one layout, and the run of its graph."""
     cluster = one.cluster()
     stage = stage_for(one, cluster, cluster.rank, one.experts)

@@ -17,7 +17,7 @@ from rapid_dse.events.machine import Machine, fault_ends
 from rapid_dse.events.one_by_one import Watch, price_each
 from rapid_dse.events.programs.coarse_pipeline import BlockPasses
 from rapid_dse.events.programs.script import Script
-from rapid_dse.events.quantities import PassSeconds, Priced1, stage_works
+from rapid_dse.events.quantities import LayoutDetail, PassSeconds, stage_works
 from rapid_dse.events.step_runs import priced, stage_for, stage_script
 from rapid_dse.parallel.layouts import Layouts
 from rapid_dse.simulate.results import Priced
@@ -35,7 +35,7 @@ def price(scenario: Scenario, layouts: Layouts, watch: Watch | None = None, name
     return price_each(scenario, layouts, _check, run_step, watch, names)
 
 
-def _check(one: Priced1) -> None:
+def _check(one: LayoutDetail) -> None:
     cluster = one.cluster()
     require_own_dimension(one, cluster)
     runs.check_links(cluster)
@@ -47,7 +47,7 @@ def _check(one: Priced1) -> None:
     runs.check_engine(one.scenario, one.degree("ep"), block.topology, _pipeline(one, cluster)[0].topology)
 
 
-def require_own_dimension(one: Priced1, cluster: Machine) -> None:
+def require_own_dimension(one: LayoutDetail, cluster: Machine) -> None:
     """Refuses a layout whose first active network dimension carries anything but exactly tp and cp.
 
     Raises:
@@ -66,7 +66,7 @@ def require_own_dimension(one: Priced1, cluster: Machine) -> None:
     )
 
 
-def run_step(one: Priced1) -> tuple[Priced, dict[str, runs.Run]]:
+def run_step(one: LayoutDetail) -> tuple[Priced, dict[str, runs.Run]]:
     """The results of one layout, and the runs of its blocks and of the pipeline of them."""
     cluster = one.cluster()
     experts = one.experts
@@ -88,13 +88,13 @@ def run_step(one: Priced1) -> tuple[Priced, dict[str, runs.Run]]:
     return priced(one, done), kept | {"pipeline": done}
 
 
-def _pipeline(one: Priced1, cluster: Machine) -> tuple[Machine, Ints]:
+def _pipeline(one: LayoutDetail, cluster: Machine) -> tuple[Machine, Ints]:
     """The network of the pipeline: one rail stands for all, unless a link on some rail is faulty or experts' copies lie on several."""
     every = bool(cluster.topology.faulty_links) or not one.experts.one_a_rail
     return cluster.part(cluster.rank if every else cluster.rank[..., :1])
 
 
-def _stage_scripts(one: Priced1, stage: runs.Stage, times: Sequence[LayerTimes]) -> list[Script]:
+def _stage_scripts(one: LayoutDetail, stage: runs.Stage, times: Sequence[LayerTimes]) -> list[Script]:
     layers, around = [layer.passes() for layer in times], times[0]
     passes = BlockPasses(stage.style.labels, layers, [layer.weights for layer in times], around.regather, around.end_passes())
     seconds = tuple((forward.seconds, backward.seconds) for forward, backward in layers)

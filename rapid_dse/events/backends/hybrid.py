@@ -11,7 +11,7 @@ from rapid_dse.events import runs
 from rapid_dse.events.layer_runs import blocks_of, check_failed_links, faulty_blocks, measured_layers, run_layers
 from rapid_dse.events.machine import Machine
 from rapid_dse.events.one_by_one import Watch, price_each
-from rapid_dse.events.quantities import Priced1
+from rapid_dse.events.quantities import LayoutDetail
 from rapid_dse.interconnect import closed_form
 from rapid_dse.parallel.layouts import Layouts
 from rapid_dse.simulate.account import result_columns
@@ -28,7 +28,7 @@ def price(scenario: Scenario, layouts: Layouts, watch: Watch | None = None, name
     return price_each(scenario, layouts, _check, run_step, watch, names)
 
 
-def _check(one: Priced1) -> None:
+def _check(one: LayoutDetail) -> None:
     cluster = one.cluster()
     runs.check_links(cluster)
     _require_closed_form_outside(one, cluster)
@@ -37,7 +37,7 @@ def _check(one: Priced1) -> None:
     runs.check_engine(one.scenario, one.degree("ep"), cluster.part(cluster.rank[0, experts.blocks[0]])[0].topology)
 
 
-def run_step(one: Priced1) -> tuple[Priced, dict[str, runs.Run]]:
+def run_step(one: LayoutDetail) -> tuple[Priced, dict[str, runs.Run]]:
     """The results of one layout, and the runs of its blocks: a healthy one, or those with faulty links."""
     cluster = one.cluster()
     blocks = list(faulty_blocks(cluster, one.experts)) or [(0, 0)]
@@ -50,7 +50,7 @@ def run_step(one: Priced1) -> tuple[Priced, dict[str, runs.Run]]:
     return priced, {name: run for _, kept in found for name, run in kept.items()}
 
 
-def _require_closed_form_outside(one: Priced1, cluster: Machine) -> None:
+def _require_closed_form_outside(one: LayoutDetail, cluster: Machine) -> None:
     """Refuses networks and faults that only closed forms would meet here: those of gradients and of the pipeline.
 
     Raises:
