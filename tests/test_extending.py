@@ -7,6 +7,7 @@ import runpy
 import shutil
 from pathlib import Path
 
+import pandas as pd
 import program
 import pytest
 from generated import ROOT
@@ -94,3 +95,40 @@ def test_a_new_recompute_mode_is_one_file(tmp_path: Path, monkeypatch: pytest.Mo
     assert none.time_compute_s[0] < mine.time_compute_s[0] < none.time_compute_s[0] * 1.1
     with pytest.raises(ValueError, match=r"expected .*small_kernels"):
         scenario(parallel__recompute_modules="x")
+
+
+LINE = re.compile(r"\n```\n(    \"retention\".*\n)```\n")
+
+
+def test_a_new_kind_of_layer_is_one_file_and_one_line(tmp_path: Path) -> None:
+    """In a copy of the program: retention in two layers of three is the faster the longer the sequence, and has 5 matrices of 4,096² in the
+    place of 2.5; memory, tensor parallelism and pipelines take it as any other."""
+    for folder in ("rapid_dse", "conf", "sweeps", "hydra_plugins"):
+        shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    written("A new kind of layer", tmp_path)
+    line = LINE.search((ROOT / "docs" / "extending.md").read_text())
+    assert line
+    names = tmp_path / "rapid_dse" / "config" / "layer_names.py"
+    before, known = names.read_text(), '    "sliding_attention": "sliding_attention",\n'
+    names.write_text(before.replace(known, known + line[1]))
+    assert names.read_text() == before.replace(known, known + line[1]) != before
+    base = {"model": "llama3_1_8b", "hw.num_gpus": 8, "workload.global_batch_size": 8, "parallel.zero": 0}
+    kinds, ways = ("full_attention", "retention,retention,full_attention"), ((1, 1), (2, 2))
+    rows = [
+        base | {"model.layer_types": types, "workload.seq_len": length, "parallel.tp": tp, "parallel.pp": pp}
+        for types in kinds
+        for length in (8192, 65536)
+        for tp, pp in ways
+    ]
+    pd.DataFrame(rows).to_csv(tmp_path / "cases.csv", index=False)
+    environment = program.environment() | {"PYTHONPATH": str(tmp_path)}
+    ended = program.process(tmp_path, "cases.csv", "--out", "found.csv", module="rapid_dse.evaluate", env=environment)
+    assert ended.code == 0, ended.err
+    found = pd.read_csv(tmp_path / "found.csv")
+    assert set(found.status) <= {"ok", "oom"}, found.reason
+    full, mixed = (found.step_time_s[rows].to_numpy() for rows in (slice(0, 3), slice(4, 7)))
+    assert (mixed[2:] < 0.8 * full[2:]).all()
+    assert (mixed[2:] / full[2:] < mixed[:1] / full[:1]).all()
+    more = found.memory_parameters_bytes[4] - found.memory_parameters_bytes[0]
+    assert more == pytest.approx(2 * 22 * (2.5 * 4096**2), rel=1e-9)
