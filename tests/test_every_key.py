@@ -89,6 +89,7 @@ SHOWN: dict[str, tuple[Any, ...]] = {
     "software.quantize_latency": ("served", 1e-5),
     "software.step_latency": ("served", 1e-3),
     "software.sequence_latency": ("served", 1e-4),
+    "software.decode_attention": ("served", "shared", {"hw.attention_kernels": ["flash2", "cudnn"], "workload.prompt_len": 30000}),
     "software.admission_latency": ("served", 0.5),
     "software.decode_wait": ("served", 0.1),
     "software.prefill_efficiency": ("served", 0.5),

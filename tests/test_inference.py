@@ -100,7 +100,12 @@ PREFILLED = [
     (1, 512, 13.57e-3), (1, 1024, 26.05e-3), (1, 2048, 53.05e-3), (1, 4096, 107.96e-3), (1, 8192, 241.8e-3), (4, 512, 48.35e-3),
     (4, 1024, 99.05e-3), (4, 2048, 200.1e-3), (4, 8192, 961.6e-3),
 ]  # fmt: skip
-FUSED = {"software": "pytorch", "software__layer_latency": 6e-6, "software__prefill_efficiency": 1.0}
+FUSED = {
+    "software": "pytorch",
+    "software__decode_attention": "shared",
+    "software__layer_latency": 6e-6,
+    "software__prefill_efficiency": 1.0,
+}
 
 
 @pytest.mark.parametrize(("batch", "context", "seconds"), DECODED)
@@ -241,7 +246,7 @@ def test_an_open_loop_obeys_littles_law_and_saturates_at_what_all_at_once_gives(
 
 
 def test_an_empty_engine_serves_one_request_as_a_static_batch_of_one() -> None:
-    found = priced(scenario(), {"concurrency": 1}, {"batch_size": 1})
+    found = priced(scenario(software__admission_latency=0.0), {"concurrency": 1}, {"batch_size": 1})
     for name in ("ttft_s", "tpot_s", "request_latency_s", "requests_per_s"):
         column = getattr(found, name)
         assert column[0] == pytest.approx(column[1], rel=0.02)

@@ -24,6 +24,8 @@ class ServingSettings(SchemaPart):
     max_num_seqs: Annotated[Count, OF_INFERENCE] = 1024  # requests that run on an engine's attention rank at most
     memory_fraction: Annotated[Share, OF_INFERENCE] = 0.9  # share of usable memory that it takes, or of what weights and workspace leave
     memory_fraction_of: Annotated[Literal["memory", "rest"], OF_INFERENCE] = "memory"
+    # Decode steps' attention. own: kernels made for it (XQA, FlashInfer, flash-decoding); shared: the kernel that prompts have, too.
+    decode_attention: Annotated[Literal["own", "shared"], OF_INFERENCE] = "own"
     # A layer of a decode step under CUDA graphs: its small kernels (norms, rotary embedding, cache writes, activation), what lies between.
     layer_latency: Latency = 1.5e-5
     expert_latency: Latency = 3e-5  # what a layer of experts adds to that: router, sort, grouped launches
@@ -31,7 +33,8 @@ class ServingSettings(SchemaPart):
     quantize_latency: Latency = 1e-6  # what a product of narrow operands adds: its input is scaled and cast
     step_latency: Latency = 5e-4  # the host at each step: scheduling, sampling, detokenising
     sequence_latency: Latency = 1e-5  # the host for each running sequence at each step
-    # From a request's arrival until the engine has it, and until its first token is out: HTTP, tokenising, detokenising.
+    # From a request's arrival until the engine has it, and until its first token is out: HTTP, tokenising, detokenising. A static batch
+    # meets no server.
     admission_latency: Annotated[Annotated[Seconds, Field(le=10)], OF_INFERENCE] = 2e-2
     decode_wait: Annotated[ShareOrZero, OF_INFERENCE] = 1.0  # share of others' prefill that decode steps wait for; the rest runs beside
     # Speed of prefill against its kernels run alone.

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from rapid_dse.config.hardware import WEIGHTS_ALONE
 from rapid_dse.config.scenario import Scenario
-from rapid_dse.device import OperatorModel
+from rapid_dse.device import AttentionKernel, OperatorModel
+from rapid_dse.device.contract import UNFUSED
 from rapid_dse.interconnect import transfer
 from rapid_dse.interconnect.transfer import Transfer
 from rapid_dse.model.layers.attention import local_kv_heads
@@ -25,6 +26,7 @@ FloatColumn = NDArray[np.float64]
 
 LATENT_ROWS = 64.0  # rows of queries that a block of the latents' decode kernel holds (FlashMLA)
 LATENT_EFFICIENCY = 0.6  # share of the tensor cores' rate that such a kernel reaches (FlashMLA: 580 of 989 TFLOP/s on an H800)
+MADE_FOR_DECODING: tuple[AttentionKernel, ...] = ("cudnn", "ck", "triton")
 ONE_SHOT, TWO_SHOT = 1.0, 2.0  # rounds of a fused all-reduce: each rank reads all buffers; or reads its share of all, then all shares
 
 
@@ -91,6 +93,17 @@ def over_windows(scenario: Scenario, priced: Callable[[Scenario], Priced]) -> Pr
     return Priced(seconds, flops, moved)
 
 
+def decode_kernel(scenario: Scenario) -> AttentionKernel:
+    """The kernel of a decode step's attention.
+
+    One that is made for decoding pads a block of queries to one instruction's rows; its speed is taken for that of cuDNN's, or of the
+    nearest such kernel that is built for the chip.
+    """
+    built = [kernel for kernel in MADE_FOR_DECODING if kernel in scenario.hw.attention_kernels]
+    own = scenario.software.serving.decode_attention == "own" and scenario.attention_kernel not in UNFUSED
+    return built[0] if own and built else scenario.attention_kernel
+
+
 def prefill_attention(
     scenario: Scenario, cut: Degrees, sequences: FloatColumn, queries: float, keys: float, device: OperatorModel
 ) -> Priced:
@@ -128,7 +141,7 @@ def decode_attention(scenario: Scenario, cut: Degrees, rows: FloatColumn, contex
     precision = cache_precision(scenario)
     known = scenario.hw.precisions
     arithmetic = precision if precision in known and precision in ("fp8", "bf16", "fp16") else scenario.hw.arithmetic("int8")
-    kernel = scenario.attention_kernel
+    kernel = decode_kernel(scenario)
     seconds = device.attention(
         rows, heads, kv_heads, queries, kept, width, v_head_dim=value, kernel=kernel, precision=arithmetic,
         generation=scenario.software.kernels.library_generation,

@@ -235,7 +235,6 @@ class Engine:
         pass_where = self.costs.prefill.at(self.kind, together)
         passes = on_rank / together
         first = pass_where.of(self.prefill_total) * (1.0 + (passes - 1.0) / self.cut.pp)
-        first = first + self.scenario.software.serving.admission_latency
         step = (device + host + bubble) / self.steps_tokens
         longest = 1.0 + self.scenario.workload.length_spread
         rate = batch / (first + self.later * longest * step)
