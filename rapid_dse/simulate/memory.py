@@ -196,12 +196,14 @@ def layer_activations(scenario: Scenario, layouts: Layouts, mean: bool = True) -
     """Bytes that autograd keeps for a layer of each kind of one micro-batch, by the layout's recomputation, ``(n_layouts,)`` each: in the
     mean over a stage's layers, or of one that runs again where some do."""
     overhead, whole = scenario.software.memory.activation_overhead, whole_layers(scenario, layouts)
-    whole = whole if mean else np.ceil(whole)
+    whole, chosen = whole if mean else np.ceil(whole), layouts.recompute == RECOMPUTE_SELECTIVE
     modes = zip(LayerTensors.of(scenario, layouts), nothing(scenario), selective(scenario), full(scenario), strict=True)
 
     def of_kind(made: LayerTensors, none: Recomputation, some: Recomputation, all_: Recomputation) -> FloatColumn:
-        partly = np.where(layouts.recompute == RECOMPUTE_SELECTIVE, made.kept(some), made.kept(none)) * overhead
-        return partly + whole * (made.kept(all_) - partly)
+        partly = made.kept(none) * overhead
+        if chosen.any():
+            partly = np.where(chosen, made.kept(some) * overhead, partly)
+        return partly + whole * (made.kept(all_) - partly) if whole.any() else partly
 
     return tuple(of_kind(*each) for each in modes)
 
@@ -334,7 +336,9 @@ def _activations(scenario: Scenario, layouts: Layouts, stages: Stages) -> NDArra
     def held_on(position: NDArray[np.int64], late: FloatColumn) -> NDArray[np.float64]:
         return in_flight(layouts.schedule, position, layouts.pp, layouts.chunks, micro_batches, late)
 
-    held, left = held_on(stages.position, none), layer_activations(scenario, layouts, mean=False)
+    held, left = held_on(stages.position, none), each
+    if scenario.parallel.recompute_layers is not None:
+        left = layer_activations(scenario, layouts, mean=False)
     embeddings = held * stages.has_embedding
     splits = SPLITS_BACKWARD.take(layouts.schedule)
     if splits.any():
