@@ -141,7 +141,7 @@ def _column(value: float) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
 
 
 def _measured_layer(one: LayoutDetail, old: Layer, times: LayerTimes) -> Layer:
-    """The closed forms' layer with measured passes; what shows of data-parallel traffic follows from them."""
+    """The closed forms' layer with measured passes; exposed data-parallel transfers follow from them."""
     ahead, back = _column(times.seconds("forward")), _column(times.seconds("backward"))
     share = one.scenario.software.overlap.dp_overlap
     return replace(

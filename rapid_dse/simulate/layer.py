@@ -38,8 +38,8 @@ class Layer:
     """Exposed seconds of one layer of one kind and one micro-batch, ``(n_layouts,)`` each; ``forward`` and ``backward`` include the
     transfers.
 
-    ``copies_forward, copies_backward``: what shows of copies between GPU and host (``offload``), part of the passes.
-    ``dp``, what shows during each pass of the transfers of weights and gradients, is no part of them. ``moved`` are all transfers of
+    ``copies_forward, copies_backward``: exposed copies between GPU and host (``offload``), part of the passes.
+    ``dp``, the exposed transfers of weights and gradients beside each pass, is no part of the passes. ``moved`` are all transfers of
     tensor, context and expert parallelism in each pass, hidden or not; ``sharded`` those of ZeRO 2 and 3.
     ``slowed_forward, slowed_backward``: what compute takes longer in each pass for the transfers that it hides
     (``software.overlap_slowdown``), part of ``compute``.
@@ -62,12 +62,12 @@ class Layer:
 
     @property
     def copies(self) -> FloatColumn:
-        """What shows of copies between GPU and host in both passes, s."""
+        """Exposed copies between GPU and host in both passes, s."""
         return self.copies_forward + self.copies_backward
 
     @property
     def dp(self) -> FloatColumn:
-        """What shows of transfers of weights and gradients in both passes, s."""
+        """Exposed transfers of weights and gradients in both passes, s."""
         return self.dp_forward + self.dp_backward
 
     @property
@@ -88,8 +88,8 @@ class Layer:
 
 @dataclass(frozen=True)
 class Layers:
-    """A layer of each kind, and what shows ahead of the first and behind the last layer: of tensor parallelism's transfers (``ends``), and
-    of ZeRO 2's and 3's of embedding and head (``tables``)."""
+    """A layer of each kind, and the exposed transfers ahead of the first and behind the last layer: tensor parallelism's (``ends``), and
+    ZeRO 2's and 3's of embedding and head (``tables``)."""
 
     each: tuple[Layer, ...]
     ends: Ends
@@ -121,7 +121,7 @@ def _layer(
     moved: LayerTransfers,
     around: tuple[PassTransfers, HostCopies, Repeated],
 ) -> Layer:
-    """One layer of one micro-batch: compute, and what of its transfers shows.
+    """Compute time of one layer of one kind for one micro-batch, and the part of each transfer that is not hidden.
 
     Args:
         around: transfers of ZeRO 2 and 3, copies between GPU and host, and what recomputation repeats.
@@ -193,11 +193,11 @@ def slowed_block(scenario: Scenario, layouts: Layouts, block: LayerBlock, layer:
 
 
 def exposed_tables(scenario: Scenario, layouts: Layouts, arranged: Arrangement, layers: tuple[Layer, ...]) -> Ends:
-    """What shows of ZeRO 2's and 3's transfers of embedding table and head.
+    """Exposed seconds of ZeRO 2's and 3's transfers of embedding table and head.
 
     Nothing is there to hide the table's gather, which comes first, and its reduction, which comes last. The head's gather is asked for when
     the last layer starts, and its gradient is reduced beside the backward passes of the last chunk's layers. There they follow the layers'
-    own: what shows of both together is theirs but for what shows of the layers' alone.
+    own: the exposed time of both together, less that of the layers' alone, is theirs.
     """
     if not layouts.sharding.gradients.any():
         none = np.zeros(len(layouts))
@@ -226,7 +226,7 @@ def _beside_head(found: Stages) -> NDArray[np.int64]:
 @dataclass(frozen=True)
 class HiddenExchanges:
     """Exchanges of experts that run beside another micro-batch's passes (``software.expert_overlap``), ``(n_layouts,)`` each: the share
-    of all that shows, and the seconds that hide behind a forward and behind a backward pass."""
+    of all that is exposed, and the seconds that hide behind a forward and behind a backward pass."""
 
     shown: FloatColumn
     forward: FloatColumn

@@ -158,7 +158,7 @@ def stage_slots(
     passes on what it receives, which takes the sends and the host's time for a micro-batch.
 
     Args:
-        layers: seconds of the passes of a layer of each kind with all that shows beside them, ``(n_layouts,)`` each.
+        layers: seconds of the passes of a layer of each kind, exposed transfers included, ``(n_layouts,)`` each.
         sends: seconds of a micro-batch's sends on each candidate, ``(n_candidates, n_layouts)``.
     """
     forward, backward = (summed(found.of_kinds, [passes[way] for passes in layers]) for way in (0, 1))

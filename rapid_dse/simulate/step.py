@@ -83,10 +83,10 @@ class Pace:
 
     Attributes:
         slots: of the candidates, with their stages.
-        sends: what a micro-batch's sends take on each candidate; ``ends`` and ``tables``: what shows there beside embedding and head.
+        sends: what a micro-batch's sends take on each candidate; ``ends`` and ``tables``: exposed transfers of embedding and head there.
         terms: what the layers of each candidate take.
         passes: what interleaved or unequal chunks are run with.
-        end_dp: what shows at the end of transfers of gradients and weights; ``end_tp`` of sums of weights that tensor-parallel ranks hold
+        end_dp: exposed transfers of gradients and weights at the end of a step; ``end_tp``: sums of weights that tensor-parallel ranks hold
             whole, ``end_pp`` of a tied table's.
         optimizer: its time.
     """
@@ -201,7 +201,7 @@ def _first_stage_passes(
 
     Args:
         slot: a micro-batch's seconds on the first stage, and what its device has of them.
-        passes: seconds of a layer of each kind on the device with all that shows beside them.
+        passes: seconds of a layer of each kind on the device, exposed transfers included.
     """
     found = arranged.stages
     whole, device = slot
@@ -225,7 +225,7 @@ def _first_stage_weights(
 
 
 def _one_send(scenario: Scenario, layouts: Layouts, arranged: Arrangement, layers: Layers) -> tuple[FloatColumn, FloatColumn]:
-    """What shows of one send to a neighbouring stage, and of launching it, s, ``(n_layouts,)`` each.
+    """Exposed seconds of one send to a neighbouring stage, and seconds of launching it, ``(n_layouts,)`` each.
 
     Schedules that send beside computation hide a share of it, as far as the layers of a chunk leave the ports that it needs.
     """
@@ -243,7 +243,7 @@ def _one_send(scenario: Scenario, layouts: Layouts, arranged: Arrangement, layer
 def _stage_sends(layouts: Layouts, found: Stages, one: tuple[FloatColumn, FloatColumn]) -> FloatColumn:
     """What a micro-batch's sends take on each candidate stage, s, ``(n_candidates, n_layouts)``; ``one`` of them as ``_one_send`` has it.
 
-    Two a chunk, one forward and one back; where a chunk sends none, its pass launches a receive all the same.
+    Two a chunk, one forward and one back. Chunks at the ends of the pipeline send once less, but pay the same launch cost for a receive.
     """
     sent, launched = one
     mine = schedules.by_map(layouts.stage_map, lambda each: each.sends(found.position, layouts.pp, layouts.chunks))
@@ -258,7 +258,7 @@ def _end_exposed(
     last_share: FloatColumn,
     first: Passes,
 ) -> FloatColumn:
-    """What shows of the transfers at the end of a step, s, ``(n_layouts,)``.
+    """Exposed seconds of the transfers at the end of a step, ``(n_layouts,)``.
 
     Gradients hide behind the last backward pass beside the layers' own transfers, all but the last bucket; new weights behind the next
     forward pass.

@@ -42,7 +42,7 @@ class ChunkPasses:
     """What the passes of a pipeline's chunks take, ``(n_layouts,)`` each, and which layouts need a run.
 
     Attributes:
-        layers: of a layer of each kind, seconds of the forward and the backward pass with all that shows beside them, and of its weight
+        layers: of a layer of each kind, seconds of the forward and the backward pass, exposed transfers included, and of its weight
             gradients, a part of the latter.
         ends: of the embedding's two passes and the head's two.
         sends: seconds that a stage sends a micro-batch's chunk, and that its host launches that in, one way.

@@ -80,7 +80,7 @@ def loss_bytes(scenario: Scenario, layouts: Layouts) -> FloatColumn:
 
 @dataclass(frozen=True)
 class Ends:
-    """What shows of those transfers, s of one micro-batch, ``(n_layouts,)`` each: on the first stage, and on the last."""
+    """Exposed seconds of those transfers for one micro-batch, ``(n_layouts,)`` each: on the first stage, and on the last."""
 
     embedding_forward: FloatColumn
     embedding_backward: FloatColumn
@@ -98,7 +98,7 @@ class Ends:
         return self.head_forward + self.head_backward
 
     def beside(self, block: Block) -> Block:
-        """A block whose embedding and head take the time of what shows beside them too."""
+        """A block whose embedding and head take the time of their exposed transfers too."""
         return replace(
             block,
             embedding=block.embedding + self.embedding_forward,

@@ -118,7 +118,7 @@ class LayerWork:
         stream: the activations between layers as they are, of all of a tensor-parallel group.
         tp_hidden: share of all tensor-parallel transfers that hides (async_tp); ``tp_backward_hidden``: of the backward pass's
             that hides behind the weight gradient; ``cp_hidden``: share of attention that ring hops hide behind.
-        copies_forward, copies_backward: what shows of copies between GPU and host in each pass, s.
+        copies_forward, copies_backward: exposed copies between GPU and host in each pass, s.
     """
 
     halves: tuple[Half, Half]
@@ -275,7 +275,7 @@ def _attention(script: Script, work: LayerWork, after: After, seconds: float, na
 
 
 def exchange(script: Script, half: Half, after: After, kind: str, share: float, skew: bool = True) -> After:
-    """A share of one kind of the half's tensor-parallel collectives; the wait for other hosts comes with the part that shows."""
+    """A share of one kind of the half's tensor-parallel collectives; the wait for other hosts comes with the exposed part."""
     for each in half.exchanges if share > 0 else ():
         if not each.has(kind):
             continue

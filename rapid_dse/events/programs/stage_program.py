@@ -303,7 +303,7 @@ class StageWriter:
         return self._over_groups(after, moved, stream)
 
     def _close(self) -> After:
-        """Waits for what is under way, reduces what is left (a tied table's gradient with the other end last), and updates the weights."""
+        """Waits for reductions under way, reduces the gradients that remain (a tied table's last), and updates the weights."""
         work, script = self.work, self.script
         self.tail = _joined(self.tail, self.reduced)
         if work.sent > 0 and self.left > 1e-9:
