@@ -167,3 +167,16 @@ def test_what_is_wrong_is_one_line(tmp_path: Path) -> None:
     )
     assert "no framework whose launch files are known" in one_line(run(tmp_path, *given, "--framework", "jax", module=MODULE))
     assert "No such file" in one_line(run(tmp_path, "none.json", module=MODULE))
+
+
+def test_a_server_is_judged_by_its_serve_command(tmp_path: Path) -> None:
+    bench = "vllm bench serve --random-input-len 1024 --random-output-len 256 --max-concurrency 32"
+    (tmp_path / "serve.sh").write_text(f"vllm serve x --tensor-parallel-size 2 --data-parallel-size 4\n{bench}\n")
+    given = ("hw=h100", "model=llama3_1_8b")
+    found = advised(tmp_path / "serve.sh", *given)
+    job = ("workload=inference", "workload.prompt_len=1024", "workload.decode_len=256", "workload.concurrency=32", "hw.num_gpus=8")
+    assert found["predicted"]["step_time_s"] == pytest.approx(seconds(*given, *job, "parallel.tp=2"), rel=1e-12)
+    assert found["best"]["step_time_s"] <= min(seconds(*given, *job, f"parallel.tp={tp}") for tp in (1, 2, 4, 8)) * (1 + 1e-12)
+    assert {each["key"] for each in found["neighbours"]} == {"parallel.tp"}
+    slow = "hw.memory.bandwidth='1 TB/s'"
+    assert advised(tmp_path / "serve.sh", *given, slow)["spoilt"] == "hw.memory.bandwidth"

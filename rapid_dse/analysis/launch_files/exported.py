@@ -40,8 +40,8 @@ def exported(portion: Portion, framework: LaunchFramework, composer: Composer | 
         ValueError: where the trial is no training.
     """
     scenario, layout, software = portion.scenario, portion.layouts, portion.choices["software"]
-    if scenario.workload.kind != "training":
-        raise ValueError(f"workload={scenario.workload.kind}: {framework.title} files are of training; allowed: a row of training")
+    if scenario.workload.kind != framework.kind:
+        raise ValueError(f"workload={scenario.workload.kind}: {framework.title} is launched for {framework.kind}; allowed: a row of that")
     own = software in framework.profiles
     fields = written(framework.table, LaunchedRun(scenario, layout, software))
     reading = framework.read(framework.form.text(fields, ()))

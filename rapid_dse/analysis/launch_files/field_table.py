@@ -12,7 +12,7 @@ from typing import Any
 
 from rapid_dse.analysis.reasons.chosen import settings
 from rapid_dse.config.scenario import Scenario
-from rapid_dse.parallel.layouts import KEYS, Layouts
+from rapid_dse.parallel.layouts import Layouts
 from rapid_dse.sweep.compose import value_at
 
 Fields = Mapping[str, Any]
@@ -34,7 +34,7 @@ class LaunchedRun:
     def __getitem__(self, key: str) -> Any:
         if key == "software":
             return self.software
-        return settings(self.layout)[key] if key in KEYS.values() else value_at(self.scenario, key)
+        return settings(self.layout)[key] if key in self.layout.keys.values() else value_at(self.scenario, key)
 
     def count(self, key: str) -> int:
         """A whole number."""

@@ -122,3 +122,15 @@ def script(program: str, launcher: Sequence[str]) -> FileForm:
 
 def _flag(name: str, value: Any) -> str:
     return name if value is True else f"{name} {shell_script.quoted(value)}"
+
+
+def serving(server: str, client: str, of_client: Sequence[str]) -> FileForm:
+    """Scripts that start a server, and then the benchmark that sends it requests; ``of_client`` are the flags of the latter."""
+
+    def text(fields: Fields, comments: Sequence[str]) -> str:
+        said = {name: value for name, value in fields.items() if value is not False}
+        parts = ((server, [name for name in said if name not in of_client]), (client, [name for name in said if name in of_client]))
+        commands = [" \\\n".join([command, *(f"  {_flag(name, said[name])}" for name in names)]) for command, names in parts]
+        return "\n".join(["#!/bin/bash", *comments, *commands]) + "\n"
+
+    return FileForm((".sh", ".bash", ".slurm", ".sbatch", ".txt", ".args", ""), shell_script.fields_of, text)

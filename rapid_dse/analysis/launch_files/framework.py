@@ -23,6 +23,7 @@ class LaunchReading:
         idle: how many others were not read, which do not change the step.
         notes: what was taken in another sense than it is written.
         used: how many fields were read.
+        kind: of workload: training or inference.
     """
 
     framework: str
@@ -32,6 +33,7 @@ class LaunchReading:
     idle: int
     notes: tuple[str, ...]
     used: int
+    kind: str = "training"
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,7 @@ class LaunchFramework:
         form: of its files.
         table: our keys and its fields.
         idle: starts of fields that change no step time and no memory.
+        kind: of workload that they start.
         elsewhere: where else the framework is told what its files do not hold, by the start of our keys.
     """
 
@@ -53,6 +56,7 @@ class LaunchFramework:
     form: FileForm
     table: tuple[Entry, ...]
     idle: tuple[str, ...] = ()
+    kind: str = "training"
     elsewhere: Mapping[str, str] = field(default_factory=dict)
 
     def read(self, text: str) -> LaunchReading:
@@ -66,7 +70,8 @@ class LaunchFramework:
         left = [name for name in fields if name not in found.used and not name.startswith("env:")]
         unread = tuple(f"{name}={_short(fields[name])}" if fields[name] is not True else name for name in left if not self._is_idle(name))
         keys = {name: value for name, value in found.keys.items() if value is not None or name in _NULLS}
-        return LaunchReading(self.name, keys, tuple(marked(text)), unread, len(left) - len(unread), tuple(found.notes), len(found.used))
+        notes, idle = tuple(found.notes), len(left) - len(unread)
+        return LaunchReading(self.name, keys, tuple(marked(text)), unread, idle, notes, len(found.used), self.kind)
 
     def _is_idle(self, name: str) -> bool:
         bare = re.sub(r"^(--?|sbatch:)", "", name)

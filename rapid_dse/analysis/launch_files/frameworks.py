@@ -10,9 +10,12 @@ from rapid_dse.analysis.launch_files.llm_foundry import LLM_FOUNDRY
 from rapid_dse.analysis.launch_files.megatron_lm import MEGATRON_LM
 from rapid_dse.analysis.launch_files.nanotron import NANOTRON
 from rapid_dse.analysis.launch_files.nemo import NEMO
+from rapid_dse.analysis.launch_files.sglang import SGLANG
 from rapid_dse.analysis.launch_files.torchtitan import TORCHTITAN
+from rapid_dse.analysis.launch_files.vllm import VLLM
 
-FRAMEWORKS: dict[str, LaunchFramework] = {each.name: each for each in (MEGATRON_LM, NEMO, TORCHTITAN, DEEPSPEED, NANOTRON, LLM_FOUNDRY)}
+_ALL = (MEGATRON_LM, NEMO, TORCHTITAN, DEEPSPEED, NANOTRON, LLM_FOUNDRY, VLLM, SGLANG)
+FRAMEWORKS: dict[str, LaunchFramework] = {each.name: each for each in _ALL}
 
 
 def framework(name: str, option: str) -> LaunchFramework:

@@ -16,18 +16,21 @@ from rapid_dse.analysis.launch_files.framework import LaunchReading
 from rapid_dse.analysis.reasons.chosen import settings
 from rapid_dse.config.scenario import Scenario
 from rapid_dse.model.architecture import split_of
-from rapid_dse.parallel.layouts import KEYS, broken_rules
+from rapid_dse.parallel.layouts import COLUMN_OF, broken_rules
 from rapid_dse.sweep.compose import SHOWN, Composed, composed, hydra_ready, scenario_of, with_values
 from rapid_dse.sweep.overrides import Given, read
 from rapid_dse.sweep.portion import Portion
-from rapid_dse.sweep.space import ColumnType, base_codes, explicit
+from rapid_dse.sweep.space import base_codes, explicit
 
 BASE_MODEL = "llama"  # the option whose dimensions a file's replace
 # What a prediction hangs on, and is named where nobody gave it.
-ASSUMED = ("hw", "cluster", "workload.seq_len", "workload.global_batch_size", "parallel.micro_batch_size")
-_DEFAULTED = ASSUMED[2:]
+MACHINE = ("hw", "cluster")
+ASSUMED = {
+    "training": ("workload.seq_len", "workload.global_batch_size", "parallel.micro_batch_size"),
+    "inference": ("workload.prompt_len", "workload.decode_len"),
+}
 _PLAIN = re.compile(r"^[\w./+-]+$")
-_ALIKE = ("hw", "cluster", "model", "workload", "software")
+_ALIKE = ("hw", "cluster", "model", "workload", "software", "parallel")
 _ASIDE = ("name", "measured", "offers", "known")
 
 
@@ -57,10 +60,8 @@ class Composer:
             ValueError: where an option, a key or a value is wrong.
         """
         found = self._base(options)
-        codes = {name: ColumnType(key).code(values[key]) for name, key in KEYS.items() if key in values}
-        tree = with_values(found.tree, {key: value for key, value in values.items() if key not in KEYS.values()})
-        scenario, broken = scenario_of(tree)
-        layouts = explicit({name: np.array([code]) for name, code in (base_codes(scenario) | codes).items()}, scenario)
+        scenario, broken = scenario_of(with_values(found.tree, values))
+        layouts = explicit({name: np.array([code]) for name, code in base_codes(scenario).items()}, scenario)
         rule, reasons = broken_rules(layouts, scenario) if broken is None else (np.zeros(1, np.int64), [broken])
         return Portion(scenario, {group: found.choices[group] for group in SHOWN}, {}, layouts, rule, tuple(reasons))
 
@@ -98,13 +99,16 @@ def launched(reading: LaunchReading, overrides: Sequence[str] = (), composer: Co
     portion = _settled(options, values, composer or Composer())
     given_keys = {*options, *values, *beside.options, *asked.options}
     given_keys |= {"workload.global_batch_size"} if ACCUMULATION in values else set()
-    assumed = [f"{key}={_value_of(portion, key)}" for key in ASSUMED if key not in given_keys]
+    assumed = [f"{key}={_value_of(portion, key)}" for key in (*MACHINE, *ASSUMED[reading.kind]) if key not in given_keys]
     return Launched(portion, tuple(assumed))
 
 
 def _options(reading: LaunchReading, keys: dict[str, Any], beside: Given, asked: Given) -> dict[str, str]:
     """The option of each group; those that a file's fields tell are taken out of ``keys``."""
-    told = {"software": str(keys.pop("software", reading.framework))} | ({"model": str(keys.pop("model"))} if "model" in keys else {})
+    kind = {} if reading.kind == "training" else {"workload": reading.kind}
+    told = (
+        kind | {"software": str(keys.pop("software", reading.framework))} | ({"model": str(keys.pop("model"))} if "model" in keys else {})
+    )
     options = {**told, **beside.options, **asked.options}
     if "model" not in options:
         if "model.hidden_size" not in keys:
@@ -124,8 +128,8 @@ def _settled(options: Mapping[str, str], values: dict[str, Any], composer: Compo
 
 
 def _degrees(values: Mapping[str, Any]) -> list[int]:
-    """tp, cp and pp."""
-    return [int(values.get(f"parallel.{name}") or 1) for name in ("tp", "cp", "pp")]
+    """tp, cp and pp, and of inference attention_dp: GPUs of a replica."""
+    return [int(values.get(f"parallel.{name}") or 1) for name in ("tp", "cp", "pp", "attention_dp")]
 
 
 def _resolved(options: Mapping[str, str], values: Mapping[str, Any], composer: Composer) -> dict[str, Any]:
@@ -214,7 +218,7 @@ def unsaid(wanted: Portion, reading: LaunchReading, chosen: Mapping[str, str], c
     gpus = settings(wanted.layouts)["hw.num_gpus"]
     if "hw.num_gpus" not in said and not isinstance(said.get("parallel.dp"), int):
         overrides.append(f"hw.num_gpus={gpus}")
-    for key in _DEFAULTED:
+    for key in ASSUMED[reading.kind]:
         if key not in said and not (key == "workload.global_batch_size" and ACCUMULATION in said):
             overrides.append(f"{key}={_value_of(wanted, key)}")
     for _ in range(3):  # a degree that is put in changes what follows from it
@@ -239,18 +243,15 @@ def _differing(wanted: Portion, found: Portion) -> Iterator[str]:
     """Overrides that ``found`` lacks to be ``wanted``."""
     mine, theirs = settings(wanted.layouts), settings(found.layouts)
     for key, value in mine.items():
-        if value != theirs[key] and key not in ("hw.num_gpus", "parallel.dp", "parallel.schedule"):
+        if value != theirs.get(key) and key not in ("hw.num_gpus", "parallel.dp", "parallel.schedule"):
             yield f"{key}={override_value(value)}"
-    if mine["parallel.schedule"] != theirs["parallel.schedule"] and mine["parallel.pp"] == theirs["parallel.pp"] > 1:
+    schedules = [each.get("parallel.schedule") for each in (mine, theirs)]
+    if schedules[0] != schedules[1] and mine["parallel.pp"] == theirs["parallel.pp"] > 1:
         yield f"parallel.schedule={mine['parallel.schedule']}"
-    if wanted.scenario.parallel.stage_layers != found.scenario.parallel.stage_layers:
-        yield f"parallel.stage_layers={override_value(wanted.scenario.parallel.stage_layers)}"
-    if wanted.scenario.parallel.order != found.scenario.parallel.order:
-        yield f"parallel.order={override_value(wanted.scenario.parallel.order)}"
     for section in _ALIKE:
         leaves, others = (dict(_leaves(_dumped(each.scenario, section), f"{section}.")) for each in (wanted, found))
         for key, value in leaves.items():
-            if others.get(key) != value and key not in KEYS.values():
+            if others.get(key) != value and key not in COLUMN_OF:
                 yield f"{key}={override_value(value)}"
 
 

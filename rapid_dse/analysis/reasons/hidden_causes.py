@@ -59,7 +59,8 @@ class _Kind:
 def hidden_causes(run: PricedTrial, measured: float) -> list[Cause]:
     """What would explain that a run took longer than predicted, the likeliest first."""
     found = [cause for kind in _kinds(run.scenario) if (cause := _solved(run, kind, measured)) is not None]
-    return sorted([*found, *_switches(run, measured)], key=lambda cause: -cause.likelihood)
+    found += _switches(run, measured) if run.scenario.workload.kind == "training" else []
+    return sorted(found, key=lambda cause: -cause.likelihood)
 
 
 def _kinds(scenario: Scenario) -> Iterator[_Kind]:

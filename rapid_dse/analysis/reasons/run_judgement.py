@@ -17,6 +17,7 @@ from rapid_dse.analysis.reasons.levers import turned
 from rapid_dse.analysis.reasons.neighbours import Neighbour, neighbours
 from rapid_dse.analysis.reasons.suspects import Suspect, suspects
 from rapid_dse.events.backends import price
+from rapid_dse.parallel.engines import Engines, enumerate_engines
 from rapid_dse.parallel.layouts import KEYS, Layouts, Space, enumerate_layouts
 from rapid_dse.sweep.outside import judged
 
@@ -103,6 +104,8 @@ def judgement(reading: LaunchReading, run: Launched, measured: float | None, com
 def _best(run: PricedTrial) -> tuple[PricedTrial | None, int]:
     """The fastest layout that fits of all legal ones of the same job on the same GPUs, and how many these are."""
     layout = run.layout
+    if isinstance(layout, Engines):
+        return _best_engine(run, layout)
     values: dict[str, Sequence[int] | None] = dict.fromkeys(KEYS)
     values |= {name: [int(getattr(layout, name)[0])] for name in ("num_gpus", "global_batch_size")} | {"dp": [0]}
     scenario = run.scenario.model_copy(update={"parallel": run.scenario.parallel.model_copy(update={"stage_layers": None})})
@@ -118,6 +121,21 @@ def _best(run: PricedTrial) -> tuple[PricedTrial | None, int]:
     if best is None:
         return None, len(every)
     return PricedTrial(scenario, best[1], figures_of(price(scenario, best[1])), run.choices), len(every)
+
+
+def _best_engine(run: PricedTrial, layout: Engines) -> tuple[PricedTrial | None, int]:
+    """As ``_best``, of inference: engines for the same load."""
+    values: dict[str, Sequence[Any] | None] = {name: [getattr(layout, name)[0].item()] for name in layout.keys}
+    values |= {name: [0] for name in layout.keys if name.startswith(("prefill_", "decode_"))} | {"dp": [0]}
+    values |= dict.fromkeys(("tp", "attention_dp", "cp", "pp", "ep", "etp"))
+    every, _ = enumerate_engines(Space(values), run.scenario)
+    if not len(every):
+        return None, 0
+    priced = price(run.scenario, every)
+    seconds = np.where(priced.fits, priced.step_time_s, np.inf)
+    at = int(np.argmin(seconds))
+    best = PricedTrial(run.scenario, every.take(np.array([at])), figures_of(priced, at), run.choices)
+    return (best if np.isfinite(seconds[at]) else None), len(every)
 
 
 def to_dict(found: RunJudgement) -> dict[str, Any]:

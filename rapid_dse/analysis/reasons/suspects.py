@@ -56,7 +56,9 @@ def suspects(run: PricedTrial, own: Scenario) -> list[Suspect]:
     Args:
         own: a scenario of the same options whose hw, cluster and software have no value of the run's own.
     """
-    found = [*_figures(run, own), *_outside_node(run), *_recomputation(run)]
+    found = [*_figures(run, own)]
+    if run.scenario.workload.kind == "training":
+        found += [*_outside_node(run), *_recomputation(run)]
     least = LEAST * run.figures["step_time_s"]
     kept = [each for each in found if each.gain_s > least and (each.fits or not run.fits)]
     return sorted(kept, key=lambda each: -each.gain_s * _weight(each.key))
