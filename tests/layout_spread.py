@@ -118,6 +118,9 @@ def _mixed() -> list[Case]:
     return [*full, *rings, *uneven, *chunked, *_own_splits(), *others, *tied, *_bent()]
 
 
+FAST_HOST = {"software__host_layer": 1e-3}
+
+
 def _bent() -> list[Case]:
     """Two chunks a stage in a V, and stages that run on into their next step, mixed with all else."""
     found: list[Case] = []
@@ -129,7 +132,7 @@ def _bent() -> list[Case]:
             case(name, num_gpus=12, pp=6, global_batch_size=24, zero=2),
             case(name, num_gpus=32, tp=4, pp=4, global_batch_size=16, settings={"software__host__host_layer": 0.008}),
             case(name, num_gpus=4, pp=4, global_batch_size=12, settings={"parallel__stage_layers": [6, 11, 8, 7]}),
-            case(name, num_gpus=64, tp=8, sequence_parallel=1, pp=2, ep=4, global_batch_size=16, zero=2, settings=SHARED),
+            case(name, num_gpus=64, tp=8, sequence_parallel=1, pp=2, ep=4, global_batch_size=16, zero=2, settings=SHARED | FAST_HOST),
         ]
     return found
 

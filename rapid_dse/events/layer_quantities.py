@@ -152,6 +152,7 @@ def _route(streams: Streams, block: LayerBlock, moved: LayerTransfers, repeats: 
         parts=() if copies is None else tuple(float(found.size[0] * c[0]) for c, n in zip(copies, spans, strict=True) if n > 1),
         shown=float(hidden.shown[0]),
         beside=(float(hidden.forward[0]) / max(way, 1e-300), float(hidden.backward[0]) / max(way, 1e-300)),
+        late=float(hidden.late[0]),
     )
 
 

@@ -170,6 +170,11 @@ class Layouts:
         return schedules.MAPS.take(self.schedule)
 
     @cached_property
+    def pairs_passes(self) -> BoolColumn:
+        """Whether forward and backward passes run in pairs (``Schedule.pairs_passes``), ``(n_layouts,)``."""
+        return schedules.PAIRS_PASSES.take(self.schedule)
+
+    @cached_property
     def overlaps_sends(self) -> BoolColumn:
         """Whether the schedule sends messages to other stages beside computation, ``(n_layouts,)``."""
         return schedules.OVERLAPS_SENDS.take(self.schedule)

@@ -20,6 +20,9 @@ from rapid_dse.simulate.operator_times import compute_bytes
 
 FloatColumn = NDArray[np.float64]
 
+# SMs that a dispatcher's kernels hold while they run: DeepSeek-V3 (arXiv 2412.19437, section 3.2.2), DeepEP's README (20 to 24 of 132);
+# NVIDIA's hybrid-EP, 8 within a domain and 8 beyond it. Of NCCL's kernels ``software.overlap_slowdown`` says it.
+HELD_SMS = {"deepep": 20, "hybridep": 16}
 ONCE_A_PART = ("deepep", "hybridep")  # dispatchers that send a token once to each part of a group that needs it
 
 
@@ -79,6 +82,11 @@ def expert_exchange(scenario: Scenario, carried: Route, group: Span, network: Ne
     if carried.copies is not None:
         return transfer.dispatch(carried.size, list(carried.copies), group, network)
     return transfer.all_to_all(carried.size, group, network)
+
+
+def held_sms(scenario: Scenario) -> float:
+    """Share of the SMs that an exchange which hides takes from the compute beside it."""
+    return HELD_SMS.get(scenario.software.experts.dispatcher, 0) / scenario.hw.sms
 
 
 def _copies(model: Model, group: Span) -> NDArray[np.float64]:

@@ -16,6 +16,7 @@ from rapid_dse.parallel.layouts import RECOMPUTE_FULL, Layouts
 from rapid_dse.parallel.stages import Stages
 from rapid_dse.simulate.arrangement import MICRO_BATCH, Arrangement
 from rapid_dse.simulate.communication import LayerTransfers
+from rapid_dse.simulate.expert_traffic import held_sms
 from rapid_dse.simulate.layer_work import Block, LayerBlock
 from rapid_dse.simulate.offload import HostCopies, host_copies
 from rapid_dse.simulate.recomputed import Repeated, recomputed, repeated
@@ -29,8 +30,10 @@ LAYER = (*MICRO_BATCH, "recompute", "sharded_passes")  # columns of Layouts on w
 
 
 def layer_columns(scenario: Scenario) -> tuple[str, ...]:
-    """Columns of ``Layouts`` on which a layer's time depends: where its weights are fetched from the host, what ZeRO leaves of them too."""
-    return (*LAYER, "zero") if scenario.parallel.offload_weights > 0 else LAYER
+    """Columns of ``Layouts`` on which a layer's time depends: where its weights are fetched from the host, what ZeRO leaves of them too;
+    of a mixture of experts, whether passes run in pairs."""
+    offloads, routes = scenario.parallel.offload_weights > 0, scenario.model.num_experts > 0
+    return (*LAYER, *(["zero"] if offloads else []), *(["pairs_passes"] if routes else []))
 
 
 @dataclass(frozen=True)
@@ -126,8 +129,7 @@ def _layer(
     Args:
         around: transfers of ZeRO 2 and 3, copies between GPU and host, and what recomputation repeats.
     """
-    sharded, copies, repeats = around
-    software = scenario.software
+    (sharded, copies, repeats), software = around, scenario.software
     again = recomputed(scenario, layouts, block)
     pipelined = software.overlap.tp_overlap if software.overlap.async_tp else 0.0
     # attention, which rings of context parallelism hide behind, hides nothing of tensor parallelism's transfers
@@ -149,14 +151,11 @@ def _layer(
     all_moved = layer_moved(layouts, moved, repeats)
     dp_forward = exposed(sharded.forward, software.overlap.dp_overlap, Window(forward, all_moved.forward.busy))
     dp_backward = exposed(sharded.backward, software.overlap.dp_overlap, Window(backward, all_moved.backward.busy))
-    hidden_forward = (
-        moved.tp_forward.seconds + ring.seconds + sharded.forward.seconds - tp_forward - cp_forward - dp_forward + routed.forward
-    )
+    hidden_forward = moved.tp_forward.seconds + ring.seconds + sharded.forward.seconds - tp_forward - cp_forward - dp_forward
     tp_again = repeats.whole * moved.tp_forward.seconds + repeats.partly * moved.tp_selective.seconds
     sent_backward = beside.seconds + tp_again + (2 + repeats.core) * ring.seconds + sharded.backward.seconds
-    hidden_backward = sent_backward - tp_backward - cp_backward - dp_backward + routed.backward
-    slowing = software.overlap.overlap_slowdown
-    slowed_forward, slowed_backward = (slowing * np.maximum(0.0, each) for each in (hidden_forward, hidden_backward))
+    hidden_backward = sent_backward - tp_backward - cp_backward - dp_backward
+    slowed_forward, slowed_backward = slowed_by(scenario, (hidden_forward, hidden_backward), routed)
     forward, backward = forward + slowed_forward, backward + slowed_backward
     copies_forward, copies_backward = copies.exposed(scenario, forward, backward)
     return Layer(
@@ -177,12 +176,21 @@ def _layer(
     )
 
 
+def slowed_by(scenario: Scenario, hidden: tuple[FloatColumn, FloatColumn], routed: HiddenExchanges) -> tuple[FloatColumn, FloatColumn]:
+    """What compute takes longer in each pass for the transfers that it hides, s: NCCL's, and experts' exchanges, whose kernels may hold
+    more SMs."""
+    slowing = scenario.software.overlap.overlap_slowdown
+    held, exchanged = max(slowing, held_sms(scenario)), (routed.forward, routed.backward)
+    ahead, back = (slowing * np.maximum(0.0, each) + held * sent for each, sent in zip(hidden, exchanged, strict=True))
+    return ahead, back
+
+
 def slowed_block(scenario: Scenario, layouts: Layouts, block: LayerBlock, layer: Layer) -> LayerBlock:
     """The block with each pass of a layer as much longer as the transfers make it that it hides: what graphs of passes compute.
 
     A forward pass that runs again is as slow as the first; the gradients have the rest of what the backward pass takes longer.
     """
-    if scenario.software.overlap.overlap_slowdown == 0:
+    if scenario.software.overlap.overlap_slowdown == 0 and held_sms(scenario) == 0:
         return block
     ahead = 1 + layer.slowed_forward / block.forward
     again = (layouts.recompute == RECOMPUTE_FULL) * recomputed(scenario, layouts, block)
@@ -226,25 +234,28 @@ def _beside_head(found: Stages) -> NDArray[np.int64]:
 @dataclass(frozen=True)
 class HiddenExchanges:
     """Exchanges of experts that run beside another micro-batch's passes (``software.expert_overlap``), ``(n_layouts,)`` each: the share
-    of all that is exposed, and the seconds that hide behind a forward and behind a backward pass."""
+    of all that is exposed, and the seconds that hide behind a forward and behind a backward pass, of the latter the share ``late`` behind
+    weight gradients."""
 
     shown: FloatColumn
     forward: FloatColumn
     backward: FloatColumn
+    late: FloatColumn
 
 
 def hidden_exchanges(scenario: Scenario, layouts: Layouts, block: LayerBlock, moved: LayerTransfers, repeats: Repeated) -> HiddenExchanges:
     """What hides of a layer's exchanges: all of a forward and a backward pass together hide behind a share of both passes' compute, in
-    proportion to how long each is."""
-    experts, none = scenario.software.experts, np.zeros(len(layouts))
-    if not experts.expert_overlap or moved.route is None:
-        return HiddenExchanges(none + 1.0, none, none)
+    proportion to how long each is; behind all of it where the schedule runs these passes in pairs."""
+    experts, none, paired = scenario.software.experts, np.zeros(len(layouts)), layouts.pairs_passes
+    if moved.route is None or not (experts.expert_overlap or paired.any()):
+        return HiddenExchanges(none + 1.0, none, none, none)
+    share = np.where(paired, 1.0, experts.ep_overlap * experts.expert_overlap)
     every = moved.ep_exchange.seconds * (4.0 + repeats.routed)
     ahead, back = block.forward, block.backward + recomputed(scenario, layouts, block)
-    hidden = np.minimum(every, experts.ep_overlap * (ahead + back))
+    hidden = np.minimum(every, share * (ahead + back))
     shown = 1.0 - np.divide(hidden, every, out=np.zeros(len(layouts)), where=every > 0)
     forward = hidden * ahead / (ahead + back)
-    return HiddenExchanges(shown, forward, hidden - forward)
+    return HiddenExchanges(shown, forward, hidden - forward, block.weight_gradient / back)
 
 
 def layer_moved(layouts: Layouts, moved: LayerTransfers, repeats: Repeated) -> PassTransfers:

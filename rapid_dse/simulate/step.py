@@ -54,7 +54,7 @@ class StepTimes:
 
 
 # Columns of Layouts on which a micro-batch depends, and what ends a step.
-PACE = (*END, "micro_batch_size", "recompute", "overlaps_sends")
+PACE = (*END, "micro_batch_size", "recompute", "overlaps_sends", "pairs_passes")
 
 
 @dataclass(frozen=True)

@@ -61,7 +61,7 @@ class ExpertRoute:
         kinds: the collectives there and back, by their names in graphs.
         parts: bytes that go to the places of each dimension, inner to outer, where tokens go once to each part; else none.
         shown: share of each way that hides behind nothing; beside a forward pass run ``beside[0]`` ways, beside a backward pass
-            ``beside[1]``, another micro-batch's.
+            ``beside[1]``, another micro-batch's; of the latter the share ``late`` beside weight gradients, where these run apart.
     """
 
     size: float
@@ -70,6 +70,7 @@ class ExpertRoute:
     parts: tuple[float, ...] = ()
     shown: float = 1.0
     beside: tuple[float, float] = (0.0, 0.0)
+    late: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -173,7 +174,7 @@ def forward(script: Script, work: LayerWork, after: After, again: bool = False) 
 
 def backward(script: Script, work: LayerWork, after: After, weights: bool = True) -> After:
     """The backward pass with what is recomputed; without ``weights`` the weight gradients are left for later (zero bubble)."""
-    others = _beside_pass(script, work, after, 1)
+    others = _beside_pass(script, work, after, 1, "whole" if weights else "input")
     if work.full:
         after = forward(script, work, after, again=True)
     else:
@@ -248,7 +249,10 @@ def behind_weights(
 
 def weight_gradient(script: Script, work: LayerWork, after: After, layers: int = 1) -> After:
     """The weight gradients of some layers by themselves, as zero-bubble schedules run them."""
-    return script.compute(after, layers * work.weight_gradient, "weight gradient")
+    others = after
+    for _ in range(layers):
+        others = _beside_pass(script, work, others, 1, "weights") or others
+    return _joined(script.compute(after, layers * work.weight_gradient, "weight gradient"), others if others != after else ())
 
 
 def beside(script: Script, after: After, seconds: float, share: float, name: str, transfer: Transfer | None) -> After:
@@ -294,12 +298,13 @@ def _routed(script: Script, half: Half, after: After, way: int, share: float = 1
     return after if half.route is None else _route(script, half.route, after, way, share * half.route.shown, MAIN)
 
 
-def _beside_pass(script: Script, work: LayerWork, after: After, direction: int) -> After:
-    """Another micro-batch's exchanges of experts, beside a forward (0) or backward (1) pass."""
+def _beside_pass(script: Script, work: LayerWork, after: After, direction: int, part: str = "whole") -> After:
+    """Another micro-batch's exchanges of experts, beside a forward (0) or backward (1) pass: the whole, input gradients or weights'."""
     done: After = ()
     for half in work.halves:
         if half.route is not None and half.route.beside[direction] > 0:
-            done = _route(script, half.route, after, direction, half.route.beside[direction], RING)
+            share = {"whole": 1.0, "input": 1 - half.route.late, "weights": half.route.late}[part]
+            done = _route(script, half.route, after, direction, share * half.route.beside[direction], RING)
     return done
 
 

@@ -37,9 +37,9 @@ def of_each(attribute: Callable[[Schedule], int]) -> NDArray[np.int64]:
 
 
 CHUNKS, MAPS = of_each(lambda each: each.fixed_chunks), of_each(lambda each: STAGE_MAPS.index(each.stage_map))
-INTERLEAVES, SPLITS_BACKWARD, OVERLAPS_SENDS, HOLDS_ALL, RUNS_ON = (
+INTERLEAVES, SPLITS_BACKWARD, OVERLAPS_SENDS, PAIRS_PASSES, HOLDS_ALL, RUNS_ON = (
     np.array([getattr(each, name) for each in SCHEDULE_CLASSES], bool)
-    for name in ("interleaves", "splits_backward", "overlaps_sends", "holds_all", "runs_on")
+    for name in ("interleaves", "splits_backward", "overlaps_sends", "pairs_passes", "holds_all", "runs_on")
 )
 
 

@@ -39,6 +39,7 @@ class DualPipeV(Schedule):
     fixed_chunks = 2
     splits_backward = True
     overlaps_sends = True
+    pairs_passes = True  # its report, section 3.2.1: both kinds of communication are hidden
 
     def rules(self, name: str, pp: IntColumn, micro_batches: IntColumn) -> list[tuple[str, BoolColumn]]:
         return [(f"{name} needs at least 2 · pp micro-batches", micro_batches < 2 * pp)]

@@ -126,6 +126,8 @@ class Schedule(ABC):
         fixed_chunks: chunks of a stage at vpp 1.
         splits_backward: whether weight gradients run later than the backward pass.
         overlaps_sends: whether a message to a neighbour is sent beside what the stage computes next; ``software.pp_overlap`` of it hides.
+        pairs_passes: whether a forward pass runs together with another micro-batch's backward pass, so that experts' exchanges of one
+            are sent beside what the other computes, whatever ``software.expert_overlap`` says.
         holds_all: whether a stage holds the activations of every micro-batch, however many there are.
         runs_on: whether a stage starts its next step when it has ended its own passes, whatever other stages still do.
         plain: whether it is what frameworks run unless told otherwise, and no setting more to get right.
@@ -137,6 +139,7 @@ class Schedule(ABC):
     fixed_chunks: int = 1
     splits_backward: bool = False
     overlaps_sends: bool = False
+    pairs_passes: bool = False
     holds_all: bool = False
     runs_on: bool = False
     plain: bool = False
