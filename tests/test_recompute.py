@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import program
 import pytest
 from trials import layouts, legal, priced, scenario
 
@@ -161,6 +163,13 @@ def test_sums_are_in_order_and_refused_where_a_module_is_none() -> None:
         with_modules("mpl")
     with pytest.raises(ValueError, match="is no module"):
         named("layernorm+")
+
+
+def test_a_module_that_no_layer_has_is_said_to_have_no_effect(tmp_path: Path) -> None:
+    wish = ("parallel.recompute=selective", "parallel.recompute_modules=moe_act+mlp", "hw.num_gpus=8", "workload.global_batch_size=8")
+    said = program.done(tmp_path, "model=llama3_1_8b", *wish).err
+    assert "parallel.recompute_modules=moe_act has no effect here: no layer of the model has what it makes again" in said
+    assert "recompute_modules=mlp" not in said
 
 
 @pytest.mark.parametrize(

@@ -69,6 +69,17 @@ def nothing(scenario: Scenario) -> tuple[Recomputation, ...]:
     return tuple(_of(kind, scenario.software, ()) for kind in architecture(scenario.model).kinds)
 
 
+def without_effect(scenario: Scenario) -> list[str]:
+    """The modules that ``parallel.recompute_modules`` names and no layer of the model has."""
+    chosen, none = scenario.parallel.recompute_modules, nothing(scenario)
+    kinds = architecture(scenario.model).kinds
+    return [
+        name
+        for name in (named(chosen) if chosen else ())
+        if all(_of(kind, scenario.software, (name,)) == kept for kind, kept in zip(kinds, none, strict=True))
+    ]
+
+
 def _of(kind: LayerKind, software: Software, names: tuple[str, ...]) -> Recomputation:
     return _found(kind, names, software.kernels, software.memory)
 

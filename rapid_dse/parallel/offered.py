@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rapid_dse.config.host_link import OFFLOADED
-from rapid_dse.config.recompute_entries import named
+from rapid_dse.config.recompute_entries import entries, named
 from rapid_dse.config.run import RECOMPUTE
 from rapid_dse.config.scenario import Scenario
 from rapid_dse.config.schedule_names import PIPELINE_SCHEDULES, SCHEDULES
@@ -87,8 +87,9 @@ def _recomputed(layouts: Layouts, scenario: Scenario) -> Iterator[Unoffered]:
     """What selective recomputation makes again, and in how many layers full recomputation runs."""
     offers, chosen = scenario.software.offers, scenario.parallel.recompute_modules
     if chosen and offers.recompute_modules is not None:
+        known = [entries()[name] for offered in offers.recompute_modules for name in named(offered)]  # some have two names
         for each in named(chosen):
-            if each not in offers.recompute_modules:
+            if entries()[each] not in known:
                 setting = f"recompute_modules {each}"
                 yield Unoffered(setting, setting, listed(offers.recompute_modules), np.ones(len(layouts), bool))
     if scenario.parallel.recompute_layers is not None and not offers.recompute_layers:

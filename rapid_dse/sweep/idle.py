@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from rapid_dse.config import effects
 from rapid_dse.config.scenario import Scenario
+from rapid_dse.model.recompute import without_effect
 from rapid_dse.sweep.overrides import Given
 from rapid_dse.sweep.portion import Portion
 
 # Of Hydra's own configuration: where it looks for files; it starts no jobs here, and writes no files.
 HYDRA = ("hydra.searchpath",)
+MODULES = "parallel.recompute_modules"
 
 
 def of_trial(given: Given, scenario: Scenario) -> list[str]:
     """Of the overrides of one trial."""
-    return [*of_hydra(given), *effects.in_vain(scenario, given.values, "trial")]
+    return [*of_hydra(given), *_in_vain(scenario, given.values, "trial")]
+
+
+def _in_vain(scenario: Scenario, keys: Collection[str], command: str) -> list[str]:
+    """As ``effects.in_vain``, with modules of recomputation that no layer of the model has."""
+    modules = without_effect(scenario) if scenario.workload.kind == "training" else []
+    return [
+        *effects.in_vain(scenario, keys, command),
+        *(f"{MODULES}={name} has no effect here: no layer of the model has what it makes again" for name in modules if MODULES in keys),
+    ]
 
 
 def of_sweep(keys: Sequence[str], scenarios: Sequence[Scenario]) -> list[str]:
@@ -26,7 +37,7 @@ def of_sweep(keys: Sequence[str], scenarios: Sequence[Scenario]) -> list[str]:
     """
     lines: dict[str, None] | None = None
     for scenario in scenarios:
-        found = effects.in_vain(scenario, keys, "sweep")
+        found = _in_vain(scenario, keys, "sweep")
         lines = dict.fromkeys(line for line in (found if lines is None else lines) if line in found)
         if not lines:
             break
