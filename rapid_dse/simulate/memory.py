@@ -291,12 +291,15 @@ def _beyond_activations(scenario: Scenario, layouts: Layouts, stages: Stages, gr
 
     Where no buffer keeps gradients, those of a step's only micro-batch come layer by layer as the layer's activations go. While a layer's
     backward pass runs, both its own are alive, with the activations of the layers ahead and the gradients of those behind: the peak is
-    at the last layer or at the first.
+    at the last layer or at the first. Weight gradients that run apart take the place of what they needed.
     """
     fresh = fresh_gradients(scenario, layouts)
     if not fresh.any():
         return gradients
-    activations = layer_activations(scenario, layouts)
+    activations, apart = layer_activations(scenario, layouts), SPLITS_BACKWARD.take(layouts.schedule)
+    if (fresh & apart).any():
+        needed = weight_gradient_bytes(scenario, layouts)
+        activations = tuple(np.where(apart, np.maximum(*each), each[0]) for each in zip(activations, needed, strict=True))
     largest_kept = largest_of(stages.of_kinds, activations)
     freed = summed(stages.of_kinds, activations) - largest_kept
     freed = freed - on_the_host(freed, largest_kept, scenario.parallel.offload_activations)

@@ -17,6 +17,8 @@ from rapid_dse.analysis.reasons.chosen import settings
 from rapid_dse.config.scenario import Scenario
 from rapid_dse.model.architecture import split_of
 from rapid_dse.parallel.layouts import COLUMN_OF, broken_rules
+from rapid_dse.parallel.schedules import schedule_of
+from rapid_dse.parallel.schedules.stage_maps import LOOPED
 from rapid_dse.sweep.compose import SHOWN, Composed, composed, hydra_ready, scenario_of, with_values
 from rapid_dse.sweep.overrides import Given, read
 from rapid_dse.sweep.portion import Portion
@@ -162,10 +164,13 @@ def _share_cards(values: dict[str, Any], base: Scenario, cards: int) -> None:
 def _settle_chunks(values: dict[str, Any], base: Scenario) -> None:
     """Puts ``parallel.stage_layers`` in the place of each chunk's layers, where they are not the framework's own split."""
     chunks, pp = values.pop(CHUNKS), int(values.get("parallel.pp") or 1)
-    values["parallel.vpp"] = max(1, len(chunks) // pp)
-    own = replace(split_of(base), given=None).chunks(pp, values["parallel.vpp"])
-    if [own[at % pp][at // pp] for at in range(pp * values["parallel.vpp"])] != list(chunks):
-        values["parallel.stage_layers"] = [sum(chunks[stage::pp]) for stage in range(pp)]
+    held, schedule = max(1, len(chunks) // pp), schedule_of(values.get("parallel.schedule") or "none")
+    fixed = schedule.fixed_chunks == held > 1
+    values["parallel.vpp"] = 1 if fixed else held
+    stage_map = schedule.stage_map if fixed else LOOPED
+    each = np.array(chunks)[stage_map.places(pp, held)]
+    if replace(split_of(base), given=None).chunks(pp, held, stage_map) != each.tolist():
+        values["parallel.stage_layers"] = each.sum(axis=1).tolist()
 
 
 def _legal(options: Mapping[str, str], values: Mapping[str, Any], composer: Composer) -> Portion:

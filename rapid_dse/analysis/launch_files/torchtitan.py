@@ -6,6 +6,8 @@ import math
 import re
 from typing import Any
 
+import numpy as np
+
 from rapid_dse.analysis.launch_files.field_table import (
     ACCUMULATION,
     CHUNKS,
@@ -19,6 +21,7 @@ from rapid_dse.analysis.launch_files.field_table import (
 from rapid_dse.analysis.launch_files.file_forms import TOML
 from rapid_dse.analysis.launch_files.framework import LaunchFramework
 from rapid_dse.model.architecture import split_of
+from rapid_dse.parallel.schedules import schedule_of
 
 # Models by torchtitan's name and flavor (torchtitan/models/*/__init__.py).
 FLAVORS = {
@@ -125,11 +128,13 @@ def _write_stages(run: LaunchedRun) -> dict[str, Any]:
     pp, vpp = run.count("parallel.pp"), run.count("parallel.vpp")
     if pp == 1:
         return {}
-    counts = split_of(run.scenario).chunks(pp, vpp)
-    chunks = [counts[at % pp][at // pp] for at in range(pp * vpp)]
+    schedule = schedule_of(run["parallel.schedule"])
+    held = max(vpp, schedule.fixed_chunks)
+    counts, places = split_of(run.scenario).chunks(pp, held, schedule.stage_map), schedule.stage_map.places(pp, held)
+    chunks = [counts[stage][chunk] for stage, chunk in (np.argwhere(places == at)[0] for at in range(pp * held))]
     looped = run["parallel.schedule"] not in ("gpipe", "1f1b")
     for ends in (1, 0):
-        each = None if vpp == (2 if looped else 1) else math.ceil((sum(chunks) + 2 * ends) / len(chunks))
+        each = None if held == (2 if looped else 1) else math.ceil((sum(chunks) + 2 * ends) / len(chunks))
         if _split(sum(chunks), len(chunks), (ends, ends)) == chunks and (
             each is None or math.ceil((sum(chunks) + 2 * ends) / each) == len(chunks)
         ):
