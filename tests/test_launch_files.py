@@ -153,6 +153,8 @@ SPECIAL = {
         ("model=llama2_7b", "software=torchtitan_eager", "parallel.zero=2"),
         ("model=llama3_1_8b", "parallel.pp=4", "parallel.stage_layers=[9,8,8,7]", "software.async_tp=true", "parallel.tp=2"),
         ("model=llama3_1_8b", "parallel.pp=2", "parallel.schedule=zero_bubble", "parallel.recompute=none"),
+        ("model=llama3_1_8b", "parallel.pp=4", "parallel.schedule=zb_v", "parallel.recompute=none"),
+        ("model=llama3_1_8b", "parallel.pp=4", "parallel.schedule=dualpipe_v", "parallel.recompute=none"),
     ],
     "nemo": [
         ("model=llama3_1_70b", "workload.precision=fp8", "parallel.tp=4", "parallel.pp=4", "parallel.vpp=5"),
