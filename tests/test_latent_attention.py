@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 from trials import layouts, priced, scenario
 
-from rapid_dse.config.run import Workload
+from rapid_dse.config.run import RECOMPUTE, Workload
 from rapid_dse.model.architecture import ONE, architecture
 from rapid_dse.model.layers.latent_attention import LatentAttention
 from rapid_dse.model.parameters import count
 from rapid_dse.model.shapes import MicroBatch
+from rapid_dse.parallel.layouts import Space, enumerate_layouts
 from rapid_dse.simulate.memory import layer_weights
 from rapid_dse.simulate.operator_times import attention_flops
 from rapid_dse.simulate.training import prepare
@@ -156,3 +157,12 @@ def test_deepseek_v3_as_it_was_trained() -> None:
     )
     assert nccl == pytest.approx(1543, rel=0.10)
     assert nccl < deepep < 1.2 * 1543
+
+
+def test_modules_to_recompute_leave_a_whole_space_its_layouts() -> None:
+    """Enumeration screens degrees before it knows of recomputation: selective layouts stay, the others are counted."""
+    of = scenario(model="llama3_1_8b", parallel__recompute="selective", parallel__recompute_modules="layernorm")
+    open_: dict[str, Any] = {"num_gpus": [8], "global_batch_size": [8], "tp": [1], "cp": [1], "pp": [1], "ep": [1], "vpp": [1], "zero": [1]}
+    found, counts = enumerate_layouts(Space(open_ | {"recompute": None}), of)
+    assert set(found.recompute.tolist()) == {RECOMPUTE.index("selective")}
+    assert counts["parallel.recompute_modules goes with recompute=selective alone"] > 0

@@ -23,7 +23,7 @@ from rapid_dse.config.software.offers import Offers
 from rapid_dse.parallel import schedules
 from rapid_dse.parallel.expert_rules import grid_rules, tokens_rule, width_rules
 from rapid_dse.parallel.offered import settled, unoffered
-from rapid_dse.parallel.pipeline_rules import counted_ends, schedule_rules, split_rules
+from rapid_dse.parallel.pipeline_rules import counted_ends, recompute_rules, schedule_rules, split_rules
 from rapid_dse.parallel.zero_stages import Sharding
 
 IntColumn = NDArray[np.int64]
@@ -198,7 +198,11 @@ class Layouts:
 
     def rules(self, scenario: Scenario) -> list[Rule]:
         """Every rule with the layouts that break it; see ``rules``."""
-        return [*mathematics(self, scenario), Rule(*tokens_rule(self, scenario)), *_offer_rules(self, scenario)]
+        late = [
+            Rule(*tokens_rule(self, scenario)),
+            *(Rule(*each) for each in recompute_rules(self, scenario)),
+        ]  # of what enumeration does not know at first
+        return [*mathematics(self, scenario), *late, *_offer_rules(self, scenario)]
 
     @classmethod
     def of(cls, rows: Mapping[str, Sequence[Any] | NDArray[Any]]) -> Self:
@@ -265,21 +269,10 @@ def mathematics(layouts: Layouts, scenario: Scenario) -> list[Rule]:
         Rule("dp · micro_batch_size must divide global_batch_size", (batch % per_pass != 0) | (micro_batches == 0)),
         *(Rule(*each) for each in schedule_rules(layouts, micro_batches)),
         *(Rule(*each) for each in grid_rules(layouts, scenario)),
-        *_recompute_rules(layouts, scenario),
         Rule("shard_group must divide dp · cp", (dp * cp) % shards != 0),
         Rule("shard_group needs zero 1, 2 or 3: zero 0 shards nothing", hybrid & ~layouts.sharding.optimizer),
         Rule("etp · ep must divide tp · shard_group", hybrid & (tp * shards % (layouts.expert_tp * layouts.ep) != 0)),
     ]
-
-
-def _recompute_rules(layouts: Layouts, scenario: Scenario) -> list[Rule]:
-    """Settings of one mode of recomputation alone."""
-    of, found = scenario.parallel, []
-    if of.recompute_modules is not None:
-        found.append(Rule("parallel.recompute_modules goes with recompute=selective alone", layouts.recompute != RECOMPUTE_SELECTIVE))
-    if of.recompute_layers is not None:
-        found.append(Rule("parallel.recompute_layers goes with recompute=full alone", layouts.recompute != RECOMPUTE_FULL))
-    return found
 
 
 def _offer_rules(layouts: Layouts, scenario: Scenario) -> list[Rule]:

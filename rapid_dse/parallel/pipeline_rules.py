@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from rapid_dse.config.run import RECOMPUTE
 from rapid_dse.config.scenario import Scenario
 from rapid_dse.config.schedule_names import SCHEDULES
 from rapid_dse.parallel import schedules
@@ -78,3 +79,14 @@ def _own_split_rules(layouts: Layouts, scenario: Scenario) -> list[Broken]:
         (f"{named} adds up to {sum(split)}; it must add up to num_hidden_layers={layers}", np.full(len(pp), sum(split) != layers)),
         (f"{named}: each of a stage's vpp chunks needs a layer, the embedding or the head", empty),
     ]
+
+
+def recompute_rules(layouts: Layouts, scenario: Scenario) -> list[Broken]:
+    """Settings of one mode of recomputation alone."""
+    of, found = scenario.parallel, []
+    if of.recompute_modules is not None:
+        other = layouts.recompute != RECOMPUTE.index("selective")
+        found.append(("parallel.recompute_modules goes with recompute=selective alone", other))
+    if of.recompute_layers is not None:
+        found.append(("parallel.recompute_layers goes with recompute=full alone", layouts.recompute != RECOMPUTE.index("full")))
+    return found
