@@ -73,7 +73,7 @@ def _parts(found: System) -> list[tuple[str, float]]:
 def _summary(portion: Portion, row: dict[str, float]) -> list[str]:
     trust = judged(portion.scenario, portion.layouts)
     known = float(trust.expected_error[0])
-    error = "(error not known: nothing alike was measured)" if math.isnan(known) else show_rows.expected_text(known)
+    error = "(error not known)" if math.isnan(known) else show_rows.expected_text(known)
     token = "no further tokens" if math.isnan(row["tpot_s"]) else f"{figures.seconds(row['tpot_s'])} {error} a token"
     usable = portion.scenario.hw.memory.usable
     lines = [

@@ -62,6 +62,8 @@ def trust(scenario: Scenario, layouts: Layouts) -> Trust:
     n_rows = len(layouts)
     if not scenario.software.measured or scenario.workload.kind != "training" or not n_rows:
         text = f"software (no {scenario.workload.kind} run of {scenario.software.name} was measured)"
+        if scenario.workload.kind == "inference":
+            text = "requests (how far off they may be is not known)"
         return Trust(np.full(n_rows, np.nan), np.zeros(n_rows, np.int64), (text,))
     offloaded = [each for each in OFFLOADED if getattr(scenario.parallel, f"offload_{each}") > 0]
     if offloaded:

@@ -20,7 +20,8 @@ from rapid_dse.simulate.inference.tables import Between, Costs
 FloatColumn = NDArray[np.float64]
 IntColumn = NDArray[np.int64]
 
-ROUNDS = 12  # of the fixed point; it moves by less than 1e-4 after 8
+ROUNDS = 14  # of the fixed point; of 1,700 measured loads all but one in a hundred then move by less than 1e-4
+STRIDE = 0.8  # share of the way to what comes out that each goes: full steps swing where prompts take most of a life
 LITTLE_ROUNDS = 40  # of Little's law, which moves by halves
 CAPTURED = {"none": 1.0, "modules": 0.25, "full_iteration": 0.0}  # share of a layer's launches that are left to the host
 
@@ -134,9 +135,12 @@ class Engine:
         Args:
             grouped: whether requests that had their prompts together stay together.
         """
-        found = self._round(running, np.full(len(running), 0.9), self.decode_seconds(running), grouped)
+        decoding, life = np.full(len(running), 0.9), self.decode_seconds(running)
+        found = self._round(running, decoding, life, grouped)
         for _ in range(ROUNDS):
-            found = self._round(running, found.decode / np.maximum(found.total, 1e-12), found.total, grouped)
+            decoding = decoding + STRIDE * (found.decode / np.maximum(found.total, 1e-12) - decoding)
+            life = life * (found.total / life) ** STRIDE
+            found = self._round(running, decoding, life, grouped)
         return found
 
     def decode_seconds(self, running: FloatColumn) -> FloatColumn:
@@ -177,9 +181,12 @@ class Engine:
 
     def serve(self, load: Load) -> Served:
         """How requests fare under each load."""
-        grouped = (load.rate <= 0) & (self.scenario.workload.length_spread == 0)
-        full = self.life(self.capacity, grouped)
-        most = self.capacity / full.total
+        # requests of one length stay together but where prompts are cut to fill what decoding leaves of a step
+        whole = self.scenario.software.serving.scheduler != "chunked"
+        grouped = (load.rate <= 0) & (self.scenario.workload.length_spread == 0) & whole
+        most = np.full(len(load.rate), np.inf)
+        if (load.rate > 0).any():
+            most = self.capacity / self.life(self.capacity, grouped).total
         running = np.minimum(load.concurrency, self.capacity)
         if (load.rate > 0).any():
             running = np.where(load.rate > 0, self._little(load.rate), running)
