@@ -23,8 +23,8 @@ CALM = {f"software__{name}": 0.0 for name in ("host_layer", "host_collective_lay
 
 
 def on(of: Scenario, **cluster: object) -> Scenario:
-    """The scenario on a cluster of its own."""
-    return of.model_copy(update={"cluster": Cluster.model_validate({"name": "mine", **cluster})})
+    """The scenario on a cluster of its own, with GPUs as alike as before."""
+    return of.model_copy(update={"cluster": Cluster.model_validate({"name": "mine", "gpu_spread": of.cluster.gpu_spread, **cluster})})
 
 
 def test_ranks_of_a_host_launch_in_turn() -> None:

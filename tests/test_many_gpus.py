@@ -78,7 +78,7 @@ def test_every_other_product_is_repeated_and_kept() -> None:
     of = scenario(software="torchtitan")
     table = layouts({"num_gpus": 8, "zero": 3, "recompute": "selective"})
     (kind,) = architecture(of.model).kinds
-    repeated = sum(float(np.ravel(each.second * each.flops)[0]) for each in kind.products(MicroBatch.of(table, 8192)))
+    repeated = sum(float(np.ravel(each.second * each.flops)[0]) for each in kind.products(MicroBatch.of(table, of.workload)))
     assert repeated == pytest.approx(2 * 8192 * 4096 * (1024 + 4096 + 14336))
     kept = 8192 * (2 * (4096 + 1024 + 14336 + 4096 + 4096 + 4096) + 4 * 32)
     assert float(layer_activations(of, table)[0][0]) == pytest.approx(kept * of.software.memory.activation_overhead)
