@@ -164,7 +164,7 @@ class Engine:
         beside = whole
         if scheduler != "prefill_first":  # decoding goes along: its products and launches are the pass's own
             spared = step - where.of(self.decode_pass.attention)
-            beside = np.maximum(whole - np.where(decoding > 0, spared, 0.0), 0.5 * whole)
+            beside = np.maximum(whole - spared * (self.later > 0), 0.5 * whole)
         prompt = beside / together / self.cut.pp
         others = np.maximum(0.0, running - 1.0)
         rounds = grouped & (scheduler == "prefill_first")  # prompts hold all decoding up, so that all requests of a round end together
