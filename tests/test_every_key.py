@@ -64,7 +64,13 @@ TRIALS: dict[str, tuple[dict[str, str], dict[str, Any]]] = {
 # Where a key shows, a value that shows it, and what is set beside it; of the others any value in any trial is tried.
 OVER_LEAVES = {"hw.num_gpus": 64, "parallel.tp": 1, "workload.global_batch_size": 64}
 HOST = {"parallel.offload_activations": 1.0, "parallel.offload_optimizer": 1.0, "software.enforce": False}
+TOKENS = {"workload.train_tokens": 1e12}
 SHOWN: dict[str, tuple[Any, ...]] = {
+    "workload.train_tokens": ("piped", 1e12),
+    "cluster.gpu_mtbf": ("piped", 100.0, TOKENS),
+    "cluster.restart_time": ("piped", 1000.0, TOKENS),
+    "cluster.checkpoint_bandwidth": ("piped", 1e9, TOKENS),
+    "software.async_checkpoint": ("piped", True, TOKENS),
     "hw.name": ("slow", "another"),
     "hw.tensor_cores_per_sm": ("piped", 4096),
     "hw.tensor_flop_per_sm_clock.fp32": ("fp32", 100.0),

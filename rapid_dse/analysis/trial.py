@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import fields
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rapid_dse.analysis import request
 from rapid_dse.parallel.layouts import BEHIND_NULL, CODES, KEYS
@@ -61,12 +62,21 @@ def show(out: Console, portion: Portion, priced: Priced) -> None:
         f"{figures.rate(float(row['tokens_per_s_per_gpu']))} each GPU; {figures.percent(float(row['mfu']))} MFU",
     )
     listing.say(out, f"energy {energy} a step; cost {cost} a step")
+    if portion.scenario.workload.train_tokens is not None:
+        listing.say(out, run_line(portion.scenario.workload.train_tokens, row))
     verdict = "fits" if row["fits"] else "does not fit (oom)"
     listing.say(out, f"{verdict}: {figures.size(float(row['peak_memory_bytes']))} of {figures.size(usable)} usable")
     if trust.outside[0] >= 0:
         listing.say(out, f"outside: {trust.texts[trust.outside[0]]}")
     if not row["fits"]:
         ranked.show_changes(out, Priceable(portion.scenario, portion.layouts), Aim("step_time_s", 1))
+
+
+def run_line(tokens: float, row: Mapping[str, Any]) -> str:
+    """The whole run in a sentence."""
+    cost, energy = (figures.result(name, float(row[name])) for name in ("train_cost_usd", "train_energy_j"))
+    days = figures.result("train_time_s", float(row["train_time_s"]))
+    return f"{figures.amount(tokens)} tokens: {days}, {cost}, {energy}; goodput {figures.percent(float(row['goodput']))}"
 
 
 def headline(portion: Portion) -> list[str]:

@@ -7,7 +7,8 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from rapid_dse.config.fields import BytesPerSecond, Count, Frozen, Seconds, Share, ShareOrZero
+from rapid_dse.config.effects import Only, Where
+from rapid_dse.config.fields import BytesPerSecond, Count, Frozen, Seconds, Share, ShareOrZero, Watts
 from rapid_dse.config.free_parameters import FreeParameter
 
 
@@ -23,6 +24,7 @@ def _bus_bandwidth(value: Any) -> Any:
     return float(value) * 1e9 if isinstance(value, int | float) and not isinstance(value, bool) and value < 1e6 else value
 
 
+WHOLE_RUN = Only(Where("workload.train_tokens"))
 Nodes = Annotated[Count, BeforeValidator(lambda value: int(value) if isinstance(value, str) and value.strip().isdigit() else value)]
 BusBandwidth = Annotated[BytesPerSecond, BeforeValidator(_bus_bandwidth)]
 
@@ -46,6 +48,13 @@ class Cluster(Frozen):
         host_slowdown: times as long as usual that the host launches a layer of a job over several nodes whose tensor-parallel
             group fills a node of 8; of one of t ranks t / 8 times that, and never less than 1: the node's ranks launch one after
             the other.
+        gpu_mtbf: hours between failures that stop a job, a GPU: a job of n GPUs is stopped every gpu_mtbf / n hours. 50,000: Llama 3's
+            16,384 H100 had 419 unexpected interruptions in 54 days (arXiv 2407.21783, section 3.3.4), one every 50,700 GPU-hours.
+        restart_time: from a failure until the job's processes run again, s; reading the checkpoint comes on top. 10 minutes: 5 to 20 at
+            Meta's research clusters (arXiv 2410.21680).
+        checkpoint_bandwidth: bytes/s at which the storage takes or gives a checkpoint. 100 GB/s is a middling one; Llama 3's took 2 TB/s.
+        pue: power of the whole site over that of its computers (power usage effectiveness).
+        node_power: what a node draws beside its GPUs, W: CPUs, memory, NICs, fans; its share of switches.
     """
 
     name: str
@@ -57,6 +66,11 @@ class Cluster(Frozen):
     trees: bool = True
     all_reduce_wait: Annotated[Seconds, Field(le=2e-3)] = 0.0
     host_slowdown: Annotated[float, Field(ge=1, le=50)] = 1.0
+    gpu_mtbf: Annotated[float, Field(ge=1, le=1e9), WHOLE_RUN] = 5e4
+    restart_time: Annotated[Annotated[Seconds, Field(le=1e6)], WHOLE_RUN] = 600.0
+    checkpoint_bandwidth: Annotated[BytesPerSecond, WHOLE_RUN] = 1e11
+    pue: Annotated[float, Field(ge=1, le=10)] = 1.0
+    node_power: Annotated[Watts, Field(le=1e6)] = 0.0
 
     @model_validator(mode="after")
     def _measured_or_given(self) -> Cluster:

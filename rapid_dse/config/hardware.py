@@ -225,7 +225,7 @@ class Hardware(Frozen):
     attention_kernels: tuple[FlashKernelName, ...] = ()
     exponentials: Annotated[float, Field(ge=0.1, le=1e4)] = 16.0
     tensor_memory: bool = False
-    host: Annotated[HostLink | None, Only(*OFFLOADING)] = None
+    host: Annotated[HostLink | None, Only(*OFFLOADING, Where("software.async_checkpoint", (True,)))] = None
     energy: Energy
     price: DollarsPerHour
     network: Network

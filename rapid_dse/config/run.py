@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -117,8 +118,18 @@ class Parallel(Frozen):
         return order
 
 
+_AMOUNTS = {"k": 1e3, "M": 1e6, "B": 1e9, "T": 1e12}
+
+
+def _amount(value: Any) -> Any:
+    """Tokens of a run as people write them: 15T is 15e12, 300B is 300e9."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kMBT])", value.strip()) if isinstance(value, str) else None
+    return value if match is None else float(match[1]) * _AMOUNTS[match[2]]
+
+
 class Workload(Frozen):
-    """What is asked for. ``seq_len`` and ``global_batch_size`` (sequences) are training's; all else but the precision is inference's.
+    """What is asked for. ``seq_len``, ``global_batch_size`` (sequences) and ``train_tokens`` (of the whole run, as 15T; null: a step alone)
+    are training's; all else but the precision is inference's.
 
     At most one of ``batch_size`` (a static batch: so many requests start and end together), ``concurrency`` (closed loop: so many requests
     are under way, each that ends is followed by the next) and ``request_rate`` (open loop: requests arrive at random, so many a second),
@@ -135,6 +146,7 @@ class Workload(Frozen):
     kind: Literal["training", "inference"] = "training"
     seq_len: Annotated[Tokens, TRAINING] = 8192
     global_batch_size: Annotated[Count, TRAINING] = 1024
+    train_tokens: Annotated[Annotated[float, BeforeValidator(_amount), Field(ge=1, le=1e18)] | None, TRAINING] = None
     precision: Precision = "bf16"
     expert_imbalance: Annotated[float, Field(ge=1, le=1e6), EXPERTS] = 1.0
     expert_capacity: Annotated[Annotated[float, Field(ge=0.01, le=1e6)] | None, EXPERTS] = None

@@ -46,6 +46,14 @@ class Scenario(Frozen):
         return self
 
     @model_validator(mode="after")
+    def _checkpoints_have_a_way(self) -> Scenario:
+        if self.software.host.async_checkpoint and self.hw.host is None:
+            raise ValueError(
+                "software.async_checkpoint=true needs hw.host, the GPU's way to its host's memory; allowed: false, or hw.host.*"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _training_has_precision(self) -> Scenario:
         work, recipe = self.workload, self.software.precision.fp8_recipe
         if work.kind == "training" and work.precision in WEIGHTS_ALONE:

@@ -11,7 +11,7 @@ UNITS: dict[str, dict[str, float]] = {
     "bytes": {"B": 1.0, "byte": 1.0, "bytes": 1.0, "bit": 0.125, "b": 0.125},
     "bytes/s": {"B/s": 1.0, "b/s": 0.125, "bit/s": 0.125, "bps": 0.125},
     "FLOP/s": {"FLOP/s": 1.0, "FLOPS": 1.0, "flop/s": 1.0},
-    "s": {"s": 1.0, "h": 3600.0},
+    "s": {"s": 1.0, "h": 3600.0, "d": 86400.0, "days": 86400.0},
     "Hz": {"Hz": 1.0},
     "W": {"W": 1.0},
     "J/FLOP": {"J/FLOP": 1.0},

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from rapid_dse.config.cluster import Cluster
 from rapid_dse.config.hardware import Hardware
 from rapid_dse.parallel.layouts import IntColumn
 
@@ -37,6 +38,12 @@ def energy(hw: Hardware, dynamic: FloatColumn, seconds: FloatColumn, num_gpus: I
     """
     joules: FloatColumn = np.minimum(dynamic + hw.energy.idle * seconds, hw.energy.tdp * seconds) * num_gpus
     return joules
+
+
+def site_energy(cluster: Cluster, hw: Hardware, joules: FloatColumn, seconds: FloatColumn, num_gpus: IntColumn) -> FloatColumn:
+    """Joules of the whole site over so many seconds in which the GPUs took ``joules``: with their nodes, cooling and conversion."""
+    nodes = np.ceil(num_gpus / hw.gpus_per_node)
+    return (joules + nodes * cluster.node_power * seconds) * cluster.pue
 
 
 def _energy_a_flop(hw: Hardware, precision: str) -> float:

@@ -269,6 +269,7 @@ def mathematics(layouts: Layouts, scenario: Scenario) -> list[Rule]:
         Rule("dp · micro_batch_size must divide global_batch_size", (batch % per_pass != 0) | (micro_batches == 0)),
         *(Rule(*each) for each in schedule_rules(layouts, micro_batches)),
         *(Rule(*each) for each in grid_rules(layouts, scenario)),
+        Rule("train_tokens must be a step's tokens or more", batch * float(seq_len) > (scenario.workload.train_tokens or np.inf)),
         Rule("shard_group must divide dp · cp", (dp * cp) % shards != 0),
         Rule("shard_group needs zero 1, 2 or 3: zero 0 shards nothing", hybrid & ~layouts.sharding.optimizer),
         Rule("etp · ep must divide tp · shard_group", hybrid & (tp * shards % (layouts.expert_tp * layouts.ep) != 0)),

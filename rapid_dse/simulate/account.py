@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from rapid_dse.common.columns import Shared
 from rapid_dse.config.scenario import Scenario
-from rapid_dse.cost.energy import Work, dynamic_energy, energy
+from rapid_dse.cost.energy import Work, dynamic_energy, energy, site_energy
 from rapid_dse.model.architecture import model_flops_per_token
 from rapid_dse.parallel.layouts import Layouts
 from rapid_dse.parallel.stages import Stages
@@ -21,6 +21,7 @@ from rapid_dse.simulate.recomputed import repeated, whole_layers
 from rapid_dse.simulate.results import Priced
 from rapid_dse.simulate.sharding import EndTransfers
 from rapid_dse.simulate.step import StepTimes
+from rapid_dse.simulate.whole_run import HOUR, WholeRun, whole_run
 
 FloatColumn = NDArray[np.float64]
 
@@ -43,7 +44,9 @@ def results(scenario: Scenario, layouts: Layouts, step: StepTimes, work: Shared[
     """As ``result_columns``, from the layouts' energy and stages."""
     joules = layouts.num_micro_batches * work.of.micro_batch.take(work.kind) + work.of.end.take(work.kind)
     memory = shared_memory(scenario, layouts, found)
-    return _columns(scenario, layouts, step, memory, energy(scenario.hw, joules, step.total, layouts.num_gpus))
+    of_gpus = energy(scenario.hw, joules, step.total, layouts.num_gpus)
+    joules = site_energy(scenario.cluster, scenario.hw, of_gpus, step.total, layouts.num_gpus)
+    return _columns(scenario, layouts, step, memory, joules)
 
 
 def joules_of(scenario: Scenario, layouts: Layouts, block: Block, arranged: Arrangement) -> Joules:
@@ -101,6 +104,8 @@ def _columns(scenario: Scenario, layouts: Layouts, step: StepTimes, memory: Peak
     tokens = layouts.global_batch_size * float(work.seq_len)
     rate = tokens / seconds
     flops = rate * model_flops_per_token(scenario.model, work.seq_len)
+    run = whole_run(scenario, layouts, seconds, joules)
+    dollars = scenario.hw.price / HOUR * layouts.num_gpus / rate if run is None else run.train_cost_usd / float(work.train_tokens or 1)
     empty, absent, peak = np.zeros(len(layouts)), np.full(len(layouts), np.nan), memory.peak
     return Priced(
         step_time_s=seconds,
@@ -113,12 +118,13 @@ def _columns(scenario: Scenario, layouts: Layouts, step: StepTimes, memory: Peak
         memory_kv_cache_bytes=empty,
         **{f"time_{f.name}_s": getattr(step, f.name) for f in fields(step)},
         energy_j=joules,
-        cost_usd=scenario.hw.price / 3600 * layouts.num_gpus * seconds,
+        cost_usd=scenario.hw.price / HOUR * layouts.num_gpus * seconds,
         ttft_s=absent,
         tpot_s=absent,
         request_latency_s=absent,
         requests_per_s=absent,
         running_requests=absent,
         time_prefill_s=absent,
-        usd_per_million_tokens=scenario.hw.price / 3600 * layouts.num_gpus / rate * 1e6,
+        usd_per_million_tokens=dollars * 1e6,
+        **{f.name: absent if run is None else getattr(run, f.name) for f in fields(WholeRun)},
     )

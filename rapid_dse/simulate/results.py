@@ -17,7 +17,10 @@ MEMORY_TERMS = ("parameters", "gradients", "optimizer", "activations", "kv_cache
 
 
 ABSENT = frozenset(
-    {"ttft_s", "tpot_s", "request_latency_s", "requests_per_s", "running_requests", "time_prefill_s", "usd_per_million_tokens"}
+    {
+        *("ttft_s", "tpot_s", "request_latency_s", "requests_per_s", "running_requests", "time_prefill_s", "usd_per_million_tokens"),
+        *("train_time_s", "train_cost_usd", "train_energy_j", "goodput"),
+    }
 )  # NaN where a trial has no such quantity
 POSITIVE = ("step_time_s", "tokens_per_s", "tokens_per_s_per_gpu", "peak_memory_bytes")
 ADDS_UP = 1e-9  # terms add up to their sum within this share of it
@@ -31,7 +34,8 @@ class Priced:
 
     ``time_<term>_s`` add up to ``step_time_s``, ``memory_<term>_bytes`` to ``peak_memory_bytes``. ``fits`` is peak against
     hw.memory.usable. What ``ABSENT`` names is NaN where a trial has no such quantity: of training all but the cost of tokens; ``tpot_s``
-    of requests that generate one token. Of inference a step is a token of a request, energy and cost are a request's.
+    of requests that generate one token; ``train_*`` and ``goodput`` without ``workload.train_tokens``. Of inference a step is a token of a
+    request, energy and cost are a request's.
     """
 
     step_time_s: FloatColumn
@@ -66,6 +70,10 @@ class Priced:
     running_requests: FloatColumn
     time_prefill_s: FloatColumn
     usd_per_million_tokens: FloatColumn
+    train_time_s: FloatColumn
+    train_cost_usd: FloatColumn
+    train_energy_j: FloatColumn
+    goodput: FloatColumn
 
     def __len__(self) -> int:
         return len(self.step_time_s)

@@ -53,6 +53,19 @@ def scaled(value: float, unit: str, count: int = 4) -> str:
     return f"{digits(value / scale, count)} {prefix}{unit}" if value else f"0 {unit}"
 
 
+def days(value: float | None) -> str:
+    """How long a run takes: 43.2 days, 7.31 h."""
+    if value is None:
+        return NOTHING
+    return f"{digits(value / 86400, 3)} days" if value >= 86400 else f"{digits(value / 3600, 3)} h"
+
+
+def amount(value: float) -> str:
+    """How many tokens a run trains on: 15 T, 300 B, 5 M."""
+    scale, name = next(((scale, name) for scale, name in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")) if value >= scale), (1.0, ""))
+    return f"{value / scale:,.4g} {name}".strip()
+
+
 def parameters(count: int) -> str:
     """How many parameters a model has: 70.6 B, 124 M."""
     scale, name = (1e12, "T") if count >= 1e12 else (1e9, "B") if count >= 1e9 else (1e6, "M")
@@ -67,12 +80,14 @@ def result(name: str, value: float | None) -> str:
         return dollars(value)
     if name.startswith("tokens_per_s") or name.endswith("_per_s"):
         return rate(value)
-    if name == "mfu":
+    if name in ("mfu", "goodput"):
         return percent(value)
+    if name == "train_time_s":
+        return days(value)
     for suffix, shown in (("_bytes", size), ("_s", seconds)):
         if name.endswith(suffix):
             return shown(value)
-    unit = {"energy_j": "J", "energy_j_per_token": "J", "power_w_per_gpu": "W"}.get(name)
+    unit = {"energy_j": "J", "train_energy_j": "J", "energy_j_per_token": "J", "power_w_per_gpu": "W"}.get(name)
     return scaled(value, unit, 3) if unit else f"{value:,.6g}"
 
 

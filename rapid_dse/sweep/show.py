@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 _DEGREES = ("tp", "attention_dp", "cp", "dp", "pp", "ep", "vpp")
 SECTIONS = (*CHOICES, "workload", "parallel")  # first parts of override keys that a table of results may hold
+_OF_RUN = {"train_time_s": "the run", "train_cost_usd": "cost of the run", "goodput": "goodput"}
 _FIGURES = ("step_time_s", "tokens_per_s_per_gpu", "mfu", "peak_memory_bytes", "cost_usd")
 
 
@@ -113,6 +114,9 @@ def columns_of(listed: Listed) -> list[Column]:
     found.append(Column("MFU", [figures.result("mfu", row["mfu"]) for row in rows]))
     found.append(Column("memory", [figures.result("peak_memory_bytes", row["peak_memory_bytes"]) for row in rows]))
     found.append(Column("a request" if any(served) else "a step", [figures.result("cost_usd", row["cost_usd"]) for row in rows]))
+    if any(row.get("train_time_s") is not None for row in rows):
+        whole = [name for name in ("train_time_s", "train_cost_usd", "goodput") if name != extra]
+        found += [Column(_OF_RUN[name], [figures.result(name, row.get(name)) for row in rows]) for name in whole]
     if extra not in {*_FIGURES, *listed.varying}:
         found.append(Column(extra, [figures.result(extra, row[extra]) for row in rows]))
     return [*found, *(Column(title, cells) for title, cells in listed.after.items() if any(cells))]

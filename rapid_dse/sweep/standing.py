@@ -28,7 +28,12 @@ FloatColumn = NDArray[np.float64]
 Label = tuple[tuple[str, Any], ...]  # keys and values that rows of one group share
 
 # Columns that are the step time in other words: the error to expect of it is theirs.
-OF_TIME = frozenset({"step_time_s", "tokens_per_s", "tokens_per_s_per_gpu", "mfu", "cost_usd", "usd_per_million_tokens"})
+OF_TIME = frozenset(
+    {
+        *("step_time_s", "tokens_per_s", "tokens_per_s_per_gpu", "mfu", "cost_usd", "usd_per_million_tokens"),
+        *("train_time_s", "train_cost_usd"),
+    }
+)
 # What makes a job another one, so that rows with and without it have no common ranking: the model, and the work of a step. Precision is
 # a choice of how to do the same work.
 _SAME_WORK = frozenset({"workload.precision", "workload.kv_precision"})

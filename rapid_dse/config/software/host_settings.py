@@ -30,4 +30,7 @@ class HostSettings(SchemaPart):
     # What is captured in CUDA graphs, which the device runs without the host: nothing; modules: attention, norms and router of each layer,
     # whose shapes are known ahead (routed experts' are not; of a decode step all but attention); full_iteration: the whole step.
     cuda_graphs: Annotated[CudaGraphs, BeforeValidator(lambda value: "none" if value is None else value)] = "none"
+    # Checkpoints are copied to the host's memory and written from there beside the next steps (Megatron Core's --async-save, PyTorch's
+    # async_save); else the job waits for the write.
+    async_checkpoint: Annotated[bool, Only(Where("workload.train_tokens"))] = False
     host_step: Seconds = 1e-2  # data loading, logging, the optimizer's launches: exposed once a step

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rapid_dse.config.scenario import Scenario
+from rapid_dse.cost.energy import site_energy
 from rapid_dse.device import OperatorModel, operator_model
 from rapid_dse.interconnect import closed_form
 from rapid_dse.model.architecture import matrix_parameters
@@ -165,6 +166,7 @@ def _results(scenario: Scenario, layouts: Engines, found: System) -> Priced:
         requests_per_s=rate,
         running_requests=np.minimum(fared.running, fared.capacity) * found.replicas * np.maximum(1, layouts.decode_workers),
         usd_per_million_tokens=dollars / generated * 1e6,
+        **dict.fromkeys(("train_time_s", "train_cost_usd", "train_energy_j", "goodput"), np.full(len(layouts), np.nan)),
     )
 
 
@@ -233,7 +235,8 @@ def _energy(scenario: Scenario, layouts: Engines, system: System, rate: FloatCol
         np.zeros(len(layouts)),
     )
     a_second = np.asarray(layouts.num_gpus / rate)
-    return np.asarray(np.minimum(work + hw.energy.idle * a_second, hw.energy.tdp * a_second))
+    of_gpus = np.minimum(work + hw.energy.idle * a_second, hw.energy.tdp * a_second)
+    return np.asarray(site_energy(scenario.cluster, hw, of_gpus, 1.0 / rate, layouts.num_gpus))
 
 
 def _joules_a_flop(scenario: Scenario) -> float:
