@@ -202,6 +202,6 @@ def test_every_family_goes_through_to_a_result(name: str) -> None:
         {"seq_len": 1024, "global_batch_size": 64},
         {"workload": "inference", "concurrency": 8, "prompt_len": 256, "decode_len": 64},
     ):
-        row = rd.simulate(workload, model=DATA / f"{name}.json", num_gpus=16, tp=2, enforce=False)
+        row = rd.simulate(workload, model=DATA / f"{name}.json", num_gpus=16, tp=2)
         assert row.status in ("ok", "oom")
         assert row.step_time_s > 0
