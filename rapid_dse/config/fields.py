@@ -88,6 +88,8 @@ def _tokens(value: Any) -> Any:
 Tokens = Annotated[int, WHOLE, BeforeValidator(_tokens), Field(ge=1, le=10**9)]
 Count = Annotated[int, WHOLE, Field(ge=1, le=10**9)]
 CountOrZero = Annotated[int, WHOLE, Field(ge=0, le=10**9)]
+# Layers of a model, which are looked at one by one.
+Layers = Annotated[int, WHOLE, Field(ge=1, le=10**5)]
 # GPUs, and the degrees that divide them.
 MOST_GPUS = 2**20
 Degree = Annotated[int, WHOLE, Field(ge=1, le=MOST_GPUS)]

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import field_validator, model_validator
 
 from rapid_dse.config.effects import Only, Where
-from rapid_dse.config.fields import Count, CountOrZero, Frozen
+from rapid_dse.config.fields import Count, CountOrZero, Frozen, Layers
 from rapid_dse.config.layer_names import LAYER_TYPES, MISSING_TYPES, LayerType
 
 EXPERTS = Only(Where("model.num_experts"))
@@ -25,7 +25,7 @@ class Model(Frozen):
 
     name: str
     hidden_size: Count
-    num_hidden_layers: Count
+    num_hidden_layers: Layers
     num_attention_heads: Count
     num_key_value_heads: Count
     head_dim: Count | None = None
