@@ -8,7 +8,7 @@ import numpy as np
 
 from rapid_dse.config.model import Model
 from rapid_dse.config.software import Software
-from rapid_dse.model.layers.part import CoreAttention, Exchanged, Part, PartParameters, SmallKernel, Step, Tensor, norm_parameters
+from rapid_dse.model.layers.part import CoreAttention, Exchanged, ForwardStep, Part, PartParameters, SmallKernel, Tensor, norm_parameters
 from rapid_dse.model.shapes import FloatColumn, MatMul, MicroBatch
 from rapid_dse.parallel.layouts import IntColumn
 
@@ -64,23 +64,23 @@ class Attention(Part):
             SmallKernel("attention_residual", stream * (3 + mask), stream * (2 + mask)),
         ]
 
-    def steps(self) -> tuple[Step, ...]:
+    def steps(self) -> tuple[ForwardStep, ...]:
         projected = self.projected()
         return (
             *projected,
-            Step("core", projected[-1].makes[0], ("core_output", "log_sum_exp", "softmax", "softmax_dropped", "softmax_mask")),
-            Step("attention_output", "core_output", ("attention_output",)),
-            Step("attention_scatter", "attention_output", ("attention_scattered",)),
-            Step("attention_residual", "attention_scattered", ("mlp_norm_input", "attention_mask")),
+            ForwardStep("core", projected[-1].makes[0], ("core_output", "log_sum_exp", "softmax", "softmax_dropped", "softmax_mask")),
+            ForwardStep("attention_output", "core_output", ("attention_output",)),
+            ForwardStep("attention_scatter", "attention_output", ("attention_scattered",)),
+            ForwardStep("attention_residual", "attention_scattered", ("mlp_norm_input", "attention_mask")),
         )
 
-    def projected(self) -> tuple[Step, ...]:
+    def projected(self) -> tuple[ForwardStep, ...]:
         """What makes queries, keys and values."""
         return (
-            Step("attention_norm", "attention_norm_input", ("qkv_input",)),
-            Step("attention_gather", "qkv_input", ("qkv_gathered",)),
-            Step("qkv", "qkv_gathered", ("qkv_projected",)),
-            Step("rotary", "qkv_projected", ("qkv", "qkv_copies")),
+            ForwardStep("attention_norm", "attention_norm_input", ("qkv_input",)),
+            ForwardStep("attention_gather", "qkv_input", ("qkv_gathered",)),
+            ForwardStep("qkv", "qkv_gathered", ("qkv_projected",)),
+            ForwardStep("rotary", "qkv_projected", ("qkv", "qkv_copies")),
         )
 
     def tensors(self, shape: MicroBatch, software: Software) -> list[Tensor]:

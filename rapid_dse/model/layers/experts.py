@@ -8,7 +8,7 @@ import numpy as np
 
 from rapid_dse.config.software import Software
 from rapid_dse.model.layers.mlp import activated, mlp_kernels, mlp_products, mlp_projections
-from rapid_dse.model.layers.part import Exchanged, Part, PartParameters, SmallKernel, Step, Tensor, norm_parameters
+from rapid_dse.model.layers.part import Exchanged, ForwardStep, Part, PartParameters, SmallKernel, Tensor, norm_parameters
 from rapid_dse.model.shapes import FloatColumn, MatMul, MicroBatch
 
 ROUTER_PASSES = 4  # over the router's logits in fp32: softmax and choice read and write them
@@ -65,25 +65,25 @@ class Experts(Part):
             SmallKernel("weighted_sum", summed, summed),
         ]
 
-    def steps(self) -> tuple[Step, ...]:
-        shared = (Step("shared_up", "router_input", ("up",)), Step("shared_down", "down_input", ("expert_made",)))
+    def steps(self) -> tuple[ForwardStep, ...]:
+        shared = (ForwardStep("shared_up", "router_input", ("up",)), ForwardStep("shared_down", "down_input", ("expert_made",)))
         up, down = ((each,) if self.model.n_shared_experts else () for each in shared)
         return (
-            Step("mlp_norm", "mlp_norm_input", ("router_input",)),
-            Step("router", "router_input", ("router_logits",)),
-            Step("routing", "router_logits", ("router_probabilities",)),
-            Step("spread", "router_input", ("expert_rows",)),
-            Step("expert_dispatch", "expert_rows", ("expert_arrived",)),
-            Step("mlp_gather", "expert_arrived", ("expert_input",)),
-            Step("expert_up", "expert_input", ("up",)),
+            ForwardStep("mlp_norm", "mlp_norm_input", ("router_input",)),
+            ForwardStep("router", "router_input", ("router_logits",)),
+            ForwardStep("routing", "router_logits", ("router_probabilities",)),
+            ForwardStep("spread", "router_input", ("expert_rows",)),
+            ForwardStep("expert_dispatch", "expert_rows", ("expert_arrived",)),
+            ForwardStep("mlp_gather", "expert_arrived", ("expert_input",)),
+            ForwardStep("expert_up", "expert_input", ("up",)),
             *up,
-            Step("activation", "up", ("down_input", "activation_copy")),
-            Step("expert_down", "down_input", ("expert_made",)),
+            ForwardStep("activation", "up", ("down_input", "activation_copy")),
+            ForwardStep("expert_down", "down_input", ("expert_made",)),
             *down,
-            Step("mlp_scatter", "expert_made", ("expert_scattered",)),
-            Step("expert_combine", "expert_scattered", ("expert_output",)),
-            Step("weighted_sum", "expert_output", ("experts_summed",)),
-            Step("mlp_residual", "experts_summed", ("mlp_mask",)),
+            ForwardStep("mlp_scatter", "expert_made", ("expert_scattered",)),
+            ForwardStep("expert_combine", "expert_scattered", ("expert_output",)),
+            ForwardStep("weighted_sum", "expert_output", ("experts_summed",)),
+            ForwardStep("mlp_residual", "experts_summed", ("mlp_mask",)),
         )
 
     def tensors(self, shape: MicroBatch, software: Software) -> list[Tensor]:

@@ -8,7 +8,7 @@ import numpy as np
 
 from rapid_dse.config.software import Software
 from rapid_dse.model.layers.attention import Attention
-from rapid_dse.model.layers.part import CoreAttention, PartParameters, SmallKernel, Step, Tensor, norm_parameters
+from rapid_dse.model.layers.part import CoreAttention, ForwardStep, PartParameters, SmallKernel, Tensor, norm_parameters
 from rapid_dse.model.shapes import FloatColumn, MatMul, MicroBatch
 
 
@@ -72,20 +72,20 @@ class LatentAttention(Attention):
             SmallKernel("attention_residual", stream * (3 + mask), stream * (2 + mask)),
         ]
 
-    def projected(self) -> tuple[Step, ...]:
+    def projected(self) -> tuple[ForwardStep, ...]:
         queries = (
-            Step("query_down", "projected_input", ("query_latent",)),
-            Step("latent_norms", "query_latent", ("query_latent_normed",)),
-            Step("queries", "query_latent_normed", ("queries",)),
+            ForwardStep("query_down", "projected_input", ("query_latent",)),
+            ForwardStep("latent_norms", "query_latent", ("query_latent_normed",)),
+            ForwardStep("queries", "query_latent_normed", ("queries",)),
         )
         return (
-            Step("attention_norm", "attention_norm_input", ("latents_input",)),
-            Step("attention_gather", "latents_input", ("projected_input",)),
-            *(queries if self.model.q_lora_rank else (Step("queries", "projected_input", ("queries",)),)),
-            Step("key_value_down", "projected_input", ("key_value_latent",)),
-            Step("latent_norms", "key_value_latent", ("key_value_latent_normed",)),
-            Step("keys_values", "key_value_latent_normed", ("keys_values_plain",)),
-            Step("joined", "keys_values_plain", ("keys", "values")),
+            ForwardStep("attention_norm", "attention_norm_input", ("latents_input",)),
+            ForwardStep("attention_gather", "latents_input", ("projected_input",)),
+            *(queries if self.model.q_lora_rank else (ForwardStep("queries", "projected_input", ("queries",)),)),
+            ForwardStep("key_value_down", "projected_input", ("key_value_latent",)),
+            ForwardStep("latent_norms", "key_value_latent", ("key_value_latent_normed",)),
+            ForwardStep("keys_values", "key_value_latent_normed", ("keys_values_plain",)),
+            ForwardStep("joined", "keys_values_plain", ("keys", "values")),
         )
 
     def tensors(self, shape: MicroBatch, software: Software) -> list[Tensor]:

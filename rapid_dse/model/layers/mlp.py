@@ -8,7 +8,7 @@ import numpy as np
 
 from rapid_dse.config.model import Model
 from rapid_dse.config.software import Software
-from rapid_dse.model.layers.part import Exchanged, Number, Part, PartParameters, SmallKernel, Step, Tensor, norm_parameters
+from rapid_dse.model.layers.part import Exchanged, ForwardStep, Number, Part, PartParameters, SmallKernel, Tensor, norm_parameters
 from rapid_dse.model.shapes import FloatColumn, MatMul, MicroBatch
 
 GATED = ("swiglu", "geglu")  # whose activated gate is multiplied with a second projection
@@ -71,15 +71,15 @@ class Mlp(Part):
     def small_kernels(self, shape: MicroBatch, software: Software) -> list[SmallKernel]:
         return mlp_kernels(self.model, shape, self._wide(shape), software)
 
-    def steps(self) -> tuple[Step, ...]:
+    def steps(self) -> tuple[ForwardStep, ...]:
         return (
-            Step("mlp_norm", "mlp_norm_input", ("up_input",)),
-            Step("mlp_gather", "up_input", ("up_gathered",)),
-            Step("mlp_up", "up_gathered", ("up",)),
-            Step("activation", "up", ("down_input", "activation_copy")),
-            Step("mlp_down", "down_input", ("down",)),
-            Step("mlp_scatter", "down", ("down_scattered",)),
-            Step("mlp_residual", "down_scattered", ("mlp_mask",)),
+            ForwardStep("mlp_norm", "mlp_norm_input", ("up_input",)),
+            ForwardStep("mlp_gather", "up_input", ("up_gathered",)),
+            ForwardStep("mlp_up", "up_gathered", ("up",)),
+            ForwardStep("activation", "up", ("down_input", "activation_copy")),
+            ForwardStep("mlp_down", "down_input", ("down",)),
+            ForwardStep("mlp_scatter", "down", ("down_scattered",)),
+            ForwardStep("mlp_residual", "down_scattered", ("mlp_mask",)),
         )
 
     def tensors(self, shape: MicroBatch, software: Software) -> list[Tensor]:

@@ -104,7 +104,7 @@ class SmallKernel:
 
 
 @dataclass(frozen=True)
-class Step:
+class ForwardStep:
     """What runs in a part's forward pass: a product, a small kernel, the attention kernel (``core``) or a transfer, with the tensor that it
     reads and those that it makes. A tensor that no part lists is never kept."""
 
@@ -153,7 +153,7 @@ class Part:
         """What its small kernels move."""
         return []
 
-    def steps(self) -> tuple[Step, ...]:
+    def steps(self) -> tuple[ForwardStep, ...]:
         """Its forward pass in order; products and small kernels are named as above, transfers ``GATHER`` and so on of the part."""
         return ()
 
