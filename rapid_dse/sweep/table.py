@@ -200,7 +200,7 @@ def override_columns(portion: Portion) -> dict[str, pa.Array]:
         values = np.maximum(1, getattr(layouts, BEHIND_NULL[name])) if behind else getattr(layouts, name)
         # an automatic dp that comes out at no number of copies; what is null of an engine
         absent = values == 0 if name == "dp" or isinstance(layouts, Engines) else None
-        if training and name == "etp" and not portion.scenario.model.num_experts:
+        if name == "etp" and not portion.scenario.model.num_experts:
             absent = np.ones(n_rows, bool)
         columns[key] = arrow.coded(values, CODES[name]) if name in CODES else arrow.numbers(values, absent)
     return columns
