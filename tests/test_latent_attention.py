@@ -166,3 +166,12 @@ def test_modules_to_recompute_leave_a_whole_space_its_layouts() -> None:
     found, counts = enumerate_layouts(Space(open_ | {"recompute": None}), of)
     assert set(found.recompute.tolist()) == {RECOMPUTE.index("selective")}
     assert counts["parallel.recompute_modules goes with recompute=selective alone"] > 0
+
+
+@pytest.mark.parametrize(
+    ("name", "missing"),
+    [("qwen3_next_80b_a3b", "linear attention"), ("glm5", "sparse attention"), ("nemotron_3_nano", "state-space layers")],
+)
+def test_families_that_are_not_modelled_are_refused_by_name(name: str, missing: str) -> None:
+    with pytest.raises(ValueError, match=rf"model={name}: needs {missing}.*which is not modelled"):
+        scenario(model=name)

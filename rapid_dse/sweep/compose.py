@@ -146,6 +146,17 @@ def one_line(error: BaseException) -> str:
     return "; ".join(" ".join(part.split()) for part in parts if part.strip())
 
 
+# Families whose layers nothing here prices, by how their names begin, with what is missing.
+UNMODELLED = {
+    "qwen3_next": "linear attention (gated delta networks)",
+    "qwen3_5": "linear attention (gated delta networks)",
+    "glm5": "sparse attention behind an indexer",
+    "glm_5": "sparse attention behind an indexer",
+    "nemotron_3": "state-space layers (Mamba 2)",
+    "nemotron3": "state-space layers (Mamba 2)",
+}
+
+
 def _check_option(group: str, option: str, hydra: Sequence[str]) -> None:
     if is_file_option(group, option):
         return
@@ -154,6 +165,9 @@ def _check_option(group: str, option: str, hydra: Sequence[str]) -> None:
     allowed = sorted(set(loader.get_group_options(group, ObjectType.CONFIG, "config" if paths else None, paths or None)))
     if option in allowed:
         return
+    for family, missing in UNMODELLED.items() if group == "model" else ():
+        if option.startswith(family):
+            raise ValueError(f"{group}={option}: needs {missing}, which is not modelled; allowed: {', '.join(allowed)}")
     near = difflib.get_close_matches(option, allowed, n=1, cutoff=0.4)
     hint = f"; did you mean {near[0]!r}?" if near else ""
     raise ValueError(f"{group}={option}: no such option{hint} (allowed: {', '.join(allowed)})")
