@@ -1,8 +1,8 @@
 """Pipelines whose stages wait for each other in a way that has no formula: their schedule is run pass by pass.
 
 Each schedule says of which pipelines its formula is good enough (``Exact``): interleaved 1F1B is run wherever chunks differ, by their
-layers or by the embedding table that ZeRO 2 and 3 gather and reduce around the first one; 1F1B where the user has split the layers or
-they are of several kinds, as frameworks' own splits of equal layers differ by a layer or two, of which its closed form is within 1 %.
+layers or by the embedding table that ZeRO 2 and 3 gather and reduce around the first one; 1F1B and ZB-H1 where the user has split the
+layers or they are of several kinds, as frameworks' own splits differ by a layer or two, of which 1F1B's formula is within 1 %.
 """
 
 from __future__ import annotations
