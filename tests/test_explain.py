@@ -39,6 +39,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return where
 
 
+@cache
 def told(folder: Path, *arguments: str) -> dict[str, Any]:
     found: dict[str, Any] = json.loads(done(folder, "results/small", "--json", *arguments, module="rapid_dse.explain").out)
     return found
@@ -123,7 +124,7 @@ def test_set_to_its_turning_point_the_order_is_the_other_one_and_a_step_before_i
     now = ahead(*(composed(*each) for each in sides))
     assert found["turning_points"]
     assert {"hw.network.dimensions.0.bandwidth", "hw.network.dimensions.1.bandwidth"} & {each["key"] for each in found["turning_points"]}
-    for point in found["turning_points"]:
+    for point in found["turning_points"][:6]:  # each is composed four times
         order = []
         for value in (point["value"], point["before"]):
             whole = int(value) if point["key"].startswith("workload.") else repr(value)
@@ -209,8 +210,8 @@ def test_operators_stand_on_the_roofline_of_the_chip() -> None:
 def test_a_key_may_be_shortened_and_what_is_wrong_is_one_line(folder: Path) -> None:
     best = told(folder, "--no-sensitivity")
     key = best["against"]["key"]
-    assert told(folder, "--no-sensitivity", "--key", key[:10])["of"]["key"] == key
-    assert told(folder, "--no-sensitivity", "--key", key[:10])["against"]["key"] == best["of"]["key"]
+    shortened = told(folder, "--no-sensitivity", "--key", key[:10])
+    assert (shortened["of"]["key"], shortened["against"]["key"]) == (key, best["of"]["key"])
     module = {"module": "rapid_dse.explain"}
     assert "no row has it" in one_line(run(folder, "results/small", "--key", "xyz", **module))
     assert "rows start so" in one_line(run(folder, "results/small", "--key", "", **module))

@@ -25,7 +25,7 @@ from rapid_dse.sweep.ranking import descending
 
 BATCH, LENGTH = "workload.global_batch_size", "workload.seq_len"
 _Rank = tuple[bool, float]  # whether it does not fit, and what ranks it: less is ahead
-_STEPS = 8  # values that are looked at on the way to a lever's end
+_STEPS = 6  # values that are looked at on the way to a lever's end
 
 
 @dataclass(frozen=True)
