@@ -46,7 +46,7 @@ class Cause:
 
 
 @dataclass(frozen=True)
-class _Kind:
+class _CauseKind:
     """A number that may be off: by a factor of ``far`` at most, typically by e^±``spread``, with so many ``odds`` (a logarithm)."""
 
     keys: tuple[str, ...]
@@ -63,7 +63,7 @@ def hidden_causes(run: PricedTrial, measured: float) -> list[Cause]:
     return sorted(found, key=lambda cause: -cause.likelihood)
 
 
-def _kinds(scenario: Scenario) -> Iterator[_Kind]:
+def _kinds(scenario: Scenario) -> Iterator[_CauseKind]:
     inner, count = scenario.hw.node_dimensions, len(scenario.hw.network.dimensions)
     node = scenario.hw.gpus_per_node
 
@@ -71,16 +71,20 @@ def _kinds(scenario: Scenario) -> Iterator[_Kind]:
         return tuple(f"hw.network.dimensions.{at}.bandwidth" for at in range(first, last))
 
     if inner < count:
-        yield _Kind(links(inner, count), 1 / 64, 1.5, 0.0, lambda factor: _fabric(factor, node))
+        yield _CauseKind(links(inner, count), 1 / 64, 1.5, 0.0, lambda factor: _fabric(factor, node))
     if inner:
-        yield _Kind(links(0, inner), 1 / 64, 1.0, -2.5, lambda _: "links within a node: peer-to-peer switched off, or a link down")
-    yield _Kind(
+        yield _CauseKind(links(0, inner), 1 / 64, 1.0, -2.5, lambda _: "links within a node: peer-to-peer switched off, or a link down")
+    yield _CauseKind(
         ("hw.clock",), 1 / 8, 0.15, -1.0, lambda factor: f"chips held to {100 * factor:.0f} % of their clock by heat or a power limit"
     )
-    yield _Kind(("hw.memory.bandwidth",), 1 / 16, 0.1, -3.0, lambda _: "memory slower than the data sheet")
+    yield _CauseKind(("hw.memory.bandwidth",), 1 / 16, 0.1, -3.0, lambda _: "memory slower than the data sheet")
     hosts = ("software.host_layer", "software.host_collective_layer", "software.host_micro_batch")
-    yield _Kind(hosts, 64.0, 0.8, -1.5, lambda _: "a host that launches kernels more slowly: cores that others use, a debugger, profiling")
-    yield _Kind(("software.host_step",), 1e5, 3.0, -3.0, lambda _: "something that happens once a step: data loading, logging, checkpoints")
+    yield _CauseKind(
+        hosts, 64.0, 0.8, -1.5, lambda _: "a host that launches kernels more slowly: cores that others use, a debugger, profiling"
+    )
+    yield _CauseKind(
+        ("software.host_step",), 1e5, 3.0, -3.0, lambda _: "something that happens once a step: data loading, logging, checkpoints"
+    )
 
 
 def _fabric(factor: float, node: int) -> str:
@@ -90,7 +94,7 @@ def _fabric(factor: float, node: int) -> str:
     return f"the network between nodes at {100 * factor:.0f} % of its bandwidth{as_if}"
 
 
-def _solved(run: PricedTrial, kind: _Kind, measured: float) -> Cause | None:
+def _solved(run: PricedTrial, kind: _CauseKind, measured: float) -> Cause | None:
     """The factor at which the prediction is the measured time; None where none within the kind's reach is."""
     keys = [key for key in kind.keys if value_at(run.scenario, key)]
     if not keys:
