@@ -44,8 +44,12 @@ class ZeroBubble2P(Schedule):
         return idle
 
     def in_flight(self, stage: IntColumn, pp: IntColumn, chunks: IntColumn, micro_batches: IntColumn, late: FloatColumn) -> FloatColumn:
-        whole = np.minimum(micro_batches, 2 * (pp - stage) - 1).astype(np.float64)
-        held: FloatColumn = whole - 1 + np.maximum(1.0, late) + np.minimum(2 * stage, micro_batches - whole) * late
+        whole = np.minimum(micro_batches, 2 * (pp - stage) - 1)
+        filled = whole + np.minimum(2 * stage, micro_batches - whole) * late
+        backward = np.minimum(2 * stage + 1, micro_batches)  # passes before the first weight gradient, of few micro-batches all of them
+        ahead = np.minimum(micro_batches, 2 * (pp - 1 - stage) + backward)
+        drained = ahead + (backward - 1) * (late - 1.0)
+        held: FloatColumn = np.maximum(filled, drained) + np.maximum(0.0, late - 1.0)
         return held
 
     def order(self, stage: int, pp: int, chunks: int, micro_batches: int) -> Order:
