@@ -76,7 +76,7 @@ def test_a_folder_of_options_is_added(tmp_path: Path) -> None:
     assert "did you mean" in program.one_line(program.run(tmp_path, "--config-dir", "more", "model=min"))
 
 
-@pytest.mark.parametrize("module", ["evaluate", "rank", "validate", "calibrate", "network", "import_model", "explain"])
+@pytest.mark.parametrize("module", ["evaluate", "rank", "validate", "calibrate", "network", "import_model", "explain", "report"])
 def test_every_command_has_a_version(module: str, tmp_path: Path) -> None:
     assert re.fullmatch(r"\d+\.\d+\.\d+\n", program.done(tmp_path, "--version", module=f"rapid_dse.{module}").out)
 

@@ -92,6 +92,11 @@ def test_explain(studies: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     check("explain", program.done(studies, "results/s", "--no-sensitivity", "--json", module="rapid_dse.explain").out)
 
 
+def test_report(studies: Path) -> None:
+    found = check("report", program.done(studies, "results/s", "--out", "s.html", "--json", module="rapid_dse.report").out)
+    assert found["bytes"] == (studies / found["out"]).stat().st_size
+
+
 def test_export_and_advise(studies: Path) -> None:
     arguments = ("results/s", "--key", rd.load(studies / "results" / "s").best()[0]["key"], "--to", "megatron_lm")
     found = check("export", program.done(studies, *arguments, "--json", module="rapid_dse.export").out)

@@ -122,6 +122,20 @@ class Results(Sequence[TrialRow]):
         found: list[dict[str, Any]] = self.table.to_pylist()
         return found
 
+    def report(self, path: str | PathLike[str] = "report.html", *, by: str = "step_time_s") -> Path:
+        """Writes the rows as one page of HTML with pictures, as ``python -m rapid_dse.report`` does; the path.
+
+        Raises:
+            ValueError: where no row was priced, there is no such column, or the file cannot be written.
+        """
+        from rapid_dse.analysis.report.study_file import write_text
+        from rapid_dse.analysis.report.study_page import page, written_of
+
+        out = Path(path)
+        written = written_of(self.folder) if self.folder is not None else ()
+        write_text(page(self.table, "results" if self.folder is None else self.folder.resolve().name, by, written), out)
+        return out
+
     def __repr__(self) -> str:
         counted = ", ".join(f"{count:,} {status}" for status, count in self.counts.items())
         return f"<Results of {len(self):,} trials: {counted or 'none'}>"

@@ -1,0 +1,188 @@
+"""The page: what its sections are filled with, and the template around them."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rapid_dse.analysis.report.study_jobs import ReportJob, Row, Shown, jobs_of
+from rapid_dse.analysis.report.study_sections import ReportSection, overview, rejected, sections_of
+from rapid_dse.analysis.report.svg_charts import printable
+from rapid_dse.sweep import figures, ranking, show, store
+from rapid_dse.sweep.table import CHOICES
+
+if TYPE_CHECKING:
+    import jinja2
+    import pyarrow as pa
+
+MOST_JOBS = 6  # jobs that have pictures of their own; of more the best row each is shown
+
+
+@dataclass(frozen=True)
+class Written:
+    """Who wrote rows: version, code and time of a file, as its metadata has them, and the configuration behind it (JSON)."""
+
+    version: str
+    code: str
+    written: str
+    configuration: str
+
+
+@dataclass(frozen=True)
+class LaunchText:
+    """What launches a row: the text of a file of ``framework`` and what it leaves unsaid; or ``why`` there is none."""
+
+    framework: str
+    text: str
+    notes: Sequence[str]
+    why: str = ""
+
+
+def page(
+    table: pa.Table, name: str, by: str = "step_time_s", written: Sequence[Written] = (), source: str = "", out: str = "report.html"
+) -> str:
+    """The report of a table of results as HTML.
+
+    Args:
+        table: as ``store.require_results`` gives it.
+        name: of the study.
+        by: the column that ranks; a leading '-' puts the largest first.
+        written: who wrote the rows, a file each, the last one last.
+        source, out: the results and the page as commands name them; without ``source`` the page names no commands.
+
+    Raises:
+        ValueError: where no row was priced, or no column of numbers has the name ``by``.
+    """
+    jobs = jobs_of(table, by)
+    status, reasons = ranking.counts(table)
+    parts = [
+        {"job": job, "card": _card(job), "launch": _launch(job.shown[0]), "sections": sections_of(job, f"job{at}")}
+        for at, job in enumerate(jobs[:MOST_JOBS])
+    ]
+    return _template().render(
+        name=printable(name),
+        parts=parts,
+        overview=overview(jobs) if len(jobs) > 1 else None,
+        left_out=max(0, len(jobs) - MOST_JOBS),
+        rejected=rejected(dict(status), dict(reasons.most_common())),
+        provenance=_provenance(written),
+        configuration=_indented(written[-1].configuration) if written else "",
+        commands=commands_of(source, out, by, str(jobs[0].shown[0].row.get("key") or "")) if source else [],
+        style=_file("report.css"),
+    )
+
+
+def written_of(source: Path) -> list[Written]:
+    """Who wrote the result files behind a path; a file without such metadata is left out."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    found = []
+    for path in store.files_of(source):
+        if path.suffix.lower() != store.SUFFIX:
+            continue
+        try:
+            metadata = pq.read_schema(path).metadata or {}
+        except (pa.ArrowException, OSError):
+            continue  # store.read has said so
+        if store.CODE in metadata:
+            texts = (
+                metadata.get(key, b"").decode(errors="replace") for key in (store.VERSION, store.CODE, store.WRITTEN, store.CONFIGURATION)
+            )
+            found.append(Written(*texts))
+    return sorted(found, key=lambda each: each.written)
+
+
+def commands_of(source: str, out: str, by: str, key: str) -> list[str]:
+    """Commands that write this page again and show more of the study."""
+    ranks = [] if by == "step_time_s" else [f"--by={by}"]
+    said = [["report", source, "--out", out, *ranks], ["rank", source, *ranks]]
+    said += [["explain", source, "--key", key], ["export", source, "--key", key]] if key else []
+    return [f"python -m rapid_dse.{shlex.join(each)}" for each in said]
+
+
+def _card(job: ReportJob) -> list[tuple[str, str]]:
+    """What the answer is: names and values."""
+    row, usable = job.shown[0].row, job.shown[0].usable
+    of = "" if usable is None else f" of {figures.size(usable)} usable"
+    time, rate = ("a token", "requests") if job.serving else ("step time", "tokens")
+    found = [
+        ("which row", job.shown[0].role),
+        ("layout", show.layout_text(row)),
+        ("on", ", ".join(f"{key}={row[key]}" for key in CHOICES if row.get(key))),
+        ("GPUs", figures.result("hw.num_gpus", row.get("hw.num_gpus"))),
+        (time, f"{figures.seconds(row['step_time_s'])} {show.expected_text(show.error_of(row))}"),
+        ("±", _why(row)),
+        (rate, figures.result("requests_per_s", row.get("requests_per_s")).replace("tokens", "requests") if job.serving
+         else figures.rate(row.get("tokens_per_s"))),
+        ("MFU", figures.percent(row.get("mfu"))),
+        ("memory of a GPU", figures.size(row.get("peak_memory_bytes")) + of),
+        ("cost of a request" if job.serving else "cost of a step", figures.dollars(row.get("cost_usd"))),
+    ]  # fmt: skip
+    for key, title in (("ttft_s", "first token"), ("usd_per_million_tokens", "cost of a million tokens"), ("train_time_s", "the run"),
+                       ("train_cost_usd", "cost of the run"), ("goodput", "goodput")):  # fmt: skip
+        if row.get(key) is not None:
+            found.append((title, figures.result(key, row[key])))
+    return found + ([("key", str(row["key"]))] if row.get("key") else [])
+
+
+def _why(row: Row) -> str:
+    if row.get("outside"):
+        return f"outside: {row['outside']}"
+    return "nothing alike was measured" if show.error_of(row) is None else "all settings lie inside what was measured"
+
+
+def _launch(shown: Shown) -> LaunchText:
+    from rapid_dse.analysis.launch_files.exported import exported
+    from rapid_dse.analysis.launch_files.frameworks import of_profile
+
+    if shown.portion is None:
+        return LaunchText("", "", (), "The row cannot be composed here: its hw, model, software or cluster is not in conf/.")
+    software = shown.portion.choices["software"]
+    framework = of_profile(software)
+    if framework is None:
+        return LaunchText("", "", (), f"software={software} has no launch files of its own.")
+    try:
+        found = exported(shown.portion, framework)
+    except ValueError as error:
+        return LaunchText("", "", (), f"{framework.title}: {error}")
+    return LaunchText(framework.title, found.text, found.notes)
+
+
+def _provenance(written: Sequence[Written]) -> ReportSection:
+    """Files by version and code, with the time of the first and the last."""
+    rows = []
+    for (version, code), files in itertools.groupby(
+        sorted(written, key=lambda each: (each.version, each.code)), lambda each: (each.version, each.code)
+    ):
+        times = sorted(each.written for each in files)
+        rows.append([version, code, str(len(times)), times[0], times[-1]])
+    note = "" if rows else "These rows do not say who wrote them."
+    return ReportSection("Provenance", note, None, ["rapid_dse", "code", "files", "first written", "last written"], rows)
+
+
+def _indented(text: str) -> str:
+    """JSON with a key a line; as it is where it is none."""
+    try:
+        return json.dumps(json.loads(text), indent=1)
+    except ValueError:
+        return text
+
+
+@cache
+def _template() -> jinja2.Template:
+    import jinja2
+
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    return environment.from_string(_file("report.html.j2"))
+
+
+def _file(name: str) -> str:
+    return resources.files(__package__).joinpath(name).read_text(encoding="utf-8")

@@ -1,0 +1,199 @@
+"""What a report shows of a job: a picture and the table of the same figures, a section each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+from markupsafe import Markup
+
+from rapid_dse.analysis.report import svg_charts as charts
+from rapid_dse.analysis.report.study_jobs import ReportJob, Row, best_of_each, front_of_job
+from rapid_dse.simulate.results import MEMORY_TERMS, OF_INFERENCE, TIME_TERMS
+from rapid_dse.sweep import figures, show
+
+MOST_LINES = 40  # of a table; what it leaves out is said
+_TIMES = (*TIME_TERMS, OF_INFERENCE)
+
+
+@dataclass(frozen=True)
+class ReportSection:
+    """A section: ``legend`` names the colours of the picture's terms, by their class; figures of ``rows`` are texts."""
+
+    title: str
+    note: str
+    picture: Markup | None
+    head: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    legend: Sequence[tuple[str, str]] = ()
+
+
+def sections_of(job: ReportJob, name: str) -> list[ReportSection]:
+    """The sections of a job; ``name`` begins the names of its pictures."""
+    found = [*_terms(job, name), *_clouds(job, name), *_heat(job, name), *_machines(job, name)]
+    return [*found, _ranking(job), *_ties(job)]
+
+
+def _terms(job: ReportJob, name: str) -> Iterator[ReportSection]:
+    """Time and memory by term of the rows that are compared."""
+    whole = "a token of a request" if job.serving else "a step"
+    yield _stacked(job, f"{name}-time", f"Time of {whole} by term", _TIMES, "time_{}_s", figures.seconds)
+    yield _stacked(job, f"{name}-memory", "Peak memory of a GPU by term", MEMORY_TERMS, "memory_{}_bytes", figures.size)
+
+
+def _stacked(job: ReportJob, name: str, title: str, terms: Sequence[str], column: str, shown: Callable[[float], str]) -> ReportSection:
+    of_memory = column.startswith("memory")
+    parts = [{term: each.row.get(column.format(term)) or 0.0 for term in terms} for each in job.shown]
+    marks = [(each.usable, f"usable: {figures.size(each.usable)}") if of_memory and each.usable else None for each in job.shown]
+    bars = [charts.StackedBar(each.role, own, mark) for each, own, mark in zip(job.shown, parts, marks, strict=True)]
+    used = [term for term in terms if any(own[term] > 0 for own in parts)]
+    rows = [[term, *(shown(own[term]) for own in parts)] for term in used]
+    rows.append(["all", *(shown(sum(own.values())) for own in parts)])
+    if of_memory:
+        rows.append(["usable", *(figures.size(each.usable) for each in job.shown)])
+    text = "; ".join(
+        f"{each.role}: {', '.join(f'{term} {shown(own[term])}' for term in used)}" for each, own in zip(job.shown, parts, strict=True)
+    )
+    picture = charts.stacked_bars(charts.Frame(name, title, text), bars, terms, shown) if used else None
+    note = "The line is what a GPU may use." if any(marks) else ""
+    legend = [(term, f"term{terms.index(term)}") for term in used]
+    return ReportSection(title, note, picture, ["term", *(each.role for each in job.shown)], rows, legend)
+
+
+def _clouds(job: ReportJob, name: str) -> Iterator[ReportSection]:
+    yield _cloud(job, f"{name}-cloud", ("step_time_s", "peak_memory_bytes"), "Time and memory of every row")
+    if job.serving:
+        yield _cloud(job, f"{name}-rates", ("step_time_s", "tokens_per_s_per_gpu"), "Time of a token and throughput of a GPU, every row")
+
+
+def _cloud(job: ReportJob, name: str, columns: tuple[str, str], title: str) -> ReportSection:
+    """All rows by two columns, with the front of those that fit."""
+    x, y = (job.column(each) for each in columns)
+    priced, fits = (x > 0) & (y > 0) & np.isfinite(x) & np.isfinite(y), job.fitting
+    sets = [charts.Cloud(kind, x[which & priced], y[which & priced]) for kind, which in (("oom", ~fits), ("fits", fits))]
+    front = front_of_job(job, *columns)
+    rows: list[Row] = job.table.take(front[:MOST_LINES]).to_pylist()
+    shown = [partial(figures.result, each) for each in columns]
+    marked = [charts.Marked("front", x[at], y[at], f"{shown[0](x[at])}, {shown[1](y[at])}") for at in front.tolist()]
+    best = job.shown[0]
+    place = tuple(float(best.row[each]) for each in columns)
+    marked.append(charts.Marked("winner", place[0], place[1], f"{best.role}: {show.layout_text(best.row)}", best.role))
+    one_chip = not any(key.startswith("hw") and key != "hw.num_gpus" for key in job.varying)
+    limit = best.usable if one_chip and columns[1] == "peak_memory_bytes" else None
+    counted = f"{int((fits & priced).sum()):,} rows fit, {int((~fits & priced).sum()):,} do not; {len(front):,} are on the front"
+    axes = (charts.Axis(columns[0], shown[0]), charts.Axis(columns[1], shown[1]))
+    picture = charts.scatter(charts.Frame(name, title, counted), axes, sets, marked, limit)
+    more = f" The table has the first {MOST_LINES} of the front." if len(front) > MOST_LINES else " The table is the front."
+    note = f"{counted}: no row that fits is better in both. Rows on one pixel are one dot.{more}"
+    cells = [
+        [show.layout_text(row), *_varying(job, row), *(each(row[key]) for each, key in zip(shown, columns, strict=True))] for row in rows
+    ]
+    legend = [("fits", "fits"), ("does not fit", "oom"), ("front", "front"), (best.role, "winner")]
+    return ReportSection(title, note, picture, ["layout", *job.varying, *columns], cells, legend)
+
+
+def _varying(job: ReportJob, row: Row) -> list[str]:
+    return [figures.setting(key, row.get(key)) for key in job.varying]
+
+
+def _heat(job: ReportJob, name: str) -> Iterator[ReportSection]:
+    """The best row that fits for each tp and pp, where either differs."""
+    keys = ("parallel.tp", "parallel.pp")
+    if not all(key in job.table.column_names for key in keys):
+        return
+    best = [row for row in best_of_each(job, keys) if all(row[key] is not None for key in keys)]
+    column = job.by.removeprefix("-")
+    cells = {(int(row[keys[0]]), int(row[keys[1]])): float(row["step_time_s"]) for row in best}
+    if len(cells) < 2:
+        return
+    title = "Time of the best row for each tp and pp"
+    picture = charts.heat_map(
+        charts.Frame(f"{name}-heat", title, f"{len(cells)} pairs have a row that fits"), ("tp", "pp"), cells, figures.seconds
+    )
+    head = ["tp", "pp", "layout", "step_time_s", *([column] if column != "step_time_s" else [])]
+    rows = [
+        [str(row[keys[0]]), str(row[keys[1]]), show.layout_text(row), *(figures.result(key, row[key]) for key in head[3:])] for row in best
+    ]
+    yield ReportSection(title, f"Best by {job.by}, of rows that fit; the faster the darker.", picture, head, rows)
+
+
+def _machines(job: ReportJob, name: str) -> Iterator[ReportSection]:
+    """The best row of each chip and number of GPUs, where there are several: dollars against days, or against the time of a step."""
+    keys = ("hw", "hw.num_gpus")
+    best = best_of_each(job, tuple(key for key in keys if key in job.table.column_names))
+    if len(best) < 2:
+        return
+    whole = all(row.get("train_time_s") and row.get("train_cost_usd") for row in best)
+    columns = ("train_time_s", "train_cost_usd") if whole else ("step_time_s", "cost_usd")
+    labels = [f"{row.get('hw', '')} × {row.get('hw.num_gpus', '?')}" for row in best]
+    marked = [
+        charts.Marked("front", row[columns[0]], row[columns[1]], f"{label}: {show.layout_text(row)}", label if len(best) <= 12 else "")
+        for row, label in zip(best, labels, strict=True)
+        if (row.get(columns[0]) or 0) > 0 and (row.get(columns[1]) or 0) > 0
+    ]
+    axes = tuple(charts.Axis(column, partial(figures.result, column)) for column in columns)
+    title = "The best by chip and number of GPUs: cost against time"
+    frame = charts.Frame(f"{name}-machines", title, "; ".join(mark.text for mark in marked))
+    picture = charts.scatter(frame, (axes[0], axes[1]), [], marked, None) if marked else None
+    head = ["chip", "GPUs", "layout", "step_time_s", "expected", "mfu", *(columns if whole else columns[1:])]
+    rows = [
+        [str(row.get("hw", "")), str(row.get("hw.num_gpus", "?")), show.layout_text(row), figures.seconds(row["step_time_s"]),
+         show.expected_text(show.error_of(row)), figures.percent(row["mfu"]), *(figures.result(key, row[key]) for key in head[6:])]
+        for row in best[:MOST_LINES]
+    ]  # fmt: skip
+    note = f"The table has the first {MOST_LINES} of {len(best)}." if len(best) > MOST_LINES else ""
+    yield ReportSection(title, note, picture, head, rows)
+
+
+def _ranking(job: ReportJob) -> ReportSection:
+    lines, rows = [line for line, _ in job.ranked], [row for _, row in job.ranked]
+    alike = {"alike behind it": [f"{line.alike:,}" if line.alike else "" for line in lines]}
+    if not job.fits:
+        alike = {"status": [show.status_text(row) for row in rows]}
+    listed = show.Listed(rows, job.by, job.varying, [str(line.rank or figures.NOTHING) for line in lines], after=alike)
+    head, cells = _listed(listed)
+    note = "A line stands for all rows alike to it: within its ±, and different in the layout alone." if any(alike.values()) else ""
+    return ReportSection(f"Ranking by {job.by}", note, None, head, cells)
+
+
+def _listed(listed: show.Listed) -> tuple[list[str], list[list[str]]]:
+    columns = show.columns_of(listed)
+    return [each.title for each in columns], [list(cells) for cells in zip(*(each.cells for each in columns), strict=True)]
+
+
+def _ties(job: ReportJob) -> Iterator[ReportSection]:
+    """Rows that no prediction tells from the winner."""
+    count, rows = job.alike
+    if count < 2:
+        return
+    head, cells = _listed(show.Listed(rows, job.by, job.varying))
+    error = show.expected_text(show.error_of(job.shown[0].row))
+    first = f" The first {len(rows)} of them:" if count > len(rows) else ""
+    yield ReportSection(
+        "Ties", f"No prediction tells {count:,} rows apart: they lie within {error} of the winner.{first}", None, head, cells
+    )
+
+
+def overview(jobs: Sequence[ReportJob]) -> ReportSection:
+    """The first row of each of several jobs."""
+    rows = [[job.name, show.layout_text(job.shown[0].row), job.shown[0].role, *_main(job.shown[0].row)] for job in jobs]
+    head = ["job", "layout", "which row", "step_time_s", "expected", "mfu", "peak_memory_bytes"]
+    return ReportSection("Jobs", "They are other work, and are not ranked against each other.", None, head, rows)
+
+
+def _main(row: Row) -> list[str]:
+    found = (figures.result(key, row.get(key)) for key in ("step_time_s", "mfu", "peak_memory_bytes"))
+    time, *rest = found
+    return [time, show.expected_text(show.error_of(row)), *rest]
+
+
+def rejected(status: Mapping[str, int], reasons: Mapping[str, int]) -> ReportSection:
+    """What became of all rows, and why those that are not ok are not."""
+    total = ", ".join(f"{count:,} {name}" for name, count in status.items())
+    first = dict(list(reasons.items())[:MOST_LINES])
+    more = f" The first {MOST_LINES} of {len(reasons):,} reasons:" if len(reasons) > MOST_LINES else ""
+    picture = charts.counted_bars(charts.Frame("rejected", "Rows that are not ok, by reason", total), first) if first else None
+    cells = [[name, f"{count:,}"] for name, count in first.items()]
+    return ReportSection("Rejected", f"{sum(status.values()):,} rows: {total}.{more}", picture, ["reason", "rows"], cells)

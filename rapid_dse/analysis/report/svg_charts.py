@@ -1,0 +1,180 @@
+"""Pictures as inline SVG: stacked bars, points, a heat map. Each has a title and a description; texts are escaped by the XML writer."""
+
+from __future__ import annotations
+
+import re
+import xml.etree.ElementTree as ET
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from textwrap import shorten
+
+import numpy as np
+from markupsafe import Markup
+
+from rapid_dse.analysis.report.svg_scales import Scale, Values, scale_of
+
+WIDTH = 720.0
+_BAR, _GAP = 26.0, 34.0  # height of a bar, and from a bar's end to the next one's start
+_LEFT, _RIGHT, _TOP, _BOTTOM, _HEIGHT = 78.0, 18.0, 14.0, 46.0, 380.0  # of a picture of points
+_CELL, _WIDE = 34.0, 76.0  # height and width of a cell of a heat map
+_LETTERS = 80  # of the label of a count
+_NOT_XML = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+
+
+@dataclass(frozen=True)
+class Frame:
+    """What a picture is called: ``name`` is unique on the page; ``title`` and ``text`` are read to those who don't see it."""
+
+    name: str
+    title: str
+    text: str
+
+
+@dataclass(frozen=True)
+class StackedBar:
+    """A bar of parts that add up; ``mark``: a value of the same unit that a line is drawn at, and what it is."""
+
+    label: str
+    parts: Mapping[str, float]
+    mark: tuple[float, str] | None = None
+
+
+@dataclass(frozen=True)
+class Axis:
+    """What an axis shows, and how its values are written."""
+
+    title: str
+    shown: Callable[[float], str]
+
+
+@dataclass(frozen=True)
+class Cloud:
+    """Points of one kind, ``(n_points,)`` each; ``kind`` is their class in the style sheet."""
+
+    kind: str
+    x: Values
+    y: Values
+
+
+@dataclass(frozen=True)
+class Marked:
+    """A point that stands out, with what it is; ``label``: written beside it."""
+
+    kind: str
+    x: float
+    y: float
+    text: str
+    label: str = ""
+
+
+def printable(text: str) -> str:
+    """A text in which what XML cannot hold has a stand-in."""
+    return _NOT_XML.sub("\ufffd", text)
+
+
+def _picture(frame: Frame, height: float, width: float = WIDTH) -> ET.Element:
+    ids = f"{frame.name}-title", f"{frame.name}-text"
+    top = ET.Element("svg", {"viewBox": f"0 0 {width:.0f} {height:.0f}", "role": "img", "aria-labelledby": " ".join(ids)})
+    for tag, at, text in (("title", ids[0], frame.title), ("desc", ids[1], frame.text)):
+        ET.SubElement(top, tag, {"id": at}).text = printable(text)
+    return top
+
+
+def _add(parent: ET.Element, tag: str, kind: str, text: str = "", **numbers: float) -> ET.Element:
+    found = ET.SubElement(parent, tag, {"class": kind} | {name: f"{value:.1f}" for name, value in numbers.items()})
+    found.text = printable(text) or None
+    return found
+
+
+def _titled(parent: ET.Element, text: str) -> None:
+    ET.SubElement(parent, "title").text = printable(text)
+
+
+def _done(top: ET.Element) -> Markup:
+    return Markup(ET.tostring(top, encoding="unicode"))
+
+
+def stacked_bars(frame: Frame, bars: Sequence[StackedBar], terms: Sequence[str], shown: Callable[[float], str]) -> Markup:
+    """A bar a row, its parts in the order of ``terms``; all bars have one scale."""
+    most = max([sum(bar.parts.values()) for bar in bars] + [bar.mark[0] for bar in bars if bar.mark])
+    pixels = (WIDTH - 2) / most
+    top = _picture(frame, len(bars) * (_BAR + _GAP) + 6)
+    for at, bar in enumerate(bars):
+        y, x = at * (_BAR + _GAP) + _GAP - 8, 0.0
+        _add(top, "text", "label", f"{bar.label}: {shown(sum(bar.parts.values()))}", x=0, y=y - 8)
+        for term in (each for each in terms if bar.parts.get(each, 0) > 0):
+            part = _add(top, "rect", f"term term{terms.index(term)}", x=x, y=y, width=bar.parts[term] * pixels, height=_BAR)
+            _titled(part, f"{term}: {shown(bar.parts[term])}")
+            x += bar.parts[term] * pixels
+        if bar.mark:
+            line = _add(top, "line", "limit", x1=bar.mark[0] * pixels, x2=bar.mark[0] * pixels, y1=y - 5, y2=y + _BAR + 5)
+            _titled(line, bar.mark[1])
+    return _done(top)
+
+
+def counted_bars(frame: Frame, counts: Mapping[str, int]) -> Markup:
+    """A bar for each of several counts above 0; names that are longer than the picture end in dots."""
+    bars = [StackedBar(shorten(name, _LETTERS, placeholder=" …"), {"rows": count}) for name, count in counts.items()]
+    return stacked_bars(frame, bars, ("rows",), lambda value: f"{value:,.0f}")
+
+
+def scatter(frame: Frame, axes: tuple[Axis, Axis], sets: Sequence[Cloud], marked: Sequence[Marked], limit: float | None) -> Markup:
+    """Points, each pixel once, under those that stand out; ``limit``: a value of the vertical axis that a line is drawn at."""
+    xs = np.concatenate([*(each.x for each in sets), [each.x for each in marked]])
+    ys = np.concatenate([*(each.y for each in sets), [each.y for each in marked], [] if limit is None else [limit]])
+    across = scale_of(xs, _LEFT, WIDTH - _RIGHT)
+    up = scale_of(ys, _HEIGHT - _BOTTOM, _TOP)
+    top = _picture(frame, _HEIGHT)
+    _draw_axes(top, axes, across, up)
+    for each in sets:
+        pixels = np.unique(np.rint(np.stack([across.place(each.x), up.place(each.y)], axis=1)).astype(np.int64), axis=0)
+        dots = _add(top, "path", f"dots {each.kind}")
+        dots.set("d", "".join(f"M{x} {y}h0" for x, y in pixels.tolist()))
+    if limit is not None:
+        y = float(up.place(np.array([limit]))[0])
+        _add(top, "line", "limit", x1=_LEFT, x2=WIDTH - _RIGHT, y1=y, y2=y)
+        _add(top, "text", "end", f"usable {axes[1].shown(limit)}", x=WIDTH - _RIGHT, y=y - 5)
+    for mark in marked:
+        x, y = float(across.place(np.array([mark.x]))[0]), float(up.place(np.array([mark.y]))[0])
+        _titled(_add(top, "circle", mark.kind, cx=x, cy=y, r=6 if mark.kind == "winner" else 4), mark.text)
+        if mark.label:
+            right = x > WIDTH * 0.7
+            _add(top, "text", "end" if right else "label", mark.label, x=x - 9 if right else x + 9, y=y + 4)
+    return _done(top)
+
+
+def _draw_axes(top: ET.Element, axes: tuple[Axis, Axis], across: Scale, up: Scale) -> None:
+    floor = _HEIGHT - _BOTTOM
+    for value in across.ticks():
+        x = float(across.place(np.array([value]))[0])
+        _add(top, "line", "grid", x1=x, x2=x, y1=_TOP, y2=floor)
+        _add(top, "text", "middle", axes[0].shown(value), x=x, y=floor + 17)
+    for value in up.ticks():
+        y = float(up.place(np.array([value]))[0])
+        _add(top, "line", "grid", x1=_LEFT, x2=WIDTH - _RIGHT, y1=y, y2=y)
+        _add(top, "text", "end", axes[1].shown(value), x=_LEFT - 6, y=y + 4)
+    names = [f"{axis.title}{', logarithmic' if scale.logarithmic else ''}" for axis, scale in zip(axes, (across, up), strict=True)]
+    _add(top, "text", "label", f"across: {names[0]}; up: {names[1]}", x=_LEFT, y=_HEIGHT - 8)
+
+
+def heat_map(frame: Frame, names: tuple[str, str], cells: Mapping[tuple[int, int], float], shown: Callable[[float], str]) -> Markup:
+    """The values of two keys against each other, the smallest value darkest; what has no value is left blank."""
+    down, across = (sorted({pair[at] for pair in cells}) for at in (0, 1))
+    best = min(cells.values())
+    width = max(WIDTH, _LEFT + _WIDE * len(across))
+    top = _picture(frame, (len(down) + 1) * _CELL + 4, width)
+    if width > WIDTH:  # its frame scrolls, so that the texts of cells stay legible
+        top.set("style", f"width: {width:.0f}px; max-width: none")
+    for at, column in enumerate(across):
+        _add(top, "text", "middle", f"{names[1]} {column}", x=_LEFT + (at + 0.5) * _WIDE, y=_CELL - 12)
+    for line, row in enumerate(down):
+        y = (line + 1) * _CELL
+        _add(top, "text", "label", f"{names[0]} {row}", x=0, y=y + 21)
+        for at, column in enumerate(across):
+            value = cells.get((row, column))
+            cell = _add(top, "rect", "cell" if value is not None else "blank", x=_LEFT + at * _WIDE, y=y, width=_WIDE - 2, height=_CELL - 2)
+            if value is not None:
+                cell.set("fill-opacity", f"{0.05 + 0.5 * (best / value) ** 2:.2f}")
+                _titled(cell, f"{names[0]} {row}, {names[1]} {column}: {shown(value)}")
+                _add(top, "text", "middle", shown(value), x=_LEFT + (at + 0.5) * _WIDE - 1, y=y + 21)
+    return _done(top)
