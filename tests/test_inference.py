@@ -15,10 +15,10 @@ from rapid_dse.device import operator_model
 from rapid_dse.model.shapes import MicroBatch
 from rapid_dse.parallel.engines import resolved
 from rapid_dse.parallel.layouts import broken_rules
-from rapid_dse.simulate.inference.kernels import prefill_attention, price_products
-from rapid_dse.simulate.inference.passes import Pass, PassWork, Prompts, decode_work, prefill_work, timed
+from rapid_dse.simulate.inference.passes import EnginePass, PassWork, Prompts, decode_work, prefill_work, timed
 from rapid_dse.simulate.inference.pools import handed_over
 from rapid_dse.simulate.inference.products import attention_products, busiest_rank, dense_products, touched_experts
+from rapid_dse.simulate.inference.served_kernels import prefill_attention, price_products
 from rapid_dse.simulate.inference.serving import accepted
 from rapid_dse.simulate.inference.widths import cache_bytes_per_token
 from rapid_dse.simulate.operator_times import operators
@@ -32,7 +32,7 @@ LATENT = {
 }  # fmt: skip
 
 
-def run(of: Scenario, work: PassWork) -> Pass:
+def run(of: Scenario, work: PassWork) -> EnginePass:
     """A pass with the framework's latencies."""
     return timed(work, of.software.serving)
 

@@ -15,7 +15,7 @@ from rapid_dse.config.parts import value_of
 from rapid_dse.config.scenario import Scenario
 from rapid_dse.config.software import FREE_SERVING
 from rapid_dse.parallel.engines import Engines
-from rapid_dse.simulate.inference.pricing import Prepared, prepare, served
+from rapid_dse.simulate.inference.pricing import PreparedEngines, prepare, served
 from rapid_dse.simulate.results import Priced
 from rapid_dse.sweep.cases import CaseGroup
 
@@ -39,7 +39,7 @@ class Table:
     layouts: Engines
     measured: Mapping[str, FloatColumn]
     rows: NDArray[np.int64]
-    ready: list[Prepared]
+    ready: list[PreparedEngines]
 
 
 @dataclass(frozen=True)

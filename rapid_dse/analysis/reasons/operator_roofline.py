@@ -14,8 +14,8 @@ from rapid_dse.device import OperatorModel, operator_model
 from rapid_dse.model.architecture import LayerKind, architecture
 from rapid_dse.model.shapes import MatMul, MicroBatch
 from rapid_dse.parallel.engines import Engines
-from rapid_dse.simulate.inference.kernels import decode_attention, price_products
 from rapid_dse.simulate.inference.passes import all_products
+from rapid_dse.simulate.inference.served_kernels import decode_attention, price_products
 from rapid_dse.simulate.inference.widths import product_precision
 from rapid_dse.simulate.layer_work import distinct_shapes
 from rapid_dse.simulate.operator_times import LayerOperators, compute_bytes

@@ -18,15 +18,6 @@ from rapid_dse.model.shapes import MicroBatch
 from rapid_dse.parallel.engines import Degrees
 from rapid_dse.parallel.placement import Placement, place
 from rapid_dse.simulate.communication import effective_network
-from rapid_dse.simulate.inference.kernels import (
-    Priced,
-    decode_attention,
-    exchange,
-    over_windows,
-    prefill_attention,
-    price_products,
-    small_all_reduce,
-)
 from rapid_dse.simulate.inference.products import (
     Product,
     attention_products,
@@ -34,6 +25,15 @@ from rapid_dse.simulate.inference.products import (
     dense_products,
     expert_products,
     head_product,
+)
+from rapid_dse.simulate.inference.served_kernels import (
+    KernelCost,
+    decode_attention,
+    exchange,
+    over_windows,
+    prefill_attention,
+    price_products,
+    small_all_reduce,
 )
 from rapid_dse.simulate.inference.widths import ACTIVATION
 from rapid_dse.simulate.operator_times import elementwise_bytes
@@ -84,7 +84,7 @@ class PassWork:
 
 
 @dataclass(frozen=True)
-class Pass:
+class EnginePass:
     """Seconds of one pass through all stages as the framework runs it, by what takes them; FLOP, HBM bytes and joules of what is sent of a
     whole engine. All arrays have one shape."""
 
@@ -111,13 +111,13 @@ class Pass:
         return self.compute + self.tp + self.cp + self.ep + self.pp
 
 
-def timed(work: PassWork, serving: ServingSettings, efficiency: float = 1.0) -> Pass:
+def timed(work: PassWork, serving: ServingSettings, efficiency: float = 1.0) -> EnginePass:
     """The pass with the framework's latencies.
 
     Args:
         efficiency: speed of its kernels against the same kernels alone.
     """
-    return Pass(
+    return EnginePass(
         products=work.products / efficiency,
         attention=work.attention / efficiency,
         small=work.moving / efficiency + work.layers * serving.layer_latency + work.casts * serving.quantize_latency,
@@ -147,15 +147,17 @@ def decode_work(scenario: Scenario, cut: Degrees, rows: FloatColumn, device: Ope
     return _work(scenario, cut, rows * queries, rows * queries, mean, device, decoding=True)
 
 
-def _attended(scenario: Scenario, cut: Degrees, rows: FloatColumn, queries: float, device: OperatorModel) -> Priced:
+def _attended(scenario: Scenario, cut: Degrees, rows: FloatColumn, queries: float, device: OperatorModel) -> KernelCost:
     """Attention of a layer of such a step."""
     prompt, generated = scenario.workload.lengths
     points, weights = NODES
-    attention: list[tuple[float, Priced]] = []
+    attention: list[tuple[float, KernelCost]] = []
     for point, weight in zip(points, weights, strict=True):
         context = prompt + max(1.0, generated * (1 + point) / 2)
         attention.append((weight / 2, decode_attention(scenario, cut, rows, context, queries, device)))
-    return Priced(*(np.sum([share * getattr(each, name) for share, each in attention], axis=0) for name in ("seconds", "flops", "moved")))
+    return KernelCost(
+        *(np.sum([share * getattr(each, name) for share, each in attention], axis=0) for name in ("seconds", "flops", "moved"))
+    )
 
 
 def drafted_work(scenario: Scenario, cut: Degrees, rows: FloatColumn, device: OperatorModel) -> PassWork:
@@ -173,13 +175,20 @@ def prefill_work(scenario: Scenario, cut: Degrees, sequences: FloatColumn, promp
     """All passes that compute ``sequences`` prompts of an attention rank; the head sees the last token of each."""
     attention = over_windows(scenario, lambda each: prefill_attention(each, cut, sequences, prompts.queries, prompts.keys, device))
     tokens = np.maximum(1.0, sequences * prompts.queries / cut.cp / prompts.chunks)
-    whole = Priced(attention.seconds / prompts.chunks, attention.flops / prompts.chunks, attention.moved / prompts.chunks)
+    whole = KernelCost(attention.seconds / prompts.chunks, attention.flops / prompts.chunks, attention.moved / prompts.chunks)
     one = _work(scenario, cut, tokens, np.maximum(1.0, sequences / prompts.chunks), whole, device, decoding=False)
     return one.times(prompts.chunks)
 
 
 def _work(
-    scenario: Scenario, cut: Degrees, tokens: FloatColumn, ends: FloatColumn, attention: Priced, device: OperatorModel, *, decoding: bool
+    scenario: Scenario,
+    cut: Degrees,
+    tokens: FloatColumn,
+    ends: FloatColumn,
+    attention: KernelCost,
+    device: OperatorModel,
+    *,
+    decoding: bool,
 ) -> PassWork:
     model = scenario.model
     dense, layers = dense_layers(model), model.num_hidden_layers

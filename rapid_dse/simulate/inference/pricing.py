@@ -15,9 +15,9 @@ from rapid_dse.model.architecture import matrix_parameters
 from rapid_dse.model.shapes import mean_context
 from rapid_dse.parallel.engines import Engines
 from rapid_dse.parallel.layouts import POOLS, Layouts
+from rapid_dse.simulate.inference.distinct_steps import Costs, costs
 from rapid_dse.simulate.inference.pools import Pools
 from rapid_dse.simulate.inference.serving import Engine, Load, Served
-from rapid_dse.simulate.inference.tables import Costs, costs
 from rapid_dse.simulate.results import Priced
 
 FloatColumn = NDArray[np.float64]
@@ -50,7 +50,7 @@ def price(scenario: Scenario, layouts: Layouts) -> Priced:
 
 
 @dataclass(frozen=True)
-class Prepared:
+class PreparedEngines:
     """Rows of a table (``rows``, positions) that all have pools, or all have none, with what their engines cost alone: of a prefill pool
     and of a decode pool, or twice the same; ``kinds``: which of these each row has."""
 
@@ -59,7 +59,7 @@ class Prepared:
     kinds: tuple[NDArray[np.intp], NDArray[np.intp]]
 
 
-def prepare(scenario: Scenario, layouts: Engines) -> list[Prepared]:
+def prepare(scenario: Scenario, layouts: Engines) -> list[PreparedEngines]:
     """Prices the passes of all ways that the engines are cut: what a fit of latencies needs once.
 
     Raises:
@@ -73,11 +73,11 @@ def prepare(scenario: Scenario, layouts: Engines) -> list[Prepared]:
             most = _most(scenario, table, load_of(table))
             priced = [_costs(scenario, table, most, device, pool) for pool in pools]
             (first, kind), (last, other) = priced[0], priced[-1]
-            found.append(Prepared(rows, (first, last), (kind, other)))
+            found.append(PreparedEngines(rows, (first, last), (kind, other)))
     return found
 
 
-def served(scenario: Scenario, layouts: Engines, ready: list[Prepared]) -> Priced:
+def served(scenario: Scenario, layouts: Engines, ready: list[PreparedEngines]) -> Priced:
     """Results of engines whose passes are priced."""
     tables = [layouts.take(part.rows) if len(part.rows) < len(layouts) else layouts for part in ready]
     priced = [_results(scenario, table, system(scenario, table, part)) for table, part in zip(tables, ready, strict=True)]
@@ -86,7 +86,7 @@ def served(scenario: Scenario, layouts: Engines, ready: list[Prepared]) -> Price
     return Priced.concatenate(priced).take(np.argsort(np.concatenate([part.rows for part in ready])))
 
 
-def system(scenario: Scenario, layouts: Engines, ready: Prepared) -> System:
+def system(scenario: Scenario, layouts: Engines, ready: PreparedEngines) -> System:
     """How requests fare on the engines of each row."""
     load, replicas = load_of(layouts), _busy(layouts)
     prompts, engine = (Engine(scenario, costs, kind) for costs, kind in zip(ready.costs, ready.kinds, strict=True))

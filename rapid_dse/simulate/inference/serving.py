@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from rapid_dse.config.scenario import Scenario
 from rapid_dse.parallel.engines import Degrees
-from rapid_dse.simulate.inference.passes import Pass, timed
-from rapid_dse.simulate.inference.tables import Between, Costs
+from rapid_dse.simulate.inference.distinct_steps import Between, Costs
+from rapid_dse.simulate.inference.passes import EnginePass, timed
 
 FloatColumn = NDArray[np.float64]
 IntColumn = NDArray[np.int64]
@@ -54,7 +54,7 @@ class Served:
 
     running: FloatColumn
     capacity: FloatColumn
-    step: Pass
+    step: EnginePass
     host: FloatColumn
     bubble: FloatColumn
     wait: FloatColumn
@@ -65,7 +65,7 @@ class Served:
     life: FloatColumn
     rate: FloatColumn
     most: FloatColumn
-    prefill: Pass
+    prefill: EnginePass
     together: FloatColumn
 
 
@@ -313,5 +313,5 @@ def _where(mask: NDArray[np.bool_], one: Served, other: Served) -> Served:
     return replace(other, **columns, step=_either(mask, one.step, other.step), prefill=_either(mask, one.prefill, other.prefill))
 
 
-def _either(mask: NDArray[np.bool_], one: Pass, other: Pass) -> Pass:
-    return Pass(*(np.where(mask, getattr(one, each.name), getattr(other, each.name)) for each in fields(one)))
+def _either(mask: NDArray[np.bool_], one: EnginePass, other: EnginePass) -> EnginePass:
+    return EnginePass(*(np.where(mask, getattr(one, each.name), getattr(other, each.name)) for each in fields(one)))

@@ -18,7 +18,7 @@ _ORDERED = frozenset(
 
 
 @dataclass(frozen=True)
-class Pool:
+class LayoutPool:
     """Legal layouts of one model at one sequence length.
 
     Attributes:
@@ -35,7 +35,7 @@ class Pool:
         return len(self.layouts)
 
 
-def layout_choices(pools: Sequence[Pool], searched: Sequence[str]) -> list[Choice]:
+def layout_choices(pools: Sequence[LayoutPool], searched: Sequence[str]) -> list[Choice]:
     """A dimension for each searched column (short names) that has several values among the pools' layouts."""
     found = []
     for name in searched:
@@ -62,7 +62,7 @@ class Points:
     index: NDArray[np.float32]
 
     @classmethod
-    def of(cls, pool: Pool, choices: Sequence[Choice]) -> Points:
+    def of(cls, pool: LayoutPool, choices: Sequence[Choice]) -> Points:
         """The points of a pool; every layout's value must be among a dimension's."""
         columns = []
         for choice in choices:
@@ -102,7 +102,7 @@ def _code(name: str, value: Any) -> int:
     return CODES[name].index(value) if name in CODES else int(value)
 
 
-def pool_of(layouts: Layouts, rule: IntColumn, reasons: Sequence[str], rejected: Mapping[str, int]) -> Pool:
+def pool_of(layouts: Layouts, rule: IntColumn, reasons: Sequence[str], rejected: Mapping[str, int]) -> LayoutPool:
     """The legal ones among enumerated layouts."""
     counts = dict(rejected)
     for at, reason in enumerate(reasons):
@@ -113,10 +113,10 @@ def pool_of(layouts: Layouts, rule: IntColumn, reasons: Sequence[str], rejected:
     example = None
     if not len(legal) and len(illegal):
         example = layouts.take(illegal[:1]), reasons[int(rule[illegal[0]])]
-    return Pool(legal, counts, example)
+    return LayoutPool(legal, counts, example)
 
 
-def within(pool: Pool, choices: Sequence[Choice]) -> Pool:
+def within(pool: LayoutPool, choices: Sequence[Choice]) -> LayoutPool:
     """The pool without the layouts that have a value which is none of the choices."""
     kept = np.ones(len(pool), bool)
     for choice in choices:

@@ -18,7 +18,7 @@ from rapid_dse.sweep.compose import Composed
 from rapid_dse.sweep.overrides import Interval
 from rapid_dse.sweep.portion import Portion
 from rapid_dse.sweep.search.dimensions import Choice, Dimension, Number
-from rapid_dse.sweep.search.pool import Points, Pool, layout_choices, pool_of, within
+from rapid_dse.sweep.search.pool import LayoutPool, Points, layout_choices, pool_of, within
 from rapid_dse.sweep.space import Axes, Setting, base_codes, combinations, first_of, layouts_of
 
 _POOLS_KEPT = 16  # pools of models or sequence lengths that a number makes: each is megabytes
@@ -36,7 +36,7 @@ class Variant:
 
     name: tuple[Any, ...]
     setting: Setting
-    pool: Pool
+    pool: LayoutPool
     points: Points
     tried: NDArray[np.bool_]
     hopeless: NDArray[np.bool_]
@@ -70,7 +70,7 @@ class SearchSpace:
             tuple(combination.values()): axes.composed(combination) for combination in combinations(axes.groups)
         }
         self.layout: tuple[Choice, ...] = ()
-        self._pools: dict[tuple[Any, ...], Pool] = {}
+        self._pools: dict[tuple[Any, ...], LayoutPool] = {}
         self._variants: dict[tuple[Any, ...], Variant] = {}
         lists = [Choice(key, values, _ordered(values)) for key, values in {**axes.groups, **axes.variants}.items()]
         self._lists = tuple(choice for choice in lists if len(choice.values) > 1)
@@ -78,7 +78,7 @@ class SearchSpace:
         pools = self._listed_pools()
         self.layout = tuple(layout_choices(pools, [name for name in COLUMN_OF.values() if name in axes.codes]))
         self.rejected: Mapping[str, int] = sum((Counter(pool.rejected) for pool in pools), Counter())
-        self._points: dict[int, tuple[Pool, Points]] = {}
+        self._points: dict[int, tuple[LayoutPool, Points]] = {}
         if not any(len(pool) for pool in pools):
             reasons = ", ".join(self.rejected) or next((pool.broken[1] for pool in pools if pool.broken), "")
             raise ValueError(f"search: no layout of the space is legal ({reasons}); allowed: a space with at least one legal layout")
@@ -176,19 +176,19 @@ class SearchSpace:
             raise ValueError(f"{key}=interval({interval.low:g},{interval.high:g}): allowed: ends with several whole numbers between")
         return Number(key, low, high, interval.log, whole)
 
-    def _listed_pools(self) -> list[Pool]:
+    def _listed_pools(self) -> list[LayoutPool]:
         """The pools that the listed values span; numbers at both ends."""
         ends = [{number.key: number.low for number in self.numbers}, {number.key: number.high for number in self.numbers}]
         # What is the hardware's alone changes no layout: one value stands for all.
         relevant = {key: values if not key.startswith("hw.") else values[:1] for key, values in self._axes.variants.items()}
-        found: dict[int, Pool] = {}
+        found: dict[int, LayoutPool] = {}
         for values in combinations({**self._axes.groups, **relevant}):
             for end in ends:
                 pool = self._pool(self._setting({**values, **end}))
                 found[id(pool)] = pool
         return list(found.values())
 
-    def _pool(self, setting: Setting) -> Pool:
+    def _pool(self, setting: Setting) -> LayoutPool:
         scenario, codes = setting.scenario, self._axes.codes
         base = tuple((name, code) for name, code in base_codes(scenario).items() if name not in codes)
         mark = (canonical(scenario.model), canonical(scenario.workload), *_rules_of(scenario), base, setting.broken)
@@ -199,7 +199,7 @@ class SearchSpace:
             self._pools[mark] = within(pool_of(*layouts_of(setting, codes)), self.layout)
         return self._pools[mark]
 
-    def _points_of(self, pool: Pool) -> Points:
+    def _points_of(self, pool: LayoutPool) -> Points:
         if id(pool) not in self._points or self._points[id(pool)][0] is not pool:
             if len(self._points) >= _POOLS_KEPT:
                 self._points.clear()

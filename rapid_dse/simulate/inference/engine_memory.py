@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 from rapid_dse.config.scenario import Scenario
 from rapid_dse.model.layers.embedding import padded_vocab
 from rapid_dse.parallel.engines import Degrees
-from rapid_dse.simulate.inference.kernels import cache_a_rank
 from rapid_dse.simulate.inference.passes import all_products
 from rapid_dse.simulate.inference.products import Product, dense_layers
+from rapid_dse.simulate.inference.served_kernels import cache_a_rank
 from rapid_dse.simulate.inference.widths import ACTIVATION, WEIGHT_BYTES, product_precision
 
 FloatColumn = NDArray[np.float64]

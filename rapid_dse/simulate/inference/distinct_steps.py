@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from rapid_dse.config.scenario import Scenario
 from rapid_dse.device import OperatorModel
 from rapid_dse.parallel.engines import Degrees
-from rapid_dse.simulate.inference.memory import Room, room
-from rapid_dse.simulate.inference.passes import Pass, PassWork, Prompts, drafted_work, prefill_work
+from rapid_dse.simulate.inference.engine_memory import Room, room
+from rapid_dse.simulate.inference.passes import EnginePass, PassWork, Prompts, drafted_work, prefill_work
 
 FloatColumn = NDArray[np.float64]
 IntColumn = NDArray[np.int64]
@@ -21,7 +21,7 @@ FINEST = (1, 2, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)  # batches; from there
 
 
 @dataclass(frozen=True)
-class Grid:
+class StepGrid:
     """What a pass takes alone at each of ``batches`` (ascending, ``(n_batches,)``): columns of ``work`` are ``(n_batches, n_kinds)``."""
 
     batches: FloatColumn
@@ -50,9 +50,9 @@ class Between:
         low = flat.take(self.below)
         return np.asarray(low + (flat.take(self.above) - low) * self.share)
 
-    def all_of(self, passes: Pass) -> Pass:
+    def all_of(self, passes: EnginePass) -> EnginePass:
         """Each column's value for each row."""
-        return Pass(*(self.of(getattr(passes, each.name)) for each in fields(passes)))
+        return EnginePass(*(self.of(getattr(passes, each.name)) for each in fields(passes)))
 
 
 @dataclass(frozen=True)
@@ -62,8 +62,8 @@ class Costs:
 
     cut: Degrees
     room: Room
-    decode: Grid
-    prefill: Grid
+    decode: StepGrid
+    prefill: StepGrid
     prompts: FloatColumn
 
 
@@ -100,7 +100,7 @@ def costs(scenario: Scenario, cut: Degrees, most: float, device: OperatorModel) 
     )
 
 
-def _grid(batches: FloatColumn, cut: Degrees, priced: Callable[[Degrees, FloatColumn], PassWork]) -> Grid:
+def _grid(batches: FloatColumn, cut: Degrees, priced: Callable[[Degrees, FloatColumn], PassWork]) -> StepGrid:
     kinds = len(cut.tp)
     every = cut.take(np.tile(np.arange(kinds), len(batches)))
-    return Grid(batches, priced(every, np.repeat(batches, kinds)).reshaped(len(batches), kinds))
+    return StepGrid(batches, priced(every, np.repeat(batches, kinds)).reshaped(len(batches), kinds))

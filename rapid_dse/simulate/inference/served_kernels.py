@@ -31,7 +31,7 @@ ONE_SHOT, TWO_SHOT = 1.0, 2.0  # rounds of a fused all-reduce: each rank reads a
 
 
 @dataclass(frozen=True)
-class Priced:
+class KernelCost:
     """Seconds, FLOP and HBM bytes, ``(n,)`` each; of products also how many of them cast their input to a narrow type."""
 
     seconds: FloatColumn
@@ -40,7 +40,7 @@ class Priced:
     casts: int = 0
 
 
-def price_products(scenario: Scenario, products: Sequence[Product], device: OperatorModel, *, decoding: bool) -> Priced:
+def price_products(scenario: Scenario, products: Sequence[Product], device: OperatorModel, *, decoding: bool) -> KernelCost:
     """The products of a layer one after the other; each distinct shape is priced once.
 
     Prefill is as training: products hold less than in short benchmarks (``hw.efficiency.sustained``), since they draw the chip's power.
@@ -70,14 +70,14 @@ def price_products(scenario: Scenario, products: Sequence[Product], device: Oper
         flops += work.reshape(len(several), rows).sum(axis=0)
         moved += (weights + 2.0 * batch * m * (n + k)).reshape(len(several), rows).sum(axis=0)
         casts += len(several) if precision in ("fp8", "fp4") else 0
-    return Priced(seconds, flops, moved, casts)
+    return KernelCost(seconds, flops, moved, casts)
 
 
 def _axes(products: Sequence[Product]) -> list[list[NDArray[np.float64] | float]]:
     return [[getattr(product.matmul, axis) for product in products] for axis in ("m", "n", "k", "batch")]
 
 
-def over_windows(scenario: Scenario, priced: Callable[[Scenario], Priced]) -> Priced:
+def over_windows(scenario: Scenario, priced: Callable[[Scenario], KernelCost]) -> KernelCost:
     """Attention of the mean layer of a model whose layers have windows of several lengths, or some none; ``priced``: of a scenario in
     which all layers have one."""
     windows = Counter(scenario.model.windows)
@@ -90,7 +90,7 @@ def over_windows(scenario: Scenario, priced: Callable[[Scenario], Priced]) -> Pr
     seconds, flops, moved = (
         np.sum([share * getattr(each, name) for share, each in found], axis=0) for name in ("seconds", "flops", "moved")
     )
-    return Priced(seconds, flops, moved)
+    return KernelCost(seconds, flops, moved)
 
 
 def decode_kernel(scenario: Scenario) -> AttentionKernel:
@@ -106,7 +106,7 @@ def decode_kernel(scenario: Scenario) -> AttentionKernel:
 
 def prefill_attention(
     scenario: Scenario, cut: Degrees, sequences: FloatColumn, queries: float, keys: float, device: OperatorModel
-) -> Priced:
+) -> KernelCost:
     """Causal attention of one layer over prompts: ``sequences`` of them on a rank, of whose ``keys`` tokens the last ``queries`` are
     computed."""
     model = scenario.model
@@ -119,7 +119,7 @@ def prefill_attention(
     ) / scenario.hw.efficiency.sustained  # fmt: skip
     seen = _seen(keys, queries, model.sliding_window)
     flops = 2.0 * sequences * heads * shared * seen * (width + value)
-    return Priced(seconds, flops, 2.0 * sequences * (heads * shared * 2 + kv_heads * keys) * (width + value) / 2)
+    return KernelCost(seconds, flops, 2.0 * sequences * (heads * shared * 2 + kv_heads * keys) * (width + value) / 2)
 
 
 def _seen(keys: float, queries: float, window: int | None) -> float:
@@ -128,7 +128,9 @@ def _seen(keys: float, queries: float, window: int | None) -> float:
     return float(np.minimum(positions + 0.5, window or np.inf).mean())
 
 
-def decode_attention(scenario: Scenario, cut: Degrees, rows: FloatColumn, context: float, queries: float, device: OperatorModel) -> Priced:
+def decode_attention(
+    scenario: Scenario, cut: Degrees, rows: FloatColumn, context: float, queries: float, device: OperatorModel
+) -> KernelCost:
     """Attention of one layer of a decode step: ``rows`` sequences on a rank, each with ``queries`` new tokens that see ``context`` keys."""
     model = scenario.model
     keys = min(context, model.sliding_window or context)
@@ -137,7 +139,7 @@ def decode_attention(scenario: Scenario, cut: Degrees, rows: FloatColumn, contex
     cached = rows * kept * cache_a_rank(scenario, cut)
     flops = 2.0 * rows * heads * queries * kept * (width + value)
     if model.kv_lora_rank:
-        return Priced(_latent_decode(scenario, heads * queries, rows, kept, cached), flops, cached)
+        return KernelCost(_latent_decode(scenario, heads * queries, rows, kept, cached), flops, cached)
     precision = cache_precision(scenario)
     known = scenario.hw.precisions
     arithmetic = precision if precision in known and precision in ("fp8", "bf16", "fp16") else scenario.hw.arithmetic("int8")
@@ -151,7 +153,7 @@ def decode_attention(scenario: Scenario, cut: Degrees, rows: FloatColumn, contex
             cached * (CACHE_BYTES[arithmetic] / CACHE_BYTES[precision] - 1) / (scenario.hw.memory.bandwidth * scenario.hw.efficiency.memory)
         )
         seconds = np.maximum(seconds - saved, seconds * 0.25)
-    return Priced(seconds / scenario.hw.efficiency.sustained, flops, cached)
+    return KernelCost(seconds / scenario.hw.efficiency.sustained, flops, cached)
 
 
 def _latent_decode(scenario: Scenario, queries: FloatColumn, rows: FloatColumn, keys: FloatColumn, cached: FloatColumn) -> FloatColumn:
