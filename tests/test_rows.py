@@ -23,6 +23,7 @@ from rapid_dse.sweep.portion import Portion
 ROWS = 200_000 if os.environ.get("HYPOTHESIS_PROFILE") == "fuzz" else 20_000
 # Null in a row of training: other workloads' quantities, and what there is nothing to say of.
 OF_INFERENCE = {"ttft_s", "tpot_s", "request_latency_s", "requests_per_s", "running_requests", "time_prefill_s"}
+OF_A_WHOLE_RUN = ["train_time_s", "train_cost_usd", "train_energy_j", "goodput"]
 MAY_BE_NULL = OF_INFERENCE | {"reason", "outside", "expected_error", "parallel.stage_layers", "parallel.etp"}
 
 
@@ -41,7 +42,11 @@ def test_every_row_holds_what_a_row_must() -> None:
         assert set(rows["status"]) <= {"ok", "oom"}, (where, set(rows["reason"].dropna()))
         seen.update(dict(rows["status"].value_counts()) | {found.hw.name: 1, found.software.name: 1, found.workload.precision: 1})
         seen.update({"empty stages": int(number_of_empty(found, layouts) > 0), "own split": int(found.parallel.stage_layers is not None)})
-        full = rows[[name for name in rows.columns if name not in MAY_BE_NULL]]
+        whole_run = found.workload.train_tokens is not None
+        seen.update({"whole runs": int(whole_run)})
+        assert whole_run or rows[OF_A_WHOLE_RUN].isna().all(axis=None), where
+        null = MAY_BE_NULL if whole_run else MAY_BE_NULL.union(OF_A_WHOLE_RUN)
+        full = rows[[name for name in rows.columns if name not in null]]
         assert not full.isna().any(axis=None), (where, full.columns[full.isna().any()])
         for name in full.select_dtypes("float"):
             assert (np.isfinite(full[name]) & (full[name] >= 0)).all(), (where, name)
@@ -58,6 +63,7 @@ def test_every_row_holds_what_a_row_must() -> None:
             assert (lower_bound(found, layouts) <= rows["step_time_s"]).all(), where
     assert seen["ok"] > ROWS / 5 < seen["oom"] * 2
     assert seen["own split"] > 5 < seen["empty stages"]
+    assert seen["whole runs"] > 20 < number - seen["whole runs"]
     assert not {*CHIPS, *SOFTWARE, "bf16", "fp16", "fp8", "tf32", "fp32"} - seen.keys()
 
 
