@@ -193,6 +193,16 @@ def test_each_chip_and_number_of_gpus_has_its_best(shown: Page, fitting: pd.Data
         assert [number(cell) for cell in shown.column(caption, name)] == pytest.approx([first.loc[key, name] for key in keys], rel=6e-3)
 
 
+def test_machines_that_none_beats_are_named(shown: Page, fitting: pd.DataFrame) -> None:
+    first = fitting.groupby(["hw", "hw.num_gpus"], observed=True).first()[["train_time_s", "train_cost_usd"]]
+    front = [key for key, own in first.iterrows() if not any((other <= own).all() and (other < own).any() for _, other in first.iterrows())]
+    svg = shown.pictures["The best by chip and number of GPUs: cost against time"]
+    texts = [each.text or "" for each in svg.iter("text")]
+    assert sorted(text for text in texts if " × " in text) == sorted(f"{hw} × {gpus}" for hw, gpus in front)
+    assert 0 < len(front) < len(first)
+    assert len(list(svg.iter("circle"))) == len(first)
+
+
 def test_ties_lie_within_the_winners_error(shown: Page, fitting: pd.DataFrame) -> None:
     best = fitting.iloc[0]
     same = fitting[(fitting["hw"] == best["hw"]) & (fitting["hw.num_gpus"] == best["hw.num_gpus"])]
@@ -330,5 +340,7 @@ def test_axes() -> None:
     assert logarithmic.place(np.array([1.0, 10.0, 100.0])).tolist() == pytest.approx([0, 50, 100])
     assert linear.ticks() == pytest.approx([10, 12, 14, 16, 18, 20])
     assert logarithmic.ticks() == pytest.approx([1, 2, 5, 10, 20, 50, 100])
+    days = Scale(86400, 100 * 86400, 0, 100)
+    assert [tick / 86400 for tick in days.ticks(86400)] == pytest.approx([1, 2, 5, 10, 20, 50, 100])
     one = scale_of(np.array([7.0]), 0, 100)
     assert one.low < 7 < one.high

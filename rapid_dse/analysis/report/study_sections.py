@@ -83,7 +83,7 @@ def _cloud(job: ReportJob, name: str, columns: tuple[str, str], title: str) -> R
     one_chip = not any(key.startswith("hw") and key != "hw.num_gpus" for key in job.varying)
     limit = best.usable if one_chip and columns[1] == "peak_memory_bytes" else None
     counted = f"{int((fits & priced).sum()):,} rows fit, {int((~fits & priced).sum()):,} do not; {len(front):,} are on the front"
-    axes = (charts.Axis(columns[0], shown[0]), charts.Axis(columns[1], shown[1]))
+    axes = (_axis(columns[0]), _axis(columns[1]))
     picture = charts.scatter(charts.Frame(name, title, counted), axes, sets, marked, limit)
     more = f" The table has the first {MOST_LINES} of the front." if len(front) > MOST_LINES else " The table is the front."
     note = f"{counted}: no row that fits is better in both. Rows on one pixel are one dot.{more}"
@@ -92,6 +92,13 @@ def _cloud(job: ReportJob, name: str, columns: tuple[str, str], title: str) -> R
     ]
     legend = [("fits", "fits"), ("does not fit", "oom"), ("front", "front"), (best.role, "winner")]
     return ReportSection(title, note, picture, ["layout", *job.varying, *columns], cells, legend)
+
+
+def _axis(column: str) -> charts.Axis:
+    """The axis of a result column."""
+    units = {"_bytes": ("GiB", 2.0**30), "train_time_s": ("days", 86400.0), "_usd": ("$", 1.0), "_time_s": ("s", 1.0)}
+    name, unit = next((found for end, found in units.items() if column.endswith(end)), ("", 1.0))
+    return charts.Axis(f"{column}{name and f' in {name}'}", partial(figures.result, column), unit)
 
 
 def _varying(job: ReportJob, row: Row) -> list[str]:
@@ -127,24 +134,32 @@ def _machines(job: ReportJob, name: str) -> Iterator[ReportSection]:
         return
     whole = all(row.get("train_time_s") and row.get("train_cost_usd") for row in best)
     columns = ("train_time_s", "train_cost_usd") if whole else ("step_time_s", "cost_usd")
-    labels = [f"{row.get('hw', '')} × {row.get('hw.num_gpus', '?')}" for row in best]
-    marked = [
-        charts.Marked("front", row[columns[0]], row[columns[1]], f"{label}: {show.layout_text(row)}", label if len(best) <= 12 else "")
-        for row, label in zip(best, labels, strict=True)
-        if (row.get(columns[0]) or 0) > 0 and (row.get(columns[1]) or 0) > 0
-    ]
-    axes = tuple(charts.Axis(column, partial(figures.result, column)) for column in columns)
+    marked = _marked(best, *columns)
     title = "The best by chip and number of GPUs: cost against time"
     frame = charts.Frame(f"{name}-machines", title, "; ".join(mark.text for mark in marked))
-    picture = charts.scatter(frame, (axes[0], axes[1]), [], marked, None) if marked else None
+    picture = charts.scatter(frame, (_axis(columns[0]), _axis(columns[1])), [], marked, None) if marked else None
     head = ["chip", "GPUs", "layout", "step_time_s", "expected", "mfu", *(columns if whole else columns[1:])]
     rows = [
         [str(row.get("hw", "")), str(row.get("hw.num_gpus", "?")), show.layout_text(row), figures.seconds(row["step_time_s"]),
          show.expected_text(show.error_of(row)), figures.percent(row["mfu"]), *(figures.result(key, row[key]) for key in head[6:])]
         for row in best[:MOST_LINES]
     ]  # fmt: skip
-    note = f"The table has the first {MOST_LINES} of {len(best)}." if len(best) > MOST_LINES else ""
-    yield ReportSection(title, note, picture, head, rows)
+    more = f" The table has the first {MOST_LINES} of {len(best)}." if len(best) > MOST_LINES else ""
+    note = f"Named are those that no other one is both faster and cheaper than.{more}"
+    yield ReportSection(title, note, picture, head, rows, [("another is faster and cheaper", "other"), ("front", "front")])
+
+
+def _marked(rows: Sequence[Row], first: str, second: str) -> list[charts.Marked]:
+    """A point a row, less is better in both columns: those on the front stand out and are named by chip and GPUs."""
+    found: list[charts.Marked] = []
+    least = float("inf")
+    for row in sorted(rows, key=lambda each: (each.get(first) or 0, each.get(second) or 0)):
+        x, y, label = row.get(first) or 0.0, row.get(second) or 0.0, f"{row.get('hw', '')} × {row.get('hw.num_gpus', '?')}"
+        if x > 0 and y > 0:
+            kind = "front" if y < least else "other"
+            found.append(charts.Marked(kind, x, y, f"{label}: {show.layout_text(row)}", label if kind == "front" else ""))
+            least = min(least, y)
+    return found
 
 
 def _ranking(job: ReportJob) -> ReportSection:

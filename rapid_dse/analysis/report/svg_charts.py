@@ -12,6 +12,7 @@ import numpy as np
 from markupsafe import Markup
 
 from rapid_dse.analysis.report.svg_scales import Scale, Values, scale_of
+from rapid_dse.sweep import figures
 
 WIDTH = 720.0
 _BAR, _GAP = 26.0, 34.0  # height of a bar, and from a bar's end to the next one's start
@@ -41,10 +42,15 @@ class StackedBar:
 
 @dataclass(frozen=True)
 class Axis:
-    """What an axis shows, and how its values are written."""
+    """What an axis shows, how its values are written, and the unit in which numbers stand beside it."""
 
     title: str
     shown: Callable[[float], str]
+    unit: float = 1.0
+
+    def tick(self, value: float) -> str:
+        """The number that stands beside the axis."""
+        return figures.amount(value / self.unit) if value >= 1e4 * self.unit else f"{value / self.unit:.4g}"
 
 
 @dataclass(frozen=True)
@@ -145,14 +151,14 @@ def scatter(frame: Frame, axes: tuple[Axis, Axis], sets: Sequence[Cloud], marked
 
 def _draw_axes(top: ET.Element, axes: tuple[Axis, Axis], across: Scale, up: Scale) -> None:
     floor = _HEIGHT - _BOTTOM
-    for value in across.ticks():
+    for value in across.ticks(axes[0].unit):
         x = float(across.place(np.array([value]))[0])
         _add(top, "line", "grid", x1=x, x2=x, y1=_TOP, y2=floor)
-        _add(top, "text", "middle", axes[0].shown(value), x=x, y=floor + 17)
-    for value in up.ticks():
+        _add(top, "text", "middle", axes[0].tick(value), x=x, y=floor + 17)
+    for value in up.ticks(axes[1].unit):
         y = float(up.place(np.array([value]))[0])
         _add(top, "line", "grid", x1=_LEFT, x2=WIDTH - _RIGHT, y1=y, y2=y)
-        _add(top, "text", "end", axes[1].shown(value), x=_LEFT - 6, y=y + 4)
+        _add(top, "text", "end", axes[1].tick(value), x=_LEFT - 6, y=y + 4)
     names = [f"{axis.title}{', logarithmic' if scale.logarithmic else ''}" for axis, scale in zip(axes, (across, up), strict=True)]
     _add(top, "text", "label", f"across: {names[0]}; up: {names[1]}", x=_LEFT, y=_HEIGHT - 8)
 

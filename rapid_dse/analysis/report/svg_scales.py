@@ -34,18 +34,19 @@ class Scale:
         placed: Values = self.start + (at - low) / (high - low) * (self.end - self.start)
         return placed
 
-    def ticks(self) -> list[float]:
-        """Round values between the ends: 1, 2 and 5 times powers of ten, or multiples of one of these."""
+    def ticks(self, unit: float = 1.0) -> list[float]:
+        """Values between the ends that are round in a unit: 1, 2 and 5 times powers of ten, or multiples of one of these."""
+        low, high = self.low / unit, self.high / unit
         if self.logarithmic:
-            powers = range(math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)) + 1)
-            found = [digit * 10.0**power for power in powers for digit in (1, 2, 5)]
-            found = [value for value in found if self.low <= value <= self.high]
-            return found if len(found) <= _MOST_TICKS else found[:: math.ceil(len(found) / _MOST_TICKS)]
-        raw = (self.high - self.low) / 5
+            powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+            round_ones = [digit * 10.0**power for power in powers for digit in (1, 2, 5)]
+            found = [value for value in round_ones if low <= value <= high]
+            return [value * unit for value in found[:: math.ceil(len(found) / _MOST_TICKS) or 1]]
+        raw = (high - low) / 5
         power = 10.0 ** math.floor(math.log10(raw))
         step = next(digit * power for digit in (1, 2, 5, 10) if digit * power >= raw * (1 - 1e-9))
-        first = math.ceil(self.low / step - 1e-9)
-        return [step * at for at in range(first, math.floor(self.high / step + 1e-9) + 1) if at > 0]
+        first = math.ceil(low / step - 1e-9)
+        return [step * at * unit for at in range(first, math.floor(high / step + 1e-9) + 1) if at > 0]
 
 
 def scale_of(values: Values, start: float, end: float) -> Scale:
