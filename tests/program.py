@@ -23,20 +23,19 @@ RESULTS = (
     *("energy_j", "cost_usd", "backend", "elapsed_s"),
 )
 KEYS = (
-    *(
-        "hw",
-        "cluster",
-        "model",
-        "software",
-        "hw.num_gpus",
-        "workload.kind",
-        "workload.seq_len",
-        "workload.global_batch_size",
-        "workload.precision",
-    ),
-    *(f"parallel.{k}" for k in ("tp", "cp", "dp", "pp", "ep", "vpp", "zero", "sequence_parallel", "micro_batch_size")),
-    *("parallel.recompute", "parallel.schedule"),
+    *("hw", "cluster", "model", "software", "hw.num_gpus", "workload.kind", "workload.precision"),
+    *(f"parallel.{k}" for k in ("tp", "cp", "dp", "pp", "ep")),
 )
+OF_KIND = {
+    "training": (
+        *("workload.seq_len", "workload.global_batch_size"),
+        *(f"parallel.{k}" for k in ("vpp", "zero", "sequence_parallel", "micro_batch_size", "recompute", "schedule")),
+    ),
+    "inference": (
+        *("workload.prompt_len", "workload.decode_len", "workload.concurrency", "parallel.attention_dp", "time_prefill_s"),
+        *("ttft_s", "request_latency_s", "requests_per_s", "running_requests", "usd_per_million_tokens"),
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -116,12 +115,13 @@ def one_line(ended: Ended, code: int = 2) -> str:
 
 def check_results(table: pd.DataFrame) -> None:
     """Every fixed column is there, keys are unique, and the terms of each priced row add up."""
-    assert not set(RESULTS + KEYS) - set(table.columns)
+    fixed = set(RESULTS + KEYS).union(*(OF_KIND[kind] for kind in set(table["workload.kind"])))
+    assert not fixed - set(table.columns), fixed - set(table.columns)
     assert table["key"].is_unique
     assert set(table["status"]) <= {"ok", "oom", "invalid", "error"}
     assert (table.loc[~table["status"].isin(["ok"]), "reason"].fillna("") != "").all()
     priced = table[table["status"].isin(["ok", "oom"])]
-    times = priced[[name for name in RESULTS if name.startswith("time_")]]
+    times = priced[[name for name in RESULTS if name.startswith("time_")]].assign(prefill=priced["time_prefill_s"].fillna(0))
     memory = priced[[name for name in RESULTS if name.startswith("memory_")]]
     assert (times >= 0).all().all()
     assert np.allclose(times.sum(axis=1), priced["step_time_s"], rtol=1e-9, atol=0)

@@ -104,27 +104,28 @@ def test_every_legal_value(tmp_path: Path) -> None:
     assert set(table["parallel.schedule"]) == {"none", "1f1b", "interleaved_1f1b"}, "what its framework lacks is counted too"
 
 
-@pytest.mark.parametrize("name", sorted(path.stem for path in (ROOT / "sweeps").glob("*.yaml")))
+SWEEPS = {path.stem: path.read_text() for path in sorted((ROOT / "sweeps").glob("*.yaml"))}
+
+
+@pytest.mark.parametrize("name", SWEEPS)
 def test_named_sweeps_compose_and_the_command_line_wins(tmp_path: Path, name: str) -> None:
-    narrow = (
-        "parallel.tp=8",
-        "parallel.cp=1",
-        "parallel.zero=1",
-        "parallel.recompute=full",
-        "parallel.vpp=1",
-        "parallel.micro_batch_size=1",
-        "search.jobs=1",
-    )
+    of_training = {"zero": 1, "recompute": "full", "vpp": 1, "micro_batch_size": 1}
+    serves = "override /workload: inference" in SWEEPS[name]
+    given = {"tp": 8, "cp": 1} | ({} if serves else of_training)
     small = {
         "chip_and_layout": ("search.n_trials=60",),
+        "deepseek_v3_2048xh800": ("parallel.recompute_modules=null",),  # what its selective recomputation makes again
         "fault_sensitivity": ("model.num_hidden_layers=4", "workload.global_batch_size=8"),
     }
-    done(tmp_path, "-m", f"+sweeps={name}", *narrow, *small.get(name, ()))
+    narrow = [f"parallel.{key}={value}" for key, value in given.items()]
+    done(tmp_path, "-m", f"+sweeps={name}", *narrow, "search.jobs=1", *small.get(name, ()))
     table = rows(tmp_path)
     check_results(table)
-    assert set(table["parallel.tp"]) == {8}
-    assert set(table["parallel.recompute"]) == {"full"}
+    assert set(table["workload.kind"]) == {"inference" if serves else "training"}
+    for key, value in given.items():
+        assert set(table[f"parallel.{key}"]) == {value}, key
     assert len(table) > 1
+    assert (table["status"] == "ok").any()
     assert (tmp_path / "results" / name).is_dir()
 
 
