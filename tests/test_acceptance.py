@@ -382,7 +382,17 @@ def test_a_table_says_which_columns_override_nothing(tmp_path: Path) -> None:
 
 def test_ranking_files_that_are_no_results_is_one_line(tmp_path: Path) -> None:
     pd.DataFrame({"a": [1]}).to_parquet(tmp_path / "x.parquet")
+    line = one_line(run(tmp_path, ".", module="rapid_dse.rank"))
+    assert line.startswith("rapid_dse: x.parquet: no results of rapid_dse (it has no column key); allowed: ")
     pd.DataFrame({"a": ["text"]}).to_parquet(tmp_path / "y.parquet")
+    line = one_line(run(tmp_path, ".", module="rapid_dse.rank"))
+    assert ".: none of its 2 files holds results that can be read; the first: x.parquet: no results of rapid_dse" in line
+
+
+def test_ranking_results_whose_columns_do_not_go_together_is_one_line(tmp_path: Path) -> None:
+    for number, step in enumerate((1.0, "a second")):
+        found = {"key": [f"{number:032x}"], "status": ["ok"], "reason": [None], "fits": [True], "step_time_s": [step]}
+        pd.DataFrame(found).to_parquet(tmp_path / f"{number}.parquet")
     assert "no results of one kind" in one_line(run(tmp_path, ".", module="rapid_dse.rank"))
 
 

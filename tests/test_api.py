@@ -188,8 +188,11 @@ def test_loading_unites_schemas_and_keeps_the_newest_row(tmp_path: Path, monkeyp
     (tmp_path / "results" / "plain" / "broken.parquet").write_bytes(b"PAR1")
     with pytest.warns(RuntimeWarning, match="broken"):
         assert len(rd.load("results")) == 4
-    with pytest.raises(ValueError, match="nowhere"):
+    (tmp_path / "notes.txt").write_text("text")
+    with pytest.raises(ValueError, match=r"nowhere: no such file or folder; allowed: files that rapid_dse wrote"):
         rd.load("nowhere")
+    with pytest.raises(ValueError, match=r"notes\.txt: no results file; allowed"):
+        rd.load("notes.txt")
     with pytest.raises(ValueError, match="no such file or folder"):
         rd.load("results/x*")
 

@@ -201,7 +201,7 @@ def _read(sources: Sequence[Path]) -> pa.Table:
         except store.Damaged as error:
             said.append(str(error))
     if not tables:
-        raise ValueError(f"{said[0] if said else sources[0]}; allowed: files that rapid_dse wrote")
+        raise store.nothing_read(sources[0], said)
     for text in said:
         warnings.warn(text, RuntimeWarning, stacklevel=3)
     return store.require_results(store.latest(tables), sources[0])

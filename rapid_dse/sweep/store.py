@@ -236,11 +236,19 @@ def read(source: Path, report: Report, columns: Sequence[str] | None = None) -> 
         except Damaged as error:
             damaged.append(str(error))
     if not tables:
-        raise ValueError(f"{damaged[0]}; allowed: files that rapid_dse wrote")
+        raise nothing_read(source, damaged)
     merged = latest(tables)
     for line in damaged:
         report(line)
     return merged
+
+
+def nothing_read(source: Path, damaged: Sequence[str]) -> ValueError:
+    """What to raise where no file of ``source`` could be read: what is wrong with the first, and how many others there are."""
+    what = damaged[0] if damaged else f"{source}: {'no results file' if source.exists() else 'no such file or folder'}"
+    if len(damaged) > 1:
+        what = f"{source}: none of its {len(damaged)} files holds results that can be read; the first: {what}"
+    return ValueError(f"{what}; allowed: files that rapid_dse wrote")
 
 
 def latest(tables: Iterable[pa.Table]) -> pa.Table:
