@@ -30,7 +30,7 @@ def run(arguments: Sequence[str]) -> int:
     options = _options(arguments)
     from rapid_dse.analysis.report.study_file import write_report
 
-    size = write_report(options.results, options.out, options.by, lambda line: print(line, file=sys.stderr))
+    size = write_report(options.results, options.out, options.by, not options.no_sensitivity, lambda line: print(line, file=sys.stderr))
     if options.json:
         print(json.dumps({"out": str(options.out), "bytes": size}))
         return 0
@@ -45,6 +45,7 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--by", default="step_time_s", help="column that ranks (default step_time_s); a leading '-', as --by=-mfu, puts the largest first"
     )
+    parser.add_argument("--no-sensitivity", action="store_true", help="leave out the table of other machines, which prices all rows again")
     parser.takes_json()
     return parser.parse_args(arguments)
 

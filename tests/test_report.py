@@ -16,7 +16,7 @@ import pytest
 from program import done, one_line, run
 
 import rapid_dse as rd
-from rapid_dse.analysis.report.study_page import page
+from rapid_dse.analysis.report.study_page import Origin, page
 from rapid_dse.analysis.report.svg_scales import Scale, scale_of
 from rapid_dse.sweep import store
 
@@ -175,12 +175,26 @@ def test_rows_that_do_not_fit_are_drawn(shown: Page, rows: pd.DataFrame) -> None
 
 def test_the_heat_map_has_the_best_of_each_pair(shown: Page, fitting: pd.DataFrame) -> None:
     best = fitting.groupby(["parallel.tp", "parallel.pp"])["step_time_s"].min()
-    caption = "Time of the best row for each tp and pp"
+    caption = "step_time_s of the best row for each tp and pp"
     pairs = zip(shown.column(caption, "tp"), shown.column(caption, "pp"), shown.column(caption, "step_time_s"), strict=True)
     found = {(int(tp), int(pp)): number(cell) for tp, pp, cell in pairs}
     assert found == pytest.approx(best.to_dict(), rel=1e-3)
     cells = [rect for rect in shown.pictures[caption].iter("rect") if rect.get("class") == "cell"]
-    assert len(cells) == len(best)
+    shade = {(rect.findtext("title") or "").split(":")[0]: float(rect.get("fill-opacity") or 0) for rect in cells}
+    assert len(shade) == len(best)
+    assert max(shade, key=shade.__getitem__) == "tp {}, pp {}".format(*best.idxmin())
+    assert min(shade, key=shade.__getitem__) == "tp {}, pp {}".format(*best.idxmax())
+
+
+def test_at_another_price_the_cheapest_row_wins(shown: Page, fitting: pd.DataFrame) -> None:
+    cheapest = fitting.groupby("hw", observed=True)["cost_usd"].min()
+    caption = "On another machine"
+    found = dict(zip(shown.column(caption, "on another machine"), shown.column(caption, "best"), strict=True))
+    for chip, other in (("h100", "a100"), ("a100", "h100")):
+        for factor in (0.5, 2):
+            expected = min(cheapest[chip] * factor, cheapest[other])
+            assert number(found[f"price of {chip} × {factor:g}"]) == pytest.approx(expected, rel=6e-3)
+    assert len(found) == 2 * 2 * 7, "of each chip: arithmetic, HBM, memory, NVLink, network, latency and price"
 
 
 def test_each_chip_and_number_of_gpus_has_its_best(shown: Page, fitting: pd.DataFrame) -> None:
@@ -270,7 +284,7 @@ def test_no_text_of_a_user_is_markup(folder: Path) -> None:
         at = table.column_names.index(column)
         texts = [bad if text is None or column != "reason" else f"{text} {bad}" for text in table[column].to_pylist()]
         table = table.set_column(at, column, pa.array(texts, pa.string()))
-    found = Page(page(table, bad))
+    found = Page(page(table, Origin(bad)))
     assert not found.tags & {"img", "script"}
     assert "onerror=alert(2)" in found.text
     assert "cannot be composed here" in found.text
@@ -321,7 +335,7 @@ def test_a_hundred_thousand_rows(folder: Path) -> None:
         values = table[name].to_numpy() * factor
         table = table.set_column(table.column_names.index(name), name, pa.array(values, from_pandas=True))
     start = time.perf_counter()
-    text = page(table, "large")
+    text = page(table, Origin("large"), sensitivity=False)
     assert time.perf_counter() - start < 10
     assert len(text.encode()) < 8e6
     assert f"{int(pa.compute.sum(table['fits']).as_py()):,} rows fit" in text

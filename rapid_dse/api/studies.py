@@ -122,18 +122,23 @@ class Results(Sequence[TrialRow]):
         found: list[dict[str, Any]] = self.table.to_pylist()
         return found
 
-    def report(self, path: str | PathLike[str] = "report.html", *, by: str = "step_time_s") -> Path:
+    def report(self, path: str | PathLike[str] = "report.html", *, by: str = "step_time_s", sensitivity: bool = True) -> Path:
         """Writes the rows as one page of HTML with pictures, as ``python -m rapid_dse.report`` does; the path.
+
+        Args:
+            by: the column that ranks.
+            sensitivity: whether the page has the table of other machines, which prices all rows again.
 
         Raises:
             ValueError: where no row was priced, there is no such column, or the file cannot be written.
         """
         from rapid_dse.analysis.report.study_file import write_text
-        from rapid_dse.analysis.report.study_page import page, written_of
+        from rapid_dse.analysis.report.study_page import Origin, page, written_of
 
         out = Path(path)
         written = written_of(self.folder) if self.folder is not None else ()
-        write_text(page(self.table, "results" if self.folder is None else self.folder.resolve().name, by, written), out)
+        name = "results" if self.folder is None else self.folder.resolve().name
+        write_text(page(self.table, Origin(name, written), by, sensitivity), out)
         return out
 
     def __repr__(self) -> str:

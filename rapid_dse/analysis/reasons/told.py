@@ -180,13 +180,17 @@ def _tell_sensitivity(out: Console, found: Sensitivity) -> None:
     out.print()
     if found.rows < found.of:
         listing.say(out, f"on another machine, of the best {found.rows:,} of {found.of:,} rows:")
-    columns = [
+    listing.show(out, machine_columns(found))
+
+
+def machine_columns(found: Sensitivity) -> list[Column]:
+    """The table of other machines: what is changed, the best value then, what it gains on the present winner, and who wins."""
+    return [
         Column("on another machine", [f"{each.what} × {each.factor:g}" for each in found.shifts], figure=False),
         Column("best", [figures.result(each.by.removeprefix("-"), each.value) for each in found.shifts]),
         Column("gain", [_gain(each) for each in found.shifts]),
         Column("winner", ["the same" if each.same else _winner(each.winner) for each in found.shifts], figure=False),
     ]
-    listing.show(out, columns)
 
 
 def _gain(of: Shift) -> str:

@@ -5,18 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from rapid_dse.analysis.report.study_page import page, written_of
+from rapid_dse.analysis.report.study_page import Origin, page, written_of
 from rapid_dse.sweep import store
 
 
-def write_report(source: Path, out: Path, by: str, report: Callable[[str], None]) -> int:
+def write_report(source: Path, out: Path, by: str, sensitivity: bool, report: Callable[[str], None]) -> int:
     """Writes the report of the results behind a path; the bytes of the file. Files that cannot be read are told to ``report``.
 
     Raises:
         ValueError: where the results or the column is none, or ``out`` cannot be written.
     """
     table = store.require_results(store.read(source, report), source)
-    return write_text(page(table, source.resolve().name, by, written_of(source), str(source), str(out)), out)
+    origin = Origin(source.resolve().name, written_of(source), str(source), str(out))
+    return write_text(page(table, origin, by, sensitivity), out)
 
 
 def write_text(text: str, out: Path) -> int:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rapid_dse.analysis.report.study_jobs import ReportJob, Row, Shown, jobs_of
-from rapid_dse.analysis.report.study_sections import ReportSection, overview, rejected, sections_of
+from rapid_dse.analysis.report.study_sections import ReportSection, other_machines, overview, rejected, sections_of
 from rapid_dse.analysis.report.svg_charts import printable
 from rapid_dse.sweep import figures, ranking, show, store
 from rapid_dse.sweep.table import CHOICES
@@ -45,17 +45,30 @@ class LaunchText:
     why: str = ""
 
 
-def page(
-    table: pa.Table, name: str, by: str = "step_time_s", written: Sequence[Written] = (), source: str = "", out: str = "report.html"
-) -> str:
+@dataclass(frozen=True)
+class Origin:
+    """Where results come from.
+
+    Attributes:
+        name: of the study.
+        written: who wrote the rows, a file each, the last one last.
+        source: the results as commands name them; empty: the page names no commands.
+        out: the page as commands name it.
+    """
+
+    name: str
+    written: Sequence[Written] = ()
+    source: str = ""
+    out: str = "report.html"
+
+
+def page(table: pa.Table, origin: Origin, by: str = "step_time_s", sensitivity: bool = True) -> str:
     """The report of a table of results as HTML.
 
     Args:
         table: as ``store.require_results`` gives it.
-        name: of the study.
         by: the column that ranks; a leading '-' puts the largest first.
-        written: who wrote the rows, a file each, the last one last.
-        source, out: the results and the page as commands name them; without ``source`` the page names no commands.
+        sensitivity: whether rows are priced again on other machines; of several jobs they are not.
 
     Raises:
         ValueError: where no row was priced, or no column of numbers has the name ``by``.
@@ -66,15 +79,17 @@ def page(
         {"job": job, "card": _card(job), "launch": _launch(job.shown[0]), "sections": sections_of(job, f"job{at}")}
         for at, job in enumerate(jobs[:MOST_JOBS])
     ]
+    written, key = origin.written, str(jobs[0].shown[0].row.get("key") or "")
     return _template().render(
-        name=printable(name),
+        name=printable(origin.name),
         parts=parts,
         overview=overview(jobs) if len(jobs) > 1 else None,
         left_out=max(0, len(jobs) - MOST_JOBS),
         rejected=rejected(dict(status), dict(reasons.most_common())),
         provenance=_provenance(written),
         configuration=_indented(written[-1].configuration) if written else "",
-        commands=commands_of(source, out, by, str(jobs[0].shown[0].row.get("key") or "")) if source else [],
+        commands=commands_of(origin, by, key) if origin.source else [],
+        machines=other_machines(jobs[0]) if sensitivity and len(jobs) == 1 else None,
         style=_file("report.css"),
     )
 
@@ -100,10 +115,11 @@ def written_of(source: Path) -> list[Written]:
     return sorted(found, key=lambda each: each.written)
 
 
-def commands_of(source: str, out: str, by: str, key: str) -> list[str]:
+def commands_of(origin: Origin, by: str, key: str) -> list[str]:
     """Commands that write this page again and show more of the study."""
     ranks = [] if by == "step_time_s" else [f"--by={by}"]
-    said = [["report", source, "--out", out, *ranks], ["rank", source, *ranks]]
+    source = origin.source
+    said = [["report", source, "--out", origin.out, *ranks], ["rank", source, *ranks]]
     said += [["explain", source, "--key", key], ["export", source, "--key", key]] if key else []
     return [f"python -m rapid_dse.{shlex.join(each)}" for each in said]
 

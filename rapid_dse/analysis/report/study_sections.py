@@ -12,7 +12,7 @@ from markupsafe import Markup
 from rapid_dse.analysis.report import svg_charts as charts
 from rapid_dse.analysis.report.study_jobs import ReportJob, Row, best_of_each, front_of_job
 from rapid_dse.simulate.results import MEMORY_TERMS, OF_INFERENCE, TIME_TERMS
-from rapid_dse.sweep import figures, show
+from rapid_dse.sweep import figures, ranking, show
 
 MOST_LINES = 40  # of a table; what it leaves out is said
 _TIMES = (*TIME_TERMS, OF_INFERENCE)
@@ -112,18 +112,15 @@ def _heat(job: ReportJob, name: str) -> Iterator[ReportSection]:
         return
     best = [row for row in best_of_each(job, keys) if all(row[key] is not None for key in keys)]
     column = job.by.removeprefix("-")
-    cells = {(int(row[keys[0]]), int(row[keys[1]])): float(row["step_time_s"]) for row in best}
+    shown = partial(figures.result, column)
+    cells = {(int(row[keys[0]]), int(row[keys[1]])): float(row[column]) for row in best}
     if len(cells) < 2:
         return
-    title = "Time of the best row for each tp and pp"
-    picture = charts.heat_map(
-        charts.Frame(f"{name}-heat", title, f"{len(cells)} pairs have a row that fits"), ("tp", "pp"), cells, figures.seconds
-    )
-    head = ["tp", "pp", "layout", "step_time_s", *([column] if column != "step_time_s" else [])]
-    rows = [
-        [str(row[keys[0]]), str(row[keys[1]]), show.layout_text(row), *(figures.result(key, row[key]) for key in head[3:])] for row in best
-    ]
-    yield ReportSection(title, f"Best by {job.by}, of rows that fit; the faster the darker.", picture, head, rows)
+    title = f"{column} of the best row for each tp and pp"
+    frame = charts.Frame(f"{name}-heat", title, f"{len(cells)} pairs have a row that fits")
+    picture = charts.heat_map(frame, ("tp", "pp"), cells, shown, ranking.descending(job.by))
+    rows = [[str(row[keys[0]]), str(row[keys[1]]), show.layout_text(row), shown(row[column])] for row in best]
+    yield ReportSection(title, "Of rows that fit; the better the darker.", picture, ["tp", "pp", "layout", column], rows)
 
 
 def _machines(job: ReportJob, name: str) -> Iterator[ReportSection]:
@@ -189,6 +186,25 @@ def _ties(job: ReportJob) -> Iterator[ReportSection]:
     yield ReportSection(
         "Ties", f"No prediction tells {count:,} rows apart: they lie within {error} of the winner.{first}", None, head, cells
     )
+
+
+def other_machines(job: ReportJob) -> ReportSection | None:
+    """Who would win on other machines, all rows priced again by closed forms; None where they cannot be composed here."""
+    from rapid_dse.analysis.reasons.sensitivity import sensitivity
+    from rapid_dse.analysis.reasons.told import machine_columns
+
+    title = "On another machine"
+    try:
+        found = sensitivity(job.table, job.by)
+    except ValueError as error:
+        return ReportSection(title, f"Rows cannot be priced again by closed forms: {error}", None, [], [])
+    if found is None:
+        return None
+    columns = machine_columns(found)
+    of = f"the best {found.rows:,} of {found.of:,} rows" if found.rows < found.of else "all rows"
+    note = f"Which row wins where one figure of the machine is half or twice what it is: {of} priced again by closed forms."
+    cells = [list(cells) for cells in zip(*(each.cells for each in columns), strict=True)]
+    return ReportSection(title, note, None, [each.title for each in columns], cells)
 
 
 def overview(jobs: Sequence[ReportJob]) -> ReportSection:

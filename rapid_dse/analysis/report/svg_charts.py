@@ -163,10 +163,16 @@ def _draw_axes(top: ET.Element, axes: tuple[Axis, Axis], across: Scale, up: Scal
     _add(top, "text", "label", f"across: {names[0]}; up: {names[1]}", x=_LEFT, y=_HEIGHT - 8)
 
 
-def heat_map(frame: Frame, names: tuple[str, str], cells: Mapping[tuple[int, int], float], shown: Callable[[float], str]) -> Markup:
-    """The values of two keys against each other, the smallest value darkest; what has no value is left blank."""
+def heat_map(
+    frame: Frame, names: tuple[str, str], cells: Mapping[tuple[int, int], float], shown: Callable[[float], str], descending: bool
+) -> Markup:
+    """The values of two keys against each other, the best darkest; pairs without a value are left blank.
+
+    ``descending``: whether the best is the largest.
+    """
     down, across = (sorted({pair[at] for pair in cells}) for at in (0, 1))
-    best = min(cells.values())
+    best, worst = (max, min)[not descending](cells.values()), (min, max)[not descending](cells.values())
+    span = worst - best or 1.0
     width = max(WIDTH, _LEFT + _WIDE * len(across))
     top = _picture(frame, (len(down) + 1) * _CELL + 4, width)
     if width > WIDTH:  # its frame scrolls, so that the texts of cells stay legible
@@ -180,7 +186,7 @@ def heat_map(frame: Frame, names: tuple[str, str], cells: Mapping[tuple[int, int
             value = cells.get((row, column))
             cell = _add(top, "rect", "cell" if value is not None else "blank", x=_LEFT + at * _WIDE, y=y, width=_WIDE - 2, height=_CELL - 2)
             if value is not None:
-                cell.set("fill-opacity", f"{0.05 + 0.5 * (best / value) ** 2:.2f}")
+                cell.set("fill-opacity", f"{0.05 + 0.5 * ((worst - value) / span) ** 2:.2f}")
                 _titled(cell, f"{names[0]} {row}, {names[1]} {column}: {shown(value)}")
                 _add(top, "text", "middle", shown(value), x=_LEFT + (at + 0.5) * _WIDE - 1, y=y + 21)
     return _done(top)
