@@ -151,6 +151,7 @@ def test_nothing_legal_is_no_failure(tmp_path: Path) -> None:
     run = Run([chunks.take(portion(), slice(0, 0))], tmp_path)
     assert run.code == 0
     assert "0 trials: none" in run.out
+    assert "no layout of this space is legal" in run.out
 
 
 def test_workers_and_this_process_write_the_same_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

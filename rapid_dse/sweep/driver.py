@@ -18,7 +18,7 @@ from rapid_dse.config.run import Debug, Search
 from rapid_dse.config.scenario import Scenario
 from rapid_dse.imports.file_options import is_file_option
 from rapid_dse.parallel.layouts import COLUMN_OF
-from rapid_dse.sweep import arrow, identity, ranked, ranking, show, standing, store, workers
+from rapid_dse.sweep import arrow, identity, listing, ranked, ranking, show, standing, store, workers
 from rapid_dse.sweep.chunks import Chunk, Summary, chunks_of, rows_of
 from rapid_dse.sweep.console import console
 from rapid_dse.sweep.portion import Portion, Priceable
@@ -304,6 +304,9 @@ def _report(portions: Sequence[Portion], tally: Tally, found: Standing, chunks: 
     source = ranked.Source(lambda lanes: rows_of(list(tally.files), lanes), trial, "search.each=true")
     ranked.show_ranking(out, found, tally.aim, source)
     show.show_counts(out, tally.status, tally.reasons, rejected, found.broken)
+    if not tally.rows:
+        listing.say(out, "no layout of this space is legal; what breaks which rule stands above")
+        return
     new = "all read from there" if not tally.priced else f"{tally.priced:,} priced now"
     out.print(f"stored in {folder} ({new})", highlight=False, markup=False, soft_wrap=True)
     show.show_artifacts(out, (portion.scenario for portion in portions))
