@@ -11,6 +11,7 @@ import pytest
 from trials import layouts, memory_terms, priced, random_layouts, scenario, time_terms
 
 from rapid_dse.config.scenario import Scenario
+from rapid_dse.config.schedule_names import SCHEDULES
 from rapid_dse.device import operator_model
 from rapid_dse.events.backends import price
 from rapid_dse.interconnect import closed_form
@@ -341,7 +342,10 @@ class TestLaws:
     def test_recomputation_buys_memory_with_time(self, name: str) -> None:
         of, rows = table(name, **UNHINDERED)
         none, selective, full = (price(of, replace(rows, recompute=np.full(len(rows), code))) for code in range(3))
-        assert (none.step_time_s <= selective.step_time_s * SLACK).all()
+        # Where exchanges of experts take longer than what is computed in a pair of passes, what runs again hides more of them, and
+        # passes of dualpipe_v that run alone at a step's ends, which the same share of them is exposed in, are shorter.
+        slack = np.where(rows.schedule == SCHEDULES.index("dualpipe_v"), 1.001, SLACK)
+        assert (none.step_time_s <= selective.step_time_s * slack).all()
         assert (selective.step_time_s <= full.step_time_s * SLACK).all()
         assert (none.peak_memory_bytes >= selective.peak_memory_bytes / SLACK).all()
         assert (selective.peak_memory_bytes >= full.peak_memory_bytes / SLACK).all()

@@ -12,6 +12,7 @@ from test_closed_form import NODES, TOPOLOGIES, span
 from trials import layouts, legal, price, priced, random_layouts, scenario
 
 from rapid_dse.config.scenario import Scenario
+from rapid_dse.config.schedule_names import SCHEDULES
 from rapid_dse.cost.overlap import Window, exposed
 from rapid_dse.interconnect import transfer
 from rapid_dse.interconnect.transfer import Transfer
@@ -122,18 +123,18 @@ class TestNoCardCarriesMoreThanItCan:
 
     def sent(self, row: dict[str, int], gradient: int) -> float:
         """Bytes that the mean GPU's card sends to other nodes in a step, at least: layers alone, without recomputation."""
-        tp, cp, dp, ep = (row[name] for name in ("tp", "cp", "dp", "ep"))
-        shared, alike = cp * dp, cp * dp // ep
+        tp, cp, dp, ep, etp = (row[name] for name in ("tp", "cp", "dp", "ep", "expert_tp"))
+        shared, alike = cp * dp, tp * cp * dp // (etp * ep)  # ranks with the same dense weights, and with the same part of the same experts
         dense = self.HIDDEN * (2 * self.HIDDEN + 2 * self.KV_WIDTH) / tp
-        experts = self.EXPERTS / ep * 3 * self.HIDDEN * self.EXPERT / tp
-        gathers = [(dense, shared, tp), (experts, alike, tp * ep)]
+        experts = self.EXPERTS / ep * 3 * self.HIDDEN * self.EXPERT / etp
+        gathers = [(dense, shared, tp), (experts, alike, etp * ep)]
         each = sum(
             size * (2 * 2 + gradient) * (count - 1) / count * self.over_nodes(stride, count) for size, count, stride in gathers
         )  # gathered in 16 bits forward and backward, gradients scattered
         tokens = row["micro_batch_size"] * self.SEQ / cp
         keys = tokens * 2 * (self.KV_WIDTH / tp) * 2
         ring = 3 * (cp - 1) * keys * self.over_nodes(tp, cp)
-        outside = sum(member * tp // self.NODE != 0 for member in range(ep)) / ep
+        outside = sum(member * etp // self.NODE != 0 for member in range(ep)) / ep
         rows = tokens / (tp if row["sequence_parallel"] else 1) * self.CHOSEN * self.HIDDEN * 2
         routed = 4 * rows * outside
         return self.LAYERS * row["num_micro_batches"] * (each + ring + routed)
@@ -142,7 +143,7 @@ class TestNoCardCarriesMoreThanItCan:
         every = random_layouts(of, 128, 512, 100_000)
         table = every.take((every.pp == 1) & (every.zero == 3) & (every.cp * every.tp <= self.NODE * 2))
         assert len(table) > 100
-        names = ("tp", "cp", "dp", "ep", "micro_batch_size", "sequence_parallel", "num_micro_batches")
+        names = ("tp", "cp", "dp", "ep", "expert_tp", "micro_batch_size", "sequence_parallel", "num_micro_batches")
         rows = [dict(zip(names, values, strict=True)) for values in zip(*(getattr(table, name).tolist() for name in names), strict=True)]
         dtype = of.software.precision.reduce_dtype or of.software.precision.gradient_dtype
         bytes_ = np.array([self.sent(row, {"fp32": 4, "bf16": 2, "fp16": 2}[dtype]) for row in rows])
@@ -158,7 +159,7 @@ class TestNoCardCarriesMoreThanItCan:
         found = priced(of, {"num_gpus": 128, "zero": 3, "global_batch_size": 16, **row})
         fabric = of.hw.network.dimensions[1]
         rate = fabric.bandwidth * fabric.utilization * of.cluster.fabric_efficiency
-        assert found.step_time_s[0] >= self.sent({**row, "num_micro_batches": 2}, gradient=4) / rate
+        assert found.step_time_s[0] >= self.sent({**row, "expert_tp": 8, "num_micro_batches": 2}, gradient=4) / rate
 
 
 class TestEnergy:
@@ -239,6 +240,7 @@ class TestTheHostSetsThePace:
         "model__intermediate_size": 8192,
         "model__vocab_size": 32000,
     }
+    FILLED: ClassVar[list[int]] = [SCHEDULES.index(name) for name in ("zb_v", "dualpipe_v", "zb_2p")]
 
     @pytest.mark.parametrize("software", ["megatron_lm", "nemo", "torchtitan", "nanotron", "llm_foundry", "megatron_deepspeed"])
     def test_faster_memory_links_and_fewer_tokens_are_no_slower(self, software: str) -> None:
@@ -259,6 +261,12 @@ class TestTheHostSetsThePace:
             # micro-batches that have not settled are added up (docs/backends.md)
             rows = table.take(possible)
             slack = np.where(rows.zero >= 2, 3e-3, np.where(rows.vpp > 1, 3e-4, 1e-9))
+            # where the host comes to set the pace, a forward pass, an input gradient and a weight gradient take a third of a micro-batch
+            # each, as their launches do; weight gradients whose share was larger on the device then fill less of what stages wait for
+            # ((p - 1)(F&B + B - 3 W) of DualPipeV, which is nothing at W = 1/2 and a third of p - 1 slots at W = 1/3)
+            # and where transfers fill a slot of zero_bubble, faster weight gradients leave it as long but fill less of the tail
+            slack = np.where(rows.schedule == SCHEDULES.index("zero_bubble"), np.maximum(slack, 5e-5), slack)
+            slack = np.where(np.isin(rows.schedule, self.FILLED), 3.5e-2, slack)
             assert (price(of, rows).step_time_s <= slow[possible] * (1 + slack)).all(), change
 
     @pytest.mark.parametrize("software", ["megatron_lm", "torchtitan", "nanotron", "llm_foundry"])

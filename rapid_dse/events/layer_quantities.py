@@ -17,7 +17,7 @@ from rapid_dse.parallel.layouts import Layouts
 from rapid_dse.simulate.arrangement import Arrangement
 from rapid_dse.simulate.communication import LayerTransfers, Streams, TensorParallel, node_wait
 from rapid_dse.simulate.expert_traffic import gathers_tokens
-from rapid_dse.simulate.layer import hidden_exchanges
+from rapid_dse.simulate.layer import beside_compute, hidden_exchanges
 from rapid_dse.simulate.layer_work import LayerBlock
 from rapid_dse.simulate.recomputed import Repeated, repeated
 from rapid_dse.simulate.sharding import ShardGroups
@@ -143,7 +143,8 @@ def _route(streams: Streams, block: LayerBlock, moved: LayerTransfers, repeats: 
     if moved.route is None:
         return None
     found, way, copies = moved.route, seconds_alone(moved.ep_exchange), moved.route.copies
-    hidden = hidden_exchanges(streams.scenario, streams.layouts, block, moved, repeats)
+    beside = beside_compute(streams.scenario, streams.layouts, block, moved, repeats)
+    hidden = hidden_exchanges(streams.scenario, streams.layouts, block, moved, repeats, beside)
     spans = [float(np.ravel(members)[0]) for members in streams.placement.ep.members]
     return ExpertRoute(
         size=float(found.size[0]),

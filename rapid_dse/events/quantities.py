@@ -358,4 +358,4 @@ def _stalls(one: LayoutDetail, kinds: Sequence[int], stage: int, passes: PassSec
     ahead = sum(passes.layers[kind][0] + float(one.layers.each[kind].dp_forward[0]) for kind in kinds)
     ahead += float(block.embedding[0]) * (stage == 0) + float(block.head_forward[0]) * (stage == last)
     gradients = sum(one.works[kind].weight_gradient for kind in kinds)
-    return waits_of_passes(software, (ahead * device / max(device - hops, 1e-300), gradients), device, host)
+    return waits_of_passes(software, (ahead + hops / 2, gradients), device, host)

@@ -131,37 +131,22 @@ def _layer(
     """
     (sharded, copies, repeats), software = around, scenario.software
     again = recomputed(scenario, layouts, block)
-    pipelined = software.overlap.tp_overlap if software.overlap.async_tp else 0.0
-    # attention, which rings of context parallelism hide behind, hides nothing of tensor parallelism's transfers
-    forward_beside, backward_beside = block.forward - block.attention_forward, block.backward - block.attention_backward
-    tp_forward = moved.tp_forward.seconds - np.minimum(pipelined * moved.tp_forward.seconds, forward_beside)
-    beside = moved.tp_backward + moved.tp_gather_again
-    hidden = pipelined * beside.seconds
-    # behind weight gradients hides what the pipelined share leaves; all that hides fits into the pass
-    hidden = hidden + np.minimum(software.overlap.tp_backward_overlap * (beside.seconds - hidden), block.weight_gradient)
-    tp_backward = beside.seconds - np.minimum(hidden, backward_beside) + repeats.whole * tp_forward
-    tp_backward = tp_backward + (1 - pipelined) * repeats.partly * moved.tp_selective.seconds
-    ring = moved.cp_hop.times(layouts.cp - 1)
-    cp_forward = exposed_beside(ring.seconds, software.overlap.cp_overlap, block.attention_forward)
-    cp_backward = exposed_beside(2 * ring.seconds, software.overlap.cp_overlap, block.attention_backward) + repeats.core * cp_forward
-    routed, way = hidden_exchanges(scenario, layouts, block, moved, repeats), moved.ep_exchange.seconds
+    beside = beside_compute(scenario, layouts, block, moved, repeats)
+    routed, way = hidden_exchanges(scenario, layouts, block, moved, repeats, beside), moved.ep_exchange.seconds
     ep_forward, ep_backward = routed.shown * 2 * way, routed.shown * (2 + repeats.routed) * way
-    forward = block.forward + tp_forward + cp_forward + ep_forward
-    backward = block.backward + again + tp_backward + cp_backward + ep_backward
+    forward = block.forward + beside.tp_forward + beside.cp_forward + ep_forward
+    backward = block.backward + again + beside.tp_backward + beside.cp_backward + ep_backward
     all_moved = layer_moved(layouts, moved, repeats)
     dp_forward = exposed(sharded.forward, software.overlap.dp_overlap, Window(forward, all_moved.forward.busy))
     dp_backward = exposed(sharded.backward, software.overlap.dp_overlap, Window(backward, all_moved.backward.busy))
-    hidden_forward = moved.tp_forward.seconds + ring.seconds + sharded.forward.seconds - tp_forward - cp_forward - dp_forward
-    tp_again = repeats.whole * moved.tp_forward.seconds + repeats.partly * moved.tp_selective.seconds
-    sent_backward = beside.seconds + tp_again + (2 + repeats.core) * ring.seconds + sharded.backward.seconds
-    hidden_backward = sent_backward - tp_backward - cp_backward - dp_backward
-    slowed_forward, slowed_backward = slowed_by(scenario, (hidden_forward, hidden_backward), routed)
+    hidden = beside.forward + sharded.forward.seconds - dp_forward, beside.backward + sharded.backward.seconds - dp_backward
+    slowed_forward, slowed_backward = slowed_by(scenario, hidden, routed)
     forward, backward = forward + slowed_forward, backward + slowed_backward
     copies_forward, copies_backward = copies.exposed(scenario, forward, backward)
     return Layer(
         compute=block.forward + block.backward + again + slowed_forward + slowed_backward,
-        tp=tp_forward + tp_backward,
-        cp=cp_forward + cp_backward,
+        tp=beside.tp_forward + beside.tp_backward,
+        cp=beside.cp_forward + beside.cp_backward,
         ep=ep_forward + ep_backward,
         copies_forward=copies_forward,
         copies_backward=copies_backward,
@@ -173,6 +158,46 @@ def _layer(
         sharded=sharded,
         slowed_forward=slowed_forward,
         slowed_backward=slowed_backward,
+    )
+
+
+@dataclass(frozen=True)
+class BesideCompute:
+    """Exposed seconds of tensor and context parallelism's transfers of a layer in each pass, and those that hide behind its compute
+    (``forward``, ``backward``), ``(n_layouts,)`` each."""
+
+    tp_forward: FloatColumn
+    tp_backward: FloatColumn
+    cp_forward: FloatColumn
+    cp_backward: FloatColumn
+    forward: FloatColumn
+    backward: FloatColumn
+
+
+def beside_compute(scenario: Scenario, layouts: Layouts, block: LayerBlock, moved: LayerTransfers, repeats: Repeated) -> BesideCompute:
+    """What hides of tensor and context parallelism's transfers behind a layer's compute."""
+    software = scenario.software
+    pipelined = software.overlap.tp_overlap if software.overlap.async_tp else 0.0
+    # attention, which rings of context parallelism hide behind, hides nothing of tensor parallelism's transfers
+    forward_beside, backward_beside = block.forward - block.attention_forward, block.backward - block.attention_backward
+    tp_forward = moved.tp_forward.seconds - np.minimum(pipelined * moved.tp_forward.seconds, forward_beside)
+    beside = moved.tp_backward.seconds + moved.tp_gather_again.seconds
+    hidden = pipelined * beside
+    # behind weight gradients hides what the pipelined share leaves; all that hides fits into the pass
+    hidden = hidden + np.minimum(software.overlap.tp_backward_overlap * (beside - hidden), block.weight_gradient)
+    tp_backward = beside - np.minimum(hidden, backward_beside) + repeats.whole * tp_forward
+    tp_backward = tp_backward + (1 - pipelined) * repeats.partly * moved.tp_selective.seconds
+    ring = moved.cp_hop.times(layouts.cp - 1).seconds
+    cp_forward = exposed_beside(ring, software.overlap.cp_overlap, block.attention_forward)
+    cp_backward = exposed_beside(2 * ring, software.overlap.cp_overlap, block.attention_backward) + repeats.core * cp_forward
+    tp_again = repeats.whole * moved.tp_forward.seconds + repeats.partly * moved.tp_selective.seconds
+    return BesideCompute(
+        tp_forward,
+        tp_backward,
+        cp_forward,
+        cp_backward,
+        forward=moved.tp_forward.seconds + ring - tp_forward - cp_forward,
+        backward=beside + tp_again + (2 + repeats.core) * ring - tp_backward - cp_backward,
     )
 
 
@@ -243,19 +268,22 @@ class HiddenExchanges:
     late: FloatColumn
 
 
-def hidden_exchanges(scenario: Scenario, layouts: Layouts, block: LayerBlock, moved: LayerTransfers, repeats: Repeated) -> HiddenExchanges:
-    """What hides of a layer's exchanges: all of a forward and a backward pass together hide behind a share of both passes' compute, in
-    proportion to how long each is; behind all of it where the schedule runs these passes in pairs."""
+def hidden_exchanges(
+    scenario: Scenario, layouts: Layouts, block: LayerBlock, moved: LayerTransfers, repeats: Repeated, beside: BesideCompute
+) -> HiddenExchanges:
+    """What hides of a layer's exchanges: all of a forward and a backward pass together hide behind a share of what both passes compute
+    with no transfer of tensor or context parallelism ``beside`` it, in proportion to how long that is in each; behind all of it where the
+    schedule runs these passes in pairs. So no second of compute hides two transfers."""
     experts, none, paired = scenario.software.experts, np.zeros(len(layouts)), layouts.pairs_passes
     if moved.route is None or not (experts.expert_overlap or paired.any()):
         return HiddenExchanges(none + 1.0, none, none, none)
     share = np.where(paired, 1.0, experts.ep_overlap * experts.expert_overlap)
-    every = moved.ep_exchange.seconds * (4.0 + repeats.routed)
-    ahead, back = block.forward, block.backward + recomputed(scenario, layouts, block)
+    every, computed = moved.ep_exchange.seconds * (4.0 + repeats.routed), block.backward + recomputed(scenario, layouts, block)
+    ahead, back = np.maximum(0.0, block.forward - beside.forward), np.maximum(0.0, computed - beside.backward)
     hidden = np.minimum(every, share * (ahead + back))
     shown = 1.0 - np.divide(hidden, every, out=np.zeros(len(layouts)), where=every > 0)
-    forward = hidden * ahead / (ahead + back)
-    return HiddenExchanges(shown, forward, hidden - forward, block.weight_gradient / back)
+    forward = hidden * np.divide(ahead, ahead + back, out=np.zeros(len(layouts)), where=ahead + back > 0)
+    return HiddenExchanges(shown, forward, hidden - forward, block.weight_gradient / computed)
 
 
 def layer_moved(layouts: Layouts, moved: LayerTransfers, repeats: Repeated) -> PassTransfers:

@@ -62,6 +62,35 @@ def waits_in_pass(part: NDArray[np.float64], left: NDArray[np.float64], launches
     return np.clip(launches / 3 - part, 0.0, np.maximum(0.0, left))
 
 
+def launched_passes(software: Software, device: Sequence[FloatColumn], host: Sequence[FloatColumn]) -> list[FloatColumn]:
+    """Seconds that a slot's forward and its backward pass last, whose sum is ``launched_slot``'s of both; same shapes.
+
+    Neither ends before its launches are done. The host runs ahead from pass to pass, so that what single passes take longer than their
+    launches, the slot does not take in full: all lose the same share of it. So no pass gets longer where the device gets faster.
+
+    Args:
+        device: seconds of each pass there; ``host``: of its launches.
+    """
+    alone = [launched_slot(software, part, own) for part, own in zip(device, host, strict=True)]
+    longer = [each - own for each, own in zip(alone, host, strict=True)]
+    spared = summed_up(alone) - launched_slot(software, summed_up(device), summed_up(host))
+    share = share_of(np.maximum(0.0, spared), summed_up(longer))
+    return [each - share * more for each, more in zip(alone, longer, strict=True)]
+
+
+def summed_up(columns: Sequence[FloatColumn]) -> FloatColumn:
+    """The sum of columns that broadcast, one after the other."""
+    total = columns[0]
+    for column in columns[1:]:
+        total = total + column
+    return total
+
+
+def share_of(part: FloatColumn, every: FloatColumn) -> FloatColumn:
+    """``part / every``, none of nothing."""
+    return np.divide(part, every, out=np.zeros_like(part), where=every > 0)
+
+
 def waits_of_passes(software: Software, parts: tuple[float, float], device: float, host: float) -> tuple[float, float, float]:
     """How one slot's waits for the host are dealt out to its forward pass, its input gradient's and its weight gradient's.
 
@@ -169,14 +198,14 @@ def stage_slots(
     device = computing + sends
     launches = found.layers * host_layer_seconds(scenario, layouts) + micro_batch_seconds(scenario)
     whole = launched_slot(scenario.software, device, launches)
-    share = np.divide(forward + ahead, computing, out=np.full_like(computing, IDLE_FORWARD), where=computing > 0)
-    ahead_of, waits = device * share, whole - device
-    forward_waits = waits_in_pass(ahead_of, waits, launches)
-    late = waits_in_pass(gradients, waits - forward_waits, launches)
+    # of the sends, one goes ahead for each that comes back
+    ahead_of, waits = np.where(computing > 0, forward + ahead + sends / 2, device * IDLE_FORWARD), whole - device
+    ahead_lasts, _ = launched_passes(scenario.software, [ahead_of, device - ahead_of], [launches / 3, launches * (2 / 3)])
+    late = waits_in_pass(gradients, waits - waits_in_pass(ahead_of, waits, launches), launches)
     return StageSlots(
         whole=whole,
         device=device,
-        forward=ahead_of + forward_waits,
+        forward=ahead_lasts,
         weights=np.where(found.layers > 0, gradients + late, 0.0),
         before=before_each(found, whole),
         after=after_each(found, layouts.pp - 1 - found.latest, whole),

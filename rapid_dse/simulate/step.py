@@ -24,7 +24,7 @@ from rapid_dse.simulate.layer_work import Block
 from rapid_dse.simulate.memory import Weights, mean_of_stages, stage_weights
 from rapid_dse.simulate.offload import offloaded_update
 from rapid_dse.simulate.sharding import bucket, scatter_overlap
-from rapid_dse.simulate.slots import Passes, StageSlots, host_layer_seconds, stage_slots, waits_in_pass
+from rapid_dse.simulate.slots import Passes, StageSlots, host_layer_seconds, launched_passes, stage_slots
 from rapid_dse.simulate.uneven import ChunkPasses, Steps, chunk_waits, passes_of
 
 FloatColumn = NDArray[np.float64]
@@ -128,7 +128,7 @@ def pace(scenario: Scenario, layouts: Layouts, block: Block, arranged: Arrangeme
     block = layers.tables.beside(layers.ends.beside(block))
     slots = stage_slots(scenario, layouts, block, found, passes, sends)
     ends, tables = (found.has_embedding * each.embedding + found.has_head * each.head for each in (layers.ends, layers.tables))
-    first = _first_stage_passes(scenario, layouts, block, arranged, (slots.whole[0], slots.device[0]), passes)
+    first = _first_stage_passes(scenario, layouts, block, arranged, slots.device[0], passes)
     optimizer, last_share = _first_stage_weights(scenario, layouts, arranged, device)
     return Pace(
         slots=slots,
@@ -192,25 +192,24 @@ def _first_stage_passes(
     layouts: Layouts,
     block: Block,
     arranged: Arrangement,
-    slot: tuple[FloatColumn, FloatColumn],
+    device: FloatColumn,
     passes: Sequence[Passes],
 ) -> Passes:
     """Seconds that the layers of the first stage take forward and backward for a micro-batch, ``(n_layouts,)`` each.
 
-    Each pass waits for the host's launches of it (``waits_in_pass``).
+    Each lasts at least as long as the host launches it (``launched_passes``).
 
     Args:
-        slot: a micro-batch's seconds on the first stage, and what its device has of them.
+        device: a micro-batch's seconds on the first stage's device.
         passes: seconds of a layer of each kind on the device, exposed transfers included.
     """
     found = arranged.stages
-    whole, device = slot
     counts = found.of_kinds[:, 0]
     ahead = block.embedding + found.has_head[0] * block.head_forward
     forward, backward = (summed(counts, [each[way] for each in passes]) for way in (0, 1))
     launches = found.layers[0] * host_layer_seconds(scenario, layouts) + micro_batch_seconds(scenario)
-    waits = waits_in_pass(forward + ahead, whole - device, launches)
-    return forward + waits, backward + whole - device - waits
+    first, second = launched_passes(scenario.software, [forward + ahead, device - forward - ahead], [launches / 3, launches * (2 / 3)])
+    return np.maximum(0.0, first - ahead), np.maximum(0.0, second - (device - forward - ahead - backward))
 
 
 def _first_stage_weights(

@@ -26,7 +26,7 @@ from rapid_dse.parallel.stages import Split, packed, unpacked
 from rapid_dse.simulate.host_launches import micro_batch_seconds
 from rapid_dse.simulate.layer import layer_columns
 from rapid_dse.simulate.layer_work import Block
-from rapid_dse.simulate.slots import Passes, host_layer_seconds, launched_slot
+from rapid_dse.simulate.slots import Passes, host_layer_seconds, launched_slot, share_of
 
 FloatColumn = NDArray[np.float64]
 
@@ -139,7 +139,11 @@ def _run(scenario: Scenario, code: int, passes: ChunkPasses, kind: Positions, mi
         pipeline = unpacked(int(splits[start]))
         device, launches, pass_kind = _shares(split, pipeline, pass_kinds)
         host = launches[:, :1] * host_layer[start:end] + launches[:, 1:] * micro_batch_seconds(scenario)
-        lasting = _launched(scenario, _passes_of_stages(split, pipeline, pass_kinds), device @ spent[:, start:end], host)
+        found, on_device = _passes_of_stages(split, pipeline, pass_kinds), device @ spent[:, start:end]
+        if pass_kinds == KINDS:
+            lasting = _launched_split(scenario, found[0], on_device, host)
+        else:
+            lasting = _launched(scenario, found, on_device, host)
         seconds[order[start:end]] = step_seconds(lasting, (code, *pipeline[:2]), count[start:end], pass_kind)
     return seconds.take(alike)
 
@@ -152,30 +156,46 @@ def _recurrence() -> Callable[[FloatColumn, tuple[int, int, int], IntColumn, Pos
     return step_seconds
 
 
-def _launched(scenario: Scenario, stages: FloatColumn, device: FloatColumn, host: FloatColumn) -> FloatColumn:
-    """Seconds that each distinct pass lasts, ``(n_distinct, n)``, where the host launches it in ``host``.
+def _launched(scenario: Scenario, found: tuple[FloatColumn, FloatColumn], device: FloatColumn, host: FloatColumn) -> FloatColumn:
+    """Seconds that each distinct forward or backward pass lasts, ``(n_distinct, n)``, where the host launches it in ``host``.
 
-    The host runs ahead from pass to pass: a stage waits for it as long as a micro-batch's passes together do, and those passes wait
-    that are shorter than their launches. ``stages``: how many of each distinct pass a stage has, ``(pp, n_distinct)``.
+    As ``slots.launched_passes`` of one stage; a pass that several stages have, has their mean.
+
+    Args:
+        found: what ``_passes_of_stages`` gives.
+    """
+    (stages, mean), alone = found, launched_slot(scenario.software, device, host)
+    spared = stages @ alone - launched_slot(scenario.software, stages @ device, stages @ host)
+    longer = alone - host
+    lasting: FloatColumn = alone - longer * (mean @ share_of(np.maximum(0.0, spared), stages @ longer))
+    return lasting
+
+
+def _launched_split(scenario: Scenario, stages: FloatColumn, device: FloatColumn, host: FloatColumn) -> FloatColumn:
+    """The same of schedules that run weight gradients by themselves.
+
+    Those are short, and are launched while the device still runs what came before: a stage waits for the host as long as a micro-batch's
+    passes together do, and those passes wait that are shorter than their launches. ``stages``: how many of each distinct pass a stage
+    has, ``(pp, n_distinct)``.
     """
     alone = launched_slot(scenario.software, device, host) - device
     whole = stages @ device
     waits = (launched_slot(scenario.software, whole, stages @ host) - whole).sum(axis=0)
-    every = (stages @ alone).sum(axis=0)
-    lasting: FloatColumn = device + alone * np.divide(waits, every, out=np.zeros_like(waits), where=every > 0)
+    lasting: FloatColumn = device + alone * share_of(waits, (stages @ alone).sum(axis=0))
     return lasting
 
 
 @lru_cache(maxsize=64)
-def _passes_of_stages(split: Split, pipeline: tuple[int, int, StageMap], kinds: int) -> FloatColumn:
-    """How many of each distinct pass of ``_shares`` each stage runs for a micro-batch, ``(pp, n_distinct)``."""
+def _passes_of_stages(split: Split, pipeline: tuple[int, int, StageMap], kinds: int) -> tuple[FloatColumn, FloatColumn]:
+    """How many of each distinct pass of ``_shares`` each stage runs for a micro-batch, ``(pp, n_distinct)``, a split backward pass as its
+    two parts; and which share of the passes of each kind each stage has, ``(n_distinct, pp)``."""
     pp, chunks, stage_map = pipeline
     device, _, kind_of = _shares(split, pipeline, kinds)
     used = kind_of.reshape(kinds, -1)[[FORWARD, BACKWARD] if kinds == 2 else [FORWARD, INPUT, WEIGHTS]]
-    found = np.zeros((pp, len(device)))
+    counts = np.zeros((pp, len(device)))
     for stage, places in enumerate(stage_map.places(pp, chunks)):
-        np.add.at(found[stage], used[:, places].ravel(), 1.0)
-    return found
+        np.add.at(counts[stage], used[:, places].ravel(), 1.0)
+    return counts, (counts / np.maximum(1.0, counts.sum(axis=0))).T
 
 
 @lru_cache(maxsize=4096)
