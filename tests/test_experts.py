@@ -400,3 +400,17 @@ def test_published_speeds_of_megatron_core_are_near() -> None:
     layout = {"num_gpus": 128, "pp": 4, "ep": 8, "vpp": 8, "schedule": "interleaved_1f1b", "global_batch_size": 256}
     found = float(priced(of, layout).mfu[0]) * 989.4
     assert found == pytest.approx(438, rel=0.15)
+
+
+def test_no_second_of_compute_hides_a_ring_and_an_exchange() -> None:
+    """In pairs of passes: a rank's rings and exchanges one after the other are no longer than what it computes and what is exposed."""
+    row = {"num_gpus": 128, "pp": 2, "cp": 8, "ep": 8, "dp": 8, "global_batch_size": 64, "recompute": "none"}
+    for bandwidth in (50e9, 20e9, 10e9):
+        ringing = {"model": "mixtral_8x7b", "workload__seq_len": 32768, "software__overlap_slowdown": 0.0}
+        ringing |= {"hw__network__dimensions__0__bandwidth": bandwidth}
+        shown = priced(scenario(**ringing, software__cp_overlap=0.0), row | {"schedule": "1f1b"})
+        hidden = priced(scenario(**ringing, software__cp_overlap=1.0), row | {"schedule": "dualpipe_v"})
+        every = float((shown.time_cp_s + shown.time_ep_s)[0])
+        assert hidden.time_ep_s[0] < shown.time_ep_s[0]
+        assert hidden.time_cp_s[0] < shown.time_cp_s[0]
+        assert float((hidden.time_compute_s + hidden.time_cp_s + hidden.time_ep_s)[0]) >= every * (1 - 1e-9), bandwidth
