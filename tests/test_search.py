@@ -20,7 +20,7 @@ from rapid_dse.parallel.layouts import broken_rules
 from rapid_dse.sweep import table
 from rapid_dse.sweep.compose import hydra_ready
 from rapid_dse.sweep.overrides import read
-from rapid_dse.sweep.search import journal
+from rapid_dse.sweep.search import journal, storage
 from rapid_dse.sweep.search import running as search_run
 from rapid_dse.sweep.search.aims import read_aims
 from rapid_dse.sweep.search.dimensions import Choice
@@ -334,7 +334,7 @@ def test_a_locked_journal_is_reported_and_a_dead_process_s_lock_is_not_waited_fo
     assert len(study(tmp_path, "search.n_trials=20").trials) == 20
 
 
-def test_a_database_keeps_a_study_and_says_when_it_is_locked_or_read_only(tmp_path: Path) -> None:
+def test_a_database_keeps_a_study_and_says_when_it_is_locked_or_read_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "study.db"
     first = study(tmp_path, "search.n_trials=8", f"search.storage=sqlite:///{path}")
     assert first.code == 0
@@ -345,6 +345,7 @@ def test_a_database_keeps_a_study_and_says_when_it_is_locked_or_read_only(tmp_pa
         study(tmp_path, "search.n_trials=12", f"search.storage='sqlite:///file:{path}?mode=ro&uri=true'")
     with sqlite3.connect(path, isolation_level=None) as other:
         other.execute("BEGIN EXCLUSIVE")
+        monkeypatch.setattr(storage, "LOCKED_SECONDS", 0.2)
         with pytest.raises(ValueError, match=r"search\.storage.*locked"):
             study(tmp_path, "search.n_trials=12", f"search.storage='sqlite:///{path}?timeout=0.1'")
     assert len(optuna.load_study(study_name="study", storage=f"sqlite:///{path}").trials) == 8

@@ -71,8 +71,8 @@ def test_the_spread_is_wide() -> None:
 @pytest.mark.parametrize(
     ("backend", "count", "gpus", "layers"),
     [
-        ("analytical", 800, (1, 4, 16, 512), (8, 30, 80)),
-        ("hybrid", 300, (1, 4, 16, 64), (8, 30)),
+        ("analytical", 500, (1, 4, 16, 512), (8, 30, 80)),
+        ("hybrid", 150, (1, 4, 16, 64), (8, 30)),
         ("full_astrasim_hierarchical", 80, (1, 8), (8, 30)),
         ("full_astrasim_flattened", 50, (1, 8), (4, 9)),
     ],
