@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import program
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -314,3 +316,11 @@ def test_experts_must_fit_the_engine() -> None:
 def test_what_is_refused(changes: dict[str, Any], text: str) -> None:
     with pytest.raises(ValueError, match=text):
         scenario(**changes)
+
+
+@pytest.mark.parametrize(("model", "experts"), [("llama3_1_8b", False), ("mixtral_8x7b", True)])
+def test_a_report_names_the_experts_grid_of_models_that_have_one(tmp_path: Path, model: str, experts: bool) -> None:
+    load = ("workload=inference", "workload.concurrency=8", "hw.num_gpus=4", "parallel.tp=4")
+    layout = program.done(tmp_path, "hw=h100", f"model={model}", *load).out.split("\n\n")[0]
+    assert "tp=4" in layout
+    assert (" ep=1" in layout, " etp=4" in layout) == (experts, experts)

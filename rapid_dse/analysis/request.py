@@ -25,7 +25,7 @@ TERM_MEANING = {
     "ep": "expert parallel",
     "pp": "sends between stages",
     "bubble": "stages of unequal layers",
-    "host": "host",
+    "host": "waiting for the host",
     "prefill": "waiting for others' prompts",
 }
 PARTS = {
@@ -92,7 +92,9 @@ def headline(portion: Portion) -> list[str]:
     scenario, layouts = portion.scenario, portion.layouts
     choices = ", ".join(f"{group}={option}" for group, option in portion.choices.items())
     prompt, generated = scenario.workload.lengths
-    shown = [f"{key.split('.', 1)[1]}={figures.setting(key, value)}" for key, value in given(layouts).items()]
+    of_experts = () if scenario.model.num_experts else ("parallel.ep", "parallel.etp")
+    set_keys = {key: value for key, value in given(layouts).items() if key not in of_experts}
+    shown = [f"{key.split('.', 1)[1]}={figures.setting(key, value)}" for key, value in set_keys.items()]
     return [
         f"{choices}; {ranked.model_size(scenario)}; prompts of {prompt:,} tokens, {generated:,} generated, {scenario.workload.precision}",
         " ".join(shown),
