@@ -134,6 +134,30 @@ def layout(*arguments: str) -> dict[str, Any]:
     return found | {name: CODES[name][found[name]] for name in CODES}
 
 
+def test_what_was_composed_before_follows_its_files_and_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    mine = tmp_path / "conf" / "hw" / "mine.yaml"
+    mine.parent.mkdir(parents=True)
+
+    def clock_and_graphs() -> tuple[Any, str]:
+        with hydra_ready():
+            tree = composed({"hw": "mine"}).tree
+        seen = tree["hw"]["clock"], str(tree["backend"]["artifacts"]["graphs"]).lower()
+        tree["hw"]["clock"] = "the caller's own copy"
+        return seen
+
+    mine.write_text("defaults: [h100]\nclock: 1 GHz\n")
+    assert clock_and_graphs() == ("1 GHz", "false")
+    assert clock_and_graphs() == ("1 GHz", "false")
+    mine.write_text("defaults: [h100]\nclock: 1.5 GHz\n")
+    assert clock_and_graphs() == ("1.5 GHz", "false")
+    monkeypatch.setenv("RAPID_VISUALIZE_GRAPHS", "true")
+    assert clock_and_graphs() == ("1.5 GHz", "true")
+    mine.unlink()
+    with pytest.raises(ValueError, match="no such option"):
+        clock_and_graphs()
+
+
 def test_defaults_follow_the_degrees() -> None:
     assert layout() | {"dp": 64, "sequence_parallel": False, "schedule": "none", "recompute": "selective", "zero": 1} == layout()
     assert layout("parallel.tp=8", "parallel.pp=2") | {"dp": 4, "sequence_parallel": True, "schedule": "1f1b"} == layout(

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import copy
 import difflib
+import os
+import stat
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
@@ -72,13 +76,48 @@ def composed(options: Mapping[str, str], hydra: tuple[str, ...] = ()) -> Compose
     Raises:
         ValueError: one line, where an option does not exist or a file cannot be read.
     """
-    for group, option in options.items():
+    if hydra or any(is_file_option(group, option) for group, option in options.items()):
+        return _composed(tuple(options.items()), hydra)
+    found = _composed_of_files(tuple(options.items()), state_of_options())
+    return replace(found, tree=copy.deepcopy(found.tree))
+
+
+@lru_cache(maxsize=256)
+def _composed_of_files(options: tuple[tuple[str, str], ...], state: tuple[object, ...]) -> Composed:
+    """``composed`` of options that are names; what their files and the environment say stands for ``state``."""
+    return _composed(options, ())
+
+
+def _composed(options: tuple[tuple[str, str], ...], hydra: tuple[str, ...]) -> Composed:
+    for group, option in options:
         _check_option(group, option, hydra)
-    overrides = [f"{'+' if group == SWEEPS else ''}{group}={option}" for group, option in options.items()]
+    overrides = [f"{'+' if group == SWEEPS else ''}{group}={option}" for group, option in options]
     try:
         return from_hydra(compose("config", overrides=[*overrides, *hydra], return_hydra_config=True))
     except UNREADABLE as error:
         raise ValueError(one_line(error)) from None
+
+
+def state_of_options() -> tuple[object, ...]:
+    """What a composition of named options depends on beside their names: the files on Hydra's search path, by path, time of change and
+    size, and the environment, which they may read."""
+    folders = [str(item.path) for item in GlobalHydra.instance().config_loader().get_search_path().get_path()]
+    local = [Path(folder.removeprefix("file://")) for folder in folders if folder.startswith("file://")]
+    files = [file for folder in local for name in ("config.yaml", *GROUPS, SWEEPS) for file in _files(folder / name)]
+    return (*folders, *files, *sorted(os.environ.items()))
+
+
+def _files(place: Path) -> Iterator[tuple[str, int, int]]:
+    """Path, time of change in ns and bytes of a file, or of all files below a folder; nothing where there is neither."""
+    try:
+        status = place.stat()
+    except OSError:
+        return
+    if not stat.S_ISDIR(status.st_mode):
+        yield str(place), status.st_mtime_ns, status.st_size
+        return
+    for entry in sorted(os.listdir(place)):
+        yield from _files(place / entry)
 
 
 def from_hydra(config: DictConfig) -> Composed:
