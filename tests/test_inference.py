@@ -324,3 +324,22 @@ def test_a_report_names_the_experts_grid_of_models_that_have_one(tmp_path: Path,
     layout = program.done(tmp_path, "hw=h100", f"model={model}", *load).out.split("\n\n")[0]
     assert "tp=4" in layout
     assert (" ep=1" in layout, " etp=4" in layout) == (experts, experts)
+
+
+def test_a_full_pipeline_goes_as_its_slowest_stage() -> None:
+    """The last stage has the head beside its half of the layers: a model of half as many layers, of which each token passes two."""
+    lengths = {"workload__prompt_len": 512, "workload__decode_len": 512, "software__step_latency": 0.0, "software__sequence_latency": 0.0}
+    whole, half = scenario(**lengths), scenario(**lengths, model__num_hidden_layers=16)
+    full = priced(whole, {"pp": 2, "batch_size": 64})
+    stage = priced(half, {"batch_size": 32})
+    assert full.tpot_s[0] == pytest.approx(2 * stage.tpot_s[0], rel=0.005)
+    assert 0 < full.time_bubble_s[0] < 0.1 * full.tpot_s[0]
+    alone = priced(whole, {"pp": 2, "batch_size": 1})
+    assert alone.time_bubble_s[0] == 0
+
+
+def test_chunks_of_a_prompt_follow_each_other_through_the_stages() -> None:
+    """Four chunks over four stages: seven of the times in which a chunk passes a stage, in place of sixteen."""
+    of = scenario(workload__prompt_len=8192, workload__decode_len=1, software__max_batched_tokens=2048, software__admission_latency=0.0)
+    one, four = (priced(of, {"pp": pp, "batch_size": 1}).ttft_s[0] for pp in (1, 4))
+    assert four / one == pytest.approx(7 / 16, rel=0.03)

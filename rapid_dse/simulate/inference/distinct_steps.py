@@ -58,13 +58,14 @@ class Between:
 @dataclass(frozen=True)
 class Costs:
     """What engines of each kind cost, ``(n_kinds,)``: decode steps by the sequences of an attention rank, prefill by the prompts that one
-    pass takes on it; ``prompts``: the most of them in a pass."""
+    pass takes on it, in ``chunks`` passes where they are longer than a step; ``prompts``: the most of them in a pass."""
 
     cut: Degrees
     room: Room
     decode: StepGrid
     prefill: StepGrid
     prompts: FloatColumn
+    chunks: int
 
 
 def batches_to(most: float) -> FloatColumn:
@@ -97,6 +98,7 @@ def costs(scenario: Scenario, cut: Degrees, most: float, device: OperatorModel) 
         decode=_grid(batches, cut, lambda kinds, rows: drafted_work(scenario, kinds, rows, device)),
         prefill=_grid(together, cut, lambda kinds, rows: prefill_work(scenario, kinds, rows, prompts, device)),
         prompts=np.full(len(cut.tp), max(1.0, budget / queries)),
+        chunks=chunks,
     )
 
 

@@ -48,7 +48,7 @@ class Pools:
         self.workers = workers
         where = self.prefill.costs.prefill.at(self.prefill.kind, self.prefill.costs.prompts[self.prefill.kind])
         together = self.prefill.costs.prompts[self.prefill.kind] * self.prefill.cut.attention_dp
-        self.least = where.of(self.prefill.prefill_total) / together / self.prefill.cut.pp  # seconds a prompt where passes are full
+        self.least = where.of(self.prefill.prefill_slowest) / together  # seconds a prompt where passes are full
         self.transfer = handed_over(scenario, self.prefill.cut, self.decode.cut)
         full = self._decode_seconds(self.decode.capacity)
         self.most = np.minimum(workers[0] / self.least, workers[1] * self.decode.capacity / np.maximum(full, 1e-12))
@@ -100,7 +100,7 @@ class Pools:
             capacity=decode.capacity,
             step=where.all_of(decode.decode_pass),
             host=decode.host(rows, device),
-            bubble=decode.bubble(flow.running, device),
+            bubble=decode.bubble(flow.running, where, device),
             wait=np.zeros(len(rate)),
             tpot=flow.decode / later if later else np.full(len(rate), np.nan),
             tokens=decode.steps_tokens,

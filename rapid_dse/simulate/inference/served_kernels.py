@@ -197,14 +197,25 @@ def small_all_reduce(scenario: Scenario, size: FloatColumn, span: Span) -> Trans
     """Sums ``size`` bytes over a group: NCCL's best, or within a node the framework's own kernel, which reads its peers' buffers over
     NVLink: all of them at once (one shot), or its share of them and then the others' shares (two shots). The latency of its
     synchronisation is the framework's (``collective_latency``)."""
-    network = effective_network(scenario)
-    library = transfer.all_reduce(size, span, network)
-    inner, ranks = network.dimensions[0], span.members[0]
+    library = transfer.all_reduce(size, span, effective_network(scenario))
+    own = np.minimum(*_own_all_reduce(scenario, size, span))
+    return Transfer(np.minimum(library.seconds, own), library.sent, np.minimum(library.busy, np.minimum(library.seconds, own)))
+
+
+def sums_in_one_shot(scenario: Scenario, size: FloatColumn, span: Span) -> NDArray[np.bool_]:
+    """Whether such a sum is fastest where each rank reads all buffers at once."""
+    one, two = _own_all_reduce(scenario, size, span)
+    return np.asarray((one < two) & (one <= transfer.all_reduce(size, span, effective_network(scenario)).seconds))
+
+
+def _own_all_reduce(scenario: Scenario, size: FloatColumn, span: Span) -> tuple[FloatColumn, FloatColumn]:
+    """Seconds of a framework's own kernel in one shot and in two; infinite beyond a node."""
+    inner, ranks = effective_network(scenario).dimensions[0], span.members[0]
     rate = inner.bandwidth * inner.utilization
     one = size * (ranks - 1) / rate + ONE_SHOT * inner.latency
     two = 2.0 * size * (ranks - 1) / ranks / rate + TWO_SHOT * inner.latency
-    own = np.where((span.size <= ranks) & (ranks > 1), np.minimum(one, two), np.inf)
-    return Transfer(np.minimum(library.seconds, own), library.sent, np.minimum(library.busy, np.minimum(library.seconds, own)))
+    inside = (span.size <= ranks) & (ranks > 1)
+    return np.where(inside, one, np.inf), np.where(inside, two, np.inf)
 
 
 def exchange(scenario: Scenario, sent: FloatColumn, gathered: FloatColumn, span: Span) -> Transfer:
@@ -213,3 +224,10 @@ def exchange(scenario: Scenario, sent: FloatColumn, gathered: FloatColumn, span:
     network = effective_network(scenario)
     routed, whole = transfer.all_to_all(sent, span, network), transfer.all_gather(gathered, span, network)
     return transfer.either(routed.seconds <= whole.seconds, routed, whole)
+
+
+def exchanges_by_gathers(scenario: Scenario, sent: FloatColumn, gathered: FloatColumn, span: Span) -> NDArray[np.bool_]:
+    """Whether the gather is the faster of the two."""
+    network = effective_network(scenario)
+    routed, whole = transfer.all_to_all(sent, span, network), transfer.all_gather(gathered, span, network)
+    return np.asarray(routed.seconds > whole.seconds)

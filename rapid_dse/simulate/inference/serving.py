@@ -103,10 +103,12 @@ class Engine:
         self.capacity = costs.room.requests[kind] * self.cut.attention_dp
         self.launches = scenario.model.num_hidden_layers * software.host.host_layer / 3
         self.decode_pass = timed(costs.decode.work, software.serving)
-        self.prefill_pass = timed(costs.prefill.work, software.serving, software.serving.prefill_efficiency)
+        prefill = timed(costs.prefill.work, software.serving, software.serving.prefill_efficiency)
+        self.prefill_pass = prefill.overlapped(costs.chunks)
         self.decode_total = self.decode_pass.total
         self.prefill_total = np.maximum(self.prefill_pass.total, self.launches)
-        self.uneven = np.ceil(scenario.model.num_hidden_layers / self.cut.pp) * self.cut.pp / scenario.model.num_hidden_layers - 1.0
+        # of the engine's passes of prompts one ends whenever its slowest stage does
+        self.prefill_slowest = np.maximum(prefill.slowest, self.launches / costs.cut.pp)
 
     def at(self, running: FloatColumn) -> tuple[Between, FloatColumn, FloatColumn]:
         """Where a decode step of so many requests stands in the tables, its sequences on an attention rank, and its device's seconds."""
@@ -116,8 +118,8 @@ class Engine:
 
     def step(self, running: FloatColumn) -> FloatColumn:
         """Seconds of a decode step of so many requests that all decode."""
-        _, rows, device = self.at(running)
-        return device + self.host(rows, device) + self.bubble(running, device)
+        where, rows, device = self.at(running)
+        return device + self.host(rows, device) + self.bubble(running, where, device)
 
     def host(self, rows: FloatColumn, device: FloatColumn) -> FloatColumn:
         """What the host adds to a decode step of ``rows`` sequences on an attention rank that takes the device so long."""
@@ -125,9 +127,11 @@ class Engine:
         launched = self.launches * CAPTURED[self.scenario.software.host.cuda_graphs]
         return np.maximum(0.0, launched - device) + serving.step_latency + serving.sequence_latency * rows
 
-    def bubble(self, running: FloatColumn, device: FloatColumn) -> FloatColumn:
-        """What stages of unequal layers wait for the longest, where a pipeline is full."""
-        return np.where(running >= self.ranks, self.uneven * device, 0.0)
+    def bubble(self, running: FloatColumn, where: Between, device: FloatColumn) -> FloatColumn:
+        """What a pass waits for the slowest stage, through which as many batches go one after the other as are in flight: one a stage, but
+        no more than there are requests on an attention rank."""
+        in_flight = np.minimum(self.cut.pp, running / self.cut.attention_dp)
+        return np.maximum(0.0, in_flight * where.of(self.decode_pass.slowest) - device)
 
     def life(self, running: FloatColumn, grouped: NDArray[np.bool_]) -> _Life:
         """The fixed point of a closed loop of so many running requests.
@@ -152,7 +156,7 @@ class Engine:
     def _round(self, running: FloatColumn, decoding: FloatColumn, life: FloatColumn, grouped: NDArray[np.bool_]) -> _Life:
         serving, scheduler = self.scenario.software.serving, self.scenario.software.serving.scheduler
         where, rows, device = self.at(running * decoding)
-        host, bubble = self.host(rows, device), self.bubble(running, device)
+        host, bubble = self.host(rows, device), self.bubble(running, where, device)
         step = device + host + bubble
         most = np.maximum(1.0, np.minimum(self.costs.prompts[self.kind] * self.cut.attention_dp, running))
         # requests of one length that have had their prompts in one pass end together, and those that follow them start together
@@ -165,7 +169,7 @@ class Engine:
         if scheduler != "prefill_first":  # decoding goes along: its products and launches are the pass's own
             spared = step - where.of(self.decode_pass.attention)
             beside = np.maximum(whole - spared * (self.later > 0), 0.5 * whole)
-        prompt = beside / together / self.cut.pp
+        prompt = beside / whole * pass_where.of(self.prefill_slowest) / together
         others = np.maximum(0.0, running - 1.0)
         rounds = grouped & (scheduler == "prefill_first")  # prompts hold all decoding up, so that all requests of a round end together
         waiting = serving.decode_wait * np.where(rounds, 0.5, decoding)
@@ -236,12 +240,12 @@ class Engine:
         """A batch that starts and ends together: all prompts first, then decode steps until the longest request ends."""
         batch = np.where(np.isfinite(load.concurrency), np.maximum(1.0, load.concurrency), 1.0)
         where, rows, device = self.at(batch)
-        host, bubble = self.host(rows, device), self.bubble(batch, device)
+        host, bubble = self.host(rows, device), self.bubble(batch, where, device)
         on_rank = np.maximum(1.0, batch / self.cut.attention_dp)
         together = np.minimum(on_rank, self.costs.prompts[self.kind])
         pass_where = self.costs.prefill.at(self.kind, together)
         passes = on_rank / together
-        first = pass_where.of(self.prefill_total) * (1.0 + (passes - 1.0) / self.cut.pp)
+        first = pass_where.of(self.prefill_total) + (passes - 1.0) * pass_where.of(self.prefill_slowest)
         step = (device + host + bubble) / self.steps_tokens
         longest = 1.0 + self.scenario.workload.length_spread
         rate = batch / (first + self.later * longest * step)

@@ -1,0 +1,166 @@
+"""What a pass through an engine's stages is made of, part by part: kernels of each kind of layer, the head, and every exchange."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rapid_dse.config.scenario import Scenario
+from rapid_dse.device import OperatorModel
+from rapid_dse.interconnect import transfer
+from rapid_dse.interconnect.transfer import Transfer
+from rapid_dse.model.architecture import architecture
+from rapid_dse.model.layers.embedding import padded_vocab
+from rapid_dse.model.shapes import MicroBatch
+from rapid_dse.parallel.engines import Degrees
+from rapid_dse.parallel.placement import Placement, place
+from rapid_dse.simulate.communication import effective_network
+from rapid_dse.simulate.inference.products import (
+    attention_products,
+    dense_layers,
+    dense_products,
+    expert_products,
+    head_product,
+)
+from rapid_dse.simulate.inference.served_kernels import KernelCost, exchange, price_products, small_all_reduce
+from rapid_dse.simulate.inference.widths import ACTIVATION
+from rapid_dse.simulate.operator_times import elementwise_bytes
+
+FloatColumn = NDArray[np.float64]
+
+ORDER = ("tp", "cp", "ep", "pp", "dp")  # of an engine's ranks, inner to outer; attention ranks stand in the place of cp
+CAST_BYTES = 3.0  # a number of a product's input that is cast from 16 to 8 bits: read and written
+
+
+@dataclass(frozen=True)
+class Exchanges:
+    """The transfers of a pass one by one, ``(n,)`` each.
+
+    Attributes:
+        at: where the engine's groups lie; attention's ranks stand in the place of cp.
+        several: whether a stage has several attention ranks.
+        reduced: the sum over tp after attention; ``mlp`` what follows a dense layer's MLP: the same sum, or beside several attention ranks
+            of a dense model a gather and a scatter of all tokens.
+        experts: what a layer of experts exchanges: tokens there and back where there are several attention ranks, else one sum over the
+            stage.
+        queries: what attention gathers over cp, a layer; ``logits`` of the last tokens over tp; ``hop`` from stage to stage.
+        stream: bytes of the activations of an attention rank's tokens; ``everyone`` of all attention ranks'; ``routed`` of the copies that
+            a rank sends to experts; ``logit_bytes`` of the gathered logits.
+    """
+
+    at: Placement
+    several: NDArray[np.bool_]
+    reduced: Transfer
+    mlp: Transfer
+    experts: Transfer
+    queries: Transfer
+    logits: Transfer
+    hop: Transfer
+    stream: FloatColumn
+    everyone: FloatColumn
+    routed: FloatColumn
+    logit_bytes: FloatColumn
+
+
+@dataclass(frozen=True)
+class PassParts:
+    """A pass part by part.
+
+    Kernels of attention's half of a layer (``around``: its projections, ``attention`` itself), of an MLP, of experts, of the ``head``; None
+    where the model has no such layer. ``glue``: seconds of what a layer's small kernels move, ``cast`` of a product's input that is cast.
+    ``dense`` and ``layers``: layers without experts, and all.
+    """
+
+    around: KernelCost
+    attention: KernelCost
+    mlp: KernelCost | None
+    routed: KernelCost | None
+    head: KernelCost
+    glue: FloatColumn
+    cast: FloatColumn
+    exchanges: Exchanges
+    dense: int
+    layers: int
+
+
+def parts_of(
+    scenario: Scenario,
+    cut: Degrees,
+    tokens: FloatColumn,
+    ends: FloatColumn,
+    attention: KernelCost,
+    device: OperatorModel,
+    *,
+    decoding: bool,
+) -> PassParts:
+    """The parts of a pass over ``tokens`` of an attention rank, of which the head sees ``ends``, with that attention in each layer."""
+    model = scenario.model
+    dense, layers = dense_layers(model), model.num_hidden_layers
+    return PassParts(
+        around=price_products(scenario, attention_products(model, cut, tokens, absorbed=decoding), device, decoding=decoding),
+        attention=attention,
+        mlp=price_products(scenario, dense_products(model, cut, tokens), device, decoding=decoding) if dense else None,
+        routed=price_products(scenario, expert_products(model, cut, tokens), device, decoding=decoding) if layers > dense else None,
+        head=price_products(scenario, [head_product(model, cut, ends)], device, decoding=decoding),
+        glue=_glue(scenario, cut, tokens, device),
+        cast=_cast(scenario, tokens, device),
+        exchanges=_exchanges(scenario, cut, tokens, ends),
+        dense=dense,
+        layers=layers,
+    )
+
+
+def _glue(scenario: Scenario, cut: Degrees, tokens: FloatColumn, device: OperatorModel) -> FloatColumn:
+    """Seconds of what norms, rotary embedding, activation and routing move of the mean layer, their latencies left to ``layer_latency``."""
+    ones = np.ones_like(cut.tp)
+    shape = MicroBatch(cut.tp, ones, cut.ep, cut.etp, tokens, np.zeros(len(tokens), bool), 1, scenario.workload.expert_load(cut.ep))  # type: ignore[arg-type]  # tokens need not be whole
+    model = architecture(scenario.model)
+    every = [count * elementwise_bytes(scenario, kind, shape)[0] for count, kind in zip(model.counts, model.kinds, strict=True)]
+    moved = np.sum(every, axis=0) / len(model.order)
+    return np.maximum(0.0, device.elementwise(moved) - device.elementwise(0.0))
+
+
+def _cast(scenario: Scenario, tokens: FloatColumn, device: OperatorModel) -> FloatColumn:
+    """Seconds that scaling and casting the input of a narrow product moves bytes, its latency left to ``quantize_latency``."""
+    moved = CAST_BYTES * tokens * scenario.model.hidden_size
+    return np.maximum(0.0, device.elementwise(moved) - device.elementwise(0.0))
+
+
+def _places(scenario: Scenario, cut: Degrees) -> Placement:
+    """Where the groups of an engine lie: tensor-parallel ranks next to each other, then those of cp and of attention's copies."""
+    degrees = {"tp": cut.tp, "cp": cut.cp * cut.attention_dp, "pp": cut.pp, "dp": np.ones_like(cut.tp), "ep": np.ones_like(cut.tp)}
+    return place(degrees, ORDER, effective_network(scenario))
+
+
+def _exchanges(scenario: Scenario, cut: Degrees, tokens: FloatColumn, ends: FloatColumn) -> Exchanges:
+    model, network, at = scenario.model, effective_network(scenario), _places(scenario, cut)
+    stream, wide = tokens * model.hidden_size * ACTIVATION, at.tp * at.cp
+    several = cut.attention_dp * cut.cp > 1
+    everyone = stream * (cut.attention_dp * cut.cp)
+    reduced = small_all_reduce(scenario, stream, at.tp)
+    mlp = reduced
+    if not model.num_experts:  # MLPs over the whole stage: where attention has several ranks their tokens are gathered and scattered
+        mlp = transfer.either(several, transfer.all_gather(everyone, wide, network).times(2), reduced)
+    experts = transfer.nothing(network, len(tokens))
+    routed = stream / cut.tp * model.num_experts_per_tok
+    if model.num_hidden_layers > dense_layers(model):
+        there = exchange(scenario, routed, everyone, wide).times(2)
+        experts = transfer.either(several, there, small_all_reduce(scenario, stream, wide))
+    logit_bytes = ends * padded_vocab(model, cut.tp) * ACTIVATION
+    return Exchanges(
+        at=at,
+        several=several,
+        reduced=reduced,
+        mlp=mlp,
+        experts=experts,
+        # each rank of cp attends with all queries to its keys: queries and partial outputs go round
+        queries=transfer.all_gather(2.0 * stream, at.cp, network).times(cut.cp > 1),
+        logits=transfer.all_gather(logit_bytes, at.tp, network),
+        hop=transfer.send_to_next(stream / cut.tp, at.pp, network),
+        stream=stream,
+        everyone=everyone,
+        routed=routed,
+        logit_bytes=logit_bytes,
+    )
