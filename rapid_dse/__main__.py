@@ -32,6 +32,7 @@ options
   --info            where options come from, and which are chosen
   --config-dir DIR  a further folder of options (model/mine.yaml)
   --json            print one JSON value in place of text (docs/json.md)
+  --trust           sweep files and options may choose storage, folders and programs, and read the environment
   --version         print the version
   -h, --help        print this
 

@@ -14,6 +14,7 @@ from rapid_dse import __version__
 from rapid_dse.common import termination
 
 USAGE, INTERRUPTED = 2, 130
+LONGEST = 300  # characters of an error's line, whatever the value in it
 
 # What stands for a character that a terminal's encoding does not have; for all others a question mark.
 PLAIN = {"±": "+-", "×": "x", "·": "*", "–": "-", "−": "-", "…": "...", "≤": "<=", "≥": ">=", "→": "->", "µ": "u", "“": '"', "”": '"'}
@@ -29,6 +30,10 @@ class Parser(argparse.ArgumentParser):
     def takes_json(self) -> None:
         """Adds ``--json``: the command then prints one JSON value, whose keys docs/json.md lists, in place of text."""
         self.add_argument("--json", action="store_true", help="print one JSON value (docs/json.md) in place of text")
+
+    def takes_trust(self) -> None:
+        """Adds ``--trust``: the table may then set what the command line alone sets else."""
+        self.add_argument("--trust", action="store_true", help="the table may choose folders, storages and programs")
 
     def error(self, message: str) -> NoReturn:
         """Raises ``ValueError``: what is wrong, and the usage."""
@@ -110,9 +115,15 @@ def _close_quietly() -> None:
                 continue
 
 
+def one_line(message: str) -> str:
+    """A message as a line of at most ``LONGEST`` characters, whose middle is left out where it is longer: its end says what is allowed."""
+    line = f"rapid_dse: {message}"
+    return line if len(line) <= LONGEST else f"{line[: LONGEST - 123]} … {line[-120:]}"
+
+
 def _fail(message: str, code: int) -> int:
     try:
-        print(f"rapid_dse: {message}", file=sys.stderr, flush=True)
+        print(one_line(message), file=sys.stderr, flush=True)
     except OSError:  # nobody reads what is wrong either
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
     return code

@@ -12,6 +12,7 @@ FLAGS = {
     "--json": "json",
     "--resolve": "resolve",
     "--version": "version",
+    "--trust": "trust",
     "-h": "help",
     "--help": "help",
 }
@@ -83,6 +84,7 @@ def asked(arguments: Sequence[str]) -> Asked:
         raise ValueError("--resolve: goes with --cfg, whose values are resolved in any case; allowed: --cfg job --resolve")
     named = [*(each for each in ("help", "version") if each in flags), *words, *(each for each in ("multirun",) if each in flags)]
     chosen = named[0] if named else "trial"
+    first += ["search.trust=true"] * ("trust" in flags)
     return Asked(chosen, (*first, *overrides), words.get(chosen, ""), "json" in flags)
 
 

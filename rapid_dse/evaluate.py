@@ -51,7 +51,7 @@ def run(arguments: Sequence[str]) -> int:
     from rapid_dse.sweep.show import show_artifacts
 
     refused: Refused = {}
-    frame, groups = read_cases(options.cases, refused if options.keep_going else None)
+    frame, groups = read_cases(options.cases, refused if options.keep_going else None, options.trust)
     if not any(name.split(".")[0] in GROUPS for name in map(str, frame.columns)):
         names = ", ".join(map(str, frame.columns))[:200]
         raise ValueError(f"{options.cases}: no column is an override key (its columns: {names}); see --help")
@@ -75,6 +75,7 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--keep-going", action="store_true", help="a row with a value that is none of its key's is invalid, and stops nothing"
     )
+    parser.takes_trust()
     parser.takes_json()
     options = parser.parse_args(arguments)
     out: Path = options.out

@@ -250,5 +250,5 @@ def test_files_that_cannot_be_read_or_written(tmp_path: Path, capsys: pytest.Cap
         assert guarded(run, arguments) == 2
         assert len(capsys.readouterr().err.strip().splitlines()) == 1
     assert guarded(run, [str(tmp_path / "good.csv")]) == 2
-    usage = "python -m rapid_dse.evaluate [-h] [--version] --out RESULTS [--keep-going] [--json] CASES"
+    usage = "python -m rapid_dse.evaluate [-h] [--version] --out RESULTS [--keep-going] [--trust] [--json] CASES"
     assert f"--out; allowed: {usage}" in capsys.readouterr().err

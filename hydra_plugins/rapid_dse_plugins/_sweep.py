@@ -19,7 +19,8 @@ def run(arguments: Sequence[str], config: DictConfig) -> int:
     """Prices the space that ``arguments`` span over ``config``, their composition; the exit code of the driver."""
     folders = [f"'{folder}'" for folder in config.hydra.searchpath or ()]  # which Hydra keeps to itself
     beside = [f"hydra.searchpath=[{','.join(folders)}]"] if folders else []
-    given, base = read([*beside, *arguments]), from_hydra(config)
+    given = read([*beside, *arguments])
+    base = from_hydra(config, given.trusted)
     if base.tree["search"]["name"] == "optuna":
         return _search(given, base)
     from rapid_dse.sweep.driver import run as drive

@@ -14,11 +14,12 @@ class RapidDseSearchPath(SearchPathPlugin):  # type: ignore[misc]
     """Appends to the search path of this program alone; other Hydra programs in the environment keep theirs."""
 
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
-        from rapid_dse.sweep.places import home, search_paths
+        from rapid_dse.sweep.places import GUARDED_SCHEME, home, search_paths
 
-        main = next((item.path for item in search_path.get_path() if item.provider == "main"), "")
-        if Path(main.removeprefix("file://")) != home() / "conf":
+        main = next((item for item in search_path.get_path() if item.provider == "main"), None)
+        if main is None or Path(main.path.removeprefix("file://")) != home() / "conf":
             return
+        main.path = f"{GUARDED_SCHEME}://{home() / 'conf'}"
         for path in search_paths(Path.cwd()):
-            search_path.append(provider="rapid_dse", path=f"file://{path}")
+            search_path.append(provider="rapid_dse", path=f"{GUARDED_SCHEME}://{path}")
         search_path.append(provider="rapid_dse", path=f"{SCHEME}://.")

@@ -39,7 +39,8 @@ class Where:
 class Only:
     """Metadata of a field, or of a part of the configuration, that has an effect only where one of ``conditions`` holds.
 
-    ``refused``: a value elsewhere is an error; else it is said that it has no effect.
+    ``refused``: a value elsewhere is an error; else it is said that it has no effect. Without a condition it has one everywhere, whatever
+    the part that it lies in needs.
     """
 
     def __init__(self, *conditions: Where, refused: bool = False) -> None:
@@ -54,7 +55,8 @@ def in_vain(scenario: Scenario, keys: Iterable[str], command: str) -> list[str]:
     """
     lines = []
     for key in dict.fromkeys(keys):
-        for only in _conditions(scenario, key):
+        found = list(_conditions(scenario, key))
+        for only in found if all(each.conditions for each in found) else ():
             if only.refused:
                 continue
             values = {where: _value(scenario, where.key, command) for where in only.conditions}

@@ -26,6 +26,7 @@ TRAINING = Only(Where("workload.kind", ("training",)), refused=True)
 SIMULATED = Only(Where("backend.name", EVENT_DRIVEN), Where("search.refine"))
 REFINED = Only(Where("search.refine"))
 EXPERTS = Only(Where("model.num_experts"))
+EVERYWHERE = Only()
 STUDY = Only(Where("search.name", ("optuna",)))
 
 # YAML reads the bare words none and null alike.
@@ -241,6 +242,7 @@ class Search(Frozen):
     known to be good go first; ``prune`` leaves out what cannot meet the constraints and what a lower bound proves beaten (null: the
     latter with event-driven backends alone).
     ``constraints`` hold beside fits, which always holds; ``headroom`` is the share of usable memory that must stay free beside the peak.
+    ``trust``, of the command line alone (``--trust``), lets files set where results go, the storage, what is run, and read the environment.
     Of the ranked table: ``top`` rows; ``best_per`` is a key of whose values the best row each is shown; ``each`` gives every layout a
     line, where else one stands for all that no prediction can tell apart.
     """
@@ -263,6 +265,7 @@ class Search(Frozen):
     refine: CountOrZero = 0
     refine_backend: Annotated[Literal["hybrid", "full_astrasim_hierarchical", "full_astrasim_flattened"], REFINED] = "hybrid"
     fail_fast: bool = False
+    trust: Annotated[bool, EVERYWHERE] = False
     results_dir: str = "results"
     headroom: ShareOrPercent = 0.0
     top: Count = 20

@@ -7,10 +7,16 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rapid_dse.common.bounded_files import require_file
+
 if TYPE_CHECKING:
     import pandas as pd
 
 SUFFIXES = (".csv", ".parquet")
+MOST_BYTES = 2 << 30  # of a table's file
+MOST_CELLS = 200_000_000  # of a Parquet file's, which a few bytes can stand for
+MOST_COLUMNS = 10_000
+LONGEST_CELL = 1 << 20  # characters
 
 
 def read_table(path: str | Path) -> pd.DataFrame:
@@ -29,7 +35,10 @@ def read_table(path: str | Path) -> pd.DataFrame:
     if suffix not in SUFFIXES:
         raise ValueError(f"{path}: allowed: a file that ends in .csv or .parquet")
     if suffix == ".csv":
+        require_file(path, most=MOST_BYTES)
         _check_cells(path)
+    elif not path.is_dir():  # what other programs write in parts is a folder
+        require_small_parquet(path)
     try:
         frame = pd.read_parquet(path) if suffix == ".parquet" else _read_csv(path)
     except OSError:
@@ -42,6 +51,28 @@ def read_table(path: str | Path) -> pd.DataFrame:
     return frame.reset_index(level=unnamed, drop=True).reset_index() if named and unnamed else frame.reset_index(drop=not named)
 
 
+def require_small_parquet(path: Path) -> None:
+    """Refuses a Parquet file that is none that can be read, or that says of itself that it holds more than a memory does.
+
+    Raises:
+        ValueError: one line; OSError where it cannot be read.
+    """
+    import pyarrow.parquet as pq
+
+    require_file(path, most=MOST_BYTES)
+    try:
+        told = pq.read_metadata(path)
+    except OSError:
+        raise
+    except Exception:  # whoever reads it says what is wrong
+        return
+    if told.num_columns > MOST_COLUMNS or told.num_rows * max(told.num_columns, 1) > MOST_CELLS:
+        raise ValueError(
+            f"{path}: has {told.num_rows:,} rows of {told.num_columns:,} columns; "
+            f"allowed: up to {MOST_COLUMNS:,} columns and {MOST_CELLS:,} cells"
+        )
+
+
 def _read_csv(path: Path) -> pd.DataFrame:
     import pandas as pd
 
@@ -50,13 +81,15 @@ def _read_csv(path: Path) -> pd.DataFrame:
 
 def _check_cells(path: Path) -> None:
     """Every row of a CSV file has as many cells as the header: a reader would shift or drop those of another row."""
-    csv.field_size_limit(2**31 - 1)  # a cell may hold a text
+    csv.field_size_limit(LONGEST_CELL)
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             rows = csv.reader(file)
             header = next(rows, None)
             if not header:
                 raise ValueError(f"{path}: cannot be read as csv: its first line has no names of columns")
+            if len(header) > MOST_COLUMNS:
+                raise ValueError(f"{path}: has {len(header):,} columns; allowed: up to {MOST_COLUMNS:,}")
             check_names(header, path)
             number = 0
             for row in rows:

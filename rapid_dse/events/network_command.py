@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from rapid_dse.common.bounded_files import require_file
 from rapid_dse.config.table_file import check_names
 from rapid_dse.interconnect.engine import RunResult, run_graph
 from rapid_dse.interconnect.system import SystemSettings
@@ -30,6 +31,7 @@ def run_collectives(table: Path, out: Path, say: Say) -> int:
     A row that cannot run, or deadlocks, is named; its ``predicted_ns`` is empty, its ``status`` says which and ``reason`` why, and the
     exit code is 2, or 1 where rows deadlock and nothing else is wrong.
     """
+    require_file(table)
     try:
         with table.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.DictReader(file)

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from rapid_dse.common.bounded_files import require_file, yaml_of
 from rapid_dse.config.units import shortened
 from rapid_dse.imports.reader import RUN, Imported
 
@@ -74,24 +75,16 @@ def read_tree(path: Path, shown: str) -> dict[str, Any]:
         raise ValueError(f"{shown}: no such file; allowed: a file that exists, or the name of an option")
     if path.is_dir():
         raise ValueError(f"{shown}: is a folder; allowed: a file, such as {path / 'config.json'}")
+    require_file(path, shown)
     try:
         text = path.read_text(encoding="utf-8-sig")
-        tree = json.loads(text) if path.suffix.lower() == ".json" else _yaml(text)
+        tree = json.loads(text) if path.suffix.lower() == ".json" else yaml_of(text)
     except (UnicodeDecodeError, ValueError, RecursionError) as error:
         reason = " ".join(str(error).split())[:200]
         raise ValueError(f"{shown}: cannot be read as {path.suffix[1:] or 'yaml'} ({reason})") from None
     if not isinstance(tree, dict) or not all(isinstance(key, str) for key in tree):
         raise ValueError(f"{shown}: holds {shortened(tree)}; expected keys with values")
     return tree
-
-
-def _yaml(text: str) -> Any:
-    import yaml
-
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ValueError(str(error)) from None
 
 
 def _foreign(tree: Mapping[str, Any], path: Path, home: Path) -> Imported | None:

@@ -21,6 +21,7 @@ from rapid_dse.sweep.compose import SHOWN, Composed, composed, hydra_ready, scen
 from rapid_dse.sweep.overrides import GROUPS, check_key, usual_options
 from rapid_dse.sweep.portion import Portion
 from rapid_dse.sweep.space import ColumnType, base_codes, explicit, keys_of, of_other_workload
+from rapid_dse.sweep.trusting import require_unset
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -46,11 +47,12 @@ class CaseGroup:
 Refused = dict[int, str]  # why a row is no case, by its position in the table
 
 
-def read_cases(path: str | Path, refused: Refused | None = None) -> tuple[pd.DataFrame, list[CaseGroup]]:
+def read_cases(path: str | Path, refused: Refused | None = None, trusted: bool = False) -> tuple[pd.DataFrame, list[CaseGroup]]:
     """The table, and its rows grouped by scenario; every row is in one group, or is refused.
 
     Args:
         refused: takes the rows that have a value which is none of its key's, with what is wrong; None: such a row is an error.
+        trusted: whether the table, and options that it names, may set what the command line alone sets else (``trusting.py``).
 
     Raises:
         ValueError: one line with row (1 is the first below the header), key, value and what is allowed; OSError for the file.
@@ -58,11 +60,14 @@ def read_cases(path: str | Path, refused: Refused | None = None) -> tuple[pd.Dat
     frame = read_table(path)
     if frame.empty:
         raise ValueError(f"{path}: has no rows")
-    return frame, group_cases(frame, refused)
+    return frame, group_cases(frame, refused, trusted)
 
 
-def group_cases(frame: pd.DataFrame, refused: Refused | None = None) -> list[CaseGroup]:
+def group_cases(frame: pd.DataFrame, refused: Refused | None = None, trusted: bool = False) -> list[CaseGroup]:
     """Groups a table's rows by scenario, in order of their first row; columns that are no override keys do not count.
+
+    Args:
+        refused: as of ``read_cases``; trusted: as of ``read_cases``.
 
     Raises:
         ValueError: as ``read_cases``.
@@ -79,7 +84,7 @@ def group_cases(frame: pd.DataFrame, refused: Refused | None = None) -> list[Cas
             rows_of.setdefault((values, _types(values)), []).append(row)
     groups = []
     with hydra_ready():
-        builder = _Builder(tuple(shared))
+        builder = _Builder(tuple(shared), trusted)
         for (values, _), members in rows_of.items():
             with wrong.at(members):
                 groups.append(builder.group(values, np.array(members, np.int64), codes))
@@ -205,8 +210,8 @@ def _layout_codes(layout: Mapping[str, Sequence[Any]], wrong: _Wrong) -> dict[st
 class _Builder:
     """Composes and validates what distinct scenarios share once: groups by their options, hardware by its keys."""
 
-    def __init__(self, names: tuple[str, ...]) -> None:
-        self._names = names
+    def __init__(self, names: tuple[str, ...], trusted: bool) -> None:
+        self._names, self._trusted = names, trusted
         self._composed: dict[tuple[tuple[str, Any], ...], Composed] = {}
         self._hardware: dict[tuple[Any, ...], Hardware] = {}
 
@@ -235,13 +240,14 @@ class _Builder:
         options, plain = usual_options(options, {name: value for name, value in given.items() if name not in GROUPS}, ())
         found = self._composed.get(tuple(options.items()))
         if found is None:
-            found = self._composed[tuple(options.items())] = composed(options)
+            found = self._composed[tuple(options.items())] = composed(options, (), self._trusted)
         if found.whole:
             raise ValueError(f"parallel={options['parallel']}: is a sweep; allowed: one layout, as parallel.tp=8")
         values = {name: _thawed(value) for name, value in plain.items()}
         of_hw = {name: value for name, value in given.items() if name.startswith("hw.")}
         mark = (options.get("hw"), *of_hw.items(), _types([*of_hw.values()]))
         tree = with_values(found.tree, values)
+        require_unset(tree, (), self._trusted)
         if mark in self._hardware:
             tree["hw"] = self._hardware[mark]
         scenario, broken = scenario_of(tree)

@@ -14,9 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
+from hydra._internal.callbacks import Callbacks
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.object_type import ObjectType
+from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
+from hydra.plugins.sweeper import Sweeper
+from hydra.types import HydraContext, RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import ValidationError
@@ -35,7 +39,8 @@ from rapid_dse.imports.reader import RUN, SAID
 from rapid_dse.imports.run_values import settled_by, values_of
 from rapid_dse.parallel.layouts import KEYS, SERVING_KEYS
 from rapid_dse.sweep.overrides import ALL_KEYS, GROUPS, SWEEPS, check_key, for_hydra, read
-from rapid_dse.sweep.places import home
+from rapid_dse.sweep.places import GUARDED_SCHEME, home
+from rapid_dse.sweep.trusting import closed_environment, require_few_references
 
 SHOWN = ("hw", "cluster", "model", "software", "backend")  # groups whose option is a column of the results
 
@@ -66,34 +71,36 @@ def hydra_ready() -> Iterator[None]:
         yield
 
 
-def composed(options: Mapping[str, str], hydra: tuple[str, ...] = ()) -> Composed:
+def composed(options: Mapping[str, str], hydra: tuple[str, ...] = (), trusted: bool = False) -> Composed:
     """Composes one option a group; call it within ``hydra_ready()``.
 
     Args:
         options: group to option; the others take their default. ``sweeps`` is merged last, over all groups.
         hydra: overrides of Hydra's own configuration.
+        trusted: whether files may read the environment.
 
     Raises:
         ValueError: one line, where an option does not exist or a file cannot be read.
     """
     if hydra or any(is_file_option(group, option) for group, option in options.items()):
-        return _composed(tuple(options.items()), hydra)
-    found = _composed_of_files(tuple(options.items()), state_of_options())
+        return _composed(tuple(options.items()), hydra, trusted)
+    found = _composed_of_files(tuple(options.items()), trusted, state_of_options())
     return replace(found, tree=copy.deepcopy(found.tree))
 
 
 @lru_cache(maxsize=256)
-def _composed_of_files(options: tuple[tuple[str, str], ...], state: tuple[object, ...]) -> Composed:
+def _composed_of_files(options: tuple[tuple[str, str], ...], trusted: bool, state: tuple[object, ...]) -> Composed:
     """``composed`` of options that are names; what their files and the environment say stands for ``state``."""
-    return _composed(options, ())
+    return _composed(options, (), trusted)
 
 
-def _composed(options: tuple[tuple[str, str], ...], hydra: tuple[str, ...]) -> Composed:
+def _composed(options: tuple[tuple[str, str], ...], hydra: tuple[str, ...], trusted: bool) -> Composed:
     for group, option in options:
         _check_option(group, option, hydra)
     overrides = [f"{'+' if group == SWEEPS else ''}{group}={option}" for group, option in options]
     try:
-        return from_hydra(compose("config", overrides=[*overrides, *hydra], return_hydra_config=True))
+        with closed_environment(trusted):
+            return from_hydra(compose("config", overrides=[*overrides, *hydra], return_hydra_config=True), trusted)
     except UNREADABLE as error:
         raise ValueError(one_line(error)) from None
 
@@ -102,7 +109,7 @@ def state_of_options() -> tuple[object, ...]:
     """What a composition of named options depends on beside their names: the files on Hydra's search path, by path, time of change and
     size, and the environment, which they may read."""
     folders = [str(item.path) for item in GlobalHydra.instance().config_loader().get_search_path().get_path()]
-    local = [Path(folder.removeprefix("file://")) for folder in folders if folder.startswith("file://")]
+    local = [Path(folder.split("://", 1)[1]) for folder in folders if folder.startswith(("file://", f"{GUARDED_SCHEME}://"))]
     files = [file for folder in local for name in ("config.yaml", *GROUPS, SWEEPS) for file in _files(folder / name)]
     return (*folders, *files, *sorted(os.environ.items()))
 
@@ -120,11 +127,14 @@ def _files(place: Path) -> Iterator[tuple[str, int, int]]:
         yield from _files(place / entry)
 
 
-def from_hydra(config: DictConfig) -> Composed:
-    """What Hydra composed, its own configuration left out."""
+def from_hydra(config: DictConfig, trusted: bool) -> Composed:
+    """What Hydra composed, its own configuration left out; of files that are not trusted within ``closed_environment``."""
     found = config.hydra.runtime.choices
     choices = {group: str(found[group]) for group in (*GROUPS, SWEEPS) if found.get(group) is not None}
-    tree: dict[str, Any] = {str(name): OmegaConf.to_container(part, resolve=True) for name, part in config.items() if name != "hydra"}
+    parts = {str(name): config._get_node(name) for name in config if name != "hydra"}
+    if not trusted:
+        require_few_references([OmegaConf.to_container(part, resolve=False) for part in parts.values() if OmegaConf.is_config(part)])
+    tree: dict[str, Any] = {name: OmegaConf.to_container(part, resolve=True) for name, part in parts.items() if OmegaConf.is_config(part)}
     tree, said = _with_run(tree, {text.lstrip("+").split("=", 1)[0] for text in config.hydra.overrides.task})
     choices["backend"] = tree["backend"].get("name", choices.get("backend"))
     layout, names = tree["parallel"], [key.split(".")[1] for key in ALL_KEYS if key.count(".") == 1]
@@ -169,10 +179,24 @@ def multirun(arguments: Sequence[str]) -> int:
         hydra = GlobalHydra.instance().hydra
         assert hydra is not None
         try:
-            code = hydra.multirun("config", _no_job, for_hydra(arguments), with_log_configuration=False)
+            with closed_environment(given.trusted):
+                config = hydra.compose_config("config", for_hydra(arguments), RunMode.MULTIRUN, with_log_configuration=False)
+                return int(_own_sweeper(config).sweep(list(config.hydra.overrides.task)))
         except UNREADABLE as error:
             raise ValueError(one_line(error)) from None
-    return int(code)
+
+
+def _own_sweeper(config: DictConfig) -> Sweeper:
+    """This program's sweeper, set up; nothing else that files name in Hydra's configuration is made or run.
+
+    Raises:
+        ValueError: where files ask for another sweeper, or for callbacks.
+    """
+    chosen, target = config.hydra.runtime.choices.get("hydra/sweeper"), OmegaConf.select(config, "hydra.sweeper._target_")
+    if chosen != "rapid_dse" or target != _SWEEPER or config.hydra.get("callbacks"):
+        raise ValueError("a file sets hydra.sweeper or hydra.callbacks, of which nothing is run here; allowed: a file without them")
+    context = HydraContext(config_loader=GlobalHydra.instance().config_loader(), callbacks=Callbacks())
+    return Plugins.instance().instantiate_sweeper(config=config, hydra_context=context, task_function=_no_job)
 
 
 def _no_job(_: DictConfig) -> None:
@@ -184,6 +208,8 @@ def one_line(error: BaseException) -> str:
     parts = [str(error)] + ([str(error.__cause__)] if error.__cause__ else [])
     return "; ".join(" ".join(part.split()) for part in parts if part.strip())
 
+
+_SWEEPER = "hydra_plugins.rapid_dse_plugins.sweeper.TableSweeper"
 
 # Families whose layers nothing here prices, by how their names begin, with what is missing.
 UNMODELLED = {

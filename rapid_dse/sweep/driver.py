@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from rapid_dse.config.run import Debug, Search
 from rapid_dse.config.scenario import Scenario
+from rapid_dse.config.units import shortened
 from rapid_dse.imports.file_options import is_file_option
 from rapid_dse.parallel.layouts import COLUMN_OF
 from rapid_dse.sweep import arrow, identity, listing, ranked, ranking, show, standing, store, workers
@@ -33,7 +34,9 @@ if TYPE_CHECKING:
 
 INTERRUPTED = 130  # what a shell expects of a program that Ctrl-C ended
 SNAPSHOTS = 100
-_STUDY = re.compile(r"[A-Za-z0-9][\w.+=-]*")
+LONGEST_STUDY = 150
+_STUDY = re.compile(r"[A-Za-z0-9]([\w.+=-]*[\w+=-])?")
+_DEVICE = re.compile(r"con|prn|aux|nul|com[0-9]|lpt[0-9]", re.IGNORECASE)
 
 
 @dataclass
@@ -140,9 +143,14 @@ def _named(portion: Named, group: str) -> str:
 
 
 def require_study(study: str) -> None:
-    """Raises ``ValueError`` where the name cannot be a folder's."""
-    if not _STUDY.fullmatch(study):
-        raise ValueError(f"search.study={study!r}: no name of a folder; allowed: letters, digits and . _ + = -")
+    """Raises ``ValueError`` where the name cannot be a folder's, on Windows too."""
+    if not _STUDY.fullmatch(study) or len(study) > LONGEST_STUDY:
+        raise ValueError(
+            f"search.study={shortened(study)}: no name of a folder; allowed: up to {LONGEST_STUDY} letters, digits and . _ + = -, "
+            "the first a letter or a digit, the last no ."
+        )
+    if _DEVICE.fullmatch(study.split(".")[0]):
+        raise ValueError(f"search.study={study!r}: a device's name on Windows, where no folder can have it; allowed: another one")
 
 
 def aim_of(search: Search, portions: Sequence[Portion]) -> Aim:

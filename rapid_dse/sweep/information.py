@@ -20,7 +20,7 @@ def information(overrides: Sequence[str]) -> dict[str, Any]:
     """
     given = read(overrides)
     with hydra_ready():
-        found = composed(given.options, given.hydra)
+        found = composed(given.options, given.hydra, given.trusted)
     return {
         "config": {"rapid_dse": __version__, "python": platform.python_version(), "package": str(Path(__file__).parent.parent)},
         "defaults": {group: found.choices[group] for group in (*GROUPS, SWEEPS) if group in found.choices},

@@ -18,7 +18,8 @@ from rapid_dse.config.units import shortened
 from rapid_dse.imports.file_options import is_file_option, kind_of_run
 from rapid_dse.parallel.layouts import COLUMN_OF
 from rapid_dse.sweep.grammar import parser
-from rapid_dse.sweep.places import home, search_paths
+from rapid_dse.sweep.places import GUARDED_SCHEME, home, search_paths
+from rapid_dse.sweep.trusting import TRUST
 
 GROUPS = ("hw", "cluster", "model", "parallel", "workload", "software", "backend", "search")
 MOST_VALUES = 100_000  # of one key
@@ -63,6 +64,11 @@ class Given:
     hydra: tuple[str, ...] = ()
     paired: tuple[tuple[Mapping[str, Any], ...], ...] = ()
 
+    @property
+    def trusted(self) -> bool:
+        """Whether files may say what the command line alone may say else."""
+        return self.values.get(TRUST) is True
+
 
 def read(arguments: Sequence[str]) -> Given:
     """Sorts the overrides of a command line; the last one of a key counts.
@@ -73,6 +79,7 @@ def read(arguments: Sequence[str]) -> Given:
     options: dict[str, str] = {}
     values: dict[str, Any] = {}
     swept: dict[str, Values | Interval] = {}
+    arguments = [guarded_folders(text) for text in arguments]
     hydra = [text for text in arguments if text.lstrip("+").startswith("hydra.searchpath")]
     paired: list[tuple[Mapping[str, Any], ...]] = []
     for text in arguments:
@@ -164,9 +171,27 @@ def option_folders(hydra: Sequence[str] = ()) -> list[Path]:
     for text in hydra:
         override = _parsed(text)
         if override.key_or_group == "hydra.searchpath":
-            listed = override.value()
-            found += [Path(str(_plain(each)).removeprefix("file://")) for each in (listed if isinstance(listed, list) else [listed])]
+            found += [Path(each.split("://", 1)[-1]) for each in _folders(override)]
     return list(dict.fromkeys(found))
+
+
+def guarded_folders(text: str) -> str:
+    """An override of hydra.searchpath with folders whose files are looked at before they are loaded; any other one as it is."""
+    if not text.lstrip("+").startswith("hydra.searchpath"):
+        return text
+    override = _parsed(text)
+    if override.key_or_group != "hydra.searchpath":
+        return text
+    listed = [
+        each if "://" in each and not each.startswith("file://") else f"{GUARDED_SCHEME}://{each.split('://', 1)[-1]}"
+        for each in _folders(override)
+    ]
+    return f"hydra.searchpath=[{','.join(repr(each) for each in listed)}]"
+
+
+def _folders(override: Override) -> list[str]:
+    listed = override.value()
+    return [str(_plain(each)) for each in (listed if isinstance(listed, list) else [listed])]
 
 
 def options_of(group: str, hydra: Sequence[str] = ()) -> list[str]:
@@ -323,7 +348,7 @@ def for_hydra(arguments: Sequence[str]) -> list[str]:
 
     The word all becomes a choice: Hydra leaves those to the sweeper. Options that follow from others are named.
     """
-    given = read(arguments)
+    given, arguments = read(arguments), [guarded_folders(text) for text in arguments]
     named = {_parsed(text).key_or_group for text in arguments}
     rewritten = [f"{group}={option}" for group, option in given.options.items() if group not in named]
     for text in arguments:

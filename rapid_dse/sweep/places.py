@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+GUARDED_SCHEME = "rapid-dse-folder"  # of folders on Hydra's search path whose files are looked at before they are loaded
+
 
 def home() -> Path:
     """The folder that holds ``conf/`` and ``sweeps/``: the checkout (it has a pyproject.toml too), else the package's own copy."""

@@ -49,7 +49,7 @@ def _portions(rows: Sequence[Mapping[str, Any]]) -> list[Portion] | None:
     from rapid_dse.sweep.cases import group_cases
 
     try:
-        groups = group_cases(pd.DataFrame([{**row, "row": at} for at, row in enumerate(rows)], dtype=object))
+        groups = group_cases(pd.DataFrame([{**row, "row": at} for at, row in enumerate(rows)], dtype=object), trusted=True)
     except ValueError:
         return None
     of = {int(at): group.portion for group in groups for at in group.rows}
@@ -65,6 +65,6 @@ def portions_of(table: pa.Table) -> list[Portion] | None:
     columns = [name for name in table.column_names if _is_override(name)]
     frame = pd.DataFrame({name: pd.Series(table[name].to_pylist(), dtype=object) for name in columns})
     try:
-        return [group.portion for group in group_cases(frame)]
+        return [group.portion for group in group_cases(frame, trusted=True)]
     except ValueError:
         return None

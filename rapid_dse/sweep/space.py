@@ -40,6 +40,7 @@ from rapid_dse.sweep.compose import SHOWN, Composed, composed, hydra_ready, scen
 from rapid_dse.sweep.named_keys import keys_of_sweep, listed_keys
 from rapid_dse.sweep.overrides import GROUPS, LAYOUT, SWEEPS, Given, Interval, Values, read_space
 from rapid_dse.sweep.portion import Portion
+from rapid_dse.sweep.trusting import require_unset
 
 SECTIONS: dict[str, type[BaseModel]] = {"hw": Hardware, "workload": Workload, "parallel": Parallel}
 AUTO_SEQUENCE = -1  # sequence_parallel wherever tp > 1
@@ -155,7 +156,11 @@ class Axes:
 
     def composed(self, combination: Mapping[str, str]) -> Composed:
         """The composition of one option a swept group; within ``hydra_ready()``."""
-        return composed({**self.given.options, **combination}, self.given.hydra) if combination else self.base
+        if not combination:
+            return self.base
+        found = composed({**self.given.options, **combination}, self.given.hydra, self.given.trusted)
+        require_unset(found.tree, self.given.values, self.given.trusted)
+        return found
 
     def setting(self, found: Composed, variant: Mapping[str, Any]) -> Setting:
         """The scenario in which the swept keys have these values; ``ValueError`` where one has a wrong type or bound."""
@@ -207,8 +212,10 @@ def axes(given: Given, base: Composed | None = None) -> Axes:
         ValueError: one line, where an option, a key or a value is wrong.
     """
     if base is None or nodes.KEY in given.values:  # Hydra sets that key without what follows from it
-        base = composed(given.options, given.hydra)
-    plain = composed({group: option for group, option in base.choices.items() if group in GROUPS}) if SWEEPS in base.choices else base
+        base = composed(given.options, given.hydra, given.trusted)
+    require_unset(base.tree, given.values, given.trusted)
+    own = {group: option for group, option in base.choices.items() if group in GROUPS}
+    plain = composed(own, given.hydra, given.trusted) if SWEEPS in base.choices else base
     swept = _swept(given, with_values(base.tree, given.values))
     swept = {**{key: Values(None) for key in base.whole if key not in given.values}, **swept}
     intervals = {key: values for key, values in swept.items() if isinstance(values, Interval)}
@@ -244,6 +251,9 @@ def plan(given: Given, base: Composed | None = None) -> Plan:
 
 def plan_of(found: Axes) -> Plan:
     """Every combination of the axes' values, composed; within ``hydra_ready()``."""
+    count = prod(map(len, (*found.groups.values(), *found.variants.values(), *found.pairs)))
+    if count > MOST_SCENARIOS:
+        raise ValueError(f"the sweep has {count:,} combinations of options and keys outside the layout; allowed: up to {MOST_SCENARIOS:,}")
     portions = [_portion(setting, found.codes) for setting in found.settings()]
     search, debug = _run_settings(portions[0].scenario, found.base)
     return Plan(tuple(portions), search, debug, found.every_key)
@@ -337,6 +347,7 @@ def _open_space(columns: Mapping[str, list[float] | None], scenario: Scenario) -
 
 
 MOST_LAYOUTS = 10**8  # of one scenario: their columns alone are 11 GB
+MOST_SCENARIOS = 20_000  # of a sweep, 0.2 MB each
 
 
 def _grid_columns(columns: Mapping[str, Sequence[float]], keys: Mapping[str, str]) -> dict[str, Any]:

@@ -26,6 +26,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 import rapid_dse
+from rapid_dse.common.bounded_files import require_file
+from rapid_dse.config.table_file import MOST_BYTES, require_small_parquet
 from rapid_dse.sweep import arrow, identity, seal
 
 if TYPE_CHECKING:
@@ -63,6 +65,7 @@ def prepare(folder: Path) -> None:
     Raises:
         ValueError: where the folder cannot be made or written.
     """
+    require_no_link(folder)
     probe = folder / _aside("probe")
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -72,6 +75,19 @@ def prepare(folder: Path) -> None:
     except OSError as error:
         reason = error.strerror or str(error)
         raise ValueError(f"search.results_dir: cannot write {folder} ({reason}); allowed: a folder that can be written") from None
+
+
+def require_no_link(folder: Path) -> None:
+    """Refuses a study's folder, or a journal in it, that is a link: a study of others would write where the link leads.
+
+    Raises:
+        ValueError: one line, with where it leads.
+    """
+    for path in (folder, *folder.glob("*.journal")):
+        if path.is_symlink():
+            raise ValueError(
+                f"{path}: is a link to {os.readlink(path)[:80]}; allowed: a folder of its own, or that one by search.results_dir"
+            )
 
 
 def _aside(name: str) -> str:
@@ -160,7 +176,9 @@ def read_file(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
 
     try:
         if path.suffix.lower() == ".csv":
+            require_file(path, most=MOST_BYTES)
             return _read_csv(path)
+        require_small_parquet(path)
         whole = seal.is_whole(path)
         if whole is False:
             raise Damaged(f"{path}: damaged (its content does not match its digest)")

@@ -13,10 +13,12 @@ from typing import Any
 
 import numpy as np
 
+from rapid_dse.common.bounded_files import require_file
 from rapid_dse.trace.graph import COLLECTIVE, COLLECTIVES, COMPUTE, LARGEST, RECEIVE, SEND, WORLD, Graph, GraphBuilder, Ints, is_whole
 
 OPS_PER_NS, HALF_A_NS = 1000, 500
 LONGEST_NS = 1 << 50  # up to there rounding, three times by 2^-53, stays below half a ns
+MOST_BYTES = 4 << 30  # of a trace; it is read as a whole
 TAGS = 500_000_000  # ASTRA-sim takes tags of sends and receives modulo this
 SCHEMA_VERSION = "0.0.4"
 
@@ -116,6 +118,7 @@ def read_traces(prefix: Path, ranks: int, groups: Mapping[int, Sequence[int]] | 
     builder = GraphBuilder(ranks, groups, prefix.name)
     for rank in range(ranks):
         path = trace_path(prefix, rank)
+        require_file(path, most=MOST_BYTES)
         try:
             data = path.read_bytes()
         except OSError as error:

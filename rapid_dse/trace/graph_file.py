@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from rapid_dse.common.bounded_files import require_file
 from rapid_dse.trace.graph import COLLECTIVE, COLLECTIVES, COMPUTE, LARGEST, SEND, WORLD, Graph, GraphBuilder, is_whole
 
 
@@ -28,6 +29,7 @@ class GraphFile:
 
 def read_graph_file(path: Path) -> GraphFile:
     """Read a graph; raises ValueError with the node and the key for anything that is wrong in it."""
+    require_file(path)
     try:
         data = json.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:

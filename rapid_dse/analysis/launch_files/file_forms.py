@@ -16,6 +16,7 @@ import yaml
 
 from rapid_dse.analysis.launch_files import shell_script
 from rapid_dse.analysis.launch_files.field_table import Fields, flat, nested
+from rapid_dse.common.bounded_files import yaml_of
 
 MARK = "# rapid_dse:"
 WIDTH = 120
@@ -63,9 +64,9 @@ def _document(parsed: Any) -> dict[str, Any]:
 
 def _yaml_fields(text: str) -> dict[str, Any]:
     try:
-        return _document(yaml.safe_load(text))
-    except yaml.YAMLError as error:
-        raise ValueError(f"is no YAML ({' '.join(str(error).split())[:200]})") from None
+        return _document(yaml_of(text))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"is no YAML ({str(error)[:200]})") from None
 
 
 def _toml_fields(text: str) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from rapid_dse.analysis.launch_files.nemo import NEMO
 from rapid_dse.analysis.launch_files.sglang import SGLANG
 from rapid_dse.analysis.launch_files.torchtitan import TORCHTITAN
 from rapid_dse.analysis.launch_files.vllm import VLLM
+from rapid_dse.common.bounded_files import require_file
 
 _ALL = (MEGATRON_LM, NEMO, TORCHTITAN, DEEPSPEED, NANOTRON, LLM_FOUNDRY, VLLM, SGLANG)
 FRAMEWORKS: dict[str, LaunchFramework] = {each.name: each for each in _ALL}
@@ -40,6 +41,7 @@ def read_file(path: Path, name: str | None = None) -> LaunchReading:
     Raises:
         ValueError: where it is none of the forms, or no field is known; OSError where it cannot be read.
     """
+    require_file(path)
     try:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError:

@@ -23,6 +23,7 @@ from rapid_dse.sweep.compose import SHOWN, Composed, composed, hydra_ready, scen
 from rapid_dse.sweep.overrides import Given, read
 from rapid_dse.sweep.portion import Portion
 from rapid_dse.sweep.space import base_codes, explicit
+from rapid_dse.sweep.trusting import GUARDED, refused
 
 BASE_MODEL = "llama"  # the option whose dimensions a file's replace
 # What a prediction hangs on, and is named where nobody gave it.
@@ -90,6 +91,8 @@ def launched(reading: LaunchReading, overrides: Sequence[str] = (), composer: Co
         ValueError: where the model or the number of GPUs is nowhere, a value is wrong, or the layout breaks a rule.
     """
     beside, asked = read(reading.marked), read(overrides)
+    for key in beside.values.keys() & GUARDED.keys():
+        raise ValueError(refused(key, beside.values[key]))
     for given in (beside, asked):
         if given.swept:
             raise ValueError(f"{next(iter(given.swept))}: several values are a sweep; allowed: one value")
