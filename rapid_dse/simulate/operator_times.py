@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from rapid_dse.common.columns import distinct, numbered
 from rapid_dse.config.hardware import NARROW_BYTES, PRECISION_BYTES
 from rapid_dse.config.scenario import Scenario
 from rapid_dse.device import OperatorModel
@@ -148,14 +149,26 @@ def _matmul_seconds(
     """Seconds of each product, ``(3, n_matmuls, n_shapes)``, a distinct shape priced once; ``narrow`` ones run in fp8 or fp4."""
     times = np.empty(shapes.shape[:3])
     wide = "bf16" if scenario.narrow else scenario.workload.precision
-    for part, used in ((narrow, scenario.narrow or wide), (~narrow, wide)):
-        for rows, accumulate in ((slice(0, 2), False), (slice(2, 3), scenario.software.kernels.fused_accumulation)) if part.any() else ():
-            wanted = shapes[rows, part]
-            distinct, where = np.unique(wanted.reshape(-1, 4), axis=0, return_inverse=True)
-            m, n, k, batch = distinct.T
-            cost = device.gemm(m, n, k, batch=batch, precision=used, accumulate=accumulate)
-            times[rows, part] = cost[where].reshape(wanted.shape[:3])
+    for part, used in ((np.flatnonzero(narrow), scenario.narrow or wide), (np.flatnonzero(~narrow), wide)):
+        alike = [distinct([_numbered(axis) for axis in shapes[0, product].T]) for product in part]
+        ends = np.cumsum([len(first) for first, _ in alike])[:-1]
+        for rows, accumulate in ((slice(0, 2), False), (slice(2, 3), scenario.software.kernels.fused_accumulation)) if len(part) else ():
+            wanted = np.concatenate([shapes[rows, product, first] for product, (first, _) in zip(part, alike, strict=True)], axis=1)
+            each, where = np.unique(wanted.reshape(-1, 4), axis=0, return_inverse=True)
+            m, n, k, batch = each.T
+            cost = device.gemm(m, n, k, batch=batch, precision=used, accumulate=accumulate)[where].reshape(wanted.shape[:2])
+            for product, seconds, (_, kind) in zip(part, np.split(cost, ends, axis=1), alike, strict=True):
+                times[rows, product] = seconds.take(kind, axis=1)
     return times / scenario.hw.efficiency.sustained
+
+
+def _numbered(sizes: FloatColumn) -> tuple[NDArray[np.intp], int]:
+    """``numbered`` of sizes, ``(n_shapes,)``, that may be no whole numbers."""
+    whole = sizes.astype(np.intp)
+    if (whole == sizes).all():
+        return numbered(whole)
+    values, number = np.unique(sizes, return_inverse=True)
+    return number, len(values)
 
 
 def _cast_bytes(scenario: Scenario, shapes: NDArray[np.float64], narrow: NDArray[np.bool_]) -> NDArray[np.float64]:
