@@ -57,7 +57,7 @@ class Cluster(Frozen):
         node_power: what a node draws beside its GPUs, W: CPUs, memory, NICs, fans; its share of switches.
     """
 
-    name: str
+    name: str  # the option that the cluster comes from
     gpu_spread: Annotated[ShareOrZero, Field(le=0.2)] = 0.015
     allreduce_busbw: Annotated[tuple[tuple[Nodes, BusBandwidth], ...], Field(min_length=1), BeforeValidator(_pairs)] | None = None
     fabric_efficiency: Annotated[Share, Field(ge=0.05)] = 1.0

@@ -51,17 +51,17 @@ class TensorRates(Frozen):
 
     fp32: Rate
     tf32: Rate | None = None
-    bf16: Rate | None = None
-    fp16: Rate | None = None
-    fp8: Rate | None = None
-    fp4: Rate | None = None
+    bf16: Rate | None = None  # bfloat16
+    fp16: Rate | None = None  # half precision
+    fp8: Rate | None = None  # 8-bit floats
+    fp4: Rate | None = None  # 4-bit floats (NVFP4)
 
 
 class Level(Frozen):
     """One level of the memory hierarchy: size in bytes, bandwidth in bytes/s, both of the whole chip."""
 
-    size: Bytes
-    bandwidth: BytesPerSecond
+    size: Bytes  # bytes of the whole chip
+    bandwidth: BytesPerSecond  # bytes/s of the whole chip
 
 
 class Memory(Frozen):
@@ -70,9 +70,9 @@ class Memory(Frozen):
     What an allocator cannot use of that is the framework's: ``software.fragmentation``, ``software.context``.
     """
 
-    capacity: Annotated[Bytes, Field(ge=1e6)]
+    capacity: Annotated[Bytes, Field(ge=1e6)]  # bytes of HBM or GDDR that the chip has
     usable: Annotated[Bytes, Field(ge=1e6)]
-    bandwidth: BytesPerSecond
+    bandwidth: BytesPerSecond  # of HBM or GDDR, as the maker states it
 
     @model_validator(mode="after")
     def _usable_fits(self) -> Memory:
@@ -107,11 +107,11 @@ class Efficiency(Frozen):
 class Energy(Frozen):
     """Energy of work: joules per FLOP by precision, per byte by level; ``idle`` watts flow whatever the chip does."""
 
-    flop: dict[Precision, JoulesPerFlop]
-    hbm: JoulesPerByte
-    l2: JoulesPerByte
+    flop: dict[Precision, JoulesPerFlop]  # of a FLOP of a matrix product, by precision
+    hbm: JoulesPerByte  # of a byte read from or written to HBM
+    l2: JoulesPerByte  # of a byte of L2
     idle: Watts
-    tdp: Watts
+    tdp: Watts  # the most that a GPU draws
 
     @model_validator(mode="after")
     def _products_draw_power(self) -> Energy:
@@ -135,7 +135,7 @@ class NetworkDimension(Frozen):
     above it; it slows what crosses leaves, in event-driven backends alone.
     """
 
-    topology: Topology
+    topology: Topology  # how the GPUs or nodes of this dimension are connected
     size: Degree | None
     bandwidth: BytesPerSecond
     latency: Seconds
@@ -175,6 +175,7 @@ class Network(Frozen):
     """The dimensions, inner to outer, and links that are derated: (source, destination, factor of the bandwidth left)."""
 
     dimensions: Annotated[tuple[NetworkDimension, ...], Field(min_length=1, max_length=4)]
+    # links that carry less: source, destination, and the share of the bandwidth that is left
     faulty_links: tuple[tuple[int, int, float], ...] = ()
 
     @model_validator(mode="after")
@@ -207,13 +208,13 @@ class Hardware(Frozen):
     compute the softmax of another tile. ``host``: the way to the host's memory, which offloading takes; null: not known.
     """
 
-    name: str
+    name: str  # the option that the chip comes from
     architecture: Architecture | None = None
-    num_gpus: Degree = 64
+    num_gpus: Degree = 64  # GPUs that the job has
     gpus_per_node: Degree
-    sms: Count
-    tensor_cores_per_sm: Count
-    clock: Hertz
+    sms: Count  # streaming multiprocessors (compute units on AMD)
+    tensor_cores_per_sm: Count  # matrix cores of each
+    clock: Hertz  # highest clock, at which the rates above hold
     tensor_flop_per_sm_clock: TensorRates
     registers: Level
     shared_memory: Level
@@ -227,9 +228,11 @@ class Hardware(Frozen):
     tensor_memory: bool = False
     host: Annotated[HostLink | None, Only(*OFFLOADING, Where("software.async_checkpoint", (True,)))] = None
     energy: Energy
-    price: DollarsPerHour
+    price: DollarsPerHour  # of one GPU for an hour, its share of node and network included
     network: Network
+    # how matrix products are priced: arithmetic and HBM alone; tiles through the memory hierarchy; a table of measured times
     operator_model: Literal["roofline", "tiled", "measured"] = "tiled"
+    # folder or file of measured operator times
     measured_table: Annotated[str | None, Only(Where("hw.operator_model", ("measured",)))] = None
 
     @model_validator(mode="before")

@@ -23,37 +23,37 @@ class Model(Frozen):
     ``n_group`` groups of experts, of ``topk_group`` of which a token may have experts; null or 0: no groups.
     """
 
-    name: str
-    hidden_size: Count
-    num_hidden_layers: Layers
-    num_attention_heads: Count
-    num_key_value_heads: Count
+    name: str  # the option that the model comes from
+    hidden_size: Count  # width of the stream between layers
+    num_hidden_layers: Layers  # layers
+    num_attention_heads: Count  # query heads
+    num_key_value_heads: Count  # heads of keys and values: fewer than query heads under grouped-query attention
     head_dim: Count | None = None
-    intermediate_size: Count
-    vocab_size: Count
-    tie_word_embeddings: bool = False
-    mlp_type: Literal["gelu", "relu2", "swiglu", "geglu"] = "swiglu"
-    norm: Literal["layernorm", "rmsnorm"] = "rmsnorm"
-    position_embedding: Literal["rope", "learned"] = "rope"
-    linear_bias: bool = False
-    attention_bias: bool = False
-    qk_norm: bool = False
+    intermediate_size: Count  # inner width of a dense MLP
+    vocab_size: Count  # rows of the embedding table
+    tie_word_embeddings: bool = False  # whether the head is the embedding table
+    mlp_type: Literal["gelu", "relu2", "swiglu", "geglu"] = "swiglu"  # activation of the MLPs; swiglu and geglu have a gate
+    norm: Literal["layernorm", "rmsnorm"] = "rmsnorm"  # kind of normalisation
+    position_embedding: Literal["rope", "learned"] = "rope"  # rotary, or a learned table
+    linear_bias: bool = False  # whether linear layers have a bias
+    attention_bias: bool = False  # whether query, key and value have a bias, whatever linear_bias says
+    qk_norm: bool = False  # whether queries and keys are normalised
     sliding_window: Count | None = None
     layer_types: tuple[LayerType, ...] | None = None
     max_position_embeddings: Annotated[Count | None, Only(Where("workload.kind", ("inference",)))] = None
     num_experts: CountOrZero = 0
-    num_experts_per_tok: Annotated[CountOrZero, EXPERTS] = 0
-    moe_intermediate_size: Annotated[CountOrZero, EXPERTS] = 0
-    n_shared_experts: Annotated[CountOrZero, EXPERTS] = 0
+    num_experts_per_tok: Annotated[CountOrZero, EXPERTS] = 0  # experts that a token is sent to
+    moe_intermediate_size: Annotated[CountOrZero, EXPERTS] = 0  # inner width of an expert
+    n_shared_experts: Annotated[CountOrZero, EXPERTS] = 0  # experts that every token passes
     first_k_dense_replace: Annotated[CountOrZero, EXPERTS] = 0
     n_group: Annotated[CountOrZero | None, EXPERTS] = None
     topk_group: Annotated[CountOrZero | None, EXPERTS] = None
     interleave_moe_layer_step: Annotated[Count, EXPERTS] = 1
-    q_lora_rank: CountOrZero | None = None
-    kv_lora_rank: CountOrZero | None = None
-    qk_nope_head_dim: CountOrZero | None = None
-    qk_rope_head_dim: CountOrZero | None = None
-    v_head_dim: CountOrZero | None = None
+    q_lora_rank: CountOrZero | None = None  # latent attention: rank of queries; null: they are not compressed
+    kv_lora_rank: CountOrZero | None = None  # latent attention: rank of keys and values; null: attention is not latent
+    qk_nope_head_dim: CountOrZero | None = None  # latent attention: width of a query head without positions
+    qk_rope_head_dim: CountOrZero | None = None  # latent attention: width of the part with rotary positions
+    v_head_dim: CountOrZero | None = None  # latent attention: width of a value head
 
     @field_validator("layer_types", mode="before")
     @classmethod

@@ -40,11 +40,11 @@ class Pool(Frozen):
     null: 1; of ``etp`` what makes etp · ep the GPUs of a stage.
     """
 
-    tp: Degree | None = None
-    pp: Degree | None = None
-    attention_dp: Degree | None = None
+    tp: Degree | None = None  # tensor parallelism of an engine of the pool
+    pp: Degree | None = None  # its pipeline stages
+    attention_dp: Degree | None = None  # copies of attention in it
     etp: Degree | None = None
-    ep: Degree | None = None
+    ep: Degree | None = None  # expert parallelism in it
     workers: Degree | None = None
 
 
@@ -70,22 +70,22 @@ class Parallel(Frozen):
     over ``etp`` GPUs; null: what makes it so. ``prefill`` and ``decode`` are pools of engines of their own, in place of the degrees above.
     """
 
-    tp: Degree = 1
-    cp: Degree = 1
+    tp: Degree = 1  # tensor parallelism: GPUs that share each matrix product
+    cp: Degree = 1  # context parallelism: GPUs that share each sequence
     dp: Degree | Literal["auto"] = "auto"
-    pp: Degree = 1
-    ep: Degree = 1
-    vpp: Annotated[Degree, TRAINING] = 1
+    pp: Degree = 1  # pipeline stages
+    ep: Degree = 1  # expert parallelism: groups that share the experts
+    vpp: Annotated[Degree, TRAINING] = 1  # chunks of layers that each pipeline stage holds
     zero: Annotated[Annotated[int, WHOLE, Field(ge=0, le=3)] | Literal["auto"], TRAINING] = "auto"
     sequence_parallel: Annotated[bool | None, TRAINING] = None
-    micro_batch_size: Annotated[Degree, TRAINING] = 1
+    micro_batch_size: Annotated[Degree, TRAINING] = 1  # sequences of a micro-batch
     recompute: Annotated[Annotated[Literal["none", "selective", "full", "auto"], _NoneWord], TRAINING] = "auto"
     recompute_modules: Annotated[ModuleSum | None, TRAINING] = None
     recompute_layers: Annotated[Count | None, TRAINING] = None
     schedule: Annotated[ScheduleName | None, TRAINING] = None
     shard_group: Annotated[Degree | None, TRAINING] = None
     etp: Annotated[Degree | None, EXPERTS] = None
-    order: tuple[Parallelism, ...] = ORDER
+    order: tuple[Parallelism, ...] = ORDER  # which parallelism has neighbouring GPUs, inner to outer
     stage_layers: Annotated[tuple[CountOrZero, ...] | None, TRAINING] = None
     offload_activations: Annotated[ShareOrZero, TRAINING] = 0.0
     offload_optimizer: Annotated[ShareOrZero, TRAINING] = 0.0
@@ -144,11 +144,11 @@ class Workload(Frozen):
     mean an expert takes at most: tokens beyond that are dropped, and experts with fewer are filled up; null: none is dropped.
     """
 
-    kind: Literal["training", "inference"] = "training"
+    kind: Literal["training", "inference"] = "training"  # what is run
     seq_len: Annotated[Tokens, TRAINING] = 8192
     global_batch_size: Annotated[Count, TRAINING] = 1024
     train_tokens: Annotated[Annotated[float, BeforeValidator(_amount), Field(ge=1, le=1e18)] | None, TRAINING] = None
-    precision: Precision = "bf16"
+    precision: Precision = "bf16"  # of matrix products
     expert_imbalance: Annotated[float, Field(ge=1, le=1e6), EXPERTS] = 1.0
     expert_capacity: Annotated[Annotated[float, Field(ge=0.01, le=1e6)] | None, EXPERTS] = None
     batch_size: Annotated[Count | None, INFERENCE] = None
@@ -226,8 +226,10 @@ class Backend(Frozen):
     the network follows ASTRA-sim's rules (congestion_aware, congestion_unaware), else as many as the software profile hides.
     """
 
+    # closed forms, or a simulated network
     name: Literal["analytical", "hybrid", "full_astrasim_hierarchical", "full_astrasim_flattened"] = "analytical"
-    engine: Annotated[Literal["builtin", "astrasim"], SIMULATED] = "builtin"
+    engine: Annotated[Literal["builtin", "astrasim"], SIMULATED] = "builtin"  # what runs the event-driven network
+    # whose rules its links follow: ASTRA-sim's with or without congestion, fair shares of links, or none that wait
     network: Annotated[Literal["congestion_aware", "congestion_unaware", "fair", "ideal"], SIMULATED] = "congestion_aware"
     streams: Annotated[Annotated[int, WHOLE, Field(ge=1, le=4)] | None, SIMULATED] = None
     astrasim: Annotated[AstraSim, Only(Where("backend.engine", ("astrasim",)))] = AstraSim()
@@ -247,26 +249,27 @@ class Search(Frozen):
     line, where else one stands for all that no prediction can tell apart.
     """
 
-    name: Literal["grid", "optuna"] = "grid"
+    name: Literal["grid", "optuna"] = "grid"  # every combination, or an Optuna study
     study: str | None = None
     space: dict[str, Any] = {}  # noqa: RUF012 pydantic copies it
     n_trials: Annotated[Count, STUDY] = 100
-    sampler: Annotated[Literal["tpe", "nsga2", "nsga3", "cmaes", "random", "brute_force"], STUDY] = "tpe"
-    objectives: tuple[str, ...] = ("step_time_s",)
+    sampler: Annotated[Literal["tpe", "nsga2", "nsga3", "cmaes", "random", "brute_force"], STUDY] = "tpe"  # which sampler proposes trials
+    objectives: tuple[str, ...] = ("step_time_s",)  # result columns that rank; a leading - maximises
     constraints: tuple[str, ...] = ("fits",)
-    seed: Annotated[int, WHOLE, Field(ge=0, le=2**32 - 1), STUDY] = 0
+    seed: Annotated[int, WHOLE, Field(ge=0, le=2**32 - 1), STUDY] = 0  # of the sampler
     batch: Annotated[Count, STUDY] = 10
     enqueue: Annotated[CountOrZero, STUDY] = 4
     prune: Annotated[bool | None, STUDY] = None
-    storage: Annotated[str | None, STUDY] = None
-    jobs: Annotated[int, WHOLE, Field(ge=-1, le=2**20)] = -1
-    launcher: Literal["loky", "dask", "ray"] = "loky"
-    launcher_address: str | None = None
-    refine: CountOrZero = 0
+    storage: Annotated[str | None, STUDY] = None  # database URL of the study; null: a journal in the study's folder
+    jobs: Annotated[int, WHOLE, Field(ge=-1, le=2**20)] = -1  # processes; -1: as many as pay
+    launcher: Literal["loky", "dask", "ray"] = "loky"  # what runs the processes
+    launcher_address: str | None = None  # scheduler that dask or ray connects to; null: one on this machine
+    refine: CountOrZero = 0  # so many of the best rows are priced again
+    # by this backend
     refine_backend: Annotated[Literal["hybrid", "full_astrasim_hierarchical", "full_astrasim_flattened"], REFINED] = "hybrid"
-    fail_fast: bool = False
+    fail_fast: bool = False  # whether the first row with an error ends the sweep
     trust: Annotated[bool, EVERYWHERE] = False
-    results_dir: str = "results"
+    results_dir: str = "results"  # folder of the studies
     headroom: ShareOrPercent = 0.0
     top: Count = 20
     best_per: str | None = None

@@ -26,13 +26,13 @@ class Software(InParts):
     A file groups its keys in parts (``kernels: {attention: flash}``); overrides, tables and rows name them flat (``software.attention``).
     """
 
-    name: str
+    name: str  # the option that the profile comes from
     measured: tuple[MeasuredRuns, ...] = ()  # the measured runs behind it, which say how far its predictions may be trusted
     # Parameters of ``FREE`` that single kernels or steps on one GPU have told alone: fits of whole runs leave them as they are.
     known: tuple[str, ...] = ()
     # What its jobs can be launched with. What it does not offer is illegal; enforce=false prices it, and ``outside`` says so.
     offers: Offers = Offers()
-    enforce: bool = True
+    enforce: bool = True  # whether what the framework does not offer is refused; false: it is priced
     kernels: KernelSettings = KernelSettings()
     host: HostSettings = HostSettings()
     overlap: OverlapSettings = OverlapSettings()

@@ -17,11 +17,11 @@ UNFUSED = Only(Where("software.attention", ("unfused",)), Where("hw.attention_ke
 class KernelSettings(SchemaPart):
     """Which kernels compute attention, products, loss, norms and the optimizer, and how much each moves."""
 
-    attention: Literal["flash", "unfused"] = "flash"
+    attention: Literal["flash", "unfused"] = "flash"  # flash: one kernel that keeps no scores; unfused: products and a softmax
     # Behind attention=flash: the fused kernels that the framework can call. The chip's preferred one of them runs; where it has none of
     # them, attention is unfused. ``flash_kernel`` names one that must run: a chip that lacks it is refused.
     flash_kernels: tuple[FlashKernelName, ...] = ("flash2", "ck")
-    flash_kernel: FlashKernelName | None = None
+    flash_kernel: FlashKernelName | None = None  # the attention kernel; null: the chip's, by flash_kernels
     # Whose speed fused attention has. early: libraries of 2023 and 2024 (FlashAttention 2.0, cuDNN to 9.1, PyTorch to 2.4); current: of
     # 2025 and 2026 (PyTorch 2.11 with its FlashAttention-2, cuDNN 9.19).
     library_generation: Annotated[LibraryGeneration, Only(Where("software.attention", ("flash",)))] = "current"
@@ -31,7 +31,7 @@ class KernelSettings(SchemaPart):
     # The loss over the vocabulary. whole: fp32 copies of all logits and of their gradient beside the 16-bit ones; fused: one kernel that
     # overwrites the logits with their gradient; chunked: head and loss run chunk after chunk, and only one chunk's logits are alive.
     loss: Literal["whole", "fused", "chunked"] = "whole"
-    dropout: bool = False
+    dropout: bool = False  # whether dropout kernels run
     # Times the HBM bytes of fully fused norms, residuals, rotary embedding and activation: 1 is one kernel for each, eager PyTorch 2 to 4.
     elementwise_traffic: Annotated[float, Field(ge=0.5, le=8)] = 2.0
     # Speed of matrix products in the framework against the same shapes run alone: other kernels' cache and power, stream switches.
@@ -41,7 +41,7 @@ class KernelSettings(SchemaPart):
     # Under ZeRO 3 gathered weights are copied from the gather's buffer into each parameter before each pass; and where each backward pass
     # reduces gradients, they are copied into the buffer that is reduced, in the type that is reduced.
     copies_gathered: bool = False
-    copies_gradients: bool = False
+    copies_gradients: bool = False  # whether gradients are copied into buckets
     # Under sequence parallelism each gather and scatter of the stream copies it: activations are (batch, sequence, hidden), and NCCL joins
     # along the first axis. Megatron's are (sequence, batch, hidden), and need none.
     copies_sequence: bool = False

@@ -23,7 +23,7 @@ class Offers(Frozen):
     What a list lacks is no legal layout while ``software.enforce`` is on. A profile that names no list restricts nothing by it.
     """
 
-    workloads: tuple[Literal["training", "inference"], ...] = ("training", "inference")
+    workloads: tuple[Literal["training", "inference"], ...] = ("training", "inference")  # what it runs
     # Degrees that may be above 1, beside dp; etp: it may be other than tp; pools: prefill and decode on engines of their own.
     parallelisms: tuple[Literal["tp", "cp", "pp", "ep", "etp", "attention_dp", "pools"], ...] = (
         "tp", "cp", "pp", "ep", "etp", "attention_dp", "pools",
@@ -33,11 +33,11 @@ class Offers(Frozen):
     zero_with_pipelines: tuple[Zero, ...] = (0, 1, 2, 3)  # stages at pp > 1
     shard_group: tuple[Zero, ...] = (1, 2, 3)  # stages whose shards may lie on a part of the data-parallel ranks (hybrid sharding)
     sequence_parallel: tuple[bool, ...] = (True, False)  # values where tp > 1
-    recompute: tuple[Mode, ...] = ("none", "selective", "full")
+    recompute: tuple[Mode, ...] = ("none", "selective", "full")  # recompute modes
     # What may lie in the host's memory (parallel.offload_*), at pp = 1 and at pp > 1.
     offload: tuple[Offloaded, ...] = OFFLOADED
-    offload_with_pipelines: tuple[Offloaded, ...] = OFFLOADED
+    offload_with_pipelines: tuple[Offloaded, ...] = OFFLOADED  # the same at pp > 1
     # What selective recomputation may make again (parallel.recompute_modules); null: every entry of config/recompute.
     recompute_modules: tuple[ModuleSum, ...] | None = None
     recompute_layers: bool = True  # whether full recomputation may be of some layers of a stage alone
-    precisions: tuple[Precision, ...] = ("bf16", "fp16", "fp8", "tf32", "fp32", "fp4", "int8", "int4")
+    precisions: tuple[Precision, ...] = ("bf16", "fp16", "fp8", "tf32", "fp32", "fp4", "int8", "int4")  # precisions of matrix products

@@ -15,15 +15,15 @@ from rapid_dse.config.parts import SchemaPart
 class OverlapSettings(SchemaPart):
     """Shares of the compute at hand that transfers can hide behind, and the sizes of the calls that carry gradients and weights."""
 
-    dp_overlap: ShareOrZero = 0.8
+    dp_overlap: ShareOrZero = 0.8  # share of gradient reductions that hides behind the backward pass
     scatter_overlap: ShareOrZero | None = None  # of ZeRO 1's reduce-scatter of gradients; null: dp_overlap
     parameter_gather_overlap: ShareOrZero = 0.3  # of ZeRO 1 and 2: the gather of new weights behind the next forward pass
     tp_overlap: Annotated[ShareOrZero, Only(Where("software.async_tp", (True,)))] = (
         0.5  # share of tensor-parallel transfers that hide where async_tp is on
     )
     tp_backward_overlap: ShareOrZero = 0.2  # share of the backward pass's that hide behind the weight gradient
-    async_tp: bool = False
-    cp_overlap: ShareOrZero = 0.9
+    async_tp: bool = False  # whether tensor-parallel transfers are cut up and run beside their products
+    cp_overlap: ShareOrZero = 0.9  # share of context-parallel transfers that hides behind attention
     # Of copies between a GPU and its host behind a layer's pass, where activations or weights are offloaded: the share of the pass.
     offload_overlap: Annotated[ShareOrZero, Only(*OFFLOADED_IN_LAYERS)] = 1.0
     pp_overlap: ShareOrZero = 0.5  # of sends and receives of interleaved schedules

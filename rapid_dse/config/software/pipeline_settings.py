@@ -11,5 +11,6 @@ from rapid_dse.config.parts import SchemaPart
 class PipelineSettings(SchemaPart):
     """The split of layers over stages, and the cost of a send with its receive."""
 
+    # how layers are dealt out to stages: the ends counted as layers; balanced by parameters; evenly
     pipeline_split: Literal["megatron", "balanced", "even"] = "megatron"
     send_receive: Seconds = 2e-5  # host and synchronisation cost of one pipeline send with its receive

@@ -18,7 +18,7 @@ Dtype = Literal["fp32", "bf16", "fp16"]
 class PrecisionSettings(SchemaPart):
     """Data types, and who casts to 8 bits."""
 
-    fp8_recipe: Annotated[Recipe, FP8] = "tensorwise"
+    fp8_recipe: Annotated[Recipe, FP8] = "tensorwise"  # how fp8 operands are scaled
     # Who casts. transformer_engine (all but rowwise scaling and gathers in fp8, which are torchao's own): 8-bit copies of weights and of
     # their transposes stay all step long, and inputs of products are kept in 8 bits; torchao: operands are cast at each use. Scales are of
     # tensors, of rows, of tiles of 128 (blockwise: DeepSeek-V3, arXiv 2412.19437, section 3.3), or of 32 elements (mxfp8, in hardware).

@@ -23,6 +23,7 @@ class ServingSettings(SchemaPart):
     max_batched_tokens: Annotated[Count, OF_INFERENCE] = 8192  # of a step
     max_num_seqs: Annotated[Count, OF_INFERENCE] = 1024  # requests that run on an engine's attention rank at most
     memory_fraction: Annotated[Share, OF_INFERENCE] = 0.9  # share of usable memory that it takes, or of what weights and workspace leave
+    # of what memory_fraction is a share: of all memory, or of what weights leave
     memory_fraction_of: Annotated[Literal["memory", "rest"], OF_INFERENCE] = "memory"
     # Decode steps' attention. own: kernels made for it (XQA, FlashInfer, flash-decoding); shared: the kernel that prompts have, too.
     decode_attention: Annotated[Literal["own", "shared"], OF_INFERENCE] = "own"
