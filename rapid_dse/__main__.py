@@ -134,20 +134,19 @@ def _info(found: Asked) -> int:
 
 
 def _trial(overrides: Sequence[str], as_json: bool) -> int:
+    from rapid_dse.sweep.one_trial import illegal, priced_row
     from rapid_dse.sweep.overrides import read
     from rapid_dse.sweep.space import single
 
     given = read(overrides)
     portion = single(given)
     if portion.rule[0] >= 0:
-        raise ValueError(_illegal(portion.reasons[int(portion.rule[0])], overrides))
+        raise ValueError(illegal(portion.reasons[int(portion.rule[0])], overrides))
     from rapid_dse.sweep import idle
 
     for line in [*idle.of_trial(given, portion.scenario), *idle.of_files([portion])]:
         print(line, file=sys.stderr)
     if as_json:
-        from rapid_dse.sweep.one_trial import priced_row
-
         print(json.dumps(priced_row(portion), allow_nan=False))
         return 0
     return _report(portion, overrides)
@@ -191,11 +190,6 @@ def _artifacts(portion: Portion) -> list[str] | None:
     from rapid_dse.sweep import identity
 
     return identity.texts(portion.scenario, portion.layouts)
-
-
-def _illegal(reason: str, overrides: Sequence[str]) -> str:
-    # A rule between layout keys names none of the values; one between others does.
-    return reason if "=" in reason or not overrides else f"{' '.join(overrides)}: {reason}"
 
 
 def _sweep(found: Asked) -> int:

@@ -26,6 +26,7 @@ ROOMS = (
     "sweep",
     "analysis",
     "api",
+    "explorer",
 )
 MODULES = sorted(PACKAGE.rglob("*.py"))
 NAMES = {path: ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__") for path in MODULES}

@@ -51,7 +51,9 @@ def test_the_wheel_carries_configuration_sweeps_and_plugin(wheel: Path) -> None:
     for path in (ROOT / "sweeps").glob("*.yaml"):
         assert f"rapid_dse/_data/sweeps/{path.name}" in names
     assert "rapid_dse/_data/conf/config.yaml" in names
-    assert {"rapid_dse/analysis/report/report.html.j2", "rapid_dse/analysis/report/report.css"} <= names
+    for folder in ("analysis/report", "explorer"):  # templates, styles and scripts of pages
+        for path in (ROOT / "rapid_dse" / folder).rglob("*.*"):
+            assert "__pycache__" in path.parts or path.relative_to(ROOT).as_posix() in names
     assert any(name.startswith("hydra_plugins/") and name.endswith("sweeper.py") for name in names)
     assert "hydra_plugins/__init__.py" not in names, "a namespace package: other plugins live beside it"
     assert not [name for name in names if name.startswith(("tests/", "results/", "benchmarks/"))]

@@ -25,7 +25,7 @@ GRID = (
     *("parallel.tp=1,2,4,8", "parallel.pp=1,2,3,4", "parallel.zero=0,1", "parallel.recompute=none,full", "parallel.micro_batch_size=1,4"),
 )
 UNITS = {"s": 1.0, "ms": 1e-3, "µs": 1e-6, "GiB": 2.0**30, "%": 0.01, "days": 86400.0, "h": 3600.0, "": 1.0}
-VOID = {"meta", "br", "link", "img"}
+VOID = {"meta", "br", "link", "img", "input"}
 
 
 class Page(HTMLParser):

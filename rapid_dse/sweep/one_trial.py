@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -21,3 +22,8 @@ def priced_row(portion: Portion) -> dict[str, Any]:
     if row["status"] not in ("ok", "oom"):
         raise ValueError(row["reason"])
     return row
+
+
+def illegal(reason: str, overrides: Sequence[str]) -> str:
+    """What is said of a trial whose layout breaks a rule: one between layout keys names none of the values, one between others does."""
+    return reason if "=" in reason or not overrides else f"{' '.join(overrides)}: {reason}"

@@ -25,20 +25,21 @@ def trial_of(row: Mapping[str, Any]) -> Priceable | None:
 
 def portion_of(row: Mapping[str, Any]) -> Portion | None:
     """As ``trial_of``, with the option behind each group."""
-    found = _portions([{key: value for key, value in row.items() if _is_override(key)}])
+    found = _portions([{key: value for key, value in row.items() if is_override(key)}])
     return None if found is None else found[0]
 
 
 def usable_of(table: pa.Table) -> NDArray[np.float64] | None:
     """hw.memory.usable of each row, bytes, ``(n_rows,)``; None where it cannot be told."""
     hardware = [name for name in table.column_names if name.split(".")[0] == "hw" and name != "hw.num_gpus"]
-    keys = [name for name in hardware if _is_override(name)]
+    keys = [name for name in hardware if is_override(name)]
     codes, labels = standing.combinations_of(table, keys)
     found = _portions([dict(label) for label in labels])
     return None if found is None else np.array([portion.scenario.hw.memory.usable for portion in found])[codes]
 
 
-def _is_override(name: str) -> bool:
+def is_override(name: str) -> bool:
+    """Whether a column of results is an override key, a group's or another."""
     return name in GROUPS or (name.split(".")[0] in GROUPS and known_key(name))
 
 
@@ -62,7 +63,7 @@ def portions_of(table: pa.Table) -> list[Portion] | None:
 
     from rapid_dse.sweep.cases import group_cases
 
-    columns = [name for name in table.column_names if _is_override(name)]
+    columns = [name for name in table.column_names if is_override(name)]
     frame = pd.DataFrame({name: pd.Series(table[name].to_pylist(), dtype=object) for name in columns})
     try:
         return [group.portion for group in group_cases(frame, trusted=True)]

@@ -35,6 +35,11 @@ class Shown:
         """Bytes of a GPU that the job may use; None where the scenario is not known."""
         return None if self.portion is None else self.portion.scenario.hw.memory.usable
 
+    @property
+    def serving(self) -> bool:
+        """Whether a step is a token of requests."""
+        return self.row.get("ttft_s") is not None
+
 
 @dataclass(frozen=True)
 class ReportJob:
@@ -66,7 +71,7 @@ class ReportJob:
     @property
     def serving(self) -> bool:
         """Whether its steps are tokens of requests."""
-        return bool(self.shown) and self.shown[0].row.get("ttft_s") is not None
+        return bool(self.shown) and self.shown[0].serving
 
     def column(self, name: str) -> NDArray[np.float64]:
         """A column of its rows, NaN where there is nothing, ``(n_rows,)``."""
@@ -119,17 +124,18 @@ def _job(table: pa.Table, aim: Aim, stood: Standing, at: int, group: NDArray[np.
 def _compared(stood: Standing, lines: list[Line], rows: list[dict[str, Any]]) -> tuple[Shown, ...]:
     """The winner, the best row inside what was measured, and the simplest that no prediction tells from the winner."""
     if stood.verdict[lines[0].at] != FITS:
-        return (_shown("nearest to fitting", rows[0]),)
+        return (shown_row("nearest to fitting", rows[0]),)
     roles: dict[int, list[str]] = {0: ["winner"]}
     for at, line in enumerate(lines):
         if line.inside:
             roles.setdefault(at, []).append("best inside what was measured")
         if line.simplest:
             roles.setdefault(at, []).append("simplest within the winner's error")
-    return tuple(_shown(", ".join(names), rows[at]) for at, names in roles.items())
+    return tuple(shown_row(", ".join(names), rows[at]) for at, names in roles.items())
 
 
-def _shown(role: str, row: Row) -> Shown:
+def shown_row(role: str, row: Row) -> Shown:
+    """A row with its scenario."""
     return Shown(role, row, restored.portion_of(row))
 
 

@@ -12,7 +12,7 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rapid_dse.analysis.report.study_jobs import ReportJob, Row, Shown, jobs_of
+from rapid_dse.analysis.report.study_jobs import Row, Shown, jobs_of
 from rapid_dse.analysis.report.study_sections import ReportSection, other_machines, overview, rejected, sections_of
 from rapid_dse.analysis.report.svg_charts import printable
 from rapid_dse.sweep import figures, ranking, show, store
@@ -76,7 +76,7 @@ def page(table: pa.Table, origin: Origin, by: str = "step_time_s", sensitivity: 
     jobs = jobs_of(table, by)
     status, reasons = ranking.counts(table)
     parts = [
-        {"job": job, "card": _card(job), "launch": _launch(job.shown[0]), "sections": sections_of(job, f"job{at}")}
+        {"job": job, "card": card_of(job.shown[0]), "launch": launch_of(job.shown[0]), "sections": sections_of(job, f"job{at}")}
         for at, job in enumerate(jobs[:MOST_JOBS])
     ]
     written, key = origin.written, str(jobs[0].shown[0].row.get("key") or "")
@@ -124,23 +124,23 @@ def commands_of(origin: Origin, by: str, key: str) -> list[str]:
     return [f"python -m rapid_dse.{shlex.join(each)}" for each in said]
 
 
-def _card(job: ReportJob) -> list[tuple[str, str]]:
+def card_of(shown: Shown) -> list[tuple[str, str]]:
     """What the answer is: names and values."""
-    row, usable = job.shown[0].row, job.shown[0].usable
+    row, usable = shown.row, shown.usable
     of = "" if usable is None else f" of {figures.size(usable)} usable"
-    time, rate = ("a token", "requests") if job.serving else ("step time", "tokens")
+    time, rate = ("a token", "requests") if shown.serving else ("step time", "tokens")
     found = [
-        ("which row", job.shown[0].role),
+        ("which row", shown.role),
         ("layout", show.layout_text(row)),
         ("on", ", ".join(f"{key}={row[key]}" for key in CHOICES if row.get(key))),
         ("GPUs", figures.result("hw.num_gpus", row.get("hw.num_gpus"))),
         (time, f"{figures.seconds(row['step_time_s'])} {show.expected_text(show.error_of(row))}"),
         ("±", _why(row)),
-        (rate, figures.result("requests_per_s", row.get("requests_per_s")).replace("tokens", "requests") if job.serving
+        (rate, figures.result("requests_per_s", row.get("requests_per_s")).replace("tokens", "requests") if shown.serving
          else figures.rate(row.get("tokens_per_s"))),
         ("MFU", figures.percent(row.get("mfu"))),
         ("memory of a GPU", figures.size(row.get("peak_memory_bytes")) + of),
-        ("cost of a request" if job.serving else "cost of a step", figures.dollars(row.get("cost_usd"))),
+        ("cost of a request" if shown.serving else "cost of a step", figures.dollars(row.get("cost_usd"))),
     ]  # fmt: skip
     for key, title in (("ttft_s", "first token"), ("usd_per_million_tokens", "cost of a million tokens"), ("train_time_s", "the run"),
                        ("train_cost_usd", "cost of the run"), ("goodput", "goodput")):  # fmt: skip
@@ -155,7 +155,8 @@ def _why(row: Row) -> str:
     return "nothing alike was measured" if show.error_of(row) is None else "all settings lie inside what was measured"
 
 
-def _launch(shown: Shown) -> LaunchText:
+def launch_of(shown: Shown) -> LaunchText:
+    """What launches a row, by its own framework."""
     from rapid_dse.analysis.launch_files.exported import exported
     from rapid_dse.analysis.launch_files.frameworks import of_profile
 
@@ -194,10 +195,20 @@ def _indented(text: str) -> str:
 
 @cache
 def _template() -> jinja2.Template:
+    return environment_of(__package__).get_template("report.html.j2")
+
+
+def environment_of(*packages: str) -> jinja2.Environment:
+    """Templates that lie beside the modules of packages, which escape every text."""
     import jinja2
 
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    return environment.from_string(_file("report.html.j2"))
+    loader = jinja2.FunctionLoader(lambda name: next((text for package in packages if (text := _text_in(package, name)) is not None), None))
+    return jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+
+
+def _text_in(package: str, name: str) -> str | None:
+    file = resources.files(package).joinpath(name)
+    return file.read_text(encoding="utf-8") if file.is_file() else None
 
 
 def _file(name: str) -> str:

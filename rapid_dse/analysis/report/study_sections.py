@@ -10,7 +10,7 @@ import numpy as np
 from markupsafe import Markup
 
 from rapid_dse.analysis.report import svg_charts as charts
-from rapid_dse.analysis.report.study_jobs import ReportJob, Row, best_of_each, front_of_job
+from rapid_dse.analysis.report.study_jobs import ReportJob, Row, Shown, best_of_each, front_of_job
 from rapid_dse.simulate.results import MEMORY_TERMS, OF_INFERENCE, TIME_TERMS
 from rapid_dse.sweep import figures, ranking, show
 
@@ -32,34 +32,36 @@ class ReportSection:
 
 def sections_of(job: ReportJob, name: str) -> list[ReportSection]:
     """The sections of a job; ``name`` begins the names of its pictures."""
-    found = [*_terms(job, name), *_clouds(job, name), *_heat(job, name), *_machines(job, name)]
+    found = [*terms_of(job.shown, name), *_clouds(job, name), *_heat(job, name), *_machines(job, name)]
     return [*found, _ranking(job), *_ties(job)]
 
 
-def _terms(job: ReportJob, name: str) -> Iterator[ReportSection]:
-    """Time and memory by term of the rows that are compared."""
-    whole = "a token of a request" if job.serving else "a step"
-    yield _stacked(job, f"{name}-time", f"Time of {whole} by term", _TIMES, "time_{}_s", figures.seconds)
-    yield _stacked(job, f"{name}-memory", "Peak memory of a GPU by term", MEMORY_TERMS, "memory_{}_bytes", figures.size)
+def terms_of(compared: Sequence[Shown], name: str) -> Iterator[ReportSection]:
+    """Time and memory by term of rows that are compared; ``name`` begins the names of the pictures."""
+    whole = "a token of a request" if compared[0].serving else "a step"
+    yield _stacked(compared, f"{name}-time", f"Time of {whole} by term", _TIMES, "time_{}_s", figures.seconds)
+    yield _stacked(compared, f"{name}-memory", "Peak memory of a GPU by term", MEMORY_TERMS, "memory_{}_bytes", figures.size)
 
 
-def _stacked(job: ReportJob, name: str, title: str, terms: Sequence[str], column: str, shown: Callable[[float], str]) -> ReportSection:
+def _stacked(
+    compared: Sequence[Shown], name: str, title: str, terms: Sequence[str], column: str, shown: Callable[[float], str]
+) -> ReportSection:
     of_memory = column.startswith("memory")
-    parts = [{term: each.row.get(column.format(term)) or 0.0 for term in terms} for each in job.shown]
-    marks = [(each.usable, f"usable: {figures.size(each.usable)}") if of_memory and each.usable else None for each in job.shown]
-    bars = [charts.StackedBar(each.role, own, mark) for each, own, mark in zip(job.shown, parts, marks, strict=True)]
+    parts = [{term: each.row.get(column.format(term)) or 0.0 for term in terms} for each in compared]
+    marks = [(each.usable, f"usable: {figures.size(each.usable)}") if of_memory and each.usable else None for each in compared]
+    bars = [charts.StackedBar(each.role, own, mark) for each, own, mark in zip(compared, parts, marks, strict=True)]
     used = [term for term in terms if any(own[term] > 0 for own in parts)]
     rows = [[term, *(shown(own[term]) for own in parts)] for term in used]
     rows.append(["all", *(shown(sum(own.values())) for own in parts)])
     if of_memory:
-        rows.append(["usable", *(figures.size(each.usable) for each in job.shown)])
+        rows.append(["usable", *(figures.size(each.usable) for each in compared)])
     text = "; ".join(
-        f"{each.role}: {', '.join(f'{term} {shown(own[term])}' for term in used)}" for each, own in zip(job.shown, parts, strict=True)
+        f"{each.role}: {', '.join(f'{term} {shown(own[term])}' for term in used)}" for each, own in zip(compared, parts, strict=True)
     )
     picture = charts.stacked_bars(charts.Frame(name, title, text), bars, terms, shown) if used else None
     note = "The line is what a GPU may use." if any(marks) else ""
     legend = [(term, f"term{terms.index(term)}") for term in used]
-    return ReportSection(title, note, picture, ["term", *(each.role for each in job.shown)], rows, legend)
+    return ReportSection(title, note, picture, ["term", *(each.role for each in compared)], rows, legend)
 
 
 def _clouds(job: ReportJob, name: str) -> Iterator[ReportSection]:
@@ -83,7 +85,7 @@ def _cloud(job: ReportJob, name: str, columns: tuple[str, str], title: str) -> R
     one_chip = not any(key.startswith("hw") and key != "hw.num_gpus" for key in job.varying)
     limit = best.usable if one_chip and columns[1] == "peak_memory_bytes" else None
     counted = f"{int((fits & priced).sum()):,} rows fit, {int((~fits & priced).sum()):,} do not; {len(front):,} are on the front"
-    axes = (_axis(columns[0]), _axis(columns[1]))
+    axes = (axis_of(columns[0]), axis_of(columns[1]))
     picture = charts.scatter(charts.Frame(name, title, counted), axes, sets, marked, limit)
     more = f" The table has the first {MOST_LINES} of the front." if len(front) > MOST_LINES else " The table is the front."
     note = f"{counted}: no row that fits is better in both. Rows on one pixel are one dot.{more}"
@@ -94,7 +96,7 @@ def _cloud(job: ReportJob, name: str, columns: tuple[str, str], title: str) -> R
     return ReportSection(title, note, picture, ["layout", *job.varying, *columns], cells, legend)
 
 
-def _axis(column: str) -> charts.Axis:
+def axis_of(column: str) -> charts.Axis:
     """The axis of a result column."""
     units = {"_bytes": ("GiB", 2.0**30), "train_time_s": ("days", 86400.0), "_usd": ("$", 1.0), "_time_s": ("s", 1.0)}
     name, unit = next((found for end, found in units.items() if column.endswith(end)), ("", 1.0))
@@ -134,7 +136,7 @@ def _machines(job: ReportJob, name: str) -> Iterator[ReportSection]:
     marked = _marked(best, *columns)
     title = "The best by chip and number of GPUs: cost against time"
     frame = charts.Frame(f"{name}-machines", title, "; ".join(mark.text for mark in marked))
-    picture = charts.scatter(frame, (_axis(columns[0]), _axis(columns[1])), [], marked, None) if marked else None
+    picture = charts.scatter(frame, (axis_of(columns[0]), axis_of(columns[1])), [], marked, None) if marked else None
     head = ["chip", "GPUs", "layout", "step_time_s", "expected", "mfu", *(columns if whole else columns[1:])]
     rows = [
         [str(row.get("hw", "")), str(row.get("hw.num_gpus", "?")), show.layout_text(row), figures.seconds(row["step_time_s"]),

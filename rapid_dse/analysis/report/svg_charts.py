@@ -176,7 +176,8 @@ def heat_map(
     width = max(WIDTH, _LEFT + _WIDE * len(across))
     top = _picture(frame, (len(down) + 1) * _CELL + 4, width)
     if width > WIDTH:  # its frame scrolls, so that the texts of cells stay legible
-        top.set("style", f"width: {width:.0f}px; max-width: none")
+        top.set("class", "broad")
+        top.set("width", f"{width:.0f}")
     for at, column in enumerate(across):
         _add(top, "text", "middle", f"{names[1]} {column}", x=_LEFT + (at + 0.5) * _WIDE, y=_CELL - 12)
     for line, row in enumerate(down):
