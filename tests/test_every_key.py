@@ -65,6 +65,7 @@ TRIALS: dict[str, tuple[dict[str, str], dict[str, Any]]] = {
 OVER_LEAVES = {"hw.num_gpus": 64, "parallel.tp": 1, "workload.global_batch_size": 64}
 HOST = {"parallel.offload_activations": 1.0, "parallel.offload_optimizer": 1.0, "software.enforce": False}
 TOKENS = {"workload.train_tokens": 1e12}
+LORA = {"workload.trainable": "lora", "software.enforce": False}
 SHOWN: dict[str, tuple[Any, ...]] = {
     "workload.train_tokens": ("piped", 1e12),
     "cluster.gpu_mtbf": ("piped", 100.0, TOKENS),
@@ -120,6 +121,9 @@ SHOWN: dict[str, tuple[Any, ...]] = {
         for name in ("tp", "pp", "attention_dp", "workers")
     },
     **{f"parallel.{pool}.{name}": ("served", 2, POOLS) for pool in ("prefill", "decode") for name in ("etp", "ep")},
+    "software.offers.trainable": ("piped", ["lora"]),
+    "workload.lora_rank": ("piped", 32, LORA),
+    "workload.lora_targets": ("piped", ["q_proj"], LORA),
     "hw.registers.size": ("experts", 1e6),
     "hw.registers.bandwidth": ("fp32", 1e12),
     "hw.shared_memory.size": ("experts", 1e5),

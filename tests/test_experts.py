@@ -24,7 +24,8 @@ from rapid_dse.parallel.expert_groups import expert_groups
 from rapid_dse.parallel.layouts import broken_rules
 from rapid_dse.parallel.placement import place
 from rapid_dse.simulate.expert_traffic import route
-from rapid_dse.simulate.memory import layer_activations, layer_weights
+from rapid_dse.simulate.held_weights import layer_weights
+from rapid_dse.simulate.memory import layer_activations
 from rapid_dse.simulate.training import prepare
 
 ORDER = ("tp", "cp", "ep", "dp", "pp")

@@ -15,7 +15,7 @@ from rapid_dse.parallel.layouts import broken_rules
 from rapid_dse.parallel.placement import place
 from rapid_dse.parallel.span import Span
 from rapid_dse.simulate.communication import effective_network
-from rapid_dse.simulate.memory import layer_weights, vocabulary_parameters
+from rapid_dse.simulate.held_weights import layer_weights, vocabulary_parameters
 from rapid_dse.sweep import identity
 
 NOTHING_HIDES: dict[str, Any] = {f"software__{name}": 0 for name in ("dp_overlap", "parameter_gather_overlap")}

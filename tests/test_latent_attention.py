@@ -9,12 +9,12 @@ import pytest
 from trials import layouts, priced, scenario
 
 from rapid_dse.config.run import RECOMPUTE, Workload
-from rapid_dse.model.architecture import ONE, architecture
+from rapid_dse.model.architecture import architecture
 from rapid_dse.model.layers.latent_attention import LatentAttention
 from rapid_dse.model.parameters import count
-from rapid_dse.model.shapes import MicroBatch
+from rapid_dse.model.shapes import ONE, MicroBatch
 from rapid_dse.parallel.layouts import Space, enumerate_layouts
-from rapid_dse.simulate.memory import layer_weights
+from rapid_dse.simulate.held_weights import layer_weights
 from rapid_dse.simulate.operator_times import attention_flops
 from rapid_dse.simulate.training import prepare
 

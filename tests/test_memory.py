@@ -19,7 +19,8 @@ from rapid_dse.model.shapes import MicroBatch
 from rapid_dse.parallel.layouts import Layouts
 from rapid_dse.parallel.schedules import STAGE_MAPS
 from rapid_dse.parallel.stages import Stages, stages
-from rapid_dse.simulate.memory import layer_activations, layer_weights, peak_memory, stage_weights
+from rapid_dse.simulate.held_weights import layer_weights, stage_weights
+from rapid_dse.simulate.memory import layer_activations, peak_memory
 from rapid_dse.simulate.operator_times import elementwise_bytes, operators
 
 SLACK = 1 + 1e-9

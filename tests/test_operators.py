@@ -46,7 +46,7 @@ def test_model_flops_are_six_a_parameter_and_attention(name: str, seq_len: int) 
     counted = count(model)
     n = counted.total - counted.embedding - counted.positions + (counted.embedding if model.tie_word_embeddings else 0)
     attention = 6 * model.num_hidden_layers * seq_len * model.num_attention_heads * model.attention_head_dim
-    assert model_flops_per_token(model, seq_len) == pytest.approx(6 * n + attention, rel=0.01)
+    assert model_flops_per_token(model, Workload(seq_len=seq_len)) == pytest.approx(6 * n + attention, rel=0.01)
 
 
 def test_matrices_of_llama_8b_by_hand() -> None:
@@ -103,7 +103,7 @@ def test_context_of_a_sliding_window_is_counted_key_by_key(window: int | None, s
     seen = sum(min(query + 1, window or seq_len) for query in range(seq_len)) / seq_len
     assert mean_context(window, seq_len) == pytest.approx(seen, abs=0.5)
     width = model.num_attention_heads * model.attention_head_dim
-    attention = model_flops_per_token(model, seq_len) - 6 * matrix_parameters(model)
+    attention = model_flops_per_token(model, Workload(seq_len=seq_len)) - 6 * matrix_parameters(model)
     assert attention == pytest.approx(12 * model.num_hidden_layers * width * mean_context(window, seq_len), rel=1e-6)
 
 

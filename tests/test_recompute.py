@@ -14,7 +14,8 @@ from rapid_dse.config.recompute_entries import entries, module_names, named
 from rapid_dse.config.scenario import Scenario
 from rapid_dse.events.backends import price
 from rapid_dse.model import recompute
-from rapid_dse.model.architecture import ONE, architecture
+from rapid_dse.model.architecture import architecture
+from rapid_dse.model.shapes import ONE
 from rapid_dse.parallel.layouts import broken_rules
 
 WIDE, TOKENS, HIDDEN = 14336, 8192, 4096  # of Llama 3.1 8B, one sequence a micro-batch

@@ -12,11 +12,13 @@ from layout_spread import TWO_KINDS
 from trials import layouts, legal, priced, scenario
 
 from rapid_dse.config import Model, Scenario
+from rapid_dse.config.run import Workload
 from rapid_dse.model.architecture import architecture, matrix_parameters, model_flops_per_token, split_by_rule, split_of
 from rapid_dse.model.parameters import count
 from rapid_dse.parallel.schedules.stage_maps import LOOPED
 from rapid_dse.parallel.stages import stages
-from rapid_dse.simulate.memory import layer_activations, layer_weights, stage_weights
+from rapid_dse.simulate.held_weights import layer_weights, stage_weights
+from rapid_dse.simulate.memory import layer_activations
 
 ROUTED = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
 WINDOW, FULL = "sliding_attention", "full_attention"
@@ -101,7 +103,7 @@ class TestParameters:
         assert architecture(gemma).counts == (29, 5)
         windows = 1024 - 1024**2 / (2 * 8192)
         scores = 12 * 8 * 256 * (29 * windows + 5 * 8192 / 2)
-        assert model_flops_per_token(gemma, 8192) == pytest.approx(6 * matrix_parameters(gemma) + scores, rel=1e-12)
+        assert model_flops_per_token(gemma, Workload(seq_len=8192)) == pytest.approx(6 * matrix_parameters(gemma) + scores, rel=1e-12)
 
     def test_a_dense_layer_first_as_in_deepseek_moe(self) -> None:
         """DeepSeekMoE 16B (deepseek-ai/deepseek-moe-16b-base config.json): layer 0 is dense, 27 have 64 experts of 1,408, 6 of them a

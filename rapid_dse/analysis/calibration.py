@@ -191,7 +191,7 @@ def _wanted(runs: Sequence[Runs], options: Options) -> list[FreeParameter]:
 def implied_mfu(run: Runs) -> NDArray[np.float64]:
     """Model FLOP utilisation that the measured step times of one group imply, ``(n_layouts,)``."""
     work, layouts = run.scenario.workload, run.layouts
-    flops = model_flops_per_token(run.scenario.model, work.seq_len) * layouts.global_batch_size * float(work.seq_len)
+    flops = model_flops_per_token(run.scenario.model, work) * layouts.global_batch_size * float(work.seq_len)
     implied: FloatColumn = flops / (run.measured * layouts.num_gpus * run.scenario.hw.peak_flops(work.precision))
     return implied
 

@@ -9,6 +9,7 @@ from pydantic import field_validator, model_validator
 from rapid_dse.config.effects import Only, Where
 from rapid_dse.config.fields import Count, CountOrZero, Frozen, Layers
 from rapid_dse.config.layer_names import LAYER_TYPES, MISSING_TYPES, LayerType
+from rapid_dse.config.lora_names import HUGGING_FACE_MODULES, MEGATRON_MODULES
 
 EXPERTS = Only(Where("model.num_experts"))
 
@@ -123,6 +124,19 @@ class Model(Frozen):
     @property
     def attention_head_dim(self) -> int:
         return self.head_dim or self.hidden_size // self.num_attention_heads
+
+    @property
+    def linear_modules(self) -> tuple[str, ...]:
+        """The modules that low-rank adapters may stand beside: Hugging Face's, and Megatron Core's."""
+        gate = ("gate_proj",) if self.mlp_type in ("swiglu", "geglu") else ()
+        found = {*gate, "o_proj", "up_proj", "down_proj", "linear_proj", "linear_fc1", "linear_fc2"}
+        if not self.kv_lora_rank:
+            found |= {"q_proj", "k_proj", "v_proj", "linear_qkv"}
+        else:
+            found |= {"kv_a_proj_with_mqa", "kv_b_proj", "linear_kv_down_proj", "linear_kv_up_proj"}
+            narrow = {"q_a_proj", "q_b_proj", "linear_q_down_proj", "linear_q_up_proj"}
+            found |= narrow if self.q_lora_rank else {"q_proj", "linear_q_proj"}
+        return tuple(name for name in (*HUGGING_FACE_MODULES, *MEGATRON_MODULES) if name in found)
 
     def has_experts(self, layer: int) -> bool:
         """Whether a layer, counted from 0, has experts in place of an MLP."""

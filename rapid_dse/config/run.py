@@ -12,6 +12,7 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 from rapid_dse.config.effects import COMMAND, Only, Where
 from rapid_dse.config.fields import WHOLE, Count, CountOrZero, Degree, Frozen, ShareOrPercent, ShareOrZero, Tokens
 from rapid_dse.config.hardware import Parallelism, Precision
+from rapid_dse.config.lora_names import ALL_LINEAR, HUGGING_FACE_MODULES, MEGATRON_MODULES, LoraTarget
 from rapid_dse.config.recompute_entries import ModuleSum
 from rapid_dse.config.schedule_names import ScheduleName
 
@@ -27,6 +28,7 @@ SIMULATED = Only(Where("backend.name", EVENT_DRIVEN), Where("search.refine"))
 REFINED = Only(Where("search.refine"))
 EXPERTS = Only(Where("model.num_experts"))
 EVERYWHERE = Only()
+LORA = Only(Where("workload.trainable", ("lora",)), refused=True)
 STUDY = Only(Where("search.name", ("optuna",)))
 
 # YAML reads the bare words none and null alike.
@@ -129,8 +131,8 @@ def _amount(value: Any) -> Any:
 
 
 class Workload(Frozen):
-    """What is asked for. ``seq_len``, ``global_batch_size`` (sequences) and ``train_tokens`` (of the whole run, as 15T; null: a step alone)
-    are training's; all else but the precision is inference's.
+    """What is asked for. ``seq_len``, ``global_batch_size`` (sequences), ``train_tokens`` (of the whole run, as 15T; null: a step alone)
+    and ``trainable`` with what stands beside it are training's; all else but the precision is inference's.
 
     At most one of ``batch_size`` (a static batch: so many requests start and end together), ``concurrency`` (closed loop: so many requests
     are under way, each that ends is followed by the next) and ``request_rate`` (open loop: requests arrive at random, so many a second),
@@ -139,6 +141,11 @@ class Workload(Frozen):
     uniform in mean · (1 ± ``length_spread``). ``num_prompts`` requests are sent in all: the burst that opens the run and the tail that
     ends it count; null: the steady state. ``kv_precision`` null: the framework's default. ``draft_tokens`` are proposed at each step
     of speculative decoding, and each is accepted with ``draft_acceptance`` where those before it were.
+
+    ``trainable`` lora: all weights are frozen, and low-rank adapters beside the modules of ``lora_targets`` are trained (Hu et al., arXiv
+    2106.09685), of rank ``lora_rank``. Frozen weights have no gradients and no optimizer states. The targets are Hugging Face's modules
+    (PEFT's target_modules; all-linear: all of them) or Megatron Core's (linear_qkv: one adapter for queries, keys and values); in tables
+    the text q_proj,v_proj.
 
     ``expert_imbalance`` is the rows of the busiest rank's experts over the mean (1: balanced). ``expert_capacity`` is how many times the
     mean an expert takes at most: tokens beyond that are dropped, and experts with fewer are filled up; null: none is dropped.
@@ -149,6 +156,9 @@ class Workload(Frozen):
     global_batch_size: Annotated[Count, TRAINING] = 1024
     train_tokens: Annotated[Annotated[float, BeforeValidator(_amount), Field(ge=1, le=1e18)] | None, TRAINING] = None
     precision: Precision = "bf16"  # of matrix products
+    trainable: Annotated[Literal["full", "lora"], TRAINING] = "full"  # all weights, or low-rank adapters beside frozen ones
+    lora_rank: Annotated[Count, LORA] = 16  # columns between an adapter's two matrices
+    lora_targets: Annotated[tuple[LoraTarget, ...], LORA] = (ALL_LINEAR,)  # modules that have an adapter
     expert_imbalance: Annotated[float, Field(ge=1, le=1e6), EXPERTS] = 1.0
     expert_capacity: Annotated[Annotated[float, Field(ge=0.01, le=1e6)] | None, EXPERTS] = None
     batch_size: Annotated[Count | None, INFERENCE] = None
@@ -162,6 +172,25 @@ class Workload(Frozen):
     draft_tokens: Annotated[Annotated[int, WHOLE, Field(ge=1, le=64)] | None, INFERENCE] = None
     draft_acceptance: Annotated[Annotated[float, Field(ge=0, le=1)] | None, INFERENCE] = None
     prefix_hit: Annotated[float, Field(ge=0, lt=1), INFERENCE] = 0.0
+
+    @field_validator("lora_targets", mode="before")
+    @classmethod
+    def _listed(cls, targets: Any) -> Any:
+        # Tables write them as one text.
+        return [part.strip() for part in targets.split(",")] if isinstance(targets, str) else targets
+
+    @field_validator("lora_targets")
+    @classmethod
+    def _of_one_library(cls, targets: tuple[str, ...]) -> tuple[str, ...]:
+        mine, megatrons = ([each for each in targets if each in names] for names in ((ALL_LINEAR, *HUGGING_FACE_MODULES), MEGATRON_MODULES))
+        if not targets:
+            raise ValueError("[] adapts nothing; allowed: all-linear, or modules such as [q_proj,v_proj]")
+        if (mine and megatrons) or (ALL_LINEAR in targets and len(targets) > 1):
+            raise ValueError(
+                f"{','.join(targets)} adapts a product twice; allowed: all-linear alone, modules of Hugging Face alone (as q_proj), "
+                "or of Megatron Core alone (as linear_qkv)"
+            )
+        return tuple(sorted(set(targets)))
 
     @model_validator(mode="after")
     def _drafts_are_accepted(self) -> Workload:
@@ -178,6 +207,11 @@ class Workload(Frozen):
                 if getattr(self, name) is None:
                     raise ValueError(f"{name} is null; inference needs it: tokens of a request, as 1024")
         return self
+
+    @property
+    def trains_all(self) -> bool:
+        """Whether every weight is trained; else adapters alone are."""
+        return self.trainable == "full"
 
     @property
     def lengths(self) -> tuple[int, int]:

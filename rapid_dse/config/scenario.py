@@ -15,6 +15,7 @@ from rapid_dse.config.effects import COMMAND, Only, Where, require_no_refused
 from rapid_dse.config.fields import Frozen, Unit
 from rapid_dse.config.hardware import PRECISION_BYTES, WEIGHTS_ALONE, FlashKernelName, Hardware
 from rapid_dse.config.host_link import OFFLOADED
+from rapid_dse.config.lora_names import ALL_LINEAR
 from rapid_dse.config.model import Model
 from rapid_dse.config.parts import group_of, keys_of, parts_of
 from rapid_dse.config.run import Backend, Debug, Parallel, Search, Workload
@@ -85,6 +86,14 @@ class Scenario(Frozen):
     @model_validator(mode="after")
     def _keys_have_an_effect(self) -> Scenario:
         require_no_refused(self)
+        return self
+
+    @model_validator(mode="after")
+    def _adapters_have_modules(self) -> Scenario:
+        has = self.model.linear_modules
+        for name in self.workload.lora_targets:
+            if name not in (*has, ALL_LINEAR):
+                raise ValueError(f"workload.lora_targets: {name} is no module of {self.model.name}; it has {', '.join(has)}")
         return self
 
     @model_validator(mode="after")

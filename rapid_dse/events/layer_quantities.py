@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from rapid_dse.config.scenario import Scenario
 from rapid_dse.events.programs.layer_program import Exchange, ExpertRoute, Half, HalfAgain, LayerWork
 from rapid_dse.interconnect.transfer import Transfer
-from rapid_dse.model.architecture import architecture
+from rapid_dse.model.architecture import architecture_of
 from rapid_dse.model.recompute import Recomputation, selective
 from rapid_dse.parallel.layouts import Layouts
 from rapid_dse.simulate.arrangement import Arrangement
@@ -21,6 +21,7 @@ from rapid_dse.simulate.layer import beside_compute, hidden_exchanges
 from rapid_dse.simulate.layer_work import LayerBlock
 from rapid_dse.simulate.recomputed import Repeated, repeated
 from rapid_dse.simulate.sharding import ShardGroups
+from rapid_dse.simulate.slots import share_of
 from rapid_dse.simulate.training import Prepared
 
 
@@ -41,7 +42,7 @@ def layer_works(
     streams, moved = Streams.of(scenario, layout, groups.placement, groups.network), arranged.transfers
     works = []
     repeats = repeated(scenario, layout)
-    for number, (kind, some) in enumerate(zip(architecture(scenario.model).kinds, selective(scenario), strict=True)):
+    for number, (kind, some) in enumerate(zip(architecture_of(scenario).kinds, selective(scenario), strict=True)):
         alone, block, traffic = ready.alone.layers[number], blocks[number], moved.layers[number]
         around = tuple(tuple(exchange_of(streams, each) for each in part) for part in streams.around(kind))
         halves = _halves(block, around, alone.matmul_seconds[..., shape], alone.mixing)
@@ -105,7 +106,7 @@ def _again(
 
 def exchange_of(streams: Streams, each: TensorParallel) -> Exchange:
     """One buffer of a layout's as its programs exchange it."""
-    group = streams.placement.tp if each.gathers is None else streams.placement.etp
+    group = getattr(streams.placement, each.group)
     return Exchange(
         float(each.size[0]),
         float(each.gathered[0]),
@@ -114,7 +115,7 @@ def exchange_of(streams: Streams, each: TensorParallel) -> Exchange:
         reduce=seconds_alone(each.reduce),
         again=seconds_alone(each.again),
         scattered=bool(each.scattered(streams.layouts.sequence_parallel)[0]),
-        group="tp" if each.gathers is None else "etp",
+        group=each.group,
         skew=float(np.ravel(node_wait(streams.scenario, group))[0]),
     )
 
@@ -122,7 +123,7 @@ def exchange_of(streams: Streams, each: TensorParallel) -> Exchange:
 def _halves(block: LayerBlock, around: Sequence[tuple[Exchange, ...]], products: NDArray[np.float64], mixing: int) -> tuple[Half, Half]:
     """Attention's and the MLP's seconds; elementwise work and casts are shared out in proportion to the products' ``(3, n_matmuls)``, of
     which the first ``mixing`` are attention's."""
-    first = products[:, :mixing].sum(axis=1) / products.sum(axis=1)
+    first = share_of(products[:, :mixing].sum(axis=1), products.sum(axis=1))
     attention_forward, attention_backward = float(block.attention_forward[0]), float(block.attention_backward[0])
     weight = float(block.weight_gradient[0])
     forward = float(block.forward[0]) - attention_forward

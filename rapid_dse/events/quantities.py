@@ -28,10 +28,11 @@ from rapid_dse.parallel.schedules.schedule import Schedule
 from rapid_dse.parallel.span import Halves
 from rapid_dse.simulate.arrangement import Arrangement, arrangement, groups_of
 from rapid_dse.simulate.communication import effective_network, gradient_bytes
+from rapid_dse.simulate.held_weights import Weights, layer_weights, vocabulary_parameters, weights_of
 from rapid_dse.simulate.host_launches import micro_batch_seconds
 from rapid_dse.simulate.layer import Layers, layer_time, slowed_block
 from rapid_dse.simulate.layer_work import Block, LayerBlock, framework_block
-from rapid_dse.simulate.memory import Weights, layer_weights, reduces_each, vocabulary_parameters, weights_of
+from rapid_dse.simulate.memory import reduces_each
 from rapid_dse.simulate.operator_times import compute_bytes
 from rapid_dse.simulate.replicated import replicated_bytes
 from rapid_dse.simulate.shard_copies import with_copies
@@ -43,6 +44,7 @@ from rapid_dse.simulate.sharding import (
     gradient_sync,
     scatter_overlap,
     sharded_passes,
+    trained_table,
     weight_gather,
 )
 from rapid_dse.simulate.slots import host_layer_seconds, waits_of_passes
@@ -149,8 +151,9 @@ def slowed(scenario: Scenario, layout: Layouts, block: Block, layers: Layers) ->
 
 def _end_work(scenario: Scenario, layout: Layouts, block: Block, arranged: Arrangement, work: LayerWork) -> EndWork:
     """Embedding, head and loss."""
-    weight = float(block.head_weight_gradient[0])
-    head = Half("head", float(block.head_forward[0]), float(block.head_backward[0]) - weight, weight, (work.stream,))
+    weight, trained = float(block.head_weight_gradient[0]), scenario.workload.trains_all
+    stream = work.stream if trained else replace(work.stream, again=0.0)
+    head = Half("head", float(block.head_forward[0]), float(block.head_backward[0]) - weight, weight, (stream,))
     loss = Exchange(
         float(loss_bytes(scenario, layout)[0]), 0.0, 0.0, 0.0, seconds_alone(arranged.vocabulary.loss), 0.0, skew=work.stream.skew
     )
@@ -163,6 +166,7 @@ def _end_work(scenario: Scenario, layout: Layouts, block: Block, arranged: Arran
         reductions=LOSS_REDUCTIONS,
         replicated=Half("replicated", 0.0, 0.0, 0.0, (whole,)),
         hidden=scenario.software.overlap.tp_backward_overlap,
+        trained=trained,
     )
 
 
@@ -198,7 +202,7 @@ def stage_works(one: LayoutDetail, passes: PassSeconds) -> list[StageWork]:
 def _stage_work(one: LayoutDetail, stage: int, chunks: tuple[tuple[int, ...], ...], passes: PassSeconds) -> StageWork:
     scenario, layout, groups = with_closed_form(one.scenario), one.layout, one.groups
     software, kinds = scenario.software, [kind for chunk in chunks for kind in chunk]
-    weights = _weights(one, stage, kinds)
+    weights = _trained_weights(one, stage, kinds)
     each = bool(reduces_each(software, layout)[0])
     scatters, ranks = bool(layout.sharding.optimizer[0]), one.degree("dp") * one.degree("cp")
     left = weights.times(0.0 if each else gradient_bytes(scenario))
@@ -211,16 +215,16 @@ def _stage_work(one: LayoutDetail, stage: int, chunks: tuple[tuple[int, ...], ..
     tied = tied_table(scenario, layout, groups.placement, groups.network)
     head, apart = stage == one.degree("head_stage"), one.degree("head_stage") > 0 or not scenario.model.tie_word_embeddings
     table = Weights(vocabulary_parameters(scenario, layout))
-    held = layer_weights(scenario, layout)
+    held, trained = (layer_weights(scenario, layout, only) for only in (False, True))
     return StageWork(
         chunks=chunks,
-        sizes=tuple(float(np.ravel(layer.total)[0]) for layer in held),
+        sizes=tuple(float(np.ravel(layer.total)[0]) for layer in trained),
         stalls=_stalls(one, kinds, stage, passes),
         host_step=software.host.host_step,
         optimizer=float(np.ravel(update_seconds(scenario, layout, weights, one.ready.device))[0]),
         scatters=scatters,
         shared=_shared(one, weights, left, len(kinds)),
-        layers=tuple(_shared_layer(one, layer) for layer in held),
+        layers=tuple(_shared_layer(one, *each) for each in zip(held, trained, strict=True)),
         calls=max(1, calls),
         embedding=_table(one, embedding_weights(scenario, layout)) if stage == 0 else None,
         head=_table(one, table) if head and apart else None,
@@ -285,13 +289,13 @@ def _shared(one: LayoutDetail, weights: Weights, left: Weights, layers: int) -> 
     return tuple(shared)
 
 
-def _shared_layer(one: LayoutDetail, weights: Weights) -> tuple[SharedWeights, ...]:
-    """What moves of a layer's ``weights`` with each of its passes in each group that shares some."""
-    found = ((group, group.part(weights)) for group in _groups(one))
+def _shared_layer(one: LayoutDetail, weights: Weights, trained: Weights) -> tuple[SharedWeights, ...]:
+    """What moves of a layer's ``weights``, of which some are ``trained``, with each of its passes in each group that shares some."""
+    found = ((group, group.part(weights), group.part(trained)) for group in _groups(one))
     return tuple(
-        _shared_weights(group.name, group.halves, _each_time(one, held, group.alone, group.cut))
-        for group, held in found
-        if held is not None
+        _shared_weights(group.name, group.halves, _each_time(one, (held, own), group.alone, group.cut))
+        for group, held, own in found
+        if held is not None and own is not None
     )
 
 
@@ -301,19 +305,20 @@ def _shared_weights(name: str, halves: Halves | None, moved: Mapping[str, FloatC
     return SharedWeights(name, **numbers, replicas="" if halves is None else name + REPLICAS)
 
 
-def _each_time(one: LayoutDetail, weights: Weights, alone: ShardGroups, cut: ShardGroups) -> dict[str, FloatColumn]:
-    """What moves of some dense ``weights`` with each pass, as fields of ``SharedWeights``.
+def _each_time(one: LayoutDetail, weights: tuple[Weights, Weights], alone: ShardGroups, cut: ShardGroups) -> dict[str, FloatColumn]:
+    """What moves of some dense weights with each pass, as fields of ``SharedWeights``.
 
     Args:
+        weights: all, and those that are trained.
         alone: the group that shares one copy of the shards; ``cut``: with those that hold the same shard.
     """
-    scenario, layout = with_closed_form(one.scenario), one.layout
-    passes = sharded_passes(scenario, layout, alone, weights)
-    across = sharded_passes(scenario, layout, cut, weights).backward.seconds - passes.backward.seconds
+    scenario, layout, (held, trained) = with_closed_form(one.scenario), one.layout, weights
+    passes = sharded_passes(scenario, layout, alone, held, trained)
+    across = sharded_passes(scenario, layout, cut, held, trained).backward.seconds - passes.backward.seconds
     return {
-        "layer_gathered": weights.dense * gathered_bytes(scenario) * layout.sharding.parameters,
+        "layer_gathered": held.dense * gathered_bytes(scenario) * layout.sharding.parameters,
         "layer_gather": passes.forward.seconds,
-        "layer_scattered": weights.dense * gradient_bytes(scenario) * reduces_each(scenario.software, layout),
+        "layer_scattered": trained.dense * gradient_bytes(scenario) * reduces_each(scenario.software, layout),
         "layer_scatter": passes.backward.seconds,
         "shards": alone.placement.gradient.size,
         "layer_across": across,
@@ -326,17 +331,19 @@ def _table(one: LayoutDetail, weights: Weights) -> SharedWeights | None:
     if not one.layout.sharding.gradients[0] or float(np.ravel(placement.gradient.size)[0]) == 1:
         return None
     alone = replace(one.groups, placement=replace(placement, gradient=placement.shard, halves=None))
-    return _shared_weights(GRADIENTS, placement.halves, _each_time(one, weights, alone, one.groups))
+    return _shared_weights(GRADIENTS, placement.halves, _each_time(one, (weights, trained_table(one.scenario, weights)), alone, one.groups))
 
 
-def _weights(one: LayoutDetail, stage: int, kinds: Sequence[int]) -> Weights:
-    """Parameters that a rank of a stage holds, whose layers are of such kinds."""
+def _trained_weights(one: LayoutDetail, stage: int, kinds: Sequence[int]) -> Weights:
+    """Parameters with gradients that a rank of a stage holds, whose layers are of such kinds."""
     scenario, layout, last = one.scenario, one.layout, one.degree("head_stage")
+    layers = layer_weights(scenario, layout, trained=True)
+    held = weights_of(np.bincount(np.array(kinds, np.int64), minlength=len(layers)), layers)
+    if not scenario.workload.trains_all:
+        return held
     table = float(vocabulary_parameters(scenario, layout)[0])
     tables = (stage == 0) + (stage == last) - (stage == 0 == last and scenario.model.tie_word_embeddings)
     positions = architecture(scenario.model).embedding.positions(scenario.workload.seq_len) * (stage == 0)
-    layers = layer_weights(scenario, layout)
-    held = weights_of(np.bincount(np.array(kinds, np.int64), minlength=len(layers)), layers)
     return Weights(held.dense + tables * table + positions, held.experts)
 
 

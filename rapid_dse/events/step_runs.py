@@ -18,7 +18,7 @@ from rapid_dse.parallel.expert_groups import ExpertGroups
 from rapid_dse.parallel.layouts import WHOLE_GROUP
 from rapid_dse.parallel.schedules.schedule import tasks
 from rapid_dse.simulate.account import result_columns
-from rapid_dse.simulate.memory import mean_of_stages
+from rapid_dse.simulate.held_weights import mean_of_stages
 from rapid_dse.simulate.results import TIME_TERMS, Priced
 from rapid_dse.simulate.step import StepTimes
 from rapid_dse.trace.graph import Ints

@@ -7,16 +7,16 @@ from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from itertools import groupby
 
-import numpy as np
-
 from rapid_dse.config.model import Model
+from rapid_dse.config.run import Workload
 from rapid_dse.config.scenario import Scenario
 from rapid_dse.config.software import Software
+from rapid_dse.model.layers.adapted import Adapted, Adapters
 from rapid_dse.model.layers.embedding import Embedding
 from rapid_dse.model.layers.head import Head
 from rapid_dse.model.layers.part import CoreAttention, Part, PartParameters, SmallKernel, Tensor
 from rapid_dse.model.layers.registry import PARTS
-from rapid_dse.model.shapes import FloatColumn, MatMul, MicroBatch, mean_context
+from rapid_dse.model.shapes import ONE, FloatColumn, MatMul, MicroBatch, mean_context
 from rapid_dse.parallel.stages import Split
 
 
@@ -28,9 +28,10 @@ class LayerKind:
     parts: tuple[Part, ...]
 
     @classmethod
-    def of(cls, model: Model, names: Sequence[str]) -> LayerKind:
-        """That of parts by their names in the registry."""
-        return cls(" + ".join(names), tuple(PARTS[name](model) for name in names))
+    def of(cls, model: Model, names: Sequence[str], adapters: Adapters | None = None) -> LayerKind:
+        """That of parts by their names in the registry; ``adapters``: what alone is trained of them."""
+        parts = tuple(PARTS[name](model) for name in names)
+        return cls(" + ".join(names), parts if adapters is None else tuple(Adapted(model, part, adapters) for part in parts))
 
     def parameters(self, shape: MicroBatch) -> list[PartParameters]:
         """Parameters of each part on one rank."""
@@ -95,13 +96,23 @@ class Architecture:
         return tuple(self.order.count(kind) for kind in range(len(self.kinds)))
 
 
+def architecture_of(scenario: Scenario) -> Architecture:
+    """The segments of a scenario's model, as they are trained."""
+    return architecture(scenario.model, adapters_of(scenario.workload))
+
+
+def adapters_of(work: Workload) -> Adapters | None:
+    """The adapters that are trained in place of the weights; None where the weights are."""
+    return None if work.trains_all else Adapters(work.lora_rank, work.lora_targets)
+
+
 @lru_cache(maxsize=256)
-def architecture(model: Model) -> Architecture:
-    """The segments of a model."""
+def architecture(model: Model, adapters: Adapters | None = None) -> Architecture:
+    """The segments of a model; ``adapters``: what alone is trained of it."""
     names = [(_mixer(model, layer), _mlp(model, layer)) for layer in range(model.num_hidden_layers)]
     distinct = list(dict.fromkeys(names))
-    kinds = tuple(LayerKind.of(model, each) for each in distinct)
-    return Architecture(Embedding(model), kinds, tuple(distinct.index(each) for each in names), Head(model))
+    kinds = tuple(LayerKind.of(model, each, adapters) for each in distinct)
+    return Architecture(Embedding(model), kinds, tuple(distinct.index(each) for each in names), Head(model, adapters is not None))
 
 
 def _mixer(model: Model, layer: int) -> str:
@@ -112,10 +123,6 @@ def _mixer(model: Model, layer: int) -> str:
 
 def _mlp(model: Model, layer: int) -> str:
     return "experts" if model.has_experts(layer) else "mlp"
-
-
-_ONE = np.ones(1, np.int64)
-ONE = MicroBatch(_ONE, _ONE, _ONE, _ONE, _ONE, np.zeros(1, bool), 1)  # one token on one rank
 
 
 def active_parameters(kind: LayerKind) -> float:
@@ -132,17 +139,28 @@ def matrix_parameters(model: Model) -> float:
     return float(layers + model.hidden_size * model.vocab_size)
 
 
-def model_flops_per_token(model: Model, seq_len: int) -> float:
-    """Forward and backward FLOP a token that count for MFU: 6 a matrix parameter, and causal attention at half.
+def model_flops_per_token(model: Model, work: Workload) -> float:
+    """Forward and backward FLOP a token that count for MFU: 6 a matrix parameter, 4 a frozen one, and causal attention at half.
 
-    Source: Chowdhery et al., PaLM (arXiv 2204.02311), appendix B, with the causal half counted.
+    Source: Chowdhery et al., PaLM (arXiv 2204.02311), appendix B, with the causal half counted; of frozen weights Megatron Bridge's count
+    for LoRA, which leaves out their gradients.
     """
     found, attention = architecture(model), 0.0
     for count, kind in zip(found.counts, found.kinds, strict=True):
         core = kind.attention(ONE)
         if core is not None:
-            attention += 12.0 * count * float(core.heads[0]) * core.mean_dim * mean_context(core.window, seq_len)
-    return 6.0 * matrix_parameters(model) + attention
+            attention += 12.0 * count * float(core.heads[0]) * core.mean_dim * mean_context(core.window, work.seq_len)
+    return 6.0 * trained_matrix_parameters(model, work) + 4.0 * (0.0 if work.trains_all else matrix_parameters(model)) + attention
+
+
+def trained_matrix_parameters(model: Model, work: Workload) -> float:
+    """Those of the matrices that multiply a token which have gradients: all, or the adapters'."""
+    adapters = adapters_of(work)
+    if adapters is None:
+        return matrix_parameters(model)
+    plain, found = architecture(model), architecture(model, adapters)
+    more = (active_parameters(kind) - active_parameters(frozen) for kind, frozen in zip(found.kinds, plain.kinds, strict=True))
+    return sum(count * each for count, each in zip(found.counts, more, strict=True))
 
 
 def split_of(scenario: Scenario) -> Split:

@@ -7,9 +7,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from rapid_dse.config.model import Model
-from rapid_dse.model.architecture import ONE, architecture
+from rapid_dse.config.run import Workload
+from rapid_dse.model.architecture import adapters_of, architecture
 from rapid_dse.model.layers.part import Number
 from rapid_dse.model.layers.registry import PARTS
+from rapid_dse.model.shapes import ONE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,6 +92,16 @@ def count(model: Model, positions: int = 2048) -> ParameterCounts:
         final_norm=_whole(found.head.parameters(ONE).norms),
         head=0 if model.tie_word_embeddings else vocabulary,
     )
+
+
+def adapter_parameters(model: Model, work: Workload) -> int:
+    """Parameters of the adapters that are trained in place of the model's own; 0 where these are trained."""
+    adapters = adapters_of(work)
+    if adapters is None:
+        return 0
+    found = architecture(model, adapters)
+    each = (sum(_whole(part.adapters) + _whole(part.expert_adapters) for part in kind.parameters(ONE)) for kind in found.kinds)
+    return sum(layers * more for layers, more in zip(found.counts, each, strict=True))
 
 
 def _whole(parameters: Number) -> int:

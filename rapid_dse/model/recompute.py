@@ -15,8 +15,9 @@ from rapid_dse.config.scenario import Scenario
 from rapid_dse.config.software import Software
 from rapid_dse.config.software.kernel_settings import KernelSettings
 from rapid_dse.config.software.memory_settings import MemorySettings
-from rapid_dse.model.architecture import ONE, LayerKind, architecture
+from rapid_dse.model.architecture import LayerKind, architecture_of
 from rapid_dse.model.layers.part import Part, Tensor
+from rapid_dse.model.shapes import ONE
 
 CORE = "core"  # the step of the attention kernel
 
@@ -56,23 +57,23 @@ class Recomputation:
 def selective(scenario: Scenario) -> tuple[Recomputation, ...]:
     """What selective recomputation does in a layer of each kind."""
     chosen = named(scenario.parallel.recompute_modules or scenario.software.memory.selective_recompute)
-    return tuple(_of(kind, scenario.software, chosen) for kind in architecture(scenario.model).kinds)
+    return tuple(_of(kind, scenario.software, chosen) for kind in architecture_of(scenario).kinds)
 
 
 def full(scenario: Scenario) -> tuple[Recomputation, ...]:
     """What full recomputation does in a layer of each kind."""
-    return tuple(_of(kind, scenario.software, (FULL,)) for kind in architecture(scenario.model).kinds)
+    return tuple(_of(kind, scenario.software, (FULL,)) for kind in architecture_of(scenario).kinds)
 
 
 def nothing(scenario: Scenario) -> tuple[Recomputation, ...]:
     """What is kept in a layer of each kind where nothing runs again."""
-    return tuple(_of(kind, scenario.software, ()) for kind in architecture(scenario.model).kinds)
+    return tuple(_of(kind, scenario.software, ()) for kind in architecture_of(scenario).kinds)
 
 
 def without_effect(scenario: Scenario) -> list[str]:
     """The modules that ``parallel.recompute_modules`` names and no layer of the model has."""
     chosen, none = scenario.parallel.recompute_modules, nothing(scenario)
-    kinds = architecture(scenario.model).kinds
+    kinds = architecture_of(scenario).kinds
     return [
         name
         for name in (named(chosen) if chosen else ())
@@ -154,7 +155,7 @@ def _named_by(kind: LayerKind, software: Software, entry: RecomputeEntry) -> Ite
 
 def _listed(part: Part, name: str, listed: Sequence[str]) -> bool:
     """Whether a tensor or step of a part is among names, of which some have the part's class before them."""
-    return name in listed or f"{type(part).__name__.lower()}.{name}" in listed
+    return name in listed or f"{part.family}.{name}" in listed
 
 
 def _of_part(part: Part, again: Mapping[str, float], ending: str) -> float:

@@ -6,6 +6,7 @@ A column here has one entry a distinct micro-batch shape: ``(tp, cp, ep, etp, mi
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -56,6 +57,10 @@ class MicroBatch:
         return found
 
 
+_ONE = np.ones(1, np.int64)
+ONE = MicroBatch(_ONE, _ONE, _ONE, _ONE, _ONE, np.zeros(1, bool), 1)  # one token on one rank
+
+
 @dataclass(frozen=True)
 class MatMul:
     """C[m, n] = A[m, k] · B[k, n] of one rank, weights in B, ``batch`` of them in one kernel; each ``(n_shapes,)``.
@@ -63,6 +68,10 @@ class MatMul:
     ``sixteen_bit``: whether it stays in 16 bits where the others run in fp8. ``second``: the share of it that selective recomputation of
     every other product repeats, the second, fourth and so on of a layer: one here may stand for several, as that of queries, keys and
     values. The last one's output no gradient needs.
+    ``modules``: Hugging Face's modules that it stands for, with the share of its columns that each gives; ``megatron``: Megatron Core's one
+    module. ``cut``: what ranks that share the product divide among them, the columns of B, or its rows; None: each has all of it.
+    ``routed``: whether they are ranks that share an expert. ``frozen``: it has no weight gradient. ``beside``: the product that an
+    adapter's stands beside.
     """
 
     name: str
@@ -72,6 +81,12 @@ class MatMul:
     batch: FloatColumn | float = 1.0
     sixteen_bit: bool = False
     second: FloatColumn | float = 0.5
+    modules: tuple[tuple[str, FloatColumn | float], ...] = ()
+    megatron: str = ""
+    cut: Literal["columns", "rows"] | None = "columns"
+    routed: bool = False
+    frozen: bool = False
+    beside: str = ""
 
     @property
     def flops(self) -> FloatColumn:

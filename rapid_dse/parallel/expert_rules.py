@@ -37,6 +37,17 @@ def grid_rules(layouts: Layouts, scenario: Scenario) -> list[Broken]:
     ]
 
 
+def adapter_rules(layouts: Layouts, scenario: Scenario) -> list[Broken]:
+    """What ranks that share products share of the adapters beside them: their rank."""
+    work = scenario.workload
+    if work.trains_all:
+        return []
+    found: list[Broken] = [("tp must divide lora_rank", work.lora_rank % layouts.tp != 0)]
+    if scenario.model.num_experts:
+        found.append(("etp must divide lora_rank", work.lora_rank % layouts.expert_tp != 0))
+    return found
+
+
 def tokens_rule(layouts: Layouts, scenario: Scenario) -> Broken:
     """A grid of their own needs experts whose ranks have different tokens; enumeration screens degrees before it knows of that."""
     other = (layouts.tp > 1) & (layouts.expert_tp != layouts.tp) & bool(scenario.model.num_experts)

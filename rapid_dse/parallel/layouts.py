@@ -21,7 +21,7 @@ from rapid_dse.config.scenario import Scenario
 from rapid_dse.config.schedule_names import PIPELINE_SCHEDULES, SCHEDULES
 from rapid_dse.config.software.offers import Offers
 from rapid_dse.parallel import schedules
-from rapid_dse.parallel.expert_rules import grid_rules, tokens_rule, width_rules
+from rapid_dse.parallel.expert_rules import adapter_rules, grid_rules, tokens_rule, width_rules
 from rapid_dse.parallel.offered import settled, unoffered
 from rapid_dse.parallel.pipeline_rules import counted_ends, recompute_rules, schedule_rules, split_rules
 from rapid_dse.parallel.zero_stages import Sharding
@@ -200,6 +200,7 @@ class Layouts:
         """Every rule with the layouts that break it; see ``rules``."""
         late = [
             Rule(*tokens_rule(self, scenario)),
+            *(Rule(*each) for each in adapter_rules(self, scenario)),
             *(Rule(*each) for each in recompute_rules(self, scenario)),
         ]  # of what enumeration does not know at first
         return [*mathematics(self, scenario), *late, *_offer_rules(self, scenario)]

@@ -63,9 +63,12 @@ def unoffered(layouts: Layouts, scenario: Scenario) -> list[Unoffered]:
 
 
 def of_the_job(n_layouts: int, scenario: Scenario) -> list[Unoffered]:
-    """Kind of workload and precision, which all layouts of a scenario share."""
+    """Kind of workload, precision and what is trained, which all layouts of a scenario share."""
     offers, work, every = scenario.software.offers, scenario.workload, np.ones(n_layouts, bool)
     found = []
+    if work.kind == "training" and work.trainable not in offers.trainable:
+        setting = f"trainable {work.trainable}"
+        found.append(Unoffered(setting, setting, f"trainable {listed(offers.trainable)}", every))
     if work.kind not in offers.workloads:
         found.append(Unoffered(work.kind, work.kind, listed(offers.workloads), every))
     if work.precision not in offers.precisions:

@@ -14,9 +14,10 @@ from rapid_dse.model.architecture import model_flops_per_token
 from rapid_dse.parallel.layouts import Layouts
 from rapid_dse.parallel.stages import Stages
 from rapid_dse.simulate.arrangement import Arrangement
+from rapid_dse.simulate.held_weights import layer_weights, mean_of_stages
 from rapid_dse.simulate.layer import LAYER, layer_moved
 from rapid_dse.simulate.layer_work import Block
-from rapid_dse.simulate.memory import PeakMemory, layer_weights, mean_of_stages, shared_memory
+from rapid_dse.simulate.memory import PeakMemory, shared_memory
 from rapid_dse.simulate.recomputed import repeated, whole_layers
 from rapid_dse.simulate.results import Priced
 from rapid_dse.simulate.sharding import EndTransfers
@@ -52,17 +53,18 @@ def results(scenario: Scenario, layouts: Layouts, step: StepTimes, work: Shared[
 def joules_of(scenario: Scenario, layouts: Layouts, block: Block, arranged: Arrangement) -> Joules:
     """Mean energy of a GPU's work: layers spread evenly over the stages, the head's and the gradients' share included."""
     hw, precision = scenario.hw, scenario.workload.precision
-    passes = 3.0 + whole_layers(scenario, layouts)
-    layer_flops, layer_traffic, weights = (
+    again = whole_layers(scenario, layouts)
+    layer_flops, backward_flops, layer_traffic, weights = (
         mean_of_stages(scenario, layouts, columns)
         for columns in (
             [layer.flops for layer in block.layers],
+            [layer.backward_flops for layer in block.layers],
             [layer.traffic for layer in block.layers],
-            [each.total for each in layer_weights(scenario, layouts)],
+            [each.total for each in layer_weights(scenario, layouts, trained=True)],
         )
     )
-    flops = passes * layer_flops + 3 * block.head_flops / layouts.pp
-    hbm = layer_traffic * passes / 3 + block.head_traffic / layouts.pp
+    flops = (1.0 + again) * layer_flops + backward_flops + block.head_flops / layouts.pp
+    hbm = layer_traffic * (3.0 + again) / 3 + block.head_traffic / layouts.pp
     update = weights * scenario.software.update_traffic
     sent, sent_at_end = sent_bytes(scenario, layouts, arranged)
     return Joules(
@@ -103,7 +105,7 @@ def _columns(scenario: Scenario, layouts: Layouts, step: StepTimes, memory: Peak
     seconds, work = step.total, scenario.workload
     tokens = layouts.global_batch_size * float(work.seq_len)
     rate = tokens / seconds
-    flops = rate * model_flops_per_token(scenario.model, work.seq_len)
+    flops = rate * model_flops_per_token(scenario.model, work)
     run = whole_run(scenario, layouts, seconds, joules)
     dollars = scenario.hw.price / HOUR * layouts.num_gpus / rate if run is None else run.train_cost_usd / float(work.train_tokens or 1)
     empty, absent, peak = np.zeros(len(layouts)), np.full(len(layouts), np.nan), memory.peak

@@ -11,8 +11,8 @@ from rapid_dse.model.architecture import split_of
 from rapid_dse.parallel import schedules
 from rapid_dse.parallel.layouts import Layouts
 from rapid_dse.parallel.stages import packed, stages, unpacked
+from rapid_dse.simulate.held_weights import stage_weights
 from rapid_dse.simulate.layer_work import Block, framework_block
-from rapid_dse.simulate.memory import stage_weights
 from rapid_dse.simulate.recomputed import recomputed
 from rapid_dse.simulate.shard_copies import with_copies
 from rapid_dse.simulate.step import update_seconds
@@ -54,7 +54,7 @@ def _computing(scenario: Scenario, whole: Layouts, ready: Prepared, alone: Block
         np.where(delayed, np.clip(whole - 2 * layer.weight_gradient, 0.0, layer.forward), whole)
         for whole, layer in zip(layers, block.layers, strict=True)
     ]
-    update = update_seconds(scenario, layouts, stage_weights(scenario, layouts, found).first_stage(), ready.device)
+    update = update_seconds(scenario, layouts, stage_weights(scenario, layouts, found, trained=True).first_stage(), ready.device)
     own = layouts.num_micro_batches * slot + summed(ahead, passing) + np.where(delayed & (found.position > 0), 0.0, update)
     rounding = 0.5e-9 * _LAYER_NODES * (layouts.num_micro_batches * (found.layers + 1) + ahead.sum(axis=0) + 1)
     seconds: FloatColumn = (own - rounding).max(axis=0) * (1 - 1e-12) + software.host.host_step

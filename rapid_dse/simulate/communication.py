@@ -13,7 +13,7 @@ from rapid_dse.config.scenario import Scenario
 from rapid_dse.interconnect import transfer
 from rapid_dse.interconnect.fabric import met, told
 from rapid_dse.interconnect.transfer import Transfer
-from rapid_dse.model.architecture import LayerKind, architecture
+from rapid_dse.model.architecture import LayerKind, architecture_of
 from rapid_dse.model.layers.part import Exchanged
 from rapid_dse.model.recompute import Recomputation, selective
 from rapid_dse.model.shapes import MicroBatch
@@ -91,7 +91,8 @@ class TensorParallel:
     """One collective of each kind over a tensor-parallel group, whose whole buffer has ``size`` bytes where it is scattered or reduced and
     ``gathered`` bytes where it is gathered, ``(n_layouts,)``.
 
-    ``again``: of the gather that the backward pass repeats for the weight gradient, nothing where what was gathered is kept.
+    ``again``: of the gather that the backward pass repeats for the weight gradient, nothing where what was gathered is kept. ``routed``:
+    not None where the ranks are those that share an expert.
     """
 
     size: FloatColumn
@@ -101,6 +102,12 @@ class TensorParallel:
     reduce: Transfer
     again: Transfer
     gathers: BoolColumn | None = None
+    routed: BoolColumn | None = None
+
+    @property
+    def group(self) -> str:
+        """The ranks among which it goes."""
+        return "tp" if self.routed is None else "etp"
 
     def scattered(self, sequence_parallel: BoolColumn) -> BoolColumn:
         """Whether the buffer is gathered before and scattered after, ``(n_layouts,)``, or reduced after: as sequence parallelism has it,
@@ -178,14 +185,26 @@ class Streams:
     def _collectives(self, each: Exchanged) -> TensorParallel:
         layouts, stream = self.layouts, self.cast if each.cast else self.stream
         none = transfer.nothing(self.network, len(layouts))
+        if each.low_rank:
+            return self._low_rank(each)
         if each.routed:
             rows = np.where(layouts.gathers_rows, shared_rows(self.scenario, layouts), stream.size)
             stream = tensor_parallel(self.scenario, rows, self.placement.etp, self.network)
-            stream = replace(stream, gathers=layouts.gathers_rows)
+            stream = replace(stream, gathers=layouts.gathers_rows, routed=np.ones(len(layouts), bool))
         elif not each.reduced:
             size, gathered = (np.where(layouts.sequence_parallel, buffer, 0.0) for buffer in (stream.size, stream.gathered))
             stream = replace(stream, size=size, gathered=gathered, reduce=none)
         return stream if each.again else replace(stream, again=none)
+
+    def _low_rank(self, each: Exchanged) -> TensorParallel:
+        """What an adapter's first product gives, which the ranks that share it reduce."""
+        layouts, placement = self.layouts, self.placement
+        tokens = shared_rows(self.scenario, layouts) if each.routed else self.stream.size
+        size = tokens * (each.low_rank / self.scenario.model.hidden_size)
+        reduced = tensor_parallel(self.scenario, size, placement.etp if each.routed else placement.tp, self.network)
+        none = transfer.nothing(self.network, len(layouts))
+        never = np.zeros(len(layouts), bool)
+        return replace(reduced, again=none, gathers=never, routed=~never if each.routed else None)
 
 
 def micro_batch_transfers(scenario: Scenario, layouts: Layouts, placement: Placement, network: Network) -> MicroBatchTransfers:
@@ -194,7 +213,7 @@ def micro_batch_transfers(scenario: Scenario, layouts: Layouts, placement: Place
     # Each tensor-parallel rank sends its share; without sequence parallelism the node gathers it again (arXiv 2104.04473, section 4.1).
     boundary = transfer.send_to_next(streams.stream.size / layouts.tp, placement.pp, network)
     regather = streams.cast.gather.times(~layouts.sequence_parallel & (layouts.pp > 1))
-    kinds = zip(architecture(scenario.model).kinds, selective(scenario), strict=True)
+    kinds = zip(architecture_of(scenario).kinds, selective(scenario), strict=True)
     layers = tuple(_layer_transfers(streams, kind, some) for kind, some in kinds)
     return MicroBatchTransfers(layers, boundary + regather, streams.stream)
 

@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rapid_dse.config.scenario import Scenario
-from rapid_dse.model.architecture import LayerKind, architecture
+from rapid_dse.model.architecture import LayerKind, architecture_of
+from rapid_dse.model.shapes import ONE
 from rapid_dse.parallel.layouts import Layouts
 
 FloatColumn = NDArray[np.float64]
@@ -21,12 +22,13 @@ ROUTER = 5.0  # product, softmax or sigmoid, choice, its map of tokens, the bala
 DISPATCH = 6.0  # rows counted and copied to the host, split sizes, permutation, its reverse with the weighted sum
 EXCHANGES = 3.0  # rows there, probabilities there, rows back
 SORTING = 2.0  # by expert, and back, where a rank has several
+ADAPTER = 3.0  # two products, the sum of what they give with its product's
 REPLAY = 1.0  # a graph's launch
 
 
 def layer_launches(scenario: Scenario, layouts: Layouts) -> FloatColumn:
     """Launches of the mean layer of one micro-batch over those of a dense layer with the same attention, ``(n_layouts,)``."""
-    found = architecture(scenario.model)
+    found = architecture_of(scenario)
     each = [count * _launches(scenario, layouts, kind) for count, kind in zip(found.counts, found.kinds, strict=True)]
     total: FloatColumn = np.sum(each, axis=0) / max(1, len(found.order))
     return total
@@ -37,7 +39,8 @@ def _launches(scenario: Scenario, layouts: Layouts, kind: LayerKind) -> FloatCol
     if graphs == "full_iteration":
         return np.zeros(len(layouts))
     captured = graphs == "modules"
-    ahead = REPLAY if captured else ATTENTION
+    adapters = sum(bool(product.beside) for product in kind.products(ONE)) / 2  # of two products each
+    ahead = REPLAY if captured else ATTENTION + ADAPTER * adapters
     if not kind.copies:
         return np.full(len(layouts), (ahead + (REPLAY if captured else MLP)) / dense)
     return (ahead + _expert_launches(scenario, layouts, captured)) / dense

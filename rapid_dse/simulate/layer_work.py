@@ -29,7 +29,8 @@ class LayerBlock:
     ``attention_forward`` is the part of ``forward`` that ring attention's transfers can hide behind, ``weight_gradient`` the part of
     ``backward`` that nothing waits for, ``spared`` the part of ``forward`` that full recomputation leaves out
     (``software.recompute_stops_early``), ``gather_copies`` the part that is FSDP's copy of gathered weights (``shard_copies``),
-    ``selective`` what selective recomputation computes once more.
+    ``selective`` what selective recomputation computes once more. ``flops`` are of the forward pass, ``backward_flops`` of the backward
+    pass; ``traffic`` of both.
     """
 
     forward: FloatColumn
@@ -41,6 +42,7 @@ class LayerBlock:
     spared: FloatColumn
     gather_copies: FloatColumn
     flops: FloatColumn
+    backward_flops: FloatColumn
     traffic: FloatColumn
 
 
@@ -51,7 +53,7 @@ class Block:
 
     ``head_*`` are of head and loss, ``embedding`` of the look-up and, beside its passes forward, of its gradient,
     ``embedding_backward`` of what the first stage does after its last backward layer (transfers alone: ``vocabulary.Ends``);
-    ``head_weight_gradient`` is the part of ``head_backward`` that nothing waits for.
+    ``head_weight_gradient`` is the part of ``head_backward`` that nothing waits for; ``head_flops``, ``head_traffic``: of both passes.
     """
 
     layers: tuple[LayerBlock, ...]
@@ -78,7 +80,7 @@ def distinct_shapes(layouts: Layouts, work: Workload, *beside: str) -> tuple[Mic
 def framework_block(scenario: Scenario, shape: MicroBatch, alone: Operators, device: OperatorModel) -> Block:
     """Layers, the head and the embedding as the framework runs them: its factors on what the operators cost alone."""
     head = _products(scenario, alone.head_seconds, alone.head_cast_bytes, device)
-    loss = device.elementwise(alone.loss_bytes)
+    loss, trained = device.elementwise(alone.loss_bytes), scenario.workload.trains_all
     return Block(
         layers=tuple(
             _layer_block(scenario, layer, some, _sequence_copy(scenario, shape, device), device)
@@ -87,10 +89,10 @@ def framework_block(scenario: Scenario, shape: MicroBatch, alone: Operators, dev
         head_forward=head[0] + loss / 2,
         head_backward=head[1] + head[2] + loss / 2,
         head_weight_gradient=head[2],
-        embedding=device.elementwise(3.0 * compute_bytes(scenario) * shape.tokens * scenario.model.hidden_size),
+        embedding=device.elementwise((2.0 + trained) * compute_bytes(scenario) * shape.tokens * scenario.model.hidden_size),
         embedding_backward=np.zeros(len(shape.tp)),
-        head_flops=2 * shape.tokens * scenario.model.hidden_size * scenario.model.vocab_size / shape.tp,
-        head_traffic=3 * alone.head_operand_bytes + alone.loss_bytes,
+        head_flops=2 * (2 + trained) * shape.tokens * scenario.model.hidden_size * scenario.model.vocab_size / shape.tp,
+        head_traffic=alone.head_operand_bytes + alone.loss_bytes,
     )
 
 
@@ -130,7 +132,8 @@ def _layer_block(scenario: Scenario, alone: LayerOperators, some: Recomputation,
         spared=seconds[0, -1] * software.memory.recompute_stops_early,
         gather_copies=np.zeros_like(copied),
         flops=alone.flops,
-        traffic=3 * alone.operand_bytes + traffic,
+        backward_flops=alone.backward_flops,
+        traffic=alone.operand_bytes + traffic,
     )
 
 

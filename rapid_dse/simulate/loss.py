@@ -34,14 +34,14 @@ def loss_memory(scenario: Scenario, tokens: FloatColumn, tp: IntColumn, width: i
     """Bytes that head and loss hold at their peak for ``tokens`` of a micro-batch on a rank, ``(n,)``.
 
     Logits with their gradient and copies (``Software.peak_logit_bytes`` each), of a chunk alone where the loss is chunked; a chunked loss
-    computes its gradients while it goes: those of all the head's inputs and of its weights, ``width`` bytes wide, wait for the backward
-    pass.
+    computes its gradients while it goes: those of all the head's inputs and of its weights where they are trained, ``width`` bytes wide,
+    wait for the backward pass.
     """
     vocabulary = padded_vocab(scenario.model, tp) / tp
     if scenario.software.kernels.loss != "chunked":
         return tokens * vocabulary * scenario.software.peak_logit_bytes
     logits = chunk_tokens(scenario.model, tokens, tp) * vocabulary * scenario.software.peak_logit_bytes
-    return logits + width * scenario.model.hidden_size * (tokens + vocabulary)
+    return logits + width * scenario.model.hidden_size * (tokens + vocabulary * scenario.workload.trains_all)
 
 
 def loss_traffic(scenario: Scenario, tokens: FloatColumn, tp: IntColumn, width: int) -> FloatColumn:
@@ -50,7 +50,7 @@ def loss_traffic(scenario: Scenario, tokens: FloatColumn, tp: IntColumn, width: 
     A chunked loss adds each chunk's gradient of the head's weights to what the chunks before it gave: it is read and written again.
     """
     moved = tokens * scenario.model.vocab_size / tp * LOSS_BYTES[scenario.software.kernels.loss]
-    if scenario.software.kernels.loss != "chunked":
+    if scenario.software.kernels.loss != "chunked" or not scenario.workload.trains_all:
         return moved
     again = np.ceil(tokens / chunk_tokens(scenario.model, tokens, tp)) - 1
     return moved + again * (2.0 * width * scenario.model.hidden_size * padded_vocab(scenario.model, tp) / tp)

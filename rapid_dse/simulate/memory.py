@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,18 +16,25 @@ from rapid_dse.config.hardware import NARROW_BYTES, PRECISION_BYTES
 from rapid_dse.config.scenario import Scenario
 from rapid_dse.config.software import Software
 from rapid_dse.device.contract import UNFUSED
-from rapid_dse.model.architecture import LayerKind, architecture
-from rapid_dse.model.layers.embedding import table_parameters
-from rapid_dse.model.layers.part import Number, Tensor
+from rapid_dse.model.architecture import architecture_of
+from rapid_dse.model.layers.part import Tensor
 from rapid_dse.model.recompute import Recomputation, full, nothing, selective
 from rapid_dse.model.shapes import MicroBatch
 from rapid_dse.parallel.layouts import RECOMPUTE_NONE, RECOMPUTE_SELECTIVE, BoolColumn, Layouts
 from rapid_dse.parallel.schedules import HOLDS_ALL, SPLITS_BACKWARD, in_flight
 from rapid_dse.parallel.stages import Stages
+from rapid_dse.simulate.held_weights import (
+    held_bytes,
+    layer_bytes,
+    layer_weights,
+    product_weights,
+    stage_weights,
+    vocabulary_parameters,
+)
 from rapid_dse.simulate.loss import loss_memory
 from rapid_dse.simulate.operator_times import compute_bytes
 from rapid_dse.simulate.recomputed import whole_layers
-from rapid_dse.simulate.residence import on_the_host, shard_bytes, shards_are_master
+from rapid_dse.simulate.residence import on_the_host, shards_are_master
 
 FloatColumn = NDArray[np.float64]
 
@@ -53,91 +59,6 @@ class PeakMemory:
 
 
 @dataclass(frozen=True)
-class Weights:
-    """Parameters that a rank holds, by the group that shares their gradients: cp·dp ranks hold the same ``dense`` ones,
-    tp·cp·dp/(etp·ep) the same ``experts`` (None in a dense model); arrays whose last axis is ``(n_layouts,)``.
-    """
-
-    dense: FloatColumn
-    experts: FloatColumn | None = None
-
-    @property
-    def total(self) -> FloatColumn:
-        """All of them."""
-        return self.dense if self.experts is None else self.dense + self.experts
-
-    def first_stage(self) -> Weights:
-        """Those of the first candidate stage, ``(n_layouts,)``."""
-        return Weights(self.dense[0], None if self.experts is None else self.experts[0])
-
-    def times(self, share: NDArray[Any] | float) -> Weights:
-        """So many times the parameters of both kinds."""
-        return Weights(self.dense * share, None if self.experts is None else self.experts * share)
-
-    def without(self, other: Weights) -> Weights:
-        """What is left where ``other`` is taken away."""
-        return Weights(self.dense - other.dense, None if self.experts is None or other.experts is None else self.experts - other.experts)
-
-    def sharded(self, layouts: Layouts, where: BoolColumn) -> FloatColumn:
-        """What is left a rank where they are sharded, ``(n_layouts,)``, and all of them elsewhere."""
-        shards = np.where(where, layouts.shards.astype(float), 1.0)
-        if self.experts is None:
-            return self.dense / shards
-        return self.dense / shards + self.experts / np.where(where, layouts.expert_shards.astype(float), 1.0)
-
-
-def product_weights(scenario: Scenario, layouts: Layouts) -> tuple[Weights, ...]:
-    """Weights of the products of a layer of each kind that a rank holds, the router's left out, ``(n_layouts,)`` each."""
-    return tuple(
-        _weights(layouts, kind, sum(part.products for part in parts), sum(part.experts for part in parts))
-        for kind in architecture(scenario.model).kinds
-        for parts in [kind.parameters(MicroBatch.of(layouts, scenario.workload))]
-    )
-
-
-def layer_weights(scenario: Scenario, layouts: Layouts) -> tuple[Weights, ...]:
-    """Parameters of a layer of each kind that a rank holds, ``(n_layouts,)`` each."""
-    return tuple(
-        _weights(layouts, kind, sum(part.dense for part in parts), sum(part.routed for part in parts))
-        for kind in architecture(scenario.model).kinds
-        for parts in [kind.parameters(MicroBatch.of(layouts, scenario.workload))]
-    )
-
-
-def _weights(layouts: Layouts, kind: LayerKind, dense: Number, experts: Number) -> Weights:
-    none = np.zeros(len(layouts))
-    return Weights(none + dense, none + experts if kind.copies else None)
-
-
-def weights_of(counts: NDArray[Any], layers: Sequence[Weights]) -> Weights:
-    """Those of so many layers of each kind; ``counts`` as of ``columns.summed``."""
-    experts = [(count, each.experts) for count, each in zip(counts, layers, strict=True) if each.experts is not None]
-    dense = summed(counts, [each.dense for each in layers])
-    return Weights(dense, sum((count * each for count, each in experts), np.zeros(dense.shape)) if experts else None)
-
-
-def mean_of_stages(scenario: Scenario, layouts: Layouts, layers: Sequence[FloatColumn]) -> FloatColumn:
-    """What the layers of the mean stage have, from what a layer of each kind has, ``(n_layouts,)``."""
-    counts = np.array(architecture(scenario.model).counts)[:, None]
-    return summed(counts, layers) / layouts.pp
-
-
-def vocabulary_parameters(scenario: Scenario, layouts: Layouts) -> FloatColumn:
-    """Parameters of one embedding table, or of one head, that a tensor-parallel rank holds, ``(n_layouts,)``."""
-    return table_parameters(scenario.model, layouts.tp)
-
-
-def stage_weights(scenario: Scenario, layouts: Layouts, stages: Stages) -> Weights:
-    """Parameters a rank holds on each candidate stage, ``(n_candidates, n_layouts)``; tied tables are one where a stage has both."""
-    table = vocabulary_parameters(scenario, layouts)
-    both = stages.has_embedding & stages.has_head & scenario.model.tie_word_embeddings
-    tables = stages.has_embedding.astype(float) + stages.has_head - both
-    positions = architecture(scenario.model).embedding.positions(scenario.workload.seq_len)
-    layers = weights_of(stages.of_kinds, layer_weights(scenario, layouts))
-    return Weights(layers.dense + tables * table + stages.has_embedding * positions, layers.experts)
-
-
-@dataclass(frozen=True)
 class LayerTensors:
     """What one layer of one micro-batch makes on a rank, under a scenario that says how wide each tensor is."""
 
@@ -148,7 +69,7 @@ class LayerTensors:
     def of(cls, scenario: Scenario, layouts: Layouts) -> tuple[LayerTensors, ...]:
         """Those of a layer of each kind of each layout."""
         shape = MicroBatch.of(layouts, scenario.workload)
-        kinds = architecture(scenario.model).kinds
+        kinds = architecture_of(scenario).kinds
         return tuple(cls(scenario, tuple(kind.tensors(shape, scenario.software))) for kind in kinds)
 
     def outputs(self) -> FloatColumn:
@@ -157,7 +78,7 @@ class LayerTensors:
 
     def inputs(self) -> FloatColumn:
         """Bytes of what products read, which weight gradients need."""
-        return _total([self._bytes(each) for each in self.tensors if each.width in ("input", "core_input")])
+        return _total([self._bytes(each) for each in self.tensors if each.width in ("input", "core_input") and each.kept])
 
     def kept(self, by: Recomputation) -> FloatColumn:
         """Bytes that autograd keeps for the backward pass."""
@@ -258,24 +179,24 @@ def gradients_sharded(software: Software, layouts: Layouts) -> BoolColumn:
 def _states(scenario: Scenario, layouts: Layouts, stages: Stages) -> dict[str, NDArray[np.float64]]:
     """Bytes of parameters, gradients and optimizer states that stay all step long, of what ZeRO holds whole for a while, and of the bucket
     in which gradients are reduced, ``(n_candidates, n_layouts)`` each."""
-    software, width, weights = scenario.software, compute_bytes(scenario), stage_weights(scenario, layouts, stages)
-    accumulates, parameters = layouts.num_micro_batches > 1, weights.total
+    software, width = scenario.software, compute_bytes(scenario)
+    weights, trained = (stage_weights(scenario, layouts, stages, only) for only in (False, True))
+    accumulates = layouts.num_micro_batches > 1
     gradient = PRECISION_BYTES[software.precision.gradient_dtype] + np.where(accumulates, software.memory.extra_gradient_bytes, 0.0)
     # Under fp32 and TF32 the weights that compute are the master weights; FSDP's shards are those that the optimizer steps.
     own_master = shards_are_master(scenario, layouts) | (width == 4)
     _, stay = _fp8_copies(scenario, layouts)
-    gradients = weights.sharded(layouts, gradients_sharded(software, layouts)) * gradient
-    bucket = np.minimum(software.overlap.gradient_bucket, parameters * PRECISION_BYTES[software.precision.gradient_dtype])
-    of_layers = [each.sharded(layouts, layouts.sharding.parameters) for each in layer_weights(scenario, layouts)]
+    gradients = trained.sharded(layouts, gradients_sharded(software, layouts)) * gradient
+    bucket = np.minimum(software.overlap.gradient_bucket, trained.total * PRECISION_BYTES[software.precision.gradient_dtype])
+    of_layers = layer_bytes(scenario, layouts)
     on_host = on_the_host(summed(stages.of_kinds, of_layers), largest_of(stages.of_kinds, of_layers), scenario.parallel.offload_weights)
     return {
-        "parameters": (weights.sharded(layouts, layouts.sharding.parameters) - on_host) * shard_bytes(scenario, layouts)
-        + summed(stages.of_kinds, stay),
+        "parameters": held_bytes(scenario, layouts, weights, trained) - on_host + summed(stages.of_kinds, stay),
         "gradients": _beyond_activations(scenario, layouts, stages, gradients),
-        "optimizer": weights.sharded(layouts, layouts.sharding.optimizer)
+        "optimizer": trained.sharded(layouts, layouts.sharding.optimizer)
         * (1 - scenario.parallel.offload_optimizer)
         * (software.precision.optimizer_bytes - np.where(own_master, software.precision.master_bytes, 0.0)),
-        "gathered": _gathered(scenario, layouts, stages, parameters),
+        "gathered": _gathered(scenario, layouts, stages, weights.total),
         "bucket": np.where(layouts.dp * layouts.cp > 1, bucket, 0.0),
     }
 
@@ -303,7 +224,7 @@ def _beyond_activations(scenario: Scenario, layouts: Layouts, stages: Stages, gr
     largest_kept = largest_of(stages.of_kinds, activations)
     freed = summed(stages.of_kinds, activations) - largest_kept
     freed = freed - on_the_host(freed, largest_kept, scenario.parallel.offload_activations)
-    held = [each.total for each in layer_weights(scenario, layouts)]
+    held = [each.total for each in layer_weights(scenario, layouts, trained=True)]
     own = largest_of(stages.of_kinds, held) * PRECISION_BYTES[scenario.software.precision.gradient_dtype]
     return np.where(fresh, np.maximum(np.minimum(own, gradients), gradients - freed), gradients)
 
@@ -385,5 +306,13 @@ def _gathered(scenario: Scenario, layouts: Layouts, stages: Stages, parameters: 
     copies = largest_of(stages.of_kinds, _fp8_copies(scenario, layouts)[0])
     sharded = layouts.sharding.parameters & (layouts.shards > 1)
     weights = np.where(sharded, np.minimum(layer + beside, parameters) * compute_bytes(scenario) + two * copies, 0.0)
-    gradient = beside * PRECISION_BYTES[scenario.software.precision.gradient_dtype]
+    gradient = _trained_beside(scenario, layouts, stages, beside) * PRECISION_BYTES[scenario.software.precision.gradient_dtype]
     return weights + np.where(gradients_sharded(scenario.software, layouts) & (layouts.shards > 1), gradient, 0.0)
+
+
+def _trained_beside(scenario: Scenario, layouts: Layouts, stages: Stages, beside: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Parameters whose gradient is whole until it is reduced, ``(n_candidates, n_layouts)``: all of ``beside``, what computes, or the
+    adapters of a layer."""
+    if scenario.workload.trains_all:
+        return beside
+    return largest_of(stages.of_kinds, [each.total for each in layer_weights(scenario, layouts, trained=True)])

@@ -17,9 +17,9 @@ from rapid_dse.cost.overlap import exposed_beside
 from rapid_dse.device import OperatorModel
 from rapid_dse.model.architecture import architecture
 from rapid_dse.parallel.layouts import Layouts
-from rapid_dse.simulate.memory import layer_activations, layer_weights
+from rapid_dse.simulate.held_weights import layer_bytes
+from rapid_dse.simulate.memory import layer_activations
 from rapid_dse.simulate.operator_times import compute_bytes
-from rapid_dse.simulate.residence import shard_bytes
 
 FloatColumn = NDArray[np.float64]
 
@@ -54,8 +54,7 @@ def host_copies(scenario: Scenario, layouts: Layouts) -> tuple[HostCopies, ...]:
     if shares.offload_activations > 0:
         activations = tuple(shares.offload_activations * kept for kept in layer_activations(scenario, layouts))
     if shares.offload_weights > 0:
-        width = shares.offload_weights * shard_bytes(scenario, layouts)
-        weights = tuple(width * each.sharded(layouts, layouts.sharding.parameters) for each in layer_weights(scenario, layouts))
+        weights = tuple(shares.offload_weights * held for held in layer_bytes(scenario, layouts))
     return tuple(HostCopies(*each) for each in zip(activations, weights, strict=True))
 
 

@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 from rapid_dse.common.columns import summed
 from rapid_dse.config.scenario import Scenario
 from rapid_dse.device import OperatorModel
-from rapid_dse.model.architecture import architecture
+from rapid_dse.model.architecture import architecture_of
 from rapid_dse.parallel.layouts import BoolColumn, Layouts
 from rapid_dse.simulate.host_launches import micro_batch_seconds
 from rapid_dse.simulate.layer_work import framework_block
@@ -41,12 +41,13 @@ def phases(scenario: Scenario, layouts: Layouts, ends: BoolColumn) -> Phases:
     """
     ready = price_operators(scenario, layouts)
     block = framework_block(scenario, ready.shape, ready.alone, ready.device).take(ready.where)
-    counts, software = np.array(architecture(scenario.model).counts), scenario.software
+    counts, software = np.array(architecture_of(scenario).counts), scenario.software
     launches = scenario.model.num_hidden_layers * host_layer_seconds(scenario, layouts) + micro_batch_seconds(scenario)
-    # the look-up reads and writes a row a token, its gradient reads, adds and writes
-    forward = summed(counts, [layer.forward for layer in block.layers]) + ends * (block.head_forward + block.embedding / 3)
+    # the look-up reads and writes a row a token, its gradient reads, adds and writes, where the table has one
+    looks_up = np.where(scenario.workload.trains_all, 1 / 3, 1.0)
+    forward = summed(counts, [layer.forward for layer in block.layers]) + ends * (block.head_forward + block.embedding * looks_up)
     again = [layer.backward + recomputed(scenario, layouts, layer) for layer in block.layers]
-    backward = summed(counts, again) + ends * (block.head_backward + block.embedding * 2 / 3)
+    backward = summed(counts, again) + ends * (block.head_backward + block.embedding * (1 - looks_up))
     # each pass has a third of the launches: forward, input gradients, weight gradients
     return Phases(launched_slot(software, forward, launches / 3), launched_slot(software, backward, launches * 2 / 3))
 

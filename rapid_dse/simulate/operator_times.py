@@ -14,7 +14,7 @@ from rapid_dse.common.columns import distinct, numbered
 from rapid_dse.config.hardware import NARROW_BYTES, PRECISION_BYTES
 from rapid_dse.config.scenario import Scenario
 from rapid_dse.device import OperatorModel
-from rapid_dse.model.architecture import Architecture, LayerKind, architecture
+from rapid_dse.model.architecture import Architecture, LayerKind, architecture_of
 from rapid_dse.model.layers.part import CoreAttention, Part
 from rapid_dse.model.recompute import Recomputation, selective
 from rapid_dse.model.shapes import MatMul, MicroBatch, mean_context
@@ -41,8 +41,8 @@ class LayerOperators:
             repeats, ``(n_matmuls, n_shapes)``.
         attention_forward, attention_backward: seconds of the attention kernel, ``(n_shapes,)``.
         glue_forward_bytes, glue_backward_bytes: HBM bytes of fully fused elementwise kernels; ``glue_again_bytes``: of those that selective
-            recomputation repeats; ``operand_bytes``: of the products' operands.
-        flops: FLOP of the forward pass.
+            recomputation repeats; ``operand_bytes``: of the products' operands, in all directions.
+        flops: FLOP of the forward pass; ``backward_flops`` of the backward pass.
     """
 
     matmul_seconds: NDArray[np.float64]
@@ -56,6 +56,7 @@ class LayerOperators:
     glue_again_bytes: FloatColumn
     operand_bytes: FloatColumn
     flops: FloatColumn
+    backward_flops: FloatColumn
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ class Operators:
     Attributes:
         layers: one of each kind.
         head_seconds, head_cast_bytes: ``(3, n_shapes)``: forward, input gradient, weight gradient.
-        head_operand_bytes, loss_bytes: HBM bytes of the head's operands, and of the loss, ``(n_shapes,)``.
+        head_operand_bytes, loss_bytes: HBM bytes of the head's operands in all directions, and of the loss, ``(n_shapes,)``.
     """
 
     layers: tuple[LayerOperators, ...]
@@ -83,15 +84,16 @@ def compute_bytes(scenario: Scenario) -> int:
 def operators(scenario: Scenario, shape: MicroBatch, device: OperatorModel, slowest: FloatColumn | float = 1.0) -> Operators:
     """Prices the operators of a layer of each kind and the head's for each shape; products and attention run ``slowest`` times as long on
     the GPU that all others wait for, ``(n_shapes,)``."""
-    model = architecture(scenario.model)
+    model = architecture_of(scenario)
     head = model.head.products(shape)
     every = [*(kind.products(shape) for kind in model.kinds), head]
     matmuls = [matmul for part in every for matmul in part]
     shapes = _three_directions(matmuls)
     narrow = np.array([scenario.narrow is not None and not each.sixteen_bit for each in matmuls])
     ends = np.cumsum([len(part) for part in every])[:-1]
-    seconds = np.split(_matmul_seconds(scenario, shapes, narrow, device) * slowest, ends, axis=1)
-    casts = np.split(_cast_bytes(scenario, shapes, narrow), ends, axis=1)
+    runs = np.array([[True, True, not each.frozen] for each in matmuls]).T[..., None]  # frozen weights have no gradient
+    seconds = np.split(runs * _matmul_seconds(scenario, shapes, narrow, device) * slowest, ends, axis=1)
+    casts = np.split(runs * _cast_bytes(scenario, shapes, narrow), ends, axis=1)
     kernels = [(forward * slowest, backward * slowest) for forward, backward in _attention_kernels(scenario, model, shape, device)]
     return Operators(
         layers=tuple(
@@ -114,7 +116,7 @@ def _layer_operators(
     some: Recomputation,
 ) -> LayerOperators:
     """A layer of one kind, from seconds and cast bytes of its products and the seconds of its attention kernel."""
-    matmuls = kind.products(shape)
+    matmuls, attention = kind.products(shape), attention_flops(kind.attention(shape), shape)
     forward, backward = elementwise_bytes(scenario, kind, shape)
     return LayerOperators(
         *products,
@@ -131,7 +133,8 @@ def _layer_operators(
         glue_backward_bytes=backward,
         glue_again_bytes=_again_bytes(scenario, kind, shape, some),
         operand_bytes=compute_bytes(scenario) * np.sum([_operands(each) for each in matmuls], axis=0),
-        flops=np.sum([each.flops for each in matmuls], axis=0) + attention_flops(kind.attention(shape), shape),
+        flops=np.sum([each.flops for each in matmuls], axis=0) + attention,
+        backward_flops=np.sum([directions(each) * each.flops - each.flops for each in matmuls], axis=0) + 2 * attention,
     )
 
 
@@ -247,5 +250,11 @@ def _again_bytes(scenario: Scenario, kind: LayerKind, shape: MicroBatch, some: R
     return sum(repeated, none)
 
 
+def directions(matmul: MatMul) -> int:
+    """How often a product runs: forward, for its input's gradient, for its weights' unless they are frozen."""
+    return 2 if matmul.frozen else 3
+
+
 def _operands(matmul: MatMul) -> FloatColumn:
-    return matmul.batch * (matmul.m * matmul.k + matmul.k * matmul.n + matmul.m * matmul.n)
+    """Elements of a product's operands, in all directions."""
+    return directions(matmul) * matmul.batch * (matmul.m * matmul.k + matmul.k * matmul.n + matmul.m * matmul.n)

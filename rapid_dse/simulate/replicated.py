@@ -7,7 +7,8 @@ from numpy.typing import NDArray
 
 from rapid_dse.common.columns import summed
 from rapid_dse.config.scenario import Scenario
-from rapid_dse.model.architecture import ONE, architecture
+from rapid_dse.model.architecture import architecture_of
+from rapid_dse.model.shapes import ONE
 from rapid_dse.parallel.layouts import Layouts
 from rapid_dse.simulate.communication import gradient_bytes
 
@@ -21,6 +22,6 @@ def replicated_bytes(scenario: Scenario, layouts: Layouts, of_kinds: NDArray[np.
     One all-reduce of all of them together, after the reduction over data-parallel ranks: Megatron Core's
     ``_allreduce_non_tensor_model_parallel_grads``; nanotron sums them as tied weights.
     """
-    whole = [np.array(sum(part.whole for part in kind.parameters(ONE))) for kind in architecture(scenario.model).kinds]
+    whole = [np.array(sum(part.trained.whole for part in kind.parameters(ONE))) for kind in architecture_of(scenario).kinds]
     size = summed(of_kinds, whole) * gradient_bytes(scenario)
     return np.where(layouts.sequence_parallel, size, 0).astype(np.float64)

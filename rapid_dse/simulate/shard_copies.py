@@ -15,10 +15,11 @@ from rapid_dse.config.scenario import Scenario
 from rapid_dse.device import OperatorModel
 from rapid_dse.parallel.layouts import Layouts
 from rapid_dse.simulate.communication import gradient_bytes
+from rapid_dse.simulate.held_weights import Weights, layer_weights, vocabulary_parameters
 from rapid_dse.simulate.layer_work import Block, LayerBlock
-from rapid_dse.simulate.memory import Weights, layer_weights, reduces_each, vocabulary_parameters
+from rapid_dse.simulate.memory import reduces_each
 from rapid_dse.simulate.operator_times import compute_bytes
-from rapid_dse.simulate.sharding import embedding_weights, gathered_bytes
+from rapid_dse.simulate.sharding import embedding_weights, gathered_bytes, trained_table
 
 FloatColumn = NDArray[np.float64]
 
@@ -31,14 +32,14 @@ class Copied:
     gradients: FloatColumn
 
 
-def copied_bytes(scenario: Scenario, layouts: Layouts, weights: Weights) -> Copied:
-    """HBM bytes of each copy of ``weights`` in one pass: ZeRO 3 gathers them before each pass, and ZeRO 2 and 3 reduce their gradients
-    after the backward pass."""
-    software, parameters = scenario.software, weights.total * (layouts.shards > 1)
+def copied_bytes(scenario: Scenario, layouts: Layouts, weights: Weights, trained: Weights) -> Copied:
+    """HBM bytes of each copy of ``weights`` in one pass: ZeRO 3 gathers them before each pass, and ZeRO 2 and 3 reduce the gradients of
+    those that are ``trained`` after the backward pass."""
+    software, (parameters, sent) = scenario.software, (each.total * (layouts.shards > 1) for each in (weights, trained))
     own = PRECISION_BYTES[software.precision.gradient_dtype] if software.kernels.fused_accumulation else compute_bytes(scenario)
     gathers = layouts.sharding.parameters & software.kernels.copies_gathered
     reduces = reduces_each(software, layouts) & software.kernels.copies_gradients
-    return Copied(parameters * gathers * (2.0 * gathered_bytes(scenario)), parameters * reduces * float(own + gradient_bytes(scenario)))
+    return Copied(parameters * gathers * (2.0 * gathered_bytes(scenario)), sent * reduces * float(own + gradient_bytes(scenario)))
 
 
 def with_copies(scenario: Scenario, layouts: Layouts, block: Block, device: OperatorModel) -> Block:
@@ -50,14 +51,16 @@ def with_copies(scenario: Scenario, layouts: Layouts, block: Block, device: Oper
     if not (software.kernels.copies_gathered or software.kernels.copies_gradients) or not layouts.sharding.gradients.any():
         return block
     apart = (layouts.pp > 1) | (not scenario.model.tie_word_embeddings)
-    head = copied_bytes(scenario, layouts, Weights(vocabulary_parameters(scenario, layouts) * apart))
-    table = copied_bytes(scenario, layouts, embedding_weights(scenario, layouts))
+    head, table = (
+        copied_bytes(scenario, layouts, each, trained_table(scenario, each))
+        for each in (Weights(vocabulary_parameters(scenario, layouts) * apart), embedding_weights(scenario, layouts))
+    )
 
     def seconds(moved: FloatColumn) -> FloatColumn:
         return np.where(moved > 0, device.elementwise(moved), 0.0)
 
-    def with_own(layer: LayerBlock, weights: Weights) -> LayerBlock:
-        own = copied_bytes(scenario, layouts, weights)
+    def with_own(layer: LayerBlock, weights: Weights, trained: Weights) -> LayerBlock:
+        own = copied_bytes(scenario, layouts, weights, trained)
         gathered = seconds(own.weights)
         return replace(
             layer,
@@ -67,9 +70,10 @@ def with_copies(scenario: Scenario, layouts: Layouts, block: Block, device: Oper
             traffic=layer.traffic + 2 * own.weights + own.gradients,
         )
 
+    held = (layer_weights(scenario, layouts, trained) for trained in (False, True))
     return replace(
         block,
-        layers=tuple(with_own(layer, weights) for layer, weights in zip(block.layers, layer_weights(scenario, layouts), strict=True)),
+        layers=tuple(with_own(*each) for each in zip(block.layers, *held, strict=True)),
         head_forward=block.head_forward + seconds(head.weights),
         head_backward=block.head_backward + seconds(head.gradients),
         embedding=block.embedding + seconds(table.weights) + seconds(table.gradients),

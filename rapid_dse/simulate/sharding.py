@@ -19,7 +19,8 @@ from rapid_dse.parallel.placement import Placement
 from rapid_dse.parallel.span import Halves, Span
 from rapid_dse.parallel.stages import Stages
 from rapid_dse.simulate.communication import gradient_bytes
-from rapid_dse.simulate.memory import Weights, layer_weights, mean_of_stages, reduces_each, stage_weights, vocabulary_parameters
+from rapid_dse.simulate.held_weights import Weights, layer_weights, mean_of_stages, stage_weights, vocabulary_parameters
+from rapid_dse.simulate.memory import reduces_each
 from rapid_dse.simulate.operator_times import compute_bytes
 from rapid_dse.simulate.replicated import replicated_bytes
 from rapid_dse.simulate.vocabulary import tied_table
@@ -66,9 +67,9 @@ class EndTransfers:
     mean: FloatColumn
 
 
-def sharded_passes(scenario: Scenario, layouts: Layouts, groups: ShardGroups, weights: Weights) -> PassTransfers:
-    """ZeRO 3's gather of ``weights`` before a pass, and the reduction of their gradients after the backward pass where each micro-batch's
-    are reduced."""
+def sharded_passes(scenario: Scenario, layouts: Layouts, groups: ShardGroups, weights: Weights, trained: Weights) -> PassTransfers:
+    """ZeRO 3's gather of ``weights`` before a pass, and the reduction of the gradients of those that are ``trained`` after the backward
+    pass where each micro-batch's are reduced."""
     software = scenario.software
     none = transfer.nothing(groups.network, len(layouts))
     if not layouts.sharding.gradients.any():
@@ -77,7 +78,7 @@ def sharded_passes(scenario: Scenario, layouts: Layouts, groups: ShardGroups, we
     each = reduces_each(software, layouts)
     if not each.any():
         return PassTransfers(gather, none)
-    sizes = weights.times(gradient_bytes(scenario))
+    sizes = trained.times(gradient_bytes(scenario))
     scatter = _by_group(sizes, groups)  # a gather reversed
     for copies in across_replicas(sizes, groups):
         scatter = scatter + copies
@@ -86,7 +87,8 @@ def sharded_passes(scenario: Scenario, layouts: Layouts, groups: ShardGroups, we
 
 def layer_gathers(scenario: Scenario, layouts: Layouts, groups: ShardGroups) -> tuple[PassTransfers, ...]:
     """Transfers of a layer of each kind in each pass: ZeRO 3's gathers of weights, and gradients reduced each time."""
-    every = [sharded_passes(scenario, layouts, groups, weights) for weights in layer_weights(scenario, layouts)]
+    held = zip(*(layer_weights(scenario, layouts, trained) for trained in (False, True)), strict=True)
+    every = [sharded_passes(scenario, layouts, groups, *each) for each in held]
     return tuple(PassTransfers(found.forward, found.forward + found.backward) for found in every)
 
 
@@ -113,11 +115,17 @@ def embedding_weights(scenario: Scenario, layouts: Layouts) -> Weights:
     return Weights(vocabulary_parameters(scenario, layouts) + learned)
 
 
+def trained_table(scenario: Scenario, table: Weights) -> Weights:
+    """What has gradients of an embedding table or a head: all or, where adapters alone are trained, nothing."""
+    return table.times(float(scenario.workload.trains_all))
+
+
 def table_passes(scenario: Scenario, layouts: Layouts, groups: ShardGroups) -> TableTransfers:
     """Those of each layout; nothing under ZeRO 0 and 1."""
-    embedding = sharded_passes(scenario, layouts, groups, embedding_weights(scenario, layouts))
+    looked_up, table = embedding_weights(scenario, layouts), Weights(vocabulary_parameters(scenario, layouts))
+    embedding = sharded_passes(scenario, layouts, groups, looked_up, trained_table(scenario, looked_up))
     apart = (layouts.pp > 1) | (not scenario.model.tie_word_embeddings)
-    head = sharded_passes(scenario, layouts, groups, Weights(vocabulary_parameters(scenario, layouts)))
+    head = sharded_passes(scenario, layouts, groups, table, trained_table(scenario, table))
     return TableTransfers(embedding, PassTransfers(head.forward.times(apart), head.backward.times(apart)))
 
 
@@ -156,16 +164,17 @@ def gathered_bytes(scenario: Scenario) -> int:
 def end_transfers(scenario: Scenario, layouts: Layouts, found: Stages, groups: ShardGroups) -> EndTransfers:
     """The first stage's transfers at the end of a step. It ends the step in every schedule here, so that its transfers cannot hide behind
     other stages' work."""
-    weights = stage_weights(scenario, layouts, found.first()).first_stage()
+    weights = stage_weights(scenario, layouts, found.first(), trained=True).first_stage()
     left = weights.times(~reduces_each(scenario.software, layouts))
-    of_layers = mean_of_stages(scenario, layouts, [each.total for each in layer_weights(scenario, layouts)])
-    tables = vocabulary_parameters(scenario, layouts) * (2 - scenario.model.tie_word_embeddings) / layouts.pp
+    of_layers = mean_of_stages(scenario, layouts, [each.total for each in layer_weights(scenario, layouts, trained=True)])
+    table = trained_table(scenario, Weights(vocabulary_parameters(scenario, layouts))).dense
+    tables = table * (2 - scenario.model.tie_word_embeddings) / layouts.pp
     return EndTransfers(
         gradients=gradient_sync(scenario, layouts, left.times(gradient_bytes(scenario)), groups),
         weights=weight_gather(scenario, layouts, weights, found.layers[0], groups),
         tied=tied_table(scenario, layouts, groups.placement, groups.network).reduction,
         replicated=_sum_of_replicated(scenario, layouts, found, groups),
-        mean=(of_layers + tables) / weights.total,
+        mean=(of_layers + tables) / np.maximum(1.0, weights.total),  # a first stage without layers may have no adapters
     )
 
 

@@ -18,10 +18,10 @@ from rapid_dse.parallel.layouts import IntColumn, Layouts
 from rapid_dse.parallel.stages import Stages
 from rapid_dse.simulate.arrangement import END, Arrangement
 from rapid_dse.simulate.communication import gradient_bytes
+from rapid_dse.simulate.held_weights import Weights, mean_of_stages, stage_weights
 from rapid_dse.simulate.host_launches import micro_batch_seconds
 from rapid_dse.simulate.layer import Layers, layer_time
 from rapid_dse.simulate.layer_work import Block
-from rapid_dse.simulate.memory import Weights, mean_of_stages, stage_weights
 from rapid_dse.simulate.offload import offloaded_update
 from rapid_dse.simulate.sharding import bucket, scatter_overlap
 from rapid_dse.simulate.slots import Passes, StageSlots, host_layer_seconds, launched_passes, stage_slots
@@ -218,8 +218,8 @@ def _first_stage_weights(
     """The optimizer's seconds on the first stage, and the share of its gradients that the last bucket has, ``(n_layouts,)`` each."""
     first, kind = layouts.alike.by(*END)
     some, found = layouts.take(first), arranged.of_stages.take(first).rows.first()
-    weights = stage_weights(scenario, some, found).first_stage()
-    share = np.minimum(1.0, bucket(scenario, some) / weights.times(gradient_bytes(scenario)).total)
+    weights = stage_weights(scenario, some, found, trained=True).first_stage()
+    share = np.minimum(1.0, bucket(scenario, some) / np.maximum(1.0, weights.times(gradient_bytes(scenario)).total))
     return update_seconds(scenario, some, weights, device).take(kind), share.take(kind)
 
 
@@ -280,11 +280,11 @@ def _end_exposed(
 
 
 def update_seconds(scenario: Scenario, layouts: Layouts, weights: Weights, device: OperatorModel) -> FloatColumn:
-    """The optimizer's time for a stage of so many parameters, of which ZeRO leaves each rank a share, s, ``(n_layouts,)``."""
+    """The optimizer's time for a stage of so many trained parameters, of which ZeRO leaves each rank a share, s, ``(n_layouts,)``."""
     software = scenario.software
     seconds = offloaded_update(scenario, weights.sharded(layouts, layouts.sharding.optimizer), device)
     library = scenario.narrow == "fp4" or software.precision.fp8_library == "transformer_engine"
-    if scenario.narrow and library and not software.precision.fp8_parameters:
+    if scenario.narrow and library and not software.precision.fp8_parameters and scenario.workload.trains_all:
         # weights and their transposes are cast once a step
         moved = 2.0 + 2.0 * NARROW_BYTES[scenario.narrow]
         return seconds + device.elementwise(weights.total * (moved * software.precision.fp8_cast_passes))

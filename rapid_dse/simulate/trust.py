@@ -65,9 +65,9 @@ def trust(scenario: Scenario, layouts: Layouts) -> Trust:
         if scenario.workload.kind == "inference":
             text = "requests (how far off they may be is not known)"
         return Trust(np.full(n_rows, np.nan), np.zeros(n_rows, np.int64), (text,))
-    offloaded = [each for each in OFFLOADED if getattr(scenario.parallel, f"offload_{each}") > 0]
-    if offloaded:
-        return Trust(np.full(n_rows, np.nan), np.zeros(n_rows, np.int64), (f"offload (no run with {' or '.join(offloaded)} was measured)",))
+    unmeasured = _unmeasured(scenario)
+    if unmeasured:
+        return Trust(np.full(n_rows, np.nan), np.zeros(n_rows, np.int64), (unmeasured,))
     node = scenario.hw.gpus_per_node
     if layouts.tp.max() <= node or layouts.tp.min() > node:
         return _alike(scenario, layouts, bool(layouts.tp[0] > node))
@@ -81,6 +81,15 @@ def trust(scenario: Scenario, layouts: Layouts) -> Trust:
         places = np.array([texts.setdefault(text, len(texts)) for text in found.texts] + [-1])
         outside[rows] = places[found.outside]  # -1, inside, is the last of them
     return Trust(error, outside, tuple(texts))
+
+
+def _unmeasured(scenario: Scenario) -> str:
+    """Settings of all rows that no measured run behind any profile has, in words; empty where there are none."""
+    offloaded = [each for each in OFFLOADED if getattr(scenario.parallel, f"offload_{each}") > 0]
+    found = [f"offload (no run with {' or '.join(offloaded)} was measured)"] if offloaded else []
+    if not scenario.workload.trains_all:
+        found.append(f"trainable (no run with {scenario.workload.trainable} was measured)")
+    return "; ".join(found)
 
 
 def _alike(scenario: Scenario, layouts: Layouts, over: bool) -> Trust:

@@ -15,8 +15,8 @@ from rapid_dse.parallel.layouts import Layouts
 from rapid_dse.parallel.placement import Placement
 from rapid_dse.parallel.span import two_ends
 from rapid_dse.simulate.communication import TensorParallel, gradient_bytes, node_wait
+from rapid_dse.simulate.held_weights import vocabulary_parameters
 from rapid_dse.simulate.layer_work import Block
-from rapid_dse.simulate.memory import vocabulary_parameters
 
 FloatColumn = NDArray[np.float64]
 
@@ -32,7 +32,7 @@ class VocabularyParallel:
     The look-up leaves each rank with the rows that it holds, which are summed; every rank's head reads the whole stream and has logits of
     its share, from which cross-entropy needs three numbers a token (Megatron-LM, arXiv 1909.08053, section 3; nanotron's
     ``sharded_cross_entropy`` and torchtitan's loss parallel do alike). Under sequence parallelism the sums are scattered and what they
-    go into is gathered (arXiv 2205.05198, section 4.2.2), again for the head's weight gradient.
+    go into is gathered (arXiv 2205.05198, section 4.2.2), again for the head's weight gradient. Frozen tables have no gradients.
 
     Attributes:
         look_up: forward on the first stage; ``look_up_gradient`` backward there, under sequence parallelism alone.
@@ -62,13 +62,13 @@ def vocabulary_parallel(
     scenario: Scenario, layouts: Layouts, stream: TensorParallel, placement: Placement, network: Network
 ) -> VocabularyParallel:
     """What a micro-batch of each layout exchanges; nothing at tp = 1. ``stream``: on the activations between layers."""
-    scattered = layouts.sequence_parallel
+    scattered, trained = layouts.sequence_parallel, scenario.workload.trains_all
     loss = transfer.all_reduce(loss_bytes(scenario, layouts), placement.tp, network).waiting(node_wait(scenario, placement.tp))
     return VocabularyParallel(
         look_up=transfer.either(scattered, stream.scatter, stream.reduce),
-        look_up_gradient=stream.gather.times(scattered),
+        look_up_gradient=stream.gather.times(scattered & trained),
         head_input=stream.gather.times(scattered),
-        head_gradient=transfer.either(scattered, stream.again + stream.scatter, stream.reduce),
+        head_gradient=transfer.either(scattered, stream.again.times(trained) + stream.scatter, stream.reduce),
         loss=loss,
     )
 
@@ -140,7 +140,7 @@ class TiedTable:
 
 def tied_bytes(scenario: Scenario, layouts: Layouts) -> FloatColumn:
     """``TiedTable.size`` of each layout, bytes, ``(n_layouts,)``."""
-    if not scenario.model.tie_word_embeddings:
+    if not scenario.model.tie_word_embeddings or not scenario.workload.trains_all:
         return np.zeros(len(layouts))
     shards = np.where(layouts.sharding.gradients, layouts.shards, 1)
     return np.where(layouts.head_stage > 0, vocabulary_parameters(scenario, layouts) * gradient_bytes(scenario) / shards, 0.0)

@@ -140,10 +140,14 @@ def _parameters(trial: Priceable | None) -> str:
 
 
 def model_size(scenario: Scenario) -> str:
-    """How many parameters the model has, and how many of them a token passes through where those are fewer."""
+    """How many parameters the model has, how many of them a token passes through where those are fewer, and how many adapters have, where
+    these alone are trained."""
     found = parameters.count(scenario.model, scenario.workload.seq_len)
+    adapters = parameters.adapter_parameters(scenario.model, scenario.workload)
+    share = figures.digits(100 * adapters / (found.total + adapters), 2)
+    trained = f" and {figures.parameters(adapters)} of adapters that are trained ({share} %)"
     active = f", {figures.parameters(found.active)} active" if found.active != found.total else ""
-    return f"{figures.parameters(found.total)} parameters{active}"
+    return f"{figures.parameters(found.total)} parameters{active}{trained if adapters else ''}"
 
 
 def _indistinct(standing: Standing, group: int, lines: Sequence[Line], varying: Sequence[str], aim: Aim, each: str) -> list[str]:

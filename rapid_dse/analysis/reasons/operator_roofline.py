@@ -11,14 +11,14 @@ from numpy.typing import NDArray
 from rapid_dse.analysis.reasons.chosen import PricedTrial
 from rapid_dse.config.hardware import NARROW_BYTES
 from rapid_dse.device import OperatorModel, operator_model
-from rapid_dse.model.architecture import LayerKind, architecture
+from rapid_dse.model.architecture import LayerKind, architecture_of
 from rapid_dse.model.shapes import MatMul, MicroBatch
 from rapid_dse.parallel.engines import Engines
 from rapid_dse.simulate.inference.passes import all_products
 from rapid_dse.simulate.inference.served_kernels import decode_attention, price_products
 from rapid_dse.simulate.inference.widths import product_precision
 from rapid_dse.simulate.layer_work import distinct_shapes
-from rapid_dse.simulate.operator_times import LayerOperators, compute_bytes
+from rapid_dse.simulate.operator_times import LayerOperators, compute_bytes, directions
 from rapid_dse.simulate.training import prepare
 
 
@@ -73,7 +73,7 @@ def operators_of(of: PricedTrial) -> list[Operator]:
     scenario, layout = of.scenario, of.layout
     if isinstance(layout, Engines):
         return list(_decoding(of, layout))
-    ready, model = prepare(scenario, layout), architecture(scenario.model)
+    ready, model = prepare(scenario, layout), architecture_of(scenario)
     shape, _ = distinct_shapes(layout, scenario.workload)
     found: list[Operator] = []
     for kind, alone in zip(model.kinds, ready.alone.layers, strict=True):
@@ -91,7 +91,8 @@ def _products(of: PricedTrial, matmuls: Sequence[MatMul], times: NDArray[np.floa
         used = "bf16" if matmul.sixteen_bit and scenario.narrow else precision
         held = NARROW_BYTES.get(used, width)
         seconds = float(times[:, at].sum())
-        yield _operator(of, matmul.name, (seconds, 3 * float(matmul.flops[0]), 3 * held * _operands(matmul)), used, 3)
+        runs = directions(matmul)
+        yield _operator(of, matmul.name, (seconds, runs * float(matmul.flops[0]), runs * held * _operands(matmul)), used, runs)
 
 
 def _others(of: PricedTrial, kind: LayerKind, shape: MicroBatch, priced: tuple[OperatorModel, LayerOperators]) -> Iterator[Operator]:

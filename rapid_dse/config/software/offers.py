@@ -24,6 +24,7 @@ class Offers(Frozen):
     """
 
     workloads: tuple[Literal["training", "inference"], ...] = ("training", "inference")  # what it runs
+    trainable: tuple[Literal["full", "lora"], ...] = ("full", "lora")  # whether low-rank adapters can be trained beside frozen weights
     # Degrees that may be above 1, beside dp; etp: it may be other than tp; pools: prefill and decode on engines of their own.
     parallelisms: tuple[Literal["tp", "cp", "pp", "ep", "etp", "attention_dp", "pools"], ...] = (
         "tp", "cp", "pp", "ep", "etp", "attention_dp", "pools",

@@ -19,6 +19,7 @@ class EndWork:
         loss: its exchange is a number a token, which is reduced ``reductions`` times.
         replicated: its exchange are the gradients of weights that each rank holds whole, summed once a step.
         hidden: share of the head's backward transfers that hides behind its weight gradient.
+        trained: whether the embedding has a gradient.
     """
 
     embedding: float
@@ -27,6 +28,7 @@ class EndWork:
     reductions: int
     replicated: Half
     hidden: float
+    trained: bool = True
 
 
 def embedding_forward(script: Script, work: EndWork, after: After) -> After:
@@ -39,7 +41,7 @@ def embedding_forward(script: Script, work: EndWork, after: After) -> After:
 
 def embedding_backward(script: Script, work: EndWork, after: After) -> After:
     """Under sequence parallelism each rank gathers the gradient of what it looked up."""
-    return exchange(script, work.head, after, "ALL_GATHER", 1.0)
+    return exchange(script, work.head, after, "ALL_GATHER", 1.0) if work.trained else after
 
 
 def head_forward(script: Script, work: EndWork, after: After) -> After:

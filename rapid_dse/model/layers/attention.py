@@ -18,6 +18,9 @@ def local_kv_heads(model: Model, tp: IntColumn) -> FloatColumn:
     return np.maximum(1.0, model.num_key_value_heads / tp)
 
 
+OUTPUT = (("o_proj", 1.0),)  # of Hugging Face's modules, what projects back
+
+
 @dataclass(frozen=True)
 class Attention(Part):
     """Norm, projections to queries, keys and values, the attention kernel, and the projection back; ``window`` in tokens, None: all."""
@@ -42,9 +45,11 @@ class Attention(Part):
         head, heads, tokens = self.model.attention_head_dim, self._heads(shape.tp), shape.tokens
         hidden, keys = np.full_like(tokens, self.model.hidden_size), local_kv_heads(self.model, shape.tp)
         # queries, keys, values and the output are the layer's first four products
+        every = heads + 2 * keys
+        modules = (("q_proj", heads / every), ("k_proj", keys / every), ("v_proj", keys / every))
         return [
-            MatMul("qkv", tokens, (heads + 2 * keys) * head, hidden, second=keys / (heads + 2 * keys)),
-            MatMul("attention_output", tokens, hidden, heads * head, second=1.0),
+            MatMul("qkv", tokens, every * head, hidden, second=keys / every, modules=modules, megatron="linear_qkv"),
+            MatMul("attention_output", tokens, hidden, heads * head, second=1.0, modules=OUTPUT, megatron="linear_proj", cut="rows"),
         ]
 
     def attention(self, shape: MicroBatch) -> CoreAttention:

@@ -43,9 +43,9 @@ class Experts(Part):
         shared = mlp_products("shared", model, tokens, self._shared_width(shape)) if model.n_shared_experts else []
         routed = np.maximum(1.0, self.rows(shape) / mine)
         return [
-            MatMul("router", local, experts, hidden, sixteen_bit=True),
+            MatMul("router", local, experts, hidden, sixteen_bit=True, cut=None),
             *shared,
-            *mlp_products("expert", model, routed, wide, mine),
+            *mlp_products("expert", model, routed, wide, mine, routed=True),
         ]
 
     def small_kernels(self, shape: MicroBatch, software: Software) -> list[SmallKernel]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from rapid_dse.config.software import Software
-from rapid_dse.model.layers.attention import Attention
+from rapid_dse.model.layers.attention import OUTPUT, Attention
 from rapid_dse.model.layers.part import CoreAttention, ForwardStep, PartParameters, SmallKernel, Tensor, norm_parameters
 from rapid_dse.model.shapes import FloatColumn, MatMul, MicroBatch
 
@@ -45,13 +45,18 @@ class LatentAttention(Attention):
 
         hidden, latent, queries = column(model.hidden_size), model.kv_lora_rank or 0, model.q_lora_rank or 0
         wide = heads * self._queries
-        narrow = [MatMul("query_down", tokens, column(queries), hidden)] if queries else []
+        up, megatron = ("q_b_proj", "linear_q_up_proj") if queries else ("q_proj", "linear_q_proj")
         return [
-            *narrow,
-            MatMul("queries", tokens, wide, column(queries) if queries else hidden),
-            MatMul("key_value_down", tokens, column(self._left), hidden),
-            MatMul("keys_values", tokens, heads * ((model.qk_nope_head_dim or 0) + self._value), column(latent)),
-            MatMul("attention_output", tokens, hidden, heads * self._value),
+            *([_down("query_down", (tokens, column(queries), hidden), "q_a_proj", "linear_q_down_proj")] if queries else []),
+            MatMul("queries", tokens, wide, column(queries) if queries else hidden, modules=((up, 1.0),), megatron=megatron),
+            _down("key_value_down", (tokens, column(self._left), hidden), "kv_a_proj_with_mqa", "linear_kv_down_proj"),
+            MatMul(
+                "keys_values",
+                *(tokens, heads * ((model.qk_nope_head_dim or 0) + self._value), column(latent)),
+                modules=(("kv_b_proj", 1.0),),
+                megatron="linear_kv_up_proj",
+            ),
+            MatMul("attention_output", tokens, hidden, heads * self._value, modules=OUTPUT, megatron="linear_proj", cut="rows"),
         ]
 
     def attention(self, shape: MicroBatch) -> CoreAttention:
@@ -118,6 +123,11 @@ class LatentAttention(Attention):
     def token_state(self, shape: MicroBatch) -> FloatColumn:
         """The latent and the rotary key, whole on each rank."""
         return np.full(len(shape.tp), float(self._left))
+
+
+def _down(name: str, shape: tuple[FloatColumn, FloatColumn, FloatColumn], module: str, megatron: str) -> MatMul:
+    """A projection down to a latent, whole on each rank, of ``shape`` m, n, k."""
+    return MatMul(name, *shape, modules=((module, 1.0),), megatron=megatron, cut=None)
 
 
 PART = LatentAttention

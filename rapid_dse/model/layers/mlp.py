@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -19,16 +19,17 @@ def mlp_projections(model: Model) -> int:
     return 2 if model.mlp_type in GATED else 1
 
 
-def mlp_products(name: str, model: Model, tokens: FloatColumn, wide: Number, batch: Number = 1.0) -> list[MatMul]:
-    """Into the intermediate size, ``wide`` on a rank, and back; ``batch`` of each in one kernel.
+def mlp_products(name: str, model: Model, tokens: FloatColumn, wide: Number, batch: Number = 1.0, routed: bool = False) -> list[MatMul]:
+    """Into the intermediate size, ``wide`` on a rank, and back; ``batch`` of each in one kernel, ``routed`` experts' or one MLP's.
 
     Behind attention's four products the fifth is the gate, the sixth what it is multiplied with; without a gate the fifth is all.
     """
     hidden, wide = np.full_like(tokens, model.hidden_size), np.broadcast_to(wide, tokens.shape)
-    return [
-        MatMul(f"{name}_up", tokens, mlp_projections(model) * wide, hidden, batch, second=1 - 1 / mlp_projections(model)),
-        MatMul(f"{name}_down", tokens, hidden, wide, batch, second=0.0),
-    ]
+    inward = mlp_projections(model)
+    names = ("gate_proj", "up_proj")[-inward:]
+    up = MatMul(f"{name}_up", tokens, inward * wide, hidden, batch, second=1 - 1 / inward, routed=routed, megatron="linear_fc1")
+    down = MatMul(f"{name}_down", tokens, hidden, wide, batch, second=0.0, routed=routed, megatron="linear_fc2", cut="rows")
+    return [replace(up, modules=tuple((each, 1 / inward) for each in names)), replace(down, modules=(("down_proj", 1.0),))]
 
 
 def mlp_kernels(model: Model, shape: MicroBatch, wide: FloatColumn, software: Software) -> list[SmallKernel]:

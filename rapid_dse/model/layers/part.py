@@ -22,6 +22,7 @@ class PartParameters:
         products: of matrices, divided by tp; ``biases``: of those, divided alike.
         norms, added, router: whole on each tensor-parallel rank: scales of norms, biases that are added after a reduction, the router.
         experts: of the matrices of the rank's routed experts; ``expert_biases``: theirs.
+        adapters: of low-rank adapters, and ``expert_adapters`` of those beside routed experts; ``frozen``: these alone are trained.
     """
 
     products: Number = 0.0
@@ -31,6 +32,14 @@ class PartParameters:
     router: float = 0.0
     experts: Number = 0.0
     expert_biases: Number = 0.0
+    adapters: Number = 0.0
+    expert_adapters: Number = 0.0
+    frozen: bool = False
+
+    @property
+    def trained(self) -> PartParameters:
+        """Those that have gradients."""
+        return PartParameters(adapters=self.adapters, expert_adapters=self.expert_adapters) if self.frozen else self
 
     @property
     def whole(self) -> float:
@@ -40,12 +49,12 @@ class PartParameters:
     @property
     def dense(self) -> Number:
         """Those that all data- and context-parallel ranks hold alike."""
-        return self.products + self.biases + self.whole
+        return self.products + self.biases + self.whole + self.adapters
 
     @property
     def routed(self) -> Number:
         """Those that only the ranks hold alike which have the same experts."""
-        return self.experts + self.expert_biases
+        return self.experts + self.expert_biases + self.expert_adapters
 
 
 @dataclass(frozen=True)
@@ -123,12 +132,14 @@ class Exchanged:
         reduced: whether it is reduced where it is not scattered.
         cast: whether it may be cast to fp8 before it is gathered.
         again: whether the backward pass gathers it again for the weight gradient.
+        low_rank: elements a token of what an adapter makes, which is reduced in place of the activations; 0: no adapter's.
     """
 
     routed: bool = False
     reduced: bool = True
     cast: bool = True
     again: bool = True
+    low_rank: int = 0
 
 
 @dataclass(frozen=True)
@@ -136,6 +147,11 @@ class Part:
     """One part of a layer, or of what stands around the layers. A part overrides what it has; the rest is nothing."""
 
     model: Model
+
+    @property
+    def family(self) -> str:
+        """What the part is called in entries of ``config/recompute``."""
+        return type(self).__name__.lower()
 
     def parameters(self, shape: MicroBatch) -> PartParameters:
         """Parameters on one rank."""

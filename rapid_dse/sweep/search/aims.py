@@ -150,7 +150,7 @@ def _least(scenario: Scenario, layouts: Layouts, seconds: FloatColumn, peak: Flo
     """The least that a column can be, and with True the least that its negative can be."""
     gpus = layouts.num_gpus.astype(float)
     rate = layouts.global_batch_size * float(scenario.workload.seq_len) / seconds
-    flops = model_flops_per_token(scenario.model, scenario.workload.seq_len) / scenario.hw.peak_flops(scenario.workload.precision)
+    flops = model_flops_per_token(scenario.model, scenario.workload) / scenario.hw.peak_flops(scenario.workload.precision)
     numbers = {key: getattr(layouts, name).astype(float) for name, key in layouts.keys.items() if name not in CODES}
     exact = {"peak_memory_bytes": peak, **numbers}
     return {
