@@ -24,7 +24,8 @@ parallel.recompute parallel.schedule parallel.shard_group parallel.etp parallel.
     key status reason step_time_s tokens_per_s tokens_per_s_per_gpu mfu fits
 peak_memory_bytes memory_parameters_bytes memory_gradients_bytes memory_optimizer_bytes memory_activations_bytes
 memory_kv_cache_bytes memory_gathered_bytes memory_buffers_bytes memory_framework_bytes time_compute_s time_tp_s time_cp_s
-time_ep_s time_pp_s time_dp_s time_bubble_s time_optimizer_s time_host_s energy_j cost_usd ttft_s tpot_s request_latency_s
+time_ep_s time_pp_s time_dp_s time_bubble_s time_optimizer_s time_host_s energy_j energy_j_per_token power_w_per_gpu cost_usd
+ttft_s tpot_s request_latency_s
 requests_per_s running_requests time_prefill_s usd_per_million_tokens train_time_s train_cost_usd train_energy_j goodput
 elapsed_s expected_error outside
 """

@@ -80,7 +80,8 @@ def _summary(portion: Portion, row: dict[str, float]) -> list[str]:
         f"first token after {figures.seconds(row['ttft_s'])}, {token}, request after {figures.seconds(row['request_latency_s'])}",
         f"{figures.digits(row['requests_per_s'], 4)} requests/s, {figures.digits(row['running_requests'], 4)} running: "
         f"{figures.rate(row['tokens_per_s'])}, {figures.rate(row['tokens_per_s_per_gpu'])} each GPU; {figures.percent(row['mfu'])} MFU",
-        f"energy {figures.result('energy_j', row['energy_j'])} a request; cost {figures.dollars(row['cost_usd'])} a request, "
+        f"energy {figures.result('energy_j', row['energy_j'])} a request, "
+        f"{figures.result('power_w_per_gpu', row['power_w_per_gpu'])} each GPU; cost {figures.dollars(row['cost_usd'])} a request, "
         f"{figures.dollars(row['usd_per_million_tokens'])} a million tokens",
         f"{'fits' if row['fits'] else 'does not fit (oom)'}: {figures.size(row['peak_memory_bytes'])} of {figures.size(usable)} usable",
     ]

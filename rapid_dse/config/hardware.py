@@ -105,13 +105,20 @@ class Efficiency(Frozen):
 
 
 class Energy(Frozen):
-    """Energy of work: joules per FLOP by precision, per byte by level; ``idle`` watts flow whatever the chip does."""
+    """Energy of work at the chip's highest clock: joules per FLOP of products by precision (with what their operands take on chip), per
+    byte by level; ``idle`` watts flow whatever the chip does; ``tdp``: its own power limit, at which ``efficiency`` was measured."""
 
     flop: dict[Precision, JoulesPerFlop]  # of a FLOP of a matrix product, by precision
     hbm: JoulesPerByte  # of a byte read from or written to HBM
     l2: JoulesPerByte  # of a byte of L2
     idle: Watts
     tdp: Watts  # the most that a GPU draws
+
+    @model_validator(mode="after")
+    def _idle_leaves_power(self) -> Energy:
+        if self.idle >= self.tdp:
+            raise ValueError(f"idle = {self.idle:g} W is not below tdp; allowed: below {self.tdp:g} W")
+        return self
 
     @model_validator(mode="after")
     def _products_draw_power(self) -> Energy:
@@ -206,6 +213,8 @@ class Hardware(Frozen):
     ``exponentials``: exponentials an SM computes a clock in its special-function units, which softmax waits for.
     ``tensor_memory``: the tensor cores add up in a memory of their own (Blackwell), so that they multiply while the threads of the block
     compute the softmax of another tile. ``host``: the way to the host's memory, which offloading takes; null: not known.
+    ``power_limit``: what the chip may draw, W, between idle power and its own limit (null: ``energy.tdp``): where its work asks for more,
+    its clock falls.
     """
 
     name: str  # the option that the chip comes from
@@ -228,6 +237,7 @@ class Hardware(Frozen):
     tensor_memory: bool = False
     host: Annotated[HostLink | None, Only(*OFFLOADING, Where("software.async_checkpoint", (True,)))] = None
     energy: Energy
+    power_limit: Watts | None = None  # what it may draw; null: energy.tdp. Where work asks for more, the clock falls
     price: DollarsPerHour  # of one GPU for an hour, its share of node and network included
     network: Network
     # how matrix products are priced: arithmetic and HBM alone; tiles through the memory hierarchy; a table of measured times
@@ -239,6 +249,20 @@ class Hardware(Frozen):
     @classmethod
     def _node_follows(cls, tree: Any) -> Any:
         return with_gpus_in_node(tree)
+
+    @model_validator(mode="after")
+    def _power_limit_can_be_held(self) -> Hardware:
+        if self.power_limit is None:
+            return self
+        idle, most = self.energy.idle, self.energy.tdp
+        if not idle < self.power_limit <= most:
+            why = f"draws {idle:g} W whatever it does" if self.power_limit <= idle else f"has a limit of its own of {most:g} W"
+            raise ValueError(f"power_limit = {self.power_limit:g} W: the chip {why}; allowed: above {idle:g} W, up to {most:g} W")
+        if self.operator_model == "measured":
+            raise ValueError(
+                "power_limit with operator_model=measured, whose times are of the limit that they were measured at; allowed: null"
+            )
+        return self
 
     @property
     def node_dimensions(self) -> int:

@@ -1,8 +1,12 @@
-"""Energy of a step from the work it does."""
+"""Energy of what a chip does: joules of products, attention, bytes moved and bits sent, idle power, and the power limit.
+
+All figures of ``hw.energy`` are of the chip's highest clock. Under load a chip that would draw more than its limit lowers its clock and,
+with it, its voltage, until it draws the limit: so it draws what its work asks for, or the limit, whichever is less.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,30 +17,50 @@ from rapid_dse.parallel.layouts import IntColumn
 
 FloatColumn = NDArray[np.float64]
 
-
-@dataclass(frozen=True)
-class Work:
-    """What the mean GPU does, ``(n_layouts,)`` each: FLOP, bytes of HBM; and bytes that it sends into each network dimension,
-    ``(n_dimensions, n_layouts)``."""
-
-    flops: FloatColumn
-    hbm_bytes: FloatColumn
-    sent_bytes: NDArray[np.float64]
-
-
-def dynamic_energy(hw: Hardware, precision: str, work: Work) -> FloatColumn:
-    """Joules of a GPU's work, ``(n_layouts,)``: FLOP, bytes and bits moved at the chip's figures, without idle power."""
-    per_byte = np.array([dimension.energy for dimension in hw.network.dimensions])
-    joules: FloatColumn = work.flops * _energy_a_flop(hw, precision) + work.hbm_bytes * (hw.energy.hbm + hw.energy.l2)
-    return joules + per_byte @ work.sent_bytes
+# Of what the limit leaves beside idle power, the share that a chip at its limit draws in the mean: steps of an H200 hold 690 of 700 W,
+# of which 122 are idle power.
+HELD = 0.983
+# Dynamic energy goes with clock^0.8, since the voltage falls with the clock: products of an H200 take 1.07 pJ/FLOP at 1,980 MHz and 0.84 at
+# 1,470.
+CLOCK_EXPONENT = 0.8
+# Joules of a FLOP that attention needs over those of a product's: softmax, and products of smaller instructions. Measured on an H200 at
+# its limit, at about 1,650 MHz: FlashAttention-2 1.8 pJ/FLOP and cuDNN's 1.05, where products take 0.9; the others by their kind.
+ATTENTION: Mapping[str, float] = {"cudnn": 1.1, "flash3": 1.1, "flash2": 1.9, "flash1": 1.9, "triton": 1.9, "ck": 1.9}
+# Rows of queries that an instruction of a fused attention kernel takes: a decode step fills the rest with what nobody needs, and pays it.
+ATTENTION_ROWS = 64.0
+BACKWARD_ATTENTION = 2.5  # products of attention backward over those forward: five for two (Dao, FlashAttention-2, 2023, 3.1)
 
 
-def energy(hw: Hardware, dynamic: FloatColumn, seconds: FloatColumn, num_gpus: IntColumn) -> FloatColumn:
-    """Joules of a step of so many seconds on all GPUs, ``(n_layouts,)``: of each one's work, and idle power throughout.
+def product_energy(hw: Hardware, precision: str, flops: FloatColumn) -> FloatColumn:
+    """Joules of matrix products, with what their operands take from cache and registers."""
+    return flops * joules_a_flop(hw, precision)
 
-    Never above the chips' thermal design power for the time of the step.
-    """
-    joules: FloatColumn = np.minimum(dynamic + hw.energy.idle * seconds, hw.energy.tdp * seconds) * num_gpus
+
+def attention_energy(hw: Hardware, precision: str, kernel: str, flops: FloatColumn) -> FloatColumn:
+    """Joules of the arithmetic of an attention kernel; of an unfused one (no entry in ``ATTENTION``) those of its products."""
+    return flops * (joules_a_flop(hw, precision) * ATTENTION.get(kernel, 1.0))
+
+
+def moved_energy(hw: Hardware, moved: FloatColumn) -> FloatColumn:
+    """Joules of bytes that come from HBM or go there, through L2 and the SMs."""
+    return moved * (hw.energy.hbm + hw.energy.l2)
+
+
+def sent_energy(hw: Hardware, sent: NDArray[np.float64]) -> FloatColumn:
+    """Joules of bytes sent into each network dimension, ``(n_dimensions, n)``: ``(n,)``."""
+    joules: FloatColumn = np.array([dimension.energy for dimension in hw.network.dimensions]) @ sent
+    return joules
+
+
+def most_watts(hw: Hardware, limit: float) -> float:
+    """What a chip under a power limit draws in the mean where its work asks for more, W."""
+    return hw.energy.idle + HELD * (limit - hw.energy.idle)
+
+
+def gpu_energy(hw: Hardware, dynamic: FloatColumn, seconds: FloatColumn) -> FloatColumn:
+    """Joules of GPUs over so many seconds of theirs, in which their work takes ``dynamic`` joules at the highest clock: with idle power
+    throughout, and never more than the chip's own limit (``hw.energy.tdp``) lets it draw."""
+    joules: FloatColumn = np.minimum(dynamic + hw.energy.idle * seconds, most_watts(hw, hw.energy.tdp) * seconds)
     return joules
 
 
@@ -46,7 +70,8 @@ def site_energy(cluster: Cluster, hw: Hardware, joules: FloatColumn, seconds: Fl
     return (joules + nodes * cluster.node_power * seconds) * cluster.pue
 
 
-def _energy_a_flop(hw: Hardware, precision: str) -> float:
-    """J/FLOP of the precision, or of the nearest wider one that the chip's table has: bf16, fp16, tf32, fp32; 0 where it has none."""
+def joules_a_flop(hw: Hardware, precision: str) -> float:
+    """J/FLOP of products in the precision, or in the nearest one that the chip's table has: of narrow weights alone that of 16 bits."""
     joules = {str(name): energy for name, energy in hw.energy.flop.items()}
-    return next((joules[name] for name in (precision, "bf16", "fp16", "tf32", "fp32") if name in joules), 0.0)
+    nearest = ("fp8",) if precision == "fp4" else ()
+    return next(joules[name] for name in (hw.arithmetic(precision), *nearest, "bf16", "fp16", "tf32", "fp32") if name in joules)

@@ -9,9 +9,9 @@ from numpy.typing import NDArray
 
 from rapid_dse.common.columns import Shared
 from rapid_dse.config.scenario import Scenario
-from rapid_dse.cost.energy import Work, dynamic_energy, energy, site_energy
+from rapid_dse.cost.energy import BACKWARD_ATTENTION, gpu_energy, moved_energy, sent_energy, site_energy
 from rapid_dse.model.architecture import model_flops_per_token
-from rapid_dse.parallel.layouts import Layouts
+from rapid_dse.parallel.layouts import RECOMPUTE_SELECTIVE, Layouts
 from rapid_dse.parallel.stages import Stages
 from rapid_dse.simulate.arrangement import Arrangement
 from rapid_dse.simulate.held_weights import layer_weights, mean_of_stages
@@ -45,31 +45,30 @@ def results(scenario: Scenario, layouts: Layouts, step: StepTimes, work: Shared[
     """As ``result_columns``, from the layouts' energy and stages."""
     joules = layouts.num_micro_batches * work.of.micro_batch.take(work.kind) + work.of.end.take(work.kind)
     memory = shared_memory(scenario, layouts, found)
-    of_gpus = energy(scenario.hw, joules, step.total, layouts.num_gpus)
-    joules = site_energy(scenario.cluster, scenario.hw, of_gpus, step.total, layouts.num_gpus)
-    return _columns(scenario, layouts, step, memory, joules)
+    of_gpus = gpu_energy(scenario.hw, joules, step.total) * layouts.num_gpus
+    return columns_of(scenario, layouts, step, memory, of_gpus)
 
 
 def joules_of(scenario: Scenario, layouts: Layouts, block: Block, arranged: Arrangement) -> Joules:
     """Mean energy of a GPU's work: layers spread evenly over the stages, the head's and the gradients' share included."""
-    hw, precision = scenario.hw, scenario.workload.precision
-    again = whole_layers(scenario, layouts)
-    layer_flops, backward_flops, layer_traffic, weights = (
-        mean_of_stages(scenario, layouts, columns)
-        for columns in (
-            [layer.flops for layer in block.layers],
-            [layer.backward_flops for layer in block.layers],
-            [layer.traffic for layer in block.layers],
-            [each.total for each in layer_weights(scenario, layouts, trained=True)],
-        )
+    hw, whole = scenario.hw, whole_layers(scenario, layouts)
+    partly = layouts.recompute == RECOMPUTE_SELECTIVE
+    arithmetic = [
+        (1.0 + whole) * layer.product_joules
+        + layer.backward_joules
+        + (1.0 + BACKWARD_ATTENTION + repeats.core) * layer.attention_joules
+        + partly * layer.again_joules
+        for layer, repeats in zip(block.layers, repeated(scenario, layouts), strict=True)
+    ]
+    updated = [each.sharded(layouts, layouts.sharding.optimizer) for each in layer_weights(scenario, layouts, trained=True)]
+    of_layers, layer_traffic, weights = (
+        mean_of_stages(scenario, layouts, columns) for columns in (arithmetic, [layer.traffic for layer in block.layers], updated)
     )
-    flops = (1.0 + again) * layer_flops + backward_flops + block.head_flops / layouts.pp
-    hbm = layer_traffic * (3.0 + again) / 3 + block.head_traffic / layouts.pp
-    update = weights * scenario.software.update_traffic
+    hbm = layer_traffic * (1.0 + whole / 3.0) + block.head_traffic / layouts.pp
     sent, sent_at_end = sent_bytes(scenario, layouts, arranged)
     return Joules(
-        micro_batch=dynamic_energy(hw, precision, Work(flops, hbm, sent)),
-        end=dynamic_energy(hw, precision, Work(np.zeros(len(layouts)), update, sent_at_end)),
+        micro_batch=of_layers + block.head_joules / layouts.pp + moved_energy(hw, hbm) + sent_energy(hw, sent),
+        end=moved_energy(hw, weights * scenario.software.update_traffic) + sent_energy(hw, sent_at_end),
     )
 
 
@@ -101,8 +100,10 @@ def _mean_sent(end: EndTransfers) -> NDArray[np.float64]:
     return sent
 
 
-def _columns(scenario: Scenario, layouts: Layouts, step: StepTimes, memory: PeakMemory, joules: FloatColumn) -> Priced:
+def columns_of(scenario: Scenario, layouts: Layouts, step: StepTimes, memory: PeakMemory, of_gpus: FloatColumn) -> Priced:
+    """The results of steps whose times, memory and energy (of all GPUs, J) are known."""
     seconds, work = step.total, scenario.workload
+    joules = site_energy(scenario.cluster, scenario.hw, of_gpus, seconds, layouts.num_gpus)
     tokens = layouts.global_batch_size * float(work.seq_len)
     rate = tokens / seconds
     flops = rate * model_flops_per_token(scenario.model, work)
@@ -120,6 +121,8 @@ def _columns(scenario: Scenario, layouts: Layouts, step: StepTimes, memory: Peak
         memory_kv_cache_bytes=empty,
         **{f"time_{f.name}_s": getattr(step, f.name) for f in fields(step)},
         energy_j=joules,
+        energy_j_per_token=joules / tokens,
+        power_w_per_gpu=of_gpus / seconds / layouts.num_gpus,
         cost_usd=scenario.hw.price / HOUR * layouts.num_gpus * seconds,
         ttft_s=absent,
         tpot_s=absent,

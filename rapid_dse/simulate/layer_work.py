@@ -24,13 +24,14 @@ FloatColumn = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class LayerBlock:
-    """Device seconds and HBM bytes of one layer of one kind and one micro-batch on one rank; each ``(n,)``.
+    """Device seconds, HBM bytes and joules of one layer of one kind and one micro-batch on one rank; each ``(n,)``.
 
     ``attention_forward`` is the part of ``forward`` that ring attention's transfers can hide behind, ``weight_gradient`` the part of
     ``backward`` that nothing waits for, ``spared`` the part of ``forward`` that full recomputation leaves out
     (``software.recompute_stops_early``), ``gather_copies`` the part that is FSDP's copy of gathered weights (``shard_copies``),
-    ``selective`` what selective recomputation computes once more. ``flops`` are of the forward pass, ``backward_flops`` of the backward
-    pass; ``traffic`` of both.
+    ``selective`` what selective recomputation computes once more. ``product_joules`` and ``attention_joules`` are of the arithmetic of the
+    forward pass, ``backward_joules`` of the products of the backward pass, ``again_joules`` of those that selective recomputation repeats;
+    ``traffic`` are HBM bytes of both passes.
     """
 
     forward: FloatColumn
@@ -41,19 +42,22 @@ class LayerBlock:
     selective: FloatColumn
     spared: FloatColumn
     gather_copies: FloatColumn
-    flops: FloatColumn
-    backward_flops: FloatColumn
+    product_joules: FloatColumn
+    backward_joules: FloatColumn
+    attention_joules: FloatColumn
+    again_joules: FloatColumn
     traffic: FloatColumn
 
 
 @dataclass(frozen=True)
 class Block:
-    """Device seconds and HBM bytes of one micro-batch on one rank: of a layer of each kind (``layers``), and of what stands around them;
-    each ``(n,)``.
+    """Device seconds, HBM bytes and joules of one micro-batch on one rank: of a layer of each kind (``layers``), and of what is
+    around them; each ``(n,)``.
 
     ``head_*`` are of head and loss, ``embedding`` of the look-up and, beside its passes forward, of its gradient,
     ``embedding_backward`` of what the first stage does after its last backward layer (transfers alone: ``vocabulary.Ends``);
-    ``head_weight_gradient`` is the part of ``head_backward`` that nothing waits for; ``head_flops``, ``head_traffic``: of both passes.
+    ``head_weight_gradient`` is the part of ``head_backward`` that nothing waits for; ``head_joules`` of the arithmetic and
+    ``head_traffic`` HBM bytes of both passes.
     """
 
     layers: tuple[LayerBlock, ...]
@@ -62,7 +66,7 @@ class Block:
     head_weight_gradient: FloatColumn
     embedding: FloatColumn
     embedding_backward: FloatColumn
-    head_flops: FloatColumn
+    head_joules: FloatColumn
     head_traffic: FloatColumn
 
     def take(self, rows: NDArray[np.int64]) -> Block:
@@ -91,7 +95,7 @@ def framework_block(scenario: Scenario, shape: MicroBatch, alone: Operators, dev
         head_weight_gradient=head[2],
         embedding=device.elementwise((2.0 + trained) * compute_bytes(scenario) * shape.tokens * scenario.model.hidden_size),
         embedding_backward=np.zeros(len(shape.tp)),
-        head_flops=2 * (2 + trained) * shape.tokens * scenario.model.hidden_size * scenario.model.vocab_size / shape.tp,
+        head_joules=alone.head_joules,
         head_traffic=alone.head_operand_bytes + alone.loss_bytes,
     )
 
@@ -122,6 +126,7 @@ def _layer_block(scenario: Scenario, alone: LayerOperators, some: Recomputation,
     )
     again = (alone.again * seconds[0]).sum(axis=0) + some.core * alone.attention_forward
     traffic = (alone.glue_forward_bytes + alone.glue_backward_bytes) * software.kernels.elementwise_traffic
+    traffic = traffic + software.precision.fp8_cast_passes * alone.cast_bytes.sum(axis=(0, 1))
     return LayerBlock(
         forward=forward + alone.attention_forward + glue_forward + SEQUENCE_COPIES[0] * copied,
         backward=input_gradient + weight_gradient + alone.attention_backward + glue_backward + SEQUENCE_COPIES[1] * copied,
@@ -131,9 +136,11 @@ def _layer_block(scenario: Scenario, alone: LayerOperators, some: Recomputation,
         selective=glue_again + again + sum((*some.gathers, *some.scatters)) * copied,
         spared=seconds[0, -1] * software.memory.recompute_stops_early,
         gather_copies=np.zeros_like(copied),
-        flops=alone.flops,
-        backward_flops=alone.backward_flops,
-        traffic=alone.operand_bytes + traffic,
+        product_joules=alone.product_joules,
+        backward_joules=alone.backward_joules,
+        attention_joules=alone.attention_joules,
+        again_joules=alone.again_joules,
+        traffic=alone.operand_bytes + alone.attention_bytes + traffic,
     )
 
 

@@ -13,7 +13,9 @@ from numpy.typing import NDArray
 from rapid_dse.common.columns import distinct, numbered
 from rapid_dse.config.hardware import NARROW_BYTES, PRECISION_BYTES
 from rapid_dse.config.scenario import Scenario
+from rapid_dse.cost.energy import attention_energy, product_energy
 from rapid_dse.device import OperatorModel
+from rapid_dse.device.contract import OPERAND_PASSES, UNFUSED, score_passes
 from rapid_dse.model.architecture import Architecture, LayerKind, architecture_of
 from rapid_dse.model.layers.part import CoreAttention, Part
 from rapid_dse.model.recompute import Recomputation, selective
@@ -41,8 +43,11 @@ class LayerOperators:
             repeats, ``(n_matmuls, n_shapes)``.
         attention_forward, attention_backward: seconds of the attention kernel, ``(n_shapes,)``.
         glue_forward_bytes, glue_backward_bytes: HBM bytes of fully fused elementwise kernels; ``glue_again_bytes``: of those that selective
-            recomputation repeats; ``operand_bytes``: of the products' operands, in all directions.
-        flops: FLOP of the forward pass; ``backward_flops`` of the backward pass.
+            recomputation repeats; ``operand_bytes``: of the products' operands, in all directions; ``attention_bytes``: of the attention
+            kernels, forward and backward.
+        flops: FLOP of the forward pass.
+        product_joules, backward_joules, attention_joules: energy of the arithmetic of the products forward and backward, and of the
+            attention kernel forward; ``again_joules``: of the products that selective recomputation repeats.
     """
 
     matmul_seconds: NDArray[np.float64]
@@ -56,7 +61,11 @@ class LayerOperators:
     glue_again_bytes: FloatColumn
     operand_bytes: FloatColumn
     flops: FloatColumn
-    backward_flops: FloatColumn
+    product_joules: FloatColumn
+    backward_joules: FloatColumn
+    attention_joules: FloatColumn
+    again_joules: FloatColumn
+    attention_bytes: FloatColumn
 
 
 @dataclass(frozen=True)
@@ -66,7 +75,8 @@ class Operators:
     Attributes:
         layers: one of each kind.
         head_seconds, head_cast_bytes: ``(3, n_shapes)``: forward, input gradient, weight gradient.
-        head_operand_bytes, loss_bytes: HBM bytes of the head's operands in all directions, and of the loss, ``(n_shapes,)``.
+        head_operand_bytes, loss_bytes: HBM bytes of the head's operands in all directions, and of the loss, ``(n_shapes,)``;
+            ``head_joules``: energy of the head's products.
     """
 
     layers: tuple[LayerOperators, ...]
@@ -74,6 +84,7 @@ class Operators:
     head_cast_bytes: NDArray[np.float64]
     head_operand_bytes: FloatColumn
     loss_bytes: FloatColumn
+    head_joules: FloatColumn
 
 
 def compute_bytes(scenario: Scenario) -> int:
@@ -104,6 +115,7 @@ def operators(scenario: Scenario, shape: MicroBatch, device: OperatorModel, slow
         head_cast_bytes=casts[-1].sum(axis=1),
         head_operand_bytes=compute_bytes(scenario) * np.sum([_operands(each) for each in head], axis=0),
         loss_bytes=loss_traffic(scenario, shape.tokens, shape.tp, compute_bytes(scenario)),
+        head_joules=np.sum([directions(each) * _product_joules(scenario, each) for each in head], axis=0),
     )
 
 
@@ -116,16 +128,18 @@ def _layer_operators(
     some: Recomputation,
 ) -> LayerOperators:
     """A layer of one kind, from seconds and cast bytes of its products and the seconds of its attention kernel."""
-    matmuls, attention = kind.products(shape), attention_flops(kind.attention(shape), shape)
+    matmuls = kind.products(shape)
     forward, backward = elementwise_bytes(scenario, kind, shape)
+    again = np.stack(
+        [np.broadcast_to(share + some.seconds * each.second, shape.tp.shape) for share, each in zip(some.products, matmuls, strict=True)]
+    )
+    joules = np.stack([_product_joules(scenario, each) for each in matmuls])
+    core = kind.attention(shape)
+    attending = attention_flops(core, shape)
+    multiplied = _all_scores(core, shape) if scenario.attention_kernel in UNFUSED else attending
     return LayerOperators(
         *products,
-        again=np.stack(
-            [
-                np.broadcast_to(share + some.seconds * each.second, shape.tp.shape)
-                for share, each in zip(some.products, matmuls, strict=True)
-            ]
-        ),
+        again=again,
         mixing=len(kind.parts[0].products(shape)),
         attention_forward=kernels[0],
         attention_backward=kernels[1],
@@ -133,9 +147,23 @@ def _layer_operators(
         glue_backward_bytes=backward,
         glue_again_bytes=_again_bytes(scenario, kind, shape, some),
         operand_bytes=compute_bytes(scenario) * np.sum([_operands(each) for each in matmuls], axis=0),
-        flops=np.sum([each.flops for each in matmuls], axis=0) + attention,
-        backward_flops=np.sum([directions(each) * each.flops - each.flops for each in matmuls], axis=0) + 2 * attention,
+        flops=np.sum([each.flops for each in matmuls], axis=0) + attending,
+        product_joules=joules.sum(axis=0),
+        backward_joules=np.sum([(directions(each) - 1) * one for each, one in zip(matmuls, joules, strict=True)], axis=0),
+        attention_joules=attention_energy(scenario.hw, _precision(scenario, True), scenario.attention_kernel, multiplied),
+        again_joules=(again * joules).sum(axis=0),
+        attention_bytes=attention_bytes(scenario, core, shape),
     )
+
+
+def _precision(scenario: Scenario, sixteen_bit: bool) -> str:
+    """In which products are multiplied: narrow ones in fp8 or fp4, those that stay in 16 bits in bf16."""
+    return scenario.workload.precision if scenario.narrow is None or not sixteen_bit else "bf16"
+
+
+def _product_joules(scenario: Scenario, matmul: MatMul) -> FloatColumn:
+    """Energy of the arithmetic of one direction of a product, J, ``(n_shapes,)``."""
+    return product_energy(scenario.hw, _precision(scenario, matmul.sixteen_bit), matmul.flops)
 
 
 def _three_directions(matmuls: list[MatMul]) -> NDArray[np.float64]:
@@ -229,6 +257,29 @@ def attention_flops(core: CoreAttention | None, shape: MicroBatch) -> FloatColum
     if core is None:
         return np.zeros(len(shape.tp))
     return 4.0 * shape.tokens * mean_context(core.window, shape.seq_len) * core.heads * core.mean_dim
+
+
+def _all_scores(core: CoreAttention | None, shape: MicroBatch) -> FloatColumn:
+    """FLOP of one layer's attention forward on one rank where those that the mask leaves out are multiplied too."""
+    return np.zeros(len(shape.tp)) if core is None else 4.0 * shape.tokens * shape.seq_len * core.heads * core.mean_dim
+
+
+def attention_bytes(scenario: Scenario, core: CoreAttention | None, shape: MicroBatch) -> FloatColumn:
+    """HBM bytes of one layer's attention kernels on one rank forward and backward, ``(n_shapes,)``: queries, keys, values and outputs once
+    forward and twice backward; of unfused ones also the passes over scores and operands between the products."""
+    if core is None:
+        return np.zeros(len(shape.tp))
+    width = compute_bytes(scenario)
+    operands = shape.tokens * (core.heads + core.kv_heads) * (core.head_dim + core.value_dim) * float(width)
+    kernel = scenario.attention_kernel
+    if kernel not in UNFUSED:
+        return 3.0 * operands
+    dropout, fused = scenario.software.kernels.dropout, kernel == "fused_softmax"
+    moved = 3.0 * operands
+    for way in DIRECTIONS:
+        passes = sum(score_passes(way, fused_softmax=fused, causal=True, dropout=dropout))
+        moved = moved + width * shape.tokens * core.heads * (passes * shape.seq_len + OPERAND_PASSES[kernel, way] * core.head_dim)
+    return moved
 
 
 def elementwise_bytes(scenario: Scenario, kind: LayerKind, shape: MicroBatch) -> tuple[FloatColumn, FloatColumn]:

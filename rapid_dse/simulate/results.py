@@ -35,7 +35,7 @@ class Priced:
     ``time_<term>_s`` add up to ``step_time_s``, ``memory_<term>_bytes`` to ``peak_memory_bytes``. ``fits`` is peak against
     hw.memory.usable. What ``ABSENT`` names is NaN where a trial has no such quantity: of training all but the cost of tokens; ``tpot_s``
     of requests that generate one token; ``train_*`` and ``goodput`` without ``workload.train_tokens``. Of inference a step is a token of a
-    request, energy and cost are a request's.
+    request, energy and cost are a request's. ``energy_j`` is the whole site's; ``power_w_per_gpu`` is what a GPU itself draws in the mean.
     """
 
     step_time_s: FloatColumn
@@ -62,6 +62,8 @@ class Priced:
     time_optimizer_s: FloatColumn
     time_host_s: FloatColumn
     energy_j: FloatColumn
+    energy_j_per_token: FloatColumn
+    power_w_per_gpu: FloatColumn
     cost_usd: FloatColumn
     ttft_s: FloatColumn
     tpot_s: FloatColumn

@@ -6,6 +6,9 @@ from collections.abc import Sequence
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+import numpy as np
+
+from rapid_dse.config.run import Artifacts
 from rapid_dse.config.scenario import Scenario
 from rapid_dse.parallel.layouts import Layouts
 from rapid_dse.simulate.results import Priced
@@ -22,7 +25,7 @@ BACKENDS = {
 
 
 def price(scenario: Scenario, layouts: Layouts, watch: Watch | None = None, names: Sequence[str] | None = None) -> Priced:
-    """Prices legal, resolved layouts under ``scenario.backend``.
+    """Prices legal, resolved layouts under ``scenario.backend``, on chips that ``hw.power_limit`` may hold below their own.
 
     Args:
         watch: is shown the runs of each layout by name, where the backend is event-driven.
@@ -31,6 +34,21 @@ def price(scenario: Scenario, layouts: Layouts, watch: Watch | None = None, name
     Raises:
         ValueError: where the backend or the workload does not go with the scenario, with what to use instead.
     """
+    if scenario.hw.power_limit is None:
+        return _price(scenario, layouts, watch, names)
+    from rapid_dse.simulate.power_limit import at_clock, limited
+
+    backend = scenario.backend.model_copy(update={"artifacts": Artifacts()})
+    found = limited(scenario, layouts, lambda each: _price(each.model_copy(update={"backend": backend}), layouts, None, None))
+    if watch is not None or scenario.backend.artifacts.wanted:  # the run that is kept is the one at the clock that was found
+        for row, clock in enumerate(found.clock.tolist()):
+            here = names[row : row + 1] if names else None if len(layouts) == 1 else [f"{row:03d}"]
+            _price(at_clock(scenario, clock), layouts.take(np.array([row])), watch, here)
+    return found.priced
+
+
+def _price(scenario: Scenario, layouts: Layouts, watch: Watch | None, names: Sequence[str] | None) -> Priced:
+    """As ``price``, of chips at their own limit."""
     if scenario.workload.kind == "inference":
         if scenario.backend.name != "analytical":
             raise ValueError(f"backend={scenario.backend.name}: prices training alone; allowed with workload=inference: analytical")

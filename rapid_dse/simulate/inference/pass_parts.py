@@ -69,7 +69,8 @@ class PassParts:
     """A pass part by part.
 
     Kernels of attention's half of a layer (``around``: its projections, ``attention`` itself), of an MLP, of experts, of the ``head``; None
-    where the model has no such layer. ``glue``: seconds of what a layer's small kernels move, ``cast`` of a product's input that is cast.
+    where the model has no such layer. ``glue``: seconds of what a layer's small kernels move, ``cast`` of a product's input that is cast;
+    ``glue_bytes`` and ``cast_bytes``: HBM bytes of these.
     ``dense`` and ``layers``: layers without experts, and all.
     """
 
@@ -80,6 +81,8 @@ class PassParts:
     head: KernelCost
     glue: FloatColumn
     cast: FloatColumn
+    glue_bytes: FloatColumn
+    cast_bytes: FloatColumn
     exchanges: Exchanges
     dense: int
     layers: int
@@ -98,33 +101,34 @@ def parts_of(
     """The parts of a pass over ``tokens`` of an attention rank, of which the head sees ``ends``, with that attention in each layer."""
     model = scenario.model
     dense, layers = dense_layers(model), model.num_hidden_layers
+    glue, cast = _glue_bytes(scenario, cut, tokens), CAST_BYTES * tokens * model.hidden_size
     return PassParts(
         around=price_products(scenario, attention_products(model, cut, tokens, absorbed=decoding), device, decoding=decoding),
         attention=attention,
         mlp=price_products(scenario, dense_products(model, cut, tokens), device, decoding=decoding) if dense else None,
         routed=price_products(scenario, expert_products(model, cut, tokens), device, decoding=decoding) if layers > dense else None,
         head=price_products(scenario, [head_product(model, cut, ends)], device, decoding=decoding),
-        glue=_glue(scenario, cut, tokens, device),
-        cast=_cast(scenario, tokens, device),
+        glue=_streaming(glue, device),
+        cast=_streaming(cast, device),
+        glue_bytes=glue,
+        cast_bytes=cast,
         exchanges=_exchanges(scenario, cut, tokens, ends),
         dense=dense,
         layers=layers,
     )
 
 
-def _glue(scenario: Scenario, cut: Degrees, tokens: FloatColumn, device: OperatorModel) -> FloatColumn:
-    """Seconds of what norms, rotary embedding, activation and routing move of the mean layer, their latencies left to ``layer_latency``."""
+def _glue_bytes(scenario: Scenario, cut: Degrees, tokens: FloatColumn) -> FloatColumn:
+    """HBM bytes that norms, rotary embedding, activation and routing move in the mean layer."""
     ones = np.ones_like(cut.tp)
     shape = MicroBatch(cut.tp, ones, cut.ep, cut.etp, tokens, np.zeros(len(tokens), bool), 1, scenario.workload.expert_load(cut.ep))  # type: ignore[arg-type]  # tokens need not be whole
     model = architecture(scenario.model)
     every = [count * elementwise_bytes(scenario, kind, shape)[0] for count, kind in zip(model.counts, model.kinds, strict=True)]
-    moved = np.sum(every, axis=0) / len(model.order)
-    return np.maximum(0.0, device.elementwise(moved) - device.elementwise(0.0))
+    return np.asarray(np.sum(every, axis=0) / len(model.order))
 
 
-def _cast(scenario: Scenario, tokens: FloatColumn, device: OperatorModel) -> FloatColumn:
-    """Seconds that scaling and casting the input of a narrow product moves bytes, its latency left to ``quantize_latency``."""
-    moved = CAST_BYTES * tokens * scenario.model.hidden_size
+def _streaming(moved: FloatColumn, device: OperatorModel) -> FloatColumn:
+    """Seconds in which small kernels move bytes, their latencies left to ``layer_latency`` and ``quantize_latency``."""
     return np.maximum(0.0, device.elementwise(moved) - device.elementwise(0.0))
 
 

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from rapid_dse.config.model import Model
 from rapid_dse.config.scenario import Scenario
 from rapid_dse.config.software.serving_settings import ServingSettings
+from rapid_dse.cost.energy import moved_energy, sent_energy
 from rapid_dse.device import OperatorModel
 from rapid_dse.interconnect import transfer
 from rapid_dse.parallel.engines import Degrees
@@ -29,8 +30,8 @@ class PassWork:
 
     Seconds of ``products``, of ``attention``, of what small kernels and casts move (``moving``), of the transfers by parallelism, and of
     the ``slowest`` stage without its sends, which has ``slowest_layers``; how many ``layers``, ``expert_layers``, ``casts`` of a product's
-    input, and exchanges of tensor and expert parallelism (``tp_calls``, ``ep_calls``) it has, each of which has a latency of its own; FLOP,
-    HBM bytes and joules of what is sent of a whole engine.
+    input, and exchanges of tensor and expert parallelism (``tp_calls``, ``ep_calls``) it has, each of which has a latency of its own;
+    ``joules`` of the work of a whole engine, idle power left out.
     """
 
     products: FloatColumn
@@ -47,9 +48,7 @@ class PassWork:
     casts: FloatColumn
     tp_calls: FloatColumn
     ep_calls: FloatColumn
-    flops: FloatColumn
-    moved: FloatColumn
-    joules_sent: FloatColumn
+    joules: FloatColumn
 
     def times(self, count: float) -> PassWork:
         """So many such passes."""
@@ -66,8 +65,8 @@ class PassWork:
 
 @dataclass(frozen=True)
 class EnginePass:
-    """Seconds of one pass through all stages as the framework runs it, by what takes them, and of its ``slowest`` stage; FLOP, HBM bytes
-    and joules of what is sent of a whole engine. All arrays have one shape."""
+    """Seconds of one pass through all stages as the framework runs it, by what takes them, and of its ``slowest`` stage; ``joules`` of
+    the work of a whole engine, idle power left out. All arrays have one shape."""
 
     products: FloatColumn
     attention: FloatColumn
@@ -78,9 +77,7 @@ class EnginePass:
     ep: FloatColumn
     pp: FloatColumn
     slowest: FloatColumn
-    flops: FloatColumn
-    moved: FloatColumn
-    joules_sent: FloatColumn
+    joules: FloatColumn
 
     @property
     def compute(self) -> FloatColumn:
@@ -124,9 +121,7 @@ def timed(work: PassWork, serving: ServingSettings, efficiency: float = 1.0) -> 
         ep=work.ep + work.ep_calls * serving.collective_latency,
         pp=work.pp,
         slowest=work.slowest * (kernels / efficiency + sent) / (kernels + sent) + waits * work.slowest_layers / work.layers,
-        flops=work.flops,
-        moved=work.moved,
-        joules_sent=work.joules_sent,
+        joules=work.joules,
     )
 
 
@@ -154,13 +149,12 @@ def _attended(scenario: Scenario, cut: Degrees, rows: FloatColumn, queries: floa
     """Attention of a layer of such a step."""
     prompt, generated = scenario.workload.lengths
     points, weights = NODES
-    attention: list[tuple[float, KernelCost]] = []
-    for point, weight in zip(points, weights, strict=True):
-        context = prompt + max(1.0, generated * (1 + point) / 2)
-        attention.append((weight / 2, decode_attention(scenario, cut, rows, context, queries, device)))
-    return KernelCost(
-        *(np.sum([share * getattr(each, name) for share, each in attention], axis=0) for name in ("seconds", "flops", "moved"))
-    )
+    contexts = prompt + np.maximum(1.0, generated * (1 + points) / 2)
+    parts = [
+        decode_attention(scenario, cut, rows, float(context), queries, device).times(weight / 2)
+        for context, weight in zip(contexts, weights, strict=True)
+    ]
+    return sum(parts[1:], parts[0])
 
 
 def drafted_work(scenario: Scenario, cut: Degrees, rows: FloatColumn, device: OperatorModel) -> PassWork:
@@ -183,9 +177,8 @@ def prefill_parts(scenario: Scenario, cut: Degrees, sequences: FloatColumn, prom
     """One of the passes that compute ``sequences`` prompts of an attention rank; the head sees the last token of each."""
     attention = over_windows(scenario, lambda each: prefill_attention(each, cut, sequences, prompts.queries, prompts.keys, device))
     tokens = np.maximum(1.0, sequences * prompts.queries / cut.cp / prompts.chunks)
-    each = KernelCost(attention.seconds / prompts.chunks, attention.flops / prompts.chunks, attention.moved / prompts.chunks)
     ends = np.maximum(1.0, sequences / prompts.chunks)
-    return parts_of(scenario, cut, tokens, ends, each, device, decoding=False)
+    return parts_of(scenario, cut, tokens, ends, attention.times(1.0 / prompts.chunks), device, decoding=False)
 
 
 def prefill_work(scenario: Scenario, cut: Degrees, sequences: FloatColumn, prompts: Prompts, device: OperatorModel) -> PassWork:
@@ -200,7 +193,6 @@ def _combined(scenario: Scenario, cut: Degrees, parts: PassParts) -> PassWork:
     counted += [(part, count) for part, count in ((parts.mlp, dense), (parts.routed, layers - dense)) if part is not None]
     casts = sum(part.casts * count for part, count in counted)
     ones, none = np.ones(len(cut.tp)), np.zeros(len(cut.tp))
-    flops, moved = (sum((getattr(part, name) * count for part, count in counted), none) for name in ("flops", "moved"))
     experts = moves.experts.times(layers - dense)
     nothing = experts.times(0)
     by_term = {
@@ -209,7 +201,9 @@ def _combined(scenario: Scenario, cut: Degrees, parts: PassParts) -> PassWork:
         "ep": transfer.either(moves.several, experts, nothing),
         "pp": moves.hop.times(np.maximum(0, cut.pp - 1)),
     }
-    energy = np.array([dimension.energy for dimension in scenario.hw.network.dimensions])
+    small = moved_energy(scenario.hw, layers * parts.glue_bytes + casts * parts.cast_bytes)
+    joules = sum((part.joules * count for part, count in counted), small)
+    joules = joules + sent_energy(scenario.hw, np.asarray(sum(move.sent for move in by_term.values())))
     tp_calls, ep_calls = _calls(parts)
     slowest, slowest_layers = _slowest(scenario, cut, parts)
     return PassWork(
@@ -224,9 +218,7 @@ def _combined(scenario: Scenario, cut: Degrees, parts: PassParts) -> PassWork:
         casts=casts * ones,
         tp_calls=tp_calls,
         ep_calls=ep_calls,
-        flops=flops * cut.wide,
-        moved=moved * cut.wide,
-        joules_sent=energy @ np.asarray(sum(move.sent for move in by_term.values())) * cut.wide,
+        joules=joules * cut.wide,
     )
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rapid_dse.config.scenario import Scenario
-from rapid_dse.cost.energy import site_energy
+from rapid_dse.cost.energy import gpu_energy, site_energy
 from rapid_dse.device import OperatorModel, operator_model
 from rapid_dse.interconnect import closed_form
 from rapid_dse.model.architecture import matrix_parameters
@@ -145,11 +145,10 @@ def _results(scenario: Scenario, layouts: Engines, found: System) -> Priced:
     ttft = fared.queue + fared.first
     times = _times(fared) if generated > 1 else _prefill_times(fared)
     step = fared.tpot if generated > 1 else np.sum(list(times.values()), axis=0)
-    joules = _energy(scenario, layouts, found, rate)
-    dollars = scenario.hw.price / 3600 * layouts.num_gpus / rate
+    of_gpus = _energy(scenario, layouts, found, rate)
     peak = np.sum(list(memory.values()), axis=0)
-    zero = np.zeros(len(layouts))
-    return Priced(
+    zero, absent = np.zeros(len(layouts)), np.full(len(layouts), np.nan)
+    priced = Priced(
         step_time_s=step,
         tokens_per_s=tokens,
         tokens_per_s_per_gpu=tokens / layouts.num_gpus,
@@ -158,18 +157,32 @@ def _results(scenario: Scenario, layouts: Engines, found: System) -> Priced:
         peak_memory_bytes=peak,
         **{f"memory_{name}_bytes": memory.get(name, zero) for name in _MEMORY},
         **{f"time_{name}_s": times.get(name, zero) for name in _TIMES},
-        energy_j=joules,
-        cost_usd=dollars,
         ttft_s=ttft,
         tpot_s=fared.tpot,
         request_latency_s=fared.life,
         requests_per_s=rate,
         running_requests=np.minimum(fared.running, fared.capacity) * found.replicas * np.maximum(1, layouts.decode_workers),
+        **dict.fromkeys((*_COSTS, "train_time_s", "train_cost_usd", "train_energy_j", "goodput"), absent),
+    )
+    return request_costs(scenario, layouts, priced, of_gpus)
+
+
+def request_costs(scenario: Scenario, layouts: Layouts, priced: Priced, of_gpus: FloatColumn) -> Priced:
+    """The results with what a request costs and takes, from the joules of all GPUs for one."""
+    rate, generated = priced.requests_per_s, scenario.workload.lengths[1]
+    joules = site_energy(scenario.cluster, scenario.hw, of_gpus, 1.0 / rate, layouts.num_gpus)
+    dollars = scenario.hw.price / 3600 * layouts.num_gpus / rate
+    return replace(
+        priced,
+        energy_j=joules,
+        energy_j_per_token=joules / generated,
+        power_w_per_gpu=of_gpus * rate / layouts.num_gpus,
+        cost_usd=dollars,
         usd_per_million_tokens=dollars / generated * 1e6,
-        **dict.fromkeys(("train_time_s", "train_cost_usd", "train_energy_j", "goodput"), np.full(len(layouts), np.nan)),
     )
 
 
+_COSTS = ("energy_j", "energy_j_per_token", "power_w_per_gpu", "cost_usd", "usd_per_million_tokens")
 _MEMORY = ("parameters", "gradients", "optimizer", "activations", "kv_cache", "gathered", "buffers", "framework")
 _TIMES = ("compute", "tp", "cp", "ep", "pp", "dp", "bubble", "optimizer", "host", "prefill")
 
@@ -224,22 +237,7 @@ def _flops(scenario: Scenario) -> float:
 
 
 def _energy(scenario: Scenario, layouts: Engines, system: System, rate: FloatColumn) -> FloatColumn:
-    """Joules of a request on all GPUs: the work of its passes, and idle power; never above the thermal design power."""
+    """Joules of a request on all GPUs: the work of its passes, and idle power for as long as the GPUs take for a request."""
     hw, served, engine = scenario.hw, system.served, system.engine
     steps = engine.later / served.tokens / np.maximum(1.0, served.running / engine.cut.pp)  # a request's share of its engine's
-    work = sum(
-        (
-            share * (part.flops * _joules_a_flop(scenario) + part.moved * (hw.energy.hbm + hw.energy.l2) + part.joules_sent)
-            for share, part in ((steps, served.step), (1.0 / served.together, served.prefill))
-        ),
-        np.zeros(len(layouts)),
-    )
-    a_second = np.asarray(layouts.num_gpus / rate)
-    of_gpus = np.minimum(work + hw.energy.idle * a_second, hw.energy.tdp * a_second)
-    return np.asarray(site_energy(scenario.cluster, hw, of_gpus, 1.0 / rate, layouts.num_gpus))
-
-
-def _joules_a_flop(scenario: Scenario) -> float:
-    flop = {str(name): value for name, value in scenario.hw.energy.flop.items()}
-    wanted = (scenario.hw.arithmetic(scenario.workload.precision), "fp8", "bf16", "fp16", "tf32", "fp32")
-    return next((flop[name] for name in wanted if name in flop), 0.0)
+    return gpu_energy(hw, steps * served.step.joules + served.prefill.joules / served.together, layouts.num_gpus / rate)

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from rapid_dse.config.hardware import WEIGHTS_ALONE
 from rapid_dse.config.scenario import Scenario
+from rapid_dse.cost.energy import ATTENTION_ROWS, attention_energy, moved_energy, product_energy
 from rapid_dse.device import AttentionKernel, OperatorModel
 from rapid_dse.device.contract import UNFUSED
 from rapid_dse.interconnect import transfer
@@ -32,12 +33,22 @@ ONE_SHOT, TWO_SHOT = 1.0, 2.0  # rounds of a fused all-reduce: each rank reads a
 
 @dataclass(frozen=True)
 class KernelCost:
-    """Seconds, FLOP and HBM bytes, ``(n,)`` each; of products also how many of them cast their input to a narrow type."""
+    """Seconds, FLOP, HBM bytes and joules, ``(n,)`` each; of products also how many of them cast their input to a narrow type."""
 
     seconds: FloatColumn
     flops: FloatColumn
     moved: FloatColumn
+    joules: FloatColumn
     casts: int = 0
+
+    def times(self, share: float) -> KernelCost:
+        """So many times the same."""
+        return KernelCost(self.seconds * share, self.flops * share, self.moved * share, self.joules * share, self.casts)
+
+    def __add__(self, other: KernelCost) -> KernelCost:
+        """This, then the other."""
+        seconds, flops, moved, joules = (getattr(self, name) + getattr(other, name) for name in ("seconds", "flops", "moved", "joules"))
+        return KernelCost(seconds, flops, moved, joules, self.casts + other.casts)
 
 
 def price_products(scenario: Scenario, products: Sequence[Product], device: OperatorModel, *, decoding: bool) -> KernelCost:
@@ -48,8 +59,7 @@ def price_products(scenario: Scenario, products: Sequence[Product], device: Oper
     """
     hw = scenario.hw
     rows = len(products[0].matmul.m)
-    seconds, flops, moved = np.zeros(rows), np.zeros(rows), np.zeros(rows)
-    casts = 0
+    total = KernelCost(np.zeros(rows), np.zeros(rows), np.zeros(rows), np.zeros(rows))
     by_precision: dict[str, list[Product]] = {}
     for product in products:
         by_precision.setdefault(product_precision(scenario, product), []).append(product)
@@ -66,11 +76,11 @@ def price_products(scenario: Scenario, products: Sequence[Product], device: Oper
         work = 2.0 * batch * m * n * k
         bound = np.minimum(1.0, work / hw.peak_flops(arithmetic) / cost) if decoding else 1.0
         cost = cost * (1.0 + (1.0 / hw.efficiency.sustained - 1.0) * bound)
-        seconds += cost.reshape(len(several), rows).sum(axis=0)
-        flops += work.reshape(len(several), rows).sum(axis=0)
-        moved += (weights + 2.0 * batch * m * (n + k)).reshape(len(several), rows).sum(axis=0)
-        casts += len(several) if precision in ("fp8", "fp4") else 0
-    return KernelCost(seconds, flops, moved, casts)
+        moved = weights + 2.0 * batch * m * (n + k)
+        columns = (cost, work, moved, product_energy(hw, arithmetic, work) + moved_energy(hw, moved))
+        took, done, crossed, joules = (column.reshape(len(several), rows).sum(axis=0) for column in columns)
+        total = total + KernelCost(took, done, crossed, joules, len(several) if precision in ("fp8", "fp4") else 0)
+    return total
 
 
 def _axes(products: Sequence[Product]) -> list[list[NDArray[np.float64] | float]]:
@@ -86,11 +96,8 @@ def over_windows(scenario: Scenario, priced: Callable[[Scenario], KernelCost]) -
     found = []
     for window, layers in windows.items():
         alike = scenario.model.model_copy(update={"sliding_window": window, "layer_types": None})
-        found.append((layers / windows.total(), priced(scenario.model_copy(update={"model": alike}))))
-    seconds, flops, moved = (
-        np.sum([share * getattr(each, name) for share, each in found], axis=0) for name in ("seconds", "flops", "moved")
-    )
-    return KernelCost(seconds, flops, moved)
+        found.append(priced(scenario.model_copy(update={"model": alike})).times(layers / windows.total()))
+    return sum(found[1:], found[0])
 
 
 def decode_kernel(scenario: Scenario) -> AttentionKernel:
@@ -119,7 +126,9 @@ def prefill_attention(
     ) / scenario.hw.efficiency.sustained  # fmt: skip
     seen = _seen(keys, queries, model.sliding_window)
     flops = 2.0 * sequences * heads * shared * seen * (width + value)
-    return KernelCost(seconds, flops, 2.0 * sequences * (heads * shared * 2 + kv_heads * keys) * (width + value) / 2)
+    moved = 2.0 * sequences * (heads * shared * 2 + kv_heads * keys) * (width + value) / 2
+    joules = attention_energy(scenario.hw, _attention_precision(scenario), kernel, flops) + moved_energy(scenario.hw, moved)
+    return KernelCost(seconds, flops, moved, joules)
 
 
 def _seen(keys: float, queries: float, window: int | None) -> float:
@@ -138,12 +147,14 @@ def decode_attention(
     heads, kv_heads, width, value = _heads(scenario, cut, absorbed=True)
     cached = rows * kept * cache_a_rank(scenario, cut)
     flops = 2.0 * rows * heads * queries * kept * (width + value)
-    if model.kv_lora_rank:
-        return KernelCost(_latent_decode(scenario, heads * queries, rows, kept, cached), flops, cached)
     precision = cache_precision(scenario)
     known = scenario.hw.precisions
     arithmetic = precision if precision in known and precision in ("fp8", "bf16", "fp16") else scenario.hw.arithmetic("int8")
-    kernel = decode_kernel(scenario)
+    kernel, together = decode_kernel(scenario), queries * heads / kv_heads  # rows that share keys
+    multiplied = flops * np.ceil(together / ATTENTION_ROWS) * ATTENTION_ROWS / together
+    joules = attention_energy(scenario.hw, arithmetic, kernel, multiplied) + moved_energy(scenario.hw, cached)
+    if model.kv_lora_rank:
+        return KernelCost(_latent_decode(scenario, heads * queries, rows, kept, cached), flops, cached, joules)
     seconds = device.attention(
         rows, heads, kv_heads, queries, kept, width, v_head_dim=value, kernel=kernel, precision=arithmetic,
         generation=scenario.software.kernels.library_generation,
@@ -153,7 +164,7 @@ def decode_attention(
             cached * (CACHE_BYTES[arithmetic] / CACHE_BYTES[precision] - 1) / (scenario.hw.memory.bandwidth * scenario.hw.efficiency.memory)
         )
         seconds = np.maximum(seconds - saved, seconds * 0.25)
-    return KernelCost(seconds / scenario.hw.efficiency.sustained, flops, cached)
+    return KernelCost(seconds / scenario.hw.efficiency.sustained, flops, cached, joules)
 
 
 def _latent_decode(scenario: Scenario, queries: FloatColumn, rows: FloatColumn, keys: FloatColumn, cached: FloatColumn) -> FloatColumn:
