@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import serving_trials
 from trials import layouts, legal, price, scenario
 
+from rapid_dse.analysis.steps import predict_steps
 from rapid_dse.config.scenario import Scenario
 from rapid_dse.cost.energy import attention_energy, gpu_energy, most_watts, moved_energy, product_energy
 from rapid_dse.simulate.results import unlawful
@@ -183,3 +185,21 @@ def test_terms_of_bytes_stay_where_they_travel() -> None:
     # at least weights and activations of each product once, for each of its three passes and two micro-batches on every GPU
     weights = 2 * (4096 * 4096 * 2 + 2 * 4096 * 1024 + 3 * 4096 * 14336) / 8
     assert once - none > 16 * 16 * 3 * 2 * weights * 1e-10
+
+
+# Joules of whole steps of an H200: Llama 8B's widths, 2 layers of 4,096 tokens, eager, compiled, compiled in fp8; and 4 layers of the 1B's
+# on 2,048, which the power limit hardly holds (NVML's counter over 1.1 s).
+STEPS = [
+    ({}, 16.549),
+    ({"mode": "compile"}, 15.688),
+    ({"mode": "compile", "fp8": True}, 12.525),
+    ({"layers": 4, "hidden": 2048, "head_dim": 64, "ffn": 8192, "seq": 2048, "params": 243286000.0}, 6.307),
+]
+
+
+def test_whole_steps_of_an_h200() -> None:
+    plain = {"hw": "h200", "layers": 2, "hidden": 4096, "heads": 32, "kv_heads": 8, "head_dim": 128, "ffn": 14336, "vocab": 128256}
+    plain |= {"seq": 4096, "mb": 1, "accum": 1, "mode": "eager", "recompute": "none", "head": False, "opt": "bf16", "attn": "flash"}
+    plain |= {"fp8": False, "params": 436224000.0}
+    table = pd.DataFrame([plain | changed | {"energy_j": joules} for changed, joules in STEPS])
+    np.testing.assert_allclose(predict_steps(table)["predicted.energy_j"], table["energy_j"], rtol=0.06)

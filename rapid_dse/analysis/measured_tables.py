@@ -57,8 +57,6 @@ def _steps(table: pd.DataFrame) -> Predicted:
     predicted, why = predict_steps(table), unpriced_steps(table)
     counts = why[why.ne("")].value_counts()
     left_out = [f"{count} rows: {reason}" for reason, count in counts.items()]
-    if "energy_j" in table:
-        left_out.append("energy_j: the energy of single steps is not predicted yet")
     return Predicted(_beside(table, predicted), step_errors(table, predicted), tuple(left_out))
 
 

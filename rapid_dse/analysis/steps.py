@@ -4,7 +4,7 @@ A table has a step a row: the model's widths (``layers, hidden, heads, kv_heads,
 where they are divided), ``seq, mb, accum`` (micro-batches of a step), ``mode`` (eager, compile), ``recompute`` (none, full), ``head``
 (embedding, head and loss run too, or the layers alone), ``opt`` (a key of ``OPTIMIZERS``), ``attn`` (a key of ``KERNELS``), ``fp8``,
 ``params``, and what was measured: ``fwd_time_s, bwd_time_s, opt_time_s`` (s), ``fwdbwd_time_s`` (all micro-batches together),
-``time_s`` (the step), ``peak_allocated_bytes, peak_reserved_bytes``.
+``time_s`` (the step), ``energy_j`` (J, the whole step), ``peak_allocated_bytes, peak_reserved_bytes``.
 """
 
 from __future__ import annotations
@@ -15,9 +15,10 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from rapid_dse.device import FloatArray, OperatorModel, operator_model
+from rapid_dse.cost.energy import gpu_energy, moved_energy
+from rapid_dse.device import FloatArray, operator_model
 from rapid_dse.events.backends import price
-from rapid_dse.simulate.one_gpu import accumulation, phases
+from rapid_dse.simulate.one_gpu import accumulation, accumulation_bytes, phases
 from rapid_dse.sweep.cases import CaseGroup, group_cases
 
 SHAPE = ("layers", "hidden", "heads", "kv_heads", "head_dim", "ffn", "vocab", "seq", "mb", "accum")
@@ -25,7 +26,9 @@ NEEDED = ("hw", *SHAPE, "mode", "recompute", "head", "opt", "attn", "fp8", "para
 SOFTWARE = {"eager": "pytorch", "compile": "pytorch_compile"}
 KERNELS = {"flash": "flash2", "cudnn": "cudnn"}
 TIMES = ("fwd_time_s", "bwd_time_s", "opt_time_s", "fwdbwd_time_s", "time_s")
+ENERGY = "energy_j"
 PEAKS = ("peak_allocated_bytes", "peak_reserved_bytes")
+FIGURES = (*TIMES, ENERGY, *PEAKS)
 NO_VOCABULARY = 1  # padded to the least table that there is: it holds and does next to nothing
 CAST = 6.0  # bytes of a number read in 32 bits and written in 16, or the other way round
 # Beside its casts of weights and their gradients autocast keeps the stream between layers in 32 bits: two norms and two sums a layer
@@ -70,19 +73,19 @@ def unpriced_steps(table: pd.DataFrame) -> pd.Series[str]:
 
 
 def predict_steps(table: pd.DataFrame) -> pd.DataFrame:
-    """``predicted.<column>`` for each of ``TIMES`` and ``PEAKS`` that the table has, NaN where a row is not predicted.
+    """``predicted.<column>`` for each of ``FIGURES`` that the table has, NaN where a row is not predicted.
 
     Raises:
         ValueError: a chip that conf/hw lacks, or a value that is none of its key's.
     """
     priced = table[unpriced_steps(table).eq("")]
-    columns = {name: np.full(len(table), np.nan) for name in (*TIMES, *PEAKS)}
+    columns = {name: np.full(len(table), np.nan) for name in FIGURES}
     if len(priced):
         place = table.index.get_indexer(priced.index)
         for group in group_cases(_as_cases(priced)):
             for name, values in _predict(group, priced.iloc[group.rows]).items():
                 columns[name][place[group.rows]] = values
-    wanted = [name for name in (*TIMES, *PEAKS) if name in table]
+    wanted = [name for name in FIGURES if name in table]
     measured = {name: table[name].notna().to_numpy() for name in wanted}
     found = {f"predicted.{name}": np.where(measured[name], columns[name], np.nan) for name in wanted}
     return pd.DataFrame(found, index=table.index)
@@ -116,7 +119,7 @@ def _as_cases(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def _predict(group: CaseGroup, rows: pd.DataFrame) -> dict[str, FloatArray]:
-    """Seconds and bytes of a group's rows, by column."""
+    """Seconds, joules and bytes of a group's rows, by column."""
     portion, head = group.portion, rows["head"].to_numpy(bool)
     if (portion.rule >= 0).any():
         raise ValueError(portion.reasons[int(portion.rule[portion.rule >= 0][0])])
@@ -124,28 +127,29 @@ def _predict(group: CaseGroup, rows: pd.DataFrame) -> dict[str, FloatArray]:
     forward, backward = found.forward, found.backward
     device, parameters = operator_model(portion.scenario.hw), rows["params"].to_numpy(float)
     optimizers = [OPTIMIZERS[name] for name in rows["opt"]]
-    forward, backward = _autocast(forward, backward, rows, optimizers, device)
+    cast = _autocast_bytes(rows, optimizers)
+    forward, backward = (
+        way + np.where(moved > 0, device.elementwise(moved), 0.0) for way, moved in zip((forward, backward), cast, strict=True)
+    )
     accum = rows["accum"].to_numpy(float)
     both = accum * (forward + backward) + (accum - 1) * accumulation(portion.scenario, device, parameters)
     moved = np.array([each.moved for each in optimizers])
     step = np.where(moved > 0, device.update(parameters, moved), 0.0)
     peaks = price(portion.scenario, portion.layouts)
     allocated = peaks.peak_memory_bytes - peaks.memory_buffers_bytes
+    added = (accum - 1) * accumulation_bytes(portion.scenario, parameters) + accum * sum(cast) + moved * parameters
+    dynamic = accum * found.joules + moved_energy(portion.scenario.hw, added)
     times = (forward, backward, np.where(moved > 0, step, np.nan), both, both + step)
-    return dict(zip((*TIMES, *PEAKS), (*times, allocated, peaks.peak_memory_bytes), strict=True))
+    joules = gpu_energy(portion.scenario.hw, dynamic, both + step)
+    return dict(zip(FIGURES, (*times, joules, allocated, peaks.peak_memory_bytes), strict=True))
 
 
-def _autocast(
-    forward: FloatArray, backward: FloatArray, rows: pd.DataFrame, optimizers: list[Optimizer], device: OperatorModel
-) -> tuple[FloatArray, FloatArray]:
-    """The passes with what autocast moves more: weights cast forward, their gradients backward, and a stream of 32 bits."""
+def _autocast_bytes(rows: pd.DataFrame, optimizers: list[Optimizer]) -> tuple[FloatArray, FloatArray]:
+    """HBM bytes that autocast moves more in each pass: weights cast forward, their gradients backward, and a stream of 32 bits."""
     casts: NDArray[np.bool_] = np.array([each.casts for each in optimizers])
-    if not casts.any():
-        return forward, backward
     stream = (rows["layers"] * rows["mb"] * rows["seq"] * rows["hidden"]).to_numpy(float) * AUTOCAST_STREAM
     weights = rows["params"].to_numpy(float) * CAST
-    once, twice = device.elementwise(weights + stream), device.elementwise(weights + 2 * stream)
-    return forward + np.where(casts, once, 0.0), backward + np.where(casts, twice, 0.0)
+    return casts * (weights + stream), casts * (weights + 2 * stream)
 
 
 def step_errors(table: pd.DataFrame, predicted: pd.DataFrame) -> pd.DataFrame:
@@ -154,7 +158,7 @@ def step_errors(table: pd.DataFrame, predicted: pd.DataFrame) -> pd.DataFrame:
     ``fwd + bwd`` sums the two where both were measured, and takes ``fwdbwd_time_s`` elsewhere.
     """
     both = pd.DataFrame(index=table.index)
-    for name in (*TIMES, *PEAKS):
+    for name in FIGURES:
         if name in table:
             both[name] = predicted[f"predicted.{name}"] / table[name].where(table[name] > 0) - 1
     whole = [frame[f"{prefix}fwd_time_s"] + frame[f"{prefix}bwd_time_s"] for frame, prefix in ((predicted, "predicted."), (table, ""))]

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rapid_dse.common.columns import Shared
+from rapid_dse.config.hardware import Hardware
 from rapid_dse.config.scenario import Scenario
 from rapid_dse.cost.energy import BACKWARD_ATTENTION, gpu_energy, moved_energy, sent_energy, site_energy
 from rapid_dse.model.architecture import model_flops_per_token
@@ -51,25 +52,32 @@ def results(scenario: Scenario, layouts: Layouts, step: StepTimes, work: Shared[
 
 def joules_of(scenario: Scenario, layouts: Layouts, block: Block, arranged: Arrangement) -> Joules:
     """Mean energy of a GPU's work: layers spread evenly over the stages, the head's and the gradients' share included."""
-    hw, whole = scenario.hw, whole_layers(scenario, layouts)
-    partly = layouts.recompute == RECOMPUTE_SELECTIVE
-    arithmetic = [
+    hw = scenario.hw
+    updated = [each.sharded(layouts, layouts.sharding.optimizer) for each in layer_weights(scenario, layouts, trained=True)]
+    layers, weights = (mean_of_stages(scenario, layouts, each) for each in (layer_joules(scenario, layouts, block), updated))
+    sent, sent_at_end = sent_bytes(scenario, layouts, arranged)
+    return Joules(
+        micro_batch=layers + head_joules(hw, block) / layouts.pp + sent_energy(hw, sent),
+        end=moved_energy(hw, weights * scenario.software.update_traffic) + sent_energy(hw, sent_at_end),
+    )
+
+
+def layer_joules(scenario: Scenario, layouts: Layouts, block: Block) -> list[FloatColumn]:
+    """Energy of a layer of each kind for a micro-batch, forward, backward and what is computed again, ``(n_layouts,)`` each."""
+    whole, partly = whole_layers(scenario, layouts), layouts.recompute == RECOMPUTE_SELECTIVE
+    return [
         (1.0 + whole) * layer.product_joules
         + layer.backward_joules
         + (1.0 + BACKWARD_ATTENTION + repeats.core) * layer.attention_joules
         + partly * layer.again_joules
+        + moved_energy(scenario.hw, layer.traffic * (1.0 + whole / 3.0))
         for layer, repeats in zip(block.layers, repeated(scenario, layouts), strict=True)
     ]
-    updated = [each.sharded(layouts, layouts.sharding.optimizer) for each in layer_weights(scenario, layouts, trained=True)]
-    of_layers, layer_traffic, weights = (
-        mean_of_stages(scenario, layouts, columns) for columns in (arithmetic, [layer.traffic for layer in block.layers], updated)
-    )
-    hbm = layer_traffic * (1.0 + whole / 3.0) + block.head_traffic / layouts.pp
-    sent, sent_at_end = sent_bytes(scenario, layouts, arranged)
-    return Joules(
-        micro_batch=of_layers + block.head_joules / layouts.pp + moved_energy(hw, hbm) + sent_energy(hw, sent),
-        end=moved_energy(hw, weights * scenario.software.update_traffic) + sent_energy(hw, sent_at_end),
-    )
+
+
+def head_joules(hw: Hardware, block: Block) -> FloatColumn:
+    """Energy of head and loss for a micro-batch, forward and backward, ``(n_layouts,)``."""
+    return block.head_joules + moved_energy(hw, block.head_traffic)
 
 
 def sent_bytes(scenario: Scenario, layouts: Layouts, arranged: Arrangement) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

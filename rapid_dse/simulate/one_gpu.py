@@ -12,6 +12,7 @@ from rapid_dse.config.scenario import Scenario
 from rapid_dse.device import OperatorModel
 from rapid_dse.model.architecture import architecture_of
 from rapid_dse.parallel.layouts import BoolColumn, Layouts
+from rapid_dse.simulate.account import head_joules, layer_joules
 from rapid_dse.simulate.host_launches import micro_batch_seconds
 from rapid_dse.simulate.layer_work import framework_block
 from rapid_dse.simulate.operator_times import compute_bytes
@@ -24,10 +25,12 @@ FloatColumn = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Phases:
-    """Seconds of one micro-batch, ``(n_layouts,)`` each: the forward pass, and the backward pass with what it computes again."""
+    """One micro-batch, ``(n_layouts,)`` each: seconds of the forward pass, and of the backward pass with what it computes again; joules of
+    both, idle power left out."""
 
     forward: FloatColumn
     backward: FloatColumn
+    joules: FloatColumn
 
 
 def phases(scenario: Scenario, layouts: Layouts, ends: BoolColumn) -> Phases:
@@ -49,10 +52,16 @@ def phases(scenario: Scenario, layouts: Layouts, ends: BoolColumn) -> Phases:
     again = [layer.backward + recomputed(scenario, layouts, layer) for layer in block.layers]
     backward = summed(counts, again) + ends * (block.head_backward + block.embedding * (1 - looks_up))
     # each pass has a third of the launches: forward, input gradients, weight gradients
-    return Phases(launched_slot(software, forward, launches / 3), launched_slot(software, backward, launches * 2 / 3))
+    joules = summed(counts, layer_joules(scenario, layouts, block)) + ends * head_joules(scenario.hw, block)
+    return Phases(launched_slot(software, forward, launches / 3), launched_slot(software, backward, launches * 2 / 3), joules)
 
 
 def accumulation(scenario: Scenario, device: OperatorModel, parameters: ArrayLike) -> FloatColumn:
     """Seconds in which a micro-batch's gradients of so many parameters are added to those before it, where products do not do it: two
     gradients read, one written."""
-    return device.elementwise(3.0 * compute_bytes(scenario) * np.asarray(parameters, dtype=np.float64))
+    return device.elementwise(accumulation_bytes(scenario, parameters))
+
+
+def accumulation_bytes(scenario: Scenario, parameters: ArrayLike) -> FloatColumn:
+    """HBM bytes of that."""
+    return 3.0 * compute_bytes(scenario) * np.asarray(parameters, dtype=np.float64)
