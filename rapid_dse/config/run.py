@@ -131,8 +131,8 @@ def _amount(value: Any) -> Any:
 
 
 class Workload(Frozen):
-    """What is asked for. ``seq_len``, ``global_batch_size`` (sequences), ``train_tokens`` (of the whole run, as 15T; null: a step alone)
-    and ``trainable`` with what stands beside it are training's; all else but the precision is inference's.
+    """What is asked for. ``seq_len``, ``global_batch_size`` (sequences), ``train_tokens`` (of the whole run, as 15T; null: a step alone),
+    ``packing`` and ``trainable`` with what stands beside it are training's; all else but the precision is inference's.
 
     At most one of ``batch_size`` (a static batch: so many requests start and end together), ``concurrency`` (closed loop: so many requests
     are under way, each that ends is followed by the next) and ``request_rate`` (open loop: requests arrive at random, so many a second),
@@ -141,6 +141,9 @@ class Workload(Frozen):
     uniform in mean · (1 ± ``length_spread``). ``num_prompts`` requests are sent in all: the burst that opens the run and the tail that
     ends it count; null: the steady state. ``kv_precision`` null: the framework's default. ``draft_tokens`` are proposed at each step
     of speculative decoding, and each is accepted with ``draft_acceptance`` where those before it were.
+
+    ``packing`` is the mean of the squared lengths of the documents that are packed into a sequence over its squared length; attention goes
+    over each document by itself. 1: a sequence is one document; of four equal ones it is 1/4.
 
     ``trainable`` lora: all weights are frozen, and low-rank adapters beside the modules of ``lora_targets`` are trained (Hu et al., arXiv
     2106.09685), of rank ``lora_rank``. Frozen weights have no gradients and no optimizer states. The targets are Hugging Face's modules
@@ -156,6 +159,7 @@ class Workload(Frozen):
     global_batch_size: Annotated[Count, TRAINING] = 1024
     train_tokens: Annotated[Annotated[float, BeforeValidator(_amount), Field(ge=1, le=1e18)] | None, TRAINING] = None
     precision: Precision = "bf16"  # of matrix products
+    packing: Annotated[float, Field(gt=0, le=1), TRAINING] = 1.0  # squared lengths packed into a sequence over its squared length
     trainable: Annotated[Literal["full", "lora"], TRAINING] = "full"  # all weights, or low-rank adapters beside frozen ones
     lora_rank: Annotated[Count, LORA] = 16  # columns between an adapter's two matrices
     lora_targets: Annotated[tuple[LoraTarget, ...], LORA] = (ALL_LINEAR,)  # modules that have an adapter
@@ -207,6 +211,11 @@ class Workload(Frozen):
                 if getattr(self, name) is None:
                     raise ValueError(f"{name} is null; inference needs it: tokens of a request, as 1024")
         return self
+
+    @property
+    def document_len(self) -> float:
+        """Tokens of each of as many equal documents as make attention over them what it is: ``packing`` of a sequence."""
+        return self.packing * self.seq_len
 
     @property
     def trains_all(self) -> bool:

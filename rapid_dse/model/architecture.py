@@ -149,7 +149,7 @@ def model_flops_per_token(model: Model, work: Workload) -> float:
     for count, kind in zip(found.counts, found.kinds, strict=True):
         core = kind.attention(ONE)
         if core is not None:
-            attention += 12.0 * count * float(core.heads[0]) * core.mean_dim * mean_context(core.window, work.seq_len)
+            attention += 12.0 * count * float(core.heads[0]) * core.mean_dim * mean_context(core.window, work.document_len)
     return 6.0 * trained_matrix_parameters(model, work) + 4.0 * (0.0 if work.trains_all else matrix_parameters(model)) + attention
 
 

@@ -19,8 +19,9 @@ FloatColumn = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """Distinct micro-batch shapes; every column ``(n_shapes,)``. ``seq_len`` is the whole sequence's; ``etp`` ranks share an expert;
-    ``expert_load`` are the rows of the busiest rank's experts over the mean."""
+    """Distinct micro-batch shapes; every column ``(n_shapes,)``. ``seq_len`` is the whole sequence's, of which attention goes over
+    ``documents`` equal ones by themselves; ``etp`` ranks share an expert; ``expert_load`` are the rows of the busiest rank's experts over
+    the mean."""
 
     tp: IntColumn
     cp: IntColumn
@@ -30,17 +31,23 @@ class MicroBatch:
     sequence_parallel: BoolColumn
     seq_len: int
     expert_load: FloatColumn | float = 1.0
+    documents: float = 1.0
 
     @classmethod
     def of(cls, layouts: Layouts, work: Workload) -> MicroBatch:
         """That of each layout."""
         degrees = (layouts.tp, layouts.cp, layouts.ep, layouts.expert_tp, layouts.micro_batch_size)
-        return cls(*degrees, layouts.sequence_parallel, work.seq_len, work.expert_load(layouts.ep))
+        return cls(*degrees, layouts.sequence_parallel, work.seq_len, work.expert_load(layouts.ep), 1 / work.packing)
 
     @property
     def tokens(self) -> FloatColumn:
         """Tokens of a micro-batch on one context-parallel rank."""
         return self.micro_batch_size * (self.seq_len / self.cp)
+
+    @property
+    def document_len(self) -> float:
+        """Tokens of a document that is packed into a sequence."""
+        return self.seq_len / self.documents
 
     @property
     def norm_tokens(self) -> FloatColumn:
@@ -94,8 +101,9 @@ class MatMul:
         return 2.0 * self.batch * self.m * self.n * self.k
 
 
-def mean_context(window: int | None, seq_len: int) -> float:
-    """Keys that a query of a causal sequence sees on average, the diagonal's half a key left out: half of them without a window.
+def mean_context(window: int | None, seq_len: float) -> float:
+    """Keys that a query of a causal sequence, or of a document packed into one, sees on average, the diagonal's half a key left out: half
+    of them without a window.
 
     With a window of w, the first w queries see w / 2 on average and the others w.
     """

@@ -246,17 +246,17 @@ def _attention_seconds(
     seconds = np.empty(len(shape.tp))
     ring, kernels = shape.cp > 1, AttentionKernels(scenario, core, shape, device, direction)
     if (~ring).any():
-        seconds[~ring] = kernels.of(~ring, shape.seq_len, shape.seq_len)
+        seconds[~ring] = kernels.of(~ring, kernels.length, kernels.length)
     if ring.any():
         seconds[ring] = ring_attention(scenario, shape, kernels, ring)
     return seconds / scenario.hw.efficiency.sustained
 
 
 def attention_flops(core: CoreAttention | None, shape: MicroBatch) -> FloatColumn:
-    """FLOP of one layer's causal attention forward on one rank."""
+    """FLOP of one layer's causal attention forward on one rank, of each document by itself."""
     if core is None:
         return np.zeros(len(shape.tp))
-    return 4.0 * shape.tokens * mean_context(core.window, shape.seq_len) * core.heads * core.mean_dim
+    return 4.0 * shape.tokens * mean_context(core.window, shape.document_len) * core.heads * core.mean_dim
 
 
 def _all_scores(core: CoreAttention | None, shape: MicroBatch) -> FloatColumn:

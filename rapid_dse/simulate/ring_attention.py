@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from rapid_dse.config.scenario import Scenario
 from rapid_dse.device import OperatorModel
+from rapid_dse.device.contract import UNFUSED
 from rapid_dse.model.layers.part import CoreAttention
 from rapid_dse.model.shapes import MicroBatch, mean_context
 
@@ -31,7 +32,11 @@ PADS_VALUES = ("flash1", "flash2", "ck", "triton")
 
 @dataclass(frozen=True)
 class AttentionKernels:
-    """The attention kernels of a table of shapes, in one direction."""
+    """The attention kernels of a table of shapes, in one direction.
+
+    Of packed sequences fused kernels go over each document by itself (the variable-length kernels of FlashAttention and cuDNN); unfused
+    ones compute all scores and mask what lies across.
+    """
 
     scenario: Scenario
     core: CoreAttention
@@ -39,13 +44,23 @@ class AttentionKernels:
     device: OperatorModel
     direction: Direction
 
+    @property
+    def documents(self) -> float:
+        """Documents of a sequence that each have a kernel's walk of their own."""
+        return 1.0 if self.scenario.attention_kernel in UNFUSED else self.shape.documents
+
+    @property
+    def length(self) -> float:
+        """Tokens of each of them."""
+        return self.shape.seq_len / self.documents
+
     def of(self, rows: Rows, queries: FloatColumn | float, keys: FloatColumn | float, causal: bool = True) -> FloatColumn:
         """Seconds of one kernel on the shapes at ``rows``: so many queries against so many keys, of which a causal one skips what is
         masked."""
         scenario, shape, core = self.scenario, self.shape, self.core
         precision = scenario.workload.precision
         seconds: FloatColumn = self.device.attention(
-            shape.micro_batch_size[rows],
+            shape.micro_batch_size[rows] * self.documents,
             core.heads[rows],
             core.kv_heads[rows],
             queries,
@@ -74,11 +89,11 @@ class AttentionKernels:
 
 def ring_attention(scenario: Scenario, shape: MicroBatch, kernels: AttentionKernels, rows: Rows) -> FloatColumn:
     """Seconds of ring attention's kernels on the rank that has most to do, s, one a shape of ``rows``."""
-    cp, seq_len, balanced = shape.cp[rows].astype(float), float(shape.seq_len), scenario.software.kernels.cp_balanced
+    cp, seq_len, balanced = shape.cp[rows].astype(float), kernels.length, scenario.software.kernels.cp_balanced
     mine, window = seq_len / cp, kernels.core.window or seq_len
     if window < seq_len:
         # what the window leaves, in one rectangle; without zigzag the last rank's
-        mean = mean_context(kernels.core.window, shape.seq_len)
+        mean = mean_context(kernels.core.window, seq_len)
         most = window / mean
         uneven = 1.0 if balanced else np.minimum((2.0 * cp - 1) / cp, most)
         return kernels.of(rows, mine, mean, causal=False) * uneven + kernels.merging(rows)

@@ -89,6 +89,8 @@ def _unmeasured(scenario: Scenario) -> str:
     found = [f"offload (no run with {' or '.join(offloaded)} was measured)"] if offloaded else []
     if not scenario.workload.trains_all:
         found.append(f"trainable (no run with {scenario.workload.trainable} was measured)")
+    if scenario.workload.packing < 1:
+        found.append("packing (no run of packed sequences was measured)")
     return "; ".join(found)
 
 
