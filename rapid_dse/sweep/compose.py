@@ -100,7 +100,8 @@ def _composed(options: tuple[tuple[str, str], ...], hydra: tuple[str, ...], trus
     overrides = [f"{'+' if group == SWEEPS else ''}{group}={option}" for group, option in options]
     try:
         with closed_environment(trusted):
-            return from_hydra(compose("config", overrides=[*overrides, *hydra], return_hydra_config=True), trusted)
+            config = compose("config", overrides=[*overrides, *hydra], return_hydra_config=True)
+        return from_hydra(config, trusted)
     except UNREADABLE as error:
         raise ValueError(one_line(error)) from None
 
@@ -128,13 +129,14 @@ def _files(place: Path) -> Iterator[tuple[str, int, int]]:
 
 
 def from_hydra(config: DictConfig, trusted: bool) -> Composed:
-    """What Hydra composed, its own configuration left out; of files that are not trusted within ``closed_environment``."""
+    """What Hydra composed, its own configuration left out; files that are not trusted read no environment."""
     found = config.hydra.runtime.choices
     choices = {group: str(found[group]) for group in (*GROUPS, SWEEPS) if found.get(group) is not None}
     parts = {str(name): config._get_node(name) for name in config if name != "hydra"}
     if not trusted:
         require_few_references([OmegaConf.to_container(part, resolve=False) for part in parts.values() if OmegaConf.is_config(part)])
-    tree: dict[str, Any] = {name: OmegaConf.to_container(part, resolve=True) for name, part in parts.items() if OmegaConf.is_config(part)}
+    with closed_environment(trusted):
+        tree: dict[str, Any] = {name: OmegaConf.to_container(part, resolve=True) for name, part in parts.items() if OmegaConf.is_config(part)}
     tree, said = _with_run(tree, {text.lstrip("+").split("=", 1)[0] for text in config.hydra.overrides.task})
     choices["backend"] = tree["backend"].get("name", choices.get("backend"))
     layout, names = tree["parallel"], [key.split(".")[1] for key in ALL_KEYS if key.count(".") == 1]
@@ -181,7 +183,7 @@ def multirun(arguments: Sequence[str]) -> int:
         try:
             with closed_environment(given.trusted):
                 config = hydra.compose_config("config", for_hydra(arguments), RunMode.MULTIRUN, with_log_configuration=False)
-                return int(_own_sweeper(config).sweep(list(config.hydra.overrides.task)))
+            return int(_own_sweeper(config).sweep(list(config.hydra.overrides.task)))
         except UNREADABLE as error:
             raise ValueError(one_line(error)) from None
 

@@ -69,7 +69,10 @@ def _at(tree: Any, key: str) -> Any:
 
 @contextmanager
 def closed_environment(trusted: bool) -> Iterator[None]:
-    """While this is open, ``${oc.env:NAME}`` gives the variables of this program alone (RAPID_*), unless files are trusted."""
+    """While this is open, ``${oc.env:NAME}`` gives the variables of this program alone (RAPID_*), unless files are trusted.
+
+    One does not stand inside another: at its end the variables are all there again.
+    """
     if trusted:
         yield
         return
