@@ -10,7 +10,7 @@ READY := .venv/.ready
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --constraint requirements.lock
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: run test lint bench validate golden fuzz load clean
+.PHONY: run test lint bench validate golden fuzz chaos chaos-short load clean
 .NOTPARALLEL:
 
 run: $(RUNS)
@@ -37,9 +37,17 @@ validate: $(READY)
 golden: $(READY)
 	$(BIN)/python -m pytest -n 2 -m golden
 
-# Ten times as many random examples as make test draws.
+# Inputs that are wrong in every way, and ten times as many random examples of the laws as make test draws.
 fuzz: $(READY)
+	$(BIN)/python benchmarks/fuzz.py --inputs 100000
 	HYPOTHESIS_PROFILE=fuzz $(BIN)/python -m pytest -n 2 -m 'not golden'
+
+# Kills, full disks, flipped bits and races, done to real studies: a quarter of an hour, or a twentieth of it.
+chaos: $(READY)
+	$(BIN)/python benchmarks/chaos.py
+
+chaos-short: $(READY)
+	$(BIN)/python benchmarks/chaos.py --share 0.05
 
 # A million layouts, and the large sweep, under a bound on memory.
 load: $(READY)

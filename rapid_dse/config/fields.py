@@ -89,7 +89,8 @@ Tokens = Annotated[int, WHOLE, BeforeValidator(_tokens), Field(ge=1, le=10**9)]
 Count = Annotated[int, WHOLE, Field(ge=1, le=10**9)]
 CountOrZero = Annotated[int, WHOLE, Field(ge=0, le=10**9)]
 # Layers of a model, which are looked at one by one.
-Layers = Annotated[int, WHOLE, Field(ge=1, le=10**5)]
+MOST_LAYERS = 10**5
+Layers = Annotated[int, WHOLE, Field(ge=1, le=MOST_LAYERS)]
 # GPUs, and the degrees that divide them.
 MOST_GPUS = 2**20
 Degree = Annotated[int, WHOLE, Field(ge=1, le=MOST_GPUS)]

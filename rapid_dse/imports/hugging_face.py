@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, get_args
 
+from rapid_dse.config.fields import MOST_LAYERS
 from rapid_dse.config.model import Model
 from rapid_dse.config.units import shortened
 from rapid_dse.imports.families import ALIASES, FAMILIES, FULL, PARALLEL, SLIDING, Family
@@ -217,7 +218,8 @@ def _fill(found: dict[str, Any], reader: Reader, kind: str) -> None:
             found.pop(name, None)
     if kind == "vit":
         found["num_classes"] = len(reader.get("id2label", default={})) or reader.get("num_labels", "num_classes", default=1000)
-    if isinstance(hidden, int) and isinstance(heads, int) and found.get("head_dim") == hidden / heads:
+    head = found.get("head_dim")
+    if isinstance(hidden, int) and isinstance(heads, int) and isinstance(head, int) and head * heads == hidden:
         found.pop("head_dim")
 
 
@@ -249,7 +251,7 @@ def _shared_experts(found: dict[str, Any], reader: Reader) -> None:
         found["first_k_dense_replace"] = first
     for key in ("mlp_only_layers", "moe_layer_freq"):
         reader.take(key, "model.first_k_dense_replace")
-    if (found.get("n_group") or 0) <= 1:  # one group is none
+    if found.get("n_group") in (None, 0, 1):  # one group is none
         found.pop("n_group", None), found.pop("topk_group", None)
 
 
@@ -261,8 +263,8 @@ def _windows(found: dict[str, Any], reader: Reader) -> None:
     reader.take("max_window_layers", "model.layer_types")
     longest = reader.get("max_position_embeddings")
     unlimited = isinstance(window, int) and isinstance(longest, int) and window >= longest
-    if not window or not on or unlimited or not isinstance(layers, int):
-        return
+    if not window or not on or unlimited or not isinstance(layers, int) or not 0 < layers <= MOST_LAYERS:
+        return  # of layers beyond their bounds the schema says what is wrong
     if types is None and isinstance(first, int):
         types = [FULL if layer < first else SLIDING for layer in range(layers)]
     pattern = _pattern([types[layer % len(types)] for layer in range(layers)]) if types else [SLIDING]
@@ -274,11 +276,15 @@ def _windows(found: dict[str, Any], reader: Reader) -> None:
 
 
 def _pattern(types: Sequence[str]) -> list[str]:
-    """The shortest list that, repeated, gives the kinds of all layers."""
-    for length in range(1, len(types) + 1):
-        if all(types[at] == types[at % length] for at in range(len(types))):
-            return list(types[:length])
-    return list(types)
+    """The shortest list that, repeated, gives the kinds of all layers: what is left before the longest part that both begins and ends
+    them (the prefix function of Knuth, Morris and Pratt)."""
+    borders = [0]
+    for at in range(1, len(types)):
+        border = borders[-1]
+        while border and types[at] != types[border]:
+            border = borders[border - 1]
+        borders.append(border + (types[at] == types[border]))
+    return list(types[: len(types) - borders[-1]])
 
 
 def _is_default(name: str, value: Any) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from decimal import InvalidOperation
 from pathlib import Path
 from typing import Any
 
@@ -308,6 +309,8 @@ def _swept_items(override: Override, found: Any, text: str) -> list[Any]:
             if count > MOST_VALUES:
                 raise ValueError(f"{count:,.0f} values; allowed: up to {MOST_VALUES:,}")
         return [_plain(item) for item in override.sweep_iterator()]
+    except InvalidOperation:  # of decimal: nan is neither below nor above the end
+        raise ValueError(f"{text}: nan; allowed: range(start,stop[,step]) of numbers") from None
     except ZeroDivisionError:
         raise ValueError(f"{text}: a step of 0; allowed: range(start,stop[,step]) with another step") from None
     except (ValueError, OverflowError) as error:
