@@ -136,7 +136,9 @@ def from_hydra(config: DictConfig, trusted: bool) -> Composed:
     if not trusted:
         require_few_references([OmegaConf.to_container(part, resolve=False) for part in parts.values() if OmegaConf.is_config(part)])
     with closed_environment(trusted):
-        tree: dict[str, Any] = {name: OmegaConf.to_container(part, resolve=True) for name, part in parts.items() if OmegaConf.is_config(part)}
+        tree: dict[str, Any] = {
+            name: OmegaConf.to_container(part, resolve=True) for name, part in parts.items() if OmegaConf.is_config(part)
+        }
     tree, said = _with_run(tree, {text.lstrip("+").split("=", 1)[0] for text in config.hydra.overrides.task})
     choices["backend"] = tree["backend"].get("name", choices.get("backend"))
     layout, names = tree["parallel"], [key.split(".")[1] for key in ALL_KEYS if key.count(".") == 1]
