@@ -20,9 +20,10 @@ if TYPE_CHECKING:
 
 EPILOG = """\
 CASES are tables (CSV or Parquet) of measured runs: override keys as columns, suite, software, measured.step_time_s (s) and, where known,
-group, measured.status and measured.peak_memory_bytes. A table of single kernels (kind, measured.time_s) or of whole steps on one GPU
-(fwd_time_s, bwd_time_s ...) is no table of cases: it is written to --out with predicted.<column> beside each measured column that can be
-predicted, with a line of errors a kind. A folder stands for all tables in it.
+group, measured.status and measured.peak_memory_bytes. A table of single kernels (kind, measured.time_s), of whole steps on one GPU
+(fwd_time_s, bwd_time_s ...), or of single layers of experts and of latent attention (kind) is no table of cases: it is written to --out
+with predicted.<column> beside each measured column that can be predicted, with a line of errors a kind. A folder stands for all tables
+in it.
 Without CASES: the tables of measured runs beside the checkout. Each suite has two lines: the shipped profiles, and fits that had not
 seen the model of the run that they predict (cross-validated in folds by model within each software profile). within: the share of the
 runs whose error is at most the expected_error that was told of them (told: of how many); of unseen models it comes from the errors of the

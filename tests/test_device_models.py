@@ -55,6 +55,21 @@ side = st.integers(1, 70_000)
 
 @pytest.mark.parametrize("name", MODELS)
 class TestEveryModel:
+    @settings(max_examples=50, deadline=None)
+    @given(
+        shape=st.tuples(side, side, side, st.integers(1, 300)),
+        grown=st.tuples(side, side, side, st.integers(1, 300)),
+        ragged=st.sampled_from(["m", "k"]),
+        even=st.booleans(),
+    )
+    def test_more_groups_or_larger_ones_never_take_less_time(
+        self, models: dict[str, OperatorModel], name: str, shape: tuple[int, ...], grown: tuple[int, ...], ragged: Any, even: bool
+    ) -> None:
+        larger = tuple(max(a, b) for a, b in zip(shape, grown, strict=True))
+        small, large = (float(models[name].grouped(*each, ragged=ragged, even=even)) for each in (shape, larger))
+        assert small <= large * ROUNDING
+        assert small >= 2.0 * np.prod(np.array(shape, float)) / models[name].hw.peak_flops("bf16") / ROUNDING
+
     @settings(max_examples=100, deadline=None)
     @given(shape=st.tuples(side, side, side), grown=st.tuples(side, side, side), accumulate=st.booleans())
     def test_more_work_never_takes_less_time(

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from rapid_dse.analysis.kernels import CARDS, COLLECTIVES, GPUS, error_table, precisions, predict_kernels, with_chips
+from rapid_dse.analysis.layers_alone import is_layers, layer_errors, predict_layers, unpriced_layers
 from rapid_dse.analysis.measured_collectives import predict_collectives
 from rapid_dse.analysis.steps import is_steps, predict_steps, step_errors, unpriced_steps
 from rapid_dse.config.hardware import Hardware
@@ -47,6 +48,8 @@ def predict_table(table: pd.DataFrame, chips: Mapping[str, Hardware], name: str)
     """
     if is_steps(table):
         return _steps(table)
+    if is_layers(table):
+        return _layers(table)
     if "kind" in table and (SECONDS in table or "time_ms_derived" in table):
         return _kernels(table, chips, name)
     measured = [column for column in MEASURED if column in table]
@@ -58,6 +61,13 @@ def _steps(table: pd.DataFrame) -> Predicted:
     counts = why[why.ne("")].value_counts()
     left_out = [f"{count} rows: {reason}" for reason, count in counts.items()]
     return Predicted(_beside(table, predicted), step_errors(table, predicted), tuple(left_out))
+
+
+def _layers(table: pd.DataFrame) -> Predicted:
+    predicted, why = predict_layers(table), unpriced_layers(table)
+    counts = (table["kind"] + " rows: " + why)[why.ne("")].value_counts()
+    left_out = [f"{count} {reason}" for reason, count in counts.items()]
+    return Predicted(_beside(table, predicted), layer_errors(table, predicted), tuple(left_out))
 
 
 def _kernels(table: pd.DataFrame, chips: Mapping[str, Hardware], name: str) -> Predicted:

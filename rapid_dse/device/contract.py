@@ -78,6 +78,17 @@ class AttentionCall:
     generation: LibraryGeneration = "current"
 
 
+@dataclass(frozen=True)
+class GroupedCall:
+    """How one kernel runs many products: ``ragged``: which dimension differs from group to group, the rows ``m``, or of a weight gradient
+    the depth ``k``; ``even``: it does not; ``accumulate``: as of ``OperatorModel.gemm``."""
+
+    ragged: Literal["m", "k"]
+    even: bool
+    precision: str
+    accumulate: bool
+
+
 class OperatorModel(ABC):
     """Prices operators on one chip."""
 
@@ -105,6 +116,31 @@ class OperatorModel(ABC):
         self.hw.peak_flops(precision)
         columns = broadcast(m=m, n=n, k=k, batch=batch)
         return self._gemm(**columns, precision=precision, accumulate=accumulate)
+
+    def grouped(
+        self,
+        m: ArrayLike,
+        n: ArrayLike,
+        k: ArrayLike,
+        groups: ArrayLike,
+        *,
+        ragged: Literal["m", "k"] = "m",
+        even: bool = False,
+        precision: str = "bf16",
+        accumulate: bool = False,
+    ) -> FloatArray:
+        """Seconds of ``groups`` products C[m, n] = A[m, k] B[k, n] in one kernel, (n,); ``m``, or ``k`` where ``ragged`` says so, is the
+        mean of the groups, or of all of them the size where they are ``even``.
+
+        A chip without a kernel of that kind runs them as one batch.
+
+        Raises:
+            ValueError: as ``gemm``.
+        """
+        self.hw.peak_flops(precision)
+        columns = broadcast(m=m, n=n, k=k, groups=groups)
+        shape = np.stack([columns[name].ravel() for name in ("m", "n", "k", "groups")])
+        return self._grouped(shape, GroupedCall(ragged, even, precision, accumulate)).reshape(columns["m"].shape)
 
     def attention(
         self,
@@ -172,6 +208,9 @@ class OperatorModel(ABC):
 
     @abstractmethod
     def _gemm(self, m: FloatArray, n: FloatArray, k: FloatArray, batch: FloatArray, *, precision: str, accumulate: bool) -> FloatArray: ...
+
+    def _grouped(self, shape: FloatArray, call: GroupedCall) -> FloatArray:
+        return self._gemm(*shape, precision=call.precision, accumulate=call.accumulate)
 
     @abstractmethod
     def _flash(self, shape: AttentionShape, call: AttentionCall) -> FloatArray: ...

@@ -11,12 +11,15 @@ Every candidate's time is non-decreasing in each of m, n, k and batch, so the le
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import ArrayLike
 
 from rapid_dse.config.hardware import PRECISION_BYTES, Hardware
-from rapid_dse.device.contract import AttentionCall, AttentionShape, FloatArray, OperatorModel
+from rapid_dse.device.contract import AttentionCall, AttentionShape, FloatArray, GroupedCall, OperatorModel
 from rapid_dse.device.flash import flash_seconds
+from rapid_dse.device.grouped import GROUPED_TILES, grouped_work, stored_bytes
 from rapid_dse.device.roofline import ACCUMULATE_BYTES
 from rapid_dse.device.tiles import CLUSTERED, K_STEP_BYTES, SYNCHRONOUS, candidates
 
@@ -73,6 +76,22 @@ class Tiled(OperatorModel):
     def _flash(self, shape: AttentionShape, call: AttentionCall) -> FloatArray:
         return flash_seconds(self.hw, shape, call, sustained_clock)
 
+    def _grouped(self, shape: FloatArray, call: GroupedCall) -> FloatArray:
+        if self.family is not CLUSTERED:
+            return super()._grouped(shape, call)
+        hw, (m, n, k, groups), output = self.hw, shape, stored_bytes(shape, call)
+        least = np.full(m.shape, np.inf)
+        for tile in GROUPED_TILES:
+            work = grouped_work(hw, shape, call, tile)
+            activity = 2 * m * n * k * groups / (work.clocks * hw.peak_flops(call.precision) / hw.clock)
+            levels = (
+                work.clocks / sustained_clock(hw, activity, call.precision),
+                work.from_l2 / (hw.l2.bandwidth * hw.efficiency.l2),
+                self._operands(shape, PRECISION_BYTES[call.precision], output) / (hw.memory.bandwidth * hw.efficiency.memory),
+            )
+            least = np.minimum(least, together(levels))
+        return np.asarray(least + output / (hw.memory.bandwidth * hw.efficiency.memory) + hw.kernel_latency, dtype=np.float64)
+
     def _gemm(self, m: FloatArray, n: FloatArray, k: FloatArray, batch: FloatArray, *, precision: str, accumulate: bool) -> FloatArray:
         flat = np.stack([array.ravel() for array in (m, n, k, batch)])
         parts = [self._least(flat[:, start : start + CHUNK], precision, accumulate) for start in range(0, m.size, CHUNK)]
@@ -89,12 +108,10 @@ class Tiled(OperatorModel):
             self._from_l2(shapes, blocks, precision),
             self._from_hbm(shapes, output, precision),
         )
-        slowest = np.maximum(np.maximum(levels[0], levels[1]), levels[2])
-        together = slowest * np.power(sum((level / slowest) ** LEVELS for level in levels), 1 / LEVELS)
-        together = np.maximum(together, self._inside(shapes, blocks, precision))
-        together += np.where(c.split > 1, SPLIT_SECONDS, 0.0)
+        seconds = np.maximum(together(levels), self._inside(shapes, blocks, precision))
+        seconds += np.where(c.split > 1, SPLIT_SECONDS, 0.0)
         stored = self.family.store_exposed * output / (hw.memory.bandwidth * hw.efficiency.memory)
-        return np.asarray(together.min(axis=0) + stored + hw.kernel_latency, dtype=np.float64)
+        return np.asarray(seconds.min(axis=0) + stored + hw.kernel_latency, dtype=np.float64)
 
     def _multiplying(self, shapes: FloatArray, blocks: FloatArray, precision: str) -> FloatArray:
         """Seconds of whole waves of blocks on the tensor cores, (c, n)."""
@@ -132,11 +149,23 @@ class Tiled(OperatorModel):
 
     def _from_hbm(self, shapes: FloatArray, output: FloatArray, precision: str) -> FloatArray:
         """Seconds of HBM's traffic, (c, n): all of it at full bandwidth, or a block's at what one SM can draw."""
-        m, n, k, batch = shapes
+        m, n, k, _ = shapes
         hw, c = self.hw, self._candidates
         width = PRECISION_BYTES[precision]
-        wave = RASTER * np.sqrt(hw.sms * 128.0 * 128.0)  # side of the square of C that is under way at once
-        moved = batch * width * (m * k * np.maximum(1, n / wave) + k * n * np.maximum(1, m / wave)) + output
+        moved = self._operands(shapes, width, output)
         block = width * k / c.split * (np.minimum(m, c.rows) + np.minimum(n, c.columns))
         drawn = np.maximum(moved, block * (hw.sms * self.family.saturation))
         return np.asarray(drawn / (hw.memory.bandwidth * hw.efficiency.memory), dtype=np.float64)
+
+    def _operands(self, shapes: FloatArray, width: float, output: FloatArray) -> FloatArray:
+        """Bytes of HBM: each operand once, and again where a wave covers less than the whole output, (n,)."""
+        m, n, k, batch = shapes
+        wave = RASTER * np.sqrt(self.hw.sms * 128.0 * 128.0)  # side of the square of C that is under way at once
+        moved = batch * width * (m * k * np.maximum(1, n / wave) + k * n * np.maximum(1, m / wave)) + output
+        return np.asarray(moved, dtype=np.float64)
+
+
+def together(levels: Sequence[FloatArray]) -> FloatArray:
+    """Seconds of a kernel from those of each level of its memory hierarchy: the slowest, which nearly as slow ones get in the way of."""
+    slowest = np.maximum.reduce(list(levels))
+    return np.asarray(slowest * np.power(sum((level / slowest) ** LEVELS for level in levels), 1 / LEVELS), dtype=np.float64)

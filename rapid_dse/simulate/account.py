@@ -17,7 +17,7 @@ from rapid_dse.parallel.stages import Stages
 from rapid_dse.simulate.arrangement import Arrangement
 from rapid_dse.simulate.held_weights import layer_weights, mean_of_stages
 from rapid_dse.simulate.layer import LAYER, layer_moved
-from rapid_dse.simulate.layer_work import Block
+from rapid_dse.simulate.layer_work import Block, LayerBlock
 from rapid_dse.simulate.memory import PeakMemory, shared_memory
 from rapid_dse.simulate.recomputed import repeated, whole_layers
 from rapid_dse.simulate.results import Priced
@@ -73,6 +73,12 @@ def layer_joules(scenario: Scenario, layouts: Layouts, block: Block) -> list[Flo
         + moved_energy(scenario.hw, layer.traffic * (1.0 + whole / 3.0))
         for layer, repeats in zip(block.layers, repeated(scenario, layouts), strict=True)
     ]
+
+
+def part_joules(scenario: Scenario, layer: LayerBlock) -> FloatColumn:
+    """Energy of a layer for a micro-batch, forward and backward, of which nothing runs again, ``(n,)``."""
+    attention = (1.0 + BACKWARD_ATTENTION) * layer.attention_joules
+    return layer.product_joules + layer.backward_joules + attention + moved_energy(scenario.hw, layer.traffic)
 
 
 def head_joules(hw: Hardware, block: Block) -> FloatColumn:

@@ -23,6 +23,7 @@ DISPATCH = 6.0  # rows counted and copied to the host, split sizes, permutation,
 EXCHANGES = 3.0  # rows there, probabilities there, rows back
 SORTING = 2.0  # by expert, and back, where a rank has several
 ADAPTER = 3.0  # two products, the sum of what they give with its product's
+EAGER = 5.0  # an eager permutation beside DISPATCH: rows sorted, counted, offsets of groups, their padding, zeros to add into
 REPLAY = 1.0  # a graph's launch
 
 
@@ -46,6 +47,13 @@ def _launches(scenario: Scenario, layouts: Layouts, kind: LayerKind) -> FloatCol
     return (ahead + _expert_launches(scenario, layouts, captured)) / dense
 
 
+def launches_of(scenario: Scenario, layouts: Layouts, kind: LayerKind, apart: float) -> FloatColumn:
+    """Launches of a part of a layer, over those of a dense layer: of attention, or of experts in a layer without it; ``apart`` of them
+    are not there."""
+    of_part = np.full(len(layouts), ATTENTION) if not kind.copies else _expert_launches(scenario, layouts, captured=False)
+    return (of_part - apart) / (ATTENTION + MLP)
+
+
 def _expert_launches(scenario: Scenario, layouts: Layouts, captured: bool) -> FloatColumn:
     """Those of a mixture of experts: norm, residual sum, router, shared experts, and what the routed rows take."""
     model = scenario.model
@@ -56,6 +64,7 @@ def _expert_launches(scenario: Scenario, layouts: Layouts, captured: bool) -> Fl
         + 3.0  # grouped products, activation between them
         + EXCHANGES * (layouts.ep > 1)
         + SORTING * (layouts.ep < model.num_experts)
+        + EAGER * (scenario.software.experts.permutation == "eager")
     )
     return found
 

@@ -14,10 +14,11 @@ from rapid_dse.common.columns import rows_of
 from rapid_dse.config.run import Workload
 from rapid_dse.config.scenario import Scenario
 from rapid_dse.device import OperatorModel
-from rapid_dse.model.recompute import Recomputation, selective
+from rapid_dse.model.architecture import LayerKind
+from rapid_dse.model.recompute import Recomputation, recomputation, selective
 from rapid_dse.model.shapes import MicroBatch
 from rapid_dse.parallel.layouts import Layouts
-from rapid_dse.simulate.operator_times import LayerOperators, Operators, compute_bytes
+from rapid_dse.simulate.operator_times import LayerOperators, Operators, compute_bytes, layer_alone
 
 FloatColumn = NDArray[np.float64]
 
@@ -113,6 +114,12 @@ def _sequence_copy(scenario: Scenario, shape: MicroBatch, device: OperatorModel)
     return np.where(shape.sequence_parallel & (shape.tp > 1), device.elementwise(moved), 0.0)
 
 
+def layer_alone_block(scenario: Scenario, kind: LayerKind, shape: MicroBatch, device: OperatorModel) -> LayerBlock:
+    """A layer of one kind as the framework runs it on one GPU, with nothing run again, whichever the model's layers are."""
+    none = recomputation(kind, scenario.software, ())
+    return _layer_block(scenario, layer_alone(scenario, kind, shape, device), none, np.zeros(len(shape.tp)), device)
+
+
 def _layer_block(scenario: Scenario, alone: LayerOperators, some: Recomputation, copied: FloatColumn, device: OperatorModel) -> LayerBlock:
     """A layer of one kind; ``some``: what selective recomputation repeats of it, ``copied``: seconds of a copy of the whole stream around
     each exchange."""
@@ -124,9 +131,10 @@ def _layer_block(scenario: Scenario, alone: LayerOperators, some: Recomputation,
     glue_again = np.where(
         alone.glue_again_bytes > 0, device.elementwise(alone.glue_again_bytes * software.kernels.elementwise_traffic), 0.0
     )
-    again = (alone.again * seconds[0]).sum(axis=0) + some.core * alone.attention_forward
+    glue_forward, glue_backward = glue_forward + alone.counted_forward, glue_backward + alone.counted_backward
+    again = (alone.again * seconds[0]).sum(axis=0) + some.core * alone.attention_forward + alone.counted_again
     traffic = (alone.glue_forward_bytes + alone.glue_backward_bytes) * software.kernels.elementwise_traffic
-    traffic = traffic + software.precision.fp8_cast_passes * alone.cast_bytes.sum(axis=(0, 1))
+    traffic = traffic + software.precision.fp8_cast_passes * alone.cast_bytes.sum(axis=(0, 1)) + alone.counted_bytes
     return LayerBlock(
         forward=forward + alone.attention_forward + glue_forward + SEQUENCE_COPIES[0] * copied,
         backward=input_gradient + weight_gradient + alone.attention_backward + glue_backward + SEQUENCE_COPIES[1] * copied,

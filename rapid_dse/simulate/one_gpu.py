@@ -9,12 +9,15 @@ from numpy.typing import ArrayLike, NDArray
 
 from rapid_dse.common.columns import summed
 from rapid_dse.config.scenario import Scenario
-from rapid_dse.device import OperatorModel
-from rapid_dse.model.architecture import architecture_of
+from rapid_dse.device import OperatorModel, operator_model
+from rapid_dse.model.architecture import LayerKind, architecture_of
+from rapid_dse.model.recompute import recomputation
+from rapid_dse.model.shapes import MicroBatch
 from rapid_dse.parallel.layouts import BoolColumn, Layouts
-from rapid_dse.simulate.account import head_joules, layer_joules
-from rapid_dse.simulate.host_launches import micro_batch_seconds
-from rapid_dse.simulate.layer_work import framework_block
+from rapid_dse.simulate.account import head_joules, layer_joules, part_joules
+from rapid_dse.simulate.host_launches import launches_of, micro_batch_seconds
+from rapid_dse.simulate.layer_work import framework_block, layer_alone_block
+from rapid_dse.simulate.memory import LayerTensors
 from rapid_dse.simulate.operator_times import compute_bytes
 from rapid_dse.simulate.recomputed import recomputed
 from rapid_dse.simulate.slots import host_layer_seconds, launched_slot
@@ -54,6 +57,28 @@ def phases(scenario: Scenario, layouts: Layouts, ends: BoolColumn) -> Phases:
     # each pass has a third of the launches: forward, input gradients, weight gradients
     joules = summed(counts, layer_joules(scenario, layouts, block)) + ends * head_joules(scenario.hw, block)
     return Phases(launched_slot(software, forward, launches / 3), launched_slot(software, backward, launches * 2 / 3), joules)
+
+
+def part_phases(scenario: Scenario, layouts: Layouts, kind: LayerKind, apart: float) -> Phases:
+    """The passes of a layer of one kind on one GPU that nothing stands around: a part of a layer, as a script times it.
+
+    Args:
+        apart: how many of the launches of the layer's parts are not among them: of the norm ahead of it and the residual sum behind it.
+    """
+    shape, device, software = MicroBatch.of(layouts, scenario.workload), operator_model(scenario.hw), scenario.software
+    block = layer_alone_block(scenario, kind, shape, device)
+    launches = software.host.host_layer * launches_of(scenario, layouts, kind, apart)
+    passes = launched_slot(software, block.forward, launches / 3), launched_slot(software, block.backward, launches * 2 / 3)
+    return Phases(*passes, part_joules(scenario, block))
+
+
+def part_memory(scenario: Scenario, layouts: Layouts, kind: LayerKind) -> FloatColumn:
+    """Bytes at the peak of such passes where gradients are new: weights and gradients of 16 bits, and what autograd keeps."""
+    shape = MicroBatch.of(layouts, scenario.workload)
+    weights = sum((part.dense + part.routed for part in kind.parameters(shape)), np.zeros(len(layouts)))
+    made = LayerTensors(scenario, tuple(kind.tensors(shape, scenario.software)))
+    kept = made.kept(recomputation(kind, scenario.software, ()))
+    return np.asarray(2.0 * compute_bytes(scenario) * weights + kept, dtype=np.float64)
 
 
 def accumulation(scenario: Scenario, device: OperatorModel, parameters: ArrayLike) -> FloatColumn:

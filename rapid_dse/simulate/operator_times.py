@@ -5,6 +5,7 @@ Nothing here depends on what ``calibrate`` fits to a framework, so that a fit pr
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,12 +14,13 @@ from numpy.typing import NDArray
 from rapid_dse.common.columns import distinct, numbered
 from rapid_dse.config.hardware import NARROW_BYTES, PRECISION_BYTES
 from rapid_dse.config.scenario import Scenario
+from rapid_dse.config.software.expert_settings import ExpertProducts
 from rapid_dse.cost.energy import attention_energy, product_energy
 from rapid_dse.device import OperatorModel
 from rapid_dse.device.contract import OPERAND_PASSES, UNFUSED, score_passes
-from rapid_dse.model.architecture import Architecture, LayerKind, architecture_of
+from rapid_dse.model.architecture import LayerKind, architecture_of
 from rapid_dse.model.layers.part import CoreAttention, Part
-from rapid_dse.model.recompute import Recomputation, selective
+from rapid_dse.model.recompute import Recomputation, recomputation, selective
 from rapid_dse.model.shapes import MatMul, MicroBatch, mean_context
 from rapid_dse.simulate.loss import loss_traffic
 from rapid_dse.simulate.ring_attention import AttentionKernels, Direction, ring_attention
@@ -42,6 +44,8 @@ class LayerOperators:
             ``mixing`` products are attention's. ``again``: the share of each that selective recomputation
             repeats, ``(n_matmuls, n_shapes)``.
         attention_forward, attention_backward: seconds of the attention kernel, ``(n_shapes,)``.
+        counted_forward, counted_backward, counted_again: seconds of eager kernels that are counted one by one (``Counted``), and the
+            ``counted_bytes`` of HBM that they move forward and backward.
         glue_forward_bytes, glue_backward_bytes: HBM bytes of fully fused elementwise kernels; ``glue_again_bytes``: of those that selective
             recomputation repeats; ``operand_bytes``: of the products' operands, in all directions; ``attention_bytes``: of the attention
             kernels, forward and backward.
@@ -56,6 +60,10 @@ class LayerOperators:
     mixing: int
     attention_forward: FloatColumn
     attention_backward: FloatColumn
+    counted_forward: FloatColumn
+    counted_backward: FloatColumn
+    counted_again: FloatColumn
+    counted_bytes: FloatColumn
     glue_forward_bytes: FloatColumn
     glue_backward_bytes: FloatColumn
     glue_again_bytes: FloatColumn
@@ -100,15 +108,14 @@ def operators(scenario: Scenario, shape: MicroBatch, device: OperatorModel, slow
     every = [*(kind.products(shape) for kind in model.kinds), head]
     matmuls = [matmul for part in every for matmul in part]
     shapes = _three_directions(matmuls)
-    narrow = np.array([scenario.narrow is not None and not each.sixteen_bit for each in matmuls])
     ends = np.cumsum([len(part) for part in every])[:-1]
     runs = np.array([[True, True, not each.frozen] for each in matmuls]).T[..., None]  # frozen weights have no gradient
-    seconds = np.split(runs * _matmul_seconds(scenario, shapes, narrow, device) * slowest, ends, axis=1)
-    casts = np.split(runs * _cast_bytes(scenario, shapes, narrow), ends, axis=1)
-    kernels = [(forward * slowest, backward * slowest) for forward, backward in _attention_kernels(scenario, model, shape, device)]
+    seconds = np.split(runs * _matmul_seconds(scenario, matmuls, shapes, device) * slowest, ends, axis=1)
+    casts = np.split(runs * _cast_bytes(scenario, shapes, _narrow(scenario, matmuls)), ends, axis=1)
+    kernels = [(forward * slowest, backward * slowest) for forward, backward in _attention_kernels(scenario, model.kinds, shape, device)]
     return Operators(
         layers=tuple(
-            _layer_operators(scenario, kind, shape, (seconds[number], casts[number]), kernels[number], some)
+            _layer_operators(scenario, kind, shape, (seconds[number], casts[number], *kernels[number]), some, device)
             for number, (kind, some) in enumerate(zip(model.kinds, selective(scenario), strict=True))
         ),
         head_seconds=seconds[-1].sum(axis=1),
@@ -119,17 +126,32 @@ def operators(scenario: Scenario, shape: MicroBatch, device: OperatorModel, slow
     )
 
 
+def layer_alone(scenario: Scenario, kind: LayerKind, shape: MicroBatch, device: OperatorModel) -> LayerOperators:
+    """A layer of one kind, with nothing run again, whichever the model's layers are."""
+    matmuls = kind.products(shape)
+    shapes = _three_directions(matmuls)
+    priced = _matmul_seconds(scenario, matmuls, shapes, device), _cast_bytes(scenario, shapes, _narrow(scenario, matmuls))
+    kernels = _attention_kernels(scenario, [kind], shape, device)[0]
+    return _layer_operators(scenario, kind, shape, (*priced, *kernels), recomputation(kind, scenario.software, ()), device)
+
+
+def _narrow(scenario: Scenario, matmuls: list[MatMul]) -> NDArray[np.bool_]:
+    """Which products run in fp8 or fp4, ``(n_matmuls,)``."""
+    return np.array([scenario.narrow is not None and not each.sixteen_bit for each in matmuls])
+
+
 def _layer_operators(
     scenario: Scenario,
     kind: LayerKind,
     shape: MicroBatch,
-    products: tuple[NDArray[np.float64], NDArray[np.float64]],
-    kernels: tuple[FloatColumn, FloatColumn],
+    priced: tuple[NDArray[np.float64], NDArray[np.float64], FloatColumn, FloatColumn],
     some: Recomputation,
+    device: OperatorModel,
 ) -> LayerOperators:
-    """A layer of one kind, from seconds and cast bytes of its products and the seconds of its attention kernel."""
+    """A layer of one kind, from seconds and cast bytes of its products and the seconds of its attention kernel forward and backward."""
     matmuls = kind.products(shape)
     forward, backward = elementwise_bytes(scenario, kind, shape)
+    counted = [counted_seconds(scenario, kind, shape, device, way) for way in (0, 1)]
     again = np.stack(
         [np.broadcast_to(share + some.seconds * each.second, shape.tp.shape) for share, each in zip(some.products, matmuls, strict=True)]
     )
@@ -138,11 +160,15 @@ def _layer_operators(
     attending = attention_flops(core, shape)
     multiplied = _all_scores(core, shape) if scenario.attention_kernel in UNFUSED else attending
     return LayerOperators(
-        *products,
+        *priced[:2],
         again=again,
         mixing=len(kind.parts[0].products(shape)),
-        attention_forward=kernels[0],
-        attention_backward=kernels[1],
+        attention_forward=priced[2],
+        attention_backward=priced[3],
+        counted_forward=counted[0],
+        counted_backward=counted[1],
+        counted_again=counted_seconds(scenario, kind, shape, device, 0, some.small),
+        counted_bytes=_counted_bytes(scenario, kind, shape),
         glue_forward_bytes=forward,
         glue_backward_bytes=backward,
         glue_again_bytes=_again_bytes(scenario, kind, shape, some),
@@ -174,23 +200,45 @@ def _three_directions(matmuls: list[MatMul]) -> NDArray[np.float64]:
     return np.stack([np.stack(each) for each in directions]).transpose(0, 2, 3, 1)
 
 
-def _matmul_seconds(
-    scenario: Scenario, shapes: NDArray[np.float64], narrow: NDArray[np.bool_], device: OperatorModel
-) -> NDArray[np.float64]:
-    """Seconds of each product, ``(3, n_matmuls, n_shapes)``, a distinct shape priced once; ``narrow`` ones run in fp8 or fp4."""
+def _matmul_seconds(scenario: Scenario, matmuls: list[MatMul], shapes: NDArray[np.float64], device: OperatorModel) -> NDArray[np.float64]:
+    """Seconds of each product, ``(3, n_matmuls, n_shapes)``, a distinct shape priced once; all but ``sixteen_bit`` ones run in fp8 or fp4
+    where the scenario is narrow, those of routed experts as ``software.expert_products`` says."""
     times = np.empty(shapes.shape[:3])
-    wide = "bf16" if scenario.narrow else scenario.workload.precision
-    for part, used in ((np.flatnonzero(narrow), scenario.narrow or wide), (np.flatnonzero(~narrow), wide)):
+    wide, accumulates = "bf16" if scenario.narrow else scenario.workload.precision, scenario.software.kernels.fused_accumulation
+    used = [(wide if each.sixteen_bit else scenario.narrow or wide, _form(scenario, each)) for each in matmuls]
+    for precision, form in dict.fromkeys(used):
+        part = [number for number, one in enumerate(used) if one == (precision, form)]
         alike = [distinct([_numbered(axis) for axis in shapes[0, product].T]) for product in part]
         ends = np.cumsum([len(first) for first, _ in alike])[:-1]
-        for rows, accumulate in ((slice(0, 2), False), (slice(2, 3), scenario.software.kernels.fused_accumulation)) if len(part) else ():
+        for rows, weight in ((slice(0, 2), False), (slice(2, 3), True)):
             wanted = np.concatenate([shapes[rows, product, first] for product, (first, _) in zip(part, alike, strict=True)], axis=1)
             each, where = np.unique(wanted.reshape(-1, 4), axis=0, return_inverse=True)
-            m, n, k, batch = each.T
-            cost = device.gemm(m, n, k, batch=batch, precision=used, accumulate=accumulate)[where].reshape(wanted.shape[:2])
+            cost = product_seconds(device, each, form, precision, (weight, weight and accumulates))[where].reshape(wanted.shape[:2])
             for product, seconds, (_, kind) in zip(part, np.split(cost, ends, axis=1), alike, strict=True):
                 times[rows, product] = seconds.take(kind, axis=1)
     return times / scenario.hw.efficiency.sustained
+
+
+def _form(scenario: Scenario, matmul: MatMul) -> ExpertProducts:
+    """How a product runs; one that is no expert's is a single stream."""
+    return scenario.software.experts.expert_products if matmul.routed else "streams"
+
+
+def product_seconds(
+    device: OperatorModel, shapes: NDArray[np.float64], form: ExpertProducts, precision: str, weight: tuple[bool, bool] = (False, False)
+) -> FloatColumn:
+    """Seconds of products ``(n, 4)``: m, n, k, batch.
+
+    Args:
+        form: of ``software.expert_products``.
+        weight: whether they are weight gradients, and whether those accumulate in fp32.
+    """
+    (m, n, k, batch), accumulate = shapes.T, weight[1]
+    if form == "grouped":
+        return device.grouped(m, n, k, batch, ragged="k" if weight[0] else "m", precision=precision, accumulate=accumulate)
+    if form == "looped":
+        return np.asarray(batch * device.gemm(m, n, k, precision=precision, accumulate=accumulate), dtype=np.float64)
+    return device.gemm(m, n, k, batch=batch, precision=precision, accumulate=accumulate)
 
 
 def _numbered(sizes: FloatColumn) -> tuple[NDArray[np.intp], int]:
@@ -225,18 +273,18 @@ def _cast_bytes(scenario: Scenario, shapes: NDArray[np.float64], narrow: NDArray
 
 
 def _attention_kernels(
-    scenario: Scenario, model: Architecture, shape: MicroBatch, device: OperatorModel
+    scenario: Scenario, kinds: Sequence[LayerKind], shape: MicroBatch, device: OperatorModel
 ) -> list[tuple[FloatColumn, FloatColumn]]:
     """Seconds of the attention kernel of each kind of layer, forward and backward; kinds with the same kernel have it priced once."""
     found: dict[Part, tuple[FloatColumn, FloatColumn]] = {}
-    for kind in model.kinds:
+    for kind in kinds:
         core, none = kind.attention(shape), np.zeros(len(shape.tp))
         if core is None:
             found[kind.parts[0]] = none, none
         elif kind.parts[0] not in found:
             forward, backward = (_attention_seconds(scenario, core, shape, device, way) for way in DIRECTIONS)
             found[kind.parts[0]] = forward, backward
-    return [found[kind.parts[0]] for kind in model.kinds]
+    return [found[kind.parts[0]] for kind in kinds]
 
 
 def _attention_seconds(
@@ -287,7 +335,8 @@ def elementwise_bytes(scenario: Scenario, kind: LayerKind, shape: MicroBatch) ->
 
     The counts are passes of fully fused kernels; ``software.elementwise_traffic`` says how many times that a framework moves.
     """
-    width, kernels, none = compute_bytes(scenario), kind.small_kernels(shape, scenario.software), np.zeros(len(shape.tp))
+    width, none = compute_bytes(scenario), np.zeros(len(shape.tp))
+    kernels = [kernel for kernel in kind.small_kernels(shape, scenario.software) if kernel.counted is None]
     forward = sum((none + (width * kernel.forward + kernel.fp32) for kernel in kernels), none)
     backward = sum((none + (width * kernel.backward + kernel.fp32) for kernel in kernels), none)
     return forward, backward
@@ -297,13 +346,49 @@ def _again_bytes(scenario: Scenario, kind: LayerKind, shape: MicroBatch, some: R
     """HBM bytes of the small kernels that selective recomputation repeats, ``(n_shapes,)``."""
     kernels, width = kind.small_kernels(shape, scenario.software), compute_bytes(scenario)
     none = np.zeros(len(shape.tp))
-    repeated = (none + share * (width * each.forward + each.fp32) for share, each in zip(some.small, kernels, strict=True) if share > 0)
+    repeated = (
+        none + share * (width * each.forward + each.fp32)
+        for share, each in zip(some.small, kernels, strict=True)
+        if share > 0 and each.counted is None
+    )
     return sum(repeated, none)
 
 
 def directions(matmul: MatMul) -> int:
     """How often a product runs: forward, for its input's gradient, for its weights' unless they are frozen."""
     return 2 if matmul.frozen else 3
+
+
+# Clocks of an SM for an element that ``index_add`` adds by an atomic: PyTorch's kernels on 16-bit rows, 12.3 ps an element on an H200 from
+# 4 million to 270 million of them.
+INDEX_ADD_CLOCKS = 3.0
+
+
+def counted_seconds(
+    scenario: Scenario, kind: LayerKind, shape: MicroBatch, device: OperatorModel, way: int, shares: Sequence[float] | None = None
+) -> FloatColumn:
+    """Seconds of the small kernels of a layer that are counted one by one, forward (``way`` 0) or backward (1), ``(n_shapes,)``; of each
+    the share in ``shares``, None: all of it."""
+    kernels, width = kind.small_kernels(shape, scenario.software), compute_bytes(scenario)
+    hw, seconds = scenario.hw, np.zeros(len(shape.tp))
+    for share, each in zip(shares or [1.0] * len(kernels), kernels, strict=True):
+        if each.counted is None or not share:
+            continue
+        moved = seconds * 0.0 + width * (each.forward, each.backward)[way] + each.fp32
+        added = each.counted.added[way] * (INDEX_ADD_CLOCKS / (hw.sms * hw.clock))
+        started = each.counted.kernels[way] * hw.kernel_latency
+        seconds = seconds + share * (np.where(moved > 0, device.elementwise(moved), 0.0) + added + started)
+    return seconds
+
+
+def _counted_bytes(scenario: Scenario, kind: LayerKind, shape: MicroBatch) -> FloatColumn:
+    """HBM bytes of the same, forward and backward; what an atomic adds is read and written."""
+    width, none = compute_bytes(scenario), np.zeros(len(shape.tp))
+    kernels = [each for each in kind.small_kernels(shape, scenario.software) if each.counted is not None]
+    moved = [
+        none + width * (each.forward + each.backward + 2.0 * sum(each.counted.added)) + 2 * each.fp32 for each in kernels if each.counted
+    ]
+    return sum(moved, none)
 
 
 def _operands(matmul: MatMul) -> FloatColumn:

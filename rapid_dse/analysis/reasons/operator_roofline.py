@@ -107,6 +107,16 @@ def _others(of: PricedTrial, kind: LayerKind, shape: MicroBatch, priced: tuple[O
         yield _operator(of, "attention", (attention, flops, moved), "bf16", 2)
     streamed = alone.glue_forward_bytes + alone.glue_backward_bytes
     yield _streamed(of, "small kernels", device, streamed, of.scenario.software.kernels.elementwise_traffic)
+    yield from _counted(of, alone, kind, shape)
+
+
+def _counted(of: PricedTrial, alone: LayerOperators, kind: LayerKind, shape: MicroBatch) -> Iterator[Operator]:
+    """Eager kernels that are counted one by one, where the framework has some."""
+    seconds = float(alone.counted_forward[0] + alone.counted_backward[0])
+    if seconds > 0:
+        each = [kernel for kernel in kind.small_kernels(shape, of.scenario.software) if kernel.counted is not None]
+        moved = sum(compute_bytes(of.scenario) * (kernel.forward + kernel.backward) + 2 * kernel.fp32 for kernel in each)
+        yield _operator(of, "eager kernels", (seconds, 0.0, float(np.ravel(moved)[0])), "bf16", 2)
 
 
 def _streamed(of: PricedTrial, name: str, device: OperatorModel, size: NDArray[np.float64], times: float) -> Operator:

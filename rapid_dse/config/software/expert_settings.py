@@ -10,6 +10,7 @@ from rapid_dse.config.parts import SchemaPart
 
 EXPERTS = Only(Where("model.num_experts"))
 Dispatcher = Literal["allgather", "alltoall", "deepep", "hybridep"]
+ExpertProducts = Literal["grouped", "streams", "looped"]
 
 
 class ExpertSettings(SchemaPart):
@@ -21,6 +22,12 @@ class ExpertSettings(SchemaPart):
     """
 
     dispatcher: Annotated[Dispatcher, EXPERTS] = "alltoall"
+    # A rank's experts of one layer. grouped: one kernel over all of them (torch._grouped_mm); streams: a product of the library each, on
+    # streams beside each other (Transformer Engine's GroupedLinear); looped: a product each, one after the other.
+    expert_products: Annotated[ExpertProducts, EXPERTS] = "streams"
+    # What brings rows into the order of the experts, and back. fused: a kernel each way (Transformer Engine's, Megatron Core's
+    # --moe-permute-fusion); eager: PyTorch's index_select and index_add, whose atomics add element by element.
+    permutation: Annotated[Literal["fused", "eager"], EXPERTS] = "fused"
     # Exchanges run beside another micro-batch's passes (Megatron Core's --overlap-moe-expert-parallel-comm): a forward pass of one with a
     # backward pass of another.
     expert_overlap: Annotated[bool, EXPERTS] = False

@@ -103,13 +103,28 @@ class Tensor:
 
 
 @dataclass(frozen=True)
+class Counted:
+    """What eager kernels do beside streaming, forward and backward: elements that ``index_add`` adds into their place by an atomic each,
+    ``(n_shapes,)``, and how many kernels there are, each of which takes a kernel's latency."""
+
+    added: tuple[Number, Number]
+    kernels: tuple[float, float]
+
+
+@dataclass(frozen=True)
 class SmallKernel:
-    """HBM passes of a fully fused norm, residual sum, activation or the like, elements, ``(n_shapes,)`` each."""
+    """HBM passes of a fully fused norm, residual sum, activation or the like, elements, ``(n_shapes,)`` each.
+
+    Attributes:
+        fp32: bytes that move in fp32 whatever the activations' width, in each direction.
+        counted: the passes are those of eager kernels, counted one by one: ``software.elementwise_traffic`` does not multiply them.
+    """
 
     name: str
     forward: Number
     backward: Number
-    fp32: Number = 0.0  # bytes that move in fp32 whatever the activations' width, in each direction
+    fp32: Number = 0.0
+    counted: Counted | None = None
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ from rapid_dse.simulate.inference.products import (
 )
 from rapid_dse.simulate.inference.served_kernels import KernelCost, exchange, price_products, small_all_reduce
 from rapid_dse.simulate.inference.widths import ACTIVATION
-from rapid_dse.simulate.operator_times import elementwise_bytes
+from rapid_dse.simulate.operator_times import counted_seconds, elementwise_bytes
 
 FloatColumn = NDArray[np.float64]
 
@@ -108,7 +108,7 @@ def parts_of(
         mlp=price_products(scenario, dense_products(model, cut, tokens), device, decoding=decoding) if dense else None,
         routed=price_products(scenario, expert_products(model, cut, tokens), device, decoding=decoding) if layers > dense else None,
         head=price_products(scenario, [head_product(model, cut, ends)], device, decoding=decoding),
-        glue=_streaming(glue, device),
+        glue=_streaming(glue, device) + _eager(scenario, cut, tokens, device),
         cast=_streaming(cast, device),
         glue_bytes=glue,
         cast_bytes=cast,
@@ -120,11 +120,22 @@ def parts_of(
 
 def _glue_bytes(scenario: Scenario, cut: Degrees, tokens: FloatColumn) -> FloatColumn:
     """HBM bytes that norms, rotary embedding, activation and routing move in the mean layer."""
-    ones = np.ones_like(cut.tp)
-    shape = MicroBatch(cut.tp, ones, cut.ep, cut.etp, tokens, np.zeros(len(tokens), bool), 1, scenario.workload.expert_load(cut.ep))  # type: ignore[arg-type]  # tokens need not be whole
-    model = architecture(scenario.model)
+    model, shape = architecture(scenario.model), _shape(scenario, cut, tokens)
     every = [count * elementwise_bytes(scenario, kind, shape)[0] for count, kind in zip(model.counts, model.kinds, strict=True)]
     return np.asarray(np.sum(every, axis=0) / len(model.order))
+
+
+def _eager(scenario: Scenario, cut: Degrees, tokens: FloatColumn, device: OperatorModel) -> FloatColumn:
+    """Seconds of the mean layer's eager kernels that are counted one by one."""
+    model, shape = architecture(scenario.model), _shape(scenario, cut, tokens)
+    every = [count * counted_seconds(scenario, kind, shape, device, 0) for count, kind in zip(model.counts, model.kinds, strict=True)]
+    return np.asarray(np.sum(every, axis=0) / len(model.order))
+
+
+def _shape(scenario: Scenario, cut: Degrees, tokens: FloatColumn) -> MicroBatch:
+    """A pass's tokens as a micro-batch of sequences of one token."""
+    ones, load = np.ones_like(cut.tp), scenario.workload.expert_load(cut.ep)
+    return MicroBatch(cut.tp, ones, cut.ep, cut.etp, tokens, np.zeros(len(tokens), bool), 1, load)  # type: ignore[arg-type]  # tokens need not be whole
 
 
 def _streaming(moved: FloatColumn, device: OperatorModel) -> FloatColumn:

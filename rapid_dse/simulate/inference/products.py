@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from rapid_dse.config.model import Model
 from rapid_dse.model.layers.attention import local_kv_heads
 from rapid_dse.model.layers.embedding import padded_vocab
-from rapid_dse.model.layers.mlp import mlp_projections
+from rapid_dse.model.layers.mlp import mlp_products
 from rapid_dse.model.shapes import MatMul
 from rapid_dse.parallel.engines import Degrees
 
@@ -128,12 +128,10 @@ def head_product(model: Model, cut: Degrees, tokens: FloatColumn) -> Product:
     return Product(MatMul("head", tokens, wide, np.full_like(tokens, model.hidden_size), sixteen_bit=True), "head", narrow=False)
 
 
-def _mlp(name: str, model: Model, tokens: FloatColumn, wide: FloatColumn, batch: FloatColumn | float = 1.0, *, part: str) -> list[Product]:
-    hidden, wide = np.full_like(tokens, model.hidden_size), np.broadcast_to(wide, tokens.shape)
-    matmuls = [
-        MatMul(f"{name}_up", tokens, mlp_projections(model) * wide, hidden, batch),
-        MatMul(f"{name}_down", tokens, hidden, wide, batch),
-    ]
+def _mlp(
+    name: str, model: Model, tokens: FloatColumn, wide: FloatColumn, experts: FloatColumn | None = None, *, part: str
+) -> list[Product]:
+    matmuls = mlp_products(name, model, tokens, wide, 1.0 if experts is None else experts, experts is not None)
     return [Product(matmul, part) for matmul in matmuls]
 
 

@@ -11,9 +11,11 @@ from numpy.typing import NDArray
 
 from rapid_dse.config.hardware import WEIGHTS_ALONE
 from rapid_dse.config.scenario import Scenario
+from rapid_dse.config.software.expert_settings import ExpertProducts
 from rapid_dse.cost.energy import ATTENTION_ROWS, attention_energy, moved_energy, product_energy
 from rapid_dse.device import AttentionKernel, OperatorModel
 from rapid_dse.device.contract import UNFUSED
+from rapid_dse.device.tiled import SMALLEST
 from rapid_dse.interconnect import transfer
 from rapid_dse.interconnect.transfer import Transfer
 from rapid_dse.model.layers.attention import local_kv_heads
@@ -22,11 +24,13 @@ from rapid_dse.parallel.span import Span
 from rapid_dse.simulate.communication import effective_network
 from rapid_dse.simulate.inference.products import Product
 from rapid_dse.simulate.inference.widths import CACHE_BYTES, WEIGHT_BYTES, cache_numbers, cache_precision, product_precision
+from rapid_dse.simulate.operator_times import product_seconds
 
 FloatColumn = NDArray[np.float64]
 
 LATENT_ROWS = 64.0  # rows of queries that a block of the latents' decode kernel holds (FlashMLA)
 LATENT_EFFICIENCY = 0.6  # share of the tensor cores' rate that such a kernel reaches (FlashMLA: 580 of 989 TFLOP/s on an H800)
+FP32_SOFTMAX = 28.0  # bytes of a 16-bit score: scaled, widened, its softmax in fp32, which reads a row twice, narrowed, a kernel each
 MADE_FOR_DECODING: tuple[AttentionKernel, ...] = ("cudnn", "ck", "triton")
 ONE_SHOT, TWO_SHOT = 1.0, 2.0  # rounds of a fused all-reduce: each rank reads all buffers; or reads its share of all, then all shares
 
@@ -60,15 +64,16 @@ def price_products(scenario: Scenario, products: Sequence[Product], device: Oper
     hw = scenario.hw
     rows = len(products[0].matmul.m)
     total = KernelCost(np.zeros(rows), np.zeros(rows), np.zeros(rows), np.zeros(rows))
-    by_precision: dict[str, list[Product]] = {}
+    by_precision: dict[tuple[str, ExpertProducts], list[Product]] = {}
     for product in products:
-        by_precision.setdefault(product_precision(scenario, product), []).append(product)
-    for precision, several in by_precision.items():
+        form = scenario.software.experts.expert_products if product.matmul.routed else "streams"
+        by_precision.setdefault((product_precision(scenario, product), form), []).append(product)
+    for (precision, form), several in by_precision.items():
         m, n, k, batch = (np.concatenate([np.broadcast_to(part, rows) for part in parts]) for parts in _axes(several))
         shapes = np.stack([m, n, k, batch], axis=1)
         distinct, where = np.unique(shapes, axis=0, return_inverse=True)
         arithmetic = hw.arithmetic(precision)
-        cost = device.gemm(*distinct.T[:3], batch=distinct.T[3], precision=arithmetic)[where.ravel()]
+        cost = product_seconds(device, distinct, form, arithmetic)[where.ravel()]
         weights, rate = batch * n * k * WEIGHT_BYTES[precision], hw.memory.bandwidth * hw.efficiency.memory
         if precision in WEIGHTS_ALONE:  # the kernel reads narrow weights: what HBM's time of wide ones has no longer
             wide = 2.0 * batch * n * k / rate
@@ -153,6 +158,8 @@ def decode_attention(
     kernel, together = decode_kernel(scenario), queries * heads / kv_heads  # rows that share keys
     multiplied = flops * np.ceil(together / ATTENTION_ROWS) * ATTENTION_ROWS / together
     joules = attention_energy(scenario.hw, arithmetic, kernel, multiplied) + moved_energy(scenario.hw, cached)
+    if model.kv_lora_rank and scenario.attention_kernel in UNFUSED:
+        return KernelCost(_unfused_latents(scenario, heads * queries, rows, kept, device), flops, cached, joules)
     if model.kv_lora_rank:
         return KernelCost(_latent_decode(scenario, heads * queries, rows, kept, cached), flops, cached, joules)
     seconds = device.attention(
@@ -177,6 +184,15 @@ def _latent_decode(scenario: Scenario, queries: FloatColumn, rows: FloatColumn, 
     compute = 2.0 * rows * padded * keys * (2 * latent + rotary) / (hw.peak_flops(precision) * LATENT_EFFICIENCY * busy)
     memory = cached / (hw.memory.bandwidth * hw.efficiency.memory)
     return np.asarray(np.maximum(compute, memory) + 2 * hw.kernel_latency)
+
+
+def _unfused_latents(scenario: Scenario, queries: FloatColumn, rows: FloatColumn, keys: FloatColumn, device: OperatorModel) -> FloatColumn:
+    """The same by two batched products, with the scores in HBM between them and their softmax in fp32."""
+    model = scenario.model
+    latent, rotary = model.kv_lora_rank or 0, model.qk_rope_head_dim or 0
+    scores = device.gemm(queries, keys, latent + rotary, batch=rows) + device.gemm(queries, latent, keys, batch=rows)
+    softmax = device.elementwise(rows * queries * keys * FP32_SOFTMAX) + 3 * SMALLEST * scenario.hw.kernel_latency
+    return np.asarray(scores + softmax, dtype=np.float64)
 
 
 def cache_a_rank(scenario: Scenario, cut: Degrees) -> FloatColumn:

@@ -1,0 +1,157 @@
+"""Grouped products and eager permutation: by hand, and against layers measured on an H200."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+import pytest
+from test_device_models import chip
+from trials import layouts, scenario
+
+from rapid_dse import validate
+from rapid_dse.analysis.layers_alone import layer_errors, predict_layers, unpriced_layers
+from rapid_dse.device import operator_model
+from rapid_dse.device.contract import GroupedCall
+from rapid_dse.device.grouped import grouped_work
+from rapid_dse.model.architecture import architecture
+from rapid_dse.model.shapes import MicroBatch
+from rapid_dse.simulate.host_launches import layer_launches
+from rapid_dse.simulate.operator_times import counted_seconds, operators
+
+# Measured on one H200 for this project (PyTorch 2.11): torch._grouped_mm, layers of experts and of latent attention, medians.
+WIDTHS = {"mixtral_8x7b": (4096, 14336, 8, 2), "qwen3_30b_a3b": (2048, 768, 128, 8)}
+GROUPED = [  # model, tokens, routing, part, layout, seconds
+    ("mixtral_8x7b", 4096, "balanced", "up", "forward", 2.490e-3),
+    ("mixtral_8x7b", 4096, "balanced", "up", "wgrad", 3.321e-3),
+    ("mixtral_8x7b", 512, "balanced", "down", "forward", 0.329e-3),
+    ("mixtral_8x7b", 4096, "uniform", "down", "dgrad", 1.679e-3),
+    ("qwen3_30b_a3b", 4096, "uniform", "up", "forward", 0.512e-3),
+    ("qwen3_30b_a3b", 4096, "balanced", "down", "dgrad", 0.176e-3),
+    ("qwen3_30b_a3b", 512, "balanced", "up", "wgrad", 0.353e-3),
+    ("qwen3_30b_a3b", 16384, "balanced", "down", "forward", 0.772e-3),
+]
+TRAINED = [  # model, tokens, forward, backward, bytes at the peak
+    ("mixtral_8x7b", 4096, 5.949e-3, 11.13e-3, 6.48e9),
+    ("mixtral_8x7b", 16384, 22.61e-3, 40.49e-3, 10.45e9),
+    ("qwen3_30b_a3b", 8192, 3.370e-3, 5.374e-3, 3.41e9),
+    ("qwen3_30b_a3b", 16384, 6.366e-3, 9.056e-3, 5.16e9),
+]
+SERVED = [("mixtral_8x7b", 64, 1.106e-3), ("qwen3_30b_a3b", 1, 0.142e-3), ("qwen3_30b_a3b", 512, 0.661e-3)]
+LATENT = {
+    "hidden": 7168,
+    "heads": 128,
+    "q_lora_rank": 1536,
+    "kv_lora_rank": 512,
+    "qk_nope_head_dim": 128,
+    "qk_rope_head_dim": 64,
+    "v_head_dim": 128,
+}
+
+
+def measured() -> pd.DataFrame:
+    rows: list[dict[str, object]] = []
+    for name, tokens, routing, part, way, seconds in GROUPED:
+        hidden, ffn, experts, chosen = WIDTHS[name]
+        n, k = (2 * ffn, hidden) if part == "up" else (hidden, ffn)
+        each = {"kind": "grouped_gemm", "name": name, "num_groups": experts, "rows": tokens * chosen, "n": n, "k": k}
+        rows.append(each | {"layout": way, "routing": routing, "time_s": seconds})
+    for name, tokens, forward, backward, peak in TRAINED:
+        each = {"kind": "moe_layer_train", "name": name, "tokens": tokens, "fwd_time_s": forward, "bwd_time_s": backward}
+        rows.append(each | {"time_s": forward + backward, "peak_allocated_bytes": peak})
+    rows += [{"kind": "moe_layer_infer", "name": name, "tokens": tokens, "time_s": seconds} for name, tokens, seconds in SERVED]
+    for attn, seq, forward, backward in (("cudnn", 4096, 5.046e-3, 10.83e-3), ("flash_padded", 2048, 2.751e-3, 6.038e-3)):
+        rows.append(LATENT | {"kind": "mla_train", "attn": attn, "seq": seq, "mb": 1, "fwd_time_s": forward, "bwd_time_s": backward})
+    for kind, seconds in (("mla_decode_layer", 1.188e-3), ("mla_decode_attention", 0.970e-3)):
+        rows.append(LATENT | {"kind": kind, "batch": 128, "context": 4096, "time_s": seconds})
+    return pd.DataFrame(rows).assign(hw="h200")
+
+
+def test_measured_layers_of_an_h200() -> None:
+    table = measured()
+    errors = layer_errors(table, predict_layers(table))["mape"]
+    within = {"grouped_gemm": 0.1, "moe_layer_train": 0.12, "moe_layer_infer": 0.12, "mla_train": 0.12, "mla_decode_layer": 0.14}
+    for kind, most in within.items():
+        assert errors[kind].drop("peak_allocated_bytes", errors="ignore").max() < most, kind
+    assert errors["moe_layer_train", "peak_allocated_bytes"] < 0.12
+
+
+def test_a_groups_rows_fill_pairs_of_tiles_by_hand() -> None:
+    """66 pairs of SMs, each block with a tile of 128 × 256 and 1,024 clocks for 64 of the depth at 4,096 FLOP a clock."""
+    hw = chip("h200")
+    deep = 1000  # 16 steps of 64
+
+    def clocks(rows: float, groups: float, ragged: Literal["m", "k"] = "m", even: bool = True) -> float:
+        shape = np.array([[rows], [256.0], [deep], [groups]])
+        return float(grouped_work(hw, shape, GroupedCall(ragged, even, "bf16", False), (128.0, 256.0)).clocks[0])
+
+    tile = 1024 / 0.95
+    store = 0.02 * 128 * 256
+    assert clocks(1, 66) == clocks(256, 66) == pytest.approx(16 * tile + store)
+    assert clocks(256, 67) == clocks(257, 66) == 2 * clocks(256, 66)
+    assert clocks(512, 66, even=False) == 3 * clocks(256, 66)  # of uneven groups every second has a pair more than its rows need
+    assert clocks(256, 66, "k", even=False) == pytest.approx((deep / 64 + 0.5) * tile + store)
+
+
+def test_outputs_are_stored_before_the_next_tile() -> None:
+    hw = chip("h200")
+    flat = float(operator_model(hw).grouped(4096, 4096, 64, 64, ragged="k", even=True))
+    assert flat >= 64 * 4096 * 4096 * 2 * 2 / (hw.memory.bandwidth * hw.efficiency.memory)  # while nothing multiplies
+
+
+def test_chips_without_such_kernels_run_a_batch() -> None:
+    device = operator_model(chip("a100"))
+    assert float(device.grouped(300, 512, 1024, 8)) == float(device.gemm(300, 512, 1024, batch=8))
+
+
+def test_how_experts_products_run() -> None:
+    """A loop pays each product's own last wave and ramp; one kernel of many pays its padding."""
+
+    def products(form: str, tokens: int) -> float:
+        of = scenario("h200", "qwen3_30b_a3b", "pytorch", software__expert_products=form, workload__seq_len=tokens)
+        shape = MicroBatch.of(layouts({"num_gpus": 1}), of.workload)
+        device = operator_model(of.hw)
+        found = operators(of, shape, device).layers[0].matmul_seconds[:, -2:]
+        up = device.gemm(tokens * 8 / 128, 1536, 2048) / of.hw.efficiency.sustained
+        assert form != "looped" or float(found[0, 0, 0]) == pytest.approx(128 * float(up))
+        return float(found.sum())
+
+    assert products("looped", 1024) > 1.5 * products("grouped", 1024)
+    assert products("looped", 65536) > products("streams", 65536)
+    assert products("grouped", 65536) > products("streams", 65536)
+
+
+def test_eager_permutation_by_hand() -> None:
+    tokens, hidden, chosen, experts = 8192, 2048, 8, 128
+    fused, eager = (
+        scenario("h200", "qwen3_30b_a3b", "pytorch", software__permutation=name, workload__seq_len=tokens) for name in ("fused", "eager")
+    )
+    row = layouts({"num_gpus": 1})
+    shape, kind = MicroBatch.of(row, eager.workload), architecture(eager.model).kinds[0]
+    device, rows = operator_model(eager.hw), tokens * hidden * chosen
+    added = rows * 3.0 / (132 * 1.83e9)  # an atomic an element, 12.4 ps
+    stream = [2 * rows * passes / (4.8e12 * 0.81 * 0.92) for passes in (2 + 3, 1 + 6)]  # gathered, weighted and read; and back
+    logits = tokens * experts * 4 * 4 / (4.8e12 * 0.81 * 0.92)
+    for way, kernels in ((0, 40), (1, 20)):
+        seconds = float(counted_seconds(eager, kind, shape, device, way)[0])
+        assert seconds == pytest.approx(added + stream[way] + logits + kernels * 2.75e-6, rel=0.03)
+        assert float(counted_seconds(fused, kind, shape, device, way)[0]) == 0
+    assert float((layer_launches(eager, row) - layer_launches(fused, row))[0]) == pytest.approx(5 / 12)
+
+
+def test_the_command_writes_predictions_beside_what_was_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    table = measured().iloc[[0, 8]].assign(energy_j=1.0)
+    other = table.iloc[:1].assign(kind="vit")
+    pd.concat([table, other]).to_csv(tmp_path / "layers.csv", index=False)
+    assert validate.main([str(tmp_path / "layers.csv"), "--out", str(tmp_path / "out")]) == 0
+    said = capsys.readouterr().out
+    assert "grouped_gemm" in said
+    assert "1 vit rows: no kind that is predicted here" in said
+    found = pd.read_csv(tmp_path / "out/layers.csv")
+    at = list(found.columns)
+    assert at.index("predicted.time_s") == at.index("time_s") + 1
+    assert found["predicted.time_s"].notna().tolist() == [True, True, False]
+    assert unpriced_layers(table).eq("").all()
+    np.testing.assert_allclose(found["predicted.time_s"][0], float(predict_layers(table)["predicted.time_s"].iloc[0]), rtol=1e-8)
