@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 
 EPILOG = """\
 CASES are tables (CSV or Parquet) of measured runs: override keys as columns, suite, software, measured.step_time_s (s) and, where known,
-group, measured.status and measured.peak_memory_bytes. A table of single kernels (kind, measured.time_s), of whole steps on one GPU
-(fwd_time_s, bwd_time_s ...), or of single layers of experts and of latent attention (kind) is no table of cases: it is written to --out
-with predicted.<column> beside each measured column that can be predicted, with a line of errors a kind. A folder stands for all tables
-in it.
+group, measured.status and measured.peak_memory_bytes. Tables of single kernels (kind, measured.time_s), of whole steps on one GPU
+(fwd_time_s, bwd_time_s ...), of single layers of experts and of latent attention (kind), of loads whose energy was measured, and of
+serving (measured.tpot_s, measured.energy_j_per_token ...) are written to --out with predicted.<column> beside each measured column that
+can be predicted, with a line of errors a kind. A folder stands for all tables in it.
 Without CASES: the tables of measured runs beside the checkout. Each suite has two lines: the shipped profiles, and fits that had not
 seen the model of the run that they predict (cross-validated in folds by model within each software profile). within: the share of the
 runs whose error is at most the expected_error that was told of them (told: of how many); of unseen models it comes from the errors of the
@@ -85,10 +85,12 @@ def _beside_the_checkout() -> list[Path]:
 
 
 def _is_cases(path: Path) -> bool:
-    """Whether a table is one of cases; a table of measurements says of each row what kind it is."""
+    """Whether a table is one of training cases; one of measurements says of each row what kind it is, one of serving has no steps."""
+    from rapid_dse.analysis.served_runs import is_served
     from rapid_dse.config.table_file import read_table
 
-    return "kind" not in read_table(path).columns
+    table = read_table(path)
+    return "kind" not in table and not is_served(table)
 
 
 def _measured(path: Path, out: Path) -> Told:

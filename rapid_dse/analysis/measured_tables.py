@@ -10,6 +10,8 @@ import pandas as pd
 from rapid_dse.analysis.kernels import CARDS, COLLECTIVES, GPUS, error_table, precisions, predict_kernels, with_chips
 from rapid_dse.analysis.layers_alone import is_layers, layer_errors, predict_layers, unpriced_layers
 from rapid_dse.analysis.measured_collectives import predict_collectives
+from rapid_dse.analysis.measured_energy import PREDICTED, energy_errors, is_inference_steps, is_loads, predict_energy, unpredicted
+from rapid_dse.analysis.served_runs import is_served, predict_served, served_errors
 from rapid_dse.analysis.steps import is_steps, predict_steps, step_errors, unpriced_steps
 from rapid_dse.config.hardware import Hardware
 from rapid_dse.device import FloatArray
@@ -48,6 +50,10 @@ def predict_table(table: pd.DataFrame, chips: Mapping[str, Hardware], name: str)
     """
     if is_steps(table):
         return _steps(table)
+    if is_served(table):
+        return _served(table)
+    if is_loads(table) or is_inference_steps(table):
+        return _energies(table, chips)
     if is_layers(table):
         return _layers(table)
     if "kind" in table and (SECONDS in table or "time_ms_derived" in table):
@@ -65,9 +71,29 @@ def _steps(table: pd.DataFrame) -> Predicted:
 
 def _layers(table: pd.DataFrame) -> Predicted:
     predicted, why = predict_layers(table), unpriced_layers(table)
-    counts = (table["kind"] + " rows: " + why)[why.ne("")].value_counts()
-    left_out = [f"{count} {reason}" for reason, count in counts.items()]
-    return Predicted(_beside(table, predicted), layer_errors(table, predicted), tuple(left_out))
+    return Predicted(_beside(table, predicted), layer_errors(table, predicted), _counted(table["kind"] + " rows: " + why, why.ne("")))
+
+
+def _served(table: pd.DataFrame) -> Predicted:
+    predicted, why = predict_served(table)
+    return Predicted(_beside(table, predicted), served_errors(table, predicted), tuple(why))
+
+
+def _energies(table: pd.DataFrame, chips: Mapping[str, Hardware]) -> Predicted:
+    """Energies of loads and of passes of whole models, and what a table of passes has of single layers."""
+    predicted, why = predict_energy(table, chips), unpredicted(table)
+    errors, said = energy_errors(table, predicted), "time_s: what was measured of it is what the energy is predicted with"
+    if not is_layers(table):
+        return Predicted(_beside(table, predicted), errors, (*_counted("rows: " + why, why.ne("")), said))
+    of_layers, alone = predict_layers(table), unpriced_layers(table)
+    both = of_layers.assign(**{PREDICTED: predicted[PREDICTED].fillna(of_layers[PREDICTED])})
+    errors = pd.concat([pd.concat({"energy_j": errors}, names=["column"]).swaplevel(), layer_errors(table, of_layers)])
+    return Predicted(_beside(table, both), errors, (*_counted("rows: " + alone, alone.ne("") & why.ne("")), said))
+
+
+def _counted(reasons: pd.Series[str], where: pd.Series[bool]) -> tuple[str, ...]:
+    """A line for each reason, with the number of rows that it holds for."""
+    return tuple(f"{count} {reason}" for reason, count in reasons[where].value_counts().items())
 
 
 def _kernels(table: pd.DataFrame, chips: Mapping[str, Hardware], name: str) -> Predicted:

@@ -43,7 +43,7 @@ class Scenario(Frozen):
 
     @model_validator(mode="after")
     def _chip_has_precision(self) -> Scenario:
-        self.hw.peak_flops(self.workload.precision)
+        self.hw.peak_flops(self.stored_precision)
         return self
 
     @model_validator(mode="after")
@@ -119,6 +119,13 @@ class Scenario(Frozen):
             raise ValueError(f"software.flash_kernel={wanted}: takes 16-bit operands; allowed under {self.workload.precision}: null")
         runs = ", ".join(built) if built else "null alone, with unfused attention"
         raise ValueError(f"software.flash_kernel={wanted}: not built for {self.hw.name}; allowed: {runs}")
+
+    @property
+    def stored_precision(self) -> str:
+        """The precision of the workload; of requests on a chip without products of 4-bit floats that of 4-bit weights alone, which are
+        widened to 16 bits on their way to the tensor cores."""
+        four_bits = self.workload.kind == "inference" and self.workload.precision == "fp4"
+        return "int4" if four_bits and self.hw.tensor_flop_per_sm_clock.fp4 is None else self.workload.precision
 
     @property
     def narrow(self) -> Literal["fp8", "fp4"] | None:

@@ -152,7 +152,7 @@ def _results(scenario: Scenario, layouts: Engines, found: System) -> Priced:
         step_time_s=step,
         tokens_per_s=tokens,
         tokens_per_s_per_gpu=tokens / layouts.num_gpus,
-        mfu=rate * _flops(scenario) / (layouts.num_gpus * scenario.hw.peak_flops(work.precision)),
+        mfu=rate * _flops(scenario) / (layouts.num_gpus * scenario.hw.peak_flops(scenario.stored_precision)),
         fits=peak <= scenario.hw.memory.usable,
         peak_memory_bytes=peak,
         **{f"memory_{name}_bytes": memory.get(name, zero) for name in _MEMORY},

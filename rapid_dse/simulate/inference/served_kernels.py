@@ -82,7 +82,10 @@ def price_products(scenario: Scenario, products: Sequence[Product], device: Oper
         bound = np.minimum(1.0, work / hw.peak_flops(arithmetic) / cost) if decoding else 1.0
         cost = cost * (1.0 + (1.0 / hw.efficiency.sustained - 1.0) * bound)
         moved = weights + 2.0 * batch * m * (n + k)
-        columns = (cost, work, moved, product_energy(hw, arithmetic, work) + moved_energy(hw, moved))
+        spent = product_energy(hw, arithmetic, work) + moved_energy(hw, moved)
+        if precision in WEIGHTS_ALONE:  # once on the chip, they are 16 bits wide
+            spent = spent + (2.0 * batch * n * k - weights) * hw.energy.l2
+        columns = (cost, work, moved, spent)
         took, done, crossed, joules = (column.reshape(len(several), rows).sum(axis=0) for column in columns)
         total = total + KernelCost(took, done, crossed, joules, len(several) if precision in ("fp8", "fp4") else 0)
     return total

@@ -19,7 +19,7 @@ def product_precision(scenario: Scenario, product: Product) -> str:
 
     Embedding, head, router and the absorbed latents stay in 16 bits. 4-bit checkpoints of mixtures of experts keep attention in 8 bits.
     """
-    precision = scenario.workload.precision
+    precision = scenario.stored_precision
     if precision not in NARROW:
         return precision
     if not product.narrow:
