@@ -15,7 +15,7 @@ from rapid_dse.parallel.layouts import broken_rules
 from rapid_dse.parallel.placement import place
 from rapid_dse.parallel.span import Span
 from rapid_dse.simulate.communication import effective_network
-from rapid_dse.simulate.held_weights import layer_weights, vocabulary_parameters
+from rapid_dse.simulate.held_weights import embedding_parameters, layer_weights
 from rapid_dse.sweep import identity
 
 NOTHING_HIDES: dict[str, Any] = {f"software__{name}": 0 for name in ("dp_overlap", "parameter_gather_overlap")}
@@ -78,7 +78,7 @@ def test_gathers_stay_in_the_node_and_shards_are_summed_across_nodes() -> None:
     node, across = hand_spans()
     row = {"num_gpus": 64, "shard_group": 8, "global_batch_size": 128}
     rows = layouts(row)
-    layer, table = float(layer_weights(of, rows)[0].dense[0]), float(vocabulary_parameters(of, rows)[0])
+    layer, table = float(layer_weights(of, rows)[0].dense[0]), float(embedding_parameters(of, rows)[0])
 
     def reduced(parameters: float) -> float:
         scattered = closed_form.reduce_scatter(4 * parameters, node, network)

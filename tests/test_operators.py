@@ -16,8 +16,9 @@ from rapid_dse.model.layers.attention import local_kv_heads
 from rapid_dse.model.layers.embedding import padded_vocab
 from rapid_dse.model.parameters import count
 from rapid_dse.model.shapes import MatMul, MicroBatch, mean_context
+from rapid_dse.simulate.attention_times import attention_flops
 from rapid_dse.simulate.layer_work import distinct_shapes
-from rapid_dse.simulate.operator_times import attention_flops, elementwise_bytes, operators
+from rapid_dse.simulate.operator_times import elementwise_bytes, operators
 
 NAMED = ("llama2_7b", "llama2_70b", "llama3_1_8b", "llama3_1_70b", "llama3_1_405b", "gpt3_175b")
 
@@ -139,7 +140,7 @@ def test_more_of_a_parallelism_is_never_more_work_a_rank() -> None:
         )
         found = operators(of, table, device)
         (layer,) = found.layers
-        products = layer.matmul_seconds.sum(axis=(0, 1)) + found.head_seconds.sum(axis=0)
+        products = layer.matmul_seconds.sum(axis=(0, 1)) + found.head.seconds.sum(axis=0)
         seconds = (products + layer.attention_forward + layer.attention_backward)[where]
         assert seconds[1] < seconds[0]
         assert seconds[2] < seconds[0]

@@ -40,6 +40,8 @@ def card(model: Model) -> ModelCard:
 
 def _cached(model: Model) -> int:
     """Numbers that a token leaves in one layer's cache: a key and a value a head, or the latent with its rotary part."""
+    if not model.of_kind.decodes:
+        return 0
     if model.kv_lora_rank:
         return model.kv_lora_rank + (model.qk_rope_head_dim or 0)
     return 2 * model.num_key_value_heads * model.attention_head_dim

@@ -11,6 +11,8 @@ LAYER_TYPE_MODULES = {
 }
 # Parts that other keys choose: ``kv_lora_rank``, ``intermediate_size``, ``num_experts``.
 PART_MODULES = LAYER_TYPE_MODULES | {"latent_attention": "latent_attention", "mlp": "mlp", "experts": "experts"}
+# Parts of models of other kinds (``model_kinds.py``).
+PART_MODULES |= {"bidirectional_attention": "bidirectional_attention"}
 LAYER_TYPES = tuple(LAYER_TYPE_MODULES)
 # Kinds that published models have and nothing here prices, with what they are.
 MISSING_TYPES = {

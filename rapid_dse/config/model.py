@@ -10,39 +10,51 @@ from rapid_dse.config.effects import Only, Where
 from rapid_dse.config.fields import Count, CountOrZero, Frozen, Layers
 from rapid_dse.config.layer_names import LAYER_TYPES, MISSING_TYPES, LayerType
 from rapid_dse.config.lora_names import HUGGING_FACE_MODULES, MEGATRON_MODULES
+from rapid_dse.config.model_kinds import KINDS, ModelKind, ModelKindName, of_kinds
 
 EXPERTS = Only(Where("model.num_experts"))
+TEXT, VIT = of_kinds("transformer"), of_kinds("vit")
 
 
 class Model(Frozen):
-    """A transformer. ``head_dim`` null is hidden_size / num_attention_heads; ``num_experts`` 0 is a dense model.
+    """A model of a kind of ``model_kinds.py``, with the fields that it needs.
+
+    ``head_dim`` null is hidden_size / num_attention_heads; ``num_experts`` 0 is a dense model.
 
     ``layer_types`` are the kinds of attention of the first layers, in tables the text full_attention,sliding_attention, repeated over all
     layers; null: windows in all layers where ``sliding_window`` is set. Of a mixture of experts the first ``first_k_dense_replace`` layers
     are dense, and of all layers those have experts whose number, counted from 1, ``interleave_moe_layer_step`` divides.
     ``max_position_embeddings``: the longest sequence that it takes, tokens; a request's prompt and what it generates must fit; null: any.
     ``n_group`` groups of experts, of ``topk_group`` of which a token may have experts; null or 0: no groups.
+    A vision transformer (kind vit; Dosovitskiy et al., arXiv 2010.11929) sees an image of ``image_size`` pixels a side in patches of
+    ``patch_size`` a side, 3 channels, behind ``num_prefix_tokens`` learned tokens (the class token, registers); a product with
+    ``num_classes`` columns reads one of its tokens, 0: none does. ``qkv_bias``: whether the projections to queries, keys and values have
+    biases, where that is other than ``linear_bias`` and ``attention_bias`` say. ``layer_scale``: whether what each half of a layer gives is
+    multiplied with a learned vector (Touvron et al., arXiv 2103.17239).
     """
 
     name: str  # the option that the model comes from
-    hidden_size: Count  # width of the stream between layers
-    num_hidden_layers: Layers  # layers
-    num_attention_heads: Count  # query heads
-    num_key_value_heads: Count  # heads of keys and values: fewer than query heads under grouped-query attention
+    kind: ModelKindName = "transformer"  # what it is made of
+    hidden_size: Count = 0  # width of the stream between layers
+    num_hidden_layers: Layers = 1  # layers
+    num_attention_heads: Count = 0  # query heads
+    num_key_value_heads: Count = 0  # heads of keys and values: fewer than query heads under grouped-query attention
     head_dim: Count | None = None
-    intermediate_size: Count  # inner width of a dense MLP
-    vocab_size: Count  # rows of the embedding table
-    tie_word_embeddings: bool = False  # whether the head is the embedding table
+    intermediate_size: Count = 0  # inner width of a dense MLP
+    vocab_size: Annotated[Count, TEXT] = 0  # rows of the embedding table
+    tie_word_embeddings: Annotated[bool, TEXT] = False  # whether the head is the embedding table
     mlp_type: Literal["gelu", "relu2", "swiglu", "geglu"] = "swiglu"  # activation of the MLPs; swiglu and geglu have a gate
     norm: Literal["layernorm", "rmsnorm"] = "rmsnorm"  # kind of normalisation
     position_embedding: Literal["rope", "learned"] = "rope"  # rotary, or a learned table
     linear_bias: bool = False  # whether linear layers have a bias
     attention_bias: bool = False  # whether query, key and value have a bias, whatever linear_bias says
+    qkv_bias: Annotated[bool | None, VIT] = None
     qk_norm: bool = False  # whether queries and keys are normalised
-    sliding_window: Count | None = None
-    layer_types: tuple[LayerType, ...] | None = None
-    max_position_embeddings: Annotated[Count | None, Only(Where("workload.kind", ("inference",)))] = None
-    num_experts: CountOrZero = 0
+    layer_scale: Annotated[bool, VIT] = False
+    sliding_window: Annotated[Count | None, TEXT] = None
+    layer_types: Annotated[tuple[LayerType, ...] | None, TEXT] = None
+    max_position_embeddings: Annotated[Count | None, Only(Where("workload.kind", ("inference",))), TEXT] = None
+    num_experts: Annotated[CountOrZero, TEXT] = 0
     num_experts_per_tok: Annotated[CountOrZero, EXPERTS] = 0  # experts that a token is sent to
     moe_intermediate_size: Annotated[CountOrZero, EXPERTS] = 0  # inner width of an expert
     n_shared_experts: Annotated[CountOrZero, EXPERTS] = 0  # experts that every token passes
@@ -51,10 +63,14 @@ class Model(Frozen):
     topk_group: Annotated[CountOrZero | None, EXPERTS] = None
     interleave_moe_layer_step: Annotated[Count, EXPERTS] = 1
     q_lora_rank: CountOrZero | None = None  # latent attention: rank of queries; null: they are not compressed
-    kv_lora_rank: CountOrZero | None = None  # latent attention: rank of keys and values; null: attention is not latent
+    kv_lora_rank: Annotated[CountOrZero | None, TEXT] = None  # latent attention: rank of keys and values; null: attention is not latent
     qk_nope_head_dim: CountOrZero | None = None  # latent attention: width of a query head without positions
     qk_rope_head_dim: CountOrZero | None = None  # latent attention: width of the part with rotary positions
     v_head_dim: CountOrZero | None = None  # latent attention: width of a value head
+    image_size: Annotated[Count | None, VIT] = None
+    patch_size: Annotated[Count | None, VIT] = None
+    num_prefix_tokens: Annotated[CountOrZero, VIT] = 1
+    num_classes: Annotated[CountOrZero, VIT] = 1000
 
     @field_validator("layer_types", mode="before")
     @classmethod
@@ -64,6 +80,15 @@ class Model(Frozen):
             if kind in MISSING_TYPES:
                 raise ValueError(f"{kind} needs {MISSING_TYPES[kind]}, which is not modelled; allowed: {', '.join(LAYER_TYPES)}")
         return found
+
+    @model_validator(mode="after")
+    def _has_what_its_kind_needs(self) -> Model:
+        for name in self.of_kind.needs:
+            if name not in self.model_fields_set or getattr(self, name) is None:
+                raise ValueError(f"{name} is missing: a model of the kind {self.kind} needs it")
+        if self.image_size and self.patch_size and self.image_size % self.patch_size:
+            raise ValueError(f"image_size={self.image_size} is no multiple of patch_size={self.patch_size}")
+        return self
 
     @model_validator(mode="after")
     def _layers_are_of_these_kinds(self) -> Model:
@@ -88,11 +113,11 @@ class Model(Frozen):
 
     @model_validator(mode="after")
     def _heads_divide(self) -> Model:
-        if self.num_attention_heads % self.num_key_value_heads:
+        if self.num_key_value_heads and self.num_attention_heads % self.num_key_value_heads:
             raise ValueError(
                 f"num_key_value_heads={self.num_key_value_heads} does not divide num_attention_heads={self.num_attention_heads}"
             )
-        if self.head_dim is None and self.hidden_size % self.num_attention_heads:
+        if self.head_dim is None and self.num_attention_heads and self.hidden_size % self.num_attention_heads:
             raise ValueError(
                 f"num_attention_heads={self.num_attention_heads} does not divide hidden_size={self.hidden_size}, and head_dim is null"
             )
@@ -107,6 +132,21 @@ class Model(Frozen):
         if self.num_experts and self.num_experts_per_tok > self.num_experts:
             raise ValueError(f"num_experts_per_tok={self.num_experts_per_tok} is above num_experts={self.num_experts}")
         return self
+
+    @property
+    def of_kind(self) -> ModelKind:
+        """What its kind is."""
+        return KINDS[self.kind]
+
+    @property
+    def patches(self) -> int:
+        """Patches of an image; 0 where it sees none."""
+        return (self.image_size // self.patch_size) ** 2 if self.image_size and self.patch_size else 0
+
+    @property
+    def sample_tokens(self) -> int | None:
+        """Tokens of a sample, where the model itself says how many: patches and what stands before them."""
+        return self.patches + self.num_prefix_tokens if self.patches else None
 
     @property
     def mlp_widths(self) -> dict[str, int]:

@@ -13,6 +13,7 @@ from rapid_dse.config.effects import COMMAND, Only, Where
 from rapid_dse.config.fields import WHOLE, Count, CountOrZero, Degree, Frozen, ShareOrPercent, ShareOrZero, Tokens
 from rapid_dse.config.hardware import Parallelism, Precision
 from rapid_dse.config.lora_names import ALL_LINEAR, HUGGING_FACE_MODULES, MEGATRON_MODULES, LoraTarget
+from rapid_dse.config.model_kinds import ONE_PASS
 from rapid_dse.config.recompute_entries import ModuleSum
 from rapid_dse.config.schedule_names import ScheduleName
 
@@ -24,6 +25,7 @@ EVENT_DRIVEN = ("hybrid", "full_astrasim_hierarchical", "full_astrasim_flattened
 # Where settings have an effect; what is said elsewhere is in effects.py.
 INFERENCE = Only(Where("workload.kind", ("inference",)), refused=True)
 TRAINING = Only(Where("workload.kind", ("training",)), refused=True)
+LENGTH = Only(Where("workload.kind", ("training",)), Where("model.kind", ONE_PASS), refused=True)
 SIMULATED = Only(Where("backend.name", EVENT_DRIVEN), Where("search.refine"))
 REFINED = Only(Where("search.refine"))
 EXPERTS = Only(Where("model.num_experts"))
@@ -155,7 +157,7 @@ class Workload(Frozen):
     """
 
     kind: Literal["training", "inference"] = "training"  # what is run
-    seq_len: Annotated[Tokens, TRAINING] = 8192
+    seq_len: Annotated[Tokens, LENGTH] = 8192
     global_batch_size: Annotated[Count, TRAINING] = 1024
     train_tokens: Annotated[Annotated[float, BeforeValidator(_amount), Field(ge=1, le=1e18)] | None, TRAINING] = None
     precision: Precision = "bf16"  # of matrix products

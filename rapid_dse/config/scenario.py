@@ -19,6 +19,7 @@ from rapid_dse.config.lora_names import ALL_LINEAR
 from rapid_dse.config.model import Model
 from rapid_dse.config.parts import group_of, keys_of, parts_of
 from rapid_dse.config.run import Backend, Debug, Parallel, Search, Workload
+from rapid_dse.config.sample_lengths import with_lengths
 from rapid_dse.config.software import Software
 from rapid_dse.config.units import shortened
 
@@ -42,6 +43,12 @@ class Scenario(Frozen):
     debug: Annotated[Debug, SWEPT] = Debug()
 
     @model_validator(mode="after")
+    def _lengths_are_the_models(self) -> Scenario:
+        # a model that says how long its samples are settles what the workload then holds
+        self.__dict__["workload"] = with_lengths(self.model, self.workload)
+        return self
+
+    @model_validator(mode="after")
     def _chip_has_precision(self) -> Scenario:
         self.hw.peak_flops(self.stored_precision)
         return self
@@ -59,6 +66,8 @@ class Scenario(Frozen):
         work, recipe = self.workload, self.software.precision.fp8_recipe
         if work.kind == "training" and work.precision in WEIGHTS_ALONE:
             raise ValueError(f"workload.precision={work.precision}: for inference alone; allowed in training: bf16, fp16, fp8, fp4, fp32")
+        if not self.model.of_kind.decodes and work.precision in WEIGHTS_ALONE:
+            raise ValueError(f"workload.precision={work.precision}: for models that decode; allowed: bf16, fp16, fp8, fp4, fp32, tf32")
         if work.kind == "training" and work.precision == "fp8" and recipe == "mxfp8" and self.hw.architecture not in BLOCK_SCALED:
             raise ValueError(
                 f"software.fp8_recipe=mxfp8: {self.hw.name} has no products that scale blocks; allowed: another recipe, or a chip of "

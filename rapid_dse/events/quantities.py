@@ -28,7 +28,7 @@ from rapid_dse.parallel.schedules.schedule import Schedule
 from rapid_dse.parallel.span import Halves
 from rapid_dse.simulate.arrangement import Arrangement, arrangement, groups_of
 from rapid_dse.simulate.communication import effective_network, gradient_bytes
-from rapid_dse.simulate.held_weights import Weights, layer_weights, vocabulary_parameters, weights_of
+from rapid_dse.simulate.held_weights import Weights, embedding_parameters, head_parameters, layer_weights, weights_of
 from rapid_dse.simulate.host_launches import micro_batch_seconds
 from rapid_dse.simulate.layer import Layers, layer_time, slowed_block
 from rapid_dse.simulate.layer_work import Block, LayerBlock, framework_block
@@ -153,7 +153,8 @@ def _end_work(scenario: Scenario, layout: Layouts, block: Block, arranged: Arran
     """Embedding, head and loss."""
     weight, trained = float(block.head_weight_gradient[0]), scenario.workload.trains_all
     stream = work.stream if trained else replace(work.stream, again=0.0)
-    head = Half("head", float(block.head_forward[0]), float(block.head_backward[0]) - weight, weight, (stream,))
+    around = (stream,) if architecture(scenario.model).shares_ends else ()
+    head = Half("head", float(block.head_forward[0]), float(block.head_backward[0]) - weight, weight, around)
     loss = Exchange(
         float(loss_bytes(scenario, layout)[0]), 0.0, 0.0, 0.0, seconds_alone(arranged.vocabulary.loss), 0.0, skew=work.stream.skew
     )
@@ -214,7 +215,7 @@ def _stage_work(one: LayoutDetail, stage: int, chunks: tuple[tuple[int, ...], ..
     calls = int(np.ceil(sent / bucket(scenario, layout))[0])
     tied = tied_table(scenario, layout, groups.placement, groups.network)
     head, apart = stage == one.degree("head_stage"), one.degree("head_stage") > 0 or not scenario.model.tie_word_embeddings
-    table = Weights(vocabulary_parameters(scenario, layout))
+    table = Weights(head_parameters(scenario, layout))
     held, trained = (layer_weights(scenario, layout, only) for only in (False, True))
     return StageWork(
         chunks=chunks,
@@ -341,10 +342,11 @@ def _trained_weights(one: LayoutDetail, stage: int, kinds: Sequence[int]) -> Wei
     held = weights_of(np.bincount(np.array(kinds, np.int64), minlength=len(layers)), layers)
     if not scenario.workload.trains_all:
         return held
-    table = float(vocabulary_parameters(scenario, layout)[0])
-    tables = (stage == 0) + (stage == last) - (stage == 0 == last and scenario.model.tie_word_embeddings)
+    tables = float(embedding_parameters(scenario, layout)[0]) * (stage == 0)
+    if stage == last and not (stage == 0 and scenario.model.tie_word_embeddings):
+        tables += float(head_parameters(scenario, layout)[0])
     positions = architecture(scenario.model).embedding.positions(scenario.workload.seq_len) * (stage == 0)
-    return Weights(held.dense + tables * table + positions, held.experts)
+    return Weights(held.dense + tables + positions, held.experts)
 
 
 def _stalls(one: LayoutDetail, kinds: Sequence[int], stage: int, passes: PassSeconds) -> tuple[float, float, float]:

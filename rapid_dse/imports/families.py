@@ -75,6 +75,6 @@ FAMILIES: dict[str, Family] = {
     "olmo2": Family(_LLAMA | {"qk_norm": True}),
     "olmo3": Family(_LLAMA | {"qk_norm": True}, {"layer_types": [*[SLIDING] * 3, FULL]}),
     "olmoe": Family(_LLAMA | {"qk_norm": True}),
-    "vit": Family(_GELU | {"position_embedding": "learned", "num_prefix_tokens": 1}, {"num_classes": 1000, "vocab_size": 1000}),
+    "vit": Family(_GELU | {"kind": "vit", "position_embedding": "learned"}),
 }
 ALIASES = {"gemma3": "gemma3_text", "mistral3": "mistral", "kimi_k25": "kimi_k2", "qwen2_vl": "qwen2", "qwen2_5_vl": "qwen2"}

@@ -193,7 +193,8 @@ def _fields(reader: Reader, family: Family, kind: str) -> dict[str, Any]:
 
 def _fill(found: dict[str, Any], reader: Reader, kind: str) -> None:
     """What follows where a file does not say it in the schema's words."""
-    for name in ("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size"):
+    vision = kind == "vit"
+    for name in ("hidden_size", "num_hidden_layers", "num_attention_heads", *(("image_size", "patch_size") if vision else ("vocab_size",))):
         if name not in found:
             raise ValueError(f"{reader.name}: {' or '.join(FIELDS[name])} is missing")
     heads, hidden = found["num_attention_heads"], found["hidden_size"]
@@ -216,7 +217,7 @@ def _fill(found: dict[str, Any], reader: Reader, kind: str) -> None:
     else:
         for name in LATENT:
             found.pop(name, None)
-    if kind == "vit":
+    if vision:
         found["num_classes"] = len(reader.get("id2label", default={})) or reader.get("num_labels", "num_classes", default=1000)
     head = found.get("head_dim")
     if isinstance(hidden, int) and isinstance(heads, int) and isinstance(head, int) and head * heads == hidden:

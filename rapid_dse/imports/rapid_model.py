@@ -19,7 +19,7 @@ TYPES: dict[str, Mapping[str, Any]] = {  # model_type: what it fixes of a layer
     "deepseek_v3": {},
     "glm4_moe": _QK_NORM | {"attention_bias": True},
     "vit": _GELU,
-    "vit_dinov3": _GELU,
+    "vit_dinov3": _GELU | {"position_embedding": "rope", "num_prefix_tokens": 5, "layer_scale": True},  # DINOv3: arXiv 2508.10104
 }
 LATENT = ("q_lora_rank", "kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")
 KINDS = {  # a mode, and the field of the schema without which its kind is not modelled
@@ -66,15 +66,18 @@ def _transformer(reader: Reader, mode: str) -> dict[str, Any]:
         ("hidden_dim", "hidden_size"),
         ("num_layers", "num_hidden_layers"),
         ("intermediate_size", "intermediate_size"),
-        ("vocab_size", "vocab_size"),
+        ("vocab_size", "num_classes" if mode == "VIT" else "vocab_size"),
     ):
         found[ours] = reader.whole(f"{ROOT}.{theirs}", f"model.{ours}")
-    found["tie_word_embeddings"] = bool(reader.take(f"{ROOT}.tied_embeddings", "model.tie_word_embeddings", False))
+    if mode == "VIT":
+        reader.leave(f"{ROOT}.tied_embeddings", "no table of tokens")
+    else:
+        found["tie_word_embeddings"] = bool(reader.take(f"{ROOT}.tied_embeddings", "model.tie_word_embeddings", False))
     found |= _attention(reader) | _experts(reader, found["num_hidden_layers"])
     if mode == "VIT":
         for key in ("image_size", "patch_size"):
             found[key] = reader.whole(f"{ROOT}.vision.{key}", f"model.{key}")
-        found["num_classes"] = found["vocab_size"]
+        found["kind"] = "vit"
     return found
 
 

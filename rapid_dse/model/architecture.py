@@ -11,12 +11,12 @@ from rapid_dse.config.model import Model
 from rapid_dse.config.run import Workload
 from rapid_dse.config.scenario import Scenario
 from rapid_dse.config.software import Software
+from rapid_dse.model.compositions import FAMILIES
 from rapid_dse.model.layers.adapted import Adapted, Adapters
-from rapid_dse.model.layers.embedding import Embedding
-from rapid_dse.model.layers.head import Head
+from rapid_dse.model.layers.end import End
 from rapid_dse.model.layers.part import CoreAttention, Part, PartParameters, SmallKernel, Tensor
 from rapid_dse.model.layers.registry import PARTS
-from rapid_dse.model.shapes import ONE, FloatColumn, MatMul, MicroBatch, mean_context
+from rapid_dse.model.shapes import ONE, FloatColumn, MatMul, MicroBatch
 from rapid_dse.parallel.stages import Split
 
 
@@ -78,10 +78,15 @@ class Architecture:
     ``kinds`` are the kinds of its layers, in the order in which they first occur; ``order`` the kind of each layer.
     """
 
-    embedding: Embedding
+    embedding: End
     kinds: tuple[LayerKind, ...]
     order: tuple[int, ...]
-    head: Head
+    head: End
+
+    @property
+    def shares_ends(self) -> bool:
+        """Whether tensor-parallel ranks share what stands around the layers, and exchange the stream there."""
+        return self.embedding.shared and self.head.shared
 
     def segments(self) -> Iterator[Segment]:
         """All of them, embedding and head among them."""
@@ -109,20 +114,11 @@ def adapters_of(work: Workload) -> Adapters | None:
 @lru_cache(maxsize=256)
 def architecture(model: Model, adapters: Adapters | None = None) -> Architecture:
     """The segments of a model; ``adapters``: what alone is trained of it."""
-    names = [(_mixer(model, layer), _mlp(model, layer)) for layer in range(model.num_hidden_layers)]
+    family, frozen = FAMILIES[model.kind], adapters is not None
+    names = [family.layer(model, layer) for layer in range(model.num_hidden_layers)]
     distinct = list(dict.fromkeys(names))
     kinds = tuple(LayerKind.of(model, each, adapters) for each in distinct)
-    return Architecture(Embedding(model), kinds, tuple(distinct.index(each) for each in names), Head(model, adapters is not None))
-
-
-def _mixer(model: Model, layer: int) -> str:
-    if model.kv_lora_rank:
-        return "latent_attention"
-    return model.layer_type(layer)
-
-
-def _mlp(model: Model, layer: int) -> str:
-    return "experts" if model.has_experts(layer) else "mlp"
+    return Architecture(family.first(model, frozen), kinds, tuple(distinct.index(each) for each in names), family.last(model, frozen))
 
 
 def active_parameters(kind: LayerKind) -> float:
@@ -136,11 +132,16 @@ def matrix_parameters(model: Model) -> float:
     """Parameters of the matrices that multiply a token: layers and head, look-up excluded; of routed experts those it is sent to."""
     found = architecture(model)
     layers = sum(count * active_parameters(kind) for count, kind in zip(found.counts, found.kinds, strict=True))
-    return float(layers + model.hidden_size * model.vocab_size)
+    return float(layers + _multiplied(found.head, model.sample_tokens or 1))
+
+
+def _multiplied(end: End, tokens: int) -> float:
+    """Parameters of an end that multiply a token, on average over a sample of so many tokens."""
+    return float(end.flops(MicroBatch.single(tokens))[0] / (2 * tokens))
 
 
 def model_flops_per_token(model: Model, work: Workload) -> float:
-    """Forward and backward FLOP a token that count for MFU: 6 a matrix parameter, 4 a frozen one, and causal attention at half.
+    """Forward and backward FLOP a token that count for MFU: 6 a matrix parameter, 4 a frozen one, and of causal attention half.
 
     Source: Chowdhery et al., PaLM (arXiv 2204.02311), appendix B, with the causal half counted; of frozen weights Megatron Bridge's count
     for LoRA, which leaves out their gradients.
@@ -149,8 +150,9 @@ def model_flops_per_token(model: Model, work: Workload) -> float:
     for count, kind in zip(found.counts, found.kinds, strict=True):
         core = kind.attention(ONE)
         if core is not None:
-            attention += 12.0 * count * float(core.heads[0]) * core.mean_dim * mean_context(core.window, work.document_len)
-    return 6.0 * trained_matrix_parameters(model, work) + 4.0 * (0.0 if work.trains_all else matrix_parameters(model)) + attention
+            attention += 12.0 * count * float(core.heads[0]) * core.mean_dim * core.context(work.document_len)
+    ahead = 6.0 * _multiplied(found.embedding, work.seq_len)
+    return 6.0 * trained_matrix_parameters(model, work) + 4.0 * (0.0 if work.trains_all else matrix_parameters(model)) + ahead + attention
 
 
 def trained_matrix_parameters(model: Model, work: Workload) -> float:
@@ -173,4 +175,4 @@ def split_by_rule(model: Model, rule: str, given: tuple[int, ...] | None = None)
     """How a framework's rule, or a user's own split, deals out a model's layers."""
     found = architecture(model)
     weights = tuple(map(active_parameters, found.kinds))
-    return Split(rule, found.order, weights, float(model.hidden_size * model.vocab_size), given)
+    return Split(rule, found.order, weights, _multiplied(found.head, model.sample_tokens or 1), given)

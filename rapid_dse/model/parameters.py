@@ -72,12 +72,13 @@ def count(model: Model, positions: int = 2048) -> ParameterCounts:
         model: dense or mixture of experts, with multi-head, grouped-query or latent attention.
         positions: rows of the learned position table, tokens; of no effect where the positions are rotary.
     """
-    found, vocabulary = architecture(model), model.vocab_size * model.hidden_size
+    found = architecture(model)
+    embedding, head = found.embedding.counted(), found.head.counted()
     moe_layers = sum(count for count, kind in zip(found.counts, found.kinds, strict=True) if kind.copies)
     mixer, mlp, experts = (part.parameters(ONE) for part in (found.kinds[0].parts[0], PARTS["mlp"](model), PARTS["experts"](model)))
     expert = round(float(np.sum(experts.routed))) // model.num_experts if moe_layers else 0
     return ParameterCounts(
-        embedding=vocabulary,
+        embedding=embedding,
         positions=found.embedding.positions(positions),
         attention=_whole(mixer.products) + _whole(mixer.biases) + _whole(mixer.added),
         norm=_whole(mixer.norms) + _whole(mlp.norms),
@@ -90,7 +91,7 @@ def count(model: Model, positions: int = 2048) -> ParameterCounts:
         dense_layers=model.num_hidden_layers - moe_layers,
         moe_layers=moe_layers,
         final_norm=_whole(found.head.parameters(ONE).norms),
-        head=0 if model.tie_word_embeddings else vocabulary,
+        head=0 if model.tie_word_embeddings else head,
     )
 
 

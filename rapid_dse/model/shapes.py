@@ -39,10 +39,16 @@ class MicroBatch:
         degrees = (layouts.tp, layouts.cp, layouts.ep, layouts.expert_tp, layouts.micro_batch_size)
         return cls(*degrees, layouts.sequence_parallel, work.seq_len, work.expert_load(layouts.ep), 1 / work.packing)
 
+    @classmethod
+    def single(cls, seq_len: int = 1) -> MicroBatch:
+        """One sequence of so many tokens on one rank."""
+        one = np.ones(1, np.int64)
+        return cls(one, one, one, one, one, np.zeros(1, bool), seq_len)
+
     @property
     def tokens(self) -> FloatColumn:
-        """Tokens of a micro-batch on one context-parallel rank."""
-        return self.micro_batch_size * (self.seq_len / self.cp)
+        """Tokens of a micro-batch on one context-parallel rank; what a model's own length leaves unequal is filled up."""
+        return self.micro_batch_size * (padded(self.seq_len, self) / self.cp)
 
     @property
     def document_len(self) -> float:
@@ -64,8 +70,16 @@ class MicroBatch:
         return found
 
 
-_ONE = np.ones(1, np.int64)
-ONE = MicroBatch(_ONE, _ONE, _ONE, _ONE, _ONE, np.zeros(1, bool), 1)  # one token on one rank
+ONE = MicroBatch.single()  # one token on one rank
+
+
+def padded(seq_len: int, shape: MicroBatch | Layouts) -> IntColumn:
+    """Tokens of a sequence that its ranks share evenly, ``(n,)``: a multiple of 2 · cp under context parallelism, and of cp · tp under
+    sequence parallelism. A length that a workload says has to be one; one that a model says is filled up to it."""
+    unit = shape.cp * np.where(shape.sequence_parallel, shape.tp, 1)
+    unit = np.where((shape.cp > 1) & (unit // shape.cp % 2 == 1), 2 * unit, unit)
+    length: IntColumn = -(-seq_len // unit) * unit
+    return length
 
 
 @dataclass(frozen=True)

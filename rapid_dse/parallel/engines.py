@@ -108,7 +108,7 @@ class Engines(Layouts):
 
     def rules(self, scenario: Scenario) -> list[Rule]:
         """Every rule of inference with the layouts that break it."""
-        found = [*_loads(self), *_divisions(self), *_sizes(self)]
+        found = [*_loads(self), *_divisions(self), *_sizes(self), *(_one_pass(self) if not scenario.model.of_kind.decodes else [])]
         for pool in (None, *POOLS):
             where = ~self.pooled if pool is None else self.pooled
             if where.any():
@@ -124,6 +124,16 @@ def _loads(engines: Engines) -> list[Rule]:
     return [
         Rule("one of batch_size (a static batch), concurrency (closed loop) and request_rate (open loop), not several", several),
         Rule("num_prompts goes with concurrency, request_rate or neither: a static batch is sent once", static),
+    ]
+
+
+def _one_pass(engines: Engines) -> list[Rule]:
+    """Rules of models that decode nothing, of which a batch runs forward once."""
+    asked, batch = (engines.concurrency != NOT_GIVEN) | (engines.request_rate != NOT_GIVEN), engines.batch_size
+    return [
+        Rule("a model that decodes nothing runs a batch forward: batch_size, and no concurrency, request_rate or num_prompts", asked),
+        Rule("dp must divide batch_size", (batch > engines.dp) & (batch % np.maximum(1, engines.dp) != 0)),  # of fewer some are idle
+        Rule("attention_dp and pools are of models that decode", (engines.attention_dp > 1) | engines.pooled),
     ]
 
 

@@ -258,15 +258,15 @@ def mathematics(layouts: Layouts, scenario: Scenario) -> list[Rule]:
     per_pass = np.maximum(1, dp * micro_batch)
     micro_batches = batch // per_pass
     shards = np.maximum(1, layouts.shards)
-    hybrid = layouts.shard_group != WHOLE_GROUP
+    hybrid, said = layouts.shard_group != WHOLE_GROUP, model.sample_tokens is None  # the model's own length is filled up (``padded``)
     return [
         Rule("tp must divide num_attention_heads", model.num_attention_heads % tp != 0),
         *(Rule(*each) for each in width_rules(layouts, scenario)),
         Rule("tp must divide num_key_value_heads or be a multiple of it", (kv_heads % tp != 0) & (tp % kv_heads != 0)),
         Rule("tp · cp · pp · dp must equal hw.num_gpus", (tp * cp * pp).astype(float) * dp != layouts.num_gpus),
-        Rule("seq_len must divide by 2 · cp", (cp > 1) & (seq_len % (2 * cp) != 0)),
+        Rule("seq_len must divide by 2 · cp", said & (cp > 1) & (seq_len % (2 * cp) != 0)),
         Rule("packing must leave documents of 2 · cp tokens or more", scenario.workload.document_len < np.where(cp > 1, 2 * cp, 1)),
-        Rule("under sequence parallelism seq_len / cp must divide by tp", layouts.sequence_parallel & (seq_len % (cp * tp) != 0)),
+        Rule("under sequence parallelism seq_len / cp must divide by tp", said & layouts.sequence_parallel & (seq_len % (cp * tp) != 0)),
         *(Rule(*each) for each in split_rules(layouts, scenario)),
         Rule("dp · micro_batch_size must divide global_batch_size", (batch % per_pass != 0) | (micro_batches == 0)),
         *(Rule(*each) for each in schedule_rules(layouts, micro_batches)),

@@ -57,7 +57,7 @@ def joules_of(scenario: Scenario, layouts: Layouts, block: Block, arranged: Arra
     layers, weights = (mean_of_stages(scenario, layouts, each) for each in (layer_joules(scenario, layouts, block), updated))
     sent, sent_at_end = sent_bytes(scenario, layouts, arranged)
     return Joules(
-        micro_batch=layers + head_joules(hw, block) / layouts.pp + sent_energy(hw, sent),
+        micro_batch=layers + end_joules(hw, block) / layouts.pp + sent_energy(hw, sent),
         end=moved_energy(hw, weights * scenario.software.update_traffic) + sent_energy(hw, sent_at_end),
     )
 
@@ -81,9 +81,9 @@ def part_joules(scenario: Scenario, layer: LayerBlock) -> FloatColumn:
     return layer.product_joules + layer.backward_joules + attention + moved_energy(scenario.hw, layer.traffic)
 
 
-def head_joules(hw: Hardware, block: Block) -> FloatColumn:
-    """Energy of head and loss for a micro-batch, forward and backward, ``(n_layouts,)``."""
-    return block.head_joules + moved_energy(hw, block.head_traffic)
+def end_joules(hw: Hardware, block: Block) -> FloatColumn:
+    """Energy of what stands around the layers, and of the loss, for a micro-batch, forward and backward, ``(n_layouts,)``."""
+    return block.ends_joules + moved_energy(hw, block.ends_traffic)
 
 
 def sent_bytes(scenario: Scenario, layouts: Layouts, arranged: Arrangement) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

@@ -134,8 +134,7 @@ def node_wait(scenario: Scenario, group: Span) -> FloatColumn:
 
 def stream_bytes(scenario: Scenario, layouts: Layouts) -> FloatColumn:
     """Bytes of a micro-batch's activations between layers, of a whole tensor-parallel group, ``(n_layouts,)``."""
-    tokens = layouts.micro_batch_size * (scenario.workload.seq_len / layouts.cp)
-    return tokens * (scenario.model.hidden_size * compute_bytes(scenario))
+    return MicroBatch.of(layouts, scenario.workload).tokens * (scenario.model.hidden_size * compute_bytes(scenario))
 
 
 # Recipes whose scale of a tensor is known before it is gathered: it is cast first and travels in 8 bits (Transformer Engine's linear

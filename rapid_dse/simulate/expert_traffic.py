@@ -14,6 +14,7 @@ from rapid_dse.config.scenario import Scenario
 from rapid_dse.interconnect import transfer
 from rapid_dse.interconnect.distinct_parts import distinct_parts_of_groups
 from rapid_dse.interconnect.transfer import Transfer
+from rapid_dse.model.shapes import MicroBatch
 from rapid_dse.parallel.layouts import Layouts
 from rapid_dse.parallel.span import Span
 from rapid_dse.simulate.operator_times import compute_bytes
@@ -43,7 +44,7 @@ class Route:
 
 def token_bytes(scenario: Scenario, layouts: Layouts) -> FloatColumn:
     """Bytes of the tokens that a rank has for the experts, ``(n_layouts,)``: its share of them under sequence parallelism."""
-    tokens = layouts.micro_batch_size * (scenario.workload.seq_len / layouts.cp)
+    tokens = MicroBatch.of(layouts, scenario.workload).tokens
     return tokens * (scenario.model.hidden_size * compute_bytes(scenario)) / np.where(layouts.sequence_parallel, layouts.tp, 1)
 
 

@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from rapid_dse.common.columns import summed
 from rapid_dse.config.scenario import Scenario
 from rapid_dse.model.architecture import LayerKind, architecture_of
-from rapid_dse.model.layers.embedding import table_parameters
 from rapid_dse.model.layers.part import Number
 from rapid_dse.model.shapes import MicroBatch
 from rapid_dse.parallel.layouts import BoolColumn, Layouts
@@ -94,9 +93,14 @@ def mean_of_stages(scenario: Scenario, layouts: Layouts, layers: Sequence[FloatC
     return summed(counts, layers) / layouts.pp
 
 
-def vocabulary_parameters(scenario: Scenario, layouts: Layouts) -> FloatColumn:
-    """Parameters of one embedding table, or of one head, that a tensor-parallel rank holds, ``(n_layouts,)``."""
-    return table_parameters(scenario.model, layouts.tp)
+def embedding_parameters(scenario: Scenario, layouts: Layouts) -> FloatColumn:
+    """Parameters of what stands before the layers that a tensor-parallel rank holds, positions left out, ``(n_layouts,)``."""
+    return architecture_of(scenario).embedding.weights(layouts.tp)
+
+
+def head_parameters(scenario: Scenario, layouts: Layouts) -> FloatColumn:
+    """The same of what stands behind them; where the tables are tied it is the embedding's."""
+    return architecture_of(scenario).head.weights(layouts.tp)
 
 
 def stage_weights(scenario: Scenario, layouts: Layouts, stages: Stages, trained: bool = False) -> Weights:
@@ -107,11 +111,11 @@ def stage_weights(scenario: Scenario, layouts: Layouts, stages: Stages, trained:
     layers = weights_of(stages.of_kinds, layer_weights(scenario, layouts, trained))
     if trained and not scenario.workload.trains_all:
         return layers
-    table = vocabulary_parameters(scenario, layouts)
     both = stages.has_embedding & stages.has_head & scenario.model.tie_word_embeddings
-    tables = stages.has_embedding.astype(float) + stages.has_head - both
+    tables = stages.has_embedding * embedding_parameters(scenario, layouts)
+    tables = tables + (stages.has_head & ~both) * head_parameters(scenario, layouts)
     positions = architecture_of(scenario).embedding.positions(scenario.workload.seq_len)
-    return Weights(layers.dense + tables * table + stages.has_embedding * positions, layers.experts)
+    return Weights(layers.dense + tables + stages.has_embedding * positions, layers.experts)
 
 
 def held_bytes(scenario: Scenario, layouts: Layouts, weights: Weights, trained: Weights) -> FloatColumn:

@@ -55,10 +55,10 @@ class Block:
     """Device seconds, HBM bytes and joules of one micro-batch on one rank: of a layer of each kind (``layers``), and of what is
     around them; each ``(n,)``.
 
-    ``head_*`` are of head and loss, ``embedding`` of the look-up and, beside its passes forward, of its gradient,
-    ``embedding_backward`` of what the first stage does after its last backward layer (transfers alone: ``vocabulary.Ends``);
-    ``head_weight_gradient`` is the part of ``head_backward`` that nothing waits for; ``head_joules`` of the arithmetic and
-    ``head_traffic`` HBM bytes of both passes.
+    ``head_*`` are of head and loss, ``embedding`` of what stands before the layers: its pass forward (``embedding_forward``) and its
+    gradient; ``embedding_backward`` of what the first stage does after its last backward layer (transfers alone: ``vocabulary.Ends``);
+    ``head_weight_gradient`` is the part of ``head_backward`` that nothing waits for; ``ends_joules`` of the arithmetic and
+    ``ends_traffic`` HBM bytes of both passes of both ends.
     """
 
     layers: tuple[LayerBlock, ...]
@@ -67,8 +67,9 @@ class Block:
     head_weight_gradient: FloatColumn
     embedding: FloatColumn
     embedding_backward: FloatColumn
-    head_joules: FloatColumn
-    head_traffic: FloatColumn
+    embedding_forward: FloatColumn
+    ends_joules: FloatColumn
+    ends_traffic: FloatColumn
 
     def take(self, rows: NDArray[np.int64]) -> Block:
         """The entries at ``rows``."""
@@ -84,21 +85,30 @@ def distinct_shapes(layouts: Layouts, work: Workload, *beside: str) -> tuple[Mic
 
 def framework_block(scenario: Scenario, shape: MicroBatch, alone: Operators, device: OperatorModel) -> Block:
     """Layers, the head and the embedding as the framework runs them: its factors on what the operators cost alone."""
-    head = _products(scenario, alone.head_seconds, alone.head_cast_bytes, device)
-    loss, trained = device.elementwise(alone.loss_bytes), scenario.workload.trains_all
+    head = _products(scenario, alone.head.seconds, alone.head.cast_bytes, device)
+    first = _products(scenario, alone.embedding.seconds, alone.embedding.cast_bytes, device)
+    loss, moved = moving(device, alone.loss_bytes), alone.embedding.glue_forward_bytes + alone.embedding.glue_backward_bytes
+    around = moving(device, moved)
+    ahead = around * np.divide(alone.embedding.glue_forward_bytes, moved, out=np.zeros_like(moved), where=moved > 0)
     return Block(
         layers=tuple(
             _layer_block(scenario, layer, some, _sequence_copy(scenario, shape, device), device)
             for layer, some in zip(alone.layers, selective(scenario), strict=True)
         ),
-        head_forward=head[0] + loss / 2,
-        head_backward=head[1] + head[2] + loss / 2,
+        head_forward=head[0] + loss / 2 + moving(device, alone.head.glue_forward_bytes),
+        head_backward=head[1] + head[2] + loss / 2 + moving(device, alone.head.glue_backward_bytes),
         head_weight_gradient=head[2],
-        embedding=device.elementwise((2.0 + trained) * compute_bytes(scenario) * shape.tokens * scenario.model.hidden_size),
+        embedding=first[0] + first[2] + around,  # nothing needs the gradient of what it reads
         embedding_backward=np.zeros(len(shape.tp)),
-        head_joules=alone.head_joules,
-        head_traffic=alone.head_operand_bytes + alone.loss_bytes,
+        embedding_forward=first[0] + ahead,
+        ends_joules=alone.head.joules + alone.embedding.joules,
+        ends_traffic=alone.head.operand_bytes + alone.embedding.operand_bytes + alone.loss_bytes,
     )
+
+
+def moving(device: OperatorModel, moved: FloatColumn) -> FloatColumn:
+    """Seconds of small kernels that move so many bytes; none where they move nothing."""
+    return np.where(moved > 0, device.elementwise(moved), 0.0)
 
 
 # Gathers and scatters of the stream around a layer's tensor-parallel halves: two each forward; backward two each, and two gathers again of

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from rapid_dse.config.model import Model
 from rapid_dse.config.scenario import Scenario
-from rapid_dse.model.layers.embedding import padded_vocab
-from rapid_dse.parallel.layouts import IntColumn
+from rapid_dse.model.architecture import architecture
+from rapid_dse.model.layers.end import Logits
+from rapid_dse.model.shapes import MicroBatch
 
 FloatColumn = NDArray[np.float64]
 
@@ -19,38 +19,39 @@ FloatColumn = NDArray[np.float64]
 LOSS_BYTES = {"whole": 46.0, "fused": 8.0, "chunked": 8.0}
 
 
-def chunk_tokens(model: Model, tokens: FloatColumn, tp: IntColumn) -> FloatColumn:
-    """Tokens whose logits a chunked loss holds at a time, ``(n,)``, of ``tokens`` of a micro-batch.
+def chunk_tokens(scenario: Scenario, read: Logits) -> FloatColumn:
+    """Tokens whose logits a chunked loss holds at a time, ``(n,)``, of those of a micro-batch.
 
     Liger's rule (Hsu et al., arXiv 2410.10989, section 3.2): as many chunks as the vocabulary's share of a rank is times as wide as the
     hidden size, each rounded up to a power of two, so that a chunk's logits are about as large as the stream.
     """
-    chunks = np.ceil(padded_vocab(model, tp) / tp / model.hidden_size)
-    size: FloatColumn = np.minimum(tokens, 2.0 ** np.ceil(np.log2(np.maximum(1.0, np.ceil(tokens / chunks)))))
+    chunks = np.maximum(1.0, np.ceil(read.columns / scenario.model.hidden_size))
+    size: FloatColumn = np.minimum(read.rows, 2.0 ** np.ceil(np.log2(np.maximum(1.0, np.ceil(read.rows / chunks)))))
     return size
 
 
-def loss_memory(scenario: Scenario, tokens: FloatColumn, tp: IntColumn, width: int) -> FloatColumn:
-    """Bytes that head and loss hold at their peak for ``tokens`` of a micro-batch on a rank, ``(n,)``.
+def loss_memory(scenario: Scenario, shape: MicroBatch, width: int) -> FloatColumn:
+    """Bytes that head and loss hold at their peak for a micro-batch on a rank, ``(n,)``.
 
     Logits with their gradient and copies (``Software.peak_logit_bytes`` each), of a chunk alone where the loss is chunked; a chunked loss
     computes its gradients while it goes: those of all the head's inputs and of its weights where they are trained, ``width`` bytes wide,
     wait for the backward pass.
     """
-    vocabulary = padded_vocab(scenario.model, tp) / tp
+    read = architecture(scenario.model).head.logits(shape)
     if scenario.software.kernels.loss != "chunked":
-        return tokens * vocabulary * scenario.software.peak_logit_bytes
-    logits = chunk_tokens(scenario.model, tokens, tp) * vocabulary * scenario.software.peak_logit_bytes
-    return logits + width * scenario.model.hidden_size * (tokens + vocabulary * scenario.workload.trains_all)
+        return read.rows * read.columns * scenario.software.peak_logit_bytes
+    logits = chunk_tokens(scenario, read) * read.columns * scenario.software.peak_logit_bytes
+    return logits + width * scenario.model.hidden_size * (read.rows + read.columns * scenario.workload.trains_all)
 
 
-def loss_traffic(scenario: Scenario, tokens: FloatColumn, tp: IntColumn, width: int) -> FloatColumn:
-    """HBM bytes of the loss of ``tokens`` of a micro-batch on a rank, forward and backward, ``(n,)``.
+def loss_traffic(scenario: Scenario, shape: MicroBatch, width: int) -> FloatColumn:
+    """HBM bytes of the loss of a micro-batch on a rank, forward and backward, ``(n,)``.
 
     A chunked loss adds each chunk's gradient of the head's weights to what the chunks before it gave: it is read and written again.
     """
-    moved = tokens * scenario.model.vocab_size / tp * LOSS_BYTES[scenario.software.kernels.loss]
+    read = architecture(scenario.model).head.logits(shape)
+    moved: FloatColumn = read.rows * read.counted * LOSS_BYTES[scenario.software.kernels.loss]
     if scenario.software.kernels.loss != "chunked" or not scenario.workload.trains_all:
         return moved
-    again = np.ceil(tokens / chunk_tokens(scenario.model, tokens, tp)) - 1
-    return moved + again * (2.0 * width * scenario.model.hidden_size * padded_vocab(scenario.model, tp) / tp)
+    again: FloatColumn = np.maximum(0.0, np.ceil(read.rows / np.maximum(1.0, chunk_tokens(scenario, read))) - 1)
+    return moved + again * (2.0 * width * scenario.model.hidden_size * read.columns)

@@ -16,7 +16,7 @@ from rapid_dse.config.hardware import NARROW_BYTES, PRECISION_BYTES
 from rapid_dse.config.scenario import Scenario
 from rapid_dse.config.software import Software
 from rapid_dse.device.contract import UNFUSED
-from rapid_dse.model.architecture import architecture_of
+from rapid_dse.model.architecture import architecture, architecture_of
 from rapid_dse.model.layers.part import Tensor
 from rapid_dse.model.recompute import Recomputation, full, nothing, selective
 from rapid_dse.model.shapes import MicroBatch
@@ -24,12 +24,13 @@ from rapid_dse.parallel.layouts import RECOMPUTE_NONE, RECOMPUTE_SELECTIVE, Bool
 from rapid_dse.parallel.schedules import HOLDS_ALL, SPLITS_BACKWARD, in_flight
 from rapid_dse.parallel.stages import Stages
 from rapid_dse.simulate.held_weights import (
+    embedding_parameters,
+    head_parameters,
     held_bytes,
     layer_bytes,
     layer_weights,
     product_weights,
     stage_weights,
-    vocabulary_parameters,
 )
 from rapid_dse.simulate.loss import loss_memory
 from rapid_dse.simulate.operator_times import compute_bytes
@@ -273,9 +274,10 @@ def _activations(scenario: Scenario, layouts: Layouts, stages: Stages) -> NDArra
         left = tuple(np.where(splits, np.maximum(kept, more), kept) for kept, more in zip(left, delayed, strict=True))
     all_kept = layer_activations(scenario, _without_recompute(layouts))
     whole = [np.maximum(0.0, kept - already) for kept, already in zip(all_kept, left, strict=True)]  # of the layer that runs backward
-    tokens = layouts.micro_batch_size * (scenario.workload.seq_len / layouts.cp)
-    logits = loss_memory(scenario, tokens, layouts.tp, compute_bytes(scenario))
-    whole_stream = compute_bytes(scenario) * tokens * scenario.model.hidden_size * (layouts.tp > 1)
+    shape = MicroBatch.of(layouts, scenario.workload)
+    logits = loss_memory(scenario, shape, compute_bytes(scenario))
+    shared = (layouts.tp > 1) & architecture(scenario.model).shares_ends
+    whole_stream = compute_bytes(scenario) * shape.tokens * scenario.model.hidden_size * shared
     embedded, headed = (
         whole_stream * copies for copies in (scenario.software.memory.embedding_copies, scenario.software.memory.head_copies)
     )
@@ -301,7 +303,7 @@ def _gathered(scenario: Scenario, layouts: Layouts, stages: Stages, parameters: 
         for each in layer_weights(scenario, layouts)
     ]
     layer = largest_of(stages.of_kinds, held)
-    table = (stages.has_embedding | stages.has_head) * vocabulary_parameters(scenario, layouts)
+    table = np.maximum(stages.has_embedding * embedding_parameters(scenario, layouts), stages.has_head * head_parameters(scenario, layouts))
     beside, two = np.maximum(layer, table), np.minimum(2, stages.layers)
     copies = largest_of(stages.of_kinds, _fp8_copies(scenario, layouts)[0])
     sharded = layouts.sharding.parameters & (layouts.shards > 1)

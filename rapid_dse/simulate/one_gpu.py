@@ -14,7 +14,7 @@ from rapid_dse.model.architecture import LayerKind, architecture_of
 from rapid_dse.model.recompute import recomputation
 from rapid_dse.model.shapes import MicroBatch
 from rapid_dse.parallel.layouts import BoolColumn, Layouts
-from rapid_dse.simulate.account import head_joules, layer_joules, part_joules
+from rapid_dse.simulate.account import end_joules, layer_joules, part_joules
 from rapid_dse.simulate.host_launches import launches_of, micro_batch_seconds
 from rapid_dse.simulate.layer_work import framework_block, layer_alone_block
 from rapid_dse.simulate.memory import LayerTensors
@@ -49,13 +49,11 @@ def phases(scenario: Scenario, layouts: Layouts, ends: BoolColumn) -> Phases:
     block = framework_block(scenario, ready.shape, ready.alone, ready.device).take(ready.where)
     counts, software = np.array(architecture_of(scenario).counts), scenario.software
     launches = scenario.model.num_hidden_layers * host_layer_seconds(scenario, layouts) + micro_batch_seconds(scenario)
-    # the look-up reads and writes a row a token, its gradient reads, adds and writes, where the table has one
-    looks_up = np.where(scenario.workload.trains_all, 1 / 3, 1.0)
-    forward = summed(counts, [layer.forward for layer in block.layers]) + ends * (block.head_forward + block.embedding * looks_up)
+    forward = summed(counts, [layer.forward for layer in block.layers]) + ends * (block.head_forward + block.embedding_forward)
     again = [layer.backward + recomputed(scenario, layouts, layer) for layer in block.layers]
-    backward = summed(counts, again) + ends * (block.head_backward + block.embedding * (1 - looks_up))
+    backward = summed(counts, again) + ends * (block.head_backward + block.embedding - block.embedding_forward)
     # each pass has a third of the launches: forward, input gradients, weight gradients
-    joules = summed(counts, layer_joules(scenario, layouts, block)) + ends * head_joules(scenario.hw, block)
+    joules = summed(counts, layer_joules(scenario, layouts, block)) + ends * end_joules(scenario.hw, block)
     return Phases(launched_slot(software, forward, launches / 3), launched_slot(software, backward, launches * 2 / 3), joules)
 
 

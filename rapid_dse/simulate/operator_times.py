@@ -17,17 +17,15 @@ from rapid_dse.config.scenario import Scenario
 from rapid_dse.config.software.expert_settings import ExpertProducts
 from rapid_dse.cost.energy import attention_energy, product_energy
 from rapid_dse.device import OperatorModel
-from rapid_dse.device.contract import OPERAND_PASSES, UNFUSED, score_passes
+from rapid_dse.device.contract import UNFUSED
 from rapid_dse.model.architecture import LayerKind, architecture_of
-from rapid_dse.model.layers.part import CoreAttention, Part
+from rapid_dse.model.layers.end import End
 from rapid_dse.model.recompute import Recomputation, recomputation, selective
-from rapid_dse.model.shapes import MatMul, MicroBatch, mean_context
+from rapid_dse.model.shapes import MatMul, MicroBatch
+from rapid_dse.simulate.attention_times import all_scores, attention_bytes, attention_flops, attention_kernels
 from rapid_dse.simulate.loss import loss_traffic
-from rapid_dse.simulate.ring_attention import AttentionKernels, Direction, ring_attention
 
 FloatColumn = NDArray[np.float64]
-
-DIRECTIONS: tuple[Direction, Direction] = ("forward", "backward")
 
 # Passes over an operand against one fused cast: rowwise scales need a pass for the maxima and one to cast, along rows and along columns.
 RECIPE_PASSES = {"delayed": 1.0, "tensorwise": 1.0, "tensorwise + fp8 all-gather": 1.0, "rowwise": 4.0, "blockwise": 1.0, "mxfp8": 1.0}
@@ -78,21 +76,36 @@ class LayerOperators:
 
 @dataclass(frozen=True)
 class Operators:
-    """The layers of each kind and the head, for each micro-batch shape.
+    """The layers of each kind and what stands around them, for each micro-batch shape.
 
     Attributes:
-        layers: one of each kind.
-        head_seconds, head_cast_bytes: ``(3, n_shapes)``: forward, input gradient, weight gradient.
-        head_operand_bytes, loss_bytes: HBM bytes of the head's operands in all directions, and of the loss, ``(n_shapes,)``;
-            ``head_joules``: energy of the head's products.
+        layers: one of each kind; ``embedding``, ``head``: the ends.
+        loss_bytes: HBM bytes of the loss, ``(n_shapes,)``.
     """
 
     layers: tuple[LayerOperators, ...]
-    head_seconds: NDArray[np.float64]
-    head_cast_bytes: NDArray[np.float64]
-    head_operand_bytes: FloatColumn
+    embedding: EndOperators
+    head: EndOperators
     loss_bytes: FloatColumn
-    head_joules: FloatColumn
+
+
+@dataclass(frozen=True)
+class EndOperators:
+    """What stands before or behind the layers, for each micro-batch shape.
+
+    Attributes:
+        seconds, cast_bytes: of its products, ``(3, n_shapes)``: forward, input gradient, weight gradient.
+        operand_bytes: HBM bytes of the products' operands; ``glue_forward_bytes``, ``glue_backward_bytes`` of its small kernels, fully
+            fused; ``joules`` of the arithmetic of all that runs, of which ``forward_joules`` forward; ``(n_shapes,)`` each.
+    """
+
+    seconds: NDArray[np.float64]
+    cast_bytes: NDArray[np.float64]
+    operand_bytes: FloatColumn
+    glue_forward_bytes: FloatColumn
+    glue_backward_bytes: FloatColumn
+    joules: FloatColumn
+    forward_joules: FloatColumn
 
 
 def compute_bytes(scenario: Scenario) -> int:
@@ -104,25 +117,23 @@ def operators(scenario: Scenario, shape: MicroBatch, device: OperatorModel, slow
     """Prices the operators of a layer of each kind and the head's for each shape; products and attention run ``slowest`` times as long on
     the GPU that all others wait for, ``(n_shapes,)``."""
     model = architecture_of(scenario)
-    head = model.head.products(shape)
-    every = [*(kind.products(shape) for kind in model.kinds), head]
+    ends = [model.embedding, model.head]
+    every = [*(kind.products(shape) for kind in model.kinds), *(end.products(shape) for end in ends)]
     matmuls = [matmul for part in every for matmul in part]
     shapes = _three_directions(matmuls)
-    ends = np.cumsum([len(part) for part in every])[:-1]
+    places = np.cumsum([len(part) for part in every])[:-1]
     runs = np.array([[True, True, not each.frozen] for each in matmuls]).T[..., None]  # frozen weights have no gradient
-    seconds = np.split(runs * _matmul_seconds(scenario, matmuls, shapes, device) * slowest, ends, axis=1)
-    casts = np.split(runs * _cast_bytes(scenario, shapes, _narrow(scenario, matmuls)), ends, axis=1)
-    kernels = [(forward * slowest, backward * slowest) for forward, backward in _attention_kernels(scenario, model.kinds, shape, device)]
+    seconds = np.split(runs * _matmul_seconds(scenario, matmuls, shapes, device) * slowest, places, axis=1)
+    casts = np.split(runs * _cast_bytes(scenario, shapes, _narrow(scenario, matmuls)), places, axis=1)
+    kernels = [(forward * slowest, backward * slowest) for forward, backward in attention_kernels(scenario, model.kinds, shape, device)]
     return Operators(
         layers=tuple(
             _layer_operators(scenario, kind, shape, (seconds[number], casts[number], *kernels[number]), some, device)
             for number, (kind, some) in enumerate(zip(model.kinds, selective(scenario), strict=True))
         ),
-        head_seconds=seconds[-1].sum(axis=1),
-        head_cast_bytes=casts[-1].sum(axis=1),
-        head_operand_bytes=compute_bytes(scenario) * np.sum([_operands(each) for each in head], axis=0),
-        loss_bytes=loss_traffic(scenario, shape.tokens, shape.tp, compute_bytes(scenario)),
-        head_joules=np.sum([directions(each) * _product_joules(scenario, each) for each in head], axis=0),
+        embedding=_end_operators(scenario, model.embedding, shape, (seconds[-2], casts[-2]), needed=False),
+        head=_end_operators(scenario, model.head, shape, (seconds[-1], casts[-1]), needed=True),
+        loss_bytes=loss_traffic(scenario, shape, compute_bytes(scenario)),
     )
 
 
@@ -131,13 +142,26 @@ def layer_alone(scenario: Scenario, kind: LayerKind, shape: MicroBatch, device: 
     matmuls = kind.products(shape)
     shapes = _three_directions(matmuls)
     priced = _matmul_seconds(scenario, matmuls, shapes, device), _cast_bytes(scenario, shapes, _narrow(scenario, matmuls))
-    kernels = _attention_kernels(scenario, [kind], shape, device)[0]
+    kernels = attention_kernels(scenario, [kind], shape, device)[0]
     return _layer_operators(scenario, kind, shape, (*priced, *kernels), recomputation(kind, scenario.software, ()), device)
 
 
 def _narrow(scenario: Scenario, matmuls: list[MatMul]) -> NDArray[np.bool_]:
     """Which products run in fp8 or fp4, ``(n_matmuls,)``."""
     return np.array([scenario.narrow is not None and not each.sixteen_bit for each in matmuls])
+
+
+def _end_operators(
+    scenario: Scenario, end: End, shape: MicroBatch, products: tuple[NDArray[np.float64], NDArray[np.float64]], *, needed: bool
+) -> EndOperators:
+    """What stands before or behind the layers, from seconds and cast bytes of its products; ``needed``: whether something needs the
+    gradient of what it reads."""
+    none, (seconds, casts) = np.zeros(len(shape.tp)), products
+    operands = compute_bytes(scenario) * sum((_operands(each) for each in end.products(shape)), none)
+    forward, backward = elementwise_bytes(scenario, LayerKind("", (end,)), shape)
+    joules = [_product_joules(scenario, each) for each in end.products(shape)]
+    every = sum(((directions(each) - (not needed)) * one for each, one in zip(end.products(shape), joules, strict=True)), none)
+    return EndOperators(seconds.sum(axis=1), casts.sum(axis=1), operands, forward, backward, every, sum(joules, none))
 
 
 def _layer_operators(
@@ -158,7 +182,7 @@ def _layer_operators(
     joules = np.stack([_product_joules(scenario, each) for each in matmuls])
     core = kind.attention(shape)
     attending = attention_flops(core, shape)
-    multiplied = _all_scores(core, shape) if scenario.attention_kernel in UNFUSED else attending
+    multiplied = all_scores(core, shape) if scenario.attention_kernel in UNFUSED else attending
     return LayerOperators(
         *priced[:2],
         again=again,
@@ -178,7 +202,7 @@ def _layer_operators(
         backward_joules=np.sum([(directions(each) - 1) * one for each, one in zip(matmuls, joules, strict=True)], axis=0),
         attention_joules=attention_energy(scenario.hw, _precision(scenario, True), scenario.attention_kernel, multiplied),
         again_joules=(again * joules).sum(axis=0),
-        attention_bytes=attention_bytes(scenario, core, shape),
+        attention_bytes=attention_bytes(scenario, core, shape, compute_bytes(scenario)),
     )
 
 
@@ -270,64 +294,6 @@ def _cast_bytes(scenario: Scenario, shapes: NDArray[np.float64], narrow: NDArray
     # weights that are gathered in 8 bits are cast as shards, with scales that the step before has found
     cast = np.array([0.0, 0.0, 1.0])[:, None, None] if "all-gather" in recipe else 1.0
     return np.where(narrow[:, None], (passes * 3.0 + maxima) * batch * (m * k + cast * k * n), 0.0)
-
-
-def _attention_kernels(
-    scenario: Scenario, kinds: Sequence[LayerKind], shape: MicroBatch, device: OperatorModel
-) -> list[tuple[FloatColumn, FloatColumn]]:
-    """Seconds of the attention kernel of each kind of layer, forward and backward; kinds with the same kernel have it priced once."""
-    found: dict[Part, tuple[FloatColumn, FloatColumn]] = {}
-    for kind in kinds:
-        core, none = kind.attention(shape), np.zeros(len(shape.tp))
-        if core is None:
-            found[kind.parts[0]] = none, none
-        elif kind.parts[0] not in found:
-            forward, backward = (_attention_seconds(scenario, core, shape, device, way) for way in DIRECTIONS)
-            found[kind.parts[0]] = forward, backward
-    return [found[kind.parts[0]] for kind in kinds]
-
-
-def _attention_seconds(
-    scenario: Scenario, core: CoreAttention, shape: MicroBatch, device: OperatorModel, direction: Direction
-) -> FloatColumn:
-    """Seconds of one layer's attention, s, ``(n_shapes,)``."""
-    seconds = np.empty(len(shape.tp))
-    ring, kernels = shape.cp > 1, AttentionKernels(scenario, core, shape, device, direction)
-    if (~ring).any():
-        seconds[~ring] = kernels.of(~ring, kernels.length, kernels.length)
-    if ring.any():
-        seconds[ring] = ring_attention(scenario, shape, kernels, ring)
-    return seconds / scenario.hw.efficiency.sustained
-
-
-def attention_flops(core: CoreAttention | None, shape: MicroBatch) -> FloatColumn:
-    """FLOP of one layer's causal attention forward on one rank, of each document by itself."""
-    if core is None:
-        return np.zeros(len(shape.tp))
-    return 4.0 * shape.tokens * mean_context(core.window, shape.document_len) * core.heads * core.mean_dim
-
-
-def _all_scores(core: CoreAttention | None, shape: MicroBatch) -> FloatColumn:
-    """FLOP of one layer's attention forward on one rank where those that the mask leaves out are multiplied too."""
-    return np.zeros(len(shape.tp)) if core is None else 4.0 * shape.tokens * shape.seq_len * core.heads * core.mean_dim
-
-
-def attention_bytes(scenario: Scenario, core: CoreAttention | None, shape: MicroBatch) -> FloatColumn:
-    """HBM bytes of one layer's attention kernels on one rank forward and backward, ``(n_shapes,)``: queries, keys, values and outputs once
-    forward and twice backward; of unfused ones also the passes over scores and operands between the products."""
-    if core is None:
-        return np.zeros(len(shape.tp))
-    width = compute_bytes(scenario)
-    operands = shape.tokens * (core.heads + core.kv_heads) * (core.head_dim + core.value_dim) * float(width)
-    kernel = scenario.attention_kernel
-    if kernel not in UNFUSED:
-        return 3.0 * operands
-    dropout, fused = scenario.software.kernels.dropout, kernel == "fused_softmax"
-    moved = 3.0 * operands
-    for way in DIRECTIONS:
-        passes = sum(score_passes(way, fused_softmax=fused, causal=True, dropout=dropout))
-        moved = moved + width * shape.tokens * core.heads * (passes * shape.seq_len + OPERAND_PASSES[kernel, way] * core.head_dim)
-    return moved
 
 
 def elementwise_bytes(scenario: Scenario, kind: LayerKind, shape: MicroBatch) -> tuple[FloatColumn, FloatColumn]:

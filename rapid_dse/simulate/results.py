@@ -16,6 +16,7 @@ OF_INFERENCE = "prefill"  # one more term of a token: the wait on others' prompt
 MEMORY_TERMS = ("parameters", "gradients", "optimizer", "activations", "kv_cache", "gathered", "buffers", "framework")
 
 
+REQUEST_COSTS = ("energy_j", "energy_j_per_token", "power_w_per_gpu", "cost_usd", "usd_per_million_tokens")
 ABSENT = frozenset(
     {
         *("ttft_s", "tpot_s", "request_latency_s", "requests_per_s", "running_requests", "time_prefill_s", "usd_per_million_tokens"),

@@ -1,4 +1,4 @@
-"""Attention on one rank: one causal kernel, or under context parallelism a kernel for each part of the keys that comes round the ring.
+"""Attention on one rank: one kernel, or under context parallelism a kernel for each part of the keys that comes round the ring.
 
 Ring attention (Liu et al., arXiv 2310.01889) as Transformer Engine and torchtitan run it: a rank starts with its own keys, causally, and
 takes those of one other rank in each of cp - 1 further steps. In zigzag each rank has an early and a late part of the sequence: half of
@@ -54,10 +54,11 @@ class AttentionKernels:
         """Tokens of each of them."""
         return self.shape.seq_len / self.documents
 
-    def of(self, rows: Rows, queries: FloatColumn | float, keys: FloatColumn | float, causal: bool = True) -> FloatColumn:
+    def of(self, rows: Rows, queries: FloatColumn | float, keys: FloatColumn | float, causal: bool | None = None) -> FloatColumn:
         """Seconds of one kernel on the shapes at ``rows``: so many queries against so many keys, of which a causal one skips what is
-        masked."""
+        masked; None: as the layer's."""
         scenario, shape, core = self.scenario, self.shape, self.core
+        causal = core.causal if causal is None else causal
         precision = scenario.workload.precision
         seconds: FloatColumn = self.device.attention(
             shape.micro_batch_size[rows] * self.documents,
@@ -97,5 +98,5 @@ def ring_attention(scenario: Scenario, shape: MicroBatch, kernels: AttentionKern
         most = window / mean
         uneven = 1.0 if balanced else np.minimum((2.0 * cp - 1) / cp, most)
         return kernels.of(rows, mine, mean, causal=False) * uneven + kernels.merging(rows)
-    other = mine / 2 if balanced else mine
+    other = mine / 2 if balanced and kernels.core.causal else mine
     return kernels.of(rows, mine, mine) + (cp - 1) * kernels.of(rows, mine, other, causal=False) + kernels.merging(rows)

@@ -15,7 +15,7 @@ from rapid_dse.config.scenario import Scenario
 from rapid_dse.device import OperatorModel
 from rapid_dse.parallel.layouts import Layouts
 from rapid_dse.simulate.communication import gradient_bytes
-from rapid_dse.simulate.held_weights import Weights, layer_weights, vocabulary_parameters
+from rapid_dse.simulate.held_weights import Weights, head_parameters, layer_weights
 from rapid_dse.simulate.layer_work import Block, LayerBlock
 from rapid_dse.simulate.memory import reduces_each
 from rapid_dse.simulate.operator_times import compute_bytes
@@ -53,7 +53,7 @@ def with_copies(scenario: Scenario, layouts: Layouts, block: Block, device: Oper
     apart = (layouts.pp > 1) | (not scenario.model.tie_word_embeddings)
     head, table = (
         copied_bytes(scenario, layouts, each, trained_table(scenario, each))
-        for each in (Weights(vocabulary_parameters(scenario, layouts) * apart), embedding_weights(scenario, layouts))
+        for each in (Weights(head_parameters(scenario, layouts) * apart), embedding_weights(scenario, layouts))
     )
 
     def seconds(moved: FloatColumn) -> FloatColumn:
@@ -77,5 +77,5 @@ def with_copies(scenario: Scenario, layouts: Layouts, block: Block, device: Oper
         head_forward=block.head_forward + seconds(head.weights),
         head_backward=block.head_backward + seconds(head.gradients),
         embedding=block.embedding + seconds(table.weights) + seconds(table.gradients),
-        head_traffic=block.head_traffic + head.weights + head.gradients,
+        ends_traffic=block.ends_traffic + head.weights + head.gradients,
     )

@@ -19,7 +19,14 @@ from rapid_dse.parallel.placement import Placement
 from rapid_dse.parallel.span import Halves, Span
 from rapid_dse.parallel.stages import Stages
 from rapid_dse.simulate.communication import gradient_bytes
-from rapid_dse.simulate.held_weights import Weights, layer_weights, mean_of_stages, stage_weights, vocabulary_parameters
+from rapid_dse.simulate.held_weights import (
+    Weights,
+    embedding_parameters,
+    head_parameters,
+    layer_weights,
+    mean_of_stages,
+    stage_weights,
+)
 from rapid_dse.simulate.memory import reduces_each
 from rapid_dse.simulate.operator_times import compute_bytes
 from rapid_dse.simulate.replicated import replicated_bytes
@@ -112,7 +119,7 @@ class TableTransfers:
 def embedding_weights(scenario: Scenario, layouts: Layouts) -> Weights:
     """Parameters that a rank of the first stage looks up: of tokens, and of positions where they are learned."""
     learned = architecture(scenario.model).embedding.positions(scenario.workload.seq_len)
-    return Weights(vocabulary_parameters(scenario, layouts) + learned)
+    return Weights(embedding_parameters(scenario, layouts) + learned)
 
 
 def trained_table(scenario: Scenario, table: Weights) -> Weights:
@@ -122,7 +129,7 @@ def trained_table(scenario: Scenario, table: Weights) -> Weights:
 
 def table_passes(scenario: Scenario, layouts: Layouts, groups: ShardGroups) -> TableTransfers:
     """Those of each layout; nothing under ZeRO 0 and 1."""
-    looked_up, table = embedding_weights(scenario, layouts), Weights(vocabulary_parameters(scenario, layouts))
+    looked_up, table = embedding_weights(scenario, layouts), Weights(head_parameters(scenario, layouts))
     embedding = sharded_passes(scenario, layouts, groups, looked_up, trained_table(scenario, looked_up))
     apart = (layouts.pp > 1) | (not scenario.model.tie_word_embeddings)
     head = sharded_passes(scenario, layouts, groups, table, trained_table(scenario, table))
@@ -167,8 +174,8 @@ def end_transfers(scenario: Scenario, layouts: Layouts, found: Stages, groups: S
     weights = stage_weights(scenario, layouts, found.first(), trained=True).first_stage()
     left = weights.times(~reduces_each(scenario.software, layouts))
     of_layers = mean_of_stages(scenario, layouts, [each.total for each in layer_weights(scenario, layouts, trained=True)])
-    table = trained_table(scenario, Weights(vocabulary_parameters(scenario, layouts))).dense
-    tables = table * (2 - scenario.model.tie_word_embeddings) / layouts.pp
+    head = head_parameters(scenario, layouts) * (not scenario.model.tie_word_embeddings)
+    tables = trained_table(scenario, Weights(embedding_parameters(scenario, layouts) + head)).dense / layouts.pp
     return EndTransfers(
         gradients=gradient_sync(scenario, layouts, left.times(gradient_bytes(scenario)), groups),
         weights=weight_gather(scenario, layouts, weights, found.layers[0], groups),

@@ -38,6 +38,7 @@ _TABLE = 4096  # columns of numbers up to this are looked up in a table
 TITLES = {
     "architecture": "hw",
     "chip": "hw",
+    "kind": "model kind",
     "tp_over_nodes": "tp over nodes",
     "seq_len": "sequence length",
     "parameters": "model size",
@@ -185,6 +186,7 @@ def _of_scenario(box: MeasuredRuns, scenario: Scenario, over: bool) -> dict[str,
         "seq_len": float(_doublings(*box.seq_len)(np.array(work.seq_len))),
         "parameters" if size > box.parameters[0] else "small_models": float(_doublings(*box.parameters)(np.array(size))),
         "tp_over_nodes": float(box.tp_over_nodes != over),
+        "kind": 0.0 if scenario.model.kind == "transformer" else np.inf,
         "experts": 0.0 if box.experts == bool(scenario.model.num_experts) else np.inf,
     }
     if box.chip != hw.name:
@@ -258,6 +260,8 @@ def _measured(box: MeasuredRuns, name: str) -> str:
     """What a box has of a setting, in words."""
     if name in ("architecture", "chip"):
         return box.chip
+    if name == "kind":
+        return "transformers of text"
     if name == "experts":
         return "with experts" if box.experts else "dense models"
     if name == "tp_over_nodes":

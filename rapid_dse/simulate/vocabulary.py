@@ -11,11 +11,13 @@ from rapid_dse.config.hardware import Network
 from rapid_dse.config.scenario import Scenario
 from rapid_dse.interconnect import transfer
 from rapid_dse.interconnect.transfer import Transfer
+from rapid_dse.model.architecture import architecture
+from rapid_dse.model.shapes import MicroBatch
 from rapid_dse.parallel.layouts import Layouts
 from rapid_dse.parallel.placement import Placement
 from rapid_dse.parallel.span import two_ends
 from rapid_dse.simulate.communication import TensorParallel, gradient_bytes, node_wait
-from rapid_dse.simulate.held_weights import vocabulary_parameters
+from rapid_dse.simulate.held_weights import embedding_parameters
 from rapid_dse.simulate.layer_work import Block
 
 FloatColumn = NDArray[np.float64]
@@ -62,6 +64,9 @@ def vocabulary_parallel(
     scenario: Scenario, layouts: Layouts, stream: TensorParallel, placement: Placement, network: Network
 ) -> VocabularyParallel:
     """What a micro-batch of each layout exchanges; nothing at tp = 1. ``stream``: on the activations between layers."""
+    if not architecture(scenario.model).shares_ends:
+        nothing = transfer.nothing(network, len(layouts))
+        return VocabularyParallel(nothing, nothing, nothing, nothing, nothing)
     scattered, trained = layouts.sequence_parallel, scenario.workload.trains_all
     loss = transfer.all_reduce(loss_bytes(scenario, layouts), placement.tp, network).waiting(node_wait(scenario, placement.tp))
     return VocabularyParallel(
@@ -75,7 +80,8 @@ def vocabulary_parallel(
 
 def loss_bytes(scenario: Scenario, layouts: Layouts) -> FloatColumn:
     """Bytes of a number a token, of a micro-batch on one context-parallel rank, ``(n_layouts,)``."""
-    return LOSS_BYTES * (layouts.micro_batch_size * (scenario.workload.seq_len / layouts.cp))
+    shape = MicroBatch.of(layouts, scenario.workload)
+    return LOSS_BYTES * architecture(scenario.model).head.logits(shape).rows
 
 
 @dataclass(frozen=True)
@@ -143,7 +149,7 @@ def tied_bytes(scenario: Scenario, layouts: Layouts) -> FloatColumn:
     if not scenario.model.tie_word_embeddings or not scenario.workload.trains_all:
         return np.zeros(len(layouts))
     shards = np.where(layouts.sharding.gradients, layouts.shards, 1)
-    return np.where(layouts.head_stage > 0, vocabulary_parameters(scenario, layouts) * gradient_bytes(scenario) / shards, 0.0)
+    return np.where(layouts.head_stage > 0, embedding_parameters(scenario, layouts) * gradient_bytes(scenario) / shards, 0.0)
 
 
 def tied_table(scenario: Scenario, layouts: Layouts, placement: Placement, network: Network) -> TiedTable:

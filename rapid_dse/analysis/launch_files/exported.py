@@ -42,6 +42,8 @@ def exported(portion: Portion, framework: LaunchFramework, composer: Composer | 
     scenario, layout, software = portion.scenario, portion.layouts, portion.choices["software"]
     if scenario.workload.kind != framework.kind:
         raise ValueError(f"workload={scenario.workload.kind}: {framework.title} is launched for {framework.kind}; allowed: a row of that")
+    if not scenario.model.of_kind.decodes:
+        raise ValueError(f"model={scenario.model.name}: launch files are of transformers of text; allowed: a row of such a model")
     own = software in framework.profiles
     fields = written(framework.table, LaunchedRun(scenario, layout, software))
     reading = framework.read(framework.form.text(fields, ()))

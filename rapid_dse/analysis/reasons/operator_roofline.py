@@ -80,8 +80,10 @@ def operators_of(of: PricedTrial) -> list[Operator]:
         layer = [*_products(of, kind.products(shape), alone.matmul_seconds), *_others(of, kind, shape, (ready.device, alone))]
         label = f" of {kind.name}" if len(model.kinds) > 1 else ""
         found += [replace(operator, name=operator.name + label) for operator in layer]
-    head = ready.alone.head_seconds[:, None]
-    return [*found, *_products(of, model.head.products(shape), head), _streamed(of, "loss", ready.device, ready.alone.loss_bytes, 1.0)]
+    for end, priced in ((model.embedding, ready.alone.embedding), (model.head, ready.alone.head)):
+        found += _products(of, end.products(shape), priced.seconds[:, None])
+    read = ready.alone.loss_bytes
+    return [*found, *([_streamed(of, "loss", ready.device, read, 1.0)] if read.any() else [])]
 
 
 def _products(of: PricedTrial, matmuls: Sequence[MatMul], times: NDArray[np.float64]) -> Iterator[Operator]:

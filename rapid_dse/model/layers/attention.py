@@ -8,7 +8,17 @@ import numpy as np
 
 from rapid_dse.config.model import Model
 from rapid_dse.config.software import Software
-from rapid_dse.model.layers.part import CoreAttention, Exchanged, ForwardStep, Part, PartParameters, SmallKernel, Tensor, norm_parameters
+from rapid_dse.model.layers.part import (
+    CoreAttention,
+    Exchanged,
+    ForwardStep,
+    Part,
+    PartParameters,
+    SmallKernel,
+    Tensor,
+    norm_parameters,
+    residual,
+)
 from rapid_dse.model.shapes import FloatColumn, MatMul, MicroBatch
 from rapid_dse.parallel.layouts import IntColumn
 
@@ -23,22 +33,25 @@ OUTPUT = (("o_proj", 1.0),)  # of Hugging Face's modules, what projects back
 
 @dataclass(frozen=True)
 class Attention(Part):
-    """Norm, projections to queries, keys and values, the attention kernel, and the projection back; ``window`` in tokens, None: all."""
+    """Norm, projections to queries, keys and values, the attention kernel, and the projection back; ``window`` in tokens, None: all;
+    ``causal``: whether tokens see only what is before them."""
 
     window: int | None = None
+    causal: bool = True
 
     def _heads(self, tp: IntColumn) -> FloatColumn:
         return self.model.num_attention_heads / tp
 
     def parameters(self, shape: MicroBatch) -> PartParameters:
-        """``attention_bias`` puts biases on the query, key and value projections, ``linear_bias`` on all four."""
+        """``attention_bias`` puts biases on the query, key and value projections, ``linear_bias`` on all four; ``qkv_bias`` wins."""
         model, head = self.model, self.model.attention_head_dim
         inward = head * (self._heads(shape.tp) + 2 * local_kv_heads(model, shape.tp))
+        biased = (model.attention_bias or model.linear_bias) if model.qkv_bias is None else model.qkv_bias
         return PartParameters(
             products=model.hidden_size * (inward + head * self._heads(shape.tp)),
-            biases=inward if model.attention_bias or model.linear_bias else 0.0,
+            biases=inward if biased else 0.0,
             norms=norm_parameters(model, model.hidden_size) + (2 * norm_parameters(model, head) if model.qk_norm else 0),
-            added=model.hidden_size if model.linear_bias else 0,
+            added=model.hidden_size * (model.linear_bias + model.layer_scale),
         )
 
     def products(self, shape: MicroBatch) -> list[MatMul]:
@@ -54,7 +67,8 @@ class Attention(Part):
 
     def attention(self, shape: MicroBatch) -> CoreAttention:
         model = self.model
-        return CoreAttention(self._heads(shape.tp), local_kv_heads(model, shape.tp), model.attention_head_dim, self.window)
+        heads = self._heads(shape.tp), local_kv_heads(model, shape.tp)
+        return CoreAttention(*heads, model.attention_head_dim, self.window, causal=self.causal)
 
     def small_kernels(self, shape: MicroBatch, software: Software) -> list[SmallKernel]:
         """A norm reads and writes (backward reads two and writes one), a residual sum reads two and writes one; rotary embedding reads
@@ -66,7 +80,7 @@ class Attention(Part):
         return [
             SmallKernel("attention_norm", 2 * stream, 3 * stream),
             SmallKernel("rotary", 2 * (rotary + normed), 2 * rotary + 3 * normed),
-            SmallKernel("attention_residual", stream * (3 + mask), stream * (2 + mask)),
+            SmallKernel("attention_residual", *residual(model, stream, mask)),
         ]
 
     def steps(self) -> tuple[ForwardStep, ...]:
@@ -105,7 +119,7 @@ class Attention(Part):
             Tensor("log_sum_exp", shape.tokens * heads, "fp32"),
             Tensor("softmax", scores, core=True),
             Tensor("core_output", queries, "core_input"),
-            Tensor("attention_output", stream, product=True, kept=False, first=0.0),
+            Tensor("attention_output", stream, product=True, kept=model.layer_scale, first=0.0),
         ]
         if software.kernels.dropout:
             made += [

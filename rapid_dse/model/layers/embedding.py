@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from rapid_dse.config.model import Model
-from rapid_dse.model.layers.part import Part, PartParameters
+from rapid_dse.config.software import Software
+from rapid_dse.model.layers.end import End
+from rapid_dse.model.layers.part import PartParameters, SmallKernel
 from rapid_dse.model.shapes import FloatColumn, MicroBatch
 from rapid_dse.parallel.layouts import IntColumn
 
@@ -25,13 +28,25 @@ def table_parameters(model: Model, tp: IntColumn) -> FloatColumn:
 
 
 @dataclass(frozen=True)
-class Embedding(Part):
+class Embedding(End):
     """Look-up of tokens, and of positions where they are learned."""
+
+    shared: ClassVar[bool] = True
 
     def parameters(self, shape: MicroBatch) -> PartParameters:
         """Of the table of tokens; each rank has a share of its rows."""
         return PartParameters(products=table_parameters(self.model, shape.tp))
 
+    def counted(self) -> int:
+        return self.model.vocab_size * self.model.hidden_size
+
+    def weights(self, tp: IntColumn) -> FloatColumn:
+        return table_parameters(self.model, tp)
+
+    def small_kernels(self, shape: MicroBatch, software: Software) -> list[SmallKernel]:
+        """A row a token; its gradient is read, and added to a row where the table is trained."""
+        stream = shape.tokens * self.model.hidden_size
+        return [SmallKernel("look_up", 2 * stream, 0.0) if self.frozen else SmallKernel("look_up", stream, 2 * stream)]
+
     def positions(self, seq_len: int) -> int:
-        """Parameters of the table of positions, whole on each rank."""
         return seq_len * self.model.hidden_size if self.model.position_embedding == "learned" else 0

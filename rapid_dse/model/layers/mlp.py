@@ -8,7 +8,17 @@ import numpy as np
 
 from rapid_dse.config.model import Model
 from rapid_dse.config.software import Software
-from rapid_dse.model.layers.part import Exchanged, ForwardStep, Number, Part, PartParameters, SmallKernel, Tensor, norm_parameters
+from rapid_dse.model.layers.part import (
+    Exchanged,
+    ForwardStep,
+    Number,
+    Part,
+    PartParameters,
+    SmallKernel,
+    Tensor,
+    norm_parameters,
+    residual,
+)
 from rapid_dse.model.shapes import FloatColumn, MatMul, MicroBatch
 
 GATED = ("swiglu", "geglu")  # whose activated gate is multiplied with a second projection
@@ -39,7 +49,7 @@ def mlp_kernels(model: Model, shape: MicroBatch, wide: FloatColumn, software: So
     return [
         SmallKernel("mlp_norm", 2 * stream, 3 * stream),
         SmallKernel("activation", wide * (gates + 1), wide * (2 * gates + 1)),
-        SmallKernel("mlp_residual", stream * (3 + mask), stream * (2 + mask)),
+        SmallKernel("mlp_residual", *residual(model, stream, mask)),
     ]
 
 
@@ -63,7 +73,7 @@ class Mlp(Part):
             products=model.hidden_size * wide * (inward + 1),
             biases=inward * wide if model.linear_bias else 0.0,
             norms=norm_parameters(model, model.hidden_size),
-            added=model.hidden_size if model.linear_bias else 0,
+            added=model.hidden_size * (model.linear_bias + model.layer_scale),
         )
 
     def products(self, shape: MicroBatch) -> list[MatMul]:
@@ -91,7 +101,7 @@ class Mlp(Part):
             Tensor("mlp_norm_input", stream),
             Tensor("up_input", stream, "input"),
             *activated(self.model, self._wide(shape), software),
-            Tensor("down", stream, product=True, kept=False, first=1.0),
+            Tensor("down", stream, product=True, kept=self.model.layer_scale, first=1.0),
             *mask,
         ]
 

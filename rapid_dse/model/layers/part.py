@@ -9,7 +9,7 @@ import numpy as np
 
 from rapid_dse.config.model import Model
 from rapid_dse.config.software import Software
-from rapid_dse.model.shapes import FloatColumn, MatMul, MicroBatch
+from rapid_dse.model.shapes import FloatColumn, MatMul, MicroBatch, mean_context
 
 Number = FloatColumn | float
 
@@ -60,13 +60,18 @@ class PartParameters:
 @dataclass(frozen=True)
 class CoreAttention:
     """The attention kernel of a rank: heads and key-value heads, ``(n_shapes,)`` each, the width of a head's query and key, the window
-    in tokens (None: all of the sequence), and the width of a head's value (None: as wide)."""
+    in tokens (None: all of the sequence), the width of a head's value (None: as wide), and whether a query sees only what is before it."""
 
     heads: FloatColumn
     kv_heads: FloatColumn
     head_dim: int
     window: int | None
     v_head_dim: int | None = None
+    causal: bool = True
+
+    def context(self, seq_len: float) -> float:
+        """Keys that a query sees on average."""
+        return mean_context(self.window, seq_len) if self.causal else float(seq_len)
 
     @property
     def value_dim(self) -> int:
@@ -216,3 +221,11 @@ class Part:
 def norm_parameters(model: Model, width: int) -> int:
     """Of one norm: a scale, and a bias beside it in layernorm."""
     return 2 * width if model.norm == "layernorm" else width
+
+
+def residual(model: Model, stream: FloatColumn, mask: float) -> tuple[FloatColumn, FloatColumn]:
+    """Elements that adding a half's output to the stream moves, forward and backward: two read and one written, a mask of dropout beside
+    them. Scaled by a learned vector first (``layer_scale``), the output is read and written once more, and backward read twice, for its own
+    gradient and the vector's, and written."""
+    scaled = 1.0 if model.layer_scale else 0.0
+    return stream * (3 + mask + 2 * scaled), stream * (2 + mask + 3 * scaled)

@@ -15,10 +15,11 @@ from rapid_dse.model.architecture import matrix_parameters
 from rapid_dse.model.shapes import mean_context
 from rapid_dse.parallel.engines import Engines
 from rapid_dse.parallel.layouts import POOLS, Layouts
+from rapid_dse.simulate.inference import one_pass
 from rapid_dse.simulate.inference.distinct_steps import Costs, costs
 from rapid_dse.simulate.inference.pools import Pools
 from rapid_dse.simulate.inference.serving import Engine, Load, Served
-from rapid_dse.simulate.results import Priced
+from rapid_dse.simulate.results import REQUEST_COSTS, Priced
 
 FloatColumn = NDArray[np.float64]
 
@@ -46,6 +47,8 @@ def price(scenario: Scenario, layouts: Layouts) -> Priced:
         ValueError: where the network has no closed form, or the chip lacks the precision.
     """
     assert isinstance(layouts, Engines)
+    if not scenario.model.of_kind.decodes:
+        return request_costs(scenario, layouts, *one_pass.price_batches(scenario, layouts))
     return served(scenario, layouts, prepare(scenario, layouts))
 
 
@@ -162,27 +165,27 @@ def _results(scenario: Scenario, layouts: Engines, found: System) -> Priced:
         request_latency_s=fared.life,
         requests_per_s=rate,
         running_requests=np.minimum(fared.running, fared.capacity) * found.replicas * np.maximum(1, layouts.decode_workers),
-        **dict.fromkeys((*_COSTS, "train_time_s", "train_cost_usd", "train_energy_j", "goodput"), absent),
+        **dict.fromkeys((*REQUEST_COSTS, "train_time_s", "train_cost_usd", "train_energy_j", "goodput"), absent),
     )
     return request_costs(scenario, layouts, priced, of_gpus)
 
 
 def request_costs(scenario: Scenario, layouts: Layouts, priced: Priced, of_gpus: FloatColumn) -> Priced:
     """The results with what a request costs and takes, from the joules of all GPUs for one."""
-    rate, generated = priced.requests_per_s, scenario.workload.lengths[1]
+    work = scenario.workload
+    rate, tokens = priced.requests_per_s, work.lengths[1] if scenario.model.of_kind.decodes else work.seq_len
     joules = site_energy(scenario.cluster, scenario.hw, of_gpus, 1.0 / rate, layouts.num_gpus)
     dollars = scenario.hw.price / 3600 * layouts.num_gpus / rate
     return replace(
         priced,
         energy_j=joules,
-        energy_j_per_token=joules / generated,
+        energy_j_per_token=joules / tokens,
         power_w_per_gpu=of_gpus * rate / layouts.num_gpus,
         cost_usd=dollars,
-        usd_per_million_tokens=dollars / generated * 1e6,
+        usd_per_million_tokens=dollars / tokens * 1e6,
     )
 
 
-_COSTS = ("energy_j", "energy_j_per_token", "power_w_per_gpu", "cost_usd", "usd_per_million_tokens")
 _MEMORY = ("parameters", "gradients", "optimizer", "activations", "kv_cache", "gathered", "buffers", "framework")
 _TIMES = ("compute", "tp", "cp", "ep", "pp", "dp", "bubble", "optimizer", "host", "prefill")
 

@@ -1,0 +1,42 @@
+"""What kinds of models there are: the fields of the schema that each needs, and what it says of a run that others are told.
+
+A new kind is an entry here, with the fields that it brings in ``model.py``, and a line in ``model/compositions.py`` for what it is made of.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from rapid_dse.config.effects import Only, Where
+
+ModelKindName = Literal["transformer", "vit"]
+LAYERS = ("hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "intermediate_size")
+
+
+@dataclass(frozen=True)
+class ModelKind:
+    """Attributes:
+    needs: fields that have no default for it.
+    decodes: whether it generates token after token; else inference is one pass forward of a batch.
+    sample: what a sequence of the workload is, in words.
+    """
+
+    needs: tuple[str, ...]
+    decodes: bool
+    sample: str
+
+
+KINDS: dict[str, ModelKind] = {
+    "transformer": ModelKind((*LAYERS, "vocab_size"), True, "sequences"),
+    "vit": ModelKind((*LAYERS, "image_size", "patch_size"), False, "images"),
+}
+assert set(KINDS) == set(get_args(ModelKindName))
+
+
+def of_kinds(*names: str) -> Only:
+    """Metadata of a field that models of some kinds have, and that is refused in others."""
+    return Only(Where("model.kind", names), refused=True)
+
+
+ONE_PASS = tuple(name for name, kind in KINDS.items() if not kind.decodes)

@@ -1,0 +1,56 @@
+"""What a model says of the lengths of its samples, which a workload then need not say, and may not say otherwise."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rapid_dse.config.model import Model
+from rapid_dse.config.run import Workload
+
+# What options of ``workload`` have, which stands for nothing that somebody set.
+USUAL = {"seq_len": 8192, "prompt_len": 1024, "decode_len": 1024}
+# Of a load of requests, which a batch that runs forward once has none of.
+OF_REQUESTS = (
+    *("concurrency", "request_rate", "num_prompts", "length_spread", "kv_precision"),
+    *("draft_tokens", "draft_acceptance", "prefix_hit"),
+)
+
+
+def with_lengths(model: Model, work: Workload) -> Workload:
+    """The workload with the lengths that the model settles; of one that decodes the workload itself.
+
+    Raises:
+        ValueError: one line, where the workload says something else.
+    """
+    if model.of_kind.decodes:
+        return work
+    if not work.trains_all:
+        raise ValueError(f"workload.trainable={work.trainable}: adapters are of transformers of text; allowed with {model.kind}: full")
+    if work.packing != 1:
+        raise ValueError(f"workload.packing={work.packing:g}: documents are packed into sequences of text; allowed with {model.kind}: 1")
+    own: dict[str, Any] = {"seq_len": work.seq_len if model.sample_tokens is None else model.sample_tokens}
+    if work.kind == "inference":
+        own |= {"prompt_len": own["seq_len"], "decode_len": 1}
+        for name in OF_REQUESTS:
+            value = getattr(work, name)
+            if value != Workload.model_fields[name].default:
+                raise ValueError(
+                    f"workload.{name}={value}: a model of the kind {model.kind} decodes nothing: a batch runs forward once; allowed: "
+                    f"workload.batch_size"
+                )
+    for name, value in own.items():
+        said = getattr(work, name)
+        if said not in (USUAL[name], value):
+            raise ValueError(f"workload.{name}={said}: {_because(model, name, value)}; leave it out")
+    return work.model_copy(update=own)
+
+
+def _because(model: Model, name: str, value: int) -> str:
+    if name == "decode_len":
+        return f"a model of the kind {model.kind} decodes nothing"
+    if model.sample_tokens is None:
+        return f"workload.seq_len={value} says how long a sample is"
+    return (
+        f"an image of {model.image_size} pixels a side in patches of {model.patch_size} and {model.num_prefix_tokens} prefix tokens "
+        f"are {value} tokens"
+    )
