@@ -70,8 +70,8 @@ def _flushed(code: int) -> int:
 def _in_one_line(command: Callable[[Sequence[str]], int], arguments: Sequence[str]) -> int:
     try:
         return command(arguments)
-    except KeyboardInterrupt:
-        return _fail("interrupted; what was finished is kept", INTERRUPTED)
+    except KeyboardInterrupt as error:
+        return _fail(f"{termination.what_ended(error)}; what was finished is kept", INTERRUPTED)
     except SystemExit as end:  # what argparse says after --help
         return end.code if isinstance(end.code, int) else int(end.code is not None)
     except BrokenPipeError:
@@ -90,6 +90,7 @@ def _in_one_line(command: Callable[[Sequence[str]], int], arguments: Sequence[st
 
 def _printable() -> None:
     """Lets every character be printed: one that the terminal's encoding lacks has a stand-in; what is closed takes and forgets."""
+    _open_standard_files()
     codecs.register_error("rapid_dse", _stand_in)
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
@@ -97,6 +98,15 @@ def _printable() -> None:
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 as long as the process
         elif isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="rapid_dse")
+
+
+def _open_standard_files() -> None:
+    """Opens standard files that the caller has closed: a table's file would get their number, and what a library prints go into it."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest number that is free: this one
 
 
 def _stand_in(error: UnicodeError) -> tuple[str, int]:

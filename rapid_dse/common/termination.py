@@ -15,7 +15,12 @@ SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasat
 
 
 class Terminated(KeyboardInterrupt):
-    """A signal asked this process to end."""
+    """A signal asked this process to end; its argument is the signal's number."""
+
+
+def what_ended(error: KeyboardInterrupt) -> str:
+    """How a message begins that says why a command ended early: after Ctrl-C, and after another signal."""
+    return f"ended by {signal.Signals(error.args[0]).name}" if isinstance(error, Terminated) else "interrupted"
 
 
 @contextmanager
@@ -30,7 +35,7 @@ def raising() -> Iterator[list[int]]:
     def unwind(number: int, _: FrameType | None) -> None:
         if not came:  # a second one must not break into what the first one undoes
             came.append(number)
-            raise Terminated
+            raise Terminated(number)
 
     main = threading.current_thread() is threading.main_thread()
     taken = [number for number in SIGNALS if main and signal.getsignal(number) is signal.SIG_DFL]

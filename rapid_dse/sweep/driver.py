@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from rapid_dse.common.termination import what_ended
 from rapid_dse.config.run import Debug, Search
 from rapid_dse.config.scenario import Scenario
 from rapid_dse.config.units import shortened
@@ -106,9 +107,9 @@ def run(
         found = tally.standing()
         _report(portions, tally, found, chunks, folder, out)
         _again(tally, found, chunks, (search, debug), folder, (out, err))
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         store.remove_parts(folder)  # of workers that were stopped in the middle of a file
-        _notice(err, f"interrupted after {tally.rows:,} trials; they are kept in {folder}, the same command goes on from there")
+        _notice(err, f"{what_ended(error)} after {tally.rows:,} trials; they are kept in {folder}, the same command goes on from there")
         return INTERRUPTED
     except BrokenPipeError:  # nobody reads the output any more
         raise

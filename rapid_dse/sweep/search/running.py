@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import optuna
 
+from rapid_dse.common.termination import what_ended
 from rapid_dse.config.run import Debug, Search
 from rapid_dse.parallel.layouts import COLUMN_OF
 from rapid_dse.sweep import driver, identity, launch, ranked, ranking, show, store
@@ -83,7 +84,7 @@ def _searched(space: SearchSpace, aims: Aims, search: Search, debug: Debug, plac
     progress = Progress(search.n_trials, aims, err)
     if closed := storage.close_stale():
         progress.notice(f"{closed} trials that another program began and left were closed")
-    study, interrupted = None, False
+    study, ended = None, ""
     with ExitStack() as stack:
         jobs = _jobs(stack, search, place.settings, search.n_trials - len(storage.trials()))
         answers = Answers(place.folder, jobs, progress.notice)
@@ -96,10 +97,10 @@ def _searched(space: SearchSpace, aims: Aims, search: Search, debug: Debug, plac
             warnings.simplefilter("ignore", category)
         try:
             study.run()
-        except KeyboardInterrupt:
-            interrupted = True
-    if interrupted:
-        err.print(f"interrupted: {len(study.outcome.rows):,} trials are kept in {place.folder}; the same command goes on from there")
+        except KeyboardInterrupt as error:
+            ended = what_ended(error)
+    if ended:
+        err.print(f"{ended}: {len(study.outcome.rows):,} trials are kept in {place.folder}; the same command goes on from there")
         return driver.INTERRUPTED
     aim = aim_of(space, aims, search)
     _report(study, space, aims, aim, out)
