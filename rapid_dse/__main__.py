@@ -41,9 +41,9 @@ groups (one option each; several, with commas, in a sweep)
 keys (key=value; in a sweep also 1,2,4, range(start,stop[,step]), 'zip(a=1,2;b=3,4)', for groups glob(llama3*), for parallel.* all)
   hw        num_gpus gpus_per_node sms memory.bandwidth memory.usable operator_model network.dimensions.<i>.bandwidth …
   model     hidden_size num_hidden_layers num_attention_heads num_key_value_heads intermediate_size vocab_size …
-  workload  seq_len global_batch_size precision (bf16, fp16, fp8, fp4, tf32, fp32)
-  parallel  tp cp dp (auto) pp ep etp vpp zero (auto, 0 to 3) shard_group sequence_parallel micro_batch_size order stage_layers
-            offload_activations offload_optimizer offload_weights (shares)
+  workload  seq_len global_batch_size precision (bf16, fp16, fp8, fp4, tf32, fp32) packing trainable (full, lora) lora_rank lora_targets
+  parallel  tp cp cp_kind (ring, ulysses) dp (auto) pp ep etp vpp zero (auto, 0 to 3) shard_group sequence_parallel micro_batch_size
+            order stage_layers offload_activations offload_optimizer offload_weights (shares)
             recompute (auto, none, selective, full) recompute_modules (layernorm+moe_act) recompute_layers  schedule ({schedules})
   software  offers.* enforce (false: price what the framework does not offer, too)
             attention (flash, unfused) loss (whole, fused, chunked) async_tp fp8_recipe gradient_dtype …

@@ -123,6 +123,7 @@ SHOWN: dict[str, tuple[Any, ...]] = {
     },
     **{f"parallel.{pool}.{name}": ("served", 2, POOLS) for pool in ("prefill", "decode") for name in ("etp", "ep")},
     "software.offers.trainable": ("piped", ["lora"]),
+    "software.offers.cp_kinds": ("fsdp", ["ulysses"]),
     "workload.lora_rank": ("piped", 32, LORA),
     "workload.lora_targets": ("piped", ["q_proj"], LORA),
     "hw.registers.size": ("experts", 1e6),

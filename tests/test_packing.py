@@ -38,7 +38,7 @@ def test_equal_documents_take_what_shorter_sequences_do(software: str, cp: int) 
     packed, short = scenario(software=software, workload__packing=0.25), scenario(software=software, workload__seq_len=SEQ // 4)
     one, four = prepare(packed, legal(packed, layouts(row))), prepare(short, layouts(row | {"micro_batch_size": 4, "global_batch_size": 4}))
     (mine,), (others,) = one.alone.layers, four.alone.layers
-    for name in ("attention_forward", "attention_backward", "flops", "backward_flops"):
+    for name in ("attention_forward", "attention_backward", "flops", "backward_joules"):
         assert getattr(mine, name)[0] == pytest.approx(getattr(others, name)[0], rel=1e-12), name
     assert np.allclose(mine.matmul_seconds, others.matmul_seconds)
     # as many bytes go round the ring, whatever documents they are of

@@ -88,8 +88,10 @@ def headline(portion: Portion) -> list[str]:
     work = scenario.workload
     split, keys = scenario.parallel.stage_layers, [each for each in KEYS.items() if each[0] != "etp" or scenario.model.num_experts]
     own = [] if split is None else [f"stage_layers={','.join(map(str, split))}"]
+    own += [f"cp_kind={scenario.parallel.cp_kind}"] if portion.layouts.cp[0] > 1 else []
+    packed = "" if work.packing == 1 else f" (packing {work.packing:g})"
     return [
-        f"{choices}; {ranked.model_size(scenario)}; {work.seq_len:,} tokens a sequence, {work.precision}",
+        f"{choices}; {ranked.model_size(scenario)}; {work.seq_len:,} tokens a sequence{packed}, {work.precision}",
         " ".join([f"{key.split('.')[1]}={_shown(portion, name)}" for name, key in keys] + own),
     ]
 

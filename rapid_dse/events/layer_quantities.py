@@ -10,9 +10,11 @@ from numpy.typing import NDArray
 
 from rapid_dse.config.scenario import Scenario
 from rapid_dse.events.programs.layer_program import Exchange, ExpertRoute, Half, HalfAgain, LayerWork
+from rapid_dse.interconnect import transfer
 from rapid_dse.interconnect.transfer import Transfer
-from rapid_dse.model.architecture import architecture_of
+from rapid_dse.model.architecture import LayerKind, architecture_of
 from rapid_dse.model.recompute import Recomputation, selective
+from rapid_dse.model.shapes import MicroBatch
 from rapid_dse.parallel.layouts import Layouts
 from rapid_dse.simulate.arrangement import Arrangement
 from rapid_dse.simulate.communication import LayerTransfers, Streams, TensorParallel, node_wait
@@ -23,6 +25,7 @@ from rapid_dse.simulate.recomputed import Repeated, repeated
 from rapid_dse.simulate.sharding import ShardGroups
 from rapid_dse.simulate.slots import share_of
 from rapid_dse.simulate.training import Prepared
+from rapid_dse.simulate.ulysses import traded_bytes
 
 
 def layer_works(
@@ -48,7 +51,8 @@ def layer_works(
         halves = _halves(block, around, alone.matmul_seconds[..., shape], alone.mixing)
         halves = halves[0], replace(halves[1], route=_route(streams, block, traffic, repeats[number]))
         again = _again(block, halves, repeats[number], some, (alone.again * alone.matmul_seconds[0])[:, shape], alone.mixing)
-        works.append(_layer_work(scenario, layout, block, traffic, (again, exchange_of(streams, moved.stream), repeats[number])))
+        work = _layer_work(scenario, layout, block, traffic, (again, exchange_of(streams, moved.stream), repeats[number]))
+        works.append(replace(work, trades=_trades(streams, kind)))
     return tuple(works)
 
 
@@ -64,7 +68,7 @@ def _layer_work(
     (halves, again), stream, repeats = parts
     software = scenario.software
     tp, cp, sequence = int(layout.tp[0]), int(layout.cp[0]), bool(layout.sequence_parallel[0])
-    hops = cp - 1
+    hops = cp - 1 if scenario.parallel.cp_kind == "ring" else 0
     return LayerWork(
         halves=halves,
         again=again,
@@ -80,6 +84,13 @@ def _layer_work(
         tp_backward_hidden=software.overlap.tp_backward_overlap,
         cp_hidden=software.overlap.cp_overlap,
     )
+
+
+def _trades(streams: Streams, kind: LayerKind) -> tuple[tuple[float, float], ...]:
+    """Bytes and seconds of each all-to-all around a layer's attention kernel; none without them."""
+    scenario, layouts, placement = streams.scenario, streams.layouts, streams.placement
+    sizes = traded_bytes(scenario, layouts, kind.attention(MicroBatch.of(layouts, scenario.workload))) if layouts.cp[0] > 1 else ()
+    return tuple((float(size[0]), seconds_alone(transfer.all_to_all(size, placement.cp, streams.network))) for size in sizes)
 
 
 def _again(

@@ -92,7 +92,7 @@ def run_layer(one: LayoutDetail, cluster: Machine, block: RankBlock, kind: int) 
     stops = [*(int(done.result.start_ns[first + mark]) for mark in marks), None]
     spans = [exposed_terms(done.traced, done.result, rank, begin, stop) for begin, stop in zip(begins, stops, strict=True)]
     # within a block ranks wait for those of their own group
-    waits = "tp" if work.tp > 1 else "cp" if work.ring else "ep"
+    waits = "tp" if work.tp > 1 else "cp" if work.ring or work.trades else "ep"
     for terms in spans:
         terms[waits] += terms.pop("bubble")
         terms["bubble"] = 0.0

@@ -60,7 +60,7 @@ def directory(places: Ints, experts: ExpertGroups, shards: int | None = None) ->
         for way, shift in (("next", 1), ("previous", -1)):
             peers[f"{name} {way}".strip()] = runs.neighbours(lines, ranks, shift)
     exchanging, alike, sharing = experts.first_rails(tp).tables(places)
-    groups = {"tp": places.reshape(-1, tp), "ep": exchanging, "etp": sharing}
+    groups = {"tp": places.reshape(-1, tp), "cp": rings, "ep": exchanging, "etp": sharing}
     for name, whole in ((GRADIENTS, gradients), (EXPERT_GRADIENTS, alike)):
         groups |= {name: whole} if shards is None else _cut(name, whole, max(1, shards * whole.shape[1] // (dp * cp)))
     if pp > 1:

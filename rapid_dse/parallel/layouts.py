@@ -21,6 +21,7 @@ from rapid_dse.config.scenario import Scenario
 from rapid_dse.config.schedule_names import PIPELINE_SCHEDULES, SCHEDULES
 from rapid_dse.config.software.offers import Offers
 from rapid_dse.parallel import schedules
+from rapid_dse.parallel.context_rules import context_rules
 from rapid_dse.parallel.expert_rules import adapter_rules, grid_rules, tokens_rule, width_rules
 from rapid_dse.parallel.offered import settled, unoffered
 from rapid_dse.parallel.pipeline_rules import counted_ends, recompute_rules, schedule_rules, split_rules
@@ -264,8 +265,7 @@ def mathematics(layouts: Layouts, scenario: Scenario) -> list[Rule]:
         *(Rule(*each) for each in width_rules(layouts, scenario)),
         Rule("tp must divide num_key_value_heads or be a multiple of it", (kv_heads % tp != 0) & (tp % kv_heads != 0)),
         Rule("tp · cp · pp · dp must equal hw.num_gpus", (tp * cp * pp).astype(float) * dp != layouts.num_gpus),
-        Rule("seq_len must divide by 2 · cp", said & (cp > 1) & (seq_len % (2 * cp) != 0)),
-        Rule("packing must leave documents of 2 · cp tokens or more", scenario.workload.document_len < np.where(cp > 1, 2 * cp, 1)),
+        *(Rule(*each) for each in context_rules(layouts, scenario)),
         Rule("under sequence parallelism seq_len / cp must divide by tp", said & layouts.sequence_parallel & (seq_len % (cp * tp) != 0)),
         *(Rule(*each) for each in split_rules(layouts, scenario)),
         Rule("dp · micro_batch_size must divide global_batch_size", (batch % per_pass != 0) | (micro_batches == 0)),

@@ -54,7 +54,7 @@ def unoffered(layouts: Layouts, scenario: Scenario) -> list[Unoffered]:
     offers = scenario.software.offers
     return [
         *of_the_job(len(layouts), scenario),
-        *_degrees(layouts, offers),
+        *_degrees(layouts, offers, scenario.parallel.cp_kind),
         *_stages(layouts, offers),
         *_modes(layouts, offers),
         *_offloads(layouts, scenario),
@@ -99,11 +99,13 @@ def _recomputed(layouts: Layouts, scenario: Scenario) -> Iterator[Unoffered]:
         yield Unoffered("recompute_layers", "recompute_layers", "full recomputation of all layers", np.ones(len(layouts), bool))
 
 
-def _degrees(layouts: Layouts, offers: Offers) -> Iterator[Unoffered]:
+def _degrees(layouts: Layouts, offers: Offers, cp_kind: str) -> Iterator[Unoffered]:
     others = f"dp{''.join(f', {other}' for other in offers.parallelisms if other != 'etp')}"
     for name in ("tp", "cp", "pp", "ep"):
         if name not in offers.parallelisms:
             yield Unoffered(f"{name} > 1", f"{name} > 1", others, getattr(layouts, name) > 1)
+    if cp_kind not in offers.cp_kinds and "cp" in offers.parallelisms:
+        yield Unoffered(f"cp_kind {cp_kind}", f"cp_kind {cp_kind}", f"cp_kind {listed(offers.cp_kinds)}", layouts.cp > 1)
     if "etp" not in offers.parallelisms:
         yield Unoffered("etp other than tp", "etp other than tp", "etp = tp", (layouts.expert_tp != layouts.tp) & (layouts.ep > 1))
 

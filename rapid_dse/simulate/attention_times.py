@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,8 +40,10 @@ def _attention_seconds(
     scenario: Scenario, core: CoreAttention, shape: MicroBatch, device: OperatorModel, direction: Direction
 ) -> FloatColumn:
     """Seconds of one layer's attention, s, ``(n_shapes,)``."""
-    seconds = np.empty(len(shape.tp))
-    ring, kernels = shape.cp > 1, AttentionKernels(scenario, core, shape, device, direction)
+    seconds, ring = np.empty(len(shape.tp)), shape.cp > 1
+    if scenario.parallel.cp_kind == "ulysses":  # a rank has all of the sequence, for its share of the heads
+        core, ring = replace(core, heads=core.heads / shape.cp, kv_heads=core.kv_heads / shape.cp), np.zeros(len(shape.tp), bool)
+    kernels = AttentionKernels(scenario, core, shape, device, direction)
     if (~ring).any():
         seconds[~ring] = kernels.of(~ring, kernels.length, kernels.length)
     if ring.any():

@@ -22,6 +22,7 @@ from rapid_dse.parallel.placement import Placement, place
 from rapid_dse.parallel.span import Span
 from rapid_dse.simulate.expert_traffic import Route, expert_exchange, route, shared_rows
 from rapid_dse.simulate.operator_times import compute_bytes
+from rapid_dse.simulate.ulysses import traded_bytes
 
 FloatColumn = NDArray[np.float64]
 
@@ -32,8 +33,8 @@ class LayerTransfers:
 
     ``tp_selective``: what selective recomputation repeats of ``tp_forward``. ``tp_gather_again``: sequence parallelism's second gather of a
     layer's inputs, for the weight gradient. ``cp_hop`` is one of ring attention's ``cp − 1`` hops forward, ``cp_keys`` bytes
-    ``(n_layouts,)``; backward there are twice as many. ``ep_exchange`` is one of the two exchanges of each pass, to the experts or back;
-    ``route`` is what it carries, None where tokens stay.
+    ``(n_layouts,)``; backward there are twice as many. ``cp_trade`` are all-to-alls in their place, of each pass. ``ep_exchange`` is one
+    of the two exchanges of each pass, to the experts or back; ``route`` is what it carries, None where tokens stay.
     """
 
     tp_forward: Transfer
@@ -42,6 +43,7 @@ class LayerTransfers:
     tp_gather_again: Transfer
     cp_hop: Transfer
     cp_keys: FloatColumn
+    cp_trade: Transfer
     ep_exchange: Transfer
     route: Route | None
 
@@ -224,7 +226,9 @@ def _layer_transfers(streams: Streams, kind: LayerKind, some: Recomputation) -> 
     every = [each for around in streams.around(kind) for each in around]
     each_way = transfer.sum_of(transfer.either(each.scattered(sequence), each.gather + each.scatter, each.reduce) for each in every)
     again = transfer.sum_of(each.again for each in every)
-    ring, none = kind.ring(MicroBatch.of(layouts, scenario.workload)), transfer.nothing(network, len(layouts))
+    shape, none = MicroBatch.of(layouts, scenario.workload), transfer.nothing(network, len(layouts))
+    trades = traded_bytes(scenario, layouts, kind.attention(shape))
+    ring = None if trades else kind.ring(shape)
     keys = np.zeros(len(layouts)) if ring is None else width * ring
     found = route(scenario, layouts, placement.ep) if kind.copies else None
     return LayerTransfers(
@@ -234,6 +238,7 @@ def _layer_transfers(streams: Streams, kind: LayerKind, some: Recomputation) -> 
         tp_gather_again=again.times(sequence),
         cp_hop=none if ring is None else transfer.pass_round(keys, placement.cp, network),
         cp_keys=keys,
+        cp_trade=transfer.sum_of([none, *(transfer.all_to_all(each, placement.cp, network) for each in trades)]),
         ep_exchange=none if found is None else expert_exchange(scenario, found, placement.ep, network),
         route=found,
     )

@@ -189,15 +189,17 @@ def beside_compute(scenario: Scenario, layouts: Layouts, block: LayerBlock, move
     tp_backward = tp_backward + (1 - pipelined) * repeats.partly * moved.tp_selective.seconds
     ring = moved.cp_hop.times(layouts.cp - 1).seconds
     cp_forward = exposed_beside(ring, software.overlap.cp_overlap, block.attention_forward)
-    cp_backward = exposed_beside(2 * ring, software.overlap.cp_overlap, block.attention_backward) + repeats.core * cp_forward
+    cp_forward = cp_forward + moved.cp_trade.seconds  # the kernel waits for what is traded
+    cp_backward = exposed_beside(2 * ring, software.overlap.cp_overlap, block.attention_backward) + moved.cp_trade.seconds
+    cp_backward = cp_backward + repeats.core * cp_forward
     tp_again = repeats.whole * moved.tp_forward.seconds + repeats.partly * moved.tp_selective.seconds
     return BesideCompute(
         tp_forward,
         tp_backward,
         cp_forward,
         cp_backward,
-        forward=moved.tp_forward.seconds + ring - tp_forward - cp_forward,
-        backward=beside + tp_again + (2 + repeats.core) * ring - tp_backward - cp_backward,
+        forward=moved.tp_forward.seconds + ring + moved.cp_trade.seconds - tp_forward - cp_forward,
+        backward=beside + tp_again + (2 + repeats.core) * ring + (1 + repeats.core) * moved.cp_trade.seconds - tp_backward - cp_backward,
     )
 
 
@@ -290,5 +292,6 @@ def layer_moved(layouts: Layouts, moved: LayerTransfers, repeats: Repeated) -> P
     """All transfers of tensor, context and expert parallelism in each pass of a layer, what recomputation ``repeats`` included."""
     ring = moved.cp_hop.times(layouts.cp - 1)
     again = moved.tp_forward.times(repeats.whole) + moved.tp_selective.times(repeats.partly)
-    backward = moved.tp_backward + moved.tp_gather_again + ring.times(2.0 + repeats.core) + moved.ep_exchange.times(2.0 + repeats.routed)
-    return PassTransfers(moved.tp_forward + ring + moved.ep_exchange.times(2), backward + again)
+    again = again + ring.times(repeats.core) + moved.cp_trade.times(repeats.core) + moved.ep_exchange.times(repeats.routed)
+    backward = moved.tp_backward + moved.tp_gather_again + ring.times(2.0) + moved.cp_trade + moved.ep_exchange.times(2.0)
+    return PassTransfers(moved.tp_forward + ring + moved.cp_trade + moved.ep_exchange.times(2), backward + again)

@@ -17,7 +17,7 @@ from rapid_dse.config.scenario import Scenario
 from rapid_dse.config.software import Software
 from rapid_dse.device.contract import UNFUSED
 from rapid_dse.model.architecture import architecture, architecture_of
-from rapid_dse.model.layers.part import Tensor
+from rapid_dse.model.layers.part import Number, Tensor
 from rapid_dse.model.recompute import Recomputation, full, nothing, selective
 from rapid_dse.model.shapes import MicroBatch
 from rapid_dse.parallel.layouts import RECOMPUTE_NONE, RECOMPUTE_SELECTIVE, BoolColumn, Layouts
@@ -61,17 +61,23 @@ class PeakMemory:
 
 @dataclass(frozen=True)
 class LayerTensors:
-    """What one layer of one micro-batch makes on a rank, under a scenario that says how wide each tensor is."""
+    """What one layer of one micro-batch makes on a rank, under a scenario that says how wide each tensor is.
+
+    ``outputs_kept``: how often attention's output is kept, ``(n_layouts,)``: once for its kernel and for the product behind it, or twice
+    where it is traded with other ranks between them.
+    """
 
     scenario: Scenario
     tensors: tuple[Tensor, ...]
+    outputs_kept: FloatColumn | float = 1.0
 
     @classmethod
     def of(cls, scenario: Scenario, layouts: Layouts) -> tuple[LayerTensors, ...]:
         """Those of a layer of each kind of each layout."""
         shape = MicroBatch.of(layouts, scenario.workload)
         kinds = architecture_of(scenario).kinds
-        return tuple(cls(scenario, tuple(kind.tensors(shape, scenario.software))) for kind in kinds)
+        traded = np.where(layouts.cp > 1, 2.0, 1.0) if scenario.parallel.cp_kind == "ulysses" else 1.0
+        return tuple(cls(scenario, tuple(kind.tensors(shape, scenario.software)), traded) for kind in kinds)
 
     def outputs(self) -> FloatColumn:
         """Bytes of what products give, and of the gradients of that."""
@@ -94,10 +100,11 @@ class LayerTensors:
         casts them again. ``as_made``: before such a copy."""
         width = compute_bytes(self.scenario)
         narrow = self.scenario.narrow if self.scenario.keeps_narrow and not as_made else None
-        widths: dict[str, float] = {"activation": width, "input": width, "core_input": width, "byte": 1, "fp32": 4}
+        widths: dict[str, Number] = {"activation": width, "input": width, "core_input": width * self.outputs_kept, "byte": 1, "fp32": 4}
         if narrow:
             widths |= {"input": NARROW_BYTES[narrow], "core_input": NARROW_BYTES[narrow] + width}
-        return widths[tensor.width] * tensor.elements
+        size: FloatColumn = widths[tensor.width] * tensor.elements
+        return size
 
 
 def _total(columns: Sequence[FloatColumn]) -> FloatColumn:

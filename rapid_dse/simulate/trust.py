@@ -92,6 +92,8 @@ def _unmeasured(scenario: Scenario) -> str:
         found.append(f"trainable (no run with {scenario.workload.trainable} was measured)")
     if scenario.workload.packing < 1:
         found.append("packing (no run of packed sequences was measured)")
+    if scenario.parallel.cp_kind == "ulysses":
+        found.append("cp_kind (no run with ulysses was measured)")
     return "; ".join(found)
 
 

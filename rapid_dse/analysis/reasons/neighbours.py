@@ -49,22 +49,35 @@ class Neighbour:
 def neighbours(of: PricedTrial) -> list[Neighbour]:
     """Every legal layout that differs in one setting: the next value on either side of a degree, every other value of a mode.
 
-    dp takes what tp, cp and pp leave.
+    dp takes what tp, cp and pp leave. The other way of context parallelism is another scenario of the same layout.
     """
     scenario, before = of.scenario, settings(of.layout)
     found: list[tuple[str, Layouts]] = []
     for name, candidates in _engines(of.layout) if isinstance(of.layout, Engines) else _candidates(scenario, of.layout):
         legal = [each for each in candidates if broken_rules(each, scenario)[0][0] < 0 and _differs(each, of.layout)]
         found += [(of.layout.keys[name], each) for each in (legal if name in ("zero", "recompute", "schedule") else legal[:1])]
-    if not found:
-        return []
-    priced = price(scenario, type(of.layout).concatenate([layout for _, layout in found]))
+    priced = price(scenario, type(of.layout).concatenate([layout for _, layout in found])) if found else None
     result = []
     for row, (key, layout) in enumerate(found):
-        figures = figures_of(priced, row)
-        more = {name: figures[name] - of.figures[name] for name in ("step_time_s", "peak_memory_bytes")}
-        result.append(Neighbour(key, before[key], settings(layout)[key], layout, figures, **more))
-    return result
+        assert priced is not None
+        result.append(_neighbour(of, (key, before[key], settings(layout)[key]), layout, figures_of(priced, row)))
+    return [*result, *_other_ways(of)]
+
+
+def _neighbour(of: PricedTrial, setting: tuple[str, Any, Any], layout: Layouts, figures: Figures) -> Neighbour:
+    """One that differs in a ``setting``: its key, its value before and there."""
+    more = (figures[name] - of.figures[name] for name in ("step_time_s", "peak_memory_bytes"))
+    return Neighbour(*setting, layout, figures, *more)
+
+
+def _other_ways(of: PricedTrial) -> Iterator[Neighbour]:
+    """The layout with the other way of context parallelism, where it has any and may have that."""
+    now = of.scenario.parallel.cp_kind
+    for kind in ("ring", "ulysses") if not isinstance(of.layout, Engines) and of.layout.cp[0] > 1 else ():
+        parallel = of.scenario.parallel.model_copy(update={"cp_kind": kind})
+        other = of.scenario.model_copy(update={"parallel": parallel})
+        if kind != now and broken_rules(of.layout, other)[0][0] < 0:
+            yield _neighbour(of, ("parallel.cp_kind", now, kind), of.layout, figures_of(price(other, of.layout)))
 
 
 def _differs(one: Layouts, other: Layouts) -> bool:

@@ -29,6 +29,7 @@ class Offers(Frozen):
     parallelisms: tuple[Literal["tp", "cp", "pp", "ep", "etp", "attention_dp", "pools"], ...] = (
         "tp", "cp", "pp", "ep", "etp", "attention_dp", "pools",
     )  # fmt: skip
+    cp_kinds: tuple[Literal["ring", "ulysses"], ...] = ("ring", "ulysses")  # ways of context parallelism
     schedules: tuple[PipelineSchedule, ...] = PIPELINE_SCHEDULES  # of pipelines, pp > 1
     zero: tuple[Zero, ...] = (0, 1, 2, 3)  # stages without pipelines, pp = 1
     zero_with_pipelines: tuple[Zero, ...] = (0, 1, 2, 3)  # stages at pp > 1

@@ -6,7 +6,7 @@ starts when all but that share has run; a share of a transfer that always hides 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from rapid_dse.events.programs.script import MAIN, RING, After, Script
@@ -115,6 +115,7 @@ class LayerWork:
         again: seconds that selective recomputation repeats besides the attention kernel, of which it repeats the share
             ``again_attention`` with its ring; ``full`` runs the whole forward pass again (the kernel as ``again_attention`` says). Where
             transfers run again too, or only in some layers, each half says what does (``Half.again``).
+        trades: bytes and seconds of each of the all-to-alls of queries, keys, values and outputs in a ring's place, else none.
         keys: bytes of one hop of ring attention, ``ring`` hops forward; twice as many backward.
         stream: the activations between layers as they are, of all of a tensor-parallel group.
         tp_hidden: share of all tensor-parallel transfers that hides (async_tp); ``tp_backward_hidden``: of the backward pass's
@@ -137,6 +138,7 @@ class LayerWork:
     cp_hidden: float
     copies_forward: float = 0.0
     copies_backward: float = 0.0
+    trades: tuple[tuple[float, float], ...] = ()
 
     @property
     def weight_gradient(self) -> float:
@@ -147,7 +149,8 @@ class LayerWork:
     def talks(self) -> bool:
         """Whether its ranks exchange anything within the layer."""
         shared = any(each.gather > 0 or each.reduce > 0 for half in self.halves for each in half.exchanges)
-        return self.tp > 1 or self.ring > 0 or shared or any(half.route is not None and half.route.seconds > 0 for half in self.halves)
+        routed = any(half.route is not None and half.route.seconds > 0 for half in self.halves)
+        return self.tp > 1 or self.ring > 0 or bool(self.trades) or shared or routed
 
 
 def forward(script: Script, work: LayerWork, after: After, again: bool = False) -> After:
@@ -275,7 +278,16 @@ def _attention(script: Script, work: LayerWork, after: After, seconds: float, na
             after = _joined(sent, script.receive(after, "cp previous", work.keys, "cp"))
         return after
 
-    return beside(script, after, seconds, work.cp_hidden, name, transfer if hops else None)
+    after = _traded(script, work.trades[:-1], after)
+    after = beside(script, after, seconds, work.cp_hidden, name, transfer if hops else None)
+    return _traded(script, work.trades[-1:], after)
+
+
+def _traded(script: Script, trades: Sequence[tuple[float, float]], after: After) -> After:
+    """All-to-alls of what attention's kernel reads or gives, one after the other; backward the same sizes go the other way."""
+    for size, seconds in trades:
+        after = script.exchange(after, "ALL_TO_ALL", "cp", size, seconds, "cp", MAIN)
+    return after
 
 
 def exchange(script: Script, half: Half, after: After, kind: str, share: float, skew: bool = True) -> After:
