@@ -4,13 +4,14 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 RUNS := .venv/.runs
 READY := .venv/.ready
+DOCS := .venv-docs
 
 # Packages are installed without bytecode. Python compiles what is imported, once, and keeps it: even where the caller forbids that,
 # because the tests start many processes.
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --constraint requirements.lock
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: run test lint bench validate golden fuzz chaos chaos-short load clean
+.PHONY: run test lint bench validate golden fuzz chaos chaos-short load docs clean
 .NOTPARALLEL:
 
 run: $(RUNS)
@@ -53,6 +54,16 @@ chaos-short: $(READY)
 load: $(READY)
 	$(BIN)/python benchmarks/bench_sweep.py --only million,sweep
 
+# The documentation as a site, build/docs/index.html, with warnings as errors; and every page typed by a reader.
+docs: $(DOCS)/.ready
+	$(DOCS)/bin/sphinx-build --quiet --fail-on-warning --keep-going docs build/docs
+	$(DOCS)/bin/python -m pytest -q -p no:cacheprovider docs/_tests
+
+$(DOCS)/.ready: pyproject.toml requirements.lock
+	$(PYTHON) -m venv $(DOCS)
+	$(DOCS)/bin/python -m pip install --quiet --disable-pip-version-check --constraint requirements.lock --editable '.[docs]'
+	touch $@
+
 $(RUNS): pyproject.toml requirements.lock
 	$(PYTHON) -m venv .venv
 	$(INSTALL) --editable .
@@ -66,4 +77,4 @@ $(READY): pyproject.toml requirements.lock
 	touch $(RUNS) $(READY)
 
 clean:
-	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-docs build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
