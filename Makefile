@@ -3,6 +3,7 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 RUNS := .venv/.runs
+WEB := .web/.ready
 READY := .venv/.ready
 DOCS := .venv-docs
 
@@ -11,7 +12,7 @@ DOCS := .venv-docs
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --constraint requirements.lock
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: run test lint bench validate golden fuzz chaos chaos-short load docs clean
+.PHONY: run test web lint bench validate golden fuzz chaos chaos-short load docs clean
 .NOTPARALLEL:
 
 run: $(RUNS)
@@ -19,6 +20,10 @@ run: $(RUNS)
 
 test: $(READY)
 	$(BIN)/python -m pytest -n 2
+
+# The local page and the report in a real Chromium, which is the system's; pictures of them go to output/web.
+web: $(READY) $(WEB)
+	PYTHONPATH=.web $(BIN)/python -m pytest tests/web
 
 lint: $(READY)
 	$(BIN)/ruff check .
@@ -76,5 +81,9 @@ $(READY): pyproject.toml requirements.lock
 	$(INSTALL) --no-deps mlc-chakra
 	touch $(RUNS) $(READY)
 
+$(WEB): tests/web/requirements.txt requirements.lock
+	$(INSTALL) --upgrade --target .web --requirement tests/web/requirements.txt
+	touch $(WEB)
+
 clean:
-	rm -rf .venv .venv-docs build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .web .venv-docs build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -15,7 +15,7 @@ from rapid_dse.explorer.cloud_points import corners_of, inside_outline, nearest_
 from rapid_dse.explorer.row_filter import matching
 from rapid_dse.explorer.study_shelf import LoadedStudy, Shelf
 from rapid_dse.explorer.web_answers import Asking, NotListed, WebAnswer
-from rapid_dse.sweep import arrow, figures, ranking, show
+from rapid_dse.sweep import arrow, figures, listing, ranking, show
 
 PAGE = 50  # rows of a table
 CHOSEN = "c."  # begins the parameters that choose a value of a column
@@ -112,7 +112,9 @@ def study_page(shelf: Shelf, asking: Asking) -> WebAnswer:
     study = query.study
     keys = [*study.varying, *(f"parallel.{name}" for name in _LAYOUT), _STATUS]
     offered = {key: values for key in dict.fromkeys(keys) if key in study.table.column_names and (values := study.choices(key))}
-    return WebAnswer("study", {"title": study.name, "query": query, "offered": offered, "chosen_prefix": CHOSEN, **_selected(query)})
+    titles = dict(zip(offered, listing.short_titles(list(offered)), strict=True))
+    context = {"title": study.name, "query": query, "offered": offered, "titles": titles, "chosen_prefix": CHOSEN}
+    return WebAnswer("study", {**context, **_selected(query)})
 
 
 def rows_part(shelf: Shelf, asking: Asking) -> WebAnswer:

@@ -8,7 +8,7 @@
 
   // --- rows by keys
   const rows = () => [...document.querySelectorAll("table.moving tbody tr")];
-  let current = -1;
+  let current = -1, currentKey = "";
   const moveTo = (at) => {
     const all = rows();
     if (!all.length) return;
@@ -16,6 +16,7 @@
     current = Math.max(0, Math.min(all.length - 1, at));
     const row = all[current];
     row.classList.add("current");
+    currentKey = row.dataset.key || "";
     row.scrollIntoView({ block: "nearest" });
     const link = $("a.opens", row);
     if (link) link.focus({ preventScroll: true });
@@ -104,15 +105,17 @@
   };
   document.addEventListener("htmx:afterSwap", (event) => {
     if (event.detail.target.id === "found") {
-      current = -1;
+      current = currentKey ? rows().findIndex((row) => row.dataset.key === currentKey) : -1;
       showPins();
       draw();
-      say($("#counted") ? $("#counted").innerText : event.detail.target.innerText);
+      if (current >= 0 && document.activeElement === document.body) moveTo(current);
+      else say($("#counted") ? $("#counted").innerText : event.detail.target.innerText);
     }
     if (event.detail.target.id === "detail") say(`shown: ${($("h2", event.detail.target) || event.detail.target).innerText}`);
     RapidPictures.ready(event.detail.target);
   });
   document.addEventListener("DOMContentLoaded", () => {
     if (filters()) { pins = JSON.parse(sessionStorage.getItem(pinsKept()) || "[]"); showPins(); draw(); }
+    document.documentElement.dataset.ready = "true";
   });
 })();

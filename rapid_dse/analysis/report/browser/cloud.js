@@ -47,8 +47,19 @@ const RapidCloud = (() => {
       });
       return null;
     };
-    const axis = (at) => ({ label: header.titles[at] + (header.logarithmic[at] ? ", logarithmic" : ""), stroke: () => colour("--ink"), grid: { stroke: () => colour("--line"), width: 1 }, ticks: { stroke: () => colour("--line"), width: 1 },
-      font: "12px system-ui, sans-serif", labelFont: "12px system-ui, sans-serif", size: at ? 64 : 40, labelSize: 20, filter: (u, ticks) => (header.logarithmic[at] ? ticks.map((value) => (value !== null && [1, 2, 5].some((digit) => Math.abs(value / 10 ** Math.floor(Math.log10(value) + 1e-9) - digit) < 1e-6) ? value : null)) : ticks), values: (u, ticks) => ticks.map((value) => (value === null ? "" : digits(value))) });
+    // values on a logarithmic axis: 1, 2 and 5 times powers of ten, or all digits where those are few
+    const decades = (low, high) => {
+      const of = (wanted) => {
+        const found = [];
+        for (let power = Math.floor(Math.log10(low)); power <= Math.log10(high); power++) for (const digit of wanted) found.push(Number((digit * 10 ** power).toPrecision(3)));
+        return found.filter((value) => value >= low && value <= high);
+      };
+      const few = of([1, 2, 5]);
+      return few.length > 2 ? few.filter((_, i) => i % Math.ceil(few.length / 9) === 0) : of([1, 1.5, 2, 3, 4, 5, 6, 7, 8, 9]);
+    };
+    const named = (at) => header.titles[at] + (header.logarithmic[at] ? ", logarithmic" : "");
+    const axis = (at) => ({ stroke: () => colour("--ink"), grid: { stroke: () => colour("--line"), width: 1 }, ticks: { stroke: () => colour("--line"), width: 1 },
+      font: "12px system-ui, sans-serif", size: at ? 64 : 32, ...(header.logarithmic[at] ? { splits: (u, axis, low, high) => decades(low, high), filter: (u, ticks) => ticks } : {}), values: (u, ticks) => ticks.map((value) => (value === null ? "" : digits(value))) });
     const facets = [{ scale: "x", auto: false }, { scale: "y", auto: false }];
     const width = () => Math.max(260, host.clientWidth), height = () => Math.round(Math.max(280, Math.min(480, width() * 0.62)));
     const plot = new uPlot({
@@ -56,13 +67,15 @@ const RapidCloud = (() => {
       scales: { x: { time: false, distr: header.logarithmic[0] ? 3 : 1, range: () => room(0) }, y: { distr: header.logarithmic[1] ? 3 : 1, range: () => room(1) } },
       axes: [axis(0), axis(1)], series: [{}, ...sets.map((_, kind) => ({ label: header.kinds[kind], facets, paths: points }))],
     }, [null, ...sets], host);
-    const key = document.createElement("p");
+    const axes = document.createElement("p"), key = document.createElement("p");
+    axes.className = "axes";
+    axes.textContent = `across: ${named(0)}; up: ${named(1)}`;
     key.className = "legend";
     header.kinds.forEach((name, kind) => { const part = document.createElement("span"), patch = document.createElement("i"); patch.className = ["oom", "fits", "front"][kind]; part.append(patch, name); key.append(part, " "); });
     const line = document.createElement("p");
     line.className = "reading";
     line.textContent = " ";
-    host.append(key, line);
+    host.append(axes, key, line);
     const text = (set, i) => `${header.titles[0]} ${digits(sets[set][0][i])}, ${header.titles[1]} ${digits(sets[set][1][i])} (${header.kinds[set]})`;
 
     // --- a canvas over the picture for the outline and the point that is read
