@@ -58,6 +58,9 @@ def tried(numbers: Sequence[int], seed: int) -> Tried:
     weights = [kind.share for kind in all_kinds]
     with tempfile.TemporaryDirectory() as name, warnings.catch_warnings(), contextlib.chdir(name):
         warnings.simplefilter("ignore")
+        for kind in all_kinds:  # imports, and what is read once, take longer than an input
+            with contextlib.suppress(*SAID):
+                kind.take(kind.make(random.Random(0), Path(name)))
         for number in numbers:
             rng = random.Random(f"{seed}:{number}")
             _try(rng.choices(all_kinds, weights)[0], rng, Path(name), number, found)

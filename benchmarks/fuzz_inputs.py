@@ -407,15 +407,17 @@ def request(rng: random.Random, folder: Path) -> tuple[str, str, bytes, list[tup
 
 @cache
 def _page() -> tuple[Any, Any]:
-    """The page over an empty folder, without runs, and who may ask."""
+    """The page over a folder with a study, without runs, and who may ask."""
     import tempfile
 
-    from rapid_dse.explorer.launched_sweeps import Launches  # type: ignore[import-not-found,unused-ignore]
+    from rapid_dse.explorer.launched_sweeps import Launches
     from rapid_dse.explorer.page_guard import Access
     from rapid_dse.explorer.study_shelf import Shelf
     from rapid_dse.explorer.web_app import application
 
     folder, access = Path(tempfile.mkdtemp()), Access(8080)
+    (folder / "s").mkdir()
+    (folder / "s" / "rows.parquet").write_bytes(_parquet()[1])
     return application(Shelf(folder), Launches(folder, False), access), access
 
 
@@ -443,7 +445,7 @@ def take_request(given: tuple[str, str, bytes, list[tuple[bytes, bytes]], bytes]
 
 
 def kinds() -> tuple[FuzzKind, ...]:
-    """All kinds; requests where explore is there."""
+    """All kinds; requests where what explore needs is there."""
     from importlib.util import find_spec
 
     found = (
@@ -458,6 +460,6 @@ def kinds() -> tuple[FuzzKind, ...]:
         FuzzKind("Parquet tables", parquet_table, take_parquet, 0.08),
         FuzzKind("graphs", graph, take_graph, 0.08),
     )
-    if find_spec("rapid_dse.explorer") is None:
+    if find_spec("starlette") is None:  # an extra's
         return found
     return (*found, FuzzKind("requests", request, take_request, 0.06))

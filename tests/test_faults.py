@@ -83,26 +83,22 @@ def test_a_whole_study_is_read_where_nothing_can_be_written(tmp_path: Path, read
     assert "Read-only file system" in more.err
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
-def test_a_signal_ends_a_sweep_with_its_own_code_and_is_named(number: int, code: int, tmp_path: Path) -> None:
+def test_sigterm_ends_a_sweep_with_its_own_code_and_is_named(tmp_path: Path) -> None:
     with start(tmp_path, *SLOW, "search.study=s", start_new_session=True) as process:
         deadline = time.monotonic() + 60
         while not (tmp_path / "results/s").exists() and time.monotonic() < deadline:
             time.sleep(0.02)
-        process.send_signal(number)
+        process.terminate()
         _, err = process.communicate(timeout=60)
-    assert process.returncode == code, err
-    assert err.splitlines()[-1].startswith(
-        "interrupted after " if number == signal.SIGINT else f"ended by {signal.Signals(number).name} after "
-    )
+    assert process.returncode == 143, err
+    assert err.splitlines()[-1].startswith("ended by SIGTERM after ")
     assert "Traceback" not in err
     assert of_session(process.pid) == []
     assert not list((tmp_path / "results/s").glob(".*"))
 
 
-@pytest.mark.parametrize("closed", [(1,), (0, 1, 2)])
-def test_closed_standard_files_harm_no_table(closed: tuple[int, ...], tmp_path: Path) -> None:
-    command = f"{sys.executable} -m rapid_dse {' '.join(SWEEP)} {' '.join(f'{number}>&-' for number in closed)}"
+def test_closed_standard_files_harm_no_table(tmp_path: Path) -> None:
+    command = f"{sys.executable} -m rapid_dse {' '.join(SWEEP)} <&- >&- 2>&-"
     assert subprocess.run(["bash", "-c", command], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, check=False).returncode == 0
     assert len(rows(tmp_path)) == 2
 
