@@ -187,7 +187,7 @@ SHOWN: dict[str, tuple[Any, ...]] = {
     "software.scatter_overlap": ("piped", 0.0),
     "software.gradient_bucket_per_rank": ("piped", 1e9),
     "software.fragmentation": ("piped", 1.5),
-    "software.logs_first_stage": ("piped", True, {"parallel.vpp": 1, "parallel.schedule": "gpipe", "software.enforce": False}),
+    "software.logged_stage": ("piped", "first", {"parallel.vpp": 1, "parallel.schedule": "gpipe", "software.enforce": False}),
     "software.offers.workloads": ("piped", ["inference"]),
     "software.offers.parallelisms": ("piped", ["tp"]),
     "software.offers.schedules": ("piped", ["1f1b"]),

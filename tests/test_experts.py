@@ -379,9 +379,13 @@ class TestMemory:
     def test_activations_by_hand(self) -> None:
         """A layer of Mixtral, 4,096 tokens, flash attention, nothing recomputed: in units of a row of 4,096 16-bit elements a token,
         inputs of two norms, of qkv and of the router; q, k, v (1.5) and what attention gives; two rows to the experts and back, their
-        gate and up (2 · 2 · 3.5), and what goes down (2 · 3.5); beside them the router's 8 logits and probabilities, and log-sum-exps."""
-        of = scenario(**MIXTRAL, software__activation_overhead=1.0, software__fused_rotary=True, software__fused_activation=True)
-        found = float(layer_activations(of, layouts({"num_gpus": 8, "ep": 8, "recompute": "none"}))[0][0])
+        gate and up (2 · 2 · 3.5), and what goes down (2 · 3.5); beside them the router's 8 logits and probabilities, and log-sum-exps.
+        Where weights multiply what goes down, what comes back is not kept."""
+        plain = {"software__activation_overhead": 1.0, "software__fused_rotary": True, "software__fused_activation": True}
+        of, within = (scenario(**MIXTRAL, **plain, software__expert_weighting=where) for where in ("output", "activation"))
+        row = layouts({"num_gpus": 8, "ep": 8, "recompute": "none"})
+        found = float(layer_activations(of, row)[0][0])
+        assert found - float(layer_activations(within, row)[0][0]) == pytest.approx(4096 * 2 * 4096 * 2)
         rows = 2 + 2 + 1.5 + 1 + 2 + 2 + 2 * 2 * 3.5 + 2 * 3.5
         by_hand = 4096 * (rows * 4096 * 2 + 8 * 8 + 4 * 32)
         assert found == pytest.approx(by_hand + 4096 * 4096 * 2 * 2 * of.software.kernels.dropout / 2, rel=1e-12)

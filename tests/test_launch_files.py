@@ -158,7 +158,7 @@ SPECIAL = {
     ],
     "nemo": [
         ("model=llama3_1_70b", "workload.precision=fp8", "parallel.tp=4", "parallel.pp=4", "parallel.vpp=5"),
-        ("model=llama3_1_70b", "software.async_tp=false", "software.loss=whole", "software.gradient_dtype=fp32", "parallel.zero=2"),
+        ("model=llama3_1_70b", "software.async_tp=false", "software.loss=in_place", "software.gradient_dtype=fp32", "parallel.zero=2"),
     ],
     "nanotron": [("model=gpt", "parallel.tp=2"), ("model=llama", "parallel.tp=4", "parallel.pp=2", "workload.precision=fp16", "hw=a100")],
     "deepspeed": [

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from trials import layouts, memory_terms, priced, random_layouts, scenario
 
+from rapid_dse.analysis.fit import logged_peak
 from rapid_dse.config.scenario import Scenario
 from rapid_dse.device import operator_model
 from rapid_dse.events.backends import price
@@ -307,12 +308,34 @@ def test_experts_that_nobody_shares_stay_whole_under_zero_3() -> None:
 
 
 def test_a_fused_loss_keeps_no_fp32_logits() -> None:
-    """4 bytes a logit against 10: 8,192 tokens of 128,256 logits, on the stage of the head."""
-    row = {"num_gpus": 8, "zero": 3}
-    fused, plain = (priced(scenario(software__loss=word), row).memory_activations_bytes[0] for word in ("fused", "whole"))
+    """4 bytes a logit against 10, or 6 where one fp32 copy is all: 8,192 tokens of 128,256 logits, on the stage of the head."""
+    row, words = {"num_gpus": 8, "zero": 3}, ("fused", "whole", "in_place")
+    fused, plain, once = (priced(scenario(software__loss=word), row).memory_activations_bytes[0] for word in words)
     assert plain - fused == pytest.approx(6 * 8192 * 128256)
+    assert once - fused == pytest.approx(2 * 8192 * 128256)
     told = priced(scenario(software__loss="fused", software__logit_bytes=10), row).memory_activations_bytes[0]
     assert told == plain
+
+
+TINY = {"hidden_size": 512, "num_hidden_layers": 12, "num_attention_heads": 8, "num_key_value_heads": 8, "intermediate_size": 2048}
+TINY |= {"vocab_size": 50304, "mlp_type": "gelu", "tie_word_embeddings": True}
+SPREAD = {"sequence_parallel": True, "recompute": "none", "tp": 2, "pp": 4}
+LOGGED: list[tuple[str, dict[str, Any], dict[str, Any], float]] = [
+    ("gpt", TINY, {"num_gpus": 8, "sequence_parallel": False, "recompute": "none", "pp": 4, "zero": 0, "micro_batch_size": 4}, 2.212e9),
+    ("mixtral_8x7b", {}, SPREAD | {"num_gpus": 64, "ep": 8, "vpp": 8, "etp": 1, "schedule": "interleaved_1f1b"}, 35.51e9),
+    ("mixtral_8x7b", {"vocab_size": 256000}, SPREAD | {"num_gpus": 128, "ep": 4, "etp": 2, "global_batch_size": 1024}, 26.50e9),
+]
+
+
+@pytest.mark.parametrize(("model", "sizes", "row", "measured"), LOGGED)
+def test_the_last_rank_logs_what_its_tensors_take(model: str, sizes: dict[str, Any], row: dict[str, Any], measured: float) -> None:
+    """Megatron-LM's own golden values on H100 (tests/functional_tests, mem-max-allocated-bytes): a small GPT at pp 4, Mixtral 8x7B over 64
+    and 128 GPUs. The first stage holds more micro-batches than the last one, whose rank writes the log."""
+    changes = {f"model__{name}": value for name, value in sizes.items()} | {"workload__seq_len": 1024 if model == "gpt" else 4096}
+    of, cut = scenario("h100", model, **changes, software__gradient_dtype="fp32"), layouts(row)
+    # the busiest rank of Mixtral's learned routing has more rows than the mean
+    assert float(logged_peak(of, cut)[0]) == pytest.approx(measured, rel=0.02 if model == "gpt" else 0.08)
+    assert float(logged_peak(of, cut, worst=True)[0]) > 1.05 * measured
 
 
 def test_a_chunked_loss_holds_one_chunk_and_the_gradients_that_it_has_made() -> None:

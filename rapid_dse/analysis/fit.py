@@ -137,10 +137,15 @@ def predict_peaks(runs: Sequence[Runs], base: Software, values: Mapping[str, flo
 
 
 def logged_peak(scenario: Scenario, layouts: Layouts, worst: bool = False) -> FloatColumn:
-    """Peak memory on the stage whose peak the framework logs, or on the ``worst`` stage, bytes, ``(n_layouts,)``: what a measured peak is
-    held against."""
-    found = stages(split_of(scenario), layouts)
-    return peak_memory(scenario, layouts, found.first() if scenario.software.memory.logs_first_stage and not worst else found).peak
+    """Peak memory that the framework logs, or that of the ``worst`` stage, bytes, ``(n_layouts,)``: what a measured peak is held against.
+
+    It may log one stage's peak alone, and of that what tensors take, without what the allocator cannot use and what is held beside them."""
+    found, memory = stages(split_of(scenario), layouts), scenario.software.memory
+    if worst:
+        return peak_memory(scenario, layouts, found).peak
+    held = peak_memory(scenario, layouts, found if memory.logged_stage == "worst" else found.alone(memory.logged_stage))
+    beside = held.framework + (memory.fragmentation - 1) * held.activations if memory.logs_allocated else 0.0
+    return np.asarray(held.peak - beside, dtype=np.float64)
 
 
 def fit(runs: Sequence[Runs], base: Software, parameters: Sequence[FreeParameter]) -> Fit:

@@ -13,6 +13,7 @@ from functools import lru_cache
 from rapid_dse.config.recompute_entries import FULL, RecomputeEntry, entries, named
 from rapid_dse.config.scenario import Scenario
 from rapid_dse.config.software import Software
+from rapid_dse.config.software.expert_settings import ExpertSettings
 from rapid_dse.config.software.kernel_settings import KernelSettings
 from rapid_dse.config.software.memory_settings import MemorySettings
 from rapid_dse.model.architecture import LayerKind, architecture_of
@@ -82,13 +83,15 @@ def without_effect(scenario: Scenario) -> list[str]:
 
 
 def _of(kind: LayerKind, software: Software, names: tuple[str, ...]) -> Recomputation:
-    return _found(kind, names, software.kernels, software.memory)
+    return _found(kind, names, software.kernels, software.memory, software.experts)
 
 
 @lru_cache(maxsize=512)
-def _found(kind: LayerKind, names: tuple[str, ...], kernels: KernelSettings, memory: MemorySettings) -> Recomputation:
+def _found(
+    kind: LayerKind, names: tuple[str, ...], kernels: KernelSettings, memory: MemorySettings, experts: ExpertSettings
+) -> Recomputation:
     # what a layer makes depends on these parts of a profile alone
-    software = Software(name="", kernels=kernels, memory=memory)
+    software = Software(name="", kernels=kernels, memory=memory, experts=experts)
     return recomputation(kind, software, [entries()[name] for name in names])
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from functools import lru_cache
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -120,10 +121,11 @@ class Stages:
     behind: NDArray[np.int64]
     of_kinds: NDArray[np.int64]
 
-    def first(self) -> Stages:
-        """The first stage alone, with which no times of others can be found."""
-        found = {f.name: getattr(self, f.name)[:1] for f in fields(self) if f.name != "of_kinds"}
-        return Stages(**found, of_kinds=self.of_kinds[:, :1])
+    def alone(self, end: Literal["first", "last"]) -> Stages:
+        """The first stage alone, or the last one, with which no times of others can be found."""
+        only = slice(0, 1) if end == "first" else slice(-1, None)
+        found = {f.name: getattr(self, f.name)[only] for f in fields(self) if f.name != "of_kinds"}
+        return Stages(**found, of_kinds=self.of_kinds[:, only])
 
 
 @dataclass(frozen=True)

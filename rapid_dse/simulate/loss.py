@@ -15,8 +15,9 @@ FloatColumn = NDArray[np.float64]
 # HBM bytes a logit, forward and backward. fused, chunked: 16-bit logits read and their gradient written, each twice. whole, PyTorch's
 # kernels one by one on rows longer than an SM's shared memory: a copy in fp32 (6), its log-softmax (read three times and written: 16), a
 # gradient of zeros (4), that of the softmax (two operands read, one of them again, written: 16), a copy in 16 bits (6); measured on an
-# H200 46 for rows of 128,256 and 44 for rows of 32,000, by their time over that of streaming.
-LOSS_BYTES = {"whole": 46.0, "fused": 8.0, "chunked": 8.0}
+# H200 46 for rows of 128,256 and 44 for rows of 32,000, by their time over that of streaming. in_place is taken for as much: a copy (6),
+# the largest subtracted (4 + 8), exponentials (8), their sum (4) and shares (8), and the gradient of that (8 + 6).
+LOSS_BYTES = {"whole": 46.0, "in_place": 46.0, "fused": 8.0, "chunked": 8.0}
 
 
 def chunk_tokens(scenario: Scenario, read: Logits) -> FloatColumn:

@@ -171,7 +171,7 @@ def gathered_bytes(scenario: Scenario) -> int:
 def end_transfers(scenario: Scenario, layouts: Layouts, found: Stages, groups: ShardGroups) -> EndTransfers:
     """The first stage's transfers at the end of a step. It ends the step in every schedule here, so that its transfers cannot hide behind
     other stages' work."""
-    weights = stage_weights(scenario, layouts, found.first(), trained=True).first_stage()
+    weights = stage_weights(scenario, layouts, found.alone("first"), trained=True).first_stage()
     left = weights.times(~reduces_each(scenario.software, layouts))
     of_layers = mean_of_stages(scenario, layouts, [each.total for each in layer_weights(scenario, layouts, trained=True)])
     head = head_parameters(scenario, layouts) * (not scenario.model.tie_word_embeddings)

@@ -217,7 +217,7 @@ def _first_stage_weights(
 ) -> tuple[FloatColumn, FloatColumn]:
     """The optimizer's seconds on the first stage, and the share of its gradients that the last bucket has, ``(n_layouts,)`` each."""
     first, kind = layouts.alike.by(*END)
-    some, found = layouts.take(first), arranged.of_stages.take(first).rows.first()
+    some, found = layouts.take(first), arranged.of_stages.take(first).rows.alone("first")
     weights = stage_weights(scenario, some, found, trained=True).first_stage()
     share = np.minimum(1.0, bucket(scenario, some) / np.maximum(1.0, weights.times(gradient_bytes(scenario)).total))
     return update_seconds(scenario, some, weights, device).take(kind), share.take(kind)

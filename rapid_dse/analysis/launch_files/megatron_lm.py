@@ -127,7 +127,7 @@ def _read_kernels(found: FieldsRead) -> dict[str, Any]:
     found.take("--use-flash-attn")
     said: dict[str, Any] = {
         "software.gradient_dtype": "bf16" if found.flag("--grad-reduce-in-bf16") else "fp32",
-        "software.loss": "fused" if found.flag("--cross-entropy-loss-fusion") else "whole",
+        "software.loss": "fused" if found.flag("--cross-entropy-loss-fusion") else "in_place",
         "software.attention": "unfused" if backend in ("unfused", "local") else "flash",
     }
     overlap = found.flag("--tp-comm-overlap")

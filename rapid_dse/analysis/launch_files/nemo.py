@@ -111,7 +111,7 @@ def _read_kernels(found: FieldsRead) -> dict[str, Any]:
     names = ("comm_overlap.tp_comm_overlap", "model.tp_comm_overlap", "model.ub_tp_comm_overlap")
     fused, in_fp32 = found.take("model.cross_entropy_loss_fusion"), found.take("ddp.grad_reduce_in_fp32")
     said: dict[str, Any] = {"software.attention": "unfused" if found.take("model.attention_backend") == "unfused" else "flash"}
-    said |= {} if fused is None else {"software.loss": "fused" if fused else "whole"}
+    said |= {} if fused is None else {"software.loss": "fused" if fused else "in_place"}
     said |= {} if in_fp32 is None else {"software.gradient_dtype": "fp32" if in_fp32 else "bf16"}
     return said | ({"software.async_tp": found.flag(*names)} if any(name in found.fields for name in names) else {})
 

@@ -55,7 +55,7 @@ class Software(InParts):
         """Bytes a logit that is alive at the peak, as ``logit_bytes`` says or by how the loss runs."""
         if self.memory.logit_bytes is not None:
             return self.memory.logit_bytes
-        return 10.0 if self.kernels.loss == "whole" else 4.0
+        return {"whole": 10.0, "in_place": 6.0}.get(self.kernels.loss, 4.0)
 
     @property
     def update_traffic(self) -> float:

@@ -28,6 +28,9 @@ class ExpertSettings(SchemaPart):
     # What brings rows into the order of the experts, and back. fused: a kernel each way (Transformer Engine's, Megatron Core's
     # --moe-permute-fusion); eager: PyTorch's index_select and index_add, whose atomics add element by element.
     permutation: Annotated[Literal["fused", "eager"], EXPERTS] = "fused"
+    # Where a router's weight multiplies a row: its activation within the expert (Megatron Core, in one kernel with SwiGLU), or what the
+    # expert gives, which autograd keeps for the weight's gradient.
+    expert_weighting: Annotated[Literal["activation", "output"], EXPERTS] = "output"
     # Exchanges run beside another micro-batch's passes (Megatron Core's --overlap-moe-expert-parallel-comm): a forward pass of one with a
     # backward pass of another.
     expert_overlap: Annotated[bool, EXPERTS] = False

@@ -28,9 +28,10 @@ class KernelSettings(SchemaPart):
     fused_softmax: Annotated[bool, UNFUSED] = True  # behind attention=unfused: scale, mask and softmax are one kernel
     fused_rotary: bool = True  # autograd keeps no rotated copy of queries and keys
     fused_activation: bool = True  # autograd keeps no activated gate beside the MLP's inputs
-    # The loss over the vocabulary. whole: fp32 copies of all logits and of their gradient beside the 16-bit ones; fused: one kernel that
-    # overwrites the logits with their gradient; chunked: head and loss run chunk after chunk, and only one chunk's logits are alive.
-    loss: Literal["whole", "fused", "chunked"] = "whole"
+    # The loss over the vocabulary. whole: fp32 copies of all logits and of their gradient beside the 16-bit ones; in_place: of the logits
+    # alone, a copy that turns into their softmax and their gradient (Megatron Core); fused: one kernel that overwrites the logits with
+    # their gradient; chunked: head and loss run chunk after chunk, and only one chunk's logits are alive.
+    loss: Literal["whole", "in_place", "fused", "chunked"] = "whole"
     dropout: bool = False  # whether dropout kernels run
     # Times the HBM bytes of fully fused norms, residuals, rotary embedding and activation: 1 is one kernel for each, eager PyTorch 2 to 4.
     elementwise_traffic: Annotated[float, Field(ge=0.5, le=8)] = 2.0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -32,4 +32,7 @@ class MemorySettings(SchemaPart):
     head_copies: Annotated[float, Field(ge=0, le=60)] = 0.0
     # Copies of the whole stream (tokens × hidden, 16 bits) that a tensor-parallel embedding keeps a micro-batch in flight.
     embedding_copies: Annotated[float, Field(ge=0, le=8)] = 0.0
-    logs_first_stage: bool = False  # the peak that its runs report is the first pipeline stage's, not the worst one's
+    # The peak that its runs report: of which pipeline stage (worst: the largest of all), and whether it is what tensors take
+    # (torch.cuda.max_memory_allocated) or what the allocator holds of the device.
+    logged_stage: Literal["worst", "first", "last"] = "worst"
+    logs_allocated: bool = False

@@ -119,7 +119,7 @@ class Experts(Part):
             Tensor("router_probabilities", 2 * shape.norm_tokens * model.num_experts, "fp32"),
             Tensor("expert_input", routed, "input"),
             *activated(model, self._wide(shape), software),
-            Tensor("expert_output", returned, product=True),
+            Tensor("expert_output", returned, product=True, kept=software.experts.expert_weighting == "output"),
             *mask,
         ]
 
