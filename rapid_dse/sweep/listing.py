@@ -44,16 +44,17 @@ class Column:
 
 
 def lines(columns: Sequence[Column], width: int) -> list[str]:
-    """The table's lines, the head first; the first column numbers the rows.
+    """The table's lines, the head first; the first column numbers or names the rows.
 
-    Where all columns do not fit into ``width``, each row's figures are a line, and its names, as key=value, one or several below it.
+    Where all columns do not fit into ``width``, each row's figures are a line behind its number or name, and its other names, as key=value,
+    one or several below it.
     """
     if sum(column.width for column in columns) + len(_GAP) * (len(columns) - 1) <= width:
         return _joined(columns)
-    figures = [column for column in columns if column.figure]
-    names = [column for column in columns if not column.figure]
+    figures = [column for column in columns if column.figure or column is columns[0]]
+    names = [column for column in columns[1:] if not column.figure]
     head, *rows = _joined(figures)
-    indent = " " * (columns[0].width + len(_GAP))
+    indent = " " * ((columns[0].width if columns[0].figure else 0) + len(_GAP))
     found = [head]
     for row, line in enumerate(rows):
         found.append(line)

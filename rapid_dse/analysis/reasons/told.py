@@ -47,7 +47,7 @@ def tell(out: Console, found: Explanation, most: int = MOST_POINTS) -> None:
         _tell_points(out, found.turning_points, most)
     _tell_neighbours(out, found.neighbours)
     of_training = found.of.scenario.workload.kind == "training"
-    _tell_operators(out, found.operators, f"operator of a layer, a {'micro-batch, both ways' if of_training else 'decode step'}")
+    _tell_operators(out, found.operators, "a micro-batch, both ways" if of_training else "a decode step")
     if found.sensitivity is not None:
         _tell_sensitivity(out, found.sensitivity)
 
@@ -164,10 +164,11 @@ def more_text(value: float, shown: Any) -> str:
     return f"{'+' if value >= 0 else '−'}{shown(abs(value))}"
 
 
-def _tell_operators(out: Console, found: Sequence[Operator], title: str) -> None:
+def _tell_operators(out: Console, found: Sequence[Operator], spent_on: str) -> None:
     out.print()
+    listing.say(out, f"operators of a layer, {spent_on}:")
     columns = [
-        Column(title, [each.name for each in found], figure=False),
+        Column("operator", [each.name for each in found], figure=False),
         Column("time alone", [figures.seconds(each.seconds, 3) for each in found]),
         Column("FLOP/byte", [figures.digits(each.intensity, 3) if each.flops else figures.NOTHING for each in found]),
         Column("of the roofline", [figures.percent(each.reached) for each in found]),
