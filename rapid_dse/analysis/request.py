@@ -6,6 +6,7 @@ import math
 from dataclasses import fields
 from typing import TYPE_CHECKING
 
+from rapid_dse.events.quantities import with_closed_form
 from rapid_dse.parallel.engines import Engines
 from rapid_dse.simulate.inference.pricing import System, prepare, system
 from rapid_dse.simulate.results import MEMORY_TERMS, TIME_TERMS, Priced
@@ -24,7 +25,7 @@ TERM_MEANING = {
     "cp": "context parallel",
     "ep": "expert parallel",
     "pp": "sends between stages",
-    "bubble": "stages of unequal layers",
+    "bubble": "waiting for the slowest stage",
     "host": "waiting for the host",
     "prefill": "waiting for others' prompts",
 }
@@ -51,8 +52,9 @@ def show(out: Console, portion: Portion, priced: Priced) -> None:
     assert isinstance(portion.layouts, Engines)
     sums = [("time of a token" if token else "time of a request", "step_time_s", row["step_time_s"], times)]
     if token:
-        parts = _parts(system(portion.scenario, portion.layouts, prepare(portion.scenario, portion.layouts)[0]))
-        sums.append(("of which kernels", "step_time_s", sum(seconds for _, seconds in parts), parts))
+        closed = with_closed_form(portion.scenario)  # all backends price kernels alike
+        parts = _parts(system(closed, portion.layouts, prepare(closed, portion.layouts)[0]), row["time_compute_s"])
+        sums.append(("of which kernels", "step_time_s", row["time_compute_s"], parts))
     for title, name, total, terms in (*sums, ("peak memory of a GPU", "peak_memory_bytes", row["peak_memory_bytes"], memory)):
         out.print()
         for line in listing.sum_lines(title, name, total, terms):
@@ -64,10 +66,10 @@ def show(out: Console, portion: Portion, priced: Priced) -> None:
         ranked.show_changes(out, Priceable(portion.scenario, portion.layouts), Aim("step_time_s", 1))
 
 
-def _parts(found: System) -> list[tuple[str, float]]:
-    """What a token's kernels are: the share of a decode step that falls to it."""
+def _parts(found: System, whole: float) -> list[tuple[str, float]]:
+    """What a token's kernels are, ``whole`` seconds of them."""
     step = found.served.step
-    return [(text, float(getattr(step, name)[0]) / found.served.tokens) for name, text in PARTS.items()]
+    return [(text, float(getattr(step, name)[0] / step.compute[0]) * whole) for name, text in PARTS.items()]
 
 
 def _summary(portion: Portion, row: dict[str, float]) -> list[str]:

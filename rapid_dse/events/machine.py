@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from math import prod
 
 import numpy as np
@@ -182,6 +183,38 @@ def cluster_of(degrees: Mapping[str, int], order: Sequence[str], network: Networ
         coordinates[i], sizes[i] = place % used, size
         place, left = place // used, -(-left // used)
     return _assembled(network, coordinates, sizes, tuple(degrees[axis] for axis in AXES))
+
+
+def joined(network: Network, machines: Sequence[Machine]) -> tuple[Machine, list[Ints]]:
+    """Several machines as one network: side by side along its outermost dimension.
+
+    Args:
+        machines: on that network without faults, each as if it were alone.
+
+    Returns:
+        the whole, and the places of each machine's ranks there, in the order of ``rank.ravel()``.
+
+    Raises:
+        ValueError: where the outermost dimension has fewer places than they need.
+    """
+    last = len(network.dimensions) - 1
+    sizes, begins, used = [1] * (last + 1), [0], 0
+    columns: list[list[Ints]] = [[] for _ in network.dimensions]
+    for machine in machines:
+        own = dict(zip(machine.dimension, machine.coordinates(machine.rank.ravel()), strict=True))
+        for index in range(last + 1):
+            column = own.get(index, np.zeros(machine.rank.size, np.int64))
+            if index == last:
+                column, used = column + used, used + int(column.max(initial=0)) + 1
+            columns[index].append(column)
+            sizes[index] = max(sizes[index], network.dimensions[index].size or 0, int(column.max(initial=0)) + 1)
+        begins.append(begins[-1] + machine.rank.size)
+    room = network.dimensions[last].size
+    if room is not None and used > room:
+        raise ValueError(f"hw.network.dimensions.{last}.size={room}: a prefill and a decode engine take {used} places of it")
+    whole = _assembled(network, [np.concatenate(column) for column in columns], sizes, (1, 1, 1, begins[-1]))
+    flat = whole.rank.ravel()
+    return whole, [flat[begin:end] for begin, end in pairwise(begins)]
 
 
 def _indices(degrees: Mapping[str, int], network: Network) -> tuple[dict[str, int], dict[str, Ints]]:

@@ -48,9 +48,6 @@ def values_of(hw: Run | None, model: Run | None, architecture: Mapping[str, Any]
         _machine(values, hw, degrees)
         if kind == "training" and batch is not None:
             _micro_batches(values, hw, model, degrees, said)
-        if kind == "inference" and values["backend.name"] != "analytical":
-            said.append(f"backend={values['backend.name']}: prices training alone; inference is priced in closed form")
-            values["backend.name"] = "analytical"
     return _known(values, said), tuple(said)
 
 

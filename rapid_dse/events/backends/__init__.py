@@ -22,6 +22,7 @@ BACKENDS = {
     "full_astrasim_hierarchical": "rapid_dse.events.backends.hierarchical",
     "full_astrasim_flattened": "rapid_dse.events.backends.flattened",
 }
+SERVED = dict.fromkeys(BACKENDS, "rapid_dse.events.served_rows") | {"analytical": "rapid_dse.simulate.inference.pricing"}
 
 
 def price(scenario: Scenario, layouts: Layouts, watch: Watch | None = None, names: Sequence[str] | None = None) -> Priced:
@@ -49,13 +50,8 @@ def price(scenario: Scenario, layouts: Layouts, watch: Watch | None = None, name
 
 def _price(scenario: Scenario, layouts: Layouts, watch: Watch | None, names: Sequence[str] | None) -> Priced:
     """As ``price``, of chips at their own limit."""
-    if scenario.workload.kind == "inference":
-        if scenario.backend.name != "analytical":
-            raise ValueError(f"backend={scenario.backend.name}: prices training alone; allowed with workload=inference: analytical")
-        from rapid_dse.simulate.inference import pricing
-
-        return pricing.price(scenario, layouts)
-    backend = import_module(BACKENDS[scenario.backend.name])  # a backend is imported when it is used
+    inference = scenario.workload.kind == "inference"
+    backend = import_module((SERVED if inference else BACKENDS)[scenario.backend.name])  # a backend is imported when it is used
     priced: Priced
     if scenario.backend.name != "analytical":
         priced = backend.price(scenario, layouts, watch, names)

@@ -17,6 +17,7 @@ Transfer = Callable[[Script, After], After]
 AGAIN = "ALL_GATHER again"
 LAST = ("REDUCE_SCATTER", "ALL_REDUCE")  # what ends a half's forward pass, by how its buffers are shared
 LATE = (AGAIN, *LAST)  # what ends its backward pass
+WAIT = "waiting for other ranks"  # what a collective has beside its bytes
 
 
 @dataclass(frozen=True)
@@ -25,8 +26,10 @@ class Exchange:
     of each in closed form.
 
     ``again``: of the gather that the backward pass repeats for the weight gradient; 0 where what was gathered is kept. ``scattered``: it is
-    gathered before and scattered after, else reduced after. ``group``: tp, or etp for the rows of routed experts. ``skew``: seconds of a
-    blocking collective's that are its wait for ranks on other hosts.
+    gathered before and scattered after, else reduced after. ``group``: tp, or etp for the rows of routed experts; ``term`` of a result that
+    its time is. ``skew``: seconds of a blocking collective's in which its ranks wait for each other (those on other hosts, or a framework's
+    latency). ``one_shot``: how many ranks it has where each of them has the whole buffers of all others sent to reduce
+    them by itself; else 0.
     """
 
     size: float
@@ -38,6 +41,8 @@ class Exchange:
     scattered: bool = False
     group: str = "tp"
     skew: float = 0.0
+    term: str = "tp"
+    one_shot: int = 0
 
     def has(self, kind: str) -> bool:
         """Whether it takes part in one kind of collectives, by its name in graphs."""
@@ -62,6 +67,7 @@ class ExpertRoute:
         parts: bytes that go to the places of each dimension, inner to outer, where tokens go once to each part; else none.
         shown: share of each way that hides behind nothing; beside a forward pass run ``beside[0]`` ways, beside a backward pass
             ``beside[1]``, another micro-batch's; of the latter the share ``late`` beside weight gradients, where these run apart.
+        skew: seconds of each way in which its ranks wait for each other.
     """
 
     size: float
@@ -71,6 +77,7 @@ class ExpertRoute:
     shown: float = 1.0
     beside: tuple[float, float] = (0.0, 0.0)
     late: float = 0.0
+    skew: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -299,9 +306,11 @@ def exchange(script: Script, half: Half, after: After, kind: str, share: float, 
         if each.bytes(kind) == 0 or seconds == 0:
             continue
         if not script.style.ideal and skew:
-            after = script.compute(after, each.skew * share, "waiting for other hosts", "tp")
-        name = "ALL_GATHER" if kind == AGAIN else kind
-        after = script.exchange(after, name, each.group, share * each.bytes(kind), share * seconds, "tp", MAIN)
+            after = script.compute(after, each.skew * share, WAIT, each.term)
+        name, size = "ALL_GATHER" if kind == AGAIN else kind, share * each.bytes(kind)
+        if each.one_shot and kind == "ALL_REDUCE" and not script.style.ideal:
+            name, size = "ALL_TO_ALL", each.one_shot * size
+        after = script.exchange(after, name, each.group, size, share * seconds, each.term, MAIN)
     return after
 
 
@@ -323,6 +332,8 @@ def _beside_pass(script: Script, work: LayerWork, after: After, direction: int, 
 def _route(script: Script, route: ExpertRoute, after: After, way: int, share: float, stream: int) -> After:
     if share <= 0:
         return after
+    if not script.style.ideal:
+        after = script.compute(after, share * route.skew, WAIT, "ep")
     if route.parts:
         return script.spread(after, "ep", [share * part for part in route.parts], share * route.seconds, "ep", stream)
     return script.exchange(after, route.kinds[way], "ep", share * route.size, share * route.seconds, "ep", stream)

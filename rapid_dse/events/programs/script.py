@@ -6,7 +6,7 @@ A ``Script`` lists one rank's nodes; groups and peers in it are names, which ``a
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Literal
 
 import numpy as np
@@ -50,6 +50,8 @@ class Style:
     ``ideal``: one node each, which takes the closed form's time; else the phases that their group has on the network's dimensions.
     ``streams``: whether transfers that hide behind others have streams of their own. ``phases``: members of each phase by group.
     ``switched``: what switches that reduce leave of a ring's bytes in an all-reduce, for each phase by group; none: all of them.
+    ``apart``: whether caches that go from pool to pool have streams of their own whatever the others have: network cards read them from
+    memory, beside kernels of collectives. ``prefix``: what stands before the names of groups and peers, where a graph has several layouts.
     ``nodes`` counts what the graph's scripts have, in steps of ``COUNTED``.
     """
 
@@ -58,6 +60,8 @@ class Style:
     phases: Mapping[str, Sequence[int]]
     labels: Labels
     switched: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    prefix: str = ""
+    apart: bool = False
     nodes: int = 0
 
 
@@ -98,7 +102,7 @@ class Script:
         self.duration.append(max(1, round(seconds * 1e9)))
         self.size.append(max(1, round(size)) if kind != COMPUTE else 0)
         self.collective.append(collective)
-        self.where.append(where)
+        self.where.append(f"{self.style.prefix}{where}" if where else "")
         self.tag.append(tag)
         self.stream.append(stream if self.style.streams else MAIN)
         self.label.append(label)
@@ -163,10 +167,23 @@ class Script:
         label = self.style.labels.of(f"{term} send", term)
         return self._add(SEND, after, label, seconds, size, where=peer, tag=tag, stream=stream)
 
+    def hand_over(self, after: After, peer: str, size: float, seconds: float, tag: int, stream: int) -> After:
+        """A message to the rank's ``peer`` that network cards take from memory to memory, as ``send`` has it."""
+        sent = self.send(after, peer, size, seconds, "prefill", tag, stream)
+        if self.style.apart:
+            self.stream[sent[0]] = stream
+        return sent
+
     def receive(self, after: After, peer: str, size: float, term: str, tag: int = 0) -> After:
         """The receive of the message that ``peer`` sends this rank."""
         label = self.style.labels.of(f"{term} receive", term)
         return self._add(RECEIVE, after, label, 0.0, size, where=peer, tag=tag)
+
+
+def copy_of(script: Script) -> Script:
+    """A script of the same nodes, to write on."""
+    columns = (column.name for column in fields(Script) if column.name != "style")
+    return Script(script.style, **{name: list(getattr(script, name)) for name in columns})
 
 
 def _steps(kind: str, members: Sequence[int], size: float) -> list[tuple[str, int, float]]:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rapid_dse.config.scenario import Scenario
+from rapid_dse.config.software.serving_settings import ServingSettings
 from rapid_dse.device import OperatorModel
 from rapid_dse.parallel.engines import Degrees
 from rapid_dse.simulate.inference.engine_memory import Room, room
-from rapid_dse.simulate.inference.passes import EnginePass, PassWork, Prompts, drafted_work, prefill_work
+from rapid_dse.simulate.inference.passes import EnginePass, PassWork, Prompts, drafted_work, prefill_work, timed
 
 FloatColumn = NDArray[np.float64]
 IntColumn = NDArray[np.int64]
@@ -22,10 +23,23 @@ FINEST = (1, 2, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)  # batches; from there
 
 @dataclass(frozen=True)
 class StepGrid:
-    """What a pass takes alone at each of ``batches`` (ascending, ``(n_batches,)``): columns of ``work`` are ``(n_batches, n_kinds)``."""
+    """What a pass takes alone at each of ``batches`` (ascending, ``(n_batches,)``): columns of ``work`` are ``(n_batches, n_kinds)``.
+
+    ``scale``: what a backend found of it over what the closed forms have, by column of ``EnginePass`` (or ``compute``, all kernels),
+    ``(n_batches, 1)`` each.
+    """
 
     batches: FloatColumn
     work: PassWork
+    scale: Mapping[str, FloatColumn] = field(default_factory=dict)
+
+    def passes(self, serving: ServingSettings, efficiency: float = 1.0, chunks: int = 1) -> EnginePass:
+        """The passes as the framework runs them, ``chunks`` of each after one another through the stages."""
+        found = timed(self.work, serving, efficiency).overlapped(chunks)
+        factors = {name: factor for name, factor in self.scale.items() if name != "compute"}
+        if "compute" in self.scale:
+            factors |= dict.fromkeys(("products", "attention", "small", "experts"), self.scale["compute"])
+        return replace(found, **{name: getattr(found, name) * factor for name, factor in factors.items()})
 
     def at(self, kind: IntColumn, batch: FloatColumn) -> Between:
         """Where a batch lies between the grid's, for rows of these kinds."""
@@ -58,14 +72,14 @@ class Between:
 @dataclass(frozen=True)
 class Costs:
     """What engines of each kind cost, ``(n_kinds,)``: decode steps by the sequences of an attention rank, prefill by the prompts that one
-    pass takes on it, in ``chunks`` passes where they are longer than a step; ``prompts``: the most of them in a pass."""
+    pass of them takes on it; ``together``: the most ``prompts`` in a pass."""
 
     cut: Degrees
     room: Room
     decode: StepGrid
     prefill: StepGrid
-    prompts: FloatColumn
-    chunks: int
+    together: FloatColumn
+    prompts: Prompts
 
 
 def batches_to(most: float) -> FloatColumn:
@@ -84,22 +98,25 @@ def _next(batch: float) -> int:
 def costs(scenario: Scenario, cut: Degrees, most: float, device: OperatorModel) -> Costs:
     """What engines cut so cost at up to ``most`` sequences of an attention rank."""
     held = room(scenario, cut)
-    work = scenario.workload
     batches = batches_to(max(1.0, most))
-    prompt, _ = work.lengths
-    queries = max(1.0, prompt * (1.0 - work.prefix_hit))
-    budget = float(scenario.software.serving.max_batched_tokens)
-    chunks = int(np.ceil(queries / budget))
-    together = batches_to(max(1.0, budget / queries))
-    prompts = Prompts(queries, float(prompt), chunks)
+    prompts = prompts_of(scenario)
+    together = max(1.0, scenario.software.serving.max_batched_tokens / prompts.queries)
     return Costs(
         cut=cut,
         room=held,
         decode=_grid(batches, cut, lambda kinds, rows: drafted_work(scenario, kinds, rows, device)),
-        prefill=_grid(together, cut, lambda kinds, rows: prefill_work(scenario, kinds, rows, prompts, device)),
-        prompts=np.full(len(cut.tp), max(1.0, budget / queries)),
-        chunks=chunks,
+        prefill=_grid(batches_to(together), cut, lambda kinds, rows: prefill_work(scenario, kinds, rows, prompts, device)),
+        together=np.full(len(cut.tp), together),
+        prompts=prompts,
     )
+
+
+def prompts_of(scenario: Scenario) -> Prompts:
+    """The mean prompt, less what a cache of prefixes has of it, in as many passes as its tokens take."""
+    work = scenario.workload
+    prompt, _ = work.lengths
+    queries = max(1.0, prompt * (1.0 - work.prefix_hit))
+    return Prompts(queries, float(prompt), int(np.ceil(queries / float(scenario.software.serving.max_batched_tokens))))
 
 
 def _grid(batches: FloatColumn, cut: Degrees, priced: Callable[[Degrees, FloatColumn], PassWork]) -> StepGrid:

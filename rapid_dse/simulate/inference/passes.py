@@ -29,9 +29,9 @@ class PassWork:
     """What one pass through all stages takes alone, before a framework's latencies, ``(n,)`` each.
 
     Seconds of ``products``, of ``attention``, of what small kernels and casts move (``moving``), of the transfers by parallelism, and of
-    the ``slowest`` stage without its sends, which has ``slowest_layers``; how many ``layers``, ``expert_layers``, ``casts`` of a product's
-    input, and exchanges of tensor and expert parallelism (``tp_calls``, ``ep_calls``) it has, each of which has a latency of its own;
-    ``joules`` of the work of a whole engine, idle power left out.
+    the ``slowest`` stage without its sends, which has ``slowest_layers``, ``slowest_experts`` of them with experts; how many ``layers``,
+    ``expert_layers``, ``casts`` of a product's input, and exchanges of tensor and expert parallelism (``tp_calls``, ``ep_calls``) it has,
+    each of which has a latency of its own; ``joules`` of the work of a whole engine, idle power left out.
     """
 
     products: FloatColumn
@@ -43,6 +43,7 @@ class PassWork:
     pp: FloatColumn
     slowest: FloatColumn
     slowest_layers: FloatColumn
+    slowest_experts: FloatColumn
     layers: FloatColumn
     expert_layers: FloatColumn
     casts: FloatColumn
@@ -110,7 +111,8 @@ def timed(work: PassWork, serving: ServingSettings, efficiency: float = 1.0) -> 
     kernels, sent = work.products + work.attention + work.moving, work.tp + work.cp + work.ep
     small = work.layers * serving.layer_latency + work.casts * serving.quantize_latency
     experts = work.expert_layers * serving.expert_latency
-    waits = small + experts + (work.tp_calls + work.ep_calls) * serving.collective_latency
+    waits = (small + work.tp_calls * serving.collective_latency) * work.slowest_layers / work.layers
+    waits = waits + (experts + work.ep_calls * serving.collective_latency) * work.slowest_experts / np.maximum(1.0, work.expert_layers)
     return EnginePass(
         products=work.products / efficiency,
         attention=work.attention / efficiency,
@@ -120,7 +122,7 @@ def timed(work: PassWork, serving: ServingSettings, efficiency: float = 1.0) -> 
         cp=work.cp,
         ep=work.ep + work.ep_calls * serving.collective_latency,
         pp=work.pp,
-        slowest=work.slowest * (kernels / efficiency + sent) / (kernels + sent) + waits * work.slowest_layers / work.layers,
+        slowest=work.slowest * (kernels / efficiency + sent) / (kernels + sent) + waits,
         joules=work.joules,
     )
 
@@ -205,7 +207,7 @@ def _combined(scenario: Scenario, cut: Degrees, parts: PassParts) -> PassWork:
     joules = sum((part.joules * count for part, count in counted), small)
     joules = joules + sent_energy(scenario.hw, np.asarray(sum(move.sent for move in by_term.values())))
     tp_calls, ep_calls = _calls(parts)
-    slowest, slowest_layers = _slowest(scenario, cut, parts)
+    slowest, slowest_layers, slowest_experts = _slowest(scenario, cut, parts)
     return PassWork(
         products=sum((part.seconds * count for part, count in counted if part is not parts.attention), none),
         attention=parts.attention.seconds * layers,
@@ -213,6 +215,7 @@ def _combined(scenario: Scenario, cut: Degrees, parts: PassParts) -> PassWork:
         **{name: move.seconds for name, move in by_term.items()},
         slowest=slowest,
         slowest_layers=slowest_layers,
+        slowest_experts=slowest_experts,
         layers=layers * ones,
         expert_layers=(layers - dense) * ones,
         casts=casts * ones,
@@ -231,8 +234,9 @@ def _calls(parts: PassParts) -> tuple[FloatColumn, FloatColumn]:
     return np.asarray(tp_calls, np.float64), np.where(several, 2.0 * of_experts, 0.0)
 
 
-def _slowest(scenario: Scenario, cut: Degrees, parts: PassParts) -> tuple[FloatColumn, FloatColumn]:
-    """Seconds of the stage that takes longest, ``(n,)``: its layers, and on the last stage the head; and how many layers it has."""
+def _slowest(scenario: Scenario, cut: Degrees, parts: PassParts) -> tuple[FloatColumn, FloatColumn, FloatColumn]:
+    """Seconds of the stage that takes longest, ``(n,)``: its layers, and on the last stage the head; how many layers it has, and with
+    experts."""
     moves = parts.exchanges
     each = parts.around.seconds + parts.attention.seconds + parts.glue + parts.around.casts * parts.cast
     each = each + moves.reduced.seconds + moves.queries.seconds
@@ -242,7 +246,7 @@ def _slowest(scenario: Scenario, cut: Degrees, parts: PassParts) -> tuple[FloatC
         dense = each + parts.mlp.seconds + parts.mlp.casts * parts.cast + moves.mlp.seconds
     if parts.routed is not None:
         routed = each + parts.routed.seconds + parts.routed.casts * parts.cast + moves.experts.seconds
-    found, held = np.zeros(len(each)), np.zeros(len(each))
+    found, held, with_experts = np.zeros((3, len(each)))
     for pp in np.unique(cut.pp).tolist():
         rows = cut.pp == pp
         for stage, layers in enumerate(stage_layers(scenario.model, pp)):
@@ -250,7 +254,8 @@ def _slowest(scenario: Scenario, cut: Degrees, parts: PassParts) -> tuple[FloatC
             seconds = without * dense + (len(layers) - without) * routed + (head if stage == pp - 1 else 0.0)
             longer = rows & (seconds > found)
             found, held = np.where(longer, seconds, found), np.where(longer, len(layers), held)
-    return found, held
+            with_experts = np.where(longer, len(layers) - without, with_experts)
+    return found, held, with_experts
 
 
 def stage_layers(model: Model, pp: int) -> list[range]:

@@ -27,12 +27,14 @@ HALVINGS = 48
 @dataclass(frozen=True)
 class Flow:
     """A request's way through both pools at a rate, ``(n_rows,)`` each, s: until its prompt is computed, its cache's transfer, and from
-    the first to the last token; ``running`` requests on a decode engine."""
+    the first to the last token; ``running`` requests on a decode engine; ``delayed``: by how much of their own time decode steps are longer
+    for the caches that come in beside them."""
 
     prompt: FloatColumn
     transfer: FloatColumn
     decode: FloatColumn
     running: FloatColumn
+    delayed: FloatColumn
 
     @property
     def life(self) -> FloatColumn:
@@ -40,32 +42,54 @@ class Flow:
         return self.prompt + self.transfer + self.decode
 
 
+@dataclass(frozen=True)
+class Handover:
+    """What a cache's way between pools takes beside other traffic: ``slower`` than alone by so many times; seconds by which it delays the
+    decode steps that it meets (``decode_delay``) and the prompts (``prompt_delay``)."""
+
+    slower: float = 1.0
+    decode_delay: float = 0.0
+    prompt_delay: float = 0.0
+
+
+ALONE = Handover()
+
+
 class Pools:
     """Both pools of a table's systems, with how many engines each has."""
 
-    def __init__(self, scenario: Scenario, engines: tuple[Engine, Engine], workers: tuple[FloatColumn, FloatColumn]) -> None:
+    def __init__(
+        self, scenario: Scenario, engines: tuple[Engine, Engine], workers: tuple[FloatColumn, FloatColumn], handover: Handover = ALONE
+    ) -> None:
         self.scenario, (self.prefill, self.decode) = scenario, engines
-        self.workers = workers
-        where = self.prefill.costs.prefill.at(self.prefill.kind, self.prefill.costs.prompts[self.prefill.kind])
-        together = self.prefill.costs.prompts[self.prefill.kind] * self.prefill.cut.attention_dp
-        self.least = where.of(self.prefill.prefill_slowest) / together  # seconds a prompt where passes are full
-        self.transfer = handed_over(scenario, self.prefill.cut, self.decode.cut)
-        full = self._decode_seconds(self.decode.capacity)
-        self.most = np.minimum(workers[0] / self.least, workers[1] * self.decode.capacity / np.maximum(full, 1e-12))
+        self.workers, self.handover = workers, handover
+        where = self.prefill.costs.prefill.at(self.prefill.kind, self.prefill.costs.together[self.prefill.kind])
+        together = self.prefill.costs.together[self.prefill.kind] * self.prefill.cut.attention_dp
+        # seconds a prompt where passes are full
+        self.least = where.of(self.prefill.prefill_slowest) / together + handover.prompt_delay
+        self.transfer = handover.slower * handed_over(scenario, self.prefill.cut, self.decode.cut)
+        full, delay = self._decode_seconds(self.decode.capacity, np.zeros_like(self.least)), handover.decode_delay
+        # requests that end: capacity = rate · full · (1 + delay · rate), solved for an engine's rate
+        rate = 2.0 * self.decode.capacity / np.maximum(full + np.sqrt(full * full + 4.0 * delay * full * self.decode.capacity), 1e-12)
+        self.most = np.minimum(workers[0] / self.least, workers[1] * rate)
 
-    def _decode_seconds(self, running: FloatColumn) -> FloatColumn:
-        return np.asarray(self.decode.later / self.decode.steps_tokens * self.decode.step(running))
+    def _decode_seconds(self, running: FloatColumn, rate: FloatColumn) -> FloatColumn:
+        """From a request's first token to its last, where an engine takes so many caches a second."""
+        steps = self.decode.later / self.decode.steps_tokens * self.decode.step(running)
+        return np.asarray(steps * (1.0 + self.handover.decode_delay * rate))
 
     def flow(self, rate: FloatColumn) -> Flow:
         """What a request meets where so many arrive a second."""
         each = rate / self.workers[0]
         alone = self.prefill.costs.prefill.at(self.prefill.kind, np.ones_like(rate)).of(self.prefill.prefill_total)
         busy = np.minimum(each * self.least, 0.98)
+        alone = alone + busy * self.handover.prompt_delay
         prompt = self.scenario.software.serving.admission_latency + alone + busy * self.least / (2.0 * (1.0 - busy))
         running = np.ones_like(rate)
+        each = rate / self.workers[1]
         for _ in range(8):  # requests that decode at a time follow from how long they take, and that from how many they are
-            running = np.clip(rate / self.workers[1] * self._decode_seconds(running), 1e-9, self.decode.capacity)
-        return Flow(prompt, self.transfer, self._decode_seconds(running), running)
+            running = np.clip(each * self._decode_seconds(running, each), 1e-9, self.decode.capacity)
+        return Flow(prompt, self.transfer, self._decode_seconds(running, each), running, self.handover.decode_delay * each)
 
     def serve(self, load: Load) -> Served:
         """How requests fare under each load."""
@@ -101,7 +125,8 @@ class Pools:
             step=where.all_of(decode.decode_pass),
             host=decode.host(rows, device),
             bubble=decode.bubble(flow.running, where, device),
-            wait=np.zeros(len(rate)),
+            wait=flow.decode / max(later, 1.0) * flow.delayed / (1.0 + flow.delayed),
+            rows=rows,
             tpot=flow.decode / later if later else np.full(len(rate), np.nan),
             tokens=decode.steps_tokens,
             first=first,

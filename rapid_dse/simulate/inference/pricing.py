@@ -17,7 +17,7 @@ from rapid_dse.parallel.engines import Engines
 from rapid_dse.parallel.layouts import POOLS, Layouts
 from rapid_dse.simulate.inference import one_pass
 from rapid_dse.simulate.inference.distinct_steps import Costs, costs
-from rapid_dse.simulate.inference.pools import Pools
+from rapid_dse.simulate.inference.pools import ALONE, Handover, Pools
 from rapid_dse.simulate.inference.serving import Engine, Load, Served
 from rapid_dse.simulate.results import REQUEST_COSTS, Priced
 
@@ -55,11 +55,12 @@ def price(scenario: Scenario, layouts: Layouts) -> Priced:
 @dataclass(frozen=True)
 class PreparedEngines:
     """Rows of a table (``rows``, positions) that all have pools, or all have none, with what their engines cost alone: of a prefill pool
-    and of a decode pool, or twice the same; ``kinds``: which of these each row has."""
+    and of a decode pool, or twice the same; ``kinds``: which of these each row has; ``handover`` from pool to pool beside other traffic."""
 
     rows: NDArray[np.int64]
     costs: tuple[Costs, Costs]
     kinds: tuple[NDArray[np.intp], NDArray[np.intp]]
+    handover: Handover = ALONE
 
 
 def prepare(scenario: Scenario, layouts: Engines) -> list[PreparedEngines]:
@@ -95,7 +96,7 @@ def system(scenario: Scenario, layouts: Engines, ready: PreparedEngines) -> Syst
     prompts, engine = (Engine(scenario, costs, kind) for costs, kind in zip(ready.costs, ready.kinds, strict=True))
     if layouts.pooled.any():
         workers = (layouts.prefill_workers.astype(np.float64), layouts.decode_workers.astype(np.float64))
-        return System(Pools(scenario, (prompts, engine), workers).serve(load), engine, prompts, replicas)
+        return System(Pools(scenario, (prompts, engine), workers, ready.handover).serve(load), engine, prompts, replicas)
     return System(engine.serve(load), engine, engine, replicas)
 
 

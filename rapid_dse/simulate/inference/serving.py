@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from rapid_dse.config.scenario import Scenario
 from rapid_dse.parallel.engines import Degrees
 from rapid_dse.simulate.inference.distinct_steps import Between, Costs
-from rapid_dse.simulate.inference.passes import EnginePass, timed
+from rapid_dse.simulate.inference.passes import EnginePass
 
 FloatColumn = NDArray[np.float64]
 IntColumn = NDArray[np.int64]
@@ -43,6 +43,7 @@ class Served:
 
     Attributes:
         running: requests that run at a time; ``capacity``: as many as can.
+        rows: sequences of an attention rank in a decode step.
         step: a decode step by term; ``host``: what the host adds to it; ``bubble``: what unequal stages do.
         wait: of a token on others' prefill, s.
         tpot: from token to token, s; ``tokens`` that a step gives a request.
@@ -54,6 +55,7 @@ class Served:
 
     running: FloatColumn
     capacity: FloatColumn
+    rows: FloatColumn
     step: EnginePass
     host: FloatColumn
     bubble: FloatColumn
@@ -75,6 +77,7 @@ class _Life:
 
     running: FloatColumn
     where: Between
+    rows: FloatColumn  # sequences of an attention rank in a step
     step: FloatColumn
     host: FloatColumn  # part of a step, as is
     bubble: FloatColumn
@@ -102,9 +105,8 @@ class Engine:
         self.ranks = (self.cut.attention_dp * self.cut.pp).astype(np.float64)
         self.capacity = costs.room.requests[kind] * self.cut.attention_dp
         self.launches = scenario.model.num_hidden_layers * software.host.host_layer / 3
-        self.decode_pass = timed(costs.decode.work, software.serving)
-        prefill = timed(costs.prefill.work, software.serving, software.serving.prefill_efficiency)
-        self.prefill_pass = prefill.overlapped(costs.chunks)
+        self.decode_pass = costs.decode.passes(software.serving)
+        self.prefill_pass = prefill = costs.prefill.passes(software.serving, software.serving.prefill_efficiency, costs.prompts.chunks)
         self.decode_total = self.decode_pass.total
         self.prefill_total = np.maximum(self.prefill_pass.total, self.launches)
         # of the engine's passes of prompts one ends whenever its slowest stage does
@@ -131,7 +133,7 @@ class Engine:
         """What a pass waits for the slowest stage, through which as many batches go one after the other as are in flight: one a stage, but
         no more than there are requests on an attention rank."""
         in_flight = np.minimum(self.cut.pp, running / self.cut.attention_dp)
-        return np.maximum(0.0, in_flight * where.of(self.decode_pass.slowest) - device)
+        return np.where(self.cut.pp > 1, np.maximum(0.0, in_flight * where.of(self.decode_pass.slowest) - device), 0.0)
 
     def life(self, running: FloatColumn, grouped: NDArray[np.bool_]) -> _Life:
         """The fixed point of a closed loop of so many running requests.
@@ -158,7 +160,7 @@ class Engine:
         where, rows, device = self.at(running * decoding)
         host, bubble = self.host(rows, device), self.bubble(running, where, device)
         step = device + host + bubble
-        most = np.maximum(1.0, np.minimum(self.costs.prompts[self.kind] * self.cut.attention_dp, running))
+        most = np.maximum(1.0, np.minimum(self.costs.together[self.kind] * self.cut.attention_dp, running))
         # requests of one length that have had their prompts in one pass end together, and those that follow them start together
         # attention's copies take theirs together, since experts wait for all of them
         least = np.minimum(self.cut.attention_dp, most)
@@ -181,7 +183,7 @@ class Engine:
             + whole
             + np.where(rounds, np.maximum(0.0, running * prompt - whole) / 2.0, queue + 0.5 * step * (others > 0))
         )
-        return _Life(running, where, step, host, bubble, np.asarray(decode), np.asarray(first), prompt, together, pass_where)
+        return _Life(running, where, rows, step, host, bubble, np.asarray(decode), np.asarray(first), prompt, together, pass_where)
 
     def serve(self, load: Load) -> Served:
         """How requests fare under each load."""
@@ -221,6 +223,7 @@ class Engine:
         return Served(
             running=np.minimum(found.running, flow * (found.total + burst)) if open_.all() else found.running,
             capacity=self.capacity,
+            rows=found.rows,
             step=step,
             host=found.host,
             bubble=found.bubble,
@@ -242,7 +245,7 @@ class Engine:
         where, rows, device = self.at(batch)
         host, bubble = self.host(rows, device), self.bubble(batch, where, device)
         on_rank = np.maximum(1.0, batch / self.cut.attention_dp)
-        together = np.minimum(on_rank, self.costs.prompts[self.kind])
+        together = np.minimum(on_rank, self.costs.together[self.kind])
         pass_where = self.costs.prefill.at(self.kind, together)
         passes = on_rank / together
         first = pass_where.of(self.prefill_total) + (passes - 1.0) * pass_where.of(self.prefill_slowest)
@@ -252,6 +255,7 @@ class Engine:
         return Served(
             running=batch,
             capacity=self.capacity,
+            rows=rows,
             step=where.all_of(self.decode_pass),
             host=host,
             bubble=bubble,
@@ -312,7 +316,7 @@ def _waiting(load: Load, found: _Life, capacity: FloatColumn, most: FloatColumn)
 
 
 def _where(mask: NDArray[np.bool_], one: Served, other: Served) -> Served:
-    names = ("running", "host", "bubble", "wait", "tpot", "first", "queue", "life", "rate", "most", "together")
+    names = ("running", "rows", "host", "bubble", "wait", "tpot", "first", "queue", "life", "rate", "most", "together")
     columns = {name: np.where(mask, getattr(one, name), getattr(other, name)) for name in names}
     return replace(other, **columns, step=_either(mask, one.step, other.step), prefill=_either(mask, one.prefill, other.prefill))
 

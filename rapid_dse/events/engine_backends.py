@@ -1,0 +1,137 @@
+"""A pass of an inference engine on each event-driven backend, and what each of them refuses."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from rapid_dse.config.scenario import Scenario
+from rapid_dse.events import runs
+from rapid_dse.events.engine_blocks import check_failed, faulty_stages, run_stages
+from rapid_dse.events.engine_places import PlacedEngine
+from rapid_dse.events.engine_runs import TERMS, EngineTimes, EngineTrial, NodesOf, run_engine
+from rapid_dse.events.machine import Machine, fault_ends
+from rapid_dse.events.programs.served_step import BlockLayers, WholeLayers
+from rapid_dse.interconnect import closed_form
+
+
+@dataclass(frozen=True)
+class EngineBackend:
+    """How a backend prices an engine.
+
+    Attributes:
+        check: refuses a machine with engines on it before anything runs; ``ValueError`` with what to use instead.
+        write: how the layers of each stage become nodes of a graph of the whole engine, and the runs that this took; None: there is no
+            such graph, and what goes on between stages and pools is priced in closed form.
+        groups: whether these nodes have transfers within a stage.
+    """
+
+    check: Callable[[Scenario, Machine, Sequence[PlacedEngine]], None]
+    write: Callable[[EngineTrial, str], tuple[NodesOf, dict[str, runs.Run]]] | None
+    groups: bool
+
+    def measure(self, trial: EngineTrial, name: str) -> tuple[EngineTimes, dict[str, runs.Run]]:
+        """What a pass takes, and the runs that say so by name."""
+        if self.write is None:
+            return _from_stages(trial, name)
+        nodes, kept = self.write(trial, name)
+        found, done = run_engine(trial, nodes, name, groups=self.groups)
+        return found, kept | {name: done}
+
+
+def check_hybrid(scenario: Scenario, machine: Machine, engines: Sequence[PlacedEngine]) -> None:
+    """Refuses networks and faults that only closed forms would meet: those of sends between stages and of caches between pools."""
+    runs.check_links(machine)
+    network, outside = scenario.hw.network, "allowed with it: backend=full_astrasim_hierarchical, full_astrasim_flattened"
+    for index, dimension in enumerate(network.dimensions):
+        alone = network.model_copy(update={"dimensions": (dimension,), "faulty_links": ()})
+        if not closed_form.has_closed_form(alone) and index in _outside_stages(machine, engines):
+            raise ValueError(
+                f"hw.network.dimensions.{index}.topology={dimension.topology} carries what goes from stage to stage or from pool to pool, "
+                f"which hybrid prices in closed form, and it has none; {outside}"
+            )
+    for fault in machine.topology.faulty_links:
+        if not any(fault in faults for engine in engines for faults in faulty_stages(machine, engine).values()):
+            raise ValueError(
+                f"hw.network.faulty_links has {list(fault)}, which no group of ranks within a stage crosses: hybrid prices all else in "
+                f"closed form; {outside}"
+            )
+    _check_stages(scenario, machine, engines)
+
+
+def _outside_stages(machine: Machine, engines: Sequence[PlacedEngine]) -> set[int]:
+    """The dimensions of the hardware along which stages or engines lie apart."""
+    found = set()
+    for index, column in zip(machine.dimension, machine.coordinates(np.concatenate([each.flat.ravel() for each in engines])), strict=True):
+        lines, first = [], 0
+        for engine in engines:
+            lines.append(column[first : first + engine.flat.size].reshape(engine.stages, -1))
+            first += engine.flat.size
+        if any((line != line[:1]).any() for line in lines) or len({int(line.flat[0]) for line in lines}) > 1:
+            found.add(index)
+    return found
+
+
+def check_hierarchical(scenario: Scenario, machine: Machine, engines: Sequence[PlacedEngine]) -> None:
+    """Refuses links between the switches of a fat tree, and failed links that a stage alone has no way round."""
+    runs.check_links(machine)
+    for fault in machine.topology.faulty_links:
+        fault_ends(machine.topology, fault)
+    _check_stages(scenario, machine, engines)
+    runs.check_engine(scenario, 1, machine.topology)
+
+
+def _check_stages(scenario: Scenario, machine: Machine, engines: Sequence[PlacedEngine]) -> None:
+    for engine in engines:
+        check_failed(machine, engine)
+        runs.check_engine(scenario, _routes(scenario, [engine]), machine.part(engine.places[0][None])[0].topology)
+
+
+def _routes(scenario: Scenario, engines: Sequence[PlacedEngine]) -> int:
+    """Ranks that send tokens to each other's experts, 1 where none do."""
+    return (
+        max(engine.places.shape[1] * engine.places.shape[2] if engine.places.shape[1] > 1 else 1 for engine in engines)
+        if (scenario.model.num_experts)
+        else 1
+    )
+
+
+def check_flattened(scenario: Scenario, machine: Machine, engines: Sequence[PlacedEngine]) -> None:
+    """Takes any link of the machine."""
+    runs.check_links(machine)
+    runs.check_engine(scenario, _routes(scenario, engines), machine.topology)
+
+
+def _from_stages(trial: EngineTrial, name: str) -> tuple[EngineTimes, dict[str, runs.Run]]:
+    """Each stage on the event engine, sends between stages and the order of batches in closed form."""
+    times, kept = run_stages(trial, name)
+    stages = [each.of_pass(trial, stage) for stage, each in enumerate(times)]
+    terms = {term: sum(stage[term] for stage in stages) for term in TERMS}
+    terms["pp"] += (len(stages) - 1) * trial.detail.hop_seconds
+    slowest = max(sum(stage.values()) for stage in stages)
+    if trial.returns:
+        return EngineTimes(terms, slowest), kept
+    chunks = trial.detail.chunks
+    share = 1.0 + (chunks - 1) * slowest / sum(terms.values())  # each chunk behind the first ends as the slowest stage does
+    return EngineTimes({term: seconds * share for term, seconds in terms.items()}, chunks * slowest), kept
+
+
+def _as_blocks(trial: EngineTrial, name: str) -> tuple[NodesOf, dict[str, runs.Run]]:
+    """Each stage on the event engine; of its layers the pipeline's graph has the times."""
+    times, kept = run_stages(trial, name)
+    return lambda labels: [BlockLayers(labels, *each.passes()) for each in times], kept
+
+
+def _whole(trial: EngineTrial, name: str) -> tuple[NodesOf, dict[str, runs.Run]]:
+    """Every kernel and every transfer of every rank."""
+    nodes = [WholeLayers(trial.detail.works, trial.detail.heads)] * trial.engine.stages
+    return lambda _: nodes, {}
+
+
+ENGINE_BACKENDS = {
+    "hybrid": EngineBackend(check_hybrid, None, groups=False),
+    "full_astrasim_hierarchical": EngineBackend(check_hierarchical, _as_blocks, groups=False),
+    "full_astrasim_flattened": EngineBackend(check_flattened, _whole, groups=True),
+}
