@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from rapid_dse.config.effects import Only, Where
-from rapid_dse.config.fields import Count, CountOrZero, Frozen, Layers
+from rapid_dse.config.fields import WHOLE, Count, CountOrZero, Frozen, Layers
 from rapid_dse.config.layer_names import LAYER_TYPES, MISSING_TYPES, LayerType
 from rapid_dse.config.lora_names import HUGGING_FACE_MODULES, MEGATRON_MODULES
 from rapid_dse.config.model_kinds import KINDS, ModelKind, ModelKindName, of_kinds
 
 EXPERTS = Only(Where("model.num_experts"))
+TRAINED = Only(Where("workload.kind", ("training",)))
+Predictions = Annotated[int, WHOLE, Field(ge=0, le=16)]
 TEXT, VIT = of_kinds("transformer"), of_kinds("vit")
 
 
@@ -58,6 +60,7 @@ class Model(Frozen):
     num_experts_per_tok: Annotated[CountOrZero, EXPERTS] = 0  # experts that a token is sent to
     moe_intermediate_size: Annotated[CountOrZero, EXPERTS] = 0  # inner width of an expert
     n_shared_experts: Annotated[CountOrZero, EXPERTS] = 0  # experts that every token passes
+    num_nextn_predict_layers: Annotated[Predictions, of_kinds("transformer"), TRAINED] = 0  # layers that predict a token more each
     first_k_dense_replace: Annotated[CountOrZero, EXPERTS] = 0
     n_group: Annotated[CountOrZero | None, EXPERTS] = None
     topk_group: Annotated[CountOrZero | None, EXPERTS] = None

@@ -47,7 +47,8 @@ def layer_works(
     repeats = repeated(scenario, layout)
     for number, (kind, some) in enumerate(zip(architecture_of(scenario).kinds, selective(scenario), strict=True)):
         alone, block, traffic = ready.alone.layers[number], blocks[number], moved.layers[number]
-        around = tuple(tuple(exchange_of(streams, each) for each in part) for part in streams.around(kind))
+        parts = [tuple(exchange_of(streams, each) for each in part) for part in streams.around(kind)]
+        around = sum(parts[:-1], ()), parts[-1]  # what stands before attention counts as its
         halves = _halves(block, around, alone.matmul_seconds[..., shape], alone.mixing)
         halves = halves[0], replace(halves[1], route=_route(streams, block, traffic, repeats[number]))
         again = _again(block, halves, repeats[number], some, (alone.again * alone.matmul_seconds[0])[:, shape], alone.mixing)
@@ -109,7 +110,7 @@ def _again(
     marked = []
     for number, half in enumerate(halves):
         seconds = whole * (half.forward - half.spared) + selected * (1 - first if number else first)
-        shares = (whole + partly * each[number] for each in (some.gathers, some.scatters))
+        shares = (whole + partly * each[number - 2] for each in (some.gathers, some.scatters))  # attention and the MLP come last
         routed = (whole + partly * each for each in (some.dispatched, some.combined))
         marked.append(replace(half, again=HalfAgain(seconds, *shares, *routed)))
     return (marked[0], marked[1]), 0.0

@@ -20,7 +20,7 @@ from rapid_dse.events.programs.end_programs import EndWork
 from rapid_dse.events.programs.layer_program import Exchange, Half, LayerWork
 from rapid_dse.events.programs.stage_work import SharedWeights, StageWork
 from rapid_dse.interconnect import closed_form
-from rapid_dse.model.architecture import architecture, split_of
+from rapid_dse.model.architecture import architecture_of, split_of
 from rapid_dse.parallel import schedules
 from rapid_dse.parallel.expert_groups import ExpertGroups, expert_groups
 from rapid_dse.parallel.layouts import Layouts
@@ -28,7 +28,7 @@ from rapid_dse.parallel.schedules.schedule import Schedule
 from rapid_dse.parallel.span import Halves
 from rapid_dse.simulate.arrangement import Arrangement, arrangement, groups_of
 from rapid_dse.simulate.communication import effective_network, gradient_bytes
-from rapid_dse.simulate.held_weights import Weights, embedding_parameters, head_parameters, layer_weights, weights_of
+from rapid_dse.simulate.held_weights import Weights, embedding_parameters, head_parameters, layer_weights, looked_up_twice, weights_of
 from rapid_dse.simulate.host_launches import micro_batch_seconds
 from rapid_dse.simulate.layer import Layers, layer_time, slowed_block
 from rapid_dse.simulate.layer_work import Block, LayerBlock, framework_block
@@ -153,8 +153,9 @@ def _end_work(scenario: Scenario, layout: Layouts, block: Block, arranged: Arran
     """Embedding, head and loss."""
     weight, trained = float(block.head_weight_gradient[0]), scenario.workload.trains_all
     stream = work.stream if trained else replace(work.stream, again=0.0)
-    around = (stream,) if architecture(scenario.model).shares_ends else ()
-    head = Half("head", float(block.head_forward[0]), float(block.head_backward[0]) - weight, weight, around)
+    around = (stream,) if architecture_of(scenario).shares_ends else ()
+    read = tuple(each.times(1 + architecture_of(scenario).predictions) for each in around)
+    head = Half("head", float(block.head_forward[0]), float(block.head_backward[0]) - weight, weight, read)
     loss = Exchange(
         float(loss_bytes(scenario, layout)[0]), 0.0, 0.0, 0.0, seconds_alone(arranged.vocabulary.loss), 0.0, skew=work.stream.skew
     )
@@ -162,6 +163,7 @@ def _end_work(scenario: Scenario, layout: Layouts, block: Block, arranged: Arran
     whole = Exchange(size, 0.0, 0.0, 0.0, seconds_alone(arranged.end.replicated), 0.0)
     return EndWork(
         embedding=float(block.embedding[0]),
+        looked_up=Half("look-up", 0.0, 0.0, 0.0, around),
         head=head,
         loss=Half("loss", 0.0, 0.0, 0.0, (loss,)),
         reductions=LOSS_REDUCTIONS,
@@ -342,10 +344,11 @@ def _trained_weights(one: LayoutDetail, stage: int, kinds: Sequence[int]) -> Wei
     held = weights_of(np.bincount(np.array(kinds, np.int64), minlength=len(layers)), layers)
     if not scenario.workload.trains_all:
         return held
-    tables = float(embedding_parameters(scenario, layout)[0]) * (stage == 0)
+    looks_up = stage == 0 or (stage == last and looked_up_twice(scenario))
+    tables = float(embedding_parameters(scenario, layout)[0]) * looks_up
     if stage == last and not (stage == 0 and scenario.model.tie_word_embeddings):
         tables += float(head_parameters(scenario, layout)[0])
-    positions = architecture(scenario.model).embedding.positions(scenario.workload.seq_len) * (stage == 0)
+    positions = architecture_of(scenario).embedding.positions(scenario.workload.seq_len) * (stage == 0)
     return Weights(held.dense + tables + positions, held.experts)
 
 

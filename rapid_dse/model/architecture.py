@@ -75,7 +75,8 @@ class Segment:
 class Architecture:
     """A model's segments in order.
 
-    ``kinds`` are the kinds of its layers, in the order in which they first occur; ``order`` the kind of each layer.
+    ``kinds`` are the kinds of its layers, in the order in which they first occur; ``order`` the kind of each layer, of which the last
+    ``predictions`` predict a token more each, behind the model's own.
     """
 
     embedding: End
@@ -87,6 +88,11 @@ class Architecture:
     def shares_ends(self) -> bool:
         """Whether tensor-parallel ranks share what stands around the layers, and exchange the stream there."""
         return self.embedding.shared and self.head.shared
+
+    @property
+    def predictions(self) -> int:
+        """Layers that predict a token beside the next one."""
+        return self.head.predictions
 
     def segments(self) -> Iterator[Segment]:
         """All of them, embedding and head among them."""
@@ -103,7 +109,12 @@ class Architecture:
 
 def architecture_of(scenario: Scenario) -> Architecture:
     """The segments of a scenario's model, as they are trained."""
-    return architecture(scenario.model, adapters_of(scenario.workload))
+    return architecture(scenario.model, adapters_of(scenario.workload), predictions_of(scenario.model, scenario.workload))
+
+
+def predictions_of(model: Model, work: Workload) -> int:
+    """Layers that predict a token beside the next one: they are trained, and serve no requests."""
+    return model.num_nextn_predict_layers if work.kind == "training" else 0
 
 
 def adapters_of(work: Workload) -> Adapters | None:
@@ -112,13 +123,15 @@ def adapters_of(work: Workload) -> Adapters | None:
 
 
 @lru_cache(maxsize=256)
-def architecture(model: Model, adapters: Adapters | None = None) -> Architecture:
-    """The segments of a model; ``adapters``: what alone is trained of it."""
+def architecture(model: Model, adapters: Adapters | None = None, predictions: int = 0) -> Architecture:
+    """The segments of a model; ``adapters``: what alone is trained of it; ``predictions``: layers behind it that predict a token more."""
     family, frozen = FAMILIES[model.kind], adapters is not None
     names = [family.layer(model, layer) for layer in range(model.num_hidden_layers)]
+    names += [("next_token", *names[-1])] * predictions
     distinct = list(dict.fromkeys(names))
     kinds = tuple(LayerKind.of(model, each, adapters) for each in distinct)
-    return Architecture(family.first(model, frozen), kinds, tuple(distinct.index(each) for each in names), family.last(model, frozen))
+    head = replace(family.last(model, frozen), predictions=predictions)
+    return Architecture(family.first(model, frozen), kinds, tuple(distinct.index(each) for each in names), head)
 
 
 def active_parameters(kind: LayerKind) -> float:
@@ -128,9 +141,10 @@ def active_parameters(kind: LayerKind) -> float:
     return float(sum(product.flops[0] for product in kind.products(shape)) / (2 * many))
 
 
-def matrix_parameters(model: Model) -> float:
-    """Parameters of the matrices that multiply a token: layers and head, look-up excluded; of routed experts those it is sent to."""
-    found = architecture(model)
+def matrix_parameters(model: Model, predictions: int = 0) -> float:
+    """Parameters of the matrices that multiply a token: layers and head, look-up excluded; of routed experts those it is sent to.
+    ``predictions``: tokens beside the next one that are predicted."""
+    found = architecture(model, predictions=predictions)
     layers = sum(count * active_parameters(kind) for count, kind in zip(found.counts, found.kinds, strict=True))
     return float(layers + _multiplied(found.head, model.sample_tokens or 1))
 
@@ -146,33 +160,37 @@ def model_flops_per_token(model: Model, work: Workload) -> float:
     Source: Chowdhery et al., PaLM (arXiv 2204.02311), appendix B, with the causal half counted; of frozen weights Megatron Bridge's count
     for LoRA, which leaves out their gradients.
     """
-    found, attention = architecture(model), 0.0
+    ahead = predictions_of(model, work)
+    found, attention = architecture(model, predictions=ahead), 0.0
     for count, kind in zip(found.counts, found.kinds, strict=True):
         core = kind.attention(ONE)
         if core is not None:
             attention += 12.0 * count * float(core.heads[0]) * core.mean_dim * core.context(work.document_len)
-    ahead = 6.0 * _multiplied(found.embedding, work.seq_len)
-    return 6.0 * trained_matrix_parameters(model, work) + 4.0 * (0.0 if work.trains_all else matrix_parameters(model)) + ahead + attention
+    frozen = 0.0 if work.trains_all else matrix_parameters(model, ahead)
+    looked_up = 6.0 * _multiplied(found.embedding, work.seq_len)
+    return 6.0 * trained_matrix_parameters(model, work) + 4.0 * frozen + looked_up + attention
 
 
 def trained_matrix_parameters(model: Model, work: Workload) -> float:
     """Those of the matrices that multiply a token which have gradients: all, or the adapters'."""
-    adapters = adapters_of(work)
+    adapters, ahead = adapters_of(work), predictions_of(model, work)
     if adapters is None:
-        return matrix_parameters(model)
-    plain, found = architecture(model), architecture(model, adapters)
+        return matrix_parameters(model, ahead)
+    plain, found = architecture(model, predictions=ahead), architecture(model, adapters, ahead)
     more = (active_parameters(kind) - active_parameters(frozen) for kind, frozen in zip(found.kinds, plain.kinds, strict=True))
     return sum(count * each for count, each in zip(found.counts, more, strict=True))
 
 
 def split_of(scenario: Scenario) -> Split:
     """How a scenario's pipelines deal out its model's layers."""
-    return split_by_rule(scenario.model, scenario.software.pipeline.pipeline_split, scenario.parallel.stage_layers)
+    model, rule = scenario.model, scenario.software.pipeline.pipeline_split
+    return split_by_rule(model, rule, scenario.parallel.stage_layers, predictions_of(model, scenario.workload))
 
 
 @lru_cache(maxsize=256)
-def split_by_rule(model: Model, rule: str, given: tuple[int, ...] | None = None) -> Split:
-    """How a framework's rule, or a user's own split, deals out a model's layers."""
-    found = architecture(model)
+def split_by_rule(model: Model, rule: str, given: tuple[int, ...] | None = None, predictions: int = 0) -> Split:
+    """How a framework's rule, or a user's own split, deals out a model's layers; ``predictions``: those behind them."""
+    found = architecture(model, predictions=predictions)
     weights = tuple(map(active_parameters, found.kinds))
-    return Split(rule, found.order, weights, _multiplied(found.head, model.sample_tokens or 1), given)
+    order, behind = found.order[: model.num_hidden_layers], found.order[model.num_hidden_layers :]
+    return Split(rule, order, weights, _multiplied(found.head, model.sample_tokens or 1), given, behind)

@@ -8,7 +8,7 @@ import numpy as np
 
 from rapid_dse.config.model import Model
 from rapid_dse.config.run import Workload
-from rapid_dse.model.architecture import adapters_of, architecture
+from rapid_dse.model.architecture import adapters_of, architecture, predictions_of
 from rapid_dse.model.layers.part import Number
 from rapid_dse.model.layers.registry import PARTS
 from rapid_dse.model.shapes import ONE
@@ -95,12 +95,19 @@ def count(model: Model, positions: int = 2048) -> ParameterCounts:
     )
 
 
+def prediction_parameters(model: Model) -> int:
+    """Parameters of the layers that predict a token beside the next one, which look-up and head are no part of."""
+    found = architecture(model, predictions=model.num_nextn_predict_layers)
+    behind = (found.kinds[kind] for kind in found.order[model.num_hidden_layers :])
+    return sum(_whole(part.dense) + _whole(part.routed) for kind in behind for part in kind.parameters(ONE))
+
+
 def adapter_parameters(model: Model, work: Workload) -> int:
     """Parameters of the adapters that are trained in place of the model's own; 0 where these are trained."""
     adapters = adapters_of(work)
     if adapters is None:
         return 0
-    found = architecture(model, adapters)
+    found = architecture(model, adapters, predictions_of(model, work))
     each = (sum(_whole(part.adapters) + _whole(part.expert_adapters) for part in kind.parameters(ONE)) for kind in found.kinds)
     return sum(layers * more for layers, more in zip(found.counts, each, strict=True))
 

@@ -31,6 +31,7 @@ class Split:
         order: the kind of each layer, a number from 0.
         weights: matrix parameters of a layer of each kind; ``head``: of the head.
         given: where it is not None, the layers of each stage as a user has them instead.
+        behind: the kinds of layers that come behind all others, on the stage of the head, whatever the rule.
     """
 
     rule: str
@@ -38,6 +39,7 @@ class Split:
     weights: tuple[float, ...] = (1.0,)
     head: float = 0.0
     given: tuple[int, ...] | None = None
+    behind: tuple[int, ...] = ()
 
     @property
     def kinds(self) -> int:
@@ -45,11 +47,12 @@ class Split:
         return len(self.weights)
 
     def layers(self, pp: int, chunks: int, stage_map: StageMap = LOOPED) -> list[int]:
-        """Layers of each of ``pp`` stages, all their chunks together."""
+        """Layers of each of ``pp`` stages, all their chunks together, but for those ``behind``."""
         return [sum(own) for own in self.chunks(pp, chunks, stage_map)]
 
     def chunks(self, pp: int, chunks: int, stage_map: StageMap = LOOPED) -> list[list[int]]:
-        """Layers of each chunk of each stage, ``pp`` lists of so many ``chunks``, which lie as ``stage_map`` says."""
+        """Layers of each chunk of each stage, ``pp`` lists of so many ``chunks``, which lie as ``stage_map`` says; but for those
+        ``behind``."""
         layers, count = len(self.order), pp * chunks
         if self.given is not None:
             assert len(self.given) == pp, "the rules of layouts leave no other pp"
@@ -68,7 +71,9 @@ class Split:
         at_place = np.empty(pp * chunks, np.int64)
         at_place[places] = counts
         ends = np.cumsum(at_place)
-        return [[self.order[ends[place] - at_place[place] : ends[place]] for place in held] for held in places.tolist()]
+        at_places = [self.order[end - count : end] for end, count in zip(ends.tolist(), at_place.tolist(), strict=True)]
+        at_places[-1] = (*at_places[-1], *self.behind)
+        return [[at_places[place] for place in held] for held in places.tolist()]
 
     def of_kinds(self, pp: int, chunks: int, stage_map: StageMap = LOOPED) -> NDArray[np.int64]:
         """Layers of each kind in each chunk of each stage, ``(pp, chunks, n_kinds)``."""

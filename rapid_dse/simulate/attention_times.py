@@ -25,15 +25,15 @@ def attention_kernels(
     scenario: Scenario, kinds: Sequence[LayerKind], shape: MicroBatch, device: OperatorModel
 ) -> list[tuple[FloatColumn, FloatColumn]]:
     """Seconds of the attention kernel of each kind of layer, forward and backward; kinds with the same kernel have it priced once."""
-    found: dict[Part, tuple[FloatColumn, FloatColumn]] = {}
+    found: dict[tuple[Part, ...], tuple[FloatColumn, FloatColumn]] = {}
     for kind in kinds:
         core, none = kind.attention(shape), np.zeros(len(shape.tp))
         if core is None:
-            found[kind.parts[0]] = none, none
-        elif kind.parts[0] not in found:
+            found[kind.parts[:-1]] = none, none
+        elif kind.parts[:-1] not in found:
             forward, backward = (_attention_seconds(scenario, core, shape, device, way) for way in DIRECTIONS)
-            found[kind.parts[0]] = forward, backward
-    return [found[kind.parts[0]] for kind in kinds]
+            found[kind.parts[:-1]] = forward, backward
+    return [found[kind.parts[:-1]] for kind in kinds]
 
 
 def _attention_seconds(

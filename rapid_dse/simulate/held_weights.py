@@ -103,6 +103,11 @@ def head_parameters(scenario: Scenario, layouts: Layouts) -> FloatColumn:
     return architecture_of(scenario).head.weights(layouts.tp)
 
 
+def looked_up_twice(scenario: Scenario) -> bool:
+    """Whether the stage of the head has the embedding too: it predicts more than the next token, and no tied table stands there anyway."""
+    return architecture_of(scenario).predictions > 0 and not scenario.model.tie_word_embeddings
+
+
 def stage_weights(scenario: Scenario, layouts: Layouts, stages: Stages, trained: bool = False) -> Weights:
     """Parameters a rank holds on each candidate stage, ``(n_candidates, n_layouts)``; tied tables are one where a stage has both.
 
@@ -112,7 +117,8 @@ def stage_weights(scenario: Scenario, layouts: Layouts, stages: Stages, trained:
     if trained and not scenario.workload.trains_all:
         return layers
     both = stages.has_embedding & stages.has_head & scenario.model.tie_word_embeddings
-    tables = stages.has_embedding * embedding_parameters(scenario, layouts)
+    looks_up = stages.has_embedding | stages.has_head if looked_up_twice(scenario) else stages.has_embedding
+    tables = looks_up * embedding_parameters(scenario, layouts)
     tables = tables + (stages.has_head & ~both) * head_parameters(scenario, layouts)
     positions = architecture_of(scenario).embedding.positions(scenario.workload.seq_len)
     return Weights(layers.dense + tables + stages.has_embedding * positions, layers.experts)

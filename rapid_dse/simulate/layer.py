@@ -11,7 +11,7 @@ from rapid_dse.common.columns import rows_of, summed
 from rapid_dse.config.scenario import Scenario
 from rapid_dse.cost.overlap import Window, exposed, exposed_beside
 from rapid_dse.interconnect import transfer
-from rapid_dse.model.architecture import architecture
+from rapid_dse.model.architecture import architecture_of
 from rapid_dse.parallel.layouts import RECOMPUTE_FULL, Layouts
 from rapid_dse.parallel.stages import Stages
 from rapid_dse.simulate.arrangement import MICRO_BATCH, Arrangement
@@ -239,7 +239,7 @@ def exposed_tables(scenario: Scenario, layouts: Layouts, arranged: Arrangement, 
         return Ends(none, none, none, none)
     tables, counts, share = arranged.tables, _beside_head(arranged.stages) / layouts.chunks, scenario.software.overlap.dp_overlap
     gather, reduce = tables.head.forward, tables.head.backward
-    last = layers[architecture(scenario.model).order[-1]]
+    last = layers[architecture_of(scenario).order[-1]]
     one = Window(last.forward, last.moved.forward.busy)
     waits = exposed(gather + last.sharded.forward, share * (counts.sum(axis=0) > 0), one) - last.dp_forward
     every = Window(summed(counts, [each.backward for each in layers]), summed(counts, [each.moved.backward.busy for each in layers]))

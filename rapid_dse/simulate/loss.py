@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rapid_dse.config.scenario import Scenario
-from rapid_dse.model.architecture import architecture
+from rapid_dse.model.architecture import architecture_of
 from rapid_dse.model.layers.end import Logits
 from rapid_dse.model.shapes import MicroBatch
 
@@ -38,7 +38,7 @@ def loss_memory(scenario: Scenario, shape: MicroBatch, width: int) -> FloatColum
     computes its gradients while it goes: those of all the head's inputs and of its weights where they are trained, ``width`` bytes wide,
     wait for the backward pass.
     """
-    read = architecture(scenario.model).head.logits(shape)
+    read = architecture_of(scenario).head.logits(shape)
     if scenario.software.kernels.loss != "chunked":
         return read.rows * read.columns * scenario.software.peak_logit_bytes
     logits = chunk_tokens(scenario, read) * read.columns * scenario.software.peak_logit_bytes
@@ -50,7 +50,7 @@ def loss_traffic(scenario: Scenario, shape: MicroBatch, width: int) -> FloatColu
 
     A chunked loss adds each chunk's gradient of the head's weights to what the chunks before it gave: it is read and written again.
     """
-    read = architecture(scenario.model).head.logits(shape)
+    read = architecture_of(scenario).head.logits(shape)
     moved: FloatColumn = read.rows * read.counted * LOSS_BYTES[scenario.software.kernels.loss]
     if scenario.software.kernels.loss != "chunked" or not scenario.workload.trains_all:
         return moved

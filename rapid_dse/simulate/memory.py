@@ -16,7 +16,7 @@ from rapid_dse.config.hardware import NARROW_BYTES, PRECISION_BYTES
 from rapid_dse.config.scenario import Scenario
 from rapid_dse.config.software import Software
 from rapid_dse.device.contract import UNFUSED
-from rapid_dse.model.architecture import architecture, architecture_of
+from rapid_dse.model.architecture import architecture_of
 from rapid_dse.model.layers.part import Number, Tensor
 from rapid_dse.model.recompute import Recomputation, full, nothing, selective
 from rapid_dse.model.shapes import MicroBatch
@@ -283,7 +283,7 @@ def _activations(scenario: Scenario, layouts: Layouts, stages: Stages) -> NDArra
     whole = [np.maximum(0.0, kept - already) for kept, already in zip(all_kept, left, strict=True)]  # of the layer that runs backward
     shape = MicroBatch.of(layouts, scenario.workload)
     logits = loss_memory(scenario, shape, compute_bytes(scenario))
-    shared = (layouts.tp > 1) & architecture(scenario.model).shares_ends
+    shared = (layouts.tp > 1) & architecture_of(scenario).shares_ends
     whole_stream = compute_bytes(scenario) * shape.tokens * scenario.model.hidden_size * shared
     embedded, headed = (
         whole_stream * copies for copies in (scenario.software.memory.embedding_copies, scenario.software.memory.head_copies)

@@ -15,7 +15,7 @@ from rapid_dse.config.host_link import HostLink
 from rapid_dse.config.scenario import Scenario
 from rapid_dse.cost.overlap import exposed_beside
 from rapid_dse.device import OperatorModel
-from rapid_dse.model.architecture import architecture
+from rapid_dse.model.architecture import architecture_of
 from rapid_dse.parallel.layouts import Layouts
 from rapid_dse.simulate.held_weights import layer_bytes
 from rapid_dse.simulate.memory import layer_activations
@@ -49,7 +49,7 @@ class HostCopies:
 
 def host_copies(scenario: Scenario, layouts: Layouts) -> tuple[HostCopies, ...]:
     """Those of a layer of each kind."""
-    shares, kinds = scenario.parallel, len(architecture(scenario.model).kinds)
+    shares, kinds = scenario.parallel, len(architecture_of(scenario).kinds)
     activations = weights = (np.zeros(len(layouts)),) * kinds
     if shares.offload_activations > 0:
         activations = tuple(shares.offload_activations * kept for kept in layer_activations(scenario, layouts))

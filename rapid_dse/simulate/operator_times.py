@@ -39,7 +39,7 @@ class LayerOperators:
 
     Attributes:
         matmul_seconds, cast_bytes: ``(3, n_matmuls, n_shapes)``: forward, input gradient, weight gradient of each product; the first
-            ``mixing`` products are attention's. ``again``: the share of each that selective recomputation
+            ``mixing`` products are attention's and what stands before it. ``again``: the share of each that selective recomputation
             repeats, ``(n_matmuls, n_shapes)``.
         attention_forward, attention_backward: seconds of the attention kernel, ``(n_shapes,)``.
         counted_forward, counted_backward, counted_again: seconds of eager kernels that are counted one by one (``Counted``), and the
@@ -186,7 +186,7 @@ def _layer_operators(
     return LayerOperators(
         *priced[:2],
         again=again,
-        mixing=len(kind.parts[0].products(shape)),
+        mixing=sum(len(part.products(shape)) for part in kind.parts[:-1]),
         attention_forward=priced[2],
         attention_backward=priced[3],
         counted_forward=counted[0],

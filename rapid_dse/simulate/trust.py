@@ -94,6 +94,8 @@ def _unmeasured(scenario: Scenario) -> str:
         found.append("packing (no run of packed sequences was measured)")
     if scenario.parallel.cp_kind == "ulysses":
         found.append("cp_kind (no run with ulysses was measured)")
+    if scenario.model.num_nextn_predict_layers:
+        found.append("num_nextn_predict_layers (no run that predicts further tokens was measured)")
     return "; ".join(found)
 
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from rapid_dse.common.columns import Positions, distinct, numbered
 from rapid_dse.common.compiled import loading_numba
 from rapid_dse.config.scenario import Scenario
-from rapid_dse.model.architecture import architecture, split_of
+from rapid_dse.model.architecture import architecture_of, split_of
 from rapid_dse.parallel.layouts import BoolColumn, IntColumn, Layouts
 from rapid_dse.parallel.schedules import SCHEDULE_CLASSES
 from rapid_dse.parallel.schedules.schedule import BACKWARD, FORWARD, INPUT, KINDS, WEIGHTS, Exact
@@ -67,7 +67,7 @@ class ChunkPasses:
         if exact is Exact.ALL_STAGES:
             run = ~every
         elif exact is Exact.SIMILAR_STAGES:
-            similar = scenario.parallel.stage_layers is None and len(architecture(scenario.model).kinds) == 1
+            similar = scenario.parallel.stage_layers is None and len(architecture_of(scenario).kinds) == 1
             run = self.uneven.take(kind) & (not similar)
         elif exact is Exact.EQUAL_CHUNKS:
             run = (self.uneven | self.longer).take(kind)

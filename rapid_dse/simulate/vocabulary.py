@@ -11,7 +11,7 @@ from rapid_dse.config.hardware import Network
 from rapid_dse.config.scenario import Scenario
 from rapid_dse.interconnect import transfer
 from rapid_dse.interconnect.transfer import Transfer
-from rapid_dse.model.architecture import architecture
+from rapid_dse.model.architecture import architecture_of
 from rapid_dse.model.shapes import MicroBatch
 from rapid_dse.parallel.layouts import Layouts
 from rapid_dse.parallel.placement import Placement
@@ -64,7 +64,8 @@ def vocabulary_parallel(
     scenario: Scenario, layouts: Layouts, stream: TensorParallel, placement: Placement, network: Network
 ) -> VocabularyParallel:
     """What a micro-batch of each layout exchanges; nothing at tp = 1. ``stream``: on the activations between layers."""
-    if not architecture(scenario.model).shares_ends:
+    streams = 1 + architecture_of(scenario).predictions
+    if not architecture_of(scenario).shares_ends:
         nothing = transfer.nothing(network, len(layouts))
         return VocabularyParallel(nothing, nothing, nothing, nothing, nothing)
     scattered, trained = layouts.sequence_parallel, scenario.workload.trains_all
@@ -72,8 +73,8 @@ def vocabulary_parallel(
     return VocabularyParallel(
         look_up=transfer.either(scattered, stream.scatter, stream.reduce),
         look_up_gradient=stream.gather.times(scattered & trained),
-        head_input=stream.gather.times(scattered),
-        head_gradient=transfer.either(scattered, stream.again.times(trained) + stream.scatter, stream.reduce),
+        head_input=stream.gather.times(scattered * streams),
+        head_gradient=transfer.either(scattered, stream.again.times(trained) + stream.scatter, stream.reduce).times(streams),
         loss=loss,
     )
 
@@ -81,7 +82,7 @@ def vocabulary_parallel(
 def loss_bytes(scenario: Scenario, layouts: Layouts) -> FloatColumn:
     """Bytes of a number a token, of a micro-batch on one context-parallel rank, ``(n_layouts,)``."""
     shape = MicroBatch.of(layouts, scenario.workload)
-    return LOSS_BYTES * architecture(scenario.model).head.logits(shape).rows
+    return LOSS_BYTES * architecture_of(scenario).head.logits(shape).rows
 
 
 @dataclass(frozen=True)
@@ -127,7 +128,8 @@ def exposed_ends(scenario: Scenario, block: Block, moved: VocabularyParallel) ->
 
 @dataclass(frozen=True)
 class TiedTable:
-    """The all-reduce that ends a step where embedding and head are one table and the two ends of a pipeline hold a copy each.
+    """The all-reduce that ends a step where embedding and head are one table and the two ends of a pipeline hold a copy each; so they do
+    of the embedding where the stage of the head predicts more than the next token, since it looks up the tokens between.
 
     The first and the last stage sum the table's gradient, rank by rank (Megatron's embedding group), after gradients are reduced over
     data-parallel ranks and before the optimizer: Megatron Core's ``finalize_model_grads``, nanotron's ``sync_tied_weights_gradients``;
@@ -146,7 +148,8 @@ class TiedTable:
 
 def tied_bytes(scenario: Scenario, layouts: Layouts) -> FloatColumn:
     """``TiedTable.size`` of each layout, bytes, ``(n_layouts,)``."""
-    if not scenario.model.tie_word_embeddings or not scenario.workload.trains_all:
+    shared = scenario.model.tie_word_embeddings or architecture_of(scenario).predictions > 0
+    if not shared or not scenario.workload.trains_all:
         return np.zeros(len(layouts))
     shards = np.where(layouts.sharding.gradients, layouts.shards, 1)
     return np.where(layouts.head_stage > 0, embedding_parameters(scenario, layouts) * gradient_bytes(scenario) / shards, 0.0)

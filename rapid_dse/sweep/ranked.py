@@ -147,7 +147,9 @@ def model_size(scenario: Scenario) -> str:
     share = figures.digits(100 * adapters / (found.total + adapters), 2)
     trained = f" and {figures.parameters(adapters)} of adapters that are trained ({share} %)"
     active = f", {figures.parameters(found.active)} active" if found.active != found.total else ""
-    return f"{figures.parameters(found.total)} parameters{active}{trained if adapters else ''}"
+    ahead = parameters.prediction_parameters(scenario.model) if scenario.workload.kind == "training" else 0
+    behind = f" and {figures.parameters(ahead)} that predict further tokens" if ahead else ""
+    return f"{figures.parameters(found.total)} parameters{active}{behind}{trained if adapters else ''}"
 
 
 def _indistinct(standing: Standing, group: int, lines: Sequence[Line], varying: Sequence[str], aim: Aim, each: str) -> list[str]:

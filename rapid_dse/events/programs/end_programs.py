@@ -15,7 +15,8 @@ class EndWork:
 
     Attributes:
         embedding: seconds of the look-up, and of its gradient.
-        head: head and loss; its exchange is the stream that the head reads and that look-ups give.
+        looked_up: its exchange is the stream that look-ups give.
+        head: head and loss; its exchange is what the head reads: a stream for each token that it predicts.
         loss: its exchange is a number a token, which is reduced ``reductions`` times.
         replicated: its exchange are the gradients of weights that each rank holds whole, summed once a step.
         hidden: share of the head's backward transfers that hides behind its weight gradient.
@@ -23,6 +24,7 @@ class EndWork:
     """
 
     embedding: float
+    looked_up: Half
     head: Half
     loss: Half
     reductions: int
@@ -35,13 +37,13 @@ def embedding_forward(script: Script, work: EndWork, after: After) -> After:
     """The look-up, and the sum of what each rank found."""
     after = script.compute(after, work.embedding, "embedding")
     for kind in LAST:
-        after = exchange(script, work.head, after, kind, 1.0)
+        after = exchange(script, work.looked_up, after, kind, 1.0)
     return after
 
 
 def embedding_backward(script: Script, work: EndWork, after: After) -> After:
     """Under sequence parallelism each rank gathers the gradient of what it looked up."""
-    return exchange(script, work.head, after, "ALL_GATHER", 1.0) if work.trained else after
+    return exchange(script, work.looked_up, after, "ALL_GATHER", 1.0) if work.trained else after
 
 
 def head_forward(script: Script, work: EndWork, after: After) -> After:

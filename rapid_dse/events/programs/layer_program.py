@@ -7,7 +7,7 @@ starts when all but that share has run; a share of a transfer that always hides 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from rapid_dse.events.programs.script import MAIN, RING, After, Script
 
@@ -43,6 +43,11 @@ class Exchange:
     skew: float = 0.0
     term: str = "tp"
     one_shot: int = 0
+
+    def times(self, count: int) -> Exchange:
+        """So many of such buffers as one."""
+        numbers = {name: count * getattr(self, name) for name in ("size", "gathered", "gather", "scatter", "reduce", "again")}
+        return replace(self, **numbers)
 
     def has(self, kind: str) -> bool:
         """Whether it takes part in one kind of collectives, by its name in graphs."""

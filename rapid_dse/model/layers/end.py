@@ -26,10 +26,12 @@ class End(Part):
     """What stands before the first layer, or behind the last one.
 
     ``shared``: tensor-parallel ranks hold a share of its rows each, and exchange the stream around it; else each rank holds it whole and
-    runs it on its own tokens. ``frozen``: its weights are not trained.
+    runs it on its own tokens. ``frozen``: its weights are not trained. ``predictions``: tokens beside the next one that the head predicts,
+    each from a stream of its own.
     """
 
     frozen: bool = False
+    predictions: int = 0
 
     shared: ClassVar[bool] = False
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import numpy as np
@@ -25,7 +25,8 @@ class Head(End):
 
     def products(self, shape: MicroBatch) -> list[MatMul]:
         rows, hidden = padded_vocab(self.model, shape.tp) / shape.tp, np.full_like(shape.tokens, self.model.hidden_size)
-        return [MatMul("head", shape.tokens, rows, hidden, sixteen_bit=True, frozen=self.frozen)]
+        head = MatMul("head", shape.tokens, rows, hidden, sixteen_bit=True, frozen=self.frozen)
+        return [head, *(replace(head, name=f"head_{ahead}") for ahead in range(2, 2 + self.predictions))]
 
     def counted(self) -> int:
         return self.model.vocab_size * self.model.hidden_size
@@ -35,10 +36,10 @@ class Head(End):
 
     def flops(self, shape: MicroBatch) -> FloatColumn:
         """Without the padding of the vocabulary."""
-        flops: FloatColumn = 2 * shape.tokens * self.model.hidden_size * self.model.vocab_size / shape.tp
+        flops: FloatColumn = (1 + self.predictions) * 2 * shape.tokens * self.model.hidden_size * self.model.vocab_size / shape.tp
         return flops
 
     def logits(self, shape: MicroBatch) -> Logits:
-        """A row a token."""
-        tokens = shape.tokens
+        """A row a token of each stream."""
+        tokens = (1 + self.predictions) * shape.tokens
         return Logits(tokens, padded_vocab(self.model, shape.tp) / shape.tp, self.model.vocab_size / shape.tp)
