@@ -43,6 +43,7 @@ MODELS = {
     "llm_foundry": ("gpt", "llama3_1_8b"),
     "vllm": ("llama3_1_70b", "qwen3_235b_a22b"),
     "sglang": ("llama3_1_8b", "qwen3_30b_a3b"),
+    "tensorrt_llm": ("llama3_1_70b", "qwen3_235b_a22b"),
 }
 SERVED = ("workload=inference", "parallel=all", "hw.num_gpus=16", "workload.prompt_len=2048", "workload.decode_len=256")
 # What the frameworks' own fields cannot say, beside the machine.

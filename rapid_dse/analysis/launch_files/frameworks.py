@@ -11,11 +11,12 @@ from rapid_dse.analysis.launch_files.megatron_lm import MEGATRON_LM
 from rapid_dse.analysis.launch_files.nanotron import NANOTRON
 from rapid_dse.analysis.launch_files.nemo import NEMO
 from rapid_dse.analysis.launch_files.sglang import SGLANG
+from rapid_dse.analysis.launch_files.tensorrt_llm import TENSORRT_LLM
 from rapid_dse.analysis.launch_files.torchtitan import TORCHTITAN
 from rapid_dse.analysis.launch_files.vllm import VLLM
 from rapid_dse.common.bounded_files import require_file
 
-_ALL = (MEGATRON_LM, NEMO, TORCHTITAN, DEEPSPEED, NANOTRON, LLM_FOUNDRY, VLLM, SGLANG)
+_ALL = (MEGATRON_LM, NEMO, TORCHTITAN, DEEPSPEED, NANOTRON, LLM_FOUNDRY, VLLM, SGLANG, TENSORRT_LLM)
 FRAMEWORKS: dict[str, LaunchFramework] = {each.name: each for each in _ALL}
 
 
