@@ -19,6 +19,18 @@ from collections.abc import Sequence
 LAYOUT = "hw.num_gpus=1024 model=llama3_1_70b parallel.tp=8 parallel.pp=8 workload.global_batch_size=256"
 TARGETS = {"hybrid": (0.5, None), "full_astrasim_hierarchical": (1.0, None), "full_astrasim_flattened": (20.0, 2.0)}
 REPEATS = {"hybrid": 5, "full_astrasim_hierarchical": 5, "full_astrasim_flattened": 1}
+POOLS = (  # 48 GPUs: prompts on two engines of 8, tokens on one of 32
+    "hw=h200 model=deepseek_v3 workload=inference workload.precision=fp8 hw.num_gpus=48 software=sglang software.enforce=false "
+    "parallel.prefill.tp=8 parallel.prefill.ep=8 parallel.prefill.workers=2 parallel.decode.tp=1 parallel.decode.attention_dp=32 "
+    "parallel.decode.ep=32 parallel.decode.workers=1 workload.concurrency=1024"
+)
+SERVED = {  # systems by what they are, with the seconds that a row may take on any backend
+    "Llama-3.1 70B on 8 H100, tp 4, pp 2, 64 requests": (
+        "model=llama3_1_70b workload=inference hw.num_gpus=8 parallel.tp=4 parallel.pp=2 workload.concurrency=64",
+        1.5,
+    ),
+    "DeepSeek-V3 on 48 H200, pools": (POOLS, 3.0),
+}
 SWEEP = (
     "-m hw.num_gpus=512 model=llama3_1_70b parallel.tp=all parallel.pp=all parallel.micro_batch_size=1,2,4 "
     "search.top=20 search.refine_backend=hybrid"
@@ -36,9 +48,9 @@ print(json.dumps([time.perf_counter() - start, time.process_time() - worked, pea
 """
 
 
-def trial(backend: str) -> list[float]:
+def trial(backend: str, layout: str = LAYOUT) -> list[float]:
     """Seconds of pricing, those of the processor, bytes at the peak, and the step's seconds, in a new process."""
-    command = [sys.executable, "-c", TIMED, *LAYOUT.split(), f"backend={backend}"]
+    command = [sys.executable, "-c", TIMED, *layout.split(), f"backend={backend}"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     return [float(figure) for figure in json.loads(done.stdout)]
 
@@ -50,6 +62,20 @@ def sweep(refine: int) -> float:
         start = time.perf_counter()
         subprocess.run([sys.executable, "-m", "rapid_dse", *arguments], capture_output=True, check=True)
         return time.perf_counter() - start
+
+
+def served() -> int:
+    """Prints what rows of inference take on each backend, and how many take too long."""
+    missed = 0
+    for name, (layout, limit) in SERVED.items():
+        print(name)
+        for backend in TARGETS:
+            took, worked, peak, token = (
+                statistics.median(figures) for figures in zip(*(trial(backend, layout) for _ in range(3)), strict=True)
+            )
+            missed += took > limit
+            print(f"{backend:<28}{took:8.2f}{limit:8.1f}{worked:8.2f}{peak / 1e9:8.2f}{'':8}{token:10.5f}")
+    return missed
 
 
 def main() -> int:
@@ -65,6 +91,7 @@ def main() -> int:
         missed += took > seconds or (memory is not None and peak > memory * 1e9)
         limit = f"{memory:8.1f}" if memory else " " * 8
         print(f"{backend:<28}{took:8.2f}{seconds:8.1f}{worked:8.2f}{peak / 1e9:8.2f}{limit}{step:10.3f}")
+    missed += served()
     plain, refined = (statistics.median(sweep(refine) for _ in range(3)) for refine in (0, 20))
     missed += refined - plain > 5.0
     print(f"top 20 refined on hybrid: {refined - plain:.2f} s more than the sweep's {plain:.2f} s (must: 5.0)")

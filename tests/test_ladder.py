@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from pathlib import Path
 
+import program
 import pytest
 from generated import ONE, portion
 from rich.console import Console
@@ -61,3 +62,15 @@ def test_the_best_trials_of_a_study_are_priced_again_too(tmp_path: Path) -> None
 def test_nothing_is_refined_unless_asked_for(tmp_path: Path) -> None:
     _, printed, _ = _run(tmp_path, "hybrid", 0)
     assert "priced again" not in printed
+
+
+def test_systems_of_engines_are_priced_again_too(tmp_path: Path) -> None:
+    backend = "full_astrasim_flattened"
+    out = program.done(
+        tmp_path, "-m", "workload=inference", "model=llama3_1_8b", "model.num_hidden_layers=4", "hw.num_gpus=4", "parallel.tp=1,2,4",
+        "workload.concurrency=16", "search.refine=2", f"search.refine_backend={backend}", "search.study=s", "search.jobs=1",
+    ).out  # fmt: skip
+    assert f"priced again by {backend}: " in out
+    rows = store.read(tmp_path / "results" / "s", lambda line: pytest.fail(line)).to_pylist()
+    assert sorted(row["backend"] for row in rows) == sorted(["analytical"] * 3 + [backend] * 2)
+    assert all(row["status"] == "ok" and row["tpot_s"] > 0 for row in rows)

@@ -178,6 +178,17 @@ def test_a_faulty_rail_slows_what_goes_from_stage_to_stage() -> None:
         _priced(LAYERS, row, backend=HYBRID, **rail)
 
 
+def test_a_faulty_rail_slows_a_cache_that_goes_from_pool_to_pool() -> None:
+    """Half of the bytes of 4,096 tokens cross the faulty link of the first GPU, at a hundredth of its rate."""
+    values, row = KINDS["pools"]
+    healthy, slow = (
+        _priced(values, row, backend=FLATTENED, backend__network="fair", hw__network__faulty_links=fault) for fault in ([], [[0, 18, 0.01]])
+    )
+    of = scenario(**values)
+    rate = of.hw.network.dimensions[1].bandwidth * of.hw.network.dimensions[1].utilization
+    assert slow.ttft_s[0] - healthy.ttft_s[0] == pytest.approx(0.5 * 4096 * 6 * 4096 / rate * 99, rel=0.2)
+
+
 # All places on one network whose ports carry whatever goes on: all-to-alls of tokens and caches that come in.
 SHARED_PORTS: dict[str, Any] = {
     "hw__network__dimensions": [

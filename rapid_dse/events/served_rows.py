@@ -200,10 +200,10 @@ def _over(found: EngineTimes, closed: EnginePass) -> dict[str, float]:
     return {name: measured[name] / known[name] if known[name] > 0 else 1.0 for name in COLUMNS}
 
 
-def _check_model(scenario: Scenario) -> None:
+def _check_model(scenario: Scenario, asked: str) -> None:
     if not scenario.model.of_kind.decodes:
         raise ValueError(
-            f"backend={scenario.backend.name}: a model of the kind {scenario.model.kind} decodes nothing, and its pass has no graph; "
+            f"{asked}: a model of the kind {scenario.model.kind} decodes nothing, and its pass has no graph; "
             "allowed: backend=analytical without backend.artifacts, or workload=training"
         )
 
@@ -215,7 +215,7 @@ def measured(scenario: Scenario, layouts: Layouts) -> dict[str, runs.Run]:
         ValueError: as ``price``.
     """
     assert isinstance(layouts, Engines)
-    _check_model(scenario)
+    _check_model(scenario, "backend.artifacts.timeline=true")
     one = ServedRow(scenario, layouts)
     one.price()
     return one.runs
@@ -232,7 +232,7 @@ def price(scenario: Scenario, layouts: Layouts, watch: Watch | None = None, name
         ValueError: what cannot run on this backend, with what to use instead, before anything runs.
     """
     assert isinstance(layouts, Engines)
-    _check_model(scenario)
+    _check_model(scenario, f"backend={scenario.backend.name}")
     runs.check_backend(scenario)
     every = [ServedRow(scenario, layouts.take(np.array([row]))) for row in range(len(layouts))]
     for one in every:
