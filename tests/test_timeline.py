@@ -28,12 +28,12 @@ ROOT = Path(__file__).parent.parent
 def _traces(backend: str, **settings: Any) -> dict[str, dict[str, Any]]:
     one, runs = case(num_gpus=32, tp=8, sequence_parallel=1, pp=2, global_batch_size=4), {}
     price(one.scenario(backend, **settings), one.layouts(), runs.update)
-    return {name: chrome_trace(run.traced, run.result, name) for name, run in runs.items()}
+    return {name: chrome_trace(run, name) for name, run in runs.items()}
 
 
 def _check_schema(event: dict[str, Any]) -> None:
     """What Chrome's trace-event format asks of complete events and of metadata."""
-    assert event["ph"] in ("X", "M")
+    assert event["ph"] in ("X", "M", "s", "f")
     assert isinstance(event["name"], str)
     assert isinstance(event["pid"], int)
     assert isinstance(event["tid"], int)
@@ -41,6 +41,9 @@ def _check_schema(event: dict[str, Any]) -> None:
         assert isinstance(event["ts"], int | float)
         assert event["ts"] >= 0
         assert event["dur"] >= 0
+    elif event["ph"] in "sf":
+        assert isinstance(event["id"], int)
+        assert event["ts"] >= 0
     else:
         assert event["name"] in ("process_name", "thread_name")
         assert isinstance(event["args"]["name"], str)
@@ -64,10 +67,38 @@ def test_timeline_has_chromes_schema_and_rows_never_overlap(backend: str, stream
 
 def test_timeline_shows_operators_transfers_with_sizes_and_bubbles() -> None:
     events = [event for event in _traces("full_astrasim_flattened")["step"]["traceEvents"] if event["ph"] == "X"]
-    names = {event["name"] for event in events}
+    names = {event["name"].partition(", micro-batch ")[0] for event in events}
     assert {"attention forward", "mlp backward", "tp all-gather", "pp send", "optimizer", "bubble"} <= names
     assert all(event["args"]["bytes"] > 0 for event in events if event["name"].startswith(("tp ", "pp send", "dp ")))
     assert {event["pid"] for event in events} == set(range(32))
+
+
+def test_a_rank_is_named_by_its_stage_and_groups_and_a_pass_by_its_micro_batch() -> None:
+    events = _traces("full_astrasim_flattened")["step"]["traceEvents"]
+    names = {event["pid"]: event["args"]["name"] for event in events if event["name"] == "process_name"}
+    assert names[0] == "stage 0, dp 0, tp 0 (rank 0)"  # 32 ranks: tp 8 inside, dp 2, pp 2 outside
+    assert names[9] == "stage 0, dp 1, tp 1 (rank 9)"
+    assert names[31] == "stage 1, dp 1, tp 7 (rank 31)"
+    batches = [event["args"].get("micro_batch") for event in events if event["name"].startswith("attention forward") and event["pid"] == 0]
+    assert set(batches) == {0, 1}, "of 4 sequences each of 2 replicas has 2, one a micro-batch"
+    assert all("micro_batch" not in event.get("args", {}) for event in events if event["name"] == "optimizer")
+
+
+def test_arrows_lead_from_a_send_to_the_pass_of_the_next_stage_that_waits_for_it() -> None:
+    events = _traces("full_astrasim_flattened")["step"]["traceEvents"]
+    begin, end = ({event["id"]: event for event in events if event["ph"] == kind} for kind in "sf")
+    assert begin.keys() == end.keys()
+    assert len(begin) == 2 * 2 * 16, "2 micro-batches, there and back, between the 16 pairs of ranks of two stages"
+    ahead = [(begin[at], end[at]) for at in begin if begin[at]["pid"] < 16]
+    assert len(ahead) == 32
+    for start, stop in ahead:
+        assert stop["pid"] == start["pid"] + 16
+        assert stop["ts"] >= start["ts"]
+        inside = [each for each in events if each["ph"] == "X" and (each["pid"], each["tid"]) == (start["pid"], start["tid"])]
+        sent = next(each for each in inside if each["ts"] == start["ts"] and each["name"].startswith("pp send"))
+        row = [each for each in events if each["ph"] == "X" and (each["pid"], each["tid"]) == (stop["pid"], stop["tid"])]
+        waits = next(each for each in row if each["ts"] == stop["ts"] and each["name"] != "bubble")
+        assert waits["args"]["micro_batch"] == sent["args"]["micro_batch"]
 
 
 @pytest.mark.parametrize("backend", EVENT_BACKENDS)

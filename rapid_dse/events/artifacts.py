@@ -48,7 +48,7 @@ def keep(scenario: Scenario, done: Mapping[str, runs.Run], layout: str | None) -
         if wanted.timeline:
             from rapid_dse.events.timeline import chrome_trace
 
-            (folder / "timeline.json").write_text(json.dumps(chrome_trace(run.traced, run.result, name)))
+            (folder / "timeline.json").write_text(json.dumps(chrome_trace(run, name)))
         _write_pictures(folder, run, wanted.graphs, wanted.pictures)
 
 

@@ -40,11 +40,16 @@ class Stage:
 
 @dataclass(frozen=True)
 class Run:
-    """A graph and what became of it."""
+    """A graph and what became of it; ``cluster`` says which places its ranks have."""
 
     traced: Traced
-    topology: Topology
+    cluster: Machine
     result: RunResult
+
+    @property
+    def topology(self) -> Topology:
+        """The network that it ran on."""
+        return self.cluster.topology
 
     @property
     def slowest(self) -> int:
@@ -181,7 +186,7 @@ def run(scenario: Scenario, stage: Stage, scripts: Sequence[Script], role: Ints,
     if result.deadlocked:
         waiting = int(result.waiting[0]) if len(result.waiting) else 0
         raise ValueError(f"backend={scenario.backend.name}: the graph deadlocks at {traced.graph.node_name(waiting)}")
-    return Run(traced, topology, result)
+    return Run(traced, stage.cluster, result)
 
 
 def _engine(scenario: Scenario, topology: Topology, traced: Traced) -> RunResult:

@@ -6,8 +6,8 @@ A ``Script`` lists one rank's nodes; groups and peers in it are names, which ``a
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
-from typing import Literal
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -67,7 +67,10 @@ class Style:
 
 @dataclass
 class Script:
-    """One rank's nodes in ascending id; columns as in ``Graph``, ``where`` names the group or the peer."""
+    """One rank's nodes in ascending id; columns as in ``Graph``, ``where`` names the group or the peer.
+
+    ``batch`` is the micro-batch that each node belongs to (-1: none): the one that is ``at`` hand when it is written.
+    """
 
     style: Style
     kind: list[int] = field(default_factory=list)
@@ -78,7 +81,9 @@ class Script:
     tag: list[int] = field(default_factory=list)
     stream: list[int] = field(default_factory=list)
     label: list[int] = field(default_factory=list)
+    batch: list[int] = field(default_factory=list)
     after: list[After] = field(default_factory=list)
+    at: int = -1
 
     def __len__(self) -> int:
         return len(self.kind)
@@ -106,6 +111,7 @@ class Script:
         self.tag.append(tag)
         self.stream.append(stream if self.style.streams else MAIN)
         self.label.append(label)
+        self.batch.append(self.at)
         self.after.append(after)
         return (len(self.kind) - 1,)
 
@@ -182,8 +188,8 @@ class Script:
 
 def copy_of(script: Script) -> Script:
     """A script of the same nodes, to write on."""
-    columns = (column.name for column in fields(Script) if column.name != "style")
-    return Script(script.style, **{name: list(getattr(script, name)) for name in columns})
+    columns: dict[str, Any] = {name: list(value) for name, value in vars(script).items() if isinstance(value, list)}
+    return replace(script, **columns)
 
 
 def _steps(kind: str, members: Sequence[int], size: float) -> list[tuple[str, int, float]]:
@@ -205,11 +211,13 @@ def _steps(kind: str, members: Sequence[int], size: float) -> list[tuple[str, in
 
 @dataclass(frozen=True)
 class Traced:
-    """A graph with what its nodes are: ``label`` ``(nodes,)`` indexes ``labels``; ``role`` ``(ranks,)`` is each rank's script."""
+    """A graph with what its nodes are: ``label`` ``(nodes,)`` indexes ``labels``, ``batch`` ``(nodes,)`` is the micro-batch of each (-1:
+    none); ``role`` ``(ranks,)`` is each rank's script."""
 
     graph: Graph
     label: NDArray[np.int32]
     labels: Labels
+    batch: NDArray[np.int32]
     role: Ints
 
 
@@ -222,6 +230,14 @@ class Directory:
 
     groups: Mapping[str, Ints]
     peers: Mapping[str, Ints]
+
+
+_DTYPES: Mapping[str, type[np.signedinteger[Any]]] = {
+    **dict.fromkeys(("id", "duration", "size", "group", "peer", "tag"), np.int64),
+    **dict.fromkeys(("label", "batch"), np.int32),
+    **dict.fromkeys(("kind", "collective", "stream"), np.int8),
+}  # of a graph's columns
+_WRITTEN = [column for column in _DTYPES if column not in ("id", "group", "peer")]  # those that a script has as they are
 
 
 def assemble(ranks: int, scripts: Sequence[Script], role: Ints, directory: Directory, name: str = "") -> Traced:
@@ -238,9 +254,8 @@ def assemble(ranks: int, scripts: Sequence[Script], role: Ints, directory: Direc
     first_dep = np.concatenate(([0], np.cumsum(width)))
     n = int(first[-1])
     check_size(n, "in all")
-    columns = {column: np.zeros(n, np.int64) for column in ("id", "duration", "size", "group", "peer", "tag")}
-    small = {column: np.zeros(n, np.int8) for column in ("kind", "collective", "stream")}
-    label, ptr, deps = np.zeros(n, np.int32), np.zeros(n + 1, np.int64), np.zeros(int(first_dep[-1]), np.int64)
+    columns = {column: np.zeros(n, dtype) for column, dtype in _DTYPES.items()}
+    ptr, deps = np.zeros(n + 1, np.int64), np.zeros(int(first_dep[-1]), np.int64)
     ptr[-1] = first_dep[-1]
     for number, script in enumerate(every):
         on = np.flatnonzero(role == number)
@@ -248,11 +263,8 @@ def assemble(ranks: int, scripts: Sequence[Script], role: Ints, directory: Direc
             continue
         rows = first[on][:, None] + np.arange(len(script))
         columns["id"][rows] = np.arange(len(script))
-        for column in ("duration", "size", "tag"):
-            columns[column][rows] = np.array(getattr(script, column), np.int64)
-        for column in small:
-            small[column][rows] = np.array(getattr(script, column), np.int8)
-        label[rows] = np.array(script.label, np.int32)
+        for column in _WRITTEN:
+            columns[column][rows] = np.array(getattr(script, column), _DTYPES[column])
         inside, flat = _dependencies(script)
         ptr[rows] = first_dep[on][:, None] + inside
         deps[first_dep[on][:, None] + np.arange(len(flat))] = first[on][:, None] + flat
@@ -261,20 +273,20 @@ def assemble(ranks: int, scripts: Sequence[Script], role: Ints, directory: Direc
         ranks=ranks,
         rank=np.repeat(np.arange(ranks), lengths),
         id=columns["id"],
-        kind=small["kind"],
+        kind=columns["kind"],
         deps_ptr=ptr,
         deps=deps,
         duration_ns=columns["duration"],
         size=columns["size"],
-        collective=small["collective"],
+        collective=columns["collective"],
         group=columns["group"],
         peer=columns["peer"],
         tag=columns["tag"],
-        stream=small["stream"],
+        stream=columns["stream"],
         groups=groups,
         name=name,
     )
-    return Traced(graph, label, labels, role)
+    return Traced(graph, columns["label"], labels, columns["batch"], role)
 
 
 def _dependencies(script: Script) -> tuple[Ints, Ints]:

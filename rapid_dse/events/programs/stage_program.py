@@ -110,6 +110,7 @@ class StageWriter:
         for number, task in enumerate(tasks):
             last = last_of[task.chunk] == number
             beside = tasks[number - 1] if number and tasks[number - 1].kind == FORWARD_BESIDE else None
+            self.script.at = task.micro_batch
             if task.kind == FORWARD:
                 self._receive(task, ahead=False)
                 self._forward(task)
@@ -127,6 +128,7 @@ class StageWriter:
                     self._send(beside, ahead=True)
                 self._send(task, ahead=False)
             self.started = True
+        self.script.at = -1
         return self._close()
 
     @property
