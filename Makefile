@@ -6,13 +6,14 @@ RUNS := .venv/.runs
 WEB := .web/.ready
 READY := .venv/.ready
 DOCS := .venv-docs
+MEASURED := .venv-measure/.ready
 
 # Packages are installed without bytecode. Python compiles what is imported, once, and keeps it: even where the caller forbids that,
 # because the tests start many processes.
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --constraint requirements.lock
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: run test web lint bench validate golden fuzz chaos chaos-short load docs clean
+.PHONY: run test web lint bench validate golden fuzz chaos chaos-short load measure-test docs clean
 .NOTPARALLEL:
 
 run: $(RUNS)
@@ -55,6 +56,10 @@ chaos: $(READY)
 chaos-short: $(READY)
 	$(BIN)/python benchmarks/chaos.py --share 0.05
 
+# The timers of measure, on PyTorch's CPU device: PyTorch has an environment of its own.
+measure-test: $(MEASURED)
+	.venv-measure/bin/python -m pytest -n 0 tests/test_measure.py
+
 # A million layouts, and the large sweep, under a bound on memory.
 load: $(READY)
 	$(BIN)/python benchmarks/bench_sweep.py --only million,sweep
@@ -68,6 +73,12 @@ $(DOCS)/.ready: pyproject.toml requirements.lock
 	$(PYTHON) -m venv $(DOCS)
 	$(DOCS)/bin/python -m pip install --quiet --disable-pip-version-check --constraint requirements.lock --editable '.[docs]'
 	touch $@
+
+$(MEASURED): pyproject.toml requirements.lock
+	$(PYTHON) -m venv .venv-measure
+	.venv-measure/bin/python -m pip install --quiet --disable-pip-version-check --no-compile --constraint requirements.lock --editable . \
+		'pytest>=8.3,<10' 'pytest-xdist>=3.6,<4' 'hypothesis>=6.115,<7' torch==2.13.0
+	touch $(MEASURED)
 
 $(RUNS): pyproject.toml requirements.lock
 	$(PYTHON) -m venv .venv
@@ -86,4 +97,4 @@ $(WEB): tests/web/requirements.txt requirements.lock
 	touch $(WEB)
 
 clean:
-	rm -rf .venv .web .venv-docs build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .web .venv-docs .venv-measure build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
