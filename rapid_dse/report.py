@@ -11,8 +11,9 @@ from pathlib import Path
 from rapid_dse.command import Parser, guarded
 
 EPILOG = """\
-The page needs no other file, no network and no script: the best layout with its launch file, its time and memory by term beside the best
-inside what was measured and the simplest within its error, all rows by time and memory, tp and pp, chips, ties, what was rejected and why.
+The page needs no other file and no network: the best layout with its launch file, its time and memory by term beside the best inside what
+was measured and the simplest within its error, all rows by time and memory, tp and pp, chips, its pipeline, ties, what was rejected and
+why. Its own script, which pictures and tables do not need, adds arrow keys and any two columns of all rows.
 """
 
 

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
+import html
+import json
 import re
 import shutil
 import time
 import xml.etree.ElementTree as ET
+import zlib
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -261,14 +267,85 @@ def test_each_picture_has_a_table(shown: Page) -> None:
     assert all(captions[title] in shown.tables for title in shown.pictures)
 
 
-def test_the_page_is_one_file_without_script(folder: Path, shown: Page) -> None:
+def scripts_of(text: str) -> list[str]:
+    return re.findall(r"<script>(.*?)</script>", text, re.DOTALL)
+
+
+def test_the_page_is_one_file_with_no_script_but_its_own(folder: Path, shown: Page) -> None:
+    """Its policy runs those scripts alone whose digests it names; pictures are there before them."""
     text = (folder / "small.html").read_text()
-    assert not shown.tags & {"script", "link", "img", "iframe", "object", "embed", "base", "form"}
+    assert not shown.tags & {"link", "img", "iframe", "object", "embed", "base", "form"}
     assert not [name for name, _ in shown.attributes if name in ("src", "href", "srcset", "action", "xlink:href") or name.startswith("on")]
-    assert not re.search(r"url\(|@import|https?://", text)
-    assert "default-src 'none'" in text
+    style = re.search(r"<style>(.*?)</style>", text, re.DOTALL)
+    assert style
+    assert not re.search(r"url\(|@import|https?://", style[1])
+    (policy,) = re.findall(r'Content-Security-Policy" content="(.*?)"', html.unescape(text))
+    digests = [f"'sha256-{base64.b64encode(hashlib.sha256(each.encode()).digest()).decode()}'" for each in scripts_of(text)]
+    assert policy == f"default-src 'none'; style-src 'unsafe-inline'; script-src {' '.join(digests)}"
+    assert text.count("<script") == len(digests) + 1, "and the rows, which are no script"
+    assert text.index("<svg") < text.index("<script")
     assert "prefers-color-scheme: dark" in text
     assert "@media print" in text
+
+
+def unpacked(text: str) -> dict[str, list[Any]]:
+    """The columns of the page's packed rows, as its own script reads them."""
+    found = re.search(r'id="packed-rows">(.*?)</script>', text)
+    assert found
+    content = zlib.decompress(base64.b64decode(found[1]))
+    size = int.from_bytes(content[:4], "little")
+    header, at = json.loads(content[4 : 4 + size]), 4 + size
+    columns: dict[str, list[Any]] = {}
+    for column in header["columns"]:
+        width = {"codes": column.get("width", 0), "floats": 4, "hex": column.get("digits", 0) // 2}[column["kind"]]
+        raw = np.frombuffer(content, np.uint8, width * header["rows"], at)
+        at += len(raw)
+        if column["kind"] == "hex":
+            columns[column["name"]] = [raw[row : row + width].tobytes().hex() for row in range(0, len(raw), width)]
+            continue
+        mixed = np.ascontiguousarray(raw.reshape(width, -1).T)
+        if column["kind"] == "floats":
+            columns[column["name"]] = mixed.view("<f4")[:, 0].tolist()
+        else:
+            columns[column["name"]] = [column["values"][code] for code in mixed.view(f"<u{width}")[:, 0].tolist()]
+    assert at == len(content)
+    return columns
+
+
+def test_all_rows_are_on_the_page(folder: Path) -> None:
+    table = store.require_results(store.read(folder / "results" / "small", print), folder)
+    columns = unpacked((folder / "small.html").read_text())
+    for name in table.column_names:
+        values = table[name].to_pylist()
+        if all(value is None for value in values):
+            assert name not in columns
+        elif name == "key":
+            assert columns[name] == [key[:12] for key in values]
+            assert len(set(columns[name])) == len(values)
+        elif isinstance(next(value for value in values if value is not None), str | bool):
+            assert columns[name] == values, name
+        else:
+            found = np.array([np.nan if value is None else value for value in columns[name]], np.float32)
+            assert np.array_equal(found, np.array([np.nan if value is None else value for value in values], np.float32), equal_nan=True), (
+                name
+            )
+
+
+def test_the_pipeline_of_the_winner(tmp_path: Path) -> None:
+    done(tmp_path, "-m", "hw=h100", "model=llama3_1_8b", "hw.num_gpus=16", "parallel.pp=4", "parallel.tp=1,2", "search.study=piped")
+    done(tmp_path, "results/piped", "--no-sensitivity", module="rapid_dse.report")
+    found, stored = Page((tmp_path / "report.html").read_text()), pd.read_parquet(tmp_path / "results" / "piped")
+    best = stored[stored["fits"].fillna(False).astype(bool)].nsmallest(1, "step_time_s").iloc[0]
+    caption = "Pipeline of the winner: passes of each stage"
+    assert found.column(caption, "stage") == ["0", "1", "2", "3"]
+    stages = [sum(number(found.column(caption, name)[stage]) for name in ("forward", "backward", "waits")) for stage in range(4)]
+    assert stages == pytest.approx([stages[0]] * 4, rel=2e-3)
+    behind = best["time_dp_s"] + best["time_optimizer_s"]
+    assert stages[0] + behind == pytest.approx(best["step_time_s"], rel=0.01)
+    spans = {path.get("class"): path.get("d") or "" for path in found.pictures[caption].iter("path")}
+    assert set(spans) == {"span forward", "span backward"}
+    lanes = [rect.findtext("title") or "" for rect in found.pictures[caption].iter("rect")]
+    assert lanes[0].startswith("stage 0, forward ")
 
 
 def test_no_text_of_a_user_is_markup(folder: Path) -> None:
@@ -276,7 +353,9 @@ def test_no_text_of_a_user_is_markup(folder: Path) -> None:
     shutil.copytree(folder / "results" / "small", folder / "results" / name)
     done(folder, f"results/{name}", "--out", "named.html", module="rapid_dse.report")
     found = Page((folder / "named.html").read_text())
-    assert "script" not in found.tags
+    small, named = ((folder / page).read_text() for page in ("small.html", "named.html"))
+    assert scripts_of(named) == scripts_of(small)
+    assert named.count("<script") == small.count("<script")
     assert found.text.count(name) >= 2
     table = store.require_results(store.read(folder / "results" / "small", print), folder)
     bad = "</title><img src=x onerror=alert(2)>\0 ]]>"
@@ -284,8 +363,10 @@ def test_no_text_of_a_user_is_markup(folder: Path) -> None:
         at = table.column_names.index(column)
         texts = [bad if text is None or column != "reason" else f"{text} {bad}" for text in table[column].to_pylist()]
         table = table.set_column(at, column, pa.array(texts, pa.string()))
-    found = Page(page(table, Origin(bad)))
-    assert not found.tags & {"img", "script"}
+    text = page(table, Origin(bad))
+    found = Page(text)
+    assert not found.tags & {"img"}
+    assert text.count("<script") == small.count("<script")
     assert "onerror=alert(2)" in found.text
     assert "cannot be composed here" in found.text
 

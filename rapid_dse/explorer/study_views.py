@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rapid_dse.analysis.report import study_sections
+from rapid_dse.analysis.report.pipeline_section import pipeline_of
 from rapid_dse.analysis.report.study_jobs import jobs_of
 from rapid_dse.explorer.cloud_points import corners_of, inside_outline, nearest_row, plane_of, points_of
 from rapid_dse.explorer.row_filter import matching
@@ -188,7 +189,10 @@ def pictures_page(shelf: Shelf, asking: Asking) -> WebAnswer:
     """The report's pictures of a whole study."""
     study = opened(shelf, asking.text("study"))
     jobs = jobs_of(study.table, asking.values.get("by") or "step_time_s")
-    parts = [(job.name, study_sections.sections_of(job, f"job{at}")) for at, job in enumerate(jobs[:MOST_JOBS])]
+    parts = [
+        (job.name, [*study_sections.sections_of(job, f"job{at}"), *pipeline_of(job.shown[0], f"job{at}")])
+        for at, job in enumerate(jobs[:MOST_JOBS])
+    ]
     status, reasons = ranking.counts(study.table)
     rejected = study_sections.rejected(dict(status), dict(reasons.most_common()))
     more = max(0, len(jobs) - MOST_JOBS)

@@ -22,6 +22,7 @@ from rapid_dse.simulate.results import Priced
 from rapid_dse.simulate.shard_copies import with_copies
 from rapid_dse.simulate.slowest import slowest_gpu
 from rapid_dse.simulate.step import alike_in_pace, pace, paced_step, step_time
+from rapid_dse.simulate.uneven import pass_seconds
 
 FloatColumn = NDArray[np.float64]
 
@@ -86,6 +87,19 @@ def step_seconds(scenario: Scenario, layouts: Layouts, ready: Prepared) -> Float
     shapes = framework_block(scenario, ready.shape, ready.alone, ready.device)
     block = with_copies(scenario, layouts, shapes.take(ready.where), ready.device)
     return step_time(scenario, layouts, block, arrangement(scenario, layouts), ready.device).total
+
+
+def pipeline_passes(scenario: Scenario, layout: Layouts) -> FloatColumn:
+    """Seconds of each pass of one layout's pipeline, by kind and place (``uneven.pass_seconds``).
+
+    Raises:
+        ValueError: where the network has no closed form, or the chip lacks the precision.
+    """
+    ready = prepare(scenario, layout)
+    shapes = framework_block(scenario, ready.shape, ready.alone, ready.device)
+    block, arranged = with_copies(scenario, layout, shapes.take(ready.where), ready.device), arrangement(scenario, layout)
+    paced = pace(scenario, layout, block, arranged, ready.device, layer_time(scenario, layout, block, arranged))
+    return pass_seconds(scenario, int(layout.schedule[0]), paced.passes)
 
 
 def _price_chunk(scenario: Scenario, layouts: Layouts, shapes: Block, where: IntColumn, device: OperatorModel) -> Priced:

@@ -126,26 +126,46 @@ def chunk_waits(scenario: Scenario, code: int, passes: ChunkPasses, steps: Steps
 
 def _run(scenario: Scenario, code: int, passes: ChunkPasses, kind: Positions, micro_batches: IntColumn) -> FloatColumn:
     """Seconds of a step of the schedule, ``(n,)``; layouts whose passes take equally long are run once."""
-    split, step_seconds = split_of(scenario), _recurrence()
+    step_seconds = _recurrence()
     pass_kinds = KINDS if SCHEDULE_CLASSES[code].splits_backward else 2
     first, alike = distinct([numbered(passes.case.take(kind)), numbered(micro_batches)])
     once, count = kind.take(first), micro_batches.take(first)
     order = np.argsort(passes.split.take(once), kind="stable")  # by split
     once, count = once.take(order), count.take(order)
     seconds, splits = np.empty(len(first)), passes.split.take(once)
-    spent = np.stack([column.take(once) for column in (*passes.ends, *passes.sends, *(part for layer in passes.layers for part in layer))])
-    host_layer, ends = passes.host.take(once), [*(np.flatnonzero(np.diff(splits)) + 1).tolist(), len(splits)]
+    ends = [*(np.flatnonzero(np.diff(splits)) + 1).tolist(), len(splits)]
     for start, end in zip([0, *ends], ends, strict=False):
         pipeline = unpacked(int(splits[start]))
-        device, launches, pass_kind = _shares(split, pipeline, pass_kinds)
-        host = launches[:, :1] * host_layer[start:end] + launches[:, 1:] * micro_batch_seconds(scenario)
-        found, on_device = _passes_of_stages(split, pipeline, pass_kinds), device @ spent[:, start:end]
-        if pass_kinds == KINDS:
-            lasting = _launched_split(scenario, found[0], on_device, host)
-        else:
-            lasting = _launched(scenario, found, on_device, host)
+        lasting, pass_kind = _lasting(scenario, passes, once[start:end], pipeline, pass_kinds)
         seconds[order[start:end]] = step_seconds(lasting, (code, *pipeline[:2]), count[start:end], pass_kind)
     return seconds.take(alike)
+
+
+def _lasting(
+    scenario: Scenario, passes: ChunkPasses, at: Positions, pipeline: tuple[int, int, StageMap], pass_kinds: int
+) -> tuple[FloatColumn, Positions]:
+    """Seconds that each distinct pass of layouts of one pipeline lasts, ``(n_distinct, n)``, and which of them each of the
+    ``pass_kinds * pp * chunks`` passes is, by kind and place; ``at``: the layouts in ``passes``, ``(n,)``."""
+    split = split_of(scenario)
+    columns = (*passes.ends, *passes.sends, *(part for layer in passes.layers for part in layer))
+    spent, host_layer = np.stack([column.take(at) for column in columns]), passes.host.take(at)
+    device, launches, pass_kind = _shares(split, pipeline, pass_kinds)
+    host = launches[:, :1] * host_layer + launches[:, 1:] * micro_batch_seconds(scenario)
+    found, on_device = _passes_of_stages(split, pipeline, pass_kinds), device @ spent
+    if pass_kinds == KINDS:
+        return _launched_split(scenario, found[0], on_device, host), pass_kind
+    return _launched(scenario, found, on_device, host), pass_kind
+
+
+def pass_seconds(scenario: Scenario, code: int, passes: ChunkPasses) -> FloatColumn:
+    """Seconds that each pass of the first layout's pipeline lasts, its send included, ``(pass_kinds, pp * chunks)`` by kind and place.
+
+    ``code``: its schedule; there are kinds for split backward passes where it splits them, else forward and backward alone.
+    """
+    pass_kinds = KINDS if SCHEDULE_CLASSES[code].splits_backward else 2
+    lasting, pass_kind = _lasting(scenario, passes, np.zeros(1, np.int64), unpacked(int(passes.split[0])), pass_kinds)
+    found: FloatColumn = lasting[pass_kind, 0].reshape(pass_kinds, -1)
+    return found
 
 
 @cache

@@ -232,11 +232,11 @@ def _among(table: pa.Table, name: str, texts: Sequence[str]) -> NDArray[np.bool_
     """Whether a column of texts has one of these, or nothing, ``(n_rows,)``."""
     if name not in table.column_names:
         return np.ones(len(table), bool)
-    codes, names = _encoded(table[name])
+    codes, names = encoded(table[name])
     return np.array([text is None or text in texts for text in names])[codes]
 
 
-def _encoded(column: pa.ChunkedArray) -> tuple[NDArray[np.int64], list[Any]]:
+def encoded(column: pa.ChunkedArray) -> tuple[NDArray[np.int64], list[Any]]:
     """A column as indices into its values, ``(n_rows,)``, and those values; the last stands for nulls."""
     import pyarrow as pa
 
@@ -254,7 +254,7 @@ def combinations_of(table: pa.Table, keys: Sequence[str]) -> tuple[NDArray[np.in
     labels: list[Label] = [()]
     codes = np.zeros(len(table), np.int64)
     for key in present if len(table) else ():
-        own, names = _encoded(table[key])
+        own, names = encoded(table[key])
         if (own == own[0]).all():
             labels = [(*label, (key, names[own[0]])) for label in labels]
             continue

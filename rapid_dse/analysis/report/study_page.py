@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import itertools
 import json
 import shlex
@@ -12,6 +14,8 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rapid_dse.analysis.report.packed_rows import packed_rows
+from rapid_dse.analysis.report.pipeline_section import pipeline_of
 from rapid_dse.analysis.report.study_jobs import Row, Shown, jobs_of
 from rapid_dse.analysis.report.study_sections import ReportSection, other_machines, overview, rejected, sections_of
 from rapid_dse.analysis.report.svg_charts import printable
@@ -76,7 +80,12 @@ def page(table: pa.Table, origin: Origin, by: str = "step_time_s", sensitivity: 
     jobs = jobs_of(table, by)
     status, reasons = ranking.counts(table)
     parts = [
-        {"job": job, "card": card_of(job.shown[0]), "launch": launch_of(job.shown[0]), "sections": sections_of(job, f"job{at}")}
+        {
+            "job": job,
+            "card": card_of(job.shown[0]),
+            "launch": launch_of(job.shown[0]),
+            "sections": [*sections_of(job, f"job{at}"), *pipeline_of(job.shown[0], f"job{at}")],
+        }
         for at, job in enumerate(jobs[:MOST_JOBS])
     ]
     written, key = origin.written, str(jobs[0].shown[0].row.get("key") or "")
@@ -90,7 +99,10 @@ def page(table: pa.Table, origin: Origin, by: str = "step_time_s", sensitivity: 
         configuration=_indented(written[-1].configuration) if written else "",
         commands=commands_of(origin, by, key) if origin.source else [],
         machines=other_machines(jobs[0]) if sensitivity and len(jobs) == 1 else None,
-        style=_file("report.css"),
+        packed=packed_rows(table, by),
+        style=_file("report.css") + _file("browser/uPlot.min.css"),
+        scripts=_scripts(),
+        hashes=[f"'sha256-{base64.b64encode(hashlib.sha256(each.encode()).digest()).decode()}'" for each in _scripts()],
     )
 
 
@@ -209,6 +221,12 @@ def environment_of(*packages: str) -> jinja2.Environment:
 def _text_in(package: str, name: str) -> str | None:
     file = resources.files(package).joinpath(name)
     return file.read_text(encoding="utf-8") if file.is_file() else None
+
+
+@cache
+def _scripts() -> tuple[str, ...]:
+    """The page's scripts, which its content-security policy names by their digests: no other text is run."""
+    return tuple(_file(f"browser/{name}.js") for name in ("uPlot.iife.min", "cloud", "pictures", "all_rows"))
 
 
 def _file(name: str) -> str:

@@ -17,6 +17,7 @@ from rapid_dse.sweep import figures
 WIDTH = 720.0
 _BAR, _GAP = 26.0, 34.0  # height of a bar, and from a bar's end to the next one's start
 _LEFT, _RIGHT, _TOP, _BOTTOM, _HEIGHT = 78.0, 18.0, 14.0, 46.0, 380.0  # of a picture of points
+_LANE, _CUT = 18.0, 24.0  # height of a lane, and the gap where time is left out
 _CELL, _WIDE = 34.0, 76.0  # height and width of a cell of a heat map
 _LETTERS = 80  # of the label of a count
 _NOT_XML = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
@@ -51,6 +52,15 @@ class Axis:
     def tick(self, value: float) -> str:
         """The number that stands beside the axis."""
         return figures.amount(value / self.unit) if value >= 1e4 * self.unit else f"{value / self.unit:.4g}"
+
+
+@dataclass(frozen=True)
+class LaneSpans:
+    """A row of spans: ``label`` stands before it, ``text`` says what is in it; begin and end of the spans of each kind, ``(n_spans,)``."""
+
+    label: str
+    text: str
+    spans: Mapping[str, tuple[Values, Values]]
 
 
 @dataclass(frozen=True)
@@ -191,3 +201,35 @@ def heat_map(
                 _titled(cell, f"{names[0]} {row}, {names[1]} {column}: {shown(value)}")
                 _add(top, "text", "middle", shown(value), x=_LEFT + (at + 0.5) * _WIDE - 1, y=y + 21)
     return _done(top)
+
+
+def lanes(frame: Frame, rows: Sequence[LaneSpans], windows: Sequence[tuple[float, float]], shown: Callable[[float], str]) -> Markup:
+    """Spans of time in lanes below each other; ``windows`` are the times that are drawn, one after the other, and what lies between is
+    left out. ``shown`` writes a time."""
+    wide = (WIDTH - _LEFT - _RIGHT - _CUT * (len(windows) - 1)) / sum(end - start for start, end in windows)
+    top = _picture(frame, _TOP + len(rows) * _LANE + _BOTTOM)
+    x = _LEFT
+    for start, end in windows:
+        for at, row in enumerate(rows):
+            y = _TOP + (at + 0.5) * _LANE
+            for kind, (begins, ends) in row.spans.items():
+                drawn = _within(begins, ends, (start, end), (x, wide))
+                if drawn:
+                    _add(top, "path", f"span {kind}").set("d", "".join(f"M{a:.1f} {y:.1f}H{b:.1f}" for a, b in drawn))
+        for time, anchor in ((start, "label"), (end, "end")):
+            _add(top, "text", anchor, shown(time), x=x + (time - start) * wide, y=_TOP + len(rows) * _LANE + 17)
+        x += (end - start) * wide + _CUT
+    for at, row in enumerate(rows):
+        y = _TOP + at * _LANE
+        _add(top, "text", "end", row.label, x=_LEFT - 6, y=y + _LANE * 0.72)
+        _titled(_add(top, "rect", "lane", x=_LEFT, y=y + 1, width=WIDTH - _LEFT - _RIGHT, height=_LANE - 2), row.text)
+    return _done(top)
+
+
+def _within(begins: Values, ends: Values, window: tuple[float, float], scale: tuple[float, float]) -> list[tuple[float, float]]:
+    """Where spans are drawn that lie in a window, cut at its ends; a hair narrower, so that neighbours stay apart."""
+    (start, end), (left, wide) = window, scale
+    first, last = np.maximum(begins, start), np.minimum(ends, end)
+    of = last > first
+    at, to = left + (first[of] - start) * wide, left + (last[of] - start) * wide
+    return list(zip(at.tolist(), np.maximum(at + 0.2, to - 0.4).tolist(), strict=True))

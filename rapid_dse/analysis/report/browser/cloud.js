@@ -25,7 +25,7 @@ const RapidCloud = (() => {
       for (let i = 0; i < data.kind.length; i++) if (data.kind[i] === kind) rows.push(i);
       const xs = new Float64Array(rows.length), ys = new Float64Array(rows.length);
       rows.forEach((row, i) => { xs[i] = data.x[row] / unitX; ys[i] = data.y[row] / unitY; });
-      return [xs, ys];
+      return [xs, ys, rows];
     });
     const room = (axis) => {
       let [low, high] = header.ends[axis].map((value) => value / header.units[axis]);
@@ -66,7 +66,7 @@ const RapidCloud = (() => {
       mode: 2, width: width(), height: height(), legend: { show: false }, cursor: { drag: { x: false, y: false }, points: { show: false } },
       scales: { x: { time: false, distr: header.logarithmic[0] ? 3 : 1, range: () => room(0) }, y: { distr: header.logarithmic[1] ? 3 : 1, range: () => room(1) } },
       axes: [axis(0), axis(1)], series: [{}, ...sets.map((_, kind) => ({ label: header.kinds[kind], facets, paths: points }))],
-    }, [null, ...sets], host);
+    }, [null, ...sets.map(([xs, ys]) => [xs, ys])], host);
     const axes = document.createElement("p"), key = document.createElement("p");
     axes.className = "axes";
     axes.textContent = `across: ${named(0)}; up: ${named(1)}`;
@@ -129,7 +129,7 @@ const RapidCloud = (() => {
         const step = Math.ceil(made.length / MOST_CORNERS);
         outline = made.filter((_, i) => i % step === 0).map(value);
         if (outline.length > 2) options.lasso(outline); else outline = [];
-      } else if (options.spot) { const at = near(...made[0]); options.spot(...(at ? ownValue(at) : value(made[0]))); }
+      } else if (options.spot) { const at = near(...made[0]); options.spot(...(at ? ownValue(at) : value(made[0])), at ? sets[at[0]][2][at[1]] : undefined); }
       sheet();
     });
     plot.over.addEventListener("pointercancel", () => { stroke = null; sheet(); });
@@ -137,7 +137,7 @@ const RapidCloud = (() => {
     let order = null, at = -1;
     host.onkeydown = (event) => {
       const step = { ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1 }[event.key];
-      if (event.key === "Enter" && marked && options.spot) { event.preventDefault(); return options.spot(...ownValue(marked)); }
+      if (event.key === "Enter" && marked && options.spot) { event.preventDefault(); return options.spot(...ownValue(marked), sets[marked[0]][2][marked[1]]); }
       if (!step || event.target !== host) return;
       event.preventDefault();
       order = order || sets.flatMap(([xs], set) => Array.from(xs, (_, i) => [set, i])).sort((a, b) => sets[a[0]][0][a[1]] - sets[b[0]][0][b[1]]);
