@@ -57,6 +57,7 @@ TRIALS: dict[str, tuple[dict[str, str], dict[str, Any]]] = {
     "experts_served": (SERVED | {"model": "qwen3_30b_a3b"}, {"hw.num_gpus": 2, "parallel.tp": 2, "workload.concurrency": 8}),
     "fp4": (SERVED | {"hw": "b200"}, {"hw.num_gpus": 1, "workload.precision": "fp4"}),
     "vision": (LLAMA | {"model": "vit_base"}, SIXTEEN),
+    "product": (LLAMA | {"model": "gemm"}, {"hw.num_gpus": 8, "parallel.tp": 8}),
     "simulated": (
         LLAMA | {"backend": "full_astrasim_flattened"},
         {"hw.num_gpus": 16, "workload.global_batch_size": 4, "model.num_hidden_layers": 2, "parallel.tp": 8},
@@ -146,6 +147,10 @@ SHOWN: dict[str, tuple[Any, ...]] = {
     "hw.measured_table": ("piped", "no/such/table.csv", {"hw.operator_model": "measured"}),
     "model.attention_bias": ("piped", True),
     "model.kind": ("piped", "vit"),
+    "model.m": ("product", 4096),
+    "model.n": ("product", 4096),
+    "model.k": ("product", 8192),
+    "parallel.gemm_sharding": ("product", "2d"),
     "model.qkv_bias": ("vision", False),
     "model.layer_scale": ("vision", True),
     "model.image_size": ("vision", 384),

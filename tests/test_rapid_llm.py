@@ -13,7 +13,6 @@ import yaml
 
 import rapid_dse as rd
 from rapid_dse.analysis.reasons.chosen import restored
-from rapid_dse.config.model import Model
 from rapid_dse.config.scenario import Scenario
 from rapid_dse.imports.file_options import read_foreign, read_option
 from rapid_dse.imports.run_values import network_of, values_of
@@ -397,15 +396,44 @@ def test_its_own_files(tmp_path: Path) -> None:
     paths = sorted(SHARED.glob("*.yaml"))
     hardware = [path for path in paths if "hw_" in path.name]
     assert len(paths) == 16
-    # GEMM and ViT are refused by name where the schema has no such models
-    unknown = {"model_GEMM.yaml": "m", "model_vit_base_inf.yaml": "image_size"}
     for path in paths:
         group = "hw" if path in hardware else "model"
-        if unknown.get(path.name, "hidden_size") not in Model.model_fields:
-            assert "not modelled" in program.one_line(program.run(tmp_path, f"{group}={path}"))
-            continue
         found = read_option(group, path, home())
         assert not [key for key, why in found.left.items() if why.startswith("not a key")], path.name
     for path in hardware:  # a torus has no closed form: that file asks for the event engine
         ended = program.done(tmp_path, f"hw={path}", f"model={SHARED / 'model_Llama2-7B.yaml'}")
         assert "step time" in ended.out
+    for name, run in (("model_GEMM.yaml", "step time"), ("model_vit_base_inf.yaml", "time of a batch")):
+        assert run in program.done(tmp_path, f"hw={SHARED / 'hw_a100_80GB.yaml'}", f"model={SHARED / name}").out
+
+
+KINDS = {
+    "GEMM": ({"mode": "GEMM", "M": 4096, "K": 8192, "N": 2048, "backward": True, "gemm_shard_axis": "row"}, "gemm", "step time"),
+    "ViT": (
+        {
+            "mode": "ViT",
+            "model_type": "vit",
+            "run_type": "inference",
+            "global_batch_size": 4,
+            "hidden_dim": 768,
+            "vocab_size": 1000,
+            "intermediate_size": 3072,
+            "num_layers": 12,
+            "vision": {"image_size": 224, "patch_size": 16},
+            "attention": {"attention_type": "mha", "num_heads": 12, "use_flashattention": False},
+        },
+        "vit",
+        "time of a batch",
+    ),
+}
+
+
+@pytest.mark.parametrize("mode", KINDS)
+def test_products_and_images_go_through(mode: str, tmp_path: Path) -> None:
+    tree, kind, shown = KINDS[mode]
+    files = write(tmp_path, model={"model_param": tree})
+    found = read_option("model", tmp_path / "model.yaml", home())
+    assert found.option["kind"] == kind
+    assert not [key for key, why in found.left.items() if why.startswith("not a key")]
+    ended = program.done(tmp_path, *files)
+    assert shown in ended.out

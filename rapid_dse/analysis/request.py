@@ -46,11 +46,11 @@ def show(out: Console, portion: Portion, priced: Priced) -> None:
     row = {f.name: float(getattr(priced, f.name)[0]) for f in fields(priced)}
     for line in headline(portion):
         listing.say(out, line)
-    token = not math.isnan(row["tpot_s"])
+    token, decodes = not math.isnan(row["tpot_s"]), portion.scenario.model.of_kind.decodes
     times = [(f"{term}: {TERM_MEANING[term]}", row[f"time_{term}_s"]) for term in (*TIME_TERMS, "prefill") if term in TERM_MEANING]
     memory = [(term, row[f"memory_{term}_bytes"]) for term in MEMORY_TERMS]
     assert isinstance(portion.layouts, Engines)
-    sums = [("time of a token" if token else "time of a request", "step_time_s", row["step_time_s"], times)]
+    sums = [("time of a token" if token else f"time of a {'request' if decodes else 'batch'}", "step_time_s", row["step_time_s"], times)]
     if token:
         closed = with_closed_form(portion.scenario)  # all backends price kernels alike
         parts = _parts(system(closed, portion.layouts, prepare(closed, portion.layouts)[0]), row["time_compute_s"])
@@ -78,12 +78,16 @@ def _summary(portion: Portion, row: dict[str, float]) -> list[str]:
     error = "(error not known)" if math.isnan(known) else show_rows.expected_text(known)
     token = "no further tokens" if math.isnan(row["tpot_s"]) else f"{figures.seconds(row['tpot_s'])} {error} a token"
     usable = portion.scenario.hw.memory.usable
+    one = "request" if portion.scenario.model.of_kind.decodes else portion.scenario.model.of_kind.sample
+    ran = f"first token after {figures.seconds(row['ttft_s'])}, {token}, request after {figures.seconds(row['request_latency_s'])}"
+    article = "an" if one[0] in "aeiou" else "a"
+    at_once = "running" if portion.scenario.model.of_kind.decodes else "at a time"
     lines = [
-        f"first token after {figures.seconds(row['ttft_s'])}, {token}, request after {figures.seconds(row['request_latency_s'])}",
-        f"{figures.digits(row['requests_per_s'], 4)} requests/s, {figures.digits(row['running_requests'], 4)} running: "
+        *([ran] if portion.scenario.model.of_kind.decodes else []),
+        f"{figures.digits(row['requests_per_s'], 4)} {one}s/s, {figures.digits(row['running_requests'], 4)} {at_once}: "
         f"{figures.rate(row['tokens_per_s'])}, {figures.rate(row['tokens_per_s_per_gpu'])} each GPU; {figures.percent(row['mfu'])} MFU",
-        f"energy {figures.result('energy_j', row['energy_j'])} a request, "
-        f"{figures.result('power_w_per_gpu', row['power_w_per_gpu'])} each GPU; cost {figures.dollars(row['cost_usd'])} a request, "
+        f"energy {figures.result('energy_j', row['energy_j'])} {article} {one}, "
+        f"{figures.result('power_w_per_gpu', row['power_w_per_gpu'])} each GPU; cost {figures.dollars(row['cost_usd'])} {article} {one}, "
         f"{figures.dollars(row['usd_per_million_tokens'])} a million tokens",
         f"{'fits' if row['fits'] else 'does not fit (oom)'}: {figures.size(row['peak_memory_bytes'])} of {figures.size(usable)} usable",
     ]
@@ -98,8 +102,9 @@ def headline(portion: Portion) -> list[str]:
     of_experts = () if scenario.model.num_experts else ("parallel.ep", "parallel.etp")
     set_keys = {key: value for key, value in given(layouts).items() if key not in of_experts}
     shown = [f"{key.split('.', 1)[1]}={figures.setting(key, value)}" for key, value in set_keys.items()]
+    asked = f"prompts of {prompt:,} tokens, {generated:,} generated" if scenario.model.of_kind.decodes else ranked.sample_size(scenario)
     return [
-        f"{choices}; {ranked.model_size(scenario)}; prompts of {prompt:,} tokens, {generated:,} generated, {scenario.workload.precision}",
+        f"{choices}; {ranked.model_size(scenario)}; {asked}, {scenario.workload.precision}",
         " ".join(shown),
     ]
 

@@ -91,7 +91,7 @@ def headline(portion: Portion) -> list[str]:
     own += [f"cp_kind={scenario.parallel.cp_kind}"] if portion.layouts.cp[0] > 1 else []
     packed = "" if work.packing == 1 else f" (packing {work.packing:g})"
     return [
-        f"{choices}; {ranked.model_size(scenario)}; {work.seq_len:,} tokens a sequence{packed}, {work.precision}",
+        f"{choices}; {ranked.model_size(scenario)}; {ranked.sample_size(scenario)}{packed}, {work.precision}",
         " ".join([f"{key.split('.')[1]}={_shown(portion, name)}" for name, key in keys] + own),
     ]
 

@@ -15,7 +15,7 @@ from rapid_dse.config.model_kinds import KINDS, ModelKind, ModelKindName, of_kin
 EXPERTS = Only(Where("model.num_experts"))
 TRAINED = Only(Where("workload.kind", ("training",)))
 Predictions = Annotated[int, WHOLE, Field(ge=0, le=16)]
-TEXT, VIT = of_kinds("transformer"), of_kinds("vit")
+TEXT, LAYERED, VIT, GEMM = of_kinds("transformer"), of_kinds("transformer", "vit"), of_kinds("vit"), of_kinds("gemm")
 
 
 class Model(Frozen):
@@ -33,25 +33,29 @@ class Model(Frozen):
     ``num_classes`` columns reads one of its tokens, 0: none does. ``qkv_bias``: whether the projections to queries, keys and values have
     biases, where that is other than ``linear_bias`` and ``attention_bias`` say. ``layer_scale``: whether what each half of a layer gives is
     multiplied with a learned vector (Touvron et al., arXiv 2103.17239).
+
+    One matrix product (kind gemm): C[m, n] = A[m, k] · B[k, n].
     """
 
     name: str  # the option that the model comes from
     kind: ModelKindName = "transformer"  # what it is made of
-    hidden_size: Count = 0  # width of the stream between layers
-    num_hidden_layers: Layers = 1  # layers
-    num_attention_heads: Count = 0  # query heads
-    num_key_value_heads: Count = 0  # heads of keys and values: fewer than query heads under grouped-query attention
-    head_dim: Count | None = None
-    intermediate_size: Count = 0  # inner width of a dense MLP
+    hidden_size: Annotated[Count, LAYERED] = 0  # width of the stream between layers
+    num_hidden_layers: Annotated[Layers, LAYERED] = 1  # layers
+    num_attention_heads: Annotated[Count, LAYERED] = 0  # query heads
+    num_key_value_heads: Annotated[Count, LAYERED] = 0  # heads of keys and values: fewer than query heads under grouped-query attention
+    head_dim: Annotated[Count | None, LAYERED] = None
+    intermediate_size: Annotated[Count, LAYERED] = 0  # inner width of a dense MLP
     vocab_size: Annotated[Count, TEXT] = 0  # rows of the embedding table
     tie_word_embeddings: Annotated[bool, TEXT] = False  # whether the head is the embedding table
-    mlp_type: Literal["gelu", "relu2", "swiglu", "geglu"] = "swiglu"  # activation of the MLPs; swiglu and geglu have a gate
-    norm: Literal["layernorm", "rmsnorm"] = "rmsnorm"  # kind of normalisation
-    position_embedding: Literal["rope", "learned"] = "rope"  # rotary, or a learned table
-    linear_bias: bool = False  # whether linear layers have a bias
-    attention_bias: bool = False  # whether query, key and value have a bias, whatever linear_bias says
+    mlp_type: Annotated[Literal["gelu", "relu2", "swiglu", "geglu"], LAYERED] = (
+        "swiglu"  # activation of the MLPs; swiglu and geglu have a gate
+    )
+    norm: Annotated[Literal["layernorm", "rmsnorm"], LAYERED] = "rmsnorm"  # kind of normalisation
+    position_embedding: Annotated[Literal["rope", "learned"], LAYERED] = "rope"  # rotary, or a learned table
+    linear_bias: Annotated[bool, LAYERED] = False  # whether linear layers have a bias
+    attention_bias: Annotated[bool, LAYERED] = False  # whether query, key and value have a bias, whatever linear_bias says
     qkv_bias: Annotated[bool | None, VIT] = None
-    qk_norm: bool = False  # whether queries and keys are normalised
+    qk_norm: Annotated[bool, LAYERED] = False  # whether queries and keys are normalised
     layer_scale: Annotated[bool, VIT] = False
     sliding_window: Annotated[Count | None, TEXT] = None
     layer_types: Annotated[tuple[LayerType, ...] | None, TEXT] = None
@@ -74,6 +78,9 @@ class Model(Frozen):
     patch_size: Annotated[Count | None, VIT] = None
     num_prefix_tokens: Annotated[CountOrZero, VIT] = 1
     num_classes: Annotated[CountOrZero, VIT] = 1000
+    m: Annotated[Count | None, GEMM] = None
+    n: Annotated[Count | None, GEMM] = None
+    k: Annotated[Count | None, GEMM] = None
 
     @field_validator("layer_types", mode="before")
     @classmethod
@@ -148,7 +155,9 @@ class Model(Frozen):
 
     @property
     def sample_tokens(self) -> int | None:
-        """Tokens of a sample, where the model itself says how many: patches and what stands before them."""
+        """Tokens of a sample, where the model itself says how many: patches and what stands before them; a row of a product."""
+        if self.m is not None:
+            return 1
         return self.patches + self.num_prefix_tokens if self.patches else None
 
     @property
@@ -158,7 +167,7 @@ class Model(Frozen):
         Shared experts are ``n_shared_experts`` times as wide as a routed one: what divides that width divides theirs.
         """
         widths = {}
-        if not all(map(self.has_experts, range(self.num_hidden_layers))):
+        if self.intermediate_size and not all(map(self.has_experts, range(self.num_hidden_layers))):
             widths["intermediate_size"] = self.intermediate_size
         if self.num_experts:
             widths["moe_intermediate_size"] = self.moe_intermediate_size

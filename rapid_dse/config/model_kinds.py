@@ -10,7 +10,7 @@ from typing import Literal, get_args
 
 from rapid_dse.config.effects import Only, Where
 
-ModelKindName = Literal["transformer", "vit"]
+ModelKindName = Literal["transformer", "vit", "gemm"]
 LAYERS = ("hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "intermediate_size")
 
 
@@ -20,16 +20,23 @@ class ModelKind:
     needs: fields that have no default for it.
     decodes: whether it generates token after token; else inference is one pass forward of a batch.
     sample: what a sequence of the workload is, in words.
+    shared_by: parallelisms that divide it.
+    streams: whether activations pass from layer to layer, which sequence parallelism shares.
+    looped: whether a framework's loop and an optimizer run around it.
     """
 
     needs: tuple[str, ...]
     decodes: bool
     sample: str
+    shared_by: tuple[str, ...] = ("tp", "cp", "ep", "dp", "pp")
+    streams: bool = True
+    looped: bool = True
 
 
 KINDS: dict[str, ModelKind] = {
-    "transformer": ModelKind((*LAYERS, "vocab_size"), True, "sequences"),
-    "vit": ModelKind((*LAYERS, "image_size", "patch_size"), False, "images"),
+    "transformer": ModelKind((*LAYERS, "vocab_size"), True, "sequence"),
+    "vit": ModelKind((*LAYERS, "image_size", "patch_size"), False, "image"),
+    "gemm": ModelKind(("m", "n", "k"), False, "row", ("tp", "dp"), streams=False, looped=False),
 }
 assert set(KINDS) == set(get_args(ModelKindName))
 

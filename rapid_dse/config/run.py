@@ -38,6 +38,9 @@ KvPrecision = Literal["fp32", "bf16", "fp16", "fp8", "fp4", "int8", "int4"]
 _NoneWord = BeforeValidator(lambda value: "none" if value is None else value)
 
 
+GemmSharding = Literal["row", "column", "2d", "2.5d"]  # how one product is divided over tp GPUs: parallel/product_grid.py
+
+
 class Pool(Frozen):
     """One of the two pools of a disaggregated system: the layout of its engines, and how many engines (``workers``) it has.
 
@@ -98,6 +101,7 @@ class Parallel(Frozen):
     offload_optimizer: Annotated[ShareOrZero, TRAINING] = 0.0
     offload_weights: Annotated[ShareOrZero, TRAINING] = 0.0
     attention_dp: Annotated[Degree | None, INFERENCE] = None
+    gemm_sharding: Annotated[GemmSharding, Only(Where("model.kind", ("gemm",)), refused=True)] = "row"  # of one product over tp
     prefill: Annotated[Pool, INFERENCE] = Pool()
     decode: Annotated[Pool, INFERENCE] = Pool()
 

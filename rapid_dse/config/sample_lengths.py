@@ -6,9 +6,16 @@ from typing import Any
 
 from rapid_dse.config.model import Model
 from rapid_dse.config.run import Workload
+from rapid_dse.config.software import Software
 
 # What options of ``workload`` have, which stands for nothing that somebody set.
-USUAL = {"seq_len": 8192, "prompt_len": 1024, "decode_len": 1024}
+USUAL = {"seq_len": 8192, "global_batch_size": 1024, "prompt_len": 1024, "decode_len": 1024}
+# What a framework's loop and its optimizer take of the host, of memory and of the step.
+WITHOUT_LOOP = {
+    **dict.fromkeys(("host_layer", "host_collective_layer", "host_micro_batch", "host_step"), 0.0),
+    **dict.fromkeys(("optimizer_bytes", "extra_gradient_bytes"), 0.0),
+    "matmul_efficiency": 1.0,  # nothing runs beside it
+}
 # Of a load of requests, which a batch that runs forward once has none of.
 OF_REQUESTS = (
     *("concurrency", "request_rate", "num_prompts", "length_spread", "kv_precision"),
@@ -29,6 +36,8 @@ def with_lengths(model: Model, work: Workload) -> Workload:
     if work.packing != 1:
         raise ValueError(f"workload.packing={work.packing:g}: documents are packed into sequences of text; allowed with {model.kind}: 1")
     own: dict[str, Any] = {"seq_len": work.seq_len if model.sample_tokens is None else model.sample_tokens}
+    if model.m is not None and work.kind == "training":
+        own["global_batch_size"] = model.m
     if work.kind == "inference":
         own |= {"prompt_len": own["seq_len"], "decode_len": 1}
         for name in OF_REQUESTS:
@@ -45,9 +54,18 @@ def with_lengths(model: Model, work: Workload) -> Workload:
     return work.model_copy(update=own)
 
 
+def with_loop(model: Model, software: Software) -> Software:
+    """The profile as far as the framework runs: of a product by itself there is no loop, no optimizer and no state of one."""
+    if model.of_kind.looped:
+        return software
+    return software.model_copy(update=WITHOUT_LOOP)
+
+
 def _because(model: Model, name: str, value: int) -> str:
     if name == "decode_len":
         return f"a model of the kind {model.kind} decodes nothing"
+    if model.m is not None:
+        return f"model.m={model.m} says how many rows there are"
     if model.sample_tokens is None:
         return f"workload.seq_len={value} says how long a sample is"
     return (

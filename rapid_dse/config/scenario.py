@@ -19,7 +19,7 @@ from rapid_dse.config.lora_names import ALL_LINEAR
 from rapid_dse.config.model import Model
 from rapid_dse.config.parts import group_of, keys_of, parts_of
 from rapid_dse.config.run import Backend, Debug, Parallel, Search, Workload
-from rapid_dse.config.sample_lengths import with_lengths
+from rapid_dse.config.sample_lengths import with_lengths, with_loop
 from rapid_dse.config.software import Software
 from rapid_dse.config.units import shortened
 
@@ -46,6 +46,7 @@ class Scenario(Frozen):
     def _lengths_are_the_models(self) -> Scenario:
         # a model that says how long its samples are settles what the workload then holds
         self.__dict__["workload"] = with_lengths(self.model, self.workload)
+        self.__dict__["software"] = with_loop(self.model, self.software)
         return self
 
     @model_validator(mode="after")

@@ -17,7 +17,7 @@ from rapid_dse.model.recompute import Recomputation, selective
 from rapid_dse.model.shapes import MicroBatch
 from rapid_dse.parallel.layouts import Layouts
 from rapid_dse.simulate.arrangement import Arrangement
-from rapid_dse.simulate.communication import LayerTransfers, Streams, TensorParallel, node_wait
+from rapid_dse.simulate.communication import LayerTransfers, SideTransfer, Streams, TensorParallel, node_wait, side_transfers
 from rapid_dse.simulate.expert_traffic import gathers_tokens
 from rapid_dse.simulate.layer import beside_compute, hidden_exchanges
 from rapid_dse.simulate.layer_work import LayerBlock
@@ -26,6 +26,8 @@ from rapid_dse.simulate.sharding import ShardGroups
 from rapid_dse.simulate.slots import share_of
 from rapid_dse.simulate.training import Prepared
 from rapid_dse.simulate.ulysses import traded_bytes
+
+SIDES = "tp side "  # groups of ranks along one side of a grid that share products: how many, and how far apart in a tensor-parallel group
 
 
 def layer_works(
@@ -48,7 +50,8 @@ def layer_works(
     for number, (kind, some) in enumerate(zip(architecture_of(scenario).kinds, selective(scenario), strict=True)):
         alone, block, traffic = ready.alone.layers[number], blocks[number], moved.layers[number]
         parts = [tuple(exchange_of(streams, each) for each in part) for part in streams.around(kind)]
-        around = sum(parts[:-1], ()), parts[-1]  # what stands before attention counts as its
+        sides = tuple(side_exchange(each, way) for way in (0, 1) for each in side_transfers(streams, kind, way == 1))
+        around = sum(parts[:-1], ()), (*parts[-1], *sides)  # what stands before attention counts as its
         halves = _halves(block, around, alone.matmul_seconds[..., shape], alone.mixing)
         halves = halves[0], replace(halves[1], route=_route(streams, block, traffic, repeats[number]))
         again = _again(block, halves, repeats[number], some, (alone.again * alone.matmul_seconds[0])[:, shape], alone.mixing)
@@ -110,7 +113,8 @@ def _again(
     marked = []
     for number, half in enumerate(halves):
         seconds = whole * (half.forward - half.spared) + selected * (1 - first if number else first)
-        shares = (whole + partly * each[number - 2] for each in (some.gathers, some.scatters))  # attention and the MLP come last
+        # attention and the MLP come last; a layer of one part has no attention
+        shares = (whole + partly * (each[number - 2] if len(each) + number > 1 else 0.0) for each in (some.gathers, some.scatters))
         routed = (whole + partly * each for each in (some.dispatched, some.combined))
         marked.append(replace(half, again=HalfAgain(seconds, *shares, *routed)))
     return (marked[0], marked[1]), 0.0
@@ -130,6 +134,13 @@ def exchange_of(streams: Streams, each: TensorParallel) -> Exchange:
         group=each.group,
         skew=float(np.ravel(node_wait(streams.scenario, group))[0]),
     )
+
+
+def side_exchange(each: SideTransfer, way: int) -> Exchange:
+    """A collective along one side of a grid of ranks, in a forward (0) or backward (1) pass."""
+    seconds, ranks, stride = seconds_alone(each.moved), int(each.ranks[0]), int(each.stride[0])
+    size = float(each.size[0]) * (ranks > 1)
+    return Exchange(size, size, seconds, seconds, seconds, 0.0, group=f"{SIDES}{ranks}/{stride}", only=(way, each.kind))
 
 
 def _halves(block: LayerBlock, around: Sequence[tuple[Exchange, ...]], products: NDArray[np.float64], mixing: int) -> tuple[Half, Half]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
 
 from rapid_dse.events import runs
 from rapid_dse.events.attribution import exposed
+from rapid_dse.events.layer_quantities import SIDES
 from rapid_dse.events.machine import Machine
 from rapid_dse.events.programs.script import MAIN, Script, Style, check_size
 from rapid_dse.events.programs.stage_program import FIRST_INPUT, TIED, Boundary, LayerNodes, StageWriter
@@ -45,11 +46,14 @@ def boundary_of(one: LayoutDetail) -> Boundary:
     return Boundary(rank.stream.size / rank.tp, float(one.arranged.transfers.pp_hop.seconds[0]) - regather, host, overlaps)
 
 
-def directory(places: Ints, experts: ExpertGroups, shards: int | None = None) -> tuple[dict[str, Ints], dict[str, Ints]]:
+def directory(
+    places: Ints, experts: ExpertGroups, shards: int | None = None, sides: Sequence[str] = ()
+) -> tuple[dict[str, Ints], dict[str, Ints]]:
     """Groups and peers of ranks that stand at ``places`` ``(pp, dp, cp, tp)``: of gradients, of tp and ep, rings of cp, pipelines
     and their two ends.
 
     ``shards``: ranks of dp · cp that share one copy of what ZeRO shards, which cuts the groups of gradients; None: all of them.
+    ``sides``: groups along sides of a grid of tensor-parallel ranks, by their names (``SIDES``).
     """
     pp, dp, cp, tp = places.shape
     ranks = int(places.max()) + 1
@@ -61,11 +65,19 @@ def directory(places: Ints, experts: ExpertGroups, shards: int | None = None) ->
             peers[f"{name} {way}".strip()] = runs.neighbours(lines, ranks, shift)
     exchanging, alike, sharing = experts.first_rails(tp).tables(places)
     groups = {"tp": places.reshape(-1, tp), "cp": rings, "ep": exchanging, "etp": sharing}
+    groups |= {name: _side(places.reshape(-1, tp), name) for name in sides}
     for name, whole in ((GRADIENTS, gradients), (EXPERT_GRADIENTS, alike)):
         groups |= {name: whole} if shards is None else _cut(name, whole, max(1, shards * whole.shape[1] // (dp * cp)))
     if pp > 1:
         groups[TIED] = pipes[:, [0, -1]]
     return groups, peers
+
+
+def _side(groups: Ints, name: str) -> Ints:
+    """Groups of so many ranks of each tensor-parallel group, so far apart in it."""
+    ranks, stride = map(int, name.removeprefix(SIDES).split("/"))
+    found: Ints = groups.reshape(len(groups), -1, ranks, stride).transpose(0, 1, 3, 2).reshape(-1, ranks)
+    return found
 
 
 def _cut(name: str, groups: Ints, shards: int) -> dict[str, Ints]:
@@ -77,7 +89,11 @@ def _cut(name: str, groups: Ints, shards: int) -> dict[str, Ints]:
 def stage_for(one: LayoutDetail, cluster: Machine, places: Ints, experts: ExpertGroups) -> runs.Stage:
     """The network with all groups of the ranks at ``places`` ``(pp, dp, cp, tp)``."""
     cut = one.degree("shard_group") != WHOLE_GROUP and places.shape[1] == one.degree("dp")  # part of the replicas reduces nothing
-    groups, peers = directory(places, experts, int(one.layout.shards[0]) if cut else None)
+    exchanges = [each for work in one.works for half in work.halves for each in half.exchanges]
+    sides = sorted(
+        {each.group for each in exchanges if each.only is not None and each.size > 0} if places.shape[3] == one.degree("tp") else ()
+    )
+    groups, peers = directory(places, experts, int(one.layout.shards[0]) if cut else None, sides)
     room = cluster.topology.ranks
     padded = {name: np.concatenate([peer, np.full(room - len(peer), -1, np.int64)]) for name, peer in peers.items()}
     return runs.stage_on(one.scenario, cluster, groups, padded)

@@ -53,7 +53,7 @@ def read_model(tree: Mapping[str, Any], name: str, source: str) -> Imported:
 
 
 def _gemm(reader: Reader) -> dict[str, Any]:
-    return {size.lower(): reader.whole(f"{ROOT}.{size}", f"model.{size.lower()}") for size in ("M", "N", "K")}
+    return {"kind": "gemm"} | {size.lower(): reader.whole(f"{ROOT}.{size}", f"model.{size.lower()}") for size in ("M", "N", "K")}
 
 
 def _transformer(reader: Reader, mode: str) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from math import prod
 from typing import Any
 
+from rapid_dse.config.model_kinds import KINDS
 from rapid_dse.config.run import ORDER
 from rapid_dse.config.scenario import known_key
 
@@ -46,6 +47,13 @@ def values_of(hw: Run | None, model: Run | None, architecture: Mapping[str, Any]
         degrees = _degrees(hw, kind, architecture, said)
         _layout(values, hw, degrees, kind)
         _machine(values, hw, degrees)
+        of_kind = KINDS[architecture.get("kind") or "transformer"]
+        if not of_kind.decodes:
+            values.pop("workload.kv_precision", None)
+        if not of_kind.streams and "parallel.sequence_parallel" in values:
+            values["parallel.sequence_parallel"] = False
+        if not of_kind.looped and kind == "training":
+            values |= {"parallel.zero": 0, "parallel.recompute": "none"}
         if kind == "training" and batch is not None:
             _micro_batches(values, hw, model, degrees, said)
     return _known(values, said), tuple(said)
@@ -82,6 +90,10 @@ def _degrees(hw: Run, kind: str, architecture: Mapping[str, Any], said: list[str
     if found["ep"] > 1 and not architecture.get("num_experts"):
         said.append(f"ep={found['ep']}: the model has no experts; those GPUs hold further copies (dp)")
         found |= {"dp": found["dp"] * found["ep"], "ep": 1}
+    shared_by = KINDS[architecture.get("kind") or "transformer"].shared_by
+    for name in (each for each in ("cp", "pp") if each not in shared_by and found[each] > 1):
+        said.append(f"{name}={found[name]}: the model is divided over {', '.join(shared_by)} alone; those GPUs hold further copies (dp)")
+        found |= {"dp": found["dp"] * found[name], name: 1}
     return found
 
 

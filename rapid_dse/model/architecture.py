@@ -8,13 +8,13 @@ from functools import cached_property, lru_cache
 from itertools import groupby
 
 from rapid_dse.config.model import Model
-from rapid_dse.config.run import Workload
+from rapid_dse.config.run import GemmSharding, Workload
 from rapid_dse.config.scenario import Scenario
 from rapid_dse.config.software import Software
 from rapid_dse.model.compositions import FAMILIES
 from rapid_dse.model.layers.adapted import Adapted, Adapters
 from rapid_dse.model.layers.end import End
-from rapid_dse.model.layers.part import CoreAttention, Part, PartParameters, SmallKernel, Tensor
+from rapid_dse.model.layers.part import CoreAttention, GridMove, Part, PartParameters, SmallKernel, Tensor
 from rapid_dse.model.layers.registry import PARTS
 from rapid_dse.model.shapes import ONE, FloatColumn, MatMul, MicroBatch
 from rapid_dse.parallel.stages import Split
@@ -32,6 +32,14 @@ class LayerKind:
         """That of parts by their names in the registry; ``adapters``: what alone is trained of them."""
         parts = tuple(PARTS[name](model) for name in names)
         return cls(" + ".join(names), parts if adapters is None else tuple(Adapted(model, part, adapters) for part in parts))
+
+    def sharded(self, sharding: GemmSharding) -> LayerKind:
+        """The same kind, its parts as ``parallel.gemm_sharding`` divides them."""
+        return LayerKind(self.name, tuple(part.sharded(sharding) for part in self.parts))
+
+    def moves(self, shape: MicroBatch) -> list[GridMove]:
+        """What ranks of a grid exchange."""
+        return [move for part in self.parts for move in part.moves(shape)]
 
     def parameters(self, shape: MicroBatch) -> list[PartParameters]:
         """Parameters of each part on one rank."""
@@ -109,7 +117,8 @@ class Architecture:
 
 def architecture_of(scenario: Scenario) -> Architecture:
     """The segments of a scenario's model, as they are trained."""
-    return architecture(scenario.model, adapters_of(scenario.workload), predictions_of(scenario.model, scenario.workload))
+    adapters, ahead = adapters_of(scenario.workload), predictions_of(scenario.model, scenario.workload)
+    return architecture(scenario.model, adapters, ahead, scenario.parallel.gemm_sharding)
 
 
 def predictions_of(model: Model, work: Workload) -> int:
@@ -123,13 +132,14 @@ def adapters_of(work: Workload) -> Adapters | None:
 
 
 @lru_cache(maxsize=256)
-def architecture(model: Model, adapters: Adapters | None = None, predictions: int = 0) -> Architecture:
-    """The segments of a model; ``adapters``: what alone is trained of it; ``predictions``: layers behind it that predict a token more."""
+def architecture(model: Model, adapters: Adapters | None = None, predictions: int = 0, sharding: GemmSharding = "row") -> Architecture:
+    """The segments of a model; ``adapters``: what alone is trained of it; ``predictions``: layers behind it that predict a token more;
+    ``sharding``: how a product of its own is divided."""
     family, frozen = FAMILIES[model.kind], adapters is not None
     names = [family.layer(model, layer) for layer in range(model.num_hidden_layers)]
     names += [("next_token", *names[-1])] * predictions
     distinct = list(dict.fromkeys(names))
-    kinds = tuple(LayerKind.of(model, each, adapters) for each in distinct)
+    kinds = tuple(LayerKind.of(model, each, adapters).sharded(sharding) for each in distinct)
     head = replace(family.last(model, frozen), predictions=predictions)
     return Architecture(family.first(model, frozen), kinds, tuple(distinct.index(each) for each in names), head)
 

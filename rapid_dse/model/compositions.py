@@ -34,9 +34,14 @@ def _of_vision(model: Model, layer: int) -> tuple[str, str]:
     return "bidirectional_attention", "mlp"
 
 
+def _of_product(model: Model, layer: int) -> tuple[str]:
+    return ("matmul",)
+
+
 FAMILIES: Mapping[ModelKindName, ModelFamily] = MappingProxyType(
     {
         "transformer": ModelFamily(Embedding, _of_transformer, Head),
         "vit": ModelFamily(Patches, _of_vision, Classifier),
+        "gemm": ModelFamily(End, _of_product, End),
     }
 )

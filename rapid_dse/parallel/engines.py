@@ -16,11 +16,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rapid_dse.config.scenario import Scenario
+from rapid_dse.parallel import schedules
+from rapid_dse.parallel.kind_rules import key_value_rule, kind_rules
 from rapid_dse.parallel.layouts import (
     MAX_CP,
     MAX_TP,
     POOL_DEGREES,
     POOLS,
+    RECOMPUTE_NONE,
     SERVING_KEYS,
     BoolColumn,
     IntColumn,
@@ -106,13 +109,36 @@ class Engines(Layouts):
         tp, pp, attention_dp, etp, ep = (np.maximum(1, getattr(self, f"{pool}_{name}")) for name in POOL_DEGREES[:-1])
         return Degrees(tp, attention_dp, np.ones_like(tp), pp, ep, etp)
 
+    def batches(self, scenario: Scenario) -> Layouts:
+        """The same engines, of a model that decodes nothing, as layouts of one micro-batch that keeps nothing."""
+        ones, none = np.ones_like(self.tp), np.zeros_like(self.tp)
+        asked = np.where(self.batch_size > 0, self.batch_size, self.dp)  # null: a sample for each replica
+        if scenario.model.m is not None:
+            asked = ones * scenario.model.m
+        columns = {name: getattr(self, name) for name in ("num_gpus", "tp", "cp", "dp", "pp")}
+        columns |= {
+            "global_batch_size": asked,
+            "micro_batch_size": np.maximum(1, asked // np.maximum(1, self.dp)),
+            "ep": self.ep,
+            "vpp": ones,
+        }
+        columns |= {"ep": self.ep, "vpp": ones, "zero": none, "sequence_parallel": none, "recompute": none + RECOMPUTE_NONE}
+        columns["schedule"] = np.where(self.pp == 1, schedules.NONE, schedules.USUAL)
+        return Layouts.of(columns)
+
     def rules(self, scenario: Scenario) -> list[Rule]:
         """Every rule of inference with the layouts that break it."""
-        found = [*_loads(self), *_divisions(self), *_sizes(self), *(_one_pass(self) if not scenario.model.of_kind.decodes else [])]
+        found = [
+            *_loads(self),
+            *_divisions(self),
+            *_sizes(self),
+        ]
         for pool in (None, *POOLS):
             where = ~self.pooled if pool is None else self.pooled
             if where.any():
                 found += _cuts(self.degrees(pool), scenario, "" if pool is None else f"{pool}.", where)
+        if not scenario.model.of_kind.decodes:
+            found += _one_pass(self, scenario)
         software = scenario.software
         return found + ([Rule(each.rule(software.name), each.where) for each in unoffered(self, scenario)] if software.enforce else [])
 
@@ -127,10 +153,13 @@ def _loads(engines: Engines) -> list[Rule]:
     ]
 
 
-def _one_pass(engines: Engines) -> list[Rule]:
+def _one_pass(engines: Engines, scenario: Scenario) -> list[Rule]:
     """Rules of models that decode nothing, of which a batch runs forward once."""
     asked, batch = (engines.concurrency != NOT_GIVEN) | (engines.request_rate != NOT_GIVEN), engines.batch_size
+    rows = scenario.model.m or NOT_GIVEN
     return [
+        *(Rule(*each) for each in kind_rules(engines.batches(scenario), scenario)),
+        Rule("a product has model.m rows: leave out batch_size", (rows != NOT_GIVEN) & (batch != NOT_GIVEN) & (batch != rows)),
         Rule("a model that decodes nothing runs a batch forward: batch_size, and no concurrency, request_rate or num_prompts", asked),
         Rule("dp must divide batch_size", (batch > engines.dp) & (batch % np.maximum(1, engines.dp) != 0)),  # of fewer some are idle
         Rule("attention_dp and pools are of models that decode", (engines.attention_dp > 1) | engines.pooled),
@@ -166,14 +195,15 @@ def _sizes(engines: Engines) -> list[Rule]:
 def _cuts(degrees: Degrees, scenario: Scenario, pool: str, where: BoolColumn) -> list[Rule]:
     """Rules of one engine; ``pool`` is what stands before its keys, ``where`` the layouts that have it."""
     model, tp = scenario.model, degrees.tp
-    kv_heads, wide = model.num_key_value_heads, degrees.wide
+    wide = degrees.wide
     rules = [
         Rule(f"{pool}tp must divide num_attention_heads", model.num_attention_heads % tp != 0),
         Rule(f"{pool}pp must not exceed num_hidden_layers", degrees.pp > model.num_hidden_layers),
         Rule(f"{pool}ep must divide num_experts (1 for a dense model)", (model.num_experts or 1) % degrees.ep != 0),
     ]
     if not model.kv_lora_rank:
-        rules.append(Rule(f"{pool}tp must divide num_key_value_heads or be a multiple of it", (kv_heads % tp != 0) & (tp % kv_heads != 0)))
+        text, broken = key_value_rule(model, tp)
+        rules.append(Rule(f"{pool}{text}", broken))
     widths = model.mlp_widths
     if "intermediate_size" in widths:
         cut = tp * degrees.cp if model.num_experts else wide  # beside experts, dense layers are cut as attention is

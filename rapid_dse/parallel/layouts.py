@@ -23,6 +23,7 @@ from rapid_dse.config.software.offers import Offers
 from rapid_dse.parallel import schedules
 from rapid_dse.parallel.context_rules import context_rules
 from rapid_dse.parallel.expert_rules import adapter_rules, grid_rules, tokens_rule, width_rules
+from rapid_dse.parallel.kind_rules import kind_rules, of_rows
 from rapid_dse.parallel.offered import settled, unoffered
 from rapid_dse.parallel.pipeline_rules import counted_ends, recompute_rules, schedule_rules, split_rules
 from rapid_dse.parallel.zero_stages import Sharding
@@ -68,7 +69,6 @@ OPTIONAL: dict[str, int] = {"shard_group": WHOLE_GROUP, "etp": USUAL_ETP}
 BEHIND_NULL: dict[str, str] = {"shard_group": "shards", "etp": "expert_tp"}  # properties with the number that such a column comes to
 
 MAX_TP, MAX_CP, MAX_MICRO_BATCH, MAX_VPP = 16, 16, 16, 8
-
 
 _DTYPES: Mapping[str, type] = {"sequence_parallel": np.bool_, "request_rate": np.float64}
 
@@ -255,7 +255,7 @@ def mathematics(layouts: Layouts, scenario: Scenario) -> list[Rule]:
     """The rules that hold whatever the framework."""
     model, seq_len = scenario.model, scenario.workload.seq_len
     tp, cp, dp, pp = (getattr(layouts, name) for name in ("tp", "cp", "dp", "pp"))
-    kv_heads, batch, micro_batch = model.num_key_value_heads, layouts.global_batch_size, layouts.micro_batch_size
+    batch, micro_batch = layouts.global_batch_size, layouts.micro_batch_size
     per_pass = np.maximum(1, dp * micro_batch)
     micro_batches = batch // per_pass
     shards = np.maximum(1, layouts.shards)
@@ -263,7 +263,7 @@ def mathematics(layouts: Layouts, scenario: Scenario) -> list[Rule]:
     return [
         Rule("tp must divide num_attention_heads", model.num_attention_heads % tp != 0),
         *(Rule(*each) for each in width_rules(layouts, scenario)),
-        Rule("tp must divide num_key_value_heads or be a multiple of it", (kv_heads % tp != 0) & (tp % kv_heads != 0)),
+        *(Rule(*each) for each in kind_rules(layouts, scenario)),
         Rule("tp · cp · pp · dp must equal hw.num_gpus", (tp * cp * pp).astype(float) * dp != layouts.num_gpus),
         *(Rule(*each) for each in context_rules(layouts, scenario)),
         Rule("under sequence parallelism seq_len / cp must divide by tp", said & layouts.sequence_parallel & (seq_len % (cp * tp) != 0)),
@@ -357,7 +357,7 @@ def _legal_of(space: Space, num_gpus: int, scenario: Scenario) -> tuple[Layouts,
         "etp": space.options("etp", [d for d in divisors if d <= MAX_TP] if model.num_experts else [USUAL_ETP]),
     }
     inside = len(structure["shard_group"]) * len(structure["etp"])  # rows of the grid that have one schedule, in a row
-    base = _without_idle_schedules(grid(structure), structure["schedule"], inside)
+    base = _without_idle_schedules(of_rows(grid(structure), scenario), structure["schedule"], inside)
     options = list(
         product(
             space.options("zero", range(4)),

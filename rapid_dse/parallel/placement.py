@@ -134,6 +134,17 @@ def place(degrees: Mapping[str, npt.ArrayLike], order: Sequence[str], network: N
     return Placement(**spans, gradient=gradient, expert_gradient=rest, halves=dense, expert_halves=experts, reasons=groups.reasons)
 
 
+def side_of(degrees: Mapping[str, npt.ArrayLike], order: Sequence[str], network: Network, ranks: Integers, stride: Integers) -> Span:
+    """Where groups of ``ranks`` members of a tensor-parallel group lie, ``stride`` apart in it.
+
+    Args:
+        degrees, order, network: as of ``place``.
+    """
+    groups = _groups(degrees, order, network)
+    whole = groups.runs["tp"]
+    return _span([RankRun(ranks, whole.stride * stride, whole.dimensions)], network, groups, _filled(groups, network))
+
+
 def places_filled(degrees: Mapping[str, int], order: Sequence[str], network: Network) -> dict[int, int]:
     """How many places of each free dimension (one that lists no parallelisms) one layout's ranks fill before the next one begins.
 

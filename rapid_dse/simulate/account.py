@@ -56,9 +56,10 @@ def joules_of(scenario: Scenario, layouts: Layouts, block: Block, arranged: Arra
     updated = [each.sharded(layouts, layouts.sharding.optimizer) for each in layer_weights(scenario, layouts, trained=True)]
     layers, weights = (mean_of_stages(scenario, layouts, each) for each in (layer_joules(scenario, layouts, block), updated))
     sent, sent_at_end = sent_bytes(scenario, layouts, arranged)
+    updated_bytes = weights * (scenario.software.update_traffic * scenario.model.of_kind.looped)
     return Joules(
         micro_batch=layers + end_joules(hw, block) / layouts.pp + sent_energy(hw, sent),
-        end=moved_energy(hw, weights * scenario.software.update_traffic) + sent_energy(hw, sent_at_end),
+        end=moved_energy(hw, updated_bytes) + sent_energy(hw, sent_at_end),
     )
 
 

@@ -17,8 +17,8 @@ from rapid_dse.model.architecture import LayerKind, architecture_of
 from rapid_dse.model.layers.part import Exchanged
 from rapid_dse.model.recompute import Recomputation, selective
 from rapid_dse.model.shapes import MicroBatch
-from rapid_dse.parallel.layouts import USUAL_ETP, WHOLE_GROUP, BoolColumn, Layouts
-from rapid_dse.parallel.placement import Placement, place
+from rapid_dse.parallel.layouts import USUAL_ETP, WHOLE_GROUP, BoolColumn, IntColumn, Layouts
+from rapid_dse.parallel.placement import Placement, place, side_of
 from rapid_dse.parallel.span import Span
 from rapid_dse.simulate.expert_traffic import Route, expert_exchange, route, shared_rows
 from rapid_dse.simulate.operator_times import compute_bytes
@@ -80,12 +80,16 @@ def nodes_of(hw: Hardware, layouts: Layouts) -> FloatColumn:
 
 def placement_of(scenario: Scenario, layouts: Layouts) -> Placement:
     """Where each layout's groups lie on the network."""
+    return place(_degrees(layouts), scenario.parallel.order, scenario.hw.network)
+
+
+def _degrees(layouts: Layouts) -> dict[str, IntColumn]:
     degrees = {name: getattr(layouts, name) for name in ("tp", "cp", "ep", "dp", "pp")}
     if (layouts.etp != USUAL_ETP).any() or (layouts.expert_tp != layouts.tp).any():
         degrees["etp"] = layouts.expert_tp
     if (layouts.shard_group != WHOLE_GROUP).any():
         degrees["shards"] = layouts.shards
-    return place(degrees, scenario.parallel.order, scenario.hw.network)
+    return degrees
 
 
 @dataclass(frozen=True)
@@ -224,17 +228,20 @@ def _layer_transfers(streams: Streams, kind: LayerKind, some: Recomputation) -> 
     scenario, layouts, placement, network = streams.scenario, streams.layouts, streams.placement, streams.network
     sequence, width = layouts.sequence_parallel, compute_bytes(scenario)
     every = [each for around in streams.around(kind) for each in around]
-    each_way = transfer.sum_of(transfer.either(each.scattered(sequence), each.gather + each.scatter, each.reduce) for each in every)
-    again = transfer.sum_of(each.again for each in every)
-    shape, none = MicroBatch.of(layouts, scenario.workload), transfer.nothing(network, len(layouts))
+    nowhere = transfer.nothing(network, len(layouts))
+    around = (transfer.either(each.scattered(sequence), each.gather + each.scatter, each.reduce) for each in every)
+    each_way = transfer.sum_of(around) if every else nowhere
+    again = transfer.sum_of(each.again for each in every) if every else nowhere
+    ahead, back = (each_way + sum_of_moves(streams, kind, way) for way in (False, True))
+    shape, none = MicroBatch.of(layouts, scenario.workload), nowhere
     trades = traded_bytes(scenario, layouts, kind.attention(shape))
     ring = None if trades else kind.ring(shape)
     keys = np.zeros(len(layouts)) if ring is None else width * ring
     found = route(scenario, layouts, placement.ep) if kind.copies else None
     return LayerTransfers(
-        tp_forward=each_way,
+        tp_forward=ahead,
         tp_selective=_repeated(streams, kind, some),
-        tp_backward=each_way,
+        tp_backward=back,
         tp_gather_again=again.times(sequence),
         cp_hop=none if ring is None else transfer.pass_round(keys, placement.cp, network),
         cp_keys=keys,
@@ -242,6 +249,38 @@ def _layer_transfers(streams: Streams, kind: LayerKind, some: Recomputation) -> 
         ep_exchange=none if found is None else expert_exchange(scenario, found, placement.ep, network),
         route=found,
     )
+
+
+@dataclass(frozen=True)
+class SideTransfer:
+    """A collective along one side of a grid of ranks that share products: its kind by its name in graphs, bytes of its whole buffer and how
+    many ranks of a tensor-parallel group take part, how far apart, ``(n_layouts,)`` each."""
+
+    kind: str
+    size: FloatColumn
+    ranks: IntColumn
+    stride: IntColumn
+    moved: Transfer
+
+
+def side_transfers(streams: Streams, kind: LayerKind, backward: bool) -> list[SideTransfer]:
+    """What ranks of a grid exchange in one pass of a layer, in order."""
+    scenario, layouts, network = streams.scenario, streams.layouts, streams.network
+    run = {"ALL_GATHER": transfer.all_gather, "REDUCE_SCATTER": transfer.reduce_scatter, "ALL_REDUCE": transfer.all_reduce}
+    found = []
+    for move in kind.moves(MicroBatch.of(layouts, scenario.workload)):
+        if move.backward == backward:
+            span = side_of(_degrees(layouts), scenario.parallel.order, scenario.hw.network, move.ranks, move.stride)
+            size = move.elements * float(compute_bytes(scenario))
+            moved = run[move.kind](size, span, network).waiting(node_wait(scenario, span)).times(move.ranks > 1)
+            found.append(SideTransfer(move.kind, size, move.ranks, move.stride, moved))
+    return found
+
+
+def sum_of_moves(streams: Streams, kind: LayerKind, backward: bool) -> Transfer:
+    """All of them, one after the other."""
+    found = side_transfers(streams, kind, backward)
+    return transfer.sum_of(each.moved for each in found) if found else transfer.nothing(streams.network, len(streams.layouts))
 
 
 def _repeated(streams: Streams, kind: LayerKind, some: Recomputation) -> Transfer:

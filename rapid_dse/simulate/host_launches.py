@@ -42,6 +42,9 @@ def _launches(scenario: Scenario, layouts: Layouts, kind: LayerKind) -> FloatCol
     captured = graphs == "modules"
     adapters = sum(bool(product.beside) for product in kind.products(ONE)) / 2  # of two products each
     ahead = REPLAY if captured else ATTENTION + ADAPTER * adapters
+    own = [part.launches() for part in kind.parts]
+    if any(each is not None for each in own):
+        return np.full(len(layouts), sum(each or 0.0 for each in own) / dense)
     if not kind.copies:
         return np.full(len(layouts), (ahead + (REPLAY if captured else MLP)) / dense)
     return (ahead + _expert_launches(scenario, layouts, captured)) / dense

@@ -136,10 +136,9 @@ def _layer_block(scenario: Scenario, alone: LayerOperators, some: Recomputation,
     software = scenario.software
     seconds = _products(scenario, alone.matmul_seconds, alone.cast_bytes, device)
     forward, input_gradient, weight_gradient = seconds.sum(axis=1)
-    glue_forward = device.elementwise(alone.glue_forward_bytes * software.kernels.elementwise_traffic)
-    glue_backward = device.elementwise(alone.glue_backward_bytes * software.kernels.elementwise_traffic)
-    glue_again = np.where(
-        alone.glue_again_bytes > 0, device.elementwise(alone.glue_again_bytes * software.kernels.elementwise_traffic), 0.0
+    glue_forward, glue_backward, glue_again = (
+        moving(device, moved * software.kernels.elementwise_traffic)
+        for moved in (alone.glue_forward_bytes, alone.glue_backward_bytes, alone.glue_again_bytes)
     )
     glue_forward, glue_backward = glue_forward + alone.counted_forward, glue_backward + alone.counted_backward
     again = (alone.again * seconds[0]).sum(axis=0) + some.core * alone.attention_forward + alone.counted_again

@@ -240,7 +240,7 @@ def _matmul_seconds(scenario: Scenario, matmuls: list[MatMul], shapes: NDArray[n
             cost = product_seconds(device, each, form, precision, (weight, weight and accumulates))[where].reshape(wanted.shape[:2])
             for product, seconds, (_, kind) in zip(part, np.split(cost, ends, axis=1), alike, strict=True):
                 times[rows, product] = seconds.take(kind, axis=1)
-    return times / scenario.hw.efficiency.sustained
+    return times / (scenario.hw.efficiency.sustained if scenario.model.of_kind.looped else 1.0)  # one product is no sustained load
 
 
 def _form(scenario: Scenario, matmul: MatMul) -> ExpertProducts:

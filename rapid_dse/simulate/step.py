@@ -282,6 +282,8 @@ def _end_exposed(
 def update_seconds(scenario: Scenario, layouts: Layouts, weights: Weights, device: OperatorModel) -> FloatColumn:
     """The optimizer's time for a stage of so many trained parameters, of which ZeRO leaves each rank a share, s, ``(n_layouts,)``."""
     software = scenario.software
+    if not scenario.model.of_kind.looped:
+        return np.zeros(len(layouts))
     seconds = offloaded_update(scenario, weights.sharded(layouts, layouts.sharding.optimizer), device)
     library = scenario.narrow == "fp4" or software.precision.fp8_library == "transformer_engine"
     if scenario.narrow and library and not software.precision.fp8_parameters and scenario.workload.trains_all:

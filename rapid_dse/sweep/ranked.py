@@ -139,6 +139,15 @@ def _parameters(trial: Priceable | None) -> str:
     return "" if trial is None else figures.parameters(parameters.count(trial.scenario.model, trial.scenario.workload.seq_len).total)
 
 
+def sample_size(scenario: Scenario) -> str:
+    """How large what the model works on is: tokens of a sequence or an image, or the sides of a product."""
+    model = scenario.model
+    if model.m is not None:
+        return f"{model.m:,} × {model.n:,} × {model.k:,}"
+    sample = model.of_kind.sample
+    return f"{scenario.workload.seq_len:,} tokens {'an' if sample[0] in 'aeiou' else 'a'} {sample}"
+
+
 def model_size(scenario: Scenario) -> str:
     """How many parameters the model has, how many of them a token passes through where those are fewer, and how many adapters have, where
     these alone are trained."""

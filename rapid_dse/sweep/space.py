@@ -18,6 +18,7 @@ from rapid_dse.config.run import Debug, Parallel, Pool, Search, Workload
 from rapid_dse.config.scenario import Scenario, explain
 from rapid_dse.parallel.engines import Engines, enumerate_engines
 from rapid_dse.parallel.engines import resolved as resolved_engines
+from rapid_dse.parallel.kind_rules import of_rows
 from rapid_dse.parallel.layouts import (
     AUTO_SCHEDULE,
     CODES,
@@ -341,7 +342,7 @@ def _open_space(columns: Mapping[str, list[float] | None], scenario: Scenario) -
     values: dict[str, Sequence[float] | None] = dict(columns)
     sequence = columns["sequence_parallel"]
     if sequence is not None:  # enumeration turns it off where tp = 1
-        usual = int(usual_sequence_parallel(scenario.software.offers))
+        usual = int(usual_sequence_parallel(scenario.software.offers) and scenario.model.of_kind.streams)
         values["sequence_parallel"] = list(dict.fromkeys(usual if code == AUTO_SEQUENCE else code for code in sequence))
     return Space(values)
 
@@ -366,9 +367,11 @@ def explicit(codes: Mapping[str, Any], scenario: Scenario) -> Layouts:
     if scenario.workload.kind == "inference":
         return resolved_engines(Engines.of(codes))
     offers, sequence = scenario.software.offers, np.asarray(codes["sequence_parallel"])
-    shared = np.where(sequence == AUTO_SEQUENCE, usual_sequence_parallel(offers), sequence)
-    columns = {f.name: codes[f.name] for f in fields(Layouts)} | {"sequence_parallel": shared}
-    layouts = settled(resolved(Layouts.of(columns)), offers)
+    usual = usual_sequence_parallel(offers) and scenario.model.of_kind.streams
+    shared = np.where(sequence == AUTO_SEQUENCE, usual, sequence)
+    zero = codes["zero"] if scenario.model.of_kind.looped else np.where(np.asarray(codes["zero"]) == AUTO, 0, codes["zero"])
+    columns = {f.name: codes[f.name] for f in fields(Layouts)} | {"sequence_parallel": shared, "zero": zero}
+    layouts = of_rows(settled(resolved(Layouts.of(columns)), offers), scenario)
     return replace(layouts, sequence_parallel=layouts.sequence_parallel & (layouts.tp > 1))
 
 

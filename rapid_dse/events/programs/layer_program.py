@@ -29,7 +29,8 @@ class Exchange:
     gathered before and scattered after, else reduced after. ``group``: tp, or etp for the rows of routed experts; ``term`` of a result that
     its time is. ``skew``: seconds of a blocking collective's in which its ranks wait for each other (those on other hosts, or a framework's
     latency). ``one_shot``: how many ranks it has where each of them has the whole buffers of all others sent to reduce
-    them by itself; else 0.
+    them by itself; else 0. ``only``: the pass (0 forward, 1 backward) and the kind of the one collective that it takes part in, along a
+    side of a grid of ranks; None: as ``scattered`` says, in both.
     """
 
     size: float
@@ -43,14 +44,17 @@ class Exchange:
     skew: float = 0.0
     term: str = "tp"
     one_shot: int = 0
+    only: tuple[int, str] | None = None
 
     def times(self, count: int) -> Exchange:
         """So many of such buffers as one."""
         numbers = {name: count * getattr(self, name) for name in ("size", "gathered", "gather", "scatter", "reduce", "again")}
         return replace(self, **numbers)
 
-    def has(self, kind: str) -> bool:
-        """Whether it takes part in one kind of collectives, by its name in graphs."""
+    def has(self, kind: str, way: int) -> bool:
+        """Whether it takes part in one kind of collectives, by its name in graphs, of a forward (0) or backward (1) pass."""
+        if self.only is not None:
+            return self.only == (way, kind)
         return (kind == "ALL_REDUCE") != self.scattered
 
     def seconds(self, kind: str) -> float:
@@ -219,10 +223,10 @@ def _half_again(script: Script, work: LayerWork, half: Half, after: After) -> Af
 
 
 def _backward_half(script: Script, work: LayerWork, half: Half, after: After, weights: bool, hidden: float) -> After:
-    after = exchange(script, half, _routed(script, half, after, 0), "ALL_GATHER", 1 - work.tp_hidden)
+    after = exchange(script, half, _routed(script, half, after, 0), "ALL_GATHER", 1 - work.tp_hidden, way=1)
     side = after
     for kind in ("ALL_GATHER", *LATE) if work.tp_hidden > 0 else ():
-        side = exchange(script, half, side, kind, work.tp_hidden)
+        side = exchange(script, half, side, kind, work.tp_hidden, way=1)
     attention = half.attention_backward
     after = script.compute(after, half.input_gradient / 2 if attention and work.ring else half.input_gradient, f"{half.name} backward")
     after = _attention(script, work, after, attention, "attention kernel backward", 2 * work.ring)
@@ -236,8 +240,8 @@ def _behind_weights(script: Script, work: LayerWork, half: Half, after: After, h
 
     ``hidden`` is a share of all the half's transfers; as all of it lies in the late ones, their own share is larger.
     """
-    late = sum(each.seconds(kind) for each in half.exchanges for kind in LATE if each.has(kind))
-    every = late + sum(each.gather for each in half.exchanges if each.scattered)
+    late = sum(each.seconds(kind) for each in half.exchanges for kind in LATE if each.has(kind, 1))
+    every = late + sum(each.gather for each in half.exchanges if each.has("ALL_GATHER", 1))
     share = min(1.0, hidden * every / late) if late > 0 else 0.0
     return behind_weights(script, half, after, LATE, (share, 1 - work.tp_hidden), weights)
 
@@ -254,11 +258,11 @@ def behind_weights(
     share, shown = shares
     side = after
     for kind in kinds if share > 0 else ():
-        side = exchange(script, half, side, kind, share * shown, skew=share == 1)
+        side = exchange(script, half, side, kind, share * shown, skew=share == 1, way=1)
     gradient = script.compute(after, half.weight_gradient, f"{half.name} weight gradient") if weights else after
     after = _joined(gradient, side if share > 0 else ())
     for kind in kinds if share < 1 else ():
-        after = exchange(script, half, after, kind, (1 - share) * shown)
+        after = exchange(script, half, after, kind, (1 - share) * shown, way=1)
     return after
 
 
@@ -302,10 +306,11 @@ def _traded(script: Script, trades: Sequence[tuple[float, float]], after: After)
     return after
 
 
-def exchange(script: Script, half: Half, after: After, kind: str, share: float, skew: bool = True) -> After:
-    """A share of one kind of the half's tensor-parallel collectives; the wait for other hosts comes with the exposed part."""
+def exchange(script: Script, half: Half, after: After, kind: str, share: float, *, skew: bool = True, way: int = 0) -> After:
+    """A share of one kind of the half's tensor-parallel collectives in a forward (0) or backward (1) pass; the wait for other hosts comes
+    with the exposed part."""
     for each in half.exchanges if share > 0 else ():
-        if not each.has(kind):
+        if not each.has(kind, way):
             continue
         seconds = each.seconds(kind)
         if each.bytes(kind) == 0 or seconds == 0:

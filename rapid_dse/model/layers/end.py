@@ -23,7 +23,7 @@ class Logits:
 
 @dataclass(frozen=True)
 class End(Part):
-    """What stands before the first layer, or behind the last one.
+    """What stands before the first layer, or behind the last one: nothing, unless a subclass says more.
 
     ``shared``: tensor-parallel ranks hold a share of its rows each, and exchange the stream around it; else each rank holds it whole and
     runs it on its own tokens. ``frozen``: its weights are not trained. ``predictions``: tokens beside the next one that the head predicts,

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Self
 
 import numpy as np
 
 from rapid_dse.config.model import Model
+from rapid_dse.config.run import GemmSharding
 from rapid_dse.config.software import Software
 from rapid_dse.model.shapes import FloatColumn, MatMul, MicroBatch, mean_context
+from rapid_dse.parallel.layouts import IntColumn
 
 Number = FloatColumn | float
 
@@ -163,6 +165,24 @@ class Exchanged:
 
 
 @dataclass(frozen=True)
+class GridMove:
+    """A collective of the ranks along one side of a grid that shares a part's products, before what it gathers is multiplied or after what
+    it sums has been.
+
+    Attributes:
+        elements: of the whole buffer, ``(n_shapes,)``.
+        ranks, stride: how many ranks of the tensor-parallel group take part, and how far apart they stand in it, ``(n_shapes,)``.
+        backward: in the backward pass; else in the forward pass.
+    """
+
+    kind: Literal["ALL_GATHER", "REDUCE_SCATTER", "ALL_REDUCE"]
+    elements: FloatColumn
+    ranks: IntColumn
+    stride: IntColumn
+    backward: bool = False
+
+
+@dataclass(frozen=True)
 class Part:
     """One part of a layer, or of what stands around the layers. A part overrides what it has; the rest is nothing."""
 
@@ -200,6 +220,22 @@ class Part:
     def exchanged(self) -> tuple[Exchanged, ...]:
         """What tensor parallelism exchanges around it."""
         return ()
+
+    def moves(self, shape: MicroBatch) -> tuple[GridMove, ...]:
+        """What ranks of a grid exchange, beside what ``exchanged`` says."""
+        return ()
+
+    def gathered(self, shape: MicroBatch) -> FloatColumn:
+        """Elements of weights that a rank gathers beside its own while they are multiplied."""
+        return np.zeros(len(shape.tp))
+
+    def sharded(self, sharding: GemmSharding) -> Self:
+        """The part as ``parallel.gemm_sharding`` divides it."""
+        return self
+
+    def launches(self) -> float | None:
+        """Kernels that the host launches for its forward pass; None: as many as a transformer's part of its place has."""
+        return None
 
     def ring(self, shape: MicroBatch) -> FloatColumn | None:
         """Elements of keys and values that a context-parallel rank hands on; None where it hands nothing on."""

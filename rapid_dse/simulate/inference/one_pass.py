@@ -13,9 +13,8 @@ from rapid_dse.cost.energy import gpu_energy, moved_energy, sent_energy
 from rapid_dse.interconnect.transfer import Transfer
 from rapid_dse.model.architecture import architecture, model_flops_per_token
 from rapid_dse.model.shapes import MicroBatch
-from rapid_dse.parallel import schedules
 from rapid_dse.parallel.engines import Engines
-from rapid_dse.parallel.layouts import RECOMPUTE_NONE, Layouts
+from rapid_dse.parallel.layouts import Layouts
 from rapid_dse.simulate.arrangement import Arrangement, arrangement
 from rapid_dse.simulate.held_weights import stage_weights
 from rapid_dse.simulate.host_launches import micro_batch_seconds
@@ -42,23 +41,11 @@ def price_batches(scenario: Scenario, engines: Engines) -> tuple[Priced, FloatCo
     Raises:
         ValueError: where the network has no closed form, or the chip lacks the precision.
     """
-    layouts = as_layouts(scenario, engines)
+    layouts = engines.batches(scenario)
     ready = prepare(scenario, layouts)
     block = framework_block(scenario, ready.shape, ready.alone, ready.device).take(ready.where)
     arranged = arrangement(scenario, layouts)
     return passed(scenario, layouts, (ready, block, arranged), layer_time(scenario, layouts, block, arranged).each)
-
-
-def as_layouts(scenario: Scenario, engines: Engines) -> Layouts:
-    """The same engines as layouts of one micro-batch that keeps nothing."""
-    ones, none = np.ones_like(engines.tp), np.zeros_like(engines.tp)
-    each = np.maximum(1, engines.batch_size // np.maximum(1, engines.dp))
-    columns = {name: getattr(engines, name) for name in ("num_gpus", "tp", "cp", "dp", "pp")}
-    asked = np.where(engines.batch_size > 0, engines.batch_size, engines.dp)  # null: a sample for each replica
-    columns |= {"global_batch_size": asked, "micro_batch_size": each, "ep": ones, "vpp": ones, "zero": none}
-    columns |= {"sequence_parallel": none, "recompute": none + RECOMPUTE_NONE}
-    columns["schedule"] = np.where(engines.pp == 1, schedules.NONE, schedules.USUAL)
-    return Layouts.of(columns)
 
 
 @dataclass(frozen=True)
@@ -163,6 +150,7 @@ def _memory(scenario: Scenario, layouts: Layouts, arranged: Arrangement) -> dict
     stream = shape.tokens * scenario.model.hidden_size
     widest = [
         np.max([each.batch * each.m * (each.k + each.n) for each in kind.products(shape)], axis=0)
+        + sum(part.gathered(shape) for part in kind.parts)
         for kind in architecture(scenario.model).kinds
     ]
     alive = width * (stream + largest_of(stages.of_kinds, widest))
