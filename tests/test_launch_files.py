@@ -137,6 +137,14 @@ def test_precisions_of_recipes_are_those_that_megatron_bridge_registers() -> Non
     assert set(_PRECISIONS.values()) <= set(published("nemo")["mixed_precision"])
 
 
+# Fields below one that takes a mapping of a class of its own, which is another than the file's.
+_OF_OTHERS = (
+    *("model.activation_func.", "model.attn_config.", "model.ffn_config."),
+    # megatron-core's MLATransformerConfig
+    *("model.q_lora_rank", "model.kv_lora_rank", "model.qk_head_dim", "model.qk_pos_emb_head_dim", "model.v_head_dim"),
+    "peft.",  # megatron.bridge.peft.lora.LoRA: dim, target_modules
+    *("zero_optimization.offload_optimizer.", "zero_optimization.offload_param."),  # deepspeed/runtime/zero/offload_config.py
+)
 SPECIAL = {
     "megatron_lm": [
         ("model=llama3_1_70b", "parallel.pp=4", "parallel.stage_layers=[19,21,21,19]"),
@@ -146,6 +154,15 @@ SPECIAL = {
         ("model=llama3_1_405b", "parallel.pp=8", "parallel.vpp=8", "parallel.tp=8", "workload.precision=fp16"),
         ("model=llama", "model.sliding_window=1024", "model.head_dim=64", "model.qk_norm=true", "model.attention_bias=true"),
         ("model=llama3_1_8b", "hw=a100", "cluster=selene", "hw.network.dimensions.1.bandwidth=50 Gb/s", "workload.precision=tf32"),
+        ("model=llama3_1_8b", "parallel.recompute=full", "parallel.recompute_layers=5", "parallel.pp=2"),
+        ("model=llama3_1_8b", "parallel.recompute=full", "parallel.recompute_layers=4", "parallel.pp=4", "parallel.vpp=2"),
+        ("model=deepseek_v2", "parallel.recompute=selective", "parallel.recompute_modules=layernorm+mla_up_proj+moe_act", "parallel.ep=8"),
+        ("model=llama3_1_8b", "parallel.offload_optimizer=0.7", "parallel.pp=2"),
+        ("model=llama3_1_8b", "parallel.offload_activations=0.25", "parallel.offload_weights=0.25", "parallel.offload_optimizer=1"),
+        ("model=llama3_1_8b", "parallel.offload_weights=0.5"),
+        ("model=llama3_1_8b", "parallel.offload_activations=0.3"),  # no whole number of layers: it stands in a comment
+        ("model=llama3_1_8b", "parallel.cp=4", "parallel.cp_kind=ulysses", "workload.packing=0.25"),
+        ("model=llama3_1_8b", "model.num_nextn_predict_layers=1", "parallel.pp=4", "parallel.stage_layers=[9,9,9,5]"),
         ("model=llama3_1_8b", "software=megatron_deepspeed", "parallel.zero=1", "parallel.tp=2", "parallel.sequence_parallel=false"),
     ],
     "torchtitan": [
@@ -154,17 +171,29 @@ SPECIAL = {
         ("model=llama2_7b", "software=torchtitan_eager", "parallel.zero=2"),
         ("model=llama3_1_8b", "parallel.pp=4", "parallel.stage_layers=[9,8,8,7]", "software.async_tp=true", "parallel.tp=2"),
         ("model=llama3_1_8b", "parallel.pp=2", "parallel.schedule=zero_bubble", "parallel.recompute=none"),
+        ("model=llama3_1_8b", "parallel.offload_optimizer=1", "parallel.offload_weights=1"),
         ("model=llama3_1_8b", "parallel.pp=4", "parallel.schedule=zb_v", "parallel.recompute=none"),
         ("model=llama3_1_8b", "parallel.pp=4", "parallel.schedule=dualpipe_v", "parallel.recompute=none"),
     ],
     "nemo": [
         ("model=llama3_1_70b", "workload.precision=fp8", "parallel.tp=4", "parallel.pp=4", "parallel.vpp=5"),
         ("model=llama3_1_70b", "software.async_tp=false", "software.loss=in_place", "software.gradient_dtype=fp32", "parallel.zero=2"),
+        ("model=llama3_1_8b", "parallel.recompute=full", "parallel.recompute_layers=5", "parallel.offload_optimizer=0.5"),
+        ("model=qwen3_30b_a3b", "parallel.recompute_modules=layernorm+moe", "parallel.ep=8", "parallel.recompute=selective"),
+        ("model=llama3_1_8b", "parallel.offload_weights=0.5", "parallel.cp=2", "parallel.cp_kind=ulysses"),
+        ("model=llama3_1_8b", "workload.trainable=lora", "workload.lora_rank=32", "parallel.tp=2"),
+        ("model=llama3_1_8b", "workload.trainable=lora", "workload.lora_targets=[q_proj,v_proj]"),
+        ("model=deepseek_v2", "workload.trainable=lora", "workload.lora_targets=[linear_q_up_proj,linear_proj]", "parallel.ep=8"),
+        ("model=deepseek_v2", "model.num_nextn_predict_layers=1", "parallel.ep=8"),
     ],
     "nanotron": [("model=gpt", "parallel.tp=2"), ("model=llama", "parallel.tp=4", "parallel.pp=2", "workload.precision=fp16", "hw=a100")],
     "deepspeed": [
         ("model=llama3_1_8b", "parallel.zero=3", "parallel.recompute=full"),
         ("model=mixtral_8x7b", "parallel.ep=8", "parallel.tp=2"),
+        ("model=llama3_1_8b", "parallel.zero=3", "parallel.offload_optimizer=0.5", "parallel.offload_weights=1", "parallel.recompute=none"),
+        ("model=llama3_1_8b", "parallel.zero=2", "parallel.offload_activations=1", "parallel.recompute=full"),
+        ("model=llama3_1_8b", "parallel.zero=3", "workload.trainable=lora", "parallel.recompute=none"),
+        ("model=llama3_1_8b", "parallel.zero=3", "parallel.cp=4", "parallel.cp_kind=ulysses", "parallel.recompute=none"),
     ],
     "llm_foundry": [
         ("model=gpt", "parallel.zero=2", "parallel.shard_group=8", "parallel.recompute=full"),
@@ -189,6 +218,9 @@ def test_settings_that_are_rare_come_back_too(name: str, overrides: tuple[str, .
     assert found.choices["software"] == row.choices["software"]
     prices = [float(price(each.scenario, each.layouts).step_time_s[0]) for each in (row, found)]
     assert prices[0] == pytest.approx(prices[1], rel=1e-12), file.unsaid
+    known = {*published(name)["fields"], *published(name).get("later", []), "--nnodes", "--nproc-per-node"}
+    for field in fields_of(row, FRAMEWORKS[name]):
+        assert field in known or field.startswith(_OF_OTHERS), field
     memory = [float(price(each.scenario, each.layouts).peak_memory_bytes[0]) for each in (row, found)]
     assert memory[0] == pytest.approx(memory[1], rel=1e-12), file.unsaid
 
@@ -450,3 +482,58 @@ def test_what_is_wrong_is_one_line(folder: Path, tmp_path: Path) -> None:
         launched(read_file(tmp_path / "f.json"), ["model=llama3_1_8b"], composer())
     with pytest.raises(ValueError, match="cannot run: tp must divide"):
         launched(read_file(tmp_path / "f.json"), ["model=llama3_1_8b", "hw.num_gpus=6", "parallel.tp=3"], composer())
+
+
+SCRIPT_OF_MEMORY = """
+torchrun --nproc-per-node 8 --nnodes 4 pretrain_gpt.py --num-layers 32 --hidden-size 4096 --ffn-hidden-size 14336 \\
+  --num-attention-heads 32 --swiglu --seq-length 8192 --micro-batch-size 1 --global-batch-size 64 --bf16 --use-distributed-optimizer \\
+  --context-parallel-size 4 --cp-comm-type a2a --recompute-granularity selective --recompute-modules layernorm mlp shared_experts \\
+  --optimizer-cpu-offload --optimizer-offload-fraction 0.25 --cpu-offloading-num-layers 16 --mtp-num-layers 1
+"""
+
+
+def test_memory_that_a_script_saves_is_read(tmp_path: Path) -> None:
+    (tmp_path / "train.sh").write_text(SCRIPT_OF_MEMORY)
+    reading = read_file(tmp_path / "train.sh")
+    assert not reading.unread
+    assert reading.notes == ("--recompute-modules=layernorm mlp shared_experts: taken as layernorm mlp",)
+    found = launched(reading, ["hw=h100"], composer()).portion.scenario
+    parallel = found.parallel
+    assert (parallel.cp_kind, parallel.recompute_modules) == ("ulysses", "layernorm+mlp")
+    assert (parallel.offload_optimizer, parallel.offload_activations, parallel.offload_weights) == (0.25, 0.5, 0.0)
+    assert found.model.num_nextn_predict_layers == 1
+
+
+def test_layers_that_a_script_repeats_are_counted_a_stage(tmp_path: Path) -> None:
+    """Megatron Core's block method repeats so many layers of each chunk of a stage."""
+    text = SCRIPT_OF_MEMORY.replace("selective --recompute-modules layernorm mlp shared_experts", "full --recompute-method block")
+    stages = "--recompute-num-layers 2 --pipeline-model-parallel-size 4 --num-layers-per-virtual-pipeline-stage 4"
+    (tmp_path / "train.sh").write_text(
+        text.replace("--context-parallel-size 4 --cp-comm-type a2a", stages).replace("--mtp-num-layers 1", "")
+    )
+    found = launched(read_file(tmp_path / "train.sh"), ["hw=h100"], composer()).portion
+    assert found.scenario.parallel.recompute_layers == 2 * 2
+    assert settings(found.layouts)["parallel.vpp"] == 2
+
+
+def test_what_deepspeed_offloads_is_read(tmp_path: Path) -> None:
+    zero = ZERO["zero_optimization"] | {"offload_optimizer": {"device": "cpu", "ratio": 0.3}, "offload_param": {"device": "nvme"}}  # type: ignore[operator]
+    (tmp_path / "ds.json").write_text(json.dumps(ZERO | {"zero_optimization": zero}))
+    reading = read_file(tmp_path / "ds.json")
+    found = launched(reading, ["hw=h100", "hw.num_gpus=8", "model=llama3_1_8b"], composer()).portion.scenario.parallel
+    assert (found.offload_optimizer, found.offload_weights) == (0.3, 1.0)
+    assert "zero_optimization.offload_param.device=nvme: taken as the host's memory" in reading.notes
+
+
+def test_adapters_of_a_recipe_are_read(tmp_path: Path) -> None:
+    recipe = {"model": {"tensor_model_parallel_size": 2}, "train": {"global_batch_size": 16, "micro_batch_size": 1}}
+    recipe["peft"] = {
+        "_target_": "megatron.bridge.peft.canonical_lora.CanonicalLoRA",
+        "dim": 8,
+        "target_modules": ["linear_q", "linear_fc2"],
+    }
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(recipe))
+    work = launched(
+        read_file(tmp_path / "run.yaml"), ["hw=h100", "hw.num_gpus=8", "model=llama3_1_8b"], composer()
+    ).portion.scenario.workload
+    assert (work.trainable, work.lora_rank, work.lora_targets) == ("lora", 8, ("down_proj", "q_proj"))

@@ -40,7 +40,32 @@ def _read_batch(found: FieldsRead) -> dict[str, Any]:
 
 
 def _write_zero(run: LaunchedRun) -> dict[str, Any]:
-    return {f"{_Z}stage": run["parallel.zero"], f"{_Z}overlap_comm": run["software.dp_overlap"] > 0}
+    return {f"{_Z}stage": run["parallel.zero"], f"{_Z}overlap_comm": run["software.dp_overlap"] > 0} | _write_offload(run)
+
+
+def _write_offload(run: LaunchedRun) -> dict[str, Any]:
+    """Optimizer states by share (ZeRO-Offload++), weights all or none."""
+    share, said = run["parallel.offload_optimizer"], dict[str, Any]()
+    if share > 0:
+        said |= {f"{_Z}offload_optimizer.device": "cpu", f"{_Z}offload_optimizer.pin_memory": True}
+        said |= {f"{_Z}offload_optimizer.ratio": share} if share < 1 else {}
+    if run["parallel.offload_weights"] == 1:
+        said |= {f"{_Z}offload_param.device": "cpu", f"{_Z}offload_param.pin_memory": True}
+    return said
+
+
+def _read_offload(found: FieldsRead) -> dict[str, Any]:
+    said: dict[str, Any] = {}
+    for name, key in (("offload_optimizer", "parallel.offload_optimizer"), ("offload_param", "parallel.offload_weights")):
+        device, ratio = found.take(f"{_Z}{name}.device", default="none"), found.take(f"{_Z}{name}.ratio", default=1.0)
+        for idle in ("pin_memory", "nvme_path", "buffer_count", "buffer_size", "fast_init", "max_in_cpu"):
+            found.take(f"{_Z}{name}.{idle}")
+        if device == "cpu":
+            said[key] = float(ratio)
+        elif device not in ("none", None):
+            found.notes.append(f"{_Z}{name}.device={device}: taken as the host's memory")
+            said[key] = float(ratio)
+    return said
 
 
 def _read_zero(found: FieldsRead) -> dict[str, Any]:
@@ -51,11 +76,7 @@ def _read_zero(found: FieldsRead) -> dict[str, Any]:
         said["software.dp_overlap"] = 0.0
     if group and group > 0:
         said["parallel.shard_group"] = group
-    for name in ("offload_optimizer", "offload_param"):
-        device = found.take(f"{_Z}{name}.device", default="none")
-        if device not in ("none", None):
-            found.notes.append(f"{_Z}{name}.device={device}: what lies off the GPU is priced as lying on it")
-    return said
+    return said | _read_offload(found)
 
 
 def _write_precision(run: LaunchedRun) -> dict[str, Any]:
@@ -85,7 +106,8 @@ def _read_degrees(found: FieldsRead) -> dict[str, Any]:
 def _write_checkpoints(run: LaunchedRun) -> dict[str, Any]:
     if run["parallel.recompute"] != "full":
         return {}
-    return {"activation_checkpointing.partition_activations": False, "activation_checkpointing.contiguous_memory_optimization": False}
+    said = {"activation_checkpointing.partition_activations": False, "activation_checkpointing.contiguous_memory_optimization": False}
+    return said | ({"activation_checkpointing.cpu_checkpointing": True} if run["parallel.offload_activations"] == 1 else {})
 
 
 def _read_checkpoints(found: FieldsRead) -> dict[str, Any]:
@@ -97,7 +119,8 @@ def _read_checkpoints(found: FieldsRead) -> dict[str, Any]:
     found.notes.append(
         "activation_checkpointing: taken as full recomputation, as a training program has it that calls DeepSpeed's checkpoints"
     )
-    return {"parallel.recompute": "full"}
+    offloaded = found.flag("activation_checkpointing.cpu_checkpointing")
+    return {"parallel.recompute": "full"} | ({"parallel.offload_activations": 1.0} if offloaded else {})
 
 
 TABLE: tuple[Entry, ...] = (
@@ -150,6 +173,10 @@ DEEPSPEED = LaunchFramework(
         "workload.seq_len": "the training program's data",
         "parallel.pp": "PipelineModule(num_stages=…)",
         "parallel.recompute": "the model's own switch",
+        "parallel.cp": "UlyssesSPAttentionHF.register_with_transformers(sequence_parallel_size=…), or --ds-sequence-parallel-size",
+        "workload.trainable": "the training program's adapters (PEFT)",
+        "workload.lora": "the training program's adapters (PEFT)",
+        "workload.packing": "the training program's data",
         "parallel.shard_group": "MiCS, which DeepSpeed 0.19 no longer has",
     },
 )

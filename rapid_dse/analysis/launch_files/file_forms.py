@@ -122,7 +122,8 @@ def script(program: str, launcher: Sequence[str]) -> FileForm:
 
 
 def _flag(name: str, value: Any) -> str:
-    return name if value is True else f"{name} {shell_script.quoted(value)}"
+    words = value if isinstance(value, list) else [value]
+    return name if value is True else " ".join([name, *map(shell_script.quoted, words)])
 
 
 def serving(server: str, client: str, of_client: Sequence[str]) -> FileForm:

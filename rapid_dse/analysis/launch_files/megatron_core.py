@@ -23,6 +23,7 @@ from rapid_dse.model.architecture import split_of
 
 Spell = Callable[[str], str]  # a name of Megatron Core's as the file has it
 
+_CONTEXT = {"ring": "p2p", "ulysses": "a2a"}  # cp_comm_type
 _STRATEGIES = {2: "optim_grads", 3: "optim_grads_params"}  # of Megatron-FSDP, by ZeRO stage
 
 
@@ -56,8 +57,22 @@ def degrees(spell: Spell) -> tuple[Entry, ...]:
         SameNumber("workload.seq_len", spell("seq_length")),
         SameNumber("workload.global_batch_size", spell("global_batch_size")),
         SameNumber("parallel.micro_batch_size", spell("micro_batch_size"), default=1),
-        TwoWays(lambda run: _write_recompute(run, spell), lambda found: _read_recompute(found, spell)),
+        TwoWays(lambda run: _write_context(run, spell), lambda found: _read_context(found, spell)),
     )
+
+
+def _write_context(run: LaunchedRun, spell: Spell) -> dict[str, Any]:
+    return {spell("cp_comm_type"): _CONTEXT[run["parallel.cp_kind"]]} if run["parallel.cp"] > 1 else {}
+
+
+def _read_context(found: FieldsRead, spell: Spell) -> dict[str, Any]:
+    """Ways of context parallelism; layers may each have their own, which are few words in a list."""
+    word = found.take(spell("cp_comm_type"))
+    words = dict.fromkeys(word if isinstance(word, list) else str(word or "").split())
+    kinds = [kind for kind, name in _CONTEXT.items() if list(words) == [name]]
+    if words and not kinds:
+        found.notes.append(f"{spell('cp_comm_type')}={' '.join(words)}: taken as p2p")
+    return {"parallel.cp_kind": kinds[0] if kinds else "ring"} if found.keys.get("parallel.cp", 1) > 1 else {}
 
 
 def _write_expert_grid(run: LaunchedRun, spell: Spell) -> dict[str, Any]:
@@ -69,32 +84,6 @@ def _read_expert_grid(found: FieldsRead, spell: Spell) -> dict[str, Any]:
         found.take(spell("expert_tensor_parallel_size"))
         return {}
     return {"parallel.etp": found.number(spell("expert_tensor_parallel_size"), default=found.keys.get("parallel.tp", 1))}
-
-
-def _write_recompute(run: LaunchedRun, spell: Spell) -> dict[str, Any]:
-    mode = run["parallel.recompute"]
-    if mode == "none":
-        return {}
-    said = {spell("recompute_granularity"): mode}
-    return said if mode == "selective" else said | {spell("recompute_method"): "uniform", spell("recompute_num_layers"): 1}
-
-
-def _read_recompute(found: FieldsRead, spell: Spell) -> dict[str, Any]:
-    mode = found.take(spell("recompute_granularity"))
-    if found.flag(spell("recompute_activations")):
-        mode = "selective"
-    if found.flag(spell("checkpoint_activations")):
-        mode = "full"
-    method, count = found.take(spell("recompute_method")), found.number(spell("recompute_num_layers"))
-    if mode == "full" and method == "block" and count:
-        found.notes.append(f"{spell('recompute_num_layers')}={count}: of these layers a stage alone are repeated; taken as all of them")
-    modules = found.take(spell("recompute_modules"))
-    if mode == "selective" and modules not in (None, "core_attn", ["core_attn"]):
-        found.notes.append(f"{spell('recompute_modules')}={modules}: taken as core_attn")
-    if mode not in (None, "full", "selective"):
-        found.notes.append(f"{spell('recompute_granularity')}={mode}: has no counterpart here")
-        return {}
-    return {"parallel.recompute": mode or "none"}
 
 
 def sharding(spell: Spell, strategy_default: str) -> tuple[Entry, ...]:
@@ -152,8 +141,17 @@ def model(spell: Spell) -> tuple[Entry, ...]:
         SameNumber("model.vocab_size", spell("vocab_size")),
         NamedChoice("model.norm", spell("normalization"), {"layernorm": "LayerNorm", "rmsnorm": "RMSNorm"}, default="layernorm"),
         SwitchFlag("model.qk_norm", spell("qk_layernorm")),
+        TwoWays(
+            lambda run: _write_predictions(run, spell),
+            lambda found: {"model.num_nextn_predict_layers": found.number(spell("mtp_num_layers"), default=0)},
+        ),
         TwoWays(lambda run: _write_experts(run, spell), lambda found: _read_experts(found, spell)),
     )
+
+
+def _write_predictions(run: LaunchedRun, spell: Spell) -> dict[str, Any]:
+    ahead = run.count("model.num_nextn_predict_layers")
+    return {spell("mtp_num_layers"): ahead} if ahead else {}
 
 
 def _write_experts(run: LaunchedRun, spell: Spell) -> dict[str, Any]:
@@ -230,7 +228,7 @@ def stages(spell: Spell, virtual: str) -> Entry:
             return said
         if len({chunks[0] + 1, *chunks[1:-1], chunks[-1] + 1}) == 1:
             return said | dict.fromkeys(ends, True)
-        return {layout: layout_text(chunks)}
+        return {layout: layout_text(chunks, run.count("model.num_nextn_predict_layers"))}
 
     def read(found: FieldsRead) -> dict[str, Any]:
         pp, layers = found.keys.get("parallel.pp", 1), found.keys.get("model.num_hidden_layers")
@@ -266,10 +264,11 @@ def _ends_of(found: FieldsRead, spell: Spell, pp: int, layers: int | None) -> di
     return {"parallel.stage_layers": [*([first] if first else []), *[inner] * others, *([last] if last else [])]}
 
 
-def layout_text(chunks: Sequence[int]) -> str:
-    """Layers of each chunk as Megatron's layout: E the embedding, t a layer, L the loss, | between chunks."""
+def layout_text(chunks: Sequence[int], predictions: int = 0) -> str:
+    """Layers of each chunk as Megatron's layout: E the embedding, t a layer, m one that predicts a further token, L the loss, | between
+    chunks."""
     parts = [f"t*{count}" if count > 1 else "t" * count for count in chunks]
-    return "|".join(["E" + parts[0], *parts[1:]]) + "L"
+    return "|".join(["E" + parts[0], *parts[1:]]) + "m" * predictions + "L"
 
 
 def layout_counts(text: str) -> list[int]:

@@ -7,6 +7,7 @@ import re
 from typing import Any
 
 from rapid_dse.analysis.launch_files import megatron_core as core
+from rapid_dse.analysis.launch_files import megatron_memory as memory
 from rapid_dse.analysis.launch_files.field_table import CARDS, Entry, FieldsRead, LaunchedRun, TwoWays
 from rapid_dse.analysis.launch_files.file_forms import script
 from rapid_dse.analysis.launch_files.framework import LaunchFramework
@@ -176,6 +177,8 @@ TABLE: tuple[Entry, ...] = (
     ),
     *core.degrees(spell),
     core.stages(spell, "--num-virtual-stages-per-pipeline-rank"),
+    memory.recomputation(spell),
+    memory.offloading(spell, ("--no-cpu-offloading-activations", True)),
     *core.sharding(spell, "optim_grads_params"),
     TwoWays(_write_precision, _read_precision),
     TwoWays(_write_kernels, _read_kernels),

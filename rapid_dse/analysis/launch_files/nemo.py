@@ -8,15 +8,18 @@ from __future__ import annotations
 from typing import Any
 
 from rapid_dse.analysis.launch_files import megatron_core as core
+from rapid_dse.analysis.launch_files import megatron_memory as memory
 from rapid_dse.analysis.launch_files.field_table import Entry, FieldsRead, LaunchedRun, SameNumber, TwoWays
 from rapid_dse.analysis.launch_files.file_forms import YAML
 from rapid_dse.analysis.launch_files.framework import LaunchFramework
+from rapid_dse.config.lora_names import ALL_LINEAR, HUGGING_FACE_MODULES, MEGATRON_MODULES
 
 _TRAIN = ("global_batch_size", "micro_batch_size")
 _DDP = (
     *("use_distributed_optimizer", "use_megatron_fsdp", "use_custom_fsdp", "data_parallel_sharding_strategy", "overlap_grad_reduce"),
     *("overlap_param_gather", "num_distributed_optimizer_instances"),
 )
+_OPTIMIZER = ("optimizer_cpu_offload", "optimizer_offload_fraction")
 _OTHER = {"num_experts": "num_moe_experts"}
 # Recipes of mixed precision (training/mixed_precision.py) by precision and fp8 recipe.
 _PRECISIONS = {
@@ -32,7 +35,7 @@ _PRECISIONS = {
 
 def spell(name: str) -> str:
     """A name of Megatron Core's with the section that has it."""
-    section = "train" if name in _TRAIN else "ddp" if name in _DDP else "model"
+    section = next((section for section, names in (("train", _TRAIN), ("ddp", _DDP), ("optimizer", _OPTIMIZER)) if name in names), "model")
     return f"{section}.{_OTHER.get(name, name)}"
 
 
@@ -116,6 +119,47 @@ def _read_kernels(found: FieldsRead) -> dict[str, Any]:
     return said | ({"software.async_tp": found.flag(*names)} if any(name in found.fields for name in names) else {})
 
 
+# Adapters of Hugging Face's modules, by the names that CanonicalLoRA gives their targets; LoRA has those of whole products.
+_LORA, _CANONICAL = "megatron.bridge.peft.lora.LoRA", "megatron.bridge.peft.canonical_lora.CanonicalLoRA"
+_TARGETS = {
+    "q_proj": "linear_q",
+    "k_proj": "linear_k",
+    "v_proj": "linear_v",
+    "o_proj": "linear_proj",
+    "gate_proj": "linear_fc1_gate",
+    "up_proj": "linear_fc1_up",
+    "down_proj": "linear_fc2",
+}
+
+
+def _write_adapters(run: LaunchedRun) -> dict[str, Any]:
+    if run["workload.trainable"] == "full":
+        return {}
+    targets = list(run["workload.lora_targets"])
+    if targets == [ALL_LINEAR]:
+        targets = [name for name in run.scenario.model.linear_modules if name in HUGGING_FACE_MODULES]
+    whole = all(name in MEGATRON_MODULES for name in targets)
+    words = targets if whole else [_TARGETS[name] for name in targets if name in _TARGETS]
+    said = {"peft._target_": _LORA if whole else _CANONICAL, "peft.dim": run["workload.lora_rank"]}
+    return said | ({"peft.target_modules": words} if len(words) == len(targets) else {})
+
+
+def _read_adapters(found: FieldsRead) -> dict[str, Any]:
+    kind, rank, words = (found.take(f"peft.{name}") for name in ("_target_", "dim", "target_modules"))
+    name = str(kind if kind is not None else found.take("peft") or "").rsplit(".", 1)[-1].lower()
+    if name in ("", "none"):
+        return {}
+    if "lora" not in name:
+        found.notes.append(f"peft={name}: has no counterpart here; priced as training of all weights")
+        return {}
+    said: dict[str, Any] = {"workload.trainable": "lora", "workload.lora_rank": int(rank or 32)}
+    if "canonical" not in name:
+        return said | {"workload.lora_targets": words or list(MEGATRON_MODULES[:4])}
+    mine = {theirs: ours for ours, theirs in _TARGETS.items()}
+    targets = [mine[word] for word in words or _TARGETS.values() if word in mine]
+    return said | {"workload.lora_targets": [ALL_LINEAR] if len(targets) == len(_TARGETS) else targets}
+
+
 def _gpus(found: FieldsRead) -> dict[str, Any]:
     """NeMo's trainer says how many GPUs there are; a recipe of Megatron Bridge leaves that to the launcher."""
     nodes, each = found.number("trainer.num_nodes", default=1), found.number("trainer.devices", "trainer.gpus")
@@ -129,9 +173,12 @@ TABLE: tuple[Entry, ...] = (
     ),
     *core.degrees(spell),
     core.stages(spell, "model.virtual_pipeline_model_parallel_size"),
+    memory.recomputation(spell),
+    memory.offloading(spell, ("model.cpu_offloading_activations", False)),
     *core.sharding(spell, "no_shard"),
     TwoWays(_write_precision, _read_precision),
     TwoWays(_write_kernels, _read_kernels),
+    TwoWays(_write_adapters, _read_adapters),
     TwoWays(lambda run: {"dataset.seq_length": run["workload.seq_len"]}, SameNumber("workload.seq_len", "dataset.seq_length").read),
     TwoWays(lambda _: {}, core.finished),
 )

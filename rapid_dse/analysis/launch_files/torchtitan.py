@@ -241,6 +241,17 @@ def _write_checkpoints(run: LaunchedRun) -> dict[str, Any]:
     return {"activation_checkpoint.mode": mode} | ({"activation_checkpoint.selective_ac_option": "op"} if mode == "selective" else {})
 
 
+def _write_offload(run: LaunchedRun) -> dict[str, Any]:
+    """CPUOffloadPolicy has weights and states on the host, all of them."""
+    whole = run["parallel.offload_optimizer"] == run["parallel.offload_weights"] == 1
+    return {"training.enable_cpu_offload": True} if whole else {}
+
+
+def _read_offload(found: FieldsRead) -> dict[str, Any]:
+    offloads = found.flag("training.enable_cpu_offload")
+    return {"parallel.offload_optimizer": 1.0, "parallel.offload_weights": 1.0} if offloads else {}
+
+
 TABLE: tuple[Entry, ...] = (
     TwoWays(_write_model, _read_model),
     SameNumber("parallel.tp", f"{_P}tensor_parallel_degree", default=1),
@@ -259,6 +270,7 @@ TABLE: tuple[Entry, ...] = (
     TwoWays(_write_sharding, _read_sharding),
     TwoWays(_write_batch, _read_batch),
     TwoWays(_write_checkpoints, _read_checkpoints),
+    TwoWays(_write_offload, _read_offload),
     TwoWays(_write_precision, _read_precision),
     TwoWays(lambda run: {f"{_P}enable_async_tensor_parallel": bool(run["software.async_tp"])}, _read_async),
     TwoWays(_write_compiled, _read_compiled),
