@@ -21,13 +21,15 @@ from rapid_dse.sweep.cases import CaseGroup
 
 FloatColumn = NDArray[np.float64]
 
-NOISE = 0.1  # log error of repeated runs and of versions of a framework
+NOISE = 0.1  # relative error of repeated runs and of versions of a framework
 HELD = 2.0  # rows that one spread of a parameter weighs as much as, for each tenth of the rows
-MOST = 600  # rows that a fit uses
+STATIC = 3.0  # rows of static batches weigh as much as so many, since they are few and show kernels and scripts without a server
+MOST = 1500  # rows that a fit uses
 ROBUST = 1.0  # in units of NOISE: errors beyond count linearly
 EARLY = 0.25  # share of a request's time below which the time to the first token says something of prefill, not of queues
 # What a row's columns say, and how much each counts. Requests' times and rates are told by tokens' where those are measured.
-WEIGHTS = {"tpot_s": 1.0, "ttft_s": 0.3, "request_latency_s": 1.0, "tokens_per_s_per_gpu": 1.0}
+WEIGHTS = {"tpot_s": 1.0, "ttft_s": 0.6, "request_latency_s": 1.0, "tokens_per_s_per_gpu": 1.0}
+FIGURES = tuple(WEIGHTS)
 
 
 @dataclass(frozen=True)
@@ -85,14 +87,32 @@ def predicted(table: Table, values: Mapping[str, float]) -> Priced:
 
 
 def residuals(table: Table, values: Mapping[str, float]) -> FloatColumn:
-    """Log errors of all that was measured, weighted, in units of ``NOISE``."""
+    """Relative errors of all that was measured, weighted, in units of ``NOISE``."""
     found = predicted(table, values)
-    parts = []
-    for name, weight in WEIGHTS.items():
-        measured = table.measured[name]
-        known = np.isfinite(measured) & (measured > 0)
-        parts.append(np.log(getattr(found, name)[known] / measured[known]) * (weight / NOISE))
-    return np.concatenate(parts)
+    logs, weights = counting(table)
+    off = np.log(np.stack([getattr(found, name) for name in FIGURES], axis=1)) - logs
+    known = np.isfinite(logs)
+    return np.asarray(np.expm1(off[known]) * weights[known] / NOISE)
+
+
+def counting(table: Table) -> tuple[FloatColumn, FloatColumn]:
+    """Logs of the measured figures that count in a fit, and how much, ``(n_layouts, n_figures)`` each; NaN where one does not."""
+    measured = np.stack([table.measured[name] for name in FIGURES], axis=1)
+    rows = np.where(table.layouts.batch_size > 0, np.sqrt(STATIC), 1.0)
+    first = np.array([name == "ttft_s" for name in FIGURES])
+    open_ = (table.layouts.request_rate > 0)[:, None] & ~first  # of an open loop the rest hangs on how close to capacity it runs
+    with np.errstate(divide="ignore", invalid="ignore"):
+        logs = np.where((measured > 0) & ~open_, np.log(measured), np.nan)
+    return logs, rows[:, None] * np.array(list(WEIGHTS.values()))
+
+
+# Least values of parameters, 0 where none stands here. A layer of fused kernels under CUDA graphs took 6 us beside its products on an H200.
+LOWEST = {"layer_latency": 6e-6, "prompts_together": 1.0}
+
+
+def pull_of(rows: int) -> float:
+    """How much one spread of a parameter away from what is typical weighs in a fit to so many rows."""
+    return float(np.sqrt(HELD * rows / 10))
 
 
 def thinned(tables: Sequence[Table], most: int = MOST) -> list[Table]:
@@ -111,9 +131,9 @@ def fit(tables: Sequence[Table], start: Mapping[str, float] | None = None, round
     tables = thinned(tables)
     parameters = exercised(tables)
     typical, spread, upper = (np.array([getattr(p, name) for p in parameters]) for name in ("typical", "spread", "upper"))
-    lower = np.array([0.2 if p.name == "prefill_efficiency" else 0.0 for p in parameters])
+    lower = np.array([LOWEST.get(p.name, 0.0) for p in parameters])
     names = [p.name for p in parameters]
-    pull = np.sqrt(HELD * sum(len(table.rows) for table in tables) / 10)
+    pull = pull_of(sum(len(table.rows) for table in tables))
 
     def errors(share: FloatColumn) -> FloatColumn:
         values = dict(zip(names, (share * spread).tolist(), strict=True))
@@ -133,7 +153,17 @@ def exercised(tables: Sequence[Table]) -> list[FreeParameter]:
     """Parameters that some row depends on: experts' and transfers' latencies where there are any."""
     models = any(table.scenario.model.num_experts for table in tables)
     wide = any((table.layouts.tp > 1).any() for table in tables)
-    without = {"expert_latency": not models, "collective_latency": not wide}
+    rounds = tables[0].scenario.software.serving.scheduler == "prefill_first"
+    static = any((table.layouts.batch_size > 0).any() for table in tables)
+    groups = any(table.scenario.workload.length_spread == 0 and (table.layouts.concurrency > 0).any() for table in tables)
+    without = {
+        "expert_latency": not models,
+        "expert_launch": not models,
+        "collective_latency": not wide,
+        "script_latency": not static,
+        "in_step": not groups or not rounds,
+        "prompts_together": not groups or rounds,
+    }
     return [parameter for parameter in FREE_SERVING if not without.get(parameter.name, False)]
 
 
@@ -154,22 +184,6 @@ def error_of(tables: Sequence[Table], values: Mapping[str, float]) -> float:
         if len(errors):
             return float(np.abs(errors).mean())
     return float("nan")
-
-
-def held_out(tables: Sequence[Table], models: Sequence[str], whole: Mapping[str, float]) -> FloatColumn:
-    """Errors of the times between tokens of each model's rows under a fit to the other models'.
-
-    Args:
-        models: the model of each table.
-        whole: the fit to all, where each fold begins.
-    """
-    found = []
-    for model in dict.fromkeys(models):
-        rest = [table for table, name in zip(tables, models, strict=True) if name != model]
-        mine = [table for table, name in zip(tables, models, strict=True) if name == model]
-        values = {**whole, **(fit(rest, whole, 3).values if rest else {})}
-        found.append(errors_of(mine, values, "tpot_s"))
-    return np.concatenate(found)
 
 
 def typical_values(scenario: Scenario) -> dict[str, float]:

@@ -148,8 +148,9 @@ class Workload(Frozen):
     each of the whole system; none: all requests at once, of which as many run as fit. ``prompt_len`` and ``decode_len`` are mean tokens of
     a request, those that come from ``prefix_hit`` (the share of the prompt that is found in a cache of prefixes) included; lengths are
     uniform in mean · (1 ± ``length_spread``). ``num_prompts`` requests are sent in all: the burst that opens the run and the tail that
-    ends it count; null: the steady state. ``kv_precision`` null: the framework's default. ``draft_tokens`` are proposed at each step
-    of speculative decoding, and each is accepted with ``draft_acceptance`` where those before it were.
+    ends it count; null: the steady state, in a closed loop with the burst of ten for each request under way. ``kv_precision`` null: the
+    framework's default. ``draft_tokens`` are proposed at each step of speculative decoding, and each is accepted with
+    ``draft_acceptance`` where those before it were.
 
     ``packing`` is the mean of the squared lengths of the documents that are packed into a sequence over its squared length; attention goes
     over each document by itself. 1: a sequence is one document; of four equal ones it is 1/4.

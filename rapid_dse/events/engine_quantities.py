@@ -19,7 +19,7 @@ from rapid_dse.events.programs.layer_program import Exchange, ExpertRoute, Half,
 from rapid_dse.interconnect.transfer import Transfer
 from rapid_dse.parallel.engines import Degrees
 from rapid_dse.simulate.inference.pass_parts import PassParts
-from rapid_dse.simulate.inference.passes import Prompts, decode_parts, drafting, prefill_parts
+from rapid_dse.simulate.inference.passes import LATENT_KERNELS, Prompts, decode_parts, drafting, prefill_parts
 from rapid_dse.simulate.inference.served_kernels import KernelCost, exchanges_by_gathers, sums_in_one_shot
 
 FloatColumn = NDArray[np.float64]
@@ -110,7 +110,8 @@ def _layer(scenario: Scenario, cut: Degrees, parts: PassParts, kind: KernelCost,
     """A layer whose second half is ``kind``: the dense MLP, or experts."""
     serving, moves = scenario.software.serving, parts.exchanges
     latency = serving.collective_latency * (moves.at.tp.size[0] > 1)
-    around = _seconds(parts.around, parts, serving, efficiency) + float(parts.glue[0]) / efficiency + serving.layer_latency
+    small = serving.layer_latency * (1.0 + LATENT_KERNELS * bool(scenario.model.kv_lora_rank))
+    around = _seconds(parts.around, parts, serving, efficiency) + float(parts.glue[0]) / efficiency + small
     queries = _gather(moves.queries, 2.0 * moves.stream, CP, 0.0)
     summed = _sum(scenario, moves.reduced, moves.stream, TP, latency, parts)
     attention = Half(

@@ -31,10 +31,11 @@ FREE_SERVING: tuple[FreeParameter, ...] = (
     FreeParameter("expert_latency", 3e-5, 3e-5, 5e-4, "s", "router, sort and grouped products' launches"),
     FreeParameter("collective_latency", 5e-6, 5e-6, 1e-4, "s", "its all-reduce kernels' synchronisation"),
     FreeParameter("admission_latency", 2e-2, 3e-2, 1.0, "s", "its server, tokenizer and stream"),
-    FreeParameter("step_latency", 5e-4, 1e-3, 1e-2, "s", "scheduler and sampler"),
     FreeParameter("sequence_latency", 1e-5, 1.5e-5, 1e-3, "s", "Python a running sequence"),
-    FreeParameter("decode_wait", 1.0, 0.3, 1.0, "share", "whether prefill runs between or beside decode steps"),
-    FreeParameter("prefill_efficiency", 0.9, 0.15, 1.2, "share", "its kernels in prefill"),
+    FreeParameter("expert_launch", 1.5e-3, 1.5e-3, 1e-2, "s", "kernels that it launches for experts in prefill"),
+    FreeParameter("script_latency", 5e-4, 3e-3, 1e-2, "s", "whether a static batch's loop runs ahead of the device"),
+    FreeParameter("in_step", 0.4, 0.2, 1.0, "share", "how requests of one length drift apart"),
+    FreeParameter("prompts_together", 2.0, 1.0, 16.0, "prompts", "how many of them come together"),
 )
 
 # What measured peaks of memory may fit.

@@ -8,6 +8,7 @@ from pydantic import Field
 
 from rapid_dse.config.effects import Only, Where
 from rapid_dse.config.fields import Bytes, Count, Seconds, Share, ShareOrZero
+from rapid_dse.config.measured_boxes import Architecture
 from rapid_dse.config.parts import SchemaPart
 
 OF_INFERENCE = Only(Where("workload.kind", ("inference",)))
@@ -29,17 +30,33 @@ class ServingSettings(SchemaPart):
     decode_attention: Annotated[Literal["own", "shared"], OF_INFERENCE] = "own"
     # A layer of a decode step under CUDA graphs: its small kernels (norms, rotary embedding, cache writes, activation), what lies between.
     layer_latency: Latency = 1.5e-5
+    # Generations of chips on which sums within a node are its own kernels, which read their peers' buffers; elsewhere they are NCCL's.
+    # null: on all.
+    fused_all_reduce: Annotated[tuple[Architecture, ...] | None, OF_INFERENCE] = None
     expert_latency: Latency = 3e-5  # what a layer of experts adds to that: router, sort, grouped launches
     collective_latency: Latency = 5e-6  # what each exchange of a layer takes beside its bytes: synchronisation of its ranks
     quantize_latency: Latency = 1e-6  # what a product of narrow operands adds: its input is scaled and cast
     step_latency: Latency = 5e-4  # the host at each step: scheduling, sampling, detokenising
     sequence_latency: Latency = 1e-5  # the host for each running sequence at each step
+    # The host for a layer of experts of a pass of prompts, which no CUDA graph holds; as much again where attention is latent. The pass
+    # lasts at least as long.
+    expert_launch: Latency = 1.5e-3
+    # What each step of a static batch waits for beside: a script's loop launches a step after it has read the last one's tokens.
+    script_latency: Latency = 0.0
     # From a request's arrival until the engine has it, and until its first token is out: HTTP, tokenising, detokenising. A static batch
     # meets no server.
     admission_latency: Annotated[Annotated[Seconds, Field(le=10)], OF_INFERENCE] = 2e-2
     decode_wait: Annotated[ShareOrZero, OF_INFERENCE] = 1.0  # share of others' prefill that decode steps wait for; the rest runs beside
+    # Requests of one length that had their prompts together end together, and those that follow them come together. in_step: how far that
+    # lasts, 0 to 1: where prompts run first (prefill_first), of all requests, which are one round; where whole prompts share steps (mixed),
+    # of those that one step takes.
+    in_step: Annotated[ShareOrZero, OF_INFERENCE, Only(Where("software.scheduler", ("prefill_first", "mixed")))] = 0.5
+    # So many prompts come together at least where they share steps with decoding (mixed, chunked), whatever a step takes.
+    prompts_together: Annotated[
+        Annotated[float, Field(ge=1, le=64)], OF_INFERENCE, Only(Where("software.scheduler", ("mixed", "chunked")))
+    ] = 1.5
     # Speed of prefill against its kernels run alone.
-    prefill_efficiency: Annotated[Annotated[float, Field(ge=0.2, le=1.5)], OF_INFERENCE] = 0.9
+    prefill_efficiency: Annotated[Annotated[float, Field(ge=0.2, le=1.5)], OF_INFERENCE] = 0.96
     workspace: Annotated[Bytes, OF_INFERENCE] = 2e9  # held on a GPU beside weights, cache and activations: CUDA graphs, NCCL
     # The KV cache has 8 bits where weights of products have at most 8, unless workload.kv_precision says otherwise.
     fp8_cache: Annotated[bool, OF_INFERENCE] = False

@@ -21,6 +21,8 @@ from rapid_dse.simulate.inference.served_kernels import KernelCost, decode_atten
 
 FloatColumn = NDArray[np.float64]
 
+# What latent attention has more of small kernels, as a share of a plain layer's: two norms, latents and rotary parts split, cast, joined.
+LATENT_KERNELS = 2.0
 NODES = np.polynomial.legendre.leggauss(4)  # context lengths at which decoding is sampled, and their weights
 
 
@@ -30,8 +32,8 @@ class PassWork:
 
     Seconds of ``products``, of ``attention``, of what small kernels and casts move (``moving``), of the transfers by parallelism, and of
     the ``slowest`` stage without its sends, which has ``slowest_layers``, ``slowest_experts`` of them with experts; how many ``layers``,
-    ``expert_layers``, ``casts`` of a product's input, and exchanges of tensor and expert parallelism (``tp_calls``, ``ep_calls``) it has,
-    each of which has a latency of its own; ``joules`` of the work of a whole engine, idle power left out.
+    ``latent_layers``, ``expert_layers``, ``casts`` of a product's input, and exchanges of tensor and expert parallelism (``tp_calls``,
+    ``ep_calls``) it has, each of which has a latency of its own; ``joules`` of the work of a whole engine, idle power left out.
     """
 
     products: FloatColumn
@@ -45,6 +47,7 @@ class PassWork:
     slowest_layers: FloatColumn
     slowest_experts: FloatColumn
     layers: FloatColumn
+    latent_layers: FloatColumn
     expert_layers: FloatColumn
     casts: FloatColumn
     tp_calls: FloatColumn
@@ -109,7 +112,7 @@ def timed(work: PassWork, serving: ServingSettings, efficiency: float = 1.0) -> 
         efficiency: speed of its kernels against the same kernels alone.
     """
     kernels, sent = work.products + work.attention + work.moving, work.tp + work.cp + work.ep
-    small = work.layers * serving.layer_latency + work.casts * serving.quantize_latency
+    small = (work.layers + LATENT_KERNELS * work.latent_layers) * serving.layer_latency + work.casts * serving.quantize_latency
     experts = work.expert_layers * serving.expert_latency
     waits = (small + work.tp_calls * serving.collective_latency) * work.slowest_layers / work.layers
     waits = waits + (experts + work.ep_calls * serving.collective_latency) * work.slowest_experts / np.maximum(1.0, work.expert_layers)
@@ -217,6 +220,7 @@ def _combined(scenario: Scenario, cut: Degrees, parts: PassParts) -> PassWork:
         slowest_layers=slowest_layers,
         slowest_experts=slowest_experts,
         layers=layers * ones,
+        latent_layers=layers * ones * bool(scenario.model.kv_lora_rank),
         expert_layers=(layers - dense) * ones,
         casts=casts * ones,
         tp_calls=tp_calls,

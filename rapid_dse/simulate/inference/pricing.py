@@ -23,6 +23,7 @@ from rapid_dse.simulate.results import REQUEST_COSTS, Priced
 
 FloatColumn = NDArray[np.float64]
 
+ROUNDS_SENT = 10.0  # prompts that benchmarks send for each request under way: a closed loop's where its row does not say
 CUT = ("tp", "attention_dp", "cp", "pp", "ep", "etp")
 
 
@@ -112,7 +113,8 @@ def load_of(layouts: Engines) -> Load:
     static = layouts.batch_size > 0
     asked = np.where(static, layouts.batch_size, layouts.concurrency)
     concurrency = np.where(asked > 0, np.maximum(1.0, asked / replicas), np.inf)
-    return Load(concurrency, layouts.request_rate / replicas, layouts.num_prompts / replicas, static)
+    sent = np.where((layouts.num_prompts == 0) & (layouts.concurrency > 0), ROUNDS_SENT * layouts.concurrency, layouts.num_prompts)
+    return Load(concurrency, layouts.request_rate / replicas, sent / replicas, static)
 
 
 def _busy(layouts: Engines) -> FloatColumn:

@@ -225,8 +225,8 @@ def _attention_precision(scenario: Scenario) -> str:
 
 def small_all_reduce(scenario: Scenario, size: FloatColumn, span: Span) -> Transfer:
     """Sums ``size`` bytes over a group: NCCL's best, or within a node the framework's own kernel, which reads its peers' buffers over
-    NVLink: all of them at once (one shot), or its share of them and then the others' shares (two shots). The latency of its
-    synchronisation is the framework's (``collective_latency``)."""
+    NVLink: all of them at once (one shot), or its share of them and then the others' shares (two shots), on the chips that it is built for
+    (``fused_all_reduce``). The latency of its synchronisation is the framework's (``collective_latency``)."""
     library = transfer.all_reduce(size, span, effective_network(scenario))
     own = np.minimum(*_own_all_reduce(scenario, size, span))
     return Transfer(np.minimum(library.seconds, own), library.sent, np.minimum(library.busy, np.minimum(library.seconds, own)))
@@ -239,12 +239,14 @@ def sums_in_one_shot(scenario: Scenario, size: FloatColumn, span: Span) -> NDArr
 
 
 def _own_all_reduce(scenario: Scenario, size: FloatColumn, span: Span) -> tuple[FloatColumn, FloatColumn]:
-    """Seconds of a framework's own kernel in one shot and in two; infinite beyond a node."""
+    """Seconds of a framework's own kernel in one shot and in two; infinite beyond a node, and on chips
+    that it is not built for."""
     inner, ranks = effective_network(scenario).dimensions[0], span.members[0]
     rate = inner.bandwidth * inner.utilization
     one = size * (ranks - 1) / rate + ONE_SHOT * inner.latency
     two = 2.0 * size * (ranks - 1) / ranks / rate + TWO_SHOT * inner.latency
-    inside = (span.size <= ranks) & (ranks > 1)
+    built = scenario.software.serving.fused_all_reduce
+    inside = (span.size <= ranks) & (ranks > 1) & (built is None or scenario.hw.architecture in built)
     return np.where(inside, one, np.inf), np.where(inside, two, np.inf)
 
 

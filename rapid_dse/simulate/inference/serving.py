@@ -16,6 +16,7 @@ from rapid_dse.config.scenario import Scenario
 from rapid_dse.parallel.engines import Degrees
 from rapid_dse.simulate.inference.distinct_steps import Between, Costs
 from rapid_dse.simulate.inference.passes import EnginePass
+from rapid_dse.simulate.inference.products import dense_layers
 
 FloatColumn = NDArray[np.float64]
 IntColumn = NDArray[np.int64]
@@ -104,13 +105,15 @@ class Engine:
         self.later = float(work.lengths[1] - 1)  # tokens behind the first
         self.ranks = (self.cut.attention_dp * self.cut.pp).astype(np.float64)
         self.capacity = costs.room.requests[kind] * self.cut.attention_dp
-        self.launches = scenario.model.num_hidden_layers * software.host.host_layer / 3
+        layers, prompts = scenario.model.num_hidden_layers, costs.prefill.work
+        self.launches = float(launched(scenario, layers, layers - dense_layers(scenario.model)))
         self.decode_pass = costs.decode.passes(software.serving)
         self.prefill_pass = prefill = costs.prefill.passes(software.serving, software.serving.prefill_efficiency, costs.prompts.chunks)
         self.decode_total = self.decode_pass.total
-        self.prefill_total = np.maximum(self.prefill_pass.total, self.launches)
+        launches = launched(scenario, prompts.layers, prompts.expert_layers)
+        self.prefill_total = np.maximum(self.prefill_pass.total, launches)
         # of the engine's passes of prompts one ends whenever its slowest stage does
-        self.prefill_slowest = np.maximum(prefill.slowest, self.launches / costs.cut.pp)
+        self.prefill_slowest = np.maximum(prefill.slowest, launches / costs.cut.pp)
 
     def at(self, running: FloatColumn) -> tuple[Between, FloatColumn, FloatColumn]:
         """Where a decode step of so many requests stands in the tables, its sequences on an attention rank, and its device's seconds."""
@@ -126,8 +129,8 @@ class Engine:
     def host(self, rows: FloatColumn, device: FloatColumn) -> FloatColumn:
         """What the host adds to a decode step of ``rows`` sequences on an attention rank that takes the device so long."""
         serving = self.scenario.software.serving
-        launched = self.launches * CAPTURED[self.scenario.software.host.cuda_graphs]
-        return np.maximum(0.0, launched - device) + serving.step_latency + serving.sequence_latency * rows
+        left = self.launches * CAPTURED[self.scenario.software.host.cuda_graphs]
+        return np.maximum(0.0, left - device) + serving.step_latency + serving.sequence_latency * rows
 
     def bubble(self, running: FloatColumn, where: Between, device: FloatColumn) -> FloatColumn:
         """What a pass waits for the slowest stage, through which as many batches go one after the other as are in flight: one a stage, but
@@ -164,7 +167,10 @@ class Engine:
         # requests of one length that have had their prompts in one pass end together, and those that follow them start together
         # attention's copies take theirs together, since experts wait for all of them
         least = np.minimum(self.cut.attention_dp, most)
-        together = np.where(grouped, most, np.clip(running / np.maximum(life, 1e-12) * step, least, most))
+        alike = np.where(grouped & (scheduler != "chunked"), serving.in_step, 0.0)
+        group = np.where(grouped & (scheduler != "prefill_first"), np.minimum(serving.prompts_together, running), 1.0)
+        arriving = running / np.maximum(life, 1e-12) * step
+        together = np.clip(np.maximum(np.maximum(group, alike * most), arriving), least, most)
         pass_where = self.costs.prefill.at(self.kind, np.maximum(1.0, together / self.cut.attention_dp))
         whole = pass_where.of(self.prefill_total)
         beside = whole
@@ -173,23 +179,19 @@ class Engine:
             beside = np.maximum(whole - spared * (self.later > 0), 0.5 * whole)
         prompt = beside / whole * pass_where.of(self.prefill_slowest) / together
         others = np.maximum(0.0, running - 1.0)
-        rounds = grouped & (scheduler == "prefill_first")  # prompts hold all decoding up, so that all requests of a round end together
-        waiting = serving.decode_wait * np.where(rounds, 0.5, decoding)
+        rounds = alike * (scheduler == "prefill_first")  # prompts hold all decoding up, so that all requests of a round end together
+        waiting = serving.decode_wait * (0.5 * rounds + decoding * (1.0 - rounds))
         decode = self.later / self.steps_tokens * step + waiting * prompt * others * (self.later > 0)
         busy = np.minimum(running * prompt / np.maximum(life, 1e-12), 0.95)
         queue = np.minimum(busy * prompt * np.where(grouped, together, 1.0) / (2.0 * (1.0 - busy)), others * prompt / 2.0)
-        first = (
-            serving.admission_latency
-            + whole
-            + np.where(rounds, np.maximum(0.0, running * prompt - whole) / 2.0, queue + 0.5 * step * (others > 0))
-        )
+        round_wait = np.maximum(0.0, running * prompt - whole) / 2.0
+        behind = whole * (np.maximum(1.0, group / together) - 1.0)  # passes that a group takes
+        first = serving.admission_latency + whole + rounds * round_wait + (1.0 - rounds) * (queue + behind + 0.5 * step * (others > 0))
         return _Life(running, where, rows, step, host, bubble, np.asarray(decode), np.asarray(first), prompt, together, pass_where)
 
     def serve(self, load: Load) -> Served:
         """How requests fare under each load."""
-        # requests of one length stay together but where prompts are cut to fill what decoding leaves of a step
-        whole = self.scenario.software.serving.scheduler != "chunked"
-        grouped = (load.rate <= 0) & (self.scenario.workload.length_spread == 0) & whole
+        grouped = (load.rate <= 0) & (self.scenario.workload.length_spread == 0)
         most = np.full(len(load.rate), np.inf)
         if (load.rate > 0).any():
             most = self.capacity / self.life(self.capacity, grouped).total
@@ -249,6 +251,7 @@ class Engine:
         pass_where = self.costs.prefill.at(self.kind, together)
         passes = on_rank / together
         first = pass_where.of(self.prefill_total) + (passes - 1.0) * pass_where.of(self.prefill_slowest)
+        host = host + self.scenario.software.serving.script_latency
         step = (device + host + bubble) / self.steps_tokens
         longest = 1.0 + self.scenario.workload.length_spread
         rate = batch / (first + self.later * longest * step)
@@ -270,6 +273,14 @@ class Engine:
             prefill=pass_where.all_of(self.prefill_pass),
             together=together * self.cut.attention_dp,
         )
+
+
+def launched(scenario: Scenario, layers: FloatColumn | float, experts: FloatColumn | float) -> FloatColumn:
+    """Seconds in which the host launches so many layers, of which so many have experts, kernel by kernel."""
+    software = scenario.software
+    a_layer = software.host.host_layer / 3  # forward, of forward and backward
+    of_experts = software.serving.expert_launch * (2.0 if scenario.model.kv_lora_rank else 1.0)
+    return np.asarray((layers - experts) * a_layer + experts * of_experts)
 
 
 def accepted(drafts: int, acceptance: float) -> float:
