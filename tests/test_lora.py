@@ -116,6 +116,18 @@ def test_ranks_share_adapters_as_they_share_products() -> None:
         assert float(np.ravel(latent.parameters(one)[0].adapters)[0]) == RANK * (7168 + 1536)
 
 
+def test_columns_of_the_second_matrix_are_gathered_beside_rows() -> None:
+    """Megatron Bridge's ParallelLinearAdapter beside linear_proj: gather_output of 8,192 · 4,096 numbers, 3/4 of them from others; the sum
+    of what the first matrix gives before it."""
+    rings, row = {"hw__network__dimensions__0__in_network_reduction": False}, layouts({"num_gpus": 4, "tp": 4, "global_batch_size": 1})
+    moved, before = (
+        arrangement(of, legal(of, row)).transfers.layers[0]
+        for of in (tuned(targets="o_proj", **rings), scenario("h100", "llama3_1_8b", "nemo", **rings))
+    )
+    more = 3 / 4 * SEQ * HIDDEN * 2 + 2 * 3 / 4 * SEQ * RANK * 2
+    assert (moved.tp_forward.sent - before.tp_forward.sent).sum() == pytest.approx(more)
+
+
 def test_what_adapters_exchange() -> None:
     rings, row = {"hw__network__dimensions__0__in_network_reduction": False}, layouts({"num_gpus": 4, "tp": 4, "global_batch_size": 1})
     moved, before = (
@@ -132,11 +144,8 @@ LAYERS = {"model__num_hidden_layers": 4}
 EXPERTS = LAYERS | {"model__num_experts": 8, "model__num_experts_per_tok": 2, "model__moe_intermediate_size": 3584}
 CASES: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({"num_gpus": 8, "tp": 2, "pp": 2, "sequence_parallel": True, "recompute": "none"}, LAYERS),
-    ({"num_gpus": 8, "tp": 4, "sequence_parallel": False, "recompute": "full"}, LAYERS | {"workload__lora_targets": ["q_proj", "v_proj"]}),
     ({"num_gpus": 8, "zero": 3, "recompute": "full"}, LAYERS | {"workload__lora_targets": ["down_proj"]}),
-    ({"num_gpus": 8, "zero": 2, "cp": 2}, LAYERS | {"model__tie_word_embeddings": True}),
     ({"num_gpus": 4, "pp": 4, "schedule": "zero_bubble", "recompute": "none"}, LAYERS),
-    ({"num_gpus": 8, "ep": 4, "zero": 1}, EXPERTS | {"workload__lora_targets": ["linear_qkv", "linear_fc1", "linear_fc2"]}),
     ({"num_gpus": 8, "tp": 2, "etp": 2, "ep": 2, "sequence_parallel": True}, EXPERTS),
 ]
 
@@ -165,7 +174,7 @@ def test_frozen_weights_are_never_more() -> None:
     assert (less.energy_j < more.energy_j).all()
 
 
-@pytest.mark.parametrize("name", ["llama3_1_8b", "gpt3_175b", "deepseek_v3", "moonlight_16b_a3b", "mixtral_8x7b", "gpt_oss_20b"])
+@pytest.mark.parametrize("name", ["gpt3_175b", "deepseek_v3", "moonlight_16b_a3b", "mixtral_8x7b"])
 def test_models_name_the_modules_of_their_products(name: str) -> None:
     model = scenario(model=name).model
     products = [product for kind in architecture(model).kinds for product in kind.products(ONE)]

@@ -190,8 +190,8 @@ class Streams:
     def _collectives(self, each: Exchanged) -> TensorParallel:
         layouts, stream = self.layouts, self.cast if each.cast else self.stream
         none = transfer.nothing(self.network, len(layouts))
-        if each.low_rank:
-            return self._low_rank(each)
+        if each.low_rank or each.alone:
+            return self._of_adapter(each)
         if each.routed:
             rows = np.where(layouts.gathers_rows, shared_rows(self.scenario, layouts), stream.size)
             stream = tensor_parallel(self.scenario, rows, self.placement.etp, self.network)
@@ -201,15 +201,18 @@ class Streams:
             stream = replace(stream, size=size, gathered=gathered, reduce=none)
         return stream if each.again else replace(stream, again=none)
 
-    def _low_rank(self, each: Exchanged) -> TensorParallel:
-        """What an adapter's first product gives, which the ranks that share it reduce."""
+    def _of_adapter(self, each: Exchanged) -> TensorParallel:
+        """What an adapter's first product gives, which the ranks that share it reduce; or its second one, whose columns they gather."""
         layouts, placement = self.layouts, self.placement
         tokens = shared_rows(self.scenario, layouts) if each.routed else self.stream.size
-        size = tokens * (each.low_rank / self.scenario.model.hidden_size)
+        size = tokens if each.alone else tokens * (each.low_rank / self.scenario.model.hidden_size)
         reduced = tensor_parallel(self.scenario, size, placement.etp if each.routed else placement.tp, self.network)
         none = transfer.nothing(self.network, len(layouts))
-        never = np.zeros(len(layouts), bool)
-        return replace(reduced, again=none, gathers=never, routed=~never if each.routed else None)
+        every = np.ones(len(layouts), bool)
+        routed = every if each.routed else None
+        if each.alone:
+            return replace(reduced, size=np.zeros(len(layouts)), scatter=none, again=none, gathers=every, routed=routed)
+        return replace(reduced, again=none, gathers=~every, routed=routed)
 
 
 def micro_batch_transfers(scenario: Scenario, layouts: Layouts, placement: Placement, network: Network) -> MicroBatchTransfers:

@@ -4,8 +4,8 @@ Beside y = x · W an adapter adds x · A · B, of which A has ``rank`` columns a
 needed by nothing in the backward pass, unless an adapter reads it too.
 
 Ranks that share a product share its adapter: both of its matrices are divided among them, and what A gives is summed over them, or put
-together, before B takes it (Megatron Bridge's ParallelLinearAdapter; one reduction stands for either, since it is narrow). Adapters stay
-in 16 bits.
+together, before B takes it (Megatron Bridge's ParallelLinearAdapter; one reduction stands for either, since it is narrow). Beside a product
+that is cut by rows B is cut by columns, which are gathered: as wide as the stream. Adapters stay in 16 bits.
 """
 
 from __future__ import annotations
@@ -140,12 +140,13 @@ class Adapted(Part):
         return next((step.reads for step in steps if read in step.makes and step.name.endswith("_gather")), read)
 
     def exchanged(self) -> tuple[Exchanged, ...]:
-        """The part's, whose input is gathered again where an adapter's weight gradient reads it, and what each adapter's products pass
-        on between them."""
+        """The part's, whose input is gathered again where an adapter's weight gradient reads it, what each adapter's products pass on
+        between them, and the columns of the second one that are put together beside a product of rows."""
         held = [each.of for each in self.each(ONE) if each.of.cut is not None]
         again = any(of.cut == "columns" and not of.routed for of in held)
         narrow = (Exchanged(routed=of.routed, low_rank=self.adapters.rank, again=False) for of in held)
-        return (*(replace(each, again=each.again and again) for each in self.part.exchanged()), *narrow)
+        wide = (Exchanged(routed=of.routed, again=False, cast=False, alone=True) for of in held if of.cut == "rows")
+        return (*(replace(each, again=each.again and again) for each in self.part.exchanged()), *narrow, *wide)
 
     def ring(self, shape: MicroBatch) -> FloatColumn | None:
         return self.part.ring(shape)

@@ -155,6 +155,7 @@ class Exchanged:
         cast: whether it may be cast to fp8 before it is gathered.
         again: whether the backward pass gathers it again for the weight gradient.
         low_rank: elements a token of what an adapter makes, which is reduced in place of the activations; 0: no adapter's.
+        alone: it is gathered and nothing is scattered after it, whether or not the sequence is shared.
     """
 
     routed: bool = False
@@ -162,6 +163,7 @@ class Exchanged:
     cast: bool = True
     again: bool = True
     low_rank: int = 0
+    alone: bool = False
 
 
 @dataclass(frozen=True)
