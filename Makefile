@@ -24,7 +24,7 @@ test: $(READY)
 
 # The local page and the report in a real Chromium, which is the system's; pictures of them go to output/web.
 web: $(READY) $(WEB)
-	PYTHONPATH=.web $(BIN)/python -m pytest tests/web
+	PYTHONPATH=.web $(BIN)/python -m pytest -n 2 --dist loadfile tests/web
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -19,6 +19,7 @@ _BAR, _GAP = 26.0, 34.0  # height of a bar, and from a bar's end to the next one
 _LEFT, _RIGHT, _TOP, _BOTTOM, _HEIGHT = 78.0, 18.0, 14.0, 46.0, 380.0  # of a picture of points
 _LANE, _CUT = 18.0, 24.0  # height of a lane, and the gap where time is left out
 _CELL, _WIDE = 34.0, 76.0  # height and width of a cell of a heat map
+_FEW = 1000  # dots, which are larger then
 _LETTERS = 80  # of the label of a count
 _NOT_XML = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
@@ -144,7 +145,7 @@ def scatter(frame: Frame, axes: tuple[Axis, Axis], sets: Sequence[Cloud], marked
     _draw_axes(top, axes, across, up)
     for each in sets:
         pixels = np.unique(np.rint(np.stack([across.place(each.x), up.place(each.y)], axis=1)).astype(np.int64), axis=0)
-        dots = _add(top, "path", f"dots {each.kind}")
+        dots = _add(top, "path", f"dots {each.kind}" + " few" * (len(pixels) < _FEW))
         dots.set("d", "".join(f"M{x} {y}h0" for x, y in pixels.tolist()))
     if limit is not None:
         y = float(up.place(np.array([limit]))[0])

@@ -8,7 +8,7 @@ const RapidCloud = (() => {
     const count = header.points, start = 4 + size;
     return { header, x: new Float32Array(buffer, start, count), y: new Float32Array(buffer, start + 4 * count, count), kind: new Uint8Array(buffer, start + 8 * count, count) };
   };
-  const COLOURS = ["--t6", "--accent", "--mark"], SIZES = [3, 3, 6], ALPHAS = [0.35, 0.45, 1];
+  const COLOURS = ["--t6", "--accent", "--mark"], SIZES = [3, 3, 6], ALPHAS = [0.35, 0.45, 1], FEW = 2000;
   const NEAR = 14, LEAST_STROKE = 8, MOST_CORNERS = 120;
 
   const draw = (host, data, options = {}) => {
@@ -35,10 +35,10 @@ const RapidCloud = (() => {
     };
     const points = (u, index) => {
       uPlot.orient(u, index, (series, xs, ys, scaleX, scaleY, toX, toY, left, top, wide, high) => {
-        const kind = index - 1, size = SIZES[kind] * devicePixelRatio, half = size / 2;
+        const kind = index - 1, few = data.kind.length < FEW, size = Math.max(SIZES[kind], few ? 5 : 0) * devicePixelRatio, half = size / 2;
         u.ctx.save();
         u.ctx.fillStyle = colour(COLOURS[kind]);
-        u.ctx.globalAlpha = ALPHAS[kind];
+        u.ctx.globalAlpha = few ? Math.max(0.7, ALPHAS[kind]) : ALPHAS[kind];
         for (let i = 0; i < xs.length; i++) {
           const x = toX(xs[i], scaleX, wide, left), y = toY(ys[i], scaleY, high, top);
           u.ctx.fillRect(x - half, y - half, size, size);
