@@ -78,7 +78,11 @@ def _beside_the_checkout() -> list[Path]:
     from rapid_dse.sweep.places import home
 
     data = home().parent / "shared" / "data"
-    found = [path for name in ("training_cases.csv", "kernels.csv", "kernels_fwd_bwd_a100.csv") if (path := data / name).exists()]
+    found = [
+        path
+        for name in ("training_cases.csv", "training_moe_cases.csv", "kernels.csv", "kernels_fwd_bwd_a100.csv", "h200/moe_mla.csv")
+        if (path := data / name).exists()
+    ]
     if not found:
         raise ValueError(f"no tables of measured runs in {data}; name them: python -m rapid_dse.validate CASES …")
     return found

@@ -13,7 +13,9 @@ PRACTICE = {
     "qwen3_235b_256xh100": {"tp": 2, "pp": 8, "ep": 32, "vpp": 4, "cp": 1, "etp": 1, "recompute": "none"},
 }
 NARROW = ("parallel.micro_batch_size=1", "search.jobs=1", "search.top=1")
-ONLY = {"qwen3_235b_256xh100": ("parallel.tp=2", "parallel.cp=1", "parallel.etp=1", "parallel.recompute=none", "parallel.vpp=2,3,4,5,6,7,8")}
+ONLY = {
+    "qwen3_235b_256xh100": ("parallel.tp=2", "parallel.cp=1", "parallel.etp=1", "parallel.recompute=none", "parallel.vpp=2,3,4,5,6,7,8")
+}
 
 
 @pytest.mark.parametrize("name", PRACTICE)

@@ -77,6 +77,19 @@ UNKNOWN: list[tuple[dict[str, Any], str]] = [
 ]
 
 
+@pytest.mark.parametrize("software", ["megatron_lm", "nemo"])
+def test_experts_have_boxes_of_their_own(software: str) -> None:
+    """Their error is that of measured runs of experts, whatever is known of dense models, and the other way round."""
+    row = {"num_gpus": 256, "tp": 2, "pp": 8, "ep": 32, "vpp": 4, "etp": 1, "recompute": "none", "schedule": "interleaved_1f1b"}
+    mixed = trials.scenario("h100", "qwen3_235b_a22b", software, workload__seq_len=4096)
+    told = trust(mixed, trials.layouts(row | {"sequence_parallel": True}))
+    ours = [box.error for box in mixed.software.measured if box.experts and box.chip == "h100" and box.precision == "bf16"]
+    assert len(ours) == 1
+    assert float(told.expected_error[0]) >= ours[0]
+    dense = mixed.software.model_copy(update={"measured": tuple(box for box in mixed.software.measured if not box.experts)})
+    assert np.isnan(trust(mixed.model_copy(update={"software": dense}), trials.layouts(row)).expected_error[0])
+
+
 @pytest.mark.parametrize(("scenario", "name"), UNKNOWN)
 def test_where_nothing_alike_was_measured_no_error_is_told(scenario: dict[str, Any], name: str) -> None:
     found = of({}, **scenario)

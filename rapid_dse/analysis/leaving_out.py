@@ -14,6 +14,7 @@ from rapid_dse.analysis.fit import NOISE, ROBUST, Runs, apply, lowest, predict
 from rapid_dse.analysis.measured_runs import parameters_by_name
 from rapid_dse.config.free_parameters import FreeParameter
 from rapid_dse.config.parts import value_of
+from rapid_dse.config.software import Software
 from rapid_dse.simulate.training import prepare
 
 FloatColumn = NDArray[np.float64]
@@ -59,10 +60,10 @@ class Linear:
         return moved
 
 
-def linear(runs: Sequence[Runs]) -> Linear:
-    """Log step times of runs around their profile and their clusters as they are."""
+def linear(runs: Sequence[Runs], profile: Software | None = None) -> Linear:
+    """Log step times of runs around their profile and their clusters as they are; ``profile``: where runs pin keys of it, without those."""
     parameters = [*parameters_by_name(exercised(runs)), *cluster_parameters(runs, unknown=False)]
-    software = runs[0].scenario.software
+    software = profile or runs[0].scenario.software
     ready = [prepare(apply(run.scenario, software, {}, run.pinned), run.layouts) for run in runs]
     measured = np.log(np.concatenate([run.measured for run in runs]))
     names, at = [p.name for p in parameters], np.array([_value(p.name, runs) for p in parameters])

@@ -11,7 +11,8 @@ import pandas as pd
 
 from rapid_dse.analysis.calibration import cluster_parameters, exercised, implied_mfu, memory_parameters, on_typical_clusters
 from rapid_dse.analysis.envelope import expected_unseen
-from rapid_dse.analysis.fit import held_out, logged_peak, typical_base
+from rapid_dse.analysis.fit import FloatColumn, Runs, folds_of, held_out, logged_peak, typical_base
+from rapid_dse.analysis.leaving_out import errors_unseen, linear
 from rapid_dse.analysis.measured_runs import (
     PEAK,
     SECONDS,
@@ -27,10 +28,11 @@ from rapid_dse.events.backends import price
 from rapid_dse.simulate.results import Priced
 from rapid_dse.simulate.trust import trust
 from rapid_dse.sweep.cases import CaseGroup, group_cases
+from rapid_dse.sweep.compose import composed, hydra_ready, scenario_of
 
 LEAST_PEAKS = 30
 LEAST_RUNS = 3
-TERMS = ("compute", "tp", "cp", "pp", "dp", "bubble", "optimizer", "host")
+TERMS = ("compute", "tp", "cp", "ep", "pp", "dp", "bubble", "optimizer", "host")
 
 
 @dataclass(frozen=True)
@@ -126,20 +128,38 @@ def _put_unseen(unseen: pd.DataFrame, frame: pd.DataFrame, groups: list[CaseGrou
     runs = measured_runs(frame, groups, software)
     if not runs:
         return
+    if any(run.scenario.model.num_experts for run in runs):
+        _put(unseen, frame, runs, _by_derivatives(runs, software))
+        return
     base = typical_base(runs[0].scenario.software)
     typical = on_typical_clusters(runs, unknown=False)
     parameters = [*parameters_by_name(exercised(runs)), *cluster_parameters(runs, unknown=False)]
     predicted = held_out(typical, base, parameters, jobs)
-    expected = expected_unseen(runs, [seconds / run.measured - 1 for run, seconds in zip(runs, predicted, strict=True)])
-    for run, seconds, error in zip(runs, predicted, expected, strict=True):
-        unseen.loc[frame.index[run.rows], "seconds"] = seconds
-        unseen.loc[frame.index[run.rows], "expected"] = error
+    _put(unseen, frame, runs, predicted)
     peaks = measured_runs(frame, groups, software, PEAK) if PEAK in frame else []
     if sum(len(run.rows) for run in peaks) >= LEAST_PEAKS:
         known = [*peaks, *exhausted_runs(frame, groups, software)]
         for run, values in zip(known, held_out(known, base, memory_parameters(peaks), jobs), strict=True):
             if not run.at_least:
                 unseen.loc[frame.index[run.rows], "peak"] = values
+
+
+def _put(unseen: pd.DataFrame, frame: pd.DataFrame, runs: Sequence[Runs], predicted: Sequence[FloatColumn]) -> None:
+    """Step times of runs by fits that had not seen their models, and the error to expect of each by the runs of other models."""
+    expected = expected_unseen(runs, [seconds / run.measured - 1 for run, seconds in zip(runs, predicted, strict=True)])
+    for run, seconds, error in zip(runs, predicted, expected, strict=True):
+        unseen.loc[frame.index[run.rows], "seconds"] = seconds
+        unseen.loc[frame.index[run.rows], "expected"] = error
+
+
+def _by_derivatives(runs: Sequence[Runs], software: str) -> list[FloatColumn]:
+    """Step times of each run by a fit without its model, s, like ``runs``: by the derivatives around the shipped profile, which was fitted
+    to dense models alone. Hardly two runs of experts share a scenario, so that full fits take an hour."""
+    with hydra_ready():
+        profile = scenario_of(composed({"software": software}).tree)[0].software
+    errors = errors_unseen(linear(runs, profile), folds_of(runs))
+    parts = np.split(errors, np.cumsum([len(run.layouts) for run in runs])[:-1])
+    return [run.measured * (1.0 + error) for run, error in zip(runs, parts, strict=True)]
 
 
 def parity_picture(found: Validated, path: Path) -> None:
