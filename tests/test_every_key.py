@@ -76,6 +76,7 @@ SHOWN: dict[str, tuple[Any, ...]] = {
     "cluster.checkpoint_bandwidth": ("piped", 1e9, TOKENS),
     "software.async_checkpoint": ("piped", True, TOKENS),
     "hw.name": ("slow", "another"),
+    "hw.like": ("slow", "a100", {"hw.name": "another"}),
     "hw.tensor_cores_per_sm": ("piped", 4096),
     "hw.tensor_flop_per_sm_clock.fp32": ("fp32", 100.0),
     "hw.tensor_flop_per_sm_clock.tf32": ("tf32", 100.0),

@@ -219,6 +219,7 @@ class Hardware(Frozen):
 
     name: str  # the option that the chip comes from
     architecture: Architecture | None = None
+    like: str | None = None  # the chip whose figures stand for what this one's data sheet does not say; null: its file says all
     num_gpus: Degree = 64  # GPUs that the job has
     gpus_per_node: Degree
     sms: Count  # streaming multiprocessors (compute units on AMD)

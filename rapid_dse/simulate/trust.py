@@ -196,7 +196,8 @@ def _of_scenario(box: MeasuredRuns, scenario: Scenario, over: bool) -> dict[str,
     if box.chip != hw.name:
         same = hw.architecture is not None and hw.architecture == box.architecture
         known = {hw.architecture, box.architecture} <= set(ARCHITECTURES)
-        found["chip" if same else "architecture"] = 1.0 if same or known else np.inf
+        alone = hw.like is not None  # what a data sheet does not say is no more certain than another generation's chip
+        found["chip" if same and not alone else "architecture"] = 1.0 if same or known else np.inf
     if box.precision != (precision := alike(work.precision)):
         found["precision"] = 1.0 if {precision, box.precision} <= set(PRECISIONS) else np.inf
     return found

@@ -34,6 +34,8 @@ from rapid_dse.config.parts import InParts, nested, value_of
 from rapid_dse.config.run import Backend, Debug, Parallel, Search, Workload
 from rapid_dse.config.scenario import Scenario, explain, path_of, without_parts
 from rapid_dse.config.software import Software
+from rapid_dse.imports.data_sheet import completed
+from rapid_dse.imports.file_options import GROUPS as OF_FILES
 from rapid_dse.imports.file_options import is_file_option
 from rapid_dse.imports.reader import RUN, SAID
 from rapid_dse.imports.run_values import settled_by, values_of
@@ -140,6 +142,8 @@ def from_hydra(config: DictConfig, trusted: bool) -> Composed:
             name: OmegaConf.to_container(part, resolve=True) for name, part in parts.items() if OmegaConf.is_config(part)
         }
     tree, said = _with_run(tree, {text.lstrip("+").split("=", 1)[0] for text in config.hydra.overrides.task})
+    if isinstance(tree.get("hw"), dict):
+        tree["hw"] = completed(tree["hw"], home())
     choices["backend"] = tree["backend"].get("name", choices.get("backend"))
     layout, names = tree["parallel"], [key.split(".")[1] for key in ALL_KEYS if key.count(".") == 1]
     whole = [name for name in names if layout.get(name) == "all"]
@@ -239,7 +243,8 @@ def _check_option(group: str, option: str, hydra: Sequence[str]) -> None:
             raise ValueError(f"{group}={option}: needs {missing}, which is not modelled; allowed: {', '.join(allowed)}")
     near = difflib.get_close_matches(option, allowed, n=1, cutoff=0.4)
     hint = f"; did you mean {near[0]!r}?" if near else ""
-    raise ValueError(f"{group}={option}: no such option{hint} (allowed: {', '.join(allowed)})")
+    own = f"; or a file: ./conf/{group}/{option}.yaml, or {group}=./{option}.yaml" if group in OF_FILES else ""
+    raise ValueError(f"{group}={option}: no such option{hint} (allowed: {', '.join(allowed)}{own})")
 
 
 def with_values(tree: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:

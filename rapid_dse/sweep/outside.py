@@ -33,6 +33,9 @@ def remarks(scenario: Scenario, layouts: Layouts) -> list[Remark]:
     if not software.enforce:
         lacking = engines.unoffered(layouts, scenario) if isinstance(layouts, engines.Engines) else offered.unoffered(layouts, scenario)
         found += [Remark(each.remark(software.name), each.where) for each in lacking]
+    if scenario.hw.like is not None:
+        text = f"hw ({scenario.hw.name}: a data sheet, the rest as {scenario.hw.like})"
+        found.append(Remark(text, np.ones(len(layouts), bool)))
     return [remark for remark in found if remark.where.any()]
 
 
