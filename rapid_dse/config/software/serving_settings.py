@@ -38,8 +38,8 @@ class ServingSettings(SchemaPart):
     quantize_latency: Latency = 1e-6  # what a product of narrow operands adds: its input is scaled and cast
     step_latency: Latency = 5e-4  # the host at each step: scheduling, sampling, detokenising
     sequence_latency: Latency = 1e-5  # the host for each running sequence at each step
-    # The host for a layer of experts of a pass of prompts, which no CUDA graph holds; as much again where attention is latent. The pass
-    # lasts at least as long.
+    # The host for a layer of experts of a pass of prompts, which no CUDA graph holds; as much again where attention is latent. No prompt is
+    # done sooner; decode steps run meanwhile.
     expert_launch: Latency = 1.5e-3
     # What each step of a static batch waits for beside: a script's loop launches a step after it has read the last one's tokens.
     script_latency: Latency = 0.0

@@ -81,7 +81,8 @@ class Pools:
     def flow(self, rate: FloatColumn) -> Flow:
         """What a request meets where so many arrive a second."""
         each = rate / self.workers[0]
-        alone = self.prefill.costs.prefill.at(self.prefill.kind, np.ones_like(rate)).of(self.prefill.prefill_total)
+        one = self.prefill.costs.prefill.at(self.prefill.kind, np.ones_like(rate))
+        alone = one.of(self.prefill.prefill_total) + one.of(self.prefill.prefill_late)
         busy = np.minimum(each * self.least, 0.98)
         alone = alone + busy * self.handover.prompt_delay
         prompt = self.scenario.software.serving.admission_latency + alone + busy * self.least / (2.0 * (1.0 - busy))

@@ -110,10 +110,13 @@ class Engine:
         self.decode_pass = costs.decode.passes(software.serving)
         self.prefill_pass = prefill = costs.prefill.passes(software.serving, software.serving.prefill_efficiency, costs.prompts.chunks)
         self.decode_total = self.decode_pass.total
+        plain = launched(scenario, prompts.layers, 0.0)
+        self.prefill_total = np.maximum(self.prefill_pass.total, plain)
+        # experts' launches run ahead beside decode steps: they delay the prompt, and nothing that decodes
         launches = launched(scenario, prompts.layers, prompts.expert_layers)
-        self.prefill_total = np.maximum(self.prefill_pass.total, launches)
+        self.prefill_late = np.maximum(0.0, launches - self.prefill_total)
         # of the engine's passes of prompts one ends whenever its slowest stage does
-        self.prefill_slowest = np.maximum(prefill.slowest, launches / costs.cut.pp)
+        self.prefill_slowest = np.maximum(prefill.slowest, plain / costs.cut.pp)
 
     def at(self, running: FloatColumn) -> tuple[Between, FloatColumn, FloatColumn]:
         """Where a decode step of so many requests stands in the tables, its sequences on an attention rank, and its device's seconds."""
@@ -186,7 +189,13 @@ class Engine:
         queue = np.minimum(busy * prompt * np.where(grouped, together, 1.0) / (2.0 * (1.0 - busy)), others * prompt / 2.0)
         round_wait = np.maximum(0.0, running * prompt - whole) / 2.0
         behind = whole * (np.maximum(1.0, group / together) - 1.0)  # passes that a group takes
-        first = serving.admission_latency + whole + rounds * round_wait + (1.0 - rounds) * (queue + behind + 0.5 * step * (others > 0))
+        first = (
+            serving.admission_latency
+            + whole
+            + pass_where.of(self.prefill_late)
+            + rounds * round_wait
+            + (1.0 - rounds) * (queue + behind + 0.5 * step * (others > 0))
+        )
         return _Life(running, where, rows, step, host, bubble, np.asarray(decode), np.asarray(first), prompt, together, pass_where)
 
     def serve(self, load: Load) -> Served:
@@ -250,7 +259,8 @@ class Engine:
         together = np.minimum(on_rank, self.costs.together[self.kind])
         pass_where = self.costs.prefill.at(self.kind, together)
         passes = on_rank / together
-        first = pass_where.of(self.prefill_total) + (passes - 1.0) * pass_where.of(self.prefill_slowest)
+        alone = pass_where.of(self.prefill_total) + pass_where.of(self.prefill_late)
+        first = alone + (passes - 1.0) * pass_where.of(self.prefill_slowest)
         host = host + self.scenario.software.serving.script_latency
         step = (device + host + bubble) / self.steps_tokens
         longest = 1.0 + self.scenario.workload.length_spread
