@@ -13,13 +13,12 @@ from numpy.typing import NDArray
 
 from rapid_dse.config.scenario import Scenario
 from rapid_dse.config.software.serving_settings import ServingSettings
-from rapid_dse.device import OperatorModel
 from rapid_dse.events.layer_quantities import seconds_alone
 from rapid_dse.events.programs.layer_program import Exchange, ExpertRoute, Half, LayerWork
 from rapid_dse.interconnect.transfer import Transfer
 from rapid_dse.parallel.engines import Degrees
 from rapid_dse.simulate.inference.pass_parts import PassParts
-from rapid_dse.simulate.inference.passes import LATENT_KERNELS, Prompts, decode_parts, drafting, prefill_parts
+from rapid_dse.simulate.inference.passes import LATENT_KERNELS, Drafted, Prompts, drafting, on_last_stage
 from rapid_dse.simulate.inference.served_kernels import KernelCost, exchanges_by_gathers, sums_in_one_shot
 
 FloatColumn = NDArray[np.float64]
@@ -64,22 +63,19 @@ class PassDetail:
         return "tp" if "tp" in every else "ep" if routed else "cp" if every else "pp"
 
 
-def decode_detail(scenario: Scenario, cut: Degrees, rows: float, device: OperatorModel) -> PassDetail:
+def decode_detail(scenario: Scenario, cut: Degrees, rows: float, parts: Drafted) -> PassDetail:
     """A decode step of ``rows`` sequences on an attention rank, its drafts included; ``cut`` has one row."""
-    drafts, column = scenario.workload.draft_tokens or 0, np.array([rows])
-    found = _detail(scenario, cut, decode_parts(scenario, cut, column, device, 1.0 + drafts), 1.0)
-    found = replace(found, sequences=rows)
-    if not drafts:
+    verified, made = parts
+    found = replace(_detail(scenario, cut, verified, 1.0), sequences=rows)
+    if made is None:
         return found
-    alone = replace(cut, pp=np.ones_like(cut.pp))
-    of_drafts = drafting(scenario)
-    made = _detail(of_drafts, alone, decode_parts(of_drafts, alone, column, device), 1.0)
-    return replace(found, works=(*found.works, *made.works), heads=(*found.heads, *made.heads), drafts=drafts)
+    draft = _detail(drafting(scenario), on_last_stage(cut), made, 1.0)
+    drafts = scenario.workload.draft_tokens or 0
+    return replace(found, works=(*found.works, *draft.works), heads=(*found.heads, *draft.heads), drafts=drafts)
 
 
-def prefill_detail(scenario: Scenario, cut: Degrees, sequences: float, prompts: Prompts, device: OperatorModel) -> PassDetail:
+def prefill_detail(scenario: Scenario, cut: Degrees, sequences: float, parts: PassParts, prompts: Prompts) -> PassDetail:
     """The passes that compute ``sequences`` prompts of an attention rank."""
-    parts = prefill_parts(scenario, cut, np.array([sequences]), prompts, device)
     found = _detail(scenario, cut, parts, scenario.software.serving.prefill_efficiency)
     return replace(found, sequences=sequences, chunks=prompts.chunks)
 

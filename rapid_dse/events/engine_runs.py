@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TypeAlias
 
 import numpy as np
@@ -186,5 +187,9 @@ class Way:
                 known = term if term in TERMS else self.waits  # within a stage ranks wait for each other
                 terms[known] += seconds
 
+    @cached_property
+    def _first(self) -> Ints:
+        return self.done.traced.graph.rank_ptr
+
     def _row(self, rank: int, node: int) -> int:
-        return int(self.done.traced.graph.rank_ptr[rank]) + node
+        return int(self._first[rank]) + node

@@ -27,7 +27,8 @@ from rapid_dse.events.quantities import with_closed_form
 from rapid_dse.parallel.engines import Engines
 from rapid_dse.parallel.layouts import POOLS, Layouts
 from rapid_dse.simulate.inference.distinct_steps import StepGrid, prompts_of
-from rapid_dse.simulate.inference.passes import EnginePass, drafted_work, prefill_work, timed
+from rapid_dse.simulate.inference.pass_parts import PassParts
+from rapid_dse.simulate.inference.passes import Drafted, EnginePass, drafted, drafted_parts, prefill_parts, prefilled, timed
 from rapid_dse.simulate.inference.pools import Handover, handed_over
 from rapid_dse.simulate.inference.pricing import PreparedEngines, System, prepare, served, system
 from rapid_dse.simulate.inference.widths import cache_bytes_per_token
@@ -146,13 +147,19 @@ class ServedRow:
             found.append(EngineTrial(self.scenario, part, replace(placed, places=places), detail, flying, returns))
         return found
 
-    def _prefill(self, batch: float) -> list[EngineTrial]:
+    def _prefill(self, batch: float, parts: PassParts) -> list[EngineTrial]:
         prompts = prompts_of(self.assumed)
-        detail = prefill_detail(self.assumed, self.cuts[0], batch, prompts, self.device)
+        detail = prefill_detail(self.assumed, self.cuts[0], batch, parts, prompts)
         return self._trials(0, detail, prompts.chunks, returns=False)
 
-    def _decode(self, batch: float, flying: int) -> list[EngineTrial]:
-        return self._trials(len(self.cuts) - 1, decode_detail(self.assumed, self.cuts[-1], batch, self.device), flying, returns=True)
+    def _decode(self, batch: float, flying: int, parts: Drafted) -> list[EngineTrial]:
+        return self._trials(len(self.cuts) - 1, decode_detail(self.assumed, self.cuts[-1], batch, parts), flying, returns=True)
+
+    def _prefill_parts(self, batch: float) -> PassParts:
+        return prefill_parts(self.assumed, self.cuts[0], np.array([batch]), prompts_of(self.assumed), self.device)
+
+    def _decode_parts(self, batch: float) -> Drafted:
+        return drafted_parts(self.assumed, self.cuts[-1], np.array([batch]), self.device)
 
     def _times(self, trials: Sequence[EngineTrial], name: str) -> EngineTimes:
         """What a pass takes on the slowest of the engines: the load is dealt out evenly, so that all end with it."""
@@ -164,18 +171,19 @@ class ServedRow:
         return max(times, key=lambda each: each.total)
 
     def _prefill_factors(self, batch: float) -> dict[str, float]:
-        serving, prompts, column = self.assumed.software.serving, prompts_of(self.assumed), np.array([batch])
-        closed = timed(prefill_work(self.assumed, self.cuts[0], column, prompts, self.device), serving, serving.prefill_efficiency)
-        return _over(self._times(self._prefill(batch), "prefill"), closed.overlapped(prompts.chunks))
+        serving, prompts, parts = self.assumed.software.serving, prompts_of(self.assumed), self._prefill_parts(batch)
+        closed = timed(prefilled(self.assumed, self.cuts[0], parts, prompts), serving, serving.prefill_efficiency)
+        return _over(self._times(self._prefill(batch, parts), "prefill"), closed.overlapped(prompts.chunks))
 
     def _decode_factors(self, batch: float, flying: int) -> dict[str, float]:
-        closed = timed(drafted_work(self.assumed, self.cuts[-1], np.array([batch]), self.device), self.assumed.software.serving)
-        return _over(self._times(self._decode(batch, flying), "decode"), closed)
+        parts = self._decode_parts(batch)
+        closed = timed(drafted(self.assumed, self.cuts[-1], parts), self.assumed.software.serving)
+        return _over(self._times(self._decode(batch, flying, parts), "decode"), closed)
 
     def _hand_over(self, found: System) -> None:
         """Measures what a cache meets on its way beside what runs."""
         (batch, flying), *_ = self._batches(found)
-        (prompts,), (decoding,) = self._prefill(1.0), self._decode(batch, flying)
+        (prompts,), (decoding,) = self._prefill(1.0, self._prefill_parts(1.0)), self._decode(batch, flying, self._decode_parts(batch))
         prompt, _ = self.assumed.workload.lengths
         closed = float(handed_over(self.assumed, self.cuts[0], self.cuts[1])[0])
         step = float(found.served.step.total[0])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
 from itertools import pairwise
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -165,11 +166,31 @@ def _attended(scenario: Scenario, cut: Degrees, rows: FloatColumn, queries: floa
 def drafted_work(scenario: Scenario, cut: Degrees, rows: FloatColumn, device: OperatorModel) -> PassWork:
     """A decode step with its drafts: each is made by one more layer and the head, on the last stage and one after the other; one pass
     verifies them all."""
+    return drafted(scenario, cut, drafted_parts(scenario, cut, rows, device))
+
+
+Drafted: TypeAlias = tuple[PassParts, PassParts | None]  # the pass that verifies drafts, and the one that makes a draft
+
+
+def drafted_parts(scenario: Scenario, cut: Degrees, rows: FloatColumn, device: OperatorModel) -> Drafted:
+    """The parts of such a step."""
     drafts = scenario.workload.draft_tokens or 0
-    verified = decode_work(scenario, cut, rows, device, 1.0 + drafts)
-    if not drafts:
-        return verified
-    return verified + decode_work(drafting(scenario), replace(cut, pp=np.ones_like(cut.pp)), rows, device).times(drafts)
+    verified = decode_parts(scenario, cut, rows, device, 1.0 + drafts)
+    return verified, decode_parts(drafting(scenario), on_last_stage(cut), rows, device) if drafts else None
+
+
+def drafted(scenario: Scenario, cut: Degrees, parts: Drafted) -> PassWork:
+    """The work of a step's parts."""
+    verified, made = parts
+    found = _combined(scenario, cut, verified)
+    if made is None:
+        return found
+    return found + _combined(drafting(scenario), on_last_stage(cut), made).times(scenario.workload.draft_tokens or 0)
+
+
+def on_last_stage(cut: Degrees) -> Degrees:
+    """The same engines with one stage alone."""
+    return replace(cut, pp=np.ones_like(cut.pp))
 
 
 def drafting(scenario: Scenario) -> Scenario:
@@ -188,7 +209,12 @@ def prefill_parts(scenario: Scenario, cut: Degrees, sequences: FloatColumn, prom
 
 def prefill_work(scenario: Scenario, cut: Degrees, sequences: FloatColumn, prompts: Prompts, device: OperatorModel) -> PassWork:
     """All of these passes, one after the other."""
-    return _combined(scenario, cut, prefill_parts(scenario, cut, sequences, prompts, device)).times(prompts.chunks)
+    return prefilled(scenario, cut, prefill_parts(scenario, cut, sequences, prompts, device), prompts)
+
+
+def prefilled(scenario: Scenario, cut: Degrees, parts: PassParts, prompts: Prompts) -> PassWork:
+    """The work of all passes, of which one has these parts."""
+    return _combined(scenario, cut, parts).times(prompts.chunks)
 
 
 def _combined(scenario: Scenario, cut: Degrees, parts: PassParts) -> PassWork:
