@@ -19,7 +19,7 @@ from rapid_dse.interconnect.transfer import Transfer
 from rapid_dse.parallel.engines import Degrees
 from rapid_dse.simulate.inference.pass_parts import PassParts
 from rapid_dse.simulate.inference.passes import LATENT_KERNELS, Drafted, Prompts, drafting, on_last_stage
-from rapid_dse.simulate.inference.served_kernels import KernelCost, exchanges_by_gathers, sums_in_one_shot
+from rapid_dse.simulate.inference.served_kernels import KernelCost, exchanges_by_gathers, shots_of_sum
 
 FloatColumn = NDArray[np.float64]
 
@@ -50,10 +50,13 @@ class PassDetail:
     sequences: float
     chunks: int
 
-    @property
-    def shares(self) -> bool:
-        """Whether ranks of a stage exchange anything."""
-        return any(work.talks for work in self.works)
+    def by_library(self) -> PassDetail:
+        """The same pass with all sums by a library's all-reduce."""
+        works = []
+        for work in self.works:
+            first, second = (replace(half, exchanges=tuple(replace(each, shots=0) for each in half.exchanges)) for half in work.halves)
+            works.append(replace(work, halves=(first, second)))
+        return replace(self, works=tuple(works))
 
     @property
     def waits(self) -> str:
@@ -178,8 +181,6 @@ def _gather(found: Transfer, size: FloatColumn, group: str, latency: float) -> E
 def _sum(scenario: Scenario, found: Transfer, size: FloatColumn, group: str, latency: float, parts: PassParts) -> Exchange:
     at = parts.exchanges.at
     span = at.tp if group == TP else at.tp * at.cp
-    # ASTRA-sim's groups have no all-to-all that sends to all at once
-    at_once = scenario.backend.engine == "builtin" and bool(sums_in_one_shot(scenario, size, span)[0])
-    ranks = int(np.ravel(span.size)[0]) if at_once else 0
+    shots, ranks = int(shots_of_sum(scenario, size, span)[0]), int(np.ravel(span.size)[0])
     seconds = seconds_alone(found) + latency
-    return Exchange(float(size[0]), 0.0, 0.0, 0.0, seconds, 0.0, group=group, skew=latency, one_shot=ranks)
+    return Exchange(float(size[0]), 0.0, 0.0, 0.0, seconds, 0.0, group=group, skew=latency, shots=shots, ranks=ranks)

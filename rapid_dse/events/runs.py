@@ -217,25 +217,18 @@ def _astra_sim(backend: Backend) -> AstraSimEngine:
 
 
 def system_of(scenario: Scenario, topology: Topology) -> SystemSettings:
-    """ASTRA-sim's settings: rings, but all links at once where a dimension connects fully, and in all-to-alls, as libraries run them.
-
-    Sums of inference are often too small for rings: there each rank of a switch writes to all others at once, as kernels do that read
-    their peers' buffers. (ASTRA-sim's groups in a network of several dimensions have rings alone.)
-    """
-    connected = [d.kind == "FullyConnected" and d.size > 2 for d in topology.dimensions]
-    at_once = [d.kind == "Switch" and scenario.workload.kind == "inference" for d in topology.dimensions]
-    rings = tuple("direct" if each else "ring" for each in connected)
-    sums = tuple("direct" if each or other else "ring" for each, other in zip(connected, at_once, strict=True))
+    """ASTRA-sim's settings: rings, but all links at once where a dimension connects fully, and in all-to-alls, as libraries run them."""
+    direct = tuple("direct" if d.kind == "FullyConnected" and d.size > 2 else "ring" for d in topology.dimensions)
+    memory = scenario.hw.memory.bandwidth / 1e9
     groups = {}
-    if len(rings) > 1:
+    if len(direct) > 1:
         # a ring in a fully connected dimension would use one of a rank's links, where libraries use them all
-        groups = dict.fromkeys(COLLECTIVES, "direct") if any(connected) else {"ALL_TO_ALL": "direct"}
-        groups |= {"ALL_REDUCE": "direct"} if all(at_once) and scenario.backend.engine == "builtin" else {}
+        groups = dict.fromkeys(COLLECTIVES, "direct") if "direct" in direct else {"ALL_TO_ALL": "direct"}
     return SystemSettings(
-        algorithms=dict.fromkeys(COLLECTIVES, rings) | {"ALL_REDUCE": sums, "ALL_TO_ALL": ("direct",) * len(rings)},
+        algorithms=dict.fromkeys(COLLECTIVES, direct) | {"ALL_TO_ALL": ("direct",) * len(direct)},
         splits=CHUNKS,
         active_chunks=CHUNKS * (STREAMS if own_streams(scenario.backend) else 1),  # no stream waits for another one's chunks
-        local_mem_bw=scenario.hw.memory.bandwidth / 1e9,
+        local_mem_bw=memory,
         scheduling_policy="FIFO",
         group_algorithms=groups,
     )

@@ -139,6 +139,8 @@ class ServedRow:
 
     def _trials(self, engine: int, detail: PassDetail, flying: int, *, returns: bool) -> list[EngineTrial]:
         """A pass on the engine; where links are faulty on each of several replicas that has one of them, or on the first."""
+        if self.scenario.backend.engine == "astrasim" and len(self.machine.topology.dimensions) > 1:
+            detail = detail.by_library()  # groups of such a network have no all-to-all there that sends to all at once
         if self.pooled or len(self.engines) == 1:
             return [EngineTrial(self.scenario, self.machine, self.engines[engine], detail, flying, returns)]
         found = []

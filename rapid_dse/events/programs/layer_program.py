@@ -28,9 +28,8 @@ class Exchange:
     ``again``: of the gather that the backward pass repeats for the weight gradient; 0 where what was gathered is kept. ``scattered``: it is
     gathered before and scattered after, else reduced after. ``group``: tp, or etp for the rows of routed experts; ``term`` of a result that
     its time is. ``skew``: seconds of a blocking collective's in which its ranks wait for each other (those on other hosts, or a framework's
-    latency). ``one_shot``: how many ranks it has where each of them has the whole buffers of all others sent to reduce
-    them by itself; else 0. ``only``: the pass (0 forward, 1 backward) and the kind of the one collective that it takes part in, along a
-    side of a grid of ranks; None: as ``scattered`` says, in both.
+    latency). ``shots``: of a kernel that sums by itself what its peers send it, all of their
+    buffers at once (1) or a share of each and then its sum to all (2), ``ranks`` of them; 0: a library's all-reduce.
     """
 
     size: float
@@ -43,7 +42,8 @@ class Exchange:
     group: str = "tp"
     skew: float = 0.0
     term: str = "tp"
-    one_shot: int = 0
+    shots: int = 0
+    ranks: int = 1
     only: tuple[int, str] | None = None
 
     def times(self, count: int) -> Exchange:
@@ -318,9 +318,12 @@ def exchange(script: Script, half: Half, after: After, kind: str, share: float, 
         if not script.style.ideal and skew:
             after = script.compute(after, each.skew * share, WAIT, each.term)
         name, size = "ALL_GATHER" if kind == AGAIN else kind, share * each.bytes(kind)
-        if each.one_shot and kind == "ALL_REDUCE" and not script.style.ideal:
-            name, size = "ALL_TO_ALL", each.one_shot * size
-        after = script.exchange(after, name, each.group, size, share * seconds, each.term, MAIN)
+        count = 1
+        if each.shots and kind == "ALL_REDUCE" and not script.style.ideal:
+            name, count = "ALL_TO_ALL", each.shots
+            size = each.ranks * size if each.shots == 1 else size
+        for _ in range(count):
+            after = script.exchange(after, name, each.group, size, share * seconds, each.term, MAIN)
     return after
 
 

@@ -232,10 +232,11 @@ def small_all_reduce(scenario: Scenario, size: FloatColumn, span: Span) -> Trans
     return Transfer(np.minimum(library.seconds, own), library.sent, np.minimum(library.busy, np.minimum(library.seconds, own)))
 
 
-def sums_in_one_shot(scenario: Scenario, size: FloatColumn, span: Span) -> NDArray[np.bool_]:
-    """Whether such a sum is fastest where each rank reads all buffers at once."""
+def shots_of_sum(scenario: Scenario, size: FloatColumn, span: Span) -> NDArray[np.int64]:
+    """In how many shots a framework's own kernel takes such a sum, ``(n,)``: 1 or 2; 0 where NCCL is faster."""
     one, two = _own_all_reduce(scenario, size, span)
-    return np.asarray((one < two) & (one <= transfer.all_reduce(size, span, effective_network(scenario)).seconds))
+    library = transfer.all_reduce(size, span, effective_network(scenario)).seconds
+    return np.where(library < np.minimum(one, two), 0, np.where(one < two, 1, 2))
 
 
 def _own_all_reduce(scenario: Scenario, size: FloatColumn, span: Span) -> tuple[FloatColumn, FloatColumn]:
