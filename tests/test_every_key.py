@@ -68,6 +68,7 @@ TRIALS: dict[str, tuple[dict[str, str], dict[str, Any]]] = {
 OVER_LEAVES = {"hw.num_gpus": 64, "parallel.tp": 1, "workload.global_batch_size": 64}
 HOST = {"parallel.offload_activations": 1.0, "parallel.offload_optimizer": 1.0, "software.enforce": False}
 TOKENS = {"workload.train_tokens": 1e12}
+PLUS_PLUS = {"parallel.zero_hpz_partition_size": 2}
 LORA = {"workload.trainable": "lora", "software.enforce": False}
 SHOWN: dict[str, tuple[Any, ...]] = {
     "workload.train_tokens": ("piped", 1e12),
@@ -130,6 +131,10 @@ SHOWN: dict[str, tuple[Any, ...]] = {
         for name in ("tp", "pp", "attention_dp", "workers")
     },
     **{f"parallel.{pool}.{name}": ("served", 2, POOLS) for pool in ("prefill", "decode") for name in ("etp", "ep")},
+    "software.offers.zero_plus_plus": ("fsdp", ["hpz"], PLUS_PLUS),
+    "parallel.zero_hpz_partition_size": ("fsdp", 2, {"software.enforce": False}),
+    "software.zero_quantized_weights": ("fsdp", True, {"software.enforce": False}),
+    "software.zero_quantized_gradients": ("fsdp", True, {"software.enforce": False}),
     "software.offers.trainable": ("piped", ["lora"]),
     "software.offers.cp_kinds": ("fsdp", ["ulysses"]),
     "workload.lora_rank": ("piped", 32, LORA),

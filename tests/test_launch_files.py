@@ -193,6 +193,10 @@ SPECIAL = {
         ("model=llama3_1_8b", "parallel.zero=3", "parallel.offload_optimizer=0.5", "parallel.offload_weights=1", "parallel.recompute=none"),
         ("model=llama3_1_8b", "parallel.zero=2", "parallel.offload_activations=1", "parallel.recompute=full"),
         ("model=llama3_1_8b", "parallel.zero=3", "workload.trainable=lora", "parallel.recompute=none"),
+        (
+            *("model=llama3_1_8b", "parallel.zero=3", "parallel.zero_hpz_partition_size=8", "parallel.recompute=none"),
+            *("software.zero_quantized_weights=true", "software.zero_quantized_gradients=true"),
+        ),
         ("model=llama3_1_8b", "parallel.zero=3", "parallel.cp=4", "parallel.cp_kind=ulysses", "parallel.recompute=none"),
     ],
     "llm_foundry": [

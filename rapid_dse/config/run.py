@@ -63,6 +63,7 @@ class Parallel(Frozen):
     does not offer these (software.offers), the highest stage and the least mode that it does; ``sequence_parallel`` null likewise.
     ``shard_group`` is how many GPUs share one copy of what ZeRO shards
     (hybrid sharding); the copies of several such groups are kept equal by an all-reduce of their gradients. null: all of dp · cp.
+    ``zero_hpz_partition_size``: ZeRO++'s hpZ: so many neighbours hold a second copy of the weights, from which backward passes gather.
     ``cp_kind``: what context-parallel ranks exchange around attention: keys and values go round a ring, or heads are traded for parts of
     the sequence and back by all-to-alls (ulysses).
     ``etp`` is how many GPUs share an expert, of the same ranks as tp, cp and dp; null: tp where tp · ep divides tp · cp · dp, else 1.
@@ -94,6 +95,7 @@ class Parallel(Frozen):
     recompute_layers: Annotated[Count | None, TRAINING] = None
     schedule: Annotated[ScheduleName | None, TRAINING] = None
     shard_group: Annotated[Degree | None, TRAINING] = None
+    zero_hpz_partition_size: Annotated[Degree, TRAINING] = 1  # GPUs that share a second copy of the weights (ZeRO++); 1: there is none
     etp: Annotated[Degree | None, EXPERTS] = None
     order: tuple[Parallelism, ...] = ORDER  # which parallelism has neighbouring GPUs, inner to outer
     stage_layers: Annotated[tuple[CountOrZero, ...] | None, TRAINING] = None

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +19,7 @@ from rapid_dse.events.layer_quantities import layer_works, seconds_alone
 from rapid_dse.events.machine import AXES, Machine, cluster_of
 from rapid_dse.events.programs.end_programs import EndWork
 from rapid_dse.events.programs.layer_program import Exchange, Half, LayerWork
-from rapid_dse.events.programs.stage_work import SharedWeights, StageWork
+from rapid_dse.events.programs.stage_work import FourBits, SharedWeights, StageWork
 from rapid_dse.interconnect import closed_form
 from rapid_dse.model.architecture import architecture_of, split_of
 from rapid_dse.parallel import schedules
@@ -38,10 +39,12 @@ from rapid_dse.simulate.replicated import replicated_bytes
 from rapid_dse.simulate.shard_copies import with_copies
 from rapid_dse.simulate.sharding import (
     ShardGroups,
+    backward_gather,
     bucket,
     embedding_weights,
     gathered_bytes,
     gradient_sync,
+    quantized_reduction,
     scatter_overlap,
     sharded_passes,
     trained_table,
@@ -51,10 +54,12 @@ from rapid_dse.simulate.slots import host_layer_seconds, waits_of_passes
 from rapid_dse.simulate.step import update_seconds
 from rapid_dse.simulate.training import Prepared, price_operators
 from rapid_dse.simulate.vocabulary import LOSS_REDUCTIONS, loss_bytes, tied_table
+from rapid_dse.simulate.zero_plus_plus import FOUR_BITS, by_node
 
 FloatColumn = NDArray[np.float64]
 
 GRADIENTS, EXPERT_GRADIENTS = "gradients", "expert gradients"  # groups that share dense weights, and experts
+SECOND, NODES = "second copy", "gradients in a node"  # ZeRO++: ranks that share a second copy of weights; those of a node
 REPLICAS = " of replicas"  # after a group's name: the ranks that hold the same shard, where each of several groups has all shards
 
 
@@ -288,7 +293,7 @@ def _shared(one: LayoutDetail, weights: Weights, left: Weights, layers: int) -> 
             "shards": group.alone.placement.gradient.size,
             "across": gradient_sync(scenario, layout, sent, group.cut).seconds - sync,
         }
-        shared.append(_shared_weights(group.name, group.halves, moved))
+        shared.append(_shared_weights(group.name, group.halves, moved, narrow_gradients(one)))
     return tuple(shared)
 
 
@@ -296,16 +301,30 @@ def _shared_layer(one: LayoutDetail, weights: Weights, trained: Weights) -> tupl
     """What moves of a layer's ``weights``, of which some are ``trained``, with each of its passes in each group that shares some."""
     found = ((group, group.part(weights), group.part(trained)) for group in _groups(one))
     return tuple(
-        _shared_weights(group.name, group.halves, _each_time(one, (held, own), group.alone, group.cut))
+        replace(
+            _shared_weights(group.name, group.halves, _each_time(one, (held, own), group.alone, group.cut), narrow_gradients(one)),
+            second=SECOND if one.scenario.parallel.zero_hpz_partition_size > 1 else "",
+        )
         for group, held, own in found
         if held is not None and own is not None
     )
 
 
-def _shared_weights(name: str, halves: Halves | None, moved: Mapping[str, FloatColumn]) -> SharedWeights:
+def narrow_gradients(one: LayoutDetail) -> FourBits | None:
+    """How gradients go in 4 bits, where they do."""
+    if not one.scenario.software.precision.zero_quantized_gradients:
+        return None
+    scenario, group = with_closed_form(one.scenario), one.groups.placement.gradient
+    found = quantized_reduction(scenario, np.array([1e9]), one.groups)
+    share = seconds_alone(found.within) / max(seconds_alone(found.both), 1e-300)
+    members = float(np.ravel(by_node(group, scenario.hw.node_dimensions)[0].size)[0])
+    return FourBits(NODES, NODES + REPLICAS, members, share, FOUR_BITS / gradient_bytes(scenario))
+
+
+def _shared_weights(name: str, halves: Halves | None, moved: Mapping[str, FloatColumn], narrow: FourBits | None = None) -> SharedWeights:
     """Those of a group by its name; ``moved``: fields of ``SharedWeights``, columns of one row."""
-    numbers = {key: float(np.ravel(column)[0]) for key, column in moved.items()}
-    return SharedWeights(name, **numbers, replicas="" if halves is None else name + REPLICAS)
+    numbers: dict[str, Any] = {key: float(np.ravel(column)[0]) for key, column in moved.items()}
+    return SharedWeights(name, **numbers, replicas="" if halves is None else name + REPLICAS, narrow=narrow)
 
 
 def _each_time(one: LayoutDetail, weights: tuple[Weights, Weights], alone: ShardGroups, cut: ShardGroups) -> dict[str, FloatColumn]:
@@ -321,6 +340,7 @@ def _each_time(one: LayoutDetail, weights: tuple[Weights, Weights], alone: Shard
     return {
         "layer_gathered": held.dense * gathered_bytes(scenario) * layout.sharding.parameters,
         "layer_gather": passes.forward.seconds,
+        "layer_again": backward_gather(scenario, layout, alone, held, passes.forward).seconds,
         "layer_scattered": trained.dense * gradient_bytes(scenario) * reduces_each(scenario.software, layout),
         "layer_scatter": passes.backward.seconds,
         "shards": alone.placement.gradient.size,
@@ -334,7 +354,8 @@ def _table(one: LayoutDetail, weights: Weights) -> SharedWeights | None:
     if not one.layout.sharding.gradients[0] or float(np.ravel(placement.gradient.size)[0]) == 1:
         return None
     alone = replace(one.groups, placement=replace(placement, gradient=placement.shard, halves=None))
-    return _shared_weights(GRADIENTS, placement.halves, _each_time(one, (weights, trained_table(one.scenario, weights)), alone, one.groups))
+    moved = _each_time(one, (weights, trained_table(one.scenario, weights)), alone, one.groups)
+    return _shared_weights(GRADIENTS, placement.halves, moved, narrow_gradients(one))
 
 
 def _trained_weights(one: LayoutDetail, stage: int, kinds: Sequence[int]) -> Weights:

@@ -14,7 +14,7 @@ from rapid_dse.events.machine import Machine
 from rapid_dse.events.programs.script import MAIN, Script, Style, check_size
 from rapid_dse.events.programs.stage_program import FIRST_INPUT, TIED, Boundary, LayerNodes, StageWriter
 from rapid_dse.events.programs.stage_work import StageWork
-from rapid_dse.events.quantities import EXPERT_GRADIENTS, GRADIENTS, REPLICAS, LayoutDetail
+from rapid_dse.events.quantities import EXPERT_GRADIENTS, GRADIENTS, NODES, REPLICAS, SECOND, LayoutDetail, narrow_gradients
 from rapid_dse.parallel.expert_groups import ExpertGroups
 from rapid_dse.parallel.layouts import WHOLE_GROUP
 from rapid_dse.parallel.schedules.schedule import tasks
@@ -86,14 +86,23 @@ def _cut(name: str, groups: Ints, shards: int) -> dict[str, Ints]:
     return {name: inner.reshape(-1, shards), name + REPLICAS: inner.transpose(0, 2, 1).reshape(-1, inner.shape[1])}
 
 
+def _of_plus_plus(one: LayoutDetail, gradients: Ints) -> dict[str, Ints]:
+    """Parts of the groups of gradients that ZeRO++ has: those with a second copy of weights, and those of a node."""
+    second, narrow = one.scenario.parallel.zero_hpz_partition_size, narrow_gradients(one)
+    found = {SECOND: _cut(SECOND, gradients, second)[SECOND]} if second > 1 else {}
+    return found if narrow is None else found | _cut(NODES, gradients, round(narrow.members))
+
+
 def stage_for(one: LayoutDetail, cluster: Machine, places: Ints, experts: ExpertGroups) -> runs.Stage:
     """The network with all groups of the ranks at ``places`` ``(pp, dp, cp, tp)``."""
-    cut = one.degree("shard_group") != WHOLE_GROUP and places.shape[1] == one.degree("dp")  # part of the replicas reduces nothing
+    whole = places.shape[1] == one.degree("dp")  # part of the replicas reduces nothing
+    cut = one.degree("shard_group") != WHOLE_GROUP and whole
     exchanges = [each for work in one.works for half in work.halves for each in half.exchanges]
     sides = sorted(
         {each.group for each in exchanges if each.only is not None and each.size > 0} if places.shape[3] == one.degree("tp") else ()
     )
     groups, peers = directory(places, experts, int(one.layout.shards[0]) if cut else None, sides)
+    groups |= _of_plus_plus(one, groups[GRADIENTS]) if whole and not cut else {}
     room = cluster.topology.ranks
     padded = {name: np.concatenate([peer, np.full(room - len(peer), -1, np.int64)]) for name, peer in peers.items()}
     return runs.stage_on(one.scenario, cluster, groups, padded)

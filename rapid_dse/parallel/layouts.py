@@ -26,6 +26,7 @@ from rapid_dse.parallel.expert_rules import adapter_rules, grid_rules, tokens_ru
 from rapid_dse.parallel.kind_rules import kind_rules, of_rows
 from rapid_dse.parallel.offered import settled, unoffered
 from rapid_dse.parallel.pipeline_rules import counted_ends, recompute_rules, schedule_rules, split_rules
+from rapid_dse.parallel.zero_rules import zero_rules
 from rapid_dse.parallel.zero_stages import Sharding
 
 IntColumn = NDArray[np.int64]
@@ -258,8 +259,7 @@ def mathematics(layouts: Layouts, scenario: Scenario) -> list[Rule]:
     batch, micro_batch = layouts.global_batch_size, layouts.micro_batch_size
     per_pass = np.maximum(1, dp * micro_batch)
     micro_batches = batch // per_pass
-    shards = np.maximum(1, layouts.shards)
-    hybrid, said = layouts.shard_group != WHOLE_GROUP, model.sample_tokens is None  # the model's own length is filled up (``padded``)
+    said = model.sample_tokens is None  # the model's own length is filled up (``padded``)
     return [
         Rule("tp must divide num_attention_heads", model.num_attention_heads % tp != 0),
         *(Rule(*each) for each in width_rules(layouts, scenario)),
@@ -272,9 +272,7 @@ def mathematics(layouts: Layouts, scenario: Scenario) -> list[Rule]:
         *(Rule(*each) for each in schedule_rules(layouts, micro_batches)),
         *(Rule(*each) for each in grid_rules(layouts, scenario)),
         Rule("train_tokens must be a step's tokens or more", batch * float(seq_len) > (scenario.workload.train_tokens or np.inf)),
-        Rule("shard_group must divide dp · cp", (dp * cp) % shards != 0),
-        Rule("shard_group needs zero 1, 2 or 3: zero 0 shards nothing", hybrid & ~layouts.sharding.optimizer),
-        Rule("etp · ep must divide tp · shard_group", hybrid & (tp * shards % (layouts.expert_tp * layouts.ep) != 0)),
+        *(Rule(*each) for each in zero_rules(layouts, scenario)),
     ]
 
 

@@ -57,6 +57,7 @@ def unoffered(layouts: Layouts, scenario: Scenario) -> list[Unoffered]:
         *_degrees(layouts, offers, scenario.parallel.cp_kind),
         *_stages(layouts, offers),
         *_modes(layouts, offers),
+        *_plus_plus(layouts, scenario),
         *_offloads(layouts, scenario),
         *_recomputed(layouts, scenario),
     ]
@@ -120,6 +121,19 @@ def _stages(layouts: Layouts, offers: Offers) -> Iterator[Unoffered]:
     for stage in sorted({1, 2, 3} - set(offers.shard_group)):
         setting, instead = f"shard_group under zero {stage}", f"it under zero {listed(offers.shard_group)}"
         yield Unoffered(setting, setting, instead, hybrid & (layouts.zero == stage))
+
+
+def _plus_plus(layouts: Layouts, scenario: Scenario) -> Iterator[Unoffered]:
+    """What ZeRO++ sends less of."""
+    offered, precision = scenario.software.offers.zero_plus_plus, scenario.software.precision
+    asked = {
+        "hpz": ("zero_hpz_partition_size", scenario.parallel.zero_hpz_partition_size > 1),
+        "quantized_weights": ("zero_quantized_weights", precision.zero_quantized_weights),
+        "quantized_gradients": ("zero_quantized_gradients", precision.zero_quantized_gradients),
+    }
+    for name, (setting, wanted) in asked.items():
+        if wanted and name not in offered:
+            yield Unoffered(setting, setting, f"of ZeRO++ {listed(offered)}", np.ones(len(layouts), bool))
 
 
 def _modes(layouts: Layouts, offers: Offers) -> Iterator[Unoffered]:

@@ -198,8 +198,10 @@ def _states(scenario: Scenario, layouts: Layouts, stages: Stages) -> dict[str, N
     bucket = np.minimum(software.overlap.gradient_bucket, trained.total * PRECISION_BYTES[software.precision.gradient_dtype])
     of_layers = layer_bytes(scenario, layouts)
     on_host = on_the_host(summed(stages.of_kinds, of_layers), largest_of(stages.of_kinds, of_layers), scenario.parallel.offload_weights)
+    second = scenario.parallel.zero_hpz_partition_size  # of the weights as they compute, within a node
+    second_copy = weights.total * (width / second * (second > 1))
     return {
-        "parameters": held_bytes(scenario, layouts, weights, trained) - on_host + summed(stages.of_kinds, stay),
+        "parameters": held_bytes(scenario, layouts, weights, trained) - on_host + summed(stages.of_kinds, stay) + second_copy,
         "gradients": _beyond_activations(scenario, layouts, stages, gradients),
         "optimizer": trained.sharded(layouts, layouts.sharding.optimizer)
         * (1 - scenario.parallel.offload_optimizer)

@@ -20,6 +20,7 @@ from rapid_dse.simulate.layer_work import Block, LayerBlock
 from rapid_dse.simulate.memory import reduces_each
 from rapid_dse.simulate.operator_times import compute_bytes
 from rapid_dse.simulate.sharding import embedding_weights, gathered_bytes, trained_table
+from rapid_dse.simulate.zero_plus_plus import EIGHT_BITS, FOUR_BITS
 
 FloatColumn = NDArray[np.float64]
 
@@ -34,12 +35,18 @@ class Copied:
 
 def copied_bytes(scenario: Scenario, layouts: Layouts, weights: Weights, trained: Weights) -> Copied:
     """HBM bytes of each copy of ``weights`` in one pass: ZeRO 3 gathers them before each pass, and ZeRO 2 and 3 reduce the gradients of
-    those that are ``trained`` after the backward pass."""
+    those that are ``trained`` after the backward pass. ZeRO++ casts what it gathers and reduces, whether or not a framework copies."""
     software, (parameters, sent) = scenario.software, (each.total * (layouts.shards > 1) for each in (weights, trained))
     own = PRECISION_BYTES[software.precision.gradient_dtype] if software.kernels.fused_accumulation else compute_bytes(scenario)
     gathers = layouts.sharding.parameters & software.kernels.copies_gathered
     reduces = reduces_each(software, layouts) & software.kernels.copies_gradients
-    return Copied(parameters * gathers * (2.0 * gathered_bytes(scenario)), sent * reduces * float(own + gradient_bytes(scenario)))
+    precision, width, moved = software.precision, compute_bytes(scenario), reduces_each(software, layouts)
+    copied, reduced = gathers * (2.0 * gathered_bytes(scenario)), reduces * float(own + gradient_bytes(scenario))
+    if precision.zero_quantized_weights:  # 8 bits read, and written as they compute: in place of a copy
+        copied = np.where(layouts.sharding.parameters, float(EIGHT_BITS + width), 0.0)
+    if precision.zero_quantized_gradients:  # read as they are, written in 4 bits, and what has arrived read
+        reduced = np.where(moved, own + 2 * FOUR_BITS, 0.0)
+    return Copied(parameters * copied, sent * reduced)
 
 
 def with_copies(scenario: Scenario, layouts: Layouts, block: Block, device: OperatorModel) -> Block:
@@ -47,8 +54,10 @@ def with_copies(scenario: Scenario, layouts: Layouts, block: Block, device: Oper
 
     Full recomputation runs in a backward pass whose weights have come already: it repeats no copy.
     """
-    software = scenario.software
-    if not (software.kernels.copies_gathered or software.kernels.copies_gradients) or not layouts.sharding.gradients.any():
+    kernels, precision = scenario.software.kernels, scenario.software.precision
+    copies = kernels.copies_gathered or kernels.copies_gradients
+    casts = precision.zero_quantized_weights or precision.zero_quantized_gradients
+    if not (copies or casts) or not layouts.sharding.gradients.any():
         return block
     apart = (layouts.pp > 1) | (not scenario.model.tie_word_embeddings)
     head, table = (

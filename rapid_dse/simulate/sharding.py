@@ -31,6 +31,7 @@ from rapid_dse.simulate.memory import reduces_each
 from rapid_dse.simulate.operator_times import compute_bytes
 from rapid_dse.simulate.replicated import replicated_bytes
 from rapid_dse.simulate.vocabulary import tied_table
+from rapid_dse.simulate.zero_plus_plus import EIGHT_BITS, QuantizedReduction, innermost
 
 FloatColumn = NDArray[np.float64]
 
@@ -85,6 +86,8 @@ def sharded_passes(scenario: Scenario, layouts: Layouts, groups: ShardGroups, we
     each = reduces_each(software, layouts)
     if not each.any():
         return PassTransfers(gather, none)
+    if software.precision.zero_quantized_gradients:
+        return PassTransfers(gather, quantized_reduction(scenario, trained.dense, groups).both.times(each))
     sizes = trained.times(gradient_bytes(scenario))
     scatter = _by_group(sizes, groups)  # a gather reversed
     for copies in across_replicas(sizes, groups):
@@ -95,8 +98,25 @@ def sharded_passes(scenario: Scenario, layouts: Layouts, groups: ShardGroups, we
 def layer_gathers(scenario: Scenario, layouts: Layouts, groups: ShardGroups) -> tuple[PassTransfers, ...]:
     """Transfers of a layer of each kind in each pass: ZeRO 3's gathers of weights, and gradients reduced each time."""
     held = zip(*(layer_weights(scenario, layouts, trained) for trained in (False, True)), strict=True)
-    every = [sharded_passes(scenario, layouts, groups, *each) for each in held]
-    return tuple(PassTransfers(found.forward, found.forward + found.backward) for found in every)
+    every = [(sharded_passes(scenario, layouts, groups, *each), each[0]) for each in held]
+    return tuple(
+        PassTransfers(found.forward, backward_gather(scenario, layouts, groups, weights, found.forward) + found.backward)
+        for found, weights in every
+    )
+
+
+def backward_gather(scenario: Scenario, layouts: Layouts, groups: ShardGroups, weights: Weights, forward: Transfer) -> Transfer:
+    """The gather of ``weights`` before a backward pass: as ``forward``, or among those that share a second copy of them."""
+    second = scenario.parallel.zero_hpz_partition_size
+    if second == 1:
+        return forward
+    group = innermost(groups.placement.gradient, second)
+    return transfer.all_gather(weights.times(gathered_bytes(scenario)).dense, group, groups.network).times(layouts.sharding.parameters)
+
+
+def quantized_reduction(scenario: Scenario, parameters: FloatColumn, groups: ShardGroups) -> QuantizedReduction:
+    """The reduction of so many parameters' gradients in 4 bits."""
+    return QuantizedReduction.of(parameters, groups.placement.gradient, groups.network, scenario.hw.node_dimensions)
 
 
 @dataclass(frozen=True)
@@ -165,6 +185,9 @@ def all_reduce(size: FloatColumn, span: Span, groups: ShardGroups) -> Transfer:
 
 
 def gathered_bytes(scenario: Scenario) -> int:
+    """Bytes of a weight that ZeRO 3 gathers."""
+    if scenario.software.precision.zero_quantized_weights:
+        return EIGHT_BITS
     return 1 if scenario.workload.precision == "fp8" and "all-gather" in scenario.software.precision.fp8_recipe else compute_bytes(scenario)
 
 
@@ -210,6 +233,9 @@ def group_sync(scenario: Scenario, layouts: Layouts, sent: FloatColumn, group: t
     """
     calls = np.maximum(1.0, np.ceil(sent / bucket(scenario, layouts)))
     span, halves = group
+    if scenario.software.precision.zero_quantized_gradients:
+        reduction = quantized_reduction(scenario, sent / gradient_bytes(scenario) / calls, groups)
+        return reduction.both.times(np.where(sent > 0, calls, 0.0))
     scatter = transfer.reduce_scatter(sent / calls, span if halves is None else halves.shard, groups.network)
     if halves is not None:
         scatter = scatter + all_reduce(sent / calls / halves.shard.size, halves.replica, groups)

@@ -96,6 +96,9 @@ def _unmeasured(scenario: Scenario) -> str:
         found.append("cp_kind (no run with ulysses was measured)")
     if scenario.model.num_nextn_predict_layers:
         found.append("num_nextn_predict_layers (no run that predicts further tokens was measured)")
+    precision = scenario.software.precision
+    if scenario.parallel.zero_hpz_partition_size > 1 or precision.zero_quantized_weights or precision.zero_quantized_gradients:
+        found.append("ZeRO++ (no run with it was measured)")
     return "; ".join(found)
 
 

@@ -9,6 +9,7 @@ from rapid_dse.analysis.launch_files.file_forms import JSON
 from rapid_dse.analysis.launch_files.framework import LaunchFramework
 
 _Z = "zero_optimization."
+_QUANTIZED = ("zero_quantized_weights", "zero_quantized_gradients")
 
 
 def _write_batch(run: LaunchedRun) -> dict[str, Any]:
@@ -40,7 +41,24 @@ def _read_batch(found: FieldsRead) -> dict[str, Any]:
 
 
 def _write_zero(run: LaunchedRun) -> dict[str, Any]:
-    return {f"{_Z}stage": run["parallel.zero"], f"{_Z}overlap_comm": run["software.dp_overlap"] > 0} | _write_offload(run)
+    return (
+        {f"{_Z}stage": run["parallel.zero"], f"{_Z}overlap_comm": run["software.dp_overlap"] > 0}
+        | _write_plus_plus(run)
+        | _write_offload(run)
+    )
+
+
+def _write_plus_plus(run: LaunchedRun) -> dict[str, Any]:
+    """ZeRO++, as far as it is on."""
+    second = run["parallel.zero_hpz_partition_size"]
+    said: dict[str, Any] = {f"{_Z}zero_hpz_partition_size": second} if second > 1 else {}
+    return said | {f"{_Z}{name}": True for name in _QUANTIZED if run[f"software.{name}"]}
+
+
+def _read_plus_plus(found: FieldsRead) -> dict[str, Any]:
+    said: dict[str, Any] = {f"software.{name}": True for name in _QUANTIZED if found.flag(f"{_Z}{name}")}
+    second = found.number(f"{_Z}zero_hpz_partition_size", default=1)
+    return said | ({"parallel.zero_hpz_partition_size": second} if second > 1 else {})
 
 
 def _write_offload(run: LaunchedRun) -> dict[str, Any]:
@@ -76,7 +94,7 @@ def _read_zero(found: FieldsRead) -> dict[str, Any]:
         said["software.dp_overlap"] = 0.0
     if group and group > 0:
         said["parallel.shard_group"] = group
-    return said | _read_offload(found)
+    return said | _read_plus_plus(found) | _read_offload(found)
 
 
 def _write_precision(run: LaunchedRun) -> dict[str, Any]:

@@ -34,6 +34,10 @@ class Offers(Frozen):
     zero: tuple[Zero, ...] = (0, 1, 2, 3)  # stages without pipelines, pp = 1
     zero_with_pipelines: tuple[Zero, ...] = (0, 1, 2, 3)  # stages at pp > 1
     shard_group: tuple[Zero, ...] = (1, 2, 3)  # stages whose shards may lie on a part of the data-parallel ranks (hybrid sharding)
+    # ZeRO++: a second copy of weights, weights in 8 bits, gradients in 4.
+    zero_plus_plus: tuple[Literal["hpz", "quantized_weights", "quantized_gradients"], ...] = (
+        "hpz", "quantized_weights", "quantized_gradients",
+    )  # fmt: skip
     sequence_parallel: tuple[bool, ...] = (True, False)  # values where tp > 1
     recompute: tuple[Mode, ...] = ("none", "selective", "full")  # recompute modes
     # What may lie in the host's memory (parallel.offload_*), at pp = 1 and at pp > 1.

@@ -32,6 +32,8 @@ class PrecisionSettings(SchemaPart):
     reduce_dtype: Dtype | None = None  # of the gradient on the wire; null: gradient_dtype
     # FSDP: under ZeRO 3 the shards are the fp32 master weights, of which gathers make 16-bit copies; else 16-bit shards stay beside them.
     master_shards: bool = False
+    zero_quantized_weights: bool = False  # ZeRO++'s qwZ: ZeRO 3 gathers weights in 8 bits
+    zero_quantized_gradients: bool = False  # ZeRO++'s qgZ: gradients go in 4 bits, by all-to-alls within nodes and across them
     # A parameter: master weight and two moments, 4 bytes each. 8: moments of 16 bits; 6: a 16-bit master copy too; 4: no master weight.
     optimizer_bytes: Annotated[float, Field(ge=0, le=16)] = 12.0
 

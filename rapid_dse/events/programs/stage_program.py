@@ -83,7 +83,7 @@ class StageWriter:
     gathered: After = ()
     reduced: After = ()
     left: float = 1.0
-    gathers_left: deque[int] = field(default_factory=deque)
+    gathers_left: deque[tuple[int, bool]] = field(default_factory=deque)
     opening: After = ()
     started: bool = False
 
@@ -153,7 +153,8 @@ class StageWriter:
         if work.gathers_layers:
             for task in tasks:
                 kinds = work.chunks[task.chunk]
-                self.gathers_left.extend(() if task.kind == WEIGHTS else kinds if task.kind == FORWARD else reversed(kinds))
+                ordered = () if task.kind == WEIGHTS else kinds if task.kind == FORWARD else kinds[::-1]
+                self.gathers_left.extend((kind, task.kind != FORWARD) for kind in ordered)
             if work.dp_hidden > 0:
                 self._gather_ahead(self.tail)
 
@@ -238,7 +239,7 @@ class StageWriter:
             self._pass(layers, direction, weights)
             return
         for kind in layers:
-            self._gather_layer(kind)
+            self._gather_layer(kind, direction == BACKWARD)
             self._pass((kind,), direction, weights)
             if direction == BACKWARD and work.scatters_layers:
                 hides = work.dp_hidden > 0
@@ -256,13 +257,13 @@ class StageWriter:
             else:
                 self.tail = self.passes.backward(self.script, self.tail, (kind, count), weights)
 
-    def _gather_layer(self, kind: int) -> None:
+    def _gather_layer(self, kind: int, backward: bool) -> None:
         """The weights of the next pass: blocking, or asked for when the pass before it started."""
         work = self.work
         if not work.gathers_layers:
             return
         if work.dp_hidden == 0:
-            self.tail = self._layer_gather(kind, self.tail, MAIN)
+            self.tail = self._layer_gather((kind, backward), self.tail, MAIN)
             return
         self.tail = _joined(self.tail, self.gathered)
         self._gather_ahead(self.tail)
@@ -271,8 +272,9 @@ class StageWriter:
         if self.gathers_left:
             self.gathered = self._layer_gather(self.gathers_left.popleft(), after, GRADIENTS)
 
-    def _layer_gather(self, kind: int, after: After, stream: int) -> After:
-        moved = [("ALL_GATHER", each.group, each.layer_gathered, each.layer_gather) for each in self.work.layers[kind]]
+    def _layer_gather(self, of: tuple[int, bool], after: After, stream: int) -> After:
+        """A layer's weights, of its kind, for its forward or its backward pass."""
+        moved = [each.gather_of(of[1]) for each in self.work.layers[of[0]]]
         return self._over_groups(after, moved, stream)
 
     # --------------------------------------------------------------- gradients

@@ -4,6 +4,28 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+Move = tuple[str, str, float, float]  # a collective, its group, its bytes, its seconds in closed form
+
+
+@dataclass(frozen=True)
+class FourBits:
+    """Gradients that go in 4 bits (ZeRO++): ``within`` and ``across`` name the ranks of a node and one of each node; ``members`` a node
+    has; ``share`` of the seconds is within it; ``wire``: bytes on the wire over those of the gradients."""
+
+    within: str
+    across: str
+    members: float
+    share: float
+    wire: float
+
+    def moves(self, size: float, seconds: float) -> list[Move]:
+        """The all-to-alls of gradients of ``size`` bytes before they are cast."""
+        sent = self.wire * size
+        return [
+            ("ALL_TO_ALL", self.within, sent, self.share * seconds),
+            ("ALL_TO_ALL", self.across, sent / self.members, (1 - self.share) * seconds),
+        ]
+
 
 @dataclass(frozen=True)
 class SharedWeights:
@@ -15,6 +37,8 @@ class SharedWeights:
     Attributes:
         sent: gradients that are reduced once a step, ``sync`` in that time; ``gathered``: weights that ZeRO 1 and 2 gather.
         layer_gathered: a layer's, that ZeRO 3 gathers before each pass; ``layer_scattered``: its gradients after each backward.
+        layer_again: of a gather before a backward pass, in the group ``second``, where few ranks have a copy of their own (ZeRO++).
+        narrow: how gradients go where they go in 4 bits.
         across: seconds in which replicas sum the shards of ``sent``; ``layer_across`` those of a layer's gradients.
     """
 
@@ -31,6 +55,15 @@ class SharedWeights:
     shards: float = 1.0
     across: float = 0.0
     layer_across: float = 0.0
+    layer_again: float = 0.0
+    second: str = ""
+    narrow: FourBits | None = None
+
+    def gather_of(self, backward: bool) -> Move:
+        """The gather of a layer's weights before one of its passes."""
+        if backward and self.second:
+            return ("ALL_GATHER", self.second, self.layer_gathered, self.layer_again)
+        return ("ALL_GATHER", self.group, self.layer_gathered, self.layer_gather)
 
     def reduced(self, scatters: bool, tree: bool, share: float = 1.0) -> list[Move]:
         """The collectives that reduce a share of ``sent``: all-reduce, or reduce-scatter (``scatters``) where ZeRO shards what follows."""
@@ -43,11 +76,10 @@ class SharedWeights:
         return self._scattered(self.layer_scattered, self.layer_scatter, self.layer_across, tree)
 
     def _scattered(self, size: float, seconds: float, across: float, tree: bool) -> list[Move]:
+        if self.narrow is not None:
+            return self.narrow.moves(size, seconds)
         moves: list[Move] = [("REDUCE_SCATTER", self.group, size, seconds)]
         return moves + (_all_reduced(self.replicas, size / self.shards, across, tree) if self.replicas else [])
-
-
-Move = tuple[str, str, float, float]  # a collective, its group, its bytes, its seconds in closed form
 
 
 def _all_reduced(group: str, size: float, seconds: float, tree: bool) -> list[Move]:
