@@ -13,6 +13,7 @@ from trials import layouts, legal, price, scenario
 from rapid_dse.analysis.steps import predict_steps
 from rapid_dse.config.scenario import Scenario
 from rapid_dse.cost.energy import attention_energy, gpu_energy, most_watts, moved_energy, product_energy
+from rapid_dse.simulate.energy_trust import energy_error
 from rapid_dse.simulate.results import unlawful
 
 CUBE = 2.0 * 8192**3  # FLOP
@@ -203,3 +204,14 @@ def test_whole_steps_of_an_h200() -> None:
     plain |= {"fp8": False, "params": 436224000.0}
     table = pd.DataFrame([plain | changed | {"energy_j": joules} for changed, joules in STEPS])
     np.testing.assert_allclose(predict_steps(table)["predicted.energy_j"], table["energy_j"], rtol=0.06)
+
+
+def test_error_to_expect_of_energy() -> None:
+    """At its limit a chip draws the limit, so that time's error is energy's; below power adds its own; of chips without a meter it is not
+    known."""
+    hw, time = scenario("h100").hw, np.array([0.06, 0.06, np.nan])
+    found = energy_error(hw, time, np.array([690.1, 500.0, 500.0]))
+    np.testing.assert_allclose(found, [0.06, (0.06**2 + 0.085**2) ** 0.5, np.nan])
+    held = hw.model_copy(update={"power_limit": 500.0})
+    assert energy_error(held, time[:1], np.array([most_watts(hw, 500.0)]))[0] == 0.06
+    assert np.isnan(energy_error(scenario("a100").hw, time, np.array([300.0] * 3))).all()

@@ -77,7 +77,7 @@ def _summary(portion: Portion, row: dict[str, float]) -> list[str]:
     known = float(trust.expected_error[0])
     error = "(error not known)" if math.isnan(known) else show_rows.expected_text(known)
     token = "no further tokens" if math.isnan(row["tpot_s"]) else f"{figures.seconds(row['tpot_s'])} {error} a token"
-    usable = portion.scenario.hw.memory.usable
+    usable, told = portion.scenario.hw.memory.usable, show_rows.energy_text(portion.scenario.hw, known, row["power_w_per_gpu"])
     one = "request" if portion.scenario.model.of_kind.decodes else portion.scenario.model.of_kind.sample
     ran = f"first token after {figures.seconds(row['ttft_s'])}, {token}, request after {figures.seconds(row['request_latency_s'])}"
     article = "an" if one[0] in "aeiou" else "a"
@@ -86,7 +86,7 @@ def _summary(portion: Portion, row: dict[str, float]) -> list[str]:
         *([ran] if portion.scenario.model.of_kind.decodes else []),
         f"{figures.digits(row['requests_per_s'], 4)} {one}s/s, {figures.digits(row['running_requests'], 4)} {at_once}: "
         f"{figures.rate(row['tokens_per_s'])}, {figures.rate(row['tokens_per_s_per_gpu'])} each GPU; {figures.percent(row['mfu'])} MFU",
-        f"energy {figures.result('energy_j', row['energy_j'])} {article} {one}, "
+        f"energy {figures.result('energy_j', row['energy_j'])} {told} {article} {one}, "
         f"{figures.result('power_w_per_gpu', row['power_w_per_gpu'])} each GPU; cost {figures.dollars(row['cost_usd'])} {article} {one}, "
         f"{figures.dollars(row['usd_per_million_tokens'])} a million tokens",
         f"{'fits' if row['fits'] else 'does not fit (oom)'}: {figures.size(row['peak_memory_bytes'])} of {figures.size(usable)} usable",

@@ -61,9 +61,11 @@ def show(out: Console, portion: Portion, priced: Priced) -> None:
         f"{figures.seconds(float(row['step_time_s']))} {error} a step: {figures.rate(float(row['tokens_per_s']))}, "
         f"{figures.rate(float(row['tokens_per_s_per_gpu']))} each GPU; {figures.percent(float(row['mfu']))} MFU",
     )
-    listing.say(
-        out, f"energy {energy} a step, {figures.result('power_w_per_gpu', float(row['power_w_per_gpu']))} each GPU; cost {cost} a step"
+    watts, told = (
+        figures.result("power_w_per_gpu", float(row["power_w_per_gpu"])),
+        show_rows.energy_text(portion.scenario.hw, known, float(row["power_w_per_gpu"])),
     )
+    listing.say(out, f"energy {energy} {told} a step, {watts} each GPU; cost {cost} a step")
     if portion.scenario.workload.train_tokens is not None:
         listing.say(out, run_line(portion.scenario.workload.train_tokens, row))
     verdict = "fits" if row["fits"] else "does not fit (oom)"

@@ -7,7 +7,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from rapid_dse.parallel.layouts import POOL_DEGREES, POOLS
+from rapid_dse.simulate.energy_trust import energy_error
 from rapid_dse.sweep import figures, listing
 from rapid_dse.sweep.listing import Column
 from rapid_dse.sweep.table import CHOICES
@@ -15,6 +18,7 @@ from rapid_dse.sweep.table import CHOICES
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from rapid_dse.config.hardware import Hardware
     from rapid_dse.config.scenario import Scenario
     from rapid_dse.sweep.ladder import Refined
 
@@ -64,6 +68,12 @@ def error_of(row: Mapping[str, Any]) -> float | None:
 def expected_text(error: float | None) -> str:
     """The accuracy to expect of a step time, ? where no such runs were measured."""
     return "?" if error is None else f"±{100 * error:.0f} %"
+
+
+def energy_text(hw: Hardware, expected: float, watts: float) -> str:
+    """The accuracy to expect of an energy: of the time that has the error ``expected`` (NaN: not known), at so many watts a GPU."""
+    error = float(energy_error(hw, np.array(expected), np.array(watts)))
+    return expected_text(None if np.isnan(error) else error)
 
 
 @dataclass(frozen=True)
