@@ -47,7 +47,7 @@ def row_at_place(shelf: Shelf, asking: Asking) -> WebAnswer:
 def _shown(study: LoadedStudy, row: dict[str, Any]) -> WebAnswer:
     priced = row["step_time_s"] is not None
     with composing():
-        compared = shown_row(show.status_text(row), row)
+        compared = shown_row("this row" if row["status"] == "ok" else show.status_text(row), row)
     name = (
         f"{row['hw']} × {row['hw.num_gpus']}: {show.layout_text(row)}" if "hw.num_gpus" in row and row.get("hw") else show.layout_text(row)
     )
