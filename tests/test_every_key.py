@@ -58,6 +58,14 @@ TRIALS: dict[str, tuple[dict[str, str], dict[str, Any]]] = {
     "static": (SERVED, {"hw.num_gpus": 1, "workload.batch_size": 2}),
     "fp4": (SERVED | {"hw": "b200"}, {"hw.num_gpus": 1, "workload.precision": "fp4"}),
     "vision": (LLAMA | {"model": "vit_base"}, SIXTEEN),
+    "memory": (
+        LLAMA | {"model": "lstm", "software": "pytorch"},
+        {"hw.num_gpus": 1, "workload.seq_len": 64, "workload.global_batch_size": 1},
+    ),
+    "images": (
+        SERVED | {"model": "vit_base", "software": "pytorch"},
+        {"hw.num_gpus": 1, "workload.batch_size": 1},
+    ),
     "product": (LLAMA | {"model": "gemm"}, {"hw.num_gpus": 8, "parallel.tp": 8}),
     "simulated": (
         LLAMA | {"backend": "full_astrasim_flattened"},
@@ -159,6 +167,10 @@ SHOWN: dict[str, tuple[Any, ...]] = {
     "hw.measured_table": ("piped", "no/such/table.csv", {"hw.operator_model": "measured"}),
     "model.attention_bias": ("piped", True),
     "model.kind": ("piped", "vit"),
+    "model.input_size": ("memory", 512),
+    "software.host_library_launch": ("memory", 1e-3),
+    "software.host_without_gradients": ("images", 1.0),
+    "software.eager": ("images", False),
     "model.m": ("product", 4096),
     "model.n": ("product", 4096),
     "model.k": ("product", 8192),

@@ -11,6 +11,7 @@ from rapid_dse.analysis.kernels import CARDS, COLLECTIVES, GPUS, error_table, pr
 from rapid_dse.analysis.layers_alone import is_layers, layer_errors, predict_layers, unpriced_layers
 from rapid_dse.analysis.measured_collectives import predict_collectives
 from rapid_dse.analysis.measured_energy import PREDICTED, energy_errors, is_inference_steps, is_loads, predict_energy, unpredicted
+from rapid_dse.analysis.sample_steps import is_sample_steps, predict_samples, sample_errors, unpriced_samples
 from rapid_dse.analysis.served_runs import is_served, predict_served, served_errors
 from rapid_dse.analysis.steps import is_steps, predict_steps, step_errors, unpriced_steps
 from rapid_dse.config.hardware import Hardware
@@ -50,6 +51,8 @@ def predict_table(table: pd.DataFrame, chips: Mapping[str, Hardware], name: str)
     """
     if is_steps(table):
         return _steps(table)
+    if is_sample_steps(table):
+        return _samples(table)
     if is_served(table):
         return _served(table)
     if is_loads(table) or is_inference_steps(table):
@@ -72,6 +75,12 @@ def _steps(table: pd.DataFrame) -> Predicted:
 def _layers(table: pd.DataFrame) -> Predicted:
     predicted, why = predict_layers(table), unpriced_layers(table)
     return Predicted(_beside(table, predicted), layer_errors(table, predicted), _counted(table["kind"] + " rows: " + why, why.ne("")))
+
+
+def _samples(table: pd.DataFrame) -> Predicted:
+    predicted, why = predict_samples(table), unpriced_samples(table)
+    said = "peaks of inference: what autocast caches and a library's workspace are not counted"
+    return Predicted(_beside(table, predicted), sample_errors(table, predicted), (*_counted("rows: " + why, why.ne("")), said))
 
 
 def _served(table: pd.DataFrame) -> Predicted:

@@ -164,8 +164,12 @@ def step_errors(table: pd.DataFrame, predicted: pd.DataFrame) -> pd.DataFrame:
     whole = [frame[f"{prefix}fwd_time_s"] + frame[f"{prefix}bwd_time_s"] for frame, prefix in ((predicted, "predicted."), (table, ""))]
     together = whole[0] / whole[1] - 1
     both.insert(0, "fwd + bwd", together.fillna(both["fwdbwd_time_s"]) if "fwdbwd_time_s" in both else together)
-    kind = table["mode"] + np.where(table["fp8"].astype(bool), " fp8", " bf16")
-    lines = both.assign(kind=kind).melt("kind", var_name="column", value_name="error").dropna()
+    return errors_by(both, table["mode"] + np.where(table["fp8"].astype(bool), " fp8", " bf16"))
+
+
+def errors_by(errors: pd.DataFrame, kind: pd.Series[str]) -> pd.DataFrame:
+    """Of errors, a column a figure, by kind of row and of all: ``n``, ``mape``, ``median``, ``p90`` (absolute), ``bias``."""
+    lines = errors.assign(kind=kind).melt("kind", var_name="column", value_name="error").dropna()
     every = pd.concat([lines.assign(kind="all"), lines])
     groups = every.assign(absolute=every["error"].abs()).groupby(["kind", "column"], sort=False)
     return pd.DataFrame(

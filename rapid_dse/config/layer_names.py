@@ -13,6 +13,7 @@ LAYER_TYPE_MODULES = {
 PART_MODULES = LAYER_TYPE_MODULES | {"latent_attention": "latent_attention", "mlp": "mlp", "experts": "experts"}
 # Parts of models of other kinds (``model_kinds.py``).
 PART_MODULES |= {"bidirectional_attention": "bidirectional_attention", "matmul": "matmul"}
+PART_MODULES |= {"recurrent": "recurrent", "recurrent_input": "recurrent_input"}
 PART_MODULES |= {"next_token": "next_token"}  # before a layer that predicts one token more (num_nextn_predict_layers)
 LAYER_TYPES = tuple(LAYER_TYPE_MODULES)
 # Kinds that published models have and nothing here prices, with what they are.

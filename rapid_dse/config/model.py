@@ -16,6 +16,7 @@ EXPERTS = Only(Where("model.num_experts"))
 TRAINED = Only(Where("workload.kind", ("training",)))
 Predictions = Annotated[int, WHOLE, Field(ge=0, le=16)]
 TEXT, LAYERED, VIT, GEMM = of_kinds("transformer"), of_kinds("transformer", "vit"), of_kinds("vit"), of_kinds("gemm")
+LSTM, STACKED, TABLED = of_kinds("lstm"), of_kinds("transformer", "vit", "lstm"), of_kinds("transformer", "lstm")
 
 
 class Model(Frozen):
@@ -34,18 +35,21 @@ class Model(Frozen):
     biases, where that is other than ``linear_bias`` and ``attention_bias`` say. ``layer_scale``: whether what each half of a layer gives is
     multiplied with a learned vector (Touvron et al., arXiv 2103.17239).
 
+    A stack of long short-term memory (kind lstm): ``input_size`` is the width of what the first layer reads, null hidden_size;
+    ``vocab_size`` 0: neither embedding nor head.
+
     One matrix product (kind gemm): C[m, n] = A[m, k] · B[k, n].
     """
 
     name: str  # the option that the model comes from
     kind: ModelKindName = "transformer"  # what it is made of
-    hidden_size: Annotated[Count, LAYERED] = 0  # width of the stream between layers
-    num_hidden_layers: Annotated[Layers, LAYERED] = 1  # layers
+    hidden_size: Annotated[Count, STACKED] = 0  # width of the stream between layers
+    num_hidden_layers: Annotated[Layers, STACKED] = 1  # layers
     num_attention_heads: Annotated[Count, LAYERED] = 0  # query heads
     num_key_value_heads: Annotated[Count, LAYERED] = 0  # heads of keys and values: fewer than query heads under grouped-query attention
     head_dim: Annotated[Count | None, LAYERED] = None
     intermediate_size: Annotated[Count, LAYERED] = 0  # inner width of a dense MLP
-    vocab_size: Annotated[Count, TEXT] = 0  # rows of the embedding table
+    vocab_size: Annotated[CountOrZero, TABLED] = 0  # rows of the embedding table
     tie_word_embeddings: Annotated[bool, TEXT] = False  # whether the head is the embedding table
     mlp_type: Annotated[Literal["gelu", "relu2", "swiglu", "geglu"], LAYERED] = (
         "swiglu"  # activation of the MLPs; swiglu and geglu have a gate
@@ -78,6 +82,7 @@ class Model(Frozen):
     patch_size: Annotated[Count | None, VIT] = None
     num_prefix_tokens: Annotated[CountOrZero, VIT] = 1
     num_classes: Annotated[CountOrZero, VIT] = 1000
+    input_size: Annotated[Count | None, LSTM] = None
     m: Annotated[Count | None, GEMM] = None
     n: Annotated[Count | None, GEMM] = None
     k: Annotated[Count | None, GEMM] = None
@@ -96,6 +101,10 @@ class Model(Frozen):
         for name in self.of_kind.needs:
             if name not in self.model_fields_set or getattr(self, name) is None:
                 raise ValueError(f"{name} is missing: a model of the kind {self.kind} needs it")
+        if self.kind == "transformer" and self.vocab_size < 1:
+            raise ValueError(f"vocab_size={self.vocab_size}: too small; expected at least 1")
+        if self.vocab_size and self.input_size not in (None, self.hidden_size):
+            raise ValueError(f"input_size={self.input_size}: a table of tokens is hidden_size={self.hidden_size} wide; allowed: null")
         if self.image_size and self.patch_size and self.image_size % self.patch_size:
             raise ValueError(f"image_size={self.image_size} is no multiple of patch_size={self.patch_size}")
         return self

@@ -10,7 +10,7 @@ from typing import Literal, get_args
 
 from rapid_dse.config.effects import Only, Where
 
-ModelKindName = Literal["transformer", "vit", "gemm"]
+ModelKindName = Literal["transformer", "vit", "lstm", "gemm"]
 LAYERS = ("hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "intermediate_size")
 
 
@@ -22,6 +22,8 @@ class ModelKind:
     sample: what a sequence of the workload is, in words.
     shared_by: parallelisms that divide it.
     streams: whether activations pass from layer to layer, which sequence parallelism shares.
+    chained: whether each of its steps needs the last one, so that host and device wait for each other step by step.
+    divided: fields that tp divides, beside heads and MLPs.
     looped: whether a framework's loop and an optimizer run around it.
     """
 
@@ -31,11 +33,16 @@ class ModelKind:
     shared_by: tuple[str, ...] = ("tp", "cp", "ep", "dp", "pp")
     streams: bool = True
     looped: bool = True
+    chained: bool = False
+    divided: tuple[str, ...] = ()
 
 
 KINDS: dict[str, ModelKind] = {
     "transformer": ModelKind((*LAYERS, "vocab_size"), True, "sequence"),
     "vit": ModelKind((*LAYERS, "image_size", "patch_size"), False, "image"),
+    "lstm": ModelKind(
+        ("hidden_size", "num_hidden_layers"), False, "sequence", ("tp", "dp"), streams=False, chained=True, divided=("hidden_size",)
+    ),
     "gemm": ModelKind(("m", "n", "k"), False, "row", ("tp", "dp"), streams=False, looped=False),
 }
 assert set(KINDS) == set(get_args(ModelKindName))

@@ -13,6 +13,7 @@ from rapid_dse.model.layers.embedding import Embedding
 from rapid_dse.model.layers.end import End
 from rapid_dse.model.layers.head import Head
 from rapid_dse.model.layers.patches import Patches
+from rapid_dse.model.layers.recurrent import OutputHead
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,19 @@ def _of_vision(model: Model, layer: int) -> tuple[str, str]:
     return "bidirectional_attention", "mlp"
 
 
+def _of_memory(model: Model, layer: int) -> tuple[str]:
+    other = layer == 0 and model.input_size not in (None, model.hidden_size)
+    return ("recurrent_input" if other else "recurrent",)
+
+
+def _table(model: Model, frozen: bool) -> End:
+    return Embedding(model, frozen) if model.vocab_size else End(model, frozen)
+
+
+def _output(model: Model, frozen: bool) -> End:
+    return OutputHead(model, frozen) if model.vocab_size else End(model, frozen)
+
+
 def _of_product(model: Model, layer: int) -> tuple[str]:
     return ("matmul",)
 
@@ -42,6 +56,7 @@ FAMILIES: Mapping[ModelKindName, ModelFamily] = MappingProxyType(
     {
         "transformer": ModelFamily(Embedding, _of_transformer, Head),
         "vit": ModelFamily(Patches, _of_vision, Classifier),
+        "lstm": ModelFamily(_table, _of_memory, _output),
         "gemm": ModelFamily(End, _of_product, End),
     }
 )

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 
 from rapid_dse.config.model import Model
 from rapid_dse.config.run import Workload
-from rapid_dse.model.architecture import adapters_of, architecture, predictions_of
+from rapid_dse.model.architecture import Architecture, adapters_of, architecture, predictions_of
 from rapid_dse.model.layers.part import Number
 from rapid_dse.model.layers.registry import PARTS
 from rapid_dse.model.shapes import ONE
@@ -36,6 +36,7 @@ class ParameterCounts:
     moe_layers: int
     final_norm: int
     head: int  # zero where the embedding is tied to it
+    alone: int = 0  # of all layers that have neither attention nor an MLP
 
     @property
     def layer(self) -> int:
@@ -50,12 +51,12 @@ class ParameterCounts:
     @property
     def total(self) -> int:
         """Parameters of the whole model."""
-        return self._outside + self.dense_layers * self.layer + self.moe_layers * self.moe_layer
+        return self._outside + self.alone + self.dense_layers * self.layer + self.moe_layers * self.moe_layer
 
     @property
     def active(self) -> int:
         """Parameters that one token passes through: of the routed experts only those it is sent to."""
-        return self._outside + self.dense_layers * self.layer + self.moe_layers * self._moe_layer(self.num_experts_per_tok)
+        return self._outside + self.alone + self.dense_layers * self.layer + self.moe_layers * self._moe_layer(self.num_experts_per_tok)
 
     @property
     def _outside(self) -> int:
@@ -73,6 +74,8 @@ def count(model: Model, positions: int = 2048) -> ParameterCounts:
         positions: rows of the learned position table, tokens; of no effect where the positions are rotary.
     """
     found = architecture(model)
+    if any(len(kind.parts) == 1 for kind in found.kinds):
+        return _of_single_parts(found)
     embedding, head = found.embedding.counted(), found.head.counted()
     moe_layers = sum(count for count, kind in zip(found.counts, found.kinds, strict=True) if kind.copies)
     mixer, mlp, experts = (part.parameters(ONE) for part in (found.kinds[0].parts[0], PARTS["mlp"](model), PARTS["experts"](model)))
@@ -110,6 +113,19 @@ def adapter_parameters(model: Model, work: Workload) -> int:
     found = architecture(model, adapters, predictions_of(model, work))
     each = (sum(_whole(part.adapters) + _whole(part.expert_adapters) for part in kind.parameters(ONE)) for kind in found.kinds)
     return sum(layers * more for layers, more in zip(found.counts, each, strict=True))
+
+
+def _of_single_parts(found: Architecture) -> ParameterCounts:
+    """Those of a model whose layers have no attention with an MLP behind it."""
+    names = [each.name for each in fields(ParameterCounts) if each.name not in ("embedding", "final_norm", "head", "alone")]
+    every = [count * _whole(kind.parts[0].parameters(ONE).dense) for count, kind in zip(found.counts, found.kinds, strict=True)]
+    return ParameterCounts(
+        **dict.fromkeys(names, 0),
+        embedding=found.embedding.counted(),
+        final_norm=_whole(found.head.parameters(ONE).norms),
+        head=found.head.counted(),
+        alone=sum(every),
+    )
 
 
 def _whole(parameters: Number) -> int:

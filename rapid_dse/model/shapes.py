@@ -92,7 +92,8 @@ class MatMul:
     ``modules``: Hugging Face's modules that it stands for, with the share of its columns that each gives; ``megatron``: Megatron Core's one
     module. ``cut``: what ranks that share the product divide among them, the columns of B, or its rows; None: each has all of it.
     ``routed``: whether they are ranks that share an expert. ``frozen``: it has no weight gradient. ``beside``: the product that an
-    adapter's stands beside.
+    adapter's stands beside. ``in_turn``: how many such kernels run one after the other, each of which needs what the last one gave, on the
+    same weights; their weight gradients are one product over the rows of all.
     """
 
     name: str
@@ -108,11 +109,12 @@ class MatMul:
     routed: bool = False
     frozen: bool = False
     beside: str = ""
+    in_turn: FloatColumn | float = 1.0
 
     @property
     def flops(self) -> FloatColumn:
         """FLOP of the forward product, ``(n_shapes,)``."""
-        return 2.0 * self.batch * self.m * self.n * self.k
+        return 2.0 * self.in_turn * self.batch * self.m * self.n * self.k
 
 
 def mean_context(window: int | None, seq_len: float) -> float:

@@ -28,6 +28,7 @@ def kind_rules(layouts: Layouts, scenario: Scenario) -> list[Broken]:
         for each in ("cp", "ep", "pp")
         if each not in kind.shared_by
     ]
+    found += [(f"tp must divide {each}", getattr(scenario.model, each) % layouts.tp != 0) for each in kind.divided]
     if not kind.streams:
         found.append(
             (f"a model of the kind {name} has nothing for sequence_parallel to share", layouts.sequence_parallel & (layouts.tp > 1))

@@ -275,8 +275,8 @@ def side_transfers(streams: Streams, kind: LayerKind, backward: bool) -> list[Si
         if move.backward == backward:
             span = side_of(_degrees(layouts), scenario.parallel.order, scenario.hw.network, move.ranks, move.stride)
             size = move.elements * float(compute_bytes(scenario))
-            moved = run[move.kind](size, span, network).waiting(node_wait(scenario, span)).times(move.ranks > 1)
-            found.append(SideTransfer(move.kind, size, move.ranks, move.stride, moved))
+            moved = run[move.kind](size, span, network).waiting(node_wait(scenario, span)).times((move.ranks > 1) * move.times)
+            found.append(SideTransfer(move.kind, size * move.times, move.ranks, move.stride, moved))
     return found
 
 

@@ -24,6 +24,7 @@ EXCHANGES = 3.0  # rows there, probabilities there, rows back
 SORTING = 2.0  # by expert, and back, where a rank has several
 ADAPTER = 3.0  # two products, the sum of what they give with its product's
 EAGER = 5.0  # an eager permutation beside DISPATCH: rows sorted, counted, offsets of groups, their padding, zeros to add into
+EAGER_LAYER = 24.0  # operations of a Llama's layer where nothing is fused (``Part.operations``), of which host_layer is told
 REPLAY = 1.0  # a graph's launch
 
 
@@ -33,6 +34,19 @@ def layer_launches(scenario: Scenario, layouts: Layouts) -> FloatColumn:
     each = [count * _launches(scenario, layouts, kind) for count, kind in zip(found.counts, found.kinds, strict=True)]
     total: FloatColumn = np.sum(each, axis=0) / max(1, len(found.order))
     return total
+
+
+def library_seconds(scenario: Scenario) -> float:
+    """The host's time for what libraries launch by loops of their own in the mean layer of a micro-batch, forward and backward."""
+    host, found = scenario.software.host, architecture_of(scenario)
+    if host.cuda_graphs == "full_iteration":
+        return 0.0
+    each = [
+        count * part.library_launches(scenario.workload.seq_len)
+        for count, kind in zip(found.counts, found.kinds, strict=True)
+        for part in kind.parts
+    ]
+    return host.host_library_launch * sum(each) / max(1, len(found.order))
 
 
 def _launches(scenario: Scenario, layouts: Layouts, kind: LayerKind) -> FloatColumn:
@@ -45,6 +59,9 @@ def _launches(scenario: Scenario, layouts: Layouts, kind: LayerKind) -> FloatCol
     own = [part.launches() for part in kind.parts]
     if any(each is not None for each in own):
         return np.full(len(layouts), sum(each or 0.0 for each in own) / dense)
+    eager = [part.operations() for part in kind.parts]
+    if not captured and scenario.software.kernels.eager and all(each is not None for each in eager):
+        return np.full(len(layouts), (sum(each or 0.0 for each in eager) + ADAPTER * adapters) / EAGER_LAYER)
     if not kind.copies:
         return np.full(len(layouts), (ahead + (REPLAY if captured else MLP)) / dense)
     return (ahead + _expert_launches(scenario, layouts, captured)) / dense

@@ -9,13 +9,14 @@ from numpy.typing import ArrayLike, NDArray
 
 from rapid_dse.common.columns import summed
 from rapid_dse.config.scenario import Scenario
+from rapid_dse.cost.energy import moved_energy
 from rapid_dse.device import OperatorModel, operator_model
 from rapid_dse.model.architecture import LayerKind, architecture_of
 from rapid_dse.model.recompute import recomputation
 from rapid_dse.model.shapes import MicroBatch
 from rapid_dse.parallel.layouts import BoolColumn, Layouts
 from rapid_dse.simulate.account import end_joules, layer_joules, part_joules
-from rapid_dse.simulate.host_launches import launches_of, micro_batch_seconds
+from rapid_dse.simulate.host_launches import EAGER_LAYER, launches_of, layer_launches, micro_batch_seconds
 from rapid_dse.simulate.layer_work import framework_block, layer_alone_block
 from rapid_dse.simulate.memory import LayerTensors
 from rapid_dse.simulate.operator_times import compute_bytes
@@ -29,18 +30,21 @@ FloatColumn = NDArray[np.float64]
 @dataclass(frozen=True)
 class Phases:
     """One micro-batch, ``(n_layouts,)`` each: seconds of the forward pass, and of the backward pass with what it computes again; joules of
-    both, idle power left out."""
+    both and of the forward pass alone, idle power left out."""
 
     forward: FloatColumn
     backward: FloatColumn
     joules: FloatColumn
+    forward_joules: FloatColumn
 
 
-def phases(scenario: Scenario, layouts: Layouts, ends: BoolColumn) -> Phases:
+def phases(scenario: Scenario, layouts: Layouts, ends: BoolColumn, casts: float = 0.0, *, recorded: bool = True) -> Phases:
     """The passes of all the model's layers on one GPU, each as long as the device computes or the host launches.
 
     Args:
         ends: whether embedding, head and loss run too, ``(n_layouts,)``; else the layers alone.
+        casts: operations of a layer's forward pass beside its own, which autocast adds.
+        recorded: whether gradients are recorded; else the forward pass is one of inference.
 
     Raises:
         ValueError: where the chip lacks the precision, or the model is none that can be priced.
@@ -48,13 +52,21 @@ def phases(scenario: Scenario, layouts: Layouts, ends: BoolColumn) -> Phases:
     ready = price_operators(scenario, layouts)
     block = framework_block(scenario, ready.shape, ready.alone, ready.device).take(ready.where)
     counts, software = np.array(architecture_of(scenario).counts), scenario.software
-    launches = scenario.model.num_hidden_layers * host_layer_seconds(scenario, layouts) + micro_batch_seconds(scenario)
+    spared = 0.0 if recorded else 1.0 - software.host.host_without_gradients
+    added = casts / EAGER_LAYER
+    left_out = spared * (layer_launches(scenario, layouts) + added)
+    a_layer = host_layer_seconds(scenario, layouts) + software.host.host_layer * (added - left_out)
+    launches = scenario.model.num_hidden_layers * a_layer + micro_batch_seconds(scenario)
     forward = summed(counts, [layer.forward for layer in block.layers]) + ends * (block.head_forward + block.embedding_forward)
     again = [layer.backward + recomputed(scenario, layouts, layer) for layer in block.layers]
     backward = summed(counts, again) + ends * (block.head_backward + block.embedding - block.embedding_forward)
     # each pass has a third of the launches: forward, input gradients, weight gradients
     joules = summed(counts, layer_joules(scenario, layouts, block)) + ends * end_joules(scenario.hw, block)
-    return Phases(launched_slot(software, forward, launches / 3), launched_slot(software, backward, launches * 2 / 3), joules)
+    ahead = [layer.product_joules + layer.attention_joules + moved_energy(scenario.hw, layer.traffic / 3) for layer in block.layers]
+    first = (ready.alone.embedding.forward_joules + ready.alone.head.forward_joules).take(ready.where)
+    alone = summed(counts, ahead) + ends * (first + moved_energy(scenario.hw, block.ends_traffic / 3))
+    passes = launched_slot(software, forward, launches / 3), launched_slot(software, backward, launches * 2 / 3)
+    return Phases(*passes, joules, alone)
 
 
 def part_phases(scenario: Scenario, layouts: Layouts, kind: LayerKind, apart: float) -> Phases:
@@ -67,7 +79,8 @@ def part_phases(scenario: Scenario, layouts: Layouts, kind: LayerKind, apart: fl
     block = layer_alone_block(scenario, kind, shape, device)
     launches = software.host.host_layer * launches_of(scenario, layouts, kind, apart)
     passes = launched_slot(software, block.forward, launches / 3), launched_slot(software, block.backward, launches * 2 / 3)
-    return Phases(*passes, part_joules(scenario, block))
+    joules = part_joules(scenario, block)
+    return Phases(*passes, joules, joules / 3)
 
 
 def part_memory(scenario: Scenario, layouts: Layouts, kind: LayerKind) -> FloatColumn:

@@ -220,7 +220,9 @@ def _three_directions(matmuls: list[MatMul]) -> NDArray[np.float64]:
     """(m, n, k, batch) of forward, input gradient and weight gradient: ``(3, n_matmuls, n_shapes, 4)``."""
     m, n, k = (np.stack([getattr(matmul, axis) for matmul in matmuls]) for axis in "mnk")
     batch = np.stack([np.broadcast_to(matmul.batch, matmul.m.shape) for matmul in matmuls])
-    directions = ((m, n, k, batch), (m, k, n, batch), (n, k, m, batch))
+    turns = np.stack([np.broadcast_to(matmul.in_turn, matmul.m.shape) for matmul in matmuls])
+    rows, beside = np.where(turns != 1, m * batch * turns, m), np.where(turns != 1, 1.0, batch)
+    directions = ((m, n, k, batch), (m, k, n, batch), (n, k, rows, beside))
     return np.stack([np.stack(each) for each in directions]).transpose(0, 2, 3, 1)
 
 
@@ -240,6 +242,8 @@ def _matmul_seconds(scenario: Scenario, matmuls: list[MatMul], shapes: NDArray[n
             cost = product_seconds(device, each, form, precision, (weight, weight and accumulates))[where].reshape(wanted.shape[:2])
             for product, seconds, (_, kind) in zip(part, np.split(cost, ends, axis=1), alike, strict=True):
                 times[rows, product] = seconds.take(kind, axis=1)
+    for product, matmul in enumerate(matmuls):
+        times[:2, product] *= matmul.in_turn
     return times / (scenario.hw.efficiency.sustained if scenario.model.of_kind.looped else 1.0)  # one product is no sustained load
 
 
@@ -358,5 +362,6 @@ def _counted_bytes(scenario: Scenario, kind: LayerKind, shape: MicroBatch) -> Fl
 
 
 def _operands(matmul: MatMul) -> FloatColumn:
-    """Elements of a product's operands, in all directions."""
-    return directions(matmul) * matmul.batch * (matmul.m * matmul.k + matmul.k * matmul.n + matmul.m * matmul.n)
+    """Elements of a product's operands, in all directions; weights that are used in turn stay in cache."""
+    moving = matmul.in_turn * (matmul.m * matmul.k + matmul.m * matmul.n)
+    return directions(matmul) * matmul.batch * (moving + matmul.k * matmul.n)

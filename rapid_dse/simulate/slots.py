@@ -15,7 +15,7 @@ from rapid_dse.parallel.layouts import IntColumn, Layouts
 from rapid_dse.parallel.schedules.schedule import Slots
 from rapid_dse.parallel.stages import Stages
 from rapid_dse.simulate.communication import nodes_of
-from rapid_dse.simulate.host_launches import layer_launches, micro_batch_seconds
+from rapid_dse.simulate.host_launches import layer_launches, library_seconds, micro_batch_seconds
 from rapid_dse.simulate.layer_work import Block
 from rapid_dse.simulate.recomputed import whole_layers
 
@@ -32,7 +32,9 @@ def host_layer_seconds(scenario: Scenario, layouts: Layouts) -> FloatColumn:
     # Full recomputation launches the forward pass again, half of what the host does for a layer.
     again = 1.0 + 0.5 * whole_layers(scenario, layouts)
     launched = layer_launches(scenario, layouts)
-    seconds: FloatColumn = (software.host.host_layer * launched + collective * (launched > 0)) * again
+    recorded = 1.0 if scenario.workload.kind == "training" else software.host.host_without_gradients
+    of_framework = software.host.host_layer * launched * recorded + collective * (launched > 0)
+    seconds: FloatColumn = (of_framework + library_seconds(scenario)) * again
     if scenario.cluster.host_slowdown == 1:
         return seconds
     slow = np.where(nodes_of(scenario.hw, layouts) > 1, scenario.cluster.host_slowdown * layouts.tp / NODE, 1.0)

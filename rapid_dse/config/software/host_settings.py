@@ -19,6 +19,10 @@ class HostSettings(SchemaPart):
     # Host time of a dense layer's forward and backward for a micro-batch, its launches included; of other layers in proportion to how many
     # kernels they launch.
     host_layer: Seconds = 1e-3
+    # Share of the host's time for a layer's forward pass that it takes where no gradients are recorded.
+    host_without_gradients: Annotated[float, Field(gt=0, le=1), Only(Where("workload.kind", ("inference",)))] = 1.0
+    # A kernel that a library launches by its own loop (cuDNN's of recurrent layers).
+    host_library_launch: Annotated[Seconds, Only(Where("model.kind", ("lstm",)))] = 3.4e-6
     host_collective_layer: Seconds = 2e-4  # what tensor-parallel collectives add to that
     host_micro_batch: Seconds = 1e-3  # host time of a micro-batch
     # How the host's time for a micro-batch and the device's make one: null: the host runs far ahead, and the longer one counts; a number p:

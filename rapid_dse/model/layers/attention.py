@@ -10,6 +10,7 @@ from rapid_dse.config.model import Model
 from rapid_dse.config.software import Software
 from rapid_dse.model.layers.part import (
     CoreAttention,
+    Counted,
     Exchanged,
     ForwardStep,
     Part,
@@ -38,6 +39,11 @@ class Attention(Part):
 
     window: int | None = None
     causal: bool = True
+
+    def operations(self) -> float:
+        """Norm, kernel, projection back and sum; projections to queries, keys and values (one where images are seen, as timm has it); a
+        rotation of queries and of keys by two products, a negation, a concatenation and a sum each."""
+        return 4.0 + (3.0 if self.causal else 1.0) + 10.0 * (self.model.position_embedding == "rope")
 
     def _heads(self, tp: IntColumn) -> FloatColumn:
         return self.model.num_attention_heads / tp
@@ -81,7 +87,16 @@ class Attention(Part):
             SmallKernel("attention_norm", 2 * stream, 3 * stream),
             SmallKernel("rotary", 2 * (rotary + normed), 2 * rotary + 3 * normed),
             SmallKernel("attention_residual", *residual(model, stream, mask)),
+            *self._bias_gradients(shape, software),
         ]
+
+    def _bias_gradients(self, shape: MicroBatch, software: Software) -> list[SmallKernel]:
+        """Sums of the gradients of biased projections over the rows, where they are kernels of their own."""
+        model, biased = self.model, self.parameters(shape)
+        if not software.kernels.eager or not (np.any(biased.biases) or model.linear_bias):
+            return []
+        read = shape.tokens * (biased.biases + model.hidden_size * model.linear_bias)
+        return [SmallKernel("attention_bias_gradients", 0.0, read, counted=Counted((0.0, 0.0), (0.0, 1.0 + model.linear_bias)))]
 
     def steps(self) -> tuple[ForwardStep, ...]:
         projected = self.projected()

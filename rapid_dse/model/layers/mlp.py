@@ -9,6 +9,7 @@ import numpy as np
 from rapid_dse.config.model import Model
 from rapid_dse.config.software import Software
 from rapid_dse.model.layers.part import (
+    Counted,
     Exchanged,
     ForwardStep,
     Number,
@@ -79,8 +80,16 @@ class Mlp(Part):
     def products(self, shape: MicroBatch) -> list[MatMul]:
         return mlp_products("mlp", self.model, shape.tokens, self.model.intermediate_size / shape.tp)
 
+    def operations(self) -> float:
+        """Norm, projections, activation, the product with a gate, projection back, sum."""
+        return 7.0 if self.model.mlp_type in GATED else 5.0
+
     def small_kernels(self, shape: MicroBatch, software: Software) -> list[SmallKernel]:
-        return mlp_kernels(self.model, shape, self._wide(shape), software)
+        found = mlp_kernels(self.model, shape, self._wide(shape), software)
+        if self.model.linear_bias and software.kernels.eager:
+            read = mlp_projections(self.model) * self._wide(shape) + shape.tokens * self.model.hidden_size
+            found.append(SmallKernel("mlp_bias_gradients", 0.0, read, counted=Counted((0.0, 0.0), (0.0, 2.0))))
+        return found
 
     def steps(self) -> tuple[ForwardStep, ...]:
         return (

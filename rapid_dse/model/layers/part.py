@@ -174,7 +174,7 @@ class GridMove:
     Attributes:
         elements: of the whole buffer, ``(n_shapes,)``.
         ranks, stride: how many ranks of the tensor-parallel group take part, and how far apart they stand in it, ``(n_shapes,)``.
-        backward: in the backward pass; else in the forward pass.
+        backward: in the backward pass; else in the forward pass. ``times``: how often it runs, one after the other.
     """
 
     kind: Literal["ALL_GATHER", "REDUCE_SCATTER", "ALL_REDUCE"]
@@ -182,6 +182,7 @@ class GridMove:
     ranks: IntColumn
     stride: IntColumn
     backward: bool = False
+    times: Number = 1.0
 
 
 @dataclass(frozen=True)
@@ -234,6 +235,18 @@ class Part:
     def sharded(self, sharding: GemmSharding) -> Self:
         """The part as ``parallel.gemm_sharding`` divides it."""
         return self
+
+    def operations(self) -> float | None:
+        """Operations of its forward pass where nothing is fused, as PyTorch launches them one by one; None: not counted."""
+        return None
+
+    def carried(self, shape: MicroBatch) -> FloatColumn:
+        """Elements of state that a micro-batch carries from step to step."""
+        return np.zeros(len(shape.tp))
+
+    def library_launches(self, steps: int) -> float:
+        """Kernels that a library launches by its own loop over so many steps of a sequence, forward and backward."""
+        return 0.0
 
     def launches(self) -> float | None:
         """Kernels that the host launches for its forward pass; None: as many as a transformer's part of its place has."""

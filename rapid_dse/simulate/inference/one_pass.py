@@ -86,7 +86,7 @@ def passed(
         fits=peak <= scenario.hw.memory.usable,
         peak_memory_bytes=peak,
         **{f"memory_{name}_bytes": column for name, column in memory.items()},
-        **{f"memory_{name}_bytes": none for name in ("gradients", "optimizer", "kv_cache", "gathered", "buffers")},
+        **{f"memory_{name}_bytes": none for name in ("gradients", "optimizer", "gathered", "buffers")},
         **{f"time_{name}_s": terms.get(name, none) for name in TIME_TERMS},
         ttft_s=seconds,
         tpot_s=absent,
@@ -155,10 +155,13 @@ def _memory(scenario: Scenario, layouts: Layouts, arranged: Arrangement) -> dict
     ]
     alive = width * (stream + largest_of(stages.of_kinds, widest))
     weights = stage_weights(scenario, layouts, stages).total * width
-    worst = np.argmax(weights + alive, axis=0)
+    carried = [np.sum([part.carried(shape) for part in kind.parts], axis=0) for kind in architecture(scenario.model).kinds]
+    state = width * summed(stages.of_kinds, carried)
+    worst = np.argmax(weights + alive + state, axis=0)
     rows = np.arange(len(layouts))
     return {
         "parameters": weights[worst, rows],
+        "kv_cache": state[worst, rows],
         "activations": alive[worst, rows],
         "framework": np.full(len(layouts), scenario.software.memory.context),
     }

@@ -288,7 +288,7 @@ class Engine:
 def launched(scenario: Scenario, layers: FloatColumn | float, experts: FloatColumn | float) -> FloatColumn:
     """Seconds in which the host launches so many layers, of which so many have experts, kernel by kernel."""
     software = scenario.software
-    a_layer = software.host.host_layer / 3  # forward, of forward and backward
+    a_layer = software.host.host_layer * software.host.host_without_gradients / 3  # forward, of forward and backward
     of_experts = software.serving.expert_launch * (2.0 if scenario.model.kv_lora_rank else 1.0)
     return np.asarray((layers - experts) * a_layer + experts * of_experts)
 
