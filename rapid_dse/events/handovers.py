@@ -12,7 +12,7 @@ from rapid_dse.events.engine_backends import EngineBackend
 from rapid_dse.events.engine_places import handover_names, handover_peers
 from rapid_dse.events.engine_runs import ROUNDS, EngineTrial, NodesOf, Way, stage_with, write_engine
 from rapid_dse.events.programs.script import After, Script, copy_of
-from rapid_dse.events.programs.served_step import Marks, Turns, write_handover
+from rapid_dse.events.programs.served_step import APART, Marks, Turns, write_handover
 from rapid_dse.simulate.inference.pools import Handover
 
 MOST_STEPS = 6  # decode steps of a run beside a cache's transfer; of one that takes longer a part is sent
@@ -56,7 +56,7 @@ def measure_handover(
     share = min(1.0, MOST_STEPS * step / seconds)
     rounds = max(ROUNDS, ceil(share * seconds / step) + 1)
     _, sends, takes = handover_peers((trials[0].engine, trials[1].engine), trials[0].machine.topology.ranks)
-    pieces = trials[0].scenario.model.num_hidden_layers  # a layer's cache at a time
+    pieces = len(APART) * ceil(trials[0].scenario.model.num_hidden_layers / len(APART))  # about a layer's cache at a time
     parts = sends * trials[0].engine.copy.size
     sent = _Sent(pieces, share * size / pieces / parts, share * seconds / pieces / sends, sends, takes)
     written = (nodes[0][0], nodes[1][0])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
+from functools import lru_cache
 from itertools import pairwise
 from typing import TypeAlias
 
@@ -182,10 +183,11 @@ def drafted_parts(scenario: Scenario, cut: Degrees, rows: FloatColumn, device: O
 def drafted(scenario: Scenario, cut: Degrees, parts: Drafted) -> PassWork:
     """The work of a step's parts."""
     verified, made = parts
-    found = _combined(scenario, cut, verified)
     if made is None:
-        return found
-    return found + _combined(drafting(scenario), on_last_stage(cut), made).times(scenario.workload.draft_tokens or 0)
+        return _combined(scenario, cut, verified)
+    work = _combined(drafting(scenario), on_last_stage(cut), made).times(scenario.workload.draft_tokens or 0)
+    none = np.zeros_like(work.slowest)
+    return _combined(scenario, cut, verified, work) + replace(work, slowest=none, slowest_layers=none, slowest_experts=none)
 
 
 def on_last_stage(cut: Degrees) -> Degrees:
@@ -217,8 +219,8 @@ def prefilled(scenario: Scenario, cut: Degrees, parts: PassParts, prompts: Promp
     return _combined(scenario, cut, parts).times(prompts.chunks)
 
 
-def _combined(scenario: Scenario, cut: Degrees, parts: PassParts) -> PassWork:
-    """The whole pass through all stages."""
+def _combined(scenario: Scenario, cut: Degrees, parts: PassParts, drafts: PassWork | None = None) -> PassWork:
+    """The whole pass through all stages, on the last of which ``drafts`` are made beside it."""
     moves, layers, dense = parts.exchanges, parts.layers, parts.dense
     counted = [(parts.around, layers), (parts.attention, layers), (parts.head, 1)]
     counted += [(part, count) for part, count in ((parts.mlp, dense), (parts.routed, layers - dense)) if part is not None]
@@ -236,7 +238,7 @@ def _combined(scenario: Scenario, cut: Degrees, parts: PassParts) -> PassWork:
     joules = sum((part.joules * count for part, count in counted), small)
     joules = joules + sent_energy(scenario.hw, np.asarray(sum(move.sent for move in by_term.values())))
     tp_calls, ep_calls = _calls(parts)
-    slowest, slowest_layers, slowest_experts = _slowest(scenario, cut, parts)
+    slowest, slowest_layers, slowest_experts = _slowest(scenario, cut, parts, drafts)
     return PassWork(
         products=sum((part.seconds * count for part, count in counted if part is not parts.attention), none),
         attention=parts.attention.seconds * layers,
@@ -264,28 +266,46 @@ def _calls(parts: PassParts) -> tuple[FloatColumn, FloatColumn]:
     return np.asarray(tp_calls, np.float64), np.where(several, 2.0 * of_experts, 0.0)
 
 
-def _slowest(scenario: Scenario, cut: Degrees, parts: PassParts) -> tuple[FloatColumn, FloatColumn, FloatColumn]:
-    """Seconds of the stage that takes longest, ``(n,)``: its layers, and on the last stage the head; how many layers it has, and with
-    experts."""
+def _slowest(scenario: Scenario, cut: Degrees, parts: PassParts, drafts: PassWork | None) -> tuple[FloatColumn, FloatColumn, FloatColumn]:
+    """Seconds of the stage that takes longest, ``(n,)``: its layers, and on the last stage the head and the ``drafts`` that are made there;
+    how many layers it has, and with experts."""
     moves = parts.exchanges
     each = parts.around.seconds + parts.attention.seconds + parts.glue + parts.around.casts * parts.cast
     each = each + moves.reduced.seconds + moves.queries.seconds
-    head = parts.head.seconds + parts.head.casts * parts.cast + moves.logits.seconds
+    head, more, experts = (
+        parts.head.seconds + parts.head.casts * parts.cast + moves.logits.seconds,
+        np.zeros_like(each),
+        np.zeros_like(each),
+    )
+    if drafts is not None:
+        head = head + sum(getattr(drafts, name) for name in _BUSY)
+        more, experts = drafts.layers, drafts.expert_layers
     dense, routed = each, each
     if parts.mlp is not None:
         dense = each + parts.mlp.seconds + parts.mlp.casts * parts.cast + moves.mlp.seconds
     if parts.routed is not None:
         routed = each + parts.routed.seconds + parts.routed.casts * parts.cast + moves.experts.seconds
-    found, held, with_experts = np.zeros((3, len(each)))
+    found = np.zeros((3, len(each)))
     for pp in np.unique(cut.pp).tolist():
-        rows = cut.pp == pp
-        for stage, layers in enumerate(stage_layers(scenario.model, pp)):
-            without = sum(not scenario.model.has_experts(layer) for layer in layers)
-            seconds = without * dense + (len(layers) - without) * routed + (head if stage == pp - 1 else 0.0)
-            longer = rows & (seconds > found)
-            found, held = np.where(longer, seconds, found), np.where(longer, len(layers), held)
-            with_experts = np.where(longer, len(layers) - without, with_experts)
-    return found, held, with_experts
+        rows = np.flatnonzero(cut.pp == pp)
+        for without, count, last in _stage_kinds(scenario.model, pp):
+            seconds = without * dense[rows] + count * routed[rows] + last * head[rows]
+            stage = np.stack([seconds, without + count + last * more[rows], count + last * experts[rows]])
+            found[:, rows] = np.where(seconds > found[0, rows], stage, found[:, rows])
+    return found[0], found[1], found[2]
+
+
+_BUSY = ("products", "attention", "moving", "tp", "cp", "ep")
+
+
+@lru_cache(maxsize=1024)
+def _stage_kinds(model: Model, pp: int) -> frozenset[tuple[int, int, bool]]:
+    """Layers without and with experts of a pipeline's stages, and whether it is the last; alike ones once."""
+    without = np.cumsum([0, *(not model.has_experts(layer) for layer in range(model.num_hidden_layers))])
+    dense = [int(without[layers.stop] - without[layers.start]) for layers in stage_layers(model, pp)]
+    return frozenset(
+        (own, len(layers) - own, stage == pp - 1) for stage, (own, layers) in enumerate(zip(dense, stage_layers(model, pp), strict=True))
+    )
 
 
 def stage_layers(model: Model, pp: int) -> list[range]:
