@@ -153,6 +153,13 @@ def test_a_sweep_is_counted_launched_and_opened(opened: Opened) -> None:
     expect(page.locator("#counted")).to_contain_text("3 of 3 rows")
 
 
+def test_a_search_is_counted_by_its_trials(opened: Opened) -> None:
+    page = opened("/what-if")
+    page.locator("#overrides").fill("hw=h100 model=llama3_1_8b hw.num_gpus=16 parallel=all search=optuna search.n_trials=77")
+    page.get_by_role("button", name="Count a sweep").click()
+    expect(page.locator("#answer")).to_contain_text("77 trials")
+
+
 def test_a_launched_sweep_can_be_cancelled(opened: Opened) -> None:
     page = opened("/what-if")
     prices = ",".join(str(price) for price in range(1, 90))
