@@ -77,7 +77,7 @@ $(DOCS)/.ready: pyproject.toml requirements.lock
 $(MEASURED): pyproject.toml requirements.lock
 	$(PYTHON) -m venv .venv-measure
 	.venv-measure/bin/python -m pip install --quiet --disable-pip-version-check --no-compile --constraint requirements.lock --editable . \
-		'pytest>=8.3,<10' 'pytest-xdist>=3.6,<4' 'hypothesis>=6.115,<7' torch==2.13.0
+		'pytest>=8.3,<10' 'pytest-xdist>=3.6,<4' 'hypothesis>=6.115,<7' 'fastjsonschema>=2.20,<3' torch==2.13.0
 	touch $(MEASURED)
 
 $(RUNS): pyproject.toml requirements.lock

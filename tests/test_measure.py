@@ -138,7 +138,7 @@ def test_timers_on_the_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caps
     assert (found[SECONDS] > 0).all()
     products = found[found["kind"].eq("gemm") & found["precision"].eq("fp32")]
     work = products["m"] * products["n"] * products["k"]
-    assert products.loc[work.idxmax(), SECONDS] > 1.2 * products.loc[work.idxmin(), SECONDS]
+    assert products.loc[work.idxmax(), SECONDS] > 5 * products.loc[work.idxmin(), SECONDS]
     backward, forward = (found.loc[found["kind"].eq(f"attention_{way}"), SECONDS].sum() for way in ("bwd", "fwd"))
     assert backward > forward
     assert np.isfinite(found[SECONDS]).all()

@@ -50,7 +50,7 @@ class TimedAttention:
 
 def products(small: bool = False) -> Iterator[TimedProduct]:
     """The products, the most telling first; ``small``: those that a CPU has done in a second."""
-    rows, widths = ((16, 64, 256), ((256, 256), (512, 256))) if small else (PRODUCT_ROWS, PRODUCT_WIDTHS)
+    rows, widths = ((16, 64, 512), ((256, 256), (1024, 1024))) if small else (PRODUCT_ROWS, PRODUCT_WIDTHS)
     for precision in ("fp32", "bf16") if small else PRECISIONS:
         shapes = [(m, n, k) for n, k in widths for m in rows]
         for m, n, k in shapes[:: 1 if small else FEWER.get(precision, 1)]:
