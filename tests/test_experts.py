@@ -25,6 +25,7 @@ from rapid_dse.parallel.layouts import broken_rules
 from rapid_dse.parallel.placement import place
 from rapid_dse.simulate.expert_traffic import route
 from rapid_dse.simulate.held_weights import layer_weights
+from rapid_dse.simulate.host_launches import layer_launches
 from rapid_dse.simulate.memory import layer_activations
 from rapid_dse.simulate.training import prepare
 
@@ -355,6 +356,13 @@ class TestDispatchers:
             of = scenario(**MIXTRAL | tiny, software__cuda_graphs=graphs, software__host_step=0.0)
             host[graphs] = float(priced(of, {"num_gpus": 8, "ep": 8, "global_batch_size": 64}).time_host_s[0])
         assert host["full_iteration"] == 0 < host["modules"] < 0.8 * host["none"]
+
+    def test_norms_of_queries_and_keys_are_launched_too(self) -> None:
+        """Two kernels more than a dense layer's twelve, in a graph with the rest of attention."""
+        row = layouts({"num_gpus": 8, "ep": 8})
+        for graphs, more in (("none", 2 / 12), ("modules", 0.0), ("full_iteration", 0.0)):
+            plain, normed = (scenario(**MIXTRAL, model__qk_norm=norm, software__cuda_graphs=graphs) for norm in (False, True))
+            assert float((layer_launches(normed, row) - layer_launches(plain, row))[0]) == pytest.approx(more)
 
 
 class TestMemory:

@@ -17,6 +17,7 @@ from rapid_dse.parallel.layouts import Layouts
 FloatColumn = NDArray[np.float64]
 
 ATTENTION = 7.0  # norm, projection, rotation of queries and keys, the kernel, projection, residual sum
+NORMED = 2.0  # norms of queries and of keys, where a model has them
 MLP = 5.0  # norm, two products, activation, residual sum
 ROUTER = 5.0  # product, softmax or sigmoid, choice, its map of tokens, the balancing loss
 DISPATCH = 6.0  # rows counted and copied to the host, split sizes, permutation, its reverse with the weighted sum
@@ -29,7 +30,7 @@ REPLAY = 1.0  # a graph's launch
 
 
 def layer_launches(scenario: Scenario, layouts: Layouts) -> FloatColumn:
-    """Launches of the mean layer of one micro-batch over those of a dense layer with the same attention, ``(n_layouts,)``."""
+    """Launches of the mean layer of one micro-batch over those of a dense layer of Llama, ``(n_layouts,)``."""
     found = architecture_of(scenario)
     each = [count * _launches(scenario, layouts, kind) for count, kind in zip(found.counts, found.kinds, strict=True)]
     total: FloatColumn = np.sum(each, axis=0) / max(1, len(found.order))
@@ -55,7 +56,7 @@ def _launches(scenario: Scenario, layouts: Layouts, kind: LayerKind) -> FloatCol
         return np.zeros(len(layouts))
     captured = graphs == "modules"
     adapters = sum(bool(product.beside) for product in kind.products(ONE)) / 2  # of two products each
-    ahead = REPLAY if captured else ATTENTION + ADAPTER * adapters
+    ahead = REPLAY if captured else ATTENTION + NORMED * scenario.model.qk_norm + ADAPTER * adapters
     own = [part.launches() for part in kind.parts]
     if any(each is not None for each in own):
         return np.full(len(layouts), sum(each or 0.0 for each in own) / dense)
