@@ -335,6 +335,22 @@ def test_a_faster_machine_is_never_slower(layout: Row, faster: dict[str, Any], l
         )  # a request that ends sooner brings the next prompt sooner
 
 
+MORE = (
+    ({"workload__prompt_len": 1994}, ("ttft_s", "request_latency_s")),
+    ({"model__num_hidden_layers": 9}, FIGURES[:3]),
+    ({"model__hidden_size": 8192, "model__head_dim": 128}, FIGURES[:3]),
+)
+
+
+@settings(max_examples=5, deadline=None)
+@given(LAYOUTS, st.sampled_from(MORE), st.sampled_from([1, 7, 61]), st.sampled_from(EVENT_BACKENDS))
+def test_more_work_is_never_faster(layout: Row, more: tuple[dict[str, Any], tuple[str, ...]], load: int, backend: str) -> None:
+    values = LAYERS | {"model__num_hidden_layers": 7, "workload__prompt_len": 997, "backend__network": "fair"}
+    little, much = (_priced(values | changes, layout | {"concurrency": load}, backend=backend) for changes in ({}, more[0]))
+    for name in more[1]:
+        assert getattr(much, name)[0] >= getattr(little, name)[0] * (1 - 1e-5), name
+
+
 @settings(max_examples=6, deadline=None)
 @given(
     st.sampled_from([1, 2, 7, 13]),
