@@ -15,7 +15,8 @@ from rapid_dse.model.architecture import architecture_of
 from rapid_dse.model.parameters import count
 from rapid_dse.model.shapes import MicroBatch
 from rapid_dse.parallel.kind_rules import of_rows
-from rapid_dse.parallel.layouts import Layouts, broken_rules
+from rapid_dse.parallel.layouts import KEYS, Layouts, broken_rules, enumerate_layouts
+from rapid_dse.parallel.layouts import Space as LayoutSpace
 from rapid_dse.parallel.product_grid import product_grid
 from rapid_dse.simulate.arrangement import arrangement
 
@@ -145,6 +146,16 @@ def test_what_a_product_cannot_be_divided_by(row: dict[str, Any], changes: dict[
     rule, texts = broken_rules(of_rows(layouts(usual | row), one), one)
     assert rule[0] >= 0
     assert text in texts[rule[0]]
+
+
+def test_a_space_of_layouts_is_what_divides_a_product() -> None:
+    one = scenario(model="gemm", parallel__gemm_sharding="2d", **SIZES)
+    values: dict[str, Any] = dict.fromkeys(KEYS) | {"num_gpus": [16], "global_batch_size": [M], "dp": [0]}
+    found, rejected = enumerate_layouts(LayoutSpace(values), one)
+    assert sorted(set(zip(found.tp.tolist(), found.dp.tolist(), strict=True))) == [(1, 16), (2, 8), (4, 4), (8, 2), (16, 1)]
+    assert (found.micro_batch_size * found.dp == M).all()
+    assert (broken_rules(found, one)[0] < 0).all()
+    assert any("pp must be 1" in text for text in rejected)
 
 
 CASES = """model,workload,hw,hw.num_gpus,parallel.tp,parallel.gemm_sharding,model.m,model.n,model.k,workload.seq_len,model.hidden_size

@@ -425,11 +425,27 @@ KINDS = {
         "vit",
         "time of a batch",
     ),
+    "LSTM": (
+        {
+            "mode": "LSTM",
+            "batch_size": 256,
+            "hidden_dim": 1024,
+            "num_layers": 2,
+            "vocab_size": 32000,
+            "seq_len": 64,
+            "projection": 0,
+            "num_gates": 4,
+            "num_non_linear": 5,
+            "num_add": 1,
+        },
+        "lstm",
+        "step time",
+    ),
 }
 
 
 @pytest.mark.parametrize("mode", KINDS)
-def test_products_and_images_go_through(mode: str, tmp_path: Path) -> None:
+def test_products_images_and_recurrences_go_through(mode: str, tmp_path: Path) -> None:
     tree, kind, shown = KINDS[mode]
     files = write(tmp_path, model={"model_param": tree})
     found = read_option("model", tmp_path / "model.yaml", home())

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from rapid_dse.config.model import Model
 from rapid_dse.config.units import shortened
 from rapid_dse.imports.reader import Imported, Reader, Rules
 
@@ -22,12 +21,8 @@ TYPES: dict[str, Mapping[str, Any]] = {  # model_type: what it fixes of a layer
     "vit_dinov3": _GELU | {"position_embedding": "rope", "num_prefix_tokens": 5, "layer_scale": True},  # DINOv3: arXiv 2508.10104
 }
 LATENT = ("q_lora_rank", "kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")
-KINDS = {  # a mode, and the field of the schema without which its kind is not modelled
-    "LLM": "hidden_size",
-    "VIT": "image_size",
-    "GEMM": "m",
-    "LSTM": "input_size",
-}
+KINDS = ("LLM", "VIT", "GEMM", "LSTM")  # modes
+GATES = 4  # of long short-term memory
 LEFT: Rules = (
     (r".*attention_tile_size", "tiles follow from the sizes of the chip's memories"),
     (r".*use_cache|.*disable_embedding_unembedding", "how RAPID-LLM runs it"),
@@ -44,9 +39,7 @@ def read_model(tree: Mapping[str, Any], name: str, source: str) -> Imported:
     mode = str(reader.take(f"{ROOT}.mode", "the kind of model", "LLM")).upper()
     if mode not in KINDS:
         raise ValueError(f"{source}: {ROOT}.mode={mode}: not known; allowed: {', '.join(KINDS)}")
-    if KINDS[mode] not in Model.model_fields:
-        raise ValueError(f"{source}: {ROOT}.mode={mode}: models of the kind {mode} are not modelled; allowed: mode: LLM")
-    found = _gemm(reader) if mode == "GEMM" else _transformer(reader, mode)
+    found = _gemm(reader) if mode == "GEMM" else _lstm(reader) if mode == "LSTM" else _transformer(reader, mode)
     run = _run(reader, mode)
     reader.leave_rest(LEFT)
     return reader.imported("model", f"{KIND} ({mode})", {"name": name, **found, "run": run})
@@ -54,6 +47,20 @@ def read_model(tree: Mapping[str, Any], name: str, source: str) -> Imported:
 
 def _gemm(reader: Reader) -> dict[str, Any]:
     return {"kind": "gemm"} | {size.lower(): reader.whole(f"{ROOT}.{size}", f"model.{size.lower()}") for size in ("M", "N", "K")}
+
+
+def _lstm(reader: Reader) -> dict[str, Any]:
+    """A stack of long short-term memory; its dimensions are named as a model's of layers are."""
+    found: dict[str, Any] = {"kind": "lstm"}
+    for theirs, ours in (("hidden_dim", "hidden_size"), ("num_layers", "num_hidden_layers"), ("vocab_size", "vocab_size")):
+        found[ours] = reader.whole(f"{ROOT}.{theirs}", f"model.{ours}", 0 if ours == "vocab_size" else None)
+    for key, allowed, what in (("projection", 0, "a projection of the state"), ("num_gates", GATES, "another number of gates")):
+        value = reader.whole(f"{ROOT}.{key}", "what a layer is", allowed)
+        if value != allowed:
+            raise ValueError(f"{reader.name}: {ROOT}.{key}={value}: LSTMs with {what} are not modelled; allowed: {allowed}")
+    for key in ("num_non_linear", "num_add", "num_pointwise"):
+        reader.leave(f"{ROOT}.{key}", "what a step moves beside its products follows from the gates")
+    return found
 
 
 def _transformer(reader: Reader, mode: str) -> dict[str, Any]:
@@ -136,9 +143,10 @@ def _run(reader: Reader, mode: str) -> dict[str, Any]:
         reader.leave(ROOT, "a matrix product has none of it")
         return found
     batch = "workload.global_batch_size" if kind == "training" else "workload.batch_size"
-    found["batch"] = reader.whole(f"{ROOT}.global_batch_size", batch, 1)
+    named = "global_batch_size" if reader.get(f"{ROOT}.global_batch_size") is not None or mode != "LSTM" else "batch_size"
+    found["batch"] = reader.whole(f"{ROOT}.{named}", batch, 1)
     found["accumulation"] = max(1, reader.whole(f"{ROOT}.gradient_accumulation_steps", "parallel.micro_batch_size", 1))
-    if mode == "LLM":
+    if mode in ("LLM", "LSTM"):
         sequence = "workload.seq_len" if kind == "training" else "workload.prompt_len, with decode_len"
         found["seq_len"] = reader.whole(f"{ROOT}.seq_len", sequence)
     if kind == "inference" and mode == "LLM":

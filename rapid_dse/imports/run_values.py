@@ -76,7 +76,9 @@ def _work(values: Values, model: Run) -> int | None:
         return batch
     if batch is not None:
         values["workload.batch_size"] = batch
-    if model.get("seq_len") is not None:
+    if model.get("seq_len") is not None and model.get("decode_len") is None:
+        values["workload.seq_len"] = model["seq_len"]
+    elif model.get("seq_len") is not None:
         values["workload.decode_len"] = max(1, model["decode_len"])
         values["workload.prompt_len"] = max(1, model["seq_len"] - model["decode_len"])
     return batch

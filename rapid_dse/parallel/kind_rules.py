@@ -29,13 +29,18 @@ def kind_rules(layouts: Layouts, scenario: Scenario) -> list[Broken]:
         if each not in kind.shared_by
     ]
     found += [(f"tp must divide {each}", getattr(scenario.model, each) % layouts.tp != 0) for each in kind.divided]
+    return found + (_product_rules(layouts, scenario) if scenario.model.m else [])
+
+
+def loop_rules(layouts: Layouts, scenario: Scenario) -> list[Broken]:
+    """What its kind leaves nothing for; enumeration screens degrees before it knows of these settings."""
+    kind, name, found = scenario.model.of_kind, scenario.model.kind, list[Broken]()
     if not kind.streams:
-        found.append(
-            (f"a model of the kind {name} has nothing for sequence_parallel to share", layouts.sequence_parallel & (layouts.tp > 1))
-        )
+        text = f"a model of the kind {name} has nothing for sequence_parallel to share"
+        found.append((text, layouts.sequence_parallel & (layouts.tp > 1)))
     if not kind.looped:
         found.append((f"zero must be 0: a model of the kind {name} has no optimizer whose states could be sharded", layouts.zero > 0))
-    return found + (_product_rules(layouts, scenario) if scenario.model.m else [])
+    return found
 
 
 def key_value_rule(model: Model, tp: IntColumn) -> Broken:

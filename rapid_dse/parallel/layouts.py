@@ -23,7 +23,7 @@ from rapid_dse.config.software.offers import Offers
 from rapid_dse.parallel import schedules
 from rapid_dse.parallel.context_rules import context_rules
 from rapid_dse.parallel.expert_rules import adapter_rules, grid_rules, tokens_rule, width_rules
-from rapid_dse.parallel.kind_rules import kind_rules, of_rows
+from rapid_dse.parallel.kind_rules import kind_rules, loop_rules, of_rows
 from rapid_dse.parallel.offered import settled, unoffered
 from rapid_dse.parallel.pipeline_rules import counted_ends, recompute_rules, schedule_rules, split_rules
 from rapid_dse.parallel.zero_rules import zero_rules
@@ -203,7 +203,7 @@ class Layouts:
         late = [
             Rule(*tokens_rule(self, scenario)),
             *(Rule(*each) for each in adapter_rules(self, scenario)),
-            *(Rule(*each) for each in recompute_rules(self, scenario)),
+            *(Rule(*each) for each in (*recompute_rules(self, scenario), *loop_rules(self, scenario))),
         ]  # of what enumeration does not know at first
         return [*mathematics(self, scenario), *late, *_offer_rules(self, scenario)]
 

@@ -120,9 +120,10 @@ def _status(row: Row, verdict: int, aim: Aim) -> str:
 def _shared(row: Row, varying: Sequence[str], trial: Priceable | None) -> str:
     """What all rows have in common: options, the model's parameters, GPUs, the work of a step."""
     parts = [f"{name}={row[name]}" + _size(name, trial) for name in CHOICES if name not in varying and row.get(name)]
+    sample = "sequence" if trial is None else trial.scenario.model.of_kind.sample
     for key, text in (
         ("hw.num_gpus", "{:,} GPUs"),
-        ("workload.global_batch_size", "{:,} sequences a step"),
+        ("workload.global_batch_size", f"{{:,}} {sample}s a step"),
         ("workload.seq_len", "of {:,} tokens"),
         ("workload.precision", "{}"),
     ):
