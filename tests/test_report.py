@@ -30,7 +30,7 @@ GRID = (
     *("-m", "hw=h100,a100", "model=llama3_1_8b", "hw.num_gpus=16,32", "workload.global_batch_size=128", "workload.train_tokens=1e12"),
     *("parallel.tp=1,2,4,8", "parallel.pp=1,2,3,4", "parallel.zero=0,1", "parallel.recompute=none,full", "parallel.micro_batch_size=1,4"),
 )
-UNITS = {"s": 1.0, "ms": 1e-3, "µs": 1e-6, "GiB": 2.0**30, "%": 0.01, "days": 86400.0, "h": 3600.0, "": 1.0}
+UNITS = {"tokens/s": 1.0, "s": 1.0, "ms": 1e-3, "µs": 1e-6, "GiB": 2.0**30, "%": 0.01, "days": 86400.0, "h": 3600.0, "": 1.0}
 VOID = {"meta", "br", "link", "img", "input"}
 
 
@@ -408,6 +408,12 @@ def test_requests_and_several_jobs(tmp_path: Path) -> None:
     assert len(best) == 4
     assert sorted(map(number, found.column("Jobs", "step_time_s"))) == pytest.approx(sorted(best), rel=1e-3)
     assert "Time of a token and throughput of a GPU, every row" in found.tables
+    for model, rows in stored[stored["fits"].fillna(False).astype(bool)].groupby("model", observed=True):
+        pairs = rows[["step_time_s", "tokens_per_s_per_gpu"]].to_numpy() * [1, -1]
+        front = sorted(tuple(pair) for pair in pairs if not any((other <= pair).all() and (other < pair).any() for other in pairs))
+        caption = f"Throughput of a GPU and time of a token, all loads: model={model}"
+        assert list(map(number, found.column(caption, "step_time_s"))) == pytest.approx([pair[0] for pair in front], rel=1e-3)
+        assert len(set(found.column(caption, "workload.concurrency"))) == 2, "a front over loads"
 
 
 def test_a_hundred_thousand_rows(folder: Path) -> None:

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING
 
 from rapid_dse.analysis.report.packed_rows import packed_rows
 from rapid_dse.analysis.report.pipeline_section import pipeline_of
-from rapid_dse.analysis.report.study_jobs import Row, Shown, jobs_of
-from rapid_dse.analysis.report.study_sections import ReportSection, other_machines, overview, rejected, sections_of
+from rapid_dse.analysis.report.study_jobs import ReportJob, Row, Shown, jobs_of
+from rapid_dse.analysis.report.study_sections import ReportSection, load_fronts, other_machines, overview, rejected, sections_of
 from rapid_dse.analysis.report.svg_charts import printable
 from rapid_dse.sweep import figures, ranking, show, store
 from rapid_dse.sweep.table import CHOICES
@@ -93,6 +93,7 @@ def page(table: pa.Table, origin: Origin, by: str = "step_time_s", sensitivity: 
         name=printable(origin.name),
         parts=parts,
         overview=overview(jobs) if len(jobs) > 1 else None,
+        loads=_loads(table, jobs),
         left_out=max(0, len(jobs) - MOST_JOBS),
         rejected=rejected(dict(status), dict(reasons.most_common())),
         provenance=_provenance(written),
@@ -104,6 +105,14 @@ def page(table: pa.Table, origin: Origin, by: str = "step_time_s", sensitivity: 
         scripts=_scripts(),
         hashes=[f"'sha256-{base64.b64encode(hashlib.sha256(each.encode()).digest()).decode()}'" for each in _scripts()],
     )
+
+
+def _loads(table: pa.Table, jobs: Sequence[ReportJob]) -> list[ReportSection]:
+    """The front of throughput and time of a token, where requests under several loads were ranked load by load."""
+    if len(jobs) < 2 or not any(job.serving for job in jobs):
+        return []
+    together = jobs_of(table, "tokens_per_s_per_gpu")
+    return load_fronts([job for job in together if job.fits and job.serving][:MOST_JOBS]) if len(together) < len(jobs) else []
 
 
 def written_of(source: Path) -> list[Written]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -207,6 +208,17 @@ def other_machines(job: ReportJob) -> ReportSection | None:
     note = f"Which row wins where one figure of the machine is half or twice what it is: {of} priced again by closed forms."
     cells = [list(cells) for cells in zip(*(each.cells for each in columns), strict=True)]
     return ReportSection(title, note, None, [each.title for each in columns], cells)
+
+
+def load_fronts(jobs: Sequence[ReportJob]) -> list[ReportSection]:
+    """Throughput against time of a token over all loads, of jobs that are ranked by throughput: loads are no jobs of their own then."""
+    title, columns = "Throughput of a GPU and time of a token, all loads", ("step_time_s", "tokens_per_s_per_gpu")
+    found = []
+    for at, job in enumerate(jobs):
+        most = dataclasses.replace(job.shown[0], role="most throughput")
+        shown = dataclasses.replace(job, shown=(most, *job.shown[1:]))
+        found.append(_cloud(shown, f"loads{at}", columns, f"{title}: {job.name}" if job.name else title))
+    return found
 
 
 def overview(jobs: Sequence[ReportJob]) -> ReportSection:
