@@ -17,6 +17,7 @@ from rapid_dse.parallel.layouts import broken_rules
 from rapid_dse.simulate.arrangement import arrangement
 from rapid_dse.simulate.memory import layer_activations
 from rapid_dse.simulate.training import prepare
+from rapid_dse.simulate.trust import trust
 
 SEQ = 8192
 ROW = {"num_gpus": 4, "cp": 4, "global_batch_size": 1, "recompute": "none"}
@@ -125,5 +126,9 @@ def test_the_other_way_is_a_neighbour() -> None:
 def test_without_context_parallelism_nothing_changes() -> None:
     rows = [ROW | {"num_gpus": 8, "cp": 1, "tp": tp, "global_batch_size": 8} for tp in (1, 8)]
     one, other = priced(traded(), *rows), priced(scenario(), *rows)
+    table = layouts(*rows, ROW)
+    found, ring = trust(traded(), table), trust(scenario(), table)
+    assert np.array_equal(found.expected_error[:2], ring.expected_error[:2])
+    assert [found.texts[each] for each in found.outside[2:]] == ["cp_kind (no run with ulysses was measured)"]
     assert np.array_equal(one.step_time_s, other.step_time_s)
     assert np.array_equal(one.peak_memory_bytes, other.peak_memory_bytes)

@@ -66,33 +66,39 @@ def trust(scenario: Scenario, layouts: Layouts) -> Trust:
         if scenario.workload.kind == "inference":
             text = "requests (how far off they may be is not known)"
         return Trust(np.full(n_rows, np.nan), np.zeros(n_rows, np.int64), (text,))
-    unmeasured = _unmeasured(scenario)
-    if unmeasured:
-        return Trust(np.full(n_rows, np.nan), np.zeros(n_rows, np.int64), (unmeasured,))
-    node = scenario.hw.gpus_per_node
-    if layouts.tp.max() <= node or layouts.tp.min() > node:
-        return _alike(scenario, layouts, bool(layouts.tp[0] > node))
-    over = layouts.tp > node
+    over, traded = layouts.tp > scenario.hw.gpus_per_node, layouts.cp > 1
+    kinds = over + 2 * (traded & (scenario.parallel.cp_kind == "ulysses"))
+    if (kinds == kinds[0]).all():
+        return _of_kind(scenario, layouts, int(kinds[0]))
     error, outside = np.empty(n_rows), np.empty(n_rows, np.int64)
     texts = dict[str, int]()
-    for kind in (False, True):
-        rows = np.flatnonzero(over == kind)
-        found = _alike(scenario, layouts.take(rows), kind)
+    for kind in np.flatnonzero(np.bincount(kinds)).tolist():
+        rows = np.flatnonzero(kinds == kind)
+        found = _of_kind(scenario, layouts.take(rows), kind)
         error[rows] = found.expected_error
         places = np.array([texts.setdefault(text, len(texts)) for text in found.texts] + [-1])
         outside[rows] = places[found.outside]  # -1, inside, is the last of them
     return Trust(error, outside, tuple(texts))
 
 
-def _unmeasured(scenario: Scenario) -> str:
-    """Settings of all rows that no measured run behind any profile has, in words; empty where there are none."""
+def _of_kind(scenario: Scenario, layouts: Layouts, kind: int) -> Trust:
+    """``trust`` of rows of one kind: 1 where tensor-parallel groups cross nodes, and 2 more where context parallelism trades heads."""
+    unmeasured, n_rows = _unmeasured(scenario, kind >= 2), len(layouts)
+    if unmeasured:
+        return Trust(np.full(n_rows, np.nan), np.zeros(n_rows, np.int64), (unmeasured,))
+    return _alike(scenario, layouts, bool(kind % 2))
+
+
+def _unmeasured(scenario: Scenario, traded: bool) -> str:
+    """Settings of rows, of those that trade heads or of others, that no measured run behind any profile has, in words; empty where there
+    are none."""
     offloaded = [each for each in OFFLOADED if getattr(scenario.parallel, f"offload_{each}") > 0]
     found = [f"offload (no run with {' or '.join(offloaded)} was measured)"] if offloaded else []
     if not scenario.workload.trains_all:
         found.append(f"trainable (no run with {scenario.workload.trainable} was measured)")
     if scenario.workload.packing < 1:
         found.append("packing (no run of packed sequences was measured)")
-    if scenario.parallel.cp_kind == "ulysses":
+    if traded:
         found.append("cp_kind (no run with ulysses was measured)")
     if scenario.model.num_nextn_predict_layers:
         found.append("num_nextn_predict_layers (no run that predicts further tokens was measured)")
