@@ -5,16 +5,20 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rapid_dse.command import Parser, guarded
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from rapid_dse.sweep.identity import Lanes
     from rapid_dse.sweep.standing import Aim
+
+# Columns that no ranking asks for unless they are named; of a million rows half of what is read. Rows that are shown have them.
+_TERMS = ("memory_", "time_", "energy", "power", "train_", "ttft", "tpot", "requests", "request_", "running", "goodput", "elapsed")
 
 
 def main() -> int:
@@ -62,25 +66,41 @@ def _with_negatives(arguments: Sequence[str]) -> list[str]:
 def _show(options: argparse.Namespace) -> None:
     import pyarrow.compute as pc
 
-    from rapid_dse.sweep import ranked, ranking, show, standing, store  # what takes long to load is loaded where Ctrl-C is one line
+    from rapid_dse.sweep import (
+        arrow,
+        chunks,
+        ranked,
+        ranking,
+        show,
+        standing,
+        store,
+    )  # what takes long to load is loaded where Ctrl-C is one line
     from rapid_dse.sweep.console import console
     from rapid_dse.sweep.restored import trial_of, usable_of
 
     out, err = console(), console(stderr=True)
-    table = store.read(options.results, lambda line: err.print(line, highlight=False, markup=False, soft_wrap=True))
+    asked = " ".join([options.by, *options.constraint])
+    needed = (lambda name: not name.startswith(_TERMS) or name in asked) if options.results.is_dir() else None
+    table = store.read(options.results, lambda line: err.print(line, highlight=False, markup=False, soft_wrap=True), needed)
     table = store.require_results(table, options.results)
     aim = _aim(options, table)
     unknown = aim.headroom or not pc.all(table["fits"]).as_py()
     stood = standing.standing_of(table, aim, usable_of(table) if unknown else None, standing.place_lanes(len(table)))
     status, reasons = ranking.counts(table)
+
+    def rows_of(lanes: Lanes) -> Sequence[Mapping[str, Any]]:
+        found = standing.rows_at(table, lanes)
+        keys: list[Any] = [row["key"] for row in found] if needed is not None else [None]
+        return found if None in keys else chunks.rows_of(store.files_of(options.results), store.key_lanes(arrow.texts(keys)))
+
     if options.json:
         from rapid_dse.sweep.ranked_rows import ranked_rows
 
-        rows = ranked_rows(stood, aim, lambda lanes: standing.rows_at(table, lanes))
+        rows = ranked_rows(stood, aim, rows_of)
         counted = {"status": dict(status), "reasons": dict(reasons.most_common()), "not_ranked": dict(stood.broken)}
         print(json.dumps({"by": options.by, "trials": table.num_rows, **counted, "rows": rows}, allow_nan=False))
         return
-    ranked.show_ranking(out, stood, aim, ranked.Source(lambda lanes: standing.rows_at(table, lanes), trial_of, "--each"))
+    ranked.show_ranking(out, stood, aim, ranked.Source(rows_of, trial_of, "--each"))
     show.show_counts(out, status, reasons, {}, stood.broken)
 
 

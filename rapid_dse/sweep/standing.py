@@ -320,7 +320,7 @@ def differing(table: pa.Table, sections: Sequence[str]) -> list[str]:
     """
     inside = {key for key in COLUMN_OF if key.startswith("parallel.")}
     keys = [name for name in table.column_names if name.split(".")[0] in sections and name not in inside]
-    priced = table.filter(arrow.numbers(~np.isnan(numbers(table, "step_time_s"))))
+    priced = table.select(keys).filter(arrow.numbers(~np.isnan(numbers(table, "step_time_s"))))
     return [key for key in keys if _distinct(priced[key]) > 1]
 
 

@@ -37,6 +37,7 @@ SUFFIX, PART, ASIDE = ".parquet", ".part", ".damaged"
 CODE, WRITTEN, VERSION, CONFIGURATION = (f"rapid_dse.{name}".encode() for name in ("code", "written", "version", "configuration"))
 _STALE_SECONDS = 3600.0
 Report = Callable[[str], None]
+Wanted = Sequence[str] | Callable[[str], bool] | None
 
 
 class Damaged(Exception):
@@ -162,11 +163,11 @@ def _flush_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def read_file(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
+def read_file(path: Path, columns: Wanted = None) -> pa.Table:
     """One file, Parquet whose seal (or, without one, whose pages' checksums) is verified, or CSV.
 
     Args:
-        columns: those to read; None: all of them. Unknown ones are left out.
+        columns: those to read, by name or by what says so of a name; None: all of them. Unknown ones are left out.
 
     Raises:
         Damaged: where it cannot be read, or is not what was written.
@@ -184,13 +185,14 @@ def read_file(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
             raise Damaged(f"{path}: damaged (its content does not match its digest)")
         with pq.ParquetFile(path, page_checksum_verification=not whole) as file:
             names = file.schema_arrow.names
-            return file.read(columns=None if columns is None else [name for name in columns if name in names])
+            wanted = names if columns is None else filter(columns, names) if callable(columns) else dict.fromkeys(columns)
+            return file.read(columns=[name for name in wanted if name in names])
     except (pa.ArrowException, OSError, ValueError, KeyError, MemoryError, OverflowError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise Damaged(f"{path}: damaged or unreadable ({reason[:200]})") from None
 
 
-def read_own(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
+def read_own(path: Path, columns: Wanted = None) -> pa.Table:
     """A file of a study's folder, which only this program's rows belong in; ``columns`` as of ``read_file``.
 
     Raises:
@@ -198,7 +200,8 @@ def read_own(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
     """
     import pyarrow as pa
 
-    table = read_file(path, None if columns is None else [*dict.fromkeys([*columns, "key", "status"])])
+    named = columns is not None and not callable(columns)
+    table = read_file(path, [*columns, "key", "status"] if named else columns)  # type: ignore[misc]
     for name in ("key", "status"):
         if name not in table.column_names:
             raise Damaged(f"{path}: no results of rapid_dse (it has no column {name})")
@@ -240,13 +243,17 @@ def files_of(source: Path) -> list[Path]:
     return found
 
 
-def read(source: Path, report: Report, columns: Sequence[str] | None = None) -> pa.Table:
+def read(source: Path, report: Report, columns: Wanted = None) -> pa.Table:
     """Everything under ``source`` as one table, a row a configuration; what cannot be read is reported and left out.
+
+    Args:
+        columns: as of ``read_file``, the keys among them.
 
     Raises:
         ValueError: where nothing can be read.
     """
-    tables, damaged, wanted = [], [], None if columns is None else [*dict.fromkeys([*columns, "key"])]
+    tables, damaged = [], []
+    wanted = columns if columns is None or callable(columns) else [*columns, "key"]
     reads = read_file if source.is_file() else read_own
     for path in files_of(source):
         try:
