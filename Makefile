@@ -60,9 +60,9 @@ chaos-short: $(READY)
 measure-test: $(MEASURED)
 	.venv-measure/bin/python -m pytest -n 0 tests/test_measure.py
 
-# A million layouts, and the large sweep, under a bound on memory.
+# Studies at their largest, each under bounds on memory and time.
 load: $(READY)
-	$(BIN)/python benchmarks/bench_sweep.py --only million,sweep
+	$(BIN)/python benchmarks/load.py
 
 # The documentation as a site, build/docs/index.html, with warnings as errors; and every page typed by a reader.
 docs: $(DOCS)/.ready

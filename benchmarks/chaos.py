@@ -370,7 +370,9 @@ def bits_of_journals(base: Path, rng: random.Random, count: int) -> Outcome:
             found.tried += 1
             with contextlib.suppress(ValueError):  # no line is a journal's
                 journal = Journal(place)
-                if list(journal.read_logs(0)) != whole and not journal.damages and place.stat().st_size == len(content):
+                # a flip in the name of the checksum's key makes it another program's line, which says the same
+                logs = [{name: log.get(name) for name in other} for log, other in zip(journal.read_logs(0), whole, strict=False)]
+                if logs != whole and not journal.damages and place.stat().st_size == len(content):
                     found._say("unseen", f"bit {bit}")
                 elif place.stat().st_size != len(content) and bit // 8 < content.rfind(b"\n", 0, len(content) - 1):
                     found._say("lost", f"bit {bit}: whole lines were cut off")
@@ -452,8 +454,8 @@ def races(base: Path, rng: random.Random, count: int, expected: Rows, reference:
 # The table ---------------------------------------------------------------------------------------------------------------------------
 
 
-def everything(base: Path, seed: int, share: float) -> list[Outcome]:
-    """All kinds, at a share of their full counts, two at a time."""
+def everything(base: Path, seed: int, share: float, only: str) -> list[Outcome]:
+    """All kinds, or those whose function has a word in its name, at a share of their full counts, two at a time."""
 
     def times(count: int) -> int:
         return max(2, round(count * share))
@@ -480,7 +482,11 @@ def everything(base: Path, seed: int, share: float) -> list[Outcome]:
         (bits_of_caches, (times(1000),)),
     )
     with ProcessPoolExecutor(2, get_context("fork")) as pool:
-        waiting = [pool.submit(_timed, job, base, random.Random(f"{seed}:{at}"), given) for at, (job, given) in enumerate(jobs)]
+        waiting = [
+            pool.submit(_timed, job, base, random.Random(f"{seed}:{at}"), given)
+            for at, (job, given) in enumerate(jobs)
+            if only in job.__name__
+        ]
         return [each.result() for each in waiting]
 
 
@@ -495,12 +501,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--share", type=float, default=1.0, help="of the full counts")
     parser.add_argument("--seed", type=int, default=None)
+    parser.add_argument("--only", default="", help="kinds whose function's name has this word: kills, disks, bits, journals, races")
     options = parser.parse_args()
     seed = random.SystemRandom().randrange(2**32) if options.seed is None else options.seed
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     began = time.perf_counter()
     with tempfile.TemporaryDirectory() as name:
-        found = everything(Path(name), seed, options.share)
+        found = everything(Path(name), seed, options.share, options.only)
     print(f"{'what was done':30}{'tried':>8}{'lost':>8}{'doubled':>9}{'wrong':>8}{'unseen':>8}{'s':>6}")
     for each in found:
         note = f"  ({each.note})" if each.note else ""

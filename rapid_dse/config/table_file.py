@@ -28,8 +28,6 @@ def read_table(path: str | Path) -> pd.DataFrame:
         ValueError: another suffix, a file that is no such table, a row of a CSV file that has not as many cells as the header, two
             columns of one name; OSError where it cannot be read.
     """
-    import pandas as pd
-
     path = Path(path)
     suffix = path.suffix.lower()
     if suffix not in SUFFIXES:
@@ -40,7 +38,7 @@ def read_table(path: str | Path) -> pd.DataFrame:
     elif not path.is_dir():  # what other programs write in parts is a folder
         require_small_parquet(path)
     try:
-        frame = pd.read_parquet(path) if suffix == ".parquet" else _read_csv(path)
+        frame = _read_parquet(path) if suffix == ".parquet" else _read_csv(path)
     except OSError:
         raise
     except Exception as error:  # each reader has exceptions of its own for a file that is none of its kind
@@ -71,6 +69,14 @@ def require_small_parquet(path: Path) -> None:
             f"{path}: has {told.num_rows:,} rows of {told.num_columns:,} columns; "
             f"allowed: up to {MOST_COLUMNS:,} columns and {MOST_CELLS:,} cells"
         )
+
+
+def _read_parquet(path: Path) -> pd.DataFrame:
+    import pandas as pd
+    import pyarrow.parquet as pq
+
+    pq.read_table(path).validate(full=True)  # texts that are none in UTF-8 are found where a cell is read else
+    return pd.read_parquet(path)
 
 
 def _read_csv(path: Path) -> pd.DataFrame:

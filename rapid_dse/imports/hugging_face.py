@@ -263,6 +263,8 @@ def _windows(found: dict[str, Any], reader: Reader) -> None:
     on, first = reader.take("use_sliding_window", "model.sliding_window", True), reader.get("max_window_layers")
     layers, types = found["num_hidden_layers"], reader.take("layer_types", "model.layer_types")
     reader.take("max_window_layers", "model.layer_types")
+    if types is not None and not isinstance(types, list):
+        raise ValueError(f"{reader.name}: layer_types={shortened(types)}; expected a list, a kind for each layer")
     longest = reader.get("max_position_embeddings")
     unlimited = isinstance(window, int) and isinstance(longest, int) and window >= longest
     if not window or not on or unlimited or not isinstance(layers, int) or not 0 < layers <= MOST_LAYERS:

@@ -7,13 +7,14 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from rapid_dse.common.bounded_files import require_file
 from rapid_dse.trace.graph import COLLECTIVE, COLLECTIVES, COMPUTE, LARGEST, SEND, WORLD, Graph, GraphBuilder, is_whole
+
+MOST_RANKS = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +68,9 @@ def _rank_count(network: Mapping[str, Any], lines: Mapping[int, Any]) -> int:
     counts = network.get("npus_count")
     if not isinstance(counts, list) or not counts or not all(is_whole(n) and n > 0 for n in counts):
         raise ValueError("network has no list of whole numbers > 0 'npus_count'")
-    ranks = int(np.prod(counts))
+    ranks = prod(counts)
+    if ranks > MOST_RANKS:
+        raise ValueError(f"npus_count makes {ranks:,} ranks; allowed: up to {MOST_RANKS:,}")
     for rank in lines:
         if not 0 <= rank < ranks:
             raise ValueError(f"ranks: there is no rank {rank}, npus_count makes ranks 0 to {ranks - 1}")

@@ -85,7 +85,7 @@ class FieldsRead:
         for value in present.values():
             try:
                 return int(float(str(value).replace("_", "")))
-            except ValueError:
+            except (ValueError, OverflowError):  # infinity is none either
                 continue
         self.notes += [f"{name}={value}: is no number here" for name, value in present.items()]
         return default

@@ -8,11 +8,13 @@ as they are.
 from __future__ import annotations
 
 import json
+import sys
 import zlib
 from dataclasses import dataclass, field
 from typing import Any
 
 _KEY = b',"rapid_dse":"'
+_SHORT = 100  # characters of a text that others may have too
 _END = b'"}'
 
 
@@ -24,6 +26,11 @@ def marked(log: dict[str, Any], number: int) -> bytes:
 
 def _checksum(text: bytes, number: int) -> int:
     return zlib.crc32(b"%d" % number, zlib.crc32(text))
+
+
+def _shared(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A mapping whose names and texts are those of all other lines: a study keeps each trial's, and they say the same again and again."""
+    return {sys.intern(name): sys.intern(value) if type(value) is str and len(value) < _SHORT else value for name, value in pairs}
 
 
 @dataclass
@@ -55,7 +62,7 @@ class LineReader:
             self.damages.append(f"{int(number) - self.next} lines before line {int(number) + 1} are lost")
         self.next = int(number) + 1
         self.accepted += 1
-        found: dict[str, Any] = json.loads(text + b"}")
+        found: dict[str, Any] = json.loads(text + b"}", object_pairs_hook=_shared)
         return found
 
     def _unmarked(self, line: bytes) -> dict[str, Any] | None:
