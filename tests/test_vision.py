@@ -12,9 +12,11 @@ import pytest
 from trials import layouts, legal, memory_terms, priced, scenario, time_terms
 
 from rapid_dse.config.run import Workload
+from rapid_dse.events.backends import price
 from rapid_dse.model.architecture import architecture, model_flops_per_token
 from rapid_dse.model.parameters import count
 from rapid_dse.model.shapes import MicroBatch
+from rapid_dse.sweep.space import Setting, layouts_of
 
 # timm's results/model_metadata: parameters; GMACs of an image where it lists them.
 TIMM = {"vit_base": (86_567_656, 17.58), "vit_large": (304_326_632, 61.60), "vit_huge": (632_045_800, 167.40)}
@@ -143,3 +145,30 @@ def test_a_table_of_batches_that_run_forward(tmp_path: Path) -> None:
         (9, "tp must divide num_attention_heads"),
     ):
         assert text in said[row]
+
+
+@pytest.mark.parametrize("backend", ["hybrid", "full_astrasim_hierarchical", "full_astrasim_flattened"])
+@pytest.mark.parametrize(
+    ("model", "settings"),
+    [
+        ("vit_large", {"hw.num_gpus": 16, "parallel.tp": 8, "parallel.pp": 2, "workload.batch_size": 64}),
+        ("vit_large", {"hw.num_gpus": 8, "workload.batch_size": 64}),
+        ("gemm", {"hw.num_gpus": 8, "parallel.tp": 8, "parallel.gemm_sharding": "2d"}),
+        ("lstm", {"hw.num_gpus": 8, "parallel.tp": 8, "workload.batch_size": 64, "workload.seq_len": 64, "model.vocab_size": 32000}),
+    ],
+    ids=["two stages", "replicas", "product", "recurrence"],
+)
+def test_backends_agree_on_a_pass_forward(backend: str, model: str, settings: dict[str, Any]) -> None:
+    served = {"workload__kind": "inference", "workload__prompt_len": 1024, "workload__decode_len": 1024}
+    given = served | {key.replace(".", "__"): value for key, value in settings.items()}
+
+    def found(name: str) -> Any:
+        network = {"backend__network": "ideal"} if name != "analytical" else {}
+        of = scenario(model=model, software="vllm", backend__name=name, **given, **network)
+        table, rule, reasons, _ = layouts_of(Setting(of, None, {}, {}), {})
+        assert rule[0] < 0, reasons[rule[0]]
+        return price(of, table)
+
+    closed, run = found("analytical"), found(backend)
+    for name in ("step_time_s", "time_compute_s", "time_tp_s", "time_pp_s", "energy_j"):
+        assert float(getattr(run, name)[0]) == pytest.approx(float(getattr(closed, name)[0]), rel=0.02, abs=1e-7), name

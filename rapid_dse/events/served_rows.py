@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from rapid_dse.config.scenario import Scenario
 from rapid_dse.device import operator_model
 from rapid_dse.events import artifacts, runs
+from rapid_dse.events.batch_passes import price_passes
 from rapid_dse.events.engine_backends import ENGINE_BACKENDS
 from rapid_dse.events.engine_blocks import faulty_engines
 from rapid_dse.events.engine_places import PlacedEngine, place_engine, place_pools
@@ -213,8 +214,8 @@ def _over(found: EngineTimes, closed: EnginePass) -> dict[str, float]:
 def _check_model(scenario: Scenario, asked: str) -> None:
     if not scenario.model.of_kind.decodes:
         raise ValueError(
-            f"{asked}: a model of the kind {scenario.model.kind} decodes nothing, and its pass has no graph; "
-            "allowed: backend=analytical without backend.artifacts, or workload=training"
+            f"{asked}: a model of the kind {scenario.model.kind} decodes nothing, and its pass has no timeline in closed form; "
+            "allowed: false, an event-driven backend, or workload=training"
         )
 
 
@@ -242,7 +243,8 @@ def price(scenario: Scenario, layouts: Layouts, watch: Watch | None = None, name
         ValueError: what cannot run on this backend, with what to use instead, before anything runs.
     """
     assert isinstance(layouts, Engines)
-    _check_model(scenario, f"backend={scenario.backend.name}")
+    if not scenario.model.of_kind.decodes:
+        return price_passes(scenario, layouts, watch, names)
     runs.check_backend(scenario)
     every = [ServedRow(scenario, layouts.take(np.array([row]))) for row in range(len(layouts))]
     for one in every:

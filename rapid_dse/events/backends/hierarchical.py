@@ -32,10 +32,11 @@ def price(scenario: Scenario, layouts: Layouts, watch: Watch | None = None, name
     Raises:
         ValueError: what cannot run on this backend, with what to use instead.
     """
-    return price_each(scenario, layouts, _check, run_step, watch, names)
+    return price_each(scenario, layouts, check, run_step, watch, names)
 
 
-def _check(one: LayoutDetail) -> None:
+def check(one: LayoutDetail) -> None:
+    """Refuses a layout that this backend cannot run; ``ValueError`` with what to use instead."""
     cluster = one.cluster()
     require_own_dimension(one, cluster)
     runs.check_links(cluster)

@@ -45,7 +45,8 @@ def price_batches(scenario: Scenario, engines: Engines) -> tuple[Priced, FloatCo
     ready = prepare(scenario, layouts)
     block = framework_block(scenario, ready.shape, ready.alone, ready.device).take(ready.where)
     arranged = arrangement(scenario, layouts)
-    return passed(scenario, layouts, (ready, block, arranged), layer_time(scenario, layouts, block, arranged).each)
+    found, layers = (ready, block, arranged), layer_time(scenario, layouts, block, arranged).each
+    return passed(scenario, layouts, found, pass_times(scenario, layouts, found, layers))
 
 
 @dataclass(frozen=True)
@@ -66,11 +67,10 @@ class PassTimes:
 
 
 def passed(
-    scenario: Scenario, layouts: Layouts, found: tuple[Prepared, Block, Arrangement], layers: tuple[Layer, ...]
+    scenario: Scenario, layouts: Layouts, found: tuple[Prepared, Block, Arrangement], times: PassTimes
 ) -> tuple[Priced, FloatColumn]:
-    """The results of batches whose layers' passes are known, whichever backend found them."""
+    """The results of batches whose passes are known, whichever backend found them, as of ``price_batches``."""
     ready, block, arranged = found
-    times = _times(scenario, layouts, (ready, block, arranged), layers)
     joules = _energy(scenario, layouts, (ready, block), times)
     memory = _memory(scenario, layouts, arranged)
     samples, seconds, tokens = layouts.global_batch_size.astype(np.float64), times.total, float(scenario.workload.seq_len)
@@ -99,12 +99,12 @@ def passed(
     return result, joules / samples
 
 
-def _times(scenario: Scenario, layouts: Layouts, found: tuple[Prepared, Block, Arrangement], layers: tuple[Layer, ...]) -> PassTimes:
+def pass_times(scenario: Scenario, layouts: Layouts, found: tuple[Prepared, Block, Arrangement], layers: tuple[Layer, ...]) -> PassTimes:
     """The pass of a batch: all layers, what stands around them, and the sends between stages.
 
     There is no loss; a stage is as long as its device computes and transfers, or as the host launches it.
     """
-    ready, block, arranged = found
+    _, block, arranged = found
     counts = np.array(architecture(scenario.model).counts)
     beside = [
         beside_compute(scenario, layouts, own, moved, again)
@@ -112,8 +112,7 @@ def _times(scenario: Scenario, layouts: Layouts, found: tuple[Prepared, Block, A
     ]
     tp, cp = (summed(counts, [getattr(each, name) for each in beside]) for name in ("tp_forward", "cp_forward"))
     forward = summed(counts, [layer.forward for layer in layers])
-    loss = (moving(ready.device, ready.alone.loss_bytes) / 2).take(ready.where)
-    ends = block.embedding_forward + block.head_forward - loss
+    ends = sum(forward_ends(found))
     around = arranged.vocabulary.look_up + arranged.vocabulary.head_input
     hops = arranged.hop.times(layouts.pp - 1)
     device = forward + ends + around.seconds
@@ -130,6 +129,13 @@ def _times(scenario: Scenario, layouts: Layouts, found: tuple[Prepared, Block, A
         host=launched_slot(scenario.software, device, launches) - device,
         moved=Transfer(device, (moved.sent + around.sent + hops.sent) / layouts.pp, moved.busy),
     )
+
+
+def forward_ends(found: tuple[Prepared, Block, Arrangement]) -> tuple[FloatColumn, FloatColumn]:
+    """Seconds forward of what stands before the layers, and behind them, where there is no loss."""
+    ready, block, _ = found
+    loss = (moving(ready.device, ready.alone.loss_bytes) / 2).take(ready.where)
+    return block.embedding_forward, block.head_forward - loss
 
 
 def _energy(scenario: Scenario, layouts: Layouts, found: tuple[Prepared, Block], times: PassTimes) -> FloatColumn:
