@@ -394,6 +394,7 @@ def test_a_difference_is_that_of_the_terms(page: Served, frame: pd.DataFrame) ->
         "this row has status=invalid" in page.ask(f"/difference?{urlencode({'study': 'small', 'a': first['key'], 'b': invalid})}").message
     )
     assert page.ask(f"/row?{urlencode({'study': 'small', 'key': invalid})}").status == 200
+    assert "this row has status=invalid" in page.ask(f"/launch-file?{urlencode({'study': 'small', 'key': invalid})}").message
 
 
 def trial_cells(page: Served, overrides: str) -> dict[str, str]:
@@ -471,6 +472,21 @@ def test_files_that_change_are_read_again(root: Path, tmp_path: Path) -> None:
         shutil.rmtree(tmp_path / "small")
         assert page.ask("/study?study=small").status == 404
         assert "No results in" in page.ask("/").text
+
+
+def test_files_that_are_no_results_have_a_message(root: Path, frame: pd.DataFrame, tmp_path: Path) -> None:
+    frame.drop(columns=["mfu"]).to_parquet(tmp_path / "foreign.parquet")
+    frame[["key", "hw"]].to_parquet(tmp_path / "none.parquet")
+    frame[frame["status"] == "invalid"].to_parquet(tmp_path / "invalid.parquet")
+    (tmp_path / "junk.parquet").write_bytes(b"junk")
+    with serving(tmp_path) as page:
+        assert page.ask("/").text.count('class="opens"') == 4
+        for name, said in (("foreign", "lacks mfu"), ("none", "lacks status"), ("junk", "damaged or unreadable")):
+            found = page.ask(f"/study?study={name}.parquet")
+            assert (found.status, said in found.message) == (400, True)
+        assert page.ask("/study?study=invalid.parquet").text.count("<tr data-key") == 50
+        assert page.ask("/points?study=invalid.parquet").status == 200
+        assert "was priced" in page.ask("/pictures?study=invalid.parquet").message
 
 
 def test_what_is_wrong_in_the_command_is_one_line(tmp_path: Path) -> None:

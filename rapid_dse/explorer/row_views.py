@@ -120,6 +120,8 @@ def launch_part(shelf: Shelf, asking: Asking) -> WebAnswer:
     """A row as what a framework is launched with."""
     study = opened(shelf, asking.text("study"))
     row = _row(study, asking.text("key"))
+    if row["status"] not in ("ok", "oom"):
+        raise ValueError(f"key={row['key']}: this row has status={row['status']} ({row['reason']}); allowed: a row that was priced")
     with composing():
         portion = shown_row("", row).portion
         if portion is None:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 KEPT = 2  # tables that stay in memory
 MOST_CHOICES = 60  # distinct values up to which a column is offered as a choice
+SHOWN = ("tokens_per_s", "tokens_per_s_per_gpu", "mfu", "peak_memory_bytes", "cost_usd")  # beside what makes a table one of results
 _HASHED = 20_000  # rows of which distinct values are looked at before those of all
 
 Signature = tuple[tuple[str, int, int], ...]  # path, time (ns) and bytes of each file
@@ -184,13 +185,27 @@ class Shelf:
             if kept is None or kept[0] != signature:
                 self._tables.pop(name, None)
                 damaged: list[str] = []
-                table = store.require_results(store.read(source, damaged.append), source)
+                table = _complete(store.require_results(store.read(source, damaged.append), source), source)
                 kept = (signature, LoadedStudy(name, source, table.combine_chunks(), tuple(damaged)))
                 self._tables[name] = kept
             self._tables.move_to_end(name)
             while len(self._tables) > KEPT:
                 self._tables.popitem(last=False)
             return kept[1]
+
+
+def _complete(table: pa.Table, source: Path) -> pa.Table:
+    """The table, which has every column of results that the page shows.
+
+    Raises:
+        ValueError: where it lacks some.
+    """
+    missing = [name for name in SHOWN if name not in table.column_names]
+    if missing:
+        raise ValueError(
+            f"{source}: no results that the page can show, lacks {', '.join(missing)}; allowed: what a sweep or evaluate wrote"
+        )
+    return table
 
 
 def _signature(source: Path) -> Signature:
