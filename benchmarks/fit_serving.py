@@ -1,73 +1,105 @@
-"""Fits the shipped inference profiles again to a table of measured requests and writes conf/software: run from the repository's root.
+"""Fits the shipped inference profiles again to a table of measured requests and writes conf/software, the loads behind each profile,
+and how errors grow outside of them (rapid_dse/simulate/served_growth.py): run from the repository's root; takes two minutes.
 
-usage: python benchmarks/fit_serving.py ../shared/data/inference_cases.csv [PROFILE …]
+usage: python benchmarks/fit_serving.py ../shared/data/inference_cases.csv ../shared/data/energy_inference_cases.csv [PROFILE …]
+
+The first table is fitted to; of further ones, which no profile has seen, errors outside what was measured are learned.
 
 Rows of multi-token prediction whose depth and acceptance are not told (spec=mtp) say nothing. Disaggregated systems are left to be
 predicted: what they cost beyond the rest is queues and transfers, which no latency tells; of open loops the time to the first token is
-fitted alone. Models are left out one after the other, to
-see how the others' fit does on them.
+fitted alone. Models are left out one after the other, to see how the others' fit does on them.
 """
 
 from __future__ import annotations
 
 import re
 import sys
-from dataclasses import replace
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
+from rapid_dse.analysis.error_growth import Evidence, coverage, fitted_steps
+from rapid_dse.analysis.measured_loads import LEAST_LOADS, loads_of
 from rapid_dse.analysis.profile_file import with_fitted
-from rapid_dse.analysis.serving_fit import Table, errors_of, fit, tables_of, with_values
-from rapid_dse.analysis.serving_linear import left_out, linear
+from rapid_dse.analysis.serving_envelope import Loads, evidence_of, of_unseen, served_boxes, served_lines
+from rapid_dse.analysis.serving_fit import FIGURES, fit, tables_of
+from rapid_dse.analysis.serving_linear import left_out
 from rapid_dse.config.table_file import read_table
-from rapid_dse.sweep.cases import Refused, group_cases
+from rapid_dse.simulate.served_growth import SERVED_STEPS
+from rapid_dse.sweep.cases import group_cases
 
 
 def main() -> None:
-    frame, wanted = read_table(sys.argv[1]), sys.argv[2:]
-    unknown = [name for name in frame.columns if name == "model.layer_types" and frame[name].isna().all()]
-    frame = frame.drop(columns=unknown)
-    if "parallel.prefill.workers" in frame:
-        frame = frame[frame["parallel.prefill.workers"].isna()]
-    if "spec" in frame:
-        frame = frame[frame["spec"].ne("mtp")]
+    tables = [name for name in sys.argv[1:] if name.endswith((".csv", ".parquet"))]
+    frame, wanted = without_blank(read_table(tables[0])), [name for name in sys.argv[1:] if name not in tables]
+    evidence: list[Evidence] = []
     for software in wanted or sorted(frame["software"].unique()):
-        rewrite(software, frame[frame["software"] == software].reset_index(drop=True))
+        evidence += rewrite(software, frame[frame["software"] == software].reset_index(drop=True))
+    for table in tables[1:]:
+        evidence += never_seen(table)
+    if not wanted:
+        steps = fitted_steps(evidence, SERVED_STEPS)
+        for each in evidence:
+            print(f"{each.name:60} {len(each.errors):5} loads, error {each.typical():6.1%}, within {coverage([each], steps):.0%}")
+        print({name: float(f"{value:.3g}") for name, value in steps.items()}, f"within over all: {coverage(evidence, steps):.1%}")
+        write_growth(steps)
 
 
-def rewrite(software: str, frame: pd.DataFrame) -> None:
-    """Fits one profile, and puts the fitted values among its own settings."""
-    refused: Refused = {}
-    tables = tables_of(frame, group_cases(frame, refused))
-    found = fit(tables)
-    names = frame["model_name"] if "model_name" in frame else pd.Series("", index=frame.index)
-    models = [str(names[int(table.rows[0])]) for table in tables]
-    unseen = errors_unseen([replace(each, scenario=with_values(each.scenario, found.values)) for each in tables], models)
-    tokens = np.abs(errors_of(tables, found.values, "tpot_s"))
-    rates = np.abs(errors_of(tables, found.values, "tokens_per_s_per_gpu"))
-    print(software, len(frame), "rows,", len(refused), "refused", dict(found.values), flush=True)
-    for name, errors in (("tokens", tokens), ("rates", rates), ("tokens, models left out", np.abs(unseen))):
-        if len(errors):
-            print(f"   {name}: mean {errors.mean():.3f}, median {np.median(errors):.3f} of {len(errors)}", flush=True)
-    about = [f"# fitted to {len(frame)} measured rows of {len(set(models))} models by benchmarks/fit_serving.py"]
-    if len(unseen):
-        about.append(f"# mean relative error of tpot on models that the fit had not seen: {np.abs(unseen).mean():.3g}")
+def rewrite(software: str, frame: pd.DataFrame) -> list[Evidence]:
+    """Fits one profile, and puts the fitted values among its own settings and the boxes behind them."""
+    values = fit(tables_of(frame, group_cases(frame, {}))).values
+    loads = loads_of(frame, software, values)
+    unseen = left_out(loads.linear, loads.models)
+    print(software, len(loads.models), "rows", dict(values), flush=True)
+    for name, logs in (("shipped", loads.linear.logs), ("models left out", unseen)):
+        report(name, loads, logs)
+    boxes = served_boxes(loads.settings, loads.models, loads.errors(unseen), loads.counts)
+    tokens = off(loads, unseen)[:, 0]
+    about = [f"# fitted to {len(loads.models)} measured rows of {len(set(loads.models))} models by benchmarks/fit_serving.py"]
+    if len(set(loads.models)) > 1:
+        about.append(f"# mean relative error of tpot on models that the fit had not seen: {np.nanmean(tokens):.3g}")
     path = Path("conf/software") / f"{software}.yaml"
-    kept = "\n".join(line for line in path.read_text().splitlines() if not re.match(r"# (fitted to|mean relative error)", line)) + "\n"
-    path.write_text(with_fitted(kept, found.values, about))
+    path.write_text(with_fitted(path.read_text(), values, [*about, *served_lines(boxes)]))
+    return evidence_of(software, loads)
 
 
-def errors_unseen(tables: list[Table], models: list[str]) -> NDArray[np.float64]:
-    """predicted / measured − 1 of the times between tokens by fits without their model; none where there is one model alone."""
-    if len(set(models)) < 2:
-        return np.zeros(0)
-    of_row = [model for model, table in zip(models, tables, strict=True) for _ in table.rows]
-    measured = np.concatenate([table.measured["tpot_s"] for table in tables])
-    found = np.expm1(left_out(linear(tables), of_row)[:, 0] - np.log(measured))
-    return np.asarray(found[np.isfinite(found)])
+def without_blank(frame: pd.DataFrame) -> pd.DataFrame:
+    """The table without columns of the model that no row fills in."""
+    return frame.drop(columns=[name for name in frame.columns if str(name).startswith("model.") and frame[name].isna().all()])
+
+
+def never_seen(table: str) -> list[Evidence]:
+    """What loads tell that no profile has seen, a set for each framework and chip."""
+    frame, found = read_table(table), []
+    for (software, chip), rows in frame.groupby(["software", "hw"]):
+        if len(rows) >= LEAST_LOADS:
+            told = of_unseen(f"{software} on {chip}, never seen", loads_of(without_blank(rows.reset_index(drop=True)), table))
+            found += [told] if told is not None else []
+    return found
+
+
+def off(loads: Loads, logs: np.ndarray[tuple[int, int], np.dtype[np.float64]]) -> np.ndarray[tuple[int, int], np.dtype[np.float64]]:
+    """|predicted / measured − 1| of the rows that count."""
+    return np.abs(np.expm1(logs - loads.measured))[loads.counts]
+
+
+def report(name: str, loads: Loads, logs: np.ndarray[tuple[int, int], np.dtype[np.float64]]) -> None:
+    """Prints the errors of each figure."""
+    for figure, column in zip(FIGURES, off(loads, logs).T, strict=True):
+        known = column[np.isfinite(column)]
+        if len(known):
+            print(f"   {name}, {figure}: mean {known.mean():.3f}, median {np.median(known):.3f} of {len(known)}", flush=True)
+
+
+def write_growth(steps: Mapping[str, float]) -> None:
+    """Puts the steps into the module that the program reads."""
+    path = Path("rapid_dse/simulate/served_growth.py")
+    lines = [f'    "{name}": {value:.3g},' for name, value in sorted(steps.items())]
+    path.write_text(
+        re.sub(r"(SERVED_STEPS.*?= \{\n).*?\n\}", lambda m: m.group(1) + "\n".join(lines) + "\n}", path.read_text(), flags=re.S)
+    )
 
 
 if __name__ == "__main__":

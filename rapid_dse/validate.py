@@ -23,7 +23,7 @@ CASES are tables (CSV or Parquet) of measured runs: override keys as columns, su
 group, measured.status and measured.peak_memory_bytes. Tables of single kernels (kind, measured.time_s), of whole steps on one GPU
 (fwd_time_s, bwd_time_s ...), of single layers of experts and of latent attention (kind), of loads whose energy was measured, and of
 serving (measured.tpot_s, measured.energy_j_per_token ...) are written to --out with predicted.<column> beside each measured column that
-can be predicted, with a line of errors a kind. A folder stands for all tables in it.
+can be predicted, with a line of errors a kind; of serving also with two lines a suite as below. A folder stands for all tables in it.
 Without CASES: the tables of measured runs beside the checkout. Each suite has two lines: the shipped profiles, and fits that had not
 seen the model of the run that they predict (cross-validated in folds by model within each software profile). within: the share of the
 runs whose error is at most the expected_error that was told of them (told: of how many); of unseen models it comes from the errors of the
@@ -47,13 +47,42 @@ def _validate(argv: Sequence[str]) -> int:
     paths = [found for path in arguments.cases for found in _tables(Path(path))] or _beside_the_checkout()
     said = []
     for path in paths:
-        told = _cases(path, arguments) if _is_cases(path) else _measured(path, Path(arguments.out))
+        told = _told(path, arguments)
         said.append(told.value)
         if not arguments.json:
             print("\n".join(told.lines))
     if arguments.json:
         print(json.dumps({"tables": said}))
     return 0
+
+
+def _told(path: Path, arguments: argparse.Namespace) -> Told:
+    """What is said of a table, by what it holds: training runs, single measurements, or requests."""
+    from rapid_dse.analysis.measured_loads import can_fold
+    from rapid_dse.config.table_file import read_table
+
+    if _is_cases(path):
+        return _cases(path, arguments)
+    found = _measured(path, Path(arguments.out))
+    if not can_fold(read_table(path)):
+        return found
+    served = _requests(path, arguments)
+    return Told([*found.lines, *served.lines], {**found.value, **served.value})
+
+
+def _requests(path: Path, arguments: argparse.Namespace) -> Told:
+    """Predicted against measured requests, a suite a line; writes the worst loads of each."""
+    from rapid_dse.analysis.serving_validation import validate_requests
+
+    found = validate_requests(path)
+    table, out = found.table(folds=not arguments.shipped), Path(arguments.out)
+    out.mkdir(parents=True, exist_ok=True)
+    for suite in found.cases["suite"].unique() if "suite" in found.cases else ["all"]:
+        found.worst(str(suite)).to_csv(out / f"worst_{suite}.csv", index=False, float_format="%.5g")
+    lines = ["by suite, mean and median, of the shipped profiles and of fits that had not seen the model:"]
+    lines.append(table.to_string(index=False, float_format="{:.3f}".format, na_rep="–"))
+    lines.append(f"the 20 worst loads of each suite by term of a token: {out}/worst_SUITE.csv")
+    return Told(lines, {"suites": _records(table)})
 
 
 @dataclass(frozen=True)

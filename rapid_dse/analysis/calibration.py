@@ -219,7 +219,7 @@ def profile_text(calibration: Calibration, source: str) -> str:
     errors = dict(calibration.fitted.standard_errors) | (calibration.memory.standard_errors if calibration.memory else {})
     own = {name: value for name, value in fitted.items() if not name.startswith(("hw.", "cluster."))}
     dumped = calibration.base.model_dump(mode="json", exclude_defaults=True)
-    kept = {name: value for name, value in dumped.items() if name not in ("name", "measured", *fitted)}
+    kept = {name: value for name, value in dumped.items() if name not in ("name", "measured", "served", *fitted)}
     lines = [
         f"# Fitted to {calibration.rows} runs of {calibration.models} models in {source}; standard error beside each value.",
         f"# Mean error on runs of models that the fit had not seen: {calibration.held_out_error:.3g}.",

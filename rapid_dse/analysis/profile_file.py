@@ -10,6 +10,7 @@ from rapid_dse.config.parts import group_of, keys_of
 from rapid_dse.config.software import Software
 
 FITTED = "fitted"  # the comment beside a value that a fit has found
+_BOXES = ("measured:", "served:", "  - {chip:")  # starts of the lines that sum up measured runs
 _COLUMN = 34  # where comments start
 
 
@@ -52,7 +53,7 @@ def with_fitted(text: str, values: Mapping[str, float], about: Sequence[str]) ->
 
 def without_measured(text: str) -> str:
     """A profile's file without the measured runs behind it, which end it."""
-    return "\n".join(line for line in text.splitlines() if not line.startswith(("measured:", "  - {chip:"))) + "\n"
+    return "\n".join(line for line in text.splitlines() if not line.startswith(_BOXES)) + "\n"
 
 
 def _line(key: str, value: Any, comment: str, indent: str) -> str:
@@ -77,4 +78,4 @@ def _key(line: str) -> str:
 
 def _of_a_fit(line: str) -> bool:
     """Whether a line is what an earlier fit wrote: a value, a remark on the fit, or the measured runs behind it."""
-    return line.endswith(f"# {FITTED}") or line.startswith(("# fitted to", "# mean relative error", "measured:", "  - {chip:"))
+    return line.endswith(f"# {FITTED}") or line.startswith(("# fitted to", "# mean relative error", *_BOXES))

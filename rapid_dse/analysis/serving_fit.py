@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -43,6 +43,10 @@ class Table:
     rows: NDArray[np.int64]
     ready: list[PreparedEngines]
 
+    def of(self, scenario: Scenario) -> Table:
+        """The same loads under other numbers of a profile."""
+        return replace(self, scenario=scenario)
+
 
 @dataclass(frozen=True)
 class ServingFit:
@@ -63,6 +67,8 @@ def tables_of(frame: pd.DataFrame, groups: Sequence[CaseGroup]) -> list[Table]:
     for name in ("request_latency_s", "tokens_per_s_per_gpu"):
         columns[name] = np.where(told, np.nan, columns[name])
     columns["tokens_per_s_per_gpu"] = np.where(np.isnan(columns["request_latency_s"]), columns["tokens_per_s_per_gpu"], np.nan)
+    untold = untold_drafts(frame)
+    columns = {name: np.where(untold, np.nan, column) for name, column in columns.items()}
     found = []
     for group in groups:
         portion = group.portion
@@ -74,6 +80,13 @@ def tables_of(frame: pd.DataFrame, groups: Sequence[CaseGroup]) -> list[Table]:
             measured = {name: column[rows] for name, column in columns.items()}
             found.append(Table(portion.scenario, layouts, measured, rows, prepare(portion.scenario, layouts)))
     return found
+
+
+def untold_drafts(frame: pd.DataFrame) -> NDArray[np.bool_]:
+    """Rows that drafted tokens whose number and acceptance nobody told (``spec`` without ``workload.draft_tokens``): they say nothing."""
+    spec = frame.get("spec", pd.Series("none", index=frame.index)).fillna("none").ne("none")
+    drafts = frame.get("workload.draft_tokens", pd.Series(np.nan, index=frame.index)).notna()
+    return np.asarray(spec & ~drafts)
 
 
 def with_values(scenario: Scenario, values: Mapping[str, float]) -> Scenario:
@@ -100,9 +113,10 @@ def counting(table: Table) -> tuple[FloatColumn, FloatColumn]:
     measured = np.stack([table.measured[name] for name in FIGURES], axis=1)
     rows = np.where(table.layouts.batch_size > 0, np.sqrt(STATIC), 1.0)
     first = np.array([name == "ttft_s" for name in FIGURES])
-    open_ = (table.layouts.request_rate > 0)[:, None] & ~first  # of an open loop the rest hangs on how close to capacity it runs
+    # of an open loop the rest hangs on how close to capacity it runs; of pools all does
+    left = (table.layouts.request_rate > 0)[:, None] & ~first | table.layouts.pooled[:, None]
     with np.errstate(divide="ignore", invalid="ignore"):
-        logs = np.where((measured > 0) & ~open_, np.log(measured), np.nan)
+        logs = np.where((measured > 0) & ~left, np.log(measured), np.nan)
     return logs, rows[:, None] * np.array(list(WEIGHTS.values()))
 
 

@@ -57,6 +57,35 @@ class MeasuredRuns(Frozen):
         return self
 
 
+class ServedRuns(Frozen):
+    """Measured loads of one inference framework that share chip, precision and kind of model.
+
+    Attributes:
+        chip, architecture: ``hw.name`` and ``hw.architecture``; precision: ``workload.precision``, bf16 standing for fp16 too.
+        experts, latent: mixtures of experts; latent attention. pools: prompts and tokens on engines of their own.
+        loads, models: how many there are, and of how many models.
+        error: the relative error of the time between tokens (of rates, or of requests' times, where that was not measured) within which
+            68 % of them lay, each predicted by a fit that had not seen its model.
+        gpus: of an engine; concurrency: requests under way on an engine, where a load says so; prompt, generated: tokens; parameters: of
+            the models' sizes; the least and the largest of each.
+    """
+
+    chip: str
+    architecture: Architecture | None = None
+    precision: str
+    experts: bool = False
+    latent: bool = False
+    pools: bool = False
+    loads: Count
+    models: Count
+    error: Annotated[float, Field(gt=0, lt=5)]
+    gpus: Span
+    concurrency: Span = (1.0, 1.0)
+    prompt: Span
+    generated: Span
+    parameters: Span
+
+
 SPANS = ("tp", "cp", "pp", "micro_batch", "gpus", "nodes", "seq_len", "parameters")
 
 

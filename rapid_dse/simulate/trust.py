@@ -21,8 +21,10 @@ from rapid_dse.config.run import RECOMPUTE
 from rapid_dse.config.scenario import Scenario
 from rapid_dse.config.schedule_names import SCHEDULES
 from rapid_dse.model.parameters import count
+from rapid_dse.parallel.engines import Engines
 from rapid_dse.parallel.layouts import IntColumn, Layouts
 from rapid_dse.simulate.growth import ARCHITECTURES, PRECISIONS, STEPS
+from rapid_dse.simulate.served_trust import loads_expected
 
 FloatColumn = NDArray[np.float64]
 Units = float | FloatColumn  # how far a setting lies outside: of every row, or of each
@@ -61,10 +63,10 @@ class Trust:
 def trust(scenario: Scenario, layouts: Layouts) -> Trust:
     """How far each row may be trusted."""
     n_rows = len(layouts)
+    if isinstance(layouts, Engines):
+        return Trust(*loads_expected(scenario, layouts))
     if not scenario.software.measured or scenario.workload.kind != "training" or not n_rows:
         text = f"software (no {scenario.workload.kind} run of {scenario.software.name} was measured)"
-        if scenario.workload.kind == "inference":
-            text = "requests (how far off they may be is not known)"
         return Trust(np.full(n_rows, np.nan), np.zeros(n_rows, np.int64), (text,))
     over, traded = layouts.tp > scenario.hw.gpus_per_node, layouts.cp > 1
     kinds = over + 2 * (traded & (scenario.parallel.cp_kind == "ulysses"))

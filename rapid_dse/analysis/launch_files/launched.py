@@ -34,7 +34,7 @@ ASSUMED = {
 }
 _PLAIN = re.compile(r"^[\w./+-]+$")
 _ALIKE = ("hw", "cluster", "model", "workload", "software", "parallel")
-_ASIDE = ("name", "measured", "offers", "known")
+_ASIDE = ("name", "measured", "served", "offers", "known")
 
 
 @dataclass(frozen=True)

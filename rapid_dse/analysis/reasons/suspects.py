@@ -20,7 +20,7 @@ from rapid_dse.sweep.advice import with_columns
 
 LEAST = 0.02  # a share of the step below which nothing is suspected
 _SECTIONS = ("hw", "cluster", "software")
-_ASIDE = ("name", "num_gpus", "measured", "offers", "known", "enforce", "price", "energy")
+_ASIDE = ("name", "num_gpus", "measured", "served", "offers", "known", "enforce", "price", "energy")
 # What is chosen for its numbers, and is no mistake where it is slower.
 _CHOSEN = frozenset(
     f"software.{name}" for name in ("fp8_recipe", "fp8_parameters", "gradient_dtype", "reduce_dtype", "optimizer_bytes", "loss")

@@ -1,0 +1,146 @@
+"""How far to trust a row of requests: the error to expect of its time between tokens, and what of it lies outside measured loads.
+
+A profile's measured loads are summed up in boxes (``ServedRuns``). A row inside one has its error; each setting outside widens it by a step
+that was learned by leaving such loads out (``served_growth.SERVED_STEPS``), in quadrature, and the nearest box counts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rapid_dse.config.measured_boxes import ServedRuns, alike
+from rapid_dse.config.scenario import Scenario
+from rapid_dse.model.parameters import count
+from rapid_dse.parallel.engines import Engines
+from rapid_dse.simulate.served_growth import SERVED_STEPS
+
+FloatColumn = NDArray[np.float64]
+
+LEAST = 0.1  # share of the error inside that a setting outside adds at least
+TITLES = {
+    "architecture": "hw",
+    "chip": "hw",
+    "experts": "model",
+    "latent": "attention",
+    "gpus": "GPUs of an engine",
+    "prompt": "prompt length",
+    "generated": "decode length",
+    "parameters": "model size",
+    "small_models": "model size",
+}
+KINDS = {
+    "experts": ("dense models", "with experts"),
+    "latent": ("without latents", "with latents"),
+    "pools": ("one kind of engine", "pools"),
+}
+
+
+def loads_expected(scenario: Scenario, engines: Engines) -> tuple[FloatColumn, NDArray[np.int64], tuple[str, ...]]:
+    """The error to expect of each row, NaN where the profile has no measured loads; what lies outside, as ``simulate.trust.Trust``."""
+    boxes, n_rows = scenario.software.served, len(engines)
+    if not scenario.model.of_kind.decodes:
+        return np.full(n_rows, np.nan), np.zeros(n_rows, np.int64), ("model (none that decodes nothing was measured)",)
+    if not boxes or not n_rows:
+        text = f"software (no request served by {scenario.software.name} was measured)"
+        return np.full(n_rows, np.nan), np.zeros(n_rows, np.int64), (text,)
+    inside = inside_of(scenario, engines)
+    found = [units_outside(box, scenario, engines) for box in boxes]
+    squared = np.stack([widened(units, inside, SERVED_STEPS) for units in found])
+    nearest = squared.argmin(axis=0)
+    error = np.sqrt(inside**2 + squared[nearest, np.arange(n_rows)])
+    outside, texts = np.full(n_rows, -1, np.int64), dict[str, int]()
+    for at in np.unique(nearest).tolist():
+        rows = np.flatnonzero(nearest == at)
+        names = list(found[at])
+        marks = np.stack([found[at][name][rows] > 0 for name in names], axis=1) if names else np.zeros((len(rows), 0), bool)
+        kinds, which = np.unique(marks, axis=0, return_inverse=True)
+        for kind, mask in enumerate(kinds):
+            told = [
+                f"{TITLES.get(name, name)} (measured: {_measured(boxes[at], name)})" for name, out in zip(names, mask, strict=True) if out
+            ]
+            if told:
+                outside[rows[which.ravel() == kind]] = texts.setdefault("; ".join(dict.fromkeys(told)), len(texts))
+    return error, outside, tuple(texts)
+
+
+def widened(units: Mapping[str, FloatColumn], inside: FloatColumn, steps: Mapping[str, float]) -> FloatColumn:
+    """The squares that settings outside add."""
+    total = np.zeros_like(inside)
+    for name, column in units.items():
+        total = total + (steps[name] ** 2 + (LEAST * inside) ** 2) * column**2
+    return total
+
+
+def units_outside(box: ServedRuns, scenario: Scenario, engines: Engines) -> dict[str, FloatColumn]:
+    """How far each setting lies outside a box, ``(n_rows,)`` each: 1 where it is none of those measured, of numbers the doublings."""
+    hw, work, model, n_rows = scenario.hw, scenario.workload, scenario.model, len(engines)
+    size, (prompt, generated) = float(count(model).total), work.lengths
+    same = hw.architecture is not None and hw.architecture == box.architecture
+    found = {
+        "chip" if same else "architecture": float(box.chip != hw.name),
+        "precision": float(box.precision != alike(work.precision)),
+        "experts": float(box.experts != bool(model.num_experts)),
+        "latent": float(box.latent != bool(model.kv_lora_rank)),
+        "prompt": _doublings(box.prompt, float(prompt)),
+        "generated": _doublings(box.generated, float(generated)),
+        "parameters" if size > box.parameters[0] else "small_models": _doublings(box.parameters, size),
+    }
+    columns = {name: np.full(n_rows, value) for name, value in found.items()}
+    columns["pools"] = (engines.pooled != box.pools).astype(np.float64)
+    columns["gpus"] = _doublings(box.gpus, engine_gpus(engines))
+    asked = np.maximum(engines.concurrency, engines.batch_size)
+    columns["concurrency"] = np.where(asked > 0, _doublings(box.concurrency, np.maximum(1.0, asked / engine_count(engines))), 0.0)
+    return {name: column for name, column in columns.items() if column.any()}
+
+
+def inside_of(scenario: Scenario, engines: Engines) -> FloatColumn:
+    """The error of the boxes that are most like each row: the largest of those that nothing tells apart."""
+    found = np.empty(len(engines))
+    for pools in (False, True):
+        rows = engines.pooled == pools
+        boxes: Sequence[ServedRuns] = scenario.software.served
+        for wanted in (
+            [box for box in boxes if box.pools == pools],
+            [box for box in boxes if box.experts == bool(scenario.model.num_experts)],
+            [box for box in boxes if box.latent == bool(scenario.model.kv_lora_rank)],
+            [box for box in boxes if box.precision == alike(scenario.workload.precision)],
+            [box for box in boxes if box.chip == scenario.hw.name],
+        ):
+            boxes = [box for box in boxes if box in wanted] or boxes
+        found[rows] = max(box.error for box in boxes)
+    return found
+
+
+def engine_gpus(engines: Engines) -> FloatColumn:
+    """GPUs of an engine; of pools, of a decode engine."""
+    own = engines.tp * engines.attention_dp * engines.cp * engines.pp
+    pooled = engines.decode_tp * engines.decode_attention_dp * engines.decode_pp
+    return np.where(engines.pooled, pooled, own).astype(np.float64)
+
+
+def engine_count(engines: Engines) -> FloatColumn:
+    """Engines that generate tokens."""
+    return np.maximum(1.0, np.where(engines.pooled, engines.decode_workers, engines.dp).astype(np.float64))
+
+
+def _doublings(span: tuple[float, float], value: FloatColumn | float) -> FloatColumn:
+    least, largest = span
+    return np.asarray(np.log2(np.maximum(1.0, np.maximum(np.asarray(value) / largest, least / np.maximum(np.asarray(value), 1e-9)))))
+
+
+def _measured(box: ServedRuns, name: str) -> str:
+    """What a box has of a setting, in words."""
+    if name in ("architecture", "chip"):
+        return box.chip
+    if name in KINDS:
+        return KINDS[name][getattr(box, name)]
+    if name == "precision":
+        return box.precision
+    billions = name in ("parameters", "small_models")
+    span = box.parameters if billions else getattr(box, name)
+    least, largest = (f"{each / 1e9:.3g}" if billions else f"{each:,.0f}" for each in span)
+    text = least if least == largest else f"{least} to {largest}"
+    return f"{text} billion parameters" if billions else text

@@ -1,0 +1,118 @@
+"""How far to trust rows of requests: inside measured loads their error, outside a wider one that says why, and of all else nothing."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from serving_trials import engines, priced, scenario
+
+from rapid_dse import validate
+from rapid_dse.analysis.serving_envelope import served_boxes
+from rapid_dse.config.measured_boxes import ServedRuns
+from rapid_dse.config.scenario import Scenario
+from rapid_dse.simulate.served_growth import SERVED_STEPS
+from rapid_dse.simulate.trust import trust
+
+BOX = ServedRuns(
+    chip="h100", architecture="hopper", precision="bf16", loads=40, models=2, error=0.1, gpus=(1, 8), concurrency=(4, 64),
+    prompt=(512, 2048), generated=(128, 1024), parameters=(8e9, 7.1e10),
+)  # fmt: skip
+
+
+def of(*boxes: ServedRuns, **changes: Any) -> Scenario:
+    found = scenario(**changes)
+    return found.model_copy(update={"software": found.software.model_copy(update={"served": boxes})})
+
+
+def test_a_row_inside_has_the_error_of_its_box() -> None:
+    found = trust(of(BOX), engines({"tp": 4, "concurrency": 32}))
+    assert found.expected_error.tolist() == [0.1]
+    assert found.outside.tolist() == [-1]
+
+
+@pytest.mark.parametrize(
+    ("changes", "row", "name", "units", "text"),
+    [
+        ({}, {"concurrency": 256}, "concurrency", 2.0, "concurrency (measured: 4 to 64)"),
+        ({"hw": "b200"}, {"concurrency": 32}, "architecture", 1.0, "hw (measured: h100)"),
+        ({"hw": "h200"}, {"concurrency": 32}, "chip", 1.0, "hw (measured: h100)"),
+        ({"workload__precision": "fp8"}, {"concurrency": 32}, "precision", 1.0, "precision (measured: bf16)"),
+        ({"workload__prompt_len": 8192}, {"concurrency": 32}, "prompt", 2.0, "prompt length (measured: 512 to 2,048)"),
+    ],
+)
+def test_a_setting_outside_widens_it_and_is_named(
+    changes: dict[str, Any], row: dict[str, float], name: str, units: float, text: str
+) -> None:
+    found = trust(of(BOX, **changes), engines({"tp": 1, **row}))
+    expected = np.sqrt(0.1**2 + (SERVED_STEPS[name] ** 2 + 0.01**2) * units**2)
+    assert found.expected_error[0] == pytest.approx(expected)
+    assert found.texts[found.outside[0]] == text
+
+
+def test_the_nearest_box_counts_and_pools_are_a_kind_of_their_own() -> None:
+    pools = BOX.model_copy(update={"pools": True, "error": 0.3})
+    rows = [{"tp": 1, "concurrency": 32}, {"num_gpus": 2, "prefill_tp": 1, "decode_tp": 1, "concurrency": 32}]
+    rows[1] |= {"prefill_workers": 1, "decode_workers": 1}
+    found = trust(of(BOX, pools), engines(*rows))
+    assert found.expected_error.tolist() == [0.1, 0.3]
+
+
+def test_nothing_is_expected_where_no_request_was_measured() -> None:
+    found = trust(of(), engines({"tp": 1, "concurrency": 32}))
+    assert np.isnan(found.expected_error).all()
+    assert "no request served by vllm was measured" in found.texts[found.outside[0]]
+
+
+def test_shipped_profiles_know_their_loads_and_expect_an_error_of_each_row() -> None:
+    for software in ("vllm", "sglang", "tensorrt_llm", "nim"):
+        known = scenario(software=software)
+        assert known.software.served
+        assert np.isfinite(trust(known, engines({"tp": 1, "concurrency": 32})).expected_error).all()
+
+
+def test_boxes_hold_two_thirds_of_the_loads_that_they_sum_up() -> None:
+    rng = np.random.default_rng(0)
+    settings = pd.DataFrame(
+        {
+            "chip": "h100", "architecture": "hopper", "precision": "fp8", "experts": False, "latent": False, "pools": False, "gpus": 8.0,
+            "concurrency": [np.nan, *range(1, 200)], "prompt": 1024.0, "generated": 512.0, "parameters": 7e10,
+        }
+    )  # fmt: skip
+    errors = rng.normal(0, 0.1, 200)
+    (box,) = served_boxes(settings, ["one", "two"] * 100, errors, np.ones(200, bool))
+    assert (np.abs(errors) <= box.error).mean() == pytest.approx(0.68, abs=0.02)
+    assert (box.loads, box.models, box.concurrency) == (200, 2, (1.0, 199.0))
+
+
+@pytest.fixture(scope="module")
+def served_table() -> pd.DataFrame:
+    """Requests as vLLM's profile serves them, with the errors of an imagined clock."""
+    rows = [(model, tp, load) for model in ("llama3_1_8b", "llama3_1_70b") for tp in (4, 8) for load in (4, 16, 64)]
+    found = []
+    for model in ("llama3_1_8b", "llama3_1_70b"):
+        made = priced(scenario(model=model), *({"tp": tp, "num_gpus": tp, "concurrency": load} for name, tp, load in rows if name == model))
+        found += list(zip(made.tpot_s, made.ttft_s, made.request_latency_s, strict=True))
+    tpot, ttft, latency = np.array(found).T
+    keys = {"hw": "h100", "software": "vllm", "workload": "inference", "suite": "made", "model": [model for model, _, _ in rows]}
+    keys |= {"hw.num_gpus": [tp for _, tp, _ in rows], "parallel.tp": [tp for _, tp, _ in rows]}
+    keys |= {"workload.concurrency": [load for _, _, load in rows]}
+    measured = {"tpot_s": tpot * np.where(np.arange(12) % 2, 1.02, 0.98), "ttft_s": ttft, "request_latency_s": latency}
+    return pd.DataFrame(keys | {f"measured.{name}": column for name, column in measured.items()})
+
+
+def test_validate_tells_of_requests_suite_by_suite(tmp_path: Path, served_table: pd.DataFrame, capsys: pytest.CaptureFixture[str]) -> None:
+    served_table.to_csv(tmp_path / "requests.csv", index=False)
+    assert validate.main([str(tmp_path / "requests.csv"), "--out", str(tmp_path / "out"), "--json"]) == 0
+    shipped, unseen = json.loads(capsys.readouterr().out)["tables"][0]["suites"]
+    assert shipped["tpot"] == pytest.approx(0.02, rel=0.01)
+    assert shipped["ttft"] == pytest.approx(0.0, abs=1e-9)
+    assert unseen["tpot"] < 0.1
+    assert shipped["within"] == 1.0
+    worst = pd.read_csv(tmp_path / "out" / "worst_made.csv")
+    terms = worst[[name for name in worst if name.endswith("_s") and not name.startswith("measured.")]]
+    np.testing.assert_allclose(terms.sum(axis=1), worst["measured.tpot_s"] * (1 + worst["told"]), rtol=1e-3)
