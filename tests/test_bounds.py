@@ -55,9 +55,11 @@ def _is_model(annotation: Any) -> bool:
 
 
 NUMBERS = list(numbers(Scenario, ""))
-# Keys of inference, and of latent attention, which no dense model has.
-REFUSED = {f"workload.{name}" for name in ("batch_size", "concurrency", "prompt_len", "decode_len")} | {
-    f"model.{name}" for name in ("q_lora_rank", "kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")
+# Keys of inference and of adapters, documents of less than a token, and latent attention and models of other kinds, which no dense model
+# has.
+REFUSED = {f"workload.{name}" for name in ("batch_size", "concurrency", "prompt_len", "decode_len", "lora_rank", "packing")} | {
+    *(f"model.{name}" for name in ("q_lora_rank", "kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")),
+    *(f"model.{name}" for name in ("num_prefix_tokens", "num_classes", "input_size", "m", "n", "k")),
 }
 PRICED = [number for number in NUMBERS if number[0].split(".")[0] in ("hw", "model", "workload", "software")]
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from rapid_dse.config.effects import COMMAND, Only, Where
-from rapid_dse.config.fields import WHOLE, Count, CountOrZero, Degree, Frozen, ShareOrPercent, ShareOrZero, Tokens
+from rapid_dse.config.fields import WHOLE, Count, CountOrZero, Degree, Frozen, Share, ShareOrPercent, ShareOrZero, Tokens
 from rapid_dse.config.hardware import Parallelism, Precision
 from rapid_dse.config.lora_names import ALL_LINEAR, HUGGING_FACE_MODULES, MEGATRON_MODULES, LoraTarget
 from rapid_dse.config.model_kinds import ONE_PASS
@@ -171,7 +171,7 @@ class Workload(Frozen):
     global_batch_size: Annotated[Count, TRAINING] = 1024
     train_tokens: Annotated[Annotated[float, BeforeValidator(_amount), Field(ge=1, le=1e18)] | None, TRAINING] = None
     precision: Precision = "bf16"  # of matrix products
-    packing: Annotated[float, Field(gt=0, le=1), TRAINING] = 1.0  # squared lengths packed into a sequence over its squared length
+    packing: Annotated[Share, TRAINING] = 1.0  # squared lengths packed into a sequence over its squared length
     trainable: Annotated[Literal["full", "lora"], TRAINING] = "full"  # all weights, or low-rank adapters beside frozen ones
     lora_rank: Annotated[Count, LORA] = 16  # columns between an adapter's two matrices
     lora_targets: Annotated[tuple[LoraTarget, ...], LORA] = (ALL_LINEAR,)  # modules that have an adapter
