@@ -13,7 +13,7 @@ MEASURED := .venv-measure/.ready
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --constraint requirements.lock
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: run test web lint bench validate golden fuzz chaos chaos-short load measure-test docs clean
+.PHONY: run test web lint bench validate golden fuzz chaos chaos-short supply load measure-test docs clean
 .NOTPARALLEL:
 
 run: $(RUNS)
@@ -59,6 +59,10 @@ chaos-short: $(READY)
 # The timers of measure, on PyTorch's CPU device: PyTorch has an environment of its own.
 measure-test: $(MEASURED)
 	.venv-measure/bin/python -m pytest -n 0 tests/test_measure.py
+
+# What the program is delivered with: packages, licences, known weaknesses.
+supply: $(READY)
+	$(BIN)/python benchmarks/supply.py
 
 # Studies at their largest, each under bounds on memory and time.
 load: $(READY)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gc
 import logging
+import os
+import stat
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -60,7 +62,10 @@ def compiled_once(signature: str, key: str, **options: Any) -> Callable[[_F], _F
     def decorate(function: _F) -> _F:
         try:
             found = numba.njit(cache=True, **options)(function)
-        except RuntimeError:  # neither the package's folder nor the user's can be written: compiled for this process alone
+            cached = is_own(Path(found.stats.cache_path))
+        except RuntimeError:  # neither the package's folder nor the user's can be written
+            cached = False
+        if not cached:  # compiled for this process alone
             found = numba.njit(**options)(function)
             found.compile(signature)
             found.disable_compile()
@@ -72,6 +77,17 @@ def compiled_once(signature: str, key: str, **options: Any) -> Callable[[_F], _F
         return found  # type: ignore[no-any-return]
 
     return decorate
+
+
+def is_own(folder: Path) -> bool:
+    """Whether nobody but this user (and root) can have put files into a folder: what lies in numba's cache is run."""
+    try:
+        status = folder.stat()
+    except OSError:
+        return False
+    if not hasattr(os, "geteuid"):  # Windows keeps others out of a user's folders by itself
+        return True
+    return status.st_uid in (os.geteuid(), 0) and not status.st_mode & stat.S_IWOTH
 
 
 @contextmanager

@@ -1,0 +1,50 @@
+"""What the program is delivered with: versions that have bounds, licences that are known, compiled code that nobody else wrote."""
+
+from __future__ import annotations
+
+import sys
+import tomllib
+from pathlib import Path
+
+from packaging.requirements import Requirement
+
+from rapid_dse.common.compiled import is_own
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT / "benchmarks"))
+
+import supply  # noqa: E402 benchmarks are no package
+
+
+def test_every_dependency_is_bounded_and_the_lock_is_within() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    listed = [
+        *project["project"]["dependencies"],
+        *(each for extra in project["project"]["optional-dependencies"].values() for each in extra),
+    ]
+    needs = [Requirement(text) for text in listed if not text.startswith("rapid-dse")]
+    assert not [str(need) for need in needs if not any(each.operator in ("<", "==", "<=") for each in need.specifier)]
+    locked = dict(line.split("==") for line in (ROOT / "requirements.lock").read_text().splitlines() if "==" in line and line[0] != "#")
+    pinned = {name.lower(): version.split()[0] for name, version in locked.items()}
+    assert not [str(need) for need in needs if need.name.lower() in pinned and pinned[need.name.lower()] not in need.specifier]
+    assert {need.name.lower() for need in map(Requirement, project["project"]["dependencies"])} <= pinned.keys()
+
+
+def test_the_list_of_packages_names_each_with_a_licence() -> None:
+    found = supply.components()
+    names = {each.name for each in found}
+    assert {"numpy", "hydra-core", "optuna", "pyarrow", "sqlalchemy"} <= names, "with what those need"
+    assert not [each.name for each in found if each.licence == "unknown"]
+    assert not [each for each in found if "GPL" in each.licence.upper()]
+    document = supply.sbom(found)
+    refs = {each["bom-ref"] for each in document["components"]} | {document["metadata"]["component"]["bom-ref"]}
+    assert len(refs) == len(found)
+    assert all(need in refs for each in document["dependencies"] for need in each["dependsOn"])
+
+
+def test_compiled_code_that_others_could_have_written_is_not_loaded(tmp_path: Path) -> None:
+    assert is_own(tmp_path)
+    tmp_path.chmod(0o777)
+    assert not is_own(tmp_path)
+    tmp_path.chmod(0o755)
+    assert not is_own(tmp_path / "not there")
