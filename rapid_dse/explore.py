@@ -67,6 +67,7 @@ def _socket(port: int) -> socket.socket:
     found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         found.bind((HOST, port))
+        found.listen()  # who takes the address as soon as it is printed waits until the page answers
     except OSError as error:
         found.close()
         raise ValueError(f"--port={port}: {error.strerror}; allowed: a free port, or 0 for any") from None

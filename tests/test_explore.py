@@ -178,6 +178,7 @@ def test_only_this_machine_is_listened_to(tmp_path: Path) -> None:
 
     with _socket(0) as listening:
         assert listening.getsockname()[0] == HOST == "127.0.0.1"
+        socket.create_connection(listening.getsockname(), timeout=5).close()  # taken before anything answers
 
 
 # Every address with all its parameters: each is tried with a path in the place of its value.
