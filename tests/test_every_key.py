@@ -209,6 +209,7 @@ SHOWN: dict[str, tuple[Any, ...]] = {
     "parallel.offload_weights": ("fsdp", 0.5),
     "hw.architecture": ("piped", "volta"),
     "software.measured": ("piped", []),
+    "software.served": ("served", []),
     "software.flash_kernels": ("piped", []),
     "software.fp8_cast_passes": ("fp8", 3.0),
     "software.cp_overlap": ("fsdp", 0.0),
@@ -241,12 +242,12 @@ ELSEWHERE = {"model.name", "software.name", "software.known", "cluster.name", "b
 
 def leaves(part: BaseModel, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
     """Key, type and value of each leaf of the schema; of network dimensions the first two; the measured runs behind a profile as one
-    (tests/test_trust.py has what each of their fields changes)."""
+    (tests/test_trust.py and test_served_trust.py have what each of their fields changes)."""
     for name, info in keys_of(type(part)).items():
         key, value = f"{prefix}{name}", value_of(part, name)
         if isinstance(value, BaseModel):
             yield from leaves(value, f"{key}.")
-        elif isinstance(value, tuple) and value and isinstance(value[0], BaseModel) and name != "measured":
+        elif isinstance(value, tuple) and value and isinstance(value[0], BaseModel) and name not in ("measured", "served"):
             for index, each in enumerate(value[:2]):
                 yield from leaves(each, f"{key}.{index}.")
         elif isinstance(value, dict):
