@@ -59,7 +59,8 @@ NUMBERS = list(numbers(Scenario, ""))
 # has.
 REFUSED = {f"workload.{name}" for name in ("batch_size", "concurrency", "prompt_len", "decode_len", "lora_rank", "packing")} | {
     *(f"model.{name}" for name in ("q_lora_rank", "kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")),
-    *(f"model.{name}" for name in ("num_prefix_tokens", "num_classes", "input_size", "m", "n", "k")),
+    *(f"model.{name}" for name in ("num_prefix_tokens", "num_classes", "input_size", "image_size", "patch_size", "m", "n", "k")),
+    *("hw.power_limit", "hw.energy.tdp", "software.served"),  # between idle power and the chip's own limit; above idle power; a list
 }
 PRICED = [number for number in NUMBERS if number[0].split(".")[0] in ("hw", "model", "workload", "software")]
 
