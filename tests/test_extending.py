@@ -17,7 +17,7 @@ from trials import priced, scenario
 from rapid_dse.config import recompute_entries
 from rapid_dse.model import recompute
 
-FILES = re.compile(r"<!-- (?P<path>\S+) -->\n```\w+\n(?P<text>.*?)```\n", re.DOTALL)
+FILES = re.compile(r"<!-- (?P<path>\S+) -->\n(?:<!-- not run: [^\n]* -->\n)?```\w+\n(?P<text>.*?)```\n", re.DOTALL)
 
 
 def written(section: str, folder: Path) -> list[Path]:

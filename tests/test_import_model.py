@@ -153,7 +153,7 @@ def test_files_and_folders_that_are_none(tmp_path: Path) -> None:
     assert "is a folder" in program.one_line(program.run(tmp_path, "model=./"))
     (tmp_path / "chip.yaml").write_text("sms: 3\n")
     assert "has no hidden_size" in program.one_line(program.run(tmp_path, "model=./chip.yaml"))
-    assert "missing" in program.one_line(program.run(tmp_path, "hw=./chip.yaml"))
+    assert "says nothing of tensor_cores_per_sm" in program.one_line(program.run(tmp_path, "hw=./chip.yaml"))
 
 
 def test_a_trial_a_sweep_and_a_table_take_a_file(tmp_path: Path) -> None:
