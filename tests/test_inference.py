@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from serving_trials import cut, engines, priced, scenario
 
+import rapid_dse as rd
 from rapid_dse.config.scenario import Scenario
 from rapid_dse.device import operator_model
 from rapid_dse.model.shapes import MicroBatch
@@ -370,3 +371,14 @@ def test_chunks_of_a_prompt_follow_each_other_through_the_stages() -> None:
     of = scenario(workload__prompt_len=8192, workload__decode_len=1, software__max_batched_tokens=2048, software__admission_latency=0.0)
     one, four = (priced(of, {"pp": pp, "batch_size": 1}).ttft_s[0] for pp in (1, 4))
     assert four / one == pytest.approx(7 / 16, rel=0.03)
+
+
+def test_engines_and_pools_of_a_number_of_gpus_stand_in_one_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On 4 GPUs: engines of 1, 2 and 4 GPUs, and 1, 2 or 3 of 4 single GPUs that take prompts, the rest decoding."""
+    monkeypatch.chdir(tmp_path)
+    keys = {"parallel.tp": [1, 2, 4], "parallel.prefill.workers": [None, 1, 2, 3], "hw.num_gpus": 4, "workload.concurrency": 8}
+    rows = rd.sweep(hw="h100", model="llama3_1_8b", workload="inference", **keys).frame()
+    rows = rows[rows["status"] == "ok"]
+    pools = rows[rows["parallel.prefill.workers"].fillna(0) > 0]
+    assert sorted(zip(pools["parallel.prefill.workers"], pools["parallel.decode.workers"], strict=True)) == [(1, 3), (2, 2), (3, 1)]
+    assert sorted(rows.drop(pools.index)["parallel.tp"]) == [1, 2, 4]
