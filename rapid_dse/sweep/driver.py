@@ -62,7 +62,9 @@ class Tally:
 
     def standing(self) -> Standing:
         """How all rows stand."""
-        return standing.together(self.parts, self.aim)
+        found = standing.together(self.parts, self.aim)
+        self.parts = [found]
+        return found
 
     def best(self, found: Standing, count: int) -> pa.Table:
         """The ``count`` best rows that count, best first; of those that do not, where none does."""

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, NamedTuple
+
+import numpy as np
 
 from rapid_dse.config.scenario import Scenario
 from rapid_dse.parallel.layouts import IntColumn, Layouts
@@ -33,6 +35,16 @@ class Portion:
     reasons: tuple[str, ...]
     rejected: Mapping[str, int] = field(default_factory=dict)
     said: tuple[str, ...] = ()
+
+
+def sharing(before: Portion, portion: Portion) -> Portion:
+    """A portion with the columns of the one before in place of its own where they are equal: over prices a space is held once."""
+    own, other = portion.layouts, before.layouts
+    if type(own) is not type(other) or len(own) != len(other) or not np.array_equal(portion.rule, before.rule):
+        return portion
+    if not all(np.array_equal(getattr(own, each.name), getattr(other, each.name)) for each in fields(own)):
+        return portion
+    return replace(portion, layouts=other, rule=before.rule)
 
 
 class Priceable(NamedTuple):

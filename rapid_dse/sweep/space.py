@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from itertools import product
+from itertools import accumulate, product
 from math import prod
 from typing import Annotated, Any
 
@@ -40,7 +40,7 @@ from rapid_dse.parallel.offered import AUTO, settled, usual_sequence_parallel
 from rapid_dse.sweep.compose import SHOWN, Composed, composed, hydra_ready, scenario_of, value_at, with_values
 from rapid_dse.sweep.named_keys import keys_of_sweep, listed_keys
 from rapid_dse.sweep.overrides import GROUPS, LAYOUT, SWEEPS, Given, Interval, Values, read_space
-from rapid_dse.sweep.portion import Portion
+from rapid_dse.sweep.portion import Portion, sharing
 from rapid_dse.sweep.trusting import require_unset
 
 SECTIONS: dict[str, type[BaseModel]] = {"hw": Hardware, "workload": Workload, "parallel": Parallel}
@@ -255,7 +255,7 @@ def plan_of(found: Axes) -> Plan:
     count = prod(map(len, (*found.groups.values(), *found.variants.values(), *found.pairs)))
     if count > MOST_SCENARIOS:
         raise ValueError(f"the sweep has {count:,} combinations of options and keys outside the layout; allowed: up to {MOST_SCENARIOS:,}")
-    portions = [_portion(setting, found.codes) for setting in found.settings()]
+    portions = list(accumulate((_portion(setting, found.codes) for setting in found.settings()), sharing))
     search, debug = _run_settings(portions[0].scenario, found.base)
     return Plan(tuple(portions), search, debug, found.every_key)
 

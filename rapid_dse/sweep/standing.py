@@ -280,11 +280,15 @@ def _nearest(table: pa.Table, over: FloatColumn, group: NDArray[np.int64], label
 
 def _kept(found: Standing, top: int) -> Standing:
     """All rows that count, and of the others the first ``top`` of each group."""
-    others = np.flatnonzero(found.verdict != FITS)
-    order = others[np.lexsort((found.loss[others], found.over[others], found.group[others]))]
-    starts = np.searchsorted(found.group[order], found.group[order])
+    return found.take(_kept_rows(found.verdict, found.loss, found.over, found.group, top))
+
+
+def _kept_rows(verdict: NDArray[np.int64], loss: FloatColumn, over: FloatColumn, group: NDArray[np.int64], top: int) -> NDArray[np.int64]:
+    others = np.flatnonzero(verdict != FITS)
+    order = others[np.lexsort((loss[others], over[others], group[others]))]
+    starts = np.searchsorted(group[order], group[order])
     few = order[np.arange(len(order)) - starts < top]
-    return found.take(np.sort(np.concatenate([np.flatnonzero(found.verdict == FITS), few])))
+    return np.sort(np.concatenate([np.flatnonzero(verdict == FITS), few]))
 
 
 def together(parts: Sequence[Standing], aim: Aim) -> Standing:
@@ -306,10 +310,25 @@ def together(parts: Sequence[Standing], aim: Aim) -> Standing:
     def joined(name: str) -> NDArray[Any]:
         return np.concatenate([getattr(part, name) for part in parts])
 
-    columns = (joined("lanes"), joined("loss"), joined("over"), joined("verdict"), joined("error"), joined("plainness"), joined("inside"))
+    group = np.concatenate(groups)
+    rows = _kept_rows(joined("verdict"), joined("loss"), joined("over"), group, aim.top)
     broken: Counter[str] = sum((Counter(part.broken) for part in parts), Counter())
-    found = Standing(*columns, np.concatenate(groups), joined("variant"), np.concatenate(pers), labels, values, nearest, broken)
-    return _kept(found, aim.top)
+    return Standing(  # one column after the other: of ten million rows each is as large as all other things
+        joined("lanes")[rows],
+        joined("loss")[rows],
+        joined("over")[rows],
+        joined("verdict")[rows],
+        joined("error")[rows],
+        joined("plainness")[rows],
+        joined("inside")[rows],
+        group[rows],
+        joined("variant")[rows],
+        np.concatenate(pers)[rows],
+        labels,
+        values,
+        nearest,
+        broken,
+    )
 
 
 def differing(table: pa.Table, sections: Sequence[str]) -> list[str]:
