@@ -12,11 +12,15 @@ from typing import TYPE_CHECKING, Any
 from rapid_dse.command import Parser, guarded
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from rapid_dse.analysis.calibration import Calibration
 
 EPILOG = """\
 CASES is a table (CSV or Parquet) whose columns are override keys, with measured.step_time_s (seconds) and, where it is known,
 measured.status (ok, oom) and measured.peak_memory_bytes. At least 30 rows that ran; a blank cell is the default.
+A table of requests has measured.tpot_s, ttft_s, request_latency_s or tokens_per_s_per_gpu instead, and 5 rows are enough to fit what
+serving takes beside its kernels.
 What the framework does is written to conf/software/OUT.yaml below the current folder and composes as software=OUT; what the jobs met on
 their cluster to conf/cluster/OUT.yaml (OUT_CLUSTER.yaml where a column cluster names several), which composes as cluster=OUT."""
 
@@ -64,15 +68,19 @@ def _summary(found: Calibration, written: Mapping[str, Path]) -> dict[str, Any]:
 def _calibrate(arguments: argparse.Namespace) -> int:
     from rapid_dse.analysis.calibration import Options, write_all
     from rapid_dse.analysis.calibration_table import calibrated_table, require_profile_name
+    from rapid_dse.analysis.served_runs import is_served
     from rapid_dse.config.table_file import read_table
 
     name = arguments.out or f"{arguments.software}_calibrated"
     require_profile_name(name, f"--out {name}")
     if arguments.jobs < 1:
         raise ValueError(f"--jobs {arguments.jobs}: allowed: an integer of at least 1")
+    table = read_table(arguments.cases)
+    if is_served(table):
+        return _calibrate_requests(table, arguments, name)
     names = arguments.parameters.split(",") if arguments.parameters else None
     options = Options(names, arguments.fit, arguments.chip, arguments.jobs)
-    found = calibrated_table(read_table(arguments.cases), arguments.software, arguments.cases, options)
+    found = calibrated_table(table, arguments.software, arguments.cases, options)
     written = write_all(found, Path("conf"), name, arguments.cases)
     if arguments.json:
         print(json.dumps(_summary(found, written)))
@@ -89,6 +97,25 @@ def _calibrate(arguments: argparse.Namespace) -> int:
     print(f"expect about ±{found.held_out_error:.0%} of a new layout; wrote {files}, use it with {' '.join(written)}")
     if arguments.fit == "both" and not any(key.startswith("cluster=") for key in written):
         print("these runs say nothing of their cluster, since none of them spans two nodes; the framework's parameters alone were fitted")
+    return 0
+
+
+def _calibrate_requests(table: pd.DataFrame, arguments: argparse.Namespace, name: str) -> int:
+    from rapid_dse.analysis.serving_calibration import calibrate_requests, write_served
+
+    found = calibrate_requests(table, arguments.software, arguments.cases)
+    path = Path("conf") / "software" / f"{name}.yaml"
+    write_served(found, arguments.software, arguments.cases, path)
+    if arguments.json:
+        fitted = {key: {"value": value} for key, value in found.values.items()}
+        counts = {"runs": found.rows, "models": found.models, "mean_error": found.error, "unseen_error": found.held_out_error}
+        print(json.dumps({"parameters": fitted, **counts, "written": {f"software={name}": str(path)}}))
+        return 0
+    for key, value in found.values.items():
+        print(f"{key:28s} {value:12.5g}")
+    kind = "models" if found.models > 1 else "loads (of one model alone)"
+    print(f"{found.rows} loads: mean error {found.error:.1%}; on {kind} that the fit had not seen {found.held_out_error:.1%}")
+    print(f"wrote {path}, use it with software={name}")
     return 0
 
 

@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 from serving_trials import engines, priced, scenario
 
-from rapid_dse import validate
+from rapid_dse import calibrate, validate
 from rapid_dse.analysis.serving_envelope import served_boxes
 from rapid_dse.config.measured_boxes import ServedRuns
 from rapid_dse.config.scenario import Scenario
@@ -116,3 +117,17 @@ def test_validate_tells_of_requests_suite_by_suite(tmp_path: Path, served_table:
     worst = pd.read_csv(tmp_path / "out" / "worst_made.csv")
     terms = worst[[name for name in worst if name.endswith("_s") and not name.startswith("measured.")]]
     np.testing.assert_allclose(terms.sum(axis=1), worst["measured.tpot_s"] * (1 + worst["told"]), rtol=1e-3)
+
+
+def test_calibrate_finds_what_made_the_requests(
+    tmp_path: Path, served_table: pd.DataFrame, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    served_table.to_csv("requests.csv", index=False)
+    assert calibrate.main(["requests.csv", "--software", "vllm", "--out", "mine", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["mean_error"] < 0.05
+    assert (told["runs"], told["models"]) == (12, 2)
+    profile = yaml.safe_load((tmp_path / "conf/software/mine.yaml").read_text())
+    assert profile["serving"]["layer_latency"] == pytest.approx(2.4e-5, rel=0.5)
+    assert [box["loads"] for box in profile["served"]] == [12]
