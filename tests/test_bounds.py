@@ -84,7 +84,8 @@ def test_at_several_bounds_at_once_too() -> None:
     rng = np.random.default_rng(1)
     large = {"model.hidden_size": 2**29, "model.intermediate_size": 2**29, "workload.seq_len": 2**29}  # 64 heads and tp divide these
     priced = 0
-    numbers = [number for number in PRICED if number[0] not in REFUSED and not SERVED.match(number[0])]
+    alone = ("hw.num_gpus", "hw.power_limit", "software.measured.", "software.served.")  # what no dense layout here has a price at
+    numbers = [number for number in PRICED if number[0] not in REFUSED and not SERVED.match(number[0]) and not number[0].startswith(alone)]
     for _ in range(100):
         chosen = rng.choice(len(numbers), 12, replace=False)
         found = {key: large.get(key, high) if rng.random() < 0.5 else low for key, low, high in (numbers[int(at)] for at in chosen)}

@@ -198,7 +198,7 @@ class TestByHand:
         shared = 4 * 2 * tokens // 2 * 2048
         kept = shared + 2 * tokens * 8 * 128 * 2 + 2 * 2 * tokens * 2 * 128 + 3 * 2 * tokens * 2816 + 4 * tokens * 8
         first = 2 * 4 * kept  # p = 2 micro-batches in flight on the first stage
-        logits = tokens * 16000 * 10  # the loss is not fused: 16-bit output, fp32 copy and gradient
+        logits = tokens * 16000 * 6  # Megatron's loss in place: 16-bit output, and an fp32 copy that becomes the gradient
         last = 4 * kept + logits
         worst = max(first, last)
         by_hand = {

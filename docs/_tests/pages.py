@@ -1,7 +1,8 @@
 """Pages of the documentation as blocks of code, and how these are run: as a reader types them, in an empty folder a page.
 
 A comment before a block says what it is: ``<!-- file: NAME -->``: the block is that file; ``<!-- prints -->``: what the commands before it
-print, numbers aside; ``<!-- copy: FILE -->``: the page's reader has that file of ``docs/``; ``<!-- not run: why -->``.
+print, numbers aside; ``<!-- copy: FILE -->``: the page's reader has that file of ``docs/``. A block behind any other comment is not run:
+``<!-- not run: why -->``, or the name of a file that it is a part of.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ def blocks(page: Path) -> Iterator[CodeBlock]:
 
 def runs(block: CodeBlock) -> bool:
     """Whether a reader would type the block."""
-    return block.language in RUN and not block.mark.startswith(("not run", "file"))
+    return block.language in RUN and (not block.mark or block.mark.startswith("copy: "))
 
 
 @dataclass(frozen=True)

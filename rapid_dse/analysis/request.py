@@ -6,6 +6,7 @@ import math
 from dataclasses import fields
 from typing import TYPE_CHECKING
 
+from rapid_dse.interconnect.closed_form import with_closed_form
 from rapid_dse.parallel.engines import Engines
 from rapid_dse.simulate.inference.pricing import System, prepare, system
 from rapid_dse.simulate.results import MEMORY_TERMS, TIME_TERMS, Priced
@@ -51,8 +52,6 @@ def show(out: Console, portion: Portion, priced: Priced) -> None:
     assert isinstance(portion.layouts, Engines)
     sums = [("time of a token" if token else f"time of a {'request' if decodes else 'batch'}", "step_time_s", row["step_time_s"], times)]
     if token:
-        from rapid_dse.events.quantities import with_closed_form  # loads what runs graphs, which a report of training does not need
-
         closed = with_closed_form(portion.scenario)  # all backends price kernels alike
         parts = _parts(system(closed, portion.layouts, prepare(closed, portion.layouts)[0]), row["time_compute_s"])
         sums.append(("of which kernels", "step_time_s", row["time_compute_s"], parts))

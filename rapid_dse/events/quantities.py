@@ -13,14 +13,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rapid_dse.config.hardware import Network
 from rapid_dse.config.scenario import Scenario
 from rapid_dse.events.layer_quantities import layer_works, seconds_alone
 from rapid_dse.events.machine import AXES, Machine, cluster_of
 from rapid_dse.events.programs.end_programs import EndWork
 from rapid_dse.events.programs.layer_program import Exchange, Half, LayerWork
 from rapid_dse.events.programs.stage_work import FourBits, SharedWeights, StageWork
-from rapid_dse.interconnect import closed_form
+from rapid_dse.interconnect.closed_form import with_closed_form
 from rapid_dse.model.architecture import architecture_of, split_of
 from rapid_dse.parallel import schedules
 from rapid_dse.parallel.expert_groups import ExpertGroups, expert_groups
@@ -97,30 +96,6 @@ class LayoutDetail:
     def experts(self) -> ExpertGroups:
         """Which of a stage's ranks exchange tokens, and which hold the same experts."""
         return expert_groups(self._degrees(), self.scenario.parallel.order, self.scenario.hw.network)
-
-
-def has_closed_form(network: Network) -> bool:
-    """Whether closed forms price this network."""
-    try:
-        closed_form.require_closed_form(network)
-    except ValueError:
-        return False
-    return True
-
-
-def with_closed_form(scenario: Scenario) -> Scenario:
-    """The scenario itself, or one with switches where its network has no closed form."""
-    network = scenario.hw.network
-    if has_closed_form(network):
-        return scenario
-    dimensions = tuple(
-        d.model_copy(update={"topology": "switch", "oversubscription": 1.0})
-        if d.topology in ("mesh", "torus") or d.oversubscription > 1
-        else d
-        for d in network.dimensions
-    )
-    healthy = network.model_copy(update={"dimensions": dimensions, "faulty_links": ()})
-    return scenario.model_copy(update={"hw": scenario.hw.model_copy(update={"network": healthy})})
 
 
 def operators_of(scenario: Scenario, layouts: Layouts) -> tuple[Prepared, Block]:

@@ -15,8 +15,7 @@ from rapid_dse.config.scenario import Scenario
 from rapid_dse.events.cache import FOLDER, cache_mode, run_key, shared
 from rapid_dse.events.machine import Machine
 from rapid_dse.events.programs.script import CHUNKS, Directory, Labels, Script, Style, Traced, assemble
-from rapid_dse.events.quantities import has_closed_form
-from rapid_dse.interconnect.closed_form import switch_share
+from rapid_dse.interconnect.closed_form import has_closed_form, switch_share
 from rapid_dse.interconnect.engine import RunResult
 from rapid_dse.interconnect.system import SystemSettings
 from rapid_dse.interconnect.topology import Topology

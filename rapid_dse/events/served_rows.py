@@ -24,7 +24,7 @@ from rapid_dse.events.engine_quantities import PassDetail, decode_detail, prefil
 from rapid_dse.events.engine_runs import TERMS, EngineTimes, EngineTrial
 from rapid_dse.events.handovers import measure_handover
 from rapid_dse.events.machine import Machine
-from rapid_dse.events.quantities import with_closed_form
+from rapid_dse.interconnect.closed_form import with_closed_form
 from rapid_dse.parallel.engines import Engines
 from rapid_dse.parallel.layouts import POOLS, Layouts
 from rapid_dse.simulate.inference.distinct_steps import StepGrid, prompts_of

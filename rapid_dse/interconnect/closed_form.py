@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rapid_dse.config.hardware import Network, NetworkDimension
+from rapid_dse.config.scenario import Scenario
 from rapid_dse.interconnect.nccl import DEFAULT, Nccl
 from rapid_dse.parallel.placement import Floats
 from rapid_dse.parallel.span import Span
@@ -62,6 +63,21 @@ def has_closed_form(network: Network) -> bool:
     except ValueError:
         return False
     return True
+
+
+def with_closed_form(scenario: Scenario) -> Scenario:
+    """The scenario itself, or one with switches where its network has no closed form."""
+    network = scenario.hw.network
+    if has_closed_form(network):
+        return scenario
+    dimensions = tuple(
+        d.model_copy(update={"topology": "switch", "oversubscription": 1.0})
+        if d.topology in ("mesh", "torus") or d.oversubscription > 1
+        else d
+        for d in network.dimensions
+    )
+    healthy = network.model_copy(update={"dimensions": dimensions, "faulty_links": ()})
+    return scenario.model_copy(update={"hw": scenario.hw.model_copy(update={"network": healthy})})
 
 
 def all_reduce(bytes_: npt.ArrayLike, span: Span, network: Network, nccl: Nccl = DEFAULT) -> Floats:
