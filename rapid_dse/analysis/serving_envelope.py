@@ -169,7 +169,8 @@ def _told(name: str, loads: Loads, rows: Mask, errors: FloatColumn, boxes: Seque
         here = slice(start, start + len(table.rows))
         start = here.stop
         inside[here] = inside_of(told.scenario, told.layouts)
-        near = [units_outside(box, told.scenario, told.layouts) for box in boxes]
+        size = float(count(told.scenario.model).total)
+        near = [units_outside(box, told.scenario, told.layouts, size) for box in boxes]
         ones = {each: 1.0 for one in near for each in one}
         best = np.argmin([widened(one, inside[here], ones) for one in near], axis=0)
         for at in np.unique(best):

@@ -46,8 +46,8 @@ def loads_expected(scenario: Scenario, engines: Engines) -> tuple[FloatColumn, N
     if not boxes or not n_rows:
         text = f"software (no request served by {scenario.software.name} was measured)"
         return np.full(n_rows, np.nan), np.zeros(n_rows, np.int64), (text,)
-    inside = inside_of(scenario, engines)
-    found = [units_outside(box, scenario, engines) for box in boxes]
+    inside, size = inside_of(scenario, engines), float(count(scenario.model).total)
+    found = [units_outside(box, scenario, engines, size) for box in boxes]
     squared = np.stack([widened(units, inside, SERVED_STEPS) for units in found])
     nearest = squared.argmin(axis=0)
     error = np.sqrt(inside**2 + squared[nearest, np.arange(n_rows)])
@@ -74,10 +74,13 @@ def widened(units: Mapping[str, FloatColumn], inside: FloatColumn, steps: Mappin
     return total
 
 
-def units_outside(box: ServedRuns, scenario: Scenario, engines: Engines) -> dict[str, FloatColumn]:
-    """How far each setting lies outside a box, ``(n_rows,)`` each: 1 where it is none of those measured, of numbers the doublings."""
+def units_outside(box: ServedRuns, scenario: Scenario, engines: Engines, size: float) -> dict[str, FloatColumn]:
+    """How far each setting lies outside a box, ``(n_rows,)`` each: 1 where it is none of those measured, of numbers the doublings.
+
+    ``size``: the model's parameters.
+    """
     hw, work, model, n_rows = scenario.hw, scenario.workload, scenario.model, len(engines)
-    size, (prompt, generated) = float(count(model).total), work.lengths
+    prompt, generated = work.lengths
     same = hw.architecture is not None and hw.architecture == box.architecture
     found = {
         "chip" if same else "architecture": float(box.chip != hw.name),
@@ -88,7 +91,7 @@ def units_outside(box: ServedRuns, scenario: Scenario, engines: Engines) -> dict
         "generated": _doublings(box.generated, float(generated)),
         "parameters" if size > box.parameters[0] else "small_models": _doublings(box.parameters, size),
     }
-    columns = {name: np.full(n_rows, value) for name, value in found.items()}
+    columns = {name: np.full(n_rows, value) for name, value in found.items() if value}
     columns["pools"] = (engines.pooled != box.pools).astype(np.float64)
     columns["gpus"] = _doublings(box.gpus, engine_gpus(engines))
     asked = np.maximum(engines.concurrency, engines.batch_size)
