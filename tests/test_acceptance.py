@@ -115,7 +115,7 @@ def test_named_sweeps_compose_and_the_command_line_wins(tmp_path: Path, name: st
     small = {
         "chip_and_layout": ("search.n_trials=60",),
         "deepseek_v3_2048xh800": ("parallel.recompute_modules=null",),  # what its selective recomputation makes again
-        "fault_sensitivity": ("model.num_hidden_layers=4", "workload.global_batch_size=8"),
+        "fault_sensitivity": ("model.num_hidden_layers=2", "workload.global_batch_size=4", "workload.seq_len=512"),
     }
     narrow = [f"parallel.{key}={value}" for key, value in given.items()]
     done(tmp_path, "-m", f"+sweeps={name}", *narrow, "search.jobs=1", *small.get(name, ()))

@@ -133,7 +133,7 @@ def test_a_fit_tells_clusters_apart_and_from_the_framework(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    runs().to_csv("runs.csv", index=False)
+    runs(40).to_csv("runs.csv", index=False)
     names = [f"cluster.nanotron_degraded.{name}" for name in ("host_slowdown", "all_reduce_wait", "fabric_efficiency")]
     names += ["cluster.nanotron_healthy.fabric_efficiency", "host_layer"]
     assert calibrate.main(["runs.csv", "--software", "nanotron", "--out", "mine", "--parameters", ",".join(names)]) == 0

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from hydra import compose
+from program import ROOT
 
 from rapid_dse.events.backends import price
 from rapid_dse.parallel.layouts import CODES, KEYS
-from rapid_dse.sweep.compose import composed, hydra_ready, scenario_of, with_values
-from rapid_dse.sweep.overrides import Values, for_hydra, read, read_space
+from rapid_dse.sweep.compose import composed, from_hydra, hydra_ready, scenario_of, with_values
+from rapid_dse.sweep.overrides import GROUPS, Values, for_hydra, read, read_space
 from rapid_dse.sweep.space import plan, single
 
 
@@ -156,6 +159,28 @@ def test_what_was_composed_before_follows_its_files_and_the_environment(tmp_path
     mine.unlink()
     with pytest.raises(ValueError, match="no such option"):
         clock_and_graphs()
+
+
+def test_combinations_of_shipped_options_are_what_hydra_composes_of_them_together() -> None:
+    drawn = random.Random(1)
+    named = {group: sorted(path.stem for path in (ROOT / "conf" / group).glob("*.yaml")) for group in GROUPS}
+    assert min(map(len, named.values())) >= 2
+    with hydra_ready():
+        for _ in range(12):
+            options = {group: drawn.choice(some) for group, some in named.items() if drawn.random() < 0.6}
+            together = from_hydra(
+                compose("config", overrides=[f"{key}={value}" for key, value in options.items()], return_hydra_config=True), False
+            )
+            found = composed(options)
+            assert found.tree == together.tree, options
+            assert (found.choices, found.whole, found.said) == (together.choices, together.whole, together.said)
+
+
+def test_shipped_options_say_nothing_outside_their_group() -> None:
+    for path in (ROOT / "conf").glob("*/**/*.yaml"):
+        text = path.read_text()
+        assert "${" not in text, path
+        assert "@package" not in text, path
 
 
 def test_defaults_follow_the_degrees() -> None:

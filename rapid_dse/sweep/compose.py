@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import copy
 import difflib
-import os
-import stat
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
@@ -40,8 +37,9 @@ from rapid_dse.imports.file_options import is_file_option
 from rapid_dse.imports.reader import RUN, SAID
 from rapid_dse.imports.run_values import settled_by, values_of
 from rapid_dse.parallel.layouts import KEYS, SERVING_KEYS
+from rapid_dse.sweep.option_files import state_of_options
 from rapid_dse.sweep.overrides import ALL_KEYS, GROUPS, SWEEPS, check_key, for_hydra, read
-from rapid_dse.sweep.places import GUARDED_SCHEME, home
+from rapid_dse.sweep.places import home
 from rapid_dse.sweep.trusting import closed_environment, require_few_references
 
 SHOWN = ("hw", "cluster", "model", "software", "backend")  # groups whose option is a column of the results
@@ -92,46 +90,53 @@ def composed(options: Mapping[str, str], hydra: tuple[str, ...] = (), trusted: b
 
 @lru_cache(maxsize=256)
 def _composed_of_files(options: tuple[tuple[str, str], ...], trusted: bool, state: tuple[object, ...]) -> Composed:
-    """``composed`` of options that are names; what their files and the environment say stands for ``state``."""
-    return _composed(options, (), trusted)
+    """``composed`` of options that are names; what their files and the environment say stands for ``state``.
+
+    The program's own options say nothing outside their group, so that each is composed alone, once, and combinations are put together.
+    """
+    shipped = home() / "conf"
+    if len(options) < 2 or not all(group in GROUPS and (shipped / group / f"{option}.yaml").is_file() for group, option in options):
+        return _composed(options, (), trusted)
+    whole = _resolved_of_files((), trusted, state)
+    tree, choices = dict(whole.tree), dict(whole.choices)
+    for group, option in options:
+        alone = _resolved_of_files(((group, option),), trusted, state)
+        tree[group], choices[group] = alone.tree[group], alone.choices[group]
+    return _finished(Composed(copy.deepcopy(tree), choices), {group for group, _ in options})
+
+
+@lru_cache(maxsize=256)
+def _resolved_of_files(options: tuple[tuple[str, str], ...], trusted: bool, state: tuple[object, ...]) -> Composed:
+    """What the files of options say, as ``_resolved`` has it; arguments as those of ``_composed_of_files``."""
+    return _resolved(_by_hydra(options, (), trusted), trusted)
 
 
 def _composed(options: tuple[tuple[str, str], ...], hydra: tuple[str, ...], trusted: bool) -> Composed:
+    return from_hydra(_by_hydra(options, hydra, trusted), trusted)
+
+
+def _by_hydra(options: tuple[tuple[str, str], ...], hydra: tuple[str, ...], trusted: bool) -> DictConfig:
     for group, option in options:
         _check_option(group, option, hydra)
     overrides = [f"{'+' if group == SWEEPS else ''}{group}={option}" for group, option in options]
     try:
         with closed_environment(trusted):
-            config = compose("config", overrides=[*overrides, *hydra], return_hydra_config=True)
-        return from_hydra(config, trusted)
+            return compose("config", overrides=[*overrides, *hydra], return_hydra_config=True)
     except UNREADABLE as error:
         raise ValueError(one_line(error)) from None
 
 
-def state_of_options() -> tuple[object, ...]:
-    """What a composition of named options depends on beside their names: the files on Hydra's search path, by path, time of change and
-    size, and the environment, which they may read."""
-    folders = [str(item.path) for item in GlobalHydra.instance().config_loader().get_search_path().get_path()]
-    local = [Path(folder.split("://", 1)[1]) for folder in folders if folder.startswith(("file://", f"{GUARDED_SCHEME}://"))]
-    files = [file for folder in local for name in ("config.yaml", *GROUPS, SWEEPS) for file in _files(folder / name)]
-    return (*folders, *files, *sorted(os.environ.items()))
-
-
-def _files(place: Path) -> Iterator[tuple[str, int, int]]:
-    """Path, time of change in ns and bytes of a file, or of all files below a folder; nothing where there is neither."""
-    try:
-        status = place.stat()
-    except OSError:
-        return
-    if not stat.S_ISDIR(status.st_mode):
-        yield str(place), status.st_mtime_ns, status.st_size
-        return
-    for entry in sorted(os.listdir(place)):
-        yield from _files(place / entry)
-
-
 def from_hydra(config: DictConfig, trusted: bool) -> Composed:
     """What Hydra composed, its own configuration left out; files that are not trusted read no environment."""
+    try:
+        found = _resolved(config, trusted)
+    except UNREADABLE as error:
+        raise ValueError(one_line(error)) from None
+    return _finished(found, {text.lstrip("+").split("=", 1)[0] for text in config.hydra.overrides.task})
+
+
+def _resolved(config: DictConfig, trusted: bool) -> Composed:
+    """The plain tree that files compose to, and the options behind it."""
     found = config.hydra.runtime.choices
     choices = {group: str(found[group]) for group in (*GROUPS, SWEEPS) if found.get(group) is not None}
     parts = {str(name): config._get_node(name) for name in config if name != "hydra"}
@@ -141,7 +146,18 @@ def from_hydra(config: DictConfig, trusted: bool) -> Composed:
         tree: dict[str, Any] = {
             name: OmegaConf.to_container(part, resolve=True) for name, part in parts.items() if OmegaConf.is_config(part)
         }
-    tree, said = _with_run(tree, {text.lstrip("+").split("=", 1)[0] for text in config.hydra.overrides.task})
+    return Composed(tree, choices)
+
+
+def _finished(of: Composed, named: Collection[str]) -> Composed:
+    """The composition of what files say: with what imported ones say of the run, figures that a chip's file leaves open, and the keys of
+    which all values are meant.
+
+    Args:
+        named: groups whose option the command line names.
+    """
+    choices = dict(of.choices)
+    tree, said = _with_run(dict(of.tree), named)
     if isinstance(tree.get("hw"), dict):
         tree["hw"] = completed(tree["hw"], home())
     choices["backend"] = tree["backend"].get("name", choices.get("backend"))

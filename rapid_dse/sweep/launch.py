@@ -81,7 +81,7 @@ class _Jobs:
         Raises:
             Exception: what ``function`` raised; BrokenExecutor where workers keep dying.
         """
-        left = dict(enumerate(items))
+        left, deaths = dict(enumerate(items)), _deaths(self._backend)  # imported ahead: a signal may break an import off
         for attempt in range(_RETRIES):
             try:
                 with closing(self._once(function, left)) as found:
@@ -89,7 +89,7 @@ class _Jobs:
                         left.pop(at)
                         yield at, result
                 return
-            except _deaths(self._backend) as error:
+            except deaths as error:
                 if attempt == _RETRIES - 1:
                     raise BrokenExecutor(" ".join(str(error).split())) from None
 
