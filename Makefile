@@ -19,8 +19,9 @@ export PYTHONDONTWRITEBYTECODE :=
 run: $(RUNS)
 	$(BIN)/python -m rapid_dse -m +sweeps=llama3_1_70b_512xh100
 
+# A file's tests stay together: what they share is made once.
 test: $(READY)
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 # The local page and the report in a real Chromium, which is the system's; pictures of them go to output/web.
 web: $(READY) $(WEB)

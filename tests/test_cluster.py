@@ -101,7 +101,7 @@ class TestBusBandwidth:
             on(scenario(), **cluster)
 
 
-def runs(rows: int = 80) -> pd.DataFrame:
+def runs(rows: int = 40) -> pd.DataFrame:
     """Jobs of two models on 16 nodes, half of them on a cluster whose hosts and all-reduces are slow."""
     rng = np.random.default_rng(3)
     frame = pd.DataFrame(
@@ -133,7 +133,7 @@ def test_a_fit_tells_clusters_apart_and_from_the_framework(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    runs(40).to_csv("runs.csv", index=False)
+    runs().to_csv("runs.csv", index=False)
     names = [f"cluster.nanotron_degraded.{name}" for name in ("host_slowdown", "all_reduce_wait", "fabric_efficiency")]
     names += ["cluster.nanotron_healthy.fabric_efficiency", "host_layer"]
     assert calibrate.main(["runs.csv", "--software", "nanotron", "--out", "mine", "--parameters", ",".join(names)]) == 0
