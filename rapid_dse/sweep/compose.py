@@ -84,7 +84,7 @@ def composed(options: Mapping[str, str], hydra: tuple[str, ...] = (), trusted: b
     """
     if hydra or any(is_file_option(group, option) for group, option in options.items()):
         return _composed(tuple(options.items()), hydra, trusted)
-    found = _composed_of_files(tuple(options.items()), trusted, state_of_options())
+    found = _composed_of_files(tuple(options.items()), trusted, state_of_options(trusted))
     return replace(found, tree=copy.deepcopy(found.tree))
 
 

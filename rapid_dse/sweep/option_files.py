@@ -13,13 +13,14 @@ from rapid_dse.sweep.overrides import GROUPS, SWEEPS
 from rapid_dse.sweep.places import GUARDED_SCHEME
 
 
-def state_of_options() -> tuple[object, ...]:
+def state_of_options(trusted: bool) -> tuple[object, ...]:
     """What a composition of named options depends on beside their names: the files on Hydra's search path, by path, time of change and
-    size, and the environment, which they may read."""
+    size, and the environment, as far as files may read it (``trusting.closed_environment``)."""
     folders = [str(item.path) for item in GlobalHydra.instance().config_loader().get_search_path().get_path()]
     local = [Path(folder.split("://", 1)[1]) for folder in folders if folder.startswith(("file://", f"{GUARDED_SCHEME}://"))]
     files = [file for folder in local for name in ("config.yaml", *GROUPS, SWEEPS) for file in _files(folder / name)]
-    return (*folders, *files, *sorted(os.environ.items()))
+    variables = sorted(each for each in os.environ.items() if trusted or each[0].startswith("RAPID_"))
+    return (*folders, *files, *variables)
 
 
 def _files(place: Path) -> Iterator[tuple[str, int, int]]:
