@@ -51,7 +51,7 @@ fuzz: $(READY)
 	$(BIN)/python benchmarks/fuzz.py --inputs 100000
 	HYPOTHESIS_PROFILE=fuzz $(BIN)/python -m pytest -n 2 -m 'not golden'
 
-# Kills, full disks, flipped bits and races, done to real studies: a quarter of an hour, or a twentieth of it.
+# Kills, full disks, flipped bits and races, done to real studies: minutes on an idle machine, or a twentieth of it.
 chaos: $(READY)
 	$(BIN)/python benchmarks/chaos.py
 

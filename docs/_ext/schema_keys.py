@@ -26,7 +26,7 @@ from rapid_dse.config.parts import parts_of
 from rapid_dse.config.scenario import Scenario
 
 # What fits write into a profile, and nobody sets.
-WRITTEN = {("Software", "measured"), ("Software", "known"), ("Cluster", "measured")}
+WRITTEN = {("Software", "measured"), ("Software", "served"), ("Software", "known"), ("Cluster", "measured")}
 SECTIONS = ("hw", "cluster", "model", "workload", "parallel", "software", "backend", "search", "debug")
 
 

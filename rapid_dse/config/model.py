@@ -83,9 +83,9 @@ class Model(Frozen):
     num_prefix_tokens: Annotated[CountOrZero, VIT] = 1
     num_classes: Annotated[CountOrZero, VIT] = 1000
     input_size: Annotated[Count | None, LSTM] = None
-    m: Annotated[Count | None, GEMM] = None
-    n: Annotated[Count | None, GEMM] = None
-    k: Annotated[Count | None, GEMM] = None
+    m: Annotated[Count | None, GEMM] = None  # of one product: rows of its output
+    n: Annotated[Count | None, GEMM] = None  # of one product: columns of its output
+    k: Annotated[Count | None, GEMM] = None  # of one product: the length that is summed over
 
     @field_validator("layer_types", mode="before")
     @classmethod

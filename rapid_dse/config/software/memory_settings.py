@@ -35,4 +35,4 @@ class MemorySettings(SchemaPart):
     # The peak that its runs report: of which pipeline stage (worst: the largest of all), and whether it is what tensors take
     # (torch.cuda.max_memory_allocated) or what the allocator holds of the device.
     logged_stage: Literal["worst", "first", "last"] = "worst"
-    logs_allocated: bool = False
+    logs_allocated: bool = False  # whether the peak that its runs report is what tensors take
