@@ -245,7 +245,9 @@ def workers(base: Path, rng: random.Random, count: int, expected: Rows) -> Outco
                 os.killpg(started.pid, signal.SIGKILL)
                 _, err = started.communicate()
                 found._say("lost", "the driver hangs after a worker was killed")
-            if started.returncode not in (0, 2, -signal.SIGKILL) or b"Traceback" in err:
+            # joblib's resource tracker, a process of its own, may be the one that is killed: the next one tells of names that it never had
+            told = b"Traceback" in err and b"resource_tracker" not in err and b"KeyError: '/loky-" not in err
+            if started.returncode not in (0, 2, -signal.SIGKILL) or told:
                 found._say("wrong", f"ended with {started.returncode}: {err[-300:]!r}")
             if _gone(started.pid):
                 found._say("unseen", "workers outlive their driver by 10 s")
