@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import BaseModel
 
 from rapid_dse.analysis.fit import Runs, folds_of
 from rapid_dse.config.measured_boxes import SPANS, MeasuredRuns, alike
@@ -125,14 +126,14 @@ def with_boxes(run: Runs, measured: Sequence[MeasuredRuns]) -> Runs:
 
 def measured_lines(measured: Sequence[MeasuredRuns]) -> list[str]:
     """The boxes as lines of a profile's YAML."""
-    lines = [
-        "measured:   # by chip, cluster and precision: runs, error within which 68 % of unseen ones lay, where they lie (least, largest)"
-    ]
-    for box in measured:
-        kept = box.model_dump(mode="json", exclude_defaults=True)
-        parts = [f"{name}: {_text(value)}" for name, value in kept.items()]
-        lines.append(f"  - {{{', '.join(parts)}}}")
-    return lines
+    what = "by chip, cluster and precision: runs, error within which 68 % of unseen ones lay, where they lie (least, largest)"
+    return box_lines("measured", what, measured)
+
+
+def box_lines(key: str, what: str, boxes: Sequence[BaseModel]) -> list[str]:
+    """A profile's key whose value is a list of boxes, a line each; ``what`` they are stands behind the key."""
+    kept = [box.model_dump(mode="json", exclude_defaults=True) for box in boxes]
+    return [f"{key}:   # {what}", *(f"  - {{{', '.join(f'{name}: {_text(value)}' for name, value in box.items())}}}" for box in kept)]
 
 
 def _text(value: Any) -> str:

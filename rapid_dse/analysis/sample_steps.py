@@ -11,13 +11,14 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
+from rapid_dse.analysis.predicted_columns import predicted_columns
 from rapid_dse.analysis.steps import AUTOCAST_STREAM, CAST, OPTIMIZERS, SOFTWARE, errors_by
 from rapid_dse.cost.energy import gpu_energy, moved_energy
 from rapid_dse.device import FloatArray, operator_model
 from rapid_dse.events.backends import price
 from rapid_dse.model.parameters import count
 from rapid_dse.simulate.one_gpu import phases
-from rapid_dse.sweep.cases import CaseGroup, group_cases
+from rapid_dse.sweep.cases import CaseGroup
 
 NEEDED = ("hw", "kind", "phase", "batch", "model", "mode", "hidden", "layers", "seq", "dtype")
 MODELS = {"vit_base_patch16_224": "vit_base", "vit_large_patch16_224": "vit_large", "vit_huge_patch14_224": "vit_huge"}
@@ -55,16 +56,7 @@ def predict_samples(table: pd.DataFrame) -> pd.DataFrame:
     Raises:
         ValueError: a chip that conf/hw lacks, or a value that is none of its key's.
     """
-    priced = table[unpriced_samples(table).eq("")]
-    columns = {name: np.full(len(table), np.nan) for name in FIGURES}
-    if len(priced):
-        place = table.index.get_indexer(priced.index)
-        for group in group_cases(_as_cases(priced)):
-            for name, values in _predict(group, priced.iloc[group.rows]).items():
-                columns[name][place[group.rows]] = values
-    wanted = [name for name in FIGURES if name in table]
-    found = {f"predicted.{name}": np.where(table[name].notna().to_numpy(), columns[name], np.nan) for name in wanted}
-    return pd.DataFrame(found, index=table.index)
+    return predicted_columns(table, unpriced_samples(table), _as_cases, _predict, FIGURES)
 
 
 def _as_cases(rows: pd.DataFrame) -> pd.DataFrame:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from rapid_dse.analysis.envelope import SHRINK, within
+from rapid_dse.analysis.envelope import SHRINK, box_lines, within
 from rapid_dse.analysis.error_growth import LEAST_KEPT, LEAST_LEFT, Evidence
 from rapid_dse.analysis.serving_fit import FIGURES, Table
 from rapid_dse.analysis.serving_linear import ServedLinear, left_out
@@ -195,16 +195,5 @@ def _kinds(settings: pd.DataFrame) -> list[tuple[str, Mask]]:
 
 def served_lines(boxes: Sequence[ServedRuns]) -> list[str]:
     """The boxes as lines of a profile's YAML."""
-    lines = ["served:   # by chip, precision and kind of model: loads, error within which 68 % of unseen ones lay, where they lie"]
-    for box in boxes:
-        kept: Mapping[str, Any] = box.model_dump(mode="json", exclude_defaults=True)
-        lines.append(f"  - {{{', '.join(f'{name}: {_text(value)}' for name, value in kept.items())}}}")
-    return lines
-
-
-def _text(value: Any) -> str:
-    if isinstance(value, list):
-        return f"[{', '.join(map(_text, value))}]"
-    if isinstance(value, bool):
-        return str(value).lower()
-    return f"{value:.10g}" if isinstance(value, float) else str(value)
+    what = "by chip, precision and kind of model: loads, error within which 68 % of unseen ones lay, where they lie"
+    return box_lines("served", what, boxes)

@@ -15,11 +15,12 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from rapid_dse.analysis.predicted_columns import predicted_columns
 from rapid_dse.cost.energy import gpu_energy, moved_energy
 from rapid_dse.device import FloatArray, operator_model
 from rapid_dse.events.backends import price
 from rapid_dse.simulate.one_gpu import accumulation, accumulation_bytes, phases
-from rapid_dse.sweep.cases import CaseGroup, group_cases
+from rapid_dse.sweep.cases import CaseGroup
 
 SHAPE = ("layers", "hidden", "heads", "kv_heads", "head_dim", "ffn", "vocab", "seq", "mb", "accum")
 NEEDED = ("hw", *SHAPE, "mode", "recompute", "head", "opt", "attn", "fp8", "params")
@@ -78,17 +79,7 @@ def predict_steps(table: pd.DataFrame) -> pd.DataFrame:
     Raises:
         ValueError: a chip that conf/hw lacks, or a value that is none of its key's.
     """
-    priced = table[unpriced_steps(table).eq("")]
-    columns = {name: np.full(len(table), np.nan) for name in FIGURES}
-    if len(priced):
-        place = table.index.get_indexer(priced.index)
-        for group in group_cases(_as_cases(priced)):
-            for name, values in _predict(group, priced.iloc[group.rows]).items():
-                columns[name][place[group.rows]] = values
-    wanted = [name for name in FIGURES if name in table]
-    measured = {name: table[name].notna().to_numpy() for name in wanted}
-    found = {f"predicted.{name}": np.where(measured[name], columns[name], np.nan) for name in wanted}
-    return pd.DataFrame(found, index=table.index)
+    return predicted_columns(table, unpriced_steps(table), _as_cases, _predict, FIGURES)
 
 
 def _as_cases(rows: pd.DataFrame) -> pd.DataFrame:
