@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rapid_dse.config import Hardware
-from rapid_dse.device import OPERATOR_MODELS, OperatorModel, operator_model
+from rapid_dse.device import OPERATOR_MODELS, AttentionCall, AttentionSizes, GroupedCall, OperatorModel, operator_model
 from rapid_dse.device.contract import AttentionShape, score_passes
 
 ROOT = Path(__file__).parent.parent
@@ -66,7 +66,7 @@ class TestEveryModel:
         self, models: dict[str, OperatorModel], name: str, shape: tuple[int, ...], grown: tuple[int, ...], ragged: Any, even: bool
     ) -> None:
         larger = tuple(max(a, b) for a, b in zip(shape, grown, strict=True))
-        small, large = (float(models[name].grouped(*each, ragged=ragged, even=even)) for each in (shape, larger))
+        small, large = (float(models[name].grouped(*each, GroupedCall(ragged, even))) for each in (shape, larger))
         assert small <= large * ROUNDING
         assert small >= 2.0 * np.prod(np.array(shape, float)) / models[name].hw.peak_flops("bf16") / ROUNDING
 
@@ -98,7 +98,9 @@ class TestEveryModel:
     ) -> None:
         def seconds(batch: int, log_heads: int, seq: int) -> Any:
             heads = 8 * 2**log_heads
-            return models[name].attention(batch, heads, 8, seq, seq, 128, kernel=kernel, direction=direction, causal=causal)
+            return models[name].attention(
+                AttentionSizes(batch, heads, 8, seq, seq, 128, causal=causal), AttentionCall(kernel=kernel, direction=direction)
+            )
 
         assert seconds(*size) <= seconds(*np.maximum(size, more)) * ROUNDING
 
@@ -107,7 +109,9 @@ class TestEveryModel:
     def test_attention_is_never_above_the_peak(self, models: dict[str, OperatorModel], name: str, kernel: Any, direction: Any) -> None:
         seq = np.array([1, 100, 128, 1000, 4096, 65536, 262144])
         for causal in (False, True):
-            seconds = models[name].attention(4, 32, 8, seq, seq, 128, kernel=kernel, direction=direction, causal=causal)
+            seconds = models[name].attention(
+                AttentionSizes(4, 32, 8, seq, seq, 128, causal=causal), AttentionCall(kernel=kernel, direction=direction)
+            )
             keys = (seq + 1) / 2 if causal else seq
             flops = (1 if direction == "forward" else 2) * 4.0 * 4 * 32 * seq * keys * 128
             assert np.all(flops / seconds <= models[name].hw.peak_flops("bf16"))
@@ -116,21 +120,21 @@ class TestEveryModel:
         seq = np.array([512, 2048, 8192, 131072])
         for direction in ("forward", "backward"):
             masked, full = (
-                models[name].attention(2, 32, 8, seq, seq, 128, direction=direction, causal=causal)  # type: ignore[arg-type]
+                models[name].attention(AttentionSizes(2, 32, 8, seq, seq, 128, causal=causal), AttentionCall(direction=direction))  # type: ignore[arg-type]
                 for causal in (True, False)
             )
             assert np.all(masked <= full * 1.02)
             assert masked[-1] < 0.6 * full[-1]
 
     def test_a_window_bounds_the_work(self, models: dict[str, OperatorModel], name: str) -> None:
-        windowed = models[name].attention(1, 32, 8, 65536, 65536, 128, window=4096)
-        whole = models[name].attention(1, 32, 8, 65536, 65536, 128)
+        windowed = models[name].attention(AttentionSizes(1, 32, 8, 65536, 65536, 128, window=4096))
+        whole = models[name].attention(AttentionSizes(1, 32, 8, 65536, 65536, 128))
         assert windowed < 0.2 * whole
-        assert models[name].attention(1, 32, 8, 65536, 65536, 128, window=65536) == pytest.approx(float(whole))
+        assert models[name].attention(AttentionSizes(1, 32, 8, 65536, 65536, 128, window=65536)) == pytest.approx(float(whole))
 
     def test_decoding_reads_the_keys(self, models: dict[str, OperatorModel], name: str) -> None:
         hw = models[name].hw
-        seconds = models[name].attention(64, 64, 8, 1, 16384, 128, kernel="flash3")
+        seconds = models[name].attention(AttentionSizes(64, 64, 8, 1, 16384, 128), AttentionCall(kernel="flash3"))
         ideal = 64 * 8 * 16384 * 128 * 2 * 2 / (hw.memory.bandwidth * hw.efficiency.memory)
         assert ideal <= seconds <= 1.2 * ideal
 
@@ -142,7 +146,7 @@ class TestEveryModel:
         assert table.dtype == np.float64
         assert table[1, 2] == model.gemm(2048, 4096, 4096, batch=2)
         assert model.gemm(1024, 1024, 1024).shape == ()
-        assert model.attention(1, [8, 16], 8, [[1024], [2048], [4096]], 4096, 128).shape == (3, 2)
+        assert model.attention(AttentionSizes(1, [8, 16], 8, [[1024], [2048], [4096]], 4096, 128)).shape == (3, 2)
         assert model.elementwise([1e6, 1e9]).shape == (2,)
         assert model.gemm(np.zeros(0) + 1, 1, 1).shape == (0,)
 
@@ -160,9 +164,15 @@ class TestEveryModel:
         [
             (lambda model: model.gemm(0, 1, 1), r"m=0; allowed: at least 1"),
             (lambda model: model.gemm(1, 1, np.nan), r"k=nan; allowed: at least 1"),
-            (lambda model: model.attention(1, 8, 16, 1, 1, 64), r"kv_heads=16 is above heads"),
-            (lambda model: model.attention(1, 8, 8, 1, 1, 64, direction="sideways"), r"direction='sideways'; allowed: forward"),
-            (lambda model: model.attention(1, 8, 8, 1, 1, 64, kernel="flash9"), r"kernel='flash9'; allowed: flash1, flash2"),
+            (lambda model: model.attention(AttentionSizes(1, 8, 16, 1, 1, 64)), r"kv_heads=16 is above heads"),
+            (
+                lambda model: model.attention(AttentionSizes(1, 8, 8, 1, 1, 64), AttentionCall(direction="sideways")),
+                r"direction='sideways'; allowed: forward",
+            ),
+            (
+                lambda model: model.attention(AttentionSizes(1, 8, 8, 1, 1, 64), AttentionCall(kernel="flash9")),
+                r"kernel='flash9'; allowed: flash1, flash2",
+            ),
         ],
     )
     def test_bad_shapes_are_named(self, models: dict[str, OperatorModel], name: str, call: Any, message: str) -> None:
@@ -178,7 +188,11 @@ def test_every_chip_can_be_priced(chip_name: str, name: str) -> None:
     operators = [model.gemm(size, size, size, precision=precision) for precision in model.hw.precisions]
     for kernel in (*model.hw.attention_kernels, "unfused"):
         for direction in ("forward", "backward"):
-            operators.append(model.attention(1, 32, 8, size, size, 128, precision="fp16", kernel=kernel, direction=direction))
+            operators.append(
+                model.attention(
+                    AttentionSizes(1, 32, 8, size, size, 128), AttentionCall(precision="fp16", kernel=kernel, direction=direction)
+                )
+            )
     for seconds in operators:
         assert np.all(np.isfinite(seconds))
         assert np.all(np.diff(seconds) >= 0)
@@ -197,7 +211,10 @@ def test_faster_memory_never_slows_an_operator(chip_name: str) -> None:
     for kernel in (*slow.attention_kernels, "unfused"):
         for direction in ("forward", "backward"):
             took = [
-                one.attention(1, 32, 8, size, size, 128, precision="fp16", kernel=kernel, direction=direction) for one in (before, after)
+                one.attention(
+                    AttentionSizes(1, 32, 8, size, size, 128), AttentionCall(precision="fp16", kernel=kernel, direction=direction)
+                )
+                for one in (before, after)
             ]
             assert np.all(took[1] <= took[0] * ROUNDING)
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_device_models import chip
 
-from rapid_dse.device import operator_model
+from rapid_dse.device import AttentionCall, AttentionSizes, operator_model
 from rapid_dse.device.tiled import LEVELS, POWER_EXPONENT, sustained_clock
 from rapid_dse.device.tiles import SYNCHRONOUS, candidates
 
@@ -147,8 +147,8 @@ def test_published_products(name: str, shape: tuple[int, ...], seconds: float, t
 def test_published_attention(
     name: str, kernel: Any, heads: int, head_dim: int, causal: bool, directions: tuple[Any, ...], tflops: float
 ) -> None:
-    model, asked = operator_model(chip(name)), {"kernel": kernel, "causal": causal, "generation": "early"}
-    seconds = sum(float(model.attention(1, heads, heads, 16384, 16384, head_dim, direction=direction, **asked)) for direction in directions)
+    model, sizes = operator_model(chip(name)), AttentionSizes(1, heads, heads, 16384, 16384, head_dim, causal=causal)
+    seconds = sum(float(model.attention(sizes, AttentionCall(way, kernel, generation="early"))) for way in directions)
     flops = 4.0 * 16384**2 * heads * head_dim * (0.5 if causal else 1) * (3.5 if len(directions) == 2 else 1)
     assert flops / seconds / 1e12 == pytest.approx(tflops, rel=0.06)
 

@@ -9,7 +9,7 @@ import pytest
 from test_device_models import chip
 from trials import scenario
 
-from rapid_dse.device import operator_model
+from rapid_dse.device import AttentionCall, AttentionSizes, operator_model
 
 
 @pytest.mark.parametrize(
@@ -54,7 +54,9 @@ def test_a_named_kernel_runs_where_the_chip_has_it() -> None:
 
 def rate(name: str, kernel: Any, **changes: Any) -> float:
     """FLOP/s of a causal forward pass, 16,384 tokens, 32 heads of 128."""
-    seconds = float(operator_model(chip(name, **changes)).attention(1, 32, 32, 16384, 16384, 128, kernel=kernel))
+    seconds = float(
+        operator_model(chip(name, **changes)).attention(AttentionSizes(1, 32, 32, 16384, 16384, 128), AttentionCall(kernel=kernel))
+    )
     return 2.0 * 32 * 16384**2 * 128 / seconds
 
 
@@ -90,14 +92,20 @@ def test_twice_the_exponentials_help_as_much_as_softmax_shows() -> None:
 )
 def test_cudnn_runs_as_its_generation_does(name: str, generation: Any, causal: bool, measured: float) -> None:
     model = operator_model(chip(name))
-    seconds = float(model.attention(1, 16, 16, 16384, 16384, 128, kernel="cudnn", causal=causal, generation=generation))
+    seconds = float(
+        model.attention(AttentionSizes(1, 16, 16, 16384, 16384, 128, causal=causal), AttentionCall(kernel="cudnn", generation=generation))
+    )
     assert 4.0 * 16 * 16384**2 * 128 * (0.5 if causal else 1.0) / seconds == pytest.approx(measured, rel=0.08)
 
 
 def test_a_generation_changes_its_own_kernels_alone() -> None:
     for kernel, differs in (("flash2", True), ("cudnn", True), ("flash3", False), ("flash1", False), ("unfused", False)):
         times = {
-            each: float(operator_model(chip("h100")).attention(1, 16, 16, 8192, 8192, 128, kernel=kernel, generation=each))  # type: ignore[arg-type]
+            each: float(
+                operator_model(chip("h100")).attention(
+                    AttentionSizes(1, 16, 16, 8192, 8192, 128), AttentionCall(kernel=kernel, generation=each)
+                )
+            )  # type: ignore[arg-type]
             for each in ("early", "current")
         }
         assert (times["early"] != times["current"]) == differs
@@ -108,7 +116,12 @@ def test_shared_keys_cost_a_sum_over_the_heads_that_share_them() -> None:
     # K, V, dK and dV themselves are a fourth as large, but HBM does not bound this kernel.
     hw = chip("h200")
     shared, own = (
-        float(operator_model(hw).attention(2, 32, heads, 8192, 8192, 128, kernel="flash2", direction="backward")) for heads in (8, 32)
+        float(
+            operator_model(hw).attention(
+                AttentionSizes(2, 32, heads, 8192, 8192, 128), AttentionCall(kernel="flash2", direction="backward")
+            )
+        )
+        for heads in (8, 32)
     )
     expected = 2 * 2 * (2 * 32 * 8192 * 2 * 128) / (hw.memory.bandwidth * hw.efficiency.memory)
     np.testing.assert_allclose(shared - own, expected, rtol=1e-9)

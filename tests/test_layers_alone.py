@@ -97,7 +97,7 @@ def test_a_groups_rows_fill_pairs_of_tiles_by_hand() -> None:
 
 def test_outputs_are_stored_before_the_next_tile() -> None:
     hw = chip("h200")
-    flat = float(operator_model(hw).grouped(4096, 4096, 64, 64, ragged="k", even=True))
+    flat = float(operator_model(hw).grouped(4096, 4096, 64, 64, GroupedCall("k", even=True)))
     assert flat >= 64 * 4096 * 4096 * 2 * 2 / (hw.memory.bandwidth * hw.efficiency.memory)  # while nothing multiplies
 
 

@@ -12,7 +12,7 @@ from trials import layouts, memory_terms, priced, random_layouts, scenario, time
 
 from rapid_dse.config.scenario import Scenario
 from rapid_dse.config.schedule_names import SCHEDULES
-from rapid_dse.device import operator_model
+from rapid_dse.device import AttentionCall, AttentionSizes, operator_model
 from rapid_dse.events.backends import price
 from rapid_dse.interconnect import closed_form
 from rapid_dse.parallel.layouts import Layouts
@@ -95,8 +95,12 @@ class TestByHand:
         elements = 2 * 2048 * 128 * np.array([heads, heads + 2 * kv])
         attend, attend_back = (
             float(
-                device.attention(2, heads, kv, 2048, 2048, 128, direction=way, causal=True, kernel=of.attention_kernel)
-                + device.attention(2, heads, kv, 2048, 1024, 128, direction=way, causal=False, kernel=of.attention_kernel)
+                device.attention(
+                    AttentionSizes(2, heads, kv, 2048, 2048, 128, causal=True), AttentionCall(direction=way, kernel=of.attention_kernel)
+                )
+                + device.attention(
+                    AttentionSizes(2, heads, kv, 2048, 1024, 128, causal=False), AttentionCall(direction=way, kernel=of.attention_kernel)
+                )
                 + device.elementwise(16.0 * count)
             )
             / hw.efficiency.sustained

@@ -7,6 +7,7 @@ measured.time_s`` …) or of ``kernels_fwd_bwd_a100.csv``; ``read_kernels`` brin
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from rapid_dse.config.hardware import PRECISION_BYTES, Hardware
 from rapid_dse.config.software import LibraryGeneration
 from rapid_dse.config.table_file import read_table
 from rapid_dse.config.units import shortened
-from rapid_dse.device import FloatArray, operator_model
+from rapid_dse.device import AttentionCall, AttentionSizes, FloatArray, operator_model
 from rapid_dse.device.contract import UNFUSED, AttentionKernel, Direction
 
 PredictCollectives = Callable[[pd.DataFrame, Hardware], FloatArray]
@@ -194,23 +195,18 @@ def _attention(
             part = (rows["impl"] == implementation).to_numpy(bool) & (causal == masked)
             if kernel not in (*hw.attention_kernels, *UNFUSED):
                 continue
-            columns = tuple(array[part] for array in (batch, heads, kv_heads, queries, length, width))
-            seconds = np.zeros(part.sum())
-            asked = {"v_head_dim": v_width[part], "causal": masked, "kernel": kernel, "generation": generation}
-            for direction in directions:
-                seconds += model.attention(*columns, direction=direction, **asked)
-            out[part] = seconds
+            columns = [array[part] for array in (batch, heads, kv_heads, queries, length, width, v_width)]
+            sizes = replace(AttentionSizes(*columns), causal=masked)
+            calls = [AttentionCall(way, kernel, generation=generation) for way in directions]
+            out[part] = np.sum([model.attention(sizes, call) for call in calls], axis=0)
     return out
 
 
 def _sdp(rows: pd.DataFrame, hw: Hardware, generation: LibraryGeneration, *, backward: bool) -> FloatArray:
-    columns = ["batch", "heads", "kv_heads", "seq_len", "seq_len", "qk_head_dim"]
+    columns = ["batch", "heads", "kv_heads", "seq_len", "seq_len", "qk_head_dim", "v_head_dim"]
     return operator_model(hw).attention(
-        *rows[columns].to_numpy(float).T,
-        v_head_dim=rows["v_head_dim"].to_numpy(float),
-        direction="backward" if backward else "forward",
-        kernel="flash2",
-        generation=generation,
+        AttentionSizes(*rows[columns].to_numpy(float).T),
+        AttentionCall("backward" if backward else "forward", generation=generation),
     )
 
 

@@ -24,7 +24,7 @@ from rapid_dse.analysis.layers_served import served_experts, served_latents
 from rapid_dse.config.scenario import Scenario
 from rapid_dse.config.software import Software
 from rapid_dse.cost.energy import gpu_energy
-from rapid_dse.device import FloatArray, operator_model
+from rapid_dse.device import FloatArray, GroupedCall, operator_model
 from rapid_dse.model.architecture import LayerKind, architecture
 from rapid_dse.model.layers.part import CoreAttention, ForwardStep, Part, PartParameters, SmallKernel, Tensor
 from rapid_dse.model.shapes import MatMul, MicroBatch
@@ -96,7 +96,7 @@ def _grouped(rows: pd.DataFrame) -> dict[str, FloatArray]:
     for hw, wgrad, equal in sorted(set(zip(rows["hw"].astype(str), weight.tolist(), even.tolist(), strict=True))):
         at = rows["hw"].eq(hw).to_numpy() & (weight == wgrad) & (even == equal)
         m, n, k, batch = (each[at] for each in shape)
-        out[at] = operator_model(known[hw]).grouped(m, n, k, batch, ragged="k" if wgrad else "m", even=equal)
+        out[at] = operator_model(known[hw]).grouped(m, n, k, batch, GroupedCall("k" if wgrad else "m", even=equal))
     return {"time_s": out}
 
 

@@ -1,14 +1,24 @@
 """What an operator costs on a chip: one strategy a file, one contract, chosen by ``hw.operator_model``."""
 
 from rapid_dse.config.hardware import Hardware
-from rapid_dse.device.contract import AttentionKernel, Direction, FloatArray, OperatorModel
+from rapid_dse.device.contract import AttentionCall, AttentionKernel, AttentionSizes, Direction, FloatArray, GroupedCall, OperatorModel
 from rapid_dse.device.measured import Measured
 from rapid_dse.device.roofline import Roofline
 from rapid_dse.device.tiled import Tiled
 
 OPERATOR_MODELS: dict[str, type[OperatorModel]] = {"roofline": Roofline, "tiled": Tiled, "measured": Measured}
 
-__all__ = ["OPERATOR_MODELS", "AttentionKernel", "Direction", "FloatArray", "OperatorModel", "operator_model"]
+__all__ = [
+    "OPERATOR_MODELS",
+    "AttentionCall",
+    "AttentionKernel",
+    "AttentionSizes",
+    "Direction",
+    "FloatArray",
+    "GroupedCall",
+    "OperatorModel",
+    "operator_model",
+]
 
 
 def operator_model(hw: Hardware) -> OperatorModel:

@@ -28,14 +28,44 @@ UPDATE_CLOCKS = 1.25
 
 
 @dataclass(frozen=True)
-class AttentionShape:
-    """Attention of ``heads`` query heads over ``kv_heads`` key heads, arrays broadcast to one shape.
+class AttentionSizes:
+    """Sizes of an attention, which broadcast to one shape (n,): ``heads`` query heads over ``kv_heads`` key heads.
 
     Attributes:
-        batch, heads, kv_heads, seq_q, seq_kv, head_dim, v_head_dim: (n,) counts.
-        window: (n,) keys that a query sees at most; infinite without a sliding window.
+        v_head_dim: of a value; None: as ``head_dim``.
+        window: keys that a query sees at most; None: all of them.
         causal: the last query sees the last key (bottom-right aligned), earlier ones fewer.
     """
+
+    batch: ArrayLike
+    heads: ArrayLike
+    kv_heads: ArrayLike
+    seq_q: ArrayLike
+    seq_kv: ArrayLike
+    head_dim: ArrayLike
+    v_head_dim: ArrayLike | None = None
+    window: ArrayLike | None = None
+    causal: bool = True
+
+    def columns(self) -> AttentionShape:
+        """The sizes as columns; ``ValueError`` for one below 1, and for kv_heads above heads."""
+        names = ("batch", "heads", "kv_heads", "seq_q", "seq_kv", "head_dim")
+        shape = AttentionShape(
+            **broadcast(
+                **{name: getattr(self, name) for name in names},
+                v_head_dim=self.head_dim if self.v_head_dim is None else self.v_head_dim,
+                window=np.inf if self.window is None else self.window,
+            ),
+            causal=self.causal,
+        )
+        if np.any(shape.kv_heads > shape.heads):
+            raise ValueError(f"kv_heads={shape.kv_heads.max():g} is above heads; allowed: a divisor of heads")
+        return shape
+
+
+@dataclass(frozen=True)
+class AttentionShape:
+    """``AttentionSizes`` as columns of one shape, (n,) each; ``window`` is infinite where there is none."""
 
     batch: FloatArray
     heads: FloatArray
@@ -71,11 +101,18 @@ class AttentionShape:
 class AttentionCall:
     """What runs attention: the direction, the kernel and the generation of its library, the precision, and whether it drops scores."""
 
-    direction: Direction
-    kernel: str
-    precision: str
+    direction: Direction = "forward"
+    kernel: str = "flash2"
+    precision: str = "bf16"
     dropout: bool = False
     generation: LibraryGeneration = "current"
+
+    def check(self) -> None:
+        """``ValueError`` for a direction or a kernel that there is not."""
+        if self.direction not in get_args(Direction):
+            raise ValueError(f"direction={self.direction!r}; allowed: {', '.join(get_args(Direction))}")
+        if self.kernel not in get_args(AttentionKernel):
+            raise ValueError(f"kernel={self.kernel!r}; allowed: {', '.join(get_args(AttentionKernel))}")
 
 
 @dataclass(frozen=True)
@@ -83,10 +120,10 @@ class GroupedCall:
     """How one kernel runs many products: ``ragged``: which dimension differs from group to group, the rows ``m``, or of a weight gradient
     the depth ``k``; ``even``: it does not; ``accumulate``: as of ``OperatorModel.gemm``."""
 
-    ragged: Literal["m", "k"]
-    even: bool
-    precision: str
-    accumulate: bool
+    ragged: Literal["m", "k"] = "m"
+    even: bool = False
+    precision: str = "bf16"
+    accumulate: bool = False
 
 
 class OperatorModel(ABC):
@@ -117,81 +154,37 @@ class OperatorModel(ABC):
         columns = broadcast(m=m, n=n, k=k, batch=batch)
         return self._gemm(**columns, precision=precision, accumulate=accumulate)
 
-    def grouped(
-        self,
-        m: ArrayLike,
-        n: ArrayLike,
-        k: ArrayLike,
-        groups: ArrayLike,
-        *,
-        ragged: Literal["m", "k"] = "m",
-        even: bool = False,
-        precision: str = "bf16",
-        accumulate: bool = False,
-    ) -> FloatArray:
-        """Seconds of ``groups`` products C[m, n] = A[m, k] B[k, n] in one kernel, (n,); ``m``, or ``k`` where ``ragged`` says so, is the
-        mean of the groups, or of all of them the size where they are ``even``.
+    def grouped(self, m: ArrayLike, n: ArrayLike, k: ArrayLike, groups: ArrayLike, call: GroupedCall | None = None) -> FloatArray:
+        """Seconds of ``groups`` products C[m, n] = A[m, k] B[k, n] in one kernel, (n,); ``m``, or ``k`` where ``call.ragged`` says so, is
+        the mean of the groups, or of all of them the size where they are ``even``.
 
         A chip without a kernel of that kind runs them as one batch.
 
         Raises:
             ValueError: as ``gemm``.
         """
-        self.hw.peak_flops(precision)
+        call = call or GroupedCall()
+        self.hw.peak_flops(call.precision)
         columns = broadcast(m=m, n=n, k=k, groups=groups)
         shape = np.stack([columns[name].ravel() for name in ("m", "n", "k", "groups")])
-        return self._grouped(shape, GroupedCall(ragged, even, precision, accumulate)).reshape(columns["m"].shape)
+        return self._grouped(shape, call).reshape(columns["m"].shape)
 
-    def attention(
-        self,
-        batch: ArrayLike,
-        heads: ArrayLike,
-        kv_heads: ArrayLike,
-        seq_q: ArrayLike,
-        seq_kv: ArrayLike,
-        head_dim: ArrayLike,
-        *,
-        direction: Direction = "forward",
-        causal: bool = True,
-        kernel: AttentionKernel = "flash2",
-        precision: str = "bf16",
-        window: ArrayLike | None = None,
-        v_head_dim: ArrayLike | None = None,
-        dropout: bool = False,
-        generation: LibraryGeneration = "current",
-    ) -> FloatArray:
-        """Seconds of scaled dot-product attention in one direction, (n,); ``window`` counts keys, null is no window; ``generation``:
-        of the library that a fused kernel is from.
+    def attention(self, sizes: AttentionSizes, call: AttentionCall | None = None) -> FloatArray:
+        """Seconds of scaled dot-product attention in one direction, (n,).
 
         Raises:
             ValueError: a dimension below 1, kv_heads above heads, an unknown kernel or direction, a kernel or a precision that the chip
                 lacks.
         """
-        self.hw.peak_flops(precision)
-        if direction not in ("forward", "backward"):
-            raise ValueError(f"direction={direction!r}; allowed: forward, backward")
-        if kernel not in get_args(AttentionKernel):
-            raise ValueError(f"kernel={kernel!r}; allowed: {', '.join(get_args(AttentionKernel))}")
-        columns = broadcast(
-            batch=batch,
-            heads=heads,
-            kv_heads=kv_heads,
-            seq_q=seq_q,
-            seq_kv=seq_kv,
-            head_dim=head_dim,
-            v_head_dim=head_dim if v_head_dim is None else v_head_dim,
-            window=np.inf if window is None else window,
-        )
-        shape = AttentionShape(**columns, causal=causal)
-        if np.any(shape.kv_heads > shape.heads):
-            raise ValueError(f"kv_heads={shape.kv_heads.max():g} is above heads; allowed: a divisor of heads")
-        call = AttentionCall(direction, kernel, precision, dropout, generation)
-        if kernel in UNFUSED:
+        call = call or AttentionCall()
+        self.hw.peak_flops(call.precision)
+        call.check()
+        shape = sizes.columns()
+        if call.kernel in UNFUSED:
             return self._unfused(shape, call)
-        if kernel not in self.hw.attention_kernels:
-            raise ValueError(
-                f"kernel={kernel!r} is not built for {self.hw.name}; allowed: {', '.join((*self.hw.attention_kernels, *UNFUSED))}"
-            )
+        if call.kernel not in self.hw.attention_kernels:
+            built = ", ".join((*self.hw.attention_kernels, *UNFUSED))
+            raise ValueError(f"kernel={call.kernel!r} is not built for {self.hw.name}; allowed: {built}")
         return self._flash(shape, call)
 
     def update(self, parameters: ArrayLike, bytes_a_parameter: ArrayLike) -> FloatArray:

@@ -16,7 +16,7 @@ from rapid_dse.config.hardware import NARROW_BYTES, PRECISION_BYTES
 from rapid_dse.config.scenario import Scenario
 from rapid_dse.config.software.expert_settings import ExpertProducts
 from rapid_dse.cost.energy import attention_energy, product_energy
-from rapid_dse.device import OperatorModel
+from rapid_dse.device import GroupedCall, OperatorModel
 from rapid_dse.device.contract import UNFUSED
 from rapid_dse.model.architecture import LayerKind, architecture_of
 from rapid_dse.model.layers.end import End
@@ -263,7 +263,7 @@ def product_seconds(
     """
     (m, n, k, batch), accumulate = shapes.T, weight[1]
     if form == "grouped":
-        return device.grouped(m, n, k, batch, ragged="k" if weight[0] else "m", precision=precision, accumulate=accumulate)
+        return device.grouped(m, n, k, batch, GroupedCall("k" if weight[0] else "m", precision=precision, accumulate=accumulate))
     if form == "looped":
         return np.asarray(batch * device.gemm(m, n, k, precision=precision, accumulate=accumulate), dtype=np.float64)
     return device.gemm(m, n, k, batch=batch, precision=precision, accumulate=accumulate)

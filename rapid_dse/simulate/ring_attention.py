@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rapid_dse.config.scenario import Scenario
-from rapid_dse.device import OperatorModel
+from rapid_dse.device import AttentionCall, AttentionSizes, OperatorModel
 from rapid_dse.device.contract import UNFUSED
 from rapid_dse.model.layers.part import CoreAttention
 from rapid_dse.model.shapes import MicroBatch, mean_context
@@ -61,20 +61,24 @@ class AttentionKernels:
         causal = core.causal if causal is None else causal
         precision = scenario.workload.precision
         seconds: FloatColumn = self.device.attention(
-            shape.micro_batch_size[rows] * self.documents,
-            core.heads[rows],
-            core.kv_heads[rows],
-            queries,
-            keys,
-            core.head_dim,
-            direction=self.direction,
-            causal=causal,
-            kernel=scenario.attention_kernel,
-            precision="bf16" if scenario.narrow else precision,
-            window=core.window if causal else None,
-            v_head_dim=None if core.value_dim == core.head_dim or scenario.attention_kernel in PADS_VALUES else core.value_dim,
-            dropout=scenario.software.kernels.dropout,
-            generation=scenario.software.kernels.library_generation,
+            AttentionSizes(
+                shape.micro_batch_size[rows] * self.documents,
+                core.heads[rows],
+                core.kv_heads[rows],
+                queries,
+                keys,
+                core.head_dim,
+                causal=causal,
+                window=core.window if causal else None,
+                v_head_dim=None if core.value_dim == core.head_dim or scenario.attention_kernel in PADS_VALUES else core.value_dim,
+            ),
+            AttentionCall(
+                direction=self.direction,
+                kernel=scenario.attention_kernel,
+                precision="bf16" if scenario.narrow else precision,
+                dropout=scenario.software.kernels.dropout,
+                generation=scenario.software.kernels.library_generation,
+            ),
         )
         return seconds
 

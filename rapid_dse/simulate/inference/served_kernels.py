@@ -13,7 +13,7 @@ from rapid_dse.config.hardware import WEIGHTS_ALONE
 from rapid_dse.config.scenario import Scenario
 from rapid_dse.config.software.expert_settings import ExpertProducts
 from rapid_dse.cost.energy import ATTENTION_ROWS, attention_energy, moved_energy, product_energy
-from rapid_dse.device import AttentionKernel, OperatorModel
+from rapid_dse.device import AttentionCall, AttentionKernel, AttentionSizes, OperatorModel
 from rapid_dse.device.contract import UNFUSED
 from rapid_dse.device.tiled import SMALLEST
 from rapid_dse.interconnect import transfer
@@ -127,11 +127,10 @@ def prefill_attention(
     model = scenario.model
     heads, kv_heads, width, value = _heads(scenario, cut, absorbed=False)
     shared = np.maximum(1.0, queries / cut.cp)
-    kernel = scenario.attention_kernel
-    seconds = device.attention(
-        sequences, heads, kv_heads, shared, keys, width, v_head_dim=value, kernel=kernel, precision=_attention_precision(scenario),
-        window=model.sliding_window, generation=scenario.software.kernels.library_generation,
-    ) / scenario.hw.efficiency.sustained  # fmt: skip
+    sizes = AttentionSizes(sequences, heads, kv_heads, shared, keys, width, value, model.sliding_window)
+    kernel, generation = scenario.attention_kernel, scenario.software.kernels.library_generation
+    call = AttentionCall(kernel=kernel, precision=_attention_precision(scenario), generation=generation)
+    seconds = device.attention(sizes, call) / scenario.hw.efficiency.sustained
     seen = _seen(keys, queries, model.sliding_window)
     flops = 2.0 * sequences * heads * shared * seen * (width + value)
     moved = 2.0 * sequences * (heads * shared * 2 + kv_heads * keys) * (width + value) / 2
@@ -165,10 +164,8 @@ def decode_attention(
         return KernelCost(_unfused_latents(scenario, heads * queries, rows, kept, device), flops, cached, joules)
     if model.kv_lora_rank:
         return KernelCost(_latent_decode(scenario, heads * queries, rows, kept, cached), flops, cached, joules)
-    seconds = device.attention(
-        rows, heads, kv_heads, queries, kept, width, v_head_dim=value, kernel=kernel, precision=arithmetic,
-        generation=scenario.software.kernels.library_generation,
-    )  # fmt: skip
+    call = AttentionCall(kernel=kernel, precision=arithmetic, generation=scenario.software.kernels.library_generation)
+    seconds = device.attention(AttentionSizes(rows, heads, kv_heads, queries, kept, width, value), call)
     if CACHE_BYTES[precision] < CACHE_BYTES.get(arithmetic, 2.0):  # narrow numbers are widened on their way
         saved = (
             cached * (CACHE_BYTES[arithmetic] / CACHE_BYTES[precision] - 1) / (scenario.hw.memory.bandwidth * scenario.hw.efficiency.memory)
