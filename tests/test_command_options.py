@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import program
 import pytest
@@ -117,11 +118,72 @@ def test_wrong_pairs_and_patterns_are_one_line(argument: str, part: str, tmp_pat
     assert part in program.one_line(program.run(tmp_path, "-m", *SMALL[1:], argument))
 
 
-def test_a_pair_is_no_trial_and_no_dimension_of_a_search(tmp_path: Path) -> None:
+def test_a_pair_is_no_trial_and_stands_once(tmp_path: Path) -> None:
     pairs = "zip(parallel.tp=1,2;parallel.pp=4,2)"
     assert "-m before the overrides" in program.one_line(program.run(tmp_path, pairs))
-    assert "search=grid" in program.one_line(program.run(tmp_path, "-m", pairs, "search=optuna"))
     assert "stands in zip(...) and elsewhere" in program.one_line(program.run(tmp_path, "-m", pairs, "parallel.tp=4"))
+
+
+SPACE = """# @package _global_
+search:
+  space:
+    zip:
+    - {parallel.tp: [1, 2, 8], parallel.pp: "4,2,1"}
+    - {model: [llama3_1_8b, llama2_7b], workload.seq_len: [8192, 4096]}
+"""
+DEGREES = [(1, 4), (2, 2), (8, 1)]
+MODELS = [("llama3_1_8b", 8192), ("llama2_7b", 4096)]
+
+
+def paired(frame: Any) -> set[tuple[int, int, str, int]]:
+    keys = ("parallel.tp", "parallel.pp", "model", "workload.seq_len")
+    return set(zip(*(frame[key].tolist() for key in keys), strict=True))
+
+
+@pytest.fixture
+def pairs_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with a sweep file that pairs lists, which is the current one."""
+    (tmp_path / "sweeps").mkdir()
+    (tmp_path / "sweeps" / "pairs.yaml").write_text(SPACE)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_a_sweep_file_pairs_lists_and_what_is_set_beside_it_wins(pairs_file: Path) -> None:
+    import rapid_dse as rd
+
+    program.done(pairs_file, "-m", "+sweeps=pairs", "hw.num_gpus=16")
+    assert paired(program.rows(pairs_file)) == {(*degrees, *model) for degrees in DEGREES for model in MODELS}
+    # tp is one of its own, pp keeps its list; a model of its own leaves the sequence lengths
+    own = rd.sweep(sweeps="pairs", num_gpus=16, tp=2, model="llama2_13b").frame()
+    assert paired(own) == {(2, pp, "llama2_13b", length) for pp in (4, 2, 1) for length in (8192, 4096)}
+
+
+def test_pairs_are_a_dimension_of_a_search(pairs_file: Path) -> None:
+    """With as many trials as there are layouts each pair is tried once, and nothing else."""
+    import rapid_dse as rd
+
+    found = rd.sweep(sweeps="pairs", num_gpus=16, search="optuna", n_trials=6, enqueue=0, sampler="brute_force").frame()
+    assert len(found) == 6
+    assert paired(found) == {(*degrees, *model) for degrees in DEGREES for model in MODELS}
+
+
+def test_pairs_in_python_are_those_of_the_command_line() -> None:
+    import rapid_dse as rd
+
+    pairs = [{"tp": (1, 2, 8), "pp": [4, 2, 1]}, {"model": ["llama3_1_8b", "llama2_7b"], "workload.seq_len": [8192, 4096]}]
+    found = rd.sweep(zip=pairs, hw="h100", num_gpus=16)
+    assert paired(found.frame()) == {(*degrees, *model) for degrees in DEGREES for model in MODELS}
+    for wrong, part in (
+        ({"tp": [1, 2]}, "several lists"),
+        ({"tp": [1, 2], "pp": [4]}, "different lengths"),
+        ({"tp": [1, 2], "pp": "all"}, "has no list"),
+        ({"tp": [1, 2], "top": [1, 2]}, "search.top: cannot be swept"),
+    ):
+        with pytest.raises(ValueError, match=part):
+            rd.sweep(zip=wrong, hw="h100", num_gpus=16)
+    with pytest.raises(ValueError, match=r"parallel\.tp: several values are a sweep"):
+        rd.simulate(zip={"tp": [1, 2], "pp": [4, 2]})
 
 
 def test_a_pattern_stands_for_the_options_that_match() -> None:

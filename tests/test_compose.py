@@ -28,7 +28,8 @@ def test_overrides_are_sorted_and_the_last_of_a_key_counts() -> None:
 
 
 def test_a_sweep_file_may_write_lists_words_and_ranges() -> None:
-    found = read_space({"hw": ["h100"], "parallel.tp": "all", "parallel.pp": "range(1,3)", "parallel.zero": 3})
+    found, paired = read_space({"hw": ["h100"], "parallel.tp": "all", "parallel.pp": "range(1,3)", "parallel.zero": 3})
+    assert paired == ()
     assert found == {"hw": Values(("h100",)), "parallel.tp": Values(None), "parallel.pp": Values((1, 2)), "parallel.zero": Values((3,))}
 
 

@@ -12,8 +12,6 @@ from rapid_dse.sweep.compose import Composed, from_hydra, hydra_ready
 from rapid_dse.sweep.overrides import Given, read
 from rapid_dse.sweep.space import axes, plan
 
-_ASKED = 64  # combinations of what a study lists that are asked which settings have no effect
-
 
 def run(arguments: Sequence[str], config: DictConfig) -> int:
     """Prices the space that ``arguments`` span over ``config``, their composition; the exit code of the driver."""
@@ -35,7 +33,7 @@ def _search(given: Given, base: Composed) -> int:
 
     with hydra_ready():
         found = axes(given, base)
-        _say(idle.of_sweep(found.every_key, list(islice(found.scenarios(), _ASKED))))
+        _say(idle.of_sweep(found.every_key, list(islice(found.scenarios(), idle.ASKED))))
         return search(found)
 
 

@@ -12,6 +12,7 @@ from pydantic import BaseModel
 
 from rapid_dse.config.scenario import Scenario
 from rapid_dse.sweep.overrides import ALL_KEYS, GROUPS, SWEEPS, Given, Values, check_key, usual_options
+from rapid_dse.sweep.pairs import ZIP, Pairs, check_pairs, mappings_of, shown, side_by_side
 
 Settings = Mapping[str, Any]
 PREFERRED = ("parallel", "workload")  # sections whose key a short one means where others have one of that name too
@@ -63,7 +64,7 @@ def given_of(keys: Settings | None, settings: Settings) -> Given:
 
     Args:
         keys: by full key (which no Python keyword can have), or by short key.
-        settings: by short key, or group.
+        settings: by short key, or group; ``zip`` pairs lists: ``zip={"tp": [1, 2], "pp": [4, 2]}``.
 
     Raises:
         ValueError: an unknown key, or one that is set twice.
@@ -71,7 +72,11 @@ def given_of(keys: Settings | None, settings: Settings) -> Given:
     options: dict[str, str] = {}
     values: dict[str, Any] = {}
     swept: dict[str, Any] = {}
+    together = {**(keys or {}), **settings}.get(ZIP)
+    paired = tuple(_pairs(one) for one in mappings_of(_plain(together)))
     for short, value in [*(keys or {}).items(), *settings.items()]:
+        if short == ZIP:
+            continue
         key = full_key(str(short))
         if key in options or key in values or key in swept:
             raise ValueError(f"{key}: is set twice; allowed: once")
@@ -85,7 +90,21 @@ def given_of(keys: Settings | None, settings: Settings) -> Given:
             options[key] = plain
         else:
             values[key] = plain
-    return Given(*usual_options(options, values, list(swept)), swept)
+    check_pairs(paired, [*options, *values, *swept])
+    named = [*swept, *(key for pairs in paired for key in pairs[0])]
+    return Given(*usual_options(options, values, named), swept, paired=paired)
+
+
+def _pairs(one: Mapping[str, Any]) -> Pairs:
+    """The settings that one mapping of keys to lists pairs."""
+    found: dict[str, Any] = {}
+    for short, value in one.items():
+        key = full_key(str(short))
+        values = _swept(key, value)
+        if values is None or values.items is None:
+            raise ValueError(f"{ZIP}={dict(one)!r}: {key} has no list; allowed: as many values of each, as 'tp': [1, 2]")
+        found[key] = values.items
+    return side_by_side(shown(one), found)
 
 
 def _swept(key: str, value: Any) -> Values | None:

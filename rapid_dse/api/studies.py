@@ -6,7 +6,7 @@ import glob
 import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from os import PathLike, fspath
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -158,8 +158,8 @@ def sweep(keys: Settings | None = None, /, **settings: Any) -> Results:
     """Prices every combination: lists sweep, and of the layout the word all.
 
     ``rd.sweep(hw=["h100", "h200"], model="llama3_1_70b", tp="all", pp=[1, 2, 4], num_gpus=64)``; ``sweeps="NAME"`` is a named sweep,
-    ``search="optuna", n_trials=200`` a search. With ``study="NAME"`` rows are kept in results/NAME and taken from there; without it they
-    are kept nowhere.
+    ``search="optuna", n_trials=200`` a search, ``zip={"tp": [1, 2], "pp": [4, 2]}`` pairs (tp 1 with pp 4, 2 with 2). With
+    ``study="NAME"`` rows are kept in results/NAME and taken from there; without it they are kept nowhere.
 
     Args:
         keys, settings: as of ``rd.simulate``.
@@ -171,7 +171,7 @@ def sweep(keys: Settings | None = None, /, **settings: Any) -> Results:
     with tempfile.TemporaryDirectory() as nowhere:
         kept = STUDY in given.values or RESULTS_DIR in given.values
         beside = {} if kept else {RESULTS_DIR: nowhere, STUDY: "study"}
-        folder = _priced(Given(given.options, {**given.values, **beside}, given.swept))
+        folder = _priced(replace(given, values={**given.values, **beside}))
         return Results(_read([folder]), folder if kept else None)
 
 

@@ -294,7 +294,7 @@ class Backend(Frozen):
 class Search(Frozen):
     """How a space is searched. ``study`` null: the sweep's name, else hw-model-<hash of the base configuration>.
 
-    ``space`` is what a sweep file sweeps: a key or group, and its values (a list, or "all").
+    ``space`` is what a sweep file sweeps: a key or group, and its values (a list, or "all"); ``zip: {key: list, key: list}`` pairs them.
     Of an Optuna study: ``n_trials`` is its total; ``batch`` trials are asked together and told together, ``enqueue`` layouts that are
     known to be good go first; ``prune`` leaves out what cannot meet the constraints and what a lower bound proves beaten (null: the
     latter with event-driven backends alone).

@@ -13,6 +13,7 @@ from rapid_dse.sweep.portion import Portion
 # Of Hydra's own configuration: where it looks for files; it starts no jobs here, and writes no files.
 HYDRA = ("hydra.searchpath",)
 MODULES = "parallel.recompute_modules"
+ASKED = 64  # combinations of what a study lists that are asked which settings have no effect
 
 
 def of_trial(given: Given, scenario: Scenario) -> list[str]:

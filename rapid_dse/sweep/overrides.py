@@ -19,6 +19,7 @@ from rapid_dse.config.units import shortened
 from rapid_dse.imports.file_options import is_file_option, kind_of_run
 from rapid_dse.parallel.layouts import COLUMN_OF
 from rapid_dse.sweep.grammar import parser
+from rapid_dse.sweep.pairs import ZIP, Pairs, check_pairs, mappings_of, parts_of, shown, side_by_side
 from rapid_dse.sweep.places import GUARDED_SCHEME, home, search_paths
 from rapid_dse.sweep.trusting import TRUST
 
@@ -63,7 +64,7 @@ class Given:
     values: Mapping[str, Any] = field(default_factory=dict)
     swept: Mapping[str, Values | Interval] = field(default_factory=dict)
     hydra: tuple[str, ...] = ()
-    paired: tuple[tuple[Mapping[str, Any], ...], ...] = ()
+    paired: tuple[Pairs, ...] = ()
 
     @property
     def trusted(self) -> bool:
@@ -82,7 +83,7 @@ def read(arguments: Sequence[str]) -> Given:
     swept: dict[str, Values | Interval] = {}
     arguments = [guarded_folders(text) for text in arguments]
     hydra = [text for text in arguments if text.lstrip("+").startswith("hydra.searchpath")]
-    paired: list[tuple[Mapping[str, Any], ...]] = []
+    paired: list[Pairs] = []
     for text in arguments:
         if text.startswith("zip("):
             paired.append(_pairs(text, hydra))
@@ -101,7 +102,7 @@ def read(arguments: Sequence[str]) -> Given:
             options[key] = found
         else:
             values[key] = found
-    _check_pairs(paired, [*options, *values, *swept])
+    check_pairs(paired, [*options, *values, *swept])
     together = [key for pairs in paired for key in pairs[0]]
     return Given(*usual_options(options, values, [*swept, *together]), swept, tuple(hydra), tuple(paired))
 
@@ -131,39 +132,23 @@ def usual_options(options: Mapping[str, str], values: Mapping[str, Any], named: 
     return options, values
 
 
-def _pairs(text: str, hydra: Sequence[str]) -> tuple[Mapping[str, Any], ...]:
-    """The settings that ``zip(a=1,2;b=3,4)`` stands for, one of each list a time.
-
-    Raises:
-        ValueError: where it is none, or the lists have not as many values.
-    """
-    parts = [part.strip() for part in text.removeprefix("zip(").removesuffix(")").split(";")]
-    if not text.endswith(")") or len(parts) < 2 or not all("=" in part for part in parts):
-        raise ValueError(f"{text}: allowed: several lists, as 'zip(parallel.tp=1,2;parallel.pp=4,2)'")
-    lists: dict[str, tuple[Any, ...]] = {}
-    for part in parts:
+def _pairs(text: str, hydra: Sequence[str]) -> Pairs:
+    """The settings that ``zip(a=1,2;b=3,4)`` stands for; ``ValueError`` where it is none."""
+    found: dict[str, Values | Interval] = {}
+    for part in parts_of(text):
         override = _parsed(part)
-        found = _values(override, part, hydra)
-        items = found.items if isinstance(found, Values) else None if isinstance(found, Interval) else (found,)
-        if items is None:
-            raise ValueError(f"{text}: {override.key_or_group} has no list; allowed: as many values of each, as parallel.tp=1,2")
-        lists[override.key_or_group] = items
-    if len({len(items) for items in lists.values()}) != 1:
-        counted = ", ".join(f"{key} {len(items)}" for key, items in lists.items())
-        raise ValueError(f"{text}: lists of different lengths ({counted}); allowed: as many values of each, each value once")
-    return tuple(dict(zip(lists, row, strict=True)) for row in zip(*lists.values(), strict=True))
+        value = _values(override, part, hydra)
+        found[override.key_or_group] = value if isinstance(value, Values | Interval) else Values((value,))
+    return _side_by_side(text, found)
 
 
-def _check_pairs(paired: Sequence[tuple[Mapping[str, Any], ...]], others: Sequence[str]) -> None:
-    """Raises ``ValueError`` where a key of a zip is set elsewhere too, or is none that can be swept."""
-    seen = set(others)
-    for pairs in paired:
-        for key in pairs[0]:
-            if key in seen:
-                raise ValueError(f"{key}: stands in zip(...) and elsewhere; allowed: once")
-            if key in (LAYOUT, SWEEPS) or key.split(".")[0] in ("search", "debug"):
-                raise ValueError(f"{key}: cannot be swept; allowed: one value")
-            seen.add(key)
+def _side_by_side(text: str, found: Mapping[str, Values | Interval]) -> Pairs:
+    for key, values in found.items():
+        if isinstance(values, Interval) or values.items is None:
+            raise ValueError(f"{text}: {key} has no list; allowed: as many values of each, as parallel.tp=1,2")
+        if key in (LAYOUT, SWEEPS):
+            raise ValueError(f"{key}: cannot be swept; allowed: one value")
+    return side_by_side(text, {key: values.items or () for key, values in found.items() if isinstance(values, Values)})
 
 
 def option_folders(hydra: Sequence[str] = ()) -> list[Path]:
@@ -209,22 +194,26 @@ def _check_hydra(override: Override, text: str) -> None:
         raise ValueError(f"{text}: allowed: the name of an option of Hydra's")
 
 
-def read_space(space: Mapping[str, Any]) -> dict[str, Values | Interval]:
+def read_space(space: Mapping[str, Any]) -> tuple[dict[str, Values | Interval], tuple[Pairs, ...]]:
     """What a sweep file's ``search.space`` sweeps: a list of values, or text as on a command line (all, "1,2,4", "range(1,5)",
-    "interval(2e12,6e12)").
+    "interval(2e12,6e12)"); and what it pairs: ``zip: {parallel.tp: [1, 2], parallel.pp: [4, 2]}``, or a list of such.
 
     Raises:
         ValueError: as ``read``.
     """
-    swept: dict[str, Values | Interval] = {}
-    for key, value in space.items():
-        check_key(key)
-        if isinstance(value, str):
-            found = _values(_parsed(f"{key}={value}"), f"search.space.{key}={value}")
-            swept[key] = found if isinstance(found, Values | Interval) else Values((found,))
-        else:
-            swept[key] = Values(tuple(value) if isinstance(value, list | tuple) else (value,))
-    return swept
+    swept = {key: _of_space(key, value) for key, value in space.items() if key != ZIP}
+    lists = [({key: _of_space(key, value) for key, value in one.items()}, one) for one in mappings_of(space.get(ZIP))]
+    paired = tuple(_side_by_side(shown(one), found) for found, one in lists)
+    check_pairs(paired, swept)
+    return swept, paired
+
+
+def _of_space(key: str, value: Any) -> Values | Interval:
+    check_key(key)
+    if isinstance(value, str):
+        found = _values(_parsed(f"{key}={value}"), f"search.space.{key}={value}")
+        return found if isinstance(found, Values | Interval) else Values((found,))
+    return Values(tuple(value) if isinstance(value, list | tuple) else (value,))
 
 
 def check_key(key: str) -> None:

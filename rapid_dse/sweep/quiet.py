@@ -6,6 +6,7 @@ import io
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -101,7 +102,10 @@ def shown_study(given: Given, say: Callable[[list[str]], None]) -> int:
     with hydra_ready():
         found = axes(given)
         if found.base.tree["search"]["name"] == "optuna":
-            raise ValueError("zip(...): pairs are no dimension of a search; allowed: search=grid")
+            from rapid_dse.sweep.search.running import run as run_search  # Optuna takes a second to import
+
+            say(idle.of_sweep(found.every_key, list(islice(found.scenarios(), idle.ASKED))))
+            return run_search(found)
         planned = plan_of(found)
         say(idle.of_sweep(planned.keys, [portion.scenario for portion in planned.portions]))
         say(idle.of_files(planned.portions))

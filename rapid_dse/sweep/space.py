@@ -40,6 +40,7 @@ from rapid_dse.parallel.offered import AUTO, settled, usual_sequence_parallel
 from rapid_dse.sweep.compose import SHOWN, Composed, composed, hydra_ready, scenario_of, value_at, with_values
 from rapid_dse.sweep.named_keys import keys_of_sweep, listed_keys
 from rapid_dse.sweep.overrides import GROUPS, LAYOUT, SWEEPS, Given, Interval, Values, read_space
+from rapid_dse.sweep.pairs import Pairs, flat, together, without
 from rapid_dse.sweep.portion import Portion, sharing
 from rapid_dse.sweep.trusting import require_unset
 
@@ -153,7 +154,7 @@ class Axes:
     keys: tuple[str, ...]
     filed: Mapping[str, Any]
     every_key: tuple[str, ...]
-    pairs: tuple[tuple[Mapping[str, Any], ...], ...] = ()
+    pairs: tuple[Pairs, ...] = ()
 
     def composed(self, combination: Mapping[str, str]) -> Composed:
         """The composition of one option a swept group; within ``hydra_ready()``."""
@@ -179,11 +180,12 @@ class Axes:
 
     def settings(self) -> Iterator[Setting]:
         """The setting of every combination of options, pairs and listed values; within ``hydra_ready()``."""
-        for combination, pair in product(combinations(self.groups), _joined(self.pairs)):
-            option = self.composed(combination | {key: value for key, value in pair.items() if key in GROUPS})
-            together = {key: value for key, value in pair.items() if key not in GROUPS}
+        for combination in combinations({**self.groups, **together(self.pairs)}):
+            settings = flat(combination)
+            option = self.composed({key: value for key, value in settings.items() if key in GROUPS})
+            paired = {key: value for key, value in settings.items() if key not in GROUPS}
             for variant in combinations(self.variants):
-                yield self.setting(option, {**together, **variant})
+                yield self.setting(option, {**paired, **variant})
 
     def run_settings(self) -> tuple[Search, Debug]:
         """How the search runs, a study's name by its sweep included."""
@@ -217,19 +219,19 @@ def axes(given: Given, base: Composed | None = None) -> Axes:
     require_unset(base.tree, given.values, given.trusted)
     own = {group: option for group, option in base.choices.items() if group in GROUPS}
     plain = composed(own, given.hydra, given.trusted) if SWEEPS in base.choices else base
-    swept = _swept(given, with_values(base.tree, given.values))
-    swept = {**{key: Values(None) for key in base.whole if key not in given.values}, **swept}
+    swept, pairs = _swept(given, with_values(base.tree, given.values))
+    paired = [key for each in pairs for key in each[0]]
+    swept = {**{key: Values(None) for key in base.whole if key not in given.values and key not in paired}, **swept}
     intervals = {key: values for key, values in swept.items() if isinstance(values, Interval)}
     lists = {key: values for key, values in swept.items() if isinstance(values, Values)}
     _check_swept(swept)
     groups = {key: values.items or () for key, values in lists.items() if key in GROUPS}
     variants = {key: values.items or () for key, values in lists.items() if key not in GROUPS and key not in COLUMN_OF}
     codes = {COLUMN_OF[key]: _codes(key, values) for key, values in lists.items() if key in COLUMN_OF}
-    paired = [key for pairs in given.paired for key in pairs[0]]
     every = tuple(dict.fromkeys([*keys_of_sweep(base, plain), *given.values, *(key for key in [*swept, *paired] if key not in GROUPS)]))
     keys = listed_keys(list(every))
     filed = {nodes.KEY: base.tree["hw"]["gpus_per_node"]} if nodes.set_beside_same_sizes(base.tree["hw"], plain.tree["hw"]) else {}
-    return Axes(given, base, groups, variants, intervals, codes, tuple(keys), filed, every, given.paired)
+    return Axes(given, base, groups, variants, intervals, codes, tuple(keys), filed, every, pairs)
 
 
 def plan(given: Given, base: Composed | None = None) -> Plan:
@@ -260,13 +262,16 @@ def plan_of(found: Axes) -> Plan:
     return Plan(tuple(portions), search, debug, found.every_key)
 
 
-def _swept(given: Given, tree: Mapping[str, Any]) -> dict[str, Values | Interval]:
-    """The sweep file's space, over which the command line's own keys win."""
+def _swept(given: Given, tree: Mapping[str, Any]) -> tuple[dict[str, Values | Interval], tuple[Pairs, ...]]:
+    """The sweep file's space, over which the command line's own keys win: what is swept, and what is paired."""
     space = tree.get("search", {}).get("space") or {}
     if not isinstance(space, Mapping):
         raise ValueError(f"search.space={space!r}; allowed: a mapping of keys to lists of values, or to all")
-    named = {key: values for key, values in read_space(space).items() if key not in given.values and key not in given.options}
-    return {**named, **given.swept}
+    swept, pairs = read_space(space)
+    own = {*given.values, *given.options, *given.swept, *(key for each in given.paired for key in each[0])}
+    named = {key: values for key, values in swept.items() if key not in own}
+    left = (without(each, own) for each in pairs)
+    return {**named, **given.swept}, (*given.paired, *(each for each in left if each))
 
 
 def _check_swept(swept: Mapping[str, Values | Interval]) -> None:
@@ -290,11 +295,6 @@ def _codes(key: str, values: Values) -> list[float] | None:
 def combinations(axes: Mapping[str, Sequence[Any]]) -> Iterator[dict[str, Any]]:
     """Every combination of one value an axis, the last axis fastest."""
     return (dict(zip(axes, values, strict=True)) for values in product(*axes.values()))
-
-
-def _joined(pairs: Sequence[Sequence[Mapping[str, Any]]]) -> Iterator[dict[str, Any]]:
-    """Every combination of one alternative of each pairing, in one mapping."""
-    return ({key: value for part in parts for key, value in part.items()} for parts in product(*pairs))
 
 
 def _portion(setting: Setting, codes: Mapping[str, list[float] | None]) -> Portion:

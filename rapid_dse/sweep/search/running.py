@@ -130,11 +130,10 @@ def aim_of(space: SearchSpace, aims: Aims, search: Search) -> Aim:
     Raises:
         ValueError: where search.best_per is no key.
     """
-    outer = [dimension.key for dimension in space.dimensions if dimension not in space.layout]
-    outer += [choice.key for choice in space.layout if not choice.key.startswith("parallel.")]
+    outer = space.outer_keys
     if search.best_per is not None:
         ranking.require_key(search.best_per, [*CHOICES, *COLUMN_OF, *outer], "search.best_per")
-    return Aim(aims.objectives[0].text, search.top, aims.constraints[1:], search.headroom, tuple(outer), search.best_per, search.each)
+    return Aim(aims.objectives[0].text, search.top, aims.constraints[1:], search.headroom, outer, search.best_per, search.each)
 
 
 def _report(study: Study, space: SearchSpace, aims: Aims, aim: Aim, out: Console) -> None:

@@ -15,7 +15,8 @@ from rapid_dse.config.scenario import Scenario, canonical
 from rapid_dse.parallel.layouts import COLUMN_OF, IntColumn
 from rapid_dse.sweep import identity
 from rapid_dse.sweep.compose import Composed
-from rapid_dse.sweep.overrides import Interval
+from rapid_dse.sweep.overrides import GROUPS, Interval
+from rapid_dse.sweep.pairs import flat, keys_in, together
 from rapid_dse.sweep.portion import Portion
 from rapid_dse.sweep.search.dimensions import Choice, Dimension, Number
 from rapid_dse.sweep.search.pool import LayoutPool, Points, layout_choices, pool_of, within
@@ -66,13 +67,14 @@ class SearchSpace:
             ValueError: an option, a key, a value or an end of an interval is wrong, or no layout at all is legal.
         """
         self._axes = axes
-        self._composed: dict[tuple[str, ...], Composed] = {
-            tuple(combination.values()): axes.composed(combination) for combination in combinations(axes.groups)
-        }
+        self._options = {**axes.groups, **together(axes.pairs)}  # what decides which options are composed
+        self._composed: dict[frozenset[tuple[str, str]], Composed] = {}
+        for combination in combinations(self._options):
+            self._composition(combination)
         self.layout: tuple[Choice, ...] = ()
         self._pools: dict[tuple[Any, ...], LayoutPool] = {}
         self._variants: dict[tuple[Any, ...], Variant] = {}
-        lists = [Choice(key, values, _ordered(values)) for key, values in {**axes.groups, **axes.variants}.items()]
+        lists = [Choice(key, values, _ordered(values)) for key, values in {**self._options, **axes.variants}.items()]
         self._lists = tuple(choice for choice in lists if len(choice.values) > 1)
         self.numbers = tuple(self._number(key, interval) for key, interval in axes.intervals.items())
         pools = self._listed_pools()
@@ -93,6 +95,13 @@ class SearchSpace:
         return (*self._lists, *self.numbers)
 
     @property
+    def outer_keys(self) -> tuple[str, ...]:
+        """Keys and groups that are searched and are no part of a layout."""
+        own = [key for dimension in self._outer for key in keys_in(dimension.key)]
+        own += [choice.key for choice in self.layout]
+        return tuple(key for key in own if not key.startswith("parallel."))
+
+    @property
     def countable(self) -> bool:
         """Whether the space has an end: no number is a dimension."""
         return not self.numbers
@@ -106,7 +115,7 @@ class SearchSpace:
         """The setting of each combination of options, other keys at their first value."""
         numbers = {number.key: number.low for number in self.numbers}
         variants = {**first_of(self._axes.variants), **numbers}
-        return [self._axes.setting(found, variants) for found in self._composed.values()]
+        return [self._setting({**variants, **combination}) for combination in combinations(self._options)]
 
     def variant(self, labels: Mapping[str, Any]) -> Variant:
         """The variant behind a trial's parameters; the same object each time where no number is a dimension.
@@ -155,12 +164,19 @@ class SearchSpace:
         return found
 
     def _first(self) -> dict[str, Any]:
-        return first_of({**self._axes.groups, **self._axes.variants})
+        return first_of({**self._options, **self._axes.variants})
+
+    def _composition(self, values: Mapping[str, Any]) -> Composed:
+        """What the options among some values compose to."""
+        options = {key: value for key, value in flat(values).items() if key in GROUPS}
+        mark = frozenset(options.items())
+        if mark not in self._composed:
+            self._composed[mark] = self._axes.composed(options)
+        return self._composed[mark]
 
     def _setting(self, values: Mapping[str, Any]) -> Setting:
-        options = tuple(values[group] for group in self._axes.groups)
-        keys = {key: value for key, value in values.items() if key not in self._axes.groups}
-        return self._axes.setting(self._composed[options], keys)
+        keys = {key: value for key, value in flat(values).items() if key not in GROUPS}
+        return self._axes.setting(self._composition(values), keys)
 
     def _number(self, key: str, interval: Interval) -> Number:
         """The dimension of an interval; both ends are validated, and whether the key takes whole numbers alone is tried."""
@@ -182,7 +198,7 @@ class SearchSpace:
         # What is the hardware's alone changes no layout: one value stands for all.
         relevant = {key: values if not key.startswith("hw.") else values[:1] for key, values in self._axes.variants.items()}
         found: dict[int, LayoutPool] = {}
-        for values in combinations({**self._axes.groups, **relevant}):
+        for values in combinations({**self._options, **relevant}):
             for end in ends:
                 pool = self._pool(self._setting({**values, **end}))
                 found[id(pool)] = pool
