@@ -80,4 +80,4 @@ def test_modules_and_functions_are_short(path: Path) -> None:
     assert len(text.splitlines()) <= 400, "split the module"
     functions = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
     lengths = {node.name: (node.end_lineno or 0) - node.body[0].lineno + 1 for node in functions}
-    assert not {name: length for name, length in lengths.items() if length > 50}, "split the function"
+    assert not {name: length for name, length in lengths.items() if length > 40}, "split the function"

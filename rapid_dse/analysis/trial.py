@@ -8,6 +8,7 @@ from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 from rapid_dse.analysis import request
+from rapid_dse.config.hardware import Hardware
 from rapid_dse.parallel.layouts import BEHIND_NULL, CODES, KEYS
 from rapid_dse.simulate.results import MEMORY_TERMS, TIME_TERMS, Priced
 from rapid_dse.sweep import figures, listing, ranked
@@ -51,7 +52,6 @@ def show(out: Console, portion: Portion, priced: Priced) -> None:
         out.print()
         for line in listing.sum_lines(title, name, float(row[name]), terms):
             out.print(line, highlight=False, markup=False, soft_wrap=True)
-    energy, cost = (figures.result(name, float(row[name])) for name in ("energy_j", "cost_usd"))
     trust = judged(portion.scenario, portion.layouts)
     known = float(trust.expected_error[0])
     error = "(error not known: nothing alike was measured)" if math.isnan(known) else show_rows.expected_text(known)
@@ -61,11 +61,7 @@ def show(out: Console, portion: Portion, priced: Priced) -> None:
         f"{figures.seconds(float(row['step_time_s']))} {error} a step: {figures.rate(float(row['tokens_per_s']))}, "
         f"{figures.rate(float(row['tokens_per_s_per_gpu']))} each GPU; {figures.percent(float(row['mfu']))} MFU",
     )
-    watts, told = (
-        figures.result("power_w_per_gpu", float(row["power_w_per_gpu"])),
-        show_rows.energy_text(portion.scenario.hw, known, float(row["power_w_per_gpu"])),
-    )
-    listing.say(out, f"energy {energy} {told} a step, {watts} each GPU; cost {cost} a step")
+    listing.say(out, energy_line(portion.scenario.hw, known, row))
     if portion.scenario.workload.train_tokens is not None:
         listing.say(out, run_line(portion.scenario.workload.train_tokens, row))
     verdict = "fits" if row["fits"] else "does not fit (oom)"
@@ -74,6 +70,13 @@ def show(out: Console, portion: Portion, priced: Priced) -> None:
         listing.say(out, f"outside: {trust.texts[trust.outside[0]]}")
     if not row["fits"]:
         ranked.show_changes(out, Priceable(portion.scenario, portion.layouts), Aim("step_time_s", 1))
+
+
+def energy_line(hw: Hardware, expected_error: float, row: Mapping[str, Any]) -> str:
+    """Energy, power and cost of a step in a sentence."""
+    energy, watts, cost = (figures.result(name, float(row[name])) for name in ("energy_j", "power_w_per_gpu", "cost_usd"))
+    error = show_rows.energy_text(hw, expected_error, float(row["power_w_per_gpu"]))
+    return f"energy {energy} {error} a step, {watts} each GPU; cost {cost} a step"
 
 
 def run_line(tokens: float, row: Mapping[str, Any]) -> str:

@@ -132,21 +132,7 @@ def _layer(scenario: Scenario, cut: Degrees, parts: PassParts, kind: KernelCost,
         half = Half("mlp", own, 0.0, 0.0, (both,))
     else:
         half = Half("mlp", own, 0.0, 0.0, (summed,))
-    return LayerWork(
-        halves=(attention, half),
-        again=0.0,
-        again_attention=0.0,
-        full=False,
-        tp=int(cut.tp[0]),
-        sequence_parallel=False,
-        ring=0,
-        keys=0.0,
-        hop=0.0,
-        stream=NOTHING,
-        tp_hidden=0.0,
-        tp_backward_hidden=0.0,
-        cp_hidden=0.0,
-    )
+    return LayerWork((attention, half), tp=int(cut.tp[0]), stream=NOTHING)
 
 
 def _experts(scenario: Scenario, parts: PassParts, seconds: float) -> Half:

@@ -200,29 +200,22 @@ def build_state(graph: Graph, topology: Topology, layout: Links, system: SystemS
         run["flow_room"], run["longest"] = counts[0], longest_route(topology)
     run["detours"] = len(detours) if layout.failed.any() else 0
     run["endpoints"], run["streams"], run["instances"] = counts[1:]
+    network_tables = {"links": layout.links, "dims": layout.dims, "devices": layout.devices, "routes": routes, "detours": detours}
+    collective_tables = {"groups": groups, "members": members, "plans": plans, "phases": phases, "halving": halving, "trees": trees}
     return Tables(
         _empty_tables(run, counters)
+        | network_tables
+        | collective_tables
         | {
             "run": run,
             "tokens": _free_list(counts[0], link_tokens(len(layout.links)), run),
             "slots": _filled(LEVELS * SLOTS, rec.slot_t, "head", "tail"),
-            "links": layout.links,
-            "dims": layout.dims,
-            "devices": layout.devices,
-            "routes": routes,
-            "detours": detours,
             "ranks": _filled(ranks, rec.rank_t, "delays", "touched"),
             "ready": _filled(ranks * int(run["classes"][0]), rec.ready_t, "head", "tail"),
             "queues": _filled(ranks * dims * queues, rec.queue_t, "head", "tail"),
             "nodes": nodes,
             "children": _children(graph, nodes),
             "channels": _filled(int(nodes["channel"].max(initial=0)) + 1, rec.channel_t, "head", "tail"),
-            "groups": groups,
-            "members": members,
-            "plans": plans,
-            "phases": phases,
-            "halving": halving,
-            "trees": trees,
         }
     )
 

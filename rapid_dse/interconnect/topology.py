@@ -201,7 +201,12 @@ def lay_out(topology: Topology) -> Links:
     which = np.concatenate([np.full(len(s), d) for s, _, d in links])
     table["bandwidth"], table["latency"] = dims["bandwidth"][which], dims["latency"][which]
     table["head"] = table["tail"] = table["touched"] = -1
-    failed = np.zeros(first_link, bool)
+    return Links(dims, np.concatenate(devices), table, source, _with_faults(topology, which, source, table))
+
+
+def _with_faults(topology: Topology, which: NDArray[np.int64], source: NDArray[np.int32], table: NDArray[Any]) -> NDArray[np.bool_]:
+    """Lowers the bandwidth of faulty links in ``table``, whose dimensions are ``which``; gives those that have failed, ``(n_links,)``."""
+    failed = np.zeros(len(table), bool)
     for src, dst, factor in topology.faulty_links:
         both = (source == src) & (table["device"] == dst) | (source == dst) & (table["device"] == src)
         if not both.any():
@@ -210,7 +215,7 @@ def lay_out(topology: Topology) -> Links:
         if factor > 0:
             nominal = np.array([d.bandwidth for d in topology.dimensions])[which[both]]
             table["bandwidth"][both] = nominal * factor * BYTES_PER_GB / NS_PER_S
-    return Links(dims, np.concatenate(devices), table, source, failed)
+    return failed
 
 
 def _origins(dim: NDArray[Any], ranks: int) -> NDArray[np.int64]:

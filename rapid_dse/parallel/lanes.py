@@ -6,6 +6,7 @@ The recurrence is that of ``recurrence.py``, which gives the length of the step 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +31,9 @@ class Lane:
         return float((self.end - self.begin)[of].sum())
 
 
+Departures = dict[tuple[bool, int, int], float]  # when an activation (or a gradient: False) of a micro-batch leaves a place
+
+
 def lanes_of(code: int, pp: int, chunks: int, micro_batches: int, seconds: FloatColumn) -> list[Lane]:
     """The lanes of a step of a schedule.
 
@@ -42,17 +46,8 @@ def lanes_of(code: int, pp: int, chunks: int, micro_batches: int, seconds: Float
     orders = [schedule.order(stage, pp, chunks, micro_batches) for stage in range(pp)]
     programs = [order.T.tolist() for order in orders]
     spans: list[list[tuple[float, float]]] = [[] for _ in range(pp)]
-    given: dict[tuple[bool, int, int], float] = {}  # when an activation (or a gradient) of a micro-batch leaves a place
-    last = pp * chunks - 1
-
-    def ready(kind: int, micro_batch: int, place: int) -> float | None:
-        """When the input of a pass is there; None where it is not made yet."""
-        if kind in (FORWARD, FORWARD_BESIDE):
-            return given.get((True, micro_batch, place - 1)) if place else 0.0
-        if kind == WEIGHTS:
-            return 0.0
-        return given.get((False, micro_batch, place + 1) if place < last else (True, micro_batch, place))
-
+    given: Departures = {}
+    ready = partial(_ready, given, pp * chunks - 1)
     while True:
         stuck = True
         for stage, program in enumerate(programs):
@@ -76,6 +71,15 @@ def lanes_of(code: int, pp: int, chunks: int, micro_batches: int, seconds: Float
         if stuck:
             raise ValueError("a schedule whose stages wait for each other")
     return [Lane(order, *np.array(found).T) for order, found in zip(orders, spans, strict=True)]
+
+
+def _ready(given: Departures, last: int, kind: int, micro_batch: int, place: int) -> float | None:
+    """When the input of a pass is there; None where it is not made yet. ``last``: the place that turns activations into gradients."""
+    if kind in (FORWARD, FORWARD_BESIDE):
+        return given.get((True, micro_batch, place - 1)) if place else 0.0
+    if kind == WEIGHTS:
+        return 0.0
+    return given.get((False, micro_batch, place + 1) if place < last else (True, micro_batch, place))
 
 
 def _next(program: list[list[int]], at: int) -> list[list[int]]:

@@ -140,18 +140,18 @@ class LayerWork:
     """
 
     halves: tuple[Half, Half]
-    again: float
-    again_attention: float
-    full: bool
     tp: int
-    sequence_parallel: bool
-    ring: int
-    keys: float
-    hop: float
     stream: Exchange
-    tp_hidden: float
-    tp_backward_hidden: float
-    cp_hidden: float
+    sequence_parallel: bool = False
+    again: float = 0.0
+    again_attention: float = 0.0
+    full: bool = False
+    ring: int = 0
+    keys: float = 0.0
+    hop: float = 0.0
+    tp_hidden: float = 0.0
+    tp_backward_hidden: float = 0.0
+    cp_hidden: float = 0.0
     copies_forward: float = 0.0
     copies_backward: float = 0.0
     trades: tuple[tuple[float, float], ...] = ()

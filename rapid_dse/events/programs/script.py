@@ -261,32 +261,22 @@ def assemble(ranks: int, scripts: Sequence[Script], role: Ints, directory: Direc
         on = np.flatnonzero(role == number)
         if not len(on):
             continue
-        rows = first[on][:, None] + np.arange(len(script))
-        columns["id"][rows] = np.arange(len(script))
-        for column in _WRITTEN:
-            columns[column][rows] = np.array(getattr(script, column), _DTYPES[column])
-        inside, flat = _dependencies(script)
-        ptr[rows] = first_dep[on][:, None] + inside
-        deps[first_dep[on][:, None] + np.arange(len(flat))] = first[on][:, None] + flat
+        _write(script, first[on][:, None] + np.arange(len(script)), columns)
         _look_up(script, on, first, place, directory, columns)
-    graph = Graph(
-        ranks=ranks,
-        rank=np.repeat(np.arange(ranks), lengths),
-        id=columns["id"],
-        kind=columns["kind"],
-        deps_ptr=ptr,
-        deps=deps,
-        duration_ns=columns["duration"],
-        size=columns["size"],
-        collective=columns["collective"],
-        group=columns["group"],
-        peer=columns["peer"],
-        tag=columns["tag"],
-        stream=columns["stream"],
-        groups=groups,
-        name=name,
-    )
-    return Traced(graph, columns["label"], labels, columns["batch"], role)
+        inside, flat = _dependencies(script)
+        ptr[first[on][:, None] + np.arange(len(script))] = first_dep[on][:, None] + inside
+        deps[first_dep[on][:, None] + np.arange(len(flat))] = first[on][:, None] + flat
+    label, batch = columns.pop("label"), columns.pop("batch")
+    named: dict[str, Any] = {"duration_ns": columns.pop("duration"), **columns}
+    rank = np.repeat(np.arange(ranks), lengths)
+    return Traced(Graph(ranks=ranks, rank=rank, deps_ptr=ptr, deps=deps, groups=groups, name=name, **named), label, labels, batch, role)
+
+
+def _write(script: Script, rows: Ints, columns: Mapping[str, Ints]) -> None:
+    """Writes what all ranks of a script have alike, to the ``rows`` of each, ``(ranks, n_nodes)``."""
+    columns["id"][rows] = np.arange(len(script))
+    for column in _WRITTEN:
+        columns[column][rows] = np.array(getattr(script, column), _DTYPES[column])
 
 
 def _dependencies(script: Script) -> tuple[Ints, Ints]:
