@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from functools import lru_cache
 
 import numpy as np
 
@@ -66,6 +67,7 @@ class ParameterCounts:
         return self.attention + self.norm + self.router + self.shared_experts + experts * self.expert
 
 
+@lru_cache(maxsize=256)
 def count(model: Model, positions: int = 2048) -> ParameterCounts:
     """The parameters of ``model``.
 

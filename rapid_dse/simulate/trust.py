@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -60,14 +61,26 @@ class Trust:
     texts: tuple[str, ...]
 
 
+# Columns of Layouts on which it depends how far a row of training may be trusted.
+SETTINGS = ("num_gpus", "tp", "cp", "dp", "pp", "micro_batch_size", "recompute", "schedule", "zero")
+
+
 def trust(scenario: Scenario, layouts: Layouts) -> Trust:
-    """How far each row may be trusted."""
+    """How far each row may be trusted; layouts that are alike in their settings are judged once."""
     n_rows = len(layouts)
     if isinstance(layouts, Engines):
         return Trust(*loads_expected(scenario, layouts))
     if not scenario.software.measured or scenario.workload.kind != "training" or not n_rows:
         text = f"software (no {scenario.workload.kind} run of {scenario.software.name} was measured)"
         return Trust(np.full(n_rows, np.nan), np.zeros(n_rows, np.int64), (text,))
+    first, kind = layouts.alike.by(*SETTINGS)
+    found = _judged(scenario, layouts.take(first))
+    return Trust(found.expected_error.take(kind), found.outside.take(kind), found.texts)
+
+
+def _judged(scenario: Scenario, layouts: Layouts) -> Trust:
+    """``trust`` of each row by itself."""
+    n_rows = len(layouts)
     over, traded = layouts.tp > scenario.hw.gpus_per_node, layouts.cp > 1
     kinds = over + 2 * (traded & (scenario.parallel.cp_kind == "ulysses"))
     if (kinds == kinds[0]).all():
@@ -267,9 +280,15 @@ def _texts(
     for each in codes.tolist():
         box, names = boxes[each // _MASKS], [*shared[each // _MASKS], *(name for name, bit in BITS.items() if each & bit)]
         if names:
-            text = "; ".join(f"{TITLES.get(name, name)} (measured: {_measured(box, name)})" for name in names)
+            text = "; ".join(_remark(box, name) for name in names)
             place[each] = texts.setdefault(text, len(texts))
     return place[code], tuple(texts)
+
+
+@lru_cache(maxsize=4096)
+def _remark(box: MeasuredRuns, name: str) -> str:
+    """That a setting lies outside a box, in words."""
+    return f"{TITLES.get(name, name)} (measured: {_measured(box, name)})"
 
 
 def _measured(box: MeasuredRuns, name: str) -> str:
