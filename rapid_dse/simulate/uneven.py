@@ -153,7 +153,7 @@ def _lasting(
     host = launches[:, :1] * host_layer + launches[:, 1:] * micro_batch_seconds(scenario)
     found, on_device = _passes_of_stages(split, pipeline, pass_kinds), device @ spent
     if pass_kinds == KINDS:
-        return _launched_split(scenario, found[0], on_device, host), pass_kind
+        return _launched_split(scenario, found, on_device, host), pass_kind
     return _launched(scenario, found, on_device, host), pass_kind
 
 
@@ -176,46 +176,59 @@ def _recurrence() -> Callable[[FloatColumn, tuple[int, int, int], IntColumn, Pos
     return step_seconds
 
 
-def _launched(scenario: Scenario, found: tuple[FloatColumn, FloatColumn], device: FloatColumn, host: FloatColumn) -> FloatColumn:
+@dataclass(frozen=True)
+class StagePasses:
+    """Which passes the stages of a pipeline run for a micro-batch; stages that run the same are one kind.
+
+    Attributes:
+        counts: how many of each distinct pass of ``_shares`` a stage of each kind runs, ``(n_stage_kinds, n_distinct)``, a split backward
+            pass as its two parts.
+        stages: how many stages are of each kind, ``(n_stage_kinds, 1)``.
+        shares: of each distinct pass the share that all stages of each kind run, ``(n_distinct, n_stage_kinds)``.
+    """
+
+    counts: FloatColumn
+    stages: FloatColumn
+    shares: FloatColumn
+
+
+def _launched(scenario: Scenario, found: StagePasses, device: FloatColumn, host: FloatColumn) -> FloatColumn:
     """Seconds that each distinct forward or backward pass lasts, ``(n_distinct, n)``, where the host launches it in ``host``.
 
     As ``slots.launched_passes`` of one stage; a pass that several stages have, has their mean.
-
-    Args:
-        found: what ``_passes_of_stages`` gives.
     """
-    (stages, mean), alone = found, launched_slot(scenario.software, device, host)
-    spared = stages @ alone - launched_slot(scenario.software, stages @ device, stages @ host)
+    counts, alone = found.counts, launched_slot(scenario.software, device, host)
+    spared = counts @ alone - launched_slot(scenario.software, counts @ device, counts @ host)
     longer = alone - host
-    lasting: FloatColumn = alone - longer * (mean @ share_of(np.maximum(0.0, spared), stages @ longer))
+    lasting: FloatColumn = alone - longer * (found.shares @ share_of(np.maximum(0.0, spared), counts @ longer))
     return lasting
 
 
-def _launched_split(scenario: Scenario, stages: FloatColumn, device: FloatColumn, host: FloatColumn) -> FloatColumn:
+def _launched_split(scenario: Scenario, found: StagePasses, device: FloatColumn, host: FloatColumn) -> FloatColumn:
     """The same of schedules that run weight gradients by themselves.
 
     Those are short, and are launched while the device still runs what came before: a stage waits for the host as long as a micro-batch's
-    passes together do, and those passes wait that are shorter than their launches. ``stages``: how many of each distinct pass a stage
-    has, ``(pp, n_distinct)``.
+    passes together do, and those passes wait that are shorter than their launches.
     """
     alone = launched_slot(scenario.software, device, host) - device
-    whole = stages @ device
-    waits = (launched_slot(scenario.software, whole, stages @ host) - whole).sum(axis=0)
-    lasting: FloatColumn = device + alone * share_of(waits, (stages @ alone).sum(axis=0))
+    whole = found.counts @ device
+    waits = found.stages * (launched_slot(scenario.software, whole, found.counts @ host) - whole)
+    lasting: FloatColumn = device + alone * share_of(waits.sum(axis=0), (found.stages * (found.counts @ alone)).sum(axis=0))
     return lasting
 
 
 @lru_cache(maxsize=64)
-def _passes_of_stages(split: Split, pipeline: tuple[int, int, StageMap], kinds: int) -> tuple[FloatColumn, FloatColumn]:
-    """How many of each distinct pass of ``_shares`` each stage runs for a micro-batch, ``(pp, n_distinct)``, a split backward pass as its
-    two parts; and which share of the passes of each kind each stage has, ``(n_distinct, pp)``."""
+def _passes_of_stages(split: Split, pipeline: tuple[int, int, StageMap], kinds: int) -> StagePasses:
+    """The passes of a pipeline's stages."""
     pp, chunks, stage_map = pipeline
     device, _, kind_of = _shares(split, pipeline, kinds)
     used = kind_of.reshape(kinds, -1)[[FORWARD, BACKWARD] if kinds == 2 else [FORWARD, INPUT, WEIGHTS]]
-    counts = np.zeros((pp, len(device)))
+    every = np.zeros((pp, len(device)))
     for stage, places in enumerate(stage_map.places(pp, chunks)):
-        np.add.at(counts[stage], used[:, places].ravel(), 1.0)
-    return counts, (counts / np.maximum(1.0, counts.sum(axis=0))).T
+        np.add.at(every[stage], used[:, places].ravel(), 1.0)
+    counts, stages = np.unique(every, axis=0, return_counts=True)
+    together = stages[:, None] * counts
+    return StagePasses(counts, stages[:, None].astype(float), (together / np.maximum(1.0, together.sum(axis=0))).T)
 
 
 @lru_cache(maxsize=4096)
