@@ -210,7 +210,8 @@ def test_second_stream_lets_two_collectives_overlap() -> None:
         graph = GraphBuilder(4)
         for rank in range(4):
             graph.collective(rank, 0, "ALL_GATHER", 1 << 20)
-            graph.collective(rank, 1, "ALL_GATHER", 1 << 20, stream=stream)
+            graph.collective(rank, 1, "ALL_GATHER", 1 << 20)
+            graph.move_last(stream)
         system = ring_settings(active_chunks=2)
         topology = Topology.of(["Switch"], [4], [50], [50_000])
         return run_graph(graph.build(), topology, system, "congestion_unaware").makespan_ns

@@ -20,7 +20,7 @@ from rapid_dse.events.layer_runs import LayerTimes, run_layers
 from rapid_dse.events.machine import Machine
 from rapid_dse.events.programs.coarse_pipeline import BlockPasses, Pass
 from rapid_dse.events.programs.end_programs import EndWork
-from rapid_dse.events.programs.script import After, Script, Style
+from rapid_dse.events.programs.script import After, Message, Script, Style
 from rapid_dse.events.programs.stage_program import LayerNodes
 from rapid_dse.events.programs.whole_step import LayerPasses
 from rapid_dse.events.quantities import LayoutDetail, one_layout, operators_of
@@ -151,7 +151,7 @@ def _script(one: LayoutDetail, style: Style, stage: int, kinds: Sequence[Sequenc
     for kind in kinds[stage]:
         after = passes.forward(script, after, kind, 1)
     if stage < len(kinds) - 1:
-        script.send(after, "next", boundary.size, boundary.seconds, "pp")
+        script.send(after, "next", Message(boundary.size, boundary.seconds, "pp"))
     else:
         passes.end(script, after, "head_forward")
     return script

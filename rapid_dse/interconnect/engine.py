@@ -121,7 +121,7 @@ def _run_folded(graph: Graph, topology: Topology, layout: Links, system: SystemS
     if one is None:
         return None
     state = build_state(one, topology, layout, system, network, 1)
-    routes = fold(graph, one, topology, layout, state["nodes"], state["phases"], state["plans"])
+    routes = fold(graph, one, topology, layout, {name: state[name] for name in ("nodes", "phases", "plans")})
     if routes is None:
         return None
     table = np.zeros(len(routes.routes) + 1, rec.route_t)
@@ -195,7 +195,7 @@ def build_state(graph: Graph, topology: Topology, layout: Links, system: SystemS
     detours, routes = find_detours(topology, layout)
     run = _run_row(graph, dims, system, network)
     run["world_counters"] = groups["size"][:-1].sum()
-    counts = _room(graph, groups, plans, nodes, phases, int(run["queue_limit"][0]) * queues, room)
+    counts = _room(graph, groups, nodes, (plans, phases), int(run["queue_limit"][0]) * queues, room)
     if network == "fair":
         run["flow_room"], run["longest"] = counts[0], longest_route(topology)
     run["detours"] = len(detours) if layout.failed.any() else 0
@@ -367,13 +367,13 @@ def _children(graph: Graph, nodes: NDArray[Any]) -> NDArray[Any]:
 def _room(
     graph: Graph,
     groups: NDArray[Any],
-    plans: NDArray[Any],
     nodes: NDArray[Any],
-    phases: NDArray[Any],
+    collectives: tuple[NDArray[Any], NDArray[Any]],
     active: int,
     room: int,
 ) -> tuple[int, int, int, int]:
-    """Estimate tokens, endpoints, streams and instances that are in use at a time."""
+    """Estimate tokens, endpoints, streams and instances that are in use at a time; ``collectives``: their plans, and those's phases."""
+    plans, phases = collectives
     where = graph.kind == COLLECTIVE
     if not where.any():
         return 8 * graph.ranks * room + 64, 1, 1, 1

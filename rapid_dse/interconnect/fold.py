@@ -10,6 +10,7 @@ order is thrown away.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -126,12 +127,12 @@ class Folding:
         return out
 
 
-def fold(graph: Graph, one: Graph, topology: Topology, layout: Links, nodes: NDArray[Any], phases: NDArray[Any],
-         plans: NDArray[Any]) -> Folding | None:  # fmt: skip
+def fold(graph: Graph, one: Graph, topology: Topology, layout: Links, tables: Mapping[str, NDArray[Any]]) -> Folding | None:
     """Lay the routes of rank 0's messages out for all phases of its plans; None when some cannot fold.
 
-    ``nodes``, ``phases`` and ``plans`` are the engine's tables of ``one``, which ``first_rank`` cut out of ``graph``.
+    ``tables`` are the engine's of ``one``, which ``first_rank`` cut out of ``graph``.
     """
+    nodes, phases, plans = (tables[name] for name in ("nodes", "phases", "plans"))
     folding = Folding(topology, layout, one, [], [])
     n = len(one)
     by_node = graph.group.reshape(graph.ranks, n)

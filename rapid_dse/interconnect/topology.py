@@ -93,13 +93,14 @@ class Topology:
         bandwidths: Sequence[float],
         latencies: Sequence[float],
         faulty_links: Sequence[Sequence[float]] = (),
-        leaves: Sequence[int] | None = None,
-        oversubscriptions: Sequence[float] | None = None,
+        fat_trees: tuple[Sequence[int] | None, Sequence[float] | None] = (None, None),
     ) -> Topology:
-        """Build from ASTRA-sim's lists, and those of fat trees; raises ValueError when they differ in length or a value
-        is out of bounds.
+        """Build from ASTRA-sim's lists, and those of ``fat_trees``: ranks a leaf, and oversubscription.
+
+        Raises:
+            ValueError: they differ in length, or a value is out of bounds.
         """
-        count = len(kinds)
+        count, (leaves, oversubscriptions) = len(kinds), fat_trees
         lists: dict[str, Sequence[float]] = {"npus_count": sizes, "bandwidth": bandwidths, "latency": latencies}
         lists |= {"leaf": leaves or [0] * count, "oversubscription": oversubscriptions or [1.0] * count}
         for key, values in lists.items():
@@ -131,7 +132,7 @@ class Topology:
         latency = "latency_ns" if "latency_ns" in data else "latency"
         sizes, bandwidths, latencies = (_numbers(data, key) for key in ("npus_count", bandwidth, latency))
         leaves, ratios = (_numbers(data, key) if key in data else None for key in ("leaf", "oversubscription"))
-        return Topology.of(kinds, sizes, bandwidths, latencies, data.get("faulty_links", ()), leaves, ratios)
+        return Topology.of(kinds, sizes, bandwidths, latencies, data.get("faulty_links", ()), (leaves, ratios))
 
 
 def _numbers(data: Mapping[str, Any], key: str) -> list[Any]:

@@ -69,14 +69,16 @@ def _run(passes: FloatColumn, kind: Shorts, pipeline: Pipeline, micro_batches: i
     padded = np.zeros((len(passes) + 1, -(-n // lanes) * lanes))  # a wait, which comes last, takes no time
     padded[:-1, :n] = passes
     kind = np.append(kind, np.int32(len(passes)))
-    before, source, which, kept, ring = _sequence_of(pipeline, micro_batches)
-    found: FloatColumn = _ends(before, source, kind[which], kept, ring, padded, pipeline[1], lanes)[:, :n]
+    sequence, ring = _sequence_of(pipeline, micro_batches)
+    sequence = np.stack([*sequence[:WHICH_PASS], kind[sequence[WHICH_PASS]], *sequence[WHICH_PASS + 1 :]])
+    found: FloatColumn = _ends(sequence, ring, padded, pipeline[1], lanes)[:, :n]
     return found
 
 
 @lru_cache(maxsize=256)
-def _sequence_of(pipeline: Pipeline, micro_batches: int) -> tuple[Shorts, Shorts, Shorts, Shorts, int]:
-    """All passes in an order in which each comes behind what it waits for (see ``_sequence``), as ``_ends`` takes them.
+def _sequence_of(pipeline: Pipeline, micro_batches: int) -> tuple[Shorts, int]:
+    """All passes in an order in which each comes behind what it waits for (see ``_sequence``), ``(4, n_passes)``: the two passes that it
+    waits for, which pass it is, and what is kept of it; and the length of the ring in which ``_ends`` keeps their ends.
 
     Ends are kept in a ring of rows that is as long as any pass looks back, so that it stays in the processor's cache.
     """
@@ -98,7 +100,10 @@ def _sequence_of(pipeline: Pipeline, micro_batches: int) -> tuple[Shorts, Shorts
     kept = np.full(len(which), -1)
     wanted = np.flatnonzero(marks.ravel() >= 0)
     kept[marks.ravel()[wanted]] = wanted
-    return before.astype(np.int32), source.astype(np.int32), which.astype(np.int32), kept.astype(np.int32), ring
+    return np.stack([before, source, which, kept]).astype(np.int32), ring
+
+
+WHICH_PASS = 2  # the row of a sequence that says which pass it is
 
 
 NEEDS, GIVES, GIVES_TOO, WHICH = range(4)  # rows of a program
@@ -182,16 +187,13 @@ def _sequence(steps: Ints, length: Ints, given: int) -> tuple[Ints, Ints, Ints, 
     return before, source, which, number
 
 
-@compiled_once(
-    "float64[:, ::1](int32[::1], int32[::1], int32[::1], int32[::1], int64, float64[:, ::1], int64, int64)", _SOURCE, error_model="numpy"
-)
-def _ends(
-    before: Shorts, source: Shorts, which: Shorts, kept: Shorts, ring: int, passes: FloatColumn, stages: int, lanes: int
-) -> FloatColumn:
+@compiled_once("float64[:, ::1](int32[:, ::1], int64, float64[:, ::1], int64, int64)", _SOURCE, error_model="numpy")
+def _ends(sequence: Shorts, ring: int, passes: FloatColumn, stages: int, lanes: int) -> FloatColumn:
     """What ``_run`` says; n divides by ``lanes``.
 
     ``lanes`` is an argument because a loop of a constant length would be unrolled and not made into vector instructions.
     """
+    before, source, which, kept = sequence
     total, n = len(which), passes.shape[1]
     end, marked = np.zeros((ring + 1, lanes)), np.zeros((4 * stages, lanes))
     found, mine = np.zeros((3, n)), np.zeros((len(passes), lanes))

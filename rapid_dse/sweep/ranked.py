@@ -84,7 +84,10 @@ def _show_group(out: Console, standing: Standing, group: int, aim: Aim, source: 
         if lines[0].rank == 1 and aim.best_per is None:
             for text in _beyond(rows[0], lines):
                 listing.say(out, text)
-    _advise(out, standing, group, lines, rows, aim, source)
+    fits = bool(lines) and standing.verdict[lines[0].at] == FITS
+    near = standing.nearest.get(standing.labels[group])
+    if near is not None:
+        _advise(out, near, rows[0]["mfu"] if fits else None, aim, source)
 
 
 def _unseen(standing: Standing, group: int, lines: Sequence[Line], varying: Sequence[str], each: str) -> list[str]:
@@ -199,12 +202,12 @@ def _show_best_of_groups(out: Console, standing: Standing, groups: Sequence[int]
     listing.say(out, _shared(rows[0], aim.varying, source.trial(rows[0]) if "model" not in aim.varying else None))
 
 
-def _advise(out: Console, standing: Standing, group: int, lines: Sequence[Line], rows: Sequence[Row], aim: Aim, source: Source) -> None:
-    """Where nothing fits, or what fits is slow beside what does not: the row nearest to fitting, and what would make it fit."""
-    near = standing.nearest.get(standing.labels[group])
-    if near is None:
-        return
-    winner = rows[0]["mfu"] if lines and standing.verdict[lines[0].at] == FITS else None
+def _advise(out: Console, near: Nearest, winner: float | None, aim: Aim, source: Source) -> None:
+    """Where nothing fits, or what fits is slow beside what does not: the row nearest to fitting, and what would make it fit.
+
+    Args:
+        winner: MFU of the best row that fits; None where none does.
+    """
     if winner is not None and winner >= POOR * near.mfu:
         return
     if winner is None:

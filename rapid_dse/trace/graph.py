@@ -222,7 +222,6 @@ class GraphBuilder:
         size: int,
         group: int | None = None,
         deps: Sequence[int] = (),
-        stream: int = 0,
     ) -> None:
         """Add a rank's part in a collective over the group of that id, or over the world.
 
@@ -233,15 +232,19 @@ class GraphBuilder:
         if group is not None and group not in self._place:
             raise ValueError(f"node {node} of rank {rank}: there is no group {group}")
         place = WORLD if group is None else self._place[group]
-        self._add(rank, node, COLLECTIVE, deps, size=size, collective=COLLECTIVES.index(kind), group=place, stream=stream)
+        self._add(rank, node, COLLECTIVE, deps, size=size, collective=COLLECTIVES.index(kind), group=place)
 
-    def send(self, rank: int, node: int, peer: int, size: int, tag: int, deps: Sequence[int] = (), stream: int = 0) -> None:
+    def send(self, rank: int, node: int, peer: int, size: int, tag: int, deps: Sequence[int] = ()) -> None:
         """Add a send to rank ``peer``."""
-        self._add(rank, node, SEND, deps, size=size, peer=peer, tag=tag, stream=stream)
+        self._add(rank, node, SEND, deps, size=size, peer=peer, tag=tag)
 
     def receive(self, rank: int, node: int, peer: int, size: int, tag: int, deps: Sequence[int] = ()) -> None:
         """Add a receive from rank ``peer``."""
         self._add(rank, node, RECEIVE, deps, size=size, peer=peer, tag=tag)
+
+    def move_last(self, stream: int) -> None:
+        """Put the node that was added last on another communication stream."""
+        self._rows[-1] = (*self._rows[-1][:-1], stream)
 
     def build(self) -> Graph:
         """Sort the nodes and check them; raises ValueError as ``Graph.check`` does, and for an unknown dependency."""

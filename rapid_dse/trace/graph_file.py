@@ -110,13 +110,15 @@ def _add_node(builder: GraphBuilder, rank: int, node: Mapping[str, Any]) -> None
     elif kind == "coll":
         group = node.get("pg")
         place = None if group in (None, "", "0", 0) else _number_of(group, f"{where}: pg")
-        builder.collective(rank, number, str(node.get("coll")), get("size"), place, deps, get("stream", 0))
+        builder.collective(rank, number, str(node.get("coll")), get("size"), place, deps)
+        builder.move_last(get("stream", 0))
     elif kind in ("send", "recv"):
         own, other = ("src", "dst") if kind == "send" else ("dst", "src")
         if node.get(own, rank) != rank:
             raise ValueError(f"{where}: {own} is {node[own]}, a {kind} must be on its own rank")
         if kind == "send":
-            builder.send(rank, number, get(other), get("size"), get("tag"), deps, get("stream", 0))
+            builder.send(rank, number, get(other), get("size"), get("tag"), deps)
+            builder.move_last(get("stream", 0))
         else:
             builder.receive(rank, number, get(other), get("size"), get("tag"), deps)
     else:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from rapid_dse.events.programs.layer_program import LAST, LATE, Half, behind_weights, exchange
+from rapid_dse.events.programs.layer_program import LAST, LATE, ExchangePart, Half, behind_weights, exchange
 from rapid_dse.events.programs.script import After, Script
 
 
@@ -37,21 +37,21 @@ def embedding_forward(script: Script, work: EndWork, after: After) -> After:
     """The look-up, and the sum of what each rank found."""
     after = script.compute(after, work.embedding, "embedding")
     for kind in LAST:
-        after = exchange(script, work.looked_up, after, kind, 1.0)
+        after = exchange(script, work.looked_up, after, ExchangePart(kind))
     return after
 
 
 def embedding_backward(script: Script, work: EndWork, after: After) -> After:
     """Under sequence parallelism each rank gathers the gradient of what it looked up."""
-    return exchange(script, work.looked_up, after, "ALL_GATHER", 1.0) if work.trained else after
+    return exchange(script, work.looked_up, after, ExchangePart("ALL_GATHER")) if work.trained else after
 
 
 def head_forward(script: Script, work: EndWork, after: After) -> After:
     """The head on the whole stream, and the loss of logits that lie spread over the ranks."""
-    after = exchange(script, work.head, after, "ALL_GATHER", 1.0)
+    after = exchange(script, work.head, after, ExchangePart("ALL_GATHER"))
     after = script.compute(after, work.head.forward, "head and loss forward")
     for _ in range(work.reductions):
-        after = exchange(script, work.loss, after, "ALL_REDUCE", 1.0)
+        after = exchange(script, work.loss, after, ExchangePart("ALL_REDUCE"))
     return after
 
 
@@ -63,7 +63,7 @@ def head_backward(script: Script, work: EndWork, after: After) -> After:
 
 def replicated_gradients(script: Script, work: EndWork, after: After) -> After:
     """The sum of the gradients of weights that each rank holds whole, at the end of a step."""
-    return exchange(script, work.replicated, after, "ALL_REDUCE", 1.0, skew=False)
+    return exchange(script, work.replicated, after, ExchangePart("ALL_REDUCE", skew=False))
 
 
 PASSES = {

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from rapid_dse.events.programs.script import MAIN, RING, After, Script
+from rapid_dse.events.programs.script import MAIN, RING, After, Message, Script
 
 Transfer = Callable[[Script, After], After]
 
@@ -174,10 +174,10 @@ def forward(script: Script, work: LayerWork, after: After, again: bool = False) 
     name = " again" if again else ""
     others = () if again else _beside_pass(script, work, after, 0)
     for half in work.halves:
-        after = exchange(script, half, _routed(script, half, after, 0), "ALL_GATHER", 1 - work.tp_hidden)
+        after = exchange(script, half, _routed(script, half, after, 0), ExchangePart("ALL_GATHER", 1 - work.tp_hidden))
         side = after
         for kind in ("ALL_GATHER", *LAST) if work.tp_hidden > 0 else ():
-            side = exchange(script, half, side, kind, work.tp_hidden)
+            side = exchange(script, half, side, ExchangePart(kind, work.tp_hidden))
         attention = half.attention_forward if work.again_attention or not again else 0.0
         own = half.forward - half.spared * again
         after = script.compute(after, own / 2 if attention and work.ring else own, f"{half.name} forward{name}")
@@ -185,7 +185,7 @@ def forward(script: Script, work: LayerWork, after: After, again: bool = False) 
         after = script.compute(after, own / 2 if attention and work.ring else 0.0, f"{half.name} output forward{name}")
         after = _joined(after, side if work.tp_hidden > 0 else ())
         for kind in LAST:
-            after = exchange(script, half, after, kind, 1 - work.tp_hidden)
+            after = exchange(script, half, after, ExchangePart(kind, 1 - work.tp_hidden))
         after = _routed(script, half, after, 1)
     after = _joined(after, others)
     return after if again else script.compute(after, work.copies_forward, "waiting for copies to the host", "host")
@@ -211,22 +211,22 @@ def _half_again(script: Script, work: LayerWork, half: Half, after: After) -> Af
     again = half.again
     if again:
         after = _routed(script, half, after, 0, again.dispatched)
-        after = exchange(script, half, after, "ALL_GATHER", again.gathers * (1 - work.tp_hidden))
+        after = exchange(script, half, after, ExchangePart("ALL_GATHER", again.gathers * (1 - work.tp_hidden)))
         after = script.compute(after, again.seconds, f"{half.name} again")
     hops = work.ring if work.again_attention else 0
     after = _attention(script, work, after, half.attention_forward * work.again_attention, "attention kernel forward again", hops)
     if again:
         for kind in LAST:
-            after = exchange(script, half, after, kind, again.scatters * (1 - work.tp_hidden))
+            after = exchange(script, half, after, ExchangePart(kind, again.scatters * (1 - work.tp_hidden)))
         after = _routed(script, half, after, 1, again.combined)
     return after
 
 
 def _backward_half(script: Script, work: LayerWork, half: Half, after: After, weights: bool, hidden: float) -> After:
-    after = exchange(script, half, _routed(script, half, after, 0), "ALL_GATHER", 1 - work.tp_hidden, way=1)
+    after = exchange(script, half, _routed(script, half, after, 0), ExchangePart("ALL_GATHER", 1 - work.tp_hidden, way=1))
     side = after
     for kind in ("ALL_GATHER", *LATE) if work.tp_hidden > 0 else ():
-        side = exchange(script, half, side, kind, work.tp_hidden, way=1)
+        side = exchange(script, half, side, ExchangePart(kind, work.tp_hidden, way=1))
     attention = half.attention_backward
     after = script.compute(after, half.input_gradient / 2 if attention and work.ring else half.input_gradient, f"{half.name} backward")
     after = _attention(script, work, after, attention, "attention kernel backward", 2 * work.ring)
@@ -258,11 +258,11 @@ def behind_weights(
     share, shown = shares
     side = after
     for kind in kinds if share > 0 else ():
-        side = exchange(script, half, side, kind, share * shown, skew=share == 1, way=1)
+        side = exchange(script, half, side, ExchangePart(kind, share * shown, skew=share == 1, way=1))
     gradient = script.compute(after, half.weight_gradient, f"{half.name} weight gradient") if weights else after
     after = _joined(gradient, side if share > 0 else ())
     for kind in kinds if share < 1 else ():
-        after = exchange(script, half, after, kind, (1 - share) * shown, way=1)
+        after = exchange(script, half, after, ExchangePart(kind, (1 - share) * shown, way=1))
     return after
 
 
@@ -290,7 +290,7 @@ def _attention(script: Script, work: LayerWork, after: After, seconds: float, na
 
     def transfer(script: Script, after: After) -> After:
         for _ in range(hops):
-            sent = script.send(after, "cp next", work.keys, work.hop, "cp", stream=RING)
+            sent = script.send(after, "cp next", Message(work.keys, work.hop, "cp", stream=RING))
             after = _joined(sent, script.receive(after, "cp previous", work.keys, "cp"))
         return after
 
@@ -302,20 +302,31 @@ def _attention(script: Script, work: LayerWork, after: After, seconds: float, na
 def _traded(script: Script, trades: Sequence[tuple[float, float]], after: After) -> After:
     """All-to-alls of what attention's kernel reads or gives, one after the other; backward the same sizes go the other way."""
     for size, seconds in trades:
-        after = script.exchange(after, "ALL_TO_ALL", "cp", size, seconds, "cp", MAIN)
+        after = script.exchange(after, "ALL_TO_ALL", "cp", Message(size, seconds, "cp"))
     return after
 
 
-def exchange(script: Script, half: Half, after: After, kind: str, share: float, *, skew: bool = True, way: int = 0) -> After:
-    """A share of one kind of the half's tensor-parallel collectives in a forward (0) or backward (1) pass; the wait for other hosts comes
-    with the exposed part."""
+@dataclass(frozen=True)
+class ExchangePart:
+    """A share of one kind of a half's tensor-parallel collectives in a forward (0) or backward (1) pass; ``skew``: with the wait for other
+    hosts, which comes with the exposed part."""
+
+    kind: str
+    share: float = 1.0
+    way: int = 0
+    skew: bool = True
+
+
+def exchange(script: Script, half: Half, after: After, part: ExchangePart) -> After:
+    """Part of the half's tensor-parallel collectives."""
+    kind, share, way = part.kind, part.share, part.way
     for each in half.exchanges if share > 0 else ():
         if not each.has(kind, way):
             continue
         seconds = each.seconds(kind)
         if each.bytes(kind) == 0 or seconds == 0:
             continue
-        if not script.style.ideal and skew:
+        if not script.style.ideal and part.skew:
             after = script.compute(after, each.skew * share, WAIT, each.term)
         name, size = "ALL_GATHER" if kind == AGAIN else kind, share * each.bytes(kind)
         count = 1
@@ -323,7 +334,7 @@ def exchange(script: Script, half: Half, after: After, kind: str, share: float, 
             name, count = "ALL_TO_ALL", each.shots
             size = each.ranks * size if each.shots == 1 else size
         for _ in range(count):
-            after = script.exchange(after, name, each.group, size, share * seconds, each.term, MAIN)
+            after = script.exchange(after, name, each.group, Message(size, share * seconds, each.term))
     return after
 
 
@@ -349,7 +360,7 @@ def _route(script: Script, route: ExpertRoute, after: After, way: int, share: fl
         after = script.compute(after, share * route.skew, WAIT, "ep")
     if route.parts:
         return script.spread(after, "ep", [share * part for part in route.parts], share * route.seconds, "ep", stream)
-    return script.exchange(after, route.kinds[way], "ep", share * route.size, share * route.seconds, "ep", stream)
+    return script.exchange(after, route.kinds[way], "ep", Message(share * route.size, share * route.seconds, "ep", stream=stream))
 
 
 def _joined(first: After, second: After) -> After:

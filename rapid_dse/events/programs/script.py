@@ -65,6 +65,18 @@ class Style:
     nodes: int = 0
 
 
+@dataclass(frozen=True)
+class Message:
+    """What a group or a peer is sent: ``size`` bytes, of a collective the full buffer (what each rank has before a reduction or after a
+    gather); the ``seconds`` that it takes in closed form, and the ``term`` of a result that they are."""
+
+    size: float
+    seconds: float
+    term: str
+    tag: int = 0
+    stream: int = MAIN
+
+
 @dataclass
 class Script:
     """One rank's nodes in ascending id; columns as in ``Graph``, ``where`` names the group or the peer.
@@ -93,23 +105,20 @@ class Script:
         kind: int,
         after: After,
         label: int,
-        seconds: float,
-        size: float = 0.0,
-        collective: int = 0,
+        message: Message,
         where: str = "",
-        tag: int = 0,
-        stream: int = MAIN,
+        collective: int = 0,
     ) -> After:
         if len(self.kind) % COUNTED == COUNTED - 1:
             self.style.nodes += COUNTED
             check_size(self.style.nodes, "to write")
         self.kind.append(kind)
-        self.duration.append(max(1, round(seconds * 1e9)))
-        self.size.append(max(1, round(size)) if kind != COMPUTE else 0)
+        self.duration.append(max(1, round(message.seconds * 1e9)))
+        self.size.append(max(1, round(message.size)) if kind != COMPUTE else 0)
         self.collective.append(collective)
         self.where.append(f"{self.style.prefix}{where}" if where else "")
-        self.tag.append(tag)
-        self.stream.append(stream if self.style.streams else MAIN)
+        self.tag.append(message.tag)
+        self.stream.append(message.stream if self.style.streams else MAIN)
         self.label.append(label)
         self.batch.append(self.at)
         self.after.append(after)
@@ -117,34 +126,30 @@ class Script:
 
     def work(self, after: After, seconds: float, label: int) -> After:
         """Computation of a labelled kind; what takes no time makes no node."""
-        return after if seconds <= 0 else self._add(COMPUTE, after, label, seconds)
+        return after if seconds <= 0 else self._add(COMPUTE, after, label, Message(0.0, seconds, ""))
 
     def compute(self, after: After, seconds: float, name: str, term: str = "compute") -> After:
         """Computation; what takes no time makes no node."""
         return self.work(after, seconds, self.style.labels.of(name, term))
 
-    def exchange(self, after: After, kind: str, group: str, size: float, seconds: float, term: str, stream: int = MAIN) -> After:
-        """A collective over the rank's ``group``.
-
-        Args:
-            kind: one of COLLECTIVES.
-            size: bytes of the full buffer: what each rank has before a reduction or after a gather.
-            seconds: what the closed form says.
-        """
-        members = self.style.phases.get(group)
+    def exchange(self, after: After, kind: str, group: str, message: Message) -> After:
+        """A collective over the rank's ``group``, of a ``kind`` in COLLECTIVES."""
+        members, size, term = self.style.phases.get(group), message.size, message.term
         if not members or size <= 0:
             return after
         label = self.style.labels.of(f"{term} {kind.lower().replace('_', '-')}", term)
         if self.style.ideal:
             whole = size / int(np.prod(members)) if kind == "ALL_GATHER" else size
-            return self._add(COLLECTIVE, after, label, seconds, whole, COLLECTIVES.index(kind), f"{group}/all", stream=stream)
+            return self._add(COLLECTIVE, after, label, replace(message, size=whole), f"{group}/all", COLLECTIVES.index(kind))
         switched = self.style.switched.get(group, ())
         for step, phase, held in _steps(kind, members, size):
             held = held * switched[phase] if switched and step == "ALL_REDUCE" else held
             # ASTRA-sim cuts a collective into whole bytes, and sends one chunk more where some are left
             whole = CHUNKS * (1 if step == "ALL_GATHER" else members[phase])
             held = whole * max(1, round(held / whole))
-            after = self._add(COLLECTIVE, after, label, 0.0, held, COLLECTIVES.index(step), f"{group}/{phase}", stream=stream)
+            after = self._add(
+                COLLECTIVE, after, label, replace(message, size=held, seconds=0.0), f"{group}/{phase}", COLLECTIVES.index(step)
+            )
         return after
 
     def spread(self, after: After, group: str, sizes: Sequence[float], seconds: float, term: str, stream: int = MAIN) -> After:
@@ -160,30 +165,29 @@ class Script:
             return after
         kind, label = COLLECTIVES.index("ALL_TO_ALL"), self.style.labels.of(f"{term} dispatch", term)
         if self.style.ideal:
-            return self._add(COLLECTIVE, after, label, seconds, max(sizes), kind, f"{group}/all", stream=stream)
+            return self._add(COLLECTIVE, after, label, Message(max(sizes), seconds, term, stream=stream), f"{group}/all", kind)
         carried = sizes if len(sizes) == len(members) else [sum(sizes) / len(sizes)] * len(members)
         for phase, size in enumerate(carried):
             whole = CHUNKS * members[phase]
             held = whole * max(1, round(size / whole))
-            after = self._add(COLLECTIVE, after, label, 0.0, held, kind, f"{group}/{phase}", stream=stream)
+            after = self._add(COLLECTIVE, after, label, Message(held, 0.0, term, stream=stream), f"{group}/{phase}", kind)
         return after
 
-    def send(self, after: After, peer: str, size: float, seconds: float, term: str, tag: int = 0, stream: int = MAIN) -> After:
-        """A message to the rank's ``peer``, of ``size`` bytes, that takes ``seconds`` in closed form."""
-        label = self.style.labels.of(f"{term} send", term)
-        return self._add(SEND, after, label, seconds, size, where=peer, tag=tag, stream=stream)
+    def send(self, after: After, peer: str, message: Message) -> After:
+        """A message to the rank's ``peer``."""
+        return self._add(SEND, after, self.style.labels.of(f"{message.term} send", message.term), message, peer)
 
-    def hand_over(self, after: After, peer: str, size: float, seconds: float, tag: int, stream: int) -> After:
-        """A message to the rank's ``peer`` that network cards take from memory to memory, as ``send`` has it."""
-        sent = self.send(after, peer, size, seconds, "prefill", tag, stream)
+    def hand_over(self, after: After, peer: str, message: Message) -> After:
+        """A message to the rank's ``peer`` that network cards take from memory to memory."""
+        sent = self.send(after, peer, message)
         if self.style.apart:
-            self.stream[sent[0]] = stream
+            self.stream[sent[0]] = message.stream
         return sent
 
     def receive(self, after: After, peer: str, size: float, term: str, tag: int = 0) -> After:
         """The receive of the message that ``peer`` sends this rank."""
         label = self.style.labels.of(f"{term} receive", term)
-        return self._add(RECEIVE, after, label, 0.0, size, where=peer, tag=tag)
+        return self._add(RECEIVE, after, label, Message(size, 0.0, term, tag), peer)
 
 
 def copy_of(script: Script) -> Script:

@@ -13,8 +13,8 @@ from typing import Protocol
 
 from rapid_dse.events.programs import layer_program
 from rapid_dse.events.programs.coarse_pipeline import Pass
-from rapid_dse.events.programs.layer_program import Half, LayerWork
-from rapid_dse.events.programs.script import GRADIENTS, PIPELINE, RING, After, Labels, Script, check_size
+from rapid_dse.events.programs.layer_program import ExchangePart, Half, LayerWork
+from rapid_dse.events.programs.script import GRADIENTS, PIPELINE, RING, After, Labels, Message, Script, check_size
 
 APART = (RING, GRADIENTS)  # streams of caches on their way between pools: those that no pass has
 TOKEN_BYTES = 4.0  # of a token's number, on its way from the last stage to the first
@@ -46,7 +46,7 @@ class WholeLayers:
     def head(self, script: Script, after: After, number: int) -> After:
         """The product with the vocabulary, and the gather of the logits."""
         head = self.heads[number]
-        return layer_program.exchange(script, head, script.compute(after, head.forward, "head"), "ALL_GATHER", 1.0)
+        return layer_program.exchange(script, head, script.compute(after, head.forward, "head"), ExchangePart("ALL_GATHER"))
 
 
 class BlockLayers:
@@ -119,10 +119,10 @@ def write_stage(script: Script, nodes: EngineNodes, share: StageShare, turns: Tu
         after = _pass(script, nodes, share, (*after, *arrived), last)
         marks.ends.append(after)
         if not last:
-            script.send(after, "next", share.hop, share.seconds, "pp", _tag(turns, turn, share.stage + 1), PIPELINE)
+            script.send(after, "next", Message(share.hop, share.seconds, "pp", _tag(turns, turn, share.stage + 1), PIPELINE))
         elif turns.returns and turns.stages > 1 and turn + turns.flying < turns.count:
             tag = _tag(turns, turn + turns.flying, 0)
-            script.send(after, "next", share.tokens, 0.0, "pp", tag, PIPELINE)
+            script.send(after, "next", Message(share.tokens, 0.0, "pp", tag, PIPELINE))
     return marks
 
 
@@ -152,7 +152,7 @@ def write_handover(script: Script, peers: Sequence[str], size: float, seconds: f
     for number in range(pieces * len(peers)):
         peer, piece, way = peers[number % len(peers)], number // len(peers), number % len(APART)
         if sends:
-            ways[way] = script.hand_over(ways[way], peer, size, len(APART) * seconds, piece, APART[way])
+            ways[way] = script.hand_over(ways[way], peer, Message(size, len(APART) * seconds, "prefill", piece, APART[way]))
         else:
             ways[way] = script.receive(ways[way], peer, size, "prefill", piece)
     return tuple(node for way in ways for node in way)

@@ -14,7 +14,7 @@ from itertools import groupby
 from math import ceil
 from typing import Protocol
 
-from rapid_dse.events.programs.script import GRADIENTS, MAIN, PIPELINE, After, Script
+from rapid_dse.events.programs.script import GRADIENTS, MAIN, PIPELINE, After, Message, Script
 from rapid_dse.events.programs.stage_work import Kinds, Move, SharedWeights, StageWork
 from rapid_dse.parallel.schedules.schedule import BACKWARD, FORWARD, FORWARD_BESIDE, INPUT, WEIGHTS, Task
 from rapid_dse.parallel.schedules.stage_maps import LOOPED, StageMap
@@ -161,7 +161,7 @@ class StageWriter:
     def _over_groups(self, after: After, moved: Sequence[Move], stream: int) -> After:
         """Collectives of the groups that share weights, one after the other."""
         for kind, group, size, seconds in moved:
-            after = self.script.exchange(after, kind, group, size, seconds, "dp", stream)
+            after = self.script.exchange(after, kind, group, Message(size, seconds, "dp", stream=stream))
         return after
 
     # ------------------------------------------------------------------ passes
@@ -314,7 +314,7 @@ class StageWriter:
             pieces = 1 if script.style.ideal else min(work.calls, PIECES)
             for _ in range(pieces):
                 self.tail = self._reduction(self.tail, self.left / pieces, MAIN)
-        self.tail = script.exchange(self.tail, "ALL_REDUCE", TIED, work.tied, work.tied_reduce, "pp")
+        self.tail = script.exchange(self.tail, "ALL_REDUCE", TIED, Message(work.tied, work.tied_reduce, "pp"))
         self.tail = self.passes.end(script, self.tail, "replicated_gradients")
         if not script.style.ideal:  # ideal links take the closed form's time, in which it is
             self.tail = script.compute(self.tail, work.wait, "waiting for other ranks", "dp")
@@ -350,7 +350,7 @@ class StageWriter:
         if not peer:
             return
         stream, tag = PIPELINE if boundary.overlaps else MAIN, self._tag(task, self.places[task.chunk], not ahead)
-        sent = script.send(self.tail, peer, boundary.size, boundary.seconds, "pp", tag, stream)
+        sent = script.send(self.tail, peer, Message(boundary.size, boundary.seconds, "pp", tag, stream))
         self.tail = self.tail if boundary.overlaps else sent
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from rapid_dse.events.programs import end_programs, layer_program
 from rapid_dse.events.programs.end_programs import EndWork
 from rapid_dse.events.programs.layer_program import LayerWork
-from rapid_dse.events.programs.script import After, Script
+from rapid_dse.events.programs.script import After, Message, Script
 
 
 @dataclass(frozen=True)
@@ -48,4 +48,4 @@ class LayerPasses:
         work = self.works[0]
         if work.tp == 1 or work.sequence_parallel:
             return after
-        return script.exchange(after, "ALL_GATHER", "tp", work.stream.size, work.stream.gather, "pp")
+        return script.exchange(after, "ALL_GATHER", "tp", Message(work.stream.size, work.stream.gather, "pp"))

@@ -91,14 +91,15 @@ class PassParts:
 def parts_of(
     scenario: Scenario,
     cut: Degrees,
-    tokens: FloatColumn,
-    ends: FloatColumn,
+    counts: tuple[FloatColumn, FloatColumn],
     attention: KernelCost,
     device: OperatorModel,
     *,
     decoding: bool,
 ) -> PassParts:
-    """The parts of a pass over ``tokens`` of an attention rank, of which the head sees ``ends``, with that attention in each layer."""
+    """The parts of a pass over so many tokens of an attention rank, of which the head sees the second of the ``counts``, with that
+    attention in each layer."""
+    tokens, ends = counts
     model = scenario.model
     dense, layers = dense_layers(model), model.num_hidden_layers
     glue, cast = _glue_bytes(scenario, cut, tokens), CAST_BYTES * tokens * model.hidden_size

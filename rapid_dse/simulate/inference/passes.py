@@ -144,7 +144,7 @@ class Prompts:
 def decode_parts(scenario: Scenario, cut: Degrees, rows: FloatColumn, device: OperatorModel, queries: float = 1.0) -> PassParts:
     """A step that gives each of ``rows`` sequences of an attention rank ``queries`` tokens, on average over the contexts of a request."""
     mean = over_windows(scenario, lambda each: _attended(each, cut, rows, queries, device))
-    return parts_of(scenario, cut, rows * queries, rows * queries, mean, device, decoding=True)
+    return parts_of(scenario, cut, (rows * queries, rows * queries), mean, device, decoding=True)
 
 
 def decode_work(scenario: Scenario, cut: Degrees, rows: FloatColumn, device: OperatorModel, queries: float = 1.0) -> PassWork:
@@ -206,7 +206,7 @@ def prefill_parts(scenario: Scenario, cut: Degrees, sequences: FloatColumn, prom
     attention = over_windows(scenario, lambda each: prefill_attention(each, cut, sequences, prompts.queries, prompts.keys, device))
     tokens = np.maximum(1.0, sequences * prompts.queries / cut.cp / prompts.chunks)
     ends = np.maximum(1.0, sequences / prompts.chunks)
-    return parts_of(scenario, cut, tokens, ends, attention.times(1.0 / prompts.chunks), device, decoding=False)
+    return parts_of(scenario, cut, (tokens, ends), attention.times(1.0 / prompts.chunks), device, decoding=False)
 
 
 def prefill_work(scenario: Scenario, cut: Degrees, sequences: FloatColumn, prompts: Prompts, device: OperatorModel) -> PassWork:

@@ -70,14 +70,15 @@ def run(axes: Axes, out: Console | None = None, err: Console | None = None) -> i
     # Optuna tells of each study that it makes or reads; what counts is told here.
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     try:
-        return _searched(space, aims, search, debug, _Place(name, folder, settings), out, err)
+        return _searched(space, aims, (search, debug), _Place(name, folder, settings), (out, err))
     except BrokenPipeError:  # nobody reads the output any more
         raise
     except OSError as error:
         raise ValueError(f"{folder}: {error.strerror or error}; what was written is kept, the same command goes on from there") from None
 
 
-def _searched(space: SearchSpace, aims: Aims, search: Search, debug: Debug, place: _Place, out: Console, err: Console) -> int:
+def _searched(space: SearchSpace, aims: Aims, asked: tuple[Search, Debug], place: _Place, consoles: tuple[Console, Console]) -> int:
+    (search, debug), (out, err) = asked, consoles
     storage = StudyStorage(search.storage, place.folder, place.name, [objective.direction for objective in aims.objectives])
     texts = [constraint.text for constraint in aims.constraints]
     storage.settle(about(described(space.dimensions), [o.text for o in aims.objectives], texts, space.digest()))
