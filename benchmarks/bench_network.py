@@ -115,7 +115,7 @@ def cache_hit() -> None:
 
 def first_run() -> None:
     """Time the very first run: a process that finds no compiled engine."""
-    program = "from rapid_dse.network.engine import _kernel; _kernel()"
+    program = "from rapid_dse.interconnect.event_runs import _kernel; _kernel()"
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
         before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from rapid_dse import __version__
-from rapid_dse.common import termination
+from rapid_dse.common import long_work, termination
 
 USAGE, INTERRUPTED = 2, 130
 LONGEST = 300  # characters of an error's line, whatever the value in it
@@ -43,14 +43,15 @@ class Parser(argparse.ArgumentParser):
 def guarded(command: Callable[[Sequence[str]], int], arguments: Sequence[str]) -> int:
     """Runs ``command``; what the user can mend comes out as one line on stderr.
 
-    SIGTERM and SIGHUP are taken as Ctrl-C is, so that workers and programs that the command has started end with it.
+    SIGTERM and SIGHUP are taken as Ctrl-C is, so that workers and programs that the command has started end with it. What takes long says
+    on stderr how far it has come.
 
     Returns:
         The command's own exit code; 2 where an input is wrong, too large, or a file cannot be read or written; 130 after Ctrl-C, 128 and
         its number after another signal. A reader of its output that has seen enough (head) ends the command quietly, with 0.
     """
     _printable()
-    with termination.raising() as came:
+    with termination.raising() as came, long_work.listening():
         code = _flushed(_in_one_line(command, arguments))
     return termination.exit_code(came[0]) if came else code
 

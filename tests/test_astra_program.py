@@ -18,6 +18,8 @@ from program import environment, start
 from test_network_astrasim import DURATIONS, PIPELINE, computing, load
 
 from rapid_dse.command import guarded
+from rapid_dse.common import long_work
+from rapid_dse.events.astrasim import process as astra_process
 from rapid_dse.events.astrasim.adapter import AstraSimEngine
 from rapid_dse.interconnect.engine import RunResult
 from rapid_dse.interconnect.system import SystemSettings
@@ -199,6 +201,17 @@ def test_what_the_binary_started_ends_when_its_time_is_up(sleeper: tuple[Path, P
     with pytest.raises(ValueError, match=r"did not end within 0\.5 s; it printed nothing"):
         pipeline(program, timeout_s=0.5)
     assert ended(pid)
+
+
+def test_a_binary_that_runs_long_is_told_of(
+    sleeper: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(astra_process, "EVERY", 0.1)
+    with long_work.listening(), pytest.raises(ValueError, match=r"did not end within 0\.5 s"):
+        pipeline(sleeper[0], timeout_s=0.5)
+    said = capsys.readouterr().err.splitlines()
+    assert 2 <= len(said) <= 4
+    assert "(backend.astrasim.timeout=0.5)" in said[0]
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])

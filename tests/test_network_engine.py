@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference_network import of_row, run
 
-from rapid_dse.common import compiled
+from rapid_dse.common import compiled, long_work
+from rapid_dse.interconnect import event_runs
 from rapid_dse.interconnect.engine import RunResult, run_graph
 from rapid_dse.interconnect.system import SystemSettings
 from rapid_dse.interconnect.tables import CollectiveCase
@@ -401,3 +403,25 @@ def test_who_comes_while_another_compiles_waits_and_then_loads(tmp_path: Path) -
     with pytest.raises(OSError, match="disk"), compiled._alone(note, "newer"):
         raise OSError("disk")
     assert note.read_text() == "new", "what failed is compiled again"
+
+
+def test_a_long_run_tells_how_far_it_is(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """The counts are of nodes that have ended; a run in pieces gives what a run in one piece gives."""
+    graph, topology = layers(8, 4, 3), Topology.of(["Switch", "Switch"], [4, 2], [50, 50], [500, 500])
+
+    def simulated() -> RunResult:
+        return run_graph(graph, topology, ring_settings(), "congestion_aware", symmetry=False)
+
+    whole = simulated()
+    monkeypatch.setattr(long_work, "EVERY", 0.0)
+    monkeypatch.setattr(event_runs, "EVENTS_AT_ONCE", 2)
+    with long_work.listening():
+        pieces = simulated()
+    assert same(pieces, whole)
+    said = capsys.readouterr().err.splitlines()
+    counts = [int(re.match(r"event engine.*: (\d+) of (\d+) operations", line)[1]) for line in said]  # type: ignore[index]
+    assert len(counts) > 2
+    assert counts == sorted(counts)
+    assert counts[0] < counts[-1] <= len(graph)
+    simulated()
+    assert not capsys.readouterr().err, "nobody listens"

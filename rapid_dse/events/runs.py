@@ -203,7 +203,8 @@ def _simulator(backend: Backend, topology: Topology) -> tuple[Callable[[Graph, T
     if backend.engine == "astrasim" and topology.ranks > 1:
         found = _astra_sim(backend)
         return found.run, found.version
-    from rapid_dse.interconnect.engine import engine_version, run_graph  # numba is loaded when something runs
+    from rapid_dse.interconnect.engine import run_graph  # numba is loaded when something runs
+    from rapid_dse.interconnect.event_runs import engine_version
 
     return run_graph, engine_version()
 

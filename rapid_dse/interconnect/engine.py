@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cache
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rapid_dse.common.compiled import loading_numba
 from rapid_dse.interconnect import records as rec
 from rapid_dse.interconnect.calendar import LEVELS, SLOTS, WORDS
-from rapid_dse.interconnect.event_loop import content_key, make_kernel
+from rapid_dse.interconnect.event_runs import run_events
 from rapid_dse.interconnect.faults import find_detours
 from rapid_dse.interconnect.fold import first_rank, fold, spread_links
 from rapid_dse.interconnect.plans import PlanTables
@@ -98,7 +95,7 @@ def run_graph(graph: Graph, topology: Topology, system: SystemSettings, network:
     room = 1
     while True:
         state = build_state(graph, topology, layout, system, network, room)
-        _kernel()(state.state)
+        run_events(state, graph)
         if not state["run"]["overflow"][0]:
             check_end(state["slots"])
             _check_ways(state, system)
@@ -129,7 +126,7 @@ def _run_folded(graph: Graph, topology: Topology, layout: Links, system: SystemS
     table["link"][:-1], by_message[:-1] = routes.routes, routes.message_routes
     state["run"]["folded"] = 1
     state = state.with_tables(routes=table, message_routes=by_message)
-    _kernel()(state.state)
+    run_events(state, one)
     if state["run"]["overflow"][0] or state["run"]["ambiguous"][0]:
         return None
     check_end(state["slots"])
@@ -147,18 +144,6 @@ def _run_folded(graph: Graph, topology: Topology, layout: Links, system: SystemS
         delays=single.delays * ranks,
         folded=True,
     )
-
-
-@cache
-def engine_version() -> str:
-    """Name the engine by its sources."""
-    return f"builtin {content_key():08x}"
-
-
-@cache
-def _kernel() -> Callable[[rec.State], int]:
-    with loading_numba("the event engine (once, about 20 s; then it is cached)"):
-        return make_kernel(content_key())
 
 
 def _result(graph: Graph, layout: Links, state: Tables) -> RunResult:

@@ -131,14 +131,20 @@ def content_key() -> int:
     return zlib.crc32(b"".join(path.read_bytes() for path in sorted(here.glob("*.py"))))
 
 
-def make_kernel(key: int) -> Callable[[State], int]:
-    """Build the compiled loop; ``key`` becomes part of its key in numba's cache."""
+STOPPED = -1
+"""What the loop returns where events are left."""
 
-    @compiled_once("int64(int64)", f"{key:08x}")
-    def event_loop(s: State) -> int:
-        """Run a state to its end: start every rank, then run events while there are any; returns ``key``."""
-        start_ranks(s)
-        while True:
+
+def make_kernel(key: int) -> Callable[[State, int], int]:
+    """Build the compiled loop; ``key``, at least 0, becomes part of its key in numba's cache."""
+
+    @compiled_once("int64(int64,int64)", f"{key:08x}")
+    def event_loop(s: State, most: int) -> int:
+        """Run a state on: at its beginning start every rank, then run events while there are any, up to the end of the ns in which they are
+        ``most`` since the beginning; returns ``key``, or ``STOPPED``."""
+        if run(s).step == 0:
+            start_ranks(s)
+        while run(s).step < most:
             time = next_time(s)
             if time < 0:
                 return key
@@ -153,5 +159,6 @@ def make_kernel(key: int) -> Callable[[State], int]:
                 if run(s).overflow or run(s).ambiguous:
                     return key
             empty_slot(s, slot)
+        return STOPPED
 
-    return cast(Callable[[State], int], event_loop)
+    return cast(Callable[[State, int], int], event_loop)

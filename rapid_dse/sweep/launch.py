@@ -13,6 +13,8 @@ from concurrent.futures import BrokenExecutor
 from contextlib import ExitStack, closing, contextmanager
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
+from rapid_dse.common import long_work
+
 if TYPE_CHECKING:
     from joblib import Parallel
 
@@ -100,13 +102,14 @@ class _Jobs:
         with parallel_config(backend=self._backend, n_jobs=self._n_jobs, **at_start):
             parallel = _parallel(self._backend)
         with deaf_children():
-            found = parallel(delayed(_placed)(function, at, item) for at, item in list(items.items()))
+            placed = delayed(_placed_and_told if self._backend == "loky" and long_work.told() else _placed)
+            found = parallel(placed(function, at, item) for at, item in list(items.items()))
         if isinstance(found, list):
             yield from found
             return
         try:
-            for placed in found:  # noqa: UP028 yield from would close joblib's generator before the lines below can
-                yield placed
+            for each in found:  # noqa: UP028 yield from would close joblib's generator before the lines below can
+                yield each
         finally:
             with deaf_children(), warnings.catch_warnings():
                 warnings.simplefilter("ignore", UserWarning)  # that results are thrown away: after Ctrl-C they are
@@ -137,6 +140,12 @@ def _parallel(backend: str) -> Parallel:
 
 def _placed(function: Callable[[Any], Any], at: int, item: Any) -> tuple[int, Any]:
     return at, function(item)
+
+
+def _placed_and_told(function: Callable[[Any], Any], at: int, item: Any) -> tuple[int, Any]:
+    """As ``_placed``; what takes long says on standard error, which workers have in common, how far it has come."""
+    with long_work.listening():
+        return at, function(item)
 
 
 def end_with(driver: int) -> None:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from rapid_dse.common import termination
+from rapid_dse.common.long_work import EVERY, LongWork
 from rapid_dse.events.astrasim.files import LOG, read_output, tail, write_inputs
 from rapid_dse.interconnect.engine import RunResult
 from rapid_dse.interconnect.system import SystemSettings
@@ -53,7 +54,7 @@ def _execute(command: list[str], folder: Path, timeout_s: float) -> tuple[int, s
     try:
         with termination.held():
             process = _start(command, folder)
-        stdout, stderr = process.communicate(timeout=timeout_s)
+        stdout, stderr = _ended(process, timeout_s)
         return process.returncode, stdout, stderr
     except subprocess.TimeoutExpired:
         assert process is not None
@@ -65,6 +66,23 @@ def _execute(command: list[str], folder: Path, timeout_s: float) -> tuple[int, s
             with process:
                 _kill(process)
             _RUNNING.discard(process)
+
+
+def _ended(process: subprocess.Popen[str], timeout_s: float) -> tuple[str, str]:
+    """What a process said, once it has ended; who listens is told now and then that it runs.
+
+    Raises:
+        TimeoutExpired: where it does not end in time.
+    """
+    work = LongWork("ASTRA-sim", f"s that it is given (backend.astrasim.timeout={timeout_s:g})", round(timeout_s))
+    while True:
+        left = timeout_s - work.seconds
+        try:
+            return process.communicate(timeout=max(min(EVERY, left), 0.0))
+        except subprocess.TimeoutExpired:
+            if left <= EVERY:
+                raise
+            work.wait()
 
 
 def _start(command: list[str], folder: Path) -> subprocess.Popen[str]:
