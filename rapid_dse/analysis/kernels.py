@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from rapid_dse.analysis.error_figures import error_figures
 from rapid_dse.analysis.small_kernels import predict_small, row_kernel
 from rapid_dse.config.hardware import PRECISION_BYTES, Hardware
 from rapid_dse.config.software import LibraryGeneration
@@ -245,16 +246,5 @@ def error_table(table: pd.DataFrame, predicted: FloatArray, by: tuple[str, ...] 
     Rows without a prediction are counted as ``unpriced`` and in no error.
     """
     error = predicted / table["measured.time_s"].to_numpy(float) - 1
-    frame = table[list(by)].assign(error=error)
-    frame = frame.assign(absolute=frame["error"].abs(), unpriced=frame["error"].isna())
-    groups = frame.groupby(list(by), sort=True)
-    return pd.DataFrame(
-        {
-            "n": groups["error"].count(),
-            "mape": groups["absolute"].mean(),
-            "median": groups["absolute"].median(),
-            "p90": groups["absolute"].quantile(0.9),
-            "bias": groups["error"].mean(),
-            "unpriced": groups["unpriced"].sum(),
-        }
-    )
+    lines = table[list(by)].assign(error=error, unpriced=np.isnan(error))
+    return error_figures(lines, by, sort=True).assign(unpriced=lines.groupby(list(by))["unpriced"].sum())

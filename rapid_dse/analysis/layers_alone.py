@@ -20,6 +20,7 @@ import numpy as np
 import pandas as pd
 
 from rapid_dse.analysis.chips import chips
+from rapid_dse.analysis.error_figures import error_figures
 from rapid_dse.analysis.layers_served import served_experts, served_latents
 from rapid_dse.config.scenario import Scenario
 from rapid_dse.config.software import Software
@@ -64,17 +65,7 @@ def layer_errors(table: pd.DataFrame, predicted: pd.DataFrame) -> pd.DataFrame:
     """Errors of predicted / measured − 1 by kind and column: ``n``, ``mape``, ``median``, ``p90`` (absolute), ``bias``."""
     errors = pd.DataFrame({name: predicted[f"predicted.{name}"] / table[name] - 1 for name in COLUMNS if name in table})
     lines = errors.assign(kind=table["kind"]).melt("kind", var_name="column", value_name="error").dropna()
-    groups = lines.assign(absolute=lines["error"].abs()).groupby(["kind", "column"], sort=False)
-    absolute = groups["absolute"]
-    return pd.DataFrame(
-        {
-            "n": groups["error"].count(),
-            "mape": absolute.mean(),
-            "median": absolute.median(),
-            "p90": absolute.quantile(0.9),
-            "bias": groups["error"].mean(),
-        }
-    )
+    return error_figures(lines, ["kind", "column"])
 
 
 def unpriced_layers(table: pd.DataFrame) -> pd.Series[str]:

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from rapid_dse.analysis.error_figures import error_figures
 from rapid_dse.config.hardware import Network
 from rapid_dse.interconnect import closed_form
 from rapid_dse.interconnect.nccl import DEFAULT, Nccl
@@ -132,16 +133,10 @@ def error_table(table: pd.DataFrame, seconds: npt.ArrayLike) -> pd.DataFrame:
     Columns: n; and as shares of the measured time: mape, median and p90 of the absolute error, bias (mean signed error).
     """
     error = np.asarray(seconds, np.float64) / table["measured.time_s"].to_numpy(np.float64) - 1.0
-    frame = table[["kind", "hw", "n_gpus"]].reset_index(drop=True).assign(error=error)
-    result = frame.groupby(["kind", "hw", "n_gpus"])["error"].apply(_summary).unstack()
-    result.loc[("all", "", 0), :] = _summary(frame["error"])
-    return result.astype({"n": int})
-
-
-def _summary(error: pd.Series[float]) -> pd.Series[float]:
-    size = error.abs()
-    figures = {"n": len(error), "mape": size.mean(), "median": size.median(), "p90": size.quantile(0.9), "bias": error.mean()}
-    return pd.Series(figures, dtype=np.float64)
+    by = ["kind", "hw", "n_gpus"]
+    lines = table[by].reset_index(drop=True).assign(error=error)
+    every = lines.assign(kind="all", hw="", n_gpus=0)
+    return pd.concat([error_figures(lines, by, sort=True), error_figures(every, by)])
 
 
 def _idle_share(network: Network, fabric: Fabric, per_node: Floats) -> Floats:

@@ -12,6 +12,8 @@ from collections.abc import Mapping
 import numpy as np
 import pandas as pd
 
+from rapid_dse.analysis.error_figures import error_figures
+from rapid_dse.analysis.predicted_columns import llama_on_one_gpu
 from rapid_dse.config.hardware import Hardware
 from rapid_dse.cost.energy import ATTENTION_ROWS, attention_energy, gpu_energy, moved_energy, product_energy
 from rapid_dse.device import FloatArray, operator_model
@@ -74,17 +76,7 @@ def energy_errors(table: pd.DataFrame, predicted: pd.DataFrame) -> pd.DataFrame:
     """Errors of predicted / measured − 1 by load or phase: ``n``, ``mape``, ``median``, ``p90`` (absolute), ``bias``."""
     error = predicted[PREDICTED] / table["energy_j"] - 1
     lines = pd.DataFrame({"kind": table["op" if is_loads(table) else "phase"], "error": error}).dropna()
-    groups = pd.concat([lines.assign(kind="all"), lines]).assign(absolute=lambda each: each["error"].abs()).groupby("kind", sort=False)
-    absolute = groups["absolute"]
-    return pd.DataFrame(
-        {
-            "n": absolute.count(),
-            "mape": absolute.mean(),
-            "median": absolute.median(),
-            "p90": absolute.quantile(0.9),
-            "bias": groups["error"].mean(),
-        }
-    )
+    return error_figures(pd.concat([lines.assign(kind="all"), lines]), ["kind"])
 
 
 def _loads(hw: Hardware, rows: pd.DataFrame) -> FloatArray:
@@ -104,14 +96,7 @@ def _loads(hw: Hardware, rows: pd.DataFrame) -> FloatArray:
 def _as_cases(rows: pd.DataFrame) -> pd.DataFrame:
     """Each row as the override keys of requests on one GPU."""
     columns = {
-        "hw": rows["hw"],
-        "model": "llama",
-        "model.num_hidden_layers": rows["layers"],
-        "model.hidden_size": rows["hidden"],
-        "model.num_attention_heads": rows["heads"],
-        "model.num_key_value_heads": rows["kv_heads"],
-        "model.head_dim": rows["head_dim"],
-        "model.intermediate_size": rows["ffn"],
+        **llama_on_one_gpu(rows),
         "model.vocab_size": VOCABULARY,
         "workload": "inference",
         "workload.prompt_len": rows["context"],

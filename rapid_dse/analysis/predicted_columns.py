@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -40,3 +41,17 @@ def predicted_columns(
     wanted = [name for name in figures if name in table]
     found = {f"predicted.{name}": np.where(table[name].notna().to_numpy(), columns[name], np.nan) for name in wanted}
     return pd.DataFrame(found, index=table.index)
+
+
+def llama_on_one_gpu(rows: pd.DataFrame) -> dict[str, Any]:
+    """The override keys of a Llama whose dimensions stand in a table's columns, on the chip of its row."""
+    return {
+        "hw": rows["hw"],
+        "model": "llama",
+        "model.num_hidden_layers": rows["layers"],
+        "model.hidden_size": rows["hidden"],
+        "model.num_attention_heads": rows["heads"],
+        "model.num_key_value_heads": rows["kv_heads"],
+        "model.head_dim": rows["head_dim"],
+        "model.intermediate_size": rows["ffn"],
+    }

@@ -10,6 +10,7 @@ from collections import Counter
 import numpy as np
 import pandas as pd
 
+from rapid_dse.analysis.error_figures import error_figures
 from rapid_dse.sweep.cases import Refused, group_cases
 from rapid_dse.sweep.table import priced_table
 
@@ -46,7 +47,4 @@ def served_errors(table: pd.DataFrame, predicted: pd.DataFrame) -> pd.DataFrame:
     both = {name: predicted[f"predicted.measured.{name}"] / table[f"measured.{name}"] - 1 for name in measured_columns(table)}
     suite = table["suite"] if "suite" in table else pd.Series("all", index=table.index)
     lines = pd.DataFrame(both).assign(suite=suite).melt("suite", var_name="column", value_name="error").dropna()
-    groups = lines.assign(absolute=lines["error"].abs()).groupby(["suite", "column"], sort=False)
-    absolute = groups["absolute"]
-    figures = {"n": absolute.count(), "mape": absolute.mean(), "median": absolute.median(), "p90": absolute.quantile(0.9)}
-    return pd.DataFrame({**figures, "bias": groups["error"].mean()})
+    return error_figures(lines, ["suite", "column"])

@@ -15,7 +15,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from rapid_dse.analysis.predicted_columns import predicted_columns
+from rapid_dse.analysis.error_figures import error_figures
+from rapid_dse.analysis.predicted_columns import llama_on_one_gpu, predicted_columns
 from rapid_dse.cost.energy import gpu_energy, moved_energy
 from rapid_dse.device import FloatArray, operator_model
 from rapid_dse.events.backends import price
@@ -86,14 +87,7 @@ def _as_cases(rows: pd.DataFrame) -> pd.DataFrame:
     """Each row as the override keys of a run on one GPU."""
     head, optimizers = rows["head"].astype(bool), rows["opt"].map(lambda name: OPTIMIZERS[name])
     columns = {
-        "hw": rows["hw"],
-        "model": "llama",
-        "model.num_hidden_layers": rows["layers"],
-        "model.hidden_size": rows["hidden"],
-        "model.num_attention_heads": rows["heads"],
-        "model.num_key_value_heads": rows["kv_heads"],
-        "model.head_dim": rows["head_dim"],
-        "model.intermediate_size": rows["ffn"],
+        **llama_on_one_gpu(rows),
         "model.vocab_size": rows["vocab"].where(head, NO_VOCABULARY),
         "workload.seq_len": rows["seq"],
         "workload.global_batch_size": rows["mb"] * rows["accum"],
@@ -162,13 +156,4 @@ def errors_by(errors: pd.DataFrame, kind: pd.Series[str]) -> pd.DataFrame:
     """Of errors, a column a figure, by kind of row and of all: ``n``, ``mape``, ``median``, ``p90`` (absolute), ``bias``."""
     lines = errors.assign(kind=kind).melt("kind", var_name="column", value_name="error").dropna()
     every = pd.concat([lines.assign(kind="all"), lines])
-    groups = every.assign(absolute=every["error"].abs()).groupby(["kind", "column"], sort=False)
-    return pd.DataFrame(
-        {
-            "n": groups["error"].count(),
-            "mape": groups["absolute"].mean(),
-            "median": groups["absolute"].median(),
-            "p90": groups["absolute"].quantile(0.9),
-            "bias": groups["error"].mean(),
-        }
-    )
+    return error_figures(every, ["kind", "column"])
