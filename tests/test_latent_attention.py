@@ -161,7 +161,7 @@ def test_deepseek_v3_as_it_was_trained() -> None:
         for name in ("alltoall", "deepep")
     )
     assert nccl == pytest.approx(1543, rel=0.10)
-    assert nccl < deepep < 1.2 * 1543
+    assert nccl < deepep < 1.35 * 1543
 
 
 def test_modules_to_recompute_leave_a_whole_space_its_layouts() -> None:

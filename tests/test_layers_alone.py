@@ -141,6 +141,34 @@ def test_eager_permutation_by_hand() -> None:
     assert float((layer_launches(eager, row) - layer_launches(fused, row))[0]) == pytest.approx(5 / 12)
 
 
+@pytest.mark.parametrize(
+    ("dispatcher", "ep", "there", "back"),
+    [
+        # a token read, two rows made; what has come read and written once more to stand by expert, where a rank has two
+        ("alltoall", 8, 1 + 2, 2 + 1),
+        ("alltoall", 4, 1 + 2 + 2 * 2, 2 * 2 + 2 + 1),
+        # of eight experts two a rank, a token's second is with its first in one of seven: 13 / 7 ranks have it, and two rows come of it
+        ("deepep", 4, 13 / 7 + 2, 2 + 13 / 7),
+        ("hybridep", 8, 2 + 2, 2 + 2),
+        # all four ranks' tokens are here, of which 13 / 7 are read, and sums are written for all
+        ("allgather", 4, 13 / 7 + 2, 2 + 4),
+    ],
+)
+def test_transformer_engines_permutation_by_hand(dispatcher: str, ep: int, there: float, back: float) -> None:
+    """Passes over a rank's tokens, forward and backward alike, whatever the framework's other small kernels move."""
+    of = scenario("h200", "mixtral_8x7b", "megatron_lm", software__dispatcher=dispatcher, software__elementwise_traffic=4.0)
+    row = layouts({"num_gpus": 8, "ep": ep})
+    shape, kind = MicroBatch.of(row, of.workload), architecture(of.model).kinds[0]
+    stream = float(shape.tokens[0]) * 4096
+    found = {each.name: each for each in kind.small_kernels(shape, of.software)}
+    for name, passes in (("spread", there), ("weighted_sum", back)):
+        assert float(found[name].forward[0]) == pytest.approx(passes * stream)
+        assert float(found[name].backward[0]) == pytest.approx(passes * stream)
+    device = operator_model(of.hw)
+    seconds = sum(float(device.elementwise(2 * stream * passes)) for passes in (there, back))
+    assert float(counted_seconds(of, kind, shape, device, 0)[0]) == pytest.approx(seconds)
+
+
 def test_the_command_writes_predictions_beside_what_was_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     table = measured().iloc[[0, 8]].assign(energy_j=1.0)
     other = table.iloc[:1].assign(kind="vit")

@@ -214,7 +214,8 @@ class Hardware(Frozen):
     ``tensor_memory``: the tensor cores add up in a memory of their own (Blackwell), so that they multiply while the threads of the block
     compute the softmax of another tile. ``host``: the way to the host's memory, which offloading takes; null: not known.
     ``power_limit``: what the chip may draw, W, between idle power and its own limit (null: ``energy.tdp``): where its work asks for more,
-    its clock falls.
+    its clock falls. ``launch_pace``: how long the node's CPU takes to run a framework's Python and to launch kernels, over a DGX H100's
+    (two Xeon 8480C): a core of it alone, as PyTorch launches from one thread.
     """
 
     name: str  # the option that the chip comes from
@@ -237,6 +238,7 @@ class Hardware(Frozen):
     exponentials: Annotated[float, Field(ge=0.1, le=1e4)] = 16.0
     tensor_memory: bool = False
     host: Annotated[HostLink | None, Only(*OFFLOADING, Where("software.async_checkpoint", (True,)))] = None
+    launch_pace: Annotated[float, Field(ge=0.1, le=10), Only(Where("software.host_pace"))] = 1.0
     energy: Energy
     power_limit: Watts | None = None  # what it may draw; null: energy.tdp. Where work asks for more, the clock falls
     price: DollarsPerHour  # of one GPU for an hour, its share of node and network included

@@ -57,11 +57,15 @@ def with_lengths(model: Model, work: Workload) -> Workload:
     return work.model_copy(update=own)
 
 
-def with_loop(model: Model, software: Software) -> Software:
+def with_loop(model: Model, work: Workload, software: Software) -> Software:
     """The profile as far as the framework runs: of a product by itself there is no loop, no optimizer and no state of one; where steps need
-    each other, host and device wait for each other."""
-    if model.of_kind.chained and software.host.launch_norm is None:
+    each other, or the host each layer's routing, host and device wait for each other."""
+    host = software.host
+    if model.of_kind.chained and host.launch_norm is None:
         return software.model_copy(update={"launch_norm": CHAINED})
+    counts = model.num_experts > 0 and work.kind == "training" and work.expert_capacity is None and host.cuda_graphs != "full_iteration"
+    if counts and host.launch_norm is None and host.routing_norm is not None:
+        return software.model_copy(update={"launch_norm": host.routing_norm})
     if model.of_kind.looped:
         return software
     return software.model_copy(update=WITHOUT_LOOP)

@@ -46,7 +46,7 @@ class Scenario(Frozen):
     def _lengths_are_the_models(self) -> Scenario:
         # a model that says how long its samples are settles what the workload then holds
         self.__dict__["workload"] = with_lengths(self.model, self.workload)
-        self.__dict__["software"] = with_loop(self.model, self.software)
+        self.__dict__["software"] = with_loop(self.model, self.workload, self.software)
         return self
 
     @model_validator(mode="after")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,10 +10,11 @@ from numpy.typing import NDArray
 from rapid_dse.config.hardware import Network
 from rapid_dse.config.model import Model
 from rapid_dse.config.scenario import Scenario
+from rapid_dse.config.software.expert_settings import ONCE_A_PART
 from rapid_dse.interconnect import transfer
-from rapid_dse.interconnect.distinct_parts import distinct_parts_of_groups
 from rapid_dse.interconnect.transfer import Transfer
 from rapid_dse.model.shapes import MicroBatch
+from rapid_dse.parallel.distinct_parts import parts_of_groups
 from rapid_dse.parallel.layouts import Layouts
 from rapid_dse.parallel.span import Span
 from rapid_dse.simulate.operator_times import compute_bytes
@@ -24,7 +24,6 @@ FloatColumn = NDArray[np.float64]
 # SMs that a dispatcher's kernels hold while they run: DeepSeek-V3 (arXiv 2412.19437, section 3.2.2), DeepEP's README (20 to 24 of 132);
 # NVIDIA's hybrid-EP, 8 within a domain and 8 beyond it. Of NCCL's kernels ``software.overlap_slowdown`` says it.
 HELD_SMS = {"deepep": 20, "hybridep": 16}
-ONCE_A_PART = ("deepep", "hybridep")  # dispatchers that send a token once to each part of a group that needs it
 
 
 @dataclass(frozen=True)
@@ -95,12 +94,6 @@ def _copies(model: Model, group: Span) -> NDArray[np.float64]:
     routing = (model.num_experts, model.num_experts_per_tok, model.n_group or 1, model.topk_group or model.n_group or 1)
     found, below = [], np.ones(())
     for members in group.members:
-        found.append(_each(lambda parts: distinct_parts_of_groups(routing, max(1, round(parts))), group.size / below))
+        found.append(parts_of_groups(routing, group.size / below))
         below = below * members
     return np.stack(np.broadcast_arrays(*found))
-
-
-def _each(of: Callable[[float], float], column: FloatColumn) -> FloatColumn:
-    """A function of the distinct numbers of a column, gathered."""
-    values, where = np.unique(np.atleast_1d(column), return_inverse=True)
-    return np.array([of(float(value)) for value in values])[where]

@@ -19,14 +19,16 @@ FloatColumn = NDArray[np.float64]
 ATTENTION = 7.0  # norm, projection, rotation of queries and keys, the kernel, projection, residual sum
 NORMED = 2.0  # norms of queries and of keys, where a model has them
 MLP = 5.0  # norm, two products, activation, residual sum
-ROUTER = 5.0  # product, softmax or sigmoid, choice, its map of tokens, the balancing loss
+ROUTER = 3.0  # product, one kernel for scores, choice and its map of tokens (--moe-router-fusion), the balancing loss
 DISPATCH = 6.0  # rows counted and copied to the host, split sizes, permutation, its reverse with the weighted sum
 EXCHANGES = 3.0  # rows there, probabilities there, rows back
 SORTING = 2.0  # by expert, and back, where a rank has several
 ADAPTER = 3.0  # two products, the sum of what they give with its product's
 EAGER = 5.0  # an eager permutation beside DISPATCH: rows sorted, counted, offsets of groups, their padding, zeros to add into
 EAGER_LAYER = 24.0  # operations of a Llama's layer where nothing is fused (``Part.operations``), of which host_layer is told
-REPLAY = 1.0  # a graph's launch
+# A graph of a module and its backward pass: the framework's own call around it, which copies what goes in and comes out (Transformer
+# Engine's make_graphed_callables), takes as long as so many launches: what 20 runs of Qwen3 on H100 and GB200 leave of the host's time.
+REPLAY = 4.0
 
 
 def layer_launches(scenario: Scenario, layouts: Layouts) -> FloatColumn:
@@ -35,6 +37,12 @@ def layer_launches(scenario: Scenario, layouts: Layouts) -> FloatColumn:
     each = [count * _launches(scenario, layouts, kind) for count, kind in zip(found.counts, found.kinds, strict=True)]
     total: FloatColumn = np.sum(each, axis=0) / max(1, len(found.order))
     return total
+
+
+def host_pace(scenario: Scenario) -> float:
+    """How long the chip's host takes for what the profile's times say, over the hosts that they were taken on."""
+    taken_on = scenario.software.host.host_pace
+    return 1.0 if taken_on is None else scenario.hw.launch_pace / taken_on
 
 
 def library_seconds(scenario: Scenario) -> float:
@@ -64,7 +72,7 @@ def _launches(scenario: Scenario, layouts: Layouts, kind: LayerKind) -> FloatCol
     if not captured and scenario.software.kernels.eager and all(each is not None for each in eager):
         return np.full(len(layouts), (sum(each or 0.0 for each in eager) + ADAPTER * adapters) / EAGER_LAYER)
     if not kind.copies:
-        return np.full(len(layouts), (ahead + (REPLAY if captured else MLP)) / dense)
+        return np.full(len(layouts), (REPLAY if captured else ahead + MLP) / dense)
     return (ahead + _expert_launches(scenario, layouts, captured)) / dense
 
 
@@ -93,4 +101,4 @@ def _expert_launches(scenario: Scenario, layouts: Layouts, captured: bool) -> Fl
 def micro_batch_seconds(scenario: Scenario) -> float:
     """The host's time for a micro-batch beside its layers; none where a graph holds the whole step."""
     host = scenario.software.host
-    return 0.0 if host.cuda_graphs == "full_iteration" else host.host_micro_batch
+    return 0.0 if host.cuda_graphs == "full_iteration" else host.host_micro_batch * host_pace(scenario)

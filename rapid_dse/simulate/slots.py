@@ -15,7 +15,7 @@ from rapid_dse.parallel.layouts import IntColumn, Layouts
 from rapid_dse.parallel.schedules.schedule import Slots
 from rapid_dse.parallel.stages import Stages
 from rapid_dse.simulate.communication import nodes_of
-from rapid_dse.simulate.host_launches import layer_launches, library_seconds, micro_batch_seconds
+from rapid_dse.simulate.host_launches import host_pace, layer_launches, library_seconds, micro_batch_seconds
 from rapid_dse.simulate.layer_work import Block
 from rapid_dse.simulate.recomputed import whole_layers
 
@@ -34,7 +34,7 @@ def host_layer_seconds(scenario: Scenario, layouts: Layouts) -> FloatColumn:
     launched = layer_launches(scenario, layouts)
     recorded = 1.0 if scenario.workload.kind == "training" else software.host.host_without_gradients
     of_framework = software.host.host_layer * launched * recorded + collective * (launched > 0)
-    seconds: FloatColumn = (of_framework + library_seconds(scenario)) * again
+    seconds: FloatColumn = (of_framework + library_seconds(scenario)) * (again * host_pace(scenario))
     if scenario.cluster.host_slowdown == 1:
         return seconds
     slow = np.where(nodes_of(scenario.hw, layouts) > 1, scenario.cluster.host_slowdown * layouts.tp / NODE, 1.0)

@@ -11,6 +11,7 @@ from rapid_dse.config.parts import SchemaPart
 EXPERTS = Only(Where("model.num_experts"))
 Dispatcher = Literal["allgather", "alltoall", "deepep", "hybridep"]
 ExpertProducts = Literal["grouped", "streams", "looped"]
+ONCE_A_PART = ("deepep", "hybridep")  # dispatchers that send a token once to each part of a group that needs it
 
 
 class ExpertSettings(SchemaPart):
@@ -25,9 +26,10 @@ class ExpertSettings(SchemaPart):
     # A rank's experts of one layer. grouped: one kernel over all of them (torch._grouped_mm); streams: a product of the library each, on
     # streams beside each other (Transformer Engine's GroupedLinear); looped: a product each, one after the other.
     expert_products: Annotated[ExpertProducts, EXPERTS] = "streams"
-    # What brings rows into the order of the experts, and back. fused: a kernel each way (Transformer Engine's, Megatron Core's
-    # --moe-permute-fusion); eager: PyTorch's index_select and index_add, whose atomics add element by element.
-    permutation: Annotated[Literal["fused", "eager"], EXPERTS] = "fused"
+    # What brings rows into the order of the experts, and back. fused: a kernel each way, as fast as the framework's other small ones;
+    # transformer_engine: its kernels (Megatron Core's --moe-permute-fusion), which read a token once and move nothing beside; eager:
+    # PyTorch's index_select and index_add, whose atomics add element by element.
+    permutation: Annotated[Literal["fused", "transformer_engine", "eager"], EXPERTS] = "fused"
     # Where a router's weight multiplies a row: its activation within the expert (Megatron Core, in one kernel with SwiGLU), or what the
     # expert gives, which autograd keeps for the weight's gradient.
     expert_weighting: Annotated[Literal["activation", "output"], EXPERTS] = "output"

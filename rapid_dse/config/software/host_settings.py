@@ -23,11 +23,18 @@ class HostSettings(SchemaPart):
     host_without_gradients: Annotated[float, Field(gt=0, le=1), Only(Where("workload.kind", ("inference",)))] = 1.0
     # A kernel that a library launches by its own loop (cuDNN's of recurrent layers).
     host_library_launch: Annotated[Seconds, Only(Where("model.kind", ("lstm",)))] = 3.4e-6
+    # Pace of the CPUs that the host's times of layers and micro-batches were taken on (hw.launch_pace): on others they are in proportion;
+    # null: they hold on any.
+    host_pace: Annotated[float, Field(ge=0.1, le=10)] | None = None
     host_collective_layer: Seconds = 2e-4  # what tensor-parallel collectives add to that
     host_micro_batch: Seconds = 1e-3  # host time of a micro-batch
     # How the host's time for a micro-batch and the device's make one: null: the host runs far ahead, and the longer one counts; a number p:
     # each waits for the other kernel by kernel, and both count, (hostᵖ + deviceᵖ)^(1/p).
     launch_norm: Annotated[float, Field(ge=1, le=20)] | None = None
+    # The same where rows are routed: in each layer the host waits for the counts of rows before it launches the experts' products, so
+    # that it cannot run ahead. null: it does not wait. Where counts are known ahead (workload.expert_capacity), or stay on the device
+    # (a graph of the whole step), launch_norm holds.
+    routing_norm: Annotated[float, Field(ge=1, le=20), Only(Where("model.num_experts"))] | None = None
     # Where offloaded optimizer states are stepped. cpu: gradients go to the host, whose cores step the states beside them, and new weights
     # come back (DeepSpeed's ZeRO-Offload, Megatron's hybrid optimizer, FSDP2's CPUOffloadPolicy); streamed: states go through the GPU.
     offload_step: Annotated[Literal["cpu", "streamed"], Only(Where("parallel.offload_optimizer"))] = "cpu"

@@ -8,13 +8,11 @@ import numpy as np
 
 from rapid_dse.config.software import Software
 from rapid_dse.model.layers.mlp import activated, mlp_kernels, mlp_products, mlp_projections
-from rapid_dse.model.layers.part import Counted, Exchanged, ForwardStep, Part, PartParameters, SmallKernel, Tensor, norm_parameters
+from rapid_dse.model.layers.part import Exchanged, ForwardStep, Part, PartParameters, SmallKernel, Tensor, norm_parameters
+from rapid_dse.model.layers.permutation import permutation_kernels
 from rapid_dse.model.shapes import FloatColumn, MatMul, MicroBatch
 
 ROUTER_PASSES = 4  # over the router's logits in fp32: softmax and choice read and write them
-# Kernels that an eager layer starts for its routing, forward and backward: casts, softmax, choice and its sort, counts, offsets of groups
-# and their padding, gathers, weights, sums. Under a CUDA graph a layer of Qwen3-30B takes 0.11 ms beside its products and rows (an H200).
-EAGER_KERNELS = 40.0, 20.0
 
 
 @dataclass(frozen=True)
@@ -55,35 +53,10 @@ class Experts(Part):
         """Beside norm, residual and activation what takes tokens to their experts and back: the router's softmax and choice in fp32, a
         copy of each token for each of its experts, sorting what has arrived by expert and back where a rank has several, the weighted
         sum."""
-        model, copies = self.model, self.model.num_experts_per_tok
-        alone = mlp_kernels(model, shape, self._wide(shape), software)
-        if software.experts.permutation == "eager":
-            return [*alone, *self._eager_permutation(shape)]
-        tokens = shape.norm_tokens * model.hidden_size
-        sorted_ = self.rows(shape) * model.hidden_size * 2.0 * (shape.ep < model.num_experts)
-        logits = shape.norm_tokens * model.num_experts * 4.0 * ROUTER_PASSES
-        spread, summed = 2.0 * copies * tokens + sorted_, (copies + 1) * tokens + sorted_
-        return [
-            *alone,
-            SmallKernel("routing", 0.0, 0.0, logits),
-            SmallKernel("spread", spread, spread),
-            SmallKernel("weighted_sum", summed, summed),
-        ]
-
-    def _eager_permutation(self, shape: MicroBatch) -> list[SmallKernel]:
-        """The same as PyTorch's kernels one by one. There: ``index_select`` reads and writes each row; its gradient is an ``index_add``.
-        Back: rows are weighted, read and written, and added into their tokens; backward the tokens' gradients are gathered, weighted, and
-        multiplied with the rows for the weights' gradients. What has arrived from other ranks is sorted by expert, and back."""
         model = self.model
-        rows = shape.norm_tokens * model.hidden_size * model.num_experts_per_tok
+        alone = mlp_kernels(model, shape, self._wide(shape), software)
         logits = shape.norm_tokens * model.num_experts * 4.0 * ROUTER_PASSES
-        arrived = (shape.ep < model.num_experts) & (shape.ep * shape.etp > 1)
-        sorted_ = self.rows(shape) * model.hidden_size * 2.0 * arrived
-        return [
-            SmallKernel("routing", 0.0, 0.0, logits, Counted((0.0, 0.0), EAGER_KERNELS)),
-            SmallKernel("spread", 2.0 * rows + sorted_, rows + sorted_, counted=Counted((0.0, rows), (0.0, 0.0))),
-            SmallKernel("weighted_sum", 3.0 * rows + sorted_, 6.0 * rows + sorted_, counted=Counted((rows, 0.0), (0.0, 0.0))),
-        ]
+        return [*alone, *permutation_kernels(model, shape, self.rows(shape), software.experts, logits)]
 
     def steps(self) -> tuple[ForwardStep, ...]:
         shared = (ForwardStep("shared_up", "router_input", ("up",)), ForwardStep("shared_down", "down_input", ("expert_made",)))

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from functools import lru_cache
 from math import comb
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 
 @lru_cache(maxsize=4096)
@@ -40,3 +44,9 @@ def distinct_parts_of_groups(routing: tuple[int, int, int, int], parts: int) -> 
         left = inside - mine * (experts // groups)
         missed += ways * (comb(left, chosen) / comb(inside, chosen) if left >= chosen else 0.0)
     return parts * (1.0 - missed)
+
+
+def parts_of_groups(routing: tuple[int, int, int, int], parts: NDArray[Any]) -> NDArray[np.float64]:
+    """``distinct_parts_of_groups`` of each entry of a column, ``(n,)``, rounded to whole parts."""
+    values, where = np.unique(np.atleast_1d(parts), return_inverse=True)
+    return np.array([distinct_parts_of_groups(routing, max(1, round(float(value)))) for value in values])[where]
