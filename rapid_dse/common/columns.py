@@ -157,7 +157,7 @@ def at(table: NDArray[Any], rows: Positions, columns: Positions) -> NDArray[Any]
     return entries
 
 
-def summed(counts: NDArray[Any], values: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
+def summed(counts: NDArray[Any], values: Sequence[NDArray[np.float64]] | NDArray[np.float64]) -> NDArray[np.float64]:
     """So many times each of several values, added up.
 
     Args:
@@ -170,7 +170,7 @@ def summed(counts: NDArray[Any], values: Sequence[NDArray[np.float64]]) -> NDArr
     return total
 
 
-def largest_of(counts: NDArray[Any], values: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
+def largest_of(counts: NDArray[Any], values: Sequence[NDArray[np.float64]] | NDArray[np.float64]) -> NDArray[np.float64]:
     """The largest of those values of which there is at least one; 0 where there is none. As ``summed``."""
     most: NDArray[np.float64] = np.where(counts[0] > 0, values[0], 0.0)
     for count, value in zip(counts[1:], values[1:], strict=True):

@@ -132,6 +132,16 @@ class Stages:
         found = {f.name: getattr(self, f.name)[only] for f in fields(self) if f.name != "of_kinds"}
         return Stages(**found, of_kinds=self.of_kinds[:, only])
 
+    def of_layout(self, layout: int) -> tuple[Stages, NDArray[np.intp]]:
+        """The candidates of one layout, ``(n_candidates, 1)``, without those that stand there twice; and which of them those are."""
+        places = self.position[:, layout].tolist()
+        last = len(places) - 1 if places[-1] else 0
+        chosen = np.array([*(at for at, place in enumerate(places[:last]) if places.index(place) == at), last])
+        inner, here = chosen[1:-1] - 1, slice(layout, layout + 1)
+        found = {f.name: getattr(self, f.name)[chosen, here] for f in fields(self) if f.name not in ("ahead", "behind", "of_kinds")}
+        ahead, behind = (each[chosen[:, None], inner, here] for each in (self.ahead, self.behind))
+        return Stages(**found, ahead=ahead, behind=behind, of_kinds=self.of_kinds[:, chosen, here]), chosen
+
 
 @dataclass(frozen=True)
 class CandidateStages:

@@ -6,12 +6,12 @@ Bytes; the candidate stages (first, fullest inner ones, last) are rows of ``(n_c
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rapid_dse.common.columns import Shared, at, distinct, largest, largest_of, numbered, summed
+from rapid_dse.common.columns import Positions, Shared, at, distinct, largest, largest_of, numbered, summed
 from rapid_dse.config.hardware import NARROW_BYTES, PRECISION_BYTES
 from rapid_dse.config.scenario import Scenario
 from rapid_dse.config.software import Software
@@ -21,7 +21,7 @@ from rapid_dse.model.layers.part import Number, Tensor
 from rapid_dse.model.recompute import Recomputation, full, nothing, selective
 from rapid_dse.model.shapes import MicroBatch
 from rapid_dse.parallel.layouts import RECOMPUTE_NONE, RECOMPUTE_SELECTIVE, BoolColumn, Layouts
-from rapid_dse.parallel.schedules import HOLDS_ALL, SPLITS_BACKWARD, in_flight
+from rapid_dse.parallel.schedules import HOLDS_ALL, SCHEDULE_CLASSES, SPLITS_BACKWARD
 from rapid_dse.parallel.stages import Stages
 from rapid_dse.simulate.held_weights import (
     embedding_parameters,
@@ -34,6 +34,7 @@ from rapid_dse.simulate.held_weights import (
 )
 from rapid_dse.simulate.loss import loss_memory
 from rapid_dse.simulate.operator_times import compute_bytes
+from rapid_dse.simulate.pipeline_blocks import PipelineBlock, pipeline_blocks
 from rapid_dse.simulate.recomputed import whole_layers
 from rapid_dse.simulate.residence import on_the_host, shards_are_master
 
@@ -55,7 +56,9 @@ class PeakMemory:
     @property
     def peak(self) -> FloatColumn:
         """Bytes the allocator holds, ``(n_layouts,)``."""
-        total: FloatColumn = np.sum([getattr(self, f.name) for f in fields(self)], axis=0)
+        total: FloatColumn = self.parameters
+        for term in (self.gradients, self.optimizer, self.activations, self.gathered, self.buffers, self.framework):
+            total = total + term
         return total
 
 
@@ -139,7 +142,8 @@ def layer_activations(scenario: Scenario, layouts: Layouts, mean: bool = True) -
 
 # Columns of Layouts on which memory depends, beside the number of micro-batches: what ZeRO shards, and activations.
 STATES = ("tp", "cp", "dp", "pp", "ep", "expert_tp", "chunks", "stage_map", "zero", "shard_group")
-ACTIVATIONS = ("tp", "cp", "ep", "expert_tp", "pp", "vpp", "micro_batch_size", "sequence_parallel", "recompute", "schedule")
+TENSORS = ("tp", "cp", "ep", "expert_tp", "micro_batch_size", "sequence_parallel", "recompute")  # of a micro-batch
+ACTIVATIONS = (*TENSORS, "pp", "vpp", "schedule")
 FILLED = 3  # of so many micro-batches a stage, no schedule holds more than of fewer but those that hold all
 
 
@@ -150,24 +154,41 @@ def peak_memory(scenario: Scenario, layouts: Layouts, stages: Stages) -> PeakMem
 
 def shared_memory(scenario: Scenario, layouts: Layouts, found: Shared[Stages]) -> PeakMemory:
     """As ``peak_memory``; states and activations are counted once for layouts that are alike in them."""
-    software, table, micro_batches = scenario.software, layouts.alike, layouts.num_micro_batches
-    filled = np.where(HOLDS_ALL.take(layouts.schedule), micro_batches, np.minimum(micro_batches, FILLED * layouts.pp))
-    first, kept = distinct([*table.numbers(*ACTIVATIONS), numbered(filled)])
-    activations = _activations(scenario, layouts.take(first), found.take(first).rows)
-    lost = (software.memory.fragmentation - 1) * activations  # to the allocator
-    fresh = fresh_gradients(scenario, layouts)  # they take the place of activations
-    first, state = distinct([*table.numbers(*STATES), numbered(micro_batches > 1), numbered(np.where(fresh, kept + 1, 0))])
+    software, table = scenario.software, layouts.alike
+    first, made = table.by(*TENSORS, *(["pp"] if scenario.parallel.recompute_layers is not None else []))
+    splits = bool(SPLITS_BACKWARD.take(layouts.schedule).any())
+    activations = Shared(micro_batch_bytes(scenario, layouts.take(first), splits), made)
+    first, state = _alike_in_states(scenario, layouts)
     states = _states(scenario, layouts.take(first), found.take(first).rows)
-    total = np.sum(list(states.values()), axis=0).take(state, axis=1) + (activations + lost).take(kept, axis=1)
-    worst = largest(total)
+    of_states = np.sum(list(states.values()), axis=0)
+    worst, held = np.empty(len(layouts), np.intp), np.empty(len(layouts))
+    for block in pipeline_blocks(layouts.schedule, found):
+        of_block = _activations(scenario, layouts, block, activations.take(block.rows).rows)
+        here = state.take(block.rows)
+        stage = largest(np.stack([of_states[each].take(here) for each in block.candidates]) + software.memory.fragmentation * of_block)
+        worst[block.rows] = block.candidates.take(stage)
+        held[block.rows] = at(of_block, stage, np.arange(len(stage)))
     on_worst = {name: at(term, worst, state) for name, term in states.items()}
     bucket = on_worst.pop("bucket")
     return PeakMemory(
         **on_worst,
-        activations=at(activations, worst, kept),
-        buffers=at(lost, worst, kept) + bucket,
+        activations=held,
+        buffers=(software.memory.fragmentation - 1) * held + bucket,  # what the allocator loses, and the bucket of gradients
         framework=np.full(len(layouts), software.memory.context),
     )
+
+
+def _alike_in_states(scenario: Scenario, layouts: Layouts) -> tuple[Positions, Positions]:
+    """One layout of each kind that ``_states`` tells apart, and the kind of each layout."""
+    table, micro_batches = layouts.alike, layouts.num_micro_batches
+    several = [*table.numbers(*STATES), numbered(micro_batches > 1)]
+    fresh = fresh_gradients(scenario, layouts)
+    if not fresh.any():
+        return distinct(several)
+    # these take the place of activations
+    filled = np.where(HOLDS_ALL.take(layouts.schedule), micro_batches, np.minimum(micro_batches, FILLED * layouts.pp))
+    _, kept = distinct([*table.numbers(*ACTIVATIONS), numbered(filled)])
+    return distinct([*several, numbered(np.where(fresh, kept + 1, 0))])
 
 
 def reduces_each(software: Software, layouts: Layouts) -> BoolColumn:
@@ -261,38 +282,69 @@ def _fp8_copies(scenario: Scenario, layouts: Layouts) -> tuple[tuple[FloatColumn
     return tuple(while_whole), tuple(stay)
 
 
-def _activations(scenario: Scenario, layouts: Layouts, stages: Stages) -> NDArray[np.float64]:
-    """Layers in flight, what one layer's backward needs besides, and the logits on the last stage."""
-    micro_batches, kinds = layouts.num_micro_batches, stages.of_kinds
-    each, none = layer_activations(scenario, layouts), np.zeros(len(layouts))
-    of_stage = summed(kinds, each)
+@dataclass(frozen=True)
+class LateBytes:
+    """Of schedules that split the backward pass: what weight gradients of a layer of each kind need, and what takes the place of
+    ``MicroBatchBytes.beside``, ``(n_kinds, n_layouts)`` each."""
 
-    def held_on(position: NDArray[np.int64], late: FloatColumn) -> NDArray[np.float64]:
-        return in_flight(layouts.schedule, position, layouts.pp, layouts.chunks, micro_batches, late)
+    delayed: NDArray[np.float64]
+    beside: NDArray[np.float64]
 
-    held, left = held_on(stages.position, none), each
-    if scenario.parallel.recompute_layers is not None:
-        left = layer_activations(scenario, layouts, mean=False)
-    embeddings = held * stages.has_embedding
-    splits = SPLITS_BACKWARD.take(layouts.schedule)
-    if splits.any():
-        # what weight gradients need may be more than what is kept under recomputation: then later stages hold more
-        delayed = weight_gradient_bytes(scenario, layouts)
-        late = np.divide(summed(kinds, delayed), of_stage, out=np.ones_like(of_stage), where=of_stage > 0)
-        held = np.maximum(held_on(stages.position, late), held_on(stages.latest, late))
-        left = tuple(np.where(splits, np.maximum(kept, more), kept) for kept, more in zip(left, delayed, strict=True))
-    all_kept = layer_activations(scenario, _without_recompute(layouts))
-    whole = [np.maximum(0.0, kept - already) for kept, already in zip(all_kept, left, strict=True)]  # of the layer that runs backward
-    shape = MicroBatch.of(layouts, scenario.workload)
-    logits = loss_memory(scenario, shape, compute_bytes(scenario))
+
+@dataclass(frozen=True)
+class MicroBatchBytes:
+    """Bytes of one micro-batch on a rank, ``(n_kinds, n_layouts)`` of a layer of each kind, or ``(n_layouts,)``.
+
+    Attributes:
+        kept: by autograd for a layer; ``beside``: what a layer has more while it runs backward.
+        embedded: copies of the stream beside the embedding; ``headed`` beside the head, with the logits.
+        late: None where no schedule splits the backward pass.
+    """
+
+    kept: NDArray[np.float64]
+    beside: NDArray[np.float64]
+    embedded: FloatColumn
+    headed: FloatColumn
+    late: LateBytes | None
+
+
+def micro_batch_bytes(scenario: Scenario, layouts: Layouts, splits: bool) -> MicroBatchBytes:
+    """Those of each layout; ``splits``: whether some schedule splits the backward pass."""
+    shape, memory = MicroBatch.of(layouts, scenario.workload), scenario.software.memory
+    kept, every = (np.stack(layer_activations(scenario, each)) for each in (layouts, _without_recompute(layouts)))
+    some_run_again = scenario.parallel.recompute_layers is not None
+    again = np.stack(layer_activations(scenario, layouts, mean=False)) if some_run_again else kept
+    delayed = np.stack(weight_gradient_bytes(scenario, layouts)) if splits else kept
     shared = (layouts.tp > 1) & architecture_of(scenario).shares_ends
-    whole_stream = compute_bytes(scenario) * shape.tokens * scenario.model.hidden_size * shared
-    embedded, headed = (
-        whole_stream * copies for copies in (scenario.software.memory.embedding_copies, scenario.software.memory.head_copies)
+    stream = compute_bytes(scenario) * shape.tokens * scenario.model.hidden_size * shared
+    return MicroBatchBytes(
+        kept=kept,
+        beside=np.maximum(0.0, every - again),
+        embedded=stream * memory.embedding_copies,
+        headed=loss_memory(scenario, shape, compute_bytes(scenario)) + stream * memory.head_copies,
+        late=LateBytes(delayed, np.maximum(0.0, every - np.maximum(again, delayed))) if splits else None,
     )
-    transient = largest_of(kinds, whole) + stages.has_head * (logits + headed)
+
+
+def _activations(scenario: Scenario, layouts: Layouts, block: PipelineBlock, made: MicroBatchBytes) -> NDArray[np.float64]:
+    """Layers in flight, what one layer's backward needs besides, and the logits on the last stage, ``(n_candidates, n_rows)``.
+
+    Args:
+        made: by the block's layouts, which are some of ``layouts``.
+    """
+    schedule, stages = SCHEDULE_CLASSES[block.schedule], block.stages
+    pp, chunks, micro_batches = block.of_pipeline(layouts.pp), block.of_pipeline(layouts.chunks), layouts.num_micro_batches.take(block.rows)
+    of_stage, beside = summed(stages.of_kinds, made.kept), made.beside
+    held = alive = schedule.in_flight(stages.position, pp, chunks, micro_batches, np.zeros(1))
+    if schedule.splits_backward and made.late is not None:
+        # what weight gradients need may be more than what is kept under recomputation: then later stages hold more
+        beside, needed = made.late.beside, summed(stages.of_kinds, made.late.delayed)
+        late = np.divide(needed, of_stage, out=np.ones_like(of_stage), where=of_stage > 0)
+        held = np.maximum(*(schedule.in_flight(each, pp, chunks, micro_batches, late) for each in (stages.position, stages.latest)))
     kept = held * of_stage
-    return kept - on_the_host(kept, largest_of(kinds, each), scenario.parallel.offload_activations) + embeddings * embedded + transient
+    if scenario.parallel.offload_activations > 0:
+        kept = kept - on_the_host(kept, largest_of(stages.of_kinds, made.kept), scenario.parallel.offload_activations)
+    return kept + alive * (stages.has_embedding * made.embedded) + largest_of(stages.of_kinds, beside) + stages.has_head * made.headed
 
 
 def _without_recompute(layouts: Layouts) -> Layouts:
