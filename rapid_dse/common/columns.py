@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from functools import cache, cached_property
 from typing import Any, Generic, TypeVar
@@ -157,6 +157,18 @@ def at(table: NDArray[Any], rows: Positions, columns: Positions) -> NDArray[Any]
     return entries
 
 
+def added(columns: Iterable[NDArray[np.float64]]) -> NDArray[np.float64]:
+    """The sum of columns, or over the first axis of a table, one after the other.
+
+    numpy's own sums, and products of matrices, add a row up in an order that depends on how many rows there are beside it.
+    """
+    first, *others = columns
+    total = first
+    for column in others:
+        total = total + column
+    return total
+
+
 def summed(counts: NDArray[Any], values: Sequence[NDArray[np.float64]] | NDArray[np.float64]) -> NDArray[np.float64]:
     """So many times each of several values, added up.
 
@@ -168,6 +180,11 @@ def summed(counts: NDArray[Any], values: Sequence[NDArray[np.float64]] | NDArray
     for count, value in zip(counts[1:], values[1:], strict=True):
         total = total + count * value
     return total
+
+
+def sums_of(counts: NDArray[Any], values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The product of two matrices, ``(n_sums, n_values)`` and ``(n_values, n_rows)``, added up as ``summed`` does."""
+    return summed(counts.T[..., None], values)
 
 
 def largest_of(counts: NDArray[Any], values: Sequence[NDArray[np.float64]] | NDArray[np.float64]) -> NDArray[np.float64]:

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
+from rapid_dse.common.columns import added
 from rapid_dse.config.cluster import Cluster
 from rapid_dse.config.hardware import Hardware
 from rapid_dse.parallel.layouts import IntColumn
@@ -48,8 +49,7 @@ def moved_energy(hw: Hardware, moved: FloatColumn) -> FloatColumn:
 
 def sent_energy(hw: Hardware, sent: NDArray[np.float64]) -> FloatColumn:
     """Joules of bytes sent into each network dimension, ``(n_dimensions, n)``: ``(n,)``."""
-    joules: FloatColumn = np.array([dimension.energy for dimension in hw.network.dimensions]) @ sent
-    return joules
+    return added(dimension.energy * each for dimension, each in zip(hw.network.dimensions, sent, strict=True))
 
 
 def most_watts(hw: Hardware, limit: float) -> float:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from rapid_dse.common.columns import added
 from rapid_dse.config.scenario import Scenario
 from rapid_dse.model.architecture import LayerKind, architecture_of
 from rapid_dse.model.shapes import ONE
@@ -35,7 +36,7 @@ def layer_launches(scenario: Scenario, layouts: Layouts) -> FloatColumn:
     """Launches of the mean layer of one micro-batch over those of a dense layer of Llama, ``(n_layouts,)``."""
     found = architecture_of(scenario)
     each = [count * _launches(scenario, layouts, kind) for count, kind in zip(found.counts, found.kinds, strict=True)]
-    total: FloatColumn = np.sum(each, axis=0) / max(1, len(found.order))
+    total: FloatColumn = added(each) / max(1, len(found.order))
     return total
 
 

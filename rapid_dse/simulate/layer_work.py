@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from rapid_dse.common.columns import rows_of
+from rapid_dse.common.columns import added, rows_of
 from rapid_dse.config.run import Workload
 from rapid_dse.config.scenario import Scenario
 from rapid_dse.device import OperatorModel
@@ -135,15 +135,16 @@ def _layer_block(scenario: Scenario, alone: LayerOperators, some: Recomputation,
     each exchange."""
     software = scenario.software
     seconds = _products(scenario, alone.matmul_seconds, alone.cast_bytes, device)
-    forward, input_gradient, weight_gradient = seconds.sum(axis=1)
+    forward, input_gradient, weight_gradient = added(seconds.swapaxes(0, 1))
     glue_forward, glue_backward, glue_again = (
         moving(device, moved * software.kernels.elementwise_traffic)
         for moved in (alone.glue_forward_bytes, alone.glue_backward_bytes, alone.glue_again_bytes)
     )
     glue_forward, glue_backward = glue_forward + alone.counted_forward, glue_backward + alone.counted_backward
-    again = (alone.again * seconds[0]).sum(axis=0) + some.core * alone.attention_forward + alone.counted_again
+    again = added(alone.again * seconds[0]) + some.core * alone.attention_forward + alone.counted_again
     traffic = (alone.glue_forward_bytes + alone.glue_backward_bytes) * software.kernels.elementwise_traffic
-    traffic = traffic + software.precision.fp8_cast_passes * alone.cast_bytes.sum(axis=(0, 1)) + alone.counted_bytes
+    casts = added(alone.cast_bytes.reshape(-1, alone.cast_bytes.shape[-1]))
+    traffic = traffic + software.precision.fp8_cast_passes * casts + alone.counted_bytes
     return LayerBlock(
         forward=forward + alone.attention_forward + glue_forward + SEQUENCE_COPIES[0] * copied,
         backward=input_gradient + weight_gradient + alone.attention_backward + glue_backward + SEQUENCE_COPIES[1] * copied,

@@ -5,13 +5,12 @@ Bytes; the candidate stages (first, fullest inner ones, last) are rows of ``(n_c
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rapid_dse.common.columns import Positions, Shared, at, distinct, largest, largest_of, numbered, summed
+from rapid_dse.common.columns import Positions, Shared, added, at, distinct, largest, largest_of, numbered, summed
 from rapid_dse.config.hardware import NARROW_BYTES, PRECISION_BYTES
 from rapid_dse.config.scenario import Scenario
 from rapid_dse.config.software import Software
@@ -84,19 +83,19 @@ class LayerTensors:
 
     def outputs(self) -> FloatColumn:
         """Bytes of what products give, and of the gradients of that."""
-        return compute_bytes(self.scenario) * _total([each.elements for each in self.tensors if each.product])
+        return compute_bytes(self.scenario) * added([each.elements for each in self.tensors if each.product])
 
     def inputs(self) -> FloatColumn:
         """Bytes of what products read, which weight gradients need."""
-        return _total([self._bytes(each) for each in self.tensors if each.width in ("input", "core_input") and each.kept])
+        return added([self._bytes(each) for each in self.tensors if each.width in ("input", "core_input") and each.kept])
 
     def kept(self, by: Recomputation) -> FloatColumn:
         """Bytes that autograd keeps for the backward pass."""
         fused = self.scenario.attention_kernel not in UNFUSED
         shares = [share * (1.0 - fused * each.core) for share, each in zip(by.kept, self.tensors, strict=True)]
-        kept = _total([share * self._bytes(each, by.as_made) for share, each in zip(shares, self.tensors, strict=True)])
+        kept = added([share * self._bytes(each, by.as_made) for share, each in zip(shares, self.tensors, strict=True)])
         firsts = [by.firsts * each.first * each.elements for each in self.tensors if each.product]
-        return kept + compute_bytes(self.scenario) * _total(firsts)
+        return kept + compute_bytes(self.scenario) * added(firsts)
 
     def _bytes(self, tensor: Tensor, as_made: bool = False) -> FloatColumn:
         """Transformer Engine keeps its fp8 copies of inputs, beside attention's own 16-bit output; torchao keeps the 16-bit inputs and
@@ -108,11 +107,6 @@ class LayerTensors:
             widths |= {"input": NARROW_BYTES[narrow], "core_input": NARROW_BYTES[narrow] + width}
         size: FloatColumn = widths[tensor.width] * tensor.elements
         return size
-
-
-def _total(columns: Sequence[FloatColumn]) -> FloatColumn:
-    total: FloatColumn = np.sum(columns, axis=0)
-    return total
 
 
 def weight_gradient_bytes(scenario: Scenario, layouts: Layouts) -> tuple[FloatColumn, ...]:
@@ -160,7 +154,7 @@ def shared_memory(scenario: Scenario, layouts: Layouts, found: Shared[Stages]) -
     activations = Shared(micro_batch_bytes(scenario, layouts.take(first), splits), made)
     first, state = _alike_in_states(scenario, layouts)
     states = _states(scenario, layouts.take(first), found.take(first).rows)
-    of_states = np.sum(list(states.values()), axis=0)
+    of_states = added(states.values())
     worst, held = np.empty(len(layouts), np.intp), np.empty(len(layouts))
     for block in pipeline_blocks(layouts.schedule, found):
         of_block = _activations(scenario, layouts, block, activations.take(block.rows).rows)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from rapid_dse.common.columns import distinct, numbered
+from rapid_dse.common.columns import added, distinct, numbered
 from rapid_dse.config.hardware import NARROW_BYTES, PRECISION_BYTES
 from rapid_dse.config.scenario import Scenario
 from rapid_dse.config.software.expert_settings import ExpertProducts
@@ -156,12 +156,12 @@ def _end_operators(
 ) -> EndOperators:
     """What stands before or behind the layers, from seconds and cast bytes of its products; ``needed``: whether something needs the
     gradient of what it reads."""
-    none, (seconds, casts) = np.zeros(len(shape.tp)), products
+    none, (seconds, casts) = np.zeros(len(shape.tp)), (sum(each.swapaxes(0, 1), np.zeros((3, len(shape.tp)))) for each in products)
     operands = compute_bytes(scenario) * sum((_operands(each) for each in end.products(shape)), none)
     forward, backward = elementwise_bytes(scenario, LayerKind("", (end,)), shape)
     joules = [_product_joules(scenario, each) for each in end.products(shape)]
     every = sum(((directions(each) - (not needed)) * one for each, one in zip(end.products(shape), joules, strict=True)), none)
-    return EndOperators(seconds.sum(axis=1), casts.sum(axis=1), operands, forward, backward, every, sum(joules, none))
+    return EndOperators(seconds, casts, operands, forward, backward, every, sum(joules, none))
 
 
 def _layer_operators(
@@ -196,12 +196,12 @@ def _layer_operators(
         glue_forward_bytes=forward,
         glue_backward_bytes=backward,
         glue_again_bytes=_again_bytes(scenario, kind, shape, some),
-        operand_bytes=compute_bytes(scenario) * np.sum([_operands(each) for each in matmuls], axis=0),
-        flops=np.sum([each.flops for each in matmuls], axis=0) + attending,
-        product_joules=joules.sum(axis=0),
-        backward_joules=np.sum([(directions(each) - 1) * one for each, one in zip(matmuls, joules, strict=True)], axis=0),
+        operand_bytes=compute_bytes(scenario) * added(_operands(each) for each in matmuls),
+        flops=added(each.flops for each in matmuls) + attending,
+        product_joules=added(joules),
+        backward_joules=added((directions(each) - 1) * one for each, one in zip(matmuls, joules, strict=True)),
         attention_joules=attention_energy(scenario.hw, _precision(scenario, True), scenario.attention_kernel, multiplied),
-        again_joules=(again * joules).sum(axis=0),
+        again_joules=added(again * joules),
         attention_bytes=attention_bytes(scenario, core, shape, compute_bytes(scenario)),
     )
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from rapid_dse.common.columns import Positions, rows_of, summed
+from rapid_dse.common.columns import Positions, added, rows_of, summed
 from rapid_dse.config.scenario import Scenario
 from rapid_dse.config.software import Software
 from rapid_dse.parallel.layouts import IntColumn, Layouts
@@ -75,17 +75,9 @@ def launched_passes(software: Software, device: Sequence[FloatColumn], host: Seq
     """
     alone = [launched_slot(software, part, own) for part, own in zip(device, host, strict=True)]
     longer = [each - own for each, own in zip(alone, host, strict=True)]
-    spared = summed_up(alone) - launched_slot(software, summed_up(device), summed_up(host))
-    share = share_of(np.maximum(0.0, spared), summed_up(longer))
+    spared = added(alone) - launched_slot(software, added(device), added(host))
+    share = share_of(np.maximum(0.0, spared), added(longer))
     return [each - share * more for each, more in zip(alone, longer, strict=True)]
-
-
-def summed_up(columns: Sequence[FloatColumn]) -> FloatColumn:
-    """The sum of columns that broadcast, one after the other."""
-    total = columns[0]
-    for column in columns[1:]:
-        total = total + column
-    return total
 
 
 def share_of(part: FloatColumn, every: FloatColumn) -> FloatColumn:

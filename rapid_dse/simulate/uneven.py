@@ -14,7 +14,7 @@ from functools import cache, lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from rapid_dse.common.columns import Positions, distinct, numbered
+from rapid_dse.common.columns import Positions, added, distinct, numbered, sums_of
 from rapid_dse.common.compiled import loading_numba
 from rapid_dse.config.scenario import Scenario
 from rapid_dse.model.architecture import architecture_of, split_of
@@ -151,7 +151,7 @@ def _lasting(
     spent, host_layer = np.stack([column.take(at) for column in columns]), passes.host.take(at)
     device, launches, pass_kind = _shares(split, pipeline, pass_kinds)
     host = launches[:, :1] * host_layer + launches[:, 1:] * micro_batch_seconds(scenario)
-    found, on_device = _passes_of_stages(split, pipeline, pass_kinds), device @ spent
+    found, on_device = _passes_of_stages(split, pipeline, pass_kinds), sums_of(device, spent)
     if pass_kinds == KINDS:
         return _launched_split(scenario, found, on_device, host), pass_kind
     return _launched(scenario, found, on_device, host), pass_kind
@@ -198,9 +198,9 @@ def _launched(scenario: Scenario, found: StagePasses, device: FloatColumn, host:
     As ``slots.launched_passes`` of one stage; a pass that several stages have, has their mean.
     """
     counts, alone = found.counts, launched_slot(scenario.software, device, host)
-    spared = counts @ alone - launched_slot(scenario.software, counts @ device, counts @ host)
+    spared = sums_of(counts, alone) - launched_slot(scenario.software, sums_of(counts, device), sums_of(counts, host))
     longer = alone - host
-    lasting: FloatColumn = alone - longer * (found.shares @ share_of(np.maximum(0.0, spared), counts @ longer))
+    lasting: FloatColumn = alone - longer * sums_of(found.shares, share_of(np.maximum(0.0, spared), sums_of(counts, longer)))
     return lasting
 
 
@@ -211,9 +211,9 @@ def _launched_split(scenario: Scenario, found: StagePasses, device: FloatColumn,
     passes together do, and those passes wait that are shorter than their launches.
     """
     alone = launched_slot(scenario.software, device, host) - device
-    whole = found.counts @ device
-    waits = found.stages * (launched_slot(scenario.software, whole, found.counts @ host) - whole)
-    lasting: FloatColumn = device + alone * share_of(waits.sum(axis=0), (found.stages * (found.counts @ alone)).sum(axis=0))
+    whole = sums_of(found.counts, device)
+    waits = added(found.stages * (launched_slot(scenario.software, whole, sums_of(found.counts, host)) - whole))
+    lasting: FloatColumn = device + alone * share_of(waits, added(found.stages * sums_of(found.counts, alone)))
     return lasting
 
 

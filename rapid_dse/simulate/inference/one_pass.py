@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 import numpy as np
 from numpy.typing import NDArray
 
-from rapid_dse.common.columns import largest_of, summed
+from rapid_dse.common.columns import added, largest_of, summed
 from rapid_dse.config.scenario import Scenario
 from rapid_dse.cost.energy import gpu_energy, moved_energy, sent_energy
 from rapid_dse.interconnect.transfer import Transfer
@@ -74,7 +74,7 @@ def passed(
     joules = _energy(scenario, layouts, (ready, block), times)
     memory = _memory(scenario, layouts, arranged)
     samples, seconds, tokens = layouts.global_batch_size.astype(np.float64), times.total, float(scenario.workload.seq_len)
-    rate, peak, absent = samples / seconds, np.sum(list(memory.values()), axis=0), np.full(len(layouts), np.nan)
+    rate, peak, absent = samples / seconds, added(memory.values()), np.full(len(layouts), np.nan)
     flops = model_flops_per_token(scenario.model, scenario.workload) / 3
     none = np.zeros(len(layouts))
     terms = {each.name: getattr(times, each.name) for each in fields(times) if each.name != "moved"}
@@ -161,7 +161,7 @@ def _memory(scenario: Scenario, layouts: Layouts, arranged: Arrangement) -> dict
     ]
     alive = width * (stream + largest_of(stages.of_kinds, widest))
     weights = stage_weights(scenario, layouts, stages).total * width
-    carried = [np.sum([part.carried(shape) for part in kind.parts], axis=0) for kind in architecture(scenario.model).kinds]
+    carried = [added(part.carried(shape) for part in kind.parts) for kind in architecture(scenario.model).kinds]
     state = width * summed(stages.of_kinds, carried)
     worst = np.argmax(weights + alive + state, axis=0)
     rows = np.arange(len(layouts))

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from rapid_dse.common.columns import added
 from rapid_dse.config.scenario import Scenario
 from rapid_dse.device import OperatorModel
 from rapid_dse.interconnect import transfer
@@ -123,14 +124,14 @@ def _glue_bytes(scenario: Scenario, cut: Degrees, tokens: FloatColumn) -> FloatC
     """HBM bytes that norms, rotary embedding, activation and routing move in the mean layer."""
     model, shape = architecture(scenario.model), _shape(scenario, cut, tokens)
     every = [count * elementwise_bytes(scenario, kind, shape)[0] for count, kind in zip(model.counts, model.kinds, strict=True)]
-    return np.asarray(np.sum(every, axis=0) / len(model.order))
+    return np.asarray(added(every) / len(model.order))
 
 
 def _eager(scenario: Scenario, cut: Degrees, tokens: FloatColumn, device: OperatorModel) -> FloatColumn:
     """Seconds of the mean layer's eager kernels that are counted one by one."""
     model, shape = architecture(scenario.model), _shape(scenario, cut, tokens)
     every = [count * counted_seconds(scenario, kind, shape, device, 0) for count, kind in zip(model.counts, model.kinds, strict=True)]
-    return np.asarray(np.sum(every, axis=0) / len(model.order))
+    return np.asarray(added(every) / len(model.order))
 
 
 def _shape(scenario: Scenario, cut: Degrees, tokens: FloatColumn) -> MicroBatch:

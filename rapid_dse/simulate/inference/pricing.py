@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from rapid_dse.common.columns import added
 from rapid_dse.config.scenario import Scenario
 from rapid_dse.cost.energy import gpu_energy, site_energy
 from rapid_dse.device import OperatorModel, operator_model
@@ -150,9 +151,9 @@ def _results(scenario: Scenario, layouts: Engines, found: System) -> Priced:
     memory = _memory(found)
     ttft = fared.queue + fared.first
     times = _times(fared) if generated > 1 else _prefill_times(fared)
-    step = fared.tpot if generated > 1 else np.sum(list(times.values()), axis=0)
+    step = fared.tpot if generated > 1 else added(times.values())
     of_gpus = _energy(scenario, layouts, found, rate)
-    peak = np.sum(list(memory.values()), axis=0)
+    peak = added(memory.values())
     zero, absent = np.zeros(len(layouts)), np.full(len(layouts), np.nan)
     priced = Priced(
         step_time_s=step,
@@ -204,7 +205,7 @@ def _prefill_times(served: Served) -> dict[str, FloatColumn]:
     """The terms of a request that generates one token: of the pass that takes its prompt; the rest of ttft is waiting."""
     step = served.prefill
     found = {"compute": step.compute, "tp": step.tp, "cp": step.cp, "ep": step.ep, "pp": step.pp}
-    total = np.sum(list(found.values()), axis=0)
+    total = added(found.values())
     return {**found, "host": np.maximum(0.0, served.queue + served.first - total)}
 
 
@@ -214,7 +215,7 @@ def _memory(system: System) -> dict[str, FloatColumn]:
     if system.prompts is system.engine:
         return own
     other = _held(system.prompts, np.ones(len(system.served.running)))
-    worse = np.sum(list(other.values()), axis=0) > np.sum(list(own.values()), axis=0)
+    worse = added(other.values()) > added(own.values())
     return {name: np.where(worse, other[name], own[name]) for name in own}
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from rapid_dse.common.columns import added
 from rapid_dse.config.hardware import WEIGHTS_ALONE
 from rapid_dse.config.scenario import Scenario
 from rapid_dse.config.software.expert_settings import ExpertProducts
@@ -86,7 +87,7 @@ def price_products(scenario: Scenario, products: Sequence[Product], device: Oper
         if precision in WEIGHTS_ALONE:  # once on the chip, they are 16 bits wide
             spent = spent + (2.0 * batch * n * k - weights) * hw.energy.l2
         columns = (cost, work, moved, spent)
-        took, done, crossed, joules = (column.reshape(len(several), rows).sum(axis=0) for column in columns)
+        took, done, crossed, joules = (added(column.reshape(len(several), rows)) for column in columns)
         total = total + KernelCost(took, done, crossed, joules, len(several) if precision in ("fp8", "fp4") else 0)
     return total
 
