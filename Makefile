@@ -13,7 +13,7 @@ MEASURED := .venv-measure/.ready
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --constraint requirements.lock
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: run test web lint bench validate golden fuzz chaos chaos-short supply load measure-test docs clean
+.PHONY: run test web lint bench validate golden fuzz chaos chaos-short supply load launch-fields measure-test docs clean
 .NOTPARALLEL:
 
 run: $(RUNS)
@@ -66,6 +66,10 @@ measure-test: $(MEASURED)
 supply: $(READY)
 	$(BIN)/python benchmarks/supply.py
 
+# The launch files that export writes, parsed by the frameworks' own parsers: half a GB of packages, which are not installed, in .launch.
+launch-fields: $(READY)
+	$(BIN)/python benchmarks/launch_fields.py
+
 # Studies at their largest, each under bounds on memory and time.
 load: $(READY)
 	$(BIN)/python benchmarks/load.py
@@ -103,4 +107,4 @@ $(WEB): tests/web/requirements.txt requirements.lock
 	touch $(WEB)
 
 clean:
-	rm -rf .venv .web .venv-docs .venv-measure build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .web .launch .venv-docs .venv-measure build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

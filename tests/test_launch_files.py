@@ -207,15 +207,20 @@ SPECIAL = {
 }
 
 
-@pytest.mark.parametrize(("name", "overrides"), [(name, each) for name, all_ in SPECIAL.items() for each in all_])
-def test_settings_that_are_rare_come_back_too(name: str, overrides: tuple[str, ...], tmp_path: Path) -> None:
+def rare(name: str, overrides: tuple[str, ...]) -> Portion:
+    """A trial of a framework under these overrides."""
     given_ = [text for text in overrides if not text.startswith("hw.network")]
     given_ += [f"{text.split('=')[0]}='{text.split('=')[1]}'" for text in overrides if text.startswith("hw.network")]
     given_ = [
         f"{key}='{value}'" if " " in value and "'" not in value else f"{key}={value}" for key, value in (t.split("=", 1) for t in given_)
     ]
     software = [] if any(text.startswith("software=") for text in overrides) else [f"software={name}"]
-    row = one(*software, *given_)
+    return one(*software, *given_)
+
+
+@pytest.mark.parametrize(("name", "overrides"), [(name, each) for name, all_ in SPECIAL.items() for each in all_])
+def test_settings_that_are_rare_come_back_too(name: str, overrides: tuple[str, ...], tmp_path: Path) -> None:
+    row = rare(name, overrides)
     assert row.rule[0] < 0, row.reasons[int(row.rule[0])]
     file = exported(row, FRAMEWORKS[name], composer())
     found = back(file, tmp_path)

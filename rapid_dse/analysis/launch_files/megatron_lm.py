@@ -178,7 +178,7 @@ TABLE: tuple[Entry, ...] = (
     *core.degrees(spell),
     core.stages(spell, "--num-virtual-stages-per-pipeline-rank"),
     memory.recomputation(spell),
-    memory.offloading(spell, ("--no-cpu-offloading-activations", True)),
+    memory.offloading(spell, whole=False),
     *core.sharding(spell, "optim_grads_params"),
     TwoWays(_write_precision, _read_precision),
     TwoWays(_write_kernels, _read_kernels),

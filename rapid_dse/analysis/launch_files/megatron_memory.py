@@ -59,24 +59,25 @@ def _read_recompute(found: FieldsRead, spell: Spell) -> dict[str, Any]:
     return said
 
 
-def offloading(spell: Spell, without_activations: tuple[str, Any]) -> Entry:
+def offloading(spell: Spell, whole: bool) -> Entry:
     """What lies in the host's memory: optimizer states by share; activations and weights of so many layers, which are shares of all.
 
-    ``without_activations``: the field and its value that leave activations on the GPU.
+    ``whole``: whether what lies there has fields (cpu_offloading_weights, cpu_offloading_activations). Megatron-LM's arguments have the
+    number of layers alone (--cpu-offloading-num-layers), whose activations it is.
     """
-    off, value = without_activations
 
     def write(run: LaunchedRun) -> dict[str, Any]:
         share, layers = run["parallel.offload_optimizer"], run.count("model.num_hidden_layers")
-        said: dict[str, Any] = {}
-        if share > 0:
-            said |= {spell("optimizer_cpu_offload"): True, spell("optimizer_offload_fraction"): share}
-        shares = [run["parallel.offload_activations"], run["parallel.offload_weights"]]
-        count = round(max(shares) * layers)
-        if count and all(each in (0, count / layers) for each in shares):
-            said |= {spell("cpu_offloading"): True, spell("cpu_offloading_num_layers"): count}
-            said |= {spell("cpu_offloading_weights"): True} if shares[1] else {}
-            said |= {off: value} if not shares[0] else {}
+        said = {spell("optimizer_cpu_offload"): True, spell("optimizer_offload_fraction"): share} if share > 0 else {}
+        activations, weights = run["parallel.offload_activations"], run["parallel.offload_weights"]
+        count = round(max(activations, weights) * layers)
+        if not count or any(each not in (0, count / layers) for each in (activations, weights)) or (weights and not whole):
+            return said
+        said[spell("cpu_offloading_num_layers")] = count
+        if whole:
+            said |= {spell("cpu_offloading"): True}
+            said |= {spell("cpu_offloading_weights"): True} if weights else {}
+            said |= {spell("cpu_offloading_activations"): False} if not activations else {}
         return said
 
     def read(found: FieldsRead) -> dict[str, Any]:
@@ -85,9 +86,11 @@ def offloading(spell: Spell, without_activations: tuple[str, Any]) -> Entry:
         if found.flag(spell("optimizer_cpu_offload")):
             said["parallel.offload_optimizer"] = float(fraction)
         count, layers = found.number(spell("cpu_offloading_num_layers"), default=0), found.keys.get("model.num_hidden_layers")
-        switched, weights = found.flag(spell("cpu_offloading")), found.flag(spell("cpu_offloading_weights"))
-        activations = str(found.take(off, default=not value)).lower() != str(value).lower()
-        if not count or not (switched or off.startswith("--")):
+        switched, weights, activations = True, False, True
+        if whole:
+            switched, weights = found.flag(spell("cpu_offloading")), found.flag(spell("cpu_offloading_weights"))
+            activations = str(found.take(spell("cpu_offloading_activations"), default=True)).lower() != "false"
+        if not count or not switched:
             return said
         if not layers:
             found.notes.append(f"{spell('cpu_offloading_num_layers')}={count}: is a share of the model's layers; give parallel.offload_*")

@@ -81,7 +81,7 @@ TABLE: tuple[Entry, ...] = (
     TwoWays(_write_mode, _read_mode),
     TwoWays(lambda run: {"parallelism.pp_engine": "afab" if run["parallel.schedule"] == "gpipe" else "1f1b"}, _read_schedule),
     TwoWays(_write_async, _read_async),
-    NamedChoice("parallel.recompute", "parallelism.recompute_layer", {"full": True, "none": False}, default="none"),
+    NamedChoice("parallel.recompute", "parallelism.recompute_layer", {"full": True}, default="none"),
     SameNumber("workload.seq_len", "tokens.sequence_length"),
     SameNumber("parallel.micro_batch_size", "tokens.micro_batch_size", default=1),
     TwoWays(lambda run: {"tokens.batch_accumulation_per_replica": run.micro_batches}, _read_batch),

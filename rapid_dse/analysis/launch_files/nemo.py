@@ -174,7 +174,7 @@ TABLE: tuple[Entry, ...] = (
     *core.degrees(spell),
     core.stages(spell, "model.virtual_pipeline_model_parallel_size"),
     memory.recomputation(spell),
-    memory.offloading(spell, ("model.cpu_offloading_activations", False)),
+    memory.offloading(spell, whole=True),
     *core.sharding(spell, "no_shard"),
     TwoWays(_write_precision, _read_precision),
     TwoWays(_write_kernels, _read_kernels),
