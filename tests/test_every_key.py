@@ -77,6 +77,12 @@ OVER_LEAVES = {"hw.num_gpus": 64, "parallel.tp": 1, "workload.global_batch_size"
 HOST = {"parallel.offload_activations": 1.0, "parallel.offload_optimizer": 1.0, "software.enforce": False}
 TOKENS = {"workload.train_tokens": 1e12}
 PLUS_PLUS = {"parallel.zero_hpz_partition_size": 2}
+TRADED = {
+    "parallel.cp_kind": "ulysses",
+    "model.num_key_value_heads": 2,
+    "software.offers.cp_kinds": ["ring", "ulysses"],
+    "software.enforce": True,
+}
 LORA = {"workload.trainable": "lora", "software.enforce": False}
 SHOWN: dict[str, tuple[Any, ...]] = {
     "workload.train_tokens": ("piped", 1e12),
@@ -145,6 +151,7 @@ SHOWN: dict[str, tuple[Any, ...]] = {
     "software.zero_quantized_gradients": ("fsdp", True, {"software.enforce": False}),
     "software.offers.trainable": ("piped", ["lora"]),
     "software.offers.cp_kinds": ("fsdp", ["ulysses"]),
+    "software.offers.cp_replicates_keys": ("fsdp", False, TRADED),
     "workload.lora_rank": ("piped", 32, LORA),
     "workload.lora_targets": ("piped", ["q_proj"], LORA),
     "hw.registers.size": ("experts", 1e6),

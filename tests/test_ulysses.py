@@ -93,15 +93,36 @@ def test_backends_agree(row: dict[str, Any], changes: dict[str, Any]) -> None:
         assert aware.time_cp_s[0] == pytest.approx(closed.time_cp_s[0], rel=0.35), backend  # on links that all four share
 
 
+def test_keys_are_copied_where_they_are_fewer_than_ranks() -> None:
+    """Llama 3.1 8B over 16 ranks, 2 of its 32 heads each: 16 keys and values go out for the 8 that there are, and each rank gets one for
+    its two queries; copies are kept. The examples of DeepSpeed's ulysses_sp.py: 32 heads, 8 keys, 32 ranks: one and one."""
+    of, row = traded(software="deepspeed"), layouts(ROW | {"num_gpus": 16, "cp": 16, "zero": 3})
+    (moved,) = arrangement(of, legal(of, row)).transfers.layers
+    assert moved.cp_trade.sent.sum() == pytest.approx(SEQ / 16 * 128 * (32 + 16 + 16 + 32) * 2 * 15 / 16)
+    alone = traded("llama3_1_8b", model__num_key_value_heads=16, software="deepspeed")
+    mine, as_many = prepare(of, row), prepare(alone, row)  # what a rank's kernel sees: two queries, a key
+    for name in ("attention_forward", "attention_backward"):
+        assert getattr(mine.alone.layers[0], name)[0] == getattr(as_many.alone.layers[0], name)[0]
+    (with_copies,), (many,) = layer_activations(of, row), layer_activations(alone, row)
+    assert with_copies[0] == pytest.approx(many[0])
+    rule, _ = broken_rules(layouts(ROW | {"num_gpus": 32, "cp": 32, "zero": 3}), of)
+    assert rule[0] < 0
+
+
+def test_megatron_copies_no_keys() -> None:
+    rule, texts = broken_rules(layouts(ROW | {"num_gpus": 16, "cp": 16}, ROW), traded(software__enforce=True))
+    assert texts[rule[0]].startswith("megatron_lm does not offer cp_kind ulysses over more ranks than key-value heads")
+    assert rule[1] < 0
+
+
 def test_heads_and_keys_must_go_round() -> None:
-    rows = layouts(ROW | {"num_gpus": 16, "cp": 16}, ROW | {"num_gpus": 16, "tp": 2, "cp": 8}, ROW | {"num_gpus": 3, "cp": 3}, ROW)
-    rule, texts = broken_rules(rows, traded())
-    assert [texts[each] if each >= 0 else "" for each in rule] == [
-        "tp · cp must divide num_key_value_heads under cp_kind=ulysses",
-        "tp · cp must divide num_key_value_heads under cp_kind=ulysses",
-        "seq_len must divide by cp",
-        "",
-    ]
+    """12 heads of queries, 4 keys: 6 ranks divide the queries, and neither divide the keys nor are a multiple of them."""
+    odd = {"model__head_dim": 128, "model__num_attention_heads": 12, "model__num_key_value_heads": 4, "workload__seq_len": 8190}
+    six, three = layouts(ROW | {"num_gpus": 6, "cp": 6}), layouts(ROW | {"num_gpus": 3, "cp": 3}, ROW)
+    rule, texts = broken_rules(six, traded(**odd))
+    assert texts[rule[0]] == "cp must divide a rank's key-value heads, or they must divide cp, under cp_kind=ulysses"
+    rule, texts = broken_rules(three, traded())
+    assert [texts[each] if each >= 0 else "" for each in rule] == ["seq_len must divide by cp", ""]
     rule, _ = broken_rules(layouts(ROW | {"num_gpus": 64, "cp": 64}), traded("deepseek_v3"))  # latent attention: keys of all 128 heads
     assert rule[0] < 0
 

@@ -18,11 +18,12 @@ from rapid_dse.simulate.held_weights import layer_weights
 ROW = {"num_gpus": 32, "zero": 3, "global_batch_size": 32, "recompute": "none"}  # four nodes of 8
 SECOND = {"parallel__zero_hpz_partition_size": 8}
 WEIGHTS, GRADIENTS = {"software__zero_quantized_weights": True}, {"software__zero_quantized_gradients": True}
+EXPERTS = {"model__num_experts": 8, "model__num_experts_per_tok": 2, "model__moe_intermediate_size": 3584}
 SIXTEEN_BITS = {"software__gradient_dtype": "bf16"}  # as the paper counts
 
 
-def sharded(**changes: Any) -> Scenario:
-    return scenario("h100", "llama3_1_8b", "deepspeed", **(SIXTEEN_BITS | changes))
+def sharded(model: str = "llama3_1_8b", **changes: Any) -> Scenario:
+    return scenario("h100", model, "deepspeed", **(SIXTEEN_BITS | changes))
 
 
 @pytest.mark.parametrize(
@@ -35,10 +36,11 @@ def sharded(**changes: Any) -> Scenario:
         (SECOND | WEIGHTS | GRADIENTS, 0.5, 0.75),
     ],
 )
-def test_what_crosses_nodes_is_the_papers_count(changes: dict[str, Any], gathers: float, left: float) -> None:
+@pytest.mark.parametrize("model", ["llama3_1_8b", "mixtral_8x7b"])
+def test_what_crosses_nodes_is_the_papers_count(model: str, changes: dict[str, Any], gathers: float, left: float) -> None:
     """Section 3.4, table 1: 3 M without, 0.75 M with all three; M are the 16-bit weights of a layer, of which each node sends the part
-    that it has to 3 of 4 nodes."""
-    of = sharded(**changes)
+    that it has to 3 of 4 nodes. Experts on every rank are weights like others."""
+    of = sharded(model, **changes)
     (moved,) = arrangement(of, legal(of, layouts(ROW))).sharded
     m = 2 * float(layer_weights(of, layouts(ROW))[0].total[0])
     across = 8 * (moved.forward.sent[1:].sum() + moved.backward.sent[1:].sum())  # of a node's GPUs
@@ -68,9 +70,10 @@ def test_casts_move_bytes_of_their_own() -> None:
 
 @pytest.mark.parametrize("changes", [SECOND, WEIGHTS | GRADIENTS, SECOND | WEIGHTS | GRADIENTS], ids=["second", "narrow", "all"])
 @pytest.mark.parametrize("tp", [1, 2])
-def test_backends_agree(tp: int, changes: dict[str, Any]) -> None:
+@pytest.mark.parametrize("experts", [False, True])
+def test_backends_agree(tp: int, experts: bool, changes: dict[str, Any]) -> None:
     row = {"num_gpus": 16, "tp": tp, "sequence_parallel": tp > 1, "zero": 3, "global_batch_size": 16, "recompute": "full"}
-    of = BLOCKING | {"model__num_hidden_layers": 2} | changes
+    of = BLOCKING | {"model__num_hidden_layers": 2, **(EXPERTS if experts else {})} | changes
     if tp > 1 and "parallel__zero_hpz_partition_size" in of:
         of |= {"parallel__zero_hpz_partition_size": 4}
     table = layouts(row)
@@ -97,6 +100,12 @@ def test_on_slow_links_each_of_them_is_faster() -> None:
         ({"shard_group": 8}, GRADIENTS, "zero_quantized_gradients goes with shard_group=null alone"),
         ({}, {"parallel__zero_hpz_partition_size": 5}, "zero_hpz_partition_size must divide dp · cp"),
         ({}, SECOND | {"software__enforce": True}, ""),
+        ({}, SECOND | EXPERTS | {"software__enforce": True}, ""),
+        (
+            {"ep": 8},
+            WEIGHTS | EXPERTS,
+            "zero_quantized_weights needs ep 1 and etp = tp: DeepSpeed has no ZeRO 3 with expert parallelism",
+        ),
     ],
 )
 def test_rules(row: dict[str, Any], changes: dict[str, Any], text: str) -> None:

@@ -15,6 +15,7 @@ from rapid_dse.config.run import RECOMPUTE
 from rapid_dse.config.scenario import Scenario
 from rapid_dse.config.schedule_names import PIPELINE_SCHEDULES, SCHEDULES
 from rapid_dse.config.software.offers import Offers
+from rapid_dse.parallel.context_rules import local_keys
 
 if TYPE_CHECKING:
     from rapid_dse.parallel.layouts import Layouts
@@ -55,6 +56,7 @@ def unoffered(layouts: Layouts, scenario: Scenario) -> list[Unoffered]:
     return [
         *of_the_job(len(layouts), scenario),
         *_degrees(layouts, offers, scenario.parallel.cp_kind),
+        *_copied_keys(layouts, scenario),
         *_stages(layouts, offers),
         *_modes(layouts, offers),
         *_plus_plus(layouts, scenario),
@@ -109,6 +111,14 @@ def _degrees(layouts: Layouts, offers: Offers, cp_kind: str) -> Iterator[Unoffer
         yield Unoffered(f"cp_kind {cp_kind}", f"cp_kind {cp_kind}", f"cp_kind {listed(offers.cp_kinds)}", layouts.cp > 1)
     if "etp" not in offers.parallelisms:
         yield Unoffered("etp other than tp", "etp other than tp", "etp = tp", (layouts.expert_tp != layouts.tp) & (layouts.ep > 1))
+
+
+def _copied_keys(layouts: Layouts, scenario: Scenario) -> Iterator[Unoffered]:
+    """Ranks that trade heads for parts of the sequence, more of them than there are keys."""
+    if scenario.parallel.cp_kind == "ulysses" and not scenario.software.offers.cp_replicates_keys:
+        setting = "cp_kind ulysses over more ranks than key-value heads"
+        more = (layouts.cp > 1) & (local_keys(scenario.model, layouts.tp) < layouts.cp)
+        yield Unoffered(setting, setting, "it where cp divides a rank's key-value heads", more)
 
 
 def _stages(layouts: Layouts, offers: Offers) -> Iterator[Unoffered]:

@@ -26,7 +26,8 @@ def zero_rules(layouts: Layouts, scenario: Scenario) -> list[Broken]:
 
 
 def _plus_plus_rules(layouts: Layouts, scenario: Scenario) -> list[Broken]:
-    """ZeRO++ is of ZeRO 3 alone, whose shards lie on all data-parallel ranks; experts' shards lie on others."""
+    """ZeRO++ is of ZeRO 3 alone, whose shards lie on all data-parallel ranks. Experts are sharded there as weights like others; DeepSpeed's
+    own, which lie on ranks of their own (deepspeed.moe), it refuses under ZeRO 3 (runtime/engine.py: "MoE not supported with Stage 3")."""
     second, precision = scenario.parallel.zero_hpz_partition_size, scenario.software.precision
     asked = [
         name
@@ -39,10 +40,10 @@ def _plus_plus_rules(layouts: Layouts, scenario: Scenario) -> list[Broken]:
     ]
     if not asked:
         return []
-    every = np.ones(len(layouts), bool)
+    apart = (scenario.model.num_experts > 0) & ((layouts.ep > 1) | (layouts.expert_tp != layouts.tp))
     return [
         *((f"{name} needs zero 3", ~layouts.sharding.parameters) for name in asked),
         *((f"{name} goes with shard_group=null alone", layouts.shard_group != 0) for name in asked),
-        *((f"{name} is not priced in models with experts", every & (scenario.model.num_experts > 0)) for name in asked),
+        *((f"{name} needs ep 1 and etp = tp: DeepSpeed has no ZeRO 3 with expert parallelism", apart) for name in asked),
         ("zero_hpz_partition_size must divide dp · cp", layouts.dp * layouts.cp % second != 0),
     ]

@@ -36,6 +36,7 @@ from rapid_dse.simulate.operator_times import compute_bytes
 from rapid_dse.simulate.pipeline_blocks import PipelineBlock, pipeline_blocks
 from rapid_dse.simulate.recomputed import whole_layers
 from rapid_dse.simulate.residence import on_the_host, shards_are_master
+from rapid_dse.simulate.ulysses import kept_tensors
 
 FloatColumn = NDArray[np.float64]
 
@@ -79,7 +80,7 @@ class LayerTensors:
         shape = MicroBatch.of(layouts, scenario.workload)
         kinds = architecture_of(scenario).kinds
         traded = np.where(layouts.cp > 1, 2.0, 1.0) if scenario.parallel.cp_kind == "ulysses" else 1.0
-        return tuple(cls(scenario, tuple(kind.tensors(shape, scenario.software)), traded) for kind in kinds)
+        return tuple(cls(scenario, kept_tensors(scenario, kind, shape), traded) for kind in kinds)
 
     def outputs(self) -> FloatColumn:
         """Bytes of what products give, and of the gradients of that."""

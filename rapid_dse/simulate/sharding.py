@@ -87,7 +87,7 @@ def sharded_passes(scenario: Scenario, layouts: Layouts, groups: ShardGroups, we
     if not each.any():
         return PassTransfers(gather, none)
     if software.precision.zero_quantized_gradients:
-        return PassTransfers(gather, quantized_reduction(scenario, trained.dense, groups).both.times(each))
+        return PassTransfers(gather, quantized_reduction(scenario, trained.total, groups).both.times(each))
     sizes = trained.times(gradient_bytes(scenario))
     scatter = _by_group(sizes, groups)  # a gather reversed
     for copies in across_replicas(sizes, groups):
@@ -106,12 +106,13 @@ def layer_gathers(scenario: Scenario, layouts: Layouts, groups: ShardGroups) -> 
 
 
 def backward_gather(scenario: Scenario, layouts: Layouts, groups: ShardGroups, weights: Weights, forward: Transfer) -> Transfer:
-    """The gather of ``weights`` before a backward pass: as ``forward``, or among those that share a second copy of them."""
+    """The gather of ``weights`` before a backward pass: as ``forward``, or among those that share a second copy of them; where experts
+    are, they are weights like others (``_plus_plus_rules``)."""
     second = scenario.parallel.zero_hpz_partition_size
     if second == 1:
         return forward
     group = innermost(groups.placement.gradient, second)
-    return transfer.all_gather(weights.times(gathered_bytes(scenario)).dense, group, groups.network).times(layouts.sharding.parameters)
+    return transfer.all_gather(weights.total * gathered_bytes(scenario), group, groups.network).times(layouts.sharding.parameters)
 
 
 def quantized_reduction(scenario: Scenario, parameters: FloatColumn, groups: ShardGroups) -> QuantizedReduction:

@@ -30,6 +30,7 @@ class Offers(Frozen):
         "tp", "cp", "pp", "ep", "etp", "attention_dp", "pools",
     )  # fmt: skip
     cp_kinds: tuple[Literal["ring", "ulysses"], ...] = ("ring", "ulysses")  # ways of context parallelism
+    cp_replicates_keys: bool = True  # whether more ranks than key-value heads may trade heads, a head's copies among several (ulysses)
     schedules: tuple[PipelineSchedule, ...] = PIPELINE_SCHEDULES  # of pipelines, pp > 1
     zero: tuple[Zero, ...] = (0, 1, 2, 3)  # stages without pipelines, pp = 1
     zero_with_pipelines: tuple[Zero, ...] = (0, 1, 2, 3)  # stages at pp > 1
