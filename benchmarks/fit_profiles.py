@@ -13,6 +13,7 @@ from rapid_dse.analysis.calibration import Calibration, Options, calibrate
 from rapid_dse.analysis.envelope import measured_lines
 from rapid_dse.analysis.fit import typical_base
 from rapid_dse.analysis.profile_file import with_fitted
+from rapid_dse.config.measured_boxes import MeasuredRuns
 from rapid_dse.config.table_file import read_table
 from rapid_dse.sweep.cases import group_cases
 
@@ -36,7 +37,8 @@ def main() -> None:
         )
         print("   alike", found.fitted.alike, "silent", found.fitted.silent, "pinned by the runs", sorted(pinned))
         of_framework = {name: value for name, value in values.items() if not name.startswith("cluster.")}
-        rewrite(Path("conf/software") / f"{software}.yaml", of_framework, found)
+        experts = tuple(box for box in groups[0].portion.scenario.software.measured if box.experts)
+        rewrite(Path("conf/software") / f"{software}.yaml", of_framework, found, experts)
         for cluster in found.clusters:
             mine = f"cluster.{cluster}."
             fabric = {name.removeprefix(mine): value for name, value in values.items() if name.startswith(mine)}
@@ -52,11 +54,12 @@ def rewrite_cluster(path: Path, values: dict[str, float], found: Calibration) ->
     path.write_text("\n".join(kept + fitted + [f"{name}: {value:.4g}" for name, value in values.items()]) + "\n")
 
 
-def rewrite(path: Path, values: dict[str, float], found: Calibration) -> None:
-    """Keeps the profile's own settings and their reasons, and puts the fitted values among them."""
+def rewrite(path: Path, values: dict[str, float], found: Calibration, experts: tuple[MeasuredRuns, ...]) -> None:
+    """Keeps the profile's own settings and their reasons, and puts the fitted values among them; ``experts``: its boxes of mixtures of
+    experts, to which nothing is fitted here."""
     about = [f"# fitted to {found.rows} measured runs of {found.models} models by benchmarks/fit_profiles.py"]
     about += [f"# mean relative error on models that the fit had not seen: {found.held_out_error:.3g}"]
-    path.write_text(with_fitted(path.read_text(), values, [*about, *measured_lines(found.measured)]))
+    path.write_text(with_fitted(path.read_text(), values, [*about, *measured_lines((*found.measured, *experts))]))
 
 
 if __name__ == "__main__":

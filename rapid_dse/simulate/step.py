@@ -23,7 +23,7 @@ from rapid_dse.simulate.host_launches import micro_batch_seconds
 from rapid_dse.simulate.layer import Layers, layer_time
 from rapid_dse.simulate.layer_work import Block
 from rapid_dse.simulate.offload import offloaded_update
-from rapid_dse.simulate.sharding import bucket, scatter_overlap
+from rapid_dse.simulate.sharding import bucket, embedding_weights, scatter_overlap, trained_table
 from rapid_dse.simulate.slots import Passes, StageSlots, host_layer_seconds, launched_passes, stage_slots
 from rapid_dse.simulate.uneven import ChunkPasses, Steps, chunk_waits, passes_of
 
@@ -219,7 +219,10 @@ def _first_stage_weights(
     first, kind = layouts.alike.by(*END)
     some, found = layouts.take(first), arranged.of_stages.take(first).rows.alone("first")
     weights = stage_weights(scenario, some, found, trained=True).first_stage()
-    share = np.minimum(1.0, bucket(scenario, some) / np.maximum(1.0, weights.times(gradient_bytes(scenario)).total))
+    # a bucket holds whole tensors, and the embedding's gradient is the last of all
+    table = trained_table(scenario, embedding_weights(scenario, some)).times(gradient_bytes(scenario))
+    last = np.maximum(bucket(scenario, some), table.total)
+    share = np.minimum(1.0, last / np.maximum(1.0, weights.times(gradient_bytes(scenario)).total))
     return update_seconds(scenario, some, weights, device).take(kind), share.take(kind)
 
 
