@@ -10,12 +10,16 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from rapid_dse.common.remembered import Remembered
+
 Record = TypeVar("Record")
 Positions = NDArray[np.intp]
 
 ROOM = 8  # a table of numbers may have so many places a row before numbers are given anew
 LEAST_ROOM = 65536  # and at least so many
 WORTH = 2  # rows a kind from which it is faster to look at one row of each kind
+FIRST = np.zeros(1, np.intp)  # the kind of the only row of a table, and its place
+FIRST.setflags(write=False)
 
 
 @dataclass(frozen=True)
@@ -44,6 +48,7 @@ class Distinct:
 
     def __init__(self, table: object) -> None:
         self._table = table
+        self.remembered = Remembered(8)  # what else was found of this very table
         self._numbers: dict[str, tuple[Positions, int]] = {}
         self._found: dict[tuple[str, ...], tuple[Positions, Positions]] = {}
 
@@ -54,7 +59,8 @@ class Distinct:
             ``(n_kinds,)`` positions of rows, and ``(n_rows,)`` positions among those. Where no two rows are alike, both count the rows.
         """
         if names not in self._found:
-            self._found[names] = self._search(names)
+            one = len(getattr(self._table, names[0])) == 1
+            self._found[names] = (FIRST, FIRST) if one else self._search(names)
         return self._found[names]
 
     def _search(self, names: tuple[str, ...]) -> tuple[Positions, Positions]:
@@ -84,6 +90,8 @@ class Distinct:
 
 def numbered(column: NDArray[Any]) -> tuple[Positions, int]:
     """Numbers from 0 for the values of a column, alike for equal ones, and how many there are."""
+    if len(column) == 1:
+        return FIRST, 1
     if column.dtype == bool:
         return column.astype(np.intp), 2
     low, high = (int(column.min()), int(column.max())) if len(column) else (0, 0)
@@ -103,6 +111,8 @@ def numbered(column: NDArray[Any]) -> tuple[Positions, int]:
 def distinct(columns: Sequence[tuple[Positions, int]]) -> tuple[Positions, Positions]:
     """``Distinct.by`` of columns that ``numbered`` gave."""
     n_rows = len(columns[0][0])
+    if n_rows == 1:
+        return FIRST, FIRST
     packed, size = np.zeros(n_rows, np.intp), 1
     for number, count in columns:
         if count > 1:
@@ -117,9 +127,25 @@ def distinct(columns: Sequence[tuple[Positions, int]]) -> tuple[Positions, Posit
 
 def rows_of(record: Record, rows: Positions) -> Record:
     """A dataclass whose arrays end in an axis of rows, with only ``rows`` of them; records and tuples of arrays within it alike."""
+    if len(rows) == 1 and n_rows_of(record) == 1:
+        return record  # with which most of a table of one row is spared
     kind: Any = type(record)
     gathered: Record = kind(*[_rows(getattr(record, name), rows) for name in _names(kind)])
     return gathered
+
+
+def n_rows_of(record: Any) -> int | None:
+    """Rows of a record; None where it has no array."""
+    kind: Any = type(record)
+    for name in _names(kind):
+        value = getattr(record, name)
+        if isinstance(value, np.ndarray):
+            return int(value.shape[-1])
+        for each in value if isinstance(value, tuple) else () if value is None else (value,):
+            found = int(each.shape[-1]) if isinstance(each, np.ndarray) else n_rows_of(each)
+            if found is not None:
+                return found
+    return None
 
 
 @cache

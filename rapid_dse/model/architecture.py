@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from itertools import groupby
+from typing import TypeVar
 
+from rapid_dse.common.remembered import Remembered, remembered
 from rapid_dse.config.model import Model
 from rapid_dse.config.run import GemmSharding, Workload
 from rapid_dse.config.scenario import Scenario
@@ -18,6 +20,10 @@ from rapid_dse.model.layers.part import CoreAttention, GridMove, Part, PartParam
 from rapid_dse.model.layers.registry import PARTS
 from rapid_dse.model.shapes import ONE, FloatColumn, MatMul, MicroBatch
 from rapid_dse.parallel.stages import Split
+
+FEW = 16  # so many shapes at most whose work a kind of layer keeps
+SHAPES = 16  # and so many results
+Found = TypeVar("Found")
 
 
 @dataclass(frozen=True)
@@ -41,34 +47,52 @@ class LayerKind:
         """What ranks of a grid exchange."""
         return [move for part in self.parts for move in part.moves(shape)]
 
-    def parameters(self, shape: MicroBatch) -> list[PartParameters]:
+    def parameters(self, shape: MicroBatch) -> Sequence[PartParameters]:
         """Parameters of each part on one rank."""
-        return [part.parameters(shape) for part in self.parts]
+        return self._once("parameters", (shape,), lambda: [part.parameters(shape) for part in self.parts])
 
-    def products(self, shape: MicroBatch) -> list[MatMul]:
+    def products(self, shape: MicroBatch) -> Sequence[MatMul]:
         """The matrix products of the forward pass on one rank, in order."""
-        return [product for part in self.parts for product in part.products(shape)]
+        return self._once("products", (shape,), lambda: [product for part in self.parts for product in part.products(shape)])
 
     def attention(self, shape: MicroBatch) -> CoreAttention | None:
         """The attention kernel; None where none of its parts has one."""
         return next((found for part in self.parts if (found := part.attention(shape)) is not None), None)
 
-    def small_kernels(self, shape: MicroBatch, software: Software) -> list[SmallKernel]:
+    def small_kernels(self, shape: MicroBatch, software: Software) -> Sequence[SmallKernel]:
         """What its small kernels move, in order."""
-        return [kernel for part in self.parts for kernel in part.small_kernels(shape, software)]
+        return self._once(
+            "kernels", (shape, software), lambda: [each for part in self.parts for each in part.small_kernels(shape, software)]
+        )
 
-    def tensors(self, shape: MicroBatch, software: Software) -> list[Tensor]:
+    def tensors(self, shape: MicroBatch, software: Software) -> Sequence[Tensor]:
         """What it makes of a micro-batch; the first is the layer's input."""
-        return [tensor for part in self.parts for tensor in part.tensors(shape, software)]
+        return self._once("tensors", (shape, software), lambda: [tensor for _, tensor in self.made(shape, software)])
+
+    def made(self, shape: MicroBatch, software: Software) -> Sequence[tuple[Part, Tensor]]:
+        """The same, each with the part that makes it."""
+        return self._once(
+            "made", (shape, software), lambda: [(part, each) for part in self.parts for each in part.tensors(shape, software)]
+        )
 
     def ring(self, shape: MicroBatch) -> FloatColumn | None:
         """Elements of keys and values that a context-parallel rank hands on; None where it hands nothing on."""
         return next((found for part in self.parts if (found := part.ring(shape)) is not None), None)
 
-    @property
+    @cached_property
     def copies(self) -> int:
         """Experts that each token is sent to; 0 in a dense layer."""
         return max(part.copies() for part in self.parts)
+
+    @cached_property
+    def _remembered(self) -> Remembered:
+        return Remembered(SHAPES)
+
+    def _once(self, what: str, objects: tuple[MicroBatch | Software, ...], find: Callable[[], Found]) -> Found:
+        """What ``find`` gives, kept for the next who asks where the shapes, the first of the objects, are few."""
+        shape = objects[0]
+        assert isinstance(shape, MicroBatch)
+        return find() if len(shape.tp) > FEW else self._remembered.once((what, *objects), find)
 
 
 @dataclass(frozen=True)
@@ -115,6 +139,7 @@ class Architecture:
         return tuple(self.order.count(kind) for kind in range(len(self.kinds)))
 
 
+@remembered(64)
 def architecture_of(scenario: Scenario) -> Architecture:
     """The segments of a scenario's model, as they are trained."""
     adapters, ahead = adapters_of(scenario.workload), predictions_of(scenario.model, scenario.workload)
@@ -191,6 +216,7 @@ def trained_matrix_parameters(model: Model, work: Workload) -> float:
     return sum(count * each for count, each in zip(found.counts, more, strict=True))
 
 
+@remembered(64)
 def split_of(scenario: Scenario) -> Split:
     """How a scenario's pipelines deal out its model's layers."""
     model, rule = scenario.model, scenario.software.pipeline.pipeline_split

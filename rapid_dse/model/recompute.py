@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
+from rapid_dse.common.remembered import remembered
 from rapid_dse.config.recompute_entries import FULL, RecomputeEntry, entries, named
 from rapid_dse.config.scenario import Scenario
 from rapid_dse.config.software import Software
@@ -55,17 +56,20 @@ class Recomputation:
         return any(share > 0 for share in (*self.gathers, *self.scatters, self.dispatched, self.combined))
 
 
+@remembered(64)
 def selective(scenario: Scenario) -> tuple[Recomputation, ...]:
     """What selective recomputation does in a layer of each kind."""
     chosen = named(scenario.parallel.recompute_modules or scenario.software.memory.selective_recompute)
     return tuple(_of(kind, scenario.software, chosen) for kind in architecture_of(scenario).kinds)
 
 
+@remembered(64)
 def full(scenario: Scenario) -> tuple[Recomputation, ...]:
     """What full recomputation does in a layer of each kind."""
     return tuple(_of(kind, scenario.software, (FULL,)) for kind in architecture_of(scenario).kinds)
 
 
+@remembered(64)
 def nothing(scenario: Scenario) -> tuple[Recomputation, ...]:
     """What is kept in a layer of each kind where nothing runs again."""
     return tuple(_of(kind, scenario.software, ()) for kind in architecture_of(scenario).kinds)
@@ -90,14 +94,18 @@ def _of(kind: LayerKind, software: Software, names: tuple[str, ...]) -> Recomput
 def _found(
     kind: LayerKind, names: tuple[str, ...], kernels: KernelSettings, memory: MemorySettings, experts: ExpertSettings
 ) -> Recomputation:
-    # what a layer makes depends on these parts of a profile alone
-    software = Software(name="", kernels=kernels, memory=memory, experts=experts)
-    return recomputation(kind, software, [entries()[name] for name in names])
+    return recomputation(kind, _software_of(kernels, memory, experts), [entries()[name] for name in names])
+
+
+@remembered(16)
+def _software_of(kernels: KernelSettings, memory: MemorySettings, experts: ExpertSettings) -> Software:
+    """A profile of these parts, on which alone depends what a layer makes."""
+    return Software(name="", kernels=kernels, memory=memory, experts=experts)
 
 
 def recomputation(kind: LayerKind, software: Software, chosen: Sequence[RecomputeEntry]) -> Recomputation:
     """What a sum of entries keeps and runs again in a layer: what any forgets is not kept, what any runs again runs again."""
-    tensors = [(part, tensor) for part in kind.parts for tensor in part.tensors(ONE, software)]
+    tensors = kind.made(ONE, software)
     kept = [
         min((_kept(entry, part, tensor, first=not at) for entry in chosen), default=float(tensor.kept))
         for at, (part, tensor) in enumerate(tensors)

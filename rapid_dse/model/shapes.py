@@ -6,6 +6,7 @@ A column here has one entry a distinct micro-batch shape: ``(tp, cp, ep, etp, mi
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
@@ -36,6 +37,10 @@ class MicroBatch:
     @classmethod
     def of(cls, layouts: Layouts, work: Workload) -> MicroBatch:
         """That of each layout."""
+        return layouts.alike.remembered.once((cls, work), lambda: cls._of(layouts, work))
+
+    @classmethod
+    def _of(cls, layouts: Layouts, work: Workload) -> MicroBatch:
         degrees = (layouts.tp, layouts.cp, layouts.ep, layouts.expert_tp, layouts.micro_batch_size)
         return cls(*degrees, layouts.sequence_parallel, work.seq_len, work.expert_load(layouts.ep), 1 / work.packing)
 
@@ -45,7 +50,7 @@ class MicroBatch:
         one = np.ones(1, np.int64)
         return cls(one, one, one, one, one, np.zeros(1, bool), seq_len)
 
-    @property
+    @cached_property
     def tokens(self) -> FloatColumn:
         """Tokens of a micro-batch on one context-parallel rank; what a model's own length leaves unequal is filled up."""
         return self.micro_batch_size * (padded(self.seq_len, self) / self.cp)
@@ -55,7 +60,7 @@ class MicroBatch:
         """Tokens of a document that is packed into a sequence."""
         return self.seq_len / self.documents
 
-    @property
+    @cached_property
     def norm_tokens(self) -> FloatColumn:
         """Tokens of the regions between tensor-parallel products: divided by tp under sequence parallelism."""
         return self.tokens / np.where(self.sequence_parallel, self.tp, 1)

@@ -109,6 +109,8 @@ class Layouts:
     def take(self, rows: NDArray[Any] | slice) -> Self:
         """The layouts at ``rows`` (indices, a mask or a slice)."""
         positions = isinstance(rows, np.ndarray) and rows.dtype != bool
+        if len(self) == 1 and isinstance(rows, np.ndarray) and positions and len(rows) == 1:
+            return self
         columns = (getattr(self, f.name) for f in fields(self))
         return type(self)(*(column.take(rows) if positions else column[rows] for column in columns))
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from rapid_dse.common.remembered import remembered
 from rapid_dse.config.cluster import Cluster
 from rapid_dse.config.hardware import NARROW_BYTES, PRECISION_BYTES, Hardware, Network
 from rapid_dse.config.scenario import Scenario
@@ -61,11 +62,13 @@ class MicroBatchTransfers:
     stream: TensorParallel
 
 
+@remembered(16)
 def cluster_of(scenario: Scenario) -> Cluster:
     """The cluster with what follows from its measured bus bandwidths."""
     return told(scenario.cluster, scenario.hw.network, scenario.hw.node_dimensions)
 
 
+@remembered(16)
 def effective_network(scenario: Scenario) -> Network:
     """The network as jobs on the cluster meet it: beyond the node its share of the bandwidth and its latency apply."""
     return met(scenario.hw.network, scenario.hw.node_dimensions, cluster_of(scenario))

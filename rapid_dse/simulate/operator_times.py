@@ -146,7 +146,7 @@ def layer_alone(scenario: Scenario, kind: LayerKind, shape: MicroBatch, device: 
     return _layer_operators(scenario, kind, shape, (*priced, *kernels), recomputation(kind, scenario.software, ()), device)
 
 
-def _narrow(scenario: Scenario, matmuls: list[MatMul]) -> NDArray[np.bool_]:
+def _narrow(scenario: Scenario, matmuls: Sequence[MatMul]) -> NDArray[np.bool_]:
     """Which products run in fp8 or fp4, ``(n_matmuls,)``."""
     return np.array([scenario.narrow is not None and not each.sixteen_bit for each in matmuls])
 
@@ -216,7 +216,7 @@ def _product_joules(scenario: Scenario, matmul: MatMul) -> FloatColumn:
     return product_energy(scenario.hw, _precision(scenario, matmul.sixteen_bit), matmul.flops)
 
 
-def _three_directions(matmuls: list[MatMul]) -> NDArray[np.float64]:
+def _three_directions(matmuls: Sequence[MatMul]) -> NDArray[np.float64]:
     """(m, n, k, batch) of forward, input gradient and weight gradient: ``(3, n_matmuls, n_shapes, 4)``."""
     m, n, k = (np.stack([getattr(matmul, axis) for matmul in matmuls]) for axis in "mnk")
     batch = np.stack([np.broadcast_to(matmul.batch, matmul.m.shape) for matmul in matmuls])
@@ -226,7 +226,9 @@ def _three_directions(matmuls: list[MatMul]) -> NDArray[np.float64]:
     return np.stack([np.stack(each) for each in directions]).transpose(0, 2, 3, 1)
 
 
-def _matmul_seconds(scenario: Scenario, matmuls: list[MatMul], shapes: NDArray[np.float64], device: OperatorModel) -> NDArray[np.float64]:
+def _matmul_seconds(
+    scenario: Scenario, matmuls: Sequence[MatMul], shapes: NDArray[np.float64], device: OperatorModel
+) -> NDArray[np.float64]:
     """Seconds of each product, ``(3, n_matmuls, n_shapes)``, a distinct shape priced once; all but ``sixteen_bit`` ones run in fp8 or fp4
     where the scenario is narrow, those of routed experts as ``software.expert_products`` says."""
     times = np.empty(shapes.shape[:3])

@@ -22,7 +22,19 @@ from rapid_dse.parallel.layouts import COLUMN_OF, OPTIONAL, Layouts
 Lanes = NDArray[np.uint64]
 
 # What decides a price: a change in any of these files makes stored rows those of older code.
-PRICING_SOURCES = ("config", "parallel", "model", "device", "interconnect", "trace", "cost", "simulate", "events", "common/columns.py")
+PRICING_SOURCES = (
+    "config",
+    "parallel",
+    "model",
+    "device",
+    "interconnect",
+    "trace",
+    "cost",
+    "simulate",
+    "events",
+    "common/columns.py",
+    "common/remembered.py",
+)
 # Parts of a scenario that no price depends on, or that the layout's own columns hold.
 _NOT_CONTENT: dict[str, Any] = {
     "search": True,
