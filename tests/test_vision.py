@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import program
 import pytest
+import serving_trials
 from trials import layouts, legal, memory_terms, priced, scenario, time_terms
 
 from rapid_dse.config.run import Workload
@@ -172,3 +173,16 @@ def test_backends_agree_on_a_pass_forward(backend: str, model: str, settings: di
     closed, run = found("analytical"), found(backend)
     for name in ("step_time_s", "time_compute_s", "time_tp_s", "time_pp_s", "energy_j"):
         assert float(getattr(run, name)[0]) == pytest.approx(float(getattr(closed, name)[0]), rel=0.02, abs=1e-7), name
+
+
+@pytest.mark.parametrize("backend", ["hybrid", "full_astrasim_hierarchical", "full_astrasim_flattened"])
+def test_a_batch_waits_for_its_host_by_what_its_device_takes_on_that_backend(backend: str) -> None:
+    """Launches of a few images take longer than all that the device does: as long as on links of any speed, with any network."""
+    seconds, row = [], serving_trials.engines({"num_gpus": 8, "tp": 2, "cp": 4, "batch_size": 1})
+    for network, bandwidth in (("ideal", 450e9), ("fair", 450e9), ("fair", 45e11)):
+        one = serving_trials.scenario(
+            model="vit_base", software="pytorch", backend__name=backend, backend__network=network,
+            model__num_hidden_layers=3, hw__network__dimensions__0__bandwidth=bandwidth,
+        )  # fmt: skip
+        seconds.append(float(price(one, row).step_time_s[0]))
+    assert seconds == pytest.approx([seconds[0]] * 3, rel=1e-9)

@@ -1,7 +1,8 @@
 """Inference of models that decode nothing on the event-driven backends: a batch's pass forward through all stages as a graph.
 
 hybrid runs a layer of each kind and takes the sends between stages in closed form; hierarchical runs the layers, then the pipeline of them;
-flattened every layer of every stage in one graph. What the host adds is the closed form's.
+flattened every layer of every stage in one graph. A stage waits for its host as in
+closed form, by what its device was found to take.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from rapid_dse.events.step_runs import boundary_of, stage_for
 from rapid_dse.model.architecture import split_of
 from rapid_dse.parallel.engines import Engines
 from rapid_dse.simulate.arrangement import Arrangement
-from rapid_dse.simulate.inference.one_pass import PassTimes, forward_ends, pass_times, passed
+from rapid_dse.simulate.inference.one_pass import PassTimes, forward_ends, pass_times, passed, waits_for_host
 from rapid_dse.simulate.inference.pricing import request_costs
 from rapid_dse.simulate.layer_work import Block
 from rapid_dse.simulate.results import TIME_TERMS, Priced
@@ -158,8 +159,9 @@ def _script(one: LayoutDetail, style: Style, stage: int, kinds: Sequence[Sequenc
 
 
 def _times(one: LayoutDetail, terms: dict[str, float]) -> PassTimes:
-    """The closed form's account with the terms that were measured."""
+    """The closed form's account with the terms that were measured, and what the device then waits for its host."""
     closed = pass_times(one.scenario, one.layout, _priced_of(one), one.layers.each)
     tp, cp, pp = (np.array([terms[name]]) for name in ("tp", "cp", "pp"))
     rest = sum(seconds for name, seconds in terms.items() if name not in ("tp", "cp", "pp"))
-    return replace(closed, compute=np.array([rest]), tp=tp, cp=cp, pp=pp)
+    waits = waits_for_host(one.scenario, one.layout, np.array([rest]) + tp + cp)
+    return replace(closed, compute=np.array([rest]), tp=tp, cp=cp, pp=pp, host=waits)

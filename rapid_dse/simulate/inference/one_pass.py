@@ -116,9 +116,6 @@ def pass_times(scenario: Scenario, layouts: Layouts, found: tuple[Prepared, Bloc
     around = arranged.vocabulary.look_up + arranged.vocabulary.head_input
     hops = arranged.hop.times(layouts.pp - 1)
     device = forward + ends + around.seconds
-    launches = FORWARD * (
-        summed(counts, [host_layer_seconds(scenario, layouts)] * len(counts)) + layouts.pp * micro_batch_seconds(scenario)
-    )
     sent = [each.tp_forward + each.cp_hop.times(layouts.cp - 1) for each in arranged.transfers.layers]
     moved = Transfer(device, *(sum(n * getattr(each, name) for n, each in zip(counts, sent, strict=True)) for name in ("sent", "busy")))
     return PassTimes(
@@ -126,9 +123,16 @@ def pass_times(scenario: Scenario, layouts: Layouts, found: tuple[Prepared, Bloc
         tp=tp + around.seconds,
         cp=cp,
         pp=hops.seconds,
-        host=launched_slot(scenario.software, device, launches) - device,
+        host=waits_for_host(scenario, layouts, device),
         moved=Transfer(device, (moved.sent + around.sent + hops.sent) / layouts.pp, moved.busy),
     )
+
+
+def waits_for_host(scenario: Scenario, layouts: Layouts, device: FloatColumn) -> FloatColumn:
+    """Seconds that a pass waits for its launches, where its device computes and transfers for so long."""
+    layers = float(len(architecture(scenario.model).order))
+    launches = FORWARD * (layers * host_layer_seconds(scenario, layouts) + layouts.pp * micro_batch_seconds(scenario))
+    return launched_slot(scenario.software, device, launches) - device
 
 
 def forward_ends(found: tuple[Prepared, Block, Arrangement]) -> tuple[FloatColumn, FloatColumn]:
