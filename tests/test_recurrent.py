@@ -19,6 +19,7 @@ from rapid_dse.model.parameters import count
 from rapid_dse.model.shapes import MicroBatch
 from rapid_dse.parallel.layouts import broken_rules
 from rapid_dse.simulate.arrangement import arrangement
+from rapid_dse.simulate.training import prepare
 
 H, B, T, LAYERS = 1024, 64, 256, 2
 SHARED = Path(__file__).resolve().parents[2] / "shared/data/h200/vit_lstm.csv"
@@ -74,6 +75,18 @@ def test_a_step_takes_its_products_in_turn_and_a_weight_gradient_at_once() -> No
     cells = 2 * T * one.hw.kernel_latency + moved / 2 / one.hw.memory.bandwidth
     found = float(priced(one, ONE).time_compute_s[0])
     assert products + steps < found < 1.1 * (products + steps + cells)
+
+
+def test_weights_come_from_cache_for_each_step() -> None:
+    """The first step's come from HBM with the other operands; the others read 4 · H · H weights from L2 at 56 pJ a byte, forward and for
+    the gradient of the state before. The weight gradient is one product."""
+    one = lstm(model__num_hidden_layers=1)
+    (layer,) = prepare(one, layouts(ONE)).alone.layers
+    cached = (T - 1) * 4 * H * H * 2 * one.hw.energy.l2
+    arithmetic = 2 * 2 * B * T * 4 * H * H * one.hw.energy.flop["bf16"]
+    assert one.hw.energy.l2 == pytest.approx(56e-12)
+    assert layer.product_joules[0] == pytest.approx(arithmetic + cached)
+    assert layer.backward_joules[0] == pytest.approx(2 * arithmetic + cached)
 
 
 def test_launches_set_the_pace_of_small_steps() -> None:

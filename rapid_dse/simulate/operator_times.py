@@ -199,7 +199,10 @@ def _layer_operators(
         operand_bytes=compute_bytes(scenario) * added(_operands(each) for each in matmuls),
         flops=added(each.flops for each in matmuls) + attending,
         product_joules=added(joules),
-        backward_joules=added((directions(each) - 1) * one for each, one in zip(matmuls, joules, strict=True)),
+        backward_joules=added(
+            (directions(each) - 1) * one - (directions(each) - 2) * _cached_joules(scenario, each)
+            for each, one in zip(matmuls, joules, strict=True)
+        ),
         attention_joules=attention_energy(scenario.hw, _precision(scenario, True), scenario.attention_kernel, multiplied),
         again_joules=added(again * joules),
         attention_bytes=attention_bytes(scenario, core, shape, compute_bytes(scenario)),
@@ -212,8 +215,15 @@ def _precision(scenario: Scenario, sixteen_bit: bool) -> str:
 
 
 def _product_joules(scenario: Scenario, matmul: MatMul) -> FloatColumn:
-    """Energy of the arithmetic of one direction of a product, J, ``(n_shapes,)``."""
-    return product_energy(scenario.hw, _precision(scenario, matmul.sixteen_bit), matmul.flops)
+    """Energy of one direction of a product, J, ``(n_shapes,)``: of its arithmetic, with what operands take on chip, and of weights that
+    each of many turns reads from L2 once more."""
+    return product_energy(scenario.hw, _precision(scenario, matmul.sixteen_bit), matmul.flops) + _cached_joules(scenario, matmul)
+
+
+def _cached_joules(scenario: Scenario, matmul: MatMul) -> FloatColumn:
+    """Energy of those readings, forward or of the input's gradient, J, ``(n_shapes,)``; a weight gradient, one product, has none."""
+    again = compute_bytes(scenario) * (matmul.in_turn - 1.0) * matmul.batch * matmul.k * matmul.n
+    return np.asarray(again * scenario.hw.energy.l2, dtype=np.float64)
 
 
 def _three_directions(matmuls: Sequence[MatMul]) -> NDArray[np.float64]:
