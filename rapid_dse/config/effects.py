@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from functools import cache
+from typing import TYPE_CHECKING, Any, get_args
 
 from pydantic import BaseModel
 
@@ -84,13 +85,29 @@ def without_effect(scenario: Scenario, key: str, value: Any, default: Any, only:
 
 
 def _refused(part: BaseModel, prefix: str) -> Iterator[tuple[str, Any, Any, Only]]:
-    for name, info in keys_of(type(part)).items():
+    for name, default, conditions in _conditional(type(part)):
         value = value_of(part, name)
-        for only in info.metadata:
-            if isinstance(only, Only) and only.refused and value != info.default:
-                yield f"{prefix}{name}", value, info.default, only
+        for only in conditions:
+            if value != default:
+                yield f"{prefix}{name}", value, default, only
         if isinstance(value, BaseModel):
             yield from _refused(value, f"{prefix}{name}.")
+
+
+@cache
+def _conditional(part: type[BaseModel]) -> tuple[tuple[str, Any, tuple[Only, ...]], ...]:
+    """The keys of a part that are refused somewhere, each with its default and where it is not, and those that are parts themselves."""
+    found = []
+    for name, info in keys_of(part).items():
+        conditions = tuple(only for only in info.metadata if isinstance(only, Only) and only.refused)
+        if conditions or _may_be_part(info.annotation):
+            found.append((name, info.default, conditions))
+    return tuple(found)
+
+
+def _may_be_part(annotation: Any) -> bool:
+    """Whether a value of this type may be a part of the configuration."""
+    return (isinstance(annotation, type) and issubclass(annotation, BaseModel)) or any(map(_may_be_part, get_args(annotation)))
 
 
 def _conditions(scenario: Scenario, key: str) -> Iterator[Only]:

@@ -7,6 +7,7 @@ from functools import lru_cache
 
 import numpy as np
 
+from rapid_dse.common.remembered import remembered
 from rapid_dse.config.model import Model
 from rapid_dse.config.run import Workload
 from rapid_dse.model.architecture import Architecture, adapters_of, architecture, predictions_of
@@ -68,6 +69,7 @@ class ParameterCounts:
 
 
 @lru_cache(maxsize=256)
+@remembered(16)
 def count(model: Model, positions: int = 2048) -> ParameterCounts:
     """The parameters of ``model``.
 

@@ -124,7 +124,9 @@ def layer_activations(scenario: Scenario, layouts: Layouts, mean: bool = True) -
     mean over a stage's layers, or of one that runs again where some do."""
     overhead, whole = scenario.software.memory.activation_overhead, whole_layers(scenario, layouts)
     whole, chosen = whole if mean else np.ceil(whole), layouts.recompute == RECOMPUTE_SELECTIVE
-    modes = zip(LayerTensors.of(scenario, layouts), nothing(scenario), selective(scenario), full(scenario), strict=True)
+    none = nothing(scenario)
+    some, every = selective(scenario) if chosen.any() else none, full(scenario) if whole.any() else none
+    modes = zip(LayerTensors.of(scenario, layouts), none, some, every, strict=True)
 
     def of_kind(made: LayerTensors, none: Recomputation, some: Recomputation, all_: Recomputation) -> FloatColumn:
         partly = made.kept(none) * overhead

@@ -52,7 +52,11 @@ def repeated(scenario: Scenario, layouts: Layouts) -> tuple[Repeated, ...]:
             core=whole * full.core + partly * some.core,
             routed=whole * (full.dispatched + full.combined) + partly * (some.dispatched + some.combined),
         )
-        for full, some in zip(recompute.full(scenario), recompute.selective(scenario), strict=True)
+        for full, some in zip(
+            recompute.full(scenario) if whole.any() else recompute.nothing(scenario),  # of which none is taken
+            recompute.selective(scenario),
+            strict=True,
+        )
     )
 
 

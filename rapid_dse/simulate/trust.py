@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from rapid_dse.common.remembered import remembered
 from rapid_dse.config.host_link import OFFLOADED
 from rapid_dse.config.measured_boxes import MeasuredRuns, alike
 from rapid_dse.config.run import RECOMPUTE
@@ -159,6 +160,7 @@ def _in_reach(scenario: Scenario, over: bool) -> list[MeasuredRuns]:
     return kept
 
 
+@remembered(1024)
 def _covers(wide: MeasuredRuns, narrow: MeasuredRuns) -> bool:
     """Whether all that rows may differ in and that one box has, another has too."""
     spans = ((getattr(wide, name), getattr(narrow, name)) for name in ("tp", "cp", "pp", "micro_batch", "gpus", "nodes"))
@@ -206,6 +208,7 @@ def distances(box: MeasuredRuns, scenario: Scenario, layouts: Layouts, over: boo
     return {name: value for name, value in found.items() if np.any(value)}
 
 
+@remembered(64)
 def _of_scenario(box: MeasuredRuns, scenario: Scenario, over: bool) -> dict[str, float]:
     """Distances of what all rows of a scenario share."""
     hw, work = scenario.hw, scenario.workload
@@ -227,6 +230,7 @@ def _of_scenario(box: MeasuredRuns, scenario: Scenario, over: bool) -> dict[str,
     return found
 
 
+@remembered(16)
 def error_inside(scenario: Scenario, over: bool) -> float:
     """The error of the boxes that are most like the scenario: the largest of those that nothing tells apart for it."""
     boxes: Sequence[MeasuredRuns] = scenario.software.measured
@@ -259,6 +263,8 @@ def _none_of(known: Sequence[int], size: int) -> Callable[[NDArray[Any]], FloatC
 
 def _looked_up(column: IntColumn, units: Callable[[NDArray[Any]], FloatColumn]) -> Units:
     """``units`` of a column; one number where all rows have the same."""
+    if len(column) == 1:
+        return float(units(column)[0])
     high = int(column.max())
     table = units(np.arange(min(high, _TABLE) + 1))
     if high <= _TABLE and not table.any():

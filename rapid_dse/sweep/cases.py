@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import BaseModel, ValidationError
 
-from rapid_dse.config.hardware import Hardware
 from rapid_dse.config.scenario import Scenario, known_key
 from rapid_dse.config.table_file import read_table
 from rapid_dse.parallel.layouts import COLUMN_OF, IntColumn, broken_rules
@@ -26,6 +26,12 @@ from rapid_dse.sweep.trusting import require_unset
 if TYPE_CHECKING:
     import pandas as pd
 
+# Parts of a scenario that rows of a table may share whatever their models.
+SECTIONS: dict[str, type[BaseModel]] = {
+    name: info.annotation
+    for name, info in Scenario.model_fields.items()
+    if name != "model" and isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel)
+}
 BLANK: tuple[()] = ()  # no value of a table equals it
 
 
@@ -213,7 +219,7 @@ class _Builder:
     def __init__(self, names: tuple[str, ...], trusted: bool) -> None:
         self._names, self._trusted = names, trusted
         self._composed: dict[tuple[tuple[str, Any], ...], Composed] = {}
-        self._hardware: dict[tuple[Any, ...], Hardware] = {}
+        self._sections: dict[tuple[Any, ...], BaseModel] = {}
 
     def group(self, values: tuple[Any, ...], rows: IntColumn, codes: Mapping[str, Sequence[float | None]]) -> CaseGroup:
         """The group of the rows whose scenario columns have ``values``."""
@@ -244,15 +250,27 @@ class _Builder:
         if found.whole:
             raise ValueError(f"parallel={options['parallel']}: is a sweep; allowed: one layout, as parallel.tp=8")
         values = {name: _thawed(value) for name, value in plain.items()}
-        of_hw = {name: value for name, value in given.items() if name.startswith("hw.")}
-        mark = (options.get("hw"), *of_hw.items(), _types([*of_hw.values()]))
         tree = with_values(found.tree, values)
         require_unset(tree, (), self._trusted)
-        if mark in self._hardware:
-            tree["hw"] = self._hardware[mark]
-        scenario, broken = scenario_of(tree)
-        self._hardware[mark] = scenario.hw
-        return found, scenario, broken
+        return found, *scenario_of(tree | self._validated(tree, options, plain))
+
+    def _validated(self, tree: Mapping[str, Any], options: Mapping[str, str], values: Mapping[str, Any]) -> dict[str, BaseModel]:
+        """The sections of a tree that rows share, validated once; one that is wrong is left to its scenario, which says what is wrong.
+
+        Args:
+            options, values: what the tree is made of, as the table has it.
+        """
+        found = {}
+        for name, section in SECTIONS.items():
+            own = {key: value for key, value in values.items() if key.startswith(f"{name}.")}
+            mark = (name, *options.items(), *own.items(), _types([*own.values()]))
+            if mark not in self._sections:
+                try:
+                    self._sections[mark] = section.model_validate(tree[name])
+                except ValidationError:
+                    continue
+            found[name] = self._sections[mark]
+        return found
 
 
 def _column(codes: Sequence[float | None] | None, rows: IntColumn, default: float) -> NDArray[Any]:
