@@ -156,10 +156,14 @@ def adapters_of(work: Workload) -> Adapters | None:
     return None if work.trains_all else Adapters(work.lora_rank, work.lora_targets)
 
 
-@lru_cache(maxsize=256)
 def architecture(model: Model, adapters: Adapters | None = None, predictions: int = 0, sharding: GemmSharding = "row") -> Architecture:
     """The segments of a model; ``adapters``: what alone is trained of it; ``predictions``: layers behind it that predict a token more;
     ``sharding``: how a product of its own is divided."""
+    return _architecture(model, adapters, predictions, sharding)
+
+
+@lru_cache(maxsize=256)
+def _architecture(model: Model, adapters: Adapters | None, predictions: int, sharding: GemmSharding) -> Architecture:
     family, frozen = FAMILIES[model.kind], adapters is not None
     names = [family.layer(model, layer) for layer in range(model.num_hidden_layers)]
     names += [("next_token", *names[-1])] * predictions

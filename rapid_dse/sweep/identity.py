@@ -44,7 +44,12 @@ _NOT_CONTENT: dict[str, Any] = {
     "workload": {key.split(".")[1] for key in COLUMN_OF if key.startswith("workload.")},
     "backend": {"artifacts"},
 }
-_MULTIPLIERS = ((0xBF58476D1CE4E5B9, 0x94D049BB133111EB), (0xFF51AFD7ED558CCD, 0xC4CEB9FE1A85EC53))
+# splitmix64's step, shifts and multipliers, and MurmurHash3's multipliers for the second lane.
+_STEP, _SHIFTS, _LAST_SHIFT = np.uint64(0x9E3779B97F4A7C15), (np.uint64(30), np.uint64(27)), np.uint64(31)
+_MULTIPLIERS = [
+    np.array(both, np.uint64)[:, None]
+    for both in ((0xBF58476D1CE4E5B9, 0xFF51AFD7ED558CCD), (0x94D049BB133111EB, 0xC4CEB9FE1A85EC53))
+]
 _HEX = np.array([f"{byte:02x}".encode() for byte in range(256)], dtype="S2").view(np.uint16)
 
 
@@ -82,33 +87,31 @@ def keys(scenario: Scenario, layouts: Layouts, code: str | None = None) -> Lanes
     """The key of every layout under a scenario, ``(n_layouts, 2)``; ``code`` None is the running code's hash."""
     seed = np.frombuffer(hashlib.blake2b(configuration_text(scenario).encode(), digest_size=16).digest(), np.uint64)
     columns = [(name, _bits(getattr(layouts, name))) for name in layouts.keys]
-    lanes = np.empty((len(layouts), 2), np.uint64)
-    for lane, multipliers in enumerate(_MULTIPLIERS):
-        state = np.full(len(layouts), seed[lane])
-        for name, column in columns:
-            if name not in OPTIONAL:
-                _mix(state, column, multipliers)
-            elif (given := column != OPTIONAL[name]).any():
-                # what is not given is no part of a key, so that a column that a version adds does not make all stored rows strangers
-                mixed = state.copy()
-                _mix(mixed, column | np.uint64(1 + list(OPTIONAL).index(name) << 56), multipliers)
-                state = np.where(given, mixed, state)
-        lanes[:, lane] = state
-    return lanes ^ from_hex([code or code_hash()])
+    state = np.repeat(seed[:, None], len(layouts), axis=1)
+    for name, column in columns:
+        if name not in OPTIONAL:
+            _mix(state, column)
+        elif (given := column != OPTIONAL[name]).any():
+            # what is not given is no part of a key, so that a column that a version adds does not make all stored rows strangers
+            mixed = state.copy()
+            _mix(mixed, column | np.uint64(1 + list(OPTIONAL).index(name) << 56))
+            state = np.where(given, mixed, state)
+    return np.ascontiguousarray(state.T) ^ from_hex([code or code_hash()])
 
 
 def _bits(column: NDArray[Any]) -> Lanes:
     return column.view(np.uint64) if column.dtype == np.float64 else column.astype(np.uint64)
 
 
-def _mix(state: Lanes, column: Lanes, multipliers: tuple[int, int]) -> None:
-    """splitmix64's step, in place: a bijection of ``state ^ column``, so that no two columns' values are confused."""
+def _mix(state: Lanes, column: Lanes) -> None:
+    """splitmix64's step, in place, of both lanes, ``(2, n_layouts)``: a bijection of ``state ^ column``, so that no two columns' values
+    are confused."""
     np.bitwise_xor(state, column, out=state)
-    state += np.uint64(0x9E3779B97F4A7C15)  # wraps around, as it should
-    for shift, multiplier in zip((30, 27), multipliers, strict=True):
-        state ^= state >> np.uint64(shift)
-        state *= np.uint64(multiplier)
-    state ^= state >> np.uint64(31)
+    state += _STEP  # wraps around, as it should
+    for shift, multipliers in zip(_SHIFTS, _MULTIPLIERS, strict=True):
+        state ^= state >> shift
+        state *= multipliers
+    state ^= state >> _LAST_SHIFT
 
 
 def hex_bytes(lanes: Lanes) -> NDArray[np.uint8]:
