@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError, model_validator
@@ -261,7 +262,8 @@ def without_parts(key: str) -> str:
     return ".".join(names)
 
 
-def path_of(key: str) -> list[str]:
+@lru_cache(maxsize=4096)
+def path_of(key: str) -> Sequence[str]:
     """The names on the way to a key, those of parts of the schema among them: software, kernels, attention."""
     section, *rest = key.split(".")
     model = _model_in(Scenario.model_fields[section].annotation) if section in Scenario.model_fields else None
@@ -275,6 +277,7 @@ def _model_in(annotation: Any) -> type[BaseModel] | None:
     return next((found for arg in get_args(annotation) if (found := _model_in(arg)) is not None), None)
 
 
+@lru_cache(maxsize=4096)
 def known_key(key: str) -> bool:
     """Whether ``key``, dotted, is one of the schema's; indices of lists are any number."""
     model: type[BaseModel] | None = Scenario

@@ -21,8 +21,8 @@ from rapid_dse.model.layers.registry import PARTS
 from rapid_dse.model.shapes import ONE, FloatColumn, MatMul, MicroBatch
 from rapid_dse.parallel.stages import Split
 
-FEW = 16  # so many shapes at most whose work a kind of layer keeps
-SHAPES = 16  # and so many results
+FEW = 48  # so many shapes at most whose work a kind of layer keeps
+SHAPES = 12  # and so many results
 Found = TypeVar("Found")
 
 

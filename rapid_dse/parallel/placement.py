@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import reduce
+from functools import lru_cache, reduce
 from operator import mul
 
 import numpy as np
@@ -69,6 +69,9 @@ class Placement:
         return ~broken
 
 
+FEW = 1024  # degrees of as many layouts as are looked up before they are placed
+
+
 @dataclass(frozen=True)
 class _Groups:
     """The runs of ranks behind all groups of a table of layouts.
@@ -115,6 +118,19 @@ def place(degrees: Mapping[str, npt.ArrayLike], order: Sequence[str], network: N
     Raises:
         ValueError: a parallelism that stands on two dimensions.
     """
+    columns = {name: np.asarray(degree, dtype=np.int64) for name, degree in degrees.items()}
+    if sum(column.size for column in columns.values()) > FEW:
+        return _place(columns, order, network)
+    return _place_few(tuple((name, column.shape, column.tobytes()) for name, column in columns.items()), tuple(order), network)
+
+
+@lru_cache(maxsize=128)
+def _place_few(degrees: tuple[tuple[str, tuple[int, ...], bytes], ...], order: tuple[str, ...], network: Network) -> Placement:
+    """``place`` of few layouts, which other scenarios on the network have too."""
+    return _place({name: np.frombuffer(held, np.int64).reshape(shape) for name, shape, held in degrees}, order, network)
+
+
+def _place(degrees: Mapping[str, Integers], order: Sequence[str], network: Network) -> Placement:
     groups = _groups(degrees, order, network)
     filled = _filled(groups, network)
 

@@ -250,8 +250,8 @@ def _matmul_seconds(
         ends = np.cumsum([len(first) for first, _ in alike])[:-1]
         for rows, weight in ((slice(0, 2), False), (slice(2, 3), True)):
             wanted = np.concatenate([shapes[rows, product, first] for product, (first, _) in zip(part, alike, strict=True)], axis=1)
-            each, where = np.unique(wanted.reshape(-1, 4), axis=0, return_inverse=True)
-            cost = product_seconds(device, each, form, precision, (weight, weight and accumulates))[where].reshape(wanted.shape[:2])
+            cost = distinct_seconds(device, wanted.reshape(-1, 4), form, precision, (weight, weight and accumulates))
+            cost = cost.reshape(wanted.shape[:2])
             for product, seconds, (_, kind) in zip(part, np.split(cost, ends, axis=1), alike, strict=True):
                 times[rows, product] = seconds.take(kind, axis=1)
     for product, matmul in enumerate(matmuls):
@@ -262,6 +262,19 @@ def _matmul_seconds(
 def _form(scenario: Scenario, matmul: MatMul) -> ExpertProducts:
     """How a product runs; one that is no expert's is a single stream."""
     return scenario.software.experts.expert_products if matmul.routed else "streams"
+
+
+FEW = 64  # so many products are priced sooner than they are told apart
+
+
+def distinct_seconds(
+    device: OperatorModel, shapes: NDArray[np.float64], form: ExpertProducts, precision: str, weight: tuple[bool, bool] = (False, False)
+) -> FloatColumn:
+    """``product_seconds``, of which each distinct one is priced once."""
+    if len(shapes) <= FEW:
+        return product_seconds(device, shapes, form, precision, weight)
+    each, where = np.unique(shapes, axis=0, return_inverse=True)
+    return product_seconds(device, each, form, precision, weight)[where.ravel()]
 
 
 def product_seconds(

@@ -6,11 +6,12 @@ that was learned by leaving such loads out (``served_growth.SERVED_STEPS``), in 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
+from rapid_dse.common.remembered import remembered
 from rapid_dse.config.measured_boxes import ServedRuns, alike
 from rapid_dse.config.scenario import Scenario
 from rapid_dse.model.parameters import count
@@ -104,17 +105,25 @@ def inside_of(scenario: Scenario, engines: Engines) -> FloatColumn:
     found = np.empty(len(engines))
     for pools in (False, True):
         rows = engines.pooled == pools
-        boxes: Sequence[ServedRuns] = scenario.software.served
-        for wanted in (
-            [box for box in boxes if box.pools == pools],
-            [box for box in boxes if box.experts == bool(scenario.model.num_experts)],
-            [box for box in boxes if box.latent == bool(scenario.model.kv_lora_rank)],
-            [box for box in boxes if box.precision == alike(scenario.workload.precision)],
-            [box for box in boxes if box.chip == scenario.hw.name],
-        ):
-            boxes = [box for box in boxes if box in wanted] or boxes
-        found[rows] = max(box.error for box in boxes)
+        if rows.any():
+            found[rows] = _error_inside(scenario, pools)
     return found
+
+
+@remembered(16)
+def _error_inside(scenario: Scenario, pools: bool) -> float:
+    """The largest error of the boxes that nothing tells apart for rows with pools, or for those without."""
+    boxes: Sequence[ServedRuns] = scenario.software.served
+    wanted: tuple[Callable[[ServedRuns], bool], ...] = (
+        lambda box: box.pools == pools,
+        lambda box: box.experts == bool(scenario.model.num_experts),
+        lambda box: box.latent == bool(scenario.model.kv_lora_rank),
+        lambda box: box.precision == alike(scenario.workload.precision),
+        lambda box: box.chip == scenario.hw.name,
+    )
+    for has in wanted:
+        boxes = [box for box in boxes if has(box)] or boxes
+    return max(box.error for box in boxes)
 
 
 def engine_gpus(engines: Engines) -> FloatColumn:

@@ -26,11 +26,11 @@ from rapid_dse.sweep.trusting import require_unset
 if TYPE_CHECKING:
     import pandas as pd
 
-# Parts of a scenario that rows of a table may share whatever their models.
+# The parts of a scenario, each of which rows of a table may share.
 SECTIONS: dict[str, type[BaseModel]] = {
     name: info.annotation
     for name, info in Scenario.model_fields.items()
-    if name != "model" and isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel)
+    if isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel)
 }
 BLANK: tuple[()] = ()  # no value of a table equals it
 
@@ -250,27 +250,22 @@ class _Builder:
         if found.whole:
             raise ValueError(f"parallel={options['parallel']}: is a sweep; allowed: one layout, as parallel.tp=8")
         values = {name: _thawed(value) for name, value in plain.items()}
-        tree = with_values(found.tree, values)
+        marks = {name: _mark(name, options, plain) for name in SECTIONS}
+        known = {name: self._sections[mark] for name, mark in marks.items() if mark in self._sections}
+        tree = with_values(found.tree, {key: value for key, value in values.items() if key.split(".", 1)[0] not in known})
         require_unset(tree, (), self._trusted)
-        return found, *scenario_of(tree | self._validated(tree, options, plain))
+        for name in SECTIONS.keys() - known.keys():
+            try:
+                known[name] = self._sections[marks[name]] = SECTIONS[name].model_validate(tree[name])
+            except ValidationError:
+                continue  # the scenario says what is wrong
+        return found, *scenario_of(tree | known)
 
-    def _validated(self, tree: Mapping[str, Any], options: Mapping[str, str], values: Mapping[str, Any]) -> dict[str, BaseModel]:
-        """The sections of a tree that rows share, validated once; one that is wrong is left to its scenario, which says what is wrong.
 
-        Args:
-            options, values: what the tree is made of, as the table has it.
-        """
-        found = {}
-        for name, section in SECTIONS.items():
-            own = {key: value for key, value in values.items() if key.startswith(f"{name}.")}
-            mark = (name, *options.items(), *own.items(), _types([*own.values()]))
-            if mark not in self._sections:
-                try:
-                    self._sections[mark] = section.model_validate(tree[name])
-                except ValidationError:
-                    continue
-            found[name] = self._sections[mark]
-        return found
+def _mark(section: str, options: Mapping[str, str], values: Mapping[str, Any]) -> tuple[Any, ...]:
+    """What a part of a scenario is made of: the options, and those of the values that are its own."""
+    own = {key: value for key, value in values.items() if key.startswith(f"{section}.")}
+    return (section, *options.items(), *own.items(), _types([*own.values()]))
 
 
 def _column(codes: Sequence[float | None] | None, rows: IntColumn, default: float) -> NDArray[Any]:

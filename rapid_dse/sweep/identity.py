@@ -47,8 +47,7 @@ _NOT_CONTENT: dict[str, Any] = {
 # splitmix64's step, shifts and multipliers, and MurmurHash3's multipliers for the second lane.
 _STEP, _SHIFTS, _LAST_SHIFT = np.uint64(0x9E3779B97F4A7C15), (np.uint64(30), np.uint64(27)), np.uint64(31)
 _MULTIPLIERS = [
-    np.array(both, np.uint64)[:, None]
-    for both in ((0xBF58476D1CE4E5B9, 0xFF51AFD7ED558CCD), (0x94D049BB133111EB, 0xC4CEB9FE1A85EC53))
+    np.array(both, np.uint64)[:, None] for both in ((0xBF58476D1CE4E5B9, 0xFF51AFD7ED558CCD), (0x94D049BB133111EB, 0xC4CEB9FE1A85EC53))
 ]
 _HEX = np.array([f"{byte:02x}".encode() for byte in range(256)], dtype="S2").view(np.uint16)
 

@@ -103,14 +103,15 @@ def parts_of(
     tokens, ends = counts
     model = scenario.model
     dense, layers = dense_layers(model), model.num_hidden_layers
-    glue, cast = _glue_bytes(scenario, cut, tokens), CAST_BYTES * tokens * model.hidden_size
+    shape, cast = _shape(scenario, cut, tokens), CAST_BYTES * tokens * model.hidden_size
+    glue = _glue_bytes(scenario, shape)
     return PassParts(
         around=price_products(scenario, attention_products(model, cut, tokens, absorbed=decoding), device, decoding=decoding),
         attention=attention,
         mlp=price_products(scenario, dense_products(model, cut, tokens), device, decoding=decoding) if dense else None,
         routed=price_products(scenario, expert_products(model, cut, tokens), device, decoding=decoding) if layers > dense else None,
         head=price_products(scenario, [head_product(model, cut, ends)], device, decoding=decoding),
-        glue=_streaming(glue, device) + _eager(scenario, cut, tokens, device),
+        glue=_streaming(glue, device) + _eager(scenario, shape, device),
         cast=_streaming(cast, device),
         glue_bytes=glue,
         cast_bytes=cast,
@@ -120,16 +121,16 @@ def parts_of(
     )
 
 
-def _glue_bytes(scenario: Scenario, cut: Degrees, tokens: FloatColumn) -> FloatColumn:
+def _glue_bytes(scenario: Scenario, shape: MicroBatch) -> FloatColumn:
     """HBM bytes that norms, rotary embedding, activation and routing move in the mean layer."""
-    model, shape = architecture(scenario.model), _shape(scenario, cut, tokens)
+    model = architecture(scenario.model)
     every = [count * elementwise_bytes(scenario, kind, shape)[0] for count, kind in zip(model.counts, model.kinds, strict=True)]
     return np.asarray(added(every) / len(model.order))
 
 
-def _eager(scenario: Scenario, cut: Degrees, tokens: FloatColumn, device: OperatorModel) -> FloatColumn:
+def _eager(scenario: Scenario, shape: MicroBatch, device: OperatorModel) -> FloatColumn:
     """Seconds of the mean layer's eager kernels that are counted one by one."""
-    model, shape = architecture(scenario.model), _shape(scenario, cut, tokens)
+    model = architecture(scenario.model)
     every = [count * counted_seconds(scenario, kind, shape, device, 0) for count, kind in zip(model.counts, model.kinds, strict=True)]
     return np.asarray(added(every) / len(model.order))
 

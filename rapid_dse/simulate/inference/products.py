@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from rapid_dse.common.remembered import remembered
 from rapid_dse.config.model import Model
 from rapid_dse.model.layers.attention import local_kv_heads
 from rapid_dse.model.layers.embedding import padded_vocab
@@ -135,6 +136,7 @@ def _mlp(
     return [Product(matmul, part) for matmul in matmuls]
 
 
+@remembered(16)
 def dense_layers(model: Model) -> int:
     """Layers without experts."""
     return sum(not model.has_experts(layer) for layer in range(model.num_hidden_layers))

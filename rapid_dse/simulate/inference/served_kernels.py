@@ -25,7 +25,7 @@ from rapid_dse.parallel.span import Span
 from rapid_dse.simulate.communication import effective_network
 from rapid_dse.simulate.inference.products import Product
 from rapid_dse.simulate.inference.widths import CACHE_BYTES, WEIGHT_BYTES, cache_numbers, cache_precision, product_precision
-from rapid_dse.simulate.operator_times import product_seconds
+from rapid_dse.simulate.operator_times import distinct_seconds
 
 FloatColumn = NDArray[np.float64]
 
@@ -72,9 +72,8 @@ def price_products(scenario: Scenario, products: Sequence[Product], device: Oper
     for (precision, form), several in by_precision.items():
         m, n, k, batch = (np.concatenate([np.broadcast_to(part, rows) for part in parts]) for parts in _axes(several))
         shapes = np.stack([m, n, k, batch], axis=1)
-        distinct, where = np.unique(shapes, axis=0, return_inverse=True)
         arithmetic = hw.arithmetic(precision)
-        cost = product_seconds(device, distinct, form, arithmetic)[where.ravel()]
+        cost = distinct_seconds(device, shapes, form, arithmetic)
         weights, rate = batch * n * k * WEIGHT_BYTES[precision], hw.memory.bandwidth * hw.efficiency.memory
         if precision in WEIGHTS_ALONE:  # the kernel reads narrow weights: what HBM's time of wide ones has no longer
             wide = 2.0 * batch * n * k / rate
