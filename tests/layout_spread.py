@@ -228,7 +228,9 @@ TWO_KINDS = {"windows": WINDOWED, "dense first": DENSE_FIRST, "every other": EVE
 def _two_kinds() -> list[Case]:
     """Models whose layers are of two kinds, or of four, under every schedule."""
     schedules = (("gpipe", 1), ("1f1b", 1), ("zero_bubble", 1), ("interleaved_1f1b", 2))
-    piped = [case(name, num_gpus=32, tp=8, sequence_parallel=1, pp=4, vpp=v, global_batch_size=8, settings=settings)
+    # ZB-H1's formula is exact where stages are alike; those with experts, which wait for their host, are less so (3 % of a step)
+    ahead = {"zero_bubble": {"software__routing_norm": None}}
+    piped = [case(name, num_gpus=32, tp=8, sequence_parallel=1, pp=4, vpp=v, global_batch_size=8, settings=settings | ahead.get(name, {}))
              for name, v in schedules for settings in TWO_KINDS.values()]  # fmt: skip
     return [
         *piped,

@@ -35,6 +35,7 @@ KERNEL_OF: dict[str, AttentionKernel] = {
     "FlashAttention-3": "flash3",
     "cuDNN": "cudnn",
     "Triton": "triton",
+    "mem-efficient (CUTLASS)": "efficient",
     "PyTorch": "unfused",
 }
 # Vidur profiled on Azure's NC96ads A100 v4, whose A100 are the PCIe card (300 W); its times agree with SimuMax's of that card.

@@ -33,7 +33,7 @@ from rapid_dse.parallel.layouts import Layouts
 from rapid_dse.simulate.one_gpu import part_memory, part_phases
 from rapid_dse.sweep.cases import CaseGroup, group_cases
 
-KERNELS = {"flash_padded": "flash2", "cudnn": "cudnn"}
+KERNELS = {"flash_padded": "flash2", "cudnn": "cudnn", "efficient": "efficient"}
 LATENT = ("heads", "q_lora_rank", "kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")
 COLUMNS = ("fwd_time_s", "bwd_time_s", "time_s", "energy_j", "peak_allocated_bytes")
 PLAIN = {"workload.precision": "bf16", "parallel.recompute": "none", "parallel.zero": 0, "hw.num_gpus": 1, "software": "pytorch"}

@@ -35,7 +35,7 @@ PRECISION_BYTES: dict[str, float] = {"fp32": 4, "tf32": 4, "bf16": 2, "fp16": 2,
 WEIGHTS_ALONE = ("int8", "int4")  # narrow weights, which are widened to 16 bits on their way to the tensor cores
 Parallelism = Literal["tp", "cp", "ep", "dp", "pp"]
 # Fused attention: FlashAttention 1 to 3, cuDNN's, Triton's, and AMD's of the composable kernel library.
-FlashKernelName = Literal["flash1", "flash2", "flash3", "cudnn", "triton", "ck"]
+FlashKernelName = Literal["flash1", "flash2", "flash3", "cudnn", "triton", "ck", "efficient"]
 Topology = Literal["ring", "fully_connected", "switch", "mesh", "torus", "fat_tree"]
 
 Rate = Annotated[float, Field(ge=1e-3, le=1e9)]  # FLOP per SM and clock

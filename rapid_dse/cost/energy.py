@@ -25,8 +25,9 @@ HELD = 0.983
 # 1,470.
 CLOCK_EXPONENT = 0.8
 # Joules of a FLOP that attention needs over those of a product's: softmax, and products of smaller instructions. Measured on an H200 at
-# its limit, at about 1,650 MHz: FlashAttention-2 1.8 pJ/FLOP and cuDNN's 1.05, where products take 0.9; the others by their kind.
-ATTENTION: Mapping[str, float] = {"cudnn": 1.1, "flash3": 1.1, "flash2": 1.9, "flash1": 1.9, "triton": 1.9, "ck": 1.9}
+# its limit, at about 1,650 MHz: FlashAttention-2 1.8 pJ/FLOP and cuDNN's 1.05, where products take 0.9; the others by their kind, but for
+# PyTorch's memory-efficient kernel, whose instructions wait: of the 30.5 J of a layer of latent attention 22 for 2.4 TFLOP.
+ATTENTION: Mapping[str, float] = {"cudnn": 1.1, "flash3": 1.1, "flash2": 1.9, "flash1": 1.9, "triton": 1.9, "ck": 1.9, "efficient": 8.9}
 # Rows of queries that an instruction of a fused attention kernel takes: a decode step fills the rest with what nobody needs, and pays it.
 ATTENTION_ROWS = 64.0
 BACKWARD_ATTENTION = 2.5  # products of attention backward over those forward: five for two (Dao, FlashAttention-2, 2023, 3.1)

@@ -19,7 +19,7 @@ from rapid_dse.config.software import LibraryGeneration
 
 FloatArray = NDArray[np.float64]
 Direction = Literal["forward", "backward"]
-AttentionKernel = Literal["flash1", "flash2", "flash3", "cudnn", "triton", "ck", "fused_softmax", "unfused"]
+AttentionKernel = Literal["flash1", "flash2", "flash3", "cudnn", "triton", "ck", "efficient", "fused_softmax", "unfused"]
 UNFUSED: tuple[str, ...] = ("fused_softmax", "unfused")
 # Clocks of an SM for a parameter of AdamW: root, division, corrections and conversions, whatever the bytes. PyTorch's fused kernel on an
 # H200: 5.1 ps a parameter with 14 bytes each (all states of 16 bits), from 268 million to 1.07 billion of them; with 28 bytes (32 bits)

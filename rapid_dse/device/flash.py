@@ -71,6 +71,10 @@ KERNELS: dict[tuple[str, str], FlashKernel] = {
     ("cudnn", "backward"): FlashKernel(128, 0.810, 0.1073, ANY_RATE, 9950, wide=0.73),
     ("triton", "forward"): FlashKernel(128, 0.448, 0.0, ANY_RATE, 4500),
     ("triton", "backward"): FlashKernel(128, 0.76, 0.128, LEGACY_RATE, 5300, wide=0.74),
+    # PyTorch's memory-efficient kernel (xFormers' on CUTLASS, by Ampere's instructions), which takes heads whose values are narrower than
+    # their keys: fitted to its four runs alone on an H200, keys of 192, values of 128 (kernels.csv).
+    ("efficient", "forward"): FlashKernel(64, 0.283, 0.0, LEGACY_RATE, 5000),
+    ("efficient", "backward"): FlashKernel(64, 0.1125, 0.0, LEGACY_RATE, 5000),
     # Estimate: about 420 TFLOP/s forward and 300 backward on an MI300X at head_dim 128, not causal, 16k tokens.
     ("ck", "forward"): FlashKernel(128, 0.70, 0.30, ANY_RATE, 5000),
     ("ck", "backward"): FlashKernel(128, 0.50, 1.00, ANY_RATE, 5000),

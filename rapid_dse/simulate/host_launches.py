@@ -25,7 +25,9 @@ DISPATCH = 6.0  # rows counted and copied to the host, split sizes, permutation,
 EXCHANGES = 3.0  # rows there, probabilities there, rows back
 SORTING = 2.0  # by expert, and back, where a rank has several
 ADAPTER = 3.0  # two products, the sum of what they give with its product's
-EAGER = 5.0  # an eager permutation beside DISPATCH: rows sorted, counted, offsets of groups, their padding, zeros to add into
+# Beside ROUTER and DISPATCH where routing is eager: softmax and choice apart, rows sorted, counted, offsets of groups, their padding, zeros
+# to add into.
+EAGER = 7.0
 EAGER_LAYER = 24.0  # operations of a Llama's layer where nothing is fused (``Part.operations``), of which host_layer is told
 # A graph of a module and its backward pass: the framework's own call around it, which copies what goes in and comes out (Transformer
 # Engine's make_graphed_callables), takes as long as so many launches: what 20 runs of Qwen3 on H100 and GB200 leave of the host's time.
