@@ -32,7 +32,7 @@ import optuna  # noqa: E402
 from rich.console import Console  # noqa: E402
 
 from rapid_dse.command import guarded  # noqa: E402
-from rapid_dse.sweep import driver, store  # noqa: E402
+from rapid_dse.sweep import driver, store, study_folder  # noqa: E402
 from rapid_dse.sweep.compose import hydra_ready  # noqa: E402
 from rapid_dse.sweep.overrides import read  # noqa: E402
 from rapid_dse.sweep.search import running  # noqa: E402
@@ -216,7 +216,7 @@ def ends(base: Path, rng: random.Random, count: int, expected: Rows) -> Outcome:
             found.tried += 1
             if (code := ended(child)) not in (0, codes[number], -number):  # the signal may come before it is answered
                 found._say("wrong", f"{number.name} ended with {code}")
-            if list(results.glob(f"s/.*{store.PART}")) and code == codes[number]:
+            if list(results.glob(f"s/.*{study_folder.PART}")) and code == codes[number]:
                 found._say("lost", f"{number.name} left half a file")
             ended(forked(lambda r=results: grid(r)))  # type: ignore[misc]
             found.compare(results / "s", expected)

@@ -44,7 +44,7 @@ def run(arguments: Sequence[str]) -> int:
     table = store.require_results(table, options.results)
     if "key" not in table.column_names:
         raise ValueError(f"{options.results}: has no column key; allowed: what a sweep or evaluate wrote")
-    ranking.require_name(options.by, ranking.numbers(table), "--by")
+    ranking.require_name(options.by, ranking.numbers(table.schema), "--by")
     first, second = _chosen(table, options)
     shifts = None if options.no_sensitivity else sensitivity.sensitivity(table, options.by)
     found = explanation.explained(first, second, options.by, shifts)

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from rapid_dse.sweep.identity import Lanes
     from rapid_dse.sweep.standing import Aim
 
-# Columns that no ranking asks for unless they are named; of a million rows half of what is read. Rows that are shown have them.
-_TERMS = ("memory_", "time_", "energy", "power", "train_", "ttft", "tpot", "requests", "request_", "running", "goodput", "elapsed")
+# Columns that no table shows unless they are named, by how they begin.
+_TERMS = ("memory_", "time_", "energy", "power", "tpot", "requests", "request_", "running", "elapsed")
 
 
 def main() -> int:
@@ -64,48 +64,39 @@ def _with_negatives(arguments: Sequence[str]) -> list[str]:
 
 
 def _show(options: argparse.Namespace) -> None:
-    import pyarrow.compute as pc
-
-    from rapid_dse.sweep import (
-        arrow,
-        chunks,
-        ranked,
-        ranking,
-        show,
-        standing,
-        store,
-    )  # what takes long to load is loaded where Ctrl-C is one line
+    from rapid_dse.sweep import pieces, ranked, show, store  # what takes long to load is loaded where Ctrl-C is one line
     from rapid_dse.sweep.console import console
-    from rapid_dse.sweep.restored import trial_of, usable_of
+    from rapid_dse.sweep.ranked_rows import ranked_rows
+    from rapid_dse.sweep.restored import trial_of
+    from rapid_dse.sweep.standing_pieces import StandingPieces
 
     out, err = console(), console(stderr=True)
-    asked = " ".join([options.by, *options.constraint])
-    needed = (lambda name: not name.startswith(_TERMS) or name in asked) if options.results.is_dir() else None
-    table = store.read(options.results, lambda line: err.print(line, highlight=False, markup=False, soft_wrap=True), needed)
-    table = store.require_results(table, options.results)
-    aim = _aim(options, table)
-    unknown = aim.headroom or not pc.all(table["fits"]).as_py()
-    stood = standing.standing_of(table, aim, usable_of(table) if unknown else None, standing.place_lanes(len(table)))
-    status, reasons = ranking.counts(table)
+    found = pieces.pieces_of(options.results, lambda line: err.print(line, highlight=False, markup=False, soft_wrap=True))
+    store.require_columns(found[0].schema, options.results)
+    study = StandingPieces(found)
+    aim = _aim(options, found[0].schema, study.varying)
+    stood, status, reasons = study.standing(aim)
 
-    def rows_of(lanes: Lanes) -> Sequence[Mapping[str, Any]]:
-        found = standing.rows_at(table, lanes)
-        keys: list[Any] = [row["key"] for row in found] if needed is not None else [None]
-        return found if None in keys else chunks.rows_of(store.files_of(options.results), store.key_lanes(arrow.texts(keys)))
+    def rows_of(lanes: Lanes, wanted: Sequence[str] | None) -> Sequence[Mapping[str, Any]]:
+        return pieces.rows_at(found, lanes[:, 0], wanted)
 
     if options.json:
-        from rapid_dse.sweep.ranked_rows import ranked_rows
-
-        rows = ranked_rows(stood, aim, rows_of)
+        rows = ranked_rows(stood, aim, lambda lanes: rows_of(lanes, None))
         counted = {"status": dict(status), "reasons": dict(reasons.most_common()), "not_ranked": dict(stood.broken)}
-        print(json.dumps({"by": options.by, "trials": table.num_rows, **counted, "rows": rows}, allow_nan=False))
+        print(json.dumps({"by": options.by, "trials": status.total(), **counted, "rows": rows}, allow_nan=False))
         return
-    ranked.show_ranking(out, stood, aim, ranked.Source(rows_of, trial_of, "--each"))
+    asked = " ".join([options.by, *options.constraint])
+    shown = [name for name in found[0].schema.names if not name.startswith(_TERMS) or name in asked]
+    ranked.show_ranking(out, stood, aim, ranked.Source(lambda lanes: rows_of(lanes, shown), trial_of, "--each"))
     show.show_counts(out, status, reasons, {}, stood.broken)
 
 
-def _aim(options: argparse.Namespace, table: pa.Table) -> Aim:
+def _aim(options: argparse.Namespace, schema: pa.Schema, varying: Sequence[str]) -> Aim:
     """What the options ask for.
+
+    Args:
+        schema: columns of the results.
+        varying: as of ``Aim``.
 
     Raises:
         ValueError: where a column, a key, a constraint or the headroom is none.
@@ -114,17 +105,16 @@ def _aim(options: argparse.Namespace, table: pa.Table) -> Aim:
     from rapid_dse.sweep import ranking, show, standing
     from rapid_dse.sweep.search.aims import constraint
 
-    columns = ranking.numbers(table)
+    columns = ranking.numbers(schema)
     ranking.require_name(options.by, columns, "--by")
-    keys = [name for name in table.column_names if name.split(".")[0] in show.SECTIONS]
+    keys = [name for name in schema.names if name.split(".")[0] in show.SECTIONS]
     if options.best_per is not None:
         ranking.require_key(options.best_per, keys, "--best-per")
     headroom = share(options.headroom)
     if not 0 <= headroom < 1:
         raise ValueError(f"--headroom={options.headroom}: allowed: a share of at least 0 and below 1, as 0.05 or 5 %")
     constraints = tuple(constraint(text, columns, "--constraint") for text in options.constraint)
-    varying = tuple(standing.differing(table, show.SECTIONS))
-    return standing.Aim(options.by, options.top, constraints, headroom, varying, options.best_per, options.each)
+    return standing.Aim(options.by, options.top, constraints, headroom, tuple(varying), options.best_per, options.each)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from rich.console import Console
 from studies import essence, study, trials
 
 from rapid_dse.config.run import Debug, Search
-from rapid_dse.sweep import driver, store
+from rapid_dse.sweep import driver, store, study_folder
 from rapid_dse.sweep.search.journal import Journal
 from rapid_dse.sweep.search.lines import LineReader, marked
 from rapid_dse.sweep.table import priced_table
@@ -106,7 +106,7 @@ def test_what_is_another_program_s_is_named_and_set_aside_and_its_rows_are_price
 
 def test_a_study_may_end_in_parquet(tmp_path: Path) -> None:
     table = priced_table(portion())
-    store.prepare(tmp_path / "a.parquet")
+    study_folder.prepare(tmp_path / "a.parquet")
     store.write(tmp_path / "a.parquet", table, "{}", "rows")
     assert store.read(tmp_path, print).num_rows == store.read(tmp_path / "a.parquet", print).num_rows == table.num_rows
 

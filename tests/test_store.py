@@ -18,13 +18,18 @@ import pytest
 from generated import ROOT, many, portion
 
 from rapid_dse.config.run import Debug, Search
-from rapid_dse.sweep import driver, identity, store
+from rapid_dse.sweep import driver, identity, ranking, show, standing, store, study_folder
+from rapid_dse.sweep.choosing import chosen
+from rapid_dse.sweep.pieces import pieces_of, rows_at
+from rapid_dse.sweep.restored import usable_of
+from rapid_dse.sweep.standing import Aim
+from rapid_dse.sweep.standing_pieces import StandingPieces
 from rapid_dse.sweep.table import priced_table
 
 
 def written(folder: Path, table: pa.Table, name: str, code: str | None = None, when: str | None = None) -> Path:
     """A file of the store, as other code or another time would have written it."""
-    store.prepare(folder)
+    study_folder.prepare(folder)
     path = store.write(folder, table, "{}", name)
     metadata = dict(pq.read_schema(path).metadata)
     if code:
@@ -45,6 +50,32 @@ def with_code(table: pa.Table, code: str, seconds: float) -> pa.Table:
 
 def fail(line: str) -> None:
     raise AssertionError(line)
+
+
+def assert_pieces_are_the_table(source: Path) -> None:
+    """Read file by file, a folder has the rows of the one table, which stand as they do in it."""
+    whole = store.require_results(store.read(source, fail), source)
+    found = pieces_of(source, fail)
+    assert pa.concat_tables([piece.read() for piece in found]).equals(whole)
+    places = np.array([len(whole) - 1, 0])
+    assert rows_at(found, places, ["key"]) == whole.select(["key"]).take(places).to_pylist()
+    study = StandingPieces(found)
+    assert study.varying == standing.differing(whole, show.SECTIONS)
+    aim = Aim("step_time_s", 3, varying=tuple(study.varying), headroom=0.05)
+    stood, status, reasons = study.standing(aim)
+    at_once = standing.standing_of(whole, aim, usable_of(whole), standing.place_lanes(len(whole)))
+    assert chosen(stood, 0, aim) == chosen(at_once, 0, aim)
+    assert np.array_equal(stood.lanes, at_once.lanes)
+    assert (status, reasons) == ranking.counts(whole)
+
+
+def test_of_rows_with_one_key_the_last_one_counts() -> None:
+    draw = np.random.default_rng(3)
+    for n_rows, most in ((0, 1), (1, 1), (400, 4), (400, 2**63), (30_000, 2**40)):
+        lanes = draw.integers(0, most, (n_rows, 2), np.uint64)
+        lanes = np.concatenate([lanes, lanes[: n_rows // 200], lanes[n_rows // 400 :][:1]])
+        last = {bytes(lane): at for at, lane in enumerate(lanes)}
+        assert np.flatnonzero(np.concatenate(store.kept_rows([lanes]))).tolist() == sorted(last.values())
 
 
 def test_a_file_reads_as_it_was_written_with_its_provenance(tmp_path: Path) -> None:
@@ -101,6 +132,7 @@ def test_rows_of_older_code_stand_only_where_nothing_newer_answers(tmp_path: Pat
     # The current code's rows win even over those that carry a later date, as a clock that was wrong would give them.
     written(tmp_path, table.slice(0, 3), "c", when="2025-01-01T00:00:00+00:00")
     read = {row["workload.global_batch_size"] // 1024: row["step_time_s"] for row in store.read(tmp_path, fail).to_pylist()}
+    assert_pieces_are_the_table(tmp_path)
     current = table["step_time_s"].to_pylist()
     assert [read[index] for index in range(1, 11)] == [*current[:3], 2.0, 2.0, 2.0, 1.0, 1.0, 1.0, 1.0]
 
@@ -109,6 +141,7 @@ def test_files_with_different_columns_become_one_table(tmp_path: Path) -> None:
     written(tmp_path, priced_table(portion(layouts=many(2), keys={"hw.price": 2})), "a")
     written(tmp_path, priced_table(portion(layouts=many(3), keys={"hw.price": 2.5, "software.attention": "flash"}, hw__price=2.5)), "b")
     written(tmp_path, priced_table(portion(layouts=many(1), workload__seq_len=4096)), "c")
+    assert_pieces_are_the_table(tmp_path)
     read = store.read(tmp_path, fail).to_pandas()
     assert len(read) == 6
     assert sorted(read["hw.price"].dropna()) == [2, 2, 2.5, 2.5, 2.5]
@@ -137,7 +170,7 @@ def test_what_killed_writers_left_is_removed(tmp_path: Path) -> None:
     for path in (old, dead, young, alive):
         path.write_bytes(b"half a table")
     os.utime(old, (1, 1))
-    store.prepare(tmp_path)
+    study_folder.prepare(tmp_path)
     assert sorted(tmp_path.iterdir()) == sorted([young, alive]), "others may be writing now"
 
 

@@ -21,6 +21,7 @@ from rapid_dse.config.scenario import unit_of
 from rapid_dse.parallel.layouts import grid
 from rapid_dse.sweep import advice, driver, figures, listing, show, standing
 from rapid_dse.sweep.choosing import chosen
+from rapid_dse.sweep.chunks import Summary
 from rapid_dse.sweep.listing import Column
 from rapid_dse.sweep.standing import Aim
 
@@ -166,14 +167,20 @@ def test_what_does_not_count_comes_last_the_nearest_to_fitting_first() -> None:
     assert found.broken == {"leaves less than 5 % of usable memory free": 1}
 
 
-def test_chunks_put_together_stand_as_one_table_does() -> None:
+@pytest.mark.parametrize("apart", [0, 1000])
+def test_chunks_put_together_stand_as_one_table_does(apart: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(driver, "MOST_APART", apart)
     rng = np.random.default_rng(0)
     times, fits = rng.uniform(1, 3, 60).tolist(), (rng.random(60) < 0.7).tolist()
     whole = table(times, fits, **{"workload.seq_len": rng.choice([4096, 8192], 60).tolist()})
     aim = Aim("step_time_s", 5, varying=("workload.seq_len",))
     lanes = standing.place_lanes(60)
-    parts = [standing.standing_of(whole.slice(at, 20), aim, 80.0 * GIB, lanes[at : at + 20]) for at in (0, 20, 40)]
-    one, several = stood(whole, aim), standing.together(parts, aim)
+    tally = driver.Tally(aim)
+    for at in (0, 20, 40):
+        part = standing.standing_of(whole.slice(at, 20), aim, 80.0 * GIB, lanes[at : at + 20])
+        tally.add(Summary(20, 20, Counter(), Counter(), part, Counter(), (), ()))
+    assert len(tally.parts) == (3 if apart else 1)
+    one, several = stood(whole, aim), tally.standing()
     for found in (one, several):
         assert len(found.labels) == 2
     for label in one.labels:

@@ -81,7 +81,7 @@ class Results(Sequence[TrialRow]):
 
         if count < 1:
             raise ValueError(f"count={count}: allowed: an integer of at least 1")
-        ranking.require_name(by, ranking.numbers(self.table), "by")
+        ranking.require_name(by, ranking.numbers(self.table.schema), "by")
         kept = self.table.filter(pc.fill_null(self.table["fits"], False))
         if inside:
             kept = kept.filter(pc.and_(pc.is_null(kept["outside"]), pc.is_valid(kept["expected_error"])))
@@ -97,7 +97,7 @@ class Results(Sequence[TrialRow]):
         from rapid_dse.sweep.search.findings import front_of, table_of
 
         for column in columns or ("",):
-            ranking.require_name(column, ranking.numbers(self.table), "front")
+            ranking.require_name(column, ranking.numbers(self.table.schema), "front")
         keys = [name for name in self.table.column_names if name.split(".")[0] in SECTIONS]
         rows = self.where("fits").table.to_pylist()
         front = front_of(rows, read_aims(columns, (), keys)) if rows else []

@@ -88,7 +88,7 @@ class LoadedStudy:
     @property
     def numeric(self) -> list[str]:
         """Columns that can rank and be an axis."""
-        return ranking.numbers(self.table)
+        return ranking.numbers(self.table.schema)
 
     @property
     def varying(self) -> tuple[str, ...]:

@@ -70,7 +70,7 @@ def read_cases(path: str | Path, refused: Refused | None = None, trusted: bool =
 
 
 def group_cases(frame: pd.DataFrame, refused: Refused | None = None, trusted: bool = False) -> list[CaseGroup]:
-    """Groups a table's rows by scenario, in order of their first row; columns that are no override keys do not count.
+    """``group_columns`` of a table; columns that are no override keys do not count.
 
     Args:
         refused: as of ``read_cases``; trusted: as of ``read_cases``.
@@ -78,13 +78,29 @@ def group_cases(frame: pd.DataFrame, refused: Refused | None = None, trusted: bo
     Raises:
         ValueError: as ``read_cases``.
     """
-    cells = {str(name): _cells(frame.iloc[:, at]) for at, name in enumerate(frame.columns) if _is_override(str(name))}
+    columns = {str(name): frame.iloc[:, at].tolist() for at, name in enumerate(frame.columns) if _is_override(str(name))}
+    return group_columns(columns, len(frame), refused, trusted)
+
+
+def group_columns(
+    columns: Mapping[str, Sequence[Any]], n_rows: int, refused: Refused | None = None, trusted: bool = False
+) -> list[CaseGroup]:
+    """Groups rows by scenario, in order of their first row.
+
+    Args:
+        columns: the values of each override key, ``(n_rows,)``; None and NaN: a row does not set it.
+        refused: as of ``read_cases``; trusted: as of ``read_cases``.
+
+    Raises:
+        ValueError: as ``read_cases``.
+    """
+    cells = {name: _cells(values) for name, values in columns.items()}
     layout = {name: column for name, column in cells.items() if name in COLUMN_OF}
     shared = {name: column for name, column in cells.items() if name not in COLUMN_OF}
     wrong = _Wrong(refused)
     codes = _layout_codes(layout, wrong)
     rows_of: dict[Any, list[int]] = {}
-    rows = zip(*shared.values(), strict=True) if shared else iter([()] * len(frame))
+    rows = zip(*shared.values(), strict=True) if shared else iter([()] * n_rows)
     for row, values in enumerate(rows):
         if row not in wrong.rows:
             rows_of.setdefault((values, _types(values)), []).append(row)
@@ -133,11 +149,11 @@ def _is_override(name: str) -> bool:
     return True
 
 
-def _cells(column: pd.Series[Any]) -> list[Any]:
+def _cells(column: Sequence[Any]) -> list[Any]:
     """Plain values: blank, bool, int, float or text; a table writes 8 as 8.0 or as text, and true as True."""
     memo: dict[Any, Any] = {}
     found = []
-    for value in column.tolist():
+    for value in column:
         key = (type(value), value) if not isinstance(value, list | dict | np.ndarray) else None
         if key is None:
             found.append(_plain(value))

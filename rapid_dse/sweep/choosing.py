@@ -40,16 +40,15 @@ def chosen(found: Standing, group: int, aim: Aim) -> list[Line]:
     ``Aim.best_per``: the best row of each value.
     """
     rows, count = ordered(found, group)
-    ranks = [at + 1 if at < count else 0 for at in range(len(rows))]
     if aim.best_per is not None:
         _, first = np.unique(found.per[rows[:count]], return_index=True)
-        return [Line(int(rows[at]), ranks[at]) for at in np.sort(first)]
+        return [Line(int(rows[at]), int(at) + 1) for at in np.sort(first)]
     if count > aim.top and not aim.each and not np.isnan(found.error[rows[0]]):
         return _with_inside(found, rows[:count], _classes(found, rows[:count], aim.top))
     shown = len(rows) if len(rows) <= aim.top else min(aim.top, count or len(rows))
     alike = like_the_best(found, rows[:count])
     simple = alike[simplest(found, rows[alike])] if len(alike) > 1 else -1
-    lines = [Line(int(rows[at]), ranks[at], simplest=at == simple) for at in range(shown)]
+    lines = [Line(int(rows[at]), at + 1 if at < count else 0, simplest=at == simple) for at in range(shown)]
     return _with_inside(found, rows[:count], lines)
 
 
@@ -97,9 +96,12 @@ def _limit(found: Standing, row: int) -> float:
 
 def _reached(found: Standing, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
     """Which rows, best first, lie within ``REACH`` of the best of their variant, ``(n_rows,)``."""
-    _, first, variant = np.unique(found.variant[rows], return_index=True, return_inverse=True)
-    best = found.loss[rows[first]]
-    reached: NDArray[np.bool_] = found.loss[rows] <= np.where(best >= 0, best * REACH, best / REACH)[variant.ravel()]
+    variants = np.unique(found.variant)
+    variant = np.searchsorted(variants, found.variant[rows]).astype(np.int32)
+    loss = found.loss[rows]
+    best = np.full(len(variants), np.inf)
+    np.minimum.at(best, variant, loss)
+    reached: NDArray[np.bool_] = loss <= np.where(best >= 0, best * REACH, best / REACH)[variant]
     return reached
 
 

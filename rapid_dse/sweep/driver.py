@@ -20,7 +20,7 @@ from rapid_dse.config.scenario import Scenario
 from rapid_dse.config.units import shortened
 from rapid_dse.imports.file_options import is_file_option
 from rapid_dse.parallel.layouts import COLUMN_OF
-from rapid_dse.sweep import arrow, identity, listing, ranked, ranking, show, standing, store, workers
+from rapid_dse.sweep import arrow, identity, listing, ranked, ranking, show, standing, store, study_folder, workers
 from rapid_dse.sweep.chunks import Chunk, Summary, chunks_of, rows_of
 from rapid_dse.sweep.console import console
 from rapid_dse.sweep.portion import Portion, Priceable
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 INTERRUPTED = 130  # what a shell expects of a program that Ctrl-C ended
 SNAPSHOTS = 100
+MOST_APART = 1_000_000  # rows in small arrays, whose memory an allocator does not give back once they are put together
 LONGEST_STUDY = 150
 _STUDY = re.compile(r"[A-Za-z0-9]([\w.+=-]*[\w+=-])?")
 _DEVICE = re.compile(r"con|prn|aux|nul|com[0-9]|lpt[0-9]", re.IGNORECASE)
@@ -58,6 +59,8 @@ class Tally:
         self.status.update(summary.status)
         self.reasons.update(summary.reasons)
         self.parts.append(summary.standing)
+        if sum(map(len, self.parts[1:])) > max(MOST_APART, len(self.parts[0]) // 8):
+            self.parts = [standing.together(self.parts, self.aim)]
         self.files.update(dict.fromkeys(summary.files))
 
     def standing(self) -> Standing:
@@ -110,7 +113,7 @@ def run(
         _report(portions, tally, found, chunks, folder, out)
         _again(tally, found, chunks, (search, debug), folder, (out, err))
     except KeyboardInterrupt as error:
-        store.remove_parts(folder)  # of workers that were stopped in the middle of a file
+        study_folder.remove_parts(folder)  # of workers that were stopped in the middle of a file
         _notice(err, f"{what_ended(error)} after {tally.rows:,} trials; they are kept in {folder}, the same command goes on from there")
         return INTERRUPTED
     except BrokenPipeError:  # nobody reads the output any more
@@ -197,7 +200,7 @@ def _ready(portions: Sequence[Portion], folder: Path, tally: Tally, err: Console
         ValueError: where rows are missing and the folder cannot be written.
     """
     try:
-        store.prepare(folder)
+        study_folder.prepare(folder)
     except ValueError:
         chunks = list(chunks_of(portions, folder, tally.aim))
         if not all(chunk.own.is_file() for chunk in chunks):

@@ -92,8 +92,10 @@ def _show_group(out: Console, standing: Standing, group: int, aim: Aim, source: 
 
 def _unseen(standing: Standing, group: int, lines: Sequence[Line], varying: Sequence[str], each: str) -> list[str]:
     """Where one key differs in the study and some of its values have no line: how to see the best of each."""
-    counts = (standing.group == group) & (standing.verdict == FITS)
-    if len(varying) != 1 or set(standing.variant[counts]) <= set(standing.variant[[line.at for line in lines]]):
+    if len(varying) != 1:
+        return []
+    seen = np.isin(standing.variant, standing.variant[[line.at for line in lines]])
+    if not (~seen & (standing.group == group) & (standing.verdict == FITS)).any():
         return []
     option = f"--best-per {varying[0]}" if each.startswith("--") else f"search.best_per={varying[0]}"
     return [f"not all values of {varying[0]} have a line; {option} shows the best of each"]

@@ -41,11 +41,11 @@ def require_key(key: str, names: Sequence[str], option: str) -> None:
         raise ValueError(f"{option}={key}: no override key of the results{hint}")
 
 
-def numbers(table: pa.Table) -> list[str]:
+def numbers(schema: pa.Schema) -> list[str]:
     """The columns that can rank."""
     import pyarrow as pa
 
-    return [f.name for f in table.schema if pa.types.is_floating(f.type) or pa.types.is_integer(f.type)]
+    return [f.name for f in schema if pa.types.is_floating(f.type) or pa.types.is_integer(f.type)]
 
 
 def best(table: pa.Table, by: str, top: int) -> pa.Table:
@@ -53,7 +53,7 @@ def best(table: pa.Table, by: str, top: int) -> pa.Table:
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    name = require_name(by, numbers(table), "by")
+    name = require_name(by, numbers(table.schema), "by")
     table = table.filter(pc.is_finite(table[name].cast(pa.float64())))
     order = "descending" if descending(by) else "ascending"
     if len(table) > 4 * top:  # a partial sort of what fits, then of the rest only if it is needed
@@ -86,6 +86,6 @@ def ranked_first(table: pa.Table, by: str, most: int) -> pa.Table:
 
     if len(table) <= most:
         return table
-    name = require_name(by, numbers(table), "by")
+    name = require_name(by, numbers(table.schema), "by")
     order = "descending" if descending(by) else "ascending"
     return table.take(pc.sort_indices(table, sort_keys=[(name, order)])[:most])

@@ -16,6 +16,8 @@ from rapid_dse.sweep.portion import Portion, Priceable
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from rapid_dse.sweep.cases import CaseGroup
+
 
 def trial_of(row: Mapping[str, Any]) -> Priceable | None:
     """The scenario and the layout of a row; None where they cannot be composed here (a profile of the user's that is gone)."""
@@ -25,17 +27,26 @@ def trial_of(row: Mapping[str, Any]) -> Priceable | None:
 
 def portion_of(row: Mapping[str, Any]) -> Portion | None:
     """As ``trial_of``, with the option behind each group."""
-    found = _portions([{key: value for key, value in row.items() if is_override(key)}])
+    found = _portions([row])
     return None if found is None else found[0]
 
 
 def usable_of(table: pa.Table) -> NDArray[np.float64] | None:
     """hw.memory.usable of each row, bytes, ``(n_rows,)``; None where it cannot be told."""
-    hardware = [name for name in table.column_names if name.split(".")[0] == "hw" and name != "hw.num_gpus"]
-    keys = [name for name in hardware if is_override(name)]
-    codes, labels = standing.combinations_of(table, keys)
+    codes, labels = standing.combinations_of(table, memory_keys(table.column_names))
+    found = usable_by(labels)
+    return None if found is None else np.array([found[label] for label in labels])[codes]
+
+
+def memory_keys(names: Sequence[str]) -> list[str]:
+    """Those of the columns that hw.memory.usable depends on."""
+    return [name for name in names if is_override(name) and (name == "hw" or name.startswith("hw.memory"))]
+
+
+def usable_by(labels: Sequence[standing.Label]) -> dict[standing.Label, float] | None:
+    """hw.memory.usable under combinations of ``memory_keys``, bytes; None where it cannot be told."""
     found = _portions([dict(label) for label in labels])
-    return None if found is None else np.array([portion.scenario.hw.memory.usable for portion in found])[codes]
+    return None if found is None else {label: of.scenario.hw.memory.usable for label, of in zip(labels, found, strict=True)}
 
 
 def is_override(name: str) -> bool:
@@ -45,27 +56,25 @@ def is_override(name: str) -> bool:
 
 def _portions(rows: Sequence[Mapping[str, Any]]) -> list[Portion] | None:
     """The portion of each row, in order."""
-    import pandas as pd
-
-    from rapid_dse.sweep.cases import group_cases
-
-    try:
-        groups = group_cases(pd.DataFrame([{**row, "row": at} for at, row in enumerate(rows)], dtype=object), trusted=True)
-    except ValueError:
+    names = dict.fromkeys(name for row in rows for name in row if is_override(name))
+    groups = _grouped({name: [row.get(name) for row in rows] for name in names}, len(rows))
+    if groups is None:
         return None
     of = {int(at): group.portion for group in groups for at in group.rows}
     return [of[at] for at in range(len(rows))]
 
 
-def portions_of(table: pa.Table) -> list[Portion] | None:
-    """The rows of a table by scenario, in order of their first rows; None where they cannot be composed here."""
-    import pandas as pd
+def _grouped(columns: Mapping[str, Sequence[Any]], n_rows: int) -> list[CaseGroup] | None:
+    """Rows by scenario; None where one cannot be composed here."""
+    from rapid_dse.sweep.cases import group_columns
 
-    from rapid_dse.sweep.cases import group_cases
-
-    columns = [name for name in table.column_names if is_override(name)]
-    frame = pd.DataFrame({name: pd.Series(table[name].to_pylist(), dtype=object) for name in columns})
     try:
-        return [group.portion for group in group_cases(frame, trusted=True)]
+        return group_columns(columns, n_rows, trusted=True)
     except ValueError:
         return None
+
+
+def portions_of(table: pa.Table) -> list[Portion] | None:
+    """The rows of a table by scenario, in order of their first rows; None where they cannot be composed here."""
+    groups = _grouped({name: table[name].to_pylist() for name in table.column_names if is_override(name)}, len(table))
+    return None if groups is None else [group.portion for group in groups]

@@ -116,13 +116,13 @@ class Standing:
     lanes: identity.Lanes
     loss: FloatColumn
     over: FloatColumn
-    verdict: NDArray[np.int64]
+    verdict: NDArray[np.int8]
     error: FloatColumn
-    plainness: NDArray[np.int64]
+    plainness: NDArray[np.int16]
     inside: NDArray[np.bool_]
-    group: NDArray[np.int64]
+    group: NDArray[np.int32]
     variant: NDArray[np.int64]
-    per: NDArray[np.int64]
+    per: NDArray[np.int32]
     labels: tuple[Label, ...]
     values: tuple[Any, ...]
     nearest: Mapping[Label, Nearest]
@@ -133,8 +133,10 @@ class Standing:
 
     def take(self, rows: NDArray[Any]) -> Standing:
         """The rows at these positions."""
-        columns = ("lanes", "loss", "over", "verdict", "error", "plainness", "inside", "group", "variant", "per")
-        return replace(self, **{name: getattr(self, name)[rows] for name in columns})
+        return replace(self, **{name: getattr(self, name)[rows] for name in _COLUMNS})
+
+
+_COLUMNS = ("lanes", "loss", "over", "verdict", "error", "plainness", "inside", "group", "variant", "per")
 
 
 def standing_of(table: pa.Table, aim: Aim, usable: FloatColumn | float | None, lanes: identity.Lanes) -> Standing:
@@ -144,11 +146,11 @@ def standing_of(table: pa.Table, aim: Aim, usable: FloatColumn | float | None, l
         usable: hw.memory.usable of each row, bytes, ``(n_rows,)``, or of all; None where it is not known: fits then tells alone.
         lanes: what tells the rows apart, ``(n_rows, 2)``.
     """
-    name = ranking.require_name(aim.by, ranking.numbers(table), "by")
+    name = ranking.require_name(aim.by, ranking.numbers(table.schema), "by")
     value = numbers(table, name)
     priced = np.isfinite(value) & ~np.isnan(numbers(table, "step_time_s"))
     fits = numbers(table, "fits") == 1
-    verdict = np.where(fits, FITS, OOM)
+    verdict = np.where(fits, np.int8(FITS), np.int8(OOM))
     # bytes over what a row may have; without usable it is only known which rows are above it
     over = np.where(fits, 0.0, np.nan) if usable is None else numbers(table, "peak_memory_bytes") / (usable * (1 - aim.headroom))
     verdict[fits & (over > 1)] = NO_HEADROOM
@@ -164,9 +166,9 @@ def standing_of(table: pa.Table, aim: Aim, usable: FloatColumn | float | None, l
         expected_error(table) if name in OF_TIME else np.full(len(table), np.nan),
         plainness(table),
         inside(table),
-        group,
+        group.astype(np.int32),
         _variants(table, aim.varying),
-        per,
+        per.astype(np.int32),
         labels,
         tuple(label[0][1] if label else None for label in values),
         _nearest(table, np.where(priced & (verdict != FITS), over, np.nan), group, labels),
@@ -181,7 +183,7 @@ def _variants(table: pa.Table, keys: Sequence[str]) -> NDArray[np.int64]:
     return np.frombuffer(b"".join(hashes), np.int64)[codes]
 
 
-def _broken(verdict: NDArray[np.int64], aim: Aim) -> dict[str, int]:
+def _broken(verdict: NDArray[np.int8], aim: Aim) -> dict[str, int]:
     found = ((text, int((verdict == NO_HEADROOM + at).sum())) for at, text in enumerate(aim.reasons))
     return {text: count for text, count in found if count}
 
@@ -209,7 +211,7 @@ def inside(table: pa.Table) -> NDArray[np.bool_]:
     return found
 
 
-def plainness(table: pa.Table) -> NDArray[np.int64]:
+def plainness(table: pa.Table) -> NDArray[np.int16]:
     """How many things a layout asks for, less is simpler, ``(n_rows,)``.
 
     One for each of tp, cp, pp and ep above 1; one each for interleaved stages (vpp above 1), a schedule beside 1F1B and its interleaved
@@ -225,7 +227,7 @@ def plainness(table: pa.Table) -> NDArray[np.int64]:
     found += ~_among(table, "parallel.schedule", [name for name, each in zip(SCHEDULES, SCHEDULE_CLASSES, strict=True) if each.plain])
     found += ~_among(table, "parallel.recompute", ("none", "selective"))
     replica = np.minimum(degrees["tp"] * degrees["cp"] * degrees["pp"], 2.0**30)
-    return found * 64 + np.log2(replica).astype(np.int64)
+    return (found * 64 + np.log2(replica).astype(np.int64)).astype(np.int16)
 
 
 def _among(table: pa.Table, name: str, texts: Sequence[str]) -> NDArray[np.bool_]:
@@ -283,52 +285,43 @@ def _kept(found: Standing, top: int) -> Standing:
     return found.take(_kept_rows(found.verdict, found.loss, found.over, found.group, top))
 
 
-def _kept_rows(verdict: NDArray[np.int64], loss: FloatColumn, over: FloatColumn, group: NDArray[np.int64], top: int) -> NDArray[np.int64]:
-    others = np.flatnonzero(verdict != FITS)
+def _kept_rows(verdict: NDArray[np.int8], loss: FloatColumn, over: FloatColumn, group: NDArray[np.int32], top: int) -> NDArray[np.bool_]:
+    kept: NDArray[np.bool_] = verdict == FITS
+    others = np.flatnonzero(~kept)
     order = others[np.lexsort((loss[others], over[others], group[others]))]
     starts = np.searchsorted(group[order], group[order])
-    few = order[np.arange(len(order)) - starts < top]
-    return np.sort(np.concatenate([np.flatnonzero(verdict == FITS), few]))
+    kept[order[np.arange(len(order)) - starts < top]] = True
+    return kept
 
 
-def together(parts: Sequence[Standing], aim: Aim) -> Standing:
-    """The rows of all parts."""
+def together(parts: list[Standing], aim: Aim) -> Standing:
+    """The rows of all parts.
+
+    Args:
+        parts: emptied, so that a column's parts are freed once they are put together: ten million rows twice do not fit in little memory.
+    """
     if not parts:
-        none, zero = np.zeros(0), np.zeros(0, np.int64)
-        return Standing(place_lanes(0), none, none, zero, none, zero, zero > 0, zero, zero, zero, (), (), {}, {})
+        none, zero = np.zeros(0), np.zeros(0, np.int32)
+        small = zero.astype(np.int8), zero.astype(np.int16), zero.astype(np.int64)
+        return Standing(place_lanes(0), none, none, small[0], none, small[1], zero > 0, zero, small[2], zero, (), (), {}, {})
     labels = tuple(dict.fromkeys(label for part in parts for label in part.labels))
     values = tuple({repr(value): value for part in parts for value in part.values}.values())
     at, value_at = {label: i for i, label in enumerate(labels)}, {repr(value): i for i, value in enumerate(values)}
-    groups = [np.array([at[label] for label in part.labels], np.int64)[part.group] for part in parts]
-    pers = [np.array([value_at[repr(value)] for value in part.values], np.int64)[part.per] for part in parts]
+    columns: dict[str, list[NDArray[Any]]] = {name: [getattr(part, name) for part in parts] for name in _COLUMNS}
+    columns["group"] = [np.array([at[label] for label in part.labels], np.int32)[part.group] for part in parts]
+    columns["per"] = [np.array([value_at[repr(value)] for value in part.values], np.int32)[part.per] for part in parts]
     nearest: dict[Label, Nearest] = {}
     for part in parts:
         for label, new in part.nearest.items():
             old = nearest.get(label, new)
             nearest[label] = replace(min((old, new), key=lambda each: each.over), mfu=max(old.mfu, new.mfu))
-
-    def joined(name: str) -> NDArray[Any]:
-        return np.concatenate([getattr(part, name) for part in parts])
-
-    group = np.concatenate(groups)
-    rows = _kept_rows(joined("verdict"), joined("loss"), joined("over"), group, aim.top)
     broken: Counter[str] = sum((Counter(part.broken) for part in parts), Counter())
-    return Standing(  # one column after the other: of ten million rows each is as large as all other things
-        joined("lanes")[rows],
-        joined("loss")[rows],
-        joined("over")[rows],
-        joined("verdict")[rows],
-        joined("error")[rows],
-        joined("plainness")[rows],
-        joined("inside")[rows],
-        group[rows],
-        joined("variant")[rows],
-        np.concatenate(pers)[rows],
-        labels,
-        values,
-        nearest,
-        broken,
-    )
+    parts.clear()
+    decide = {name: np.concatenate(columns.pop(name)) for name in ("verdict", "loss", "over", "group")}
+    kept = _kept_rows(decide["verdict"], decide["loss"], decide["over"], decide["group"], aim.top)
+    whole = {name: decide.pop(name)[kept] for name in tuple(decide)}
+    whole |= {name: np.concatenate(columns.pop(name))[kept] for name in tuple(columns)}
+    return Standing(**whole, labels=labels, values=values, nearest=nearest, broken=broken)
 
 
 def differing(table: pa.Table, sections: Sequence[str]) -> list[str]:
@@ -337,16 +330,28 @@ def differing(table: pa.Table, sections: Sequence[str]) -> list[str]:
     Args:
         sections: first parts of keys, and groups whose option is a column.
     """
+    return [key for key, values in distinct_values(table, outer_keys(table.column_names, sections)).items() if len(values) > 1]
+
+
+def outer_keys(names: Sequence[str], sections: Sequence[str]) -> list[str]:
+    """Those of the columns that are override keys outside the layout; ``sections`` as of ``differing``."""
     inside = {key for key in COLUMN_OF if key.startswith("parallel.")}
-    keys = [name for name in table.column_names if name.split(".")[0] in sections and name not in inside]
-    priced = table.select(keys).filter(arrow.numbers(~np.isnan(numbers(table, "step_time_s"))))
-    return [key for key in keys if _distinct(priced[key]) > 1]
+    return [name for name in names if name.split(".")[0] in sections and name not in inside]
 
 
-def _distinct(column: pa.ChunkedArray) -> int:
+def distinct_values(table: pa.Table, keys: Sequence[str]) -> dict[str, set[str]]:
+    """The values that each key has among the priced rows, as text."""
+    absent = np.isnan(numbers(table, "step_time_s"))
+    priced = table.select(keys)
+    priced = priced.filter(arrow.numbers(~absent)) if absent.any() else priced
+    return {key: set(map(repr, _distinct(priced[key]))) for key in keys}
+
+
+def _distinct(column: pa.ChunkedArray) -> list[Any]:
     import pyarrow.compute as pc
 
-    return len(pc.unique(column.cast(column.type.value_type) if hasattr(column.type, "value_type") else column))
+    values: list[Any] = pc.unique(column.cast(column.type.value_type) if hasattr(column.type, "value_type") else column).to_pylist()
+    return values
 
 
 def place_lanes(count: int) -> identity.Lanes:

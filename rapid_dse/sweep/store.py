@@ -14,8 +14,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import platform
-import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -29,13 +27,13 @@ import rapid_dse
 from rapid_dse.common.bounded_files import require_file
 from rapid_dse.config.table_file import MOST_BYTES, require_small_parquet
 from rapid_dse.sweep import arrow, identity, seal
+from rapid_dse.sweep.study_folder import aside
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-SUFFIX, PART, ASIDE = ".parquet", ".part", ".damaged"
+SUFFIX, ASIDE = ".parquet", ".damaged"
 CODE, WRITTEN, VERSION, CONFIGURATION = (f"rapid_dse.{name}".encode() for name in ("code", "written", "version", "configuration"))
-_STALE_SECONDS = 3600.0
 Report = Callable[[str], None]
 Wanted = Sequence[str] | Callable[[str], bool] | None
 
@@ -59,60 +57,11 @@ class Known:
         hit = np.isin(self.lanes[:, 0], wanted[:, 0])
         return tuple(self.paths[index] for index in np.unique(self.file[hit]))
 
-
-def prepare(folder: Path) -> None:
-    """Makes a study's folder, removes what killed writers left, and writes a probe: what fails shall fail before anything is priced.
-
-    Raises:
-        ValueError: where the folder cannot be made or written.
-    """
-    require_no_link(folder)
-    probe = folder / _aside("probe")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe.write_bytes(b"")
-        probe.unlink()
-        remove_parts(folder)
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise ValueError(f"search.results_dir: cannot write {folder} ({reason}); allowed: a folder that can be written") from None
-
-
-def require_no_link(folder: Path) -> None:
-    """Refuses a study's folder, or a journal in it, that is a link: a study of others would write where the link leads.
-
-    Raises:
-        ValueError: one line, with where it leads.
-    """
-    for path in (folder, *folder.glob("*.journal")):
-        if path.is_symlink():
-            raise ValueError(
-                f"{path}: is a link to {os.readlink(path)[:80]}; allowed: a folder of its own, or that one by search.results_dir"
-            )
-
-
-def _aside(name: str) -> str:
-    return f".{name}@{platform.node()}@{os.getpid()}{PART}"
-
-
-def remove_parts(folder: Path) -> None:
-    """Removes what killed writers left: files of processes of this machine that are gone, and any that is an hour old."""
-    for path in folder.glob(f".*{PART}"):
-        _, node, process = path.name.removesuffix(PART).rsplit("@", 2) if path.name.count("@") > 1 else ("", "", "")
-        gone = node == platform.node() and process.isdigit() and not _alive(int(process))
-        # A younger one may be another machine's that is writing now.
-        if gone or time.time() - path.stat().st_mtime > _STALE_SECONDS:
-            path.unlink(missing_ok=True)
-
-
-def _alive(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:  # somebody else's
-        return True
-    return True
+    def with_file(self, path: Path, table: pa.Table) -> Known:
+        """These, and a file that was written since."""
+        new = _done(table)
+        file = np.full(len(new), len(self.paths), np.int32)
+        return Known((*self.paths, path), np.concatenate([self.lanes, new]), np.concatenate([self.file, file]))
 
 
 def write(folder: Path, table: pa.Table, configuration: str, name: str) -> Path:
@@ -129,7 +78,7 @@ def write(folder: Path, table: pa.Table, configuration: str, name: str) -> Path:
 
     written = datetime.now(UTC).isoformat()
     metadata = {CODE: identity.code_hash(), WRITTEN: written, VERSION: rapid_dse.__version__, CONFIGURATION: configuration}
-    path, aside = folder / f"{name}{SUFFIX}", folder / _aside(name)
+    path, beside = folder / f"{name}{SUFFIX}", folder / aside(name)
     texts = [f.name for f in table.schema if pa.types.is_dictionary(f.type)]
     memory = pa.BufferOutputStream()
     pq.write_table(
@@ -141,14 +90,14 @@ def write(folder: Path, table: pa.Table, configuration: str, name: str) -> Path:
         write_page_checksum=True,
     )
     try:
-        with aside.open("wb") as file:
+        with beside.open("wb") as file:
             for part in seal.sealed(memoryview(memory.getvalue())):
                 file.write(part)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(aside, path)
+        os.replace(beside, path)
     except BaseException:
-        aside.unlink(missing_ok=True)
+        beside.unlink(missing_ok=True)
         raise
     _flush_folder(folder)
     return path
@@ -163,11 +112,12 @@ def _flush_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def read_file(path: Path, columns: Wanted = None) -> pa.Table:
+def read_file(path: Path, columns: Wanted = None, sealed: bool = True) -> pa.Table:
     """One file, Parquet whose seal (or, without one, whose pages' checksums) is verified, or CSV.
 
     Args:
         columns: those to read, by name or by what says so of a name; None: all of them. Unknown ones are left out.
+        sealed: whether the seal is verified; of a file whose seal has just been, the pages' checksums are enough.
 
     Raises:
         Damaged: where it cannot be read, or is not what was written.
@@ -180,7 +130,7 @@ def read_file(path: Path, columns: Wanted = None) -> pa.Table:
             require_file(path, most=MOST_BYTES)
             return _read_csv(path)
         require_small_parquet(path)
-        whole = seal.is_whole(path)
+        whole = seal.is_whole(path) if sealed else None
         if whole is False:
             raise Damaged(f"{path}: damaged (its content does not match its digest)")
         with pq.ParquetFile(path, page_checksum_verification=not whole) as file:
@@ -190,6 +140,21 @@ def read_file(path: Path, columns: Wanted = None) -> pa.Table:
     except (pa.ArrowException, OSError, ValueError, KeyError, MemoryError, OverflowError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise Damaged(f"{path}: damaged or unreadable ({reason[:200]})") from None
+
+
+def schema_of(path: Path) -> pa.Schema:
+    """The columns of a Parquet file and their types, with its metadata.
+
+    Raises:
+        Damaged: where it cannot be read.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        return pq.read_schema(path)
+    except (pa.ArrowException, OSError) as error:
+        raise Damaged(f"{path}: damaged or unreadable ({str(error).splitlines()[0][:200]})") from None
 
 
 def read_own(path: Path, columns: Wanted = None) -> pa.Table:
@@ -280,51 +245,76 @@ def latest(tables: Iterable[pa.Table]) -> pa.Table:
     """The tables' rows in one table; of rows for the same configuration the current code's stays, then the one written last."""
     import pyarrow as pa
 
-    ordered = sorted(tables, key=_age)
+    ordered = sorted(tables, key=lambda table: age(table.schema))
+    schema = unified([table.schema for table in ordered])
+    merged = pa.concat_tables([table.replace_schema_metadata(None) for table in ordered], promote_options="permissive").cast(schema)
+    if any("key" not in table.column_names for table in ordered):
+        return merged
+    kept = kept_rows([configurations(table) for table in ordered])
+    return merged if all(each.all() for each in kept) else merged.filter(arrow.numbers(np.concatenate(kept)))
+
+
+def unified(schemas: Sequence[pa.Schema]) -> pa.Schema:
+    """The schema of tables put together, without metadata.
+
+    Raises:
+        ValueError: where columns of one name hold things of several kinds.
+    """
+    import pyarrow as pa
+
     try:
-        schema = pa.unify_schemas([table.schema.remove_metadata() for table in ordered], promote_options="permissive")
+        return pa.unify_schemas([schema.remove_metadata() for schema in schemas], promote_options="permissive")
     except pa.ArrowException as error:
         raise ValueError(
             f"these files are no results of one kind ({str(error).splitlines()[0]}); allowed: files that rapid_dse wrote"
         ) from None
-    merged = pa.concat_tables([table.replace_schema_metadata(None) for table in ordered], promote_options="permissive").cast(schema)
-    if any("key" not in table.column_names for table in ordered):
-        return merged
-    try:
-        lanes = np.concatenate([_configurations(table) for table in ordered])
-    except Damaged as error:
-        raise ValueError(f"column key: {error}; allowed: files that rapid_dse wrote") from None
-    kept = _last_of_each(lanes)
-    return merged if len(kept) == len(lanes) else merged.take(arrow.numbers(kept))
 
 
-def _age(table: pa.Table) -> tuple[bool, str]:
-    metadata: dict[bytes, bytes] = table.schema.metadata or {}
+def age(schema: pa.Schema) -> tuple[bool, str]:
+    """What orders tables: those of older code before the running code's, then by when they were written."""
+    metadata: dict[bytes, bytes] = schema.metadata or {}
     return metadata.get(CODE, b"").decode() == identity.code_hash(), metadata.get(WRITTEN, b"").decode()
 
 
-def _configurations(table: pa.Table) -> identity.Lanes:
+def kept_rows(configurations: Sequence[identity.Lanes]) -> list[NDArray[np.bool_]]:
+    """Rows whose configuration no later row has, ``(n_rows,)`` of each table; arguments in the order of the tables' age."""
+    kept = _last_of_each(np.concatenate(configurations))
+    return np.split(kept, np.cumsum([len(each) for each in configurations])[:-1])
+
+
+def configurations(table: pa.Table) -> identity.Lanes:
     """What each row asks, whatever code priced it: its key without the code's hash, ``(n_rows, 2)``.
 
     A table without metadata (new, or written by another program) is taken to be of the running code. A row without a key (a case that
     was refused) asks what no other row asks.
+
+    Raises:
+        ValueError: where a key is none.
     """
-    code = (table.schema.metadata or {}).get(CODE, identity.code_hash().encode())
+    code = identity.from_hex([(table.schema.metadata or {}).get(CODE, identity.code_hash().encode()).decode()])
     keys = table["key"]
-    # as a list, because Arrow's columns import pandas where they become NumPy's
-    known = np.array(keys.is_valid().to_pylist(), bool) if keys.null_count else np.ones(len(keys), bool)
-    lanes = np.random.default_rng().integers(0, 2**64, (len(table), 2), np.uint64)
-    lanes[known] = key_lanes(keys.drop_null()) ^ identity.from_hex([code.decode()])
+    try:
+        if not keys.null_count:
+            return key_lanes(keys) ^ code
+        lanes = np.random.default_rng().integers(0, 2**64, (len(table), 2), np.uint64)
+        # as a list, because Arrow's columns import pandas where they become NumPy's
+        lanes[np.array(keys.is_valid().to_pylist(), bool)] = key_lanes(keys.drop_null()) ^ code
+    except Damaged as error:
+        raise ValueError(f"column key: {error}; allowed: files that rapid_dse wrote") from None
     return lanes
 
 
-def _last_of_each(lanes: identity.Lanes) -> NDArray[np.int64]:
-    """Rows that hold the last occurrence of each key, in order."""
-    order = np.lexsort((np.arange(len(lanes)), lanes[:, 1], lanes[:, 0]))
-    ordered = lanes[order]
+def _last_of_each(lanes: identity.Lanes) -> NDArray[np.bool_]:
+    """Which rows hold the last occurrence of their key, ``(n_rows,)``."""
     last = np.ones(len(lanes), bool)
-    last[:-1] = (ordered[1:] != ordered[:-1]).any(axis=1)
-    return np.sort(order[last])
+    halves = np.sort(lanes[:, 0])
+    shared = halves[1:][halves[1:] == halves[:-1]]
+    if len(shared):
+        # where few rows share half a key, sorting those alone takes a fiftieth of sorting all
+        rows = np.flatnonzero(np.isin(lanes[:, 0], shared)) if 100 * len(shared) < len(lanes) else np.arange(len(lanes))
+        order = rows[np.lexsort((rows, lanes[rows, 1], lanes[rows, 0]))]
+        last[order[:-1]] = (lanes[order[1:]] != lanes[order[:-1]]).any(axis=1)
+    return last
 
 
 def key_lanes(column: Any) -> identity.Lanes:
@@ -352,22 +342,26 @@ def known(paths: Sequence[Path], report: Report) -> Known:
 
     A file that is damaged, or another program's, is reported and set aside.
     """
-    import pyarrow.compute as pc
-
     readable: list[Path] = []
     lanes, file = [np.zeros((0, 2), np.uint64)], [np.zeros(0, np.int32)]
     for path in paths:
         try:
-            table = read_own(path, ["key", "status"])
+            done = _done(read_own(path, ["key", "status"]))
         except Damaged as error:
             report(f"{error}; its rows are priced again")
             set_aside(path)
             continue
-        done = key_lanes(table.filter(pc.not_equal(table["status"], arrow.scalar("error")))["key"])
         file.append(np.full(len(done), len(readable), np.int32))
         lanes.append(done)
         readable.append(path)
     return Known(tuple(readable), np.concatenate(lanes), np.concatenate(file))
+
+
+def _done(table: pa.Table) -> identity.Lanes:
+    """The keys of rows that did not fail, ``(n_done, 2)``."""
+    import pyarrow.compute as pc
+
+    return key_lanes(table.filter(pc.not_equal(table["status"], arrow.scalar("error")))["key"])
 
 
 def configuration_json(scenario: Any) -> str:
@@ -379,13 +373,25 @@ def require_results(table: Any, source: Path) -> Any:
     """The table, in which ``fits`` is true or false.
 
     Raises:
-        ValueError: where it lacks the columns that a ranking needs, or ``fits`` holds anything else.
+        ValueError: as ``require_columns``.
     """
     import pyarrow as pa
 
-    missing = [name for name in ("status", "reason", "fits", "step_time_s") if name not in table.column_names]
+    require_columns(table.schema, source)
+    return table.set_column(table.column_names.index("fits"), "fits", table["fits"].cast(pa.bool_()))
+
+
+def require_columns(schema: Any, source: Path) -> None:
+    """Requires the columns of results.
+
+    Raises:
+        ValueError: where the schema lacks columns that a ranking needs, or ``fits`` holds anything but true and false.
+    """
+    import pyarrow as pa
+
+    missing = [name for name in ("status", "reason", "fits", "step_time_s") if name not in schema.names]
     if missing:
         raise ValueError(f"{source}: no results of rapid_dse, lacks {', '.join(missing)}; allowed: what a sweep or evaluate wrote")
-    if not pa.types.is_boolean(table["fits"].type) and not pa.types.is_null(table["fits"].type):
-        raise ValueError(f"{source}: column fits holds {table['fits'].type}; expected true and false, as a sweep or evaluate writes them")
-    return table.set_column(table.column_names.index("fits"), "fits", table["fits"].cast(pa.bool_()))
+    kind = schema.field("fits").type
+    if not pa.types.is_boolean(kind) and not pa.types.is_null(kind):
+        raise ValueError(f"{source}: column fits holds {kind}; expected true and false, as a sweep or evaluate writes them")

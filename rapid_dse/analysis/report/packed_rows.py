@@ -59,7 +59,7 @@ def packed_rows(table: pa.Table, by: str) -> PackedRows:
 
 def _axes(table: pa.Table) -> dict[str, Any]:
     """Title and unit of each column that can be an axis."""
-    axes = {name: axis_of(name) for name in ranking.numbers(table)}
+    axes = {name: axis_of(name) for name in ranking.numbers(table.schema)}
     return {name: {"title": axis.title, "unit": axis.unit} for name, axis in axes.items()}
 
 

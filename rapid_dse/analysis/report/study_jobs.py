@@ -90,7 +90,7 @@ def jobs_of(table: pa.Table, by: str) -> list[ReportJob]:
     Raises:
         ValueError: where no row was priced, or no column of numbers has the name ``by``.
     """
-    ranking.require_name(by, ranking.numbers(table), "--by")
+    ranking.require_name(by, ranking.numbers(table.schema), "--by")
     varying = tuple(standing.differing(table, show.SECTIONS))
     aim = Aim(by, TOP, varying=varying)
     group, labels = standing.combinations_of(table, aim.grouped)

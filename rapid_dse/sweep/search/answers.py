@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 Row = dict[str, Any]
+_KEPT = 1000  # rows of trials that are asked again soon, if ever: a long study's memory shall not grow by all its rows
 _KILLED = "its worker process was killed each time, perhaps for want of memory: fewer search.jobs need less"
 
 
@@ -47,6 +48,8 @@ class Answers:
             Exception: what pricing raised, where search.fail_fast is set.
         """
         keys = [trial.key() for trial in trials]
+        if len(self._rows) > _KEPT:  # the folder holds them
+            self._rows.clear()
         self._read([key for key in dict.fromkeys(keys) if key not in self._rows])
         missing = {key: trial for key, trial in zip(keys, trials, strict=True) if key not in self._rows}
         for _ in range(len(trials) - len(missing)):
@@ -114,8 +117,9 @@ class Answers:
 
         table = tables[0] if len(tables) == 1 else pa.concat_tables(_plain(tables), promote_options="permissive")
         name = identity.digest_of(store.key_lanes(table["key"]))
-        store.write(self._folder, table, store.configuration_json(first.scenario), name)
+        path = store.write(self._folder, table, store.configuration_json(first.scenario), name)
         self._keep(table)
+        self._known = self._known.with_file(path, table)
 
 
 def _plain(tables: Sequence[pa.Table]) -> list[pa.Table]:

@@ -20,6 +20,7 @@ from optuna.trial import FrozenTrial
 from rapid_dse.sweep.search.lines import LineReader, marked
 
 LOCKED_SECONDS = 60.0  # as long as another process may write before this one gives up
+_REMEMBERED = 256  # logs whose place in the file is kept
 _FORSAKEN_SECONDS = 30.0  # what Optuna's own lock grants to one whose process cannot be asked
 
 
@@ -181,9 +182,15 @@ class Journal(JournalFileBackend):
                 log = reader.log(line)
                 if log is None:
                     continue
-                self._logs_at.setdefault(reader.accepted, (offset, replace(reader, damages=[])))
+                self._remember(offset, reader)
                 if reader.accepted > log_number_from:
                     yield log
+
+    def _remember(self, offset: int, reader: LineReader) -> None:
+        """Keeps where the next log begins; of all logs the last ones do, since a study asks for what is new."""
+        self._logs_at.setdefault(reader.accepted, (offset, replace(reader, damages=[])))
+        if len(self._logs_at) > 2 * _REMEMBERED:
+            self._logs_at = dict([(0, self._logs_at[0]), *sorted(self._logs_at.items())[-_REMEMBERED:]])
 
     def _cut_half_line(self) -> int:
         """Cuts off what follows the last whole line; the file's size then. The lock is held."""

@@ -14,7 +14,7 @@ import optuna
 from rapid_dse.common.termination import what_ended
 from rapid_dse.config.run import Debug, Search
 from rapid_dse.parallel.layouts import COLUMN_OF
-from rapid_dse.sweep import driver, identity, launch, ranked, ranking, show, store
+from rapid_dse.sweep import driver, identity, launch, ranked, ranking, show, study_folder
 from rapid_dse.sweep.chunks import Chunk, seconds_of
 from rapid_dse.sweep.console import console
 from rapid_dse.sweep.portion import Portion, Priceable
@@ -66,7 +66,7 @@ def run(axes: Axes, out: Console | None = None, err: Console | None = None) -> i
     name = search.study or driver.default_study(settings)
     driver.require_study(name)
     folder = Path(search.results_dir) / name
-    store.prepare(folder)
+    study_folder.prepare(folder)
     # Optuna tells of each study that it makes or reads; what counts is told here.
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     try:
@@ -101,7 +101,7 @@ def _searched(space: SearchSpace, aims: Aims, asked: tuple[Search, Debug], place
         except KeyboardInterrupt as error:
             ended = what_ended(error)
     if ended:
-        err.print(f"{ended}: {len(study.outcome.rows):,} trials are kept in {place.folder}; the same command goes on from there")
+        err.print(f"{ended}: {study.outcome.answered:,} trials are kept in {place.folder}; the same command goes on from there")
         return driver.INTERRUPTED
     aim = aim_of(space, aims, search)
     _report(study, space, aims, aim, out)

@@ -53,11 +53,15 @@ class Parts:
 
 @dataclass
 class StudyOutcome:
-    """What a study holds at its end: rows of its trials, whether each is feasible, their parameters, and what was left out."""
+    """What a study holds at its end: rows of its trials, whether each is feasible, their parameters, and what was left out.
+
+    ``answered`` counts the rows while it runs.
+    """
 
     rows: list[Row] = field(default_factory=list)
     feasible: list[bool] = field(default_factory=list)
     labels: list[Mapping[str, Any]] = field(default_factory=list)
+    answered: int = 0
     pruned: int = 0
     exhausted: bool = False
 
@@ -96,6 +100,7 @@ class Study:
             while len(self._mirror) < self._search.n_trials and not self.outcome.exhausted:
                 self._batch()
                 storage.keep_joined()
+            self._conclude()
         finally:
             storage.leave()
 
@@ -153,17 +158,23 @@ class Study:
                     variant.tried[row] = True
 
     def _learn(self, trial: FrozenTrial, new: bool) -> None:
-        outcome, row = self.outcome, trial.user_attrs
-        feasible = trial.state == PRICED and all(excess <= 0 for excess in trial.constraints.values())
+        outcome, row, feasible = self.outcome, trial.user_attrs, _feasible(trial)
         outcome.pruned += trial.state == PRUNED
         if _KEY not in row:  # one that was pruned, or another program's
             return
-        outcome.rows.append(row)
-        outcome.feasible.append(feasible)
-        outcome.labels.append(trial.params)
+        outcome.answered += 1
         if feasible and self._bounded:
             self.bounding.learn(row)
         self._parts.watch.told(row, feasible, new)
+
+    def _conclude(self) -> None:
+        """Takes the rows out of the storage, which holds all of them anyway: a second copy would grow with a long study."""
+        outcome = self.outcome
+        for trial in self._parts.storage.trials():
+            if _KEY in trial.user_attrs:
+                outcome.rows.append(trial.user_attrs)
+                outcome.feasible.append(_feasible(trial))
+                outcome.labels.append(trial.params)
 
     def _batch(self) -> None:
         trials = self._asked()
@@ -255,3 +266,7 @@ class Study:
 def _has_row(trial: FrozenTrial) -> bool:
     """Whether the store must hold the trial's row (one that failed is asked again by none)."""
     return _KEY in trial.user_attrs and bool(trial.params) and trial.user_attrs.get("status") != "error"
+
+
+def _feasible(trial: FrozenTrial) -> bool:
+    return trial.state == PRICED and all(excess <= 0 for excess in trial.constraints.values())
