@@ -51,18 +51,19 @@ fuzz: $(READY)
 	$(BIN)/python benchmarks/fuzz.py --inputs 100000
 	HYPOTHESIS_PROFILE=fuzz $(BIN)/python -m pytest -n 2 -m 'not golden'
 
-# Kills, full disks, flipped bits and races, done to real studies: minutes on an idle machine, or a twentieth of it.
+# Kills, full disks, flipped bits and races, done to real studies: minutes on an idle machine, with another seed each time; or a twentieth
+# of it, with the same moments and bits each time.
 chaos: $(READY)
 	$(BIN)/python benchmarks/chaos.py
 
 chaos-short: $(READY)
-	$(BIN)/python benchmarks/chaos.py --share 0.05
+	$(BIN)/python benchmarks/chaos.py --share 0.05 --seed 11
 
 # The timers of measure, on PyTorch's CPU device: PyTorch has an environment of its own.
 measure-test: $(MEASURED)
 	.venv-measure/bin/python -m pytest -n 0 tests/test_measure.py
 
-# What the program is delivered with: packages, licences, known weaknesses.
+# What the program is delivered with: packages, licences, and known weaknesses where pip-audit is installed and reaches its service.
 supply: $(READY)
 	$(BIN)/python benchmarks/supply.py
 

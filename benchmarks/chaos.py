@@ -502,12 +502,13 @@ def _timed(job: Callable[..., Outcome], base: Path, rng: random.Random, given: t
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--share", type=float, default=1.0, help="of the full counts")
-    parser.add_argument("--seed", type=int, default=None)
+    parser.add_argument("--seed", type=int, default=None, help="of all that is drawn; by default another one each time, which is printed")
     parser.add_argument("--only", default="", help="kinds whose function's name has this word: kills, disks, bits, journals, races")
     options = parser.parse_args()
     seed = random.SystemRandom().randrange(2**32) if options.seed is None else options.seed
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     began = time.perf_counter()
+    print(f"seed {seed}", flush=True)  # before what may hang, or be ended from outside
     with tempfile.TemporaryDirectory() as name:
         found = everything(Path(name), seed, options.share, options.only)
     print(f"{'what was done':30}{'tried':>8}{'lost':>8}{'doubled':>9}{'wrong':>8}{'unseen':>8}{'s':>6}")

@@ -6,12 +6,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib.metadata import Distribution, PackageNotFoundError, distribution
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parent.parent
 OWN = "rapid-dse"
+AUDIT_SECONDS = 300
 
 
 @dataclass(frozen=True)
@@ -97,18 +99,26 @@ def sbom(found: Iterable[Component]) -> dict[str, Any]:
     }
 
 
-def audit() -> str:
-    """What pip-audit says of the versions in requirements.lock, or why it was not asked."""
-    if find_spec("pip_audit") is None:
-        return "no audit: pip-audit is not installed; where it is, pip-audit -r requirements.lock checks the same versions"
-    command = [sys.executable, "-m", "pip_audit", "--requirement", str(ROOT / "requirements.lock"), "--no-deps", "--progress-spinner=off"]
-    done = subprocess.run(command, check=False, capture_output=True, text=True)
-    if done.returncode not in (0, 1) or ("Found" not in done.stderr + done.stdout and done.returncode == 1):
-        return f"no audit: pip-audit does not reach its service ({done.stderr.strip().splitlines()[-1][:200] if done.stderr else ''})"
-    return done.stdout + done.stderr
+def audit() -> tuple[str, bool]:
+    """What pip-audit says of the versions in requirements.lock, or why it was not asked; and whether it found any weakness."""
+    program = shutil.which("pip-audit", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]))
+    if program is None:
+        return "no audit: pip-audit is not installed; where it is, pip-audit -r requirements.lock checks the same versions", False
+    command = [program, "--requirement", str(ROOT / "requirements.lock"), "--no-deps", "--progress-spinner=off"]
+    try:
+        done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=AUDIT_SECONDS)
+    except subprocess.TimeoutExpired:
+        return f"no audit: pip-audit has no answer from its service in {AUDIT_SECONDS} s", False
+    said = done.stdout + done.stderr
+    if done.returncode == 0:
+        return said, False
+    if done.returncode == 1 and "known vulnerabilit" in said:
+        return said, True
+    return f"no audit: pip-audit failed, as where it does not reach its service ({''.join(said.strip().splitlines()[-1:])[:200]})", False
 
 
 def main() -> int:
+    """The exit code: 1 where pip-audit knows a weakness of a version in requirements.lock."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=ROOT / "build" / "sbom.json")
     parser.add_argument("--extras", default="", help="extras of this program, with commas between them")
@@ -119,8 +129,9 @@ def main() -> int:
     for each in found:
         print(f"{each.name:28}{each.version:18}{each.licence}")
     print(f"{len(found)} packages in {options.out}")
-    print(audit())
-    return 0
+    said, weak = audit()
+    print(said)
+    return int(weak)
 
 
 if __name__ == "__main__":

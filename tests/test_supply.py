@@ -6,6 +6,7 @@ import sys
 import tomllib
 from pathlib import Path
 
+import pytest
 from packaging.requirements import Requirement
 
 from rapid_dse.common.compiled import is_own
@@ -40,6 +41,32 @@ def test_the_list_of_packages_names_each_with_a_licence() -> None:
     refs = {each["bom-ref"] for each in document["components"]} | {document["metadata"]["component"]["bom-ref"]}
     assert len(refs) == len(found)
     assert all(need in refs for each in document["dependencies"] for need in each["dependsOn"])
+
+
+@pytest.mark.parametrize(
+    ("answer", "said", "weak"),
+    [
+        (None, "no audit: pip-audit is not installed", False),
+        ("echo 'No known vulnerabilities found'", "No known vulnerabilities", False),
+        ("echo 'Found 1 known vulnerability in 1 package'; exit 1", "Found 1 known", True),
+        ("echo 'ConnectionError: no route' >&2; exit 1", "no audit: pip-audit failed, as where it does not reach its service (Conn", False),
+        ("sleep 9", "no audit: pip-audit has no answer", False),
+    ],
+)
+def test_an_audit_says_what_it_found_or_why_there_is_none(
+    answer: str | None, said: str, weak: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supply.sys, "executable", str(tmp_path / "python"))
+    monkeypatch.setattr(supply, "AUDIT_SECONDS", 0.5)
+    if answer is None:
+        monkeypatch.setenv("PATH", str(tmp_path))
+    else:
+        program = tmp_path / "pip-audit"
+        program.write_text(f"#!/bin/sh\n{answer}\n")
+        program.chmod(0o755)
+    found, known = supply.audit()
+    assert found.startswith(said)
+    assert known == weak
 
 
 def test_compiled_code_that_others_could_have_written_is_not_loaded(tmp_path: Path) -> None:
