@@ -156,16 +156,13 @@ def _report(portion: Portion, overrides: Sequence[str]) -> int:
     """Prices the trial and prints its report."""
     from rapid_dse.analysis.trial import show
     from rapid_dse.events.backends import price
-    from rapid_dse.simulate.inference.pricing import refused
-    from rapid_dse.simulate.results import unlawful
+    from rapid_dse.simulate.results import refused, unlawful
     from rapid_dse.sweep.console import console
 
     runs: dict[str, Run] = {}
     scenario, names = portion.scenario, _artifacts(portion)
     priced = price(scenario, portion.layouts, None if scenario.backend.name == "analytical" else runs.update, names)
-    for text, _ in refused(scenario, portion.layouts, priced):
-        raise ValueError(f"{' '.join(overrides)}: {text}")
-    for text, _ in refused(scenario, portion.layouts, priced):
+    for text, _ in refused(portion.layouts, priced):
         raise ValueError(f"{' '.join(overrides)}: {text}")
     for law, _ in unlawful(priced):
         raise ValueError(f"{' '.join(overrides)}: {law}")

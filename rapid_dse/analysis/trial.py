@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
-from rapid_dse.analysis import request
 from rapid_dse.config.hardware import Hardware
 from rapid_dse.parallel.layouts import BEHIND_NULL, CODES, KEYS
 from rapid_dse.simulate.results import MEMORY_TERMS, TIME_TERMS, Priced
@@ -40,6 +39,8 @@ def show(out: Console, portion: Portion, priced: Priced) -> None:
         priced: results of the same layout, ``(1,)`` each.
     """
     if portion.scenario.workload.kind == "inference":
+        from rapid_dse.analysis import request  # with what prices requests: where there are any
+
         request.show(out, portion, priced)
         return
     row = {f.name: getattr(priced, f.name)[0] for f in fields(priced)}

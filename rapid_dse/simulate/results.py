@@ -8,6 +8,9 @@ from dataclasses import dataclass, fields
 import numpy as np
 from numpy.typing import NDArray
 
+from rapid_dse.parallel.engines import Engines
+from rapid_dse.parallel.layouts import Layouts
+
 FloatColumn = NDArray[np.float64]
 BoolColumn = NDArray[np.bool_]
 
@@ -122,3 +125,15 @@ def _sums(kind: str, whole: str, terms: Sequence[str], column: str, priced: Pric
     if whole == "step_time_s" and not np.isnan(priced.time_prefill_s).all():
         total += np.nan_to_num(priced.time_prefill_s)
     return f"the {kind} do not add up to {whole}", ~(np.abs(total - expected) <= ADDS_UP * expected)
+
+
+def refused(layouts: Layouts, priced: Priced) -> list[tuple[str, NDArray[np.bool_]]]:
+    """Rows of an open loop that ask for more than the system can serve for ever, by what is said of them."""
+    if not isinstance(layouts, Engines):
+        return []
+    beyond = (layouts.request_rate > priced.requests_per_s * (1 + 1e-9)) & (layouts.num_prompts == 0)
+    texts: dict[str, NDArray[np.bool_]] = {}
+    for row in np.flatnonzero(beyond).tolist():
+        text = f"cannot keep up: at most {priced.requests_per_s[row]:.4g} requests/s (workload.num_prompts says how many queue up)"
+        texts.setdefault(text, np.zeros(len(layouts), bool))[row] = True
+    return list(texts.items())

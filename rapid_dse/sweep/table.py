@@ -15,8 +15,7 @@ from rapid_dse.config.scenario import Scenario
 from rapid_dse.events.backends import price
 from rapid_dse.parallel.engines import Engines
 from rapid_dse.parallel.layouts import BEHIND_NULL, CODES, COLUMN_OF, Layouts
-from rapid_dse.simulate.inference.pricing import refused
-from rapid_dse.simulate.results import Priced, unlawful
+from rapid_dse.simulate.results import Priced, refused, unlawful
 from rapid_dse.sweep import arrow, identity
 from rapid_dse.sweep.outside import judged
 from rapid_dse.sweep.portion import Portion
@@ -127,7 +126,7 @@ def _served(
     rows, found = priced
     if scenario.workload.kind == "training":
         return rows, found
-    for text, where in refused(scenario, layouts.take(rows), found):
+    for text, where in refused(layouts.take(rows), found):
         status[rows[where]], reason[rows[where]] = INVALID, len(reasons)
         reasons.append(text)
     kept = np.flatnonzero(status[rows] != INVALID)

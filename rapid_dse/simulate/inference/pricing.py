@@ -131,18 +131,6 @@ def _most(scenario: Scenario, layouts: Engines, load: Load) -> float:
     return float(asked.max(initial=1.0))
 
 
-def refused(scenario: Scenario, layouts: Layouts, priced: Priced) -> list[tuple[str, NDArray[np.bool_]]]:
-    """Rows of an open loop that ask for more than the system can serve for ever, by what is said of them."""
-    if not isinstance(layouts, Engines):
-        return []
-    beyond = (layouts.request_rate > priced.requests_per_s * (1 + 1e-9)) & (layouts.num_prompts == 0)
-    texts: dict[str, NDArray[np.bool_]] = {}
-    for row in np.flatnonzero(beyond).tolist():
-        text = f"cannot keep up: at most {priced.requests_per_s[row]:.4g} requests/s (workload.num_prompts says how many queue up)"
-        texts.setdefault(text, np.zeros(len(layouts), bool))[row] = True
-    return list(texts.items())
-
-
 def _results(scenario: Scenario, layouts: Engines, found: System) -> Priced:
     fared, work = found.served, scenario.workload
     generated = work.lengths[1]
