@@ -222,6 +222,7 @@ SHOWN: dict[str, tuple[Any, ...]] = {
     "software.cp_overlap": ("fsdp", 0.0),
     "software.pp_overlap": ("piped", 0.1),
     "software.scatter_overlap": ("piped", 0.0),
+    "software.all_reduce_overlap": ("piped", 0.9, {"parallel.zero": 0}),
     "software.gradient_bucket_per_rank": ("piped", 1e9),
     "software.fragmentation": ("piped", 1.5),
     "software.logged_stage": ("piped", "first", {"parallel.vpp": 1, "parallel.schedule": "gpipe", "software.enforce": False}),

@@ -44,7 +44,7 @@ from rapid_dse.simulate.sharding import (
     gathered_bytes,
     gradient_sync,
     quantized_reduction,
-    scatter_overlap,
+    reduction_overlap,
     sharded_passes,
     trained_table,
     weight_gather,
@@ -194,7 +194,7 @@ def _stage_work(one: LayoutDetail, stage: int, chunks: tuple[tuple[int, ...], ..
     of_experts = alike // one.degree("expert_shards") if scatters else alike
     others = copies - 1 + (0 if weights.experts is None else of_experts - 1)
     sent = np.ravel(left.total)
-    calls = int(np.ceil(sent / bucket(scenario, layout))[0])
+    calls, hidden = int(np.ceil(sent / bucket(scenario, layout))[0]), float(reduction_overlap(software, layout)[0])
     tied = tied_table(scenario, layout, groups.placement, groups.network)
     head, apart = stage == one.degree("head_stage"), one.degree("head_stage") > 0 or not scenario.model.tie_word_embeddings
     table = Weights(head_parameters(scenario, layout))
@@ -213,9 +213,9 @@ def _stage_work(one: LayoutDetail, stage: int, chunks: tuple[tuple[int, ...], ..
         head=_table(one, table) if head and apart else None,
         tied=float(tied.size[0]) if stage == 0 or head else 0.0,
         tied_reduce=seconds_alone(tied.reduction),
-        dp_hidden=scatter_overlap(software) if layout.sharding.optimizer_alone[0] else software.overlap.dp_overlap,
+        dp_hidden=hidden,
         gather_hidden=software.overlap.parameter_gather_overlap,
-        wait=max(0.0, calls * groups.cluster.all_reduce_wait * others - software.overlap.dp_overlap * passes.backward(kinds)),
+        wait=max(0.0, calls * groups.cluster.all_reduce_wait * others - hidden * passes.backward(kinds)),
         tree=groups.cluster.trees,
     )
 

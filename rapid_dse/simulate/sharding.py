@@ -244,9 +244,12 @@ def group_sync(scenario: Scenario, layouts: Layouts, sent: FloatColumn, group: t
     return transfer.either(~layouts.sharding.optimizer, reduce, scatter).times(np.where(sent > 0, calls, 0.0))
 
 
-def scatter_overlap(software: Software) -> float:
-    """Share of the backward pass that ZeRO 1's reduce-scatter may hide behind."""
-    return software.overlap.dp_overlap if software.overlap.scatter_overlap is None else software.overlap.scatter_overlap
+def reduction_overlap(software: Software, layouts: Layouts) -> FloatColumn:
+    """Share of the last backward pass that the reduction of gradients may hide behind, ``(n_layouts,)``."""
+    overlap, sharding = software.overlap, layouts.sharding
+    scatter, reduce = (overlap.dp_overlap if own is None else own for own in (overlap.scatter_overlap, overlap.all_reduce_overlap))
+    found: FloatColumn = np.where(sharding.optimizer_alone, scatter, np.where(sharding.optimizer, overlap.dp_overlap, reduce))
+    return found
 
 
 def bucket(scenario: Scenario, layouts: Layouts) -> FloatColumn:

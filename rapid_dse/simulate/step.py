@@ -23,7 +23,7 @@ from rapid_dse.simulate.host_launches import micro_batch_seconds
 from rapid_dse.simulate.layer import Layers, layer_time
 from rapid_dse.simulate.layer_work import Block
 from rapid_dse.simulate.offload import offloaded_update
-from rapid_dse.simulate.sharding import bucket, embedding_weights, scatter_overlap, trained_table
+from rapid_dse.simulate.sharding import bucket, embedding_weights, reduction_overlap, trained_table
 from rapid_dse.simulate.slots import Passes, StageSlots, host_layer_seconds, launched_passes, stage_slots
 from rapid_dse.simulate.uneven import ChunkPasses, Steps, chunk_waits, passes_of
 
@@ -271,7 +271,7 @@ def _end_exposed(
     """
     software, end, counts = scenario.software, arranged.end, arranged.stages.of_kinds[:, 0]
     forward, backward = first
-    overlap = np.where(layouts.sharding.optimizer_alone, scatter_overlap(software), software.overlap.dp_overlap)
+    overlap = reduction_overlap(software, layouts)
     # collectives of one group follow each other: a gather under way takes its time from the reductions behind it
     alone = end.gradients.waiting(summed(counts, [layer.sharded.backward.seconds for layer in layers.each]))
     hop_ports = layouts.chunks * arranged.hop.busy * (layouts.pp > 1)

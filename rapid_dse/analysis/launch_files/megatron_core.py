@@ -96,7 +96,8 @@ def sharding(spell: Spell, strategy_default: str) -> tuple[Entry, ...]:
             said |= {spell("use_megatron_fsdp"): True, spell("data_parallel_sharding_strategy"): _STRATEGIES[zero]}
         if zero > 0 and run.shards < run.replicas:
             said[spell("num_distributed_optimizer_instances")] = run.replicas // run.shards
-        reduces = run["software.dp_overlap"] > 0
+        of_copies = run["software.all_reduce_overlap"] if zero == 0 else None
+        reduces = (run["software.dp_overlap"] if of_copies is None else of_copies) > 0
         said[spell("overlap_grad_reduce")] = reduces
         said[spell("overlap_param_gather")] = reduces and zero > 0 and _gathers(run)
         return said
@@ -116,7 +117,9 @@ def sharding(spell: Spell, strategy_default: str) -> tuple[Entry, ...]:
             said[INSTANCES] = instances
         reduces, gathers = found.flag(spell("overlap_grad_reduce")), found.flag(spell("overlap_param_gather"))
         if not reduces and zero < 2:
-            said["software.dp_overlap"] = 0.0
+            said["software.dp_overlap" if zero else "software.all_reduce_overlap"] = 0.0
+        elif zero == 0:
+            said["software.all_reduce_overlap"] = None  # as under other stages, whatever the profile takes to be usual
         if not gathers and zero == 1:
             said["software.parameter_gather_overlap"] = 0.0
         return said

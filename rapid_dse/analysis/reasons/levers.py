@@ -121,6 +121,7 @@ _SCALES = (
 _SHARES = (
     "software.dp_overlap",
     "software.scatter_overlap",
+    "software.all_reduce_overlap",
     "software.parameter_gather_overlap",
     "software.tp_overlap",
     "software.tp_backward_overlap",

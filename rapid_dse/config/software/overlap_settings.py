@@ -17,6 +17,7 @@ class OverlapSettings(SchemaPart):
 
     dp_overlap: ShareOrZero = 0.8  # share of gradient reductions that hides behind the backward pass
     scatter_overlap: ShareOrZero | None = None  # of ZeRO 1's reduce-scatter of gradients; null: dp_overlap
+    all_reduce_overlap: ShareOrZero | None = None  # of ZeRO 0's all-reduce of gradients; null: dp_overlap
     parameter_gather_overlap: ShareOrZero = 0.3  # of ZeRO 1 and 2: the gather of new weights behind the next forward pass
     tp_overlap: Annotated[ShareOrZero, Only(Where("software.async_tp", (True,)))] = (
         0.5  # share of tensor-parallel transfers that hide where async_tp is on
