@@ -28,7 +28,7 @@ from rapid_dse.sweep.overrides import read
 from rapid_dse.sweep.space import plan, single
 
 SPACE = ("model=llama3_1_8b", "hw.num_gpus=64", "workload.global_batch_size=256", "parallel.tp=1,2,4,8", "parallel.pp=1,2,4")
-GRID = (*SPACE, "parallel.zero=1,3", "parallel.recompute=none,full", "software.enforce=false")
+GRID = (*SPACE, "parallel.zero=1,3", "parallel.recompute=none,full", "software.enforce=false", "software.host_step=0.02")
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +48,7 @@ def told(folder: Path, *arguments: str) -> dict[str, Any]:
 def composed(*overrides: str) -> dict[str, float]:
     """What one trial gives, composed from overrides alone."""
     with hydra_ready():
-        found = single(read([*overrides, "software.enforce=false"]))
+        found = single(read(overrides))
     return chosen.figures_of(price(found.scenario, found.layouts))
 
 
@@ -115,6 +115,14 @@ def test_a_node_wide_group_has_neighbours_on_both_sides() -> None:
 
 def ahead(first: Mapping[str, float], second: Mapping[str, float]) -> bool:
     return first["step_time_s"] < second["step_time_s"] if first["fits"] == second["fits"] else bool(first["fits"])
+
+
+def test_settings_give_the_row_again(folder: Path) -> None:
+    """With every key that the study set beside the layout: what the host takes, and layouts that the framework does not offer."""
+    found = told(folder, "--no-sensitivity")["of"]
+    assert (found["settings"]["software.host_step"], found["settings"]["software.enforce"]) == (0.02, False)
+    again = composed(*overrides(found["settings"]))
+    assert (again["step_time_s"], again["peak_memory_bytes"]) == (found["step_time_s"], found["peak_memory_bytes"])
 
 
 def test_set_to_its_turning_point_the_order_is_the_other_one_and_a_step_before_it_is_not(folder: Path) -> None:

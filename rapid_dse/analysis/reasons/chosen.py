@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any
 
 from rapid_dse.config.scenario import Scenario
@@ -12,7 +12,7 @@ from rapid_dse.events.backends import price
 from rapid_dse.parallel.layouts import CODES, Layouts
 from rapid_dse.simulate.results import Priced
 from rapid_dse.sweep import identity, ranking
-from rapid_dse.sweep.restored import trial_of
+from rapid_dse.sweep.restored import portion_of
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -29,6 +29,7 @@ class PricedTrial:
         figures: its result columns.
         choices: the option behind each group, where they are known.
         key: as results show it.
+        keys: what else it was set to beside its options and its layout: override key → value.
         stored: whether ``figures`` are those of the row, which a simulation or older code priced, and not today's closed forms.
     """
 
@@ -38,6 +39,7 @@ class PricedTrial:
     choices: Mapping[str, str] = field(default_factory=dict)
     key: str = ""
     stored: bool = False
+    keys: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def fits(self) -> bool:
@@ -73,15 +75,16 @@ def restored(row: Mapping[str, Any]) -> PricedTrial:
     key = row["key"]
     if row["status"] not in ("ok", "oom"):
         raise ValueError(f"--key={key}: this row has status={row['status']} ({row['reason']}); allowed: a row that was priced")
-    found = trial_of(row)
+    found = portion_of(row)
     if found is None:
         raise ValueError(f"--key={key}: cannot be composed here; allowed: a row whose hw, model, software and cluster are in conf/")
     choices = {group: str(row[group]) for group in ("hw", "cluster", "model", "software", "backend") if row.get(group)}
+    keys = {key: list(value) if isinstance(value, tuple) else value for key, value in found.keys.items() if value is not None}
     if found.scenario.backend.name == "analytical":
-        return trial(found.scenario, found.layout, choices)
+        return replace(trial(found.scenario, found.layouts, choices), keys=keys)
     names = [f.name for f in fields(Priced)]
     figures = {name: float(row[name]) for name in names if row.get(name) is not None}
-    return PricedTrial(closed_forms(found.scenario), found.layout, figures, choices, key, stored=True)
+    return PricedTrial(closed_forms(found.scenario), found.layouts, figures, choices, key, stored=True, keys=keys)
 
 
 def row_of(table: pa.Table, key: str) -> dict[str, Any]:

@@ -75,7 +75,7 @@ def trial_dict(of: PricedTrial) -> dict[str, Any]:
     """A layout with its settings, times and memory by term."""
     return {
         "key": of.key,
-        "settings": {**of.choices, **settings(of.layout)},
+        "settings": {**of.choices, **of.keys, **settings(of.layout)},
         "fits": of.fits,
         "step_time_s": of.figures["step_time_s"],
         "time_s": times_of(of.figures),

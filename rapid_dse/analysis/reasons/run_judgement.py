@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -77,7 +77,7 @@ class RunJudgement:
 def judgement(reading: LaunchReading, run: Launched, measured: float | None, composer: Composer) -> RunJudgement:
     """Judges a run."""
     portion = run.portion
-    predicted = trial(portion.scenario, portion.layouts, portion.choices)
+    predicted = replace(trial(portion.scenario, portion.layouts, portion.choices), keys=portion.keys)
     trust = judged(portion.scenario, portion.layouts)
     error, outside = float(trust.expected_error[0]), int(trust.outside[0])
     known = None if np.isnan(error) else error
