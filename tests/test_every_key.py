@@ -151,6 +151,8 @@ SHOWN: dict[str, tuple[Any, ...]] = {
     "software.zero_quantized_gradients": ("fsdp", True, {"software.enforce": False}),
     "software.offers.trainable": ("piped", ["lora"]),
     "software.offers.cp_kinds": ("fsdp", ["ulysses"]),
+    "model.swiglu_limit": ("experts", 7.0),
+    "software.expert_bias": ("experts", "fused", {"model.linear_bias": True}),
     "software.offers.cp_replicates_keys": ("fsdp", False, TRADED),
     "workload.lora_rank": ("piped", 32, LORA),
     "workload.lora_targets": ("piped", ["q_proj"], LORA),

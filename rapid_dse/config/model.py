@@ -56,6 +56,8 @@ class Model(Frozen):
     )
     norm: Annotated[Literal["layernorm", "rmsnorm"], LAYERED] = "rmsnorm"  # kind of normalisation
     position_embedding: Annotated[Literal["rope", "learned"], LAYERED] = "rope"  # rotary, or a learned table
+    # Largest value of both projections of a gated activation, to which experts cut them (GPT-OSS); null: none.
+    swiglu_limit: Annotated[Annotated[float, Field(gt=0, le=1e6)] | None, EXPERTS] = None
     linear_bias: Annotated[bool, LAYERED] = False  # whether linear layers have a bias
     attention_bias: Annotated[bool, LAYERED] = False  # whether query, key and value have a bias, whatever linear_bias says
     qkv_bias: Annotated[bool | None, VIT] = None

@@ -41,6 +41,7 @@ FIELDS: dict[str, tuple[str, ...]] = {
     "v_head_dim": ("v_head_dim",),
     "attention_bias": ("attention_bias", "add_qkv_bias", "qkv_bias"),
     "linear_bias": ("bias", "use_bias"),
+    "swiglu_limit": ("swiglu_limit",),
     "qk_norm": ("use_qk_norm",),
     "image_size": ("image_size",),
     "patch_size": ("patch_size",),

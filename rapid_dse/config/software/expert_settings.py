@@ -30,6 +30,9 @@ class ExpertSettings(SchemaPart):
     # transformer_engine: its kernels (Megatron Core's --moe-permute-fusion), which read a token once and move nothing beside; eager:
     # PyTorch's index_select and index_add, whose atomics add element by element.
     permutation: Annotated[Literal["fused", "transformer_engine", "eager"], EXPERTS] = "fused"
+    # Biases of routed experts (model.linear_bias) and limits of their activation (model.swiglu_limit). fused: within products and
+    # activation; eager: PyTorch's kernels around them, in 32 bits, but under a graph of the whole step.
+    expert_bias: Annotated[Literal["fused", "eager"], EXPERTS] = "fused"
     # Where a router's weight multiplies a row: its activation within the expert (Megatron Core, in one kernel with SwiGLU), or what the
     # expert gives, which autograd keeps for the weight's gradient.
     expert_weighting: Annotated[Literal["activation", "output"], EXPERTS] = "output"

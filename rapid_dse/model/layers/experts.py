@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from rapid_dse.config.software import Software
+from rapid_dse.model.layers.expert_bias import bias_kernels
 from rapid_dse.model.layers.mlp import activated, mlp_kernels, mlp_products, mlp_projections
 from rapid_dse.model.layers.part import Exchanged, ForwardStep, Part, PartParameters, SmallKernel, Tensor, norm_parameters
 from rapid_dse.model.layers.permutation import permutation_kernels
@@ -56,7 +57,9 @@ class Experts(Part):
         model = self.model
         alone = mlp_kernels(model, shape, self._wide(shape), software)
         logits = shape.norm_tokens * model.num_experts * 4.0 * ROUTER_PASSES
-        return [*alone, *permutation_kernels(model, shape, self.rows(shape), software.experts, logits)]
+        rows, wide = self.rows(shape), self.rows(shape) * (model.moe_intermediate_size / shape.etp)
+        moved = permutation_kernels(model, shape, rows, software.experts, logits)
+        return [*alone, *moved, *bias_kernels(model, software, rows, wide)]
 
     def steps(self) -> tuple[ForwardStep, ...]:
         shared = (ForwardStep("shared_up", "router_input", ("up",)), ForwardStep("shared_down", "down_input", ("expert_made",)))
