@@ -18,11 +18,12 @@ from rapid_dse.device import operator_model
 from rapid_dse.model.shapes import MicroBatch
 from rapid_dse.parallel.engines import resolved
 from rapid_dse.parallel.layouts import broken_rules
+from rapid_dse.simulate.inference.crowds import closed_crowd, open_crowd
 from rapid_dse.simulate.inference.passes import EnginePass, PassWork, Prompts, decode_work, prefill_work, timed
 from rapid_dse.simulate.inference.pools import handed_over
 from rapid_dse.simulate.inference.products import attention_products, busiest_rank, dense_products, touched_experts
+from rapid_dse.simulate.inference.request_lives import accepted
 from rapid_dse.simulate.inference.served_kernels import prefill_attention, price_products
-from rapid_dse.simulate.inference.serving import accepted
 from rapid_dse.simulate.inference.widths import cache_bytes_per_token
 from rapid_dse.simulate.operator_times import operators
 from rapid_dse.simulate.results import MEMORY_TERMS, TIME_TERMS, unlawful
@@ -193,6 +194,51 @@ def test_a_faster_machine_is_never_slower(faster: dict[str, float]) -> None:
         assert (getattr(fast, name) <= getattr(slow, name) * (1 + 1e-9)).all(), name
 
 
+@pytest.mark.parametrize("software", ["vllm", "sglang", "tensorrt_llm"])
+def test_slower_steps_never_serve_more_nor_sooner(software: str) -> None:
+    """Below and beyond what prompts leave of an engine, with lengths alike and apart, at a rate, in a loop and all at once."""
+    rows: list[dict[str, float]] = [{"concurrency": n} for n in (1, 3, 16, 64, 256)]
+    rows += [{"num_prompts": n, **rate} for n in (20, 500) for rate in ({}, {"request_rate": 2.0}, {"request_rate": 32.0})]
+    for prompt, generated, spread in ((128, 16, 0.0), (4096, 16, 0.1), (1024, 512, 0.0)):
+        work = {"workload__prompt_len": prompt, "workload__decode_len": generated, "workload__length_spread": spread}
+        fast, slow = (priced(scenario(software=software, **work, software__layer_latency=each), *rows) for each in (2e-5, 4e-5))
+        assert (slow.tokens_per_s <= fast.tokens_per_s * 1.002).all()  # between batches that are priced it is straight lines
+        assert (slow.request_latency_s >= fast.request_latency_s * 0.998).all()
+        assert (slow.tpot_s >= fast.tpot_s * 0.998).all()
+
+
+def test_a_run_has_no_more_under_way_than_it_sends_and_lasts_until_its_last_request_ends() -> None:
+    few, many = (priced(scenario(), {"num_prompts": n}) for n in (20, 10**5))
+    assert few.running_requests[0] == 20 < many.running_requests[0]
+    assert few.requests_per_s[0] == pytest.approx(20 / few.request_latency_s[0], rel=1e-6)  # all of one length end together
+    apart = priced(scenario(), {"num_prompts": 20, "request_rate": 0.1})
+    assert apart.requests_per_s[0] == pytest.approx(20 / (20 / 0.1 + apart.request_latency_s[0]), rel=1e-3)
+
+
+@pytest.mark.parametrize(("under_way", "rounds"), [(8, 1), (8, 3), (5, 20)])
+def test_prompts_that_a_closed_loops_requests_wait_for_are_those_that_are_counted(under_way: int, rounds: int) -> None:
+    """Request by request: the first fill the places, each further one takes that of the oldest; a prompt holds up all that decode."""
+    decoding, waits = list[int](), np.zeros(under_way * rounds)
+    for new in range(under_way * rounds):
+        if len(decoding) == under_way:
+            decoding.pop(0)
+        waits[decoding] += 1
+        decoding.append(new)
+    crowd = closed_crowd(np.array([float(under_way)]), np.array([float(rounds)]))
+    assert crowd.others[0] == pytest.approx(waits.mean(), abs=0.5)
+
+
+@pytest.mark.parametrize("life", [2.0, 10.0, 30.0])
+def test_the_crowd_of_an_open_loops_run_is_that_of_its_requests_drawn(life: float) -> None:
+    """100 requests at 10 a second that all live as long: how many are there beside one, and when a prompt comes."""
+    begin = np.arange(100) / 10.0
+    beside = np.clip(life - np.abs(begin[:, None] - begin[None, :]), 0.0, None).sum(1).mean() / life
+    here = ((begin[:, None] >= begin[None, :]) & (begin[:, None] < begin[None, :] + life)).sum(1).mean()
+    crowd = open_crowd(*(np.array([value]) for value in (10.0, 100.0, life, 1e9)))
+    assert crowd.running[0] == pytest.approx(beside, rel=0.02)
+    assert crowd.others[0] == pytest.approx(here, rel=0.06)
+
+
 def test_the_first_token_comes_later_the_longer_the_prompt() -> None:
     lengths, hits = (16, 128, 1024, 3000, 5000, 8192, 65536), (0, 0.5, 0.9)
     found = [priced(scenario(workload__prompt_len=length), {"concurrency": 8}).ttft_s[0] for length in lengths]
@@ -271,9 +317,9 @@ def test_an_open_loop_obeys_littles_law_and_saturates_at_what_all_at_once_gives(
     assert found.requests_per_s == pytest.approx(rates)
     assert found.running_requests == pytest.approx(rates * (found.ttft_s + (1024 - 1) * found.tpot_s), rel=0.02)
     assert (np.diff(found.ttft_s) > 0).all()
-    beyond = priced(scenario(), {"request_rate": 2 * most, "num_prompts": 1000})
+    beyond = priced(scenario(), {"request_rate": 2 * most, "num_prompts": 10**5})  # so many that the run's ends are nothing
     assert beyond.requests_per_s[0] == pytest.approx(most, rel=0.1)  # requests that arrive apart share no passes of prompts
-    assert beyond.ttft_s[0] > 0.4 * 1000 / 2 * (1 / most - 1 / (2 * most))
+    assert beyond.ttft_s[0] > 0.4 * 10**5 / 2 * (1 / most - 1 / (2 * most))
 
 
 def test_an_empty_engine_serves_one_request_as_a_static_batch_of_one() -> None:

@@ -166,17 +166,15 @@ def fit(tables: Sequence[Table], start: Mapping[str, float] | None = None, round
 def exercised(tables: Sequence[Table]) -> list[FreeParameter]:
     """Parameters that some row depends on: experts' and transfers' latencies where there are any."""
     models = any(table.scenario.model.num_experts for table in tables)
-    wide = any((table.layouts.tp > 1).any() for table in tables)
-    rounds = tables[0].scenario.software.serving.scheduler == "prefill_first"
+    scheduler = tables[0].scenario.software.serving.scheduler
     static = any((table.layouts.batch_size > 0).any() for table in tables)
     groups = any(table.scenario.workload.length_spread == 0 and (table.layouts.concurrency > 0).any() for table in tables)
     without = {
         "expert_latency": not models,
         "expert_launch": not models,
-        "collective_latency": not wide,
         "script_latency": not static,
-        "in_step": not groups or not rounds,
-        "prompts_together": not groups or rounds,
+        "in_step": not groups or scheduler != "prefill_first",
+        "prompts_together": not groups or scheduler == "prefill_first",
     }
     return [parameter for parameter in FREE_SERVING if not without.get(parameter.name, False)]
 

@@ -22,7 +22,8 @@ FloatColumn = NDArray[np.float64]
 class MicroBatch:
     """Distinct micro-batch shapes; every column ``(n_shapes,)``. ``seq_len`` is the whole sequence's, of which attention goes over
     ``documents`` equal ones by themselves; ``etp`` ranks share an expert; ``expert_load`` are the rows of the busiest rank's experts over
-    the mean."""
+    the mean. ``same_tokens``: whether the ranks that divide the experts all have the same tokens, of whose copies each keeps those for its
+    own experts, so that none travel."""
 
     tp: IntColumn
     cp: IntColumn
@@ -33,6 +34,7 @@ class MicroBatch:
     seq_len: int
     expert_load: FloatColumn | float = 1.0
     documents: float = 1.0
+    same_tokens: BoolColumn | bool = False
 
     @classmethod
     def of(cls, layouts: Layouts, work: Workload) -> MicroBatch:

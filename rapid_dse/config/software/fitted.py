@@ -29,9 +29,9 @@ FREE: tuple[FreeParameter, ...] = (
 FREE_SERVING: tuple[FreeParameter, ...] = (
     FreeParameter("layer_latency", 1.5e-5, 1.5e-5, 3e-4, "s", "how many small kernels a layer has, and the gaps between them"),
     FreeParameter("expert_latency", 3e-5, 3e-5, 5e-4, "s", "router, sort and grouped products' launches"),
-    FreeParameter("collective_latency", 5e-6, 5e-6, 1e-4, "s", "its all-reduce kernels' synchronisation"),
     FreeParameter("admission_latency", 2e-2, 3e-2, 1.0, "s", "its server, tokenizer and stream"),
     FreeParameter("sequence_latency", 1e-5, 1.5e-5, 1e-3, "s", "Python a running sequence"),
+    FreeParameter("host_layer", 1e-3, 1e-3, 1e-2, "s", "launches of a layer of a prompt, times three"),
     FreeParameter("expert_launch", 1.5e-3, 1.5e-3, 1e-2, "s", "kernels that it launches for experts in prefill"),
     FreeParameter("script_latency", 5e-4, 3e-3, 1e-2, "s", "whether a static batch's loop runs ahead of the device"),
     FreeParameter("in_step", 0.4, 0.2, 1.0, "share", "how requests of one length drift apart"),

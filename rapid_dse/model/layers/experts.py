@@ -111,7 +111,8 @@ class Experts(Part):
 
     def rows(self, shape: MicroBatch) -> FloatColumn:
         """Rows that the busiest rank's experts see: of all tokens of the ranks that share them, one for each of a token's experts."""
-        return shape.norm_tokens * self.model.num_experts_per_tok * np.where(shape.gathers_rows, shape.etp, 1) * shape.expert_load
+        mine = np.where(shape.same_tokens, 1 / shape.ep, np.where(shape.gathers_rows, shape.etp, 1))
+        return shape.norm_tokens * self.model.num_experts_per_tok * mine * shape.expert_load
 
     def _shared_width(self, shape: MicroBatch) -> FloatColumn:
         """Width of a rank's part of the shared experts."""

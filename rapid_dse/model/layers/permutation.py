@@ -28,8 +28,9 @@ def permutation_kernels(
         return _eager(model, shape, rows, logits)
     routing = SmallKernel("routing", 0.0, 0.0, logits)
     if experts.permutation == "fused":
-        tokens, copies = shape.norm_tokens * model.hidden_size, model.num_experts_per_tok
-        sorted_ = 2.0 * rows * model.hidden_size * (shape.ep < model.num_experts)
+        tokens, copies = shape.norm_tokens * model.hidden_size, model.num_experts_per_tok / np.where(shape.same_tokens, shape.ep, 1)
+        # where nothing arrives, copies are sorted as they are made
+        sorted_ = 2.0 * rows * model.hidden_size * ((shape.ep < model.num_experts) & ~np.asarray(shape.same_tokens))
         spread, summed = 2.0 * copies * tokens + sorted_, (copies + 1) * tokens + sorted_
         return [routing, SmallKernel("spread", spread, spread), SmallKernel("weighted_sum", summed, summed)]
     there, back = _of_library(model, shape, rows, experts)
@@ -63,7 +64,7 @@ def _eager(model: Model, shape: MicroBatch, received: FloatColumn, logits: Float
     Back: rows are weighted, read and written, and added into their tokens; backward the tokens' gradients are gathered, weighted, and
     multiplied with the rows for the weights' gradients. What has arrived from other ranks is sorted by expert, and back."""
     rows = shape.norm_tokens * model.hidden_size * model.num_experts_per_tok
-    arrived = (shape.ep < model.num_experts) & (shape.ep * shape.etp > 1)
+    arrived = (shape.ep < model.num_experts) & (shape.ep * shape.etp > 1) & ~np.asarray(shape.same_tokens)
     sorted_ = received * model.hidden_size * 2.0 * arrived
     return [
         SmallKernel("routing", 0.0, 0.0, logits, Counted((0.0, 0.0), EAGER_KERNELS)),

@@ -136,9 +136,10 @@ def _eager(scenario: Scenario, shape: MicroBatch, device: OperatorModel) -> Floa
 
 
 def _shape(scenario: Scenario, cut: Degrees, tokens: FloatColumn) -> MicroBatch:
-    """A pass's tokens as a micro-batch of sequences of one token."""
+    """A pass's tokens as a micro-batch of sequences of one token; those of one attention rank are on all ranks of its experts."""
     ones, load = np.ones_like(cut.tp), scenario.workload.expert_load(cut.ep)
-    return MicroBatch(cut.tp, ones, cut.ep, cut.etp, tokens, np.zeros(len(tokens), bool), 1, load)  # type: ignore[arg-type]  # tokens need not be whole
+    same = cut.attention_dp * cut.cp == 1
+    return MicroBatch(cut.tp, ones, cut.ep, cut.etp, tokens, np.zeros(len(tokens), bool), 1, load, same_tokens=same)  # type: ignore[arg-type]  # tokens need not be whole
 
 
 def _streaming(moved: FloatColumn, device: OperatorModel) -> FloatColumn:

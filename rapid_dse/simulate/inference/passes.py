@@ -34,8 +34,9 @@ class PassWork:
 
     Seconds of ``products``, of ``attention``, of what small kernels and casts move (``moving``), of the transfers by parallelism, and of
     the ``slowest`` stage without its sends, which has ``slowest_layers``, ``slowest_experts`` of them with experts; how many ``layers``,
-    ``latent_layers``, ``expert_layers``, ``casts`` of a product's input, and exchanges of tensor and expert parallelism (``tp_calls``,
-    ``ep_calls``) it has, each of which has a latency of its own; ``joules`` of the work of a whole engine, idle power left out.
+    ``latent_layers``, ``expert_layers``, ``casts`` of a product's input (as many to fp8 as take as long), and exchanges of tensor and
+    expert parallelism (``tp_calls``, ``ep_calls``) it has, each of which has a latency of its own; ``joules`` of the work of a whole
+    engine, idle power left out.
     """
 
     products: FloatColumn
@@ -225,6 +226,7 @@ def _combined(scenario: Scenario, cut: Degrees, parts: PassParts, drafts: PassWo
     counted = [(parts.around, layers), (parts.attention, layers), (parts.head, 1)]
     counted += [(part, count) for part, count in ((parts.mlp, dense), (parts.routed, layers - dense)) if part is not None]
     casts = sum(part.casts * count for part, count in counted)
+    cast_waits = float(sum(part.waits * count for part, count in counted))
     ones, none = np.ones(len(cut.tp)), np.zeros(len(cut.tp))
     experts = moves.experts.times(layers - dense)
     nothing = experts.times(0)
@@ -250,7 +252,7 @@ def _combined(scenario: Scenario, cut: Degrees, parts: PassParts, drafts: PassWo
         layers=layers * ones,
         latent_layers=layers * ones * bool(scenario.model.kv_lora_rank),
         expert_layers=(layers - dense) * ones,
-        casts=casts * ones,
+        casts=cast_waits * ones,
         tp_calls=tp_calls,
         ep_calls=ep_calls,
         joules=joules * cut.wide,

@@ -16,7 +16,8 @@ from rapid_dse.interconnect import closed_form
 from rapid_dse.parallel.engines import Degrees
 from rapid_dse.parallel.span import Span
 from rapid_dse.simulate.communication import effective_network
-from rapid_dse.simulate.inference.serving import Engine, Load, Served, burst_wait, tail_share
+from rapid_dse.simulate.inference.crowds import Load, burst_wait, rounds_of, tail_share
+from rapid_dse.simulate.inference.serving import Engine, Served
 from rapid_dse.simulate.inference.widths import cache_bytes_per_token
 
 FloatColumn = NDArray[np.float64]
@@ -75,7 +76,7 @@ class Pools:
 
     def _decode_seconds(self, running: FloatColumn, rate: FloatColumn) -> FloatColumn:
         """From a request's first token to its last, where an engine takes so many caches a second."""
-        steps = self.decode.later / self.decode.steps_tokens * self.decode.step(running)
+        steps = self.decode.later / self.decode.steps_tokens * self.decode.step(running).total
         return np.asarray(steps * (1.0 + self.handover.decode_delay * rate))
 
     def flow(self, rate: FloatColumn) -> Flow:
@@ -97,7 +98,7 @@ class Pools:
         rate = np.where(load.rate > 0, np.minimum(load.rate, self.most), self._closed(load.concurrency))
         flow = self.flow(rate)
         under_way = rate * flow.life
-        rounds = np.where(load.prompts > 0, np.maximum(1.0, load.prompts / np.maximum(under_way, 1.0)), np.inf)
+        rounds = rounds_of(load.prompts, np.maximum(under_way, 1.0))
         spread = self.scenario.workload.length_spread
         burst = np.where(load.rate > 0, 0.0, burst_wait(under_way * self.least / self.workers[0], rounds))
         beyond = np.where(np.isfinite(load.concurrency), load.concurrency - under_way, np.maximum(0.0, load.prompts - under_way) / 2.0)
@@ -117,17 +118,17 @@ class Pools:
 
     def _served(self, flow: Flow, queue: FloatColumn, burst: FloatColumn, rate: FloatColumn) -> Served:
         decode, later = self.decode, self.decode.later
-        where, rows, device = decode.at(flow.running)
+        step = decode.step(flow.running)
         first = flow.prompt + flow.transfer + burst
         prefill = self.prefill.costs.prefill.at(self.prefill.kind, np.ones_like(rate))
         return Served(
             running=flow.running,
             capacity=decode.capacity,
-            step=where.all_of(decode.decode_pass),
-            host=decode.host(rows, device),
-            bubble=decode.bubble(flow.running, where, device),
+            step=step.where.all_of(decode.decode_pass),
+            host=step.host,
+            bubble=step.bubble,
             wait=flow.decode / max(later, 1.0) * flow.delayed / (1.0 + flow.delayed),
-            rows=rows,
+            rows=step.rows,
             tpot=flow.decode / later if later else np.full(len(rate), np.nan),
             tokens=decode.steps_tokens,
             first=first,

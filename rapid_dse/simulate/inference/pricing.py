@@ -17,9 +17,10 @@ from rapid_dse.model.shapes import mean_context
 from rapid_dse.parallel.engines import Engines
 from rapid_dse.parallel.layouts import POOLS, Layouts
 from rapid_dse.simulate.inference import one_pass
+from rapid_dse.simulate.inference.crowds import Load
 from rapid_dse.simulate.inference.distinct_steps import Costs, costs
 from rapid_dse.simulate.inference.pools import ALONE, Handover, Pools
-from rapid_dse.simulate.inference.serving import Engine, Load, Served
+from rapid_dse.simulate.inference.serving import Engine, Served
 from rapid_dse.simulate.results import REQUEST_COSTS, Priced
 
 FloatColumn = NDArray[np.float64]
