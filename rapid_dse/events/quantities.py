@@ -28,6 +28,7 @@ from rapid_dse.parallel.schedules.schedule import Schedule
 from rapid_dse.parallel.span import Halves
 from rapid_dse.simulate.arrangement import Arrangement, arrangement, groups_of
 from rapid_dse.simulate.communication import effective_network, gradient_bytes
+from rapid_dse.simulate.end_of_step import update_seconds
 from rapid_dse.simulate.held_weights import Weights, embedding_parameters, head_parameters, layer_weights, looked_up_twice, weights_of
 from rapid_dse.simulate.host_launches import micro_batch_seconds
 from rapid_dse.simulate.layer import Layers, layer_time, slowed_block
@@ -50,7 +51,6 @@ from rapid_dse.simulate.sharding import (
     weight_gather,
 )
 from rapid_dse.simulate.slots import host_layer_seconds, waits_of_passes
-from rapid_dse.simulate.step import update_seconds
 from rapid_dse.simulate.training import Prepared, price_operators
 from rapid_dse.simulate.vocabulary import LOSS_REDUCTIONS, loss_bytes, tied_table
 from rapid_dse.simulate.zero_plus_plus import FOUR_BITS, by_node

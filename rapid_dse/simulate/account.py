@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import fields
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,9 +14,10 @@ from rapid_dse.cost.energy import BACKWARD_ATTENTION, gpu_energy, moved_energy, 
 from rapid_dse.model.architecture import model_flops_per_token
 from rapid_dse.parallel.layouts import RECOMPUTE_SELECTIVE, Layouts
 from rapid_dse.parallel.stages import Stages
-from rapid_dse.simulate.arrangement import Arrangement
+from rapid_dse.simulate.arrangement import END, Arrangement
 from rapid_dse.simulate.held_weights import layer_weights, mean_of_stages
-from rapid_dse.simulate.layer import LAYER, layer_moved
+from rapid_dse.simulate.layer import layer_moved
+from rapid_dse.simulate.layer_kinds import LayerKinds
 from rapid_dse.simulate.layer_work import Block, LayerBlock
 from rapid_dse.simulate.memory import PeakMemory, shared_memory
 from rapid_dse.simulate.recomputed import repeated, whole_layers
@@ -28,39 +29,37 @@ from rapid_dse.simulate.whole_run import HOUR, WholeRun, whole_run
 FloatColumn = NDArray[np.float64]
 
 
-@dataclass(frozen=True)
-class Joules:
-    """What a GPU's work takes beside idle power, J, ``(n_layouts,)`` each: for a micro-batch, and at the end of a step."""
-
-    micro_batch: FloatColumn
-    end: FloatColumn
-
-
 def result_columns(scenario: Scenario, layouts: Layouts, block: Block, arranged: Arrangement, step: StepTimes) -> Priced:
     """The results of steps whose times are known, whichever backend found them: memory, energy and cost are the same accounts for all."""
-    work = Shared(joules_of(scenario, layouts, block, arranged), np.arange(len(layouts)))
-    return results(scenario, layouts, step, work, arranged.of_stages)
+    joules = joules_of(scenario, layouts, LayerKinds.single(layouts, arranged, block), arranged)
+    return results(scenario, layouts, step, joules, arranged.of_stages)
 
 
-def results(scenario: Scenario, layouts: Layouts, step: StepTimes, work: Shared[Joules], found: Shared[Stages]) -> Priced:
-    """As ``result_columns``, from the layouts' energy and stages."""
-    joules = layouts.num_micro_batches * work.of.micro_batch.take(work.kind) + work.of.end.take(work.kind)
+def results(scenario: Scenario, layouts: Layouts, step: StepTimes, joules: FloatColumn, found: Shared[Stages]) -> Priced:
+    """As ``result_columns``, from what a GPU's work takes (``joules_of``) and the layouts' stages."""
     memory = shared_memory(scenario, layouts, found)
     of_gpus = gpu_energy(scenario.hw, joules, step.total) * layouts.num_gpus
     return columns_of(scenario, layouts, step, memory, of_gpus)
 
 
-def joules_of(scenario: Scenario, layouts: Layouts, block: Block, arranged: Arrangement) -> Joules:
-    """Mean energy of a GPU's work: layers spread evenly over the stages, the head's and the gradients' share included."""
-    hw = scenario.hw
+def joules_of(scenario: Scenario, layouts: Layouts, kinds: LayerKinds, arranged: Arrangement) -> FloatColumn:
+    """Mean energy of a GPU's work in a step beside idle power, J, ``(n_layouts,)``: layers spread evenly over the stages, the head's and
+    the gradients' share included."""
+    hw, some = scenario.hw, kinds.layouts
+    layers = mean_of_stages(scenario, some, layer_joules(scenario, some, kinds.block)) + end_joules(hw, kinds.block) / some.pp
+    layers = layers + sent_energy(hw, _layers_sent(scenario, some, kinds.arranged) + _ends_sent(some, kinds.arranged))
+    crossing = sent_energy(hw, _crossing_sent(some, kinds.arranged))
+    first, end = layouts.alike.by(*END)
+    at_end = _end_joules_of_step(scenario, layouts.take(first), arranged.take(first))
+    micro_batch = layers.take(kinds.kind) + layouts.crossings * crossing.take(kinds.kind)
+    return layouts.num_micro_batches * micro_batch + at_end.take(end)
+
+
+def _end_joules_of_step(scenario: Scenario, layouts: Layouts, arranged: Arrangement) -> FloatColumn:
+    """What the optimizer's traffic and the transfers at the end of a step take of it."""
     updated = [each.sharded(layouts, layouts.sharding.optimizer) for each in layer_weights(scenario, layouts, trained=True)]
-    layers, weights = (mean_of_stages(scenario, layouts, each) for each in (layer_joules(scenario, layouts, block), updated))
-    sent, sent_at_end = sent_bytes(scenario, layouts, arranged)
-    updated_bytes = weights * (scenario.software.update_traffic * scenario.model.of_kind.looped)
-    return Joules(
-        micro_batch=layers + end_joules(hw, block) / layouts.pp + sent_energy(hw, sent),
-        end=moved_energy(hw, updated_bytes) + sent_energy(hw, sent_at_end),
-    )
+    updated_bytes = mean_of_stages(scenario, layouts, updated) * (scenario.software.update_traffic * scenario.model.of_kind.looped)
+    return moved_energy(scenario.hw, updated_bytes) + sent_energy(scenario.hw, _end_sent(layouts, arranged))
 
 
 def layer_joules(scenario: Scenario, layouts: Layouts, block: Block) -> list[FloatColumn]:
@@ -92,12 +91,26 @@ def sent_bytes(scenario: Scenario, layouts: Layouts, arranged: Arrangement) -> t
 
     ``(n_dimensions, n_layouts)`` each.
     """
-    first, kind = layouts.alike.by(*LAYER)
-    layers = _layers_sent(scenario, layouts.take(first), arranged.take(first)).take(kind, axis=1)
-    hops = 2.0 * layouts.crossings / layouts.pp * arranged.hop.sent  # forward and back
-    around = (arranged.of_vocabulary.gather(lambda each: each.sent) + arranged.of_tables.gather(lambda each: each.sent)) / layouts.pp
-    micro_batch = layers + (layouts.pp > 1) * hops + around
-    return micro_batch, arranged.of_end.gather(_mean_sent) + 2 * arranged.of_end.gather(lambda each: each.tied.sent) / layouts.pp
+    hops = layouts.crossings * _crossing_sent(layouts, arranged)
+    return _layers_sent(scenario, layouts, arranged) + _ends_sent(layouts, arranged) + hops, _end_sent(layouts, arranged)
+
+
+def _crossing_sent(layouts: Layouts, arranged: Arrangement) -> NDArray[np.float64]:
+    """Of one boundary between stages, forward and back, for a micro-batch."""
+    found: NDArray[np.float64] = (layouts.pp > 1) * 2.0 / layouts.pp * arranged.hop.sent
+    return found
+
+
+def _ends_sent(layouts: Layouts, arranged: Arrangement) -> NDArray[np.float64]:
+    """Of embedding and head, for a micro-batch."""
+    sent: NDArray[np.float64] = arranged.of_vocabulary.gather(lambda each: each.sent) + arranged.of_tables.gather(lambda each: each.sent)
+    return sent / layouts.pp
+
+
+def _end_sent(layouts: Layouts, arranged: Arrangement) -> NDArray[np.float64]:
+    """At the end of a step."""
+    sent: NDArray[np.float64] = arranged.of_end.gather(_mean_sent) + 2 * arranged.of_end.gather(lambda each: each.tied.sent) / layouts.pp
+    return sent
 
 
 def _layers_sent(scenario: Scenario, layouts: Layouts, arranged: Arrangement) -> NDArray[np.float64]:

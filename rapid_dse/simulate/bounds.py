@@ -11,11 +11,11 @@ from rapid_dse.model.architecture import split_of
 from rapid_dse.parallel import schedules
 from rapid_dse.parallel.layouts import Layouts
 from rapid_dse.parallel.stages import packed, stages, unpacked
+from rapid_dse.simulate.end_of_step import update_seconds
 from rapid_dse.simulate.held_weights import stage_weights
 from rapid_dse.simulate.layer_work import Block, framework_block
 from rapid_dse.simulate.recomputed import recomputed
 from rapid_dse.simulate.shard_copies import with_copies
-from rapid_dse.simulate.step import update_seconds
 from rapid_dse.simulate.training import CHUNK, Prepared, price_operators
 
 FloatColumn = NDArray[np.float64]

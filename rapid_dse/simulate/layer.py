@@ -100,7 +100,9 @@ class Layers:
 
 
 @dataclass(frozen=True)
-class _LayersAlone:
+class LayersAlone:
+    """``Layers`` without what ZeRO 2 and 3 do around embedding and head, which depends on the stages too."""
+
     each: tuple[Layer, ...]
     ends: Ends
 
@@ -109,12 +111,16 @@ def layer_time(scenario: Scenario, layouts: Layouts, block: Block, arranged: Arr
     """One layer of each kind of one micro-batch of each layout; layouts that are alike in all that a layer depends on have it timed
     once."""
     first, kind = layouts.alike.by(*layer_columns(scenario))
-    some, there, own = layouts.take(first), arranged.take(first), block.take(first)
-    beside = zip(there.sharded, host_copies(scenario, some), repeated(scenario, some), strict=True)
-    parts = zip(own.layers, there.transfers.layers, beside, strict=True)
-    each = tuple(_layer(scenario, some, *of_kind) for of_kind in parts)
-    alone = rows_of(_LayersAlone(each, exposed_ends(scenario, own, there.vocabulary)), kind)
+    alone = rows_of(layers_alone(scenario, layouts.take(first), block.take(first), arranged.take(first)), kind)
     return Layers(alone.each, alone.ends, exposed_tables(scenario, layouts, arranged, alone.each))
+
+
+def layers_alone(scenario: Scenario, layouts: Layouts, block: Block, arranged: Arrangement) -> LayersAlone:
+    """One layer of each kind of each layout, and what the ends exchange."""
+    beside = zip(arranged.sharded, host_copies(scenario, layouts), repeated(scenario, layouts), strict=True)
+    parts = zip(block.layers, arranged.transfers.layers, beside, strict=True)
+    each = tuple(_layer(scenario, layouts, *of_kind) for of_kind in parts)
+    return LayersAlone(each, exposed_ends(scenario, block, arranged.vocabulary))
 
 
 def _layer(

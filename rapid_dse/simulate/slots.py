@@ -1,28 +1,24 @@
-"""What each pipeline stage that may be the slowest spends on a micro-batch, and what the stages around it spend."""
+"""How a slot of device work and the host that launches it go together."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rapid_dse.common.columns import Positions, added, rows_of, summed
+from rapid_dse.common.columns import added
 from rapid_dse.config.scenario import Scenario
 from rapid_dse.config.software import Software
-from rapid_dse.parallel.layouts import IntColumn, Layouts
-from rapid_dse.parallel.schedules.schedule import Slots
-from rapid_dse.parallel.stages import Stages
+from rapid_dse.parallel.layouts import Layouts
 from rapid_dse.simulate.communication import nodes_of
-from rapid_dse.simulate.host_launches import host_pace, layer_launches, library_seconds, micro_batch_seconds
-from rapid_dse.simulate.layer_work import Block
+from rapid_dse.simulate.host_launches import host_pace, layer_launches, library_seconds
 from rapid_dse.simulate.recomputed import whole_layers
 
 FloatColumn = NDArray[np.float64]
 NODE = 8  # tensor-parallel ranks that ``cluster.host_slowdown`` is told of
 
-IDLE_FORWARD = 1 / 3  # share of a slot that is its forward pass where a stage computes nothing: the host's, as in the graphs of stages
+Passes = tuple[FloatColumn, FloatColumn]  # seconds forward and backward
 
 
 def host_layer_seconds(scenario: Scenario, layouts: Layouts) -> FloatColumn:
@@ -95,115 +91,3 @@ def waits_of_passes(software: Software, parts: tuple[float, float], device: floa
     first = waits_in_pass(np.array(parts[0]), left, launches)
     third = waits_in_pass(np.array(parts[1]), left - first, launches) * (parts[1] > 0)
     return float(first), float(left - first - third), float(third)
-
-
-@dataclass(frozen=True)
-class StageSlots:
-    """What the candidate stages take for a micro-batch, s, ``(n_candidates, n_layouts)`` each.
-
-    Attributes:
-        whole: of the slot, of which the device has ``device``; ``forward`` and ``weights`` (gradients) are parts of it.
-        before: the slots of all stages ahead of it, ``after`` of those behind it.
-        found: the stages; ``pp`` and ``chunks`` of each layout, ``(n_layouts,)``.
-    """
-
-    whole: FloatColumn
-    device: FloatColumn
-    forward: FloatColumn
-    weights: FloatColumn
-    before: FloatColumn
-    after: FloatColumn
-    found: Stages
-    pp: IntColumn
-    chunks: IntColumn
-
-    def of(self, rows: Positions, micro_batches: IntColumn, delayed: bool) -> Slots:
-        """The slots of the layouts at ``rows``, as schedules take them.
-
-        Args:
-            micro_batches: of a step, ``(n_rows,)``.
-            delayed: whether the schedule runs weight gradients later than the backward pass; only then are their sums filled.
-        """
-        whole, forward, weights, before, after = (
-            each.take(rows, axis=1) for each in (self.whole, self.forward, self.weights, self.before, self.after)
-        )
-        latest = self.found.latest.take(rows, axis=1)
-        behind = self.pp.take(rows) - 1 - latest
-        forward_before, weights_before, weights_after = NO_SUM, NO_SUM, NO_SUM
-        if delayed:
-            found = rows_of(self.found, rows)
-            forward_before, weights_before = before_each(found, forward), before_each(found, weights)
-            weights_after = after_each(found, behind, weights)
-        return Slots(
-            whole=whole,
-            forward=forward,
-            weights=weights,
-            before=before,
-            after=after,
-            forward_before=forward_before,
-            weights_before=weights_before,
-            weights_after=weights_after,
-            weights_first=weights[0],
-            position=latest,
-            behind=behind,
-            chunks=self.chunks.take(rows),
-            micro_batches=micro_batches,
-        )
-
-
-NO_SUM = np.zeros((1, 1))
-
-
-def before_each(found: Stages, of: FloatColumn) -> FloatColumn:
-    """The sum of what stages take over all stages ahead of each candidate, ``(n_candidates, n_layouts)``, from what the candidates do."""
-    return np.where(found.latest > 0, of[0] + _inner_sum(found.ahead, of), 0.0)
-
-
-def after_each(found: Stages, behind: IntColumn, of: FloatColumn) -> FloatColumn:
-    """The same over the stages behind each, of which there are ``behind``."""
-    return np.where(behind > 0, of[-1] + _inner_sum(found.behind, of), 0.0)
-
-
-def _inner_sum(counts: NDArray[np.int64], of: FloatColumn) -> FloatColumn:
-    """What so many inner stages of each kind take together, ``(n_candidates, n_layouts)``; ``counts`` as ``Stages.ahead``."""
-    return sum((counts[:, kind] * of[1 + kind] for kind in range(counts.shape[1])), np.zeros(of.shape))
-
-
-Passes = tuple[FloatColumn, FloatColumn]  # seconds forward and backward
-
-
-def stage_slots(
-    scenario: Scenario, layouts: Layouts, block: Block, found: Stages, layers: Sequence[Passes], sends: NDArray[np.float64]
-) -> StageSlots:
-    """The candidate stages' slots.
-
-    A slot is as long as the device computes and transfers, or as the host takes to launch it (``launched_slot``). A stage without layers
-    passes on what it receives, which takes the sends and the host's time for a micro-batch.
-
-    Args:
-        layers: seconds of the passes of a layer of each kind, exposed transfers included, ``(n_layouts,)`` each.
-        sends: seconds of a micro-batch's sends on each candidate, ``(n_candidates, n_layouts)``.
-    """
-    forward, backward = (summed(found.of_kinds, [passes[way] for passes in layers]) for way in (0, 1))
-    gradients = summed(found.of_kinds, [layer.weight_gradient for layer in block.layers])
-    ahead = found.has_embedding * block.embedding + found.has_head * block.head_forward
-    behind_layers = found.has_embedding * block.embedding_backward + found.has_head * block.head_backward
-    computing = forward + backward + ahead + behind_layers
-    device = computing + sends
-    launches = found.layers * host_layer_seconds(scenario, layouts) + micro_batch_seconds(scenario)
-    whole = launched_slot(scenario.software, device, launches)
-    # of the sends, one goes ahead for each that comes back
-    ahead_of, waits = np.where(computing > 0, forward + ahead + sends / 2, device * IDLE_FORWARD), whole - device
-    ahead_lasts, _ = launched_passes(scenario.software, [ahead_of, device - ahead_of], [launches / 3, launches * (2 / 3)])
-    late = waits_in_pass(gradients, waits - waits_in_pass(ahead_of, waits, launches), launches)
-    return StageSlots(
-        whole=whole,
-        device=device,
-        forward=ahead_lasts,
-        weights=np.where(found.layers > 0, gradients + late, 0.0),
-        before=before_each(found, whole),
-        after=after_each(found, layouts.pp - 1 - found.latest, whole),
-        found=found,
-        pp=layouts.pp,
-        chunks=layouts.chunks,
-    )

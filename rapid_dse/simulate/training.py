@@ -15,13 +15,14 @@ from rapid_dse.model.shapes import MicroBatch
 from rapid_dse.parallel.layouts import IntColumn, Layouts
 from rapid_dse.simulate.account import joules_of, results
 from rapid_dse.simulate.arrangement import arrangement
-from rapid_dse.simulate.layer import layer_time
+from rapid_dse.simulate.layer import layer_columns, layers_alone
+from rapid_dse.simulate.layer_kinds import LayerKinds, micro_batch_times, tables_of
 from rapid_dse.simulate.layer_work import Block, distinct_shapes, framework_block
 from rapid_dse.simulate.operator_times import Operators, operators
 from rapid_dse.simulate.results import Priced
 from rapid_dse.simulate.shard_copies import with_copies
 from rapid_dse.simulate.slowest import slowest_gpu
-from rapid_dse.simulate.step import alike_in_pace, pace, paced_step, step_time
+from rapid_dse.simulate.step import passes_of_layout, shared_step, step_time
 from rapid_dse.simulate.uneven import pass_seconds
 
 FloatColumn = NDArray[np.float64]
@@ -98,16 +99,17 @@ def pipeline_passes(scenario: Scenario, layout: Layouts) -> FloatColumn:
     ready = prepare(scenario, layout)
     shapes = framework_block(scenario, ready.shape, ready.alone, ready.device)
     block, arranged = with_copies(scenario, layout, shapes.take(ready.where), ready.device), arrangement(scenario, layout)
-    paced = pace(scenario, layout, block, arranged, ready.device, layer_time(scenario, layout, block, arranged))
-    return pass_seconds(scenario, int(layout.schedule[0]), paced.passes)
+    return pass_seconds(scenario, int(layout.schedule[0]), passes_of_layout(scenario, layout, block, arranged))
 
 
 def _price_chunk(scenario: Scenario, layouts: Layouts, shapes: Block, where: IntColumn, device: OperatorModel) -> Priced:
-    """Prices layouts, whose block is the one at ``where`` in ``shapes``; what layouts share but for schedule and batch is priced once."""
-    first, kind = alike_in_pace(layouts)
-    some = layouts.take(first)
-    block = with_copies(scenario, some, shapes.take(where[first]), device)
-    arranged = arrangement(scenario, some)
-    layers = layer_time(scenario, some, block, arranged)
-    step = paced_step(scenario, layouts, Shared(pace(scenario, some, block, arranged, device, layers), kind))
-    return results(scenario, layouts, step, Shared(joules_of(scenario, some, block, arranged), kind), arranged.of_stages.take(kind))
+    """Prices layouts, whose block is the one at ``where`` in ``shapes``; the layers of layouts that are alike in them are priced once."""
+    arranged = arrangement(scenario, layouts)
+    first, kind = layouts.alike.by(*layer_columns(scenario))
+    some, there = layouts.take(first), arranged.take(first)
+    kinds = LayerKinds(kind, some, there, with_copies(scenario, some, shapes.take(where[first]), device))
+    alone = layers_alone(scenario, some, kinds.block, there)
+    times = Shared(micro_batch_times(scenario, kinds, alone.each, alone.ends), kind)
+    tables = tables_of(scenario, layouts, arranged, kind, alone)
+    step = shared_step(scenario, layouts, arranged, device, (times, tables))
+    return results(scenario, layouts, step, joules_of(scenario, layouts, kinds, arranged), arranged.of_stages)

@@ -7,14 +7,14 @@ layers or they are of several kinds, as frameworks' own splits differ by a layer
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rapid_dse.common.columns import Positions, added, distinct, numbered, sums_of
+from rapid_dse.common.columns import Positions, added, numbered, sums_of
 from rapid_dse.common.compiled import loading_numba
 from rapid_dse.config.scenario import Scenario
 from rapid_dse.model.architecture import architecture_of, split_of
@@ -24,9 +24,8 @@ from rapid_dse.parallel.schedules.schedule import BACKWARD, FORWARD, INPUT, KIND
 from rapid_dse.parallel.schedules.stage_maps import StageMap
 from rapid_dse.parallel.stages import Split, packed, unpacked
 from rapid_dse.simulate.host_launches import micro_batch_seconds
-from rapid_dse.simulate.layer import layer_columns
-from rapid_dse.simulate.layer_work import Block
-from rapid_dse.simulate.slots import Passes, host_layer_seconds, launched_slot, share_of
+from rapid_dse.simulate.layer_kinds import MicroBatchTimes
+from rapid_dse.simulate.slots import launched_slot, share_of
 
 FloatColumn = NDArray[np.float64]
 
@@ -39,106 +38,91 @@ OF_LAYER = 3
 
 @dataclass(frozen=True)
 class ChunkPasses:
-    """What the passes of a pipeline's chunks take, ``(n_layouts,)`` each, and which layouts need a run.
+    """What the passes of the chunks of one schedule's pipelines take, ``(n_layouts,)`` each or, of a layer of each kind,
+    ``(n_kinds, n_layouts)``; and which layouts need a run.
 
     Attributes:
-        layers: of a layer of each kind, seconds of the forward and the backward pass, exposed transfers included, and of its weight
-            gradients, a part of the latter.
+        layers: seconds of the forward and the backward pass, exposed transfers included, and of weight gradients, a part of the latter.
         ends: of the embedding's two passes and the head's two.
         sends: seconds that a stage sends a micro-batch's chunk, and that its host launches that in, one way.
         host: seconds in which the host launches a layer.
         split: pp, chunks and stage map as one number (``stages.packed``).
         uneven: whether chunks differ in their layers; ``longer``: whether passes of one differ in what ZeRO moves around them.
-        case: a number that layouts share whose passes take equally long.
+        micro_batches: of a step.
     """
 
-    layers: tuple[tuple[FloatColumn, FloatColumn, FloatColumn], ...]
+    layers: tuple[FloatColumn, FloatColumn, FloatColumn]
     ends: tuple[FloatColumn, FloatColumn, FloatColumn, FloatColumn]
     sends: tuple[FloatColumn, FloatColumn]
     host: FloatColumn
     split: IntColumn
     uneven: BoolColumn
     longer: BoolColumn
-    case: Positions
-
-    def without_formula(self, scenario: Scenario, exact: Exact, kind: Positions) -> Positions:
-        """Which of the layouts at ``kind`` need a run, by what their schedule's formula is good for."""
-        every = np.ones(len(kind), bool)
-        if exact is Exact.ALL_STAGES:
-            run = ~every
-        elif exact is Exact.SIMILAR_STAGES:
-            similar = scenario.parallel.stage_layers is None and len(architecture_of(scenario).kinds) == 1
-            run = self.uneven.take(kind) & (not similar)
-        elif exact is Exact.EQUAL_CHUNKS:
-            run = (self.uneven | self.longer).take(kind)
-        else:
-            run = every
-        return np.flatnonzero(run)
-
-
-@dataclass(frozen=True)
-class Steps:
-    """Steps of layouts of one schedule by its formula.
-
-    Attributes:
-        kind: where each layout stands in ``ChunkPasses``, ``(n,)``; ``micro_batches`` of its step.
-        whole: seconds of a micro-batch, and ``waits`` idle seconds by the formula, on each candidate stage, ``(n_candidates, n)``.
-    """
-
-    kind: Positions
     micro_batches: IntColumn
-    whole: FloatColumn
-    waits: FloatColumn
+
+    def without_formula(self, scenario: Scenario, exact: Exact) -> Positions:
+        """Which of the layouts need a run, by what their schedule's formula is good for."""
+        if exact is Exact.ALL_STAGES:
+            return np.zeros(0, np.intp)
+        if exact is Exact.SIMILAR_STAGES:
+            similar = scenario.parallel.stage_layers is None and len(architecture_of(scenario).kinds) == 1
+            return np.flatnonzero(self.uneven & (not similar))
+        return np.flatnonzero(self.uneven | self.longer if exact is Exact.EQUAL_CHUNKS else np.ones(len(self.split), bool))
 
 
 def passes_of(
-    scenario: Scenario, layouts: Layouts, block: Block, layers: Sequence[Passes], sends: tuple[FloatColumn, FloatColumn]
+    scenario: Scenario, layouts: Layouts, rows: Positions, times: MicroBatchTimes, sends: tuple[FloatColumn, FloatColumn]
 ) -> ChunkPasses:
-    """``ChunkPasses`` of layouts; ``layers`` (forward and backward passes) and ``sends`` as there."""
-    split, splits = split_of(scenario), packed(layouts)
+    """``ChunkPasses`` of the layouts at ``rows``, of which ``times`` and ``sends`` are."""
+    split, splits = split_of(scenario), packed(layouts).take(rows)
     number, count = numbered(splits)
     example = np.empty(count, np.int64)
     example[number] = splits
     differ = np.array([unpacked(key)[0] > 1 and _differ(split, *unpacked(key)) for key in example.tolist()], bool)
     # ZeRO 2 and 3 transfer the table around the first chunk of every micro-batch, which is the longer one where layers are equal
-    longer = layouts.sharding.gradients & (layouts.shards > 1) & (layouts.pp > 1)
-    _, case = layouts.alike.by(*layer_columns(scenario), "chunks", "stage_map")
-    ends = block.embedding, block.embedding_backward, block.head_forward, block.head_backward
-    host = host_layer_seconds(scenario, layouts)
-    whole = tuple((*passes, own.weight_gradient) for passes, own in zip(layers, block.layers, strict=True))
-    return ChunkPasses(whole, ends, sends, host, splits, differ[number], longer, case)
+    longer = (layouts.sharding.gradients & (layouts.shards > 1) & (layouts.pp > 1)).take(rows)
+    layers = times.forward, times.backward, times.weights
+    ends = times.embedding, times.embedding_backward, times.head_forward, times.head_backward
+    return ChunkPasses(layers, ends, sends, times.host, splits, differ[number], longer, layouts.num_micro_batches.take(rows))
 
 
-def chunk_waits(scenario: Scenario, code: int, passes: ChunkPasses, steps: Steps) -> FloatColumn:
+def chunk_waits(scenario: Scenario, code: int, passes: ChunkPasses, whole: FloatColumn, waits: FloatColumn) -> FloatColumn:
     """The formula's waits, or, where it is not good enough, those that the schedule run pass by pass has, ``(n_candidates, n)``.
 
-    Those stand at the stage with most work; the step is its work and they. ``code``: the schedule's.
+    Those stand at the stage with most work; the step is its work and they.
+
+    Args:
+        code: the schedule's.
+        whole: seconds of a micro-batch, and ``waits`` idle seconds by the formula, on each candidate stage, ``(n_candidates, n)``.
     """
-    rows = passes.without_formula(scenario, SCHEDULE_CLASSES[code].exact, steps.kind)
+    rows = passes.without_formula(scenario, SCHEDULE_CLASSES[code].exact)
     if not len(rows):
-        return steps.waits
-    seconds = np.full(len(steps.kind), np.nan)
-    seconds[rows] = _run(scenario, code, passes, steps.kind.take(rows), steps.micro_batches.take(rows))
-    busiest = steps.whole.max(axis=0)
-    idle = np.where(steps.whole == busiest, np.maximum(0.0, seconds - steps.micro_batches * busiest), 0.0)
-    return np.where(np.isnan(seconds), steps.waits, idle)
+        return waits
+    every = len(rows) == whole.shape[1]
+    work, formula = (whole, waits) if every else (whole.take(rows, axis=1), waits)
+    busiest = work.max(axis=0)
+    seconds = _run(scenario, code, passes, rows)
+    idle = np.where(work == busiest, np.maximum(0.0, seconds - passes.micro_batches.take(rows) * busiest), 0.0)
+    if every:
+        return idle
+    found = np.array(np.broadcast_to(formula, whole.shape))
+    found[:, rows] = idle
+    return found
 
 
-def _run(scenario: Scenario, code: int, passes: ChunkPasses, kind: Positions, micro_batches: IntColumn) -> FloatColumn:
-    """Seconds of a step of the schedule, ``(n,)``; layouts whose passes take equally long are run once."""
+def _run(scenario: Scenario, code: int, passes: ChunkPasses, rows: Positions) -> FloatColumn:
+    """Seconds of a step of the schedule, of the layouts at ``rows``, ``(n,)``."""
     step_seconds = _recurrence()
     pass_kinds = KINDS if SCHEDULE_CLASSES[code].splits_backward else 2
-    first, alike = distinct([numbered(passes.case.take(kind)), numbered(micro_batches)])
-    once, count = kind.take(first), micro_batches.take(first)
-    order = np.argsort(passes.split.take(once), kind="stable")  # by split
-    once, count = once.take(order), count.take(order)
-    seconds, splits = np.empty(len(first)), passes.split.take(once)
+    order = np.argsort(passes.split.take(rows), kind="stable")  # by split
+    rows, seconds = rows.take(order), np.empty(len(rows))
+    splits, micro_batches = passes.split.take(rows), passes.micro_batches.take(rows)
     ends = [*(np.flatnonzero(np.diff(splits)) + 1).tolist(), len(splits)]
     for start, end in zip([0, *ends], ends, strict=False):
         pipeline = unpacked(int(splits[start]))
-        lasting, pass_kind = _lasting(scenario, passes, once[start:end], pipeline, pass_kinds)
-        seconds[order[start:end]] = step_seconds(lasting, (code, *pipeline[:2]), count[start:end], pass_kind)
-    return seconds.take(alike)
+        lasting, pass_kind = _lasting(scenario, passes, rows[start:end], pipeline, pass_kinds)
+        seconds[order[start:end]] = step_seconds(lasting, (code, *pipeline[:2]), micro_batches[start:end], pass_kind)
+    return seconds
 
 
 def _lasting(
@@ -147,7 +131,7 @@ def _lasting(
     """Seconds that each distinct pass of layouts of one pipeline lasts, ``(n_distinct, n)``, and which of them each of the
     ``pass_kinds * pp * chunks`` passes is, by kind and place; ``at``: the layouts in ``passes``, ``(n,)``."""
     split = split_of(scenario)
-    columns = (*passes.ends, *passes.sends, *(part for layer in passes.layers for part in layer))
+    columns = (*passes.ends, *passes.sends, *(part[kind] for kind in range(split.kinds) for part in passes.layers))
     spent, host_layer = np.stack([column.take(at) for column in columns]), passes.host.take(at)
     device, launches, pass_kind = _shares(split, pipeline, pass_kinds)
     host = launches[:, :1] * host_layer + launches[:, 1:] * micro_batch_seconds(scenario)

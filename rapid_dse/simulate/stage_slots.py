@@ -1,0 +1,129 @@
+"""What each pipeline stage that may be the slowest spends on a micro-batch, and what the stages around it spend."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rapid_dse.common.columns import summed
+from rapid_dse.config.software import Software
+from rapid_dse.parallel.layouts import IntColumn
+from rapid_dse.parallel.schedules.schedule import Slots
+from rapid_dse.parallel.stages import Stages
+from rapid_dse.simulate.layer_kinds import MicroBatchTimes
+from rapid_dse.simulate.slots import Passes, launched_passes, launched_slot, waits_in_pass
+
+FloatColumn = NDArray[np.float64]
+
+IDLE_FORWARD = 1 / 3  # share of a slot that is its forward pass where a stage computes nothing: the host's, as in the graphs of stages
+NO_SUM = np.zeros((1, 1))
+
+
+@dataclass(frozen=True)
+class StageSlots:
+    """What the candidate stages take for a micro-batch, s, ``(n_candidates, n_layouts)`` each.
+
+    Attributes:
+        whole: of the slot, of which the device has ``device``; ``forward`` and ``weights`` (gradients) are parts of it, the latter filled
+            where schedules run them apart.
+        first: seconds that the first stage's layers take forward and backward, ``(n_layouts,)`` each (``_first_stage_passes``).
+    """
+
+    whole: FloatColumn
+    device: FloatColumn
+    forward: FloatColumn
+    weights: FloatColumn
+    first: Passes
+
+    def of_schedule(self, found: Stages, pp: IntColumn, chunks: IntColumn, micro_batches: IntColumn, delayed: bool) -> Slots:
+        """The slots as schedules take them.
+
+        Args:
+            found: the stages; ``pp`` and ``chunks`` of them, ``micro_batches`` of a step, columns that broadcast.
+            delayed: whether the schedule runs weight gradients later than the backward pass; only then are their sums filled.
+        """
+        behind = pp - 1 - found.latest
+        forward_before, weights_before, weights_after = NO_SUM, NO_SUM, NO_SUM
+        if delayed:
+            forward_before, weights_before = before_each(found, self.forward), before_each(found, self.weights)
+            weights_after = after_each(found, behind, self.weights)
+        return Slots(
+            whole=self.whole,
+            forward=self.forward,
+            weights=self.weights,
+            before=before_each(found, self.whole),
+            after=after_each(found, behind, self.whole),
+            forward_before=forward_before,
+            weights_before=weights_before,
+            weights_after=weights_after,
+            weights_first=self.weights[0],
+            position=found.latest,
+            behind=behind,
+            chunks=chunks,
+            micro_batches=micro_batches,
+        )
+
+
+def before_each(found: Stages, of: FloatColumn) -> FloatColumn:
+    """The sum of what stages take over all stages ahead of each candidate, ``(n_candidates, n_layouts)``, from what the candidates do."""
+    return np.where(found.latest > 0, of[0] + _inner_sum(found.ahead, of), 0.0)
+
+
+def after_each(found: Stages, behind: IntColumn, of: FloatColumn) -> FloatColumn:
+    """The same over the stages behind each, of which there are ``behind``."""
+    return np.where(behind > 0, of[-1] + _inner_sum(found.behind, of), 0.0)
+
+
+def _inner_sum(counts: NDArray[np.int64], of: FloatColumn) -> FloatColumn | float:
+    """What so many inner stages of each kind take together, ``(n_candidates, n_layouts)``; ``counts`` as ``Stages.ahead``."""
+    kinds = range(counts.shape[1])
+    return summed(counts.swapaxes(0, 1), [of[1 + kind] for kind in kinds]) if kinds else 0.0
+
+
+def stage_slots(
+    software: Software, found: Stages, times: MicroBatchTimes, around: tuple[NDArray[np.float64], float], delayed: bool
+) -> StageSlots:
+    """The candidate stages' slots.
+
+    A slot is as long as the device computes and transfers, or as the host takes to launch it (``launched_slot``). A stage without layers
+    passes on what it receives, which takes the sends and the host's time for a micro-batch.
+
+    Args:
+        times: what a micro-batch takes of layers and ends.
+        around: seconds of a micro-batch's sends on each candidate, ``(n_candidates, n_layouts)``, and of its launches beside the layers'.
+        delayed: whether weight gradients run later than the backward pass.
+    """
+    sends, launched = around
+    forward, backward = summed(found.of_kinds, times.forward), summed(found.of_kinds, times.backward)
+    ahead = found.has_embedding * times.embedding + found.has_head * times.head_forward
+    behind_layers = found.has_embedding * times.embedding_backward + found.has_head * times.head_backward
+    computing = forward + backward + ahead + behind_layers
+    device = computing + sends
+    launches = found.layers * times.host + launched
+    whole = launched_slot(software, device, launches)
+    # of the sends, one goes ahead for each that comes back
+    ahead_of, waits = np.where(computing > 0, forward + ahead + sends / 2, device * IDLE_FORWARD), whole - device
+    ahead_lasts, _ = launched_passes(software, [ahead_of, device - ahead_of], [launches / 3, launches * (2 / 3)])
+    weights = NO_SUM
+    if delayed:
+        gradients = summed(found.of_kinds, times.weights)
+        late = waits_in_pass(gradients, waits - waits_in_pass(ahead_of, waits, launches), launches)
+        weights = np.where(found.layers > 0, gradients + late, 0.0)
+    first = _first_stage_passes(software, ahead[0], (forward[0], backward[0]), device[0], launches[0])
+    return StageSlots(whole, device, ahead_lasts, weights, first)
+
+
+def _first_stage_passes(software: Software, ahead: FloatColumn, passes: Passes, device: FloatColumn, launches: FloatColumn) -> Passes:
+    """Seconds that the layers of the first stage take forward and backward for a micro-batch, ``(n_layouts,)`` each.
+
+    Each lasts at least as long as the host launches it (``launched_passes``).
+
+    Args:
+        ahead: seconds of what runs ahead of the layers, and of the head there; ``passes`` of the layers.
+        device: of a micro-batch there, which the host launches in ``launches``.
+    """
+    forward, backward = passes
+    first, second = launched_passes(software, [forward + ahead, device - forward - ahead], [launches / 3, launches * (2 / 3)])
+    return np.maximum(0.0, first - ahead), np.maximum(0.0, second - (device - forward - ahead - backward))
