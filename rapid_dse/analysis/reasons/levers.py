@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from rapid_dse.common.remembered import remembered
 from rapid_dse.config.fields import Frozen
 from rapid_dse.config.scenario import Scenario
 from rapid_dse.sweep.compose import value_at, with_values
@@ -81,6 +82,7 @@ class Lever:
         return self.key.split(".")[0]
 
 
+@remembered(8)
 def turned(scenario: Scenario, key: str, value: Any, beside: tuple[str, ...] = ()) -> Scenario:
     """The scenario with another value of one key.
 

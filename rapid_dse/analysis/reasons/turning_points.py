@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -171,7 +171,10 @@ class _Order:
     """The order of two trials, with a lever turned on one of them or on both."""
 
     def __init__(self, lever: Lever, of: str, trials: tuple[PricedTrial, PricedTrial], by: str) -> None:
-        self._lever, self._of, self._trials, self._by = lever, of, trials, by
+        first, second = trials
+        if first.scenario == second.scenario:  # then it is turned once for both
+            second = replace(second, scenario=first.scenario)
+        self._lever, self._of, self._trials, self._by = lever, of, (first, second), by
         self._known: dict[float, tuple[_Rank, _Rank] | None] = {}
         self._now = _ranks([(each.scenario, each.layout) for each in trials], by)
 
@@ -203,7 +206,7 @@ class _Order:
 
 def _ranks(sides: Sequence[tuple[Scenario, Layouts]], by: str) -> tuple[_Rank, ...]:
     """Where each side ranks."""
-    if len(sides) == 2 and sides[0][0] == sides[1][0]:
+    if len(sides) == 2 and (sides[0][0] is sides[1][0] or sides[0][0] == sides[1][0]):
         priced = price(sides[0][0], type(sides[0][1]).concatenate([layout for _, layout in sides]))
         return _rank(priced, 0, by), _rank(priced, 1, by)
     return tuple(_rank(price(scenario, layout), 0, by) for scenario, layout in sides)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rapid_dse.common.columns import added
+from rapid_dse.common.columns import added, distinct, numbered, rows_of
 from rapid_dse.config.scenario import Scenario
 from rapid_dse.device import OperatorModel
 from rapid_dse.interconnect import transfer
@@ -149,8 +149,10 @@ def _streaming(moved: FloatColumn, device: OperatorModel) -> FloatColumn:
 
 def _places(scenario: Scenario, cut: Degrees) -> Placement:
     """Where the groups of an engine lie: tensor-parallel ranks next to each other, then those of cp and of attention's copies."""
-    degrees = {"tp": cut.tp, "cp": cut.cp * cut.attention_dp, "pp": cut.pp, "dp": np.ones_like(cut.tp), "ep": np.ones_like(cut.tp)}
-    return place(degrees, ORDER, effective_network(scenario))
+    columns = {"tp": cut.tp, "cp": cut.cp * cut.attention_dp, "pp": cut.pp}
+    first, kind = distinct([numbered(column) for column in columns.values()])  # of a grid of batches, the engines of one
+    degrees = {name: column.take(first) for name, column in columns.items()} | {"dp": np.ones_like(first), "ep": np.ones_like(first)}
+    return rows_of(replace(place(degrees, ORDER, effective_network(scenario)), reasons=()), kind)
 
 
 def _exchanges(scenario: Scenario, cut: Degrees, tokens: FloatColumn, ends: FloatColumn) -> Exchanges:
