@@ -1,9 +1,7 @@
-"""Fits the shipped inference profiles again to a table of measured requests and writes conf/software, the loads behind each profile,
+"""Fits the shipped inference profiles again to tables of measured requests and writes conf/software, the loads behind each profile,
 and how errors grow outside of them (rapid_dse/simulate/served_growth.py): run from the repository's root; takes two minutes.
 
 usage: python benchmarks/fit_serving.py ../shared/data/inference_cases.csv ../shared/data/energy_inference_cases.csv [PROFILE …]
-
-The first table is fitted to; of further ones, which no profile has seen, errors outside what was measured are learned.
 
 Rows of multi-token prediction whose depth and acceptance are not told (spec=mtp) say nothing. Disaggregated systems are left to be
 predicted: what they cost beyond the rest is queues and transfers, which no latency tells; of open loops the time to the first token is
@@ -21,9 +19,9 @@ import numpy as np
 import pandas as pd
 
 from rapid_dse.analysis.error_growth import Evidence, coverage, fitted_steps
-from rapid_dse.analysis.measured_loads import LEAST_LOADS, loads_of
+from rapid_dse.analysis.measured_loads import loads_of
 from rapid_dse.analysis.profile_file import with_fitted
-from rapid_dse.analysis.serving_envelope import Loads, evidence_of, of_unseen, served_boxes, served_lines
+from rapid_dse.analysis.serving_envelope import Loads, evidence_of, served_boxes, served_lines
 from rapid_dse.analysis.serving_fit import FIGURES, fit, tables_of
 from rapid_dse.analysis.serving_linear import left_out
 from rapid_dse.config.table_file import read_table
@@ -33,12 +31,11 @@ from rapid_dse.sweep.cases import group_cases
 
 def main() -> None:
     tables = [name for name in sys.argv[1:] if name.endswith((".csv", ".parquet"))]
-    frame, wanted = without_blank(read_table(tables[0])), [name for name in sys.argv[1:] if name not in tables]
+    frame = without_blank(pd.concat([read_table(name) for name in tables], ignore_index=True))
+    wanted = [name for name in sys.argv[1:] if name not in tables]
     evidence: list[Evidence] = []
     for software in wanted or sorted(frame["software"].unique()):
-        evidence += rewrite(software, frame[frame["software"] == software].reset_index(drop=True))
-    for table in tables[1:]:
-        evidence += never_seen(table)
+        evidence += rewrite(software, without_blank(frame[frame["software"] == software].reset_index(drop=True)))
     if not wanted:
         steps = fitted_steps(evidence, SERVED_STEPS)
         for each in evidence:
@@ -68,16 +65,6 @@ def rewrite(software: str, frame: pd.DataFrame) -> list[Evidence]:
 def without_blank(frame: pd.DataFrame) -> pd.DataFrame:
     """The table without columns of the model that no row fills in."""
     return frame.drop(columns=[name for name in frame.columns if str(name).startswith("model.") and frame[name].isna().all()])
-
-
-def never_seen(table: str) -> list[Evidence]:
-    """What loads tell that no profile has seen, a set for each framework and chip."""
-    frame, found = read_table(table), []
-    for (software, chip), rows in frame.groupby(["software", "hw"]):
-        if len(rows) >= LEAST_LOADS:
-            told = of_unseen(f"{software} on {chip}, never seen", loads_of(without_blank(rows.reset_index(drop=True)), table))
-            found += [told] if told is not None else []
-    return found
 
 
 def off(loads: Loads, logs: np.ndarray[tuple[int, int], np.dtype[np.float64]]) -> np.ndarray[tuple[int, int], np.dtype[np.float64]]:

@@ -154,12 +154,6 @@ def evidence_of(name: str, loads: Loads) -> list[Evidence]:
     return found
 
 
-def of_unseen(name: str, loads: Loads) -> Evidence | None:
-    """What loads tell that their profile has not seen."""
-    errors = loads.errors(loads.linear.logs)
-    return _told(name, loads, loads.counts & np.isfinite(errors), errors, loads.tables[0].scenario.software.served)
-
-
 def _told(name: str, loads: Loads, rows: Mask, errors: FloatColumn, boxes: Sequence[ServedRuns]) -> Evidence | None:
     if not rows.any() or not boxes:
         return None

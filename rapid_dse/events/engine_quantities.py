@@ -102,7 +102,7 @@ def _detail(scenario: Scenario, cut: Degrees, parts: PassParts, efficiency: floa
 
 def _seconds(cost: KernelCost, parts: PassParts, serving: ServingSettings, efficiency: float) -> float:
     """Of products, with the casts of their inputs, as the framework runs them."""
-    return float((cost.seconds[0] + cost.casts * parts.cast[0]) / efficiency) + cost.casts * serving.quantize_latency
+    return float((cost.seconds[0] + cost.casts * parts.cast[0]) / efficiency) + cost.waits * serving.quantize_latency
 
 
 def _layer(scenario: Scenario, cut: Degrees, parts: PassParts, kind: KernelCost, efficiency: float) -> LayerWork:

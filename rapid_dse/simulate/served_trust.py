@@ -50,7 +50,8 @@ def loads_expected(scenario: Scenario, engines: Engines) -> tuple[FloatColumn, N
     inside, size = inside_of(scenario, engines), float(count(scenario.model).total)
     found = [units_outside(box, scenario, engines, size) for box in boxes]
     squared = np.stack([widened(units, inside, SERVED_STEPS) for units in found])
-    nearest = squared.argmin(axis=0)
+    # the nearest box by settings and doublings, as the steps were learned: the one that widens least would be the kindest
+    nearest = np.stack([widened(units, inside, dict.fromkeys(units, 1.0)) for units in found]).argmin(axis=0)
     error = np.sqrt(inside**2 + squared[nearest, np.arange(n_rows)])
     outside, texts = np.full(n_rows, -1, np.int64), dict[str, int]()
     for at in np.unique(nearest).tolist():
