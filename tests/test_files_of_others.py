@@ -17,6 +17,13 @@ from rapid_dse.sweep.overrides import read
 from rapid_dse.sweep.space import plan
 
 SMALL = ("model=llama3_1_8b", "hw.num_gpus=8", "parallel.tp=2,4", "search.study=s")
+
+
+def _doubled(line: str, reference: str) -> str:
+    """Lines of which each stands twice for the next one: the first would have 2³⁰ characters."""
+    return "\n".join([*(line.format(at, reference.format(at + 1)) for at in range(30)), line.format(30, "x")])
+
+
 ASKS = {
     "a folder for results": "search: {results_dir: ../elsewhere}",
     "a storage": "search: {storage: 'sqlite:///elsewhere.db'}",
@@ -31,6 +38,12 @@ ASKS = {
     "callbacks": "hydra: {callbacks: {a: {_target_: os.mkdir, path: made}}}",
     "a sweeper": "hydra: {sweeper: {_target_: os.mkdir, path: made}}",
     "references that double": "model: {name: '" + "${hw.name}" * 20 + "'}",
+    "references that double beside all groups": _doubled("k{}: '{}'", "${{k{0}}}${{k{0}}}") + "\nmodel: {name: '${k0}'}",
+    "references that double in Hydra's own part": "hydra:\n  job:\n    env_set:\n      "
+    + _doubled("k{}: '{}'", "${{hydra.job.env_set.k{0}}}${{hydra.job.env_set.k{0}}}").replace("\n", "\n      ")
+    + "\nmodel: {name: '${hydra.job.env_set.k0}'}",
+    "an argument of the sweeper": "hydra: {sweeper: {x: '${oc.env:HOME}'}}",
+    "what Hydra holds": "model: {name: '${hydra.runtime.cwd}'}",
 }
 
 

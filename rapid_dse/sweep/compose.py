@@ -43,7 +43,7 @@ from rapid_dse.parallel.layouts import KEYS, SERVING_KEYS
 from rapid_dse.sweep.option_files import state_of_options
 from rapid_dse.sweep.overrides import ALL_KEYS, GROUPS, SWEEPS, check_key, for_hydra, read
 from rapid_dse.sweep.places import home
-from rapid_dse.sweep.trusting import closed_environment, require_few_references
+from rapid_dse.sweep.trusting import closed_environment, plain_parts
 
 SHOWN = ("hw", "cluster", "model", "software", "backend")  # groups whose option is a column of the results
 
@@ -161,14 +161,7 @@ def _resolved(config: DictConfig, trusted: bool) -> Composed:
     """The plain tree that files compose to, and the options behind it."""
     found = config.hydra.runtime.choices
     choices = {group: str(found[group]) for group in (*GROUPS, SWEEPS) if found.get(group) is not None}
-    parts = {str(name): config._get_node(name) for name in config if name != "hydra"}
-    if not trusted:
-        require_few_references([OmegaConf.to_container(part, resolve=False) for part in parts.values() if OmegaConf.is_config(part)])
-    with closed_environment(trusted):
-        tree: dict[str, Any] = {
-            name: OmegaConf.to_container(part, resolve=True) for name, part in parts.items() if OmegaConf.is_config(part)
-        }
-    return Composed(tree, choices)
+    return Composed(plain_parts(config, trusted), choices)
 
 
 def _finished(of: Composed, named: Collection[str]) -> Composed:
@@ -239,7 +232,7 @@ def _own_sweeper(config: DictConfig) -> Sweeper:
         ValueError: where files ask for another sweeper, or for callbacks.
     """
     chosen, target = config.hydra.runtime.choices.get("hydra/sweeper"), OmegaConf.select(config, "hydra.sweeper._target_")
-    if chosen != "rapid_dse" or target != _SWEEPER or config.hydra.get("callbacks"):
+    if chosen != "rapid_dse" or target != _SWEEPER or set(config.hydra.sweeper) != {"_target_"} or config.hydra.get("callbacks"):
         raise ValueError("a file sets hydra.sweeper or hydra.callbacks, of which nothing is run here; allowed: a file without them")
     context = HydraContext(config_loader=GlobalHydra.instance().config_loader(), callbacks=Callbacks())
     return Plugins.instance().instantiate_sweeper(config=config, hydra_context=context, task_function=_no_job)

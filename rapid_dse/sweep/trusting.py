@@ -7,11 +7,12 @@ command line's to say, unless ``--trust`` (``search.trust=true``) says that the 
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.resolvers import oc
 
 from rapid_dse.config.parts import value_of
@@ -87,6 +88,21 @@ def _own_variable(name: str, *default: Any) -> Any:
     if not str(name).startswith("RAPID_"):
         raise ValueError(f"${{oc.env:{str(name)[:40]}}}: a file reads the environment; allowed: the value itself, or {OPTION}")
     return oc.env(name, *default)
+
+
+def plain_parts(config: DictConfig, trusted: bool) -> dict[str, Any]:
+    """The parts of a composition as plain values, references resolved.
+
+    Hydra's own part is left out before: what files say refers to nothing there, where references could hide that double what they stand
+    for.
+    """
+    own = OmegaConf.masked_copy(config, [str(name) for name in config if name != "hydra"])
+    if not trusted:
+        require_few_references(OmegaConf.to_container(own, resolve=False))
+    names = [str(name) for name in own if OmegaConf.is_config(own._get_node(name))]
+    with closed_environment(trusted), warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # what ${oc.deprecated:...} of a file says
+        return {name: OmegaConf.to_container(own[name], resolve=True) for name in names}
 
 
 def require_few_references(tree: Any) -> None:
