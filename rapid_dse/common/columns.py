@@ -162,27 +162,14 @@ def _rows(value: Any, rows: Positions) -> Any:
     return None if value is None else rows_of(value, rows)
 
 
-def empty_like(record: Record, n_rows: int) -> Record:
-    """A dataclass of arrays as ``rows_of`` takes them, with room for so many rows."""
-    kind: Any = type(record)
-    room = (_empty(getattr(record, name), n_rows) for name in _names(kind))
-    found: Record = kind(*room)
+def joined(records: Sequence[Record]) -> Record:
+    """Dataclasses of one kind, as ``rows_of`` takes them, whose rows follow each other."""
+    if len(records) == 1:
+        return records[0]
+    kind: Any = type(records[0])
+    columns = ([getattr(record, name) for record in records] for name in _names(kind))
+    found: Record = kind(*(np.concatenate(each, axis=-1) if isinstance(each[0], np.ndarray) else joined(each) for each in columns))
     return found
-
-
-def _empty(value: Any, n_rows: int) -> Any:
-    return np.empty((*value.shape[:-1], n_rows), value.dtype) if isinstance(value, np.ndarray) else empty_like(value, n_rows)
-
-
-def fill(record: Record, values: Record, rows: Positions) -> None:
-    """Puts a smaller record's rows at ``rows`` of a larger one, in place."""
-    kind: Any = type(record)
-    for name in _names(kind):
-        whole, part = getattr(record, name), getattr(values, name)
-        if isinstance(whole, np.ndarray):
-            whole[..., rows] = part
-        else:
-            fill(whole, part, rows)
 
 
 TIED = 1 + 1e-12  # values so close to each other, by ratio, are equal but for rounding

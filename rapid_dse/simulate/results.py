@@ -90,8 +90,11 @@ class Priced:
 
     @classmethod
     def concatenate(cls, parts: Sequence[Priced]) -> Priced:
-        """All rows of ``parts``, in order."""
-        return cls(*(np.concatenate([getattr(part, f.name) for part in parts]) for f in fields(cls)))
+        """All rows of ``parts``, in order; columns that are one array in each part are one in the whole."""
+        columns = [tuple(getattr(part, f.name) for part in parts) for f in fields(cls)]
+        together = {tuple(map(id, each)): each for each in columns}
+        whole = {ids: np.concatenate(each) for ids, each in together.items()}
+        return cls(*(whole[tuple(map(id, each))] for each in columns))
 
 
 def unlawful(priced: Priced) -> list[tuple[str, BoolColumn]]:

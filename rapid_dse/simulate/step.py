@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rapid_dse.common.columns import Positions, Shared, at, empty_like, fill, largest, rows_of, summed
+from rapid_dse.common.columns import Positions, Shared, at, joined, largest, rows_of, summed
 from rapid_dse.config.scenario import Scenario
 from rapid_dse.config.software import Software
 from rapid_dse.device import OperatorModel
@@ -100,8 +100,8 @@ def shared_step(
     """
     first, kind = layouts.alike.by(*layer_columns(scenario), *MICRO_BATCHES)
     tables = None if parts[1] is None else rows_of(parts[1], first)
-    found = _repeated(scenario, layouts.take(first), arranged.of_stages.take(first), parts[0].take(first), tables)
-    steps, end = rows_of(found, kind), step_end(scenario, layouts, arranged, device, Shared(found.first, kind))
+    found = _repeated(scenario, layouts.take(first), arranged.of_stages.take(first), parts[0].take(first), tables).take(kind)
+    steps, end = found.rows, step_end(scenario, layouts, arranged, device, Shared(found.of.first, found.kind))
     return StepTimes(
         compute=steps.compute,
         tp=steps.tp + end.tp,
@@ -117,16 +117,15 @@ def shared_step(
 
 def _repeated(
     scenario: Scenario, layouts: Layouts, found: Shared[Stages], times: Shared[MicroBatchTimes], tables: Ends | None
-) -> AllMicroBatches:
-    """All micro-batches of each layout, block by block."""
-    filled: AllMicroBatches | None = None
+) -> Shared[AllMicroBatches]:
+    """All micro-batches of each layout, block by block: of the blocks' rows one after the other."""
+    place, of_blocks, done = np.empty(len(layouts), np.intp), [], 0
     for block in pipeline_blocks(layouts.schedule, found):
-        of_block = times.take(block.rows).rows
-        own = _of_block(scenario, layouts, block, of_block, None if tables is None else rows_of(tables, block.rows))
-        filled = empty_like(own, len(layouts)) if filled is None else filled
-        fill(filled, own, block.rows)
-    assert filled is not None, "a table has rows"
-    return filled
+        of_tables = None if tables is None else rows_of(tables, block.rows)
+        of_blocks.append(_of_block(scenario, layouts, block, times.take(block.rows).rows, of_tables))
+        place[block.rows] = np.arange(done, done + len(block.rows))
+        done += len(block.rows)
+    return Shared(joined(of_blocks), place)
 
 
 def _of_block(scenario: Scenario, layouts: Layouts, block: PipelineBlock, times: MicroBatchTimes, tables: Ends | None) -> AllMicroBatches:

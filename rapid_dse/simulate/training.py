@@ -27,7 +27,7 @@ from rapid_dse.simulate.uneven import pass_seconds
 
 FloatColumn = NDArray[np.float64]
 
-CHUNK = 131072  # layouts priced together
+CHUNK = 262144  # layouts priced together: more share more, and what is worked out by layouts goes block by block anyway
 
 
 @dataclass(frozen=True)

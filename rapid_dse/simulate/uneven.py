@@ -74,16 +74,17 @@ def passes_of(
     scenario: Scenario, layouts: Layouts, rows: Positions, times: MicroBatchTimes, sends: tuple[FloatColumn, FloatColumn]
 ) -> ChunkPasses:
     """``ChunkPasses`` of the layouts at ``rows``, of which ``times`` and ``sends`` are."""
-    split, splits = split_of(scenario), packed(layouts).take(rows)
+    split, layouts = split_of(scenario), layouts.take(rows)
+    splits = packed(layouts)
     number, count = numbered(splits)
     example = np.empty(count, np.int64)
     example[number] = splits
     differ = np.array([unpacked(key)[0] > 1 and _differ(split, *unpacked(key)) for key in example.tolist()], bool)
     # ZeRO 2 and 3 transfer the table around the first chunk of every micro-batch, which is the longer one where layers are equal
-    longer = (layouts.sharding.gradients & (layouts.shards > 1) & (layouts.pp > 1)).take(rows)
+    longer = layouts.sharding.gradients & (layouts.shards > 1) & (layouts.pp > 1)
     layers = times.forward, times.backward, times.weights
     ends = times.embedding, times.embedding_backward, times.head_forward, times.head_backward
-    return ChunkPasses(layers, ends, sends, times.host, splits, differ[number], longer, layouts.num_micro_batches.take(rows))
+    return ChunkPasses(layers, ends, sends, times.host, splits, differ[number], longer, layouts.num_micro_batches)
 
 
 def chunk_waits(scenario: Scenario, code: int, passes: ChunkPasses, whole: FloatColumn, waits: FloatColumn) -> FloatColumn:
