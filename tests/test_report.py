@@ -138,7 +138,7 @@ def test_terms_of_the_winner_are_the_rows(shown: Page, fitting: pd.DataFrame) ->
 
 def test_parts_of_a_bar_are_as_wide_as_their_terms(shown: Page, fitting: pd.DataFrame) -> None:
     best = fitting.iloc[0]
-    parts = [rect for rect in shown.pictures["Time of a step by term"].iter("rect") if rect.get("y") == "26.0"]
+    parts = [rect for rect in shown.pictures["Time of a step by term"].iter("rect") if rect.get("y") == "32.0"]  # the first bar
     widths = {rect.find("title").text.split(":")[0]: float(rect.get("width")) for rect in parts}  # type: ignore[union-attr, arg-type]
     assert widths
     for term, width in widths.items():

@@ -58,6 +58,16 @@ def test_by_clicks_from_the_list_to_a_priced_trial(opened: Opened, frame: pd.Dat
     expect(page.locator("#answer")).to_contain_text("hw=h200")
 
 
+def test_a_study_that_takes_long_to_read_says_so(opened: Opened) -> None:
+    page = opened("/")
+    ready(page)
+    expect(page.locator("#opening")).to_be_hidden()
+    page.evaluate("addEventListener('click', (event) => event.preventDefault())")  # as long as the study is not there the page stays
+    page.get_by_role("link", name="small", exact=True).click()
+    expect(page.locator("#opening")).to_contain_text("384 rows of small")
+    expect(page.locator("#opening progress")).to_be_visible()
+
+
 def test_by_keys(opened: Opened, frame: pd.DataFrame) -> None:
     page = opened(SMALL)
     drawn(page)

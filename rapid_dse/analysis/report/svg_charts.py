@@ -21,6 +21,7 @@ _LANE, _CUT = 18.0, 24.0  # height of a lane, and the gap where time is left out
 _CELL, _WIDE = 34.0, 76.0  # height and width of a cell of a heat map
 _FEW = 1000  # dots, which are larger then
 _LETTERS = 80  # of the label of a count
+_SHORT = 54  # letters of 24 pixels that are no wider than a picture
 _NOT_XML = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
@@ -112,13 +113,19 @@ def _done(top: ET.Element) -> Markup:
 
 
 def stacked_bars(frame: Frame, bars: Sequence[StackedBar], terms: Sequence[str], shown: Callable[[float], str]) -> Markup:
-    """A bar a row, its parts in the order of ``terms``; all bars have one scale."""
+    """A bar a row, its parts in the order of ``terms``; all bars have one scale.
+
+    Where labels leave room for larger letters the picture shrinks on a narrow page, and is seen whole.
+    """
+    labels = [f"{bar.label}: {shown(sum(bar.parts.values()))}" for bar in bars]
     most = max([sum(bar.parts.values()) for bar in bars] + [bar.mark[0] for bar in bars if bar.mark])
     pixels = (WIDTH - 2) / most
-    top = _picture(frame, len(bars) * (_BAR + _GAP) + 6)
+    top = _picture(frame, len(bars) * (_BAR + _GAP) + 12)
+    if max(map(len, labels)) <= _SHORT:
+        top.set("class", "bars")
     for at, bar in enumerate(bars):
-        y, x = at * (_BAR + _GAP) + _GAP - 8, 0.0
-        _add(top, "text", "label", f"{bar.label}: {shown(sum(bar.parts.values()))}", x=0, y=y - 8)
+        y, x = at * (_BAR + _GAP) + _GAP - 2, 0.0
+        _add(top, "text", "label", labels[at], x=0, y=y - 8)
         for term in (each for each in terms if bar.parts.get(each, 0) > 0):
             part = _add(top, "rect", f"term term{terms.index(term)}", x=x, y=y, width=bar.parts[term] * pixels, height=_BAR)
             _titled(part, f"{term}: {shown(bar.parts[term])}")

@@ -25,6 +25,18 @@
   const show = (key) => htmx.ajax("GET", `/row?${new URLSearchParams({ study: study(), key })}`, { target: "#detail", swap: "innerHTML" });
   const study = () => $("#filters [name=study]").value;
 
+  // --- a study that takes seconds to read says so
+  document.addEventListener("click", (event) => {
+    const link = event.target.closest("a[data-rows]");
+    if (!link || event.ctrlKey || event.metaKey || event.shiftKey) return;
+    setTimeout(() => {
+      $("#opening p").textContent = `Reading the ${link.dataset.rows} rows of ${link.innerText}. The first time takes about 2 s a million.`;
+      $("#opening").hidden = false;
+      say($("#opening p").textContent);
+    }, 200);
+  });
+  addEventListener("pageshow", () => { if ($("#opening")) $("#opening").hidden = true; });
+
   // --- pins
   let pins = [];
   const pinsKept = () => `pins ${study()}`;
