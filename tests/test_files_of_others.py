@@ -149,3 +149,11 @@ def test_a_line_of_an_error_is_short_whatever_the_value(length: int) -> None:
     line = printed(f"{'x' * length}; allowed: less")
     assert len(line) <= LONGEST
     assert line.endswith("allowed: less")
+
+
+@pytest.mark.parametrize("more", [(), ("parallel.recompute_modules=[core_attn]",), ("parallel.tp=1,2",)])
+def test_a_model_that_lacks_most_of_it_is_refused_with_what_it_lacks(more: tuple[str, ...], tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"hidden_size": 64}')
+    ended = run(tmp_path, "-m", "model=./config.json", "hw.num_gpus=8", "search.study=s", *more)
+    assert ended.code in (0, 2)
+    assert "num_hidden_layers is missing: a model of the kind transformer needs it" in ended.out + ended.err

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
+from pydantic import ValidationError
+
 from rapid_dse.config import effects
+from rapid_dse.config.model import Model
 from rapid_dse.config.scenario import Scenario
 from rapid_dse.model.recompute import without_effect
 from rapid_dse.sweep.overrides import Given
@@ -23,11 +26,21 @@ def of_trial(given: Given, scenario: Scenario) -> list[str]:
 
 def _in_vain(scenario: Scenario, keys: Collection[str], command: str) -> list[str]:
     """As ``effects.in_vain``, with modules of recomputation that no layer of the model has."""
-    modules = without_effect(scenario) if scenario.workload.kind == "training" else []
+    asked = MODULES in keys and scenario.workload.kind == "training" and _is_whole(scenario.model)
+    modules = without_effect(scenario) if asked else []
     return [
         *effects.in_vain(scenario, keys, command),
-        *(f"{MODULES}={name} has no effect here: no layer of the model has what it makes again" for name in modules if MODULES in keys),
+        *(f"{MODULES}={name} has no effect here: no layer of the model has what it makes again" for name in modules),
     ]
+
+
+def _is_whole(model: Model) -> bool:
+    """Whether a model holds the rules of its schema: one that does not fills the columns of rows that are refused, and has no layers."""
+    try:
+        Model.model_validate(model.model_dump(warnings="none"))
+    except ValidationError:
+        return False
+    return True
 
 
 def of_sweep(keys: Sequence[str], scenarios: Sequence[Scenario]) -> list[str]:
