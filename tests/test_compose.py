@@ -9,8 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 from hydra import compose
+from omegaconf import OmegaConf
 from program import ROOT
+from yaml import YAMLError
 
+from hydra_plugins.rapid_dse_plugins._guarded import loaded
+from hydra_plugins.rapid_dse_plugins.guarded_folders import GuardedFolders
 from rapid_dse.events.backends import price
 from rapid_dse.parallel.layouts import CODES, KEYS
 from rapid_dse.sweep.compose import composed, from_hydra, hydra_ready, scenario_of, with_values
@@ -239,3 +243,23 @@ def test_the_whole_space_has_every_degree(model: str) -> None:
         found = plan(read([f"model={model}", "hw.num_gpus=8", "parallel=all"])).portions[0].layouts
     assert set(found.tp.tolist()) == {1, 2, 4, 8}
     assert set(found.expert_tp.tolist()) >= {1, 2, 4, 8}
+
+
+def test_files_are_read_by_libyaml_as_omegaconf_reads_them(tmp_path: Path) -> None:
+    """Numbers, words and dates as OmegaConf's own loader has them; what is wrong is left to that loader to say."""
+    odd = tmp_path / "odd.yaml"
+    odd.write_text(
+        "a: 1e5\nb: 1_000\nc: 2020-01-01\nd: 0x1F\ne: 1:30\nf: .inf\ng: ~\nh: yes\ni: &x {j: [1, '2']}\nk: *x\nl: ${oc.env:HOME}\n"
+    )
+    empty = tmp_path / "empty.yaml"
+    empty.write_text("# nothing\n")
+    for path in (odd, empty, *sorted((ROOT / "conf/software").rglob("*.yaml")), *sorted((ROOT / "sweeps").glob("*.yaml"))[:3]):
+        found = loaded(GuardedFolders("test", f"rapid-dse-folder://{path.parent}"), path.name)
+        assert found is not None, path
+        plain, expected = (OmegaConf.to_container(each, resolve=False) for each in (found.config, OmegaConf.load(path)))
+        assert repr(plain) == repr(expected), path
+    for text in ("a: 1\na: 2\n", "a: *b\n", "a: [1,\n", "\ta: 1\n", "a: b: c\n"):
+        odd.write_text(text)
+        assert loaded(GuardedFolders("test", f"rapid-dse-folder://{tmp_path}"), odd.name) is None, text
+        with pytest.raises(YAMLError):
+            OmegaConf.load(odd)

@@ -17,5 +17,6 @@ class GuardedFolders(FileConfigSource):  # type: ignore[misc]
         """The option; ``ValueError`` where its file is not to be loaded."""
         from hydra_plugins.rapid_dse_plugins import _guarded  # only where this program composes
 
-        _guarded.require_sound(self.path, self._normalize_file_name(config_path))
-        return super().load_config(config_path)
+        name = self._normalize_file_name(config_path)
+        _guarded.require_sound(self.path, name)
+        return _guarded.loaded(self, name) or super().load_config(config_path)
