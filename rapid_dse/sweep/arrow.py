@@ -7,6 +7,7 @@ pandas, so it makes its columns here; numbers are not copied either.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,6 +15,9 @@ from numpy.typing import NDArray
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+
+FEW = 16  # texts at most that are kept as columns
 
 
 def numbers(values: NDArray[Any], absent: NDArray[np.bool_] | None = None) -> pa.Array:
@@ -33,6 +37,16 @@ def _bits(truth: NDArray[np.bool_]) -> pa.Buffer:
 
 def texts(values: Sequence[str]) -> pa.Array:
     """A column of texts."""
+    return _few_texts(tuple(values)) if len(values) <= FEW else _texts(values)
+
+
+@lru_cache(maxsize=1024)
+def _few_texts(values: tuple[str, ...]) -> pa.Array:
+    """What the texts of statuses, reasons and options are, table after table."""
+    return _texts(values)
+
+
+def _texts(values: Sequence[str]) -> pa.Array:
     import pyarrow as pa
 
     encoded = [value.encode() for value in values]

@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -30,6 +31,7 @@ _WORKLOAD = ("kind", "seq_len", "precision")
 _INFERENCE = (
     "kind", "precision", "prompt_len", "decode_len", "length_spread", "kv_precision", "draft_tokens", "draft_acceptance", "prefix_hit"
 )  # fmt: skip
+FEW = 16  # rows at most of which a column of one value is kept
 _FEW = 32  # so many layouts that fail are tried one by one; of more the ends speak for all
 STAGE_LAYERS = "parallel.stage_layers"
 _LAYOUT_KEYS = frozenset(COLUMN_OF)
@@ -218,10 +220,22 @@ def _constants(portion: Portion) -> dict[str, Any]:
 
 def constant(value: Any, n_rows: int) -> pa.Array:
     """A column of one value: text and lists (as JSON) dictionary-encoded, numbers as they are, None as nulls."""
-    import pyarrow as pa
-
     if isinstance(value, Mapping | list | tuple):
         value = json.dumps(value)
+    if isinstance(value, str | int) and n_rows <= FEW:
+        return _of_few(value, n_rows)
+    return _constant(value, n_rows)
+
+
+@lru_cache(maxsize=1024, typed=True)
+def _of_few(value: str | int, n_rows: int) -> pa.Array:
+    """``constant`` of a few rows, table after table."""
+    return _constant(value, n_rows)
+
+
+def _constant(value: str | float | None, n_rows: int) -> pa.Array:
+    import pyarrow as pa
+
     if isinstance(value, str):
         return arrow.coded(np.zeros(n_rows, np.int32), [value])
     return pa.nulls(n_rows) if value is None else arrow.numbers(np.full(n_rows, value))
