@@ -16,9 +16,11 @@ from rapid_dse.simulate.held_weights import stage_weights
 from rapid_dse.simulate.layer_work import Block, framework_block
 from rapid_dse.simulate.recomputed import recomputed
 from rapid_dse.simulate.shard_copies import with_copies
-from rapid_dse.simulate.training import CHUNK, Prepared, price_operators
+from rapid_dse.simulate.training import Prepared, price_operators
 
 FloatColumn = NDArray[np.float64]
+
+CHUNK = 131072  # layouts whose bounds are found together, all candidate stages of each at once
 
 # The event engine counts whole ns, and a layer's passes are at most this many computations.
 _LAYER_NODES = 32

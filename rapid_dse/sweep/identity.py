@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -49,6 +49,7 @@ _STEP, _SHIFTS, _LAST_SHIFT = np.uint64(0x9E3779B97F4A7C15), (np.uint64(30), np.
 _MULTIPLIERS = [
     np.array(both, np.uint64)[:, None] for both in ((0xBF58476D1CE4E5B9, 0xFF51AFD7ED558CCD), (0x94D049BB133111EB, 0xC4CEB9FE1A85EC53))
 ]
+PIECE = 16384  # layouts whose keys are worked out at a time: they stay in the processor's cache
 _HEX = np.array([f"{byte:02x}".encode() for byte in range(256)], dtype="S2").view(np.uint16)
 
 
@@ -85,9 +86,17 @@ def _without_empty(tree: dict[str, Any]) -> dict[str, Any]:
 def keys(scenario: Scenario, layouts: Layouts, code: str | None = None) -> Lanes:
     """The key of every layout under a scenario, ``(n_layouts, 2)``; ``code`` None is the running code's hash."""
     seed = np.frombuffer(hashlib.blake2b(configuration_text(scenario).encode(), digest_size=16).digest(), np.uint64)
-    columns = [(name, _bits(getattr(layouts, name))) for name in layouts.keys]
-    state = np.repeat(seed[:, None], len(layouts), axis=1)
-    for name, column in columns:
+    lanes, code_lanes = np.empty((len(layouts), 2), np.uint64), from_hex([code or code_hash()])
+    for start in range(0, len(layouts), PIECE):
+        rows = slice(start, start + PIECE)
+        np.bitwise_xor(_mixed(seed, {name: _bits(getattr(layouts, name)[rows]) for name in layouts.keys}).T, code_lanes, out=lanes[rows])
+    return lanes
+
+
+def _mixed(seed: Lanes, columns: Mapping[str, Lanes]) -> Lanes:
+    """What the columns of some layouts make of both lanes of a seed, ``(2, n_layouts)``."""
+    state = np.repeat(seed[:, None], len(next(iter(columns.values()))), axis=1)
+    for name, column in columns.items():
         if name not in OPTIONAL:
             _mix(state, column)
         elif (given := column != OPTIONAL[name]).any():
@@ -95,7 +104,7 @@ def keys(scenario: Scenario, layouts: Layouts, code: str | None = None) -> Lanes
             mixed = state.copy()
             _mix(mixed, column | np.uint64(1 + list(OPTIONAL).index(name) << 56))
             state = np.where(given, mixed, state)
-    return np.ascontiguousarray(state.T) ^ from_hex([code or code_hash()])
+    return state
 
 
 def _bits(column: NDArray[Any]) -> Lanes:
