@@ -390,7 +390,7 @@ def single(given: Given) -> Portion:
     """
     if given.swept or given.paired:
         key = next(iter(given.swept or given.paired[0][0]))
-        raise ValueError(f"{key}: several values are a sweep; allowed: one value, or -m before the overrides")
+        raise ValueError(f"{key}: several values are a sweep; allowed: one value, or -m before the overrides (in Python rd.sweep)")
     planned = plan(given)
     if len(planned.portions) != 1 or len(planned.portions[0].layouts) != 1:
         named = next(f"{group}={given.options[group]}" for group in (SWEEPS, LAYOUT) if group in given.options)
