@@ -134,7 +134,10 @@ def _bent() -> list[Case]:
             case(name, num_gpus=4, pp=4, global_batch_size=12, settings={"parallel__stage_layers": [6, 11, 8, 7]}),
             case(name, num_gpus=64, tp=8, sequence_parallel=1, pp=2, ep=4, global_batch_size=16, zero=2, settings=SHARED | FAST_HOST),
         ]
-    return found
+    # nothing hides behind weight gradients that run by themselves
+    hides = {"software__tp_backward_overlap": 0.8}
+    late = ("zero_bubble", "zb_v", "zb_2p")
+    return found + [case(name, num_gpus=32, tp=8, sequence_parallel=1, pp=4, global_batch_size=8, settings=hides) for name in late]
 
 
 def _own_splits() -> list[Case]:

@@ -85,7 +85,7 @@ def _layer_work(
         hop=float(moved.cp_hop.seconds[0]) if hops else 0.0,
         stream=stream,
         tp_hidden=software.overlap.tp_overlap if software.overlap.async_tp else 0.0,
-        tp_backward_hidden=software.overlap.tp_backward_overlap,
+        tp_backward_hidden=software.overlap.tp_backward_overlap * float(not layout.delays_weights[0]),
         cp_hidden=software.overlap.cp_overlap,
     )
 

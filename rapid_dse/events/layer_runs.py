@@ -152,7 +152,7 @@ def _measured_layer(one: LayoutDetail, old: Layer, times: LayerTimes) -> Layer:
         ep=_column(times.forward["ep"] + times.backward["ep"]),
         forward=ahead,
         backward=back,
-        dp_backward=exposed(old.sharded.backward, share, Window(back, old.moved.backward.busy)),
+        dp_backward=exposed(old.sharded.backward, share, Window(back - old.delayed, old.moved.backward.busy)),
         dp_forward=exposed(old.sharded.forward, share, Window(ahead, old.moved.forward.busy)),
     )
 

@@ -134,14 +134,12 @@ class Layouts:
     @cached_property
     def expert_shards(self) -> IntColumn:
         """GPUs that share one copy of what ZeRO shards of a GPU's experts, ``(n_layouts,)``; of all copies those among ``shards``."""
-        found: IntColumn = np.maximum(1, self.tp * self.shards // (self.expert_tp * self.ep))
-        return found
+        return np.asarray(np.maximum(1, self.tp * self.shards // (self.expert_tp * self.ep)), np.int64)
 
     @cached_property
     def expert_copies(self) -> IntColumn:
         """GPUs that hold the same part of the same experts, ``(n_layouts,)``."""
-        found: IntColumn = np.maximum(1, self.tp * self.cp * self.dp // (self.expert_tp * self.ep))
-        return found
+        return np.asarray(np.maximum(1, self.tp * self.cp * self.dp // (self.expert_tp * self.ep)), np.int64)
 
     @cached_property
     def gathers_rows(self) -> BoolColumn:
@@ -149,8 +147,7 @@ class Layouts:
 
         Without sequence parallelism a tensor-parallel group's ranks have the same tokens.
         """
-        found: BoolColumn = self.sequence_parallel | (self.tp == 1)
-        return found
+        return np.asarray(self.sequence_parallel | (self.tp == 1), np.bool_)
 
     @cached_property
     def sharding(self) -> Sharding:
@@ -165,8 +162,7 @@ class Layouts:
     @cached_property
     def chunks(self) -> IntColumn:
         """Chunks of layers that a stage holds, ``(n_layouts,)``: ``vpp``, or what the schedule has at vpp 1."""
-        found: IntColumn = np.maximum(self.vpp, schedules.CHUNKS.take(self.schedule))
-        return found
+        return np.asarray(np.maximum(self.vpp, schedules.CHUNKS.take(self.schedule)), np.int64)
 
     @cached_property
     def stage_map(self) -> IntColumn:
@@ -177,6 +173,10 @@ class Layouts:
     def pairs_passes(self) -> BoolColumn:
         """Whether forward and backward passes run in pairs (``Schedule.pairs_passes``), ``(n_layouts,)``."""
         return schedules.PAIRS_PASSES.take(self.schedule)
+
+    @cached_property
+    def delays_weights(self) -> BoolColumn:  # whether all weight gradients run by themselves
+        return schedules.SPLITS_BACKWARD.take(self.schedule) & ~self.pairs_passes
 
     @cached_property
     def overlaps_sends(self) -> BoolColumn:

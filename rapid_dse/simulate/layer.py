@@ -26,7 +26,7 @@ from rapid_dse.simulate.vocabulary import Ends, exposed_ends
 FloatColumn = NDArray[np.float64]
 
 
-LAYER = (*MICRO_BATCH, "recompute", "sharded_passes")  # columns of Layouts on which a layer depends
+LAYER = (*MICRO_BATCH, "recompute", "sharded_passes", "delays_weights")  # columns of Layouts on which a layer depends
 
 
 def layer_columns(scenario: Scenario) -> tuple[str, ...]:
@@ -46,6 +46,9 @@ class Layer:
     tensor, context and expert parallelism in each pass, hidden or not; ``sharded`` those of ZeRO 2 and 3.
     ``slowed_forward, slowed_backward``: what compute takes longer in each pass for the transfers that it hides
     (``software.overlap_slowdown``), part of ``compute``.
+    ``late``: the weight gradient's part that hides no transfer (``without_hidden``), part of ``backward``; ``beside_late`` the part that
+    hides tensor parallelism's, which both take longer where the pass is split; ``delayed``: the weight gradient where all of them run by
+    themselves, so that ZeRO's transfers of the backward pass hide behind the rest alone, else 0.
     """
 
     compute: FloatColumn
@@ -62,6 +65,9 @@ class Layer:
     sharded: PassTransfers
     slowed_forward: FloatColumn
     slowed_backward: FloatColumn
+    late: FloatColumn
+    beside_late: FloatColumn
+    delayed: FloatColumn
 
     @property
     def copies(self) -> FloatColumn:
@@ -144,7 +150,8 @@ def _layer(
     backward = block.backward + again + beside.tp_backward + beside.cp_backward + ep_backward
     all_moved = layer_moved(layouts, moved, repeats)
     dp_forward = exposed(sharded.forward, software.overlap.dp_overlap, Window(forward, all_moved.forward.busy))
-    dp_backward = exposed(sharded.backward, software.overlap.dp_overlap, Window(backward, all_moved.backward.busy))
+    delayed = np.where(layouts.delays_weights, block.weight_gradient, 0.0)
+    dp_backward = exposed(sharded.backward, software.overlap.dp_overlap, Window(backward - delayed, all_moved.backward.busy))
     hidden = beside.forward + sharded.forward.seconds - dp_forward, beside.backward + sharded.backward.seconds - dp_backward
     slowed_forward, slowed_backward = slowed_by(scenario, hidden, routed)
     forward, backward = forward + slowed_forward, backward + slowed_backward
@@ -164,13 +171,30 @@ def _layer(
         sharded=sharded,
         slowed_forward=slowed_forward,
         slowed_backward=slowed_backward,
+        late=without_hidden(scenario, layouts, (block, routed, beside), sharded.backward.seconds - dp_backward),
+        beside_late=beside.behind_weights,
+        delayed=delayed,
     )
+
+
+def without_hidden(
+    scenario: Scenario, layouts: Layouts, parts: tuple[LayerBlock, HiddenExchanges, BesideCompute], hidden: FloatColumn
+) -> FloatColumn:
+    """Seconds of a layer's weight gradient that hide no transfer; so much of ZeRO's hides behind the whole backward pass.
+
+    What hides behind it and what then shows make up one time together. A faster weight gradient shows more of the transfer, in the pass
+    that the stage before waits for: were all of it taken to run later, schedules would get slower with it.
+    """
+    block, routed, beside = parts
+    alone = np.maximum(0.0, block.weight_gradient - routed.late * routed.backward - beside.behind_weights)
+    behind = np.minimum(np.maximum(0.0, hidden), scenario.software.overlap.dp_overlap * alone)
+    return np.where(layouts.delays_weights, alone, alone - behind)
 
 
 @dataclass(frozen=True)
 class BesideCompute:
     """Exposed seconds of tensor and context parallelism's transfers of a layer in each pass, and those that hide behind its compute
-    (``forward``, ``backward``), ``(n_layouts,)`` each."""
+    (``forward``, ``backward``), of tensor parallelism's those behind weight gradients (``behind_weights``), ``(n_layouts,)`` each."""
 
     tp_forward: FloatColumn
     tp_backward: FloatColumn
@@ -178,6 +202,7 @@ class BesideCompute:
     cp_backward: FloatColumn
     forward: FloatColumn
     backward: FloatColumn
+    behind_weights: FloatColumn
 
 
 def beside_compute(scenario: Scenario, layouts: Layouts, block: LayerBlock, moved: LayerTransfers, repeats: Repeated) -> BesideCompute:
@@ -189,8 +214,10 @@ def beside_compute(scenario: Scenario, layouts: Layouts, block: LayerBlock, move
     tp_forward = moved.tp_forward.seconds - np.minimum(pipelined * moved.tp_forward.seconds, forward_beside)
     beside = moved.tp_backward.seconds + moved.tp_gather_again.seconds
     hidden = pipelined * beside
-    # behind weight gradients hides what the pipelined share leaves; all that hides fits into the pass
-    hidden = hidden + np.minimum(software.overlap.tp_backward_overlap * (beside - hidden), block.weight_gradient)
+    # behind weight gradients hides what the pipelined share leaves, unless they run by themselves; all that hides fits into the pass
+    at_once = np.where(layouts.delays_weights, 0.0, block.weight_gradient)
+    behind = np.minimum(software.overlap.tp_backward_overlap * (beside - hidden), at_once)
+    hidden = hidden + behind
     tp_backward = beside - np.minimum(hidden, backward_beside) + repeats.whole * tp_forward
     tp_backward = tp_backward + (1 - pipelined) * repeats.partly * moved.tp_selective.seconds
     ring = moved.cp_hop.times(layouts.cp - 1).seconds
@@ -206,6 +233,7 @@ def beside_compute(scenario: Scenario, layouts: Layouts, block: LayerBlock, move
         cp_backward,
         forward=moved.tp_forward.seconds + ring + moved.cp_trade.seconds - tp_forward - cp_forward,
         backward=beside + tp_again + (2 + repeats.core) * ring + (1 + repeats.core) * moved.cp_trade.seconds - tp_backward - cp_backward,
+        behind_weights=behind,
     )
 
 
@@ -248,7 +276,8 @@ def exposed_tables(scenario: Scenario, layouts: Layouts, arranged: Arrangement, 
     last = layers[architecture_of(scenario).order[-1]]
     one = Window(last.forward, last.moved.forward.busy)
     waits = exposed(gather + last.sharded.forward, share * (counts.sum(axis=0) > 0), one) - last.dp_forward
-    every = Window(summed(counts, [each.backward for each in layers]), summed(counts, [each.moved.backward.busy for each in layers]))
+    backward = summed(counts, [each.backward - each.delayed for each in layers])
+    every = Window(backward, summed(counts, [each.moved.backward.busy for each in layers]))
     own = transfer.sum_of(each.sharded.backward.times(count) for count, each in zip(counts, layers, strict=True))
     ends = exposed(reduce + own, share, every) - summed(counts, [each.dp_backward for each in layers])
     return Ends(

@@ -62,7 +62,8 @@ class MicroBatchTimes:
     """What a micro-batch takes of layers and ends, s, ``(n_layouts,)``; of a layer of each kind ``(n_kinds, n_layouts)``.
 
     Attributes:
-        forward, backward: a layer's passes, exposed transfers included; ``weights``: gradients, a part of the latter.
+        forward, backward: a layer's passes, exposed transfers included; ``weights``: the part of the latter that may run later,
+            ``beside_weights``: what that takes longer then.
         terms: what a layer takes, by term.
         forward_busy, backward_busy: seconds for which transfers of a layer's pass take each port, ``(n_kinds, n_dimensions, n_layouts)``.
         reduced: seconds of a layer's transfers of ZeRO 2 and 3 in its backward pass.
@@ -76,6 +77,7 @@ class MicroBatchTimes:
     forward: FloatColumn
     backward: FloatColumn
     weights: FloatColumn
+    beside_weights: FloatColumn
     terms: PerLayer
     forward_busy: NDArray[np.float64]
     backward_busy: NDArray[np.float64]
@@ -110,7 +112,8 @@ def micro_batch_times(scenario: Scenario, found: LayerKinds, each: Sequence[Laye
     return MicroBatchTimes(
         forward=np.stack([forward for forward, _ in passes]),
         backward=np.stack([backward for _, backward in passes]),
-        weights=np.stack([layer.weight_gradient for layer in found.block.layers]),
+        weights=np.stack([layer.late for layer in each]),
+        beside_weights=np.stack([layer.beside_late for layer in each]),
         terms=PerLayer(*terms),
         forward_busy=np.stack([layer.moved.forward.busy + layer.sharded.forward.busy for layer in each]),
         backward_busy=np.stack([layer.moved.backward.busy + layer.sharded.backward.busy for layer in each]),

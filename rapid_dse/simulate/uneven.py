@@ -14,7 +14,7 @@ from functools import cache, lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from rapid_dse.common.columns import Positions, added, numbered, sums_of
+from rapid_dse.common.columns import Positions, numbered, sums_of
 from rapid_dse.common.compiled import loading_numba
 from rapid_dse.config.scenario import Scenario
 from rapid_dse.model.architecture import architecture_of, split_of
@@ -25,15 +25,15 @@ from rapid_dse.parallel.schedules.stage_maps import StageMap
 from rapid_dse.parallel.stages import Split, packed, unpacked
 from rapid_dse.simulate.host_launches import micro_batch_seconds
 from rapid_dse.simulate.layer_kinds import MicroBatchTimes
-from rapid_dse.simulate.slots import launched_slot, share_of
+from rapid_dse.simulate.slots import launched_slot, share_of, waits_in_pass
 
 FloatColumn = NDArray[np.float64]
 
 THIRDS = np.array([1, 2, 1, 1]) / 3  # of a micro-batch's launches that each kind of pass has
 LOOK_UP, LOOK_UP_BACKWARD, HEAD, HEAD_BACKWARD, SENT, LAUNCHED = range(6)  # parts of a pass beside its layers
 AROUND = 6
-LAYER_FORWARD, LAYER_BACKWARD, LAYER_WEIGHTS = range(3)  # parts of a layer of each kind
-OF_LAYER = 3
+LAYER_FORWARD, LAYER_BACKWARD, LAYER_WEIGHTS, LAYER_BESIDE = range(4)  # parts of a layer of each kind
+OF_LAYER = 4
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,8 @@ class ChunkPasses:
     ``(n_kinds, n_layouts)``; and which layouts need a run.
 
     Attributes:
-        layers: seconds of the forward and the backward pass, exposed transfers included, and of weight gradients, a part of the latter.
+        layers: seconds of the forward and the backward pass, exposed transfers included, of weight gradients what is a part of the latter,
+            and what they take more by themselves.
         ends: of the embedding's two passes and the head's two.
         sends: seconds that a stage sends a micro-batch's chunk, and that its host launches that in, one way.
         host: seconds in which the host launches a layer.
@@ -51,7 +52,7 @@ class ChunkPasses:
         micro_batches: of a step.
     """
 
-    layers: tuple[FloatColumn, FloatColumn, FloatColumn]
+    layers: tuple[FloatColumn, FloatColumn, FloatColumn, FloatColumn]
     ends: tuple[FloatColumn, FloatColumn, FloatColumn, FloatColumn]
     sends: tuple[FloatColumn, FloatColumn]
     host: FloatColumn
@@ -82,7 +83,7 @@ def passes_of(
     differ = np.array([unpacked(key)[0] > 1 and _differ(split, *unpacked(key)) for key in example.tolist()], bool)
     # ZeRO 2 and 3 transfer the table around the first chunk of every micro-batch, which is the longer one where layers are equal
     longer = layouts.sharding.gradients & (layouts.shards > 1) & (layouts.pp > 1)
-    layers = times.forward, times.backward, times.weights
+    layers = times.forward, times.backward, times.weights, times.beside_weights
     ends = times.embedding, times.embedding_backward, times.head_forward, times.head_backward
     return ChunkPasses(layers, ends, sends, times.host, splits, differ[number], longer, layouts.num_micro_batches)
 
@@ -129,17 +130,16 @@ def _run(scenario: Scenario, code: int, passes: ChunkPasses, rows: Positions) ->
 def _lasting(
     scenario: Scenario, passes: ChunkPasses, at: Positions, pipeline: tuple[int, int, StageMap], pass_kinds: int
 ) -> tuple[FloatColumn, Positions]:
-    """Seconds that each distinct pass of layouts of one pipeline lasts, ``(n_distinct, n)``, and which of them each of the
+    """Seconds that each pass of ``StagePasses`` lasts in layouts of one pipeline, ``(n_lasting, n)``, and which of them each of the
     ``pass_kinds * pp * chunks`` passes is, by kind and place; ``at``: the layouts in ``passes``, ``(n,)``."""
     split = split_of(scenario)
     columns = (*passes.ends, *passes.sends, *(part[kind] for kind in range(split.kinds) for part in passes.layers))
     spent, host_layer = np.stack([column.take(at) for column in columns]), passes.host.take(at)
-    device, launches, pass_kind = _shares(split, pipeline, pass_kinds)
+    device, launches, _ = _shares(split, pipeline, pass_kinds)
     host = launches[:, :1] * host_layer + launches[:, 1:] * micro_batch_seconds(scenario)
     found, on_device = _passes_of_stages(split, pipeline, pass_kinds), sums_of(device, spent)
-    if pass_kinds == KINDS:
-        return _launched_split(scenario, found, on_device, host), pass_kind
-    return _launched(scenario, found, on_device, host), pass_kind
+    launched = _launched_split if pass_kinds == KINDS else _launched
+    return launched(scenario, found, on_device, host), found.which
 
 
 def pass_seconds(scenario: Scenario, code: int, passes: ChunkPasses) -> FloatColumn:
@@ -166,26 +166,28 @@ class StagePasses:
     """Which passes the stages of a pipeline run for a micro-batch; stages that run the same are one kind.
 
     Attributes:
-        counts: how many of each distinct pass of ``_shares`` a stage of each kind runs, ``(n_stage_kinds, n_distinct)``, a split backward
-            pass as its two parts.
-        stages: how many stages are of each kind, ``(n_stage_kinds, 1)``.
-        shares: of each distinct pass the share that all stages of each kind run, ``(n_distinct, n_stage_kinds)``.
+        counts: how many of each distinct pass of ``_shares`` a stage of each kind runs, by kind of pass, ``(pass_kinds, n_stage_kinds,
+            n_distinct)``.
+        of: of each pass that some stage runs its kind, the kind of stage and the distinct pass, ``(3, n)``: how long it waits for the host
+            depends on what else its stage runs.
+        which: which of those each pass is, by kind and place, ``(n_passes,)``.
     """
 
     counts: FloatColumn
-    stages: FloatColumn
-    shares: FloatColumn
+    of: Positions
+    which: Positions
 
 
 def _launched(scenario: Scenario, found: StagePasses, device: FloatColumn, host: FloatColumn) -> FloatColumn:
-    """Seconds that each distinct forward or backward pass lasts, ``(n_distinct, n)``, where the host launches it in ``host``.
+    """Seconds that each forward or backward pass lasts, ``(n, n_layouts)``, where the host launches each distinct one in ``host``.
 
-    As ``slots.launched_passes`` of one stage; a pass that several stages have, has their mean.
+    As ``slots.launched_passes`` of each stage.
     """
-    counts, alone = found.counts, launched_slot(scenario.software, device, host)
+    (_, stage, each), counts, alone = found.of, found.counts.sum(axis=0), launched_slot(scenario.software, device, host)
     spared = sums_of(counts, alone) - launched_slot(scenario.software, sums_of(counts, device), sums_of(counts, host))
     longer = alone - host
-    lasting: FloatColumn = alone - longer * sums_of(found.shares, share_of(np.maximum(0.0, spared), sums_of(counts, longer)))
+    share = share_of(np.maximum(0.0, spared), sums_of(counts, longer))
+    lasting: FloatColumn = alone[each] - longer[each] * share[stage]
     return lasting
 
 
@@ -193,12 +195,18 @@ def _launched_split(scenario: Scenario, found: StagePasses, device: FloatColumn,
     """The same of schedules that run weight gradients by themselves.
 
     Those are short, and are launched while the device still runs what came before: a stage waits for the host as long as a micro-batch's
-    passes together do, and those passes wait that are shorter than their launches.
+    passes together do. Forward passes have as much of that as their own launches take longer, then weight gradients (``waits_in_pass``),
+    and the input gradients the rest; those wait that are shorter than their launches.
     """
-    alone = launched_slot(scenario.software, device, host) - device
-    whole = sums_of(found.counts, device)
-    waits = added(found.stages * (launched_slot(scenario.software, whole, sums_of(found.counts, host)) - whole))
-    lasting: FloatColumn = device + alone * share_of(waits, added(found.stages * sums_of(found.counts, alone)))
+    (kind, stage, each), alone = found.of, launched_slot(scenario.software, device, host) - device
+    ahead, _, inputs, weights = (sums_of(counts, device) for counts in found.counts)
+    whole, launches = ahead + inputs + weights, sums_of(found.counts[[FORWARD, INPUT, WEIGHTS]].sum(axis=0), host)
+    left = launched_slot(scenario.software, whole, launches) - whole
+    first = waits_in_pass(ahead, left, launches)
+    third = waits_in_pass(weights, left - first, launches)
+    waits = np.stack([first, left - first, left - first - third, third])
+    share = np.stack([share_of(wait, sums_of(counts, alone)) for wait, counts in zip(waits, found.counts, strict=True)])
+    lasting: FloatColumn = device[each] + alone[each] * share[kind, stage]
     return lasting
 
 
@@ -207,13 +215,16 @@ def _passes_of_stages(split: Split, pipeline: tuple[int, int, StageMap], kinds: 
     """The passes of a pipeline's stages."""
     pp, chunks, stage_map = pipeline
     device, _, kind_of = _shares(split, pipeline, kinds)
-    used = kind_of.reshape(kinds, -1)[[FORWARD, BACKWARD] if kinds == 2 else [FORWARD, INPUT, WEIGHTS]]
-    every = np.zeros((pp, len(device)))
-    for stage, places in enumerate(stage_map.places(pp, chunks)):
-        np.add.at(every[stage], used[:, places].ravel(), 1.0)
-    counts, stages = np.unique(every, axis=0, return_counts=True)
-    together = stages[:, None] * counts
-    return StagePasses(counts, stages[:, None].astype(float), (together / np.maximum(1.0, together.sum(axis=0))).T)
+    of_kinds, places = kind_of.reshape(kinds, -1), stage_map.places(pp, chunks)
+    every, stage_of = np.zeros((pp, kinds, len(device))), np.empty(pp * chunks, np.intp)
+    for stage, held in enumerate(places):
+        for kind in range(kinds):
+            np.add.at(every[stage, kind], of_kinds[kind, held], 1.0)
+        stage_of[held] = stage
+    counts, alike = np.unique(every.reshape(pp, -1), axis=0, return_inverse=True)
+    names = np.broadcast_arrays(np.arange(kinds)[:, None], alike.reshape(-1)[stage_of], of_kinds)
+    found, which = np.unique(np.stack([name.ravel() for name in names]), axis=1, return_inverse=True)
+    return StagePasses(counts.reshape(-1, kinds, len(device)).swapaxes(0, 1), found, which.reshape(-1))
 
 
 @lru_cache(maxsize=4096)
@@ -251,7 +262,7 @@ def _shares(split: Split, pipeline: tuple[int, int, StageMap], kinds: int) -> tu
         device[kind, 0, LOOK_UP_BACKWARD] = device[kind, -1, HEAD_BACKWARD] = 1.0
         device[kind, :, SENT], device[kind, :, LAUNCHED] = back, 1.0
     of_layers[INPUT, ..., LAYER_WEIGHTS] = -of_kinds
-    of_layers[WEIGHTS, ..., LAYER_WEIGHTS] = of_kinds
+    of_layers[WEIGHTS, ..., LAYER_WEIGHTS] = of_layers[WEIGHTS, ..., LAYER_BESIDE] = of_kinds
     launches = np.stack([THIRDS[:, None] * layers, np.broadcast_to(THIRDS[:, None] / chunks, (KINDS, count))], axis=2)
     every = np.concatenate([device, of_layers.reshape(KINDS, count, -1), launches], axis=2)[:kinds].reshape(kinds * count, -1)
     found, kind_of = np.unique(every, axis=0, return_inverse=True)
