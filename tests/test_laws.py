@@ -1,0 +1,68 @@
+"""Laws of all kinds of work on all backends, on layouts drawn at random; docs/physics.md has the exceptions with their reasons."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
+from law_cases import BACKENDS, FASTER, KINDS, SERVING, Trial, trials
+
+from rapid_dse.config.schedule_names import SCHEDULES
+from rapid_dse.model.parameters import count
+from rapid_dse.simulate.results import Priced, unlawful
+
+MOST = settings.default.max_examples // 40
+FEWER = settings(max_examples=max(1, MOST), derandomize=MOST <= 1, suppress_health_check=list(HealthCheck), deadline=None)
+ROUNDING = 1e-9
+NANOSECOND = 2e-9 * 4000  # the event engine counts in whole ones: of the nodes of a rank here
+BY_SCHEDULE = {"zero_bubble": 1e-3, "zb_v": 1e-2, "zb_2p": 1e-2, "dualpipe_v": 2.5e-2}
+CONTENDED = 1e-2  # on networks that carry other transfers beside it
+EACH = [(kind, backend) for kind in KINDS for backend in BACKENDS]
+
+
+@pytest.mark.parametrize(("kind", "backend"), EACH)
+@FEWER
+@given(st.data())
+def test_results_are_finite_add_up_and_hold_the_model(kind: str, backend: str, data: Any) -> None:
+    """Finite numbers of the right sign, terms that add up, no more FLOP/s than the chips have, and no less memory than the parameters."""
+    trial: Trial = data.draw(trials(kind, backend))
+    found, scenario = trial.price(), trial.scenario()
+    assert unlawful(found) == []
+    if kind not in SERVING:
+        assert (found.mfu <= 1).all()
+    if kind in ("text", "experts"):  # 16-bit weights at least an 8-bit copy of each, on as many GPUs as there are
+        assert (found.memory_parameters_bytes * trial.layouts.num_gpus >= count(scenario.model).total).all()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@FEWER
+@given(st.data())
+def test_a_row_is_the_same_in_any_company(kind: str, data: Any) -> None:
+    """Bit for bit: alone, in another order, in parts."""
+    trial: Trial = data.draw(trials(kind, "analytical"))
+    rng = np.random.default_rng(data.draw(st.integers(0, 2**32 - 1)))
+    whole, order, cut = trial.price(), rng.permutation(len(trial.layouts)), rng.integers(0, len(trial.layouts) + 1)
+    parts = [order[:cut], order[cut:], order[:1]]
+    again = Priced.concatenate([trial.rows(part).price() for part in parts if len(part)])
+    for field in fields(Priced):
+        expected = getattr(whole, field.name)[np.concatenate(parts)]
+        np.testing.assert_array_equal(getattr(again, field.name), expected, err_msg=field.name)
+
+
+@pytest.mark.parametrize(("kind", "backend"), [each for each in EACH if each[0] not in SERVING])
+@FEWER
+@given(st.data(), st.sampled_from(sorted(FASTER)))
+def test_a_faster_machine_is_never_slower(kind: str, backend: str, data: Any, faster: str) -> None:
+    trial: Trial = data.draw(trials(kind, backend))
+    better = trial.with_values(FASTER[faster](trial.scenario()))
+    assume(better.legal().all())
+    slow, fast = trial.price().step_time_s, better.price().step_time_s
+    slack = np.full(len(slow), ROUNDING if backend == "analytical" else CONTENDED)
+    if not kind.endswith("forward"):
+        for name, more in BY_SCHEDULE.items():
+            slack = np.where(trial.layouts.schedule == SCHEDULES.index(name), more + slack, slack)
+    assert (fast <= slow * (1 + slack) + (backend != "analytical") * NANOSECOND).all(), (faster, trial)
