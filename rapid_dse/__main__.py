@@ -66,18 +66,18 @@ def run(arguments: Sequence[str]) -> int:
     Raises:
         ValueError: one line, where the command line or the configuration is wrong.
     """
-    found = asked(arguments)
-    if found.what == "help":
+    request = asked(arguments)
+    if request.what == "help":
         return _help()
-    if found.what == "version":
-        return _version(found.json)
-    if found.what == "cfg":
-        return _configuration(found)
-    if found.what == "info":
-        return _info(found)
-    if found.what == "multirun":
-        return _sweep(found)
-    return _trial(found.overrides, found.json)
+    if request.what == "version":
+        return _version(request.json)
+    if request.what == "cfg":
+        return _configuration(request)
+    if request.what == "info":
+        return _info(request)
+    if request.what == "multirun":
+        return _sweep(request)
+    return _trial(request.overrides, request.json)
 
 
 def _version(as_json: bool) -> int:
@@ -103,27 +103,27 @@ def _help() -> int:
     return 0
 
 
-def _configuration(found: Asked) -> int:
+def _configuration(request: Asked) -> int:
     import yaml
 
     from rapid_dse.sweep.overrides import read
     from rapid_dse.sweep.space import plan
 
-    portions = plan(read(found.overrides)).portions
+    portions = plan(read(request.overrides)).portions
     if len(portions) > 1:
         raise ValueError(f"--cfg: {len(portions)} configurations are swept; allowed: one")
     tree = portions[0].scenario.model_dump(mode="json")
-    print(json.dumps(tree) if found.json else yaml.safe_dump(tree, sort_keys=False, allow_unicode=True), end="\n" * found.json)
+    print(json.dumps(tree) if request.json else yaml.safe_dump(tree, sort_keys=False, allow_unicode=True), end="\n" * request.json)
     return 0
 
 
-def _info(found: Asked) -> int:
+def _info(request: Asked) -> int:
     """Where options come from, and which are chosen."""
     from rapid_dse.sweep.information import information
 
-    told = information(found.overrides)
-    kept = told if found.word == "all" else {found.word: told[found.word]}
-    if found.json:
+    told = information(request.overrides)
+    kept = told if request.word == "all" else {request.word: told[request.word]}
+    if request.json:
         print(json.dumps(kept))
         return 0
     for title, lines in kept.items():
@@ -189,13 +189,13 @@ def _artifacts(portion: Portion) -> list[str] | None:
     return identity.texts(portion.scenario, portion.layouts)
 
 
-def _sweep(found: Asked) -> int:
+def _sweep(request: Asked) -> int:
     """Hands the overrides to Hydra, which hands them to this project's sweeper; what Hydra cannot say is priced without it."""
     from rapid_dse.sweep import idle
     from rapid_dse.sweep.overrides import read
 
-    given = read(found.overrides)
-    if found.json:
+    given = read(request.overrides)
+    if request.json:
         from rapid_dse.sweep.summary import summarized
 
         summary, code = summarized(given, _complain)
@@ -208,7 +208,7 @@ def _sweep(found: Asked) -> int:
         return shown_study(given, _complain)
     from rapid_dse.sweep.compose import multirun
 
-    return multirun(found.overrides)
+    return multirun(request.overrides)
 
 
 def _complain(lines: Sequence[str]) -> None:

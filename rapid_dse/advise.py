@@ -41,11 +41,11 @@ def run(arguments: Sequence[str]) -> int:
         started = launched(reading, options.overrides, composer)
     except ValueError as error:
         raise ValueError(f"{options.file}: {error}") from None
-    found = run_judgement.judgement(reading, started, measured, composer)
+    verdict = run_judgement.judgement(reading, started, measured, composer)
     if options.json:
-        print(json.dumps(run_judgement.to_dict(found), indent=1))
+        print(json.dumps(run_judgement.to_dict(verdict), indent=1))
     else:
-        judgement_text.tell_judgement(console(highlight=False), found)
+        judgement_text.tell_judgement(console(highlight=False), verdict)
     return 0
 
 
@@ -72,12 +72,12 @@ def _seconds(text: str | None) -> float | None:
     if text is None:
         return None
     try:
-        found = float(to_si(text, "s"))
+        seconds = float(to_si(text, "s"))
     except ValueError as error:
         raise ValueError(f"--measured={text}: {error}") from None
-    if not 0 < found < 1e6:
+    if not 0 < seconds < 1e6:
         raise ValueError(f"--measured={text}: allowed: seconds of a step, above 0 and below 1,000,000")
-    return found
+    return seconds
 
 
 if __name__ == "__main__":

@@ -48,17 +48,17 @@ def _run(argv: Sequence[str]) -> int:
     return _calibrate(parser.parse_args(argv))
 
 
-def _summary(found: Calibration, written: Mapping[str, Path]) -> dict[str, Any]:
+def _summary(calibration: Calibration, written: Mapping[str, Path]) -> dict[str, Any]:
     """What was fitted, as plain values."""
-    fitted = found.fitted
+    fitted = calibration.fitted
     return {
         "parameters": {
             name: {"value": float(value), "standard_error": float(fitted.standard_errors[name])} for name, value in fitted.values.items()
         },
-        "runs": found.rows,
-        "models": found.models,
+        "runs": calibration.rows,
+        "models": calibration.models,
         "mean_error": float(fitted.error),
-        "unseen_error": float(found.held_out_error),
+        "unseen_error": float(calibration.held_out_error),
         "alike": [list(pair) for pair in fitted.alike],
         "silent": list(fitted.silent),
         "written": {override: str(path) for override, path in written.items()},
@@ -80,21 +80,22 @@ def _calibrate(arguments: argparse.Namespace) -> int:
         return _calibrate_requests(table, arguments, name)
     names = arguments.parameters.split(",") if arguments.parameters else None
     options = Options(names, arguments.fit, arguments.chip, arguments.jobs)
-    found = calibrated_table(table, arguments.software, arguments.cases, options)
-    written = write_all(found, Path("conf"), name, arguments.cases)
+    calibration = calibrated_table(table, arguments.software, arguments.cases, options)
+    written = write_all(calibration, Path("conf"), name, arguments.cases)
     if arguments.json:
-        print(json.dumps(_summary(found, written)))
+        print(json.dumps(_summary(calibration, written)))
         return 0
-    for parameter, value in found.fitted.values.items():
-        print(f"{parameter:28s} {value:12.5g} ± {found.fitted.standard_errors[parameter]:.1g}")
-    for first, second in found.fitted.alike:
+    for parameter, value in calibration.fitted.values.items():
+        print(f"{parameter:28s} {value:12.5g} ± {calibration.fitted.standard_errors[parameter]:.1g}")
+    for first, second in calibration.fitted.alike:
         print(f"warning: these runs cannot tell {first} and {second} apart; the pair is right, neither alone need be", file=sys.stderr)
-    if found.fitted.silent:
-        print(f"warning: these runs say little of {', '.join(found.fitted.silent)}, which stay at what is typical", file=sys.stderr)
-    kind = "models" if found.models > 1 else "runs"
-    print(f"{found.rows} runs: mean error {found.fitted.error:.1%}; on {kind} that the fit had not seen {found.held_out_error:.1%}")
+    if calibration.fitted.silent:
+        print(f"warning: these runs say little of {', '.join(calibration.fitted.silent)}, which stay at what is typical", file=sys.stderr)
+    kind = "models" if calibration.models > 1 else "runs"
+    mean, unseen = calibration.fitted.error, calibration.held_out_error
+    print(f"{calibration.rows} runs: mean error {mean:.1%}; on {kind} that the fit had not seen {unseen:.1%}")
     files = ", ".join(map(str, written.values()))
-    print(f"expect about ±{found.held_out_error:.0%} of a new layout; wrote {files}, use it with {' '.join(written)}")
+    print(f"expect about ±{calibration.held_out_error:.0%} of a new layout; wrote {files}, use it with {' '.join(written)}")
     if arguments.fit == "both" and not any(key.startswith("cluster=") for key in written):
         print("these runs say nothing of their cluster, since none of them spans two nodes; the framework's parameters alone were fitted")
     return 0
@@ -103,18 +104,24 @@ def _calibrate(arguments: argparse.Namespace) -> int:
 def _calibrate_requests(table: pd.DataFrame, arguments: argparse.Namespace, name: str) -> int:
     from rapid_dse.analysis.serving_calibration import calibrate_requests, write_served
 
-    found = calibrate_requests(table, arguments.software, arguments.cases)
+    calibration = calibrate_requests(table, arguments.software, arguments.cases)
     path = Path("conf") / "software" / f"{name}.yaml"
-    write_served(found, arguments.software, arguments.cases, path)
+    write_served(calibration, arguments.software, arguments.cases, path)
     if arguments.json:
-        fitted = {key: {"value": value} for key, value in found.values.items()}
-        counts = {"runs": found.rows, "models": found.models, "mean_error": found.error, "unseen_error": found.held_out_error}
+        fitted = {key: {"value": value} for key, value in calibration.values.items()}
+        counts = {
+            "runs": calibration.rows,
+            "models": calibration.models,
+            "mean_error": calibration.error,
+            "unseen_error": calibration.held_out_error,
+        }
         print(json.dumps({"parameters": fitted, **counts, "written": {f"software={name}": str(path)}}))
         return 0
-    for key, value in found.values.items():
+    for key, value in calibration.values.items():
         print(f"{key:28s} {value:12.5g}")
-    kind = "models" if found.models > 1 else "loads (of one model alone)"
-    print(f"{found.rows} loads: mean error {found.error:.1%}; on {kind} that the fit had not seen {found.held_out_error:.1%}")
+    kind = "models" if calibration.models > 1 else "loads (of one model alone)"
+    mean, unseen = calibration.error, calibration.held_out_error
+    print(f"{calibration.rows} loads: mean error {mean:.1%}; on {kind} that the fit had not seen {unseen:.1%}")
     print(f"wrote {path}, use it with software={name}")
     return 0
 

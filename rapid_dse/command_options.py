@@ -63,16 +63,16 @@ def asked(arguments: Sequence[str]) -> Asked:
     words: dict[str, str] = {}
     first: list[str] = []
     overrides: list[str] = []
-    left = list(arguments)
-    while left:
-        argument = left.pop(0)
+    remaining = list(arguments)
+    while remaining:
+        argument = remaining.pop(0)
         name, equals, value = argument.partition("=")
         if argument in FLAGS:
             flags.add(FLAGS[argument])
         elif name in WORDS:
-            words[name.lstrip("-").replace("c", "cfg", 1) if name == "-c" else name[2:]] = _word(name, value if equals else None, left)
+            words[name.lstrip("-").replace("c", "cfg", 1) if name == "-c" else name[2:]] = _word(name, value if equals else None, remaining)
         elif name in FOLDERS:
-            first.append(_folder(name, value if equals else left.pop(0) if left else ""))
+            first.append(_folder(name, value if equals else remaining.pop(0) if remaining else ""))
         elif name in INSTEAD:
             raise ValueError(f"{argument}: not an option here; {INSTEAD[name]}")
         elif argument.startswith("-") and not _is_override(argument):
@@ -82,7 +82,7 @@ def asked(arguments: Sequence[str]) -> Asked:
             overrides.append(argument)
     if "resolve" in flags and "cfg" not in words:
         raise ValueError("--resolve: goes with --cfg, whose values are resolved in any case; allowed: --cfg job --resolve")
-    named = [*(each for each in ("help", "version") if each in flags), *words, *(each for each in ("multirun",) if each in flags)]
+    named = [*(flag for flag in ("help", "version") if flag in flags), *words, *(flag for flag in ("multirun",) if flag in flags)]
     chosen = named[0] if named else "trial"
     first += ["search.trust=true"] * ("trust" in flags)
     return Asked(chosen, (*first, *overrides), words.get(chosen, ""), "json" in flags)
@@ -92,10 +92,10 @@ def _is_override(argument: str) -> bool:
     return argument.startswith("-") and argument[1:2].isdigit()
 
 
-def _word(name: str, given: str | None, left: list[str]) -> str:
+def _word(name: str, given: str | None, words: list[str]) -> str:
     """The word behind an option; taken from what is left where it is one, else the first that there is."""
-    if given is None and left and "=" not in left[0] and not left[0].startswith(("-", "+", "zip(")):
-        given = left.pop(0)
+    if given is None and words and "=" not in words[0] and not words[0].startswith(("-", "+", "zip(")):
+        given = words.pop(0)
     word = given if given is not None else WORDS[name][0]
     if word not in WORDS[name]:
         raise ValueError(f"{name} {word}: allowed: {', '.join(WORDS[name])}")

@@ -58,12 +58,12 @@ def run(arguments: Sequence[str]) -> int:
     portions = [group.portion for group in groups]
     for line in [*idle.of_table(portions), *idle.of_files(portions)]:
         print(line, file=sys.stderr)
-    found = evaluated(frame, groups, refused)
-    _write(found.table, options.out)
+    evaluation = evaluated(frame, groups, refused)
+    _write(evaluation.table, options.out)
     if options.json:
-        print(json.dumps(_summary(found, options.out)))
+        print(json.dumps(_summary(evaluation, options.out)))
         return 0
-    _report(found, options.out)
+    _report(evaluation, options.out)
     show_artifacts(console(), (portion.scenario for portion in portions))
     return 0
 
@@ -86,34 +86,33 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
     return options
 
 
-def _summary(found: Evaluated, out: Path) -> dict[str, Any]:
+def _summary(evaluation: Evaluated, out: Path) -> dict[str, Any]:
     """What became of the table, as plain values."""
-    table = found.table
+    table = evaluation.table
     rejected = table.loc[table["status"].isin(["invalid", "error"]), "reason"].astype(str)
     return {
         "out": str(out),
         "rows": len(table),
         "status": {str(status): int(count) for status, count in Counter(table["status"].astype(str)).items()},
         "reasons": {reason: int(count) for reason, count in Counter(rejected).most_common()},
-        "renamed": dict(found.moved),
-        "replaced": found.replaced,
-        "carried": [name for name in found.carried if not _is_known(name)],
+        "renamed": dict(evaluation.renamed),
+        "replaced": evaluation.replaced,
+        "carried": [name for name in evaluation.carried if not _is_known(name)],
     }
 
 
-def _report(found: Evaluated, out: Path) -> None:
-    counts = Counter(found.table["status"].astype(str))
-    print(f"{len(found.table)} rows to {out}: {', '.join(f'{count} {status}' for status, count in counts.most_common())}")
-    if found.moved:
-        print(
-            f"  columns that have a result's name, kept under another: {', '.join(f'{old} as {new}' for old, new in found.moved.items())}"
-        )
-    if found.replaced:
+def _report(evaluation: Evaluated, out: Path) -> None:
+    counts = Counter(evaluation.table["status"].astype(str))
+    print(f"{len(evaluation.table)} rows to {out}: {', '.join(f'{count} {status}' for status, count in counts.most_common())}")
+    if evaluation.renamed:
+        names = ", ".join(f"{old} as {new}" for old, new in evaluation.renamed.items())
+        print(f"  columns that have a result's name, kept under another: {names}")
+    if evaluation.replaced:
         print("  results that were in the table, of an earlier run, are replaced")
-    if carried := [name for name in found.carried if not _is_known(name)]:
+    if carried := [name for name in evaluation.carried if not _is_known(name)]:
         print(f"  columns that override nothing, carried along: {', '.join(carried)}")
-    rejected = found.table["status"].isin(["invalid", "error"])
-    for reason, count in Counter(found.table.loc[rejected, "reason"].astype(str)).most_common():
+    rejected = evaluation.table["status"].isin(["invalid", "error"])
+    for reason, count in Counter(evaluation.table.loc[rejected, "reason"].astype(str)).most_common():
         print(f"  {count} × {reason}")
 
 
@@ -130,13 +129,13 @@ class Evaluated:
 
     Attributes:
         table: a row for each row of the cases, in their order: the columns of the cases, then the results'.
-        moved: columns of the cases that had a result's name, with the name that they have now.
+        renamed: columns of the cases that had a result's name, with the name that they have now.
         replaced: whether the cases held results of an earlier run, which are no longer there.
         carried: columns of the cases that were neither.
     """
 
     table: pd.DataFrame
-    moved: Mapping[str, str]
+    renamed: Mapping[str, str]
     replaced: bool
     carried: Sequence[str]
 
@@ -159,11 +158,11 @@ def evaluated(frame: pd.DataFrame, groups: Sequence[CaseGroup], refused: Refused
     given = [str(name) for name in frame.columns]
     clashing = [name for name in given if name in own]
     replaced = len(clashing) == len(own)
-    moved: dict[str, str] = {} if replaced else {name: _free(f"input.{name}", {*given, *names}) for name in clashing}
-    cases = frame.set_axis([moved.get(name, name) for name in given], axis=1).reset_index(drop=True)
+    renamed: dict[str, str] = {} if replaced else {name: _free(f"input.{name}", {*given, *names}) for name in clashing}
+    cases = frame.set_axis([renamed.get(name, name) for name in given], axis=1).reset_index(drop=True)
     kept = cases.drop(columns=clashing) if replaced else cases
     added = results.drop(columns=[name for name in names if name in kept.columns])
-    return Evaluated(pd.concat([kept, added], axis=1), moved, replaced, [name for name in given if name not in clashing])
+    return Evaluated(pd.concat([kept, added], axis=1), renamed, replaced, [name for name in given if name not in clashing])
 
 
 def _free(name: str, taken: Collection[str]) -> str:
@@ -190,21 +189,21 @@ def _results(n_rows: int, groups: Sequence[CaseGroup], refused: Refused) -> pd.D
     for at, row in enumerate(row for group in groups for row in group.rows.tolist()):
         place[row] = at
     assert set(np.flatnonzero(place < 0).tolist()) == set(refused)
-    found: pd.DataFrame = priced.take(pa.array(place, mask=place < 0)).to_pandas(integer_object_nulls=True)
+    results: pd.DataFrame = priced.take(pa.array(place, mask=place < 0)).to_pandas(integer_object_nulls=True)
     for name, texts in (("status", dict.fromkeys(refused, "invalid")), ("reason", refused)):
         if refused:
-            found[name] = found[name].astype(object)
-            found.loc[list(texts), name] = list(texts.values())
-    return found
+            results[name] = results[name].astype(object)
+            results.loc[list(texts), name] = list(texts.values())
+    return results
 
 
 def _priced(group: CaseGroup, lines: ProgressLines) -> pa.Table:
     """The rows of a group; says how far the table is where that takes long."""
     from rapid_dse.sweep.table import priced_table
 
-    found = priced_table(group.portion)
+    priced = priced_table(group.portion)
     lines.advance(len(group.rows))
-    return found
+    return priced
 
 
 def _write(results: pd.DataFrame, out: Path) -> None:

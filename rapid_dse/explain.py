@@ -47,11 +47,11 @@ def run(arguments: Sequence[str]) -> int:
     ranking.require_name(options.by, ranking.numbers(table.schema), "--by")
     first, second = _chosen(table, options)
     shifts = None if options.no_sensitivity else sensitivity.sensitivity(table, options.by)
-    found = explanation.explained(first, second, options.by, shifts)
+    reasons = explanation.explained(first, second, options.by, shifts)
     if options.json:
-        print(json.dumps(explanation.to_dict(found), indent=1))
+        print(json.dumps(explanation.to_dict(reasons), indent=1))
     else:
-        told.tell(console(highlight=False), found, options.points)
+        told.tell(console(highlight=False), reasons, options.points)
     return 0
 
 
@@ -89,8 +89,8 @@ def _chosen(table: pa.Table, options: argparse.Namespace) -> tuple[PricedTrial, 
         rows += [] if rival is None else [rival]
     if len(rows) == 2 and rows[0]["key"] == rows[1]["key"]:
         raise ValueError(f"--key={options.key[1]}: is the same row as --key={options.key[0]}; allowed: two different rows")
-    found = [restored(row) for row in rows]
-    return found[0], found[1] if len(found) > 1 else None
+    trials = [restored(row) for row in rows]
+    return trials[0], trials[1] if len(trials) > 1 else None
 
 
 if __name__ == "__main__":

@@ -63,15 +63,15 @@ def _say(address: str, options: argparse.Namespace) -> None:
 
 
 def _socket(port: int) -> socket.socket:
-    found = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-    found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
-        found.bind((HOST, port))
-        found.listen()  # who takes the address as soon as it is printed waits until the page answers
+        listener.bind((HOST, port))
+        listener.listen()  # who takes the address as soon as it is printed waits until the page answers
     except OSError as error:
-        found.close()
+        listener.close()
         raise ValueError(f"--port={port}: {error.strerror}; allowed: a free port, or 0 for any") from None
-    return found
+    return listener
 
 
 def _options(arguments: Sequence[str]) -> argparse.Namespace:

@@ -42,16 +42,16 @@ def run(arguments: Sequence[str]) -> int:
     chosen = framework(options.to, "--to") if options.to else of_profile(software)
     if chosen is None:
         raise ValueError(f"--to: software={software} has no launch files of its own; give a framework")
-    found = exported(portion, chosen)
+    launch_file = exported(portion, chosen)
     if options.json:
-        print(json.dumps(_as_dict(found, options.key), indent=1))
+        print(json.dumps(_as_dict(launch_file, options.key), indent=1))
         return 0
     if options.out is None:
-        print(found.text, end="")
+        print(launch_file.text, end="")
     else:
-        options.out.write_text(found.text, encoding="utf-8")
+        options.out.write_text(launch_file.text, encoding="utf-8")
         print(f"{chosen.title} to {options.out}")
-    for line in _beside(found, options.out, chosen.form.comments):
+    for line in _notes(launch_file, options.out, chosen.form.comments):
         print(line, file=sys.stderr)
     return 0
 
@@ -82,22 +82,28 @@ def _portion(options: argparse.Namespace) -> Portion:
     row = best_rows(table, options.by, 1)[0] if options.key is None else row_of(table, options.key)
     if row["status"] not in ("ok", "oom"):
         raise ValueError(f"--key={row['key']}: this row has status={row['status']} ({row['reason']}); allowed: a row that was priced")
-    found = portion_of(row)
-    if found is None:
+    portion = portion_of(row)
+    if portion is None:
         raise ValueError(f"--key={row['key']}: cannot be composed here; allowed: a row whose hw, model, software and cluster are in conf/")
     options.key = row["key"]
-    return found
+    return portion
 
 
-def _as_dict(found: LaunchFile, key: str) -> dict[str, object]:
-    return {"framework": found.framework, "key": key, "text": found.text, "unsaid": list(found.unsaid), "notes": list(found.notes)}
+def _as_dict(launch_file: LaunchFile, key: str) -> dict[str, object]:
+    return {
+        "framework": launch_file.framework,
+        "key": key,
+        "text": launch_file.text,
+        "unsaid": list(launch_file.unsaid),
+        "notes": list(launch_file.notes),
+    }
 
 
-def _beside(found: LaunchFile, out: Path | None, comments: bool) -> list[str]:
+def _notes(launch_file: LaunchFile, out: Path | None, comments: bool) -> list[str]:
     """What is said beside the file: what it cannot hold, and how it is read back."""
-    lines = list(found.notes)
-    if not comments and found.unsaid:
-        lines.append(f"python -m rapid_dse.advise {out or 'FILE'} {shlex.join(found.unsaid)}")
+    lines = list(launch_file.notes)
+    if not comments and launch_file.unsaid:
+        lines.append(f"python -m rapid_dse.advise {out or 'FILE'} {shlex.join(launch_file.unsaid)}")
     return lines
 
 

@@ -46,20 +46,20 @@ def run(arguments: Sequence[str]) -> int:
     from rapid_dse.imports.file_options import read_foreign
     from rapid_dse.sweep.places import home
 
-    found = read_foreign(options.file, home())
-    _check(found, options.file)
-    name = options.out or str(found.option["name"])
-    figures = _figures(found, name)
-    written = None if options.dry_run else _write(found, name, options)
+    imported = read_foreign(options.file, home())
+    _check(imported, options.file)
+    name = options.out or str(imported.option["name"])
+    figures = _figures(imported, name)
+    written = None if options.dry_run else _write(imported, name, options)
     report = {
-        "group": found.group,
+        "group": imported.group,
         "option": name,
-        "kind": found.kind,
+        "kind": imported.kind,
         "file": None if written is None else str(written),
-        "content": _content(found, name),
-        "taken": dict(found.taken),
-        "left": dict(found.left),
-        "remarks": list(found.remarks),
+        "content": _content(imported, name),
+        "taken": dict(imported.taken),
+        "left": dict(imported.not_taken),
+        "remarks": list(imported.remarks),
         "model": figures,
     }
     if options.json:
@@ -69,46 +69,46 @@ def run(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _check(found: Imported, file: Path) -> None:
+def _check(imported: Imported, file: Path) -> None:
     """``ValueError`` where the file's values are none that the schema takes."""
     from rapid_dse.sweep.compose import composed, hydra_ready, scenario_of
 
     with hydra_ready():
-        scenario_of(composed({found.group: str(file if "/" in str(file) else f"./{file}")}).tree)
+        scenario_of(composed({imported.group: str(file if "/" in str(file) else f"./{file}")}).tree)
 
 
-def _figures(found: Imported, name: str) -> dict[str, Any] | None:
+def _figures(imported: Imported, name: str) -> dict[str, Any] | None:
     """Those of a model; ``ValueError`` where the option is none that the schema takes."""
     from dataclasses import asdict
 
     from rapid_dse.imports.checked import checked_model
 
-    if found.group != "model":
+    if imported.group != "model":
         return None
     from rapid_dse.analysis.model_card import card
 
-    return asdict(card(checked_model({**found.option, "name": name})))
+    return asdict(card(checked_model({**imported.option, "name": name})))
 
 
-def _write(found: Imported, name: str, options: argparse.Namespace) -> Path:
+def _write(imported: Imported, name: str, options: argparse.Namespace) -> Path:
     import yaml
 
-    path = Path("conf") / found.group / f"{name}.yaml"
+    path = Path("conf") / imported.group / f"{name}.yaml"
     if path.exists() and not options.force:
         raise ValueError(f"{path}: is there already; allowed: --out with another name, or --force")
     path.parent.mkdir(parents=True, exist_ok=True)
-    notes = "".join(f"# {remark}\n" for remark in found.remarks)
-    content = yaml.safe_dump(_content(found, name), sort_keys=False, allow_unicode=True, width=140)
-    path.write_text(f"# {found.kind}, imported from {options.file.name}\n{notes}{content}", encoding="utf-8")
+    notes = "".join(f"# {remark}\n" for remark in imported.remarks)
+    content = yaml.safe_dump(_content(imported, name), sort_keys=False, allow_unicode=True, width=140)
+    path.write_text(f"# {imported.kind}, imported from {options.file.name}\n{notes}{content}", encoding="utf-8")
     return path
 
 
-def _content(found: Imported, name: str) -> dict[str, Any]:
+def _content(imported: Imported, name: str) -> dict[str, Any]:
     """The option, without the remarks: what is written is the user's own from now on."""
     from rapid_dse.imports.reader import RUN, SAID
 
-    run = {key: value for key, value in found.option.get(RUN, {}).items() if key != SAID}
-    plain = {key: value for key, value in found.option.items() if key != RUN}
+    run = {key: value for key, value in imported.option.get(RUN, {}).items() if key != SAID}
+    plain = {key: value for key, value in imported.option.items() if key != RUN}
     return {**plain, "name": name, **({RUN: run} if run else {})}
 
 

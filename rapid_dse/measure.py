@@ -74,12 +74,12 @@ def _recorded(paths: Sequence[Path]) -> tuple[pd.DataFrame, pd.DataFrame, dict[s
     kernels = [with_chips(table, path) for path, table in tables if not is_loads(table)]
     if not kernels:
         raise ValueError(f"--recorded {paths[0]}: has no kernels; allowed: a table with kind and measured.time_s among its columns")
-    found = pd.concat(kernels, ignore_index=True)
-    names = sorted(found["hw"].astype(str).unique())
+    recorded_kernels = pd.concat(kernels, ignore_index=True)
+    names = sorted(recorded_kernels["hw"].astype(str).unique())
     if len(names) > 1:
         raise ValueError(f"--recorded {paths[0]}: has kernels of {', '.join(names)}; allowed: those of one chip")
     return (
-        found,
+        recorded_kernels,
         pd.concat(loads, ignore_index=True) if loads else pd.DataFrame(),
         {"name": names[0], "source": f"recorded in {paths[0].name}"},
     )
@@ -136,8 +136,16 @@ def _written(
     table = chip_option.write_table(folder, options.out, kernels)
     file = chip_option.write_option(folder, base, fit, chip_option.remarks(fit, base, str(facts["source"]), table, joules))
     errors = json.loads(fit.errors.reset_index().to_json(orient="records"))
-    held = {"mape": fit.held_out, "rows": fit.rows, "unpriced": fit.unpriced, "errors": errors}
-    return {**told, "table": str(table), "file": str(file), "like": base, "fitted": fit.fitted, "joules": joules, "held_out": held}
+    errors_held_out = {"mape": fit.held_out, "rows": fit.rows, "unpriced": fit.unpriced, "errors": errors}
+    return {
+        **told,
+        "table": str(table),
+        "file": str(file),
+        "like": base,
+        "fitted": fit.fitted,
+        "joules": joules,
+        "held_out": errors_held_out,
+    }
 
 
 def _said(told: dict[str, Any]) -> str:
@@ -147,9 +155,10 @@ def _said(told: dict[str, Any]) -> str:
         return "\n".join([*lines, f"written: {told['table']}; of a CPU no chip is written"])
     import pandas as pd
 
-    held = told["held_out"]
-    table = pd.DataFrame(held["errors"])[["kind", "precision", "n", "mape", "median", "bias"]]
-    lines.append(f"half of the shapes, predicted from the other half: mean error {100 * held['mape']:.1f} % of {held['rows']} kernels")
+    errors_held_out = told["held_out"]
+    table = pd.DataFrame(errors_held_out["errors"])[["kind", "precision", "n", "mape", "median", "bias"]]
+    mean, kernels = 100 * errors_held_out["mape"], errors_held_out["rows"]
+    lines.append(f"half of the shapes, predicted from the other half: mean error {mean:.1f} % of {kernels} kernels")
     lines.append(table.to_string(index=False, float_format="{:.3f}".format))
     lines.append(
         f"as {told['like']}, but for: " + ", ".join(f"{key} {value:.3g}" for key, value in {**told["fitted"], **told["joules"]}.items())

@@ -71,14 +71,14 @@ def _show(options: argparse.Namespace) -> None:
     from rapid_dse.sweep.standing_pieces import StandingPieces
 
     out, err = console(), console(stderr=True)
-    found = pieces.pieces_of(options.results, lambda line: err.print(line, highlight=False, markup=False, soft_wrap=True))
-    store.require_columns(found[0].schema, options.results)
-    study = StandingPieces(found)
-    aim = _aim(options, found[0].schema, study.varying)
+    all_pieces = pieces.pieces_of(options.results, lambda line: err.print(line, highlight=False, markup=False, soft_wrap=True))
+    store.require_columns(all_pieces[0].schema, options.results)
+    study = StandingPieces(all_pieces)
+    aim = _aim(options, all_pieces[0].schema, study.varying)
     stood, status, reasons = study.standing(aim)
 
     def rows_of(lanes: Lanes, wanted: Sequence[str] | None) -> Sequence[Mapping[str, Any]]:
-        return pieces.rows_at(found, lanes[:, 0], wanted)
+        return pieces.rows_at(all_pieces, lanes[:, 0], wanted)
 
     if options.json:
         rows = ranked_rows(stood, aim, lambda lanes: rows_of(lanes, None))
@@ -86,8 +86,8 @@ def _show(options: argparse.Namespace) -> None:
         print(json.dumps({"by": options.by, "trials": status.total(), **counted, "rows": rows}, allow_nan=False))
         return
     asked = " ".join([options.by, *options.constraint])
-    shown = [name for name in found[0].schema.names if not name.startswith(_TERMS) or name in asked]
-    ranked.show_ranking(out, stood, aim, ranked.Source(lambda lanes: rows_of(lanes, shown), trial_of, "--each"))
+    columns_listed = [name for name in all_pieces[0].schema.names if not name.startswith(_TERMS) or name in asked]
+    ranked.show_ranking(out, stood, aim, ranked.Source(lambda lanes: rows_of(lanes, columns_listed), trial_of, "--each"))
     show.show_counts(out, status, reasons, {}, stood.broken)
 
 

@@ -44,7 +44,7 @@ def _validate(argv: Sequence[str]) -> int:
     parser.add_argument("--jobs", type=int, default=2, help="processes for the folds")
     parser.takes_json()
     arguments = parser.parse_args(argv)
-    paths = [found for path in arguments.cases for found in _tables(Path(path))] or _beside_the_checkout()
+    paths = [table for path in arguments.cases for table in _tables(Path(path))] or _beside_the_checkout()
     said = []
     for path in paths:
         told = _told(path, arguments)
@@ -63,22 +63,22 @@ def _told(path: Path, arguments: argparse.Namespace) -> Told:
 
     if _is_cases(path):
         return _cases(path, arguments)
-    found = _measured(path, Path(arguments.out))
+    measured = _measured(path, Path(arguments.out))
     if not can_fold(read_table(path)):
-        return found
+        return measured
     served = _requests(path, arguments)
-    return Told([*found.lines, *served.lines], {**found.value, **served.value})
+    return Told([*measured.lines, *served.lines], {**measured.value, **served.value})
 
 
 def _requests(path: Path, arguments: argparse.Namespace) -> Told:
     """Predicted against measured requests, a suite a line; writes the worst loads of each."""
     from rapid_dse.analysis.serving_validation import validate_requests
 
-    found = validate_requests(path)
-    table, out = found.table(folds=not arguments.shipped), Path(arguments.out)
+    requests = validate_requests(path)
+    table, out = requests.table(folds=not arguments.shipped), Path(arguments.out)
     out.mkdir(parents=True, exist_ok=True)
-    for suite in found.cases["suite"].unique() if "suite" in found.cases else ["all"]:
-        found.worst(str(suite)).to_csv(out / f"worst_{suite}.csv", index=False, float_format="%.5g")
+    for suite in requests.cases["suite"].unique() if "suite" in requests.cases else ["all"]:
+        requests.worst(str(suite)).to_csv(out / f"worst_{suite}.csv", index=False, float_format="%.5g")
     lines = ["by suite, mean and median, of the shipped profiles and of fits that had not seen the model:"]
     lines.append(table.to_string(index=False, float_format="{:.3f}".format, na_rep="–"))
     lines.append(f"the 20 worst loads of each suite by term of a token: {out}/worst_SUITE.csv")
@@ -97,24 +97,24 @@ def _tables(path: Path) -> list[Path]:
     """The tables of a folder, or the one that is named."""
     if not path.is_dir():
         return [path]
-    found = sorted(each for each in path.iterdir() if each.suffix.lower() in (".csv", ".parquet"))
-    if not found:
+    paths = sorted(file for file in path.iterdir() if file.suffix.lower() in (".csv", ".parquet"))
+    if not paths:
         raise ValueError(f"{path}: has no tables; allowed: a folder with files that end in .csv or .parquet")
-    return found
+    return paths
 
 
 def _beside_the_checkout() -> list[Path]:
     from rapid_dse.sweep.places import home
 
     data = home().parent / "shared" / "data"
-    found = [
+    folders = [
         path
         for name in ("training_cases.csv", "training_moe_cases.csv", "kernels.csv", "kernels_fwd_bwd_a100.csv", "h200/moe_mla.csv")
         if (path := data / name).exists()
     ]
-    if not found:
+    if not folders:
         raise ValueError(f"no tables of measured runs in {data}; name them: python -m rapid_dse.validate CASES …")
-    return found
+    return folders
 
 
 def _is_cases(path: Path) -> bool:
@@ -133,53 +133,53 @@ def _measured(path: Path, out: Path) -> Told:
     from rapid_dse.config.table_file import read_table
 
     table = read_table(path)
-    found = predict_table(table, chips(chips_of(table)), str(path))
+    predicted = predict_table(table, chips(chips_of(table)), str(path))
     out.mkdir(parents=True, exist_ok=True)
     target = out / f"{path.stem}.csv"
     if target.resolve() == path.resolve():
         raise ValueError(f"--out {out}: {target} is the table itself; allowed: another folder")
-    found.table.to_csv(target, index=False, float_format="%.9g")
-    lines, errors = [f"\n{path.name}: {len(found.table)} rows to {target}"], []
-    if found.errors is not None and len(found.errors):
-        lines += ["|predicted / measured − 1|:", found.errors.to_string(float_format="{:.3f}".format)]
-        errors = _records(found.errors.reset_index())
-    lines += [f"left out: {line}" for line in found.left_out]
-    value = {"table": path.name, "rows": len(found.table), "out": str(target), "errors": errors, "left_out": list(found.left_out)}
+    predicted.table.to_csv(target, index=False, float_format="%.9g")
+    lines, errors = [f"\n{path.name}: {len(predicted.table)} rows to {target}"], []
+    if predicted.errors is not None and len(predicted.errors):
+        lines += ["|predicted / measured − 1|:", predicted.errors.to_string(float_format="{:.3f}".format)]
+        errors = _records(predicted.errors.reset_index())
+    lines += [f"left out: {line}" for line in predicted.left_out]
+    value = {"table": path.name, "rows": len(predicted.table), "out": str(target), "errors": errors, "left_out": list(predicted.left_out)}
     return Told(lines, value)
 
 
 def _records(table: pd.DataFrame) -> list[dict[str, Any]]:
     """The rows of a table as plain values, null where there is none."""
-    found: list[dict[str, Any]] = json.loads(table.to_json(orient="records"))
-    return found
+    records: list[dict[str, Any]] = json.loads(table.to_json(orient="records"))
+    return records
 
 
 def _cases(path: Path, arguments: argparse.Namespace) -> Told:
     """Predicted against measured, a suite a line; writes the picture and the worst cases."""
     from rapid_dse.analysis.validation import parity_picture, validate_cases
 
-    found = validate_cases(path, arguments.jobs, folds=not arguments.shipped)
-    table = _table(found, arguments.shipped)
-    lines = [f"{path.name}: {len(found.cases)} cases", table.to_string(index=False, float_format="{:.3f}".format, na_rep="–")]
+    validated = validate_cases(path, arguments.jobs, folds=not arguments.shipped)
+    table = _table(validated, arguments.shipped)
+    lines = [f"{path.name}: {len(validated.cases)} cases", table.to_string(index=False, float_format="{:.3f}".format, na_rep="–")]
     out = Path(arguments.out)
     out.mkdir(parents=True, exist_ok=True)
-    for suite in found.cases["suite"].unique():
-        found.worst(str(suite)).to_csv(out / f"worst_{suite}.csv", index=False, float_format="%.5g")
+    for suite in validated.cases["suite"].unique():
+        validated.worst(str(suite)).to_csv(out / f"worst_{suite}.csv", index=False, float_format="%.5g")
     picture = f"picture: {out / (path.stem + '.png')}"
     try:
-        parity_picture(found, out / f"{path.stem}.png")
+        parity_picture(validated, out / f"{path.stem}.png")
     except ImportError:
         picture = "no picture: it needs matplotlib (pip install 'rapid-dse[plots]')"
     lines.append(f"{picture}; the 20 worst cases of each suite by term: {out}/worst_SUITE.csv")
-    return Told(lines, {"table": path.name, "rows": len(found.cases), "out": str(out), "suites": _records(table)})
+    return Told(lines, {"table": path.name, "rows": len(validated.cases), "out": str(out), "suites": _records(table)})
 
 
-def _table(found: Validated, shipped_alone: bool) -> pd.DataFrame:
+def _table(validated: Validated, shipped_alone: bool) -> pd.DataFrame:
     import pandas as pd
 
     lines: list[dict[str, object]] = []
-    unseen: dict[str, Score] = {} if shipped_alone else found.scores(found.unseen)
-    for suite, shipped in found.scores(found.shipped).items():
+    unseen: dict[str, Score] = {} if shipped_alone else validated.scores(validated.unseen)
+    for suite, shipped in validated.scores(validated.shipped).items():
         lines.append({"suite": suite, "profile": "shipped"} | {name: getattr(shipped, name) for name in FIGURES})
         if suite in unseen:
             lines.append({"suite": suite, "profile": "unseen model"} | {name: getattr(unseen[suite], name) for name in FIGURES})

@@ -81,3 +81,17 @@ def test_modules_and_functions_are_short(path: Path) -> None:
     functions = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
     lengths = {node.name: (node.end_lineno or 0) - node.body[0].lineno + 1 for node in functions}
     assert not {name: length for name, length in lengths.items() if length > 40}, "split the function"
+
+
+WORDS_WITHOUT_A_NOUN = {"found", "moved", "held", "left", "shown", "beside", "each"}
+KEYS = {"each"}  # of search, and of what is made of it
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_names_say_what_they_are(path: Path) -> None:
+    nodes = list(ast.walk(ast.parse(path.read_text())))
+    names = {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
+    names |= {node.arg for node in nodes if isinstance(node, ast.arg)}
+    names |= {node.name for node in nodes if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+    fields = {node.target.id for node in nodes if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)}
+    assert not {name for name in names if name.strip("_") in WORDS_WITHOUT_A_NOUN and not (name in KEYS and name in fields)}, "add a noun"

@@ -93,10 +93,10 @@ def test_every_key_is_taken_or_listed_with_a_reason() -> None:
             continue
         tree = json.loads(path.read_text())
         found = read_option("model", path, home())
-        keys = {*found.taken, *(key.split(".")[0] for key in found.left)}
+        keys = {*found.taken, *(key.split(".")[0] for key in found.not_taken)}
         assert not {*tree.get("text_config", tree)} - keys, path.name
-        assert all(found.left.values())
-        assert not [key for key, why in found.left.items() if why.startswith("not a key")], path.name
+        assert all(found.not_taken.values())
+        assert not [key for key, why in found.not_taken.items() if why.startswith("not a key")], path.name
 
 
 @pytest.mark.parametrize(

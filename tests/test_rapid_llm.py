@@ -373,8 +373,8 @@ def test_every_key_is_taken_or_listed(tmp_path: Path, tree: dict[str, Any]) -> N
         inner = {leaf for key, value in pairs for leaf in leaves(value, f"{prefix}{key}.")}
         return inner or {prefix.removesuffix(".")}
 
-    assert leaves(known) == {*found.taken, *found.left}
-    assert [key for key, why in found.left.items() if why.startswith("not a key")] == [key for key in leaves(known) if "what" in key]
+    assert leaves(known) == {*found.taken, *found.not_taken}
+    assert [key for key, why in found.not_taken.items() if why.startswith("not a key")] == [key for key in leaves(known) if "what" in key]
 
 
 def test_importing_hardware_writes_an_option_that_is_the_file(tmp_path: Path) -> None:
@@ -399,7 +399,7 @@ def test_its_own_files(tmp_path: Path) -> None:
     for path in paths:
         group = "hw" if path in hardware else "model"
         found = read_option(group, path, home())
-        assert not [key for key, why in found.left.items() if why.startswith("not a key")], path.name
+        assert not [key for key, why in found.not_taken.items() if why.startswith("not a key")], path.name
     for path in hardware:  # a torus has no closed form: that file asks for the event engine
         ended = program.done(tmp_path, f"hw={path}", f"model={SHARED / 'model_Llama2-7B.yaml'}")
         assert "step time" in ended.out
@@ -450,6 +450,6 @@ def test_products_images_and_recurrences_go_through(mode: str, tmp_path: Path) -
     files = write(tmp_path, model={"model_param": tree})
     found = read_option("model", tmp_path / "model.yaml", home())
     assert found.option["kind"] == kind
-    assert not [key for key, why in found.left.items() if why.startswith("not a key")]
+    assert not [key for key, why in found.not_taken.items() if why.startswith("not a key")]
     ended = program.done(tmp_path, *files)
     assert shown in ended.out

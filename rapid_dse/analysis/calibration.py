@@ -101,7 +101,7 @@ def cluster_parameters(runs: Sequence[Runs], unknown: bool = True) -> list[FreeP
 
     What launches and all-reduces wait for is fitted where NCCL is left its rings alone: elsewhere runs cannot tell it from latency.
     """
-    found = []
+    parameters = []
     for name, cluster in sorted({run.scenario.cluster.name: run.scenario.cluster for run in runs}.items()):
         if name == REFERENCE and not unknown:
             continue
@@ -118,8 +118,8 @@ def cluster_parameters(runs: Sequence[Runs], unknown: bool = True) -> list[FreeP
         for parameter in FREE_CLUSTER:
             field = parameter.name.removeprefix("cluster.")
             if needs[field]:
-                found.append(replace(parameter, name=f"cluster.{name}.{field}"))
-    return found
+                parameters.append(replace(parameter, name=f"cluster.{name}.{field}"))
+    return parameters
 
 
 def _has(run: Runs, name: str) -> bool:
@@ -265,7 +265,9 @@ def write_all(calibration: Calibration, folder: Path, name: str, source: str) ->
     if any(not key.startswith(("hw.", "cluster.")) for key in fitted):
         written[f"software={name}"] = path = folder / "software" / f"{name}.yaml"
         write(profile_text(calibration, source), Software, path)
-    mine = [each for _, each in sorted(calibration.clusters.items()) if any(key.startswith(f"cluster.{each.name}.") for key in fitted)]
+    mine = [
+        cluster for _, cluster in sorted(calibration.clusters.items()) if any(key.startswith(f"cluster.{cluster.name}.") for key in fitted)
+    ]
     for cluster in mine:
         own = name if len(mine) == 1 else f"{name}_{cluster.name}"
         written[f"cluster={own}"] = path = folder / "cluster" / f"{own}.yaml"

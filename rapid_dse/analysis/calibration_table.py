@@ -14,10 +14,10 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
-def require_profile_name(name: str, shown: str) -> None:
-    """``ValueError`` where a name cannot be that of an option; ``shown``: how the user gave it."""
+def require_profile_name(name: str, text: str) -> None:
+    """``ValueError`` where a name cannot be that of an option; ``text``: how the user gave it."""
     if re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", name) is None:
-        raise ValueError(f"{shown}: allowed: the name of a profile, letters, digits, _, - and . alone")
+        raise ValueError(f"{text}: allowed: the name of a profile, letters, digits, _, - and . alone")
 
 
 def calibrated_table(frame: pd.DataFrame, software: str, source: str, options: Options) -> Calibration:

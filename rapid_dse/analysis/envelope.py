@@ -38,7 +38,7 @@ def boxes(runs: Sequence[Runs], errors: Sequence[FloatColumn]) -> tuple[Measured
             key = scenario.hw.name, scenario.cluster.name, alike(scenario.workload.precision), bool(scenario.model.num_experts), over
             parts[key].append((run.take(rows), np.abs(error[rows])))
     pool = within(np.concatenate([np.abs(error) for error in errors])) if parts else 0.0
-    return tuple(_box(key, [run for run, _ in found], np.concatenate([e for _, e in found]), pool) for key, found in sorted(parts.items()))
+    return tuple(_box(key, [run for run, _ in box], np.concatenate([e for _, e in box]), pool) for key, box in sorted(parts.items()))
 
 
 def within(errors: FloatColumn) -> float:
@@ -103,13 +103,13 @@ def expected_unseen(runs: Sequence[Runs], errors: Sequence[FloatColumn]) -> list
     """
     marks = folds_of(runs)
     expected = [np.full(len(run.layouts), np.nan) for run in runs]
-    for fold in sorted({int(each) for mark in marks for each in np.unique(mark)}):
+    for fold in sorted({int(software) for mark in marks for software in np.unique(mark)}):
         others = [(run.take(mark != fold), error[mark != fold]) for run, error, mark in zip(runs, errors, marks, strict=True)]
         others = [(run, error) for run, error in others if len(error)]
         measured = boxes([run for run, _ in others], [error for _, error in others])
-        for found, run, mark in zip(expected, runs, marks, strict=True):
+        for expected_error, run, mark in zip(expected, runs, marks, strict=True):
             if (mark == fold).any():
-                found[mark == fold] = expected_of(run.take(mark == fold), measured)
+                expected_error[mark == fold] = expected_of(run.take(mark == fold), measured)
     return expected
 
 

@@ -49,13 +49,13 @@ class Evidence:
         total = self.inside**2
         for name, units in self.units.items():
             total = total + widening(steps[name], self.inside) * units**2
-        found: FloatColumn = np.sqrt(total)
-        return found
+        spread: FloatColumn = np.sqrt(total)
+        return spread
 
 
 def coverage(evidence: Sequence[Evidence], steps: Mapping[str, float]) -> float:
     """Share of the runs whose error is at most the one to expect, each set counting alike."""
-    return float(np.mean([(np.abs(each.errors) <= each.expected(steps)).mean() for each in evidence]))
+    return float(np.mean([(np.abs(sample.errors) <= sample.expected(steps)).mean() for sample in evidence]))
 
 
 def fitted_steps(evidence: Sequence[Evidence], before: Mapping[str, float]) -> dict[str, float]:
@@ -64,24 +64,24 @@ def fitted_steps(evidence: Sequence[Evidence], before: Mapping[str, float]) -> d
     Errors have heavy tails, those of Student's t with 2 degrees of freedom, of which a share w lies within scale · w (2 / (1 − w²))^½. A
     setting of which there is no evidence keeps the step that it had.
     """
-    names = [name for name in sorted(before) if any(np.any(each.units.get(name, 0.0)) for each in evidence)]
+    names = [name for name in sorted(before) if any(np.any(sample.units.get(name, 0.0)) for sample in evidence)]
     quantile = WITHIN * np.sqrt(2 / (1 - WITHIN**2))
 
     def surprise(values: FloatColumn) -> float:
         steps = dict(before) | dict(zip(names, np.sqrt(values).tolist(), strict=True))
         total = 0.0
-        for each in evidence:
-            scale = each.expected(steps) / quantile
-            total += min(MOST, len(scale)) * float(np.mean(np.log(scale) + 1.5 * np.log1p((each.errors / scale) ** 2 / 2)))
+        for sample in evidence:
+            scale = sample.expected(steps) / quantile
+            total += min(MOST, len(scale)) * float(np.mean(np.log(scale) + 1.5 * np.log1p((sample.errors / scale) ** 2 / 2)))
         return total
 
-    found = minimize(surprise, np.full(len(names), 0.05**2), bounds=[(0.0, 1.0)] * len(names), method="L-BFGS-B")
-    return dict(before) | dict(zip(names, np.sqrt(found.x).tolist(), strict=True))
+    solution = minimize(surprise, np.full(len(names), 0.05**2), bounds=[(0.0, 1.0)] * len(names), method="L-BFGS-B")
+    return dict(before) | dict(zip(names, np.sqrt(solution.x).tolist(), strict=True))
 
 
 def of_runs(name: str, runs: Sequence[Runs], errors: Sequence[FloatColumn], measured: Sequence[MeasuredRuns]) -> Evidence | None:
     """What runs tell whose profile has ``measured`` behind it; None where nothing can be expected of any of them."""
-    found: dict[str, list[FloatColumn]] = {}
+    offsets: dict[str, list[FloatColumn]] = {}
     kept_errors, inside = list[FloatColumn](), list[FloatColumn]()
     for run, error in zip(runs, errors, strict=True):
         told = with_boxes(run, measured).scenario
@@ -91,14 +91,14 @@ def of_runs(name: str, runs: Sequence[Runs], errors: Sequence[FloatColumn], meas
             nearest = _nearest(measured, replace(run.take(rows), scenario=told), bool(kind))
             if nearest is None:
                 continue
-            for setting in {*found, *nearest}:
-                before = found.setdefault(setting, [np.zeros(sum(map(len, kept_errors)))])
+            for setting in {*offsets, *nearest}:
+                before = offsets.setdefault(setting, [np.zeros(sum(map(len, kept_errors)))])
                 before.append(nearest.get(setting, np.zeros(int(rows.sum()))))
             kept_errors.append(error[rows])
             inside.append(np.full(int(rows.sum()), error_inside(told, bool(kind))))
     if not kept_errors:
         return None
-    return Evidence(name, np.concatenate(kept_errors), np.concatenate(inside), {k: np.concatenate(v) for k, v in found.items()})
+    return Evidence(name, np.concatenate(kept_errors), np.concatenate(inside), {k: np.concatenate(v) for k, v in offsets.items()})
 
 
 def _nearest(measured: Sequence[MeasuredRuns], run: Runs, over: bool) -> dict[str, FloatColumn] | None:
@@ -113,18 +113,18 @@ def _nearest(measured: Sequence[MeasuredRuns], run: Runs, over: bool) -> dict[st
     return None if best is None else best[1]
 
 
-def from_leaving_out(software: str, runs: Sequence[Runs], found: Linear, errors: Sequence[FloatColumn]) -> list[Evidence]:
+def from_leaving_out(software: str, runs: Sequence[Runs], linear: Linear, errors: Sequence[FloatColumn]) -> list[Evidence]:
     """One set of evidence for each kind of runs left out of a fit; ``errors`` of all runs by fits without their model, as ``boxes``."""
     evidence = []
     sizes = np.cumsum([len(run.layouts) for run in runs])[:-1]
-    for name, left in _kinds(runs):
-        if left.sum() < LEAST_LEFT or (~left).sum() < LEAST_KEPT:
+    for name, left_out in _kinds(runs):
+        if left_out.sum() < LEAST_LEFT or (~left_out).sum() < LEAST_KEPT:
             continue
-        moved = np.full(len(left), np.nan)
-        moved[left] = found.errors_without(left)
-        masks = np.split(left, sizes)
+        differences = np.full(len(left_out), np.nan)
+        differences[left_out] = linear.errors_without(left_out)
+        masks = np.split(left_out, sizes)
         kept = [(run.take(~mask), error[~mask]) for run, mask, error in zip(runs, masks, errors, strict=True) if not mask.all()]
-        gone = [(run.take(mask), off[mask]) for run, mask, off in zip(runs, masks, np.split(moved, sizes), strict=True) if mask.any()]
+        gone = [(run.take(mask), off[mask]) for run, mask, off in zip(runs, masks, np.split(differences, sizes), strict=True) if mask.any()]
         measured = boxes([run for run, _ in kept], [error for _, error in kept])
         told = of_runs(f"{software} without {name}", [run for run, _ in gone], [off for _, off in gone], measured)
         evidence += [told] if told and told.units else []
@@ -171,22 +171,22 @@ def from_clusters(software: str, runs: Sequence[Runs], measured: Sequence[Measur
 
     Left out are clusters whose all-reduces have lost NCCL's trees: that is no cluster's state that goes untold.
     """
-    found = []
+    samples = []
     for name in sorted({run.scenario.cluster.name for run in runs if run.scenario.cluster.trees} - {reference.name}):
         mine = [run.on(reference) for run in runs if run.scenario.cluster.name == name]
         told = of_runs(f"{software} on {name}, not told", mine, _shipped_errors(mine), measured)
-        found += [told] if told else []
-    return found
+        samples += [told] if told else []
+    return samples
 
 
 def from_unseen(software: str, runs: Sequence[Runs], measured: Sequence[MeasuredRuns]) -> list[Evidence]:
     """What runs tell that a profile has not seen, chip by chip."""
-    found = []
+    samples = []
     for chip in sorted({run.scenario.hw.name for run in runs}):
         mine = [run for run in runs if run.scenario.hw.name == chip]
         told = of_runs(f"{software} on {chip}, never seen", mine, _shipped_errors(mine), measured) if measured else None
-        found += [told] if told else []
-    return found
+        samples += [told] if told else []
+    return samples
 
 
 def _shipped_errors(runs: Sequence[Runs]) -> list[FloatColumn]:

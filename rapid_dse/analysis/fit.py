@@ -140,12 +140,12 @@ def logged_peak(scenario: Scenario, layouts: Layouts, worst: bool = False) -> Fl
     """Peak memory that the framework logs, or that of the ``worst`` stage, bytes, ``(n_layouts,)``: what a measured peak is held against.
 
     It may log one stage's peak alone, and of that what tensors take, without what the allocator cannot use and what is held beside them."""
-    found, memory = stages(split_of(scenario), layouts), scenario.software.memory
+    stage, memory = stages(split_of(scenario), layouts), scenario.software.memory
     if worst:
-        return peak_memory(scenario, layouts, found).peak
-    held = peak_memory(scenario, layouts, found if memory.logged_stage == "worst" else found.alone(memory.logged_stage))
-    beside = held.framework + (memory.fragmentation - 1) * held.activations if memory.logs_allocated else 0.0
-    return np.asarray(held.peak - beside, dtype=np.float64)
+        return peak_memory(scenario, layouts, stage).peak
+    memory_of_stage = peak_memory(scenario, layouts, stage if memory.logged_stage == "worst" else stage.alone(memory.logged_stage))
+    logged = memory_of_stage.framework + (memory.fragmentation - 1) * memory_of_stage.activations if memory.logs_allocated else 0.0
+    return np.asarray(memory_of_stage.peak - logged, dtype=np.float64)
 
 
 def fit(runs: Sequence[Runs], base: Software, parameters: Sequence[FreeParameter]) -> Fit:

@@ -113,12 +113,12 @@ def predict_kernels(
 
 def generations(rows: pd.DataFrame) -> pd.Series[str]:
     """The generation of the libraries that each row was measured with, by its ``year`` or its source; current where neither says."""
-    found = pd.Series("current", index=rows.index)
+    generation = pd.Series("current", index=rows.index)
     if "source" in rows:
-        found[rows["source"].astype(str).str.startswith(EARLY_SOURCES)] = "early"
+        generation[rows["source"].astype(str).str.startswith(EARLY_SOURCES)] = "early"
     if "year" in rows:
-        found[pd.to_numeric(rows["year"], errors="coerce") <= EARLY_YEARS] = "early"
-    return found
+        generation[pd.to_numeric(rows["year"], errors="coerce") <= EARLY_YEARS] = "early"
+    return generation
 
 
 def _predict_kind(kind: str, rows: pd.DataFrame, hw: Hardware, predict_collectives: PredictCollectives | None) -> FloatArray:

@@ -51,14 +51,14 @@ def predict_layers(table: pd.DataFrame) -> pd.DataFrame:
     Raises:
         ValueError: a chip or a model that conf lacks, or a value that is none of its key's.
     """
-    found = pd.DataFrame(np.nan, index=table.index, columns=list(COLUMNS))
+    predicted = pd.DataFrame(np.nan, index=table.index, columns=list(COLUMNS))
     for kind, predict in PREDICTED.items():
         rows = table[table["kind"].eq(kind) & unpriced_layers(table).eq("")]
         if len(rows):
             for name, values in predict(rows).items():
-                found.loc[rows.index, name] = values
+                predicted.loc[rows.index, name] = values
     wanted = [name for name in COLUMNS if name in table]
-    return pd.DataFrame({f"predicted.{name}": found[name].where(table[name].notna()) for name in wanted}, index=table.index)
+    return pd.DataFrame({f"predicted.{name}": predicted[name].where(table[name].notna()) for name in wanted}, index=table.index)
 
 
 def layer_errors(table: pd.DataFrame, predicted: pd.DataFrame) -> pd.DataFrame:
@@ -70,11 +70,11 @@ def layer_errors(table: pd.DataFrame, predicted: pd.DataFrame) -> pd.DataFrame:
 
 def unpriced_layers(table: pd.DataFrame) -> pd.Series[str]:
     """Why each row is not predicted; empty where it is."""
-    found = pd.Series("", index=table.index)
-    found[~table["kind"].isin(list(PREDICTED))] = "no kind that is predicted here"
+    reasons = pd.Series("", index=table.index)
+    reasons[~table["kind"].isin(list(PREDICTED))] = "no kind that is predicted here"
     if "attn" in table:
-        found[table["kind"].eq("mla_train") & ~table["attn"].isin(list(KERNELS))] = "attention kernels that no chip here lists"
-    return found
+        reasons[table["kind"].eq("mla_train") & ~table["attn"].isin(list(KERNELS))] = "attention kernels that no chip here lists"
+    return reasons
 
 
 def _grouped(rows: pd.DataFrame) -> dict[str, FloatArray]:
@@ -86,7 +86,7 @@ def _grouped(rows: pd.DataFrame) -> dict[str, FloatArray]:
     shape = np.where(weight, wide, mean), np.where(weight | back, deep, wide), np.where(weight, mean, np.where(back, wide, deep)), count
     for hw, wgrad, equal in sorted(set(zip(rows["hw"].astype(str), weight.tolist(), even.tolist(), strict=True))):
         at = rows["hw"].eq(hw).to_numpy() & (weight == wgrad) & (even == equal)
-        m, n, k, batch = (each[at] for each in shape)
+        m, n, k, batch = (count[at] for count in shape)
         out[at] = operator_model(known[hw]).grouped(m, n, k, batch, GroupedCall("k" if wgrad else "m", even=equal))
     return {"time_s": out}
 
@@ -123,7 +123,7 @@ def _latent(rows: pd.DataFrame) -> dict[str, FloatArray]:
 def _parts(cases: pd.DataFrame, number: int) -> dict[str, FloatArray]:
     """The passes of part ``number`` of the model's last layer under plain PyTorch, a case a row."""
     plain: dict[str, Any] = dict(PLAIN)
-    found = {name: np.empty(len(cases)) for name in COLUMNS}
+    parts = {name: np.empty(len(cases)) for name in COLUMNS}
     for group in group_cases(cases.assign(**plain).reset_index(drop=True)):
         scenario, layouts, kind = _alone(group, number)
         passes = part_phases(scenario, layouts, kind, len(OF_THE_STREAM) / 2)
@@ -131,8 +131,8 @@ def _parts(cases: pd.DataFrame, number: int) -> dict[str, FloatArray]:
         both = passes.forward + passes.backward
         values = (passes.forward, passes.backward, both, gpu_energy(scenario.hw, passes.joules, both), peak)
         for name, value in zip(COLUMNS, values, strict=True):
-            found[name][group.rows] = value
-    return found
+            parts[name][group.rows] = value
+    return parts
 
 
 def _alone(group: CaseGroup, number: int) -> tuple[Scenario, Layouts, LayerKind]:

@@ -47,8 +47,8 @@ def _experts(scenario: Scenario, kind: LayerKind, tokens: FloatArray, device: Op
     alone = LayerKind("part", kind.parts[1:])
     shape = replace(ONE, micro_batch_size=tokens.astype(np.int64))
     products = price_products(scenario, expert_products(scenario.model, ALONE, tokens), device, decoding=True).seconds
-    moved = elementwise_bytes(scenario, alone, shape)[0] * scenario.software.kernels.elementwise_traffic
-    return float((products + counted_seconds(scenario, alone, shape, device, 0) + device.elementwise(moved))[0])
+    permuted_bytes = elementwise_bytes(scenario, alone, shape)[0] * scenario.software.kernels.elementwise_traffic
+    return float((products + counted_seconds(scenario, alone, shape, device, 0) + device.elementwise(permuted_bytes))[0])
 
 
 def served_latents(rows: pd.DataFrame) -> dict[str, FloatArray]:

@@ -35,15 +35,15 @@ class Linear:
     logs: FloatColumn
     slopes: FloatColumn
 
-    def errors_without(self, left: NDArray[np.bool_]) -> FloatColumn:
-        """predicted / measured − 1 of the runs in ``left`` by a fit to all others, ``(n_left,)``.
+    def errors_without(self, unseen: NDArray[np.bool_]) -> FloatColumn:
+        """predicted / measured − 1 of the runs in ``unseen`` by a fit to all others, ``(n_left,)``.
 
         The fit is that of ``analysis.fit``: the same loss, the same pull towards what is typical, the same bounds.
         """
         upper = np.array([p.upper for p in self.parameters])
         typical, spread = np.array([p.typical for p in self.parameters]), np.array([p.spread for p in self.parameters])
         lower = np.array([lowest(p.name) for p in self.parameters])
-        slopes, logs = self.slopes[~left], self.logs[~left]
+        slopes, logs = self.slopes[~unseen], self.logs[~unseen]
         jacobian = np.vstack([slopes * upper / NOISE, np.diag(upper / spread)])
 
         def residuals(share: FloatColumn) -> FloatColumn:
@@ -55,9 +55,9 @@ class Linear:
 
         start = np.clip(self.at / upper, lower / upper + 1e-6, 1 - 1e-6)
         bounds = (lower / upper, 1.0)
-        found = least_squares(residuals, start, jac=derivative, bounds=bounds, loss="soft_l1", f_scale=ROBUST)
-        moved: FloatColumn = np.expm1(self.logs[left] + self.slopes[left] @ (found.x * upper - self.at))
-        return moved
+        solution = least_squares(residuals, start, jac=derivative, bounds=bounds, loss="soft_l1", f_scale=ROBUST)
+        differences: FloatColumn = np.expm1(self.logs[unseen] + self.slopes[unseen] @ (solution.x * upper - self.at))
+        return differences
 
 
 def linear(runs: Sequence[Runs], profile: Software | None = None) -> Linear:
@@ -69,16 +69,16 @@ def linear(runs: Sequence[Runs], profile: Software | None = None) -> Linear:
     names, at = [p.name for p in parameters], np.array([_value(p.name, runs) for p in parameters])
 
     def logs(values: FloatColumn) -> FloatColumn:
-        found: FloatColumn = np.log(predict(runs, software, dict(zip(names, values.tolist(), strict=True)), ready)) - measured
-        return found
+        logs_of_runs: FloatColumn = np.log(predict(runs, software, dict(zip(names, values.tolist(), strict=True)), ready)) - measured
+        return logs_of_runs
 
     here = logs(at)
     slopes = np.empty((len(here), len(parameters)))
     for index, parameter in enumerate(parameters):
         step = STEP * parameter.spread * (1 if at[index] + STEP * parameter.spread <= parameter.upper else -1)
-        moved = at.copy()
-        moved[index] += step
-        slopes[:, index] = (logs(moved) - here) / step
+        shifted = at.copy()
+        shifted[index] += step
+        slopes[:, index] = (logs(shifted) - here) / step
     return Linear(parameters, at, here, slopes)
 
 
@@ -92,10 +92,10 @@ def _value(name: str, runs: Sequence[Runs]) -> float:
     return float(software.overlap.dp_overlap if value is None else value)  # scatter_overlap null is dp_overlap
 
 
-def errors_unseen(found: Linear, models: Sequence[NDArray[np.int64]]) -> FloatColumn:
+def errors_unseen(linear: Linear, models: Sequence[NDArray[np.int64]]) -> FloatColumn:
     """predicted / measured − 1 of every run by a fit without the runs of its fold, ``(n_runs,)``; ``models``: folds, as ``folds_of``."""
     marks = np.concatenate(list(models))
     errors = np.empty(len(marks))
     for fold in np.unique(marks):
-        errors[marks == fold] = found.errors_without(marks == fold)
+        errors[marks == fold] = linear.errors_without(marks == fold)
     return errors

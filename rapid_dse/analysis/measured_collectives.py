@@ -120,9 +120,9 @@ def span_of(network: Network, gpus: npt.ArrayLike, nodes: npt.ArrayLike) -> Span
     inside = group / outside
     members = []
     for dimension in network.dimensions[:-1]:
-        held = inside if dimension.size is None else np.minimum(inside, dimension.size)
-        members.append(held)
-        inside = inside / held
+        gpus_inside = inside if dimension.size is None else np.minimum(inside, dimension.size)
+        members.append(gpus_inside)
+        inside = inside / gpus_inside
     members.append(outside * inside)
     return Span(tuple(members), tuple(np.ones(group.shape) for _ in members))
 

@@ -44,14 +44,16 @@ def is_inference_steps(table: pd.DataFrame) -> bool:
 
 def unpredicted(table: pd.DataFrame) -> pd.Series[str]:
     """Why the energy of each row is not predicted; empty where it is."""
-    found = pd.Series("", index=table.index)
-    found[table["energy_j"].isna()] = "no energy was measured"
+    reasons = pd.Series("", index=table.index)
+    reasons[table["energy_j"].isna()] = "no energy was measured"
     if is_loads(table):
-        found[~table["op"].isin(list(LOADS))] = f"op is none of {', '.join(LOADS)}"
-        found[table["data"].isin(["zeros", "ones"])] = "zeros or ones switch fewer transistors than random operands"
+        reasons[~table["op"].isin(list(LOADS))] = f"op is none of {', '.join(LOADS)}"
+        reasons[table["data"].isin(["zeros", "ones"])] = "zeros or ones switch fewer transistors than random operands"
     else:
-        found[~table["phase"].isin(["prefill", "decode"]) | table["layers"].isna()] = found.where(found.ne(""), "no pass of a whole model")
-    return found
+        reasons[~table["phase"].isin(["prefill", "decode"]) | table["layers"].isna()] = reasons.where(
+            reasons.ne(""), "no pass of a whole model"
+        )
+    return reasons
 
 
 def predict_energy(table: pd.DataFrame, chips: Mapping[str, Hardware]) -> pd.DataFrame:
@@ -61,15 +63,15 @@ def predict_energy(table: pd.DataFrame, chips: Mapping[str, Hardware]) -> pd.Dat
         ValueError: a chip that conf/hw lacks, or a value that is none of its key's.
     """
     rows = table[unpredicted(table).eq("")]
-    found = pd.Series(np.nan, index=table.index)
+    joules = pd.Series(np.nan, index=table.index)
     if is_loads(table):
         for chip, part in rows.groupby("hw"):
-            found[part.index] = _loads(chips[str(chip)], part)
+            joules[part.index] = _loads(chips[str(chip)], part)
     elif len(rows):
         for group in group_cases(_as_cases(rows)):
             part = rows.iloc[group.rows]
-            found[part.index] = _passes(group, part)
-    return pd.DataFrame({PREDICTED: found})
+            joules[part.index] = _passes(group, part)
+    return pd.DataFrame({PREDICTED: joules})
 
 
 def energy_errors(table: pd.DataFrame, predicted: pd.DataFrame) -> pd.DataFrame:
@@ -81,8 +83,8 @@ def energy_errors(table: pd.DataFrame, predicted: pd.DataFrame) -> pd.DataFrame:
 
 def _loads(hw: Hardware, rows: pd.DataFrame) -> FloatArray:
     """Joules of each load's call, whose time was measured."""
-    flops, moved, on_chip = (rows[name].fillna(0.0).to_numpy(float) for name in ("flops", "bytes", "l2_bytes"))
-    dynamic = moved_energy(hw, moved) + on_chip * hw.energy.l2
+    flops, hbm_bytes, on_chip = (rows[name].fillna(0.0).to_numpy(float) for name in ("flops", "bytes", "l2_bytes"))
+    dynamic = moved_energy(hw, hbm_bytes) + on_chip * hw.energy.l2
     for place, (op, precision, impl) in enumerate(
         zip(rows["op"], rows["precision"].astype(object).fillna("bf16"), rows["impl"], strict=True)
     ):

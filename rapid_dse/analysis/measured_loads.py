@@ -38,18 +38,18 @@ def loads_of(frame: pd.DataFrame, source: str, values: Mapping[str, float] | Non
         raise ValueError(f"{source}: {sum(len(table.rows) for table in tables)} legal rows of requests; needed: at least {LEAST_LOADS}")
     if values is not None:
         tables = [table.of(with_values(table.scenario, values)) for table in tables]
-    found = linear(tables)
+    loads = linear(tables)
     models = frame["model_name"].astype(str) if "model_name" in frame else _sizes(frame)
     with np.errstate(divide="ignore", invalid="ignore"):
-        logs = np.log(np.stack([_figure(frame, name) for name in FIGURES], axis=1))[found.rows]
-    counts = ~untold_drafts(frame)[found.rows]
-    return Loads(tables, found, settings_of(tables), [models.iloc[row] for row in found.rows], logs, counts)
+        logs = np.log(np.stack([_figure(frame, name) for name in FIGURES], axis=1))[loads.rows]
+    counts = ~untold_drafts(frame)[loads.rows]
+    return Loads(tables, loads, settings_of(tables), [models.iloc[row] for row in loads.rows], logs, counts)
 
 
 def _figure(frame: pd.DataFrame, name: str) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
-    found = np.asarray(pd.to_numeric(frame.get(f"measured.{name}", pd.Series(np.nan, index=frame.index)), errors="coerce"), float)
+    figures = np.asarray(pd.to_numeric(frame.get(f"measured.{name}", pd.Series(np.nan, index=frame.index)), errors="coerce"), float)
     ran = frame["measured.status"].eq("ok").to_numpy() if "measured.status" in frame else np.ones(len(frame), bool)
-    return np.where(ran & (found > 0), found, np.nan)
+    return np.where(ran & (figures > 0), figures, np.nan)
 
 
 def _sizes(frame: pd.DataFrame) -> pd.Series[str]:

@@ -69,23 +69,29 @@ def _steps(table: pd.DataFrame) -> Predicted:
     predicted, why = predict_steps(table), unpriced_steps(table)
     counts = why[why.ne("")].value_counts()
     left_out = [f"{count} rows: {reason}" for reason, count in counts.items()]
-    return Predicted(_beside(table, predicted), step_errors(table, predicted), tuple(left_out))
+    return Predicted(_prediction_beside_measurement(table, predicted), step_errors(table, predicted), tuple(left_out))
 
 
 def _layers(table: pd.DataFrame) -> Predicted:
     predicted, why = predict_layers(table), unpriced_layers(table)
-    return Predicted(_beside(table, predicted), layer_errors(table, predicted), _counted(table["kind"] + " rows: " + why, why.ne("")))
+    return Predicted(
+        _prediction_beside_measurement(table, predicted),
+        layer_errors(table, predicted),
+        _counted(table["kind"] + " rows: " + why, why.ne("")),
+    )
 
 
 def _samples(table: pd.DataFrame) -> Predicted:
     predicted, why = predict_samples(table), unpriced_samples(table)
     said = "peaks of inference: what autocast caches and a library's workspace are not counted"
-    return Predicted(_beside(table, predicted), sample_errors(table, predicted), (*_counted("rows: " + why, why.ne("")), said))
+    return Predicted(
+        _prediction_beside_measurement(table, predicted), sample_errors(table, predicted), (*_counted("rows: " + why, why.ne("")), said)
+    )
 
 
 def _served(table: pd.DataFrame) -> Predicted:
     predicted, why = predict_served(table)
-    return Predicted(_beside(table, predicted), served_errors(table, predicted), tuple(why))
+    return Predicted(_prediction_beside_measurement(table, predicted), served_errors(table, predicted), tuple(why))
 
 
 def _energies(table: pd.DataFrame, chips: Mapping[str, Hardware]) -> Predicted:
@@ -93,11 +99,11 @@ def _energies(table: pd.DataFrame, chips: Mapping[str, Hardware]) -> Predicted:
     predicted, why = predict_energy(table, chips), unpredicted(table)
     errors, said = energy_errors(table, predicted), "time_s: what was measured of it is what the energy is predicted with"
     if not is_layers(table):
-        return Predicted(_beside(table, predicted), errors, (*_counted("rows: " + why, why.ne("")), said))
+        return Predicted(_prediction_beside_measurement(table, predicted), errors, (*_counted("rows: " + why, why.ne("")), said))
     of_layers, alone = predict_layers(table), unpriced_layers(table)
     both = of_layers.assign(**{PREDICTED: predicted[PREDICTED].fillna(of_layers[PREDICTED])})
     errors = pd.concat([pd.concat({"energy_j": errors}, names=["column"]).swaplevel(), layer_errors(table, of_layers)])
-    return Predicted(_beside(table, both), errors, (*_counted("rows: " + alone, alone.ne("") & why.ne("")), said))
+    return Predicted(_prediction_beside_measurement(table, both), errors, (*_counted("rows: " + alone, alone.ne("") & why.ne("")), said))
 
 
 def _counted(reasons: pd.Series[str], where: pd.Series[bool]) -> tuple[str, ...]:
@@ -115,7 +121,7 @@ def _kernels(table: pd.DataFrame, chips: Mapping[str, Hardware], name: str) -> P
     errors = error_table(kinds, seconds, by).assign(roofline=error_table(kinds, plain, by)["mape"])
     none = errors[errors["n"] == 0].index.get_level_values("kind").unique()
     left_out = (f"nothing here prices yet: {', '.join(none)}",) if len(none) else ()
-    return Predicted(_beside(table, predicted), errors[errors["n"] > 0], left_out)
+    return Predicted(_prediction_beside_measurement(table, predicted), errors[errors["n"] > 0], left_out)
 
 
 def _seconds(rows: pd.DataFrame, chips: Mapping[str, Hardware], model: str) -> FloatArray:
@@ -131,7 +137,7 @@ def as_collectives(rows: pd.DataFrame) -> pd.DataFrame:
     return rows.assign(kind=rows["kind"].where(~named, "all_reduce"))
 
 
-def _beside(table: pd.DataFrame, predicted: pd.DataFrame) -> pd.DataFrame:
+def _prediction_beside_measurement(table: pd.DataFrame, predicted: pd.DataFrame) -> pd.DataFrame:
     """The table with each column of predictions right after the one that it predicts."""
     columns: dict[str, pd.Series[float]] = {}
     for name in map(str, table.columns):

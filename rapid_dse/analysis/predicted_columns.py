@@ -39,8 +39,8 @@ def predicted_columns(
             for name, values in predict(group, priced.iloc[group.rows]).items():
                 columns[name][place[group.rows]] = values
     wanted = [name for name in figures if name in table]
-    found = {f"predicted.{name}": np.where(table[name].notna().to_numpy(), columns[name], np.nan) for name in wanted}
-    return pd.DataFrame(found, index=table.index)
+    measured_alone = {f"predicted.{name}": np.where(table[name].notna().to_numpy(), columns[name], np.nan) for name in wanted}
+    return pd.DataFrame(measured_alone, index=table.index)
 
 
 def llama_on_one_gpu(rows: pd.DataFrame) -> dict[str, Any]:

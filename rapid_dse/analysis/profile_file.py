@@ -68,7 +68,7 @@ def _text(value: Any) -> str:
     if isinstance(value, list | tuple):
         return f"[{', '.join(map(_text, value))}]"
     if isinstance(value, Mapping):
-        return f"{{{', '.join(f'{name}: {_text(each)}' for name, each in value.items())}}}"
+        return f"{{{', '.join(f'{name}: {_text(part)}' for name, part in value.items())}}}"
     return str(value)
 
 

@@ -66,9 +66,9 @@ def show(out: Console, portion: Portion, priced: Priced) -> None:
         ranked.show_changes(out, Priceable(portion.scenario, portion.layouts), Aim("step_time_s", 1))
 
 
-def _parts(found: System, whole: float) -> list[tuple[str, float]]:
+def _parts(system: System, whole: float) -> list[tuple[str, float]]:
     """What a token's kernels are, ``whole`` seconds of them."""
-    step = found.served.step
+    step = system.served.step
     return [(text, float(getattr(step, name)[0] / step.compute[0]) * whole) for name, text in PARTS.items()]
 
 
@@ -101,11 +101,11 @@ def headline(portion: Portion) -> list[str]:
     prompt, generated = scenario.workload.lengths
     of_experts = () if scenario.model.num_experts else ("parallel.ep", "parallel.etp")
     set_keys = {key: value for key, value in given(layouts).items() if key not in of_experts}
-    shown = [f"{key.split('.', 1)[1]}={figures.setting(key, value)}" for key, value in set_keys.items()]
+    settings = [f"{key.split('.', 1)[1]}={figures.setting(key, value)}" for key, value in set_keys.items()]
     asked = f"prompts of {prompt:,} tokens, {generated:,} generated" if scenario.model.of_kind.decodes else ranked.sample_size(scenario)
     return [
         f"{choices}; {ranked.model_size(scenario)}; {asked}, {scenario.workload.precision}",
-        " ".join(shown),
+        " ".join(settings),
     ]
 
 

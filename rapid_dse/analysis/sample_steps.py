@@ -36,7 +36,7 @@ def is_sample_steps(table: pd.DataFrame) -> bool:
 
 def unpriced_samples(table: pd.DataFrame) -> pd.Series[str]:
     """Why each row is not predicted; empty where it is."""
-    found = pd.Series("", index=table.index)
+    reasons = pd.Series("", index=table.index)
     vision = table["kind"].eq("vit")
     for column, known, where in (
         ("model", MODELS, vision),
@@ -45,9 +45,9 @@ def unpriced_samples(table: pd.DataFrame) -> pd.Series[str]:
         ("phase", PHASES, vision | ~vision),
         ("kind", KINDS, vision | ~vision),
     ):
-        found[where & ~table[column].isin(list(known))] = f"{column} is none of {', '.join(known)}"
-    found[~vision & table[["hidden", "layers", "seq"]].isna().any(axis=1)] = "a width is missing"
-    return found
+        reasons[where & ~table[column].isin(list(known))] = f"{column} is none of {', '.join(known)}"
+    reasons[~vision & table[["hidden", "layers", "seq"]].isna().any(axis=1)] = "a width is missing"
+    return reasons
 
 
 def predict_samples(table: pd.DataFrame) -> pd.DataFrame:
@@ -62,7 +62,7 @@ def predict_samples(table: pd.DataFrame) -> pd.DataFrame:
 def _as_cases(rows: pd.DataFrame) -> pd.DataFrame:
     """Each row as the override keys of a run on one GPU."""
     vision, trains = rows["kind"].eq("vit"), rows["phase"].eq("train")
-    states = np.where(vision & trains, AUTOCAST.held, 0.0)
+    states = np.where(vision & trains, AUTOCAST.state_bytes, 0.0)
     columns = {
         "hw": rows["hw"],
         "model": rows["model"].map(MODELS).where(vision, "lstm"),
@@ -89,17 +89,19 @@ def _predict(group: CaseGroup, rows: pd.DataFrame) -> dict[str, FloatArray]:
         raise ValueError(portion.reasons[int(portion.rule[portion.rule >= 0][0])])
     scenario, every = portion.scenario, np.ones(len(rows), bool)
     vision, device = scenario.model.kind == "vit", operator_model(scenario.hw)
-    found, alone = (phases(scenario, portion.layouts, every, CASTS * vision, recorded=each) for each in (True, False))
+    phase_times, alone = (phases(scenario, portion.layouts, every, CASTS * vision, recorded=recorded) for recorded in (True, False))
     weights = count(scenario.model).total * CAST * vision
     stream = rows["batch"].to_numpy(float) * scenario.workload.seq_len * scenario.model.hidden_size
-    moved = weights + vision * stream * (scenario.model.num_hidden_layers * AUTOCAST_STREAM)
-    casts, back = (np.where(moved > 0, device.elementwise(each), 0.0) for each in (moved, 2 * moved - weights))
-    forward = np.where(trains, found.forward, alone.forward) + casts
-    backward = np.where(trains, found.backward + back, 0.0)
-    stepped = vision * trains * AUTOCAST.moved * count(scenario.model).total
+    hbm_bytes = weights + vision * stream * (scenario.model.num_hidden_layers * AUTOCAST_STREAM)
+    casts, back = (np.where(hbm_bytes > 0, device.elementwise(streamed), 0.0) for streamed in (hbm_bytes, 2 * hbm_bytes - weights))
+    forward = np.where(trains, phase_times.forward, alone.forward) + casts
+    backward = np.where(trains, phase_times.backward + back, 0.0)
+    stepped = vision * trains * AUTOCAST.hbm_bytes * count(scenario.model).total
     step = np.where(stepped > 0, device.elementwise(stepped), 0.0)
     whole = forward + backward + step
-    dynamic = np.where(trains, found.joules, found.forward_joules) + moved_energy(scenario.hw, moved * (1 + 2 * trains) + stepped)
+    dynamic = np.where(trains, phase_times.joules, phase_times.forward_joules) + moved_energy(
+        scenario.hw, hbm_bytes * (1 + 2 * trains) + stepped
+    )
     peaks = price(scenario, portion.layouts)
     allocated = peaks.peak_memory_bytes - peaks.memory_buffers_bytes
     reserved = np.where(trains, peaks.peak_memory_bytes, np.nan)
@@ -110,6 +112,6 @@ def _predict(group: CaseGroup, rows: pd.DataFrame) -> dict[str, FloatArray]:
 def sample_errors(table: pd.DataFrame, predicted: pd.DataFrame) -> pd.DataFrame:
     """Errors of predicted / measured − 1 by kind, phase and column: as of ``errors_by``."""
     both = pd.DataFrame(index=table.index)
-    for name in (each for each in FIGURES if each in table):
+    for name in (figure for figure in FIGURES if figure in table):
         both[name] = predicted[f"predicted.{name}"] / table[name].where(table[name] > 0) - 1
     return errors_by(both, table["kind"] + " " + table["phase"])

@@ -31,14 +31,14 @@ def predict_served(table: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
     """``predicted.measured.<column>`` for each measured column, NaN where a row is not predicted or not measured; and why rows are not,
     a line a reason."""
     names, refused = measured_columns(table), Refused()
-    found, reasons = {name: np.full(len(table), np.nan) for name in names}, Counter[str]()
+    figures, reasons = {name: np.full(len(table), np.nan) for name in names}, Counter[str]()
     for group in group_cases(table, refused):
         priced = priced_table(group.portion).to_pandas()
         for name in names:
-            found[name][group.rows] = priced[name].astype(float)
+            figures[name][group.rows] = priced[name].astype(float)
         reasons.update(priced.loc[priced["status"].isin(["invalid", "error"]), "reason"])
     reasons.update(refused.values())
-    columns = {f"predicted.measured.{name}": np.where(table[f"measured.{name}"].notna(), found[name], np.nan) for name in names}
+    columns = {f"predicted.measured.{name}": np.where(table[f"measured.{name}"].notna(), figures[name], np.nan) for name in names}
     return pd.DataFrame(columns, index=table.index), [f"{count} rows: {text}" for text, count in reasons.items()]
 
 

@@ -55,22 +55,22 @@ def calibrate_requests(frame: pd.DataFrame, software: str, source: str) -> Serve
     loads = loads_of(frame, source, values)
     errors = loads.errors(left_out(loads.linear, loads.models))
     boxes = served_boxes(loads.settings, loads.models, errors, loads.counts)
-    own, unseen = (np.abs(each[loads.counts & np.isfinite(each)]) for each in (loads.errors(loads.linear.logs), errors))
+    own, unseen = (np.abs(logs[loads.counts & np.isfinite(logs)]) for logs in (loads.errors(loads.linear.logs), errors))
     if not len(own):
         raise ValueError(f"{source}: no legal row has a measured time or rate; needed: measured.tpot_s, or a time or rate of requests")
     base = loads.tables[0].scenario.software
     return ServedCalibration(base, values, float(own.mean()), float(unseen.mean()), len(own), len(set(loads.models)), boxes)
 
 
-def write_served(found: ServedCalibration, name: str, source: str, path: Path) -> None:
+def write_served(calibrated: ServedCalibration, name: str, source: str, path: Path) -> None:
     """Writes the profile: every setting that is not the schema's default, the fitted values, and the loads behind it."""
-    dumped = found.base.model_dump(mode="json", exclude_defaults=True)
-    kept = {key: value for key, value in dumped.items() if key not in ("name", "measured", "served", *found.values)}
-    values = {"name": name} | kept | {key: f"{value:.4g}" for key, value in found.values.items()}
+    dumped = calibrated.base.model_dump(mode="json", exclude_defaults=True)
+    kept = {key: value for key, value in dumped.items() if key not in ("name", "measured", "served", *calibrated.values)}
+    values = {"name": name} | kept | {key: f"{value:.4g}" for key, value in calibrated.values.items()}
     lines = [
-        f"# Fitted to {found.rows} loads of {found.models} models in {source}.",
-        f"# Mean error on models that the fit had not seen: {found.held_out_error:.3g}.",
-        *profile_lines(values, dict.fromkeys(found.values, "fitted")),
-        *served_lines(found.served),
+        f"# Fitted to {calibrated.rows} loads of {calibrated.models} models in {source}.",
+        f"# Mean error on models that the fit had not seen: {calibrated.held_out_error:.3g}.",
+        *profile_lines(values, dict.fromkeys(calibrated.values, "fitted")),
+        *served_lines(calibrated.served),
     ]
     write("\n".join(lines) + "\n", Software, path)

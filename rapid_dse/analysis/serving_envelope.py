@@ -44,11 +44,11 @@ class Loads:
 
     def errors(self, logs: FloatColumn) -> FloatColumn:
         """predicted / measured − 1 of the figure that tells of each row, ``(n_rows,)``; NaN where none was measured."""
-        off, found = np.expm1(logs - self.measured), np.full(len(logs), np.nan)
+        off, errors_of_loads = np.expm1(logs - self.measured), np.full(len(logs), np.nan)
         for name in reversed(TOLD):
             column = off[:, FIGURES.index(name)]
-            found = np.where(np.isfinite(column), column, found)
-        return found
+            errors_of_loads = np.where(np.isfinite(column), column, errors_of_loads)
+        return errors_of_loads
 
 
 def settings_of(tables: Sequence[Table]) -> pd.DataFrame:
@@ -90,12 +90,12 @@ def served_boxes(settings: pd.DataFrame, models: Sequence[str], errors: FloatCol
     for row, key in enumerate(keys):
         if known[row]:
             parts[key].append(row)
-    found = []
+    boxes = []
     for (chip, architecture, precision, experts, latent, pools), rows in sorted(parts.items()):
         weight = min(len(rows), A_MODEL * len(set(of[rows])))
         error = np.sqrt((weight * within(off[rows]) ** 2 + SHRINK * pool**2) / (weight + SHRINK))
         spans = {name: _span(settings[name].to_numpy()[rows]) for name in SPANS}
-        found.append(
+        boxes.append(
             ServedRuns(
                 chip=chip,
                 architecture=architecture or None,
@@ -109,7 +109,7 @@ def served_boxes(settings: pd.DataFrame, models: Sequence[str], errors: FloatCol
                 **spans,
             )
         )
-    return tuple(found)
+    return tuple(boxes)
 
 
 def _span(values: FloatColumn) -> tuple[float, float]:
@@ -142,16 +142,16 @@ def expected_of(tables: Sequence[Table], boxes: Sequence[ServedRuns]) -> FloatCo
 def evidence_of(name: str, loads: Loads) -> list[Evidence]:
     """One set of evidence for each kind of loads left out of a fit."""
     unseen = loads.errors(left_out(loads.linear, loads.models))
-    found = []
-    for kind, left in _kinds(loads.settings):
-        gone, kept = left & loads.counts, loads.counts & ~left
+    samples = []
+    for kind, left_out_rows in _kinds(loads.settings):
+        gone, kept = left_out_rows & loads.counts, loads.counts & ~left_out_rows
         if gone.sum() < LEAST_LEFT or kept.sum() < LEAST_KEPT:
             continue
-        errors = loads.errors(loads.linear.without(left))
+        errors = loads.errors(loads.linear.without(left_out_rows))
         boxes = served_boxes(loads.settings, loads.models, unseen, kept)
         told = _told(f"{name} without {kind}", loads, gone & np.isfinite(errors), errors, boxes)
-        found += [told] if told is not None and told.units else []
-    return found
+        samples += [told] if told is not None and told.units else []
+    return samples
 
 
 def _told(name: str, loads: Loads, rows: Mask, errors: FloatColumn, boxes: Sequence[ServedRuns]) -> Evidence | None:
@@ -165,7 +165,7 @@ def _told(name: str, loads: Loads, rows: Mask, errors: FloatColumn, boxes: Seque
         inside[here] = inside_of(told.scenario, told.layouts)
         size = float(count(told.scenario.model).total)
         near = [units_outside(box, told.scenario, told.layouts, size) for box in boxes]
-        ones = {each: 1.0 for one in near for each in one}
+        ones = {sample: 1.0 for one in near for sample in one}
         best = np.argmin([widened(one, inside[here], ones) for one in near], axis=0)
         for at in np.unique(best):
             for setting, column in near[at].items():
@@ -175,16 +175,16 @@ def _told(name: str, loads: Loads, rows: Mask, errors: FloatColumn, boxes: Seque
 
 def _kinds(settings: pd.DataFrame) -> list[tuple[str, Mask]]:
     """What is left out one at a time: each choice where there are several, and the ends of each number by one and two doublings."""
-    found = []
+    kinds = []
     for name in ("chip", "architecture", "precision", "experts", "latent", "pools"):
         values = settings[name].to_numpy()
-        found += [(f"{name} {value}", values == value) for value in pd.unique(values)] if len(pd.unique(values)) > 1 else []
+        kinds += [(f"{name} {value}", values == value) for value in pd.unique(values)] if len(pd.unique(values)) > 1 else []
     for name in SPANS:
         logs = np.log2(settings[name].to_numpy(float))
         for doublings in (1, 2):
-            found.append((f"the largest {name} by {doublings}", logs > np.nanmax(logs) - doublings + 1e-9))
-            found.append((f"the least {name} by {doublings}", logs < np.nanmin(logs) + doublings - 1e-9))
-    return found
+            kinds.append((f"the largest {name} by {doublings}", logs > np.nanmax(logs) - doublings + 1e-9))
+            kinds.append((f"the least {name} by {doublings}", logs < np.nanmin(logs) + doublings - 1e-9))
+    return kinds
 
 
 def served_lines(boxes: Sequence[ServedRuns]) -> list[str]:

@@ -69,7 +69,7 @@ def tables_of(frame: pd.DataFrame, groups: Sequence[CaseGroup]) -> list[Table]:
     columns["tokens_per_s_per_gpu"] = np.where(np.isnan(columns["request_latency_s"]), columns["tokens_per_s_per_gpu"], np.nan)
     untold = untold_drafts(frame)
     columns = {name: np.where(untold, np.nan, column) for name, column in columns.items()}
-    found = []
+    tables = []
     for group in groups:
         portion = group.portion
         keep = portion.rule < 0
@@ -78,8 +78,8 @@ def tables_of(frame: pd.DataFrame, groups: Sequence[CaseGroup]) -> list[Table]:
             assert isinstance(layouts, Engines)
             rows = group.rows[keep]
             measured = {name: column[rows] for name, column in columns.items()}
-            found.append(Table(portion.scenario, layouts, measured, rows, prepare(portion.scenario, layouts)))
-    return found
+            tables.append(Table(portion.scenario, layouts, measured, rows, prepare(portion.scenario, layouts)))
+    return tables
 
 
 def untold_drafts(frame: pd.DataFrame) -> NDArray[np.bool_]:
@@ -101,9 +101,9 @@ def predicted(table: Table, values: Mapping[str, float]) -> Priced:
 
 def residuals(table: Table, values: Mapping[str, float]) -> FloatColumn:
     """Relative errors of all that was measured, weighted, in units of ``NOISE``."""
-    found = predicted(table, values)
+    predicted_logs = predicted(table, values)
     logs, weights = counting(table)
-    off = np.log(np.stack([getattr(found, name) for name in FIGURES], axis=1)) - logs
+    off = np.log(np.stack([getattr(predicted_logs, name) for name in FIGURES], axis=1)) - logs
     known = np.isfinite(logs)
     return np.asarray(np.expm1(off[known]) * weights[known] / NOISE)
 
@@ -114,9 +114,9 @@ def counting(table: Table) -> tuple[FloatColumn, FloatColumn]:
     rows = np.where(table.layouts.batch_size > 0, np.sqrt(STATIC), 1.0)
     first = np.array([name == "ttft_s" for name in FIGURES])
     # of an open loop the rest hangs on how close to capacity it runs; of pools all does
-    left = (table.layouts.request_rate > 0)[:, None] & ~first | table.layouts.pooled[:, None]
+    uncounted = (table.layouts.request_rate > 0)[:, None] & ~first | table.layouts.pooled[:, None]
     with np.errstate(divide="ignore", invalid="ignore"):
-        logs = np.where((measured > 0) & ~left, np.log(measured), np.nan)
+        logs = np.where((measured > 0) & ~uncounted, np.log(measured), np.nan)
     return logs, rows[:, None] * np.array(list(WEIGHTS.values()))
 
 
@@ -156,10 +156,10 @@ def fit(tables: Sequence[Table], start: Mapping[str, float] | None = None, round
     begin = typical if start is None else np.array([start.get(name, value) for name, value in zip(names, typical, strict=True)])
     first = np.clip(begin, lower + 1e-6 * upper, upper * (1 - 1e-6)) / spread
     bounds, step = (lower / spread, upper / spread), np.full(len(first), 0.03)
-    found = least_squares(
+    solution = least_squares(
         errors, first, bounds=bounds, loss="soft_l1", f_scale=ROBUST, diff_step=step, max_nfev=rounds, xtol=1e-3, ftol=1e-4
     )
-    values = {name: float(f"{value:.4g}") for name, value in zip(names, found.x * spread, strict=True)}
+    values = {name: float(f"{value:.4g}") for name, value in zip(names, solution.x * spread, strict=True)}
     return ServingFit(values, error_of(tables, values))
 
 
@@ -181,12 +181,12 @@ def exercised(tables: Sequence[Table]) -> list[FreeParameter]:
 
 def errors_of(tables: Sequence[Table], values: Mapping[str, float], name: str) -> FloatColumn:
     """predicted / measured − 1 of a column, of all rows that have it."""
-    found = []
+    errors = []
     for table in tables:
         measured = table.measured[name]
         known = np.isfinite(measured) & (measured > 0)
-        found.append(getattr(predicted(table, values), name)[known] / measured[known] - 1)
-    return np.concatenate(found) if found else np.zeros(0)
+        errors.append(getattr(predicted(table, values), name)[known] / measured[known] - 1)
+    return np.concatenate(errors) if errors else np.zeros(0)
 
 
 def error_of(tables: Sequence[Table], values: Mapping[str, float]) -> float:

@@ -37,15 +37,15 @@ class ServedLinear:
     parameters: Sequence[FreeParameter]
     at: FloatColumn
 
-    def without(self, left: NDArray[np.bool_]) -> FloatColumn:
-        """Log predictions of all rows, ``(n_rows, n_figures)``, by a fit to those that are not ``left``: the loss, pull and bounds of
+    def without(self, unseen: NDArray[np.bool_]) -> FloatColumn:
+        """Log predictions of all rows, ``(n_rows, n_figures)``, by a fit to those that are not ``unseen``: the loss, pull and bounds of
         ``serving_fit.fit``."""
-        counts = np.isfinite(self.measured) & np.isfinite(self.logs) & ~left[:, None]
+        counts = np.isfinite(self.measured) & np.isfinite(self.logs) & ~unseen[:, None]
         if not counts.any():
             return self.logs
         logs, slopes, weights = (self.logs - self.measured)[counts], self.slopes[counts], self.weights[counts]
         typical, spread, upper = (np.array([getattr(p, name) for p in self.parameters]) for name in ("typical", "spread", "upper"))
-        pull = pull_of(int((~left).sum()))
+        pull = pull_of(int((~unseen).sum()))
 
         def errors(share: FloatColumn) -> FloatColumn:
             off = np.expm1(logs + slopes @ (share * spread - self.at))
@@ -58,9 +58,9 @@ class ServedLinear:
         lower = np.array([LOWEST.get(p.name, 0.0) for p in self.parameters])
         first = np.clip(self.at / spread, lower / spread + 1e-6, upper / spread - 1e-6)
         bounds = (lower / spread, upper / spread)
-        found = least_squares(errors, first, jac=derivative, bounds=bounds, loss="soft_l1", f_scale=ROBUST)
-        moved: FloatColumn = self.logs + self.slopes @ (found.x * spread - self.at)
-        return moved
+        solution = least_squares(errors, first, jac=derivative, bounds=bounds, loss="soft_l1", f_scale=ROBUST)
+        shifted_logs: FloatColumn = self.logs + self.slopes @ (solution.x * spread - self.at)
+        return shifted_logs
 
 
 def linear(tables: Sequence[Table]) -> ServedLinear:
@@ -74,26 +74,28 @@ def linear(tables: Sequence[Table]) -> ServedLinear:
         step = STEP * parameter.spread * (1 if at[index] + STEP * parameter.spread <= parameter.upper else -1)
         slopes[:, :, index] = (_logs(tables, {parameter.name: at[index] + step}) - here) / step
     weighed = [counting(table) for table in tables]
-    measured = np.concatenate([found for found, _ in weighed])
-    weights = np.concatenate([found for _, found in weighed])
+    measured = np.concatenate([linear for linear, _ in weighed])
+    weights = np.concatenate([linear for _, linear in weighed])
     rows = np.concatenate([table.rows for table in tables])
     return ServedLinear(rows, here, np.nan_to_num(slopes), measured, weights, parameters, at)
 
 
 def _logs(tables: Sequence[Table], values: dict[str, float]) -> FloatColumn:
-    found = [np.stack([getattr(each, name) for name in FIGURES], axis=1) for each in (priced(table, values) for table in tables)]
+    figures = [
+        np.stack([getattr(priced_loads, name) for name in FIGURES], axis=1) for priced_loads in (priced(table, values) for table in tables)
+    ]
     with np.errstate(divide="ignore", invalid="ignore"):
-        return np.asarray(np.log(np.concatenate(found)))
+        return np.asarray(np.log(np.concatenate(figures)))
 
 
-def left_out(found: ServedLinear, folds: Sequence[str]) -> FloatColumn:
+def left_out(linear: ServedLinear, folds: Sequence[str]) -> FloatColumn:
     """Log predictions of every row by a fit without the rows of its fold, ``(n_rows, n_figures)``.
 
     Args:
         folds: what each row belongs to; where all belong to one, nothing is left to fit and predictions are the profile's own.
     """
     marks = np.array(folds)
-    logs = found.logs.copy()
+    logs = linear.logs.copy()
     for fold in np.unique(marks) if len(set(folds)) > 1 else []:
-        logs[marks == fold] = found.without(marks == fold)[marks == fold]
+        logs[marks == fold] = linear.without(marks == fold)[marks == fold]
     return logs

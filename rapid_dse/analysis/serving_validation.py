@@ -43,28 +43,28 @@ class ValidatedRequests:
         kinds = [("shipped", self.shipped)] + ([("unseen model", self.unseen)] if folds else [])
         lines = []
         for suite, rows in self.cases.groupby("suite", sort=False) if "suite" in self.cases else [("all", self.cases)]:
-            for kind, found in kinds:
-                lines.append({"suite": suite, "profile": kind, "n": len(rows)} | _errors(found.loc[rows.index]))
+            for kind, rows_of_kind in kinds:
+                lines.append({"suite": suite, "profile": kind, "n": len(rows)} | _errors(rows_of_kind.loc[rows.index]))
         return pd.DataFrame(lines)
 
     def worst(self, suite: str, count: int = 20) -> pd.DataFrame:
         """The suite's loads with the largest error of the shipped profile, with the time of a token by term."""
         rows = self.cases.index[self.cases["suite"].eq(suite)] if "suite" in self.cases else self.cases.index
         chosen = self.shipped.loc[rows, "told"].abs().sort_values(ascending=False, na_position="last").index[:count]
-        shown = [str(name) for name in self.cases if str(name).startswith(("case_id", "hw", "parallel.", "workload.", "measured."))]
-        shown = [name for name in shown if self.cases.loc[rows, name].notna().any()]
-        parts: list[pd.DataFrame] = [self.cases.loc[chosen, shown], self.shipped.loc[chosen, ["told"]], self.terms.loc[chosen]]
-        found: pd.DataFrame = pd.concat(parts, axis=1)
-        return found
+        named = [str(name) for name in self.cases if str(name).startswith(("case_id", "hw", "parallel.", "workload.", "measured."))]
+        named = [name for name in named if self.cases.loc[rows, name].notna().any()]
+        parts: list[pd.DataFrame] = [self.cases.loc[chosen, named], self.shipped.loc[chosen, ["told"]], self.terms.loc[chosen]]
+        worst_rows: pd.DataFrame = pd.concat(parts, axis=1)
+        return worst_rows
 
 
-def _errors(found: pd.DataFrame) -> dict[str, float]:
+def _errors(rows: pd.DataFrame) -> dict[str, float]:
     line: dict[str, float] = {}
     for name in SHORT:
-        off = found[name].abs().dropna()
+        off = rows[name].abs().dropna()
         line |= {name: float(off.mean()) if len(off) else np.nan, f"{name}_median": float(off.median()) if len(off) else np.nan}
-    told = found["expected"].notna() & found["told"].notna()
-    within = (found["told"].abs() <= found["expected"])[told]
+    told = rows["expected"].notna() & rows["told"].notna()
+    within = (rows["told"].abs() <= rows["expected"])[told]
     return line | {"within": float(within.mean()) if told.any() else np.nan, "told": int(told.sum())}
 
 
@@ -109,8 +109,8 @@ def _columns(loads: Loads, logs: Floats, expected: Floats) -> Floats:
     late = measured["ttft_s"] >= EARLY * measured["request_latency_s"]
     told = loads.errors(logs)
     off.loc[late, "ttft_s"] = np.nan
-    found = {name: off[figure] for name, figure in SHORT.items()}
-    return np.stack([*(np.asarray(column, float) for column in found.values()), expected, told], axis=1)
+    errors = {name: off[figure] for name, figure in SHORT.items()}
+    return np.stack([*(np.asarray(column, float) for column in errors.values()), expected, told], axis=1)
 
 
 def _terms(loads: Loads) -> Floats:

@@ -73,16 +73,16 @@ def row_kernel(
     return np.asarray(np.maximum(clocks / hw.clock + 0.8 * hw.kernel_latency, streamed), dtype=np.float64)
 
 
-def streamed(rows: pd.DataFrame, hw: Hardware, moved: FloatArray, faster: float = 1.0) -> FloatArray:
-    """Seconds of kernels that stream ``moved`` bytes ``faster`` than the mean small kernel, (n,); without the L2 where the note says so."""
-    warm = operator_model(hw).elementwise(moved / faster)
+def streamed(rows: pd.DataFrame, hw: Hardware, hbm_bytes: FloatArray, faster: float = 1.0) -> FloatArray:
+    """Seconds of kernels that stream ``hbm_bytes`` ``faster`` than the mean small kernel, (n,); without the L2 where the note says so."""
+    warm = operator_model(hw).elementwise(hbm_bytes / faster)
     if "note" not in rows:
         return warm
     least = float(operator_model(hw).elementwise(0.0))
     large = 64 * hw.l2.size  # far above what L2 holds: its slope is HBM's
     slope = float(operator_model(hw).elementwise(2 * large) - operator_model(hw).elementwise(large)) / large
     cold = rows["note"].astype(str).str.contains(COLD).to_numpy(bool)
-    return np.where(cold, least + moved / faster * slope, warm)
+    return np.where(cold, least + hbm_bytes / faster * slope, warm)
 
 
 def predict_small(kind: str, rows: pd.DataFrame, hw: Hardware, generation: LibraryGeneration = "current") -> FloatArray:

@@ -43,13 +43,13 @@ class Optimizer:
     """An optimizer of one GPU's step.
 
     Attributes:
-        moved: HBM bytes a parameter that it reads and writes.
-        held: bytes a parameter that it holds beside the 16-bit weight and its 16-bit gradient.
+        hbm_bytes: HBM bytes a parameter that it reads and writes.
+        state_bytes: bytes a parameter that it holds beside the 16-bit weight and its 16-bit gradient.
         casts: 32-bit weights under autocast, which casts them where they are used.
     """
 
-    moved: float
-    held: float
+    hbm_bytes: float
+    state_bytes: float
     casts: bool = False
 
 
@@ -65,13 +65,13 @@ def is_steps(table: pd.DataFrame) -> bool:
 
 def unpriced_steps(table: pd.DataFrame) -> pd.Series[str]:
     """Why each row is not predicted; empty where it is."""
-    found = pd.Series("", index=table.index)
+    reasons = pd.Series("", index=table.index)
     for column, known in (("mode", SOFTWARE), ("attn", KERNELS), ("opt", OPTIMIZERS), ("recompute", ("none", "full"))):
-        found[~table[column].isin(list(known))] = f"{column} is none of {', '.join(known)}"
+        reasons[~table[column].isin(list(known))] = f"{column} is none of {', '.join(known)}"
     narrow = table["fp8"].astype(bool) & table["mode"].eq("eager")
-    found[narrow] = "casts to fp8 of an eager script, which no framework runs like that"
-    found[table[list(SHAPE)].isna().any(axis=1)] = "a width is missing"
-    return found
+    reasons[narrow] = "casts to fp8 of an eager script, which no framework runs like that"
+    reasons[table[list(SHAPE)].isna().any(axis=1)] = "a width is missing"
+    return reasons
 
 
 def predict_steps(table: pd.DataFrame) -> pd.DataFrame:
@@ -98,7 +98,7 @@ def _as_cases(rows: pd.DataFrame) -> pd.DataFrame:
         "hw.num_gpus": 1,
         "software": rows["mode"].map(SOFTWARE),
         "software.flash_kernel": rows["attn"].map(KERNELS),
-        "software.optimizer_bytes": optimizers.map(lambda each: each.held),
+        "software.optimizer_bytes": optimizers.map(lambda name: name.state_bytes),
     }
     return pd.DataFrame(columns, index=rows.index).reset_index(drop=True)
 
@@ -108,30 +108,31 @@ def _predict(group: CaseGroup, rows: pd.DataFrame) -> dict[str, FloatArray]:
     portion, head = group.portion, rows["head"].to_numpy(bool)
     if (portion.rule >= 0).any():
         raise ValueError(portion.reasons[int(portion.rule[portion.rule >= 0][0])])
-    found = phases(portion.scenario, portion.layouts, head)
-    forward, backward = found.forward, found.backward
+    phase_times = phases(portion.scenario, portion.layouts, head)
+    forward, backward = phase_times.forward, phase_times.backward
     device, parameters = operator_model(portion.scenario.hw), rows["params"].to_numpy(float)
     optimizers = [OPTIMIZERS[name] for name in rows["opt"]]
     cast = _autocast_bytes(rows, optimizers)
     forward, backward = (
-        way + np.where(moved > 0, device.elementwise(moved), 0.0) for way, moved in zip((forward, backward), cast, strict=True)
+        way + np.where(cast_bytes > 0, device.elementwise(cast_bytes), 0.0)
+        for way, cast_bytes in zip((forward, backward), cast, strict=True)
     )
     accum = rows["accum"].to_numpy(float)
     both = accum * (forward + backward) + (accum - 1) * accumulation(portion.scenario, device, parameters)
-    moved = np.array([each.moved for each in optimizers])
-    step = np.where(moved > 0, device.update(parameters, moved), 0.0)
+    optimizer_bytes = np.array([optimizer.hbm_bytes for optimizer in optimizers])
+    step = np.where(optimizer_bytes > 0, device.update(parameters, optimizer_bytes), 0.0)
     peaks = price(portion.scenario, portion.layouts)
     allocated = peaks.peak_memory_bytes - peaks.memory_buffers_bytes
-    added = (accum - 1) * accumulation_bytes(portion.scenario, parameters) + accum * sum(cast) + moved * parameters
-    dynamic = accum * found.joules + moved_energy(portion.scenario.hw, added)
-    times = (forward, backward, np.where(moved > 0, step, np.nan), both, both + step)
+    added = (accum - 1) * accumulation_bytes(portion.scenario, parameters) + accum * sum(cast) + optimizer_bytes * parameters
+    dynamic = accum * phase_times.joules + moved_energy(portion.scenario.hw, added)
+    times = (forward, backward, np.where(optimizer_bytes > 0, step, np.nan), both, both + step)
     joules = gpu_energy(portion.scenario.hw, dynamic, both + step)
     return dict(zip(FIGURES, (*times, joules, allocated, peaks.peak_memory_bytes), strict=True))
 
 
 def _autocast_bytes(rows: pd.DataFrame, optimizers: list[Optimizer]) -> tuple[FloatArray, FloatArray]:
     """HBM bytes that autocast moves more in each pass: weights cast forward, their gradients backward, and a stream of 32 bits."""
-    casts: NDArray[np.bool_] = np.array([each.casts for each in optimizers])
+    casts: NDArray[np.bool_] = np.array([optimizer.casts for optimizer in optimizers])
     stream = (rows["layers"] * rows["mb"] * rows["seq"] * rows["hidden"]).to_numpy(float) * AUTOCAST_STREAM
     weights = rows["params"].to_numpy(float) * CAST
     return casts * (weights + stream), casts * (weights + 2 * stream)

@@ -92,17 +92,17 @@ def headline(portion: Portion) -> list[str]:
     scenario = portion.scenario
     choices = ", ".join(f"{group}={option}" for group, option in portion.choices.items())
     work = scenario.workload
-    split, keys = scenario.parallel.stage_layers, [each for each in KEYS.items() if each[0] != "etp" or scenario.model.num_experts]
+    split, keys = scenario.parallel.stage_layers, [key for key in KEYS.items() if key[0] != "etp" or scenario.model.num_experts]
     own = [] if split is None else [f"stage_layers={','.join(map(str, split))}"]
     own += [f"cp_kind={scenario.parallel.cp_kind}"] if portion.layouts.cp[0] > 1 else []
     packed = "" if work.packing == 1 else f" (packing {work.packing:g})"
     return [
         f"{choices}; {ranked.model_size(scenario)}; {ranked.sample_size(scenario)}{packed}, {work.precision}",
-        " ".join([f"{key.split('.')[1]}={_shown(portion, name)}" for name, key in keys] + own),
+        " ".join([f"{key.split('.')[1]}={_setting_text(portion, name)}" for name, key in keys] + own),
     ]
 
 
-def _shown(portion: Portion, name: str) -> str:
+def _setting_text(portion: Portion, name: str) -> str:
     value = getattr(portion.layouts, BEHIND_NULL.get(name, name))[0]
     if name in CODES:
         return CODES[name][int(value)]

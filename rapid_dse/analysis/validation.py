@@ -64,8 +64,8 @@ class Validated:
         rows = self.cases.index[self.cases["suite"].eq(suite) & self.cases["measured.status"].eq("ok")]
         ratio = self.shipped.loc[rows, "seconds"] / self.cases.loc[rows, SECONDS].astype(float)
         chosen = np.abs(np.log(ratio)).sort_values(ascending=False).index[:count]
-        shown = [str(column) for column in self.cases if str(column).startswith(("case_id", "hw.num_gpus", "parallel."))]
-        table: pd.DataFrame = self.cases.loc[chosen, [*shown, SECONDS]].copy()
+        named = [str(column) for column in self.cases if str(column).startswith(("case_id", "hw.num_gpus", "parallel."))]
+        table: pd.DataFrame = self.cases.loc[chosen, [*named, SECONDS]].copy()
         table["predicted_s"], table["error"] = self.shipped.loc[chosen, "seconds"], ratio[chosen] - 1
         exposed = self.terms.loc[chosen, [f"time_{term}_s" for term in TERMS]].set_axis([f"{term}_s" for term in TERMS], axis=1)
         both: pd.DataFrame = pd.concat([table, exposed], axis=1)
@@ -162,7 +162,7 @@ def _by_derivatives(runs: Sequence[Runs], software: str) -> list[FloatColumn]:
     return [run.measured * (1.0 + error) for run, error in zip(runs, parts, strict=True)]
 
 
-def parity_picture(found: Validated, path: Path) -> None:
+def parity_picture(validated: Validated, path: Path) -> None:
     """Draws predicted against measured step times, a colour a suite, and the error by suite; needs matplotlib (extra: plots)."""
     import matplotlib
 
@@ -170,10 +170,10 @@ def parity_picture(found: Validated, path: Path) -> None:
     from matplotlib import pyplot
 
     figure, (parity, errors) = pyplot.subplots(1, 2, figsize=(13, 6))
-    ran = found.cases["measured.status"].eq("ok")
+    ran = validated.cases["measured.status"].eq("ok")
     boxes = {}
-    for suite, rows in found.cases[ran].groupby("suite", sort=False):
-        truth, predicted = rows[SECONDS].astype(float), found.unseen.loc[rows.index, "seconds"]
+    for suite, rows in validated.cases[ran].groupby("suite", sort=False):
+        truth, predicted = rows[SECONDS].astype(float), validated.unseen.loc[rows.index, "seconds"]
         parity.loglog(truth, predicted, ".", markersize=4, label=f"{suite} ({len(rows)})")
         boxes[str(suite)] = (100 * (predicted / truth - 1)).dropna()
     low, high = parity.get_xlim()

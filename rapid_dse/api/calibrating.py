@@ -42,7 +42,7 @@ def calibrate(
     named = isinstance(cases, str) or hasattr(cases, "__fspath__")
     frame = read_table(Path(fspath(cases))) if named else cases.copy()  # type: ignore[union-attr, arg-type]
     source = fspath(cases) if named else "the table"  # type: ignore[arg-type]
-    found = calibrated_table(frame, software, source, Options(parameters, fit, chip, 1))
+    calibrated = calibrated_table(frame, software, source, Options(parameters, fit, chip, 1))
     if out is not None:
-        write_all(found, Path("conf"), out, source)
-    return found
+        write_all(calibrated, Path("conf"), out, source)
+    return calibrated

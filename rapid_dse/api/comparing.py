@@ -50,8 +50,8 @@ def _trials(a: TrialRow, b: TrialRow) -> pd.DataFrame:
 def _settings(a: TrialRow, b: TrialRow) -> dict[str, tuple[Any, Any]]:
     """Settings that differ, with the value of both; of what one was not given, what its scenario has."""
     keys = dict.fromkeys(name for trial in (a, b) for name in trial if name.split(".")[0] in SECTIONS)
-    found = {key: (_setting(a, key), _setting(b, key)) for key in keys if a.get(key) != b.get(key)}
-    return {key: pair for key, pair in found.items() if pair[0] != pair[1]}
+    differing = {key: (_setting(a, key), _setting(b, key)) for key in keys if a.get(key) != b.get(key)}
+    return {key: pair for key, pair in differing.items() if pair[0] != pair[1]}
 
 
 def _setting(trial: TrialRow, key: str) -> Any:

@@ -39,9 +39,9 @@ def trial_html(trial: TrialRow) -> str:
     return f"<p><b>{escape(title)}</b><br>{said}</p>{times}{memory}"
 
 
-def _terms(name: str, terms: Mapping[str, float], total: float, shown: Any) -> str:
-    rows = [[term, shown(value), figures.percent(value / total)] for term, value in terms.items() if value > 0]
-    return table_html([name, shown(total), "share"], rows)
+def _terms(name: str, terms: Mapping[str, float], total: float, worded: Any) -> str:
+    rows = [[term, worded(value), figures.percent(value / total)] for term, value in terms.items() if value > 0]
+    return table_html([name, worded(total), "share"], rows)
 
 
 def rows_html(rows: Sequence[Mapping[str, Any]], varying: Sequence[str], caption: str) -> str:

@@ -12,7 +12,7 @@ from pydantic import BaseModel
 
 from rapid_dse.config.scenario import Scenario
 from rapid_dse.sweep.overrides import ALL_KEYS, GROUPS, SWEEPS, Given, Values, check_key, usual_options
-from rapid_dse.sweep.pairs import ZIP, Pairs, check_pairs, mappings_of, shown, side_by_side
+from rapid_dse.sweep.pairs import ZIP, Pairs, check_pairs, mappings_of, side_by_side, text_of_pairs
 
 Settings = Mapping[str, Any]
 PREFERRED = ("parallel", "workload")  # sections whose key a short one means where others have one of that name too
@@ -27,14 +27,14 @@ def warn(lines: Iterable[str]) -> None:
 @cache
 def short_names() -> dict[str, tuple[str, ...]]:
     """The full keys behind each short one: tp is parallel.tp, network is hw.network and backend.network."""
-    found: dict[str, tuple[str, ...]] = {}
+    keys: dict[str, tuple[str, ...]] = {}
     for section, info in Scenario.model_fields.items():
         part = info.annotation
         if isinstance(part, type) and issubclass(part, BaseModel):
             for leaf in part.model_fields:
                 if leaf != "name":
-                    found[leaf] = (*found.get(leaf, ()), f"{section}.{leaf}")
-    return found
+                    keys[leaf] = (*keys.get(leaf, ()), f"{section}.{leaf}")
+    return keys
 
 
 def full_key(key: str) -> str:
@@ -51,7 +51,7 @@ def full_key(key: str) -> str:
         near = difflib.get_close_matches(key, [*names, *GROUPS], n=1, cutoff=0.5)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise ValueError(f"{key}: no such key{hint} (python -m rapid_dse --help lists the keys)")
-    first = [each for section in PREFERRED for each in names[key] if each.startswith(f"{section}.")]
+    first = [full_name for section in PREFERRED for full_name in names[key] if full_name.startswith(f"{section}.")]
     if first:
         return first[0]
     if len(names[key]) > 1:
@@ -97,25 +97,25 @@ def given_of(keys: Settings | None, settings: Settings) -> Given:
 
 def _pairs(one: Mapping[str, Any]) -> Pairs:
     """The settings that one mapping of keys to lists pairs."""
-    found: dict[str, Any] = {}
+    key_values: dict[str, Any] = {}
     for short, value in one.items():
         key = full_key(str(short))
         values = _swept(key, value)
         if values is None or values.items is None:
             raise ValueError(f"{ZIP}={dict(one)!r}: {key} has no list; allowed: as many values of each, as 'tp': [1, 2]")
-        found[key] = values.items
-    return side_by_side(shown(one), found)
+        key_values[key] = values.items
+    return side_by_side(text_of_pairs(one), key_values)
 
 
 def _swept(key: str, value: Any) -> Values | None:
     """What a key is swept over; None where it has one value."""
     if value == "all" and key in ALL_KEYS:
         return Values(None)
-    if not isinstance(value, list) or (_takes_list(key) and not any(isinstance(each, list) for each in value)):
+    if not isinstance(value, list) or (_takes_list(key) and not any(isinstance(value_of_axis, list) for value_of_axis in value)):
         return None
     if not value:
         raise ValueError(f"{key}=[]: no value is left to sweep; allowed: at least one")
-    return Values(tuple({repr(each): each for each in value}.values()))
+    return Values(tuple({repr(value_of_axis): value_of_axis for value_of_axis in value}.values()))
 
 
 def _takes_list(key: str) -> bool:
@@ -138,7 +138,7 @@ def _plain(value: Any) -> Any:
     if hasattr(value, "tolist"):  # NumPy's arrays and numbers, and pandas' columns
         value = value.tolist()
     if isinstance(value, range | tuple | list | set | frozenset):
-        return [_plain(each) for each in value]
+        return [_plain(item) for item in value]
     if isinstance(value, Mapping):
-        return {key: _plain(each) for key, each in value.items()}
+        return {key: _plain(item) for key, item in value.items()}
     return str(value) if hasattr(value, "__fspath__") else value

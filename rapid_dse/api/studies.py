@@ -114,13 +114,13 @@ class Results(Sequence[TrialRow]):
 
     def frame(self) -> pd.DataFrame:
         """The rows as a pandas table."""
-        found: pd.DataFrame = self.table.to_pandas()
-        return found
+        table_frame: pd.DataFrame = self.table.to_pandas()
+        return table_frame
 
     def to_dict(self) -> list[dict[str, Any]]:
         """The rows as plain values."""
-        found: list[dict[str, Any]] = self.table.to_pylist()
-        return found
+        rows: list[dict[str, Any]] = self.table.to_pylist()
+        return rows
 
     def report(self, path: str | PathLike[str] = "report.html", *, by: str = "step_time_s", sensitivity: bool = True) -> Path:
         """Writes the rows as one page of HTML with pictures, as ``python -m rapid_dse.report`` does; the path.
@@ -148,10 +148,10 @@ class Results(Sequence[TrialRow]):
     def _repr_html_(self) -> str:
         from rapid_dse.api.html import rows_html
 
-        shown = self.table.slice(0, SHOWN).to_pylist()
+        rows = self.table.slice(0, SHOWN).to_pylist()
         varying = [key for key in standing.differing(self.table, SECTIONS) if not key.startswith("parallel.")] if len(self) else []
         more = f" (the first {SHOWN} of {len(self):,})" if len(self) > SHOWN else ""
-        return rows_html(shown, varying, f"{repr(self)[1:-1]}{more}")
+        return rows_html(rows, varying, f"{repr(self)[1:-1]}{more}")
 
 
 def sweep(keys: Settings | None = None, /, **settings: Any) -> Results:
@@ -170,8 +170,8 @@ def sweep(keys: Settings | None = None, /, **settings: Any) -> Results:
     given = given_of(keys, settings)
     with tempfile.TemporaryDirectory() as nowhere:
         kept = STUDY in given.values or RESULTS_DIR in given.values
-        beside = {} if kept else {RESULTS_DIR: nowhere, STUDY: "study"}
-        folder = _priced(replace(given, values={**given.values, **beside}))
+        nowhere_kept = {} if kept else {RESULTS_DIR: nowhere, STUDY: "study"}
+        folder = _priced(replace(given, values={**given.values, **nowhere_kept}))
         return Results(_read([folder]), folder if kept else None)
 
 
@@ -190,17 +190,17 @@ def load(*sources: str | PathLike[str]) -> Results:
         ValueError: where there is nothing, or it is no results of rapid_dse.
     """
     paths: dict[Path, None] = {}
-    for source in [str(fspath(each)) for each in sources or ("results",)]:
-        found = sorted(glob.glob(source)) if glob.has_magic(source) else [source]
-        if not found:
+    for source in [str(fspath(source)) for source in sources or ("results",)]:
+        matching = sorted(glob.glob(source)) if glob.has_magic(source) else [source]
+        if not matching:
             raise ValueError(f"{source}: no such file or folder; allowed: a results file, results/<study>, or a pattern of them")
-        paths.update(dict.fromkeys(Path(each) for each in found))
+        paths.update(dict.fromkeys(Path(path) for path in matching))
     return Results(_read(list(paths)), next(iter(paths)) if len(paths) == 1 else None)
 
 
 def _read(sources: Sequence[Path]) -> pa.Table:
     tables, said = [], []
-    for path in (each for source in sources for each in _files(source)):
+    for path in (path for source in sources for path in _files(source)):
         try:
             tables.append(store.read_file(path))
         except store.Damaged as error:

@@ -78,14 +78,14 @@ class TrialRow(Mapping[str, Any]):
     @property
     def expected_error(self) -> float | None:
         """The relative error to expect of the step time; None where nothing like it was measured."""
-        found: float | None = self.row.get("expected_error")
-        return found
+        error: float | None = self.row.get("expected_error")
+        return error
 
     @property
     def outside(self) -> str | None:
         """Which settings no measured run had; None where there are none."""
-        found: str | None = self.row.get("outside")
-        return found
+        text: str | None = self.row.get("outside")
+        return text
 
     @property
     def times(self) -> dict[str, float]:

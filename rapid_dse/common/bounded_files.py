@@ -11,22 +11,22 @@ MOST_BYTES_OF_TEXT = 64 << 20  # of a text that is parsed as a whole
 MOST_VALUES_OF_ALIASES = 100_000  # scalars, lists and mappings of a YAML file with its aliases written out
 
 
-def require_file(path: Path, shown: str | None = None, most: int = MOST_BYTES_OF_TEXT) -> None:
+def require_file(path: Path, label: str | None = None, most: int = MOST_BYTES_OF_TEXT) -> None:
     """Lets regular files through, of at most ``most`` bytes; what is not there is left to whoever opens it.
 
     Args:
-        shown: the file's name in the message; None: its path.
+        label: the file's name in the message; None: its path.
 
     Raises:
         ValueError: one line: a folder, a pipe or a device, whose reading may never end, or a file that is too large.
     """
-    shown = str(path) if shown is None else shown
+    label = str(path) if label is None else label
     if path.is_dir():
-        raise ValueError(f"{shown}: is a folder; allowed: a file")
+        raise ValueError(f"{label}: is a folder; allowed: a file")
     if path.exists() and not path.is_file():
-        raise ValueError(f"{shown}: is a pipe or a device; allowed: a file")
+        raise ValueError(f"{label}: is a pipe or a device; allowed: a file")
     if path.is_file() and (size := path.stat().st_size) > most:
-        raise ValueError(f"{shown}: has {size:,} bytes; allowed: up to {most:,}")
+        raise ValueError(f"{label}: has {size:,} bytes; allowed: up to {most:,}")
 
 
 def yaml_of(text: str) -> Any:

@@ -65,9 +65,9 @@ class Distinct:
 
     def _search(self, names: tuple[str, ...]) -> tuple[Positions, Positions]:
         """What ``by`` returns, with the help of what it has found before, which saves most of the work of a table that is asked often."""
-        finer = [found for known, found in self._found.items() if set(names) <= set(known)]
+        finer = [indices for known, indices in self._found.items() if set(names) <= set(known)]
         if finer:  # rows that are alike in more columns are alike in these too: one row of each kind is looked at
-            rows, of_rows = min(finer, key=lambda found: len(found[0]))
+            rows, of_rows = min(finer, key=lambda known_indices: len(known_indices[0]))
             if len(rows) * WORTH < len(of_rows):
                 first, kind = distinct([(number.take(rows), count) for number, count in self.numbers(*names)])
                 return rows.take(first), kind.take(of_rows)
@@ -141,10 +141,10 @@ def n_rows_of(record: Any) -> int | None:
         value = getattr(record, name)
         if isinstance(value, np.ndarray):
             return int(value.shape[-1])
-        for each in value if isinstance(value, tuple) else () if value is None else (value,):
-            found = int(each.shape[-1]) if isinstance(each, np.ndarray) else n_rows_of(each)
-            if found is not None:
-                return found
+        for member in value if isinstance(value, tuple) else () if value is None else (value,):
+            length = int(member.shape[-1]) if isinstance(member, np.ndarray) else n_rows_of(member)
+            if length is not None:
+                return length
     return None
 
 
@@ -158,7 +158,7 @@ def _rows(value: Any, rows: Positions) -> Any:
     if isinstance(value, np.ndarray):
         return value.take(rows, axis=-1)
     if isinstance(value, tuple):
-        return tuple(_rows(each, rows) for each in value)
+        return tuple(_rows(item, rows) for item in value)
     return None if value is None else rows_of(value, rows)
 
 
@@ -168,8 +168,8 @@ def joined(records: Sequence[Record]) -> Record:
         return records[0]
     kind: Any = type(records[0])
     columns = ([getattr(record, name) for record in records] for name in _names(kind))
-    found: Record = kind(*(np.concatenate(each, axis=-1) if isinstance(each[0], np.ndarray) else joined(each) for each in columns))
-    return found
+    together: Record = kind(*(np.concatenate(part, axis=-1) if isinstance(part[0], np.ndarray) else joined(part) for part in columns))
+    return together
 
 
 TIED = 1 + 1e-12  # values so close to each other, by ratio, are equal but for rounding

@@ -61,20 +61,20 @@ def compiled_once(signature: str, key: str, **options: Any) -> Callable[[_F], _F
 
     def decorate(function: _F) -> _F:
         try:
-            found = numba.njit(cache=True, **options)(function)
-            cached = is_own(Path(found.stats.cache_path))
+            compiled = numba.njit(cache=True, **options)(function)
+            cached = is_own(Path(compiled.stats.cache_path))
         except RuntimeError:  # neither the package's folder nor the user's can be written
             cached = False
         if not cached:  # compiled for this process alone
-            found = numba.njit(**options)(function)
-            found.compile(signature)
-            found.disable_compile()
-            return found  # type: ignore[no-any-return]
-        note, text = Path(found.stats.cache_path) / f"{function.__name__}.compiled", f"{key} numba {numba.__version__}"
+            compiled = numba.njit(**options)(function)
+            compiled.compile(signature)
+            compiled.disable_compile()
+            return compiled  # type: ignore[no-any-return]
+        note, text = Path(compiled.stats.cache_path) / f"{function.__name__}.compiled", f"{key} numba {numba.__version__}"
         with _alone(note, text):
-            found.compile(signature)
-        found.disable_compile()
-        return found  # type: ignore[no-any-return]
+            compiled.compile(signature)
+        compiled.disable_compile()
+        return compiled  # type: ignore[no-any-return]
 
     return decorate
 

@@ -38,9 +38,9 @@ class LongWork:
         if now - self.said < EVERY or not told():
             return
         self.said, done = now, int(count())
-        left = f", about {(self.total - done) * (now - self.began) / done:,.0f} s left" if done else ""
+        time_left = f", about {(self.total - done) * (now - self.began) / done:,.0f} s left" if done else ""
         share = f"{done:,} of {self.total:,} {self.parts} ({done / max(self.total, 1):.0%})"
-        _LOG.info("%s: %s after %.0f s%s", self.what, share, now - self.began, left)
+        _LOG.info("%s: %s after %.0f s%s", self.what, share, now - self.began, time_left)
 
 
 def told() -> bool:

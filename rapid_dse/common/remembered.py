@@ -16,16 +16,16 @@ class Remembered:
 
     def __init__(self, most: int) -> None:
         self._most = most
-        self._found: dict[tuple[int, ...], tuple[tuple[object, ...], Any]] = {}
+        self._results: dict[tuple[int, ...], tuple[tuple[object, ...], Any]] = {}
 
     def once(self, objects: tuple[object, ...], find: Callable[[], Found]) -> Found:
         """What ``find`` gives, which is asked for the first time alone that these very objects come. None of them may change."""
         key = tuple(map(id, objects))
-        entry = self._found.get(key)
+        entry = self._results.get(key)
         if entry is None:
-            if len(self._found) >= self._most:
-                self._found.clear()
-            entry = self._found[key] = (objects, find())  # with the objects, whose place in memory no others take then
+            if len(self._results) >= self._most:
+                self._results.clear()
+            entry = self._results[key] = (objects, find())  # with the objects, whose place in memory no others take then
         return cast(Found, entry[1])
 
 
@@ -36,9 +36,9 @@ def remembered(most: int) -> Callable[[Callable[Given, Found]], Callable[Given, 
         kept = Remembered(most)
 
         @wraps(function)
-        def found(*objects: Given.args, **named: Given.kwargs) -> Found:
+        def remembering(*objects: Given.args, **named: Given.kwargs) -> Found:
             return function(*objects, **named) if named else kept.once(objects, lambda: function(*objects, **named))
 
-        return found
+        return remembering
 
     return around

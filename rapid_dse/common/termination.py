@@ -61,7 +61,7 @@ def unwinding() -> Iterator[None]:
 
 
 @contextmanager
-def held() -> Iterator[None]:
+def signals_held() -> Iterator[None]:
     """Signals that would raise while this is open, Ctrl-C's too, raise at its end: what is inside is done wholly or not at all."""
     came: list[int] = []
     answered = {}

@@ -56,8 +56,8 @@ def in_vain(scenario: Scenario, keys: Iterable[str], command: str) -> list[str]:
     """
     lines = []
     for key in dict.fromkeys(keys):
-        found = list(_conditions(scenario, key))
-        for only in found if all(each.conditions for each in found) else ():
+        conditions = list(_conditions(scenario, key))
+        for only in conditions if all(condition.conditions for condition in conditions) else ():
             if only.refused:
                 continue
             values = {where: _value(scenario, where.key, command) for where in only.conditions}
@@ -80,8 +80,8 @@ def without_effect(scenario: Scenario, key: str, value: Any, default: Any, only:
     needs = " or ".join(str(where) for where in only.conditions)
     now = ", ".join(f"{where.key}={_value(scenario, where.key, '')}" for where in only.conditions)
     usual = "null" if default is None or isinstance(default, BaseModel) else str(default).lower()
-    shown = {name: each for name, each in value if each is not None} if isinstance(value, BaseModel) else value
-    return f"{key}={shown} has no effect with {now}; allowed: {usual}, or {needs}"
+    named = {name: part for name, part in value if part is not None} if isinstance(value, BaseModel) else value
+    return f"{key}={named} has no effect with {now}; allowed: {usual}, or {needs}"
 
 
 def _refused(part: BaseModel, prefix: str) -> Iterator[tuple[str, Any, Any, Only]]:
@@ -97,12 +97,12 @@ def _refused(part: BaseModel, prefix: str) -> Iterator[tuple[str, Any, Any, Only
 @cache
 def _conditional(part: type[BaseModel]) -> tuple[tuple[str, Any, tuple[Only, ...]], ...]:
     """The keys of a part that are refused somewhere, each with its default and where it is not, and those that are parts themselves."""
-    found = []
+    listed = []
     for name, info in keys_of(part).items():
         conditions = tuple(only for only in info.metadata if isinstance(only, Only) and only.refused)
         if conditions or _may_be_part(info.annotation):
-            found.append((name, info.default, conditions))
-    return tuple(found)
+            listed.append((name, info.default, conditions))
+    return tuple(listed)
 
 
 def _may_be_part(annotation: Any) -> bool:

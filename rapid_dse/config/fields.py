@@ -24,16 +24,16 @@ class Frozen(BaseModel):
     @classmethod
     def _truth_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
         # To Python, and so to pydantic, true is 1.
-        found = _truth_in(value)
-        if found is not None and not _takes_truth(cls.model_fields[str(info.field_name)].annotation):
-            raise ValueError(f"{str(found).lower()} is neither a number nor a name; expected one of these")
+        truth = _truth_in(value)
+        if truth is not None and not _takes_truth(cls.model_fields[str(info.field_name)].annotation):
+            raise ValueError(f"{str(truth).lower()} is neither a number nor a name; expected one of these")
         return value
 
 
 def _truth_in(value: Any) -> bool | None:
     """The first true or false in a value or in a list of values."""
     if isinstance(value, list | tuple):
-        return next((found for item in value if (found := _truth_in(item)) is not None), None)
+        return next((truth for item in value if (truth := _truth_in(item)) is not None), None)
     return value if isinstance(value, bool) else None
 
 

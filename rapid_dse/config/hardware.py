@@ -270,17 +270,17 @@ class Hardware(Frozen):
     @property
     def node_dimensions(self) -> int:
         """How many dimensions of the network, from the innermost, lie within a node."""
-        found = dimensions_in_node([dimension.size for dimension in self.network.dimensions], self.gpus_per_node)
-        assert found is not None  # the scenario has this checked
-        return found
+        dimensions = dimensions_in_node([dimension.size for dimension in self.network.dimensions], self.gpus_per_node)
+        assert dimensions is not None  # the scenario has this checked
+        return dimensions
 
     def require_one_node(self) -> None:
         """Raises ``ValueError`` where a node does not end where a dimension of the network does."""
         sizes = [dimension.size for dimension in self.network.dimensions]
         if dimensions_in_node(sizes, self.gpus_per_node) is None:
-            shown = " · ".join(str(size) for size in sizes if size is not None)
+            listed = " · ".join(str(size) for size in sizes if size is not None)
             raise ValueError(
-                f"hw.gpus_per_node={self.gpus_per_node} and hw.network.dimensions of sizes {shown} contradict each other: a node is the "
+                f"hw.gpus_per_node={self.gpus_per_node} and hw.network.dimensions of sizes {listed} contradict each other: a node is the "
                 "first dimension, or the first ones; allowed: one of the two keys, and the other follows"
             )
 

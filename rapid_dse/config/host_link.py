@@ -10,7 +10,7 @@ from rapid_dse.config.fields import BytesPerSecond, Frozen
 Offloaded = Literal["activations", "optimizer", "weights"]
 OFFLOADED: tuple[Offloaded, ...] = ("activations", "optimizer", "weights")
 # Where the host's memory holds something, and where layers fetch it with each micro-batch.
-OFFLOADING = tuple(Where(f"parallel.offload_{each}") for each in OFFLOADED)
+OFFLOADING = tuple(Where(f"parallel.offload_{state}") for state in OFFLOADED)
 OFFLOADED_IN_LAYERS = (Where("parallel.offload_activations"), Where("parallel.offload_weights"))
 
 

@@ -92,11 +92,11 @@ class Model(Frozen):
     @field_validator("layer_types", mode="before")
     @classmethod
     def _listed(cls, kinds: Any) -> Any:
-        found = [kind.strip() for kind in kinds.split(",")] if isinstance(kinds, str) else kinds
-        for kind in found if isinstance(found, list | tuple) else ():
+        names = [kind.strip() for kind in kinds.split(",")] if isinstance(kinds, str) else kinds
+        for kind in names if isinstance(names, list | tuple) else ():
             if kind in MISSING_TYPES:
                 raise ValueError(f"{kind} needs {MISSING_TYPES[kind]}, which is not modelled; allowed: {', '.join(LAYER_TYPES)}")
-        return found
+        return names
 
     @model_validator(mode="after")
     def _has_what_its_kind_needs(self) -> Model:
@@ -114,16 +114,16 @@ class Model(Frozen):
     @model_validator(mode="after")
     def _layers_are_of_these_kinds(self) -> Model:
         if self.layer_types is not None:
-            shown = f"layer_types={','.join(self.layer_types)}"
+            setting = f"layer_types={','.join(self.layer_types)}"
             if not self.layer_types:
                 raise ValueError("layer_types=[]; allowed: null, or the kind of at least one layer")
             if self.kv_lora_rank:
-                raise ValueError(f"{shown}: all layers have latent attention; allowed with kv_lora_rank: null")
+                raise ValueError(f"{setting}: all layers have latent attention; allowed with kv_lora_rank: null")
             if "sliding_attention" in self.layer_types and not self.sliding_window:
-                raise ValueError(f"{shown} needs sliding_window, in tokens")
+                raise ValueError(f"{setting} needs sliding_window, in tokens")
             if self.sliding_window and "sliding_attention" not in self.layer_types:
                 raise ValueError(
-                    f"sliding_window={self.sliding_window} has no effect with {shown}; allowed: null, or some sliding_attention"
+                    f"sliding_window={self.sliding_window} has no effect with {setting}; allowed: null, or some sliding_attention"
                 )
         if self.num_experts and not any(map(self.has_experts, range(self.num_hidden_layers))):
             raise ValueError(
@@ -192,14 +192,14 @@ class Model(Frozen):
     def linear_modules(self) -> tuple[str, ...]:
         """The modules that low-rank adapters may stand beside: Hugging Face's, and Megatron Core's."""
         gate = ("gate_proj",) if self.mlp_type in ("swiglu", "geglu") else ()
-        found = {*gate, "o_proj", "up_proj", "down_proj", "linear_proj", "linear_fc1", "linear_fc2"}
+        modules = {*gate, "o_proj", "up_proj", "down_proj", "linear_proj", "linear_fc1", "linear_fc2"}
         if not self.kv_lora_rank:
-            found |= {"q_proj", "k_proj", "v_proj", "linear_qkv"}
+            modules |= {"q_proj", "k_proj", "v_proj", "linear_qkv"}
         else:
-            found |= {"kv_a_proj_with_mqa", "kv_b_proj", "linear_kv_down_proj", "linear_kv_up_proj"}
+            modules |= {"kv_a_proj_with_mqa", "kv_b_proj", "linear_kv_down_proj", "linear_kv_up_proj"}
             narrow = {"q_a_proj", "q_b_proj", "linear_q_down_proj", "linear_q_up_proj"}
-            found |= narrow if self.q_lora_rank else {"q_proj", "linear_q_proj"}
-        return tuple(name for name in (*HUGGING_FACE_MODULES, *MEGATRON_MODULES) if name in found)
+            modules |= narrow if self.q_lora_rank else {"q_proj", "linear_q_proj"}
+        return tuple(name for name in (*HUGGING_FACE_MODULES, *MEGATRON_MODULES) if name in modules)
 
     def has_experts(self, layer: int) -> bool:
         """Whether a layer, counted from 0, has experts in place of an MLP."""
@@ -215,4 +215,4 @@ class Model(Frozen):
     def windows(self) -> tuple[int | None, ...]:
         """Tokens that a query of each layer sees at most; None: all."""
         types = map(self.layer_type, range(self.num_hidden_layers))
-        return tuple(self.sliding_window if each == "sliding_attention" else None for each in types)
+        return tuple(self.sliding_window if kind == "sliding_attention" else None for kind in types)

@@ -102,14 +102,14 @@ def with_gpus_in_node(hw: Any) -> Any:
 def _sizes(hw: Any) -> list[int | None] | None:
     network = hw.get("network") if isinstance(hw, Mapping) else None
     dimensions = network.get("dimensions") if isinstance(network, Mapping) else None
-    found: list[int | None] = []
+    sizes: list[int | None] = []
     for dimension in dimensions if isinstance(dimensions, list | tuple) else ():
         size = dimension.get("size") if isinstance(dimension, Mapping) else getattr(dimension, "size", "")
         whole = _whole(size)
         if whole is None and size is not None:
             return None
-        found.append(whole)
-    return found if found and None not in found[:-1] else None
+        sizes.append(whole)
+    return sizes if sizes and None not in sizes[:-1] else None
 
 
 def _whole(value: Any) -> int | None:

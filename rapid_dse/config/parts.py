@@ -66,10 +66,10 @@ def group_of(model: type[BaseModel]) -> Mapping[str, str]:
 def keys_of(model: type[BaseModel]) -> Mapping[str, FieldInfo]:
     """The fields of a model by the names that their keys have: those of its parts in the parts' place."""
     groups = parts_of(model)
-    found: dict[str, FieldInfo] = {}
+    keys: dict[str, FieldInfo] = {}
     for name, info in model.model_fields.items():
-        found |= groups[name].model_fields if name in groups else {name: info}
-    return found
+        keys |= groups[name].model_fields if name in groups else {name: info}
+    return keys
 
 
 def value_of(node: BaseModel, key: str) -> Any:

@@ -52,11 +52,11 @@ def entries() -> Mapping[str, RecomputeEntry]:
 def _entries_of(folder: Path) -> Mapping[str, RecomputeEntry]:
     import yaml
 
-    found: dict[str, RecomputeEntry] = {}
+    entries: dict[str, RecomputeEntry] = {}
     for path in sorted(folder.glob("*.yaml")):
         entry = RecomputeEntry.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
-        found |= dict.fromkeys(entry.names or (path.stem,), entry)
-    return found
+        entries |= dict.fromkeys(entry.names or (path.stem,), entry)
+    return entries
 
 
 def module_names() -> tuple[str, ...]:

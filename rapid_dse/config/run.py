@@ -198,7 +198,9 @@ class Workload(Frozen):
     @field_validator("lora_targets")
     @classmethod
     def _of_one_library(cls, targets: tuple[str, ...]) -> tuple[str, ...]:
-        mine, megatrons = ([each for each in targets if each in names] for names in ((ALL_LINEAR, *HUGGING_FACE_MODULES), MEGATRON_MODULES))
+        mine, megatrons = (
+            [library for library in targets if library in names] for names in ((ALL_LINEAR, *HUGGING_FACE_MODULES), MEGATRON_MODULES)
+        )
         if not targets:
             raise ValueError("[] adapts nothing; allowed: all-linear, or modules such as [q_proj,v_proj]")
         if (mine and megatrons) or (ALL_LINEAR in targets and len(targets) > 1):

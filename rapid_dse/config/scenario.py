@@ -109,11 +109,11 @@ class Scenario(Frozen):
 
     @model_validator(mode="after")
     def _host_is_known(self) -> Scenario:
-        for each in OFFLOADED:
-            share = getattr(self.parallel, f"offload_{each}")
+        for state in OFFLOADED:
+            share = getattr(self.parallel, f"offload_{state}")
             if share > 0 and self.hw.host is None:
                 raise ValueError(
-                    f"parallel.offload_{each}={share:g}: hw.host is null; allowed: 0, or link_bandwidth and memory_bandwidth of hw.host"
+                    f"parallel.offload_{state}={share:g}: hw.host is null; allowed: 0, or link_bandwidth and memory_bandwidth of hw.host"
                 )
         return self
 
@@ -194,8 +194,8 @@ def explain(error: ValidationError, prefix: str = "") -> str:
     if first["type"] == "missing":
         return f"{key} is missing"
     value = first["input"]
-    shown = "" if isinstance(value, Mapping | BaseModel) or not key else f"={shortened(value)}"
-    return f"{key}{shown}: {_in_words(first)}".removeprefix(": ")
+    text = "" if isinstance(value, Mapping | BaseModel) or not key else f"={shortened(value)}"
+    return f"{key}{text}: {_in_words(first)}".removeprefix(": ")
 
 
 # What pydantic found wrong, by its type, as this program says it; ``{}`` is the bound.
@@ -242,10 +242,10 @@ def siblings(path: list[str]) -> list[str]:
     for part in path[:-1]:
         if part.isdigit() or part not in keys_of(model):
             continue
-        found = _model_in(keys_of(model)[part].annotation)
-        if found is None:
+        part_model = _model_in(keys_of(model)[part].annotation)
+        if part_model is None:
             break
-        model = found
+        model = part_model
     return list(keys_of(model))
 
 
@@ -274,7 +274,7 @@ def path_of(key: str) -> Sequence[str]:
 def _model_in(annotation: Any) -> type[BaseModel] | None:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
-    return next((found for arg in get_args(annotation) if (found := _model_in(arg)) is not None), None)
+    return next((model for arg in get_args(annotation) if (model := _model_in(arg)) is not None), None)
 
 
 @lru_cache(maxsize=4096)
@@ -296,14 +296,14 @@ def known_key(key: str) -> bool:
 def unit_of(key: str) -> str | None:
     """The SI unit in which the values of a dotted key are, a key of ``units.UNITS``; None where they are no quantity."""
     model: type[BaseModel] | None = Scenario
-    found: str | None = None
+    unit: str | None = None
     for part in key.split("."):
         if model is None or part not in keys_of(model):
             continue  # an index of a list, or a name in a mapping
         info = keys_of(model)[part]
-        found = _unit_in((info.annotation, *info.metadata))
+        unit = _unit_in((info.annotation, *info.metadata))
         model = _model_in(info.annotation)
-    return found
+    return unit
 
 
 def _unit_in(parts: Iterable[Any]) -> str | None:

@@ -43,14 +43,14 @@ def attention_energy(hw: Hardware, precision: str, kernel: str, flops: FloatColu
     return flops * (joules_a_flop(hw, precision) * ATTENTION.get(kernel, 1.0))
 
 
-def moved_energy(hw: Hardware, moved: FloatColumn) -> FloatColumn:
+def moved_energy(hw: Hardware, hbm_bytes: FloatColumn) -> FloatColumn:
     """Joules of bytes that come from HBM or go there, through L2 and the SMs."""
-    return moved * (hw.energy.hbm + hw.energy.l2)
+    return hbm_bytes * (hw.energy.hbm + hw.energy.l2)
 
 
 def sent_energy(hw: Hardware, sent: NDArray[np.float64]) -> FloatColumn:
     """Joules of bytes sent into each network dimension, ``(n_dimensions, n)``: ``(n,)``."""
-    return added(dimension.energy * each for dimension, each in zip(hw.network.dimensions, sent, strict=True))
+    return added(dimension.energy * sent_bytes for dimension, sent_bytes in zip(hw.network.dimensions, sent, strict=True))
 
 
 def most_watts(hw: Hardware, limit: float) -> float:

@@ -33,11 +33,11 @@ def exposed(transfer: Transfer, share: float | FloatColumn, window: Window) -> F
     """
     free = share * np.maximum(0.0, window.seconds - window.busy)
     late = np.max(transfer.busy - free, axis=0, initial=0.0)
-    shown: FloatColumn = np.maximum(late, transfer.seconds - share * window.seconds)
-    return shown
+    exposed_seconds: FloatColumn = np.maximum(late, transfer.seconds - share * window.seconds)
+    return exposed_seconds
 
 
 def exposed_beside(seconds: FloatColumn, share: float | FloatColumn, compute: FloatColumn) -> FloatColumn:
     """Seconds that do not hide in ``share`` of so much computation, where nothing else needs their way."""
-    shown: FloatColumn = np.maximum(0.0, seconds - share * compute)
-    return shown
+    exposed_seconds: FloatColumn = np.maximum(0.0, seconds - share * compute)
+    return exposed_seconds

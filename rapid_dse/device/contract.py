@@ -192,8 +192,8 @@ class OperatorModel(ABC):
         long as streaming takes, or the arithmetic of Adam (``UPDATE_CLOCKS``)."""
         count = np.asarray(parameters, dtype=np.float64)
         arithmetic = count * (UPDATE_CLOCKS / (self.hw.sms * self.hw.clock)) + self.hw.kernel_latency
-        moved = count * np.asarray(bytes_a_parameter, dtype=np.float64)
-        return np.asarray(np.maximum(self.elementwise(moved), arithmetic), dtype=np.float64)
+        hbm_bytes = count * np.asarray(bytes_a_parameter, dtype=np.float64)
+        return np.asarray(np.maximum(self.elementwise(hbm_bytes), arithmetic), dtype=np.float64)
 
     @abstractmethod
     def elementwise(self, bytes_moved: ArrayLike) -> FloatArray:

@@ -186,8 +186,8 @@ def _passes(hw: Hardware, shape: AttentionShape, call: AttentionCall) -> FloatAr
     if call.direction == "forward":
         return np.zeros_like(shape.seq_q)
     rows = shape.batch * shape.heads * shape.seq_q
-    moved = rows * (4 * shape.v_head_dim + 10 * shape.head_dim)
+    hbm_bytes = rows * (4 * shape.v_head_dim + 10 * shape.head_dim)
     shared = (shape.kv_heads < shape.heads) & (call.kernel in SUMS_HEADS)
     for_each = shape.batch * shape.heads * shape.seq_kv * (shape.head_dim + shape.v_head_dim)
-    moved = moved + np.where(shared, 2 * PRECISION_BYTES[call.precision] * for_each, 0.0)
-    return np.asarray(moved / (hw.memory.bandwidth * hw.efficiency.memory) + 2 * hw.kernel_latency, dtype=np.float64)
+    hbm_bytes = hbm_bytes + np.where(shared, 2 * PRECISION_BYTES[call.precision] * for_each, 0.0)
+    return np.asarray(hbm_bytes / (hw.memory.bandwidth * hw.efficiency.memory) + 2 * hw.kernel_latency, dtype=np.float64)

@@ -39,9 +39,9 @@ def grouped_work(hw: Hardware, shape: FloatArray, call: GroupedCall, tile: tuple
         deep = np.maximum(step, k + step / 2) if call.ragged == "k" else deep
     blocks = groups * PAIR * high * np.ceil(n / columns)
     rate = hw.peak_flops(call.precision) / (hw.sms * hw.clock) * hw.efficiency.issued(call.precision)
-    each = deep * (2 * rows * columns / rate) + CLUSTERED.store_clocks * rows * columns
+    clocks = deep * (2 * rows * columns / rate) + CLUSTERED.store_clocks * rows * columns
     read = deep * PRECISION_BYTES[call.precision] * (rows + columns) / np.sqrt(PAIR)
-    return GroupedWork(np.ceil(blocks / hw.sms) * each, read * np.maximum(blocks, hw.sms))
+    return GroupedWork(np.ceil(blocks / hw.sms) * clocks, read * np.maximum(blocks, hw.sms))
 
 
 def stored_bytes(shape: FloatArray, call: GroupedCall) -> FloatArray:

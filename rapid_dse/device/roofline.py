@@ -21,8 +21,8 @@ class Roofline(OperatorModel):
     def _gemm(self, m: FloatArray, n: FloatArray, k: FloatArray, batch: FloatArray, *, precision: str, accumulate: bool) -> FloatArray:
         width = PRECISION_BYTES[precision]
         output = ACCUMULATE_BYTES if accumulate else max(width, 2)
-        moved = batch * (width * (m * k + k * n) + output * m * n)
-        return self._slower(2 * batch * m * n * k, moved, precision)
+        hbm_bytes = batch * (width * (m * k + k * n) + output * m * n)
+        return self._slower(2 * batch * m * n * k, hbm_bytes, precision)
 
     def _flash(self, shape: AttentionShape, call: AttentionCall) -> FloatArray:
         # Backward: five products for the forward's two, and gradients beside the operands (Dao, FlashAttention-2, 2023, 3.1).
@@ -30,10 +30,10 @@ class Roofline(OperatorModel):
         flops = products * shape.multiply_flops
         return self._slower(flops, copies * operand_bytes(shape, call.precision), call.precision)
 
-    def _slower(self, flops: FloatArray, moved: FloatArray, precision: str) -> FloatArray:
+    def _slower(self, flops: FloatArray, hbm_bytes: FloatArray, precision: str) -> FloatArray:
         efficiency = self.hw.efficiency
         compute = flops / (self.hw.peak_flops(precision) * efficiency.clock * efficiency.issued(precision))
-        memory = moved / (self.hw.memory.bandwidth * efficiency.memory)
+        memory = hbm_bytes / (self.hw.memory.bandwidth * efficiency.memory)
         return np.asarray(np.maximum(compute, memory) + self.hw.kernel_latency, dtype=np.float64)
 
 

@@ -66,12 +66,12 @@ class Tiled(OperatorModel):
 
     def elementwise(self, bytes_moved: ArrayLike) -> FloatArray:
         """Streaming at HBM's rate, what the L2 still holds of the preceding kernel at the L2's."""
-        moved = np.asarray(bytes_moved, dtype=np.float64)
+        hbm_bytes = np.asarray(bytes_moved, dtype=np.float64)
         hw = self.hw
-        resident = np.minimum(moved, RESIDENT * hw.l2.size)
+        resident = np.minimum(hbm_bytes, RESIDENT * hw.l2.size)
         slow = hw.memory.bandwidth * hw.efficiency.memory * STREAM
         fast = max(hw.l2.bandwidth * hw.efficiency.l2, slow)
-        return np.asarray((moved - resident) / slow + resident / fast + SMALLEST * hw.kernel_latency, dtype=np.float64)
+        return np.asarray((hbm_bytes - resident) / slow + resident / fast + SMALLEST * hw.kernel_latency, dtype=np.float64)
 
     def _flash(self, shape: AttentionShape, call: AttentionCall) -> FloatArray:
         return flash_seconds(self.hw, shape, call, sustained_clock)
@@ -152,17 +152,17 @@ class Tiled(OperatorModel):
         m, n, k, _ = shapes
         hw, c = self.hw, self._candidates
         width = PRECISION_BYTES[precision]
-        moved = self._operands(shapes, width, output)
+        hbm_bytes = self._operands(shapes, width, output)
         block = width * k / c.split * (np.minimum(m, c.rows) + np.minimum(n, c.columns))
-        drawn = np.maximum(moved, block * (hw.sms * self.family.saturation))
+        drawn = np.maximum(hbm_bytes, block * (hw.sms * self.family.saturation))
         return np.asarray(drawn / (hw.memory.bandwidth * hw.efficiency.memory), dtype=np.float64)
 
     def _operands(self, shapes: FloatArray, width: float, output: FloatArray) -> FloatArray:
         """Bytes of HBM: each operand once, and again where a wave covers less than the whole output, (n,)."""
         m, n, k, batch = shapes
         wave = RASTER * np.sqrt(self.hw.sms * 128.0 * 128.0)  # side of the square of C that is under way at once
-        moved = batch * width * (m * k * np.maximum(1, n / wave) + k * n * np.maximum(1, m / wave)) + output
-        return np.asarray(moved, dtype=np.float64)
+        hbm_bytes = batch * width * (m * k * np.maximum(1, n / wave) + k * n * np.maximum(1, m / wave)) + output
+        return np.asarray(hbm_bytes, dtype=np.float64)
 
 
 def together(levels: Sequence[FloatArray]) -> FloatArray:

@@ -53,10 +53,10 @@ def _claim(owner: Ints, cuts: Ints, begins: Ints, ends: Ints, rows: Ints) -> Non
 def _sent_at(traced: Traced, result: RunResult, rows: Ints) -> Ints:
     """When the message of each receive among ``rows`` set off, ns; the start of other nodes."""
     graph = traced.graph
-    found = result.start_ns[rows].copy()
+    sent = result.start_ns[rows].copy()
     receives = np.flatnonzero(graph.kind[rows] == RECEIVE)
     if not len(receives):
-        return found
+        return sent
     wanted = rows[receives]
     peers = np.unique(graph.peer[wanted])
     own = int(graph.rank[wanted[0]])
@@ -66,5 +66,5 @@ def _sent_at(traced: Traced, result: RunResult, rows: Ints) -> Ints:
     # the k-th message of a channel answers the k-th receive of it
     by_send = np.lexsort((graph.id[sends], graph.size[sends], graph.tag[sends], graph.rank[sends]))
     by_receive = np.lexsort((graph.id[wanted], graph.size[wanted], graph.tag[wanted], graph.peer[wanted]))
-    found[receives[by_receive]] = result.start_ns[sends[by_send]]
-    return found
+    sent[receives[by_receive]] = result.start_ns[sends[by_send]]
+    return sent

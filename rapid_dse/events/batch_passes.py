@@ -81,11 +81,12 @@ def _simulated(one: LayoutDetail) -> Found:
         return _hybrid(one, layers), kept
     sent = {"embedding_forward": one.arranged.vocabulary.look_up, "head_forward": one.arranged.vocabulary.head_input}
     ends = {
-        each: Pass(each.replace("_", " "), {"compute": seconds, "tp": float(sent[each].seconds[0])}) for each, seconds in _ends(one).items()
+        stage: Pass(stage.replace("_", " "), {"compute": seconds, "tp": float(sent[stage].seconds[0])})
+        for stage, seconds in _ends(one).items()
     }
     part, places = cluster.part(cluster.rank[..., :1])
     stage = stage_for(one, part, places, one.experts)
-    passes = BlockPasses(stage.style.labels, [each.passes() for each in layers], [0.0] * len(layers), layers[0].regather, ends)
+    passes = BlockPasses(stage.style.labels, [layer.passes() for layer in layers], [0.0] * len(layers), layers[0].regather, ends)
     terms, done = _piped(one, stage, places, passes)
     return terms, kept | {"pipeline": done}
 
@@ -119,8 +120,8 @@ def _hybrid(one: LayoutDetail, layers: Sequence[LayerTimes]) -> dict[str, float]
 
 def _kinds(one: LayoutDetail) -> list[list[int]]:
     """The kinds of the layers of each stage."""
-    pp, held = one.degree("pp"), one.degree("chunks") if one.degree("pp") > 1 else 1
-    chunks = split_of(one.scenario).kinds_of_chunks(pp, held, one.schedule.stage_map)
+    pp, chunks_a_stage = one.degree("pp"), one.degree("chunks") if one.degree("pp") > 1 else 1
+    chunks = split_of(one.scenario).kinds_of_chunks(pp, chunks_a_stage, one.schedule.stage_map)
     return [[kind for chunk in chunks[stage] for kind in chunk] for stage in range(pp)]
 
 
@@ -136,8 +137,8 @@ def _piped(one: LayoutDetail, stage: runs.Stage, places: Ints, passes: LayerNode
         slowest = int(ranks[done.result.finish_ns[ranks].argmax()])
         for term, seconds in exposed(done.traced, done.result, slowest).items():
             terms[term] += seconds * (term not in ("bubble", "pp"))
-    left = float(done.result.finish_ns.max()) / 1e9 - sum(terms.values())
-    terms["pp" if len(kinds) > 1 else "compute"] += max(0.0, left)
+    unattributed = float(done.result.finish_ns.max()) / 1e9 - sum(terms.values())
+    terms["pp" if len(kinds) > 1 else "compute"] += max(0.0, unattributed)
     return terms, done
 
 
@@ -160,7 +161,7 @@ def _script(one: LayoutDetail, style: Style, stage: int, kinds: Sequence[Sequenc
 
 def _times(one: LayoutDetail, terms: dict[str, float]) -> PassTimes:
     """The closed form's account with the terms that were measured, and what the device then waits for its host."""
-    closed = pass_times(one.scenario, one.layout, _priced_of(one), one.layers.each)
+    closed = pass_times(one.scenario, one.layout, _priced_of(one), one.layers.of_kinds)
     tp, cp, pp = (np.array([terms[name]]) for name in ("tp", "cp", "pp"))
     rest = sum(seconds for name, seconds in terms.items() if name not in ("tp", "cp", "pp"))
     waits = waits_for_host(one.scenario, one.layout, np.array([rest]) + tp + cp)

@@ -96,11 +96,11 @@ class AstraCache:
 
     def run(self, key: str, simulate: Callable[[], RunResult]) -> RunResult:
         """Give the cached result of a key, or simulate and keep it."""
-        found = self.get(key)
-        if found is None:
-            found = simulate()
-            self.put(key, found)
-        return found
+        entry = self.get(key)
+        if entry is None:
+            entry = simulate()
+            self.put(key, entry)
+        return entry
 
     def get(self, key: str) -> RunResult | None:
         """Look a result up; a damaged entry is reported and is a miss."""

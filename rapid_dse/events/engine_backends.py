@@ -37,8 +37,8 @@ class EngineBackend:
         if self.write is None:
             return _from_stages(trial, name)
         nodes, kept = self.write(trial, name)
-        found, done = run_engine(trial, nodes, name, groups=self.groups)
-        return found, kept | {name: done}
+        times, done = run_engine(trial, nodes, name, groups=self.groups)
+        return times, kept | {name: done}
 
 
 def check_hybrid(scenario: Scenario, machine: Machine, engines: Sequence[PlacedEngine]) -> None:
@@ -63,15 +63,17 @@ def check_hybrid(scenario: Scenario, machine: Machine, engines: Sequence[PlacedE
 
 def _outside_stages(machine: Machine, engines: Sequence[PlacedEngine]) -> set[int]:
     """The dimensions of the hardware along which stages or engines lie apart."""
-    found = set()
-    for index, column in zip(machine.dimension, machine.coordinates(np.concatenate([each.flat.ravel() for each in engines])), strict=True):
+    ranks = set()
+    for index, column in zip(
+        machine.dimension, machine.coordinates(np.concatenate([engine.flat.ravel() for engine in engines])), strict=True
+    ):
         lines, first = [], 0
         for engine in engines:
             lines.append(column[first : first + engine.flat.size].reshape(engine.stages, -1))
             first += engine.flat.size
         if any((line != line[:1]).any() for line in lines) or len({int(line.flat[0]) for line in lines}) > 1:
-            found.add(index)
-    return found
+            ranks.add(index)
+    return ranks
 
 
 def check_hierarchical(scenario: Scenario, machine: Machine, engines: Sequence[PlacedEngine]) -> None:
@@ -107,7 +109,7 @@ def check_flattened(scenario: Scenario, machine: Machine, engines: Sequence[Plac
 def _from_stages(trial: EngineTrial, name: str) -> tuple[EngineTimes, dict[str, runs.Run]]:
     """Each stage on the event engine, sends between stages and the order of batches in closed form."""
     times, kept = run_stages(trial, name)
-    stages = [each.of_pass(trial, stage) for stage, each in enumerate(times)]
+    stages = [stage_times.of_pass(trial, stage) for stage, stage_times in enumerate(times)]
     terms = {term: sum(stage[term] for stage in stages) for term in TERMS}
     terms["pp"] += (len(stages) - 1) * trial.detail.hop_seconds
     slowest = max(sum(stage.values()) for stage in stages)
@@ -121,7 +123,7 @@ def _from_stages(trial: EngineTrial, name: str) -> tuple[EngineTimes, dict[str, 
 def _as_blocks(trial: EngineTrial, name: str) -> tuple[NodesOf, dict[str, runs.Run]]:
     """Each stage on the event engine; of its layers the pipeline's graph has the times."""
     times, kept = run_stages(trial, name)
-    return lambda labels: [BlockLayers(labels, *each.passes()) for each in times], kept
+    return lambda labels: [BlockLayers(labels, *stage_times.passes()) for stage_times in times], kept
 
 
 def _whole(trial: EngineTrial, name: str) -> tuple[NodesOf, dict[str, runs.Run]]:

@@ -41,11 +41,11 @@ def run_stages(trial: EngineTrial, name: str) -> tuple[list[StageTimes], dict[st
     """The times of each stage: one without faults stands for all such; and the runs by name."""
     stages, faulty = range(trial.engine.stages), faulty_stages(trial.machine, trial.engine)
     wanted = sorted({*faulty, *([stage for stage in stages if stage not in faulty][-1:])})
-    found = {stage: _run_stage(trial, stage, f"{name} stage") for stage in wanted}
-    healthy = next((times for stage, (times, _) in found.items() if stage not in faulty), None)
-    kept = {f"{name}_stage" if len(found) == 1 else f"{name}_stage_{stage}": done for stage, (_, done) in found.items()}
-    times = [found[stage][0] if stage in faulty else healthy for stage in stages]
-    return [each for each in times if each is not None], kept
+    times_of_stages = {stage: _run_stage(trial, stage, f"{name} stage") for stage in wanted}
+    healthy = next((times for stage, (times, _) in times_of_stages.items() if stage not in faulty), None)
+    kept = {f"{name}_stage" if len(times_of_stages) == 1 else f"{name}_stage_{stage}": done for stage, (_, done) in times_of_stages.items()}
+    times = [times_of_stages[stage][0] if stage in faulty else healthy for stage in stages]
+    return [stage_times for stage_times in times if stage_times is not None], kept
 
 
 def _run_stage(trial: EngineTrial, stage: int, name: str) -> tuple[StageTimes, runs.Run]:
@@ -68,9 +68,9 @@ def _run_stage(trial: EngineTrial, stage: int, name: str) -> tuple[StageTimes, r
 
 def _mark(script: Script, after: tuple[int, ...], marks: list[int]) -> tuple[int, ...]:
     """A moment between two parts, which no transfer crosses."""
-    found = script.compute(after, 1e-9, "between", "host")
-    marks.extend(found)
-    return found
+    node = script.compute(after, 1e-9, "between", "host")
+    marks.extend(node)
+    return node
 
 
 def _spans(done: runs.Run, marks: list[int], waits: str) -> list[dict[str, float]]:
@@ -79,26 +79,26 @@ def _spans(done: runs.Run, marks: list[int], waits: str) -> list[dict[str, float
     first = int(graph.rank_ptr[rank])
     begins = [0, *(int(result.end_ns[first + mark]) for mark in marks[1:])]
     stops = [*(int(result.start_ns[first + mark]) for mark in marks[1:]), int(result.finish_ns[rank])]
-    found = []
+    spans = []
     for begin, stop in zip(begins, stops, strict=True):
         terms = dict.fromkeys(TERMS, 0.0)
         for term, seconds in exposed(done.traced, result, rank, begin, stop).items():
             if seconds:
                 terms[term if term in terms else waits] += seconds
-        found.append(terms)
-    return found
+        spans.append(terms)
+    return spans
 
 
 def faulty_stages(machine: Machine, engine: PlacedEngine) -> dict[int, list[tuple[int, int, float]]]:
     """The stages whose own links have faults, with these: both ends within one, along a dimension that it spans."""
-    found: dict[int, list[tuple[int, int, float]]] = {}
+    faults: dict[int, list[tuple[int, int, float]]] = {}
     for fault in machine.topology.faulty_links:
         ends, axis = fault_ends(machine.topology, fault)
         for stage, places in enumerate(engine.flat):
             spans = len(np.unique(machine.coordinates(places)[axis])) > 1
             if spans and np.isin(ends, places).all():
-                found.setdefault(stage, []).append(fault)
-    return found
+                faults.setdefault(stage, []).append(fault)
+    return faults
 
 
 def check_failed(machine: Machine, engine: PlacedEngine) -> None:

@@ -65,8 +65,8 @@ def place_pools(scenario: Scenario, cuts: tuple[Degrees, Degrees]) -> tuple[Mach
     alone = [cluster_of(_degrees(cut, 1), ORDER, _healthy(network)) for cut in cuts]
     machine, places = joined(network, alone)
     first, second = (
-        PlacedEngine(cut, found.reshape(one.rank[:, 0].shape), prefix)
-        for cut, found, one, prefix in zip(cuts, places, alone, ("prefill ", "decode "), strict=True)
+        PlacedEngine(cut, place.reshape(one.rank[:, 0].shape), prefix)
+        for cut, place, one, prefix in zip(cuts, places, alone, ("prefill ", "decode "), strict=True)
     )
     return machine, (first, second)
 

@@ -54,14 +54,22 @@ class PassDetail:
         """The same pass with all sums by a library's all-reduce."""
         works = []
         for work in self.works:
-            first, second = (replace(half, exchanges=tuple(replace(each, shots=0) for each in half.exchanges)) for half in work.halves)
+            first, second = (
+                replace(half, exchanges=tuple(replace(exchange, shots=0) for exchange in half.exchanges)) for half in work.halves
+            )
             works.append(replace(work, halves=(first, second)))
         return replace(self, works=tuple(works))
 
     @property
     def waits(self) -> str:
         """The term that a rank's waits for others of its stage belong to."""
-        every = [each.term for work in self.works for half in work.halves for each in half.exchanges if each.reduce + each.gather > 0]
+        every = [
+            exchange.term
+            for work in self.works
+            for half in work.halves
+            for exchange in half.exchanges
+            if exchange.reduce + exchange.gather > 0
+        ]
         routed = any(half.route is not None and half.route.seconds > 0 for work in self.works for half in work.halves)
         return "tp" if "tp" in every else "ep" if routed else "cp" if every else "pp"
 
@@ -69,18 +77,18 @@ class PassDetail:
 def decode_detail(scenario: Scenario, cut: Degrees, rows: float, parts: Drafted) -> PassDetail:
     """A decode step of ``rows`` sequences on an attention rank, its drafts included; ``cut`` has one row."""
     verified, made = parts
-    found = replace(_detail(scenario, cut, verified, 1.0), sequences=rows)
+    detail = replace(_detail(scenario, cut, verified, 1.0), sequences=rows)
     if made is None:
-        return found
+        return detail
     draft = _detail(drafting(scenario), on_last_stage(cut), made, 1.0)
     drafts = scenario.workload.draft_tokens or 0
-    return replace(found, works=(*found.works, *draft.works), heads=(*found.heads, *draft.heads), drafts=drafts)
+    return replace(detail, works=(*detail.works, *draft.works), heads=(*detail.heads, *draft.heads), drafts=drafts)
 
 
 def prefill_detail(scenario: Scenario, cut: Degrees, sequences: float, parts: PassParts, prompts: Prompts) -> PassDetail:
     """The passes that compute ``sequences`` prompts of an attention rank."""
-    found = _detail(scenario, cut, parts, scenario.software.serving.prefill_efficiency)
-    return replace(found, sequences=sequences, chunks=prompts.chunks)
+    detail = _detail(scenario, cut, parts, scenario.software.serving.prefill_efficiency)
+    return replace(detail, sequences=sequences, chunks=prompts.chunks)
 
 
 def _detail(scenario: Scenario, cut: Degrees, parts: PassParts, efficiency: float) -> PassDetail:
@@ -160,13 +168,13 @@ def _head(scenario: Scenario, parts: PassParts, efficiency: float) -> Half:
     return Half("head", seconds, 0.0, 0.0, (_gather(moves.logits, moves.logit_bytes, TP, latency),))
 
 
-def _gather(found: Transfer, size: FloatColumn, group: str, latency: float) -> Exchange:
-    return Exchange(0.0, float(size[0]), seconds_alone(found) + latency, 0.0, 0.0, 0.0, scattered=True, group=group, skew=latency)
+def _gather(gather: Transfer, size: FloatColumn, group: str, latency: float) -> Exchange:
+    return Exchange(0.0, float(size[0]), seconds_alone(gather) + latency, 0.0, 0.0, 0.0, scattered=True, group=group, skew=latency)
 
 
-def _sum(scenario: Scenario, found: Transfer, size: FloatColumn, group: str, latency: float, parts: PassParts) -> Exchange:
+def _sum(scenario: Scenario, gather: Transfer, size: FloatColumn, group: str, latency: float, parts: PassParts) -> Exchange:
     at = parts.exchanges.at
     span = at.tp if group == TP else at.tp * at.cp
     shots, ranks = int(shots_of_sum(scenario, size, span)[0]), int(np.ravel(span.size)[0])
-    seconds = seconds_alone(found) + latency
+    seconds = seconds_alone(gather) + latency
     return Exchange(float(size[0]), 0.0, 0.0, 0.0, seconds, 0.0, group=group, skew=latency, shots=shots, ranks=ranks)

@@ -96,9 +96,9 @@ def write_engine(trial: EngineTrial, style: Style, nodes: Sequence[EngineNodes],
 
 def roles(ranks: int, engine: PlacedEngine) -> Ints:
     """The script of each rank: that of its stage, or none."""
-    found = np.full(ranks, -1, np.int64)
-    found[engine.flat] = np.arange(engine.stages)[:, None]
-    return found
+    roles_of_ranks = np.full(ranks, -1, np.int64)
+    roles_of_ranks[engine.flat] = np.arange(engine.stages)[:, None]
+    return roles_of_ranks
 
 
 def run_engine(trial: EngineTrial, nodes: NodesOf, name: str, *, groups: bool) -> tuple[EngineTimes, runs.Run]:
@@ -181,8 +181,8 @@ class Way:
         return end
 
     def _add(self, terms: dict[str, float], rank: int, begin: int, end: int) -> None:
-        found = exposed(self.done.traced, self.done.result, rank, begin, end)
-        for term, seconds in found.items():
+        exposed_terms = exposed(self.done.traced, self.done.result, rank, begin, end)
+        for term, seconds in exposed_terms.items():
             if seconds:
                 known = term if term in TERMS else self.waits  # within a stage ranks wait for each other
                 terms[known] += seconds

@@ -61,13 +61,13 @@ def measure_handover(
     sent = _Sent(pieces, share * size / pieces / parts, share * seconds / pieces / sends, sends, takes)
     written = (nodes[0][0], nodes[1][0])
     alone, _ = _run(backend, trials, written, rounds, None)
-    beside, done = _run(backend, trials, written, rounds, sent)
-    found = Handover(
-        slower=max(1.0, beside.handed / share / seconds),  # not through other ranks' ports, which the engine's routes may take
-        decode_delay=max(0.0, beside.decoding - alone.decoding) / share,
-        prompt_delay=max(0.0, beside.prompts - alone.prompts) / share,
+    last_run, done = _run(backend, trials, written, rounds, sent)
+    handover = Handover(
+        slower=max(1.0, last_run.handed / share / seconds),  # not through other ranks' ports, which the engine's routes may take
+        decode_delay=max(0.0, last_run.decoding - alone.decoding) / share,
+        prompt_delay=max(0.0, last_run.prompts - alone.prompts) / share,
     )
-    return found, {"pools": done}
+    return handover, {"pools": done}
 
 
 def _run(
@@ -98,7 +98,7 @@ def _run(
     done = runs.run(first.scenario, stage, scripts, role, "pools")
     takers = second.engine.copy.ravel().tolist() if sent is not None else []
     handed = max((_ended(done, rank, node) for rank in takers for node in last[rank]), default=0.0)
-    prompts, decoding = (_end(done, *each) for each in ends)
+    prompts, decoding = (_end(done, *end) for end in ends)
     return _Ends(prompts, decoding, handed), done
 
 

@@ -44,18 +44,18 @@ def layer_works(
         priced: its operators, and which of their shapes is its own.
     """
     (groups, arranged), (ready, shape) = placed, priced
-    streams, moved = Streams.of(scenario, layout, groups.placement, groups.network), arranged.transfers
+    streams, transfers = Streams.of(scenario, layout, groups.placement, groups.network), arranged.transfers
     works = []
     repeats = repeated(scenario, layout)
     for number, (kind, some) in enumerate(zip(architecture_of(scenario).kinds, selective(scenario), strict=True)):
-        alone, block, traffic = ready.alone.layers[number], blocks[number], moved.layers[number]
-        parts = [tuple(exchange_of(streams, each) for each in part) for part in streams.around(kind)]
-        sides = tuple(side_exchange(each, way) for way in (0, 1) for each in side_transfers(streams, kind, way == 1))
+        alone, block, traffic = ready.alone.layers[number], blocks[number], transfers.layers[number]
+        parts = [tuple(exchange_of(streams, layer) for layer in part) for part in streams.around(kind)]
+        sides = tuple(side_exchange(side, way) for way in (0, 1) for side in side_transfers(streams, kind, way == 1))
         around = sum(parts[:-1], ()), (*parts[-1], *sides)  # what stands before attention counts as its
         halves = _halves(block, around, alone.matmul_seconds[..., shape], alone.mixing)
         halves = halves[0], replace(halves[1], route=_route(streams, block, traffic, repeats[number]))
         again = _again(block, halves, repeats[number], some, (alone.again * alone.matmul_seconds[0])[:, shape], alone.mixing)
-        work = _layer_work(scenario, layout, block, traffic, (again, exchange_of(streams, moved.stream), repeats[number]))
+        work = _layer_work(scenario, layout, block, traffic, (again, exchange_of(streams, transfers.stream), repeats[number]))
         works.append(replace(work, trades=_trades(streams, kind)))
     return tuple(works)
 
@@ -64,7 +64,7 @@ def _layer_work(
     scenario: Scenario,
     layout: Layouts,
     block: LayerBlock,
-    moved: LayerTransfers,
+    transfers: LayerTransfers,
     parts: tuple[tuple[tuple[Half, Half], float], Exchange, Repeated],
 ) -> LayerWork:
     """One layer of one kind; ``parts``: its halves with the seconds that run again beside them, what is exchanged of the activations
@@ -81,8 +81,8 @@ def _layer_work(
         tp=tp,
         sequence_parallel=sequence and tp > 1,
         ring=hops,
-        keys=float(moved.cp_keys[0]) if hops else 0.0,
-        hop=float(moved.cp_hop.seconds[0]) if hops else 0.0,
+        keys=float(transfers.cp_keys[0]) if hops else 0.0,
+        hop=float(transfers.cp_hop.seconds[0]) if hops else 0.0,
         stream=stream,
         tp_hidden=software.overlap.tp_overlap if software.overlap.async_tp else 0.0,
         tp_backward_hidden=software.overlap.tp_backward_overlap * float(not layout.delays_weights[0]),
@@ -114,33 +114,36 @@ def _again(
     for number, half in enumerate(halves):
         seconds = whole * (half.forward - half.spared) + selected * (1 - first if number else first)
         # attention and the MLP come last; a layer of one part has no attention
-        shares = (whole + partly * (each[number - 2] if len(each) + number > 1 else 0.0) for each in (some.gathers, some.scatters))
-        routed = (whole + partly * each for each in (some.dispatched, some.combined))
+        shares = (
+            whole + partly * (collective[number - 2] if len(collective) + number > 1 else 0.0)
+            for collective in (some.gathers, some.scatters)
+        )
+        routed = (whole + partly * exchange for exchange in (some.dispatched, some.combined))
         marked.append(replace(half, again=HalfAgain(seconds, *shares, *routed)))
     return (marked[0], marked[1]), 0.0
 
 
-def exchange_of(streams: Streams, each: TensorParallel) -> Exchange:
+def exchange_of(streams: Streams, collective: TensorParallel) -> Exchange:
     """One buffer of a layout's as its programs exchange it."""
-    group = getattr(streams.placement, each.group)
+    group = getattr(streams.placement, collective.group)
     return Exchange(
-        float(each.size[0]),
-        float(each.gathered[0]),
-        gather=seconds_alone(each.gather),
-        scatter=seconds_alone(each.scatter),
-        reduce=seconds_alone(each.reduce),
-        again=seconds_alone(each.again),
-        scattered=bool(each.scattered(streams.layouts.sequence_parallel)[0]),
-        group=each.group,
+        float(collective.size[0]),
+        float(collective.gathered[0]),
+        gather=seconds_alone(collective.gather),
+        scatter=seconds_alone(collective.scatter),
+        reduce=seconds_alone(collective.reduce),
+        again=seconds_alone(collective.again),
+        scattered=bool(collective.scattered(streams.layouts.sequence_parallel)[0]),
+        group=collective.group,
         skew=float(np.ravel(node_wait(streams.scenario, group))[0]),
     )
 
 
-def side_exchange(each: SideTransfer, way: int) -> Exchange:
+def side_exchange(side: SideTransfer, way: int) -> Exchange:
     """A collective along one side of a grid of ranks, in a forward (0) or backward (1) pass."""
-    seconds, ranks, stride = seconds_alone(each.moved), int(each.ranks[0]), int(each.stride[0])
-    size = float(each.size[0]) * (ranks > 1)
-    return Exchange(size, size, seconds, seconds, seconds, 0.0, group=f"{SIDES}{ranks}/{stride}", only=(way, each.kind))
+    seconds, ranks, stride = seconds_alone(side.transfer), int(side.ranks[0]), int(side.stride[0])
+    size = float(side.size[0]) * (ranks > 1)
+    return Exchange(size, size, seconds, seconds, seconds, 0.0, group=f"{SIDES}{ranks}/{stride}", only=(way, side.kind))
 
 
 def _halves(block: LayerBlock, around: Sequence[tuple[Exchange, ...]], products: NDArray[np.float64], mixing: int) -> tuple[Half, Half]:
@@ -162,21 +165,21 @@ def _halves(block: LayerBlock, around: Sequence[tuple[Exchange, ...]], products:
     return attention, replace(half(1, 1 - first), spared=float(block.spared[0]) + copied - mine)
 
 
-def _route(streams: Streams, block: LayerBlock, moved: LayerTransfers, repeats: Repeated) -> ExpertRoute | None:
+def _route(streams: Streams, block: LayerBlock, transfers: LayerTransfers, repeats: Repeated) -> ExpertRoute | None:
     """What goes to other ranks' experts and back; what hides behind another micro-batch's passes is dealt out to both of them."""
-    if moved.route is None:
+    if transfers.route is None:
         return None
-    found, way, copies = moved.route, seconds_alone(moved.ep_exchange), moved.route.copies
-    beside = beside_compute(streams.scenario, streams.layouts, block, moved, repeats)
-    hidden = hidden_exchanges(streams.scenario, streams.layouts, block, moved, repeats, beside)
+    route, way, copies = transfers.route, seconds_alone(transfers.ep_exchange), transfers.route.copies
+    alone = beside_compute(streams.scenario, streams.layouts, block, transfers, repeats)
+    hidden = hidden_exchanges(streams.scenario, streams.layouts, block, transfers, repeats, alone)
     spans = [float(np.ravel(members)[0]) for members in streams.placement.ep.members]
     return ExpertRoute(
-        size=float(found.size[0]),
+        size=float(route.size[0]),
         seconds=way,
         kinds=("ALL_GATHER", "REDUCE_SCATTER") if gathers_tokens(streams.scenario) else ("ALL_TO_ALL", "ALL_TO_ALL"),
-        parts=() if copies is None else tuple(float(found.size[0] * c[0]) for c, n in zip(copies, spans, strict=True) if n > 1),
-        shown=float(hidden.shown[0]),
-        beside=(float(hidden.forward[0]) / max(way, 1e-300), float(hidden.backward[0]) / max(way, 1e-300)),
+        parts=() if copies is None else tuple(float(route.size[0] * c[0]) for c, n in zip(copies, spans, strict=True) if n > 1),
+        exposed_share=float(hidden.exposed_share[0]),
+        ways_beside=(float(hidden.forward[0]) / max(way, 1e-300), float(hidden.backward[0]) / max(way, 1e-300)),
         late=float(hidden.late[0]),
     )
 

@@ -130,10 +130,10 @@ def _layer_script(one: LayoutDetail, work: LayerWork, stage: runs.Stage) -> tupl
 
 def measured_layers(one: LayoutDetail, times: Sequence[LayerTimes]) -> Layers:
     """The closed forms' layers with the passes that the engine measured."""
-    each = tuple(_measured_layer(one, layer, found) for layer, found in zip(one.layers.each, times, strict=True))
+    layers = tuple(_measured_layer(one, layer, times_of_layer) for layer, times_of_layer in zip(one.layers.of_kinds, times, strict=True))
     around = times[0].ends
     ends = Ends(**{part.name: _column(sum(around[part.name].values()) - around[part.name]["compute"]) for part in fields(Ends)})
-    return replace(one.layers, each=each, ends=ends)
+    return replace(one.layers, of_kinds=layers, ends=ends)
 
 
 def _column(value: float) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
@@ -152,8 +152,8 @@ def _measured_layer(one: LayoutDetail, old: Layer, times: LayerTimes) -> Layer:
         ep=_column(times.forward["ep"] + times.backward["ep"]),
         forward=ahead,
         backward=back,
-        dp_backward=exposed(old.sharded.backward, share, Window(back - old.delayed, old.moved.backward.busy)),
-        dp_forward=exposed(old.sharded.forward, share, Window(ahead, old.moved.forward.busy)),
+        dp_backward=exposed(old.sharded.backward, share, Window(back - old.delayed, old.sent.backward.busy)),
+        dp_forward=exposed(old.sharded.forward, share, Window(ahead, old.sent.forward.busy)),
     )
 
 
@@ -175,10 +175,10 @@ def check_failed_links(cluster: Machine, experts: ExpertGroups) -> None:
 
 def faulty_blocks(cluster: Machine, experts: ExpertGroups) -> dict[RankBlock, None]:
     """The blocks whose own links have faults: both ends within one, along a dimension that it spans."""
-    found: dict[RankBlock, None] = {}
+    blocks: dict[RankBlock, None] = {}
     for fault in cluster.topology.faulty_links:
-        found |= dict.fromkeys(blocks_of(cluster, experts, fault))
-    return found
+        blocks |= dict.fromkeys(blocks_of(cluster, experts, fault))
+    return blocks
 
 
 def blocks_of(cluster: Machine, experts: ExpertGroups, fault: tuple[int, int, float]) -> list[RankBlock]:

@@ -39,18 +39,18 @@ class Machine:
 
     def coordinates(self, places: Ints) -> list[Ints]:
         """Coordinates of places, one array of the same shape a dimension of the topology."""
-        found, stride = [], 1
+        coordinate, stride = [], 1
         for dimension in self.topology.dimensions:
-            found.append(places // stride % dimension.size)
+            coordinate.append(places // stride % dimension.size)
             stride *= dimension.size
-        return found
+        return coordinate
 
     def groups(self, axes: Sequence[str]) -> Ints:
         """The groups that span ``axes``, the last one fastest: ``(groups, members)``."""
         inside = [AXES.index(name) for name in axes]
         outside = [axis for axis in range(len(AXES)) if axis not in inside]
-        found: Ints = self.rank.transpose(*outside, *inside).reshape(-1, prod(self.rank.shape[axis] for axis in inside))
-        return found
+        ranks: Ints = self.rank.transpose(*outside, *inside).reshape(-1, prod(self.rank.shape[axis] for axis in inside))
+        return ranks
 
     def phases(self, groups: Ints) -> list[Ints]:
         """The groups dimension by dimension, inner to outer, ``(groups, members)`` each, as hierarchical collectives walk them.
@@ -132,14 +132,14 @@ def fault_ends(topology: Topology, fault: tuple[int, int, float]) -> tuple[tuple
 
 def _faults_among(cluster: Machine, places: Ints, new: Ints, topology: Topology, kept: Sequence[int]) -> tuple[tuple[int, int, float], ...]:
     """The faulty links that a part of the network has, under their new numbers."""
-    moved = dict(zip(places.ravel().tolist(), new.ravel().tolist(), strict=True))
+    new_places = dict(zip(places.ravel().tolist(), new.ravel().tolist(), strict=True))
     faults = []
     for fault in cluster.topology.faulty_links:
         ends, axis = fault_ends(cluster.topology, fault)
         number = cluster.dimension[axis]
-        if number not in kept or any(end not in moved for end in ends):
+        if number not in kept or any(end not in new_places for end in ends):
             continue
-        here = [moved[end] for end in ends]
+        here = [new_places[end] for end in ends]
         target = here[1] if len(here) == 2 else switch_of(topology, kept.index(number), here[0])
         faults.append((here[0], target, fault[2]))
     return tuple(faults)
@@ -169,19 +169,19 @@ def cluster_of(degrees: Mapping[str, int], order: Sequence[str], network: Networ
                     f"hw.network.dimensions.{i}.size={dimension.size}: {'·'.join(names)} is {sizes[i]}; allowed: the two equal"
                 )
     loose = [name for name in order if name in counts and name not in homes]
-    place, left = _mixed(loose, counts, index)
+    place, inside_place = _mixed(loose, counts, index)
     filled = places_filled(degrees, order, network)
-    if left > 1 and not free:
+    if inside_place > 1 and not free:
         raise ValueError(f"no network dimension carries {', '.join(loose)}; allowed: one that lists it in parallelisms")
     for position, i in enumerate(free):
         given = network.dimensions[i].size
         last = position == len(free) - 1
-        size = left if given is None else given
-        if given is not None and last and left > given:
-            raise ValueError(f"{'·'.join(loose)} is above the places of the network by {left / given:g} times")
+        size = inside_place if given is None else given
+        if given is not None and last and inside_place > given:
+            raise ValueError(f"{'·'.join(loose)} is above the places of the network by {inside_place / given:g} times")
         used = filled.get(i, size)
         coordinates[i], sizes[i] = place % used, size
-        place, left = place // used, -(-left // used)
+        place, inside_place = place // used, -(-inside_place // used)
     return _assembled(network, coordinates, sizes, tuple(degrees[axis] for axis in AXES))
 
 

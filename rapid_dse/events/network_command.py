@@ -44,13 +44,13 @@ def run_collectives(table: Path, out: Path, say: Say) -> int:
     columns = [f"input.{c}" if c in OUTCOME else c for c in rows[0] if c is not None and c not in PREDICTED]
     codes = set()
     for number, row in enumerate(rows, 1):
-        code, found = _time_collective(row)
-        if found["reason"]:
-            say(f"{table}, row {number}: {found['reason']}")
+        code, times = _time_collective(row)
+        if times["reason"]:
+            say(f"{table}, row {number}: {times['reason']}")
         codes.add(code)
         kept = {f"input.{c}" if c in OUTCOME else c: value for c, value in row.items()}
         row.clear()
-        row.update(kept | found)
+        row.update(kept | times)
     with out.open("w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, [*columns, *PREDICTED, *OUTCOME], extrasaction="ignore")
         writer.writeheader()
@@ -96,9 +96,9 @@ def run_graph_file(path: Path, network: str, out: Path, links: bool, engine: Eng
     if not result.deadlocked:
         return OK
     waiting: dict[str, list[int]] = report["waiting"]
-    shown = "; ".join(f"rank {r}: node {', '.join(map(str, ids))}" for r, ids in list(waiting.items())[:SHOWN])
+    listed = "; ".join(f"rank {r}: node {', '.join(map(str, ids))}" for r, ids in list(waiting.items())[:SHOWN])
     more = f" and {len(waiting) - SHOWN} more ranks" if len(waiting) > SHOWN else ""
-    say(f"deadlock: these nodes wait for ever: {shown}{more}")
+    say(f"deadlock: these nodes wait for ever: {listed}{more}")
     return DEADLOCK
 
 

@@ -51,8 +51,8 @@ def run_picture(traced: Traced, result: RunResult) -> str:
 
 def _legend(seconds: float) -> Iterator[str]:
     """The colours of the terms, and the time from the left edge to the right."""
-    shown = [term for term in COLOURS if term != "bubble"]
-    for place, term in enumerate(shown):
+    terms = [term for term in COLOURS if term != "bubble"]
+    for place, term in enumerate(terms):
         x = MARGIN + 100 * place
         yield f'<rect x="{x:.0f}" y="4" width="14" height="14" fill="{COLOURS[term]}"/><text x="{x + 18:.0f}" y="15">{term}</text>'
     yield f'<text x="{MARGIN:.0f}" y="{2 * ROW:.0f}">0</text>'

@@ -118,7 +118,7 @@ def one_layout(scenario: Scenario, layouts: Layouts, row: int, ready: Prepared, 
     works = layer_works(scenario, layout, slowed(scenario, layout, own, layers), (groups, arranged), (ready, int(ready.where[row])))
     works = tuple(
         replace(work, copies_forward=float(layer.copies_forward[0]), copies_backward=float(layer.copies_backward[0]))
-        for work, layer in zip(works, layers.each, strict=True)
+        for work, layer in zip(works, layers.of_kinds, strict=True)
     )
     around = _end_work(scenario, layout, own, arranged, works[0])
     return LayoutDetail(scenario, layout, ready, own, groups, arranged, layers, works, around)
@@ -126,7 +126,7 @@ def one_layout(scenario: Scenario, layouts: Layouts, row: int, ready: Prepared, 
 
 def slowed(scenario: Scenario, layout: Layouts, block: Block, layers: Layers) -> list[LayerBlock]:
     """Layers of each kind with what the transfers that they hide make them take longer."""
-    return [slowed_block(scenario, layout, own, layer) for own, layer in zip(block.layers, layers.each, strict=True)]
+    return [slowed_block(scenario, layout, own, layer) for own, layer in zip(block.layers, layers.of_kinds, strict=True)]
 
 
 def _end_work(scenario: Scenario, layout: Layouts, block: Block, arranged: Arrangement, work: LayerWork) -> EndWork:
@@ -134,7 +134,7 @@ def _end_work(scenario: Scenario, layout: Layouts, block: Block, arranged: Arran
     weight, trained = float(block.head_weight_gradient[0]), scenario.workload.trains_all
     stream = work.stream if trained else replace(work.stream, again=0.0)
     around = (stream,) if architecture_of(scenario).shares_ends else ()
-    read = tuple(each.times(1 + architecture_of(scenario).predictions) for each in around)
+    read = tuple(end.times(1 + architecture_of(scenario).predictions) for end in around)
     head = Half("head", float(block.head_forward[0]), float(block.head_backward[0]) - weight, weight, read)
     loss = Exchange(
         float(loss_bytes(scenario, layout)[0]), 0.0, 0.0, 0.0, seconds_alone(arranged.vocabulary.loss), 0.0, skew=work.stream.skew
@@ -169,16 +169,16 @@ class PassSeconds:
 
 def closed_form_passes(one: LayoutDetail) -> PassSeconds:
     """As closed forms have them."""
-    around = one.layers.ends.beside(one.block)
-    layers = tuple((float(layer.forward[0]), float(layer.backward[0])) for layer in one.layers.each)
+    around = one.layers.ends.added_to(one.block)
+    layers = tuple((float(layer.forward[0]), float(layer.backward[0])) for layer in one.layers.of_kinds)
     ends = around.embedding + around.embedding_backward, around.head_forward + around.head_backward
-    return PassSeconds(layers, *(float(np.ravel(each)[0]) for each in ends))
+    return PassSeconds(layers, *(float(np.ravel(end)[0]) for end in ends))
 
 
 def stage_works(one: LayoutDetail, passes: PassSeconds) -> list[StageWork]:
     """What each stage does beside its passes, first to last; ``passes`` tell what the host has to wait out."""
-    pp, held = one.degree("pp"), one.degree("chunks") if one.degree("pp") > 1 else 1
-    chunks = split_of(one.scenario).kinds_of_chunks(pp, held, one.schedule.stage_map)
+    pp, chunks_a_stage = one.degree("pp"), one.degree("chunks") if one.degree("pp") > 1 else 1
+    chunks = split_of(one.scenario).kinds_of_chunks(pp, chunks_a_stage, one.schedule.stage_map)
     return [_stage_work(one, stage, tuple(chunks[stage]), passes) for stage in range(pp)]
 
 
@@ -186,19 +186,19 @@ def _stage_work(one: LayoutDetail, stage: int, chunks: tuple[tuple[int, ...], ..
     scenario, layout, groups = with_closed_form(one.scenario), one.layout, one.groups
     software, kinds = scenario.software, [kind for chunk in chunks for kind in chunk]
     weights = _trained_weights(one, stage, kinds)
-    each = bool(reduces_each(software, layout)[0])
+    every_micro_batch = bool(reduces_each(software, layout)[0])
     scatters, ranks = bool(layout.sharding.optimizer[0]), one.degree("dp") * one.degree("cp")
-    left = weights.times(0.0 if each else gradient_bytes(scenario))
+    unreduced = weights.times(0.0 if every_micro_batch else gradient_bytes(scenario))
     copies = ranks // int(layout.shards[0]) if scatters else ranks  # ranks that sum the same gradients in an all-reduce
     alike = one.degree("expert_copies")  # ranks that hold the same experts
     of_experts = alike // one.degree("expert_shards") if scatters else alike
     others = copies - 1 + (0 if weights.experts is None else of_experts - 1)
-    sent = np.ravel(left.total)
+    sent = np.ravel(unreduced.total)
     calls, hidden = int(np.ceil(sent / bucket(scenario, layout))[0]), float(reduction_overlap(software, layout)[0])
     tied = tied_table(scenario, layout, groups.placement, groups.network)
     head, apart = stage == one.degree("head_stage"), one.degree("head_stage") > 0 or not scenario.model.tie_word_embeddings
     table = Weights(head_parameters(scenario, layout))
-    held, trained = (layer_weights(scenario, layout, only) for only in (False, True))
+    whole, trained = (layer_weights(scenario, layout, only) for only in (False, True))
     return StageWork(
         chunks=chunks,
         sizes=tuple(float(np.ravel(layer.total)[0]) for layer in trained),
@@ -206,8 +206,8 @@ def _stage_work(one: LayoutDetail, stage: int, chunks: tuple[tuple[int, ...], ..
         host_step=software.host.host_step,
         optimizer=float(np.ravel(update_seconds(scenario, layout, weights, one.ready.device))[0]),
         scatters=scatters,
-        shared=_shared(one, weights, left, len(kinds)),
-        layers=tuple(_shared_layer(one, *each) for each in zip(held, trained, strict=True)),
+        shared=_shared(one, weights, unreduced, len(kinds)),
+        layers=tuple(_shared_layer(one, *weights_of_layer) for weights_of_layer in zip(whole, trained, strict=True)),
         calls=max(1, calls),
         embedding=_table(one, embedding_weights(scenario, layout)) if stage == 0 else None,
         head=_table(one, table) if head and apart else None,
@@ -233,8 +233,8 @@ class _Group:
 
     def part(self, weights: Weights) -> Weights | None:
         """What the group shares of some weights, as if they were all there are; None where it shares nothing."""
-        found = getattr(weights, self.of)
-        return None if found is None else Weights(np.atleast_1d(found))
+        of_group = getattr(weights, self.of)
+        return None if of_group is None else Weights(np.atleast_1d(of_group))
 
 
 def _groups(one: LayoutDetail) -> Iterator[_Group]:
@@ -251,37 +251,37 @@ def _groups(one: LayoutDetail) -> Iterator[_Group]:
         yield _Group(name, of, halves, alone, replace(one.groups, placement=replace(placement, gradient=span, halves=halves)))
 
 
-def _shared(one: LayoutDetail, weights: Weights, left: Weights, layers: int) -> tuple[SharedWeights, ...]:
-    """What moves once a step of a stage's ``weights`` in each group that shares some; ``left`` bytes of gradients are reduced then."""
+def _shared(one: LayoutDetail, weights: Weights, reduced: Weights, layers: int) -> tuple[SharedWeights, ...]:
+    """What moves once a step of a stage's ``weights`` in each group that shares some; ``reduced`` bytes of gradients are reduced then."""
     scenario, layout = with_closed_form(one.scenario), one.layout
     shared = []
     for group in _groups(one):
-        held, sent = group.part(weights), group.part(left)
-        if held is None or sent is None:
+        own_weights, sent = group.part(weights), group.part(reduced)
+        if own_weights is None or sent is None:
             continue
         sync = gradient_sync(scenario, layout, sent, group.alone).seconds
-        moved = {
+        transfers = {
             "sent": sent.dense,
             "sync": sync,
-            "gathered": held.dense * compute_bytes(scenario) * one.layout.sharding.gathers_once,
-            "gather": weight_gather(scenario, layout, held, np.array([layers]), group.alone).seconds,
+            "gathered": own_weights.dense * compute_bytes(scenario) * one.layout.sharding.gathers_once,
+            "gather": weight_gather(scenario, layout, own_weights, np.array([layers]), group.alone).seconds,
             "shards": group.alone.placement.gradient.size,
             "across": gradient_sync(scenario, layout, sent, group.cut).seconds - sync,
         }
-        shared.append(_shared_weights(group.name, group.halves, moved, narrow_gradients(one)))
+        shared.append(_shared_weights(group.name, group.halves, transfers, narrow_gradients(one)))
     return tuple(shared)
 
 
 def _shared_layer(one: LayoutDetail, weights: Weights, trained: Weights) -> tuple[SharedWeights, ...]:
     """What moves of a layer's ``weights``, of which some are ``trained``, with each of its passes in each group that shares some."""
-    found = ((group, group.part(weights), group.part(trained)) for group in _groups(one))
+    groups = ((group, group.part(weights), group.part(trained)) for group in _groups(one))
     return tuple(
         replace(
-            _shared_weights(group.name, group.halves, _each_time(one, (held, own), group.alone, group.cut), narrow_gradients(one)),
+            _shared_weights(group.name, group.halves, _each_time(one, (own_weights, own), group.alone, group.cut), narrow_gradients(one)),
             second=SECOND if one.scenario.parallel.zero_hpz_partition_size > 1 else "",
         )
-        for group, held, own in found
-        if held is not None and own is not None
+        for group, own_weights, own in groups
+        if own_weights is not None and own is not None
     )
 
 
@@ -290,15 +290,17 @@ def narrow_gradients(one: LayoutDetail) -> FourBits | None:
     if not one.scenario.software.precision.zero_quantized_gradients:
         return None
     scenario, group = with_closed_form(one.scenario), one.groups.placement.gradient
-    found = quantized_reduction(scenario, np.array([1e9]), one.groups)
-    share = seconds_alone(found.within) / max(seconds_alone(found.both), 1e-300)
+    reduction = quantized_reduction(scenario, np.array([1e9]), one.groups)
+    share = seconds_alone(reduction.within) / max(seconds_alone(reduction.both), 1e-300)
     members = float(np.ravel(by_node(group, scenario.hw.node_dimensions)[0].size)[0])
     return FourBits(NODES, NODES + REPLICAS, members, share, FOUR_BITS / gradient_bytes(scenario))
 
 
-def _shared_weights(name: str, halves: Halves | None, moved: Mapping[str, FloatColumn], narrow: FourBits | None = None) -> SharedWeights:
-    """Those of a group by its name; ``moved``: fields of ``SharedWeights``, columns of one row."""
-    numbers: dict[str, Any] = {key: float(np.ravel(column)[0]) for key, column in moved.items()}
+def _shared_weights(
+    name: str, halves: Halves | None, transfers: Mapping[str, FloatColumn], narrow: FourBits | None = None
+) -> SharedWeights:
+    """Those of a group by its name; ``transfers``: fields of ``SharedWeights``, columns of one row."""
+    numbers: dict[str, Any] = {key: float(np.ravel(column)[0]) for key, column in transfers.items()}
     return SharedWeights(name, **numbers, replicas="" if halves is None else name + REPLICAS, narrow=narrow)
 
 
@@ -309,13 +311,13 @@ def _each_time(one: LayoutDetail, weights: tuple[Weights, Weights], alone: Shard
         weights: all, and those that are trained.
         alone: the group that shares one copy of the shards; ``cut``: with those that hold the same shard.
     """
-    scenario, layout, (held, trained) = with_closed_form(one.scenario), one.layout, weights
-    passes = sharded_passes(scenario, layout, alone, held, trained)
-    across = sharded_passes(scenario, layout, cut, held, trained).backward.seconds - passes.backward.seconds
+    scenario, layout, (whole, trained) = with_closed_form(one.scenario), one.layout, weights
+    passes = sharded_passes(scenario, layout, alone, whole, trained)
+    across = sharded_passes(scenario, layout, cut, whole, trained).backward.seconds - passes.backward.seconds
     return {
-        "layer_gathered": held.dense * gathered_bytes(scenario) * layout.sharding.parameters,
+        "layer_gathered": whole.dense * gathered_bytes(scenario) * layout.sharding.parameters,
         "layer_gather": passes.forward.seconds,
-        "layer_again": backward_gather(scenario, layout, alone, held, passes.forward).seconds,
+        "layer_again": backward_gather(scenario, layout, alone, whole, passes.forward).seconds,
         "layer_scattered": trained.dense * gradient_bytes(scenario) * reduces_each(scenario.software, layout),
         "layer_scatter": passes.backward.seconds,
         "shards": alone.placement.gradient.size,
@@ -329,23 +331,23 @@ def _table(one: LayoutDetail, weights: Weights) -> SharedWeights | None:
     if not one.layout.sharding.gradients[0] or float(np.ravel(placement.gradient.size)[0]) == 1:
         return None
     alone = replace(one.groups, placement=replace(placement, gradient=placement.shard, halves=None))
-    moved = _each_time(one, (weights, trained_table(one.scenario, weights)), alone, one.groups)
-    return _shared_weights(GRADIENTS, placement.halves, moved, narrow_gradients(one))
+    transfers = _each_time(one, (weights, trained_table(one.scenario, weights)), alone, one.groups)
+    return _shared_weights(GRADIENTS, placement.halves, transfers, narrow_gradients(one))
 
 
 def _trained_weights(one: LayoutDetail, stage: int, kinds: Sequence[int]) -> Weights:
     """Parameters with gradients that a rank of a stage holds, whose layers are of such kinds."""
     scenario, layout, last = one.scenario, one.layout, one.degree("head_stage")
     layers = layer_weights(scenario, layout, trained=True)
-    held = weights_of(np.bincount(np.array(kinds, np.int64), minlength=len(layers)), layers)
+    weights = weights_of(np.bincount(np.array(kinds, np.int64), minlength=len(layers)), layers)
     if not scenario.workload.trains_all:
-        return held
+        return weights
     looks_up = stage == 0 or (stage == last and looked_up_twice(scenario))
     tables = float(embedding_parameters(scenario, layout)[0]) * looks_up
     if stage == last and not (stage == 0 and scenario.model.tie_word_embeddings):
         tables += float(head_parameters(scenario, layout)[0])
     positions = architecture_of(scenario).embedding.positions(scenario.workload.seq_len) * (stage == 0)
-    return Weights(held.dense + tables + positions, held.experts)
+    return Weights(weights.dense + tables + positions, weights.experts)
 
 
 def _stalls(one: LayoutDetail, kinds: Sequence[int], stage: int, passes: PassSeconds) -> tuple[float, float, float]:
@@ -360,10 +362,10 @@ def _stalls(one: LayoutDetail, kinds: Sequence[int], stage: int, passes: PassSec
     chunks = one.degree("chunks")
     sends = float(one.schedule.stage_map.sends(np.array(stage), np.array(pp), np.array(chunks)))
     hops = sends * seconds_alone(one.arranged.transfers.pp_hop) + 2.0 * chunks * software.pipeline.send_receive if pp > 1 else 0.0
-    layers = sum(sum(passes.layers[kind]) + float(one.layers.each[kind].dp[0]) for kind in kinds)
+    layers = sum(sum(passes.layers[kind]) + float(one.layers.of_kinds[kind].dp[0]) for kind in kinds)
     device = layers + around + hops
     host = len(kinds) * float(host_layer_seconds(one.scenario, one.layout)[0]) + micro_batch_seconds(one.scenario)
-    ahead = sum(passes.layers[kind][0] + float(one.layers.each[kind].dp_forward[0]) for kind in kinds)
+    ahead = sum(passes.layers[kind][0] + float(one.layers.of_kinds[kind].dp_forward[0]) for kind in kinds)
     ahead += float(block.embedding[0]) * (stage == 0) + float(block.head_forward[0]) * (stage == last)
     gradients = sum(one.works[kind].weight_gradient for kind in kinds)
     return waits_of_passes(software, (ahead + hops / 2, gradients), device, host)

@@ -201,8 +201,8 @@ def _engine(scenario: Scenario, topology: Topology, traced: Traced) -> RunResult
 def _simulator(backend: Backend, topology: Topology) -> tuple[Callable[[Graph, Topology, SystemSettings, str], RunResult], str]:
     """The engine that runs a graph, and its name and version."""
     if backend.engine == "astrasim" and topology.ranks > 1:
-        found = _astra_sim(backend)
-        return found.run, found.version
+        simulator = _astra_sim(backend)
+        return simulator.run, simulator.version
     from rapid_dse.interconnect.engine import run_graph  # numba is loaded when something runs
     from rapid_dse.interconnect.event_runs import engine_version
 

@@ -112,27 +112,27 @@ class ServedRow:
             first = second = replace(first, decode=second.decode)
         return replace(ready, costs=(first, second), handover=self.handover)
 
-    def _measure(self, found: System, ready: PreparedEngines) -> bool:
+    def _measure(self, system: System, ready: PreparedEngines) -> bool:
         """Measures the passes that requests meet and that have not been; whether there were any."""
         prompts, decoding = self.samples
         new = False
-        for batch in dict.fromkeys(self._prompts(found, ready)):
+        for batch in dict.fromkeys(self._prompts(system, ready)):
             if not prompts.near(batch):
                 new, prompts.factors[batch] = True, self._prefill_factors(batch)
-        for batch, flying in dict.fromkeys(self._batches(found)):
+        for batch, flying in dict.fromkeys(self._batches(system)):
             if not decoding.near(batch) and self.assumed.workload.lengths[1] > 1:
                 new, decoding.factors[batch] = True, self._decode_factors(batch, flying)
         return new
 
-    def _prompts(self, found: System, ready: PreparedEngines) -> list[float]:
+    def _prompts(self, system: System, ready: PreparedEngines) -> list[float]:
         """Prompts of an attention rank that share a pass."""
         if self.pooled:
             return [1.0, float(ready.costs[0].together[0])]
-        return [max(1.0, float(found.served.together[0] / self.cuts[0].attention_dp[0]))]
+        return [max(1.0, float(system.served.together[0] / self.cuts[0].attention_dp[0]))]
 
-    def _batches(self, found: System) -> list[tuple[float, int]]:
+    def _batches(self, system: System) -> list[tuple[float, int]]:
         """Sequences of an attention rank that decode at a time, and batches in flight: as many as run, and what sets the most."""
-        engine, fared = found.engine, found.served
+        engine, fared = system.engine, system.served
         pp, copies = int(engine.cut.pp[0]), int(engine.cut.attention_dp[0])
         flying = max(1, min(pp, round(float(fared.running[0]) / copies)))
         most = [(max(1.0, float(engine.capacity[0] / engine.ranks[0])), pp)] if self.layouts.request_rate[0] > 0 or self.pooled else []
@@ -144,11 +144,11 @@ class ServedRow:
             detail = detail.by_library()  # groups of such a network have no all-to-all there that sends to all at once
         if self.pooled or len(self.engines) == 1:
             return [EngineTrial(self.scenario, self.machine, self.engines[engine], detail, flying, returns)]
-        found = []
+        trials = []
         for placed in faulty_engines(self.machine, self.engines) or self.engines[:1]:
             part, places = self.machine.part(placed.places)
-            found.append(EngineTrial(self.scenario, part, replace(placed, places=places), detail, flying, returns))
-        return found
+            trials.append(EngineTrial(self.scenario, part, replace(placed, places=places), detail, flying, returns))
+        return trials
 
     def _prefill(self, batch: float, parts: PassParts) -> list[EngineTrial]:
         prompts = prompts_of(self.assumed)
@@ -168,10 +168,10 @@ class ServedRow:
         """What a pass takes on the slowest of the engines: the load is dealt out evenly, so that all end with it."""
         times = []
         for number, trial in enumerate(trials):
-            found, done = self.backend.measure(trial, name if len(trials) == 1 else f"{name}_{number}")
+            engine_times, done = self.backend.measure(trial, name if len(trials) == 1 else f"{name}_{number}")
             self.runs |= done
-            times.append(found)
-        return max(times, key=lambda each: each.total)
+            times.append(engine_times)
+        return max(times, key=lambda name: name.total)
 
     def _prefill_factors(self, batch: float) -> dict[str, float]:
         serving, prompts, parts = self.assumed.software.serving, prompts_of(self.assumed), self._prefill_parts(batch)
@@ -183,31 +183,31 @@ class ServedRow:
         closed = timed(drafted(self.assumed, self.cuts[-1], parts), self.assumed.software.serving)
         return _over(self._times(self._decode(batch, flying, parts), "decode"), closed)
 
-    def _hand_over(self, found: System) -> None:
+    def _hand_over(self, system: System) -> None:
         """Measures what a cache meets on its way beside what runs."""
-        (batch, flying), *_ = self._batches(found)
+        (batch, flying), *_ = self._batches(system)
         (prompts,), (decoding,) = self._prefill(1.0, self._prefill_parts(1.0)), self._decode(batch, flying, self._decode_parts(batch))
         prompt, _ = self.assumed.workload.lengths
         closed = float(handed_over(self.assumed, self.cuts[0], self.cuts[1])[0])
-        step = float(found.served.step.total[0])
+        step = float(system.served.step.total[0])
         self.handover, done = measure_handover(
             self.backend, (prompts, decoding), step, (prompt * cache_bytes_per_token(self.assumed), closed)
         )
         self.runs |= done
 
 
-def _over(found: EngineTimes, closed: EnginePass) -> dict[str, float]:
+def _over(times: EngineTimes, closed: EnginePass) -> dict[str, float]:
     """What was measured over what the closed forms have, by column; 1 where neither has anything.
 
     What has no counterpart there is put to sends between stages, or to kernels where there are none.
     """
     known = {name: float(getattr(closed, name)[0]) for name in COLUMNS}
-    terms = dict(found.terms)
+    terms = dict(times.terms)
     for name in TERMS[1:]:
         if known[name] <= 0 < terms[name]:
             terms["pp" if known["pp"] > 0 else "compute"] += terms[name]
             terms[name] = 0.0
-    measured = terms | {"slowest": found.slowest}
+    measured = terms | {"slowest": times.slowest}
     return {name: measured[name] / known[name] if known[name] > 0 else 1.0 for name in COLUMNS}
 
 

@@ -76,8 +76,8 @@ def directory(
 def _side(groups: Ints, name: str) -> Ints:
     """Groups of so many ranks of each tensor-parallel group, so far apart in it."""
     ranks, stride = map(int, name.removeprefix(SIDES).split("/"))
-    found: Ints = groups.reshape(len(groups), -1, ranks, stride).transpose(0, 1, 3, 2).reshape(-1, ranks)
-    return found
+    ranks_of_side: Ints = groups.reshape(len(groups), -1, ranks, stride).transpose(0, 1, 3, 2).reshape(-1, ranks)
+    return ranks_of_side
 
 
 def _cut(name: str, groups: Ints, shards: int) -> dict[str, Ints]:
@@ -89,17 +89,19 @@ def _cut(name: str, groups: Ints, shards: int) -> dict[str, Ints]:
 def _of_plus_plus(one: LayoutDetail, gradients: Ints) -> dict[str, Ints]:
     """Parts of the groups of gradients that ZeRO++ has: those with a second copy of weights, and those of a node."""
     second, narrow = one.scenario.parallel.zero_hpz_partition_size, narrow_gradients(one)
-    found = {SECOND: _cut(SECOND, gradients, second)[SECOND]} if second > 1 else {}
-    return found if narrow is None else found | _cut(NODES, gradients, round(narrow.members))
+    groups = {SECOND: _cut(SECOND, gradients, second)[SECOND]} if second > 1 else {}
+    return groups if narrow is None else groups | _cut(NODES, gradients, round(narrow.members))
 
 
 def stage_for(one: LayoutDetail, cluster: Machine, places: Ints, experts: ExpertGroups) -> runs.Stage:
     """The network with all groups of the ranks at ``places`` ``(pp, dp, cp, tp)``."""
     whole = places.shape[1] == one.degree("dp")  # part of the replicas reduces nothing
     cut = one.degree("shard_group") != WHOLE_GROUP and whole
-    exchanges = [each for work in one.works for half in work.halves for each in half.exchanges]
+    exchanges = [exchange for work in one.works for half in work.halves for exchange in half.exchanges]
     sides = sorted(
-        {each.group for each in exchanges if each.only is not None and each.size > 0} if places.shape[3] == one.degree("tp") else ()
+        {exchange.group for exchange in exchanges if exchange.only is not None and exchange.size > 0}
+        if places.shape[3] == one.degree("tp")
+        else ()
     )
     groups, peers = directory(places, experts, int(one.layout.shards[0]) if cut else None, sides)
     groups |= _of_plus_plus(one, groups[GRADIENTS]) if whole and not cut else {}
@@ -113,7 +115,7 @@ def priced(one: LayoutDetail, done: runs.Run) -> Priced:
     opened, arrived = _first_waits(done) if one.schedule.runs_on else (np.zeros(1, np.int64), np.zeros(1, np.int64))
     finish = done.result.finish_ns
     rank = int((finish - (arrived - opened)).argmax())
-    begin, resumed = (int(np.broadcast_to(each, finish.shape)[rank]) for each in (opened, arrived))
+    begin, resumed = (int(np.broadcast_to(sent, finish.shape)[rank]) for sent in (opened, arrived))
     spans = [exposed(done.traced, done.result, rank, 0, begin)] if begin else []
     spans.append(exposed(done.traced, done.result, rank, resumed))
     step = step_of({term: sum(span[term] for span in spans) for term in TIME_TERMS})
@@ -147,18 +149,18 @@ def _within_ports(one: LayoutDetail, step: StepTimes) -> StepTimes:
     Links on which nothing contends let transfers overlap that share a port. What does not fit into the step then shows: it belongs to
     gradients and gathers, and to sends between stages, in proportion to their seconds on that port; nothing else hides behind them.
     """
-    layout, arranged, layers = one.layout, one.arranged, one.layers.each
+    layout, arranged, layers = one.layout, one.arranged, one.layers.of_kinds
     micro_batches, pp = layout.num_micro_batches, layout.pp
-    sharded, moved = (
-        micro_batches * mean_of_stages(one.scenario, layout, [each.forward.busy + each.backward.busy for each in passes])
-        for passes in (arranged.sharded, [layer.moved for layer in layers])
+    sharded, transfers = (
+        micro_batches * mean_of_stages(one.scenario, layout, [half.forward.busy + half.backward.busy for half in passes])
+        for passes in (arranged.sharded, [layer.sent for layer in layers])
     )
     data = sharded
     data = data + arranged.end.mean * (arranged.end.gradients.busy + arranged.end.weights.busy)
     sends = micro_batches * (2.0 * layout.crossings / pp) * arranged.transfers.pp_hop.busy
-    busy = moved + data + sends
+    busy = transfers + data + sends
     port = busy.argmax(axis=0)[None]
-    longest, of_data, of_sends = (np.take_along_axis(each, port, 0)[0] for each in (busy, data, sends))
+    longest, of_data, of_sends = (np.take_along_axis(seconds, port, 0)[0] for seconds in (busy, data, sends))
     late = np.maximum(0.0, longest - step.total)
     share = of_data / np.where(late > 0, of_data + of_sends, 1.0)
     return replace(step, dp=step.dp + share * late, pp=step.pp + (1 - share) * late)

@@ -35,13 +35,13 @@ def chrome_trace(run: Run, name: str) -> dict[str, Any]:
 def rank_names(cluster: Machine) -> dict[int, str]:
     """What the rank at each place is called: its pipeline stage, and its number in the groups that have several members."""
     words = {"pp": "stage", **{axis: axis for axis in AXES if axis != "pp"}}
-    shown = [axis for axis, size in zip(AXES, cluster.rank.shape, strict=True) if size > 1]
-    found = {}
+    axes = [axis for axis, size in zip(AXES, cluster.rank.shape, strict=True) if size > 1]
+    names = {}
     for index, place in np.ndenumerate(cluster.rank):
         where = dict(zip(AXES, index, strict=True))
-        named = ", ".join(f"{words[axis]} {where[axis]}" for axis in shown)
-        found[int(place)] = f"{named} (rank {place})" if named else f"rank {place}"
-    return found
+        named = ", ".join(f"{words[axis]} {where[axis]}" for axis in axes)
+        names[int(place)] = f"{named} (rank {place})" if named else f"rank {place}"
+    return names
 
 
 def shown_ranks(traced: Traced, result: RunResult) -> list[int]:
@@ -95,15 +95,15 @@ def _arrows(traced: Traced, result: RunResult, ranks: Sequence[int]) -> Iterator
     Messages of one rank to another with one tag are received in the order in which they are sent.
     """
     graph = traced.graph
-    shown = np.zeros(graph.ranks, bool)
-    shown[list(ranks)] = True
+    drawn = np.zeros(graph.ranks, bool)
+    drawn[list(ranks)] = True
     waiting: dict[tuple[int, int, int], deque[int]] = defaultdict(deque)
-    for node in np.flatnonzero((graph.kind == RECEIVE) & shown[graph.rank]).tolist():
+    for node in np.flatnonzero((graph.kind == RECEIVE) & drawn[graph.rank]).tolist():
         waiting[int(graph.peer[node]), int(graph.rank[node]), int(graph.tag[node])].append(node)
     first = np.arange(len(graph))  # what waits for a node first, else the node itself
     behind = np.repeat(np.arange(len(graph)), np.diff(graph.deps_ptr))
     first[graph.deps[::-1]] = behind[::-1]
-    for number, node in enumerate(np.flatnonzero((graph.kind == SEND) & shown[graph.rank]).tolist()):
+    for number, node in enumerate(np.flatnonzero((graph.kind == SEND) & drawn[graph.rank]).tolist()):
         receives = waiting.get((int(graph.rank[node]), int(graph.peer[node]), int(graph.tag[node])))
         if not receives:
             continue

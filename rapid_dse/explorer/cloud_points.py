@@ -27,28 +27,28 @@ class Plane:
 
     Attributes:
         x, y: ``(n_rows,)``.
-        shown: rows that have a place, ``(n_rows,)``.
+        finite: rows that have a place, ``(n_rows,)``.
     """
 
     names: tuple[str, str]
     x: Values
     y: Values
     logarithmic: tuple[bool, bool]
-    shown: NDArray[np.bool_]
+    finite: NDArray[np.bool_]
 
     def placed(self, rows: NDArray[np.int64]) -> tuple[Values, Values]:
         """Where rows lie between the lower and the upper end of each axis, 0 to 1."""
         return tuple(  # type: ignore[return-value]
-            _between(values[rows], values[self.shown], log) for values, log in zip((self.x, self.y), self.logarithmic, strict=True)
+            _between(values[rows], values[self.finite], log) for values, log in zip((self.x, self.y), self.logarithmic, strict=True)
         )
 
 
 def plane_of(study: LoadedStudy, names: tuple[str, str]) -> Plane:
     """The plane of two columns: an axis is logarithmic where all its values are above 0 and far apart, whatever is filtered."""
     x, y = (study.column_of_numbers(name) for name in names)
-    shown = np.isfinite(x) & np.isfinite(y)
-    logs = (_far_apart(x[shown]), _far_apart(y[shown]))
-    return Plane(names, x, y, logs, shown)
+    finite = np.isfinite(x) & np.isfinite(y)
+    logs = (_far_apart(x[finite]), _far_apart(y[finite]))
+    return Plane(names, x, y, logs, finite)
 
 
 def _far_apart(values: Values) -> bool:
@@ -77,13 +77,13 @@ def points_of(study: LoadedStudy, plane: Plane, mask: NDArray[np.bool_], axes: S
 
     Of rows of one kind on one pixel one is sent. ``kind`` indexes ``KINDS``.
     """
-    rows = np.flatnonzero(mask & plane.shown)
+    rows = np.flatnonzero(mask & plane.finite)
     kept, kind = _a_pixel_once(study, plane, rows)
     front = front_of_rows(study, plane, rows)
     kept, kind = np.concatenate([kept, front]), np.concatenate([kind, np.full(len(front), 2, np.uint8)])
     header = {
         "names": plane.names, "logarithmic": plane.logarithmic, "points": len(kept), "rows": len(rows),
-        "ends": [_ends(each[plane.shown]) for each in (plane.x, plane.y)],
+        "ends": [_ends(column[plane.finite]) for column in (plane.x, plane.y)],
         "titles": [axis.title for axis in axes], "units": [axis.unit for axis in axes], "kinds": KINDS,
     }  # fmt: skip
     text = json.dumps(header).encode()
@@ -127,10 +127,10 @@ def corners_of(text: str) -> Values:
 def inside_outline(plane: Plane, corners: Values, mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """The rows of a mask that lie inside an outline whose edges are straight on the picture's axes, ``(n_rows,)``."""
     values, sides = [plane.x, plane.y], [corners[:, 0], corners[:, 1]]
-    found = mask & plane.shown
+    inside_shape = mask & plane.finite
     for at, side in enumerate(sides):
-        found &= (values[at] >= side.min()) & (values[at] <= side.max())
-    rows = np.flatnonzero(found)
+        inside_shape &= (values[at] >= side.min()) & (values[at] <= side.max())
+    rows = np.flatnonzero(inside_shape)
     for at, log in enumerate(plane.logarithmic):
         values[at] = values[at][rows]
         if log:
@@ -147,10 +147,10 @@ def inside_outline(plane: Plane, corners: Values, mask: NDArray[np.bool_]) -> ND
 
 def nearest_row(plane: Plane, mask: NDArray[np.bool_], at: tuple[float, float]) -> int | None:
     """The row of a mask that lies nearest to a place of the picture; None where there is no row."""
-    rows = np.flatnonzero(mask & plane.shown)
+    rows = np.flatnonzero(mask & plane.finite)
     if not len(rows):
         return None
     across, up = plane.placed(rows)
-    spot = [float(_between(np.array([value]), values[plane.shown], log)[0])
+    spot = [float(_between(np.array([value]), values[plane.finite], log)[0])
             for value, values, log in zip(at, (plane.x, plane.y), plane.logarithmic, strict=True)]  # fmt: skip
     return int(rows[np.argmin(((across - spot[0]) * ACROSS) ** 2 + ((up - spot[1]) * UP) ** 2)])

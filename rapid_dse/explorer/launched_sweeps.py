@@ -133,9 +133,9 @@ class Launches:
         if not self.allowed:
             raise ValueError("this page is for reading; python -m rapid_dse.explore RESULTS --allow-runs lets it launch sweeps")
         with self._lock:
-            for each in self.sweeps:
-                if each.code is None:
-                    raise ValueError(f"sweep {each.number} ({each.prospect.study}) runs; wait for it, or cancel it")
+            for sweep in self.sweeps:
+                if sweep.code is None:
+                    raise ValueError(f"sweep {sweep.number} ({sweep.prospect.study}) runs; wait for it, or cancel it")
             out, err = (tempfile.NamedTemporaryFile(prefix="rapid_dse-", suffix=suffix) for suffix in (".out", ".err"))  # noqa: SIM115
             command = [
                 sys.executable,
@@ -146,9 +146,9 @@ class Launches:
                 f"search.results_dir={quoted_for_hydra(str(self.root))}",
             ]
             process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=err)
-            found = LaunchedSweep(len(self.sweeps) + 1, prospect, process, out, err)
-            self.sweeps.append(found)
-            return found
+            sweep = LaunchedSweep(len(self.sweeps) + 1, prospect, process, out, err)
+            self.sweeps.append(sweep)
+            return sweep
 
     def of(self, number: str) -> LaunchedSweep:
         """The sweep of a number.
@@ -156,9 +156,9 @@ class Launches:
         Raises:
             KeyError: where there is none.
         """
-        return {str(each.number): each for each in self.sweeps}[number]
+        return {str(sweep.number): sweep for sweep in self.sweeps}[number]
 
     def end_all(self) -> None:
         """Ends what still runs; the page goes."""
-        for each in self.sweeps:
-            each.end()
+        for sweep in self.sweeps:
+            sweep.end()

@@ -61,7 +61,7 @@ class Access:
         host, origin = str(headers.get("host", "")), headers.get("origin")
         if host not in self.hosts:
             return f"Host: {host[:80]!r} is not this page; allowed: {', '.join(self.hosts)}"
-        if origin is not None and origin not in [f"http://{each}" for each in self.hosts]:
+        if origin is not None and origin not in [f"http://{host}" for host in self.hosts]:
             return f"Origin: {origin[:80]!r} is not this page; allowed: this page's own"
         if method not in SAFE and origin is None:
             return "Origin: is missing; allowed: this page's own"
@@ -104,10 +104,10 @@ class Guard:
 
 def _cookie(request: Request, name: str) -> str:
     try:
-        found = SimpleCookie(request.headers.get("cookie", ""))
+        cookie = SimpleCookie(request.headers.get("cookie", ""))
     except CookieError:
         return ""
-    return found[name].value if name in found else ""
+    return cookie[name].value if name in cookie else ""
 
 
 def _with_headers(send: Send) -> Callable[[Message], Awaitable[None]]:

@@ -33,12 +33,12 @@ def matching(study: LoadedStudy, text: str, chosen: Mapping[str, Sequence[str]])
     Raises:
         ValueError: a term that is none, with what is allowed.
     """
-    found = np.ones(len(study), bool)
+    mask = np.ones(len(study), bool)
     for term in _terms(text):
-        found &= _holds(study, term)
+        mask &= _holds(study, term)
     for name, values in chosen.items():
-        found &= _is_any(study, column_of(study, name), values, name)
-    return found
+        mask &= _is_any(study, column_of(study, name), values, name)
+    return mask
 
 
 def _terms(text: str) -> list[str]:
@@ -66,8 +66,8 @@ def _holds(study: LoadedStudy, term: str) -> Mask:
     if study.is_text(name):
         raise ValueError(f"filter: {term!r}: {name} holds texts; allowed: {parts[1]}=value, or {parts[1]}!=value")
     with np.errstate(invalid="ignore"):
-        held: Mask = _COMPARED[sign](study.column_of_numbers(name), _number(name, value, term))
-    return held
+        mask: Mask = _COMPARED[sign](study.column_of_numbers(name), _number(name, value, term))
+    return mask
 
 
 def _has_status(study: LoadedStudy, word: str) -> Mask:
@@ -86,31 +86,31 @@ def column_of(study: LoadedStudy, name: str) -> str:
     names: list[str] = study.table.column_names
     if name in names:
         return name
-    ending = [each for each in names if each.endswith(f".{name}")]
+    ending = [column for column in names if column.endswith(f".{name}")]
     if len(ending) > 1:
-        usual = [each for each in ending if each == f"parallel.{name}"]
+        usual = [column for column in ending if column == f"parallel.{name}"]
         if not usual:
             raise ValueError(f"filter: {name} stands for several columns; allowed: {', '.join(ending)}")
         ending = usual
     if ending:
         return ending[0]
-    near = difflib.get_close_matches(name, [*names, *(each.rsplit(".", 1)[-1] for each in names)], n=1, cutoff=0.5)
+    near = difflib.get_close_matches(name, [*names, *(column.rsplit(".", 1)[-1] for column in names)], n=1, cutoff=0.5)
     hint = f"; did you mean {near[0]!r}?" if near else f"; allowed: {', '.join(names)}"
     raise ValueError(f"filter: {name}: no column of this study{hint}")
 
 
-def _is_any(study: LoadedStudy, name: str, values: Sequence[str], shown: str) -> Mask:
+def _is_any(study: LoadedStudy, name: str, values: Sequence[str], term: str) -> Mask:
     """The rows whose column is one of the values; ``default`` stands for rows that have none."""
     if study.is_text(name):
         column = study.column_of_texts(name)
         codes = [column.values.index(value) for value in values if value in column.values]
         return np.isin(column.codes, [*codes, *([-1] if "default" in values else [])])
     numbers = study.column_of_numbers(name)
-    found = np.isnan(numbers) if "default" in values else np.zeros(len(study), bool)
-    for value in (each for each in values if each != "default"):
-        number = _number(name, value, f"{shown}={value}")
-        found |= numbers == number if number == round(number) else np.abs(numbers - number) <= _CLOSE * abs(number)
-    return found
+    mask = np.isnan(numbers) if "default" in values else np.zeros(len(study), bool)
+    for value in (value for value in values if value != "default"):
+        number = _number(name, value, f"{term}={value}")
+        mask |= numbers == number if number == round(number) else np.abs(numbers - number) <= _CLOSE * abs(number)
+    return mask
 
 
 def _number(name: str, text: str, term: str) -> float:

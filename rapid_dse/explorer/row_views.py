@@ -35,16 +35,16 @@ def _row(study: LoadedStudy, key: str) -> dict[str, Any]:
 def row_part(shelf: Shelf, asking: Asking) -> WebAnswer:
     """One row: its card, its time and memory by term."""
     study = opened(shelf, asking.text("study"))
-    return _shown(study, _row(study, asking.text("key")))
+    return _row_page(study, _row(study, asking.text("key")))
 
 
 def row_at_place(shelf: Shelf, asking: Asking) -> WebAnswer:
     """The row that lies nearest to a place of the picture."""
     study, key = nearest_part(shelf, asking)
-    return _shown(study, _row(study, key))
+    return _row_page(study, _row(study, key))
 
 
-def _shown(study: LoadedStudy, row: dict[str, Any]) -> WebAnswer:
+def _row_page(study: LoadedStudy, row: dict[str, Any]) -> WebAnswer:
     priced = row["step_time_s"] is not None
     with composing():
         compared = shown_row("this row" if row["status"] == "ok" else show.status_text(row), row)
@@ -67,31 +67,37 @@ def explain_part(shelf: Shelf, asking: Asking) -> WebAnswer:
         rows.append(_row(study, asking.values["against"]))
     with composing():
         trials = [restored(row) for row in rows]
-        found = explained(trials[0], trials[1] if len(trials) > 1 else None)
-    sections = list(_reasons(found)) if len(rows) == 1 else []
-    return WebAnswer("explain", {"title": "Why", "study": study, "sections": sections, "points": _points(found), "beside": len(rows) > 1})
+        explanation = explained(trials[0], trials[1] if len(trials) > 1 else None)
+    sections = list(_reasons(explanation)) if len(rows) == 1 else []
+    return WebAnswer(
+        "explain", {"title": "Why", "study": study, "sections": sections, "points": _points(explanation), "beside": len(rows) > 1}
+    )
 
 
-def _points(found: Explanation) -> list[str]:
-    return [told.point_text(point) for point in found.turning_points[: told.MOST_POINTS]]
+def _points(explanation: Explanation) -> list[str]:
+    return [told.point_text(point) for point in explanation.turning_points[: told.MOST_POINTS]]
 
 
-def _reasons(found: Explanation) -> Iterator[ReportSection]:
-    near = sorted(found.neighbours, key=lambda each: (not each.fits, each.step_time_s))
+def _reasons(explanation: Explanation) -> Iterator[ReportSection]:
+    near = sorted(explanation.neighbours, key=lambda neighbour: (not neighbour.fits, neighbour.step_time_s))
     rows = [
-        [told.change_text(each), told.more_text(each.step_time_s, figures.seconds), told.more_text(each.peak_memory_bytes, figures.size),
-         "" if each.fits else "does not fit"]
-        for each in near
+        [
+            told.change_text(neighbour),
+            told.more_text(neighbour.step_time_s, figures.seconds),
+            told.more_text(neighbour.peak_memory_bytes, figures.size),
+            "" if neighbour.fits else "does not fit",
+        ]
+        for neighbour in near
     ]  # fmt: skip
     yield ReportSection(
         "One change", "Every layout that differs in one setting.", None, ["one change", "step time", "memory", "fits"], rows
     )
-    of_training = found.of.scenario.workload.kind == "training"
+    of_training = explanation.of.scenario.workload.kind == "training"
     title = f"Operators of a layer, a {'micro-batch, both ways' if of_training else 'decode step'}"
     rows = [
-        [each.name, figures.seconds(each.seconds, 3), figures.digits(each.intensity, 3) if each.flops else figures.NOTHING,
-         figures.percent(each.reached), each.bound]
-        for each in found.operators
+        [operator.name, figures.seconds(operator.seconds, 3), figures.digits(operator.intensity, 3) if operator.flops else figures.NOTHING,
+         figures.percent(operator.reached), operator.bound]
+        for operator in explanation.operators
     ]  # fmt: skip
     yield ReportSection(title, "", None, ["operator", "time alone", "FLOP/byte", "of the roofline", "bound by"], rows)
 
@@ -105,12 +111,14 @@ def difference_page(shelf: Shelf, asking: Asking) -> WebAnswer:
     with composing():
         trials: list[PricedTrial] = [restored(row) for row in rows]
         compared: list[Shown] = [shown_row(f"{name}: {show.layout_text(row)}", row) for name, row in zip("AB", rows, strict=True)]
-        found = difference(trials[0], trials[1])
-    settings = [[key, figures.setting(key, first), figures.setting(key, second)] for key, (first, second) in found.settings.items()]
+        difference_of_two = difference(trials[0], trials[1])
+    settings = [
+        [key, figures.setting(key, first), figures.setting(key, second)] for key, (first, second) in difference_of_two.settings.items()
+    ]
     first = ReportSection("What differs", "", None, ["setting", "A", "B"], settings)
     named = [(name, row["key"], show.layout_text(row)) for name, row in zip("AB", rows, strict=True)]
     sections = [first, *terms_of(compared, "two")]
-    lines = list(told.difference_lines(found))[1:]  # the first lists the settings, which have a table
+    lines = list(told.difference_lines(difference_of_two))[1:]  # the first lists the settings, which have a table
     of = urlencode({"study": study.name, "key": rows[0]["key"], "against": rows[1]["key"]})
     context = {"title": "A beside B", "of": of, "study": study, "rows": named, "lines": lines, "sections": sections}
     return WebAnswer("difference", context)
@@ -131,10 +139,10 @@ def launch_part(shelf: Shelf, asking: Asking) -> WebAnswer:
         given = asking.values.get("to")
         chosen = framework(given, "to") if given else of_profile(portion.choices["software"])
         if chosen is None:
-            chosen = next(each for each in FRAMEWORKS.values() if each.kind == portion.scenario.workload.kind)
-        found = exported(portion, chosen)
-    names = [(each.name, each.title) for each in FRAMEWORKS.values() if each.kind == portion.scenario.workload.kind]
+            chosen = next(framework for framework in FRAMEWORKS.values() if framework.kind == portion.scenario.workload.kind)
+        launch_file = exported(portion, chosen)
+    names = [(framework.name, framework.title) for framework in FRAMEWORKS.values() if framework.kind == portion.scenario.workload.kind]
     command = f"python -m rapid_dse.export {shlex.join([str(study.source), '--key', row['key'][:12], '--to', chosen.name])}"
     of = urlencode({"study": study.name, "key": row["key"]})
-    return WebAnswer("launch", {"title": chosen.title, "study": study, "found": found, "names": names, "to": chosen.name, "of": of,
+    return WebAnswer("launch", {"title": chosen.title, "study": study, "found": launch_file, "names": names, "to": chosen.name, "of": of,
                             "key": row["key"], "command": command})  # fmt: skip

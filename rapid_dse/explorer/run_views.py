@@ -34,27 +34,27 @@ class WhatIfPages:
     def trial(self, asking: Asking) -> WebAnswer:
         """One trial, priced."""
         words = words_of(asking.text("overrides"))
-        found = priced_what_if(words)
-        shown = Shown("this trial", found.row, found.portion)
+        priced = priced_what_if(words)
+        row = Shown("this trial", priced.row, priced.portion)
         with composing():
-            launch = launch_of(shown)
-        context = {"title": show.layout_text(found.row), "card": card_of(shown), "lines": found.lines, "launch": launch}
-        sections = list(terms_of([shown], "trial"))
+            launch = launch_of(row)
+        context = {"title": show.layout_text(priced.row), "card": card_of(row), "lines": priced.lines, "launch": launch}
+        sections = list(terms_of([row], "trial"))
         return WebAnswer("trial", {**context, "sections": sections, "command": command_of(words, sweep=False)})
 
     def count(self, asking: Asking) -> WebAnswer:
         """What a sweep would price, and how long that takes."""
-        found = prospect_of(words_of(asking.text("overrides")))
+        prospect = prospect_of(words_of(asking.text("overrides")))
         return WebAnswer("count", {
-            "title": found.study, "found": found, "overrides": asking.text("overrides"), "allowed": self.launches.allowed,
-            "seconds": _about(found.seconds), "there": found.study in self.shelf.sources(),
-            "command": command_of(found.overrides, sweep=True, root=self.shelf.root),
+            "title": prospect.study, "found": prospect, "overrides": asking.text("overrides"), "allowed": self.launches.allowed,
+            "seconds": _about(prospect.seconds), "there": prospect.study in self.shelf.sources(),
+            "command": command_of(prospect.overrides, sweep=True, root=self.shelf.root),
         })  # fmt: skip
 
     def launch(self, asking: Asking) -> WebAnswer:
         """Starts a sweep."""
         sweep = self.launches.launch(prospect_of(words_of(asking.text("overrides"))))
-        return WebAnswer("", {}, moved=f"/run?{urlencode({'number': sweep.number})}")
+        return WebAnswer("", {}, redirect=f"/run?{urlencode({'number': sweep.number})}")
 
     def runs(self, _: Asking) -> WebAnswer:
         """The sweeps of this start."""
@@ -74,7 +74,7 @@ class WhatIfPages:
     def cancel(self, asking: Asking) -> WebAnswer:
         """Ends a sweep as Ctrl-C does."""
         self.run(asking).context["sweep"].cancel()
-        return WebAnswer("", {}, moved=f"/run?{urlencode({'number': asking.text('number')})}")
+        return WebAnswer("", {}, redirect=f"/run?{urlencode({'number': asking.text('number')})}")
 
 
 def _about(seconds: float) -> str:

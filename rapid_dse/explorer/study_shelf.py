@@ -107,13 +107,13 @@ class LoadedStudy:
         if self.is_text(name):
             column = self.column_of_texts(name)
             seen = np.unique(column.codes[column.codes >= 0]).tolist()
-            found = sorted(column.values[code] for code in seen)
+            distinct_values = sorted(column.values[code] for code in seen)
         else:
             values = self.column_of_numbers(name)
             if len(np.unique(values[:_HASHED])) > MOST_CHOICES:
                 return ()
-            found = [f"{value:.12g}" for value in np.unique(values[np.isfinite(values)]).tolist()]
-        return tuple(found) if 1 < len(found) <= MOST_CHOICES else ()
+            distinct_values = [f"{value:.12g}" for value in np.unique(values[np.isfinite(values)]).tolist()]
+        return tuple(distinct_values) if 1 < len(distinct_values) <= MOST_CHOICES else ()
 
 
 @dataclass(frozen=True)
@@ -138,27 +138,27 @@ class Shelf:
 
     def sources(self) -> dict[str, Path]:
         """File or folder of each study by its name; a name that a page was given is looked up here, and never made a path."""
-        found: dict[str, Path] = {}
+        paths: dict[str, Path] = {}
         if not self.root.is_dir():
-            return found
-        for entry in sorted(os.scandir(self.root), key=lambda each: each.name):
+            return paths
+        for entry in sorted(os.scandir(self.root), key=lambda path: path.name):
             path = Path(entry.path)
             if entry.name.startswith("."):
                 continue
             of_file = entry.is_file() and path.suffix.lower() == store.SUFFIX
-            if of_file or (entry.is_dir() and any(not each.name.startswith(".") for each in path.rglob(f"*{store.SUFFIX}"))):
-                found[entry.name] = path
-        return found
+            if of_file or (entry.is_dir() and any(not study_file.name.startswith(".") for study_file in path.rglob(f"*{store.SUFFIX}"))):
+                paths[entry.name] = path
+        return paths
 
     def listed(self) -> list[ListedStudy]:
         """Every study, the one that was written last first."""
-        found = []
+        studies = []
         for name, path in self.sources().items():
             files = _signature(path)
-            rows = sum(self._rows_of(each) for each in files)
+            rows = sum(self._rows_of(file) for file in files)
             when = datetime.fromtimestamp(max(time for _, time, _ in files) / 1e9, UTC)
-            found.append(ListedStudy(name, len(files), rows, sum(size for _, _, size in files), when))
-        return sorted(found, key=lambda each: each.written, reverse=True)
+            studies.append(ListedStudy(name, len(files), rows, sum(size for _, _, size in files), when))
+        return sorted(studies, key=lambda file: file.written, reverse=True)
 
     def _rows_of(self, file: tuple[str, int, int]) -> int:
         import pyarrow as pa
@@ -210,13 +210,13 @@ def _complete(table: pa.Table, source: Path) -> pa.Table:
 
 def _signature(source: Path) -> Signature:
     """Path, time and bytes of each file of a study; what is gone in the meantime is left out."""
-    found = []
+    stamps = []
     for path in store.files_of(source):
         try:
             at = path.stat()
         except FileNotFoundError:
             continue
-        found.append((str(path), at.st_mtime_ns, at.st_size))
-    if not found:
+        stamps.append((str(path), at.st_mtime_ns, at.st_size))
+    if not stamps:
         raise ValueError(f"{source.name}: its files are gone; allowed: a study that holds results")
-    return tuple(found)
+    return tuple(stamps)

@@ -55,14 +55,18 @@ class StudyQuery:
         Raises:
             ValueError: where a term or the outline is none.
         """
-        found = matching(self.study, self.text, {name: [value] for name, value in self.chosen.items()})
-        return inside_outline(plane_of(self.study, self.axes), corners_of(self.lasso), found) if outlined and self.lasso else found
+        matching_rows = matching(self.study, self.text, {name: [value] for name, value in self.chosen.items()})
+        return (
+            inside_outline(plane_of(self.study, self.axes), corners_of(self.lasso), matching_rows)
+            if outlined and self.lasso
+            else matching_rows
+        )
 
     def address(self, path: str, **changed: str | int) -> str:
         """A path with the parameters of this query, some of them changed."""
-        found: dict[str, str | int] = {"study": self.study.name, "q": self.text, "by": self.by, "x": self.axes[0], "y": self.axes[1]}
-        found |= {"lasso": self.lasso, **{f"{CHOSEN}{name}": value for name, value in self.chosen.items()}, **changed}
-        return f"{path}?{urlencode({name: value for name, value in found.items() if value != ''})}"
+        words: dict[str, str | int] = {"study": self.study.name, "q": self.text, "by": self.by, "x": self.axes[0], "y": self.axes[1]}
+        words |= {"lasso": self.lasso, **{f"{CHOSEN}{name}": value for name, value in self.chosen.items()}, **changed}
+        return f"{path}?{urlencode({name: value for name, value in words.items() if value != ''})}"
 
 
 def opened(shelf: Shelf, name: str) -> LoadedStudy:
@@ -145,16 +149,16 @@ def best_first(study: LoadedStudy, by: str, mask: NDArray[np.bool_], count: int)
     values = study.column_of_numbers(by.removeprefix("-"))
     loss = -values if ranking.descending(by) else values
     fits = study.column_of_numbers("fits") == 1
-    found = np.zeros(0, np.int64)
+    first_rows = np.zeros(0, np.int64)
     for which in (fits, ~fits):
         rows = np.flatnonzero(mask & which)
-        left = count - len(found)
+        wanted = count - len(first_rows)
         order = np.nan_to_num(loss[rows], nan=np.inf, posinf=np.inf)
-        if len(rows) > 4 * left > 0:
-            near = np.argpartition(order, left)[: left + 1]
+        if len(rows) > 4 * wanted > 0:
+            near = np.argpartition(order, wanted)[: wanted + 1]
             rows, order = rows[np.sort(near)], order[np.sort(near)]
-        found = np.concatenate([found, rows[np.argsort(order, kind="stable")][: max(left, 0)]])
-    return found
+        first_rows = np.concatenate([first_rows, rows[np.argsort(order, kind="stable")][: max(wanted, 0)]])
+    return first_rows
 
 
 def listed_rows(study: LoadedStudy, by: str, rows: Sequence[dict[str, object]], first: int) -> tuple[list[str], list[list[str]]]:
@@ -164,7 +168,7 @@ def listed_rows(study: LoadedStudy, by: str, rows: Sequence[dict[str, object]], 
     status = {"": ["" if row["status"] == "ok" else show.status_text(row) for row in rows]}
     listed = show.Listed(rows, by, study.varying, [f"{first + at + 1:,}" for at in range(len(rows))], after=status)
     columns = show.columns_of(listed)
-    return [each.title for each in columns], [list(cells) for cells in zip(*(each.cells for each in columns), strict=True)]
+    return [name.title for name in columns], [list(cells) for cells in zip(*(name.cells for name in columns), strict=True)]
 
 
 def points_part(shelf: Shelf, asking: Asking) -> WebAnswer:
@@ -190,7 +194,7 @@ def pictures_page(shelf: Shelf, asking: Asking) -> WebAnswer:
     study = opened(shelf, asking.text("study"))
     jobs = jobs_of(study.table, asking.values.get("by") or "step_time_s")
     parts = [
-        (job.name, [*study_sections.sections_of(job, f"job{at}"), *pipeline_of(job.shown[0], f"job{at}")])
+        (job.name, [*study_sections.sections_of(job, f"job{at}"), *pipeline_of(job.pictured[0], f"job{at}")])
         for at, job in enumerate(jobs[:MOST_JOBS])
     ]
     status, reasons = ranking.counts(study.table)

@@ -25,10 +25,10 @@ class Asking:
         Raises:
             ValueError: where it is not.
         """
-        found = self.values.get(name, "")
-        if not found:
+        value = self.values.get(name, "")
+        if not value:
             raise ValueError(f"{name}: is missing; allowed: {name}=…")
-        return found
+        return value
 
     def number(self, name: str, usual: int, most: int) -> int:
         """A parameter that is a whole number from 0 to ``most``.
@@ -66,17 +66,17 @@ def asked(pairs: list[tuple[str, str]], names: tuple[str, ...], prefix: str | No
     Raises:
         ValueError: another name, or one twice.
     """
-    found: dict[str, str] = {}
+    values: dict[str, str] = {}
     for name, value in pairs:
         if name not in names and (prefix is None or not name.startswith(prefix)):
             near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
             raise ValueError(
                 f"{name[:40]!r}: no parameter here" + (f"; did you mean {near[0]!r}?" if near else f"; allowed: {', '.join(names)}")
             )
-        if name in found:
+        if name in values:
             raise ValueError(f"{name}: is given twice; allowed: once")
-        found[name] = value
-    return Asking(found)
+        values[name] = value
+    return Asking(values)
 
 
 @dataclass(frozen=True)
@@ -85,10 +85,10 @@ class WebAnswer:
 
     Attributes:
         template: its name; empty where there is content.
-        moved: an address to go to instead.
+        redirect: an address to go to instead.
     """
 
     template: str
     context: Mapping[str, Any]
     content: bytes = b""
-    moved: str = ""
+    redirect: str = ""

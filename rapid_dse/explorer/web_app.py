@@ -70,9 +70,9 @@ def application(shelf: Shelf, launches: Launches, access: Access) -> Guard:
         _post("/cancel", pages.cancel, ("number",)),
         Route("/static/{name}", _static, methods=["GET"]),
     ]
-    found = Starlette(routes=routes, exception_handlers={HTTPException: _refused})
-    found.router.redirect_slashes = False
-    return Guard(found, access)
+    app = Starlette(routes=routes, exception_handlers={HTTPException: _refused})
+    app.router.redirect_slashes = False
+    return Guard(app, access)
 
 
 def _get(path: str, view: View, names: tuple[str, ...], prefix: str | None = None) -> Route:
@@ -98,17 +98,17 @@ def _post(path: str, view: View, names: tuple[str, ...]) -> Route:
 async def _answered(request: Request, view: View, pairs: list[tuple[str, str]], allowed: tuple[tuple[str, ...], str | None]) -> Response:
     """What a view says, as HTTP; what is wrong in a request is one line, as of the commands."""
     try:
-        found = await run_in_threadpool(lambda: view(asked(pairs, *allowed)))
+        answer = await run_in_threadpool(lambda: view(asked(pairs, *allowed)))
     except ValueError as error:
         message = " ".join(str(error).split())
         return _page(request, "message", {"title": "That does not work", "message": message}, 404 if isinstance(error, NotListed) else 400)
     except OSError as error:
         return _page(request, "message", {"title": "That does not work", "message": f"{error.filename}: {error.strerror}"}, 500)
-    if found.moved:
-        return RedirectResponse(found.moved, 303)
-    if not found.template:
-        return Response(found.content, media_type="application/octet-stream")
-    return await run_in_threadpool(lambda: _page(request, found.template, found.context))
+    if answer.redirect:
+        return RedirectResponse(answer.redirect, 303)
+    if not answer.template:
+        return Response(answer.content, media_type="application/octet-stream")
+    return await run_in_threadpool(lambda: _page(request, answer.template, answer.context))
 
 
 def _page(request: Request, template: str, context: Mapping[str, Any], status: int = 200) -> HTMLResponse:
@@ -140,6 +140,6 @@ def _file(package: str, path: str) -> bytes:
 
 @cache
 def _templates() -> jinja2.Environment:
-    found = environment_of("rapid_dse.explorer", REPORT)
-    found.filters["bytes"] = study_views.size_text
-    return found
+    environment = environment_of("rapid_dse.explorer", REPORT)
+    environment.filters["bytes"] = study_views.size_text
+    return environment

@@ -111,7 +111,7 @@ def given_of_words(words: Sequence[str]) -> Given:
     for text in given.hydra:
         raise ValueError(f"{text}: is for the command line; allowed here: keys of {', '.join(GROUPS)}")
     for key in keys:
-        if any(key == each or key.startswith(f"{each}.") for each in REFUSED):
+        if any(key == word or key.startswith(f"{word}.") for word in REFUSED):
             raise ValueError(f"{key}: names files, programs or machines, and is for the command line; allowed here: other keys")
     return given
 
@@ -144,10 +144,10 @@ def prospect_of(words: Sequence[str]) -> Prospect:
     with composing():
         given = given_of_words(words)
         with hydra_ready():
-            found = axes(given)
-            if found.base.tree["search"]["name"] == "optuna":
-                return _sampled(words, found)
-            planned = plan_of(found)
+            swept = axes(given)
+            if swept.base.tree["search"]["name"] == "optuna":
+                return _sampled(words, swept)
+            planned = plan_of(swept)
     portions = planned.portions
     study = planned.search.study or driver.default_study(portions)
     driver.require_study(study)
@@ -164,9 +164,9 @@ def prospect_of(words: Sequence[str]) -> Prospect:
 _SECONDS_ASKED = 0.005  # of one core, in which a sampler proposes a trial and its row is stored
 
 
-def _sampled(words: Sequence[str], found: Axes) -> Prospect:
-    search, _ = found.run_settings()
-    settings = SearchSpace(found).settings()
+def _sampled(words: Sequence[str], swept: Axes) -> Prospect:
+    search, _ = swept.run_settings()
+    settings = SearchSpace(swept).settings()
     study = search.study or driver.default_study(settings)
     driver.require_study(study)
     seconds = search.n_trials * (_SECONDS_ASKED + seconds_of(settings[0].scenario))
@@ -175,13 +175,13 @@ def _sampled(words: Sequence[str], found: Axes) -> Prospect:
 
 def overrides_of_row(row: Mapping[str, Any]) -> list[str]:
     """The overrides that compose a row of results again."""
-    found = []
+    words = []
     for key, value in row.items():
         if value is None or not restored.is_override(key) or (key == "parallel.schedule" and value == "none"):
             continue
         text = str(value).lower() if isinstance(value, bool) else f"{value:.17g}" if isinstance(value, float) else str(value)
-        found.append(f"{key}={_as_value(key, text)}")
-    return found
+        words.append(f"{key}={_as_value(key, text)}")
+    return words
 
 
 def _as_value(key: str, text: str) -> str:
@@ -199,8 +199,8 @@ def quoted_for_hydra(text: str) -> str:
 
 def command_of(words: Sequence[str], sweep: bool, root: Path | None = None) -> str:
     """What the overrides are on a command line."""
-    beside = [] if root is None or str(root) == "results" else [f"search.results_dir={root}"]
-    return f"python -m rapid_dse {shlex.join([*(['-m'] if sweep else []), *words, *beside])}"
+    where = [] if root is None or str(root) == "results" else [f"search.results_dir={root}"]
+    return f"python -m rapid_dse {shlex.join([*(['-m'] if sweep else []), *words, *where])}"
 
 
 def options_by_group() -> dict[str, list[str]]:

@@ -64,18 +64,18 @@ def completed(hw: Mapping[str, Any], home: Path) -> dict[str, Any]:
     clock = to_si(given.get("clock", base["clock"]), "Hz")
     rates, sms = _rates(hw, base, clock)
     scale = {"sms": sms / base["sms"], "clock": clock / to_si(base["clock"], "Hz")}
-    found: dict[str, Any] = _merged(base, given) | {"clock": clock, "sms": sms, "tensor_flop_per_sm_clock": rates, "like": base_name}
+    chip: dict[str, Any] = _merged(base, given) | {"clock": clock, "sms": sms, "tensor_flop_per_sm_clock": rates, "like": base_name}
     for name in SCALED:
         if name not in given:
-            found[name] = _scaled(base[name], scale["sms"], scale["sms"] * scale["clock"])
+            chip[name] = _scaled(base[name], scale["sms"], scale["sms"] * scale["clock"])
     if "l2" not in given:
-        found["l2"] = _scaled(base["l2"], 1.0, scale["clock"])
+        chip["l2"] = _scaled(base["l2"], 1.0, scale["clock"])
     if "usable" not in hw.get("memory", {}):
         share = to_si(base["memory"]["usable"], "bytes") / to_si(base["memory"]["capacity"], "bytes")
-        found["memory"] = {**found["memory"], "usable": share * to_si(found["memory"]["capacity"], "bytes")}
+        chip["memory"] = {**chip["memory"], "usable": share * to_si(chip["memory"]["capacity"], "bytes")}
     if "clock" not in hw.get("efficiency", {}):
-        found["efficiency"] = {**found["efficiency"], "clock": _held(found, base, scale)}
-    return found
+        chip["efficiency"] = {**chip["efficiency"], "clock": _dynamic_power_share(chip, base, scale)}
+    return chip
 
 
 def _is_part(name: str, value: Mapping[str, Any]) -> bool:
@@ -100,13 +100,13 @@ def _rates(hw: Mapping[str, Any], base: Mapping[str, Any], clock: float) -> tupl
     return {"fp32": own["fp32"], **scaled, **{name: value / (sms * clock) for name, value in flops.items()}}, sms
 
 
-def _held(found: Mapping[str, Any], base: Mapping[str, Any], scale: Mapping[str, float]) -> float:
+def _dynamic_power_share(given: Mapping[str, Any], base: Mapping[str, Any], scale: Mapping[str, float]) -> float:
     """Share of the clock that products hold: the power that the limit leaves beside idle power, for each SM, clock and FLOP of them."""
-    idle, tdp = (to_si(found["energy"][name], "W") for name in ("idle", "tdp"))
-    left = (tdp - idle) / (to_si(base["energy"]["tdp"], "W") - to_si(base["energy"]["idle"], "W"))
+    idle, tdp = (to_si(given["energy"][name], "W") for name in ("idle", "tdp"))
+    watts = (tdp - idle) / (to_si(base["energy"]["tdp"], "W") - to_si(base["energy"]["idle"], "W"))
     wide = next(name for name in SIXTEEN_BITS if name in base["tensor_flop_per_sm_clock"])
-    asked = scale["sms"] * scale["clock"] * found["tensor_flop_per_sm_clock"][wide] / base["tensor_flop_per_sm_clock"][wide]
-    return float(min(1.0, base["efficiency"]["clock"] * max(left / asked, 1e-3) ** POWER_LAW))
+    asked = scale["sms"] * scale["clock"] * given["tensor_flop_per_sm_clock"][wide] / base["tensor_flop_per_sm_clock"][wide]
+    return float(min(1.0, base["efficiency"]["clock"] * max(watts / asked, 1e-3) ** POWER_LAW))
 
 
 def _scaled(level: Mapping[str, Any], size: float, bandwidth: float) -> dict[str, float]:

@@ -31,18 +31,18 @@ def read_option(group: str, path: str | Path, home: Path) -> Imported:
         ValueError: one line: no such file, no mapping of keys, or nothing that the group takes; OSError where it cannot be read.
     """
     path = Path(path)
-    shown = f"{group}={path}"
-    tree = read_tree(path, shown)
-    found = _foreign(tree, path, home)
-    if found is None:
+    label = f"{group}={path}"
+    tree = read_tree(path, label)
+    imported = _foreign(tree, path, home)
+    if imported is None:
         if group == "model" and not {"hidden_size", "m"} & tree.keys() and "defaults" not in tree:
             raise ValueError(
-                f"{shown}: has no hidden_size; expected a Hugging Face config.json, RAPID-LLM's model YAML, or an option of model"
+                f"{label}: has no hidden_size; expected a Hugging Face config.json, RAPID-LLM's model YAML, or an option of model"
             )
         return Imported(group, f"option of {group}", {"name": _slug(path.stem), **tree}, {}, {})
-    if found.group != group:
-        raise ValueError(f"{shown}: is {found.kind}; allowed: {found.group}={path}")
-    return found
+    if imported.group != group:
+        raise ValueError(f"{label}: is {imported.kind}; allowed: {imported.group}={path}")
+    return imported
 
 
 def read_foreign(path: str | Path, home: Path) -> Imported:
@@ -52,10 +52,10 @@ def read_foreign(path: str | Path, home: Path) -> Imported:
         ValueError: one line, as ``read_option``; where it is no file of another program that is known here.
     """
     path = Path(path)
-    found = _foreign(read_tree(path, str(path)), path, home)
-    if found is None:
+    imported = _foreign(read_tree(path, str(path)), path, home)
+    if imported is None:
         raise ValueError(f"{path}: not known; allowed: a Hugging Face config.json (model_type), RAPID-LLM's hardware or model YAML")
-    return found
+    return imported
 
 
 def kind_of_run(model: str) -> str | None:
@@ -65,25 +65,25 @@ def kind_of_run(model: str) -> str | None:
     except (ValueError, OSError):
         return None  # what is wrong with it is said where it is read
     kind = tree.get("model_param", tree.get(RUN))
-    found = kind.get("run_type", kind.get("kind")) if isinstance(kind, dict) else None
-    return str(found) if found in ("training", "inference") else None
+    kind_named = kind.get("run_type", kind.get("kind")) if isinstance(kind, dict) else None
+    return str(kind_named) if kind_named in ("training", "inference") else None
 
 
-def read_tree(path: Path, shown: str) -> dict[str, Any]:
-    """The mapping in a JSON or YAML file; ``ValueError`` where there is none, named as ``shown``."""
+def read_tree(path: Path, label: str) -> dict[str, Any]:
+    """The mapping in a JSON or YAML file; ``ValueError`` where there is none, named as ``label``."""
     if not path.exists():
-        raise ValueError(f"{shown}: no such file; allowed: a file that exists, or the name of an option")
+        raise ValueError(f"{label}: no such file; allowed: a file that exists, or the name of an option")
     if path.is_dir():
-        raise ValueError(f"{shown}: is a folder; allowed: a file, such as {path / 'config.json'}")
-    require_file(path, shown)
+        raise ValueError(f"{label}: is a folder; allowed: a file, such as {path / 'config.json'}")
+    require_file(path, label)
     try:
         text = path.read_text(encoding="utf-8-sig")
         tree = json.loads(text) if path.suffix.lower() == ".json" else yaml_of(text)
     except (UnicodeDecodeError, ValueError, RecursionError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise ValueError(f"{shown}: cannot be read as {path.suffix[1:] or 'yaml'} ({reason})") from None
+        raise ValueError(f"{label}: cannot be read as {path.suffix[1:] or 'yaml'} ({reason})") from None
     if not isinstance(tree, dict) or not all(isinstance(key, str) for key in tree):
-        raise ValueError(f"{shown}: holds {shortened(tree)}; expected keys with values")
+        raise ValueError(f"{label}: holds {shortened(tree)}; expected keys with values")
     return tree
 
 

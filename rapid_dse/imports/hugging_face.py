@@ -147,13 +147,13 @@ def read_config(tree: Mapping[str, Any], name: str, source: str) -> Imported:
     reader = Reader({**config, **{key: value for key, value in family.defaults.items() if config.get(key) is None}}, source)
     fields = _fields(reader, family, kind)
     _require_schema(fields, source, kind)
-    for key in {each.key for each in NOT_MODELLED} & config.keys() - reader.taken.keys():
+    for key in {kind.key for kind in NOT_MODELLED} & config.keys() - reader.taken.keys():
         reader.leave(key, "the model has none of it")
     for key in BESIDE:
         reader.leave(key, "said beside the result where it is true")
     reader.leave_rest(LEFT)
     for key in family.defaults.keys() - config.keys():
-        reader.taken.pop(key, None), reader.left.pop(key, None)
+        reader.taken.pop(key, None), reader.not_taken.pop(key, None)
     reader.remarks += [*remarks, *family.remarks, *_said(config)]
     return reader.imported("model", f"Hugging Face config.json ({kind})", {"name": name, **fields})
 
@@ -173,96 +173,96 @@ def _language_model(tree: Mapping[str, Any], source: str) -> tuple[Mapping[str, 
 
 
 def _refuse_kinds(config: Mapping[str, Any], source: str, family: str) -> None:
-    for each in NOT_MODELLED:
-        if each.key in config and each.shows(config[each.key]):
-            raise ValueError(f"{source}: {family} has {each.kind}, a kind that is not modelled; allowed: a model without it")
+    for kind in NOT_MODELLED:
+        if kind.key in config and kind.shows(config[kind.key]):
+            raise ValueError(f"{source}: {family} has {kind.kind}, a kind that is not modelled; allowed: a model without it")
 
 
 def _fields(reader: Reader, family: Family, kind: str) -> dict[str, Any]:
     """Fields of the schema that differ from its defaults."""
-    found: dict[str, Any] = dict(family.fixed)
+    fields: dict[str, Any] = dict(family.fixed)
     for name, keys in FIELDS.items():
-        key = next((each for each in keys if reader.get(each) is not None), None)
+        key = next((key for key in keys if reader.get(key) is not None), None)
         if key is not None and (name not in ("image_size", "patch_size") or kind == "vit"):
-            found[name] = reader.take(key, f"model.{name}")
+            fields[name] = reader.take(key, f"model.{name}")
         for other in keys:
-            if other != key and other in reader.tree and reader.get(other) in (None, found.get(name)):
+            if other != key and other in reader.tree and reader.get(other) in (None, fields.get(name)):
                 reader.take(other, f"model.{name}")
-    _fill(found, reader, kind)
-    _windows(found, reader)
-    return {name: value for name, value in found.items() if not _is_default(name, value)}
+    _fill(fields, reader, kind)
+    _windows(fields, reader)
+    return {name: value for name, value in fields.items() if not _is_default(name, value)}
 
 
-def _fill(found: dict[str, Any], reader: Reader, kind: str) -> None:
+def _fill(fields: dict[str, Any], reader: Reader, kind: str) -> None:
     """What follows where a file does not say it in the schema's words."""
     vision = kind == "vit"
     for name in ("hidden_size", "num_hidden_layers", "num_attention_heads", *(("image_size", "patch_size") if vision else ("vocab_size",))):
-        if name not in found:
+        if name not in fields:
             raise ValueError(f"{reader.name}: {' or '.join(FIELDS[name])} is missing")
-    heads, hidden = found["num_attention_heads"], found["hidden_size"]
+    heads, hidden = fields["num_attention_heads"], fields["hidden_size"]
     if kind in ("falcon", "gpt_bigcode"):
-        _falcon_heads(found, reader)
-    found.setdefault("num_key_value_heads", heads)
-    found.setdefault("tie_word_embeddings", False)
-    if "intermediate_size" not in found and not (isinstance(hidden, int) and "moe_intermediate_size" in found):
-        found["intermediate_size"] = 4 * hidden if isinstance(hidden, int) else None
-    found.setdefault("intermediate_size", found.get("moe_intermediate_size"))
-    if found.get("num_experts"):
-        found.setdefault("moe_intermediate_size", found["intermediate_size"])
-        _shared_experts(found, reader)
+        _falcon_heads(fields, reader)
+    fields.setdefault("num_key_value_heads", heads)
+    fields.setdefault("tie_word_embeddings", False)
+    if "intermediate_size" not in fields and not (isinstance(hidden, int) and "moe_intermediate_size" in fields):
+        fields["intermediate_size"] = 4 * hidden if isinstance(hidden, int) else None
+    fields.setdefault("intermediate_size", fields.get("moe_intermediate_size"))
+    if fields.get("num_experts"):
+        fields.setdefault("moe_intermediate_size", fields["intermediate_size"])
+        _shared_experts(fields, reader)
     else:
         for name in EXPERTS:
-            found.pop(name, None)
-    if found.get("kv_lora_rank"):
-        found.pop("head_dim", None)  # latent attention has its own
-        found["num_key_value_heads"] = heads
+            fields.pop(name, None)
+    if fields.get("kv_lora_rank"):
+        fields.pop("head_dim", None)  # latent attention has its own
+        fields["num_key_value_heads"] = heads
     else:
         for name in LATENT:
-            found.pop(name, None)
+            fields.pop(name, None)
     if vision:
-        found["num_classes"] = len(reader.get("id2label", default={})) or reader.get("num_labels", "num_classes", default=1000)
-    head = found.get("head_dim")
+        fields["num_classes"] = len(reader.get("id2label", default={})) or reader.get("num_labels", "num_classes", default=1000)
+    head = fields.get("head_dim")
     if isinstance(hidden, int) and isinstance(heads, int) and isinstance(head, int) and head * heads == hidden:
-        found.pop("head_dim")
+        fields.pop("head_dim")
 
 
-def _falcon_heads(found: dict[str, Any], reader: Reader) -> None:
+def _falcon_heads(fields: dict[str, Any], reader: Reader) -> None:
     multi_query = bool(reader.take("multi_query", "model.num_key_value_heads", True))
     grouped = bool(reader.take("new_decoder_architecture", "model.num_key_value_heads", False))
     if multi_query and not grouped:
-        found["num_key_value_heads"] = 1
+        fields["num_key_value_heads"] = 1
     elif not grouped:
-        found["num_key_value_heads"] = found["num_attention_heads"]
+        fields["num_key_value_heads"] = fields["num_attention_heads"]
 
 
-def _shared_experts(found: dict[str, Any], reader: Reader) -> None:
+def _shared_experts(fields: dict[str, Any], reader: Reader) -> None:
     """Qwen's shared expert is told by its width."""
     width = reader.take("shared_expert_intermediate_size", "model.n_shared_experts")
-    each = found["moe_intermediate_size"]
+    expert_width = fields["moe_intermediate_size"]
     if width:
-        if not isinstance(width, int) or not isinstance(each, int) or width % each:
+        if not isinstance(width, int) or not isinstance(expert_width, int) or width % expert_width:
             raise ValueError(
                 f"{reader.name}: shared_expert_intermediate_size={shortened(width)} is no multiple of moe_intermediate_size="
-                f"{shortened(each)}, a kind that is not modelled; allowed: shared experts as wide as the routed ones"
+                f"{shortened(expert_width)}, a kind that is not modelled; allowed: shared experts as wide as the routed ones"
             )
-        found["n_shared_experts"] = width // each
+        fields["n_shared_experts"] = width // expert_width
     dense = reader.get("mlp_only_layers")
     if dense:
         first = len(dense) if sorted(dense) == list(range(len(dense))) else None
         if first is None:
             raise ValueError(f"{reader.name}: dense layers between layers of experts (mlp_only_layers) are a kind that is not modelled")
-        found["first_k_dense_replace"] = first
+        fields["first_k_dense_replace"] = first
     for key in ("mlp_only_layers", "moe_layer_freq"):
         reader.take(key, "model.first_k_dense_replace")
-    if found.get("n_group") in (None, 0, 1):  # one group is none
-        found.pop("n_group", None), found.pop("topk_group", None)
+    if fields.get("n_group") in (None, 0, 1):  # one group is none
+        fields.pop("n_group", None), fields.pop("topk_group", None)
 
 
-def _windows(found: dict[str, Any], reader: Reader) -> None:
+def _windows(fields: dict[str, Any], reader: Reader) -> None:
     """``sliding_window`` and ``layer_types``, where a window is shorter than the longest sequence."""
     window = reader.take("sliding_window", "model.sliding_window")
     on, first = reader.take("use_sliding_window", "model.sliding_window", True), reader.get("max_window_layers")
-    layers, types = found["num_hidden_layers"], reader.take("layer_types", "model.layer_types")
+    layers, types = fields["num_hidden_layers"], reader.take("layer_types", "model.layer_types")
     reader.take("max_window_layers", "model.layer_types")
     if types is not None and not isinstance(types, list):
         raise ValueError(f"{reader.name}: layer_types={shortened(types)}; expected a list, a kind for each layer")
@@ -275,9 +275,9 @@ def _windows(found: dict[str, Any], reader: Reader) -> None:
     pattern = _pattern([types[layer % len(types)] for layer in range(layers)]) if types else [SLIDING]
     if pattern == [FULL]:
         return
-    found["sliding_window"] = window
+    fields["sliding_window"] = window
     if pattern != [SLIDING]:
-        found["layer_types"] = pattern
+        fields["layer_types"] = pattern
 
 
 def _pattern(types: Sequence[str]) -> list[str]:

@@ -16,7 +16,7 @@ def nearest_chip(home: Path, peak: float, bandwidth: float) -> dict[str, Any]:
 
     Of two alike the one that comes first by name; variants of a chip (its name with a suffix, as a100_40gb) are left out.
     """
-    found: list[tuple[float, str, dict[str, Any]]] = []
+    candidates: list[tuple[float, str, dict[str, Any]]] = []
     for path in sorted((home / "conf/hw").glob("*.yaml")):
         if "_" in path.stem:
             continue
@@ -25,5 +25,5 @@ def nearest_chip(home: Path, peak: float, bandwidth: float) -> dict[str, Any]:
         own = rates.get("bf16") or rates["fp16"]
         off = abs(math.log(own * chip["sms"] * to_si(chip["clock"], "Hz") / peak))
         off += abs(math.log(to_si(chip["memory"]["bandwidth"], "bytes/s") / bandwidth))
-        found.append((round(off, 6), path.stem, chip))
-    return min(found, key=lambda each: each[:2])[2]
+        candidates.append((round(off, 6), path.stem, chip))
+    return min(candidates, key=lambda candidate: candidate[:2])[2]

@@ -95,8 +95,8 @@ def chip_of(given: Mapping[str, Any], numbers: str, home: Path) -> dict[str, Any
     """
     base = nearest_chip(home, given["rate"] * given["sms"] * given["clock"], given["bandwidth"])
     rates = dict.fromkeys(("bf16", "fp16") if FORMATS[numbers] == 2 else (numbers,), given["rate"])
-    energy, found = base["energy"], {key: value for key, value in base.items() if key not in ("gpus_per_node", "num_gpus")}
-    found |= {
+    energy, chip = base["energy"], {key: value for key, value in base.items() if key not in ("gpus_per_node", "num_gpus")}
+    chip |= {
         "base": base["name"],
         "sms": given["sms"],
         "tensor_cores_per_sm": given["tensor_cores"],
@@ -107,8 +107,8 @@ def chip_of(given: Mapping[str, Any], numbers: str, home: Path) -> dict[str, Any
         "energy": {**energy, **given["energy"], "flop": {**energy["flop"], **dict.fromkeys(rates, given["flop_energy"])}},
     }
     for level in ("registers", "shared_memory", "l2"):
-        found[level] = given.get(level, base[level])
-    return found
+        chip[level] = given.get(level, base[level])
+    return chip
 
 
 def _core(reader: Reader) -> dict[str, Any]:
@@ -127,12 +127,12 @@ def _core(reader: Reader) -> dict[str, Any]:
 
 def _memories(reader: Reader) -> dict[str, Any]:
     """Capacities are binary, as the makers' are; rates are decimal."""
-    found: dict[str, Any] = {}
+    memories: dict[str, Any] = {}
     for part, ours in (("SRAM-R", "registers"), ("SRAM-L1", "shared_memory"), ("SRAM-L2", "l2")):
         shares = 1.0 if ours == "l2" else reader.number(f"tech_param.{part}.util", f"hw.{ours}.bandwidth", 1.0)
         size = size_of(reader, f"tech_param.{part}.size", f"hw.{ours}.size")
-        found[ours] = {"size": size, "bandwidth": shares * rate_of(reader, f"tech_param.{part}.bandwidth", f"hw.{ours}.bandwidth")}
-    return found | {
+        memories[ours] = {"size": size, "bandwidth": shares * rate_of(reader, f"tech_param.{part}.bandwidth", f"hw.{ours}.bandwidth")}
+    return memories | {
         "capacity": size_of(reader, "tech_param.DRAM.size", "hw.memory.capacity, all of it usable"),
         "bandwidth": rate_of(reader, "tech_param.DRAM.bandwidth", "hw.memory.bandwidth"),
         "efficiency": {
@@ -169,45 +169,45 @@ def _quantity(reader: Reader, path: str, value: Any, base: float) -> float:
 
 def _format(reader: Reader) -> str:
     path = "sw_param.precision.tensor_format"
-    found = str(reader.take(path, "workload.precision", "bf16")).lower()
-    if found not in FORMATS:
-        raise ValueError(f"{reader.name}: {path}={found}: not a precision here; allowed: {', '.join(FORMATS)}")
-    return found
+    precision = str(reader.take(path, "workload.precision", "bf16")).lower()
+    if precision not in FORMATS:
+        raise ValueError(f"{reader.name}: {path}={precision}: not a precision here; allowed: {', '.join(FORMATS)}")
+    return precision
 
 
 def software_of(reader: Reader, numbers: str) -> dict[str, Any]:
     """Keys of ``software``, and of ``parallel`` what the file has under software."""
-    part, found = "sw_param.precision", dict[str, Any]()
+    part, software = "sw_param.precision", dict[str, Any]()
     full = reader.take("sw_param.full_recomputation", "parallel.recompute")
     if full is not None:
-        found["parallel.recompute"] = "full" if full else "none"
-    found["parallel.zero"] = reader.whole("sw_param.dp_zero_stage", "parallel.zero", 0)
+        software["parallel.recompute"] = "full" if full else "none"
+    software["parallel.zero"] = reader.whole("sw_param.dp_zero_stage", "parallel.zero", 0)
     when = reader.take("sw_param.dp_microbatch", "software.reduce_each_micro_batch")
     if when is not None:
-        found["software.reduce_each_micro_batch"] = when != "last_mb"
+        software["software.reduce_each_micro_batch"] = when != "last_mb"
     for theirs, ours in (("gradients", "gradient_dtype"), ("grad_communication", "reduce_dtype")):
         name = _dtype(reader, f"{part}.{theirs}", f"software.{ours}", numbers)
         if name in ("bf16", "fp16", "fp32"):
-            found[f"software.{ours}"] = name
+            software[f"software.{ours}"] = name
     states = _dtype(reader, f"{part}.optimizer_states", "software.optimizer_bytes", numbers)
     if states is not None:
-        found["software.optimizer_bytes"] = 2.0 * FORMATS[states] + _bytes(reader, f"{part}.master_parameters", numbers)
+        software["software.optimizer_bytes"] = 2.0 * FORMATS[states] + _bytes(reader, f"{part}.master_parameters", numbers)
     cache = _dtype(reader, f"{part}.kv_cache", "workload.kv_precision, of inference", numbers)
     if cache is not None:
-        found["kv_precision"] = cache
+        software["kv_precision"] = cache
     weights = reader.get(f"{part}.parameters", default=AS_TENSOR)
     if weights in (AS_TENSOR, numbers):
         reader.take(f"{part}.parameters", "workload.precision")
     else:
         reader.leave(f"{part}.parameters", "weights are kept as workload.precision has them")
     if reader.get("sw_param.const_mem_offset") is not None:
-        found["software.context"] = size_of(reader, "sw_param.const_mem_offset", "software.context")
+        software["software.context"] = size_of(reader, "sw_param.const_mem_offset", "software.context")
     for theirs, ours in (("tp_overlap", "tp_overlap"), ("cp_overlap", "cp_overlap")):
         if reader.get(f"network.overlap.{theirs}") is not None:
-            found[f"software.{ours}"] = reader.number(f"network.overlap.{theirs}", f"software.{ours}")
+            software[f"software.{ours}"] = reader.number(f"network.overlap.{theirs}", f"software.{ours}")
     if reader.get("network.overlap.tp_sp_overlap") is not None:
-        found["tp_sp_overlap"] = reader.number("network.overlap.tp_sp_overlap", "software.tp_overlap under sequence parallelism")
-    return found
+        software["tp_sp_overlap"] = reader.number("network.overlap.tp_sp_overlap", "software.tp_overlap under sequence parallelism")
+    return software
 
 
 def _bytes(reader: Reader, path: str, numbers: str) -> float:
@@ -218,33 +218,33 @@ def _bytes(reader: Reader, path: str, numbers: str) -> float:
 
 
 def _dtype(reader: Reader, path: str, into: str, numbers: str) -> str | None:
-    found = reader.take(path, into)
-    if found is None or found == AS_TENSOR:
-        return numbers if found is not None else None
-    if isinstance(found, int | float) and not isinstance(found, bool):  # bytes of a number
-        same = [name for name in (numbers, "fp32", "bf16", "fp8") if FORMATS[name] == found]
-        found = same[0] if same else found
-    if found not in FORMATS:
-        raise ValueError(f"{reader.name}: {path}={shortened(found)}: not a precision here; allowed: {AS_TENSOR}, {', '.join(FORMATS)}")
-    return str(found)
+    dtype = reader.take(path, into)
+    if dtype is None or dtype == AS_TENSOR:
+        return numbers if dtype is not None else None
+    if isinstance(dtype, int | float) and not isinstance(dtype, bool):  # bytes of a number
+        same = [name for name in (numbers, "fp32", "bf16", "fp8") if FORMATS[name] == dtype]
+        dtype = same[0] if same else dtype
+    if dtype not in FORMATS:
+        raise ValueError(f"{reader.name}: {path}={shortened(dtype)}: not a precision here; allowed: {AS_TENSOR}, {', '.join(FORMATS)}")
+    return str(dtype)
 
 
 def _layout(reader: Reader) -> dict[str, Any]:
     part = "parallelism"
-    found: dict[str, Any] = {key: reader.whole(f"{part}.{key}", f"parallel.{key}", 1) for key in ("tp", "cp", "pp")}
-    found["micro_batches"] = reader.whole(f"{part}.mb", "parallel.micro_batch_size = batch / dp / mb", 1)
-    found["sequence_parallel"] = bool(reader.take(f"{part}.tp_sp", "parallel.sequence_parallel", False))
+    layout: dict[str, Any] = {key: reader.whole(f"{part}.{key}", f"parallel.{key}", 1) for key in ("tp", "cp", "pp")}
+    layout["micro_batches"] = reader.whole(f"{part}.mb", "parallel.micro_batch_size = batch / dp / mb", 1)
+    layout["sequence_parallel"] = bool(reader.take(f"{part}.tp_sp", "parallel.sequence_parallel", False))
     split = reader.take(f"{part}.train.tp_ep", "parallel.etp: null where true, else 1", True)
-    found["experts_split"] = bool(split)
-    found["train"] = {
+    layout["experts_split"] = bool(split)
+    layout["train"] = {
         "dp": reader.whole(f"{part}.train.dp", "parallel.dp, times ep", 1),
         "ep": reader.whole(f"{part}.train.ep", "parallel.ep", 1),
     }
-    found["inference"] = {
+    layout["inference"] = {
         "dp": reader.whole(f"{part}.inference.replica_count", "parallel.dp of inference", 1),
         "ep": reader.whole(f"{part}.inference.moe_dp", "parallel.attention_dp of inference", 1),
     }
-    return found
+    return layout
 
 
 def _open_network() -> dict[str, Any]:
@@ -256,7 +256,7 @@ def _network(reader: Reader) -> list[dict[str, Any]]:
     listed = reader.get("network.dimensions")
     if not isinstance(listed, list) or not listed:
         raise ValueError(f"{reader.name}: network.dimensions={shortened(listed)}: expected a list of dimensions")
-    found = []
+    dimensions = []
     for at in range(len(listed)):
         part = f"network.dimensions.{at}"
         kind = str(reader.take(f"{part}.topology.type", f"hw.{part}.topology")).lower()
@@ -269,7 +269,7 @@ def _network(reader: Reader) -> list[dict[str, Any]]:
         else:
             speed = rate_of(reader, f"{part}.topology.bandwidth", f"hw.{part}.bandwidth")
         size = reader.take(f"{part}.size", f"hw.{part}.size", "auto")
-        found.append(
+        dimensions.append(
             {
                 "topology": TOPOLOGIES[kind],
                 "flat": kind in FLAT,
@@ -281,7 +281,7 @@ def _network(reader: Reader) -> list[dict[str, Any]]:
                 "parallelisms": _names(reader, f"{part}.parallelisms"),
             }
         )
-    return found
+    return dimensions
 
 
 def _names(reader: Reader, path: str) -> list[str]:

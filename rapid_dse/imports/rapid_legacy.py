@@ -58,18 +58,18 @@ def _core(reader: Reader) -> dict[str, Any]:
     core = "tech_param.core"
     rate = reader.number(f"{core}.nominal_flop_rate_per_mcu", "hw.tensor_flop_per_sm_clock")
     joules = reader.number(f"{core}.nominal_energy_per_flop", "hw.energy.flop")
-    each = reader.whole(f"{core}.num_mcu_per_bundle", "hw.tensor_cores_per_sm")
+    units = reader.whole(f"{core}.num_mcu_per_bundle", "hw.tensor_cores_per_sm")
     if reader.get(f"{core}.num_bundles") is not None:
         bundles = reader.whole(f"{core}.num_bundles", "hw.sms")
     else:
         area = reader.number("area_breakdown.core", "hw.sms, over the area of an MCU")
-        bundles = int(area / reader.number(f"{core}.operating_area_per_mcu", "hw.sms, as the core's area over it") / each + 1e-9)
+        bundles = int(area / reader.number(f"{core}.operating_area_per_mcu", "hw.sms, as the core's area over it") / units + 1e-9)
     clock = next((key for key in ("operating_frequency", "nominal_frequency") if reader.get(f"{core}.{key}") is not None), None)
     if clock is not None:
         hertz = reader.number(f"{core}.{clock}", "hw.clock")
     else:
         hertz = reader.number(f"{core}.nominal_power_per_mcu", "hw.clock, over the power of an operation a second") / (joules * rate)
-    return {"sms": bundles, "tensor_cores": each, "clock": hertz, "rate": rate * each, "flop_energy": joules}
+    return {"sms": bundles, "tensor_cores": units, "clock": hertz, "rate": rate * units, "flop_energy": joules}
 
 
 def _memory(reader: Reader) -> dict[str, Any]:
@@ -102,11 +102,11 @@ def _memory(reader: Reader) -> dict[str, Any]:
 
 def _layout(reader: Reader) -> dict[str, Any]:
     part = "scheduling_param"
-    found: dict[str, Any] = {key: reader.whole(f"{part}.{key}", f"parallel.{key}", 1) for key in ("tp", "cp", "pp")}
-    found["micro_batches"] = reader.whole(f"{part}.mb", "parallel.micro_batch_size = batch / dp / mb", 1)
-    found["sequence_parallel"] = bool(reader.take(f"{part}.tp_sp", "parallel.sequence_parallel", False))
+    layout: dict[str, Any] = {key: reader.whole(f"{part}.{key}", f"parallel.{key}", 1) for key in ("tp", "cp", "pp")}
+    layout["micro_batches"] = reader.whole(f"{part}.mb", "parallel.micro_batch_size = batch / dp / mb", 1)
+    layout["sequence_parallel"] = bool(reader.take(f"{part}.tp_sp", "parallel.sequence_parallel", False))
     degree = {"dp": reader.whole(f"{part}.dp", "parallel.dp", 1), "ep": 1}
-    return found | {"train": degree, "inference": degree}
+    return layout | {"train": degree, "inference": degree}
 
 
 def _network(reader: Reader) -> list[dict[str, Any]]:

@@ -39,10 +39,10 @@ def read_model(tree: Mapping[str, Any], name: str, source: str) -> Imported:
     mode = str(reader.take(f"{ROOT}.mode", "the kind of model", "LLM")).upper()
     if mode not in KINDS:
         raise ValueError(f"{source}: {ROOT}.mode={mode}: not known; allowed: {', '.join(KINDS)}")
-    found = _gemm(reader) if mode == "GEMM" else _lstm(reader) if mode == "LSTM" else _transformer(reader, mode)
+    model = _gemm(reader) if mode == "GEMM" else _lstm(reader) if mode == "LSTM" else _transformer(reader, mode)
     run = _run(reader, mode)
     reader.leave_rest(LEFT)
-    return reader.imported("model", f"{KIND} ({mode})", {"name": name, **found, "run": run})
+    return reader.imported("model", f"{KIND} ({mode})", {"name": name, **model, "run": run})
 
 
 def _gemm(reader: Reader) -> dict[str, Any]:
@@ -51,16 +51,16 @@ def _gemm(reader: Reader) -> dict[str, Any]:
 
 def _lstm(reader: Reader) -> dict[str, Any]:
     """A stack of long short-term memory; its dimensions are named as a model's of layers are."""
-    found: dict[str, Any] = {"kind": "lstm"}
+    model: dict[str, Any] = {"kind": "lstm"}
     for theirs, ours in (("hidden_dim", "hidden_size"), ("num_layers", "num_hidden_layers"), ("vocab_size", "vocab_size")):
-        found[ours] = reader.whole(f"{ROOT}.{theirs}", f"model.{ours}", 0 if ours == "vocab_size" else None)
+        model[ours] = reader.whole(f"{ROOT}.{theirs}", f"model.{ours}", 0 if ours == "vocab_size" else None)
     for key, allowed, what in (("projection", 0, "a projection of the state"), ("num_gates", GATES, "another number of gates")):
         value = reader.whole(f"{ROOT}.{key}", "what a layer is", allowed)
         if value != allowed:
             raise ValueError(f"{reader.name}: {ROOT}.{key}={value}: LSTMs with {what} are not modelled; allowed: {allowed}")
     for key in ("num_non_linear", "num_add", "num_pointwise"):
         reader.leave(f"{ROOT}.{key}", "what a step moves beside its products follows from the gates")
-    return found
+    return model
 
 
 def _transformer(reader: Reader, mode: str) -> dict[str, Any]:
@@ -68,24 +68,24 @@ def _transformer(reader: Reader, mode: str) -> dict[str, Any]:
     kind = str(reader.take(f"{ROOT}.model_type", "what a layer is", "gpt" if mode != "VIT" else "vit")).lower()
     if kind not in TYPES:
         raise ValueError(f"{reader.name}: {ROOT}.model_type={kind}: not known; allowed: {', '.join(TYPES)}")
-    found: dict[str, Any] = dict(TYPES[kind])
+    model: dict[str, Any] = dict(TYPES[kind])
     for theirs, ours in (
         ("hidden_dim", "hidden_size"),
         ("num_layers", "num_hidden_layers"),
         ("intermediate_size", "intermediate_size"),
         ("vocab_size", "num_classes" if mode == "VIT" else "vocab_size"),
     ):
-        found[ours] = reader.whole(f"{ROOT}.{theirs}", f"model.{ours}")
+        model[ours] = reader.whole(f"{ROOT}.{theirs}", f"model.{ours}")
     if mode == "VIT":
         reader.leave(f"{ROOT}.tied_embeddings", "no table of tokens")
     else:
-        found["tie_word_embeddings"] = bool(reader.take(f"{ROOT}.tied_embeddings", "model.tie_word_embeddings", False))
-    found |= _attention(reader) | _experts(reader, found["num_hidden_layers"])
+        model["tie_word_embeddings"] = bool(reader.take(f"{ROOT}.tied_embeddings", "model.tie_word_embeddings", False))
+    model |= _attention(reader) | _experts(reader, model["num_hidden_layers"])
     if mode == "VIT":
         for key in ("image_size", "patch_size"):
-            found[key] = reader.whole(f"{ROOT}.vision.{key}", f"model.{key}")
-        found["kind"] = "vit"
-    return found
+            model[key] = reader.whole(f"{ROOT}.vision.{key}", f"model.{key}")
+        model["kind"] = "vit"
+    return model
 
 
 def _attention(reader: Reader) -> dict[str, Any]:
@@ -94,16 +94,16 @@ def _attention(reader: Reader) -> dict[str, Any]:
     if kind not in ("mha", "gqa", "mla"):
         raise ValueError(f"{reader.name}: {part}.attention_type={kind}: a kind that is not modelled; allowed: mha, gqa, mla")
     heads = reader.whole(f"{part}.num_heads", "model.num_attention_heads")
-    found: dict[str, Any] = {"num_attention_heads": heads, "num_key_value_heads": heads}
+    heads_of_model: dict[str, Any] = {"num_attention_heads": heads, "num_key_value_heads": heads}
     if kind == "gqa":
-        found["num_key_value_heads"] = reader.whole(f"{part}.kv_heads", "model.num_key_value_heads")
+        heads_of_model["num_key_value_heads"] = reader.whole(f"{part}.kv_heads", "model.num_key_value_heads")
     else:
         reader.leave(f"{part}.kv_heads", f"{kind}: each head has its own keys and values")
     if kind == "mla":
-        found |= {key: reader.whole(f"{part}.{key}", f"model.{key}") for key in LATENT}
+        heads_of_model |= {key: reader.whole(f"{part}.{key}", f"model.{key}") for key in LATENT}
     elif reader.get(f"{part}.head_dim") is not None:
-        found["head_dim"] = reader.whole(f"{part}.head_dim", "model.head_dim")
-    return found
+        heads_of_model["head_dim"] = reader.whole(f"{part}.head_dim", "model.head_dim")
+    return heads_of_model
 
 
 def _experts(reader: Reader, layers: int) -> dict[str, Any]:
@@ -112,22 +112,22 @@ def _experts(reader: Reader, layers: int) -> dict[str, Any]:
     if experts <= 1:
         reader.leave(part, "num_experts is 1: a dense model")
         return {}
-    found: dict[str, Any] = {"num_experts": experts}
+    experts_of_model: dict[str, Any] = {"num_experts": experts}
     for theirs, ours in (
         ("top_k", "num_experts_per_tok"),
         ("moe_intermediate_size", "moe_intermediate_size"),
         ("n_shared_experts", "n_shared_experts"),
         ("first_k_dense_replace", "first_k_dense_replace"),
     ):
-        found[ours] = reader.whole(f"{part}.{theirs}", f"model.{ours}", 0)
+        experts_of_model[ours] = reader.whole(f"{part}.{theirs}", f"model.{ours}", 0)
     every = reader.whole(f"{part}.moe_layer_freq", "model.first_k_dense_replace", 1)
     if every > 1:
         raise ValueError(
             f"{reader.name}: {part}.moe_layer_freq={every}: dense layers between layers of experts are not modelled; allowed: 1"
         )
-    if every == 0 or found["first_k_dense_replace"] >= layers:
+    if every == 0 or experts_of_model["first_k_dense_replace"] >= layers:
         raise ValueError(f"{reader.name}: {part}: has {experts} experts and no layer that holds them; allowed: num_experts: 1")
-    return found
+    return experts_of_model
 
 
 def _run(reader: Reader, mode: str) -> dict[str, Any]:
@@ -135,32 +135,32 @@ def _run(reader: Reader, mode: str) -> dict[str, Any]:
     kind = str(reader.take(f"{ROOT}.run_type", "workload.kind", "training")).lower()
     if kind not in ("training", "inference"):
         raise ValueError(f"{reader.name}: {ROOT}.run_type={kind}: not known; allowed: training, inference")
-    found: dict[str, Any] = {"kind": kind, "mode": mode}
+    workload: dict[str, Any] = {"kind": kind, "mode": mode}
     if mode == "GEMM":
         backward = reader.take(f"{ROOT}.backward", "workload.kind", True)
-        found["kind"] = "training" if backward else "inference"
-        found["gemm_sharding"] = reader.take(f"{ROOT}.gemm_shard_axis", "parallel.gemm_sharding")
+        workload["kind"] = "training" if backward else "inference"
+        workload["gemm_sharding"] = reader.take(f"{ROOT}.gemm_shard_axis", "parallel.gemm_sharding")
         reader.leave(ROOT, "a matrix product has none of it")
-        return found
+        return workload
     batch = "workload.global_batch_size" if kind == "training" else "workload.batch_size"
     named = "global_batch_size" if reader.get(f"{ROOT}.global_batch_size") is not None or mode != "LSTM" else "batch_size"
-    found["batch"] = reader.whole(f"{ROOT}.{named}", batch, 1)
-    found["accumulation"] = max(1, reader.whole(f"{ROOT}.gradient_accumulation_steps", "parallel.micro_batch_size", 1))
+    workload["batch"] = reader.whole(f"{ROOT}.{named}", batch, 1)
+    workload["accumulation"] = max(1, reader.whole(f"{ROOT}.gradient_accumulation_steps", "parallel.micro_batch_size", 1))
     if mode in ("LLM", "LSTM"):
         sequence = "workload.seq_len" if kind == "training" else "workload.prompt_len, with decode_len"
-        found["seq_len"] = reader.whole(f"{ROOT}.seq_len", sequence)
+        workload["seq_len"] = reader.whole(f"{ROOT}.seq_len", sequence)
     if kind == "inference" and mode == "LLM":
-        found["decode_len"] = reader.whole(f"{ROOT}.decode_len", "workload.decode_len", 0)
+        workload["decode_len"] = reader.whole(f"{ROOT}.decode_len", "workload.decode_len", 0)
     else:
         reader.leave(f"{ROOT}.decode_len", "nothing is decoded")
     fused = reader.take(f"{ROOT}.attention.use_flashattention", "software.attention")
     if fused is not None:
-        found["attention"] = "flash" if fused else "unfused"
+        workload["attention"] = "flash" if fused else "unfused"
     imbalance = reader.get(f"{ROOT}.moe.expert_imbalance_factor")
-    if imbalance is not None and f"{ROOT}.moe.expert_imbalance_factor" not in reader.left:
-        found["expert_imbalance"] = reader.number(f"{ROOT}.moe.expert_imbalance_factor", "workload.expert_imbalance")
-    _require_whole_batch(found, reader)
-    return found
+    if imbalance is not None and f"{ROOT}.moe.expert_imbalance_factor" not in reader.not_taken:
+        workload["expert_imbalance"] = reader.number(f"{ROOT}.moe.expert_imbalance_factor", "workload.expert_imbalance")
+    _require_whole_batch(workload, reader)
+    return workload
 
 
 def _require_whole_batch(run: Mapping[str, Any], reader: Reader) -> None:

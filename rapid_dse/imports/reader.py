@@ -23,7 +23,7 @@ class Imported:
         kind: what the file is, as messages name it.
         option: the option's content, as a file of ``conf/`` has it; ``run`` is what the file says beside the group.
         taken: keys of the file, each with what it became.
-        left: keys of the file that nothing was made of, each with the reason.
+        not_taken: keys of the file that nothing was made of, each with the reason.
         remarks: what is priced otherwise than the file has it, a sentence each.
     """
 
@@ -31,7 +31,7 @@ class Imported:
     kind: str
     option: Mapping[str, Any]
     taken: Mapping[str, str]
-    left: Mapping[str, str]
+    not_taken: Mapping[str, str]
     remarks: tuple[str, ...] = ()
 
 
@@ -45,23 +45,23 @@ class Reader:
     tree: Mapping[str, Any]
     name: str
     taken: dict[str, str] = field(default_factory=dict)
-    left: dict[str, str] = field(default_factory=dict)
+    not_taken: dict[str, str] = field(default_factory=dict)
     remarks: list[str] = field(default_factory=list)
 
     def get(self, *path: str, default: Any = None) -> Any:
         """The value of a dotted key, of the first of several that the file has and that is not null."""
-        for each in path:
-            found = _at(self.tree, each)
-            if found is not None:
-                return found
+        for part in path:
+            value = _at(self.tree, part)
+            if value is not None:
+                return value
         return default
 
     def take(self, path: str, into: str, default: Any = None) -> Any:
         """The value of a dotted key, which becomes ``into``; null counts as missing."""
-        found = _at(self.tree, path)
+        value = _at(self.tree, path)
         if _has(self.tree, path):
-            self.taken[path] = into if found is not None else f"{into}, as where it is missing"
-        return default if found is None else found
+            self.taken[path] = into if value is not None else f"{into}, as where it is missing"
+        return default if value is None else value
 
     def number(self, path: str, into: str, default: float | None = None) -> float:
         """A number; YAML takes 9e-6 for text. Of a list (a level of the network each) the first, the leaf's.
@@ -69,44 +69,44 @@ class Reader:
         Raises:
             ValueError: where it is none, or is missing and has no default.
         """
-        found = self.take(path, into, default)
-        found = found[0] if isinstance(found, list) and found else found
-        if found is None:
+        value = self.take(path, into, default)
+        value = value[0] if isinstance(value, list) and value else value
+        if value is None:
             raise ValueError(f"{self.name}: {path} is missing")
         try:
-            if isinstance(found, bool):
+            if isinstance(value, bool):
                 raise ValueError
-            return float(found)
+            return float(value)
         except (TypeError, ValueError):
-            raise ValueError(f"{self.name}: {path}={shortened(found)}: expected a number") from None
+            raise ValueError(f"{self.name}: {path}={shortened(value)}: expected a number") from None
 
     def whole(self, path: str, into: str, default: int | None = None) -> int:
         """A whole number of at least 0; ``ValueError`` as ``number``."""
-        found = self.number(path, into, default)
-        if found != int(found) or found < 0:
+        number = self.number(path, into, default)
+        if number != int(number) or number < 0:
             raise ValueError(f"{self.name}: {path}={shortened(self.get(path))}: expected a whole number of at least 0")
-        return int(found)
+        return int(number)
 
     def leave(self, path: str, reason: str) -> None:
         """Nothing is made of a key, or of all keys inside it."""
         for leaf in _leaves(self.tree):
             if (leaf == path or leaf.startswith(f"{path}.")) and leaf not in self.taken:
-                self.left.setdefault(leaf, reason)
+                self.not_taken.setdefault(leaf, reason)
 
     def leave_rest(self, rules: Rules) -> None:
         """Of each key that is left over, the reason of the first rule whose pattern its name matches; where none does, it is unknown."""
         for leaf in _leaves(self.tree):
-            if leaf in self.taken or leaf in self.left:
+            if leaf in self.taken or leaf in self.not_taken:
                 continue
-            self.left[leaf] = next((why for pattern, why in rules if re.fullmatch(pattern, leaf)), UNKNOWN)
+            self.not_taken[leaf] = next((why for pattern, why in rules if re.fullmatch(pattern, leaf)), UNKNOWN)
 
     def imported(self, group: str, kind: str, option: Mapping[str, Any]) -> Imported:
         """What was read, as an option of a group."""
-        unknown = [key for key, why in self.left.items() if why == UNKNOWN]
+        unknown = [key for key, why in self.not_taken.items() if why == UNKNOWN]
         listed = f"{', '.join(unknown[:8])}{' …' if len(unknown) > 8 else ''}: not known here, and without effect"
         said = [f"{self.name}: {text}" for text in (*self.remarks, *([listed] if unknown else []))]
         run = {**option.get(RUN, {}), **({SAID: said} if said else {})}
-        return Imported(group, kind, {**option, RUN: run} if run else option, self.taken, self.left, tuple(self.remarks))
+        return Imported(group, kind, {**option, RUN: run} if run else option, self.taken, self.not_taken, tuple(self.remarks))
 
 
 def _at(tree: Any, path: str) -> Any:
@@ -127,7 +127,7 @@ def _has(tree: Any, path: str) -> bool:
 def _leaves(tree: Any, prefix: str = "") -> Iterator[str]:
     """Dotted names of all values; a list of plain values, an empty mapping and an empty list are values."""
     for name, value in tree.items() if isinstance(tree, Mapping) else enumerate(tree):
-        inner = (isinstance(value, Mapping) and value) or (isinstance(value, list) and any(isinstance(each, Mapping) for each in value))
+        inner = (isinstance(value, Mapping) and value) or (isinstance(value, list) and any(isinstance(item, Mapping) for item in value))
         if inner:
             yield from _leaves(value, f"{prefix}{name}.")
         else:

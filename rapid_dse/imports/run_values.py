@@ -88,15 +88,15 @@ def _degrees(hw: Run, kind: str, architecture: Mapping[str, Any], said: list[str
     """tp, cp, pp, and dp and ep as axes of their own."""
     layout = hw["layout"]
     block = layout["train" if kind == "training" else "inference"]
-    found = {name: int(layout[name]) for name in ("tp", "cp", "pp")} | {"dp": int(block["dp"]), "ep": int(block["ep"])}
-    if found["ep"] > 1 and not architecture.get("num_experts"):
-        said.append(f"ep={found['ep']}: the model has no experts; those GPUs hold further copies (dp)")
-        found |= {"dp": found["dp"] * found["ep"], "ep": 1}
+    degrees = {name: int(layout[name]) for name in ("tp", "cp", "pp")} | {"dp": int(block["dp"]), "ep": int(block["ep"])}
+    if degrees["ep"] > 1 and not architecture.get("num_experts"):
+        said.append(f"ep={degrees['ep']}: the model has no experts; those GPUs hold further copies (dp)")
+        degrees |= {"dp": degrees["dp"] * degrees["ep"], "ep": 1}
     shared_by = KINDS[architecture.get("kind") or "transformer"].shared_by
-    for name in (each for each in ("cp", "pp") if each not in shared_by and found[each] > 1):
-        said.append(f"{name}={found[name]}: the model is divided over {', '.join(shared_by)} alone; those GPUs hold further copies (dp)")
-        found |= {"dp": found["dp"] * found[name], name: 1}
-    return found
+    for name in (axis for axis in ("cp", "pp") if axis not in shared_by and degrees[axis] > 1):
+        said.append(f"{name}={degrees[name]}: the model is divided over {', '.join(shared_by)} alone; those GPUs hold further copies (dp)")
+        degrees |= {"dp": degrees["dp"] * degrees[name], name: 1}
+    return degrees
 
 
 def _layout(values: Values, hw: Run, degrees: Mapping[str, int], kind: str) -> None:
@@ -126,11 +126,11 @@ def _machine(values: Values, hw: Run, degrees: Mapping[str, int]) -> None:
     dimensions = network_of(hw["network"], degrees)
     values["hw.network.dimensions"] = dimensions
     values["hw.gpus_per_node"] = (
-        prod(each["size"] or 1 for each in dimensions[:-1]) if len(dimensions) > 1 else _only(dimensions[0], degrees)
+        prod(dimension["size"] or 1 for dimension in dimensions[:-1]) if len(dimensions) > 1 else _only(dimensions[0], degrees)
     )
     if hw["faulty_links"]:
         values["hw.network.faulty_links"] = hw["faulty_links"]
-    listed = dict.fromkeys(name for each in hw["network"] for name in each["parallelisms"])
+    listed = dict.fromkeys(name for dimension in hw["network"] for name in dimension["parallelisms"])
     if listed:
         values["parallel.order"] = [*listed, *(name for name in ORDER if name not in listed)]
     values["backend.name"] = hw["backend"]
@@ -147,29 +147,29 @@ def network_of(network: Sequence[Run], degrees: Mapping[str, int]) -> list[dict[
     A dimension holds the parallelisms that are listed on it; one that lists none and has no size of its own holds nothing and is left
     out. Where experts have an axis of their own, which no order of the others gives, dimensions keep their lists.
     """
-    kept = [each for each in network if each["parallelisms"] or (each["size"] or 1) > 1] or [network[0]]
-    own = degrees["ep"] > 1 and degrees["cp"] == 1 and all(each["parallelisms"] and not each["flat"] for each in kept)
-    found: list[dict[str, Any]] = []
-    for at, each in enumerate(kept):
-        size = each["size"] or prod(degrees[name] for name in each["parallelisms"])
-        part = {key: each[key] for key in ("topology", "bandwidth", "latency", "utilization", "energy")}
+    kept = [dimension for dimension in network if dimension["parallelisms"] or (dimension["size"] or 1) > 1] or [network[0]]
+    own = degrees["ep"] > 1 and degrees["cp"] == 1 and all(dimension["parallelisms"] and not dimension["flat"] for dimension in kept)
+    dimensions: list[dict[str, Any]] = []
+    for at, dimension in enumerate(kept):
+        size = dimension["size"] or prod(degrees[name] for name in dimension["parallelisms"])
+        part = {key: dimension[key] for key in ("topology", "bandwidth", "latency", "utilization", "energy")}
         if own:
-            part["parallelisms"] = [name for name in each["parallelisms"] if degrees[name] > 1]
-        sizes = _sides(size) if each["flat"] else [size]
+            part["parallelisms"] = [name for name in dimension["parallelisms"] if degrees[name] > 1]
+        sizes = _sides(size) if dimension["flat"] else [size]
         line = part["topology"] == "mesh" and size <= 2
         if line or (part["topology"] == "torus" and len(sizes) == 1):
             part["topology"] = "ring"  # which it is, and which has a closed form
-        found += [{**part, "size": side} for side in sizes]
-        if at == len(kept) - 1 and each["size"] is None and each["topology"] != FIXED and not own and not line:
-            found[-1]["size"] = None
-    if len(found) > MOST_DIMENSIONS:
-        raise ValueError(f"network.dimensions: {len(found)} dimensions; allowed: up to {MOST_DIMENSIONS}")
-    return found
+        dimensions += [{**part, "size": side} for side in sizes]
+        if at == len(kept) - 1 and dimension["size"] is None and dimension["topology"] != FIXED and not own and not line:
+            dimensions[-1]["size"] = None
+    if len(dimensions) > MOST_DIMENSIONS:
+        raise ValueError(f"network.dimensions: {len(dimensions)} dimensions; allowed: up to {MOST_DIMENSIONS}")
+    return dimensions
 
 
 def _sides(size: int) -> list[int]:
     """The sides of a plane of so many places, as near to a square as they come; one where it is a line."""
-    side = next(each for each in range(math.isqrt(size), 0, -1) if size % each == 0)
+    side = next(side for side in range(math.isqrt(size), 0, -1) if size % side == 0)
     return [size // side, side] if side > 1 else [size]
 
 
@@ -181,7 +181,7 @@ def _micro_batches(values: Values, hw: Run, model: Run, degrees: Mapping[str, in
         return  # the rule of layouts says it
     share = batch // copies
     divisors = [size for size in range(1, share + 1) if share % size == 0]
-    size = min(divisors, key=lambda each: (abs(math.log(each * wanted / share)), each))
+    size = min(divisors, key=lambda size: (abs(math.log(size * wanted / share)), size))
     values["parallel.micro_batch_size"] = size
     if size * wanted != share:
         said.append(

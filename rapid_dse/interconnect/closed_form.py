@@ -178,8 +178,8 @@ def dispatch(bytes_: npt.ArrayLike, copies: Sequence[Floats], span: Span, networ
     size = np.asarray(bytes_, dtype=np.float64)
     slowest: Floats = np.asarray(0.0)
     latency: Floats = np.asarray(0.0)
-    for each, members, stride, dimension in zip(copies, span.members, span.strides, network.dimensions, strict=True):
-        load = each * (1.0 - 1.0 / members)
+    for count, members, stride, dimension in zip(copies, span.members, span.strides, network.dimensions, strict=True):
+        load = count * (1.0 - 1.0 / members)
         if dimension.topology == "ring":
             load = load * np.maximum(1.0, np.minimum(members, dimension.size or np.inf) / 4.0)
         slowest = np.maximum(slowest, np.where(members > 1, load / _rate(dimension, members, stride), 0.0))

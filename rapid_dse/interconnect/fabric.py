@@ -44,7 +44,7 @@ def told(cluster: Cluster, network: Network, node_dimensions: int) -> Cluster:
     nodes = np.array([count for count, _ in cluster.allreduce_busbw], np.int64)
     measured = np.log([rate for _, rate in cluster.allreduce_busbw])
     default = Cluster.model_fields["hop_latency"].default
-    found = []
+    told_twice = []
     for trees in (True, False):
 
         def off(values: Floats, trees: bool = trees) -> Floats:
@@ -54,8 +54,8 @@ def told(cluster: Cluster, network: Network, node_dimensions: int) -> Cluster:
             )
 
         fit = least_squares(off, [0.8, 0.1], bounds=([0.05, -3.0], [1.0, np.log(MOST_LATENCY / default)]))
-        found.append((float(fit.cost) + (0.0 if trees else NOISE), _with(cluster, fit.x, trees)))
-    return min(found, key=lambda each: each[0])[1]
+        told_twice.append((float(fit.cost) + (0.0 if trees else NOISE), _with(cluster, fit.x, trees)))
+    return min(told_twice, key=lambda fault: fault[0])[1]
 
 
 def _with(cluster: Cluster, values: Floats, trees: bool) -> Cluster:

@@ -141,8 +141,8 @@ def share_links(s: State) -> None:
         f = flow_at(s, at)
         for k in range(f.hops):
             link_at(s, path_at(s, f.path + k).link).users += 1
-    left = flows
-    while left > 0:
+    unset = flows
+    while unset > 0:
         least = smallest_share(s)
         for at in range(flows):
             f = flow_at(s, at)
@@ -153,7 +153,7 @@ def share_links(s: State) -> None:
             if f.fixed == 2:
                 f.fixed = 1
                 f.rate = least
-                left -= 1
+                unset -= 1
                 for k in range(f.hops):
                     link = link_at(s, path_at(s, f.path + k).link)
                     link.spare = max(link.spare - least, 0.0)

@@ -79,14 +79,14 @@ def all_reduce(bytes_: npt.ArrayLike, span: Span, network: Network) -> Transfer:
     """Sums buffers of ``bytes_``: around a ring, or up and down trees that carry as much, or in the switches."""
     size = np.asarray(bytes_, dtype=np.float64)
     seconds, where = closed_form.all_reduce_and_where(size, span, network)
-    moved = _on_ring(seconds, 2.0 * size * (1.0 - 1.0 / span.size), span, network)
+    sent = _on_ring(seconds, 2.0 * size * (1.0 - 1.0 / span.size), span, network)
     if np.any(where == closed_form.IN_NODE_SWITCH):
         # each member sends its buffer to the switch once, and its share of the sum once
         switched = _on_ring(seconds, size * (1.0 + 1.0 / span.size), span, network)
-        moved = either(where == closed_form.IN_NODE_SWITCH, switched, moved)
+        sent = either(where == closed_form.IN_NODE_SWITCH, switched, sent)
     if np.any(where == closed_form.IN_FABRIC):
-        moved = either(where == closed_form.IN_FABRIC, _in_fabric(seconds, size, span, network), moved)
-    return moved
+        sent = either(where == closed_form.IN_FABRIC, _in_fabric(seconds, size, span, network), sent)
+    return sent
 
 
 def _in_fabric(seconds: Floats, size: Floats, span: Span, network: Network) -> Transfer:
@@ -118,7 +118,7 @@ def dispatch(bytes_: npt.ArrayLike, copies: Sequence[Floats], span: Span, networ
     """Sends tokens of ``bytes_`` once to each part of the group that needs them; ``copies`` as in ``closed_form.dispatch``."""
     size = np.asarray(bytes_, dtype=np.float64)
     seconds = closed_form.dispatch(size, copies, span, network)
-    sent = np.stack(np.broadcast_arrays(*(size * each * (1.0 - 1.0 / m) for each, m in zip(copies, span.members, strict=True))))
+    sent = np.stack(np.broadcast_arrays(*(size * count * (1.0 - 1.0 / m) for count, m in zip(copies, span.members, strict=True))))
     hops = [np.maximum(1.0, m / 4.0) if d.topology == "ring" else 1.0 for m, d in zip(span.members, network.dimensions, strict=True)]
     walked = sent * np.stack(np.broadcast_arrays(*hops, span.size)[:-1])
     return Transfer(seconds, sent, np.minimum(walked / _ports(span, network), seconds))

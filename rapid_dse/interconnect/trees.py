@@ -109,11 +109,11 @@ def tree_bundle(s: State, ep: int, reduces: bool, state: int) -> None:
 def tree_step(s: State, ep: int, received: bool) -> bool:
     """Advance a rank's part by a message that came, or by a delay that ended; True when its part is done."""
     pos = endpoint_at(s, ep).pos
-    left = relative(s, ep, pos, LEFT)
-    if left < 0 and relative(s, ep, pos, RIGHT) < 0:
+    left_child = relative(s, ep, pos, LEFT)
+    if left_child < 0 and relative(s, ep, pos, RIGHT) < 0:
         return leaf_step(s, ep)
     if relative(s, ep, pos, PARENT) < 0:
-        return root_step(s, ep, LEFT if left >= 0 else RIGHT)
+        return root_step(s, ep, LEFT if left_child >= 0 else RIGHT)
     return inner_step(s, ep, received)
 
 

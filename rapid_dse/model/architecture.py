@@ -57,12 +57,12 @@ class LayerKind:
 
     def attention(self, shape: MicroBatch) -> CoreAttention | None:
         """The attention kernel; None where none of its parts has one."""
-        return next((found for part in self.parts if (found := part.attention(shape)) is not None), None)
+        return next((core for part in self.parts if (core := part.attention(shape)) is not None), None)
 
     def small_kernels(self, shape: MicroBatch, software: Software) -> Sequence[SmallKernel]:
         """What its small kernels move, in order."""
         return self._once(
-            "kernels", (shape, software), lambda: [each for part in self.parts for each in part.small_kernels(shape, software)]
+            "kernels", (shape, software), lambda: [kernel for part in self.parts for kernel in part.small_kernels(shape, software)]
         )
 
     def tensors(self, shape: MicroBatch, software: Software) -> Sequence[Tensor]:
@@ -72,12 +72,12 @@ class LayerKind:
     def made(self, shape: MicroBatch, software: Software) -> Sequence[tuple[Part, Tensor]]:
         """The same, each with the part that makes it."""
         return self._once(
-            "made", (shape, software), lambda: [(part, each) for part in self.parts for each in part.tensors(shape, software)]
+            "made", (shape, software), lambda: [(part, tensor) for part in self.parts for tensor in part.tensors(shape, software)]
         )
 
     def ring(self, shape: MicroBatch) -> FloatColumn | None:
         """Elements of keys and values that a context-parallel rank hands on; None where it hands nothing on."""
-        return next((found for part in self.parts if (found := part.ring(shape)) is not None), None)
+        return next((ring_exchange for part in self.parts if (ring_exchange := part.ring(shape)) is not None), None)
 
     @cached_property
     def copies(self) -> int:
@@ -168,9 +168,9 @@ def _architecture(model: Model, adapters: Adapters | None, predictions: int, sha
     names = [family.layer(model, layer) for layer in range(model.num_hidden_layers)]
     names += [("next_token", *names[-1])] * predictions
     distinct = list(dict.fromkeys(names))
-    kinds = tuple(LayerKind.of(model, each, adapters).sharded(sharding) for each in distinct)
+    kinds = tuple(LayerKind.of(model, kind, adapters).sharded(sharding) for kind in distinct)
     head = replace(family.last(model, frozen), predictions=predictions)
-    return Architecture(family.first(model, frozen), kinds, tuple(distinct.index(each) for each in names), head)
+    return Architecture(family.first(model, frozen), kinds, tuple(distinct.index(name) for name in names), head)
 
 
 def active_parameters(kind: LayerKind) -> float:
@@ -183,9 +183,9 @@ def active_parameters(kind: LayerKind) -> float:
 def matrix_parameters(model: Model, predictions: int = 0) -> float:
     """Parameters of the matrices that multiply a token: layers and head, look-up excluded; of routed experts those it is sent to.
     ``predictions``: tokens beside the next one that are predicted."""
-    found = architecture(model, predictions=predictions)
-    layers = sum(count * active_parameters(kind) for count, kind in zip(found.counts, found.kinds, strict=True))
-    return float(layers + _multiplied(found.head, model.sample_tokens or 1))
+    kinds = architecture(model, predictions=predictions)
+    layers = sum(count * active_parameters(kind) for count, kind in zip(kinds.counts, kinds.kinds, strict=True))
+    return float(layers + _multiplied(kinds.head, model.sample_tokens or 1))
 
 
 def _multiplied(end: End, tokens: int) -> float:
@@ -200,13 +200,13 @@ def model_flops_per_token(model: Model, work: Workload) -> float:
     for LoRA, which leaves out their gradients.
     """
     ahead = predictions_of(model, work)
-    found, attention = architecture(model, predictions=ahead), 0.0
-    for count, kind in zip(found.counts, found.kinds, strict=True):
+    kinds, attention = architecture(model, predictions=ahead), 0.0
+    for count, kind in zip(kinds.counts, kinds.kinds, strict=True):
         core = kind.attention(ONE)
         if core is not None:
             attention += 12.0 * count * float(core.heads[0]) * core.mean_dim * core.context(work.document_len)
     frozen = 0.0 if work.trains_all else matrix_parameters(model, ahead)
-    looked_up = 6.0 * _multiplied(found.embedding, work.seq_len)
+    looked_up = 6.0 * _multiplied(kinds.embedding, work.seq_len)
     return 6.0 * trained_matrix_parameters(model, work) + 4.0 * frozen + looked_up + attention
 
 
@@ -215,9 +215,9 @@ def trained_matrix_parameters(model: Model, work: Workload) -> float:
     adapters, ahead = adapters_of(work), predictions_of(model, work)
     if adapters is None:
         return matrix_parameters(model, ahead)
-    plain, found = architecture(model, predictions=ahead), architecture(model, adapters, ahead)
-    more = (active_parameters(kind) - active_parameters(frozen) for kind, frozen in zip(found.kinds, plain.kinds, strict=True))
-    return sum(count * each for count, each in zip(found.counts, more, strict=True))
+    plain, adapted = architecture(model, predictions=ahead), architecture(model, adapters, ahead)
+    more = (active_parameters(kind) - active_parameters(frozen) for kind, frozen in zip(adapted.kinds, plain.kinds, strict=True))
+    return sum(count * kind for count, kind in zip(adapted.counts, more, strict=True))
 
 
 @remembered(64)
@@ -230,7 +230,7 @@ def split_of(scenario: Scenario) -> Split:
 @lru_cache(maxsize=256)
 def split_by_rule(model: Model, rule: str, given: tuple[int, ...] | None = None, predictions: int = 0) -> Split:
     """How a framework's rule, or a user's own split, deals out a model's layers; ``predictions``: those behind them."""
-    found = architecture(model, predictions=predictions)
-    weights = tuple(map(active_parameters, found.kinds))
-    order, behind = found.order[: model.num_hidden_layers], found.order[model.num_hidden_layers :]
-    return Split(rule, order, weights, _multiplied(found.head, model.sample_tokens or 1), given, behind)
+    kinds = architecture(model, predictions=predictions)
+    weights = tuple(map(active_parameters, kinds.kinds))
+    order, behind = kinds.order[: model.num_hidden_layers], kinds.order[model.num_hidden_layers :]
+    return Split(rule, order, weights, _multiplied(kinds.head, model.sample_tokens or 1), given, behind)

@@ -77,16 +77,16 @@ def count(model: Model, positions: int = 2048) -> ParameterCounts:
         model: dense or mixture of experts, with multi-head, grouped-query or latent attention.
         positions: rows of the learned position table, tokens; of no effect where the positions are rotary.
     """
-    found = architecture(model)
-    if any(len(kind.parts) == 1 for kind in found.kinds):
-        return _of_single_parts(found)
-    embedding, head = found.embedding.counted(), found.head.counted()
-    moe_layers = sum(count for count, kind in zip(found.counts, found.kinds, strict=True) if kind.copies)
-    mixer, mlp, experts = (part.parameters(ONE) for part in (found.kinds[0].parts[0], PARTS["mlp"](model), PARTS["experts"](model)))
+    kinds = architecture(model)
+    if any(len(kind.parts) == 1 for kind in kinds.kinds):
+        return _of_single_parts(kinds)
+    embedding, head = kinds.embedding.counted(), kinds.head.counted()
+    moe_layers = sum(count for count, kind in zip(kinds.counts, kinds.kinds, strict=True) if kind.copies)
+    mixer, mlp, experts = (part.parameters(ONE) for part in (kinds.kinds[0].parts[0], PARTS["mlp"](model), PARTS["experts"](model)))
     expert = round(float(np.sum(experts.routed))) // model.num_experts if moe_layers else 0
     return ParameterCounts(
         embedding=embedding,
-        positions=found.embedding.positions(positions),
+        positions=kinds.embedding.positions(positions),
         attention=_whole(mixer.products) + _whole(mixer.biases) + _whole(mixer.added),
         norm=_whole(mixer.norms) + _whole(mlp.norms),
         mlp=_whole(mlp.products) + _whole(mlp.biases) + _whole(mlp.added),
@@ -97,15 +97,15 @@ def count(model: Model, positions: int = 2048) -> ParameterCounts:
         num_experts_per_tok=model.num_experts_per_tok,
         dense_layers=model.num_hidden_layers - moe_layers,
         moe_layers=moe_layers,
-        final_norm=_whole(found.head.parameters(ONE).norms),
+        final_norm=_whole(kinds.head.parameters(ONE).norms),
         head=0 if model.tie_word_embeddings else head,
     )
 
 
 def prediction_parameters(model: Model) -> int:
     """Parameters of the layers that predict a token beside the next one, which look-up and head are no part of."""
-    found = architecture(model, predictions=model.num_nextn_predict_layers)
-    behind = (found.kinds[kind] for kind in found.order[model.num_hidden_layers :])
+    kinds = architecture(model, predictions=model.num_nextn_predict_layers)
+    behind = (kinds.kinds[kind] for kind in kinds.order[model.num_hidden_layers :])
     return sum(_whole(part.dense) + _whole(part.routed) for kind in behind for part in kind.parameters(ONE))
 
 
@@ -114,20 +114,22 @@ def adapter_parameters(model: Model, work: Workload) -> int:
     adapters = adapters_of(work)
     if adapters is None:
         return 0
-    found = architecture(model, adapters, predictions_of(model, work))
-    each = (sum(_whole(part.adapters) + _whole(part.expert_adapters) for part in kind.parameters(ONE)) for kind in found.kinds)
-    return sum(layers * more for layers, more in zip(found.counts, each, strict=True))
+    adapted = architecture(model, adapters, predictions_of(model, work))
+    adapters_a_layer = (
+        sum(_whole(part.adapters) + _whole(part.expert_adapters) for part in kind.parameters(ONE)) for kind in adapted.kinds
+    )
+    return sum(layers * more for layers, more in zip(adapted.counts, adapters_a_layer, strict=True))
 
 
-def _of_single_parts(found: Architecture) -> ParameterCounts:
+def _of_single_parts(whole: Architecture) -> ParameterCounts:
     """Those of a model whose layers have no attention with an MLP behind it."""
-    names = [each.name for each in fields(ParameterCounts) if each.name not in ("embedding", "final_norm", "head", "alone")]
-    every = [count * _whole(kind.parts[0].parameters(ONE).dense) for count, kind in zip(found.counts, found.kinds, strict=True)]
+    names = [count.name for count in fields(ParameterCounts) if count.name not in ("embedding", "final_norm", "head", "alone")]
+    every = [count * _whole(kind.parts[0].parameters(ONE).dense) for count, kind in zip(whole.counts, whole.kinds, strict=True)]
     return ParameterCounts(
         **dict.fromkeys(names, 0),
-        embedding=found.embedding.counted(),
-        final_norm=_whole(found.head.parameters(ONE).norms),
-        head=found.head.counted(),
+        embedding=whole.embedding.counted(),
+        final_norm=_whole(whole.head.parameters(ONE).norms),
+        head=whole.head.counted(),
         alone=sum(every),
     )
 

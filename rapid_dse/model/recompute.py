@@ -87,11 +87,11 @@ def without_effect(scenario: Scenario) -> list[str]:
 
 
 def _of(kind: LayerKind, software: Software, names: tuple[str, ...]) -> Recomputation:
-    return _found(kind, names, software.kernels, software.memory, software.experts)
+    return _entry_parts(kind, names, software.kernels, software.memory, software.experts)
 
 
 @lru_cache(maxsize=512)
-def _found(
+def _entry_parts(
     kind: LayerKind, names: tuple[str, ...], kernels: KernelSettings, memory: MemorySettings, experts: ExpertSettings
 ) -> Recomputation:
     return recomputation(kind, _software_of(kernels, memory, experts), [entries()[name] for name in names])
@@ -142,20 +142,20 @@ def _kept(entry: RecomputeEntry, part: Part, tensor: Tensor, first: bool) -> flo
 
 def _following(kind: LayerKind, tensors: Sequence[tuple[Part, Tensor]], kept: Sequence[float]) -> dict[str, float]:
     """What runs again, by share, since what it makes is needed and not kept: from the last step back to the first."""
-    held = {tensor.name: share for (_, tensor), share in zip(tensors, kept, strict=True)}
+    shares = {tensor.name: share for (_, tensor), share in zip(tensors, kept, strict=True)}
     missing = {tensor.name: 1.0 - share for (_, tensor), share in zip(tensors, kept, strict=True) if tensor.kept}
     again: dict[str, float] = {}
     for step in reversed([step for part in kind.parts for step in part.steps()]):
         share = max(missing.get(name, 0.0) for name in step.makes)
         again[step.name] = max(again.get(step.name, 0.0), share)
-        missing[step.reads] = max(missing.get(step.reads, 0.0), share * (1.0 - held.get(step.reads, 0.0)))
+        missing[step.reads] = max(missing.get(step.reads, 0.0), share * (1.0 - shares.get(step.reads, 0.0)))
     return again
 
 
 def _named_by(kind: LayerKind, software: Software, entry: RecomputeEntry) -> Iterator[tuple[str, float]]:
     """Steps that an entry names itself, with the share of them that runs again."""
     also = () if software.memory.recompute_stops_early else entry.also_reruns
-    products, small = ({each.name for each in found} for found in (kind.products(ONE), kind.small_kernels(ONE, software)))
+    products, small = ({part.name for part in part} for part in (kind.products(ONE), kind.small_kernels(ONE, software)))
     for part in kind.parts:
         for step in part.steps():
             words = {"all": True, "products": step.name in products, "small": step.name in small}

@@ -73,8 +73,8 @@ class MicroBatch:
 
         Without sequence parallelism the ranks of a tensor-parallel group have the same tokens.
         """
-        found: BoolColumn = self.sequence_parallel | (self.tp == 1)
-        return found
+        whole_rows: BoolColumn = self.sequence_parallel | (self.tp == 1)
+        return whole_rows
 
 
 ONE = MicroBatch.single()  # one token on one rank
@@ -98,7 +98,7 @@ class MatMul:
     values. The last one's output no gradient needs.
     ``modules``: Hugging Face's modules that it stands for, with the share of its columns that each gives; ``megatron``: Megatron Core's one
     module. ``cut``: what ranks that share the product divide among them, the columns of B, or its rows; None: each has all of it.
-    ``routed``: whether they are ranks that share an expert. ``frozen``: it has no weight gradient. ``beside``: the product that an
+    ``routed``: whether they are ranks that share an expert. ``frozen``: it has no weight gradient. ``adapts``: the product that an
     adapter's stands beside. ``in_turn``: how many such kernels run one after the other, each of which needs what the last one gave, on the
     same weights; their weight gradients are one product over the rows of all.
     """
@@ -115,7 +115,7 @@ class MatMul:
     cut: Literal["columns", "rows"] | None = "columns"
     routed: bool = False
     frozen: bool = False
-    beside: str = ""
+    adapts: str = ""
     in_turn: FloatColumn | float = 1.0
 
     @property

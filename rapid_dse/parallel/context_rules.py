@@ -37,5 +37,5 @@ def context_rules(layouts: Layouts, scenario: Scenario) -> list[Broken]:
 def local_keys(model: Model, tp: IntColumn) -> IntColumn:
     """Key-value heads of a tensor-parallel rank, all of them with latent attention's own keys; at least one, ``(n,)``."""
     heads = model.num_attention_heads if model.kv_lora_rank else model.num_key_value_heads
-    found: IntColumn = np.maximum(1, heads // tp)
-    return found
+    own_heads: IntColumn = np.maximum(1, heads // tp)
+    return own_heads

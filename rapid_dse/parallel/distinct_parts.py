@@ -17,8 +17,8 @@ def distinct_parts(experts: int, chosen: int, parts: int) -> float:
     Each part holds experts / parts of them (rounded down where that does not divide, at least 1), and a token's experts are distinct: a
     part has none of them with probability C(E − E/p, k) / C(E, k).
     """
-    each = max(1, experts // parts)
-    missed = comb(experts - each, chosen) / comb(experts, chosen) if experts - each >= chosen else 0.0
+    experts_a_part = max(1, experts // parts)
+    missed = comb(experts - experts_a_part, chosen) / comb(experts, chosen) if experts - experts_a_part >= chosen else 0.0
     return min(parts, experts) * (1.0 - missed)
 
 
@@ -38,11 +38,11 @@ def distinct_parts_of_groups(routing: tuple[int, int, int, int], parts: int) -> 
     inside = experts * allowed // groups  # those that may be chosen
     if parts >= groups:
         return distinct_parts(inside, chosen, max(1, parts * allowed // groups))
-    held, missed = groups // parts, 0.0  # groups that a part holds
-    for mine in range(min(held, allowed) + 1):
-        ways = comb(held, mine) * comb(groups - held, allowed - mine) / comb(groups, allowed)
-        left = inside - mine * (experts // groups)
-        missed += ways * (comb(left, chosen) / comb(inside, chosen) if left >= chosen else 0.0)
+    groups_a_part, missed = groups // parts, 0.0  # groups that a part holds
+    for mine in range(min(groups_a_part, allowed) + 1):
+        ways = comb(groups_a_part, mine) * comb(groups - groups_a_part, allowed - mine) / comb(groups, allowed)
+        groups_outside = inside - mine * (experts // groups)
+        missed += ways * (comb(groups_outside, chosen) / comb(inside, chosen) if groups_outside >= chosen else 0.0)
     return parts * (1.0 - missed)
 
 

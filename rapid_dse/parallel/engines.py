@@ -128,7 +128,7 @@ class Engines(Layouts):
 
     def rules(self, scenario: Scenario) -> list[Rule]:
         """Every rule of inference with the layouts that break it."""
-        found = [
+        broken = [
             *_loads(self),
             *_divisions(self),
             *_sizes(self),
@@ -136,11 +136,11 @@ class Engines(Layouts):
         for pool in (None, *POOLS):
             where = ~self.pooled if pool is None else self.pooled
             if where.any():
-                found += _cuts(self.degrees(pool), scenario, "" if pool is None else f"{pool}.", where)
+                broken += _cuts(self.degrees(pool), scenario, "" if pool is None else f"{pool}.", where)
         if not scenario.model.of_kind.decodes:
-            found += _one_pass(self, scenario)
+            broken += _one_pass(self, scenario)
         software = scenario.software
-        return found + ([Rule(each.rule(software.name), each.where) for each in unoffered(self, scenario)] if software.enforce else [])
+        return broken + ([Rule(rule.rule(software.name), rule.where) for rule in unoffered(self, scenario)] if software.enforce else [])
 
 
 def _loads(engines: Engines) -> list[Rule]:
@@ -158,7 +158,7 @@ def _one_pass(engines: Engines, scenario: Scenario) -> list[Rule]:
     asked, batch = (engines.concurrency != NOT_GIVEN) | (engines.request_rate != NOT_GIVEN), engines.batch_size
     rows = scenario.model.m or NOT_GIVEN
     return [
-        *(Rule(*each) for each in kind_rules(engines.batches(scenario), scenario)),
+        *(Rule(*rule) for rule in kind_rules(engines.batches(scenario), scenario)),
         Rule("a product has model.m rows: leave out batch_size", (rows != NOT_GIVEN) & (batch != NOT_GIVEN) & (batch != rows)),
         Rule("a model that decodes nothing runs a batch forward: batch_size, and no concurrency, request_rate or num_prompts", asked),
         Rule("dp must divide batch_size", (batch > engines.dp) & (batch % np.maximum(1, engines.dp) != 0)),  # of fewer some are idle
@@ -179,17 +179,17 @@ def _divisions(engines: Engines) -> list[Rule]:
 
 def _sizes(engines: Engines) -> list[Rule]:
     dp, gpus, pooled = engines.dp.astype(float), engines.num_gpus, engines.pooled
-    found = [Rule("tp · attention_dp · cp · pp · dp must equal hw.num_gpus", ~pooled & (engines.degrees().gpus * dp != gpus))]
+    rules = [Rule("tp · attention_dp · cp · pp · dp must equal hw.num_gpus", ~pooled & (engines.degrees().gpus * dp != gpus))]
     if pooled.any():
         both = sum(engines.degrees(pool).gpus.astype(float) * getattr(engines, f"{pool}_workers") for pool in POOLS)
         none = (engines.prefill_workers < 1) | (engines.decode_workers < 1)
-        found.append(
+        rules.append(
             Rule(
                 "workers · GPUs of an engine, of both pools together, times dp must equal hw.num_gpus",
                 pooled & ((both * dp != gpus) | none),
             )
         )
-    return found
+    return rules
 
 
 def _cuts(degrees: Degrees, scenario: Scenario, pool: str, where: BoolColumn) -> list[Rule]:
@@ -221,16 +221,16 @@ def _cuts(degrees: Degrees, scenario: Scenario, pool: str, where: BoolColumn) ->
 
 def unoffered(engines: Engines, scenario: Scenario) -> list[Unoffered]:
     """Every setting that the framework does not offer, with the layouts that have it."""
-    offers, found = scenario.software.offers, of_the_job(len(engines), scenario)
+    offers, rules = scenario.software.offers, of_the_job(len(engines), scenario)
     for name in ("tp", "cp", "pp", "ep", "attention_dp"):
         if name not in offers.parallelisms:
             above = getattr(engines, name) > 1
             for pool in POOLS if name != "cp" else ():
                 above = above | (getattr(engines, f"{pool}_{name}") > 1)
-            found.append(Unoffered(f"{name} > 1", f"{name} > 1", f"dp{''.join(f', {other}' for other in offers.parallelisms)}", above))
+            rules.append(Unoffered(f"{name} > 1", f"{name} > 1", f"dp{''.join(f', {other}' for other in offers.parallelisms)}", above))
     if "pools" not in offers.parallelisms:
-        found.append(Unoffered("pools of prefill and decode", "pools of prefill and decode", listed(offers.parallelisms), engines.pooled))
-    return found
+        rules.append(Unoffered("pools of prefill and decode", "pools of prefill and decode", listed(offers.parallelisms), engines.pooled))
+    return rules
 
 
 def resolved(engines: Engines) -> Engines:
@@ -240,11 +240,11 @@ def resolved(engines: Engines) -> Engines:
     pool's degrees are 1; of workers prefill has one and decode what is left.
     """
     pooled = engines.pooled
-    found: dict[str, Any] = {"attention_dp": np.maximum(1, engines.attention_dp)}
+    degrees: dict[str, Any] = {"attention_dp": np.maximum(1, engines.attention_dp)}
     for pool, name in product(POOLS, POOL_DEGREES[:-1]):
         column = getattr(engines, f"{pool}_{name}")
-        found[f"{pool}_{name}"] = column if name == "etp" else np.where(pooled, np.maximum(1, column), NOT_GIVEN)
-    engines = replace(engines, **found)
+        degrees[f"{pool}_{name}"] = column if name == "etp" else np.where(pooled, np.maximum(1, column), NOT_GIVEN)
+    engines = replace(engines, **degrees)
     etp: dict[str, Any] = {"etp": _experts(engines.etp, engines.degrees())}
     for pool in POOLS:
         etp[f"{pool}_etp"] = np.where(pooled, _experts(getattr(engines, f"{pool}_etp"), engines.degrees(pool)), NOT_GIVEN)
@@ -257,8 +257,10 @@ def resolved(engines: Engines) -> Engines:
 def _with_workers(engines: Engines) -> Engines:
     pooled = engines.pooled
     prefill = np.where(pooled, np.maximum(1, engines.prefill_workers), NOT_GIVEN)
-    left = engines.num_gpus // np.maximum(1, engines.dp) - prefill * engines.degrees("prefill").gpus
-    decode = np.where(engines.decode_workers == NOT_GIVEN, np.maximum(0, left // engines.degrees("decode").gpus), engines.decode_workers)
+    gpus_for_decoding = engines.num_gpus // np.maximum(1, engines.dp) - prefill * engines.degrees("prefill").gpus
+    decode = np.where(
+        engines.decode_workers == NOT_GIVEN, np.maximum(0, gpus_for_decoding // engines.degrees("decode").gpus), engines.decode_workers
+    )
     return replace(engines, prefill_workers=prefill, decode_workers=np.where(pooled, decode, NOT_GIVEN))
 
 
@@ -279,10 +281,10 @@ def enumerate_engines(space: Space, scenario: Scenario) -> tuple[Engines, Counte
     rejected: Counter[str] = Counter()
     for num_gpus in space.options("num_gpus", ()):
         columns = {name: space.options(name, _every(name, int(num_gpus), scenario)) for name in SERVING_KEYS} | {"num_gpus": [num_gpus]}
-        found = _distinct(engine_grid(columns))
-        first, texts = first_broken(found.rules(scenario), len(found))
+        engines = _distinct(engine_grid(columns))
+        first, texts = first_broken(engines.rules(scenario), len(engines))
         rejected.update(times_broken(first, texts))
-        parts.append(found.take(first < 0))
+        parts.append(engines.take(first < 0))
     return Engines.concatenate(parts), rejected
 
 

@@ -67,7 +67,7 @@ class ExpertGroups:
         Args:
             places: of ranks, ``(pp, dp, cp, tp)``.
         """
-        parts, members, copies = (int(each.max()) + 1 for each in (self.part, self.member, self.copy))
+        parts, members, copies = (int(column.max()) + 1 for column in (self.part, self.member, self.copy))
         order = np.lexsort((self.part.ravel(), self.member.ravel(), self.copy.ravel()))
         grid = places.reshape(len(places), -1)[:, order].reshape(len(places), copies, members, parts)
         exchanging, alike = grid.transpose(0, 3, 1, 2), grid.transpose(0, 3, 2, 1)
@@ -88,16 +88,16 @@ def expert_groups(degrees: Mapping[str, int], order: Sequence[str], network: Net
     if own_dimension(network):
         return ExpertGroups(index["tp"], index["dp"] % ep, index["dp"] // ep * cp + index["cp"])
     share = int(np.gcd(tp, etp))
-    pool = _beside(index, {"tp": tp, "cp": cp, "dp": dp}, share, order, network)
+    pool = _ranks_beside(index, {"tp": tp, "cp": cp, "dp": dp}, share, order, network)
     wider, pool = _split(pool, etp // share, inner=True)
-    member, left = _split(pool, ep, inner=order.index("ep") < order.index("dp"))
+    member, outside = _split(pool, ep, inner=order.index("ep") < order.index("dp"))
     copy, size = np.zeros((dp, cp, tp), np.int64), 1
-    for where, count in left:
+    for where, count in outside:
         copy, size = copy + size * where, size * count
     return ExpertGroups(index["tp"] % share + share * wider, member, copy)
 
 
-def _beside(index: Mapping[str, Ints], counts: Mapping[str, int], share: int, order: Sequence[str], network: Network) -> list[Axis]:
+def _ranks_beside(index: Mapping[str, Ints], counts: Mapping[str, int], share: int, order: Sequence[str], network: Network) -> list[Axis]:
     """The ranks of tp, cp and dp beside the ``share`` of tp that splits an expert, inner to outer; neighbours are one axis."""
     homes: dict[str, int] = {name: i for i, dimension in enumerate(network.dimensions) for name in dimension.parallelisms or ()}
     names, together = [name for name in order if name in FACTORS], merges(order, network)
@@ -119,15 +119,15 @@ def _beside(index: Mapping[str, Ints], counts: Mapping[str, int], share: int, or
 
 def _split(axes: list[Axis], count: int, inner: bool) -> tuple[Ints, list[Axis]]:
     """Takes ``count`` ranks from the inner or outer end: each rank's number among them, and what is left, from that end on."""
-    member, taken, left = np.zeros_like(axes[0][0]), 1, []
+    member, taken, outside = np.zeros_like(axes[0][0]), 1, []
     for where, ranks in axes if inner else reversed(axes):
         share = int(np.gcd(ranks, count)) if len(axes) > 1 else count
         count //= share
         rest = ranks // share
         mine, other = (where % share, where // share) if inner else (where // rest, where % rest)
         member, taken = member + taken * mine, taken * share
-        left.append((other, rest))
-    return member, left
+        outside.append((other, rest))
+    return member, outside
 
 
 def own_dimension(network: Network) -> bool:

@@ -20,12 +20,12 @@ def width_rules(layouts: Layouts, scenario: Scenario) -> list[Broken]:
     model = scenario.model
     widths = dict(model.mlp_widths)
     routed = widths.pop("moe_intermediate_size", None)
-    found = [(f"tp must divide {name}", width % layouts.tp != 0) for name, width in widths.items()]
+    rules = [(f"tp must divide {name}", width % layouts.tp != 0) for name, width in widths.items()]
     if routed is not None:
-        found.append(("etp must divide moe_intermediate_size", routed % layouts.expert_tp != 0))
+        rules.append(("etp must divide moe_intermediate_size", routed % layouts.expert_tp != 0))
         shared = model.n_shared_experts * routed
-        found.append(("tp must divide n_shared_experts · moe_intermediate_size", shared % layouts.tp != 0))
-    return found
+        rules.append(("tp must divide n_shared_experts · moe_intermediate_size", shared % layouts.tp != 0))
+    return rules
 
 
 def grid_rules(layouts: Layouts, scenario: Scenario) -> list[Broken]:
@@ -42,10 +42,10 @@ def adapter_rules(layouts: Layouts, scenario: Scenario) -> list[Broken]:
     work = scenario.workload
     if work.trains_all:
         return []
-    found: list[Broken] = [("tp must divide lora_rank", work.lora_rank % layouts.tp != 0)]
+    rules: list[Broken] = [("tp must divide lora_rank", work.lora_rank % layouts.tp != 0)]
     if scenario.model.num_experts:
-        found.append(("etp must divide lora_rank", work.lora_rank % layouts.expert_tp != 0))
-    return found
+        rules.append(("etp must divide lora_rank", work.lora_rank % layouts.expert_tp != 0))
+    return rules
 
 
 def tokens_rule(layouts: Layouts, scenario: Scenario) -> Broken:

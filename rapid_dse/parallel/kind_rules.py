@@ -22,25 +22,25 @@ def kind_rules(layouts: Layouts, scenario: Scenario) -> list[Broken]:
     """Rules of the model's kind."""
     kind, name = scenario.model.of_kind, scenario.model.kind
     divided = ", ".join(kind.shared_by)
-    found = [key_value_rule(scenario.model, layouts.tp)]
-    found += [
-        (f"{each} must be 1: a model of the kind {name} is divided over {divided} alone", getattr(layouts, each) != 1)
-        for each in ("cp", "ep", "pp")
-        if each not in kind.shared_by
+    rules = [key_value_rule(scenario.model, layouts.tp)]
+    rules += [
+        (f"{axis} must be 1: a model of the kind {name} is divided over {divided} alone", getattr(layouts, axis) != 1)
+        for axis in ("cp", "ep", "pp")
+        if axis not in kind.shared_by
     ]
-    found += [(f"tp must divide {each}", getattr(scenario.model, each) % layouts.tp != 0) for each in kind.divided]
-    return found + (_product_rules(layouts, scenario) if scenario.model.m else [])
+    rules += [(f"tp must divide {divisor}", getattr(scenario.model, divisor) % layouts.tp != 0) for divisor in kind.divided]
+    return rules + (_product_rules(layouts, scenario) if scenario.model.m else [])
 
 
 def loop_rules(layouts: Layouts, scenario: Scenario) -> list[Broken]:
     """What its kind leaves nothing for; enumeration screens degrees before it knows of these settings."""
-    kind, name, found = scenario.model.of_kind, scenario.model.kind, list[Broken]()
+    kind, name, rules = scenario.model.of_kind, scenario.model.kind, list[Broken]()
     if not kind.streams:
         text = f"a model of the kind {name} has nothing for sequence_parallel to share"
-        found.append((text, layouts.sequence_parallel & (layouts.tp > 1)))
+        rules.append((text, layouts.sequence_parallel & (layouts.tp > 1)))
     if not kind.looped:
-        found.append((f"zero must be 0: a model of the kind {name} has no optimizer whose states could be sharded", layouts.zero > 0))
-    return found
+        rules.append((f"zero must be 0: a model of the kind {name} has no optimizer whose states could be sharded", layouts.zero > 0))
+    return rules
 
 
 def key_value_rule(model: Model, tp: IntColumn) -> Broken:
@@ -74,5 +74,5 @@ def of_rows(layouts: Layouts, scenario: Scenario) -> Layouts:
     rows = scenario.model.m
     if rows is None:
         return layouts
-    each = np.where(layouts.micro_batch_size == ONE_MICRO_BATCH, rows // np.maximum(1, layouts.dp), layouts.micro_batch_size)
-    return replace(layouts, micro_batch_size=np.maximum(1, each))
+    micro_batch = np.where(layouts.micro_batch_size == ONE_MICRO_BATCH, rows // np.maximum(1, layouts.dp), layouts.micro_batch_size)
+    return replace(layouts, micro_batch_size=np.maximum(1, micro_batch))

@@ -55,9 +55,9 @@ def lanes_of(code: int, pp: int, chunks: int, micro_batches: int, seconds: Float
                 step = _next(program, len(spans[stage]))
                 inputs = [ready(kind, micro_batch, places[stage][chunk]) for kind, micro_batch, chunk in step]
                 now = spans[stage][-1][1] if spans[stage] else 0.0
-                if any(each is None for each in inputs):
+                if any(column is None for column in inputs):
                     break
-                begin = max([now, *(each for each in inputs if each is not None)])
+                begin = max([now, *(column for column in inputs if column is not None)])
                 for kind, _, chunk in step:
                     end = begin + float(seconds[FORWARD if kind == FORWARD_BESIDE else kind, places[stage][chunk]])
                     spans[stage].append((begin, end))
@@ -66,11 +66,11 @@ def lanes_of(code: int, pp: int, chunks: int, micro_batches: int, seconds: Float
                     if kind != WEIGHTS:
                         given[kind in (FORWARD, FORWARD_BESIDE), micro_batch, places[stage][chunk]] = begin
                 stuck = False
-        if all(len(found) == len(program) for found, program in zip(spans, programs, strict=True)):
+        if all(len(span) == len(program) for span, program in zip(spans, programs, strict=True)):
             break
         if stuck:
             raise ValueError("a schedule whose stages wait for each other")
-    return [Lane(order, *np.array(found).T) for order, found in zip(orders, spans, strict=True)]
+    return [Lane(order, *np.array(span).T) for order, span in zip(orders, spans, strict=True)]
 
 
 def _ready(given: Departures, last: int, kind: int, micro_batch: int, place: int) -> float | None:

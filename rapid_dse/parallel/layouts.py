@@ -122,14 +122,14 @@ class Layouts:
     @cached_property
     def shards(self) -> IntColumn:
         """GPUs that share one copy of what ZeRO shards, ``(n_layouts,)``: ``shard_group``, or all of dp · cp."""
-        found: IntColumn = np.where(self.shard_group == WHOLE_GROUP, self.dp * self.cp, self.shard_group)
-        return found
+        shard_count: IntColumn = np.where(self.shard_group == WHOLE_GROUP, self.dp * self.cp, self.shard_group)
+        return shard_count
 
     @cached_property
     def expert_tp(self) -> IntColumn:
         """GPUs that share an expert, ``(n_layouts,)``: ``etp``, or tp where tp · ep divides tp · cp · dp, else 1."""
-        found: IntColumn = np.where(self.etp == USUAL_ETP, np.where(self.dp * self.cp % self.ep == 0, self.tp, 1), self.etp)
-        return found
+        etp: IntColumn = np.where(self.etp == USUAL_ETP, np.where(self.dp * self.cp % self.ep == 0, self.tp, 1), self.etp)
+        return etp
 
     @cached_property
     def expert_shards(self) -> IntColumn:
@@ -186,12 +186,12 @@ class Layouts:
     @cached_property
     def crossings(self) -> IntColumn:
         """How often a micro-batch goes from one rank of the pipeline to another, one way, ``(n_layouts,)``."""
-        return schedules.by_map(self.stage_map, lambda each: each.crossings(self.pp, self.chunks))
+        return schedules.by_map(self.stage_map, lambda count: count.crossings(self.pp, self.chunks))
 
     @cached_property
     def head_stage(self) -> IntColumn:
         """The pipeline stage that holds head and loss, ``(n_layouts,)``."""
-        return schedules.by_map(self.stage_map, lambda each: each.head_stage(self.pp))
+        return schedules.by_map(self.stage_map, lambda stage: stage.head_stage(self.pp))
 
     @cached_property
     def num_micro_batches(self) -> IntColumn:
@@ -204,8 +204,8 @@ class Layouts:
         """Every rule with the layouts that break it; see ``rules``."""
         late = [
             Rule(*tokens_rule(self, scenario)),
-            *(Rule(*each) for each in adapter_rules(self, scenario)),
-            *(Rule(*each) for each in (*recompute_rules(self, scenario), *loop_rules(self, scenario))),
+            *(Rule(*rule) for rule in adapter_rules(self, scenario)),
+            *(Rule(*rule) for rule in (*recompute_rules(self, scenario), *loop_rules(self, scenario))),
         ]  # of what enumeration does not know at first
         return [*mathematics(self, scenario), *late, *_offer_rules(self, scenario)]
 
@@ -228,14 +228,14 @@ def resolved(layouts: Layouts) -> Layouts:
     shard_group of all dp · cp GPUs is ``WHOLE_GROUP``, an etp that null would be ``USUAL_ETP``.
     """
     others = layouts.tp * layouts.cp * layouts.pp
-    left = np.where(layouts.num_gpus % others == 0, layouts.num_gpus // others, 0)
+    replicas = np.where(layouts.num_gpus % others == 0, layouts.num_gpus // others, 0)
     by_vpp = np.where(layouts.vpp > 1, schedules.USUAL_INTERLEAVED, schedules.USUAL)
     schedule = np.where(layouts.schedule == AUTO_SCHEDULE, by_vpp, layouts.schedule)
-    dp = np.where(layouts.dp == 0, left, layouts.dp)
+    dp = np.where(layouts.dp == 0, replicas, layouts.dp)
     shard_group = np.where(layouts.shard_group == dp * layouts.cp, WHOLE_GROUP, layouts.shard_group)
-    found = replace(layouts, dp=dp, schedule=np.where(layouts.pp == 1, schedules.NONE, schedule), shard_group=shard_group)
-    usual = replace(found, etp=np.full_like(found.etp, USUAL_ETP)).expert_tp
-    return replace(found, etp=np.where(found.etp == usual, USUAL_ETP, found.etp))
+    settled = replace(layouts, dp=dp, schedule=np.where(layouts.pp == 1, schedules.NONE, schedule), shard_group=shard_group)
+    usual = replace(settled, etp=np.full_like(settled.etp, USUAL_ETP)).expert_tp
+    return replace(settled, etp=np.where(settled.etp == usual, USUAL_ETP, settled.etp))
 
 
 @dataclass(frozen=True)
@@ -264,23 +264,23 @@ def mathematics(layouts: Layouts, scenario: Scenario) -> list[Rule]:
     said = model.sample_tokens is None  # the model's own length is filled up (``padded``)
     return [
         Rule("tp must divide num_attention_heads", model.num_attention_heads % tp != 0),
-        *(Rule(*each) for each in width_rules(layouts, scenario)),
-        *(Rule(*each) for each in kind_rules(layouts, scenario)),
+        *(Rule(*rule) for rule in width_rules(layouts, scenario)),
+        *(Rule(*rule) for rule in kind_rules(layouts, scenario)),
         Rule("tp · cp · pp · dp must equal hw.num_gpus", (tp * cp * pp).astype(float) * dp != layouts.num_gpus),
-        *(Rule(*each) for each in context_rules(layouts, scenario)),
+        *(Rule(*rule) for rule in context_rules(layouts, scenario)),
         Rule("under sequence parallelism seq_len / cp must divide by tp", said & layouts.sequence_parallel & (seq_len % (cp * tp) != 0)),
-        *(Rule(*each) for each in split_rules(layouts, scenario)),
+        *(Rule(*rule) for rule in split_rules(layouts, scenario)),
         Rule("dp · micro_batch_size must divide global_batch_size", (batch % per_pass != 0) | (micro_batches == 0)),
-        *(Rule(*each) for each in schedule_rules(layouts, micro_batches)),
-        *(Rule(*each) for each in grid_rules(layouts, scenario)),
+        *(Rule(*rule) for rule in schedule_rules(layouts, micro_batches)),
+        *(Rule(*rule) for rule in grid_rules(layouts, scenario)),
         Rule("train_tokens must be a step's tokens or more", batch * float(seq_len) > (scenario.workload.train_tokens or np.inf)),
-        *(Rule(*each) for each in zero_rules(layouts, scenario)),
+        *(Rule(*rule) for rule in zero_rules(layouts, scenario)),
     ]
 
 
 def _offer_rules(layouts: Layouts, scenario: Scenario) -> list[Rule]:
     software = scenario.software
-    return [Rule(found.rule(software.name), found.where) for found in unoffered(layouts, scenario)] if software.enforce else []
+    return [Rule(rule.rule(software.name), rule.where) for rule in unoffered(layouts, scenario)] if software.enforce else []
 
 
 def broken_rules(layouts: Layouts, scenario: Scenario) -> tuple[IntColumn, list[str]]:
@@ -292,11 +292,11 @@ def broken_rules(layouts: Layouts, scenario: Scenario) -> tuple[IntColumn, list[
     return first_broken(rules(layouts, scenario), len(layouts))
 
 
-def first_broken(found: Sequence[Rule], n_layouts: int) -> tuple[IntColumn, list[str]]:
+def first_broken(rules: Sequence[Rule], n_layouts: int) -> tuple[IntColumn, list[str]]:
     """``broken_rules`` of rules that are at hand."""
-    masks = np.stack([rule.broken for rule in found]) if n_layouts else np.zeros((len(found), 0), bool)
+    masks = np.stack([rule.broken for rule in rules]) if n_layouts else np.zeros((len(rules), 0), bool)
     first = np.where(masks.any(axis=0), masks.argmax(axis=0), -1)
-    return first.astype(np.int64), [rule.text for rule in found]
+    return first.astype(np.int64), [rule.text for rule in rules]
 
 
 @dataclass(frozen=True)
@@ -306,8 +306,8 @@ class Space:
     values: Mapping[str, Sequence[float] | None]
 
     def options(self, name: str, default: Sequence[int]) -> Sequence[Any]:
-        found = self.values.get(name)
-        return default if found is None else found
+        values = self.values.get(name)
+        return default if values is None else values
 
     @property
     def open(self) -> bool:

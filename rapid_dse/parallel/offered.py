@@ -68,24 +68,24 @@ def unoffered(layouts: Layouts, scenario: Scenario) -> list[Unoffered]:
 def of_the_job(n_layouts: int, scenario: Scenario) -> list[Unoffered]:
     """Kind of workload, precision and what is trained, which all layouts of a scenario share."""
     offers, work, every = scenario.software.offers, scenario.workload, np.ones(n_layouts, bool)
-    found = []
+    rules = []
     if work.kind == "training" and work.trainable not in offers.trainable:
         setting = f"trainable {work.trainable}"
-        found.append(Unoffered(setting, setting, f"trainable {listed(offers.trainable)}", every))
+        rules.append(Unoffered(setting, setting, f"trainable {listed(offers.trainable)}", every))
     if work.kind not in offers.workloads:
-        found.append(Unoffered(work.kind, work.kind, listed(offers.workloads), every))
+        rules.append(Unoffered(work.kind, work.kind, listed(offers.workloads), every))
     if work.precision not in offers.precisions:
-        found.append(Unoffered(f"precision {work.precision}", f"precision {work.precision}", listed(offers.precisions), every))
-    return found
+        rules.append(Unoffered(f"precision {work.precision}", f"precision {work.precision}", listed(offers.precisions), every))
+    return rules
 
 
 def _offloads(layouts: Layouts, scenario: Scenario) -> Iterator[Unoffered]:
     """What lies in the host's memory, by pipelines or none."""
     offers = scenario.software.offers
     for piped, offered, text in ((False, offers.offload, "without pipelines"), (True, offers.offload_with_pipelines, "with pipelines")):
-        for each in OFFLOADED:
-            if getattr(scenario.parallel, f"offload_{each}") > 0 and each not in offered:
-                setting = f"offload_{each} {text}"
+        for state in OFFLOADED:
+            if getattr(scenario.parallel, f"offload_{state}") > 0 and state not in offered:
+                setting = f"offload_{state} {text}"
                 yield Unoffered(setting, setting, f"offload of {listed(offered)} there", (layouts.pp > 1) == piped)
 
 
@@ -94,9 +94,9 @@ def _recomputed(layouts: Layouts, scenario: Scenario) -> Iterator[Unoffered]:
     offers, chosen = scenario.software.offers, scenario.parallel.recompute_modules
     if chosen and offers.recompute_modules is not None:
         known = [entries()[name] for offered in offers.recompute_modules for name in named(offered)]  # some have two names
-        for each in named(chosen):
-            if entries()[each] not in known:
-                setting = f"recompute_modules {each}"
+        for module in named(chosen):
+            if entries()[module] not in known:
+                setting = f"recompute_modules {module}"
                 yield Unoffered(setting, setting, listed(offers.recompute_modules), np.ones(len(layouts), bool))
     if scenario.parallel.recompute_layers is not None and not offers.recompute_layers:
         yield Unoffered("recompute_layers", "recompute_layers", "full recomputation of all layers", np.ones(len(layouts), bool))

@@ -39,11 +39,11 @@ def _chunk_rules(layouts: Layouts) -> list[Broken]:
 
 def schedule_rules(layouts: Layouts, micro_batches: NDArray[np.int64]) -> list[Broken]:
     """What each schedule asks of its own layouts."""
-    found: list[Broken] = []
-    for code, (name, each) in enumerate(zip(SCHEDULES, schedules.SCHEDULE_CLASSES, strict=True)):
+    rules: list[Broken] = []
+    for code, (name, schedule) in enumerate(zip(SCHEDULES, schedules.SCHEDULE_CLASSES, strict=True)):
         own = layouts.schedule == code
-        found += [(text, own & broken) for text, broken in each.rules(name, layouts.pp, micro_batches)]
-    return found
+        rules += [(text, own & broken) for text, broken in schedule.rules(name, layouts.pp, micro_batches)]
+    return rules
 
 
 def _depth_rules(layouts: Layouts, scenario: Scenario) -> list[Broken]:
@@ -83,10 +83,10 @@ def _own_split_rules(layouts: Layouts, scenario: Scenario) -> list[Broken]:
 
 def recompute_rules(layouts: Layouts, scenario: Scenario) -> list[Broken]:
     """Settings of one mode of recomputation alone."""
-    of, found = scenario.parallel, []
+    of, rules = scenario.parallel, []
     if of.recompute_modules is not None:
         other = layouts.recompute != RECOMPUTE.index("selective")
-        found.append(("parallel.recompute_modules goes with recompute=selective alone", other))
+        rules.append(("parallel.recompute_modules goes with recompute=selective alone", other))
     if of.recompute_layers is not None:
-        found.append(("parallel.recompute_layers goes with recompute=full alone", layouts.recompute != RECOMPUTE.index("full")))
-    return found
+        rules.append(("parallel.recompute_layers goes with recompute=full alone", layouts.recompute != RECOMPUTE.index("full")))
+    return rules

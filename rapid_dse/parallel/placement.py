@@ -77,7 +77,7 @@ class _Groups:
     """The runs of ranks behind all groups of a table of layouts.
 
     ``runs``: each parallelism's own; ``gradient``: the group of cp and dp; ``sharing``: ranks that share an expert; ``taken`` and
-    ``left``: what ep takes of the ranks beside those, and the rest;
+    ``unplaced``: what ep takes of the ranks beside those, and the rest;
     ``cuts``: of dense weights, then of experts, the ranks that share one copy of the shards, and those that hold the same shard.
     ``apart``: ep has a dimension of its own, and a run among ``runs``; then nothing is taken.
     """
@@ -86,7 +86,7 @@ class _Groups:
     gradient: list[RankRun]
     sharing: list[RankRun]
     taken: list[RankRun]
-    left: list[RankRun]
+    unplaced: list[RankRun]
     apart: bool
     reasons: tuple[tuple[str, Mask], ...]
     cuts: tuple[list[RankRun], ...] = ()
@@ -94,7 +94,7 @@ class _Groups:
     @property
     def every(self) -> list[RankRun]:
         """All runs that something is exchanged in."""
-        return [*self.runs.values(), *self.gradient, *self.sharing, *self.taken, *self.left, *(run for cut in self.cuts for run in cut)]
+        return [*self.runs.values(), *self.gradient, *self.sharing, *self.taken, *self.unplaced, *(run for cut in self.cuts for run in cut)]
 
     def ranks(self, dimensions: tuple[int, ...]) -> Integers:
         """Ranks that ride on these dimensions, ``(n_layouts,)``."""
@@ -127,7 +127,7 @@ def place(degrees: Mapping[str, npt.ArrayLike], order: Sequence[str], network: N
 @lru_cache(maxsize=128)
 def _place_few(degrees: tuple[tuple[str, tuple[int, ...], bytes], ...], order: tuple[str, ...], network: Network) -> Placement:
     """``place`` of few layouts, which other scenarios on the network have too."""
-    return _place({name: np.frombuffer(held, np.int64).reshape(shape) for name, shape, held in degrees}, order, network)
+    return _place({name: np.frombuffer(rank_places, np.int64).reshape(shape) for name, shape, rank_places in degrees}, order, network)
 
 
 def _place(degrees: Mapping[str, Integers], order: Sequence[str], network: Network) -> Placement:
@@ -143,7 +143,7 @@ def _place(degrees: Mapping[str, Integers], order: Sequence[str], network: Netwo
         gradient = spans["cp"] * spans["dp"]
         rest = spans["cp"] * span([groups.runs["dp"]])
     else:
-        gradient, spans["ep"], rest = span(groups.gradient), span(groups.taken), span(groups.left)
+        gradient, spans["ep"], rest = span(groups.gradient), span(groups.taken), span(groups.unplaced)
         spans["etp"] = span(groups.sharing)
     cuts = [span(cut) for cut in groups.cuts]
     dense, experts = (Halves(*cuts[:2]), Halves(*cuts[2:])) if cuts else (None, None)
@@ -170,11 +170,11 @@ def places_filled(degrees: Mapping[str, int], order: Sequence[str], network: Net
     Returns:
         the number by the dimension's index; its size, unless the dimension may be filled in part; none for an open dimension.
     """
-    found, below = {}, 1
+    places, below = {}, 1
     for index, ranks in _filled(_groups(degrees, order, network), network).items():
         filled = int(np.ravel(ranks)[0])
-        found[index], below = filled // below, filled
-    return found
+        places[index], below = filled // below, filled
+    return places
 
 
 def _groups(degrees: Mapping[str, npt.ArrayLike], order: Sequence[str], network: Network) -> _Groups:
@@ -202,13 +202,13 @@ def _groups(degrees: Mapping[str, npt.ArrayLike], order: Sequence[str], network:
     merged = [whole] if merges(order, network) else [first, second]
     inner = order.index("ep") < order.index("dp")
     sharing, pool = beside_experts(runs, merged, shared, order)
-    taken, left = take_ranks(pool, columns["ep"], inner)
+    taken, untaken = take_ranks(pool, columns["ep"], inner)
     cuts: tuple[list[RankRun], ...] = ()
     if shards is not None:
-        of_experts = left if inner else left[::-1]  # inner to outer again
+        of_experts = untaken if inner else untaken[::-1]  # inner to outer again
         copies = np.maximum(1, columns["tp"] * shards // (shared * columns["ep"]))
         cuts = *take_ranks(merged, shards, inner=True), *take_ranks(of_experts, copies, inner=True)
-    return _Groups(runs, merged, sharing, taken, left, apart, tuple(reasons), cuts)
+    return _Groups(runs, merged, sharing, taken, untaken, apart, tuple(reasons), cuts)
 
 
 def _sharing(degrees: Mapping[str, npt.ArrayLike], columns: Mapping[str, Integers]) -> Integers:
@@ -241,7 +241,7 @@ def _filled(groups: _Groups, network: Network) -> dict[int, Integers]:
     dimensions = _free(network)
     inside, ranks = np.ones(1, np.int64), groups.ranks(dimensions)
     extents = [run.extent for run in groups.every if run.dimensions == dimensions]
-    found: dict[int, Integers] = {}
+    filled: dict[int, Integers] = {}
     for position, index in enumerate(dimensions):
         dimension = network.dimensions[index]
         if dimension.size is None:
@@ -254,8 +254,8 @@ def _filled(groups: _Groups, network: Network) -> dict[int, Integers]:
             inside = _even(inside, list(counts), ranks, room, extents)
         else:
             inside = whole
-        found[index] = inside
-    return found
+        filled[index] = inside
+    return filled
 
 
 def _even(inside: Integers, counts: Sequence[int], ranks: Integers, room: float, extents: Sequence[Integers]) -> Integers:
@@ -366,13 +366,13 @@ def _span_of_run(run: RankRun, network: Network, ranks: Integers, filled: Mappin
     for index in run.dimensions:
         strides[index] = np.broadcast_to(np.maximum(run.stride / capacity, 1.0), shape)
         if len(run.dimensions) == 1 or index not in filled:
-            held: Floats = np.broadcast_to(run.count.astype(np.float64), shape)
+            span: Floats = np.broadcast_to(run.count.astype(np.float64), shape)
         else:
             capacity = filled[index]
             share = _least_part(run, capacity, ranks) / run.stride
-            held = np.clip(np.where(ranks <= capacity, run.count, share), below, run.count)
-        members[index] = held / below
-        below = held
+            span = np.clip(np.where(ranks <= capacity, run.count, share), below, run.count)
+        members[index] = span / below
+        below = span
     return Span(tuple(members), tuple(strides))
 
 

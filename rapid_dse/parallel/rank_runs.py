@@ -65,11 +65,11 @@ def _inside_out(tp: RankRun, data: list[RankRun], order: Sequence[str]) -> list[
 
 def take_ranks(runs: list[RankRun], count: Integers, inner: bool) -> tuple[list[RankRun], list[RankRun]]:
     """Splits ``count`` ranks off a group, from its inner or outer end: what was taken, and what is left."""
-    taken, left = [], []
+    taken, untaken = [], []
     for run in runs if inner else reversed(runs):
         share = np.gcd(run.count, count) if len(runs) > 1 else count
         rest = np.maximum(1, run.count // share)
         count = count // share
         taken.append(RankRun(share, run.stride if inner else run.stride * rest, run.dimensions))
-        left.append(RankRun(rest, run.stride * share if inner else run.stride, run.dimensions))
-    return taken, left
+        untaken.append(RankRun(rest, run.stride * share if inner else run.stride, run.dimensions))
+    return taken, untaken

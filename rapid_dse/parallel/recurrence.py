@@ -46,18 +46,18 @@ def step_seconds(passes: FloatColumn, pipeline: Pipeline, micro_batches: Ints, k
     """
     _, pp, chunks = pipeline
     kind = np.arange(KINDS * pp * chunks) if kind is None else kind
-    seconds, left, length = np.empty(len(micro_batches)), np.arange(len(micro_batches)), FIRST
-    while len(left):
-        run = np.minimum(micro_batches[left], micro_batches[left] % pp + length * pp)
-        settled = np.ones(len(left), bool)
-        for each in np.flatnonzero(np.bincount(run)).tolist():
-            here = np.flatnonzero(run == each)
-            rows = left[here]
-            end, fastest, slowest = _run(passes.take(rows, axis=1), kind.astype(np.int32), pipeline, each)
-            more = (micro_batches[rows] - each) // pp  # groups
+    seconds, unsettled, length = np.empty(len(micro_batches)), np.arange(len(micro_batches)), FIRST
+    while len(unsettled):
+        run = np.minimum(micro_batches[unsettled], micro_batches[unsettled] % pp + length * pp)
+        settled = np.ones(len(unsettled), bool)
+        for pass_kind in np.flatnonzero(np.bincount(run)).tolist():
+            here = np.flatnonzero(run == pass_kind)
+            rows = unsettled[here]
+            end, fastest, slowest = _run(passes.take(rows, axis=1), kind.astype(np.int32), pipeline, pass_kind)
+            more = (micro_batches[rows] - pass_kind) // pp  # groups
             seconds[rows] = end + more * slowest
             settled[here] = (more == 0) | (slowest - fastest <= SETTLED * slowest)
-        left, length = left[~settled] if length < MOST else left[:0], 2 * length
+        unsettled, length = unsettled[~settled] if length < MOST else unsettled[:0], 2 * length
     return seconds
 
 
@@ -71,8 +71,8 @@ def _run(passes: FloatColumn, kind: Shorts, pipeline: Pipeline, micro_batches: i
     kind = np.append(kind, np.int32(len(passes)))
     sequence, ring = _sequence_of(pipeline, micro_batches)
     sequence = np.stack([*sequence[:WHICH_PASS], kind[sequence[WHICH_PASS]], *sequence[WHICH_PASS + 1 :]])
-    found: FloatColumn = _ends(sequence, ring, padded, pipeline[1], lanes)[:, :n]
-    return found
+    ends: FloatColumn = _ends(sequence, ring, padded, pipeline[1], lanes)[:, :n]
+    return ends
 
 
 @lru_cache(maxsize=256)
@@ -196,27 +196,27 @@ def _ends(sequence: Shorts, ring: int, passes: FloatColumn, stages: int, lanes: 
     before, source, which, kept = sequence
     total, n = len(which), passes.shape[1]
     end, marked = np.zeros((ring + 1, lanes)), np.zeros((4 * stages, lanes))
-    found, mine = np.zeros((3, n)), np.zeros((len(passes), lanes))
+    ends, mine = np.zeros((3, n)), np.zeros((len(passes), lanes))
     for first in range(0, n, lanes):
         mine[:] = passes[:, first : first + lanes]
         row = 0
         for t in range(total):
-            own, other, each = before[t], source[t], which[t]
+            own, other, kind = before[t], source[t], which[t]
             row = row + 1 if row < ring else 1
             for lane in range(lanes):
                 a, b = end[own, lane], end[other, lane]
-                end[row, lane] = (a if a > b else b) + mine[each, lane]
+                end[row, lane] = (a if a > b else b) + mine[kind, lane]
             slot = kept[t]
             if slot >= 0:
                 marked[slot] = end[row]
                 if slot // stages == BEGINS:
-                    marked[slot] -= mine[each]
+                    marked[slot] -= mine[kind]
         for lane in range(lanes):
-            found[1, first + lane] = np.inf
+            ends[1, first + lane] = np.inf
             for stage in range(stages):
                 took = marked[GROUP_ENDS * stages + stage, lane] - marked[GROUP_BEGINS * stages + stage, lane]
-                found[1, first + lane] = min(found[1, first + lane], took)
-                found[2, first + lane] = max(found[2, first + lane], took)
+                ends[1, first + lane] = min(ends[1, first + lane], took)
+                ends[2, first + lane] = max(ends[2, first + lane], took)
                 spent = marked[ENDS * stages + stage, lane] - marked[BEGINS * stages + stage, lane]
-                found[0, first + lane] = max(found[0, first + lane], spent)
-    return found
+                ends[0, first + lane] = max(ends[0, first + lane], spent)
+    return ends

@@ -49,9 +49,9 @@ def two_ends(group: Span) -> Span:
     """
     apart = np.zeros(1, bool)
     members: list[Floats] = []
-    for held in reversed(group.members):
-        members.append(np.where((held > 1) & ~apart, 2.0, 1.0))
-        apart = apart | (held > 1)
+    for count in reversed(group.members):
+        members.append(np.where((count > 1) & ~apart, 2.0, 1.0))
+        apart = apart | (count > 1)
     return Span(tuple(reversed(members)), group.strides)
 
 

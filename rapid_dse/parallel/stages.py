@@ -60,10 +60,10 @@ class Split:
         if self.rule == "balanced" and pp > 1 and chunks == 1:
             return [[own] for own in self._balanced(pp)]
         if layers % count and self.rule == "megatron" and (layers + 2) % count == 0:
-            each = [(layers + 2) // count - (place == 0) - (place == count - 1) for place in range(count)]
+            layers_of_chunks = [(layers + 2) // count - (place == 0) - (place == count - 1) for place in range(count)]
         else:
-            each = [layers // count + (place < layers % count) for place in range(count)]
-        return [[each[place] for place in held] for held in stage_map.places(pp, chunks).tolist()]
+            layers_of_chunks = [layers // count + (place < layers % count) for place in range(count)]
+        return [[layers_of_chunks[place] for place in chunks_here] for chunks_here in stage_map.places(pp, chunks).tolist()]
 
     def kinds_of_chunks(self, pp: int, chunks: int, stage_map: StageMap = LOOPED) -> list[list[tuple[int, ...]]]:
         """The kind of each layer of each chunk of each stage, in the order in which a micro-batch passes them."""
@@ -73,12 +73,12 @@ class Split:
         ends = np.cumsum(at_place)
         at_places = [self.order[end - count : end] for end, count in zip(ends.tolist(), at_place.tolist(), strict=True)]
         at_places[-1] = (*at_places[-1], *self.behind)
-        return [[at_places[place] for place in held] for held in places.tolist()]
+        return [[at_places[place] for place in chunks_here] for chunks_here in places.tolist()]
 
     def of_kinds(self, pp: int, chunks: int, stage_map: StageMap = LOOPED) -> NDArray[np.int64]:
         """Layers of each kind in each chunk of each stage, ``(pp, chunks, n_kinds)``."""
         every = self.kinds_of_chunks(pp, chunks, stage_map)
-        return np.array([[np.bincount(np.array(kinds, np.int64), minlength=self.kinds) for kinds in held] for held in every])
+        return np.array([[np.bincount(np.array(kinds, np.int64), minlength=self.kinds) for kinds in chunks_here] for chunks_here in every])
 
     def _balanced(self, pp: int) -> list[int]:
         """Blocks are dealt out in order; a stage closes once the cost so far passes its share (nanotron, pipeline block assignment)."""
@@ -129,8 +129,8 @@ class Stages:
     def alone(self, end: Literal["first", "last"]) -> Stages:
         """The first stage alone, or the last one, with which no times of others can be found."""
         only = slice(0, 1) if end == "first" else slice(-1, None)
-        found = {f.name: getattr(self, f.name)[only] for f in fields(self) if f.name != "of_kinds"}
-        return Stages(**found, of_kinds=self.of_kinds[:, only])
+        columns = {f.name: getattr(self, f.name)[only] for f in fields(self) if f.name != "of_kinds"}
+        return Stages(**columns, of_kinds=self.of_kinds[:, only])
 
     def of_layout(self, layout: int) -> tuple[Stages, NDArray[np.intp]]:
         """The candidates of one layout, ``(n_candidates, 1)``, without those that stand there twice; and which of them those are."""
@@ -138,9 +138,9 @@ class Stages:
         last = len(places) - 1 if places[-1] else 0
         chosen = np.array([*(at for at, place in enumerate(places[:last]) if places.index(place) == at), last])
         inner, here = chosen[1:-1] - 1, slice(layout, layout + 1)
-        found = {f.name: getattr(self, f.name)[chosen, here] for f in fields(self) if f.name not in ("ahead", "behind", "of_kinds")}
-        ahead, behind = (each[chosen[:, None], inner, here] for each in (self.ahead, self.behind))
-        return Stages(**found, ahead=ahead, behind=behind, of_kinds=self.of_kinds[:, chosen, here]), chosen
+        columns = {f.name: getattr(self, f.name)[chosen, here] for f in fields(self) if f.name not in ("ahead", "behind", "of_kinds")}
+        ahead, behind = (column[chosen[:, None], inner, here] for column in (self.ahead, self.behind))
+        return Stages(**columns, ahead=ahead, behind=behind, of_kinds=self.of_kinds[:, chosen, here]), chosen
 
 
 @dataclass(frozen=True)
@@ -182,9 +182,9 @@ def stages(split: Split, layouts: Layouts) -> Stages:
     distinct, where = np.unique(packed(layouts), return_inverse=True)
     splits = [_mixes(split, *unpacked(key)) for key in distinct.tolist()]
     room = max([LEAST_KINDS, *(len(mixes_of(mixes)) for mixes in splits)])
-    found = [_candidates(mixes, room) for mixes in splits]
+    candidates = [_candidates(mixes, room) for mixes in splits]
     position, layers, latest, before, ahead, behind, of_kinds = (
-        np.moveaxis(np.array([getattr(each, name) for each in found], np.int64), 0, -1)[..., where]
+        np.moveaxis(np.array([getattr(candidate, name) for candidate in candidates], np.int64), 0, -1)[..., where]
         for name in (f.name for f in fields(CandidateStages))
     )
     kinds = np.ascontiguousarray(of_kinds.swapaxes(0, 1))
@@ -203,7 +203,9 @@ def _candidates(mixes: tuple[Mix, ...], kinds: int) -> CandidateStages:
     last, inner, counts = len(mixes) - 1, range(1, len(mixes) - 1), mixes_of(mixes)
     chosen = [next(stage for stage in inner if mixes[stage] == mix) for mix in counts]
     chosen = [0, *chosen, *(chosen[:1] or [0]) * (kinds - len(chosen)), last]
-    latest = [max(each for each in inner if mixes[each] == mixes[stage]) if stage in inner else stage for stage in chosen]
+    latest = [
+        max(stage_inside for stage_inside in inner if mixes[stage_inside] == mixes[stage]) if stage in inner else stage for stage in chosen
+    ]
     alike = np.array([[stage in inner and mixes[stage] == mix for stage in range(len(mixes))] for mix in counts]).reshape(-1, last + 1)
     up_to = np.cumsum(alike, axis=1)
     ahead, behind = (up_to - alike)[:, latest].T.tolist(), (up_to[:, -1:] - up_to)[:, latest].T.tolist()

@@ -60,5 +60,5 @@ class Sharding:
     @property
     def in_passes(self) -> IntColumn:
         """Numbers that are alike where passes move the same of it: gathers of weights, reductions of gradients."""
-        moved: IntColumn = self.gradients.astype(np.int64) + self.parameters
-        return moved
+        passes: IntColumn = self.gradients.astype(np.int64) + self.parameters
+        return passes

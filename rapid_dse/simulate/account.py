@@ -35,9 +35,9 @@ def result_columns(scenario: Scenario, layouts: Layouts, block: Block, arranged:
     return results(scenario, layouts, step, joules, arranged.of_stages)
 
 
-def results(scenario: Scenario, layouts: Layouts, step: StepTimes, joules: FloatColumn, found: Shared[Stages]) -> Priced:
+def results(scenario: Scenario, layouts: Layouts, step: StepTimes, joules: FloatColumn, stages: Shared[Stages]) -> Priced:
     """As ``result_columns``, from what a GPU's work takes (``joules_of``) and the layouts' stages."""
-    memory = shared_memory(scenario, layouts, found)
+    memory = shared_memory(scenario, layouts, stages)
     of_gpus = gpu_energy(scenario.hw, joules, step.total) * layouts.num_gpus
     return columns_of(scenario, layouts, step, memory, of_gpus)
 
@@ -57,7 +57,7 @@ def joules_of(scenario: Scenario, layouts: Layouts, kinds: LayerKinds, arranged:
 
 def _end_joules_of_step(scenario: Scenario, layouts: Layouts, arranged: Arrangement) -> FloatColumn:
     """What the optimizer's traffic and the transfers at the end of a step take of it."""
-    updated = [each.sharded(layouts, layouts.sharding.optimizer) for each in layer_weights(scenario, layouts, trained=True)]
+    updated = [weights.sharded(layouts, layouts.sharding.optimizer) for weights in layer_weights(scenario, layouts, trained=True)]
     updated_bytes = mean_of_stages(scenario, layouts, updated) * (scenario.software.update_traffic * scenario.model.of_kind.looped)
     return moved_energy(scenario.hw, updated_bytes) + sent_energy(scenario.hw, _end_sent(layouts, arranged))
 
@@ -97,19 +97,19 @@ def sent_bytes(scenario: Scenario, layouts: Layouts, arranged: Arrangement) -> t
 
 def _crossing_sent(layouts: Layouts, arranged: Arrangement) -> NDArray[np.float64]:
     """Of one boundary between stages, forward and back, for a micro-batch."""
-    found: NDArray[np.float64] = (layouts.pp > 1) * 2.0 / layouts.pp * arranged.hop.sent
-    return found
+    crossing: NDArray[np.float64] = (layouts.pp > 1) * 2.0 / layouts.pp * arranged.hop.sent
+    return crossing
 
 
 def _ends_sent(layouts: Layouts, arranged: Arrangement) -> NDArray[np.float64]:
     """Of embedding and head, for a micro-batch."""
-    sent: NDArray[np.float64] = arranged.of_vocabulary.gather(lambda each: each.sent) + arranged.of_tables.gather(lambda each: each.sent)
+    sent: NDArray[np.float64] = arranged.of_vocabulary.gather(lambda side: side.sent) + arranged.of_tables.gather(lambda side: side.sent)
     return sent / layouts.pp
 
 
 def _end_sent(layouts: Layouts, arranged: Arrangement) -> NDArray[np.float64]:
     """At the end of a step."""
-    sent: NDArray[np.float64] = arranged.of_end.gather(_mean_sent) + 2 * arranged.of_end.gather(lambda each: each.tied.sent) / layouts.pp
+    sent: NDArray[np.float64] = arranged.of_end.gather(_mean_sent) + 2 * arranged.of_end.gather(lambda side: side.tied.sent) / layouts.pp
     return sent
 
 
@@ -117,8 +117,8 @@ def _layers_sent(scenario: Scenario, layouts: Layouts, arranged: Arrangement) ->
     """Bytes of the mean stage's layers for one micro-batch, ``(n_dimensions, n_layouts)``."""
     sent = []
     for transfers, sharded, repeats in zip(arranged.transfers.layers, arranged.sharded, repeated(scenario, layouts), strict=True):
-        moved = layer_moved(layouts, transfers, repeats)
-        sent.append(moved.forward.sent + moved.backward.sent + sharded.forward.sent + sharded.backward.sent)
+        layers_sent = layer_moved(layouts, transfers, repeats)
+        sent.append(layers_sent.forward.sent + layers_sent.backward.sent + sharded.forward.sent + sharded.backward.sent)
     return mean_of_stages(scenario, layouts, sent)
 
 

@@ -104,7 +104,7 @@ def arrangement(scenario: Scenario, layouts: Layouts) -> Arrangement:
         ValueError: where a network dimension does not hold the parallelisms that it lists.
     """
     first, stage = layouts.alike.by(*STAGES)
-    found = Shared(stages(split_of(scenario), layouts.take(first)), stage)
+    stages_of_rows = Shared(stages(split_of(scenario), layouts.take(first)), stage)
     first, place = layouts.alike.by(*GROUPS)
     every = groups_of(scenario, layouts.take(first))
 
@@ -114,15 +114,15 @@ def arrangement(scenario: Scenario, layouts: Layouts) -> Arrangement:
         return layouts.take(first), replace(every, placement=rows_of(every.placement, place[first])), first, kind
 
     part, groups, _, kind = some(*MICRO_BATCH)
-    moved = micro_batch_transfers(scenario, part, groups.placement, groups.network)
-    vocabulary = vocabulary_parallel(scenario, part, moved.stream, groups.placement, groups.network)
+    transfers = micro_batch_transfers(scenario, part, groups.placement, groups.network)
+    vocabulary = vocabulary_parallel(scenario, part, transfers.stream, groups.placement, groups.network)
     part, groups, _, shard_kind = some(*SHARDING)
     sharded, tables = ShardedLayers(layer_gathers(scenario, part, groups)), table_passes(scenario, part, groups)
     part, groups, first, end_kind = some(*END)
-    end = end_transfers(scenario, part, found.take(first).rows, groups)
+    end = end_transfers(scenario, part, stages_of_rows.take(first).rows, groups)
     return Arrangement(
-        found,
-        Shared(moved, kind),
+        stages_of_rows,
+        Shared(transfers, kind),
         Shared(vocabulary, kind),
         Shared(sharded, shard_kind),
         Shared(tables, shard_kind),

@@ -25,15 +25,15 @@ def attention_kernels(
     scenario: Scenario, kinds: Sequence[LayerKind], shape: MicroBatch, device: OperatorModel
 ) -> list[tuple[FloatColumn, FloatColumn]]:
     """Seconds of the attention kernel of each kind of layer, forward and backward; kinds with the same kernel have it priced once."""
-    found: dict[tuple[Part, ...], tuple[FloatColumn, FloatColumn]] = {}
+    times: dict[tuple[Part, ...], tuple[FloatColumn, FloatColumn]] = {}
     for kind in kinds:
         core, none = kind.attention(shape), np.zeros(len(shape.tp))
         if core is None:
-            found[kind.parts[:-1]] = none, none
-        elif kind.parts[:-1] not in found:
+            times[kind.parts[:-1]] = none, none
+        elif kind.parts[:-1] not in times:
             forward, backward = (_attention_seconds(scenario, core, shape, device, way) for way in DIRECTIONS)
-            found[kind.parts[:-1]] = forward, backward
-    return [found[kind.parts[:-1]] for kind in kinds]
+            times[kind.parts[:-1]] = forward, backward
+    return [times[kind.parts[:-1]] for kind in kinds]
 
 
 def _attention_seconds(
@@ -76,8 +76,8 @@ def attention_bytes(scenario: Scenario, core: CoreAttention | None, shape: Micro
     if kernel not in UNFUSED:
         return 3.0 * operands
     dropout, fused = scenario.software.kernels.dropout, kernel == "fused_softmax"
-    moved = 3.0 * operands
+    hbm_bytes = 3.0 * operands
     for way in DIRECTIONS:
         passes = sum(score_passes(way, fused_softmax=fused, causal=core.causal, dropout=dropout))
-        moved = moved + width * shape.tokens * core.heads * (passes * shape.seq_len + OPERAND_PASSES[kernel, way] * core.head_dim)
-    return moved
+        hbm_bytes = hbm_bytes + width * shape.tokens * core.heads * (passes * shape.seq_len + OPERAND_PASSES[kernel, way] * core.head_dim)
+    return hbm_bytes

@@ -45,20 +45,20 @@ def lower_bound(scenario: Scenario, layouts: Layouts) -> FloatColumn:
 def _computing(scenario: Scenario, whole: Layouts, ready: Prepared, alone: Block, rows: slice) -> FloatColumn:
     layouts, software = whole.take(rows), scenario.software
     block = with_copies(scenario, layouts, alone.take(ready.where[rows]), ready.device)
-    found = stages(split_of(scenario), layouts)
-    ahead = _layers_ahead(scenario, layouts, found.position)
+    stage_columns = stages(split_of(scenario), layouts)
+    ahead = _layers_ahead(scenario, layouts, stage_columns.position)
     layers = [layer.forward + layer.backward + recomputed(scenario, layouts, layer) for layer in block.layers]
-    of_layers = summed(found.of_kinds, layers)
-    slot = of_layers + found.has_embedding * block.embedding + found.has_head * (block.head_forward + block.head_backward)
+    of_layers = summed(stage_columns.of_kinds, layers)
+    slot = of_layers + stage_columns.has_embedding * block.embedding + stage_columns.has_head * (block.head_forward + block.head_backward)
     # A split backward pass ends a stage with weight gradients, which no other stage waits for.
     delayed = schedules.SPLITS_BACKWARD.take(layouts.schedule)
     passing = [
         np.where(delayed, np.clip(whole - 2 * layer.weight_gradient, 0.0, layer.forward), whole)
         for whole, layer in zip(layers, block.layers, strict=True)
     ]
-    update = update_seconds(scenario, layouts, stage_weights(scenario, layouts, found, trained=True).first_stage(), ready.device)
-    own = layouts.num_micro_batches * slot + summed(ahead, passing) + np.where(delayed & (found.position > 0), 0.0, update)
-    rounding = 0.5e-9 * _LAYER_NODES * (layouts.num_micro_batches * (found.layers + 1) + ahead.sum(axis=0) + 1)
+    update = update_seconds(scenario, layouts, stage_weights(scenario, layouts, stage_columns, trained=True).first_stage(), ready.device)
+    own = layouts.num_micro_batches * slot + summed(ahead, passing) + np.where(delayed & (stage_columns.position > 0), 0.0, update)
+    rounding = 0.5e-9 * _LAYER_NODES * (layouts.num_micro_batches * (stage_columns.layers + 1) + ahead.sum(axis=0) + 1)
     seconds: FloatColumn = (own - rounding).max(axis=0) * (1 - 1e-12) + software.host.host_step
     return np.maximum(seconds, 0.0)
 

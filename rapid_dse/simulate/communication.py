@@ -188,32 +188,32 @@ class Streams:
         Under sequence parallelism a gather before and a scatter after, else one reduction after. Under fp8 what is gathered for a dense
         layer's products is cast before; what is scattered stays in 16 bits, since it is summed.
         """
-        return tuple(tuple(self._collectives(each) for each in part.exchanged()) for part in kind.parts)
+        return tuple(tuple(self._collectives(exchanged) for exchanged in part.exchanged()) for part in kind.parts)
 
-    def _collectives(self, each: Exchanged) -> TensorParallel:
-        layouts, stream = self.layouts, self.cast if each.cast else self.stream
+    def _collectives(self, exchanged: Exchanged) -> TensorParallel:
+        layouts, stream = self.layouts, self.cast if exchanged.cast else self.stream
         none = transfer.nothing(self.network, len(layouts))
-        if each.low_rank or each.alone:
-            return self._of_adapter(each)
-        if each.routed:
+        if exchanged.low_rank or exchanged.alone:
+            return self._of_adapter(exchanged)
+        if exchanged.routed:
             rows = np.where(layouts.gathers_rows, shared_rows(self.scenario, layouts), stream.size)
             stream = tensor_parallel(self.scenario, rows, self.placement.etp, self.network)
             stream = replace(stream, gathers=layouts.gathers_rows, routed=np.ones(len(layouts), bool))
-        elif not each.reduced:
+        elif not exchanged.reduced:
             size, gathered = (np.where(layouts.sequence_parallel, buffer, 0.0) for buffer in (stream.size, stream.gathered))
             stream = replace(stream, size=size, gathered=gathered, reduce=none)
-        return stream if each.again else replace(stream, again=none)
+        return stream if exchanged.again else replace(stream, again=none)
 
-    def _of_adapter(self, each: Exchanged) -> TensorParallel:
+    def _of_adapter(self, exchanged: Exchanged) -> TensorParallel:
         """What an adapter's first product gives, which the ranks that share it reduce; or its second one, whose columns they gather."""
         layouts, placement = self.layouts, self.placement
-        tokens = shared_rows(self.scenario, layouts) if each.routed else self.stream.size
-        size = tokens if each.alone else tokens * (each.low_rank / self.scenario.model.hidden_size)
-        reduced = tensor_parallel(self.scenario, size, placement.etp if each.routed else placement.tp, self.network)
+        tokens = shared_rows(self.scenario, layouts) if exchanged.routed else self.stream.size
+        size = tokens if exchanged.alone else tokens * (exchanged.low_rank / self.scenario.model.hidden_size)
+        reduced = tensor_parallel(self.scenario, size, placement.etp if exchanged.routed else placement.tp, self.network)
         none = transfer.nothing(self.network, len(layouts))
         every = np.ones(len(layouts), bool)
-        routed = every if each.routed else None
-        if each.alone:
+        routed = every if exchanged.routed else None
+        if exchanged.alone:
             return replace(reduced, size=np.zeros(len(layouts)), scatter=none, again=none, gathers=every, routed=routed)
         return replace(reduced, again=none, gathers=~every, routed=routed)
 
@@ -233,17 +233,17 @@ def _layer_transfers(streams: Streams, kind: LayerKind, some: Recomputation) -> 
     """The transfers of one layer of a kind; ``some``: what selective recomputation repeats of it."""
     scenario, layouts, placement, network = streams.scenario, streams.layouts, streams.placement, streams.network
     sequence, width = layouts.sequence_parallel, compute_bytes(scenario)
-    every = [each for around in streams.around(kind) for each in around]
+    every = [exchanged for around in streams.around(kind) for exchanged in around]
     nowhere = transfer.nothing(network, len(layouts))
-    around = (transfer.either(each.scattered(sequence), each.gather + each.scatter, each.reduce) for each in every)
+    around = (transfer.either(exchange.scattered(sequence), exchange.gather + exchange.scatter, exchange.reduce) for exchange in every)
     each_way = transfer.sum_of(around) if every else nowhere
-    again = transfer.sum_of(each.again for each in every) if every else nowhere
+    again = transfer.sum_of(exchange.again for exchange in every) if every else nowhere
     ahead, back = (each_way + sum_of_moves(streams, kind, way) for way in (False, True))
     shape, none = MicroBatch.of(layouts, scenario.workload), nowhere
     trades = traded_bytes(scenario, layouts, kind.attention(shape))
     ring = None if trades else kind.ring(shape)
     keys = np.zeros(len(layouts)) if ring is None else width * ring
-    found = route(scenario, layouts, placement.ep) if kind.copies else None
+    expert_way = route(scenario, layouts, placement.ep) if kind.copies else None
     return LayerTransfers(
         tp_forward=ahead,
         tp_selective=_repeated(streams, kind, some),
@@ -251,9 +251,9 @@ def _layer_transfers(streams: Streams, kind: LayerKind, some: Recomputation) -> 
         tp_gather_again=again.times(sequence),
         cp_hop=none if ring is None else transfer.pass_round(keys, placement.cp, network),
         cp_keys=keys,
-        cp_trade=transfer.sum_of([none, *(transfer.all_to_all(each, placement.cp, network) for each in trades)]),
-        ep_exchange=none if found is None else expert_exchange(scenario, found, placement.ep, network),
-        route=found,
+        cp_trade=transfer.sum_of([none, *(transfer.all_to_all(trade, placement.cp, network) for trade in trades)]),
+        ep_exchange=none if expert_way is None else expert_exchange(scenario, expert_way, placement.ep, network),
+        route=expert_way,
     )
 
 
@@ -266,37 +266,39 @@ class SideTransfer:
     size: FloatColumn
     ranks: IntColumn
     stride: IntColumn
-    moved: Transfer
+    transfer: Transfer
 
 
 def side_transfers(streams: Streams, kind: LayerKind, backward: bool) -> list[SideTransfer]:
     """What ranks of a grid exchange in one pass of a layer, in order."""
     scenario, layouts, network = streams.scenario, streams.layouts, streams.network
     run = {"ALL_GATHER": transfer.all_gather, "REDUCE_SCATTER": transfer.reduce_scatter, "ALL_REDUCE": transfer.all_reduce}
-    found = []
+    sides = []
     for move in kind.moves(MicroBatch.of(layouts, scenario.workload)):
         if move.backward == backward:
             span = side_of(_degrees(layouts), scenario.parallel.order, scenario.hw.network, move.ranks, move.stride)
             size = move.elements * float(compute_bytes(scenario))
-            moved = run[move.kind](size, span, network).waiting(node_wait(scenario, span)).times((move.ranks > 1) * move.times)
-            found.append(SideTransfer(move.kind, size * move.times, move.ranks, move.stride, moved))
-    return found
+            transfer_of_move = run[move.kind](size, span, network).waiting(node_wait(scenario, span)).times((move.ranks > 1) * move.times)
+            sides.append(SideTransfer(move.kind, size * move.times, move.ranks, move.stride, transfer_of_move))
+    return sides
 
 
 def sum_of_moves(streams: Streams, kind: LayerKind, backward: bool) -> Transfer:
     """All of them, one after the other."""
-    found = side_transfers(streams, kind, backward)
-    return transfer.sum_of(each.moved for each in found) if found else transfer.nothing(streams.network, len(streams.layouts))
+    sides = side_transfers(streams, kind, backward)
+    return transfer.sum_of(side.transfer for side in sides) if sides else transfer.nothing(streams.network, len(streams.layouts))
 
 
 def _repeated(streams: Streams, kind: LayerKind, some: Recomputation) -> Transfer:
     """What selective recomputation repeats of a layer's exchanges within a tensor-parallel group."""
-    sequence, moved = streams.layouts.sequence_parallel, transfer.nothing(streams.network, len(streams.layouts))
+    sequence, repeated_transfers = streams.layouts.sequence_parallel, transfer.nothing(streams.network, len(streams.layouts))
     for around, gathers, scatters in zip(streams.around(kind), some.gathers, some.scatters, strict=True):
-        for each in around if gathers or scatters else ():
-            scattered = each.gather.times(gathers) + each.scatter.times(scatters)
-            moved = moved + transfer.either(each.scattered(sequence), scattered, each.reduce.times(scatters))
-    return moved
+        for exchanged in around if gathers or scatters else ():
+            scattered = exchanged.gather.times(gathers) + exchanged.scatter.times(scatters)
+            repeated_transfers = repeated_transfers + transfer.either(
+                exchanged.scattered(sequence), scattered, exchanged.reduce.times(scatters)
+            )
+    return repeated_transfers
 
 
 def gradient_bytes(scenario: Scenario) -> int:

@@ -45,7 +45,7 @@ class FirstStage:
     def of(cls, counts: IntColumn, times: MicroBatchTimes, passes: Passes, hops: IntColumn) -> FirstStage:
         """That of stages of so many layers of each kind (``counts``), with so many ``hops`` to the next one each way."""
         sends = hops * times.hop_busy
-        ahead, back = (summed(counts[:, None], each) + sends for each in (times.forward_busy, times.backward_busy))
+        ahead, back = (summed(counts[:, None], busy) + sends for busy in (times.forward_busy, times.backward_busy))
         return cls(*passes, ahead, back, summed(counts, times.reduced))
 
 
@@ -110,9 +110,9 @@ def _exposed(scenario: Scenario, ending: _Ending, first: FirstStage) -> FloatCol
     # collectives of one group follow each other: a gather under way takes its time from the reductions behind it
     alone = ending.gradients.waiting(first.reduced)
     late = exposed(alone, ending.overlap, Window(first.backward, first.backward_busy))
-    shown = np.maximum(np.minimum(late, ending.gradients.seconds), ending.gradients.seconds * ending.last)
+    exposed_seconds = np.maximum(np.minimum(late, ending.gradients.seconds), ending.gradients.seconds * ending.last)
     overlap = scenario.software.overlap.parameter_gather_overlap
-    return shown + exposed(ending.weights, overlap, Window(first.forward, first.forward_busy))
+    return exposed_seconds + exposed(ending.weights, overlap, Window(first.forward, first.forward_busy))
 
 
 def update_seconds(scenario: Scenario, layouts: Layouts, weights: Weights, device: OperatorModel) -> FloatColumn:
@@ -124,6 +124,6 @@ def update_seconds(scenario: Scenario, layouts: Layouts, weights: Weights, devic
     library = scenario.narrow == "fp4" or software.precision.fp8_library == "transformer_engine"
     if scenario.narrow and library and not software.precision.fp8_parameters and scenario.workload.trains_all:
         # weights and their transposes are cast once a step
-        moved = 2.0 + 2.0 * NARROW_BYTES[scenario.narrow]
-        return seconds + device.elementwise(weights.total * (moved * software.precision.fp8_cast_passes))
+        hbm_bytes = 2.0 + 2.0 * NARROW_BYTES[scenario.narrow]
+        return seconds + device.elementwise(weights.total * (hbm_bytes * software.precision.fp8_cast_passes))
     return seconds

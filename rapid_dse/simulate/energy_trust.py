@@ -22,5 +22,5 @@ def energy_error(hw: Hardware, expected: FloatColumn, watts: FloatColumn) -> Flo
     """
     most = most_watts(hw, hw.energy.tdp if hw.power_limit is None else hw.power_limit)
     power = np.nan if hw.like is not None else POWER.get(hw.architecture or "", np.nan)
-    found: FloatColumn = np.where(watts >= AT_THE_LIMIT * most, expected, np.hypot(expected, power))
-    return found
+    error: FloatColumn = np.where(watts >= AT_THE_LIMIT * most, expected, np.hypot(expected, power))
+    return error

@@ -92,8 +92,8 @@ def held_sms(scenario: Scenario) -> float:
 def _copies(model: Model, group: Span) -> NDArray[np.float64]:
     """Parts that the mean token goes to, by dimension: those of one place of the dimension each, all over the group."""
     routing = (model.num_experts, model.num_experts_per_tok, model.n_group or 1, model.topk_group or model.n_group or 1)
-    found, below = [], np.ones(())
+    copies, below = [], np.ones(())
     for members in group.members:
-        found.append(parts_of_groups(routing, group.size / below))
+        copies.append(parts_of_groups(routing, group.size / below))
         below = below * members
-    return np.stack(np.broadcast_arrays(*found))
+    return np.stack(np.broadcast_arrays(*copies))

@@ -82,9 +82,11 @@ def _weights(layouts: Layouts, kind: LayerKind, dense: Number, experts: Number) 
 
 def weights_of(counts: NDArray[Any], layers: Sequence[Weights]) -> Weights:
     """Those of so many layers of each kind; ``counts`` as of ``columns.summed``."""
-    experts = [(count, each.experts) for count, each in zip(counts, layers, strict=True) if each.experts is not None]
-    dense = summed(counts, [each.dense for each in layers])
-    return Weights(dense, sum((count * each for count, each in experts), np.zeros(dense.shape)) if experts else None)
+    experts = [(count, layer.experts) for count, layer in zip(counts, layers, strict=True) if layer.experts is not None]
+    dense = summed(counts, [layer.dense for layer in layers])
+    return Weights(
+        dense, sum((count * weights_of_layer for count, weights_of_layer in experts), np.zeros(dense.shape)) if experts else None
+    )
 
 
 def mean_of_stages(scenario: Scenario, layouts: Layouts, layers: Sequence[FloatColumn]) -> FloatColumn:
@@ -138,4 +140,4 @@ def held_bytes(scenario: Scenario, layouts: Layouts, weights: Weights, trained: 
 def layer_bytes(scenario: Scenario, layouts: Layouts) -> tuple[FloatColumn, ...]:
     """``held_bytes`` of a layer of each kind, ``(n_layouts,)`` each."""
     every, trained = (layer_weights(scenario, layouts, only) for only in (False, True))
-    return tuple(held_bytes(scenario, layouts, *each) for each in zip(every, trained, strict=True))
+    return tuple(held_bytes(scenario, layouts, *layer) for layer in zip(every, trained, strict=True))

@@ -36,9 +36,9 @@ REPLAY = 4.0
 
 def layer_launches(scenario: Scenario, layouts: Layouts) -> FloatColumn:
     """Launches of the mean layer of one micro-batch over those of a dense layer of Llama, ``(n_layouts,)``."""
-    found = architecture_of(scenario)
-    each = [count * _launches(scenario, layouts, kind) for count, kind in zip(found.counts, found.kinds, strict=True)]
-    total: FloatColumn = added(each) / max(1, len(found.order))
+    model = architecture_of(scenario)
+    launches = [count * _launches(scenario, layouts, kind) for count, kind in zip(model.counts, model.kinds, strict=True)]
+    total: FloatColumn = added(launches) / max(1, len(model.order))
     return total
 
 
@@ -50,15 +50,15 @@ def host_pace(scenario: Scenario) -> float:
 
 def library_seconds(scenario: Scenario) -> float:
     """The host's time for what libraries launch by loops of their own in the mean layer of a micro-batch, forward and backward."""
-    host, found = scenario.software.host, architecture_of(scenario)
+    host, model = scenario.software.host, architecture_of(scenario)
     if host.cuda_graphs == "full_iteration":
         return 0.0
-    each = [
+    seconds = [
         count * part.library_launches(scenario.workload.seq_len)
-        for count, kind in zip(found.counts, found.kinds, strict=True)
+        for count, kind in zip(model.counts, model.kinds, strict=True)
         for part in kind.parts
     ]
-    return host.host_library_launch * sum(each) / max(1, len(found.order))
+    return host.host_library_launch * sum(seconds) / max(1, len(model.order))
 
 
 def _launches(scenario: Scenario, layouts: Layouts, kind: LayerKind) -> FloatColumn:
@@ -66,14 +66,14 @@ def _launches(scenario: Scenario, layouts: Layouts, kind: LayerKind) -> FloatCol
     if graphs == "full_iteration":
         return np.zeros(len(layouts))
     captured = graphs == "modules"
-    adapters = sum(bool(product.beside) for product in kind.products(ONE)) / 2  # of two products each
+    adapters = sum(bool(product.adapts) for product in kind.products(ONE)) / 2  # of two products each
     ahead = REPLAY if captured else ATTENTION + NORMED * scenario.model.qk_norm + ADAPTER * adapters
     own = [part.launches() for part in kind.parts]
-    if any(each is not None for each in own):
-        return np.full(len(layouts), sum(each or 0.0 for each in own) / dense)
+    if any(kernel is not None for kernel in own):
+        return np.full(len(layouts), sum(kernel or 0.0 for kernel in own) / dense)
     eager = [part.operations() for part in kind.parts]
-    if not captured and scenario.software.kernels.eager and all(each is not None for each in eager):
-        return np.full(len(layouts), (sum(each or 0.0 for each in eager) + ADAPTER * adapters) / EAGER_LAYER)
+    if not captured and scenario.software.kernels.eager and all(kernel is not None for kernel in eager):
+        return np.full(len(layouts), (sum(kernel or 0.0 for kernel in eager) + ADAPTER * adapters) / EAGER_LAYER)
     if not kind.copies:
         return np.full(len(layouts), (REPLAY if captured else ahead + MLP) / dense)
     return (ahead + _expert_launches(scenario, layouts, captured)) / dense
@@ -90,7 +90,7 @@ def _expert_launches(scenario: Scenario, layouts: Layouts, captured: bool) -> Fl
     """Those of a mixture of experts: norm, residual sum, router, shared experts, and what the routed rows take."""
     model = scenario.model
     known = ROUTER + 2.0 + (3.0 if model.n_shared_experts else 0.0)  # shapes that do not depend on the routing
-    found: FloatColumn = (
+    launches: FloatColumn = (
         (REPLAY if captured else known)
         + DISPATCH
         + 3.0  # grouped products, activation between them
@@ -98,7 +98,7 @@ def _expert_launches(scenario: Scenario, layouts: Layouts, captured: bool) -> Fl
         + SORTING * (layouts.ep < model.num_experts)
         + EAGER * (scenario.software.experts.permutation == "eager")
     )
-    return found
+    return launches
 
 
 def micro_batch_seconds(scenario: Scenario) -> float:

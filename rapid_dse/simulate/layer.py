@@ -42,7 +42,7 @@ class Layer:
     transfers.
 
     ``copies_forward, copies_backward``: exposed copies between GPU and host (``offload``), part of the passes.
-    ``dp``, the exposed transfers of weights and gradients beside each pass, is no part of the passes. ``moved`` are all transfers of
+    ``dp``, the exposed transfers of weights and gradients beside each pass, is no part of the passes. ``sent`` are all transfers of
     tensor, context and expert parallelism in each pass, hidden or not; ``sharded`` those of ZeRO 2 and 3.
     ``slowed_forward, slowed_backward``: what compute takes longer in each pass for the transfers that it hides
     (``software.overlap_slowdown``), part of ``compute``.
@@ -61,7 +61,7 @@ class Layer:
     backward: FloatColumn
     dp_forward: FloatColumn
     dp_backward: FloatColumn
-    moved: PassTransfers
+    sent: PassTransfers
     sharded: PassTransfers
     slowed_forward: FloatColumn
     slowed_backward: FloatColumn
@@ -92,7 +92,7 @@ class Layer:
     @property
     def busy(self) -> NDArray[np.float64]:
         """Seconds for which its transfers take the port of each network dimension, ``(n_dimensions, n_layouts)``."""
-        return self.moved.forward.busy + self.moved.backward.busy + self.sharded.forward.busy + self.sharded.backward.busy
+        return self.sent.forward.busy + self.sent.backward.busy + self.sharded.forward.busy + self.sharded.backward.busy
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ class Layers:
     """A layer of each kind, and the exposed transfers ahead of the first and behind the last layer: tensor parallelism's (``ends``), and
     ZeRO 2's and 3's of embedding and head (``tables``)."""
 
-    each: tuple[Layer, ...]
+    of_kinds: tuple[Layer, ...]
     ends: Ends
     tables: Ends
 
@@ -109,7 +109,7 @@ class Layers:
 class LayersAlone:
     """``Layers`` without what ZeRO 2 and 3 do around embedding and head, which depends on the stages too."""
 
-    each: tuple[Layer, ...]
+    of_kinds: tuple[Layer, ...]
     ends: Ends
 
 
@@ -118,22 +118,22 @@ def layer_time(scenario: Scenario, layouts: Layouts, block: Block, arranged: Arr
     once."""
     first, kind = layouts.alike.by(*layer_columns(scenario))
     alone = rows_of(layers_alone(scenario, layouts.take(first), block.take(first), arranged.take(first)), kind)
-    return Layers(alone.each, alone.ends, exposed_tables(scenario, layouts, arranged, alone.each))
+    return Layers(alone.of_kinds, alone.ends, exposed_tables(scenario, layouts, arranged, alone.of_kinds))
 
 
 def layers_alone(scenario: Scenario, layouts: Layouts, block: Block, arranged: Arrangement) -> LayersAlone:
     """One layer of each kind of each layout, and what the ends exchange."""
-    beside = zip(arranged.sharded, host_copies(scenario, layouts), repeated(scenario, layouts), strict=True)
-    parts = zip(block.layers, arranged.transfers.layers, beside, strict=True)
-    each = tuple(_layer(scenario, layouts, *of_kind) for of_kind in parts)
-    return LayersAlone(each, exposed_ends(scenario, block, arranged.vocabulary))
+    around_layers = zip(arranged.sharded, host_copies(scenario, layouts), repeated(scenario, layouts), strict=True)
+    parts = zip(block.layers, arranged.transfers.layers, around_layers, strict=True)
+    layers = tuple(_layer(scenario, layouts, *of_kind) for of_kind in parts)
+    return LayersAlone(layers, exposed_ends(scenario, block, arranged.vocabulary))
 
 
 def _layer(
     scenario: Scenario,
     layouts: Layouts,
     block: LayerBlock,
-    moved: LayerTransfers,
+    transfers: LayerTransfers,
     around: tuple[PassTransfers, HostCopies, Repeated],
 ) -> Layer:
     """Compute time of one layer of one kind for one micro-batch, and the part of each transfer that is not hidden.
@@ -143,23 +143,23 @@ def _layer(
     """
     (sharded, copies, repeats), software = around, scenario.software
     again = recomputed(scenario, layouts, block)
-    beside = beside_compute(scenario, layouts, block, moved, repeats)
-    routed, way = hidden_exchanges(scenario, layouts, block, moved, repeats, beside), moved.ep_exchange.seconds
-    ep_forward, ep_backward = routed.shown * 2 * way, routed.shown * (2 + repeats.routed) * way
-    forward = block.forward + beside.tp_forward + beside.cp_forward + ep_forward
-    backward = block.backward + again + beside.tp_backward + beside.cp_backward + ep_backward
-    all_moved = layer_moved(layouts, moved, repeats)
+    beside_seconds = beside_compute(scenario, layouts, block, transfers, repeats)
+    routed, way = hidden_exchanges(scenario, layouts, block, transfers, repeats, beside_seconds), transfers.ep_exchange.seconds
+    ep_forward, ep_backward = routed.exposed_share * 2 * way, routed.exposed_share * (2 + repeats.routed) * way
+    forward = block.forward + beside_seconds.tp_forward + beside_seconds.cp_forward + ep_forward
+    backward = block.backward + again + beside_seconds.tp_backward + beside_seconds.cp_backward + ep_backward
+    all_moved = layer_moved(layouts, transfers, repeats)
     dp_forward = exposed(sharded.forward, software.overlap.dp_overlap, Window(forward, all_moved.forward.busy))
     delayed = np.where(layouts.delays_weights, block.weight_gradient, 0.0)
     dp_backward = exposed(sharded.backward, software.overlap.dp_overlap, Window(backward - delayed, all_moved.backward.busy))
-    hidden = beside.forward + sharded.forward.seconds - dp_forward, beside.backward + sharded.backward.seconds - dp_backward
+    hidden = beside_seconds.forward + sharded.forward.seconds - dp_forward, beside_seconds.backward + sharded.backward.seconds - dp_backward
     slowed_forward, slowed_backward = slowed_by(scenario, hidden, routed)
     forward, backward = forward + slowed_forward, backward + slowed_backward
     copies_forward, copies_backward = copies.exposed(scenario, forward, backward)
     return Layer(
         compute=block.forward + block.backward + again + slowed_forward + slowed_backward,
-        tp=beside.tp_forward + beside.tp_backward,
-        cp=beside.cp_forward + beside.cp_backward,
+        tp=beside_seconds.tp_forward + beside_seconds.tp_backward,
+        cp=beside_seconds.cp_forward + beside_seconds.cp_backward,
         ep=ep_forward + ep_backward,
         copies_forward=copies_forward,
         copies_backward=copies_backward,
@@ -167,12 +167,12 @@ def _layer(
         backward=backward + copies_backward,
         dp_forward=dp_forward,
         dp_backward=dp_backward,
-        moved=all_moved,
+        sent=all_moved,
         sharded=sharded,
         slowed_forward=slowed_forward,
         slowed_backward=slowed_backward,
-        late=without_hidden(scenario, layouts, (block, routed, beside), sharded.backward.seconds - dp_backward),
-        beside_late=beside.behind_weights,
+        late=without_hidden(scenario, layouts, (block, routed, beside_seconds), sharded.backward.seconds - dp_backward),
+        beside_late=beside_seconds.behind_weights,
         delayed=delayed,
     )
 
@@ -185,8 +185,8 @@ def without_hidden(
     What hides behind it and what then shows make up one time together. A faster weight gradient shows more of the transfer, in the pass
     that the stage before waits for: were all of it taken to run later, schedules would get slower with it.
     """
-    block, routed, beside = parts
-    alone = np.maximum(0.0, block.weight_gradient - routed.late * routed.backward - beside.behind_weights)
+    block, routed, beside_seconds = parts
+    alone = np.maximum(0.0, block.weight_gradient - routed.late * routed.backward - beside_seconds.behind_weights)
     behind = np.minimum(np.maximum(0.0, hidden), scenario.software.overlap.dp_overlap * alone)
     return np.where(layouts.delays_weights, alone, alone - behind)
 
@@ -205,34 +205,39 @@ class BesideCompute:
     behind_weights: FloatColumn
 
 
-def beside_compute(scenario: Scenario, layouts: Layouts, block: LayerBlock, moved: LayerTransfers, repeats: Repeated) -> BesideCompute:
+def beside_compute(scenario: Scenario, layouts: Layouts, block: LayerBlock, transfers: LayerTransfers, repeats: Repeated) -> BesideCompute:
     """What hides of tensor and context parallelism's transfers behind a layer's compute."""
     software = scenario.software
     pipelined = software.overlap.tp_overlap if software.overlap.async_tp else 0.0
     # attention, which rings of context parallelism hide behind, hides nothing of tensor parallelism's transfers
     forward_beside, backward_beside = block.forward - block.attention_forward, block.backward - block.attention_backward
-    tp_forward = moved.tp_forward.seconds - np.minimum(pipelined * moved.tp_forward.seconds, forward_beside)
-    beside = moved.tp_backward.seconds + moved.tp_gather_again.seconds
-    hidden = pipelined * beside
+    tp_forward = transfers.tp_forward.seconds - np.minimum(pipelined * transfers.tp_forward.seconds, forward_beside)
+    beside_seconds = transfers.tp_backward.seconds + transfers.tp_gather_again.seconds
+    hidden = pipelined * beside_seconds
     # behind weight gradients hides what the pipelined share leaves, unless they run by themselves; all that hides fits into the pass
     at_once = np.where(layouts.delays_weights, 0.0, block.weight_gradient)
-    behind = np.minimum(software.overlap.tp_backward_overlap * (beside - hidden), at_once)
+    behind = np.minimum(software.overlap.tp_backward_overlap * (beside_seconds - hidden), at_once)
     hidden = hidden + behind
-    tp_backward = beside - np.minimum(hidden, backward_beside) + repeats.whole * tp_forward
-    tp_backward = tp_backward + (1 - pipelined) * repeats.partly * moved.tp_selective.seconds
-    ring = moved.cp_hop.times(layouts.cp - 1).seconds
+    tp_backward = beside_seconds - np.minimum(hidden, backward_beside) + repeats.whole * tp_forward
+    tp_backward = tp_backward + (1 - pipelined) * repeats.partly * transfers.tp_selective.seconds
+    ring = transfers.cp_hop.times(layouts.cp - 1).seconds
     cp_forward = exposed_beside(ring, software.overlap.cp_overlap, block.attention_forward)
-    cp_forward = cp_forward + moved.cp_trade.seconds  # the kernel waits for what is traded
-    cp_backward = exposed_beside(2 * ring, software.overlap.cp_overlap, block.attention_backward) + moved.cp_trade.seconds
+    cp_forward = cp_forward + transfers.cp_trade.seconds  # the kernel waits for what is traded
+    cp_backward = exposed_beside(2 * ring, software.overlap.cp_overlap, block.attention_backward) + transfers.cp_trade.seconds
     cp_backward = cp_backward + repeats.core * cp_forward
-    tp_again = repeats.whole * moved.tp_forward.seconds + repeats.partly * moved.tp_selective.seconds
+    tp_again = repeats.whole * transfers.tp_forward.seconds + repeats.partly * transfers.tp_selective.seconds
     return BesideCompute(
         tp_forward,
         tp_backward,
         cp_forward,
         cp_backward,
-        forward=moved.tp_forward.seconds + ring + moved.cp_trade.seconds - tp_forward - cp_forward,
-        backward=beside + tp_again + (2 + repeats.core) * ring + (1 + repeats.core) * moved.cp_trade.seconds - tp_backward - cp_backward,
+        forward=transfers.tp_forward.seconds + ring + transfers.cp_trade.seconds - tp_forward - cp_forward,
+        backward=beside_seconds
+        + tp_again
+        + (2 + repeats.core) * ring
+        + (1 + repeats.core) * transfers.cp_trade.seconds
+        - tp_backward
+        - cp_backward,
         behind_weights=behind,
     )
 
@@ -241,8 +246,8 @@ def slowed_by(scenario: Scenario, hidden: tuple[FloatColumn, FloatColumn], route
     """What compute takes longer in each pass for the transfers that it hides, s: NCCL's, and experts' exchanges, whose kernels may hold
     more SMs."""
     slowing = scenario.software.overlap.overlap_slowdown
-    held, exchanged = max(slowing, held_sms(scenario)), (routed.forward, routed.backward)
-    ahead, back = (slowing * np.maximum(0.0, each) + held * sent for each, sent in zip(hidden, exchanged, strict=True))
+    sms, exchanged = max(slowing, held_sms(scenario)), (routed.forward, routed.backward)
+    ahead, back = (slowing * np.maximum(0.0, exposed) + sms * sent for exposed, sent in zip(hidden, exchanged, strict=True))
     return ahead, back
 
 
@@ -274,12 +279,12 @@ def exposed_tables(scenario: Scenario, layouts: Layouts, arranged: Arrangement, 
     tables, counts, share = arranged.tables, _beside_head(arranged.stages) / layouts.chunks, scenario.software.overlap.dp_overlap
     gather, reduce = tables.head.forward, tables.head.backward
     last = layers[architecture_of(scenario).order[-1]]
-    one = Window(last.forward, last.moved.forward.busy)
+    one = Window(last.forward, last.sent.forward.busy)
     waits = exposed(gather + last.sharded.forward, share * (counts.sum(axis=0) > 0), one) - last.dp_forward
-    backward = summed(counts, [each.backward - each.delayed for each in layers])
-    every = Window(backward, summed(counts, [each.moved.backward.busy for each in layers]))
-    own = transfer.sum_of(each.sharded.backward.times(count) for count, each in zip(counts, layers, strict=True))
-    ends = exposed(reduce + own, share, every) - summed(counts, [each.dp_backward for each in layers])
+    backward = summed(counts, [layer.backward - layer.delayed for layer in layers])
+    every = Window(backward, summed(counts, [layer.sent.backward.busy for layer in layers]))
+    own = transfer.sum_of(layer.sharded.backward.times(count) for count, layer in zip(counts, layers, strict=True))
+    ends = exposed(reduce + own, share, every) - summed(counts, [layer.dp_backward for layer in layers])
     return Ends(
         embedding_forward=tables.embedding.forward.seconds,
         embedding_backward=tables.embedding.backward.seconds,
@@ -288,9 +293,9 @@ def exposed_tables(scenario: Scenario, layouts: Layouts, arranged: Arrangement, 
     )
 
 
-def _beside_head(found: Stages) -> NDArray[np.int64]:
+def _beside_head(stages: Stages) -> NDArray[np.int64]:
     """Layers of each kind on the stage that has the head, ``(n_kinds, n_layouts)``."""
-    return np.where(found.has_head[-1], found.of_kinds[:, -1], found.of_kinds[:, 0])
+    return np.where(stages.has_head[-1], stages.of_kinds[:, -1], stages.of_kinds[:, 0])
 
 
 @dataclass(frozen=True)
@@ -299,34 +304,34 @@ class HiddenExchanges:
     of all that is exposed, and the seconds that hide behind a forward and behind a backward pass, of the latter the share ``late`` behind
     weight gradients."""
 
-    shown: FloatColumn
+    exposed_share: FloatColumn
     forward: FloatColumn
     backward: FloatColumn
     late: FloatColumn
 
 
 def hidden_exchanges(
-    scenario: Scenario, layouts: Layouts, block: LayerBlock, moved: LayerTransfers, repeats: Repeated, beside: BesideCompute
+    scenario: Scenario, layouts: Layouts, block: LayerBlock, transfers: LayerTransfers, repeats: Repeated, beside_seconds: BesideCompute
 ) -> HiddenExchanges:
     """What hides of a layer's exchanges: all of a forward and a backward pass together hide behind a share of what both passes compute
-    with no transfer of tensor or context parallelism ``beside`` it, in proportion to how long that is in each; behind all of it where the
-    schedule runs these passes in pairs. So no second of compute hides two transfers."""
+    with no transfer of tensor or context parallelism beside it (``beside_seconds``), in proportion to how long that is in each; behind
+    all of it where the schedule runs these passes in pairs. So no second of compute hides two transfers."""
     experts, none, paired = scenario.software.experts, np.zeros(len(layouts)), layouts.pairs_passes
-    if moved.route is None or not (experts.expert_overlap or paired.any()):
+    if transfers.route is None or not (experts.expert_overlap or paired.any()):
         return HiddenExchanges(none + 1.0, none, none, none)
     share = np.where(paired, 1.0, experts.ep_overlap * experts.expert_overlap)
-    every, computed = moved.ep_exchange.seconds * (4.0 + repeats.routed), block.backward + recomputed(scenario, layouts, block)
-    ahead, back = np.maximum(0.0, block.forward - beside.forward), np.maximum(0.0, computed - beside.backward)
+    every, computed = transfers.ep_exchange.seconds * (4.0 + repeats.routed), block.backward + recomputed(scenario, layouts, block)
+    ahead, back = np.maximum(0.0, block.forward - beside_seconds.forward), np.maximum(0.0, computed - beside_seconds.backward)
     hidden = np.minimum(every, share * (ahead + back))
-    shown = 1.0 - np.divide(hidden, every, out=np.zeros(len(layouts)), where=every > 0)
+    exposed_share = 1.0 - np.divide(hidden, every, out=np.zeros(len(layouts)), where=every > 0)
     forward = hidden * np.divide(ahead, ahead + back, out=np.zeros(len(layouts)), where=ahead + back > 0)
-    return HiddenExchanges(shown, forward, hidden - forward, block.weight_gradient / computed)
+    return HiddenExchanges(exposed_share, forward, hidden - forward, block.weight_gradient / computed)
 
 
-def layer_moved(layouts: Layouts, moved: LayerTransfers, repeats: Repeated) -> PassTransfers:
+def layer_moved(layouts: Layouts, transfers: LayerTransfers, repeats: Repeated) -> PassTransfers:
     """All transfers of tensor, context and expert parallelism in each pass of a layer, what recomputation ``repeats`` included."""
-    ring = moved.cp_hop.times(layouts.cp - 1)
-    again = moved.tp_forward.times(repeats.whole) + moved.tp_selective.times(repeats.partly)
-    again = again + ring.times(repeats.core) + moved.cp_trade.times(repeats.core) + moved.ep_exchange.times(repeats.routed)
-    backward = moved.tp_backward + moved.tp_gather_again + ring.times(2.0) + moved.cp_trade + moved.ep_exchange.times(2.0)
-    return PassTransfers(moved.tp_forward + ring + moved.cp_trade + moved.ep_exchange.times(2), backward + again)
+    ring = transfers.cp_hop.times(layouts.cp - 1)
+    again = transfers.tp_forward.times(repeats.whole) + transfers.tp_selective.times(repeats.partly)
+    again = again + ring.times(repeats.core) + transfers.cp_trade.times(repeats.core) + transfers.ep_exchange.times(repeats.routed)
+    backward = transfers.tp_backward + transfers.tp_gather_again + ring.times(2.0) + transfers.cp_trade + transfers.ep_exchange.times(2.0)
+    return PassTransfers(transfers.tp_forward + ring + transfers.cp_trade + transfers.ep_exchange.times(2), backward + again)

@@ -54,7 +54,7 @@ class PerLayer:
 
     def of_stage(self, counts: NDArray[np.int64]) -> PerLayer:
         """Those of so many layers of each kind, ``(n_layouts,)`` each."""
-        return PerLayer(*(summed(counts, each) for each in (self.compute, self.tp, self.cp, self.ep, self.copies, self.dp)))
+        return PerLayer(*(summed(counts, column) for column in (self.compute, self.tp, self.cp, self.ep, self.copies, self.dp)))
 
 
 @dataclass(frozen=True)
@@ -104,21 +104,21 @@ class MicroBatchTimes:
         )
 
 
-def micro_batch_times(scenario: Scenario, found: LayerKinds, each: Sequence[Layer], ends: Ends) -> MicroBatchTimes:
+def micro_batch_times(scenario: Scenario, kinds: LayerKinds, layers: Sequence[Layer], ends: Ends) -> MicroBatchTimes:
     """Those of each kind of layouts, from a layer of each kind and what the ends exchange."""
-    hop, around, passes = found.arranged.hop, ends.beside(found.block), [layer.passes for layer in each]
-    left = [np.maximum(0.0, layer.total - layer.busy) for layer in each]
-    terms = (np.stack([getattr(layer, name) for layer in each]) for name in ("compute", "tp", "cp", "ep", "copies", "dp"))
+    hop, around, passes = kinds.arranged.hop, ends.added_to(kinds.block), [layer.passes for layer in layers]
+    unhidden = [np.maximum(0.0, layer.total - layer.busy) for layer in layers]
+    terms = (np.stack([getattr(layer, name) for layer in layers]) for name in ("compute", "tp", "cp", "ep", "copies", "dp"))
     return MicroBatchTimes(
         forward=np.stack([forward for forward, _ in passes]),
         backward=np.stack([backward for _, backward in passes]),
-        weights=np.stack([layer.late for layer in each]),
-        beside_weights=np.stack([layer.beside_late for layer in each]),
+        weights=np.stack([layer.late for layer in layers]),
+        beside_weights=np.stack([layer.beside_late for layer in layers]),
         terms=PerLayer(*terms),
-        forward_busy=np.stack([layer.moved.forward.busy + layer.sharded.forward.busy for layer in each]),
-        backward_busy=np.stack([layer.moved.backward.busy + layer.sharded.backward.busy for layer in each]),
-        reduced=np.stack([layer.sharded.backward.seconds for layer in each]),
-        host=host_layer_seconds(scenario, found.layouts),
+        forward_busy=np.stack([layer.sent.forward.busy + layer.sharded.forward.busy for layer in layers]),
+        backward_busy=np.stack([layer.sent.backward.busy + layer.sharded.backward.busy for layer in layers]),
+        reduced=np.stack([layer.sharded.backward.seconds for layer in layers]),
+        host=host_layer_seconds(scenario, kinds.layouts),
         embedding=around.embedding,
         embedding_backward=around.embedding_backward,
         head_forward=around.head_forward,
@@ -127,7 +127,7 @@ def micro_batch_times(scenario: Scenario, found: LayerKinds, each: Sequence[Laye
         beside_head=ends.head,
         hop=hop.seconds,
         hop_busy=hop.busy,
-        free=mean_of_stages(scenario, found.layouts, left),
+        free=mean_of_stages(scenario, kinds.layouts, unhidden),
     )
 
 
@@ -142,9 +142,9 @@ def tables_of(scenario: Scenario, layouts: Layouts, arranged: Arrangement, kind:
         return None
     first, alike = layouts.take(rows).alike.by(*layer_columns(scenario), "chunks", "stage_map")
     chosen = rows.take(first)
-    found = exposed_tables(scenario, layouts.take(chosen), arranged.take(chosen), rows_of(alone, kind.take(chosen)).each)
+    tables = exposed_tables(scenario, layouts.take(chosen), arranged.take(chosen), rows_of(alone, kind.take(chosen)).of_kinds)
     columns = []
-    for column in (found.embedding_forward, found.embedding_backward, found.head_forward, found.head_backward):
+    for column in (tables.embedding_forward, tables.embedding_backward, tables.head_forward, tables.head_backward):
         columns.append(np.zeros(len(layouts)))
         columns[-1][rows] = column.take(alike)
     return Ends(*columns)

@@ -76,10 +76,10 @@ class Block:
         return rows_of(self, rows)
 
 
-def distinct_shapes(layouts: Layouts, work: Workload, *beside: str) -> tuple[MicroBatch, NDArray[np.int64]]:
+def distinct_shapes(layouts: Layouts, work: Workload, *names: str) -> tuple[MicroBatch, NDArray[np.int64]]:
     """The distinct micro-batch shapes of the layouts, and which of them each layout has, ``(n_layouts,)``; a shape stands once for each
-    value of the columns ``beside`` it."""
-    first, where = layouts.alike.by("tp", "cp", "ep", "expert_tp", "micro_batch_size", "sequence_parallel", *beside)
+    value of the columns ``names``."""
+    first, where = layouts.alike.by("tp", "cp", "ep", "expert_tp", "micro_batch_size", "sequence_parallel", *names)
     return MicroBatch.of(layouts.take(first), work), where
 
 
@@ -87,9 +87,9 @@ def framework_block(scenario: Scenario, shape: MicroBatch, alone: Operators, dev
     """Layers, the head and the embedding as the framework runs them: its factors on what the operators cost alone."""
     head = _products(scenario, alone.head.seconds, alone.head.cast_bytes, device)
     first = _products(scenario, alone.embedding.seconds, alone.embedding.cast_bytes, device)
-    loss, moved = moving(device, alone.loss_bytes), alone.embedding.glue_forward_bytes + alone.embedding.glue_backward_bytes
-    around = moving(device, moved)
-    ahead = around * np.divide(alone.embedding.glue_forward_bytes, moved, out=np.zeros_like(moved), where=moved > 0)
+    loss, glue_bytes = moving(device, alone.loss_bytes), alone.embedding.glue_forward_bytes + alone.embedding.glue_backward_bytes
+    around = moving(device, glue_bytes)
+    ahead = around * np.divide(alone.embedding.glue_forward_bytes, glue_bytes, out=np.zeros_like(glue_bytes), where=glue_bytes > 0)
     return Block(
         layers=tuple(
             _layer_block(scenario, layer, some, _sequence_copy(scenario, shape, device), device)
@@ -106,9 +106,9 @@ def framework_block(scenario: Scenario, shape: MicroBatch, alone: Operators, dev
     )
 
 
-def moving(device: OperatorModel, moved: FloatColumn) -> FloatColumn:
+def moving(device: OperatorModel, hbm_bytes: FloatColumn) -> FloatColumn:
     """Seconds of small kernels that move so many bytes; none where they move nothing."""
-    return np.where(moved > 0, device.elementwise(moved), 0.0)
+    return np.where(hbm_bytes > 0, device.elementwise(hbm_bytes), 0.0)
 
 
 # Gathers and scatters of the stream around a layer's tensor-parallel halves: two each forward; backward two each, and two gathers again of
@@ -120,8 +120,8 @@ def _sequence_copy(scenario: Scenario, shape: MicroBatch, device: OperatorModel)
     """Seconds of one copy of the whole stream between the sequence's parts in rank order and whole sequences, ``(n_shapes,)``."""
     if not scenario.software.kernels.copies_sequence:
         return np.zeros(len(shape.tp))
-    moved = 2.0 * compute_bytes(scenario) * shape.tokens * scenario.model.hidden_size
-    return np.where(shape.sequence_parallel & (shape.tp > 1), device.elementwise(moved), 0.0)
+    hbm_bytes = 2.0 * compute_bytes(scenario) * shape.tokens * scenario.model.hidden_size
+    return np.where(shape.sequence_parallel & (shape.tp > 1), device.elementwise(hbm_bytes), 0.0)
 
 
 def layer_alone_block(scenario: Scenario, kind: LayerKind, shape: MicroBatch, device: OperatorModel) -> LayerBlock:
@@ -137,8 +137,8 @@ def _layer_block(scenario: Scenario, alone: LayerOperators, some: Recomputation,
     seconds = _products(scenario, alone.matmul_seconds, alone.cast_bytes, device)
     forward, input_gradient, weight_gradient = added(seconds.swapaxes(0, 1))
     glue_forward, glue_backward, glue_again = (
-        moving(device, moved * software.kernels.elementwise_traffic)
-        for moved in (alone.glue_forward_bytes, alone.glue_backward_bytes, alone.glue_again_bytes)
+        moving(device, glue_bytes * software.kernels.elementwise_traffic)
+        for glue_bytes in (alone.glue_forward_bytes, alone.glue_backward_bytes, alone.glue_again_bytes)
     )
     glue_forward, glue_backward = glue_forward + alone.counted_forward, glue_backward + alone.counted_backward
     again = added(alone.again * seconds[0]) + some.core * alone.attention_forward + alone.counted_again

@@ -51,8 +51,8 @@ def loss_traffic(scenario: Scenario, shape: MicroBatch, width: int) -> FloatColu
     A chunked loss adds each chunk's gradient of the head's weights to what the chunks before it gave: it is read and written again.
     """
     read = architecture_of(scenario).head.logits(shape)
-    moved: FloatColumn = read.rows * read.counted * LOSS_BYTES[scenario.software.kernels.loss]
+    hbm_bytes: FloatColumn = read.rows * read.counted * LOSS_BYTES[scenario.software.kernels.loss]
     if scenario.software.kernels.loss != "chunked" or not scenario.workload.trains_all:
-        return moved
+        return hbm_bytes
     again: FloatColumn = np.maximum(0.0, np.ceil(read.rows / np.maximum(1.0, chunk_tokens(scenario, read))) - 1)
-    return moved + again * (2.0 * width * scenario.model.hidden_size * read.columns)
+    return hbm_bytes + again * (2.0 * width * scenario.model.hidden_size * read.columns)

@@ -84,18 +84,18 @@ class LayerTensors:
 
     def outputs(self) -> FloatColumn:
         """Bytes of what products give, and of the gradients of that."""
-        return compute_bytes(self.scenario) * added([each.elements for each in self.tensors if each.product])
+        return compute_bytes(self.scenario) * added([tensor.elements for tensor in self.tensors if tensor.product])
 
     def inputs(self) -> FloatColumn:
         """Bytes of what products read, which weight gradients need."""
-        return added([self._bytes(each) for each in self.tensors if each.width in ("input", "core_input") and each.kept])
+        return added([self._bytes(tensor) for tensor in self.tensors if tensor.width in ("input", "core_input") and tensor.kept])
 
     def kept(self, by: Recomputation) -> FloatColumn:
         """Bytes that autograd keeps for the backward pass."""
         fused = self.scenario.attention_kernel not in UNFUSED
-        shares = [share * (1.0 - fused * each.core) for share, each in zip(by.kept, self.tensors, strict=True)]
-        kept = added([share * self._bytes(each, by.as_made) for share, each in zip(shares, self.tensors, strict=True)])
-        firsts = [by.firsts * each.first * each.elements for each in self.tensors if each.product]
+        shares = [share * (1.0 - fused * tensor.core) for share, tensor in zip(by.kept, self.tensors, strict=True)]
+        kept = added([share * self._bytes(tensor, by.as_made) for share, tensor in zip(shares, self.tensors, strict=True)])
+        firsts = [by.firsts * tensor.first * tensor.elements for tensor in self.tensors if tensor.product]
         return kept + compute_bytes(self.scenario) * added(firsts)
 
     def _bytes(self, tensor: Tensor, as_made: bool = False) -> FloatColumn:
@@ -134,7 +134,7 @@ def layer_activations(scenario: Scenario, layouts: Layouts, mean: bool = True) -
             partly = np.where(chosen, made.kept(some) * overhead, partly)
         return partly + whole * (made.kept(all_) - partly) if whole.any() else partly
 
-    return tuple(of_kind(*each) for each in modes)
+    return tuple(of_kind(*mode) for mode in modes)
 
 
 # Columns of Layouts on which memory depends, beside the number of micro-batches: what ZeRO shards, and activations.
@@ -149,28 +149,30 @@ def peak_memory(scenario: Scenario, layouts: Layouts, stages: Stages) -> PeakMem
     return shared_memory(scenario, layouts, Shared(stages, np.arange(len(layouts))))
 
 
-def shared_memory(scenario: Scenario, layouts: Layouts, found: Shared[Stages]) -> PeakMemory:
+def shared_memory(scenario: Scenario, layouts: Layouts, stages: Shared[Stages]) -> PeakMemory:
     """As ``peak_memory``; states and activations are counted once for layouts that are alike in them."""
     software, table = scenario.software, layouts.alike
     first, made = table.by(*TENSORS, *(["pp"] if scenario.parallel.recompute_layers is not None else []))
     splits = bool(SPLITS_BACKWARD.take(layouts.schedule).any())
     activations = Shared(micro_batch_bytes(scenario, layouts.take(first), splits), made)
     first, state = _alike_in_states(scenario, layouts)
-    states = _states(scenario, layouts.take(first), found.take(first).rows)
+    states = _states(scenario, layouts.take(first), stages.take(first).rows)
     of_states = added(states.values())
-    worst, held = np.empty(len(layouts), np.intp), np.empty(len(layouts))
-    for block in pipeline_blocks(layouts.schedule, found):
+    worst, largest_held = np.empty(len(layouts), np.intp), np.empty(len(layouts))
+    for block in pipeline_blocks(layouts.schedule, stages):
         of_block = _activations(scenario, layouts, block, activations.take(block.rows).rows)
         here = state.take(block.rows)
-        stage = largest(np.stack([of_states[each].take(here) for each in block.candidates]) + software.memory.fragmentation * of_block)
+        stage = largest(
+            np.stack([of_states[candidate].take(here) for candidate in block.candidates]) + software.memory.fragmentation * of_block
+        )
         worst[block.rows] = block.candidates.take(stage)
-        held[block.rows] = at(of_block, stage, np.arange(len(stage)))
+        largest_held[block.rows] = at(of_block, stage, np.arange(len(stage)))
     on_worst = {name: at(term, worst, state) for name, term in states.items()}
     bucket = on_worst.pop("bucket")
     return PeakMemory(
         **on_worst,
-        activations=held,
-        buffers=(software.memory.fragmentation - 1) * held + bucket,  # what the allocator loses, and the bucket of gradients
+        activations=largest_held,
+        buffers=(software.memory.fragmentation - 1) * largest_held + bucket,  # what the allocator loses, and the bucket of gradients
         framework=np.full(len(layouts), software.memory.context),
     )
 
@@ -190,9 +192,9 @@ def _alike_in_states(scenario: Scenario, layouts: Layouts) -> tuple[Positions, P
 
 def reduces_each(software: Software, layouts: Layouts) -> BoolColumn:
     """Whether each micro-batch's gradients are reduced, as ZeRO 2 and 3 keep them sharded, ``(n_layouts,)``."""
-    each = software.overlap.reduce_each_micro_batch
-    found: BoolColumn = layouts.sharding.gradients & (layouts.pp == 1 if each == "without_pipelines" else each)
-    return found
+    setting = software.overlap.reduce_each_micro_batch
+    every_micro_batch: BoolColumn = layouts.sharding.gradients & (layouts.pp == 1 if setting == "without_pipelines" else setting)
+    return every_micro_batch
 
 
 def gradients_sharded(software: Software, layouts: Layouts) -> BoolColumn:
@@ -248,12 +250,12 @@ def _beyond_activations(scenario: Scenario, layouts: Layouts, stages: Stages, gr
     activations, apart = layer_activations(scenario, layouts), SPLITS_BACKWARD.take(layouts.schedule)
     if (fresh & apart).any():
         needed = weight_gradient_bytes(scenario, layouts)
-        activations = tuple(np.where(apart, np.maximum(*each), each[0]) for each in zip(activations, needed, strict=True))
+        activations = tuple(np.where(apart, np.maximum(*share), share[0]) for share in zip(activations, needed, strict=True))
     largest_kept = largest_of(stages.of_kinds, activations)
     freed = summed(stages.of_kinds, activations) - largest_kept
     freed = freed - on_the_host(freed, largest_kept, scenario.parallel.offload_activations)
-    held = [each.total for each in layer_weights(scenario, layouts, trained=True)]
-    own = largest_of(stages.of_kinds, held) * PRECISION_BYTES[scenario.software.precision.gradient_dtype]
+    parameters = [weights.total for weights in layer_weights(scenario, layouts, trained=True)]
+    own = largest_of(stages.of_kinds, parameters) * PRECISION_BYTES[scenario.software.precision.gradient_dtype]
     return np.where(fresh, np.maximum(np.minimum(own, gradients), gradients - freed), gradients)
 
 
@@ -265,15 +267,15 @@ def _fp8_copies(scenario: Scenario, layouts: Layouts) -> tuple[tuple[FloatColumn
     ``Float8Tensor`` with ``_transpose``); none beyond where these take the 16-bit weight's place.
     """
     kept, narrow = scenario.keeps_narrow, NARROW_BYTES[scenario.narrow or "fp8"]
-    each = 2.0 * narrow - (compute_bytes(scenario) if scenario.software.precision.fp8_parameters else 0.0)
+    copies = 2.0 * narrow - (compute_bytes(scenario) if scenario.software.precision.fp8_parameters else 0.0)
     while_whole, stay = [], []
     for products in product_weights(scenario, layouts):
         whole, always = np.zeros(len(layouts)), np.zeros(len(layouts))
         for weights, shards in ((products.dense, layouts.shards), (products.experts, layouts.expert_shards)) if kept else ():
             if weights is not None:
                 gathered = layouts.sharding.parameters & (shards > 1)
-                whole = whole + np.where(gathered, each * weights, 0.0)
-                always = always + np.where(gathered, 0.0, each * weights)
+                whole = whole + np.where(gathered, copies * weights, 0.0)
+                always = always + np.where(gathered, 0.0, copies * weights)
         while_whole.append(whole)
         stay.append(always)
     return tuple(while_whole), tuple(stay)
@@ -282,10 +284,10 @@ def _fp8_copies(scenario: Scenario, layouts: Layouts) -> tuple[tuple[FloatColumn
 @dataclass(frozen=True)
 class LateBytes:
     """Of schedules that split the backward pass: what weight gradients of a layer of each kind need, and what takes the place of
-    ``MicroBatchBytes.beside``, ``(n_kinds, n_layouts)`` each."""
+    ``MicroBatchBytes.while_backward``, ``(n_kinds, n_layouts)`` each."""
 
     delayed: NDArray[np.float64]
-    beside: NDArray[np.float64]
+    while_backward: NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -293,13 +295,13 @@ class MicroBatchBytes:
     """Bytes of one micro-batch on a rank, ``(n_kinds, n_layouts)`` of a layer of each kind, or ``(n_layouts,)``.
 
     Attributes:
-        kept: by autograd for a layer; ``beside``: what a layer has more while it runs backward.
+        kept: by autograd for a layer; ``while_backward``: what a layer has more while it runs backward.
         embedded: copies of the stream beside the embedding; ``headed`` beside the head, with the logits.
         late: None where no schedule splits the backward pass.
     """
 
     kept: NDArray[np.float64]
-    beside: NDArray[np.float64]
+    while_backward: NDArray[np.float64]
     embedded: FloatColumn
     headed: FloatColumn
     late: LateBytes | None
@@ -308,7 +310,7 @@ class MicroBatchBytes:
 def micro_batch_bytes(scenario: Scenario, layouts: Layouts, splits: bool) -> MicroBatchBytes:
     """Those of each layout; ``splits``: whether some schedule splits the backward pass."""
     shape, memory = MicroBatch.of(layouts, scenario.workload), scenario.software.memory
-    kept, every = (np.stack(layer_activations(scenario, each)) for each in (layouts, _without_recompute(layouts)))
+    kept, every = (np.stack(layer_activations(scenario, rows_of_mode)) for rows_of_mode in (layouts, _without_recompute(layouts)))
     some_run_again = scenario.parallel.recompute_layers is not None
     again = np.stack(layer_activations(scenario, layouts, mean=False)) if some_run_again else kept
     delayed = np.stack(weight_gradient_bytes(scenario, layouts)) if splits else kept
@@ -316,7 +318,7 @@ def micro_batch_bytes(scenario: Scenario, layouts: Layouts, splits: bool) -> Mic
     stream = compute_bytes(scenario) * shape.tokens * scenario.model.hidden_size * shared
     return MicroBatchBytes(
         kept=kept,
-        beside=np.maximum(0.0, every - again),
+        while_backward=np.maximum(0.0, every - again),
         embedded=stream * memory.embedding_copies,
         headed=loss_memory(scenario, shape, compute_bytes(scenario)) + stream * memory.head_copies,
         late=LateBytes(delayed, np.maximum(0.0, every - np.maximum(again, delayed))) if splits else None,
@@ -331,17 +333,19 @@ def _activations(scenario: Scenario, layouts: Layouts, block: PipelineBlock, mad
     """
     schedule, stages = SCHEDULE_CLASSES[block.schedule], block.stages
     pp, chunks, micro_batches = block.of_pipeline(layouts.pp), block.of_pipeline(layouts.chunks), layouts.num_micro_batches.take(block.rows)
-    of_stage, beside = summed(stages.of_kinds, made.kept), made.beside
-    held = alive = schedule.in_flight(stages.position, pp, chunks, micro_batches, np.zeros(1))
+    of_stage, beside_layers = summed(stages.of_kinds, made.kept), made.while_backward
+    in_flight = alive = schedule.in_flight(stages.position, pp, chunks, micro_batches, np.zeros(1))
     if schedule.splits_backward and made.late is not None:
         # what weight gradients need may be more than what is kept under recomputation: then later stages hold more
-        beside, needed = made.late.beside, summed(stages.of_kinds, made.late.delayed)
+        beside_layers, needed = made.late.while_backward, summed(stages.of_kinds, made.late.delayed)
         late = np.divide(needed, of_stage, out=np.ones_like(of_stage), where=of_stage > 0)
-        held = np.maximum(*(schedule.in_flight(each, pp, chunks, micro_batches, late) for each in (stages.position, stages.latest)))
-    kept = held * of_stage
+        in_flight = np.maximum(*(schedule.in_flight(place, pp, chunks, micro_batches, late) for place in (stages.position, stages.latest)))
+    kept = in_flight * of_stage
     if scenario.parallel.offload_activations > 0:
         kept = kept - on_the_host(kept, largest_of(stages.of_kinds, made.kept), scenario.parallel.offload_activations)
-    return kept + alive * (stages.has_embedding * made.embedded) + largest_of(stages.of_kinds, beside) + stages.has_head * made.headed
+    return (
+        kept + alive * (stages.has_embedding * made.embedded) + largest_of(stages.of_kinds, beside_layers) + stages.has_head * made.headed
+    )
 
 
 def _without_recompute(layouts: Layouts) -> Layouts:
@@ -356,23 +360,23 @@ def _gathered(scenario: Scenario, layouts: Layouts, stages: Stages, parameters: 
     """
     # experts that no other rank has a shard of are not gathered, but FSDP makes 16-bit copies of its shards all the same
     of_experts = (layouts.expert_shards > 1) | scenario.software.precision.master_shards
-    held = [
-        each.dense if each.experts is None else each.dense + np.where(of_experts, each.experts, 0.0)
-        for each in layer_weights(scenario, layouts)
+    gathered = [
+        weights.dense if weights.experts is None else weights.dense + np.where(of_experts, weights.experts, 0.0)
+        for weights in layer_weights(scenario, layouts)
     ]
-    layer = largest_of(stages.of_kinds, held)
+    layer = largest_of(stages.of_kinds, gathered)
     table = np.maximum(stages.has_embedding * embedding_parameters(scenario, layouts), stages.has_head * head_parameters(scenario, layouts))
-    beside, two = np.maximum(layer, table), np.minimum(2, stages.layers)
+    largest, two = np.maximum(layer, table), np.minimum(2, stages.layers)
     copies = largest_of(stages.of_kinds, _fp8_copies(scenario, layouts)[0])
     sharded = layouts.sharding.parameters & (layouts.shards > 1)
-    weights = np.where(sharded, np.minimum(layer + beside, parameters) * compute_bytes(scenario) + two * copies, 0.0)
-    gradient = _trained_beside(scenario, layouts, stages, beside) * PRECISION_BYTES[scenario.software.precision.gradient_dtype]
+    weights = np.where(sharded, np.minimum(layer + largest, parameters) * compute_bytes(scenario) + two * copies, 0.0)
+    gradient = _trained_beside(scenario, layouts, stages, largest) * PRECISION_BYTES[scenario.software.precision.gradient_dtype]
     return weights + np.where(gradients_sharded(scenario.software, layouts) & (layouts.shards > 1), gradient, 0.0)
 
 
-def _trained_beside(scenario: Scenario, layouts: Layouts, stages: Stages, beside: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Parameters whose gradient is whole until it is reduced, ``(n_candidates, n_layouts)``: all of ``beside``, what computes, or the
+def _trained_beside(scenario: Scenario, layouts: Layouts, stages: Stages, gathered: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Parameters whose gradient is whole until it is reduced, ``(n_candidates, n_layouts)``: all of ``gathered``, what computes, or the
     adapters of a layer."""
     if scenario.workload.trains_all:
-        return beside
-    return largest_of(stages.of_kinds, [each.total for each in layer_weights(scenario, layouts, trained=True)])
+        return gathered
+    return largest_of(stages.of_kinds, [weights.total for weights in layer_weights(scenario, layouts, trained=True)])

@@ -54,8 +54,8 @@ def host_copies(scenario: Scenario, layouts: Layouts) -> tuple[HostCopies, ...]:
     if shares.offload_activations > 0:
         activations = tuple(shares.offload_activations * kept for kept in layer_activations(scenario, layouts))
     if shares.offload_weights > 0:
-        weights = tuple(shares.offload_weights * held for held in layer_bytes(scenario, layouts))
-    return tuple(HostCopies(*each) for each in zip(activations, weights, strict=True))
+        weights = tuple(shares.offload_weights * copied for copied in layer_bytes(scenario, layouts))
+    return tuple(HostCopies(*layer) for layer in zip(activations, weights, strict=True))
 
 
 def offloaded_update(scenario: Scenario, parameters: FloatColumn, device: OperatorModel) -> FloatColumn:

@@ -122,7 +122,7 @@ def operators(scenario: Scenario, shape: MicroBatch, device: OperatorModel, slow
     matmuls = [matmul for part in every for matmul in part]
     shapes = _three_directions(matmuls)
     places = np.cumsum([len(part) for part in every])[:-1]
-    runs = np.array([[True, True, not each.frozen] for each in matmuls]).T[..., None]  # frozen weights have no gradient
+    runs = np.array([[True, True, not matmul.frozen] for matmul in matmuls]).T[..., None]  # frozen weights have no gradient
     seconds = np.split(runs * _matmul_seconds(scenario, matmuls, shapes, device) * slowest, places, axis=1)
     casts = np.split(runs * _cast_bytes(scenario, shapes, _narrow(scenario, matmuls)), places, axis=1)
     kernels = [(forward * slowest, backward * slowest) for forward, backward in attention_kernels(scenario, model.kinds, shape, device)]
@@ -148,7 +148,7 @@ def layer_alone(scenario: Scenario, kind: LayerKind, shape: MicroBatch, device: 
 
 def _narrow(scenario: Scenario, matmuls: Sequence[MatMul]) -> NDArray[np.bool_]:
     """Which products run in fp8 or fp4, ``(n_matmuls,)``."""
-    return np.array([scenario.narrow is not None and not each.sixteen_bit for each in matmuls])
+    return np.array([scenario.narrow is not None and not matmul.sixteen_bit for matmul in matmuls])
 
 
 def _end_operators(
@@ -156,11 +156,11 @@ def _end_operators(
 ) -> EndOperators:
     """What stands before or behind the layers, from seconds and cast bytes of its products; ``needed``: whether something needs the
     gradient of what it reads."""
-    none, (seconds, casts) = np.zeros(len(shape.tp)), (sum(each.swapaxes(0, 1), np.zeros((3, len(shape.tp)))) for each in products)
-    operands = compute_bytes(scenario) * sum((_operands(each) for each in end.products(shape)), none)
+    none, (seconds, casts) = np.zeros(len(shape.tp)), (sum(product.swapaxes(0, 1), np.zeros((3, len(shape.tp)))) for product in products)
+    operands = compute_bytes(scenario) * sum((_operands(product) for product in end.products(shape)), none)
     forward, backward = elementwise_bytes(scenario, LayerKind("", (end,)), shape)
-    joules = [_product_joules(scenario, each) for each in end.products(shape)]
-    every = sum(((directions(each) - (not needed)) * one for each, one in zip(end.products(shape), joules, strict=True)), none)
+    joules = [_product_joules(scenario, product) for product in end.products(shape)]
+    every = sum(((directions(product) - (not needed)) * one for product, one in zip(end.products(shape), joules, strict=True)), none)
     return EndOperators(seconds, casts, operands, forward, backward, every, sum(joules, none))
 
 
@@ -177,9 +177,12 @@ def _layer_operators(
     forward, backward = elementwise_bytes(scenario, kind, shape)
     counted = [counted_seconds(scenario, kind, shape, device, way) for way in (0, 1)]
     again = np.stack(
-        [np.broadcast_to(share + some.seconds * each.second, shape.tp.shape) for share, each in zip(some.products, matmuls, strict=True)]
+        [
+            np.broadcast_to(share + some.seconds * matmul.second, shape.tp.shape)
+            for share, matmul in zip(some.products, matmuls, strict=True)
+        ]
     )
-    joules = np.stack([_product_joules(scenario, each) for each in matmuls])
+    joules = np.stack([_product_joules(scenario, matmul) for matmul in matmuls])
     core = kind.attention(shape)
     attending = attention_flops(core, shape)
     multiplied = all_scores(core, shape) if scenario.attention_kernel in UNFUSED else attending
@@ -196,12 +199,12 @@ def _layer_operators(
         glue_forward_bytes=forward,
         glue_backward_bytes=backward,
         glue_again_bytes=_again_bytes(scenario, kind, shape, some),
-        operand_bytes=compute_bytes(scenario) * added(_operands(each) for each in matmuls),
-        flops=added(each.flops for each in matmuls) + attending,
+        operand_bytes=compute_bytes(scenario) * added(_operands(matmul) for matmul in matmuls),
+        flops=added(matmul.flops for matmul in matmuls) + attending,
         product_joules=added(joules),
         backward_joules=added(
-            (directions(each) - 1) * one - (directions(each) - 2) * _cached_joules(scenario, each)
-            for each, one in zip(matmuls, joules, strict=True)
+            (directions(matmul) - 1) * one - (directions(matmul) - 2) * _cached_joules(scenario, matmul)
+            for matmul, one in zip(matmuls, joules, strict=True)
         ),
         attention_joules=attention_energy(scenario.hw, _precision(scenario, True), scenario.attention_kernel, multiplied),
         again_joules=added(again * joules),
@@ -231,9 +234,9 @@ def _three_directions(matmuls: Sequence[MatMul]) -> NDArray[np.float64]:
     m, n, k = (np.stack([getattr(matmul, axis) for matmul in matmuls]) for axis in "mnk")
     batch = np.stack([np.broadcast_to(matmul.batch, matmul.m.shape) for matmul in matmuls])
     turns = np.stack([np.broadcast_to(matmul.in_turn, matmul.m.shape) for matmul in matmuls])
-    rows, beside = np.where(turns != 1, m * batch * turns, m), np.where(turns != 1, 1.0, batch)
-    directions = ((m, n, k, batch), (m, k, n, batch), (n, k, rows, beside))
-    return np.stack([np.stack(each) for each in directions]).transpose(0, 2, 3, 1)
+    rows, sequences = np.where(turns != 1, m * batch * turns, m), np.where(turns != 1, 1.0, batch)
+    directions = ((m, n, k, batch), (m, k, n, batch), (n, k, rows, sequences))
+    return np.stack([np.stack(direction) for direction in directions]).transpose(0, 2, 3, 1)
 
 
 def _matmul_seconds(
@@ -243,7 +246,7 @@ def _matmul_seconds(
     where the scenario is narrow, those of routed experts as ``software.expert_products`` says."""
     times = np.empty(shapes.shape[:3])
     wide, accumulates = "bf16" if scenario.narrow else scenario.workload.precision, scenario.software.kernels.fused_accumulation
-    used = [(wide if each.sixteen_bit else scenario.narrow or wide, _form(scenario, each)) for each in matmuls]
+    used = [(wide if matmul.sixteen_bit else scenario.narrow or wide, _form(scenario, matmul)) for matmul in matmuls]
     for precision, form in dict.fromkeys(used):
         part = [number for number, one in enumerate(used) if one == (precision, form)]
         alike = [distinct([_numbered(axis) for axis in shapes[0, product].T]) for product in part]
@@ -273,8 +276,8 @@ def distinct_seconds(
     """``product_seconds``, of which each distinct one is priced once."""
     if len(shapes) <= FEW:
         return product_seconds(device, shapes, form, precision, weight)
-    each, where = np.unique(shapes, axis=0, return_inverse=True)
-    return product_seconds(device, each, form, precision, weight)[where.ravel()]
+    distinct_shapes, where = np.unique(shapes, axis=0, return_inverse=True)
+    return product_seconds(device, distinct_shapes, form, precision, weight)[where.ravel()]
 
 
 def product_seconds(
@@ -342,9 +345,9 @@ def _again_bytes(scenario: Scenario, kind: LayerKind, shape: MicroBatch, some: R
     kernels, width = kind.small_kernels(shape, scenario.software), compute_bytes(scenario)
     none = np.zeros(len(shape.tp))
     repeated = (
-        none + share * (width * each.forward + each.fp32)
-        for share, each in zip(some.small, kernels, strict=True)
-        if share > 0 and each.counted is None
+        none + share * (width * kernel.forward + kernel.fp32)
+        for share, kernel in zip(some.small, kernels, strict=True)
+        if share > 0 and kernel.counted is None
     )
     return sum(repeated, none)
 
@@ -366,24 +369,26 @@ def counted_seconds(
     the share in ``shares``, None: all of it."""
     kernels, width = kind.small_kernels(shape, scenario.software), compute_bytes(scenario)
     hw, seconds = scenario.hw, np.zeros(len(shape.tp))
-    for share, each in zip(shares or [1.0] * len(kernels), kernels, strict=True):
-        if each.counted is None or not share:
+    for share, kernel in zip(shares or [1.0] * len(kernels), kernels, strict=True):
+        if kernel.counted is None or not share:
             continue
-        moved = seconds * 0.0 + width * (each.forward, each.backward)[way] + each.fp32
-        added = each.counted.added[way] * (INDEX_ADD_CLOCKS / (hw.sms * hw.clock))
-        started = each.counted.kernels[way] * hw.kernel_latency
-        seconds = seconds + share * (np.where(moved > 0, device.elementwise(moved), 0.0) + added + started)
+        hbm_bytes = seconds * 0.0 + width * (kernel.forward, kernel.backward)[way] + kernel.fp32
+        added = kernel.counted.added[way] * (INDEX_ADD_CLOCKS / (hw.sms * hw.clock))
+        started = kernel.counted.kernels[way] * hw.kernel_latency
+        seconds = seconds + share * (np.where(hbm_bytes > 0, device.elementwise(hbm_bytes), 0.0) + added + started)
     return seconds
 
 
 def _counted_bytes(scenario: Scenario, kind: LayerKind, shape: MicroBatch) -> FloatColumn:
     """HBM bytes of the same, forward and backward; what an atomic adds is read and written."""
     width, none = compute_bytes(scenario), np.zeros(len(shape.tp))
-    kernels = [each for each in kind.small_kernels(shape, scenario.software) if each.counted is not None]
-    moved = [
-        none + width * (each.forward + each.backward + 2.0 * sum(each.counted.added)) + 2 * each.fp32 for each in kernels if each.counted
+    kernels = [kernel for kernel in kind.small_kernels(shape, scenario.software) if kernel.counted is not None]
+    hbm_bytes = [
+        none + width * (kernel.forward + kernel.backward + 2.0 * sum(kernel.counted.added)) + 2 * kernel.fp32
+        for kernel in kernels
+        if kernel.counted
     ]
-    return sum(moved, none)
+    return sum(hbm_bytes, none)
 
 
 def _operands(matmul: MatMul) -> FloatColumn:

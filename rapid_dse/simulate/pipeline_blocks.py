@@ -47,24 +47,24 @@ class PipelineBlock:
         return column.take(self.rows[:1] if self.one_pipeline else self.rows)
 
 
-def pipeline_blocks(schedule: IntColumn, found: Shared[Stages]) -> Iterator[PipelineBlock]:
+def pipeline_blocks(schedule: IntColumn, shared_stages: Shared[Stages]) -> Iterator[PipelineBlock]:
     """All rows of a table, whose schedules and stages these are, each in one block."""
-    kinds = found.of.layers.shape[-1]
-    number = schedule * kinds + found.kind
+    kinds = shared_stages.of.layers.shape[-1]
+    number = schedule * kinds + shared_stages.kind
     counts = np.bincount(number)
     many = counts >= LEAST
     if many.any():
         order, ends = np.argsort(number.astype(np.uint16) if len(counts) <= SHORT else number, kind="stable"), np.cumsum(counts)
-        for each in np.flatnonzero(many).tolist():
-            code, kind = divmod(each, kinds)
-            stages, candidates = found.of.of_layout(kind)
-            for rows in _pieces(order[ends[each] - counts[each] : ends[each]]):
+        for pair in np.flatnonzero(many).tolist():
+            code, kind = divmod(pair, kinds)
+            stages, candidates = shared_stages.of.of_layout(kind)
+            for rows in _pieces(order[ends[pair] - counts[pair] : ends[pair]]):
                 yield PipelineBlock(rows, code, stages, candidates)
     few = np.flatnonzero(~many.take(number))
-    codes, every = schedule.take(few), np.arange(found.of.layers.shape[0])
+    codes, every = schedule.take(few), np.arange(shared_stages.of.layers.shape[0])
     for code in np.flatnonzero(np.bincount(codes)).tolist():
         for rows in _pieces(few[codes == code]):
-            yield PipelineBlock(rows, code, rows_of(found.of, found.kind.take(rows)), every)
+            yield PipelineBlock(rows, code, rows_of(shared_stages.of, shared_stages.kind.take(rows)), every)
 
 
 def _pieces(rows: Positions) -> Iterator[Positions]:

@@ -63,21 +63,21 @@ def limited(scenario: Scenario, layouts: Layouts, price: Price) -> Limited:
     priced, clock = price(free), np.ones(len(layouts))
     limit = scenario.hw.power_limit
     most = most_watts(scenario.hw, scenario.hw.energy.tdp if limit is None else limit)
-    left = priced.power_w_per_gpu > most * (1 + 1e-12)
-    if limit is None or not left.any():
+    beyond = priced.power_w_per_gpu > most * (1 + 1e-12)
+    if limit is None or not beyond.any():
         return Limited(priced, clock)
     demand, share, before, watts = Demand.of(free, price), 1.0, priced, priced.power_w_per_gpu
-    while left.any():
+    while beyond.any():
         share *= STEP
         now = price(at_clock(_unlimited(free), share))
         now = replace(now, mfu=now.mfu * share)  # against the peak at the chip's own clock
         drawn = demand.watts(now, share)
-        crossing = left & ((drawn <= most) | (share < LEAST))
+        crossing = beyond & ((drawn <= most) | (share < LEAST))
         if crossing.any():
             way = np.clip((watts - most) / np.maximum(watts - drawn, 1e-300), 0.0, 1.0)
             priced = _put(priced, _between(free, layouts, (before, now), way, most), crossing)
             clock = np.where(crossing, share * STEP ** (way - 1.0), clock)
-        left, before, watts = left & ~crossing, now, drawn
+        beyond, before, watts = beyond & ~crossing, now, drawn
     return Limited(priced, clock)
 
 
@@ -89,29 +89,29 @@ class Demand:
 
     idle: float
     clocked: FloatColumn
-    left: FloatColumn
-    held: FloatColumn
+    clocked_share: FloatColumn
+    total_share: FloatColumn
 
     @classmethod
     def of(cls, free: Scenario, price: Price) -> Demand:
         """That of the rows that ``price`` prices."""
         hw = free.hw
         network = hw.network.model_copy(
-            update={"dimensions": tuple(each.model_copy(update={"energy": 0.0}) for each in hw.network.dimensions)}
+            update={"dimensions": tuple(dimension.model_copy(update={"energy": 0.0}) for dimension in hw.network.dimensions)}
         )
         core = _on(_unlimited(free), energy=_unlimited(free).hw.energy.model_copy(update={"hbm": 0.0}), network=network)
-        every, clocked = (price(each).power_w_per_gpu - hw.energy.idle for each in (_unlimited(free), core))
+        every, clocked = (price(demand).power_w_per_gpu - hw.energy.idle for demand in (_unlimited(free), core))
         most = most_watts(hw, hw.energy.tdp) - hw.energy.idle
-        left = np.clip((most - (every - clocked)) / np.maximum(clocked, 1e-300), FLOOR, 1.0)
-        held = np.minimum(1.0, most / np.maximum(every - clocked + clocked * left, 1e-300))
-        return cls(hw.energy.idle, clocked / np.maximum(every, 1e-300), left, held)
+        clock = np.clip((most - (every - clocked)) / np.maximum(clocked, 1e-300), FLOOR, 1.0)
+        slowing = np.minimum(1.0, most / np.maximum(every - clocked + clocked * clock, 1e-300))
+        return cls(hw.energy.idle, clocked / np.maximum(every, 1e-300), clock, slowing)
 
     def watts(self, priced: Priced, share: float) -> FloatColumn:
         """What a GPU draws at a share of its clock at the chip's own limit, from prices there without a limit."""
         less = share**CLOCK_EXPONENT
         clocked = self.clocked * less / (1.0 - self.clocked + self.clocked * less)
         dynamic = priced.power_w_per_gpu - self.idle
-        watts: FloatColumn = self.idle + dynamic * self.held * (1.0 - clocked + clocked * self.left)
+        watts: FloatColumn = self.idle + dynamic * self.total_share * (1.0 - clocked + clocked * self.clocked_share)
         return watts
 
 

@@ -22,8 +22,8 @@ def replicated_bytes(scenario: Scenario, layouts: Layouts, of_kinds: NDArray[np.
     One all-reduce of all of them together, after the reduction over data-parallel ranks: Megatron Core's
     ``_allreduce_non_tensor_model_parallel_grads``; nanotron sums them as tied weights.
     """
-    found = architecture_of(scenario)
-    whole = [np.array(sum(part.trained.whole for part in kind.parameters(ONE))) for kind in found.kinds]
-    ends = 0.0 if found.shares_ends else float(found.embedding.weights(np.ones(1, np.int64))[0])
+    model = architecture_of(scenario)
+    whole = [np.array(sum(part.trained.whole for part in kind.parameters(ONE))) for kind in model.kinds]
+    ends = 0.0 if model.shares_ends else float(model.embedding.weights(np.ones(1, np.int64))[0])
     size = (summed(of_kinds, whole) + ends) * gradient_bytes(scenario)
     return np.where(layouts.sequence_parallel, size, 0).astype(np.float64)

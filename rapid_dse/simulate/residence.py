@@ -27,5 +27,5 @@ def shards_are_master(scenario: Scenario, layouts: Layouts) -> BoolColumn:
 def on_the_host(total: FloatColumn, largest: FloatColumn, share: float) -> FloatColumn:
     """What lies in the host's memory where a ``share`` of what layers have is offloaded: all but that of two layers, of which one computes
     and the other is on its way. ``total`` is what all layers have, ``largest`` the largest of them; same shape."""
-    found: FloatColumn = share * np.maximum(0.0, total - 2.0 * largest)
-    return found
+    resident: FloatColumn = share * np.maximum(0.0, total - 2.0 * largest)
+    return resident

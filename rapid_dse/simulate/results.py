@@ -92,9 +92,9 @@ class Priced:
     def concatenate(cls, parts: Sequence[Priced]) -> Priced:
         """All rows of ``parts``, in order; columns that are one array in each part are one in the whole."""
         columns = [tuple(getattr(part, f.name) for part in parts) for f in fields(cls)]
-        together = {tuple(map(id, each)): each for each in columns}
-        whole = {ids: np.concatenate(each) for ids, each in together.items()}
-        return cls(*(whole[tuple(map(id, each))] for each in columns))
+        together = {tuple(map(id, part)): part for part in columns}
+        whole = {ids: np.concatenate(part) for ids, part in together.items()}
+        return cls(*(whole[tuple(map(id, part))] for part in columns))
 
 
 def unlawful(priced: Priced) -> list[tuple[str, BoolColumn]]:

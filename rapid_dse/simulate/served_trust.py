@@ -48,16 +48,16 @@ def loads_expected(scenario: Scenario, engines: Engines) -> tuple[FloatColumn, N
         text = f"software (no request served by {scenario.software.name} was measured)"
         return np.full(n_rows, np.nan), np.zeros(n_rows, np.int64), (text,)
     inside, size = inside_of(scenario, engines), float(count(scenario.model).total)
-    found = [units_outside(box, scenario, engines, size) for box in boxes]
-    squared = np.stack([widened(units, inside, SERVED_STEPS) for units in found])
+    distances = [units_outside(box, scenario, engines, size) for box in boxes]
+    squared = np.stack([widened(units, inside, SERVED_STEPS) for units in distances])
     # the nearest box by settings and doublings, as the steps were learned: the one that widens least would be the kindest
-    nearest = np.stack([widened(units, inside, dict.fromkeys(units, 1.0)) for units in found]).argmin(axis=0)
+    nearest = np.stack([widened(units, inside, dict.fromkeys(units, 1.0)) for units in distances]).argmin(axis=0)
     error = np.sqrt(inside**2 + squared[nearest, np.arange(n_rows)])
     outside, texts = np.full(n_rows, -1, np.int64), dict[str, int]()
     for at in np.unique(nearest).tolist():
         rows = np.flatnonzero(nearest == at)
-        names = list(found[at])
-        marks = np.stack([found[at][name][rows] > 0 for name in names], axis=1) if names else np.zeros((len(rows), 0), bool)
+        names = list(distances[at])
+        marks = np.stack([distances[at][name][rows] > 0 for name in names], axis=1) if names else np.zeros((len(rows), 0), bool)
         kinds, which = np.unique(marks, axis=0, return_inverse=True)
         for kind, mask in enumerate(kinds):
             told = [
@@ -84,7 +84,7 @@ def units_outside(box: ServedRuns, scenario: Scenario, engines: Engines, size: f
     hw, work, model, n_rows = scenario.hw, scenario.workload, scenario.model, len(engines)
     prompt, generated = work.lengths
     same = hw.architecture is not None and hw.architecture == box.architecture
-    found = {
+    units = {
         "chip" if same else "architecture": float(box.chip != hw.name),
         "precision": float(box.precision != alike(work.precision)),
         "experts": float(box.experts != bool(model.num_experts)),
@@ -93,7 +93,7 @@ def units_outside(box: ServedRuns, scenario: Scenario, engines: Engines, size: f
         "generated": _doublings(box.generated, float(generated)),
         "parameters" if size > box.parameters[0] else "small_models": _doublings(box.parameters, size),
     }
-    columns = {name: np.full(n_rows, value) for name, value in found.items() if value}
+    columns = {name: np.full(n_rows, value) for name, value in units.items() if value}
     columns["pools"] = (engines.pooled != box.pools).astype(np.float64)
     columns["gpus"] = _doublings(box.gpus, engine_gpus(engines))
     asked = np.maximum(engines.concurrency, engines.batch_size)
@@ -103,12 +103,12 @@ def units_outside(box: ServedRuns, scenario: Scenario, engines: Engines, size: f
 
 def inside_of(scenario: Scenario, engines: Engines) -> FloatColumn:
     """The error of the boxes that are most like each row: the largest of those that nothing tells apart."""
-    found = np.empty(len(engines))
+    inside = np.empty(len(engines))
     for pools in (False, True):
         rows = engines.pooled == pools
         if rows.any():
-            found[rows] = _error_inside(scenario, pools)
-    return found
+            inside[rows] = _error_inside(scenario, pools)
+    return inside
 
 
 @remembered(16)
@@ -154,6 +154,6 @@ def _measured(box: ServedRuns, name: str) -> str:
         return box.precision
     billions = name in ("parameters", "small_models")
     span = box.parameters if billions else getattr(box, name)
-    least, largest = (f"{each / 1e9:.3g}" if billions else f"{each:,.0f}" for each in span)
+    least, largest = (f"{bound / 1e9:.3g}" if billions else f"{bound:,.0f}" for bound in span)
     text = least if least == largest else f"{least} to {largest}"
     return f"{text} billion parameters" if billions else text

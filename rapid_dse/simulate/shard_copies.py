@@ -36,16 +36,16 @@ class Copied:
 def copied_bytes(scenario: Scenario, layouts: Layouts, weights: Weights, trained: Weights) -> Copied:
     """HBM bytes of each copy of ``weights`` in one pass: ZeRO 3 gathers them before each pass, and ZeRO 2 and 3 reduce the gradients of
     those that are ``trained`` after the backward pass. ZeRO++ casts what it gathers and reduces, whether or not a framework copies."""
-    software, (parameters, sent) = scenario.software, (each.total * (layouts.shards > 1) for each in (weights, trained))
+    software, (parameters, sent) = scenario.software, (part.total * (layouts.shards > 1) for part in (weights, trained))
     own = PRECISION_BYTES[software.precision.gradient_dtype] if software.kernels.fused_accumulation else compute_bytes(scenario)
     gathers = layouts.sharding.parameters & software.kernels.copies_gathered
     reduces = reduces_each(software, layouts) & software.kernels.copies_gradients
-    precision, width, moved = software.precision, compute_bytes(scenario), reduces_each(software, layouts)
+    precision, width, hbm_bytes = software.precision, compute_bytes(scenario), reduces_each(software, layouts)
     copied, reduced = gathers * (2.0 * gathered_bytes(scenario)), reduces * float(own + gradient_bytes(scenario))
     if precision.zero_quantized_weights:  # 8 bits read, and written as they compute: in place of a copy
         copied = np.where(layouts.sharding.parameters, float(EIGHT_BITS + width), 0.0)
     if precision.zero_quantized_gradients:  # read as they are, written in 4 bits, and what has arrived read
-        reduced = np.where(moved, own + 2 * FOUR_BITS, 0.0)
+        reduced = np.where(hbm_bytes, own + 2 * FOUR_BITS, 0.0)
     return Copied(parameters * copied, sent * reduced)
 
 
@@ -61,12 +61,12 @@ def with_copies(scenario: Scenario, layouts: Layouts, block: Block, device: Oper
         return block
     apart = (layouts.pp > 1) | (not scenario.model.tie_word_embeddings)
     head, table = (
-        copied_bytes(scenario, layouts, each, trained_table(scenario, each))
-        for each in (Weights(head_parameters(scenario, layouts) * apart), embedding_weights(scenario, layouts))
+        copied_bytes(scenario, layouts, weights, trained_table(scenario, weights))
+        for weights in (Weights(head_parameters(scenario, layouts) * apart), embedding_weights(scenario, layouts))
     )
 
-    def seconds(moved: FloatColumn) -> FloatColumn:
-        return np.where(moved > 0, device.elementwise(moved), 0.0)
+    def seconds(hbm_bytes: FloatColumn) -> FloatColumn:
+        return np.where(hbm_bytes > 0, device.elementwise(hbm_bytes), 0.0)
 
     def with_own(layer: LayerBlock, weights: Weights, trained: Weights) -> LayerBlock:
         own = copied_bytes(scenario, layouts, weights, trained)
@@ -79,10 +79,10 @@ def with_copies(scenario: Scenario, layouts: Layouts, block: Block, device: Oper
             traffic=layer.traffic + 2 * own.weights + own.gradients,
         )
 
-    held = (layer_weights(scenario, layouts, trained) for trained in (False, True))
+    layer_parts = (layer_weights(scenario, layouts, trained) for trained in (False, True))
     return replace(
         block,
-        layers=tuple(with_own(*each) for each in zip(block.layers, *held, strict=True)),
+        layers=tuple(with_own(*layer) for layer in zip(block.layers, *layer_parts, strict=True)),
         head_forward=block.head_forward + seconds(head.weights),
         head_backward=block.head_backward + seconds(head.gradients),
         embedding=block.embedding + seconds(table.weights) + seconds(table.gradients),

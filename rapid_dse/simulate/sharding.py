@@ -83,25 +83,25 @@ def sharded_passes(scenario: Scenario, layouts: Layouts, groups: ShardGroups, we
     if not layouts.sharding.gradients.any():
         return PassTransfers(none, none)
     gather = _by_group(weights.times(gathered_bytes(scenario)), groups).times(layouts.sharding.parameters)
-    each = reduces_each(software, layouts)
-    if not each.any():
+    every_micro_batch = reduces_each(software, layouts)
+    if not every_micro_batch.any():
         return PassTransfers(gather, none)
     if software.precision.zero_quantized_gradients:
-        return PassTransfers(gather, quantized_reduction(scenario, trained.total, groups).both.times(each))
+        return PassTransfers(gather, quantized_reduction(scenario, trained.total, groups).both.times(every_micro_batch))
     sizes = trained.times(gradient_bytes(scenario))
     scatter = _by_group(sizes, groups)  # a gather reversed
     for copies in across_replicas(sizes, groups):
         scatter = scatter + copies
-    return PassTransfers(gather, scatter.times(each))
+    return PassTransfers(gather, scatter.times(every_micro_batch))
 
 
 def layer_gathers(scenario: Scenario, layouts: Layouts, groups: ShardGroups) -> tuple[PassTransfers, ...]:
     """Transfers of a layer of each kind in each pass: ZeRO 3's gathers of weights, and gradients reduced each time."""
-    held = zip(*(layer_weights(scenario, layouts, trained) for trained in (False, True)), strict=True)
-    every = [(sharded_passes(scenario, layouts, groups, *each), each[0]) for each in held]
+    layer_parts = zip(*(layer_weights(scenario, layouts, trained) for trained in (False, True)), strict=True)
+    every = [(sharded_passes(scenario, layouts, groups, *layer), layer[0]) for layer in layer_parts]
     return tuple(
-        PassTransfers(found.forward, backward_gather(scenario, layouts, groups, weights, found.forward) + found.backward)
-        for found, weights in every
+        PassTransfers(gather.forward, backward_gather(scenario, layouts, groups, weights, gather.forward) + gather.backward)
+        for gather, weights in every
     )
 
 
@@ -192,28 +192,28 @@ def gathered_bytes(scenario: Scenario) -> int:
     return 1 if scenario.workload.precision == "fp8" and "all-gather" in scenario.software.precision.fp8_recipe else compute_bytes(scenario)
 
 
-def end_transfers(scenario: Scenario, layouts: Layouts, found: Stages, groups: ShardGroups) -> EndTransfers:
+def end_transfers(scenario: Scenario, layouts: Layouts, stages: Stages, groups: ShardGroups) -> EndTransfers:
     """The first stage's transfers at the end of a step. It ends the step in every schedule here, so that its transfers cannot hide behind
     other stages' work."""
-    weights = stage_weights(scenario, layouts, found.alone("first"), trained=True).first_stage()
-    left = weights.times(~reduces_each(scenario.software, layouts))
-    of_layers = mean_of_stages(scenario, layouts, [each.total for each in layer_weights(scenario, layouts, trained=True)])
+    weights = stage_weights(scenario, layouts, stages.alone("first"), trained=True).first_stage()
+    unreduced = weights.times(~reduces_each(scenario.software, layouts))
+    of_layers = mean_of_stages(scenario, layouts, [weights.total for weights in layer_weights(scenario, layouts, trained=True)])
     head = head_parameters(scenario, layouts) * (not scenario.model.tie_word_embeddings)
     tables = trained_table(scenario, Weights(embedding_parameters(scenario, layouts) + head)).dense / layouts.pp
     return EndTransfers(
-        gradients=gradient_sync(scenario, layouts, left.times(gradient_bytes(scenario)), groups),
-        weights=weight_gather(scenario, layouts, weights, found.layers[0], groups),
+        gradients=gradient_sync(scenario, layouts, unreduced.times(gradient_bytes(scenario)), groups),
+        weights=weight_gather(scenario, layouts, weights, stages.layers[0], groups),
         tied=tied_table(scenario, layouts, groups.placement, groups.network).reduction,
-        replicated=_sum_of_replicated(scenario, layouts, found, groups),
+        replicated=_sum_of_replicated(scenario, layouts, stages, groups),
         mean=(of_layers + tables) / np.maximum(1.0, weights.total),  # a first stage without layers may have no adapters
     )
 
 
-def _sum_of_replicated(scenario: Scenario, layouts: Layouts, found: Stages, groups: ShardGroups) -> Transfer:
+def _sum_of_replicated(scenario: Scenario, layouts: Layouts, stages: Stages, groups: ShardGroups) -> Transfer:
     """The sum over tensor-parallel ranks of the gradients of the first stage's norms and their like."""
     if not layouts.sequence_parallel.any():
         return transfer.nothing(groups.network, len(layouts))
-    size = replicated_bytes(scenario, layouts, found.of_kinds[:, 0])
+    size = replicated_bytes(scenario, layouts, stages.of_kinds[:, 0])
     return transfer.all_reduce(size, groups.placement.tp, groups.network).times(layouts.sequence_parallel)
 
 
@@ -248,8 +248,8 @@ def reduction_overlap(software: Software, layouts: Layouts) -> FloatColumn:
     """Share of the last backward pass that the reduction of gradients may hide behind, ``(n_layouts,)``."""
     overlap, sharding = software.overlap, layouts.sharding
     scatter, reduce = (overlap.dp_overlap if own is None else own for own in (overlap.scatter_overlap, overlap.all_reduce_overlap))
-    found: FloatColumn = np.where(sharding.optimizer_alone, scatter, np.where(sharding.optimizer, overlap.dp_overlap, reduce))
-    return found
+    overlap_share: FloatColumn = np.where(sharding.optimizer_alone, scatter, np.where(sharding.optimizer, overlap.dp_overlap, reduce))
+    return overlap_share
 
 
 def bucket(scenario: Scenario, layouts: Layouts) -> FloatColumn:

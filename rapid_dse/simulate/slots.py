@@ -47,17 +47,17 @@ def launched_slot(software: Software, device: NDArray[np.float64], host: NDArray
     return slot
 
 
-def waits_in_pass(part: NDArray[np.float64], left: NDArray[np.float64], launches: NDArray[np.float64]) -> NDArray[np.float64]:
+def waits_in_pass(part: NDArray[np.float64], idle: NDArray[np.float64], launches: NDArray[np.float64]) -> NDArray[np.float64]:
     """Seconds that one of a slot's three passes (forward, input gradient, weight gradient) waits for its launches; same shape.
 
     Each pass has a third of the launches, and cannot end before its own are done, as far as the device waits for the host at all. So where
     the host sets the pace, the passes keep their shares of the slot however fast the device is.
 
     Args:
-        part: the pass's seconds on the device; ``left``: what the device waits in the whole slot and no other pass has; ``launches``: the
+        part: the pass's seconds on the device; ``idle``: what the device waits in the whole slot and no other pass has; ``launches``: the
             host's seconds for the whole slot.
     """
-    return np.clip(launches / 3 - part, 0.0, np.maximum(0.0, left))
+    return np.clip(launches / 3 - part, 0.0, np.maximum(0.0, idle))
 
 
 def launched_passes(software: Software, device: Sequence[FloatColumn], host: Sequence[FloatColumn]) -> list[FloatColumn]:
@@ -70,10 +70,10 @@ def launched_passes(software: Software, device: Sequence[FloatColumn], host: Seq
         device: seconds of each pass there; ``host``: of its launches.
     """
     alone = [launched_slot(software, part, own) for part, own in zip(device, host, strict=True)]
-    longer = [each - own for each, own in zip(alone, host, strict=True)]
+    longer = [seconds - own for seconds, own in zip(alone, host, strict=True)]
     spared = added(alone) - launched_slot(software, added(device), added(host))
     share = share_of(np.maximum(0.0, spared), added(longer))
-    return [each - share * more for each, more in zip(alone, longer, strict=True)]
+    return [seconds - share * more for seconds, more in zip(alone, longer, strict=True)]
 
 
 def share_of(part: FloatColumn, every: FloatColumn) -> FloatColumn:
@@ -87,7 +87,7 @@ def waits_of_passes(software: Software, parts: tuple[float, float], device: floa
     Args:
         parts: seconds of the forward pass and of weight gradients; ``device`` of the whole slot, which the host launches in ``host``.
     """
-    left, launches = launched_slot(software, np.array(device), np.array(host)) - device, np.array(host)
-    first = waits_in_pass(np.array(parts[0]), left, launches)
-    third = waits_in_pass(np.array(parts[1]), left - first, launches) * (parts[1] > 0)
-    return float(first), float(left - first - third), float(third)
+    idle, launches = launched_slot(software, np.array(device), np.array(host)) - device, np.array(host)
+    first = waits_in_pass(np.array(parts[0]), idle, launches)
+    third = waits_in_pass(np.array(parts[1]), idle - first, launches) * (parts[1] > 0)
+    return float(first), float(idle - first - third), float(third)

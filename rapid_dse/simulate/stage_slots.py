@@ -37,43 +37,43 @@ class StageSlots:
     weights: FloatColumn
     first: Passes
 
-    def of_schedule(self, found: Stages, pp: IntColumn, chunks: IntColumn, micro_batches: IntColumn, delayed: bool) -> Slots:
+    def of_schedule(self, stages: Stages, pp: IntColumn, chunks: IntColumn, micro_batches: IntColumn, delayed: bool) -> Slots:
         """The slots as schedules take them.
 
         Args:
             found: the stages; ``pp`` and ``chunks`` of them, ``micro_batches`` of a step, columns that broadcast.
             delayed: whether the schedule runs weight gradients later than the backward pass; only then are their sums filled.
         """
-        behind = pp - 1 - found.latest
+        behind = pp - 1 - stages.latest
         forward_before, weights_before, weights_after = NO_SUM, NO_SUM, NO_SUM
         if delayed:
-            forward_before, weights_before = before_each(found, self.forward), before_each(found, self.weights)
-            weights_after = after_each(found, behind, self.weights)
+            forward_before, weights_before = before_each(stages, self.forward), before_each(stages, self.weights)
+            weights_after = after_each(stages, behind, self.weights)
         return Slots(
             whole=self.whole,
             forward=self.forward,
             weights=self.weights,
-            before=before_each(found, self.whole),
-            after=after_each(found, behind, self.whole),
+            before=before_each(stages, self.whole),
+            after=after_each(stages, behind, self.whole),
             forward_before=forward_before,
             weights_before=weights_before,
             weights_after=weights_after,
             weights_first=self.weights[0],
-            position=found.latest,
+            position=stages.latest,
             behind=behind,
             chunks=chunks,
             micro_batches=micro_batches,
         )
 
 
-def before_each(found: Stages, of: FloatColumn) -> FloatColumn:
+def before_each(stages: Stages, of: FloatColumn) -> FloatColumn:
     """The sum of what stages take over all stages ahead of each candidate, ``(n_candidates, n_layouts)``, from what the candidates do."""
-    return np.where(found.latest > 0, of[0] + _inner_sum(found.ahead, of), 0.0)
+    return np.where(stages.latest > 0, of[0] + _inner_sum(stages.ahead, of), 0.0)
 
 
-def after_each(found: Stages, behind: IntColumn, of: FloatColumn) -> FloatColumn:
+def after_each(stages: Stages, behind: IntColumn, of: FloatColumn) -> FloatColumn:
     """The same over the stages behind each, of which there are ``behind``."""
-    return np.where(behind > 0, of[-1] + _inner_sum(found.behind, of), 0.0)
+    return np.where(behind > 0, of[-1] + _inner_sum(stages.behind, of), 0.0)
 
 
 def _inner_sum(counts: NDArray[np.int64], of: FloatColumn) -> FloatColumn | float:
@@ -83,7 +83,7 @@ def _inner_sum(counts: NDArray[np.int64], of: FloatColumn) -> FloatColumn | floa
 
 
 def stage_slots(
-    software: Software, found: Stages, times: MicroBatchTimes, around: tuple[NDArray[np.float64], float], delayed: bool
+    software: Software, stages: Stages, times: MicroBatchTimes, around: tuple[NDArray[np.float64], float], delayed: bool
 ) -> StageSlots:
     """The candidate stages' slots.
 
@@ -96,21 +96,21 @@ def stage_slots(
         delayed: whether weight gradients run later than the backward pass.
     """
     sends, launched = around
-    forward, backward = summed(found.of_kinds, times.forward), summed(found.of_kinds, times.backward)
-    ahead = found.has_embedding * times.embedding + found.has_head * times.head_forward
-    behind_layers = found.has_embedding * times.embedding_backward + found.has_head * times.head_backward
+    forward, backward = summed(stages.of_kinds, times.forward), summed(stages.of_kinds, times.backward)
+    ahead = stages.has_embedding * times.embedding + stages.has_head * times.head_forward
+    behind_layers = stages.has_embedding * times.embedding_backward + stages.has_head * times.head_backward
     computing = forward + backward + ahead + behind_layers
     device = computing + sends
-    launches = found.layers * times.host + launched
+    launches = stages.layers * times.host + launched
     whole = launched_slot(software, device, launches)
     # of the sends, one goes ahead for each that comes back
     ahead_of, waits = np.where(computing > 0, forward + ahead + sends / 2, device * IDLE_FORWARD), whole - device
     ahead_lasts, _ = launched_passes(software, [ahead_of, device - ahead_of], [launches / 3, launches * (2 / 3)])
     weights = NO_SUM
     if delayed:
-        gradients = summed(found.of_kinds, times.weights)
+        gradients = summed(stages.of_kinds, times.weights)
         late = waits_in_pass(gradients, waits - waits_in_pass(ahead_of, waits, launches), launches)
-        weights = np.where(found.layers > 0, gradients + late, 0.0)
+        weights = np.where(stages.layers > 0, gradients + late, 0.0)
     first = _first_stage_passes(software, ahead[0], (forward[0], backward[0]), device[0], launches[0])
     return StageSlots(whole, device, ahead_lasts, weights, first)
 

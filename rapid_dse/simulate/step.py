@@ -82,7 +82,7 @@ def step_time(
     """
     layers = layer_time(scenario, layouts, block, arranged) if layers is None else layers
     alone = LayerKinds.single(layouts, arranged, block)
-    times = micro_batch_times(scenario, alone, layers.each, layers.ends)
+    times = micro_batch_times(scenario, alone, layers.of_kinds, layers.ends)
     return shared_step(scenario, layouts, arranged, device, (Shared(times, alone.kind), layers.tables))
 
 
@@ -100,8 +100,8 @@ def shared_step(
     """
     first, kind = layouts.alike.by(*layer_columns(scenario), *MICRO_BATCHES)
     tables = None if parts[1] is None else rows_of(parts[1], first)
-    found = _repeated(scenario, layouts.take(first), arranged.of_stages.take(first), parts[0].take(first), tables).take(kind)
-    steps, end = found.rows, step_end(scenario, layouts, arranged, device, Shared(found.of.first, found.kind))
+    repeated_step = _repeated(scenario, layouts.take(first), arranged.of_stages.take(first), parts[0].take(first), tables).take(kind)
+    steps, end = repeated_step.rows, step_end(scenario, layouts, arranged, device, Shared(repeated_step.of.first, repeated_step.kind))
     return StepTimes(
         compute=steps.compute,
         tp=steps.tp + end.tp,
@@ -116,11 +116,11 @@ def shared_step(
 
 
 def _repeated(
-    scenario: Scenario, layouts: Layouts, found: Shared[Stages], times: Shared[MicroBatchTimes], tables: Ends | None
+    scenario: Scenario, layouts: Layouts, stages: Shared[Stages], times: Shared[MicroBatchTimes], tables: Ends | None
 ) -> Shared[AllMicroBatches]:
     """All micro-batches of each layout, block by block: of the blocks' rows one after the other."""
     place, of_blocks, done = np.empty(len(layouts), np.intp), [], 0
-    for block in pipeline_blocks(layouts.schedule, found):
+    for block in pipeline_blocks(layouts.schedule, stages):
         of_tables = None if tables is None else rows_of(tables, block.rows)
         of_blocks.append(_of_block(scenario, layouts, block, times.take(block.rows).rows, of_tables))
         place[block.rows] = np.arange(done, done + len(block.rows))
@@ -140,15 +140,15 @@ def _of_block(scenario: Scenario, layouts: Layouts, block: PipelineBlock, times:
     waits = chunk_waits(scenario, block.schedule, passes_of(scenario, layouts, block.rows, times, one), slots.whole, waits)
     # all others wait for the stage whose work and waits take longest
     stage, count, here = largest(micro_batches * slots.whole + waits), micro_batches.astype(float), np.arange(len(micro_batches))
-    slot, on_device, sent, idle = (at(each, stage, here) for each in (slots.whole, slots.device, sends, waits))
-    counts, has_embedding, has_head = (_at_stage(each, stage) for each in (stages.of_kinds, stages.has_embedding, stages.has_head))
+    slot, on_device, sent, idle = (at(seconds, stage, here) for seconds in (slots.whole, slots.device, sends, waits))
+    counts, has_embedding, has_head = (_at_stage(column, stage) for column in (stages.of_kinds, stages.has_embedding, stages.has_head))
     terms = times.terms.of_stage(counts)
-    beside = has_embedding * times.beside_embedding + has_head * times.beside_head
+    beside_ends = has_embedding * times.beside_embedding + has_head * times.beside_head
     table = 0.0 if tables is None else has_embedding * tables.embedding + has_head * tables.head
-    around = on_device - summed(counts, times.forward + times.backward) - sent - beside - table
+    around = on_device - summed(counts, times.forward + times.backward) - sent - beside_ends - table
     return AllMicroBatches(
         compute=count * (terms.compute + around),
-        tp=count * (terms.tp + beside),
+        tp=count * (terms.tp + beside_ends),
         cp=count * terms.cp,
         ep=count * terms.ep,
         pp=count * sent,
@@ -162,7 +162,7 @@ def _of_block(scenario: Scenario, layouts: Layouts, block: PipelineBlock, times:
 def passes_of_layout(scenario: Scenario, layout: Layouts, block: Block, arranged: Arrangement) -> ChunkPasses:
     """What the passes of one layout's pipeline take."""
     layers, row = layer_time(scenario, layout, block, arranged), np.zeros(1, np.intp)
-    times = micro_batch_times(scenario, LayerKinds.single(layout, arranged, block), layers.each, layers.ends).with_tables(layers.tables)
+    times = micro_batch_times(scenario, LayerKinds.single(layout, arranged, block), layers.of_kinds, layers.ends).with_tables(layers.tables)
     one = _one_send(scenario.software, SCHEDULE_CLASSES[int(layout.schedule[0])], times, layout.pp, layout.chunks)
     return passes_of(scenario, layout, row, times, one)
 
@@ -170,8 +170,8 @@ def passes_of_layout(scenario: Scenario, layout: Layouts, block: Block, arranged
 def _at_stage(of_stages: NDArray[Any], stage: Positions) -> NDArray[Any]:
     """What stages have, ``(…, n_candidates, 1 or n_layouts)``, of one stage of each layout, ``(…, n_layouts)``."""
     columns = np.zeros(1, np.intp) if of_stages.shape[-1] == 1 else np.arange(len(stage))
-    found: NDArray[Any] = of_stages[..., stage, columns]
-    return found
+    values: NDArray[Any] = of_stages[..., stage, columns]
+    return values
 
 
 def _one_send(
@@ -182,12 +182,12 @@ def _one_send(
     Schedules that send beside computation hide a share of it, as far as the layers of a chunk leave the ports that it needs.
     """
     hides = software.overlap.pp_overlap if schedule.overlaps_sends else 0.0
-    shown = (1 - hides) * (pp > 1)
-    sent = shown * times.hop
+    exposed_share = (1 - hides) * (pp > 1)
+    sent = exposed_share * times.hop
     if hides > 0:
         free = times.free / (2.0 * chunks)  # of a chunk, forward or backward
         sent = np.maximum(sent, np.max(times.hop_busy - free, axis=0))
-    return sent, np.broadcast_to(shown * software.pipeline.send_receive, sent.shape)
+    return sent, np.broadcast_to(exposed_share * software.pipeline.send_receive, sent.shape)
 
 
 def _stage_sends(

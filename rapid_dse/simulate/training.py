@@ -109,7 +109,7 @@ def _price_chunk(scenario: Scenario, layouts: Layouts, shapes: Block, where: Int
     some, there = layouts.take(first), arranged.take(first)
     kinds = LayerKinds(kind, some, there, with_copies(scenario, some, shapes.take(where[first]), device))
     alone = layers_alone(scenario, some, kinds.block, there)
-    times = Shared(micro_batch_times(scenario, kinds, alone.each, alone.ends), kind)
+    times = Shared(micro_batch_times(scenario, kinds, alone.of_kinds, alone.ends), kind)
     tables = tables_of(scenario, layouts, arranged, kind, alone)
     step = shared_step(scenario, layouts, arranged, device, (times, tables))
     return results(scenario, layouts, step, joules_of(scenario, layouts, kinds, arranged), arranged.of_stages)

@@ -75,8 +75,8 @@ def trust(scenario: Scenario, layouts: Layouts) -> Trust:
         text = f"software (no {scenario.workload.kind} run of {scenario.software.name} was measured)"
         return Trust(np.full(n_rows, np.nan), np.zeros(n_rows, np.int64), (text,))
     first, kind = layouts.alike.by(*SETTINGS)
-    found = _judged(scenario, layouts.take(first))
-    return Trust(found.expected_error.take(kind), found.outside.take(kind), found.texts)
+    judged = _judged(scenario, layouts.take(first))
+    return Trust(judged.expected_error.take(kind), judged.outside.take(kind), judged.texts)
 
 
 def _judged(scenario: Scenario, layouts: Layouts) -> Trust:
@@ -90,10 +90,10 @@ def _judged(scenario: Scenario, layouts: Layouts) -> Trust:
     texts = dict[str, int]()
     for kind in np.flatnonzero(np.bincount(kinds)).tolist():
         rows = np.flatnonzero(kinds == kind)
-        found = _of_kind(scenario, layouts.take(rows), kind)
-        error[rows] = found.expected_error
-        places = np.array([texts.setdefault(text, len(texts)) for text in found.texts] + [-1])
-        outside[rows] = places[found.outside]  # -1, inside, is the last of them
+        expected = _of_kind(scenario, layouts.take(rows), kind)
+        error[rows] = expected.expected_error
+        places = np.array([texts.setdefault(text, len(texts)) for text in expected.texts] + [-1])
+        outside[rows] = places[expected.outside]  # -1, inside, is the last of them
     return Trust(error, outside, tuple(texts))
 
 
@@ -108,20 +108,20 @@ def _of_kind(scenario: Scenario, layouts: Layouts, kind: int) -> Trust:
 def _unmeasured(scenario: Scenario, traded: bool) -> str:
     """Settings of rows, of those that trade heads or of others, that no measured run behind any profile has, in words; empty where there
     are none."""
-    offloaded = [each for each in OFFLOADED if getattr(scenario.parallel, f"offload_{each}") > 0]
-    found = [f"offload (no run with {' or '.join(offloaded)} was measured)"] if offloaded else []
+    offloaded = [state for state in OFFLOADED if getattr(scenario.parallel, f"offload_{state}") > 0]
+    reasons = [f"offload (no run with {' or '.join(offloaded)} was measured)"] if offloaded else []
     if not scenario.workload.trains_all:
-        found.append(f"trainable (no run with {scenario.workload.trainable} was measured)")
+        reasons.append(f"trainable (no run with {scenario.workload.trainable} was measured)")
     if scenario.workload.packing < 1:
-        found.append("packing (no run of packed sequences was measured)")
+        reasons.append("packing (no run of packed sequences was measured)")
     if traded:
-        found.append("cp_kind (no run with ulysses was measured)")
+        reasons.append("cp_kind (no run with ulysses was measured)")
     if scenario.model.num_nextn_predict_layers:
-        found.append("num_nextn_predict_layers (no run that predicts further tokens was measured)")
+        reasons.append("num_nextn_predict_layers (no run that predicts further tokens was measured)")
     precision = scenario.software.precision
     if scenario.parallel.zero_hpz_partition_size > 1 or precision.zero_quantized_weights or precision.zero_quantized_gradients:
-        found.append("ZeRO++ (no run with it was measured)")
-    return "; ".join(found)
+        reasons.append("ZeRO++ (no run with it was measured)")
+    return "; ".join(reasons)
 
 
 def _alike(scenario: Scenario, layouts: Layouts, over: bool) -> Trust:
@@ -154,7 +154,7 @@ def _in_reach(scenario: Scenario, over: bool) -> list[MeasuredRuns]:
     inside = error_inside(scenario, over)
     here = scenario.cluster.name
     boxes = [(box, _summed(_of_scenario(box, scenario, over), inside, {})[0]) for box in scenario.software.measured]
-    for box, _ in sorted(boxes, key=lambda each: each[1]):
+    for box, _ in sorted(boxes, key=lambda distance: distance[1]):
         if not any(_covers(other, box) and (other.cluster == here or box.cluster != here) for other in kept):
             kept.append(box)
     return kept
@@ -190,22 +190,24 @@ def _summed(units: Mapping[str, Units], inside: float, listed: Mapping[str, int]
 def distances(box: MeasuredRuns, scenario: Scenario, layouts: Layouts, over: bool) -> dict[str, Units]:
     """How far each setting lies outside a box: 1 where it is none of those measured, of numbers the doublings, infinite where nothing is
     known of such a step. Settings that lie inside in every row are left out."""
-    found: dict[str, Units] = dict(_of_scenario(box, scenario, over))
+    units_by_axis: dict[str, Units] = dict(_of_scenario(box, scenario, over))
     node = scenario.hw.gpus_per_node
     if box.cluster != scenario.cluster.name:  # of jobs on one node it is no matter
-        found["cluster"] = _looked_up(layouts.num_gpus, lambda num_gpus: (num_gpus > node).astype(np.float64))
+        units_by_axis["cluster"] = _looked_up(layouts.num_gpus, lambda num_gpus: (num_gpus > node).astype(np.float64))
     columns = {"tp": layouts.tp, "cp": layouts.cp, "pp": layouts.pp, "micro_batch": layouts.micro_batch_size, "gpus": layouts.num_gpus}
     for name, column in columns.items():
-        found[name] = _looked_up(column, _doublings(*getattr(box, name)))
+        units_by_axis[name] = _looked_up(column, _doublings(*getattr(box, name)))
     one, more = box.nodes[0] <= 1, box.nodes[1] > 1
-    found["nodes"] = 0.0 if one and more else _looked_up(layouts.num_gpus, lambda num_gpus: ((num_gpus > node) != more).astype(np.float64))
-    found["recompute"] = _looked_up(layouts.recompute, _none_of([RECOMPUTE.index(name) for name in box.recompute], len(RECOMPUTE)))
+    units_by_axis["nodes"] = (
+        0.0 if one and more else _looked_up(layouts.num_gpus, lambda num_gpus: ((num_gpus > node) != more).astype(np.float64))
+    )
+    units_by_axis["recompute"] = _looked_up(layouts.recompute, _none_of([RECOMPUTE.index(name) for name in box.recompute], len(RECOMPUTE)))
     known = [0, *(SCHEDULES.index(name) for name in box.schedule)]  # without pipelines there is none
-    found["schedule"] = _looked_up(layouts.schedule, _none_of(known, len(SCHEDULES)))
-    found["zero"] = _looked_up(layouts.zero, _none_of(box.zero, 4))
-    if np.any(found["zero"]):
-        found["zero"] = np.where(layouts.dp * layouts.cp > 1, found["zero"], 0.0)
-    return {name: value for name, value in found.items() if np.any(value)}
+    units_by_axis["schedule"] = _looked_up(layouts.schedule, _none_of(known, len(SCHEDULES)))
+    units_by_axis["zero"] = _looked_up(layouts.zero, _none_of(box.zero, 4))
+    if np.any(units_by_axis["zero"]):
+        units_by_axis["zero"] = np.where(layouts.dp * layouts.cp > 1, units_by_axis["zero"], 0.0)
+    return {name: value for name, value in units_by_axis.items() if np.any(value)}
 
 
 @remembered(64)
@@ -213,7 +215,7 @@ def _of_scenario(box: MeasuredRuns, scenario: Scenario, over: bool) -> dict[str,
     """Distances of what all rows of a scenario share."""
     hw, work = scenario.hw, scenario.workload
     size = count(scenario.model).total
-    found = {
+    distances = {
         "seq_len": float(_doublings(*box.seq_len)(np.array(work.seq_len))),
         "parameters" if size > box.parameters[0] else "small_models": float(_doublings(*box.parameters)(np.array(size))),
         "tp_over_nodes": float(box.tp_over_nodes != over),
@@ -224,10 +226,10 @@ def _of_scenario(box: MeasuredRuns, scenario: Scenario, over: bool) -> dict[str,
         same = hw.architecture is not None and hw.architecture == box.architecture
         known = {hw.architecture, box.architecture} <= set(ARCHITECTURES)
         alone = hw.like is not None  # what a data sheet does not say is no more certain than another generation's chip
-        found["chip" if same and not alone else "architecture"] = 1.0 if same or known else np.inf
+        distances["chip" if same and not alone else "architecture"] = 1.0 if same or known else np.inf
     if box.precision != (precision := alike(work.precision)):
-        found["precision"] = 1.0 if {precision, box.precision} <= set(PRECISIONS) else np.inf
-    return found
+        distances["precision"] = 1.0 if {precision, box.precision} <= set(PRECISIONS) else np.inf
+    return distances
 
 
 @remembered(16)
@@ -249,8 +251,8 @@ def error_inside(scenario: Scenario, over: bool) -> float:
 def _doublings(least: float, largest: float) -> Callable[[NDArray[Any]], FloatColumn]:
     def units(value: NDArray[Any]) -> FloatColumn:
         number = np.maximum(value.astype(np.float64), 1.0)
-        found: FloatColumn = np.log2(np.maximum(1.0, np.maximum(number / largest, least / number)))
-        return found
+        octaves: FloatColumn = np.log2(np.maximum(1.0, np.maximum(number / largest, least / number)))
+        return octaves
 
     return units
 
@@ -283,11 +285,11 @@ def _texts(
     """What lies outside in words, by the nearest box and the bits beside it; -1 and no text where nothing does."""
     codes = np.flatnonzero(np.bincount(code)) if isinstance(code, np.ndarray) else np.array([code])
     place, texts = np.full(len(boxes) * _MASKS, -1), dict[str, int]()
-    for each in codes.tolist():
-        box, names = boxes[each // _MASKS], [*shared[each // _MASKS], *(name for name, bit in BITS.items() if each & bit)]
+    for number in codes.tolist():
+        box, names = boxes[number // _MASKS], [*shared[number // _MASKS], *(name for name, bit in BITS.items() if number & bit)]
         if names:
             text = "; ".join(_remark(box, name) for name in names)
-            place[each] = texts.setdefault(text, len(texts))
+            place[number] = texts.setdefault(text, len(texts))
     return place[code], tuple(texts)
 
 
@@ -313,6 +315,6 @@ def _measured(box: MeasuredRuns, name: str) -> str:
         return ", ".join(map(str, value)) or "none"
     if isinstance(value, str):
         return value
-    least, largest = (f"{each / 1e9:.3g}" if billions else f"{each:,.0f}" for each in value)
+    least, largest = (f"{item / 1e9:.3g}" if billions else f"{item:,.0f}" for item in value)
     text = least if least == largest else f"{least} to {largest}"
     return f"{text} billion parameters" if billions else text

@@ -32,7 +32,7 @@ def traded_bytes(scenario: Scenario, layouts: Layouts, core: CoreAttention | Non
     tokens = compute_bytes(scenario) * MicroBatch.of(layouts, scenario.workload).tokens * (layouts.cp > 1)
     keys = copied_keys(core.kv_heads, layouts.cp)
     widths = (core.heads * core.head_dim, keys * core.head_dim, keys * core.value_dim, core.heads * core.value_dim)
-    return [tokens * each for each in widths]
+    return [tokens * width for width in widths]
 
 
 def copied_keys(kv_heads: FloatColumn, cp: NDArray[np.int64]) -> FloatColumn:
@@ -46,4 +46,4 @@ def kept_tensors(scenario: Scenario, kind: LayerKind, shape: MicroBatch) -> tupl
     if core is None or scenario.parallel.cp_kind != "ulysses":
         return tensors
     copies = shape.tokens * (copied_keys(core.kv_heads, shape.cp) - core.kv_heads) * (core.head_dim + core.value_dim)
-    return tuple(replace(each, elements=each.elements + copies) if each.name == "qkv" else each for each in tensors)
+    return tuple(replace(tensor, elements=tensor.elements + copies) if tensor.name == "qkv" else tensor for tensor in tensors)

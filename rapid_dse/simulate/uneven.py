@@ -107,9 +107,9 @@ def chunk_waits(scenario: Scenario, code: int, passes: ChunkPasses, whole: Float
     idle = np.where(work == busiest, np.maximum(0.0, seconds - passes.micro_batches.take(rows) * busiest), 0.0)
     if every:
         return idle
-    found = np.array(np.broadcast_to(formula, whole.shape))
-    found[:, rows] = idle
-    return found
+    waits_of_chunks = np.array(np.broadcast_to(formula, whole.shape))
+    waits_of_chunks[:, rows] = idle
+    return waits_of_chunks
 
 
 def _run(scenario: Scenario, code: int, passes: ChunkPasses, rows: Positions) -> FloatColumn:
@@ -137,9 +137,9 @@ def _lasting(
     spent, host_layer = np.stack([column.take(at) for column in columns]), passes.host.take(at)
     device, launches, _ = _shares(split, pipeline, pass_kinds)
     host = launches[:, :1] * host_layer + launches[:, 1:] * micro_batch_seconds(scenario)
-    found, on_device = _passes_of_stages(split, pipeline, pass_kinds), sums_of(device, spent)
+    stage_passes, on_device = _passes_of_stages(split, pipeline, pass_kinds), sums_of(device, spent)
     launched = _launched_split if pass_kinds == KINDS else _launched
-    return launched(scenario, found, on_device, host), found.which
+    return launched(scenario, stage_passes, on_device, host), stage_passes.which
 
 
 def pass_seconds(scenario: Scenario, code: int, passes: ChunkPasses) -> FloatColumn:
@@ -149,8 +149,8 @@ def pass_seconds(scenario: Scenario, code: int, passes: ChunkPasses) -> FloatCol
     """
     pass_kinds = KINDS if SCHEDULE_CLASSES[code].splits_backward else 2
     lasting, pass_kind = _lasting(scenario, passes, np.zeros(1, np.int64), unpacked(int(passes.split[0])), pass_kinds)
-    found: FloatColumn = lasting[pass_kind, 0].reshape(pass_kinds, -1)
-    return found
+    seconds: FloatColumn = lasting[pass_kind, 0].reshape(pass_kinds, -1)
+    return seconds
 
 
 @cache
@@ -178,35 +178,35 @@ class StagePasses:
     which: Positions
 
 
-def _launched(scenario: Scenario, found: StagePasses, device: FloatColumn, host: FloatColumn) -> FloatColumn:
+def _launched(scenario: Scenario, passes: StagePasses, device: FloatColumn, host: FloatColumn) -> FloatColumn:
     """Seconds that each forward or backward pass lasts, ``(n, n_layouts)``, where the host launches each distinct one in ``host``.
 
     As ``slots.launched_passes`` of each stage.
     """
-    (_, stage, each), counts, alone = found.of, found.counts.sum(axis=0), launched_slot(scenario.software, device, host)
+    (_, stage, passed), counts, alone = passes.of, passes.counts.sum(axis=0), launched_slot(scenario.software, device, host)
     spared = sums_of(counts, alone) - launched_slot(scenario.software, sums_of(counts, device), sums_of(counts, host))
     longer = alone - host
     share = share_of(np.maximum(0.0, spared), sums_of(counts, longer))
-    lasting: FloatColumn = alone[each] - longer[each] * share[stage]
+    lasting: FloatColumn = alone[passed] - longer[passed] * share[stage]
     return lasting
 
 
-def _launched_split(scenario: Scenario, found: StagePasses, device: FloatColumn, host: FloatColumn) -> FloatColumn:
+def _launched_split(scenario: Scenario, passes: StagePasses, device: FloatColumn, host: FloatColumn) -> FloatColumn:
     """The same of schedules that run weight gradients by themselves.
 
     Those are short, and are launched while the device still runs what came before: a stage waits for the host as long as a micro-batch's
     passes together do. Forward passes have as much of that as their own launches take longer, then weight gradients (``waits_in_pass``),
     and the input gradients the rest; those wait that are shorter than their launches.
     """
-    (kind, stage, each), alone = found.of, launched_slot(scenario.software, device, host) - device
-    ahead, _, inputs, weights = (sums_of(counts, device) for counts in found.counts)
-    whole, launches = ahead + inputs + weights, sums_of(found.counts[[FORWARD, INPUT, WEIGHTS]].sum(axis=0), host)
-    left = launched_slot(scenario.software, whole, launches) - whole
-    first = waits_in_pass(ahead, left, launches)
-    third = waits_in_pass(weights, left - first, launches)
-    waits = np.stack([first, left - first, left - first - third, third])
-    share = np.stack([share_of(wait, sums_of(counts, alone)) for wait, counts in zip(waits, found.counts, strict=True)])
-    lasting: FloatColumn = device[each] + alone[each] * share[kind, stage]
+    (kind, stage, passed), alone = passes.of, launched_slot(scenario.software, device, host) - device
+    ahead, _, inputs, weights = (sums_of(counts, device) for counts in passes.counts)
+    whole, launches = ahead + inputs + weights, sums_of(passes.counts[[FORWARD, INPUT, WEIGHTS]].sum(axis=0), host)
+    idle = launched_slot(scenario.software, whole, launches) - whole
+    first = waits_in_pass(ahead, idle, launches)
+    third = waits_in_pass(weights, idle - first, launches)
+    waits = np.stack([first, idle - first, idle - first - third, third])
+    share = np.stack([share_of(wait, sums_of(counts, alone)) for wait, counts in zip(waits, passes.counts, strict=True)])
+    lasting: FloatColumn = device[passed] + alone[passed] * share[kind, stage]
     return lasting
 
 
@@ -217,14 +217,14 @@ def _passes_of_stages(split: Split, pipeline: tuple[int, int, StageMap], kinds: 
     device, _, kind_of = _shares(split, pipeline, kinds)
     of_kinds, places = kind_of.reshape(kinds, -1), stage_map.places(pp, chunks)
     every, stage_of = np.zeros((pp, kinds, len(device))), np.empty(pp * chunks, np.intp)
-    for stage, held in enumerate(places):
+    for stage, chunks_here in enumerate(places):
         for kind in range(kinds):
-            np.add.at(every[stage, kind], of_kinds[kind, held], 1.0)
-        stage_of[held] = stage
+            np.add.at(every[stage, kind], of_kinds[kind, chunks_here], 1.0)
+        stage_of[chunks_here] = stage
     counts, alike = np.unique(every.reshape(pp, -1), axis=0, return_inverse=True)
     names = np.broadcast_arrays(np.arange(kinds)[:, None], alike.reshape(-1)[stage_of], of_kinds)
-    found, which = np.unique(np.stack([name.ravel() for name in names]), axis=1, return_inverse=True)
-    return StagePasses(counts.reshape(-1, kinds, len(device)).swapaxes(0, 1), found, which.reshape(-1))
+    distinct, which = np.unique(np.stack([name.ravel() for name in names]), axis=1, return_inverse=True)
+    return StagePasses(counts.reshape(-1, kinds, len(device)).swapaxes(0, 1), distinct, which.reshape(-1))
 
 
 @lru_cache(maxsize=4096)
@@ -265,15 +265,15 @@ def _shares(split: Split, pipeline: tuple[int, int, StageMap], kinds: int) -> tu
     of_layers[WEIGHTS, ..., LAYER_WEIGHTS] = of_layers[WEIGHTS, ..., LAYER_BESIDE] = of_kinds
     launches = np.stack([THIRDS[:, None] * layers, np.broadcast_to(THIRDS[:, None] / chunks, (KINDS, count))], axis=2)
     every = np.concatenate([device, of_layers.reshape(KINDS, count, -1), launches], axis=2)[:kinds].reshape(kinds * count, -1)
-    found, kind_of = np.unique(every, axis=0, return_inverse=True)
-    return found[:, :-2], found[:, -2:], kind_of.reshape(-1)
+    shares, kind_of = np.unique(every, axis=0, return_inverse=True)
+    return shares[:, :-2], shares[:, -2:], kind_of.reshape(-1)
 
 
 def _crosses(pipeline: tuple[int, int, StageMap], ahead: bool) -> FloatColumn:
     """1 for each place of the model from which a micro-batch goes to another rank, ``(pp * chunks,)``: ``ahead`` or back."""
     pp, chunks, stage_map = pipeline
-    found = np.zeros(pp * chunks)
-    for stage, held in enumerate(stage_map.places(pp, chunks).tolist()):
-        for chunk, place in enumerate(held):
-            found[place] = bool(stage_map.peer(stage, chunk, pp, chunks, ahead))
-    return found
+    crosses = np.zeros(pp * chunks)
+    for stage, chunks_here in enumerate(stage_map.places(pp, chunks).tolist()):
+        for chunk, place in enumerate(chunks_here):
+            crosses[place] = bool(stage_map.peer(stage, chunk, pp, chunks, ahead))
+    return crosses

@@ -104,7 +104,7 @@ class Ends:
         """On the last stage."""
         return self.head_forward + self.head_backward
 
-    def beside(self, block: Block) -> Block:
+    def added_to(self, block: Block) -> Block:
         """A block whose embedding and head take the time of their exposed transfers too."""
         return replace(
             block,
@@ -115,15 +115,15 @@ class Ends:
         )
 
 
-def exposed_ends(scenario: Scenario, block: Block, moved: VocabularyParallel) -> Ends:
+def exposed_ends(scenario: Scenario, block: Block, transfers: VocabularyParallel) -> Ends:
     """What shows: all but the share of the head's backward transfers that hides behind its weight gradient, as in a layer.
 
     Frameworks pipeline layers' products with transfers (``software.async_tp``), not the head's.
     """
-    head = moved.head_gradient.seconds
+    head = transfers.head_gradient.seconds
     hidden = np.minimum(scenario.software.overlap.tp_backward_overlap * head, block.head_weight_gradient)
-    ahead = moved.head_input.seconds + LOSS_REDUCTIONS * moved.loss.seconds
-    return Ends(moved.look_up.seconds, moved.look_up_gradient.seconds, ahead, head - hidden)
+    ahead = transfers.head_input.seconds + LOSS_REDUCTIONS * transfers.loss.seconds
+    return Ends(transfers.look_up.seconds, transfers.look_up_gradient.seconds, ahead, head - hidden)
 
 
 @dataclass(frozen=True)

@@ -52,10 +52,10 @@ def by_node(group: Span, node_dimensions: int) -> tuple[Span, Span]:
 
 def innermost(group: Span, count: int) -> Span:
     """The parts of so many neighbours that a group is cut into."""
-    left = np.full_like(group.members[0], float(count))
+    free_count = np.full_like(group.members[0], float(count))
     members = []
-    for held in group.members:
-        taken = np.minimum(held, left)
+    for count_here in group.members:
+        taken = np.minimum(count_here, free_count)
         members.append(taken)
-        left = np.maximum(1.0, left / taken)
+        free_count = np.maximum(1.0, free_count / taken)
     return Span(tuple(members), group.strides)

@@ -53,7 +53,7 @@ class _Kind:
 
     key: str
     changed: Sequence[Layouts]
-    shown: Sequence[str]
+    labels: Sequence[str]
     first: bool = False
 
 
@@ -72,9 +72,9 @@ def changes(scenario: Scenario, layout: Layouts, aim: Aim) -> tuple[list[Change]
         the changes, and how many legal ones were tried.
     """
     closed = scenario.model_copy(update={"backend": scenario.backend.model_copy(update={"name": "analytical"})})
-    found, tried = [], 0
+    fitting, tried = [], 0
     for kind in _kinds(scenario, layout):
-        legal = [(one, text) for one, text in zip(kind.changed, kind.shown, strict=True) if _runs(one, closed)]
+        legal = [(one, text) for one, text in zip(kind.changed, kind.labels, strict=True) if _runs(one, closed)]
         if not legal:
             continue
         tried += len(legal)
@@ -84,8 +84,8 @@ def changes(scenario: Scenario, layout: Layouts, aim: Aim) -> tuple[list[Change]
         if len(fits):
             at = int(fits[0] if kind.first else fits[np.argmin(priced.step_time_s[fits])])
             figures = (getattr(priced, name)[at] for name in ("step_time_s", "mfu", "peak_memory_bytes", "cost_usd"))
-            found.append(Change(f"{kind.key}={legal[at][1]}", *map(float, figures)))
-    return sorted(found, key=lambda change: (change.text.startswith("hw."), change.step_time_s)), tried
+            fitting.append(Change(f"{kind.key}={legal[at][1]}", *map(float, figures)))
+    return sorted(fitting, key=lambda change: (change.text.startswith("hw."), change.step_time_s)), tried
 
 
 def _runs(layout: Layouts, closed: Scenario) -> bool:
@@ -104,19 +104,19 @@ def _runs(layout: Layouts, closed: Scenario) -> bool:
 def _meets(scenario: Scenario, layouts: Layouts, priced: Priced, aim: Aim) -> NDArray[np.bool_]:
     """Which layouts fit and meet the constraints, ``(n_layouts,)``."""
     meets: NDArray[np.bool_] = priced.peak_memory_bytes <= scenario.hw.memory.usable * (1 - aim.headroom)
-    for each in aim.constraints:
-        column = getattr(priced, each.name, None)
-        if column is None and each.name in COLUMN_OF:
-            column = getattr(layouts, COLUMN_OF[each.name])
+    for constraint in aim.constraints:
+        column = getattr(priced, constraint.name, None)
+        if column is None and constraint.name in COLUMN_OF:
+            column = getattr(layouts, COLUMN_OF[constraint.name])
         if column is not None:
-            meets = meets & ~each.broken(np.asarray(column, float))
+            meets = meets & ~constraint.broken(np.asarray(column, float))
     return meets
 
 
 def _kinds(scenario: Scenario, layout: Layouts) -> Iterator[_Kind]:
-    def kind(name: str, values: Sequence[int], **beside: int) -> _Kind:
-        shown = [CODES[name][value] if name in CODES else str(value) for value in values]
-        return _Kind(layout.keys[name], [with_columns(layout, **{name: value}, **beside) for value in values], shown, name == "num_gpus")
+    def kind(name: str, values: Sequence[int], **fixed: int) -> _Kind:
+        labels = [CODES[name][value] if name in CODES else str(value) for value in values]
+        return _Kind(layout.keys[name], [with_columns(layout, **{name: value}, **fixed) for value in values], labels, name == "num_gpus")
 
     if isinstance(layout, Engines):
         yield from _of_engines(layout)
@@ -140,8 +140,8 @@ def _kinds(scenario: Scenario, layout: Layouts) -> Iterator[_Kind]:
 def _of_engines(layout: Engines) -> Iterator[_Kind]:
     """More GPUs for an engine (of those that there are, or more), and of a static batch fewer requests."""
 
-    def kind(name: str, values: Sequence[int], **beside: int) -> _Kind:
-        changed = [engine_with(layout, **{name: value}, **beside) for value in values]
+    def kind(name: str, values: Sequence[int], **fixed: int) -> _Kind:
+        changed = [engine_with(layout, **{name: value}, **fixed) for value in values]
         return _Kind(layout.keys[name], changed, [str(value) for value in values], name in ("num_gpus", "batch_size"))
 
     if layout.pooled[0]:
@@ -167,5 +167,5 @@ def _doubled(value: int, most: int) -> list[int]:
 def with_columns(layout: Layouts, **columns: int) -> Layouts:
     """The layout with other values; shards go over as many GPUs as there are."""
     whole = {} if "dp" not in columns else {"shard_group": WHOLE_GROUP}
-    found = {name: np.array([value]).astype(getattr(layout, name).dtype) for name, value in {**whole, **columns}.items()}
-    return resolved(replace(layout, **found))
+    replaced_columns = {name: np.array([value]).astype(getattr(layout, name).dtype) for name, value in {**whole, **columns}.items()}
+    return resolved(replace(layout, **replaced_columns))

@@ -87,9 +87,9 @@ def floats(column: pa.ChunkedArray) -> NDArray[np.float64]:
         whole = chunk.cast(pa.int8()) if pa.types.is_boolean(chunk.type) else chunk
         values = whole.cast(pa.float64(), safe=False)
         end = values.offset + len(values)
-        found = np.frombuffer(values.buffers()[1], np.float64)[values.offset : end] if len(values) else np.zeros(0)
+        numbers = np.frombuffer(values.buffers()[1], np.float64)[values.offset : end] if len(values) else np.zeros(0)
         if values.null_count:
             valid = np.unpackbits(np.frombuffer(values.buffers()[0], np.uint8), bitorder="little")[values.offset : end]
-            found = np.where(valid == 1, found, np.nan)
-        parts.append(found)
+            numbers = np.where(valid == 1, numbers, np.nan)
+        parts.append(numbers)
     return np.concatenate(parts)

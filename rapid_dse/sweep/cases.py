@@ -152,16 +152,16 @@ def _is_override(name: str) -> bool:
 def _cells(column: Sequence[Any]) -> list[Any]:
     """Plain values: blank, bool, int, float or text; a table writes 8 as 8.0 or as text, and true as True."""
     memo: dict[Any, Any] = {}
-    found = []
+    cells = []
     for value in column:
         key = (type(value), value) if not isinstance(value, list | dict | np.ndarray) else None
         if key is None:
-            found.append(_plain(value))
+            cells.append(_plain(value))
             continue
         if key not in memo:
             memo[key] = _plain(value)
-        found.append(memo[key])
-    return found
+        cells.append(memo[key])
+    return cells
 
 
 def _plain(value: Any) -> Any:
@@ -219,13 +219,13 @@ def _layout_codes(layout: Mapping[str, Sequence[Any]], wrong: _Wrong) -> dict[st
         rows_of: dict[Any, list[int]] = {}
         for row, value in enumerate(column):
             rows_of.setdefault((type(value), value), []).append(row)
-        found: list[float | None] = [None] * len(column)
+        codes_of_rows: list[float | None] = [None] * len(column)
         for (_, value), rows in rows_of.items():
             with wrong.at(rows):
                 code = None if value is BLANK else kind.code(_thawed(value))
                 for row in rows:
-                    found[row] = code
-        codes[COLUMN_OF[key]] = found
+                    codes_of_rows[row] = code
+        codes[COLUMN_OF[key]] = codes_of_rows
     return codes
 
 
@@ -240,7 +240,7 @@ class _Builder:
     def group(self, values: tuple[Any, ...], rows: IntColumn, codes: Mapping[str, Sequence[float | None]]) -> CaseGroup:
         """The group of the rows whose scenario columns have ``values``."""
         given = {name: value for name, value in zip(self._names, values, strict=True) if value is not BLANK}
-        found, scenario, broken = self._scenario(given)
+        composed_case, scenario, broken = self._scenario(given)
         base = base_codes(scenario)
         own = keys_of(scenario)
         picked = {name: _column(codes.get(name), rows, base[name]) for name in own}
@@ -253,29 +253,29 @@ class _Builder:
             told = np.array([codes[name][row] is not None for row in rows.tolist()])
             rule, reasons = np.where(told, len(reasons), rule), [*reasons, of_other_workload(scenario, name)]
         keys = {key: value_at(scenario, key) for key in given if key not in GROUPS}
-        choices = {group: found.choices[group] for group in SHOWN}
+        choices = {group: composed_case.choices[group] for group in SHOWN}
         pinned = {key: value for key, value in keys.items() if key.startswith("software.")}
-        return CaseGroup(Portion(scenario, choices, keys, layouts, rule, tuple(reasons), said=found.said), rows, pinned)
+        return CaseGroup(Portion(scenario, choices, keys, layouts, rule, tuple(reasons), said=composed_case.said), rows, pinned)
 
     def _scenario(self, given: Mapping[str, Any]) -> tuple[Composed, Scenario, str | None]:
         options = {name: _name(name, value) for name, value in given.items() if name in GROUPS}
         options, plain = usual_options(options, {name: value for name, value in given.items() if name not in GROUPS}, ())
-        found = self._composed.get(tuple(options.items()))
-        if found is None:
-            found = self._composed[tuple(options.items())] = composed(options, (), self._trusted)
-        if found.whole:
+        composed_case = self._composed.get(tuple(options.items()))
+        if composed_case is None:
+            composed_case = self._composed[tuple(options.items())] = composed(options, (), self._trusted)
+        if composed_case.whole:
             raise ValueError(f"parallel={options['parallel']}: is a sweep; allowed: one layout, as parallel.tp=8")
         values = {name: _thawed(value) for name, value in plain.items()}
         marks = {name: _mark(name, options, plain) for name in SECTIONS}
         known = {name: self._sections[mark] for name, mark in marks.items() if mark in self._sections}
-        tree = with_values(found.tree, {key: value for key, value in values.items() if key.split(".", 1)[0] not in known})
+        tree = with_values(composed_case.tree, {key: value for key, value in values.items() if key.split(".", 1)[0] not in known})
         require_unset(tree, (), self._trusted)
         for name in SECTIONS.keys() - known.keys():
             try:
                 known[name] = self._sections[marks[name]] = SECTIONS[name].model_validate(tree[name])
             except ValidationError:
                 continue  # the scenario says what is wrong
-        return found, *scenario_of(tree | known)
+        return composed_case, *scenario_of(tree | known)
 
 
 def _mark(section: str, options: Mapping[str, str], values: Mapping[str, Any]) -> tuple[Any, ...]:
@@ -287,8 +287,8 @@ def _mark(section: str, options: Mapping[str, str], values: Mapping[str, Any]) -
 def _column(codes: Sequence[float | None] | None, rows: IntColumn, default: float) -> NDArray[Any]:
     if codes is None:
         return np.full(len(rows), default)
-    found = (codes[row] for row in rows.tolist())
-    return np.array([default if code is None else code for code in found])
+    cells = (codes[row] for row in rows.tolist())
+    return np.array([default if code is None else code for code in cells])
 
 
 def _name(group: str, value: Any) -> str:

@@ -100,8 +100,8 @@ def chunks_of(portions: Sequence[Portion], folder: Path, aim: Aim) -> Iterator[C
         size = max(1, min(CHUNK, int(_SECONDS_A_CHUNK / seconds_a_layout(portion))))
         for start in range(0, len(portion.layouts), size):
             piece = take(portion, slice(start, start + size))
-            held = sum(len(other.layouts) for other in waiting)
-            if waiting and (held + len(piece.layouts) > size or waiting[0].choices != piece.choices):
+            waiting_rows = sum(len(other.layouts) for other in waiting)
+            if waiting and (waiting_rows + len(piece.layouts) > size or waiting[0].choices != piece.choices):
                 yield _chunk(waiting, folder, aim)
                 waiting = []
             waiting.append(piece)
@@ -126,9 +126,9 @@ def run_chunk(chunk: Chunk) -> Summary:
         OSError: where the file cannot be written.
         Exception: what pricing raised, where search.fail_fast is set.
     """
-    found, notices = _stored(chunk)  # moves what is damaged out of the way
-    missing = _missing(chunk.lanes, found)
-    tables, files = list(found), [chunk.own] if chunk.own.exists() else list(chunk.others)
+    stored, notices = _stored(chunk)  # moves what is damaged out of the way
+    missing = _missing(chunk.lanes, stored)
+    tables, files = list(stored), [chunk.own] if chunk.own.exists() else list(chunk.others)
     if missing.any():
         new = _priced(chunk, missing)
         tables.append(new)
@@ -160,23 +160,23 @@ def _stored(chunk: Chunk) -> tuple[list[pa.Table], tuple[str, ...]]:
     return [table for table in tables if len(table)], tuple(notices)
 
 
-def _missing(lanes: identity.Lanes, found: Sequence[pa.Table]) -> NDArray[np.bool_]:
+def _missing(lanes: identity.Lanes, stored: Sequence[pa.Table]) -> NDArray[np.bool_]:
     """Which keys no table holds, ``(n_layouts,)``."""
-    if not found:
+    if not stored:
         return np.ones(len(lanes), bool)
-    if len(found) == 1 and len(found[0]) == len(lanes):
-        held = store.key_lanes(found[0]["key"])
-        if (held == lanes).all():
+    if len(stored) == 1 and len(stored[0]) == len(lanes):
+        known = store.key_lanes(stored[0]["key"])
+        if (known == lanes).all():
             return np.zeros(len(lanes), bool)
-    return ~contained(lanes, np.concatenate([store.key_lanes(table["key"]) for table in found]))
+    return ~contained(lanes, np.concatenate([store.key_lanes(table["key"]) for table in stored]))
 
 
 def contained(lanes: identity.Lanes, among: identity.Lanes) -> NDArray[np.bool_]:
     """Which rows of ``lanes`` are also rows of ``among``, ``(n_rows,)``."""
     whole = np.dtype([("high", np.uint64), ("low", np.uint64)])
-    left, right = (np.ascontiguousarray(side).view(whole).ravel() for side in (lanes, among))
-    found: NDArray[np.bool_] = np.isin(left, right)
-    return found
+    sought, right = (np.ascontiguousarray(side).view(whole).ravel() for side in (lanes, among))
+    inside: NDArray[np.bool_] = np.isin(sought, right)
+    return inside
 
 
 def _priced(chunk: Chunk, missing: NDArray[np.bool_]) -> pa.Table:
@@ -203,10 +203,10 @@ def _summary(chunk: Chunk, table: pa.Table, priced: int, notices: tuple[str, ...
 
 def _usable(chunk: Chunk, lanes: identity.Lanes) -> NDArray[np.float64] | float:
     """hw.memory.usable of each row, bytes, ``(n_rows,)``; a number where it is the same for all."""
-    each = [piece.scenario.hw.memory.usable for piece in chunk.pieces]
-    if len(set(each)) == 1:
-        return each[0]
-    usable = np.repeat(each, [len(piece.layouts) for piece in chunk.pieces])
+    capacities = [piece.scenario.hw.memory.usable for piece in chunk.pieces]
+    if len(set(capacities)) == 1:
+        return capacities[0]
+    usable = np.repeat(capacities, [len(piece.layouts) for piece in chunk.pieces])
     if len(lanes) == len(chunk.lanes) and (lanes == chunk.lanes).all():
         return usable
     known = dict(zip(map(bytes, chunk.lanes), usable.tolist(), strict=True))
@@ -219,7 +219,7 @@ def rows_of(files: Sequence[Path], lanes: identity.Lanes) -> list[dict[str, Any]
     Raises:
         ValueError: where a file was damaged after it was written.
     """
-    found: dict[bytes, dict[str, Any]] = {}
+    rows_by_key: dict[bytes, dict[str, Any]] = {}
     for path in dict.fromkeys(files):
         try:
             keys = store.key_lanes(store.read_file(path, ["key"])["key"])
@@ -228,6 +228,6 @@ def rows_of(files: Sequence[Path], lanes: identity.Lanes) -> list[dict[str, Any]
         except store.Damaged as error:
             raise ValueError(f"{error}; the same command prices its rows again") from None
         for key, row in zip(map(bytes, keys[at]), rows, strict=True):
-            if row["status"] != "error" or key not in found:
-                found[key] = row
-    return [found[bytes(key)] for key in lanes]
+            if row["status"] != "error" or key not in rows_by_key:
+                rows_by_key[key] = row
+    return [rows_by_key[bytes(key)] for key in lanes]

@@ -87,8 +87,8 @@ def composed(options: Mapping[str, str], hydra: tuple[str, ...] = (), trusted: b
     """
     if hydra or any(is_file_option(group, option) for group, option in options.items()):
         return _composed(tuple(options.items()), hydra, trusted)
-    found = _composed_of_files(tuple(options.items()), trusted, state_of_options(trusted))
-    return replace(found, tree=copy.deepcopy(found.tree))
+    composition = _composed_of_files(tuple(options.items()), trusted, state_of_options(trusted))
+    return replace(composition, tree=copy.deepcopy(composition.tree))
 
 
 @lru_cache(maxsize=256)
@@ -122,8 +122,8 @@ def _option_of_files(group: str, option: str, trusted: bool, state: tuple[object
     assert isinstance(loader, ConfigLoaderImpl)
     repository = CachingConfigRepository(loader.repository)
     try:
-        found = create_defaults_list(repository, f"{group}/{option}", overrides_list=[], prepend_hydra=False, skip_missing=False)
-        config = loader._compose_config_from_defaults_list(found.defaults, repository)[group]
+        defaults = create_defaults_list(repository, f"{group}/{option}", overrides_list=[], prepend_hydra=False, skip_missing=False)
+        config = loader._compose_config_from_defaults_list(defaults.defaults, repository)[group]
         main = repository.load_config("config")
         assert main is not None
         own = OmegaConf.select(main.config, group)
@@ -151,16 +151,16 @@ def _by_hydra(options: tuple[tuple[str, str], ...], hydra: tuple[str, ...], trus
 def from_hydra(config: DictConfig, trusted: bool) -> Composed:
     """What Hydra composed, its own configuration left out; files that are not trusted read no environment."""
     try:
-        found = _resolved(config, trusted)
+        composition = _resolved(config, trusted)
     except UNREADABLE as error:
         raise ValueError(one_line(error)) from None
-    return _finished(found, {text.lstrip("+").split("=", 1)[0] for text in config.hydra.overrides.task})
+    return _finished(composition, {text.lstrip("+").split("=", 1)[0] for text in config.hydra.overrides.task})
 
 
 def _resolved(config: DictConfig, trusted: bool) -> Composed:
     """The plain tree that files compose to, and the options behind it."""
-    found = config.hydra.runtime.choices
-    choices = {group: str(found[group]) for group in (*GROUPS, SWEEPS) if found.get(group) is not None}
+    chosen_options = config.hydra.runtime.choices
+    choices = {group: str(chosen_options[group]) for group in (*GROUPS, SWEEPS) if chosen_options.get(group) is not None}
     return Composed(plain_parts(config, trusted), choices)
 
 
@@ -345,8 +345,8 @@ def scenario_of(tree: Mapping[str, Any]) -> tuple[Scenario, str | None]:
     try:
         return Scenario.model_validate(tree), None
     except ValidationError as error:
-        found = error.errors(include_url=False)
-        if any(entry["type"] != "value_error" or entry["loc"] not in ((), ("model",)) for entry in found):
+        faults = error.errors(include_url=False)
+        if any(entry["type"] != "value_error" or entry["loc"] not in ((), ("model",)) for entry in faults):
             raise ValueError(explain(error)) from None
         return _unchecked(tree), explain(error)
 
@@ -389,5 +389,5 @@ def value_at(scenario: Scenario, key: str) -> Any:
 
 def _plain(node: Any) -> Any:
     if isinstance(node, tuple | list):
-        return [_plain(each) for each in node]
+        return [_plain(item) for item in node]
     return node.model_dump(mode="json") if hasattr(node, "model_dump") else node

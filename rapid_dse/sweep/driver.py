@@ -65,18 +65,18 @@ class Tally:
 
     def standing(self) -> Standing:
         """How all rows stand."""
-        found = standing.together(self.parts, self.aim)
-        self.parts = [found]
-        return found
+        whole = standing.together(self.parts, self.aim)
+        self.parts = [whole]
+        return whole
 
-    def best(self, found: Standing, count: int) -> pa.Table:
+    def best(self, standing_now: Standing, count: int) -> pa.Table:
         """The ``count`` best rows that count, best first; of those that do not, where none does."""
         import pyarrow as pa
 
-        counts = found.verdict == standing.FITS
+        counts = standing_now.verdict == standing.FITS
         rows = np.flatnonzero(counts if counts.any() else ~counts)
-        order = rows[np.argsort(found.loss[rows], kind="stable")][:count]
-        return pa.Table.from_pylist(rows_of(list(self.files), found.lanes[order]))
+        order = rows[np.argsort(standing_now.loss[rows], kind="stable")][:count]
+        return pa.Table.from_pylist(rows_of(list(self.files), standing_now.lanes[order]))
 
 
 def run(
@@ -109,9 +109,9 @@ def run(
     try:
         chunks = _ready(portions, folder, tally, err)
         _price(chunks, search, tally, err)
-        found = tally.standing()
-        _report(portions, tally, found, chunks, folder, out)
-        _again(tally, found, chunks, (search, debug), folder, (out, err))
+        standing_now = tally.standing()
+        _report(portions, tally, standing_now, chunks, folder, out)
+        _again(tally, standing_now, chunks, (search, debug), folder, (out, err))
     except KeyboardInterrupt as error:
         study_folder.remove_parts(folder)  # of workers that were stopped in the middle of a file
         _notice(err, f"{what_ended(error)} after {tally.rows:,} trials; they are kept in {folder}, the same command goes on from there")
@@ -181,12 +181,12 @@ def _all_numbers(portions: Sequence[Portion], key: str) -> bool:
 def differing(portions: Sequence[Portion]) -> list[str]:
     """Keys outside the layout that differ between trials: groups, keys, numbers of GPUs, and of sequences or requests."""
     keys = dict.fromkeys(key for portion in portions for key in portion.keys)
-    found = [name for name in CHOICES if len({portion.choices.get(name) for portion in portions}) > 1]
+    names = [name for name in CHOICES if len({portion.choices.get(name) for portion in portions}) > 1]
     outer = {name: key for portion in portions for name, key in portion.layouts.keys.items() if not key.startswith("parallel.")}
     for name, key in outer.items():
         columns = [getattr(portion.layouts, name) for portion in portions if len(portion.layouts) and name in portion.layouts.keys]
-        found += [key] * (len({end for column in columns for end in _ends(column)}) > 1)
-    return [*found, *(key for key in keys if len({repr(portion.keys.get(key)) for portion in portions}) > 1)]
+        names += [key] * (len({end for column in columns for end in _ends(column)}) > 1)
+    return [*names, *(key for key in keys if len({repr(portion.keys.get(key)) for portion in portions}) > 1)]
 
 
 def _ends(column: NDArray[Any]) -> tuple[float, float]:
@@ -221,10 +221,10 @@ def _planned(portions: Sequence[Portion], folder: Path, tally: Tally, err: Conso
 
 
 def _price(chunks: Sequence[Chunk], search: Search, tally: Tally, err: Console) -> None:
-    found = workers.summaries(chunks, search.jobs, search.launcher, search.launcher_address)
+    summaries = workers.summaries(chunks, search.jobs, search.launcher, search.launcher_address)
     with _progress(chunks, err) as advance:
         try:
-            for summary in found:
+            for summary in summaries:
                 tally.add(summary)
                 for line in summary.notices:
                     _notice(err, line)
@@ -232,7 +232,7 @@ def _price(chunks: Sequence[Chunk], search: Search, tally: Tally, err: Console) 
                     _notice(err, f"{count:,} trial{'s' * (count != 1)} failed: {reason}")
                 advance(summary.rows)
         finally:
-            found.close()
+            summaries.close()
 
 
 def _notice(err: Console, line: str) -> None:
@@ -271,8 +271,10 @@ class ProgressLines:
         now = time.monotonic()
         if now - self.said >= self.every and 0 < self.done < self.total:
             self.said = now
-            left = (self.total - self.done) * (now - self.began) / self.done
-            _notice(self.err, f"{self.done:,} of {self.total:,} trials priced ({self.done / self.total:.0%}), about {left:,.0f} s left")
+            seconds_left = (self.total - self.done) * (now - self.began) / self.done
+            _notice(
+                self.err, f"{self.done:,} of {self.total:,} trials priced ({self.done / self.total:.0%}), about {seconds_left:,.0f} s left"
+            )
 
 
 def refine_best(best: pa.Table, chunks: Sequence[Chunk], search: Search, folder: Path, aim: Aim, consoles: tuple[Console, Console]) -> None:
@@ -291,22 +293,27 @@ def refine_best(best: pa.Table, chunks: Sequence[Chunk], search: Search, folder:
 
 
 def _again(
-    tally: Tally, found: Standing, chunks: Sequence[Chunk], settings: tuple[Search, Debug], folder: Path, consoles: tuple[Console, Console]
+    tally: Tally,
+    standing_now: Standing,
+    chunks: Sequence[Chunk],
+    settings: tuple[Search, Debug],
+    folder: Path,
+    consoles: tuple[Console, Console],
 ) -> None:
     """What is made of the best trials: their prices by another backend, their hardware."""
     search, debug = settings
-    groups = np.unique(found.group)[: search.refine]
+    groups = np.unique(standing_now.group)[: search.refine]
     for group in groups:  # of other jobs as many each
-        job = found.take(np.flatnonzero(found.group == group))
+        job = standing_now.take(np.flatnonzero(standing_now.group == group))
         refine_best(tally.best(job, search.refine // len(groups)), chunks, search, folder, tally.aim, consoles)
-    if debug.hw_snapshots and len(found):
+    if debug.hw_snapshots and len(standing_now):
         from rapid_dse.sweep import snapshots
 
-        written = snapshots.write(tally.best(found, SNAPSHOTS), chunks, Path("dbg_hw_conf"))
+        written = snapshots.write(tally.best(standing_now, SNAPSHOTS), chunks, Path("dbg_hw_conf"))
         consoles[0].print(f"hardware of the best trials: {written}", highlight=False, markup=False, soft_wrap=True)
 
 
-def _report(portions: Sequence[Portion], tally: Tally, found: Standing, chunks: Sequence[Chunk], folder: Path, out: Console) -> None:
+def _report(portions: Sequence[Portion], tally: Tally, standing_now: Standing, chunks: Sequence[Chunk], folder: Path, out: Console) -> None:
     rejected: Counter[str] = Counter()
     for portion in portions:
         rejected.update(portion.rejected)
@@ -316,8 +323,8 @@ def _report(portions: Sequence[Portion], tally: Tally, found: Standing, chunks: 
         return Priceable(portion.scenario, portion.layouts.take(slice(at, at + 1)))
 
     source = ranked.Source(lambda lanes: rows_of(list(tally.files), lanes), trial, "search.each=true")
-    ranked.show_ranking(out, found, tally.aim, source)
-    show.show_counts(out, tally.status, tally.reasons, rejected, found.broken)
+    ranked.show_ranking(out, standing_now, tally.aim, source)
+    show.show_counts(out, tally.status, tally.reasons, rejected, standing_now.broken)
     if not tally.rows:
         listing.say(out, "no layout of this space is legal; what breaks which rule stands above")
         return

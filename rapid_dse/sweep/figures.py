@@ -84,9 +84,9 @@ def result(name: str, value: float | None) -> str:
         return percent(value)
     if name == "train_time_s":
         return days(value)
-    for suffix, shown in (("_bytes", size), ("_s", seconds)):
+    for suffix, words in (("_bytes", size), ("_s", seconds)):
         if name.endswith(suffix):
-            return shown(value)
+            return words(value)
     unit = {"energy_j": "J", "train_energy_j": "J", "energy_j_per_token": "J", "power_w_per_gpu": "W"}.get(name)
     return scaled(value, unit, 3) if unit else f"{value:,.6g}"
 

@@ -156,5 +156,7 @@ def digest_of_scenarios(scenarios: Iterable[Scenario]) -> str:
 
     Other columns of layouts are no part of it, so that a sweep over more values of tp goes on in the same study.
     """
-    texts = sorted({f"{configuration_text(each)} {each.hw.num_gpus} {each.workload.global_batch_size}" for each in scenarios})
+    texts = sorted(
+        {f"{configuration_text(scenario)} {scenario.hw.num_gpus} {scenario.workload.global_batch_size}" for scenario in scenarios}
+    )
     return hashlib.blake2b("\n".join(texts).encode(), digest_size=4).hexdigest()

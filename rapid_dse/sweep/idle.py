@@ -51,8 +51,8 @@ def of_sweep(keys: Sequence[str], scenarios: Sequence[Scenario]) -> list[str]:
     """
     lines: dict[str, None] | None = None
     for scenario in scenarios:
-        found = _in_vain(scenario, keys, "sweep")
-        lines = dict.fromkeys(line for line in (found if lines is None else lines) if line in found)
+        idle_keys = _in_vain(scenario, keys, "sweep")
+        lines = dict.fromkeys(line for line in (idle_keys if lines is None else lines) if line in idle_keys)
         if not lines:
             break
     return list(lines or ())
@@ -63,9 +63,9 @@ def of_table(portions: Sequence[Portion]) -> list[str]:
     effective: set[str] = set()
     lines: dict[str, str] = {}
     for portion in portions:
-        found = {line.split(" ", 1)[0]: line for line in effects.in_vain(portion.scenario, portion.keys, "table")}
-        effective |= portion.keys.keys() - found.keys()
-        lines |= found
+        line_of_key = {line.split(" ", 1)[0]: line for line in effects.in_vain(portion.scenario, portion.keys, "table")}
+        effective |= portion.keys.keys() - line_of_key.keys()
+        lines |= line_of_key
     return [line for key, line in lines.items() if key not in effective]
 
 

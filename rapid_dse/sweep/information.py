@@ -20,10 +20,10 @@ def information(overrides: Sequence[str]) -> dict[str, Any]:
     """
     given = read(overrides)
     with hydra_ready():
-        found = composed(given.options, given.hydra, given.trusted)
+        composition = composed(given.options, given.hydra, given.trusted)
     return {
         "config": {"rapid_dse": __version__, "python": platform.python_version(), "package": str(Path(__file__).parent.parent)},
-        "defaults": {group: found.choices[group] for group in (*GROUPS, SWEEPS) if group in found.choices},
+        "defaults": {group: composition.choices[group] for group in (*GROUPS, SWEEPS) if group in composition.choices},
         "searchpath": [str(folder) for folder in option_folders(given.hydra)],
         "options": {group: " ".join(options_of(group, given.hydra)) for group in (*GROUPS, SWEEPS)},
     }

@@ -65,13 +65,13 @@ def refine(best: pa.Table, chunks: Sequence[Chunk], search: Search, folder: Path
     rows = (fitting if len(fitting) else best)[: search.refine]
     portions = [_refined_portion(*find(chunks, lanes), search) for lanes in store.key_lanes(rows["key"])]
     again = list(chunks_of(portions, folder, Aim(aim.by, len(portions))))
-    found = []
+    refined = []
     for summary in workers.summaries(again, search.jobs, search.launcher, search.launcher_address):
-        found.append(pa.Table.from_pylist(rows_of(summary.files, summary.standing.lanes)))
+        refined.append(pa.Table.from_pylist(rows_of(summary.files, summary.standing.lanes)))
         for reason, count in summary.failures.items():
             notice(f"{count:,} of the best cannot be priced by {search.refine_backend}: {reason}")
     keys = [identity.keys(portion.scenario, portion.layouts)[0].tobytes() for portion in portions]
-    return _ordered(rows, found, keys, aim.by)
+    return _ordered(rows, refined, keys, aim.by)
 
 
 def _refined_portion(portion: Portion, row: int, search: Search) -> Portion:
@@ -82,11 +82,11 @@ def _refined_portion(portion: Portion, row: int, search: Search) -> Portion:
     return replace(one, scenario=portion.scenario.model_copy(update={"backend": backend}), choices={**portion.choices, "backend": name})
 
 
-def _ordered(rows: pa.Table, found: Sequence[pa.Table], keys: Sequence[bytes], by: str) -> Refined:
+def _ordered(rows: pa.Table, refined: Sequence[pa.Table], keys: Sequence[bytes], by: str) -> Refined:
     import pyarrow as pa
 
     name = by.removeprefix("-")
-    rows, second = _decoded(rows), _decoded(pa.concat_tables(found, promote_options="permissive"))
+    rows, second = _decoded(rows), _decoded(pa.concat_tables(refined, promote_options="permissive"))
     at = {lanes.tobytes(): row for row, lanes in enumerate(store.key_lanes(second["key"]))}
     places = [place for place, key in enumerate(keys) if key in at]
     values = np.array([second[name][at[keys[place]]].as_py() for place in places], float)

@@ -83,12 +83,12 @@ class _Jobs:
         Raises:
             Exception: what ``function`` raised; BrokenExecutor where workers keep dying.
         """
-        left, deaths = dict(enumerate(items)), _deaths(self._backend)  # imported ahead: a signal may break an import off
+        unanswered, deaths = dict(enumerate(items)), _deaths(self._backend)  # imported ahead: a signal may break an import off
         for attempt in range(_RETRIES):
             try:
-                with closing(self._once(function, left)) as found:
-                    for at, result in found:
-                        left.pop(at)
+                with closing(self._once(function, unanswered)) as answers:
+                    for at, result in answers:
+                        unanswered.pop(at)
                         yield at, result
                 return
             except deaths as error:
@@ -103,17 +103,17 @@ class _Jobs:
             parallel = _parallel(self._backend)
         with deaf_children():
             placed = delayed(_placed_and_told if self._backend == "loky" and long_work.told() else _placed)
-            found = parallel(placed(function, at, item) for at, item in list(items.items()))
-        if isinstance(found, list):
-            yield from found
+            placed_answers = parallel(placed(function, at, item) for at, item in list(items.items()))
+        if isinstance(placed_answers, list):
+            yield from placed_answers
             return
         try:
-            for each in found:  # noqa: UP028 yield from would close joblib's generator before the lines below can
-                yield each
+            for answer in placed_answers:  # noqa: UP028 yield from would close joblib's generator before the lines below can
+                yield answer
         finally:
             with deaf_children(), warnings.catch_warnings():
                 warnings.simplefilter("ignore", UserWarning)  # that results are thrown away: after Ctrl-C they are
-                found.close()
+                placed_answers.close()
 
 
 def _deaths(backend: str) -> tuple[type[Exception], ...]:

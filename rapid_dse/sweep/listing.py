@@ -55,11 +55,11 @@ def lines(columns: Sequence[Column], width: int) -> list[str]:
     names = [column for column in columns[1:] if not column.figure]
     head, *rows = _joined(figures)
     indent = " " * ((columns[0].width if columns[0].figure else 0) + len(_GAP))
-    found = [head]
+    listed = [head]
     for row, line in enumerate(rows):
-        found.append(line)
-        found += _below(names, row, indent, max(width, 30))
-    return found
+        listed.append(line)
+        listed += _below(names, row, indent, max(width, 30))
+    return listed
 
 
 def _below(names: Sequence[Column], row: int, indent: str, width: int) -> list[str]:

@@ -19,7 +19,7 @@ def state_of_options(trusted: bool) -> tuple[object, ...]:
     folders = [str(item.path) for item in GlobalHydra.instance().config_loader().get_search_path().get_path()]
     local = [Path(folder.split("://", 1)[1]) for folder in folders if folder.startswith(("file://", f"{GUARDED_SCHEME}://"))]
     files = [file for folder in local for name in ("config.yaml", *GROUPS, SWEEPS) for file in _files(folder / name)]
-    variables = sorted(each for each in os.environ.items() if trusted or each[0].startswith("RAPID_"))
+    variables = sorted(variable for variable in os.environ.items() if trusted or variable[0].startswith("RAPID_"))
     return (*folders, *files, *variables)
 
 

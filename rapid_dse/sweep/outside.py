@@ -29,14 +29,14 @@ def remarks(scenario: Scenario, layouts: Layouts) -> list[Remark]:
     While ``software.enforce`` is on, what is not offered is a broken rule of a row that is not priced, and no remark.
     """
     software = scenario.software
-    found: list[Remark] = []
+    remarked: list[Remark] = []
     if not software.enforce:
         lacking = engines.unoffered(layouts, scenario) if isinstance(layouts, engines.Engines) else offered.unoffered(layouts, scenario)
-        found += [Remark(each.remark(software.name), each.where) for each in lacking]
+        remarked += [Remark(name.remark(software.name), name.where) for name in lacking]
     if scenario.hw.like is not None:
         text = f"hw ({scenario.hw.name}: a data sheet, the rest as {scenario.hw.like})"
-        found.append(Remark(text, np.ones(len(layouts), bool)))
-    return [remark for remark in found if remark.where.any()]
+        remarked.append(Remark(text, np.ones(len(layouts), bool)))
+    return [remark for remark in remarked if remark.where.any()]
 
 
 def outside(scenario: Scenario, layouts: Layouts) -> tuple[NDArray[np.int32], list[str]]:
@@ -46,26 +46,26 @@ def outside(scenario: Scenario, layouts: Layouts) -> tuple[NDArray[np.int32], li
         ``(n_layouts,)`` indices into the list of texts that comes with it, each a layout's remarks joined by "; "; -1 where there is
         nothing to say.
     """
-    found, n_layouts = remarks(scenario, layouts), len(layouts)
-    if not found:
+    remarked, n_layouts = remarks(scenario, layouts), len(layouts)
+    if not remarked:
         return np.full(n_layouts, -1, np.int32), []
-    first, kind = distinct([numbered(remark.where) for remark in found])
-    texts = ["; ".join(remark.text for remark in found if remark.where[row]) for row in first]
+    first, kind = distinct([numbered(remark.where) for remark in remarked])
+    texts = ["; ".join(remark.text for remark in remarked if remark.where[row]) for row in first]
     codes = np.array([at if text else -1 for at, text in enumerate(texts)], np.int32)
     return codes[kind], texts
 
 
 def judged(scenario: Scenario, layouts: Layouts) -> Trust:
     """Both columns: what is not offered stands before what was not measured."""
-    found, (codes, texts) = trust(scenario, layouts), outside(scenario, layouts)
+    trusted_rows, (codes, texts) = trust(scenario, layouts), outside(scenario, layouts)
     if not texts:
-        return found
-    pairs = (codes + 1) * (len(found.texts) + 1) + found.outside + 1
-    place, joined = np.full((len(texts) + 1) * (len(found.texts) + 1), -1), list[str]()
+        return trusted_rows
+    pairs = (codes + 1) * (len(trusted_rows.texts) + 1) + trusted_rows.outside + 1
+    place, joined = np.full((len(texts) + 1) * (len(trusted_rows.texts) + 1), -1), list[str]()
     for pair in np.flatnonzero(np.bincount(pairs)).tolist():
-        offered, measured = divmod(pair, len(found.texts) + 1)
-        parts = [texts[offered - 1]] * (offered > 0) + [found.texts[measured - 1]] * (measured > 0)
+        offered, measured = divmod(pair, len(trusted_rows.texts) + 1)
+        parts = [texts[offered - 1]] * (offered > 0) + [trusted_rows.texts[measured - 1]] * (measured > 0)
         if parts:
             place[pair] = len(joined)
             joined.append("; ".join(parts))
-    return Trust(found.expected_error, place[pairs], tuple(joined))
+    return Trust(trusted_rows.expected_error, place[pairs], tuple(joined))

@@ -19,7 +19,7 @@ from rapid_dse.config.units import shortened
 from rapid_dse.imports.file_options import is_file_option, kind_of_run
 from rapid_dse.parallel.layouts import COLUMN_OF
 from rapid_dse.sweep.grammar import parser
-from rapid_dse.sweep.pairs import ZIP, Pairs, check_pairs, mappings_of, parts_of, shown, side_by_side
+from rapid_dse.sweep.pairs import ZIP, Pairs, check_pairs, mappings_of, parts_of, side_by_side, text_of_pairs
 from rapid_dse.sweep.places import GUARDED_SCHEME, home, search_paths
 from rapid_dse.sweep.trusting import TRUST
 
@@ -94,14 +94,14 @@ def read(arguments: Sequence[str]) -> Given:
             _check_hydra(override, text)
             hydra += [text] if text not in hydra else []
             continue
-        found = _values(override, text, hydra)
+        choices = _values(override, text, hydra)
         options.pop(key, None), values.pop(key, None), swept.pop(key, None)
-        if isinstance(found, Values | Interval):
-            swept[key] = found
+        if isinstance(choices, Values | Interval):
+            swept[key] = choices
         elif key in GROUPS or key == SWEEPS:
-            options[key] = found
+            options[key] = choices
         else:
-            values[key] = found
+            values[key] = choices
     check_pairs(paired, [*options, *values, *swept])
     together = [key for pairs in paired for key in pairs[0]]
     return Given(*usual_options(options, values, [*swept, *together]), swept, tuple(hydra), tuple(paired))
@@ -134,31 +134,31 @@ def usual_options(options: Mapping[str, str], values: Mapping[str, Any], named: 
 
 def _pairs(text: str, hydra: Sequence[str]) -> Pairs:
     """The settings that ``zip(a=1,2;b=3,4)`` stands for; ``ValueError`` where it is none."""
-    found: dict[str, Values | Interval] = {}
+    values: dict[str, Values | Interval] = {}
     for part in parts_of(text):
         override = _parsed(part)
         value = _values(override, part, hydra)
-        found[override.key_or_group] = value if isinstance(value, Values | Interval) else Values((value,))
-    return _side_by_side(text, found)
+        values[override.key_or_group] = value if isinstance(value, Values | Interval) else Values((value,))
+    return _side_by_side(text, values)
 
 
-def _side_by_side(text: str, found: Mapping[str, Values | Interval]) -> Pairs:
-    for key, values in found.items():
+def _side_by_side(text: str, known_values: Mapping[str, Values | Interval]) -> Pairs:
+    for key, values in known_values.items():
         if isinstance(values, Interval) or values.items is None:
             raise ValueError(f"{text}: {key} has no list; allowed: as many values of each, as parallel.tp=1,2")
         if key in (LAYOUT, SWEEPS):
             raise ValueError(f"{key}: cannot be swept; allowed: one value")
-    return side_by_side(text, {key: values.items or () for key, values in found.items() if isinstance(values, Values)})
+    return side_by_side(text, {key: values.items or () for key, values in known_values.items() if isinstance(values, Values)})
 
 
 def option_folders(hydra: Sequence[str] = ()) -> list[Path]:
     """The folders that hold groups, in the order in which they are looked in: the program's, the user's, and those of hydra.searchpath."""
-    found = [home() / "conf", *search_paths(Path.cwd())]
+    folders = [home() / "conf", *search_paths(Path.cwd())]
     for text in hydra:
         override = _parsed(text)
         if override.key_or_group == "hydra.searchpath":
-            found += [Path(each.split("://", 1)[-1]) for each in _folders(override)]
-    return list(dict.fromkeys(found))
+            folders += [Path(folder.split("://", 1)[-1]) for folder in _folders(override)]
+    return list(dict.fromkeys(folders))
 
 
 def guarded_folders(text: str) -> str:
@@ -169,15 +169,15 @@ def guarded_folders(text: str) -> str:
     if override.key_or_group != "hydra.searchpath":
         return text
     listed = [
-        each if "://" in each and not each.startswith("file://") else f"{GUARDED_SCHEME}://{each.split('://', 1)[-1]}"
-        for each in _folders(override)
+        folder if "://" in folder and not folder.startswith("file://") else f"{GUARDED_SCHEME}://{folder.split('://', 1)[-1]}"
+        for folder in _folders(override)
     ]
-    return f"hydra.searchpath=[{','.join(repr(each) for each in listed)}]"
+    return f"hydra.searchpath=[{','.join(repr(folder) for folder in listed)}]"
 
 
 def _folders(override: Override) -> list[str]:
     listed = override.value()
-    return [str(_plain(each)) for each in (listed if isinstance(listed, list) else [listed])]
+    return [str(_plain(folder)) for folder in (listed if isinstance(listed, list) else [listed])]
 
 
 def options_of(group: str, hydra: Sequence[str] = ()) -> list[str]:
@@ -203,7 +203,7 @@ def read_space(space: Mapping[str, Any]) -> tuple[dict[str, Values | Interval], 
     """
     swept = {key: _of_space(key, value) for key, value in space.items() if key != ZIP}
     lists = [({key: _of_space(key, value) for key, value in one.items()}, one) for one in mappings_of(space.get(ZIP))]
-    paired = tuple(_side_by_side(shown(one), found) for found, one in lists)
+    paired = tuple(_side_by_side(text_of_pairs(one), listed) for listed, one in lists)
     check_pairs(paired, swept)
     return swept, paired
 
@@ -211,8 +211,8 @@ def read_space(space: Mapping[str, Any]) -> tuple[dict[str, Values | Interval], 
 def _of_space(key: str, value: Any) -> Values | Interval:
     check_key(key)
     if isinstance(value, str):
-        found = _values(_parsed(f"{key}={value}"), f"search.space.{key}={value}")
-        return found if isinstance(found, Values | Interval) else Values((found,))
+        values = _values(_parsed(f"{key}={value}"), f"search.space.{key}={value}")
+        return values if isinstance(values, Values | Interval) else Values((values,))
     return Values(tuple(value) if isinstance(value, list | tuple) else (value,))
 
 
@@ -223,12 +223,12 @@ def check_key(key: str) -> None:
     if known_key(without_parts(key)) and key.count(".") > 1:
         raise ValueError(f"{key}: no such key; did you mean {without_parts(key)!r}? (parts group keys in files alone)")
     path = key.split(".")
-    beside = siblings(path)
-    if not difflib.get_close_matches(path[-1], beside, n=1, cutoff=0.5):
+    names = siblings(path)
+    if not difflib.get_close_matches(path[-1], names, n=1, cutoff=0.5):
         near = _nearest_anywhere(path[-1])
         if near:
             raise ValueError(f"{key}: no such key; did you mean {near!r}? (--help lists the keys)")
-    raise ValueError(unknown_key(key, beside))
+    raise ValueError(unknown_key(key, names))
 
 
 def _nearest_anywhere(name: str) -> str | None:
@@ -246,8 +246,8 @@ def _parsed(text: str) -> Override:
     if "=" not in text and not text.startswith("~"):
         raise ValueError(f"{text!r} is no override; allowed: key=value, as parallel.tp=8")
     try:
-        found: Override = parser().parse_overrides([text])[0]
-        return found
+        parsed: Override = parser().parse_overrides([text])[0]
+        return parsed
     except HydraException as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         raise ValueError(
@@ -269,10 +269,10 @@ def _values(override: Override, text: str, hydra: Sequence[str] = ()) -> Any:
     if override.is_interval_sweep():
         return _interval(override, text)
     if override.is_sweep_override():
-        found = override.value()
-        if isinstance(found, Glob):
-            return _matching(key, found, text, hydra)
-        return _distinct(key, _swept_items(override, found, text), text)
+        parsed_value = override.value()
+        if isinstance(parsed_value, Glob):
+            return _matching(key, parsed_value, text, hydra)
+        return _distinct(key, _swept_items(override, parsed_value, text), text)
     value = override.value()
     if value == "all" and key in ALL_KEYS:
         return Values(None)
@@ -291,10 +291,10 @@ def _matching(key: str, pattern: Glob, text: str, hydra: Sequence[str]) -> Value
     return Values(tuple(names))
 
 
-def _swept_items(override: Override, found: Any, text: str) -> list[Any]:
+def _swept_items(override: Override, value: Any, text: str) -> list[Any]:
     try:
-        if isinstance(found, RangeSweep) and found.start is not None and found.stop is not None:
-            count = (found.stop - found.start) / found.step  # a step of 0 divides by 0
+        if isinstance(value, RangeSweep) and value.start is not None and value.stop is not None:
+            count = (value.stop - value.start) / value.step  # a step of 0 divides by 0
             if count > MOST_VALUES:
                 raise ValueError(f"{count:,.0f} values; allowed: up to {MOST_VALUES:,}")
         return [_plain(item) for item in override.sweep_iterator()]
@@ -307,15 +307,15 @@ def _swept_items(override: Override, found: Any, text: str) -> list[Any]:
 
 
 def _interval(override: Override, text: str) -> Interval:
-    key, found = override.key_or_group, override.value()
-    assert isinstance(found, IntervalSweep)
-    assert found.start is not None
-    assert found.end is not None
+    key, value = override.key_or_group, override.value()
+    assert isinstance(value, IntervalSweep)
+    assert value.start is not None
+    assert value.end is not None
     if key in COLUMN_OF or key in GROUPS or key == SWEEPS:
         raise ValueError(f"{text}: an interval has no end of values; allowed for {key}: a list (1,2,4), range(start,stop[,step]) or all")
-    if unknown := found.tags - {"log"}:
+    if unknown := value.tags - {"log"}:
         raise ValueError(f"{text}: {', '.join(sorted(unknown))}: no such tag; allowed: log, as tag(log, interval(1e12,8e12))")
-    low, high, log = float(found.start), float(found.end), "log" in found.tags
+    low, high, log = float(value.start), float(value.end), "log" in value.tags
     if not low < high or (log and low <= 0):
         raise ValueError(f"{text}: allowed: a lower end below the upper one" + ", above 0 where factors count" * log)
     return Interval(low, high, log)

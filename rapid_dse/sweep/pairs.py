@@ -29,16 +29,16 @@ def parts_of(text: str) -> list[str]:
 
 def mappings_of(given: Any) -> list[Mapping[str, Any]]:
     """What a file or a program pairs: one mapping of keys to lists, or several; ``ValueError`` where it is neither."""
-    found = [] if given is None else list(given) if isinstance(given, list | tuple) else [given]
-    for one in found:
+    given_pairs = [] if given is None else list(given) if isinstance(given, list | tuple) else [given]
+    for one in given_pairs:
         if not isinstance(one, Mapping) or len(one) < 2:
             raise ValueError(f"{ZIP}={given!r}: allowed: {_ALLOWED['mapping']}")
-    return found
+    return given_pairs
 
 
-def shown(lists: Mapping[str, Any]) -> str:
+def text_of_pairs(lists: Mapping[str, Any]) -> str:
     """A mapping of keys to lists as a command line has it."""
-    values = {key: ",".join(map(str, each)) if isinstance(each, list | tuple) else str(each) for key, each in lists.items()}
+    values = {key: ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value) for key, value in lists.items()}
     return f"{ZIP}({';'.join(f'{key}={value}' for key, value in values.items())})"
 
 
@@ -69,8 +69,8 @@ def check_pairs(paired: Sequence[Pairs], others: Collection[str]) -> None:
 
 def without(pairs: Pairs, keys: Collection[str]) -> Pairs:
     """The same where ``keys`` are set by what wins over them: the other keys' values, each combination once."""
-    left = [{key: value for key, value in pair.items() if key not in keys} for pair in pairs]
-    return tuple({repr(pair): pair for pair in left}.values()) if left[0] else ()
+    remaining = [{key: value for key, value in pair.items() if key not in keys} for pair in pairs]
+    return tuple({repr(pair): pair for pair in remaining}.values()) if remaining[0] else ()
 
 
 def together(paired: Sequence[Pairs]) -> dict[str, Pairs]:
@@ -85,7 +85,7 @@ def keys_in(name: str) -> list[str]:
 
 def flat(values: Mapping[str, Any]) -> dict[str, Any]:
     """Settings in which a zip's stand under its name, as keys alone."""
-    found: dict[str, Any] = {}
+    merged: dict[str, Any] = {}
     for key, value in values.items():
-        found |= value if key.startswith(f"{ZIP}(") else {key: value}
-    return found
+        merged |= value if key.startswith(f"{ZIP}(") else {key: value}
+    return merged

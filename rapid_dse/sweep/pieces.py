@@ -25,13 +25,13 @@ class Piece:
         path: the file.
         schema: of all pieces.
         kept: which of its rows no other file's answer later, ``(n_rows,)``.
-        held: its content, where that cannot be read by columns (CSV).
+        content: what it holds, where that cannot be read by columns (CSV).
     """
 
     path: Path
     schema: pa.Schema
     kept: NDArray[np.bool_]
-    held: pa.Table | None = None
+    content: pa.Table | None = None
 
     def __len__(self) -> int:
         return int(self.kept.sum())
@@ -57,8 +57,8 @@ class Piece:
         return present if self.kept.all() else present.filter(arrow.numbers(self.kept))
 
     def _table(self, names: Sequence[str]) -> pa.Table:
-        if self.held is not None:
-            return self.held
+        if self.content is not None:
+            return self.content
         try:
             return store.read_file(self.path, names, sealed=False)
         except store.Damaged as error:
@@ -73,7 +73,7 @@ def pieces_of(source: Path, report: store.Report) -> list[Piece]:
     Raises:
         ValueError: where nothing can be read, or columns of one name hold things of several kinds.
     """
-    found: list[tuple[Piece, Lanes | None]] = []
+    pieces: list[tuple[Piece, Lanes | None]] = []
     damaged = []
     reads = store.read_file if source.is_file() else store.read_own
     for path in store.files_of(source):
@@ -84,16 +84,16 @@ def pieces_of(source: Path, report: store.Report) -> list[Piece]:
         except store.Damaged as error:
             damaged.append(str(error))
             continue
-        found.append((piece, store.configurations(keys) if "key" in keys.column_names else None))
-    if not found:
+        pieces.append((piece, store.configurations(keys) if "key" in keys.column_names else None))
+    if not pieces:
         raise store.nothing_read(source, damaged)
-    found.sort(key=lambda each: store.age(each[0].schema))
-    schema = store.unified([piece.schema for piece, _ in found])
-    lanes = [each for _, each in found if each is not None]
-    kept = store.kept_rows(lanes) if len(lanes) == len(found) else [piece.kept for piece, _ in found]
+    pieces.sort(key=lambda piece: store.age(piece[0].schema))
+    schema = store.unified([piece.schema for piece, _ in pieces])
+    lanes = [lanes for _, lanes in pieces if lanes is not None]
+    kept = store.kept_rows(lanes) if len(lanes) == len(pieces) else [piece.kept for piece, _ in pieces]
     for line in damaged:
         report(line)
-    return [replace(piece, schema=schema, kept=rows) for (piece, _), rows in zip(found, kept, strict=True)]
+    return [replace(piece, schema=schema, kept=rows) for (piece, _), rows in zip(pieces, kept, strict=True)]
 
 
 def rows_at(pieces: Sequence[Piece], places: NDArray[Any], wanted: Sequence[str] | None = None) -> list[dict[str, Any]]:

@@ -21,8 +21,8 @@ def search_paths(cwd: Path) -> list[Path]:
 
     A user's own ``conf/`` and ``sweeps/`` come last: they add options, and what the program ships keeps its meaning.
     """
-    found = [home()]
+    paths = [home()]
     if cwd.resolve() != home():
-        found += [cwd / "conf"] if (cwd / "conf").is_dir() else []
-        found += [cwd] if (cwd / "sweeps").is_dir() else []
-    return found
+        paths += [cwd / "conf"] if (cwd / "conf").is_dir() else []
+        paths += [cwd] if (cwd / "sweeps").is_dir() else []
+    return paths

@@ -42,7 +42,7 @@ def sharing(before: Portion, portion: Portion) -> Portion:
     own, other = portion.layouts, before.layouts
     if type(own) is not type(other) or len(own) != len(other) or not np.array_equal(portion.rule, before.rule):
         return portion
-    if not all(np.array_equal(getattr(own, each.name), getattr(other, each.name)) for each in fields(own)):
+    if not all(np.array_equal(getattr(own, field.name), getattr(other, field.name)) for field in fields(own)):
         return portion
     return replace(portion, layouts=other, rule=before.rule)
 

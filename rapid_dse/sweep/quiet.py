@@ -54,9 +54,11 @@ def priced_study(given: Given, say: Callable[[list[str]], None], err: Console | 
     """
     err = err or nowhere()
     with hydra_ready():
-        found = axes(given)
+        axes_of_study = axes(given)
         say(idle.of_hydra(given))
-        return _searched(found, say, err) if found.base.tree["search"]["name"] == "optuna" else _grid(found, say, err)
+        return (
+            _searched(axes_of_study, say, err) if axes_of_study.base.tree["search"]["name"] == "optuna" else _grid(axes_of_study, say, err)
+        )
 
 
 def nowhere() -> Console:
@@ -71,8 +73,8 @@ def of_stderr() -> Console:
     return console(stderr=True)
 
 
-def _grid(found: Axes, say: Callable[[list[str]], None], err: Console) -> PricedStudy:
-    planned = plan_of(found)
+def _grid(axes_of_study: Axes, say: Callable[[list[str]], None], err: Console) -> PricedStudy:
+    planned = plan_of(axes_of_study)
     say(idle.of_sweep(planned.keys, [portion.scenario for portion in planned.portions]))
     say(idle.of_files(planned.portions))
     name = planned.search.study or driver.default_study(planned.portions)
@@ -83,13 +85,13 @@ def _grid(found: Axes, say: Callable[[list[str]], None], err: Console) -> Priced
     return PricedStudy(name, Path(planned.search.results_dir) / name, code, planned.search, dict(left_out.most_common()))
 
 
-def _searched(found: Axes, say: Callable[[list[str]], None], err: Console) -> PricedStudy:
+def _searched(axes_of_study: Axes, say: Callable[[list[str]], None], err: Console) -> PricedStudy:
     from rapid_dse.sweep.search.running import run as run_search  # Optuna takes a second to import
     from rapid_dse.sweep.search.study_space import SearchSpace
 
-    search, _ = found.run_settings()
-    name = search.study or driver.default_study(SearchSpace(found).settings())
-    code = run_search(found, nowhere(), err)
+    search, _ = axes_of_study.run_settings()
+    name = search.study or driver.default_study(SearchSpace(axes_of_study).settings())
+    code = run_search(axes_of_study, nowhere(), err)
     return PricedStudy(name, Path(search.results_dir) / name, code, search)
 
 
@@ -100,13 +102,13 @@ def shown_study(given: Given, say: Callable[[list[str]], None]) -> int:
         ValueError: one line, as of a sweep.
     """
     with hydra_ready():
-        found = axes(given)
-        if found.base.tree["search"]["name"] == "optuna":
+        axes_of_study = axes(given)
+        if axes_of_study.base.tree["search"]["name"] == "optuna":
             from rapid_dse.sweep.search.running import run as run_search  # Optuna takes a second to import
 
-            say(idle.of_sweep(found.every_key, list(islice(found.scenarios(), idle.ASKED))))
-            return run_search(found)
-        planned = plan_of(found)
+            say(idle.of_sweep(axes_of_study.every_key, list(islice(axes_of_study.scenarios(), idle.ASKED))))
+            return run_search(axes_of_study)
+        planned = plan_of(axes_of_study)
         say(idle.of_sweep(planned.keys, [portion.scenario for portion in planned.portions]))
         say(idle.of_files(planned.portions))
         return driver.run(planned.portions, planned.search, planned.debug)

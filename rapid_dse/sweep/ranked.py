@@ -36,12 +36,12 @@ class Source:
     Attributes:
         rows: the rows that ``Standing.lanes`` tell, in their order.
         trial: what stands behind a row; None where that cannot be told (a results file whose options are gone).
-        each: how a user asks for a line a layout.
+        one_by_one: how a user asks for a line a layout.
     """
 
     rows: Callable[[Lanes], Sequence[Row]]
     trial: Callable[[Row], Priceable | None]
-    each: str
+    one_by_one: str
 
 
 def show_ranking(out: Console, standing: Standing, aim: Aim, source: Source) -> None:
@@ -76,10 +76,10 @@ def _show_group(out: Console, standing: Standing, group: int, aim: Aim, source: 
         ranks = [str(line.rank or "–") for line in lines]
         show.show_rows(out, Listed(rows, aim.by, varying, ranks, after=after))
         listing.say(out, _shared(rows[0], varying, source.trial(rows[0])))
-        for text in _indistinct(standing, group, lines, varying, aim, source.each):
+        for text in _indistinct(standing, group, lines, varying, aim, source.one_by_one):
             listing.say(out, text)
         if aim.best_per is None:
-            for text in _unseen(standing, group, lines, varying, source.each):
+            for text in _unseen(standing, group, lines, varying, source.one_by_one):
                 listing.say(out, text)
         if lines[0].rank == 1 and aim.best_per is None:
             for text in _beyond(rows[0], lines):
@@ -90,14 +90,14 @@ def _show_group(out: Console, standing: Standing, group: int, aim: Aim, source: 
         _advise(out, near, rows[0]["mfu"] if fits else None, aim, source)
 
 
-def _unseen(standing: Standing, group: int, lines: Sequence[Line], varying: Sequence[str], each: str) -> list[str]:
+def _unseen(standing: Standing, group: int, lines: Sequence[Line], varying: Sequence[str], one_by_one: str) -> list[str]:
     """Where one key differs in the study and some of its values have no line: how to see the best of each."""
     if len(varying) != 1:
         return []
     seen = np.isin(standing.variant, standing.variant[[line.at for line in lines]])
     if not (~seen & (standing.group == group) & (standing.verdict == FITS)).any():
         return []
-    option = f"--best-per {varying[0]}" if each.startswith("--") else f"search.best_per={varying[0]}"
+    option = f"--best-per {varying[0]}" if one_by_one.startswith("--") else f"search.best_per={varying[0]}"
     return [f"not all values of {varying[0]} have a line; {option} shows the best of each"]
 
 
@@ -157,17 +157,17 @@ def sample_size(scenario: Scenario) -> str:
 def model_size(scenario: Scenario) -> str:
     """How many parameters the model has, how many of them a token passes through where those are fewer, and how many adapters have, where
     these alone are trained."""
-    found = parameters.count(scenario.model, scenario.workload.seq_len)
+    counts = parameters.count(scenario.model, scenario.workload.seq_len)
     adapters = parameters.adapter_parameters(scenario.model, scenario.workload)
-    share = figures.digits(100 * adapters / (found.total + adapters), 2)
+    share = figures.digits(100 * adapters / (counts.total + adapters), 2)
     trained = f" and {figures.parameters(adapters)} of adapters that are trained ({share} %)"
-    active = f", {figures.parameters(found.active)} active" if found.active != found.total else ""
+    active = f", {figures.parameters(counts.active)} active" if counts.active != counts.total else ""
     ahead = parameters.prediction_parameters(scenario.model) if scenario.workload.kind == "training" else 0
     behind = f" and {figures.parameters(ahead)} that predict further tokens" if ahead else ""
-    return f"{figures.parameters(found.total)} parameters{active}{behind}{trained if adapters else ''}"
+    return f"{figures.parameters(counts.total)} parameters{active}{behind}{trained if adapters else ''}"
 
 
-def _indistinct(standing: Standing, group: int, lines: Sequence[Line], varying: Sequence[str], aim: Aim, each: str) -> list[str]:
+def _indistinct(standing: Standing, group: int, lines: Sequence[Line], varying: Sequence[str], aim: Aim, one_by_one: str) -> list[str]:
     """What is said of rows that no prediction can tell apart."""
     best = lines[0]
     if aim.best_per is not None or standing.verdict[best.at] != FITS or np.isnan(standing.error[best.at]):
@@ -184,7 +184,7 @@ def _indistinct(standing: Standing, group: int, lines: Sequence[Line], varying: 
         return []
     return [
         f"{best.alike:,} more{of} within {error} of #1: no prediction tells them apart{named}",
-        f"each line stands for all within its ±, up to {REACH:g} times the best; {each} lists every layout",
+        f"each line stands for all within its ±, up to {REACH:g} times the best; {one_by_one} lists every layout",
     ]
 
 
@@ -237,19 +237,19 @@ def show_changes(out: Console, trial: Priceable, aim: Aim) -> None:
     if not has_closed_form(trial.scenario.hw.network):
         listing.say(out, "what would make it fit is not priced: its network has no closed form")
         return
-    found, tried = changes(trial.scenario, trial.layout, aim)
-    if not found:
+    fitting, tried = changes(trial.scenario, trial.layout, aim)
+    if not fitting:
         also = " and meet the constraints" if aim.constraints else ""
         kinds = "ZeRO, recomputation, tp, cp, pp, micro-batch or GPUs"
         listing.say(out, f"no single change of {kinds} makes it fit{also} ({tried} were priced)")
         return
     listing.say(out, f"single changes that make it fit ({tried} were priced):")
     columns = [
-        listing.Column("", [f"  {change.text}" for change in found], figure=False),
-        listing.Column("step time", [figures.seconds(change.step_time_s) for change in found]),
-        listing.Column("MFU", [figures.percent(change.mfu) for change in found]),
-        listing.Column("memory", [figures.size(change.peak_memory_bytes) for change in found]),
-        listing.Column("a step", [figures.dollars(change.cost_usd) for change in found]),
+        listing.Column("", [f"  {change.text}" for change in fitting], figure=False),
+        listing.Column("step time", [figures.seconds(change.step_time_s) for change in fitting]),
+        listing.Column("MFU", [figures.percent(change.mfu) for change in fitting]),
+        listing.Column("memory", [figures.size(change.peak_memory_bytes) for change in fitting]),
+        listing.Column("a step", [figures.dollars(change.cost_usd) for change in fitting]),
     ]
     for line in listing.lines(columns, out.width):
         out.print(line, highlight=False, markup=False, soft_wrap=True)

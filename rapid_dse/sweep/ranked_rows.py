@@ -17,7 +17,7 @@ def ranked_rows(standing: Standing, aim: Aim, rows: Callable[[Lanes], Sequence[M
     constraint), ``group`` (what all rows of its group share), ``alike`` (rows behind it that no prediction can tell from it; null where
     each has a line), ``simplest`` (of those alike to the best) and ``inside`` (the best with nothing outside what was measured).
     """
-    found: list[dict[str, Any]] = []
+    listed: list[dict[str, Any]] = []
     for group, label in enumerate(standing.labels):
         if not (standing.group == group).any():
             continue
@@ -25,5 +25,5 @@ def ranked_rows(standing: Standing, aim: Aim, rows: Callable[[Lanes], Sequence[M
         for line, row in zip(lines, rows(standing.lanes[[line.at for line in lines]]), strict=True):
             counts = int(standing.verdict[line.at]) == FITS
             place = {"rank": line.rank if counts and line.rank else None, "group": dict(label), "alike": line.alike}
-            found.append({**place, "simplest": line.simplest, "inside": line.inside, "row": dict(row)})
-    return found
+            listed.append({**place, "simplest": line.simplest, "inside": line.inside, "row": dict(row)})
+    return listed

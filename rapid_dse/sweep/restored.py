@@ -21,21 +21,21 @@ if TYPE_CHECKING:
 
 def trial_of(row: Mapping[str, Any]) -> Priceable | None:
     """The scenario and the layout of a row; None where they cannot be composed here (a profile of the user's that is gone)."""
-    found = portion_of(row)
-    return None if found is None else Priceable(found.scenario, found.layouts)
+    portion = portion_of(row)
+    return None if portion is None else Priceable(portion.scenario, portion.layouts)
 
 
 def portion_of(row: Mapping[str, Any]) -> Portion | None:
     """As ``trial_of``, with the option behind each group."""
-    found = _portions([row])
-    return None if found is None else found[0]
+    portions_of_row = _portions([row])
+    return None if portions_of_row is None else portions_of_row[0]
 
 
 def usable_of(table: pa.Table) -> NDArray[np.float64] | None:
     """hw.memory.usable of each row, bytes, ``(n_rows,)``; None where it cannot be told."""
     codes, labels = standing.combinations_of(table, memory_keys(table.column_names))
-    found = usable_by(labels)
-    return None if found is None else np.array([found[label] for label in labels])[codes]
+    usable_of_labels = usable_by(labels)
+    return None if usable_of_labels is None else np.array([usable_of_labels[label] for label in labels])[codes]
 
 
 def memory_keys(names: Sequence[str]) -> list[str]:
@@ -45,8 +45,12 @@ def memory_keys(names: Sequence[str]) -> list[str]:
 
 def usable_by(labels: Sequence[standing.Label]) -> dict[standing.Label, float] | None:
     """hw.memory.usable under combinations of ``memory_keys``, bytes; None where it cannot be told."""
-    found = _portions([dict(label) for label in labels])
-    return None if found is None else {label: of.scenario.hw.memory.usable for label, of in zip(labels, found, strict=True)}
+    portions_of_labels = _portions([dict(label) for label in labels])
+    return (
+        None
+        if portions_of_labels is None
+        else {label: of.scenario.hw.memory.usable for label, of in zip(labels, portions_of_labels, strict=True)}
+    )
 
 
 def is_override(name: str) -> bool:

@@ -57,12 +57,12 @@ def _place(file: IO[bytes]) -> int | None:
 def _around(file: IO[bytes], place: int) -> Iterator[bytes]:
     """The file's bytes without the seal's."""
     file.seek(0)
-    left = place
-    while left:
-        piece = file.read(min(left, _PIECE))
+    rest = place
+    while rest:
+        piece = file.read(min(rest, _PIECE))
         if not piece:
             return
-        left -= len(piece)
+        rest -= len(piece)
         yield piece
     file.seek(place + WIDTH)
     while piece := file.read(_PIECE):

@@ -85,7 +85,7 @@ class Listed:
         by: the column that ranks them.
         varying: keys outside the layout that differ in the study.
         ranks: what stands before each row; None counts them from 1.
-        beside: further columns behind the step time, a text a row.
+        more_columns: further columns behind the step time, a text a row.
         after: further columns at the end.
     """
 
@@ -93,7 +93,7 @@ class Listed:
     by: str
     varying: Sequence[str] = ()
     ranks: Sequence[str] | None = None
-    beside: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    more_columns: Mapping[str, Sequence[str]] = field(default_factory=dict)
     after: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
 
@@ -106,41 +106,41 @@ def columns_of(listed: Listed) -> list[Column]:
     """The columns of a ranked table."""
     rows, extra = listed.rows, listed.by.removeprefix("-")
     ranks = listed.ranks or [str(at + 1) for at in range(len(rows))]
-    found = [Column("#", ranks)]
-    found += [
+    columns = [Column("#", ranks)]
+    columns += [
         Column(title, [figures.setting(key, row.get(key)) for row in rows], figure=False, key=True)
         for key, title in zip(listed.varying, listing.short_titles(listed.varying), strict=True)
     ]
-    found.append(Column("layout", [layout_text(row) for row in rows], figure=False))
+    columns.append(Column("layout", [layout_text(row) for row in rows], figure=False))
     errors = [expected_text(error_of(row)) for row in rows]
     wide = max((len(error) for error in errors), default=0)
     times = [figures.seconds(row["step_time_s"]) + (f" {error:>{wide}}") for row, error in zip(rows, errors, strict=True)]
     served = [row.get("ttft_s") is not None for row in rows]
-    found.append(Column("a token" if any(served) else "step time", times))
+    columns.append(Column("a token" if any(served) else "step time", times))
     if any(served):
-        found.append(Column("first token", [figures.seconds(row.get("ttft_s")) for row in rows]))
-    found += [Column(title, cells) for title, cells in listed.beside.items()]
-    found.append(Column("each GPU", [figures.result("tokens_per_s", row["tokens_per_s_per_gpu"]) for row in rows]))
-    found.append(Column("MFU", [figures.result("mfu", row["mfu"]) for row in rows]))
-    found.append(Column("memory", [figures.result("peak_memory_bytes", row["peak_memory_bytes"]) for row in rows]))
-    found.append(Column("a request" if any(served) else "a step", [figures.result("cost_usd", row["cost_usd"]) for row in rows]))
+        columns.append(Column("first token", [figures.seconds(row.get("ttft_s")) for row in rows]))
+    columns += [Column(title, cells) for title, cells in listed.more_columns.items()]
+    columns.append(Column("each GPU", [figures.result("tokens_per_s", row["tokens_per_s_per_gpu"]) for row in rows]))
+    columns.append(Column("MFU", [figures.result("mfu", row["mfu"]) for row in rows]))
+    columns.append(Column("memory", [figures.result("peak_memory_bytes", row["peak_memory_bytes"]) for row in rows]))
+    columns.append(Column("a request" if any(served) else "a step", [figures.result("cost_usd", row["cost_usd"]) for row in rows]))
     if any(row.get("train_time_s") is not None for row in rows):
         whole = [name for name in ("train_time_s", "train_cost_usd", "goodput") if name != extra]
-        found += [Column(_OF_RUN[name], [figures.result(name, row.get(name)) for row in rows]) for name in whole]
+        columns += [Column(_OF_RUN[name], [figures.result(name, row.get(name)) for row in rows]) for name in whole]
     if extra not in {*_FIGURES, *listed.varying}:
-        found.append(Column(extra, [figures.result(extra, row[extra]) for row in rows]))
-    return [*found, *(Column(title, cells) for title, cells in listed.after.items() if any(cells))]
+        columns.append(Column(extra, [figures.result(extra, row[extra]) for row in rows]))
+    return [*columns, *(Column(title, cells) for title, cells in listed.after.items() if any(cells))]
 
 
 def show_refined(console: Console, refined: Refined, varying: Sequence[str], backend: str, before: str) -> None:
     """Prints rows that two backends priced, with both step times or values and both ranks; and how often their order changed."""
     name = refined.by.removeprefix("-")
     title = f"{before} {'step time' if name == 'step_time_s' else name}"
-    beside = {title: [figures.result(name, value) for value in refined.first], "its #": [str(place + 1) for place in refined.places]}
+    aside = {title: [figures.result(name, value) for value in refined.first], "its #": [str(place + 1) for place in refined.places]}
     swapped, pairs = refined.swapped
-    moved = sum(place != rank for rank, place in enumerate(refined.places[: len(refined.places) - refined.failed]))
-    line = f"priced again by {backend}: {moved} of {len(refined.places)} rows changed place, {swapped} of {pairs} pairs changed order"
-    show_rows(console, Listed(refined.rows.to_pylist(), refined.by, varying, beside=beside))
+    moved_rows = sum(place != rank for rank, place in enumerate(refined.places[: len(refined.places) - refined.failed]))
+    line = f"priced again by {backend}: {moved_rows} of {len(refined.places)} rows changed place, {swapped} of {pairs} pairs changed order"
+    show_rows(console, Listed(refined.rows.to_pylist(), refined.by, varying, more_columns=aside))
     listing.say(console, line + (f"; {refined.failed} could not be priced" if refined.failed else ""))
 
 

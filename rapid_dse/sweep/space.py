@@ -74,24 +74,24 @@ class ColumnType:
     def code(self, value: Any) -> float:
         """The code of one value; ``ValueError`` names the key, the value and what is allowed."""
         try:
-            found = self._adapter.validate_python(value)
+            as_code = self._adapter.validate_python(value)
         except ValidationError as error:
             raise ValueError(explain(error, self.key)) from None
-        if found == "auto":
+        if as_code == "auto":
             return 0 if self.column == "dp" else AUTO
         if self.column in CODES:
-            return AUTO_SCHEDULE if found is None else CODES[self.column].index(found)
+            return AUTO_SCHEDULE if as_code is None else CODES[self.column].index(as_code)
         if self.column == "request_rate":
-            return float(found or 0)
+            return float(as_code or 0)
         absent = AUTO_SEQUENCE if self.column == "sequence_parallel" else 0
-        return absent if found is None else int(found)
+        return absent if as_code is None else int(as_code)
 
 
 def _annotated(annotation: Any, metadata: Sequence[Any]) -> Any:
-    found = annotation
+    kind = annotation
     for item in metadata:
-        found = Annotated[found, item]
-    return found
+        kind = Annotated[kind, item]
+    return kind
 
 
 def keys_of(scenario: Scenario) -> Mapping[str, str]:
@@ -160,18 +160,18 @@ class Axes:
         """The composition of one option a swept group; within ``hydra_ready()``."""
         if not combination:
             return self.base
-        found = composed({**self.given.options, **combination}, self.given.hydra, self.given.trusted)
-        require_unset(found.tree, self.given.values, self.given.trusted)
-        return found
+        composition = composed({**self.given.options, **combination}, self.given.hydra, self.given.trusted)
+        require_unset(composition.tree, self.given.values, self.given.trusted)
+        return composition
 
-    def setting(self, found: Composed, variant: Mapping[str, Any]) -> Setting:
+    def setting(self, composition: Composed, variant: Mapping[str, Any]) -> Setting:
         """The scenario in which the swept keys have these values; ``ValueError`` where one has a wrong type or bound."""
         values = {**self.given.values, **variant}
         if not any(nodes.settles(key) for key in values):
             values = {**self.filed, **values}
-        scenario, broken = scenario_of(with_values(found.tree, values))
-        choices = {group: found.choices[group] for group in SHOWN}
-        return Setting(scenario, broken, choices, {key: value_at(scenario, key) for key in self.keys}, found.said)
+        scenario, broken = scenario_of(with_values(composition.tree, values))
+        choices = {group: composition.choices[group] for group in SHOWN}
+        return Setting(scenario, broken, choices, {key: value_at(scenario, key) for key in self.keys}, composition.said)
 
     def scenarios(self) -> Iterator[Scenario]:
         """The scenario of every combination of options and listed values; within ``hydra_ready()``."""
@@ -220,7 +220,7 @@ def axes(given: Given, base: Composed | None = None) -> Axes:
     own = {group: option for group, option in base.choices.items() if group in GROUPS}
     plain = composed(own, given.hydra, given.trusted) if SWEEPS in base.choices else base
     swept, pairs = _swept(given, with_values(base.tree, given.values))
-    paired = [key for each in pairs for key in each[0]]
+    paired = [key for pair in pairs for key in pair[0]]
     swept = {**{key: Values(None) for key in base.whole if key not in given.values and key not in paired}, **swept}
     intervals = {key: values for key, values in swept.items() if isinstance(values, Interval)}
     lists = {key: values for key, values in swept.items() if isinstance(values, Values)}
@@ -244,22 +244,22 @@ def plan(given: Given, base: Composed | None = None) -> Plan:
         ValueError: one line, where an option, a key or a value is wrong.
     """
     with hydra_ready():
-        found = axes(given, base)
-        for key in found.intervals:
+        axes_of_study = axes(given, base)
+        for key in axes_of_study.intervals:
             raise ValueError(
                 f"{key}: an interval has no end of values; allowed: search=optuna, or a list (1,2,4) or range(start,stop[,step])"
             )
-        return plan_of(found)
+        return plan_of(axes_of_study)
 
 
-def plan_of(found: Axes) -> Plan:
+def plan_of(axes_of_study: Axes) -> Plan:
     """Every combination of the axes' values, composed; within ``hydra_ready()``."""
-    count = prod(map(len, (*found.groups.values(), *found.variants.values(), *found.pairs)))
+    count = prod(map(len, (*axes_of_study.groups.values(), *axes_of_study.variants.values(), *axes_of_study.pairs)))
     if count > MOST_SCENARIOS:
         raise ValueError(f"the sweep has {count:,} combinations of options and keys outside the layout; allowed: up to {MOST_SCENARIOS:,}")
-    portions = list(accumulate((_portion(setting, found.codes) for setting in found.settings()), sharing))
-    search, debug = _run_settings(portions[0].scenario, found.base)
-    return Plan(tuple(portions), search, debug, found.every_key)
+    portions = list(accumulate((_portion(setting, axes_of_study.codes) for setting in axes_of_study.settings()), sharing))
+    search, debug = _run_settings(portions[0].scenario, axes_of_study.base)
+    return Plan(tuple(portions), search, debug, axes_of_study.every_key)
 
 
 def _swept(given: Given, tree: Mapping[str, Any]) -> tuple[dict[str, Values | Interval], tuple[Pairs, ...]]:
@@ -268,10 +268,10 @@ def _swept(given: Given, tree: Mapping[str, Any]) -> tuple[dict[str, Values | In
     if not isinstance(space, Mapping):
         raise ValueError(f"search.space={space!r}; allowed: a mapping of keys to lists of values, or to all")
     swept, pairs = read_space(space)
-    own = {*given.values, *given.options, *given.swept, *(key for each in given.paired for key in each[0])}
+    own = {*given.values, *given.options, *given.swept, *(key for pair in given.paired for key in pair[0])}
     named = {key: values for key, values in swept.items() if key not in own}
-    left = (without(each, own) for each in pairs)
-    return {**named, **given.swept}, (*given.paired, *(each for each in left if each))
+    remaining = (without(pair, own) for pair in pairs)
+    return {**named, **given.swept}, (*given.paired, *(pair for pair in remaining if pair))
 
 
 def _check_swept(swept: Mapping[str, Values | Interval]) -> None:

@@ -75,7 +75,10 @@ class Aim:
     @property
     def reasons(self) -> tuple[str, ...]:
         """What is said of rows that fit and do not count, by verdict from ``NO_HEADROOM``."""
-        return (f"leaves less than {100 * self.headroom:g} % of usable memory free", *(f"breaks {each.text}" for each in self.constraints))
+        return (
+            f"leaves less than {100 * self.headroom:g} % of usable memory free",
+            *(f"breaks {constraint.text}" for constraint in self.constraints),
+        )
 
 
 @dataclass(frozen=True)
@@ -154,11 +157,11 @@ def standing_of(table: pa.Table, aim: Aim, usable: FloatColumn | float | None, l
     # bytes over what a row may have; without usable it is only known which rows are above it
     over = np.where(fits, 0.0, np.nan) if usable is None else numbers(table, "peak_memory_bytes") / (usable * (1 - aim.headroom))
     verdict[fits & (over > 1)] = NO_HEADROOM
-    for at, each in enumerate(aim.constraints):
-        verdict[(verdict == FITS) & each.broken(numbers(table, each.name))] = NO_HEADROOM + 1 + at
+    for at, constraint in enumerate(aim.constraints):
+        verdict[(verdict == FITS) & constraint.broken(numbers(table, constraint.name))] = NO_HEADROOM + 1 + at
     group, labels = combinations_of(table, aim.grouped)
     per, values = combinations_of(table, () if aim.best_per is None else (aim.best_per,))
-    found = Standing(
+    standing = Standing(
         lanes,
         -value if ranking.descending(aim.by) else value,
         np.fmax(over, 1.0),
@@ -174,7 +177,7 @@ def standing_of(table: pa.Table, aim: Aim, usable: FloatColumn | float | None, l
         _nearest(table, np.where(priced & (verdict != FITS), over, np.nan), group, labels),
         _broken(verdict[priced], aim),
     )
-    return _kept(found.take(np.flatnonzero(priced)), aim.top)
+    return _kept(standing.take(np.flatnonzero(priced)), aim.top)
 
 
 def _variants(table: pa.Table, keys: Sequence[str]) -> NDArray[np.int64]:
@@ -184,8 +187,8 @@ def _variants(table: pa.Table, keys: Sequence[str]) -> NDArray[np.int64]:
 
 
 def _broken(verdict: NDArray[np.int8], aim: Aim) -> dict[str, int]:
-    found = ((text, int((verdict == NO_HEADROOM + at).sum())) for at, text in enumerate(aim.reasons))
-    return {text: count for text, count in found if count}
+    counted = ((text, int((verdict == NO_HEADROOM + at).sum())) for at, text in enumerate(aim.reasons))
+    return {text: count for text, count in counted if count}
 
 
 def numbers(table: pa.Table, name: str) -> FloatColumn:
@@ -207,8 +210,8 @@ def inside(table: pa.Table) -> NDArray[np.bool_]:
     """Which rows lie inside what was measured and is offered, ``(n_rows,)``: nothing is said to lie outside, and an error is known."""
     if "outside" not in table.column_names:
         return np.zeros(len(table), np.bool_)
-    found: NDArray[np.bool_] = (arrow.floats(table["outside"].is_null()) == 1) & ~np.isnan(expected_error(table))
-    return found
+    inside_measured: NDArray[np.bool_] = (arrow.floats(table["outside"].is_null()) == 1) & ~np.isnan(expected_error(table))
+    return inside_measured
 
 
 def plainness(table: pa.Table) -> NDArray[np.int16]:
@@ -220,14 +223,16 @@ def plainness(table: pa.Table) -> NDArray[np.int16]:
     replica is simpler.
     """
     degrees = {name: np.nan_to_num(numbers(table, f"parallel.{name}"), nan=1.0) for name in ("tp", "cp", "pp", "ep", "vpp")}
-    found = sum(((column > 1).astype(np.int64) for column in degrees.values()), np.zeros(len(table), np.int64))
-    found += numbers(table, "parallel.zero") > 1
+    complexity = sum(((column > 1).astype(np.int64) for column in degrees.values()), np.zeros(len(table), np.int64))
+    complexity += numbers(table, "parallel.zero") > 1
     shards, replicas = numbers(table, "parallel.shard_group"), numbers(table, "parallel.dp") * degrees["cp"]
-    found += (shards < replicas) & (numbers(table, "parallel.zero") > 0)
-    found += ~_among(table, "parallel.schedule", [name for name, each in zip(SCHEDULES, SCHEDULE_CLASSES, strict=True) if each.plain])
-    found += ~_among(table, "parallel.recompute", ("none", "selective"))
+    complexity += (shards < replicas) & (numbers(table, "parallel.zero") > 0)
+    complexity += ~_among(
+        table, "parallel.schedule", [name for name, schedule in zip(SCHEDULES, SCHEDULE_CLASSES, strict=True) if schedule.plain]
+    )
+    complexity += ~_among(table, "parallel.recompute", ("none", "selective"))
     replica = np.minimum(degrees["tp"] * degrees["cp"] * degrees["pp"], 2.0**30)
-    return (found * 64 + np.log2(replica).astype(np.int64)).astype(np.int16)
+    return (complexity * 64 + np.log2(replica).astype(np.int64)).astype(np.int16)
 
 
 def _among(table: pa.Table, name: str, texts: Sequence[str]) -> NDArray[np.bool_]:
@@ -270,19 +275,19 @@ def combinations_of(table: pa.Table, keys: Sequence[str]) -> tuple[NDArray[np.in
 
 def _nearest(table: pa.Table, over: FloatColumn, group: NDArray[np.int64], labels: Sequence[Label]) -> dict[Label, Nearest]:
     """Of each group the row nearest to fitting, where any does not fit; ``over`` is NaN where a row does not matter."""
-    found = {}
+    nearest = {}
     mfu = numbers(table, "mfu")
     for at, label in enumerate(labels):
         rows = np.flatnonzero((group == at) & (over > 1))
         if len(rows):
             row = int(rows[np.argmin(over[rows])])
-            found[label] = Nearest(float(over[row]), table.slice(row, 1).to_pylist()[0], float(np.nanmax(mfu[rows])))
-    return found
+            nearest[label] = Nearest(float(over[row]), table.slice(row, 1).to_pylist()[0], float(np.nanmax(mfu[rows])))
+    return nearest
 
 
-def _kept(found: Standing, top: int) -> Standing:
+def _kept(standing: Standing, top: int) -> Standing:
     """All rows that count, and of the others the first ``top`` of each group."""
-    return found.take(_kept_rows(found.verdict, found.loss, found.over, found.group, top))
+    return standing.take(_kept_rows(standing.verdict, standing.loss, standing.over, standing.group, top))
 
 
 def _kept_rows(verdict: NDArray[np.int8], loss: FloatColumn, over: FloatColumn, group: NDArray[np.int32], top: int) -> NDArray[np.bool_]:
@@ -314,7 +319,7 @@ def together(parts: list[Standing], aim: Aim) -> Standing:
     for part in parts:
         for label, new in part.nearest.items():
             old = nearest.get(label, new)
-            nearest[label] = replace(min((old, new), key=lambda each: each.over), mfu=max(old.mfu, new.mfu))
+            nearest[label] = replace(min((old, new), key=lambda part: part.over), mfu=max(old.mfu, new.mfu))
     broken: Counter[str] = sum((Counter(part.broken) for part in parts), Counter())
     parts.clear()
     decide = {name: np.concatenate(columns.pop(name)) for name in ("verdict", "loss", "over", "group")}
@@ -361,5 +366,5 @@ def place_lanes(count: int) -> identity.Lanes:
 
 def rows_at(table: pa.Table, lanes: identity.Lanes) -> list[dict[str, Any]]:
     """The rows of a table by ``place_lanes``."""
-    found: list[dict[str, Any]] = table.take(arrow.numbers(lanes[:, 0].astype(np.int64))).to_pylist()
-    return found
+    rows: list[dict[str, Any]] = table.take(arrow.numbers(lanes[:, 0].astype(np.int64))).to_pylist()
+    return rows

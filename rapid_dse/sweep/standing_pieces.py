@@ -36,17 +36,23 @@ class StandingPieces:
         self._all_fit = True
         for piece in pieces:
             table = self._read(piece, [*keys, *self._memory, "status", "reason", "step_time_s", "fits"])
-            for key, found in standing.distinct_values(table, keys).items():
-                values[key] |= found
+            for key, distinct in standing.distinct_values(table, keys).items():
+                values[key] |= distinct
             labels |= dict.fromkeys(standing.combinations_of(table, self._memory)[1])
             self._all_fit &= bool((standing.numbers(table, "fits") != 0).all())
         self._labels = list(labels)
-        self.varying = [key for key, found in values.items() if len(found) > 1]
+        self.varying = [key for key, distinct in values.items() if len(distinct) > 1]
 
     def standing(self, aim: standing.Aim) -> tuple[standing.Standing, Counter[str], Counter[str]]:
         """How the rows stand, each told by its place among all; and how many rows have which status, and which reason."""
         names = [name for name in self._pieces[0].schema.names if is_override(name) or name in COLUMN_OF]
-        wanted = [*names, *_RESULTS, aim.by.removeprefix("-"), *(each.name for each in aim.constraints), aim.best_per or "status"]
+        wanted = [
+            *names,
+            *_RESULTS,
+            aim.by.removeprefix("-"),
+            *(constraint.name for constraint in aim.constraints),
+            aim.best_per or "status",
+        ]
         usable = usable_by(self._labels) if aim.headroom or not self._all_fit else None
         parts, status, reasons, start = [], Counter[str](), Counter[str](), 0
         for piece in self._pieces:
@@ -55,8 +61,8 @@ class StandingPieces:
             lanes[:, 0] += np.uint64(start)
             start += len(table)
             codes, labels = standing.combinations_of(table, self._memory)
-            each = None if usable is None else np.array([usable[label] for label in labels])[codes]
-            parts.append(standing.standing_of(table, aim, each, lanes))
+            capacities = None if usable is None else np.array([usable[label] for label in labels])[codes]
+            parts.append(standing.standing_of(table, aim, capacities, lanes))
             for counter, more in zip((status, reasons), ranking.counts(table), strict=True):
                 counter.update(more)
         return standing.together(parts, aim), status, reasons

@@ -78,7 +78,7 @@ def write(folder: Path, table: pa.Table, configuration: str, name: str) -> Path:
 
     written = datetime.now(UTC).isoformat()
     metadata = {CODE: identity.code_hash(), WRITTEN: written, VERSION: rapid_dse.__version__, CONFIGURATION: configuration}
-    path, beside = folder / f"{name}{SUFFIX}", folder / aside(name)
+    path, set_aside = folder / f"{name}{SUFFIX}", folder / aside(name)
     texts = [f.name for f in table.schema if pa.types.is_dictionary(f.type)]
     memory = pa.BufferOutputStream()
     pq.write_table(
@@ -90,14 +90,14 @@ def write(folder: Path, table: pa.Table, configuration: str, name: str) -> Path:
         write_page_checksum=True,
     )
     try:
-        with beside.open("wb") as file:
+        with set_aside.open("wb") as file:
             for part in seal.sealed(memoryview(memory.getvalue())):
                 file.write(part)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(beside, path)
+        os.replace(set_aside, path)
     except BaseException:
-        beside.unlink(missing_ok=True)
+        set_aside.unlink(missing_ok=True)
         raise
     _flush_folder(folder)
     return path
@@ -201,11 +201,11 @@ def files_of(source: Path) -> list[Path]:
     """
     if source.is_file():
         return [source]
-    found = sorted(path for path in source.rglob(f"*{SUFFIX}") if not path.name.startswith(".") and path.is_file())
-    if not found:
+    paths = sorted(path for path in source.rglob(f"*{SUFFIX}") if not path.name.startswith(".") and path.is_file())
+    if not paths:
         what = "no results in this folder" if source.is_dir() else "no such file or folder"
         raise ValueError(f"{source}: {what}; allowed: a results file, results/<study>, or a folder of studies")
-    return found
+    return paths
 
 
 def read(source: Path, report: Report, columns: Wanted = None) -> pa.Table:
@@ -251,7 +251,7 @@ def latest(tables: Iterable[pa.Table]) -> pa.Table:
     if any("key" not in table.column_names for table in ordered):
         return merged
     kept = kept_rows([configurations(table) for table in ordered])
-    return merged if all(each.all() for each in kept) else merged.filter(arrow.numbers(np.concatenate(kept)))
+    return merged if all(part.all() for part in kept) else merged.filter(arrow.numbers(np.concatenate(kept)))
 
 
 def unified(schemas: Sequence[pa.Schema]) -> pa.Schema:
@@ -279,7 +279,7 @@ def age(schema: pa.Schema) -> tuple[bool, str]:
 def kept_rows(configurations: Sequence[identity.Lanes]) -> list[NDArray[np.bool_]]:
     """Rows whose configuration no later row has, ``(n_rows,)`` of each table; arguments in the order of the tables' age."""
     kept = _last_of_each(np.concatenate(configurations))
-    return np.split(kept, np.cumsum([len(each) for each in configurations])[:-1])
+    return np.split(kept, np.cumsum([len(configuration) for configuration in configurations])[:-1])
 
 
 def configurations(table: pa.Table) -> identity.Lanes:

@@ -100,19 +100,19 @@ def price_portion(portion: Portion) -> Outcome:
     reasons = [*portion.reasons, "needs more memory than hw.memory.usable"]
     out_of_memory = len(portion.reasons)
     parts: list[tuple[NDArray[np.int64], Priced]] = []
-    for rows, found in _attempts(portion.scenario, portion.layouts, legal):
-        if isinstance(found, Priced):
-            status[rows] = np.where(found.fits, OK, OOM)
-            reason[rows] = np.where(found.fits, -1, out_of_memory)
-            rows, found = _served(portion.scenario, portion.layouts, (rows, found), status, reason, reasons)
-            parts.append(_lawful(rows, found, status, reason, reasons))
+    for rows, priced_rows in _attempts(portion.scenario, portion.layouts, legal):
+        if isinstance(priced_rows, Priced):
+            status[rows] = np.where(priced_rows.fits, OK, OOM)
+            reason[rows] = np.where(priced_rows.fits, -1, out_of_memory)
+            rows, priced_rows = _served(portion.scenario, portion.layouts, (rows, priced_rows), status, reason, reasons)
+            parts.append(_lawful(rows, priced_rows, status, reason, reasons))
             if portion.scenario.search.fail_fast and len(parts[-1][0]) < len(rows):
                 raise ValueError(reasons[-1])
         else:
             status[rows], reason[rows] = ERROR, len(reasons)
-            reasons.append(found)
+            reasons.append(priced_rows)
     rows = np.concatenate([rows for rows, _ in parts]) if parts else np.zeros(0, np.int64)
-    priced = Priced.concatenate([found for _, found in parts]) if len(parts) > 1 else parts[0][1] if parts else None
+    priced = Priced.concatenate([priced for _, priced in parts]) if len(parts) > 1 else parts[0][1] if parts else None
     return Outcome(priced, rows, status, reason, tuple(reasons), time.perf_counter() - start)
 
 
@@ -125,28 +125,28 @@ def _served(
     reasons: list[str],
 ) -> tuple[NDArray[np.int64], Priced]:
     """The rows that a system can serve for as long as it is asked to; the others are invalid, with the most that it can."""
-    rows, found = priced
+    rows, priced_rows = priced
     if scenario.workload.kind == "training":
-        return rows, found
-    for text, where in refused(layouts.take(rows), found):
+        return rows, priced_rows
+    for text, where in refused(layouts.take(rows), priced_rows):
         status[rows[where]], reason[rows[where]] = INVALID, len(reasons)
         reasons.append(text)
     kept = np.flatnonzero(status[rows] != INVALID)
-    return rows[kept], found.take(kept)
+    return rows[kept], priced_rows.take(kept)
 
 
 def _lawful(
-    rows: NDArray[np.int64], found: Priced, status: NDArray[np.int8], reason: NDArray[np.int32], reasons: list[str]
+    rows: NDArray[np.int64], priced: Priced, status: NDArray[np.int8], reason: NDArray[np.int32], reasons: list[str]
 ) -> tuple[NDArray[np.int64], Priced]:
     """The rows that hold what every result must, and their results; the others become errors, each with the first law that it breaks."""
-    broken = unlawful(found)
+    broken = unlawful(priced)
     if not broken:
-        return rows, found
+        return rows, priced
     for text, where in reversed(broken):
         status[rows[where]], reason[rows[where]] = ERROR, len(reasons)
         reasons.append(text)
     kept = np.flatnonzero(status[rows] != ERROR)
-    return rows[kept], found.take(kept)
+    return rows[kept], priced.take(kept)
 
 
 def _attempts(scenario: Scenario, layouts: Layouts, rows: NDArray[np.int64]) -> list[tuple[NDArray[np.int64], Priced | str]]:
@@ -211,11 +211,11 @@ def _constants(portion: Portion) -> dict[str, Any]:
     """Keys that the portion's layouts share, with their values."""
     workload = portion.scenario.workload
     names = _WORKLOAD if workload.kind == "training" else _INFERENCE
-    found: dict[str, Any] = {f"workload.{name}": getattr(workload, name) for name in names}
-    found["parallel.order"] = ",".join(portion.scenario.parallel.order)
-    shown = {*_LAYOUT_KEYS, *CHOICES, *found, STAGE_LAYERS}
-    given = {key: value for key, value in portion.keys.items() if key not in shown}
-    return found | given
+    constants: dict[str, Any] = {f"workload.{name}": getattr(workload, name) for name in names}
+    constants["parallel.order"] = ",".join(portion.scenario.parallel.order)
+    varying = {*_LAYOUT_KEYS, *CHOICES, *constants, STAGE_LAYERS}
+    given = {key: value for key, value in portion.keys.items() if key not in varying}
+    return constants | given
 
 
 def constant(value: Any, n_rows: int) -> pa.Array:
@@ -266,6 +266,6 @@ def _trust_columns(portion: Portion, outcome: Outcome) -> dict[str, pa.Array]:
     """The error to expect of each row that was priced, and what lies outside; null where there is nothing to say."""
     rows, n_rows = outcome.rows, len(outcome.status)
     error, outside = np.full(n_rows, np.nan), np.full(n_rows, -1, np.int64)
-    found = judged(portion.scenario, portion.layouts if len(rows) == n_rows else portion.layouts.take(rows))
-    error[rows], outside[rows] = found.expected_error, found.outside
-    return {"expected_error": arrow.numbers(error, np.isnan(error)), "outside": arrow.coded(outside, found.texts)}
+    judgement = judged(portion.scenario, portion.layouts if len(rows) == n_rows else portion.layouts.take(rows))
+    error[rows], outside[rows] = judgement.expected_error, judgement.outside
+    return {"expected_error": arrow.numbers(error, np.isnan(error)), "outside": arrow.coded(outside, judgement.texts)}

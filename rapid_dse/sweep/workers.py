@@ -36,14 +36,14 @@ def summaries(chunks: Sequence[Chunk], jobs: int, name: str = "loky", address: s
     with launcher(name, n_jobs, address) as run, warnings.catch_warnings():
         # After Ctrl-C joblib warns of results that nobody fetched; their files are there all the same.
         warnings.filterwarnings("ignore", r"[\s\S]*tasks .*(have been|still being)", UserWarning)
-        found = run(run_chunk, [_anywhere(chunk) for chunk in chunks])
+        summaries_of_chunks = run(run_chunk, [_anywhere(chunk) for chunk in chunks])
         try:
-            for _, summary in found:
+            for _, summary in summaries_of_chunks:
                 yield summary
         except BrokenExecutor:
             raise ChildProcessError("a worker process was killed, perhaps for want of memory: fewer search.jobs need less") from None
         finally:
-            found.close()
+            summaries_of_chunks.close()
 
 
 def _anywhere(chunk: Chunk) -> Chunk:

@@ -20,14 +20,14 @@ def _write_batch(run: LaunchedRun) -> dict[str, Any]:
     }
 
 
-def _read_batch(found: FieldsRead) -> dict[str, Any]:
+def _read_batch(fields: FieldsRead) -> dict[str, Any]:
     whole, micro, steps = (
-        found.number(name) if found.fields.get(name) != "auto" else None
+        fields.number(name) if fields.fields.get(name) != "auto" else None
         for name in ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
     )
     for name in ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps"):
-        if found.take(name) == "auto":
-            found.notes.append(f"{name}=auto: is the training program's; give workload.global_batch_size and parallel.micro_batch_size")
+        if fields.take(name) == "auto":
+            fields.notes.append(f"{name}=auto: is the training program's; give workload.global_batch_size and parallel.micro_batch_size")
     said: dict[str, Any] = {}
     if whole:
         said["workload.global_batch_size"] = whole
@@ -55,9 +55,9 @@ def _write_plus_plus(run: LaunchedRun) -> dict[str, Any]:
     return said | {f"{_Z}{name}": True for name in _QUANTIZED if run[f"software.{name}"]}
 
 
-def _read_plus_plus(found: FieldsRead) -> dict[str, Any]:
-    said: dict[str, Any] = {f"software.{name}": True for name in _QUANTIZED if found.flag(f"{_Z}{name}")}
-    second = found.number(f"{_Z}zero_hpz_partition_size", default=1)
+def _read_plus_plus(fields: FieldsRead) -> dict[str, Any]:
+    said: dict[str, Any] = {f"software.{name}": True for name in _QUANTIZED if fields.flag(f"{_Z}{name}")}
+    second = fields.number(f"{_Z}zero_hpz_partition_size", default=1)
     return said | ({"parallel.zero_hpz_partition_size": second} if second > 1 else {})
 
 
@@ -72,39 +72,39 @@ def _write_offload(run: LaunchedRun) -> dict[str, Any]:
     return said
 
 
-def _read_offload(found: FieldsRead) -> dict[str, Any]:
+def _read_offload(fields: FieldsRead) -> dict[str, Any]:
     said: dict[str, Any] = {}
     for name, key in (("offload_optimizer", "parallel.offload_optimizer"), ("offload_param", "parallel.offload_weights")):
-        device, ratio = found.take(f"{_Z}{name}.device", default="none"), found.take(f"{_Z}{name}.ratio", default=1.0)
+        device, ratio = fields.take(f"{_Z}{name}.device", default="none"), fields.take(f"{_Z}{name}.ratio", default=1.0)
         for idle in ("pin_memory", "nvme_path", "buffer_count", "buffer_size", "fast_init", "max_in_cpu"):
-            found.take(f"{_Z}{name}.{idle}")
+            fields.take(f"{_Z}{name}.{idle}")
         if device == "cpu":
             said[key] = float(ratio)
         elif device not in ("none", None):
-            found.notes.append(f"{_Z}{name}.device={device}: taken as the host's memory")
+            fields.notes.append(f"{_Z}{name}.device={device}: taken as the host's memory")
             said[key] = float(ratio)
     return said
 
 
-def _read_zero(found: FieldsRead) -> dict[str, Any]:
-    stage, overlaps = found.number(f"{_Z}stage", default=0), found.take(f"{_Z}overlap_comm")
-    group = found.number(f"{_Z}mics_shard_size", default=0)
+def _read_zero(fields: FieldsRead) -> dict[str, Any]:
+    stage, overlaps = fields.number(f"{_Z}stage", default=0), fields.take(f"{_Z}overlap_comm")
+    group = fields.number(f"{_Z}mics_shard_size", default=0)
     said: dict[str, Any] = {"parallel.zero": stage}
     if overlaps is False:
         said["software.dp_overlap"] = 0.0
     if group and group > 0:
         said["parallel.shard_group"] = group
-    return said | _read_plus_plus(found) | _read_offload(found)
+    return said | _read_plus_plus(fields) | _read_offload(fields)
 
 
 def _write_precision(run: LaunchedRun) -> dict[str, Any]:
     return {"bf16.enabled": run["workload.precision"] == "bf16", "fp16.enabled": run["workload.precision"] == "fp16"}
 
 
-def _read_precision(found: FieldsRead) -> dict[str, Any]:
-    bf16, fp16 = found.take("bf16.enabled", "bfloat16.enabled"), found.take("fp16.enabled")
+def _read_precision(fields: FieldsRead) -> dict[str, Any]:
+    bf16, fp16 = fields.take("bf16.enabled", "bfloat16.enabled"), fields.take("fp16.enabled")
     if "auto" in (bf16, fp16):
-        found.notes.append("bf16.enabled and fp16.enabled are auto: taken as bf16")
+        fields.notes.append("bf16.enabled and fp16.enabled are auto: taken as bf16")
         return {"workload.precision": "bf16"}
     return {"workload.precision": "bf16" if bf16 else "fp16" if fp16 else "fp32"}
 
@@ -114,9 +114,9 @@ def _write_degrees(run: LaunchedRun) -> dict[str, Any]:
     return said | ({"expert_parallel.enabled": True, "expert_parallel.autoep_size": run["parallel.ep"]} if run["parallel.ep"] > 1 else {})
 
 
-def _read_degrees(found: FieldsRead) -> dict[str, Any]:
-    tp, ep = found.number("tensor_parallel.autotp_size", default=0), found.number("expert_parallel.autoep_size", default=1)
-    found.take("expert_parallel.enabled")
+def _read_degrees(fields: FieldsRead) -> dict[str, Any]:
+    tp, ep = fields.number("tensor_parallel.autotp_size", default=0), fields.number("expert_parallel.autoep_size", default=1)
+    fields.take("expert_parallel.enabled")
     said: dict[str, Any] = {"parallel.ep": ep} if ep > 1 else {}
     return said | ({"parallel.tp": tp} if tp > 1 else {})
 
@@ -128,16 +128,16 @@ def _write_checkpoints(run: LaunchedRun) -> dict[str, Any]:
     return said | ({"activation_checkpointing.cpu_checkpointing": True} if run["parallel.offload_activations"] == 1 else {})
 
 
-def _read_checkpoints(found: FieldsRead) -> dict[str, Any]:
-    names = [name for name in found.fields if name.startswith("activation_checkpointing")]
+def _read_checkpoints(fields: FieldsRead) -> dict[str, Any]:
+    names = [name for name in fields.fields if name.startswith("activation_checkpointing")]
     for name in names:
-        found.take(name)
+        fields.take(name)
     if not names:
         return {}
-    found.notes.append(
+    fields.notes.append(
         "activation_checkpointing: taken as full recomputation, as a training program has it that calls DeepSpeed's checkpoints"
     )
-    offloaded = found.flag("activation_checkpointing.cpu_checkpointing")
+    offloaded = fields.flag("activation_checkpointing.cpu_checkpointing")
     return {"parallel.recompute": "full"} | ({"parallel.offload_activations": 1.0} if offloaded else {})
 
 

@@ -58,14 +58,14 @@ def exported(portion: Portion, framework: LaunchFramework, composer: Composer | 
 
 def _notes(missing: list[str], framework: LaunchFramework) -> list[str]:
     """What cannot be said in the framework's file: settings with where they are told instead."""
-    found = []
+    notes = []
     for text in missing:
         key = text.split("=")[0]
         if key.split(".")[0] in _MACHINE and key != "hw.num_gpus":
             continue
         place = next((where for start, where in framework.elsewhere.items() if key.startswith(start)), None)
-        found.append(f"{text} cannot be said in this file" + (f": {place}" if place else ""))
-    return found
+        notes.append(f"{text} cannot be said in this file" + (f": {place}" if place else ""))
+    return notes
 
 
 def fields_of(portion: Portion, framework: LaunchFramework) -> dict[str, object]:

@@ -104,7 +104,7 @@ class Entry(ABC):
         """The framework's fields that say it; none where there is nothing to say."""
 
     @abstractmethod
-    def read(self, found: FieldsRead) -> dict[str, Any]:
+    def read(self, fields: FieldsRead) -> dict[str, Any]:
         """The override keys that they say."""
 
 
@@ -124,8 +124,8 @@ class SameNumber(Entry):
         value = run[self.key]
         return {} if value is None else {self.name: value}
 
-    def read(self, found: FieldsRead) -> dict[str, Any]:
-        value = found.number(self.name, *self.aliases, default=self.default)
+    def read(self, fields: FieldsRead) -> dict[str, Any]:
+        value = fields.number(self.name, *self.aliases, default=self.default)
         return {} if value is MISSING else {self.key: value}
 
 
@@ -146,14 +146,14 @@ class NamedChoice(Entry):
         word = self.names.get(run[self.key], MISSING)
         return {} if word is MISSING else {self.name: word}
 
-    def read(self, found: FieldsRead) -> dict[str, Any]:
-        word = found.take(self.name, *self.aliases, default=MISSING)
+    def read(self, fields: FieldsRead) -> dict[str, Any]:
+        word = fields.take(self.name, *self.aliases, default=MISSING)
         if word is MISSING or word is None:
             return {} if self.default is MISSING else {self.key: self.default}
         for mine, theirs in self.names.items():
             if str(theirs).lower() == str(word).lower():
                 return {self.key: mine}
-        found.notes.append(f"{self.name}={word}: has no counterpart here")
+        fields.notes.append(f"{self.name}={word}: has no counterpart here")
         return {}
 
 
@@ -173,8 +173,8 @@ class SwitchFlag(Entry):
     def write(self, run: LaunchedRun) -> dict[str, Any]:
         return {self.name: run[self.key] == self.on}
 
-    def read(self, found: FieldsRead) -> dict[str, Any]:
-        return {self.key: self.on if found.flag(self.name, *self.aliases) else self.off}
+    def read(self, fields: FieldsRead) -> dict[str, Any]:
+        return {self.key: self.on if fields.flag(self.name, *self.aliases) else self.off}
 
 
 @dataclass(frozen=True)
@@ -187,17 +187,17 @@ class TwoWays(Entry):
     def write(self, run: LaunchedRun) -> dict[str, Any]:
         return self.writer(run)
 
-    def read(self, found: FieldsRead) -> dict[str, Any]:
-        return self.reader(found)
+    def read(self, fields: FieldsRead) -> dict[str, Any]:
+        return self.reader(fields)
 
 
 def constant(**fields: Any) -> Entry:
     """Fields that a file needs whatever the run; a dot in a name is written as two underscores."""
     written = {name.replace("__", "."): value for name, value in fields.items()}
 
-    def reader(found: FieldsRead) -> dict[str, Any]:
+    def reader(fields: FieldsRead) -> dict[str, Any]:
         for name in written:
-            found.take(name)
+            fields.take(name)
         return {}
 
     return TwoWays(lambda _: dict(written), reader)
@@ -210,10 +210,10 @@ def written(table: tuple[Entry, ...], run: LaunchedRun) -> dict[str, Any]:
 
 def read(table: tuple[Entry, ...], fields: Fields) -> FieldsRead:
     """What fields say, line by line of the table: a line may look at what those above it have read."""
-    found = FieldsRead(fields)
+    fields_read = FieldsRead(fields)
     for entry in table:
-        found.keys.update(entry.read(found))
-    return found
+        fields_read.keys.update(entry.read(fields_read))
+    return fields_read
 
 
 def flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

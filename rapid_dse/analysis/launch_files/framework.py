@@ -66,12 +66,14 @@ class LaunchFramework:
             ValueError: where it is none of this form.
         """
         fields = self.form.fields(text)
-        found = read(self.table, fields)
-        left = [name for name in fields if name not in found.used and not name.startswith("env:")]
-        unread = tuple(f"{name}={_short(fields[name])}" if fields[name] is not True else name for name in left if not self._is_idle(name))
-        keys = {name: value for name, value in found.keys.items() if value is not None or name in _NULLS}
-        notes, idle = tuple(found.notes), len(left) - len(unread)
-        return LaunchReading(self.name, keys, tuple(marked(text)), unread, idle, notes, len(found.used), self.kind)
+        read_keys = read(self.table, fields)
+        unread_names = [name for name in fields if name not in read_keys.used and not name.startswith("env:")]
+        unread = tuple(
+            f"{name}={_short(fields[name])}" if fields[name] is not True else name for name in unread_names if not self._is_idle(name)
+        )
+        keys = {name: value for name, value in read_keys.keys.items() if value is not None or name in _NULLS}
+        notes, idle = tuple(read_keys.notes), len(unread_names) - len(unread)
+        return LaunchReading(self.name, keys, tuple(marked(text)), unread, idle, notes, len(read_keys.used), self.kind)
 
     def _is_idle(self, name: str) -> bool:
         bare = re.sub(r"^(--?|sbatch:)", "", name)

@@ -17,7 +17,7 @@ from rapid_dse.analysis.launch_files.vllm import VLLM
 from rapid_dse.common.bounded_files import require_file
 
 _ALL = (MEGATRON_LM, NEMO, TORCHTITAN, DEEPSPEED, NANOTRON, LLM_FOUNDRY, VLLM, SGLANG, TENSORRT_LLM)
-FRAMEWORKS: dict[str, LaunchFramework] = {each.name: each for each in _ALL}
+FRAMEWORKS: dict[str, LaunchFramework] = {framework.name: framework for framework in _ALL}
 
 
 def framework(name: str, option: str) -> LaunchFramework:
@@ -33,7 +33,7 @@ def framework(name: str, option: str) -> LaunchFramework:
 
 def of_profile(software: str) -> LaunchFramework | None:
     """The framework that an option of ``software`` is launched with."""
-    return next((each for each in FRAMEWORKS.values() if software in each.profiles), None)
+    return next((framework for framework in FRAMEWORKS.values() if software in framework.profiles), None)
 
 
 def read_file(path: Path, name: str | None = None) -> LaunchReading:
@@ -47,23 +47,22 @@ def read_file(path: Path, name: str | None = None) -> LaunchReading:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError:
         raise ValueError(f"{path}: is no text; allowed: a launch script, YAML, TOML or JSON") from None
-    found, wrong = [], []
-    for each in [framework(name, "--framework")] if name else _candidates(path):
+    readable, wrong = [], []
+    for candidate in [framework(name, "--framework")] if name else _candidates(path):
         try:
-            found.append(each.read(text))
+            readable.append(candidate.read(text))
         except ValueError as error:
             wrong.append(str(error))
-    if not found:
+    if not readable:
         raise ValueError(f"{path}: {wrong[0] if wrong else 'no framework has such files'}; allowed: a script, YAML, TOML or JSON")
-    best = max(found, key=lambda reading: reading.used)
+    best = max(readable, key=lambda reading: reading.used)
     if not best.used:
-        raise ValueError(
-            f"{path}: has no field of {', '.join(each.title for each in _candidates(path))}; allowed: a launch file of one of them"
-        )
+        titles = ", ".join(framework.title for framework in _candidates(path))
+        raise ValueError(f"{path}: has no field of {titles}; allowed: a launch file of one of them")
     return best
 
 
 def _candidates(path: Path) -> list[LaunchFramework]:
     suffix = path.suffix.lower()
-    named = [each for each in FRAMEWORKS.values() if suffix in each.form.suffixes]
+    named = [framework for framework in FRAMEWORKS.values() if suffix in framework.form.suffixes]
     return named or list(FRAMEWORKS.values())

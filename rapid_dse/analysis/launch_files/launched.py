@@ -62,11 +62,11 @@ class Composer:
         Raises:
             ValueError: where an option, a key or a value is wrong.
         """
-        found = self._base(options)
-        scenario, broken = scenario_of(with_values(found.tree, values))
+        all_options = self._base(options)
+        scenario, broken = scenario_of(with_values(all_options.tree, values))
         layouts = explicit({name: np.array([code]) for name, code in base_codes(scenario).items()}, scenario)
         rule, reasons = broken_rules(layouts, scenario) if broken is None else (np.zeros(1, np.int64), [broken])
-        return Portion(scenario, {group: found.choices[group] for group in SHOWN}, {}, layouts, rule, tuple(reasons))
+        return Portion(scenario, {group: all_options.choices[group] for group in SHOWN}, {}, layouts, rule, tuple(reasons))
 
     def options_alone(self, choices: Mapping[str, str]) -> Scenario:
         """The scenario of options without any value beside them."""
@@ -90,31 +90,31 @@ def launched(reading: LaunchReading, overrides: Sequence[str] = (), composer: Co
     Raises:
         ValueError: where the model or the number of GPUs is nowhere, a value is wrong, or the layout breaks a rule.
     """
-    beside, asked = read(reading.marked), read(overrides)
-    for key in beside.values.keys() & GUARDED.keys():
-        raise ValueError(refused(key, beside.values[key]))
-    for given in (beside, asked):
+    marked, asked = read(reading.marked), read(overrides)
+    for key in marked.values.keys() & GUARDED.keys():
+        raise ValueError(refused(key, marked.values[key]))
+    for given in (marked, asked):
         if given.swept:
             raise ValueError(f"{next(iter(given.swept))}: several values are a sweep; allowed: one value")
     keys = dict(reading.keys)
-    options = _options(reading, keys, beside, asked)
+    options = _options(reading, keys, marked, asked)
     if "model" in asked.options:
         keys = {key: value for key, value in keys.items() if not key.startswith("model.")}
-    values = {**keys, **beside.values, **asked.values}
+    values = {**keys, **marked.values, **asked.values}
     portion = _settled(options, values, composer or Composer())
-    given_keys = {*options, *values, *beside.options, *asked.options}
+    given_keys = {*options, *values, *marked.options, *asked.options}
     given_keys |= {"workload.global_batch_size"} if ACCUMULATION in values else set()
     assumed = [f"{key}={_value_of(portion, key)}" for key in (*MACHINE, *ASSUMED[reading.kind]) if key not in given_keys]
     return Launched(portion, tuple(assumed))
 
 
-def _options(reading: LaunchReading, keys: dict[str, Any], beside: Given, asked: Given) -> dict[str, str]:
+def _options(reading: LaunchReading, keys: dict[str, Any], marked: Given, asked: Given) -> dict[str, str]:
     """The option of each group; those that a file's fields tell are taken out of ``keys``."""
     kind = {} if reading.kind == "training" else {"workload": reading.kind}
     told = (
         kind | {"software": str(keys.pop("software", reading.framework))} | ({"model": str(keys.pop("model"))} if "model" in keys else {})
     )
-    options = {**told, **beside.options, **asked.options}
+    options = {**told, **marked.options, **asked.options}
     if "model" not in options:
         if "model.hidden_size" not in keys:
             raise ValueError("the model is not in this file; give one, as model=llama3_1_70b")
@@ -139,21 +139,25 @@ def _degrees(values: Mapping[str, Any]) -> list[int]:
 
 def _resolved(options: Mapping[str, str], values: Mapping[str, Any], composer: Composer) -> dict[str, Any]:
     """The values with keys in the place of what hangs on the number of GPUs or of layers."""
-    found = dict(values)
-    copies, rounds, cards = (found.pop(name, None) for name in (INSTANCES, ACCUMULATION, CARDS))
-    degrees = _degrees(found)
-    replicas = max(1, int(found["hw.num_gpus"]) // prod(degrees))
-    if rounds is not None and "workload.global_batch_size" not in found:
-        found["workload.global_batch_size"] = replicas * int(found.get("parallel.micro_batch_size", 1)) * rounds
+    settled = dict(values)
+    copies, rounds, cards = (settled.pop(name, None) for name in (INSTANCES, ACCUMULATION, CARDS))
+    degrees = _degrees(settled)
+    replicas = max(1, int(settled["hw.num_gpus"]) // prod(degrees))
+    if rounds is not None and "workload.global_batch_size" not in settled:
+        settled["workload.global_batch_size"] = replicas * int(settled.get("parallel.micro_batch_size", 1)) * rounds
     if copies is not None:
-        found["parallel.shard_group"] = max(1, replicas * degrees[1] // copies)
+        settled["parallel.shard_group"] = max(1, replicas * degrees[1] // copies)
     if cards is not None:
-        _share_cards(found, composer.trial(options, {key: value for key, value in found.items() if key.startswith("hw.")}).scenario, cards)
-    if CHUNKS in found or torchtitan.ENDS in found:
-        base = composer.trial(options, {key: value for key, value in found.items() if key.split(".")[0] in ("model", "software")}).scenario
-        torchtitan.settle_stages(found, base.model.num_hidden_layers)
-        _settle_chunks(found, base)
-    return {key: value for key, value in found.items() if key != "parallel.schedule" or value is not None}
+        _share_cards(
+            settled, composer.trial(options, {key: value for key, value in settled.items() if key.startswith("hw.")}).scenario, cards
+        )
+    if CHUNKS in settled or torchtitan.ENDS in settled:
+        base = composer.trial(
+            options, {key: value for key, value in settled.items() if key.split(".")[0] in ("model", "software")}
+        ).scenario
+        torchtitan.settle_stages(settled, base.model.num_hidden_layers)
+        _settle_chunks(settled, base)
+    return {key: value for key, value in settled.items() if key != "parallel.schedule" or value is not None}
 
 
 def _share_cards(values: dict[str, Any], base: Scenario, cards: int) -> None:
@@ -167,13 +171,13 @@ def _share_cards(values: dict[str, Any], base: Scenario, cards: int) -> None:
 def _settle_chunks(values: dict[str, Any], base: Scenario) -> None:
     """Puts ``parallel.stage_layers`` in the place of each chunk's layers, where they are not the framework's own split."""
     chunks, pp = values.pop(CHUNKS), int(values.get("parallel.pp") or 1)
-    held, schedule = max(1, len(chunks) // pp), schedule_of(values.get("parallel.schedule") or "none")
-    fixed = schedule.fixed_chunks == held > 1
-    values["parallel.vpp"] = 1 if fixed else held
+    chunks_a_stage, schedule = max(1, len(chunks) // pp), schedule_of(values.get("parallel.schedule") or "none")
+    fixed = schedule.fixed_chunks == chunks_a_stage > 1
+    values["parallel.vpp"] = 1 if fixed else chunks_a_stage
     stage_map = schedule.stage_map if fixed else LOOPED
-    each = np.array(chunks)[stage_map.places(pp, held)]
-    if replace(split_of(base), given=None).chunks(pp, held, stage_map) != each.tolist():
-        values["parallel.stage_layers"] = each.sum(axis=1).tolist()
+    layers_of_chunks = np.array(chunks)[stage_map.places(pp, chunks_a_stage)]
+    if replace(split_of(base), given=None).chunks(pp, chunks_a_stage, stage_map) != layers_of_chunks.tolist():
+        values["parallel.stage_layers"] = layers_of_chunks.sum(axis=1).tolist()
 
 
 def _legal(options: Mapping[str, str], values: Mapping[str, Any], composer: Composer) -> Portion:
@@ -205,8 +209,8 @@ def _own_split(portion: Portion) -> Portion:
 def _value_of(portion: Portion, key: str) -> Any:
     if key in portion.choices:
         return portion.choices[key]
-    found = settings(portion.layouts)
-    return found[key] if key in found else getattr(portion.scenario.workload, key.split(".")[1])
+    settled = settings(portion.layouts)
+    return settled[key] if key in settled else getattr(portion.scenario.workload, key.split(".")[1])
 
 
 def unsaid(wanted: Portion, reading: LaunchReading, chosen: Mapping[str, str], composer: Composer) -> list[str]:
@@ -230,8 +234,8 @@ def unsaid(wanted: Portion, reading: LaunchReading, chosen: Mapping[str, str], c
         if key not in said and not (key == "workload.global_batch_size" and ACCUMULATION in said):
             overrides.append(f"{key}={_value_of(wanted, key)}")
     for _ in range(3):  # a degree that is put in changes what follows from it
-        found = _try(replace(reading, marked=()), overrides, gpus, composer)
-        missing = [text for text in _differing(wanted, found) if text not in overrides]
+        trial = _try(replace(reading, marked=()), overrides, gpus, composer)
+        missing = [text for text in _differing(wanted, trial) if text not in overrides]
         if not missing:
             return overrides
         overrides += missing
@@ -240,24 +244,24 @@ def unsaid(wanted: Portion, reading: LaunchReading, chosen: Mapping[str, str], c
 
 def _try(reading: LaunchReading, overrides: Sequence[str], gpus: int, composer: Composer) -> Portion:
     """The trial so far; while degrees are missing it may break a rule, and is composed all the same."""
-    beside = read(overrides)
+    marked = read(overrides)
     keys = dict(reading.keys)
-    options = _options(reading, keys, beside, Given())
-    values = {"hw.num_gpus": gpus, **{key: value for key, value in keys.items() if key != "parallel.dp"}, **beside.values}
+    options = _options(reading, keys, marked, Given())
+    values = {"hw.num_gpus": gpus, **{key: value for key, value in keys.items() if key != "parallel.dp"}, **marked.values}
     return _own_split(composer.trial(options, _resolved(options, {"software.enforce": False, **values}, composer)))
 
 
-def _differing(wanted: Portion, found: Portion) -> Iterator[str]:
-    """Overrides that ``found`` lacks to be ``wanted``."""
-    mine, theirs = settings(wanted.layouts), settings(found.layouts)
+def _differing(wanted: Portion, got: Portion) -> Iterator[str]:
+    """Overrides that ``got`` lacks to be ``wanted``."""
+    mine, theirs = settings(wanted.layouts), settings(got.layouts)
     for key, value in mine.items():
         if value != theirs.get(key) and key not in ("hw.num_gpus", "parallel.dp", "parallel.schedule"):
             yield f"{key}={override_value(value)}"
-    schedules = [each.get("parallel.schedule") for each in (mine, theirs)]
+    schedules = [layouts.get("parallel.schedule") for layouts in (mine, theirs)]
     if schedules[0] != schedules[1] and mine["parallel.pp"] == theirs["parallel.pp"] > 1:
         yield f"parallel.schedule={mine['parallel.schedule']}"
     for section in _ALIKE:
-        leaves, others = (dict(_leaves(_dumped(each.scenario, section), f"{section}.")) for each in (wanted, found))
+        leaves, others = (dict(_leaves(_dumped(portion.scenario, section), f"{section}.")) for portion in (wanted, got))
         for key, value in leaves.items():
             if others.get(key) != value and key not in COLUMN_OF:
                 yield f"{key}={override_value(value)}"

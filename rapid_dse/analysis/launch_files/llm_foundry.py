@@ -24,21 +24,21 @@ def _write_sharding(run: LaunchedRun) -> dict[str, Any]:
     return said | {f"{_F}data_parallel_replicate_degree": run.replicas // run.shards}
 
 
-def _read_sharding(found: FieldsRead) -> dict[str, Any]:
-    word = str(found.take(f"{_F}sharding_strategy", default="FULL_SHARD"))
+def _read_sharding(fields: FieldsRead) -> dict[str, Any]:
+    word = str(fields.take(f"{_F}sharding_strategy", default="FULL_SHARD"))
     zero = next((stage for stage, words in STRATEGIES.items() if word in words), None)
     if zero is None:
-        found.notes.append(f"{_F}sharding_strategy={word}: taken as FULL_SHARD")
+        fields.notes.append(f"{_F}sharding_strategy={word}: taken as FULL_SHARD")
     shards, copies = (
-        found.number(f"{_F}data_parallel_shard_degree", default=-1),
-        found.number(f"{_F}data_parallel_replicate_degree", default=1),
+        fields.number(f"{_F}data_parallel_shard_degree", default=-1),
+        fields.number(f"{_F}data_parallel_replicate_degree", default=1),
     )
     said: dict[str, Any] = {"parallel.zero": 3 if zero is None else zero}
     if shards > 0:
         said["parallel.dp"] = shards * (copies or 1)
         said |= {"parallel.shard_group": shards} if (copies or 1) > 1 else {}
     elif "HYBRID" in word:
-        found.notes.append(f"{_F}sharding_strategy={word}: give parallel.shard_group=… (PyTorch takes a node's GPUs)")
+        fields.notes.append(f"{_F}sharding_strategy={word}: give parallel.shard_group=… (PyTorch takes a node's GPUs)")
     return said
 
 
@@ -51,16 +51,16 @@ def _write_batch(run: LaunchedRun) -> dict[str, Any]:
     }
 
 
-def _read_batch(found: FieldsRead) -> dict[str, Any]:
-    length, batch = found.number("max_seq_len", f"{_M}max_seq_len"), found.number("global_train_batch_size")
+def _read_batch(fields: FieldsRead) -> dict[str, Any]:
+    length, batch = fields.number("max_seq_len", f"{_M}max_seq_len"), fields.number("global_train_batch_size")
     said: dict[str, Any] = {"workload.seq_len": length} if length else {}
     if batch:
         said["workload.global_batch_size"] = batch
-    if found.fields.get("device_train_microbatch_size") == "auto":
-        found.take("device_train_microbatch_size")
-        found.notes.append("device_train_microbatch_size=auto: Composer takes the largest that fits; give parallel.micro_batch_size=…")
+    if fields.fields.get("device_train_microbatch_size") == "auto":
+        fields.take("device_train_microbatch_size")
+        fields.notes.append("device_train_microbatch_size=auto: Composer takes the largest that fits; give parallel.micro_batch_size=…")
         return said
-    micro = found.number("device_train_microbatch_size")
+    micro = fields.number("device_train_microbatch_size")
     return said | ({"parallel.micro_batch_size": micro} if micro else {})
 
 
@@ -78,22 +78,22 @@ def _write_attention(run: LaunchedRun) -> dict[str, Any]:
     return said | ({f"{_M}attn_config.sliding_window_size": window} if window else {})
 
 
-def _read_attention(found: FieldsRead) -> dict[str, Any]:
-    heads, kind = found.keys.get("model.num_attention_heads"), found.take(f"{_M}attn_config.attn_type", default="multihead_attention")
-    kv = found.number(f"{_M}attn_config.kv_n_heads", default=1 if kind == "multiquery_attention" else heads)
-    window = found.number(f"{_M}attn_config.sliding_window_size", default=-1)
-    rotary, alibi = found.flag(f"{_M}attn_config.rope"), found.flag(f"{_M}attn_config.alibi")
-    if found.take(f"{_M}learned_pos_emb") is False and not rotary and not alibi:
-        found.notes.append(f"{_M}learned_pos_emb=false: a model without positions is taken as one with rotary ones")
+def _read_attention(fields: FieldsRead) -> dict[str, Any]:
+    heads, kind = fields.keys.get("model.num_attention_heads"), fields.take(f"{_M}attn_config.attn_type", default="multihead_attention")
+    kv = fields.number(f"{_M}attn_config.kv_n_heads", default=1 if kind == "multiquery_attention" else heads)
+    window = fields.number(f"{_M}attn_config.sliding_window_size", default=-1)
+    rotary, alibi = fields.flag(f"{_M}attn_config.rope"), fields.flag(f"{_M}attn_config.alibi")
+    if fields.take(f"{_M}learned_pos_emb") is False and not rotary and not alibi:
+        fields.notes.append(f"{_M}learned_pos_emb=false: a model without positions is taken as one with rotary ones")
     if alibi:
-        found.notes.append(f"{_M}attn_config.alibi=true: taken as rotary positions")
-    learned = found.fields.get(f"{_M}learned_pos_emb", True) is not False and not rotary and not alibi
+        fields.notes.append(f"{_M}attn_config.alibi=true: taken as rotary positions")
+    learned = fields.fields.get(f"{_M}learned_pos_emb", True) is not False and not rotary and not alibi
     return {
         "model.num_key_value_heads": kv,
         "model.sliding_window": window if window > 0 else None,
-        "model.qk_norm": found.flag(f"{_M}attn_config.qk_ln", f"{_M}attn_config.qk_gn"),
+        "model.qk_norm": fields.flag(f"{_M}attn_config.qk_ln", f"{_M}attn_config.qk_gn"),
         "model.position_embedding": "learned" if learned else "rope",
-        "software.attention": "unfused" if found.take(f"{_M}attn_config.attn_impl", default="flash") == "torch" else "flash",
+        "software.attention": "unfused" if fields.take(f"{_M}attn_config.attn_impl", default="flash") == "torch" else "flash",
     }
 
 
@@ -110,18 +110,18 @@ def _write_mlp(run: LaunchedRun) -> dict[str, Any]:
     return said | {f"{_M}norm_type": norm, f"{_M}tie_word_embeddings": run["model.tie_word_embeddings"]}
 
 
-def _read_mlp(found: FieldsRead) -> dict[str, Any]:
-    hidden, ratio = found.keys.get("model.hidden_size", 0), float(found.take(f"{_M}expansion_ratio", default=4))
-    kind, act = found.take(f"{_M}ffn_config.ffn_type", default="mptmlp"), found.take(f"{_M}ffn_config.ffn_act_fn.name", default="gelu")
-    biased = not found.flag(f"{_M}no_bias")
+def _read_mlp(fields: FieldsRead) -> dict[str, Any]:
+    hidden, ratio = fields.keys.get("model.hidden_size", 0), float(fields.take(f"{_M}expansion_ratio", default=4))
+    kind, act = fields.take(f"{_M}ffn_config.ffn_type", default="mptmlp"), fields.take(f"{_M}ffn_config.ffn_act_fn.name", default="gelu")
+    biased = not fields.flag(f"{_M}no_bias")
     gated = next((mine for mine, theirs in _GATES.items() if theirs == act), "geglu") if kind == "mptglu" else "gelu"
     return {
-        "model.intermediate_size": found.number(f"{_M}ffn_config.ffn_hidden_size", default=int(ratio * hidden)),
+        "model.intermediate_size": fields.number(f"{_M}ffn_config.ffn_hidden_size", default=int(ratio * hidden)),
         "model.mlp_type": gated,
         "model.linear_bias": biased,
-        "model.attention_bias": found.take(f"{_M}attention_bias", default=biased),
-        "model.norm": "rmsnorm" if "rmsnorm" in str(found.take(f"{_M}norm_type", default="layernorm")) else "layernorm",
-        "model.tie_word_embeddings": found.take(f"{_M}tie_word_embeddings", default=True) is not False,
+        "model.attention_bias": fields.take(f"{_M}attention_bias", default=biased),
+        "model.norm": "rmsnorm" if "rmsnorm" in str(fields.take(f"{_M}norm_type", default="layernorm")) else "layernorm",
+        "model.tie_word_embeddings": fields.take(f"{_M}tie_word_embeddings", default=True) is not False,
     }
 
 
@@ -136,7 +136,7 @@ TABLE: tuple[Entry, ...] = (
             SameNumber("model.vocab_size", f"{_M}vocab_size", default=50368),
             TwoWays(
                 lambda run: {f"{_M}head_dim": run["model.head_dim"]} if run["model.head_dim"] else {},
-                lambda found: {"model.head_dim": found.number(f"{_M}head_dim")},
+                lambda fields: {"model.head_dim": fields.number(f"{_M}head_dim")},
             ),
             TwoWays(_write_attention, _read_attention),
             TwoWays(_write_mlp, _read_mlp),

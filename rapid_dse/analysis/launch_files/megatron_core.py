@@ -37,11 +37,11 @@ class Guarded(Entry):
     def write(self, run: LaunchedRun) -> dict[str, Any]:
         return {name: value for entry in self.entries for name, value in entry.write(run).items()}
 
-    def read(self, found: FieldsRead) -> dict[str, Any]:
-        if not any(name in found.fields for name in self.names):
+    def read(self, fields: FieldsRead) -> dict[str, Any]:
+        if not any(name in fields.fields for name in self.names):
             return {}
         for entry in self.entries:
-            found.keys.update(entry.read(found))
+            fields.keys.update(entry.read(fields))
         return {}
 
 
@@ -52,12 +52,12 @@ def degrees(spell: Spell) -> tuple[Entry, ...]:
         SameNumber("parallel.pp", spell("pipeline_model_parallel_size"), default=1),
         SameNumber("parallel.cp", spell("context_parallel_size"), default=1),
         SameNumber("parallel.ep", spell("expert_model_parallel_size"), default=1),
-        TwoWays(lambda run: _write_expert_grid(run, spell), lambda found: _read_expert_grid(found, spell)),
+        TwoWays(lambda run: _write_expert_grid(run, spell), lambda fields: _read_expert_grid(fields, spell)),
         SwitchFlag("parallel.sequence_parallel", spell("sequence_parallel")),
         SameNumber("workload.seq_len", spell("seq_length")),
         SameNumber("workload.global_batch_size", spell("global_batch_size")),
         SameNumber("parallel.micro_batch_size", spell("micro_batch_size"), default=1),
-        TwoWays(lambda run: _write_context(run, spell), lambda found: _read_context(found, spell)),
+        TwoWays(lambda run: _write_context(run, spell), lambda fields: _read_context(fields, spell)),
     )
 
 
@@ -65,25 +65,25 @@ def _write_context(run: LaunchedRun, spell: Spell) -> dict[str, Any]:
     return {spell("cp_comm_type"): _CONTEXT[run["parallel.cp_kind"]]} if run["parallel.cp"] > 1 else {}
 
 
-def _read_context(found: FieldsRead, spell: Spell) -> dict[str, Any]:
+def _read_context(fields: FieldsRead, spell: Spell) -> dict[str, Any]:
     """Ways of context parallelism; layers may each have their own, which are few words in a list."""
-    word = found.take(spell("cp_comm_type"))
+    word = fields.take(spell("cp_comm_type"))
     words = dict.fromkeys(word if isinstance(word, list) else str(word or "").split())
     kinds = [kind for kind, name in _CONTEXT.items() if list(words) == [name]]
     if words and not kinds:
-        found.notes.append(f"{spell('cp_comm_type')}={' '.join(words)}: taken as p2p")
-    return {"parallel.cp_kind": kinds[0] if kinds else "ring"} if found.keys.get("parallel.cp", 1) > 1 else {}
+        fields.notes.append(f"{spell('cp_comm_type')}={' '.join(words)}: taken as p2p")
+    return {"parallel.cp_kind": kinds[0] if kinds else "ring"} if fields.keys.get("parallel.cp", 1) > 1 else {}
 
 
 def _write_expert_grid(run: LaunchedRun, spell: Spell) -> dict[str, Any]:
     return {spell("expert_tensor_parallel_size"): int(run.layout.expert_tp[0])} if run["model.num_experts"] else {}
 
 
-def _read_expert_grid(found: FieldsRead, spell: Spell) -> dict[str, Any]:
-    if not found.keys.get("model.num_experts", 0):
-        found.take(spell("expert_tensor_parallel_size"))
+def _read_expert_grid(fields: FieldsRead, spell: Spell) -> dict[str, Any]:
+    if not fields.keys.get("model.num_experts", 0):
+        fields.take(spell("expert_tensor_parallel_size"))
         return {}
-    return {"parallel.etp": found.number(spell("expert_tensor_parallel_size"), default=found.keys.get("parallel.tp", 1))}
+    return {"parallel.etp": fields.number(spell("expert_tensor_parallel_size"), default=fields.keys.get("parallel.tp", 1))}
 
 
 def sharding(spell: Spell, strategy_default: str) -> tuple[Entry, ...]:
@@ -102,20 +102,20 @@ def sharding(spell: Spell, strategy_default: str) -> tuple[Entry, ...]:
         said[spell("overlap_param_gather")] = reduces and zero > 0 and _gathers(run)
         return said
 
-    def read(found: FieldsRead) -> dict[str, Any]:
+    def read(fields: FieldsRead) -> dict[str, Any]:
         strategies = {"no_shard": 0, "optim": 1} | {word: stage for stage, word in _STRATEGIES.items()}
-        zero = int(found.flag(spell("use_distributed_optimizer")))
-        strategy = found.take(spell("data_parallel_sharding_strategy"), default=strategy_default)
-        if found.flag(spell("use_megatron_fsdp"), spell("use_custom_fsdp")):
+        zero = int(fields.flag(spell("use_distributed_optimizer")))
+        strategy = fields.take(spell("data_parallel_sharding_strategy"), default=strategy_default)
+        if fields.flag(spell("use_megatron_fsdp"), spell("use_custom_fsdp")):
             zero = strategies.get(strategy, 3)
-        reshards = not found.flag(spell("torch_fsdp2_no_reshard_after_forward"))
-        if found.flag(spell("use_torch_fsdp2")):
+        reshards = not fields.flag(spell("torch_fsdp2_no_reshard_after_forward"))
+        if fields.flag(spell("use_torch_fsdp2")):
             zero = 3 if reshards else 2
         said: dict[str, Any] = {"parallel.zero": zero}
-        instances = found.number(spell("num_distributed_optimizer_instances"), default=1)
+        instances = fields.number(spell("num_distributed_optimizer_instances"), default=1)
         if instances > 1:
             said[INSTANCES] = instances
-        reduces, gathers = found.flag(spell("overlap_grad_reduce")), found.flag(spell("overlap_param_gather"))
+        reduces, gathers = fields.flag(spell("overlap_grad_reduce")), fields.flag(spell("overlap_param_gather"))
         if not reduces and zero < 2:
             said["software.dp_overlap" if zero else "software.all_reduce_overlap"] = 0.0
         elif zero == 0:
@@ -139,16 +139,16 @@ def model(spell: Spell) -> tuple[Entry, ...]:
         SameNumber("model.num_attention_heads", spell("num_attention_heads")),
         TwoWays(
             lambda run: {spell("kv_channels"): run["model.head_dim"]} if run["model.head_dim"] else {},
-            lambda found: {"model.head_dim": found.number(spell("kv_channels"))},
+            lambda fields: {"model.head_dim": fields.number(spell("kv_channels"))},
         ),
         SameNumber("model.vocab_size", spell("vocab_size")),
         NamedChoice("model.norm", spell("normalization"), {"layernorm": "LayerNorm", "rmsnorm": "RMSNorm"}, default="layernorm"),
         SwitchFlag("model.qk_norm", spell("qk_layernorm")),
         TwoWays(
             lambda run: _write_predictions(run, spell),
-            lambda found: {"model.num_nextn_predict_layers": found.number(spell("mtp_num_layers"), default=0)},
+            lambda fields: {"model.num_nextn_predict_layers": fields.number(spell("mtp_num_layers"), default=0)},
         ),
-        TwoWays(lambda run: _write_experts(run, spell), lambda found: _read_experts(found, spell)),
+        TwoWays(lambda run: _write_experts(run, spell), lambda fields: _read_experts(fields, spell)),
     )
 
 
@@ -175,17 +175,17 @@ def _write_experts(run: LaunchedRun, spell: Spell) -> dict[str, Any]:
     return said
 
 
-def _read_experts(found: FieldsRead, spell: Spell) -> dict[str, Any]:
-    experts = found.number(spell("num_experts"), default=0)
+def _read_experts(fields: FieldsRead, spell: Spell) -> dict[str, Any]:
+    experts = fields.number(spell("num_experts"), default=0)
     if not experts:
         return {"model.num_experts": 0}
-    found.take(spell("moe_grouped_gemm")), found.take(spell("moe_token_dispatcher_type"))
-    wide = found.number(spell("moe_ffn_hidden_size"), default=found.keys.get("model.intermediate_size"))
-    shared = found.number(spell("moe_shared_expert_intermediate_size"), default=0)
-    pattern = re.fullmatch(r"\(?\[0\]\*(\d+)\s*\+\s*\[1\]\*(\d+)\)?", str(found.take(spell("moe_layer_freq"), default="")))
+    fields.take(spell("moe_grouped_gemm")), fields.take(spell("moe_token_dispatcher_type"))
+    wide = fields.number(spell("moe_ffn_hidden_size"), default=fields.keys.get("model.intermediate_size"))
+    shared = fields.number(spell("moe_shared_expert_intermediate_size"), default=0)
+    pattern = re.fullmatch(r"\(?\[0\]\*(\d+)\s*\+\s*\[1\]\*(\d+)\)?", str(fields.take(spell("moe_layer_freq"), default="")))
     return {
         "model.num_experts": experts,
-        "model.num_experts_per_tok": found.number(spell("moe_router_topk"), default=2),
+        "model.num_experts_per_tok": fields.number(spell("moe_router_topk"), default=2),
         "model.moe_intermediate_size": wide,
         "model.n_shared_experts": shared // wide if wide else 0,
         "model.first_k_dense_replace": int(pattern[1]) if pattern else 0,
@@ -207,10 +207,10 @@ def latent_attention(spell: Spell) -> Entry:
             return {}
         return {spell("multi_latent_attention"): True} | {spell(name): run[key] for key, name in names.items() if run[key]}
 
-    def read(found: FieldsRead) -> dict[str, Any]:
-        if not found.flag(spell("multi_latent_attention")):
+    def read(fields: FieldsRead) -> dict[str, Any]:
+        if not fields.flag(spell("multi_latent_attention")):
             return {}
-        return {key: found.number(spell(name)) for key, name in names.items()}
+        return {key: fields.number(spell(name)) for key, name in names.items()}
 
     return TwoWays(write, read)
 
@@ -233,36 +233,36 @@ def stages(spell: Spell, virtual: str) -> Entry:
             return said | dict.fromkeys(ends, True)
         return {layout: layout_text(chunks, run.count("model.num_nextn_predict_layers"))}
 
-    def read(found: FieldsRead) -> dict[str, Any]:
-        pp, layers = found.keys.get("parallel.pp", 1), found.keys.get("model.num_hidden_layers")
-        text = found.take(layout)
-        said: dict[str, Any] = {"parallel.vpp": found.number(virtual, spell("virtual_pipeline_model_parallel_size"), default=1) or 1}
-        counted = [found.flag(name) for name in ends]
-        each = found.number(spell("num_layers_per_virtual_pipeline_stage"))
-        if each and layers:
-            said["parallel.vpp"] = max(1, (layers + sum(counted)) // (each * pp))
+    def read(fields: FieldsRead) -> dict[str, Any]:
+        pp, layers = fields.keys.get("parallel.pp", 1), fields.keys.get("model.num_hidden_layers")
+        text = fields.take(layout)
+        said: dict[str, Any] = {"parallel.vpp": fields.number(virtual, spell("virtual_pipeline_model_parallel_size"), default=1) or 1}
+        counted = [fields.flag(name) for name in ends]
+        layers_a_chunk = fields.number(spell("num_layers_per_virtual_pipeline_stage"))
+        if layers_a_chunk and layers:
+            said["parallel.vpp"] = max(1, (layers + sum(counted)) // (layers_a_chunk * pp))
         if text:
             return {CHUNKS: layout_counts(str(text))}
         if pp > 1 and layers and sum(counted) == 1 and (layers + 1) % (pp * said["parallel.vpp"]) == 0:
             chunks = [(layers + 1) // (pp * said["parallel.vpp"])] * (pp * said["parallel.vpp"])
             chunks[0 if counted[0] else -1] -= 1
             return {CHUNKS: chunks}
-        return said | _ends_of(found, spell, pp, layers)
+        return said | _ends_of(fields, spell, pp, layers)
 
     return TwoWays(write, read)
 
 
-def _ends_of(found: FieldsRead, spell: Spell, pp: int, layers: int | None) -> dict[str, Any]:
+def _ends_of(fields: FieldsRead, spell: Spell, pp: int, layers: int | None) -> dict[str, Any]:
     """Layers of the first and the last stage where they are given, the others alike."""
-    first = found.number(spell("decoder_first_pipeline_num_layers"), spell("num_layers_in_first_pipeline_stage"))
-    last = found.number(spell("decoder_last_pipeline_num_layers"), spell("num_layers_in_last_pipeline_stage"))
+    first = fields.number(spell("decoder_first_pipeline_num_layers"), spell("num_layers_in_first_pipeline_stage"))
+    last = fields.number(spell("decoder_last_pipeline_num_layers"), spell("num_layers_in_last_pipeline_stage"))
     given = [count for count in (first, last) if count]
     if not given or not layers or pp < 2:
         return {}
     others = pp - len(given)
     inner, rest = divmod(layers - sum(given), others) if others else (0, layers - sum(given))
     if rest:
-        found.notes.append(f"{layers} layers do not come out with {given} in the first or last stage; taken as the framework's own split")
+        fields.notes.append(f"{layers} layers do not come out with {given} in the first or last stage; taken as the framework's own split")
         return {}
     return {"parallel.stage_layers": [*([first] if first else []), *[inner] * others, *([last] if last else [])]}
 
@@ -281,9 +281,9 @@ def layout_counts(text: str) -> list[int]:
     return [part.count("t") for part in flat.split("|")]
 
 
-def finished(found: FieldsRead) -> dict[str, Any]:
+def finished(fields: FieldsRead) -> dict[str, Any]:
     """What follows from several keys once all are read: shard groups where the number of GPUs is known, sequence parallelism at tp 1."""
-    keys = found.keys
+    keys = fields.keys
     said: dict[str, Any] = {} if "workload.global_batch_size" in keys else {ACCUMULATION: 1}
     if keys.get("parallel.tp") == 1:
         said["parallel.sequence_parallel"] = False

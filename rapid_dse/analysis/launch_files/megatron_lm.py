@@ -23,12 +23,12 @@ def spell(name: str) -> str:
 
 def _write_gpus(run: LaunchedRun) -> dict[str, Any]:
     gpus = run.count("hw.num_gpus")
-    each = math.gcd(gpus, run.scenario.hw.gpus_per_node)
-    return {NODES: gpus // each, PER_NODE: each}
+    gpus_a_node = math.gcd(gpus, run.scenario.hw.gpus_per_node)
+    return {NODES: gpus // gpus_a_node, PER_NODE: gpus_a_node}
 
 
-def _read_gpus(found: FieldsRead) -> dict[str, Any]:
-    nodes = found.number(NODES, "--num-nodes", "sbatch:nodes", "sbatch:N", "env:NNODES", "env:NUM_NODES", "env:SLURM_NNODES", "-N")
+def _read_gpus(fields: FieldsRead) -> dict[str, Any]:
+    nodes = fields.number(NODES, "--num-nodes", "sbatch:nodes", "sbatch:N", "env:NNODES", "env:NUM_NODES", "env:SLURM_NNODES", "-N")
     per_node = (
         "env:GPUS_PER_NODE",
         "env:NPROC_PER_NODE",
@@ -37,13 +37,13 @@ def _read_gpus(found: FieldsRead) -> dict[str, Any]:
         "--num-gpus",
         "--ntasks-per-node",
     )
-    each = found.number(PER_NODE, *per_node)
-    whole = found.number("env:WORLD_SIZE", "env:NUM_GPUS", "--num-processes")
+    gpus_a_node = fields.number(PER_NODE, *per_node)
+    whole = fields.number("env:WORLD_SIZE", "env:NUM_GPUS", "--num-processes")
     for name in ("sbatch:gres", "--node-rank", "--master-addr", "--master-port", "--rdzv-id", "--rdzv-backend", "--rdzv-endpoint"):
-        found.take(name)
-    if nodes and each:
-        return {"hw.num_gpus": nodes * each}
-    return {"hw.num_gpus": whole or each} if whole or each else {}
+        fields.take(name)
+    if nodes and gpus_a_node:
+        return {"hw.num_gpus": nodes * gpus_a_node}
+    return {"hw.num_gpus": whole or gpus_a_node} if whole or gpus_a_node else {}
 
 
 def _write_precision(run: LaunchedRun) -> dict[str, Any]:
@@ -54,10 +54,10 @@ def _write_precision(run: LaunchedRun) -> dict[str, Any]:
     return {f"--{precision}": True} if precision in ("bf16", "fp16") else {}
 
 
-def _read_precision(found: FieldsRead) -> dict[str, Any]:
-    bf16, fp16 = found.flag("--bf16"), found.flag("--fp16")
-    fp8 = found.take("--fp8-format", "--fp8")
-    recipe = found.take("--fp8-recipe", default="delayed")
+def _read_precision(fields: FieldsRead) -> dict[str, Any]:
+    bf16, fp16 = fields.flag("--bf16"), fields.flag("--fp16")
+    fp8 = fields.take("--fp8-format", "--fp8")
+    recipe = fields.take("--fp8-recipe", default="delayed")
     if fp8:
         known = {"software.fp8_recipe": recipe} if recipe in RECIPES else {}
         return {"workload.precision": "fp8"} | known
@@ -69,11 +69,11 @@ def _write_mlp(run: LaunchedRun) -> dict[str, Any]:
     return {"--ffn-hidden-size": run["model.intermediate_size"]} | kinds.get(run["model.mlp_type"], {})
 
 
-def _read_mlp(found: FieldsRead) -> dict[str, Any]:
-    gated, squared = found.flag("--swiglu"), found.flag("--squared-relu")
-    hidden = found.keys.get("model.hidden_size", 0)
+def _read_mlp(fields: FieldsRead) -> dict[str, Any]:
+    gated, squared = fields.flag("--swiglu"), fields.flag("--squared-relu")
+    hidden = fields.keys.get("model.hidden_size", 0)
     usual = int(4 * hidden * 2 / 3 / 64) * 64 if gated else 4 * hidden  # arguments.py, validate_args
-    wide = found.number("--ffn-hidden-size", default=usual)
+    wide = fields.number("--ffn-hidden-size", default=usual)
     return {"model.intermediate_size": wide, "model.mlp_type": "swiglu" if gated else "relu2" if squared else "gelu"}
 
 
@@ -82,9 +82,9 @@ def _write_heads(run: LaunchedRun) -> dict[str, Any]:
     return {} if groups == run["model.num_attention_heads"] else {"--group-query-attention": True, "--num-query-groups": groups}
 
 
-def _read_heads(found: FieldsRead) -> dict[str, Any]:
-    groups, grouped = found.number("--num-query-groups"), found.flag("--group-query-attention")
-    return {"model.num_key_value_heads": groups if grouped and groups else found.keys.get("model.num_attention_heads")}
+def _read_heads(fields: FieldsRead) -> dict[str, Any]:
+    groups, grouped = fields.number("--num-query-groups"), fields.flag("--group-query-attention")
+    return {"model.num_key_value_heads": groups if grouped and groups else fields.keys.get("model.num_attention_heads")}
 
 
 def _write_rest(run: LaunchedRun) -> dict[str, Any]:
@@ -99,17 +99,17 @@ def _write_rest(run: LaunchedRun) -> dict[str, Any]:
     return said | ({"--window-size": f"{window - 1},0"} if window else {})
 
 
-def _read_rest(found: FieldsRead) -> dict[str, Any]:
-    position = found.take("--position-embedding-type", default="learned_absolute")
-    rotary = found.flag("--use-rotary-position-embeddings") or position == "rope"
-    found.take("--max-position-embeddings")
-    biased = not found.flag("--disable-bias-linear")
-    window = str(found.take("--window-size", default="")).strip("()").replace(" ", ",").split(",")[0]
+def _read_rest(fields: FieldsRead) -> dict[str, Any]:
+    position = fields.take("--position-embedding-type", default="learned_absolute")
+    rotary = fields.flag("--use-rotary-position-embeddings") or position == "rope"
+    fields.take("--max-position-embeddings")
+    biased = not fields.flag("--disable-bias-linear")
+    window = str(fields.take("--window-size", default="")).strip("()").replace(" ", ",").split(",")[0]
     return {
         "model.position_embedding": "rope" if rotary else "learned",
-        "model.tie_word_embeddings": not found.flag("--untie-embeddings-and-output-weights"),
+        "model.tie_word_embeddings": not fields.flag("--untie-embeddings-and-output-weights"),
         "model.linear_bias": biased,
-        "model.attention_bias": found.flag("--add-qkv-bias") or biased,
+        "model.attention_bias": fields.flag("--add-qkv-bias") or biased,
         "model.sliding_window": int(window) + 1 if window.isdigit() else None,
     }
 
@@ -123,39 +123,39 @@ def _write_kernels(run: LaunchedRun) -> dict[str, Any]:
     }
 
 
-def _read_kernels(found: FieldsRead) -> dict[str, Any]:
-    backend = found.take("--attention-backend", default="auto")
-    found.take("--use-flash-attn")
+def _read_kernels(fields: FieldsRead) -> dict[str, Any]:
+    backend = fields.take("--attention-backend", default="auto")
+    fields.take("--use-flash-attn")
     said: dict[str, Any] = {
-        "software.gradient_dtype": "bf16" if found.flag("--grad-reduce-in-bf16") else "fp32",
-        "software.loss": "fused" if found.flag("--cross-entropy-loss-fusion") else "in_place",
+        "software.gradient_dtype": "bf16" if fields.flag("--grad-reduce-in-bf16") else "fp32",
+        "software.loss": "fused" if fields.flag("--cross-entropy-loss-fusion") else "in_place",
         "software.attention": "unfused" if backend in ("unfused", "local") else "flash",
     }
-    overlap = found.flag("--tp-comm-overlap")
-    return said | ({"software.async_tp": overlap} if found.keys.get("parallel.tp", 1) > 1 else {})
+    overlap = fields.flag("--tp-comm-overlap")
+    return said | ({"software.async_tp": overlap} if fields.keys.get("parallel.tp", 1) > 1 else {})
 
 
-def _old_names(found: FieldsRead) -> dict[str, Any]:
+def _old_names(fields: FieldsRead) -> dict[str, Any]:
     """Megatron-DeepSpeed's own arguments."""
-    stage = found.number("--zero-stage")
-    deepspeed = found.flag("--deepspeed")
+    stage = fields.number("--zero-stage")
+    deepspeed = fields.flag("--deepspeed")
     said: dict[str, Any] = {"software": "megatron_deepspeed"} if deepspeed or stage is not None else {}
     return said | ({"parallel.zero": stage} if stage is not None else {})
 
 
-def _read_environment(found: FieldsRead) -> dict[str, Any]:
+def _read_environment(fields: FieldsRead) -> dict[str, Any]:
     """What NCCL's variables say of the network."""
     said: dict[str, Any] = {}
-    cards = str(found.take("env:NCCL_IB_HCA", default="")).strip("=")
+    cards = str(fields.take("env:NCCL_IB_HCA", default="")).strip("=")
     listed = [name for name in cards.split(",") if re.search(r"\d", name.split(":")[0])]
     if listed and not cards.startswith("^"):
-        found.notes.append(f"NCCL_IB_HCA={_short(cards)}: {len(listed)} network cards a node, which its GPUs share")
+        fields.notes.append(f"NCCL_IB_HCA={_short(cards)}: {len(listed)} network cards a node, which its GPUs share")
         said[CARDS] = len(listed)
-    if str(found.take("env:NCCL_NVLS_ENABLE", default="1")) == "0":
+    if str(fields.take("env:NCCL_NVLS_ENABLE", default="1")) == "0":
         said["hw.network.dimensions.0.in_network_reduction"] = False
     for name, what in (("NCCL_P2P_DISABLE", "NVLink"), ("NCCL_IB_DISABLE", "InfiniBand and RoCE")):
-        if str(found.take(f"env:{name}", default="0")) not in ("0", ""):
-            found.notes.append(f"{name} is set: {what} is switched off, and is predicted as if it were not")
+        if str(fields.take(f"env:{name}", default="0")) not in ("0", ""):
+            fields.notes.append(f"{name} is set: {what} is switched off, and is predicted as if it were not")
     return said
 
 

@@ -13,7 +13,7 @@ MODULES = ("core_attn", "layernorm", "mla_up_proj", "mlp", "moe", "moe_act")  # 
 
 def recomputation(spell: Spell) -> Entry:
     """Modes of recomputation, and what each repeats; behind the lines of stages, whose chunks have their layers counted one by one."""
-    return TwoWays(lambda run: _write_recompute(run, spell), lambda found: _read_recompute(found, spell))
+    return TwoWays(lambda run: _write_recompute(run, spell), lambda fields: _read_recompute(fields, spell))
 
 
 def _write_recompute(run: LaunchedRun, spell: Spell) -> dict[str, Any]:
@@ -31,30 +31,30 @@ def _write_recompute(run: LaunchedRun, spell: Spell) -> dict[str, Any]:
 
 def _words(modules: str | None) -> list[str]:
     """A sum of modules by Megatron Core's names; none where some is not its."""
-    words = [next((word for word in MODULES if entries()[word] == entries()[each]), "") for each in named(modules)] if modules else []
+    words = [next((word for word in MODULES if entries()[word] == entries()[module]), "") for module in named(modules)] if modules else []
     return words if all(words) else []
 
 
-def _read_recompute(found: FieldsRead, spell: Spell) -> dict[str, Any]:
-    mode = found.take(spell("recompute_granularity"))
-    if found.flag(spell("recompute_activations")):
+def _read_recompute(fields: FieldsRead, spell: Spell) -> dict[str, Any]:
+    mode = fields.take(spell("recompute_granularity"))
+    if fields.flag(spell("recompute_activations")):
         mode = "selective"
-    if found.flag(spell("checkpoint_activations")):
+    if fields.flag(spell("checkpoint_activations")):
         mode = "full"
-    method, count = found.take(spell("recompute_method")), found.number(spell("recompute_num_layers"))
-    modules = found.take(spell("recompute_modules"))
+    method, count = fields.take(spell("recompute_method")), fields.number(spell("recompute_num_layers"))
+    modules = fields.take(spell("recompute_modules"))
     if mode not in (None, "full", "selective"):
-        found.notes.append(f"{spell('recompute_granularity')}={mode}: has no counterpart here")
+        fields.notes.append(f"{spell('recompute_granularity')}={mode}: has no counterpart here")
         return {}
     said: dict[str, Any] = {"parallel.recompute": mode or "none"}
     if mode == "full" and method == "block" and count:
-        chunks = len(found.keys.get(CHUNKS, ())) // max(1, found.keys.get("parallel.pp", 1))
-        said["parallel.recompute_layers"] = count * max(chunks, found.keys.get("parallel.vpp", 1))
+        chunks = len(fields.keys.get(CHUNKS, ())) // max(1, fields.keys.get("parallel.pp", 1))
+        said["parallel.recompute_layers"] = count * max(chunks, fields.keys.get("parallel.vpp", 1))
     if mode == "selective" and modules:
         words = modules if isinstance(modules, list) else str(modules).split()
         known = [word for word in words if word in MODULES]
         if len(known) < len(words):
-            found.notes.append(f"{spell('recompute_modules')}={' '.join(words)}: taken as {' '.join(known) or 'core_attn'}")
+            fields.notes.append(f"{spell('recompute_modules')}={' '.join(words)}: taken as {' '.join(known) or 'core_attn'}")
         said["parallel.recompute_modules"] = "+".join(sorted(known)) if known and known != ["core_attn"] else None
     return said
 
@@ -71,7 +71,7 @@ def offloading(spell: Spell, whole: bool) -> Entry:
         said = {spell("optimizer_cpu_offload"): True, spell("optimizer_offload_fraction"): share} if share > 0 else {}
         activations, weights = run["parallel.offload_activations"], run["parallel.offload_weights"]
         count = round(max(activations, weights) * layers)
-        if not count or any(each not in (0, count / layers) for each in (activations, weights)) or (weights and not whole):
+        if not count or any(stored_share not in (0, count / layers) for stored_share in (activations, weights)) or (weights and not whole):
             return said
         said[spell("cpu_offloading_num_layers")] = count
         if whole:
@@ -80,20 +80,20 @@ def offloading(spell: Spell, whole: bool) -> Entry:
             said |= {spell("cpu_offloading_activations"): False} if not activations else {}
         return said
 
-    def read(found: FieldsRead) -> dict[str, Any]:
+    def read(fields: FieldsRead) -> dict[str, Any]:
         said: dict[str, Any] = {}
-        fraction = found.take(spell("optimizer_offload_fraction"), default=1.0)
-        if found.flag(spell("optimizer_cpu_offload")):
+        fraction = fields.take(spell("optimizer_offload_fraction"), default=1.0)
+        if fields.flag(spell("optimizer_cpu_offload")):
             said["parallel.offload_optimizer"] = float(fraction)
-        count, layers = found.number(spell("cpu_offloading_num_layers"), default=0), found.keys.get("model.num_hidden_layers")
+        count, layers = fields.number(spell("cpu_offloading_num_layers"), default=0), fields.keys.get("model.num_hidden_layers")
         switched, weights, activations = True, False, True
         if whole:
-            switched, weights = found.flag(spell("cpu_offloading")), found.flag(spell("cpu_offloading_weights"))
-            activations = str(found.take(spell("cpu_offloading_activations"), default=True)).lower() != "false"
+            switched, weights = fields.flag(spell("cpu_offloading")), fields.flag(spell("cpu_offloading_weights"))
+            activations = str(fields.take(spell("cpu_offloading_activations"), default=True)).lower() != "false"
         if not count or not switched:
             return said
         if not layers:
-            found.notes.append(f"{spell('cpu_offloading_num_layers')}={count}: is a share of the model's layers; give parallel.offload_*")
+            fields.notes.append(f"{spell('cpu_offloading_num_layers')}={count}: is a share of the model's layers; give parallel.offload_*")
             return said
         share = min(1.0, count / layers)
         said |= {"parallel.offload_activations": share} if activations else {}

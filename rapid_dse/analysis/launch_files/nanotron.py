@@ -16,30 +16,30 @@ def _write_mode(run: LaunchedRun) -> dict[str, Any]:
     return {"parallelism.tp_mode": "REDUCE_SCATTER" if run["parallel.sequence_parallel"] else "ALL_REDUCE"}
 
 
-def _read_mode(found: FieldsRead) -> dict[str, Any]:
-    mode = str(found.take("parallelism.tp_mode", default="ALL_REDUCE")).upper()
-    return {"parallel.sequence_parallel": mode == "REDUCE_SCATTER" and found.keys.get("parallel.tp", 1) > 1}
+def _read_mode(fields: FieldsRead) -> dict[str, Any]:
+    mode = str(fields.take("parallelism.tp_mode", default="ALL_REDUCE")).upper()
+    return {"parallel.sequence_parallel": mode == "REDUCE_SCATTER" and fields.keys.get("parallel.tp", 1) > 1}
 
 
-def _read_schedule(found: FieldsRead) -> dict[str, Any]:
-    engine = str(found.take("parallelism.pp_engine", default="afab")).lower()
-    return {"parallel.schedule": None if found.keys.get("parallel.pp", 1) == 1 else "1f1b" if engine == "1f1b" else "gpipe"}
+def _read_schedule(fields: FieldsRead) -> dict[str, Any]:
+    engine = str(fields.take("parallelism.pp_engine", default="afab")).lower()
+    return {"parallel.schedule": None if fields.keys.get("parallel.pp", 1) == 1 else "1f1b" if engine == "1f1b" else "gpipe"}
 
 
-def _read_batch(found: FieldsRead) -> dict[str, Any]:
-    return {ACCUMULATION: found.number("tokens.batch_accumulation_per_replica", default=1)}
+def _read_batch(fields: FieldsRead) -> dict[str, Any]:
+    return {ACCUMULATION: fields.number("tokens.batch_accumulation_per_replica", default=1)}
 
 
 def _write_async(run: LaunchedRun) -> dict[str, Any]:
     return {"parallelism.tp_linear_async_communication": bool(run["software.async_tp"])}
 
 
-def _read_async(found: FieldsRead) -> dict[str, Any]:
-    overlaps = found.flag("parallelism.tp_linear_async_communication")
+def _read_async(fields: FieldsRead) -> dict[str, Any]:
+    overlaps = fields.flag("parallelism.tp_linear_async_communication")
     # its asynchronous linear layers exchange by gathers and reduce-scatters alone
     return (
-        {"software.async_tp": overlaps and bool(found.keys.get("parallel.sequence_parallel"))}
-        if found.keys.get("parallel.tp", 1) > 1
+        {"software.async_tp": overlaps and bool(fields.keys.get("parallel.sequence_parallel"))}
+        if fields.keys.get("parallel.tp", 1) > 1
         else {}
     )
 
@@ -48,12 +48,12 @@ def _write_kind(run: LaunchedRun) -> dict[str, Any]:
     return {f"{_M}hidden_act": "silu", f"{_M}is_llama_config": True, f"{_M}max_position_embeddings": run["workload.seq_len"]}
 
 
-def _read_kind(found: FieldsRead) -> dict[str, Any]:
+def _read_kind(fields: FieldsRead) -> dict[str, Any]:
     for name in ("hidden_act", "is_llama_config", "max_position_embeddings"):
-        found.take(f"{_M}{name}")
-    tied = found.flag(f"{_M}tie_word_embeddings")
-    heads = found.keys.get("model.num_attention_heads")
-    return {"model.tie_word_embeddings": tied, "model.num_key_value_heads": found.number(f"{_M}num_key_value_heads", default=heads)}
+        fields.take(f"{_M}{name}")
+    tied = fields.flag(f"{_M}tie_word_embeddings")
+    heads = fields.keys.get("model.num_attention_heads")
+    return {"model.tie_word_embeddings": tied, "model.num_key_value_heads": fields.number(f"{_M}num_key_value_heads", default=heads)}
 
 
 def _write_kind_and_heads(run: LaunchedRun) -> dict[str, Any]:

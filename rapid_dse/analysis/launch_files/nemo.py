@@ -45,9 +45,9 @@ def _write_precision(run: LaunchedRun) -> dict[str, Any]:
     return {"mixed_precision": word} if word else {}
 
 
-def _read_precision(found: FieldsRead) -> dict[str, Any]:
-    word = found.take("mixed_precision", "trainer.precision", "trainer.plugins.precision", default=None)
-    fp8 = found.flag("model.fp8", "model.fp8_hybrid")
+def _read_precision(fields: FieldsRead) -> dict[str, Any]:
+    word = fields.take("mixed_precision", "trainer.precision", "trainer.plugins.precision", default=None)
+    fp8 = fields.flag("model.fp8", "model.fp8_hybrid")
     for (precision, recipe), name in _PRECISIONS.items():
         if word == name:
             return {"workload.precision": precision} | ({"software.fp8_recipe": recipe} if recipe else {})
@@ -57,7 +57,7 @@ def _read_precision(found: FieldsRead) -> dict[str, Any]:
     if word is None:
         return {"workload.precision": "fp32"}
     if str(word) not in words:
-        found.notes.append(f"mixed_precision={word}: taken as bf16")
+        fields.notes.append(f"mixed_precision={word}: taken as bf16")
     return {"workload.precision": words.get(str(word), "bf16")}
 
 
@@ -80,23 +80,23 @@ def _write_rest(run: LaunchedRun) -> dict[str, Any]:
     return said | ({"model.window_size": [window - 1, 0]} if window else {})
 
 
-def _read_rest(found: FieldsRead) -> dict[str, Any]:
-    heads, hidden = found.keys.get("model.num_attention_heads"), found.keys.get("model.hidden_size", 0)
-    gated, biased = found.flag("model.gated_linear_unit"), found.flag("model.add_bias_linear")
-    function = str(found.take("model.activation_func._target_", "model.activation_func", "model.activation", default=""))
-    found.take("model.activation_func._call_")
-    window = found.take("model.window_size")
+def _read_rest(fields: FieldsRead) -> dict[str, Any]:
+    heads, hidden = fields.keys.get("model.num_attention_heads"), fields.keys.get("model.hidden_size", 0)
+    gated, biased = fields.flag("model.gated_linear_unit"), fields.flag("model.add_bias_linear")
+    function = str(fields.take("model.activation_func._target_", "model.activation_func", "model.activation", default=""))
+    fields.take("model.activation_func._call_")
+    window = fields.take("model.window_size")
     kind = "geglu" if gated and "gelu" in function else "swiglu" if gated or "swiglu" in function else "gelu"
     return {
-        "model.intermediate_size": found.number("model.ffn_hidden_size", default=4 * hidden),
+        "model.intermediate_size": fields.number("model.ffn_hidden_size", default=4 * hidden),
         "model.mlp_type": kind,
-        "model.num_key_value_heads": found.number("model.num_query_groups", default=heads),
+        "model.num_key_value_heads": fields.number("model.num_query_groups", default=heads),
         "model.position_embedding": "rope"
-        if found.take("model.position_embedding_type", default="learned_absolute") == "rope"
+        if fields.take("model.position_embedding_type", default="learned_absolute") == "rope"
         else "learned",
-        "model.tie_word_embeddings": found.flag("model.share_embeddings_and_output_weights"),
+        "model.tie_word_embeddings": fields.flag("model.share_embeddings_and_output_weights"),
         "model.linear_bias": biased,
-        "model.attention_bias": found.flag("model.add_qkv_bias") or biased,
+        "model.attention_bias": fields.flag("model.add_qkv_bias") or biased,
         "model.sliding_window": int(window[0]) + 1 if isinstance(window, list) and window else None,
     }
 
@@ -110,13 +110,13 @@ def _write_kernels(run: LaunchedRun) -> dict[str, Any]:
     }
 
 
-def _read_kernels(found: FieldsRead) -> dict[str, Any]:
+def _read_kernels(fields: FieldsRead) -> dict[str, Any]:
     names = ("comm_overlap.tp_comm_overlap", "model.tp_comm_overlap", "model.ub_tp_comm_overlap")
-    fused, in_fp32 = found.take("model.cross_entropy_loss_fusion"), found.take("ddp.grad_reduce_in_fp32")
-    said: dict[str, Any] = {"software.attention": "unfused" if found.take("model.attention_backend") == "unfused" else "flash"}
+    fused, in_fp32 = fields.take("model.cross_entropy_loss_fusion"), fields.take("ddp.grad_reduce_in_fp32")
+    said: dict[str, Any] = {"software.attention": "unfused" if fields.take("model.attention_backend") == "unfused" else "flash"}
     said |= {} if fused is None else {"software.loss": "fused" if fused else "in_place"}
     said |= {} if in_fp32 is None else {"software.gradient_dtype": "fp32" if in_fp32 else "bf16"}
-    return said | ({"software.async_tp": found.flag(*names)} if any(name in found.fields for name in names) else {})
+    return said | ({"software.async_tp": fields.flag(*names)} if any(name in fields.fields for name in names) else {})
 
 
 # Adapters of Hugging Face's modules, by the names that CanonicalLoRA gives their targets; LoRA has those of whole products.
@@ -144,13 +144,13 @@ def _write_adapters(run: LaunchedRun) -> dict[str, Any]:
     return said | ({"peft.target_modules": words} if len(words) == len(targets) else {})
 
 
-def _read_adapters(found: FieldsRead) -> dict[str, Any]:
-    kind, rank, words = (found.take(f"peft.{name}") for name in ("_target_", "dim", "target_modules"))
-    name = str(kind if kind is not None else found.take("peft") or "").rsplit(".", 1)[-1].lower()
+def _read_adapters(fields: FieldsRead) -> dict[str, Any]:
+    kind, rank, words = (fields.take(f"peft.{name}") for name in ("_target_", "dim", "target_modules"))
+    name = str(kind if kind is not None else fields.take("peft") or "").rsplit(".", 1)[-1].lower()
     if name in ("", "none"):
         return {}
     if "lora" not in name:
-        found.notes.append(f"peft={name}: has no counterpart here; priced as training of all weights")
+        fields.notes.append(f"peft={name}: has no counterpart here; priced as training of all weights")
         return {}
     said: dict[str, Any] = {"workload.trainable": "lora", "workload.lora_rank": int(rank or 32)}
     if "canonical" not in name:
@@ -160,10 +160,10 @@ def _read_adapters(found: FieldsRead) -> dict[str, Any]:
     return said | {"workload.lora_targets": [ALL_LINEAR] if len(targets) == len(_TARGETS) else targets}
 
 
-def _gpus(found: FieldsRead) -> dict[str, Any]:
+def _gpus(fields: FieldsRead) -> dict[str, Any]:
     """NeMo's trainer says how many GPUs there are; a recipe of Megatron Bridge leaves that to the launcher."""
-    nodes, each = found.number("trainer.num_nodes", default=1), found.number("trainer.devices", "trainer.gpus")
-    return {"hw.num_gpus": nodes * each} if each else {}
+    nodes, gpus_a_node = fields.number("trainer.num_nodes", default=1), fields.number("trainer.devices", "trainer.gpus")
+    return {"hw.num_gpus": nodes * gpus_a_node} if gpus_a_node else {}
 
 
 TABLE: tuple[Entry, ...] = (

@@ -29,12 +29,12 @@ def client(spread: bool) -> tuple[Entry, ...]:
             said["--request-rate"] = run["workload.request_rate"]
         return said
 
-    def read(found: FieldsRead) -> dict[str, Any]:
-        found.take("--dataset-name")
-        rate, ratio = (_decimal(found, name) for name in ("--request-rate", "--random-range-ratio"))
+    def read(fields: FieldsRead) -> dict[str, Any]:
+        fields.take("--dataset-name")
+        rate, ratio = (_decimal(fields, name) for name in ("--request-rate", "--random-range-ratio"))
         said: dict[str, Any] = {"workload.request_rate": rate} if rate and math.isfinite(rate) else {}
         if ratio and not spread:
-            found.notes.append(f"--random-range-ratio={ratio:g}: lengths are taken as all alike")
+            fields.notes.append(f"--random-range-ratio={ratio:g}: lengths are taken as all alike")
         return said | ({"workload.length_spread": ratio} if ratio and spread else {})
 
     numbers = {"workload.prompt_len": "--random-input-len", "workload.decode_len": "--random-output-len"}
@@ -42,20 +42,20 @@ def client(spread: bool) -> tuple[Entry, ...]:
     return (*(SameNumber(key, name) for key, name in numbers.items()), TwoWays(write, read))
 
 
-def _decimal(found: FieldsRead, name: str) -> float | None:
+def _decimal(fields: FieldsRead, name: str) -> float | None:
     try:
-        value = found.take(name)
+        value = fields.take(name)
         return None if value is None else float(value)
     except ValueError:
-        found.notes.append(f"{name}: is no number here")
+        fields.notes.append(f"{name}: is no number here")
         return None
 
 
 def share(key: str, name: str) -> Entry:
     """A share of memory."""
 
-    def read(found: FieldsRead) -> dict[str, Any]:
-        value = _decimal(found, name)
+    def read(fields: FieldsRead) -> dict[str, Any]:
+        value = _decimal(fields, name)
         return {} if value is None else {key: value}
 
     return TwoWays(lambda run: {name: run[key]}, read)
@@ -64,8 +64,8 @@ def share(key: str, name: str) -> Entry:
 def eager(name: str) -> Entry:
     """The switch that does without CUDA graphs."""
 
-    def read(found: FieldsRead) -> dict[str, Any]:
-        return {"software.cuda_graphs": "none"} if found.flag(name) else {}
+    def read(fields: FieldsRead) -> dict[str, Any]:
+        return {"software.cuda_graphs": "none"} if fields.flag(name) else {}
 
     return TwoWays(lambda run: {name: run["software.cuda_graphs"] == "none"}, read)
 
@@ -80,15 +80,15 @@ def precisions(fp8_cache: str) -> Entry:
         said |= {"--quantization": "fp8"} if precision == "fp8" else {}
         return said | ({"--kv-cache-dtype": fp8_cache} if cache == "fp8" else {})
 
-    def read(found: FieldsRead) -> dict[str, Any]:
+    def read(fields: FieldsRead) -> dict[str, Any]:
         dtype, quantized, cache = (
-            found.take("--dtype", default="auto"),
-            found.take("--quantization"),
-            found.take("--kv-cache-dtype", default="auto"),
+            fields.take("--dtype", default="auto"),
+            fields.take("--quantization"),
+            fields.take("--kv-cache-dtype", default="auto"),
         )
         precision = {"float16": "fp16", "half": "fp16"}.get(str(dtype), "bf16")
         if quantized not in (None, "fp8"):
-            found.notes.append(f"--quantization={quantized}: give workload.precision=…")
+            fields.notes.append(f"--quantization={quantized}: give workload.precision=…")
         said: dict[str, Any] = {"workload.precision": "fp8" if quantized == "fp8" else precision}
         return said | ({"workload.kv_precision": "fp8"} if str(cache).startswith("fp8") else {})
 
@@ -102,8 +102,8 @@ def longest(name: str) -> Entry:
         whole = run["workload.prompt_len"] + run["workload.decode_len"]
         return {name: math.ceil(whole * (1 + run["workload.length_spread"]))}
 
-    def read(found: FieldsRead) -> dict[str, Any]:
-        found.take(name)
+    def read(fields: FieldsRead) -> dict[str, Any]:
+        fields.take(name)
         return {}
 
     return TwoWays(write, read)

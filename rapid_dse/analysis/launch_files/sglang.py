@@ -21,16 +21,16 @@ def _write_degrees(run: LaunchedRun) -> dict[str, Any]:
     return said | {"--dp-size": run["parallel.dp"]}
 
 
-def _read_degrees(found: FieldsRead) -> dict[str, Any]:
+def _read_degrees(fields: FieldsRead) -> dict[str, Any]:
     wide, pp = (
-        found.number("--tp-size", "--tensor-parallel-size", "--tp", default=1),
-        found.number("--pp-size", "--pipeline-parallel-size", default=1),
+        fields.number("--tp-size", "--tensor-parallel-size", "--tp", default=1),
+        fields.number("--pp-size", "--pipeline-parallel-size", default=1),
     )
     copies, ep = (
-        found.number("--dp-size", "--data-parallel-size", "--dp", default=1),
-        found.number("--ep-size", "--expert-parallel-size", "--ep"),
+        fields.number("--dp-size", "--data-parallel-size", "--dp", default=1),
+        fields.number("--ep-size", "--expert-parallel-size", "--ep"),
     )
-    shared, most = found.flag("--enable-dp-attention"), found.number("--max-running-requests")
+    shared, most = fields.flag("--enable-dp-attention"), fields.number("--max-running-requests")
     said: dict[str, Any] = {"parallel.pp": pp} | ({"parallel.ep": ep} if ep else {})
     said |= (
         {"parallel.attention_dp": copies, "parallel.tp": max(1, wide // copies)} if shared else {"parallel.dp": copies, "parallel.tp": wide}

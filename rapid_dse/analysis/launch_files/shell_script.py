@@ -30,9 +30,9 @@ def fields_of(text: str) -> dict[str, Any]:
 
     Variables that the script sets are put in, with their defaults where they have any (``${NODES:-4}``), and plain sums are done.
     """
-    found: dict[str, Any] = {}
+    fields: dict[str, Any] = {}
     for line in _SBATCH.findall(text):
-        found |= {f"{SBATCH}{name.lstrip('-')}": value for name, value in _flags(shlex.split(line, comments=True))}
+        fields |= {f"{SBATCH}{name.lstrip('-')}": value for name, value in _flags(shlex.split(line, comments=True))}
     variables: dict[str, str] = {}
     words: list[str] = []
     for statement in _statements(text):
@@ -44,9 +44,9 @@ def fields_of(text: str) -> dict[str, Any]:
         name, more, value = assigned.groups()
         content = " ".join(_split(_filled(value.strip().strip("()") if value.strip().startswith("(") else value, variables)))
         variables[name] = f"{variables.get(name, '')} {content}".strip() if more else content
-    found |= {f"{ENVIRONMENT}{name}": value for name, value in variables.items() if name.isupper() and not value.startswith("-")}
-    found |= dict(_flags(words))
-    return found
+    fields |= {f"{ENVIRONMENT}{name}": value for name, value in variables.items() if name.isupper() and not value.startswith("-")}
+    fields |= dict(_flags(words))
+    return fields
 
 
 def _is_command(value: str) -> bool:
@@ -60,15 +60,15 @@ def _is_command(value: str) -> bool:
 def _statements(text: str) -> Iterator[str]:
     """Lines with their continuations; arrays and quoted texts over several lines as one; comments left out."""
     joined = re.sub(r"\\\s*\n", " ", text)
-    held = ""
+    unfinished = ""
     for line in joined.splitlines():
-        bare = re.sub(r"(^|\s)#.*$", "", line) if held.count('"') % 2 == 0 else line
-        held = f"{held} {bare}".strip() if held else bare.strip()
-        if held and held.count('"') % 2 == 0 and _closed(held):
-            yield held
-            held = ""
-    if held:
-        yield held
+        bare = re.sub(r"(^|\s)#.*$", "", line) if unfinished.count('"') % 2 == 0 else line
+        unfinished = f"{unfinished} {bare}".strip() if unfinished else bare.strip()
+        if unfinished and unfinished.count('"') % 2 == 0 and _closed(unfinished):
+            yield unfinished
+            unfinished = ""
+    if unfinished:
+        yield unfinished
 
 
 def _closed(text: str) -> bool:
@@ -89,8 +89,8 @@ def _filled(text: str, variables: Mapping[str, str]) -> str:
 
 def _value(match: re.Match[str], variables: Mapping[str, str]) -> str:
     name, default, plain = match.groups()
-    found = variables.get(name or plain)
-    return found if found is not None else default if default is not None else match[0]
+    assigned = variables.get(name or plain)
+    return assigned if assigned is not None else default if default is not None else match[0]
 
 
 def _summed(match: re.Match[str], variables: Mapping[str, str]) -> str:
@@ -121,7 +121,7 @@ def _flags(words: list[str]) -> Iterator[tuple[str, Any]]:
     """Flags with the words that follow each."""
     name: str | None = None
     values: list[str] = []
-    for word in [part for each in words for part in ([each] if each == "\n" else each.split() or [""])] + ["\n"]:
+    for word in [part for whole in words for part in ([whole] if whole == "\n" else whole.split() or [""])] + ["\n"]:
         starts = bool(re.match(r"^--?[A-Za-z]", word))
         if (starts or word == "\n") and name is not None:
             yield name, True if not values else values[0] if len(values) == 1 else " ".join(values)

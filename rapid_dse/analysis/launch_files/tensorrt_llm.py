@@ -19,11 +19,11 @@ def _write_degrees(run: LaunchedRun) -> dict[str, Any]:
     return said | ({"moe_expert_parallel_size": run["parallel.ep"], "moe_tensor_parallel_size": run["parallel.etp"]} if experts else {})
 
 
-def _read_degrees(found: FieldsRead) -> dict[str, Any]:
-    wide, pp = found.number("tensor_parallel_size", default=1), found.number("pipeline_parallel_size", default=1)
-    copied = found.flag("enable_attention_dp")
+def _read_degrees(fields: FieldsRead) -> dict[str, Any]:
+    wide, pp = fields.number("tensor_parallel_size", default=1), fields.number("pipeline_parallel_size", default=1)
+    copied = fields.flag("enable_attention_dp")
     said = {"parallel.pp": pp, "parallel.tp": 1 if copied else wide, "parallel.attention_dp": wide if copied else 1}
-    ep, etp = found.number("moe_expert_parallel_size"), found.number("moe_tensor_parallel_size")
+    ep, etp = fields.number("moe_expert_parallel_size"), fields.number("moe_tensor_parallel_size")
     return said | ({"parallel.ep": ep} if ep else {}) | ({"parallel.etp": etp} if etp else {})
 
 
@@ -31,10 +31,10 @@ def _write_graphs(run: LaunchedRun) -> dict[str, Any]:
     return {"cuda_graph_config": None} if run["software.cuda_graphs"] == "none" else {"cuda_graph_config.enable_padding": True}
 
 
-def _read_graphs(found: FieldsRead) -> dict[str, Any]:
-    inside = [name for name in found.fields if name.startswith("cuda_graph_config.")]
-    found.used.update(inside)
-    return {} if inside or found.take("cuda_graph_config", default=math.nan) is not None else {"software.cuda_graphs": "none"}
+def _read_graphs(fields: FieldsRead) -> dict[str, Any]:
+    inside = [name for name in fields.fields if name.startswith("cuda_graph_config.")]
+    fields.used.update(inside)
+    return {} if inside or fields.take("cuda_graph_config", default=math.nan) is not None else {"software.cuda_graphs": "none"}
 
 
 TABLE: tuple[Entry, ...] = (

@@ -47,18 +47,18 @@ _FLOAT8 = "quantize.linear.float8"
 
 
 def _write_model(run: LaunchedRun) -> dict[str, Any]:
-    found = FLAVORS.get(run["model.name"])
-    return {} if found is None else {"model.name": found[0], "model.flavor": found[1]}
+    flavor = FLAVORS.get(run["model.name"])
+    return {} if flavor is None else {"model.name": flavor[0], "model.flavor": flavor[1]}
 
 
-def _read_model(found: FieldsRead) -> dict[str, Any]:
-    name, flavor = found.take("model.name"), str(found.take("model.flavor", default=""))
+def _read_model(fields: FieldsRead) -> dict[str, Any]:
+    name, flavor = fields.take("model.name"), str(fields.take("model.flavor", default=""))
     plain = re.sub(r"_(flex|varlen).*$", "", flavor)
     for option, said in FLAVORS.items():
         if said == (name, plain):
             return {"model": option}
     if name is not None:
-        found.notes.append(f"model.name={name} flavor={flavor}: no model here; give model=… or model=./config.json")
+        fields.notes.append(f"model.name={name} flavor={flavor}: no model here; give model=… or model=./config.json")
     return {}
 
 
@@ -66,30 +66,30 @@ def _write_expert_grid(run: LaunchedRun) -> dict[str, Any]:
     return {f"{_P}expert_tensor_parallel_degree": int(run.layout.expert_tp[0])} if run["model.num_experts"] else {}
 
 
-def _read_expert_grid(found: FieldsRead) -> dict[str, Any]:
-    etp, ep = found.number(f"{_P}expert_tensor_parallel_degree"), found.keys.get("parallel.ep", 1)
+def _read_expert_grid(fields: FieldsRead) -> dict[str, Any]:
+    etp, ep = fields.number(f"{_P}expert_tensor_parallel_degree"), fields.keys.get("parallel.ep", 1)
     return {"parallel.etp": etp} if etp and (etp > 1 or ep > 1) else {}
 
 
 def _write_sharding(run: LaunchedRun) -> dict[str, Any]:
     cp, shards = run.count("parallel.cp"), run.shards
-    each = max(1, shards // cp) if run["parallel.zero"] > 0 else 1
+    shards_a_replica = max(1, shards // cp) if run["parallel.zero"] > 0 else 1
     policy = {2: "never", 3: "always"}.get(run["parallel.zero"])
     said: dict[str, Any] = {
-        f"{_P}data_parallel_replicate_degree": run.count("parallel.dp") // each,
-        f"{_P}data_parallel_shard_degree": each,
+        f"{_P}data_parallel_replicate_degree": run.count("parallel.dp") // shards_a_replica,
+        f"{_P}data_parallel_shard_degree": shards_a_replica,
     }
     return said | ({f"{_P}fsdp_reshard_after_forward": policy} if policy else {})
 
 
-def _read_sharding(found: FieldsRead) -> dict[str, Any]:
+def _read_sharding(fields: FieldsRead) -> dict[str, Any]:
     copies, shards = (
-        found.number(f"{_P}data_parallel_replicate_degree", default=1),
-        found.number(f"{_P}data_parallel_shard_degree", default=-1),
+        fields.number(f"{_P}data_parallel_replicate_degree", default=1),
+        fields.number(f"{_P}data_parallel_shard_degree", default=-1),
     )
-    policy, piped = found.take(f"{_P}fsdp_reshard_after_forward", default="default"), found.keys.get("parallel.pp", 1) > 1
+    policy, piped = fields.take(f"{_P}fsdp_reshard_after_forward", default="default"), fields.keys.get("parallel.pp", 1) > 1
     keeps = policy == "never" or (policy == "default" and piped)
-    cp = found.keys.get("parallel.cp", 1)
+    cp = fields.keys.get("parallel.cp", 1)
     said: dict[str, Any] = {"parallel.zero": 2 if keeps else 3}
     if shards > 0:
         said["parallel.dp"] = copies * shards
@@ -98,7 +98,7 @@ def _read_sharding(found: FieldsRead) -> dict[str, Any]:
         if shards * cp == 1 and copies > 1:  # DDP
             said |= {"parallel.zero": 0, "parallel.shard_group": None, "software.enforce": False}
     elif copies > 1:
-        found.notes.append(
+        fields.notes.append(
             f"{_P}data_parallel_shard_degree=-1 beside {copies} replicas: taken as one group of shards; give parallel.shard_group=…"
         )
     return said
@@ -112,16 +112,16 @@ def _write_batch(run: LaunchedRun) -> dict[str, Any]:
     return said | {"training.local_batch_size": micro}
 
 
-def _read_batch(found: FieldsRead) -> dict[str, Any]:
+def _read_batch(fields: FieldsRead) -> dict[str, Any]:
     local, whole = (
-        found.number("training.local_batch_size", "training.batch_size", default=8),
-        found.number("training.global_batch_size", default=-1),
+        fields.number("training.local_batch_size", "training.batch_size", default=8),
+        fields.number("training.global_batch_size", default=-1),
     )
-    micro = found.number(f"{_P}pipeline_parallel_microbatch_size", default=1)
-    piped = found.keys.get("parallel.pp", 1) > 1
-    each = micro if piped else local
-    said: dict[str, Any] = {"parallel.micro_batch_size": each, "workload.seq_len": found.number("training.seq_len", default=2048)}
-    return said | ({"workload.global_batch_size": whole} if whole > 0 else {ACCUMULATION: max(1, local // each)})
+    micro = fields.number(f"{_P}pipeline_parallel_microbatch_size", default=1)
+    piped = fields.keys.get("parallel.pp", 1) > 1
+    sequences = micro if piped else local
+    said: dict[str, Any] = {"parallel.micro_batch_size": sequences, "workload.seq_len": fields.number("training.seq_len", default=2048)}
+    return said | ({"workload.global_batch_size": whole} if whole > 0 else {ACCUMULATION: max(1, local // sequences)})
 
 
 def _write_stages(run: LaunchedRun) -> dict[str, Any]:
@@ -129,17 +129,17 @@ def _write_stages(run: LaunchedRun) -> dict[str, Any]:
     if pp == 1:
         return {}
     schedule = schedule_of(run["parallel.schedule"])
-    held = max(vpp, schedule.fixed_chunks)
-    counts, places = split_of(run.scenario).chunks(pp, held, schedule.stage_map), schedule.stage_map.places(pp, held)
-    chunks = [counts[stage][chunk] for stage, chunk in (np.argwhere(places == at)[0] for at in range(pp * held))]
+    chunks_a_stage = max(vpp, schedule.fixed_chunks)
+    counts, places = split_of(run.scenario).chunks(pp, chunks_a_stage, schedule.stage_map), schedule.stage_map.places(pp, chunks_a_stage)
+    chunks = [counts[stage][chunk] for stage, chunk in (np.argwhere(places == at)[0] for at in range(pp * chunks_a_stage))]
     looped = run["parallel.schedule"] not in ("gpipe", "1f1b")
     for ends in (1, 0):
-        each = None if held == (2 if looped else 1) else math.ceil((sum(chunks) + 2 * ends) / len(chunks))
+        layers_a_chunk = None if chunks_a_stage == (2 if looped else 1) else math.ceil((sum(chunks) + 2 * ends) / len(chunks))
         if _split(sum(chunks), len(chunks), (ends, ends)) == chunks and (
-            each is None or math.ceil((sum(chunks) + 2 * ends) / each) == len(chunks)
+            layers_a_chunk is None or math.ceil((sum(chunks) + 2 * ends) / layers_a_chunk) == len(chunks)
         ):
             said = {f"{_P}pipeline_parallel_first_stage_less_layers": ends, f"{_P}pipeline_parallel_last_stage_less_layers": ends}
-            return said | ({} if each is None else {f"{_P}pipeline_parallel_layers_per_stage": each})
+            return said | ({} if layers_a_chunk is None else {f"{_P}pipeline_parallel_layers_per_stage": layers_a_chunk})
     return {f"{_P}module_fqns_per_model_part": _modules(chunks)}
 
 
@@ -155,32 +155,32 @@ def _modules(chunks: list[int]) -> list[list[str]]:
 def _split(layers: int, chunks: int, ends: tuple[int, int]) -> list[int]:
     """Layers of each chunk as torchtitan deals them (pipeline_parallel.py, generate_llm_fqn_per_model_part)."""
     first, last = ends
-    each, more = divmod(layers + first + last, chunks)
-    counts = [each + (chunk < more) for chunk in range(chunks)]
+    layers_a_chunk, more = divmod(layers + first + last, chunks)
+    counts = [layers_a_chunk + (chunk < more) for chunk in range(chunks)]
     counts[0] -= first
     counts[-1] -= last
     return counts
 
 
-def _read_stages(found: FieldsRead) -> dict[str, Any]:
-    pp, schedule = found.keys.get("parallel.pp", 1), found.keys.get("parallel.schedule")
-    ends = tuple(found.number(f"{_P}pipeline_parallel_{end}_stage_less_layers", default=1) for end in ("first", "last"))
-    parts, each = found.take(f"{_P}module_fqns_per_model_part"), found.number(f"{_P}pipeline_parallel_layers_per_stage")
+def _read_stages(fields: FieldsRead) -> dict[str, Any]:
+    pp, schedule = fields.keys.get("parallel.pp", 1), fields.keys.get("parallel.schedule")
+    ends = tuple(fields.number(f"{_P}pipeline_parallel_{end}_stage_less_layers", default=1) for end in ("first", "last"))
+    parts, layers_a_chunk = fields.take(f"{_P}module_fqns_per_model_part"), fields.number(f"{_P}pipeline_parallel_layers_per_stage")
     if pp == 1:
         return {"parallel.schedule": None, "parallel.vpp": 1}
     if parts:
         counts = [sum(str(name).startswith("layers.") for name in part) for part in parts]
         return {CHUNKS: counts}
-    return {"parallel.vpp": 1 if schedule in ("gpipe", "1f1b") else 2, ENDS: ends, LAYERS_A_CHUNK: each}
+    return {"parallel.vpp": 1 if schedule in ("gpipe", "1f1b") else 2, ENDS: ends, LAYERS_A_CHUNK: layers_a_chunk}
 
 
 def settle_stages(keys: dict[str, Any], layers: int) -> None:
     """Puts the layers of each chunk in the place of what they depend on beside the model's layers."""
-    ends, each, pp = keys.pop(ENDS, None), keys.pop(LAYERS_A_CHUNK, None), keys.get("parallel.pp", 1)
+    ends, layers_a_chunk, pp = keys.pop(ENDS, None), keys.pop(LAYERS_A_CHUNK, None), keys.get("parallel.pp", 1)
     if ends is None:
         return
-    if each:
-        keys["parallel.vpp"] = max(1, math.ceil((layers + sum(ends)) / each) // pp)
+    if layers_a_chunk:
+        keys["parallel.vpp"] = max(1, math.ceil((layers + sum(ends)) / layers_a_chunk) // pp)
     counts = _split(layers, pp * keys["parallel.vpp"], ends)
     keys[CHUNKS] = [max(0, count) for count in counts]
 
@@ -196,12 +196,12 @@ def _write_precision(run: LaunchedRun) -> dict[str, Any]:
     return said
 
 
-def _read_precision(found: FieldsRead) -> dict[str, Any]:
-    converters = found.take("model.converters", default=[])
-    recipe = found.take(f"{_FLOAT8}.recipe_name", "float8.recipe_name", default="tensorwise")
-    gathers = found.flag(f"{_FLOAT8}.enable_fsdp_float8_all_gather", "float8.enable_fsdp_float8_all_gather")
-    found.flag(f"{_FLOAT8}.precompute_float8_dynamic_scale_for_fsdp", "float8.precompute_float8_dynamic_scale_for_fsdp")
-    wide = found.take("training.mixed_precision_param", default="bfloat16")
+def _read_precision(fields: FieldsRead) -> dict[str, Any]:
+    converters = fields.take("model.converters", default=[])
+    recipe = fields.take(f"{_FLOAT8}.recipe_name", "float8.recipe_name", default="tensorwise")
+    gathers = fields.flag(f"{_FLOAT8}.enable_fsdp_float8_all_gather", "float8.enable_fsdp_float8_all_gather")
+    fields.flag(f"{_FLOAT8}.precompute_float8_dynamic_scale_for_fsdp", "float8.precompute_float8_dynamic_scale_for_fsdp")
+    wide = fields.take("training.mixed_precision_param", default="bfloat16")
     if any("float8" in str(name) for name in converters):
         mine = {theirs: ours for ours, theirs in RECIPES.items()}.get(recipe, "rowwise")
         return {
@@ -215,24 +215,24 @@ def _write_compiled(run: LaunchedRun) -> dict[str, Any]:
     return {"compile.enable": run["software"] != "torchtitan_eager"}
 
 
-def _read_compiled(found: FieldsRead) -> dict[str, Any]:
-    return {"software": "torchtitan" if found.flag("compile.enable", "training.compile") else "torchtitan_eager"}
+def _read_compiled(fields: FieldsRead) -> dict[str, Any]:
+    return {"software": "torchtitan" if fields.flag("compile.enable", "training.compile") else "torchtitan_eager"}
 
 
-def _read_async(found: FieldsRead) -> dict[str, Any]:
-    overlaps = found.flag(f"{_P}enable_async_tensor_parallel", "experimental.enable_async_tensor_parallel")
-    return {"software.async_tp": overlaps} if found.keys.get("parallel.tp", 1) > 1 else {}
+def _read_async(fields: FieldsRead) -> dict[str, Any]:
+    overlaps = fields.flag(f"{_P}enable_async_tensor_parallel", "experimental.enable_async_tensor_parallel")
+    return {"software.async_tp": overlaps} if fields.keys.get("parallel.tp", 1) > 1 else {}
 
 
-def _read_checkpoints(found: FieldsRead) -> dict[str, Any]:
+def _read_checkpoints(fields: FieldsRead) -> dict[str, Any]:
     mode, option = (
-        found.take("activation_checkpoint.mode", default="selective"),
-        found.take("activation_checkpoint.selective_ac_option", default="op"),
+        fields.take("activation_checkpoint.mode", default="selective"),
+        fields.take("activation_checkpoint.selective_ac_option", default="op"),
     )
     if mode == "selective" and str(option) != "op":
-        found.notes.append(f"activation_checkpoint.selective_ac_option={option}: taken as op")
+        fields.notes.append(f"activation_checkpoint.selective_ac_option={option}: taken as op")
     if mode not in ("none", "selective", "full"):
-        found.notes.append(f"activation_checkpoint.mode={mode}: taken as selective")
+        fields.notes.append(f"activation_checkpoint.mode={mode}: taken as selective")
     return {"parallel.recompute": mode if mode in ("none", "full") else "selective"}
 
 
@@ -247,8 +247,8 @@ def _write_offload(run: LaunchedRun) -> dict[str, Any]:
     return {"training.enable_cpu_offload": True} if whole else {}
 
 
-def _read_offload(found: FieldsRead) -> dict[str, Any]:
-    offloads = found.flag("training.enable_cpu_offload")
+def _read_offload(fields: FieldsRead) -> dict[str, Any]:
+    offloads = fields.flag("training.enable_cpu_offload")
     return {"parallel.offload_optimizer": 1.0, "parallel.offload_weights": 1.0} if offloads else {}
 
 

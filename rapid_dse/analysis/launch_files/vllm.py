@@ -19,11 +19,11 @@ def _write_degrees(run: LaunchedRun) -> dict[str, Any]:
     return said | ({"--data-parallel-size": run["parallel.dp"]} if run["parallel.attention_dp"] == 1 else {})
 
 
-def _read_degrees(found: FieldsRead) -> dict[str, Any]:
-    tp, pp = found.number("--tensor-parallel-size", "-tp", default=1), found.number("--pipeline-parallel-size", "-pp", default=1)
-    copies = found.number("--data-parallel-size", "-dp", default=1)
+def _read_degrees(fields: FieldsRead) -> dict[str, Any]:
+    tp, pp = fields.number("--tensor-parallel-size", "-tp", default=1), fields.number("--pipeline-parallel-size", "-pp", default=1)
+    copies = fields.number("--data-parallel-size", "-dp", default=1)
     said: dict[str, Any] = {"parallel.tp": tp, "parallel.pp": pp}
-    if found.flag("--enable-expert-parallel"):
+    if fields.flag("--enable-expert-parallel"):
         return said | {"parallel.attention_dp": copies, "parallel.ep": tp * copies}
     return said | {"parallel.dp": copies}
 

@@ -20,13 +20,13 @@ def all_reduces(name: str) -> list[Row]:
     if gpus < 2:
         return []
     context = torch.multiprocessing.get_context("spawn")
-    found = context.SimpleQueue()
-    torch.multiprocessing.spawn(_rank, args=(gpus, found), nprocs=gpus)
+    times = context.SimpleQueue()
+    torch.multiprocessing.spawn(_rank, args=(gpus, times), nprocs=gpus)
     common = {"hw": name, "kind": "all_reduce", "n_gpus": gpus, "precision": "bf16", "impl": "NCCL", "note": "host clock of calls in a row"}
-    return [{**common, "size_bytes": size, "measured.time_s": seconds} for size, seconds in found.get()]
+    return [{**common, "size_bytes": size, "measured.time_s": seconds} for size, seconds in times.get()]
 
 
-def _rank(rank: int, gpus: int, found: Any) -> None:
+def _rank(rank: int, gpus: int, queue: Any) -> None:
     """A process's share: sums of all sizes, timed by the first of them."""
     import os
 
@@ -49,4 +49,4 @@ def _rank(rank: int, gpus: int, found: Any) -> None:
         times.append((size, statistics.median(taken[1:])))
     torch.distributed.destroy_process_group()
     if rank == 0:
-        found.put(times)
+        queue.put(times)

@@ -103,7 +103,7 @@ def halves(rows: pd.DataFrame, seed: int) -> tuple[NDArray[np.bool_], NDArray[np
         distinct = part[SECONDS].groupby(names).median().sort_values(kind="stable").index.to_numpy()
         pairs = np.append(distinct, [None] * (len(distinct) % 2)).reshape(-1, 2)
         chosen = pairs[np.arange(len(pairs)), rng.integers(0, 2, len(pairs))]
-        first[part.index] = names.isin([each for each in chosen if each is not None]).to_numpy()
+        first[part.index] = names.isin([part for part in chosen if part is not None]).to_numpy()
     return first, ~first
 
 
@@ -122,20 +122,24 @@ def fitted_to(base: Hardware, rows: pd.DataFrame, near: Mapping[str, float] | No
     smallest = _smallest(rows)
     if smallest is not None:
         base = base.model_copy(update={"kernel_latency": smallest / SMALLEST})
-    constants = [each for each in CONSTANTS if each.of is None or each.of in told]
-    constants = [each for each in constants if each.key != "kernel_latency" or smallest is None]
-    low, high = (np.log([getattr(each, end) for each in constants]) for end in ("low", "high"))
+    constants = [constant for constant in CONSTANTS if constant.of is None or constant.of in told]
+    constants = [constant for constant in constants if constant.key != "kernel_latency" or smallest is None]
+    low, high = (np.log([getattr(constant, end) for constant in constants]) for end in ("low", "high"))
     measured = np.log(known[SECONDS].to_numpy(float))
 
     def off(logs: NDArray[np.float64]) -> NDArray[np.float64]:
-        found: NDArray[np.float64] = np.log(predict_chip(_with(base, constants, np.exp(logs)), known)) - measured
-        return found
+        log_errors: NDArray[np.float64] = np.log(predict_chip(_with(base, constants, np.exp(logs)), known)) - measured
+        return log_errors
 
-    start = np.log([(near or {}).get(each.key, _value(base, each.key)) for each in constants])
+    start = np.log([(near or {}).get(constant.key, _value(base, constant.key)) for constant in constants])
     start, step = np.clip(start, low + 1e-6, high - 1e-6), [1e-3] * len(constants)
-    found = least_squares(off, start, bounds=(low, high), loss="soft_l1", f_scale=LOOSE, diff_step=step, ftol=1e-5, xtol=1e-4, max_nfev=20)
-    values = dict(zip([each.key for each in constants], np.exp(found.x).tolist(), strict=True))
-    return _whole(_with(base, constants, np.exp(found.x)), {**values, "kernel_latency": values.get("kernel_latency", base.kernel_latency)})
+    solution = least_squares(
+        off, start, bounds=(low, high), loss="soft_l1", f_scale=LOOSE, diff_step=step, ftol=1e-5, xtol=1e-4, max_nfev=20
+    )
+    values = dict(zip([constant.key for constant in constants], np.exp(solution.x).tolist(), strict=True))
+    return _whole(
+        _with(base, constants, np.exp(solution.x)), {**values, "kernel_latency": values.get("kernel_latency", base.kernel_latency)}
+    )
 
 
 def _smallest(rows: pd.DataFrame) -> float | None:
@@ -165,7 +169,7 @@ def _value(hw: Hardware, key: str) -> float:
 def _with(hw: Hardware, constants: Sequence[Constant], values: NDArray[np.float64]) -> Hardware:
     """The chip with other constants; unchecked, as a share of bandwidth may be above 1 on the way."""
     shares, plain = dict[str, float](), dict[str, float]()
-    for each, value in zip(constants, values.tolist(), strict=True):
-        part, _, name = each.key.rpartition(".")
+    for constant, value in zip(constants, values.tolist(), strict=True):
+        part, _, name = constant.key.rpartition(".")
         (shares if part else plain)[name] = value
     return hw.model_copy(update={**plain, "efficiency": hw.efficiency.model_copy(update=shares)})

@@ -29,10 +29,10 @@ def like(names: Sequence[str], wanted: str | None, seen: str) -> str:
             raise ValueError(f"--like {wanted}: allowed: {', '.join(names)}")
         return wanted
     plain = seen.lower().replace(" ", "_").replace("-", "_")
-    found = [name for name in names if name in plain]
-    if not found:
+    same_name = [name for name in names if name in plain]
+    if not same_name:
         raise ValueError(f"{seen}: is none of the chips that are known; give the one that it is like: --like {', '.join(names)}")
-    return max(found, key=len)
+    return max(same_name, key=len)
 
 
 def with_facts(base: Hardware, facts: Mapping[str, Any]) -> Hardware:

@@ -55,21 +55,26 @@ class KernelTimers:
         """What the driver says of the chip: name, SMs, bytes of memory and of L2."""
         if self.device == "cpu":
             return {"name": "cpu"}
-        found = self.torch.cuda.get_device_properties(0)
+        properties = self.torch.cuda.get_device_properties(0)
         memory = self.torch.cuda.mem_get_info(0)[1]
-        return {"name": found.name, "sms": found.multi_processor_count, "memory": memory, "l2": getattr(found, "L2_cache_size", 0)}
+        return {
+            "name": properties.name,
+            "sms": properties.multi_processor_count,
+            "memory": memory,
+            "l2": getattr(properties, "L2_cache_size", 0),
+        }
 
     def every(self) -> Iterator[Row]:
         """All kernels, kind by kind in turn, so that a budget that ends leaves some of each."""
         square = self._random(512, 512)
         for _ in range(20):  # the first kernels wait for libraries that are loaded, and for clocks
             self.torch.mm(square, square)
-        left = [self.products(), self.attention(), self.streams(), self.launches()]
-        while left:
-            for rows in list(left):
+        shapes = [self.products(), self.attention(), self.streams(), self.launches()]
+        while shapes:
+            for rows in list(shapes):
                 row = next(rows, None)
                 if row is None:
-                    left.remove(rows)
+                    shapes.remove(rows)
                 else:
                     yield {**self.common, **row}
 
@@ -149,9 +154,9 @@ class KernelTimers:
 
             def scaled() -> Call:
                 one = torch.ones((), device=self.device)
-                left = torch.randn(m, k, device=self.device).to(torch.float8_e4m3fn)
+                left_factor = torch.randn(m, k, device=self.device).to(torch.float8_e4m3fn)
                 right = torch.randn(n, k, device=self.device).to(torch.float8_e4m3fn).t()
-                return lambda: torch._scaled_mm(left, right, scale_a=one, scale_b=one, out_dtype=torch.bfloat16)
+                return lambda: torch._scaled_mm(left_factor, right, scale_a=one, scale_b=one, out_dtype=torch.bfloat16)
 
             return scaled if m % 16 == 0 else None
         dtype = {"bf16": "bfloat16", "fp16": "float16"}.get(shape.precision, "float32")
@@ -159,8 +164,8 @@ class KernelTimers:
 
         def plain() -> Call:
             torch.set_float32_matmul_precision(precise)
-            left, right = self._random(m, k, dtype=dtype), self._random(k, n, dtype=dtype)
-            return lambda: torch.mm(left, right)
+            left_factor, right = self._random(m, k, dtype=dtype), self._random(k, n, dtype=dtype)
+            return lambda: torch.mm(left_factor, right)
 
         return plain
 
@@ -176,8 +181,8 @@ class KernelTimers:
 
         def operands(grad: bool) -> list[Any]:
             heads = (shape.heads, shape.kv_heads, shape.kv_heads)
-            found = [self._random(shape.batch, each, shape.seq_len, shape.head_dim) for each in heads]
-            return [each.requires_grad_(grad) for each in found]
+            tensors = [self._random(shape.batch, count, shape.seq_len, shape.head_dim) for count in heads]
+            return [tensor.requires_grad_(grad) for tensor in tensors]
 
         def attend(query: Any, key: Any, value: Any) -> Any:
             if backend is None:
@@ -237,14 +242,14 @@ class KernelTimers:
             for call in calls:
                 call()
         begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        found: list[float] = []
+        seconds: list[float] = []
         for _ in range(REPLAYS + 1):
             begin.record()
             graph.replay()
             end.record()
             self._wait()
-            found.append(begin.elapsed_time(end) * 1e-3 / len(calls))
-        return statistics.median(found[1:])
+            seconds.append(begin.elapsed_time(end) * 1e-3 / len(calls))
+        return statistics.median(seconds[1:])
 
     def _wait(self) -> None:
         if self.device != "cpu":

@@ -44,9 +44,9 @@ def sustained_loads(nvml: Any, name: str) -> Iterator[Row]:
     torch = torch_on("cuda")
     common = {"hw": name, "kind": "power", "data": None, "duty": None, "impl": None, "l2_bytes": None}
     yield {**common, "op": "idle", **_run(nvml, torch, lambda: time.sleep(0.01))}
-    flops, moved = 2.0 * SIDE**3, 3 * 2.0 * SIDE**2
+    flops, hbm_bytes = 2.0 * SIDE**3, 3 * 2.0 * SIDE**2
     for precision, call in _products(torch):
-        yield {**common, "op": "gemm", "precision": precision, "flops": flops, "bytes": moved, **_run(nvml, torch, call)}
+        yield {**common, "op": "gemm", "precision": precision, "flops": flops, "bytes": hbm_bytes, **_run(nvml, torch, call)}
     buffer = torch.ones(int(STREAMED / 4), device="cuda")
     yield {**common, "op": "read_sum", "flops": 0.0, "bytes": STREAMED, **_run(nvml, torch, buffer.sum)}
 
@@ -54,8 +54,8 @@ def sustained_loads(nvml: Any, name: str) -> Iterator[Row]:
 def _products(torch: Any) -> Iterator[tuple[str, Callable[[], object]]]:
     for precision, dtype, mode in (("bf16", "bfloat16", "high"), ("tf32", "float32", "high"), ("fp32", "float32", "highest")):
         torch.set_float32_matmul_precision(mode)
-        left, right = (torch.randn(SIDE, SIDE, device="cuda", dtype=getattr(torch, dtype)) for _ in range(2))
-        yield precision, lambda left=left, right=right: torch.mm(left, right)  # type: ignore[misc]  # bound now, called at once
+        left_factor, right = (torch.randn(SIDE, SIDE, device="cuda", dtype=getattr(torch, dtype)) for _ in range(2))
+        yield precision, lambda left_factor=left_factor, right=right: torch.mm(left_factor, right)  # type: ignore[misc]  # bound now, called at once
     if torch.cuda.get_device_capability(0) >= (8, 9):
         one = torch.ones((), device="cuda")
         narrow = torch.randn(SIDE, SIDE, device="cuda").to(torch.float8_e4m3fn)

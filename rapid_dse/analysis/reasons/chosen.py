@@ -56,8 +56,8 @@ def closed_forms(scenario: Scenario) -> Scenario:
 
 def figures_of(priced: Priced, row: int = 0) -> dict[str, float]:
     """The result columns of one row, those that it lacks left out."""
-    found = {f.name: float(getattr(priced, f.name)[row]) for f in fields(priced)}
-    return {name: value for name, value in found.items() if not math.isnan(value)}
+    figures = {f.name: float(getattr(priced, f.name)[row]) for f in fields(priced)}
+    return {name: value for name, value in figures.items() if not math.isnan(value)}
 
 
 def trial(scenario: Scenario, layout: Layouts, choices: Mapping[str, str] | None = None) -> PricedTrial:
@@ -75,16 +75,16 @@ def restored(row: Mapping[str, Any]) -> PricedTrial:
     key = row["key"]
     if row["status"] not in ("ok", "oom"):
         raise ValueError(f"--key={key}: this row has status={row['status']} ({row['reason']}); allowed: a row that was priced")
-    found = portion_of(row)
-    if found is None:
+    portion_of_row = portion_of(row)
+    if portion_of_row is None:
         raise ValueError(f"--key={key}: cannot be composed here; allowed: a row whose hw, model, software and cluster are in conf/")
     choices = {group: str(row[group]) for group in ("hw", "cluster", "model", "software", "backend") if row.get(group)}
-    keys = {key: list(value) if isinstance(value, tuple) else value for key, value in found.keys.items() if value is not None}
-    if found.scenario.backend.name == "analytical":
-        return replace(trial(found.scenario, found.layouts, choices), keys=keys)
+    keys = {key: list(value) if isinstance(value, tuple) else value for key, value in portion_of_row.keys.items() if value is not None}
+    if portion_of_row.scenario.backend.name == "analytical":
+        return replace(trial(portion_of_row.scenario, portion_of_row.layouts, choices), keys=keys)
     names = [f.name for f in fields(Priced)]
     figures = {name: float(row[name]) for name in names if row.get(name) is not None}
-    return PricedTrial(closed_forms(found.scenario), found.layouts, figures, choices, key, stored=True, keys=keys)
+    return PricedTrial(closed_forms(portion_of_row.scenario), portion_of_row.layouts, figures, choices, key, stored=True, keys=keys)
 
 
 def row_of(table: pa.Table, key: str) -> dict[str, Any]:
@@ -97,13 +97,13 @@ def row_of(table: pa.Table, key: str) -> dict[str, Any]:
     import pyarrow.compute as pc
 
     keys = table["key"].cast(pa.string())
-    found = table.filter(pc.fill_null(pc.starts_with(keys, key), False))
-    if not len(found):
-        some = ", ".join(str(each)[:12] for each in keys.drop_null()[:3].to_pylist())
+    rows = table.filter(pc.fill_null(pc.starts_with(keys, key), False))
+    if not len(rows):
+        some = ", ".join(str(key)[:12] for key in keys.drop_null()[:3].to_pylist())
         raise ValueError(f"--key={key}: no row has it; allowed: the start of a key of the results, as {some}")
-    if len(found) > 1:
-        raise ValueError(f"--key={key}: {len(found)} rows start so; allowed: more of its digits")
-    row: dict[str, Any] = found.to_pylist()[0]
+    if len(rows) > 1:
+        raise ValueError(f"--key={key}: {len(rows)} rows start so; allowed: more of its digits")
+    row: dict[str, Any] = rows.to_pylist()[0]
     return row
 
 
@@ -113,10 +113,10 @@ def best_rows(table: pa.Table, by: str, top: int) -> list[dict[str, Any]]:
     Raises:
         ValueError: where no row was priced, or no column has the name ``by``.
     """
-    found: list[dict[str, Any]] = ranking.best(table, by, top).to_pylist()
-    if not found:
+    rows: list[dict[str, Any]] = ranking.best(table, by, top).to_pylist()
+    if not rows:
         raise ValueError("no row of the results was priced; allowed: results with rows that are ok or oom")
-    return found
+    return rows
 
 
 STRUCTURE = ("hw", "model", "software", *(f"parallel.{name}" for name in ("tp", "cp", "pp", "ep", "zero")))
@@ -130,19 +130,19 @@ def rival_of(table: pa.Table, row: Mapping[str, Any], by: str) -> dict[str, Any]
     Of another structure is what differs in a degree beside dp, in ZeRO, or in an option of a group; where there is none among the first
     2,000 the next row.
     """
-    others = [each for each in best_rows(table, by, _LOOKED_AT) if each["key"] != row["key"]]
+    others = [other for other in best_rows(table, by, _LOOKED_AT) if other["key"] != row["key"]]
     if not others:
         return None
     if best_rows(table, by, 1)[0]["key"] != row["key"]:
         return best_rows(table, by, 1)[0]
-    return next((each for each in others if any(each.get(key) != row.get(key) for key in STRUCTURE)), others[0])
+    return next((other for other in others if any(other.get(key) != row.get(key) for key in STRUCTURE)), others[0])
 
 
 def settings(layout: Layouts) -> dict[str, Any]:
     """The keys of a layout and their values as overrides write them; null where a column is what follows from the others."""
-    found: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     for name, key in layout.keys.items():
         value = getattr(layout, name)[0].item()
         null = layout.optional.get(name) == value and name not in _NEVER_NULL
-        found[key] = CODES[name][int(value)] if name in CODES else None if null else value
-    return found
+        values[key] = CODES[name][int(value)] if name in CODES else None if null else value
+    return values

@@ -74,25 +74,25 @@ def difference(first: PricedTrial, second: PricedTrial) -> Difference:
 def _sum(name: str, first: Figures, second: Figures, terms: tuple[Mapping[str, float], Mapping[str, float]]) -> Sum:
     whole = first[name] - second[name]
     mine, others = terms
-    found = []
+    summed = []
     for term in dict.fromkeys([*mine, *others]):
         one, other = mine.get(term, 0.0), others.get(term, 0.0)
-        found.append(Term(term, one, other, (one - other) / whole if whole else 0.0))
-    return Sum(name, first[name], second[name], tuple(sorted(found, key=lambda each: -abs(each.difference))))
+        summed.append(Term(term, one, other, (one - other) / whole if whole else 0.0))
+    return Sum(name, first[name], second[name], tuple(sorted(summed, key=lambda term: -abs(term.difference))))
 
 
 def differing(first: PricedTrial, second: PricedTrial) -> dict[str, tuple[Any, Any]]:
     """The settings in which two trials differ: options of groups, keys of the layout, and other keys whose values are not the same."""
-    found: dict[str, tuple[Any, Any]] = {}
+    pairs: dict[str, tuple[Any, Any]] = {}
     for group in dict.fromkeys([*first.choices, *second.choices]):
         if first.choices.get(group) != second.choices.get(group):
-            found[group] = (first.choices.get(group), second.choices.get(group))
+            pairs[group] = (first.choices.get(group), second.choices.get(group))
     mine, others = settings(first.layout), settings(second.layout)
-    found |= {key: (mine[key], others[key]) for key in mine if mine[key] != others[key]}
+    pairs |= {key: (mine[key], others[key]) for key in mine if mine[key] != others[key]}
     for section in ("workload", "hw", "cluster", "model", "software"):
-        if section not in found:
-            found |= _unequal(first, second, section, set(mine))
-    return found
+        if section not in pairs:
+            pairs |= _unequal(first, second, section, set(mine))
+    return pairs
 
 
 def _unequal(first: PricedTrial, second: PricedTrial, section: str, known: set[str]) -> dict[str, tuple[Any, Any]]:

@@ -56,18 +56,18 @@ def explained(of: PricedTrial, against: PricedTrial | None, by: str = "step_time
     )
 
 
-def to_dict(found: Explanation) -> dict[str, Any]:
+def to_dict(explanation: Explanation) -> dict[str, Any]:
     """The explanation as plain values, SI units; the keys are stable (docs/json.md)."""
     return {
-        "of": trial_dict(found.of),
-        "against": None if found.against is None else trial_dict(found.against),
-        "difference": None if found.difference is None else _difference_dict(found.difference),
-        "turning_points": [_turning_dict(each) for each in found.turning_points],
-        "neighbours": [neighbour_dict(each) for each in found.neighbours],
-        "operators": [_operator_dict(each) for each in found.operators],
-        "expected_error": found.expected_error,
-        "outside": found.outside,
-        "sensitivity": None if found.sensitivity is None else _sensitivity_dict(found.sensitivity),
+        "of": trial_dict(explanation.of),
+        "against": None if explanation.against is None else trial_dict(explanation.against),
+        "difference": None if explanation.difference is None else _difference_dict(explanation.difference),
+        "turning_points": [_turning_dict(point) for point in explanation.turning_points],
+        "neighbours": [neighbour_dict(neighbour) for neighbour in explanation.neighbours],
+        "operators": [_operator_dict(operator) for operator in explanation.operators],
+        "expected_error": explanation.expected_error,
+        "outside": explanation.outside,
+        "sensitivity": None if explanation.sensitivity is None else _sensitivity_dict(explanation.sensitivity),
     }
 
 
@@ -89,7 +89,7 @@ def trial_dict(of: PricedTrial) -> dict[str, Any]:
 
 
 def _sum_dict(of: Sum) -> dict[str, Any]:
-    terms = [{"term": each.name, "of": each.first, "against": each.second, "difference": each.difference} for each in of.terms]
+    terms = [{"term": term.name, "of": term.first, "against": term.second, "difference": term.difference} for term in of.terms]
     return {"of": of.first, "against": of.second, "difference": of.difference, "terms": terms}
 
 
@@ -133,17 +133,17 @@ def _operator_dict(of: Operator) -> dict[str, Any]:
 def _sensitivity_dict(of: Sensitivity) -> dict[str, Any]:
     shifts = [
         {
-            "what": each.what,
-            "keys": list(each.keys),
-            "factor": each.factor,
-            "hw": each.hw,
-            "by": each.by,
-            "same_winner": each.same,
-            "winner": {**each.winner.choices, **settings(each.winner.layout)},
-            "value": each.value,
-            "value_of_the_present_winner": each.stayed,
-            "gain": each.gain,
+            "what": shift.what,
+            "keys": list(shift.keys),
+            "factor": shift.factor,
+            "hw": shift.hw,
+            "by": shift.by,
+            "same_winner": shift.same,
+            "winner": {**shift.winner.choices, **settings(shift.winner.layout)},
+            "value": shift.value,
+            "value_of_the_present_winner": shift.stayed,
+            "gain": shift.gain,
         }
-        for each in of.shifts
+        for shift in of.shifts
     ]
     return {"rows": of.rows, "of": of.of, "shifts": shifts}

@@ -58,9 +58,9 @@ class _CauseKind:
 
 def hidden_causes(run: PricedTrial, measured: float) -> list[Cause]:
     """What would explain that a run took longer than predicted, the likeliest first."""
-    found = [cause for kind in _kinds(run.scenario) if (cause := _solved(run, kind, measured)) is not None]
-    found += _switches(run, measured) if run.scenario.workload.kind == "training" else []
-    return sorted(found, key=lambda cause: -cause.likelihood)
+    causes = [cause for kind in _kinds(run.scenario) if (cause := _solved(run, kind, measured)) is not None]
+    causes += _switches(run, measured) if run.scenario.workload.kind == "training" else []
+    return sorted(causes, key=lambda cause: -cause.likelihood)
 
 
 def _kinds(scenario: Scenario) -> Iterator[_CauseKind]:

@@ -19,57 +19,60 @@ if TYPE_CHECKING:
 MOST = 5  # causes, suspects and neighbours that are listed
 
 
-def tell_judgement(out: Console, found: RunJudgement) -> None:
+def tell_judgement(out: Console, judgement: RunJudgement) -> None:
     """Prints a judgement."""
-    _tell_file(out, found)
+    _tell_file(out, judgement)
     out.print()
-    tell_trial(out, found.predicted, "")
+    tell_trial(out, judgement.predicted, "")
     error = (
-        "the error is not known: nothing alike was measured" if found.expected_error is None else show.expected_text(found.expected_error)
+        "the error is not known: nothing alike was measured"
+        if judgement.expected_error is None
+        else show.expected_text(judgement.expected_error)
     )
     listing.say(
-        out, f"  expected error of the step time: {error}" + (f"; outside what was measured: {found.outside}" if found.outside else "")
+        out,
+        f"  expected error of the step time: {error}" + (f"; outside what was measured: {judgement.outside}" if judgement.outside else ""),
     )
-    if found.measured is not None:
+    if judgement.measured is not None:
         out.print()
-        _tell_measured(out, found, found.measured)
+        _tell_measured(out, judgement, judgement.measured)
     out.print()
-    _tell_suspects(out, found)
-    _tell_better(out, found)
+    _tell_suspects(out, judgement)
+    _tell_better(out, judgement)
 
 
-def _tell_file(out: Console, found: RunJudgement) -> None:
-    reading = found.reading
+def _tell_file(out: Console, judgement: RunJudgement) -> None:
+    reading = judgement.reading
     title = FRAMEWORKS[reading.framework].title
     idle = f", {reading.idle} that change no step time" if reading.idle else ""
     listing.say(out, f"{title}: {reading.used} fields read{idle}")
     for what, lines in (
         ("not read", reading.unread),
         ("note", reading.notes),
-        ("in neither file nor command line, and taken as", found.assumed),
+        ("in neither file nor command line, and taken as", judgement.assumed),
     ):
         if lines:
             listing.say(out, f"  {what}: {'; '.join(lines)}", indent=4)
 
 
-def _tell_measured(out: Console, found: RunJudgement, measured: float) -> None:
-    predicted, share = found.predicted.figures["step_time_s"], measured / found.predicted.figures["step_time_s"] - 1
+def _tell_measured(out: Console, judgement: RunJudgement, measured: float) -> None:
+    predicted, share = judgement.predicted.figures["step_time_s"], measured / judgement.predicted.figures["step_time_s"] - 1
     gap = figures.seconds(abs(measured - predicted))
     side = "slower" if share > 0 else "faster"
-    near = ", which one run in three is: it may be the prediction's" if abs(share) <= 2 * found.error else ""
-    verdict = ": within the error to expect" if found.as_predicted else f": beyond the error to expect{near}"
+    near = ", which one run in three is: it may be the prediction's" if abs(share) <= 2 * judgement.error else ""
+    verdict = ": within the error to expect" if judgement.as_predicted else f": beyond the error to expect{near}"
     listing.say(out, f"measured {figures.seconds(measured)}, {gap} ({100 * abs(share):.0f} %) {side} than predicted{verdict}")
-    if found.causes:
+    if judgement.causes:
         listing.say(out, "what would explain it alone, the likeliest first:")
-    for cause in found.causes[:MOST]:
+    for cause in judgement.causes[:MOST]:
         listing.say(out, f"  {cause_text(cause)}", indent=4)
-    if not found.as_predicted and share > 0 and not found.causes:
+    if not judgement.as_predicted and share > 0 and not judgement.causes:
         listing.say(
             out, "  no single figure of machine or framework explains it: several things are off, or the file is another run's", indent=4
         )
-    if not found.as_predicted and share < 0:
+    if not judgement.as_predicted and share < 0:
         terms = ", ".join(
-            f"{WORDS.get(term, term)} {figures.seconds(value)}" for term, value in _largest(times_of(found.predicted.figures))
+            f"{WORDS.get(term, term)} {figures.seconds(value)}" for term, value in _largest(times_of(judgement.predicted.figures))
         )
         listing.say(out, f"  it may be one of the terms that are predicted to show: {terms}", indent=4)
 
@@ -91,35 +94,39 @@ def suspect_text(of: Suspect) -> str:
     return f"{of.key}={now}: {of.why}; {saved} a step" + ("" if of.fits else ", and does not fit")
 
 
-def _tell_suspects(out: Console, found: RunJudgement) -> None:
-    if not found.suspects:
+def _tell_suspects(out: Console, judgement: RunJudgement) -> None:
+    if not judgement.suspects:
         listing.say(out, "no setting of the file costs time for nothing")
         return
-    first, *others = found.suspects[:MOST]
+    first, *others = judgement.suspects[:MOST]
     listing.say(out, f"most likely spoilt: {suspect_text(first)}")
-    for each in others:
-        listing.say(out, f"  then {suspect_text(each)}", indent=4)
+    for suspect in others:
+        listing.say(out, f"  then {suspect_text(suspect)}", indent=4)
 
 
-def _tell_better(out: Console, found: RunJudgement) -> None:
-    chosen = found.neighbours[:MOST]
+def _tell_better(out: Console, judgement: RunJudgement) -> None:
+    chosen = judgement.neighbours[:MOST]
     if chosen:
         out.print()
         columns = [
-            Column("one change", [change_text(each) for each in chosen], figure=False),
-            Column("step time", [more_text(each.step_time_s, figures.seconds) for each in chosen]),
-            Column("memory", [more_text(each.peak_memory_bytes, figures.size) for each in chosen]),
+            Column("one change", [change_text(neighbour) for neighbour in chosen], figure=False),
+            Column("step time", [more_text(neighbour.step_time_s, figures.seconds) for neighbour in chosen]),
+            Column("memory", [more_text(neighbour.peak_memory_bytes, figures.size) for neighbour in chosen]),
         ]
         listing.show(out, columns)
     else:
         listing.say(
-            out, "no single change of the layout is faster and fits" if found.predicted.fits else "no single change of the layout fits"
+            out, "no single change of the layout is faster and fits" if judgement.predicted.fits else "no single change of the layout fits"
         )
-    if found.best is not None and found.predicted.fits and found.best.figures["step_time_s"] >= found.predicted.figures["step_time_s"]:
-        listing.say(out, f"none of {found.legal:,} legal layouts is faster and fits")
-    elif found.best is not None:
-        time = figures.seconds(found.best.figures["step_time_s"])
-        size = figures.size(found.best.figures["peak_memory_bytes"])
-        listing.say(out, f"best of all {found.legal:,} legal layouts: {time}, {size}: {short(found.best)}", indent=2)
+    if (
+        judgement.best is not None
+        and judgement.predicted.fits
+        and judgement.best.figures["step_time_s"] >= judgement.predicted.figures["step_time_s"]
+    ):
+        listing.say(out, f"none of {judgement.legal:,} legal layouts is faster and fits")
+    elif judgement.best is not None:
+        time = figures.seconds(judgement.best.figures["step_time_s"])
+        size = figures.size(judgement.best.figures["peak_memory_bytes"])
+        listing.say(out, f"best of all {judgement.legal:,} legal layouts: {time}, {size}: {short(judgement.best)}", indent=2)
     else:
-        listing.say(out, f"none of {found.legal:,} legal layouts fits")
+        listing.say(out, f"none of {judgement.legal:,} legal layouts fits")

@@ -67,14 +67,14 @@ class Lever:
         key: as an override has it.
         grid: values that it may take.
         low, high: the least and the largest to look at.
-        beside: keys that take the same value (a memory's capacity beside what is usable of it).
+        follows: keys that take the same value (a memory's capacity beside what is usable of it).
     """
 
     key: str
     grid: ValueGrid
     low: float
     high: float
-    beside: tuple[str, ...] = ()
+    follows: tuple[str, ...] = ()
 
     @property
     def section(self) -> str:
@@ -83,17 +83,17 @@ class Lever:
 
 
 @remembered(8)
-def turned(scenario: Scenario, key: str, value: Any, beside: tuple[str, ...] = ()) -> Scenario:
+def turned(scenario: Scenario, key: str, value: Any, follows: tuple[str, ...] = ()) -> Scenario:
     """The scenario with another value of one key.
 
     Args:
-        beside: keys that may not be smaller than it, and are raised to it.
+        follows: keys that may not be smaller than it, and are raised to it.
 
     Raises:
         ValueError: where the value is none of the key's.
     """
     section = key.split(".")[0]
-    values = {other: value for other in beside if value_at(scenario, other) < value} | {key: value}
+    values = {other: value for other in follows if value_at(scenario, other) < value} | {key: value}
     part: Frozen = getattr(scenario, section)
     tree = with_values({section: part.model_dump(mode="json")}, values)[section]
     return scenario.model_copy(update={section: type(part).model_validate(tree)})

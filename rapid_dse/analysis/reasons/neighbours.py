@@ -52,13 +52,13 @@ def neighbours(of: PricedTrial) -> list[Neighbour]:
     dp takes what tp, cp and pp leave. The other way of context parallelism is another scenario of the same layout.
     """
     scenario, before = of.scenario, settings(of.layout)
-    found: list[tuple[str, Layouts]] = []
+    options: list[tuple[str, Layouts]] = []
     for name, candidates in _engines(of.layout) if isinstance(of.layout, Engines) else _candidates(scenario, of.layout):
-        legal = [each for each in candidates if broken_rules(each, scenario)[0][0] < 0 and _differs(each, of.layout)]
-        found += [(of.layout.keys[name], each) for each in (legal if name in ("zero", "recompute", "schedule") else legal[:1])]
-    priced = price(scenario, type(of.layout).concatenate([layout for _, layout in found])) if found else None
+        legal = [candidate for candidate in candidates if broken_rules(candidate, scenario)[0][0] < 0 and _differs(candidate, of.layout)]
+        options += [(of.layout.keys[name], layout) for layout in (legal if name in ("zero", "recompute", "schedule") else legal[:1])]
+    priced = price(scenario, type(of.layout).concatenate([layout for _, layout in options])) if options else None
     result = []
-    for row, (key, layout) in enumerate(found):
+    for row, (key, layout) in enumerate(options):
         assert priced is not None
         result.append(_neighbour(of, (key, before[key], settings(layout)[key]), layout, figures_of(priced, row)))
     return [*result, *_other_ways(of)]
@@ -94,7 +94,7 @@ def _engines(layout: Engines) -> Iterator[tuple[str, list[Layouts]]]:
             down = [now >> k for k in range(1, 11) if now >> k >= 1 and now % (1 << k) == 0]
             follow = {f"{pool}etp": 0} | ({"decode_workers": 0} if pool else {"dp": 0})
             for values in (down, up):
-                yield pool + name, [engine_with(layout, **{pool + name: each}, **follow) for each in values]
+                yield pool + name, [engine_with(layout, **{pool + name: degree}, **follow) for degree in values]
 
 
 def _candidates(scenario: Scenario, layout: Layouts) -> Iterator[tuple[str, list[Layouts]]]:
@@ -105,20 +105,20 @@ def _candidates(scenario: Scenario, layout: Layouts) -> Iterator[tuple[str, list
         up = [now << k for k in range(1, 11) if now << k <= most]
         down = [now >> k for k in range(1, 11) if now >> k >= 1 and now % (1 << k) == 0]
         for values in (down, up):
-            yield name, [with_columns(layout, **{name: each}, **follow(scenario, value, each)) for each in values]
+            yield name, [with_columns(layout, **{name: degree}, **follow(scenario, value, degree)) for degree in values]
     if value["pp"] > 1:
         for chunks in (range(value["vpp"] - 1, 0, -1), range(value["vpp"] + 1, MAX_VPP + 1)):
-            yield "vpp", [with_columns(layout, vpp=each, schedule=AUTO_SCHEDULE) for each in chunks]
+            yield "vpp", [with_columns(layout, vpp=degree, schedule=AUTO_SCHEDULE) for degree in chunks]
         others = [code for code in range(len(SCHEDULES)) if code not in (schedules.NONE, value["schedule"])]
         yield "schedule", [_scheduled(layout, value, code) for code in others]
-    yield "zero", [with_columns(layout, zero=each) for each in range(4) if each != value["zero"]]
-    yield "recompute", [with_columns(layout, recompute=each) for each in range(len(RECOMPUTE)) if each != value["recompute"]]
+    yield "zero", [with_columns(layout, zero=stage) for stage in range(4) if stage != value["zero"]]
+    yield "recompute", [with_columns(layout, recompute=mode) for mode in range(len(RECOMPUTE)) if mode != value["recompute"]]
     if value["tp"] > 1:
         yield "sequence_parallel", [with_columns(layout, sequence_parallel=1 - value["sequence_parallel"])]
     if scenario.model.num_experts and value["tp"] > 1:
         now = int(layout.expert_tp[0])
-        yield "etp", [with_columns(layout, etp=each) for each in ((value["tp"], 1) if now == 1 else (1,))]
-    yield "shard_group", [with_columns(layout, shard_group=each) for each in _shard_groups(scenario, layout, value)]
+        yield "etp", [with_columns(layout, etp=degree) for degree in ((value["tp"], 1) if now == 1 else (1,))]
+    yield "shard_group", [with_columns(layout, shard_group=group) for group in _shard_groups(scenario, layout, value)]
 
 
 def _scheduled(layout: Layouts, value: dict[str, int], code: int) -> Layouts:

@@ -75,15 +75,15 @@ def operators_of(of: PricedTrial) -> list[Operator]:
         return list(_decoding(of, layout))
     ready, model = prepare(scenario, layout), architecture_of(scenario)
     shape, _ = distinct_shapes(layout, scenario.workload)
-    found: list[Operator] = []
+    operators: list[Operator] = []
     for kind, alone in zip(model.kinds, ready.alone.layers, strict=True):
         layer = [*_products(of, kind.products(shape), alone.matmul_seconds), *_others(of, kind, shape, (ready.device, alone))]
         label = f" of {kind.name}" if len(model.kinds) > 1 else ""
-        found += [replace(operator, name=operator.name + label) for operator in layer]
+        operators += [replace(operator, name=operator.name + label) for operator in layer]
     for end, priced in ((model.embedding, ready.alone.embedding), (model.head, ready.alone.head)):
-        found += _products(of, end.products(shape), priced.seconds[:, None])
+        operators += _products(of, end.products(shape), priced.seconds[:, None])
     read = ready.alone.loss_bytes
-    return [*found, *([_streamed(of, "loss", ready.device, read, 1.0)] if read.any() else [])]
+    return [*operators, *([_streamed(of, "loss", ready.device, read, 1.0)] if read.any() else [])]
 
 
 def _products(of: PricedTrial, matmuls: Sequence[MatMul], times: NDArray[np.float64]) -> Iterator[Operator]:
@@ -91,22 +91,22 @@ def _products(of: PricedTrial, matmuls: Sequence[MatMul], times: NDArray[np.floa
     for at, matmul in enumerate(matmuls):
         precision = scenario.workload.precision
         used = "bf16" if matmul.sixteen_bit and scenario.narrow else precision
-        held = NARROW_BYTES.get(used, width)
+        width_held = NARROW_BYTES.get(used, width)
         seconds = float(times[:, at].sum())
         runs = directions(matmul)
-        yield _operator(of, matmul.name, (seconds, runs * float(matmul.flops[0]), runs * held * _operands(matmul)), used, runs)
+        yield _operator(of, matmul.name, (seconds, runs * float(matmul.flops[0]), runs * width_held * _operands(matmul)), used, runs)
 
 
 def _others(of: PricedTrial, kind: LayerKind, shape: MicroBatch, priced: tuple[OperatorModel, LayerOperators]) -> Iterator[Operator]:
     device, alone = priced
     attention = float(alone.attention_forward[0] + alone.attention_backward[0])
-    products = sum(float(each.flops[0]) for each in kind.products(shape))
+    products = sum(float(product.flops[0]) for product in kind.products(shape))
     flops = 3.5 * (float(alone.flops[0]) - products)  # backward runs five products where forward runs two
     core, model = kind.attention(shape), of.scenario.model
     if core is not None:
         heads = (2 * model.num_attention_heads + 2 * model.num_key_value_heads) * core.head_dim / float(shape.tp[0])
-        moved = 3 * compute_bytes(of.scenario) * float(shape.tokens[0]) * heads
-        yield _operator(of, "attention", (attention, flops, moved), "bf16", 2)
+        hbm_bytes = 3 * compute_bytes(of.scenario) * float(shape.tokens[0]) * heads
+        yield _operator(of, "attention", (attention, flops, hbm_bytes), "bf16", 2)
     streamed = alone.glue_forward_bytes + alone.glue_backward_bytes
     yield _streamed(of, "small kernels", device, streamed, of.scenario.software.kernels.elementwise_traffic)
     yield from _counted(of, alone, kind, shape)
@@ -116,9 +116,9 @@ def _counted(of: PricedTrial, alone: LayerOperators, kind: LayerKind, shape: Mic
     """Eager kernels that are counted one by one, where the framework has some."""
     seconds = float(alone.counted_forward[0] + alone.counted_backward[0])
     if seconds > 0:
-        each = [kernel for kernel in kind.small_kernels(shape, of.scenario.software) if kernel.counted is not None]
-        moved = sum(compute_bytes(of.scenario) * (kernel.forward + kernel.backward) + 2 * kernel.fp32 for kernel in each)
-        yield _operator(of, "eager kernels", (seconds, 0.0, float(np.ravel(moved)[0])), "bf16", 2)
+        counted = [kernel for kernel in kind.small_kernels(shape, of.scenario.software) if kernel.counted is not None]
+        hbm_bytes = sum(compute_bytes(of.scenario) * (kernel.forward + kernel.backward) + 2 * kernel.fp32 for kernel in counted)
+        yield _operator(of, "eager kernels", (seconds, 0.0, float(np.ravel(hbm_bytes)[0])), "bf16", 2)
 
 
 def _streamed(of: PricedTrial, name: str, device: OperatorModel, size: NDArray[np.float64], times: float) -> Operator:
@@ -139,10 +139,10 @@ def _decoding(of: PricedTrial, layout: Engines) -> Iterator[Operator]:
         (product.matmul.name, price_products(scenario, [product], device, decoding=True), product)
         for product in all_products(scenario, cut, rows, decoding=True)
     ]
-    for name, found, product in named:
+    for name, operators, product in named:
         precision = scenario.hw.arithmetic(product_precision(scenario, product))
-        yield _operator(of, name, (float(found.seconds[0]), float(found.flops[0]), float(found.moved[0])), precision, 1)
-    yield _operator(of, "attention", (float(attention.seconds[0]), float(attention.flops[0]), float(attention.moved[0])), "bf16", 1)
+        yield _operator(of, name, (float(operators.seconds[0]), float(operators.flops[0]), float(operators.hbm_bytes[0])), precision, 1)
+    yield _operator(of, "attention", (float(attention.seconds[0]), float(attention.flops[0]), float(attention.hbm_bytes[0])), "bf16", 1)
 
 
 def _operator(of: PricedTrial, name: str, work: tuple[float, float, float], precision: str, kernels: int) -> Operator:
@@ -152,5 +152,5 @@ def _operator(of: PricedTrial, name: str, work: tuple[float, float, float], prec
 
 
 def _operands(matmul: MatMul) -> float:
-    each = matmul.batch * (matmul.m * matmul.k + matmul.k * matmul.n + matmul.m * matmul.n)
-    return float(np.asarray(each).ravel()[0])
+    values = matmul.batch * (matmul.m * matmul.k + matmul.k * matmul.n + matmul.m * matmul.n)
+    return float(np.asarray(values).ravel()[0])

@@ -82,7 +82,7 @@ def judgement(reading: LaunchReading, run: Launched, measured: float | None, com
     error, outside = float(trust.expected_error[0]), int(trust.outside[0])
     known = None if np.isnan(error) else error
     offered = trial(turned(predicted.scenario, "software.enforce", True), portion.layouts, portion.choices)
-    better = [each for each in neighbours(offered) if each.fits and (each.step_time_s < 0 or not predicted.fits)]
+    better = [neighbour for neighbour in neighbours(offered) if neighbour.fits and (neighbour.step_time_s < 0 or not predicted.fits)]
     own = composer.options_alone(portion.choices)
     best, legal = _best(offered)
     slow = measured is not None and measured / predicted.figures["step_time_s"] - 1 > (UNKNOWN_ERROR if known is None else known)
@@ -95,7 +95,7 @@ def judgement(reading: LaunchReading, run: Launched, measured: float | None, com
         measured=measured,
         causes=hidden_causes(predicted, measured) if slow and measured is not None else (),
         suspects=suspects(predicted, own),
-        neighbours=sorted(better, key=lambda each: each.step_time_s),
+        neighbours=sorted(better, key=lambda neighbour: neighbour.step_time_s),
         best=best,
         legal=legal,
     )
@@ -138,27 +138,27 @@ def _best_engine(run: PricedTrial, layout: Engines) -> tuple[PricedTrial | None,
     return (best if np.isfinite(seconds[at]) else None), len(every)
 
 
-def to_dict(found: RunJudgement) -> dict[str, Any]:
+def to_dict(verdict: RunJudgement) -> dict[str, Any]:
     """The judgement as plain values, SI units; the keys are stable (docs/json.md)."""
-    reading = found.reading
+    reading = verdict.reading
     return {
         "framework": reading.framework,
         "fields_read": reading.used,
         "unread": list(reading.unread),
         "notes": list(reading.notes),
-        "assumed": list(found.assumed),
-        "predicted": trial_dict(found.predicted),
-        "expected_error": found.expected_error,
-        "outside": found.outside,
-        "measured_step_time_s": found.measured,
-        "share_beyond_predicted": found.share,
-        "as_predicted": found.as_predicted,
-        "spoilt": found.spoilt,
-        "causes": [_plain(cause) for cause in found.causes],
-        "suspects": [_plain(suspect) for suspect in found.suspects],
-        "neighbours": [neighbour_dict(each) for each in found.neighbours],
-        "best": None if found.best is None else trial_dict(found.best),
-        "legal_layouts": found.legal,
+        "assumed": list(verdict.assumed),
+        "predicted": trial_dict(verdict.predicted),
+        "expected_error": verdict.expected_error,
+        "outside": verdict.outside,
+        "measured_step_time_s": verdict.measured,
+        "share_beyond_predicted": verdict.share,
+        "as_predicted": verdict.as_predicted,
+        "spoilt": verdict.spoilt,
+        "causes": [_plain(cause) for cause in verdict.causes],
+        "suspects": [_plain(suspect) for suspect in verdict.suspects],
+        "neighbours": [neighbour_dict(neighbour) for neighbour in verdict.neighbours],
+        "best": None if verdict.best is None else trial_dict(verdict.best),
+        "legal_layouts": verdict.legal,
     }
 
 

@@ -90,7 +90,7 @@ def sensitivity(table: pa.Table, by: str = "step_time_s") -> Sensitivity | None:
     portions = portions_of(rows)
     if portions is None or not len(rows):
         return None
-    field = _Field([_closed(each) for each in portions])
+    field = _Field([_closed(portion) for portion in portions])
     names = list(dict.fromkeys(portion.choices["hw"] for portion in field.portions))
     shifts = [shift for name in names for shift in field.shifts(name, by, len(names) > 1)]
     return Sensitivity(tuple(shifts), len(rows), len(priced))
@@ -117,7 +117,9 @@ class _Field:
                 yield self._shift(f"{what} of {hw}" if named else what, keys, factor, hw, column)
 
     def _shift(self, what: str, keys: tuple[str, ...], factor: float, hw: str, by: str) -> Shift:
-        scenarios = [_changed(each.scenario, keys, factor) if each.choices["hw"] == hw else each.scenario for each in self.portions]
+        scenarios = [
+            _changed(portion.scenario, keys, factor) if portion.choices["hw"] == hw else portion.scenario for portion in self.portions
+        ]
         priced = [
             price(scenario, portion.layouts) if portion.choices["hw"] == hw else before
             for scenario, portion, before in zip(scenarios, self.portions, self._priced, strict=True)
@@ -135,18 +137,18 @@ class _Field:
 
 def _changed(scenario: Scenario, keys: Sequence[str], factor: float) -> Scenario:
     for key in keys:
-        beside = ("hw.memory.capacity",) if key == "hw.memory.usable" else ()
+        follows = ("hw.memory.capacity",) if key == "hw.memory.usable" else ()
         value: Any = value_at(scenario, key) * factor
-        scenario = turned(scenario, key, value, beside)
+        scenario = turned(scenario, key, value, follows)
     return scenario
 
 
 def _best(priced: Sequence[Priced], by: str) -> tuple[int, int]:
     """The portion and the row that rank first: of what fits, or of all where nothing does."""
     name, sign = by.removeprefix("-"), -1.0 if descending(by) else 1.0
-    values: list[NDArray[np.float64]] = [sign * getattr(each, name) for each in priced]
-    fits = [each.fits for each in priced]
-    if any(each.any() for each in fits):
+    values: list[NDArray[np.float64]] = [sign * getattr(trial, name) for trial in priced]
+    fits = [trial.fits for trial in priced]
+    if any(trial.any() for trial in fits):
         values = [np.where(fit, value, np.inf) for fit, value in zip(fits, values, strict=True)]
     rows = [int(np.argmin(value)) for value in values]
     portion = min(range(len(priced)), key=lambda at: values[at][rows[at]])

@@ -56,12 +56,12 @@ def suspects(run: PricedTrial, own: Scenario) -> list[Suspect]:
     Args:
         own: a scenario of the same options whose hw, cluster and software have no value of the run's own.
     """
-    found = [*_figures(run, own)]
+    causes = [*_figures(run, own)]
     if run.scenario.workload.kind == "training":
-        found += [*_outside_node(run), *_recomputation(run)]
+        causes += [*_outside_node(run), *_recomputation(run)]
     least = LEAST * run.figures["step_time_s"]
-    kept = [each for each in found if each.gain_s > least and (each.fits or not run.fits)]
-    return sorted(kept, key=lambda each: -each.gain_s * _weight(each.key))
+    kept = [suspect for suspect in causes if suspect.gain_s > least and (suspect.fits or not run.fits)]
+    return sorted(kept, key=lambda suspect: -suspect.gain_s * _weight(suspect.key))
 
 
 def _weight(key: str) -> float:
@@ -71,7 +71,7 @@ def _weight(key: str) -> float:
 def _figures(run: PricedTrial, own: Scenario) -> Iterator[Suspect]:
     """Figures of the machine and of the framework that are not those of their options."""
     for section in _SECTIONS:
-        mine, theirs = (dict(_leaves(each, section)) for each in (run.scenario, own))
+        mine, theirs = (dict(_leaves(scenario, section)) for scenario in (run.scenario, own))
         for key, usual in theirs.items():
             if key in mine and mine[key] != usual and key not in _CHOSEN:
                 try:
@@ -111,30 +111,30 @@ def _outside_node(run: PricedTrial) -> Iterator[Suspect]:
     node, tp, pp = scenario.hw.gpus_per_node, int(layout.tp[0]), int(layout.pp[0])
     if tp <= node:
         return
-    inside = next((each for each in range(node, 0, -1) if tp % each == 0 and node % each == 0), 1)
-    found = []
+    inside = next((degree for degree in range(node, 0, -1) if tp % degree == 0 and node % degree == 0), 1)
+    suspects = []
     for stages in (pp, pp * (tp // inside)):
         follow = {"vpp": 1, "schedule": -1} if pp == 1 else {}
         other = with_columns(layout, tp=inside, pp=stages, dp=0, **(follow if stages != pp else {}))
         if broken_rules(other, scenario)[0][0] < 0:
             why = f"its group is spread over {-(-tp // node)} nodes" + (f"; with pp={stages}" if stages != pp else "")
-            found.append(_suspect(run, ("parallel.tp", tp, inside), why, scenario, other))
-    fitting = [each for each in found if each.fits] or found
+            suspects.append(_suspect(run, ("parallel.tp", tp, inside), why, scenario, other))
+    fitting = [suspect for suspect in suspects if suspect.fits] or suspects
     if fitting:
-        yield max(fitting, key=lambda each: each.gain_s)
+        yield max(fitting, key=lambda suspect: suspect.gain_s)
 
 
 def _recomputation(run: PricedTrial) -> Iterator[Suspect]:
     """Full recomputation that memory does not need: the fastest mode that does less and fits. Selective recomputation is what is usual."""
-    now, found = int(run.layout.recompute[0]), list[Suspect]()
+    now, suspects = int(run.layout.recompute[0]), list[Suspect]()
     if now != RECOMPUTE_FULL:
         return
     for mode in range(now):
         other = with_columns(run.layout, recompute=mode)
         if broken_rules(other, run.scenario)[0][0] < 0:
-            found.append(
+            suspects.append(
                 _suspect(run, ("parallel.recompute", RECOMPUTE[now], RECOMPUTE[mode]), "memory does not need it", run.scenario, other)
             )
-    fitting = [each for each in found if each.fits]
+    fitting = [suspect for suspect in suspects if suspect.fits]
     if fitting:
-        yield max(fitting, key=lambda each: each.gain_s)
+        yield max(fitting, key=lambda suspect: suspect.gain_s)

@@ -35,21 +35,21 @@ _LEAST = 0.005  # terms that make less of a difference than this share of it are
 MOST_POINTS = 8  # turning points that are listed
 
 
-def tell(out: Console, found: Explanation, most: int = MOST_POINTS) -> None:
+def tell(out: Console, explanation: Explanation, most: int = MOST_POINTS) -> None:
     """Prints an explanation."""
-    tell_trial(out, found.of, "")
-    _tell_trust(out, found)
-    if found.against is not None and found.difference is not None:
+    tell_trial(out, explanation.of, "")
+    _tell_trust(out, explanation)
+    if explanation.against is not None and explanation.difference is not None:
         out.print()
-        tell_trial(out, found.against, "against ")
-        for line in difference_lines(found.difference):
+        tell_trial(out, explanation.against, "against ")
+        for line in difference_lines(explanation.difference):
             listing.say(out, line)
-        _tell_points(out, found.turning_points, most)
-    _tell_neighbours(out, found.neighbours)
-    of_training = found.of.scenario.workload.kind == "training"
-    _tell_operators(out, found.operators, "a micro-batch, both ways" if of_training else "a decode step")
-    if found.sensitivity is not None:
-        _tell_sensitivity(out, found.sensitivity)
+        _tell_points(out, explanation.turning_points, most)
+    _tell_neighbours(out, explanation.neighbours)
+    of_training = explanation.of.scenario.workload.kind == "training"
+    _tell_operators(out, explanation.operators, "a micro-batch, both ways" if of_training else "a decode step")
+    if explanation.sensitivity is not None:
+        _tell_sensitivity(out, explanation.sensitivity)
 
 
 def short(of: PricedTrial) -> str:
@@ -71,17 +71,21 @@ def tell_trial(out: Console, of: PricedTrial, before: str) -> None:
         listing.say(out, "  simulated; what follows is priced by closed forms", indent=4)
 
 
-def _listed(terms: Mapping[str, float], shown: Any, words: Mapping[str, str]) -> str:
+def _listed(terms: Mapping[str, float], worded: Any, words: Mapping[str, str]) -> str:
     ordered = sorted(((value, name) for name, value in terms.items() if value > 0), reverse=True)
-    return ", ".join(f"{words.get(name, name)} {shown(value)}" for value, name in ordered)
+    return ", ".join(f"{words.get(name, name)} {worded(value)}" for value, name in ordered)
 
 
-def _tell_trust(out: Console, found: Explanation) -> None:
+def _tell_trust(out: Console, explanation: Explanation) -> None:
     error = (
-        "the error is not known: nothing alike was measured" if found.expected_error is None else show.expected_text(found.expected_error)
+        "the error is not known: nothing alike was measured"
+        if explanation.expected_error is None
+        else show.expected_text(explanation.expected_error)
     )
     listing.say(
-        out, f"  expected error of the step time: {error}" + (f"; outside what was measured: {found.outside}" if found.outside else "")
+        out,
+        f"  expected error of the step time: {error}"
+        + (f"; outside what was measured: {explanation.outside}" if explanation.outside else ""),
     )
 
 
@@ -97,21 +101,21 @@ def _value(key: str, value: Any) -> str:
     return figures.setting(key, value)
 
 
-def _summed(of: Sum, more: str, less: str, shown: Any, words: Mapping[str, str]) -> str:
+def _summed(of: Sum, more: str, less: str, worded: Any, words: Mapping[str, str]) -> str:
     whole = of.difference
     if not whole:
         return f"{'step time' if of.name == 'step_time_s' else 'memory'}: the same"
     sign = 1 if whole > 0 else -1
-    terms = [each for each in of.terms if abs(each.difference) >= _LEAST * abs(whole)]
-    parts = [f"{words.get(each.name, each.name)} {_signed(each.difference * sign, shown)}" for each in terms]
-    line = f"{shown(abs(whole))} {more if whole > 0 else less}: {', '.join(parts)}"
+    terms = [term for term in of.terms if abs(term.difference) >= _LEAST * abs(whole)]
+    parts = [f"{words.get(term.name, term.name)} {_signed(term.difference * sign, worded)}" for term in terms]
+    line = f"{worded(abs(whole))} {more if whole > 0 else less}: {', '.join(parts)}"
     top = of.terms[0]
     share = f"; {100 * top.share:.0f} % of it is {words.get(top.name, top.name)}" if 0 < top.share <= 1 and len(terms) > 1 else ""
     return line + share
 
 
-def _signed(value: float, shown: Any) -> str:
-    return shown(value) if value >= 0 else f"−{shown(-value)}"
+def _signed(value: float, worded: Any) -> str:
+    return worded(value) if value >= 0 else f"−{worded(-value)}"
 
 
 def _tell_points(out: Console, points: Sequence[TurningPoint], most: int) -> None:
@@ -139,16 +143,16 @@ def _exact(key: str, value: float) -> str:
     return figures.setting(key, value)
 
 
-def _tell_neighbours(out: Console, found: Sequence[Neighbour]) -> None:
-    if not found:
+def _tell_neighbours(out: Console, near: Sequence[Neighbour]) -> None:
+    if not near:
         return
     out.print()
-    ordered = sorted(found, key=lambda each: (not each.fits, each.step_time_s))
+    ordered = sorted(near, key=lambda neighbour: (not neighbour.fits, neighbour.step_time_s))
     columns = [
-        Column("one change", [change_text(each) for each in ordered], figure=False),
-        Column("step time", [more_text(each.step_time_s, figures.seconds) for each in ordered]),
-        Column("memory", [more_text(each.peak_memory_bytes, figures.size) for each in ordered]),
-        Column("", ["" if each.fits else "does not fit" for each in ordered], figure=False),
+        Column("one change", [change_text(neighbour) for neighbour in ordered], figure=False),
+        Column("step time", [more_text(neighbour.step_time_s, figures.seconds) for neighbour in ordered]),
+        Column("memory", [more_text(neighbour.peak_memory_bytes, figures.size) for neighbour in ordered]),
+        Column("", ["" if neighbour.fits else "does not fit" for neighbour in ordered], figure=False),
     ]
     listing.show(out, columns)
 
@@ -159,38 +163,38 @@ def change_text(of: Neighbour) -> str:
     return f"{name} {_value(of.key, of.before)} → {_value(of.key, of.value)}"
 
 
-def more_text(value: float, shown: Any) -> str:
+def more_text(value: float, worded: Any) -> str:
     """A difference with its sign."""
-    return f"{'+' if value >= 0 else '−'}{shown(abs(value))}"
+    return f"{'+' if value >= 0 else '−'}{worded(abs(value))}"
 
 
-def _tell_operators(out: Console, found: Sequence[Operator], spent_on: str) -> None:
+def _tell_operators(out: Console, listed: Sequence[Operator], spent_on: str) -> None:
     out.print()
     listing.say(out, f"operators of a layer, {spent_on}:")
     columns = [
-        Column("operator", [each.name for each in found], figure=False),
-        Column("time alone", [figures.seconds(each.seconds, 3) for each in found]),
-        Column("FLOP/byte", [figures.digits(each.intensity, 3) if each.flops else figures.NOTHING for each in found]),
-        Column("of the roofline", [figures.percent(each.reached) for each in found]),
-        Column("bound by", [each.bound for each in found], figure=False),
+        Column("operator", [operator.name for operator in listed], figure=False),
+        Column("time alone", [figures.seconds(operator.seconds, 3) for operator in listed]),
+        Column("FLOP/byte", [figures.digits(operator.intensity, 3) if operator.flops else figures.NOTHING for operator in listed]),
+        Column("of the roofline", [figures.percent(operator.reached) for operator in listed]),
+        Column("bound by", [operator.bound for operator in listed], figure=False),
     ]
     listing.show(out, columns)
 
 
-def _tell_sensitivity(out: Console, found: Sensitivity) -> None:
+def _tell_sensitivity(out: Console, sensitivity: Sensitivity) -> None:
     out.print()
-    if found.rows < found.of:
-        listing.say(out, f"on another machine, of the best {found.rows:,} of {found.of:,} rows:")
-    listing.show(out, machine_columns(found))
+    if sensitivity.rows < sensitivity.of:
+        listing.say(out, f"on another machine, of the best {sensitivity.rows:,} of {sensitivity.of:,} rows:")
+    listing.show(out, machine_columns(sensitivity))
 
 
-def machine_columns(found: Sensitivity) -> list[Column]:
+def machine_columns(sensitivity: Sensitivity) -> list[Column]:
     """The table of other machines: what is changed, the best value then, what it gains on the present winner, and who wins."""
     return [
-        Column("on another machine", [f"{each.what} × {each.factor:g}" for each in found.shifts], figure=False),
-        Column("best", [figures.result(each.by.removeprefix("-"), each.value) for each in found.shifts]),
-        Column("gain", [_gain(each) for each in found.shifts]),
-        Column("winner", ["the same" if each.same else _winner(each.winner) for each in found.shifts], figure=False),
+        Column("on another machine", [f"{shift.what} × {shift.factor:g}" for shift in sensitivity.shifts], figure=False),
+        Column("best", [figures.result(shift.by.removeprefix("-"), shift.value) for shift in sensitivity.shifts]),
+        Column("gain", [_gain(shift) for shift in sensitivity.shifts]),
+        Column("winner", ["the same" if shift.same else _winner(shift.winner) for shift in sensitivity.shifts], figure=False),
     ]
 
 

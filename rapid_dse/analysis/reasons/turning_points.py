@@ -53,14 +53,14 @@ def turning_points(first: PricedTrial, second: PricedTrial, by: str = "step_time
 
     What fits is ahead of what does not; of two that fit, or that do not, the one with the better ``by``.
     """
-    found = []
+    points = []
     for lever, of in _levers(first, second):
         order = _Order(lever, of, (first, second), by)
         now = _now(lever, first if of != "second" else second)
-        found += [
+        points += [
             TurningPoint(lever.key, of, now, value, before, _effort(lever, now, value)) for value, before in _solved(lever, now, order)
         ]
-    return sorted(found, key=lambda point: (point.effort, point.key))
+    return sorted(points, key=lambda point: (point.effort, point.key))
 
 
 def _levers(first: PricedTrial, second: PricedTrial) -> Iterator[tuple[Lever, str]]:
@@ -78,7 +78,7 @@ def _levers(first: PricedTrial, second: PricedTrial) -> Iterator[tuple[Lever, st
 def _shared(first: PricedTrial, second: PricedTrial, section: str) -> bool:
     """Whether both have the same part; how many GPUs there are is the layout's."""
     aside = {"num_gpus": 1, "global_batch_size": 1}
-    one, other = (getattr(each.scenario, section) for each in (first, second))
+    one, other = (getattr(trial.scenario, section) for trial in (first, second))
     update = {name: value for name, value in aside.items() if name in type(one).model_fields}
     return bool(one.model_copy(update=update) == other.model_copy(update=update))
 
@@ -86,8 +86,8 @@ def _shared(first: PricedTrial, second: PricedTrial, section: str) -> bool:
 def _counts(first: PricedTrial, second: PricedTrial) -> Iterator[Lever]:
     """The batch in steps that both layouts can split, and the length of sequences in steps that both can."""
     batch, length, batches = 1, 1, set()
-    for each in (first, second):
-        layout = each.layout
+    for trial in (first, second):
+        layout = trial.layout
         rounds = int(layout.pp[0]) if INTERLEAVES[layout.schedule[0]] else 1
         batch = math.lcm(batch, int(layout.dp[0] * layout.micro_batch_size[0]) * rounds)
         length = math.lcm(length, 128, 2 * int(layout.cp[0]) * int(layout.tp[0]))
@@ -127,9 +127,9 @@ def _solved(lever: Lever, now: float, order: _Order) -> Iterator[tuple[float, fl
                 break
             if has_turned:
                 # ``now`` itself lies between the grid's values: its order is the present one
-                found = _halved(lever.grid, at, last, order) if last is not None else (lever.grid.value(at), now)
-                if found is not None:
-                    yield found
+                solution = _halved(lever.grid, at, last, order) if last is not None else (lever.grid.value(at), now)
+                if solution is not None:
+                    yield solution
                 break
             last = at
 
@@ -153,7 +153,7 @@ def _last_within(grid: ValueGrid, bound: float, least: bool) -> int:
 
 def _path(near: int, far: int) -> Sequence[int]:
     """Numbers from ``near`` to ``far``, wider and wider apart."""
-    return [int(each) for each in dict.fromkeys((near + (far - near) * np.linspace(0, 1, _STEPS) ** 2).round().tolist())]
+    return [int(value) for value in dict.fromkeys((near + (far - near) * np.linspace(0, 1, _STEPS) ** 2).round().tolist())]
 
 
 def _halved(grid: ValueGrid, turned_at: int, not_at: int, order: _Order) -> tuple[float, float] | None:
@@ -176,12 +176,12 @@ class _Order:
             second = replace(second, scenario=first.scenario)
         self._lever, self._of, self._trials, self._by = lever, of, (first, second), by
         self._known: dict[float, tuple[_Rank, _Rank] | None] = {}
-        self._now = _ranks([(each.scenario, each.layout) for each in trials], by)
+        self._now = _ranks([(trial.scenario, trial.layout) for trial in trials], by)
 
     def turned(self, value: float) -> bool | None:
         """Whether the order is another at this value than it is now; None where it cannot be priced there."""
-        found = self._at(value)
-        return None if found is None else (found[0] < found[1]) is not (self._now[0] < self._now[1])
+        trial = self._at(value)
+        return None if trial is None else (trial[0] < trial[1]) is not (self._now[0] < self._now[1])
 
     def unmoved(self, value: float) -> bool:
         """Whether neither trial is another at this value than it is now."""
@@ -221,4 +221,4 @@ def _at(lever: Lever, trial: PricedTrial, value: float) -> tuple[Scenario, Layou
     if lever.key == BATCH:
         return trial.scenario, with_columns(trial.layout, global_batch_size=int(value))
     given = int(value) if lever.section == "workload" else value
-    return turned(trial.scenario, lever.key, given, lever.beside), trial.layout
+    return turned(trial.scenario, lever.key, given, lever.follows), trial.layout

@@ -46,9 +46,9 @@ def packed_rows(table: pa.Table, by: str) -> PackedRows:
     some = ranking.best(table, by, MOST_ROWS) if len(table) > MOST_ROWS else table
     columns, parts = [], []
     for name in some.column_names:
-        found, content = _column(some, name)
+        packed, content = _column(some, name)
         if content:
-            columns.append({"name": name, **found})
+            columns.append({"name": name, **packed})
             parts.append(content)
     header = json.dumps(
         {"rows": len(some), "columns": columns, "axes": _axes(some), "layout": _layout(some), "more": sorted(ranking.MORE_IS_BETTER)}
@@ -84,8 +84,8 @@ def _column(table: pa.Table, name: str) -> tuple[dict[str, Any], bytes]:
     distinct, codes = np.unique(numbers, return_inverse=True)
     whole = pa.types.is_boolean(kind)
     if len(distinct) <= _CODES:
-        shown = [None if np.isnan(value) else bool(value) if whole else _shortest(value) for value in distinct]
-        return _as_codes(codes, shown)
+        texts = [None if np.isnan(value) else bool(value) if whole else _shortest(value) for value in distinct]
+        return _as_codes(codes, texts)
     return {"kind": "floats"}, _by_place(numbers)
 
 
@@ -96,11 +96,11 @@ def _shortest(value: np.float32) -> float:
 
 def _as_codes(codes: NDArray[np.int64], values: Sequence[Any]) -> tuple[dict[str, Any], bytes]:
     used, codes = np.unique(codes, return_inverse=True)
-    shown = [values[at] for at in used.tolist()]
-    if all(value is None for value in shown):
+    texts = [values[at] for at in used.tolist()]
+    if all(value is None for value in texts):
         return {}, b""
     width = 1 if len(used) <= 256 else 2
-    return {"kind": "codes", "width": width, "values": shown}, _by_place(codes.astype(f"<u{width}"))
+    return {"kind": "codes", "width": width, "values": texts}, _by_place(codes.astype(f"<u{width}"))
 
 
 def _keys(column: pa.ChunkedArray) -> tuple[dict[str, Any], bytes]:

@@ -50,7 +50,7 @@ class ReportJob:
         table: all its rows.
         by: the column that ranks.
         varying: keys outside the layout that differ within the job.
-        shown: the winner first, then what is compared with it; of a job of which nothing fits the row nearest to fitting.
+        pictured: the winner first, then what is compared with it; of a job of which nothing fits the row nearest to fitting.
         ranked: rows of the ranked table, with their lines.
         alike: rows that no prediction tells from the winner, itself included, best first; at most one where its error is not known.
     """
@@ -59,19 +59,19 @@ class ReportJob:
     table: pa.Table
     by: str
     varying: tuple[str, ...]
-    shown: tuple[Shown, ...]
+    pictured: tuple[Shown, ...]
     ranked: tuple[tuple[Line, Row], ...]
     alike: tuple[int, tuple[Row, ...]]
 
     @property
     def fits(self) -> bool:
         """Whether anything fits."""
-        return bool(self.shown) and bool(self.shown[0].row["fits"])
+        return bool(self.pictured) and bool(self.pictured[0].row["fits"])
 
     @property
     def serving(self) -> bool:
         """Whether its steps are tokens of requests."""
-        return bool(self.shown) and self.shown[0].serving
+        return bool(self.pictured) and self.pictured[0].serving
 
     def column(self, name: str) -> NDArray[np.float64]:
         """A column of its rows, NaN where there is nothing, ``(n_rows,)``."""
@@ -80,8 +80,8 @@ class ReportJob:
     @property
     def fitting(self) -> NDArray[np.bool_]:
         """Which of its rows fit, ``(n_rows,)``."""
-        found: NDArray[np.bool_] = self.column("fits") == 1
-        return found
+        fit: NDArray[np.bool_] = self.column("fits") == 1
+        return fit
 
 
 def jobs_of(table: pa.Table, by: str) -> list[ReportJob]:
@@ -96,10 +96,10 @@ def jobs_of(table: pa.Table, by: str) -> list[ReportJob]:
     group, labels = standing.combinations_of(table, aim.grouped)
     usable = None if (standing.numbers(table, "fits") == 1).any() else restored.usable_of(table)
     stood = standing.standing_of(table, aim, usable, standing.place_lanes(len(table)))
-    found = [_job(table, aim, stood, at, group) for at in range(len(labels)) if (stood.group == at).any()]
-    if not found:
+    jobs = [_job(table, aim, stood, at, group) for at in range(len(labels)) if (stood.group == at).any()]
+    if not jobs:
         raise ValueError(f"no row of the results was priced and has {by}; allowed: results with rows that are ok or oom")
-    return found
+    return jobs
 
 
 def _job(table: pa.Table, aim: Aim, stood: Standing, at: int, group: NDArray[np.int64]) -> ReportJob:
@@ -149,8 +149,8 @@ def best_of_each(job: ReportJob, keys: tuple[str, ...]) -> list[Row]:
     rows = np.flatnonzero(job.fitting & np.isfinite(loss))
     rows = rows[np.argsort(loss[rows], kind="stable")]
     _, first = np.unique(codes[rows], return_index=True)
-    found: list[Row] = job.table.take(arrow.numbers(rows[np.sort(first)])).to_pylist()
-    return sorted(found, key=lambda row: tuple((isinstance(row.get(key), str), row.get(key) or 0) for key in keys))
+    rows_of_group: list[Row] = job.table.take(arrow.numbers(rows[np.sort(first)])).to_pylist()
+    return sorted(rows_of_group, key=lambda row: tuple((isinstance(row.get(key), str), row.get(key) or 0) for key in keys))
 
 
 def front_of_job(job: ReportJob, first: str, second: str) -> NDArray[np.int64]:

@@ -82,13 +82,13 @@ def page(table: pa.Table, origin: Origin, by: str = "step_time_s", sensitivity: 
     parts = [
         {
             "job": job,
-            "card": card_of(job.shown[0]),
-            "launch": launch_of(job.shown[0]),
-            "sections": [*sections_of(job, f"job{at}"), *pipeline_of(job.shown[0], f"job{at}")],
+            "card": card_of(job.pictured[0]),
+            "launch": launch_of(job.pictured[0]),
+            "sections": [*sections_of(job, f"job{at}"), *pipeline_of(job.pictured[0], f"job{at}")],
         }
         for at, job in enumerate(jobs[:MOST_JOBS])
     ]
-    written, key = origin.written, str(jobs[0].shown[0].row.get("key") or "")
+    written, key = origin.written, str(jobs[0].pictured[0].row.get("key") or "")
     return _template().render(
         name=printable(origin.name),
         parts=parts,
@@ -103,7 +103,7 @@ def page(table: pa.Table, origin: Origin, by: str = "step_time_s", sensitivity: 
         packed=packed_rows(table, by),
         style=_file("report.css") + _file("browser/uPlot.min.css"),
         scripts=_scripts(),
-        hashes=[f"'sha256-{base64.b64encode(hashlib.sha256(each.encode()).digest()).decode()}'" for each in _scripts()],
+        hashes=[f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'" for script in _scripts()],
     )
 
 
@@ -120,7 +120,7 @@ def written_of(source: Path) -> list[Written]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    found = []
+    sections = []
     for path in store.files_of(source):
         if path.suffix.lower() != store.SUFFIX:
             continue
@@ -132,8 +132,8 @@ def written_of(source: Path) -> list[Written]:
             texts = (
                 metadata.get(key, b"").decode(errors="replace") for key in (store.VERSION, store.CODE, store.WRITTEN, store.CONFIGURATION)
             )
-            found.append(Written(*texts))
-    return sorted(found, key=lambda each: each.written)
+            sections.append(Written(*texts))
+    return sorted(sections, key=lambda section: section.written)
 
 
 def commands_of(origin: Origin, by: str, key: str) -> list[str]:
@@ -142,32 +142,32 @@ def commands_of(origin: Origin, by: str, key: str) -> list[str]:
     source = origin.source
     said = [["report", source, "--out", origin.out, *ranks], ["rank", source, *ranks]]
     said += [["explain", source, "--key", key], ["export", source, "--key", key]] if key else []
-    return [f"python -m rapid_dse.{shlex.join(each)}" for each in said]
+    return [f"python -m rapid_dse.{shlex.join(line)}" for line in said]
 
 
-def card_of(shown: Shown) -> list[tuple[str, str]]:
+def card_of(row_of_job: Shown) -> list[tuple[str, str]]:
     """What the answer is: names and values."""
-    row, usable = shown.row, shown.usable
+    row, usable = row_of_job.row, row_of_job.usable
     of = "" if usable is None else f" of {figures.size(usable)} usable"
-    time, rate = ("a token", "requests") if shown.serving else ("step time", "tokens")
-    found = [
-        ("which row", shown.role),
+    time, rate = ("a token", "requests") if row_of_job.serving else ("step time", "tokens")
+    facts = [
+        ("which row", row_of_job.role),
         ("layout", show.layout_text(row)),
         ("on", ", ".join(f"{key}={row[key]}" for key in CHOICES if row.get(key))),
         ("GPUs", figures.result("hw.num_gpus", row.get("hw.num_gpus"))),
         (time, f"{figures.seconds(row['step_time_s'])} {show.expected_text(show.error_of(row))}"),
         ("±", _why(row)),
-        (rate, figures.result("requests_per_s", row.get("requests_per_s")).replace("tokens", "requests") if shown.serving
+        (rate, figures.result("requests_per_s", row.get("requests_per_s")).replace("tokens", "requests") if row_of_job.serving
          else figures.rate(row.get("tokens_per_s"))),
         ("MFU", figures.percent(row.get("mfu"))),
         ("memory of a GPU", figures.size(row.get("peak_memory_bytes")) + of),
-        ("cost of a request" if shown.serving else "cost of a step", figures.dollars(row.get("cost_usd"))),
+        ("cost of a request" if row_of_job.serving else "cost of a step", figures.dollars(row.get("cost_usd"))),
     ]  # fmt: skip
     for key, title in (("ttft_s", "first token"), ("usd_per_million_tokens", "cost of a million tokens"), ("train_time_s", "the run"),
                        ("train_cost_usd", "cost of the run"), ("goodput", "goodput")):  # fmt: skip
         if row.get(key) is not None:
-            found.append((title, figures.result(key, row[key])))
-    return found + ([("key", str(row["key"]))] if row.get("key") else [])
+            facts.append((title, figures.result(key, row[key])))
+    return facts + ([("key", str(row["key"]))] if row.get("key") else [])
 
 
 def _why(row: Row) -> str:
@@ -176,31 +176,31 @@ def _why(row: Row) -> str:
     return "nothing alike was measured" if show.error_of(row) is None else "all settings lie inside what was measured"
 
 
-def launch_of(shown: Shown) -> LaunchText:
+def launch_of(row: Shown) -> LaunchText:
     """What launches a row, by its own framework."""
     from rapid_dse.analysis.launch_files.exported import exported
     from rapid_dse.analysis.launch_files.frameworks import of_profile
 
-    if shown.portion is None:
+    if row.portion is None:
         return LaunchText("", "", (), "The row cannot be composed here: its hw, model, software or cluster is not in conf/.")
-    software = shown.portion.choices["software"]
+    software = row.portion.choices["software"]
     framework = of_profile(software)
     if framework is None:
         return LaunchText("", "", (), f"software={software} has no launch files of its own.")
     try:
-        found = exported(shown.portion, framework)
+        launch_file = exported(row.portion, framework)
     except ValueError as error:
         return LaunchText("", "", (), f"{framework.title}: {error}")
-    return LaunchText(framework.title, found.text, found.notes)
+    return LaunchText(framework.title, launch_file.text, launch_file.notes)
 
 
 def _provenance(written: Sequence[Written]) -> ReportSection:
     """Files by version and code, with the time of the first and the last."""
     rows = []
     for (version, code), files in itertools.groupby(
-        sorted(written, key=lambda each: (each.version, each.code)), lambda each: (each.version, each.code)
+        sorted(written, key=lambda file: (file.version, file.code)), lambda file: (file.version, file.code)
     ):
-        times = sorted(each.written for each in files)
+        times = sorted(file.written for file in files)
         rows.append([version, code, str(len(times)), times[0], times[-1]])
     note = "" if rows else "These rows do not say who wrote them."
     return ReportSection("Provenance", note, None, ["rapid_dse", "code", "files", "first written", "last written"], rows)

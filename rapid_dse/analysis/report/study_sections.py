@@ -33,8 +33,8 @@ class ReportSection:
 
 def sections_of(job: ReportJob, name: str) -> list[ReportSection]:
     """The sections of a job; ``name`` begins the names of its pictures."""
-    found = [*terms_of(job.shown, name), *_clouds(job, name), *_heat(job, name), *_machines(job, name)]
-    return [*found, _ranking(job), *_ties(job)]
+    sections = [*terms_of(job.pictured, name), *_clouds(job, name), *_heat(job, name), *_machines(job, name)]
+    return [*sections, _ranking(job), *_ties(job)]
 
 
 def terms_of(compared: Sequence[Shown], name: str) -> Iterator[ReportSection]:
@@ -45,24 +45,24 @@ def terms_of(compared: Sequence[Shown], name: str) -> Iterator[ReportSection]:
 
 
 def _stacked(
-    compared: Sequence[Shown], name: str, title: str, terms: Sequence[str], column: str, shown: Callable[[float], str]
+    compared: Sequence[Shown], name: str, title: str, terms: Sequence[str], column: str, worded: Callable[[float], str]
 ) -> ReportSection:
     of_memory = column.startswith("memory")
-    parts = [{term: each.row.get(column.format(term)) or 0.0 for term in terms} for each in compared]
-    marks = [(each.usable, f"usable: {figures.size(each.usable)}") if of_memory and each.usable else None for each in compared]
-    bars = [charts.StackedBar(each.role, own, mark) for each, own, mark in zip(compared, parts, marks, strict=True)]
+    parts = [{term: row.row.get(column.format(term)) or 0.0 for term in terms} for row in compared]
+    marks = [(row.usable, f"usable: {figures.size(row.usable)}") if of_memory and row.usable else None for row in compared]
+    bars = [charts.StackedBar(row.role, own, mark) for row, own, mark in zip(compared, parts, marks, strict=True)]
     used = [term for term in terms if any(own[term] > 0 for own in parts)]
-    rows = [[term, *(shown(own[term]) for own in parts)] for term in used]
-    rows.append(["all", *(shown(sum(own.values())) for own in parts)])
+    rows = [[term, *(worded(own[term]) for own in parts)] for term in used]
+    rows.append(["all", *(worded(sum(own.values())) for own in parts)])
     if of_memory:
-        rows.append(["usable", *(figures.size(each.usable) for each in compared)])
+        rows.append(["usable", *(figures.size(row.usable) for row in compared)])
     text = "; ".join(
-        f"{each.role}: {', '.join(f'{term} {shown(own[term])}' for term in used)}" for each, own in zip(compared, parts, strict=True)
+        f"{row.role}: {', '.join(f'{term} {worded(own[term])}' for term in used)}" for row, own in zip(compared, parts, strict=True)
     )
-    picture = charts.stacked_bars(charts.Frame(name, title, text), bars, terms, shown) if used else None
+    picture = charts.stacked_bars(charts.Frame(name, title, text), bars, terms, worded) if used else None
     note = "The line is what a GPU may use." if any(marks) else ""
     legend = [(term, f"term{terms.index(term)}") for term in used]
-    return ReportSection(title, note, picture, ["term", *(each.role for each in compared)], rows, legend)
+    return ReportSection(title, note, picture, ["term", *(row.role for row in compared)], rows, legend)
 
 
 def _clouds(job: ReportJob, name: str) -> Iterator[ReportSection]:
@@ -73,15 +73,15 @@ def _clouds(job: ReportJob, name: str) -> Iterator[ReportSection]:
 
 def _cloud(job: ReportJob, name: str, columns: tuple[str, str], title: str) -> ReportSection:
     """All rows by two columns, with the front of those that fit."""
-    x, y = (job.column(each) for each in columns)
+    x, y = (job.column(name) for name in columns)
     priced, fits = (x > 0) & (y > 0) & np.isfinite(x) & np.isfinite(y), job.fitting
     sets = [charts.Cloud(kind, x[which & priced], y[which & priced]) for kind, which in (("oom", ~fits), ("fits", fits))]
     front = front_of_job(job, *columns)
     rows: list[Row] = job.table.take(front[:MOST_LINES]).to_pylist()
-    shown = [partial(figures.result, each) for each in columns]
-    marked = [charts.Marked("front", x[at], y[at], f"{shown[0](x[at])}, {shown[1](y[at])}") for at in front.tolist()]
-    best = job.shown[0]
-    place = tuple(float(best.row[each]) for each in columns)
+    texts = [partial(figures.result, name) for name in columns]
+    marked = [charts.Marked("front", x[at], y[at], f"{texts[0](x[at])}, {texts[1](y[at])}") for at in front.tolist()]
+    best = job.pictured[0]
+    place = tuple(float(best.row[name]) for name in columns)
     marked.append(charts.Marked("winner", place[0], place[1], f"{best.role}: {show.layout_text(best.row)}", best.role))
     one_chip = not any(key.startswith("hw") and key != "hw.num_gpus" for key in job.varying)
     limit = best.usable if one_chip and columns[1] == "peak_memory_bytes" else None
@@ -91,7 +91,7 @@ def _cloud(job: ReportJob, name: str, columns: tuple[str, str], title: str) -> R
     more = f" The table has the first {MOST_LINES} of the front." if len(front) > MOST_LINES else " The table is the front."
     note = f"{counted}: no row that fits is better in both. Rows on one pixel are one dot.{more}"
     cells = [
-        [show.layout_text(row), *_varying(job, row), *(each(row[key]) for each, key in zip(shown, columns, strict=True))] for row in rows
+        [show.layout_text(row), *_varying(job, row), *(name(row[key]) for name, key in zip(texts, columns, strict=True))] for row in rows
     ]
     legend = [("fits", "fits"), ("does not fit", "oom"), ("front", "front"), (best.role, "winner")]
     return ReportSection(title, note, picture, ["layout", *job.varying, *columns], cells, legend)
@@ -100,7 +100,7 @@ def _cloud(job: ReportJob, name: str, columns: tuple[str, str], title: str) -> R
 def axis_of(column: str) -> charts.Axis:
     """The axis of a result column."""
     units = {"_bytes": ("GiB", 2.0**30), "train_time_s": ("days", 86400.0), "_usd": ("$", 1.0), "_time_s": ("s", 1.0)}
-    name, unit = next((found for end, found in units.items() if column.endswith(end)), ("", 1.0))
+    name, unit = next((unit for end, unit in units.items() if column.endswith(end)), ("", 1.0))
     return charts.Axis(f"{column}{name and f' in {name}'}", partial(figures.result, column), unit)
 
 
@@ -115,14 +115,14 @@ def _heat(job: ReportJob, name: str) -> Iterator[ReportSection]:
         return
     best = [row for row in best_of_each(job, keys) if all(row[key] is not None for key in keys)]
     column = job.by.removeprefix("-")
-    shown = partial(figures.result, column)
+    text = partial(figures.result, column)
     cells = {(int(row[keys[0]]), int(row[keys[1]])): float(row[column]) for row in best}
     if len(cells) < 2:
         return
     title = f"{column} of the best row for each tp and pp"
     frame = charts.Frame(f"{name}-heat", title, f"{len(cells)} pairs have a row that fits")
-    picture = charts.heat_map(frame, ("tp", "pp"), cells, shown, ranking.descending(job.by))
-    rows = [[str(row[keys[0]]), str(row[keys[1]]), show.layout_text(row), shown(row[column])] for row in best]
+    picture = charts.heat_map(frame, ("tp", "pp"), cells, text, ranking.descending(job.by))
+    rows = [[str(row[keys[0]]), str(row[keys[1]]), show.layout_text(row), text(row[column])] for row in best]
     yield ReportSection(title, "Of rows that fit; the better the darker.", picture, ["tp", "pp", "layout", column], rows)
 
 
@@ -151,15 +151,15 @@ def _machines(job: ReportJob, name: str) -> Iterator[ReportSection]:
 
 def _marked(rows: Sequence[Row], first: str, second: str) -> list[charts.Marked]:
     """A point a row, less is better in both columns: those on the front stand out and are named by chip and GPUs."""
-    found: list[charts.Marked] = []
+    marks: list[charts.Marked] = []
     least = float("inf")
-    for row in sorted(rows, key=lambda each: (each.get(first) or 0, each.get(second) or 0)):
+    for row in sorted(rows, key=lambda mark: (mark.get(first) or 0, mark.get(second) or 0)):
         x, y, label = row.get(first) or 0.0, row.get(second) or 0.0, f"{row.get('hw', '')} × {row.get('hw.num_gpus', '?')}"
         if x > 0 and y > 0:
             kind = "front" if y < least else "other"
-            found.append(charts.Marked(kind, x, y, f"{label}: {show.layout_text(row)}", label if kind == "front" else ""))
+            marks.append(charts.Marked(kind, x, y, f"{label}: {show.layout_text(row)}", label if kind == "front" else ""))
             least = min(least, y)
-    return found
+    return marks
 
 
 def _ranking(job: ReportJob) -> ReportSection:
@@ -175,7 +175,7 @@ def _ranking(job: ReportJob) -> ReportSection:
 
 def _listed(listed: show.Listed) -> tuple[list[str], list[list[str]]]:
     columns = show.columns_of(listed)
-    return [each.title for each in columns], [list(cells) for cells in zip(*(each.cells for each in columns), strict=True)]
+    return [name.title for name in columns], [list(cells) for cells in zip(*(name.cells for name in columns), strict=True)]
 
 
 def _ties(job: ReportJob) -> Iterator[ReportSection]:
@@ -184,7 +184,7 @@ def _ties(job: ReportJob) -> Iterator[ReportSection]:
     if count < 2:
         return
     head, cells = _listed(show.Listed(rows, job.by, job.varying))
-    error = show.expected_text(show.error_of(job.shown[0].row))
+    error = show.expected_text(show.error_of(job.pictured[0].row))
     first = f" The first {len(rows)} of them:" if count > len(rows) else ""
     yield ReportSection(
         "Ties", f"No prediction tells {count:,} rows apart: they lie within {error} of the winner.{first}", None, head, cells
@@ -198,39 +198,39 @@ def other_machines(job: ReportJob) -> ReportSection | None:
 
     title = "On another machine"
     try:
-        found = sensitivity(job.table, job.by)
+        shifts = sensitivity(job.table, job.by)
     except ValueError as error:
         return ReportSection(title, f"Rows cannot be priced again by closed forms: {error}", None, [], [])
-    if found is None:
+    if shifts is None:
         return None
-    columns = machine_columns(found)
-    of = f"the best {found.rows:,} of {found.of:,} rows" if found.rows < found.of else "all rows"
+    columns = machine_columns(shifts)
+    of = f"the best {shifts.rows:,} of {shifts.of:,} rows" if shifts.rows < shifts.of else "all rows"
     note = f"Which row wins where one figure of the machine is half or twice what it is: {of} priced again by closed forms."
-    cells = [list(cells) for cells in zip(*(each.cells for each in columns), strict=True)]
-    return ReportSection(title, note, None, [each.title for each in columns], cells)
+    cells = [list(cells) for cells in zip(*(name.cells for name in columns), strict=True)]
+    return ReportSection(title, note, None, [name.title for name in columns], cells)
 
 
 def load_fronts(jobs: Sequence[ReportJob]) -> list[ReportSection]:
     """Throughput against time of a token over all loads, of jobs that are ranked by throughput: loads are no jobs of their own then."""
     title, columns = "Throughput of a GPU and time of a token, all loads", ("step_time_s", "tokens_per_s_per_gpu")
-    found = []
+    sections = []
     for at, job in enumerate(jobs):
-        most = dataclasses.replace(job.shown[0], role="most throughput")
-        shown = dataclasses.replace(job, shown=(most, *job.shown[1:]))
-        found.append(_cloud(shown, f"loads{at}", columns, f"{title}: {job.name}" if job.name else title))
-    return found
+        most = dataclasses.replace(job.pictured[0], role="most throughput")
+        job_of_load = dataclasses.replace(job, pictured=(most, *job.pictured[1:]))
+        sections.append(_cloud(job_of_load, f"loads{at}", columns, f"{title}: {job.name}" if job.name else title))
+    return sections
 
 
 def overview(jobs: Sequence[ReportJob]) -> ReportSection:
     """The first row of each of several jobs."""
-    rows = [[job.name, show.layout_text(job.shown[0].row), job.shown[0].role, *_main(job.shown[0].row)] for job in jobs]
+    rows = [[job.name, show.layout_text(job.pictured[0].row), job.pictured[0].role, *_main(job.pictured[0].row)] for job in jobs]
     head = ["job", "layout", "which row", "step_time_s", "expected", "mfu", "peak_memory_bytes"]
     return ReportSection("Jobs", "They are other work, and are not ranked against each other.", None, head, rows)
 
 
 def _main(row: Row) -> list[str]:
-    found = (figures.result(key, row.get(key)) for key in ("step_time_s", "mfu", "peak_memory_bytes"))
-    time, *rest = found
+    figure_texts = (figures.result(key, row.get(key)) for key in ("step_time_s", "mfu", "peak_memory_bytes"))
+    time, *rest = figure_texts
     return [time, show.expected_text(show.error_of(row)), *rest]
 
 

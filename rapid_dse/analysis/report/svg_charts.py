@@ -48,7 +48,7 @@ class Axis:
     """What an axis shows, how its values are written, and the unit in which numbers stand beside it."""
 
     title: str
-    shown: Callable[[float], str]
+    worded: Callable[[float], str]
     unit: float = 1.0
 
     def tick(self, value: float) -> str:
@@ -99,9 +99,9 @@ def _picture(frame: Frame, height: float, width: float = WIDTH) -> ET.Element:
 
 
 def _add(parent: ET.Element, tag: str, kind: str, text: str = "", **numbers: float) -> ET.Element:
-    found = ET.SubElement(parent, tag, {"class": kind} | {name: f"{value:.1f}" for name, value in numbers.items()})
-    found.text = printable(text) or None
-    return found
+    element = ET.SubElement(parent, tag, {"class": kind} | {name: f"{value:.1f}" for name, value in numbers.items()})
+    element.text = printable(text) or None
+    return element
 
 
 def _titled(parent: ET.Element, text: str) -> None:
@@ -112,12 +112,12 @@ def _done(top: ET.Element) -> Markup:
     return Markup(ET.tostring(top, encoding="unicode"))
 
 
-def stacked_bars(frame: Frame, bars: Sequence[StackedBar], terms: Sequence[str], shown: Callable[[float], str]) -> Markup:
+def stacked_bars(frame: Frame, bars: Sequence[StackedBar], terms: Sequence[str], worded: Callable[[float], str]) -> Markup:
     """A bar a row, its parts in the order of ``terms``; all bars have one scale.
 
     Where labels leave room for larger letters the picture shrinks on a narrow page, and is seen whole.
     """
-    labels = [f"{bar.label}: {shown(sum(bar.parts.values()))}" for bar in bars]
+    labels = [f"{bar.label}: {worded(sum(bar.parts.values()))}" for bar in bars]
     most = max([sum(bar.parts.values()) for bar in bars] + [bar.mark[0] for bar in bars if bar.mark])
     pixels = (WIDTH - 2) / most
     top = _picture(frame, len(bars) * (_BAR + _GAP) + 12)
@@ -126,9 +126,9 @@ def stacked_bars(frame: Frame, bars: Sequence[StackedBar], terms: Sequence[str],
     for at, bar in enumerate(bars):
         y, x = at * (_BAR + _GAP) + _GAP - 2, 0.0
         _add(top, "text", "label", labels[at], x=0, y=y - 8)
-        for term in (each for each in terms if bar.parts.get(each, 0) > 0):
+        for term in (term for term in terms if bar.parts.get(term, 0) > 0):
             part = _add(top, "rect", f"term term{terms.index(term)}", x=x, y=y, width=bar.parts[term] * pixels, height=_BAR)
-            _titled(part, f"{term}: {shown(bar.parts[term])}")
+            _titled(part, f"{term}: {worded(bar.parts[term])}")
             x += bar.parts[term] * pixels
         if bar.mark:
             line = _add(top, "line", "limit", x1=bar.mark[0] * pixels, x2=bar.mark[0] * pixels, y1=y - 5, y2=y + _BAR + 5)
@@ -144,20 +144,20 @@ def counted_bars(frame: Frame, counts: Mapping[str, int]) -> Markup:
 
 def scatter(frame: Frame, axes: tuple[Axis, Axis], sets: Sequence[Cloud], marked: Sequence[Marked], limit: float | None) -> Markup:
     """Points, each pixel once, under those that stand out; ``limit``: a value of the vertical axis that a line is drawn at."""
-    xs = np.concatenate([*(each.x for each in sets), [each.x for each in marked]])
-    ys = np.concatenate([*(each.y for each in sets), [each.y for each in marked], [] if limit is None else [limit]])
+    xs = np.concatenate([*(points.x for points in sets), [mark.x for mark in marked]])
+    ys = np.concatenate([*(points.y for points in sets), [mark.y for mark in marked], [] if limit is None else [limit]])
     across = scale_of(xs, _LEFT, WIDTH - _RIGHT)
     up = scale_of(ys, _HEIGHT - _BOTTOM, _TOP)
     top = _picture(frame, _HEIGHT)
     _draw_axes(top, axes, across, up)
-    for each in sets:
-        pixels = np.unique(np.rint(np.stack([across.place(each.x), up.place(each.y)], axis=1)).astype(np.int64), axis=0)
-        dots = _add(top, "path", f"dots {each.kind}" + " few" * (len(pixels) < _FEW))
+    for points in sets:
+        pixels = np.unique(np.rint(np.stack([across.place(points.x), up.place(points.y)], axis=1)).astype(np.int64), axis=0)
+        dots = _add(top, "path", f"dots {points.kind}" + " few" * (len(pixels) < _FEW))
         dots.set("d", "".join(f"M{x} {y}h0" for x, y in pixels.tolist()))
     if limit is not None:
         y = float(up.place(np.array([limit]))[0])
         _add(top, "line", "limit", x1=_LEFT, x2=WIDTH - _RIGHT, y1=y, y2=y)
-        _add(top, "text", "end", f"usable {axes[1].shown(limit)}", x=WIDTH - _RIGHT, y=y - 5)
+        _add(top, "text", "end", f"usable {axes[1].worded(limit)}", x=WIDTH - _RIGHT, y=y - 5)
     for mark in marked:
         x, y = float(across.place(np.array([mark.x]))[0]), float(up.place(np.array([mark.y]))[0])
         _titled(_add(top, "circle", mark.kind, cx=x, cy=y, r=6 if mark.kind == "winner" else 4), mark.text)
@@ -182,7 +182,7 @@ def _draw_axes(top: ET.Element, axes: tuple[Axis, Axis], across: Scale, up: Scal
 
 
 def heat_map(
-    frame: Frame, names: tuple[str, str], cells: Mapping[tuple[int, int], float], shown: Callable[[float], str], descending: bool
+    frame: Frame, names: tuple[str, str], cells: Mapping[tuple[int, int], float], worded: Callable[[float], str], descending: bool
 ) -> Markup:
     """The values of two keys against each other, the best darkest; pairs without a value are left blank.
 
@@ -206,14 +206,14 @@ def heat_map(
             cell = _add(top, "rect", "cell" if value is not None else "blank", x=_LEFT + at * _WIDE, y=y, width=_WIDE - 2, height=_CELL - 2)
             if value is not None:
                 cell.set("fill-opacity", f"{0.05 + 0.5 * ((worst - value) / span) ** 2:.2f}")
-                _titled(cell, f"{names[0]} {row}, {names[1]} {column}: {shown(value)}")
-                _add(top, "text", "middle", shown(value), x=_LEFT + (at + 0.5) * _WIDE - 1, y=y + 21)
+                _titled(cell, f"{names[0]} {row}, {names[1]} {column}: {worded(value)}")
+                _add(top, "text", "middle", worded(value), x=_LEFT + (at + 0.5) * _WIDE - 1, y=y + 21)
     return _done(top)
 
 
-def lanes(frame: Frame, rows: Sequence[LaneSpans], windows: Sequence[tuple[float, float]], shown: Callable[[float], str]) -> Markup:
+def lanes(frame: Frame, rows: Sequence[LaneSpans], windows: Sequence[tuple[float, float]], worded: Callable[[float], str]) -> Markup:
     """Spans of time in lanes below each other; ``windows`` are the times that are drawn, one after the other, and what lies between is
-    left out. ``shown`` writes a time."""
+    left out. ``worded`` writes a time."""
     wide = (WIDTH - _LEFT - _RIGHT - _CUT * (len(windows) - 1)) / sum(end - start for start, end in windows)
     top = _picture(frame, _TOP + len(rows) * _LANE + _BOTTOM)
     x = _LEFT
@@ -225,7 +225,7 @@ def lanes(frame: Frame, rows: Sequence[LaneSpans], windows: Sequence[tuple[float
                 if drawn:
                     _add(top, "path", f"span {kind}").set("d", "".join(f"M{a:.1f} {y:.1f}H{b:.1f}" for a, b in drawn))
         for time, anchor in ((start, "label"), (end, "end")):
-            _add(top, "text", anchor, shown(time), x=x + (time - start) * wide, y=_TOP + len(rows) * _LANE + 17)
+            _add(top, "text", anchor, worded(time), x=x + (time - start) * wide, y=_TOP + len(rows) * _LANE + 17)
         x += (end - start) * wide + _CUT
     for at, row in enumerate(rows):
         y = _TOP + at * _LANE
@@ -236,8 +236,8 @@ def lanes(frame: Frame, rows: Sequence[LaneSpans], windows: Sequence[tuple[float
 
 def _within(begins: Values, ends: Values, window: tuple[float, float], scale: tuple[float, float]) -> list[tuple[float, float]]:
     """Where spans are drawn that lie in a window, cut at its ends; a hair narrower, so that neighbours stay apart."""
-    (start, end), (left, wide) = window, scale
+    (start, end), (left_edge, wide) = window, scale
     first, last = np.maximum(begins, start), np.minimum(ends, end)
     of = last > first
-    at, to = left + (first[of] - start) * wide, left + (last[of] - start) * wide
+    at, to = left_edge + (first[of] - start) * wide, left_edge + (last[of] - start) * wide
     return list(zip(at.tolist(), np.maximum(at + 0.2, to - 0.4).tolist(), strict=True))

@@ -40,8 +40,8 @@ class Scale:
         if self.logarithmic:
             powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
             round_ones = [digit * 10.0**power for power in powers for digit in (1, 2, 5)]
-            found = [value for value in round_ones if low <= value <= high]
-            return [value * unit for value in found[:: math.ceil(len(found) / _MOST_TICKS) or 1]]
+            round_values = [value for value in round_ones if low <= value <= high]
+            return [value * unit for value in round_values[:: math.ceil(len(round_values) / _MOST_TICKS) or 1]]
         raw = (high - low) / 5
         power = 10.0 ** math.floor(math.log10(raw))
         step = next(digit * power for digit in (1, 2, 5, 10) if digit * power >= raw * (1 - 1e-9))

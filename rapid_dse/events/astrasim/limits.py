@@ -59,7 +59,7 @@ def check_for_astrasim(graph: Graph, topology: Topology, system: SystemSettings,
 def _chunks(graph: Graph, topology: Topology, system: SystemSettings) -> Ints:
     """Chunks that each node's collective is cut into, int64[nodes], 0 for other nodes; ValueError for one that cannot run."""
     tables, sizes = PlanTables(system, [d.size for d in topology.dimensions]), np.diff(graph.groups.ptr)
-    found = np.zeros(len(graph), np.int64)
+    chunk_counts = np.zeros(len(graph), np.int64)
     chunks: dict[tuple[int, int, int], int] = {}
     for i in np.flatnonzero(graph.kind == COLLECTIVE).tolist():
         members = graph.ranks if graph.group[i] == WORLD else int(sizes[graph.group[i]])
@@ -67,8 +67,8 @@ def _chunks(graph: Graph, topology: Topology, system: SystemSettings) -> Ints:
         if shape not in chunks:
             row = tables.add(shape[0], shape[1], None if members == graph.ranks else members)
             chunks[shape] = tables.plans[row][0]
-        found[i] = chunks[shape]
-    return found
+        chunk_counts[i] = chunks[shape]
+    return chunk_counts
 
 
 def _check_world_counts(graph: Graph, chunks: Ints) -> None:

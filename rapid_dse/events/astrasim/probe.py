@@ -77,13 +77,13 @@ class Binary:
         return _answer(self, self.content, question, faulty)
 
     def _check_model(self, network: str) -> None:
-        found = self._ask(AWARE, False)
+        times = self._ask(AWARE, False)
         models = {AWARE.healthy_ns: "congestion_aware", UNAWARE.healthy_ns: "congestion_unaware"}
-        if models.get(found) == network:
+        if models.get(times) == network:
             return
-        asked = f"a ring all-reduce of {AWARE.size:,} bytes over a switch of 4 takes {found:,} ns on it"
-        if found in models:
-            raise ValueError(f"network is {network}, ASTRA-sim's binary {self.path} is the {models[found]} one: {asked}")
+        asked = f"a ring all-reduce of {AWARE.size:,} bytes over a switch of 4 takes {times:,} ns on it"
+        if times in models:
+            raise ValueError(f"network is {network}, ASTRA-sim's binary {self.path} is the {models[times]} one: {asked}")
         known = " or ".join(f"{ns:,} ({name})" for ns, name in models.items())
         raise ValueError(f"{self.path} is no binary of ASTRA-sim that is known: {asked}, it must be {known}")
 
@@ -91,11 +91,11 @@ class Binary:
         needs = f"a network of {count} dimensions: ASTRA-sim's binary {self.path}"
         instead = "upstream's congestion-aware network has one; use congestion_unaware, one dimension, or the built-in engine"
         try:
-            found = self._ask(FAILED, False)
+            times = self._ask(FAILED, False)
         except ValueError as error:
             raise ValueError(f"{needs} does not run one of two ({instead}); {error}") from None
-        if found != FAILED.healthy_ns:
-            raise ValueError(f"{needs} takes {found:,} ns for what takes {FAILED.healthy_ns:,} in two ({instead})")
+        if times != FAILED.healthy_ns:
+            raise ValueError(f"{needs} takes {times:,} ns for what takes {FAILED.healthy_ns:,} in two ({instead})")
 
     def _check_faults(self, question: Question) -> None:
         kind = "failed" if question is FAILED else "derated"

@@ -52,7 +52,7 @@ def _execute(command: list[str], folder: Path, timeout_s: float) -> tuple[int, s
     """Exit code, stdout and stderr of a command; whatever it started ends with it when its time is up or this process is to end."""
     process = None
     try:
-        with termination.held():
+        with termination.signals_held():
             process = _start(command, folder)
         stdout, stderr = _ended(process, timeout_s)
         return process.returncode, stdout, stderr
@@ -76,11 +76,11 @@ def _ended(process: subprocess.Popen[str], timeout_s: float) -> tuple[str, str]:
     """
     work = LongWork("ASTRA-sim", f"s that it is given (backend.astrasim.timeout={timeout_s:g})", round(timeout_s))
     while True:
-        left = timeout_s - work.seconds
+        seconds_left = timeout_s - work.seconds
         try:
-            return process.communicate(timeout=max(min(EVERY, left), 0.0))
+            return process.communicate(timeout=max(min(EVERY, seconds_left), 0.0))
         except subprocess.TimeoutExpired:
-            if left <= EVERY:
+            if seconds_left <= EVERY:
                 raise
             work.wait()
 

@@ -40,12 +40,12 @@ def price(scenario: Scenario, layouts: Layouts, watch: Watch | None = None, name
     from rapid_dse.simulate.power_limit import at_clock, limited
 
     backend = scenario.backend.model_copy(update={"artifacts": Artifacts()})
-    found = limited(scenario, layouts, lambda each: _price(each.model_copy(update={"backend": backend}), layouts, None, None))
+    priced = limited(scenario, layouts, lambda variant: _price(variant.model_copy(update={"backend": backend}), layouts, None, None))
     if watch is not None or scenario.backend.artifacts.wanted:  # the run that is kept is the one at the clock that was found
-        for row, clock in enumerate(found.clock.tolist()):
+        for row, clock in enumerate(priced.clock.tolist()):
             here = names[row : row + 1] if names else None if len(layouts) == 1 else [f"{row:03d}"]
             _price(at_clock(scenario, clock), layouts.take(np.array([row])), watch, here)
-    return found.priced
+    return priced.priced
 
 
 def _price(scenario: Scenario, layouts: Layouts, watch: Watch | None, names: Sequence[str] | None) -> Priced:

@@ -85,7 +85,7 @@ def run_step(one: LayoutDetail) -> tuple[Priced, dict[str, runs.Run]]:
         scripts += _stage_scripts(one, stage, times)
         _assign(role, places, first, (block[0], experts.blocks[block[1]]) if block in faulty else None)
     done = runs.run(one.scenario, stage, scripts, role, "pipeline")
-    kept = {name: run for _, found in blocks.values() for name, run in found.items()}
+    kept = {name: run for _, block_time in blocks.values() for name, run in block_time.items()}
     return priced(one, done), kept | {"pipeline": done}
 
 

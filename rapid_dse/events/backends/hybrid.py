@@ -42,13 +42,13 @@ def run_step(one: LayoutDetail) -> tuple[Priced, dict[str, runs.Run]]:
     """The results of one layout, and the runs of its blocks: a healthy one, or those with faulty links."""
     cluster = one.cluster()
     blocks = list(faulty_blocks(cluster, one.experts)) or [(0, 0)]
-    found = [run_layers(one, cluster, block) for block in blocks]
+    times_of_kinds = [run_layers(one, cluster, block) for block in blocks]
     # every other stage and replica waits for the slowest
-    of_kinds = zip(*(times for times, _ in found), strict=True)
-    slowest = [max(each, key=lambda times: times.seconds("forward") + times.seconds("backward")) for each in of_kinds]
+    of_kinds = zip(*(times for times, _ in times_of_kinds), strict=True)
+    slowest = [max(kind, key=lambda times: times.seconds("forward") + times.seconds("backward")) for kind in of_kinds]
     step = step_time(one.scenario, one.layout, one.block, one.arranged, one.ready.device, measured_layers(one, slowest))
     priced = result_columns(one.scenario, one.layout, one.block, one.arranged, step)
-    return priced, {name: run for _, kept in found for name, run in kept.items()}
+    return priced, {name: run for _, kept in times_of_kinds for name, run in kept.items()}
 
 
 def _require_closed_form_outside(one: LayoutDetail, cluster: Machine) -> None:

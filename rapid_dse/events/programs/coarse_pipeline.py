@@ -49,10 +49,10 @@ class BlockPasses:
         ``ends`` are the passes of embedding and head, by their names in ``ends.PASSES``.
         """
         self._layers = tuple(layers)
-        self._first_half = tuple(_without_weights(back, each) for (_, back), each in zip(layers, weights, strict=True))
+        self._first_half = tuple(_without_weights(back, weight) for (_, back), weight in zip(layers, weights, strict=True))
         self._ends = ends
-        passes = (*(each for pair in layers for each in pair), *self._first_half, *ends.values())
-        self._labels = {id(each): each.label(labels) for each in passes}
+        passes = (*(time for pair in layers for time in pair), *self._first_half, *ends.values())
+        self._labels = {id(task): task.label(labels) for task in passes}
         self._weights, self._regather = tuple(weights), regather
 
     def forward(self, script: Script, after: After, kind: int, layers: int) -> After:
@@ -76,8 +76,8 @@ class BlockPasses:
         """The group's gather of a boundary, in the time that it takes alone."""
         return script.compute(after, self._regather, "gathering the boundary", "pp")
 
-    def _node(self, script: Script, after: After, layers: int, each: Pass) -> After:
-        return script.work(after, layers * each.seconds, self._labels[id(each)])
+    def _node(self, script: Script, after: After, layers: int, task: Pass) -> After:
+        return script.work(after, layers * task.seconds, self._labels[id(task)])
 
 
 def _without_weights(backward: Pass, seconds: float) -> Pass:

@@ -74,8 +74,9 @@ class ExpertRoute:
         size: bytes, of the whole buffer where it is gathered; ``seconds`` of one way in closed form.
         kinds: the collectives there and back, by their names in graphs.
         parts: bytes that go to the places of each dimension, inner to outer, where tokens go once to each part; else none.
-        shown: share of each way that hides behind nothing; beside a forward pass run ``beside[0]`` ways, beside a backward pass
-            ``beside[1]``, another micro-batch's; of the latter the share ``late`` beside weight gradients, where these run apart.
+        exposed_share: share of each way that hides behind nothing.
+        ways_beside: ways, another micro-batch's, that run beside a forward pass, and beside a backward pass; of the latter the share
+            ``late`` beside weight gradients, where these run apart.
         skew: seconds of each way in which its ranks wait for each other.
     """
 
@@ -83,8 +84,8 @@ class ExpertRoute:
     seconds: float
     kinds: tuple[str, str] = ("ALL_TO_ALL", "ALL_TO_ALL")
     parts: tuple[float, ...] = ()
-    shown: float = 1.0
-    beside: tuple[float, float] = (0.0, 0.0)
+    exposed_share: float = 1.0
+    ways_beside: tuple[float, float] = (0.0, 0.0)
     late: float = 0.0
     skew: float = 0.0
 
@@ -164,7 +165,7 @@ class LayerWork:
     @property
     def talks(self) -> bool:
         """Whether its ranks exchange anything within the layer."""
-        shared = any(each.gather > 0 or each.reduce > 0 for half in self.halves for each in half.exchanges)
+        shared = any(exchange.gather > 0 or exchange.reduce > 0 for half in self.halves for exchange in half.exchanges)
         routed = any(half.route is not None and half.route.seconds > 0 for half in self.halves)
         return self.tp > 1 or self.ring > 0 or bool(self.trades) or shared or routed
 
@@ -240,8 +241,8 @@ def _behind_weights(script: Script, work: LayerWork, half: Half, after: After, h
 
     ``hidden`` is a share of all the half's transfers; as all of it lies in the late ones, their own share is larger.
     """
-    late = sum(each.seconds(kind) for each in half.exchanges for kind in LATE if each.has(kind, 1))
-    every = late + sum(each.gather for each in half.exchanges if each.has("ALL_GATHER", 1))
+    late = sum(exchange.seconds(kind) for exchange in half.exchanges for kind in LATE if exchange.has(kind, 1))
+    every = late + sum(exchange.gather for exchange in half.exchanges if exchange.has("ALL_GATHER", 1))
     share = min(1.0, hidden * every / late) if late > 0 else 0.0
     return behind_weights(script, half, after, LATE, (share, 1 - work.tp_hidden), weights)
 
@@ -255,14 +256,14 @@ def behind_weights(
         shares: of the transfers that run beside it, and of all of them that are not hidden elsewhere.
         weights: whether the weight gradient runs here.
     """
-    share, shown = shares
+    share, exposed_share = shares
     side = after
     for kind in kinds if share > 0 else ():
-        side = exchange(script, half, side, ExchangePart(kind, share * shown, skew=share == 1, way=1))
+        side = exchange(script, half, side, ExchangePart(kind, share * exposed_share, skew=share == 1, way=1))
     gradient = script.compute(after, half.weight_gradient, f"{half.name} weight gradient") if weights else after
     after = _joined(gradient, side if share > 0 else ())
     for kind in kinds if share < 1 else ():
-        after = exchange(script, half, after, ExchangePart(kind, (1 - share) * shown, way=1))
+        after = exchange(script, half, after, ExchangePart(kind, (1 - share) * exposed_share, way=1))
     return after
 
 
@@ -274,13 +275,13 @@ def weight_gradient(script: Script, work: LayerWork, after: After, layers: int =
     return _joined(script.compute(after, layers * work.weight_gradient, "weight gradient"), others if others != after else ())
 
 
-def beside(script: Script, after: After, seconds: float, share: float, name: str, transfer: Transfer | None) -> After:
+def compute_beside_transfer(script: Script, after: After, seconds: float, share: float, name: str, transfer: Transfer | None) -> After:
     """Computation and a transfer that can hide behind ``share`` of it."""
     if transfer is None:
         return script.compute(after, seconds, name)
     after = script.compute(after, (1 - share) * seconds, name)
-    moved = transfer(script, after)
-    return _joined(script.compute(after, share * seconds, name), moved)
+    last = transfer(script, after)
+    return _joined(script.compute(after, share * seconds, name), last)
 
 
 def _attention(script: Script, work: LayerWork, after: After, seconds: float, name: str, hops: int) -> After:
@@ -295,7 +296,7 @@ def _attention(script: Script, work: LayerWork, after: After, seconds: float, na
         return after
 
     after = _traded(script, work.trades[:-1], after)
-    after = beside(script, after, seconds, work.cp_hidden, name, transfer if hops else None)
+    after = compute_beside_transfer(script, after, seconds, work.cp_hidden, name, transfer if hops else None)
     return _traded(script, work.trades[-1:], after)
 
 
@@ -320,36 +321,36 @@ class ExchangePart:
 def exchange(script: Script, half: Half, after: After, part: ExchangePart) -> After:
     """Part of the half's tensor-parallel collectives."""
     kind, share, way = part.kind, part.share, part.way
-    for each in half.exchanges if share > 0 else ():
-        if not each.has(kind, way):
+    for this_exchange in half.exchanges if share > 0 else ():
+        if not this_exchange.has(kind, way):
             continue
-        seconds = each.seconds(kind)
-        if each.bytes(kind) == 0 or seconds == 0:
+        seconds = this_exchange.seconds(kind)
+        if this_exchange.bytes(kind) == 0 or seconds == 0:
             continue
         if not script.style.ideal and part.skew:
-            after = script.compute(after, each.skew * share, WAIT, each.term)
-        name, size = "ALL_GATHER" if kind == AGAIN else kind, share * each.bytes(kind)
+            after = script.compute(after, this_exchange.skew * share, WAIT, this_exchange.term)
+        name, size = "ALL_GATHER" if kind == AGAIN else kind, share * this_exchange.bytes(kind)
         count = 1
-        if each.shots and kind == "ALL_REDUCE" and not script.style.ideal:
-            name, count = "ALL_TO_ALL", each.shots
-            size = each.ranks * size if each.shots == 1 else size
+        if this_exchange.shots and kind == "ALL_REDUCE" and not script.style.ideal:
+            name, count = "ALL_TO_ALL", this_exchange.shots
+            size = this_exchange.ranks * size if this_exchange.shots == 1 else size
         for _ in range(count):
-            after = script.exchange(after, name, each.group, Message(size, share * seconds, each.term))
+            after = script.exchange(after, name, this_exchange.group, Message(size, share * seconds, this_exchange.term))
     return after
 
 
 def _routed(script: Script, half: Half, after: After, way: int, share: float = 1.0) -> After:
     """Tokens (or their gradients) on their way to the experts, or back, as far as that does not hide."""
-    return after if half.route is None else _route(script, half.route, after, way, share * half.route.shown, MAIN)
+    return after if half.route is None else _route(script, half.route, after, way, share * half.route.exposed_share, MAIN)
 
 
 def _beside_pass(script: Script, work: LayerWork, after: After, direction: int, part: str = "whole") -> After:
     """Another micro-batch's exchanges of experts, beside a forward (0) or backward (1) pass: the whole, input gradients or weights'."""
     done: After = ()
     for half in work.halves:
-        if half.route is not None and half.route.beside[direction] > 0:
+        if half.route is not None and half.route.ways_beside[direction] > 0:
             share = {"whole": 1.0, "input": 1 - half.route.late, "weights": half.route.late}[part]
-            done = _route(script, half.route, after, direction, share * half.route.beside[direction], RING)
+            done = _route(script, half.route, after, direction, share * half.route.ways_beside[direction], RING)
     return done
 
 

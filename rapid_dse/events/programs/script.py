@@ -142,13 +142,13 @@ class Script:
             whole = size / int(np.prod(members)) if kind == "ALL_GATHER" else size
             return self._add(COLLECTIVE, after, label, replace(message, size=whole), f"{group}/all", COLLECTIVES.index(kind))
         switched = self.style.switched.get(group, ())
-        for step, phase, held in _steps(kind, members, size):
-            held = held * switched[phase] if switched and step == "ALL_REDUCE" else held
+        for step, phase, chunk in _steps(kind, members, size):
+            chunk = chunk * switched[phase] if switched and step == "ALL_REDUCE" else chunk
             # ASTRA-sim cuts a collective into whole bytes, and sends one chunk more where some are left
             whole = CHUNKS * (1 if step == "ALL_GATHER" else members[phase])
-            held = whole * max(1, round(held / whole))
+            chunk = whole * max(1, round(chunk / whole))
             after = self._add(
-                COLLECTIVE, after, label, replace(message, size=held, seconds=0.0), f"{group}/{phase}", COLLECTIVES.index(step)
+                COLLECTIVE, after, label, replace(message, size=chunk, seconds=0.0), f"{group}/{phase}", COLLECTIVES.index(step)
             )
         return after
 
@@ -169,8 +169,8 @@ class Script:
         carried = sizes if len(sizes) == len(members) else [sum(sizes) / len(sizes)] * len(members)
         for phase, size in enumerate(carried):
             whole = CHUNKS * members[phase]
-            held = whole * max(1, round(size / whole))
-            after = self._add(COLLECTIVE, after, label, Message(held, 0.0, term, stream=stream), f"{group}/{phase}", kind)
+            bytes_a_rank = whole * max(1, round(size / whole))
+            after = self._add(COLLECTIVE, after, label, Message(bytes_a_rank, 0.0, term, stream=stream), f"{group}/{phase}", kind)
         return after
 
     def send(self, after: After, peer: str, message: Message) -> After:

@@ -54,8 +54,8 @@ class BlockLayers:
 
     def __init__(self, labels: Labels, layers: Sequence[Pass], heads: Sequence[Pass]) -> None:
         """Takes the pass of a layer of each kind, and those of the heads."""
-        self._layers = [(each.seconds, each.label(labels)) for each in layers]
-        self._heads = [(each.seconds, each.label(labels)) for each in heads]
+        self._layers = [(node.seconds, node.label(labels)) for node in layers]
+        self._heads = [(node.seconds, node.label(labels)) for node in heads]
 
     def layers(self, script: Script, after: After, kind: int, count: int) -> After:
         """So many layers of a kind."""

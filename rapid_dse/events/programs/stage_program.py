@@ -69,7 +69,7 @@ class StageWriter:
         tail: what the next task waits for.
         gathered: the gather of the next layer's weights, where one is on its way (ZeRO 3).
         started: whether the first task is written.
-        reduced: reductions of gradients that have started; ``left`` is the share of the gradients whose reduction has not.
+        reduced: reductions of gradients that have started; ``share_unreduced`` is the share of the gradients whose reduction has not.
     """
 
     script: Script
@@ -82,7 +82,7 @@ class StageWriter:
     tail: After = ()
     gathered: After = ()
     reduced: After = ()
-    left: float = 1.0
+    share_unreduced: float = 1.0
     gathers_left: deque[tuple[int, bool]] = field(default_factory=deque)
     opening: After = ()
     started: bool = False
@@ -90,8 +90,8 @@ class StageWriter:
     @cached_property
     def places(self) -> list[int]:
         """The place in the model of each of the stage's chunks."""
-        held: list[int] = self.stage_map.places(self.pp, self.chunks)[self.stage].tolist()
-        return held
+        chunks: list[int] = self.stage_map.places(self.pp, self.chunks)[self.stage].tolist()
+        return chunks
 
     @property
     def chunks(self) -> int:
@@ -109,7 +109,7 @@ class StageWriter:
         last_of = {task.chunk: number for number, task in enumerate(tasks) if task.kind in (BACKWARD, WEIGHTS)}
         for number, task in enumerate(tasks):
             last = last_of[task.chunk] == number
-            beside = tasks[number - 1] if number and tasks[number - 1].kind == FORWARD_BESIDE else None
+            backward = tasks[number - 1] if number and tasks[number - 1].kind == FORWARD_BESIDE else None
             self.script.at = task.micro_batch
             if task.kind == FORWARD:
                 self._receive(task, ahead=False)
@@ -118,14 +118,14 @@ class StageWriter:
             elif task.kind == WEIGHTS:
                 self._weights(task, last)
             elif task.kind in (BACKWARD, INPUT):
-                if beside:
-                    self._receive(beside, ahead=False)
+                if backward:
+                    self._receive(backward, ahead=False)
                 self._receive(task, ahead=True)
-                if beside:
-                    self._forward(beside)
+                if backward:
+                    self._forward(backward)
                 self._backward(task, task.kind == BACKWARD, last)
-                if beside:
-                    self._send(beside, ahead=True)
+                if backward:
+                    self._send(backward, ahead=True)
                 self._send(task, ahead=False)
             self.started = True
         self.script.at = -1
@@ -146,8 +146,8 @@ class StageWriter:
         self.tail = script.compute((), work.host_step, "host: step", "host")
         if work.gathers_weights:
             hides = work.gather_hidden > 0 and self._has_room
-            moved = [("ALL_GATHER", each.group, each.gathered, each.gather) for each in work.shared]
-            done = self._over_groups(self.tail, moved, GRADIENTS if hides else MAIN)
+            moves = [("ALL_GATHER", weights.group, weights.gathered, weights.gather) for weights in work.shared]
+            done = self._over_groups(self.tail, moves, GRADIENTS if hides else MAIN)
             self.opening = done if hides else ()
             self.tail = self.tail if hides else done
         if work.gathers_layers:
@@ -158,9 +158,9 @@ class StageWriter:
             if work.dp_hidden > 0:
                 self._gather_ahead(self.tail)
 
-    def _over_groups(self, after: After, moved: Sequence[Move], stream: int) -> After:
+    def _over_groups(self, after: After, moves: Sequence[Move], stream: int) -> After:
         """Collectives of the groups that share weights, one after the other."""
-        for kind, group, size, seconds in moved:
+        for kind, group, size, seconds in moves:
             after = self.script.exchange(after, kind, group, Message(size, seconds, "dp", stream=stream))
         return after
 
@@ -173,10 +173,10 @@ class StageWriter:
             self.tail = self._gather_table(work.embedding, self.tail, MAIN)
             self.tail = self.passes.end(script, self.tail, "embedding_forward")
         if self.opening:
-            beside = min(len(layers), int(work.gather_hidden * work.count))
-            self._layers(layers[:beside], FORWARD, True)
+            gathered_layers = min(len(layers), int(work.gather_hidden * work.count))
+            self._layers(layers[:gathered_layers], FORWARD, True)
             self.tail, self.opening = _joined(self.tail, self.opening), ()
-            layers = layers[beside:]
+            layers = layers[gathered_layers:]
         if last:
             self._to_the_head(layers)
         else:
@@ -243,8 +243,8 @@ class StageWriter:
             self._pass((kind,), direction, weights)
             if direction == BACKWARD and work.scatters_layers:
                 hides = work.dp_hidden > 0
-                moved = [move for each in work.layers[kind] for move in each.layer_reduced(work.tree)]
-                done = self._over_groups(self.tail, moved, GRADIENTS if hides else MAIN)
+                moves = [move for weights in work.layers[kind] for move in weights.layer_reduced(work.tree)]
+                done = self._over_groups(self.tail, moves, GRADIENTS if hides else MAIN)
                 if hides:
                     self.reduced = done  # reductions follow each other on their stream
                 else:
@@ -274,8 +274,8 @@ class StageWriter:
 
     def _layer_gather(self, of: tuple[int, bool], after: After, stream: int) -> After:
         """A layer's weights, of its kind, for its forward or its backward pass."""
-        moved = [each.gather_of(of[1]) for each in self.work.layers[of[0]]]
-        return self._over_groups(after, moved, stream)
+        moves = [weights.gather_of(of[1]) for weights in self.work.layers[of[0]]]
+        return self._over_groups(after, moves, stream)
 
     # --------------------------------------------------------------- gradients
 
@@ -296,24 +296,24 @@ class StageWriter:
     def _reduce(self, share: float, calls: int) -> None:
         """Starts the reduction of a share of the gradients beside what follows."""
         after, pieces = self.tail, 1 if self.script.style.ideal else calls
-        self.left -= share
+        self.share_unreduced -= share
         for _ in range(pieces):
             part = share / pieces
             self.reduced = _joined(self.reduced, self._reduction(after, part, GRADIENTS))
 
     def _reduction(self, after: After, share: float, stream: int) -> After:
         work = self.work
-        moved = [move for each in work.shared for move in each.reduced(work.scatters, work.tree, share)]
-        return self._over_groups(after, moved, stream)
+        moves = [move for weights in work.shared for move in weights.reduced(work.scatters, work.tree, share)]
+        return self._over_groups(after, moves, stream)
 
     def _close(self) -> After:
         """Waits for reductions under way, reduces the gradients that remain (a tied table's last), and updates the weights."""
         work, script = self.work, self.script
         self.tail = _joined(self.tail, self.reduced)
-        if work.sent > 0 and self.left > 1e-9:
+        if work.sent > 0 and self.share_unreduced > 1e-9:
             pieces = 1 if script.style.ideal else min(work.calls, PIECES)
             for _ in range(pieces):
-                self.tail = self._reduction(self.tail, self.left / pieces, MAIN)
+                self.tail = self._reduction(self.tail, self.share_unreduced / pieces, MAIN)
         self.tail = script.exchange(self.tail, "ALL_REDUCE", TIED, Message(work.tied, work.tied_reduce, "pp"))
         self.tail = self.passes.end(script, self.tail, "replicated_gradients")
         if not script.style.ideal:  # ideal links take the closed form's time, in which it is

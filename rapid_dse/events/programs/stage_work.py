@@ -133,22 +133,22 @@ class StageWork:
     @property
     def sent(self) -> float:
         """Bytes of gradients that are reduced once a step."""
-        return sum(each.sent for each in self.shared)
+        return sum(weights.sent for weights in self.shared)
 
     @property
     def gathers_weights(self) -> bool:
         """Whether new weights are gathered once a step (ZeRO 1 and 2)."""
-        return any(each.gathered > 0 for each in self.shared)
+        return any(weights.gathered > 0 for weights in self.shared)
 
     @property
     def gathers_layers(self) -> bool:
         """Whether each layer's weights are gathered before each pass (ZeRO 3)."""
-        return any(each.layer_gathered > 0 for layer in self.layers for each in layer)
+        return any(weights.layer_gathered > 0 for layer in self.layers for weights in layer)
 
     @property
     def scatters_layers(self) -> bool:
         """Whether each layer's gradients are reduced after each backward pass."""
-        return any(each.layer_scattered > 0 for layer in self.layers for each in layer)
+        return any(weights.layer_scattered > 0 for layer in self.layers for weights in layer)
 
     @property
     def count(self) -> int:

@@ -28,7 +28,7 @@ class Adapters:
     rank: int
     targets: tuple[str, ...]
 
-    def beside(self, product: MatMul) -> Iterator[tuple[str, Number]]:
+    def modules_beside(self, product: MatMul) -> Iterator[tuple[str, Number]]:
         """The modules of a product that have an adapter each, with the share of its columns that each gives."""
         if product.megatron in self.targets:
             yield product.megatron, 1.0
@@ -45,12 +45,12 @@ class Adapter:
     second: MatMul
 
     @classmethod
-    def beside(cls, product: MatMul, module: tuple[str, Number], rank: int, shape: MicroBatch) -> Adapter:
+    def modules_beside(cls, product: MatMul, module: tuple[str, Number], rank: int, shape: MicroBatch) -> Adapter:
         """That of a module of a product: x · A, and what comes of that times B."""
         name, wide, narrow = f"{product.name}.{module[0]}", product.n * module[1], np.full_like(product.m, rank)
         ranks = 1 if product.cut is None else shape.etp if product.routed else shape.tp
         first, second = (narrow / ranks, wide) if product.cut == "columns" else (narrow, wide / ranks)
-        usual = replace(product, sixteen_bit=True, modules=(), megatron="", second=0.5, beside=product.name)
+        usual = replace(product, sixteen_bit=True, modules=(), megatron="", second=0.5, adapts=product.name)
         return cls(
             name,
             product,
@@ -75,28 +75,30 @@ class Adapted(Part):
     def family(self) -> str:
         return self.part.family
 
-    def each(self, shape: MicroBatch) -> list[Adapter]:
+    def adapters_of(self, shape: MicroBatch) -> list[Adapter]:
         """Its adapters, in the order of the products that they stand beside."""
         return [
-            Adapter.beside(product, module, self.adapters.rank, shape)
+            Adapter.modules_beside(product, module, self.adapters.rank, shape)
             for product in self.part.products(shape)
-            for module in self.adapters.beside(product)
+            for module in self.adapters.modules_beside(product)
         ]
 
     def parameters(self, shape: MicroBatch) -> PartParameters:
         none = np.zeros(len(shape.tp))
-        dense, routed = (sum((each.parameters for each in self.each(shape) if each.of.routed == of), none) for of in (False, True))
+        dense, routed = (
+            sum((adapter.parameters for adapter in self.adapters_of(shape) if adapter.of.routed == of), none) for of in (False, True)
+        )
         return replace(self.part.parameters(shape), adapters=dense, expert_adapters=routed, frozen=True)
 
     def products(self, shape: MicroBatch) -> list[MatMul]:
         """Those of the part, each followed by those of its adapters."""
-        held = self.each(shape)
+        adapters = self.adapters_of(shape)
         return [
             one
             for product in self.part.products(shape)
             for one in (
                 replace(product, frozen=True),
-                *(one for each in held if each.of.name == product.name for one in (each.first, each.second)),
+                *(one for adapter in adapters if adapter.of.name == product.name for one in (adapter.first, adapter.second)),
             )
         ]
 
@@ -108,29 +110,29 @@ class Adapted(Part):
         return [
             *self.part.small_kernels(shape, software),
             *(
-                SmallKernel(f"{each.name}.lora_sum", 3 * _rows(each.of) * each.second.n, 3 * _rows(each.of) * each.of.k)
-                for each in self.each(shape)
+                SmallKernel(f"{adapter.name}.lora_sum", 3 * _rows(adapter.of) * adapter.second.n, 3 * _rows(adapter.of) * adapter.of.k)
+                for adapter in self.adapters_of(shape)
             ),
         ]
 
     def steps(self) -> tuple[ForwardStep, ...]:
-        held = self.each(ONE)
+        adapters = self.adapters_of(ONE)
         return tuple(
             one
             for step in self.part.steps()
-            for one in (step, *(one for each in held if each.of.name == step.name for one in _steps(each.name, step)))
+            for one in (step, *(one for adapter in adapters if adapter.of.name == step.name for one in _steps(adapter.name, step)))
         )
 
     def tensors(self, shape: MicroBatch, software: Software) -> list[Tensor]:
         """The part's, of which inputs of products are kept where an adapter reads them, and what each adapter's first product gives."""
-        held = self.each(shape)
-        read = {self._source(each.of.name) for each in held}
+        adapters = self.adapters_of(shape)
+        read = {self._source(adapter.of.name) for adapter in adapters}
         return [
             *(
-                each if each.width != "input" or each.name in read else replace(each, kept=False)
-                for each in self.part.tensors(shape, software)
+                tensor if tensor.width != "input" or tensor.name in read else replace(tensor, kept=False)
+                for tensor in self.part.tensors(shape, software)
             ),
-            *(Tensor(f"{each.name}.lora_A", _rows(each.of) * float(self.adapters.rank), product=True) for each in held),
+            *(Tensor(f"{adapter.name}.lora_A", _rows(adapter.of) * float(self.adapters.rank), product=True) for adapter in adapters),
         ]
 
     def _source(self, product: str) -> str:
@@ -142,11 +144,11 @@ class Adapted(Part):
     def exchanged(self) -> tuple[Exchanged, ...]:
         """The part's, whose input is gathered again where an adapter's weight gradient reads it, what each adapter's products pass on
         between them, and the columns of the second one that are put together beside a product of rows."""
-        held = [each.of for each in self.each(ONE) if each.of.cut is not None]
-        again = any(of.cut == "columns" and not of.routed for of in held)
-        narrow = (Exchanged(routed=of.routed, low_rank=self.adapters.rank, again=False) for of in held)
-        wide = (Exchanged(routed=of.routed, again=False, cast=False, alone=True) for of in held if of.cut == "rows")
-        return (*(replace(each, again=each.again and again) for each in self.part.exchanged()), *narrow, *wide)
+        adapters_exchanged = [adapter.of for adapter in self.adapters_of(ONE) if adapter.of.cut is not None]
+        again = any(of.cut == "columns" and not of.routed for of in adapters_exchanged)
+        narrow = (Exchanged(routed=of.routed, low_rank=self.adapters.rank, again=False) for of in adapters_exchanged)
+        wide = (Exchanged(routed=of.routed, again=False, cast=False, alone=True) for of in adapters_exchanged if of.cut == "rows")
+        return (*(replace(exchanged, again=exchanged.again and again) for exchanged in self.part.exchanged()), *narrow, *wide)
 
     def ring(self, shape: MicroBatch) -> FloatColumn | None:
         return self.part.ring(shape)

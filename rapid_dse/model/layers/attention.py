@@ -122,7 +122,7 @@ class Attention(Part):
         keeps its output and a log-sum-exp in place of the scores (Dao, arXiv 2307.08691, section 2.3)."""
         model, heads = self.model, self._heads(shape.tp)
         stream = shape.norm_tokens * model.hidden_size
-        queries, keys = (shape.tokens * each * model.attention_head_dim for each in (heads, local_kv_heads(model, shape.tp)))
+        queries, keys = (shape.tokens * count * model.attention_head_dim for count in (heads, local_kv_heads(model, shape.tp)))
         scores = shape.tokens * heads * float(shape.seq_len)
         # before their norms, which go backward from there, and before an unfused rotation
         copies = (model.qk_norm + (not software.kernels.fused_rotary)) * (queries + keys)

@@ -23,12 +23,12 @@ def bias_kernels(model: Model, software: Software, rows: FloatColumn, wide: Floa
     if software.experts.expert_bias == "fused":
         return []
     apart = software.host.cuda_graphs != "full_iteration"
-    found = []
+    kernels = []
     for name, has, size, (forward, backward) in (
         ("expert_bias", model.linear_bias, rows * model.hidden_size, BIAS),
         ("expert_limit", model.swiglu_limit is not None, wide, LIMIT),
     ):
         if has:
             counted = Counted((0.0, 0.0), (KERNELS[0] * apart, KERNELS[1] * apart))
-            found.append(SmallKernel(name, forward * apart * size, backward * apart * size, counted=counted))
-    return found
+            kernels.append(SmallKernel(name, forward * apart * size, backward * apart * size, counted=counted))
+    return kernels

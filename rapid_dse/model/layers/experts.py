@@ -58,12 +58,12 @@ class Experts(Part):
         alone = mlp_kernels(model, shape, self._wide(shape), software)
         logits = shape.norm_tokens * model.num_experts * 4.0 * ROUTER_PASSES
         rows, wide = self.rows(shape), self.rows(shape) * (model.moe_intermediate_size / shape.etp)
-        moved = permutation_kernels(model, shape, rows, software.experts, logits)
-        return [*alone, *moved, *bias_kernels(model, software, rows, wide)]
+        permuting = permutation_kernels(model, shape, rows, software.experts, logits)
+        return [*alone, *permuting, *bias_kernels(model, software, rows, wide)]
 
     def steps(self) -> tuple[ForwardStep, ...]:
         shared = (ForwardStep("shared_up", "router_input", ("up",)), ForwardStep("shared_down", "down_input", ("expert_made",)))
-        up, down = ((each,) if self.model.n_shared_experts else () for each in shared)
+        up, down = ((expert,) if self.model.n_shared_experts else () for expert in shared)
         return (
             ForwardStep("mlp_norm", "mlp_norm_input", ("router_input",)),
             ForwardStep("router", "router_input", ("router_logits",)),

@@ -32,7 +32,7 @@ class LatentAttention(Attention):
         return self.model.v_head_dim or self.model.attention_head_dim
 
     @property
-    def _left(self) -> int:
+    def _latent_width(self) -> int:
         """Numbers of the latent of keys and values, and of the rotary key."""
         return (self.model.kv_lora_rank or 0) + (self.model.qk_rope_head_dim or 0)
 
@@ -55,7 +55,7 @@ class LatentAttention(Attention):
         return [
             *([_down("query_down", (tokens, column(queries), hidden), "q_a_proj", "linear_q_down_proj")] if queries else []),
             MatMul("queries", tokens, wide, column(queries) if queries else hidden, modules=((up, 1.0),), megatron=megatron),
-            _down("key_value_down", (tokens, column(self._left), hidden), "kv_a_proj_with_mqa", "linear_kv_down_proj"),
+            _down("key_value_down", (tokens, column(self._latent_width), hidden), "kv_a_proj_with_mqa", "linear_kv_down_proj"),
             MatMul(
                 "keys_values",
                 *(tokens, heads * ((model.qk_nope_head_dim or 0) + self._value), column(latent)),
@@ -117,7 +117,7 @@ class LatentAttention(Attention):
             Tensor("latents_input", stream, "input"),
             Tensor("query_latent", queries, product=True),
             Tensor("query_latent_normed", queries, "input"),
-            Tensor("key_value_latent", tokens * self._left, product=True),
+            Tensor("key_value_latent", tokens * self._latent_width, product=True),
             Tensor("key_value_latent_normed", latent, "input"),
             Tensor("queries", tokens * heads * self._queries, product=True),
             Tensor("keys_values_plain", plain, product=True, kept=False),
@@ -135,7 +135,7 @@ class LatentAttention(Attention):
 
     def token_state(self, shape: MicroBatch) -> FloatColumn:
         """The latent and the rotary key, whole on each rank."""
-        return np.full(len(shape.tp), float(self._left))
+        return np.full(len(shape.tp), float(self._latent_width))
 
 
 def _down(name: str, shape: tuple[FloatColumn, FloatColumn, FloatColumn], module: str, megatron: str) -> MatMul:

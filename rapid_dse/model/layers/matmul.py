@@ -29,9 +29,9 @@ class OneProduct(Part):
         return replace(self, sharding=sharding)
 
     def _grid(self, shape: MicroBatch) -> ProductGrid:
-        found = product_grid(self.sharding, shape.tp)
-        rows, columns, depth = (np.maximum(1, side) for side in (found.rows, found.columns, found.depth))  # what is no grid is refused
-        return ProductGrid(rows, columns, depth, found.whole)
+        grid = product_grid(self.sharding, shape.tp)
+        rows, columns, depth = (np.maximum(1, side) for side in (grid.rows, grid.columns, grid.depth))  # what is no grid is refused
+        return ProductGrid(rows, columns, depth, grid.whole)
 
     def _sizes(self) -> tuple[float, float]:
         return float(self.model.n or 0), float(self.model.k or 0)
@@ -47,9 +47,9 @@ class OneProduct(Part):
     def tensors(self, shape: MicroBatch, software: Software) -> list[Tensor]:
         """A's block as it is multiplied, B's where it is gathered, and C's, of which the gradient alone is needed."""
         grid, (columns, inner) = self._grid(shape), self._sizes()
-        left = shape.tokens / grid.rows * inner / grid.depth
+        gathered_left = shape.tokens / grid.rows * inner / grid.depth
         return [
-            Tensor("product_input", left, "input"),
+            Tensor("product_input", gathered_left, "input"),
             Tensor("gathered_weights", self.gathered(shape)),
             Tensor("product_output", shape.tokens / grid.rows * columns / grid.columns, product=True, kept=False),
         ]
@@ -64,7 +64,7 @@ class OneProduct(Part):
 
     def moves(self, shape: MicroBatch) -> tuple[GridMove, ...]:
         grid, (columns, inner) = self._grid(shape), self._sizes()
-        left, right, result = (
+        left_factor, right, result = (
             shape.tokens / grid.rows * inner / grid.depth,
             inner / grid.depth * columns / grid.columns,
             shape.tokens / grid.rows * columns / grid.columns,
@@ -76,15 +76,15 @@ class OneProduct(Part):
             (grid.depth, grid.rows * grid.columns),
         )
         if grid.whole:  # every rank has a sum of A's gradient
-            return (GridMove("ALL_REDUCE", left, *in_row, backward=True),)
+            return (GridMove("ALL_REDUCE", left_factor, *in_row, backward=True),)
         if self.sharding == "row":
             return (GridMove("ALL_REDUCE", result, *in_depth),)
         return (
-            GridMove("ALL_GATHER", left, *in_row),
+            GridMove("ALL_GATHER", left_factor, *in_row),
             GridMove("ALL_GATHER", right, *in_column),
             GridMove("REDUCE_SCATTER", result, *in_depth),
             GridMove("ALL_GATHER", result, *in_depth, backward=True),
-            GridMove("REDUCE_SCATTER", left, *in_row, backward=True),
+            GridMove("REDUCE_SCATTER", left_factor, *in_row, backward=True),
             GridMove("REDUCE_SCATTER", right, *in_column, backward=True),
         )
 

@@ -40,7 +40,7 @@ def mlp_products(name: str, model: Model, tokens: FloatColumn, wide: Number, bat
     names = ("gate_proj", "up_proj")[-inward:]
     up = MatMul(f"{name}_up", tokens, inward * wide, hidden, batch, second=1 - 1 / inward, routed=routed, megatron="linear_fc1")
     down = MatMul(f"{name}_down", tokens, hidden, wide, batch, second=0.0, routed=routed, megatron="linear_fc2", cut="rows")
-    return [replace(up, modules=tuple((each, 1 / inward) for each in names)), replace(down, modules=(("down_proj", 1.0),))]
+    return [replace(up, modules=tuple((product, 1 / inward) for product in names)), replace(down, modules=(("down_proj", 1.0),))]
 
 
 def mlp_kernels(model: Model, shape: MicroBatch, wide: FloatColumn, software: Software) -> list[SmallKernel]:
@@ -85,11 +85,11 @@ class Mlp(Part):
         return 7.0 if self.model.mlp_type in GATED else 5.0
 
     def small_kernels(self, shape: MicroBatch, software: Software) -> list[SmallKernel]:
-        found = mlp_kernels(self.model, shape, self._wide(shape), software)
+        kernels = mlp_kernels(self.model, shape, self._wide(shape), software)
         if self.model.linear_bias and software.kernels.eager:
             read = mlp_projections(self.model) * self._wide(shape) + shape.tokens * self.model.hidden_size
-            found.append(SmallKernel("mlp_bias_gradients", 0.0, read, counted=Counted((0.0, 0.0), (0.0, 2.0))))
-        return found
+            kernels.append(SmallKernel("mlp_bias_gradients", 0.0, read, counted=Counted((0.0, 0.0), (0.0, 2.0))))
+        return kernels
 
     def steps(self) -> tuple[ForwardStep, ...]:
         return (

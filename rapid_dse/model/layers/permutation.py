@@ -51,8 +51,8 @@ def _of_library(model: Model, shape: MicroBatch, rows: FloatColumn, experts: Exp
     hidden, sent, share = model.hidden_size, shape.norm_tokens, np.where(shape.gathers_rows, shape.etp, 1)
     if experts.dispatcher == "alltoall":
         sorted_ = 2.0 * rows * (shape.ep < model.num_experts)
-        moved = (1 + model.num_experts_per_tok) * sent + sorted_
-        return moved * hidden, moved * hidden
+        streams_moved = (1 + model.num_experts_per_tok) * sent + sorted_
+        return streams_moved * hidden, streams_moved * hidden
     routing = (model.num_experts, model.num_experts_per_tok, model.n_group or 1, model.topk_group or model.n_group or 1)
     arrived = sent * share * parts_of_groups(routing, shape.ep)
     summed = arrived if experts.dispatcher in ONCE_A_PART else sent * share * shape.ep

@@ -49,11 +49,11 @@ class Recurrent(Part):
         return PartParameters(products=columns * (self.width + self.model.hidden_size), biases=2 * columns)
 
     def products(self, shape: MicroBatch) -> list[MatMul]:
-        columns, (rounds, beside) = self._columns(shape), self._rounds(shape)
+        columns, (rounds, cells) = self._columns(shape), self._rounds(shape)
         rows, wide = shape.micro_batch_size.astype(float), np.full_like(shape.tokens, self.model.hidden_size)
         return [
             MatMul("input_gates", shape.tokens, columns, np.full_like(shape.tokens, self.width)),
-            MatMul("state_gates", rows, columns, wide, beside, second=0.0, in_turn=rounds),
+            MatMul("state_gates", rows, columns, wide, cells, second=0.0, in_turn=rounds),
         ]
 
     def small_kernels(self, shape: MicroBatch, software: Software) -> list[SmallKernel]:
@@ -80,8 +80,8 @@ class Recurrent(Part):
 
     def moves(self, shape: MicroBatch) -> tuple[GridMove, ...]:
         """The state is gathered after each step; backward its gradient is summed and scattered, and so is that of the input, once."""
-        (rounds, beside), one = self._rounds(shape), np.ones_like(shape.tp)
-        state: FloatColumn = shape.micro_batch_size.astype(np.float64) * (self.model.hidden_size * beside)
+        (rounds, cells), one = self._rounds(shape), np.ones_like(shape.tp)
+        state: FloatColumn = shape.micro_batch_size.astype(np.float64) * (self.model.hidden_size * cells)
         return (
             GridMove("ALL_GATHER", state, shape.tp, one, times=rounds),
             GridMove("REDUCE_SCATTER", state, shape.tp, one, backward=True, times=rounds),

@@ -16,7 +16,7 @@ from rapid_dse.parallel.schedules.schedule import FloatColumn, IntColumn, Schedu
 from rapid_dse.parallel.schedules.stage_maps import StageMap
 
 SCHEDULE_CLASSES: tuple[Schedule, ...] = tuple(import_module(f"{__name__}.{module}").SCHEDULE for module in SCHEDULE_MODULES.values())
-STAGE_MAPS: tuple[StageMap, ...] = tuple(dict.fromkeys(each.stage_map for each in SCHEDULE_CLASSES))
+STAGE_MAPS: tuple[StageMap, ...] = tuple(dict.fromkeys(schedule.stage_map for schedule in SCHEDULE_CLASSES))
 NONE, USUAL, USUAL_INTERLEAVED = (SCHEDULES.index(name) for name in ("none", "1f1b", "interleaved_1f1b"))
 
 
@@ -33,33 +33,33 @@ def schedule_of(name: str) -> Schedule:
 
 def of_each(attribute: Callable[[Schedule], int]) -> NDArray[np.int64]:
     """A number of each schedule, in the order of codes: what a column of codes is looked up in."""
-    return np.array([attribute(each) for each in SCHEDULE_CLASSES], np.int64)
+    return np.array([attribute(schedule) for schedule in SCHEDULE_CLASSES], np.int64)
 
 
-CHUNKS, MAPS = of_each(lambda each: each.fixed_chunks), of_each(lambda each: STAGE_MAPS.index(each.stage_map))
+CHUNKS, MAPS = of_each(lambda schedule: schedule.fixed_chunks), of_each(lambda schedule: STAGE_MAPS.index(schedule.stage_map))
 INTERLEAVES, SPLITS_BACKWARD, OVERLAPS_SENDS, PAIRS_PASSES, HOLDS_ALL, RUNS_ON = (
-    np.array([getattr(each, name) for each in SCHEDULE_CLASSES], bool)
+    np.array([getattr(schedule, name) for schedule in SCHEDULE_CLASSES], bool)
     for name in ("interleaves", "splits_backward", "overlaps_sends", "pairs_passes", "holds_all", "runs_on")
 )
 
 
 def by_map(stage_map: IntColumn, part: Callable[[StageMap], NDArray[np.int64]]) -> NDArray[np.int64]:
     """What each layout's own stage map says; ``stage_map`` indexes ``STAGE_MAPS``, ``part`` gives arrays that end in its axis."""
-    found = part(STAGE_MAPS[0])
+    part_of_map = part(STAGE_MAPS[0])
     for code in range(1, len(STAGE_MAPS)):
         chosen = stage_map == code
         if chosen.any():
-            found = np.where(chosen, part(STAGE_MAPS[code]), found)
-    return found
+            part_of_map = np.where(chosen, part(STAGE_MAPS[code]), part_of_map)
+    return part_of_map
 
 
 def bubble(schedule: IntColumn, slots: Slots) -> FloatColumn:
     """The bubble of each layout's own schedule on each stage, s, ``(n_stages, n_layouts)``."""
     idle = np.zeros_like(slots.whole)
-    for code, each in enumerate(SCHEDULE_CLASSES):
+    for code, schedule_class in enumerate(SCHEDULE_CLASSES):
         chosen = schedule == code
         if chosen.any():
-            idle = np.where(chosen, each.bubble(slots), idle)
+            idle = np.where(chosen, schedule_class.bubble(slots), idle)
     return idle
 
 
@@ -70,10 +70,12 @@ def in_flight(
 
     ``stage`` is ``(n_layouts,)`` or ``(n_candidates, n_layouts)``, and so is the result.
     """
-    held = np.empty(np.shape(stage))
-    for code, each in enumerate(SCHEDULE_CLASSES):
+    held_micro_batches = np.empty(np.shape(stage))
+    for code, schedule_class in enumerate(SCHEDULE_CLASSES):
         rows = np.flatnonzero(schedule == code)
         if len(rows):
             place = stage.take(rows, axis=-1)
-            held[..., rows] = each.in_flight(place, pp.take(rows), chunks.take(rows), micro_batches.take(rows), late.take(rows, axis=-1))
-    return held
+            held_micro_batches[..., rows] = schedule_class.in_flight(
+                place, pp.take(rows), chunks.take(rows), micro_batches.take(rows), late.take(rows, axis=-1)
+            )
+    return held_micro_batches

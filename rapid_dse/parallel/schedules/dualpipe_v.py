@@ -53,35 +53,37 @@ class DualPipeV(Schedule):
         behind = pp - stage - 1
         first = np.where(behind > 0, 2 * pp - 1 + late, 0.0)
         last = behind + (stage + 1) * late
-        held: FloatColumn = np.maximum(np.maximum(2 * pp + 1, first), last) / chunks
-        return held
+        held_micro_batches: FloatColumn = np.maximum(np.maximum(2 * pp + 1, first), last) / chunks
+        return held_micro_batches
 
     def order(self, stage: int, pp: int, chunks: int, micro_batches: int) -> Order:
         behind, own = pp - stage - 1, stage + 1
         main = micro_batches - 2 * pp + own  # turns in which all passes of two micro-batches run
 
-        def each(kind: int, chunk: int, begin: int, count: int) -> Order:
+        def run_of(kind: int, chunk: int, begin: int, count: int) -> Order:
             return passes(kind, begin + np.arange(count), chunk)
 
         late = _late(stage, micro_batches - own, micro_batches - pp)
-        delayed = np.concatenate([late[1:, late[0] == INPUT], each(INPUT, 0, micro_batches - behind, behind)[1:]], axis=1)
+        delayed = np.concatenate([late[1:, late[0] == INPUT], run_of(INPUT, 0, micro_batches - behind, behind)[1:]], axis=1)
         weights = np.concatenate([np.full((1, delayed.shape[1]), WEIGHTS), delayed])  # in the order in which their inputs' gradients came
         turns = in_turn(
-            each(FORWARD_BESIDE, 0, 2 * behind + own, main),
-            each(BACKWARD, 1, behind, main),
-            each(FORWARD_BESIDE, 1, pp, main),
-            each(BACKWARD, 0, 0, main),
+            run_of(FORWARD_BESIDE, 0, 2 * behind + own, main),
+            run_of(BACKWARD, 1, behind, main),
+            run_of(FORWARD_BESIDE, 1, pp, main),
+            run_of(BACKWARD, 0, 0, main),
         )
         if stage == pp - 1:
             turns[0, 0] = FORWARD  # the last stage's first pair does not run together: its backward pass waits for this forward pass
         return joined(
-            each(FORWARD, 0, 0, 2 * behind),
-            in_turn(each(FORWARD, 0, 2 * behind, own), each(FORWARD, 1, 0, own)),
-            in_turn(each(INPUT, 1, 0, behind), each(WEIGHTS, 1, 0, behind), each(FORWARD, 1, own, behind)),
+            run_of(FORWARD, 0, 0, 2 * behind),
+            in_turn(run_of(FORWARD, 0, 2 * behind, own), run_of(FORWARD, 1, 0, own)),
+            in_turn(run_of(INPUT, 1, 0, behind), run_of(WEIGHTS, 1, 0, behind), run_of(FORWARD, 1, own, behind)),
             turns,
-            in_turn(each(BACKWARD, 1, behind + main, behind), each(FORWARD_BESIDE, 1, pp + main, behind), each(BACKWARD, 0, main, behind)),
+            in_turn(
+                run_of(BACKWARD, 1, behind + main, behind), run_of(FORWARD_BESIDE, 1, pp + main, behind), run_of(BACKWARD, 0, main, behind)
+            ),
             late,
-            in_turn(weights[:, :behind], each(INPUT, 0, micro_batches - behind, behind)),
+            in_turn(weights[:, :behind], run_of(INPUT, 0, micro_batches - behind, behind)),
             weights[:, behind:],
         )
 

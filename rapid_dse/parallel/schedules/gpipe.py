@@ -20,8 +20,8 @@ class GPipe(Schedule):
         return micro_batches.astype(np.float64)
 
     def order(self, stage: int, pp: int, chunks: int, micro_batches: int) -> Order:
-        each = np.arange(micro_batches)
-        return joined(passes(FORWARD, each), passes(BACKWARD, each))
+        sequence = np.arange(micro_batches)
+        return joined(passes(FORWARD, sequence), passes(BACKWARD, sequence))
 
 
 SCHEDULE = GPipe()

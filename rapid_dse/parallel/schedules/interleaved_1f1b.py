@@ -39,8 +39,8 @@ class Interleaved(Schedule):
 
     def in_flight(self, stage: IntColumn, pp: IntColumn, chunks: IntColumn, micro_batches: IntColumn, late: FloatColumn) -> FloatColumn:
         warm_up = 2 * (pp - stage - 1) + (chunks - 1) * pp + 1
-        held: FloatColumn = np.minimum(warm_up, micro_batches * chunks) / chunks
-        return held
+        held_micro_batches: FloatColumn = np.minimum(warm_up, micro_batches * chunks) / chunks
+        return held_micro_batches
 
     def order(self, stage: int, pp: int, chunks: int, micro_batches: int) -> Order:
         total = micro_batches * chunks

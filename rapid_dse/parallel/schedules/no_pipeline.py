@@ -35,8 +35,8 @@ class NoPipeline(Schedule):
         return np.ones(len(pp))
 
     def order(self, stage: int, pp: int, chunks: int, micro_batches: int) -> Order:
-        each = np.arange(micro_batches)
-        return in_turn(passes(FORWARD, each), passes(BACKWARD, each))
+        sequence = np.arange(micro_batches)
+        return in_turn(passes(FORWARD, sequence), passes(BACKWARD, sequence))
 
 
 SCHEDULE = NoPipeline()

@@ -31,12 +31,12 @@ class OneForwardOneBackward(Schedule):
         return slots.before + slots.waits
 
     def in_flight(self, stage: IntColumn, pp: IntColumn, chunks: IntColumn, micro_batches: IntColumn, late: FloatColumn) -> FloatColumn:
-        held: FloatColumn = np.minimum(micro_batches, pp - stage).astype(np.float64)
-        return held
+        held_micro_batches: FloatColumn = np.minimum(micro_batches, pp - stage).astype(np.float64)
+        return held_micro_batches
 
     def order(self, stage: int, pp: int, chunks: int, micro_batches: int) -> Order:
-        each = np.arange(micro_batches)
-        return alternating(passes(FORWARD, each), passes(BACKWARD, each), min(micro_batches, pp - 1 - stage))
+        sequence = np.arange(micro_batches)
+        return alternating(passes(FORWARD, sequence), passes(BACKWARD, sequence), min(micro_batches, pp - 1 - stage))
 
 
 SCHEDULE = OneForwardOneBackward()

@@ -36,7 +36,7 @@ class Task:
 
 def tasks(order: Order) -> list[Task]:
     """The passes of an order as records."""
-    return [Task(*each) for each in order.T.tolist()]
+    return [Task(*task) for task in order.T.tolist()]
 
 
 def passes(kind: int, micro_batches: IntColumn, chunk: IntColumn | int = 0) -> Order:
@@ -44,9 +44,9 @@ def passes(kind: int, micro_batches: IntColumn, chunk: IntColumn | int = 0) -> O
     return np.stack(np.broadcast_arrays(np.int64(kind), micro_batches, chunk)).astype(np.int64)
 
 
-def in_turn(*each: Order) -> Order:
+def in_turn(*orders: Order) -> Order:
     """The first pass of each order, then the second of each, and so on; all have as many."""
-    return np.stack(each, axis=2).reshape(3, -1)
+    return np.stack(orders, axis=2).reshape(3, -1)
 
 
 def joined(*parts: Order) -> Order:

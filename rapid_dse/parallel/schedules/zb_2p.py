@@ -39,8 +39,8 @@ class ZeroBubble2P(Schedule):
 
     def bubble(self, slots: Slots) -> FloatColumn:
         backward = slots.whole - slots.forward - slots.weights
-        each = np.maximum(slots.forward + backward - 2 * slots.weights, np.maximum(0.0, backward - slots.forward))
-        idle: FloatColumn = each * (slots.position + slots.behind)
+        idle_a_stage = np.maximum(slots.forward + backward - 2 * slots.weights, np.maximum(0.0, backward - slots.forward))
+        idle: FloatColumn = idle_a_stage * (slots.position + slots.behind)
         return idle
 
     def in_flight(self, stage: IntColumn, pp: IntColumn, chunks: IntColumn, micro_batches: IntColumn, late: FloatColumn) -> FloatColumn:
@@ -49,14 +49,14 @@ class ZeroBubble2P(Schedule):
         backward = np.minimum(2 * stage + 1, micro_batches)  # passes before the first weight gradient, of few micro-batches all of them
         ahead = np.minimum(micro_batches, 2 * (pp - 1 - stage) + backward)
         drained = ahead + (backward - 1) * (late - 1.0)
-        held: FloatColumn = np.maximum(filled, drained) + np.maximum(0.0, late - 1.0)
-        return held
+        held_micro_batches: FloatColumn = np.maximum(filled, drained) + np.maximum(0.0, late - 1.0)
+        return held_micro_batches
 
     def order(self, stage: int, pp: int, chunks: int, micro_batches: int) -> Order:
-        each = np.arange(micro_batches)
-        turns = alternating(passes(FORWARD, each), passes(INPUT, each), min(micro_batches, 2 * (pp - 1 - stage)))
+        sequence = np.arange(micro_batches)
+        turns = alternating(passes(FORWARD, sequence), passes(INPUT, sequence), min(micro_batches, 2 * (pp - 1 - stage)))
         late = np.flatnonzero((turns[0] == INPUT) & (turns[1] >= 2 * stage))
-        weights = passes(WEIGHTS, each)
+        weights = passes(WEIGHTS, sequence)
         return joined(np.insert(turns, late + 1, weights[:, : len(late)], axis=1), weights[:, len(late) :])
 
 

@@ -46,28 +46,28 @@ class ZeroBubbleV(Schedule):
         padded = np.maximum(2 * pp - 1, micro_batches)  # the order is that of so many, without those that there are not
         more = np.maximum(0.0, late - 1.0)
         whole = np.minimum(2 * pp, micro_batches + np.minimum(micro_batches, stage + 1)) + more
-        left = np.maximum(0, micro_batches - (padded - pp))  # backward passes of the first chunk that come at the end
-        delayed = np.minimum(left, stage) + np.clip(micro_batches - (padded - stage), 0, stage)
-        rest = np.maximum(0, left - stage)
-        held: FloatColumn = np.maximum(whole, rest + delayed * late + np.where(rest > 0, more, 0.0)) / chunks
-        return held
+        late_backward = np.maximum(0, micro_batches - (padded - pp))  # backward passes of the first chunk that come at the end
+        delayed = np.minimum(late_backward, stage) + np.clip(micro_batches - (padded - stage), 0, stage)
+        rest = np.maximum(0, late_backward - stage)
+        held_micro_batches: FloatColumn = np.maximum(whole, rest + delayed * late + np.where(rest > 0, more, 0.0)) / chunks
+        return held_micro_batches
 
     def order(self, stage: int, pp: int, chunks: int, micro_batches: int) -> Order:
         total = max(2 * pp - 1, micro_batches)
         first, second, behind = 2 * pp - 1 - stage, pp, pp - stage
 
-        def each(kind: int, chunk: int, begin: int, end: int) -> Order:
+        def run_of(kind: int, chunk: int, begin: int, end: int) -> Order:
             return passes(kind, np.arange(begin, end), chunk)
 
         order = joined(
-            each(FORWARD, 0, 0, first - stage),
-            in_turn(each(FORWARD, 1, 0, stage), each(FORWARD, 0, first - stage, first)),
-            in_turn(each(FORWARD, 1, stage, second), each(INPUT, 1, 0, behind), each(WEIGHTS, 1, 0, behind)),
+            run_of(FORWARD, 0, 0, first - stage),
+            in_turn(run_of(FORWARD, 1, 0, stage), run_of(FORWARD, 0, first - stage, first)),
+            in_turn(run_of(FORWARD, 1, stage, second), run_of(INPUT, 1, 0, behind), run_of(WEIGHTS, 1, 0, behind)),
             _steady(stage, pp, total),
-            in_turn(each(INPUT, 0, total - pp, total - behind), each(INPUT, 1, total - stage, total)),
-            in_turn(each(INPUT, 0, total - behind, total), each(WEIGHTS, 0, total - pp, total - stage)),
-            each(WEIGHTS, 1, total - stage, total),
-            each(WEIGHTS, 0, total - stage, total),
+            in_turn(run_of(INPUT, 0, total - pp, total - behind), run_of(INPUT, 1, total - stage, total)),
+            in_turn(run_of(INPUT, 0, total - behind, total), run_of(WEIGHTS, 0, total - pp, total - stage)),
+            run_of(WEIGHTS, 1, total - stage, total),
+            run_of(WEIGHTS, 0, total - stage, total),
         )
         return order[:, order[1] < micro_batches]
 

@@ -46,14 +46,14 @@ class ZeroBubbleH1(Schedule):
 
     def in_flight(self, stage: IntColumn, pp: IntColumn, chunks: IntColumn, micro_batches: IntColumn, late: FloatColumn) -> FloatColumn:
         whole = np.minimum(micro_batches, pp - stage)
-        held: FloatColumn = whole - 1 + np.maximum(1.0, late) + np.minimum(stage, micro_batches - whole) * late
-        return held
+        held_micro_batches: FloatColumn = whole - 1 + np.maximum(1.0, late) + np.minimum(stage, micro_batches - whole) * late
+        return held_micro_batches
 
     def order(self, stage: int, pp: int, chunks: int, micro_batches: int) -> Order:
-        each = np.arange(micro_batches)
-        turns = alternating(passes(FORWARD, each), passes(INPUT, each), min(micro_batches, pp - 1 - stage))
+        sequence = np.arange(micro_batches)
+        turns = alternating(passes(FORWARD, sequence), passes(INPUT, sequence), min(micro_batches, pp - 1 - stage))
         late = np.flatnonzero((turns[0] == INPUT) & (turns[1] >= stage))
-        weights = passes(WEIGHTS, each)
+        weights = passes(WEIGHTS, sequence)
         return joined(np.insert(turns, late + 1, weights[:, : len(late)], axis=1), weights[:, len(late) :])
 
 

@@ -99,7 +99,7 @@ def open_crowd(rate: FloatColumn, prompts: FloatColumn, life: FloatColumn, capac
 
 def either_crowd(mask: NDArray[np.bool_], one: Crowd, other: Crowd) -> Crowd:
     """``one`` where ``mask`` is set, else ``other``."""
-    return Crowd(*(np.where(mask, getattr(one, each.name), getattr(other, each.name)) for each in fields(Crowd)))
+    return Crowd(*(np.where(mask, getattr(one, field.name), getattr(other, field.name)) for field in fields(Crowd)))
 
 
 def rounds_of(prompts: FloatColumn, running: FloatColumn) -> FloatColumn:
@@ -142,5 +142,5 @@ def place_wait(load: Load, life: FloatColumn, capacity: FloatColumn, most: Float
     used = np.minimum(load.rate / most, 0.999)
     below = 0.5 * used ** (np.sqrt(2.0 * (capacity + 1.0)) - 1.0) / (1.0 - used) * life / capacity
     beyond = np.maximum(0.0, load.prompts / 2.0 * (1.0 / most - 1.0 / np.maximum(load.rate, 1e-12)))
-    found = np.where(load.rate < most, below, beyond)
-    return np.asarray(np.where((load.prompts > 0) & (load.prompts <= capacity), 0.0, found))
+    wait = np.where(load.rate < most, below, beyond)
+    return np.asarray(np.where((load.prompts > 0) & (load.prompts <= capacity), 0.0, wait))

@@ -35,11 +35,11 @@ class StepGrid:
 
     def passes(self, serving: ServingSettings, efficiency: float = 1.0, chunks: int = 1) -> EnginePass:
         """The passes as the framework runs them, ``chunks`` of each after one another through the stages."""
-        found = timed(self.work, serving, efficiency).overlapped(chunks)
+        times = timed(self.work, serving, efficiency).overlapped(chunks)
         factors = {name: factor for name, factor in self.scale.items() if name != "compute"}
         if "compute" in self.scale:
             factors |= dict.fromkeys(("products", "attention", "small", "experts"), self.scale["compute"])
-        return replace(found, **{name: getattr(found, name) * factor for name, factor in factors.items()})
+        return replace(times, **{name: getattr(times, name) * factor for name, factor in factors.items()})
 
     def at(self, kind: IntColumn, batch: FloatColumn) -> Between:
         """Where a batch lies between the grid's, for rows of these kinds."""
@@ -66,7 +66,7 @@ class Between:
 
     def all_of(self, passes: EnginePass) -> EnginePass:
         """Each column's value for each row."""
-        return EnginePass(*(self.of(getattr(passes, each.name)) for each in fields(passes)))
+        return EnginePass(*(self.of(getattr(passes, field.name)) for field in fields(passes)))
 
 
 @dataclass(frozen=True)
@@ -84,26 +84,28 @@ class Costs:
 
 def batches_to(most: float) -> FloatColumn:
     """A grid of batches from 1 to at least ``most``."""
-    found = [float(batch) for batch in FINEST if batch < most]
-    found = found or [1.0]
-    while found[-1] < most or len(found) < 2:
-        found.append(found[-1] * (1.5 if np.log2(found[-1]) % 1 == 0 else 4 / 3) if found[-1] >= FINEST[-1] else float(_next(found[-1])))
-    return np.array(found)
+    batches = [float(batch) for batch in FINEST if batch < most]
+    batches = batches or [1.0]
+    while batches[-1] < most or len(batches) < 2:
+        batches.append(
+            batches[-1] * (1.5 if np.log2(batches[-1]) % 1 == 0 else 4 / 3) if batches[-1] >= FINEST[-1] else float(_next(batches[-1]))
+        )
+    return np.array(batches)
 
 
 def _next(batch: float) -> int:
-    return next(each for each in FINEST if each > batch)
+    return next(size for size in FINEST if size > batch)
 
 
 def costs(scenario: Scenario, cut: Degrees, most: float, device: OperatorModel) -> Costs:
     """What engines cut so cost at up to ``most`` sequences of an attention rank."""
-    held = room(scenario, cut)
+    memory = room(scenario, cut)
     batches = batches_to(max(1.0, most))
     prompts = prompts_of(scenario)
     together = max(1.0, scenario.software.serving.max_batched_tokens / prompts.queries)
     return Costs(
         cut=cut,
-        room=held,
+        room=memory,
         decode=_grid(batches, cut, lambda kinds, rows: drafted_work(scenario, kinds, rows, device)),
         prefill=_grid(batches_to(together), cut, lambda kinds, rows: prefill_work(scenario, kinds, rows, prompts, device)),
         together=np.full(len(cut.tp), together),

@@ -40,12 +40,15 @@ def room(scenario: Scenario, cut: Degrees) -> Room:
     software, usable = scenario.software, scenario.hw.memory.usable
     weights, activations = weight_bytes(scenario, cut), activation_bytes(scenario, cut)
     buffers = np.full(len(cut.tp), software.serving.workspace)
-    held = weights + activations + buffers
+    weights_and_buffers = weights + activations + buffers
     share = software.serving.memory_fraction
-    left = np.maximum(0.0, share * (usable - held) if software.serving.memory_fraction_of == "rest" else share * usable - held)
-    each = request_bytes(scenario, cut)
-    most = np.minimum(np.floor(left / each), float(software.serving.max_num_seqs))
-    return Room(weights, activations, buffers, left, each, np.maximum(1.0, most))
+    kv_memory = np.maximum(
+        0.0,
+        share * (usable - weights_and_buffers) if software.serving.memory_fraction_of == "rest" else share * usable - weights_and_buffers,
+    )
+    a_request = request_bytes(scenario, cut)
+    most = np.minimum(np.floor(kv_memory / a_request), float(software.serving.max_num_seqs))
+    return Room(weights, activations, buffers, kv_memory, a_request, np.maximum(1.0, most))
 
 
 def request_bytes(scenario: Scenario, cut: Degrees) -> FloatColumn:

@@ -45,20 +45,20 @@ def price_batches(scenario: Scenario, engines: Engines) -> tuple[Priced, FloatCo
     ready = prepare(scenario, layouts)
     block = framework_block(scenario, ready.shape, ready.alone, ready.device).take(ready.where)
     arranged = arrangement(scenario, layouts)
-    found, layers = (ready, block, arranged), layer_time(scenario, layouts, block, arranged).each
-    return passed(scenario, layouts, found, pass_times(scenario, layouts, found, layers))
+    prepared, layers = (ready, block, arranged), layer_time(scenario, layouts, block, arranged).of_kinds
+    return passed(scenario, layouts, prepared, pass_times(scenario, layouts, prepared, layers))
 
 
 @dataclass(frozen=True)
 class PassTimes:
-    """Seconds of a batch's pass through all stages, by term, ``(n_layouts,)`` each; ``moved`` is what a stage's rank sends on average."""
+    """Seconds of a batch's pass through all stages, by term, ``(n_layouts,)`` each; ``transfer``: what a stage's rank sends on average."""
 
     compute: FloatColumn
     tp: FloatColumn
     cp: FloatColumn
     pp: FloatColumn
     host: FloatColumn
-    moved: Transfer
+    transfer: Transfer
 
     @property
     def total(self) -> FloatColumn:
@@ -67,17 +67,17 @@ class PassTimes:
 
 
 def passed(
-    scenario: Scenario, layouts: Layouts, found: tuple[Prepared, Block, Arrangement], times: PassTimes
+    scenario: Scenario, layouts: Layouts, prepared: tuple[Prepared, Block, Arrangement], times: PassTimes
 ) -> tuple[Priced, FloatColumn]:
     """The results of batches whose passes are known, whichever backend found them, as of ``price_batches``."""
-    ready, block, arranged = found
+    ready, block, arranged = prepared
     joules = _energy(scenario, layouts, (ready, block), times)
     memory = _memory(scenario, layouts, arranged)
     samples, seconds, tokens = layouts.global_batch_size.astype(np.float64), times.total, float(scenario.workload.seq_len)
     rate, peak, absent = samples / seconds, added(memory.values()), np.full(len(layouts), np.nan)
     flops = model_flops_per_token(scenario.model, scenario.workload) / 3
     none = np.zeros(len(layouts))
-    terms = {each.name: getattr(times, each.name) for each in fields(times) if each.name != "moved"}
+    terms = {field.name: getattr(times, field.name) for field in fields(times) if field.name != "transfer"}
     result = Priced(
         step_time_s=seconds,
         tokens_per_s=rate * tokens,
@@ -99,32 +99,32 @@ def passed(
     return result, joules / samples
 
 
-def pass_times(scenario: Scenario, layouts: Layouts, found: tuple[Prepared, Block, Arrangement], layers: tuple[Layer, ...]) -> PassTimes:
+def pass_times(scenario: Scenario, layouts: Layouts, prepared: tuple[Prepared, Block, Arrangement], layers: tuple[Layer, ...]) -> PassTimes:
     """The pass of a batch: all layers, what stands around them, and the sends between stages.
 
     There is no loss; a stage is as long as its device computes and transfers, or as the host launches it.
     """
-    _, block, arranged = found
+    _, block, arranged = prepared
     counts = np.array(architecture(scenario.model).counts)
-    beside = [
-        beside_compute(scenario, layouts, own, moved, again)
-        for own, moved, again in zip(block.layers, arranged.transfers.layers, repeated(scenario, layouts), strict=True)
+    hidden = [
+        beside_compute(scenario, layouts, own, transfers, again)
+        for own, transfers, again in zip(block.layers, arranged.transfers.layers, repeated(scenario, layouts), strict=True)
     ]
-    tp, cp = (summed(counts, [getattr(each, name) for each in beside]) for name in ("tp_forward", "cp_forward"))
+    tp, cp = (summed(counts, [getattr(part, name) for part in hidden]) for name in ("tp_forward", "cp_forward"))
     forward = summed(counts, [layer.forward for layer in layers])
-    ends = sum(forward_ends(found))
+    ends = sum(forward_ends(prepared))
     around = arranged.vocabulary.look_up + arranged.vocabulary.head_input
     hops = arranged.hop.times(layouts.pp - 1)
     device = forward + ends + around.seconds
-    sent = [each.tp_forward + each.cp_hop.times(layouts.cp - 1) for each in arranged.transfers.layers]
-    moved = Transfer(device, *(sum(n * getattr(each, name) for n, each in zip(counts, sent, strict=True)) for name in ("sent", "busy")))
+    sent = [transfers.tp_forward + transfers.cp_hop.times(layouts.cp - 1) for transfers in arranged.transfers.layers]
+    transfers = Transfer(device, *(sum(n * getattr(part, name) for n, part in zip(counts, sent, strict=True)) for name in ("sent", "busy")))
     return PassTimes(
         compute=forward - tp - cp + ends,
         tp=tp + around.seconds,
         cp=cp,
         pp=hops.seconds,
         host=waits_for_host(scenario, layouts, device),
-        moved=Transfer(device, (moved.sent + around.sent + hops.sent) / layouts.pp, moved.busy),
+        transfer=Transfer(device, (transfers.sent + around.sent + hops.sent) / layouts.pp, transfers.busy),
     )
 
 
@@ -135,20 +135,20 @@ def waits_for_host(scenario: Scenario, layouts: Layouts, device: FloatColumn) ->
     return launched_slot(scenario.software, device, launches) - device
 
 
-def forward_ends(found: tuple[Prepared, Block, Arrangement]) -> tuple[FloatColumn, FloatColumn]:
+def forward_ends(arranged: tuple[Prepared, Block, Arrangement]) -> tuple[FloatColumn, FloatColumn]:
     """Seconds forward of what stands before the layers, and behind them, where there is no loss."""
-    ready, block, _ = found
+    ready, block, _ = arranged
     loss = (moving(ready.device, ready.alone.loss_bytes) / 2).take(ready.where)
     return block.embedding_forward, block.head_forward - loss
 
 
-def _energy(scenario: Scenario, layouts: Layouts, found: tuple[Prepared, Block], times: PassTimes) -> FloatColumn:
+def _energy(scenario: Scenario, layouts: Layouts, arranged: tuple[Prepared, Block], times: PassTimes) -> FloatColumn:
     """Joules of a batch on all GPUs, of which an engine's stages share the work; ``traffic`` and ``ends_traffic`` are of three passes."""
-    counts, (ready, block), hw = np.array(architecture(scenario.model).counts), found, scenario.hw
+    counts, (ready, block), hw = np.array(architecture(scenario.model).counts), arranged, scenario.hw
     ends = (ready.alone.head.forward_joules + ready.alone.embedding.forward_joules).take(ready.where)
     work = summed(counts, [layer.product_joules + layer.attention_joules for layer in block.layers]) + ends
     traffic = (summed(counts, [layer.traffic for layer in block.layers]) + block.ends_traffic) / 3
-    dynamic = (work + moved_energy(hw, traffic)) / layouts.pp + sent_energy(hw, times.moved.sent)
+    dynamic = (work + moved_energy(hw, traffic)) / layouts.pp + sent_energy(hw, times.transfer.sent)
     return gpu_energy(hw, dynamic, times.total) * layouts.num_gpus
 
 
@@ -159,7 +159,7 @@ def _memory(scenario: Scenario, layouts: Layouts, arranged: Arrangement) -> dict
     stages = arranged.stages
     stream = shape.tokens * scenario.model.hidden_size
     widest = [
-        np.max([each.batch * each.m * (each.k + each.n) for each in kind.products(shape)], axis=0)
+        np.max([product.batch * product.m * (product.k + product.n) for product in kind.products(shape)], axis=0)
         + sum(part.gathered(shape) for part in kind.parts)
         for kind in architecture(scenario.model).kinds
     ]

@@ -142,9 +142,9 @@ def _shape(scenario: Scenario, cut: Degrees, tokens: FloatColumn) -> MicroBatch:
     return MicroBatch(cut.tp, ones, cut.ep, cut.etp, tokens, np.zeros(len(tokens), bool), 1, load, same_tokens=same)  # type: ignore[arg-type]  # tokens need not be whole
 
 
-def _streaming(moved: FloatColumn, device: OperatorModel) -> FloatColumn:
+def _streaming(hbm_bytes: FloatColumn, device: OperatorModel) -> FloatColumn:
     """Seconds in which small kernels move bytes, their latencies left to ``layer_latency`` and ``quantize_latency``."""
-    return np.maximum(0.0, device.elementwise(moved) - device.elementwise(0.0))
+    return np.maximum(0.0, device.elementwise(hbm_bytes) - device.elementwise(0.0))
 
 
 def _places(scenario: Scenario, cut: Degrees) -> Placement:

@@ -59,15 +59,15 @@ class PassWork:
 
     def times(self, count: float) -> PassWork:
         """So many such passes."""
-        return PassWork(*(getattr(self, each.name) * count for each in fields(self)))
+        return PassWork(*(getattr(self, field.name) * count for field in fields(self)))
 
     def __add__(self, other: PassWork) -> PassWork:
         """This pass, then the other."""
-        return PassWork(*(getattr(self, each.name) + getattr(other, each.name) for each in fields(self)))
+        return PassWork(*(getattr(self, field.name) + getattr(other, field.name) for field in fields(self)))
 
     def reshaped(self, *shape: int) -> PassWork:
         """The same columns as arrays of another shape."""
-        return PassWork(*(getattr(self, each.name).reshape(shape) for each in fields(self)))
+        return PassWork(*(getattr(self, field.name).reshape(shape) for field in fields(self)))
 
 
 @dataclass(frozen=True)
@@ -144,7 +144,7 @@ class Prompts:
 
 def decode_parts(scenario: Scenario, cut: Degrees, rows: FloatColumn, device: OperatorModel, queries: float = 1.0) -> PassParts:
     """A step that gives each of ``rows`` sequences of an attention rank ``queries`` tokens, on average over the contexts of a request."""
-    mean = over_windows(scenario, lambda each: _attended(each, cut, rows, queries, device))
+    mean = over_windows(scenario, lambda step: _attended(step, cut, rows, queries, device))
     return parts_of(scenario, cut, (rows * queries, rows * queries), mean, device, decoding=True)
 
 
@@ -204,7 +204,7 @@ def drafting(scenario: Scenario) -> Scenario:
 
 def prefill_parts(scenario: Scenario, cut: Degrees, sequences: FloatColumn, prompts: Prompts, device: OperatorModel) -> PassParts:
     """One of the passes that compute ``sequences`` prompts of an attention rank; the head sees the last token of each."""
-    attention = over_windows(scenario, lambda each: prefill_attention(each, cut, sequences, prompts.queries, prompts.keys, device))
+    attention = over_windows(scenario, lambda step: prefill_attention(step, cut, sequences, prompts.queries, prompts.keys, device))
     tokens = np.maximum(1.0, sequences * prompts.queries / cut.cp / prompts.chunks)
     ends = np.maximum(1.0, sequences / prompts.chunks)
     return parts_of(scenario, cut, (tokens, ends), attention.times(1.0 / prompts.chunks), device, decoding=False)
@@ -272,29 +272,29 @@ def _slowest(scenario: Scenario, cut: Degrees, parts: PassParts, drafts: PassWor
     """Seconds of the stage that takes longest, ``(n,)``: its layers, and on the last stage the head and the ``drafts`` that are made there;
     how many layers it has, and with experts."""
     moves = parts.exchanges
-    each = parts.around.seconds + parts.attention.seconds + parts.glue + parts.around.casts * parts.cast
-    each = each + moves.reduced.seconds + moves.queries.seconds
+    seconds_a_stage = parts.around.seconds + parts.attention.seconds + parts.glue + parts.around.casts * parts.cast
+    seconds_a_stage = seconds_a_stage + moves.reduced.seconds + moves.queries.seconds
     head, more, experts = (
         parts.head.seconds + parts.head.casts * parts.cast + moves.logits.seconds,
-        np.zeros_like(each),
-        np.zeros_like(each),
+        np.zeros_like(seconds_a_stage),
+        np.zeros_like(seconds_a_stage),
     )
     if drafts is not None:
         head = head + sum(getattr(drafts, name) for name in _BUSY)
         more, experts = drafts.layers, drafts.expert_layers
-    dense, routed = each, each
+    dense, routed = seconds_a_stage, seconds_a_stage
     if parts.mlp is not None:
-        dense = each + parts.mlp.seconds + parts.mlp.casts * parts.cast + moves.mlp.seconds
+        dense = seconds_a_stage + parts.mlp.seconds + parts.mlp.casts * parts.cast + moves.mlp.seconds
     if parts.routed is not None:
-        routed = each + parts.routed.seconds + parts.routed.casts * parts.cast + moves.experts.seconds
-    found = np.zeros((3, len(each)))
+        routed = seconds_a_stage + parts.routed.seconds + parts.routed.casts * parts.cast + moves.experts.seconds
+    slowest = np.zeros((3, len(seconds_a_stage)))
     for pp in np.unique(cut.pp).tolist():
         rows = np.flatnonzero(cut.pp == pp)
         for without, count, last in _stage_kinds(scenario.model, pp):
             seconds = without * dense[rows] + count * routed[rows] + last * head[rows]
             stage = np.stack([seconds, without + count + last * more[rows], count + last * experts[rows]])
-            found[:, rows] = np.where(seconds > found[0, rows], stage, found[:, rows])
-    return found[0], found[1], found[2]
+            slowest[:, rows] = np.where(seconds > slowest[0, rows], stage, slowest[:, rows])
+    return slowest[0], slowest[1], slowest[2]
 
 
 _BUSY = ("products", "attention", "moving", "tp", "cp", "ep")
@@ -312,15 +312,15 @@ def _stage_kinds(model: Model, pp: int) -> frozenset[tuple[int, int, bool]]:
 
 def stage_layers(model: Model, pp: int) -> list[range]:
     """The layers of each stage: as many each, and of those that are left one more on the first ones."""
-    each, left = divmod(model.num_hidden_layers, pp)
-    ends = [each * stage + min(stage, left) for stage in range(pp + 1)]
+    layers_a_stage, extra = divmod(model.num_hidden_layers, pp)
+    ends = [layers_a_stage * stage + min(stage, extra) for stage in range(pp + 1)]
     return [range(begin, end) for begin, end in pairwise(ends)]
 
 
 def all_products(scenario: Scenario, cut: Degrees, tokens: FloatColumn, *, decoding: bool) -> list[Product]:
     """The products of one layer of each kind that the model has."""
     model = scenario.model
-    found = attention_products(model, cut, tokens, absorbed=decoding)
+    products = attention_products(model, cut, tokens, absorbed=decoding)
     if dense_layers(model):
-        found += dense_products(model, cut, tokens)
-    return found + (expert_products(model, cut, tokens) if model.num_experts else [])
+        products += dense_products(model, cut, tokens)
+    return products + (expert_products(model, cut, tokens) if model.num_experts else [])

@@ -81,17 +81,19 @@ class Pools:
 
     def flow(self, rate: FloatColumn) -> Flow:
         """What a request meets where so many arrive a second."""
-        each = rate / self.workers[0]
+        rate_a_worker = rate / self.workers[0]
         one = self.prefill.costs.prefill.at(self.prefill.kind, np.ones_like(rate))
         alone = one.of(self.prefill.prefill_total) + one.of(self.prefill.prefill_late)
-        busy = np.minimum(each * self.least, 0.98)
+        busy = np.minimum(rate_a_worker * self.least, 0.98)
         alone = alone + busy * self.handover.prompt_delay
         prompt = self.scenario.software.serving.admission_latency + alone + busy * self.least / (2.0 * (1.0 - busy))
         running = np.ones_like(rate)
-        each = rate / self.workers[1]
+        rate_a_worker = rate / self.workers[1]
         for _ in range(8):  # requests that decode at a time follow from how long they take, and that from how many they are
-            running = np.clip(each * self._decode_seconds(running, each), 1e-9, self.decode.capacity)
-        return Flow(prompt, self.transfer, self._decode_seconds(running, each), running, self.handover.decode_delay * each)
+            running = np.clip(rate_a_worker * self._decode_seconds(running, rate_a_worker), 1e-9, self.decode.capacity)
+        return Flow(
+            prompt, self.transfer, self._decode_seconds(running, rate_a_worker), running, self.handover.decode_delay * rate_a_worker
+        )
 
     def serve(self, load: Load) -> Served:
         """How requests fare under each load."""

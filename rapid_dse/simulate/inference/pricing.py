@@ -73,15 +73,15 @@ def prepare(scenario: Scenario, layouts: Engines) -> list[PreparedEngines]:
         ValueError: where the network has no closed form, or the chip lacks the precision.
     """
     closed_form.require_closed_form(scenario.hw.network)
-    device, found = operator_model(scenario.hw), []
+    device, engines = operator_model(scenario.hw), []
     for rows, pools in ((np.flatnonzero(~layouts.pooled), (None,)), (np.flatnonzero(layouts.pooled), POOLS)):
         if len(rows):
             table = layouts.take(rows) if len(rows) < len(layouts) else layouts
             most = _most(scenario, table, load_of(table))
             priced = [_costs(scenario, table, most, device, pool) for pool in pools]
             (first, kind), (last, other) = priced[0], priced[-1]
-            found.append(PreparedEngines(rows, (first, last), (kind, other)))
-    return found
+            engines.append(PreparedEngines(rows, (first, last), (kind, other)))
+    return engines
 
 
 def served(scenario: Scenario, layouts: Engines, ready: list[PreparedEngines]) -> Priced:
@@ -132,16 +132,16 @@ def _most(scenario: Scenario, layouts: Engines, load: Load) -> float:
     return float(asked.max(initial=1.0))
 
 
-def _results(scenario: Scenario, layouts: Engines, found: System) -> Priced:
-    fared, work = found.served, scenario.workload
+def _results(scenario: Scenario, layouts: Engines, system: System) -> Priced:
+    fared, work = system.served, scenario.workload
     generated = work.lengths[1]
-    rate = fared.rate * found.replicas
+    rate = fared.rate * system.replicas
     tokens = rate * generated
-    memory = _memory(found)
+    memory = _memory(system)
     ttft = fared.queue + fared.first
     times = _times(fared) if generated > 1 else _prefill_times(fared)
     step = fared.tpot if generated > 1 else added(times.values())
-    of_gpus = _energy(scenario, layouts, found, rate)
+    of_gpus = _energy(scenario, layouts, system, rate)
     peak = added(memory.values())
     zero, absent = np.zeros(len(layouts)), np.full(len(layouts), np.nan)
     priced = Priced(
@@ -157,7 +157,7 @@ def _results(scenario: Scenario, layouts: Engines, found: System) -> Priced:
         tpot_s=fared.tpot,
         request_latency_s=fared.life,
         requests_per_s=rate,
-        running_requests=np.minimum(fared.running, fared.capacity) * found.replicas * np.maximum(1, layouts.decode_workers),
+        running_requests=np.minimum(fared.running, fared.capacity) * system.replicas * np.maximum(1, layouts.decode_workers),
         **dict.fromkeys((*REQUEST_COSTS, "train_time_s", "train_cost_usd", "train_energy_j", "goodput"), absent),
     )
     return request_costs(scenario, layouts, priced, of_gpus)
@@ -186,29 +186,29 @@ _TIMES = ("compute", "tp", "cp", "ep", "pp", "dp", "bubble", "optimizer", "host"
 def _times(served: Served) -> dict[str, FloatColumn]:
     """The terms of a token: those of the step that it shares with as many as the step gives, and the wait on others' prefill."""
     step, share = served.step, 1.0 / served.tokens
-    found = {"compute": step.compute * share, **{name: getattr(step, name) * share for name in ("tp", "cp", "ep", "pp")}}
-    return {**found, "bubble": served.bubble * share, "host": served.host * share, "prefill": served.wait}
+    terms = {"compute": step.compute * share, **{name: getattr(step, name) * share for name in ("tp", "cp", "ep", "pp")}}
+    return {**terms, "bubble": served.bubble * share, "host": served.host * share, "prefill": served.wait}
 
 
 def _prefill_times(served: Served) -> dict[str, FloatColumn]:
     """The terms of a request that generates one token: of the pass that takes its prompt; the rest of ttft is waiting."""
     step = served.prefill
-    found = {"compute": step.compute, "tp": step.tp, "cp": step.cp, "ep": step.ep, "pp": step.pp}
-    total = added(found.values())
-    return {**found, "host": np.maximum(0.0, served.queue + served.first - total)}
+    terms = {"compute": step.compute, "tp": step.tp, "cp": step.cp, "ep": step.ep, "pp": step.pp}
+    total = added(terms.values())
+    return {**terms, "host": np.maximum(0.0, served.queue + served.first - total)}
 
 
 def _memory(system: System) -> dict[str, FloatColumn]:
     """Bytes of the worst GPU, of the worse of two pools."""
-    own = _held(system.engine, system.served.running)
+    own = _memory_columns(system.engine, system.served.running)
     if system.prompts is system.engine:
         return own
-    other = _held(system.prompts, np.ones(len(system.served.running)))
+    other = _memory_columns(system.prompts, np.ones(len(system.served.running)))
     worse = added(other.values()) > added(own.values())
     return {name: np.where(worse, other[name], own[name]) for name in own}
 
 
-def _held(engine: Engine, running: FloatColumn) -> dict[str, FloatColumn]:
+def _memory_columns(engine: Engine, running: FloatColumn) -> dict[str, FloatColumn]:
     """Bytes of an engine's GPU; the cache is what the running requests need, or all that there is where they fill it."""
     room, kind = engine.costs.room, engine.kind
     needed = room.a_request[kind] * np.ceil(running / engine.cut.attention_dp)

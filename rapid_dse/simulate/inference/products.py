@@ -62,17 +62,17 @@ def _latent(model: Model, heads: FloatColumn, tokens: FloatColumn, absorbed: boo
     plain, rotary = model.qk_nope_head_dim or 0, model.qk_rope_head_dim or 0
     value, hidden = model.v_head_dim or model.attention_head_dim, column(model.hidden_size)
     into = heads * (plain + rotary)
-    found = [Product(MatMul("down", tokens, column(queries + latent + rotary), hidden), "attention")]
+    products = [Product(MatMul("down", tokens, column(queries + latent + rotary), hidden), "attention")]
     if queries:
-        found.append(Product(MatMul("queries", tokens, into, column(queries)), "attention"))
+        products.append(Product(MatMul("queries", tokens, into, column(queries)), "attention"))
     else:
-        found[0] = Product(MatMul("down", tokens, into + latent + rotary, hidden), "attention")
+        products[0] = Product(MatMul("down", tokens, into + latent + rotary, hidden), "attention")
     if absorbed:
-        found.append(Product(MatMul("absorb_keys", tokens, column(latent), column(plain), heads), "attention", narrow=False))
-        found.append(Product(MatMul("absorb_values", tokens, column(value), column(latent), heads), "attention", narrow=False))
+        products.append(Product(MatMul("absorb_keys", tokens, column(latent), column(plain), heads), "attention", narrow=False))
+        products.append(Product(MatMul("absorb_values", tokens, column(value), column(latent), heads), "attention", narrow=False))
     else:
-        found.append(Product(MatMul("keys_values", tokens, heads * (plain + value), column(latent)), "attention"))
-    return [*found, Product(MatMul("attention_output", tokens, hidden, heads * value), "attention")]
+        products.append(Product(MatMul("keys_values", tokens, heads * (plain + value), column(latent)), "attention"))
+    return [*products, Product(MatMul("attention_output", tokens, hidden, heads * value), "attention")]
 
 
 def dense_products(model: Model, cut: Degrees, tokens: FloatColumn) -> list[Product]:
@@ -115,11 +115,11 @@ def busiest_rank(model: Model, tokens: FloatColumn, ep: IntColumn) -> tuple[Floa
     Tokens choose at random, so that a rank's count has about the variance of its mean; the largest of ``ep`` such counts lies ``LARGEST``
     deviations above it.
     """
-    each, deviations = model.num_experts / ep, np.interp(np.log2(ep), np.arange(len(LARGEST)), LARGEST)
+    experts_a_rank, deviations = model.num_experts / ep, np.interp(np.log2(ep), np.arange(len(LARGEST)), LARGEST)
     mean = touched_experts(model, tokens) / ep
-    touched = np.minimum(each, mean + deviations * np.sqrt(mean * np.maximum(0.0, 1.0 - mean / each)))
+    touched = np.minimum(experts_a_rank, mean + deviations * np.sqrt(mean * np.maximum(0.0, 1.0 - mean / experts_a_rank)))
     sent = tokens * model.num_experts_per_tok / ep
-    load = np.minimum(tokens * np.minimum(model.num_experts_per_tok, each), sent + deviations * np.sqrt(sent * (1.0 - 1.0 / ep)))
+    load = np.minimum(tokens * np.minimum(model.num_experts_per_tok, experts_a_rank), sent + deviations * np.sqrt(sent * (1.0 - 1.0 / ep)))
     return np.maximum(1.0, touched), load
 
 

@@ -110,8 +110,8 @@ class SteppingEngine:
     def _host(self, rows: FloatColumn, device: FloatColumn) -> FloatColumn:
         """What the host adds to a decode step of ``rows`` sequences on an attention rank that takes the device so long."""
         serving = self.scenario.software.serving
-        left = self.launches * CAPTURED[self.scenario.software.host.cuda_graphs]
-        return np.maximum(0.0, left - device) + serving.step_latency + serving.sequence_latency * rows
+        launches = self.launches * CAPTURED[self.scenario.software.host.cuda_graphs]
+        return np.maximum(0.0, launches - device) + serving.step_latency + serving.sequence_latency * rows
 
     def _bubble(self, running: FloatColumn, where: Between, device: FloatColumn) -> FloatColumn:
         """What a pass waits for the slowest stage, through which as many batches go one after the other as are in flight: one a stage, but
@@ -150,11 +150,11 @@ class SteppingEngine:
             life = np.where(open_, life, at_rest)
             full = self.step(crowd.running)
             passed = self._prompts(crowd, full, arrived, grouped)
-            found = self._life(crowd, life, np.where(open_, load.rate, closed.running / life), (full, passed), grouped)
+            open_rates = self._life(crowd, life, np.where(open_, load.rate, closed.running / life), (full, passed), grouped)
             # prompts that come in a step and in what those of a pass lengthen it by share the next one
             arrived = np.where(open_, load.rate * (full.total + passed.together * passed.prompt), met)
-            life = found.total
-        return found
+            life = open_rates.total
+        return open_rates
 
     def _full_pass(self, running: FloatColumn) -> PromptPass:
         """A pass of as many prompts as fit, of so many requests."""
@@ -208,12 +208,12 @@ class SteppingEngine:
         share = group if scheduler == "chunked" else alike * most.together
         together = np.clip(np.maximum(share, arrived), least, most.together)
         where = self.costs.prefill.at(self.kind, np.maximum(1.0, together / self.cut.attention_dp))
-        whole = beside = where.of(self.prefill_total)
+        whole = prefill_beside = where.of(self.prefill_total)
         if scheduler != "prefill_first" and steps:  # decoding goes along: its products and launches are the pass's own
             passes = (1.0 - 0.5 * rounds) * crowd.others / together  # that a request meets; no more of its steps than it has go along
-            beside = whole - self._spared(full, together, whole) * np.minimum(1.0, steps / np.maximum(passes, 1e-12))
+            prefill_beside = whole - self._spared(full, together, whole) * np.minimum(1.0, steps / np.maximum(passes, 1e-12))
         alone = where.of(self.prefill_slowest) / together
-        return PromptPass(where, together, whole, beside / whole * alone, alone)
+        return PromptPass(where, together, whole, prefill_beside / whole * alone, alone)
 
     def _spared(self, step: DecodeStep, together: FloatColumn, whole: FloatColumn) -> FloatColumn:
         """Seconds less that a pass of prompts and decoding in one takes than both apart: weights are read and kernels launched once, the
@@ -232,10 +232,10 @@ def solved(answer: Callable[[FloatColumn], FloatColumn], low: FloatColumn, high:
     for _ in range(BRACKETS):
         gap = np.maximum(below - above, 1e-300)
         middle = np.clip(low + (high - low) * below / gap, low, high)
-        found = np.log(answer(np.exp(middle))) - middle
-        up = found > 0
-        above = np.where(up, np.where(side == 1, above / 2, above), found)
-        below = np.where(up, found, np.where(side == -1, below / 2, below))
+        off = np.log(answer(np.exp(middle))) - middle
+        up = off > 0
+        above = np.where(up, np.where(side == 1, above / 2, above), off)
+        below = np.where(up, off, np.where(side == -1, below / 2, below))
         low, high = np.where(up, middle, low), np.where(up, high, middle)
         side = np.where(up, 1, -1).astype(np.int8)
     return np.exp(middle)

@@ -47,19 +47,21 @@ class KernelCost:
 
     seconds: FloatColumn
     flops: FloatColumn
-    moved: FloatColumn
+    hbm_bytes: FloatColumn
     joules: FloatColumn
     casts: int = 0
     waits: float = 0.0
 
     def times(self, share: float) -> KernelCost:
         """So many times the same."""
-        return KernelCost(self.seconds * share, self.flops * share, self.moved * share, self.joules * share, self.casts, self.waits)
+        return KernelCost(self.seconds * share, self.flops * share, self.hbm_bytes * share, self.joules * share, self.casts, self.waits)
 
     def __add__(self, other: KernelCost) -> KernelCost:
         """This, then the other."""
-        seconds, flops, moved, joules = (getattr(self, name) + getattr(other, name) for name in ("seconds", "flops", "moved", "joules"))
-        return KernelCost(seconds, flops, moved, joules, self.casts + other.casts, self.waits + other.waits)
+        seconds, flops, hbm_bytes, joules = (
+            getattr(self, name) + getattr(other, name) for name in ("seconds", "flops", "hbm_bytes", "joules")
+        )
+        return KernelCost(seconds, flops, hbm_bytes, joules, self.casts + other.casts, self.waits + other.waits)
 
 
 def price_products(scenario: Scenario, products: Sequence[Product], device: OperatorModel, *, decoding: bool) -> KernelCost:
@@ -87,11 +89,11 @@ def price_products(scenario: Scenario, products: Sequence[Product], device: Oper
         work = 2.0 * batch * m * n * k
         bound = np.minimum(1.0, work / hw.peak_flops(arithmetic) / cost) if decoding else 1.0
         cost = cost * (1.0 + (1.0 / hw.efficiency.sustained - 1.0) * bound)
-        moved = weights + 2.0 * batch * m * (n + k)
-        spent = product_energy(hw, arithmetic, work) + moved_energy(hw, moved)
+        hbm_bytes = weights + 2.0 * batch * m * (n + k)
+        spent = product_energy(hw, arithmetic, work) + moved_energy(hw, hbm_bytes)
         if precision in WEIGHTS_ALONE:  # once on the chip, they are 16 bits wide
             spent = spent + (2.0 * batch * n * k - weights) * hw.energy.l2
-        columns = (cost, work, moved, spent)
+        columns = (cost, work, hbm_bytes, spent)
         took, done, crossed, joules = (added(column.reshape(len(several), rows)) for column in columns)
         waits = CASTS.get(precision, 0.0)
         total = total + KernelCost(took, done, crossed, joules, len(several) * (waits > 0), len(several) * waits)
@@ -108,11 +110,11 @@ def over_windows(scenario: Scenario, priced: Callable[[Scenario], KernelCost]) -
     windows = Counter(scenario.model.windows)
     if len(windows) == 1:
         return priced(scenario)
-    found = []
+    sums = []
     for window, layers in windows.items():
         alike = scenario.model.model_copy(update={"sliding_window": window, "layer_types": None})
-        found.append(priced(scenario.model_copy(update={"model": alike})).times(layers / windows.total()))
-    return sum(found[1:], found[0])
+        sums.append(priced(scenario.model_copy(update={"model": alike})).times(layers / windows.total()))
+    return sum(sums[1:], sums[0])
 
 
 def decode_kernel(scenario: Scenario) -> AttentionKernel:
@@ -140,9 +142,9 @@ def prefill_attention(
     seconds = device.attention(sizes, call) / scenario.hw.efficiency.sustained
     seen = _seen(keys, queries, model.sliding_window)
     flops = 2.0 * sequences * heads * shared * seen * (width + value)
-    moved = 2.0 * sequences * (heads * shared * 2 + kv_heads * keys) * (width + value) / 2
-    joules = attention_energy(scenario.hw, _attention_precision(scenario), kernel, flops) + moved_energy(scenario.hw, moved)
-    return KernelCost(seconds, flops, moved, joules)
+    hbm_bytes = 2.0 * sequences * (heads * shared * 2 + kv_heads * keys) * (width + value) / 2
+    joules = attention_energy(scenario.hw, _attention_precision(scenario), kernel, flops) + moved_energy(scenario.hw, hbm_bytes)
+    return KernelCost(seconds, flops, hbm_bytes, joules)
 
 
 def _seen(keys: float, queries: float, window: int | None) -> float:

@@ -62,64 +62,64 @@ class Engine(SteppingEngine):
         running = np.minimum(np.minimum(load.concurrency, self.capacity), sent)
         crowd, most = closed_crowd(running, rounds_of(load.prompts, running)), forever
         if (load.rate > 0).any():
-            found = self.open_life(load, crowd, grouped)
+            served_life = self.open_life(load, crowd, grouped)
             most = self.capacity / self.closed_life(closed_crowd(self.capacity, forever), grouped).total
         else:
-            found = self.closed_life(crowd, grouped)
-        served = self._served(found, load, most)
+            served_life = self.closed_life(crowd, grouped)
+        served = self._served(served_life, load, most)
         return _where(load.static, self._static(load), served) if load.static.any() else served
 
-    def _served(self, found: Life, load: Load, most: FloatColumn) -> Served:
-        open_, spread, running = load.rate > 0, self.scenario.workload.length_spread, found.crowd.running
+    def _served(self, solved_life: Life, load: Load, most: FloatColumn) -> Served:
+        open_, spread, running = load.rate > 0, self.scenario.workload.length_spread, solved_life.crowd.running
         rounds = rounds_of(load.prompts, running)
-        burst = np.where(open_, 0.0, burst_wait(np.maximum(0.0, running - 1.0) * found.passed.alone, rounds))
-        life = found.total + burst
+        burst = np.where(open_, 0.0, burst_wait(np.maximum(0.0, running - 1.0) * solved_life.passed.alone, rounds))
+        life = solved_life.total + burst
         closed = running / life * tail_share(rounds, spread)
         queue = np.where(open_, place_wait(load, life, self.capacity, most), _queued(load, running, closed))
-        last = life + found.crowd.behind(found.passed.prompt)
+        last = life + solved_life.crowd.behind(solved_life.passed.prompt)
         flow = np.where(open_, sent_rate(load, last, np.where((load.prompts > 0) & (load.prompts <= self.capacity), np.inf, most)), closed)
-        tpot = found.decode / self.later if self.later else np.full(len(flow), np.nan)
-        step = found.step.where.all_of(self.decode_pass)
+        tpot = solved_life.decode / self.later if self.later else np.full(len(flow), np.nan)
+        step = solved_life.step.where.all_of(self.decode_pass)
         return Served(
             running=running,
             capacity=self.capacity,
-            rows=found.step.rows,
+            rows=solved_life.step.rows,
             step=step,
-            host=found.step.host,
-            bubble=found.step.bubble,
-            wait=np.maximum(0.0, tpot - found.step.total / self.steps_tokens) if self.later else np.zeros(len(flow)),
+            host=solved_life.step.host,
+            bubble=solved_life.step.bubble,
+            wait=np.maximum(0.0, tpot - solved_life.step.total / self.steps_tokens) if self.later else np.zeros(len(flow)),
             tpot=tpot,
             tokens=self.steps_tokens,
-            first=found.first + burst,
+            first=solved_life.first + burst,
             queue=queue,
-            life=queue + found.first + burst + found.decode,
+            life=queue + solved_life.first + burst + solved_life.decode,
             rate=flow,
             most=most,
-            prefill=found.passed.where.all_of(self.prefill_pass),
-            together=found.passed.together,
+            prefill=solved_life.passed.where.all_of(self.prefill_pass),
+            together=solved_life.passed.together,
         )
 
     def _static(self, load: Load) -> Served:
         """A batch that starts and ends together: all prompts first, then decode steps until the longest request ends."""
         batch = np.where(np.isfinite(load.concurrency), np.maximum(1.0, load.concurrency), 1.0)
-        found = self.step(batch)
+        stepped = self.step(batch)
         on_rank = np.maximum(1.0, batch / self.cut.attention_dp)
         together = np.minimum(on_rank, self.costs.together[self.kind])
         pass_where = self.costs.prefill.at(self.kind, together)
         passes = on_rank / together
         alone = pass_where.of(self.prefill_total) + pass_where.of(self.prefill_late)
         first = alone + (passes - 1.0) * pass_where.of(self.prefill_slowest)
-        host = found.host + self.scenario.software.serving.script_latency
-        step = (found.device + host + found.bubble) / self.steps_tokens
+        host = stepped.host + self.scenario.software.serving.script_latency
+        step = (stepped.device + host + stepped.bubble) / self.steps_tokens
         longest = 1.0 + self.scenario.workload.length_spread
         rate = batch / (first + self.later * longest * step)
         return Served(
             running=batch,
             capacity=self.capacity,
-            rows=found.rows,
-            step=found.where.all_of(self.decode_pass),
+            rows=stepped.rows,
+            step=stepped.where.all_of(self.decode_pass),
             host=host,
-            bubble=found.bubble,
+            bubble=stepped.bubble,
             wait=np.zeros(len(batch)),
             tpot=step if self.later else np.full(len(batch), np.nan),
             tokens=self.steps_tokens,
@@ -146,4 +146,4 @@ def _where(mask: NDArray[np.bool_], one: Served, other: Served) -> Served:
 
 
 def _either(mask: NDArray[np.bool_], one: EnginePass, other: EnginePass) -> EnginePass:
-    return EnginePass(*(np.where(mask, getattr(one, each.name), getattr(other, each.name)) for each in fields(one)))
+    return EnginePass(*(np.where(mask, getattr(one, field.name), getattr(other, field.name)) for field in fields(one)))

@@ -100,12 +100,12 @@ def read_aims(objectives: Sequence[str], constraints: Sequence[str], keys: Seque
     names = [*(name for name in Priced.__dataclass_fields__ if name != FITS), *columns, "elapsed_s", *keys]
     if not objectives:
         raise ValueError("search.objectives=[]; allowed: at least one column, as step_time_s")
-    found = [Objective(o, ranking.require_name(o, names, "search.objectives"), ranking.descending(o)) for o in objectives]
-    if len({o.name for o in found}) < len(found):
+    aims = [Objective(o, ranking.require_name(o, names, "search.objectives"), ranking.descending(o)) for o in objectives]
+    if len({o.name for o in aims}) < len(aims):
         raise ValueError(f"search.objectives={list(objectives)}: a column stands there twice; allowed: each once")
     parsed = [constraint(text, names) for text in constraints if text.strip() != FITS]
     fits = f"{FITS} with {100 * headroom:g} % free" if headroom else FITS
-    return Aims(tuple(found), (Constraint(fits, FITS, limit=headroom), *parsed))
+    return Aims(tuple(aims), (Constraint(fits, FITS, limit=headroom), *parsed))
 
 
 def constraint(text: str, names: Sequence[str], option: str = "search.constraints") -> Constraint:
@@ -114,10 +114,10 @@ def constraint(text: str, names: Sequence[str], option: str = "search.constraint
     Raises:
         ValueError: where it is none; ``option`` gave it.
     """
-    found = _CONSTRAINT.fullmatch(text)
-    if found is None:
+    match = _CONSTRAINT.fullmatch(text)
+    if match is None:
         raise ValueError(f"{option}: {text!r} is no constraint; allowed: fits, or column<=number or column>=number")
-    name, sign, number = found.groups()
+    name, sign, number = match.groups()
     ranking.require_name(name, names, option)
     unit = next((unit for suffix, unit in _UNITS if name.endswith(suffix) and "tokens" not in name), None)
     try:
@@ -140,8 +140,8 @@ def bounds(aims: Aims, scenario: Scenario, layouts: Layouts, seconds: FloatColum
     losses = np.array([known.get((objective.name, objective.descending), unknown) for objective in aims.objectives])
     fits, *others = aims.constraints
     hopeless = peak > scenario.hw.memory.usable * (1 - fits.limit)
-    for each in others:
-        hopeless |= known.get((each.name, each.sign < 0), unknown) > each.sign * each.limit
+    for constraint in others:
+        hopeless |= known.get((constraint.name, constraint.sign < 0), unknown) > constraint.sign * constraint.limit
     losses[:, hopeless] = np.inf
     return losses
 

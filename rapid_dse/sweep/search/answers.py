@@ -61,9 +61,9 @@ class Answers:
 
     def missing(self, keys: Sequence[str]) -> list[str]:
         """Those of the keys that no readable file of the study holds a row of."""
-        held = self._known.lanes.view([("high", np.uint64), ("low", np.uint64)]).ravel()
-        asked = identity.from_hex(list(keys)).view(held.dtype).ravel() if keys else held[:0]
-        return [key for key, is_held in zip(keys, np.isin(asked, held), strict=True) if not is_held]
+        known = self._known.lanes.view([("high", np.uint64), ("low", np.uint64)]).ravel()
+        asked = identity.from_hex(list(keys)).view(known.dtype).ravel() if keys else known[:0]
+        return [key for key, is_held in zip(keys, np.isin(asked, known), strict=True) if not is_held]
 
     def _read(self, keys: Sequence[str]) -> None:
         if not keys or not len(self._known.lanes):
@@ -88,28 +88,28 @@ class Answers:
         """One job a trial where trials are slow, else one a variant; the batch's rows are one file."""
         portions = _portions(list(missing.values()), self._run is not None)
         tables: dict[int, pa.Table] = {}
-        found = self._tables(portions)
+        priced_tables = self._tables(portions)
         try:
-            for at, table in found:
+            for at, table in priced_tables:
                 tables[at] = table
                 for _ in range(len(table)):
                     advance()
         finally:
-            found.close()
+            priced_tables.close()
             if tables:  # after Ctrl-C as well: what was priced is kept
                 self._write([tables[at] for at in sorted(tables)], portions[0])
         self.priced += len(missing)
 
     def _tables(self, portions: Sequence[Portion]) -> Generator[tuple[int, pa.Table]]:
         """Each portion's table as it comes; one whose worker dies each time is a row with that as its error."""
-        left, run = dict(enumerate(portions)), self._run or launch.here
+        unpriced, run = dict(enumerate(portions)), self._run or launch.here
         try:
-            with closing(run(priced_table, portions)) as found:
-                for at, table in found:
-                    left.pop(at)
+            with closing(run(priced_table, portions)) as tables:
+                for at, table in tables:
+                    unpriced.pop(at)
                     yield at, table
         except BrokenExecutor:
-            for at, portion in left.items():
+            for at, portion in unpriced.items():
                 yield at, _by_itself(run, portion)
 
     def _write(self, tables: Sequence[pa.Table], first: Portion) -> None:

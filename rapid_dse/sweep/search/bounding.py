@@ -26,14 +26,14 @@ class Proof:
     Attributes:
         infeasible: layouts that were not priced because they cannot meet the constraints.
         beaten: layouts that were not priced because a bound shows that others are better.
-        left: layouts that might still win.
+        unbeaten: layouts that might still win.
         total: layouts of the space.
         gap: by how much of its value the first objective might still be beaten; None where no bound says.
     """
 
     infeasible: int
     beaten: int
-    left: int
+    unbeaten: int
     total: int
     gap: float | None
 
@@ -43,14 +43,14 @@ class Proof:
             f"{self.infeasible + self.beaten:,} of {self.total:,} layouts skipped: {self.infeasible:,} cannot meet the constraints, "
             f"a lower bound shows that {self.beaten:,} cannot win"
         )
-        if self.left == 0:
+        if self.unbeaten == 0:
             return f"{head}; the winner is proven"
         may = (
             "it is not known by how much the best may be beaten"
             if self.gap is None
             else f"the best may be beaten by {100 * self.gap:.1f} %"
         )
-        return f"{head}; {self.left:,} were not tried: {may}"
+        return f"{head}; {self.unbeaten:,} were not tried: {may}"
 
 
 @dataclass
@@ -83,16 +83,16 @@ class Bounding:
         if applied == len(self._learned) or not len(variant.pool):
             return
         self._applied[variant.name] = len(self._learned)
-        found = self._of(variant)
-        hopeless = _beaten(found, self._learned[applied:]) if self.beaten else np.isposinf(found[0])
+        variants = self._of(variant)
+        hopeless = _beaten(variants, self._learned[applied:]) if self.beaten else np.isposinf(variants[0])
         variant.hopeless |= hopeless & ~variant.tried
 
     def beaten_by(self, variant: Variant, row: int) -> float | None:
         """The first objective's bound for one layout where that shows it to be beaten, else None."""
         if row < 0 or not self._front:
             return None
-        found = self._computed(variant, np.array([row]))
-        return float(found[0, 0]) if _beaten(found, self._front)[0] else None
+        bounds = self._computed(variant, np.array([row]))
+        return float(bounds[0, 0]) if _beaten(bounds, self._front)[0] else None
 
     def _of(self, variant: Variant) -> FloatColumn:
         if variant.name not in self._bounds:
@@ -108,28 +108,28 @@ class Bounding:
         """What is left of a countable space; None where nothing is known to compare with, or the space has no end."""
         if not space.countable or not self._front:
             return None
-        infeasible = beaten = left = total = 0
+        infeasible = beaten = unbeaten = total = 0
         lowest = np.inf
         for variant in space.variants():
             if not len(variant.pool):
                 continue
-            found = self._of(variant)
-            without, loses = np.isposinf(found[0]) & ~variant.tried, _beaten(found, self._front) & ~variant.tried
+            variants = self._of(variant)
+            without, loses = np.isposinf(variants[0]) & ~variant.tried, _beaten(variants, self._front) & ~variant.tried
             free = ~(variant.tried | loses)
             infeasible, beaten = infeasible + int(without.sum()), beaten + int((loses & ~without).sum())
-            left, total = left + int(free.sum()), total + len(free)
+            unbeaten, total = unbeaten + int(free.sum()), total + len(free)
             if free.any():
-                lowest = min(lowest, float(found[0, free].min()))
+                lowest = min(lowest, float(variants[0, free].min()))
         best = min(point[0] for point in self._front)
-        known = left and len(self.aims.objectives) == 1 and np.isfinite(lowest) and best
-        return Proof(infeasible, beaten, left, total, max(0.0, float((best - lowest) / abs(best))) if known else None)
+        known = unbeaten and len(self.aims.objectives) == 1 and np.isfinite(lowest) and best
+        return Proof(infeasible, beaten, unbeaten, total, max(0.0, float((best - lowest) / abs(best))) if known else None)
 
 
-def _beaten(found: FloatColumn, points: Sequence[FloatColumn]) -> NDArray[np.bool_]:
+def _beaten(bounds: FloatColumn, points: Sequence[FloatColumn]) -> NDArray[np.bool_]:
     # Equal is not better: what can at best draw level with a layout that is known cannot win.
-    beaten = np.zeros(found.shape[1], bool)
+    beaten = np.zeros(bounds.shape[1], bool)
     for point in points:
-        beaten |= (point[:, None] <= found).all(axis=0)
+        beaten |= (point[:, None] <= bounds).all(axis=0)
     return beaten
 
 

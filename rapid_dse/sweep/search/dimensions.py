@@ -77,9 +77,9 @@ class Number:
     def draw(self, rng: np.random.Generator) -> Any:
         """A number, each as likely (each factor, where factors count)."""
         ends = (math.log(self.low), math.log(self.high)) if self.log else (self.low, self.high)
-        found = float(rng.uniform(*ends))
-        found = min(max(math.exp(found) if self.log else found, self.low), self.high)
-        return round(found) if self.whole else found
+        value = float(rng.uniform(*ends))
+        value = min(max(math.exp(value) if self.log else value, self.low), self.high)
+        return round(value) if self.whole else value
 
 
 Dimension = Choice | Number
@@ -92,13 +92,13 @@ def distributions(dimensions: Sequence[Dimension]) -> dict[str, BaseDistribution
 
 def described(dimensions: Sequence[Dimension]) -> dict[str, Any]:
     """What a storage keeps to tell one space from another: plain JSON by key."""
-    found: dict[str, Any] = {}
+    settings: dict[str, Any] = {}
     for dimension in dimensions:
         if isinstance(dimension, Choice):
-            found[dimension.key] = list(dimension.labels)
+            settings[dimension.key] = list(dimension.labels)
         else:
-            found[dimension.key] = {"low": dimension.low, "high": dimension.high, "log": dimension.log, "whole": dimension.whole}
-    return found
+            settings[dimension.key] = {"low": dimension.low, "high": dimension.high, "log": dimension.log, "whole": dimension.whole}
+    return settings
 
 
 def difference(stored: Mapping[str, Any], own: Mapping[str, Any]) -> str | None:

@@ -57,24 +57,24 @@ def front_of(rows: Sequence[Row], aims: Aims) -> list[Row]:
     return [rows[at] for at in front]
 
 
-def report(out: Console, found: Found, aims: Aims, aim: Aim, trial: Callable[[ranked.Row], Priceable]) -> None:
+def report(out: Console, findings: Found, aims: Aims, aim: Aim, trial: Callable[[ranked.Row], Priceable]) -> None:
     """Prints tables.
 
     Args:
         aim: what the table is after; its varying keys are those outside the layout that the study searched.
         trial: what stands behind a row.
     """
-    if not found.rows:
+    if not findings.rows:
         return
-    if len(aims.objectives) > 1 and found.feasible:
-        front = front_of(found.rows, aims)
+    if len(aims.objectives) > 1 and findings.feasible:
+        front = front_of(findings.rows, aims)
         names = " against ".join(objective.text for objective in aims.objectives)
         listing.say(out, f"the front of {names}: {len(front):,} layouts")
         show.show_rows(out, Listed(front[: aim.top], aim.by, aim.varying))
-    if len(aims.objectives) == 1 or not found.feasible or aim.best_per is not None:
-        _ranked(out, found, aim, trial)
+    if len(aims.objectives) == 1 or not findings.feasible or aim.best_per is not None:
+        _ranked(out, findings, aim, trial)
     outer = [key for key in aim.varying if not key.startswith("workload.global_batch_size")]
-    best = _best_by_variant(found.rows, aims, outer) if found.feasible else []
+    best = _best_by_variant(findings.rows, aims, outer) if findings.feasible else []
     if 1 < len(best) <= _VARIANTS:
         listing.say(out, "")
         listing.say(out, f"the best layout for each of {len(best)} variants:")
@@ -82,13 +82,13 @@ def report(out: Console, found: Found, aims: Aims, aim: Aim, trial: Callable[[ra
         show.show_rows(out, Listed(rows, aim.by, aim.varying))
 
 
-def _ranked(out: Console, found: Found, aim: Aim, trial: Callable[[ranked.Row], Priceable]) -> None:
+def _ranked(out: Console, findings: Found, aim: Aim, trial: Callable[[ranked.Row], Priceable]) -> None:
     """The best of the rows that count; where none does, of all."""
-    table = table_of(found.rows)
+    table = table_of(findings.rows)
     lanes = standing.place_lanes(len(table))
-    usable = np.array([trial(row).scenario.hw.memory.usable for row in found.rows])
+    usable = np.array([trial(row).scenario.hw.memory.usable for row in findings.rows])
     stood = standing.standing_of(table, aim, usable, lanes)
-    if not found.feasible:
+    if not findings.feasible:
         listing.say(out, "no layout meets all constraints; these do not:")
     source = ranked.Source(lambda lanes: standing.rows_at(table, lanes), trial, "search.each=true")
     ranked.show_ranking(out, stood, aim, source)

@@ -216,9 +216,9 @@ def _whole_lines(file: Any) -> int:
     while end > 0:
         start = max(0, end - 65536)
         file.seek(start)
-        found = file.read(end - start).rfind(b"\n")
-        if found >= 0:
-            return start + int(found) + 1
+        newline = file.read(end - start).rfind(b"\n")
+        if newline >= 0:
+            return start + int(newline) + 1
         end = start
     return 0
 

@@ -62,20 +62,20 @@ class LineReader:
             self.damages.append(f"{int(number) - self.next} lines before line {int(number) + 1} are lost")
         self.next = int(number) + 1
         self.accepted += 1
-        found: dict[str, Any] = json.loads(text + b"}", object_pairs_hook=_shared)
-        return found
+        record: dict[str, Any] = json.loads(text + b"}", object_pairs_hook=_shared)
+        return record
 
     def _unmarked(self, line: bytes) -> dict[str, Any] | None:
         """A line of another program: any object."""
         try:
-            found = json.loads(line)
+            record = json.loads(line)
         except ValueError:
             return self._left_out("it is no JSON")
-        if not isinstance(found, dict) or "op_code" not in found:
+        if not isinstance(record, dict) or "op_code" not in record:
             return self._left_out("it is no line of a journal")
         self.next += 1
         self.accepted += 1
-        return found
+        return record
 
     def _left_out(self, what: str) -> dict[str, Any] | None:
         self.damages.append(f"line {self.next + 1} is left out: {what}")

@@ -50,8 +50,8 @@ class Mirror:
         """Replaces a running trial's parameters by those of the layout that it was mapped onto: the sampler learns what was priced."""
         trial_id = self._frozen(number)._trial_id
         for key, label in labels.items():
-            found = self.distributions[key]
-            self._storage.set_trial_param(trial_id, key, found.to_internal_repr(label), found)
+            distribution = self.distributions[key]
+            self._storage.set_trial_param(trial_id, key, distribution.to_internal_repr(label), distribution)
 
     def tell(self, number: int, values: Sequence[float] | None, state: TrialState, constraints: Mapping[str, float]) -> None:
         """Finishes a running trial."""
@@ -78,10 +78,10 @@ class Mirror:
 
 def _lean(trial: FrozenTrial) -> FrozenTrial:
     """A stored trial as the samplers need it; one that some program left open counts as failed."""
-    found = copy.copy(trial)
-    found.user_attrs = {}
-    found.system_attrs = {key: value for key, value in trial.system_attrs.items() if key != _PLAIN_CONSTRAINTS}
+    lean = copy.copy(trial)
+    lean.user_attrs = {}
+    lean.system_attrs = {key: value for key, value in trial.system_attrs.items() if key != _PLAIN_CONSTRAINTS}
     if not trial.state.is_finished():
-        found.state, found.values = TrialState.FAIL, None
-        found.datetime_complete = found.datetime_start = found.datetime_start or trial.datetime_complete
-    return found
+        lean.state, lean.values = TrialState.FAIL, None
+        lean.datetime_complete = lean.datetime_start = lean.datetime_start or trial.datetime_complete
+    return lean

@@ -37,12 +37,12 @@ class LayoutPool:
 
 def layout_choices(pools: Sequence[LayoutPool], searched: Sequence[str]) -> list[Choice]:
     """A dimension for each searched column (short names) that has several values among the pools' layouts."""
-    found = []
+    choices = []
     for name in searched:
         codes = np.unique(np.concatenate([getattr(pool.layouts, name) for pool in pools]))
         if len(codes) > 1:
-            found.append(Choice(_KEY[name], tuple(_plain(name, code) for code in codes), name in _ORDERED))
-    return found
+            choices.append(Choice(_KEY[name], tuple(_plain(name, code) for code in codes), name in _ORDERED))
+    return choices
 
 
 _KEY = {name: key for key, name in COLUMN_OF.items()}
@@ -80,8 +80,8 @@ class Points:
     def row(self, labels: Mapping[str, Any]) -> int | None:
         """The row with just these labels; None where there is none."""
         wanted = np.array([choice.index(labels[choice.key]) for choice in self.choices], np.float32)
-        found = np.flatnonzero((self.index == wanted).all(axis=1))
-        return int(found[0]) if len(found) else None
+        matching_rows = np.flatnonzero((self.index == wanted).all(axis=1))
+        return int(matching_rows[0]) if len(matching_rows) else None
 
     def nearest(self, labels: Mapping[str, Any], barred: NDArray[np.bool_]) -> int | None:
         """The row that is nearest to a proposal among those that are not barred, the first of equals; None where all are.

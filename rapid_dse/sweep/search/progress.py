@@ -75,12 +75,12 @@ class Progress:
         elif time.monotonic() - self._said >= self.every:
             self._said = time.monotonic()
             new = self.new + self._pending
-            left = (self.total - done) * (self._said - self._began) / new if new else None
-            time_left = f" ({done / self.total:.0%}), about {left:,.0f} s left" if left is not None else ""
+            seconds_left = (self.total - done) * (self._said - self._began) / new if new else None
+            time_left = f" ({done / self.total:.0%}), about {seconds_left:,.0f} s left" if seconds_left is not None else ""
             self.notice(f"{done:,} of {self.total:,} trials{time_left}; {self.text()}")
 
     @contextmanager
-    def shown(self) -> Iterator[Progress]:
+    def on_screen(self) -> Iterator[Progress]:
         """With the bar, where there is a terminal."""
         if not self.err.is_terminal:
             yield self

@@ -91,7 +91,7 @@ def _searched(space: SearchSpace, aims: Aims, asked: tuple[Search, Debug], place
         answers = Answers(place.folder, jobs, progress.notice)
         backends = [setting.scenario.backend.name for setting in place.settings]
         left_out = skips(search.prune, backends, search.sampler, space.countable)
-        study = Study(Parts(space, aims, storage, answers, search, left_out, stack.enter_context(progress.shown())))
+        study = Study(Parts(space, aims, storage, answers, search, left_out, stack.enter_context(progress.on_screen())))
         # That NSGA-III is experimental, and that CMA-ES does not know constraints, a user hears from the README, not at each trial.
         stack.enter_context(warnings.catch_warnings())
         for category in (optuna.exceptions.ExperimentalWarning, UserWarning):
@@ -116,11 +116,11 @@ def _searched(space: SearchSpace, aims: Aims, asked: tuple[Search, Debug], place
 
 def _jobs(stack: ExitStack, search: Search, settings: Sequence[Setting], trials: int) -> launch.RunAll | None:
     """What runs the trials that are left, a job each; None where they are fast and nothing else is asked for."""
-    each = max(seconds_of(setting.scenario) for setting in settings)
+    seconds = max(seconds_of(setting.scenario) for setting in settings)
     if search.launcher == "loky" and search.launcher_address is None:
-        if each < _WORTH_A_JOB_SECONDS:
+        if seconds < _WORTH_A_JOB_SECONDS:
             return None
-        if each * trials < _WORTH_WORKERS_SECONDS:
+        if seconds * trials < _WORTH_WORKERS_SECONDS:
             return launch.here
     return stack.enter_context(launch.launcher(search.launcher, search.jobs, search.launcher_address))
 
@@ -139,14 +139,14 @@ def aim_of(space: SearchSpace, aims: Aims, search: Search) -> Aim:
 
 def _report(study: Study, space: SearchSpace, aims: Aims, aim: Aim, out: Console) -> None:
     outcome = study.outcome
-    found = findings.Found.of(outcome.rows, outcome.feasible)
+    findings_of_study = findings.Found.of(outcome.rows, outcome.feasible)
     at = {row["key"]: labels for row, labels in zip(outcome.rows, outcome.labels, strict=True)}
 
     def trial(row: ranked.Row) -> Priceable:
         portion = _portion(space, at[row["key"]])
         return Priceable(portion.scenario, portion.layouts)
 
-    findings.report(out, found, aims, aim, trial)
+    findings.report(out, findings_of_study, aims, aim, trial)
     status, reasons = findings.counts(outcome.rows)
     show.show_counts(out, status, reasons, space.rejected)
     if outcome.pruned:
@@ -167,10 +167,10 @@ def _again(
     """What is made of the best trials: their prices by another backend, their hardware."""
     (search, debug), outcome = settings, study.outcome
     count = max(search.refine, driver.SNAPSHOTS if debug.hw_snapshots else 0)
-    found = findings.Found.of(outcome.rows, outcome.feasible)
-    if not count or not found.rows:
+    findings_of_study = findings.Found.of(outcome.rows, outcome.feasible)
+    if not count or not findings_of_study.rows:
         return
-    best = ranking.best(findings.table_of(found.rows), aim.by, count)
+    best = ranking.best(findings.table_of(findings_of_study.rows), aim.by, count)
     at = {row["key"]: labels for row, labels in zip(outcome.rows, outcome.labels, strict=True)}
     chunks = [_chunk(space, at[key], folder, aim) for key in best["key"].to_pylist()]
     if search.refine:

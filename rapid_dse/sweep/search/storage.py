@@ -193,17 +193,17 @@ class StudyStorage:
         return others
 
     def _others(self) -> bool:
-        found = False
+        other_processes = False
         for key, entry in self.study.user_attrs.items():
             if not key.startswith(_WORKER) or not isinstance(entry, Mapping):
                 continue
             name = str(entry.get("process"))
             known = is_alive(name) if name != process_name() else False  # this process runs one study at a time
             if known or (known is None and time.time() - float(entry.get("seen", 0)) < _SILENT_SECONDS):
-                found = True
+                other_processes = True
             else:
                 self.study.set_user_attr(key, None)
-        return found
+        return other_processes
 
     def keep_joined(self) -> None:
         """Says now and then that this process still runs: other hosts cannot ask for it."""

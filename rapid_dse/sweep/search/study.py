@@ -259,7 +259,7 @@ class Study:
         if row["status"] not in ("ok", "oom"):
             return FAILED, None, {}, attributes
         usable = trial.variant.setting.scenario.hw.memory.usable
-        constraints = {each.text: each.excess(row, usable) for each in self._parts.aims.constraints}
+        constraints = {constraint.text: constraint.excess(row, usable) for constraint in self._parts.aims.constraints}
         return PRICED, self._parts.aims.values(row), constraints, attributes
 
 

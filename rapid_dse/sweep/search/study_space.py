@@ -156,12 +156,12 @@ class SearchSpace:
 
     def base(self) -> dict[str, Any]:
         """Labels of the variant at the first listed values and at the configuration's own numbers, where they are in reach."""
-        found: dict[str, Any] = {choice.key: choice.labels[0] for choice in self._lists}
+        settings: dict[str, Any] = {choice.key: choice.labels[0] for choice in self._lists}
         at = self._setting(self._first()).keys
         for number in self.numbers:
             own = at[number.key] if at[number.key] is not None else number.low
-            found[number.key] = min(max(own, number.low), number.high)
-        return found
+            settings[number.key] = min(max(own, number.low), number.high)
+        return settings
 
     def _first(self) -> dict[str, Any]:
         return first_of({**self._options, **self._axes.variants})
@@ -197,12 +197,12 @@ class SearchSpace:
         ends = [{number.key: number.low for number in self.numbers}, {number.key: number.high for number in self.numbers}]
         # What is the hardware's alone changes no layout: one value stands for all.
         relevant = {key: values if not key.startswith("hw.") else values[:1] for key, values in self._axes.variants.items()}
-        found: dict[int, LayoutPool] = {}
+        pools: dict[int, LayoutPool] = {}
         for values in combinations({**self._options, **relevant}):
             for end in ends:
                 pool = self._pool(self._setting({**values, **end}))
-                found[id(pool)] = pool
-        return list(found.values())
+                pools[id(pool)] = pool
+        return list(pools.values())
 
     def _pool(self, setting: Setting) -> LayoutPool:
         scenario, codes = setting.scenario, self._axes.codes

@@ -9,6 +9,6 @@ from rapid_dse.sweep.search.strategies.base import Strategy
 
 def strategy(name: str) -> Strategy:
     """The strategy that search.sampler names."""
-    found = import_module(f"{__name__}.{name}").STRATEGY
-    assert isinstance(found, Strategy)
-    return found
+    strategy_class = import_module(f"{__name__}.{name}").STRATEGY
+    assert isinstance(strategy_class, Strategy)
+    return strategy_class

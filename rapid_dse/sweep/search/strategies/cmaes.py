@@ -37,9 +37,9 @@ class CmaEs(Strategy):
         class InSpace(CmaEsSampler):
             def infer_relative_search_space(self, study: Any, trial: Any) -> dict[str, BaseDistribution]:
                 return {
-                    key: found
-                    for key, found in turn.distributions.items()
-                    if not found.single() and not isinstance(found, CategoricalDistribution)
+                    key: distribution
+                    for key, distribution in turn.distributions.items()
+                    if not distribution.single() and not isinstance(distribution, CategoricalDistribution)
                 }
 
         return InSpace(seed=turn.seed(), n_startup_trials=self.startup, warn_independent_sampling=False)

@@ -27,7 +27,7 @@ class Nsga2(Strategy):
 
         class InSpace(NSGAIISampler):
             def infer_relative_search_space(self, study: Any, trial: Any) -> dict[str, BaseDistribution]:
-                return {key: found for key, found in turn.distributions.items() if not found.single()}
+                return {key: distribution for key, distribution in turn.distributions.items() if not distribution.single()}
 
             def get_parent_population(self, study: Study, generation: int) -> list[FrozenTrial]:
                 # Optuna's order is another one the first time than later, and a study that is resumed has its first time again.

@@ -32,7 +32,7 @@ class Nsga3(Strategy):
 
         class InSpace(NSGAIIISampler):
             def infer_relative_search_space(self, study: Any, trial: Any) -> dict[str, BaseDistribution]:
-                return {key: found for key, found in turn.distributions.items() if not found.single()}
+                return {key: distribution for key, distribution in turn.distributions.items() if not distribution.single()}
 
             def get_parent_population(self, study: Study, generation: int) -> list[FrozenTrial]:
                 # As in nsga2.
@@ -40,8 +40,8 @@ class Nsga3(Strategy):
 
             def select_parent(self, study: Study, generation: int) -> list[FrozenTrial]:
                 if selects == generation:
-                    found: list[FrozenTrial] = super().select_parent(study, generation)
-                    return found
+                    chosen: list[FrozenTrial] = super().select_parent(study, generation)
+                    return chosen
                 chooser: Any = strategy.sampler(turn, generation)
                 parents: list[FrozenTrial] = chooser.select_parent(study, generation)
                 return parents

@@ -27,7 +27,7 @@ class Tpe(Strategy):
 
         class InSpace(TPESampler):
             def infer_relative_search_space(self, study: Any, trial: Any) -> dict[str, BaseDistribution]:
-                return {key: found for key, found in turn.distributions.items() if not found.single()}
+                return {key: distribution for key, distribution in turn.distributions.items() if not distribution.single()}
 
         candidates = max(_FEWEST, min(_MOST, _WORK // max(1, turn.number)))
         return InSpace(seed=turn.seed(), n_startup_trials=self.startup, n_ei_candidates=candidates, multivariate=True)
