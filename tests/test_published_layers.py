@@ -41,7 +41,7 @@ def test_a_layer_of_22b_takes_what_was_published() -> None:
     rows = layouts(*(row | {"sequence_parallel": split, "recompute": mode} for split, mode in TABLE_4))
     ready = prepare(of, rows)
     block = with_copies(of, rows, framework_block(of, ready.shape, ready.alone, ready.device).take(ready.where), ready.device)
-    (layer,) = layer_time(of, rows, block, arrangement(of, rows)).each
+    (layer,) = layer_time(of, rows, block, arrangement(of, rows)).of_kinds
     errors = 1e3 * np.stack([layer.forward, layer.backward], axis=1) / np.array(list(TABLE_4.values())) - 1
     assert np.abs(errors).mean() < 0.05, errors
     assert np.abs(errors).max() < 0.09, errors
