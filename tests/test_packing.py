@@ -17,6 +17,7 @@ from rapid_dse.parallel.layouts import broken_rules
 from rapid_dse.simulate.training import prepare
 
 SEQ = 8192
+ROUNDING = 1 + 1e-12
 ROW = {"num_gpus": 8, "tp": 2, "global_batch_size": 8, "recompute": "none"}
 
 
@@ -44,7 +45,8 @@ def test_equal_documents_take_what_shorter_sequences_do(software: str, cp: int) 
     # as many bytes go round the ring, whatever documents they are of
     found, whole = priced(packed, row), priced(scenario(software=software), row)
     assert found.time_tp_s[0] == whole.time_tp_s[0]
-    assert found.step_time_s[0] < whole.step_time_s[0]
+    assert found.time_compute_s[0] < whole.time_compute_s[0]
+    assert found.step_time_s[0] <= whole.step_time_s[0] * ROUNDING  # as long where the host sets the pace
     assert found.peak_memory_bytes[0] == whole.peak_memory_bytes[0]
 
 
@@ -71,7 +73,7 @@ def test_shorter_documents_are_never_slower() -> None:
     rows = [ROW | {"recompute": recompute, "cp": cp} for recompute in ("none", "selective", "full") for cp in (1, 2, 4)]
     found = [priced(scenario(workload__packing=each), *rows) for each in (1.0, 0.5, 0.25, 0.1)]
     for longer, shorter in pairwise(found):
-        assert (shorter.step_time_s <= longer.step_time_s).all()  # as long where the host sets the pace
+        assert (shorter.step_time_s <= longer.step_time_s * ROUNDING).all()  # as long where the host sets the pace
         assert (shorter.time_compute_s < longer.time_compute_s).all()
         assert (shorter.energy_j < longer.energy_j).all()
 

@@ -178,7 +178,7 @@ def test_the_chip_is_the_files(tmp_path: Path) -> None:
     assert hw.energy.hbm == pytest.approx(8 * 4.5e-12)
     assert hw.energy.flop["bf16"] == 1.8e-13
     assert hw.kernel_latency == 9e-6
-    assert hw.attention_kernels == ("flash2", "cudnn", "flash1", "triton")  # of the A100, which the file leaves open
+    assert hw.attention_kernels == ("flash2", "cudnn", "flash1", "triton", "efficient")  # of the A100, which the file leaves open
 
 
 def test_the_layout_and_the_batch_are_the_files(tmp_path: Path) -> None:
