@@ -239,6 +239,15 @@ def test_the_crowd_of_an_open_loops_run_is_that_of_its_requests_drawn(life: floa
     assert crowd.others[0] == pytest.approx(here, rel=0.06)
 
 
+def test_mfu_counts_the_head_once_a_token_that_is_generated() -> None:
+    # Llama 3.1 8B with one layer: 1,002 tokens go through it and see half as many keys each in the mean, three through the head
+    of = scenario(workload__prompt_len=1000, workload__decode_len=3, model__num_hidden_layers=1)
+    layer = 2 * 4096 * 4096 + 2 * 4096 * 1024 + 3 * 4096 * 14336
+    flops = 1002 * (2 * layer + 4 * 501 * 4096) + 3 * 2 * 4096 * 128256
+    result = priced(of, {})
+    assert result.mfu[0] == pytest.approx(result.requests_per_s[0] * flops / of.hw.peak_flops("bf16"), rel=1e-3)
+
+
 def test_the_first_token_comes_later_the_longer_the_prompt() -> None:
     lengths, hits = (16, 128, 1024, 3000, 5000, 8192, 65536), (0, 0.5, 0.9)
     found = [priced(scenario(workload__prompt_len=length), {"concurrency": 8}).ttft_s[0] for length in lengths]

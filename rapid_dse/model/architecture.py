@@ -188,6 +188,11 @@ def matrix_parameters(model: Model, predictions: int = 0) -> float:
     return float(layers + _multiplied(kinds.head, model.sample_tokens or 1))
 
 
+def head_matrix_parameters(model: Model) -> float:
+    """Those of ``matrix_parameters`` that the head has."""
+    return _multiplied(architecture(model).head, model.sample_tokens or 1)
+
+
 def _multiplied(end: End, tokens: int) -> float:
     """Parameters of an end that multiply a token, on average over a sample of so many tokens."""
     return float(end.flops(MicroBatch.single(tokens))[0] / (2 * tokens))

@@ -12,7 +12,7 @@ from rapid_dse.config.scenario import Scenario
 from rapid_dse.cost.energy import gpu_energy, site_energy
 from rapid_dse.device import OperatorModel, operator_model
 from rapid_dse.interconnect import closed_form
-from rapid_dse.model.architecture import matrix_parameters
+from rapid_dse.model.architecture import head_matrix_parameters, matrix_parameters
 from rapid_dse.model.shapes import mean_context
 from rapid_dse.parallel.engines import Engines
 from rapid_dse.parallel.layouts import POOLS, Layouts
@@ -222,14 +222,16 @@ def _memory_columns(engine: Engine, running: FloatColumn) -> dict[str, FloatColu
 
 
 def _flops(scenario: Scenario) -> float:
-    """FLOP of a request's matrix products: each token's but the last once through the layers, attention over what came before, heads."""
+    """FLOP of a request's matrix products: each token's but the last once through the layers, attention over what came before, and the
+    head once a token that is generated."""
     model, (prompt, generated) = scenario.model, scenario.workload.lengths
     tokens = prompt * (1 - scenario.workload.prefix_hit) + generated - 1
     width = model.num_attention_heads * model.attention_head_dim
     attention = (
         4.0 * model.num_hidden_layers * width * float(np.mean([mean_context(window, prompt + generated) for window in model.windows]))
     )
-    return tokens * (2.0 * matrix_parameters(model) + attention)
+    head = head_matrix_parameters(model)
+    return tokens * (2.0 * (matrix_parameters(model) - head) + attention) + generated * 2.0 * head
 
 
 def _energy(scenario: Scenario, layouts: Engines, system: System, rate: FloatColumn) -> FloatColumn:
