@@ -268,7 +268,11 @@ def test_a_command_undoes_what_is_under_way_when_it_is_to_end(capsys: pytest.Cap
             undone.append(True)
         return 0
 
-    assert guarded(command, []) == 129
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup it is ignored
+    try:
+        assert guarded(command, []) == 129
+    finally:
+        signal.signal(signal.SIGHUP, before)
     assert undone == [True]
     assert len(capsys.readouterr().err.splitlines()) == 1
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
