@@ -172,8 +172,8 @@ def fresh(base: Path) -> Iterator[Path]:
 def kills(base: Path, rng: random.Random, count: int, study: Callable[..., int], expected: Rows, trials: int = 0) -> Outcome:
     """SIGKILL at random moments, the same command again and again, until the study is whole; then the next one."""
     found = Outcome(f"kills of a {'search' if trials else 'grid'}")
-    whole = _seconds(base, study)
     while found.tried < count:
+        whole = _seconds(base, study)  # anew: a machine that was busy is idle now, where most moments would come after the end
         with fresh(base) as results:
             while found.tried < count and _killed(lambda r=results: study(r), rng.uniform(0, whole), signal.SIGKILL):  # type: ignore[misc]
                 found.tried += 1
@@ -197,21 +197,28 @@ def _seconds(base: Path, study: Callable[..., int]) -> float:
 def _killed(work: Callable[[], int], after: float, number: signal.Signals) -> bool:
     """Whether the signal came before the work was done."""
     child = forked(work)
-    time.sleep(after)
+    _wait(child, after)
     with contextlib.suppress(ProcessLookupError):
         os.kill(child, number)
     return ended(child) not in (0, 1)
 
 
+def _wait(child: int, seconds: float) -> None:
+    """Waits so long, or until the child has ended."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline and os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
+        time.sleep(0.002)
+
+
 def ends(base: Path, rng: random.Random, count: int, expected: Rows) -> Outcome:
     """Ctrl-C, SIGTERM and SIGHUP at random moments: 130, 143, 129, and rows that are whole."""
     found, codes = Outcome("signals that end"), {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 129}
-    whole = _seconds(base, grid)
     while found.tried < count:
+        whole = _seconds(base, grid)
         with fresh(base) as results:
             number = rng.choice(list(codes))
             child = forked(lambda r=results: grid(r))  # type: ignore[misc]
-            time.sleep(rng.uniform(0.05, whole))
+            _wait(child, rng.uniform(min(0.05, whole / 2), whole))
             os.kill(child, number)
             found.tried += 1
             if (code := ended(child)) not in (0, codes[number], -number):  # the signal may come before it is answered
