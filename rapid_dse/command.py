@@ -51,8 +51,12 @@ def guarded(command: Callable[[Sequence[str]], int], arguments: Sequence[str]) -
         its number after another signal. A reader of its output that has seen enough (head) ends the command quietly, with 0.
     """
     _printable()
-    with termination.raising() as came, long_work.listening():
-        code = _flushed(_in_one_line(command, arguments))
+    came: list[int] = []
+    try:
+        with termination.raising() as came, long_work.listening():
+            code = _flushed(_in_one_line(command, arguments))
+    except KeyboardInterrupt:  # came between the command's own end and that of what is around it
+        code = INTERRUPTED
     return termination.exit_code(came[0]) if came else code
 
 

@@ -13,6 +13,8 @@ import pandas as pd
 import program
 import pytest
 
+from rapid_dse import command
+
 ROOT = Path(__file__).parent.parent
 
 
@@ -176,3 +178,8 @@ def test_nothing_is_imported_that_is_not_used(tmp_path: Path, arguments: list[st
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     assert not done.stderr.strip()
+
+
+def test_a_signal_at_a_commands_very_end_has_its_exit_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(command, "_flushed", lambda code: os.kill(os.getpid(), signal.SIGTERM))
+    assert command.guarded(lambda arguments: 0, []) == 143

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -17,6 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 from generated import ROOT, many, portion
 
+from rapid_dse.common import termination
 from rapid_dse.config.run import Debug, Search
 from rapid_dse.sweep import driver, identity, ranking, show, standing, store, study_folder
 from rapid_dse.sweep.choosing import chosen
@@ -67,6 +69,23 @@ def assert_pieces_are_the_table(source: Path) -> None:
     assert chosen(stood, 0, aim) == chosen(at_once, 0, aim)
     assert np.array_equal(stood.lanes, at_once.lanes)
     assert (status, reasons) == ranking.counts(whole)
+
+
+def test_a_signal_leaves_no_half_of_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def at_once(*given: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return write(*given)
+
+    write = Path.write_bytes
+    monkeypatch.setattr(Path, "write_bytes", at_once)
+    with termination.raising(), pytest.raises(termination.Terminated):
+        study_folder.prepare(tmp_path / "s")
+    assert list((tmp_path / "s").iterdir()) == []
+    replace = os.replace
+    monkeypatch.setattr(os, "replace", lambda *given: (os.kill(os.getpid(), signal.SIGTERM), replace(*given)))
+    with termination.raising(), pytest.raises(termination.Terminated):
+        store.write(tmp_path / "s", priced_table(portion()), "{}", "abc")
+    assert [path.name for path in (tmp_path / "s").iterdir()] == ["abc.parquet"]
 
 
 def test_of_rows_with_one_key_the_last_one_counts() -> None:

@@ -24,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import rapid_dse
+from rapid_dse.common import termination
 from rapid_dse.common.bounded_files import require_file
 from rapid_dse.config.table_file import MOST_BYTES, require_small_parquet
 from rapid_dse.sweep import arrow, identity, seal
@@ -90,12 +91,13 @@ def write(folder: Path, table: pa.Table, configuration: str, name: str) -> Path:
         write_page_checksum=True,
     )
     try:
-        with set_aside.open("wb") as file:
-            for part in seal.sealed(memoryview(memory.getvalue())):
-                file.write(part)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(set_aside, path)
+        with termination.signals_held():
+            with set_aside.open("wb") as file:
+                for part in seal.sealed(memoryview(memory.getvalue())):
+                    file.write(part)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(set_aside, path)
     except BaseException:
         set_aside.unlink(missing_ok=True)
         raise

@@ -7,6 +7,8 @@ import platform
 import time
 from pathlib import Path
 
+from rapid_dse.common import termination
+
 PART = ".part"
 _STALE_SECONDS = 3600.0
 
@@ -21,8 +23,9 @@ def prepare(folder: Path) -> None:
     probe = folder / aside("probe")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        probe.write_bytes(b"")
-        probe.unlink()
+        with termination.signals_held():  # a signal shall not leave the probe behind
+            probe.write_bytes(b"")
+            probe.unlink()
         remove_parts(folder)
     except OSError as error:
         reason = error.strerror or str(error)
