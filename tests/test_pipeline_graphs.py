@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from layout_spread import EVENT_BACKENDS, case
+from schedule_columns import in_flight
 
 from rapid_dse.config.schedule_names import SCHEDULES
 from rapid_dse.events.backends import price
@@ -19,7 +20,7 @@ from rapid_dse.events.programs.stage_work import StageWork
 from rapid_dse.interconnect.engine import run_graph
 from rapid_dse.interconnect.system import SystemSettings
 from rapid_dse.interconnect.topology import Topology
-from rapid_dse.parallel.schedules import CHUNKS, in_flight, schedule_of
+from rapid_dse.parallel.schedules import CHUNKS, schedule_of
 from rapid_dse.parallel.schedules.schedule import BACKWARD, FORWARD, FORWARD_BESIDE, INPUT, WEIGHTS, Schedule, Task, tasks
 from rapid_dse.trace.graph import COMPUTE
 

@@ -6,9 +6,11 @@ from itertools import product
 
 import numpy as np
 import pytest
+from schedule_columns import bubble, in_flight
 
 from rapid_dse.config.schedule_names import SCHEDULES
-from rapid_dse.parallel.schedules import CHUNKS, SCHEDULE_CLASSES, FloatColumn, IntColumn, Slots, bubble, in_flight
+from rapid_dse.parallel.schedules import CHUNKS, SCHEDULE_CLASSES
+from rapid_dse.parallel.schedules.schedule import FloatColumn, IntColumn, Slots
 
 NONE, GPIPE, ONE_F_ONE_B, INTERLEAVED = (SCHEDULES.index(name) for name in ("none", "gpipe", "1f1b", "interleaved_1f1b"))
 Op = tuple[str, int, int]  # "F" or "B", micro-batch, model chunk of the stage

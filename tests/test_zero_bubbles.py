@@ -13,11 +13,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from schedule_columns import in_flight
 from test_schedules import slots_of
 
 import rapid_dse
 from rapid_dse.config.schedule_names import SCHEDULE_MODULES, SCHEDULES
-from rapid_dse.parallel.schedules import SCHEDULE_CLASSES, in_flight, schedule_of
+from rapid_dse.parallel.schedules import SCHEDULE_CLASSES, schedule_of
 from rapid_dse.parallel.schedules.schedule import BACKWARD, FORWARD, FORWARD_BESIDE, INPUT, WEIGHTS, Schedule
 
 F, B, G, W = "F", "B", "G", "W"  # forward; backward, whole; input gradients and weight gradients alone

@@ -18,7 +18,7 @@ Predict = Callable[[CaseGroup, pd.DataFrame], Mapping[str, FloatArray]]
 def predicted_columns(
     table: pd.DataFrame,
     left_out: pd.Series[str],
-    as_cases: Callable[[pd.DataFrame], pd.DataFrame],
+    as_cases: AsCases,
     predict: Predict,
     figures: Sequence[str],
 ) -> pd.DataFrame:

@@ -1,5 +1,7 @@
-"""What functions of frozen objects gave, kept by which objects they were: a configuration takes longer to compare than most of what is
-found of it."""
+"""Caches of functions whose arguments are frozen objects, by the arguments' identity.
+
+``functools.cache`` compares arguments: for a configuration that takes longer than most of what is computed from it.
+"""
 
 from __future__ import annotations
 
@@ -7,36 +9,36 @@ from collections.abc import Callable
 from functools import wraps
 from typing import Any, ParamSpec, TypeVar, cast
 
-Found = TypeVar("Found")
-Given = ParamSpec("Given")
+Result = TypeVar("Result")
+Arguments = ParamSpec("Arguments")
 
 
 class Remembered:
-    """The last few results, by the objects that each was found of; where there are ``most``, all are forgotten."""
+    """Up to ``most`` results by the objects that they were computed from; where one more comes, all before it are forgotten."""
 
     def __init__(self, most: int) -> None:
         self._most = most
         self._results: dict[tuple[int, ...], tuple[tuple[object, ...], Any]] = {}
 
-    def once(self, objects: tuple[object, ...], find: Callable[[], Found]) -> Found:
-        """What ``find`` gives, which is asked for the first time alone that these very objects come. None of them may change."""
+    def once(self, objects: tuple[object, ...], compute: Callable[[], Result]) -> Result:
+        """The result of ``compute``, which is called where there is none of these objects yet. None of the objects may change."""
         key = tuple(map(id, objects))
         entry = self._results.get(key)
         if entry is None:
             if len(self._results) >= self._most:
                 self._results.clear()
-            entry = self._results[key] = (objects, find())  # with the objects, whose place in memory no others take then
-        return cast(Found, entry[1])
+            entry = self._results[key] = (objects, compute())  # the objects are kept: else others could get their id
+        return cast(Result, entry[1])
 
 
-def remembered(most: int) -> Callable[[Callable[Given, Found]], Callable[Given, Found]]:
-    """Keeps up to ``most`` results of a function by its arguments' identity; called with names, it is called."""
+def remembered(most: int) -> Callable[[Callable[Arguments, Result]], Callable[Arguments, Result]]:
+    """Keeps up to ``most`` results of a function by its arguments' identity; a call with named arguments is not kept."""
 
-    def around(function: Callable[Given, Found]) -> Callable[Given, Found]:
+    def around(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
         kept = Remembered(most)
 
         @wraps(function)
-        def remembering(*objects: Given.args, **named: Given.kwargs) -> Found:
+        def remembering(*objects: Arguments.args, **named: Arguments.kwargs) -> Result:
             return function(*objects, **named) if named else kept.once(objects, lambda: function(*objects, **named))
 
         return remembering

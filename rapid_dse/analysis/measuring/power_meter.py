@@ -29,11 +29,6 @@ def meter() -> Any | None:
     return pynvml
 
 
-def highest_clock(nvml: Any) -> float:
-    """The highest clock of the SMs that the driver allows, Hz."""
-    return float(nvml.nvmlDeviceGetMaxClockInfo(nvml.nvmlDeviceGetHandleByIndex(0), nvml.NVML_CLOCK_SM)) * 1e6
-
-
 def own_limit(nvml: Any) -> float:
     """The GPU's own power limit, W."""
     return float(nvml.nvmlDeviceGetPowerManagementDefaultLimit(nvml.nvmlDeviceGetHandleByIndex(0))) * 1e-3

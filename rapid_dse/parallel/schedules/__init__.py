@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rapid_dse.config.schedule_names import SCHEDULE_MODULES, SCHEDULES
-from rapid_dse.parallel.schedules.schedule import FloatColumn, IntColumn, Schedule, Slots
+from rapid_dse.parallel.schedules.schedule import IntColumn, Schedule
 from rapid_dse.parallel.schedules.stage_maps import StageMap
 
 SCHEDULE_CLASSES: tuple[Schedule, ...] = tuple(import_module(f"{__name__}.{module}").SCHEDULE for module in SCHEDULE_MODULES.values())
@@ -51,31 +51,3 @@ def by_map(stage_map: IntColumn, part: Callable[[StageMap], NDArray[np.int64]]) 
         if chosen.any():
             part_of_map = np.where(chosen, part(STAGE_MAPS[code]), part_of_map)
     return part_of_map
-
-
-def bubble(schedule: IntColumn, slots: Slots) -> FloatColumn:
-    """The bubble of each layout's own schedule on each stage, s, ``(n_stages, n_layouts)``."""
-    idle = np.zeros_like(slots.whole)
-    for code, schedule_class in enumerate(SCHEDULE_CLASSES):
-        chosen = schedule == code
-        if chosen.any():
-            idle = np.where(chosen, schedule_class.bubble(slots), idle)
-    return idle
-
-
-def in_flight(
-    schedule: IntColumn, stage: IntColumn, pp: IntColumn, chunks: IntColumn, micro_batches: IntColumn, late: FloatColumn
-) -> FloatColumn:
-    """Micro-batches held by each layout's own schedule on ``stage``; ``late`` as of ``Schedule.in_flight``.
-
-    ``stage`` is ``(n_layouts,)`` or ``(n_candidates, n_layouts)``, and so is the result.
-    """
-    held_micro_batches = np.empty(np.shape(stage))
-    for code, schedule_class in enumerate(SCHEDULE_CLASSES):
-        rows = np.flatnonzero(schedule == code)
-        if len(rows):
-            place = stage.take(rows, axis=-1)
-            held_micro_batches[..., rows] = schedule_class.in_flight(
-                place, pp.take(rows), chunks.take(rows), micro_batches.take(rows), late.take(rows, axis=-1)
-            )
-    return held_micro_batches
