@@ -122,6 +122,7 @@ SHOWN: dict[str, tuple[Any, ...]] = {
     "software.expert_launch": ("experts_served", 1e-2),
     "software.in_step": ("served", 0.1, {"software.scheduler": "prefill_first"}),
     "software.prompts_together": ("served", 5.0),
+    "software.attention_dp_wait": ("served", 8, {"parallel.attention_dp": 2, "hw.num_gpus": 4}),
     "software.fused_all_reduce": ("served", ["ampere"]),
     "software.prefill_efficiency": ("served", 0.5),
     "software.workspace": ("full", 1e10),

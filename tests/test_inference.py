@@ -21,7 +21,7 @@ from rapid_dse.parallel.layouts import broken_rules
 from rapid_dse.simulate.inference.crowds import closed_crowd, open_crowd
 from rapid_dse.simulate.inference.passes import EnginePass, PassWork, Prompts, decode_work, prefill_work, timed
 from rapid_dse.simulate.inference.pools import handed_over
-from rapid_dse.simulate.inference.products import attention_products, busiest_rank, dense_products, touched_experts
+from rapid_dse.simulate.inference.products import attention_products, busiest_rank, dense_products, expert_products, touched_experts
 from rapid_dse.simulate.inference.request_lives import accepted
 from rapid_dse.simulate.inference.served_kernels import prefill_attention, price_products
 from rapid_dse.simulate.inference.widths import cache_bytes_per_token
@@ -310,6 +310,37 @@ def test_prompts_of_experts_take_as_long_as_their_launches() -> None:
     of = scenario(model="qwen3_235b_a22b", workload__prompt_len=16, software__admission_latency=0.0, software__expert_launch=1.5e-3)
     found = priced(of, {"tp": 8, "ep": 8, "num_gpus": 8, "concurrency": 1})
     assert found.ttft_s[0] == pytest.approx(94 * 1.5e-3, rel=0.01)
+
+
+def test_experts_have_a_row_for_every_copy_of_every_token_that_reaches_them() -> None:
+    """Eight ranks of attention put 8,192 tokens each together, of which each has eight copies: DeepSeek-V3's in fp8, 16.6 GB."""
+    of = scenario("h200", "deepseek_v3", "tensorrt_llm", workload__precision="fp8")
+    rows = 8192 * 8 * 8
+    kept = 8192 * 2 * (2 * 7168 + 3 * 18432 // 8 * 8)  # of the dense layers, as before
+    found = priced(of, {"num_gpus": 8, "tp": 1, "attention_dp": 8, "ep": 8, "concurrency": 8})
+    assert found.memory_activations_bytes[0] == pytest.approx(rows * (3 * 7168 + 5 * 2048) + kept, rel=1e-6)
+    assert rows * (3 * 7168 + 5 * 2048) == pytest.approx(16.6e9, rel=0.01)
+
+
+def test_a_prompt_on_one_of_eight_ranks_keeps_all_of_them_waiting() -> None:
+    """Its attention takes as long as eight prompts', one a rank; its experts have an eighth of the tokens."""
+    of, engine = scenario("h200", "deepseek_v3", workload__precision="fp8"), cut(num_gpus=8, attention_dp=8, ep=8)
+    alone, full = (prefill_work(of, engine, np.array([each]), Prompts(4096, 4096, 1), operator_model(of.hw)) for each in (1 / 8, 1.0))
+    assert alone.attention[0] == full.attention[0]
+    tokens = expert_products(of.model, engine, np.array([4096.0]), 1 / 8), expert_products(of.model, engine, np.array([512.0]))
+    routed = [[product.matmul.m[0] for product in products if product.matmul.routed] for products in tokens]
+    assert routed[0] == routed[1]
+    assert full.products[0] / 8 < alone.products[0] < full.products[0]
+    assert full.joules[0] / 8 < alone.joules[0] < full.joules[0] / 2
+
+
+def test_prompts_that_wait_for_each_other_come_later_and_keep_decoding_waiting_less() -> None:
+    """Of 64 requests of 900 tokens one comes in 14 steps: those of 60 steps share a pass, of which all ranks wait as long as for one."""
+    load = {"num_gpus": 8, "tp": 1, "attention_dp": 8, "ep": 8, "concurrency": 64}
+    common = {"workload__precision": "fp8", "workload__prompt_len": 7000, "workload__decode_len": 900}
+    at_once, held = (priced(scenario("h200", "deepseek_v3", software__attention_dp_wait=wait, **common), load) for wait in (0, 60))
+    assert held.time_prefill_s[0] < 0.6 * at_once.time_prefill_s[0]
+    assert held.ttft_s[0] > held.tpot_s[0] * 25
 
 
 def test_a_cache_that_crosses_the_network_takes_its_bytes() -> None:

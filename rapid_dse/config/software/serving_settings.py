@@ -55,6 +55,9 @@ class ServingSettings(SchemaPart):
     prompts_together: Annotated[
         Annotated[float, Field(ge=1, le=64)], OF_INFERENCE, Only(Where("software.scheduler", ("mixed", "chunked")))
     ] = 1.5
+    # Steps that prompts wait for each other where attention has several ranks, until each of these has one: without, a prompt's rank keeps
+    # the others waiting at every layer. TensorRT-LLM: attention_dp_config.timeout_iters with enable_balance.
+    attention_dp_wait: Annotated[Annotated[int, Field(ge=0, le=10_000)], OF_INFERENCE] = 0
     # Speed of prefill against its kernels run alone.
     prefill_efficiency: Annotated[Annotated[float, Field(ge=0.2, le=1.5)], OF_INFERENCE] = 0.96
     workspace: Annotated[Bytes, OF_INFERENCE] = 2e9  # held on a GPU beside weights, cache and activations: CUDA graphs, NCCL

@@ -59,10 +59,9 @@ class Between:
     share: FloatColumn
 
     def of(self, table: FloatColumn) -> FloatColumn:
-        """The table's value for each row."""
+        """The table's value for each row; at either end that one's to the last bit."""
         flat = table.reshape(-1)
-        low = flat.take(self.below)
-        return np.asarray(low + (flat.take(self.above) - low) * self.share)
+        return np.asarray(flat.take(self.below) * (1.0 - self.share) + flat.take(self.above) * self.share)
 
     def all_of(self, passes: EnginePass) -> EnginePass:
         """Each column's value for each row."""
@@ -93,6 +92,11 @@ def batches_to(most: float) -> FloatColumn:
     return np.array(batches)
 
 
+def _of_some_ranks(cut: Degrees) -> FloatColumn:
+    """Shares of attention's ranks that have a prompt where not all have one: halves of halves, to one rank of any engine."""
+    return np.array([2.0**-power for power in range(int(np.ceil(np.log2(cut.attention_dp.max(initial=1)))), 0, -1)])
+
+
 def _next(batch: float) -> int:
     return next(size for size in FINEST if size > batch)
 
@@ -103,11 +107,12 @@ def costs(scenario: Scenario, cut: Degrees, most: float, device: OperatorModel) 
     batches = batches_to(max(1.0, most))
     prompts = prompts_of(scenario)
     together = max(1.0, scenario.software.serving.max_batched_tokens / prompts.queries)
+    of_prompts = np.append(_of_some_ranks(cut), batches_to(together))
     return Costs(
         cut=cut,
         room=memory,
         decode=_grid(batches, cut, lambda kinds, rows: drafted_work(scenario, kinds, rows, device)),
-        prefill=_grid(batches_to(together), cut, lambda kinds, rows: prefill_work(scenario, kinds, rows, prompts, device)),
+        prefill=_grid(of_prompts, cut, lambda kinds, rows: prefill_work(scenario, kinds, rows, prompts, device)),
         together=np.full(len(cut.tp), together),
         prompts=prompts,
     )

@@ -85,12 +85,24 @@ def _stored(scenario: Scenario, product: Product) -> FloatColumn:
 
 def activation_bytes(scenario: Scenario, cut: Degrees) -> FloatColumn:
     """Bytes alive at the widest point of the largest step: the stream and its copy, and what goes into and comes out of the MLP's
-    activation; logits of all sequences that run."""
+    activation, or of the experts'; logits of all sequences that run."""
     model, software = scenario.model, scenario.software
     tokens = float(software.serving.max_batched_tokens)
     wide = model.intermediate_size
     if model.num_experts:
-        wide = max((model.num_experts_per_tok + model.n_shared_experts) * model.moe_intermediate_size, wide * (dense_layers(model) > 0))
-    stream = tokens * ACTIVATION * (2.0 * model.hidden_size + 3.0 * wide / cut.wide * cut.attention_dp)
+        wide = max(model.n_shared_experts * model.moe_intermediate_size, wide * (dense_layers(model) > 0))
+    stream = tokens * ACTIVATION * (2.0 * model.hidden_size + 3.0 * wide / cut.wide * cut.attention_dp) + _routed(scenario, cut, tokens)
     logits = min(software.serving.max_num_seqs, tokens) * 4.0 * padded_vocab(model, cut.tp) / cut.tp
     return np.asarray(np.maximum(stream, logits))
+
+
+def _routed(scenario: Scenario, cut: Degrees, tokens: float) -> FloatColumn:
+    """Bytes of the experts' buffers: a row for each of the k copies of every token that reaches the stage, since they are there before it
+    is known which of them stay on a rank. A row is a copy's input and output, and both halves and the result of the activation."""
+    model = scenario.model
+    if not model.num_experts:
+        return np.zeros(len(cut.tp))
+    narrow = min(ACTIVATION, WEIGHT_BYTES[scenario.workload.precision])
+    rows = tokens * cut.attention_dp * model.num_experts_per_tok
+    inside = (2.0 * ACTIVATION + narrow) * model.moe_intermediate_size / cut.etp
+    return np.asarray(rows * ((ACTIVATION + narrow) * model.hidden_size + inside))

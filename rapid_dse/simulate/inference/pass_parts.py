@@ -92,15 +92,19 @@ class PassParts:
 def parts_of(
     scenario: Scenario,
     cut: Degrees,
-    counts: tuple[FloatColumn, FloatColumn],
+    counts: tuple[FloatColumn, FloatColumn, FloatColumn | float],
     attention: KernelCost,
     device: OperatorModel,
     *,
     decoding: bool,
 ) -> PassParts:
-    """The parts of a pass over so many tokens of an attention rank, of which the head sees the second of the ``counts``, with that
-    attention in each layer."""
-    tokens, ends = counts
+    """The parts of a pass with that attention in each layer.
+
+    Args:
+        counts: tokens of the attention rank that has the most, those of them that the head sees, and what attention's ranks have on average
+            over the most that one has.
+    """
+    tokens, ends, share = counts
     model = scenario.model
     dense, layers = dense_layers(model), model.num_hidden_layers
     shape, cast = _shape(scenario, cut, tokens), CAST_BYTES * tokens * model.hidden_size
@@ -108,14 +112,14 @@ def parts_of(
     return PassParts(
         around=price_products(scenario, attention_products(model, cut, tokens, absorbed=decoding), device, decoding=decoding),
         attention=attention,
-        mlp=price_products(scenario, dense_products(model, cut, tokens), device, decoding=decoding) if dense else None,
-        routed=price_products(scenario, expert_products(model, cut, tokens), device, decoding=decoding) if layers > dense else None,
+        mlp=price_products(scenario, dense_products(model, cut, tokens, share), device, decoding=decoding) if dense else None,
+        routed=price_products(scenario, expert_products(model, cut, tokens, share), device, decoding=decoding) if layers > dense else None,
         head=price_products(scenario, [head_product(model, cut, ends)], device, decoding=decoding),
         glue=_streaming(glue, device) + _eager(scenario, shape, device),
         cast=_streaming(cast, device),
         glue_bytes=glue,
         cast_bytes=cast,
-        exchanges=_exchanges(scenario, cut, tokens, ends),
+        exchanges=_exchanges(scenario, cut, counts),
         dense=dense,
         layers=layers,
     )
@@ -155,11 +159,12 @@ def _places(scenario: Scenario, cut: Degrees) -> Placement:
     return rows_of(replace(place(degrees, ORDER, effective_network(scenario)), reasons=()), kind)
 
 
-def _exchanges(scenario: Scenario, cut: Degrees, tokens: FloatColumn, ends: FloatColumn) -> Exchanges:
+def _exchanges(scenario: Scenario, cut: Degrees, counts: tuple[FloatColumn, FloatColumn, FloatColumn | float]) -> Exchanges:
+    tokens, ends, share = counts
     model, network, at = scenario.model, effective_network(scenario), _places(scenario, cut)
     stream, wide = tokens * model.hidden_size * ACTIVATION, at.tp * at.cp
     several = cut.attention_dp * cut.cp > 1
-    everyone = stream * (cut.attention_dp * cut.cp)
+    everyone = stream * (cut.attention_dp * cut.cp) * share
     reduced = small_all_reduce(scenario, stream, at.tp)
     mlp = reduced
     if not model.num_experts:  # MLPs over the whole stage: where attention has several ranks their tokens are gathered and scattered

@@ -145,7 +145,7 @@ class Prompts:
 def decode_parts(scenario: Scenario, cut: Degrees, rows: FloatColumn, device: OperatorModel, queries: float = 1.0) -> PassParts:
     """A step that gives each of ``rows`` sequences of an attention rank ``queries`` tokens, on average over the contexts of a request."""
     mean = over_windows(scenario, lambda step: _attended(step, cut, rows, queries, device))
-    return parts_of(scenario, cut, (rows * queries, rows * queries), mean, device, decoding=True)
+    return parts_of(scenario, cut, (rows * queries, rows * queries, 1.0), mean, device, decoding=True)
 
 
 def decode_work(scenario: Scenario, cut: Degrees, rows: FloatColumn, device: OperatorModel, queries: float = 1.0) -> PassWork:
@@ -203,11 +203,20 @@ def drafting(scenario: Scenario) -> Scenario:
 
 
 def prefill_parts(scenario: Scenario, cut: Degrees, sequences: FloatColumn, prompts: Prompts, device: OperatorModel) -> PassParts:
-    """One of the passes that compute ``sequences`` prompts of an attention rank; the head sees the last token of each."""
-    attention = over_windows(scenario, lambda step: prefill_attention(step, cut, sequences, prompts.queries, prompts.keys, device))
-    tokens = np.maximum(1.0, sequences * prompts.queries / cut.cp / prompts.chunks)
-    ends = np.maximum(1.0, sequences / prompts.chunks)
-    return parts_of(scenario, cut, (tokens, ends), attention.times(1.0 / prompts.chunks), device, decoding=False)
+    """One of the passes that compute ``sequences`` prompts of an attention rank; the head sees the last token of each.
+
+    Below one, so large a share of attention's ranks has a prompt, and the others wait for it.
+    """
+    most, share = np.maximum(1.0, sequences), np.minimum(1.0, sequences)
+    attention = over_windows(scenario, lambda step: prefill_attention(step, cut, most, prompts.queries, prompts.keys, device))
+    tokens = np.maximum(1.0, most * prompts.queries / cut.cp / prompts.chunks)
+    ends = np.maximum(1.0, most / prompts.chunks)
+    parts = parts_of(scenario, cut, (tokens, ends, share), attention.times(1.0 / prompts.chunks), device, decoding=False)
+    busy = {name: replace(part, joules=part.joules * share) for name in _ON_ITS_OWN if (part := getattr(parts, name)) is not None}
+    return replace(parts, **busy)
+
+
+_ON_ITS_OWN = ("around", "attention", "head")  # parts of an attention rank with its own tokens alone
 
 
 def prefill_work(scenario: Scenario, cut: Degrees, sequences: FloatColumn, prompts: Prompts, device: OperatorModel) -> PassWork:

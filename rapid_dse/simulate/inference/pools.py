@@ -82,7 +82,7 @@ class Pools:
     def flow(self, rate: FloatColumn) -> Flow:
         """What a request meets where so many arrive a second."""
         rate_a_worker = rate / self.workers[0]
-        one = self.prefill.costs.prefill.at(self.prefill.kind, np.ones_like(rate))
+        one = self.prefill.costs.prefill.at(self.prefill.kind, 1.0 / self.prefill.cut.attention_dp)
         alone = one.of(self.prefill.prefill_total) + one.of(self.prefill.prefill_late)
         busy = np.minimum(rate_a_worker * self.least, 0.98)
         alone = alone + busy * self.handover.prompt_delay
@@ -122,7 +122,7 @@ class Pools:
         decode, later = self.decode, self.decode.later
         step = decode.step(flow.running)
         first = flow.prompt + flow.transfer + burst
-        prefill = self.prefill.costs.prefill.at(self.prefill.kind, np.ones_like(rate))
+        prefill = self.prefill.costs.prefill.at(self.prefill.kind, 1.0 / self.prefill.cut.attention_dp)
         return Served(
             running=flow.running,
             capacity=decode.capacity,

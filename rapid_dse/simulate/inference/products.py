@@ -75,16 +75,24 @@ def _latent(model: Model, heads: FloatColumn, tokens: FloatColumn, absorbed: boo
     return [*products, Product(MatMul("attention_output", tokens, hidden, heads * value), "attention")]
 
 
-def dense_products(model: Model, cut: Degrees, tokens: FloatColumn) -> list[Product]:
-    """The MLP of a dense layer: over all GPUs of the stage, whose attention ranks put their tokens together; beside experts, over tp."""
+def dense_products(model: Model, cut: Degrees, tokens: FloatColumn, share: FloatColumn | float = 1.0) -> list[Product]:
+    """The MLP of a dense layer: over all GPUs of the stage, whose attention ranks put their tokens together; beside experts, over tp.
+
+    Args:
+        share: tokens of an attention rank on average over ``tokens``, the most that one has.
+    """
     if model.num_experts:
         return _mlp("mlp", model, tokens, model.intermediate_size / (cut.tp * cut.cp), part="mlp")
-    return _mlp("mlp", model, tokens * (cut.attention_dp * cut.cp), model.intermediate_size / cut.wide, part="mlp")
+    return _mlp("mlp", model, tokens * share * (cut.attention_dp * cut.cp), model.intermediate_size / cut.wide, part="mlp")
 
 
-def expert_products(model: Model, cut: Degrees, tokens: FloatColumn) -> list[Product]:
-    """Router, shared experts, and the rank's routed experts as one grouped product over those that some token has chosen."""
-    engine = tokens * (cut.attention_dp * cut.cp)
+def expert_products(model: Model, cut: Degrees, tokens: FloatColumn, share: FloatColumn | float = 1.0) -> list[Product]:
+    """Router, shared experts, and the rank's routed experts as one grouped product over those that some token has chosen.
+
+    Args:
+        share: tokens of an attention rank on average over ``tokens``, the most that one has.
+    """
+    engine = tokens * share * (cut.attention_dp * cut.cp)
     touched, load = busiest_rank(model, engine, cut.ep)
     rows = np.maximum(1.0, load / touched)
     experts, hidden = np.full_like(tokens, model.num_experts), np.full_like(tokens, model.hidden_size)

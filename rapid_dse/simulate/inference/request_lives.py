@@ -49,13 +49,15 @@ class DecodeStep:
 @dataclass(frozen=True)
 class PromptPass:
     """A pass of prompts: where it stands in the tables, how many it takes ``together``, its seconds (``whole``), those by which a
-    ``prompt`` keeps the engine from decoding, and those that others wait for one (``alone``: decoding that goes along delays them too)."""
+    ``prompt`` keeps the engine from decoding, those that others wait for one (``alone``: decoding that goes along delays them too), and for
+    which it is held back on average until others have come (``hold``)."""
 
     where: Between
     together: FloatColumn
     whole: FloatColumn
     prompt: FloatColumn
     alone: FloatColumn
+    hold: FloatColumn
 
 
 @dataclass(frozen=True)
@@ -131,7 +133,7 @@ class SteppingEngine:
         passed = self._prompts(crowd, full, running / (steps + 1.0), grouped)
         low = steps * self.step(running, LEAST_DECODING).total + self.scenario.software.serving.admission_latency + passed.whole
         waits = (crowd.others + crowd.longest * passed.together + running) * passed.alone + passed.whole * (1.0 + running)
-        high = 2.0 * low + (steps + 1.0) * full.total + waits + passed.where.of(self.prefill_late)
+        high = 2.0 * low + (steps + 1.0) * full.total + waits + passed.where.of(self.prefill_late) + passed.hold
 
         def life(at: FloatColumn) -> Life:
             return self._life(crowd, at, running / at, (full, passed), grouped)
@@ -159,9 +161,9 @@ class SteppingEngine:
     def _full_pass(self, running: FloatColumn) -> PromptPass:
         """A pass of as many prompts as fit, of so many requests."""
         together = np.maximum(1.0, np.minimum(self.costs.together[self.kind] * self.cut.attention_dp, running))
-        where = self.costs.prefill.at(self.kind, np.maximum(1.0, together / self.cut.attention_dp))
+        where = self.costs.prefill.at(self.kind, together / self.cut.attention_dp)
         alone = where.of(self.prefill_slowest) / together
-        return PromptPass(where, together, where.of(self.prefill_total), alone, alone)
+        return PromptPass(where, together, where.of(self.prefill_total), alone, alone, np.zeros_like(alone))
 
     def _habits(self, running: FloatColumn, grouped: NDArray[np.bool_]) -> tuple[FloatColumn, FloatColumn, FloatColumn]:
         """How requests of one length that have had their prompts in one pass, and so end together, keep those that follow them together:
@@ -188,6 +190,7 @@ class SteppingEngine:
             serving.admission_latency
             + passed.whole
             + passed.where.of(self.prefill_late)
+            + passed.hold
             + rounds * crowd.steady * round_wait
             + (1.0 - rounds) * (queue + crowd.steady * behind + 0.5 * full.total * crowd.busy)
         )
@@ -203,17 +206,28 @@ class SteppingEngine:
         scheduler, steps = self.scenario.software.serving.scheduler, self.later / self.steps_tokens
         alike, group, rounds = self._habits(crowd.running, grouped)
         most = self._full_pass(crowd.running)
-        # attention's copies take theirs together, since experts wait for all of them
-        least = np.minimum(self.cut.attention_dp, most.together)
         share = group if scheduler == "chunked" else alike * most.together
-        together = np.clip(np.maximum(share, arrived), least, most.together)
-        where = self.costs.prefill.at(self.kind, np.maximum(1.0, together / self.cut.attention_dp))
+        by_itself = np.clip(np.maximum(share, arrived), 1.0, most.together)
+        together, hold = self._hold(crowd.running, by_itself, arrived, full)
+        where = self.costs.prefill.at(self.kind, together / self.cut.attention_dp)
         whole = prefill_beside = where.of(self.prefill_total)
         if scheduler != "prefill_first" and steps:  # decoding goes along: its products and launches are the pass's own
             passes = (1.0 - 0.5 * rounds) * crowd.others / together  # that a request meets; no more of its steps than it has go along
             prefill_beside = whole - self._spared(full, together, whole) * np.minimum(1.0, steps / np.maximum(passes, 1e-12))
         alone = where.of(self.prefill_slowest) / together
-        return PromptPass(where, together, whole, prefill_beside / whole * alone, alone)
+        return PromptPass(where, together, whole, prefill_beside / whole * alone, alone, hold)
+
+    def _hold(self, running: FloatColumn, together: FloatColumn, arrived: FloatColumn, full: DecodeStep) -> tuple[FloatColumn, FloatColumn]:
+        """Prompts that share a pass, and seconds that they wait for it on average, where they are held back until each of attention's ranks
+        has one, or for so many steps; none is where some rank has nothing to decode.
+
+        Args:
+            together: prompts that share a pass anyway; ``arrived`` in a step.
+        """
+        ranks, most = self.cut.attention_dp, float(self.scenario.software.serving.attention_dp_wait)
+        steps = np.minimum(most, ranks / np.maximum(arrived, 1e-12))
+        waits = (running > ranks) & (together < ranks)
+        return np.where(waits, np.maximum(together, steps * arrived), together), np.where(waits, 0.5 * steps * full.total, 0.0)
 
     def _spared(self, step: DecodeStep, together: FloatColumn, whole: FloatColumn) -> FloatColumn:
         """Seconds less that a pass of prompts and decoding in one takes than both apart: weights are read and kernels launched once, the

@@ -103,7 +103,7 @@ class Engine(SteppingEngine):
         """A batch that starts and ends together: all prompts first, then decode steps until the longest request ends."""
         batch = np.where(np.isfinite(load.concurrency), np.maximum(1.0, load.concurrency), 1.0)
         stepped = self.step(batch)
-        on_rank = np.maximum(1.0, batch / self.cut.attention_dp)
+        on_rank = batch / self.cut.attention_dp
         together = np.minimum(on_rank, self.costs.together[self.kind])
         pass_where = self.costs.prefill.at(self.kind, together)
         passes = on_rank / together
