@@ -14,6 +14,7 @@ from layout_spread import EVENT_BACKENDS
 
 from rapid_dse.config.scenario import Scenario, parse
 from rapid_dse.events.backends import price
+from rapid_dse.events.one_by_one import Watch
 from rapid_dse.parallel.layouts import KEYS, Layouts, broken_rules
 from rapid_dse.simulate.results import Priced
 from rapid_dse.sweep.compose import Composed, composed, hydra_ready, with_values
@@ -75,8 +76,8 @@ class Trial:
         except ValueError:
             return np.zeros(len(self.layouts), bool)
 
-    def price(self) -> Priced:
-        return price(self.scenario(), self.layouts)
+    def price(self, watch: Watch | None = None) -> Priced:
+        return price(self.scenario(), self.layouts, watch)
 
 
 TRAINING = {

@@ -7,12 +7,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+from collective_order import disorder
+from generated import ONE
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
-from law_cases import BACKENDS, FASTER, KINDS, SERVING, Trial, trials
+from law_cases import BACKENDS, FASTER, HIERARCHICAL, KINDS, SERVING, Trial, trials
 
+from rapid_dse.config.run import RECOMPUTE
 from rapid_dse.config.schedule_names import SCHEDULES
+from rapid_dse.events.runs import Run
 from rapid_dse.model.parameters import count
+from rapid_dse.parallel.layouts import grid
 from rapid_dse.simulate.results import Priced, unlawful
 
 MOST = settings.default.max_examples // 40
@@ -28,9 +33,12 @@ EACH = [(kind, backend) for kind in KINDS for backend in BACKENDS]
 @FEWER
 @given(st.data())
 def test_results_are_finite_add_up_and_hold_the_model(kind: str, backend: str, data: Any) -> None:
-    """Finite numbers of the right sign, terms that add up, no more FLOP/s than the chips have, and no less memory than the parameters."""
+    """Finite numbers of the right sign, terms that add up, no more FLOP/s than the chips have, and no less memory than the parameters;
+    graphs whose ranks take part in collectives in one order."""
     trial: Trial = data.draw(trials(kind, backend))
-    found, scenario = trial.price(), trial.scenario()
+    runs: dict[str, Run] = {}
+    found, scenario = trial.price(None if backend == "analytical" else runs.update), trial.scenario()
+    assert [fault for run in runs.values() for fault in disorder(run.traced)] == []
     assert unlawful(found) == []
     assert (found.mfu <= 1).all()
     if kind in ("text", "experts"):  # the fullest stage's GPUs hold no less than the mean, an 8-bit copy of each parameter at least
@@ -65,3 +73,17 @@ def test_a_faster_machine_is_never_slower(kind: str, backend: str, data: Any, fa
         for name, more in BY_SCHEDULE.items():
             slack = np.where(trial.layouts.schedule == SCHEDULES.index(name), more + slack, slack)
     assert (fast <= slow * (1 + slack) + (backend != "analytical") * NANOSECOND).all(), (faster, trial)
+
+
+@pytest.mark.parametrize(("zero", "recompute"), [(2, "none"), (3, "full")])
+def test_ranks_that_reach_collectives_in_different_orders_do_not_wait_for_each_other(zero: int, recompute: str) -> None:
+    """The table's gradient is reduced beside those of layers: on links that cut messages, one rank begins the one before the other, its
+    neighbour after it."""
+    small = {"num_attention_heads": 7, "num_key_value_heads": 7, "hidden_size": 448, "head_dim": 64, "num_hidden_layers": 3}
+    small |= {"intermediate_size": 896, "vocab_size": 1000}
+    values = {f"model.{key}": value for key, value in small.items()} | {"backend.name": HIERARCHICAL, "backend.network": "fair"}
+    values |= {"software.enforce": False, "software.cuda_graphs": "full_iteration", "workload.seq_len": 1024}
+    options = (("hw", "a100_pcie"), ("model", "llama"), ("software", "nanotron"), ("workload", "training"))
+    row = {"num_gpus": 7, "global_batch_size": 14, "micro_batch_size": 2, "zero": zero, "recompute": RECOMPUTE.index(recompute)}
+    trial = Trial("text", options, tuple(values.items()), grid(ONE | {name: [value] for name, value in row.items()}))
+    assert trial.price().step_time_s[0] > 0

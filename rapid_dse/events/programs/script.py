@@ -251,7 +251,7 @@ def assemble(ranks: int, scripts: Sequence[Script], role: Ints, directory: Direc
     idle.compute((), 1e-9, "idle", "bubble")
     every = [*scripts, idle]
     role = np.where(role < 0, len(scripts), role)
-    groups, place = _group_table(ranks, directory)
+    groups, place = _group_table(ranks, directory, every)
     lengths = np.array([len(script) for script in every], np.int64)[role]
     first = np.concatenate(([0], np.cumsum(lengths)))
     width = np.array([sum(map(len, script.after)) for script in every], np.int64)[role]
@@ -299,13 +299,24 @@ def check_size(nodes: int, what: Literal["to write", "in all"]) -> None:
         )
 
 
-def _group_table(ranks: int, directory: Directory) -> tuple[Groups, dict[str, Ints]]:
-    """All groups in one table, and by name which of them a rank is in."""
+def _group_table(ranks: int, directory: Directory, scripts: Sequence[Script]) -> tuple[Groups, dict[tuple[str, int], Ints]]:
+    """All groups in one table, and by name and stream which of them a rank is in.
+
+    A group has a communicator on each stream that it takes collectives to: which of two that run beside each other begins first may differ
+    from rank to rank, and collectives find each other by their number in a communicator.
+    """
+    apart = {
+        (where, stream)
+        for script in scripts
+        for where, stream, kind in zip(script.where, script.stream, script.kind, strict=True)
+        if kind == COLLECTIVE and stream != MAIN
+    }
     tables, place, count = [], {}, 0
-    for name, members in directory.groups.items():
+    for key in [*((name, MAIN) for name in directory.groups), *sorted(apart)]:
+        members = directory.groups[key[0]]
         of = np.full(ranks, WORLD, np.int64)
         of[members] = count + np.arange(len(members))[:, None]
-        place[name] = of
+        place[key] = of
         tables.append(members)
         count += len(members)
     sizes = np.concatenate([np.full(len(table), table.shape[1]) for table in tables]) if tables else np.zeros(0, np.int64)
@@ -314,11 +325,17 @@ def _group_table(ranks: int, directory: Directory) -> tuple[Groups, dict[str, In
     return Groups(np.arange(1, count + 1), ptr, flat.astype(np.int64)), place
 
 
-def _look_up(script: Script, on: Ints, first: Ints, place: Mapping[str, Ints], directory: Directory, columns: Mapping[str, Ints]) -> None:
+def _look_up(
+    script: Script, on: Ints, first: Ints, place: Mapping[tuple[str, int], Ints], directory: Directory, columns: Mapping[str, Ints]
+) -> None:
     """Fills the groups and peers of the ranks ``on`` that run ``script``."""
-    where, kind = np.array(script.where), np.array(script.kind)
+    where, kind, stream = np.array(script.where), np.array(script.kind), np.array(script.stream)
     columns["group"][first[on][:, None] + np.arange(len(script))] = WORLD
-    for name in np.unique(where[where != ""]):
+    for name in np.unique(where[where != ""]).tolist():
         at = np.flatnonzero(where == name)
-        table, column = (place, "group") if kind[at[0]] == COLLECTIVE else (directory.peers, "peer")
-        columns[column][first[on][:, None] + at] = table[str(name)][on][:, None]
+        if kind[at[0]] != COLLECTIVE:
+            columns["peer"][first[on][:, None] + at] = directory.peers[name][on][:, None]
+            continue
+        for number in np.unique(stream[at]).tolist():
+            of = at[stream[at] == number]
+            columns["group"][first[on][:, None] + of] = place[name, number][on][:, None]
