@@ -23,7 +23,9 @@ from rapid_dse.parallel.distinct_parts import distinct_parts, distinct_parts_of_
 from rapid_dse.parallel.expert_groups import expert_groups
 from rapid_dse.parallel.layouts import broken_rules
 from rapid_dse.parallel.placement import place
-from rapid_dse.simulate.expert_traffic import route
+from rapid_dse.parallel.schedules import schedule_of
+from rapid_dse.parallel.schedules.schedule import BACKWARD
+from rapid_dse.simulate.expert_traffic import alone_share, route
 from rapid_dse.simulate.held_weights import layer_weights
 from rapid_dse.simulate.host_launches import layer_launches, micro_batch_seconds
 from rapid_dse.simulate.memory import layer_activations
@@ -348,7 +350,15 @@ class TestDispatchers:
     def test_exchanges_hide_behind_another_micro_batch(self) -> None:
         shown, hidden = (scenario(**MIXTRAL | {"software__expert_overlap": on, "software__ep_overlap": 1.0}) for on in (False, True))
         row = {"num_gpus": 16, "ep": 8, "tp": 2, "global_batch_size": 16}
-        assert priced(hidden, row).time_ep_s[0] < 0.05 * priced(shown, row).time_ep_s[0]
+        assert priced(hidden, row).time_ep_s[0] == pytest.approx(priced(shown, row).time_ep_s[0] / 2, rel=0.05)
+
+    @pytest.mark.parametrize(("pp", "chunks", "micro_batches"), [(1, 1, 1), (1, 1, 8), (4, 1, 8), (2, 4, 6), (4, 2, 2)])
+    def test_passes_that_run_alone_are_counted(self, pp: int, chunks: int, micro_batches: int) -> None:
+        """Of the last stage's passes, in the order of its schedule, the forward ones before the first backward one."""
+        name = "interleaved_1f1b" if chunks > 1 else "1f1b" if pp > 1 else "none"
+        row = {"num_gpus": pp, "pp": pp, "vpp": chunks, "schedule": name, "global_batch_size": micro_batches}
+        kinds = schedule_of(name).order(pp - 1, pp, chunks, micro_batches)[0].tolist()
+        assert alone_share(layouts(row))[0] == pytest.approx(kinds.index(BACKWARD) / (micro_batches * chunks))
 
     def test_graphs_leave_the_host_out(self) -> None:
         """A tiny mixture of experts waits for launches: all of a step's in one graph, none; those whose shapes are known ahead, less."""

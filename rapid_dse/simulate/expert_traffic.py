@@ -89,6 +89,15 @@ def held_sms(scenario: Scenario) -> float:
     return HELD_SMS.get(scenario.software.experts.dispatcher, 0) / scenario.hw.sms
 
 
+def alone_share(layouts: Layouts) -> FloatColumn:
+    """Share of a step's passes that have none of another micro-batch beside them where ``software.expert_overlap`` pairs a forward with a
+    backward pass, ``(n_layouts,)``: on the last stage the forward passes up to the first backward one, pp through each of its chunks but
+    the last and one there, and as many backward ones at the end (Megatron Core, pipeline_parallel/combined_1f1b.py). Without a pipeline it
+    is the first micro-batch's forward pass and the last one's backward pass."""
+    passes = layouts.num_micro_batches * layouts.chunks
+    return np.asarray(np.minimum((layouts.chunks - 1) * layouts.pp + 1, passes) / passes, dtype=np.float64)
+
+
 def _copies(model: Model, group: Span) -> NDArray[np.float64]:
     """Parts that the mean token goes to, by dimension: those of one place of the dimension each, all over the group."""
     routing = (model.num_experts, model.num_experts_per_tok, model.n_group or 1, model.topk_group or model.n_group or 1)

@@ -16,7 +16,7 @@ from rapid_dse.parallel.layouts import RECOMPUTE_FULL, Layouts
 from rapid_dse.parallel.stages import Stages
 from rapid_dse.simulate.arrangement import MICRO_BATCH, Arrangement
 from rapid_dse.simulate.communication import LayerTransfers
-from rapid_dse.simulate.expert_traffic import held_sms
+from rapid_dse.simulate.expert_traffic import alone_share, held_sms
 from rapid_dse.simulate.layer_work import Block, LayerBlock
 from rapid_dse.simulate.offload import HostCopies, host_copies
 from rapid_dse.simulate.recomputed import Repeated, recomputed, repeated
@@ -27,13 +27,15 @@ FloatColumn = NDArray[np.float64]
 
 
 LAYER = (*MICRO_BATCH, "recompute", "sharded_passes", "delays_weights")  # columns of Layouts on which a layer depends
+PAIRED = ("pairs_passes", "chunks", "num_micro_batches")  # of a mixture of experts
 
 
 def layer_columns(scenario: Scenario) -> tuple[str, ...]:
     """Columns of ``Layouts`` on which a layer's time depends: where its weights are fetched from the host, what ZeRO leaves of them too;
-    of a mixture of experts, whether passes run in pairs."""
+    of a mixture of experts, whether passes run in pairs, and how many of them where exchanges hide behind another micro-batch's."""
     offloads, routes = scenario.parallel.offload_weights > 0, scenario.model.num_experts > 0
-    return (*LAYER, *(["zero"] if offloads else []), *(["pairs_passes"] if routes else []))
+    paired = PAIRED if routes and scenario.software.experts.expert_overlap else PAIRED[:1] if routes else ()
+    return (*LAYER, *(["zero"] if offloads else []), *paired)
 
 
 @dataclass(frozen=True)
@@ -314,15 +316,16 @@ def hidden_exchanges(
     scenario: Scenario, layouts: Layouts, block: LayerBlock, transfers: LayerTransfers, repeats: Repeated, beside_seconds: BesideCompute
 ) -> HiddenExchanges:
     """What hides of a layer's exchanges: all of a forward and a backward pass together hide behind a share of what both passes compute
-    with no transfer of tensor or context parallelism beside it (``beside_seconds``), in proportion to how long that is in each; behind
-    all of it where the schedule runs these passes in pairs. So no second of compute hides two transfers."""
+    with no transfer of tensor or context parallelism beside it (``beside_seconds``), in proportion to how long that is in each, less
+    what the passes have that run alone; behind all of it where the schedule runs these passes in pairs. So no second of compute hides
+    two transfers."""
     experts, none, paired = scenario.software.experts, np.zeros(len(layouts)), layouts.pairs_passes
     if transfers.route is None or not (experts.expert_overlap or paired.any()):
         return HiddenExchanges(none + 1.0, none, none, none)
     share = np.where(paired, 1.0, experts.ep_overlap * experts.expert_overlap)
     every, computed = transfers.ep_exchange.seconds * (4.0 + repeats.routed), block.backward + recomputed(scenario, layouts, block)
     ahead, back = np.maximum(0.0, block.forward - beside_seconds.forward), np.maximum(0.0, computed - beside_seconds.backward)
-    hidden = np.minimum(every, share * (ahead + back))
+    hidden = np.minimum(every, share * (ahead + back)) * (1.0 - np.where(paired, 0.0, alone_share(layouts)))
     exposed_share = 1.0 - np.divide(hidden, every, out=np.zeros(len(layouts)), where=every > 0)
     forward = hidden * np.divide(ahead, ahead + back, out=np.zeros(len(layouts)), where=ahead + back > 0)
     return HiddenExchanges(exposed_share, forward, hidden - forward, block.weight_gradient / computed)
