@@ -181,6 +181,7 @@ SHOWN: dict[str, tuple[Any, ...]] = {
     "software.host_library_launch": ("memory", 1e-3),
     "software.host_without_gradients": ("images", 1.0),
     "software.eager": ("images", False),
+    "software.gradient_sums": ("vision", True),
     "model.m": ("product", 4096),
     "model.n": ("product", 4096),
     "model.k": ("product", 8192),

@@ -178,6 +178,7 @@ def test_measured_steps() -> None:
     found = predict_table(table, {}, "vit_lstm").table
     error = (found["predicted.time_s"] / found["time_s"] - 1).abs()
     assert error.notna().all()
-    assert error[found["kind"].eq("vit")].mean() < 0.08
+    assert error[found["kind"].eq("vit")].max() < 0.08
+    assert error[found["kind"].eq("vit")].mean() < 0.04
     assert error[found["kind"].eq("lstm")].mean() < 0.12
     assert error[found["kind"].eq("lstm")].max() < 0.21

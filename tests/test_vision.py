@@ -13,10 +13,14 @@ import serving_trials
 from trials import layouts, legal, memory_terms, priced, scenario, time_terms
 
 from rapid_dse.config.run import Workload
+from rapid_dse.device import operator_model
 from rapid_dse.events.backends import price
 from rapid_dse.model.architecture import architecture, model_flops_per_token
 from rapid_dse.model.parameters import count
 from rapid_dse.model.shapes import MicroBatch
+from rapid_dse.simulate.host_launches import end_seconds, gradient_launches
+from rapid_dse.simulate.operator_times import counted_seconds
+from rapid_dse.simulate.training import price_operators
 from rapid_dse.sweep.space import Setting, layouts_of
 
 # timm's results/model_metadata: parameters; GMACs of an image where it lists them.
@@ -104,6 +108,66 @@ def test_backends_agree(backend: str, row: dict[str, Any]) -> None:
     closed = priced(scenario(model="vit_base", **settings), row)
     found = priced(scenario(model="vit_base", backend__name=backend, backend__network="ideal", **settings), row)
     assert float(found.step_time_s[0]) == pytest.approx(float(closed.step_time_s[0]), rel=0.02)
+
+
+def test_the_convolution_of_patches_runs_without_tensor_cores() -> None:
+    """Of 256 images as long as three products of 50,176 patches, 768 channels out and 768 pixels in would take in fp32, forward and for
+    its weights' gradient alike; nothing needs the gradient of pixels."""
+    one = scenario(hw="h200", model="vit_base", software="pytorch")
+    table = layouts({"num_gpus": 1, "micro_batch_size": 256, "global_batch_size": 256, "zero": 0, "sequence_parallel": False})
+    ready = price_operators(one, table)
+    flops = 2 * 256 * 196 * 768 * 768
+    forward, _, weights = ready.alone.embedding.seconds[:, 0]
+    assert forward == pytest.approx(3 * flops / (one.hw.peak_flops("fp32") * 0.77) / 0.96, rel=0.05)
+    assert weights == pytest.approx(forward, rel=0.05)
+    assert float(ready.alone.embedding.forward_joules[0]) == pytest.approx(flops * 10.3e-12)
+
+
+# Measured on one H200 (PyTorch 2.11): rows, columns of 16 bits, seconds.
+ALONE = {
+    "layer norm": (16384, 4096, 0.103e-3),
+    "its gradients": (8192, 8192, 0.262e-3),
+    "GELU": (16384, 8192, 0.146e-3),
+    "its gradient": (8192, 8192, 0.100e-3),
+    "sum": (4096, 8192, 0.0475e-3),
+}
+
+
+@pytest.mark.parametrize(("part", "name", "way", "width"), [
+    ("layer norm", "mlp_norm", 0, 1), ("its gradients", "mlp_norm", 1, 1),
+    ("GELU", "activation", 0, 4), ("its gradient", "activation", 1, 4),
+    ("sum", "mlp_residual", 0, 1), ("sum", "mlp_residual", 1, 1),
+])  # fmt: skip
+def test_eager_kernels_take_what_they_take_alone(part: str, name: str, way: int, width: int) -> None:
+    rows, columns, seconds = ALONE[part]
+    one = scenario(
+        hw="h200", model="gpt", software="pytorch", model__hidden_size=columns // width, model__intermediate_size=columns * 4 // width,
+        model__num_attention_heads=16, model__num_key_value_heads=16, workload__seq_len=rows,
+    )  # fmt: skip
+    table = layouts({"num_gpus": 1, "micro_batch_size": 1, "global_batch_size": 1, "zero": 0, "sequence_parallel": False})
+    shape, kind = MicroBatch.of(table, one.workload), architecture(one.model).kinds[0]
+    shares = [float(kernel.name == name) for kernel in kind.small_kernels(shape, one.software)]
+    assert sum(shares) == 1
+    found = counted_seconds(one, kind, shape, operator_model(one.hw), way, shares)
+    assert float(found[0]) == pytest.approx(seconds, rel=0.1)
+
+
+def test_an_eager_backward_pass_sums_biases_and_joins_what_was_split() -> None:
+    """Four sums of biases' gradients a layer, a join and a copy of those of queries, keys and values: six operations of 24 in a layer of
+    Llama, two thirds of whose time are its backward pass."""
+    eager, compiled, fused = (
+        scenario(hw="h200", model="vit_base", software=name) for name in ("pytorch", "pytorch_compile", "megatron_lm")
+    )
+    assert gradient_launches(eager) == pytest.approx(6 / 24 * 2 / 3)
+    assert gradient_launches(compiled) == gradient_launches(fused) == 0
+    table = layouts({"num_gpus": 1, "micro_batch_size": 64, "global_batch_size": 64, "zero": 0, "sequence_parallel": False})
+    shape, kind = MicroBatch.of(table, eager.workload), architecture(eager.model).kinds[0]
+    stream = 64 * 197 * 768
+    for one, passes in ((compiled, 9 + 2 * 3), (fused, 0)):
+        counted = [kernel for kernel in kind.small_kernels(shape, one.software) if kernel.counted]
+        assert sum(float(np.ravel(kernel.backward)[0]) for kernel in counted) == passes * stream
+    assert end_seconds(eager) == pytest.approx(2e-3 * 5 / 24)  # convolution, join, sum; norm, product
+    assert end_seconds(compiled) == 0
 
 
 NAMES = "model,workload,hw.num_gpus,parallel.tp,parallel.pp,workload.batch_size,workload.seq_len,workload.concurrency,model.patch_size\n"

@@ -12,20 +12,22 @@ import numpy as np
 import pandas as pd
 
 from rapid_dse.analysis.predicted_columns import predicted_columns
-from rapid_dse.analysis.steps import AUTOCAST_STREAM, CAST, OPTIMIZERS, SOFTWARE, errors_by
+from rapid_dse.analysis.steps import AUTOCAST_STREAM, CAST, CAST_BACK, OPTIMIZERS, SOFTWARE, errors_by
+from rapid_dse.config.scenario import Scenario
 from rapid_dse.cost.energy import gpu_energy, moved_energy
 from rapid_dse.device import FloatArray, operator_model
 from rapid_dse.events.backends import price
 from rapid_dse.model.parameters import count
-from rapid_dse.simulate.one_gpu import phases
+from rapid_dse.simulate.one_gpu import Casts, phases
 from rapid_dse.sweep.cases import CaseGroup
 
 NEEDED = ("hw", "kind", "phase", "batch", "model", "mode", "hidden", "layers", "seq", "dtype")
 MODELS = {"vit_base_patch16_224": "vit_base", "vit_large_patch16_224": "vit_large", "vit_huge_patch14_224": "vit_huge"}
 KINDS, PHASES, TYPES = ("vit", "lstm"), ("train", "inference"), ("bf16", "fp16", "fp32", "tf32")
 FIGURES = ("fwd_time_s", "bwd_time_s", "opt_time_s", "time_s", "energy_j", "peak_allocated_bytes", "peak_reserved_bytes")
-# Operations that autocast adds to a layer's forward pass: what two norms give is cast, and four weights with their biases.
-CASTS = 10.0
+# Operations that autocast adds to a layer's forward pass: what two norms give is cast, and four weights with their biases; backward also
+# the gradient of each half of the layer. Around the layers images are cast, what is classified, and two weights with their biases.
+CASTS, OF_GRADIENTS, AROUND = 10.0, 2.0, 6.0
 AUTOCAST = OPTIMIZERS["amp"]
 
 
@@ -89,24 +91,31 @@ def _predict(group: CaseGroup, rows: pd.DataFrame) -> dict[str, FloatArray]:
         raise ValueError(portion.reasons[int(portion.rule[portion.rule >= 0][0])])
     scenario, every = portion.scenario, np.ones(len(rows), bool)
     vision, device = scenario.model.kind == "vit", operator_model(scenario.hw)
-    phase_times, alone = (phases(scenario, portion.layouts, every, CASTS * vision, recorded=recorded) for recorded in (True, False))
-    weights = count(scenario.model).total * CAST * vision
-    stream = rows["batch"].to_numpy(float) * scenario.workload.seq_len * scenario.model.hidden_size
-    hbm_bytes = weights + vision * stream * (scenario.model.num_hidden_layers * AUTOCAST_STREAM)
-    casts, back = (np.where(hbm_bytes > 0, device.elementwise(streamed), 0.0) for streamed in (hbm_bytes, 2 * hbm_bytes - weights))
-    forward = np.where(trains, phase_times.forward, alone.forward) + casts
-    backward = np.where(trains, phase_times.backward + back, 0.0)
+    cast_bytes = _cast_bytes(scenario, rows) if vision else (np.zeros(len(rows)),) * 2
+    started = CASTS * scenario.model.num_hidden_layers * scenario.hw.kernel_latency * scenario.software.kernels.eager
+    ahead, back = (started + device.elementwise(cast) for cast in cast_bytes)
+    casts = Casts(CASTS, OF_GRADIENTS, AROUND, ahead, back) if vision else None
+    phase_times, alone = (phases(scenario, portion.layouts, every, casts, recorded=recorded) for recorded in (True, False))
+    forward, backward = np.where(trains, phase_times.forward, alone.forward), np.where(trains, phase_times.backward, 0.0)
     stepped = vision * trains * AUTOCAST.hbm_bytes * count(scenario.model).total
     step = np.where(stepped > 0, device.elementwise(stepped), 0.0)
     whole = forward + backward + step
     dynamic = np.where(trains, phase_times.joules, phase_times.forward_joules) + moved_energy(
-        scenario.hw, hbm_bytes * (1 + 2 * trains) + stepped
+        scenario.hw, cast_bytes[0] + trains * cast_bytes[1] + stepped
     )
     peaks = price(scenario, portion.layouts)
     allocated = peaks.peak_memory_bytes - peaks.memory_buffers_bytes
     reserved = np.where(trains, peaks.peak_memory_bytes, np.nan)
     joules = gpu_energy(scenario.hw, dynamic, whole)
     return dict(zip(FIGURES, (forward, backward, step, whole, joules, np.where(trains, allocated, np.nan), reserved), strict=True))
+
+
+def _cast_bytes(scenario: Scenario, rows: pd.DataFrame) -> tuple[FloatArray, FloatArray]:
+    """Bytes at streaming speed that autocast moves more of a vision transformer, forward and backward."""
+    parameters, layers = count(scenario.model).total, scenario.model.num_hidden_layers
+    stream = rows["batch"].to_numpy(float) * (scenario.workload.seq_len * scenario.model.hidden_size * layers)
+    ahead, back = np.array([AUTOCAST_STREAM[mode] for mode in rows["mode"]]).T
+    return parameters * CAST + ahead * stream, parameters * CAST_BACK + back * stream
 
 
 def sample_errors(table: pd.DataFrame, predicted: pd.DataFrame) -> pd.DataFrame:

@@ -100,7 +100,8 @@ class MatMul:
     module. ``cut``: what ranks that share the product divide among them, the columns of B, or its rows; None: each has all of it.
     ``routed``: whether they are ranks that share an expert. ``frozen``: it has no weight gradient. ``adapts``: the product that an
     adapter's stands beside. ``in_turn``: how many such kernels run one after the other, each of which needs what the last one gave, on the
-    same weights; their weight gradients are one product over the rows of all.
+    same weights; their weight gradients are one product over the rows of all. ``convolved``: it is a convolution of few channels, which
+    libraries run without tensor cores.
     """
 
     name: str
@@ -117,6 +118,7 @@ class MatMul:
     frozen: bool = False
     adapts: str = ""
     in_turn: FloatColumn | float = 1.0
+    convolved: bool = False
 
     @property
     def flops(self) -> FloatColumn:

@@ -29,6 +29,7 @@ ADAPTER = 3.0  # two products, the sum of what they give with its product's
 # to add into.
 EAGER = 7.0
 EAGER_LAYER = 24.0  # operations of a Llama's layer where nothing is fused (``Part.operations``), of which host_layer is told
+BACKWARD = 2 / 3  # of the host's time for an operation, what its backward pass takes
 # A graph of a module and its backward pass: the framework's own call around it, which copies what goes in and comes out (Transformer
 # Engine's make_graphed_callables), takes as long as so many launches: what 20 runs of Qwen3 on H100 and GB200 leave of the host's time.
 REPLAY = 4.0
@@ -40,6 +41,16 @@ def layer_launches(scenario: Scenario, layouts: Layouts) -> FloatColumn:
     launches = [count * _launches(scenario, layouts, kind) for count, kind in zip(model.counts, model.kinds, strict=True)]
     total: FloatColumn = added(launches) / max(1, len(model.order))
     return total
+
+
+def gradient_launches(scenario: Scenario) -> float:
+    """Launches of the mean layer's backward pass that answer none of its forward pass, over those of a dense layer of Llama."""
+    model, software = architecture_of(scenario), scenario.software
+    if not software.kernels.eager or software.host.cuda_graphs != "none":
+        return 0.0
+    counts = zip(model.counts, model.kinds, strict=True)
+    operations = [count * part.gradient_operations(software) for count, kind in counts for part in kind.parts]
+    return BACKWARD * sum(operations) / max(1, len(model.order)) / EAGER_LAYER
 
 
 def host_pace(scenario: Scenario) -> float:
@@ -104,4 +115,14 @@ def _expert_launches(scenario: Scenario, layouts: Layouts, captured: bool) -> Fl
 def micro_batch_seconds(scenario: Scenario) -> float:
     """The host's time for a micro-batch beside its layers; none where a graph holds the whole step."""
     host = scenario.software.host
-    return 0.0 if host.cuda_graphs == "full_iteration" else host.host_micro_batch * host_pace(scenario)
+    return 0.0 if host.cuda_graphs == "full_iteration" else host.host_micro_batch * host_pace(scenario) + end_seconds(scenario)
+
+
+def end_seconds(scenario: Scenario) -> float:
+    """The part of it for what stands around the layers, where its operations are counted one by one."""
+    host, model = scenario.software.host, architecture_of(scenario)
+    if not scenario.software.kernels.eager or host.cuda_graphs == "full_iteration":
+        return 0.0
+    recorded = 1.0 if scenario.workload.kind == "training" else host.host_without_gradients
+    operations = (model.embedding.operations() or 0.0) + (model.head.operations() or 0.0)
+    return host.host_layer * host_pace(scenario) * recorded * operations / EAGER_LAYER

@@ -16,7 +16,15 @@ from rapid_dse.model.recompute import recomputation
 from rapid_dse.model.shapes import MicroBatch
 from rapid_dse.parallel.layouts import BoolColumn, Layouts
 from rapid_dse.simulate.account import end_joules, layer_joules, part_joules
-from rapid_dse.simulate.host_launches import EAGER_LAYER, launches_of, layer_launches, micro_batch_seconds
+from rapid_dse.simulate.host_launches import (
+    BACKWARD,
+    EAGER_LAYER,
+    end_seconds,
+    gradient_launches,
+    launches_of,
+    layer_launches,
+    micro_batch_seconds,
+)
 from rapid_dse.simulate.layer_work import framework_block, layer_alone_block
 from rapid_dse.simulate.memory import LayerTensors
 from rapid_dse.simulate.operator_times import compute_bytes
@@ -38,12 +46,25 @@ class Phases:
     forward_joules: FloatColumn
 
 
-def phases(scenario: Scenario, layouts: Layouts, ends: BoolColumn, casts: float = 0.0, *, recorded: bool = True) -> Phases:
+@dataclass(frozen=True)
+class Casts:
+    """What autocast adds to the passes: operations of a layer's forward pass (``a_layer``), of its backward pass beside those that answer
+    them (``of_gradients``), and of the forward pass of what stands around the layers (``around``); seconds on the device, ``(n_layouts,)``
+    each."""
+
+    a_layer: float
+    of_gradients: float
+    around: float
+    forward: FloatColumn
+    backward: FloatColumn
+
+
+def phases(scenario: Scenario, layouts: Layouts, ends: BoolColumn, casts: Casts | None = None, *, recorded: bool = True) -> Phases:
     """The passes of all the model's layers on one GPU, each as long as the device computes or the host launches.
 
     Args:
         ends: whether embedding, head and loss run too, ``(n_layouts,)``; else the layers alone.
-        casts: operations of a layer's forward pass beside its own, which autocast adds.
+        casts: of autocast, if any.
         recorded: whether gradients are recorded; else the forward pass is one of inference.
 
     Raises:
@@ -52,11 +73,8 @@ def phases(scenario: Scenario, layouts: Layouts, ends: BoolColumn, casts: float 
     ready = price_operators(scenario, layouts)
     block = framework_block(scenario, ready.shape, ready.alone, ready.device).take(ready.where)
     counts, software = np.array(architecture_of(scenario).counts), scenario.software
-    spared = 0.0 if recorded else 1.0 - software.host.host_without_gradients
-    added = casts / EAGER_LAYER
-    left_out = spared * (layer_launches(scenario, layouts) + added)
-    a_layer = host_layer_seconds(scenario, layouts) + software.host.host_layer * (added - left_out)
-    launches = scenario.model.num_hidden_layers * a_layer + micro_batch_seconds(scenario)
+    casts = casts or Casts(0.0, 0.0, 0.0, np.zeros(len(layouts)), np.zeros(len(layouts)))
+    launches, of_gradients = _launches(scenario, layouts, ends, casts, recorded)
     forward = summed(counts, [layer.forward for layer in block.layers]) + ends * (block.head_forward + block.embedding_forward)
     again = [layer.backward + recomputed(scenario, layouts, layer) for layer in block.layers]
     backward = summed(counts, again) + ends * (block.head_backward + block.embedding - block.embedding_forward)
@@ -65,8 +83,25 @@ def phases(scenario: Scenario, layouts: Layouts, ends: BoolColumn, casts: float 
     ahead = [layer.product_joules + layer.attention_joules + moved_energy(scenario.hw, layer.traffic / 3) for layer in block.layers]
     first = (ready.alone.embedding.forward_joules + ready.alone.head.forward_joules).take(ready.where)
     alone = summed(counts, ahead) + ends * (first + moved_energy(scenario.hw, block.ends_traffic / 3))
-    passes = launched_slot(software, forward, launches / 3), launched_slot(software, backward, launches * 2 / 3)
+    launched = (launches - of_gradients) / 3
+    passes = (
+        launched_slot(software, forward + casts.forward, launched),
+        launched_slot(software, backward + casts.backward, launches - launched),
+    )
     return Phases(*passes, joules, alone)
+
+
+def _launches(scenario: Scenario, layouts: Layouts, ends: BoolColumn, casts: Casts, recorded: bool) -> tuple[FloatColumn, FloatColumn]:
+    """Seconds in which the host launches both passes, and those of them in which it launches what answers no operation of the forward
+    pass."""
+    host, layers = scenario.software.host, scenario.model.num_hidden_layers
+    taken, operation = 1.0 if recorded else host.host_without_gradients, host.host_layer / EAGER_LAYER
+    a_layer = host_layer_seconds(scenario, layouts) + taken * operation * casts.a_layer
+    a_layer = a_layer - (1.0 - taken) * host.host_layer * layer_launches(scenario, layouts)
+    around = micro_batch_seconds(scenario) + taken * ends * operation * casts.around - (1.0 - taken * ends) * end_seconds(scenario)
+    more = BACKWARD * layers * operation * casts.of_gradients
+    of_gradients = more + layers * host.host_layer * gradient_launches(scenario)
+    return layers * a_layer + around + more, np.full(len(layouts), of_gradients)
 
 
 def part_phases(scenario: Scenario, layouts: Layouts, kind: LayerKind, apart: float) -> Phases:

@@ -24,6 +24,7 @@ from rapid_dse.model.recompute import Recomputation, recomputation, selective
 from rapid_dse.model.shapes import MatMul, MicroBatch
 from rapid_dse.simulate.attention_times import all_scores, attention_bytes, attention_flops, attention_kernels
 from rapid_dse.simulate.loss import loss_traffic
+from rapid_dse.simulate.matmul_precision import CONVOLUTION, matmul_precision, wide_precision
 
 FloatColumn = NDArray[np.float64]
 
@@ -206,21 +207,16 @@ def _layer_operators(
             (directions(matmul) - 1) * one - (directions(matmul) - 2) * _cached_joules(scenario, matmul)
             for matmul, one in zip(matmuls, joules, strict=True)
         ),
-        attention_joules=attention_energy(scenario.hw, _precision(scenario, True), scenario.attention_kernel, multiplied),
+        attention_joules=attention_energy(scenario.hw, wide_precision(scenario), scenario.attention_kernel, multiplied),
         again_joules=added(again * joules),
         attention_bytes=attention_bytes(scenario, core, shape, compute_bytes(scenario)),
     )
 
 
-def _precision(scenario: Scenario, sixteen_bit: bool) -> str:
-    """In which products are multiplied: narrow ones in fp8 or fp4, those that stay in 16 bits in bf16."""
-    return scenario.workload.precision if scenario.narrow is None or not sixteen_bit else "bf16"
-
-
 def _product_joules(scenario: Scenario, matmul: MatMul) -> FloatColumn:
     """Energy of one direction of a product, J, ``(n_shapes,)``: of its arithmetic, with what operands take on chip, and of weights that
     each of many turns reads from L2 once more."""
-    return product_energy(scenario.hw, _precision(scenario, matmul.sixteen_bit), matmul.flops) + _cached_joules(scenario, matmul)
+    return product_energy(scenario.hw, matmul_precision(scenario, matmul), matmul.flops) + _cached_joules(scenario, matmul)
 
 
 def _cached_joules(scenario: Scenario, matmul: MatMul) -> FloatColumn:
@@ -245,8 +241,8 @@ def _matmul_seconds(
     """Seconds of each product, ``(3, n_matmuls, n_shapes)``, a distinct shape priced once; all but ``sixteen_bit`` ones run in fp8 or fp4
     where the scenario is narrow, those of routed experts as ``software.expert_products`` says."""
     times = np.empty(shapes.shape[:3])
-    wide, accumulates = "bf16" if scenario.narrow else scenario.workload.precision, scenario.software.kernels.fused_accumulation
-    used = [(wide if matmul.sixteen_bit else scenario.narrow or wide, _form(scenario, matmul)) for matmul in matmuls]
+    accumulates = scenario.software.kernels.fused_accumulation
+    used = [(matmul_precision(scenario, matmul), _form(scenario, matmul)) for matmul in matmuls]
     for precision, form in dict.fromkeys(used):
         part = [number for number, one in enumerate(used) if one == (precision, form)]
         alike = [distinct([_numbered(axis) for axis in shapes[0, product].T]) for product in part]
@@ -259,6 +255,7 @@ def _matmul_seconds(
                 times[rows, product] = seconds.take(kind, axis=1)
     for product, matmul in enumerate(matmuls):
         times[:2, product] *= matmul.in_turn
+        times[:, product] *= CONVOLUTION if matmul.convolved else 1.0
     return times / (scenario.hw.efficiency.sustained if scenario.model.of_kind.looped else 1.0)  # one product is no sustained load
 
 

@@ -12,7 +12,7 @@ from rapid_dse.config.scenario import Scenario
 from rapid_dse.config.software import Software
 from rapid_dse.parallel.layouts import Layouts
 from rapid_dse.simulate.communication import nodes_of
-from rapid_dse.simulate.host_launches import host_pace, layer_launches, library_seconds
+from rapid_dse.simulate.host_launches import gradient_launches, host_pace, layer_launches, library_seconds
 from rapid_dse.simulate.recomputed import whole_layers
 
 FloatColumn = NDArray[np.float64]
@@ -27,7 +27,7 @@ def host_layer_seconds(scenario: Scenario, layouts: Layouts) -> FloatColumn:
     collective = np.where(layouts.tp > 1, software.host.host_collective_layer, 0.0)
     # Full recomputation launches the forward pass again, half of what the host does for a layer.
     again = 1.0 + 0.5 * whole_layers(scenario, layouts)
-    launched = layer_launches(scenario, layouts)
+    launched = layer_launches(scenario, layouts) + (gradient_launches(scenario) if scenario.workload.kind == "training" else 0.0)
     recorded = 1.0 if scenario.workload.kind == "training" else software.host.host_without_gradients
     of_framework = software.host.host_layer * launched * recorded + collective * (launched > 0)
     seconds: FloatColumn = (of_framework + library_seconds(scenario)) * (again * host_pace(scenario))

@@ -18,6 +18,7 @@ from rapid_dse.simulate.inference.passes import all_products
 from rapid_dse.simulate.inference.served_kernels import decode_attention, price_products
 from rapid_dse.simulate.inference.widths import product_precision
 from rapid_dse.simulate.layer_work import distinct_shapes
+from rapid_dse.simulate.matmul_precision import matmul_precision
 from rapid_dse.simulate.operator_times import LayerOperators, compute_bytes, directions
 from rapid_dse.simulate.training import prepare
 
@@ -87,10 +88,9 @@ def operators_of(of: PricedTrial) -> list[Operator]:
 
 
 def _products(of: PricedTrial, matmuls: Sequence[MatMul], times: NDArray[np.float64]) -> Iterator[Operator]:
-    scenario, width = of.scenario, compute_bytes(of.scenario)
+    width = compute_bytes(of.scenario)
     for at, matmul in enumerate(matmuls):
-        precision = scenario.workload.precision
-        used = "bf16" if matmul.sixteen_bit and scenario.narrow else precision
+        used = matmul_precision(of.scenario, matmul)
         width_held = NARROW_BYTES.get(used, width)
         seconds = float(times[:, at].sum())
         runs = directions(matmul)

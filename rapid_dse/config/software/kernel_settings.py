@@ -26,8 +26,10 @@ class KernelSettings(SchemaPart):
     # 2025 and 2026 (PyTorch 2.11 with its FlashAttention-2, cuDNN 9.19).
     library_generation: Annotated[LibraryGeneration, Only(Where("software.attention", ("flash",)))] = "current"
     fused_softmax: Annotated[bool, UNFUSED] = True  # behind attention=unfused: scale, mask and softmax are one kernel
-    # Every operation is a kernel of its own: the host launches as many as there are, and sums of biases' gradients are kernels too.
-    eager: bool = False
+    eager: bool = False  # every operation is a kernel of its own, and the host launches as many as there are
+    # Sums of biases' gradients are kernels of their own (PyTorch's autograd), and so is what joins the gradients of a projection that was
+    # split; false: products do both (cuBLASLt's epilogues, Transformer Engine).
+    gradient_sums: bool = False
     fused_rotary: bool = True  # autograd keeps no rotated copy of queries and keys
     fused_activation: bool = True  # autograd keeps no activated gate beside the MLP's inputs
     # The loss over the vocabulary. whole: fp32 copies of all logits and of their gradient beside the 16-bit ones; in_place: of the logits

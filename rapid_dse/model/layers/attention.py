@@ -8,6 +8,7 @@ import numpy as np
 
 from rapid_dse.config.model import Model
 from rapid_dse.config.software import Software
+from rapid_dse.model.layers.eager_kernels import joined_gradients, layer_norm, residual_sum
 from rapid_dse.model.layers.part import (
     CoreAttention,
     Counted,
@@ -18,9 +19,8 @@ from rapid_dse.model.layers.part import (
     SmallKernel,
     Tensor,
     norm_parameters,
-    residual,
 )
-from rapid_dse.model.shapes import FloatColumn, MatMul, MicroBatch
+from rapid_dse.model.shapes import ONE, FloatColumn, MatMul, MicroBatch
 from rapid_dse.parallel.layouts import IntColumn
 
 
@@ -44,6 +44,11 @@ class Attention(Part):
         """Norm, kernel, projection back and sum; projections to queries, keys and values (one where images are seen, as timm has it); a
         rotation of queries and of keys by two products, a negation, a concatenation and a sum each."""
         return 4.0 + (3.0 if self.causal else 1.0) + 10.0 * (self.model.position_embedding == "rope")
+
+    def gradient_operations(self, software: Software) -> float:
+        """Sums of biases' gradients; of a split projection a join and a copy."""
+        sums = bool(np.any(self.parameters(ONE).biases)) + float(self.model.linear_bias)
+        return software.kernels.gradient_sums * (sums + 2.0 * (not self.causal))
 
     def _heads(self, tp: IntColumn) -> FloatColumn:
         return self.model.num_attention_heads / tp
@@ -81,19 +86,21 @@ class Attention(Part):
         and writes queries and keys, and norms of those like any other."""
         model = self.model
         stream = shape.norm_tokens * model.hidden_size
-        turned = shape.tokens * model.attention_head_dim * (self._heads(shape.tp) + local_kv_heads(model, shape.tp))
-        rotary, normed, mask = turned * (model.position_embedding == "rope"), turned * model.qk_norm, 0.5 * software.kernels.dropout
+        heads, keys = self._heads(shape.tp), local_kv_heads(model, shape.tp)
+        turned, every = shape.tokens * model.attention_head_dim * (heads + keys), heads + 2 * keys
+        rotary, normed = turned * (model.position_embedding == "rope"), turned * model.qk_norm
         return [
-            SmallKernel("attention_norm", 2 * stream, 3 * stream),
+            layer_norm(model, software, "attention_norm", stream),
             SmallKernel("rotary", 2 * (rotary + normed), 2 * rotary + 3 * normed),
-            SmallKernel("attention_residual", *residual(model, stream, mask)),
+            residual_sum(model, software, "attention_residual", stream),
             *self._bias_gradients(shape, software),
+            *([] if self.causal else joined_gradients(software, "projections_joined", shape.tokens * model.attention_head_dim * every)),
         ]
 
     def _bias_gradients(self, shape: MicroBatch, software: Software) -> list[SmallKernel]:
         """Sums of the gradients of biased projections over the rows, where they are kernels of their own."""
         model, biased = self.model, self.parameters(shape)
-        if not software.kernels.eager or not (np.any(biased.biases) or model.linear_bias):
+        if not software.kernels.gradient_sums or not (np.any(biased.biases) or model.linear_bias):
             return []
         read = shape.tokens * (biased.biases + model.hidden_size * model.linear_bias)
         return [SmallKernel("attention_bias_gradients", 0.0, read, counted=Counted((0.0, 0.0), (0.0, 1.0 + model.linear_bias)))]

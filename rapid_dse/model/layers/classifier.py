@@ -42,6 +42,10 @@ class Classifier(End):
         stream = shape.norm_tokens * self.model.hidden_size
         return [SmallKernel("last_norm", 2 * stream, 3 * stream)]
 
+    def operations(self) -> float:
+        """Norm and product."""
+        return 2.0 if self.model.num_classes else 1.0
+
     def logits(self, shape: MicroBatch) -> Logits:
         """A row an image."""
         classes = np.full(len(shape.tp), float(self.model.num_classes))

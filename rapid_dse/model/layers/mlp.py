@@ -8,6 +8,7 @@ import numpy as np
 
 from rapid_dse.config.model import Model
 from rapid_dse.config.software import Software
+from rapid_dse.model.layers.eager_kernels import ACTIVATION, kernel_by_kernel, layer_norm, residual_sum
 from rapid_dse.model.layers.part import (
     Counted,
     Exchanged,
@@ -18,7 +19,6 @@ from rapid_dse.model.layers.part import (
     SmallKernel,
     Tensor,
     norm_parameters,
-    residual,
 )
 from rapid_dse.model.shapes import FloatColumn, MatMul, MicroBatch
 
@@ -46,11 +46,14 @@ def mlp_products(name: str, model: Model, tokens: FloatColumn, wide: Number, bat
 def mlp_kernels(model: Model, shape: MicroBatch, wide: FloatColumn, software: Software) -> list[SmallKernel]:
     """A norm, a residual sum and the activation of ``wide`` elements: it reads each projection and writes one; backward it reads them
     and a gradient, and writes one for each."""
-    stream, gates, mask = shape.norm_tokens * model.hidden_size, mlp_projections(model), 0.5 * software.kernels.dropout
+    stream, gates = shape.norm_tokens * model.hidden_size, mlp_projections(model)
+    activation = SmallKernel("activation", wide * (gates + 1), wide * (2 * gates + 1))
+    if gates == 1 and kernel_by_kernel(model, software):
+        activation = SmallKernel("activation", ACTIVATION[0] * wide, ACTIVATION[1] * wide, counted=Counted((0.0, 0.0), (1.0, 1.0)))
     return [
-        SmallKernel("mlp_norm", 2 * stream, 3 * stream),
-        SmallKernel("activation", wide * (gates + 1), wide * (2 * gates + 1)),
-        SmallKernel("mlp_residual", *residual(model, stream, mask)),
+        layer_norm(model, software, "mlp_norm", stream),
+        activation,
+        residual_sum(model, software, "mlp_residual", stream),
     ]
 
 
@@ -84,9 +87,13 @@ class Mlp(Part):
         """Norm, projections, activation, the product with a gate, projection back, sum."""
         return 7.0 if self.model.mlp_type in GATED else 5.0
 
+    def gradient_operations(self, software: Software) -> float:
+        """Sums of biases' gradients."""
+        return 2.0 * software.kernels.gradient_sums * self.model.linear_bias
+
     def small_kernels(self, shape: MicroBatch, software: Software) -> list[SmallKernel]:
         kernels = mlp_kernels(self.model, shape, self._wide(shape), software)
-        if self.model.linear_bias and software.kernels.eager:
+        if self.model.linear_bias and software.kernels.gradient_sums:
             read = mlp_projections(self.model) * self._wide(shape) + shape.tokens * self.model.hidden_size
             kernels.append(SmallKernel("mlp_bias_gradients", 0.0, read, counted=Counted((0.0, 0.0), (0.0, 2.0))))
         return kernels

@@ -240,6 +240,10 @@ class Part:
         """Operations of its forward pass where nothing is fused, as PyTorch launches them one by one; None: not counted."""
         return None
 
+    def gradient_operations(self, software: Software) -> float:
+        """Operations of its backward pass beside those that answer the forward pass's, as PyTorch launches them one by one."""
+        return 0.0
+
     def carried(self, shape: MicroBatch) -> FloatColumn:
         """Elements of state that a micro-batch carries from step to step."""
         return np.zeros(len(shape.tp))

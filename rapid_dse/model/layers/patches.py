@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from rapid_dse.config.software import Software
+from rapid_dse.model.layers.eager_kernels import JOIN, REORDER, SUM
 from rapid_dse.model.layers.end import End
 from rapid_dse.model.layers.part import PartParameters, SmallKernel
 from rapid_dse.model.shapes import FloatColumn, MatMul, MicroBatch
@@ -42,11 +43,18 @@ class Patches(End):
         return (self.model.sample_tokens or 0) * self.model.hidden_size if self.model.position_embedding == "learned" else 0
 
     def products(self, shape: MicroBatch) -> list[MatMul]:
-        rows = self._rows(shape)
-        return [MatMul("patches", rows, np.full_like(rows, self.model.hidden_size), np.full_like(rows, self._inputs), sixteen_bit=True)]
+        rows, wide = self._rows(shape), self.model.hidden_size
+        sizes = rows, np.full_like(rows, wide), np.full_like(rows, self._inputs)
+        return [MatMul("patches", *sizes, sixteen_bit=True, convolved=True)]
 
     def small_kernels(self, shape: MicroBatch, software: Software) -> list[SmallKernel]:
         """Pixels are laid out by patch; learned tokens are put in front, and positions added, each a copy of the stream. Backward the
-        gradient of the patches is copied out of the stream's, which is read once more for that of the positions."""
+        gradient of the patches is copied out of the stream's, which is read once more for that of the positions. Eager kernels turn
+        channels of patches into patches of channels where they join them with the learned tokens."""
         pixels, stream = self._rows(shape) * self._inputs, shape.norm_tokens * self.model.hidden_size
-        return [SmallKernel("patches_laid_out", 2 * pixels, 0.0), SmallKernel("put_in_front", 4 * stream, 3 * stream)]
+        forward, backward = (JOIN + SUM, REORDER + 1.0) if software.kernels.eager else (4.0, 3.0)
+        return [SmallKernel("patches_laid_out", 2 * pixels, 0.0), SmallKernel("put_in_front", forward * stream, backward * stream)]
+
+    def operations(self) -> float:
+        """Convolution, join, sum."""
+        return 3.0
