@@ -332,6 +332,8 @@ def test_a_prompt_on_one_of_eight_ranks_keeps_all_of_them_waiting() -> None:
     assert routed[0] == routed[1]
     assert full.products[0] / 8 < alone.products[0] < full.products[0]
     assert full.joules[0] / 8 < alone.joules[0] < full.joules[0] / 2
+    shortest = prefill_work(of, engine, np.array([1 / 8]), Prompts(1, 1, 1), operator_model(of.hw))
+    assert shortest.products[0] > 0
 
 
 def test_prompts_that_wait_for_each_other_come_later_and_keep_decoding_waiting_less() -> None:

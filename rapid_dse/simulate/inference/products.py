@@ -83,7 +83,7 @@ def dense_products(model: Model, cut: Degrees, tokens: FloatColumn, share: Float
     """
     if model.num_experts:
         return _mlp("mlp", model, tokens, model.intermediate_size / (cut.tp * cut.cp), part="mlp")
-    return _mlp("mlp", model, tokens * share * (cut.attention_dp * cut.cp), model.intermediate_size / cut.wide, part="mlp")
+    return _mlp("mlp", model, np.maximum(1.0, tokens * share * (cut.attention_dp * cut.cp)), model.intermediate_size / cut.wide, part="mlp")
 
 
 def expert_products(model: Model, cut: Degrees, tokens: FloatColumn, share: FloatColumn | float = 1.0) -> list[Product]:
@@ -92,7 +92,7 @@ def expert_products(model: Model, cut: Degrees, tokens: FloatColumn, share: Floa
     Args:
         share: tokens of an attention rank on average over ``tokens``, the most that one has.
     """
-    engine = tokens * share * (cut.attention_dp * cut.cp)
+    engine = np.maximum(1.0, tokens * share * (cut.attention_dp * cut.cp))
     touched, load = busiest_rank(model, engine, cut.ep)
     rows = np.maximum(1.0, load / touched)
     experts, hidden = np.full_like(tokens, model.num_experts), np.full_like(tokens, model.hidden_size)
