@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import pickle
+from dataclasses import dataclass, fields, replace
 from itertools import product
 from typing import Any
 
@@ -11,6 +12,8 @@ import pytest
 from numpy.typing import NDArray
 
 from rapid_dse.common.columns import Distinct, Shared, at, largest
+from rapid_dse.parallel.layouts import KEYS, Layouts
+from rapid_dse.simulate.results import ABSENT, Priced
 
 
 @dataclass(frozen=True)
@@ -54,3 +57,34 @@ def test_the_first_of_the_largest_is_found_and_read() -> None:
     where = largest(values)
     np.testing.assert_array_equal(where, values.argmax(axis=0))
     np.testing.assert_array_equal(at(values, where, np.arange(values.shape[1])), values.max(axis=0))
+
+
+def test_rows_are_gathered_column_by_column_and_stand_alone_in_another_process() -> None:
+    layouts = Layouts.of({name: np.arange(1, 9) for name in KEYS})
+    counted = layouts.num_micro_batches
+    some, piece = layouts.take(np.array([6, 2])), layouts.take(slice(2, 5))
+    assert (len(some), len(piece), len(some.take(np.array([1, 1, 0])))) == (2, 3, 3)
+    assert some.take(np.array([1, 1, 0])).tp.tolist() == [3, 3, 7]
+    assert piece.pp.tolist() == [3, 4, 5]
+    assert some.num_micro_batches.tolist() == counted[[6, 2]].tolist()
+    sent = pickle.loads(pickle.dumps(some))
+    assert vars(sent).keys() == KEYS.keys()
+    assert sent.vpp.tolist() == [7, 3]
+    assert replace(some, tp=some.cp + 1).tp.tolist() == [8, 4]
+    with pytest.raises(AttributeError, match="no attribute 'tpp'"):
+        some.tpp  # type: ignore[attr-defined]  # noqa: B018
+
+
+def test_results_in_pieces_are_those_of_the_whole() -> None:
+    one, nan = np.arange(5.0), np.full(5, np.nan)
+    whole = Priced(**{f.name: nan if f.name in ABSENT else one * place for place, f in enumerate(fields(Priced))})
+    pieces = [whole.part(slice(0, 3)), whole.part(slice(3, 4)), whole.part(slice(4, 5))]
+    shared = np.full(3, np.nan)  # one array in the first piece alone
+    pieces[0] = replace(pieces[0], **dict.fromkeys(sorted(ABSENT), shared))
+    pieces[1] = replace(pieces[1], goodput=np.array([0.5]))
+    result = Priced.in_pieces(5, pieces)
+    for f in fields(Priced):
+        expected = getattr(whole, f.name).copy()
+        expected[3] = 0.5 if f.name == "goodput" else expected[3]
+        np.testing.assert_array_equal(getattr(result, f.name), expected, err_msg=f.name)
+    assert Priced.in_pieces(5, [whole]) is whole

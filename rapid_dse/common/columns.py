@@ -38,6 +38,10 @@ class Shared(Generic[Record]):
         """One array of the record, which ends in an axis of rows, with a row for each of the larger table's."""
         return part(self.of).take(self.kind, axis=-1)
 
+    def part(self, rows: slice) -> Record:
+        """The record with a row for each of some neighbouring rows of the larger table."""
+        return rows_of(self.of, self.kind[rows])
+
     def take(self, rows: Positions) -> Shared[Record]:
         """The same for some rows of the larger table."""
         return Shared(self.of, self.kind.take(rows))

@@ -25,7 +25,25 @@ class Window:
     busy: NDArray[np.float64]
 
 
-def exposed(transfer: Transfer, share: float | FloatColumn, window: Window) -> FloatColumn:
+@dataclass(frozen=True)
+class Occupied:
+    """What a transfer takes, without the bytes that it sends.
+
+    Attributes:
+        seconds: how long it takes alone, ``(n_layouts,)``.
+        busy: seconds for which it takes the port of each network dimension, ``(n_dimensions, n_layouts)``.
+    """
+
+    seconds: FloatColumn
+    busy: NDArray[np.float64]
+
+    @classmethod
+    def by(cls, transfer: Transfer) -> Occupied:
+        """What a transfer takes."""
+        return cls(transfer.seconds, transfer.busy)
+
+
+def exposed(transfer: Transfer | Occupied, share: float | FloatColumn, window: Window) -> FloatColumn:
     """Seconds of a transfer that do not hide in ``share`` of a window, ``(n_layouts,)``.
 
     A transfer takes its own time of the window, and of each port that it needs the time that others leave. So no port is busy for longer

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rapid_dse.common.columns import Distinct
+from rapid_dse.common.lazy_rows import LazyRows, derived
 from rapid_dse.config.run import RECOMPUTE
 from rapid_dse.config.scenario import Scenario
 from rapid_dse.config.schedule_names import PIPELINE_SCHEDULES, SCHEDULES
@@ -75,7 +76,7 @@ _DTYPES: Mapping[str, type] = {"sequence_parallel": np.bool_, "request_rate": np
 
 
 @dataclass(frozen=True)
-class Layouts:
+class Layouts(LazyRows):
     """One row a layout; every column has shape ``(n_layouts,)``.
 
     ``dp`` 0 stands for auto until ``resolved``; ``recompute`` and ``schedule`` index ``RECOMPUTE`` and ``SCHEDULES``;
@@ -103,45 +104,40 @@ class Layouts:
     keys: ClassVar[Mapping[str, str]] = KEYS
     optional: ClassVar[Mapping[str, int]] = OPTIONAL
 
-    def __len__(self) -> int:
-        return len(self.tp)
-
     def take(self, rows: NDArray[Any] | slice) -> Self:
         """The layouts at ``rows`` (indices, a mask or a slice)."""
-        positions = isinstance(rows, np.ndarray) and rows.dtype != bool
-        if len(self) == 1 and isinstance(rows, np.ndarray) and positions and len(rows) == 1:
-            return self
-        columns = (getattr(self, f.name) for f in fields(self))
-        return type(self)(*(column.take(rows) if positions else column[rows] for column in columns))
+        if isinstance(rows, np.ndarray) and rows.dtype == bool:  # what is left out is to be forgotten
+            return type(self)(*(getattr(self, name)[rows] for name in self.names()))
+        return self if len(self) == 1 and isinstance(rows, np.ndarray) and len(rows) == 1 else self.at_rows(rows)
 
     @cached_property
     def alike(self) -> Distinct:
         """Finds which layouts are alike in some columns; properties of one number a layout count as columns."""
         return Distinct(self)
 
-    @cached_property
+    @derived
     def shards(self) -> IntColumn:
         """GPUs that share one copy of what ZeRO shards, ``(n_layouts,)``: ``shard_group``, or all of dp · cp."""
         shard_count: IntColumn = np.where(self.shard_group == WHOLE_GROUP, self.dp * self.cp, self.shard_group)
         return shard_count
 
-    @cached_property
+    @derived
     def expert_tp(self) -> IntColumn:
         """GPUs that share an expert, ``(n_layouts,)``: ``etp``, or tp where tp · ep divides tp · cp · dp, else 1."""
         etp: IntColumn = np.where(self.etp == USUAL_ETP, np.where(self.dp * self.cp % self.ep == 0, self.tp, 1), self.etp)
         return etp
 
-    @cached_property
+    @derived
     def expert_shards(self) -> IntColumn:
         """GPUs that share one copy of what ZeRO shards of a GPU's experts, ``(n_layouts,)``; of all copies those among ``shards``."""
         return np.asarray(np.maximum(1, self.tp * self.shards // (self.expert_tp * self.ep)), np.int64)
 
-    @cached_property
+    @derived
     def expert_copies(self) -> IntColumn:
         """GPUs that hold the same part of the same experts, ``(n_layouts,)``."""
         return np.asarray(np.maximum(1, self.tp * self.cp * self.dp // (self.expert_tp * self.ep)), np.int64)
 
-    @cached_property
+    @derived
     def gathers_rows(self) -> BoolColumn:
         """Whether the GPUs that share an expert have tokens of their own, which all of them need, ``(n_layouts,)``.
 
@@ -159,41 +155,41 @@ class Layouts:
         """``zero`` as far as passes transfer something for it, ``(n_layouts,)``."""
         return self.sharding.in_passes
 
-    @cached_property
+    @derived
     def chunks(self) -> IntColumn:
         """Chunks of layers that a stage holds, ``(n_layouts,)``: ``vpp``, or what the schedule has at vpp 1."""
         return np.asarray(np.maximum(self.vpp, schedules.CHUNKS.take(self.schedule)), np.int64)
 
-    @cached_property
+    @derived
     def stage_map(self) -> IntColumn:
         """Which chunks a stage holds, ``(n_layouts,)``: indices into ``schedules.STAGE_MAPS``."""
         return schedules.MAPS.take(self.schedule)
 
-    @cached_property
+    @derived
     def pairs_passes(self) -> BoolColumn:
         """Whether forward and backward passes run in pairs (``Schedule.pairs_passes``), ``(n_layouts,)``."""
         return schedules.PAIRS_PASSES.take(self.schedule)
 
-    @cached_property
+    @derived
     def delays_weights(self) -> BoolColumn:  # whether all weight gradients run by themselves
         return schedules.SPLITS_BACKWARD.take(self.schedule) & ~self.pairs_passes
 
-    @cached_property
+    @derived
     def overlaps_sends(self) -> BoolColumn:
         """Whether the schedule sends messages to other stages beside computation, ``(n_layouts,)``."""
         return schedules.OVERLAPS_SENDS.take(self.schedule)
 
-    @cached_property
+    @derived
     def crossings(self) -> IntColumn:
         """How often a micro-batch goes from one rank of the pipeline to another, one way, ``(n_layouts,)``."""
         return schedules.by_map(self.stage_map, lambda count: count.crossings(self.pp, self.chunks))
 
-    @cached_property
+    @derived
     def head_stage(self) -> IntColumn:
         """The pipeline stage that holds head and loss, ``(n_layouts,)``."""
         return schedules.by_map(self.stage_map, lambda stage: stage.head_stage(self.pp))
 
-    @cached_property
+    @derived
     def num_micro_batches(self) -> IntColumn:
         """Micro-batches a step, ``(n_layouts,)``; at least 1."""
         per_pass: IntColumn = np.maximum(1, self.dp * self.micro_batch_size)

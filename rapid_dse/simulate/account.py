@@ -2,57 +2,77 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rapid_dse.common.columns import Shared
+from rapid_dse.common.columns import Positions
 from rapid_dse.config.hardware import Hardware
 from rapid_dse.config.scenario import Scenario
 from rapid_dse.cost.energy import BACKWARD_ATTENTION, gpu_energy, moved_energy, sent_energy, site_energy
 from rapid_dse.model.architecture import model_flops_per_token
 from rapid_dse.parallel.layouts import RECOMPUTE_SELECTIVE, Layouts
-from rapid_dse.parallel.stages import Stages
 from rapid_dse.simulate.arrangement import END, Arrangement
 from rapid_dse.simulate.held_weights import layer_weights, mean_of_stages
 from rapid_dse.simulate.layer import layer_moved
 from rapid_dse.simulate.layer_kinds import LayerKinds
 from rapid_dse.simulate.layer_work import Block, LayerBlock
-from rapid_dse.simulate.memory import PeakMemory, shared_memory
+from rapid_dse.simulate.memory import PeakMemory, SharedMemory, peak_memory
 from rapid_dse.simulate.recomputed import repeated, whole_layers
 from rapid_dse.simulate.results import Priced
 from rapid_dse.simulate.sharding import EndTransfers
-from rapid_dse.simulate.step import StepTimes
+from rapid_dse.simulate.step import EVERY, SharedSteps, StepTimes
 from rapid_dse.simulate.whole_run import HOUR, WholeRun, whole_run
 
 FloatColumn = NDArray[np.float64]
 
 
+PIECE = 16384  # layouts whose columns are worked out together: what is worked out of them stays in the processor's cache
+
+
 def result_columns(scenario: Scenario, layouts: Layouts, block: Block, arranged: Arrangement, step: StepTimes) -> Priced:
     """The results of steps whose times are known, whichever backend found them: memory, energy and cost are the same accounts for all."""
-    joules = joules_of(scenario, layouts, LayerKinds.single(layouts, arranged, block), arranged)
-    return results(scenario, layouts, step, joules, arranged.of_stages)
+    joules = joules_of(scenario, layouts, LayerKinds.single(layouts, arranged, block), arranged).part(layouts, EVERY)
+    return columns_of(scenario, layouts, step, peak_memory(scenario, layouts, arranged.stages), joules)
 
 
-def results(scenario: Scenario, layouts: Layouts, step: StepTimes, joules: FloatColumn, stages: Shared[Stages]) -> Priced:
-    """As ``result_columns``, from what a GPU's work takes (``joules_of``) and the layouts' stages."""
-    memory = shared_memory(scenario, layouts, stages)
-    of_gpus = gpu_energy(scenario.hw, joules, step.total) * layouts.num_gpus
-    return columns_of(scenario, layouts, step, memory, of_gpus)
+def results(scenario: Scenario, layouts: Layouts, steps: SharedSteps, joules: SharedJoules, memory: SharedMemory) -> Iterator[Priced]:
+    """The results of a table's layouts, as many at a time as are worked out together."""
+    for start in range(0, max(1, len(layouts)), PIECE):
+        rows = slice(start, start + PIECE)
+        some = layouts if len(layouts) <= PIECE else layouts.take(rows)
+        yield columns_of(scenario, some, steps.times(scenario, rows), memory.part(rows), joules.part(some, rows))
 
 
-def joules_of(scenario: Scenario, layouts: Layouts, kinds: LayerKinds, arranged: Arrangement) -> FloatColumn:
-    """Mean energy of a GPU's work in a step beside idle power, J, ``(n_layouts,)``: layers spread evenly over the stages, the head's and
-    the gradients' share included."""
+@dataclass(frozen=True)
+class SharedJoules:
+    """Mean energy of a GPU's work in a step beside idle power, J: of a micro-batch's layers, and of one boundary that it crosses, both of
+    each ``kind`` of layouts; and of each kind of ``end``."""
+
+    layers: FloatColumn
+    crossing: FloatColumn
+    kind: Positions
+    at_end: FloatColumn
+    end: Positions
+
+    def part(self, layouts: Layouts, rows: slice) -> FloatColumn:
+        """That of some neighbouring layouts, which these are."""
+        kind, end = self.kind[rows], self.end[rows]
+        micro_batch = self.layers.take(kind) + layouts.crossings * self.crossing.take(kind)
+        joules: FloatColumn = layouts.num_micro_batches * micro_batch + self.at_end.take(end)
+        return joules
+
+
+def joules_of(scenario: Scenario, layouts: Layouts, kinds: LayerKinds, arranged: Arrangement) -> SharedJoules:
+    """The energy of a table's layouts: layers spread evenly over the stages, the head's and the gradients' share included."""
     hw, some = scenario.hw, kinds.layouts
     layers = mean_of_stages(scenario, some, layer_joules(scenario, some, kinds.block)) + end_joules(hw, kinds.block) / some.pp
     layers = layers + sent_energy(hw, _layers_sent(scenario, some, kinds.arranged) + _ends_sent(some, kinds.arranged))
     crossing = sent_energy(hw, _crossing_sent(some, kinds.arranged))
     first, end = layouts.alike.by(*END)
-    at_end = _end_joules_of_step(scenario, layouts.take(first), arranged.take(first))
-    micro_batch = layers.take(kinds.kind) + layouts.crossings * crossing.take(kinds.kind)
-    return layouts.num_micro_batches * micro_batch + at_end.take(end)
+    return SharedJoules(layers, crossing, kinds.kind, _end_joules_of_step(scenario, layouts.take(first), arranged.take(first)), end)
 
 
 def _end_joules_of_step(scenario: Scenario, layouts: Layouts, arranged: Arrangement) -> FloatColumn:
@@ -128,8 +148,13 @@ def _mean_sent(end: EndTransfers) -> NDArray[np.float64]:
     return sent
 
 
-def columns_of(scenario: Scenario, layouts: Layouts, step: StepTimes, memory: PeakMemory, of_gpus: FloatColumn) -> Priced:
-    """The results of steps whose times, memory and energy (of all GPUs, J) are known."""
+def columns_of(scenario: Scenario, layouts: Layouts, step: StepTimes, memory: PeakMemory, joules: FloatColumn) -> Priced:
+    """The results of steps whose times, memory and energy (of a GPU beside idle power, J) are known."""
+    return columns_of_energy(scenario, layouts, step, memory, gpu_energy(scenario.hw, joules, step.total) * layouts.num_gpus)
+
+
+def columns_of_energy(scenario: Scenario, layouts: Layouts, step: StepTimes, memory: PeakMemory, of_gpus: FloatColumn) -> Priced:
+    """The same of all GPUs' energy, J."""
     seconds, work = step.total, scenario.workload
     joules = site_energy(scenario.cluster, scenario.hw, of_gpus, seconds, layouts.num_gpus)
     tokens = layouts.global_batch_size * float(work.seq_len)

@@ -7,12 +7,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from rapid_dse.common.columns import Shared, rows_of, summed
+from rapid_dse.common.columns import Shared, summed
 from rapid_dse.config.hardware import NARROW_BYTES
 from rapid_dse.config.scenario import Scenario
-from rapid_dse.cost.overlap import Window, exposed
+from rapid_dse.cost.overlap import Occupied, Window, exposed
 from rapid_dse.device import OperatorModel
-from rapid_dse.interconnect.transfer import Transfer
 from rapid_dse.parallel.layouts import IntColumn, Layouts
 from rapid_dse.simulate.arrangement import END, Arrangement
 from rapid_dse.simulate.communication import gradient_bytes
@@ -50,69 +49,55 @@ class FirstStage:
 
 
 @dataclass(frozen=True)
-class StepEnd:
-    """Exposed seconds that end a step, ``(n_layouts,)`` each: of gradients and weights (``dp``), of what tensor-parallel ranks hold whole
-    (``tp``), of a tied table (``pp``), and of the optimizer."""
+class Ending:
+    """What ends a step before anything hides it, ``(n_layouts,)`` each: transfers of gradients and weights, what tensor-parallel ranks hold
+    whole (``replicated``), a tied table, the optimizer. ``overlap``: share of the backward pass that gradients may hide behind, ``last``:
+    share of them in the last bucket."""
 
-    dp: FloatColumn
-    tp: FloatColumn
-    pp: FloatColumn
-    optimizer: FloatColumn
-
-
-@dataclass(frozen=True)
-class _Ending:
-    """What ends a step before anything hides it; ``overlap``: share of the backward pass that gradients may hide behind, ``last``: share of
-    them in the last bucket."""
-
-    gradients: Transfer
-    weights: Transfer
+    gradients: Occupied
+    weights: Occupied
     replicated: FloatColumn
     tied: FloatColumn
     optimizer: FloatColumn
     overlap: FloatColumn
     last: FloatColumn
 
+    def exposed(self, scenario: Scenario, first: FirstStage) -> FloatColumn:
+        """Exposed seconds of the transfers of gradients and weights, ``(n_layouts,)``.
 
-def step_end(
-    scenario: Scenario, layouts: Layouts, arranged: Arrangement, device: OperatorModel, first_stage: Shared[FirstStage]
-) -> StepEnd:
-    """The end of each layout's step."""
+        Gradients hide behind the last backward pass beside the layers' own transfers, all but the last bucket; new weights behind the next
+        forward pass.
+        """
+        # collectives of one group follow each other: a gather under way takes its time from the reductions behind it
+        alone = Occupied(self.gradients.seconds + first.reduced, self.gradients.busy)
+        late = exposed(alone, self.overlap, Window(first.backward, first.backward_busy))
+        exposed_seconds = np.maximum(np.minimum(late, self.gradients.seconds), self.gradients.seconds * self.last)
+        overlap = scenario.software.overlap.parameter_gather_overlap
+        return exposed_seconds + exposed(self.weights, overlap, Window(first.forward, first.forward_busy))
+
+
+def endings(scenario: Scenario, layouts: Layouts, arranged: Arrangement, device: OperatorModel) -> Shared[Ending]:
+    """The end of each layout's step, found once for layouts that are alike in it."""
     first, kind = layouts.alike.by(*END)
-    ending = rows_of(_ending(scenario, layouts.take(first), arranged.take(first), device), kind)
-    return StepEnd(_exposed(scenario, ending, first_stage.rows), ending.replicated, ending.tied, ending.optimizer)
+    return Shared(_ending(scenario, layouts.take(first), arranged.take(first), device), kind)
 
 
-def _ending(scenario: Scenario, layouts: Layouts, arranged: Arrangement, device: OperatorModel) -> _Ending:
+def _ending(scenario: Scenario, layouts: Layouts, arranged: Arrangement, device: OperatorModel) -> Ending:
     """That of each layout, from the weights of its first stage."""
     software, end = scenario.software, arranged.end
     weights = stage_weights(scenario, layouts, arranged.stages.alone("first"), trained=True).first_stage()
     sent = weights.times(gradient_bytes(scenario))
     # a bucket holds whole tensors, and the embedding's gradient is the last of all
     table = trained_table(scenario, embedding_weights(scenario, layouts)).times(gradient_bytes(scenario))
-    return _Ending(
-        gradients=end.gradients,
-        weights=end.weights,
+    return Ending(
+        gradients=Occupied.by(end.gradients),
+        weights=Occupied.by(end.weights),
         replicated=end.replicated.seconds,
         tied=end.tied.seconds,
         optimizer=update_seconds(scenario, layouts, weights, device),
         overlap=reduction_overlap(software, layouts),
         last=np.minimum(1.0, np.maximum(bucket(scenario, layouts), table.total) / np.maximum(1.0, sent.total)),
     )
-
-
-def _exposed(scenario: Scenario, ending: _Ending, first: FirstStage) -> FloatColumn:
-    """Exposed seconds of the transfers of gradients and weights, ``(n_layouts,)``.
-
-    Gradients hide behind the last backward pass beside the layers' own transfers, all but the last bucket; new weights behind the next
-    forward pass.
-    """
-    # collectives of one group follow each other: a gather under way takes its time from the reductions behind it
-    alone = ending.gradients.waiting(first.reduced)
-    late = exposed(alone, ending.overlap, Window(first.backward, first.backward_busy))
-    exposed_seconds = np.maximum(np.minimum(late, ending.gradients.seconds), ending.gradients.seconds * ending.last)
-    overlap = scenario.software.overlap.parameter_gather_overlap
-    return exposed_seconds + exposed(ending.weights, overlap, Window(first.forward, first.forward_busy))
 
 
 def update_seconds(scenario: Scenario, layouts: Layouts, weights: Weights, device: OperatorModel) -> FloatColumn:

@@ -14,6 +14,7 @@ from rapid_dse.common.columns import Positions, Shared, added, at, distinct, lar
 from rapid_dse.config.hardware import NARROW_BYTES, PRECISION_BYTES
 from rapid_dse.config.scenario import Scenario
 from rapid_dse.config.software import Software
+from rapid_dse.config.software.memory_settings import MemorySettings
 from rapid_dse.device.contract import UNFUSED
 from rapid_dse.model.architecture import architecture_of
 from rapid_dse.model.layers.part import Number, Tensor
@@ -146,11 +147,35 @@ FILLED = 3  # of so many micro-batches a stage, no schedule holds more than of f
 
 def peak_memory(scenario: Scenario, layouts: Layouts, stages: Stages) -> PeakMemory:
     """The terms on the stage whose sum is the largest."""
-    return shared_memory(scenario, layouts, Shared(stages, np.arange(len(layouts))))
+    return shared_memory(scenario, layouts, Shared(stages, np.arange(len(layouts)))).part(slice(None))
 
 
-def shared_memory(scenario: Scenario, layouts: Layouts, stages: Shared[Stages]) -> PeakMemory:
-    """As ``peak_memory``; states and activations are counted once for layouts that are alike in them."""
+@dataclass(frozen=True)
+class SharedMemory:
+    """The peaks of layouts: ``states`` stay all step long, by term, ``(n_candidates, n_kinds)`` each, of kinds of layouts (``kind``);
+    ``worst`` is the candidate stage of each layout whose sum is the largest, with its ``activations``, ``(n_layouts,)``."""
+
+    settings: MemorySettings
+    states: dict[str, NDArray[np.float64]]
+    kind: Positions
+    worst: Positions
+    activations: FloatColumn
+
+    def part(self, rows: slice) -> PeakMemory:
+        """The terms of some neighbouring layouts."""
+        worst, kind, activations = self.worst[rows], self.kind[rows], self.activations[rows]
+        on_worst = {name: at(term, worst, kind) for name, term in self.states.items()}
+        bucket = on_worst.pop("bucket")
+        return PeakMemory(
+            **on_worst,
+            activations=activations,
+            buffers=(self.settings.fragmentation - 1) * activations + bucket,  # what the allocator loses, and the bucket of gradients
+            framework=np.full(len(kind), self.settings.context),
+        )
+
+
+def shared_memory(scenario: Scenario, layouts: Layouts, stages: Shared[Stages]) -> SharedMemory:
+    """The peak of each layout; states and activations are counted once for layouts that are alike in them."""
     software, table = scenario.software, layouts.alike
     first, made = table.by(*TENSORS, *(["pp"] if scenario.parallel.recompute_layers is not None else []))
     splits = bool(SPLITS_BACKWARD.take(layouts.schedule).any())
@@ -167,14 +192,7 @@ def shared_memory(scenario: Scenario, layouts: Layouts, stages: Shared[Stages]) 
         )
         worst[block.rows] = block.candidates.take(stage)
         largest_held[block.rows] = at(of_block, stage, np.arange(len(stage)))
-    on_worst = {name: at(term, worst, state) for name, term in states.items()}
-    bucket = on_worst.pop("bucket")
-    return PeakMemory(
-        **on_worst,
-        activations=largest_held,
-        buffers=(software.memory.fragmentation - 1) * largest_held + bucket,  # what the allocator loses, and the bucket of gradients
-        framework=np.full(len(layouts), software.memory.context),
-    )
+    return SharedMemory(software.memory, states, state, worst, largest_held)
 
 
 def _alike_in_states(scenario: Scenario, layouts: Layouts) -> tuple[Positions, Positions]:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from rapid_dse.config.scenario import Scenario
 from rapid_dse.cost.energy import CLOCK_EXPONENT, most_watts
 from rapid_dse.parallel.layouts import Layouts
-from rapid_dse.simulate.account import columns_of
+from rapid_dse.simulate.account import columns_of_energy
 from rapid_dse.simulate.inference.pricing import request_costs
 from rapid_dse.simulate.memory import PeakMemory
 from rapid_dse.simulate.results import Priced
@@ -141,6 +141,6 @@ def _between(scenario: Scenario, layouts: Layouts, ends: tuple[Priced, Priced], 
     if scenario.workload.kind == "training":
         step = StepTimes(**{f.name: mean(f"time_{f.name}_s") for f in fields(StepTimes)})
         memory = PeakMemory(**{f.name: mean(f"memory_{f.name}_bytes") for f in fields(PeakMemory)})
-        return columns_of(scenario, layouts, step, memory, watts * step.total * layouts.num_gpus)
+        return columns_of_energy(scenario, layouts, step, memory, watts * step.total * layouts.num_gpus)
     every = replace(first, **{f.name: mean(f.name) for f in fields(Priced) if f.name != "fits"})  # type: ignore[arg-type]  # fits has bools
     return request_costs(scenario, layouts, every, watts * layouts.num_gpus / every.requests_per_s)

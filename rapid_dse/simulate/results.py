@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +30,7 @@ ABSENT = frozenset(
 POSITIVE = ("step_time_s", "tokens_per_s", "tokens_per_s_per_gpu", "peak_memory_bytes")
 ADDS_UP = 1e-9  # terms add up to their sum within this share of it
 
+PIECE = 16384  # rows that are checked at a time: they stay in the processor's cache
 _TERM_COLUMNS = frozenset({f"time_{term}_s" for term in TIME_TERMS} | {f"memory_{term}_bytes" for term in MEMORY_TERMS})
 
 
@@ -88,6 +90,34 @@ class Priced:
         """The rows at these positions, in their order."""
         return Priced(*(getattr(self, f.name)[rows] for f in fields(self)))
 
+    def part(self, rows: slice) -> Priced:
+        """Some neighbouring rows; nothing is copied."""
+        return Priced(*(column[rows] for column in vars(self).values()))
+
+    @classmethod
+    def in_pieces(cls, n_rows: int, pieces: Iterable[Priced]) -> Priced:
+        """All rows of pieces, ``n_rows`` together, in order. Each piece is copied to its place as soon as it is there, so that no two of
+        them are held at once; columns that are one array in each piece are one in the whole."""
+        whole: dict[str, NDArray[Any]] = {}
+        one_array: dict[str, str] = {}
+        end = 0
+        for piece in pieces:
+            if len(piece) == n_rows:
+                return piece
+            rows, end = slice(end, end + len(piece)), end + len(piece)
+            first_name: dict[int, str] = {}
+            for name, column in vars(piece).items():
+                first = first_name.setdefault(id(column), name)
+                if name not in whole:
+                    one_array |= {} if first == name else {name: first}
+                    whole[name] = np.empty(n_rows, column.dtype) if first == name else whole[first]
+                elif name in one_array and one_array[name] != first:  # not in this piece
+                    del one_array[name]
+                    whole[name] = whole[name].copy()
+                if name not in one_array:
+                    whole[name][rows] = column
+        return cls(**whole)
+
     @classmethod
     def concatenate(cls, parts: Sequence[Priced]) -> Priced:
         """All rows of ``parts``, in order; columns that are one array in each part are one in the whole."""
@@ -103,21 +133,36 @@ def unlawful(priced: Priced) -> list[tuple[str, BoolColumn]]:
     Every quantity is finite and at least 0, step time, tokens a second and peak memory above 0; the times add up to the step, the terms of
     memory to the peak. A row that breaks this could not be priced, whatever stands in it.
     """
-    quantities = {f.name: getattr(priced, f.name) for f in fields(priced) if f.name not in ABSENT and f.name != "fits"}
-    least, most = np.full(len(priced), np.inf), np.zeros(len(priced))
-    for name, column in quantities.items():
-        np.minimum(least, column, out=least)  # passes NaN on
-        if name not in _TERM_COLUMNS:  # an infinite term makes an infinite sum
-            np.maximum(most, column, out=most)
+    if all(_lawful(priced.part(slice(start, start + PIECE))) for start in range(0, len(priced), PIECE)):
+        return []
+    ranges = [
+        (f"{name} is no finite number of at least 0", ~((column >= 0) & (column < np.inf))) for name, column in _quantities(priced).items()
+    ]
+    return [(f"could not be priced: {law}", broken) for law, broken in [*ranges, *_laws(priced)] if broken.any()]
+
+
+def _quantities(priced: Priced) -> dict[str, FloatColumn]:
+    """The columns that every row has a number in."""
+    return {name: getattr(priced, name) for name in _QUANTITIES}
+
+
+def _laws(priced: Priced) -> list[tuple[str, BoolColumn]]:
+    """What every row must hold beside the range of each number, with the rows that do not."""
     laws = [
         _sums("times", "step_time_s", TIME_TERMS, "time_{}_s", priced),
         _sums("terms", "peak_memory_bytes", MEMORY_TERMS, "memory_{}_bytes", priced),
     ]
-    laws += [(f"{name} is not above 0", ~(quantities[name] > 0)) for name in POSITIVE]
-    if (least >= 0).all() and (most < np.inf).all() and not any(broken.any() for _, broken in laws):
-        return []
-    ranges = [(f"{name} is no finite number of at least 0", ~((column >= 0) & (column < np.inf))) for name, column in quantities.items()]
-    return [(f"could not be priced: {law}", broken) for law, broken in [*ranges, *laws] if broken.any()]
+    return laws + [(f"{name} is not above 0", ~(getattr(priced, name) > 0)) for name in POSITIVE]
+
+
+def _lawful(priced: Priced) -> bool:
+    """Whether all rows are right."""
+    least, most = np.full(len(priced), np.inf), np.zeros(len(priced))
+    for name, column in _quantities(priced).items():
+        np.minimum(least, column, out=least)  # passes NaN on
+        if name not in _TERM_COLUMNS:  # an infinite term makes an infinite sum
+            np.maximum(most, column, out=most)
+    return bool((least >= 0).all() and (most < np.inf).all()) and not any(broken.any() for _, broken in _laws(priced))
 
 
 def _sums(kind: str, whole: str, terms: Sequence[str], column: str, priced: Priced) -> tuple[str, BoolColumn]:
@@ -128,6 +173,9 @@ def _sums(kind: str, whole: str, terms: Sequence[str], column: str, priced: Pric
     if whole == "step_time_s" and not np.isnan(priced.time_prefill_s).all():
         total += np.nan_to_num(priced.time_prefill_s)
     return f"the {kind} do not add up to {whole}", ~(np.abs(total - expected) <= ADDS_UP * expected)
+
+
+_QUANTITIES = tuple(f.name for f in fields(Priced) if f.name not in ABSENT and f.name != "fits")
 
 
 def refused(layouts: Layouts, priced: Priced) -> list[tuple[str, NDArray[np.bool_]]]:

@@ -10,9 +10,11 @@ from numpy.typing import NDArray
 from rapid_dse.common.columns import summed
 from rapid_dse.config.software import Software
 from rapid_dse.parallel.layouts import IntColumn
+from rapid_dse.parallel.schedules import SCHEDULE_CLASSES
 from rapid_dse.parallel.schedules.schedule import Slots
 from rapid_dse.parallel.stages import Stages
 from rapid_dse.simulate.layer_kinds import MicroBatchTimes
+from rapid_dse.simulate.pipeline_blocks import PipelineBlock
 from rapid_dse.simulate.slots import Passes, launched_passes, launched_slot, waits_in_pass
 
 FloatColumn = NDArray[np.float64]
@@ -26,44 +28,56 @@ class StageSlots:
     """What the candidate stages take for a micro-batch, s, ``(n_candidates, n_layouts)`` each.
 
     Attributes:
-        whole: of the slot, of which the device has ``device``; ``forward`` and ``weights`` (gradients) are parts of it, the latter filled
-            where schedules run them apart.
+        whole: of the slot, of which the device has ``device``; its host launches it in ``launches``.
+        ahead: on the device before the stage's backward pass.
         first: seconds that the first stage's layers take forward and backward, ``(n_layouts,)`` each (``_first_stage_passes``).
     """
 
     whole: FloatColumn
     device: FloatColumn
-    forward: FloatColumn
-    weights: FloatColumn
+    launches: FloatColumn
+    ahead: FloatColumn
     first: Passes
 
-    def of_schedule(self, stages: Stages, pp: IntColumn, chunks: IntColumn, micro_batches: IntColumn, delayed: bool) -> Slots:
+    def of_schedule(
+        self, software: Software, block: PipelineBlock, times: MicroBatchTimes, size: tuple[IntColumn, IntColumn, IntColumn]
+    ) -> Slots:
         """The slots as schedules take them.
 
         Args:
-            found: the stages; ``pp`` and ``chunks`` of them, ``micro_batches`` of a step, columns that broadcast.
-            delayed: whether the schedule runs weight gradients later than the backward pass; only then are their sums filled.
+            block: the layouts, of whose micro-batches ``times`` are.
+            size: pp and chunks of their pipelines, micro-batches of a step, columns that broadcast.
         """
+        stages, (pp, chunks, micro_batches) = block.stages, size
         behind = pp - 1 - stages.latest
-        forward_before, weights_before, weights_after = NO_SUM, NO_SUM, NO_SUM
-        if delayed:
-            forward_before, weights_before = before_each(stages, self.forward), before_each(stages, self.weights)
-            weights_after = after_each(stages, behind, self.weights)
+        shares = [self.launches / 3, self.launches * (2 / 3)]
+        forward, _ = launched_passes(software, [self.ahead, self.device - self.ahead], shares)
+        weights = forward_before = weights_before = weights_after = NO_SUM
+        if SCHEDULE_CLASSES[block.schedule].splits_backward:
+            weights = self._weights(stages, summed(stages.of_kinds, times.weights))
+            forward_before, weights_before = before_each(stages, forward), before_each(stages, weights)
+            weights_after = after_each(stages, behind, weights)
         return Slots(
             whole=self.whole,
-            forward=self.forward,
-            weights=self.weights,
+            forward=forward,
+            weights=weights,
             before=before_each(stages, self.whole),
             after=after_each(stages, behind, self.whole),
             forward_before=forward_before,
             weights_before=weights_before,
             weights_after=weights_after,
-            weights_first=self.weights[0],
+            weights_first=weights[0],
             position=stages.latest,
             behind=behind,
             chunks=chunks,
             micro_batches=micro_batches,
         )
+
+    def _weights(self, stages: Stages, gradients: FloatColumn) -> FloatColumn:
+        """Seconds of weight gradients that take so long on the device, with what they wait for the host."""
+        waits = self.whole - self.device
+        late = waits_in_pass(gradients, waits - waits_in_pass(self.ahead, waits, self.launches), self.launches)
+        return np.where(stages.layers > 0, gradients + late, 0.0)
 
 
 def before_each(stages: Stages, of: FloatColumn) -> FloatColumn:
@@ -82,9 +96,7 @@ def _inner_sum(counts: NDArray[np.int64], of: FloatColumn) -> FloatColumn | floa
     return summed(counts.swapaxes(0, 1), [of[1 + kind] for kind in kinds]) if kinds else 0.0
 
 
-def stage_slots(
-    software: Software, stages: Stages, times: MicroBatchTimes, around: tuple[NDArray[np.float64], float], delayed: bool
-) -> StageSlots:
+def stage_slots(software: Software, stages: Stages, times: MicroBatchTimes, around: tuple[NDArray[np.float64], float]) -> StageSlots:
     """The candidate stages' slots.
 
     A slot is as long as the device computes and transfers, or as the host takes to launch it (``launched_slot``). A stage without layers
@@ -93,7 +105,6 @@ def stage_slots(
     Args:
         times: what a micro-batch takes of layers and ends.
         around: seconds of a micro-batch's sends on each candidate, ``(n_candidates, n_layouts)``, and of its launches beside the layers'.
-        delayed: whether weight gradients run later than the backward pass.
     """
     sends, launched = around
     forward, backward = summed(stages.of_kinds, times.forward), summed(stages.of_kinds, times.backward)
@@ -102,17 +113,10 @@ def stage_slots(
     computing = forward + backward + ahead + behind_layers
     device = computing + sends
     launches = stages.layers * times.host + launched
-    whole = launched_slot(software, device, launches)
     # of the sends, one goes ahead for each that comes back
-    ahead_of, waits = np.where(computing > 0, forward + ahead + sends / 2, device * IDLE_FORWARD), whole - device
-    ahead_lasts, _ = launched_passes(software, [ahead_of, device - ahead_of], [launches / 3, launches * (2 / 3)])
-    weights = NO_SUM
-    if delayed:
-        gradients = summed(stages.of_kinds, times.weights)
-        late = waits_in_pass(gradients, waits - waits_in_pass(ahead_of, waits, launches), launches)
-        weights = np.where(stages.layers > 0, gradients + late, 0.0)
+    ahead_of = np.where(computing > 0, forward + ahead + sends / 2, device * IDLE_FORWARD)
     first = _first_stage_passes(software, ahead[0], (forward[0], backward[0]), device[0], launches[0])
-    return StageSlots(whole, device, ahead_lasts, weights, first)
+    return StageSlots(launched_slot(software, device, launches), device, launches, ahead_of, first)
 
 
 def _first_stage_passes(software: Software, ahead: FloatColumn, passes: Passes, device: FloatColumn, launches: FloatColumn) -> Passes:

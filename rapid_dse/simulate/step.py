@@ -17,7 +17,7 @@ from rapid_dse.parallel.schedules import SCHEDULE_CLASSES
 from rapid_dse.parallel.schedules.schedule import Schedule
 from rapid_dse.parallel.stages import Stages
 from rapid_dse.simulate.arrangement import Arrangement
-from rapid_dse.simulate.end_of_step import FirstStage, step_end
+from rapid_dse.simulate.end_of_step import Ending, FirstStage, endings
 from rapid_dse.simulate.host_launches import micro_batch_seconds
 from rapid_dse.simulate.layer import Layers, layer_columns, layer_time
 from rapid_dse.simulate.layer_kinds import LayerKinds, MicroBatchTimes, micro_batch_times
@@ -28,6 +28,8 @@ from rapid_dse.simulate.uneven import ChunkPasses, chunk_waits, passes_of
 from rapid_dse.simulate.vocabulary import Ends
 
 FloatColumn = NDArray[np.float64]
+
+EVERY = slice(None)  # all rows of a table
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,29 @@ class AllMicroBatches:
     first: FirstStage
 
 
+@dataclass(frozen=True)
+class SharedSteps:
+    """The steps of a table: their micro-batches and their ends, each found once for layouts that are alike in them."""
+
+    micro_batches: Shared[AllMicroBatches]
+    endings: Shared[Ending]
+
+    def times(self, scenario: Scenario, rows: slice = EVERY) -> StepTimes:
+        """The exposed times of some neighbouring layouts' steps."""
+        steps, end = self.micro_batches.part(rows), self.endings.part(rows)
+        return StepTimes(
+            compute=steps.compute,
+            tp=steps.tp + end.replicated,
+            cp=steps.cp,
+            ep=steps.ep,
+            pp=steps.pp + end.tied,
+            dp=steps.dp + end.exposed(scenario, steps.first),
+            bubble=steps.bubble,
+            optimizer=end.optimizer,
+            host=steps.host,
+        )
+
+
 def step_time(
     scenario: Scenario, layouts: Layouts, block: Block, arranged: Arrangement, device: OperatorModel, layers: Layers | None = None
 ) -> StepTimes:
@@ -83,36 +108,25 @@ def step_time(
     layers = layer_time(scenario, layouts, block, arranged) if layers is None else layers
     alone = LayerKinds.single(layouts, arranged, block)
     times = micro_batch_times(scenario, alone, layers.of_kinds, layers.ends)
-    return shared_step(scenario, layouts, arranged, device, (Shared(times, alone.kind), layers.tables))
+    return shared_steps(scenario, layouts, arranged, device, (Shared(times, alone.kind), layers.tables)).times(scenario)
 
 
-def shared_step(
+def shared_steps(
     scenario: Scenario,
     layouts: Layouts,
     arranged: Arrangement,
     device: OperatorModel,
     parts: tuple[Shared[MicroBatchTimes], Ends | None],
-) -> StepTimes:
-    """The step of each layout, from what its micro-batches take: that without its end once for layouts that are alike in it.
+) -> SharedSteps:
+    """The step of each layout, from what its micro-batches take.
 
     Args:
         parts: times of a micro-batch, and exposed transfers of the tables, ``(n_layouts,)`` each, where there are any.
     """
     first, kind = layouts.alike.by(*layer_columns(scenario), *MICRO_BATCHES)
     tables = None if parts[1] is None else rows_of(parts[1], first)
-    repeated_step = _repeated(scenario, layouts.take(first), arranged.of_stages.take(first), parts[0].take(first), tables).take(kind)
-    steps, end = repeated_step.rows, step_end(scenario, layouts, arranged, device, Shared(repeated_step.of.first, repeated_step.kind))
-    return StepTimes(
-        compute=steps.compute,
-        tp=steps.tp + end.tp,
-        cp=steps.cp,
-        ep=steps.ep,
-        pp=steps.pp + end.pp,
-        dp=steps.dp + end.dp,
-        bubble=steps.bubble,
-        optimizer=end.optimizer,
-        host=steps.host,
-    )
+    repeated_steps = _repeated(scenario, layouts.take(first), arranged.of_stages.take(first), parts[0].take(first), tables).take(kind)
+    return SharedSteps(repeated_steps, endings(scenario, layouts, arranged, device))
 
 
 def _repeated(
@@ -135,9 +149,15 @@ def _of_block(scenario: Scenario, layouts: Layouts, block: PipelineBlock, times:
     micro_batches, times = layouts.num_micro_batches.take(block.rows), times if tables is None else times.with_tables(tables)
     one = _one_send(software, schedule, times, pp, chunks)
     sends = _stage_sends(schedule, stages.position, pp, chunks, one)
-    slots = stage_slots(software, stages, times, (sends, micro_batch_seconds(scenario)), schedule.splits_backward)
-    waits = schedule.bubble(slots.of_schedule(stages, pp, chunks, micro_batches, schedule.splits_backward))
-    waits = chunk_waits(scenario, block.schedule, passes_of(scenario, layouts, block.rows, times, one), slots.whole, waits)
+    slots = stage_slots(software, stages, times, (sends, micro_batch_seconds(scenario)))
+    passes = passes_of(scenario, layouts, block.rows, times, one)
+    waits = chunk_waits(
+        scenario,
+        block.schedule,
+        passes,
+        slots.whole,
+        lambda: schedule.bubble(slots.of_schedule(software, block, times, (pp, chunks, micro_batches))),
+    )
     # all others wait for the stage whose work and waits take longest
     stage, count, here = largest(micro_batches * slots.whole + waits), micro_batches.astype(float), np.arange(len(micro_batches))
     slot, on_device, sent, idle = (at(seconds, stage, here) for seconds in (slots.whole, slots.device, sends, waits))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,11 +19,12 @@ from rapid_dse.simulate.arrangement import arrangement
 from rapid_dse.simulate.layer import layer_columns, layers_alone
 from rapid_dse.simulate.layer_kinds import LayerKinds, micro_batch_times, tables_of
 from rapid_dse.simulate.layer_work import Block, distinct_shapes, framework_block
+from rapid_dse.simulate.memory import shared_memory
 from rapid_dse.simulate.operator_times import Operators, operators
 from rapid_dse.simulate.results import Priced
 from rapid_dse.simulate.shard_copies import with_copies
 from rapid_dse.simulate.slowest import slowest_gpu
-from rapid_dse.simulate.step import passes_of_layout, shared_step, step_time
+from rapid_dse.simulate.step import passes_of_layout, shared_steps, step_time
 from rapid_dse.simulate.uneven import pass_seconds
 
 FloatColumn = NDArray[np.float64]
@@ -74,13 +76,10 @@ def price(scenario: Scenario, layouts: Layouts) -> Priced:
     """
     ready = prepare(scenario, layouts)
     block = framework_block(scenario, ready.shape, ready.alone, ready.device)
-    if len(layouts) <= CHUNK:
-        return _price_chunk(scenario, layouts, block, ready.where, ready.device)
-    parts = []
-    for start in range(0, len(layouts), CHUNK):
-        rows = slice(start, start + CHUNK)
-        parts.append(_price_chunk(scenario, layouts.take(rows), block, ready.where[rows], ready.device))
-    return Priced.concatenate(parts)
+    chunks = [slice(start, start + CHUNK) for start in range(0, max(1, len(layouts)), CHUNK)]
+    tables = [(layouts, ready.where)] if len(chunks) == 1 else ((layouts.take(rows), ready.where[rows]) for rows in chunks)
+    pieces = (piece for table, where in tables for piece in _price_chunk(scenario, table, block, where, ready.device))
+    return Priced.in_pieces(len(layouts), pieces)
 
 
 def step_seconds(scenario: Scenario, layouts: Layouts, ready: Prepared) -> FloatColumn:
@@ -102,7 +101,7 @@ def pipeline_passes(scenario: Scenario, layout: Layouts) -> FloatColumn:
     return pass_seconds(scenario, int(layout.schedule[0]), passes_of_layout(scenario, layout, block, arranged))
 
 
-def _price_chunk(scenario: Scenario, layouts: Layouts, shapes: Block, where: IntColumn, device: OperatorModel) -> Priced:
+def _price_chunk(scenario: Scenario, layouts: Layouts, shapes: Block, where: IntColumn, device: OperatorModel) -> Iterator[Priced]:
     """Prices layouts, whose block is the one at ``where`` in ``shapes``; the layers of layouts that are alike in them are priced once."""
     arranged = arrangement(scenario, layouts)
     first, kind = layouts.alike.by(*layer_columns(scenario))
@@ -111,5 +110,7 @@ def _price_chunk(scenario: Scenario, layouts: Layouts, shapes: Block, where: Int
     alone = layers_alone(scenario, some, kinds.block, there)
     times = Shared(micro_batch_times(scenario, kinds, alone.of_kinds, alone.ends), kind)
     tables = tables_of(scenario, layouts, arranged, kind, alone)
-    step = shared_step(scenario, layouts, arranged, device, (times, tables))
-    return results(scenario, layouts, step, joules_of(scenario, layouts, kinds, arranged), arranged.of_stages)
+    steps = shared_steps(scenario, layouts, arranged, device, (times, tables))
+    return results(
+        scenario, layouts, steps, joules_of(scenario, layouts, kinds, arranged), shared_memory(scenario, layouts, arranged.of_stages)
+    )

@@ -88,26 +88,27 @@ def passes_of(
     return ChunkPasses(layers, ends, sends, times.host, splits, differ[number], longer, layouts.num_micro_batches)
 
 
-def chunk_waits(scenario: Scenario, code: int, passes: ChunkPasses, whole: FloatColumn, waits: FloatColumn) -> FloatColumn:
+def chunk_waits(scenario: Scenario, code: int, passes: ChunkPasses, whole: FloatColumn, formula: Callable[[], FloatColumn]) -> FloatColumn:
     """The formula's waits, or, where it is not good enough, those that the schedule run pass by pass has, ``(n_candidates, n)``.
 
     Those stand at the stage with most work; the step is its work and they.
 
     Args:
         code: the schedule's.
-        whole: seconds of a micro-batch, and ``waits`` idle seconds by the formula, on each candidate stage, ``(n_candidates, n)``.
+        whole: seconds of a micro-batch on each candidate stage, ``(n_candidates, n)``; ``formula``: idle seconds there, by the formula,
+            which is asked for only where some layout has them.
     """
     rows = passes.without_formula(scenario, SCHEDULE_CLASSES[code].exact)
     if not len(rows):
-        return waits
+        return formula()
     every = len(rows) == whole.shape[1]
-    work, formula = (whole, waits) if every else (whole.take(rows, axis=1), waits)
+    work = whole if every else whole.take(rows, axis=1)
     busiest = work.max(axis=0)
     seconds = _run(scenario, code, passes, rows)
     idle = np.where(work == busiest, np.maximum(0.0, seconds - passes.micro_batches.take(rows) * busiest), 0.0)
     if every:
         return idle
-    waits_of_chunks = np.array(np.broadcast_to(formula, whole.shape))
+    waits_of_chunks = np.array(np.broadcast_to(formula(), whole.shape))
     waits_of_chunks[:, rows] = idle
     return waits_of_chunks
 

@@ -33,6 +33,7 @@ PRICING_SOURCES = (
     "simulate",
     "events",
     "common/columns.py",
+    "common/lazy_rows.py",
     "common/remembered.py",
 )
 # Parts of a scenario that no price depends on, or that the layout's own columns hold.
