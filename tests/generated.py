@@ -11,7 +11,8 @@ import numpy as np
 import yaml
 
 from rapid_dse.config import Scenario, parse
-from rapid_dse.parallel.layouts import Layouts, broken_rules, grid
+from rapid_dse.parallel.enumeration import grid
+from rapid_dse.parallel.layouts import Layouts, broken_rules
 from rapid_dse.sweep.compose import composed, hydra_ready
 from rapid_dse.sweep.portion import Portion
 

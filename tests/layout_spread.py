@@ -9,7 +9,8 @@ from generated import ONE, scenario
 
 from rapid_dse.config import Scenario
 from rapid_dse.config.schedule_names import SCHEDULES
-from rapid_dse.parallel.layouts import Layouts, broken_rules, grid
+from rapid_dse.parallel.enumeration import grid
+from rapid_dse.parallel.layouts import Layouts, broken_rules
 
 # A profile that hides nothing: each transfer is waited for.
 BLOCKING: dict[str, Any] = {f"software__{name}_overlap": 0 for name in ("tp", "tp_backward", "cp", "dp", "pp", "parameter_gather")}

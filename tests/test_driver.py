@@ -24,7 +24,7 @@ from rapid_dse.config.hardware import Hardware
 from rapid_dse.config.measured_boxes import SPANS, MeasuredRuns
 from rapid_dse.config.run import Debug, Search
 from rapid_dse.events.backends import price
-from rapid_dse.parallel.layouts import grid
+from rapid_dse.parallel.enumeration import grid
 from rapid_dse.sweep import chunks, driver, store, table, workers
 from rapid_dse.sweep.portion import Portion
 from rapid_dse.sweep.standing import Aim

@@ -12,7 +12,7 @@ from rich.console import Console
 from studies import study
 
 from rapid_dse.config.run import Debug, Search
-from rapid_dse.parallel.layouts import grid
+from rapid_dse.parallel.enumeration import grid
 from rapid_dse.sweep import driver, store
 
 BACKENDS = ("hybrid", "full_astrasim_hierarchical", "full_astrasim_flattened")

@@ -13,7 +13,7 @@ from rapid_dse.model.architecture import architecture
 from rapid_dse.model.layers.latent_attention import LatentAttention
 from rapid_dse.model.parameters import count
 from rapid_dse.model.shapes import ONE, MicroBatch
-from rapid_dse.parallel.layouts import Space, enumerate_layouts
+from rapid_dse.parallel.enumeration import Space, enumerate_layouts
 from rapid_dse.simulate.attention_times import attention_flops
 from rapid_dse.simulate.held_weights import layer_weights
 from rapid_dse.simulate.training import prepare

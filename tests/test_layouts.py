@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from rapid_dse.config import Scenario
 from rapid_dse.config.run import RECOMPUTE, Parallel
 from rapid_dse.config.schedule_names import SCHEDULES
-from rapid_dse.parallel.layouts import WHOLE_GROUP, Layouts, Space, broken_rules, enumerate_layouts, grid, resolved
+from rapid_dse.parallel.enumeration import Space, enumerate_layouts, grid
+from rapid_dse.parallel.layouts import WHOLE_GROUP, Layouts, broken_rules, resolved
 
 Row = tuple[Any, ...]
 NAMES = tuple(f.name for f in fields(Layouts))

@@ -14,9 +14,10 @@ from rapid_dse.device import operator_model
 from rapid_dse.model.architecture import architecture_of
 from rapid_dse.model.parameters import count
 from rapid_dse.model.shapes import MicroBatch
+from rapid_dse.parallel.enumeration import Space as LayoutSpace
+from rapid_dse.parallel.enumeration import enumerate_layouts
 from rapid_dse.parallel.kind_rules import of_rows
-from rapid_dse.parallel.layouts import KEYS, Layouts, broken_rules, enumerate_layouts
-from rapid_dse.parallel.layouts import Space as LayoutSpace
+from rapid_dse.parallel.layouts import KEYS, Layouts, broken_rules
 from rapid_dse.parallel.product_grid import product_grid
 from rapid_dse.simulate.arrangement import arrangement
 

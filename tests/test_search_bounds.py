@@ -12,7 +12,8 @@ from generated import ROOT, portion, profile, scenario
 from rapid_dse.config import Scenario
 from rapid_dse.config.schedule_names import SCHEDULES
 from rapid_dse.events.backends import price
-from rapid_dse.parallel.layouts import Layouts, Space, enumerate_layouts
+from rapid_dse.parallel.enumeration import Space, enumerate_layouts
+from rapid_dse.parallel.layouts import Layouts
 from rapid_dse.simulate.bounds import lower_bound
 
 CHIPS = {"h100": ("bf16", "fp16", "fp8"), "a100": ("bf16",), "a100_pcie": ("bf16",), "b200": ("bf16", "fp8"), "gb200": ("fp8",),

@@ -12,7 +12,8 @@ import pytest
 from generated import ONE, many, portion, scenario
 
 from rapid_dse.events.backends import price
-from rapid_dse.parallel.layouts import Layouts, grid
+from rapid_dse.parallel.enumeration import grid
+from rapid_dse.parallel.layouts import Layouts
 from rapid_dse.simulate.results import Priced
 from rapid_dse.sweep import identity, table
 from rapid_dse.sweep.chunks import contained, take

@@ -18,7 +18,7 @@ from rich.console import Console
 
 from rapid_dse.config.run import Search
 from rapid_dse.config.scenario import unit_of
-from rapid_dse.parallel.layouts import grid
+from rapid_dse.parallel.enumeration import grid
 from rapid_dse.sweep import advice, driver, figures, listing, show, standing
 from rapid_dse.sweep.choosing import chosen
 from rapid_dse.sweep.chunks import Summary

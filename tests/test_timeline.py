@@ -18,7 +18,7 @@ from program import done
 
 from rapid_dse.events.backends import price
 from rapid_dse.events.timeline import chrome_trace
-from rapid_dse.parallel.layouts import grid
+from rapid_dse.parallel.enumeration import grid
 from rapid_dse.sweep.table import priced_table
 
 FOLDERS = dict(zip(EVENT_BACKENDS, ("astra_hybrid", "astra_hier", "astra_flat"), strict=True))

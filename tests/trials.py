@@ -11,8 +11,9 @@ from rapid_dse.config.run import RECOMPUTE
 from rapid_dse.config.scenario import Scenario, parse
 from rapid_dse.config.schedule_names import SCHEDULES
 from rapid_dse.events.backends import price
-from rapid_dse.parallel.layouts import AUTO_SCHEDULE, KEYS, Layouts, broken_rules, enumerate_layouts, resolved
-from rapid_dse.parallel.layouts import Space as LayoutSpace
+from rapid_dse.parallel.enumeration import Space as LayoutSpace
+from rapid_dse.parallel.enumeration import enumerate_layouts
+from rapid_dse.parallel.layouts import AUTO_SCHEDULE, KEYS, Layouts, broken_rules, resolved
 from rapid_dse.simulate.results import MEMORY_TERMS, TIME_TERMS, Priced
 from rapid_dse.sweep.compose import Composed, composed, hydra_ready, with_values
 

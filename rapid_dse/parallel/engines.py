@@ -17,22 +17,9 @@ from numpy.typing import NDArray
 
 from rapid_dse.config.scenario import Scenario
 from rapid_dse.parallel import schedules
+from rapid_dse.parallel.enumeration import MAX_CP, MAX_TP, Space, times_broken
 from rapid_dse.parallel.kind_rules import key_value_rule, kind_rules
-from rapid_dse.parallel.layouts import (
-    MAX_CP,
-    MAX_TP,
-    POOL_DEGREES,
-    POOLS,
-    RECOMPUTE_NONE,
-    SERVING_KEYS,
-    BoolColumn,
-    IntColumn,
-    Layouts,
-    Rule,
-    Space,
-    first_broken,
-    times_broken,
-)
+from rapid_dse.parallel.layouts import POOL_DEGREES, POOLS, RECOMPUTE_NONE, SERVING_KEYS, BoolColumn, IntColumn, Layouts, Rule, first_broken
 from rapid_dse.parallel.offered import Unoffered, listed, of_the_job
 
 NOT_GIVEN = 0  # of columns that may be null

@@ -5,11 +5,9 @@ This is the one place that knows the algebra of parallel degrees.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
-from itertools import product
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -19,14 +17,13 @@ from rapid_dse.common.columns import Distinct
 from rapid_dse.common.lazy_rows import LazyRows, derived
 from rapid_dse.config.run import RECOMPUTE
 from rapid_dse.config.scenario import Scenario
-from rapid_dse.config.schedule_names import PIPELINE_SCHEDULES, SCHEDULES
-from rapid_dse.config.software.offers import Offers
+from rapid_dse.config.schedule_names import SCHEDULES
 from rapid_dse.parallel import schedules
 from rapid_dse.parallel.context_rules import context_rules
 from rapid_dse.parallel.expert_rules import adapter_rules, grid_rules, tokens_rule, width_rules
-from rapid_dse.parallel.kind_rules import kind_rules, loop_rules, of_rows
-from rapid_dse.parallel.offered import settled, unoffered
-from rapid_dse.parallel.pipeline_rules import counted_ends, recompute_rules, schedule_rules, split_rules
+from rapid_dse.parallel.kind_rules import kind_rules, loop_rules
+from rapid_dse.parallel.offered import unoffered
+from rapid_dse.parallel.pipeline_rules import recompute_rules, schedule_rules, split_rules
 from rapid_dse.parallel.zero_rules import zero_rules
 from rapid_dse.parallel.zero_stages import Sharding
 
@@ -69,8 +66,6 @@ USUAL_ETP = 0  # the etp of layouts that leave it to tp and ep (``expert_tp``)
 # Columns that a table may leave out, with the value that they then have, which stands for null.
 OPTIONAL: dict[str, int] = {"shard_group": WHOLE_GROUP, "etp": USUAL_ETP}
 BEHIND_NULL: dict[str, str] = {"shard_group": "shards", "etp": "expert_tp"}  # properties with the number that such a column comes to
-
-MAX_TP, MAX_CP, MAX_MICRO_BATCH, MAX_VPP = 16, 16, 16, 8
 
 _DTYPES: Mapping[str, type] = {"sequence_parallel": np.bool_, "request_rate": np.float64}
 
@@ -293,104 +288,3 @@ def first_broken(rules: Sequence[Rule], n_layouts: int) -> tuple[IntColumn, list
     masks = np.stack([rule.broken for rule in rules]) if n_layouts else np.zeros((len(rules), 0), bool)
     first = np.where(masks.any(axis=0), masks.argmax(axis=0), -1)
     return first.astype(np.int64), [rule.text for rule in rules]
-
-
-@dataclass(frozen=True)
-class Space:
-    """Values to combine, a list a column of ``Layouts`` (short names); None is every value that can be legal."""
-
-    values: Mapping[str, Sequence[float] | None]
-
-    def options(self, name: str, default: Sequence[int]) -> Sequence[Any]:
-        values = self.values.get(name)
-        return default if values is None else values
-
-    @property
-    def open(self) -> bool:
-        """Whether some column takes every value: only then is what changes nothing left out, and what is illegal only counted."""
-        return any(value is None for value in self.values.values())
-
-
-def enumerate_layouts(space: Space, scenario: Scenario) -> tuple[Layouts, Counter[str]]:
-    """Every legal layout of a space, and how many others break which rule first.
-
-    What changes nothing is left out (neither a layout nor counted): zero at dp · cp = 1, sequence_parallel at tp = 1, schedules at pp = 1.
-    """
-    parts: list[Layouts] = []
-    rejected: Counter[str] = Counter()
-    for num_gpus in space.options("num_gpus", ()):
-        legal, counts = _legal_of(space, int(num_gpus), scenario)
-        parts.append(legal)
-        rejected.update(counts)
-    return Layouts.concatenate(parts), rejected
-
-
-def grid(columns: Mapping[str, Sequence[int]]) -> Layouts:
-    """All combinations of the columns' values, the last column fastest, dp resolved."""
-    given = {name: [value] for name, value in OPTIONAL.items()} | dict(columns)
-    axes = np.meshgrid(*(np.asarray(given[f.name], np.int64) for f in fields(Layouts)), indexing="ij")
-    return resolved(Layouts.of({f.name: axis.ravel() for f, axis in zip(fields(Layouts), axes, strict=True)}))
-
-
-def _legal_of(space: Space, num_gpus: int, scenario: Scenario) -> tuple[Layouts, Counter[str]]:
-    model = scenario.model
-    divisors = [d for d in range(1, num_gpus + 1) if num_gpus % d == 0] if num_gpus <= 10**6 else []
-    structure = {
-        "num_gpus": [num_gpus],
-        "global_batch_size": space.options("global_batch_size", ()),
-        "tp": space.options("tp", [d for d in divisors if d <= MAX_TP]),
-        "cp": space.options("cp", [d for d in divisors if d <= MAX_CP]),
-        "dp": space.options("dp", [0]),
-        "pp": space.options("pp", [d for d in divisors if d <= model.num_hidden_layers + counted_ends(scenario)]),
-        "ep": space.options("ep", [d for d in range(1, (model.num_experts or 1) + 1) if (model.num_experts or 1) % d == 0]),
-        "vpp": space.options("vpp", range(1, MAX_VPP + 1)),
-        "zero": [1],  # of zero, sequence_parallel and recompute any: their values come with _with_options
-        "sequence_parallel": [0],
-        "micro_batch_size": space.options("micro_batch_size", [1 << k for k in range(MAX_MICRO_BATCH.bit_length())]),
-        "recompute": [RECOMPUTE_NONE],
-        "schedule": space.options("schedule", [SCHEDULES.index(name) for name in PIPELINE_SCHEDULES]),
-        "shard_group": space.options("shard_group", [WHOLE_GROUP]),
-        "etp": space.options("etp", [d for d in divisors if d <= MAX_TP] if model.num_experts else [USUAL_ETP]),
-    }
-    inside = len(structure["shard_group"]) * len(structure["etp"])  # rows of the grid that have one schedule, in a row
-    base = _without_idle_schedules(of_rows(grid(structure), scenario), structure["schedule"], inside)
-    options = list(
-        product(
-            space.options("zero", range(4)),
-            space.options("sequence_parallel", (0, 1)),
-            space.options("recompute", range(len(RECOMPUTE))),
-        )
-    )
-    first, texts = first_broken(mathematics(base, scenario), len(base))
-    rejected = times_broken(first, texts, len(options))
-    legal = settled(_with_options(base.take(first < 0), options, scenario.software.offers), scenario.software.offers)
-    late, texts = broken_rules(legal, scenario)
-    return legal.take(late < 0), rejected + times_broken(late, texts)
-
-
-def times_broken(rule: IntColumn, texts: Sequence[str], times: int = 1) -> Counter[str]:
-    """How many layouts break which rule first, each counted so many times."""
-    counts = np.bincount(rule[rule >= 0], minlength=len(texts))
-    return Counter({text: int(count) * times for text, count in zip(texts, counts, strict=True) if count})
-
-
-def _without_idle_schedules(base: Layouts, schedules: Sequence[int], inside: int) -> Layouts:
-    # At pp = 1 every schedule is the same: the grid's first stands for all; vpp there means nothing either.
-    position = np.arange(len(base)) // inside
-    first = (position % len(schedules)) == 0
-    return base.take((base.pp > 1) | (first & (base.vpp == base.vpp.min(initial=1))))
-
-
-def _with_options(base: Layouts, options: Sequence[tuple[int, int, int]], offers: Offers) -> Layouts:
-    """The rows of ``base``, each with every option of (zero, sequence_parallel, recompute) that changes something.
-
-    Where a replica is alone, one zero stands for all: the least that is offered.
-    """
-    zeros, sequence, recompute = (np.array(column, np.int64) for column in zip(*options, strict=True))
-    rows = np.repeat(np.arange(len(base)), len(options))
-    zero, sp, rec = (np.tile(column, len(base)) for column in (zeros, sequence, recompute))
-    least = min((int(stage) for stage in zeros if stage in {*offers.zero, *offers.zero_with_pipelines}), default=int(zeros.min()))
-    idle_zero, idle_sp = (base.dp * base.cp)[rows] == 1, base.tp[rows] == 1
-    keep = ~(idle_zero & (zero != least)) & ~(idle_sp & (sp != sequence.min()))
-    layouts = base.take(rows[keep])
-    return replace(layouts, zero=zero[keep], sequence_parallel=(sp[keep] == 1) & (layouts.tp > 1), recompute=rec[keep])

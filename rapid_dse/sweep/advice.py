@@ -13,17 +13,8 @@ from rapid_dse.config.scenario import Scenario
 from rapid_dse.events.backends import price
 from rapid_dse.parallel.engines import Engines
 from rapid_dse.parallel.engines import resolved as resolved_engines
-from rapid_dse.parallel.layouts import (
-    AUTO_SCHEDULE,
-    CODES,
-    COLUMN_OF,
-    MAX_CP,
-    MAX_TP,
-    WHOLE_GROUP,
-    Layouts,
-    broken_rules,
-    resolved,
-)
+from rapid_dse.parallel.enumeration import MAX_CP, MAX_TP
+from rapid_dse.parallel.layouts import AUTO_SCHEDULE, CODES, COLUMN_OF, WHOLE_GROUP, Layouts, broken_rules, resolved
 from rapid_dse.parallel.pipeline_rules import counted_ends
 from rapid_dse.simulate.results import Priced
 from rapid_dse.sweep.standing import Aim

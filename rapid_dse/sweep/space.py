@@ -18,6 +18,7 @@ from rapid_dse.config.run import Debug, Parallel, Pool, Search, Workload
 from rapid_dse.config.scenario import Scenario, explain
 from rapid_dse.parallel.engines import Engines, enumerate_engines
 from rapid_dse.parallel.engines import resolved as resolved_engines
+from rapid_dse.parallel.enumeration import Space, enumerate_layouts
 from rapid_dse.parallel.kind_rules import of_rows
 from rapid_dse.parallel.layouts import (
     AUTO_SCHEDULE,
@@ -31,9 +32,7 @@ from rapid_dse.parallel.layouts import (
     WHOLE_GROUP,
     IntColumn,
     Layouts,
-    Space,
     broken_rules,
-    enumerate_layouts,
     resolved,
 )
 from rapid_dse.parallel.offered import AUTO, settled, usual_sequence_parallel

@@ -13,7 +13,8 @@ from rapid_dse.config.schedule_names import SCHEDULES
 from rapid_dse.events.backends import price
 from rapid_dse.parallel import schedules
 from rapid_dse.parallel.engines import Engines
-from rapid_dse.parallel.layouts import AUTO_SCHEDULE, KEYS, MAX_CP, MAX_TP, MAX_VPP, POOLS, WHOLE_GROUP, Layouts, broken_rules
+from rapid_dse.parallel.enumeration import MAX_CP, MAX_TP, MAX_VPP
+from rapid_dse.parallel.layouts import AUTO_SCHEDULE, KEYS, POOLS, WHOLE_GROUP, Layouts, broken_rules
 from rapid_dse.parallel.offered import usual_sequence_parallel
 from rapid_dse.sweep.advice import engine_with, with_columns
 

@@ -18,7 +18,8 @@ from rapid_dse.analysis.reasons.neighbours import Neighbour, neighbours
 from rapid_dse.analysis.reasons.suspects import Suspect, suspects
 from rapid_dse.events.backends import price
 from rapid_dse.parallel.engines import Engines, enumerate_engines
-from rapid_dse.parallel.layouts import KEYS, Layouts, Space, enumerate_layouts
+from rapid_dse.parallel.enumeration import Space, enumerate_layouts
+from rapid_dse.parallel.layouts import KEYS, Layouts
 from rapid_dse.sweep.outside import judged
 
 UNKNOWN_ERROR = 0.2  # taken where nothing alike was measured
