@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from rapid_dse.config import Scenario
 from rapid_dse.config.run import RECOMPUTE, Parallel
 from rapid_dse.config.schedule_names import SCHEDULES
+from rapid_dse.parallel import enumeration
 from rapid_dse.parallel.enumeration import Space, enumerate_layouts, grid
 from rapid_dse.parallel.layouts import WHOLE_GROUP, Layouts, broken_rules, resolved
 
@@ -131,6 +132,18 @@ def test_every_combination_of_a_closed_space_is_legal_or_counted(gpus: int, batc
     found, rejected = enumerate_layouts(Space(values), of)
     combinations = int(np.prod([len(options) for options in values.values()]))
     assert len(found) + sum(rejected.values()) == combinations
+
+
+def test_blocks_of_any_size_give_the_same_rows_in_the_same_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    of = small(6, 12, 4, 48, experts=2)
+    rows, counts = [], []
+    for size in (10**9, 500):
+        monkeypatch.setattr(enumeration, "BLOCK_ROWS", size)
+        found, rejected = enumerate_layouts(everything(6, 12), of)
+        rows.append(rows_of(found))
+        counts.append(rejected)
+    assert rows[1:] == rows[:1]
+    assert counts[1:] == counts[:1]
 
 
 def test_each_rejection_names_the_first_rule_that_breaks() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import product
 from typing import Any
@@ -31,6 +31,7 @@ from rapid_dse.parallel.offered import settled
 from rapid_dse.parallel.pipeline_rules import counted_ends
 
 MAX_TP, MAX_CP, MAX_MICRO_BATCH, MAX_VPP = 16, 16, 16, 8
+BLOCK_ROWS = 1 << 15  # layouts that are judged at once: their columns and masks fit into a processor's caches
 
 
 @dataclass(frozen=True)
@@ -65,9 +66,33 @@ def enumerate_layouts(space: Space, scenario: Scenario) -> tuple[Layouts, Counte
 
 def grid(columns: Mapping[str, Sequence[int]]) -> Layouts:
     """All combinations of the columns' values, the last column fastest, dp resolved."""
+    return resolved(_combinations(columns))
+
+
+def _combinations(columns: Mapping[str, Sequence[int]]) -> Layouts:
     given = {name: [value] for name, value in OPTIONAL.items()} | dict(columns)
     axes = np.meshgrid(*(np.asarray(given[f.name], np.int64) for f in fields(Layouts)), indexing="ij")
-    return resolved(Layouts.of({f.name: axis.ravel() for f, axis in zip(fields(Layouts), axes, strict=True)}))
+    return Layouts.of({f.name: axis.ravel() for f, axis in zip(fields(Layouts), axes, strict=True)})
+
+
+def _blocks(columns: Mapping[str, Sequence[int]]) -> Iterator[dict[str, Sequence[int]]]:
+    """The grid of ``columns`` as grids of at most ``BLOCK_ROWS`` consecutive rows each, in its order."""
+    if not all(columns.values()):
+        yield dict(columns)
+        return
+    names = [f.name for f in fields(Layouts)]
+    inner, split = 1, len(names) - 1  # rows of the whole axes after the one that is split
+    while split > 0 and inner * len(columns[names[split]]) <= BLOCK_ROWS:
+        inner *= len(columns[names[split]])
+        split -= 1
+    values, most = columns[names[split]], max(1, BLOCK_ROWS // inner)
+    for outer in product(*(columns[name] for name in names[:split])):
+        for start in range(0, len(values), most):
+            yield {
+                **columns,
+                **{name: [value] for name, value in zip(names, outer, strict=False)},
+                names[split]: values[start : start + most],
+            }
 
 
 def _legal_of(space: Space, num_gpus: int, scenario: Scenario) -> tuple[Layouts, Counter[str]]:
@@ -90,8 +115,6 @@ def _legal_of(space: Space, num_gpus: int, scenario: Scenario) -> tuple[Layouts,
         "shard_group": space.options("shard_group", [WHOLE_GROUP]),
         "etp": space.options("etp", [d for d in divisors if d <= MAX_TP] if model.num_experts else [USUAL_ETP]),
     }
-    inside = len(structure["shard_group"]) * len(structure["etp"])  # rows of the grid that have one schedule, in a row
-    base = _without_idle_schedules(of_rows(grid(structure), scenario), structure["schedule"], inside)
     options = list(
         product(
             space.options("zero", range(4)),
@@ -99,11 +122,30 @@ def _legal_of(space: Space, num_gpus: int, scenario: Scenario) -> tuple[Layouts,
             space.options("recompute", range(len(RECOMPUTE))),
         )
     )
-    first, texts = first_broken(mathematics(base, scenario), len(base))
-    rejected = times_broken(first, texts, len(options))
-    legal = settled(_with_options(base.take(first < 0), options, scenario.software.offers), scenario.software.offers)
-    late, texts = broken_rules(legal, scenario)
-    return legal.take(late < 0), rejected + times_broken(late, texts)
+    rejected: Counter[str] = Counter()
+    lawful = []
+    for block in _blocks(structure):
+        rows = _without_idle_schedules(_combinations(block), min(structure["vpp"], default=1), structure["schedule"])
+        base = of_rows(resolved(rows), scenario)
+        first, texts = first_broken(mathematics(base, scenario), len(base))
+        rejected += times_broken(first, texts, len(options))
+        lawful.append(base.take(first < 0))
+    legal, late = _offered(Layouts.concatenate(lawful), options, scenario)
+    return legal, rejected + late
+
+
+def _offered(lawful: Layouts, options: Sequence[tuple[int, int, int]], scenario: Scenario) -> tuple[Layouts, Counter[str]]:
+    """Layouts that the mathematics allow, with every option: those that break none of the rules, and how many break which first."""
+    rejected: Counter[str] = Counter()
+    legal, rows = [], max(1, BLOCK_ROWS // len(options))
+    for start in range(0, max(1, len(lawful)), rows):
+        layouts = settled(
+            _with_options(lawful.take(slice(start, start + rows)), options, scenario.software.offers), scenario.software.offers
+        )
+        first, texts = broken_rules(layouts, scenario)
+        rejected += times_broken(first, texts)
+        legal.append(layouts.take(first < 0))
+    return Layouts.concatenate(legal), rejected
 
 
 def times_broken(rule: IntColumn, texts: Sequence[str], times: int = 1) -> Counter[str]:
@@ -112,11 +154,9 @@ def times_broken(rule: IntColumn, texts: Sequence[str], times: int = 1) -> Count
     return Counter({text: int(count) * times for text, count in zip(texts, counts, strict=True) if count})
 
 
-def _without_idle_schedules(base: Layouts, schedules: Sequence[int], inside: int) -> Layouts:
-    # At pp = 1 every schedule is the same: the grid's first stands for all; vpp there means nothing either.
-    position = np.arange(len(base)) // inside
-    first = (position % len(schedules)) == 0
-    return base.take((base.pp > 1) | (first & (base.vpp == base.vpp.min(initial=1))))
+def _without_idle_schedules(rows: Layouts, least_vpp: int, schedules: Sequence[int]) -> Layouts:
+    # At pp = 1 every schedule is the same: the first stands for all; vpp there means nothing either.
+    return rows.take((rows.pp > 1) | ((rows.schedule == schedules[0]) & (rows.vpp == least_vpp)))
 
 
 def _with_options(base: Layouts, options: Sequence[tuple[int, int, int]], offers: Offers) -> Layouts:
