@@ -89,7 +89,7 @@ def _timed(options: argparse.Namespace) -> tuple[pd.DataFrame, pd.DataFrame, dic
     """Kernels, loads, and what the driver says of the chip; a line on standard error says how far it is."""
     import pandas as pd
 
-    from rapid_dse.analysis.measuring import all_reduce_timers, power_meter
+    from rapid_dse.analysis.measuring import all_reduce_timers
     from rapid_dse.analysis.measuring.kernel_timers import KernelTimers
 
     timers = KernelTimers(options.device, options.out)
@@ -100,17 +100,37 @@ def _timed(options: argparse.Namespace) -> tuple[pd.DataFrame, pd.DataFrame, dic
         if time.monotonic() - begin > options.seconds:
             print(f"measure: {options.seconds:g} s are over, {len(rows)} kernels timed", file=sys.stderr)
             break
+    if timers.left_out:
+        print(f"measure: {len(timers.left_out)} kernels left out, such as {timers.left_out[0]}", file=sys.stderr)
+    if not any(row["kind"] == "gemm" for row in rows):
+        raise ValueError(
+            f"no product was timed; allowed: a longer --seconds, another GPU{': ' + timers.left_out[0] if timers.left_out else ''}"
+        )
     loads: list[dict[str, Any]] = []
     if options.device == "cuda":
-        rows += all_reduce_timers.all_reduces(options.out)
-        nvml = power_meter.meter()
-        if nvml is None:
-            print(f"measure: {power_meter.NO_METER}", file=sys.stderr)
-        else:
-            loads = list(power_meter.sustained_loads(nvml, options.out))
-            facts |= {"limit": power_meter.own_limit(nvml)}
+        try:
+            rows += all_reduce_timers.all_reduces(options.out)
+        except ValueError as error:  # what was timed before stays
+            print(f"measure: {error}", file=sys.stderr)
+        loads, limit = _power(options.out)
+        facts |= limit
     facts["source"] = f"{facts['name']}, {timers.common['software']}, {time.strftime('%Y-%m-%d')}"
     return pd.DataFrame(rows), pd.DataFrame(loads), facts
+
+
+def _power(name: str) -> tuple[list[dict[str, Any]], dict[str, float]]:
+    """Loads and the power limit, none where nothing meters them, which a line on standard error says."""
+    from rapid_dse.analysis.measuring import power_meter
+
+    nvml = power_meter.meter()
+    if nvml is None:
+        print(f"measure: {power_meter.NO_METER}", file=sys.stderr)
+        return [], {}
+    try:
+        return power_meter.measured_power(nvml, name)
+    except ValueError as error:
+        print(f"measure: {error}", file=sys.stderr)
+        return [], {}
 
 
 def _written(

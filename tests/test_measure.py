@@ -7,7 +7,10 @@
 from __future__ import annotations
 
 import importlib.util
+import itertools
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -17,9 +20,11 @@ from test_device_models import chip
 from test_json import check
 
 from rapid_dse import measure
-from rapid_dse.analysis.measuring import chip_option
+from rapid_dse.analysis.measuring import chip_option, power_meter
 from rapid_dse.analysis.measuring.chip_constants import SECONDS, fit_chip, halves, predict_chip
 from rapid_dse.analysis.measuring.chip_joules import fit_joules
+from rapid_dse.analysis.measuring.kernel_timers import KernelTimers
+from rapid_dse.analysis.measuring.timed_shapes import TimedAttention, TimedProduct, attentions, products
 
 DATA = Path(__file__).parent / "data"
 KERNELS, LOADS = DATA / "h200_kernels.csv", DATA / "h200_loads.csv"
@@ -119,6 +124,93 @@ def test_a_chip_is_like_the_one_that_its_name_holds(seen: str, option: str) -> N
     assert chip_option.like(names, "h100", seen) == "h100"
     with pytest.raises(ValueError, match="is none of the chips that are known; give the one that it is like: --like"):
         chip_option.like(names, None, "Radeon")
+
+
+class StandIn:
+    """NVML and PyTorch of a machine whose second GPU is the one that PyTorch sees; the first counts no joules."""
+
+    class NVMLError(Exception):
+        pass
+
+    NVML_CLOCK_SM = 1
+
+    def __init__(self, seen: str = "b") -> None:
+        self.joules = 0.0
+        uuid = SimpleNamespace(uuid=seen)
+        self.torch = SimpleNamespace(cuda=SimpleNamespace(get_device_properties=lambda _: uuid, synchronize=lambda: None))
+
+    def nvmlDeviceGetHandleByUUID(self, uuid: str) -> str:  # NVML's names
+        return {"GPU-a": "first", "GPU-b": "second"}[uuid]
+
+    def nvmlDeviceGetPowerManagementDefaultLimit(self, handle: str) -> int:
+        return {"first": 300_000, "second": 700_000}[handle]
+
+    def nvmlDeviceGetClockInfo(self, handle: str, _: int) -> int:
+        return {"first": 1000, "second": 1980}[handle]
+
+    def nvmlDeviceGetTotalEnergyConsumption(self, handle: str) -> float:
+        if handle == "first":
+            raise self.NVMLError("Not Supported")
+        return self.joules * 1e3
+
+
+def test_power_is_that_of_the_gpu_that_pytorch_sees(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each call takes 0.5 J, by the counter of the GPU with that UUID."""
+    one, seconds = StandIn(), itertools.count(0.0, 0.01)
+    monkeypatch.setattr(power_meter.time, "perf_counter", lambda: next(seconds))
+
+    def call() -> None:
+        one.joules += 0.5
+
+    assert power_meter.own_limit(one, one.torch) == 700
+    row = power_meter._run(one, one.torch, call)
+    assert row["energy_j"] == pytest.approx(0.5)
+    assert row["mean_power_w"] == pytest.approx(0.5 / row["time_s"])
+    assert row["sm_clock_mean_mhz"] == 1980
+
+
+def test_a_driver_that_counts_no_joules_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    one = StandIn("a")
+    monkeypatch.setattr(power_meter, "torch_on", lambda _: one.torch)
+    with pytest.raises(ValueError, match=r"^power: Not Supported; joules and watts stay those of the chip that it is like$"):
+        power_meter.measured_power(one, "mine")
+
+
+class Failing(KernelTimers):
+    """Timers of a device that has no memory for large products, and no code for one kernel of attention."""
+
+    def __init__(self, most: int) -> None:
+        self.device, self.small, self.left_out, self.most = "cuda", False, [], most
+
+    def _product(self, shape: TimedProduct) -> Any:
+        return shape
+
+    def _attention_kernels(self) -> list[tuple[str, Any]]:
+        return [("FlashAttention-2", 0), ("cuDNN", 1)]
+
+    def _attention(self, shape: TimedAttention, backend: Any) -> tuple[Any, Any]:
+        return (backend, backend)
+
+    def _timed(self, make: Any, size: float, graph: bool = True) -> dict[str, Any]:
+        if size > self.most:
+            raise RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB.\nmore of it")
+        if make == 1:
+            raise RuntimeError("No available kernel. Aborting execution.")
+        return {"measured.time_s": 1e-5}
+
+
+def test_what_a_device_cannot_run_is_left_out_and_said() -> None:
+    timers = Failing(100_000_000)
+    found = [*timers.products(), *timers.attention()]
+    every = list(products())
+    large = [one for one in every if (one.m * one.k + one.k * one.n) * {"fp8": 1, "tf32": 4, "fp32": 4}.get(one.precision, 2)
+             + one.m * one.n * 2 > 100_000_000]  # fmt: skip
+    assert 0 < len(large) < len(every)
+    assert len([row for row in found if row["kind"] == "gemm"]) == len(every) - len(large)
+    assert {row.get("impl") for row in found if row["kind"] != "gemm"} <= {"FlashAttention-2"}
+    assert "CUDA out of memory. Tried to allocate 2.00 GiB." in timers.left_out[0]
+    assert all(len(line.splitlines()) == 1 for line in timers.left_out)
+    assert len(found) + len(timers.left_out) == len(every) + 4 * len(list(attentions()))
 
 
 @pytest.mark.skipif(not HAS_TORCH, reason="PyTorch is not installed: make measure-test runs this beside it")

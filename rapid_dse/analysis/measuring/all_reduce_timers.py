@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import statistics
 import time
 from typing import Any
@@ -10,28 +11,43 @@ from rapid_dse.analysis.measuring.kernel_timers import Row, torch_on
 from rapid_dse.analysis.measuring.timed_shapes import REDUCED_BYTES
 
 CALLS, REPLAYS = 20, 5
-PORT = "29431"
+HOST = "127.0.0.1"
 
 
 def all_reduces(name: str) -> list[Row]:
-    """All-reduces of each size over all GPUs, as ``kernels.csv`` has them; none where there is one GPU."""
+    """All-reduces of each size over all GPUs, as ``kernels.csv`` has them; none where there is one GPU.
+
+    Raises:
+        ValueError: one line, where a process fails.
+    """
     torch = torch_on("cuda")
     gpus = torch.cuda.device_count()
     if gpus < 2:
         return []
     context = torch.multiprocessing.get_context("spawn")
     times = context.SimpleQueue()
-    torch.multiprocessing.spawn(_rank, args=(gpus, times), nprocs=gpus)
+    try:
+        torch.multiprocessing.spawn(_rank, args=(gpus, free_port(), times), nprocs=gpus)
+    except Exception as error:  # whatever a process ended with; its own traceback is the message's rest
+        said = [line.strip() for line in str(error).splitlines() if line.strip()]
+        raise ValueError(f"all-reduces over {gpus} GPUs are not timed: {said[-1] if said else type(error).__name__}") from error
     common = {"hw": name, "kind": "all_reduce", "n_gpus": gpus, "precision": "bf16", "impl": "NCCL", "note": "host clock of calls in a row"}
     return [{**common, "size_bytes": size, "measured.time_s": seconds} for size, seconds in times.get()]
 
 
-def _rank(rank: int, gpus: int, queue: Any) -> None:
+def free_port() -> int:
+    """A port of this machine that nothing listens on."""
+    with socket.socket() as listener:
+        listener.bind((HOST, 0))
+        return int(listener.getsockname()[1])
+
+
+def _rank(rank: int, gpus: int, port: int, queue: Any) -> None:
     """A process's share: sums of all sizes, timed by the first of them."""
     import os
 
     torch = torch_on("cuda")
-    os.environ.update({"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": PORT})
+    os.environ.update({"MASTER_ADDR": HOST, "MASTER_PORT": str(port)})
     torch.cuda.set_device(rank)
     torch.distributed.init_process_group("nccl", rank=rank, world_size=gpus)
     times = []

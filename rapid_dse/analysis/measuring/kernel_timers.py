@@ -41,12 +41,21 @@ def torch_on(device: str) -> Any:
     return torch
 
 
+def first_line(error: BaseException) -> str:
+    """What an error of PyTorch's says, without what follows of how it came about."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
 class KernelTimers:
-    """Kernels of one device; each method yields rows as ``kernels.csv`` has them."""
+    """Kernels of one device; each method yields rows as ``kernels.csv`` has them.
+
+    Attributes:
+        left_out: kernels that the device has no memory or no code for, with what PyTorch says of each.
+    """
 
     def __init__(self, device: str, name: str) -> None:
         self.torch, self.device = torch_on(device), device
-        self.small = device == "cpu"
+        self.small, self.left_out = device == "cpu", list[str]()
         if self.small:  # of several threads one may have to wait for another program
             self.torch.set_num_threads(1)
         self.common: Row = {"hw": name, "n_gpus": 1, "software": f"pytorch {self.torch.__version__}", "year": time.localtime().tm_year}
@@ -86,7 +95,7 @@ class KernelTimers:
                 width = {"fp8": 1, "tf32": 4, "fp32": 4}.get(shape.precision, 2)
                 size = (shape.m * shape.k + shape.k * shape.n) * width + shape.m * shape.n * 2
                 row = {"kind": "gemm", "precision": shape.precision, "m": shape.m, "n": shape.n, "k": shape.k, "layout": "forward"}
-                yield {**row, "impl": "torch.mm", **self._timed(call, size)}
+                yield from self._row({**row, "impl": "torch.mm"}, call, size)
 
     def attention(self) -> Iterator[Row]:
         """Causal attention, forward and backward."""
@@ -96,8 +105,8 @@ class KernelTimers:
             row |= {"precision": "bf16", "v_head_dim": shape.head_dim, "causal": True}
             for impl, backend in self._attention_kernels():
                 forward, backward = self._attention(shape, backend)
-                yield {"kind": "attention_fwd", **row, "impl": impl, **self._timed(forward, size)}
-                yield {"kind": "attention_bwd", **row, "impl": impl, **self._timed(backward, size, graph=False)}
+                yield from self._row({"kind": "attention_fwd", **row, "impl": impl}, forward, size)
+                yield from self._row({"kind": "attention_bwd", **row, "impl": impl}, backward, size, graph=False)
 
     def streams(self) -> Iterator[Row]:
         """Kernels that read and write, element by element."""
@@ -117,15 +126,8 @@ class KernelTimers:
                     return lambda: torch.relu(first)
                 return lambda: torch.nn.functional.gelu(first)
 
-            yield {
-                "kind": name,
-                "precision": "bf16",
-                "m": rows,
-                "n": columns,
-                "bytes": size,
-                "impl": "torch eager",
-                **self._timed(make, size),
-            }
+            row = {"kind": name, "precision": "bf16", "m": rows, "n": columns, "bytes": size, "impl": "torch eager"}
+            yield from self._row(row, make, size)
 
     def launches(self) -> Iterator[Row]:
         """What the host takes to launch a kernel."""
@@ -201,6 +203,14 @@ class KernelTimers:
             return lambda: torch.autograd.grad(out, given, gradient, retain_graph=True)
 
         return forward, backward
+
+    def _row(self, row: Row, make: Callable[[], Call], size: float, graph: bool = True) -> Iterator[Row]:
+        """The row with its time; none where the device cannot run the kernel: no memory for it, no such kernel, no such mode."""
+        try:
+            yield {**row, **self._timed(make, size, graph)}
+        except RuntimeError as error:  # PyTorch's, out of memory among them
+            shape = " ".join(f"{name}={row[name]}" for name in ("precision", "m", "n", "k", "batch", "seq_len", "head_dim") if name in row)
+            self.left_out.append(f"{row['kind']} {row['impl']} {shape}: {first_line(error)}")
 
     def _timed(self, make: Callable[[], Call], size: float, graph: bool = True) -> Row:
         """Seconds of a call of which ``make`` gives one on operands of its own, ``size`` bytes of them."""

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from rapid_dse.analysis.measuring.kernel_timers import Row, torch_on
+from rapid_dse.analysis.measuring.kernel_timers import Row, first_line, torch_on
 
 SECONDS = 2.0  # of a load
 SIDE = 8192  # of the products' squares
@@ -29,14 +29,32 @@ def meter() -> Any | None:
     return pynvml
 
 
-def own_limit(nvml: Any) -> float:
-    """The GPU's own power limit, W."""
-    return float(nvml.nvmlDeviceGetPowerManagementDefaultLimit(nvml.nvmlDeviceGetHandleByIndex(0))) * 1e-3
+def measured_power(nvml: Any, name: str) -> tuple[list[Row], dict[str, float]]:
+    """The loads, and the power limit as ``limit``.
 
-
-def sustained_loads(nvml: Any, name: str) -> Iterator[Row]:
-    """Loads of ``SECONDS`` each, as ``energy.csv`` has them: of a call, FLOP, HBM bytes, seconds and joules; the clock in the mean."""
+    Raises:
+        ValueError: one line, where the driver counts no joules of this GPU (a partition of one, some that are no data centre's), or a
+            load does not fit.
+    """
     torch = torch_on("cuda")
+    try:
+        return list(sustained_loads(nvml, torch, name)), {"limit": own_limit(nvml, torch)}
+    except (nvml.NVMLError, RuntimeError) as error:
+        raise ValueError(f"power: {first_line(error)}; joules and watts stay those of the chip that it is like") from error
+
+
+def handle_of(nvml: Any, torch: Any) -> Any:
+    """NVML's handle of the GPU that PyTorch calls 0, which is another's number where CUDA_VISIBLE_DEVICES leaves some out."""
+    return nvml.nvmlDeviceGetHandleByUUID(f"GPU-{torch.cuda.get_device_properties(0).uuid}")
+
+
+def own_limit(nvml: Any, torch: Any) -> float:
+    """The GPU's own power limit, W."""
+    return float(nvml.nvmlDeviceGetPowerManagementDefaultLimit(handle_of(nvml, torch))) * 1e-3
+
+
+def sustained_loads(nvml: Any, torch: Any, name: str) -> Iterator[Row]:
+    """Loads of ``SECONDS`` each, as ``energy.csv`` has them: of a call, FLOP, HBM bytes, seconds and joules; the clock in the mean."""
     common = {"hw": name, "kind": "power", "data": None, "duty": None, "impl": None, "l2_bytes": None}
     yield {**common, "op": "idle", **_run(nvml, torch, lambda: time.sleep(0.01))}
     flops, hbm_bytes = 2.0 * SIDE**3, 3 * 2.0 * SIDE**2
@@ -59,7 +77,7 @@ def _products(torch: Any) -> Iterator[tuple[str, Callable[[], object]]]:
 
 def _run(nvml: Any, torch: Any, call: Callable[[], object]) -> Row:
     """Seconds and joules of a call in a loop of ``SECONDS``."""
-    handle = nvml.nvmlDeviceGetHandleByIndex(0)
+    handle = handle_of(nvml, torch)
     for _ in range(3):
         call()
     torch.cuda.synchronize()
