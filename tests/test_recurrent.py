@@ -89,6 +89,19 @@ def test_weights_come_from_cache_for_each_step() -> None:
     assert layer.backward_joules[0] == pytest.approx(2 * arithmetic + cached)
 
 
+def test_weights_that_l2_does_not_hold_come_from_hbm_for_each_round() -> None:
+    """Four layers of 2,048 have 134 MB of recurrent weights under way at once, of which an H200's L2 holds 50 MiB."""
+    one = lstm(model__hidden_size=2048, model__num_hidden_layers=4)
+    (layer,) = prepare(one, layouts(ONE)).alone.layers
+    rounds, cells = (T + 3) / 4, 4 * T / (T + 3)
+    under_way = cells * 4 * 2048 * 2048 * 2
+    missing = 1 - 50 * 2**20 / under_way
+    assert missing == pytest.approx(0.6, abs=0.01)
+    cached = (rounds - 1) * under_way * (one.hw.energy.l2 + missing * one.hw.energy.hbm)
+    arithmetic = 2 * 2 * B * T * 4 * 2048 * 2048 * one.hw.energy.flop["bf16"]
+    assert layer.product_joules[0] == pytest.approx(arithmetic + cached)
+
+
 def test_launches_set_the_pace_of_small_steps() -> None:
     """15 launches a step of a layer, 5 forward and 10 backward, of 3.4 us each: 26 ms for 256 steps of two layers."""
     one = lstm()
@@ -181,4 +194,6 @@ def test_measured_steps() -> None:
     assert error[found["kind"].eq("vit")].max() < 0.08
     assert error[found["kind"].eq("vit")].mean() < 0.04
     assert error[found["kind"].eq("lstm")].mean() < 0.12
-    assert error[found["kind"].eq("lstm")].max() < 0.21
+    assert error[found["kind"].eq("lstm")].max() < 0.20
+    energy = (found["predicted.energy_j"] / found["energy_j"] - 1).abs()
+    assert energy[found["kind"].eq("lstm")].mean() < 0.08

@@ -220,9 +220,11 @@ def _product_joules(scenario: Scenario, matmul: MatMul) -> FloatColumn:
 
 
 def _cached_joules(scenario: Scenario, matmul: MatMul) -> FloatColumn:
-    """Energy of those readings, forward or of the input's gradient, J, ``(n_shapes,)``; a weight gradient, one product, has none."""
-    again = compute_bytes(scenario) * (matmul.in_turn - 1.0) * matmul.batch * matmul.k * matmul.n
-    return np.asarray(again * scenario.hw.energy.l2, dtype=np.float64)
+    """Energy of those readings, forward or of the input's gradient, J, ``(n_shapes,)``; a weight gradient, one product, has none. What L2
+    does not hold of all the weights that take turns comes from HBM each time."""
+    in_turn, energy = compute_bytes(scenario) * matmul.batch * matmul.k * matmul.n, scenario.hw.energy
+    missing = np.maximum(0.0, 1.0 - scenario.hw.l2.size / np.maximum(in_turn, 1.0))
+    return np.asarray((matmul.in_turn - 1.0) * in_turn * (energy.l2 + missing * energy.hbm), dtype=np.float64)
 
 
 def _three_directions(matmuls: Sequence[MatMul]) -> NDArray[np.float64]:

@@ -57,8 +57,10 @@ class Recurrent(Part):
         ]
 
     def small_kernels(self, shape: MicroBatch, software: Software) -> list[SmallKernel]:
+        """The cell's kernel of each round, and in a wavefront the event that the layer above waits for, another start."""
         units, (rounds, _) = shape.tokens * self.model.hidden_size / shape.tp, self._rounds(shape)
-        return [SmallKernel("cell", CELL_FORWARD * units, CELL_BACKWARD * units, counted=Counted((0.0, 0.0), (rounds, rounds)))]
+        starts = rounds * (2.0 if self.model.num_hidden_layers > 1 else 1.0)
+        return [SmallKernel("cell", CELL_FORWARD * units, CELL_BACKWARD * units, counted=Counted((0.0, 0.0), (starts, starts)))]
 
     def steps(self) -> tuple[ForwardStep, ...]:
         return (
