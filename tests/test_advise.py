@@ -114,6 +114,15 @@ def test_recomputation_that_memory_does_not_need_is_named(tmp_path: Path) -> Non
     assert advised(written(tmp_path, "llm_foundry", *needed))["spoilt"] is None
 
 
+@pytest.mark.parametrize("name", ["megatron_lm", "nemo"])
+def test_what_a_model_brings_with_it_is_no_mistake(name: str, tmp_path: Path) -> None:
+    """The host of a mixture of experts waits for each layer's routing, whichever dense model stands for it in a script."""
+    usual = (f"software={name}", "hw=h100", "hw.num_gpus=64", "model=qwen3_30b_a3b", "workload.global_batch_size=64", "parallel.ep=8")
+    found = advised(written(tmp_path, name, *usual))
+    assert found["predicted"]["time_s"]["host"] > 0
+    assert not [each["key"] for each in found["suspects"] if each["key"].startswith(("hw.", "cluster.", "software."))]
+
+
 def test_overlap_that_a_script_does_not_ask_for_is_named(tmp_path: Path) -> None:
     usual = ("software=megatron_lm", "hw=a100", "hw.num_gpus=64", "model=llama3_1_8b", "workload.global_batch_size=64")
     path = written(tmp_path, "megatron_lm", *usual)

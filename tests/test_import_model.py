@@ -113,6 +113,11 @@ def test_every_key_is_taken_or_listed_with_a_reason() -> None:
         ("deepseek_v3", {"n_group": 1, "topk_group": 1}, {"first_k_dense_replace": 3}),
         ("qwen3_30b_a3b", {"shared_expert_intermediate_size": 1536}, {"n_shared_experts": 2}),
         ("qwen3_30b_a3b", {"decoder_sparse_step": 2}, {"interleave_moe_layer_step": 2}),
+        (
+            "falcon_40b",
+            {"model_type": "RefinedWebModel", "new_decoder_architecture": False, "num_kv_heads": None},
+            {"num_key_value_heads": 1},
+        ),
     ],
 )
 def test_what_a_file_says_in_other_words(name: str, changes: dict[str, Any], fields: dict[str, Any], tmp_path: Path) -> None:
@@ -126,6 +131,25 @@ def test_what_a_file_says_in_other_words(name: str, changes: dict[str, Any], fie
         assert ("sliding_window" in found) == ("sliding_window" in fields)
 
 
+@pytest.mark.parametrize(("every", "windowed"), [(6, 22), (3, 18), (1, 0)])
+def test_each_of_so_many_layers_of_gemma_has_no_window(every: int, windowed: int, tmp_path: Path) -> None:
+    """26 layers: the 6th, 12th, 18th and 24th look at all tokens, or each third of them, or each."""
+    sizes = {
+        "hidden_size": 1152,
+        "num_hidden_layers": 26,
+        "vocab_size": 262144,
+        "intermediate_size": 6912,
+        "max_position_embeddings": 32768,
+    }
+    (tmp_path / "config.json").write_text(
+        json.dumps(sizes | {"model_type": "gemma3_text", "sliding_window": 512, "sliding_window_pattern": every})
+    )
+    found = read_option("model", tmp_path / "config.json", home())
+    types = found.option.get("layer_types", ["full_attention"])
+    assert [types[layer % len(types)] for layer in range(26)].count("sliding_attention") == windowed
+    assert found.taken["sliding_window_pattern"] == "model.layer_types"
+
+
 WRONG: dict[str, tuple[dict[str, Any] | str, str]] = {
     "no json": ("{", "cannot be read as json"),
     "a list": ("[1]", "expected keys with values"),
@@ -135,6 +159,9 @@ WRONG: dict[str, tuple[dict[str, Any] | str, str]] = {
     "dense layers between": ({"model_type": "qwen3_moe", "moe_layer_freq": 2}, "moe_layer_freq"),
     "a width that is missing": ({"model_type": "llama", "hidden_size": None}, "hidden_size or n_embd or d_model is missing"),
     "text for a number": ({"model_type": "llama", "num_hidden_layers": "many"}, "model.num_hidden_layers='many'"),
+    "layers of too few kinds": ({"model_type": "llama", "layer_types": ["full_attention"]}, "has 1 kinds and num_hidden_layers is 2"),
+    "no list of kinds": ({"model_type": "llama", "layer_types": "full_attention"}, "expected a list, a kind for each layer"),
+    "yes for a number": ({"model_type": "llama", "num_hidden_layers": True}, "model.num_hidden_layers=true"),
     "heads that do not divide": ({"model_type": "llama", "num_key_value_heads": 5}, "num_key_value_heads=5"),
 }
 

@@ -294,6 +294,41 @@ def test_experts_are_an_axis_of_their_own(tmp_path: Path) -> None:
     assert layout(dense)["ep"] == 1
 
 
+@pytest.mark.parametrize("mode", ["hybrid", "full_astrasim_hierarchical", "full_astrasim_flattened"])
+def test_a_plane_runs_in_every_mode(mode: str, tmp_path: Path) -> None:
+    """8 ranks of tp on 4 x 2 places: whichever mode, the same exchanges on the same links, and so nearly the same step."""
+    plane = [dimension("Torus2D", "100 GB", ["tp", "cp", "ep"]), dimension("Ring", "25 GB", ["pp", "dp"])]
+    hardware = changed(HARDWARE, network__dimensions=plane, parallelism__tp=8, parallelism__pp=1, parallelism__mb=1)
+    hardware["execution_backend"] = {"model": "astra", "astra": {"mode": mode}}
+    astra = rd.simulate(**dict(each.split("=") for each in write(tmp_path, hardware)))
+    hardware["execution_backend"] = {"model": "analytical"}
+    closed = rd.simulate(**dict(each.split("=") for each in write(tmp_path, hardware)))
+    assert closed.row["backend"] == "hybrid"
+    assert astra.row["backend"] == mode
+    assert astra.step_time_s == pytest.approx(closed.step_time_s, rel=0.03)
+
+
+def test_what_has_no_closed_form_is_priced_by_events_and_said(tmp_path: Path) -> None:
+    for change in ({"network__dimensions__0__topology__type": "Mesh2D", "parallelism__tp": 4}, {"network__faulty_links": [[0, 1, 0.5]]}):
+        ended = program.done(tmp_path, *write(tmp_path, changed(HARDWARE, **change)))
+        assert "has no closed form; priced by backend=hybrid" in ended.err
+        assert "backend=hybrid" in ended.out
+
+
+@pytest.mark.parametrize(("backward", "axis"), [(True, "col"), (False, "col"), (False, "row")])
+def test_a_product_says_by_itself_whether_it_is_trained(backward: bool, axis: str, tmp_path: Path) -> None:
+    """Backward there are two further products as large as the first."""
+    files = dict(each.split("=") for each in write(tmp_path, HARDWARE, {"model_param": KINDS["GEMM"][0] | {"gemm_shard_axis": axis}}))
+    trained = rd.simulate(**files)
+    files = dict(
+        each.split("=")
+        for each in write(tmp_path, HARDWARE, {"model_param": KINDS["GEMM"][0] | {"gemm_shard_axis": axis, "backward": backward}})
+    )
+    found = rd.simulate(**files)
+    assert found.row["workload.kind"] == ("training" if backward else "inference")
+    assert (found.step_time_s < trained.step_time_s) is not backward
+
+
 def test_planes_are_two_rings_as_near_to_square_as_they_come() -> None:
     plane = {"topology": "torus", "flat": True, "size": None, "parallelisms": ["tp"], "bandwidth": 1e11}
     plane |= {"latency": 0.0, "utilization": 1.0, "energy": 0.0}
@@ -352,6 +387,9 @@ def test_a_sweep_over_its_layouts(tmp_path: Path) -> None:
         (HARDWARE, changed(MODEL, model_param__hidden_dim=None), "model_param.hidden_dim is missing"),
         (HARDWARE, changed(MODEL, model_param__moe={"num_experts": 4, "moe_layer_freq": 2}), "moe_layer_freq=2"),
         (HARDWARE, HARDWARE, "is RAPID-LLM hardware YAML; allowed: hw="),
+        (changed(HARDWARE, tech_param__DRAM__bandwidth="-5 GB"), MODEL, "its DRAM to -5e+09 bytes/s; expected both above 0"),
+        (changed(HARDWARE, parallelism__train__dp=0), MODEL, "parallelism.train.dp=0: expected a whole number of at least 1"),
+        (changed(LEGACY, tech_param__core__nominal_energy_per_flop=0), MODEL, "nominal_energy_per_flop=0: expected a number above 0"),
     ],
 )  # fmt: skip
 def test_a_wrong_file_is_one_line(tmp_path: Path, hardware: dict[str, Any], model: dict[str, Any], part: str) -> None:

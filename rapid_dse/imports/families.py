@@ -77,4 +77,12 @@ FAMILIES: dict[str, Family] = {
     "olmoe": Family(_LLAMA | {"qk_norm": True}),
     "vit": Family(_GELU | {"kind": "vit", "position_embedding": "learned"}),
 }
-ALIASES = {"gemma3": "gemma3_text", "mistral3": "mistral", "kimi_k25": "kimi_k2", "qwen2_vl": "qwen2", "qwen2_5_vl": "qwen2"}
+ALIASES = {
+    "RefinedWeb": "falcon",
+    "RefinedWebModel": "falcon",
+    "gemma3": "gemma3_text",
+    "mistral3": "mistral",
+    "kimi_k25": "kimi_k2",
+    "qwen2_vl": "qwen2",
+    "qwen2_5_vl": "qwen2",
+}

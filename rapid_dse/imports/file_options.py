@@ -65,6 +65,8 @@ def kind_of_run(model: str) -> str | None:
     except (ValueError, OSError):
         return None  # what is wrong with it is said where it is read
     kind = tree.get("model_param", tree.get(RUN))
+    if isinstance(kind, dict) and str(kind.get("mode")).upper() == "GEMM":
+        return "training" if kind.get("backward", True) else "inference"
     kind_named = kind.get("run_type", kind.get("kind")) if isinstance(kind, dict) else None
     return str(kind_named) if kind_named in ("training", "inference") else None
 

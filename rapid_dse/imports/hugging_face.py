@@ -101,7 +101,8 @@ LEFT: Rules = (
     (r"(.*_)?(token|bos|eos|pad|sep|mask|unk|decoder_start)(_token)?(_id|_ids|_index)", _COSTS_NOTHING),
     (r".*tokenizer.*|.*_token_(id|index)", _COSTS_NOTHING),
     (r"model_type|architectures|auto_map.*|transformers_version|_name_or_path|_commit_hash", "says what the file is"),
-    (r"rope_.*|partial_rotary.*|rotary.*|.*rope.*|use_mrope|sliding_window_pattern", _COSTS_NOTHING),
+    (r"rope_.*|partial_rotary.*|rotary.*|.*rope.*|use_mrope", _COSTS_NOTHING),
+    (r"_?sliding_window_pattern", "layer_types, or the family, says which layers have a window"),
     (r"max_position_embeddings|original_max_position.*|n_positions|n_ctx|seq_length", "model.max_position_embeddings says it"),
     (r"initial_context_length|max_length|min_length", "workload.seq_len says what is run"),
     (r".*dropout.*|.*_drop|.*_pdrop", "software.dropout says whether it is run"),
@@ -110,7 +111,10 @@ LEFT: Rules = (
     (r"(quantization|compression)_config.*", "workload.precision says what is run, not how the checkpoint is stored"),
     (r"use_cache|output_.*|return_.*|torchscript|.*cache_implementation|pretraining_tp|ep_size|tp_plan|chunk_size.*", _TRANSFORMERS),
     (r"norm_topk_prob|.*router.*|use_routing_bias|aux_loss.*|scoring_func|topk_method", _COSTS_NOTHING),
-    (r"routed_scaling.*|seq_aux|use_.*bias_correction|qk_norm_type|attn_type_list", _COSTS_NOTHING),
+    (
+        r"routed_scaling.*|seq_aux|clip_qkv|apply_residual_connection_post_layernorm|use_.*bias_correction|qk_norm_type|attn_type_list",
+        _COSTS_NOTHING,
+    ),
     (r"num_mtp.*|use_mtp|mtp_.*|.*nextn.*", "model.num_nextn_predict_layers says how many layers predict further tokens"),
     (r"mlp_bias|shared_intermediate_size|lm_head_bias", "true or above 0 it adds a few parameters, which are not counted"),
     (r"num_channels|encoder_stride|pooler.*", "model.patch_size says what a patch holds, of 3 channels"),
@@ -136,7 +140,8 @@ def read_config(tree: Mapping[str, Any], name: str, source: str) -> Imported:
     """
     config, remarks = _language_model(tree, source)
     kind = str(config.get("model_type") or tree.get("model_type"))
-    family = FAMILIES.get(ALIASES.get(kind, kind))
+    kind = ALIASES.get(kind, kind)
+    family = FAMILIES.get(kind)
     if family is None:
         _refuse_kinds(config, source, kind)
         raise ValueError(
@@ -144,7 +149,9 @@ def read_config(tree: Mapping[str, Any], name: str, source: str) -> Imported:
             "or model=llama (gpt) with its dimensions as model.* keys"
         )
     _refuse_kinds(config, source, kind)
-    reader = Reader({**config, **{key: value for key, value in family.defaults.items() if config.get(key) is None}}, source)
+    _require_a_kind_each(config, source)
+    defaults = {key: value for key, value in {**family.defaults, **_every_nth_full(config)}.items() if config.get(key) is None}
+    reader = Reader({**config, **defaults}, source)
     fields = _fields(reader, family, kind)
     _require_schema(fields, source, kind)
     for key in {kind.key for kind in NOT_MODELLED} & config.keys() - reader.taken.keys():
@@ -176,6 +183,23 @@ def _refuse_kinds(config: Mapping[str, Any], source: str, family: str) -> None:
     for kind in NOT_MODELLED:
         if kind.key in config and kind.shows(config[kind.key]):
             raise ValueError(f"{source}: {family} has {kind.kind}, a kind that is not modelled; allowed: a model without it")
+
+
+def _require_a_kind_each(config: Mapping[str, Any], source: str) -> None:
+    """Refuses ``layer_types`` that are no list of as many kinds as there are layers."""
+    types, layers = config.get("layer_types"), config.get("num_hidden_layers")
+    if types is not None and not isinstance(types, list):
+        raise ValueError(f"{source}: layer_types={shortened(types)}; expected a list, a kind for each layer")
+    if types is not None and isinstance(layers, int) and len(types) != layers:
+        raise ValueError(f"{source}: layer_types has {len(types)} kinds and num_hidden_layers is {layers}; expected a kind for each layer")
+
+
+def _every_nth_full(config: Mapping[str, Any]) -> dict[str, Any]:
+    """``layer_types`` as Gemma's code makes them of ``sliding_window_pattern``: each layer of that many has no window."""
+    every = config.get("sliding_window_pattern")
+    if config.get("layer_types") is not None or not isinstance(every, int) or not 0 < every <= MOST_LAYERS:
+        return {}
+    return {"layer_types": [*[SLIDING] * (every - 1), FULL]}
 
 
 def _fields(reader: Reader, family: Family, kind: str) -> dict[str, Any]:
@@ -261,11 +285,12 @@ def _shared_experts(fields: dict[str, Any], reader: Reader) -> None:
 def _windows(fields: dict[str, Any], reader: Reader) -> None:
     """``sliding_window`` and ``layer_types``, where a window is shorter than the longest sequence."""
     window = reader.take("sliding_window", "model.sliding_window")
+    reader.leave("sliding_window_size", "sliding_window says it")
     on, first = reader.take("use_sliding_window", "model.sliding_window", True), reader.get("max_window_layers")
     layers, types = fields["num_hidden_layers"], reader.take("layer_types", "model.layer_types")
     reader.take("max_window_layers", "model.layer_types")
-    if types is not None and not isinstance(types, list):
-        raise ValueError(f"{reader.name}: layer_types={shortened(types)}; expected a list, a kind for each layer")
+    if _every_nth_full({**reader.tree, "layer_types": None}) == {"layer_types": types}:
+        reader.take("sliding_window_pattern", "model.layer_types")
     longest = reader.get("max_position_embeddings")
     unlimited = isinstance(window, int) and isinstance(longest, int) and window >= longest
     if not window or not on or unlimited or not isinstance(layers, int) or not 0 < layers <= MOST_LAYERS:
@@ -294,7 +319,8 @@ def _pattern(types: Sequence[str]) -> list[str]:
 
 def _is_default(name: str, value: Any) -> bool:
     info = Model.model_fields.get(name)
-    return value is None or (info is not None and not info.is_required() and value == info.default)
+    known = info is not None and not info.is_required() and isinstance(value, bool) == isinstance(info.default, bool)
+    return value is None or (known and info is not None and value == info.default)
 
 
 def _require_schema(fields: Mapping[str, Any], source: str, family: str) -> None:

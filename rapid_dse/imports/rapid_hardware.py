@@ -231,18 +231,18 @@ def _dtype(reader: Reader, path: str, into: str, numbers: str) -> str | None:
 
 def _layout(reader: Reader) -> dict[str, Any]:
     part = "parallelism"
-    layout: dict[str, Any] = {key: reader.whole(f"{part}.{key}", f"parallel.{key}", 1) for key in ("tp", "cp", "pp")}
-    layout["micro_batches"] = reader.whole(f"{part}.mb", "parallel.micro_batch_size = batch / dp / mb", 1)
+    layout: dict[str, Any] = {key: reader.degree(f"{part}.{key}", f"parallel.{key}") for key in ("tp", "cp", "pp")}
+    layout["micro_batches"] = reader.degree(f"{part}.mb", "parallel.micro_batch_size = batch / dp / mb")
     layout["sequence_parallel"] = bool(reader.take(f"{part}.tp_sp", "parallel.sequence_parallel", False))
     split = reader.take(f"{part}.train.tp_ep", "parallel.etp: null where true, else 1", True)
     layout["experts_split"] = bool(split)
     layout["train"] = {
-        "dp": reader.whole(f"{part}.train.dp", "parallel.dp, times ep", 1),
-        "ep": reader.whole(f"{part}.train.ep", "parallel.ep", 1),
+        "dp": reader.degree(f"{part}.train.dp", "parallel.dp, times ep"),
+        "ep": reader.degree(f"{part}.train.ep", "parallel.ep"),
     }
     layout["inference"] = {
-        "dp": reader.whole(f"{part}.inference.replica_count", "parallel.dp of inference", 1),
-        "ep": reader.whole(f"{part}.inference.moe_dp", "parallel.attention_dp of inference", 1),
+        "dp": reader.degree(f"{part}.inference.replica_count", "parallel.dp of inference"),
+        "ep": reader.degree(f"{part}.inference.moe_dp", "parallel.attention_dp of inference"),
     }
     return layout
 

@@ -56,14 +56,14 @@ def read_legacy(reader: Reader, name: str, home: Path) -> Imported:
 
 def _core(reader: Reader) -> dict[str, Any]:
     core = "tech_param.core"
-    rate = reader.number(f"{core}.nominal_flop_rate_per_mcu", "hw.tensor_flop_per_sm_clock")
-    joules = reader.number(f"{core}.nominal_energy_per_flop", "hw.energy.flop")
-    units = reader.whole(f"{core}.num_mcu_per_bundle", "hw.tensor_cores_per_sm")
+    rate = reader.positive(f"{core}.nominal_flop_rate_per_mcu", "hw.tensor_flop_per_sm_clock")
+    joules = reader.positive(f"{core}.nominal_energy_per_flop", "hw.energy.flop")
+    units = reader.degree(f"{core}.num_mcu_per_bundle", "hw.tensor_cores_per_sm")
     if reader.get(f"{core}.num_bundles") is not None:
         bundles = reader.whole(f"{core}.num_bundles", "hw.sms")
     else:
         area = reader.number("area_breakdown.core", "hw.sms, over the area of an MCU")
-        bundles = int(area / reader.number(f"{core}.operating_area_per_mcu", "hw.sms, as the core's area over it") / units + 1e-9)
+        bundles = int(area / reader.positive(f"{core}.operating_area_per_mcu", "hw.sms, as the core's area over it") / units + 1e-9)
     clock = next((key for key in ("operating_frequency", "nominal_frequency") if reader.get(f"{core}.{key}") is not None), None)
     if clock is not None:
         hertz = reader.number(f"{core}.{clock}", "hw.clock")
@@ -79,7 +79,7 @@ def _memory(reader: Reader) -> dict[str, Any]:
     else:
         room = reader.number("area_breakdown.device_area_budget", "stacks of HBM")
         room -= reader.number("area_breakdown.proc_chip_area_budget", "stacks of HBM")
-        stacks = int(room / reader.number(f"{part}.area_per_stack", "stacks of HBM"))
+        stacks = int(room / reader.positive(f"{part}.area_per_stack", "stacks of HBM"))
     key = next(
         (key for key in ("operating_frequency", "nominal_frequency") if reader.get(f"{part}.{key}") is not None), "operating_frequency"
     )
@@ -102,10 +102,12 @@ def _memory(reader: Reader) -> dict[str, Any]:
 
 def _layout(reader: Reader) -> dict[str, Any]:
     part = "scheduling_param"
-    layout: dict[str, Any] = {key: reader.whole(f"{part}.{key}", f"parallel.{key}", 1) for key in ("tp", "cp", "pp")}
-    layout["micro_batches"] = reader.whole(f"{part}.mb", "parallel.micro_batch_size = batch / dp / mb", 1)
+    layout: dict[str, Any] = {key: reader.degree(f"{part}.{key}", f"parallel.{key}") for key in ("tp", "cp", "pp")}
+    if reader.get(f"{part}.pp") is None:
+        layout["pp"] = reader.degree(f"{part}.lp", "parallel.pp")  # layer parallelism, as it was called first
+    layout["micro_batches"] = reader.degree(f"{part}.mb", "parallel.micro_batch_size = batch / dp / mb")
     layout["sequence_parallel"] = bool(reader.take(f"{part}.tp_sp", "parallel.sequence_parallel", False))
-    degree = {"dp": reader.whole(f"{part}.dp", "parallel.dp", 1), "ep": 1}
+    degree = {"dp": reader.degree(f"{part}.dp", "parallel.dp"), "ep": 1}
     return layout | {"train": degree, "inference": degree}
 
 
@@ -125,7 +127,7 @@ def _dimension(reader: Reader, part: str, at: int, size: int) -> dict[str, Any]:
     topology = str(reader.take(f"network_topology.{part}", f"{key}.topology", "ring")).lower()
     if topology not in ("ring", "mesh", "torus", "switch", "fc"):
         raise ValueError(f"{reader.name}: network_topology.{part}={topology}: not known; allowed: ring, mesh, torus, switch, fc")
-    joules = reader.number(f"{tech}.energy_per_bit", f"{key}.energy")
+    joules = reader.positive(f"{tech}.energy_per_bit", f"{key}.energy")
     watts = reader.number(f"power_breakdown.network.{part}", f"{key}.bandwidth, over the energy of a bit")
     return {
         "topology": {"fc": "fully_connected"}.get(topology, topology),

@@ -26,6 +26,8 @@ GATES = 4  # of long short-term memory
 LEFT: Rules = (
     (r".*attention_tile_size", "tiles follow from the sizes of the chip's memories"),
     (r".*use_cache|.*disable_embedding_unembedding", "how RAPID-LLM runs it"),
+    (r".*\.vision\.(num_|in_)?channels", "a patch holds 3 channels"),
+    (r".*\.vision\.num_classes", "model_param.vocab_size says how many classes there are"),
 )
 
 
@@ -101,7 +103,7 @@ def _attention(reader: Reader) -> dict[str, Any]:
         reader.leave(f"{part}.kv_heads", f"{kind}: each head has its own keys and values")
     if kind == "mla":
         heads_of_model |= {key: reader.whole(f"{part}.{key}", f"model.{key}") for key in LATENT}
-    elif reader.get(f"{part}.head_dim") is not None:
+    elif reader.take(f"{part}.head_dim", "model.head_dim") is not None:
         heads_of_model["head_dim"] = reader.whole(f"{part}.head_dim", "model.head_dim")
     return heads_of_model
 
@@ -139,7 +141,8 @@ def _run(reader: Reader, mode: str) -> dict[str, Any]:
     if mode == "GEMM":
         backward = reader.take(f"{ROOT}.backward", "workload.kind", True)
         workload["kind"] = "training" if backward else "inference"
-        workload["gemm_sharding"] = reader.take(f"{ROOT}.gemm_shard_axis", "parallel.gemm_sharding")
+        axis = reader.take(f"{ROOT}.gemm_shard_axis", "parallel.gemm_sharding")
+        workload["gemm_sharding"] = "column" if axis == "col" else axis
         reader.leave(ROOT, "a matrix product has none of it")
         return workload
     batch = "workload.global_batch_size" if kind == "training" else "workload.batch_size"

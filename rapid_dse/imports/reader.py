@@ -87,6 +87,20 @@ class Reader:
             raise ValueError(f"{self.name}: {path}={shortened(self.get(path))}: expected a whole number of at least 0")
         return int(number)
 
+    def positive(self, path: str, into: str) -> float:
+        """A number above 0; ``ValueError`` as ``number``."""
+        number = self.number(path, into)
+        if not number > 0:
+            raise ValueError(f"{self.name}: {path}={shortened(self.get(path))}: expected a number above 0")
+        return number
+
+    def degree(self, path: str, into: str) -> int:
+        """A whole number of at least 1, which it is where it is missing; ``ValueError`` as ``number``."""
+        count = self.whole(path, into, 1)
+        if count < 1:
+            raise ValueError(f"{self.name}: {path}={count}: expected a whole number of at least 1")
+        return count
+
     def leave(self, path: str, reason: str) -> None:
         """Nothing is made of a key, or of all keys inside it."""
         for leaf in _leaves(self.tree):

@@ -16,6 +16,7 @@ from rapid_dse.config.run import ORDER
 from rapid_dse.config.scenario import known_key
 
 MOST_DIMENSIONS = 4  # of hw.network.dimensions
+WITHOUT_FORM = ("mesh", "torus")
 FIXED = "fully_connected"  # each of its links has a share of the bandwidth that its size tells
 
 # Keys that the option of a group settles, by the group: where a command line names that option, it wins over the file.
@@ -46,7 +47,7 @@ def values_of(hw: Run | None, model: Run | None, architecture: Mapping[str, Any]
     if hw:
         degrees = _degrees(hw, kind, architecture, said)
         _layout(values, hw, degrees, kind)
-        _machine(values, hw, degrees)
+        _machine(values, hw, degrees, said)
         of_kind = KINDS[architecture.get("kind") or "transformer"]
         if not of_kind.decodes:
             values.pop("workload.kv_precision", None)
@@ -122,7 +123,7 @@ def _layout(values: Values, hw: Run, degrees: Mapping[str, int], kind: str) -> N
     values["workload.precision"] = hw["precision"]
 
 
-def _machine(values: Values, hw: Run, degrees: Mapping[str, int]) -> None:
+def _machine(values: Values, hw: Run, degrees: Mapping[str, int], said: list[str]) -> None:
     dimensions = network_of(hw["network"], degrees)
     values["hw.network.dimensions"] = dimensions
     values["hw.gpus_per_node"] = (
@@ -134,6 +135,10 @@ def _machine(values: Values, hw: Run, degrees: Mapping[str, int]) -> None:
     if listed:
         values["parallel.order"] = [*listed, *(name for name in ORDER if name not in listed)]
     values["backend.name"] = hw["backend"]
+    open_forms = [dimension["topology"] for dimension in dimensions if dimension["topology"] in WITHOUT_FORM]
+    if hw["backend"] == "analytical" and (open_forms or hw["faulty_links"]):
+        values["backend.name"] = "hybrid"
+        said.append(f"{open_forms[0] if open_forms else 'faulty_links'}: has no closed form; priced by backend=hybrid")
     values["cluster.hop_latency"] = 0.0  # the file's latencies are whole
 
 

@@ -13,6 +13,7 @@ from typing import Any
 from rapid_dse.analysis.reasons.chosen import PricedTrial, figures_of
 from rapid_dse.analysis.reasons.levers import turned
 from rapid_dse.config.run import RECOMPUTE
+from rapid_dse.config.sample_lengths import with_loop
 from rapid_dse.config.scenario import Scenario
 from rapid_dse.events.backends import price
 from rapid_dse.parallel.layouts import RECOMPUTE_FULL, Layouts, broken_rules
@@ -69,9 +70,10 @@ def _weight(key: str) -> float:
 
 
 def _figures(run: PricedTrial, own: Scenario) -> Iterator[Suspect]:
-    """Figures of the machine and of the framework that are not those of their options."""
+    """Figures of the machine and of the framework that are not those of their options; what the run's model settles is its own."""
+    settled = own.model_copy(update={"software": with_loop(run.scenario.model, run.scenario.workload, own.software)})
     for section in _SECTIONS:
-        mine, theirs = (dict(_leaves(scenario, section)) for scenario in (run.scenario, own))
+        mine, theirs = (dict(_leaves(scenario, section)) for scenario in (run.scenario, settled))
         for key, usual in theirs.items():
             if key in mine and mine[key] != usual and key not in _CHOSEN:
                 try:

@@ -49,7 +49,7 @@ def check(one: LayoutDetail) -> None:
 
 
 def require_own_dimension(one: LayoutDetail, cluster: Machine) -> None:
-    """Refuses a layout whose first active network dimension carries anything but exactly tp and cp.
+    """Refuses a layout whose first active network dimensions (a torus of two is two) carry anything but exactly tp and cp.
 
     Raises:
         ValueError: with the dimension, what it carries, and what to use instead.
@@ -58,12 +58,13 @@ def require_own_dimension(one: LayoutDetail, cluster: Machine) -> None:
     if block.size == 1:
         return  # a block without transfers needs no dimension
     span = [len(np.unique(column)) for column in cluster.coordinates(block)]
-    first = topology.dimensions[0]
-    if span[0] == block.size == first.size and prod(span[1:]) == 1:
+    sizes = [dimension.size for dimension in topology.dimensions]
+    first = next((count for count in range(1, len(sizes)) if prod(sizes[:count]) >= block.size), len(sizes))
+    if span[:first] == sizes[:first] and prod(sizes[:first]) == block.size and prod(span[first:]) == 1:
         return
     raise ValueError(
-        f"hw.network.dimensions.{cluster.dimension[0]} has {first.size} places and parallel.tp·cp is {block.size}, of which it holds "
-        f"{span[0]}: full_astrasim_hierarchical needs the first active dimension to carry exactly tp and cp; {INSTEAD}"
+        f"hw.network.dimensions.{cluster.dimension[0]} has {sizes[0]} places and parallel.tp·cp is {block.size}, of which it holds "
+        f"{span[0]}: full_astrasim_hierarchical needs the first active dimensions to carry exactly tp and cp; {INSTEAD}"
     )
 
 
