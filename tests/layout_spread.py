@@ -53,9 +53,6 @@ def case(
     return Case(tuple(changes.items()), schedule, hw, model, tuple((settings or {}).items()))
 
 
-FAST_HOST = {"software__host_layer": 1e-3}
-
-
 def _alone() -> list[Case]:
     tensor = [case(num_gpus=n, tp=n, sequence_parallel=sp, global_batch_size=4) for n in (2, 8) for sp in (0, 1)]
     context = [case(num_gpus=n, cp=n, global_batch_size=4, recompute=r) for n, r in ((2, 0), (8, 1), (16, 2))]
@@ -74,9 +71,8 @@ def _mixed() -> list[Case]:
     schedules = (("gpipe", 1), ("1f1b", 1), ("zero_bubble", 1), ("interleaved_1f1b", 2))
     full = [case(name, num_gpus=64, tp=8, sequence_parallel=1, pp=4, vpp=v, global_batch_size=16, zero=zero)
             for (name, v) in schedules for zero in (0, 3)]  # fmt: skip
-    # all-forward-all-backward whose forward passes alone wait for the host: closed forms let its lead last into the backward passes (2.4 %)
-    rings = [case(name, num_gpus=64, tp=2, sequence_parallel=1, cp=4, pp=4, vpp=v, global_batch_size=16, recompute=2,
-                  settings=FAST_HOST if name == "gpipe" else None) for name, v in schedules]  # fmt: skip
+    rings = [case(name, num_gpus=64, tp=2, sequence_parallel=1, cp=4, pp=4, vpp=v, global_batch_size=16, recompute=2)
+             for name, v in schedules]  # fmt: skip
     uneven = [case(name, model=model, num_gpus=12, pp=6, global_batch_size=m, zero=zero) for name in ("gpipe", "1f1b", "zero_bubble")
               for model, m, zero in (("llama3_1_8b", 24, 2), ("llama2_7b", 16, 3))]  # fmt: skip
     others = [
@@ -134,7 +130,7 @@ def _bent() -> list[Case]:
             case(name, num_gpus=12, pp=6, global_batch_size=24, zero=2),
             case(name, num_gpus=32, tp=4, pp=4, global_batch_size=16, settings={"software__host__host_layer": 0.008}),
             case(name, num_gpus=4, pp=4, global_batch_size=12, settings={"parallel__stage_layers": [6, 11, 8, 7]}),
-            case(name, num_gpus=64, tp=8, sequence_parallel=1, pp=2, ep=4, global_batch_size=16, zero=2, settings=SHARED | FAST_HOST),
+            case(name, num_gpus=64, tp=8, sequence_parallel=1, pp=2, ep=4, global_batch_size=16, zero=2, settings=SHARED),
         ]
     # nothing hides behind weight gradients that run by themselves
     hides = {"software__tp_backward_overlap": 0.8}

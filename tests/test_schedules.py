@@ -9,8 +9,10 @@ import pytest
 from schedule_columns import bubble, in_flight
 
 from rapid_dse.config.schedule_names import SCHEDULES
+from rapid_dse.config.software import Software
 from rapid_dse.parallel.schedules import CHUNKS, SCHEDULE_CLASSES
 from rapid_dse.parallel.schedules.schedule import FloatColumn, IntColumn, Slots
+from rapid_dse.simulate.slots import launched_passes
 
 NONE, GPIPE, ONE_F_ONE_B, INTERLEAVED = (SCHEDULES.index(name) for name in ("none", "gpipe", "1f1b", "interleaved_1f1b"))
 Op = tuple[str, int, int]  # "F" or "B", micro-batch, model chunk of the stage
@@ -242,6 +244,39 @@ def test_splits_of_all_kinds_wait_as_the_schedule_run_op_by_op_does() -> None:
     assert max(near) < 0.015
     assert max(far) < 0.12
     assert np.mean(np.array(near) < 1e-9) > 0.9
+
+
+def test_gpipe_waits_for_the_longest_pass_each_way() -> None:
+    """Exact for stages of any forward and backward passes: two by hand, m = 4: 3 · 4 + 1 forward, 5 · 4 + 1 backward; and random ones."""
+    assert closed_form(GPIPE, slots_of([3.0, 1.0], [1.0, 5.0], [0.0] * 2, 1, 4)) == 13 + 21
+    draw = np.random.default_rng(11)
+    for _ in range(100):
+        pp, micro_batches = int(draw.integers(1, 7)), int(draw.integers(1, 12))
+        forward, backward = draw.uniform(0, 3, (2, pp)).tolist()
+        makespan, _ = run([gpipe_order(pp, micro_batches, s) for s in range(pp)], 1, forward, backward)
+        assert closed_form(GPIPE, slots_of(forward, backward, [0.0] * pp, 1, micro_batches)) == pytest.approx(makespan, rel=1e-12)
+
+
+def seconds_of_launches(passes: list[tuple[float, float]], kernels: int) -> float:
+    """Passes of so many kernels, which the host launches one by one and the device runs in that order: of each the device's seconds and
+    the host's."""
+    launched = done = 0.0
+    for device, host in passes:
+        for _ in range(kernels):
+            launched += host / kernels
+            done = max(done, launched) + device / kernels
+    return done
+
+
+@pytest.mark.parametrize(("forward", "backward", "host"), [(1.0, 6.0, 4.5), (2.0, 3.0, 6.0), (1.0, 2.5, 3.0), (1.0, 2.0, 9.0)])
+def test_the_hosts_lead_reaches_the_passes_that_follow(forward: float, backward: float, host: float) -> None:
+    """Kernel by kernel: where passes alternate, a slot takes the longer of device and host; where all passes one way follow each other,
+    each of them does, by itself."""
+    software, m, slot = Software(name="eager"), 400, ((forward, host / 3), (backward, host * 2 / 3))
+    device, launches = (np.array(part)[:, None] for part in zip(*slot, strict=True))
+    for apart, passes in ((False, list(slot) * m), (True, [slot[0]] * m + [slot[1]] * m)):
+        lasting = launched_passes(software, list(device), list(launches), apart)
+        assert seconds_of_launches(passes, 20) / m == pytest.approx(float(sum(lasting)[0]), rel=3e-3)
 
 
 def test_published_bubbles() -> None:

@@ -355,7 +355,7 @@ def _stalls(one: LayoutDetail, kinds: Sequence[int], stage: int, passes: PassSec
 
     The closed forms' slot, with the waits that they have in each pass.
     """
-    software, pp, block, last = one.scenario.software, one.degree("pp"), one.block, one.degree("head_stage")
+    software, pp, last = one.scenario.software, one.degree("pp"), one.degree("head_stage")
     tables = one.layers.tables
     embedding, head = passes.embedding + float(tables.embedding[0]), passes.head + float(tables.head[0])
     around = embedding * (stage == 0) + head * (stage == last)
@@ -366,6 +366,8 @@ def _stalls(one: LayoutDetail, kinds: Sequence[int], stage: int, passes: PassSec
     device = layers + around + hops
     host = len(kinds) * float(host_layer_seconds(one.scenario, one.layout)[0]) + micro_batch_seconds(one.scenario)
     ahead = sum(passes.layers[kind][0] + float(one.layers.of_kinds[kind].dp_forward[0]) for kind in kinds)
-    ahead += float(block.embedding[0]) * (stage == 0) + float(block.head_forward[0]) * (stage == last)
+    ends = one.layers.ends.added_to(one.block)
+    ahead += float(np.ravel(ends.embedding + tables.embedding_forward)[0]) * (stage == 0)
+    ahead += float(np.ravel(ends.head_forward + tables.head_forward)[0]) * (stage == last)
     gradients = sum(one.works[kind].weight_gradient for kind in kinds)
-    return waits_of_passes(software, (ahead + hops / 2, gradients), device, host)
+    return waits_of_passes(software, (ahead + hops / 2, gradients), device, host, one.schedule.directions_apart)

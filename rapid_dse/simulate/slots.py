@@ -60,7 +60,9 @@ def waits_in_pass(part: NDArray[np.float64], idle: NDArray[np.float64], launches
     return np.clip(launches / 3 - part, 0.0, np.maximum(0.0, idle))
 
 
-def launched_passes(software: Software, device: Sequence[FloatColumn], host: Sequence[FloatColumn]) -> list[FloatColumn]:
+def launched_passes(
+    software: Software, device: Sequence[FloatColumn], host: Sequence[FloatColumn], apart: bool = False
+) -> list[FloatColumn]:
     """Seconds that a slot's forward and its backward pass last, whose sum is ``launched_slot``'s of both; same shapes.
 
     Neither ends before its launches are done. The host runs ahead from pass to pass, so that what single passes take longer than their
@@ -68,8 +70,11 @@ def launched_passes(software: Software, device: Sequence[FloatColumn], host: Seq
 
     Args:
         device: seconds of each pass there; ``host``: of its launches.
+        apart: whether all passes one way follow each other (``Schedule.directions_apart``): the host gets ahead for its own kind alone.
     """
     alone = [launched_slot(software, part, own) for part, own in zip(device, host, strict=True)]
+    if apart:
+        return alone
     longer = [seconds - own for seconds, own in zip(alone, host, strict=True)]
     spared = added(alone) - launched_slot(software, added(device), added(host))
     share = share_of(np.maximum(0.0, spared), added(longer))
@@ -81,12 +86,19 @@ def share_of(part: FloatColumn, every: FloatColumn) -> FloatColumn:
     return np.divide(part, every, out=np.zeros_like(part), where=every > 0)
 
 
-def waits_of_passes(software: Software, parts: tuple[float, float], device: float, host: float) -> tuple[float, float, float]:
+def waits_of_passes(
+    software: Software, parts: tuple[float, float], device: float, host: float, apart: bool = False
+) -> tuple[float, float, float]:
     """How one slot's waits for the host are dealt out to its forward pass, its input gradient's and its weight gradient's.
 
     Args:
         parts: seconds of the forward pass and of weight gradients; ``device`` of the whole slot, which the host launches in ``host``.
+        apart: as ``launched_passes`` has it, of a backward pass with its weight gradients.
     """
+    if apart:
+        own = [np.array(parts[0]), np.array(device - parts[0])]
+        ahead, back = launched_passes(software, own, [np.array(host / 3), np.array(host * 2 / 3)], apart=True)
+        return float(ahead - own[0]), float(back - own[1]), 0.0
     idle, launches = launched_slot(software, np.array(device), np.array(host)) - device, np.array(host)
     first = waits_in_pass(np.array(parts[0]), idle, launches)
     third = waits_in_pass(np.array(parts[1]), idle - first, launches) * (parts[1] > 0)

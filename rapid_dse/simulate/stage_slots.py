@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from rapid_dse.common.columns import summed
+from rapid_dse.common.columns import added, summed
 from rapid_dse.config.software import Software
 from rapid_dse.parallel.layouts import IntColumn
 from rapid_dse.parallel.schedules import SCHEDULE_CLASSES
@@ -48,12 +48,12 @@ class StageSlots:
             block: the layouts, of whose micro-batches ``times`` are.
             size: pp and chunks of their pipelines, micro-batches of a step, columns that broadcast.
         """
-        stages, (pp, chunks, micro_batches) = block.stages, size
+        schedule, stages, (pp, chunks, micro_batches) = SCHEDULE_CLASSES[block.schedule], block.stages, size
         behind = pp - 1 - stages.latest
         shares = [self.launches / 3, self.launches * (2 / 3)]
-        forward, _ = launched_passes(software, [self.ahead, self.device - self.ahead], shares)
+        forward, _ = launched_passes(software, [self.ahead, self.device - self.ahead], shares, schedule.directions_apart)
         weights = forward_before = weights_before = weights_after = NO_SUM
-        if SCHEDULE_CLASSES[block.schedule].splits_backward:
+        if schedule.splits_backward:
             weights = self._weights(stages, summed(stages.of_kinds, times.weights))
             forward_before, weights_before = before_each(stages, forward), before_each(stages, weights)
             weights_after = after_each(stages, behind, weights)
@@ -96,7 +96,9 @@ def _inner_sum(counts: NDArray[np.int64], of: FloatColumn) -> FloatColumn | floa
     return summed(counts.swapaxes(0, 1), [of[1 + kind] for kind in kinds]) if kinds else 0.0
 
 
-def stage_slots(software: Software, stages: Stages, times: MicroBatchTimes, around: tuple[NDArray[np.float64], float]) -> StageSlots:
+def stage_slots(
+    software: Software, stages: Stages, times: MicroBatchTimes, around: tuple[NDArray[np.float64], float], apart: bool
+) -> StageSlots:
     """The candidate stages' slots.
 
     A slot is as long as the device computes and transfers, or as the host takes to launch it (``launched_slot``). A stage without layers
@@ -105,6 +107,7 @@ def stage_slots(software: Software, stages: Stages, times: MicroBatchTimes, arou
     Args:
         times: what a micro-batch takes of layers and ends.
         around: seconds of a micro-batch's sends on each candidate, ``(n_candidates, n_layouts)``, and of its launches beside the layers'.
+        apart: whether all passes one way follow each other (``Schedule.directions_apart``).
     """
     sends, launched = around
     forward, backward = summed(stages.of_kinds, times.forward), summed(stages.of_kinds, times.backward)
@@ -115,19 +118,27 @@ def stage_slots(software: Software, stages: Stages, times: MicroBatchTimes, arou
     launches = stages.layers * times.host + launched
     # of the sends, one goes ahead for each that comes back
     ahead_of = np.where(computing > 0, forward + ahead + sends / 2, device * IDLE_FORWARD)
-    first = _first_stage_passes(software, ahead[0], (forward[0], backward[0]), device[0], launches[0])
-    return StageSlots(launched_slot(software, device, launches), device, launches, ahead_of, first)
+    shares = [launches / 3, launches * (2 / 3)]
+    whole = (
+        added(launched_passes(software, [ahead_of, device - ahead_of], shares, True))
+        if apart
+        else launched_slot(software, device, launches)
+    )
+    first = _first_stage_passes(software, ahead[0], (forward[0], backward[0]), (device[0], launches[0]), apart)
+    return StageSlots(whole, device, launches, ahead_of, first)
 
 
-def _first_stage_passes(software: Software, ahead: FloatColumn, passes: Passes, device: FloatColumn, launches: FloatColumn) -> Passes:
+def _first_stage_passes(
+    software: Software, ahead: FloatColumn, passes: Passes, slot: tuple[FloatColumn, FloatColumn], apart: bool
+) -> Passes:
     """Seconds that the layers of the first stage take forward and backward for a micro-batch, ``(n_layouts,)`` each.
 
     Each lasts at least as long as the host launches it (``launched_passes``).
 
     Args:
         ahead: seconds of what runs ahead of the layers, and of the head there; ``passes`` of the layers.
-        device: of a micro-batch there, which the host launches in ``launches``.
+        slot: seconds of a micro-batch there on the device, and of its launches; ``apart`` as ``launched_passes`` has it.
     """
-    forward, backward = passes
-    first, second = launched_passes(software, [forward + ahead, device - forward - ahead], [launches / 3, launches * (2 / 3)])
+    (forward, backward), (device, launches) = passes, slot
+    first, second = launched_passes(software, [forward + ahead, device - forward - ahead], [launches / 3, launches * (2 / 3)], apart)
     return np.maximum(0.0, first - ahead), np.maximum(0.0, second - (device - forward - ahead - backward))

@@ -149,7 +149,7 @@ def _of_block(scenario: Scenario, layouts: Layouts, block: PipelineBlock, times:
     micro_batches, times = layouts.num_micro_batches.take(block.rows), times if tables is None else times.with_tables(tables)
     one = _one_send(software, schedule, times, pp, chunks)
     sends = _stage_sends(schedule, stages.position, pp, chunks, one)
-    slots = stage_slots(software, stages, times, (sends, micro_batch_seconds(scenario)))
+    slots = stage_slots(software, stages, times, (sends, micro_batch_seconds(scenario)), schedule.directions_apart)
     passes = passes_of(scenario, layouts, block.rows, times, one)
     waits = chunk_waits(
         scenario,

@@ -129,6 +129,8 @@ class Schedule(ABC):
         pairs_passes: whether a forward pass runs together with another micro-batch's backward pass, so that experts' exchanges of one
             are sent beside what the other computes, whatever ``software.expert_overlap`` says.
         holds_all: whether a stage holds the activations of every micro-batch, however many there are.
+        directions_apart: whether all forward passes run before the first backward one: what the host gets ahead in passes one way
+            shortens none of the other.
         runs_on: whether a stage starts its next step when it has ended its own passes, whatever other stages still do.
         plain: whether it is what frameworks run unless told otherwise, and no setting more to get right.
     """
@@ -141,6 +143,7 @@ class Schedule(ABC):
     overlaps_sends: bool = False
     pairs_passes: bool = False
     holds_all: bool = False
+    directions_apart: bool = False
     runs_on: bool = False
     plain: bool = False
 
