@@ -23,7 +23,8 @@ class MicroBatch:
     """Distinct micro-batch shapes; every column ``(n_shapes,)``. ``seq_len`` is the whole sequence's, of which attention goes over
     ``documents`` equal ones by themselves; ``etp`` ranks share an expert; ``expert_load`` are the rows of the busiest rank's experts over
     the mean. ``same_tokens``: whether the ranks that divide the experts all have the same tokens, of whose copies each keeps those for its
-    own experts, so that none travel."""
+    own experts, so that none travel. ``fills_up``: whether the rows of each expert are filled up to what products in fewer than 16 bits
+    take."""
 
     tp: IntColumn
     cp: IntColumn
@@ -35,6 +36,7 @@ class MicroBatch:
     expert_load: FloatColumn | float = 1.0
     documents: float = 1.0
     same_tokens: BoolColumn | bool = False
+    fills_up: bool = False
 
     @classmethod
     def of(cls, layouts: Layouts, work: Workload) -> MicroBatch:
@@ -44,7 +46,9 @@ class MicroBatch:
     @classmethod
     def _of(cls, layouts: Layouts, work: Workload) -> MicroBatch:
         degrees = (layouts.tp, layouts.cp, layouts.ep, layouts.expert_tp, layouts.micro_batch_size)
-        return cls(*degrees, layouts.sequence_parallel, work.seq_len, work.expert_load(layouts.ep), 1 / work.packing)
+        load, narrow = work.expert_load(layouts.ep), work.precision in ("fp8", "fp4")
+        ragged = narrow and work.expert_capacity is None
+        return cls(*degrees, layouts.sequence_parallel, work.seq_len, load, 1 / work.packing, fills_up=ragged)
 
     @classmethod
     def single(cls, seq_len: int = 1) -> MicroBatch:

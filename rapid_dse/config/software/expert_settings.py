@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from rapid_dse.config.effects import Only, Where
 from rapid_dse.config.fields import ShareOrZero
 from rapid_dse.config.parts import SchemaPart
+from rapid_dse.config.software.precision_settings import CAST
 
 EXPERTS = Only(Where("model.num_experts"))
 Dispatcher = Literal["allgather", "alltoall", "deepep", "hybridep"]
@@ -33,6 +34,10 @@ class ExpertSettings(SchemaPart):
     # Biases of routed experts (model.linear_bias) and limits of their activation (model.swiglu_limit). fused: within products and
     # activation; eager: PyTorch's kernels around them, in 32 bits, but under a graph of the whole step.
     expert_bias: Annotated[Literal["fused", "eager"], EXPERTS] = "fused"
+    # Rows of each expert filled up to a multiple of what products in fewer than 16 bits take. fused: by what sends or permutes them;
+    # copied: around the products, there and back (Transformer Engine's Fp8Padding), but under hybridep, which fills up as it sends, and
+    # where a capacity says how many rows there are.
+    expert_padding: Annotated[Literal["fused", "copied"], EXPERTS, CAST] = "fused"
     # Where a router's weight multiplies a row: its activation within the expert (Megatron Core, in one kernel with SwiGLU), or what the
     # expert gives, which autograd keeps for the weight's gradient.
     expert_weighting: Annotated[Literal["activation", "output"], EXPERTS] = "output"

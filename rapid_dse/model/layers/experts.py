@@ -10,7 +10,7 @@ from rapid_dse.config.software import Software
 from rapid_dse.model.layers.expert_bias import bias_kernels
 from rapid_dse.model.layers.mlp import activated, mlp_kernels, mlp_products, mlp_projections
 from rapid_dse.model.layers.part import Exchanged, ForwardStep, Part, PartParameters, SmallKernel, Tensor, norm_parameters
-from rapid_dse.model.layers.permutation import permutation_kernels
+from rapid_dse.model.layers.permutation import padding_kernels, permutation_kernels
 from rapid_dse.model.shapes import FloatColumn, MatMul, MicroBatch
 
 ROUTER_PASSES = 4  # over the router's logits in fp32: softmax and choice read and write them
@@ -59,7 +59,8 @@ class Experts(Part):
         logits = shape.norm_tokens * model.num_experts * 4.0 * ROUTER_PASSES
         rows, wide = self.rows(shape), self.rows(shape) * (model.moe_intermediate_size / shape.etp)
         permuting = permutation_kernels(model, shape, rows, software.experts, logits)
-        return [*alone, *permuting, *bias_kernels(model, software, rows, wide)]
+        filling = padding_kernels(model, shape, rows, software.experts)
+        return [*alone, *permuting, *filling, *bias_kernels(model, software, rows, wide)]
 
     def steps(self) -> tuple[ForwardStep, ...]:
         shared = (ForwardStep("shared_up", "router_input", ("up",)), ForwardStep("shared_down", "down_input", ("expert_made",)))

@@ -41,6 +41,16 @@ def permutation_kernels(
     ]
 
 
+def padding_kernels(model: Model, shape: MicroBatch, rows: FloatColumn, experts: ExpertSettings) -> list[SmallKernel]:
+    """Copies of the rank's ``rows``, ``(n_shapes,)``, that fill up each expert's to what products in fewer than 16 bits take, and back:
+    what goes in and what comes out, each read and written (Megatron Core, moe/experts.py, quantization_padding and _unpadding); their
+    gradients the other way round."""
+    if experts.expert_padding == "fused" or experts.dispatcher == "hybridep":
+        return []
+    elements = 4.0 * rows * model.hidden_size * shape.fills_up
+    return [SmallKernel("expert_padding", elements, elements, counted=ALONE)]
+
+
 def _of_library(model: Model, shape: MicroBatch, rows: FloatColumn, experts: ExpertSettings) -> tuple[FloatColumn, FloatColumn]:
     """Elements that Transformer Engine's kernels move to the experts, and back; the gradient of each moves as much the other way.
 
