@@ -13,6 +13,7 @@ from trials import layouts, legal, price, scenario
 from rapid_dse.analysis.steps import predict_steps
 from rapid_dse.config.scenario import Scenario
 from rapid_dse.cost.energy import attention_energy, gpu_energy, most_watts, moved_energy, product_energy
+from rapid_dse.parallel.kind_rules import of_rows
 from rapid_dse.simulate.energy_trust import energy_error
 from rapid_dse.simulate.results import unlawful
 
@@ -128,6 +129,36 @@ def test_a_lower_limit_is_never_faster_and_takes_no_more_than_it_says(kind: str)
         found.append(result.step_time_s)
     np.testing.assert_array_equal(found[0], found[1])  # its own limit changes nothing
     assert (found[-1] > 2 * found[0]).all()
+
+
+@pytest.mark.parametrize(
+    ("model", "changes", "row"),
+    [
+        ("vit_base", {}, {"num_gpus": 8, "micro_batch_size": 64, "global_batch_size": 1024}),
+        ("lstm", {"model__num_hidden_layers": 2, "workload__seq_len": 64}, {"num_gpus": 4, "tp": 4, "sequence_parallel": False}),
+        (
+            "gemm",
+            {"parallel__gemm_sharding": "2d"},
+            {"num_gpus": 8, "tp": 8, "global_batch_size": 8192, "recompute": "none", "sequence_parallel": False},
+        ),
+        ("llama3_1_8b", {"model__num_hidden_layers": 2, "workload__trainable": "lora"}, {"num_gpus": 8, "tp": 2}),
+    ],
+    ids=["images", "recurrence", "product", "adapters"],
+)
+def test_every_kind_of_work_draws_idle_power_and_is_no_faster_at_a_lower_limit(
+    model: str, changes: dict[str, Any], row: dict[str, Any]
+) -> None:
+    before = None
+    for limit in (None, 500.0, 200.0):
+        of = scenario("h200", model, **changes, **({} if limit is None else {"hw__power_limit": limit}))
+        table = layouts({"zero": 0, **row})
+        found = price(of, legal(of, of_rows(table, of) if model == "gemm" else table))
+        idle = of.hw.energy.idle * row["num_gpus"] * float(found.step_time_s[0])
+        assert float(found.energy_j[0]) >= idle * (1 - 1e-12)
+        assert float(found.power_w_per_gpu[0]) <= most_watts(of.hw, limit or 700.0) * (1 + 1e-9)
+        if before is not None:
+            assert float(found.step_time_s[0]) >= float(before.step_time_s[0]) * (1 - 1e-9)
+        before = found
 
 
 def test_a_limit_that_nothing_meets_changes_nothing() -> None:
