@@ -103,6 +103,20 @@ def test_goodput_falls_with_gpus_and_asynchronous_checkpoints_cost_less() -> Non
     assert (shares[1] > shares[0])[:12].all()
 
 
+@pytest.mark.parametrize(
+    ("model", "software", "gpus", "seconds"),
+    [
+        ("llama3_1_70b", "torchtitan", 1856, 0.78),  # PyTorch's blog, 2025-04-30: copy to the host
+        ("llama3_1_405b", "megatron_lm", 8960, 0.59),  # ByteCheckpoint, arXiv 2407.20143, table 8
+        ("llama3_1_8b", "torchtitan", 1488, 0.34),  # the same, a model of 7B
+        ("llama3_1_70b", "torchtitan", 1536, 0.2),  # DLRover's flash checkpoint, 65B
+    ],
+)
+def test_asynchronous_checkpoints_stop_a_job_as_long_as_was_published(model: str, software: str, gpus: int, seconds: float) -> None:
+    found = scenario("h200", model, software, software__async_checkpoint=True, **RUN)
+    assert seconds / 2.6 < interruptions(found, np.array([gpus]), np.array([5.0])).stall[0] < seconds * 2.6
+
+
 def test_times_of_runs_may_be_given_in_days() -> None:
     assert to_si("30 d", "s") == to_si("30 days", "s") == 30 * 86400
 
