@@ -21,7 +21,8 @@ _TIMES = (*TIME_TERMS, OF_INFERENCE)
 
 @dataclass(frozen=True)
 class ReportSection:
-    """A section: ``legend`` names the colours of the picture's terms, by their class; figures of ``rows`` are texts."""
+    """A section: ``legend`` names the colours of the picture's terms, by their class; figures of ``rows`` are texts; ``axes``: what a
+    picture of points shows across and up."""
 
     title: str
     note: str
@@ -29,6 +30,7 @@ class ReportSection:
     head: Sequence[str]
     rows: Sequence[Sequence[str]]
     legend: Sequence[tuple[str, str]] = ()
+    axes: str = ""
 
 
 def sections_of(job: ReportJob, name: str) -> list[ReportSection]:
@@ -82,19 +84,19 @@ def _cloud(job: ReportJob, name: str, columns: tuple[str, str], title: str) -> R
     marked = [charts.Marked("front", x[at], y[at], f"{texts[0](x[at])}, {texts[1](y[at])}") for at in front.tolist()]
     best = job.pictured[0]
     place = tuple(float(best.row[name]) for name in columns)
-    marked.append(charts.Marked("winner", place[0], place[1], f"{best.role}: {show.layout_text(best.row)}", best.role))
+    marked.append(charts.Marked("winner", place[0], place[1], f"{best.role}: {show.layout_text(best.row)}", best.role.split(",")[0]))
     one_chip = not any(key.startswith("hw") and key != "hw.num_gpus" for key in job.varying)
     limit = best.usable if one_chip and columns[1] == "peak_memory_bytes" else None
     counted = f"{int((fits & priced).sum()):,} rows fit, {int((~fits & priced).sum()):,} do not; {len(front):,} are on the front"
     axes = (axis_of(columns[0]), axis_of(columns[1]))
-    picture = charts.scatter(charts.Frame(name, title, counted), axes, sets, marked, limit)
+    picture, said = charts.scatter(charts.Frame(name, title, counted), axes, sets, marked, limit)
     more = f" The table has the first {MOST_LINES} of the front." if len(front) > MOST_LINES else " The table is the front."
     note = f"{counted}: no row that fits is better in both. Rows on one pixel are one dot.{more}"
     cells = [
         [show.layout_text(row), *_varying(job, row), *(name(row[key]) for name, key in zip(texts, columns, strict=True))] for row in rows
     ]
     legend = [("fits", "fits"), ("does not fit", "oom"), ("front", "front"), (best.role, "winner")]
-    return ReportSection(title, note, picture, ["layout", *job.varying, *columns], cells, legend)
+    return ReportSection(title, note, picture, ["layout", *job.varying, *columns], cells, legend, said)
 
 
 def axis_of(column: str) -> charts.Axis:
@@ -137,7 +139,8 @@ def _machines(job: ReportJob, name: str) -> Iterator[ReportSection]:
     marked = _marked(best, *columns)
     title = "The best by chip and number of GPUs: cost against time"
     frame = charts.Frame(f"{name}-machines", title, "; ".join(mark.text for mark in marked))
-    picture = charts.scatter(frame, (axis_of(columns[0]), axis_of(columns[1])), [], marked, None) if marked else None
+    axes = axis_of(columns[0]), axis_of(columns[1])
+    picture, said = charts.scatter(frame, axes, [], marked, None) if marked else (None, "")
     head = ["chip", "GPUs", "layout", "step_time_s", "expected", "mfu", *(columns if whole else columns[1:])]
     rows = [
         [str(row.get("hw", "")), str(row.get("hw.num_gpus", "?")), show.layout_text(row), figures.seconds(row["step_time_s"]),
@@ -146,7 +149,7 @@ def _machines(job: ReportJob, name: str) -> Iterator[ReportSection]:
     ]  # fmt: skip
     more = f" The table has the first {MOST_LINES} of {len(best)}." if len(best) > MOST_LINES else ""
     note = f"Named are those that no other one is both faster and cheaper than.{more}"
-    yield ReportSection(title, note, picture, head, rows, [("another is faster and cheaper", "other"), ("front", "front")])
+    yield ReportSection(title, note, picture, head, rows, [("another is faster and cheaper", "other"), ("front", "front")], said)
 
 
 def _marked(rows: Sequence[Row], first: str, second: str) -> list[charts.Marked]:

@@ -16,9 +16,9 @@ from rapid_dse.sweep import figures
 
 WIDTH = 720.0
 _BAR, _GAP = 26.0, 34.0  # height of a bar, and from a bar's end to the next one's start
-_LEFT, _RIGHT, _TOP, _BOTTOM, _HEIGHT = 78.0, 18.0, 14.0, 46.0, 380.0  # of a picture of points
+_LEFT, _RIGHT, _TOP, _BOTTOM, _HEIGHT = 78.0, 18.0, 14.0, 36.0, 370.0  # of a picture of points
 _LANE, _CUT = 18.0, 24.0  # height of a lane, and the gap where time is left out
-_CELL, _WIDE = 34.0, 76.0  # height and width of a cell of a heat map
+_CELL, _WIDE, _LEAST = 34.0, 76.0, 320.0  # height and width of a cell of a heat map, and the least width of one
 _FEW = 1000  # dots, which are larger then
 _LETTERS = 80  # of the label of a count
 _SHORT = 54  # letters of 24 pixels that are no wider than a picture
@@ -142,13 +142,17 @@ def counted_bars(frame: Frame, counts: Mapping[str, int]) -> Markup:
     return stacked_bars(frame, bars, ("rows",), lambda value: f"{value:,.0f}")
 
 
-def scatter(frame: Frame, axes: tuple[Axis, Axis], sets: Sequence[Cloud], marked: Sequence[Marked], limit: float | None) -> Markup:
-    """Points, each pixel once, under those that stand out; ``limit``: a value of the vertical axis that a line is drawn at."""
+def scatter(
+    frame: Frame, axes: tuple[Axis, Axis], sets: Sequence[Cloud], marked: Sequence[Marked], limit: float | None
+) -> tuple[Markup, str]:
+    """Points, each pixel once, under those that stand out; ``limit``: a value of the vertical axis that a line is drawn at. On a narrow
+    page the picture shrinks, with larger letters; what its axes show is the text that stands beside it."""
     xs = np.concatenate([*(points.x for points in sets), [mark.x for mark in marked]])
     ys = np.concatenate([*(points.y for points in sets), [mark.y for mark in marked], [] if limit is None else [limit]])
     across = scale_of(xs, _LEFT, WIDTH - _RIGHT)
     up = scale_of(ys, _HEIGHT - _BOTTOM, _TOP)
     top = _picture(frame, _HEIGHT)
+    top.set("class", "points")
     _draw_axes(top, axes, across, up)
     for points in sets:
         pixels = np.unique(np.rint(np.stack([across.place(points.x), up.place(points.y)], axis=1)).astype(np.int64), axis=0)
@@ -164,7 +168,8 @@ def scatter(frame: Frame, axes: tuple[Axis, Axis], sets: Sequence[Cloud], marked
         if mark.label:
             right = x > WIDTH * 0.7
             _add(top, "text", "end" if right else "label", mark.label, x=x - 9 if right else x + 9, y=y + 4)
-    return _done(top)
+    names = [f"{axis.title}{', logarithmic' if scale.logarithmic else ''}" for axis, scale in zip(axes, (across, up), strict=True)]
+    return _done(top), f"across: {names[0]}; up: {names[1]}"
 
 
 def _draw_axes(top: ET.Element, axes: tuple[Axis, Axis], across: Scale, up: Scale) -> None:
@@ -172,13 +177,11 @@ def _draw_axes(top: ET.Element, axes: tuple[Axis, Axis], across: Scale, up: Scal
     for value in across.ticks(axes[0].unit):
         x = float(across.place(np.array([value]))[0])
         _add(top, "line", "grid", x1=x, x2=x, y1=_TOP, y2=floor)
-        _add(top, "text", "middle", axes[0].tick(value), x=x, y=floor + 17)
+        _add(top, "text", "middle", axes[0].tick(value), x=x, y=floor + 24)
     for value in up.ticks(axes[1].unit):
         y = float(up.place(np.array([value]))[0])
         _add(top, "line", "grid", x1=_LEFT, x2=WIDTH - _RIGHT, y1=y, y2=y)
         _add(top, "text", "end", axes[1].tick(value), x=_LEFT - 6, y=y + 4)
-    names = [f"{axis.title}{', logarithmic' if scale.logarithmic else ''}" for axis, scale in zip(axes, (across, up), strict=True)]
-    _add(top, "text", "label", f"across: {names[0]}; up: {names[1]}", x=_LEFT, y=_HEIGHT - 8)
 
 
 def heat_map(
@@ -191,11 +194,10 @@ def heat_map(
     down, across = (sorted({pair[at] for pair in cells}) for at in (0, 1))
     best, worst = (max, min)[not descending](cells.values()), (min, max)[not descending](cells.values())
     span = worst - best or 1.0
-    width = max(WIDTH, _LEFT + _WIDE * len(across))
+    width = max(_LEAST, _LEFT + _WIDE * len(across))
     top = _picture(frame, (len(down) + 1) * _CELL + 4, width)
-    if width > WIDTH:  # its frame scrolls, so that the texts of cells stay legible
-        top.set("class", "broad")
-        top.set("width", f"{width:.0f}")
+    top.set("class", "broad")  # as wide as its cells, whose texts stay legible: its frame scrolls where these are many
+    top.set("width", f"{width:.0f}")
     for at, column in enumerate(across):
         _add(top, "text", "middle", f"{names[1]} {column}", x=_LEFT + (at + 0.5) * _WIDE, y=_CELL - 12)
     for line, row in enumerate(down):
