@@ -22,7 +22,7 @@ Shorts = NDArray[np.int32]
 FloatColumn = NDArray[np.float64]
 
 FIRST, MOST = 4, 32  # groups of pp micro-batches that are run, at first and where stages do not settle
-LANES = 32  # layouts side by side at most, as many as numba's vector loops take at a time
+LANES = 128  # layouts side by side at most: a pass waits for the one before it, and so many others are worked out meanwhile
 VECTOR = 4  # floats of one instruction
 _SOURCE = f"{zlib.crc32(Path(__file__).read_bytes()):08x}"
 SETTLED = 1e-9  # stages that take the same time for a group, but for rounding, take it for all that follow
@@ -69,18 +69,16 @@ def _run(passes: FloatColumn, kind: Shorts, pipeline: Pipeline, micro_batches: i
     padded = np.zeros((len(passes) + 1, -(-n // lanes) * lanes))  # a wait, which comes last, takes no time
     padded[:-1, :n] = passes
     kind = np.append(kind, np.int32(len(passes)))
-    sequence, ring = _sequence_of(pipeline, micro_batches)
+    sequence, rows = _sequence_of(pipeline, micro_batches)
     sequence = np.stack([*sequence[:WHICH_PASS], kind[sequence[WHICH_PASS]], *sequence[WHICH_PASS + 1 :]])
-    ends: FloatColumn = _ends(sequence, ring, padded, pipeline[1], lanes)[:, :n]
+    ends: FloatColumn = _ends(sequence, rows, padded, pipeline[1], lanes)[:, :n]
     return ends
 
 
 @lru_cache(maxsize=256)
 def _sequence_of(pipeline: Pipeline, micro_batches: int) -> tuple[Shorts, int]:
-    """All passes in an order in which each comes behind what it waits for (see ``_sequence``), ``(4, n_passes)``: the two passes that it
-    waits for, which pass it is, and what is kept of it; and the length of the ring in which ``_ends`` keeps their ends.
-
-    Ends are kept in a ring of rows that is as long as any pass looks back, so that it stays in the processor's cache.
+    """All passes in an order in which each comes behind what it waits for (see ``_sequence``), ``(5, n_passes)``: the rows with the ends of
+    the two passes that it waits for, which pass it is, what is kept of it, and the row for its own end; and how many rows there are.
     """
     code, pp, chunks = pipeline
     schedule = SCHEDULE_CLASSES[code]
@@ -91,16 +89,14 @@ def _sequence_of(pipeline: Pipeline, micro_batches: int) -> tuple[Shorts, int]:
     steps = np.zeros((pp, len(programs[0]), length.max()), np.int64)
     for stage, program in enumerate(programs):
         steps[stage, :, : length[stage]] = program
-    before, source, which, number = _sequence(steps, length, 2 * micro_batches * pp * chunks + 1)
+    needs, which, number = _sequence(steps, length, 2 * micro_batches * pp * chunks + 1)
     marks = _marks(programs, number, (pp, pp * chunks, micro_batches), schedule.runs_on)
-    needs = np.stack([before, source])
-    back = np.where(needs > 0, np.arange(1, len(which) + 1) - needs, 0).max()
-    ring = 2 ** int(back).bit_length()
-    before, source = np.where(needs > 0, (needs - 1) % ring + 1, 0)
     kept = np.full(len(which), -1)
     wanted = np.flatnonzero(marks.ravel() >= 0)
     kept[marks.ravel()[wanted]] = wanted
-    return np.stack([before, source, which, kept]).astype(np.int32), ring
+    row = _rows(needs)
+    before, source = row[needs]
+    return np.stack([before, source, which, kept, row[1:]]).astype(np.int32), int(row.max())
 
 
 WHICH_PASS = 2  # the row of a sequence that says which pass it is
@@ -154,17 +150,15 @@ def _marks(programs: list[Ints], number: Ints, size: tuple[int, int, int], runs_
     return marks
 
 
-@compiled_once(
-    "Tuple((int64[::1], int64[::1], int64[::1], int64[:, ::1]))(int64[:, :, ::1], int64[::1], int64)", _SOURCE, error_model="numpy"
-)
-def _sequence(steps: Ints, length: Ints, given: int) -> tuple[Ints, Ints, Ints, Ints]:
-    """For each pass from 1 on: the pass before it on its stage, the pass that it takes its input from (0: none), and which it is.
+@compiled_once("Tuple((int64[:, ::1], int64[::1], int64[:, ::1]))(int64[:, :, ::1], int64[::1], int64)", _SOURCE, error_model="numpy")
+def _sequence(steps: Ints, length: Ints, given: int) -> tuple[Ints, Ints, Ints]:
+    """Of each pass: the pass before it on its stage and the one whose output it takes, from 1 on (0: none), ``(2, n)``; which it is.
 
     ``steps`` ``(pp, 4, n)`` are the programs of the stages, as long as ``length``, which give so many things but for one. Last comes the
     position of each stage's passes among all, ``(pp, n)``.
     """
     pp, total, count = len(steps), length.sum(), 0
-    before, source, which = np.zeros(total, np.int64), np.zeros(total, np.int64), np.zeros(total, np.int64)
+    needs, which = np.zeros((2, total), np.int64), np.zeros(total, np.int64)
     maker, number = np.zeros(given, np.int64), np.full((pp, steps.shape[2]), -1, np.int64)
     done, latest = np.zeros(pp, np.int64), np.zeros(pp, np.int64)
     while count < total:
@@ -175,8 +169,8 @@ def _sequence(steps: Ints, length: Ints, given: int) -> tuple[Ints, Ints, Ints, 
                 needed = steps[stage, NEEDS, now]
                 if needed > 0 and maker[needed] == 0:
                     break
-                before[count], source[count], which[count] = latest[stage], maker[needed] if needed > 0 else 0, steps[stage, WHICH, now]
-                number[stage, now] = count
+                needs[0, count], needs[1, count] = latest[stage], maker[needed] if needed > 0 else 0
+                which[count], number[stage, now] = steps[stage, WHICH, now], count
                 count += 1
                 latest[stage] = count
                 maker[steps[stage, GIVES, now]] = count
@@ -184,25 +178,49 @@ def _sequence(steps: Ints, length: Ints, given: int) -> tuple[Ints, Ints, Ints, 
                 done[stage] += 1
         if count == stuck:
             raise ValueError("a schedule whose stages wait for each other")
-    return before, source, which, number
+    return needs, which, number
+
+
+@compiled_once("int64[::1](int64[:, ::1])", _SOURCE, error_model="numpy")
+def _rows(needs: Ints) -> Ints:
+    """A row for the end of each pass, ``(1 + n,)``, from 1 on; 0 is of no pass.
+
+    ``needs``: what each pass reads, ``(2, n)``. Once nobody reads an end any more, its row is another's, though not that of a pass which
+    reads it: so rows are few enough to stay in the processor's cache.
+    """
+    total, n_rows, n_free = needs.shape[1], 0, 0
+    row, free, last_read = np.zeros(total + 1, np.int64), np.zeros(total + 1, np.int64), np.full(total + 1, -1, np.int64)
+    for t in range(total):
+        last_read[needs[0, t]] = last_read[needs[1, t]] = t
+    for t in range(total):
+        if n_free > 0:
+            n_free -= 1
+            row[t + 1] = free[n_free]
+        else:
+            n_rows += 1
+            row[t + 1] = n_rows
+        before, source = needs[0, t], needs[1, t]
+        for end in (before, 0 if source == before else source, t + 1):
+            if end > 0 and last_read[end] == (t if end <= t else -1):
+                free[n_free] = row[end]
+                n_free += 1
+    return row
 
 
 @compiled_once("float64[:, ::1](int32[:, ::1], int64, float64[:, ::1], int64, int64)", _SOURCE, error_model="numpy")
-def _ends(sequence: Shorts, ring: int, passes: FloatColumn, stages: int, lanes: int) -> FloatColumn:
+def _ends(sequence: Shorts, rows: int, passes: FloatColumn, stages: int, lanes: int) -> FloatColumn:
     """What ``_run`` says; n divides by ``lanes``.
 
     ``lanes`` is an argument because a loop of a constant length would be unrolled and not made into vector instructions.
     """
-    before, source, which, kept = sequence
+    before, source, which, kept, own_row = sequence
     total, n = len(which), passes.shape[1]
-    end, marked = np.zeros((ring + 1, lanes)), np.zeros((4 * stages, lanes))
+    end, marked = np.zeros((rows + 1, lanes)), np.zeros((4 * stages, lanes))
     ends, mine = np.zeros((3, n)), np.zeros((len(passes), lanes))
     for first in range(0, n, lanes):
         mine[:] = passes[:, first : first + lanes]
-        row = 0
         for t in range(total):
-            own, other, kind = before[t], source[t], which[t]
-            row = row + 1 if row < ring else 1
+            own, other, kind, row = before[t], source[t], which[t], own_row[t]
             for lane in range(lanes):
                 a, b = end[own, lane], end[other, lane]
                 end[row, lane] = (a if a > b else b) + mine[kind, lane]

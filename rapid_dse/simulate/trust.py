@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -38,7 +37,7 @@ BITS = {
     name: 1 << at for at, name in enumerate(("tp", "cp", "pp", "micro_batch", "gpus", "nodes", "zero", "recompute", "schedule", "cluster"))
 }
 _MASKS = 1 << len(BITS)
-_TABLE = 4096  # columns of numbers up to this are looked up in a table
+_TABLE = 4096  # columns of numbers that are no further apart are looked up in a table
 TITLES = {
     "architecture": "hw",
     "chip": "hw",
@@ -168,6 +167,11 @@ def _covers(wide: MeasuredRuns, narrow: MeasuredRuns) -> bool:
     return all(a[0] <= b[0] and b[1] <= a[1] for a, b in spans) and all(set(b) <= set(a) for a, b in kinds)
 
 
+def _any(units: Units) -> bool:
+    """Whether some row lies outside."""
+    return bool(units.any()) if isinstance(units, np.ndarray) else units != 0
+
+
 def widening(step: float, inside: float | FloatColumn) -> float | FloatColumn:
     """The square that a setting outside adds: of its step, and of ``LEAST`` of the error inside, which lets none be promised as inside."""
     return step**2 + (LEAST * inside) ** 2
@@ -180,7 +184,7 @@ def _summed(units: Mapping[str, Units], inside: float, listed: Mapping[str, int]
     for name, value in units.items():
         if name in STEPS:
             squared = squared + widening(STEPS[name], inside) * (value * value)
-        elif np.any(value):
+        elif _any(value):
             squared = squared + np.inf
         if name in listed:
             mask = mask + (value > 0) * listed[name]
@@ -205,9 +209,9 @@ def distances(box: MeasuredRuns, scenario: Scenario, layouts: Layouts, over: boo
     known = [0, *(SCHEDULES.index(name) for name in box.schedule)]  # without pipelines there is none
     units_by_axis["schedule"] = _looked_up(layouts.schedule, _none_of(known, len(SCHEDULES)))
     units_by_axis["zero"] = _looked_up(layouts.zero, _none_of(box.zero, 4))
-    if np.any(units_by_axis["zero"]):
+    if _any(units_by_axis["zero"]):
         units_by_axis["zero"] = np.where(layouts.dp * layouts.cp > 1, units_by_axis["zero"], 0.0)
-    return {name: value for name, value in units_by_axis.items() if np.any(value)}
+    return {name: value for name, value in units_by_axis.items() if _any(value)}
 
 
 @remembered(64)
@@ -267,16 +271,13 @@ def _looked_up(column: IntColumn, units: Callable[[NDArray[Any]], FloatColumn]) 
     """``units`` of a column; one number where all rows have the same."""
     if len(column) == 1:
         return float(units(column)[0])
-    high = int(column.max())
-    table = units(np.arange(min(high, _TABLE) + 1))
-    if high <= _TABLE and not table.any():
-        return 0.0
-    low = int(column.min())
+    low, high = int(column.min()), int(column.max())
     if low == high:
         return float(units(np.array([low]))[0])
-    if high > _TABLE:
+    if high - low > _TABLE:
         return units(column)
-    return table[column] if table[low:].any() else 0.0
+    table = units(np.arange(low, high + 1))
+    return table.take(column - low) if table.any() else 0.0
 
 
 def _texts(
@@ -293,7 +294,7 @@ def _texts(
     return place[code], tuple(texts)
 
 
-@lru_cache(maxsize=4096)
+@remembered(4096)
 def _remark(box: MeasuredRuns, name: str) -> str:
     """That a setting lies outside a box, in words."""
     return f"{TITLES.get(name, name)} (measured: {_measured(box, name)})"

@@ -9,13 +9,14 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
-from functools import cache
+from functools import cache, reduce
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from rapid_dse.common.remembered import remembered
 from rapid_dse.config.scenario import Scenario
 from rapid_dse.parallel.layouts import COLUMN_OF, OPTIONAL, Layouts
 
@@ -50,8 +51,9 @@ _STEP, _SHIFTS, _LAST_SHIFT = np.uint64(0x9E3779B97F4A7C15), (np.uint64(30), np.
 _MULTIPLIERS = [
     np.array(both, np.uint64)[:, None] for both in ((0xBF58476D1CE4E5B9, 0xFF51AFD7ED558CCD), (0x94D049BB133111EB, 0xC4CEB9FE1A85EC53))
 ]
+SLOW = 8  # columns that change least from row to row, the first ones: of training all degrees
+RUN = 4  # layouts that are alike in them, in the mean, from which it is worth to look at each such run once
 PIECE = 16384  # layouts whose keys are worked out at a time: they stay in the processor's cache
-_HEX = np.array([f"{byte:02x}".encode() for byte in range(256)], dtype="S2").view(np.uint16)
 
 
 @cache
@@ -72,10 +74,24 @@ def configuration_text(scenario: Scenario) -> str:
 
     Fields at their defaults are left out, so that a field that a later version adds does not make all stored rows strangers.
     """
-    tree = _without_empty(scenario.model_dump(mode="json", exclude=_NOT_CONTENT, exclude_defaults=True))
     table = scenario.hw.measured_table
-    if table and Path(table).is_file():  # its content prices, not its name; a missing file is reported where it is read
-        tree["measured"] = hashlib.blake2b(Path(table).read_bytes(), digest_size=16).hexdigest()
+    if not table or not Path(table).is_file():
+        return _text(scenario)
+    tree = _tree(scenario)  # its content prices, not its name; a missing file is reported where it is read
+    return _compact(tree | {"measured": hashlib.blake2b(Path(table).read_bytes(), digest_size=16).hexdigest()})
+
+
+@remembered(256)
+def _text(scenario: Scenario) -> str:
+    """``configuration_text`` of a scenario without a table of measured times."""
+    return _compact(_tree(scenario))
+
+
+def _tree(scenario: Scenario) -> dict[str, Any]:
+    return _without_empty(scenario.model_dump(mode="json", exclude=_NOT_CONTENT, exclude_defaults=True))
+
+
+def _compact(tree: Mapping[str, Any]) -> str:
     return json.dumps(tree, sort_keys=True, separators=(",", ":"))
 
 
@@ -90,21 +106,39 @@ def keys(scenario: Scenario, layouts: Layouts, code: str | None = None) -> Lanes
     lanes, code_lanes = np.empty((len(layouts), 2), np.uint64), from_hex([code or code_hash()])
     for start in range(0, len(layouts), PIECE):
         rows = slice(start, start + PIECE)
-        np.bitwise_xor(_mixed(seed, {name: _bits(getattr(layouts, name)[rows]) for name in layouts.keys}).T, code_lanes, out=lanes[rows])
+        np.bitwise_xor(_mixed(seed, {name: getattr(layouts, name)[rows] for name in layouts.keys}).T, code_lanes, out=lanes[rows])
     return lanes
 
 
-def _mixed(seed: Lanes, columns: Mapping[str, Lanes]) -> Lanes:
-    """What the columns of some layouts make of both lanes of a seed, ``(2, n_layouts)``."""
-    state = np.repeat(seed[:, None], len(next(iter(columns.values()))), axis=1)
-    for name, column in columns.items():
-        if name not in OPTIONAL:
-            _mix(state, column)
-        elif (given := column != OPTIONAL[name]).any():
-            # what is not given is no part of a key, so that a column that a version adds does not make all stored rows strangers
-            mixed = state.copy()
-            _mix(mixed, column | np.uint64(1 + list(OPTIONAL).index(name) << 56))
-            state = np.where(given, mixed, state)
+def _mixed(seed: Lanes, columns: Mapping[str, NDArray[Any]]) -> Lanes:
+    """What the columns of some layouts make of both lanes of a seed, ``(2, n_layouts)``.
+
+    Layouts that follow each other in a space have the same first columns for long: what those make of the seed is worked out once for each
+    such run of layouts.
+    """
+    names = list(columns)
+    first, n_rows = [columns[name] for name in names[:SLOW]], len(columns[names[0]])
+    changes = reduce(np.logical_or, (column[1:] != column[:-1] for column in first))
+    begins = np.concatenate([[0], np.flatnonzero(changes) + 1])
+    in_runs = len(begins) * RUN < n_rows
+    state = np.repeat(seed[:, None], len(begins) if in_runs else n_rows, axis=1)
+    for place, name in enumerate(names):
+        if in_runs and place == SLOW:
+            state = np.repeat(state, np.diff(begins, append=n_rows), axis=1)
+        column = columns[name]
+        state = _with(state, name, _bits(column.take(begins) if in_runs and place < SLOW else column))
+    return state
+
+
+def _with(state: Lanes, name: str, column: Lanes) -> Lanes:
+    """``state`` with a column mixed in, which may change ``state``."""
+    if name not in OPTIONAL:
+        _mix(state, column)
+    elif (given := column != OPTIONAL[name]).any():
+        # what is not given is no part of a key, so that a column that a version adds does not make all stored rows strangers
+        mixed = state.copy()
+        _mix(mixed, column | np.uint64(1 + list(OPTIONAL).index(name) << 56))
+        state = np.where(given, mixed, state)
     return state
 
 
@@ -125,8 +159,16 @@ def _mix(state: Lanes, column: Lanes) -> None:
 
 def hex_bytes(lanes: Lanes) -> NDArray[np.uint8]:
     """32 lower-case hex digits a row, ``(n_rows, 32)`` ASCII codes."""
-    digits: NDArray[np.uint8] = _HEX[np.ascontiguousarray(lanes).view(np.uint8)].view(np.uint8).reshape(len(lanes), 32)
+    digits: NDArray[np.uint8] = _hex_pairs()[np.ascontiguousarray(lanes).view(np.uint16)].view(np.uint8).reshape(len(lanes), 32)
     return digits
+
+
+@cache
+def _hex_pairs() -> NDArray[np.uint32]:
+    """The four hex digits of any two bytes that lie one behind the other, by the bytes read as one number, ``(65536,)``."""
+    digits = np.frombuffer(b"0123456789abcdef", np.uint8)
+    every = np.arange(1 << 16, dtype=np.uint16).view(np.uint8)
+    return np.stack([digits[every >> 4], digits[every & 15]], axis=1).ravel().view(np.uint32)
 
 
 def texts(scenario: Scenario, layouts: Layouts) -> list[str]:
