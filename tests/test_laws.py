@@ -17,7 +17,7 @@ from rapid_dse.config.run import RECOMPUTE
 from rapid_dse.config.schedule_names import SCHEDULES
 from rapid_dse.events.runs import Run
 from rapid_dse.model.parameters import count
-from rapid_dse.parallel.layouts import grid
+from rapid_dse.parallel.enumeration import grid
 from rapid_dse.simulate.results import Priced, unlawful
 
 MOST = settings.default.max_examples // 40
