@@ -379,6 +379,8 @@ IN_VAIN = [
     (("software.attention=flash,unfused", "software.fused_softmax=false"), ("-m",), []),  # it has one in half of the sweep
     (("search=optuna", "search.sampler=random", "search.n_trials=2", "parallel.pp=all"), ("-m",), []),
     (("backend=full_astrasim_flattened", "backend.network=fair", "model.num_hidden_layers=2"), (), []),
+    (("parallel=all", "parallel.pp=1"), ("-m",), []),  # not etp, which only the option names
+    (("parallel.etp=all", "parallel.pp=1"), ("-m",), ["parallel.etp"]),
 ]  # fmt: skip
 
 

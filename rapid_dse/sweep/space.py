@@ -140,7 +140,7 @@ class Axes:
         pairs: settings of groups and keys that change together, a tuple of alternatives each.
         codes: codes of each swept layout column; None is every value that can be legal.
         keys: what becomes a column of the results beside the layout.
-        every_key: what the command line and the sweep file set, how the search runs included.
+        every_key: what the command line and the sweep file set by name, how the search runs included.
         filed: the GPUs of a node, where the sweep file sets them and leaves the sizes of the network's dimensions to follow.
     """
 
@@ -220,6 +220,7 @@ def axes(given: Given, base: Composed | None = None) -> Axes:
     plain = composed(own, given.hydra, given.trusted) if SWEEPS in base.choices else base
     swept, pairs = _swept(given, with_values(base.tree, given.values))
     paired = [key for pair in pairs for key in pair[0]]
+    named = [*given.values, *(key for key in [*swept, *paired] if key not in GROUPS)]
     swept = {**{key: Values(None) for key in base.whole if key not in given.values and key not in paired}, **swept}
     intervals = {key: values for key, values in swept.items() if isinstance(values, Interval)}
     lists = {key: values for key, values in swept.items() if isinstance(values, Values)}
@@ -227,7 +228,7 @@ def axes(given: Given, base: Composed | None = None) -> Axes:
     groups = {key: values.items or () for key, values in lists.items() if key in GROUPS}
     variants = {key: values.items or () for key, values in lists.items() if key not in GROUPS and key not in COLUMN_OF}
     codes = {COLUMN_OF[key]: _codes(key, values) for key, values in lists.items() if key in COLUMN_OF}
-    every = tuple(dict.fromkeys([*keys_of_sweep(base, plain), *given.values, *(key for key in [*swept, *paired] if key not in GROUPS)]))
+    every = tuple(dict.fromkeys([*keys_of_sweep(base, plain), *named]))
     keys = listed_keys(list(every))
     filed = {nodes.KEY: base.tree["hw"]["gpus_per_node"]} if nodes.set_beside_same_sizes(base.tree["hw"], plain.tree["hw"]) else {}
     return Axes(given, base, groups, variants, intervals, codes, tuple(keys), filed, every, pairs)
