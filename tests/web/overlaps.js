@@ -26,6 +26,12 @@
   const scrolled = (e) => e.parentElement.closest("#detail, pre, .wide") !== null;  // what scrolls lies in its own frame
   pairs([...document.querySelectorAll(kinds)].filter((e) => shown(e) && !e.closest(".uplot") && !scrolled(e)), 2, "page");
   for (const table of document.querySelectorAll("table")) if (shown(table)) pairs([...table.querySelectorAll("td, th")], 1, "table");
+  const pen = document.createElement("canvas").getContext("2d");
+  for (const select of document.querySelectorAll("select")) {
+    const chosen = select.selectedOptions[0]?.text ?? "", room = select.clientWidth - 40;  // paddings and the arrow
+    pen.font = getComputedStyle(select).font;
+    if (shown(select) && pen.measureText(chosen).width > room) found.push(`cut: "${chosen}", which is chosen of ${select.name}`);
+  }
   for (const svg of document.querySelectorAll("svg")) {
     if (!shown(svg)) continue;
     const frame = svg.getBoundingClientRect(), texts = [...svg.querySelectorAll("text")], title = svg.querySelector("title")?.textContent;

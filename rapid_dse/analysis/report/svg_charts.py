@@ -20,8 +20,7 @@ _LEFT, _RIGHT, _TOP, _BOTTOM, _HEIGHT = 78.0, 18.0, 14.0, 36.0, 370.0  # of a pi
 _LANE, _CUT = 18.0, 24.0  # height of a lane, and the gap where time is left out
 _CELL, _WIDE, _LEAST = 34.0, 76.0, 320.0  # height and width of a cell of a heat map, and the least width of one
 _FEW = 1000  # dots, which are larger then
-_LETTERS = 80  # of the label of a count
-_SHORT = 54  # letters of 24 pixels that are no wider than a picture
+_LETTERS = 54  # of a label: so many of 24 pixels, which they have on a narrow page, are no wider than a picture
 _NOT_XML = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
@@ -115,14 +114,16 @@ def _done(top: ET.Element) -> Markup:
 def stacked_bars(frame: Frame, bars: Sequence[StackedBar], terms: Sequence[str], worded: Callable[[float], str]) -> Markup:
     """A bar a row, its parts in the order of ``terms``; all bars have one scale.
 
-    Where labels leave room for larger letters the picture shrinks on a narrow page, and is seen whole.
+    On a narrow page the picture shrinks, with larger letters; names that then would be wider than it end in dots.
     """
-    labels = [f"{bar.label}: {worded(sum(bar.parts.values()))}" for bar in bars]
+    values = [worded(sum(bar.parts.values())) for bar in bars]
+    labels = [
+        f"{shorten(bar.label, _LETTERS - 2 - len(value), placeholder=' …')}: {value}" for bar, value in zip(bars, values, strict=True)
+    ]
     most = max([sum(bar.parts.values()) for bar in bars] + [bar.mark[0] for bar in bars if bar.mark])
     pixels = (WIDTH - 2) / most
     top = _picture(frame, len(bars) * (_BAR + _GAP) + 12)
-    if max(map(len, labels)) <= _SHORT:
-        top.set("class", "bars")
+    top.set("class", "bars")
     for at, bar in enumerate(bars):
         y, x = at * (_BAR + _GAP) + _GAP - 2, 0.0
         _add(top, "text", "label", labels[at], x=0, y=y - 8)
@@ -137,8 +138,8 @@ def stacked_bars(frame: Frame, bars: Sequence[StackedBar], terms: Sequence[str],
 
 
 def counted_bars(frame: Frame, counts: Mapping[str, int]) -> Markup:
-    """A bar for each of several counts above 0; names that are longer than the picture end in dots."""
-    bars = [StackedBar(shorten(name, _LETTERS, placeholder=" …"), {"rows": count}) for name, count in counts.items()]
+    """A bar for each of several counts above 0."""
+    bars = [StackedBar(name, {"rows": count}) for name, count in counts.items()]
     return stacked_bars(frame, bars, ("rows",), lambda value: f"{value:,.0f}")
 
 
