@@ -130,6 +130,7 @@ BAD = {
     "all alone": (["parallel.tp=all"], "-m"),
     "list alone": (["parallel.tp=1,2"], "-m"),
     "no override": (["hello"], "key=value"),
+    "a constraint without quotes": (["search.constraints=[step_time_s<=1]"], "needs quotes, as 'search.constraints="),
     "unknown flag": (["--fast"], "--fast"),
     "deletion": (["~hw"], "cannot be deleted"),
     "results folder": (["-m", "parallel.tp=1,8", "search.results_dir=/proc/nowhere"], "/proc/nowhere"),

@@ -250,9 +250,10 @@ def _parsed(text: str) -> Override:
         return parsed
     except HydraException as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        raise ValueError(
-            f"{shortened(text)} is no override ({lines[0][:200] if lines else 'empty'}); allowed: key=value, as parallel.tp=8"
-        ) from None
+        why = lines[0][:200] if lines else "empty"
+        if set("<>") & set(text):
+            why = """a text with < or > needs quotes, as 'search.constraints=["ttft_s<=0.5"]'"""
+        raise ValueError(f"{shortened(text)} is no override ({why}); allowed: key=value, as parallel.tp=8") from None
     except (ValueError, RecursionError) as error:  # a number of thousands of digits, brackets in brackets in brackets
         why = "it is nested too deeply" if isinstance(error, RecursionError) else "it has a number of too many digits"
         raise ValueError(f"{shortened(text)} is no override ({why}); allowed: key=value, as parallel.tp=8") from None
