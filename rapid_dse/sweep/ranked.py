@@ -182,8 +182,9 @@ def _indistinct(standing: Standing, group: int, lines: Sequence[Line], varying: 
         return [f"{more:,} more{of} within {error} of #1: no prediction tells them apart{named}"] if more > 0 else []
     if not any(line.alike for line in lines):
         return []
+    alike = [f"{best.alike:,} more{of} within {error} of #1: no prediction tells them apart{named}"] if best.alike else []
     return [
-        f"{best.alike:,} more{of} within {error} of #1: no prediction tells them apart{named}",
+        *alike,
         f"each line stands for all within its ±, up to {REACH:g} times the best; {one_by_one} lists every layout",
     ]
 
