@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import yaml
 
 from rapid_dse.analysis.error_growth import Evidence, coverage, fitted_steps
 from rapid_dse.analysis.measured_loads import loads_of
@@ -81,12 +82,16 @@ def report(name: str, loads: Loads, logs: np.ndarray[tuple[int, int], np.dtype[n
 
 
 def write_growth(steps: Mapping[str, float]) -> None:
-    """Puts the steps into the module that the program reads."""
+    """Puts the steps, and what some measured load had, into the module that the program reads."""
     path = Path("rapid_dse/simulate/served_growth.py")
+    profiles = [yaml.safe_load(file.read_text()) for file in sorted(Path("conf/software").glob("*.yaml"))]
+    boxes = [box for profile in profiles for box in profile.get("served") or ()]
     lines = [f'    "{name}": {value:.3g},' for name, value in sorted(steps.items())]
-    path.write_text(
-        re.sub(r"(SERVED_STEPS.*?= \{\n).*?\n\}", lambda m: m.group(1) + "\n".join(lines) + "\n}", path.read_text(), flags=re.S)
-    )
+    text = re.sub(r"(SERVED_STEPS.*?= \{\n).*?\n\}", lambda m: m.group(1) + "\n".join(lines) + "\n}", path.read_text(), flags=re.S)
+    for name, setting in (("SERVED_ARCHITECTURES", "architecture"), ("SERVED_PRECISIONS", "precision")):
+        quoted = ", ".join(f'"{value}"' for value in sorted({box[setting] for box in boxes if box.get(setting)}))
+        text = re.sub(rf"({name}.*?= )\(.*?\)", rf"\1({quoted})", text)
+    path.write_text(text)
 
 
 if __name__ == "__main__":

@@ -55,6 +55,17 @@ def test_a_setting_outside_widens_it_and_is_named(
     assert found.texts[found.outside[0]] == text
 
 
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [({"hw": "mi300x"}, "hw (measured: h100)"), ({"workload__precision": "int4"}, "precision (measured: bf16)")],
+    ids=["a maker's chips that no load ran on", "a precision that no load had"],
+)
+def test_nothing_is_expected_where_no_step_was_learned(changes: dict[str, Any], text: str) -> None:
+    found = trust(of(BOX, **changes), engines({"tp": 1, "concurrency": 32}))
+    assert np.isnan(found.expected_error).all()
+    assert found.texts[found.outside[0]] == text
+
+
 def test_the_nearest_box_counts_and_pools_are_a_kind_of_their_own() -> None:
     pools = BOX.model_copy(update={"pools": True, "error": 0.3})
     rows = [{"tp": 1, "concurrency": 32}, {"num_gpus": 2, "prefill_tp": 1, "decode_tp": 1, "concurrency": 32}]

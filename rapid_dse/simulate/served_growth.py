@@ -19,3 +19,6 @@ SERVED_STEPS: dict[str, float] = {
     "prompt": 0,
     "small_models": 0.014,
 }
+# Generations of chips and precisions that some measured load had: of others no step is known.
+SERVED_ARCHITECTURES: tuple[str, ...] = ("ampere", "blackwell", "hopper")
+SERVED_PRECISIONS: tuple[str, ...] = ("bf16", "fp4", "fp8")

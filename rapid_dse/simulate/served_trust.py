@@ -1,7 +1,8 @@
 """How far to trust a row of requests: the error to expect of its time between tokens, and what of it lies outside measured loads.
 
 A profile's measured loads are summed up in boxes (``ServedRuns``). A row inside one has its error; each setting outside widens it by a step
-that was learned by leaving such loads out (``served_growth.SERVED_STEPS``), in quadrature, and the nearest box counts.
+that was learned by leaving such loads out (``served_growth.SERVED_STEPS``), in quadrature, and the nearest box counts. Where a step was
+never learned (a generation of chips or a precision that no load had), there is no figure.
 """
 
 from __future__ import annotations
@@ -12,11 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rapid_dse.common.remembered import remembered
+from rapid_dse.config.hardware import Hardware
 from rapid_dse.config.measured_boxes import ServedRuns, alike
 from rapid_dse.config.scenario import Scenario
 from rapid_dse.model.parameters import count
 from rapid_dse.parallel.engines import Engines
-from rapid_dse.simulate.served_growth import SERVED_STEPS
+from rapid_dse.simulate.served_growth import SERVED_ARCHITECTURES, SERVED_PRECISIONS, SERVED_STEPS
 
 FloatColumn = NDArray[np.float64]
 
@@ -40,7 +42,7 @@ KINDS = {
 
 
 def loads_expected(scenario: Scenario, engines: Engines) -> tuple[FloatColumn, NDArray[np.int64], tuple[str, ...]]:
-    """The error to expect of each row, NaN where the profile has no measured loads; what lies outside, as ``simulate.trust.Trust``."""
+    """The error to expect of each row, NaN where no measured load says anything of it; what lies outside, as ``simulate.trust.Trust``."""
     boxes, n_rows = scenario.software.served, len(engines)
     if not scenario.model.of_kind.decodes:
         return np.full(n_rows, np.nan), np.zeros(n_rows, np.int64), ("model (none that decodes nothing was measured)",)
@@ -53,6 +55,7 @@ def loads_expected(scenario: Scenario, engines: Engines) -> tuple[FloatColumn, N
     # the nearest box by settings and doublings, as the steps were learned: the one that widens least would be the kindest
     nearest = np.stack([widened(units, inside, dict.fromkeys(units, 1.0)) for units in distances]).argmin(axis=0)
     error = np.sqrt(inside**2 + squared[nearest, np.arange(n_rows)])
+    error[np.isinf(error)] = np.nan
     outside, texts = np.full(n_rows, -1, np.int64), dict[str, int]()
     for at in np.unique(nearest).tolist():
         rows = np.flatnonzero(nearest == at)
@@ -79,14 +82,13 @@ def widened(units: Mapping[str, FloatColumn], inside: FloatColumn, steps: Mappin
 def units_outside(box: ServedRuns, scenario: Scenario, engines: Engines, size: float) -> dict[str, FloatColumn]:
     """How far each setting lies outside a box, ``(n_rows,)`` each: 1 where it is none of those measured, of numbers the doublings.
 
-    ``size``: the model's parameters.
+    Infinite where no load of any profile had it. ``size``: the model's parameters.
     """
     hw, work, model, n_rows = scenario.hw, scenario.workload, scenario.model, len(engines)
     prompt, generated = work.lengths
-    same = hw.architecture is not None and hw.architecture == box.architecture
     units = {
-        "chip" if same else "architecture": float(box.chip != hw.name),
-        "precision": float(box.precision != alike(work.precision)),
+        **_chip_outside(box, hw),
+        "precision": _unlike(box.precision, alike(work.precision), SERVED_PRECISIONS),
         "experts": float(box.experts != bool(model.num_experts)),
         "latent": float(box.latent != bool(model.kv_lora_rank)),
         "prompt": _doublings(box.prompt, float(prompt)),
@@ -99,6 +101,22 @@ def units_outside(box: ServedRuns, scenario: Scenario, engines: Engines, size: f
     asked = np.maximum(engines.concurrency, engines.batch_size)
     columns["concurrency"] = np.where(asked > 0, _doublings(box.concurrency, np.maximum(1.0, asked / engine_count(engines))), 0.0)
     return {name: column for name, column in columns.items() if column.any()}
+
+
+def _chip_outside(box: ServedRuns, hw: Hardware) -> dict[str, float]:
+    """As ``units_outside``: a chip of the same generation whose figures are its own is nearer than another generation's."""
+    if box.chip == hw.name:
+        return {}
+    if hw.architecture is not None and hw.architecture == box.architecture and hw.like is None:
+        return {"chip": 1.0}
+    return {"architecture": max(1.0, _unlike(box.architecture, hw.architecture, SERVED_ARCHITECTURES))}
+
+
+def _unlike(measured: str | None, wanted: str | None, known: Sequence[str]) -> float:
+    """0 where both are one, 1 where both were measured, infinite otherwise."""
+    if measured == wanted and wanted is not None:
+        return 0.0
+    return 1.0 if {measured, wanted} <= set(known) else np.inf
 
 
 def inside_of(scenario: Scenario, engines: Engines) -> FloatColumn:
