@@ -61,6 +61,19 @@ class Crowd:
         waits = np.minimum(used * alone * batch / (2.0 * (1.0 - used)), self.longest * alone) * self.steady
         return np.maximum(waits, self.behind(prompt))
 
+    def waits_for_passes(self, rate: FloatColumn, whole: FloatColumn, together: FloatColumn, least: FloatColumn) -> FloatColumn:
+        """Seconds that a prompt of an open loop waits until a pass takes it.
+
+        A pass takes all that have come since the one before began: a prompt waits for half of the one that it finds, and where even full
+        passes (``least`` seconds a prompt) hardly keep up, for those in front of it: together M/D/1 where a pass holds one prompt.
+
+        Args:
+            whole: seconds of a pass on its slowest stage, of so many prompts ``together``.
+        """
+        used = np.minimum(rate * least, 1.0 - 1e-9)
+        in_front = np.minimum(used * used * least / (2.0 * (1.0 - used)), self.longest * least)
+        return np.asarray(0.5 * np.minimum(1.0, rate * whole / together) * whole + in_front)
+
     def behind(self, prompt: FloatColumn) -> FloatColumn:
         """Seconds that a request waits on average where prompts come faster than they are computed; the last one waits twice as long."""
         return np.asarray(self.late * np.maximum(0.0, prompt - self.spacing))

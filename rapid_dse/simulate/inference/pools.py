@@ -16,7 +16,7 @@ from rapid_dse.interconnect import closed_form
 from rapid_dse.parallel.engines import Degrees
 from rapid_dse.parallel.span import Span
 from rapid_dse.simulate.communication import effective_network
-from rapid_dse.simulate.inference.crowds import Load, burst_wait, rounds_of, tail_share
+from rapid_dse.simulate.inference.crowds import Load, burst_wait, open_crowd, rounds_of, sent_rate, tail_share
 from rapid_dse.simulate.inference.serving import Engine, Served
 from rapid_dse.simulate.inference.widths import cache_bytes_per_token
 
@@ -79,8 +79,8 @@ class Pools:
         steps = self.decode.later / self.decode.steps_tokens * self.decode.step(running).total
         return np.asarray(steps * (1.0 + self.handover.decode_delay * rate))
 
-    def flow(self, rate: FloatColumn) -> Flow:
-        """What a request meets where so many arrive a second."""
+    def flow(self, rate: FloatColumn, sent: FloatColumn | None = None) -> Flow:
+        """What a request meets where so many arrive a second, of so many that are ``sent`` in all (0 or None: for ever)."""
         rate_a_worker = rate / self.workers[0]
         one = self.prefill.costs.prefill.at(self.prefill.kind, 1.0 / self.prefill.cut.attention_dp)
         alone = one.of(self.prefill.prefill_total) + one.of(self.prefill.prefill_late)
@@ -90,24 +90,30 @@ class Pools:
         running = np.ones_like(rate)
         rate_a_worker = rate / self.workers[1]
         for _ in range(8):  # requests that decode at a time follow from how long they take, and that from how many they are
-            running = np.clip(rate_a_worker * self._decode_seconds(running, rate_a_worker), 1e-9, self.decode.capacity)
+            decode = self._decode_seconds(running, rate_a_worker)
+            running = np.clip(rate_a_worker * decode, 1e-9, self.decode.capacity)
+            if sent is not None:
+                running = np.where(
+                    sent > 0, open_crowd(rate_a_worker, sent / self.workers[1], decode, self.decode.capacity).running, running
+                )
         return Flow(
             prompt, self.transfer, self._decode_seconds(running, rate_a_worker), running, self.handover.decode_delay * rate_a_worker
         )
 
     def serve(self, load: Load) -> Served:
         """How requests fare under each load."""
-        rate = np.where(load.rate > 0, np.minimum(load.rate, self.most), self._closed(load.concurrency))
-        flow = self.flow(rate)
+        open_ = load.rate > 0
+        rate = np.where(open_, np.minimum(load.rate, self.most), self._closed(load.concurrency))
+        flow = self.flow(rate, np.where(open_, load.prompts, 0.0) if open_.any() else None)
         under_way = rate * flow.life
         rounds = rounds_of(load.prompts, np.maximum(under_way, 1.0))
         spread = self.scenario.workload.length_spread
-        burst = np.where(load.rate > 0, 0.0, burst_wait(under_way * self.least / self.workers[0], rounds))
+        burst = np.where(open_, 0.0, burst_wait(under_way * self.least / self.workers[0], rounds))
         beyond = np.where(np.isfinite(load.concurrency), load.concurrency - under_way, np.maximum(0.0, load.prompts - under_way) / 2.0)
         late = load.prompts / 2.0 * np.maximum(0.0, 1.0 / self.most - 1.0 / np.maximum(load.rate, 1e-12))
-        queue = np.where(load.rate > 0, late, np.maximum(0.0, beyond) / rate)
-        closed = under_way / (flow.life + burst) * np.where(load.rate > 0, 1.0, tail_share(rounds, spread))
-        return self._served(flow, queue, burst, np.where(load.rate > 0, rate, np.minimum(rate, closed)))
+        queue = np.where(open_, late, np.maximum(0.0, beyond) / rate)
+        closed = under_way / (flow.life + burst) * np.where(open_, 1.0, tail_share(rounds, spread))
+        return self._served(flow, queue, burst, np.where(open_, sent_rate(load, flow.life, self.most), np.minimum(rate, closed)))
 
     def _closed(self, concurrency: FloatColumn) -> FloatColumn:
         """The rate at which so many requests are under way; the most, where even more could be."""

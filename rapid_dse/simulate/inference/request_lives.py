@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -96,6 +97,8 @@ class SteppingEngine:
         self.decode_total = self.decode_pass.total
         plain = launched(scenario, prompts.layers, 0.0)
         self.prefill_total = np.maximum(self.prefill_pass.total, plain)
+        self.prefill_busy = np.maximum(self.prefill_pass.total - self.prefill_pass.pp, plain)
+        self.decode_beside = self.decode_pass.attention + self.decode_pass.pp  # of a step: what a pass of prompts does not spare
         # experts' launches run ahead beside decode steps: they delay the prompt, and nothing that decodes
         launches = launched(scenario, prompts.layers, prompts.expert_layers)
         self.prefill_late = np.maximum(0.0, launches - self.prefill_total)
@@ -154,9 +157,18 @@ class SteppingEngine:
             passed = self._prompts(crowd, full, arrived, grouped)
             open_rates = self._life(crowd, life, np.where(open_, load.rate, closed.running / life), (full, passed), grouped)
             # prompts that come in a step and in what those of a pass lengthen it by share the next one
-            arrived = np.where(open_, load.rate * (full.total + passed.together * passed.prompt), met)
+            arrived = np.where(open_, load.rate * (full.total * bool(self.later) + passed.together * passed.prompt), met)
             life = open_rates.total
         return open_rates
+
+    @cached_property
+    def least_a_prompt(self) -> FloatColumn:
+        """Seconds a prompt of passes that are full."""
+        return self._full_pass(self.capacity).alone
+
+    def behind(self, crowd: Crowd, passed: PromptPass) -> FloatColumn:
+        """Seconds that a request waits where prompts come faster than full passes of them are computed."""
+        return crowd.behind(np.minimum(passed.prompt, self.least_a_prompt))
 
     def _full_pass(self, running: FloatColumn) -> PromptPass:
         """A pass of as many prompts as fit, of so many requests."""
@@ -184,6 +196,9 @@ class SteppingEngine:
         serving, (full, passed), steps = self.scenario.software.serving, steps_of, self.later / self.steps_tokens
         _, group, rounds = self._habits(crowd.running, grouped)
         queue = crowd.queue(rate, passed.prompt, passed.alone, np.where(grouped, passed.together, 1.0))
+        if (open_ := np.isfinite(crowd.spacing)).any():
+            own = crowd.waits_for_passes(rate, passed.alone * passed.together, passed.together, self.least_a_prompt)
+            queue = np.where(open_, np.maximum(own, self.behind(crowd, passed)), queue)
         round_wait = np.maximum(0.0, crowd.running * passed.alone - passed.whole) / 2.0
         behind = passed.whole * (np.maximum(1.0, group / passed.together) - 1.0) / 2.0  # passes that a group takes
         first = (
@@ -210,31 +225,34 @@ class SteppingEngine:
         by_itself = np.clip(np.maximum(share, arrived), 1.0, most.together)
         together, hold = self._hold(crowd.running, by_itself, arrived, full)
         where = self.costs.prefill.at(self.kind, together / self.cut.attention_dp)
-        whole = prefill_beside = where.of(self.prefill_total)
+        spared = np.zeros_like(together)
         if scheduler != "prefill_first" and steps:  # decoding goes along: its products and launches are the pass's own
             passes = (1.0 - 0.5 * rounds) * crowd.others / together  # that a request meets; no more of its steps than it has go along
-            prefill_beside = whole - self._spared(full, together, whole) * np.minimum(1.0, steps / np.maximum(passes, 1e-12))
+            spared = self._spared(full, together, where) * np.minimum(1.0, steps / np.maximum(passes, 1e-12))
         alone = where.of(self.prefill_slowest) / together
-        return PromptPass(where, together, whole, prefill_beside / whole * alone, alone, hold)
+        return PromptPass(where, together, where.of(self.prefill_total), (1.0 - spared) * alone, alone, hold)
 
     def _hold(self, running: FloatColumn, together: FloatColumn, arrived: FloatColumn, full: DecodeStep) -> tuple[FloatColumn, FloatColumn]:
         """Prompts that share a pass, and seconds that they wait for it on average, where they are held back until each of attention's ranks
-        has one, or for so many steps; none is where some rank has nothing to decode.
+        has one, or for so many steps; none is where some rank has nothing to decode, as long as that lasts.
 
         Args:
             together: prompts that share a pass anyway; ``arrived`` in a step.
         """
         ranks, most = self.cut.attention_dp, float(self.scenario.software.serving.attention_dp_wait)
-        steps = np.minimum(most, ranks / np.maximum(arrived, 1e-12))
-        waits = (running > ranks) & (together < ranks)
+        decoding = np.clip(running / ranks - 1.0, 0.0, 1.0)  # share of the time in which all ranks decode, about
+        steps = decoding * np.minimum(most, ranks / np.maximum(arrived, 1e-12))
+        waits = together < ranks
         return np.where(waits, np.maximum(together, steps * arrived), together), np.where(waits, 0.5 * steps * full.total, 0.0)
 
-    def _spared(self, step: DecodeStep, together: FloatColumn, whole: FloatColumn) -> FloatColumn:
-        """Seconds less that a pass of prompts and decoding in one takes than both apart: weights are read and kernels launched once, the
-        arithmetic of the decoding rows stays."""
+    def _spared(self, step: DecodeStep, together: FloatColumn, where: Between) -> FloatColumn:
+        """By which share of a pass of prompts one with decoding in it is shorter than both apart, sends between stages left out: weights
+        are read and kernels launched once, the arithmetic of the decoding rows stays."""
         prompts = together / self.cut.attention_dp + step.rows / self.costs.prompts.queries
-        more = self.costs.prefill.at(self.kind, prompts).of(self.prefill_total) - whole
-        return np.clip(step.device - step.where.of(self.decode_pass.attention) - more, 0.0, MOST_SPARED * whole)
+        whole = where.of(self.prefill_busy)
+        more = self.costs.prefill.at(self.kind, prompts).of(self.prefill_busy) - whole
+        own = step.device - step.where.of(self.decode_beside)
+        return np.clip((own - more) / whole, 0.0, MOST_SPARED)
 
 
 def solved(answer: Callable[[FloatColumn], FloatColumn], low: FloatColumn, high: FloatColumn) -> FloatColumn:

@@ -76,7 +76,7 @@ class Engine(SteppingEngine):
         life = solved_life.total + burst
         closed = running / life * tail_share(rounds, spread)
         queue = np.where(open_, place_wait(load, life, self.capacity, most), _queued(load, running, closed))
-        last = life + solved_life.crowd.behind(solved_life.passed.prompt)
+        last = life + self.behind(solved_life.crowd, solved_life.passed)
         flow = np.where(open_, sent_rate(load, last, np.where((load.prompts > 0) & (load.prompts <= self.capacity), np.inf, most)), closed)
         tpot = solved_life.decode / self.later if self.later else np.full(len(flow), np.nan)
         step = solved_life.step.where.all_of(self.decode_pass)

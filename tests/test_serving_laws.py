@@ -1,0 +1,68 @@
+"""Laws of serving, on loads and engines drawn at random: faster machines serve no less and no later, more requests get no fewer tokens."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from law_cases import FASTER, SERVING, Trial, trials
+
+MOST = settings.default.max_examples // 40
+FEWER = settings(max_examples=max(1, MOST), derandomize=MOST <= 1, suppress_health_check=list(HealthCheck), deadline=None)
+SOLVED = 1e-3  # how near fixed points and straight lines between batches come
+WAVES = 1e-2  # beyond saturation: kernels' last waves, which are fuller or emptier
+UNDER_WAY = np.array([1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512])
+
+
+@pytest.mark.parametrize("kind", SERVING)
+@FEWER
+@given(st.data(), st.sampled_from(sorted(FASTER)))
+def test_a_faster_machine_serves_no_fewer_requests_and_none_later(kind: str, data: Any, faster: str) -> None:
+    """Static batches, closed and open loops, all at once. The time to the first token and that between tokens alone may trade places:
+    prompts that are done sooner bring more requests to decode beside each other, and with all at once in pools whole requests take longer.
+    """
+    trial: Trial = data.draw(trials(kind, "analytical"))
+    slow, fast = trial.price(), trial.with_values(FASTER[faster](trial.scenario())).price()
+    assert (fast.requests_per_s >= slow.requests_per_s * (1 - SOLVED)).all()
+    asked = trial.layouts
+    alone = asked.batch_size + asked.concurrency + asked.request_rate > 0 if kind == "pools" else np.ones(len(asked), bool)  # type: ignore[attr-defined]  # engines
+    assert (fast.request_latency_s <= slow.request_latency_s * (1 + SOLVED))[alone].all()
+
+
+@pytest.mark.parametrize("kind", SERVING)
+@FEWER
+@given(st.data())
+def test_more_requests_under_way_are_served_no_slower_and_decode_no_faster(kind: str, data: Any) -> None:
+    """Prompts that wait for each other on several attention ranks are left out: the more of them share a pass, the sooner tokens come."""
+    drawn: Trial = data.draw(trials(kind, "analytical"))
+    trial = drawn.with_values({"software.attention_dp_wait": 0})
+    found = of_loads(trial, data.draw(st.integers(0, len(trial.layouts) - 1)), {"concurrency": UNDER_WAY}).price()
+    assert (found.tokens_per_s[1:] >= found.tokens_per_s[:-1] * (1 - WAVES)).all()
+    all_run = (found.ttft_s[1:] < found.ttft_s[:-1] * 4) & (found.running_requests[1:] >= UNDER_WAY[1:] * 0.999)
+    if trial.scenario().workload.lengths[1] > 1:
+        assert (found.tpot_s[1:] >= found.tpot_s[:-1] * (1 - SOLVED))[all_run].all()
+
+
+@pytest.mark.parametrize("kind", SERVING)
+@FEWER
+@given(st.data())
+def test_the_first_token_comes_later_the_longer_the_prompt(kind: str, data: Any) -> None:
+    """No sooner, where the host sets the pace."""
+    trial: Trial = data.draw(trials(kind, "analytical"))
+    some = of_loads(trial, data.draw(st.integers(0, len(trial.layouts) - 1)), {"concurrency": np.array([1, 8])})
+    first = np.stack([some.with_values({"workload.prompt_len": length}).price().ttft_s for length in (64, 256, 1024, 4096, 16384)])
+    assert (first[1:] >= first[:-1] * (1 - 1e-12)).all()
+    assert (first[-1] > first[0]).all()
+
+
+def of_loads(trial: Trial, row: int, loads: dict[str, Any]) -> Trial:
+    """One engine of a trial under several loads."""
+    count = len(next(iter(loads.values())))
+    engine = trial.layouts.take(np.full(count, row))
+    none = np.zeros(count, np.int64)
+    asked = {"concurrency": none, "batch_size": none, "request_rate": none.astype(float), "num_prompts": none} | loads
+    return replace(trial, layouts=replace(engine, **asked))
