@@ -21,6 +21,7 @@ from test_json import check
 
 from rapid_dse import measure
 from rapid_dse.analysis.measuring import chip_option, power_meter
+from rapid_dse.analysis.measuring.all_reduce_timers import reduction_times
 from rapid_dse.analysis.measuring.chip_constants import SECONDS, fit_chip, halves, predict_chip
 from rapid_dse.analysis.measuring.chip_joules import fit_joules
 from rapid_dse.analysis.measuring.kernel_timers import KernelTimers
@@ -234,3 +235,12 @@ def test_timers_on_the_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caps
     backward, forward = (found.loc[found["kind"].eq(f"attention_{way}"), SECONDS].sum() for way in ("bwd", "fwd"))
     assert backward > forward
     assert np.isfinite(found[SECONDS]).all()
+
+
+@pytest.mark.skipif(not HAS_TORCH, reason="PyTorch is not installed: make measure-test runs this beside it")
+def test_ranks_reduce_together_and_one_that_fails_is_one_line() -> None:
+    """Two processes on the CPU: larger sums take longer; a size that no memory holds fails in both."""
+    found = dict(reduction_times("cpu", 2, (4096, 2**24)))
+    assert found[2**24] > 5 * found[4096] > 0
+    with pytest.raises(ValueError, match=r"^all-reduces over 2 GPUs are not timed: \S.*$"):
+        reduction_times("cpu", 2, (2**62,))

@@ -22,7 +22,7 @@ from rapid_dse.simulate.arrangement import arrangement
 from rapid_dse.simulate.training import prepare
 
 H, B, T, LAYERS = 1024, 64, 256, 2
-SHARED = Path(__file__).resolve().parents[2] / "shared/data/h200/vit_lstm.csv"
+MEASURED = Path(__file__).parent / "data/h200_vit_lstm.csv"
 
 
 def lstm(software: str = "pytorch", **changes: Any) -> Any:
@@ -185,15 +185,18 @@ def test_a_table_of_sequences_that_run_forward(tmp_path: Path) -> None:
     assert "num_attention_heads=8 has no effect with model.kind=lstm" in out.loc[4, "reason"]
 
 
-@pytest.mark.skipif(not SHARED.is_file(), reason="the measured steps are not beside the checkout")
 def test_measured_steps() -> None:
-    table = pd.read_csv(SHARED)
+    """Steps of ViT base and of torch.nn.LSTM that were timed for this project on one H200 (PyTorch 2.11, cuDNN 9.19, November 2026); those
+    of LSTMs repeat within 20 %."""
+    table = pd.read_csv(MEASURED)
     found = predict_table(table, {}, "vit_lstm").table
     error = (found["predicted.time_s"] / found["time_s"] - 1).abs()
-    assert error.notna().all()
-    assert error[found["kind"].eq("vit")].max() < 0.08
-    assert error[found["kind"].eq("vit")].mean() < 0.04
-    assert error[found["kind"].eq("lstm")].mean() < 0.12
-    assert error[found["kind"].eq("lstm")].max() < 0.20
     energy = (found["predicted.energy_j"] / found["energy_j"] - 1).abs()
-    assert energy[found["kind"].eq("lstm")].mean() < 0.08
+    for kind, most, mean, joules in (("vit", 0.08, 0.04, 0.05), ("lstm", 0.20, 0.12, 0.08)):
+        of_kind = found["kind"].eq(kind)
+        assert error[of_kind].notna().all()
+        assert error[of_kind].max() < most
+        assert error[of_kind].mean() < mean
+        assert energy[of_kind].mean() < joules
+    phases = [(found[f"predicted.{way}_time_s"] / found[f"{way}_time_s"] - 1).abs()[found["kind"].eq("vit")] for way in ("fwd", "bwd")]
+    assert max(phase.max() for phase in phases) < 0.08
