@@ -20,6 +20,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
 RUN = ("sh", "bash", "python")
+WORDS_READ, LETTERS_TYPED = 200, 40 * 5  # of a person, a minute
 _BLOCK = re.compile(r"(?:^<!-- (?P<mark>[^\n]*?) -->\n+)?^```(?P<language>\w*)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
@@ -62,6 +63,13 @@ def typed(block: CodeBlock, folder: Path) -> Outcome:
     ended = subprocess.run(command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=300)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     return Outcome(ended.returncode, ended.stdout, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+
+
+def minutes_of(page: Path) -> float:
+    """Minutes of a person who reads all of a page but its code, and types by hand each command and each file that it has."""
+    prose = re.sub(r"<!--.*?-->|^```.*?^```$", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+    by_hand = [block.text for block in blocks(page) if runs(block) or block.mark.startswith("file: ")]
+    return len(prose.split()) / WORDS_READ + sum(map(len, by_hand)) / LETTERS_TYPED
 
 
 def prepare(block: CodeBlock, folder: Path) -> None:
