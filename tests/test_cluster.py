@@ -60,6 +60,14 @@ def test_rings_alone_and_slow_hops_cost_time() -> None:
     assert float(priced(on(of, hop_latency="100 us"), row).step_time_s[0]) > healthy
 
 
+def test_two_gpus_a_card_send_at_half_the_speed() -> None:
+    """Groups of a GPU in each of four nodes, two groups a card: what a ring moves, 3/2 of the 4 GB of fp32 gradients, over half a card."""
+    of, row = scenario(**CALM), {"num_gpus": 32, "tp": 8, "global_batch_size": 256, "zero": 0}
+    card = of.hw.network.dimensions[1]
+    seconds = float(priced(on(of, nics_per_gpu=0.5), row).time_dp_s[0])
+    assert seconds == pytest.approx(1.5 * 4 * 8.03e9 / 8 / (card.bandwidth * card.utilization / 2), rel=0.05)
+
+
 class TestBusBandwidth:
     """nccl-tests' figures by nodes, GB/s: two that a cluster's users measured, and laws."""
 

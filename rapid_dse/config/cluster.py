@@ -40,7 +40,9 @@ class Cluster(Frozen):
         allreduce_busbw: what nccl-tests gives there: by number of nodes (of 2 and more) the bus bandwidth of an all-reduce of 1 GB and
             more over all their GPUs, GB/s. ``fabric_efficiency``, ``hop_latency`` and ``trees`` follow from it, and are not given beside
             it; null: those hold.
-        fabric_efficiency: share of the fabric's bandwidth, ``hw.network``'s beyond the node, that collectives between nodes reach.
+        nics_per_gpu: network cards a GPU, of the bandwidth that ``hw.network`` has beyond the node, which is a card's for each GPU: 0.5
+            where a node of 8 has four.
+        fabric_efficiency: share of these cards' bandwidth that collectives between nodes reach.
         hop_latency: what a hop between nodes costs beyond the link's own latency, s.
         node_skew: what a blocking collective of a layer waits for each further node that its group spans, s.
         trees: whether NCCL's trees hold: false where all-reduces run around rings alone, so that their bus bandwidth falls as 1/nodes.
@@ -60,6 +62,7 @@ class Cluster(Frozen):
     name: str  # the option that the cluster comes from
     gpu_spread: Annotated[ShareOrZero, Field(le=0.2)] = 0.015
     allreduce_busbw: Annotated[tuple[tuple[Nodes, BusBandwidth], ...], Field(min_length=1), BeforeValidator(_pairs)] | None = None
+    nics_per_gpu: Annotated[float, Field(ge=0.05, le=4)] = 1.0
     fabric_efficiency: Annotated[Share, Field(ge=0.05)] = 1.0
     hop_latency: Annotated[Seconds, Field(le=2e-3)] = 5e-6
     node_skew: Annotated[Seconds, Field(le=5e-3)] = 5e-5

@@ -17,11 +17,12 @@ MOST_LATENCY = 2e-3  # s, the bound of ``cluster.hop_latency``
 
 
 def met(network: Network, node_dimensions: int, cluster: Cluster) -> Network:
-    """The network with the cluster's share of the bandwidth and its latency on all dimensions beyond the node."""
+    """The network with the cluster's cards, its share of their bandwidth and its latency on all dimensions beyond the node."""
     inner, outer = network.dimensions[:node_dimensions], network.dimensions[node_dimensions:]
     changed = [
         dimension.model_copy(
             update={
+                "bandwidth": dimension.bandwidth * cluster.nics_per_gpu,
                 "utilization": dimension.utilization * cluster.fabric_efficiency,
                 "latency": dimension.latency + cluster.hop_latency,
             }
