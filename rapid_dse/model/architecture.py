@@ -198,6 +198,7 @@ def _multiplied(end: End, tokens: int) -> float:
     return float(end.flops(MicroBatch.single(tokens))[0] / (2 * tokens))
 
 
+@remembered(256)
 def model_flops_per_token(model: Model, work: Workload) -> float:
     """Forward and backward FLOP a token that count for MFU: 6 a matrix parameter, 4 a frozen one, and of causal attention half.
 

@@ -119,11 +119,10 @@ def stage_slots(
     # of the sends, one goes ahead for each that comes back
     ahead_of = np.where(computing > 0, forward + ahead + sends / 2, device * IDLE_FORWARD)
     shares = [launches / 3, launches * (2 / 3)]
-    whole = (
-        added(launched_passes(software, [ahead_of, device - ahead_of], shares, True))
-        if apart
-        else launched_slot(software, device, launches)
-    )
+    if apart:  # two passes add up to what the device takes, or to less by what is lost in rounding
+        whole = np.maximum(device, added(launched_passes(software, [ahead_of, device - ahead_of], shares, True)))
+    else:
+        whole = launched_slot(software, device, launches)
     first = _first_stage_passes(software, ahead[0], (forward[0], backward[0]), (device[0], launches[0]), apart)
     return StageSlots(whole, device, launches, ahead_of, first)
 

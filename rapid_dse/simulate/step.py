@@ -150,7 +150,7 @@ def _of_block(scenario: Scenario, layouts: Layouts, block: PipelineBlock, times:
     one = _one_send(software, schedule, times, pp, chunks)
     sends = _stage_sends(schedule, stages.position, pp, chunks, one)
     slots = stage_slots(software, stages, times, (sends, micro_batch_seconds(scenario)), schedule.directions_apart)
-    passes = passes_of(scenario, layouts, block.rows, times, one)
+    passes = passes_of(scenario, layouts.take(block.rows), times, one, block.one_pipeline)
     waits = chunk_waits(
         scenario,
         block.schedule,
@@ -181,10 +181,10 @@ def _of_block(scenario: Scenario, layouts: Layouts, block: PipelineBlock, times:
 
 def passes_of_layout(scenario: Scenario, layout: Layouts, block: Block, arranged: Arrangement) -> ChunkPasses:
     """What the passes of one layout's pipeline take."""
-    layers, row = layer_time(scenario, layout, block, arranged), np.zeros(1, np.intp)
+    layers = layer_time(scenario, layout, block, arranged)
     times = micro_batch_times(scenario, LayerKinds.single(layout, arranged, block), layers.of_kinds, layers.ends).with_tables(layers.tables)
     one = _one_send(scenario.software, SCHEDULE_CLASSES[int(layout.schedule[0])], times, layout.pp, layout.chunks)
-    return passes_of(scenario, layout, row, times, one)
+    return passes_of(scenario, layout, times, one, True)
 
 
 def _at_stage(of_stages: NDArray[Any], stage: Positions) -> NDArray[Any]:

@@ -48,8 +48,8 @@ class ChunkPasses:
         sends: seconds that a stage sends a micro-batch's chunk, and that its host launches that in, one way.
         host: seconds in which the host launches a layer.
         split: pp, chunks and stage map as one number (``stages.packed``).
-        uneven: whether chunks differ in their layers; ``longer``: whether passes of one differ in what ZeRO moves around them.
-        micro_batches: of a step.
+        uneven: whether chunks differ in their layers.
+        layouts: whose they are.
     """
 
     layers: tuple[FloatColumn, FloatColumn, FloatColumn, FloatColumn]
@@ -58,8 +58,14 @@ class ChunkPasses:
     host: FloatColumn
     split: IntColumn
     uneven: BoolColumn
-    longer: BoolColumn
-    micro_batches: IntColumn
+    layouts: Layouts
+
+    @property
+    def longer(self) -> BoolColumn:
+        """Whether passes of one chunk differ from others' in what ZeRO moves around them: 2 and 3 transfer the table around the first chunk
+        of every micro-batch, which is the longer one where layers are equal."""
+        sharded: BoolColumn = self.layouts.sharding.gradients & (self.layouts.shards > 1) & (self.layouts.pp > 1)
+        return sharded
 
     def without_formula(self, scenario: Scenario, exact: Exact) -> Positions:
         """Which of the layouts need a run, by what their schedule's formula is good for."""
@@ -68,24 +74,26 @@ class ChunkPasses:
         if exact is Exact.SIMILAR_STAGES:
             similar = scenario.parallel.stage_layers is None and len(architecture_of(scenario).kinds) == 1
             return np.flatnonzero(self.uneven & (not similar))
-        return np.flatnonzero(self.uneven | self.longer if exact is Exact.EQUAL_CHUNKS else np.ones(len(self.split), bool))
+        if exact is not Exact.EQUAL_CHUNKS or self.uneven.all():
+            return np.arange(len(self.split))
+        return np.flatnonzero(self.uneven | self.longer)
 
 
 def passes_of(
-    scenario: Scenario, layouts: Layouts, rows: Positions, times: MicroBatchTimes, sends: tuple[FloatColumn, FloatColumn]
+    scenario: Scenario, layouts: Layouts, times: MicroBatchTimes, sends: tuple[FloatColumn, FloatColumn], same: bool
 ) -> ChunkPasses:
-    """``ChunkPasses`` of the layouts at ``rows``, of which ``times`` and ``sends`` are."""
-    split, layouts = split_of(scenario), layouts.take(rows)
-    splits = packed(layouts)
+    """``ChunkPasses`` of layouts, of which ``times`` and ``sends`` are; ``same``: whether all have one pipeline."""
+    split, n_layouts = split_of(scenario), len(layouts)
+    splits = packed(layouts.take(slice(0, 1)) if same else layouts)
     number, count = numbered(splits)
     example = np.empty(count, np.int64)
     example[number] = splits
     differ = np.array([unpacked(key)[0] > 1 and _differ(split, *unpacked(key)) for key in example.tolist()], bool)
-    # ZeRO 2 and 3 transfer the table around the first chunk of every micro-batch, which is the longer one where layers are equal
-    longer = layouts.sharding.gradients & (layouts.shards > 1) & (layouts.pp > 1)
     layers = times.forward, times.backward, times.weights, times.beside_weights
     ends = times.embedding, times.embedding_backward, times.head_forward, times.head_backward
-    return ChunkPasses(layers, ends, sends, times.host, splits, differ[number], longer, layouts.num_micro_batches)
+    return ChunkPasses(
+        layers, ends, sends, times.host, np.broadcast_to(splits, n_layouts), np.broadcast_to(differ[number], n_layouts), layouts
+    )
 
 
 def chunk_waits(scenario: Scenario, code: int, passes: ChunkPasses, whole: FloatColumn, formula: Callable[[], FloatColumn]) -> FloatColumn:
@@ -105,7 +113,7 @@ def chunk_waits(scenario: Scenario, code: int, passes: ChunkPasses, whole: Float
     work = whole if every else whole.take(rows, axis=1)
     busiest = work.max(axis=0)
     seconds = _run(scenario, code, passes, rows)
-    idle = np.where(work == busiest, np.maximum(0.0, seconds - passes.micro_batches.take(rows) * busiest), 0.0)
+    idle = np.where(work == busiest, np.maximum(0.0, seconds - passes.layouts.num_micro_batches.take(rows) * busiest), 0.0)
     if every:
         return idle
     waits_of_chunks = np.array(np.broadcast_to(formula(), whole.shape))
@@ -117,30 +125,37 @@ def _run(scenario: Scenario, code: int, passes: ChunkPasses, rows: Positions) ->
     """Seconds of a step of the schedule, of the layouts at ``rows``, ``(n,)``."""
     step_seconds = _recurrence()
     pass_kinds = KINDS if SCHEDULE_CLASSES[code].splits_backward else 2
-    order = np.argsort(passes.split.take(rows), kind="stable")  # by split
-    rows, seconds = rows.take(order), np.empty(len(rows))
-    splits, micro_batches = passes.split.take(rows), passes.micro_batches.take(rows)
-    ends = [*(np.flatnonzero(np.diff(splits)) + 1).tolist(), len(splits)]
-    for start, end in zip([0, *ends], ends, strict=False):
-        pipeline = unpacked(int(splits[start]))
-        lasting, pass_kind = _lasting(scenario, passes, rows[start:end], pipeline, pass_kinds)
-        seconds[order[start:end]] = step_seconds(lasting, (code, *pipeline[:2]), micro_batches[start:end], pass_kind)
+    splits, micro_batches, seconds = passes.split.take(rows), passes.layouts.num_micro_batches.take(rows), np.empty(len(rows))
+    every = len(rows) == len(passes.split)
+    for places in by_value(splits):
+        pipeline = unpacked(int(splits[places[0]]))
+        at = None if every and len(places) == len(rows) else rows.take(places)
+        lasting, pass_kind = _lasting(scenario, passes, at, pipeline, pass_kinds)
+        seconds[places] = step_seconds(lasting, (code, *pipeline[:2]), micro_batches.take(places), pass_kind)
     return seconds
 
 
 def _lasting(
-    scenario: Scenario, passes: ChunkPasses, at: Positions, pipeline: tuple[int, int, StageMap], pass_kinds: int
+    scenario: Scenario, passes: ChunkPasses, at: Positions | None, pipeline: tuple[int, int, StageMap], pass_kinds: int
 ) -> tuple[FloatColumn, Positions]:
     """Seconds that each pass of ``StagePasses`` lasts in layouts of one pipeline, ``(n_lasting, n)``, and which of them each of the
-    ``pass_kinds * pp * chunks`` passes is, by kind and place; ``at``: the layouts in ``passes``, ``(n,)``."""
+    ``pass_kinds * pp * chunks`` passes is, by kind and place; ``at``: the layouts in ``passes``, ``(n,)``, None for all."""
     split = split_of(scenario)
     columns = (*passes.ends, *passes.sends, *(part[kind] for kind in range(split.kinds) for part in passes.layers))
-    spent, host_layer = np.stack([column.take(at) for column in columns]), passes.host.take(at)
     device, launches, _ = _shares(split, pipeline, pass_kinds)
+    spent, host_layer = (columns, passes.host) if at is None else ([column.take(at) for column in columns], passes.host.take(at))
     host = launches[:, :1] * host_layer + launches[:, 1:] * micro_batch_seconds(scenario)
     stage_passes, on_device = _passes_of_stages(split, pipeline, pass_kinds), sums_of(device, spent)
     launched = _launched_split if pass_kinds == KINDS else _launched
     return launched(scenario, stage_passes, on_device, host), stage_passes.which
+
+
+def by_value(column: IntColumn) -> list[Positions]:
+    """Where each value of a column stands, each value's places ascending."""
+    if (column == column[0]).all():
+        return [np.arange(len(column))]
+    order = np.argsort(column, kind="stable")
+    return np.split(order, np.flatnonzero(np.diff(column.take(order))) + 1)
 
 
 def pass_seconds(scenario: Scenario, code: int, passes: ChunkPasses) -> FloatColumn:
