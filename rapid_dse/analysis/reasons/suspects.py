@@ -19,7 +19,7 @@ from rapid_dse.events.backends import price
 from rapid_dse.parallel.layouts import RECOMPUTE_FULL, Layouts, broken_rules
 from rapid_dse.sweep.advice import with_columns
 
-LEAST = 0.02  # a share of the step below which nothing is suspected
+LEAST, LEAST_OF_MACHINE = 0.02, 0.002  # shares of the step below which nothing is suspected; of what nobody means to have less matters
 _SECTIONS = ("hw", "cluster", "software")
 _ASIDE = ("name", "num_gpus", "measured", "served", "offers", "known", "enforce", "price", "energy")
 # What is chosen for its numbers, and is no mistake where it is slower.
@@ -52,7 +52,7 @@ class Suspect:
 
 
 def suspects(run: PricedTrial, own: Scenario) -> list[Suspect]:
-    """Settings of a run that cost more than 2 % of its step, the likeliest mistake first.
+    """Settings of a run that cost more than 2 % of its step, or 0.2 % by a figure of the machine, the likeliest mistake first.
 
     Args:
         own: a scenario of the same options whose hw, cluster and software have no value of the run's own.
@@ -60,13 +60,21 @@ def suspects(run: PricedTrial, own: Scenario) -> list[Suspect]:
     causes = [*_figures(run, own)]
     if run.scenario.workload.kind == "training":
         causes += [*_outside_node(run), *_recomputation(run)]
-    least = LEAST * run.figures["step_time_s"]
-    kept = [suspect for suspect in causes if suspect.gain_s > least and (suspect.fits or not run.fits)]
+    step = run.figures["step_time_s"]
+    kept = [suspect for suspect in causes if suspect.gain_s > _least(suspect.key) * step and (suspect.fits or not run.fits)]
     return sorted(kept, key=lambda suspect: -suspect.gain_s * _weight(suspect.key))
 
 
+def _of_machine(key: str) -> bool:
+    return key.startswith(("hw.", "cluster."))
+
+
+def _least(key: str) -> float:
+    return LEAST_OF_MACHINE if _of_machine(key) else LEAST
+
+
 def _weight(key: str) -> float:
-    return _NEVER_MEANT if key == "parallel.tp" or key.startswith(("hw.", "cluster.")) else 1.0
+    return _NEVER_MEANT if key == "parallel.tp" or _of_machine(key) else 1.0
 
 
 def _figures(run: PricedTrial, own: Scenario) -> Iterator[Suspect]:
