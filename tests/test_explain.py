@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import serving_trials
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from program import done, one_line, run
@@ -213,6 +214,17 @@ def test_operators_stand_on_the_roofline_of_the_chip() -> None:
         assert 0 < each.reached <= 1, each
     tiny = {each.name: each for each in operators_of(trial(scenario(model="llama3_1_8b", workload__seq_len=128), layouts({"tp": 8})))}
     assert tiny["qkv"].bound == "launch"
+
+
+def test_operators_of_an_encoder_are_those_of_its_pass_forward() -> None:
+    """ViT-Large, 64 images of 197 tokens of 1,024 numbers: each product once, all tokens seen by all."""
+    encoder = trial(serving_trials.scenario("h100", "vit_large", "pytorch"), serving_trials.engines({"batch_size": 64}))
+    found = {each.name: each for each in operators_of(encoder)}
+    tokens = 64 * 197
+    assert found["mlp_up"].flops == 2 * tokens * 1024 * 4096
+    assert found["attention"].flops == pytest.approx(4 * tokens * 197 * 1024)
+    assert 24 * sum(each.seconds for each in found.values()) == pytest.approx(encoder.figures["step_time_s"], rel=0.15)
+    assert not {"absorb_keys", "head"} & found.keys()
 
 
 def test_a_key_may_be_shortened_and_what_is_wrong_is_one_line(folder: Path) -> None:

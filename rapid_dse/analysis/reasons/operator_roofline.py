@@ -14,6 +14,7 @@ from rapid_dse.device import OperatorModel, operator_model
 from rapid_dse.model.architecture import LayerKind, architecture_of
 from rapid_dse.model.shapes import MatMul, MicroBatch
 from rapid_dse.parallel.engines import Engines
+from rapid_dse.parallel.layouts import Layouts
 from rapid_dse.simulate.inference.passes import all_products
 from rapid_dse.simulate.inference.served_kernels import decode_attention, price_products
 from rapid_dse.simulate.inference.widths import product_precision
@@ -69,11 +70,11 @@ class Operator:
 def operators_of(of: PricedTrial) -> list[Operator]:
     """The operators of a training step: the products, attention and small kernels of a layer of each kind, then the head and its loss.
 
-    Of inference: the products and attention of a layer's decode step.
+    Of inference: the products and attention of a layer's decode step; of a model that decodes nothing those of its pass forward.
     """
     scenario, layout = of.scenario, of.layout
     if isinstance(layout, Engines):
-        return list(_decoding(of, layout))
+        return list(_decoding(of, layout) if scenario.model.of_kind.decodes else _forward(of, layout.batches(scenario)))
     ready, model = prepare(scenario, layout), architecture_of(scenario)
     shape, _ = distinct_shapes(layout, scenario.workload)
     operators: list[Operator] = []
@@ -125,6 +126,30 @@ def _streamed(of: PricedTrial, name: str, device: OperatorModel, size: NDArray[n
     """Kernels that do little but move bytes."""
     seconds = float(np.ravel(device.elementwise(size * times))[0])
     return _operator(of, name, (seconds, 0.0, float(size[0])), "bf16", 2)
+
+
+def _forward(of: PricedTrial, layout: Layouts) -> Iterator[Operator]:
+    """The products, attention and small kernels of a layer of each kind in one pass forward of a batch."""
+    scenario, shape = of.scenario, distinct_shapes(layout, of.scenario.workload)[0]
+    ready, model, width = prepare(scenario, layout), architecture_of(scenario), compute_bytes(of.scenario)
+    for kind, alone in zip(model.kinds, ready.alone.layers, strict=True):
+        products = kind.products(shape)
+        for at, matmul in enumerate(products):
+            used = matmul_precision(scenario, matmul)
+            work = (float(alone.matmul_seconds[0, at].sum()), float(matmul.flops[0]), NARROW_BYTES.get(used, width) * _operands(matmul))
+            yield _operator(of, matmul.name, work, used, 1)
+        if (core := kind.attention(shape)) is not None:
+            heads = (2 * scenario.model.num_attention_heads + 2 * scenario.model.num_key_value_heads) * core.head_dim / float(shape.tp[0])
+            flops = float(alone.flops[0]) - sum(float(product.flops[0]) for product in products)
+            yield _operator(of, "attention", (float(alone.attention_forward[0]), flops, width * float(shape.tokens[0]) * heads), "bf16", 1)
+        if alone.glue_forward_bytes.any():
+            traffic = scenario.software.kernels.elementwise_traffic
+            yield _streamed(of, "small kernels", ready.device, alone.glue_forward_bytes, traffic)
+        counted = [kernel for kernel in kind.small_kernels(shape, scenario.software) if kernel.counted is not None]
+        if counted:
+            hbm_bytes = sum(width * kernel.forward + kernel.fp32 for kernel in counted)
+            seconds = float(np.ravel(alone.counted_forward)[0])
+            yield _operator(of, "eager kernels", (seconds, 0.0, float(np.ravel(hbm_bytes)[0])), "bf16", len(counted))
 
 
 def _decoding(of: PricedTrial, layout: Engines) -> Iterator[Operator]:

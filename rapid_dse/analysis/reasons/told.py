@@ -46,8 +46,9 @@ def tell(out: Console, explanation: Explanation, most: int = MOST_POINTS) -> Non
             listing.say(out, line)
         _tell_points(out, explanation.turning_points, most)
     _tell_neighbours(out, explanation.neighbours)
-    of_training = explanation.of.scenario.workload.kind == "training"
-    _tell_operators(out, explanation.operators, "a micro-batch, both ways" if of_training else "a decode step")
+    scenario = explanation.of.scenario
+    served = "a decode step" if scenario.model.of_kind.decodes else "a pass forward"
+    _tell_operators(out, explanation.operators, "a micro-batch, both ways" if scenario.workload.kind == "training" else served)
     if explanation.sensitivity is not None:
         _tell_sensitivity(out, explanation.sensitivity)
 
