@@ -28,8 +28,8 @@ class ExpertSettings(SchemaPart):
     # streams beside each other (Transformer Engine's GroupedLinear); looped: a product each, one after the other.
     expert_products: Annotated[ExpertProducts, EXPERTS] = "streams"
     # What brings rows into the order of the experts, and back. fused: a kernel each way, as fast as the framework's other small ones;
-    # transformer_engine: its kernels (Megatron Core's --moe-permute-fusion), which read a token once and move nothing beside; eager:
-    # PyTorch's index_select and index_add, whose atomics add element by element.
+    # transformer_engine: its kernels (Megatron Core's --moe-permute-fusion), which read a token once and move nothing beside, behind a
+    # choice of experts whose kernels start one by one; eager: PyTorch's index_select and index_add, whose atomics add element by element.
     permutation: Annotated[Literal["fused", "transformer_engine", "eager"], EXPERTS] = "fused"
     # Biases of routed experts (model.linear_bias) and limits of their activation (model.swiglu_limit). fused: within products and
     # activation; eager: PyTorch's kernels around them, in 32 bits, but under a graph of the whole step.
