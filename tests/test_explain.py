@@ -143,6 +143,18 @@ def test_set_to_its_turning_point_the_order_is_the_other_one_and_a_step_before_i
         assert order == [not now, now], point
 
 
+def test_where_both_wait_for_the_host_the_order_has_not_turned() -> None:
+    """What the host takes hides what ZeRO 3 gathers beyond ZeRO 2: both become as slow, and neither is ahead."""
+    job = ("software=torchtitan", "hw=h200", "hw.num_gpus=256", "model=llama3_1_8b", "workload.global_batch_size=256")
+    slow = [composed(*job, f"parallel.zero={zero}", "parallel.recompute=none", "software.host_layer=0.03") for zero in (2, 3)]
+    assert slow[0]["step_time_s"] == slow[1]["step_time_s"]
+    with hydra_ready():
+        found = [single(read([*job, f"parallel.zero={zero}", "parallel.recompute=none"])) for zero in (2, 3)]
+    points = turning_points(*(trial(each.scenario, each.layouts) for each in found))
+    assert points
+    assert "software.host_layer" not in [point.key for point in points]
+
+
 def test_the_price_at_which_another_chip_is_cheaper_is_the_ratio_of_what_they_take() -> None:
     one = trial(scenario(hw="a100"), layouts({"tp": 4}))
     other = trial(scenario(hw="h100"), layouts({"tp": 4}))

@@ -25,6 +25,7 @@ from rapid_dse.sweep.ranking import descending
 
 BATCH, LENGTH = "workload.global_batch_size", "workload.seq_len"
 _Rank = tuple[bool, float]  # whether it does not fit, and what ranks it: less is ahead
+_LEVEL = 1e-9  # a share: what is nearer to another than that differs by rounding alone
 _STEPS = 6  # values that are looked at on the way to a lever's end
 
 
@@ -179,9 +180,9 @@ class _Order:
         self._now = _ranks([(trial.scenario, trial.layout) for trial in trials], by)
 
     def turned(self, value: float) -> bool | None:
-        """Whether the order is another at this value than it is now; None where it cannot be priced there."""
+        """Whether the one is ahead at this value that is not ahead now; None where it cannot be priced there."""
         trial = self._at(value)
-        return None if trial is None else (trial[0] < trial[1]) is not (self._now[0] < self._now[1])
+        return None if trial is None else _ahead(trial) not in (None, _ahead(self._now))
 
     def unmoved(self, value: float) -> bool:
         """Whether neither trial is another at this value than it is now."""
@@ -202,6 +203,14 @@ class _Order:
             return None
         ranks = dict(enumerate(self._now)) | dict(zip(changed, _ranks(sides, self._by), strict=True))
         return ranks[0], ranks[1]
+
+
+def _ahead(ranks: tuple[_Rank, ...]) -> int | None:
+    """Which of two is ahead; None where they are level, which is no other order."""
+    (one_fails, one), (other_fails, other) = ranks
+    if one_fails == other_fails and math.isclose(one, other, rel_tol=_LEVEL):
+        return None
+    return 0 if ranks[0] < ranks[1] else 1
 
 
 def _ranks(sides: Sequence[tuple[Scenario, Layouts]], by: str) -> tuple[_Rank, ...]:
