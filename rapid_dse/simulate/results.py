@@ -148,21 +148,26 @@ def _quantities(priced: Priced) -> dict[str, FloatColumn]:
 
 def _laws(priced: Priced) -> list[tuple[str, BoolColumn]]:
     """What every row must hold beside the range of each number, with the rows that do not."""
-    laws = [
+    return _adding_up(priced) + [(f"{name} is not above 0", ~(getattr(priced, name) > 0)) for name in POSITIVE]
+
+
+def _adding_up(priced: Priced) -> list[tuple[str, BoolColumn]]:
+    """That terms add up, with the rows whose terms do not."""
+    return [
         _sums("times", "step_time_s", TIME_TERMS, "time_{}_s", priced),
         _sums("terms", "peak_memory_bytes", MEMORY_TERMS, "memory_{}_bytes", priced),
     ]
-    return laws + [(f"{name} is not above 0", ~(getattr(priced, name) > 0)) for name in POSITIVE]
 
 
 def _lawful(priced: Priced) -> bool:
-    """Whether all rows are right."""
-    least, most = np.full(len(priced), np.inf), np.zeros(len(priced))
-    for name, column in _quantities(priced).items():
-        np.minimum(least, column, out=least)  # passes NaN on
-        if name not in _TERM_COLUMNS:  # an infinite term makes an infinite sum
-            np.maximum(most, column, out=most)
-    return bool((least >= 0).all() and (most < np.inf).all()) and not any(broken.any() for _, broken in _laws(priced))
+    """Whether all rows, at least one, are right."""
+    least = {name: column.min() for name, column in _quantities(priced).items()}  # NaN where one is, which is not at least 0
+    if not all(value >= 0 for value in least.values()) or not all(least[name] > 0 for name in POSITIVE):
+        return False
+    # an infinite term makes an infinite sum
+    if not all(column.max() < np.inf for name, column in _quantities(priced).items() if name not in _TERM_COLUMNS):
+        return False
+    return not any(broken.any() for _, broken in _adding_up(priced))
 
 
 def _sums(kind: str, whole: str, terms: Sequence[str], column: str, priced: Priced) -> tuple[str, BoolColumn]:

@@ -265,7 +265,9 @@ def _result_columns(outcome: Outcome) -> dict[str, pa.Array]:
 def _trust_columns(portion: Portion, outcome: Outcome) -> dict[str, pa.Array]:
     """The error to expect of each row that was priced, and what lies outside; null where there is nothing to say."""
     rows, n_rows = outcome.rows, len(outcome.status)
-    error, outside = np.full(n_rows, np.nan), np.full(n_rows, -1, np.int64)
     judgement = judged(portion.scenario, portion.layouts if len(rows) == n_rows else portion.layouts.take(rows))
-    error[rows], outside[rows] = judgement.expected_error, judgement.outside
+    error, outside = judgement.expected_error, judgement.outside
+    if len(rows) < n_rows:
+        error, outside = np.full(n_rows, np.nan), np.full(n_rows, -1, np.int64)
+        error[rows], outside[rows] = judgement.expected_error, judgement.outside
     return {"expected_error": arrow.numbers(error, np.isnan(error)), "outside": arrow.coded(outside, judgement.texts)}
