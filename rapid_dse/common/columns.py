@@ -222,16 +222,6 @@ def summed(counts: NDArray[Any], values: Sequence[NDArray[np.float64]] | NDArray
     return total
 
 
-def sums_of(counts: NDArray[Any], values: Sequence[NDArray[np.float64]] | NDArray[np.float64]) -> NDArray[np.float64]:
-    """The product of two matrices, ``(n_sums, n_values)`` and ``(n_values, n_rows)``, added up as ``summed`` does; most counts are 0."""
-    sums = np.zeros((len(counts), len(values[0])))
-    for total, row in zip(sums, counts.tolist(), strict=True):
-        for count, value in zip(row, values, strict=True):
-            if count:
-                total += value if count == 1 else count * value
-    return sums
-
-
 def largest_of(counts: NDArray[Any], values: Sequence[NDArray[np.float64]] | NDArray[np.float64]) -> NDArray[np.float64]:
     """The largest of those values of which there is at least one; 0 where there is none. As ``summed``."""
     most: NDArray[np.float64] = np.where(counts[0] > 0, values[0], 0.0)

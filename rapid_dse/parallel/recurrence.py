@@ -46,6 +46,7 @@ def step_seconds(passes: FloatColumn, pipeline: Pipeline, micro_batches: Ints, k
     """
     _, pp, chunks = pipeline
     kind = np.arange(KINDS * pp * chunks) if kind is None else kind
+    row_of: Shorts = np.append(kind, len(passes)).astype(np.int32)  # a wait comes last
     seconds, unsettled, length = np.empty(len(micro_batches)), np.arange(len(micro_batches)), FIRST
     while len(unsettled):
         run = np.minimum(micro_batches[unsettled], micro_batches[unsettled] % pp + length * pp)
@@ -53,7 +54,7 @@ def step_seconds(passes: FloatColumn, pipeline: Pipeline, micro_batches: Ints, k
         for pass_kind in np.flatnonzero(np.bincount(run)).tolist():
             here = np.flatnonzero(run == pass_kind)
             rows = unsettled[here]
-            end, fastest, slowest = _run(passes.take(rows, axis=1), kind.astype(np.int32), pipeline, pass_kind)
+            end, fastest, slowest = _run(passes if len(rows) == len(seconds) else passes.take(rows, axis=1), row_of, pipeline, pass_kind)
             more = (micro_batches[rows] - pass_kind) // pp  # groups
             seconds[rows] = end + more * slowest
             settled[here] = (more == 0) | (slowest - fastest <= SETTLED * slowest)
@@ -66,12 +67,10 @@ def _run(passes: FloatColumn, kind: Shorts, pipeline: Pipeline, micro_batches: i
     micro-batches before the end."""
     n = passes.shape[1]
     lanes = -(-n // (-(-n // LANES) * VECTOR)) * VECTOR  # of equal rounds, as few as hold all
-    padded = np.zeros((len(passes) + 1, -(-n // lanes) * lanes))  # a wait, which comes last, takes no time
+    padded = np.zeros((len(passes) + 1, -(-n // lanes) * lanes))  # a wait takes no time
     padded[:-1, :n] = passes
-    kind = np.append(kind, np.int32(len(passes)))
     sequence, rows = _sequence_of(pipeline, micro_batches)
-    sequence = np.stack([*sequence[:WHICH_PASS], kind[sequence[WHICH_PASS]], *sequence[WHICH_PASS + 1 :]])
-    ends: FloatColumn = _ends(sequence, rows, padded, pipeline[1], lanes)[:, :n]
+    ends: FloatColumn = _ends(sequence, kind, rows, padded, (pipeline[1], lanes))[:, :n]
     return ends
 
 
@@ -97,9 +96,6 @@ def _sequence_of(pipeline: Pipeline, micro_batches: int) -> tuple[Shorts, int]:
     row = _rows(needs)
     before, source = row[needs]
     return np.stack([before, source, which, kept, row[1:]]).astype(np.int32), int(row.max())
-
-
-WHICH_PASS = 2  # the row of a sequence that says which pass it is
 
 
 NEEDS, GIVES, GIVES_TOO, WHICH = range(4)  # rows of a program
@@ -207,12 +203,28 @@ def _rows(needs: Ints) -> Ints:
     return row
 
 
-@compiled_once("float64[:, ::1](int32[:, ::1], int64, float64[:, ::1], int64, int64)", _SOURCE, error_model="numpy")
-def _ends(sequence: Shorts, rows: int, passes: FloatColumn, stages: int, lanes: int) -> FloatColumn:
-    """What ``_run`` says; n divides by ``lanes``.
+@compiled_once("float64[:, ::1](float64[:, ::1], float64[:, ::1])", _SOURCE, error_model="numpy")
+def sums(counts: FloatColumn, values: FloatColumn) -> FloatColumn:
+    """The product of two matrices, ``(n_sums, n_values)`` and ``(n_values, n_rows)``, added up one value after the other; most counts are
+    0."""
+    total = np.zeros((len(counts), values.shape[1]))
+    for number in range(len(counts)):
+        for value in range(len(values)):
+            count = counts[number, value]
+            if count != 0:
+                for row in range(values.shape[1]):
+                    total[number, row] += count * values[value, row]
+    return total
 
-    ``lanes`` is an argument because a loop of a constant length would be unrolled and not made into vector instructions.
+
+@compiled_once("float64[:, ::1](int32[:, ::1], int32[::1], int64, float64[:, ::1], UniTuple(int64, 2))", _SOURCE, error_model="numpy")
+def _ends(sequence: Shorts, kinds: Shorts, rows: int, passes: FloatColumn, size: tuple[int, int]) -> FloatColumn:
+    """What ``_run`` says, of so many ``rows`` of ends at a time; the number of layouts divides by ``lanes``.
+
+    ``kinds``: the row of ``passes`` of each pass. ``size``: the stages, and the ``lanes``: a loop of a constant length would be unrolled
+    and not made into vector instructions.
     """
+    stages, lanes = size
     before, source, which, kept, own_row = sequence
     total, n = len(which), passes.shape[1]
     end, marked = np.zeros((rows + 1, lanes)), np.zeros((4 * stages, lanes))
@@ -220,7 +232,7 @@ def _ends(sequence: Shorts, rows: int, passes: FloatColumn, stages: int, lanes: 
     for first in range(0, n, lanes):
         mine[:] = passes[:, first : first + lanes]
         for t in range(total):
-            own, other, kind, row = before[t], source[t], which[t], own_row[t]
+            own, other, kind, row = before[t], source[t], kinds[which[t]], own_row[t]
             for lane in range(lanes):
                 a, b = end[own, lane], end[other, lane]
                 end[row, lane] = (a if a > b else b) + mine[kind, lane]

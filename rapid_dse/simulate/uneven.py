@@ -14,7 +14,7 @@ from functools import cache, lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from rapid_dse.common.columns import Positions, numbered, sums_of
+from rapid_dse.common.columns import Positions, numbered
 from rapid_dse.common.compiled import loading_numba
 from rapid_dse.config.scenario import Scenario
 from rapid_dse.model.architecture import architecture_of, split_of
@@ -123,7 +123,7 @@ def chunk_waits(scenario: Scenario, code: int, passes: ChunkPasses, whole: Float
 
 def _run(scenario: Scenario, code: int, passes: ChunkPasses, rows: Positions) -> FloatColumn:
     """Seconds of a step of the schedule, of the layouts at ``rows``, ``(n,)``."""
-    step_seconds = _recurrence()
+    step_seconds = _recurrence().step_seconds
     pass_kinds = KINDS if SCHEDULE_CLASSES[code].splits_backward else 2
     splits, micro_batches, seconds = passes.split.take(rows), passes.layouts.num_micro_batches.take(rows), np.empty(len(rows))
     every = len(rows) == len(passes.split)
@@ -143,9 +143,10 @@ def _lasting(
     split = split_of(scenario)
     columns = (*passes.ends, *passes.sends, *(part[kind] for kind in range(split.kinds) for part in passes.layers))
     device, launches, _ = _shares(split, pipeline, pass_kinds)
-    spent, host_layer = (columns, passes.host) if at is None else ([column.take(at) for column in columns], passes.host.take(at))
+    host_layer = passes.host if at is None else passes.host.take(at)
+    spent = np.stack(columns if at is None else [column.take(at) for column in columns])
     host = launches[:, :1] * host_layer + launches[:, 1:] * micro_batch_seconds(scenario)
-    stage_passes, on_device = _passes_of_stages(split, pipeline, pass_kinds), sums_of(device, spent)
+    stage_passes, on_device = _passes_of_stages(split, pipeline, pass_kinds), _recurrence().sums(device, spent)
     launched = _launched_split if pass_kinds == KINDS else _launched
     return launched(scenario, stage_passes, on_device, host), stage_passes.which
 
@@ -169,12 +170,20 @@ def pass_seconds(scenario: Scenario, code: int, passes: ChunkPasses) -> FloatCol
     return seconds
 
 
+@dataclass(frozen=True)
+class Compiled:
+    """``recurrence.step_seconds`` and ``recurrence.sums``."""
+
+    step_seconds: Callable[[FloatColumn, tuple[int, int, int], IntColumn, Positions], FloatColumn]
+    sums: Callable[[FloatColumn, FloatColumn], FloatColumn]
+
+
 @cache
-def _recurrence() -> Callable[[FloatColumn, tuple[int, int, int], IntColumn, Positions], FloatColumn]:
-    """``recurrence.step_seconds``; numba is loaded where such a layout is priced, and nowhere else."""
+def _recurrence() -> Compiled:
+    """Numba is loaded where a layout is priced whose schedule is run, and nowhere else."""
     with loading_numba("the recurrence of uneven pipelines (once, about 5 s; then it is cached)"):
-        from rapid_dse.parallel.recurrence import step_seconds
-    return step_seconds
+        from rapid_dse.parallel.recurrence import step_seconds, sums
+    return Compiled(step_seconds, sums)
 
 
 @dataclass(frozen=True)
@@ -183,13 +192,14 @@ class StagePasses:
 
     Attributes:
         counts: how many of each distinct pass of ``_shares`` a stage of each kind runs, by kind of pass, ``(pass_kinds, n_stage_kinds,
-            n_distinct)``.
+            n_distinct)``; ``every``: of all kinds of pass, ``(n_stage_kinds, n_distinct)``.
         of: of each pass that some stage runs its kind, the kind of stage and the distinct pass, ``(3, n)``: how long it waits for the host
             depends on what else its stage runs.
         which: which of those each pass is, by kind and place, ``(n_passes,)``.
     """
 
     counts: FloatColumn
+    every: FloatColumn
     of: Positions
     which: Positions
 
@@ -199,10 +209,11 @@ def _launched(scenario: Scenario, passes: StagePasses, device: FloatColumn, host
 
     As ``slots.launched_passes`` of each stage.
     """
-    (_, stage, passed), counts, alone = passes.of, passes.counts.sum(axis=0), launched_slot(scenario.software, device, host)
-    spared = sums_of(counts, alone) - launched_slot(scenario.software, sums_of(counts, device), sums_of(counts, host))
+    (_, stage, passed), counts, sums = passes.of, passes.every, _recurrence().sums
+    alone = launched_slot(scenario.software, device, host)
+    spared = sums(counts, alone) - launched_slot(scenario.software, sums(counts, device), sums(counts, host))
     longer = alone - host
-    share = share_of(np.maximum(0.0, spared), sums_of(counts, longer))
+    share = share_of(np.maximum(0.0, spared), sums(counts, longer))
     lasting: FloatColumn = alone[passed] - longer[passed] * share[stage]
     return lasting
 
@@ -214,14 +225,14 @@ def _launched_split(scenario: Scenario, passes: StagePasses, device: FloatColumn
     passes together do. Forward passes have as much of that as their own launches take longer, then weight gradients (``waits_in_pass``),
     and the input gradients the rest; those wait that are shorter than their launches.
     """
-    (kind, stage, passed), alone = passes.of, launched_slot(scenario.software, device, host) - device
-    ahead, _, inputs, weights = (sums_of(counts, device) for counts in passes.counts)
-    whole, launches = ahead + inputs + weights, sums_of(passes.counts[[FORWARD, INPUT, WEIGHTS]].sum(axis=0), host)
+    (kind, stage, passed), alone, sums = passes.of, launched_slot(scenario.software, device, host) - device, _recurrence().sums
+    ahead, _, inputs, weights = (sums(counts, device) for counts in passes.counts)
+    whole, launches = ahead + inputs + weights, sums(passes.counts[[FORWARD, INPUT, WEIGHTS]].sum(axis=0), host)
     idle = launched_slot(scenario.software, whole, launches) - whole
     first = waits_in_pass(ahead, idle, launches)
     third = waits_in_pass(weights, idle - first, launches)
     waits = np.stack([first, idle - first, idle - first - third, third])
-    share = np.stack([share_of(wait, sums_of(counts, alone)) for wait, counts in zip(waits, passes.counts, strict=True)])
+    share = np.stack([share_of(wait, sums(counts, alone)) for wait, counts in zip(waits, passes.counts, strict=True)])
     lasting: FloatColumn = device[passed] + alone[passed] * share[kind, stage]
     return lasting
 
@@ -240,7 +251,8 @@ def _passes_of_stages(split: Split, pipeline: tuple[int, int, StageMap], kinds: 
     counts, alike = np.unique(every.reshape(pp, -1), axis=0, return_inverse=True)
     names = np.broadcast_arrays(np.arange(kinds)[:, None], alike.reshape(-1)[stage_of], of_kinds)
     distinct, which = np.unique(np.stack([name.ravel() for name in names]), axis=1, return_inverse=True)
-    return StagePasses(counts.reshape(-1, kinds, len(device)).swapaxes(0, 1), distinct, which.reshape(-1))
+    of_kinds_of_pass = np.ascontiguousarray(counts.reshape(-1, kinds, len(device)).swapaxes(0, 1))
+    return StagePasses(of_kinds_of_pass, of_kinds_of_pass.sum(axis=0), distinct, which.reshape(-1))
 
 
 @lru_cache(maxsize=4096)
@@ -282,7 +294,7 @@ def _shares(split: Split, pipeline: tuple[int, int, StageMap], kinds: int) -> tu
     launches = np.stack([THIRDS[:, None] * layers, np.broadcast_to(THIRDS[:, None] / chunks, (KINDS, count))], axis=2)
     every = np.concatenate([device, of_layers.reshape(KINDS, count, -1), launches], axis=2)[:kinds].reshape(kinds * count, -1)
     shares, kind_of = np.unique(every, axis=0, return_inverse=True)
-    return shares[:, :-2], shares[:, -2:], kind_of.reshape(-1)
+    return np.ascontiguousarray(shares[:, :-2]), shares[:, -2:], kind_of.reshape(-1)
 
 
 def _crosses(pipeline: tuple[int, int, StageMap], ahead: bool) -> FloatColumn:
