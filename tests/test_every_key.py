@@ -150,6 +150,8 @@ SHOWN: dict[str, tuple[Any, ...]] = {
     "parallel.zero_hpz_partition_size": ("fsdp", 2, {"software.enforce": False}),
     "software.zero_quantized_weights": ("fsdp", True, {"software.enforce": False}),
     "software.zero_quantized_gradients": ("fsdp", True, {"software.enforce": False}),
+    "software.offers.recompute_with_overlap": ("experts", ["none"], {"software.expert_overlap": True, "parallel.recompute": "selective"}),
+    "software.offers.overlap_without_chunks": ("experts", True, {"software.expert_overlap": True, "parallel.pp": 2}),
     "software.offers.trainable": ("piped", ["lora"]),
     "software.offers.cp_kinds": ("fsdp", ["ulysses"]),
     "model.swiglu_limit": ("experts", 7.0),

@@ -115,6 +115,24 @@ def test_precisions(software: str, precision: str, lacks: bool) -> None:
     assert not lacks or texts[rule[0]].startswith(f"{software} does not offer precision {precision} (software.enforce=false")
 
 
+@pytest.mark.parametrize(
+    ("row", "lacks"),
+    [
+        ({"recompute": "selective"}, None),
+        ({"recompute": "full"}, "recompute full with expert_overlap"),
+        ({"pp": 2, "schedule": "1f1b"}, "expert_overlap in a pipeline without chunks"),
+        ({"pp": 2, "vpp": 2, "schedule": "interleaved_1f1b"}, None),
+    ],
+)
+def test_exchanges_beside_other_passes(row: dict[str, Any], lacks: str | None) -> None:
+    """Megatron Core asserts both of overlap_moe_expert_parallel_comm (transformer_config.py)."""
+    table = trials.layouts({"num_gpus": 16, "ep": 8, "global_batch_size": 64} | row)
+    for overlaps in (True, False):
+        rule, texts = broken_rules(table, of("nemo", model="mixtral_8x7b", software__expert_overlap=overlaps))
+        assert (rule[0] >= 0) == (overlaps and lacks is not None)
+        assert rule[0] < 0 or texts[rule[0]].startswith(f"nemo does not offer {lacks} (software.enforce=false")
+
+
 def test_two_remarks_of_a_row_are_joined_and_a_row_without_has_none() -> None:
     table = trials.layouts(PIPE | {"zero": 2, "schedule": "gpipe"}, PIPE, PIPE | {"schedule": "zero_bubble"})
     codes, texts = outside(of("megatron_lm", enforce=False), table)

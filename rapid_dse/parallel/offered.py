@@ -62,6 +62,7 @@ def unoffered(layouts: Layouts, scenario: Scenario) -> list[Unoffered]:
         *_plus_plus(layouts, scenario),
         *_offloads(layouts, scenario),
         *_recomputed(layouts, scenario),
+        *_overlapped(layouts, scenario),
     ]
 
 
@@ -100,6 +101,20 @@ def _recomputed(layouts: Layouts, scenario: Scenario) -> Iterator[Unoffered]:
                 yield Unoffered(setting, setting, listed(offers.recompute_modules), np.ones(len(layouts), bool))
     if scenario.parallel.recompute_layers is not None and not offers.recompute_layers:
         yield Unoffered("recompute_layers", "recompute_layers", "full recomputation of all layers", np.ones(len(layouts), bool))
+
+
+def _overlapped(layouts: Layouts, scenario: Scenario) -> Iterator[Unoffered]:
+    """Experts' exchanges beside another micro-batch's passes, for which a framework pairs passes of its own."""
+    offers = scenario.software.offers
+    if not (scenario.software.experts.expert_overlap and scenario.model.num_experts):
+        return
+    for code, name in enumerate(RECOMPUTE):
+        if name in offers.recompute and name not in offers.recompute_with_overlap:
+            setting = f"recompute {name} with expert_overlap"
+            yield Unoffered(setting, setting, f"{listed(offers.recompute_with_overlap)} there", layouts.recompute == code)
+    if not offers.overlap_without_chunks:
+        setting = "expert_overlap in a pipeline without chunks"
+        yield Unoffered(setting, setting, "it at vpp > 1", (layouts.pp > 1) & (layouts.chunks == 1))
 
 
 def _degrees(layouts: Layouts, offers: Offers, cp_kind: str) -> Iterator[Unoffered]:
