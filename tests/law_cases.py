@@ -120,7 +120,7 @@ def trials(draw: Callable[..., Any], kind: str, backend: str) -> Trial:
         values |= draw(_settings(name))
     else:
         columns |= draw(_loads(name))
-        values |= draw(_lengths(small)) if name in SERVING else {}
+        values |= {"model.max_position_embeddings": None} | draw(_lengths(small)) if name in SERVING else {}
     base = Trial(kind, options, tuple(values.items()), Layouts.of({name: [] for name in KEYS}))
     try:
         scenario = base.scenario()

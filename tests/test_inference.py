@@ -421,6 +421,10 @@ def test_experts_must_fit_the_engine() -> None:
         ({"workload__draft_tokens": 2}, "needs draft_acceptance"),
         ({"workload__draft_acceptance": 0.5}, "needs draft_tokens"),
         (
+            {"workload__prompt_len": 130000, "workload__decode_len": 2000},
+            "up to model.max_position_embeddings=131072 together",
+        ),
+        (
             {"workload__prompt_len": 2000, "workload__decode_len": 100, "model__max_position_embeddings": 2048},
             "max_position_embeddings=2048",
         ),
