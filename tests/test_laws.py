@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import fields
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,8 @@ from generated import ONE
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from law_cases import BACKENDS, FASTER, HIERARCHICAL, KINDS, SERVING, Trial, trials
+from law_work import MORE, changes_gradients, keeps_its_split, least_seconds
+from numpy.typing import NDArray
 
 from rapid_dse.config.run import RECOMPUTE
 from rapid_dse.config.schedule_names import SCHEDULES
@@ -26,7 +29,18 @@ ROUNDING = 1e-9
 NANOSECOND = 2e-9 * 4000  # the event engine counts in whole ones: of the nodes of a rank here
 BY_SCHEDULE = {"zero_bubble": 1e-3, "zb_v": 1e-2, "zb_2p": 1e-2, "dualpipe_v": 2.5e-2}
 CONTENDED = 1e-2  # on networks that carry other transfers beside it
+LAST_BUCKET = 5e-3  # what a bucket more of gradients takes off the last one, which nothing hides
+ENDING = 2e-3  # of requests whose run begins and ends at other moments of their steps
 EACH = [(kind, backend) for kind in KINDS for backend in BACKENDS]
+
+
+def _slack(kind: str, backend: str, trial: Trial) -> NDArray[np.float64]:
+    """By how much more a step may take on a machine that is faster, or with less work, ``(n,)``."""
+    slack = np.full(len(trial.layouts), CONTENDED if backend != "analytical" else ENDING if kind in SERVING else ROUNDING)
+    if not kind.endswith("forward") and kind not in SERVING:
+        for name, more in BY_SCHEDULE.items():
+            slack = np.where(trial.layouts.schedule == SCHEDULES.index(name), more + slack, slack)
+    return slack
 
 
 @pytest.mark.parametrize(("kind", "backend"), EACH)
@@ -41,6 +55,11 @@ def test_results_are_finite_add_up_and_hold_the_model(kind: str, backend: str, d
     assert [fault for run in runs.values() for fault in disorder(run.traced)] == []
     assert unlawful(found) == []
     assert (found.mfu <= 1).all()
+    if kind in SERVING or not kind.endswith("forward"):
+        assert (found.step_time_s >= least_seconds(trial, found)).all()
+    if kind not in SERVING:  # where attention's ranks share an engine's other products
+        degrees = {term: getattr(trial.layouts, term) for term in ("tp", "cp", "pp", "ep")} | {"dp": trial.layouts.dp * trial.layouts.cp}
+        assert [term for term, degree in degrees.items() if getattr(found, f"time_{term}_s")[degree == 1].any()] == []
     if kind in ("text", "experts"):  # the fullest stage's GPUs hold no less than the mean, an 8-bit copy of each parameter at least
         assert (found.peak_memory_bytes * trial.layouts.num_gpus >= count(scenario.model).total).all()
 
@@ -68,10 +87,7 @@ def test_a_faster_machine_is_never_slower(kind: str, backend: str, data: Any, fa
     better = trial.with_values(FASTER[faster](trial.scenario()))
     assume(better.legal().all())
     slow, fast = trial.price().step_time_s, better.price().step_time_s
-    slack = np.full(len(slow), ROUNDING if backend == "analytical" else CONTENDED)
-    if not kind.endswith("forward"):
-        for name, more in BY_SCHEDULE.items():
-            slack = np.where(trial.layouts.schedule == SCHEDULES.index(name), more + slack, slack)
+    slack = _slack(kind, backend, trial)
     assert (fast <= slow * (1 + slack) + (backend != "analytical") * NANOSECOND).all(), (faster, trial)
 
 
@@ -87,3 +103,49 @@ def test_ranks_that_reach_collectives_in_different_orders_do_not_wait_for_each_o
     row = {"num_gpus": 7, "global_batch_size": 14, "micro_batch_size": 2, "zero": zero, "recompute": RECOMPUTE.index(recompute)}
     trial = Trial("text", options, tuple(values.items()), grid(ONE | {name: [value] for name, value in row.items()}))
     assert trial.price().step_time_s[0] > 0
+
+
+@pytest.mark.parametrize(
+    ("kind", "backend"), [each for each in EACH if each[0] in MORE and (each[0] not in SERVING or each[1] == "analytical")]
+)
+@FEWER
+@given(st.data())
+def test_more_work_is_never_faster(kind: str, backend: str, data: Any) -> None:
+    """Of training and single passes the step, of requests their time, unless fewer are served a second; exceptions: docs/physics.md."""
+    name = data.draw(st.sampled_from(sorted(MORE[kind])))
+    trial: Trial = data.draw(trials(kind, backend))
+    more = MORE[kind][name](trial)
+    rows = np.flatnonzero(more.legal() & keeps_its_split(trial, name))
+    assume(len(rows) > 0)
+    less, found = trial.rows(rows).price(), more.rows(rows).price()
+    quantity = "request_latency_s" if kind in SERVING else "step_time_s"
+    short, long = getattr(less, quantity), getattr(found, quantity)
+    slack = _slack(kind, backend, trial.rows(rows)) + (LAST_BUCKET if changes_gradients(name) else 0.0)
+    later = long >= short * (1 - slack) - (backend != "analytical") * NANOSECOND
+    assert (later | (found.requests_per_s < less.requests_per_s)).all(), (name, trial)
+
+
+@pytest.mark.parametrize("kind", ["text", "experts", "vision"])
+@FEWER
+@given(st.data())
+def test_what_is_recomputed_takes_time_and_no_memory(kind: str, data: Any) -> None:
+    """None, selective, full: longer each, and no more memory where a chunk has several layers (of one, full keeps the input as well)."""
+    trial: Trial = data.draw(trials(kind, "analytical"))
+    trial = trial.rows(np.flatnonzero(trial.layouts.pp * trial.layouts.chunks < trial.scenario().model.num_hidden_layers))
+    assume(len(trial.layouts) > 0)
+    found = [trial.with_columns(recompute=np.full(len(trial.layouts), mode)).price() for mode in range(len(RECOMPUTE))]
+    for less, more in pairwise(found):
+        assert (more.peak_memory_bytes <= less.peak_memory_bytes * (1 + ROUNDING)).all(), trial
+        assert (more.step_time_s >= less.step_time_s * (1 - _slack(kind, "analytical", trial))).all(), trial
+
+
+@pytest.mark.parametrize("kind", ["text", "experts", "vision"])
+@FEWER
+@given(st.data())
+def test_a_higher_zero_stage_holds_no_more_but_what_it_gathers(kind: str, data: Any) -> None:
+    trial: Trial = data.draw(trials(kind, "analytical"))
+    stages = [trial.with_columns(zero=np.full(len(trial.layouts), zero)) for zero in range(4)]
+    rows = np.flatnonzero(np.all([stage.legal() for stage in stages], axis=0))
+    assume(len(rows) > 0)
+    for less, more in pairwise(stage.rows(rows).price() for stage in stages):
+        assert (more.peak_memory_bytes - more.memory_gathered_bytes <= less.peak_memory_bytes * (1 + ROUNDING)).all(), trial
