@@ -67,7 +67,20 @@ def coded(codes: NDArray[Any], values: Sequence[str]) -> pa.Array:
     """Texts by their index in ``values``, dictionary-encoded; a negative index is null."""
     import pyarrow as pa
 
-    return pa.DictionaryArray.from_arrays(numbers(codes.astype(np.int32), codes < 0), texts(values))
+    return pa.DictionaryArray.from_arrays(numbers(codes.astype(np.int32, copy=False), codes < 0), texts(values))
+
+
+def repeated(text: str, n_rows: int) -> pa.Array:
+    """One text in every row, dictionary-encoded."""
+    import pyarrow as pa
+
+    return pa.DictionaryArray.from_arrays(_first_codes(n_rows), texts([text]))
+
+
+@lru_cache(maxsize=4)
+def _first_codes(n_rows: int) -> pa.Array:
+    """The code of the first text in every row, of all columns of a table that have one text."""
+    return numbers(np.zeros(n_rows, np.int32))
 
 
 def scalar(text: str) -> pa.Scalar:

@@ -16,7 +16,7 @@ from rapid_dse.config.scenario import Scenario
 from rapid_dse.events.backends import price
 from rapid_dse.parallel.engines import Engines
 from rapid_dse.parallel.layouts import BEHIND_NULL, CODES, COLUMN_OF, Layouts
-from rapid_dse.simulate.results import Priced, refused, unlawful
+from rapid_dse.simulate.results import ABSENT, Priced, refused, unlawful
 from rapid_dse.sweep import arrow, identity
 from rapid_dse.sweep.outside import judged
 from rapid_dse.sweep.portion import Portion
@@ -237,7 +237,7 @@ def _constant(value: str | float | None, n_rows: int) -> pa.Array:
     import pyarrow as pa
 
     if isinstance(value, str):
-        return arrow.coded(np.zeros(n_rows, np.int32), [value])
+        return arrow.repeated(value, n_rows)
     return pa.nulls(n_rows) if value is None else arrow.numbers(np.full(n_rows, value))
 
 
@@ -245,21 +245,27 @@ def _result_columns(outcome: Outcome) -> dict[str, pa.Array]:
     """The columns of ``Priced``, null where nothing was priced or the quantity does not exist (NaN)."""
     import pyarrow as pa
 
-    n_rows, every = len(outcome.status), len(outcome.rows) == len(outcome.status)
+    n_rows = len(outcome.status)
+    if outcome.priced is None:
+        return {f.name: pa.nulls(n_rows, pa.bool_() if f.name == "fits" else pa.float64()) for f in fields(Priced)}
+    made: dict[int, pa.Array] = {}  # by the array of numbers, which several columns share where no row has the quantity
     columns: dict[str, pa.Array] = {}
     for f in fields(Priced):
-        kind = pa.bool_() if f.name == "fits" else pa.float64()
-        if outcome.priced is None:
-            columns[f.name] = pa.nulls(n_rows, kind)
-            continue
         values = getattr(outcome.priced, f.name)
-        absent = np.zeros(len(values), bool) if f.name == "fits" else np.isnan(values)
-        if not every:
-            filled, missing = np.zeros(n_rows, values.dtype), np.ones(n_rows, bool)
-            filled[outcome.rows], missing[outcome.rows] = values, absent
-            values, absent = filled, missing
-        columns[f.name] = arrow.numbers(values, absent)
+        if id(values) not in made:
+            made[id(values)] = _result_column(outcome, values, f.name in ABSENT)
+        columns[f.name] = made[id(values)]
     return columns
+
+
+def _result_column(outcome: Outcome, values: NDArray[Any], may_be_absent: bool) -> pa.Array:
+    """One of them, from a value for each row that was priced."""
+    absent, n_rows = np.isnan(values) if may_be_absent else None, len(outcome.status)
+    if len(outcome.rows) < n_rows:
+        filled, missing = np.zeros(n_rows, values.dtype), np.ones(n_rows, bool)
+        filled[outcome.rows], missing[outcome.rows] = values, False if absent is None else absent
+        values, absent = filled, missing
+    return arrow.numbers(values, absent)
 
 
 def _trust_columns(portion: Portion, outcome: Outcome) -> dict[str, pa.Array]:
