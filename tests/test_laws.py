@@ -59,6 +59,8 @@ def test_results_are_finite_add_up_and_hold_the_model(kind: str, backend: str, d
         assert (found.step_time_s >= least_seconds(trial, found)).all()
     if kind not in SERVING:  # where attention's ranks share an engine's other products
         degrees = {term: getattr(trial.layouts, term) for term in ("tp", "cp", "pp", "ep")} | {"dp": trial.layouts.dp * trial.layouts.cp}
+        if kind == "experts":  # ranks that hold the same experts, where these have a grid of their own
+            degrees["dp"] = np.maximum(degrees["dp"], trial.layouts.expert_copies)
         assert [term for term, degree in degrees.items() if getattr(found, f"time_{term}_s")[degree == 1].any()] == []
     if kind in ("text", "experts"):  # the fullest stage's GPUs hold no less than the mean, an 8-bit copy of each parameter at least
         assert (found.peak_memory_bytes * trial.layouts.num_gpus >= count(scenario.model).total).all()

@@ -103,7 +103,7 @@ def open_crowd(rate: FloatColumn, prompts: FloatColumn, life: FloatColumn, capac
     lasting = sent / rate
     short = np.minimum(1.0, life / lasting)
     under_way = np.minimum(rate * life, sent)
-    ramps = np.where(life < lasting, 1.0 - short / 3.0, 1.0 - np.minimum(1.0, lasting / life) / 3.0)
+    ramps = np.where(life < lasting, 1.0 - short / 3.0, 1.0 - np.minimum(1.0, lasting / np.maximum(life, 1e-12)) / 3.0)
     running = np.clip(under_way * ramps, 1e-9, capacity)
     others = np.minimum(under_way * (1.0 - 0.5 * short), capacity)
     late = np.where(prompts > 0, prompts / 2.0, 0.0)
