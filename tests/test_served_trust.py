@@ -142,3 +142,10 @@ def test_calibrate_finds_what_made_the_requests(
     profile = yaml.safe_load((tmp_path / "conf/software/mine.yaml").read_text())
     assert profile["serving"]["layer_latency"] == pytest.approx(2.4e-5, rel=0.5)
     assert [box["loads"] for box in profile["served"]] == [12]
+
+
+def test_a_model_that_was_measured_lies_inside_whatever_its_size_was_rounded_to() -> None:
+    """Llama 70B has 70,553,706,496 parameters; profiles' files have ten digits of it."""
+    rounded = BOX.model_copy(update={"precision": "fp8", "parameters": (7.05537065e10, 7.05537065e10)})
+    found = trust(of(rounded, model="llama3_1_70b", workload__precision="fp8"), engines({"tp": 4, "concurrency": 32}))
+    assert found.outside.tolist() == [-1]

@@ -86,6 +86,7 @@ class ServedRuns(Frozen):
     parameters: Span
 
 
+ROUNDED = 1e-9  # by how much a bound may be off: files have ten digits of it
 SPANS = ("tp", "cp", "pp", "micro_batch", "gpus", "nodes", "seq_len", "parameters")
 
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from rapid_dse.common.remembered import remembered
 from rapid_dse.config.hardware import Hardware
-from rapid_dse.config.measured_boxes import ServedRuns, alike
+from rapid_dse.config.measured_boxes import ROUNDED, ServedRuns, alike
 from rapid_dse.config.scenario import Scenario
 from rapid_dse.model.parameters import count
 from rapid_dse.parallel.engines import Engines
@@ -159,7 +159,8 @@ def engine_count(engines: Engines) -> FloatColumn:
 
 def _doublings(span: tuple[float, float], value: FloatColumn | float) -> FloatColumn:
     least, largest = span
-    return np.asarray(np.log2(np.maximum(1.0, np.maximum(np.asarray(value) / largest, least / np.maximum(np.asarray(value), 1e-9)))))
+    beyond = np.maximum(np.asarray(value) / largest, least / np.maximum(np.asarray(value), 1e-9))
+    return np.asarray(np.log2(np.where(beyond > 1.0 + ROUNDED, beyond, 1.0)))
 
 
 def _measured(box: ServedRuns, name: str) -> str:

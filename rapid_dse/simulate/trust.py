@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from rapid_dse.common.remembered import remembered
 from rapid_dse.config.host_link import OFFLOADED
-from rapid_dse.config.measured_boxes import MeasuredRuns, alike
+from rapid_dse.config.measured_boxes import ROUNDED, MeasuredRuns, alike
 from rapid_dse.config.run import RECOMPUTE
 from rapid_dse.config.scenario import Scenario
 from rapid_dse.config.schedule_names import SCHEDULES
@@ -255,7 +255,8 @@ def error_inside(scenario: Scenario, over: bool) -> float:
 def _doublings(least: float, largest: float) -> Callable[[NDArray[Any]], FloatColumn]:
     def units(value: NDArray[Any]) -> FloatColumn:
         number = np.maximum(value.astype(np.float64), 1.0)
-        octaves: FloatColumn = np.log2(np.maximum(1.0, np.maximum(number / largest, least / number)))
+        beyond = np.maximum(number / largest, least / number)
+        octaves: FloatColumn = np.log2(np.where(beyond > 1.0 + ROUNDED, beyond, 1.0))
         return octaves
 
     return units
