@@ -308,6 +308,21 @@ def test_a_plane_runs_in_every_mode(mode: str, tmp_path: Path) -> None:
     assert astra.step_time_s == pytest.approx(closed.step_time_s, rel=0.03)
 
 
+def test_an_engine_of_experts_runs_in_every_mode(tmp_path: Path) -> None:
+    """Its experts lie on the 4 copies of attention, which the first dimension holds beside tp."""
+    moe = {"num_experts": 8, "top_k": 2, "moe_intermediate_size": 1024, "n_shared_experts": 0, "moe_layer_freq": 1}
+    served = changed(MODEL, model_param__moe=moe, model_param__run_type="inference", model_param__decode_len=64)
+    seconds = []
+    for mode in ("analytical", "hybrid", "full_astrasim_hierarchical", "full_astrasim_flattened"):
+        backend = {"model": "analytical" if mode == "analytical" else "astra", "astra": {"mode": mode}}
+        hardware = changed(HARDWARE, execution_backend=backend, parallelism__inference={"replica_count": 1, "moe_dp": 4})
+        hardware["network"]["dimensions"][0]["parallelisms"] = ["tp", "cp", "ep"]
+        found = rd.simulate(**dict(each.split("=") for each in write(tmp_path, hardware, served)))
+        assert [found.row[f"parallel.{name}"] for name in ("tp", "attention_dp", "ep", "pp")] == [2, 4, 4, 4]
+        seconds.append(found.step_time_s)
+    assert max(seconds) <= 1.2 * min(seconds)
+
+
 def test_what_has_no_closed_form_is_priced_by_events_and_said(tmp_path: Path) -> None:
     for change in ({"network__dimensions__0__topology__type": "Mesh2D", "parallelism__tp": 4}, {"network__faulty_links": [[0, 1, 0.5]]}):
         ended = program.done(tmp_path, *write(tmp_path, changed(HARDWARE, **change)))
@@ -354,6 +369,8 @@ def test_the_older_layout(tmp_path: Path) -> None:
     assert hw.energy.tdp == 300
     assert layout(found) == {"num_gpus": 16, "tp": 2, "cp": 1, "dp": 4, "pp": 2, "ep": 1, "micro_batch_size": 8, "zero": 2}
     assert found.backend.name == "hybrid"
+    first = {"auto": False, "dp": 4, "lp": 2, "mb": 2, "tp": 2, "tp_sp": True, "cp": 1}  # layer parallelism: pp as it was called first
+    assert layout(scenario(tmp_path, changed(LEGACY, scheduling_param=first))) == layout(found)
 
 
 def test_what_the_command_line_names_wins(tmp_path: Path) -> None:

@@ -47,7 +47,7 @@ def values_of(hw: Run | None, model: Run | None, architecture: Mapping[str, Any]
     if hw:
         degrees = _degrees(hw, kind, architecture, said)
         _layout(values, hw, degrees, kind)
-        _machine(values, hw, degrees, said)
+        _machine(values, hw, degrees, kind, said)
         of_kind = KINDS[architecture.get("kind") or "transformer"]
         if not of_kind.decodes:
             values.pop("workload.kv_precision", None)
@@ -123,8 +123,8 @@ def _layout(values: Values, hw: Run, degrees: Mapping[str, int], kind: str) -> N
     values["workload.precision"] = hw["precision"]
 
 
-def _machine(values: Values, hw: Run, degrees: Mapping[str, int], said: list[str]) -> None:
-    dimensions = network_of(hw["network"], degrees)
+def _machine(values: Values, hw: Run, degrees: Mapping[str, int], kind: str, said: list[str]) -> None:
+    dimensions = network_of(hw["network"], degrees, kind)
     values["hw.network.dimensions"] = dimensions
     values["hw.gpus_per_node"] = (
         prod(dimension["size"] or 1 for dimension in dimensions[:-1]) if len(dimensions) > 1 else _only(dimensions[0], degrees)
@@ -146,14 +146,16 @@ def _only(dimension: Mapping[str, Any], degrees: Mapping[str, int]) -> int:
     return dimension["size"] or prod(degrees.values())
 
 
-def network_of(network: Sequence[Run], degrees: Mapping[str, int]) -> list[dict[str, Any]]:
+def network_of(network: Sequence[Run], degrees: Mapping[str, int], kind: str = "training") -> list[dict[str, Any]]:
     """Dimensions as ``hw.network`` has them, inner to outer.
 
     A dimension holds the parallelisms that are listed on it; one that lists none and has no size of its own holds nothing and is left
-    out. Where experts have an axis of their own, which no order of the others gives, dimensions keep their lists.
+    out. Where experts have an axis of their own, which no order of the others gives, dimensions keep their lists; an engine's experts
+    lie on its copies of attention, which are inside.
     """
     kept = [dimension for dimension in network if dimension["parallelisms"] or (dimension["size"] or 1) > 1] or [network[0]]
-    own = degrees["ep"] > 1 and degrees["cp"] == 1 and all(dimension["parallelisms"] and not dimension["flat"] for dimension in kept)
+    own = kind == "training" and degrees["ep"] > 1 and degrees["cp"] == 1
+    own = own and all(dimension["parallelisms"] and not dimension["flat"] for dimension in kept)
     dimensions: list[dict[str, Any]] = []
     for at, dimension in enumerate(kept):
         size = dimension["size"] or prod(degrees[name] for name in dimension["parallelisms"])
