@@ -217,7 +217,7 @@ ALL_LINKS: dict[str, Any] = {
         ("hybrid", {}, {"hw__network__faulty_links": [[0, 16, 0]]}, ["no way round", "above 0", FLATTENED]),
         (HIERARCHICAL, {}, {"hw__network__faulty_links": [[0, 16, 0]]}, ["no way round", "above 0", FLATTENED]),
         (HIERARCHICAL, {"tp": 4}, {}, ["exactly tp and cp", "hybrid"]),
-        (HIERARCHICAL, {"tp": 16}, {}, ["exactly tp and cp", FLATTENED]),
+        (HIERARCHICAL, {"tp": 16, "num_gpus": 32, "global_batch_size": 16}, {}, ["exactly tp and cp", FLATTENED]),
         ("hybrid", {}, {"backend__engine": "astrasim", "backend__network": "fair"}, ["ASTRA-sim", "congestion_aware"]),
         ("hybrid", {}, {"backend__engine": "astrasim", "backend__streams": 2}, ["stream"]),
         (
