@@ -308,6 +308,20 @@ def test_a_plane_runs_in_every_mode(mode: str, tmp_path: Path) -> None:
     assert astra.step_time_s == pytest.approx(closed.step_time_s, rel=0.03)
 
 
+def test_experts_beside_tensor_parallel_ranks_run_in_every_mode(tmp_path: Path) -> None:
+    """2 ranks of tp and 4 groups of experts fill the first dimension: whichever mode, nearly the same step."""
+    moe = {"num_experts": 8, "top_k": 2, "moe_intermediate_size": 1024, "n_shared_experts": 0, "moe_layer_freq": 1}
+    seconds = []
+    for mode in ("hybrid", "full_astrasim_hierarchical", "full_astrasim_flattened"):
+        backend = {"model": "astra", "astra": {"mode": mode}}
+        hardware = changed(HARDWARE, execution_backend=backend, parallelism__train={"dp": 1, "ep": 4, "tp_ep": True})
+        hardware["network"]["dimensions"][0]["parallelisms"] = ["tp", "cp", "ep"]
+        found = rd.simulate(**dict(each.split("=") for each in write(tmp_path, hardware, changed(MODEL, model_param__moe=moe))))
+        assert (found.row["backend"], found.row["parallel.tp"], found.row["parallel.ep"]) == (mode, 2, 4)
+        seconds.append(found.step_time_s)
+    assert max(seconds) <= 1.05 * min(seconds)
+
+
 def test_an_engine_of_experts_runs_in_every_mode(tmp_path: Path) -> None:
     """Its experts lie on the 4 copies of attention, which the first dimension holds beside tp."""
     moe = {"num_experts": 8, "top_k": 2, "moe_intermediate_size": 1024, "n_shared_experts": 0, "moe_layer_freq": 1}

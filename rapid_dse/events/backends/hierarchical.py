@@ -49,7 +49,8 @@ def check(one: LayoutDetail) -> None:
 
 
 def require_own_dimension(one: LayoutDetail, cluster: Machine) -> None:
-    """Refuses a layout whose first active network dimensions (a torus of two is two) carry anything but exactly tp and cp.
+    """Refuses a layout whose first active network dimensions (a torus of two is two) carry anything but exactly tp and cp, or these and
+    the replicas that a block shares its experts with.
 
     Raises:
         ValueError: with the dimension, what it carries, and what to use instead.
@@ -57,15 +58,22 @@ def require_own_dimension(one: LayoutDetail, cluster: Machine) -> None:
     block, topology = cluster.rank[0, 0], cluster.topology
     if block.size == 1:
         return  # a block without transfers needs no dimension
-    span = [len(np.unique(column)) for column in cluster.coordinates(block)]
     sizes = [dimension.size for dimension in topology.dimensions]
-    first = next((count for count in range(1, len(sizes)) if prod(sizes[:count]) >= block.size), len(sizes))
-    if span[:first] == sizes[:first] and prod(sizes[:first]) == block.size and prod(span[first:]) == 1:
+    shared = cluster.rank[0, one.experts.blocks[0]]
+    if any(_fills(cluster, ranks, sizes) for ranks in (block, shared)):
         return
+    span = [len(np.unique(column)) for column in cluster.coordinates(block)]
     raise ValueError(
         f"hw.network.dimensions.{cluster.dimension[0]} has {sizes[0]} places and parallel.tp·cp is {block.size}, of which it holds "
         f"{span[0]}: full_astrasim_hierarchical needs the first active dimensions to carry exactly tp and cp; {INSTEAD}"
     )
+
+
+def _fills(cluster: Machine, ranks: Ints, sizes: Sequence[int]) -> bool:
+    """Whether ranks are all those of the first dimensions, and of one place of the others."""
+    span = [len(np.unique(column)) for column in cluster.coordinates(ranks)]
+    first = next((count for count in range(1, len(sizes)) if prod(sizes[:count]) >= ranks.size), len(sizes))
+    return span[:first] == sizes[:first] and prod(sizes[:first]) == ranks.size and prod(span[first:]) == 1
 
 
 def run_step(one: LayoutDetail) -> tuple[Priced, dict[str, runs.Run]]:
