@@ -59,8 +59,7 @@ def require_own_dimension(one: LayoutDetail, cluster: Machine) -> None:
     if block.size == 1:
         return  # a block without transfers needs no dimension
     sizes = [dimension.size for dimension in topology.dimensions]
-    shared = cluster.rank[0, one.experts.blocks[0]]
-    if any(_fills(cluster, ranks, sizes) for ranks in (block, shared)):
+    if _fills(cluster, block, sizes) or (one.degree("ep") > 1 and _fills(cluster, cluster.rank[0, one.experts.blocks[0]], sizes)):
         return
     span = [len(np.unique(column)) for column in cluster.coordinates(block)]
     raise ValueError(
