@@ -280,6 +280,8 @@ def _dumped(scenario: Scenario, section: str) -> dict[str, Any]:
                 for name, value in tree.items()
                 if name not in ("num_experts_per_tok", "moe_intermediate_size", "n_shared_experts")
             }
+        if scenario.workload.kind == "training":
+            tree.pop("max_position_embeddings")  # requests alone are held to it
         if scenario.model.linear_bias:
             tree.pop("attention_bias")  # biases on all products are on these too
     return tree
