@@ -46,7 +46,7 @@ def again(of: Scenario, number: int = -1) -> dict[str, float]:
         ("mlp", "llama3_1_8b", {"mlp_up", "activation", "mlp_down"}),
         ("moe_act", "qwen3_30b_a3b", {"activation"}),
         ("layernorm+moe_act", "qwen3_30b_a3b", {"attention_norm", "mlp_norm", "activation"}),
-        ("moe", "qwen3_30b_a3b", {"router", "routing", "spread", "expert_up", "activation", "expert_down"}),
+        ("moe", "qwen3_30b_a3b", {"router", "routing", "spread", "expert_padding", "expert_up", "activation", "expert_down"}),
         ("mla_up_proj", "deepseek_v3", {"queries", "keys_values", "joined"}),
         ("mlp", "qwen3_30b_a3b", set()),
         ("core_attn", "llama3_1_8b", set()),
