@@ -7,6 +7,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from schema_keys import SECTIONS, keys
 
 import rapid_dse
 
@@ -95,3 +96,9 @@ def test_names_say_what_they_are(path: Path) -> None:
     names |= {node.name for node in nodes if isinstance(node, ast.FunctionDef | ast.ClassDef)}
     fields = {node.target.id for node in nodes if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)}
     assert not {name for name in names if name.strip("_") in WORDS_WITHOUT_A_NOUN and not (name in KEYS and name in fields)}, "add a noun"
+
+
+@pytest.mark.parametrize("section", SECTIONS)
+def test_every_key_has_a_meaning_beside_its_field(section: str) -> None:
+    """Pages of the documentation list it."""
+    assert not [key.name for key in keys(section) if not key.meaning]

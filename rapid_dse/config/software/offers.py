@@ -47,8 +47,6 @@ class Offers(Frozen):
     # What selective recomputation may make again (parallel.recompute_modules); null: every entry of config/recompute.
     recompute_modules: tuple[ModuleSum, ...] | None = None
     recompute_layers: bool = True  # whether full recomputation may be of some layers of a stage alone
-    # Where experts' exchanges run beside other passes (software.expert_overlap): recompute modes, and whether stages of pipelines may hold
-    # one chunk each.
-    recompute_with_overlap: tuple[Mode, ...] = ("none", "selective", "full")
-    overlap_without_chunks: bool = True
+    recompute_with_overlap: tuple[Mode, ...] = ("none", "selective", "full")  # recompute modes beside software.expert_overlap
+    overlap_without_chunks: bool = True  # whether experts' exchanges may overlap (software.expert_overlap) in stages of one chunk at pp > 1
     precisions: tuple[Precision, ...] = ("bf16", "fp16", "fp8", "tf32", "fp32", "fp4", "int8", "int4")  # precisions of matrix products
