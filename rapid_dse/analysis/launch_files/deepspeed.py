@@ -75,14 +75,14 @@ def _write_offload(run: LaunchedRun) -> dict[str, Any]:
 def _read_offload(fields: FieldsRead) -> dict[str, Any]:
     said: dict[str, Any] = {}
     for name, key in (("offload_optimizer", "parallel.offload_optimizer"), ("offload_param", "parallel.offload_weights")):
-        device, ratio = fields.take(f"{_Z}{name}.device", default="none"), fields.take(f"{_Z}{name}.ratio", default=1.0)
+        device, ratio = fields.take(f"{_Z}{name}.device", default="none"), fields.real(f"{_Z}{name}.ratio", default=1.0)
         for idle in ("pin_memory", "nvme_path", "buffer_count", "buffer_size", "fast_init", "max_in_cpu"):
             fields.take(f"{_Z}{name}.{idle}")
         if device == "cpu":
-            said[key] = float(ratio)
+            said[key] = ratio
         elif device not in ("none", None):
             fields.notes.append(f"{_Z}{name}.device={device}: taken as the host's memory")
-            said[key] = float(ratio)
+            said[key] = ratio
     return said
 
 

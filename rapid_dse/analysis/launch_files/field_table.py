@@ -5,6 +5,7 @@ A file is fields by name: flags of a command line (``--seq-length``), or dotted 
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -79,14 +80,21 @@ class FieldsRead:
         return self.fields[present[0]] if present else default
 
     def number(self, *names: str, default: Any = None) -> Any:
-        """The first whole number that one of the fields has; where all of them are none (a variable that nothing sets) that is noted."""
+        """As ``real``, a whole number."""
+        quantity = self.real(*names)
+        return default if quantity is None else int(quantity)
+
+    def real(self, *names: str, default: Any = None) -> Any:
+        """The first number that one of the fields has; where all of them are none (a variable that nothing sets) that is noted."""
         present = {name: self.fields[name] for name in names if self.fields.get(name) is not None}
         self.used.update(name for name in names if name in self.fields)
         for value in present.values():
             try:
-                return int(float(str(value).replace("_", "")))
-            except (ValueError, OverflowError):  # infinity is none either
+                quantity = float(str(value).replace("_", ""))
+            except ValueError:
                 continue
+            if math.isfinite(quantity):
+                return quantity
         self.notes += [f"{name}={value}: is no number here" for name, value in present.items()]
         return default
 

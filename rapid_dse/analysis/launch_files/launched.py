@@ -14,7 +14,9 @@ from rapid_dse.analysis.launch_files import torchtitan
 from rapid_dse.analysis.launch_files.field_table import ACCUMULATION, CARDS, CHUNKS, INSTANCES
 from rapid_dse.analysis.launch_files.framework import LaunchReading
 from rapid_dse.analysis.reasons.chosen import settings
+from rapid_dse.config.fields import MOST_GPUS
 from rapid_dse.config.scenario import Scenario
+from rapid_dse.config.units import shortened
 from rapid_dse.model.architecture import split_of
 from rapid_dse.parallel.layouts import COLUMN_OF, broken_rules
 from rapid_dse.parallel.schedules import schedule_of
@@ -133,8 +135,16 @@ def _settled(options: Mapping[str, str], values: dict[str, Any], composer: Compo
 
 
 def _degrees(values: Mapping[str, Any]) -> list[int]:
-    """tp, cp and pp, and of inference attention_dp: GPUs of a replica."""
-    return [int(values.get(f"parallel.{name}") or 1) for name in ("tp", "cp", "pp", "attention_dp")]
+    """tp, cp and pp, and of inference attention_dp: GPUs of a replica.
+
+    Raises:
+        ValueError: where one of them is no number of GPUs.
+    """
+    degrees = {name: int(values.get(f"parallel.{name}") or 1) for name in ("tp", "cp", "pp", "attention_dp")}
+    for name, degree in degrees.items():
+        if not 1 <= degree <= MOST_GPUS:
+            raise ValueError(f"parallel.{name}={shortened(degree)}; allowed: 1 to {MOST_GPUS:,}")
+    return list(degrees.values())
 
 
 def _resolved(options: Mapping[str, str], values: Mapping[str, Any], composer: Composer) -> dict[str, Any]:
@@ -171,6 +181,8 @@ def _share_cards(values: dict[str, Any], base: Scenario, cards: int) -> None:
 def _settle_chunks(values: dict[str, Any], base: Scenario) -> None:
     """Puts ``parallel.stage_layers`` in the place of each chunk's layers, where they are not the framework's own split."""
     chunks, pp = values.pop(CHUNKS), int(values.get("parallel.pp") or 1)
+    if len(chunks) % pp:
+        raise ValueError(f"the file deals the layers to {len(chunks)} parts; allowed: as many, or a multiple of them, as its {pp} stages")
     chunks_a_stage, schedule = max(1, len(chunks) // pp), schedule_of(values.get("parallel.schedule") or "none")
     fixed = schedule.fixed_chunks == chunks_a_stage > 1
     values["parallel.vpp"] = 1 if fixed else chunks_a_stage

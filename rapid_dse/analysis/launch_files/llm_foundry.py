@@ -111,7 +111,7 @@ def _write_mlp(run: LaunchedRun) -> dict[str, Any]:
 
 
 def _read_mlp(fields: FieldsRead) -> dict[str, Any]:
-    hidden, ratio = fields.keys.get("model.hidden_size", 0), float(fields.take(f"{_M}expansion_ratio", default=4))
+    hidden, ratio = fields.keys.get("model.hidden_size", 0), fields.real(f"{_M}expansion_ratio", default=4.0)
     kind, act = fields.take(f"{_M}ffn_config.ffn_type", default="mptmlp"), fields.take(f"{_M}ffn_config.ffn_act_fn.name", default="gelu")
     biased = not fields.flag(f"{_M}no_bias")
     gated = next((mine for mine, theirs in _GATES.items() if theirs == act), "geglu") if kind == "mptglu" else "gelu"

@@ -21,6 +21,7 @@ from rapid_dse.analysis.launch_files.field_table import (
 )
 from rapid_dse.model.architecture import split_of
 
+MOST_LAYERS = 1000  # of a model whose pipeline's layout is read
 Spell = Callable[[str], str]  # a name of Megatron Core's as the file has it
 
 _CONTEXT = {"ring": "p2p", "ulysses": "a2a"}  # cp_comm_type
@@ -276,9 +277,13 @@ def layout_text(chunks: Sequence[int], predictions: int = 0) -> str:
 
 def layout_counts(text: str) -> list[int]:
     """Layers of each chunk of a layout: ``Et*3|(tt|)*29,m|L`` has 31 chunks."""
-    flat = re.sub(r"\(([^()]*)\)\*(\d+)", lambda match: match[1] * int(match[2]), text.replace(",", "").replace(" ", ""))
-    flat = re.sub(r"([EtmL])\*(\d+)", lambda match: match[1] * int(match[2]), flat)
+    flat = re.sub(r"\(([^()]*)\)\*(\d+)", _times, text.replace(",", "").replace(" ", ""))
+    flat = re.sub(r"([EtmL])\*(\d+)", _times, flat)
     return [part.count("t") for part in flat.split("|")]
+
+
+def _times(match: re.Match[str]) -> str:
+    return match[1] * min(int(match[2]), MOST_LAYERS + 1)  # more are as wrong, and would take all memory
 
 
 def finished(fields: FieldsRead) -> dict[str, Any]:

@@ -82,9 +82,9 @@ def offloading(spell: Spell, whole: bool) -> Entry:
 
     def read(fields: FieldsRead) -> dict[str, Any]:
         said: dict[str, Any] = {}
-        fraction = fields.take(spell("optimizer_offload_fraction"), default=1.0)
+        fraction = fields.real(spell("optimizer_offload_fraction"), default=1.0)
         if fields.flag(spell("optimizer_cpu_offload")):
-            said["parallel.offload_optimizer"] = float(fraction)
+            said["parallel.offload_optimizer"] = fraction
         count, layers = fields.number(spell("cpu_offloading_num_layers"), default=0), fields.keys.get("model.num_hidden_layers")
         switched, weights, activations = True, False, True
         if whole:

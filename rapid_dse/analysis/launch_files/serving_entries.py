@@ -46,7 +46,7 @@ def _decimal(fields: FieldsRead, name: str) -> float | None:
     try:
         value = fields.take(name)
         return None if value is None else float(value)
-    except ValueError:
+    except (TypeError, ValueError):
         fields.notes.append(f"{name}: is no number here")
         return None
 
