@@ -1,4 +1,4 @@
-"""Fields of launch files with values that they cannot have: one clear line, or a note and a result, never a traceback."""
+"""Fields of launch files and of config.json with values that they cannot have: one clear line, or a note and a result, no traceback."""
 
 from __future__ import annotations
 
@@ -18,6 +18,8 @@ from test_launch_files import composer, rows
 from rapid_dse.analysis.launch_files.exported import exported
 from rapid_dse.analysis.launch_files.frameworks import FRAMEWORKS, read_file
 from rapid_dse.analysis.launch_files.launched import launched
+from rapid_dse.imports.file_options import read_option
+from rapid_dse.sweep.places import home
 
 ODD = (None, "abc", [], {}, -1, 1.5, True, float("inf"), 10**30, "")
 TRIED = None if os.environ.get("HYPOTHESIS_PROFILE") == "fuzz" else 12  # of each framework; make fuzz tries every field with every value
@@ -114,3 +116,32 @@ def test_a_number_that_is_none_is_noted_and_the_framework_has_its_own(value: str
     path.write_text(DOCUMENT.format(value))
     reading = read_file(path)
     assert reading.keys["model.intermediate_size"] == 4 * 4096  # MPTConfig: expansion_ratio = 4
+
+
+CONFIGS = sorted((Path(__file__).parent / "data" / "hugging_face").glob("*.json"))
+ODD_OF_CONFIGS = (*ODD, 0, [0, "a"], [None], {"a": 1}, 1e308, "x" * 500, [[1]], [1.5])
+
+
+def test_a_field_of_a_config_that_it_cannot_have_is_one_line_or_a_model(tmp_path: Path) -> None:
+    trees = [json.loads(path.read_text()) for path in CONFIGS]
+    names = sorted({name for tree in trees for name in tree})
+    path, drawn = tmp_path / "config.json", random.Random(0)
+    for _ in range(20_000 if TRIED is None else 600):
+        tree = drawn.choice(trees)
+        place = drawn.choice([*places(tree), *((name,) for name in names)])
+        path.write_text(json.dumps(with_value(tree, place, drawn.choice(ODD_OF_CONFIGS))))
+        said = ""
+        try:
+            read_option("model", path, home())
+        except ValueError as error:
+            said = str(error)
+        assert "\n" not in said, path.read_text()
+
+
+@pytest.mark.parametrize("layers", [1.5, ["a"], [[0]], {"0": 1}, [1, 3]])
+def test_dense_layers_of_experts_models_are_a_list_of_the_first(layers: object, tmp_path: Path) -> None:
+    tree = json.loads((CONFIGS[0].parent / "qwen3_30b_a3b.json").read_text()) | {"mlp_only_layers": layers}
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(tree))
+    with pytest.raises(ValueError, match=r"dense layers between layers of experts \(mlp_only_layers\) are a kind that is not modelled"):
+        read_option("model", path, home())

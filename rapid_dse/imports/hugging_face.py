@@ -272,7 +272,8 @@ def _shared_experts(fields: dict[str, Any], reader: Reader) -> None:
         fields["n_shared_experts"] = width // expert_width
     dense = reader.get("mlp_only_layers")
     if dense:
-        first = len(dense) if sorted(dense) == list(range(len(dense))) else None
+        numbers = isinstance(dense, list) and all(isinstance(layer, int) for layer in dense)
+        first = len(dense) if numbers and sorted(dense) == list(range(len(dense))) else None
         if first is None:
             raise ValueError(f"{reader.name}: dense layers between layers of experts (mlp_only_layers) are a kind that is not modelled")
         fields["first_k_dense_replace"] = first
