@@ -63,8 +63,11 @@ chaos-short: $(READY)
 measure-test: $(MEASURED)
 	.venv-measure/bin/python -m pytest -n 0 tests/test_measure.py
 
-# What the program is delivered with: packages, licences, and known weaknesses where pip-audit is installed and reaches its service.
+# What the program is delivered with: packages, licences, and known weaknesses where pip-audit can be installed and reaches its service.
+# It has an environment of its own; without it supply says why nothing was asked.
 supply: $(READY)
+	@test -x .venv-audit/bin/pip-audit || { $(PYTHON) -m venv .venv-audit && .venv-audit/bin/python -m pip install --quiet \
+		--disable-pip-version-check 'pip-audit>=2.7,<3'; } || echo "pip-audit cannot be installed here"
 	$(BIN)/python benchmarks/supply.py
 
 # The launch files that export writes, parsed by the frameworks' own parsers: half a GB of packages, which are not installed, in .launch.
@@ -108,4 +111,4 @@ $(WEB): tests/web/requirements.txt requirements.lock
 	touch $(WEB)
 
 clean:
-	rm -rf .venv .web .launch .venv-docs .venv-measure build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .web .launch .venv-docs .venv-measure .venv-audit build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

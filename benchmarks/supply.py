@@ -10,7 +10,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import Distribution, PackageNotFoundError, distribution
 from pathlib import Path
@@ -22,6 +22,7 @@ from packaging.utils import canonicalize_name
 ROOT = Path(__file__).resolve().parent.parent
 OWN = "rapid-dse"
 AUDIT_SECONDS = 300
+_PLACES = (str(ROOT / ".venv-audit" / "bin"),)  # where make supply puts it
 
 
 @dataclass(frozen=True)
@@ -101,20 +102,37 @@ def sbom(found: Iterable[Component]) -> dict[str, Any]:
 
 def audit() -> tuple[str, bool]:
     """What pip-audit says of the versions in requirements.lock, or why it was not asked; and whether it found any weakness."""
-    program = shutil.which("pip-audit", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]))
+    program = shutil.which("pip-audit", path=os.pathsep.join([str(Path(sys.executable).parent), *_PLACES, os.environ.get("PATH", "")]))
     if program is None:
         return "no audit: pip-audit is not installed; where it is, pip-audit -r requirements.lock checks the same versions", False
-    command = [program, "--requirement", str(ROOT / "requirements.lock"), "--no-deps", "--progress-spinner=off"]
+    command = [program, "--requirement", str(ROOT / "requirements.lock"), "--no-deps", "--format=json", "--progress-spinner=off"]
     try:
         done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=AUDIT_SECONDS)
     except subprocess.TimeoutExpired:
         return f"no audit: pip-audit has no answer from its service in {AUDIT_SECONDS} s", False
-    said = done.stdout + done.stderr
-    if done.returncode == 0:
-        return said, False
-    if done.returncode == 1 and "known vulnerabilit" in said:
-        return said, True
-    return f"no audit: pip-audit failed, as where it does not reach its service ({''.join(said.strip().splitlines()[-1:])[:200]})", False
+    try:
+        packages = json.loads(done.stdout)["dependencies"]
+    except (ValueError, KeyError, TypeError):
+        last = "".join(done.stderr.strip().splitlines()[-1:])[:200]
+        return f"no audit: pip-audit failed, as where it does not reach its service ({last})", False
+    return _findings(packages)
+
+
+def _findings(packages: Sequence[Mapping[str, Any]]) -> tuple[str, bool]:
+    """What an answer of pip-audit says. It ends with 0 and no weakness, too, where its service knows none of the packages."""
+    skipped = [each["name"] for each in packages if "skip_reason" in each]
+    weak = [(each, each["vulns"]) for each in packages if each.get("vulns")]
+    asked = len(packages) - len(skipped)
+    if not asked:
+        return f"no audit: the service that pip-audit asks, as a mirror of PyPI, knows none of the {len(skipped)} packages", False
+    lines = [f"pip-audit: {asked} packages asked for, {len(weak)} with known weaknesses"]
+    for each, known in weak:
+        fixed = sorted({version for one in known for version in one.get("fix_versions", ())})
+        better = f"; mended in {', '.join(fixed)}" if fixed else ""
+        lines.append(f"{each['name']} {each['version']}: {', '.join(one['id'] for one in known)}{better}")
+    if skipped:
+        lines.append(f"not asked for: {', '.join(skipped)}")
+    return "\n".join(lines), bool(weak)
 
 
 def main() -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import tomllib
 from pathlib import Path
@@ -43,13 +44,26 @@ def test_the_list_of_packages_names_each_with_a_licence() -> None:
     assert all(need in refs for each in document["dependencies"] for need in each["dependsOn"])
 
 
+FINE: dict[str, object] = {"name": "a", "version": "1", "vulns": []}
+WEAK = {"name": "b", "version": "2", "vulns": [{"id": "X-1", "fix_versions": ["3"], "aliases": [], "description": ""}]}
+SKIPPED = {"name": "c", "skip_reason": "Dependency not found on PyPI and could not be audited: c (1)"}
+
+
+def _said(packages: list[dict[str, object]]) -> str:
+    """A shell command that prints what ``pip-audit --format=json`` says of the packages."""
+    return f"echo '{json.dumps({'dependencies': packages, 'fixes': []})}'"
+
+
 @pytest.mark.parametrize(
     ("answer", "said", "weak"),
     [
         (None, "no audit: pip-audit is not installed", False),
-        ("echo 'No known vulnerabilities found'", "No known vulnerabilities", False),
-        ("echo 'Found 1 known vulnerability in 1 package'; exit 1", "Found 1 known", True),
+        (_said([FINE, FINE]), "pip-audit: 2 packages asked for, 0 with known weaknesses", False),
+        (_said([FINE, WEAK]) + "; exit 1", "pip-audit: 2 packages asked for, 1 with known weaknesses\nb 2: X-1; mended in 3", True),
+        (_said([FINE, SKIPPED]), "pip-audit: 1 packages asked for, 0 with known weaknesses\nnot asked for: c", False),
+        (_said([SKIPPED]), "no audit: the service that pip-audit asks, as a mirror of PyPI, knows none of the 1 packages", False),
         ("echo 'ConnectionError: no route' >&2; exit 1", "no audit: pip-audit failed, as where it does not reach its service (Conn", False),
+        ("echo '[]'; exit 1", "no audit: pip-audit failed", False),
         ("sleep 9", "no audit: pip-audit has no answer", False),
     ],
 )
@@ -58,6 +72,7 @@ def test_an_audit_says_what_it_found_or_why_there_is_none(
 ) -> None:
     monkeypatch.setattr(supply.sys, "executable", str(tmp_path / "python"))
     monkeypatch.setattr(supply, "AUDIT_SECONDS", 0.5)
+    monkeypatch.setattr(supply, "_PLACES", ())
     if answer is None:
         monkeypatch.setenv("PATH", str(tmp_path))
     else:
