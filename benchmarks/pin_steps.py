@@ -192,7 +192,7 @@ def _split(rng: np.random.Generator, changes: dict[str, Any]) -> dict[str, Any]:
 
 
 def _software(rng: np.random.Generator) -> dict[str, Any]:
-    """A framework of any kind, each of whose settings is drawn."""
+    """A framework of any kind, each of whose settings is drawn, and whether what it trains has dropout."""
 
     def share() -> float:
         return float(rng.choice([0.0, 0.3, 0.8, 1.0]))
@@ -239,7 +239,7 @@ def _software(rng: np.random.Generator) -> dict[str, Any]:
         "head_copies": one_of(0.0, 4.0),
         "embedding_copies": one_of(0.0, 2.0),
     }
-    return {f"software__{name}": value for name, value in drawn.items()}
+    return {"model__dropout": drawn.pop("dropout")} | {f"software__{name}": value for name, value in drawn.items()}
 
 
 def main() -> None:

@@ -34,7 +34,7 @@ def written(section: str, folder: Path) -> list[Path]:
 
 
 SMALL = ("model=llama3_1_8b", "hw.num_gpus=16", "workload.global_batch_size=16")
-SAME = ("software=megatron_lm", "software.loss=fused", "software.gradient_dtype=bf16", "software.dropout=false")
+SAME = ("software=megatron_lm", "software.loss=fused", "software.gradient_dtype=bf16")
 TYPICAL = ("software.elementwise_traffic=2", "software.matmul_efficiency=0.95", "software.measured=[]")
 
 

@@ -179,7 +179,7 @@ def test_zero_bubble_keeps_what_late_weight_gradients_need() -> None:
     """GPT-3 with flash attention, no dropout, 8 stages of 12 layers: of the 34 bytes a token and hidden unit that Korthikanti et al. count,
     2 are the masks that are not there, so that M_B is 32 and 4 bytes a head of log-sum-exp; M_W is 32 (Qi et al., arXiv 2401.10241,
     section 3.1): 14 of inputs, 18 of gradients. The last stage holds one micro-batch whole and 7 for their weight gradients."""
-    of = scenario(hw="a100", model="gpt3_175b", workload__seq_len=2048, software__dropout=False, software__fragmentation=1.0)
+    of = scenario(hw="a100", model="gpt3_175b", workload__seq_len=2048, model__dropout=False, software__fragmentation=1.0)
     row = {"num_gpus": 64, "tp": 8, "pp": 8, "global_batch_size": 64, "recompute": "none", "zero": 0}
     rows = layouts(row | {"schedule": "zero_bubble"}, row | {"schedule": "1f1b"})
     last = stages(split_by_rule(of.model, "even"), rows)
@@ -209,7 +209,7 @@ def test_does_not_fit_is_a_result() -> None:
 def test_fp32_is_twice_as_wide() -> None:
     """Weights, activations and what travels are 4 bytes wide; the weights are their own master copy: 16 bytes a parameter, as in bf16."""
     row = {"num_gpus": 16, "tp": 8, "pp": 2, "zero": 0, "recompute": "none"}
-    narrow, wide = (priced(scenario(workload__precision=word, software__dropout=False), row) for word in ("bf16", "fp32"))
+    narrow, wide = (priced(scenario(workload__precision=word), row) for word in ("bf16", "fp32"))
     assert wide.memory_parameters_bytes == 2 * narrow.memory_parameters_bytes
     assert wide.memory_optimizer_bytes == pytest.approx(narrow.memory_optimizer_bytes * 8 / 12)
     log_sum_exp = 2 * 16 * 4 * 8192 * 4  # of flash attention, fp32 either way: 2 micro-batches of 16 layers, 4 heads

@@ -122,7 +122,7 @@ def test_a_window_makes_attention_faster_with_and_without_context_parallelism(so
 
 def test_glue_by_hand() -> None:
     """Bytes of fused passes over a layer of Llama 8B with tp 4: with sequence parallelism the stream is shared too."""
-    of = scenario(model="llama3_1_8b", software__dropout=False)
+    of = scenario(model="llama3_1_8b")
     tokens, stream = 2 * 8192, 2 * 8192 * 4096 * 2
     rotary, wide = tokens * 128 * (8 + 2) * 2, tokens * 3584 * 2
     for sequence_parallel, shared in ((False, 1), (True, 4)):

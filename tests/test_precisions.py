@@ -34,7 +34,7 @@ def test_fp32_products_of_an_h200_run_as_measured() -> None:
 
 
 ROW = {"num_gpus": 8, "global_batch_size": 64, "zero": 0}
-CASE = {"model": "llama2_7b", "hw": "a100", "workload__seq_len": 2048, "software__dropout": False}
+CASE = {"model": "llama2_7b", "hw": "a100", "workload__seq_len": 2048}
 
 
 def test_a_step_in_fp32_is_no_faster_than_its_lanes() -> None:

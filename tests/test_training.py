@@ -49,7 +49,7 @@ class TestByHand:
             model__num_key_value_heads=self.KV,
             model__intermediate_size=self.WIDE,
             model__vocab_size=self.VOCAB,
-            software__dropout=False,
+            model__dropout=False,
             software__elementwise_traffic=1.5,
             software__matmul_efficiency=0.9,
             software__tp_backward_overlap=0.2,

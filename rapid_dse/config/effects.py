@@ -34,7 +34,11 @@ class Where:
             return SWEEP if self.values == ("sweep",) else f"without {SWEEP}"
         if not self.values:
             return f"{self.key} above 0"
-        return f"{self.key.removesuffix('.name')}={'|'.join(str(value).lower() for value in self.values)}"
+        return f"{self.key.removesuffix('.name')}={'|'.join(_word(value) for value in self.values)}"
+
+
+def _word(value: Any) -> str:
+    return "null" if value is None else str(value).lower()
 
 
 class Only:

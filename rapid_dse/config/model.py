@@ -63,6 +63,8 @@ class Model(Frozen):
     qkv_bias: Annotated[bool | None, VIT] = None
     qk_norm: Annotated[bool, LAYERED] = False  # whether queries and keys are normalised
     layer_scale: Annotated[bool, VIT] = False
+    # Whether its training drops out what attention and MLP give, and attention's weights; null: as the framework has it (software.dropout).
+    dropout: Annotated[bool | None, LAYERED, TRAINED] = None
     sliding_window: Annotated[Count | None, TEXT] = None
     layer_types: Annotated[tuple[LayerType, ...] | None, TEXT] = None
     max_position_embeddings: Annotated[Count | None, Only(Where("workload.kind", ("inference",))), TEXT] = None
@@ -210,6 +212,10 @@ class Model(Frozen):
         if self.layer_types is not None:
             return self.layer_types[layer % len(self.layer_types)]
         return "sliding_attention" if self.sliding_window else "full_attention"
+
+    def drops_out(self, usual: bool) -> bool:
+        """Whether kernels of dropout run with it; ``usual``: whether they do where a model does not say (``software.dropout``)."""
+        return usual if self.dropout is None else self.dropout
 
     @property
     def windows(self) -> tuple[int | None, ...]:

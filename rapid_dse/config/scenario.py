@@ -51,6 +51,13 @@ class Scenario(Frozen):
         return self
 
     @model_validator(mode="after")
+    def _inference_drops_nothing(self) -> Scenario:
+        drops = self.model.of_kind.streams and self.model.drops_out(self.software.kernels.dropout)
+        if self.workload.kind == "inference" and drops:
+            self.__dict__["model"] = self.model.model_copy(update={"dropout": False})
+        return self
+
+    @model_validator(mode="after")
     def _chip_has_precision(self) -> Scenario:
         self.hw.peak_flops(self.stored_precision)
         return self

@@ -20,6 +20,7 @@ BIASES = "biases of the output projection and of experts are not counted"
 _LLAMA = {"mlp_type": "swiglu", "norm": "rmsnorm", "position_embedding": "rope"}
 _QWEN = _LLAMA | {"attention_bias": True}
 _GEMMA = {"mlp_type": "geglu", "norm": "rmsnorm", "position_embedding": "rope", "tie_word_embeddings": True}
+_DROPS = {"attn_pdrop": 0.1, "resid_pdrop": 0.1}
 _GELU = {"mlp_type": "gelu", "norm": "layernorm", "linear_bias": True, "attention_bias": True}
 
 
@@ -64,9 +65,9 @@ FAMILIES: dict[str, Family] = {
     "phi": Family(_GELU | {"position_embedding": "rope"}, remarks=(PARALLEL,)),
     "phi3": Family(_LLAMA),
     "phimoe": Family(_LLAMA | {"norm": "layernorm"}),
-    "gpt2": Family(_GELU | {"position_embedding": "learned"}, {"tie_word_embeddings": True}),
+    "gpt2": Family(_GELU | {"position_embedding": "learned"}, _DROPS | {"tie_word_embeddings": True}),
     "gpt_neox": Family(_GELU | {"position_embedding": "rope"}),
-    "gpt_bigcode": Family(_GELU | {"position_embedding": "learned"}, {"tie_word_embeddings": True}),
+    "gpt_bigcode": Family(_GELU | {"position_embedding": "learned"}, _DROPS | {"tie_word_embeddings": True}),
     "starcoder2": Family(_GELU | {"position_embedding": "rope"}, {"tie_word_embeddings": True}),
     "falcon": Family({"mlp_type": "gelu", "norm": "layernorm", "position_embedding": "rope"}, {"tie_word_embeddings": True}),
     "gpt_oss": Family(_LLAMA, {"layer_types": [SLIDING, FULL]}, (BIASES,)),

@@ -46,6 +46,11 @@ FIELDS: dict[str, tuple[str, ...]] = {
     "image_size": ("image_size",),
     "patch_size": ("patch_size",),
 }
+# Rates of dropout of attention's weights, and of what attention and MLP give.
+DROPOUT = (
+    *("attention_dropout", "attn_pdrop", "attention_probs_dropout_prob"),
+    *("hidden_dropout", "hidden_dropout_prob", "resid_pdrop", "residual_dropout"),
+)
 BESIDE = ("use_parallel_residual", "parallel_attn")  # attention and MLP run side by side
 LATENT = ("q_lora_rank", "kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")
 EXPERTS = (
@@ -105,7 +110,7 @@ LEFT: Rules = (
     (r"_?sliding_window_pattern", "layer_types, or the family, says which layers have a window"),
     (r"max_position_embeddings|original_max_position.*|n_positions|n_ctx|seq_length", "model.max_position_embeddings says it"),
     (r"initial_context_length|max_length|min_length", "workload.seq_len says what is run"),
-    (r".*dropout.*|.*_drop|.*_pdrop", "software.dropout says whether it is run"),
+    (r".*dropout.*|.*_drop|.*_pdrop", "dropout beside that of attention and of its and the MLP's outputs is not priced"),
     (r"initializer.*|.*_eps|.*epsilon|.*_std|.*_multiplier|.*softcapping|query_pre_attn_scalar|.*_limit", _COSTS_NOTHING),
     (r"(torch_)?dtype|use_bfloat16|fp32_residual_connection", "workload.precision says what is run"),
     (r"(quantization|compression)_config.*", "workload.precision says what is run, not how the checkpoint is stored"),
@@ -212,9 +217,18 @@ def _fields(reader: Reader, family: Family, kind: str) -> dict[str, Any]:
         for other in keys:
             if other != key and other in reader.tree and reader.get(other) in (None, fields.get(name)):
                 reader.take(other, f"model.{name}")
+    fields["dropout"] = max([_rate(reader, key) for key in DROPOUT if key in reader.tree], default=0.0) > 0
     _fill(fields, reader, kind)
     _windows(fields, reader)
     return {name: value for name, value in fields.items() if not _is_default(name, value)}
+
+
+def _rate(reader: Reader, key: str) -> float:
+    """A rate of dropout; where transformers has its default, 0, null stands for it."""
+    rate = reader.number(key, "model.dropout", 0.0)
+    if not 0 <= rate <= 1:
+        raise ValueError(f"{reader.name}: {key}={shortened(reader.get(key))}: expected a rate from 0 to 1")
+    return rate
 
 
 def _fill(fields: dict[str, Any], reader: Reader, kind: str) -> None:

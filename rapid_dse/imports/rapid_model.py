@@ -11,12 +11,12 @@ from rapid_dse.imports.reader import Imported, Reader, Rules
 KIND = "RAPID-LLM model YAML"
 ROOT = "model_param"
 _GELU = {"mlp_type": "gelu", "norm": "layernorm", "position_embedding": "learned", "linear_bias": True, "attention_bias": True}
-_QK_NORM = {"qk_norm": True}
+_QK_NORM, _UNDROPPED = {"qk_norm": True}, {"dropout": False}
 TYPES: dict[str, Mapping[str, Any]] = {  # model_type: what it fixes of a layer
     "gpt": _GELU,
-    "llama": {},
-    "deepseek_v3": {},
-    "glm4_moe": _QK_NORM | {"attention_bias": True},
+    "llama": _UNDROPPED,
+    "deepseek_v3": _UNDROPPED,
+    "glm4_moe": _UNDROPPED | _QK_NORM | {"attention_bias": True},
     "vit": _GELU,
     "vit_dinov3": _GELU | {"position_embedding": "rope", "num_prefix_tokens": 5, "layer_scale": True},  # DINOv3: arXiv 2508.10104
 }

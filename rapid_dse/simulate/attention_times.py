@@ -75,7 +75,7 @@ def attention_bytes(scenario: Scenario, core: CoreAttention | None, shape: Micro
     kernel = scenario.attention_kernel
     if kernel not in UNFUSED:
         return 3.0 * operands
-    dropout, fused = scenario.software.kernels.dropout, kernel == "fused_softmax"
+    dropout, fused = scenario.model.drops_out(scenario.software.kernels.dropout), kernel == "fused_softmax"
     hbm_bytes = 3.0 * operands
     for way in DIRECTIONS:
         passes = sum(score_passes(way, fused_softmax=fused, causal=core.causal, dropout=dropout))

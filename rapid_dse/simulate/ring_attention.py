@@ -76,7 +76,7 @@ class AttentionKernels:
                 direction=self.direction,
                 kernel=scenario.attention_kernel,
                 precision="bf16" if scenario.narrow else precision,
-                dropout=scenario.software.kernels.dropout,
+                dropout=scenario.model.drops_out(scenario.software.kernels.dropout),
                 generation=scenario.software.kernels.library_generation,
             ),
         )

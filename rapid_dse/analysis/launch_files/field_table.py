@@ -18,6 +18,7 @@ from rapid_dse.sweep.compose import value_at
 
 Fields = Mapping[str, Any]
 MISSING = object()
+DROPOUT_RATE = 0.1  # what is written where dropout runs; no cost depends on the rate
 # What files say in place of a key, and becomes one once the number of GPUs, or of layers, is known: micro-batches a step of each replica,
 # copies of what ZeRO shards, layers of each chunk of a pipeline (chunk after chunk, stage after stage in each); and network cards of a node
 # that collectives may use.
@@ -50,6 +51,11 @@ class LaunchedRun:
     def shards(self) -> int:
         """GPUs that share one copy of what ZeRO shards."""
         return int(self.layout.shards[0])
+
+    @property
+    def drops_out(self) -> bool:
+        """Whether dropout runs."""
+        return self.scenario.model.drops_out(self["software.dropout"])
 
     @property
     def micro_batches(self) -> int:
@@ -183,6 +189,29 @@ class SwitchFlag(Entry):
 
     def read(self, fields: FieldsRead) -> dict[str, Any]:
         return {self.key: self.on if fields.flag(self.name, *self.aliases) else self.off}
+
+
+@dataclass(frozen=True)
+class DropoutRates(Entry):
+    """Rates of dropout, which run where one is above 0; ``usual``: what each is in a file that has a model and not this rate, None: a
+    recipe elsewhere says it."""
+
+    names: tuple[str, ...]
+    usual: float | None
+
+    def write(self, run: LaunchedRun) -> dict[str, Any]:
+        return dict.fromkeys(self.names, DROPOUT_RATE if run.drops_out else 0.0)
+
+    def read(self, fields: FieldsRead) -> dict[str, Any]:
+        given = {name: fields.real(name) for name in self.names}
+        if "model.hidden_size" not in fields.keys and all(rate is None for rate in given.values()):
+            return {}
+        rates = {name: self.usual if rate is None else rate for name, rate in given.items()}
+        told = {rate > 0 for rate in rates.values() if rate is not None}
+        if len(told) > 1:
+            said = " and ".join(f"{name}={rate:g}" for name, rate in rates.items() if rate is not None)
+            fields.notes.append(f"{said}: dropout is taken as on in both places")
+        return {"model.dropout": any(told)} if told else {}
 
 
 @dataclass(frozen=True)

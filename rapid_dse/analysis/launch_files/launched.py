@@ -101,7 +101,8 @@ def launched(reading: LaunchReading, overrides: Sequence[str] = (), composer: Co
     keys = dict(reading.keys)
     options = _options(reading, keys, marked, asked)
     if "model" in asked.options:
-        keys = {key: value for key, value in keys.items() if not key.startswith("model.")}
+        # of the model dropout alone stays the file's: it says how it is trained
+        keys = {key: value for key, value in keys.items() if not key.startswith("model.") or key == "model.dropout"}
     values = {**keys, **marked.values, **asked.values}
     portion = _settled(options, values, composer or Composer())
     given_keys = {*options, *values, *marked.options, *asked.options}
@@ -283,7 +284,10 @@ def _dumped(scenario: Scenario, section: str) -> dict[str, Any]:
     """A part of the scenario as plain values, without names and records of measurements; head_dim where it is not hidden / heads."""
     tree: dict[str, Any] = getattr(scenario, section).model_dump(mode="json")
     tree = {name: value for name, value in tree.items() if name not in _ASIDE and (section, name) != ("software", "enforce")}
+    if section == "software":
+        tree.pop("dropout")  # whether it runs is said by the model's
     if section == "model":
+        tree["dropout"] = scenario.model.drops_out(scenario.software.kernels.dropout)
         usual = scenario.model.hidden_size / scenario.model.num_attention_heads
         tree["head_dim"] = None if tree["head_dim"] == usual else tree["head_dim"]
         if not scenario.model.num_experts:

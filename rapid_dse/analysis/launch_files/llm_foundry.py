@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
-from rapid_dse.analysis.launch_files.field_table import Entry, FieldsRead, LaunchedRun, NamedChoice, SameNumber, TwoWays, constant
+from rapid_dse.analysis.launch_files.field_table import (
+    DropoutRates,
+    Entry,
+    FieldsRead,
+    LaunchedRun,
+    NamedChoice,
+    SameNumber,
+    TwoWays,
+    constant,
+)
 from rapid_dse.analysis.launch_files.file_forms import YAML
 from rapid_dse.analysis.launch_files.framework import LaunchFramework
 from rapid_dse.analysis.launch_files.megatron_core import Guarded
@@ -142,6 +151,7 @@ TABLE: tuple[Entry, ...] = (
             TwoWays(_write_mlp, _read_mlp),
         ),
     ),
+    DropoutRates((f"{_M}attn_config.attn_pdrop", f"{_M}resid_pdrop"), 0.0),  # MPTConfig, attn_config_defaults
     TwoWays(_write_batch, _read_batch),
     TwoWays(_write_sharding, _read_sharding),
     NamedChoice("parallel.recompute", f"{_F}activation_checkpointing", {"full": True, "none": False}, default="none"),
@@ -188,7 +198,6 @@ LLM_FOUNDRY = LaunchFramework(
             "model.init",
             "model.loss_fn",
             "model.emb_pdrop",
-            "model.resid_pdrop",
             "fsdp_config.backward_prefetch",
             "fsdp_config.limit_all_gathers",
         ),

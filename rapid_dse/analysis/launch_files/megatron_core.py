@@ -11,6 +11,7 @@ from rapid_dse.analysis.launch_files.field_table import (
     ACCUMULATION,
     CHUNKS,
     INSTANCES,
+    DropoutRates,
     Entry,
     FieldsRead,
     LaunchedRun,
@@ -214,6 +215,11 @@ def latent_attention(spell: Spell) -> Entry:
         return {key: fields.number(spell(name)) for key, name in names.items()}
 
     return TwoWays(write, read)
+
+
+def dropout(spell: Spell, usual: float | None) -> Entry:
+    """Rates of dropout; ``usual`` as of ``DropoutRates``."""
+    return DropoutRates((spell("attention_dropout"), spell("hidden_dropout")), usual)
 
 
 def stages(spell: Spell, virtual: str) -> Entry:

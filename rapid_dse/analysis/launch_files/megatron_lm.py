@@ -175,6 +175,7 @@ TABLE: tuple[Entry, ...] = (
             core.latent_attention(spell),
         ),
     ),
+    core.dropout(spell, 0.1),  # arguments.py
     *core.degrees(spell),
     core.stages(spell, "--num-virtual-stages-per-pipeline-rank"),
     memory.recomputation(spell),
@@ -226,8 +227,6 @@ MEGATRON_LM = LaunchFramework(
         *(
             "use-mcore-models",
             "transformer-impl",
-            "attention-dropout",
-            "hidden-dropout",
             "optimizer",
             "mock-data",
             "num-workers",

@@ -171,6 +171,7 @@ TABLE: tuple[Entry, ...] = (
     core.Guarded(
         ("model.hidden_size", "model.num_layers"), (*core.model(spell), TwoWays(_write_rest, _read_rest), core.latent_attention(spell))
     ),
+    core.dropout(spell, None),
     *core.degrees(spell),
     core.stages(spell, "model.virtual_pipeline_model_parallel_size"),
     memory.recomputation(spell),
@@ -227,8 +228,6 @@ NEMO = LaunchFramework(
             "model.rotary",
         ),
         *(
-            "model.hidden_dropout",
-            "model.attention_dropout",
             "model.make_vocab",
             "model.moe_aux",
             "model.max_position",

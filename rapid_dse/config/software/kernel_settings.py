@@ -11,6 +11,8 @@ from rapid_dse.config.hardware import FlashKernelName
 from rapid_dse.config.parts import SchemaPart
 
 LibraryGeneration = Literal["early", "current"]
+SILENT = Only(Where("model.dropout", (None,)))
+TRAINED = Only(Where("workload.kind", ("training",)))
 UNFUSED = Only(Where("software.attention", ("unfused",)), Where("hw.attention_kernels", ((),)))
 
 
@@ -36,7 +38,7 @@ class KernelSettings(SchemaPart):
     # alone, a copy that turns into their softmax and their gradient (Megatron Core); fused: one kernel that overwrites the logits with
     # their gradient; chunked: head and loss run chunk after chunk, and only one chunk's logits are alive.
     loss: Literal["whole", "in_place", "fused", "chunked"] = "whole"
-    dropout: bool = False  # whether dropout kernels run
+    dropout: Annotated[bool, SILENT, TRAINED] = False  # whether dropout runs in the training of a model that does not say (model.dropout)
     # Times the HBM bytes of fully fused norms, residuals, rotary embedding and activation: 1 is one kernel for each, eager PyTorch 2 to 4.
     elementwise_traffic: Annotated[float, Field(ge=0.5, le=8)] = 2.0
     # Speed of matrix products in the framework against the same shapes run alone: other kernels' cache and power, stream switches.

@@ -29,6 +29,18 @@ def local_kv_heads(model: Model, tp: IntColumn) -> FloatColumn:
     return np.maximum(1.0, model.num_key_value_heads / tp)
 
 
+def dropped(model: Model, software: Software, scores: FloatColumn, stream: FloatColumn) -> list[Tensor]:
+    """What dropout of attention's weights and of its output keeps: unfused the weights that are left and their mask, and the mask of the
+    output, a byte an element."""
+    if not model.drops_out(software.kernels.dropout):
+        return []
+    return [
+        Tensor("softmax_dropped", scores, core=True),
+        Tensor("softmax_mask", scores, "byte", core=True),
+        Tensor("attention_mask", stream, "byte"),
+    ]
+
+
 OUTPUT = (("o_proj", 1.0),)  # of Hugging Face's modules, what projects back
 
 
@@ -133,7 +145,7 @@ class Attention(Part):
         scores = shape.tokens * heads * float(shape.seq_len)
         # before their norms, which go backward from there, and before an unfused rotation
         copies = (model.qk_norm + (not software.kernels.fused_rotary)) * (queries + keys)
-        made = [
+        return [
             Tensor("attention_norm_input", stream),
             Tensor("qkv_input", stream, "input"),
             Tensor("qkv", queries + 2 * keys, product=True, first=(queries + keys) / (queries + 2 * keys)),
@@ -142,14 +154,8 @@ class Attention(Part):
             Tensor("softmax", scores, core=True),
             Tensor("core_output", queries, "core_input"),
             Tensor("attention_output", stream, product=True, kept=model.layer_scale, first=0.0),
+            *dropped(model, software, scores, stream),
         ]
-        if software.kernels.dropout:
-            made += [
-                Tensor("softmax_dropped", scores, core=True),
-                Tensor("softmax_mask", scores, "byte", core=True),
-                Tensor("attention_mask", stream, "byte"),
-            ]
-        return made
 
     def exchanged(self) -> tuple[Exchanged, ...]:
         return (Exchanged(),)

@@ -35,7 +35,7 @@ def layer_norm(model: Model, software: Software, name: str, elements: Number) ->
 
 def residual_sum(model: Model, software: Software, name: str, stream: FloatColumn) -> SmallKernel:
     """A part's output added to the stream; backward the gradients of both ways are summed."""
-    forward, backward = residual(model, stream, 0.5 * software.kernels.dropout)
+    forward, backward = residual(model, stream, 0.5 * model.drops_out(software.kernels.dropout))
     if not kernel_by_kernel(model, software):
         return SmallKernel(name, forward, backward)
     faster = (3.0 - SUM) * stream

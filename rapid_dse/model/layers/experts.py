@@ -90,7 +90,7 @@ class Experts(Part):
         model = self.model
         stream, routed = shape.norm_tokens * model.hidden_size, self.rows(shape) * model.hidden_size
         returned = np.where(shape.gathers_rows, routed / shape.etp, routed)
-        mask = [Tensor("mlp_mask", stream, "byte")] if software.kernels.dropout else []
+        mask = [Tensor("mlp_mask", stream, "byte")] if self.model.drops_out(software.kernels.dropout) else []
         return [
             Tensor("mlp_norm_input", stream),
             Tensor("router_input", stream, "input"),

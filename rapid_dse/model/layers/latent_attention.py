@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from rapid_dse.config.software import Software
-from rapid_dse.model.layers.attention import OUTPUT, Attention
+from rapid_dse.model.layers.attention import OUTPUT, Attention, dropped
 from rapid_dse.model.layers.part import CoreAttention, Counted, ForwardStep, PartParameters, SmallKernel, Tensor, norm_parameters
 from rapid_dse.model.shapes import FloatColumn, MatMul, MicroBatch
 
@@ -73,7 +73,7 @@ class LatentAttention(Attention):
     def small_kernels(self, shape: MicroBatch, software: Software) -> list[SmallKernel]:
         """Beside norm and residual the norms of the latents; queries and keys are put together of their parts, the rotary ones turned: by
         kernels of eager PyTorch where rotation is not fused, which backward put the gradients of what was split together."""
-        model, mask = self.model, 0.5 * software.kernels.dropout
+        model, mask = self.model, 0.5 * self.model.drops_out(software.kernels.dropout)
         stream = shape.norm_tokens * model.hidden_size
         latents = shape.tokens * ((model.q_lora_rank or 0) + (model.kv_lora_rank or 0))
         heads = shape.tokens * self._heads(shape.tp)
@@ -127,6 +127,7 @@ class LatentAttention(Attention):
             Tensor("softmax", scores, core=True),
             Tensor("core_output", tokens * heads * self._value, "core_input"),
             Tensor("attention_output", stream, product=True, kept=False, first=0.0),
+            *dropped(model, software, scores, stream),
         ]
 
     def ring(self, shape: MicroBatch) -> FloatColumn:

@@ -112,7 +112,7 @@ class Mlp(Part):
     def tensors(self, shape: MicroBatch, software: Software) -> list[Tensor]:
         """As counted in Korthikanti et al. (arXiv 2205.05198, section 4.1), generalised to gated MLPs."""
         stream = shape.norm_tokens * self.model.hidden_size
-        mask = [Tensor("mlp_mask", stream, "byte")] if software.kernels.dropout else []
+        mask = [Tensor("mlp_mask", stream, "byte")] if self.model.drops_out(software.kernels.dropout) else []
         return [
             Tensor("mlp_norm_input", stream),
             Tensor("up_input", stream, "input"),
