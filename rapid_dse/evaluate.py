@@ -17,10 +17,8 @@ from rapid_dse.config.table_file import SUFFIXES
 
 if TYPE_CHECKING:
     import pandas as pd
-    import pyarrow as pa
 
     from rapid_dse.sweep.cases import CaseGroup, Refused
-    from rapid_dse.sweep.driver import ProgressLines
 
 EPILOG = """\
 Each column of CASES that is an override key (hw, model, software, backend, hw.num_gpus, model.hidden_size, workload.seq_len,
@@ -180,11 +178,10 @@ def _results(n_rows: int, groups: Sequence[CaseGroup], refused: Refused) -> pd.D
     from rapid_dse.sweep.driver import ProgressLines
     from rapid_dse.sweep.overrides import read
     from rapid_dse.sweep.space import single
-    from rapid_dse.sweep.table import failed_table
+    from rapid_dse.sweep.table import failed_table, priced_tables
 
     lines = ProgressLines(sum(len(group.rows) for group in groups), console(stderr=True))
-    tables = [_priced(group, lines) for group in groups] or [failed_table(single(read([])), "")[:0]]
-    priced = pa.concat_tables(tables, promote_options="permissive")
+    priced = priced_tables([group.portion for group in groups], lines.advance) if groups else failed_table(single(read([])), "")[:0]
     place = np.full(n_rows, -1, np.int64)
     for at, row in enumerate(row for group in groups for row in group.rows.tolist()):
         place[row] = at
@@ -195,15 +192,6 @@ def _results(n_rows: int, groups: Sequence[CaseGroup], refused: Refused) -> pd.D
             results[name] = results[name].astype(object)
             results.loc[list(texts), name] = list(texts.values())
     return results
-
-
-def _priced(group: CaseGroup, lines: ProgressLines) -> pa.Table:
-    """The rows of a group; says how far the table is where that takes long."""
-    from rapid_dse.sweep.table import priced_table
-
-    priced = priced_table(group.portion)
-    lines.advance(len(group.rows))
-    return priced
 
 
 def _write(results: pd.DataFrame, out: Path) -> None:

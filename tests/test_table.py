@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import time
-from dataclasses import fields
+from collections import Counter
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from generated import ONE, many, portion, scenario
 
@@ -17,6 +19,8 @@ from rapid_dse.parallel.layouts import Layouts
 from rapid_dse.simulate.results import Priced
 from rapid_dse.sweep import identity, table
 from rapid_dse.sweep.chunks import contained, take
+from rapid_dse.sweep.overrides import read
+from rapid_dse.sweep.space import single
 
 FIXED_TEXT = """
 hw model software backend hw.num_gpus workload.kind workload.seq_len workload.global_batch_size workload.precision parallel.tp
@@ -59,6 +63,25 @@ def test_columns_are_the_fixed_ones_and_what_was_given() -> None:
     assert row["hw.network.faulty_links"] == "[[0, 1, 0.5]]"
     assert (row["parallel.recompute"], row["parallel.schedule"]) == ("selective", "none")
     assert (row["hw"], row["model"], row["software"], row["backend"]) == ("h100", "llama3_1_8b", "megatron_lm", "analytical")
+
+
+def test_portions_priced_together_have_the_rows_that_each_has_alone() -> None:
+    """Training and serving, one model's and another's, legal, refused and out of memory, with keys of some portions alone."""
+    served = single(read(["model=llama3_1_8b", "workload=inference", "workload.batch_size=4", "hw.num_gpus=8", "parallel.tp=4"]))
+    portions = [
+        portion(keys={"hw.price": 2, "software.attention": "flash", "hw.network.faulty_links": [[0, 1, 0.5]]}),
+        served,
+        portion(many(1), keys={"hw.price": 2.5, "software.async_tp": True}, parallel__stage_layers=[16, 16], model__num_hidden_layers=32),
+        portion(grid({**ONE, "tp": [3, 5]}), keys={"software.attention": "unfused"}, model__intermediate_size=11008),
+        replace(served, layouts=served.layouts.take(np.zeros(2, int)), rule=np.array([-1, 0]), reasons=("a rule",)),
+        portion(many(2), keys={"hw.price": None}, hw__memory__usable=1e9),
+    ]
+    told: list[int] = []
+    made = table.priced_tables(portions, told.append).to_pylist()
+    assert told == [4, 1, 1, 2, 2, 2]
+    alone = pa.concat_tables(map(table.priced_table, portions), promote_options="permissive").to_pylist()
+    assert [row | {"elapsed_s": 0} for row in made] == [row | {"elapsed_s": 0} for row in alone]
+    assert Counter(row["status"] for row in made) == {"ok": 4, "oom": 3, "invalid": 5}
 
 
 def test_an_empty_portion_is_an_empty_table() -> None:

@@ -176,6 +176,11 @@ def joined(records: Sequence[Record]) -> Record:
     return together
 
 
+def together(columns: Sequence[NDArray[Any]]) -> NDArray[Any]:
+    """Columns one behind the other; of one nothing is copied."""
+    return columns[0] if len(columns) == 1 else np.concatenate(columns)
+
+
 TIED = 1 + 1e-12  # values so close to each other, by ratio, are equal but for rounding
 
 

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache, reduce
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import BaseModel
 
+from rapid_dse.common.columns import together
 from rapid_dse.common.remembered import remembered
 from rapid_dse.config.scenario import Scenario
 from rapid_dse.parallel.layouts import COLUMN_OF, OPTIONAL, Layouts
@@ -46,6 +48,7 @@ _NOT_CONTENT: dict[str, Any] = {
     "workload": {key.split(".")[1] for key in COLUMN_OF if key.startswith("workload.")},
     "backend": {"artifacts"},
 }
+_CONTENT = sorted(name for name in Scenario.model_fields if _NOT_CONTENT.get(name) is not True)
 # splitmix64's step, shifts and multipliers, and MurmurHash3's multipliers for the second lane.
 _STEP, _SHIFTS, _LAST_SHIFT = np.uint64(0x9E3779B97F4A7C15), (np.uint64(30), np.uint64(27)), np.uint64(31)
 _MULTIPLIERS = [
@@ -84,7 +87,19 @@ def configuration_text(scenario: Scenario) -> str:
 @remembered(256)
 def _text(scenario: Scenario) -> str:
     """``configuration_text`` of a scenario without a table of measured times."""
-    return _compact(_tree(scenario))
+    texts = ((name, _part_text(getattr(scenario, name), name)) for name in _CONTENT)
+    return "{" + ",".join(f'"{name}":{text}' for name, text in texts if text) + "}"
+
+
+@remembered(256)
+def _part_text(part: BaseModel, name: str) -> str:
+    """What a part of a scenario, which others may share, adds to ``configuration_text``; empty where it is as it is by default."""
+    tree = {} if part == Scenario.model_fields[name].default else _part_tree(part, name)
+    return _compact(tree) if tree else ""
+
+
+def _part_tree(part: BaseModel, name: str) -> dict[str, Any]:
+    return _without_empty(part.model_dump(mode="json", exclude=_NOT_CONTENT.get(name), exclude_defaults=True))
 
 
 def _tree(scenario: Scenario) -> dict[str, Any]:
@@ -102,16 +117,30 @@ def _without_empty(tree: dict[str, Any]) -> dict[str, Any]:
 
 def keys(scenario: Scenario, layouts: Layouts, code: str | None = None) -> Lanes:
     """The key of every layout under a scenario, ``(n_layouts, 2)``; ``code`` None is the running code's hash."""
-    seed = np.frombuffer(hashlib.blake2b(configuration_text(scenario).encode(), digest_size=16).digest(), np.uint64)
-    lanes, code_lanes = np.empty((len(layouts), 2), np.uint64), from_hex([code or code_hash()])
-    for start in range(0, len(layouts), PIECE):
+    return keys_of([scenario], [layouts], code)
+
+
+def keys_of(scenarios: Sequence[Scenario], tables: Sequence[Layouts], code: str | None = None) -> Lanes:
+    """``keys`` of tables of one kind of layouts, one behind the other, each under a scenario of its own."""
+    seeds = np.frombuffer(b"".join(map(_seed, scenarios)), np.uint64).reshape(-1, 2).T
+    columns = {name: together([getattr(table, name) for table in tables]) for name in tables[0].keys}
+    n_rows = sum(map(len, tables))
+    seeds = seeds if len(tables) == 1 else seeds.repeat([len(table) for table in tables], axis=1)
+    lanes, code_lanes = np.empty((n_rows, 2), np.uint64), from_hex([code or code_hash()])
+    for start in range(0, n_rows, PIECE):
         rows = slice(start, start + PIECE)
-        np.bitwise_xor(_mixed(seed, {name: getattr(layouts, name)[rows] for name in layouts.keys}).T, code_lanes, out=lanes[rows])
+        of_rows = seeds if len(tables) == 1 else seeds[:, rows]
+        np.bitwise_xor(_mixed(of_rows, {name: column[rows] for name, column in columns.items()}).T, code_lanes, out=lanes[rows])
     return lanes
 
 
-def _mixed(seed: Lanes, columns: Mapping[str, NDArray[Any]]) -> Lanes:
-    """What the columns of some layouts make of both lanes of a seed, ``(2, n_layouts)``.
+def _seed(scenario: Scenario) -> bytes:
+    """What a scenario brings to the keys of its layouts: both lanes."""
+    return hashlib.blake2b(configuration_text(scenario).encode(), digest_size=16).digest()
+
+
+def _mixed(seeds: Lanes, columns: Mapping[str, NDArray[Any]]) -> Lanes:
+    """What the columns of some layouts make of both lanes of a seed, ``(2, n_layouts)``; of one seed, ``(2, 1)``, or of one for each.
 
     Layouts that follow each other in a space have the same first columns for long: what those make of the seed is worked out once for each
     such run of layouts.
@@ -120,8 +149,8 @@ def _mixed(seed: Lanes, columns: Mapping[str, NDArray[Any]]) -> Lanes:
     first, n_rows = [columns[name] for name in names[:SLOW]], len(columns[names[0]])
     changes = reduce(np.logical_or, (column[1:] != column[:-1] for column in first))
     begins = np.concatenate([[0], np.flatnonzero(changes) + 1])
-    in_runs = len(begins) * RUN < n_rows
-    state = np.repeat(seed[:, None], len(begins) if in_runs else n_rows, axis=1)
+    in_runs = seeds.shape[1] == 1 and len(begins) * RUN < n_rows
+    state = np.repeat(seeds, (len(begins) if in_runs else n_rows) // seeds.shape[1], axis=1)
     for place, name in enumerate(names):
         if in_runs and place == SLOW:
             state = np.repeat(state, np.diff(begins, append=n_rows), axis=1)

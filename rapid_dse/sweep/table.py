@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from rapid_dse.common.columns import together
 from rapid_dse.config.scenario import Scenario
 from rapid_dse.events.backends import price
-from rapid_dse.parallel.engines import Engines
 from rapid_dse.parallel.layouts import BEHIND_NULL, CODES, COLUMN_OF, Layouts
 from rapid_dse.simulate.results import ABSENT, Priced, refused, unlawful
+from rapid_dse.simulate.trust import Trust
 from rapid_dse.sweep import arrow, identity
 from rapid_dse.sweep.outside import judged
 from rapid_dse.sweep.portion import Portion
@@ -47,7 +48,7 @@ class Outcome:
         status: code of ``STATUS``, ``(n_layouts,)``.
         reason: index into ``reasons``, -1 where the status is ok, ``(n_layouts,)``.
         reasons: texts.
-        seconds: what it took.
+        seconds: what it took, each layout's share, ``(n_layouts,)``.
     """
 
     priced: Priced | None
@@ -55,7 +56,7 @@ class Outcome:
     status: NDArray[np.int8]
     reason: NDArray[np.int32]
     reasons: tuple[str, ...]
-    seconds: float
+    seconds: NDArray[np.float64]
 
 
 def priced_table(portion: Portion) -> pa.Table:
@@ -68,27 +69,84 @@ def priced_table(portion: Portion) -> pa.Table:
     Raises:
         Exception: whatever pricing raised, where search.fail_fast is set; else such rows have status=error.
     """
-    return _table(portion, price_portion(portion))
+    return _table([portion], [price_portion(portion)])
+
+
+def priced_tables(portions: Sequence[Portion], report: Callable[[int], object] = lambda n_rows: None) -> pa.Table:
+    """``priced_table`` of several portions, one behind the other; null where a key is one of other portions alone.
+
+    Columns are made once for all portions of one workload, which costs as much as for a single row.
+
+    Args:
+        report: is told how many layouts each portion had, as soon as it is priced.
+    """
+    import pyarrow as pa
+
+    by_kind: dict[type[Layouts], list[int]] = {}
+    outcomes = []
+    for at, portion in enumerate(portions):
+        outcomes.append(price_portion(portion))
+        report(len(portion.layouts))
+        by_kind.setdefault(type(portion.layouts), []).append(at)
+    tables = [_table([portions[at] for at in places], [outcomes[at] for at in places]) for places in by_kind.values()]
+    if len(tables) == 1:
+        return tables[0]
+    sizes = np.array([len(portion.layouts) for portion in portions])
+    starts = np.cumsum(sizes) - sizes
+    rows = [np.arange(starts[at], starts[at] + sizes[at]) for places in by_kind.values() for at in places]
+    return pa.concat_tables(tables, promote_options="permissive").take(arrow.numbers(np.argsort(np.concatenate(rows))))
 
 
 def failed_table(portion: Portion, reason: str) -> pa.Table:
     """As ``priced_table``, where no layout could be priced for one reason."""
     n_rows = len(portion.layouts)
     rows, status, at = np.zeros(0, np.int64), np.full(n_rows, ERROR, np.int8), np.zeros(n_rows, np.int32)
-    return _table(portion, Outcome(None, rows, status, at, (reason,), 0.0))
+    return _table([portion], [Outcome(None, rows, status, at, (reason,), np.zeros(n_rows))])
 
 
-def _table(portion: Portion, outcome: Outcome) -> pa.Table:
+def _table(portions: Sequence[Portion], outcomes: Sequence[Outcome]) -> pa.Table:
+    """The rows of portions of one workload, at least one, with what became of them."""
     import pyarrow as pa
 
-    columns = override_columns(portion)
-    columns["key"] = arrow.fixed_texts(identity.hex_bytes(identity.keys(portion.scenario, portion.layouts)))
+    scenarios, layouts, outcome = [p.scenario for p in portions], [p.layouts for p in portions], _joined(outcomes)
+    columns = override_columns(portions)
+    columns["key"] = arrow.fixed_texts(identity.hex_bytes(identity.keys_of(scenarios, layouts)))
     columns["status"] = arrow.coded(outcome.status, STATUS)
     columns["reason"] = arrow.coded(outcome.reason, outcome.reasons)
-    columns |= _result_columns(outcome) | _trust_columns(portion, outcome)
-    n_rows = len(portion.layouts)
-    columns["elapsed_s"] = arrow.numbers(np.full(n_rows, outcome.seconds / max(1, n_rows)))
+    columns |= _result_columns(outcome) | _trust_columns(portions, outcomes)
+    columns["elapsed_s"] = arrow.numbers(outcome.seconds)
     return pa.table(columns)
+
+
+def _joined(outcomes: Sequence[Outcome]) -> Outcome:
+    """What became of the layouts of several portions, one behind the other."""
+    if len(outcomes) == 1:
+        return outcomes[0]
+    sizes = [len(outcome.status) for outcome in outcomes]
+    starts = np.cumsum(sizes) - sizes
+    parts = [outcome.priced for outcome in outcomes if outcome.priced is not None]
+    reason, reasons = in_one_list([outcome.reason for outcome in outcomes], [outcome.reasons for outcome in outcomes])
+    return Outcome(
+        Priced.concatenate(parts) if parts else None,
+        np.concatenate([outcome.rows + start for outcome, start in zip(outcomes, starts, strict=True)]),
+        np.concatenate([outcome.status for outcome in outcomes]),
+        reason.astype(np.int32),
+        tuple(reasons),
+        np.concatenate([outcome.seconds for outcome in outcomes]),
+    )
+
+
+def in_one_list(codes: Sequence[NDArray[Any]], texts: Sequence[Sequence[str]]) -> tuple[NDArray[Any], Sequence[str]]:
+    """Columns of codes, of texts of their own each, as one column of codes of one list of texts without repetition; a negative code, of no
+    text, stays one."""
+    if len(codes) == 1:
+        return codes[0], texts[0]
+    places: dict[str, int] = {}
+    told = []
+    for column, own in zip(codes, texts, strict=True):
+        place = np.array([*(places.setdefault(text, len(places)) for text in own), -1])
+        told.append(place[np.maximum(column, -1)])
+    return np.concatenate(told), list(places)
 
 
 def price_portion(portion: Portion) -> Outcome:
@@ -113,7 +171,8 @@ def price_portion(portion: Portion) -> Outcome:
             reasons.append(priced_rows)
     rows = np.concatenate([rows for rows, _ in parts]) if parts else np.zeros(0, np.int64)
     priced = Priced.concatenate([priced for _, priced in parts]) if len(parts) > 1 else parts[0][1] if parts else None
-    return Outcome(priced, rows, status, reason, tuple(reasons), time.perf_counter() - start)
+    n_rows = len(portion.layouts)
+    return Outcome(priced, rows, status, reason, tuple(reasons), np.full(n_rows, (time.perf_counter() - start) / max(1, n_rows)))
 
 
 def _served(
@@ -185,26 +244,51 @@ def _fails_alike(scenario: Scenario, ends: Layouts, text: str) -> bool:
     return True
 
 
-def override_columns(portion: Portion) -> dict[str, pa.Array]:
-    """A column for every override key of the portion's trials, ``(n_layouts,)`` each: choices, workload, layout, all that was given."""
-    layouts, n_rows = portion.layouts, len(portion.layouts)
-    columns = {name: constant(portion.choices[name], n_rows) for name in CHOICES if name in portion.choices}
-    for key, value in _constants(portion).items():
-        columns[key] = constant(value, n_rows)
-    split = portion.scenario.parallel.stage_layers
-    training = portion.scenario.workload.kind == "training"
+def override_columns(portions: Sequence[Portion]) -> dict[str, pa.Array]:
+    """A column for every override key of the trials of portions of one workload: choices, workload, layout, all that was given."""
+    sizes, tables = [len(portion.layouts) for portion in portions], [portion.layouts for portion in portions]
+    shared = [{name: p.choices[name] for name in CHOICES if name in p.choices} | _constants(p) for p in portions]
+    columns = {name: _shared([own.get(name) for own in shared], sizes) for name in dict.fromkeys(name for own in shared for name in own)}
+    training = portions[0].scenario.workload.kind == "training"
     if training:
-        text = "" if split is None else ",".join(map(str, split))
-        columns[STAGE_LAYERS] = arrow.coded(np.full(n_rows, 0 if text else -1), [text])
-    for name, key in layouts.keys.items():
+        splits = [portion.scenario.parallel.stage_layers for portion in portions]
+        texts = list(dict.fromkeys(",".join(map(str, split)) for split in splits if split is not None))
+        codes = [-1 if split is None else texts.index(",".join(map(str, split))) for split in splits]
+        columns[STAGE_LAYERS] = arrow.coded(np.repeat(codes, sizes), texts or [""])
+    for name, key in tables[0].keys.items():
         behind = training and name in BEHIND_NULL
-        values = np.maximum(1, getattr(layouts, BEHIND_NULL[name])) if behind else getattr(layouts, name)
+        values = together([getattr(table, BEHIND_NULL[name] if behind else name) for table in tables])
+        values = np.maximum(1, values) if behind else values
         # an automatic dp that comes out at no number of copies; what is null of an engine
-        absent = values == 0 if name == "dp" or isinstance(layouts, Engines) else None
-        if name == "etp" and not portion.scenario.model.num_experts:
-            absent = np.ones(n_rows, bool)
+        absent = values == 0 if name == "dp" or not training else None
+        if name == "etp":
+            dense = np.repeat([not portion.scenario.model.num_experts for portion in portions], sizes)
+            absent = dense if absent is None else absent | dense
         columns[key] = arrow.coded(values, CODES[name]) if name in CODES else arrow.numbers(values, absent)
     return columns
+
+
+def _shared(values: Sequence[Any], sizes: Sequence[int]) -> pa.Array:
+    """A column of a value a portion, which its layouts share; null where that is None.
+
+    Raises:
+        pa.ArrowException: where some are numbers and others text.
+    """
+    import pyarrow as pa
+
+    kinds = {type(value) for value in values if value is not None}
+    if len(values) == 1 or not kinds:
+        return constant(values[0], sum(sizes))
+    if kinds <= {str, list, tuple, dict}:
+        told = [value if value is None or isinstance(value, str) else json.dumps(value) for value in values]
+        texts = {text: at for at, text in enumerate(dict.fromkeys(text for text in told if text is not None))}
+        return arrow.coded(np.repeat([-1 if text is None else texts[text] for text in told], sizes), list(texts))
+    if kinds in ({int}, {float}, {int, float}, {bool}):
+        number = np.float64 if float in kinds else np.bool_ if bool in kinds else np.int64
+        filled: NDArray[Any] = np.array([0 if value is None else value for value in values], number)
+        return arrow.numbers(filled.repeat(sizes), np.repeat([value is None for value in values], sizes))
+    tables = [pa.table({"": constant(value, size)}) for value, size in zip(values, sizes, strict=True)]
+    return pa.concat_tables(tables, promote_options="permissive").column("").combine_chunks()
 
 
 def _constants(portion: Portion) -> dict[str, Any]:
@@ -268,12 +352,20 @@ def _result_column(outcome: Outcome, values: NDArray[Any], may_be_absent: bool) 
     return arrow.numbers(values, absent)
 
 
-def _trust_columns(portion: Portion, outcome: Outcome) -> dict[str, pa.Array]:
+def _trust_columns(portions: Sequence[Portion], outcomes: Sequence[Outcome]) -> dict[str, pa.Array]:
     """The error to expect of each row that was priced, and what lies outside; null where there is nothing to say."""
+    judgements = [_judged(portion, outcome) for portion, outcome in zip(portions, outcomes, strict=True)]
+    error = together([judgement.expected_error for judgement in judgements])
+    outside, texts = in_one_list([judgement.outside for judgement in judgements], [judgement.texts for judgement in judgements])
+    return {"expected_error": arrow.numbers(error, np.isnan(error)), "outside": arrow.coded(outside, texts)}
+
+
+def _judged(portion: Portion, outcome: Outcome) -> Trust:
+    """How far to trust each row of a portion; nothing is said of rows that were not priced."""
     rows, n_rows = outcome.rows, len(outcome.status)
     judgement = judged(portion.scenario, portion.layouts if len(rows) == n_rows else portion.layouts.take(rows))
-    error, outside = judgement.expected_error, judgement.outside
-    if len(rows) < n_rows:
-        error, outside = np.full(n_rows, np.nan), np.full(n_rows, -1, np.int64)
-        error[rows], outside[rows] = judgement.expected_error, judgement.outside
-    return {"expected_error": arrow.numbers(error, np.isnan(error)), "outside": arrow.coded(outside, judgement.texts)}
+    if len(rows) == n_rows:
+        return judgement
+    error, outside = np.full(n_rows, np.nan), np.full(n_rows, -1, np.int64)
+    error[rows], outside[rows] = judgement.expected_error, judgement.outside
+    return Trust(error, outside, judgement.texts)
