@@ -45,9 +45,10 @@ def _composed(hw: str, model: str, software: str) -> Composed:
 def scenario(hw: str = "h100", model: str = "llama3_1_8b", software: str = "megatron_lm", **changes: Any) -> Scenario:
     """The scenario of three options; a change is a dotted key with ``__`` for each dot (``workload__seq_len=4096``).
 
-    Physics is tested on what the mathematics allow, whatever a framework offers, and on GPUs that are all alike.
+    Physics is tested on what the mathematics allow, whatever a framework offers, on GPUs that are all alike and under even routing.
     """
-    values = {"software.enforce": False, "cluster.gpu_spread": 0.0} | {key.replace("__", "."): value for key, value in changes.items()}
+    alike = {"software.enforce": False, "cluster.gpu_spread": 0.0, "workload.expert_imbalance": 1.0}
+    values = alike | {key.replace("__", "."): value for key, value in changes.items()}
     tree = with_values(_composed(hw, model, software).tree, values)
     return parse(tree)
 

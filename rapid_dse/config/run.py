@@ -20,6 +20,11 @@ from rapid_dse.config.schedule_names import ScheduleName
 RECOMPUTE = ("none", "selective", "full")
 ORDER: tuple[Parallelism, ...] = ("tp", "cp", "ep", "dp", "pp")
 
+# Rows of the busiest rank's experts over the mean, of routers that a balancing loss trains; little above the least that pairs of runs show,
+# of one recipe with routing as it is learned and forced to be even. Mixtral 8x22B 1.07 to 1.08 (Megatron-MoE-ModelZoo), Olmo-core's 64
+# experts 1.20 (Ai2, 2026); Qwen3, early in training, 1.67 to 1.83 (ModelZoo at four lengths of sequences; Megatron Bridge's cards).
+LEARNED_IMBALANCE = 1.1
+
 EVENT_DRIVEN = ("hybrid", "full_astrasim_hierarchical", "full_astrasim_flattened")
 
 # Where settings have an effect; what is said elsewhere is in effects.py.
@@ -162,8 +167,9 @@ class Workload(Frozen):
     (PEFT's target_modules; all-linear: all of them) or Megatron Core's (linear_qkv: one adapter for queries, keys and values); in tables
     the text q_proj,v_proj.
 
-    ``expert_imbalance`` is the rows of the busiest rank's experts over the mean (1: balanced). ``expert_capacity`` is how many times the
-    mean an expert takes at most: tokens beyond that are dropped, and experts with fewer are filled up; null: none is dropped.
+    ``expert_imbalance`` is the rows of the busiest rank's experts over the mean (1: balanced); null: in training what routers that learn
+    have at least (``LEARNED_IMBALANCE``), in inference 1. ``expert_capacity`` is how many times the mean an expert takes at most: tokens
+    beyond that are dropped, and experts with fewer are filled up; null: none is dropped.
     """
 
     kind: Literal["training", "inference"] = "training"  # what is run
@@ -175,7 +181,7 @@ class Workload(Frozen):
     trainable: Annotated[Literal["full", "lora"], TRAINING] = "full"  # all weights, or low-rank adapters beside frozen ones
     lora_rank: Annotated[Count, LORA] = 16  # columns between an adapter's two matrices
     lora_targets: Annotated[tuple[LoraTarget, ...], LORA] = (ALL_LINEAR,)  # modules that have an adapter
-    expert_imbalance: Annotated[float, Field(ge=1, le=1e6), EXPERTS] = 1.0
+    expert_imbalance: Annotated[Annotated[float, Field(ge=1, le=1e6)] | None, EXPERTS] = None
     expert_capacity: Annotated[Annotated[float, Field(ge=0.01, le=1e6)] | None, EXPERTS] = None
     batch_size: Annotated[Count | None, INFERENCE] = None
     concurrency: Annotated[Count | None, INFERENCE] = None
@@ -248,7 +254,8 @@ class Workload(Frozen):
         them all has the mean."""
         if self.expert_capacity is not None:
             return np.full(len(ep), self.expert_capacity)
-        return np.where(ep > 1, self.expert_imbalance, 1.0)
+        usual = LEARNED_IMBALANCE if self.kind == "training" else 1.0
+        return np.where(ep > 1, usual if self.expert_imbalance is None else self.expert_imbalance, 1.0)
 
 
 class AstraSim(Frozen):

@@ -162,6 +162,8 @@ def _run(reader: Reader, mode: str) -> dict[str, Any]:
     imbalance = reader.get(f"{ROOT}.moe.expert_imbalance_factor")
     if imbalance is not None and f"{ROOT}.moe.expert_imbalance_factor" not in reader.not_taken:
         workload["expert_imbalance"] = reader.number(f"{ROOT}.moe.expert_imbalance_factor", "workload.expert_imbalance")
+    elif reader.whole(f"{ROOT}.moe.num_experts", "model.num_experts", 1) > 1:
+        workload["expert_imbalance"] = 1.0  # RAPID-LLM's own default
     _require_whole_batch(workload, reader)
     return workload
 

@@ -65,7 +65,7 @@ def _work(values: Values, model: Run) -> int | None:
     batch: int | None = model.get("batch")
     if model.get("attention") is not None:
         values["software.attention"] = model["attention"]
-    if model.get("expert_imbalance", 1) != 1:
+    if model.get("expert_imbalance") is not None:
         values["workload.expert_imbalance"] = model["expert_imbalance"]
     if model.get("gemm_sharding") is not None:
         values["parallel.gemm_sharding"] = model["gemm_sharding"]

@@ -22,8 +22,9 @@ from rapid_dse.simulate.operator_times import compute_bytes
 FloatColumn = NDArray[np.float64]
 
 # SMs that a dispatcher's kernels hold while they run: DeepSeek-V3 (arXiv 2412.19437, section 3.2.2), DeepEP's README (20 to 24 of 132);
-# NVIDIA's hybrid-EP, 8 within a domain and 8 beyond it. Of NCCL's kernels ``software.overlap_slowdown`` says it.
-HELD_SMS = {"deepep": 20, "hybridep": 16}
+# HybridEP what performance recipes give it (Megatron Bridge 0.6.2, perf_recipes: moe_hybridep_num_sms). Of NCCL's kernels
+# ``software.overlap_slowdown`` says it.
+HELD_SMS = {"deepep": 20, "hybridep": 32}
 
 
 @dataclass(frozen=True)
