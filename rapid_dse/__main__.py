@@ -190,9 +190,13 @@ def _artifacts(portion: Portion) -> list[str] | None:
 
 
 def _sweep(request: Asked) -> int:
-    """Hands the overrides to Hydra, which hands them to this project's sweeper; what Hydra cannot say is priced without it."""
+    """Hands the overrides to Hydra, which hands them to this project's sweeper.
+
+    What Hydra cannot say is priced without it, and so is what names the program's own files alone, which need no Hydra.
+    """
     from rapid_dse.sweep import idle
     from rapid_dse.sweep.overrides import read
+    from rapid_dse.sweep.own_files import all_own
 
     given = read(request.overrides)
     if request.json:
@@ -202,7 +206,7 @@ def _sweep(request: Asked) -> int:
         print(json.dumps(summary, allow_nan=False))
         return code
     _complain(idle.of_hydra(given))
-    if given.paired:
+    if given.paired or (all_own(given.options) and not given.hydra):
         from rapid_dse.sweep.quiet import shown_study
 
         return shown_study(given, _complain)

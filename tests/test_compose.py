@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,8 @@ from hydra_plugins.rapid_dse_plugins.guarded_folders import GuardedFolders
 from rapid_dse.events.backends import price
 from rapid_dse.parallel.layouts import CODES, KEYS
 from rapid_dse.sweep.compose import composed, from_hydra, hydra_ready, scenario_of, with_values
-from rapid_dse.sweep.overrides import GROUPS, Values, for_hydra, read, read_space
+from rapid_dse.sweep.overrides import GROUPS, SWEEPS, Values, for_hydra, read, read_space
+from rapid_dse.sweep.own_files import all_own
 from rapid_dse.sweep.space import plan, single
 
 
@@ -166,19 +168,21 @@ def test_what_was_composed_before_follows_its_files_and_the_environment(tmp_path
         clock_and_graphs()
 
 
-def test_combinations_of_shipped_options_are_what_hydra_composes_of_them_together() -> None:
+def test_shipped_options_and_sweeps_are_what_hydra_composes_of_them_together() -> None:
     drawn = random.Random(1)
     named = {group: sorted(path.stem for path in (ROOT / "conf" / group).glob("*.yaml")) for group in GROUPS}
-    assert min(map(len, named.values())) >= 2
+    sweeps = sorted(path.stem for path in (ROOT / SWEEPS).glob("*.yaml"))
+    assert min(map(len, [*named.values(), sweeps])) >= 2
     with hydra_ready():
-        for _ in range(5):
+        for sweep in [None, None, *sweeps]:
             options = {group: drawn.choice(some) for group, some in named.items() if group == "backend" or drawn.random() < 0.6}
-            together = from_hydra(
-                compose("config", overrides=[f"{key}={value}" for key, value in options.items()], return_hydra_config=True), False
-            )
+            options |= {} if sweep is None else {SWEEPS: sweep}
+            overrides = [f"{'+' if key == SWEEPS else ''}{key}={value}" for key, value in options.items()]
+            together = from_hydra(compose("config", overrides=overrides, return_hydra_config=True), False)
+            assert all_own(options)
             found = composed(options)
-            assert found.tree == together.tree, options
-            assert (found.choices, found.whole, found.said) == (together.choices, together.whole, together.said)
+            assert found == together, options
+            assert json.dumps(found.tree) == json.dumps(together.tree), "the order of keys is that of the results' columns"
 
 
 def test_shipped_options_say_nothing_outside_their_group() -> None:

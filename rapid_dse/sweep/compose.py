@@ -12,9 +12,6 @@ from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra._internal.callbacks import Callbacks
-from hydra._internal.config_loader_impl import ConfigLoaderImpl
-from hydra._internal.config_repository import CachingConfigRepository
-from hydra._internal.defaults_list import create_defaults_list
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.object_type import ObjectType
 from hydra.core.plugins import Plugins
@@ -42,6 +39,7 @@ from rapid_dse.imports.run_values import settled_by, values_of
 from rapid_dse.parallel.layouts import KEYS, SERVING_KEYS
 from rapid_dse.sweep.option_files import state_of_options
 from rapid_dse.sweep.overrides import ALL_KEYS, GROUPS, SWEEPS, check_key, for_hydra, read
+from rapid_dse.sweep.own_files import all_own, own_tree
 from rapid_dse.sweep.places import home
 from rapid_dse.sweep.trusting import closed_environment, plain_parts
 
@@ -85,62 +83,26 @@ def composed(options: Mapping[str, str], hydra: tuple[str, ...] = (), trusted: b
     Raises:
         ValueError: one line, where an option does not exist or a file cannot be read.
     """
-    if hydra or any(is_file_option(group, option) for group, option in options.items()):
-        return _composed(tuple(options.items()), hydra, trusted)
-    composition = _composed_of_files(tuple(options.items()), trusted, state_of_options(trusted))
+    if hydra or not all_own(options):
+        return from_hydra(_by_hydra(options, hydra, trusted), trusted)
+    composition = _composed_of_own(tuple(options.items()), trusted, state_of_options(trusted))
     return replace(composition, tree=copy.deepcopy(composition.tree))
 
 
 @lru_cache(maxsize=256)
-def _composed_of_files(options: tuple[tuple[str, str], ...], trusted: bool, state: tuple[object, ...]) -> Composed:
-    """``composed`` of options that are names; what their files and the environment say stands for ``state``.
-
-    The program's own options say nothing outside their group, so that each is composed alone, once, and combinations are put together.
-    """
-    shipped = home() / "conf"
-    if not all(group in GROUPS and (shipped / group / f"{option}.yaml").is_file() for group, option in options):
-        return _composed(options, (), trusted)
-    whole = _base_of_files(trusted, state)
-    tree = {**whole.tree, **{group: _option_of_files(group, option, trusted, state) for group, option in options}}
-    return _finished(Composed(copy.deepcopy(tree), {**whole.choices, **dict(options)}), {group for group, _ in options})
-
-
-@lru_cache(maxsize=16)
-def _base_of_files(trusted: bool, state: tuple[object, ...]) -> Composed:
-    """What the files of the usual options say, as ``_resolved`` has it; arguments as those of ``_composed_of_files``."""
-    return _resolved(_by_hydra((), (), trusted), trusted)
-
-
-@lru_cache(maxsize=256)
-def _option_of_files(group: str, option: str, trusted: bool, state: tuple[object, ...]) -> Any:
-    """What the file of one of the program's own options says of its group, with the files that it builds on and what ``config.yaml`` says
-    of the group itself; arguments as those of ``_composed_of_files``.
-
-    Hydra composes it without its own configuration, which takes ten times as long as an option.
-    """
-    loader = GlobalHydra.instance().config_loader()
-    assert isinstance(loader, ConfigLoaderImpl)
-    repository = CachingConfigRepository(loader.repository)
+def _composed_of_own(options: tuple[tuple[str, str], ...], trusted: bool, state: tuple[object, ...]) -> Composed:
+    """``composed`` of options that the program ships; what their files and the environment say stands for ``state``."""
     try:
-        defaults = create_defaults_list(repository, f"{group}/{option}", overrides_list=[], prepend_hydra=False, skip_missing=False)
-        config = loader._compose_config_from_defaults_list(defaults.defaults, repository)[group]
-        main = repository.load_config("config")
-        assert main is not None
-        own = OmegaConf.select(main.config, group)
-        with closed_environment(trusted):
-            return OmegaConf.to_container(config if own is None else OmegaConf.merge(config, own), resolve=True)
+        tree, choices = own_tree(dict(options), trusted, state)
     except UNREADABLE as error:
         raise ValueError(one_line(error)) from None
+    return _finished(Composed(copy.deepcopy(tree), choices), {group for group, _ in options})
 
 
-def _composed(options: tuple[tuple[str, str], ...], hydra: tuple[str, ...], trusted: bool) -> Composed:
-    return from_hydra(_by_hydra(options, hydra, trusted), trusted)
-
-
-def _by_hydra(options: tuple[tuple[str, str], ...], hydra: tuple[str, ...], trusted: bool) -> DictConfig:
-    for group, option in options:
+def _by_hydra(options: Mapping[str, str], hydra: tuple[str, ...], trusted: bool) -> DictConfig:
+    for group, option in options.items():
         _check_option(group, option, hydra)
-    overrides = [f"{'+' if group == SWEEPS else ''}{group}={option}" for group, option in options]
+    overrides = [f"{'+' if group == SWEEPS else ''}{group}={option}" for group, option in options.items()]
     try:
         with closed_environment(trusted):
             return compose("config", overrides=[*overrides, *hydra], return_hydra_config=True)

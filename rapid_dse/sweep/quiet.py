@@ -1,4 +1,4 @@
-"""A sweep or a search whose answer is taken from its rows: nothing goes to standard output."""
+"""A sweep or a search that is run without Hydra's sweeper; where the answer is taken from the rows, nothing goes to standard output."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def _searched(axes_of_study: Axes, say: Callable[[list[str]], None], err: Consol
 
 
 def shown_study(given: Given, say: Callable[[list[str]], None]) -> int:
-    """Prices and reports a sweep that Hydra's grammar has no words for; the exit code.
+    """Prices and reports a sweep that Hydra's grammar has no words for, or that needs no Hydra; the exit code.
 
     Raises:
         ValueError: one line, as of a sweep.
