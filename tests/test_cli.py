@@ -24,10 +24,10 @@ def run(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.CompletedProcess(arguments, ended.code, ended.out, ended.err)
 
 
-def run_process(*arguments: str, cwd: Path, module: str = "rapid_dse") -> subprocess.CompletedProcess[str]:
+def run_process(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     """A command in a process of its own."""
     return subprocess.run(
-        [sys.executable, "-m", module, *arguments], cwd=cwd, env=environment(), text=True, capture_output=True, timeout=120
+        [sys.executable, "-m", "rapid_dse", *arguments], cwd=cwd, env=environment(), text=True, capture_output=True, timeout=120
     )
 
 
@@ -39,17 +39,9 @@ def left_behind(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir()}
 
 
-def test_a_trial_reports_time_memory_and_cost(tmp_path: Path) -> None:
-    done = run_process("hw=h100", "model=llama3_1_70b", "parallel.tp=8", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    for word in ("step time", "peak memory", "MFU", "tokens/s", "energy", "cost", "activations", "sequence_parallel=true", "dp=8"):
-        assert word in done.stdout
-    assert left_behind(tmp_path) == set()
-
-
 def test_a_trial_from_the_checkout_leaves_no_hydra_folders() -> None:
     before = left_behind(ROOT)
-    assert run_process("parallel.tp=8", cwd=ROOT).returncode == 0
+    assert run("parallel.tp=8", cwd=ROOT).returncode == 0
     assert left_behind(ROOT) - before <= {"__pycache__"}
 
 
@@ -102,7 +94,7 @@ def test_a_users_own_options_and_sweeps_are_found(tmp_path: Path) -> None:
     (tmp_path / "sweeps").mkdir()
     space = "search: {study: own, space: {parallel.tp: '1,2', hw: [h100, a100]}}"
     (tmp_path / "sweeps/own.yaml").write_text(f"# @package _global_\ndefaults:\n  - override /model: mine\n{space}\n")
-    done = run_process("-m", "+sweeps=own", cwd=tmp_path)
+    done = run("-m", "+sweeps=own", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert len(pd.read_parquet(tmp_path / "results/own")) == 4
 
@@ -167,9 +159,9 @@ def test_ctrl_c_ends_a_sweep_with_130_and_keeps_what_was_done(tmp_path: Path) ->
 
 @pytest.mark.parametrize("module", ["rapid_dse", "rapid_dse.evaluate"])
 def test_help(tmp_path: Path, module: str) -> None:
-    done = run_process("--help", cwd=tmp_path, module=module)
-    assert done.returncode == 0
-    assert "python -m rapid_dse" in done.stdout
+    done = program.run(tmp_path, "--help", module=module)
+    assert done.code == 0
+    assert "python -m rapid_dse" in done.out
 
 
 @pytest.mark.parametrize(("arguments", "spared"), [(["parallel.tp=8"], "pyarrow"), (["-m", "parallel.tp=1,8"], "joblib")])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -127,6 +128,7 @@ QWEN3_30B_A3B = Model(  # Qwen/Qwen3-30B-A3B config.json: a head size of its own
 )
 
 
+@cache
 def load(group: str, name: str) -> dict[str, Any]:
     tree: dict[str, Any] = yaml.safe_load((ROOT / "conf" / group / f"{name}.yaml").read_text())
     return tree

@@ -46,6 +46,12 @@ def told(folder: Path, *arguments: str) -> dict[str, Any]:
     return found
 
 
+def swapped(folder: Path) -> dict[str, Any]:
+    """The second row of the study against its best, which are named by the start of a key and by a whole one."""
+    best = told(folder)
+    return told(folder, "--no-sensitivity", "--key", best["against"]["key"][:10], "--key", best["of"]["key"])
+
+
 def composed(*overrides: str) -> dict[str, float]:
     """What one trial gives, composed from overrides alone."""
     with hydra_ready():
@@ -89,7 +95,7 @@ def test_what_differs_is_named() -> None:
 
 
 def test_neighbours_are_what_a_trial_with_that_one_key_changed_gives(folder: Path) -> None:
-    found = told(folder, "--no-sensitivity")
+    found = told(folder)
     base = {key: value for key, value in found["of"]["settings"].items() if key not in ("parallel.dp", "parallel.schedule")}
     keys = {each["key"] for each in found["neighbours"]}
     assert {"parallel.tp", "parallel.pp", "parallel.zero", "parallel.recompute", "parallel.micro_batch_size"} <= keys
@@ -120,15 +126,14 @@ def ahead(first: Mapping[str, float], second: Mapping[str, float]) -> bool:
 
 def test_settings_give_the_row_again(folder: Path) -> None:
     """With every key that the study set beside the layout: what the host takes, and layouts that the framework does not offer."""
-    found = told(folder, "--no-sensitivity")["of"]
+    found = told(folder)["of"]
     assert (found["settings"]["software.host_step"], found["settings"]["software.enforce"]) == (0.02, False)
     again = composed(*overrides(found["settings"]))
     assert (again["step_time_s"], again["peak_memory_bytes"]) == (found["step_time_s"], found["peak_memory_bytes"])
 
 
 def test_set_to_its_turning_point_the_order_is_the_other_one_and_a_step_before_it_is_not(folder: Path) -> None:
-    table = told(folder, "--no-sensitivity")
-    found = told(folder, "--no-sensitivity", "--key", table["against"]["key"], "--key", table["of"]["key"])
+    found = swapped(folder)
     sides = [overrides(found[name]["settings"]) for name in ("of", "against")]
     now = ahead(*(composed(*each) for each in sides))
     assert found["turning_points"]
@@ -240,10 +245,10 @@ def test_operators_of_an_encoder_are_those_of_its_pass_forward() -> None:
 
 
 def test_a_key_may_be_shortened_and_what_is_wrong_is_one_line(folder: Path) -> None:
-    best = told(folder, "--no-sensitivity")
+    best, shortened = told(folder), swapped(folder)
     key = best["against"]["key"]
-    shortened = told(folder, "--no-sensitivity", "--key", key[:10])
     assert (shortened["of"]["key"], shortened["against"]["key"]) == (key, best["of"]["key"])
+    assert not shortened.get("sensitivity")
     module = {"module": "rapid_dse.explain"}
     assert "no row has it" in one_line(run(folder, "results/small", "--key", "xyz", **module))
     assert "rows start so" in one_line(run(folder, "results/small", "--key", "", **module))
@@ -253,9 +258,11 @@ def test_a_key_may_be_shortened_and_what_is_wrong_is_one_line(folder: Path) -> N
 
 
 def test_the_text_says_what_the_json_says(folder: Path) -> None:
-    out = done(folder, "results/small", module="rapid_dse.explain").out
-    found = told(folder)
+    """Of one key, which is set against the best."""
+    found = swapped(folder)
+    out = done(folder, "results/small", "--key", found["of"]["key"], module="rapid_dse.explain").out
     assert f"{found['of']['key'][:12]}: " in out
+    assert found["against"]["key"][:12] in out
     assert "what would turn the order round" in out
     assert "one change" in out
     assert "on another machine" in out

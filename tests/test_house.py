@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 from collections import Counter
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -33,10 +34,16 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 NAMES = {path: ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__") for path in MODULES}
 
 
+@cache
+def nodes(path: Path) -> tuple[ast.AST, ...]:
+    """All that a file's syntax tree holds."""
+    return tuple(ast.walk(ast.parse(path.read_text())))
+
+
 def imported(path: Path) -> set[str]:
     """The modules of this package that a file imports, wherever in the file it does."""
     known, found = set(NAMES.values()), set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in nodes(path):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
@@ -71,15 +78,15 @@ def test_no_two_modules_have_one_name() -> None:
 
 
 def test_no_two_classes_have_one_name() -> None:
-    counted = Counter(node.name for path in MODULES for node in ast.parse(path.read_text()).body if isinstance(node, ast.ClassDef))
+    modules = [node for path in MODULES for node in nodes(path) if isinstance(node, ast.Module)]
+    counted = Counter(node.name for module in modules for node in module.body if isinstance(node, ast.ClassDef))
     assert not [name for name, count in counted.items() if count > 1]
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_modules_and_functions_are_short(path: Path) -> None:
-    text = path.read_text()
-    assert len(text.splitlines()) <= 400, "split the module"
-    functions = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
+    assert len(path.read_text().splitlines()) <= 400, "split the module"
+    functions = [node for node in nodes(path) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
     lengths = {node.name: (node.end_lineno or 0) - node.body[0].lineno + 1 for node in functions}
     assert not {name: length for name, length in lengths.items() if length > 40}, "split the function"
 
@@ -90,11 +97,10 @@ KEYS = {"each"}  # of search, and of what is made of it
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_names_say_what_they_are(path: Path) -> None:
-    nodes = list(ast.walk(ast.parse(path.read_text())))
-    names = {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
-    names |= {node.arg for node in nodes if isinstance(node, ast.arg)}
-    names |= {node.name for node in nodes if isinstance(node, ast.FunctionDef | ast.ClassDef)}
-    fields = {node.target.id for node in nodes if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)}
+    names = {node.id for node in nodes(path) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
+    names |= {node.arg for node in nodes(path) if isinstance(node, ast.arg)}
+    names |= {node.name for node in nodes(path) if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+    fields = {node.target.id for node in nodes(path) if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)}
     assert not {name for name in names if name.strip("_") in WORDS_WITHOUT_A_NOUN and not (name in KEYS and name in fields)}, "add a noun"
 
 

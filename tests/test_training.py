@@ -244,16 +244,27 @@ UNHINDERED = {f"software__{name}": 0.0 for name in ("host_layer", "host_collecti
 
 
 @cache
+def drawn(name: str) -> Layouts:
+    """Random legal layouts of 512 GPUs, 4,000 where there are as many."""
+    return random_layouts(scenario(**SETTINGS[name]), 512, 512, 4000)
+
+
+@cache
 def table(name: str, count: int = 1500, **changes: float) -> tuple[Scenario, Layouts]:
-    of = scenario(**(SETTINGS[name] | changes))
-    return of, random_layouts(of, 512, 512, count)
+    """A scenario and the first ``count`` layouts, of which none depends on the changes."""
+    return scenario(**(SETTINGS[name] | changes)), drawn(name).take(slice(0, count))
+
+
+@cache
+def prices(name: str, **changes: float) -> Priced:
+    """Of the whole table."""
+    return price(*table(name, **changes))
 
 
 @pytest.mark.parametrize("name", SETTINGS)
 class TestEveryTable:
     def test_terms_are_not_negative_and_add_up(self, name: str) -> None:
-        of, rows = table(name)
-        result = price(of, rows)
+        of, result = table(name)[0], prices(name)
         times, sizes = time_terms(result), memory_terms(result)
         for term, values in (times | sizes).items():
             assert (values >= 0).all(), term
@@ -264,8 +275,7 @@ class TestEveryTable:
         assert ((result.mfu > 0) & (result.mfu < 1)).all()
 
     def test_a_gpu_draws_between_idle_and_its_limit(self, name: str) -> None:
-        of, rows = table(name)
-        result = price(of, rows)
+        (of, rows), result = table(name), prices(name)
         watts = result.energy_j / result.step_time_s / rows.num_gpus
         assert (watts > of.hw.energy.idle).all()
         assert (watts <= of.hw.energy.tdp * (1 + 1e-12)).all()
@@ -273,7 +283,7 @@ class TestEveryTable:
 
     def test_a_row_is_priced_alike_alone_and_in_any_company(self, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(training, "CHUNK", 1000)
-        of, rows = table(name, count=9000)  # more than a chunk
+        of, rows = table(name, count=4000)  # more than a chunk
         whole = price(of, rows)
         order = np.random.default_rng(1).permutation(len(rows))
         _same(price(of, rows.take(order)), whole, order)
@@ -338,7 +348,7 @@ class TestLaws:
     @pytest.mark.parametrize(("part", "factor"), CHANGES)
     def test_better_hardware_never_slows(self, name: str, part: str, factor: float) -> None:
         of, rows = table(name, **UNHINDERED)
-        before, after = price(of, rows).step_time_s, price(faster(of, part, factor), rows).step_time_s
+        before, after = prices(name, **UNHINDERED).step_time_s, price(faster(of, part, factor), rows).step_time_s
         # Where transfers fill a zero-bubble slot, faster weight gradients leave it as long but fill less of the tail.
         slack = np.where(SPLITS_BACKWARD.take(rows.schedule), np.where(rows.zero >= 2, 1.007, 1 + 1e-5), SLACK)
         assert (after <= before * slack).all()

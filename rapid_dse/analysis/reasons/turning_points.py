@@ -55,8 +55,11 @@ def turning_points(first: PricedTrial, second: PricedTrial, by: str = "step_time
     What fits is ahead of what does not; of two that fit, or that do not, the one with the better ``by``.
     """
     points = []
+    if first.scenario == second.scenario:  # then it is turned once for both
+        second = replace(second, scenario=first.scenario)
+    ranks = _ranks([(trial.scenario, trial.layout) for trial in (first, second)], by)
     for lever, of in _levers(first, second):
-        order = _Order(lever, of, (first, second), by)
+        order = _Order(lever, of, (first, second), ranks, by)
         now = _now(lever, first if of != "second" else second)
         points += [
             TurningPoint(lever.key, of, now, value, before, _effort(lever, now, value)) for value, before in _solved(lever, now, order)
@@ -171,13 +174,10 @@ def _halved(grid: ValueGrid, turned_at: int, not_at: int, order: _Order) -> tupl
 class _Order:
     """The order of two trials, with a lever turned on one of them or on both."""
 
-    def __init__(self, lever: Lever, of: str, trials: tuple[PricedTrial, PricedTrial], by: str) -> None:
-        first, second = trials
-        if first.scenario == second.scenario:  # then it is turned once for both
-            second = replace(second, scenario=first.scenario)
-        self._lever, self._of, self._trials, self._by = lever, of, (first, second), by
+    def __init__(self, lever: Lever, of: str, trials: tuple[PricedTrial, PricedTrial], ranks: tuple[_Rank, ...], by: str) -> None:
+        self._lever, self._of, self._trials, self._by = lever, of, trials, by
         self._known: dict[float, tuple[_Rank, _Rank] | None] = {}
-        self._now = _ranks([(trial.scenario, trial.layout) for trial in trials], by)
+        self._now = ranks
 
     def turned(self, value: float) -> bool | None:
         """Whether the one is ahead at this value that is not ahead now; None where it cannot be priced there."""
