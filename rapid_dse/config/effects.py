@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from pydantic import BaseModel
 
+from rapid_dse.common.remembered import remembered
 from rapid_dse.config.parts import keys_of, value_of
 
 if TYPE_CHECKING:
@@ -74,7 +75,7 @@ def in_vain(scenario: Scenario, keys: Iterable[str], command: str) -> list[str]:
 
 def require_no_refused(scenario: Scenario) -> None:
     """Raises ``ValueError`` where a key that is refused outside its conditions is set there."""
-    for key, value, default, only in _refused(scenario, ""):
+    for key, value, default, only in _refused(scenario):
         if not any(where.holds(_value(scenario, where.key, "")) for where in only.conditions):
             raise ValueError(without_effect(scenario, key, value, default, only))
 
@@ -88,14 +89,17 @@ def without_effect(scenario: Scenario, key: str, value: Any, default: Any, only:
     return f"{key}={named} has no effect with {now}; allowed: {usual}, or {needs}"
 
 
-def _refused(part: BaseModel, prefix: str) -> Iterator[tuple[str, Any, Any, Only]]:
+@remembered(1024)
+def _refused(part: BaseModel) -> tuple[tuple[str, Any, Any, Only], ...]:
+    """The keys below a part, which several scenarios may share, that are refused somewhere and set, with value, default and where not."""
+    listed: list[tuple[str, Any, Any, Only]] = []
     for name, default, conditions in _conditional(type(part)):
         value = value_of(part, name)
-        for only in conditions:
-            if value != default:
-                yield f"{prefix}{name}", value, default, only
+        if conditions and value != default:
+            listed += [(name, value, default, only) for only in conditions]
         if isinstance(value, BaseModel):
-            yield from _refused(value, f"{prefix}{name}.")
+            listed += [(f"{name}.{key}", *told) for key, *told in _refused(value)]
+    return tuple(listed)
 
 
 @cache

@@ -220,5 +220,7 @@ class Model(Frozen):
     @property
     def windows(self) -> tuple[int | None, ...]:
         """Tokens that a query of each layer sees at most; None: all."""
+        if self.sliding_window is None:
+            return (None,) * self.num_hidden_layers
         types = map(self.layer_type, range(self.num_hidden_layers))
         return tuple(self.sliding_window if kind == "sliding_attention" else None for kind in types)

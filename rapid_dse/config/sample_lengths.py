@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from rapid_dse.common.remembered import remembered
 from rapid_dse.config.model import Model
 from rapid_dse.config.run import Workload
 from rapid_dse.config.software import Software
@@ -54,7 +55,7 @@ def with_lengths(model: Model, work: Workload) -> Workload:
         said = getattr(work, name)
         if said not in (USUAL[name], value):
             raise ValueError(f"workload.{name}={said}: {_because(model, name, value)}; leave it out")
-    return work.model_copy(update=own)
+    return work if all(getattr(work, name) == value for name, value in own.items()) else work.model_copy(update=own)
 
 
 def with_loop(model: Model, work: Workload, software: Software) -> Software:
@@ -64,12 +65,20 @@ def with_loop(model: Model, work: Workload, software: Software) -> Software:
         software = software.model_copy(update={"loss": "fused" if model.num_experts else "in_place"})
     host = software.host
     if model.of_kind.chained and host.launch_norm is None:
-        return software.model_copy(update={"launch_norm": CHAINED})
+        return _with_norm(software, CHAINED)
     counts = model.num_experts > 0 and work.kind == "training" and work.expert_capacity is None and host.cuda_graphs != "full_iteration"
     if counts and host.launch_norm is None and host.routing_norm is not None:
-        return software.model_copy(update={"launch_norm": host.routing_norm})
-    if model.of_kind.looped:
-        return software
+        return _with_norm(software, host.routing_norm)
+    return software if model.of_kind.looped else _without_loop(software)
+
+
+@remembered(64)
+def _with_norm(software: Software, norm: float) -> Software:
+    return software.model_copy(update={"launch_norm": norm})
+
+
+@remembered(64)
+def _without_loop(software: Software) -> Software:
     return software.model_copy(update=WITHOUT_LOOP)
 
 

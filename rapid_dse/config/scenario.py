@@ -256,6 +256,7 @@ def siblings(path: list[str]) -> list[str]:
     return list(keys_of(model))
 
 
+@lru_cache(maxsize=4096)
 def without_parts(key: str) -> str:
     """The key of a path that may name parts of the schema: ``software.attention`` is the key ``software.attention``."""
     model: type[BaseModel] | None = Scenario

@@ -228,6 +228,9 @@ def resolved(engines: Engines) -> Engines:
     """
     pooled = engines.pooled
     degrees: dict[str, Any] = {"attention_dp": np.maximum(1, engines.attention_dp)}
+    if not pooled.any():
+        whole = Degrees(engines.tp, degrees["attention_dp"], engines.cp, engines.pp, engines.ep, engines.etp)
+        return replace(engines, **degrees, etp=_experts(engines.etp, whole), dp=_replicas(engines, whole))
     for pool, name in product(POOLS, POOL_DEGREES[:-1]):
         column = getattr(engines, f"{pool}_{name}")
         degrees[f"{pool}_{name}"] = column if name == "etp" else np.where(pooled, np.maximum(1, column), NOT_GIVEN)
@@ -236,9 +239,14 @@ def resolved(engines: Engines) -> Engines:
     for pool in POOLS:
         etp[f"{pool}_etp"] = np.where(pooled, _experts(getattr(engines, f"{pool}_etp"), engines.degrees(pool)), NOT_GIVEN)
     engines = replace(engines, **etp)
-    gpus, alone = engines.num_gpus, engines.degrees().gpus
-    dp = np.where(engines.dp == 0, np.where(gpus % alone == 0, gpus // alone, 0), engines.dp)
+    dp = _replicas(engines, engines.degrees())
     return _with_workers(replace(engines, dp=np.where(pooled, np.maximum(1, engines.dp), dp)))
+
+
+def _replicas(engines: Engines, degrees: Degrees) -> IntColumn:
+    """Engines of one kind that the GPUs make, where that is automatic; 0 where nothing comes out."""
+    gpus, alone = engines.num_gpus, degrees.gpus
+    return np.where(engines.dp == 0, np.where(gpus % alone == 0, gpus // alone, 0), engines.dp)
 
 
 def _with_workers(engines: Engines) -> Engines:

@@ -159,6 +159,8 @@ def engine_count(engines: Engines) -> FloatColumn:
 
 def _doublings(span: tuple[float, float], value: FloatColumn | float) -> FloatColumn:
     least, largest = span
+    if isinstance(value, float) and max(value / largest, least / max(value, 1e-9)) <= 1.0 + ROUNDED:
+        return np.zeros(())
     beyond = np.maximum(np.asarray(value) / largest, least / np.maximum(np.asarray(value), 1e-9))
     return np.asarray(np.log2(np.where(beyond > 1.0 + ROUNDED, beyond, 1.0)))
 

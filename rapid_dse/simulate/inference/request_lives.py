@@ -209,7 +209,7 @@ class SteppingEngine:
             + rounds * crowd.steady * round_wait
             + (1.0 - rounds) * (queue + crowd.steady * behind + 0.5 * full.total * crowd.busy)
         )
-        decoding = np.clip(1.0 - first / life, LEAST_DECODING, 1.0)
+        decoding = np.minimum(np.maximum(1.0 - first / life, LEAST_DECODING), 1.0)
         step = self.step(crowd.running, decoding)
         waiting = serving.decode_wait * (0.5 * rounds + decoding * (1.0 - rounds))
         decode = steps * step.total + waiting * passed.prompt * crowd.others * bool(steps)
@@ -263,7 +263,7 @@ def solved(answer: Callable[[FloatColumn], FloatColumn], low: FloatColumn, high:
     side = np.zeros(len(low), np.int8)
     for _ in range(BRACKETS):
         gap = np.maximum(below - above, 1e-300)
-        middle = np.clip(low + (high - low) * below / gap, low, high)
+        middle = np.minimum(np.maximum(low + (high - low) * below / gap, low), high)
         off = np.log(answer(np.exp(middle))) - middle
         up = off > 0
         above = np.where(up, np.where(side == 1, above / 2, above), off)

@@ -78,7 +78,7 @@ def price_products(scenario: Scenario, products: Sequence[Product], device: Oper
         form = scenario.software.experts.expert_products if product.matmul.routed else "streams"
         by_precision.setdefault((product_precision(scenario, product), form), []).append(product)
     for (precision, form), several in by_precision.items():
-        m, n, k, batch = (np.concatenate([np.broadcast_to(part, rows) for part in parts]) for parts in _axes(several))
+        m, n, k, batch = (np.concatenate([_column(part, rows) for part in parts]) for parts in _axes(several))
         shapes = np.stack([m, n, k, batch], axis=1)
         arithmetic = hw.arithmetic(precision)
         cost = distinct_seconds(device, shapes, form, arithmetic)
@@ -102,6 +102,11 @@ def price_products(scenario: Scenario, products: Sequence[Product], device: Oper
 
 def _axes(products: Sequence[Product]) -> list[list[NDArray[np.float64] | float]]:
     return [[getattr(product.matmul, axis) for product in products] for axis in ("m", "n", "k", "batch")]
+
+
+def _column(part: NDArray[np.float64] | float, rows: int) -> NDArray[np.float64]:
+    """A size of a product, one number or one for each row, as a column."""
+    return part if isinstance(part, np.ndarray) and len(part) == rows else np.full(rows, part, np.float64)
 
 
 def over_windows(scenario: Scenario, priced: Callable[[Scenario], KernelCost]) -> KernelCost:

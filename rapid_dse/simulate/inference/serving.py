@@ -57,6 +57,8 @@ class Engine(SteppingEngine):
 
     def serve(self, load: Load) -> Served:
         """How requests fare under each load."""
+        if load.static.all():
+            return self._static(load)
         grouped, forever = (load.rate <= 0) & (self.scenario.workload.length_spread == 0), np.full(len(load.rate), np.inf)
         sent = np.where(load.prompts > 0, np.maximum(1.0, load.prompts), np.inf)
         running = np.minimum(np.minimum(load.concurrency, self.capacity), sent)
