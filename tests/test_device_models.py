@@ -237,6 +237,6 @@ def test_keys_that_a_query_sees_are_counted_exactly(queries: int, more: int, win
 
 
 def test_passes_over_the_scores() -> None:
-    assert score_passes("forward", fused_softmax=True, causal=True, dropout=True) == (2.0, 2.5)
-    assert sum(score_passes("forward", fused_softmax=False, causal=True, dropout=False)) == 6.0
-    assert sum(score_passes("backward", fused_softmax=False, causal=True, dropout=False)) == 5.0
+    assert score_passes("forward", "fused_softmax", causal=True, dropout=True) == (2.0, 2.5)
+    assert sum(score_passes("forward", "unfused", causal=True, dropout=False)) == 6.0
+    assert sum(score_passes("backward", "unfused", causal=True, dropout=False)) == 5.0

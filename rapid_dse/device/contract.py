@@ -19,8 +19,8 @@ from rapid_dse.config.software import LibraryGeneration
 
 FloatArray = NDArray[np.float64]
 Direction = Literal["forward", "backward"]
-AttentionKernel = Literal["flash1", "flash2", "flash3", "cudnn", "triton", "ck", "efficient", "fused_softmax", "unfused"]
-UNFUSED: tuple[str, ...] = ("fused_softmax", "unfused")
+AttentionKernel = Literal["flash1", "flash2", "flash3", "cudnn", "triton", "ck", "efficient", "fused_softmax", "torch_softmax", "unfused"]
+UNFUSED: tuple[str, ...] = ("fused_softmax", "torch_softmax", "unfused")
 # Clocks of an SM for a parameter of AdamW: root, division, corrections and conversions, whatever the bytes. PyTorch's fused kernel on an
 # H200: 5.1 ps a parameter with 14 bytes each (all states of 16 bits), from 268 million to 1.07 billion of them; with 28 bytes (32 bits)
 # HBM sets the pace.
@@ -210,7 +210,7 @@ class OperatorModel(ABC):
 
     def _unfused(self, shape: AttentionShape, call: AttentionCall) -> FloatArray:
         """Two batched products forward, four backward, the passes over the scores between them, and copies of operands."""
-        direction, precision, fused = call.direction, call.precision, call.kernel == "fused_softmax"
+        direction, precision = call.direction, call.precision
         count = shape.batch * shape.heads
         products = [(shape.seq_q, shape.seq_kv, shape.head_dim), (shape.seq_q, shape.v_head_dim, shape.seq_kv)]
         if direction == "backward":
@@ -222,7 +222,7 @@ class OperatorModel(ABC):
             ]
         total = np.asarray(sum(self.gemm(m, n, k, batch=count, precision=precision) for m, n, k in products), dtype=np.float64)
         width = PRECISION_BYTES[precision]
-        for share in score_passes(direction, fused_softmax=fused, causal=shape.causal, dropout=call.dropout):
+        for share in score_passes(direction, call.kernel, causal=shape.causal, dropout=call.dropout):
             total = total + self.elementwise(count * shape.seq_q * shape.seq_kv * width * share)
         copied = count * shape.seq_q * shape.head_dim * width
         return total + self.elementwise(copied * OPERAND_PASSES[call.kernel, direction])
@@ -235,21 +235,29 @@ OPERAND_PASSES = {
     ("unfused", "backward"): 14.0,
     ("fused_softmax", "forward"): 2.0,
     ("fused_softmax", "backward"): 2.0,
+    ("torch_softmax", "forward"): 2.0,
+    ("torch_softmax", "backward"): 2.0,
 }
 
 
-def score_passes(direction: Direction, *, fused_softmax: bool, causal: bool, dropout: bool) -> tuple[float, ...]:
+def score_passes(direction: Direction, kernel: str, *, causal: bool, dropout: bool) -> tuple[float, ...]:
     """Reads and writes of the score matrix between the products, one number a kernel, in units of the matrix's size.
 
     Fused (Megatron's scaled masked softmax): one kernel reads and writes forward, one reads two and writes one backward. Plain
     PyTorch adds the mask as a kernel of its own (reads scores and mask, writes), and its softmax reads a row once more
-    (backward: both operands). Dropout reads, writes, and keeps a mask of a byte (half of a 16-bit score).
+    (backward: both operands). Where Megatron runs PyTorch's kernels in the fused one's place (``torch_softmax``), they work in fp32, twice
+    as wide: copied, scaled, masked (a mask of bytes beside it), softmax, copied back. Dropout reads, writes, and keeps a mask of a byte
+    (half of a 16-bit score).
     """
-    again = 0.0 if fused_softmax else 1.0
+    again = 0.0 if kernel == "fused_softmax" else 1.0
     drop = (2.5,) if dropout else ()
+    if kernel == "torch_softmax":
+        mask = (4.5,) if causal else ()
+        softmax = 2 * (2.0 + again) if direction == "forward" else 2 * (3.0 + 2 * again)
+        return (3.0, 4.0, *mask, softmax, 3.0, *drop)
     if direction == "backward":
         return (3.0 + 2 * again, *drop)
-    mask = (3.0,) if causal and not fused_softmax else ()
+    mask = (3.0,) if causal and kernel == "unfused" else ()
     return (2.0 + again, *mask, *drop)
 
 

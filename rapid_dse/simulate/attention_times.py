@@ -14,6 +14,7 @@ from rapid_dse.device.contract import OPERAND_PASSES, UNFUSED, score_passes
 from rapid_dse.model.architecture import LayerKind
 from rapid_dse.model.layers.part import CoreAttention, Part
 from rapid_dse.model.shapes import MicroBatch
+from rapid_dse.simulate.fused_softmax import by_torch
 from rapid_dse.simulate.ring_attention import AttentionKernels, Direction, ring_attention
 
 FloatColumn = NDArray[np.float64]
@@ -75,9 +76,10 @@ def attention_bytes(scenario: Scenario, core: CoreAttention | None, shape: Micro
     kernel = scenario.attention_kernel
     if kernel not in UNFUSED:
         return 3.0 * operands
-    dropout, fused = scenario.model.drops_out(scenario.software.kernels.dropout), kernel == "fused_softmax"
+    drops, chained = scenario.model.drops_out(scenario.software.kernels.dropout), by_torch(scenario, core, shape)
     hbm_bytes = 3.0 * operands
     for way in DIRECTIONS:
-        passes = sum(score_passes(way, fused_softmax=fused, causal=core.causal, dropout=dropout))
+        whole, apart = (sum(score_passes(way, name, causal=core.causal, dropout=drops)) for name in (kernel, "torch_softmax"))
+        passes = np.where(chained, apart, whole)
         hbm_bytes = hbm_bytes + width * shape.tokens * core.heads * (passes * shape.seq_len + OPERAND_PASSES[kernel, way] * core.head_dim)
     return hbm_bytes

@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 from rapid_dse.common.columns import added
 from rapid_dse.config.scenario import Scenario
 from rapid_dse.model.architecture import LayerKind, architecture_of
-from rapid_dse.model.shapes import ONE
+from rapid_dse.model.shapes import ONE, MicroBatch
 from rapid_dse.parallel.layouts import Layouts
+from rapid_dse.simulate.fused_softmax import LAUNCHES, by_torch
 
 FloatColumn = NDArray[np.float64]
 
@@ -85,9 +86,20 @@ def _launches(scenario: Scenario, layouts: Layouts, kind: LayerKind) -> FloatCol
     eager = [part.operations() for part in kind.parts]
     if not captured and scenario.software.kernels.eager and all(kernel is not None for kernel in eager):
         return np.full(len(layouts), (sum(kernel or 0.0 for kernel in eager) + ADAPTER * adapters) / EAGER_LAYER)
+    known = ahead + (np.zeros(len(layouts)) if captured else _softmax_launches(scenario, layouts, kind))
     if not kind.copies:
-        return np.full(len(layouts), (REPLAY if captured else ahead + MLP) / dense)
-    return (ahead + _expert_launches(scenario, layouts, captured)) / dense
+        return np.full(len(layouts), REPLAY / dense) if captured else (known + MLP) / dense
+    return (known + _expert_launches(scenario, layouts, captured)) / dense
+
+
+def _softmax_launches(scenario: Scenario, layouts: Layouts, kind: LayerKind) -> FloatColumn:
+    """Those that stand beyond a fused softmax's one."""
+    shape = MicroBatch.of(layouts, scenario.workload)
+    core = kind.attention(shape)
+    if core is None:
+        return np.zeros(len(layouts))
+    launches: FloatColumn = LAUNCHES * by_torch(scenario, core, shape).astype(np.float64)
+    return launches
 
 
 def launches_of(scenario: Scenario, layouts: Layouts, kind: LayerKind, apart: float) -> FloatColumn:

@@ -7,7 +7,7 @@ a step's rectangle counts, all queries with half of the keys or half of them wit
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -18,6 +18,7 @@ from rapid_dse.device import AttentionCall, AttentionSizes, OperatorModel
 from rapid_dse.device.contract import UNFUSED
 from rapid_dse.model.layers.part import CoreAttention
 from rapid_dse.model.shapes import MicroBatch, mean_context
+from rapid_dse.simulate.fused_softmax import by_torch
 
 FloatColumn = NDArray[np.float64]
 Rows = NDArray[np.bool_]
@@ -60,26 +61,28 @@ class AttentionKernels:
         scenario, shape, core = self.scenario, self.shape, self.core
         causal = core.causal if causal is None else causal
         precision = scenario.workload.precision
-        seconds: FloatColumn = self.device.attention(
-            AttentionSizes(
-                shape.micro_batch_size[rows] * self.documents,
-                core.heads[rows],
-                core.kv_heads[rows],
-                queries,
-                keys,
-                core.head_dim,
-                causal=causal,
-                window=core.window if causal else None,
-                v_head_dim=None if core.value_dim == core.head_dim or scenario.attention_kernel in PADS_VALUES else core.value_dim,
-            ),
-            AttentionCall(
-                direction=self.direction,
-                kernel=scenario.attention_kernel,
-                precision="bf16" if scenario.narrow else precision,
-                dropout=scenario.model.drops_out(scenario.software.kernels.dropout),
-                generation=scenario.software.kernels.library_generation,
-            ),
+        sizes = AttentionSizes(
+            shape.micro_batch_size[rows] * self.documents,
+            core.heads[rows],
+            core.kv_heads[rows],
+            queries,
+            keys,
+            core.head_dim,
+            causal=causal,
+            window=core.window if causal else None,
+            v_head_dim=None if core.value_dim == core.head_dim or scenario.attention_kernel in PADS_VALUES else core.value_dim,
         )
+        call = AttentionCall(
+            direction=self.direction,
+            kernel=scenario.attention_kernel,
+            precision="bf16" if scenario.narrow else precision,
+            dropout=scenario.model.drops_out(scenario.software.kernels.dropout),
+            generation=scenario.software.kernels.library_generation,
+        )
+        seconds: FloatColumn = self.device.attention(sizes, call)
+        chained = by_torch(scenario, core, shape)[rows]
+        if chained.any():
+            seconds = np.where(chained, self.device.attention(sizes, replace(call, kernel="torch_softmax")), seconds)
         return seconds
 
     def merging(self, rows: Rows) -> FloatColumn:
