@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from rapid_dse.common.remembered import remembered
 from rapid_dse.config.hardware import Network, NetworkDimension
 from rapid_dse.config.scenario import Scenario
 from rapid_dse.interconnect.nccl import DEFAULT, Nccl
@@ -36,6 +37,7 @@ class _Ring:
     size: Floats
 
 
+@remembered(64)
 def require_closed_form(network: Network) -> None:
     """Refuses a network that only an event-driven backend can price.
 
@@ -227,7 +229,12 @@ def port_rate(dimension: NetworkDimension, members: Floats, stride: Floats) -> F
 
 
 def _ring(span: Span, network: Network) -> _Ring:
-    """The ring through all members, by dimensions: the ``below`` members within a boundary all send across it, on their own NICs."""
+    """The ring through all members, found once a group."""
+    return span.remembered.once((_ring_of, network), lambda: _ring_of(span, network))
+
+
+def _ring_of(span: Span, network: Network) -> _Ring:
+    """The ring, by dimensions: the ``below`` members within a boundary all send across it, on their own NICs."""
     below: Floats = np.asarray(1.0)
     rate: Floats = np.asarray(np.inf)
     chain: Floats = np.asarray(0.0)

@@ -67,6 +67,8 @@ def sum_of(transfers: Iterable[Transfer]) -> Transfer:
 def all_gather(bytes_: npt.ArrayLike, span: Span, network: Network) -> Transfer:
     """Gathers to ``bytes_``, the full result, around a ring."""
     size = np.asarray(bytes_, dtype=np.float64)
+    if span.is_alone:
+        return _of_nobody(size, span)
     return _on_ring(closed_form.all_gather(size, span, network), size * (1.0 - 1.0 / span.size), span, network)
 
 
@@ -78,6 +80,8 @@ def reduce_scatter(bytes_: npt.ArrayLike, span: Span, network: Network) -> Trans
 def all_reduce(bytes_: npt.ArrayLike, span: Span, network: Network) -> Transfer:
     """Sums buffers of ``bytes_``: around a ring, or up and down trees that carry as much, or in the switches."""
     size = np.asarray(bytes_, dtype=np.float64)
+    if span.is_alone:
+        return _of_nobody(size, span)
     seconds, where = closed_form.all_reduce_and_where(size, span, network)
     sent = _on_ring(seconds, 2.0 * size * (1.0 - 1.0 / span.size), span, network)
     if np.any(where == closed_form.IN_NODE_SWITCH):
@@ -103,6 +107,8 @@ def _in_fabric(seconds: Floats, size: Floats, span: Span, network: Network) -> T
 def all_to_all(bytes_: npt.ArrayLike, span: Span, network: Network) -> Transfer:
     """Sends 1/n of ``bytes_`` to each of the n members; a byte crosses the outermost dimension on which its two ends differ."""
     size = np.asarray(bytes_, dtype=np.float64)
+    if span.is_alone:
+        return _of_nobody(size, span)
     seconds = closed_form.all_to_all(size, span, network)
     share, below = [], np.ones(())
     for members in span.members:
@@ -130,13 +136,23 @@ def send_to_next(bytes_: npt.ArrayLike, span: Span, network: Network) -> Transfe
     The seconds are those of the worst hop, so are the busy ports; the bytes are the mean of the chain's hops.
     """
     size = np.asarray(bytes_, dtype=np.float64)
+    if span.is_alone:
+        return _of_nobody(size, span)
     hops = np.stack(np.broadcast_arrays(*_crossings(span)))
     return _hop(size, hops / np.maximum(hops.sum(axis=0), 1e-300), span, network)
 
 
 def pass_round(bytes_: npt.ArrayLike, span: Span, network: Network) -> Transfer:
     """Each member of a ring sends ``bytes_`` to the next; seconds and busy ports are those of the worst hop."""
-    return _hop(np.asarray(bytes_, dtype=np.float64), _ring_shares(span), span, network)
+    size = np.asarray(bytes_, dtype=np.float64)
+    return _of_nobody(size, span) if span.is_alone else _hop(size, _ring_shares(span), span, network)
+
+
+def _of_nobody(size: Floats, span: Span) -> Transfer:
+    """What groups of one member each send: nothing."""
+    shape = np.broadcast_shapes(size.shape, span.size.shape)
+    every = np.zeros((len(span.members), *shape))
+    return Transfer(np.zeros(shape), every, every)
 
 
 def _hop(size: Floats, shares: Floats, span: Span, network: Network) -> Transfer:
@@ -154,6 +170,11 @@ def _on_ring(seconds: Floats, flow: Floats, span: Span, network: Network) -> Tra
 
 
 def _ring_shares(span: Span) -> Floats:
+    """``_shares_of_ring``, found once a group."""
+    return span.remembered.once((_shares_of_ring,), lambda: _shares_of_ring(span))
+
+
+def _shares_of_ring(span: Span) -> Floats:
     """Share of a ring's hops that cross each dimension, ``(n_dimensions, n_layouts)``; they add up to 1, or to 0 in a group of one."""
     shares, below = [], np.ones(())
     for members in span.members:
@@ -173,6 +194,11 @@ def _crossings(span: Span) -> list[Floats]:
 
 
 def _ports(span: Span, network: Network) -> Floats:
+    """``_rates_of_ports``, found once a group."""
+    return span.remembered.once((_rates_of_ports, network), lambda: _rates_of_ports(span, network))
+
+
+def _rates_of_ports(span: Span, network: Network) -> Floats:
     """Bytes/s that a GPU's port carries into each dimension, for all its transfers together, ``(n_dimensions, 1 or n_layouts)``."""
     rates = [
         closed_form.port_rate(dimension, members, stride)

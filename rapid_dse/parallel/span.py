@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import reduce
+from functools import cached_property, reduce
 from operator import mul
 
 import numpy as np
 import numpy.typing as npt
+
+from rapid_dse.common.remembered import Remembered
 
 Floats = npt.NDArray[np.float64]
 
@@ -25,10 +27,20 @@ class Span:
     members: tuple[Floats, ...]
     strides: tuple[Floats, ...]
 
-    @property
+    @cached_property
     def size(self) -> Floats:
         """Members of the group, shape ``(n_layouts,)``."""
         return reduce(mul, self.members)
+
+    @cached_property
+    def is_alone(self) -> bool:
+        """Whether no group has a second member."""
+        return bool((self.size <= 1).all())
+
+    @cached_property
+    def remembered(self) -> Remembered:
+        """What was worked out of this very group."""
+        return Remembered(8)
 
     def parts(self, inner: int) -> Floats:
         """How many parts of the network's first ``inner`` dimensions the group is spread over, shape ``(n_layouts,)``."""
