@@ -359,13 +359,6 @@ class TestDispatchers:
         assert Workload(expert_imbalance=1.0).expert_load(ranks).tolist() == [1.0, 1.0]
         assert Workload(kind="inference", prompt_len=8, decode_len=8).expert_load(ranks).tolist() == [1.0, 1.0]
 
-    def test_the_loss_is_what_recipes_of_such_models_have(self) -> None:
-        """Dense models' has a copy of the logits in fp32, that of experts one kernel: 46 and 8 bytes a logit."""
-        for model, named in (("llama3_1_8b", "in_place"), ("mixtral_8x7b", "fused")):
-            by_recipe, told = (scenario(model=model, software__loss=loss) for loss in ("recipes", named))
-            assert priced(by_recipe, {"num_gpus": 8}).step_time_s[0] == priced(told, {"num_gpus": 8}).step_time_s[0]
-            assert by_recipe.software.kernels.loss == named
-
     def test_exchanges_hide_behind_another_micro_batch(self) -> None:
         shown, hidden = (scenario(**MIXTRAL | {"software__expert_overlap": on, "software__ep_overlap": 1.0}) for on in (False, True))
         row = {"num_gpus": 16, "ep": 8, "tp": 2, "global_batch_size": 16}

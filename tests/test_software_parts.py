@@ -72,7 +72,7 @@ def test_overrides_name_keys_flat(key: str, line: str) -> None:
     ("tree", "line"),
     [
         ({"kernels": {"host_layer": 1}}, "host_layer stands in kernels; expected it in host"),
-        ({"kernels": {"loss": "x"}}, "expected one of|'whole', 'in_place', 'fused', 'chunked' or 'recipes'"),
+        ({"kernels": {"loss": "x"}}, "expected one of|'whole', 'in_place', 'fused' or 'chunked'"),
         ({"host": 3}, "host"),
     ],
 )
@@ -84,7 +84,7 @@ def test_a_wrong_file_is_refused(tree: dict[str, Any], line: str) -> None:
 def test_a_wrong_value_in_a_part_is_named_flat(tmp_path: Path) -> None:
     ended = program.run(tmp_path, "software.loss=x", "hw.num_gpus=8")
     assert ended.code == 2
-    assert "software.loss='x': expected one of 'whole', 'in_place', 'fused', 'chunked' or 'recipes'" in ended.err
+    assert "software.loss='x': expected one of 'whole', 'in_place', 'fused' or 'chunked'" in ended.err
 
 
 def test_units_of_grouped_keys() -> None:

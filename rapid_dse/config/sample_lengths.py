@@ -60,9 +60,7 @@ def with_lengths(model: Model, work: Workload) -> Workload:
 
 def with_loop(model: Model, work: Workload, software: Software) -> Software:
     """The profile as far as the framework runs: of a product by itself there is no loop, no optimizer and no state of one; where steps need
-    each other, or the host each layer's routing, host and device wait for each other. The loss is what recipes of such models have."""
-    if software.kernels.loss == "recipes":
-        software = software.model_copy(update={"loss": "fused" if model.num_experts else "in_place"})
+    each other, or the host each layer's routing, host and device wait for each other."""
     host = software.host
     if model.of_kind.chained and host.launch_norm is None:
         return _with_norm(software, CHAINED)

@@ -37,8 +37,7 @@ class KernelSettings(SchemaPart):
     # The loss over the vocabulary. whole: fp32 copies of all logits and of their gradient beside the 16-bit ones; in_place: of the logits
     # alone, a copy that turns into their softmax and their gradient (Megatron Core); fused: one kernel that overwrites the logits with
     # their gradient; chunked: head and loss run chunk after chunk, and only one chunk's logits are alive.
-    # recipes: as Megatron Core's have it, in_place of dense models, fused of mixtures of experts.
-    loss: Literal["whole", "in_place", "fused", "chunked", "recipes"] = "whole"
+    loss: Literal["whole", "in_place", "fused", "chunked"] = "whole"
     dropout: Annotated[bool, SILENT, TRAINED] = False  # whether dropout runs in the training of a model that does not say (model.dropout)
     # Times the HBM bytes of fully fused norms, residuals, rotary embedding and activation: 1 is one kernel for each, eager PyTorch 2 to 4.
     elementwise_traffic: Annotated[float, Field(ge=0.5, le=8)] = 2.0
