@@ -54,7 +54,7 @@ def step_seconds(passes: FloatColumn, pipeline: Pipeline, micro_batches: Ints, k
         for pass_kind in np.flatnonzero(np.bincount(run)).tolist():
             here = np.flatnonzero(run == pass_kind)
             rows = unsettled[here]
-            end, fastest, slowest = _run(passes if len(rows) == len(seconds) else passes.take(rows, axis=1), row_of, pipeline, pass_kind)
+            end, fastest, slowest = _run(passes, rows, row_of, pipeline, pass_kind)
             more = (micro_batches[rows] - pass_kind) // pp  # groups
             seconds[rows] = end + more * slowest
             settled[here] = (more == 0) | (slowest - fastest <= SETTLED * slowest)
@@ -62,15 +62,12 @@ def step_seconds(passes: FloatColumn, pipeline: Pipeline, micro_batches: Ints, k
     return seconds
 
 
-def _run(passes: FloatColumn, kind: Shorts, pipeline: Pipeline, micro_batches: int) -> FloatColumn:
-    """The recurrence itself, ``(3, n)``: the step's seconds, and the shortest and the longest that a stage took for its last group of pp
-    micro-batches before the end."""
-    n = passes.shape[1]
-    lanes = -(-n // (-(-n // LANES) * VECTOR)) * VECTOR  # of equal rounds, as few as hold all
-    padded = np.zeros((len(passes) + 1, -(-n // lanes) * lanes))  # a wait takes no time
-    padded[:-1, :n] = passes
+def _run(passes: FloatColumn, layouts: Ints, kind: Shorts, pipeline: Pipeline, micro_batches: int) -> FloatColumn:
+    """The recurrence itself, ``(3, n)``, of the ``layouts`` at these positions: the step's seconds, and the shortest and the longest that a
+    stage took for its last group of pp micro-batches before the end."""
+    lanes = -(-len(layouts) // (-(-len(layouts) // LANES) * VECTOR)) * VECTOR  # of equal rounds, as few as hold all
     sequence, rows = _sequence_of(pipeline, micro_batches)
-    ends: FloatColumn = _ends(sequence, kind, rows, padded, (pipeline[1], lanes))[:, :n]
+    ends: FloatColumn = _ends(sequence, kind, rows, passes, layouts, (pipeline[1], lanes))
     return ends
 
 
@@ -217,20 +214,26 @@ def sums(counts: FloatColumn, values: FloatColumn) -> FloatColumn:
     return total
 
 
-@compiled_once("float64[:, ::1](int32[:, ::1], int32[::1], int64, float64[:, ::1], UniTuple(int64, 2))", _SOURCE, error_model="numpy")
-def _ends(sequence: Shorts, kinds: Shorts, rows: int, passes: FloatColumn, size: tuple[int, int]) -> FloatColumn:
-    """What ``_run`` says, of so many ``rows`` of ends at a time; the number of layouts divides by ``lanes``.
+@compiled_once(
+    "float64[:, ::1](int32[:, ::1], int32[::1], int64, float64[:, ::1], int64[::1], UniTuple(int64, 2))", _SOURCE, error_model="numpy"
+)
+def _ends(sequence: Shorts, kinds: Shorts, rows: int, passes: FloatColumn, layouts: Ints, size: tuple[int, int]) -> FloatColumn:
+    """What ``_run`` says, of so many ``rows`` of ends at a time.
 
-    ``kinds``: the row of ``passes`` of each pass. ``size``: the stages, and the ``lanes``: a loop of a constant length would be unrolled
-    and not made into vector instructions.
+    ``kinds``: the row of ``passes`` of each pass, of which a wait, which takes no time, is the one behind the last. ``size``: the stages,
+    and the ``lanes``: a loop of a constant length would be unrolled and not made into vector instructions. The last round may leave lanes
+    over, whose numbers nobody reads.
     """
     stages, lanes = size
     before, source, which, kept, own_row = sequence
-    total, n = len(which), passes.shape[1]
+    total, n = len(which), len(layouts)
     end, marked = np.zeros((rows + 1, lanes)), np.zeros((4 * stages, lanes))
-    ends, mine = np.zeros((3, n)), np.zeros((len(passes), lanes))
+    ends, mine = np.zeros((3, n)), np.zeros((len(passes) + 1, lanes))
     for first in range(0, n, lanes):
-        mine[:] = passes[:, first : first + lanes]
+        here = min(lanes, n - first)
+        for kind in range(len(passes)):
+            for lane in range(here):
+                mine[kind, lane] = passes[kind, layouts[first + lane]]
         for t in range(total):
             own, other, kind, row = before[t], source[t], kinds[which[t]], own_row[t]
             for lane in range(lanes):
@@ -241,7 +244,7 @@ def _ends(sequence: Shorts, kinds: Shorts, rows: int, passes: FloatColumn, size:
                 marked[slot] = end[row]
                 if slot // stages == BEGINS:
                     marked[slot] -= mine[kind]
-        for lane in range(lanes):
+        for lane in range(here):
             ends[1, first + lane] = np.inf
             for stage in range(stages):
                 took = marked[GROUP_ENDS * stages + stage, lane] - marked[GROUP_BEGINS * stages + stage, lane]

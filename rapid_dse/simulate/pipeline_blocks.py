@@ -48,20 +48,19 @@ class PipelineBlock:
 
 
 def pipeline_blocks(schedule: IntColumn, shared_stages: Shared[Stages]) -> Iterator[PipelineBlock]:
-    """All rows of a table, whose schedules and stages these are, each in one block."""
+    """All rows of a table, whose schedules and stages these are, each in one block; of one pipeline the rows follow each other."""
     kinds = shared_stages.of.layers.shape[-1]
     number = schedule * kinds + shared_stages.kind
-    counts = np.bincount(number)
-    many = counts >= LEAST
-    if many.any():
-        order, ends = np.argsort(number.astype(np.uint16) if len(counts) <= SHORT else number, kind="stable"), np.cumsum(counts)
-        for pair in np.flatnonzero(many).tolist():
-            code, kind = divmod(pair, kinds)
-            stages, candidates = shared_stages.of.of_layout(kind)
-            for rows in _pieces(order[ends[pair] - counts[pair] : ends[pair]]):
-                yield PipelineBlock(rows, code, stages, candidates)
-    few = np.flatnonzero(~many.take(number))
-    codes, every = schedule.take(few), np.arange(shared_stages.of.layers.shape[0])
+    counts, every = np.bincount(number), np.arange(shared_stages.of.layers.shape[0])
+    order = np.argsort(number.astype(np.uint16) if len(counts) <= SHORT else number, kind="stable")
+    ends, many = np.cumsum(counts), counts >= LEAST
+    for pair in np.flatnonzero(many).tolist():
+        code, kind = divmod(pair, kinds)
+        stages, candidates = shared_stages.of.of_layout(kind)
+        for rows in _pieces(order[ends[pair] - counts[pair] : ends[pair]]):
+            yield PipelineBlock(rows, code, stages, candidates)
+    few = order if not many.any() else order[~many.take(number.take(order))]
+    codes = schedule.take(few)
     for code in np.flatnonzero(np.bincount(codes)).tolist():
         for rows in _pieces(few[codes == code]):
             yield PipelineBlock(rows, code, rows_of(shared_stages.of, shared_stages.kind.take(rows)), every)

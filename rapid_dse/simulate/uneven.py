@@ -126,37 +126,34 @@ def _run(scenario: Scenario, code: int, passes: ChunkPasses, rows: Positions) ->
     step_seconds = _recurrence().step_seconds
     pass_kinds = KINDS if SCHEDULE_CLASSES[code].splits_backward else 2
     splits, micro_batches, seconds = passes.split.take(rows), passes.layouts.num_micro_batches.take(rows), np.empty(len(rows))
-    every = len(rows) == len(passes.split)
-    for places in by_value(splits):
-        pipeline = unpacked(int(splits[places[0]]))
-        at = None if every and len(places) == len(rows) else rows.take(places)
+    for part in runs_of(splits):
+        pipeline, here = unpacked(int(splits[part.start])), rows[part]
+        neighbours = here[-1] - here[0] == len(here) - 1
+        at = slice(int(here[0]), int(here[-1]) + 1) if neighbours else here
         lasting, pass_kind = _lasting(scenario, passes, at, pipeline, pass_kinds)
-        seconds[places] = step_seconds(lasting, (code, *pipeline[:2]), micro_batches.take(places), pass_kind)
+        seconds[part] = step_seconds(lasting, (code, *pipeline[:2]), micro_batches[part], pass_kind)
     return seconds
 
 
 def _lasting(
-    scenario: Scenario, passes: ChunkPasses, at: Positions | None, pipeline: tuple[int, int, StageMap], pass_kinds: int
+    scenario: Scenario, passes: ChunkPasses, at: Positions | slice, pipeline: tuple[int, int, StageMap], pass_kinds: int
 ) -> tuple[FloatColumn, Positions]:
     """Seconds that each pass of ``StagePasses`` lasts in layouts of one pipeline, ``(n_lasting, n)``, and which of them each of the
-    ``pass_kinds * pp * chunks`` passes is, by kind and place; ``at``: the layouts in ``passes``, ``(n,)``, None for all."""
+    ``pass_kinds * pp * chunks`` passes is, by kind and place; ``at``: the layouts in ``passes``, ``(n,)``."""
     split = split_of(scenario)
     columns = (*passes.ends, *passes.sends, *(part[kind] for kind in range(split.kinds) for part in passes.layers))
     device, launches, _ = _shares(split, pipeline, pass_kinds)
-    host_layer = passes.host if at is None else passes.host.take(at)
-    spent = np.stack(columns if at is None else [column.take(at) for column in columns])
-    host = launches[:, :1] * host_layer + launches[:, 1:] * micro_batch_seconds(scenario)
+    spent = np.stack([column[at] for column in columns])
+    host = launches[:, :1] * passes.host[at] + launches[:, 1:] * micro_batch_seconds(scenario)
     stage_passes, on_device = _passes_of_stages(split, pipeline, pass_kinds), _recurrence().sums(device, spent)
     launched = _launched_split if pass_kinds == KINDS else _launched
     return launched(scenario, stage_passes, on_device, host), stage_passes.which
 
 
-def by_value(column: IntColumn) -> list[Positions]:
-    """Where each value of a column stands, each value's places ascending."""
-    if (column == column[0]).all():
-        return [np.arange(len(column))]
-    order = np.argsort(column, kind="stable")
-    return np.split(order, np.flatnonzero(np.diff(column.take(order))) + 1)
+def runs_of(column: IntColumn) -> list[slice]:
+    """Where neighbours have one value, in order."""
+    ends = [*(np.flatnonzero(np.diff(column)) + 1).tolist(), len(column)]
+    return [slice(start, end) for start, end in zip([0, *ends[:-1]], ends, strict=True)]
 
 
 def pass_seconds(scenario: Scenario, code: int, passes: ChunkPasses) -> FloatColumn:
