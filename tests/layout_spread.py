@@ -53,9 +53,13 @@ def case(
     return Case(tuple(changes.items()), schedule, hw, model, tuple((settings or {}).items()))
 
 
+LAYERS = {"model__num_hidden_layers": 16}
+
+
 def _alone() -> list[Case]:
     tensor = [case(num_gpus=n, tp=n, sequence_parallel=sp, global_batch_size=4) for n in (2, 8) for sp in (0, 1)]
-    context = [case(num_gpus=n, cp=n, global_batch_size=4, recompute=r) for n, r in ((2, 0), (8, 1), (16, 2))]
+    context = [case(num_gpus=n, cp=n, global_batch_size=4, recompute=r) for n, r in ((2, 0), (8, 1))]
+    context += [case(num_gpus=16, cp=16, global_batch_size=4, recompute=2, settings=LAYERS)]
     data = [case(num_gpus=n, zero=zero, global_batch_size=2 * n) for n in (4, 16) for zero in range(4)]
     piped = [case(name, num_gpus=pp, pp=pp, global_batch_size=m) for name in ("gpipe", "1f1b", "zero_bubble")
              for pp, m in ((2, 8), (4, 16), (8, 8))]  # fmt: skip
@@ -71,19 +75,19 @@ def _mixed() -> list[Case]:
     schedules = (("gpipe", 1), ("1f1b", 1), ("zero_bubble", 1), ("interleaved_1f1b", 2))
     full = [case(name, num_gpus=64, tp=8, sequence_parallel=1, pp=4, vpp=v, global_batch_size=16, zero=zero)
             for (name, v) in schedules for zero in (0, 3)]  # fmt: skip
-    rings = [case(name, num_gpus=64, tp=2, sequence_parallel=1, cp=4, pp=4, vpp=v, global_batch_size=16, recompute=2)
-             for name, v in schedules]  # fmt: skip
+    rings = [case(name, num_gpus=64, tp=2, sequence_parallel=1, cp=4, pp=4, vpp=v, global_batch_size=16, recompute=2,
+                  settings=LAYERS) for name, v in schedules]  # fmt: skip
     uneven = [case(name, model=model, num_gpus=12, pp=6, global_batch_size=m, zero=zero) for name in ("gpipe", "1f1b", "zero_bubble")
               for model, m, zero in (("llama3_1_8b", 24, 2), ("llama2_7b", 16, 3))]  # fmt: skip
     others = [
         case(num_gpus=64, tp=16, sequence_parallel=1, pp=2, global_batch_size=8),
         case(num_gpus=32, tp=8, sequence_parallel=0, pp=2, global_batch_size=16),
-        case(num_gpus=32, tp=2, sequence_parallel=1, pp=16, global_batch_size=32, recompute=2),
-        case(num_gpus=64, tp=8, sequence_parallel=1, cp=2, pp=2, global_batch_size=32, zero=3),
+        case(num_gpus=32, tp=2, sequence_parallel=1, pp=16, global_batch_size=32, recompute=2, settings=LAYERS),
+        case(num_gpus=64, tp=8, sequence_parallel=1, cp=2, pp=2, global_batch_size=32, zero=3, settings=LAYERS),
         case(num_gpus=64, tp=8, sequence_parallel=1, pp=8, micro_batch_size=2, global_batch_size=16),
         case(num_gpus=16, tp=8, sequence_parallel=1, pp=2, global_batch_size=8, settings={"software__tp_backward_overlap": 0.2}),
         case(num_gpus=16, tp=8, pp=2, global_batch_size=8, settings={"software__tp_backward_overlap": 0.3}),
-        case(hw="a100", num_gpus=64, tp=4, sequence_parallel=1, cp=2, pp=2, global_batch_size=32, zero=2),
+        case(hw="a100", num_gpus=64, tp=4, sequence_parallel=1, cp=2, pp=2, global_batch_size=32, zero=2, settings=LAYERS),
         case(hw="mi300x", num_gpus=32, tp=8, sequence_parallel=1, pp=2, global_batch_size=16),
         case(hw="gb200", num_gpus=144, tp=8, sequence_parallel=1, cp=2, pp=3, global_batch_size=36),
         case(hw="v100", num_gpus=32, tp=4, pp=2, global_batch_size=16, settings={"workload__precision": "fp16"}),
@@ -126,7 +130,18 @@ def _bent() -> list[Case]:
         found += [
             *(case(name, num_gpus=64, tp=8, sequence_parallel=1, pp=4, global_batch_size=16, zero=zero) for zero in (0, 3)),
             case(name, num_gpus=32, tp=4, pp=4, global_batch_size=16, settings=TIED),
-            case(name, num_gpus=64, tp=2, sequence_parallel=1, cp=4, pp=4, global_batch_size=32, micro_batch_size=2, recompute=2),
+            case(
+                name,
+                num_gpus=64,
+                tp=2,
+                sequence_parallel=1,
+                cp=4,
+                pp=4,
+                global_batch_size=32,
+                micro_batch_size=2,
+                recompute=2,
+                settings=LAYERS,
+            ),
             case(name, num_gpus=12, pp=6, global_batch_size=24, zero=2),
             case(name, num_gpus=32, tp=4, pp=4, global_batch_size=16, settings={"software__host__host_layer": 0.008}),
             case(name, num_gpus=4, pp=4, global_batch_size=12, settings={"parallel__stage_layers": [6, 11, 8, 7]}),
@@ -215,7 +230,6 @@ def _experts() -> list[Case]:
     return [*alone, *rings, *split, *full, *others, *folded, *ways]
 
 
-LAYERS = {"model__num_hidden_layers": 16}
 WINDOWED = LAYERS | {
     "model__sliding_window": 1024,
     "model__layer_types": ["sliding_attention", "sliding_attention", "sliding_attention", "full_attention"],

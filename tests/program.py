@@ -8,6 +8,7 @@ import io
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -70,6 +71,22 @@ def process(folder: Path, *arguments: str, module: str = "rapid_dse", **options:
     started = start(folder, *arguments, module=module, **options)
     out, err = started.communicate(timeout=120)
     return Ended(started.returncode, out, err)
+
+
+IN_A_ROW = """
+import runpy, sys
+for arguments in {commands!r}:
+    sys.argv = list(arguments)
+    try:
+        runpy.run_module(arguments[0], run_name="__main__", alter_sys=True)
+    except SystemExit as end:
+        assert not end.code, (arguments, end.code)
+"""
+
+
+def in_a_row(*commands: Sequence[str]) -> str:
+    """What a Python process runs in the place of one process each: the commands (a module and its arguments), which must end well."""
+    return IN_A_ROW.format(commands=commands)
 
 
 def run(folder: Path, *arguments: str, module: str = "rapid_dse") -> Ended:

@@ -241,6 +241,7 @@ def test_snapshots_are_hardware_files_that_price_the_same(tmp_path: Path, monkey
 
 INTERRUPTED = """
 import sys
+from dataclasses import replace
 from pathlib import Path
 from generated import many, portion
 from rapid_dse.config.run import Debug, Search
@@ -250,8 +251,9 @@ import numpy as np
 workers._WORTH_WORKERS_SECONDS = 0.0
 chunks.CHUNK = 3000
 if __name__ == "__main__":
-    layouts = many(3000)
-    portions = [portion(layouts=layouts, hw__price=1.0 + step) for step in range(int(sys.argv[3]))]
+    first = portion(layouts=many(3000))
+    hardware = [first.scenario.hw.model_copy(update={"price": 1.0 + step}) for step in range(int(sys.argv[3]))]
+    portions = [replace(first, scenario=first.scenario.model_copy(update={"hw": hw})) for hw in hardware]
     print("ready", flush=True)
     sys.exit(driver.run(portions, Search(results_dir=sys.argv[1], study="study", jobs=int(sys.argv[2])), Debug()))
 """
@@ -295,7 +297,7 @@ def test_what_a_killed_worker_had_is_priced_again(tmp_path: Path) -> None:
         script.read_text().replace("sys.exit(driver.run", "sys.exit(guarded(lambda _: driver.run").replace("Debug()))", "Debug()), []))")
     )
     script.write_text("from rapid_dse.command import guarded\n" + guarded_script)
-    arguments = [sys.executable, str(script), str(tmp_path), "2", "60"]
+    arguments = [sys.executable, str(script), str(tmp_path), "2", "30"]
     process = subprocess.Popen(
         arguments, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
     )

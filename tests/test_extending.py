@@ -65,18 +65,19 @@ def test_a_new_schedule_is_a_file_and_a_line(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     env = program.environment() | {"PYTHONPATH": str(tmp_path)}
 
-    def priced(schedule: str) -> program.Ended:
-        wish = ("parallel.pp=4", f"parallel.schedule={schedule}", "software.enforce=false")
+    def swept(schedules: str) -> program.Ended:
+        wish = ("-m", "parallel.pp=4", f"parallel.schedule={schedules}", "software.enforce=false")
         return program.process(tmp_path / "run", *wish, *SMALL, env=env)
 
-    mine, same = (program.well(priced(schedule)).out for schedule in ("torchgpipe", "gpipe"))
-    figures = [line for line in mine.splitlines() if re.match(r"(step time|bubble|peak memory|activations)", line)]
-    assert len(figures) == 4
-    assert figures == [line for line in same.splitlines() if line in figures]
-    assert "torchgpipe" in priced("chimera").err
+    program.well(swept("torchgpipe,gpipe"))
+    found = program.rows(tmp_path / "run").set_index("parallel.schedule")
+    figures = ["step_time_s", "time_bubble_s", "peak_memory_bytes", "memory_activations_bytes"]
+    assert found.loc["torchgpipe", figures].tolist() == found.loc["gpipe", figures].tolist()
+    assert (found[figures] > 0).all(axis=None)
+    assert "torchgpipe" in swept("chimera").err
     pp, m = 4, 8
-    found = runpy.run_path(str(path))["SCHEDULE"]
-    assert makespan(found, pp, 1, m) == pytest.approx((m + pp - 1) * (F + B + W), rel=1e-5)
+    schedule = runpy.run_path(str(path))["SCHEDULE"]
+    assert makespan(schedule, pp, 1, m) == pytest.approx((m + pp - 1) * (F + B + W), rel=1e-5)
 
 
 def test_a_new_recompute_mode_is_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from program import ROOT
+from program import ROOT, in_a_row
 
 PIP = (sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check", "--no-cache-dir")
 
@@ -48,15 +48,18 @@ def programs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.slow
 def test_an_editable_install_works_from_any_folder(programs: Path, tmp_path: Path) -> None:
-    where = call(programs / "python", "-c", "import rapid_dse; print(rapid_dse.__file__)", cwd=tmp_path).stdout.strip()
-    assert Path(where).is_relative_to(ROOT)
     assert "step time" in call(programs / "rapid-dse", "model=llama3_1_8b", "parallel.tp=8", cwd=tmp_path).stdout
-    call(programs / "python", "-m", "rapid_dse", "-m", "hw=h100", "parallel.tp=1,8,64", "search.study=a", cwd=tmp_path)
-    assert sorted(pd.read_parquet(tmp_path / "results/a")["parallel.tp"]) == [1, 8, 64]
-    narrow = ("parallel.tp=8", "parallel.cp=1", "parallel.recompute=full", "parallel.zero=1")
-    call(programs / "rapid-dse", "-m", "+sweeps=llama3_1_70b_512xh100", *narrow, cwd=tmp_path)
-    assert len(pd.read_parquet(tmp_path / "results/llama3_1_70b_512xh100")) > 10
     (tmp_path / "cases.csv").write_text("hw,parallel.tp\nh100,8\n")
-    call(programs / "python", "-m", "rapid_dse.evaluate", "cases.csv", "--out", "out.csv", cwd=tmp_path)
-    call(programs / "python", "-m", "rapid_dse.rank", "results", cwd=tmp_path)
+    narrow = ("parallel.tp=8", "parallel.cp=1", "parallel.recompute=full", "parallel.zero=1")
+    commands = (
+        ("rapid_dse", "-m", "hw=h100", "parallel.tp=1,8,64", "search.study=a"),
+        ("rapid_dse", "-m", "+sweeps=llama3_1_70b_512xh100", *narrow),
+        ("rapid_dse.evaluate", "cases.csv", "--out", "out.csv"),
+        ("rapid_dse.rank", "results"),
+    )
+    where = "import rapid_dse; print(rapid_dse.__file__)"
+    said = call(programs / "python", "-c", f"{where}\n{in_a_row(*commands)}", cwd=tmp_path).stdout
+    assert Path(said.splitlines()[0]).is_relative_to(ROOT)
+    assert sorted(pd.read_parquet(tmp_path / "results/a")["parallel.tp"]) == [1, 8, 64]
+    assert len(pd.read_parquet(tmp_path / "results/llama3_1_70b_512xh100")) > 10
     assert sorted(path.name for path in tmp_path.iterdir()) == ["cases.csv", "out.csv", "results"]

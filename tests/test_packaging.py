@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from generated import ROOT
+from program import in_a_row
 
 pytestmark = pytest.mark.slow
 
@@ -65,16 +66,15 @@ def test_an_installed_wheel_sweeps_from_any_folder(installed: Path, tmp_path: Pa
     assert "3 trials" in done.stdout
     assert sorted(path.name for path in tmp_path.iterdir()) == ["results"], "no outputs/, no multirun/"
     (study,) = (tmp_path / "results").iterdir()
-    ranked = run(["-m", "rapid_dse.rank", str(study), "--top", "1"], installed, tmp_path)
-    assert ranked.returncode == 0, ranked.stderr
-    assert "3 trials" in ranked.stdout
-
-
-def test_an_installed_wheel_prices_one_trial_and_finds_sweeps(installed: Path, tmp_path: Path) -> None:
-    trial = run(["-m", "rapid_dse", "hw=a100", "model=llama3_1_8b", "parallel.tp=4"], installed, tmp_path)
-    assert trial.returncode == 0, trial.stderr
-    sweep = run(["-m", "rapid_dse", "-m", "+sweeps=gpt3_175b_1024xa100", "parallel.vpp=1", "search.top=3"], installed, tmp_path)
-    assert sweep.returncode == 0, sweep.stderr
+    commands = (
+        ("rapid_dse.rank", str(study), "--top", "1"),
+        ("rapid_dse", "hw=a100", "model=llama3_1_8b", "parallel.tp=4"),
+        ("rapid_dse", "-m", "+sweeps=gpt3_175b_1024xa100", "parallel.vpp=1", "search.top=3"),
+    )
+    others = run(["-c", in_a_row(*commands)], installed, tmp_path)
+    assert others.returncode == 0, others.stderr
+    for said in ("3 trials", "step time", "gpt3_175b_1024xa100"):
+        assert said in others.stdout
     assert (tmp_path / "results" / "gpt3_175b_1024xa100").is_dir()
 
 

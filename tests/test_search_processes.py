@@ -27,8 +27,8 @@ from rapid_dse.sweep.search import answers
 from rapid_dse.sweep.search import running as search_run
 from rapid_dse.sweep.table import priced_table
 
-TRIALS = 300
-KILLS = 20 if os.environ.get("HYPOTHESIS_PROFILE") == "fuzz" else 3
+FUZZ = os.environ.get("HYPOTHESIS_PROFILE") == "fuzz"
+TRIALS, KILLS = (300, 20) if FUZZ else (150, 3)
 LARGE = (*SPACE, "parallel.recompute=all")
 
 
@@ -215,7 +215,8 @@ def searching(folder: Path, n_trials: int) -> None:
 
 
 def test_commands_that_come_at_once_make_one_database_and_share_its_trials(tmp_path: Path) -> None:
-    fork = multiprocessing.get_context("fork")  # the modules are loaded already
+    optuna.storages.RDBStorage("sqlite://")  # loads what processes would load one by one
+    fork = multiprocessing.get_context("fork")
     for n_trials in (12, 24):  # a file that is not there yet, then a study that is
         processes = [fork.Process(target=searching, args=(tmp_path, n_trials)) for _ in range(3)]
         for process in processes:

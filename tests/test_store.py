@@ -201,16 +201,17 @@ def test_a_folder_that_cannot_be_written_is_one_clear_line(tmp_path: Path) -> No
 
 
 def test_a_writer_killed_at_any_moment_leaves_no_broken_file(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    store.write(source, priced_table(portion(layouts=many(20000))), "{}", "0")
     writer = (
         "import itertools, pathlib\n"
-        "from generated import many, portion\n"
         "from rapid_dse.sweep import store\n"
-        "from rapid_dse.sweep.table import priced_table\n"
-        "table = priced_table(portion(layouts=many(20000)))\n"
+        f"table = store.read_file(pathlib.Path({str(source / '0.parquet')!r}))\n"
         "for number in itertools.count():\n"
         f"    store.write(pathlib.Path({str(tmp_path)!r}), table, '{{}}', str(number % 5))\n"
     )
-    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     for pause in (0.0, 0.013, 0.031):
         process = subprocess.Popen([sys.executable, "-c", writer], env=environment)
         try:

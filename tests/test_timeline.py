@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections import defaultdict
 from itertools import pairwise
 from pathlib import Path
@@ -139,12 +137,12 @@ def test_single_trials_say_where_their_artifacts_are_and_keep_each_others(tmp_pa
     assert said[0].name in set(pd.read_parquet(tmp_path / "results" / "s")["key"]), "the trial's folder is the row's key"
 
 
-def test_variables_of_the_environment_set_the_keys() -> None:
-    command = [sys.executable, "-m", "rapid_dse", "--cfg", "backend=hybrid"]
+def test_variables_of_the_environment_set_the_keys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     variables = ("RAPID_PERSIST_ASTRASIM_ARTIFACTS", "RAPID_VISUALIZE_GRAPHS", "RAPID_PERSIST_ARTIFACT_VIZ")
     for count in (0, 3):
-        environment = {"PATH": "/usr/bin:/bin", "PYTHONPATH": str(ROOT)} | dict.fromkeys(variables[:count], "1")
-        printed = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, cwd=ROOT).stdout
+        for name in variables:
+            monkeypatch.setenv(name, "1") if count else monkeypatch.delenv(name, raising=False)
+        printed = done(tmp_path, "--cfg", "backend=hybrid").out
         for key in ("persist", "graphs", "pictures"):
             assert f"{key}: {'true' if count else 'false'}" in printed
 
