@@ -244,16 +244,17 @@ def plan(given: Given, base: Composed | None = None) -> Plan:
         ValueError: one line, where an option, a key or a value is wrong.
     """
     with hydra_ready():
-        axes_of_study = axes(given, base)
-        for key in axes_of_study.intervals:
-            raise ValueError(
-                f"{key}: an interval has no end of values; allowed: search=optuna, or a list (1,2,4) or range(start,stop[,step])"
-            )
-        return plan_of(axes_of_study)
+        return plan_of(axes(given, base))
 
 
 def plan_of(axes_of_study: Axes) -> Plan:
-    """Every combination of the axes' values, composed; within ``hydra_ready()``."""
+    """Every combination of the axes' values, composed; within ``hydra_ready()``.
+
+    Raises:
+        ValueError: one line, where there are too many, a key takes an interval, or a setting is wrong.
+    """
+    for key in axes_of_study.intervals:
+        raise ValueError(f"{key}: an interval has no end of values; allowed: search=optuna, or a list (1,2,4) or range(start,stop[,step])")
     count = prod(map(len, (*axes_of_study.groups.values(), *axes_of_study.variants.values(), *axes_of_study.pairs)))
     if count > MOST_SCENARIOS:
         raise ValueError(f"the sweep has {count:,} combinations of options and keys outside the layout; allowed: up to {MOST_SCENARIOS:,}")
