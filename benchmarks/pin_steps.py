@@ -14,6 +14,7 @@ import json
 import os
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -50,8 +51,13 @@ def entries() -> list[dict[str, Any]]:
     return found
 
 
-def pinned() -> Iterator[tuple[str, Scenario, Layouts]]:
-    """Each scenario with its layouts, and what it is called."""
+def backend_of(entry: dict[str, Any]) -> str:
+    """The backend that prices a scenario."""
+    return str(entry["changes"].get("backend__name", "analytical"))
+
+
+def pinned(backend: str | None = None) -> Iterator[tuple[str, Scenario, Layouts]]:
+    """Each scenario with its layouts, and what it is called; of one backend, where it is named."""
     from trials import scenario
 
     with np.load(LAYOUTS) as stored:
@@ -60,6 +66,8 @@ def pinned() -> Iterator[tuple[str, Scenario, Layouts]]:
     for name, names in (("schedule", SCHEDULES), ("recompute", RECOMPUTE)):
         columns[name] = np.array([names.index(each) for each in columns.pop(f"{name}s")])[columns[name]]
     for number, entry in enumerate(entries()):
+        if backend not in (None, backend_of(entry)):
+            continue
         rows = np.flatnonzero(of == number)
         found = scenario(entry["hw"], entry["model"], **entry["changes"])
         yield f"{number}", found, Layouts.of({key: column[rows] for key, column in columns.items()})
@@ -88,6 +96,7 @@ def computed() -> Iterator[tuple[str, str, NDArray[np.float64]]]:
             yield name, row, values
 
 
+@cache
 def stored() -> dict[tuple[str, str], NDArray[np.float64]]:
     """The pinned figures."""
     with STEPS.open() as file:

@@ -12,6 +12,7 @@ import pytest
 from astra_stand_in import install
 from layout_spread import EVENT_BACKENDS, MIXTURE, SPREAD, Case, case
 
+from rapid_dse.config import Scenario
 from rapid_dse.events.backends import price
 from rapid_dse.events.cache import FOLDER, MODE_VARIABLE, AstraCache
 from rapid_dse.events.runs import Run
@@ -50,11 +51,12 @@ def test_the_spread_is_wide() -> None:
 
 @pytest.mark.parametrize("one", SPREAD, ids=str)
 def test_ideal_links_give_the_closed_forms_step(one: Case) -> None:
-    closed = float(_priced(one, "analytical").step_time_s[0])
+    of, layouts = one.scenario("analytical"), one.layouts()
+    closed = float(price(of, layouts).step_time_s[0])
     for backend in EVENT_BACKENDS:
-        if backend == HIERARCHICAL and not _runs_hierarchically(one):
+        if backend == HIERARCHICAL and not _runs_hierarchically(one, of):
             continue
-        found = _priced(one, backend, backend__network="ideal")
+        found = price(one.scenario(backend, backend__network="ideal"), layouts)
         assert float(found.step_time_s[0]) == pytest.approx(closed, rel=0.02), backend
 
 
@@ -77,15 +79,14 @@ def test_racks_that_are_filled_in_part_are_the_same_in_every_backend(one: Case, 
         assert float(aware.step_time_s[0]) == pytest.approx(float(closed.step_time_s[0]), rel=0.2), backend
 
 
-def _runs_hierarchically(one: Case) -> bool:
+def _runs_hierarchically(one: Case, of: Scenario) -> bool:
     """Whether tp and cp fill the first network dimension exactly, or there are none."""
-    changes = dict(one.changes)
-    first, block = one.scenario("analytical").hw.network.dimensions[0].size or 0, changes.get("tp", 1) * changes.get("cp", 1)
-    return block in (1, min(first, changes["num_gpus"])) and (block == 1 or one.scenario("analytical").parallel.order[0] == "tp")
+    first, block = of.hw.network.dimensions[0].size or 0, one.degree("tp") * one.degree("cp")
+    return block in (1, min(first, one.degree("num_gpus"))) and (block == 1 or of.parallel.order[0] == "tp")
 
 
 def test_most_of_the_spread_runs_hierarchically() -> None:
-    assert sum(_runs_hierarchically(one) for one in SPREAD) > len(SPREAD) * 2 / 3
+    assert sum(_runs_hierarchically(one, one.scenario("analytical")) for one in SPREAD) > len(SPREAD) * 2 / 3
 
 
 @pytest.mark.parametrize("backend", EVENT_BACKENDS)

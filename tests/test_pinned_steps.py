@@ -11,8 +11,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 
 import pin_steps
 
-EVERY = pin_steps.entries()
-BACKENDS = sorted({entry["changes"].get("backend__name", "analytical") for entry in EVERY})
+BACKENDS = sorted({pin_steps.backend_of(entry) for entry in pin_steps.entries()})
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -20,9 +19,8 @@ def test_no_figure_changed(backend: str, monkeypatch: pytest.MonkeyPatch) -> Non
     """Where a formula was meant to change: ``python benchmarks/pin_steps.py --write``, in the same commit."""
     monkeypatch.setenv(pin_steps.MODE_VARIABLE, "NO_CACHE")
     expected, compared, layouts_seen = pin_steps.stored(), 0, 0
-    for name, scenario, layouts in pin_steps.pinned():
-        if scenario.backend.name != backend:
-            continue
+    for name, scenario, layouts in pin_steps.pinned(backend):
+        assert scenario.backend.name == backend
         for row, values in pin_steps.lines(scenario, pin_steps.price(scenario, layouts)).items():
             difference = pin_steps.differences(values, expected[name, row])
             worst = int(difference.argmax())

@@ -101,7 +101,7 @@ def cluster() -> Iterator[Any]:
 
 def test_a_dask_cluster_of_two_workers_one_of_which_is_killed(cluster: Any, tmp_path: Path) -> None:
     process = started(
-        tmp_path, "search.n_trials=150", "search.launcher=dask", f"search.launcher_address={cluster.scheduler_address}", space=LARGE
+        tmp_path, "search.n_trials=90", "search.launcher=dask", f"search.launcher_address={cluster.scheduler_address}", space=LARGE
     )
     journal = tmp_path / "study" / "_study.journal"
     while written(journal) < 40 and process.poll() is None:
@@ -110,7 +110,7 @@ def test_a_dask_cluster_of_two_workers_one_of_which_is_killed(cluster: Any, tmp_
     os.kill(next(iter(cluster.workers.values())).pid, signal.SIGKILL)
     _, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
-    serial = study(tmp_path, "search.n_trials=150", space=LARGE, name="serial")
+    serial = study(tmp_path, "search.n_trials=90", space=LARGE, name="serial")
     found = Study(tmp_path / "study", 0, "", "")
     assert essence(found.trials) == essence(serial.trials)
     assert without_times(found.rows) == without_times(serial.rows)
