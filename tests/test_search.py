@@ -25,6 +25,7 @@ from rapid_dse.sweep.search import running as search_run
 from rapid_dse.sweep.search.aims import read_aims
 from rapid_dse.sweep.search.dimensions import Choice
 from rapid_dse.sweep.search.progress import Progress
+from rapid_dse.sweep.search.study import Study
 from rapid_dse.sweep.search.study_space import SearchSpace
 from rapid_dse.sweep.space import axes, plan
 
@@ -120,6 +121,43 @@ def test_constraints_hold_and_user_attributes_are_the_row(tmp_path: Path) -> Non
     best = min(t.values[0] for t in found.trials if all(excess <= 0 for excess in t.constraints.values()))
     shown = next(line for line in found.out.splitlines() if line.startswith(" 1 "))
     assert f"{best * 1e3:.1f} ms" in shown or f"{best:.2f} s" in shown
+
+
+@pytest.mark.parametrize("database", [False, True])
+def test_memory_holds_of_each_trial_what_the_study_asks_for_and_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, database: bool
+) -> None:
+    held: list[tuple[Study, list[optuna.trial.FrozenTrial]]] = []
+
+    class Seen(Study):
+        def run(self) -> None:
+            super().run()
+            held.append((self, self._parts.storage.trials()))
+
+    monkeypatch.setattr(search_run, "Study", Seen)
+    elsewhere = [f"search.storage=sqlite:///{tmp_path / 'study.db'}"] if database else []
+    for n_trials in (24, 40):  # the second goes on from the first
+        study(tmp_path, f"search.n_trials={n_trials}", "search.batch=8", *elsewhere)
+        ((ran, kept),) = held
+        held.clear()
+        own = ran._mirror.study.get_trials(deepcopy=False)
+        assert len(kept) == len(own) == n_trials
+        for trial, mirrored in zip(kept, own, strict=True):
+            assert trial.user_attrs.keys() <= {"key", "status", "reason"}
+            assert trial.distributions is kept[0].distributions
+            assert trial.params is mirrored.params
+            assert trial.constraints == mirrored.constraints
+        assert ran.outcome.rows is not None
+        assert ran.outcome.rows["key"].to_pylist() == [trial.user_attrs["key"] for trial in kept]
+        gone = {"key": "0" * 32, "status": "error", "reason": "its file is gone"}
+        assert ran._parts.answers.table([gone]).to_pylist() == [gone]
+        with_others = ran._parts.answers.table([gone, kept[0].user_attrs]).to_pylist()
+        assert {name: with_others[0][name] for name in gone} == gone
+        assert with_others[0]["step_time_s"] is None
+        assert with_others[1] == ran.outcome.rows[:1].to_pylist()[0]
+    stored = optuna.load_study(study_name="study", storage=elsewhere[0].partition("=")[2]).trials if database else None
+    for trial in stored or trials(tmp_path / "study/_study.journal"):
+        assert {"key", "status", "step_time_s", "parallel.tp"} <= trial.user_attrs.keys(), "other programs read the whole row"
 
 
 def test_a_trial_that_raises_is_a_row_with_its_error_and_fail_fast_ends_the_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

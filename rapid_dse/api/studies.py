@@ -94,14 +94,12 @@ class Results(Sequence[TrialRow]):
             ValueError: where there is no such column.
         """
         from rapid_dse.sweep.search.aims import read_aims
-        from rapid_dse.sweep.search.findings import front_of, table_of
+        from rapid_dse.sweep.search.findings import front_of
 
         for column in columns or ("",):
             ranking.require_name(column, ranking.numbers(self.table.schema), "front")
         keys = [name for name in self.table.column_names if name.split(".")[0] in SECTIONS]
-        rows = self.where("fits").table.to_pylist()
-        front = front_of(rows, read_aims(columns, (), keys)) if rows else []
-        return Results(table_of(front).select(self.table.column_names), self.folder) if front else self._take([])
+        return Results(front_of(self.where("fits").table, read_aims(columns, (), keys)), self.folder)
 
     def where(self, expression: str) -> Results:
         """The rows for which an expression holds, as ``DataFrame.query`` has it: ``"fits and `parallel.tp` == 8"``."""

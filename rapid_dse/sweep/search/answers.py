@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rapid_dse.sweep import identity, launch, store
+from rapid_dse.sweep import arrow, identity, launch, store
 from rapid_dse.sweep.portion import Portion
 from rapid_dse.sweep.search.study_space import Trial
 from rapid_dse.sweep.table import failed_table, priced_table
@@ -58,6 +58,27 @@ class Answers:
         if missing:
             self._price(missing, advance)
         return [self._rows[key] for key in keys]
+
+    def table(self, asked: Sequence[Row]) -> pa.Table:
+        """The rows of trials, in order, as the store holds them.
+
+        Args:
+            asked: what is known of each: its key, and its status and reason, which stand for a row that is in no readable file (one
+                that failed is not priced again).
+        """
+        import pyarrow as pa
+
+        rows = _stored(self._folder, [row["key"] for row in asked], self._notice)
+        stored = set() if rows is None else set(rows["key"].to_pylist())
+        lost = {row["key"]: row for row in asked if row["key"] not in stored}
+        if gone := sum(row.get("status") != "error" for row in lost.values()):
+            self._notice(f"{gone:,} rows of the study are in no readable file any more; the same command prices them again")
+        if lost or rows is None:
+            kinds = {name: pa.string() if rows is None else rows.schema.field(name).type for name in ("key", "status", "reason")}
+            spare = {name: pa.array([row.get(name) for row in lost.values()], pa.string()).cast(kind) for name, kind in kinds.items()}
+            rows = pa.table(spare) if rows is None else store.latest([rows, pa.table(spare)])
+        at = {key: number for number, key in enumerate(rows["key"].to_pylist())}
+        return rows.take(arrow.numbers(np.array([at[row["key"]] for row in asked], np.int64)))
 
     def missing(self, keys: Sequence[str]) -> list[str]:
         """Those of the keys that no readable file of the study holds a row of."""
@@ -120,6 +141,21 @@ class Answers:
         path = store.write(self._folder, table, store.configuration_json(first.scenario), name)
         self._keep(table)
         self._known = self._known.with_file(path, table)
+
+
+def _stored(folder: Path, keys: Sequence[str], notice: store.Report) -> pa.Table | None:
+    """The rows with these keys in a study's folder, each once; None where it holds none. A file at a time is held."""
+    import pyarrow.compute as pc
+
+    wanted, tables = arrow.texts(list(dict.fromkeys(keys))), []
+    for path in sorted(folder.glob(f"*{store.SUFFIX}")):
+        try:
+            among = pc.is_in(store.read_own(path, ["key"])["key"].cast(wanted.type), wanted)
+            if pc.any(among).as_py():
+                tables.append(store.read_own(path).filter(among))
+        except store.Damaged as error:
+            notice(str(error))
+    return store.latest(tables) if tables else None
 
 
 def _plain(tables: Sequence[pa.Table]) -> list[pa.Table]:

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from rapid_dse.sweep import listing, ranked, ranking, show, standing
+from rapid_dse.sweep import arrow, listing, ranked, ranking, show, standing
 from rapid_dse.sweep.portion import Priceable
 from rapid_dse.sweep.search.aims import Aims
-from rapid_dse.sweep.search.answers import Row
 from rapid_dse.sweep.show import Listed
 from rapid_dse.sweep.standing import Aim
 
@@ -21,40 +20,62 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 _VARIANTS = 50  # more variants than this are no table that anyone reads
+_NEEDED = {
+    **dict.fromkeys(("reason", "status"), "string"),
+    "fits": "bool",
+    **dict.fromkeys(("step_time_s", "peak_memory_bytes", "cost_usd", "mfu", "tokens_per_s_per_gpu"), "float64"),
+}
 
 
 @dataclass(frozen=True)
 class Found:
     """Rows of a study that may win: the feasible ones, or all where none is (``feasible`` false)."""
 
-    rows: Sequence[Row]
+    rows: pa.Table
     feasible: bool
 
     @classmethod
-    def of(cls, rows: Sequence[Row], feasible: Sequence[bool]) -> Found:
-        """The rows that count."""
-        kept = list({row["key"]: row for row, fits in zip(rows, feasible, strict=True) if fits}.values())
-        return cls(kept, True) if kept else cls([row for row in rows if row.get("step_time_s") is not None], False)
+    def of(cls, rows: pa.Table, feasible: Sequence[bool]) -> Found:
+        """The rows that count, each once."""
+        import pyarrow.compute as pc
+
+        first: dict[str, int] = {}
+        for at, (key, fits) in enumerate(zip(rows["key"].to_pylist(), feasible, strict=True)):
+            if fits:
+                first.setdefault(key, at)
+        rows = _complete(rows)
+        if first:
+            return cls(rows.take(arrow.numbers(np.array(list(first.values()), np.int64))), True)
+        return cls(rows.filter(pc.is_valid(rows["step_time_s"])), False)
 
 
-def table_of(rows: Sequence[Row]) -> pa.Table:
-    """A table of rows that may lack some columns."""
+def _complete(rows: pa.Table) -> pa.Table:
+    """With the columns that a ranking reads: rows whose trials all failed may lack them."""
     import pyarrow as pa
 
-    names = dict.fromkeys(name for row in rows for name in row)
-    needed = ("reason", "fits", "status", "step_time_s", "peak_memory_bytes", "cost_usd", "mfu", "tokens_per_s_per_gpu")
-    return pa.table({name: [row.get(name) for row in rows] for name in dict.fromkeys([*names, *needed])})
+    for name, kind in _NEEDED.items():
+        if name not in rows.column_names:
+            rows = rows.append_column(name, pa.nulls(len(rows), pa.type_for_alias(kind)))
+    return rows
 
 
-def front_of(rows: Sequence[Row], aims: Aims) -> list[Row]:
-    """The rows that no other is better than in every objective, by the first objective; of equal rows the first."""
-    losses = np.array([aims.losses(row) for row in rows])
+def front_of(rows: pa.Table, aims: Aims) -> pa.Table:
+    """The rows that no other is better than in every objective, by the first objective; of equal rows the first.
+
+    A row without a value of an objective is none of them.
+    """
+    losses = _losses(rows, aims)
     order = np.lexsort(losses.T[::-1])
     front: list[int] = []
-    for at in order:
-        if not any((losses[other] <= losses[at]).all() for other in front):
+    for at in order[~np.isnan(losses[order]).any(axis=1)]:
+        if not (losses[front] <= losses[at]).all(axis=1).any():
             front.append(int(at))
-    return [rows[at] for at in front]
+    return rows.take(arrow.numbers(np.array(front, np.int64)))
+
+
+def _losses(rows: pa.Table, aims: Aims) -> NDArray[np.float64]:
+    """The objectives, less is better, NaN where there is none, ``(n_rows, n_objectives)``."""
+    return np.stack([(-1.0 if aim.descending else 1.0) * standing.numbers(rows, aim.name) for aim in aims.objectives], axis=1)
 
 
 def report(out: Console, findings: Found, aims: Aims, aim: Aim, trial: Callable[[ranked.Row], Priceable]) -> None:
@@ -64,29 +85,29 @@ def report(out: Console, findings: Found, aims: Aims, aim: Aim, trial: Callable[
         aim: what the table is after; its varying keys are those outside the layout that the study searched.
         trial: what stands behind a row.
     """
-    if not findings.rows:
+    if not len(findings.rows):
         return
     if len(aims.objectives) > 1 and findings.feasible:
         front = front_of(findings.rows, aims)
         names = " against ".join(objective.text for objective in aims.objectives)
         listing.say(out, f"the front of {names}: {len(front):,} layouts")
-        show.show_rows(out, Listed(front[: aim.top], aim.by, aim.varying))
+        show.show_rows(out, Listed(front[: aim.top].to_pylist(), aim.by, aim.varying))
     if len(aims.objectives) == 1 or not findings.feasible or aim.best_per is not None:
         _ranked(out, findings, aim, trial)
     outer = [key for key in aim.varying if not key.startswith("workload.global_batch_size")]
-    best = _best_by_variant(findings.rows, aims, outer) if findings.feasible else []
+    best = _best_by_variant(findings.rows, aims, outer) if findings.feasible else findings.rows[:0]
     if 1 < len(best) <= _VARIANTS:
         listing.say(out, "")
         listing.say(out, f"the best layout for each of {len(best)} variants:")
-        rows = ranking.best(table_of(best), aim.by, len(best)).to_pylist()
+        rows = ranking.best(best, aim.by, len(best)).to_pylist()
         show.show_rows(out, Listed(rows, aim.by, aim.varying))
 
 
 def _ranked(out: Console, findings: Found, aim: Aim, trial: Callable[[ranked.Row], Priceable]) -> None:
     """The best of the rows that count; where none does, of all."""
-    table = table_of(findings.rows)
+    table = findings.rows
     lanes = standing.place_lanes(len(table))
-    usable = np.array([trial(row).scenario.hw.memory.usable for row in findings.rows])
+    usable = np.array([trial({"key": key}).scenario.hw.memory.usable for key in table["key"].to_pylist()])
     stood = standing.standing_of(table, aim, usable, lanes)
     if not findings.feasible:
         listing.say(out, "no layout meets all constraints; these do not:")
@@ -94,16 +115,13 @@ def _ranked(out: Console, findings: Found, aim: Aim, trial: Callable[[ranked.Row
     ranked.show_ranking(out, stood, aim, source)
 
 
-def _best_by_variant(rows: Sequence[Row], aims: Aims, outer: Sequence[str]) -> list[Row]:
+def _best_by_variant(rows: pa.Table, aims: Aims, outer: Sequence[str]) -> pa.Table:
     """The best row by the first objective of each combination of the ``outer`` keys."""
-    best: dict[tuple[Any, ...], Row] = {}
-    for row in rows:
-        name = tuple(row.get(key) for key in outer)
-        if name not in best or aims.losses(row)[0] < aims.losses(best[name])[0]:
-            best[name] = row
-    return list(best.values()) if outer else []
-
-
-def counts(rows: Sequence[Mapping[str, Any]]) -> tuple[Counter[str], Counter[str]]:
-    """How many rows have which status, and which reason."""
-    return Counter(row["status"] for row in rows), Counter(row["reason"] for row in rows if row.get("reason"))
+    if not outer:
+        return rows[:0]
+    loss, best = _losses(rows, aims)[:, 0], dict[tuple[Any, ...], int]()
+    columns = [rows[key].to_pylist() if key in rows.column_names else [None] * len(rows) for key in outer]
+    for at, name in enumerate(zip(*columns, strict=True)):
+        if name not in best or loss[at] < loss[best[name]]:
+            best[name] = at
+    return rows.take(arrow.numbers(np.array(list(best.values()), np.int64)))

@@ -6,7 +6,7 @@ import os
 import socket
 import time
 import uuid
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +20,7 @@ from optuna.trial import FrozenTrial
 from rapid_dse.sweep.search.lines import LineReader, marked
 
 LOCKED_SECONDS = 60.0  # as long as another process may write before this one gives up
+Kept = Callable[[Any], dict[str, Any]]
 _REMEMBERED = 256  # logs whose place in the file is kept
 _FORSAKEN_SECONDS = 30.0  # what Optuna's own lock grants to one whose process cannot be asked
 
@@ -114,18 +115,19 @@ class Journal(JournalFileBackend):
     Lines that are damaged or doubled are left out. What a study loses by that is in its rows, which are files of their own.
     """
 
-    def __init__(self, path: Path, lock: FileLock | None = None) -> None:
+    def __init__(self, path: Path, lock: FileLock | None = None, kept: Kept | None = None) -> None:
         """Opens or makes the file.
 
         Args:
             lock: the file's lock, where this process has it already.
+            kept: which of a trial's user attributes are read; None: all.
 
         Raises:
             ValueError: where it holds lines, and none is a journal's; OSError where it cannot be read or written; TimeoutError where it
                 is locked.
         """
         self.lock = lock or FileLock(path)
-        self.path = path
+        self.path, self._kept = path, kept
         super().__init__(str(path), lock_obj=self.lock)
         self._reader, self._offset = LineReader(), 0
         self._logs_at = {0: (0, LineReader())}  # where a log begins, and what was read before it
@@ -184,6 +186,8 @@ class Journal(JournalFileBackend):
                     continue
                 self._remember(offset, reader)
                 if reader.accepted > log_number_from:
+                    if self._kept is not None and "user_attrs" in log:
+                        log["user_attrs"] = self._kept(log["user_attrs"])
                     yield log
 
     def _remember(self, offset: int, reader: LineReader) -> None:

@@ -12,12 +12,10 @@ from optuna.storages import InMemoryStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from rapid_dse.sweep.search.dimensions import distributions
+from rapid_dse.sweep.search.lean import PLAIN_CONSTRAINTS
 from rapid_dse.sweep.search.study_space import SearchSpace
 
 _NOT_KEPT = ("fixed_params", "tpe:relative_params")  # what enqueued a trial, and what told other threads of it
-
-# Where programs of before Optuna 5 (optuna-dashboard) look for a trial's constraints: without them all its trials are feasible.
-_PLAIN_CONSTRAINTS = "constraints"
 
 
 class Mirror:
@@ -29,6 +27,7 @@ class Mirror:
         self.study = optuna.create_study(storage=self._storage, directions=list(directions))
         self._study_id = self._storage.get_all_studies()[0]._study_id
         self.study.add_trials([_lean(trial) for trial in stored])
+        self.share(stored)
         self._asked: dict[int, optuna.Trial] = {}
 
     def __len__(self) -> int:
@@ -68,9 +67,18 @@ class Mirror:
         trial = copy.copy(self._frozen(number))
         kept = {key: value for key, value in trial.system_attrs.items() if not key.startswith(_NOT_KEPT)}
         if trial.constraints:
-            kept[_PLAIN_CONSTRAINTS] = list(trial.constraints.values())
+            kept[PLAIN_CONSTRAINTS] = list(trial.constraints.values())
         trial.system_attrs, trial.user_attrs = kept, dict(user_attrs)
         return trial
+
+    def share(self, stored: Sequence[FrozenTrial]) -> None:
+        """Takes over the finished trials that the storage holds in memory, so that there is one of each."""
+        for trial in stored:
+            own = self._frozen(trial.number)
+            if trial.state == own.state and trial._trial_id == own._trial_id:
+                self._storage._set_trial(own._trial_id, trial)
+            elif trial.state == own.state:  # where the storage has other studies, or counts from 1
+                own.params, own.distributions, own.system_attrs = trial.params, trial.distributions, trial.system_attrs
 
     def _frozen(self, number: int) -> FrozenTrial:
         return self._storage.get_trial(self._storage.get_trial_id_from_study_id_trial_number(self._study_id, number))
@@ -80,7 +88,6 @@ def _lean(trial: FrozenTrial) -> FrozenTrial:
     """A stored trial as the samplers need it; one that some program left open counts as failed."""
     lean = copy.copy(trial)
     lean.user_attrs = {}
-    lean.system_attrs = {key: value for key, value in trial.system_attrs.items() if key != _PLAIN_CONSTRAINTS}
     if not trial.state.is_finished():
         lean.state, lean.values = TrialState.FAIL, None
         lean.datetime_complete = lean.datetime_start = lean.datetime_start or trial.datetime_complete

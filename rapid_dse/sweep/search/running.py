@@ -32,6 +32,7 @@ from rapid_dse.sweep.standing import Aim
 from rapid_dse.sweep.table import CHOICES
 
 if TYPE_CHECKING:
+    import pyarrow as pa
     from rich.console import Console
 
 # A trial that takes longer than this is a job of its own; faster ones are priced together.
@@ -110,8 +111,7 @@ def _searched(space: SearchSpace, aims: Aims, asked: tuple[Search, Debug], place
     )
     show.show_artifacts(out, (setting.scenario for setting in place.settings))
     _again(study, space, aim, (search, debug), place.folder, (out, err))
-    rows = study.outcome.rows
-    return 1 if rows and all(row["status"] == "error" for row in rows) else 0
+    return 1 if set(ranking.counts(_rows(study))[0]) == {"error"} else 0
 
 
 def _jobs(stack: ExitStack, search: Search, settings: Sequence[Setting], trials: int) -> launch.RunAll | None:
@@ -139,15 +139,15 @@ def aim_of(space: SearchSpace, aims: Aims, search: Search) -> Aim:
 
 def _report(study: Study, space: SearchSpace, aims: Aims, aim: Aim, out: Console) -> None:
     outcome = study.outcome
-    findings_of_study = findings.Found.of(outcome.rows, outcome.feasible)
-    at = {row["key"]: labels for row, labels in zip(outcome.rows, outcome.labels, strict=True)}
+    findings_of_study = findings.Found.of(_rows(study), outcome.feasible)
+    at = _labels(study)
 
     def trial(row: ranked.Row) -> Priceable:
         portion = _portion(space, at[row["key"]])
         return Priceable(portion.scenario, portion.layouts)
 
     findings.report(out, findings_of_study, aims, aim, trial)
-    status, reasons = findings.counts(outcome.rows)
+    status, reasons = ranking.counts(_rows(study))
     show.show_counts(out, status, reasons, space.rejected)
     if outcome.pruned:
         out.print(
@@ -161,17 +161,28 @@ def _report(study: Study, space: SearchSpace, aims: Aims, aim: Aim, out: Console
         out.print(proof.text(), highlight=False)
 
 
+def _rows(study: Study) -> pa.Table:
+    rows = study.outcome.rows
+    assert rows is not None, "the study has run"
+    return rows
+
+
+def _labels(study: Study) -> dict[str, Mapping[str, Any]]:
+    """Each trial's parameters, by its row's key."""
+    return dict(zip(_rows(study)["key"].to_pylist(), study.outcome.labels, strict=True))
+
+
 def _again(
     study: Study, space: SearchSpace, aim: Aim, settings: tuple[Search, Debug], folder: Path, consoles: tuple[Console, Console]
 ) -> None:
     """What is made of the best trials: their prices by another backend, their hardware."""
-    (search, debug), outcome = settings, study.outcome
+    search, debug = settings
     count = max(search.refine, driver.SNAPSHOTS if debug.hw_snapshots else 0)
-    findings_of_study = findings.Found.of(outcome.rows, outcome.feasible)
-    if not count or not findings_of_study.rows:
+    findings_of_study = findings.Found.of(_rows(study), study.outcome.feasible)
+    if not count or not len(findings_of_study.rows):
         return
-    best = ranking.best(findings.table_of(findings_of_study.rows), aim.by, count)
-    at = {row["key"]: labels for row, labels in zip(outcome.rows, outcome.labels, strict=True)}
+    best = ranking.best(findings_of_study.rows, aim.by, count)
+    at = _labels(study)
     chunks = [_chunk(space, at[key], folder, aim) for key in best["key"].to_pylist()]
     if search.refine:
         driver.refine_best(best, chunks, search, folder, aim, consoles)

@@ -23,6 +23,7 @@ import rapid_dse
 from rapid_dse.sweep import identity
 from rapid_dse.sweep.search.dimensions import difference
 from rapid_dse.sweep.search.journal import LOCKED_SECONDS, FileLock, Journal, is_alive, logs_of, process_name
+from rapid_dse.sweep.search.lean import LeanTrials, kept_attributes
 
 Direction = Literal["minimize", "maximize"]
 DEFAULT = "_study.journal"
@@ -54,8 +55,9 @@ class StudyStorage:
         self._own = f"{_WORKER}{uuid.uuid4().hex}"
         self._seen, self._directions, self._name = 0.0, list(directions), name
         self._anew: list[str] = []
+        self._lean, self._shrunk = LeanTrials(), 0  # how many trials, the first ones, are as memory shall hold them
         with self._plainly():
-            self._journal = None if self._path is None else Journal(self._path)
+            self._journal = None if self._path is None else Journal(self._path, kept=kept_attributes)
             self._lock = database_lock(self.where, folder) if self._journal is None else self._journal.lock
         with self._plainly(), self.exclusive():  # several commands may find no database, or none with this study
             try:
@@ -76,7 +78,7 @@ class StudyStorage:
         aside = self._path.with_name(f"{self._path.name}.damaged")
         self._anew = [*self.damages, f"the study begins anew with the rows that are stored; the damaged journal is {aside}"]
         self._path.replace(aside)
-        self._journal = Journal(self._path, self._lock)
+        self._journal, self._shrunk = Journal(self._path, self._lock, kept_attributes), 0
         self.study = self._opened()
 
     @property
@@ -158,9 +160,13 @@ class StudyStorage:
             self._lock.release()
 
     def trials(self) -> list[FrozenTrial]:
-        """All trials, by number, those of other processes included."""
+        """All trials, by number, those of other processes included; of their user attributes those that ``lean.py`` keeps."""
         with self._plainly():
-            return self.study.get_trials(deepcopy=False)
+            all_trials = self.study.get_trials(deepcopy=False)
+        for trial in all_trials[self._shrunk :]:
+            self._lean.shrink(trial)
+        self._shrunk = len(all_trials)
+        return all_trials
 
     def append(self, trials: Sequence[FrozenTrial]) -> None:
         """Adds finished trials: to a journal all or none, in one write; to a database each as a whole."""

@@ -6,7 +6,7 @@ import math
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from optuna.trial import FrozenTrial, TrialState
 
@@ -20,6 +20,9 @@ from rapid_dse.sweep.search.storage import StudyStorage
 from rapid_dse.sweep.search.strategies import strategy
 from rapid_dse.sweep.search.strategies.base import Turn
 from rapid_dse.sweep.search.study_space import SearchSpace, Trial, Variant
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 PRICED, PRUNED, FAILED = TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL
 _KEY = "key"  # the user attribute that names a trial's row
@@ -53,12 +56,12 @@ class Parts:
 
 @dataclass
 class StudyOutcome:
-    """What a study holds at its end: rows of its trials, whether each is feasible, their parameters, and what was left out.
+    """What a study holds at its end: its trials' rows, whether each is feasible, their parameters, and what was left out.
 
     ``answered`` counts the rows while it runs.
     """
 
-    rows: list[Row] = field(default_factory=list)
+    rows: pa.Table | None = None
     feasible: list[bool] = field(default_factory=list)
     labels: list[Mapping[str, Any]] = field(default_factory=list)
     answered: int = 0
@@ -158,7 +161,10 @@ class Study:
                     variant.tried[row] = True
 
     def _learn(self, trial: FrozenTrial, new: bool) -> None:
-        outcome, row, feasible = self.outcome, trial.user_attrs, _feasible(trial)
+        # The values are the row's objectives, which are not kept beside them.
+        names = [objective.name for objective in self._parts.aims.objectives]
+        row = {**trial.user_attrs, **dict(zip(names, trial.values or (), strict=False))}
+        outcome, feasible = self.outcome, _feasible(trial)
         outcome.pruned += trial.state == PRUNED
         if _KEY not in row:  # one that was pruned, or another program's
             return
@@ -168,13 +174,12 @@ class Study:
         self._parts.watch.told(row, feasible, new)
 
     def _conclude(self) -> None:
-        """Takes the rows out of the storage, which holds all of them anyway: a second copy would grow with a long study."""
+        """Takes the rows out of the store, as a table: a long study's would be too many to be held all the time."""
         outcome = self.outcome
-        for trial in self._parts.storage.trials():
-            if _KEY in trial.user_attrs:
-                outcome.rows.append(trial.user_attrs)
-                outcome.feasible.append(_feasible(trial))
-                outcome.labels.append(trial.params)
+        answered = [trial for trial in self._parts.storage.trials() if _KEY in trial.user_attrs]
+        outcome.feasible = [_feasible(trial) for trial in answered]
+        outcome.labels = [trial.params for trial in answered]
+        outcome.rows = self._parts.answers.table([trial.user_attrs for trial in answered])
 
     def _batch(self) -> None:
         trials = self._asked()
@@ -241,8 +246,11 @@ class Study:
             fresh = fresh[: max(0, self._search.n_trials - self._stored - len(others))]
             parts.storage.append(fresh)
         self._stored += len(others) + len(fresh)
+        stored = parts.storage.trials()
         if others or len(fresh) < len(own):
-            self._load(parts.storage.trials())
+            self._load(stored)
+        else:
+            self._mirror.share(stored[len(stored) - len(fresh) :])
 
     def _told(self, trial: Trial, row: Row | None) -> FrozenTrial:
         state, values, constraints, attributes = self._verdict(trial, row)
