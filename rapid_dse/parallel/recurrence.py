@@ -116,8 +116,9 @@ def _program(order: Order, place: Ints, size: tuple[int, int]) -> Ints:
     needs = np.where(ahead & (at > 0), activation - 1, np.where(back, np.where(at < places - 1, gradient + 1, activation), 0))
     gives = np.where(ahead & ~pair, activation, np.where(back, gradient, 0))
     which = np.where(pair, FORWARD, kind) * places + at
-    behind = np.flatnonzero(pair) + 1  # the other pass of each pair
-    also = np.zeros_like(gives)
+    also, behind = np.zeros_like(gives), np.flatnonzero(pair) + 1  # the other pass of each pair
+    if not len(behind):
+        return np.stack([needs, gives, also, which])
     also[behind] = activation[behind - 1]
     awaited, needs[behind] = needs[behind], 0
     waits = np.stack([awaited, np.zeros_like(awaited), np.zeros_like(awaited), np.full_like(awaited, KINDS * places)])

@@ -78,7 +78,7 @@ class Split:
     def of_kinds(self, pp: int, chunks: int, stage_map: StageMap = LOOPED) -> NDArray[np.int64]:
         """Layers of each kind in each chunk of each stage, ``(pp, chunks, n_kinds)``."""
         every = self.kinds_of_chunks(pp, chunks, stage_map)
-        return np.array([[np.bincount(np.array(kinds, np.int64), minlength=self.kinds) for kinds in chunks_here] for chunks_here in every])
+        return np.array([[[kinds.count(kind) for kind in range(self.kinds)] for kinds in chunks_here] for chunks_here in every], np.int64)
 
     def _balanced(self, pp: int) -> list[int]:
         """Blocks are dealt out in order; a stage closes once the cost so far passes its share (nanotron, pipeline block assignment)."""

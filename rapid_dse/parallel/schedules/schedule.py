@@ -41,7 +41,9 @@ def tasks(order: Order) -> list[Task]:
 
 def passes(kind: int, micro_batches: IntColumn, chunk: IntColumn | int = 0) -> Order:
     """Passes of one kind, one after the other."""
-    return np.stack(np.broadcast_arrays(np.int64(kind), micro_batches, chunk)).astype(np.int64)
+    order = np.empty((3, len(micro_batches)), np.int64)
+    order[0], order[1], order[2] = kind, micro_batches, chunk
+    return order
 
 
 def in_turn(*orders: Order) -> Order:
