@@ -58,7 +58,7 @@ def inference(draw: np.random.Generator) -> Row:
     tp, row = _one(draw, 1, 2, 4, 8), training(draw)
     model = {key: value for key, value in row.items() if key == "hw" or key.startswith("model")}
     lengths = {"workload.prompt_len": 64 * int(draw.integers(1, 64)), "workload.decode_len": 32 * int(draw.integers(1, 32))}
-    load = {"workload.batch_size": int(draw.integers(1, 257)), "parallel.tp": tp, "hw.num_gpus": tp}
+    load = {_one(draw, "workload.batch_size", "workload.concurrency"): int(draw.integers(1, 257)), "parallel.tp": tp, "hw.num_gpus": tp}
     return {"software": _one(draw, "vllm", "tensorrt_llm"), "workload": "inference"} | model | lengths | load
 
 

@@ -28,4 +28,4 @@ def test_no_more_is_kept_than_is_allowed_and_none_of_it_is_anothers() -> None:
         thing = [number]
         assert kept.once((thing, "first"), lambda thing=thing: thing[0]) == number  # type: ignore[misc]
         assert kept.once((thing, "first"), lambda: -1) == number
-        assert len(kept._results) <= 4
+        assert len(kept.entries) <= 4

@@ -18,16 +18,16 @@ class Remembered:
 
     def __init__(self, most: int) -> None:
         self._most = most
-        self._results: dict[tuple[int, ...], tuple[tuple[object, ...], Any]] = {}
+        self.entries: dict[tuple[int, ...], tuple[tuple[object, ...], Any]] = {}
 
     def once(self, objects: tuple[object, ...], compute: Callable[[], Result]) -> Result:
         """The result of ``compute``, which is called where there is none of these objects yet. None of the objects may change."""
         key = tuple(map(id, objects))
-        entry = self._results.get(key)
+        entry = self.entries.get(key)
         if entry is None:
-            if len(self._results) >= self._most:
-                self._results.clear()
-            entry = self._results[key] = (objects, compute())  # the objects are kept: else others could get their id
+            if len(self.entries) >= self._most:
+                self.entries.clear()
+            entry = self.entries[key] = (objects, compute())  # the objects are kept: else others could get their id
         return cast(Result, entry[1])
 
 
@@ -36,10 +36,14 @@ def remembered(most: int) -> Callable[[Callable[Arguments, Result]], Callable[Ar
 
     def around(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
         kept = Remembered(most)
+        entries = kept.entries
 
         @wraps(function)
         def remembering(*objects: Arguments.args, **named: Arguments.kwargs) -> Result:
-            return function(*objects, **named) if named else kept.once(objects, lambda: function(*objects, **named))
+            if named:
+                return function(*objects, **named)
+            entry = entries.get(tuple(map(id, objects)))  # looked up here, since most calls find one
+            return kept.once(objects, lambda: function(*objects, **named)) if entry is None else cast(Result, entry[1])
 
         return remembering
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, get_args
 from pydantic import BaseModel
 
 from rapid_dse.common.remembered import remembered
-from rapid_dse.config.parts import keys_of, value_of
+from rapid_dse.config.parts import group_of, keys_of, value_of
 
 if TYPE_CHECKING:
     from rapid_dse.config.scenario import Scenario
@@ -93,8 +93,8 @@ def without_effect(scenario: Scenario, key: str, value: Any, default: Any, only:
 def _refused(part: BaseModel) -> tuple[tuple[str, Any, Any, Only], ...]:
     """The keys below a part, which several scenarios may share, that are refused somewhere and set, with value, default and where not."""
     listed: list[tuple[str, Any, Any, Only]] = []
-    for name, default, conditions in _conditional(type(part)):
-        value = value_of(part, name)
+    for name, within, default, conditions in _conditional(type(part)):
+        value = getattr(part if within is None else getattr(part, within), name, None)
         if conditions and value != default:
             listed += [(name, value, default, only) for only in conditions]
         if isinstance(value, BaseModel):
@@ -103,13 +103,14 @@ def _refused(part: BaseModel) -> tuple[tuple[str, Any, Any, Only], ...]:
 
 
 @cache
-def _conditional(part: type[BaseModel]) -> tuple[tuple[str, Any, tuple[Only, ...]], ...]:
-    """The keys of a part that are refused somewhere, each with its default and where it is not, and those that are parts themselves."""
-    listed = []
+def _conditional(part: type[BaseModel]) -> tuple[tuple[str, str | None, Any, tuple[Only, ...]], ...]:
+    """The keys of a part that are refused somewhere, each with the group that it lies in, its default and where it is not, and those that
+    are parts themselves."""
+    listed, groups = [], group_of(part)
     for name, info in keys_of(part).items():
         conditions = tuple(only for only in info.metadata if isinstance(only, Only) and only.refused)
         if conditions or _may_be_part(info.annotation):
-            listed.append((name, info.default, conditions))
+            listed.append((name, groups.get(name), info.default, conditions))
     return tuple(listed)
 
 

@@ -248,12 +248,10 @@ def _ring_of(span: Span, network: Network) -> _Ring:
 
 def _fastest(seconds: Floats, latency: Floats, steps: Floats | float, nccl: Nccl) -> Floats:
     """The best protocol for a flow of ``seconds`` at full bandwidth, with ``latency`` of links and ``steps`` of hand-over."""
-    best: Floats | None = None
-    for protocol in (nccl.low_latency, nccl.low_latency_128, nccl.simple):
-        time = _piped(seconds / protocol.efficiency, protocol.ramp) + (protocol.start + latency + steps * protocol.hop)
-        best = time if best is None else np.minimum(best, time)
-    assert best is not None
-    return best
+    axes = max(np.ndim(seconds), np.ndim(latency), np.ndim(steps))
+    start, hop, efficiency, ramp = nccl.ring_protocols.reshape(4, -1, *[1] * axes)
+    times: Floats = _piped(seconds / efficiency, ramp) + (start + latency + steps * hop)
+    return np.asarray(times.min(axis=0))
 
 
 def _messages(seconds: Floats, latency: Floats, nccl: Nccl) -> Floats:
@@ -262,7 +260,7 @@ def _messages(seconds: Floats, latency: Floats, nccl: Nccl) -> Floats:
     return _piped(seconds / protocol.efficiency, protocol.ramp) + (protocol.start + protocol.hop + latency)
 
 
-def _piped(seconds: Floats, ramp: float) -> Floats:
+def _piped(seconds: Floats, ramp: Floats | float) -> Floats:
     """Time of a flow cut into chunks, the best number of them: (√seconds + √ramp)², less the ramp that starts count already."""
     return seconds + 2.0 * np.sqrt(ramp * seconds)
 

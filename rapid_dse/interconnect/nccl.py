@@ -8,6 +8,10 @@ Sources: NCCL 2.19 to 2.27, ``src/graph/tuning.cc`` (``baseLatencies``, ``hwLate
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
 
 
 @dataclass(frozen=True)
@@ -46,6 +50,12 @@ class Nccl:
     switch_reduction: float = 0.81
     switch_start: float = 32e-6
     message: float = 0.5e-6
+
+    @cached_property
+    def ring_protocols(self) -> npt.NDArray[np.float64]:
+        """Start, hop, efficiency and ramp of the protocols that a ring or a tree may run, ``(4, n_protocols)``."""
+        protocols = (self.low_latency, self.low_latency_128, self.simple)
+        return np.array([[getattr(protocol, name) for protocol in protocols] for name in ("start", "hop", "efficiency", "ramp")])
 
 
 DEFAULT = Nccl()

@@ -119,8 +119,13 @@ class Layouts(LazyRows):
     @derived
     def expert_tp(self) -> IntColumn:
         """GPUs that share an expert, ``(n_layouts,)``: ``etp``, or tp where tp · ep divides tp · cp · dp, else 1."""
-        etp: IntColumn = np.where(self.etp == USUAL_ETP, np.where(self.dp * self.cp % self.ep == 0, self.tp, 1), self.etp)
+        etp: IntColumn = np.where(self.etp == USUAL_ETP, self.usual_expert_tp, self.etp)
         return etp
+
+    @property
+    def usual_expert_tp(self) -> IntColumn:
+        """``expert_tp`` where ``etp`` leaves it open, ``(n_layouts,)``."""
+        return np.where(self.dp * self.cp % self.ep == 0, self.tp, 1)
 
     @derived
     def expert_shards(self) -> IntColumn:
@@ -225,8 +230,8 @@ def resolved(layouts: Layouts) -> Layouts:
     dp = np.where(layouts.dp == 0, replicas, layouts.dp)
     shard_group = np.where(layouts.shard_group == dp * layouts.cp, WHOLE_GROUP, layouts.shard_group)
     settled = replace(layouts, dp=dp, schedule=np.where(layouts.pp == 1, schedules.NONE, schedule), shard_group=shard_group)
-    usual = replace(settled, etp=np.full_like(settled.etp, USUAL_ETP)).expert_tp
-    return replace(settled, etp=np.where(settled.etp == usual, USUAL_ETP, settled.etp))
+    usual = settled.etp == settled.usual_expert_tp
+    return replace(settled, etp=np.where(usual, USUAL_ETP, settled.etp)) if usual.any() else settled
 
 
 @dataclass(frozen=True)

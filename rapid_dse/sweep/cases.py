@@ -21,7 +21,7 @@ from rapid_dse.sweep.compose import SHOWN, Composed, composed, hydra_ready, scen
 from rapid_dse.sweep.overrides import GROUPS, check_key, usual_options
 from rapid_dse.sweep.portion import Portion
 from rapid_dse.sweep.space import ColumnType, base_codes, explicit, keys_of, of_other_workload
-from rapid_dse.sweep.trusting import require_unset
+from rapid_dse.sweep.trusting import GUARDED_PARTS, require_unset
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -262,14 +262,17 @@ class _Builder:
         options, plain = usual_options(options, {name: value for name, value in given.items() if name not in GROUPS}, ())
         composed_case = self._composed.get(tuple(options.items()))
         if composed_case is None:
-            composed_case = self._composed[tuple(options.items())] = composed(options, (), self._trusted)
+            composed_case = composed(options, (), self._trusted)
+            require_unset(composed_case.tree, (), self._trusted)
+            self._composed[tuple(options.items())] = composed_case
         if composed_case.whole:
             raise ValueError(f"parallel={options['parallel']}: is a sweep; allowed: one layout, as parallel.tp=8")
         values = {name: _thawed(value) for name, value in plain.items()}
-        marks = {name: _mark(name, options, plain) for name in SECTIONS}
+        marks = _marks(options, plain)
         known = {name: self._sections[mark] for name, mark in marks.items() if mark in self._sections}
         tree = with_values(composed_case.tree, {key: value for key, value in values.items() if key.split(".", 1)[0] not in known})
-        require_unset(tree, (), self._trusted)
+        if any(key.split(".", 1)[0] in GUARDED_PARTS for key in values):
+            require_unset(tree, (), self._trusted)
         for name in SECTIONS.keys() - known.keys():
             try:
                 known[name] = self._sections[marks[name]] = SECTIONS[name].model_validate(tree[name])
@@ -278,10 +281,13 @@ class _Builder:
         return composed_case, *scenario_of(tree | known)
 
 
-def _mark(section: str, options: Mapping[str, str], values: Mapping[str, Any]) -> tuple[Any, ...]:
-    """What a part of a scenario is made of: the options, and those of the values that are its own."""
-    own = {key: value for key, value in values.items() if key.startswith(f"{section}.")}
-    return (section, *options.items(), *own.items(), _types([*own.values()]))
+def _marks(options: Mapping[str, str], values: Mapping[str, Any]) -> dict[str, tuple[Any, ...]]:
+    """What each part of a scenario is made of: the options, and those of the values that are its own."""
+    own: dict[str, list[Any]] = {name: [] for name in SECTIONS}
+    for key, value in values.items():
+        own[key.split(".", 1)[0]] += (key, type(value), value)
+    chosen = tuple(options.items())
+    return {name: (name, chosen, *told) for name, told in own.items()}
 
 
 def _column(codes: Sequence[float | None] | None, rows: IntColumn, default: float) -> NDArray[Any]:

@@ -373,7 +373,8 @@ def explicit(codes: Mapping[str, Any], scenario: Scenario) -> Layouts:
     zero = codes["zero"] if scenario.model.of_kind.looped else np.where(np.asarray(codes["zero"]) == AUTO, 0, codes["zero"])
     columns = {f.name: codes[f.name] for f in fields(Layouts)} | {"sequence_parallel": shared, "zero": zero}
     layouts = of_rows(settled(resolved(Layouts.of(columns)), offers), scenario)
-    return replace(layouts, sequence_parallel=layouts.sequence_parallel & (layouts.tp > 1))
+    alone = layouts.sequence_parallel & (layouts.tp == 1)
+    return replace(layouts, sequence_parallel=layouts.sequence_parallel & ~alone) if alone.any() else layouts
 
 
 def _run_settings(scenario: Scenario, base: Composed) -> tuple[Search, Debug]:

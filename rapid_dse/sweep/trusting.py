@@ -30,6 +30,7 @@ GUARDED = {
     "debug.hw_snapshots": Debug(),
     **{f"backend.artifacts.{name}": Backend().artifacts for name in ("persist", "graphs", "pictures", "timeline")},
 }
+GUARDED_PARTS = frozenset(key.split(".", 1)[0] for key in GUARDED)
 _OF_ENVIRONMENT = {  # conf/config.yaml sets these keys by these variables
     "backend.artifacts.persist": "RAPID_PERSIST_ASTRASIM_ARTIFACTS",
     "backend.artifacts.graphs": "RAPID_VISUALIZE_GRAPHS",
