@@ -45,8 +45,11 @@ def test_lanes_are_as_long_as_the_recurrence_of_each_schedule(name: str) -> None
             assert (lane.begin[1:] >= lane.end[:-1] - 1e-12).all(), "a stage runs one pass at a time"
             assert lane.order.shape[1] == len(lane.begin)
         expected = float(step_seconds(seconds.reshape(-1, 1), (CODE[name], pp, chunks), np.array([micro_batches]))[0])
-        own = max(float(lane.end[-1] - lane.begin[0]) for lane in lanes)
-        assert (own if schedule.runs_on else max(float(lane.end[-1]) for lane in lanes)) == pytest.approx(expected, rel=1e-9)
+        if schedule.runs_on:  # of many such steps one takes no longer than what some stage spends on the one that is drawn
+            spent = [float(lane.end[-1] - lane.begin[0]) for lane in lanes]
+            assert spent[0] * (1 - 1e-9) <= expected <= max(spent) * (1 + 1e-9)
+        else:
+            assert max(float(lane.end[-1]) for lane in lanes) == pytest.approx(expected, rel=1e-9)
 
 
 @pytest.mark.parametrize(

@@ -12,22 +12,23 @@ from collective_order import disorder
 from generated import ONE
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
-from law_cases import BACKENDS, FASTER, HIERARCHICAL, KINDS, SERVING, Trial, trials
+from law_cases import BACKENDS, FASTER, HIERARCHICAL, HYBRID, KINDS, SERVING, Trial, trials
 from law_work import MORE, changes_gradients, keeps_its_split, least_seconds
 from numpy.typing import NDArray
 
 from rapid_dse.config.run import RECOMPUTE
-from rapid_dse.config.schedule_names import SCHEDULES
-from rapid_dse.events.runs import Run
+from rapid_dse.events.runs import Run, own_streams
 from rapid_dse.model.parameters import count
 from rapid_dse.parallel.enumeration import grid
+from rapid_dse.parallel.schedules import RUNS_ON, SPLITS_BACKWARD
 from rapid_dse.simulate.results import Priced, unlawful
 
 MOST = settings.default.max_examples // 40
 FEWER = settings(max_examples=max(1, MOST), derandomize=MOST <= 1, suppress_health_check=list(HealthCheck), deadline=None)
 ROUNDING = 1e-9
 NANOSECOND = 2e-9 * 4000  # the event engine counts in whole ones: of the nodes of a rank here
-BY_SCHEDULE = {"zero_bubble": 1e-3, "zb_v": 1e-2, "zb_2p": 1e-2, "dualpipe_v": 2.5e-2}
+SHOWN = 1e-5  # of split backward passes: what shows of gradients where another stage than the first, which hides them, sets the pace
+IN_GRAPHS = 1e-2  # of split backward passes where the host has no timeline of its own, or stages run on behind the graph's one step
 CONTENDED = 1e-2  # on networks that carry other transfers beside it
 LAST_BUCKET = 5e-3  # what a bucket more of gradients takes off the last one, which nothing hides
 ENDING = 2e-3  # of requests whose run begins and ends at other moments of their steps
@@ -38,8 +39,10 @@ def _slack(kind: str, backend: str, trial: Trial) -> NDArray[np.float64]:
     """By how much more a step may take on a machine that is faster, or with less work, ``(n,)``."""
     slack = np.full(len(trial.layouts), CONTENDED if backend != "analytical" else ENDING if kind in SERVING else ROUNDING)
     if not kind.endswith("forward") and kind not in SERVING:
-        for name, more in BY_SCHEDULE.items():
-            slack = np.where(trial.layouts.schedule == SCHEDULES.index(name), more + slack, slack)
+        schedule = trial.layouts.schedule
+        closed = backend in ("analytical", HYBRID)
+        in_graphs = np.where(RUNS_ON.take(schedule) | (not own_streams(trial.scenario().backend)), IN_GRAPHS, 0.0) * (not closed)
+        slack = slack + SPLITS_BACKWARD.take(schedule) * (in_graphs + SHOWN)
     return slack
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from rapid_dse.events.programs.script import Traced
+from rapid_dse.events.programs.script import HOST, Traced
 from rapid_dse.interconnect.engine import RunResult
 from rapid_dse.simulate.results import TIME_TERMS
 from rapid_dse.trace.graph import COMPUTE, RECEIVE, SEND, Ints
@@ -17,8 +17,8 @@ def exposed(traced: Traced, result: RunResult, rank: int, begin: int = 0, end: i
     """Seconds of each of TIME_TERMS between ``begin`` and ``end`` (None: the rank's last node), ns.
 
     While the rank computes, the time is the computation's; else while a transfer of its own runs, the transfer's; else the rank waits
-    for another: while the message that ends the wait is on its way the time is the transfer's, before that it is bubble. The terms add
-    up to the whole.
+    for another: while the message that ends the wait is on its way the time is the transfer's; before that it is the host's while that
+    launches, else bubble. The terms add up to the whole.
     """
     graph = traced.graph
     first, last = np.searchsorted(graph.rank, [rank, rank + 1])
@@ -28,8 +28,9 @@ def exposed(traced: Traced, result: RunResult, rank: int, begin: int = 0, end: i
     terms = dict.fromkeys(TIME_TERMS, 0.0)
     cuts = np.unique(np.clip(np.concatenate([[begin, finish], start, stop, _sent_at(traced, result, rows)]), begin, finish))
     owner = np.full(len(cuts) - 1, -1, np.int64)
-    computes = graph.kind[rows] == COMPUTE
-    for layer in (graph.kind[rows] == RECEIVE, ~computes & (graph.kind[rows] != RECEIVE), computes):
+    launches = (graph.kind[rows] == COMPUTE) & (graph.stream[rows] == HOST)
+    computes = (graph.kind[rows] == COMPUTE) & ~launches
+    for layer in (launches, graph.kind[rows] == RECEIVE, (graph.kind[rows] != COMPUTE) & (graph.kind[rows] != RECEIVE), computes):
         chosen = rows[layer]
         begins = _sent_at(traced, result, chosen) if len(chosen) and graph.kind[chosen[0]] == RECEIVE else result.start_ns[chosen]
         _claim(owner, cuts, begins, result.end_ns[chosen], chosen)

@@ -40,7 +40,7 @@ def run_picture(traced: Traced, result: RunResult) -> str:
             if graph.kind[node] > 2:
                 continue
             x, wide = MARGIN + result.start_ns[node] * scale, (result.end_ns[node] - result.start_ns[node]) * scale
-            y = top if graph.kind[node] == COMPUTE else top + ROW
+            y = top if graph.kind[node] == COMPUTE and graph.stream[node] == 0 else top + ROW
             title = escape(traced.labels.names[traced.label[node]])
             body.append(
                 f'<rect x="{x:.2f}" y="{y:.0f}" width="{max(wide, 0.3):.2f}" height="{ROW - 2:.0f}" fill="{COLOURS[term]}">'

@@ -50,7 +50,7 @@ from rapid_dse.simulate.sharding import (
     trained_table,
     weight_gather,
 )
-from rapid_dse.simulate.slots import host_layer_seconds, waits_of_passes
+from rapid_dse.simulate.slots import host_layer_seconds, smoothed, waits_of_passes
 from rapid_dse.simulate.training import Prepared, price_operators
 from rapid_dse.simulate.vocabulary import LOSS_REDUCTIONS, loss_bytes, tied_table
 from rapid_dse.simulate.zero_plus_plus import FOUR_BITS, by_node
@@ -199,10 +199,12 @@ def _stage_work(one: LayoutDetail, stage: int, chunks: tuple[tuple[int, ...], ..
     head, apart = stage == one.degree("head_stage"), one.degree("head_stage") > 0 or not scenario.model.tie_word_embeddings
     table = Weights(head_parameters(scenario, layout))
     whole, trained = (layer_weights(scenario, layout, only) for only in (False, True))
+    slot = _host_slot(one, kinds, stage, passes)
     return StageWork(
         chunks=chunks,
         sizes=tuple(float(np.ravel(layer.total)[0]) for layer in trained),
-        stalls=_stalls(one, kinds, stage, passes),
+        stalls=slot.stalls(one),
+        launches=slot.launches(one, chunks),
         host_step=software.host.host_step,
         optimizer=float(np.ravel(update_seconds(scenario, layout, weights, one.ready.device))[0]),
         scatters=scatters,
@@ -350,11 +352,33 @@ def _trained_weights(one: LayoutDetail, stage: int, kinds: Sequence[int]) -> Wei
     return Weights(weights.dense + tables + positions, weights.experts)
 
 
-def _stalls(one: LayoutDetail, kinds: Sequence[int], stage: int, passes: PassSeconds) -> tuple[float, float, float]:
-    """Seconds of a micro-batch that a stage's device waits for the host's launches, after its forward, its backward and its weights' pass.
+@dataclass(frozen=True)
+class _HostSlot:
+    """Seconds of a micro-batch on a stage: of all on the device, ahead of the backward pass, of its weight gradients; of its launches."""
 
-    The closed forms' slot, with the waits that they have in each pass.
-    """
+    device: float
+    ahead: float
+    gradients: float
+    host: float
+
+    def stalls(self, one: LayoutDetail) -> tuple[float, float, float]:
+        """What the device waits for launches after its forward, its backward and its weights' pass: the closed forms' slot, with the waits
+        that they have in each pass."""
+        software = one.scenario.software
+        return waits_of_passes(software, (self.ahead, self.gradients), self.device, self.host, one.schedule.directions_apart)
+
+    def launches(self, one: LayoutDetail, chunks: Sequence[Sequence[int]]) -> tuple[tuple[float, float], ...]:
+        """``StageWork.launches``, as ``uneven`` has them."""
+        if not one.schedule.splits_backward or self.host <= 0:
+            return ()
+        late, longer = smoothed(one.scenario.software, np.array(self.device), np.array(self.host))
+        layer, micro_batch = float(host_layer_seconds(one.scenario, one.layout)[0]), micro_batch_seconds(one.scenario)
+        thirds = [(len(kinds) * layer + micro_batch / len(chunks)) / 3 for kinds in chunks]
+        return tuple((third * float(longer), 3 * third * float(late) / self.host) for third in thirds)
+
+
+def _host_slot(one: LayoutDetail, kinds: Sequence[int], stage: int, passes: PassSeconds) -> _HostSlot:
+    """That of a stage whose layers are of such kinds."""
     software, pp, last = one.scenario.software, one.degree("pp"), one.degree("head_stage")
     tables = one.layers.tables
     embedding, head = passes.embedding + float(tables.embedding[0]), passes.head + float(tables.head[0])
@@ -370,4 +394,4 @@ def _stalls(one: LayoutDetail, kinds: Sequence[int], stage: int, passes: PassSec
     ahead += float(np.ravel(ends.embedding + tables.embedding_forward)[0]) * (stage == 0)
     ahead += float(np.ravel(ends.head_forward + tables.head_forward)[0]) * (stage == last)
     gradients = sum(one.works[kind].weight_gradient for kind in kinds)
-    return waits_of_passes(software, (ahead + hops / 2, gradients), device, host, one.schedule.directions_apart)
+    return _HostSlot(device, ahead + hops / 2, gradients, host)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from rapid_dse.events.runs import Run
 
 ALL_RANKS = 200_000  # nodes up to which every rank is shown; beyond, one rank of each kind
-ROWS = ("compute", "communication", "gradients", "ring", "pipeline")
+ROWS = ("compute", "communication", "gradients", "ring", "pipeline", "host")
 
 
 def chrome_trace(run: Run, name: str) -> dict[str, Any]:
@@ -57,7 +57,7 @@ def _rank_events(traced: Traced, result: RunResult, rank: int, name: str) -> Ite
     graph = traced.graph
     rows = np.arange(*np.searchsorted(graph.rank, [rank, rank + 1]))
     rows = rows[graph.kind[rows] != RECEIVE]  # a receive is a wait: it is drawn as the bubble that it causes
-    stream = np.where(graph.kind[rows] == COMPUTE, 0, 1 + graph.stream[rows])
+    stream = np.where((graph.kind[rows] == COMPUTE) & (graph.stream[rows] == 0), 0, 1 + graph.stream[rows])
     yield {"ph": "M", "name": "process_name", "pid": rank, "tid": 0, "args": {"name": name}}
     for row in np.unique(stream).tolist():
         yield {"ph": "M", "name": "thread_name", "pid": rank, "tid": row, "args": {"name": ROWS[row]}}
@@ -109,7 +109,7 @@ def _arrows(traced: Traced, result: RunResult, ranks: Sequence[int]) -> Iterator
             continue
         arrow = {"name": traced.labels.names[int(traced.label[node])], "cat": "send", "id": number}
         for end, at in (("s", node), ("f", int(first[receives.popleft()]))):
-            row = 0 if graph.kind[at] in (COMPUTE, RECEIVE) else 1 + int(graph.stream[at])
+            row = 0 if graph.kind[at] == RECEIVE or (graph.kind[at] == COMPUTE and graph.stream[at] == 0) else 1 + int(graph.stream[at])
             yield arrow | {"ph": end, "pid": int(graph.rank[at]), "tid": row, "ts": int(result.start_ns[at]) / 1000}
 
 

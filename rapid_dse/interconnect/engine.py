@@ -254,7 +254,7 @@ def _node_table(graph: Graph, tables: PlanTables, network: str) -> NDArray[Any]:
     nodes = np.zeros(len(graph), rec.node_t)
     nodes["size"], nodes["duration"] = graph.size, graph.duration_ns
     nodes["kind"], nodes["rank"], nodes["peer"] = graph.kind, graph.rank, graph.peer
-    cls = np.where(graph.kind == COMPUTE, rec.CLASS_COMPUTE, rec.CLASS_COMM + graph.stream)
+    cls = np.where((graph.kind == COMPUTE) & (graph.stream == 0), rec.CLASS_COMPUTE, rec.CLASS_COMM + graph.stream)
     nodes["cls"] = np.where(graph.kind == RECEIVE, rec.CLASS_RECEIVE, cls)
     nodes["start"] = nodes["end"] = -1
     nodes["waits"] = np.diff(graph.deps_ptr)

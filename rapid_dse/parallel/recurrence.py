@@ -21,7 +21,7 @@ Ints = NDArray[np.int64]
 Shorts = NDArray[np.int32]
 FloatColumn = NDArray[np.float64]
 
-FIRST, MOST = 4, 32  # groups of pp micro-batches that are run, at first and where stages do not settle
+FIRST = 4  # groups of pp micro-batches that are run at first; where stages have not settled, twice as many and so on
 LANES = 128  # layouts side by side at most: a pass waits for the one before it, and so many others are worked out meanwhile
 VECTOR = 4  # floats of one instruction
 _SOURCE = f"{zlib.crc32(Path(__file__).read_bytes()):08x}"
@@ -32,9 +32,13 @@ GROUP_BEGINS, GROUP_ENDS, BEGINS, ENDS = range(4)  # rows of marks
 Pipeline = tuple[int, int, int]  # a schedule by its code, the stages that run it, the chunks of each
 
 
-def step_seconds(passes: FloatColumn, pipeline: Pipeline, micro_batches: Ints, kind: Ints | None = None) -> FloatColumn:
+def step_seconds(
+    passes: FloatColumn, pipeline: Pipeline, micro_batches: Ints, kind: Ints | None = None, launches: FloatColumn | None = None
+) -> FloatColumn:
     """Seconds of a step, ``(n,)``: from the first pass of all to the end of the last, or, of schedules that run on into the next step, the
-    longest time that a stage takes from its own first pass to its own last.
+    time a step takes where many follow each other (``_pace``).
+
+    No step gets longer where a pass gets shorter, as each pass ends when the later one of two others has ended, and its own time is over.
 
     Once all stages take equally long for a group of ``pp`` micro-batches, so do they for each that follows: such groups are not run but
     added. A stage that falls behind by little each time may take long to hold up the others, so that more groups are run for it.
@@ -43,10 +47,24 @@ def step_seconds(passes: FloatColumn, pipeline: Pipeline, micro_batches: Ints, k
         passes: seconds of each kind of pass with the send behind it, ``(n_kinds, n)``.
         micro_batches: of a step, ``(n,)``.
         kind: the row of ``passes`` that each pass has, ``(KINDS * chunks * pp,)`` by kind and place; None: rows in that order.
+        launches: seconds in which a stage's host launches each, as ``passes``: one after the other, each once its input has come from
+            another stage. No pass ends before it is launched. None: in no time.
     """
     _, pp, chunks = pipeline
     kind = np.arange(KINDS * pp * chunks) if kind is None else kind
     row_of: Shorts = np.append(kind, len(passes)).astype(np.int32)  # a wait comes last
+    if launches is None:
+        return _settled(passes[None], np.arange(len(micro_batches)), row_of, pipeline, micro_batches)
+    seconds, waits = np.empty(len(micro_batches)), (launches > passes).any(axis=0)  # elsewhere a host is done before its device
+    for spent, rows in ((np.stack([passes, launches]), np.flatnonzero(waits)), (passes[None], np.flatnonzero(~waits))):
+        if len(rows):
+            seconds[rows] = _settled(spent, rows, row_of, pipeline, micro_batches.take(rows))
+    return seconds
+
+
+def _settled(spent: FloatColumn, layouts: Ints, row_of: Shorts, pipeline: Pipeline, micro_batches: Ints) -> FloatColumn:
+    """``step_seconds`` of the ``layouts`` at these positions, of passes as ``_run`` takes them."""
+    pp = pipeline[1]
     seconds, unsettled, length = np.empty(len(micro_batches)), np.arange(len(micro_batches)), FIRST
     while len(unsettled):
         run = np.minimum(micro_batches[unsettled], micro_batches[unsettled] % pp + length * pp)
@@ -54,27 +72,32 @@ def step_seconds(passes: FloatColumn, pipeline: Pipeline, micro_batches: Ints, k
         for pass_kind in np.flatnonzero(np.bincount(run)).tolist():
             here = np.flatnonzero(run == pass_kind)
             rows = unsettled[here]
-            end, fastest, slowest = _run(passes, rows, row_of, pipeline, pass_kind)
+            end, fastest, slowest = _run(spent, layouts.take(rows), row_of, pipeline, pass_kind)
             more = (micro_batches[rows] - pass_kind) // pp  # groups
             seconds[rows] = end + more * slowest
             settled[here] = (more == 0) | (slowest - fastest <= SETTLED * slowest)
-        unsettled, length = unsettled[~settled] if length < MOST else unsettled[:0], 2 * length
+        unsettled, length = unsettled[~settled], 2 * length
     return seconds
 
 
-def _run(passes: FloatColumn, layouts: Ints, kind: Shorts, pipeline: Pipeline, micro_batches: int) -> FloatColumn:
+def _run(spent: FloatColumn, layouts: Ints, kind: Shorts, pipeline: Pipeline, micro_batches: int) -> FloatColumn:
     """The recurrence itself, ``(3, n)``, of the ``layouts`` at these positions: the step's seconds, and the shortest and the longest that a
-    stage took for its last group of pp micro-batches before the end."""
+    stage took for its last group of pp micro-batches before the end. ``spent``: seconds of passes, and of their launches if they take any,
+    ``(1 or 2, n_kinds, n)``."""
     lanes = -(-len(layouts) // (-(-len(layouts) // LANES) * VECTOR)) * VECTOR  # of equal rounds, as few as hold all
-    sequence, rows = _sequence_of(pipeline, micro_batches)
-    ends: FloatColumn = _ends(sequence, kind, rows, passes, layouts, (pipeline[1], lanes))
+    sequence, rows, counts = _sequence_of(pipeline, micro_batches)
+    ends: FloatColumn = _ends(sequence, kind, spent, layouts, (rows, pipeline[1], lanes), counts)
     return ends
 
 
 @lru_cache(maxsize=256)
-def _sequence_of(pipeline: Pipeline, micro_batches: int) -> tuple[Shorts, int]:
-    """All passes in an order in which each comes behind what it waits for (see ``_sequence``), ``(5, n_passes)``: the rows with the ends of
-    the two passes that it waits for, which pass it is, what is kept of it, and the row for its own end; and how many rows there are.
+def _sequence_of(pipeline: Pipeline, micro_batches: int) -> tuple[Shorts, int, Ints]:
+    """All passes in an order in which each comes behind what it waits for (see ``_sequence``), ``(7, n_passes)``: the rows with the ends of
+    the two passes that it waits for, which pass it is, what is kept of it, the row for its own end, its stage, and the row with the end
+    of what it takes from another stage; how many rows there are; and, where stages run on into the next step, how often each stage runs
+    which pass, ``(pp, n_which)``, else ``(0, n_which)``.
+
+    Rows 1 to pp have when each stage begins.
     """
     code, pp, chunks = pipeline
     schedule = SCHEDULE_CLASSES[code]
@@ -86,13 +109,22 @@ def _sequence_of(pipeline: Pipeline, micro_batches: int) -> tuple[Shorts, int]:
     for stage, program in enumerate(programs):
         steps[stage, :, : length[stage]] = program
     needs, which, number = _sequence(steps, length, 2 * micro_batches * pp * chunks + 1)
-    marks = _marks(programs, number, (pp, pp * chunks, micro_batches), schedule.runs_on)
+    marks = _marks(programs, number, (pp, pp * chunks, micro_batches))
     kept = np.full(len(which), -1)
     wanted = np.flatnonzero(marks.ravel() >= 0)
     kept[marks.ravel()[wanted]] = wanted
     row = _rows(needs)
+    row[1:] += pp
     before, source = row[needs]
-    return np.stack([before, source, which, kept, row[1:]]).astype(np.int32), int(row.max())
+    before[number[:, 0]] = 1 + np.arange(pp)
+    stage_of = np.zeros(1 + len(which), np.int64)
+    for stage, there in enumerate(number):
+        stage_of[1 + there[there >= 0]] = stage
+    arrived = np.where(stage_of[needs[1]] == stage_of[1:], 0, source)
+    counts = np.zeros((pp if schedule.runs_on else 0, KINDS * pp * chunks + 1), np.int64)
+    for stage, program in enumerate(programs[: len(counts)]):
+        counts[stage] = np.bincount(program[WHICH], minlength=counts.shape[1])
+    return np.stack([before, source, which, kept, row[1:], stage_of[1:], arrived]).astype(np.int32), int(row.max()), counts
 
 
 NEEDS, GIVES, GIVES_TOO, WHICH = range(4)  # rows of a program
@@ -125,9 +157,9 @@ def _program(order: Order, place: Ints, size: tuple[int, int]) -> Ints:
     return np.insert(np.stack([needs, gives, also, which]), behind - 1, waits, axis=1)
 
 
-def _marks(programs: list[Ints], number: Ints, size: tuple[int, int, int], runs_on: bool) -> Ints:
-    """The passes whose ends are kept, ``(4, pp)`` positions among all, -1 for none: those between which a stage does a group of pp
-    micro-batches, its first one if its step begins there (``runs_on``), its last.
+def _marks(programs: list[Ints], number: Ints, size: tuple[int, int, int]) -> Ints:
+    """The passes of which something is kept, ``(4, pp)`` positions among all, -1 for none: the ends of those between which a stage does a
+    group of pp micro-batches, when the input of its first one is there, the end of its last.
 
     A group lies between the forward passes of its last micro-batch and of the one pp before that through the stage's first chunk: up to
     there a schedule repeats itself. ``size``: pp, places of the model, micro-batches of the step.
@@ -138,9 +170,7 @@ def _marks(programs: list[Ints], number: Ints, size: tuple[int, int, int], runs_
         first_chunk = np.flatnonzero(program[WHICH] == FORWARD * places + stage)  # every stage map begins with the stage's own place
         if micro_batches > pp + 1:
             marks[GROUP_BEGINS, stage], marks[GROUP_ENDS, stage] = number[stage, first_chunk[[-1 - pp, -1]]]
-        if runs_on:
-            marks[BEGINS, stage] = number[stage, 0]
-        marks[ENDS, stage] = number[stage, program.shape[1] - 1]
+        marks[[BEGINS, ENDS], stage] = number[stage, [0, program.shape[1] - 1]]
     return marks
 
 
@@ -215,42 +245,124 @@ def sums(counts: FloatColumn, values: FloatColumn) -> FloatColumn:
     return total
 
 
-@compiled_once(
-    "float64[:, ::1](int32[:, ::1], int32[::1], int64, float64[:, ::1], int64[::1], UniTuple(int64, 2))", _SOURCE, error_model="numpy"
-)
-def _ends(sequence: Shorts, kinds: Shorts, rows: int, passes: FloatColumn, layouts: Ints, size: tuple[int, int]) -> FloatColumn:
-    """What ``_run`` says, of so many ``rows`` of ends at a time.
+SAME = 1e-11  # relative difference of seconds that rounding makes, and more
 
-    ``kinds``: the row of ``passes`` of each pass, of which a wait, which takes no time, is the one behind the last. ``size``: the stages,
-    and the ``lanes``: a loop of a constant length would be unrolled and not made into vector instructions. The last round may leave lanes
-    over, whose numbers nobody reads.
+
+@compiled_once("boolean(float64[:, :, ::1], int64, int64[:, ::1], int32[::1], float64[:, :, ::1])", _SOURCE, error_model="numpy")
+def _paced(reached: FloatColumn, step: int, counts: Ints, kinds: Shorts, mine: FloatColumn) -> bool:
+    """Whether the last of so many steps shows the pace of each lane: all stages took the same for it, or none longer than the first stage
+    for its first step, in which it waits for nothing of another step's, or than the stage with most work needs."""
+    for lane in range(reached.shape[2]):
+        least, most, work = np.inf, 0.0, reached[1, 0, lane]
+        for stage in range(reached.shape[1]):
+            took = reached[step, stage, lane] - reached[step - 1, stage, lane]
+            least, most = min(least, took), max(most, took)
+            for resource in range(len(mine)):
+                own = 0.0
+                for which in range(counts.shape[1]):
+                    if counts[stage, which] > 0:
+                        own += counts[stage, which] * mine[resource, kinds[which], lane]
+                work = max(work, own)
+        if most - max(least, work) > SAME * reached[step, :, lane].max():
+            return False
+    return True
+
+
+@compiled_once("float64(float64[:, :, ::1], int64, int64)", _SOURCE, error_model="numpy")
+def _pace(reached: FloatColumn, steps: int, lane: int) -> float:
+    """Seconds a step of which many follow each other, each stage beginning one when it has ended the one before: of all circles of passes
+    that wait for each other across steps the longest, over the steps that it spans.
+
+    Of as many steps as there are stages it is Karp's formula for the largest mean of a circle (Discrete Mathematics 23, 1978); of fewer,
+    whose last one shows the pace, the longest time that a stage takes for that. ``reached``: when each stage has ended so many steps, or,
+    of none, when its first input is there.
     """
-    stages, lanes = size
-    before, source, which, kept, own_row = sequence
-    total, n = len(which), len(layouts)
-    end, marked = np.zeros((rows + 1, lanes)), np.zeros((4 * stages, lanes))
-    ends, mine = np.zeros((3, n)), np.zeros((len(passes) + 1, lanes))
+    stages, pace = reached.shape[1], 0.0
+    for stage in range(stages):
+        last = reached[steps, stage, lane]
+        mean = last - reached[steps - 1, stage, lane]
+        if steps == stages:
+            for before in range(steps - 1):
+                mean = min(mean, (last - reached[before, stage, lane]) / (steps - before))
+        pace = max(pace, mean)
+    return pace
+
+
+@compiled_once(
+    "void(int32[:, ::1], int32[::1], float64[:, :, ::1], float64[:, ::1], float64[:, ::1], float64[:, :, ::1])",
+    _SOURCE,
+    error_model="numpy",
+)
+def _step(sequence: Shorts, kinds: Shorts, mine: FloatColumn, end: FloatColumn, host: FloatColumn, marked: FloatColumn) -> None:
+    """Runs one step of so many lanes: fills ``end`` with the ends of passes, ``host`` with when each stage's host is done, and ``marked``
+    with what is kept of both."""
+    before, source, which, kept, own_row, stage_of, arrived = sequence
+    lanes, launched, stages = end.shape[1], len(mine) > 1, len(host)
+    for t in range(len(which)):
+        own, other, kind, row = before[t], source[t], kinds[which[t]], own_row[t]
+        for lane in range(lanes):
+            a, b = end[own, lane], end[other, lane]
+            end[row, lane] = (a if a > b else b) + mine[0, kind, lane]
+        if launched:
+            stage, input_row = stage_of[t], arrived[t]
+            for lane in range(lanes):
+                a, b = host[stage, lane], end[input_row, lane]
+                done = (a if a > b else b) + mine[1, kind, lane]
+                host[stage, lane] = done
+                end[row, lane] = max(end[row, lane], done)
+        slot = kept[t]
+        if slot >= 0:
+            marked[0, slot] = end[other if slot // stages == BEGINS else row]
+            marked[1, slot] = host[slot % stages]
+
+
+@compiled_once("UniTuple(float64, 2)(float64[:, :], int64)", _SOURCE, error_model="numpy")
+def _group(marked: FloatColumn, stages: int) -> tuple[float, float]:
+    """The shortest and the longest time that a stage took for its last group of pp micro-batches, the host of each included: the longest
+    is the device's, and the shortest as much less as all of them differ."""
+    least, most, longest = np.inf, 0.0, 0.0
+    for resource in range(len(marked)):
+        for stage in range(stages):
+            took = marked[resource, GROUP_ENDS * stages + stage] - marked[resource, GROUP_BEGINS * stages + stage]
+            least, most = min(least, took), max(most, took)
+            longest = most if resource == 0 else longest
+    return longest - (most - least), longest
+
+
+@compiled_once(
+    "float64[:, ::1](int32[:, ::1], int32[::1], float64[:, :, ::1], int64[::1], UniTuple(int64, 3), int64[:, ::1])",
+    _SOURCE,
+    error_model="numpy",
+)
+def _ends(sequence: Shorts, kinds: Shorts, spent: FloatColumn, layouts: Ints, size: tuple[int, int, int], counts: Ints) -> FloatColumn:
+    """What ``_run`` says.
+
+    ``kinds``: the row of ``spent`` of each pass, of which a wait, which takes no time, is the one behind the last. ``size``: rows of ends
+    at a time, stages, and ``lanes``: a loop of a constant length would be unrolled and not made into vector instructions. The last round
+    may leave lanes over, whose numbers nobody reads. ``counts``: as ``_sequence_of`` has it; where stages run on, one step follows another
+    until their pace is known.
+    """
+    (rows, stages, lanes), n = size, len(layouts)
+    end, host, marked = np.zeros((rows + 1, lanes)), np.zeros((stages, lanes)), np.zeros((2, 4 * stages, lanes))
+    ends, mine = np.zeros((3, n)), np.zeros((len(spent), spent.shape[1] + 1, lanes))
+    reached = np.zeros((1 + max(1, len(counts)), stages, lanes))  # when each stage has ended so many steps
     for first in range(0, n, lanes):
         here = min(lanes, n - first)
-        for kind in range(len(passes)):
-            for lane in range(here):
-                mine[kind, lane] = passes[kind, layouts[first + lane]]
-        for t in range(total):
-            own, other, kind, row = before[t], source[t], kinds[which[t]], own_row[t]
-            for lane in range(lanes):
-                a, b = end[own, lane], end[other, lane]
-                end[row, lane] = (a if a > b else b) + mine[kind, lane]
-            slot = kept[t]
-            if slot >= 0:
-                marked[slot] = end[row]
-                if slot // stages == BEGINS:
-                    marked[slot] -= mine[kind]
+        for resource in range(len(spent)):
+            for kind in range(spent.shape[1]):
+                for lane in range(here):
+                    mine[resource, kind, lane] = spent[resource, kind, layouts[first + lane]]
+        step, going_on = 0, True
+        while going_on:
+            host[:] = reached[step] if step > 0 else np.zeros((stages, lanes))
+            end[1 : stages + 1] = host
+            _step(sequence, kinds, mine, end, host, marked)
+            step += 1
+            reached[step] = marked[0, ENDS * stages :]
+            if step == 1:
+                reached[0] = marked[0, BEGINS * stages : ENDS * stages]
+            going_on = step < len(counts) and not _paced(reached, step, counts, kinds, mine)
         for lane in range(here):
-            ends[1, first + lane] = np.inf
-            for stage in range(stages):
-                took = marked[GROUP_ENDS * stages + stage, lane] - marked[GROUP_BEGINS * stages + stage, lane]
-                ends[1, first + lane] = min(ends[1, first + lane], took)
-                ends[2, first + lane] = max(ends[2, first + lane], took)
-                spent = marked[ENDS * stages + stage, lane] - marked[BEGINS * stages + stage, lane]
-                ends[0, first + lane] = max(ends[0, first + lane], spent)
+            ends[0, first + lane] = _pace(reached, step, lane) if len(counts) else reached[1, :, lane].max()
+            ends[1, first + lane], ends[2, first + lane] = _group(marked[: len(spent), :, lane], stages)
     return ends

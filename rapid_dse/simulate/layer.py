@@ -215,12 +215,12 @@ def beside_compute(scenario: Scenario, layouts: Layouts, block: LayerBlock, tran
     forward_beside, backward_beside = block.forward - block.attention_forward, block.backward - block.attention_backward
     tp_forward = transfers.tp_forward.seconds - np.minimum(pipelined * transfers.tp_forward.seconds, forward_beside)
     beside_seconds = transfers.tp_backward.seconds + transfers.tp_gather_again.seconds
-    hidden = pipelined * beside_seconds
+    hidden, inputs = pipelined * beside_seconds, np.maximum(0.0, backward_beside - block.weight_gradient)
     # behind weight gradients hides what the pipelined share leaves, unless they run by themselves; all that hides fits into the pass
     at_once = np.where(layouts.delays_weights, 0.0, block.weight_gradient)
     behind = np.minimum(software.overlap.tp_backward_overlap * (beside_seconds - hidden), at_once)
-    hidden = hidden + behind
-    tp_backward = beside_seconds - np.minimum(hidden, backward_beside) + repeats.whole * tp_forward
+    all_hidden = np.minimum(hidden + behind, np.where(layouts.delays_weights, inputs, backward_beside))
+    tp_backward = beside_seconds - all_hidden + repeats.whole * tp_forward
     tp_backward = tp_backward + (1 - pipelined) * repeats.partly * transfers.tp_selective.seconds
     ring = transfers.cp_hop.times(layouts.cp - 1).seconds
     cp_forward = exposed_beside(ring, software.overlap.cp_overlap, block.attention_forward)
@@ -240,7 +240,7 @@ def beside_compute(scenario: Scenario, layouts: Layouts, block: LayerBlock, tran
         + (1 + repeats.core) * transfers.cp_trade.seconds
         - tp_backward
         - cp_backward,
-        behind_weights=behind,
+        behind_weights=all_hidden - np.minimum(hidden, inputs),
     )
 
 

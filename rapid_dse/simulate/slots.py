@@ -81,6 +81,17 @@ def launched_passes(
     return [seconds - share * more for seconds, more in zip(alone, longer, strict=True)]
 
 
+def smoothed(software: Software, device: FloatColumn, host: FloatColumn) -> tuple[FloatColumn, FloatColumn]:
+    """What a device and its host need for a slot beside each other's, so that the longer of both is ``launched_slot``: seconds that the
+    device takes more, and times as long that the launches take; same shapes.
+
+    Neither gets less where one of both takes longer: the device has at most what it takes more where both are equal, and so has the host.
+    """
+    slot, equal = launched_slot(software, device, host), launched_slot(software, host, host)
+    late: FloatColumn = np.maximum(0.0, np.minimum(slot - device, equal - host))
+    return late, np.where(host > 0, share_of(np.minimum(slot, equal), host), 1.0)
+
+
 def share_of(part: FloatColumn, every: FloatColumn) -> FloatColumn:
     """``part / every``, none of nothing."""
     return np.divide(part, every, out=np.zeros_like(part), where=every > 0)

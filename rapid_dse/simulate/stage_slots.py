@@ -15,7 +15,7 @@ from rapid_dse.parallel.schedules.schedule import Slots
 from rapid_dse.parallel.stages import Stages
 from rapid_dse.simulate.layer_kinds import MicroBatchTimes
 from rapid_dse.simulate.pipeline_blocks import PipelineBlock
-from rapid_dse.simulate.slots import Passes, launched_passes, launched_slot, waits_in_pass
+from rapid_dse.simulate.slots import Passes, launched_passes, launched_slot
 
 FloatColumn = NDArray[np.float64]
 
@@ -54,7 +54,7 @@ class StageSlots:
         forward, _ = launched_passes(software, [self.ahead, self.device - self.ahead], shares, schedule.directions_apart)
         weights = forward_before = weights_before = weights_after = NO_SUM
         if schedule.splits_backward:
-            weights = self._weights(stages, summed(stages.of_kinds, times.weights))
+            weights = self._weights(software, summed(stages.of_kinds, times.weights))
             forward_before, weights_before = before_each(stages, forward), before_each(stages, weights)
             weights_after = after_each(stages, behind, weights)
         return Slots(
@@ -73,11 +73,9 @@ class StageSlots:
             micro_batches=micro_batches,
         )
 
-    def _weights(self, stages: Stages, gradients: FloatColumn) -> FloatColumn:
-        """Seconds of weight gradients that take so long on the device, with what they wait for the host."""
-        waits = self.whole - self.device
-        late = waits_in_pass(gradients, waits - waits_in_pass(self.ahead, waits, self.launches), self.launches)
-        return np.where(stages.layers > 0, gradients + late, 0.0)
+    def _weights(self, software: Software, gradients: FloatColumn) -> FloatColumn:
+        """Seconds of a slot that its weight gradients, which take so long on the device, add to the other two passes."""
+        return np.maximum(0.0, self.whole - launched_slot(software, self.device - gradients, self.launches * (2 / 3)))
 
 
 def before_each(stages: Stages, of: FloatColumn) -> FloatColumn:

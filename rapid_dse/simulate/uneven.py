@@ -1,8 +1,8 @@
 """Pipelines whose stages wait for each other in a way that has no formula: their schedule is run pass by pass.
 
 Each schedule says of which pipelines its formula is good enough (``Exact``): interleaved 1F1B is run wherever chunks differ, by their
-layers or by the embedding table that ZeRO 2 and 3 gather and reduce around the first one; 1F1B and ZB-H1 where the user has split the
-layers or they are of several kinds, as frameworks' own splits differ by a layer or two, of which 1F1B's formula is within 1 %.
+layers or by the embedding table that ZeRO 2 and 3 gather and reduce around the first one; 1F1B where the user has split the layers or
+they are of several kinds, as frameworks' own splits differ by a layer or two, of which 1F1B's formula is within 1 %.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from rapid_dse.parallel.schedules.stage_maps import StageMap
 from rapid_dse.parallel.stages import Split, packed, unpacked
 from rapid_dse.simulate.host_launches import micro_batch_seconds
 from rapid_dse.simulate.layer_kinds import MicroBatchTimes
-from rapid_dse.simulate.slots import launched_slot, share_of, waits_in_pass
+from rapid_dse.simulate.slots import launched_slot, share_of, smoothed
 
 FloatColumn = NDArray[np.float64]
 
@@ -130,24 +130,29 @@ def _run(scenario: Scenario, code: int, passes: ChunkPasses, rows: Positions) ->
         pipeline, here = unpacked(int(splits[part.start])), rows[part]
         neighbours = here[-1] - here[0] == len(here) - 1
         at = slice(int(here[0]), int(here[-1]) + 1) if neighbours else here
-        lasting, pass_kind = _lasting(scenario, passes, at, pipeline, pass_kinds)
-        seconds[part] = step_seconds(lasting, (code, *pipeline[:2]), micro_batches[part], pass_kind)
+        lasting, launches, pass_kind = _lasting(scenario, passes, at, pipeline, pass_kinds)
+        seconds[part] = step_seconds(lasting, (code, *pipeline[:2]), micro_batches[part], pass_kind, launches)
     return seconds
 
 
 def _lasting(
     scenario: Scenario, passes: ChunkPasses, at: Positions | slice, pipeline: tuple[int, int, StageMap], pass_kinds: int
-) -> tuple[FloatColumn, Positions]:
-    """Seconds that each pass of ``StagePasses`` lasts in layouts of one pipeline, ``(n_lasting, n)``, and which of them each of the
-    ``pass_kinds * pp * chunks`` passes is, by kind and place; ``at``: the layouts in ``passes``, ``(n,)``."""
+) -> tuple[FloatColumn, FloatColumn | None, Positions]:
+    """Seconds that each pass of ``StagePasses`` lasts in layouts of one pipeline, ``(n_lasting, n)``; those of its launches, where these
+    are no part of it; and which of them each of the ``pass_kinds * pp * chunks`` passes is, by kind and place.
+
+    ``at``: the layouts in ``passes``, ``(n,)``.
+    """
     split = split_of(scenario)
     columns = (*passes.ends, *passes.sends, *(part[kind] for kind in range(split.kinds) for part in passes.layers))
     device, launches, _ = _shares(split, pipeline, pass_kinds)
     spent = np.stack([column[at] for column in columns])
     host = launches[:, :1] * passes.host[at] + launches[:, 1:] * micro_batch_seconds(scenario)
     stage_passes, on_device = _passes_of_stages(split, pipeline, pass_kinds), _recurrence().sums(device, spent)
-    launched = _launched_split if pass_kinds == KINDS else _launched
-    return launched(scenario, stage_passes, on_device, host), stage_passes.which
+    if pass_kinds < KINDS:
+        return _launched(scenario, stage_passes, on_device, host), None, stage_passes.which
+    lasting, launches = _launched_split(scenario, stage_passes, on_device, host)
+    return lasting, launches if launches.any() else None, stage_passes.which
 
 
 def runs_of(column: IntColumn) -> list[slice]:
@@ -162,8 +167,9 @@ def pass_seconds(scenario: Scenario, code: int, passes: ChunkPasses) -> FloatCol
     ``code``: its schedule; there are kinds for split backward passes where it splits them, else forward and backward alone.
     """
     pass_kinds = KINDS if SCHEDULE_CLASSES[code].splits_backward else 2
-    lasting, pass_kind = _lasting(scenario, passes, np.zeros(1, np.int64), unpacked(int(passes.split[0])), pass_kinds)
-    seconds: FloatColumn = lasting[pass_kind, 0].reshape(pass_kinds, -1)
+    lasting, launches, pass_kind = _lasting(scenario, passes, np.zeros(1, np.int64), unpacked(int(passes.split[0])), pass_kinds)
+    longer = lasting if launches is None else np.maximum(lasting, launches)
+    seconds: FloatColumn = longer[pass_kind, 0].reshape(pass_kinds, -1)
     return seconds
 
 
@@ -171,7 +177,7 @@ def pass_seconds(scenario: Scenario, code: int, passes: ChunkPasses) -> FloatCol
 class Compiled:
     """``recurrence.step_seconds`` and ``recurrence.sums``."""
 
-    step_seconds: Callable[[FloatColumn, tuple[int, int, int], IntColumn, Positions], FloatColumn]
+    step_seconds: Callable[[FloatColumn, tuple[int, int, int], IntColumn, Positions, FloatColumn | None], FloatColumn]
     sums: Callable[[FloatColumn, FloatColumn], FloatColumn]
 
 
@@ -215,23 +221,18 @@ def _launched(scenario: Scenario, passes: StagePasses, device: FloatColumn, host
     return lasting
 
 
-def _launched_split(scenario: Scenario, passes: StagePasses, device: FloatColumn, host: FloatColumn) -> FloatColumn:
-    """The same of schedules that run weight gradients by themselves.
+def _launched_split(scenario: Scenario, passes: StagePasses, device: FloatColumn, host: FloatColumn) -> tuple[FloatColumn, FloatColumn]:
+    """Seconds that each pass takes of its stage's device and of its host, ``(n, n_layouts)``, in schedules that run weight gradients by
+    themselves.
 
-    Those are short, and are launched while the device still runs what came before: a stage waits for the host as long as a micro-batch's
-    passes together do. Forward passes have as much of that as their own launches take longer, then weight gradients (``waits_in_pass``),
-    and the input gradients the rest; those wait that are shorter than their launches.
+    Those are short, and are launched while the device still runs what came before: both run their passes one after the other, and neither
+    waits for the other but for what it needs (``slots.smoothed``). What the device takes longer, it takes with the weight gradients.
     """
-    (kind, stage, passed), alone, sums = passes.of, launched_slot(scenario.software, device, host) - device, _recurrence().sums
-    ahead, _, inputs, weights = (sums(counts, device) for counts in passes.counts)
-    whole, launches = ahead + inputs + weights, sums(passes.counts[[FORWARD, INPUT, WEIGHTS]].sum(axis=0), host)
-    idle = launched_slot(scenario.software, whole, launches) - whole
-    first = waits_in_pass(ahead, idle, launches)
-    third = waits_in_pass(weights, idle - first, launches)
-    waits = np.stack([first, idle - first, idle - first - third, third])
-    share = np.stack([share_of(wait, sums(counts, alone)) for wait, counts in zip(waits, passes.counts, strict=True)])
-    lasting: FloatColumn = device[passed] + alone[passed] * share[kind, stage]
-    return lasting
+    (kind, stage, passed), counts, sums = passes.of, passes.counts[[FORWARD, BACKWARD]].sum(axis=0), _recurrence().sums
+    launches = sums(counts, host)
+    late, longer = smoothed(scenario.software, sums(counts, device), launches)
+    thirds = np.select([kind == WEIGHTS, kind == BACKWARD], [3.0, 1.5])[:, None]  # of the launches, whole backward passes have two
+    return device[passed] + thirds * share_of(late, launches)[stage] * host[passed], longer[stage] * host[passed]
 
 
 @lru_cache(maxsize=64)
@@ -270,7 +271,7 @@ def _shares(split: Split, pipeline: tuple[int, int, StageMap], kinds: int) -> tu
     Returns:
         ``(n_distinct, n_parts)`` on the device, ``ChunkPasses``'s ends and sends, then its layers; ``(n_distinct, 2)`` on the host, a
         layer's launches and a micro-batch's, a third of them for each of forward pass, input and weight gradient
-        (``slots.waits_in_pass``); ``(n_passes,)``.
+        (``_launched_split``); ``(n_passes,)``.
     """
     pp, chunks, stage_map = pipeline
     places, count = stage_map.places(pp, chunks), pp * chunks

@@ -89,7 +89,7 @@ def _write_node(schema: Any, graph: Graph, i: int, tag: int) -> Any:
     def attr(name: str, **value: Any) -> None:
         node.attr.append(schema.AttributeProto(name=name, **value))
 
-    attr("is_cpu_op", bool_val=False)
+    attr("is_cpu_op", bool_val=bool(kind == COMPUTE and graph.stream[i] > 0))
     if kind == COMPUTE:
         node.type = schema.COMP_NODE
         node.duration_micros = int(graph.duration_ns[i]) // 1000

@@ -92,7 +92,8 @@ class Graph:
     tag: Ints
     """int64[n]: of a send or recv."""
     stream: NDArray[np.int8]
-    """int8[n]: which of its rank's communication streams a collective or send takes; ASTRA-sim has but stream 0."""
+    """int8[n]: which of its rank's communication streams a collective or send takes; ASTRA-sim has but stream 0. Computation above 0 is
+    the host's, beside the device's."""
     groups: Groups = field(default=NO_GROUPS)
     name: str = ""
 

@@ -107,6 +107,7 @@ def _add_node(builder: GraphBuilder, rank: int, node: Mapping[str, Any]) -> None
         if isinstance(micros, bool) or not isinstance(micros, (int, float)) or not 0 <= micros <= LARGEST / 1000:
             raise ValueError(f"{where}: dur_us is {micros!r}, it must be a number >= 0 and at most 2^53 ns")
         builder.compute(rank, number, round(micros * 1000), deps)
+        builder.move_last(get("stream", 0))
     elif kind == "coll":
         group = node.get("pg")
         place = None if group in (None, "", "0", 0) else _number_of(group, f"{where}: pg")

@@ -17,7 +17,7 @@ from rapid_dse.trace.graph import COLLECTIVE, COLLECTIVES, COMPUTE, RECEIVE, SEN
 After = tuple[int, ...]
 COUNTED = 4096
 MOST_WRITTEN, MOST_NODES = 5 * 10**6, 250 * 10**6  # nodes of a graph's scripts, and of the graph: about 2 GB, and 25 GB
-MAIN, GRADIENTS, RING, PIPELINE = range(4)  # communication streams
+MAIN, GRADIENTS, RING, PIPELINE, HOST = range(5)  # communication streams, and what the host does beside its device
 CHUNKS = 2  # of each collective: on store-and-forward links one goes up to a switch while another comes down
 
 
@@ -131,6 +131,11 @@ class Script:
     def compute(self, after: After, seconds: float, name: str, term: str = "compute") -> After:
         """Computation; what takes no time makes no node."""
         return self.work(after, seconds, self.style.labels.of(name, term))
+
+    def launch(self, after: After, seconds: float) -> After:
+        """What the host does beside the device; what takes no time makes no node."""
+        label = self.style.labels.of("launching", "host")
+        return after if seconds <= 0 else self._add(COMPUTE, after, label, Message(0.0, seconds, "", stream=HOST))
 
     def exchange(self, after: After, kind: str, group: str, message: Message) -> After:
         """A collective over the rank's ``group``, of a ``kind`` in COLLECTIVES."""

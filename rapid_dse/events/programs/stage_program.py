@@ -69,6 +69,7 @@ class StageWriter:
         tail: what the next task waits for.
         gathered: the gather of the next layer's weights, where one is on its way (ZeRO 3).
         started: whether the first task is written.
+        launched: the last pass's launches, where the host has a timeline of its own; ``arrived``: what the next one's input comes with.
         reduced: reductions of gradients that have started; ``share_unreduced`` is the share of the gradients whose reduction has not.
     """
 
@@ -86,6 +87,8 @@ class StageWriter:
     gathers_left: deque[tuple[int, bool]] = field(default_factory=deque)
     opening: After = ()
     started: bool = False
+    launched: After = ()
+    arrived: After = ()
 
     @cached_property
     def places(self) -> list[int]:
@@ -143,7 +146,7 @@ class StageWriter:
 
     def _open(self, tasks: Sequence[Task]) -> None:
         work, script = self.work, self.script
-        self.tail = script.compute((), work.host_step, "host: step", "host")
+        self.tail = self.launched = script.compute((), work.host_step, "host: step", "host")
         if work.gathers_weights:
             hides = work.gather_hidden > 0 and self._has_room
             moves = [("ALL_GATHER", weights.group, weights.gathered, weights.gather) for weights in work.shared]
@@ -181,7 +184,7 @@ class StageWriter:
             self._to_the_head(layers)
         else:
             self._layers(layers, FORWARD, True)
-        self.tail = script.compute(self.tail, work.stalls[0] / self.chunks, "waiting for the host", "host")
+        self._wait_for_host(task, work.stalls[0], 1, False)
 
     def _backward(self, task: Task, weights: bool, ends: bool) -> None:
         work, script, layers = self.work, self.script, self.work.chunks[task.chunk][::-1]
@@ -197,8 +200,20 @@ class StageWriter:
         if first:
             self.tail = self.passes.end(script, self.tail, "embedding_backward")
             self._reduce_table(work.embedding, False)
-        stall = work.stalls[1] if not weights else work.stalls[1] + work.stalls[2]
-        self.tail = script.compute(self.tail, stall / self.chunks, "waiting for the host", "host")
+        self._wait_for_host(task, work.stalls[1] + work.stalls[2] * weights, 1 + weights, weights)
+
+    def _wait_for_host(self, task: Task, stall: float, passes: int, weights: bool) -> None:
+        """What the device waits for the launches of a pass, of two where a backward pass has its ``weights``' gradients.
+
+        Where the host has a timeline of its own, it launches one pass after the other, each once its input has come from another stage.
+        """
+        work, script = self.work, self.script
+        apart = work.launches if script.style.streams else ()
+        launches, late = apart[task.chunk] if apart else (0.0, stall / self.chunks)
+        self.tail = script.compute(self.tail, late * (weights or not apart), "waiting for the host", "host")
+        if apart:
+            self.launched = script.launch(_joined(self.launched, self.arrived), passes * launches)
+            self.tail, self.arrived = _joined(self.tail, self.launched), ()
 
     def _to_the_head(self, layers: Kinds) -> None:
         """The last layers' forward passes and the head's, whose weights are asked for when the last layer starts."""
@@ -228,7 +243,7 @@ class StageWriter:
         layers = self.work.chunks[task.chunk][::-1]
         for kind, count in _runs(layers):
             self.tail = self.passes.weights(self.script, self.tail, kind, count)
-        self.tail = self.script.compute(self.tail, self.work.stalls[2] / self.chunks, "waiting for the host", "host")
+        self._wait_for_host(task, self.work.stalls[2], 1, True)
         if ends and self._reduces_early:
             self._reduce(self.work.share(layers), 1)
 
@@ -336,7 +351,7 @@ class StageWriter:
             arrived = self.script.receive((), peer, self.boundary.size, "pp", self._tag(task, place + 1 if ahead else place - 1, ahead))
             if not self.started:
                 self.script.label[arrived[0]] = self.script.style.labels.of(FIRST_INPUT, "pp")
-            self.tail = self.passes.regather(self.script, _joined(self.tail, arrived))
+            self.tail, self.arrived = self.passes.regather(self.script, _joined(self.tail, arrived)), _joined(self.arrived, arrived)
 
     def _launch(self) -> None:
         """What the host spends on a pass's messages, once a pass whether it sends, receives or both."""

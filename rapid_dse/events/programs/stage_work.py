@@ -101,6 +101,8 @@ class StageWork:
             each kind on a rank.
         stalls: what the device waits for the host each micro-batch, after forward passes, after backward passes, and after weight gradients
             that run apart; ``host_step`` once a step.
+        launches: of each chunk, in which the host launches a forward pass, an input gradient or a weight gradient, and what the last
+            takes longer on the device; where the host has a timeline of its own they stand for ``stalls``. Empty: it has none.
         scatters: whether gradients are scattered, as ZeRO shards what follows, in place of all-reduced.
         shared: the weights by the group that shares them, the dense ones first; ``calls``: in how many calls gradients are reduced.
         layers: what moves of a layer of each kind with its passes, by the group that shares it.
@@ -129,6 +131,7 @@ class StageWork:
     gather_hidden: float
     wait: float
     tree: bool
+    launches: tuple[tuple[float, float], ...] = ()
 
     @property
     def sent(self) -> float:

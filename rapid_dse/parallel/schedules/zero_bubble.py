@@ -32,7 +32,7 @@ class ZeroBubbleH1(Schedule):
     whole into what is left for its weight gradient: the larger of the two counts.
     """
 
-    exact = Exact.SIMILAR_STAGES
+    exact = Exact.EQUAL_PASSES
     splits_backward = True
 
     def rules(self, name: str, pp: IntColumn, micro_batches: IntColumn) -> list[tuple[str, BoolColumn]]:
