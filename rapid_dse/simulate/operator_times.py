@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from rapid_dse.common.columns import added, distinct, numbered
+from rapid_dse.common.columns import FIRST, added, distinct, numbered
 from rapid_dse.config.hardware import NARROW_BYTES, PRECISION_BYTES
 from rapid_dse.config.scenario import Scenario
 from rapid_dse.config.software.expert_settings import ExpertProducts
@@ -247,7 +247,8 @@ def _matmul_seconds(
     used = [(matmul_precision(scenario, matmul), _form(scenario, matmul)) for matmul in matmuls]
     for precision, form in dict.fromkeys(used):
         part = [number for number, one in enumerate(used) if one == (precision, form)]
-        alike = [distinct([_numbered(axis) for axis in shapes[0, product].T]) for product in part]
+        one = shapes.shape[2] == 1
+        alike = [(FIRST, FIRST) if one else distinct([_numbered(axis) for axis in shapes[0, product].T]) for product in part]
         ends = np.cumsum([len(first) for first, _ in alike])[:-1]
         for rows, weight in ((slice(0, 2), False), (slice(2, 3), True)):
             wanted = np.concatenate([shapes[rows, product, first] for product, (first, _) in zip(part, alike, strict=True)], axis=1)

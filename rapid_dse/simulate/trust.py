@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -197,16 +198,15 @@ def distances(box: MeasuredRuns, scenario: Scenario, layouts: Layouts, over: boo
     units_by_axis: dict[str, Units] = dict(_of_scenario(box, scenario, over))
     node = scenario.hw.gpus_per_node
     if box.cluster != scenario.cluster.name:  # of jobs on one node it is no matter
-        units_by_axis["cluster"] = _looked_up(layouts.num_gpus, lambda num_gpus: (num_gpus > node).astype(np.float64))
+        units_by_axis["cluster"] = _looked_up(layouts.num_gpus, _beyond(node, False))
     columns = {"tp": layouts.tp, "cp": layouts.cp, "pp": layouts.pp, "micro_batch": layouts.micro_batch_size, "gpus": layouts.num_gpus}
     for name, column in columns.items():
         units_by_axis[name] = _looked_up(column, _doublings(*getattr(box, name)))
     one, more = box.nodes[0] <= 1, box.nodes[1] > 1
-    units_by_axis["nodes"] = (
-        0.0 if one and more else _looked_up(layouts.num_gpus, lambda num_gpus: ((num_gpus > node) != more).astype(np.float64))
-    )
-    units_by_axis["recompute"] = _looked_up(layouts.recompute, _none_of([RECOMPUTE.index(name) for name in box.recompute], len(RECOMPUTE)))
-    known = [0, *(SCHEDULES.index(name) for name in box.schedule)]  # without pipelines there is none
+    units_by_axis["nodes"] = 0.0 if one and more else _looked_up(layouts.num_gpus, _beyond(node, more))
+    recomputed = tuple(RECOMPUTE.index(name) for name in box.recompute)
+    units_by_axis["recompute"] = _looked_up(layouts.recompute, _none_of(recomputed, len(RECOMPUTE)))
+    known = (0, *(SCHEDULES.index(name) for name in box.schedule))  # without pipelines there is none
     units_by_axis["schedule"] = _looked_up(layouts.schedule, _none_of(known, len(SCHEDULES)))
     units_by_axis["zero"] = _looked_up(layouts.zero, _none_of(box.zero, 4))
     if _any(units_by_axis["zero"]):
@@ -220,7 +220,7 @@ def _of_scenario(box: MeasuredRuns, scenario: Scenario, over: bool) -> dict[str,
     hw, work = scenario.hw, scenario.workload
     size = count(scenario.model).total
     distances = {
-        "seq_len": float(_doublings(*box.seq_len)(np.array(work.seq_len))),
+        "seq_len": _of_one(_doublings(*box.seq_len), work.seq_len),
         "parameters" if size > box.parameters[0] else "small_models": float(_doublings(*box.parameters)(np.array(size))),
         "tp_over_nodes": float(box.tp_over_nodes != over),
         "kind": 0.0 if scenario.model.kind == "transformer" else np.inf,
@@ -252,7 +252,10 @@ def error_inside(scenario: Scenario, over: bool) -> float:
     return max(box.error for box in boxes)
 
 
+@lru_cache(maxsize=4096)
 def _doublings(least: float, largest: float) -> Callable[[NDArray[Any]], FloatColumn]:
+    """By how many octaves a number lies outside a span."""
+
     def units(value: NDArray[Any]) -> FloatColumn:
         number = np.maximum(value.astype(np.float64), 1.0)
         beyond = np.maximum(number / largest, least / number)
@@ -262,19 +265,31 @@ def _doublings(least: float, largest: float) -> Callable[[NDArray[Any]], FloatCo
     return units
 
 
-def _none_of(known: Sequence[int], size: int) -> Callable[[NDArray[Any]], FloatColumn]:
+@lru_cache(maxsize=4096)
+def _beyond(node: int, more: bool) -> Callable[[NDArray[Any]], FloatColumn]:
+    """1 where so many GPUs are more than a node has, or, where ``more``, are not."""
+    return lambda num_gpus: ((num_gpus > node) != more).astype(np.float64)
+
+
+@lru_cache(maxsize=4096)
+def _none_of(known: tuple[int, ...], size: int) -> Callable[[NDArray[Any]], FloatColumn]:
+    """1 where a code is none of those that are known."""
     table = np.ones(size)
     table[list(known)] = 0.0
     return lambda value: table[np.minimum(value, size - 1).astype(np.int64)]
 
 
+@lru_cache(maxsize=16384)
+def _of_one(units: Callable[[NDArray[Any]], FloatColumn], value: int) -> float:
+    """``units`` of one number, of which tables of many scenarios have few."""
+    return float(units(np.array([value]))[0])
+
+
 def _looked_up(column: IntColumn, units: Callable[[NDArray[Any]], FloatColumn]) -> Units:
     """``units`` of a column; one number where all rows have the same."""
-    if len(column) == 1:
-        return float(units(column)[0])
-    low, high = int(column.min()), int(column.max())
+    low, high = (int(column[0]),) * 2 if len(column) == 1 else (int(column.min()), int(column.max()))
     if low == high:
-        return float(units(np.array([low]))[0])
+        return _of_one(units, low)
     if high - low > _TABLE:
         return units(column)
     table = units(np.arange(low, high + 1))
