@@ -115,6 +115,9 @@ def test_named_sweeps_compose_and_the_command_line_wins(tmp_path: Path, name: st
     given = {"tp": 8, "cp": 1} | ({} if serves else of_training)
     small = {
         "chip_and_layout": ("search.n_trials=60",),
+        "days_and_dollars": ("hw.num_gpus=2048,16384",),
+        "llama3_1_405b_16384gpus": ("parallel.pp=8,16",),
+        "which_chip_serves_cheapest": ("workload.concurrency=16,128",),
         "deepseek_v3_2048xh800": ("parallel.recompute_modules=null",),  # what its selective recomputation makes again
         "qwen3_235b_256xh100": ("software.expert_overlap=false",),  # it needs chunks, and layers that do not run again
         "fault_sensitivity": ("model.num_hidden_layers=2", "workload.global_batch_size=4", "workload.seq_len=512"),

@@ -19,7 +19,7 @@ from trials import layouts, random_layouts, scenario
 from rapid_dse.analysis.reasons import chosen
 from rapid_dse.analysis.reasons.chosen import PricedTrial, trial
 from rapid_dse.analysis.reasons.differences import difference
-from rapid_dse.analysis.reasons.levers import EvenSteps, FourDigits
+from rapid_dse.analysis.reasons.levers import EvenSteps, FourDigits, levers
 from rapid_dse.analysis.reasons.neighbours import neighbours
 from rapid_dse.analysis.reasons.operator_roofline import operators_of
 from rapid_dse.analysis.reasons.turning_points import turning_points
@@ -160,7 +160,13 @@ def test_where_both_wait_for_the_host_the_order_has_not_turned() -> None:
     assert "software.host_layer" not in [point.key for point in points]
 
 
-def test_the_price_at_which_another_chip_is_cheaper_is_the_ratio_of_what_they_take() -> None:
+def only(key: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the numbers of chip, cluster and framework this one alone is turned."""
+    monkeypatch.setattr("rapid_dse.analysis.reasons.turning_points.levers", lambda of: [each for each in levers(of) if each.key == key])
+
+
+def test_the_price_at_which_another_chip_is_cheaper_is_the_ratio_of_what_they_take(monkeypatch: pytest.MonkeyPatch) -> None:
+    only("hw.price", monkeypatch)
     one = trial(scenario(hw="a100"), layouts({"tp": 4}))
     other = trial(scenario(hw="h100"), layouts({"tp": 4}))
     points = {(each.key, each.of): each for each in turning_points(one, other, "cost_usd")}
@@ -171,7 +177,8 @@ def test_the_price_at_which_another_chip_is_cheaper_is_the_ratio_of_what_they_ta
     assert high / low - 1 <= 1e-3
 
 
-def test_a_layout_that_does_not_fit_is_ahead_once_memory_holds_its_peak() -> None:
+def test_a_layout_that_does_not_fit_is_ahead_once_memory_holds_its_peak(monkeypatch: pytest.MonkeyPatch) -> None:
+    only("hw.memory.usable", monkeypatch)
     one, other = (trial(of_8b(), layouts({"tp": tp, "micro_batch_size": 2, "recompute": "none"})) for tp in (1, 4))
     assert (one.fits, other.fits) == (False, True)
     assert one.figures["step_time_s"] < other.figures["step_time_s"]
