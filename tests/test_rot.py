@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import pickle
 import random
@@ -131,6 +132,29 @@ def test_every_flipped_bit_in_a_journal_s_line_is_seen_or_changes_nothing() -> N
         assert (found is None) == bool(reader.damages)
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        {"op_code": "four", "study_id": 0},
+        {"op_code": 99},
+        {"op_code": 4},
+        {"op_code": 4, "study_id": "0", "datetime_start": None},
+        {"op_code": 4, "study_id": 0, "datetime_start": None, "system_attrs": [1]},
+        {"op_code": 4, "study_id": 0, "datetime_start": "soon"},
+        {"op_code": 4, "study_id": 0, "datetime_start": None, "state": 77},
+        {"op_code": 5, "trial_id": 0, "param_name": "x", "param_value_internal": 1, "distribution": "{}"},
+        {"op_code": 6, "trial_id": 0, "state": 1, "values": [1.0]},
+        {"op_code": 8, "trial_id": 0, "user_attr": {}},
+    ],
+    ids=str,
+)
+def test_a_line_of_another_program_that_optuna_cannot_read_is_left_out(tmp_path: Path, line: dict[str, object]) -> None:
+    first = journal(tmp_path, b"".join(marked(log, at) for at, log in enumerate(logs(2)))).path.read_bytes()
+    given = journal(tmp_path, first + json.dumps({"worker_id": "w", **line}).encode() + b"\n" + b"[" * 9000 + b"\n")
+    assert len(list(given.read_logs(0))) == 2
+    assert [text.partition(": ")[2] for text in given.damages] == ["Optuna cannot read it", "it is no JSON"]
+
+
 def test_lost_and_doubled_lines_of_a_journal_are_seen(tmp_path: Path) -> None:
     lines = [marked(log, number) for number, log in enumerate(logs(6))]
     lost = journal(tmp_path, b"".join(lines[:2] + lines[4:]))
@@ -143,7 +167,7 @@ def test_lost_and_doubled_lines_of_a_journal_are_seen(tmp_path: Path) -> None:
 
 
 def test_lines_of_optuna_s_own_programs_are_kept_between_ours(tmp_path: Path) -> None:
-    foreign = b'{"op_code":8,"worker_id":"dashboard","study_id":0,"user_attr":{"note":1}}\n'
+    foreign = b'{"op_code":2,"worker_id":"dashboard","study_id":0,"user_attr":{"note":1}}\n'
     mixed = journal(tmp_path, marked(logs(1)[0], 0) + foreign)
     mixed.append_logs(logs(2)[1:])
     assert [log["worker_id"] for log in mixed.read_logs(0)] == ["w", "dashboard", "w"]

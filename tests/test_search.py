@@ -160,6 +160,19 @@ def test_memory_holds_of_each_trial_what_the_study_asks_for_and_once(
         assert {"key", "status", "step_time_s", "parallel.tp"} <= trial.user_attrs.keys(), "other programs read the whole row"
 
 
+def test_a_trial_of_another_program_that_is_no_trial_counts_as_failed(tmp_path: Path) -> None:
+    study(tmp_path, "search.n_trials=3")
+    times = dict.fromkeys(("datetime_start", "datetime_complete"), "2026-01-01T00:00:00")
+    line = {"op_code": 4, "worker_id": "w", "study_id": 0, **times, "state": 1, "user_attrs": {"key": 7, "status": []}}
+    with (tmp_path / "study/_study.journal").open("a") as file:
+        for value in (float("nan"), "much", None):
+            file.write(json.dumps({**line, "value": value}) + "\n")
+    more = study(tmp_path, "search.n_trials=8")
+    assert more.code == 0
+    assert "5 trials: 5 fit" in more.out
+    assert len(trials(tmp_path / "study/_study.journal")) == 8
+
+
 def test_a_trial_that_raises_is_a_row_with_its_error_and_fail_fast_ends_the_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def bad_day(found: Any, layouts: Any, **given: Any) -> Any:
         if (layouts.tp == 8).any():

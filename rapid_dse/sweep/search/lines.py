@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import sys
 import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -69,10 +70,12 @@ class LineReader:
         """A line of another program: any object."""
         try:
             record = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             return self._left_out("it is no JSON")
         if not isinstance(record, dict) or "op_code" not in record:
             return self._left_out("it is no line of a journal")
+        if not _is_readable(record):
+            return self._left_out("Optuna cannot read it")
         self.next += 1
         self.accepted += 1
         return record
@@ -81,3 +84,27 @@ class LineReader:
         self.damages.append(f"line {self.next + 1} is left out: {what}")
         self.next += 1
         return None
+
+
+def _is_readable(record: Mapping[str, Any]) -> bool:
+    """Whether Optuna can read a line of another program: one that it cannot would make the whole journal unreadable.
+
+    It is read by itself, into a study with one trial.
+    """
+    from optuna.storages.journal._storage import JournalStorageReplayResult
+
+    mappings = ("user_attr", "system_attr", "user_attrs", "system_attrs")
+    if not all(isinstance(record.get(name, {}), dict) for name in mappings):
+        return False
+    if not all(isinstance(record.get(name, 0), int) for name in ("study_id", "trial_id")):
+        return False
+    begun = [
+        {"op_code": 0, "worker_id": "", "study_name": "", "directions": [1]},
+        {"op_code": 4, "worker_id": "", "study_id": 0, "datetime_start": None},
+    ]
+    alone = {**record, **{name: 0 for name in ("study_id", "trial_id") if name in record}}
+    try:
+        JournalStorageReplayResult("-").apply_logs([*begun, alone])
+    except Exception:  # whatever the line's values make of Optuna's code
+        return False
+    return True

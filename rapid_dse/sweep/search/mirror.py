@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from typing import Any
 
 import optuna
@@ -85,10 +86,16 @@ class Mirror:
 
 
 def _lean(trial: FrozenTrial) -> FrozenTrial:
-    """A stored trial as the samplers need it; one that some program left open counts as failed."""
+    """A stored trial as the samplers need it; one that some program left open, or finished as Optuna would not, counts as failed."""
     lean = copy.copy(trial)
     lean.user_attrs = {}
-    if not trial.state.is_finished():
-        lean.state, lean.values = TrialState.FAIL, None
-        lean.datetime_complete = lean.datetime_start = lean.datetime_start or trial.datetime_complete
+    if lean.state.is_finished():
+        try:
+            lean._validate()
+            return lean
+        except (ValueError, TypeError, KeyError, AttributeError):  # another program's, as with a value that is NaN
+            lean.params, lean.distributions = {}, {}
+    lean.state, lean.values = TrialState.FAIL, None
+    lean.datetime_start = lean.datetime_start or lean.datetime_complete or datetime.fromtimestamp(0)
+    lean.datetime_complete = lean.datetime_start
     return lean
