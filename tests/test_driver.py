@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import yaml
 from generated import ONE, ROOT, many, portion, scenario
@@ -401,3 +403,26 @@ def test_a_sweep_imports_nothing_that_it_does_not_need(tmp_path: Path) -> None:
     )
     environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
     subprocess.run([sys.executable, "-c", script], env=environment, check=True, capture_output=True)
+
+
+@pytest.mark.parametrize(
+    ("column", "held", "said"),
+    [
+        ("status", pa.array([1]), "column status holds int64; expected texts"),
+        ("reason", pa.array([{"a": 1}]), "column reason holds struct<a: int64>; expected texts"),
+        ("step_time_s", pa.array([[1.0]]), "column step_time_s holds list<"),
+        ("mfu", pa.array(["half"]), "column mfu holds string; expected numbers"),
+        ("hw", pa.array([{"x": 1}]), "column hw holds struct<x: int64>; expected single values"),
+        ("cost_usd", pa.array([float("nan")]), None),
+        ("parallel.schedule", pa.array([3]), None),
+    ],
+)
+def test_results_of_another_program_are_ranked_or_refused_by_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], column: str, held: pa.Array, said: str | None
+) -> None:
+    row = {"key": ["0" * 32], "status": ["ok"], "reason": pa.nulls(1, pa.string()), "fits": [True], "step_time_s": [1.0]}
+    pq.write_table(pa.table({**row, column: held}), tmp_path / "r.parquet")
+    assert guarded(rank.run, [str(tmp_path / "r.parquet")]) == (2 if said else 0)
+    shown = capsys.readouterr()
+    assert said is None or said in shown.err
+    assert "nan" not in shown.out

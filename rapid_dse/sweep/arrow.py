@@ -6,7 +6,7 @@ pandas, so it makes its columns here; numbers are not copied either.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -106,3 +106,28 @@ def floats(column: pa.ChunkedArray) -> NDArray[np.float64]:
             numbers = np.where(valid == 1, numbers, np.nan)
         parts.append(numbers)
     return np.concatenate(parts)
+
+
+def wrong_column(schema: pa.Schema, expected: Mapping[str, Sequence[str]]) -> str | None:
+    """What is wrong with the first column that holds another kind than is expected of its name, or values of several parts."""
+    for field in schema:
+        holds = kind_of(field.type)
+        wanted = next((kind for kind, names in expected.items() if field.name in names), None)
+        if holds != "nothing" and (holds != wanted if wanted else holds == "values of several parts"):
+            return f"column {field.name[:80]} holds {str(field.type)[:80]}; expected {wanted or 'single values'}"
+    return None
+
+
+def kind_of(column: pa.DataType) -> str:
+    """What a column holds, in words; "nothing" where all of it is null."""
+    import pyarrow.types as types
+
+    value = column.value_type if types.is_dictionary(column) else column
+    kinds = {
+        "nothing": types.is_null,
+        "true and false": types.is_boolean,
+        "numbers": lambda kind: types.is_floating(kind) or types.is_integer(kind),
+        "texts": lambda kind: types.is_string(kind) or types.is_large_string(kind),
+        "values of several parts": types.is_nested,
+    }
+    return next((name for name, is_kind in kinds.items() if is_kind(value)), "something else")

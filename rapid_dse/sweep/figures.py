@@ -74,7 +74,7 @@ def parameters(count: int) -> str:
 
 def result(name: str, value: float | None) -> str:
     """A value of a result column, in the unit that its name tells."""
-    if value is None:
+    if value is None or value != value:  # NaN, in another program's file
         return NOTHING
     if name.endswith("_usd") or name.startswith("usd_"):
         return dollars(value)

@@ -120,10 +120,10 @@ def columns_of(listed: Listed) -> list[Column]:
     if any(served):
         columns.append(Column("first token", [figures.seconds(row.get("ttft_s")) for row in rows]))
     columns += [Column(title, cells) for title, cells in listed.more_columns.items()]
-    columns.append(Column("each GPU", [figures.result("tokens_per_s", row["tokens_per_s_per_gpu"]) for row in rows]))
-    columns.append(Column("MFU", [figures.result("mfu", row["mfu"]) for row in rows]))
-    columns.append(Column("memory", [figures.result("peak_memory_bytes", row["peak_memory_bytes"]) for row in rows]))
-    columns.append(Column("a request" if any(served) else "a step", [figures.result("cost_usd", row["cost_usd"]) for row in rows]))
+    columns.append(Column("each GPU", [figures.result("tokens_per_s", row.get("tokens_per_s_per_gpu")) for row in rows]))
+    columns.append(Column("MFU", [figures.result("mfu", row.get("mfu")) for row in rows]))
+    columns.append(Column("memory", [figures.result("peak_memory_bytes", row.get("peak_memory_bytes")) for row in rows]))
+    columns.append(Column("a request" if any(served) else "a step", [figures.result("cost_usd", row.get("cost_usd")) for row in rows]))
     if any(row.get("train_time_s") is not None for row in rows):
         whole = [name for name in ("train_time_s", "train_cost_usd", "goodput") if name != extra]
         columns += [Column(_OF_RUN[name], [figures.result(name, row.get(name)) for row in rows]) for name in whole]

@@ -33,6 +33,8 @@ from rapid_dse.sweep.study_folder import aside
 if TYPE_CHECKING:
     import pyarrow as pa
 
+_NUMBERS = ("step_time_s", "tokens_per_s_per_gpu", "mfu", "peak_memory_bytes", "cost_usd", "expected_error")
+_OF_KIND = {"texts": ("status", "reason"), "true and false": ("fits",), "numbers": _NUMBERS}
 SUFFIX, ASIDE = ".parquet", ".damaged"
 CODE, WRITTEN, VERSION, CONFIGURATION = (f"rapid_dse.{name}".encode() for name in ("code", "written", "version", "configuration"))
 Report = Callable[[str], None]
@@ -387,13 +389,10 @@ def require_columns(schema: Any, source: Path) -> None:
     """Requires the columns of results.
 
     Raises:
-        ValueError: where the schema lacks columns that a ranking needs, or ``fits`` holds anything but true and false.
+        ValueError: where the schema lacks columns that a ranking needs, or one holds what it cannot.
     """
-    import pyarrow as pa
-
     missing = [name for name in ("status", "reason", "fits", "step_time_s") if name not in schema.names]
     if missing:
         raise ValueError(f"{source}: no results of rapid_dse, lacks {', '.join(missing)}; allowed: what a sweep or evaluate wrote")
-    kind = schema.field("fits").type
-    if not pa.types.is_boolean(kind) and not pa.types.is_null(kind):
-        raise ValueError(f"{source}: column fits holds {kind}; expected true and false, as a sweep or evaluate writes them")
+    if wrong := arrow.wrong_column(schema, _OF_KIND):
+        raise ValueError(f"{source}: {wrong}, as a sweep or evaluate writes them")

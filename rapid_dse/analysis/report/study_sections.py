@@ -68,8 +68,9 @@ def _stacked(
 
 
 def _clouds(job: ReportJob, name: str) -> Iterator[ReportSection]:
-    yield _cloud(job, f"{name}-cloud", ("step_time_s", "peak_memory_bytes"), "Time and memory of every row")
-    if job.serving:
+    if "peak_memory_bytes" in job.table.column_names:
+        yield _cloud(job, f"{name}-cloud", ("step_time_s", "peak_memory_bytes"), "Time and memory of every row")
+    if job.serving and "tokens_per_s_per_gpu" in job.table.column_names:
         yield _cloud(job, f"{name}-rates", ("step_time_s", "tokens_per_s_per_gpu"), "Time of a token and throughput of a GPU, every row")
 
 
