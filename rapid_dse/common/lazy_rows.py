@@ -29,9 +29,10 @@ class LazyRows:
         return taken
 
     def __len__(self) -> int:
-        table, rows = self.__dict__.get(SOURCE, (None, None))
-        if table is None:
-            return len(getattr(self, self.names()[0]))
+        own = self.__dict__
+        if SOURCE not in own:
+            return len(own[self.names()[0]])
+        table, rows = own[SOURCE]
         return len(range(len(table))[rows]) if isinstance(rows, slice) else len(rows)
 
     def names(self) -> tuple[str, ...]:
