@@ -59,7 +59,7 @@ def pipeline_blocks(schedule: IntColumn, shared_stages: Shared[Stages]) -> Itera
         stages, candidates = shared_stages.of.of_layout(kind)
         for rows in _pieces(order[ends[pair] - counts[pair] : ends[pair]]):
             yield PipelineBlock(rows, code, stages, candidates)
-    few = order if not many.any() else order[~many.take(number.take(order))]
+    few = order[np.repeat(~many, counts)]
     codes = schedule.take(few)
     for code in np.flatnonzero(np.bincount(codes)).tolist():
         for rows in _pieces(few[codes == code]):
