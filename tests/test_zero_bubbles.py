@@ -328,3 +328,20 @@ def test_graphs_have_the_hosts_timeline_too(name: str, chunks: int) -> None:
         )
         assert float(ideal.step_time_s[0]) == pytest.approx(float(closed.step_time_s[0]), rel=7e-3), host
     assert float(ideal.time_host_s[0]) > 0.2 * float(ideal.step_time_s[0])
+
+
+def test_input_gradients_alone_show_what_weight_gradients_hide_else() -> None:
+    """dualpipe_v runs some backward passes in two parts, of which the first then shows tensor parallelism's transfers: a layer run as one
+    node, and the pipeline by the recurrence, are the graph of all ranks."""
+    from layout_spread import case
+
+    from rapid_dse.events.backends import price
+
+    one = case("dualpipe_v", num_gpus=8, tp=4, sequence_parallel=1, pp=2, global_batch_size=4)
+    settings = {"backend__network": "ideal", "software__tp_backward_overlap": 0.5}
+    hybrid, hierarchical, flattened = (
+        float(price(one.scenario(backend, hw__network__dimensions__0__size=4, **settings), one.layouts()).step_time_s[0])
+        for backend in ("hybrid", "full_astrasim_hierarchical", "full_astrasim_flattened")
+    )
+    assert hybrid == pytest.approx(flattened, rel=1e-3)
+    assert hierarchical == pytest.approx(flattened, rel=1e-3)

@@ -6,7 +6,7 @@ A block is a tensor- and context-parallel group of one stage, with all others th
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import TypeAlias
 
 import numpy as np
@@ -33,7 +33,8 @@ RankBlock: TypeAlias = tuple[int, int]  # its stage, and which of ``ExpertGroups
 class LayerTimes:
     """A layer's passes: seconds by term of forward and backward, on the rank that ends last.
 
-    ``weights`` is the part of the backward pass that weight gradients take, ``regather`` a gather of a boundary's shares; ``ends`` are
+    ``weights`` is the part of the backward pass that weight gradients take, ``inputs`` the pass without them, where transfers hide behind
+    them that it shows (empty: none do), ``regather`` a gather of a boundary's shares; ``ends`` are
     the passes of embedding and head, by their names in ``trace.ends.PASSES``.
     """
 
@@ -42,6 +43,7 @@ class LayerTimes:
     weights: float
     regather: float
     ends: Mapping[str, dict[str, float]]
+    inputs: Mapping[str, float] = field(default_factory=dict)
 
     def end(self, part: str) -> float:
         """Seconds of the embedding's passes, or of the head's."""
@@ -55,9 +57,10 @@ class LayerTimes:
         """The whole pass, s."""
         return float(sum(getattr(self, direction).values()))
 
-    def passes(self) -> tuple[Pass, Pass]:
-        """Forward and backward, for graphs of the pipeline."""
-        return Pass("layers forward", self.forward), Pass("layers backward", self.backward)
+    def passes(self) -> tuple[Pass, ...]:
+        """Forward, backward and the latter without weight gradients where it was run, for graphs of the pipeline."""
+        inputs = (Pass("layers backward, input gradients", self.inputs),) if self.inputs else ()
+        return Pass("layers forward", self.forward), Pass("layers backward", self.backward), *inputs
 
 
 def run_layers(one: LayoutDetail, cluster: Machine, block: RankBlock) -> tuple[list[LayerTimes], dict[str, runs.Run]]:
@@ -97,9 +100,15 @@ def run_layer(one: LayoutDetail, cluster: Machine, block: RankBlock, kind: int) 
         terms[waits] += terms.pop("bubble")
         terms["bubble"] = 0.0
     weights = work.weight_gradient if one.schedule.splits_backward else 0.0
+    inputs = spans.pop(2) if _shows_alone(one, work) else {}
     ahead, back, regather, *others = spans
     ends = dict(zip(PASSES, others, strict=True)) if others else _end_compute(one)
-    return LayerTimes(ahead, back, weights, float(sum(regather.values())), ends), done
+    return LayerTimes(ahead, back, weights, float(sum(regather.values())), ends, inputs), done
+
+
+def _shows_alone(one: LayoutDetail, work: LayerWork) -> bool:
+    """Whether a backward pass without weight gradients shows transfers that hide behind them else."""
+    return one.schedule.splits_backward and work.tp_backward_hidden > 0
 
 
 def _end_compute(one: LayoutDetail) -> dict[str, dict[str, float]]:
@@ -121,6 +130,7 @@ def _layer_script(one: LayoutDetail, work: LayerWork, stage: runs.Stage) -> tupl
         return between
 
     after = backward(script, work, mark())
+    after = backward(script, work, mark(), weights=False) if _shows_alone(one, work) else after
     after = mark()
     after = passes.regather(script, after) if one.degree("pp") > 1 else after
     for name in PASSES if work.tp > 1 else ():
@@ -144,6 +154,10 @@ def _measured_layer(one: LayoutDetail, old: Layer, times: LayerTimes) -> Layer:
     """The closed forms' layer with measured passes; exposed data-parallel transfers follow from them."""
     ahead, back = _column(times.seconds("forward")), _column(times.seconds("backward"))
     share = one.scenario.software.overlap.dp_overlap
+    late, beside_late = old.late, old.beside_late
+    if times.inputs:
+        beside_late = np.clip(_column(sum(times.inputs.values())) - back + times.weights, 0.0, times.weights)
+        late = times.weights - beside_late
     return replace(
         old,
         compute=_column(times.forward["compute"] + times.backward["compute"]),
@@ -152,6 +166,8 @@ def _measured_layer(one: LayoutDetail, old: Layer, times: LayerTimes) -> Layer:
         ep=_column(times.forward["ep"] + times.backward["ep"]),
         forward=ahead,
         backward=back,
+        late=late,
+        beside_late=beside_late,
         dp_backward=exposed(old.sharded.backward, share, Window(back - old.delayed, old.sent.backward.busy)),
         dp_forward=exposed(old.sharded.forward, share, Window(ahead, old.sent.forward.busy)),
     )

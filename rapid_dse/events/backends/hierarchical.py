@@ -106,7 +106,7 @@ def _pipeline(one: LayoutDetail, cluster: Machine) -> tuple[Machine, Ints]:
 def _stage_scripts(one: LayoutDetail, stage: runs.Stage, times: Sequence[LayerTimes]) -> list[Script]:
     layers, around = [layer.passes() for layer in times], times[0]
     passes = BlockPasses(stage.style.labels, layers, [layer.weights for layer in times], around.regather, around.end_passes())
-    seconds = tuple((forward.seconds, backward.seconds) for forward, backward in layers)
+    seconds = tuple((forward.seconds, backward.seconds) for forward, backward, *_ in layers)
     works = stage_works(one, PassSeconds(seconds, around.end("embedding"), around.end("head")))
     return [stage_script(one, stage.style, number, work, passes) for number, work in enumerate(works)]
 

@@ -38,20 +38,22 @@ class BlockPasses:
     def __init__(
         self,
         labels: Labels,
-        layers: Sequence[tuple[Pass, Pass]],
+        layers: Sequence[tuple[Pass, ...]],
         weights: Sequence[float],
         regather: float,
         ends: Mapping[str, Pass] = NO_ENDS,
     ) -> None:
         """Takes forward and backward pass of a layer of each kind; ``weights`` seconds of the backward one are its weight gradients,
-        ``regather`` follows a receive.
+        without which it is the third pass, where there is one; ``regather`` follows a receive.
 
         ``ends`` are the passes of embedding and head, by their names in ``ends.PASSES``.
         """
         self._layers = tuple(layers)
-        self._first_half = tuple(_without_weights(back, weight) for (_, back), weight in zip(layers, weights, strict=True))
+        self._first_half = tuple(
+            layer[2] if len(layer) > 2 else _without_weights(layer[1], weight) for layer, weight in zip(layers, weights, strict=True)
+        )
         self._ends = ends
-        passes = (*(time for pair in layers for time in pair), *self._first_half, *ends.values())
+        passes = (*(time for layer in layers for time in layer[:2]), *self._first_half, *ends.values())
         self._labels = {id(task): task.label(labels) for task in passes}
         self._weights, self._regather = tuple(weights), regather
 
