@@ -6,7 +6,8 @@ so many requests a second begin, each lives as long, and what one of them meets 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +31,17 @@ class Load:
     static: NDArray[np.bool_]
 
 
+class Passing(Protocol):
+    """A pass of prompts: how many it takes, and seconds a prompt of it, and of a full one, on the slowest stage."""
+
+    @property
+    def together(self) -> FloatColumn: ...
+    @property
+    def alone(self) -> FloatColumn: ...
+    @property
+    def least(self) -> FloatColumn: ...
+
+
 @dataclass(frozen=True)
 class Crowd:
     """What a request meets of others, ``(n_rows,)`` each, means over a run's requests.
@@ -39,9 +51,8 @@ class Crowd:
         others: whose prompts are computed in its life.
         steady: share of the requests that do not belong to the burst that opens a run.
         busy: chance to arrive while a step is under way.
-        late: requests of those sent that would have to wait if prompts took no time to be computed but came one second after the other;
-            times seconds of a prompt less seconds between two arrivals it is what they wait (0 in a closed loop).
-        spacing: seconds between two arrivals of an open loop, infinite in a closed one.
+        met_share: of those that arrive in an open loop's life, the share that finds it under way; a run's ramps have fewer.
+        most: requests that are under way at most.
         longest: prompts that a request waits for at most, on average, where about as many arrive as are computed.
     """
 
@@ -49,34 +60,22 @@ class Crowd:
     others: FloatColumn
     steady: FloatColumn
     busy: FloatColumn
-    late: FloatColumn
-    spacing: FloatColumn
+    met_share: FloatColumn
+    most: FloatColumn
     longest: FloatColumn
 
-    def queue(self, rate: FloatColumn, prompt: FloatColumn, alone: FloatColumn, batch: FloatColumn) -> FloatColumn:
-        """Seconds that a prompt waits for those before it, which arrive at a rate in batches, keep the engine busy for ``prompt`` each and
-        last ``alone``: M/D/1, or as long as a run allows; or, where they come faster than they are computed, half of the last one's.
-        """
-        used = np.minimum(rate * prompt, 1.0 - 1e-9)
-        waits = np.minimum(used * alone * batch / (2.0 * (1.0 - used)), self.longest * alone) * self.steady
-        return np.maximum(waits, self.behind(prompt))
-
-    def waits_for_passes(self, rate: FloatColumn, whole: FloatColumn, together: FloatColumn, least: FloatColumn) -> FloatColumn:
-        """Seconds that a prompt of an open loop waits until a pass takes it.
+    def waits_for_passes(self, used: FloatColumn, passed: Passing, batch: FloatColumn) -> FloatColumn:
+        """Seconds that a prompt waits until a pass takes it.
 
         A pass takes all that have come since the one before began: a prompt waits for half of the one that it finds, and where even full
-        passes (``least`` seconds a prompt) hardly keep up, for those in front of it: together M/D/1 where a pass holds one prompt.
+        passes hardly keep up, for those in front of it: together M/D/1 where a pass holds one prompt.
 
         Args:
-            whole: seconds of a pass on its slowest stage, of so many prompts ``together``.
+            used: share of the time in which prompts keep the engine busy in such passes; they come in batches of so many.
         """
-        used = np.minimum(rate * least, 1.0 - 1e-9)
-        in_front = np.minimum(used * used * least / (2.0 * (1.0 - used)), self.longest * least)
-        return np.asarray(0.5 * np.minimum(1.0, rate * whole / together) * whole + in_front)
-
-    def behind(self, prompt: FloatColumn) -> FloatColumn:
-        """Seconds that a request waits on average where prompts come faster than they are computed; the last one waits twice as long."""
-        return np.asarray(self.late * np.maximum(0.0, prompt - self.spacing))
+        full = np.minimum(used * np.minimum(1.0, passed.least / passed.alone), 1.0 - 1e-9)
+        in_front = np.minimum(full * full * passed.least * batch / (2.0 * (1.0 - full)), self.longest * passed.least)
+        return np.asarray(0.5 * np.minimum(1.0, used) * passed.alone * passed.together + in_front)
 
 
 def closed_crowd(running: FloatColumn, rounds: FloatColumn) -> Crowd:
@@ -86,9 +85,8 @@ def closed_crowd(running: FloatColumn, rounds: FloatColumn) -> Crowd:
     c²/2 + (N − c) c prompts are waited for by N requests, c (1 − c / 2N) by each.
     """
     others = np.maximum(0.0, running - 1.0)
-    none = np.zeros_like(running)
     met = others * (1.0 - 0.5 / rounds)
-    return Crowd(running, met, 1.0 - 1.0 / rounds, np.minimum(1.0, others), none, none + np.inf, met / 2.0)
+    return Crowd(running, met, 1.0 - 1.0 / rounds, np.minimum(1.0, others), np.ones_like(running), running, met / 2.0)
 
 
 def open_crowd(rate: FloatColumn, prompts: FloatColumn, life: FloatColumn, capacity: FloatColumn) -> Crowd:
@@ -105,14 +103,11 @@ def open_crowd(rate: FloatColumn, prompts: FloatColumn, life: FloatColumn, capac
     under_way = np.minimum(rate * life, sent)
     ramps = np.where(life < lasting, 1.0 - short / 3.0, 1.0 - np.minimum(1.0, lasting / np.maximum(life, 1e-12)) / 3.0)
     running = np.clip(under_way * ramps, 1e-9, capacity)
-    others = np.minimum(under_way * (1.0 - 0.5 * short), capacity)
-    late = np.where(prompts > 0, prompts / 2.0, 0.0)
-    return Crowd(running, others, np.ones_like(running), -np.expm1(-running), late, 1.0 / rate, CRITICAL * np.sqrt(sent))
-
-
-def either_crowd(mask: NDArray[np.bool_], one: Crowd, other: Crowd) -> Crowd:
-    """``one`` where ``mask`` is set, else ``other``."""
-    return Crowd(*(np.where(mask, getattr(one, field.name), getattr(other, field.name)) for field in fields(Crowd)))
+    met_share = under_way * (1.0 - 0.5 * short) / np.maximum(rate * life, 1e-12)
+    others = np.minimum(rate * life * met_share, capacity)
+    return Crowd(
+        running, others, np.ones_like(running), -np.expm1(-running), met_share, np.minimum(capacity, sent), CRITICAL * np.sqrt(sent)
+    )
 
 
 def rounds_of(prompts: FloatColumn, running: FloatColumn) -> FloatColumn:
@@ -132,16 +127,20 @@ def burst_wait(prompts: FloatColumn, rounds: FloatColumn) -> FloatColumn:
     return np.asarray(0.5 * prompts / rounds)
 
 
-def tail_share(rounds: FloatColumn, spread: float) -> FloatColumn:
+def tail_share(rounds: FloatColumn, spread: float, prompts: FloatColumn | float = 0.0) -> FloatColumn:
     """The mean rate of a run over that of its steady state: when no request is left to start, those that run end one by one, over as much
-    of a life as lengths have drifted apart."""
+    of a life as lengths have drifted apart.
+
+    Args:
+        prompts: share of a life in which the engine computes prompts, of which none is left then.
+    """
     finite = np.minimum(rounds, 1e12)
-    return np.asarray(1.0 / (1.0 + 0.5 * np.minimum(1.0, 2.0 * spread * np.sqrt(finite)) / finite))
+    return np.asarray(1.0 / (1.0 + 0.5 * (1.0 - prompts) * np.minimum(1.0, 2.0 * spread * np.sqrt(finite)) / finite))
 
 
 def sent_rate(load: Load, last: FloatColumn, most: FloatColumn) -> FloatColumn:
     """Requests a second of an open loop: of a run of N requests until the last one has ended, which lives so long; ``most``: that places
-    for them allow."""
+    for them and prompts allow."""
     rate = np.minimum(np.maximum(load.rate, 1e-12), most)
     return np.asarray(np.where(load.prompts > 0, load.prompts / (load.prompts / rate + last), rate))
 
@@ -149,11 +148,13 @@ def sent_rate(load: Load, last: FloatColumn, most: FloatColumn) -> FloatColumn:
 def place_wait(load: Load, life: FloatColumn, capacity: FloatColumn, most: FloatColumn) -> FloatColumn:
     """What a request of an open loop waits for one of ``capacity`` places.
 
-    Below capacity M/G/c by Sakasegawa (1977), lives nearly constant: good to some 10 % where places are many. Beyond it the queue grows
-    for as long as requests arrive, and the mean request waits for half of it. Where no more are sent than have a place, none waits.
+    Below capacity M/G/c by Sakasegawa (1977), lives nearly constant: good to some 10 % where places are many; where no more are sent than
+    have a place, none waits. A run is too short for more than a random walk's queue where as many arrive as are served. Beyond what the
+    engine keeps up with (``most``) the queue grows for as long as requests arrive, and the mean request waits for half of it.
     """
-    used = np.minimum(load.rate / most, 0.999)
+    sent = np.where(load.prompts > 0, load.prompts, np.inf)
+    used = np.minimum(load.rate / most, 1.0 - 1e-9)
     below = 0.5 * used ** (np.sqrt(2.0 * (capacity + 1.0)) - 1.0) / (1.0 - used) * life / capacity
+    below = np.where(sent <= capacity, 0.0, np.minimum(below, CRITICAL * np.sqrt(sent) / np.minimum(most, 1e30)))
     beyond = np.maximum(0.0, load.prompts / 2.0 * (1.0 / most - 1.0 / np.maximum(load.rate, 1e-12)))
-    wait = np.where(load.rate < most, below, beyond)
-    return np.asarray(np.where((load.prompts > 0) & (load.prompts <= capacity), 0.0, wait))
+    return np.asarray(below + beyond)

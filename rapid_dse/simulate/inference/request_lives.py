@@ -9,14 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rapid_dse.config.scenario import Scenario
 from rapid_dse.parallel.engines import Degrees
-from rapid_dse.simulate.inference.crowds import Crowd, Load, either_crowd, open_crowd
+from rapid_dse.simulate.inference.crowds import Crowd, Load, open_crowd
 from rapid_dse.simulate.inference.distinct_steps import Between, Costs
 from rapid_dse.simulate.inference.products import dense_layers
 
@@ -24,7 +24,9 @@ FloatColumn = NDArray[np.float64]
 IntColumn = NDArray[np.int64]
 
 BRACKETS = 12  # evaluations of a closed loop's life
-LITTLE_ROUNDS = 40  # of Little's law
+LITTLE_ROUNDS = 16  # of Little's law
+SHARING_ROUNDS = 6  # evaluations of how many prompts share a pass
+FULLEST = 1.0 - 1e-6  # share of the time that prompts take at most
 LEAST_DECODING = 0.05  # share of its life that a request decodes at least
 CAPTURED = {"none": 1.0, "modules": 0.25, "full_iteration": 0.0}  # share of a layer's launches that are left to the host
 MOST_SPARED = 0.5  # of a pass of prompts: what decoding rows that share it save at most
@@ -50,33 +52,33 @@ class DecodeStep:
 @dataclass(frozen=True)
 class PromptPass:
     """A pass of prompts: where it stands in the tables, how many it takes ``together``, its seconds (``whole``), those by which a
-    ``prompt`` keeps the engine from decoding, those that others wait for one (``alone``: decoding that goes along delays them too), and for
-    which it is held back on average until others have come (``hold``)."""
+    ``prompt`` keeps the engine from decoding, those that others wait for one (``alone``: decoding that goes along delays them too; in
+    passes that are full, ``least``), and for which it is held back on average until others have come (``hold``)."""
 
     where: Between
     together: FloatColumn
     whole: FloatColumn
     prompt: FloatColumn
     alone: FloatColumn
+    least: FloatColumn
     hold: FloatColumn
 
 
 @dataclass(frozen=True)
 class Life:
     """One request's life among a crowd, ``(n_rows,)`` each: from the first to the last token (``decode``), from start to first token
-    (``first``), the seconds that the engine needs for the prompts of all that run (``least``)."""
+    (``first``), s."""
 
     crowd: Crowd
     step: DecodeStep
     passed: PromptPass
     decode: FloatColumn
     first: FloatColumn
-    least: FloatColumn
 
     @property
     def total(self) -> FloatColumn:
-        """Seconds, but never less than the engine needs."""
-        return np.maximum(self.decode + self.first, self.least)
+        """Seconds."""
+        return self.decode + self.first
 
 
 class SteppingEngine:
@@ -119,10 +121,66 @@ class SteppingEngine:
         return np.maximum(0.0, launches - device) + serving.step_latency + serving.sequence_latency * rows
 
     def _bubble(self, running: FloatColumn, where: Between, device: FloatColumn) -> FloatColumn:
-        """What a pass waits for the slowest stage, through which as many batches go one after the other as are in flight: one a stage, but
-        no more than there are requests on an attention rank."""
-        in_flight = np.minimum(self.cut.pp, running / self.cut.attention_dp)
-        return np.where(self.cut.pp > 1, np.maximum(0.0, in_flight * where.of(self.decode_pass.slowest) - device), 0.0)
+        """What a pass waits for the slowest stage, through which as many batches go one after the other as are in flight."""
+        return np.where(self.cut.pp > 1, np.maximum(0.0, self._in_flight(running) * where.of(self.decode_pass.slowest) - device), 0.0)
+
+    def _in_flight(self, running: FloatColumn) -> FloatColumn:
+        """Batches that go through the stages one after the other: one a stage, but no more than there are requests on an attention rank."""
+        return np.asarray(np.minimum(self.cut.pp, running / self.cut.attention_dp))
+
+    def _closed_sharing(self, running: FloatColumn, full: DecodeStep, grouped: NDArray[np.bool_]) -> FloatColumn:
+        """Prompts that share a pass in a closed loop of so many requests.
+
+        Before any waits a request lives for its steps and for the passes of all that run. Where every pass has prompts in it, so many of a
+        batch begin in one as are left for each of a request's steps and its own pass. Those of one length (``grouped``) do not come at
+        random: each follows one that has ended with its group.
+        """
+        steps, turn = self.later / self.steps_tokens, self._turn(running, full)
+        admission, step = self.scenario.software.serving.admission_latency, full.total * bool(steps)
+        batch = running / np.maximum(1.0, self._in_flight(running))
+
+        def come(together: FloatColumn) -> tuple[FloatColumn, FloatColumn]:
+            a_prompt = self._a_prompt(together)
+            passes = np.maximum(step + together * a_prompt, 1e-12)
+            return running / (admission + (steps + 1.0) * step + running * a_prompt), batch / (steps + 1.0 + admission / passes)
+
+        most = self._most_together(running)
+        together = most
+        for _ in range(SHARING_ROUNDS if grouped.any() else 0):
+            together = np.minimum(np.maximum(come(together)[1], 1.0), most)
+        return together if grouped.all() else np.where(grouped, together, self._shared(come, turn, most))
+
+    def _a_prompt(self, together: FloatColumn) -> FloatColumn:
+        """Seconds a prompt of passes of so many."""
+        where = self.costs.prefill.at(self.kind, together / self.cut.attention_dp)
+        return np.asarray(where.of(self.prefill_slowest) / together)
+
+    def _turn(self, running: FloatColumn, step: DecodeStep) -> FloatColumn:
+        """Seconds between the steps of two batches in flight."""
+        return np.asarray(step.total * bool(self.later) / np.maximum(1.0, self._in_flight(running)))
+
+    def _shared(self, come: Callable[[FloatColumn], tuple[FloatColumn, FloatColumn]], turn: FloatColumn, most: FloatColumn) -> FloatColumn:
+        """Prompts that share a pass where they come at random: all that have come during the last pass and the step beside it (``turn``).
+
+        A pass that no prompt has come for is none, so that of m that come on average m / (1 − exp(−m)) share one. With r that come in a
+        turn and u the share of the time that prompts take, m (1 − u / (1 − exp(−m))) = r: m is r / (1 − u) where many come in a turn,
+        −ln(1 − u) where none does.
+
+        Args:
+            come: prompts a second where so many share a pass, and how many do at least; ``most`` fit it.
+        """
+
+        def together(shared: FloatColumn) -> FloatColumn:
+            rate, least = come(shared)
+            used, turned = np.minimum(rate * self._a_prompt(shared), FULLEST), rate * turn
+            met = np.maximum(turned / (1.0 - used) - np.log1p(-used) * np.exp(-turned), 1e-9)
+            return np.asarray(np.minimum(np.maximum(np.maximum(met / -np.expm1(-met), least), 1.0), most))
+
+        return solved(together, np.ones_like(most), most, SHARING_ROUNDS)
+
+    def _most_together(self, running: FloatColumn) -> FloatColumn:
+        """Prompts that fit a pass, of so many requests."""
+        return np.maximum(1.0, np.minimum(self.costs.together[self.kind] * self.cut.attention_dp, running))
 
     def closed_life(self, crowd: Crowd, grouped: NDArray[np.bool_]) -> Life:
         """A request's life in a closed loop.
@@ -132,50 +190,59 @@ class SteppingEngine:
         """
         running, steps = crowd.running, self.later / self.steps_tokens
         full = self.step(running)
-        # where every pass takes prompts a request meets so many of them, in one of which is its own
-        passed = self._prompts(crowd, full, running / (steps + 1.0), grouped)
+        passed = self._prompts(crowd, full, self._closed_sharing(running, full, grouped), grouped)
         low = steps * self.step(running, LEAST_DECODING).total + self.scenario.software.serving.admission_latency + passed.whole
         waits = (crowd.others + crowd.longest * passed.together + running) * passed.alone + passed.whole * (1.0 + running)
         high = 2.0 * low + (steps + 1.0) * full.total + waits + passed.where.of(self.prefill_late) + passed.hold
 
         def life(at: FloatColumn) -> Life:
-            return self._life(crowd, at, running / at, (full, passed), grouped)
+            return self._life(crowd, at, (full, passed), grouped)
 
         return life(solved(lambda at: life(at).total, low, high))
 
-    def open_life(self, load: Load, closed: Crowd, grouped: NDArray[np.bool_]) -> Life:
-        """The same where rows with a rate have as many requests under way as Little's law has at it, at most as many as can run or are
-        sent: followed upwards from an empty engine; ``closed``: the crowd of the others."""
-        open_, life = load.rate > 0, np.full(len(load.rate), 1e-9)
-        at_rest = self.closed_life(closed, grouped).total if not open_.all() else life
-        met = closed.running / (self.later / self.steps_tokens + 1.0)
-        arrived = np.where(open_, 0.0, met)
+    def open_life(self, load: Load, most: FloatColumn, full: Life) -> Life:
+        """A request's life where so many come a second: as many are under way as Little's law has, followed upwards from an empty engine.
+
+        Args:
+            most: requests a second that the engine keeps up with; those beyond wait for a place.
+            full: a life in the closed loop of as many as have a place: as long as that one, decoding never lasts.
+        """
+        serving, steps = self.scenario.software.serving, self.later / self.steps_tokens
+        rate, none = np.clip(load.rate, 1e-12, most), np.zeros(len(load.rate), bool)
+        decode, before = np.zeros_like(rate), np.full_like(rate, 1e-9)
         for _ in range(LITTLE_ROUNDS):
-            crowd = either_crowd(open_, open_crowd(load.rate, load.prompts, life, self.capacity), closed)
-            life = np.where(open_, life, at_rest)
-            full = self.step(crowd.running)
-            passed = self._prompts(crowd, full, arrived, grouped)
-            open_rates = self._life(crowd, life, np.where(open_, load.rate, closed.running / life), (full, passed), grouped)
-            # prompts that come in a step and in what those of a pass lengthen it by share the next one
-            arrived = np.where(open_, load.rate * (full.total * bool(self.later) + passed.together * passed.prompt), met)
-            life = open_rates.total
-        return open_rates
+            crowd = open_crowd(rate, load.prompts, before + decode, self.capacity)
+            step = self.step(crowd.running, np.clip(decode / (before + decode), LEAST_DECODING, 1.0))
+            come = rate * crowd.met_share
+            turn, most_together = self._turn(crowd.running, step), self._most_together(crowd.most)
+            together = self._shared(partial(_whatever_shares, come), turn, most_together)
+            passed = self._prompts(crowd, step, together, none)
+            before = passed.whole + passed.where.of(self.prefill_late) + passed.hold
+            # as much of decoding is a wait for prompts as of the time
+            busy = np.minimum(come * serving.decode_wait * passed.prompt, 1.0 - 1e-9)
+            decode = np.minimum(steps * step.total / (1.0 - busy), full.decode)
+        queue = crowd.waits_for_passes(rate * passed.prompt, passed, np.ones_like(rate))
+        first = serving.admission_latency + before + queue + 0.5 * step.total * crowd.busy * bool(steps)
+        return Life(crowd, step, passed, decode, first)
+
+    @property
+    def most_a_step(self) -> FloatColumn:
+        """Prompts whose tokens fill a step, on all of attention's ranks."""
+        return np.asarray(
+            self.scenario.software.serving.max_batched_tokens / self.costs.prompts.queries * self.cut.attention_dp, np.float64
+        )
 
     @cached_property
     def least_a_prompt(self) -> FloatColumn:
         """Seconds a prompt of passes that are full."""
         return self._full_pass(self.capacity).alone
 
-    def behind(self, crowd: Crowd, passed: PromptPass) -> FloatColumn:
-        """Seconds that a request waits where prompts come faster than full passes of them are computed."""
-        return crowd.behind(np.minimum(passed.prompt, self.least_a_prompt))
-
     def _full_pass(self, running: FloatColumn) -> PromptPass:
         """A pass of as many prompts as fit, of so many requests."""
-        together = np.maximum(1.0, np.minimum(self.costs.together[self.kind] * self.cut.attention_dp, running))
+        together = self._most_together(running)
         where = self.costs.prefill.at(self.kind, together / self.cut.attention_dp)
         alone = where.of(self.prefill_slowest) / together
-        return PromptPass(where, together, where.of(self.prefill_total), alone, alone, np.zeros_like(alone))
+        return PromptPass(where, together, where.of(self.prefill_total), alone, alone, alone, np.zeros_like(alone))
 
     def _habits(self, running: FloatColumn, grouped: NDArray[np.bool_]) -> tuple[FloatColumn, FloatColumn, FloatColumn]:
         """How requests of one length that have had their prompts in one pass, and so end together, keep those that follow them together:
@@ -185,83 +252,110 @@ class SteppingEngine:
         group = np.where(grouped & (scheduler != "prefill_first"), np.minimum(serving.prompts_together, running), 1.0)
         return alike, group, alike * (scheduler == "prefill_first")  # prompts that run first hold all decoding up
 
-    def _life(
-        self, crowd: Crowd, life: FloatColumn, rate: FloatColumn, steps_of: tuple[DecodeStep, PromptPass], grouped: NDArray[np.bool_]
-    ) -> Life:
-        """How long a request lasts where so many arrive a second, and it would last so long.
+    def _life(self, crowd: Crowd, life: FloatColumn, steps_of: tuple[DecodeStep, PromptPass], grouped: NDArray[np.bool_]) -> Life:
+        """How long a request of a closed loop lasts where all that run would last so long.
 
         Args:
             steps_of: a step in which all requests decode, and the pass that a prompt shares.
         """
         serving, (full, passed), steps = self.scenario.software.serving, steps_of, self.later / self.steps_tokens
         _, group, rounds = self._habits(crowd.running, grouped)
-        queue = crowd.queue(rate, passed.prompt, passed.alone, np.where(grouped, passed.together, 1.0))
-        if (open_ := np.isfinite(crowd.spacing)).any():
-            own = crowd.waits_for_passes(rate, passed.alone * passed.together, passed.together, self.least_a_prompt)
-            queue = np.where(open_, np.maximum(own, self.behind(crowd, passed)), queue)
+        # a prompt waits for none of those that share its pass, or come with it
+        mates = np.minimum(crowd.running, np.maximum(passed.together, group))
+        taken = np.where(
+            serving.scheduler == "prefill_first", np.inf, steps * self.most_a_step * np.maximum(1.0, self._in_flight(crowd.running))
+        )
+        in_front = self._in_front(crowd, mates, taken, passed)
+        used = (crowd.others + 1.0) * passed.prompt / life
+        queue = (
+            np.minimum(crowd.waits_for_passes(used, passed, np.where(grouped, passed.together, 1.0)), in_front * passed.alone)
+            * crowd.steady
+        )
         round_wait = np.maximum(0.0, crowd.running * passed.alone - passed.whole) / 2.0
         behind = passed.whole * (np.maximum(1.0, group / passed.together) - 1.0) / 2.0  # passes that a group takes
-        first = (
-            serving.admission_latency
-            + passed.whole
-            + passed.where.of(self.prefill_late)
-            + passed.hold
-            + rounds * crowd.steady * round_wait
-            + (1.0 - rounds) * (queue + crowd.steady * behind + 0.5 * full.total * crowd.busy)
-        )
+        own = serving.admission_latency + passed.whole + passed.where.of(self.prefill_late) + passed.hold
+        waits = queue + crowd.steady * behind + 0.5 * full.total * crowd.busy * bool(steps)  # of those of no round
+        first = own + rounds * crowd.steady * round_wait + (1.0 - rounds) * waits
         decoding = np.minimum(np.maximum(1.0 - first / life, LEAST_DECODING), 1.0)
         step = self.step(crowd.running, decoding)
-        waiting = serving.decode_wait * (0.5 * rounds + decoding * (1.0 - rounds))
-        decode = steps * step.total + waiting * passed.prompt * crowd.others * bool(steps)
-        return Life(crowd, step, passed, np.asarray(decode), np.asarray(first), (crowd.others + 1.0) * passed.prompt)
+        wait = passed.prompt * crowd.others * (0.5 * rounds + decoding * (1.0 - rounds)) * bool(steps)
+        wait = np.minimum(wait, np.minimum(taken, steps * crowd.running) * passed.least * passed.prompt / passed.alone)
+        decode = steps * step.total + serving.decode_wait * wait
+        # all that run have their prompts and their steps from one engine
+        needed = (crowd.others + 1.0) * passed.prompt + steps * full.total
+        return Life(crowd, step, passed, np.asarray(decode), np.asarray(np.maximum(first, needed - decode)))
 
-    def _prompts(self, crowd: Crowd, full: DecodeStep, arrived: FloatColumn, grouped: NDArray[np.bool_]) -> PromptPass:
-        """The pass that a prompt shares with those that come beside it by habit, or that have come since the last pass began (``arrived``);
-        ``full``: a step in which all requests decode."""
+    def _in_front(self, crowd: Crowd, mates: FloatColumn, taken: FloatColumn, passed: PromptPass) -> FloatColumn:
+        """Prompts that one of a closed loop waits for at most, none of those that share its pass (``mates``) or are on later stages.
+
+        Requests come at random where few of them decode. Where as many decode as can have had their prompts in a request's steps
+        (``taken``) each step takes what the one before has freed, and what more there are waits.
+        """
+        gone = np.minimum(crowd.running, np.maximum(mates, passed.together * self._in_flight(crowd.running)))
+        at_random = crowd.longest * np.maximum(0.0, 1.0 - crowd.running / (taken + mates))
+        return np.asarray(np.minimum(at_random + np.maximum(0.0, crowd.running - taken - mates), crowd.running - gone))
+
+    def _prompts(self, crowd: Crowd, full: DecodeStep, shared: FloatColumn, grouped: NDArray[np.bool_]) -> PromptPass:
+        """The pass that a prompt shares with those that come beside it by habit, or at random (``shared``); ``full``: a step in which all
+        requests decode."""
         scheduler, steps = self.scenario.software.serving.scheduler, self.later / self.steps_tokens
         alike, group, rounds = self._habits(crowd.running, grouped)
-        most = self._full_pass(crowd.running)
+        most = self._full_pass(crowd.most)
         share = group if scheduler == "chunked" else alike * most.together
-        by_itself = np.clip(np.maximum(share, arrived), 1.0, most.together)
-        together, hold = self._hold(crowd.running, by_itself, arrived, full)
+        by_itself = np.clip(np.maximum(share, shared), 1.0, most.together)
+        together, hold = self._hold(crowd.running, by_itself, full)
         where = self.costs.prefill.at(self.kind, together / self.cut.attention_dp)
         spared = np.zeros_like(together)
         if scheduler != "prefill_first" and steps:  # decoding goes along: its products and launches are the pass's own
             passes = (1.0 - 0.5 * rounds) * crowd.others / together  # that a request meets; no more of its steps than it has go along
             spared = self._spared(full, together, where) * np.minimum(1.0, steps / np.maximum(passes, 1e-12))
         alone = where.of(self.prefill_slowest) / together
-        return PromptPass(where, together, where.of(self.prefill_total), (1.0 - spared) * alone, alone, hold)
+        return PromptPass(where, together, where.of(self.prefill_total), (1.0 - spared) * alone, alone, most.least, hold)
 
-    def _hold(self, running: FloatColumn, together: FloatColumn, arrived: FloatColumn, full: DecodeStep) -> tuple[FloatColumn, FloatColumn]:
+    def _hold(self, running: FloatColumn, together: FloatColumn, full: DecodeStep) -> tuple[FloatColumn, FloatColumn]:
         """Prompts that share a pass, and seconds that they wait for it on average, where they are held back until each of attention's ranks
         has one, or for so many steps; none is where some rank has nothing to decode, as long as that lasts.
 
         Args:
-            together: prompts that share a pass anyway; ``arrived`` in a step.
+            together: prompts that share a pass anyway.
         """
-        ranks, most = self.cut.attention_dp, float(self.scenario.software.serving.attention_dp_wait)
-        decoding = np.clip(running / ranks - 1.0, 0.0, 1.0)  # share of the time in which all ranks decode, about
-        steps = decoding * np.minimum(most, ranks / np.maximum(arrived, 1e-12))
+        ranks, most = self.cut.attention_dp, float(self.scenario.software.serving.attention_dp_wait) * bool(self.later)
+        arrived = running / (self.later / self.steps_tokens + 1.0)  # that follow those which end in a step of all
+        # of requests that end, those that leave their rank with nothing to decode: requests are dealt out evenly
+        lone = np.clip(2.0 * ranks / np.maximum(running, 1e-12) - 1.0, 0.0, 1.0)
+        # the first prompt that is held waits so many steps: for a lone one, for one on each rank, or for as long as is allowed
+        longest = np.minimum(most, (ranks - 1.0) / arrived)
+        freed = np.maximum(arrived * lone, 1e-12)
+        steps = -np.expm1(-freed * longest) / freed
+        share = 1.0 + (1.0 - lone) * arrived * steps
+        held_steps = (1.0 - lone) * (1.0 + 0.5 * arrived * steps) * steps / share  # those that come to it wait half as long
         waits = together < ranks
-        return np.where(waits, np.maximum(together, steps * arrived), together), np.where(waits, 0.5 * steps * full.total, 0.0)
+        return np.where(waits, np.maximum(together, share), together), np.where(waits, held_steps * full.total, 0.0)
 
     def _spared(self, step: DecodeStep, together: FloatColumn, where: Between) -> FloatColumn:
         """By which share of a pass of prompts one with decoding in it is shorter than both apart, sends between stages left out: weights
         are read and kernels launched once, the arithmetic of the decoding rows stays."""
-        prompts = together / self.cut.attention_dp + step.rows / self.costs.prompts.queries
+        grid, rows = self.costs.prefill, step.rows / self.costs.prompts.queries
+        prompts = np.minimum(together / self.cut.attention_dp + rows, float(grid.batches[-1]))
+        without = np.maximum(prompts - rows, float(grid.batches[0]))  # a step that is full has fewer prompts in it
+        more = grid.at(self.kind, prompts).of(self.prefill_busy) - grid.at(self.kind, without).of(self.prefill_busy)
         whole = where.of(self.prefill_busy)
-        more = self.costs.prefill.at(self.kind, prompts).of(self.prefill_busy) - whole
         own = step.device - step.where.of(self.decode_beside)
         return np.clip((own - more) / whole, 0.0, MOST_SPARED)
 
 
-def solved(answer: Callable[[FloatColumn], FloatColumn], low: FloatColumn, high: FloatColumn) -> FloatColumn:
+def _whatever_shares(rate: FloatColumn, together: FloatColumn) -> tuple[FloatColumn, FloatColumn]:
+    """Prompts that come a second to an open loop, however many share a pass, and how many do at least."""
+    return rate, np.ones_like(together)
+
+
+def solved(answer: Callable[[FloatColumn], FloatColumn], low: FloatColumn, high: FloatColumn, rounds: int = BRACKETS) -> FloatColumn:
     """Where ``answer(x)`` is x, between bounds at which it is not below x and not above it: false position on logarithms, by which the end
     that stays counts half (Illinois)."""
     low, high = np.log(low), np.log(high)
     below, above = np.log(answer(np.exp(low))) - low, np.log(answer(np.exp(high))) - high
     side = np.zeros(len(low), np.int8)
-    for _ in range(BRACKETS):
+    for _ in range(rounds):
         gap = np.maximum(below - above, 1e-300)
         middle = np.minimum(np.maximum(low + (high - low) * below / gap, low), high)
         off = np.log(answer(np.exp(middle))) - middle

@@ -6,7 +6,8 @@ life. An open loop is one of as many requests as Little's law has at its rate.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields, is_dataclass, replace
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +17,7 @@ from rapid_dse.simulate.inference.passes import EnginePass
 from rapid_dse.simulate.inference.request_lives import Life, SteppingEngine
 
 FloatColumn = NDArray[np.float64]
+Columns = TypeVar("Columns", bound=Any)
 
 
 @dataclass(frozen=True)
@@ -62,24 +64,27 @@ class Engine(SteppingEngine):
         grouped, forever = (load.rate <= 0) & (self.scenario.workload.length_spread == 0), np.full(len(load.rate), np.inf)
         sent = np.where(load.prompts > 0, np.maximum(1.0, load.prompts), np.inf)
         running = np.minimum(np.minimum(load.concurrency, self.capacity), sent)
-        crowd, most = closed_crowd(running, rounds_of(load.prompts, running)), forever
+        most = forever
+        served_life = None if (load.rate > 0).all() else self.closed_life(closed_crowd(running, rounds_of(load.prompts, running)), grouped)
         if (load.rate > 0).any():
-            served_life = self.open_life(load, crowd, grouped)
-            most = self.capacity / self.closed_life(closed_crowd(self.capacity, forever), grouped).total
-        else:
-            served_life = self.closed_life(crowd, grouped)
+            full = self.closed_life(closed_crowd(self.capacity, forever), grouped)
+            placed = (load.prompts > 0) & (load.prompts <= self.capacity)  # more than can be sent have a place
+            most = np.where(placed, 1.0 / self.least_a_prompt, self.capacity / full.total)
+            open_life = self.open_life(load, most, full)
+            served_life = open_life if served_life is None else either(load.rate > 0, open_life, served_life)
+        assert served_life is not None
         served = self._served(served_life, load, most)
-        return _where(load.static, self._static(load), served) if load.static.any() else served
+        return either(load.static, self._static(load), served) if load.static.any() else served
 
     def _served(self, solved_life: Life, load: Load, most: FloatColumn) -> Served:
         open_, spread, running = load.rate > 0, self.scenario.workload.length_spread, solved_life.crowd.running
         rounds = rounds_of(load.prompts, running)
         burst = np.where(open_, 0.0, burst_wait(np.maximum(0.0, running - 1.0) * solved_life.passed.alone, rounds))
         life = solved_life.total + burst
-        closed = running / life * tail_share(rounds, spread)
+        prompts = np.minimum(1.0, (solved_life.crowd.others + 1.0) * solved_life.passed.prompt / solved_life.total)
+        closed = running / life * tail_share(rounds, spread, prompts)
         queue = np.where(open_, place_wait(load, life, self.capacity, most), _queued(load, running, closed))
-        last = life + self.behind(solved_life.crowd, solved_life.passed)
-        flow = np.where(open_, sent_rate(load, last, np.where((load.prompts > 0) & (load.prompts <= self.capacity), np.inf, most)), closed)
+        flow = np.where(open_, sent_rate(load, life, most), closed)
         tpot = solved_life.decode / self.later if self.later else np.full(len(flow), np.nan)
         step = solved_life.step.where.all_of(self.decode_pass)
         return Served(
@@ -141,11 +146,13 @@ def _queued(load: Load, running: FloatColumn, flow: FloatColumn) -> FloatColumn:
     return np.asarray(np.maximum(0.0, waiting) / flow)
 
 
-def _where(mask: NDArray[np.bool_], one: Served, other: Served) -> Served:
-    names = ("running", "rows", "host", "bubble", "wait", "tpot", "first", "queue", "life", "rate", "most", "together")
-    columns = {name: np.where(mask, getattr(one, name), getattr(other, name)) for name in names}
-    return replace(other, **columns, step=_either(mask, one.step, other.step), prefill=_either(mask, one.prefill, other.prefill))
-
-
-def _either(mask: NDArray[np.bool_], one: EnginePass, other: EnginePass) -> EnginePass:
-    return EnginePass(*(np.where(mask, getattr(one, field.name), getattr(other, field.name)) for field in fields(one)))
+def either(mask: NDArray[np.bool_], one: Columns, other: Columns) -> Columns:
+    """``one`` where ``mask`` is set, else ``other``: dataclasses of columns, and of such."""
+    merged = {}
+    for field in fields(one):
+        here, there = getattr(one, field.name), getattr(other, field.name)
+        if is_dataclass(here):
+            merged[field.name] = either(mask, here, there)
+        elif isinstance(here, np.ndarray):
+            merged[field.name] = np.where(mask, here, there)
+    return replace(other, **merged)
