@@ -367,14 +367,15 @@ class TestLaws:
 
     def test_a_schedule_with_less_bubble_is_no_slower(self, name: str) -> None:
         """1F1B as GPipe, or better where stages differ; ZB-H1 at most that, where no transfer would hide behind weight gradients, which it
-        runs too late for that."""
-        of, rows = table(name, **{f"software__{overlap}_overlap": 0.0 for overlap in ("tp_backward", "dp")})
+        runs too late for that; to 1 %, within which 1F1B's formula has what stages and hosts wait for each other, of which ZB-H1 is run."""
+        hides = {f"software__{overlap}_overlap": 0.0 for overlap in ("tp_backward", "dp")} | {"software__async_tp": False}
+        of, rows = table(name, **hides)
         rows = rows.take((rows.pp > 1) & (rows.vpp == 1) & (rows.num_micro_batches >= rows.pp))
         gpipe, alternating, _, zero_bubble = (price(of, replace(rows, schedule=np.full(len(rows), code))) for code in (1, 2, 3, 4))
         assert (alternating.step_time_s <= gpipe.step_time_s * SLACK).all()
         assert (alternating.step_time_s > 0.8 * gpipe.step_time_s).all()
-        assert (zero_bubble.step_time_s < alternating.step_time_s * SLACK).all()
-        assert (zero_bubble.step_time_s < alternating.step_time_s).mean() > 0.9
+        assert (zero_bubble.step_time_s < alternating.step_time_s * 1.01).all()
+        assert (zero_bubble.step_time_s < alternating.step_time_s).mean() > 0.99
         assert (alternating.peak_memory_bytes <= gpipe.peak_memory_bytes * SLACK).all()
 
 

@@ -248,24 +248,22 @@ def sums(counts: FloatColumn, values: FloatColumn) -> FloatColumn:
 SAME = 1e-11  # relative difference of seconds that rounding makes, and more
 
 
-@compiled_once("boolean(float64[:, :, ::1], int64, int64[:, ::1], int32[::1], float64[:, :, ::1])", _SOURCE, error_model="numpy")
-def _paced(reached: FloatColumn, step: int, counts: Ints, kinds: Shorts, mine: FloatColumn) -> bool:
-    """Whether the last of so many steps shows the pace of each lane: all stages took the same for it, or none longer than the first stage
-    for its first step, in which it waits for nothing of another step's, or than the stage with most work needs."""
-    for lane in range(reached.shape[2]):
-        least, most, work = np.inf, 0.0, reached[1, 0, lane]
-        for stage in range(reached.shape[1]):
-            took = reached[step, stage, lane] - reached[step - 1, stage, lane]
-            least, most = min(least, took), max(most, took)
-            for resource in range(len(mine)):
-                own = 0.0
-                for which in range(counts.shape[1]):
-                    if counts[stage, which] > 0:
-                        own += counts[stage, which] * mine[resource, kinds[which], lane]
-                work = max(work, own)
-        if most - max(least, work) > SAME * reached[step, :, lane].max():
-            return False
-    return True
+@compiled_once("boolean(float64[:, :, ::1], int64, int64, int64[:, ::1], int32[::1], float64[:, :, ::1])", _SOURCE, error_model="numpy")
+def _paced(reached: FloatColumn, step: int, lane: int, counts: Ints, kinds: Shorts, mine: FloatColumn) -> bool:
+    """Whether the last of so many steps shows a lane's pace: all stages took the same for it, or none longer than the first stage for its
+    first step, in which it waits for nothing of another step's, or than the stage with most work needs."""
+    least, most, latest, work = np.inf, 0.0, 0.0, reached[1, 0, lane]
+    for stage in range(reached.shape[1]):
+        took = reached[step, stage, lane] - reached[step - 1, stage, lane]
+        least, most, latest = min(least, took), max(most, took), max(latest, reached[step, stage, lane])
+        for resource in range(len(mine)):
+            own = 0.0
+            for which in range(counts.shape[1]):
+                if counts[stage, which] > 0:
+                    own += counts[stage, which] * mine[resource, kinds[which], lane]
+            work = max(work, own)
+    steady: bool = most - max(least, work) <= SAME * latest
+    return steady
 
 
 @compiled_once("float64(float64[:, :, ::1], int64, int64)", _SOURCE, error_model="numpy")
@@ -352,8 +350,8 @@ def _ends(sequence: Shorts, kinds: Shorts, spent: FloatColumn, layouts: Ints, si
             for kind in range(spent.shape[1]):
                 for lane in range(here):
                     mine[resource, kind, lane] = spent[resource, kind, layouts[first + lane]]
-        step, going_on = 0, True
-        while going_on:
+        step, told = 0, np.zeros(here, np.bool_)  # lanes whose pace is known, each by its own steps alone
+        while not told.all():
             host[:] = reached[step] if step > 0 else np.zeros((stages, lanes))
             end[1 : stages + 1] = host
             _step(sequence, kinds, mine, end, host, marked)
@@ -361,8 +359,9 @@ def _ends(sequence: Shorts, kinds: Shorts, spent: FloatColumn, layouts: Ints, si
             reached[step] = marked[0, ENDS * stages :]
             if step == 1:
                 reached[0] = marked[0, BEGINS * stages : ENDS * stages]
-            going_on = step < len(counts) and not _paced(reached, step, counts, kinds, mine)
-        for lane in range(here):
-            ends[0, first + lane] = _pace(reached, step, lane) if len(counts) else reached[1, :, lane].max()
-            ends[1, first + lane], ends[2, first + lane] = _group(marked[: len(spent), :, lane], stages)
+            for lane in range(here):
+                if not told[lane] and (step >= len(counts) or _paced(reached, step, lane, counts, kinds, mine)):
+                    ends[0, first + lane] = _pace(reached, step, lane) if len(counts) else reached[1, :, lane].max()
+                    ends[1, first + lane], ends[2, first + lane] = _group(marked[: len(spent), :, lane], stages)
+                    told[lane] = True
     return ends
