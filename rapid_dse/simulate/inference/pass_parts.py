@@ -25,7 +25,7 @@ from rapid_dse.simulate.inference.products import (
     expert_products,
     head_product,
 )
-from rapid_dse.simulate.inference.served_kernels import KernelCost, exchange, price_products, small_all_reduce
+from rapid_dse.simulate.inference.served_kernels import KernelCost, exchange, price_groups, small_all_reduce
 from rapid_dse.simulate.inference.widths import ACTIVATION
 from rapid_dse.simulate.operator_times import counted_seconds, elementwise_bytes
 
@@ -109,12 +109,18 @@ def parts_of(
     dense, layers = dense_layers(model), model.num_hidden_layers
     shape, cast = _shape(scenario, cut, tokens), CAST_BYTES * tokens * model.hidden_size
     glue = _glue_bytes(scenario, shape)
+    products = {"around": attention_products(model, cut, tokens, absorbed=decoding), "head": [head_product(model, cut, ends)]}
+    if dense:
+        products["mlp"] = dense_products(model, cut, tokens, share)
+    if layers > dense:
+        products["routed"] = expert_products(model, cut, tokens, share)
+    priced = dict(zip(products, price_groups(scenario, list(products.values()), device, decoding=decoding), strict=True))
     return PassParts(
-        around=price_products(scenario, attention_products(model, cut, tokens, absorbed=decoding), device, decoding=decoding),
+        around=priced["around"],
         attention=attention,
-        mlp=price_products(scenario, dense_products(model, cut, tokens, share), device, decoding=decoding) if dense else None,
-        routed=price_products(scenario, expert_products(model, cut, tokens, share), device, decoding=decoding) if layers > dense else None,
-        head=price_products(scenario, [head_product(model, cut, ends)], device, decoding=decoding),
+        mlp=priced.get("mlp"),
+        routed=priced.get("routed"),
+        head=priced["head"],
         glue=_streaming(glue, device) + _eager(scenario, shape, device),
         cast=_streaming(cast, device),
         glue_bytes=glue,

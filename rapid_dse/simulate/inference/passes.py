@@ -10,6 +10,7 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from rapid_dse.common.columns import added
 from rapid_dse.config.model import Model
 from rapid_dse.config.scenario import Scenario
 from rapid_dse.config.software.serving_settings import ServingSettings
@@ -158,11 +159,12 @@ def _attended(scenario: Scenario, cut: Degrees, rows: FloatColumn, queries: floa
     prompt, generated = scenario.workload.lengths
     points, weights = NODES
     contexts = prompt + np.maximum(1.0, generated * (1 + points) / 2)
-    parts = [
-        decode_attention(scenario, cut, rows, float(context), queries, device).times(weight / 2)
-        for context, weight in zip(contexts, weights, strict=True)
-    ]
-    return sum(parts[1:], parts[0])
+    every = np.arange(len(contexts) * len(rows)) % len(rows)  # all rows at the first context, then at the next
+    cost = decode_attention(scenario, cut.take(every), rows.take(every), contexts.repeat(len(rows)), queries, device)
+    shares = (weights / 2)[:, None]
+    columns = (cost.seconds, cost.flops, cost.hbm_bytes, cost.joules)
+    seconds, flops, hbm_bytes, joules = (added(column.reshape(len(contexts), -1) * shares) for column in columns)
+    return KernelCost(seconds, flops, hbm_bytes, joules)
 
 
 def drafted_work(scenario: Scenario, cut: Degrees, rows: FloatColumn, device: OperatorModel) -> PassWork:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -70,43 +70,58 @@ def price_products(scenario: Scenario, products: Sequence[Product], device: Oper
     Prefill is as training: products hold less than in short benchmarks (``hw.efficiency.sustained``), since they draw the chip's power.
     Those of a decode step do so for the share of their time in which the tensor cores are busy.
     """
-    hw = scenario.hw
+    return price_groups(scenario, [products], device, decoding=decoding)[0]
+
+
+def price_groups(scenario: Scenario, groups: Sequence[Sequence[Product]], device: OperatorModel, *, decoding: bool) -> list[KernelCost]:
+    """``price_products`` of several groups of products, all of one number of rows: those that run alike are priced together."""
+    run: dict[tuple[str, ExpertProducts], list[Product]] = {}
+    counts: list[dict[tuple[str, ExpertProducts], int]] = []
+    for products in groups:
+        counts.append({})
+        for product in products:
+            form = scenario.software.experts.expert_products if product.matmul.routed else "streams"
+            way = product_precision(scenario, product), form
+            run.setdefault(way, []).append(product)
+            counts[-1][way] = counts[-1].get(way, 0) + 1
+    columns = {way: iter(_product_columns(scenario, several, way, device, decoding)) for way, several in run.items()}
+    return [_kernel_cost({way: [next(columns[way]) for _ in range(count)] for way, count in own.items()}) for own in counts]
+
+
+def _kernel_cost(columns: Mapping[tuple[str, ExpertProducts], Sequence[FloatColumn]]) -> KernelCost:
+    """What products cost one after the other; ``columns`` of each by the precision that it runs in, ``(4, n_rows)``."""
+    seconds, flops, hbm_bytes, joules = added([added(several) for several in columns.values()])
+    cast = [(len(several), CASTS.get(precision, 0.0)) for (precision, _), several in columns.items()]
+    casts, waits = sum(count * (wait > 0) for count, wait in cast), sum(count * wait for count, wait in cast)
+    return KernelCost(seconds, flops, hbm_bytes, joules, casts, waits)
+
+
+def _product_columns(
+    scenario: Scenario, products: Sequence[Product], way: tuple[str, ExpertProducts], device: OperatorModel, decoding: bool
+) -> FloatColumn:
+    """Seconds, FLOP, HBM bytes and joules of products of one precision and form, ``(n_products, 4, n_rows)``."""
+    hw, (precision, form) = scenario.hw, way
     rows = len(products[0].matmul.m)
-    total = KernelCost(np.zeros(rows), np.zeros(rows), np.zeros(rows), np.zeros(rows))
-    by_precision: dict[tuple[str, ExpertProducts], list[Product]] = {}
-    for product in products:
-        form = scenario.software.experts.expert_products if product.matmul.routed else "streams"
-        by_precision.setdefault((product_precision(scenario, product), form), []).append(product)
-    for (precision, form), several in by_precision.items():
-        m, n, k, batch = (np.concatenate([_column(part, rows) for part in parts]) for parts in _axes(several))
-        shapes = np.stack([m, n, k, batch], axis=1)
-        arithmetic = hw.arithmetic(precision)
-        cost = distinct_seconds(device, shapes, form, arithmetic)
-        weights, rate = batch * n * k * WEIGHT_BYTES[precision], hw.memory.bandwidth * hw.efficiency.memory
-        if precision in WEIGHTS_ALONE:  # the kernel reads narrow weights: what HBM's time of wide ones has no longer
-            wide = 2.0 * batch * n * k / rate
-            cost = cost - (wide - weights / rate) * np.minimum(1.0, wide / cost) ** 4
-        work = 2.0 * batch * m * n * k
-        bound = np.minimum(1.0, work / hw.peak_flops(arithmetic) / cost) if decoding else 1.0
-        cost = cost * (1.0 + (1.0 / hw.efficiency.sustained - 1.0) * bound)
-        hbm_bytes = weights + 2.0 * batch * m * (n + k)
-        spent = product_energy(hw, arithmetic, work) + moved_energy(hw, hbm_bytes)
-        if precision in WEIGHTS_ALONE:  # once on the chip, they are 16 bits wide
-            spent = spent + (2.0 * batch * n * k - weights) * hw.energy.l2
-        columns = (cost, work, hbm_bytes, spent)
-        took, done, crossed, joules = (added(column.reshape(len(several), rows)) for column in columns)
-        waits = CASTS.get(precision, 0.0)
-        total = total + KernelCost(took, done, crossed, joules, len(several) * (waits > 0), len(several) * waits)
-    return total
-
-
-def _axes(products: Sequence[Product]) -> list[list[NDArray[np.float64] | float]]:
-    return [[getattr(product.matmul, axis) for product in products] for axis in ("m", "n", "k", "batch")]
-
-
-def _column(part: NDArray[np.float64] | float, rows: int) -> NDArray[np.float64]:
-    """A size of a product, one number or one for each row, as a column."""
-    return part if isinstance(part, np.ndarray) and len(part) == rows else np.full(rows, part, np.float64)
+    shapes = np.empty((4, len(products), rows))
+    for place, product in enumerate(products):
+        matmul = product.matmul
+        for axis, size in enumerate((matmul.m, matmul.n, matmul.k, matmul.batch)):
+            shapes[axis, place] = size
+    m, n, k, batch = shapes.reshape(4, -1)
+    arithmetic = hw.arithmetic(precision)
+    cost = distinct_seconds(device, shapes.reshape(4, -1).T, form, arithmetic)
+    weights, rate = batch * n * k * WEIGHT_BYTES[precision], hw.memory.bandwidth * hw.efficiency.memory
+    if precision in WEIGHTS_ALONE:  # the kernel reads narrow weights: what HBM's time of wide ones has no longer
+        wide = 2.0 * batch * n * k / rate
+        cost = cost - (wide - weights / rate) * np.minimum(1.0, wide / cost) ** 4
+    work = 2.0 * batch * m * n * k
+    bound = np.minimum(1.0, work / hw.peak_flops(arithmetic) / cost) if decoding else 1.0
+    cost = cost * (1.0 + (1.0 / hw.efficiency.sustained - 1.0) * bound)
+    hbm_bytes = weights + 2.0 * batch * m * (n + k)
+    spent = product_energy(hw, arithmetic, work) + moved_energy(hw, hbm_bytes)
+    if precision in WEIGHTS_ALONE:  # once on the chip, they are 16 bits wide
+        spent = spent + (2.0 * batch * n * k - weights) * hw.energy.l2
+    return np.stack([column.reshape(len(products), rows) for column in (cost, work, hbm_bytes, spent)], axis=1)
 
 
 def over_windows(scenario: Scenario, priced: Callable[[Scenario], KernelCost]) -> KernelCost:
@@ -159,11 +174,11 @@ def _seen(keys: float, queries: float, window: int | None) -> float:
 
 
 def decode_attention(
-    scenario: Scenario, cut: Degrees, rows: FloatColumn, context: float, queries: float, device: OperatorModel
+    scenario: Scenario, cut: Degrees, rows: FloatColumn, context: FloatColumn | float, queries: float, device: OperatorModel
 ) -> KernelCost:
     """Attention of one layer of a decode step: ``rows`` sequences on a rank, each with ``queries`` new tokens that see ``context`` keys."""
     model = scenario.model
-    keys = min(context, model.sliding_window or context)
+    keys = np.minimum(context, model.sliding_window or np.inf)
     kept = np.maximum(1.0, keys / cut.cp)  # ranks of cp each hold a share of the keys
     heads, kv_heads, width, value = _heads(scenario, cut, absorbed=True)
     cached = rows * kept * cache_a_rank(scenario, cut)
