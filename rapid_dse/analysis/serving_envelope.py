@@ -164,12 +164,10 @@ def _told(name: str, loads: Loads, rows: Mask, errors: FloatColumn, boxes: Seque
         start = here.stop
         inside[here] = inside_of(told.scenario, told.layouts)
         size = float(count(told.scenario.model).total)
-        near = [units_outside(box, told.scenario, told.layouts, size) for box in boxes]
-        ones = {sample: 1.0 for one in near for sample in one}
-        best = np.argmin([widened(one, inside[here], ones) for one in near], axis=0)
-        for at in np.unique(best):
-            for setting, column in near[at].items():
-                units.setdefault(setting, np.zeros(len(rows)))[here] += np.where(best == at, column, 0.0)
+        near = units_outside(boxes, told.scenario, told.layouts, size)
+        best = widened(near, inside[here], dict.fromkeys(near, 1.0)).argmin(axis=0)
+        for setting, column in near.items():
+            units.setdefault(setting, np.zeros(len(rows)))[here] = column[best, np.arange(len(best))]
     return Evidence(name, errors[rows], inside[rows], {key: column[rows] for key, column in units.items() if column[rows].any()})
 
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from rapid_dse.common.columns import added, distinct, numbered
 from rapid_dse.common.remembered import remembered
 from rapid_dse.config.hardware import Hardware
 from rapid_dse.config.measured_boxes import ROUNDED, ServedRuns, alike
@@ -23,6 +24,7 @@ from rapid_dse.simulate.served_growth import SERVED_ARCHITECTURES, SERVED_PRECIS
 FloatColumn = NDArray[np.float64]
 
 LEAST = 0.1  # share of the error inside that a setting outside adds at least
+SPANS = ("prompt", "generated", "parameters", "gpus", "concurrency")  # of a box that are numbers
 TITLES = {
     "architecture": "hw",
     "chip": "hw",
@@ -50,57 +52,75 @@ def loads_expected(scenario: Scenario, engines: Engines) -> tuple[FloatColumn, N
         text = f"software (no request served by {scenario.software.name} was measured)"
         return np.full(n_rows, np.nan), np.zeros(n_rows, np.int64), (text,)
     inside, size = inside_of(scenario, engines), float(count(scenario.model).total)
-    distances = [units_outside(box, scenario, engines, size) for box in boxes]
-    squared = np.stack([widened(units, inside, SERVED_STEPS) for units in distances])
+    units = units_outside(boxes, scenario, engines, size)
     # the nearest box by settings and doublings, as the steps were learned: the one that widens least would be the kindest
-    nearest = np.stack([widened(units, inside, dict.fromkeys(units, 1.0)) for units in distances]).argmin(axis=0)
-    error = np.sqrt(inside**2 + squared[nearest, np.arange(n_rows)])
+    nearest = widened(units, inside, dict.fromkeys(units, 1.0)).argmin(axis=0)
+    error = np.sqrt(inside**2 + widened(units, inside, SERVED_STEPS)[nearest, np.arange(n_rows)])
     error[np.isinf(error)] = np.nan
     outside, texts = np.full(n_rows, -1, np.int64), dict[str, int]()
     for at in np.unique(nearest).tolist():
         rows = np.flatnonzero(nearest == at)
-        names = list(distances[at])
-        marks = np.stack([distances[at][name][rows] > 0 for name in names], axis=1) if names else np.zeros((len(rows), 0), bool)
-        kinds, which = np.unique(marks, axis=0, return_inverse=True)
-        for kind, mask in enumerate(kinds):
-            told = [
-                f"{TITLES.get(name, name)} (measured: {_measured(boxes[at], name)})" for name, out in zip(names, mask, strict=True) if out
-            ]
+        marks = [column[at, rows] > 0 for column in units.values()]
+        first, kind = distinct([numbered(mark) for mark in marks])
+        for number, row in enumerate(first.tolist()):
+            names = [name for name, mark in zip(units, marks, strict=True) if mark[row]]
+            told = dict.fromkeys(f"{TITLES.get(name, name)} (measured: {_measured(boxes[at], name)})" for name in names)
             if told:
-                outside[rows[which.ravel() == kind]] = texts.setdefault("; ".join(dict.fromkeys(told)), len(texts))
+                outside[rows[kind == number]] = texts.setdefault("; ".join(told), len(texts))
     return error, outside, tuple(texts)
 
 
 def widened(units: Mapping[str, FloatColumn], inside: FloatColumn, steps: Mapping[str, float]) -> FloatColumn:
-    """The squares that settings outside add."""
-    total = np.zeros_like(inside)
-    for name, column in units.items():
-        total = total + (steps[name] ** 2 + (LEAST * inside) ** 2) * column**2
-    return total
+    """The squares that settings outside add, as ``units_outside`` has them: ``(n_boxes, n_rows)``."""
+    least = (LEAST * inside) ** 2
+    return added((steps[name] ** 2 + least) * column**2 for name, column in units.items())
 
 
-def units_outside(box: ServedRuns, scenario: Scenario, engines: Engines, size: float) -> dict[str, FloatColumn]:
-    """How far each setting lies outside a box, ``(n_rows,)`` each: 1 where it is none of those measured, of numbers the doublings.
+def units_outside(boxes: Sequence[ServedRuns], scenario: Scenario, engines: Engines, size: float) -> dict[str, FloatColumn]:
+    """How far each setting lies outside each box, ``(n_boxes, n_rows)``: 1 where it is none of those measured, of numbers the doublings.
 
     Infinite where no load of any profile had it. ``size``: the model's parameters.
     """
-    hw, work, model, n_rows = scenario.hw, scenario.workload, scenario.model, len(engines)
-    prompt, generated = work.lengths
-    units = {
-        **_chip_outside(box, hw),
-        "precision": _unlike(box.precision, alike(work.precision), SERVED_PRECISIONS),
-        "experts": float(box.experts != bool(model.num_experts)),
-        "latent": float(box.latent != bool(model.kv_lora_rank)),
-        "prompt": _doublings(box.prompt, float(prompt)),
-        "generated": _doublings(box.generated, float(generated)),
-        "parameters" if size > box.parameters[0] else "small_models": _doublings(box.parameters, size),
-    }
-    columns = {name: np.full(n_rows, value) for name, value in units.items() if value}
-    columns["pools"] = (engines.pooled != box.pools).astype(np.float64)
-    columns["gpus"] = _doublings(box.gpus, engine_gpus(engines))
+    work, model, n_rows = scenario.workload, scenario.model, len(engines)
     asked = np.maximum(engines.concurrency, engines.batch_size)
-    columns["concurrency"] = np.where(asked > 0, _doublings(box.concurrency, np.maximum(1.0, asked / engine_count(engines))), 0.0)
-    return {name: column for name, column in columns.items() if column.any()}
+    numbers = (*work.lengths, size, engine_gpus(engines), np.maximum(1.0, asked / engine_count(engines)))
+    least, largest = _spans(boxes)
+    doublings = dict(zip(SPANS, _doublings(least, largest, _filled(numbers, (1, n_rows))), strict=True))
+    larger = size > least[SPANS.index("parameters")]
+    chips = [_chip_outside(box, scenario.hw) for box in boxes]
+    settings = {
+        "chip": [chip.get("chip", 0.0) for chip in chips],
+        "architecture": [chip.get("architecture", 0.0) for chip in chips],
+        "precision": [_unlike(box.precision, alike(work.precision), SERVED_PRECISIONS) for box in boxes],
+        "experts": [float(box.experts != bool(model.num_experts)) for box in boxes],
+        "latent": [float(box.latent != bool(model.kv_lora_rank)) for box in boxes],
+    }
+    units = {
+        **{name: np.array(values)[:, None] for name, values in settings.items()},
+        "prompt": doublings["prompt"],
+        "generated": doublings["generated"],
+        "parameters": np.where(larger, doublings["parameters"], 0.0),
+        "small_models": np.where(larger, 0.0, doublings["parameters"]),
+        "pools": engines.pooled != np.array([box.pools for box in boxes])[:, None],
+        "gpus": doublings["gpus"],
+        "concurrency": np.where(asked > 0, doublings["concurrency"], 0.0),
+    }
+    return dict(zip(units, _filled(tuple(units.values()), (len(boxes), n_rows)), strict=True))
+
+
+def _filled(parts: Sequence[FloatColumn | NDArray[np.bool_] | float], shape: tuple[int, int]) -> FloatColumn:
+    """Parts that broadcast to a shape, one behind the other, ``(n_parts, …)``."""
+    filled = np.empty((len(parts), *shape))
+    for place, part in enumerate(parts):
+        filled[place] = part
+    return filled
+
+
+@remembered(16)
+def _spans(boxes: Sequence[ServedRuns]) -> tuple[FloatColumn, FloatColumn]:
+    """The least and the largest that each box has of ``SPANS``, ``(n_spans, n_boxes, 1)`` each."""
+    least, largest = np.array([[getattr(box, name) for box in boxes] for name in SPANS]).transpose(2, 0, 1)[..., None]
+    return least, largest
 
 
 def _chip_outside(box: ServedRuns, hw: Hardware) -> dict[str, float]:
@@ -157,11 +177,9 @@ def engine_count(engines: Engines) -> FloatColumn:
     return np.maximum(1.0, np.where(engines.pooled, engines.decode_workers, engines.dp).astype(np.float64))
 
 
-def _doublings(span: tuple[float, float], value: FloatColumn | float) -> FloatColumn:
-    least, largest = span
-    if isinstance(value, float) and max(value / largest, least / max(value, 1e-9)) <= 1.0 + ROUNDED:
-        return np.zeros(())
-    beyond = np.maximum(np.asarray(value) / largest, least / np.maximum(np.asarray(value), 1e-9))
+def _doublings(least: FloatColumn, largest: FloatColumn, values: FloatColumn) -> FloatColumn:
+    """By how many doublings values lie outside of what was measured, of one shape."""
+    beyond = np.maximum(values / largest, least / np.maximum(values, 1e-9))
     return np.asarray(np.log2(np.where(beyond > 1.0 + ROUNDED, beyond, 1.0)))
 
 

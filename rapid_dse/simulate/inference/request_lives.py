@@ -354,11 +354,12 @@ def solved(answer: Callable[[FloatColumn], FloatColumn], low: FloatColumn, high:
     that stays counts half (Illinois)."""
     low, high = np.log(low), np.log(high)
     below, above = np.log(answer(np.exp(low))) - low, np.log(answer(np.exp(high))) - high
-    side = np.zeros(len(low), np.int8)
+    side, middle, off = np.zeros(len(low), np.int8), low, below
     for _ in range(rounds):
         gap = np.maximum(below - above, 1e-300)
-        middle = np.minimum(np.maximum(low + (high - low) * below / gap, low), high)
-        off = np.log(answer(np.exp(middle))) - middle
+        before, middle = middle, np.minimum(np.maximum(low + (high - low) * below / gap, low), high)
+        if not (middle == before).all():  # once it is found it is not asked for again
+            off = np.log(answer(np.exp(middle))) - middle
         up = off > 0
         above = np.where(up, np.where(side == 1, above / 2, above), off)
         below = np.where(up, off, np.where(side == -1, below / 2, below))
