@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 import numpy as np
@@ -164,6 +165,25 @@ def test_a_tree_saves_latency_on_many_nodes() -> None:
     small = [float(cf.all_reduce(1024, span(8, nodes), NODES)[0]) for nodes in (16, 256)]
     assert small[1] < 2 * small[0]
     assert float(cf.all_gather(1024, span(8, 256), NODES)[0]) > 8 * float(cf.all_gather(1024, span(8, 16), NODES)[0])
+
+
+def test_a_tree_of_two_nodes_sends_one_buffer_across() -> None:
+    """Two trees of half the buffer over nodes (child, parent): sums go up and come down once. Four cards of 10 GB/s a node, at 0.8."""
+
+    def most_sent(trees: list[list[tuple[int, int]]]) -> float:
+        sent: Counter[int] = Counter()
+        for tree in trees:
+            for child, parent in tree:
+                sent.update((child, parent))
+        return max(sent.values()) / 2
+
+    two, four = most_sent([[(1, 0)], [(0, 1)]]), most_sent([[(0, 1), (2, 1), (1, 3)], [(1, 2), (3, 2), (2, 0)]])
+    assert (two, four) == (1.0, 2.0)
+    assert seconds(cf.all_reduce, 1e9, span(4, 2), NODES) == pytest.approx(two * 1e9 / (0.8 * 40e9))  # a ring takes 7/4 of it
+    ring = 2 * 15 / 16 * 1e9 / 40e9
+    assert seconds(cf.all_reduce, 1e9, span(4, 4), NODES) == pytest.approx(min(ring, four * 1e9 / (0.8 * 40e9)))
+    narrow = network(dimension("switch", 8, 30e9), dimension("switch", None, 10e9))  # members of a chain send up and down: two buffers
+    assert seconds(cf.all_reduce, 1e9, span(4, 2), narrow) == pytest.approx(2 * 7 / 8 * 1e9 / 30e9)  # of 2 / (0.8 · 30) the lesser
 
 
 def members_of(machine: Network) -> list[tuple[float, ...]]:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property, reduce
 
 import numpy as np
 import numpy.typing as npt
@@ -30,11 +31,17 @@ EVENT_BACKENDS = "hybrid, full_astrasim_hierarchical, full_astrasim_flattened"
 
 @dataclass(frozen=True)
 class _Ring:
-    """A logical ring over a group: ``rate`` bytes/s that each member keeps flowing, ``chain`` seconds of link latency once around."""
+    """A logical ring over a group: ``rate`` bytes/s that each member keeps flowing, the lesser of what the innermost dimension and those
+    beyond it allow (infinite where it has no members along them); ``chain`` seconds of link latency once around."""
 
-    rate: Floats
+    inner_rate: Floats
+    outer_rate: Floats
     chain: Floats
     size: Floats
+
+    @cached_property
+    def rate(self) -> Floats:
+        return np.minimum(self.inner_rate, self.outer_rate)
 
 
 @remembered(64)
@@ -236,14 +243,14 @@ def _ring(span: Span, network: Network) -> _Ring:
 def _ring_of(span: Span, network: Network) -> _Ring:
     """The ring, by dimensions: the ``below`` members within a boundary all send across it, on their own NICs."""
     below: Floats = np.asarray(1.0)
-    rate: Floats = np.asarray(np.inf)
+    rates: list[Floats] = []
     chain: Floats = np.asarray(0.0)
     for members, stride, dimension in zip(span.members, span.strides, network.dimensions, strict=True):
-        rate = np.minimum(rate, np.where(members > 1, below * _rate(dimension, members, stride), np.inf))
+        rates.append(np.where(members > 1, below * _rate(dimension, members, stride), np.inf))
         # Once around the ring crosses this dimension's links members − 1 times for each group of the next dimension.
         chain = chain * members + (members - 1.0) * dimension.latency
         below = below * members
-    return _Ring(rate, chain, below)
+    return _Ring(rates[0], reduce(np.minimum, rates[1:], np.asarray(np.inf)), chain, below)
 
 
 def _fastest(seconds: Floats, latency: Floats, steps: Floats | float, nccl: Nccl) -> Floats:
@@ -268,7 +275,9 @@ def _piped(seconds: Floats, ramp: Floats | float) -> Floats:
 def _tree(size: Floats, ring: _Ring, span: Span, network: Network, nccl: Nccl) -> Floats:
     """The double binary tree over the outer dimensions with a chain in the innermost: latency grows with log2 of the nodes.
 
-    A node sends up to two buffers (up once, down to two children, in two trees of half the buffer); with two nodes it is one.
+    A node sends up to two buffers (up once, down to two children, in two trees of half the buffer); of two nodes each is the other's only
+    child in one tree and its parent in the other, and sends one. Within a node sums go along the chain one way and come back the other: a
+    member sends two.
     """
     inner = span.members[0]
     depth: Floats = inner - 1.0
@@ -279,8 +288,8 @@ def _tree(size: Floats, ring: _Ring, span: Span, network: Network, nccl: Nccl) -
         depth = depth + levels
         latency = latency + levels * dimension.latency
         nodes = nodes * members
-    buffers = np.where((nodes <= 2) & (inner <= 1), 1.0, 2.0)
-    seconds = buffers * size / (nccl.tree * ring.rate)
+    buffers = np.where(nodes <= 2, 1.0, 2.0)
+    seconds = size * np.maximum(2.0 / ring.inner_rate, buffers / ring.outer_rate) / nccl.tree
     return _fastest(seconds, 2.0 * latency, 2.0 * depth, nccl)
 
 
