@@ -18,7 +18,7 @@ from rapid_dse.events.backends import price
 from rapid_dse.imports.file_options import read_option
 from rapid_dse.model.architecture import architecture
 from rapid_dse.model.shapes import MicroBatch
-from rapid_dse.simulate.memory import layer_activations
+from rapid_dse.simulate.layer_memory import layer_activations
 from rapid_dse.simulate.operator_times import elementwise_bytes
 from rapid_dse.sweep.places import home
 

@@ -29,7 +29,7 @@ from rapid_dse.parallel.schedules.schedule import BACKWARD
 from rapid_dse.simulate.expert_traffic import alone_share, route
 from rapid_dse.simulate.held_weights import layer_weights
 from rapid_dse.simulate.host_launches import layer_launches, micro_batch_seconds
-from rapid_dse.simulate.memory import layer_activations
+from rapid_dse.simulate.layer_memory import layer_activations
 from rapid_dse.simulate.slots import host_layer_seconds
 from rapid_dse.simulate.training import prepare
 

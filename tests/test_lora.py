@@ -21,8 +21,8 @@ from rapid_dse.model.parameters import adapter_parameters
 from rapid_dse.model.shapes import ONE
 from rapid_dse.parallel.layouts import broken_rules
 from rapid_dse.simulate.arrangement import arrangement
+from rapid_dse.simulate.layer_memory import layer_activations
 from rapid_dse.simulate.layer_work import framework_block
-from rapid_dse.simulate.memory import layer_activations
 from rapid_dse.simulate.training import prepare
 
 SEQ, HIDDEN, KEYS, WIDE, RANK = 8192, 4096, 1024, 14336, 16  # of Llama 3.1 8B

@@ -12,7 +12,7 @@ from rapid_dse.device import operator_model
 from rapid_dse.events.backends import price
 from rapid_dse.model.architecture import architecture
 from rapid_dse.model.shapes import MicroBatch
-from rapid_dse.simulate.memory import layer_activations
+from rapid_dse.simulate.layer_memory import layer_activations
 from rapid_dse.simulate.slowest import slowest_gpu
 
 NO_COPIES = {"software__copies_gathered": False, "software__copies_gradients": False, "software__copies_sequence": False}

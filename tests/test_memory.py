@@ -21,7 +21,8 @@ from rapid_dse.parallel.layouts import Layouts
 from rapid_dse.parallel.schedules import STAGE_MAPS
 from rapid_dse.parallel.stages import Stages, stages
 from rapid_dse.simulate.held_weights import layer_weights, stage_weights
-from rapid_dse.simulate.memory import layer_activations, peak_memory
+from rapid_dse.simulate.layer_memory import layer_activations
+from rapid_dse.simulate.memory import peak_memory
 from rapid_dse.simulate.operator_times import elementwise_bytes, operators
 
 SLACK = 1 + 1e-9

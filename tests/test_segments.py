@@ -18,7 +18,7 @@ from rapid_dse.model.parameters import count
 from rapid_dse.parallel.schedules.stage_maps import LOOPED
 from rapid_dse.parallel.stages import stages
 from rapid_dse.simulate.held_weights import layer_weights, stage_weights
-from rapid_dse.simulate.memory import layer_activations
+from rapid_dse.simulate.layer_memory import layer_activations
 
 ROUTED = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
 WINDOW, FULL = "sliding_attention", "full_attention"

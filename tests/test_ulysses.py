@@ -15,7 +15,7 @@ from rapid_dse.config.scenario import Scenario
 from rapid_dse.events.backends import price
 from rapid_dse.parallel.layouts import broken_rules
 from rapid_dse.simulate.arrangement import arrangement
-from rapid_dse.simulate.memory import layer_activations
+from rapid_dse.simulate.layer_memory import layer_activations
 from rapid_dse.simulate.training import prepare
 from rapid_dse.simulate.trust import trust
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -233,7 +234,8 @@ def _layer_transfers(streams: Streams, kind: LayerKind, some: Recomputation) -> 
     """The transfers of one layer of a kind; ``some``: what selective recomputation repeats of it."""
     scenario, layouts, placement, network = streams.scenario, streams.layouts, streams.placement, streams.network
     sequence, width = layouts.sequence_parallel, compute_bytes(scenario)
-    every = [exchanged for around in streams.around(kind) for exchanged in around]
+    parts = streams.around(kind)
+    every = [exchanged for around in parts for exchanged in around]
     nowhere = transfer.nothing(network, len(layouts))
     around = (transfer.either(exchange.scattered(sequence), exchange.gather + exchange.scatter, exchange.reduce) for exchange in every)
     each_way = transfer.sum_of(around) if every else nowhere
@@ -246,7 +248,7 @@ def _layer_transfers(streams: Streams, kind: LayerKind, some: Recomputation) -> 
     expert_way = route(scenario, layouts, placement.ep) if kind.copies else None
     return LayerTransfers(
         tp_forward=ahead,
-        tp_selective=_repeated(streams, kind, some),
+        tp_selective=_repeated(streams, parts, some),
         tp_backward=back,
         tp_gather_again=again.times(sequence),
         cp_hop=none if ring is None else transfer.pass_round(keys, placement.cp, network),
@@ -289,10 +291,10 @@ def sum_of_moves(streams: Streams, kind: LayerKind, backward: bool) -> Transfer:
     return transfer.sum_of(side.transfer for side in sides) if sides else transfer.nothing(streams.network, len(streams.layouts))
 
 
-def _repeated(streams: Streams, kind: LayerKind, some: Recomputation) -> Transfer:
-    """What selective recomputation repeats of a layer's exchanges within a tensor-parallel group."""
+def _repeated(streams: Streams, parts: Sequence[Sequence[TensorParallel]], some: Recomputation) -> Transfer:
+    """What selective recomputation repeats of a layer's exchanges within a tensor-parallel group; ``parts``: those around each part."""
     sequence, repeated_transfers = streams.layouts.sequence_parallel, transfer.nothing(streams.network, len(streams.layouts))
-    for around, gathers, scatters in zip(streams.around(kind), some.gathers, some.scatters, strict=True):
+    for around, gathers, scatters in zip(parts, some.gathers, some.scatters, strict=True):
         for exchanged in around if gathers or scatters else ():
             scattered = exchanged.gather.times(gathers) + exchanged.scatter.times(scatters)
             repeated_transfers = repeated_transfers + transfer.either(

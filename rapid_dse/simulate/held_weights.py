@@ -67,6 +67,10 @@ def product_weights(scenario: Scenario, layouts: Layouts) -> tuple[Weights, ...]
 
 def layer_weights(scenario: Scenario, layouts: Layouts, trained: bool = False) -> tuple[Weights, ...]:
     """Parameters of a layer of each kind that a rank holds, ``(n_layouts,)`` each; ``trained``: those that have gradients."""
+    return layouts.alike.remembered.once((layer_weights, scenario, trained), lambda: _layer_weights(scenario, layouts, trained))
+
+
+def _layer_weights(scenario: Scenario, layouts: Layouts, trained: bool) -> tuple[Weights, ...]:
     return tuple(
         _weights(layouts, kind, sum(part.dense for part in parts), sum(part.routed for part in parts))
         for kind in architecture_of(scenario).kinds

@@ -5,7 +5,7 @@ Bytes; the candidate stages (first, fullest inner ones, last) are rows of ``(n_c
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,12 +15,9 @@ from rapid_dse.config.hardware import NARROW_BYTES, PRECISION_BYTES
 from rapid_dse.config.scenario import Scenario
 from rapid_dse.config.software import Software
 from rapid_dse.config.software.memory_settings import MemorySettings
-from rapid_dse.device.contract import UNFUSED
 from rapid_dse.model.architecture import architecture_of
-from rapid_dse.model.layers.part import Number, Tensor
-from rapid_dse.model.recompute import Recomputation, full, nothing, selective
 from rapid_dse.model.shapes import MicroBatch
-from rapid_dse.parallel.layouts import RECOMPUTE_NONE, RECOMPUTE_SELECTIVE, BoolColumn, Layouts
+from rapid_dse.parallel.layouts import BoolColumn, Layouts
 from rapid_dse.parallel.schedules import HOLDS_ALL, SCHEDULE_CLASSES, SPLITS_BACKWARD
 from rapid_dse.parallel.stages import Stages
 from rapid_dse.simulate.held_weights import (
@@ -32,12 +29,11 @@ from rapid_dse.simulate.held_weights import (
     product_weights,
     stage_weights,
 )
+from rapid_dse.simulate.layer_memory import kept_of_all, layer_activations, weight_gradient_bytes
 from rapid_dse.simulate.loss import loss_memory
 from rapid_dse.simulate.operator_times import compute_bytes
 from rapid_dse.simulate.pipeline_blocks import PipelineBlock, pipeline_blocks
-from rapid_dse.simulate.recomputed import whole_layers
 from rapid_dse.simulate.residence import on_the_host, shards_are_master
-from rapid_dse.simulate.ulysses import kept_tensors
 
 FloatColumn = NDArray[np.float64]
 
@@ -61,81 +57,6 @@ class PeakMemory:
         for term in (self.gradients, self.optimizer, self.activations, self.gathered, self.buffers, self.framework):
             total = total + term
         return total
-
-
-@dataclass(frozen=True)
-class LayerTensors:
-    """What one layer of one micro-batch makes on a rank, under a scenario that says how wide each tensor is.
-
-    ``outputs_kept``: how often attention's output is kept, ``(n_layouts,)``: once for its kernel and for the product behind it, or twice
-    where it is traded with other ranks between them.
-    """
-
-    scenario: Scenario
-    tensors: tuple[Tensor, ...]
-    outputs_kept: FloatColumn | float = 1.0
-
-    @classmethod
-    def of(cls, scenario: Scenario, layouts: Layouts) -> tuple[LayerTensors, ...]:
-        """Those of a layer of each kind of each layout."""
-        shape = MicroBatch.of(layouts, scenario.workload)
-        kinds = architecture_of(scenario).kinds
-        traded = np.where(layouts.cp > 1, 2.0, 1.0) if scenario.parallel.cp_kind == "ulysses" else 1.0
-        return tuple(cls(scenario, kept_tensors(scenario, kind, shape), traded) for kind in kinds)
-
-    def outputs(self) -> FloatColumn:
-        """Bytes of what products give, and of the gradients of that."""
-        return compute_bytes(self.scenario) * added([tensor.elements for tensor in self.tensors if tensor.product])
-
-    def inputs(self) -> FloatColumn:
-        """Bytes of what products read, which weight gradients need."""
-        return added([self._bytes(tensor) for tensor in self.tensors if tensor.width in ("input", "core_input") and tensor.kept])
-
-    def kept(self, by: Recomputation) -> FloatColumn:
-        """Bytes that autograd keeps for the backward pass."""
-        fused = self.scenario.attention_kernel not in UNFUSED
-        shares = [share * (1.0 - fused * tensor.core) for share, tensor in zip(by.kept, self.tensors, strict=True)]
-        kept = added([share * self._bytes(tensor, by.as_made) for share, tensor in zip(shares, self.tensors, strict=True)])
-        firsts = [by.firsts * tensor.first * tensor.elements for tensor in self.tensors if tensor.product]
-        return kept + compute_bytes(self.scenario) * added(firsts)
-
-    def _bytes(self, tensor: Tensor, as_made: bool = False) -> FloatColumn:
-        """Transformer Engine keeps its fp8 copies of inputs, beside attention's own 16-bit output; torchao keeps the 16-bit inputs and
-        casts them again. ``as_made``: before such a copy."""
-        width = compute_bytes(self.scenario)
-        narrow = self.scenario.narrow if self.scenario.keeps_narrow and not as_made else None
-        widths: dict[str, Number] = {"activation": width, "input": width, "core_input": width * self.outputs_kept, "byte": 1, "fp32": 4}
-        if narrow:
-            widths |= {"input": NARROW_BYTES[narrow], "core_input": NARROW_BYTES[narrow] + width}
-        size: FloatColumn = widths[tensor.width] * tensor.elements
-        return size
-
-
-def weight_gradient_bytes(scenario: Scenario, layouts: Layouts) -> tuple[FloatColumn, ...]:
-    """Bytes that the weight gradients of a layer of each kind need of one micro-batch, ``(n_layouts,)`` each: inputs of products,
-    gradients of their outputs.
-
-    M_W of Qi et al. (arXiv 2401.10241, section 3.1): 32 bytes a token and hidden unit of a GPT.
-    """
-    return tuple(made.inputs() + made.outputs() for made in LayerTensors.of(scenario, layouts))
-
-
-def layer_activations(scenario: Scenario, layouts: Layouts, mean: bool = True) -> tuple[FloatColumn, ...]:
-    """Bytes that autograd keeps for a layer of each kind of one micro-batch, by the layout's recomputation, ``(n_layouts,)`` each: in the
-    mean over a stage's layers, or of one that runs again where some do."""
-    overhead, whole = scenario.software.memory.activation_overhead, whole_layers(scenario, layouts)
-    whole, chosen = whole if mean else np.ceil(whole), layouts.recompute == RECOMPUTE_SELECTIVE
-    none = nothing(scenario)
-    some, every = selective(scenario) if chosen.any() else none, full(scenario) if whole.any() else none
-    modes = zip(LayerTensors.of(scenario, layouts), none, some, every, strict=True)
-
-    def of_kind(made: LayerTensors, none: Recomputation, some: Recomputation, all_: Recomputation) -> FloatColumn:
-        partly = made.kept(none) * overhead
-        if chosen.any():
-            partly = np.where(chosen, made.kept(some) * overhead, partly)
-        return partly + whole * (made.kept(all_) - partly) if whole.any() else partly
-
-    return tuple(of_kind(*mode) for mode in modes)
 
 
 # Columns of Layouts on which memory depends, beside the number of micro-batches: what ZeRO shards, and activations.
@@ -328,7 +249,7 @@ class MicroBatchBytes:
 def micro_batch_bytes(scenario: Scenario, layouts: Layouts, splits: bool) -> MicroBatchBytes:
     """Those of each layout; ``splits``: whether some schedule splits the backward pass."""
     shape, memory = MicroBatch.of(layouts, scenario.workload), scenario.software.memory
-    kept, every = (np.stack(layer_activations(scenario, rows_of_mode)) for rows_of_mode in (layouts, _without_recompute(layouts)))
+    kept, every = np.stack(layer_activations(scenario, layouts)), np.stack(kept_of_all(scenario, layouts))
     some_run_again = scenario.parallel.recompute_layers is not None
     again = np.stack(layer_activations(scenario, layouts, mean=False)) if some_run_again else kept
     delayed = np.stack(weight_gradient_bytes(scenario, layouts)) if splits else kept
@@ -364,10 +285,6 @@ def _activations(scenario: Scenario, layouts: Layouts, block: PipelineBlock, mad
     return (
         kept + alive * (stages.has_embedding * made.embedded) + largest_of(stages.of_kinds, beside_layers) + stages.has_head * made.headed
     )
-
-
-def _without_recompute(layouts: Layouts) -> Layouts:
-    return replace(layouts, recompute=np.full_like(layouts.recompute, RECOMPUTE_NONE))
 
 
 def _gathered(scenario: Scenario, layouts: Layouts, stages: Stages, parameters: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -18,7 +18,7 @@ from rapid_dse.device import OperatorModel
 from rapid_dse.model.architecture import architecture_of
 from rapid_dse.parallel.layouts import Layouts
 from rapid_dse.simulate.held_weights import layer_bytes
-from rapid_dse.simulate.memory import layer_activations
+from rapid_dse.simulate.layer_memory import layer_activations
 from rapid_dse.simulate.operator_times import compute_bytes
 
 FloatColumn = NDArray[np.float64]

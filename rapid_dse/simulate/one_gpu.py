@@ -25,8 +25,8 @@ from rapid_dse.simulate.host_launches import (
     layer_launches,
     micro_batch_seconds,
 )
+from rapid_dse.simulate.layer_memory import LayerTensors
 from rapid_dse.simulate.layer_work import framework_block, layer_alone_block
-from rapid_dse.simulate.memory import LayerTensors
 from rapid_dse.simulate.operator_times import compute_bytes
 from rapid_dse.simulate.recomputed import recomputed
 from rapid_dse.simulate.slots import host_layer_seconds, launched_slot

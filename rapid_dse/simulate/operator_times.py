@@ -177,12 +177,9 @@ def _layer_operators(
     matmuls = kind.products(shape)
     forward, backward = elementwise_bytes(scenario, kind, shape)
     counted = [counted_seconds(scenario, kind, shape, device, way) for way in (0, 1)]
-    again = np.stack(
-        [
-            np.broadcast_to(share + some.seconds * matmul.second, shape.tp.shape)
-            for share, matmul in zip(some.products, matmuls, strict=True)
-        ]
-    )
+    again = np.empty((len(matmuls), len(shape.tp)))
+    for place, (share, matmul) in enumerate(zip(some.products, matmuls, strict=True)):
+        again[place] = share + some.seconds * matmul.second
     joules = np.stack([_product_joules(scenario, matmul) for matmul in matmuls])
     core = kind.attention(shape)
     attending = attention_flops(core, shape)
@@ -222,6 +219,8 @@ def _product_joules(scenario: Scenario, matmul: MatMul) -> FloatColumn:
 def _cached_joules(scenario: Scenario, matmul: MatMul) -> FloatColumn:
     """Energy of those readings, forward or of the input's gradient, J, ``(n_shapes,)``; a weight gradient, one product, has none. What L2
     does not hold of all the weights that take turns comes from HBM each time."""
+    if isinstance(matmul.in_turn, int | float) and matmul.in_turn == 1:
+        return np.zeros(len(matmul.m))
     in_turn, energy = compute_bytes(scenario) * matmul.batch * matmul.k * matmul.n, scenario.hw.energy
     missing = np.maximum(0.0, 1.0 - scenario.hw.l2.size / np.maximum(in_turn, 1.0))
     return np.asarray((matmul.in_turn - 1.0) * in_turn * (energy.l2 + missing * energy.hbm), dtype=np.float64)
@@ -229,12 +228,14 @@ def _cached_joules(scenario: Scenario, matmul: MatMul) -> FloatColumn:
 
 def _three_directions(matmuls: Sequence[MatMul]) -> NDArray[np.float64]:
     """(m, n, k, batch) of forward, input gradient and weight gradient: ``(3, n_matmuls, n_shapes, 4)``."""
-    m, n, k = (np.stack([getattr(matmul, axis) for matmul in matmuls]) for axis in "mnk")
-    batch = np.stack([np.broadcast_to(matmul.batch, matmul.m.shape) for matmul in matmuls])
-    turns = np.stack([np.broadcast_to(matmul.in_turn, matmul.m.shape) for matmul in matmuls])
+    sizes = np.empty((5, len(matmuls), len(matmuls[0].m)))
+    for place, matmul in enumerate(matmuls):
+        for axis, size in enumerate((matmul.m, matmul.n, matmul.k, matmul.batch, matmul.in_turn)):
+            sizes[axis, place] = size
+    m, n, k, batch, turns = sizes
     rows, sequences = np.where(turns != 1, m * batch * turns, m), np.where(turns != 1, 1.0, batch)
     directions = ((m, n, k, batch), (m, k, n, batch), (n, k, rows, sequences))
-    return np.stack([np.stack(direction) for direction in directions]).transpose(0, 2, 3, 1)
+    return np.array(directions).transpose(0, 2, 3, 1)
 
 
 def _matmul_seconds(

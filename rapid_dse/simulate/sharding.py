@@ -237,11 +237,13 @@ def group_sync(scenario: Scenario, layouts: Layouts, sent: FloatColumn, group: t
     if scenario.software.precision.zero_quantized_gradients:
         reduction = quantized_reduction(scenario, sent / gradient_bytes(scenario) / calls, groups)
         return reduction.both.times(np.where(sent > 0, calls, 0.0))
+    many, shards = np.where(sent > 0, calls, 0.0), layouts.sharding.optimizer
+    if not shards.any():
+        return all_reduce(sent / calls, span, groups).times(many)
     scatter = transfer.reduce_scatter(sent / calls, span if halves is None else halves.shard, groups.network)
     if halves is not None:
         scatter = scatter + all_reduce(sent / calls / halves.shard.size, halves.replica, groups)
-    reduce = all_reduce(sent / calls, span, groups)
-    return transfer.either(~layouts.sharding.optimizer, reduce, scatter).times(np.where(sent > 0, calls, 0.0))
+    return (scatter if shards.all() else transfer.either(shards, scatter, all_reduce(sent / calls, span, groups))).times(many)
 
 
 def reduction_overlap(software: Software, layouts: Layouts) -> FloatColumn:

@@ -221,7 +221,7 @@ def _of_scenario(box: MeasuredRuns, scenario: Scenario, over: bool) -> dict[str,
     size = count(scenario.model).total
     distances = {
         "seq_len": _of_one(_doublings(*box.seq_len), work.seq_len),
-        "parameters" if size > box.parameters[0] else "small_models": float(_doublings(*box.parameters)(np.array(size))),
+        "parameters" if size > box.parameters[0] else "small_models": _doublings_of(*box.parameters, float(size)),
         "tp_over_nodes": float(box.tp_over_nodes != over),
         "kind": 0.0 if scenario.model.kind == "transformer" else np.inf,
         "experts": 0.0 if box.experts == bool(scenario.model.num_experts) else np.inf,
@@ -263,6 +263,12 @@ def _doublings(least: float, largest: float) -> Callable[[NDArray[Any]], FloatCo
         return octaves
 
     return units
+
+
+def _doublings_of(least: float, largest: float, number: float) -> float:
+    """The same of one number, at least 1, of which each scenario has its own."""
+    beyond = max(number / largest, least / number)
+    return float(np.log2(beyond)) if beyond > 1.0 + ROUNDED else 0.0
 
 
 @lru_cache(maxsize=4096)
