@@ -74,6 +74,18 @@ def test_the_nearest_box_counts_and_pools_are_a_kind_of_their_own() -> None:
     assert found.expected_error.tolist() == [0.1, 0.3]
 
 
+def test_a_row_is_judged_alike_alone_and_in_a_table() -> None:
+    near = BOX.model_copy(update={"concurrency": (128, 512), "error": 0.2})
+    rows: list[dict[str, float]] = [{"tp": tp, "concurrency": load} for tp in (1, 4, 16) for load in (1, 32, 100, 256, 4096)]
+    whole = trust(of(BOX, near), engines(*rows))
+    told = [None if place < 0 else whole.texts[place] for place in whole.outside]
+    for row, error, text in zip(rows, whole.expected_error, told, strict=True):
+        alone = trust(of(BOX, near), engines(row))
+        assert alone.expected_error.tolist() == [error]
+        assert (alone.texts or (None,)) == (text,)
+    assert len(set(told)) > 3
+
+
 def test_nothing_is_expected_where_no_request_was_measured() -> None:
     found = trust(of(), engines({"tp": 1, "concurrency": 32}))
     assert np.isnan(found.expected_error).all()

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from rapid_dse.common.columns import added, distinct, numbered
+from rapid_dse.common.columns import distinct, numbered
 from rapid_dse.common.remembered import remembered
 from rapid_dse.config.hardware import Hardware
 from rapid_dse.config.measured_boxes import ROUNDED, ServedRuns, alike
@@ -24,7 +24,7 @@ from rapid_dse.simulate.served_growth import SERVED_ARCHITECTURES, SERVED_PRECIS
 FloatColumn = NDArray[np.float64]
 
 LEAST = 0.1  # share of the error inside that a setting outside adds at least
-SPANS = ("prompt", "generated", "parameters", "gpus", "concurrency")  # of a box that are numbers
+SPANS = ("prompt", "generated", "parameters", "gpus", "concurrency")  # of a box; the first three are numbers of a scenario
 TITLES = {
     "architecture": "hw",
     "chip": "hw",
@@ -58,7 +58,7 @@ def loads_expected(scenario: Scenario, engines: Engines) -> tuple[FloatColumn, N
     error = np.sqrt(inside**2 + widened(units, inside, SERVED_STEPS)[nearest, np.arange(n_rows)])
     error[np.isinf(error)] = np.nan
     outside, texts = np.full(n_rows, -1, np.int64), dict[str, int]()
-    for at in np.unique(nearest).tolist():
+    for at in np.unique(nearest).tolist() if units else ():  # without, all lie inside every box
         rows = np.flatnonzero(nearest == at)
         marks = [column[at, rows] > 0 for column in units.values()]
         first, kind = distinct([numbered(mark) for mark in marks])
@@ -72,21 +72,25 @@ def loads_expected(scenario: Scenario, engines: Engines) -> tuple[FloatColumn, N
 
 def widened(units: Mapping[str, FloatColumn], inside: FloatColumn, steps: Mapping[str, float]) -> FloatColumn:
     """The squares that settings outside add, as ``units_outside`` has them: ``(n_boxes, n_rows)``."""
-    least = (LEAST * inside) ** 2
-    return added((steps[name] ** 2 + least) * column**2 for name, column in units.items())
+    least, total = (LEAST * inside) ** 2, np.zeros((1, len(inside)))
+    for name, column in units.items():
+        total = total + (steps[name] ** 2 + least) * column**2
+    return total
 
 
 def units_outside(boxes: Sequence[ServedRuns], scenario: Scenario, engines: Engines, size: float) -> dict[str, FloatColumn]:
     """How far each setting lies outside each box, ``(n_boxes, n_rows)``: 1 where it is none of those measured, of numbers the doublings.
 
-    Infinite where no load of any profile had it. ``size``: the model's parameters.
+    Infinite where no load of any profile had it. Settings that lie inside every box in every row are left out. ``size``: the model's
+    parameters.
     """
-    work, model, n_rows = scenario.workload, scenario.model, len(engines)
+    work, model, (least, largest) = scenario.workload, scenario.model, _spans(boxes)
     asked = np.maximum(engines.concurrency, engines.batch_size)
-    numbers = (*work.lengths, size, engine_gpus(engines), np.maximum(1.0, asked / engine_count(engines)))
-    least, largest = _spans(boxes)
-    doublings = dict(zip(SPANS, _doublings(least, largest, _filled(numbers, (1, n_rows))), strict=True))
-    larger = size > least[SPANS.index("parameters")]
+    shared = np.array([*work.lengths, size], np.float64)[:, None, None]
+    own = np.stack([engine_gpus(engines), np.maximum(1.0, asked / engine_count(engines))])[:, None]
+    prompt, generated, parameters = _doublings(least[:3], largest[:3], shared)
+    gpus, concurrency = _doublings(least[3:], largest[3:], own)
+    larger = size > least[2]
     chips = [_chip_outside(box, scenario.hw) for box in boxes]
     settings = {
         "chip": [chip.get("chip", 0.0) for chip in chips],
@@ -97,23 +101,15 @@ def units_outside(boxes: Sequence[ServedRuns], scenario: Scenario, engines: Engi
     }
     units = {
         **{name: np.array(values)[:, None] for name, values in settings.items()},
-        "prompt": doublings["prompt"],
-        "generated": doublings["generated"],
-        "parameters": np.where(larger, doublings["parameters"], 0.0),
-        "small_models": np.where(larger, 0.0, doublings["parameters"]),
-        "pools": engines.pooled != np.array([box.pools for box in boxes])[:, None],
-        "gpus": doublings["gpus"],
-        "concurrency": np.where(asked > 0, doublings["concurrency"], 0.0),
+        "prompt": prompt,
+        "generated": generated,
+        "parameters": np.where(larger, parameters, 0.0),
+        "small_models": np.where(larger, 0.0, parameters),
+        "pools": (engines.pooled != np.array([box.pools for box in boxes])[:, None]).astype(np.float64),
+        "gpus": gpus,
+        "concurrency": np.where(asked > 0, concurrency, 0.0),
     }
-    return dict(zip(units, _filled(tuple(units.values()), (len(boxes), n_rows)), strict=True))
-
-
-def _filled(parts: Sequence[FloatColumn | NDArray[np.bool_] | float], shape: tuple[int, int]) -> FloatColumn:
-    """Parts that broadcast to a shape, one behind the other, ``(n_parts, …)``."""
-    filled = np.empty((len(parts), *shape))
-    for place, part in enumerate(parts):
-        filled[place] = part
-    return filled
+    return {name: np.broadcast_to(column, (len(boxes), len(engines))) for name, column in units.items() if column.any()}
 
 
 @remembered(16)
