@@ -52,7 +52,7 @@ class Distinct:
 
     def __init__(self, table: object) -> None:
         self._table = table
-        self.remembered = Remembered(16)  # what else was found of this very table
+        self.remembered = Remembered(32)  # what else was found of this very table
         self._numbers: dict[str, tuple[Positions, int]] = {}
         self._found: dict[tuple[str, ...], tuple[Positions, Positions]] = {}
 

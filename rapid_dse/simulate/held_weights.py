@@ -101,12 +101,14 @@ def mean_of_stages(scenario: Scenario, layouts: Layouts, layers: Sequence[FloatC
 
 def embedding_parameters(scenario: Scenario, layouts: Layouts) -> FloatColumn:
     """Parameters of what stands before the layers that a tensor-parallel rank holds, positions left out, ``(n_layouts,)``."""
-    return architecture_of(scenario).embedding.weights(layouts.tp)
+    embedding = architecture_of(scenario).embedding
+    return layouts.alike.remembered.once((embedding,), lambda: embedding.weights(layouts.tp))
 
 
 def head_parameters(scenario: Scenario, layouts: Layouts) -> FloatColumn:
     """The same of what stands behind them; where the tables are tied it is the embedding's."""
-    return architecture_of(scenario).head.weights(layouts.tp)
+    head = architecture_of(scenario).head
+    return layouts.alike.remembered.once((head,), lambda: head.weights(layouts.tp))
 
 
 def looked_up_twice(scenario: Scenario) -> bool:

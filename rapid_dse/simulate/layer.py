@@ -333,6 +333,11 @@ def hidden_exchanges(
 
 def layer_moved(layouts: Layouts, transfers: LayerTransfers, repeats: Repeated) -> PassTransfers:
     """All transfers of tensor, context and expert parallelism in each pass of a layer, what recomputation ``repeats`` included."""
+    found_once = layouts.alike.remembered.once
+    return found_once((layer_moved, transfers, repeats), lambda: _layer_moved(layouts, transfers, repeats))
+
+
+def _layer_moved(layouts: Layouts, transfers: LayerTransfers, repeats: Repeated) -> PassTransfers:
     ring = transfers.cp_hop.times(layouts.cp - 1)
     again = transfers.tp_forward.times(repeats.whole) + transfers.tp_selective.times(repeats.partly)
     again = again + ring.times(repeats.core) + transfers.cp_trade.times(repeats.core) + transfers.ep_exchange.times(repeats.routed)

@@ -44,6 +44,10 @@ def whole_layers(scenario: Scenario, layouts: Layouts) -> FloatColumn:
 
 def repeated(scenario: Scenario, layouts: Layouts) -> tuple[Repeated, ...]:
     """Those of a layer of each kind."""
+    return layouts.alike.remembered.once((repeated, scenario), lambda: _repeated(scenario, layouts))
+
+
+def _repeated(scenario: Scenario, layouts: Layouts) -> tuple[Repeated, ...]:
     whole, partly = whole_layers(scenario, layouts), np.asarray(layouts.recompute == RECOMPUTE_SELECTIVE, dtype=np.float64)
     return tuple(
         Repeated(
