@@ -16,7 +16,7 @@ from rapid_dse.interconnect import closed_form
 from rapid_dse.parallel.engines import Degrees
 from rapid_dse.parallel.span import Span
 from rapid_dse.simulate.communication import effective_network
-from rapid_dse.simulate.inference.crowds import Load, burst_wait, open_crowd, rounds_of, sent_rate, tail_share
+from rapid_dse.simulate.inference.crowds import CRITICAL, Load, burst_wait, open_crowd, rounds_of, sent_rate, tail_share
 from rapid_dse.simulate.inference.serving import Engine, Served
 from rapid_dse.simulate.inference.widths import cache_bytes_per_token
 
@@ -86,7 +86,10 @@ class Pools:
         alone = one.of(self.prefill.prefill_total) + one.of(self.prefill.prefill_late)
         busy = np.minimum(rate_a_worker * self.least, 0.98)
         alone = alone + busy * self.handover.prompt_delay
-        prompt = self.scenario.software.serving.admission_latency + alone + busy * self.least / (2.0 * (1.0 - busy))
+        in_front = busy / (2.0 * (1.0 - busy))  # prompts: M/D/1, but no more than a run so short gathers where as many come as are computed
+        if sent is not None:
+            in_front = np.where(sent > 0, np.minimum(in_front, CRITICAL * np.sqrt(sent / self.workers[0])), in_front)
+        prompt = self.scenario.software.serving.admission_latency + alone + in_front * self.least
         running = np.ones_like(rate)
         rate_a_worker = rate / self.workers[1]
         for _ in range(8):  # requests that decode at a time follow from how long they take, and that from how many they are
