@@ -88,6 +88,12 @@ def test_a_signal_leaves_no_half_of_a_file(tmp_path: Path, monkeypatch: pytest.M
     assert [path.name for path in (tmp_path / "s").iterdir()] == ["abc.parquet"]
 
 
+def test_a_writers_file_that_is_gone_by_the_time_it_is_looked_at_is_none_of_ours(tmp_path: Path) -> None:
+    """A folder lists the file of a writer, here a link to nothing, that cannot be asked for its age any more."""
+    (tmp_path / ".probe@elsewhere@1.part").symlink_to(tmp_path / "gone")
+    study_folder.prepare(tmp_path)
+
+
 def test_of_rows_with_one_key_the_last_one_counts() -> None:
     draw = np.random.default_rng(3)
     for n_rows, most in ((0, 1), (1, 1), (400, 4), (400, 2**63), (30_000, 2**40)):

@@ -54,9 +54,17 @@ def remove_parts(folder: Path) -> None:
     for path in folder.glob(f".*{PART}"):
         _, node, process = path.name.removesuffix(PART).rsplit("@", 2) if path.name.count("@") > 1 else ("", "", "")
         gone = node == platform.node() and process.isdigit() and not _alive(int(process))
-        # A younger one may be another machine's that is writing now.
-        if gone or time.time() - path.stat().st_mtime > _STALE_SECONDS:
+        # A younger one may be another machine's that is writing now, and may be gone by now.
+        if gone or _age(path) > _STALE_SECONDS:
             path.unlink(missing_ok=True)
+
+
+def _age(path: Path) -> float:
+    """Seconds since a file was written; 0 where it is not there any more."""
+    try:
+        return time.time() - path.stat().st_mtime
+    except FileNotFoundError:
+        return 0.0
 
 
 def _alive(process: int) -> bool:
