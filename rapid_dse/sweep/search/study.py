@@ -245,8 +245,8 @@ class Study:
             fresh = [trial for trial in own if trial.user_attrs.get(_KEY) is None or trial.user_attrs[_KEY] not in known]
             fresh = fresh[: max(0, self._search.n_trials - self._stored - len(others))]
             parts.storage.append(fresh)
+            stored = parts.storage.trials()  # before another process adds its own
         self._stored += len(others) + len(fresh)
-        stored = parts.storage.trials()
         if others or len(fresh) < len(own):
             self._load(stored)
         else:
