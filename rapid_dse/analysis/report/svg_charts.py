@@ -16,7 +16,7 @@ from rapid_dse.sweep import figures
 
 WIDTH = 720.0
 _BAR, _GAP = 26.0, 34.0  # height of a bar, and from a bar's end to the next one's start
-_LEFT, _RIGHT, _TOP, _BOTTOM, _HEIGHT = 78.0, 18.0, 14.0, 36.0, 370.0  # of a picture of points
+_LEFT, _RIGHT, _TOP, _BOTTOM, _HEIGHT = 78.0, 34.0, 14.0, 36.0, 370.0  # of a picture of points
 _LANE, _CUT = 18.0, 24.0  # height of a lane, and the gap where time is left out
 _CELL, _WIDE, _LEAST = 34.0, 76.0, 320.0  # height and width of a cell of a heat map, and the least width of one
 _FEW = 1000  # dots, which are larger then
