@@ -9,13 +9,15 @@ import pytest
 from trials import layouts, priced, scenario
 
 from rapid_dse.config.run import RECOMPUTE, Workload
-from rapid_dse.model.architecture import architecture
+from rapid_dse.device import operator_model
+from rapid_dse.model.architecture import LayerKind, architecture
 from rapid_dse.model.layers.latent_attention import LatentAttention
 from rapid_dse.model.parameters import count
 from rapid_dse.model.shapes import ONE, MicroBatch
 from rapid_dse.parallel.enumeration import Space, enumerate_layouts
 from rapid_dse.simulate.attention_times import attention_flops
 from rapid_dse.simulate.held_weights import layer_weights
+from rapid_dse.simulate.operator_times import counted_seconds
 from rapid_dse.simulate.training import prepare
 
 
@@ -78,6 +80,15 @@ def test_a_layer_by_hand() -> None:
     assert products == 2 * 4096 * weights
     assert float(attention_flops(kind.attention(shape), shape)[0]) == 4096 * 2048 * 128 * 2 * (192 + 128)
     assert float(np.ravel(layer_weights(of, layouts({"num_gpus": 1}))[0].dense)[0]) == weights + 3 * 7168 * 18432 + 2 * 7168 + 1536 + 512
+
+
+def test_complex_numbers_turn_the_rotary_part_alone() -> None:
+    """DeepSeek-V3, 4,096 tokens: 64 of the numbers of each of 128 heads' queries, and of the key that they share, 20 bytes each."""
+    of = scenario(model="deepseek_v3", software="torchtitan", workload__seq_len=4096)
+    shape, device = MicroBatch.of(layouts({"num_gpus": 1}), of.workload), operator_model(of.hw)
+    turned = counted_seconds(of, LayerKind("", architecture(of.model).kinds[0].parts[:1]), shape, device, 0)
+    expected = float(device.elementwise(20 * 4096 * 64 * (128 + 1))) + 6 * of.hw.kernel_latency
+    assert turned == pytest.approx(expected)
 
 
 def test_tensor_parallel_ranks_share_heads_and_not_latents() -> None:

@@ -13,6 +13,7 @@ from rapid_dse.events.backends import price
 from rapid_dse.model.architecture import architecture
 from rapid_dse.model.shapes import MicroBatch
 from rapid_dse.simulate.layer_memory import layer_activations
+from rapid_dse.simulate.operator_times import layer_alone
 from rapid_dse.simulate.slowest import slowest_gpu
 
 NO_COPIES = {"software__copies_gathered": False, "software__copies_gradients": False, "software__copies_sequence": False}
@@ -70,6 +71,23 @@ def test_gathers_along_the_sequence_copy_the_stream(recompute: str, copies: int)
     row = {"num_gpus": 8, "global_batch_size": 3, "tp": 8, "zero": 3, "recompute": recompute}
     one = float(operator_model(scenario(software="torchtitan").hw).elementwise(2 * 2 * 8192 * 4096))
     assert compute(row) - compute(row, **NO_COPIES) == pytest.approx(3 * 32 * copies * one, rel=1e-6)
+
+
+@pytest.mark.parametrize(("qk_norm", "turned"), [(False, 20), (True, 0)])
+def test_complex_numbers_turn_queries_and_keys(qk_norm: bool, turned: int) -> None:
+    """Llama 8B's 32 heads and 8 of keys, 128 wide: 2 bytes read and 4 written, 4 and 4, 4 and 2, by three kernels each, in place of one
+    that reads and writes 2 bytes. Real numbers (torchtitan's Qwen3) are turned by compiled kernels like any others."""
+    of = scenario(software="torchtitan", model__qk_norm=qk_norm)
+    device, elements = operator_model(of.hw), 8192 * (32 + 8) * 128
+    eager, fused = (
+        layer_alone(each, architecture(each.model).kinds[0], MicroBatch.of(layouts({"num_gpus": 8, "zero": 3}), each.workload), device)
+        for each in (of, scenario(software="torchtitan", model__qk_norm=qk_norm, software__complex_rotary=False))
+    )
+    expected = float(device.elementwise(turned * elements)) + 6 * of.hw.kernel_latency if turned else 0.0
+    assert (float(eager.counted_forward[0]), float(eager.counted_backward[0])) == pytest.approx((expected, expected))
+    assert float(fused.counted_forward[0]) == 0
+    less = [float(getattr(fused, way)[0] - getattr(eager, way)[0]) for way in ("glue_forward_bytes", "glue_backward_bytes")]
+    assert less == pytest.approx([4 * elements * (turned > 0)] * 2)
 
 
 def test_every_other_product_is_repeated_and_kept() -> None:

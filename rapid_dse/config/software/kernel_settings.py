@@ -33,6 +33,9 @@ class KernelSettings(SchemaPart):
     # split; false: products do both (cuBLASLt's epilogues, Transformer Engine).
     gradient_sums: bool = False
     fused_rotary: bool = True  # autograd keeps no rotated copy of queries and keys
+    # Queries and keys are turned as complex numbers of 32 bits, which compilers leave to kernels of their own. Those that have norms
+    # (model.qk_norm) are turned as real numbers, like any elementwise operation (torchtitan's Qwen3).
+    complex_rotary: Annotated[bool, Only(Where("model.position_embedding", ("rope",)))] = False
     fused_activation: bool = True  # autograd keeps no activated gate beside the MLP's inputs
     # The loss over the vocabulary. whole: fp32 copies of all logits and of their gradient beside the 16-bit ones; in_place: of the logits
     # alone, a copy that turns into their softmax and their gradient (Megatron Core); fused: one kernel that overwrites the logits with

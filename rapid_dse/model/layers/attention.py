@@ -8,7 +8,7 @@ import numpy as np
 
 from rapid_dse.config.model import Model
 from rapid_dse.config.software import Software
-from rapid_dse.model.layers.eager_kernels import joined_gradients, layer_norm, residual_sum
+from rapid_dse.model.layers.eager_kernels import complex_rotary, complex_rotation, joined_gradients, layer_norm, residual_sum
 from rapid_dse.model.layers.part import (
     CoreAttention,
     Counted,
@@ -95,7 +95,7 @@ class Attention(Part):
 
     def small_kernels(self, shape: MicroBatch, software: Software) -> list[SmallKernel]:
         """A norm reads and writes (backward reads two and writes one), a residual sum reads two and writes one; rotary embedding reads
-        and writes queries and keys, and norms of those like any other."""
+        and writes queries and keys (in complex numbers six kernels do), and norms of those like any other."""
         model = self.model
         stream = shape.norm_tokens * model.hidden_size
         heads, keys = self._heads(shape.tp), local_kv_heads(model, shape.tp)
@@ -103,7 +103,9 @@ class Attention(Part):
         rotary, normed = turned * (model.position_embedding == "rope"), turned * model.qk_norm
         return [
             layer_norm(model, software, "attention_norm", stream),
-            SmallKernel("rotary", 2 * (rotary + normed), 2 * rotary + 3 * normed),
+            complex_rotation("rotary", rotary)
+            if complex_rotary(model, software)
+            else SmallKernel("rotary", 2 * (rotary + normed), 2 * rotary + 3 * normed),
             residual_sum(model, software, "attention_residual", stream),
             *self._bias_gradients(shape, software),
             *([] if self.causal else joined_gradients(software, "projections_joined", shape.tokens * model.attention_head_dim * every)),

@@ -17,6 +17,9 @@ from rapid_dse.model.shapes import FloatColumn
 NORM = 2.5, 7.0
 SUM = 2.5  # of two tensors: two read, one written, at 4.3 TB/s
 ACTIVATION = 2.0, 2.7  # GELU: 3.7 TB/s forward; backward two read, one written, at 4.0
+# Rotation as complex numbers, in passes of 16 bits: a cast to 32 bits (2 bytes read, 4 written), a complex product (4 read, 4 written), a
+# cast back (4 read, 2 written), 20 bytes an element in each direction, of queries and of keys.
+COMPLEX_ROTARY, COMPLEX_KERNELS = 10.0, 6.0
 # Joining tensors of which neighbours are no neighbours (CatArrayBatchedCopy): read and written at 0.9 TB/s. Reordering one's axes: 2.0.
 JOIN, REORDER = 8.0, 3.6
 
@@ -40,6 +43,18 @@ def residual_sum(model: Model, software: Software, name: str, stream: FloatColum
         return SmallKernel(name, forward, backward)
     faster = (3.0 - SUM) * stream
     return SmallKernel(name, forward - faster, backward + (SUM - 2.0) * stream, counted=Counted((0.0, 0.0), (1.0, 1.0)))
+
+
+def complex_rotary(model: Model, software: Software) -> bool:
+    """Whether rotation is in complex numbers."""
+    return software.kernels.complex_rotary and model.position_embedding == "rope" and not model.qk_norm
+
+
+def complex_rotation(name: str, elements: Number) -> SmallKernel:
+    """Rotation of so many elements as complex numbers."""
+    return SmallKernel(
+        name, COMPLEX_ROTARY * elements, COMPLEX_ROTARY * elements, counted=Counted((0.0, 0.0), (COMPLEX_KERNELS, COMPLEX_KERNELS))
+    )
 
 
 def joined_gradients(software: Software, name: str, elements: Number) -> list[SmallKernel]:

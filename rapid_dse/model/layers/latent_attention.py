@@ -8,6 +8,7 @@ import numpy as np
 
 from rapid_dse.config.software import Software
 from rapid_dse.model.layers.attention import OUTPUT, Attention, dropped
+from rapid_dse.model.layers.eager_kernels import complex_rotary, complex_rotation
 from rapid_dse.model.layers.part import CoreAttention, Counted, ForwardStep, PartParameters, SmallKernel, Tensor, norm_parameters
 from rapid_dse.model.shapes import FloatColumn, MatMul, MicroBatch
 
@@ -83,10 +84,14 @@ class LatentAttention(Attention):
             apart = self._queries + (model.qk_nope_head_dim or 0) + self._value
             passes = turned + EAGER_JOIN * 2 * heads * self._queries, turned + EAGER_JOIN * heads * apart
             joined = SmallKernel("joined", *passes, counted=Counted((0.0, 0.0), (0.0, 0.0)))
+        turned_apart = []
+        if complex_rotary(model, software):  # the rotary key is one for all heads
+            turned_apart = [complex_rotation("joined", (heads + shape.tokens) * (model.qk_rope_head_dim or 0))]
         return [
             SmallKernel("attention_norm", 2 * stream, 3 * stream),
             SmallKernel("latent_norms", 2 * latents, 3 * latents),
             joined,
+            *turned_apart,
             SmallKernel("attention_residual", stream * (3 + mask), stream * (2 + mask)),
         ]
 
