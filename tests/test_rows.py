@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections import Counter
 from dataclasses import fields, replace
@@ -77,6 +78,24 @@ def test_a_row_has_the_same_results_alone_as_in_its_table() -> None:
         for field in fields(Priced):
             where = f"{number} {found.hw.name} {found.model.name} {found.software.name}, rows {rows}: {field.name}"
             np.testing.assert_array_equal(getattr(alone, field.name), getattr(whole, field.name), err_msg=where)
+
+
+def test_what_was_priced_is_gone_with_its_table() -> None:
+    """A table that pointed back at itself would keep all its columns until Python looks for circles: several tables' worth at once."""
+    found, layouts = next(drawn(200, 5))
+    price(found, layouts)
+    gc.collect()
+    gc.disable()
+    try:
+        price(found, layouts.take(np.arange(len(layouts))))
+        gc.set_debug(gc.DEBUG_SAVEALL)
+        gc.collect()
+        left = {type(thing).__name__ for thing in gc.garbage if type(thing).__module__.startswith("rapid_dse")}
+    finally:
+        gc.set_debug(0)
+        gc.garbage.clear()
+        gc.enable()
+    assert not left
 
 
 def number_of_empty(found: Scenario, layouts: Layouts) -> int:

@@ -47,14 +47,25 @@ class Shared(Generic[Record]):
         return Shared(self.of, self.kind.take(rows))
 
 
-class Distinct:
-    """Finds which rows of a table (an object with columns of integers or booleans as attributes) are alike in some of its columns."""
+class FoundAlike:
+    """What was found of a table's rows. It does not know the table, which keeps it: so both are gone, with all their columns, as soon as
+    nobody has the table any more, and not when Python next looks for circles."""
 
-    def __init__(self, table: object) -> None:
-        self._table = table
+    def __init__(self) -> None:
         self.remembered = Remembered(32)  # what else was found of this very table
-        self._numbers: dict[str, tuple[Positions, int]] = {}
-        self._found: dict[tuple[str, ...], tuple[Positions, Positions]] = {}
+        self.numbers: dict[str, tuple[Positions, int]] = {}
+        self.kinds: dict[tuple[str, ...], tuple[Positions, Positions]] = {}
+
+
+class Distinct:
+    """Finds which rows of a table (an object with columns of integers or booleans as attributes) are alike in some of its columns.
+
+    ``found_before``: what was found of the table already, which is added to.
+    """
+
+    def __init__(self, table: object, found_before: FoundAlike | None = None) -> None:
+        known = FoundAlike() if found_before is None else found_before
+        self._table, self.remembered, self._numbers, self._found = table, known.remembered, known.numbers, known.kinds
 
     def by(self, *names: str) -> tuple[Positions, Positions]:
         """A row of each kind of rows that are alike in the columns of these names, and the kind of each row.

@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from rapid_dse.common.columns import Distinct
+from rapid_dse.common.columns import Distinct, FoundAlike
 from rapid_dse.common.lazy_rows import LazyRows, derived
 from rapid_dse.config.run import RECOMPUTE
 from rapid_dse.config.scenario import Scenario
@@ -105,10 +105,14 @@ class Layouts(LazyRows):
             return type(self)(*(getattr(self, name)[rows] for name in self.names()))
         return self if len(self) == 1 and isinstance(rows, np.ndarray) and len(rows) == 1 else self.at_rows(rows)
 
-    @cached_property
+    @property
     def alike(self) -> Distinct:
         """Finds which layouts are alike in some columns; properties of one number a layout count as columns."""
-        return Distinct(self)
+        return Distinct(self, self._found_alike)
+
+    @cached_property
+    def _found_alike(self) -> FoundAlike:
+        return FoundAlike()
 
     @derived
     def shards(self) -> IntColumn:
