@@ -73,6 +73,23 @@ def test_gathers_along_the_sequence_copy_the_stream(recompute: str, copies: int)
     assert compute(row) - compute(row, **NO_COPIES) == pytest.approx(3 * 32 * copies * one, rel=1e-6)
 
 
+@pytest.mark.parametrize(("software", "passes"), [("torchtitan", 2 + 1), ("torchtitan_eager", 3 * (2 + 1))])
+@pytest.mark.parametrize(("tp", "sequence_parallel"), [(8, True), (8, False), (1, False)])
+def test_gradients_of_separate_projections_are_summed_over_whole_sequences(
+    software: str, passes: int, tp: int, sequence_parallel: bool
+) -> None:
+    """Keys, values and the gate's other half: each reads 2 bytes of each number of the stream more, or adds by 2 read and 1 written."""
+    row = {"num_gpus": 8, "global_batch_size": 8 // tp, "tp": tp, "zero": 1, "sequence_parallel": sequence_parallel}
+    changed = {"software": software, "software__host_layer": 0.0}
+    apart, joint = (
+        float(priced(scenario(**changed, **more), row).time_compute_s[0]) for more in ({}, {"software__separate_projections": "none"})
+    )
+    device, others = operator_model(scenario(software=software).hw), 8192 * 4096 * 2 * 7 / 8 * (tp > 1 and sequence_parallel)
+    # two kernels a layer, of attention's three products and of the gate's two
+    expected = sum(float(device.elementwise(share * passes * others)) for share in (2 / 3, 1 / 3)) if others else 0.0
+    assert apart - joint == pytest.approx(32 * expected, rel=1e-6, abs=1e-12)
+
+
 @pytest.mark.parametrize(("qk_norm", "turned"), [(False, 20), (True, 0)])
 def test_complex_numbers_turn_queries_and_keys(qk_norm: bool, turned: int) -> None:
     """Llama 8B's 32 heads and 8 of keys, 128 wide: 2 bytes read and 4 written, 4 and 4, 4 and 2, by three kernels each, in place of one

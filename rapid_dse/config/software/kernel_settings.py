@@ -55,6 +55,10 @@ class KernelSettings(SchemaPart):
     # Under sequence parallelism each gather and scatter of the stream copies it: activations are (batch, sequence, hidden), and NCCL joins
     # along the first axis. Megatron's are (sequence, batch, hidden), and need none.
     copies_sequence: bool = False
+    # Queries, keys and values, and the halves of a gate, each have a product of their own, so that gradients of their input are summed.
+    # Under sequence parallelism those are of whole sequences, which elementwise_traffic does not tell. none: products are joint; copied: a
+    # compiled kernel sums what it copies for the reduction; added: further gradients are added one by one.
+    separate_projections: Literal["none", "copied", "added"] = "none"
     cp_balanced: bool = True  # ring attention deals the sequence out in zigzag, so that causal work is even
     # With states of 12 bytes; other states change it in proportion to what a fused optimizer moves, 34 bytes with 12: the states read and
     # written, a 32-bit gradient read by clipping and by the step, the 16-bit weight written.

@@ -8,7 +8,14 @@ import numpy as np
 
 from rapid_dse.config.model import Model
 from rapid_dse.config.software import Software
-from rapid_dse.model.layers.eager_kernels import complex_rotary, complex_rotation, joined_gradients, layer_norm, residual_sum
+from rapid_dse.model.layers.eager_kernels import (
+    complex_rotary,
+    complex_rotation,
+    joined_gradients,
+    layer_norm,
+    residual_sum,
+    summed_gradients,
+)
 from rapid_dse.model.layers.part import (
     CoreAttention,
     Counted,
@@ -107,6 +114,7 @@ class Attention(Part):
             if complex_rotary(model, software)
             else SmallKernel("rotary", 2 * (rotary + normed), 2 * rotary + 3 * normed),
             residual_sum(model, software, "attention_residual", stream),
+            *summed_gradients(software, "attention_sums", shape, model.hidden_size, 2.0),  # of keys and of values beside queries
             *self._bias_gradients(shape, software),
             *([] if self.causal else joined_gradients(software, "projections_joined", shape.tokens * model.attention_head_dim * every)),
         ]

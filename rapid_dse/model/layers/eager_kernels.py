@@ -10,7 +10,7 @@ from __future__ import annotations
 from rapid_dse.config.model import Model
 from rapid_dse.config.software import Software
 from rapid_dse.model.layers.part import Counted, Number, SmallKernel, residual
-from rapid_dse.model.shapes import FloatColumn
+from rapid_dse.model.shapes import FloatColumn, MicroBatch
 
 # Layer norm. Forward it reduces a row before it writes: 2.8 TB/s, where streaming reaches 3.6. Backward two kernels, of the gradient of its
 # input and of its weights, read and write five times at 2.6 TB/s.
@@ -55,6 +55,20 @@ def complex_rotation(name: str, elements: Number) -> SmallKernel:
     return SmallKernel(
         name, COMPLEX_ROTARY * elements, COMPLEX_ROTARY * elements, counted=Counted((0.0, 0.0), (COMPLEX_KERNELS, COMPLEX_KERNELS))
     )
+
+
+# Passes over a gradient that is summed into another: compiled, it is read by the kernel that copies the sum; eager, both are read, and
+# the sum is written.
+SUMMED = {"none": 0.0, "copied": 1.0, "added": 3.0}
+
+
+def summed_gradients(software: Software, name: str, shape: MicroBatch, width: int, further: float) -> list[SmallKernel]:
+    """What sums the gradients that separate products give of one input, ``width`` numbers a token, where there are ``further`` ones
+    beside the first: of the tokens that other tensor-parallel ranks hold. A rank's own are among what a layer alone moves."""
+    passes = SUMMED[software.kernels.separate_projections] * further
+    if not passes:
+        return []
+    return [SmallKernel(name, 0.0, passes * (shape.tokens - shape.norm_tokens) * width, counted=Counted((0.0, 0.0), (0.0, 0.0)))]
 
 
 def joined_gradients(software: Software, name: str, elements: Number) -> list[SmallKernel]:

@@ -8,7 +8,7 @@ import numpy as np
 
 from rapid_dse.config.model import Model
 from rapid_dse.config.software import Software
-from rapid_dse.model.layers.eager_kernels import ACTIVATION, kernel_by_kernel, layer_norm, residual_sum
+from rapid_dse.model.layers.eager_kernels import ACTIVATION, kernel_by_kernel, layer_norm, residual_sum, summed_gradients
 from rapid_dse.model.layers.part import (
     Counted,
     Exchanged,
@@ -93,6 +93,7 @@ class Mlp(Part):
 
     def small_kernels(self, shape: MicroBatch, software: Software) -> list[SmallKernel]:
         kernels = mlp_kernels(self.model, shape, self._wide(shape), software)
+        kernels += summed_gradients(software, "mlp_sums", shape, self.model.hidden_size, mlp_projections(self.model) - 1.0)
         if self.model.linear_bias and software.kernels.gradient_sums:
             read = mlp_projections(self.model) * self._wide(shape) + shape.tokens * self.model.hidden_size
             kernels.append(SmallKernel("mlp_bias_gradients", 0.0, read, counted=Counted((0.0, 0.0), (0.0, 2.0))))
