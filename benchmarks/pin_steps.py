@@ -245,8 +245,8 @@ def _software(rng: np.random.Generator) -> dict[str, Any]:
         "fragmentation": one_of(1.0, 1.1),
         "activation_overhead": one_of(1.0, 1.2),
         "logit_bytes": one_of(None, 12.0),
-        "head_copies": one_of(0.0, 4.0),
-        "embedding_copies": one_of(0.0, 2.0),
+        "layers_ahead": one_of(0.0, 20.0),
+        "working_copies": one_of(0.0, 2.0),
     }
     return {"model__dropout": drawn.pop("dropout")} | {f"software__{name}": value for name, value in drawn.items()}
 

@@ -160,3 +160,16 @@ def test_the_same_clusters_serve_any_framework() -> None:
         sick = on(of, trees=False, hop_latency="90 us", host_slowdown=5)
         row = layouts({"num_gpus": 256, "tp": 8, "pp": 2, "zero": 1, "global_batch_size": 512})
         assert price(sick, row).step_time_s[0] > price(on(of), row).step_time_s[0]
+
+
+def test_what_a_cluster_takes_of_the_memory_is_not_usable() -> None:
+    """Of 80 GiB; a chip of which less is usable keeps that, and the keys of a scenario read again are the same."""
+    gib = 2.0**30
+    of = scenario(cluster__memory_taken="10.5 GiB")
+    assert of.hw.memory.usable == 69.5 * gib
+    assert Scenario.model_validate(of.model_dump()).hw.memory.usable == 69.5 * gib
+    assert scenario(cluster__memory_taken="10.5 GiB", hw__memory__usable="60 GiB").hw.memory.usable == 60 * gib
+    row = {"num_gpus": 8, "tp": 8, "micro_batch_size": 1, "global_batch_size": 8}
+    assert priced(of, row).peak_memory_bytes == priced(scenario(), row).peak_memory_bytes
+    with pytest.raises(ValueError, match=r"memory_taken=.* has 8.589934592e\+10 bytes; allowed: less"):
+        scenario(cluster__memory_taken="80 GiB")

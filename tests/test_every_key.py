@@ -273,6 +273,7 @@ SHOWN: dict[str, tuple[Any, ...]] = {
     "software.dp_overlap": ("fsdp", 0.4),
     "cluster.node_skew": ("wide", 1e-4),
     "cluster.host_slowdown": ("slow", 40.0),
+    "cluster.memory_taken": ("piped", 84e9),
     "cluster.allreduce_busbw": ("piped", {2: 100}),
     "backend.engine": ("simulated", "astrasim"),
     "backend.astrasim.binary": ("simulated", "no/such/program", {"backend.engine": "astrasim"}),

@@ -209,7 +209,7 @@ def _memory_fit(frame: pd.DataFrame, groups: Sequence[CaseGroup], software: str,
 def memory_parameters(peaks: Sequence[Runs]) -> list[FreeParameter]:
     """What peaks can tell: the streams that tensor parallelism keeps, only where there is some."""
     tensor = any((run.layouts.tp > 1).any() for run in peaks)
-    names = ["activation_overhead", "context"] + (["head_copies", "embedding_copies"] if tensor else [])
+    names = ["activation_overhead", "context"] + (["layers_ahead", "working_copies"] if tensor else [])
     return parameters_by_name(names)
 
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, Field, model_validator
 
 from rapid_dse.config.effects import Only, Where
-from rapid_dse.config.fields import BytesPerSecond, Count, Frozen, Seconds, Share, ShareOrZero, Watts
+from rapid_dse.config.fields import Bytes, BytesPerSecond, Count, Frozen, Seconds, Share, ShareOrZero, Watts
 from rapid_dse.config.free_parameters import FreeParameter
 
 
@@ -49,7 +49,9 @@ class Cluster(Frozen):
         all_reduce_wait: what an all-reduce of gradients waits for each further rank of its group, s.
         host_slowdown: times as long as usual that the host launches a layer of a job over several nodes whose tensor-parallel
             group fills a node of 8; of one of t ranks t / 8 times that, and never less than 1: the node's ranks launch one after
-            the other.
+            the other. So none runs ahead of the others (``software.layers_ahead``).
+        memory_taken: device memory of which the allocator of a job there gets nothing, bytes: the driver's, and the buffers of NCCL and
+            of the fabric. ``hw.memory.usable`` is no more than what it leaves of ``hw.memory.capacity``. 0: that holds as it is.
         gpu_mtbf: hours between failures that stop a job, a GPU: a job of n GPUs is stopped every gpu_mtbf / n hours. 50,000: Llama 3's
             16,384 H100 had 419 unexpected interruptions in 54 days (arXiv 2407.21783, section 3.3.4), one every 50,700 GPU-hours.
         restart_time: from a failure until the job's processes run again, s; reading the checkpoint comes on top. 10 minutes: 5 to 20 at
@@ -69,6 +71,7 @@ class Cluster(Frozen):
     trees: bool = True
     all_reduce_wait: Annotated[Seconds, Field(le=2e-3)] = 0.0
     host_slowdown: Annotated[float, Field(ge=1, le=50)] = 1.0
+    memory_taken: Bytes = 0.0
     gpu_mtbf: Annotated[float, Field(ge=1, le=1e9), WHOLE_RUN] = 5e4
     restart_time: Annotated[Annotated[Seconds, Field(le=1e6)], WHOLE_RUN] = 600.0
     checkpoint_bandwidth: Annotated[BytesPerSecond, WHOLE_RUN] = 1e11

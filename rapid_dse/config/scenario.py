@@ -51,6 +51,16 @@ class Scenario(Frozen):
         return self
 
     @model_validator(mode="after")
+    def _cluster_takes_memory(self) -> Scenario:
+        memory, taken = self.hw.memory, self.cluster.memory_taken
+        if taken and memory.usable > memory.capacity - taken:
+            if taken >= memory.capacity:
+                raise ValueError(f"cluster.memory_taken={taken:.10g}: {self.hw.name} has {memory.capacity:.10g} bytes; allowed: less")
+            memory = memory.model_copy(update={"usable": memory.capacity - taken})
+            self.__dict__["hw"] = self.hw.model_copy(update={"memory": memory})
+        return self
+
+    @model_validator(mode="after")
     def _inference_drops_nothing(self) -> Scenario:
         drops = self.model.of_kind.streams and self.model.drops_out(self.software.kernels.dropout)
         if self.workload.kind == "inference" and drops:

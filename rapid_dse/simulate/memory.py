@@ -15,7 +15,6 @@ from rapid_dse.config.hardware import NARROW_BYTES, PRECISION_BYTES
 from rapid_dse.config.scenario import Scenario
 from rapid_dse.config.software import Software
 from rapid_dse.config.software.memory_settings import MemorySettings
-from rapid_dse.model.architecture import architecture_of
 from rapid_dse.model.shapes import MicroBatch
 from rapid_dse.parallel.layouts import BoolColumn, Layouts
 from rapid_dse.parallel.schedules import HOLDS_ALL, SCHEDULE_CLASSES, SPLITS_BACKWARD
@@ -34,6 +33,7 @@ from rapid_dse.simulate.loss import loss_memory
 from rapid_dse.simulate.operator_times import compute_bytes
 from rapid_dse.simulate.pipeline_blocks import PipelineBlock, pipeline_blocks
 from rapid_dse.simulate.residence import on_the_host, shards_are_master
+from rapid_dse.simulate.slots import host_slowdown
 
 FloatColumn = NDArray[np.float64]
 
@@ -63,6 +63,7 @@ class PeakMemory:
 STATES = ("tp", "cp", "dp", "pp", "ep", "expert_tp", "chunks", "stage_map", "zero", "shard_group")
 TENSORS = ("tp", "cp", "ep", "expert_tp", "micro_batch_size", "sequence_parallel", "recompute")  # of a micro-batch
 ACTIVATIONS = (*TENSORS, "pp", "vpp", "schedule")
+GATHERS = 2  # of the sequence in a layer's forward pass: for the projection of queries, keys and values, and for the MLP's first product
 FILLED = 3  # of so many micro-batches a stage, no schedule holds more than of fewer but those that hold all
 
 
@@ -235,14 +236,16 @@ class MicroBatchBytes:
 
     Attributes:
         kept: by autograd for a layer; ``while_backward``: what a layer has more while it runs backward.
-        embedded: copies of the stream beside the embedding; ``headed`` beside the head, with the logits.
+        headed: logits beside the head; ``working``: copies of the whole stream that a layer works on; ``gathered``: what the gathers of a
+            layer's forward pass read and give.
         late: None where no schedule splits the backward pass.
     """
 
     kept: NDArray[np.float64]
     while_backward: NDArray[np.float64]
-    embedded: FloatColumn
     headed: FloatColumn
+    working: FloatColumn
+    gathered: FloatColumn
     late: LateBytes | None
 
 
@@ -253,13 +256,14 @@ def micro_batch_bytes(scenario: Scenario, layouts: Layouts, splits: bool) -> Mic
     some_run_again = scenario.parallel.recompute_layers is not None
     again = np.stack(layer_activations(scenario, layouts, mean=False)) if some_run_again else kept
     delayed = np.stack(weight_gradient_bytes(scenario, layouts)) if splits else kept
-    shared = (layouts.tp > 1) & architecture_of(scenario).shares_ends
-    stream = compute_bytes(scenario) * shape.tokens * scenario.model.hidden_size * shared
+    along_sequence = (layouts.tp > 1) & layouts.sequence_parallel
+    stream = compute_bytes(scenario) * shape.tokens * scenario.model.hidden_size * along_sequence
     return MicroBatchBytes(
         kept=kept,
         while_backward=np.maximum(0.0, every - again),
-        embedded=stream * memory.embedding_copies,
-        headed=loss_memory(scenario, shape, compute_bytes(scenario)) + stream * memory.head_copies,
+        headed=loss_memory(scenario, shape, compute_bytes(scenario)),
+        working=stream * memory.working_copies,
+        gathered=GATHERS * stream * (1 + 1 / layouts.tp),
         late=LateBytes(delayed, np.maximum(0.0, every - np.maximum(again, delayed))) if splits else None,
     )
 
@@ -282,9 +286,24 @@ def _activations(scenario: Scenario, layouts: Layouts, block: PipelineBlock, mad
     kept = in_flight * of_stage
     if scenario.parallel.offload_activations > 0:
         kept = kept - on_the_host(kept, largest_of(stages.of_kinds, made.kept), scenario.parallel.offload_activations)
-    return (
-        kept + alive * (stages.has_embedding * made.embedded) + largest_of(stages.of_kinds, beside_layers) + stages.has_head * made.headed
-    )
+    if scenario.software.memory.layers_ahead > 0:
+        kept = kept + _layers_ahead(scenario, layouts.take(block.rows), stages, alive) * made.gathered
+    return kept + made.working + largest_of(stages.of_kinds, beside_layers) + stages.has_head * made.headed
+
+
+def _layers_ahead(scenario: Scenario, layouts: Layouts, stages: Stages, alive: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Layers whose forward passes the host of a stage has launched before the device comes to them, ``(n_candidates, n_layouts)``, at the
+    most: as many as wait in the device's queue, and no more than the step has.
+
+    Hosts that launch one after the other (``host_slowdown``) are as late as the device, but for a stage of a pipeline that waits to send
+    its second micro-batch until the next stage is through with the first: the host launches meanwhile what is left of ``alive``
+    micro-batches.
+    """
+    micro_batches: NDArray[np.float64] = layouts.num_micro_batches.astype(np.float64)
+    if scenario.cluster.host_slowdown > 1:
+        micro_batches = np.where(host_slowdown(scenario, layouts) > 1, np.maximum(0.0, alive - 2), micro_batches)
+    ahead: NDArray[np.float64] = np.minimum(scenario.software.memory.layers_ahead, stages.layers * micro_batches)
+    return ahead
 
 
 def _gathered(scenario: Scenario, layouts: Layouts, stages: Stages, parameters: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -31,10 +31,13 @@ def host_layer_seconds(scenario: Scenario, layouts: Layouts) -> FloatColumn:
     recorded = 1.0 if scenario.workload.kind == "training" else software.host.host_without_gradients
     of_framework = software.host.host_layer * launched * recorded + collective * (launched > 0)
     seconds: FloatColumn = (of_framework + library_seconds(scenario)) * (again * host_pace(scenario))
-    if scenario.cluster.host_slowdown == 1:
-        return seconds
+    return seconds if scenario.cluster.host_slowdown == 1 else seconds * host_slowdown(scenario, layouts)
+
+
+def host_slowdown(scenario: Scenario, layouts: Layouts) -> FloatColumn:
+    """Times as long as usual that the host launches a layer for, ``(n_layouts,)``, 1 and more (``cluster.host_slowdown``)."""
     slow = np.where(nodes_of(scenario.hw, layouts) > 1, scenario.cluster.host_slowdown * layouts.tp / NODE, 1.0)
-    return seconds * np.maximum(1.0, slow)
+    return np.maximum(1.0, slow)
 
 
 def launched_slot(software: Software, device: NDArray[np.float64], host: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -43,9 +43,9 @@ FREE_MEMORY: tuple[FreeParameter, ...] = (
     FreeParameter("optimizer_bytes", 12.0, 1.0, 16.0, "bytes a parameter", "its optimizer's states and buckets"),
     FreeParameter("extra_gradient_bytes", 1.0, 1.5, 4.0, "bytes a parameter", "a second copy that micro-batches accumulate in"),
     FreeParameter("logit_bytes", 10.0, 3.0, 24.0, "bytes a logit", "fp32 copies that its loss makes"),
-    FreeParameter("head_copies", 0.0, 20.0, 60.0, "streams", "what it gathers before the head"),
+    FreeParameter("layers_ahead", 0.0, 20.0, 60.0, "layers", "how many kernels a layer is"),
     FreeParameter("activation_overhead", 1.0, 0.1, 3.0, "times the least", "what its modules save beyond need"),
-    FreeParameter("embedding_copies", 1.0, 3.0, 8.0, "streams", "what its embedding saves"),
+    FreeParameter("working_copies", 1.0, 3.0, 8.0, "streams", "what a layer gathers and scatters at a time"),
     FreeParameter("context", 5e8, 1e9, 5e9, "bytes", "buffers that the allocator holds at all times"),
     FreeParameter("fragmentation", 1.05, 0.05, 1.6, "times live bytes", "how its tensors come and go"),
 )

@@ -28,10 +28,13 @@ class MemorySettings(SchemaPart):
     activation_overhead: Annotated[float, Field(ge=0.5, le=3)] = 1.0  # kept over the least that autograd needs
     # Bytes a logit that is alive at the peak; null: 16-bit output and gradient, with fp32 copies of both where the loss is whole.
     logit_bytes: Annotated[float, Field(ge=2, le=24)] | None = None
-    # Copies of the whole stream that the head's stage keeps under tensor parallelism, whatever tp: gathers before the head and its loss.
-    head_copies: Annotated[float, Field(ge=0, le=60)] = 0.0
-    # Copies of the whole stream (tokens × hidden, 16 bits) that a tensor-parallel embedding keeps a micro-batch in flight.
-    embedding_copies: Annotated[float, Field(ge=0, le=8)] = 0.0
+    # Where the sequence is gathered for a layer's products and its gradients are scattered behind them: copies of the whole stream
+    # (tokens × hidden, 16 bits) that a layer works on at a time.
+    working_copies: Annotated[float, Field(ge=0, le=8)] = 0.0
+    # Layers whose kernels the host may have launched before the device comes to them, where gathers run beside products: what they read
+    # and give is not used again before the device is past it (Tensor.record_stream). CUDA holds 1,024 launches, an eager layer's forward
+    # pass is some 45; 0: gathers of which the allocator need not know.
+    layers_ahead: Annotated[float, Field(ge=0, le=60)] = 0.0
     # The peak that its runs report: of which pipeline stage (worst: the largest of all), and whether it is what tensors take
     # (torch.cuda.max_memory_allocated) or what the allocator holds of the device.
     logged_stage: Literal["worst", "first", "last"] = "worst"
