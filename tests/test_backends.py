@@ -18,6 +18,7 @@ from rapid_dse.events.cache import FOLDER, MODE_VARIABLE, AstraCache
 from rapid_dse.events.runs import Run
 from rapid_dse.interconnect.engine import run_graph
 from rapid_dse.simulate.results import MEMORY_TERMS, TIME_TERMS, Priced
+from rapid_dse.simulate.slots import host_layer_seconds
 
 HIERARCHICAL, FLATTENED = EVENT_BACKENDS[1:]
 
@@ -58,6 +59,22 @@ def test_ideal_links_give_the_closed_forms_step(one: Case) -> None:
             continue
         found = price(one.scenario(backend, backend__network="ideal"), layouts)
         assert float(found.step_time_s[0]) == pytest.approx(closed, rel=0.02), backend
+
+
+@pytest.mark.parametrize(("schedule", "pp", "chunks"), [("1f1b", 1, 1), ("1f1b", 4, 1), ("gpipe", 2, 1), ("interleaved_1f1b", 2, 2)])
+@pytest.mark.parametrize("backend", EVENT_BACKENDS[1:])
+def test_a_step_that_the_host_paces_takes_its_launches_on_any_links(backend: str, schedule: str, pp: int, chunks: int) -> None:
+    """What ZeRO 3 gathers hides behind waits for the host: 8 micro-batches follow each other, behind those that other stages' passes take
+    before the first and after the last one arrive."""
+    settings = {"model__num_hidden_layers": 2 * pp * chunks, "software__dp_overlap": 1.0, "backend__network": "ideal"}
+    virtual = {"vpp": chunks} if chunks > 1 else {}
+    one = case(schedule, model="vit_base", num_gpus=2 * pp, pp=pp, zero=3, global_batch_size=16, settings=settings, **virtual)
+    of = one.scenario(backend)
+    launches = 2 * chunks * float(host_layer_seconds(of, one.layouts())[0]) + of.software.host.host_micro_batch
+    for bandwidth in ("225 GB/s", "450 GB/s", "1800 GB/s"):
+        found = _priced(one, backend, hw__network__dimensions__0__bandwidth=bandwidth)
+        expected = of.software.host.host_step + (8 + (pp - 1) / chunks) * launches + float(found.time_optimizer_s[0])
+        assert float(found.step_time_s[0]) == pytest.approx(expected, rel=1e-5), bandwidth
 
 
 # A job of 16 in small racks of 9 given out one by one, of which groups of 8 fill 8; a job of 128 in racks of 72, of which they fill 64.

@@ -30,7 +30,6 @@ NANOSECOND = 2e-9 * 4000  # the event engine counts in whole ones: of the nodes 
 SHOWN = 1e-5  # of split backward passes: what shows of gradients where another stage than the first, which hides them, sets the pace
 IN_GRAPHS = 1e-2  # of split backward passes where the host has no timeline of its own, or stages run on behind the graph's one step
 CONTENDED = 1e-2  # on networks that carry other transfers beside it
-GATHERED = 5e-2  # of graphs under ZeRO 2 and 3 whose host sets the pace: docs/backends.md has why
 LAST_BUCKET = 5e-3  # what a bucket more of gradients takes off the last one, which nothing hides
 ENDING = 2e-3  # of requests whose run begins and ends at other moments of their steps
 EACH = [(kind, backend) for kind in KINDS for backend in BACKENDS]
@@ -43,7 +42,7 @@ def _slack(kind: str, backend: str, trial: Trial) -> NDArray[np.float64]:
         schedule = trial.layouts.schedule
         closed = backend in ("analytical", HYBRID)
         in_graphs = np.where(RUNS_ON.take(schedule) | (not own_streams(trial.scenario().backend)), IN_GRAPHS, 0.0) * (not closed)
-        slack = slack + SPLITS_BACKWARD.take(schedule) * (in_graphs + SHOWN) + GATHERED * (trial.layouts.zero >= 2) * (not closed)
+        slack = slack + SPLITS_BACKWARD.take(schedule) * (in_graphs + SHOWN)
     return slack
 
 

@@ -18,13 +18,13 @@ from rapid_dse.events import artifacts, runs
 from rapid_dse.events.attribution import exposed
 from rapid_dse.events.backends import flattened, hierarchical, hybrid
 from rapid_dse.events.layer_runs import LayerTimes, run_layers
+from rapid_dse.events.layout_detail import LayoutDetail, one_layout, operators_of
 from rapid_dse.events.machine import Machine
 from rapid_dse.events.programs.coarse_pipeline import BlockPasses, Pass
 from rapid_dse.events.programs.end_programs import EndWork
 from rapid_dse.events.programs.script import After, Message, Script, Style
 from rapid_dse.events.programs.stage_program import LayerNodes
 from rapid_dse.events.programs.whole_step import LayerPasses
-from rapid_dse.events.quantities import LayoutDetail, one_layout, operators_of
 from rapid_dse.events.step_runs import boundary_of, stage_for
 from rapid_dse.model.architecture import split_of
 from rapid_dse.parallel.engines import Engines

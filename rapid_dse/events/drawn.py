@@ -5,7 +5,7 @@ from __future__ import annotations
 from rapid_dse.config.scenario import Scenario
 from rapid_dse.events import artifacts, served_rows
 from rapid_dse.events.backends import hierarchical
-from rapid_dse.events.quantities import one_layout, operators_of
+from rapid_dse.events.layout_detail import one_layout, operators_of
 from rapid_dse.parallel.layouts import Layouts
 
 

@@ -14,13 +14,13 @@ import numpy as np
 from rapid_dse.cost.overlap import Window, exposed
 from rapid_dse.events import runs
 from rapid_dse.events.attribution import exposed as exposed_terms
+from rapid_dse.events.layout_detail import LayoutDetail
 from rapid_dse.events.machine import Machine, fault_ends
 from rapid_dse.events.programs.coarse_pipeline import Pass
 from rapid_dse.events.programs.end_programs import PASSES
 from rapid_dse.events.programs.layer_program import LayerWork, backward, forward
 from rapid_dse.events.programs.script import After, Script
 from rapid_dse.events.programs.whole_step import LayerPasses
-from rapid_dse.events.quantities import LayoutDetail
 from rapid_dse.events.step_runs import stage_for
 from rapid_dse.parallel.expert_groups import ExpertGroups
 from rapid_dse.simulate.layer import Layer, Layers

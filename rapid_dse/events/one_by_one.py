@@ -7,7 +7,7 @@ from typing import TypeAlias
 
 from rapid_dse.config.scenario import Scenario
 from rapid_dse.events import artifacts, runs
-from rapid_dse.events.quantities import LayoutDetail, one_layout, operators_of
+from rapid_dse.events.layout_detail import LayoutDetail, one_layout, operators_of
 from rapid_dse.parallel.layouts import Layouts
 from rapid_dse.simulate.results import Priced
 

@@ -8,9 +8,10 @@ import numpy as np
 
 from rapid_dse.config.scenario import Scenario
 from rapid_dse.events import runs
+from rapid_dse.events.layout_detail import LayoutDetail, closed_form_passes
 from rapid_dse.events.one_by_one import Watch, price_each
 from rapid_dse.events.programs.whole_step import LayerPasses
-from rapid_dse.events.quantities import LayoutDetail, closed_form_passes, stage_works
+from rapid_dse.events.quantities import stage_works
 from rapid_dse.events.step_runs import priced, stage_for, stage_script
 from rapid_dse.parallel.layouts import Layouts
 from rapid_dse.simulate.results import Priced

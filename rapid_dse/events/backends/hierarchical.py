@@ -13,11 +13,12 @@ import numpy as np
 from rapid_dse.config.scenario import Scenario
 from rapid_dse.events import runs
 from rapid_dse.events.layer_runs import LayerTimes, check_failed_links, faulty_blocks, run_layers
+from rapid_dse.events.layout_detail import LayoutDetail, PassSeconds
 from rapid_dse.events.machine import Machine, fault_ends
 from rapid_dse.events.one_by_one import Watch, price_each
 from rapid_dse.events.programs.coarse_pipeline import BlockPasses
 from rapid_dse.events.programs.script import Script
-from rapid_dse.events.quantities import LayoutDetail, PassSeconds, stage_works
+from rapid_dse.events.quantities import stage_works
 from rapid_dse.events.step_runs import priced, stage_for, stage_script
 from rapid_dse.parallel.layouts import Layouts
 from rapid_dse.simulate.results import Priced

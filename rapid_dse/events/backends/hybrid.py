@@ -9,9 +9,9 @@ import numpy as np
 from rapid_dse.config.scenario import Scenario
 from rapid_dse.events import runs
 from rapid_dse.events.layer_runs import blocks_of, check_failed_links, faulty_blocks, measured_layers, run_layers
+from rapid_dse.events.layout_detail import LayoutDetail
 from rapid_dse.events.machine import Machine
 from rapid_dse.events.one_by_one import Watch, price_each
-from rapid_dse.events.quantities import LayoutDetail
 from rapid_dse.interconnect import closed_form
 from rapid_dse.parallel.layouts import Layouts
 from rapid_dse.simulate.account import result_columns

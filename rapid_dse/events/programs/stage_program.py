@@ -15,7 +15,7 @@ from math import ceil
 from typing import Protocol
 
 from rapid_dse.events.programs.script import GRADIENTS, MAIN, PIPELINE, After, Message, Script
-from rapid_dse.events.programs.stage_work import Kinds, Move, SharedWeights, StageWork
+from rapid_dse.events.programs.stage_work import FORWARDS, INPUTS, WEIGHT_GRADIENTS, Kinds, Move, SharedWeights, StageWork
 from rapid_dse.parallel.schedules.schedule import BACKWARD, FORWARD, FORWARD_BESIDE, INPUT, WEIGHTS, Task
 from rapid_dse.parallel.schedules.stage_maps import LOOPED, StageMap
 
@@ -25,6 +25,7 @@ from rapid_dse.parallel.schedules.stage_maps import LOOPED, StageMap
 TIED = "tied tables"  # the group of a pipeline's two ends
 FIRST_INPUT = "pp receive of the step's first micro-batch"  # the label of the receive that a stage's step may begin with
 
+WAITING = "waiting for the host"
 PIECES = 32  # calls that a step's gradients are reduced in, at most: more change nothing but the size of the graph
 
 
@@ -153,6 +154,7 @@ class StageWriter:
             done = self._over_groups(self.tail, moves, GRADIENTS if hides else MAIN)
             self.opening = done if hides else ()
             self.tail = self.tail if hides else done
+            self.launched = self.tail
         if work.gathers_layers:
             for task in tasks:
                 kinds = work.chunks[task.chunk]
@@ -184,7 +186,7 @@ class StageWriter:
             self._to_the_head(layers)
         else:
             self._layers(layers, FORWARD, True)
-        self._wait_for_host(task, work.stalls[0], 1, False)
+        self._wait_for_host(task, FORWARDS)
 
     def _backward(self, task: Task, weights: bool, ends: bool) -> None:
         work, script, layers = self.work, self.script, self.work.chunks[task.chunk][::-1]
@@ -200,20 +202,25 @@ class StageWriter:
         if first:
             self.tail = self.passes.end(script, self.tail, "embedding_backward")
             self._reduce_table(work.embedding, False)
-        self._wait_for_host(task, work.stalls[1] + work.stalls[2] * weights, 1 + weights, weights)
+        self._wait_for_host(task, *((INPUTS, WEIGHT_GRADIENTS) if weights else (INPUTS,)))
 
-    def _wait_for_host(self, task: Task, stall: float, passes: int, weights: bool) -> None:
-        """What the device waits for the launches of a pass, of two where a backward pass has its ``weights``' gradients.
+    def _wait_for_host(self, task: Task, *passes: int) -> None:
+        """What the device waits for the launches of some of a micro-batch's ``PASSES``.
 
-        Where the host has a timeline of its own, it launches one pass after the other, each once its input has come from another stage.
+        Where the host has a timeline of its own, it launches one pass after the other, each once its input has come from another stage, and
+        the last of a pass while that sends what it gives: no pass is over, its message sent, before its launches are.
         """
         work, script = self.work, self.script
-        apart = work.launches if script.style.streams else ()
-        launches, late = apart[task.chunk] if apart else (0.0, stall / self.chunks)
-        self.tail = script.compute(self.tail, late * (weights or not apart), "waiting for the host", "host")
-        if apart:
-            self.launched = script.launch(_joined(self.launched, self.arrived), passes * launches)
-            self.tail, self.arrived = _joined(self.tail, self.launched), ()
+        if not (work.launches and script.style.streams):
+            self.tail = script.compute(self.tail, sum(work.stalls[part] for part in passes) / self.chunks, WAITING, "host")
+            return
+        launches = work.launches[task.chunk]
+        host, late = (sum(seconds[part] for part in passes) for seconds in (launches.host, launches.late))
+        sending = 0.0 if INPUTS not in passes and FORWARDS not in passes else min(host, self._sending(task, FORWARDS in passes))
+        self.tail = script.compute(self.tail, late, WAITING, "host")
+        self.launched = script.launch(_joined(self.launched, self.arrived), host - sending)
+        self.tail, self.arrived = _joined(self.tail, self.launched), ()
+        self.launched = script.launch(self.launched, sending)
 
     def _to_the_head(self, layers: Kinds) -> None:
         """The last layers' forward passes and the head's, whose weights are asked for when the last layer starts."""
@@ -243,7 +250,7 @@ class StageWriter:
         layers = self.work.chunks[task.chunk][::-1]
         for kind, count in _runs(layers):
             self.tail = self.passes.weights(self.script, self.tail, kind, count)
-        self._wait_for_host(task, self.work.stalls[2], 1, True)
+        self._wait_for_host(task, WEIGHT_GRADIENTS)
         if ends and self._reduces_early:
             self._reduce(self.work.share(layers), 1)
 
@@ -356,6 +363,12 @@ class StageWriter:
     def _launch(self) -> None:
         """What the host spends on a pass's messages, once a pass whether it sends, receives or both."""
         self.tail = self.script.compute(self.tail, self.boundary.host, "launching sends and receives", "pp")
+
+    def _sending(self, task: Task, ahead: bool) -> float:
+        """Seconds for which a pass's message and its launch hold up the device."""
+        boundary, peer = self.boundary, self._peer(task, ahead)
+        launch = boundary.host if peer or self._peer(task, not ahead) else 0.0
+        return launch + (boundary.seconds if peer and not boundary.overlaps else 0.0)
 
     def _send(self, task: Task, ahead: bool) -> None:
         """What the pass gives to the place ahead (activations) or to the one before (gradients)."""

@@ -92,6 +92,19 @@ def _all_reduced(group: str, size: float, seconds: float, tree: bool) -> list[Mo
 Kinds = tuple[int, ...]  # of layers in a row
 
 
+# What a micro-batch's launches are for: its forward pass, its inputs' gradients, its weights'.
+PASSES = FORWARDS, INPUTS, WEIGHT_GRADIENTS = range(3)
+
+
+@dataclass(frozen=True)
+class ChunkLaunches:
+    """A chunk's launches on the host's own timeline, by ``PASSES``: the seconds that the host launches each in (``host``), and what each
+    takes longer on the device (``late``)."""
+
+    host: tuple[float, ...]
+    late: tuple[float, ...]
+
+
 @dataclass(frozen=True)
 class StageWork:
     """What a stage does beside its layers: seconds, bytes; of transfers both, the seconds in closed form.
@@ -99,10 +112,9 @@ class StageWork:
     Attributes:
         chunks: the kind of each layer of each chunk, in the order in which a micro-batch passes them; ``sizes``: parameters of a layer of
             each kind on a rank.
-        stalls: what the device waits for the host each micro-batch, after forward passes, after backward passes, and after weight gradients
-            that run apart; ``host_step`` once a step.
-        launches: of each chunk, in which the host launches a forward pass, an input gradient or a weight gradient, and what the last
-            takes longer on the device; where the host has a timeline of its own they stand for ``stalls``. Empty: it has none.
+        stalls: what the device waits for the host each micro-batch, by ``PASSES``, where the host has no timeline of its own; ``host_step``
+            once a step.
+        launches: of each chunk, where it has one. Empty: the host takes no time for a micro-batch.
         scatters: whether gradients are scattered, as ZeRO shards what follows, in place of all-reduced.
         shared: the weights by the group that shares them, the dense ones first; ``calls``: in how many calls gradients are reduced.
         layers: what moves of a layer of each kind with its passes, by the group that shares it.
@@ -116,7 +128,7 @@ class StageWork:
 
     chunks: tuple[Kinds, ...]
     sizes: tuple[float, ...]
-    stalls: tuple[float, float, float]
+    stalls: tuple[float, ...]
     host_step: float
     optimizer: float
     scatters: bool
@@ -131,7 +143,7 @@ class StageWork:
     gather_hidden: float
     wait: float
     tree: bool
-    launches: tuple[tuple[float, float], ...] = ()
+    launches: tuple[ChunkLaunches, ...] = ()
 
     @property
     def sent(self) -> float:
