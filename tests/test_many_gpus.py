@@ -65,6 +65,19 @@ def test_nothing_is_copied_where_nothing_is_sharded(row: dict[str, Any]) -> None
     assert compute(row | {"global_batch_size": 8}) == compute(row | {"global_batch_size": 8}, **NO_COPIES)
 
 
+@pytest.mark.parametrize("row", [{"num_gpus": 1, "zero": 0}, {"num_gpus": 8, "zero": 1}])
+def test_gradients_are_summed_by_kernels_of_their_own(row: dict[str, Any]) -> None:
+    """Of each of four micro-batches 16-bit gradients are read, and sums of 32 bits read and written; head and table are not tied."""
+    changes = {"software": "nanotron", "software__accumulates_apart": False}
+    layer = 4096 * (4096 + 2 * 1024) + 4096 * 4096 + 3 * 4096 * 14336 + 2 * 4096
+    row = row | {"micro_batch_size": 1, "global_batch_size": 4 * row["num_gpus"], "recompute": "none"}
+    apart, without = (scenario(**changes | {"software__accumulates_apart": each}) for each in (True, False))
+    device = operator_model(apart.hw)
+    expected = 4 * (32 * float(device.elementwise(10 * layer)) + 2 * float(device.elementwise(10 * 128256 * 4096)))
+    more = priced(apart, row).time_compute_s - priced(without, row).time_compute_s
+    assert float(more[0]) == pytest.approx(expected, rel=1e-6)
+
+
 @pytest.mark.parametrize(("recompute", "copies"), [("none", 10), ("full", 14)])
 def test_gathers_along_the_sequence_copy_the_stream(recompute: str, copies: int) -> None:
     """Four transfers forward, four backward and two gathers again; full recomputation repeats the forward ones. 8,192 tokens of 4,096."""

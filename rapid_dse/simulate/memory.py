@@ -172,8 +172,9 @@ def _states(scenario: Scenario, layouts: Layouts, stages: Stages) -> dict[str, N
 
 
 def fresh_gradients(scenario: Scenario, layouts: Layouts) -> BoolColumn:
-    """Whether no buffer keeps gradients: those of a step's only micro-batch, where products do not add to them, ``(n_layouts,)``."""
-    fresh: BoolColumn = (layouts.num_micro_batches == 1) & (not scenario.software.kernels.fused_accumulation)
+    """Whether no buffer keeps gradients: those of a step's only micro-batch, where nothing adds to them, ``(n_layouts,)``."""
+    kernels = scenario.software.kernels
+    fresh: BoolColumn = (layouts.num_micro_batches == 1) & (not (kernels.fused_accumulation or kernels.accumulates_apart))
     return fresh
 
 

@@ -1,4 +1,5 @@
-"""What FSDP copies around its transfers: gathered weights into each parameter, gradients into the buffer that is reduced.
+"""What a framework copies of weights and gradients: FSDP around its transfers (gathered weights into each parameter, gradients into the
+buffer that is reduced), others gradients into the sums of a step's micro-batches.
 
 The copies run between a layer's kernels and cannot hide: the layer waits for its weights, and their buffer for its gradients.
 """
@@ -27,7 +28,8 @@ FloatColumn = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Copied:
-    """HBM bytes of the copies of some weights, read and written, ``(n_layouts,)`` each: after a gather, and before a reduction."""
+    """HBM bytes of the copies of some weights, read and written, ``(n_layouts,)`` each: after a gather, and before a reduction or into a
+    sum."""
 
     weights: FloatColumn
     gradients: FloatColumn
@@ -35,7 +37,8 @@ class Copied:
 
 def copied_bytes(scenario: Scenario, layouts: Layouts, weights: Weights, trained: Weights) -> Copied:
     """HBM bytes of each copy of ``weights`` in one pass: ZeRO 3 gathers them before each pass, and ZeRO 2 and 3 reduce the gradients of
-    those that are ``trained`` after the backward pass. ZeRO++ casts what it gathers and reduces, whether or not a framework copies."""
+    those that are ``trained`` after the backward pass. ZeRO++ casts what it gathers and reduces, whether or not a framework copies.
+    Where gradients are added to sums by kernels of their own, both are read and the sums written."""
     software, (parameters, sent) = scenario.software, (part.total * (layouts.shards > 1) for part in (weights, trained))
     own = PRECISION_BYTES[software.precision.gradient_dtype] if software.kernels.fused_accumulation else compute_bytes(scenario)
     gathers = layouts.sharding.parameters & software.kernels.copies_gathered
@@ -46,7 +49,8 @@ def copied_bytes(scenario: Scenario, layouts: Layouts, weights: Weights, trained
         copied = np.where(layouts.sharding.parameters, float(EIGHT_BITS + width), 0.0)
     if precision.zero_quantized_gradients:  # read as they are, written in 4 bits, and what has arrived read
         reduced = np.where(hbm_bytes, own + 2 * FOUR_BITS, 0.0)
-    return Copied(parameters * copied, sent * reduced)
+    summed = compute_bytes(scenario) + 2 * PRECISION_BYTES[precision.gradient_dtype] if software.kernels.accumulates_apart else 0
+    return Copied(parameters * copied, sent * reduced + float(summed) * trained.total)
 
 
 def with_copies(scenario: Scenario, layouts: Layouts, block: Block, device: OperatorModel) -> Block:
@@ -57,7 +61,8 @@ def with_copies(scenario: Scenario, layouts: Layouts, block: Block, device: Oper
     kernels, precision = scenario.software.kernels, scenario.software.precision
     copies = kernels.copies_gathered or kernels.copies_gradients
     casts = precision.zero_quantized_weights or precision.zero_quantized_gradients
-    if not (copies or casts) or not layouts.sharding.gradients.any():
+    of_shards = (copies or casts) and layouts.sharding.gradients.any()
+    if not (of_shards or kernels.accumulates_apart):
         return block
     apart = (layouts.pp > 1) | (not scenario.model.tie_word_embeddings)
     head, table = (

@@ -48,6 +48,8 @@ class KernelSettings(SchemaPart):
     matmul_efficiency: Annotated[float, Field(ge=0.5, le=1.2)] = 0.95
     # Products of weight gradients add to a 32-bit gradient in place (Megatron's fused accumulation); false: they write one of 16 bits.
     fused_accumulation: bool = True
+    # 16-bit gradients of each micro-batch are added to those of 32 bits by kernels of their own, behind its backward pass.
+    accumulates_apart: bool = False
     # Under ZeRO 3 gathered weights are copied from the gather's buffer into each parameter before each pass; and where each backward pass
     # reduces gradients, they are copied into the buffer that is reduced, in the type that is reduced.
     copies_gathered: bool = False
