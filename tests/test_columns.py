@@ -88,3 +88,22 @@ def test_results_in_pieces_are_those_of_the_whole() -> None:
         expected[3] = 0.5 if f.name == "goodput" else expected[3]
         np.testing.assert_array_equal(getattr(result, f.name), expected, err_msg=f.name)
     assert Priced.in_pieces(5, [whole]) is whole
+
+
+def test_long_runs_of_rows_that_are_alike() -> None:
+    """Of a table with many rows one of each run is looked at: slow columns, with and without fast ones, and runs that come again."""
+    runs, rng = np.array([40, 3, 500, 1, 77, 900, 2]), np.random.default_rng(8)
+    n_rows = 12 * int(runs.sum())
+    table = Table(
+        same=np.zeros(n_rows, np.int64),
+        flag=np.repeat(np.arange(12) % 2 == 0, runs.sum()),
+        few=np.repeat(np.tile(rng.integers(-2, 2, len(runs)), 12), np.tile(runs, 12)),
+        far=np.repeat(rng.choice([-(2**62), 7, 2**62], 12), runs.sum()),
+        many=np.arange(n_rows) % 5,
+    )
+    alike = Distinct(table)
+    for names in (("flag", "few"), ("same",), ("far", "flag", "few"), ("many",), ("few", "many", "flag", "far"), ("far", "many"), ("few",)):
+        rows = list(zip(*(getattr(table, name).tolist() for name in names), strict=True))
+        first, kind = alike.by(*names)
+        assert [rows[row] for row in first[kind]] == rows, names
+        assert len(first) == len(set(rows)), names

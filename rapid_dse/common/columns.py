@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields, is_dataclass
-from functools import cache, cached_property
+from functools import cache, cached_property, reduce
 from typing import Any, Generic, TypeVar
 
 import numpy as np
@@ -14,10 +14,15 @@ from rapid_dse.common.remembered import Remembered
 
 Record = TypeVar("Record")
 Positions = NDArray[np.intp]
+Flags = NDArray[np.bool_]
 
 ROOM = 8  # a table of numbers may have so many places a row before numbers are given anew
 LEAST_ROOM = 65536  # and at least so many
 WORTH = 2  # rows a kind from which it is faster to look at one row of each kind
+RUN = 2  # neighbouring rows that are alike, in the mean, from which it is faster to look at one row of each run
+SLOW = 8  # the same of single columns, from which the runs of several are looked at ahead of other columns
+MANY = 4096  # rows of a table of which runs are looked for
+SMALL = 64  # numbers below it stand for themselves
 FIRST = np.zeros(1, np.intp)  # the kind of the only row of a table, and its place
 FIRST.setflags(write=False)
 
@@ -54,6 +59,7 @@ class FoundAlike:
     def __init__(self) -> None:
         self.remembered = Remembered(32)  # what else was found of this very table
         self.numbers: dict[str, tuple[Positions, int]] = {}
+        self.changes: dict[str, Flags] = {}
         self.kinds: dict[tuple[str, ...], tuple[Positions, Positions]] = {}
 
 
@@ -65,7 +71,8 @@ class Distinct:
 
     def __init__(self, table: object, found_before: FoundAlike | None = None) -> None:
         known = FoundAlike() if found_before is None else found_before
-        self._table, self.remembered, self._numbers, self._found = table, known.remembered, known.numbers, known.kinds
+        self._table, self.remembered = table, known.remembered
+        self._numbers, self._changes, self._found = known.numbers, known.changes, known.kinds
 
     def by(self, *names: str) -> tuple[Positions, Positions]:
         """A row of each kind of rows that are alike in the columns of these names, and the kind of each row.
@@ -84,23 +91,49 @@ class Distinct:
         if finer:  # rows that are alike in more columns are alike in these too: one row of each kind is looked at
             rows, of_rows = min(finer, key=lambda known_indices: len(known_indices[0]))
             if len(rows) * WORTH < len(of_rows):
-                first, kind = distinct([(number.take(rows), count) for number, count in self.numbers(*names)])
+                first, kind = distinct([numbered(self._column(name).take(rows)) for name in names])
                 return rows.take(first), kind.take(of_rows)
         coarser = max((known for known in self._found if set(known) < set(names)), key=len, default=())
-        columns = self.numbers(*(name for name in names if name not in coarser))
-        if coarser:  # the kinds by some of the columns stand for these
-            rows, of_rows = self._found[coarser]
-            columns = [(of_rows, len(rows)), *columns]
-        first, kind = distinct(columns)
+        more, known = [name for name in names if name not in coarser], [self._found[coarser]] if coarser else []
+        # the kinds by some of the columns stand for these
+        begins = self._begins(names)
+        if begins is not None:
+            columns = [(of_rows.take(begins), len(rows)) for rows, of_rows in known]
+            first, kind = distinct([*columns, *(numbered(self._column(name).take(begins)) for name in more)])
+            return begins.take(first), np.repeat(kind, np.diff(begins, append=len(self._column(names[0]))))
+        slow = [name for name in more if self._begins((name,), SLOW) is not None]
+        if 1 < len(slow) < len(names):
+            known, more = [*known, self.by(*slow)], [name for name in more if name not in slow]
+        first, kind = distinct([*((of_rows, len(rows)) for rows, of_rows in known), *map(self._number, more)])
         every = np.arange(len(kind))
         return (every, every) if len(first) == len(kind) else (first, kind)
 
-    def numbers(self, *names: str) -> list[tuple[Positions, int]]:
-        """What ``numbered`` gives of each column."""
+    def _column(self, name: str) -> NDArray[Any]:
+        column: NDArray[Any] = getattr(self._table, name)
+        return column
+
+    def _number(self, name: str) -> tuple[Positions, int]:
+        """What ``numbered`` gives of a column, or, where its values are small, these."""
+        if name not in self._numbers:
+            column = self._column(name)
+            high = int(column.max()) if column.dtype == np.intp and len(column) else SMALL
+            self._numbers[name] = (column, high + 1) if high < SMALL and int(column.min()) >= 0 else numbered(column)
+        return self._numbers[name]
+
+    def _begins(self, names: Sequence[str], length: int = RUN) -> Positions | None:
+        """Where the runs of neighbouring rows begin that are alike in some columns; None where a run has fewer than so many rows in the
+        mean, and in a table of few rows."""
+        n_rows = len(self._column(names[0]))
+        if n_rows < MANY:
+            return None
         for name in names:
-            if name not in self._numbers:
-                self._numbers[name] = numbered(getattr(self._table, name))
-        return [self._numbers[name] for name in names]
+            if name not in self._changes:
+                column = self._column(name)
+                self._changes[name] = column[1:] != column[:-1]
+        changes = reduce(np.logical_or, (self._changes[name] for name in names))
+        if (np.count_nonzero(changes) + 1) * length > n_rows:
+            return None
+        return np.concatenate([FIRST, np.flatnonzero(changes) + 1])
 
 
 def numbered(column: NDArray[Any]) -> tuple[Positions, int]:
@@ -115,16 +148,21 @@ def numbered(column: NDArray[Any]) -> tuple[Positions, int]:
     if high - low >= max(LEAST_ROOM, ROOM * len(column)):
         values, number = np.unique(column, return_inverse=True)
         return number, len(values)
-    place, there = column - low, np.zeros(high - low + 1, bool)
-    there[place] = True
+    return _without_gaps(column - low if low else column, high - low + 1)
+
+
+def _without_gaps(places: Positions, size: int) -> tuple[Positions, int]:
+    """``numbered`` of numbers from 0 and below ``size``."""
+    there = np.zeros(size, bool)
+    there[places] = True
     values = np.flatnonzero(there)
-    number = np.empty(len(there), np.intp)  # of each value that occurs
+    number = np.empty(size, np.intp)  # of each value that occurs
     number[values] = np.arange(len(values))
-    return number.take(place), len(values)
+    return number.take(places), len(values)
 
 
 def distinct(columns: Sequence[tuple[Positions, int]]) -> tuple[Positions, Positions]:
-    """``Distinct.by`` of columns that ``numbered`` gave."""
+    """``Distinct.by`` of columns that ``numbered`` gave, or of numbers from 0 and how many of these there may be."""
     n_rows = len(columns[0][0])
     if n_rows == 1:
         return FIRST, FIRST
@@ -132,9 +170,9 @@ def distinct(columns: Sequence[tuple[Positions, int]]) -> tuple[Positions, Posit
     for number, count in columns:
         if count > 1:
             if size * count > max(LEAST_ROOM, ROOM * n_rows):
-                packed, size = numbered(packed)
-            packed, size = packed * count + number, size * count
-    kind, kinds = numbered(packed)
+                packed, size = _without_gaps(packed, size)
+            packed, size = number if size == 1 else packed * count + number, size * count
+    kind, kinds = _without_gaps(packed, size)
     first = np.empty(kinds if n_rows else 0, np.intp)
     first[kind[::-1]] = np.arange(n_rows)[::-1]
     return first, kind

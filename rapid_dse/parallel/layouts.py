@@ -200,6 +200,11 @@ class Layouts(LazyRows):
         micro_batches: IntColumn = np.maximum(1, self.global_batch_size // per_pass)
         return micro_batches
 
+    @derived
+    def accumulates(self) -> BoolColumn:
+        """Whether a step has several micro-batches, whose gradients are added up, ``(n_layouts,)``."""
+        return np.asarray(self.num_micro_batches > 1, np.bool_)
+
     def rules(self, scenario: Scenario) -> list[Rule]:
         """Every rule with the layouts that break it; see ``rules``."""
         late = [

@@ -10,6 +10,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from rapid_dse.common.columns import FIRST, Positions, Shared, distinct
 from rapid_dse.parallel.layouts import IntColumn, Layouts
 from rapid_dse.parallel.schedules import STAGE_MAPS
 from rapid_dse.parallel.schedules.stage_maps import LOOPED, StageMap
@@ -17,6 +18,7 @@ from rapid_dse.parallel.schedules.stage_maps import LOOPED, StageMap
 FloatColumn = NDArray[np.float64]
 
 PACK = 4096  # pp, stage map and chunks as one number
+EVERY = slice(None)  # all candidate stages
 LEAST_KINDS = 2  # of inner stages, so that tables of the usual splits have rows alike: the first, two inner ones, the last
 
 
@@ -219,3 +221,22 @@ def _candidates(mixes: tuple[Mix, ...], kinds: int) -> CandidateStages:
         behind=[row + room for row in behind],
         of_kinds=[mixes[stage] for stage in chosen],
     )
+
+
+def alike_in_stages(layouts: Layouts, names: Sequence[str], shared: Shared[Stages], only: slice = EVERY) -> tuple[Positions, Positions]:
+    """As ``layouts.alike.by``, of what depends on some columns, ``pp`` among them, and on what the candidate stages have: splits into other
+    chunks often leave the stages the same layers.
+
+    Args:
+        shared: the layouts' stages; ``only``: the candidates that count.
+    """
+    if len(layouts) == 1:
+        return FIRST, FIRST
+    first, kind = layouts.alike.by(*names, "chunks", "stage_map")
+    rows, of_rows = layouts.alike.by(*names)
+    parts = (shared.of.of_kinds[:, only], shared.of.layers[None, only], shared.of.has_embedding[None, only], shared.of.has_head[None, only])
+    mixes = np.ascontiguousarray(np.concatenate(parts).reshape(-1, shared.of.layers.shape[-1]).T)
+    numbers: dict[bytes, int] = {}
+    mix = np.array([numbers.setdefault(row.tobytes(), len(numbers)) for row in mixes], np.intp)
+    merged, again = distinct([(of_rows.take(first), len(rows)), (mix.take(shared.kind.take(first)), len(numbers))])
+    return first.take(merged), again.take(kind)

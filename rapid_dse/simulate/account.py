@@ -14,7 +14,7 @@ from rapid_dse.config.scenario import Scenario
 from rapid_dse.cost.energy import BACKWARD_ATTENTION, gpu_energy, moved_energy, sent_energy, site_energy
 from rapid_dse.model.architecture import model_flops_per_token
 from rapid_dse.parallel.layouts import RECOMPUTE_SELECTIVE, Layouts
-from rapid_dse.simulate.arrangement import END, Arrangement
+from rapid_dse.simulate.arrangement import Arrangement, alike_at_end
 from rapid_dse.simulate.held_weights import layer_weights, mean_of_stages
 from rapid_dse.simulate.layer import layer_moved
 from rapid_dse.simulate.layer_kinds import LayerKinds
@@ -71,7 +71,7 @@ def joules_of(scenario: Scenario, layouts: Layouts, kinds: LayerKinds, arranged:
     layers = mean_of_stages(scenario, some, layer_joules(scenario, some, kinds.block)) + end_joules(hw, kinds.block) / some.pp
     layers = layers + sent_energy(hw, _layers_sent(scenario, some, kinds.arranged) + _ends_sent(some, kinds.arranged))
     crossing = sent_energy(hw, _crossing_sent(some, kinds.arranged))
-    first, end = layouts.alike.by(*END)
+    first, end = alike_at_end(layouts, arranged.of_stages)
     return SharedJoules(layers, crossing, kinds.kind, _end_joules_of_step(scenario, layouts.take(first), arranged.take(first)), end)
 
 

@@ -13,7 +13,7 @@ from rapid_dse.config.scenario import Scenario
 from rapid_dse.interconnect.transfer import Transfer
 from rapid_dse.model.architecture import split_of
 from rapid_dse.parallel.layouts import Layouts
-from rapid_dse.parallel.stages import Stages, stages
+from rapid_dse.parallel.stages import Stages, alike_in_stages, stages
 from rapid_dse.simulate.communication import MicroBatchTransfers, cluster_of, effective_network, micro_batch_transfers, placement_of
 from rapid_dse.simulate.sharding import (
     EndTransfers,
@@ -32,7 +32,7 @@ STAGES = ("pp", "chunks", "stage_map")
 GROUPS = ("num_gpus", "tp", "cp", "dp", "pp", "ep", "expert_tp", "shard_group")
 MICRO_BATCH = (*GROUPS, "micro_batch_size", "sequence_parallel")
 SHARDING = (*GROUPS, "sharded_passes")
-END = (*GROUPS, "zero", "chunks", "stage_map", "sequence_parallel")
+END = (*GROUPS, "zero", "sequence_parallel")  # beside what the first stage has
 
 
 @dataclass(frozen=True)
@@ -97,6 +97,11 @@ def groups_of(scenario: Scenario, layouts: Layouts) -> ShardGroups:
     return ShardGroups(replace(placement, reasons=()), effective_network(scenario), cluster_of(scenario))
 
 
+def alike_at_end(layouts: Layouts, shared: Shared[Stages]) -> tuple[Positions, Positions]:
+    """A layout of each kind that differs in what ends its step, and the kind of each layout; ``shared`` are their stages."""
+    return layouts.alike.remembered.once((alike_at_end, shared.of), lambda: alike_in_stages(layouts, END, shared, slice(0, 1)))
+
+
 def arrangement(scenario: Scenario, layouts: Layouts) -> Arrangement:
     """Stages and transfers of layouts.
 
@@ -108,17 +113,19 @@ def arrangement(scenario: Scenario, layouts: Layouts) -> Arrangement:
     first, place = layouts.alike.by(*GROUPS)
     every = groups_of(scenario, layouts.take(first))
 
-    def some(*columns: str) -> tuple[Layouts, ShardGroups, Positions, Positions]:
-        """The layouts that differ in some columns, with their groups; the first of each kind, and the kind of each layout."""
-        first, kind = layouts.alike.by(*columns)
-        return layouts.take(first), replace(every, placement=rows_of(every.placement, place[first])), first, kind
+    def some(rows: Positions) -> tuple[Layouts, ShardGroups]:
+        """The layouts at these positions, with their groups."""
+        return layouts.take(rows), replace(every, placement=rows_of(every.placement, place[rows]))
 
-    part, groups, _, kind = some(*MICRO_BATCH)
+    first, kind = layouts.alike.by(*MICRO_BATCH)
+    part, groups = some(first)
     transfers = micro_batch_transfers(scenario, part, groups.placement, groups.network)
     vocabulary = vocabulary_parallel(scenario, part, transfers.stream, groups.placement, groups.network)
-    part, groups, _, shard_kind = some(*SHARDING)
+    first, shard_kind = layouts.alike.by(*SHARDING)
+    part, groups = some(first)
     sharded, tables = ShardedLayers(layer_gathers(scenario, part, groups)), table_passes(scenario, part, groups)
-    part, groups, first, end_kind = some(*END)
+    first, end_kind = alike_at_end(layouts, stages_of_rows)
+    part, groups = some(first)
     end = end_transfers(scenario, part, stages_of_rows.take(first).rows, groups)
     return Arrangement(
         stages_of_rows,

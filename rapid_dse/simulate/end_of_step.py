@@ -13,7 +13,7 @@ from rapid_dse.config.scenario import Scenario
 from rapid_dse.cost.overlap import Occupied, Window, exposed
 from rapid_dse.device import OperatorModel
 from rapid_dse.parallel.layouts import IntColumn, Layouts
-from rapid_dse.simulate.arrangement import END, Arrangement
+from rapid_dse.simulate.arrangement import Arrangement, alike_at_end
 from rapid_dse.simulate.communication import gradient_bytes
 from rapid_dse.simulate.held_weights import Weights, stage_weights
 from rapid_dse.simulate.layer_kinds import MicroBatchTimes
@@ -78,7 +78,7 @@ class Ending:
 
 def endings(scenario: Scenario, layouts: Layouts, arranged: Arrangement, device: OperatorModel) -> Shared[Ending]:
     """The end of each layout's step, found once for layouts that are alike in it."""
-    first, kind = layouts.alike.by(*END)
+    first, kind = alike_at_end(layouts, arranged.of_stages)
     return Shared(_ending(scenario, layouts.take(first), arranged.take(first), device), kind)
 
 

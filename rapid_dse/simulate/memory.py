@@ -18,7 +18,7 @@ from rapid_dse.config.software.memory_settings import MemorySettings
 from rapid_dse.model.shapes import MicroBatch
 from rapid_dse.parallel.layouts import BoolColumn, Layouts
 from rapid_dse.parallel.schedules import HOLDS_ALL, SCHEDULE_CLASSES, SPLITS_BACKWARD
-from rapid_dse.parallel.stages import Stages
+from rapid_dse.parallel.stages import Stages, alike_in_stages
 from rapid_dse.simulate.held_weights import (
     embedding_parameters,
     head_parameters,
@@ -59,8 +59,8 @@ class PeakMemory:
         return total
 
 
-# Columns of Layouts on which memory depends, beside the number of micro-batches: what ZeRO shards, and activations.
-STATES = ("tp", "cp", "dp", "pp", "ep", "expert_tp", "chunks", "stage_map", "zero", "shard_group")
+# Columns of Layouts on which memory depends, beside the layers of the stages: what ZeRO shards, and activations.
+STATES = ("tp", "cp", "dp", "pp", "ep", "expert_tp", "zero", "shard_group", "accumulates")
 TENSORS = ("tp", "cp", "ep", "expert_tp", "micro_batch_size", "sequence_parallel", "recompute")  # of a micro-batch
 ACTIVATIONS = (*TENSORS, "pp", "vpp", "schedule")
 GATHERS = 2  # of the sequence in a layer's forward pass: for the projection of queries, keys and values, and for the MLP's first product
@@ -102,7 +102,7 @@ def shared_memory(scenario: Scenario, layouts: Layouts, stages: Shared[Stages]) 
     first, made = table.by(*TENSORS, *(["pp"] if scenario.parallel.recompute_layers is not None else []))
     splits = bool(SPLITS_BACKWARD.take(layouts.schedule).any())
     activations = Shared(micro_batch_bytes(scenario, layouts.take(first), splits), made)
-    first, state = _alike_in_states(scenario, layouts)
+    first, state = _alike_in_states(scenario, layouts, stages)
     states = _states(scenario, layouts.take(first), stages.take(first).rows)
     of_states = added(states.values())
     worst, largest_held = np.empty(len(layouts), np.intp), np.empty(len(layouts))
@@ -117,17 +117,17 @@ def shared_memory(scenario: Scenario, layouts: Layouts, stages: Shared[Stages]) 
     return SharedMemory(software.memory, states, state, worst, largest_held)
 
 
-def _alike_in_states(scenario: Scenario, layouts: Layouts) -> tuple[Positions, Positions]:
+def _alike_in_states(scenario: Scenario, layouts: Layouts, stages: Shared[Stages]) -> tuple[Positions, Positions]:
     """One layout of each kind that ``_states`` tells apart, and the kind of each layout."""
-    table, micro_batches = layouts.alike, layouts.num_micro_batches
-    several = [*table.numbers(*STATES), numbered(micro_batches > 1)]
+    first, kind = alike_in_stages(layouts, STATES, stages)
     fresh = fresh_gradients(scenario, layouts)
     if not fresh.any():
-        return distinct(several)
+        return first, kind
     # these take the place of activations
+    micro_batches, (rows, made) = layouts.num_micro_batches, layouts.alike.by(*ACTIVATIONS)
     filled = np.where(HOLDS_ALL.take(layouts.schedule), micro_batches, np.minimum(micro_batches, FILLED * layouts.pp))
-    _, kept = distinct([*table.numbers(*ACTIVATIONS), numbered(filled)])
-    return distinct([*several, numbered(np.where(fresh, kept + 1, 0))])
+    _, kept = distinct([(made, len(rows)), numbered(filled)])
+    return distinct([(kind, len(first)), numbered(np.where(fresh, kept + 1, 0))])
 
 
 def reduces_each(software: Software, layouts: Layouts) -> BoolColumn:
@@ -149,8 +149,7 @@ def _states(scenario: Scenario, layouts: Layouts, stages: Stages) -> dict[str, N
     in which gradients are reduced, ``(n_candidates, n_layouts)`` each."""
     software, width = scenario.software, compute_bytes(scenario)
     weights, trained = (stage_weights(scenario, layouts, stages, only) for only in (False, True))
-    accumulates = layouts.num_micro_batches > 1
-    gradient = PRECISION_BYTES[software.precision.gradient_dtype] + np.where(accumulates, software.memory.extra_gradient_bytes, 0.0)
+    gradient = PRECISION_BYTES[software.precision.gradient_dtype] + np.where(layouts.accumulates, software.memory.extra_gradient_bytes, 0.0)
     # Under fp32 and TF32 the weights that compute are the master weights; FSDP's shards are those that the optimizer steps.
     own_master = shards_are_master(scenario, layouts) | (width == 4)
     _, stay = _fp8_copies(scenario, layouts)

@@ -32,6 +32,9 @@ ADDS_UP = 1e-9  # terms add up to their sum within this share of it
 
 FEW = 64  # rows at most whose quantities are looked at together
 PIECE = 16384  # rows that are checked at a time: they stay in the processor's cache
+# Bytes of columns that are one block of memory. Of blocks that are given back the C library keeps twice the size of the largest one of up
+# to 32 MiB for whoever asks next: so the next results find memory that the system need not clear first.
+BLOCK = 30 << 20
 _TERM_COLUMNS = frozenset({f"time_{term}_s" for term in TIME_TERMS} | {f"memory_{term}_bytes" for term in MEMORY_TERMS})
 
 
@@ -106,12 +109,12 @@ class Priced:
             if len(piece) == n_rows:
                 return piece
             rows, end = slice(end, end + len(piece)), end + len(piece)
+            whole = whole or _room(piece, n_rows)
             first_name: dict[int, str] = {}
             for name, column in vars(piece).items():
                 first = first_name.setdefault(id(column), name)
-                if name not in whole:
-                    one_array |= {} if first == name else {name: first}
-                    whole[name] = np.empty(n_rows, column.dtype) if first == name else whole[first]
+                if not rows.start and first != name:
+                    one_array[name] = first
                 elif name in one_array and one_array[name] != first:  # not in this piece
                     del one_array[name]
                     whole[name] = whole[name].copy()
@@ -126,6 +129,20 @@ class Priced:
         together = {tuple(map(id, part)): part for part in columns}
         whole = {ids: np.concatenate(part) for ids, part in together.items()}
         return cls(*(whole[tuple(map(id, part))] for part in columns))
+
+
+def _room(piece: Priced, n_rows: int) -> dict[str, NDArray[Any]]:
+    """Columns for ``n_rows`` rows like those of a piece; what is one array there is one here.
+
+    Numbers stand in one block of memory where that is no larger than ``BLOCK``.
+    """
+    numbers = list({id(column): column for column in vars(piece).values() if column.dtype == np.float64})
+    made: dict[int, NDArray[Any]] = {}
+    if 8 * n_rows * len(numbers) <= BLOCK:
+        made = dict(zip(numbers, np.empty((len(numbers), n_rows)), strict=True))
+    for key, column in {id(column): column for column in vars(piece).values()}.items():
+        made[key] = made[key] if key in made else np.empty(n_rows, column.dtype)
+    return {name: made[id(column)] for name, column in vars(piece).items()}
 
 
 def unlawful(priced: Priced) -> list[tuple[str, BoolColumn]]:
