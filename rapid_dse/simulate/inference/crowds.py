@@ -53,7 +53,7 @@ class Crowd:
         busy: chance to arrive while a step is under way.
         met_share: of those that arrive in an open loop's life, the share that finds it under way; a run's ramps have fewer.
         most: requests that are under way at most.
-        longest: prompts that a request waits for at most, on average, where about as many arrive as are computed.
+        longest: prompts that a request of an open loop waits for at most, on average, where about as many arrive as are computed.
     """
 
     running: FloatColumn
@@ -64,17 +64,17 @@ class Crowd:
     most: FloatColumn
     longest: FloatColumn
 
-    def waits_for_passes(self, used: FloatColumn, passed: Passing, batch: FloatColumn) -> FloatColumn:
-        """Seconds that a prompt waits until a pass takes it.
+    def waits_for_passes(self, used: FloatColumn, passed: Passing) -> FloatColumn:
+        """Seconds that a prompt of an open loop waits until a pass takes it.
 
         A pass takes all that have come since the one before began: a prompt waits for half of the one that it finds, and where even full
         passes hardly keep up, for those in front of it: together M/D/1 where a pass holds one prompt.
 
         Args:
-            used: share of the time in which prompts keep the engine busy in such passes; they come in batches of so many.
+            used: share of the time in which prompts keep the engine busy in such passes.
         """
         full = np.minimum(used * np.minimum(1.0, passed.least / passed.alone), 1.0 - 1e-9)
-        in_front = np.minimum(full * full * passed.least * batch / (2.0 * (1.0 - full)), self.longest * passed.least)
+        in_front = np.minimum(full * full * passed.least / (2.0 * (1.0 - full)), self.longest * passed.least)
         return np.asarray(0.5 * np.minimum(1.0, used) * passed.alone * passed.together + in_front)
 
 
@@ -86,7 +86,7 @@ def closed_crowd(running: FloatColumn, rounds: FloatColumn) -> Crowd:
     """
     others = np.maximum(0.0, running - 1.0)
     met = others * (1.0 - 0.5 / rounds)
-    return Crowd(running, met, 1.0 - 1.0 / rounds, np.minimum(1.0, others), np.ones_like(running), running, met / 2.0)
+    return Crowd(running, met, 1.0 - 1.0 / rounds, np.minimum(1.0, others), np.ones_like(running), running, np.zeros_like(running))
 
 
 def open_crowd(rate: FloatColumn, prompts: FloatColumn, life: FloatColumn, capacity: FloatColumn) -> Crowd:

@@ -1,15 +1,14 @@
 """One request's life on an engine among others: what decode steps and passes of prompts take, and how long a request lasts.
 
-A request's life sets how many prompts arrive in it, and these how long it lasts. In a closed loop more arrivals make lives longer, and
-longer lives make arrivals rarer: one length of life agrees with itself, and is found between two bounds, so that faster steps never come
-out as a longer life. In an open loop arrivals are given, and the crowd grows with the life: it is followed upwards from an empty engine.
+A request's life sets how many prompts arrive in it, and these how long it lasts. In an open loop arrivals are given, and the crowd grows
+with the life: it is followed upwards from an empty engine. Closed loops are those of ``closed_loop``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +22,7 @@ from rapid_dse.simulate.inference.products import dense_layers
 FloatColumn = NDArray[np.float64]
 IntColumn = NDArray[np.int64]
 
-BRACKETS = 12  # evaluations of a closed loop's life
+BRACKETS = 12  # evaluations of what answers itself
 LITTLE_ROUNDS = 16  # of Little's law
 SHARING_ROUNDS = 6  # evaluations of how many prompts share a pass
 FULLEST = 1.0 - 1e-6  # share of the time that prompts take at most
@@ -128,28 +127,6 @@ class SteppingEngine:
         """Batches that go through the stages one after the other: one a stage, but no more than there are requests on an attention rank."""
         return np.asarray(np.minimum(self.cut.pp, running / self.cut.attention_dp))
 
-    def _closed_sharing(self, running: FloatColumn, full: DecodeStep, grouped: NDArray[np.bool_]) -> FloatColumn:
-        """Prompts that share a pass in a closed loop of so many requests.
-
-        Before any waits a request lives for its steps and for the passes of all that run. Where every pass has prompts in it, so many of a
-        batch begin in one as are left for each of a request's steps and its own pass. Those of one length (``grouped``) do not come at
-        random: each follows one that has ended with its group.
-        """
-        steps, turn = self.later / self.steps_tokens, self._turn(running, full)
-        admission, step = self.scenario.software.serving.admission_latency, full.total * bool(steps)
-        batch = running / np.maximum(1.0, self._in_flight(running))
-
-        def come(together: FloatColumn) -> tuple[FloatColumn, FloatColumn]:
-            a_prompt = self._a_prompt(together)
-            passes = np.maximum(step + together * a_prompt, 1e-12)
-            return running / (admission + (steps + 1.0) * step + running * a_prompt), batch / (steps + 1.0 + admission / passes)
-
-        most = self._most_together(running)
-        together = most
-        for _ in range(SHARING_ROUNDS if grouped.any() else 0):
-            together = np.minimum(np.maximum(come(together)[1], 1.0), most)
-        return together if grouped.all() else np.where(grouped, together, self._shared(come, turn, most))
-
     def _a_prompt(self, together: FloatColumn) -> FloatColumn:
         """Seconds a prompt of passes of so many."""
         where = self.costs.prefill.at(self.kind, together / self.cut.attention_dp)
@@ -159,7 +136,7 @@ class SteppingEngine:
         """Seconds between the steps of two batches in flight."""
         return np.asarray(step.total * bool(self.later) / np.maximum(1.0, self._in_flight(running)))
 
-    def _shared(self, come: Callable[[FloatColumn], tuple[FloatColumn, FloatColumn]], turn: FloatColumn, most: FloatColumn) -> FloatColumn:
+    def _shared(self, rate: FloatColumn, turn: FloatColumn, most: FloatColumn) -> FloatColumn:
         """Prompts that share a pass where they come at random: all that have come during the last pass and the step beside it (``turn``).
 
         A pass that no prompt has come for is none, so that of m that come on average m / (1 − exp(−m)) share one. With r that come in a
@@ -167,38 +144,19 @@ class SteppingEngine:
         −ln(1 − u) where none does.
 
         Args:
-            come: prompts a second where so many share a pass, and how many do at least; ``most`` fit it.
+            rate: prompts that come a second; ``most`` fit a pass.
         """
 
         def together(shared: FloatColumn) -> FloatColumn:
-            rate, least = come(shared)
             used, turned = np.minimum(rate * self._a_prompt(shared), FULLEST), rate * turn
             met = np.maximum(turned / (1.0 - used) - np.log1p(-used) * np.exp(-turned), 1e-9)
-            return np.asarray(np.minimum(np.maximum(np.maximum(met / -np.expm1(-met), least), 1.0), most))
+            return np.asarray(np.minimum(np.maximum(met / -np.expm1(-met), 1.0), most))
 
         return solved(together, np.ones_like(most), most, SHARING_ROUNDS)
 
     def _most_together(self, running: FloatColumn) -> FloatColumn:
         """Prompts that fit a pass, of so many requests."""
         return np.maximum(1.0, np.minimum(self.costs.together[self.kind] * self.cut.attention_dp, running))
-
-    def closed_life(self, crowd: Crowd, grouped: NDArray[np.bool_]) -> Life:
-        """A request's life in a closed loop.
-
-        Args:
-            grouped: whether requests that had their prompts together stay together.
-        """
-        running, steps = crowd.running, self.later / self.steps_tokens
-        full = self.step(running)
-        passed = self._prompts(crowd, full, self._closed_sharing(running, full, grouped), grouped)
-        low = steps * self.step(running, LEAST_DECODING).total + self.scenario.software.serving.admission_latency + passed.whole
-        waits = (crowd.others + crowd.longest * passed.together + running) * passed.alone + passed.whole * (1.0 + running)
-        high = 2.0 * low + (steps + 1.0) * full.total + waits + passed.where.of(self.prefill_late) + passed.hold
-
-        def life(at: FloatColumn) -> Life:
-            return self._life(crowd, at, (full, passed), grouped)
-
-        return life(solved(lambda at: life(at).total, low, high))
 
     def open_life(self, load: Load, most: FloatColumn, full: Life) -> Life:
         """A request's life where so many come a second: as many are under way as Little's law has, followed upwards from an empty engine.
@@ -208,20 +166,20 @@ class SteppingEngine:
             full: a life in the closed loop of as many as have a place: as long as that one, decoding never lasts.
         """
         serving, steps = self.scenario.software.serving, self.later / self.steps_tokens
-        rate, none = np.clip(load.rate, 1e-12, most), np.zeros(len(load.rate), bool)
+        rate = np.clip(load.rate, 1e-12, most)
         decode, before = np.zeros_like(rate), np.full_like(rate, 1e-9)
         for _ in range(LITTLE_ROUNDS):
             crowd = open_crowd(rate, load.prompts, before + decode, self.capacity)
             step = self.step(crowd.running, np.clip(decode / (before + decode), LEAST_DECODING, 1.0))
             come = rate * crowd.met_share
             turn, most_together = self._turn(crowd.running, step), self._most_together(crowd.most)
-            together = self._shared(partial(_whatever_shares, come), turn, most_together)
-            passed = self._prompts(crowd, step, together, none)
+            together = self._shared(come, turn, most_together)
+            passed = self._prompts(crowd, step, together)
             before = passed.whole + passed.where.of(self.prefill_late) + passed.hold
             # as much of decoding is a wait for prompts as of the time
             busy = np.minimum(come * serving.decode_wait * passed.prompt, 1.0 - 1e-9)
             decode = np.minimum(steps * step.total / (1.0 - busy), full.decode)
-        queue = crowd.waits_for_passes(rate * passed.prompt, passed, np.ones_like(rate))
+        queue = crowd.waits_for_passes(rate * passed.prompt, passed)
         first = serving.admission_latency + before + queue + 0.5 * step.total * crowd.busy * bool(steps)
         return Life(crowd, step, passed, decode, first)
 
@@ -244,77 +202,25 @@ class SteppingEngine:
         alone = where.of(self.prefill_slowest) / together
         return PromptPass(where, together, where.of(self.prefill_total), alone, alone, alone, np.zeros_like(alone))
 
-    def _habits(self, running: FloatColumn, grouped: NDArray[np.bool_]) -> tuple[FloatColumn, FloatColumn, FloatColumn]:
-        """How requests of one length that have had their prompts in one pass, and so end together, keep those that follow them together:
-        share of a pass's prompts that come so; how many at least; share of requests of which all are one round."""
-        serving, scheduler = self.scenario.software.serving, self.scenario.software.serving.scheduler
-        alike = np.where(grouped & (scheduler != "chunked"), serving.in_step, 0.0)
-        group = np.where(grouped & (scheduler != "prefill_first"), np.minimum(serving.prompts_together, running), 1.0)
-        return alike, group, alike * (scheduler == "prefill_first")  # prompts that run first hold all decoding up
-
-    def _life(self, crowd: Crowd, life: FloatColumn, steps_of: tuple[DecodeStep, PromptPass], grouped: NDArray[np.bool_]) -> Life:
-        """How long a request of a closed loop lasts where all that run would last so long.
-
-        Args:
-            steps_of: a step in which all requests decode, and the pass that a prompt shares.
-        """
-        serving, (full, passed), steps = self.scenario.software.serving, steps_of, self.later / self.steps_tokens
-        _, group, rounds = self._habits(crowd.running, grouped)
-        # a prompt waits for none of those that share its pass, or come with it
-        mates = np.minimum(crowd.running, np.maximum(passed.together, group))
-        taken = np.where(
-            serving.scheduler == "prefill_first", np.inf, steps * self.most_a_step * np.maximum(1.0, self._in_flight(crowd.running))
-        )
-        in_front = self._in_front(crowd, mates, taken, passed)
-        used = (crowd.others + 1.0) * passed.prompt / life
-        queue = (
-            np.minimum(crowd.waits_for_passes(used, passed, np.where(grouped, passed.together, 1.0)), in_front * passed.alone)
-            * crowd.steady
-        )
-        round_wait = np.maximum(0.0, crowd.running * passed.alone - passed.whole) / 2.0
-        behind = passed.whole * (np.maximum(1.0, group / passed.together) - 1.0) / 2.0  # passes that a group takes
-        own = serving.admission_latency + passed.whole + passed.where.of(self.prefill_late) + passed.hold
-        waits = queue + crowd.steady * behind + 0.5 * full.total * crowd.busy * bool(steps)  # of those of no round
-        first = own + rounds * crowd.steady * round_wait + (1.0 - rounds) * waits
-        decoding = np.minimum(np.maximum(1.0 - first / life, LEAST_DECODING), 1.0)
-        step = self.step(crowd.running, decoding)
-        wait = passed.prompt * crowd.others * (0.5 * rounds + decoding * (1.0 - rounds)) * bool(steps)
-        wait = np.minimum(wait, np.minimum(taken, steps * crowd.running) * passed.least * passed.prompt / passed.alone)
-        decode = steps * step.total + serving.decode_wait * wait
-        # all that run have their prompts and their steps from one engine
-        needed = (crowd.others + 1.0) * passed.prompt + steps * full.total
-        return Life(crowd, step, passed, np.asarray(decode), np.asarray(np.maximum(first, needed - decode)))
-
-    def _in_front(self, crowd: Crowd, mates: FloatColumn, taken: FloatColumn, passed: PromptPass) -> FloatColumn:
-        """Prompts that one of a closed loop waits for at most, none of those that share its pass (``mates``) or are on later stages.
-
-        Requests come at random where few of them decode. Where as many decode as can have had their prompts in a request's steps
-        (``taken``) each step takes what the one before has freed, and what more there are waits.
-        """
-        gone = np.minimum(crowd.running, np.maximum(mates, passed.together * self._in_flight(crowd.running)))
-        at_random = crowd.longest * np.maximum(0.0, 1.0 - crowd.running / (taken + mates))
-        return np.asarray(np.minimum(at_random + np.maximum(0.0, crowd.running - taken - mates), crowd.running - gone))
-
-    def _prompts(self, crowd: Crowd, full: DecodeStep, shared: FloatColumn, grouped: NDArray[np.bool_]) -> PromptPass:
-        """The pass that a prompt shares with those that come beside it by habit, or at random (``shared``); ``full``: a step in which all
-        requests decode."""
+    def _prompts(self, crowd: Crowd, full: DecodeStep, shared: FloatColumn) -> PromptPass:
+        """The pass that a prompt of an open loop shares with those that come beside it at random (``shared``); ``full``: a decode step of
+        those that are under way."""
         scheduler, steps = self.scenario.software.serving.scheduler, self.later / self.steps_tokens
-        alike, group, rounds = self._habits(crowd.running, grouped)
         most = self._full_pass(crowd.most)
-        share = group if scheduler == "chunked" else alike * most.together
-        by_itself = np.clip(np.maximum(share, shared), 1.0, most.together)
-        together, hold = self._hold(crowd.running, by_itself, full)
+        together, hold = self._hold(crowd.running, np.clip(shared, 1.0, most.together), full)
         where = self.costs.prefill.at(self.kind, together / self.cut.attention_dp)
         spared = np.zeros_like(together)
         if scheduler != "prefill_first" and steps:  # decoding goes along: its products and launches are the pass's own
-            passes = (1.0 - 0.5 * rounds) * crowd.others / together  # that a request meets; no more of its steps than it has go along
+            passes = crowd.others / together  # that a request meets; no more of its steps than it has go along
             spared = self._spared(full, together, where) * np.minimum(1.0, steps / np.maximum(passes, 1e-12))
         alone = where.of(self.prefill_slowest) / together
         return PromptPass(where, together, where.of(self.prefill_total), (1.0 - spared) * alone, alone, most.least, hold)
 
     def _hold(self, running: FloatColumn, together: FloatColumn, full: DecodeStep) -> tuple[FloatColumn, FloatColumn]:
         """Prompts that share a pass, and seconds that they wait for it on average, where they are held back until each of attention's ranks
-        has one, or for so many steps; none is where some rank has nothing to decode, as long as that lasts.
+        has one, or for so many steps, or until some rank has nothing to decode.
+
+        That rank's own prompt comes a moment later, after those that were held, and is computed at once.
 
         Args:
             together: prompts that share a pass anyway.
@@ -323,14 +229,14 @@ class SteppingEngine:
         arrived = running / (self.later / self.steps_tokens + 1.0)  # that follow those which end in a step of all
         # of requests that end, those that leave their rank with nothing to decode: requests are dealt out evenly
         lone = np.clip(2.0 * ranks / np.maximum(running, 1e-12) - 1.0, 0.0, 1.0)
-        # the first prompt that is held waits so many steps: for a lone one, for one on each rank, or for as long as is allowed
-        longest = np.minimum(most, (ranks - 1.0) / arrived)
-        freed = np.maximum(arrived * lone, 1e-12)
-        steps = -np.expm1(-freed * longest) / freed
-        share = 1.0 + (1.0 - lone) * arrived * steps
-        held_steps = (1.0 - lone) * (1.0 + 0.5 * arrived * steps) * steps / share  # those that come to it wait half as long
+        # prompts that come until the hold ends: one on each rank, as many as come while the first may wait, or one of a lone request
+        awaited = np.minimum(ranks - 1.0, most * arrived)
+        come = np.where(lone > 0, -np.expm1(-lone * awaited) / np.maximum(lone, 1e-12), awaited)
+        by_lone = lone * come  # chance that the hold ends so
+        prompts, passes = 1.0 + (1.0 - lone) * come, 1.0 + (1.0 - lone) * by_lone
+        held_steps = (1.0 - lone) * (1.0 + 0.5 * (come - by_lone)) * come / arrived / prompts  # those that come to it wait half as long
         waits = together < ranks
-        return np.where(waits, np.maximum(together, share), together), np.where(waits, held_steps * full.total, 0.0)
+        return np.where(waits, np.maximum(together, prompts / passes), together), np.where(waits, held_steps * full.total, 0.0)
 
     def _spared(self, step: DecodeStep, together: FloatColumn, where: Between) -> FloatColumn:
         """By which share of a pass of prompts one with decoding in it is shorter than both apart, sends between stages left out: weights
@@ -342,11 +248,6 @@ class SteppingEngine:
         whole = where.of(self.prefill_busy)
         own = step.device - step.where.of(self.decode_beside)
         return np.clip((own - more) / whole, 0.0, MOST_SPARED)
-
-
-def _whatever_shares(rate: FloatColumn, together: FloatColumn) -> tuple[FloatColumn, FloatColumn]:
-    """Prompts that come a second to an open loop, however many share a pass, and how many do at least."""
-    return rate, np.ones_like(together)
 
 
 def solved(answer: Callable[[FloatColumn], FloatColumn], low: FloatColumn, high: FloatColumn, rounds: int = BRACKETS) -> FloatColumn:

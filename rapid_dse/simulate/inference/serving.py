@@ -12,9 +12,10 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from rapid_dse.simulate.inference.closed_loop import LoopingEngine
 from rapid_dse.simulate.inference.crowds import Load, burst_wait, closed_crowd, place_wait, rounds_of, sent_rate, tail_share
 from rapid_dse.simulate.inference.passes import EnginePass
-from rapid_dse.simulate.inference.request_lives import Life, SteppingEngine
+from rapid_dse.simulate.inference.request_lives import Life
 
 FloatColumn = NDArray[np.float64]
 Columns = TypeVar("Columns", bound=Any)
@@ -54,7 +55,7 @@ class Served:
     together: FloatColumn
 
 
-class Engine(SteppingEngine):
+class Engine(LoopingEngine):
     """Engines of a table, and how requests fare on them."""
 
     def serve(self, load: Load) -> Served:

@@ -1,0 +1,190 @@
+"""Requests in a closed loop: each that ends is followed by another, so that as many are under way all the time.
+
+Their prompts come when others end, and these end with steps: a request's life is counted in the engine's steps. With K of them in a life,
+each of the others ends in any one with the chance q = 1 / K. How many prompts share a pass, how many passes a request meets and how many
+requests decode beside it follow from q alone, and K from what a step then takes. All of it goes one way: with more requests, or more of
+them ending, a step holds prompts more often, more of them share a pass, and it takes no less.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rapid_dse.simulate.inference.crowds import Crowd
+from rapid_dse.simulate.inference.request_lives import DecodeStep, Life, PromptPass, SteppingEngine, solved
+
+FloatColumn = NDArray[np.float64]
+
+LEAST_CHANCE = 1e-9  # that a request ends in a step of the engine
+
+
+@dataclass(frozen=True)
+class EngineStep:
+    """One step of the engine, ``(n_rows,)`` each: its decoding, the pass of prompts that may share it, prompts of others that come in it
+    (``come``), seconds of these (``prompts``) and of all (``total``; where nothing is decoded those of a pass)."""
+
+    decoding: DecodeStep
+    passed: PromptPass
+    come: FloatColumn
+    prompts: FloatColumn
+    total: FloatColumn
+
+
+@dataclass(frozen=True)
+class Habits:
+    """What requests of a loop do, however long they live, ``(n_rows,)`` each.
+
+    Attributes:
+        crowd: those that are under way.
+        grouped: whether all have one length, so that those that had their prompts together end together.
+        group: prompts that come together so.
+        share: how many share a pass at least.
+        rounds: share of requests of which all are one round: all prompts, then all tokens.
+        behind: seconds that a prompt waits for those of its group in the passes before its own; as many follow it.
+        hold: seconds for which a prompt is held back.
+    """
+
+    crowd: Crowd
+    grouped: NDArray[np.bool_]
+    group: FloatColumn
+    share: FloatColumn
+    rounds: FloatColumn
+    behind: FloatColumn
+    hold: FloatColumn
+
+
+class LoopingEngine(SteppingEngine):
+    """Engines of a table, and lives of requests on them in closed loops."""
+
+    def closed_life(self, crowd: Crowd, grouped: NDArray[np.bool_]) -> Life:
+        """A request's life in a closed loop.
+
+        Args:
+            grouped: whether all requests have one length.
+        """
+        habits = self._habits(crowd, grouped)
+
+        def answer(chance: FloatColumn) -> FloatColumn:
+            step = self._engine_step(habits, chance)
+            return np.asarray(1.0 / self._steps_of_life(habits, step, self._waits(habits, chance, step)))
+
+        chance: FloatColumn = solved(answer, np.full_like(crowd.running, LEAST_CHANCE), 1.0 / self._own_steps)
+        chance = np.minimum(chance, np.minimum(1.0, self._room(crowd.running) / np.maximum(crowd.others, 1e-12)))
+        step = self._engine_step(habits, chance)
+        return self._life(habits, step, self._waits(habits, chance, step))
+
+    def _habits(self, crowd: Crowd, grouped: NDArray[np.bool_]) -> Habits:
+        """Requests of one length keep together, each framework's in its way."""
+        serving = self.scenario.software.serving
+        first, chunked = serving.scheduler == "prefill_first", serving.scheduler == "chunked"
+        group = np.where(grouped & (not first), np.minimum(serving.prompts_together, crowd.running), 1.0)
+        alike = np.where(grouped & (not chunked), serving.in_step, 0.0)
+        least_held, hold = self._hold(crowd.running, np.ones_like(crowd.running), self.step(crowd.running))
+        a_pass, most = self.costs.together[self.kind] * self.cut.attention_dp, self._most_together(crowd.running)
+        share = np.minimum(np.maximum(group if chunked else alike * a_pass, least_held), most)
+        a_prompt = self.costs.prefill.at(self.kind, share / self.cut.attention_dp).of(self.prefill_slowest) / share
+        behind = crowd.steady * a_prompt * np.maximum(0.0, group - share) / 2.0
+        return Habits(crowd, grouped, group, share, alike * first, behind, hold)
+
+    @property
+    def _prompts_first(self) -> bool:
+        """Whether all prompts that wait run before the next decode step."""
+        return self.scenario.software.serving.scheduler == "prefill_first" and bool(self.later)
+
+    @property
+    def _own_steps(self) -> FloatColumn:
+        """Steps of the engine that a request needs: of its tokens, and of its prompt where that is computed beside decoding."""
+        steps, none = self.later / self.steps_tokens, np.zeros(len(self.kind))
+        if self._prompts_first:
+            return np.asarray(np.maximum(steps, 1.0) + none)
+        return np.asarray(steps + (np.maximum(1.0, self.cut.attention_dp / self.most_a_step) if self.later else 1.0) + none)
+
+    def _room(self, running: FloatColumn) -> FloatColumn:
+        """Prompts that a step of the engine takes at most, with a pass of each batch in flight."""
+        if self._prompts_first:
+            return np.full_like(running, np.inf)
+        a_pass = self.most_a_step if self.later else self.costs.together[self.kind] * self.cut.attention_dp
+        return np.asarray(a_pass * np.maximum(1.0, self._in_flight(running)))
+
+    def _engine_step(self, habits: Habits, chance: FloatColumn) -> EngineStep:
+        """A step of the engine in which each request ends with such a chance.
+
+        Of n others in a batch q n end in a step; a pass is where any does, at random in 1 − (1 − q)^n of the steps, of one length one after
+        the other. Prompts that come with a request's own are in no other of its steps.
+        """
+        crowd, steps = habits.crowd, self.later / self.steps_tokens
+        batches, most = np.maximum(1.0, self._in_flight(crowd.running)), self._most_together(crowd.running)
+        others = crowd.others / batches
+        ended = others * chance
+        any_ended = np.where(habits.grouped, np.minimum(1.0, ended), -np.expm1(others * np.log1p(-np.minimum(chance, 1.0 - 1e-12))))
+        together = np.minimum(np.maximum(np.maximum(1.0, ended / np.maximum(any_ended, 1e-300)), habits.share), most)
+        own = np.minimum(np.maximum(1.0 + ended, habits.share), most)
+        elsewhere = np.maximum(0.0, others + 1.0 - np.maximum(own, habits.group)) * chance / np.maximum(1.0 - chance, 1e-12)
+        come = batches * np.minimum(ended, elsewhere)
+        decoding = self.step(crowd.running, np.minimum(1.0, steps * chance))
+        passed = self._pass(habits, decoding, together, own)
+        prompts = come * passed.prompt
+        return EngineStep(decoding, passed, come, prompts, decoding.total + prompts if self.later else passed.alone * together * batches)
+
+    def _pass(self, habits: Habits, decoding: DecodeStep, together: FloatColumn, own: FloatColumn) -> PromptPass:
+        """A pass of prompts beside such decoding; that of a request itself takes ``own`` of them."""
+        where = self.costs.prefill.at(self.kind, together / self.cut.attention_dp)
+        alone = where.of(self.prefill_slowest) / together
+        whole = self.costs.prefill.at(self.kind, own / self.cut.attention_dp).of(self.prefill_total)
+        joins = self.later and self.scenario.software.serving.scheduler != "prefill_first"
+        spared = self._spared(decoding, together, where) if joins else np.zeros_like(together)
+        return PromptPass(where, together, whole, (1.0 - spared) * alone, alone, self._full_pass(habits.crowd.most).least, habits.hold)
+
+    def _steps_of_life(self, habits: Habits, step: EngineStep, waits: FloatColumn) -> FloatColumn:
+        """Steps of the engine in a request's life, of which its prompt waits for some seconds."""
+        return np.asarray(self._own_steps + (self._outside(habits, step.passed) + waits) / np.maximum(step.total, 1e-12))
+
+    def _outside(self, habits: Habits, passed: PromptPass) -> FloatColumn:
+        """Seconds until a prompt's first token that are none of the engine's steps: the server, the host, and prompts that it waits for
+        by habit."""
+        late = passed.where.of(self.prefill_late) + passed.hold
+        return np.asarray(self.scenario.software.serving.admission_latency + late + habits.behind)
+
+    def _waits(self, habits: Habits, chance: FloatColumn, step: EngineStep) -> FloatColumn:
+        """Seconds that a prompt waits: for half of the step that it finds, and for those in front of it where steps are nearly full.
+
+        Long steps are met more often than short ones: of a step of t seconds, which a pass of a prolongs with the chance p, half is
+        (t + (t + a) p a / (t + p a)) / 2. Prompts that run first wait for half of a step or of a pass. The queue is that of M/D/c by
+        Sakasegawa (1977), of steps that serve as many prompts as they take, and no longer than a loop's requests make it.
+        """
+        crowd, room, passed = habits.crowd, self._room(habits.crowd.running), step.passed
+        decoding, a_pass = step.decoding.total * bool(self.later), passed.prompt * passed.together
+        share_of_passes = step.prompts / np.maximum(decoding + step.prompts, 1e-12)
+        if self._prompts_first:
+            half = 0.5 * (decoding * (1.0 - share_of_passes) + a_pass * share_of_passes)
+        else:
+            half = 0.5 * (decoding + (decoding + a_pass) * share_of_passes) if self.later else 0.5 * step.prompts
+        full = np.minimum(1.0, crowd.others * chance / room)
+        spare = 1.0 - full + 1.0 / np.sqrt(1.0 + crowd.running)
+        queued = 0.5 * full ** (np.sqrt(2.0 * (np.minimum(room, 1e12) + 1.0)) - 1.0) / (room * spare)
+        return np.asarray(crowd.steady * (half * crowd.busy + queued * (decoding + step.prompts)))
+
+    def _life(self, habits: Habits, step: EngineStep, waits: FloatColumn) -> Life:
+        """A request's life, of such steps of the engine, of which its prompt waits for some seconds."""
+        steps, crowd = self.later / self.steps_tokens, habits.crowd
+        decoding, passed, rounds = step.decoding, step.passed, habits.rounds
+        first = self._outside(habits, passed) + passed.whole
+        accompanied = np.minimum(1.0, step.come * steps) * bool(steps)  # chance that any request decodes in the pass of a prompt
+        own_steps = steps + accompanied * (self._own_steps - steps)
+        if self._prompts_first:
+            round_wait = np.maximum(0.0, crowd.running * passed.alone - passed.whole) / 2.0
+            in_front = passed.alone * np.maximum(0.0, 1.0 + step.come - passed.together) / 2.0  # of those that ended in the same step
+            first = first + rounds * crowd.steady * round_wait + (1.0 - rounds) * (waits + crowd.steady * in_front)
+            met = (1.0 - rounds) * ((steps - 1.0) * step.prompts + in_front) + rounds * 0.5 * crowd.others * passed.prompt
+        else:
+            spared = (passed.alone - passed.prompt) * passed.together
+            first = first + waits + np.maximum(0.0, (own_steps - steps) * decoding.total - accompanied * spared)
+            met = steps * step.prompts + habits.behind
+        decode = steps * decoding.total + self.scenario.software.serving.decode_wait * met * bool(steps)
+        # all that run have their prompts and their steps from one engine, which takes no more prompts in a step than its tokens hold
+        fewest = np.maximum(own_steps, (crowd.others + 1.0) / self._room(crowd.running))
+        needed = (crowd.others + 1.0) * passed.prompt + fewest * decoding.total * bool(steps)
+        return Life(crowd, decoding, passed, np.asarray(decode), np.asarray(np.maximum(first, needed - decode)))

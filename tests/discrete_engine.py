@@ -1,0 +1,115 @@
+"""An engine that serves requests one by one: what closed forms of a closed loop are held against.
+
+Steps take what the closed forms price them at; which requests are in one follows from each request's own tokens, rank and turn.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from serving_trials import engines
+
+from rapid_dse.config.scenario import Scenario
+from rapid_dse.simulate.inference.pricing import prepare
+from rapid_dse.simulate.inference.serving import Engine
+
+MOST = 1024  # sequences up to which steps are priced
+
+
+@dataclass
+class Request:
+    """``length``: tokens that it generates, of which so many are ``missing``; when it arrived, and had its first."""
+
+    arrived: float
+    length: int
+    rank: int
+    missing: int = 0
+    first: float = 0.0
+
+
+@dataclass
+class Fared:
+    """Means over a run's requests, s and requests a second."""
+
+    tpot: float
+    ttft: float
+    rate: float
+
+
+@dataclass
+class DiscreteEngine:
+    """One engine, which takes prompts as its scheduler says, with steps of a scenario."""
+
+    of: Scenario
+    row: dict[str, float]
+    seconds: dict[tuple[int, int, int], float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        table = engines(self.row | {"concurrency": MOST})
+        part = prepare(self.of, table)[0]
+        self.engine = Engine(self.of, part.costs[0], part.kinds[0])
+        self.ranks = int(self.engine.cut.attention_dp[0])
+        serving = self.of.software.serving
+        self.first, self.wait, self.admission = serving.scheduler == "prefill_first", serving.attention_dp_wait, serving.admission_latency
+        self.fit = max(1, int(serving.max_batched_tokens // self.of.workload.lengths[0]))
+
+    def step(self, prompts: int, ranks: int, rows: int) -> float:
+        """Seconds of a step of so many sequences on the fullest rank, with so many prompts on the fullest of so many ranks beside it."""
+        key = (prompts, ranks, rows)
+        if key not in self.seconds:
+            engine, together = self.engine, np.array([prompts * ranks / self.ranks if ranks < self.ranks else float(prompts)])
+            decoding = engine.step(np.array([float(max(rows, 1) * self.ranks)]))
+            where = engine.costs.prefill.at(engine.kind, together)
+            alone = where.of(engine.prefill_slowest) * bool(prompts)
+            spared = engine._spared(decoding, together * self.ranks, where) if rows and prompts and not self.first else 0.0
+            self.seconds[key] = float((decoding.total * bool(rows) + alone * (1.0 - spared))[0])
+        return self.seconds[key]
+
+    def serve(self, running: int, sent: int, seed: int = 0) -> Fared:
+        """A closed loop of so many requests, each that ends followed by another."""
+        rng, length, spread = np.random.default_rng(seed), self.of.workload.lengths[1], self.of.workload.length_spread
+        drawn = rng.uniform(length * (1 - spread), length * (1 + spread), sent + 2 * running)
+        lengths = iter(np.maximum(2, np.rint(drawn)).astype(int).tolist())
+        loads, now, waited, waiting, decoding, ended = [0] * self.ranks, 0.0, 0, [], [], []  # type: ignore[var-annotated]  # lists of requests
+
+        def arrive() -> None:
+            rank = min(range(self.ranks), key=loads.__getitem__)
+            loads[rank] += 1
+            waiting.append(Request(now, next(lengths), rank))
+
+        for _ in range(running):
+            arrive()
+        while len(ended) < sent:
+            here = [request for request in waiting if request.arrived + self.admission <= now]
+            taken = [request for rank in range(self.ranks) for request in [each for each in here if each.rank == rank][: self.fit]]
+            rows = np.bincount([request.rank for request in decoding], minlength=self.ranks)
+            if taken and self.wait and len({request.rank for request in taken}) < self.ranks:
+                waited += 1
+                if waited < self.wait and rows.min() > 0:
+                    taken = []
+                else:
+                    waited = 0
+            elif taken:
+                waited = 0
+            if not taken and not decoding:
+                now = min(request.arrived for request in waiting) + self.admission
+                continue
+            prompts = np.bincount([request.rank for request in taken], minlength=self.ranks)
+            alone = bool(taken) and self.first
+            now += self.step(int(prompts.max()), int((prompts > 0).sum()), 0 if alone else int(rows.max()))
+            for request in [] if alone else list(decoding):
+                request.missing -= 1
+                if not request.missing:
+                    decoding.remove(request)
+                    loads[request.rank] -= 1
+                    ended.append((now, request))
+                    arrive()
+            for request in taken:
+                waiting.remove(request)
+                request.first, request.missing = now, request.length - 1
+                decoding.append(request)
+        steady = ended[sent // 4 :]
+        tokens = [(end - request.first) / (request.length - 1) for end, request in steady]
+        first = [request.first - request.arrived for _, request in steady]
+        return Fared(float(np.mean(tokens)), float(np.mean(first)), (len(steady) - 1) / (steady[-1][0] - steady[0][0]))
