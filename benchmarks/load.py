@@ -157,7 +157,7 @@ def a_day(folder: Path, trials: int) -> list[Bound]:
     print(f"{trials:,} trials, {watch.peak:.2f} GB at most")
     each = grown / (trials * 0.375) * 1e6
     return [
-        Bound("a day of trials: memory of a trial, which samplers learn from", each, 8, "kB"),
+        Bound("a day of trials: memory of a trial, which samplers learn from", each, 3, "kB"),
         Bound("a day of trials: memory", watch.peak, 2, "GB"),
     ]
 

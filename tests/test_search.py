@@ -6,6 +6,8 @@ import json
 import os
 import re
 import sqlite3
+import sys
+from collections import Counter
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -123,6 +125,13 @@ def test_constraints_hold_and_user_attributes_are_the_row(tmp_path: Path) -> Non
     assert f"{best * 1e3:.1f} ms" in shown or f"{best:.2f} s" in shown
 
 
+def own_bytes(trials: list[optuna.trial.FrozenTrial]) -> list[int]:
+    """Memory of each trial's attributes that no other trial shares, bytes."""
+    parts = [[trial, *vars(trial).values(), *map(partial(getattr, trial.user_attrs), trial.user_attrs.__slots__)] for trial in trials]
+    times = Counter(id(part) for of_trial in parts for part in {id(part): part for part in of_trial}.values())
+    return [sum(sys.getsizeof(part) for part in of_trial if times[id(part)] == 1) for of_trial in parts]
+
+
 @pytest.mark.parametrize("database", [False, True])
 def test_memory_holds_of_each_trial_what_the_study_asks_for_and_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, database: bool
@@ -147,6 +156,8 @@ def test_memory_holds_of_each_trial_what_the_study_asks_for_and_once(
             assert trial.distributions is kept[0].distributions
             assert trial.params is mirrored.params
             assert trial.constraints == mirrored.constraints
+        # As much again are Optuna's two indexes of its trials.
+        assert max(own_bytes(kept)) < 800
         assert ran.outcome.rows is not None
         assert ran.outcome.rows["key"].to_pylist() == [trial.user_attrs["key"] for trial in kept]
         gone = {"key": "0" * 32, "status": "error", "reason": "its file is gone"}

@@ -6,7 +6,7 @@ pandas, so it makes its columns here; numbers are not copied either.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -40,7 +40,7 @@ def texts(values: Sequence[str]) -> pa.Array:
     return _few_texts(tuple(values)) if len(values) <= FEW else _texts(values)
 
 
-@lru_cache(maxsize=1024)
+@lru_cache(maxsize=256)
 def _few_texts(values: tuple[str, ...]) -> pa.Array:
     """What the texts of statuses, reasons and options are, table after table."""
     return _texts(values)
@@ -108,7 +108,7 @@ def floats(column: pa.ChunkedArray) -> NDArray[np.float64]:
     return np.concatenate(parts)
 
 
-def wrong_column(schema: pa.Schema, expected: Mapping[str, Sequence[str]]) -> str | None:
+def wrong_column(schema: pa.Schema, expected: Mapping[str, Collection[str]]) -> str | None:
     """What is wrong with the first column that holds another kind than is expected of its name, or values of several parts."""
     for field in schema:
         holds = kind_of(field.type)

@@ -40,8 +40,7 @@ def usable_of(table: pa.Table) -> NDArray[np.float64] | None:
 
 def memory_keys(names: Sequence[str]) -> list[str]:
     """Those of the columns that hw.memory.usable depends on."""
-    of_cluster = ("cluster", "cluster.memory_taken")
-    return [name for name in names if is_override(name) and (name in ("hw", *of_cluster) or name.startswith("hw.memory"))]
+    return [name for name in names if name in standing.OF_USABLE]
 
 
 def usable_by(labels: Sequence[standing.Label]) -> dict[standing.Label, float] | None:

@@ -38,6 +38,8 @@ OF_TIME = frozenset(
 # a choice of how to do the same work.
 _SAME_WORK = frozenset({"workload.precision", "workload.kv_precision"})
 _LOADS = {f"workload.{name}" for name in ("global_batch_size", "batch_size", "concurrency", "request_rate", "num_prompts")}
+# What a chip's usable memory depends on; its bandwidth, which a search may draw anew for each trial, is none of it.
+OF_USABLE = frozenset({"hw", "hw.memory", "hw.memory.usable", "hw.memory.capacity", "cluster", "cluster.memory_taken"})
 FITS, OOM, NO_HEADROOM = range(3)  # verdicts; 3 and more are the constraint that is broken
 
 
@@ -192,13 +194,35 @@ def _broken(verdict: NDArray[np.int8], aim: Aim) -> dict[str, int]:
 
 
 def numbers(table: pa.Table, name: str) -> FloatColumn:
-    """A column of numbers, NaN where it is null or missing, ``(n_rows,)``."""
-    import pyarrow as pa
+    """A column of numbers, NaN where it is null, auto (in a table of cases) or missing, ``(n_rows,)``.
 
-    if name not in table.column_names:
+    Raises:
+        ValueError: where it holds something else.
+    """
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    kind = arrow.kind_of(table.schema.field(name).type) if name in table.column_names else "nothing"
+    if kind == "nothing":
         return np.full(len(table), np.nan)
     column = table[name]
-    return np.full(len(table), np.nan) if pa.types.is_null(column.type) else arrow.floats(column)
+    try:
+        if kind == "texts":
+            texts = column.cast(pa.string())
+            column = pc.if_else(pc.equal(texts, arrow.scalar("auto")), pa.scalar(None, pa.string()), texts)
+        return arrow.floats(column)
+    except pa.ArrowException:
+        raise ValueError(f"column {name} holds {_text_among(column)}; expected numbers, as a sweep or evaluate writes them") from None
+
+
+def _text_among(column: pa.ChunkedArray) -> str:
+    """The first value of a column that is no number, as an error shows it."""
+    for value in column.to_pylist():
+        try:
+            float(value or 0)
+        except (TypeError, ValueError):
+            return repr(value)[:80]
+    return str(column.type)
 
 
 def expected_error(table: pa.Table) -> FloatColumn:

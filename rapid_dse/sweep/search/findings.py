@@ -107,12 +107,19 @@ def _ranked(out: Console, findings: Found, aim: Aim, trial: Callable[[ranked.Row
     """The best of the rows that count; where none does, of all."""
     table = findings.rows
     lanes = standing.place_lanes(len(table))
-    usable = np.array([trial({"key": key}).scenario.hw.memory.usable for key in table["key"].to_pylist()])
-    stood = standing.standing_of(table, aim, usable, lanes)
+    stood = standing.standing_of(table, aim, _usable(table, aim, trial), lanes)
     if not findings.feasible:
         listing.say(out, "no layout meets all constraints; these do not:")
     source = ranked.Source(lambda lanes: standing.rows_at(table, lanes), trial, "search.each=true")
     ranked.show_ranking(out, stood, aim, source)
+
+
+def _usable(table: pa.Table, aim: Aim, trial: Callable[[ranked.Row], Priceable]) -> NDArray[np.float64]:
+    """hw.memory.usable of each row, bytes, ``(n_rows,)``; looked up once for rows that agree in what it depends on."""
+    codes, _ = standing.combinations_of(table, [key for key in aim.varying if key in standing.OF_USABLE])
+    _, first, of = np.unique(codes, return_index=True, return_inverse=True)
+    usable_bytes = [trial({"key": table["key"][int(at)].as_py()}).scenario.hw.memory.usable for at in first]
+    return np.array(usable_bytes, np.float64)[of]
 
 
 def _best_by_variant(rows: pa.Table, aims: Aims, outer: Sequence[str]) -> pa.Table:

@@ -80,6 +80,8 @@ class Mirror:
                 self._storage._set_trial(own._trial_id, trial)
             elif trial.state == own.state:  # where the storage has other studies, or counts from 1
                 own.params, own.distributions, own.system_attrs = trial.params, trial.distributions, trial.system_attrs
+                own._values, own.user_attrs, own.intermediate_values = trial._values, trial.user_attrs, trial.intermediate_values
+                own.datetime_start, own.datetime_complete = trial.datetime_start, trial.datetime_complete
 
     def _frozen(self, number: int) -> FrozenTrial:
         return self._storage.get_trial(self._storage.get_trial_id_from_study_id_trial_number(self._study_id, number))

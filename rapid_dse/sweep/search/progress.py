@@ -30,7 +30,6 @@ class Progress:
     new: int = 0
     best: Row | None = None
     reasons: Counter[str] = field(default_factory=Counter)
-    _keys: set[str] = field(default_factory=set)
     _began: float = field(default_factory=time.monotonic)
     _said: float = field(default_factory=time.monotonic)
     _pending: int = 0
@@ -41,11 +40,13 @@ class Progress:
         self._pending += 1
         self._say()
 
+    def read_again(self) -> None:
+        """The study is read from its start, as where another process has added to it: what was told before is told again."""
+        self.done, self.best = 0, None
+        self.reasons.clear()
+
     def told(self, row: Row, feasible: bool, new: bool) -> None:
         """A trial is in the study."""
-        if row["key"] in self._keys:  # the study is read again where another process added to it
-            return
-        self._keys.add(row["key"])
         self.done, self.new, self._pending = self.done + 1, self.new + new, max(0, self._pending - new)
         if row.get("reason"):
             self.reasons[row["reason"]] += 1

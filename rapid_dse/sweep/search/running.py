@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import optuna
 
+from rapid_dse.common.standard_output import OutputFailedError
 from rapid_dse.common.termination import what_ended
 from rapid_dse.config.run import Debug, Search
 from rapid_dse.parallel.layouts import COLUMN_OF
@@ -72,7 +73,7 @@ def run(axes: Axes, out: Console | None = None, err: Console | None = None) -> i
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     try:
         return _searched(space, aims, (search, debug), _Place(name, folder, settings), (out, err))
-    except BrokenPipeError:  # nobody reads the output any more
+    except (BrokenPipeError, OutputFailedError):  # nobody reads the output any more, or it takes no more
         raise
     except OSError as error:
         raise ValueError(f"{folder}: {error.strerror or error}; what was written is kept, the same command goes on from there") from None

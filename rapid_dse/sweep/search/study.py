@@ -34,6 +34,9 @@ class Watch(Protocol):
     def answered(self) -> None:
         """A trial of the batch has its row."""
 
+    def read_again(self) -> None:
+        """All trials of the study are told anew."""
+
     def told(self, row: Row, feasible: bool, new: bool) -> None:
         """A trial is in the study; ``new`` where this run has made it."""
 
@@ -149,6 +152,7 @@ class Study:
         parts = self._parts
         self._mirror = Mirror(parts.space, [objective.direction for objective in parts.aims.objectives], stored)
         self.outcome, self.bounding, self._stored = StudyOutcome(), self._no_bounds(), len(stored)
+        parts.watch.read_again()
         if parts.space.countable:
             for variant in parts.space.variants():
                 variant.tried[:], variant.hopeless[:] = False, False
