@@ -11,9 +11,10 @@ from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from rapid_dse import __version__
-from rapid_dse.common import long_work, termination
+from rapid_dse.common import long_work, standard_output, termination
 
 USAGE, INTERRUPTED = 2, 130
+_ERRORS = "rapid_dse"  # the name under which Python knows what stands for missing characters
 LONGEST = 300  # characters of an error's line, whatever the value in it
 
 # What stands for a character that a terminal's encoding does not have; for all others a question mark.
@@ -50,17 +51,17 @@ def guarded(command: Callable[[Sequence[str]], int], arguments: Sequence[str]) -
         The command's own exit code; 2 where an input is wrong, too large, or a file cannot be read or written; 130 after Ctrl-C, 128 and
         its number after another signal. A reader of its output that has seen enough (head) ends the command quietly, with 0.
     """
-    _printable()
+    output = _printable()
     came: list[int] = []
     try:
         with termination.raising() as came, long_work.listening():
-            code = _flushed(_in_one_line(command, arguments))
+            code = _flushed(_in_one_line(command, arguments), output)
     except KeyboardInterrupt:  # came between the command's own end and that of what is around it
         code = INTERRUPTED
     return termination.exit_code(came[0]) if came else code
 
 
-def _flushed(code: int) -> int:
+def _flushed(code: int, output: standard_output.StandardOutput | None) -> int:
     """Writes what is left of the output; the exit code."""
     try:
         sys.stdout.flush()
@@ -68,7 +69,9 @@ def _flushed(code: int) -> int:
         _close_quietly()
     except OSError as error:  # a full disk behind a redirection
         _close_quietly()
-        return _fail(f"standard output: {error.strerror or error}", USAGE)
+        return code or _fail(f"{standard_output.NAME}: {error.strerror or error}", USAGE)
+    if not code and output is not None and output.failure is not None:
+        return _fail(f"{standard_output.NAME}: {output.failure.strerror}", USAGE)
     return code
 
 
@@ -93,16 +96,21 @@ def _in_one_line(command: Callable[[Sequence[str]], int], arguments: Sequence[st
         return _fail(" ".join(str(error).split()), USAGE)
 
 
-def _printable() -> None:
-    """Lets every character be printed: one that the terminal's encoding lacks has a stand-in; what is closed takes and forgets."""
+def _printable() -> standard_output.StandardOutput | None:
+    """Lets every character be printed: one that the terminal's encoding lacks has a stand-in; what is closed takes and forgets.
+
+    Standard output's file, where it is the process's own.
+    """
     _open_standard_files()
-    codecs.register_error("rapid_dse", _stand_in)
+    codecs.register_error(_ERRORS, _stand_in)
+    output = standard_output.named(_ERRORS)
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is None:
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 as long as the process
         elif isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="rapid_dse")
+            stream.reconfigure(errors=_ERRORS)
+    return output
 
 
 def _open_standard_files() -> None:

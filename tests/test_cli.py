@@ -174,5 +174,5 @@ def test_nothing_is_imported_that_is_not_used(tmp_path: Path, arguments: list[st
 
 
 def test_a_signal_at_a_commands_very_end_has_its_exit_code(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(command, "_flushed", lambda code: os.kill(os.getpid(), signal.SIGTERM))
+    monkeypatch.setattr(command, "_flushed", lambda *given: os.kill(os.getpid(), signal.SIGTERM))
     assert command.guarded(lambda arguments: 0, []) == 143

@@ -19,6 +19,7 @@ from program import ROOT, one_line, run
 from rapid_dse import __main__, evaluate, rank
 from rapid_dse.command import guarded
 from rapid_dse.common import compiled
+from rapid_dse.common.standard_output import StandardOutput
 from rapid_dse.events.programs import script
 
 FITS = ("hw=h200", "hw.num_gpus=64", "parallel.tp=8", "parallel.pp=4")
@@ -74,6 +75,31 @@ def test_a_disk_that_is_full_is_told(folder: Path, monkeypatch: pytest.MonkeyPat
     with open("/dev/full", "w", encoding="utf-8") as stream, contextlib.redirect_stdout(stream):
         assert guarded(__main__.run, ["--version"]) == 2
     assert capfd.readouterr().err == "rapid_dse: standard output: No space left on device\n"
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_what_a_full_disk_behind_standard_output_refuses_is_blamed_on_no_file(
+    name: str, folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    command, arguments = COMMANDS[name]
+    monkeypatch.chdir(folder)
+    file = StandardOutput(os.open("/dev/full", os.O_WRONLY), "wb")
+    with io.TextIOWrapper(io.BufferedWriter(file), encoding="utf-8", write_through=name != "help") as stream:
+        monkeypatch.setattr(sys, "stdout", stream)
+        assert guarded(command, arguments) == 2
+    assert capfd.readouterr().err.endswith("rapid_dse: standard output: No space left on device\n")
+
+
+@pytest.mark.parametrize("unbuffered", [[], ["-u"]])
+def test_a_process_names_its_standard_output(unbuffered: list[str]) -> None:
+    code = "import sys; from rapid_dse.command import guarded; sys.exit(guarded(lambda arguments: print('±' * 9000) or 0, []))"
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    environment |= {"PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "ascii"}
+    with open("/dev/full", "w", encoding="utf-8") as full:
+        done = subprocess.run([sys.executable, *unbuffered, "-c", code], stdout=full, stderr=subprocess.PIPE, text=True, env=environment)
+    assert (done.returncode, done.stderr) == (2, "rapid_dse: standard output: No space left on device\n")
+    done = subprocess.run([sys.executable, *unbuffered, "-c", code], capture_output=True, text=True, env=environment)
+    assert (done.returncode, done.stdout) == (0, "+-" * 9000 + "\n")
 
 
 def test_functions_and_mappings_of_overrides_are_read_where_assertions_are_left_out(tmp_path: Path) -> None:

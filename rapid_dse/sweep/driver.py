@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from rapid_dse.common.standard_output import OutputFailedError
 from rapid_dse.common.termination import what_ended
 from rapid_dse.config.run import Debug, Search
 from rapid_dse.config.scenario import Scenario
@@ -116,7 +117,7 @@ def run(
         study_folder.remove_parts(folder)  # of workers that were stopped in the middle of a file
         _notice(err, f"{what_ended(error)} after {tally.rows:,} trials; they are kept in {folder}, the same command goes on from there")
         return INTERRUPTED
-    except BrokenPipeError:  # nobody reads the output any more
+    except (BrokenPipeError, OutputFailedError):  # nobody reads the output any more, or it takes no more
         raise
     except OSError as error:
         raise ValueError(f"{folder}: {error.strerror or error}; what was written is kept, the same command goes on from there") from None
