@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import random
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,8 @@ from hydra_plugins.rapid_dse_plugins._guarded import loaded
 from hydra_plugins.rapid_dse_plugins.guarded_folders import GuardedFolders
 from rapid_dse.events.backends import price
 from rapid_dse.parallel.layouts import CODES, KEYS
+from rapid_dse.sweep import compose as compose_module
+from rapid_dse.sweep import own_files, places
 from rapid_dse.sweep.compose import composed, from_hydra, hydra_ready, scenario_of, with_values
 from rapid_dse.sweep.overrides import GROUPS, SWEEPS, Values, for_hydra, read, read_space
 from rapid_dse.sweep.own_files import all_own
@@ -183,6 +187,56 @@ def test_shipped_options_and_sweeps_are_what_hydra_composes_of_them_together() -
             found = composed(options)
             assert found == together, options
             assert json.dumps(found.tree) == json.dumps(together.tree), "the order of keys is that of the results' columns"
+
+
+MODEL = (ROOT / "conf/model/llama3_1_8b.yaml").read_text()
+GLOBAL = "# @package _global_\n"
+# Files that a user may put among the program's own: some are as plain as those, others say more.
+AMONG_OWN = {
+    "an option as the program has them": ("conf/model", "defaults: [llama3_1_8b, _self_]\nname: mine\n", True),
+    "one that builds on one twice": ("conf/model", "defaults: [llama3_1_8b, llama3_1_8b]\n", False),
+    "one that refers to another group": ("conf/model", MODEL.replace("128256", "${hw.num_gpus}"), False),
+    "one of another group's package": ("conf/model", "# @package hw\nnum_gpus: 8\n", False),
+    "a sweep as the program has them": ("sweeps", GLOBAL + "defaults:\n  - override /hw: h200\nhw: {num_gpus: 16}\n", True),
+    "a sweep that builds on a sweep": ("sweeps", GLOBAL + "defaults:\n  - days_and_dollars\nhw: {num_gpus: 16}\n", False),
+    "a sweep of no package": ("sweeps", "hw: {num_gpus: 16}\n", False),
+    "a sweep that chooses twice": ("sweeps", GLOBAL + "defaults:\n  - override /hw: h200\n  - override /hw: a100\n", False),
+    "a sweep that overrides nothing": ("sweeps", GLOBAL + "defaults:\n  - override model: llama3_1_8b\n", False),
+    "a sweep that refers to the rest": ("sweeps", GLOBAL + "hw: {num_gpus: '${hw.sms}'}\n", False),
+    "a key of no section": ("sweeps", GLOBAL + "hw.num_gpus: 5\n", False),
+    "a section that is nothing": ("sweeps", GLOBAL + "backend: null\n", False),
+}
+
+
+@pytest.fixture(scope="module")
+def home_with_more(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The program's own files with those of ``AMONG_OWN`` among them, named by their number."""
+    made = tmp_path_factory.mktemp("home")
+    for name in ("conf", "sweeps"):
+        shutil.copytree(ROOT / name, made / name)
+    for number, (folder, text, _) in enumerate(AMONG_OWN.values()):
+        (made / folder / f"mine{number}.yaml").write_text(text)
+    return made
+
+
+@pytest.mark.parametrize("name", AMONG_OWN)
+def test_a_file_among_the_programs_own_composes_as_hydra_has_it(home_with_more: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    folder, text, plain = AMONG_OWN[name]
+    for module in (places, compose_module, own_files):
+        monkeypatch.setattr(module, "home", lambda: home_with_more)
+    options = {folder.removeprefix("conf/"): f"mine{list(AMONG_OWN).index(name)}"}
+    with hydra_ready():
+        ended: list[Any] = []
+        for compose_it in (composed, lambda options: from_hydra(compose_module._by_hydra(options, (), False), False)):
+            try:
+                ended.append(compose_it(options))
+            except ValueError as error:
+                ended.append(str(error))
+        assert ended[0] == ended[1]
+        with contextlib.nullcontext() if plain else pytest.raises(own_files.NotPlain):
+            own_files.own_tree(options, False, ("the same files",))
+    if "null" in text or ": 5" in text:
+        assert "expected keys with values" in str(ended[0])
 
 
 def test_shipped_options_say_nothing_outside_their_group() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import difflib
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -39,7 +40,7 @@ from rapid_dse.imports.run_values import settled_by, values_of
 from rapid_dse.parallel.layouts import KEYS, SERVING_KEYS
 from rapid_dse.sweep.option_files import state_of_options
 from rapid_dse.sweep.overrides import ALL_KEYS, GROUPS, SWEEPS, check_key, for_hydra, read
-from rapid_dse.sweep.own_files import all_own, own_tree
+from rapid_dse.sweep.own_files import NotPlain, all_own, own_tree
 from rapid_dse.sweep.places import home
 from rapid_dse.sweep.trusting import closed_environment, plain_parts
 
@@ -83,10 +84,11 @@ def composed(options: Mapping[str, str], hydra: tuple[str, ...] = (), trusted: b
     Raises:
         ValueError: one line, where an option does not exist or a file cannot be read.
     """
-    if hydra or not all_own(options):
-        return from_hydra(_by_hydra(options, hydra, trusted), trusted)
-    composition = _composed_of_own(tuple(options.items()), trusted, state_of_options(trusted))
-    return replace(composition, tree=copy.deepcopy(composition.tree))
+    if not hydra and all_own(options):
+        with contextlib.suppress(NotPlain):
+            composition = _composed_of_own(tuple(options.items()), trusted, state_of_options(trusted))
+            return replace(composition, tree=copy.deepcopy(composition.tree))
+    return from_hydra(_by_hydra(options, hydra, trusted), trusted)
 
 
 @lru_cache(maxsize=256)

@@ -96,14 +96,23 @@ def plain_parts(config: DictConfig, trusted: bool) -> dict[str, Any]:
 
     Hydra's own part is left out before: what files say refers to nothing there, where references could hide that double what they stand
     for.
+
+    Raises:
+        ValueError: where a file has a single value in place of a part, or too many references.
     """
-    own = OmegaConf.masked_copy(config, [str(name) for name in config if name != "hydra"])
+    names: list[Any] = [name for name in config if name != "hydra"]
+    own = OmegaConf.masked_copy(config, names)
     if not trusted:
         require_few_references(OmegaConf.to_container(own, resolve=False))
-    names = [str(name) for name in own if OmegaConf.is_config(own._get_node(name))]
     with closed_environment(trusted), warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # what ${oc.deprecated:...} of a file says
-        return {name: OmegaConf.to_container(own[name], resolve=True) for name in names}
+        parts = {
+            str(name): OmegaConf.to_container(own[name], resolve=True) if OmegaConf.is_config(own[name]) else own[name] for name in own
+        }
+    for name, value in parts.items():
+        if not isinstance(value, dict | list):
+            raise ValueError(f"{name}={'null' if value is None else value}: what a file says of a whole section; expected keys with values")
+    return parts
 
 
 def require_few_references(tree: Any) -> None:
