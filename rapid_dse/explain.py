@@ -36,12 +36,12 @@ def run(arguments: Sequence[str]) -> int:
     """
     options = _options(arguments)
     from rapid_dse.analysis.reasons import explanation, sensitivity, told
-    from rapid_dse.sweep import ranking, store
+    from rapid_dse.sweep import ranking, result_columns, store
     from rapid_dse.sweep.console import console
 
     err = console(stderr=True)
     table = store.read(options.results, lambda line: err.print(line, highlight=False, markup=False, soft_wrap=True))
-    table = store.require_results(table, options.results)
+    table = result_columns.require_results(table, options.results)
     if "key" not in table.column_names:
         raise ValueError(f"{options.results}: has no column key; allowed: what a sweep or evaluate wrote")
     ranking.require_name(options.by, ranking.numbers(table.schema), "--by")

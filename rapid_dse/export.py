@@ -72,11 +72,11 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
 def _portion(options: argparse.Namespace) -> Portion:
     """The row that is asked for, composed again."""
     from rapid_dse.analysis.reasons.chosen import best_rows, row_of
-    from rapid_dse.sweep import store
+    from rapid_dse.sweep import result_columns, store
     from rapid_dse.sweep.restored import portion_of
 
     table = store.read(options.results, lambda line: print(line, file=sys.stderr))
-    table = store.require_results(table, options.results)
+    table = result_columns.require_results(table, options.results)
     if "key" not in table.column_names:
         raise ValueError(f"{options.results}: has no column key; allowed: what a sweep or evaluate wrote")
     row = best_rows(table, options.by, 1)[0] if options.key is None else row_of(table, options.key)

@@ -64,7 +64,7 @@ def _with_negatives(arguments: Sequence[str]) -> list[str]:
 
 
 def _show(options: argparse.Namespace) -> None:
-    from rapid_dse.sweep import pieces, ranked, show, store  # what takes long to load is loaded where Ctrl-C is one line
+    from rapid_dse.sweep import pieces, ranked, result_columns, show  # what takes long to load is loaded where Ctrl-C is one line
     from rapid_dse.sweep.console import console
     from rapid_dse.sweep.ranked_rows import ranked_rows
     from rapid_dse.sweep.restored import trial_of
@@ -72,7 +72,7 @@ def _show(options: argparse.Namespace) -> None:
 
     out, err = console(), console(stderr=True)
     all_pieces = pieces.pieces_of(options.results, lambda line: err.print(line, highlight=False, markup=False, soft_wrap=True))
-    store.require_columns(all_pieces[0].schema, options.results)
+    result_columns.require_columns(all_pieces[0].schema, options.results)
     study = StandingPieces(all_pieces)
     aim = _aim(options, all_pieces[0].schema, study.varying)
     stood, status, reasons = study.standing(aim)

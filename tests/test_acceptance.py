@@ -389,6 +389,16 @@ def test_ranking_files_that_are_no_results_is_one_line(tmp_path: Path) -> None:
     assert ".: none of its 2 files holds results that can be read; the first: x.parquet: no results of rapid_dse" in line
 
 
+def test_results_that_lie_deeper_than_a_folder_of_studies_are_not_looked_for(tmp_path: Path) -> None:
+    place = tmp_path / "home/results/s"
+    place.mkdir(parents=True)
+    done(place, "-m", "parallel.tp=1,2", "search.study=s", "search.results_dir=../")
+    assert "2 trials" in done(tmp_path, "home/results", module="rapid_dse.rank").out
+    for command in ("rank", "explain", "report"):
+        line = one_line(run(tmp_path, ".", module=f"rapid_dse.{command}"))
+        assert line == "rapid_dse: .: no results in this folder; allowed: a results file, results/<study>, or a folder of studies"
+
+
 def test_ranking_results_whose_columns_do_not_go_together_is_one_line(tmp_path: Path) -> None:
     for number, step in enumerate((1.0, "a second")):
         found = {"key": [f"{number:032x}"], "status": ["ok"], "reason": [None], "fits": [True], "step_time_s": [step]}

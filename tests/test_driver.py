@@ -413,6 +413,12 @@ def test_a_sweep_imports_nothing_that_it_does_not_need(tmp_path: Path) -> None:
         ("step_time_s", pa.array([[1.0]]), "column step_time_s holds list<"),
         ("mfu", pa.array(["half"]), "column mfu holds string; expected numbers"),
         ("hw", pa.array([{"x": 1}]), "column hw holds struct<x: int64>; expected single values"),
+        ("time_compute_s", pa.array(["short"]), "column time_compute_s holds string; expected numbers"),
+        ("parallel.tp", pa.array(["eight"]), "column parallel.tp holds 'eight'; expected numbers"),
+        ("parallel.dp", pa.array([b"\xff"]), "column parallel.dp holds b'\\xff'; expected numbers"),
+        ("parallel.zero", pa.array(["auto"]), None),  # as a table of cases has it
+        ("parallel.tp", pa.array(["8"]), None),
+        ("hw.num_gpus", pa.array(["all"]), None),
         ("cost_usd", pa.array([float("nan")]), None),
         ("parallel.schedule", pa.array([3]), None),
     ],

@@ -24,7 +24,7 @@ from program import done, one_line, run
 import rapid_dse as rd
 from rapid_dse.analysis.report.study_page import Origin, page
 from rapid_dse.analysis.report.svg_scales import Scale, scale_of
-from rapid_dse.sweep import store
+from rapid_dse.sweep import result_columns, store
 
 GRID = (
     *("-m", "hw=h100,a100", "model=llama3_1_8b", "hw.num_gpus=16,32", "workload.global_batch_size=128", "workload.train_tokens=1e12"),
@@ -316,7 +316,7 @@ def unpacked(text: str) -> dict[str, list[Any]]:
 
 
 def test_all_rows_are_on_the_page(folder: Path) -> None:
-    table = store.require_results(store.read(folder / "results" / "small", print), folder)
+    table = result_columns.require_results(store.read(folder / "results" / "small", print), folder)
     columns = unpacked((folder / "small.html").read_text())
     for name in table.column_names:
         values = table[name].to_pylist()
@@ -360,7 +360,7 @@ def test_no_text_of_a_user_is_markup(folder: Path) -> None:
     assert scripts_of(named) == scripts_of(small)
     assert named.count("<script") == small.count("<script")
     assert found.text.count(name) >= 2
-    table = store.require_results(store.read(folder / "results" / "small", print), folder)
+    table = result_columns.require_results(store.read(folder / "results" / "small", print), folder)
     bad = "</title><img src=x onerror=alert(2)>\0 ]]>"
     for column in ("reason", "hw", "outside", "model", "parallel.schedule"):
         at = table.column_names.index(column)
@@ -417,7 +417,7 @@ def test_requests_and_several_jobs(tmp_path: Path) -> None:
 
 
 def test_a_hundred_thousand_rows(folder: Path) -> None:
-    small = store.require_results(store.read(folder / "results" / "small", print), folder)
+    small = result_columns.require_results(store.read(folder / "results" / "small", print), folder)
     rows = np.resize(np.arange(len(small)), 100_000)
     spread = np.random.default_rng(1).lognormal(0, 0.5, (2, len(rows)))
     table = small.take(rows)

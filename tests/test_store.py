@@ -20,7 +20,7 @@ from generated import ROOT, many, portion
 
 from rapid_dse.common import termination
 from rapid_dse.config.run import Debug, Search
-from rapid_dse.sweep import driver, identity, ranking, show, standing, store, study_folder
+from rapid_dse.sweep import driver, identity, ranking, result_columns, show, standing, store, study_folder
 from rapid_dse.sweep.choosing import chosen
 from rapid_dse.sweep.pieces import pieces_of, rows_at
 from rapid_dse.sweep.restored import usable_of
@@ -56,7 +56,7 @@ def fail(line: str) -> None:
 
 def assert_pieces_are_the_table(source: Path) -> None:
     """Read file by file, a folder has the rows of the one table, which stand as they do in it."""
-    whole = store.require_results(store.read(source, fail), source)
+    whole = result_columns.require_results(store.read(source, fail), source)
     found = pieces_of(source, fail)
     assert pa.concat_tables([piece.read() for piece in found]).equals(whole)
     places = np.array([len(whole) - 1, 0])
@@ -240,4 +240,4 @@ def test_a_table_with_other_things_in_its_columns_is_refused_in_a_line(tmp_path:
     table = priced_table(portion(layouts=many(2))).to_pandas().assign(**{column: value})
     table.to_csv(tmp_path / "a.csv", index=False)
     with pytest.raises(ValueError, match=line):
-        store.require_results(store.read(tmp_path / "a.csv", fail), tmp_path / "a.csv")
+        result_columns.require_results(store.read(tmp_path / "a.csv", fail), tmp_path / "a.csv")

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from rapid_dse.api.keywords import Settings, given_of, warn
 from rapid_dse.api.trials import TrialRow
-from rapid_dse.sweep import ranking, standing, store
+from rapid_dse.sweep import ranking, result_columns, standing, store
 from rapid_dse.sweep.driver import INTERRUPTED
 from rapid_dse.sweep.overrides import Given
 from rapid_dse.sweep.quiet import priced_study
@@ -207,7 +207,7 @@ def _read(sources: Sequence[Path]) -> pa.Table:
         raise store.nothing_read(sources[0], said)
     for text in said:
         warnings.warn(text, RuntimeWarning, stacklevel=3)
-    return store.require_results(store.latest(tables), sources[0])
+    return result_columns.require_results(store.latest(tables), sources[0])
 
 
 def _files(source: Path) -> list[Path]:

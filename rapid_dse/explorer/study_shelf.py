@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from rapid_dse.sweep import arrow, ranking, standing, store
+from rapid_dse.sweep import arrow, ranking, result_columns, standing, store
 from rapid_dse.sweep.show import SECTIONS
 
 if TYPE_CHECKING:
@@ -146,7 +146,7 @@ class Shelf:
             if entry.name.startswith("."):
                 continue
             of_file = entry.is_file() and path.suffix.lower() == store.SUFFIX
-            if of_file or (entry.is_dir() and any(not study_file.name.startswith(".") for study_file in path.rglob(f"*{store.SUFFIX}"))):
+            if of_file or (entry.is_dir() and any(store.found_in(path))):
                 paths[entry.name] = path
         return paths
 
@@ -185,7 +185,7 @@ class Shelf:
             if kept is None or kept[0] != signature:
                 self._tables.pop(name, None)
                 damaged: list[str] = []
-                table = _complete(store.require_results(store.read(source, damaged.append), source), source)
+                table = _complete(result_columns.require_results(store.read(source, damaged.append), source), source)
                 kept = (signature, LoadedStudy(name, source, table.combine_chunks(), tuple(damaged)))
                 self._tables[name] = kept
             self._tables.move_to_end(name)

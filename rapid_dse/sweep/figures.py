@@ -72,8 +72,15 @@ def parameters(count: int) -> str:
     return f"{digits(count / scale, 3)} {name}"
 
 
-def result(name: str, value: float | None) -> str:
-    """A value of a result column, in the unit that its name tells."""
+def count(value: float | str) -> str:
+    """How many: 16,384; a text, which a table of cases may hold, as it is."""
+    return value if isinstance(value, str) else f"{value:,}"
+
+
+def result(name: str, value: float | str | None) -> str:
+    """A value of a result column, in the unit that its name tells; a text, which a table of cases may hold, as it is."""
+    if isinstance(value, str):
+        return value
     if value is None or value != value:  # NaN, in another program's file
         return NOTHING
     if name.endswith("_usd") or name.startswith("usd_"):

@@ -127,13 +127,13 @@ def _shared(row: Row, varying: Sequence[str], trial: Priceable | None) -> str:
     parts = [f"{name}={row[name]}" + _size(name, trial) for name in CHOICES if name not in varying and row.get(name)]
     sample = "sequence" if trial is None else trial.scenario.model.of_kind.sample
     for key, text in (
-        ("hw.num_gpus", "{:,} GPUs"),
-        ("workload.global_batch_size", f"{{:,}} {sample}s a step"),
-        ("workload.seq_len", "of {:,} tokens"),
+        ("hw.num_gpus", "{} GPUs"),
+        ("workload.global_batch_size", f"{{}} {sample}s a step"),
+        ("workload.seq_len", "of {} tokens"),
         ("workload.precision", "{}"),
     ):
         if key not in varying and row.get(key) is not None:
-            parts.append(text.format(row[key]))
+            parts.append(text.format(figures.count(row[key])))
     return "  ".join(parts)
 
 

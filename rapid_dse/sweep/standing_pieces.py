@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from rapid_dse.parallel.layouts import COLUMN_OF
-from rapid_dse.sweep import ranking, show, standing, store
+from rapid_dse.sweep import ranking, result_columns, show, standing
 from rapid_dse.sweep.pieces import Piece
 from rapid_dse.sweep.restored import is_override, memory_keys, usable_by
 
@@ -69,4 +69,4 @@ class StandingPieces:
 
     @staticmethod
     def _read(piece: Piece, wanted: Sequence[str]) -> pa.Table:
-        return store.require_results(piece.read(wanted), piece.path)
+        return result_columns.require_results(piece.read(wanted), piece.path)

@@ -12,9 +12,10 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -33,8 +34,6 @@ from rapid_dse.sweep.study_folder import aside
 if TYPE_CHECKING:
     import pyarrow as pa
 
-_NUMBERS = ("step_time_s", "tokens_per_s_per_gpu", "mfu", "peak_memory_bytes", "cost_usd", "expected_error")
-_OF_KIND = {"texts": ("status", "reason"), "true and false": ("fits",), "numbers": _NUMBERS}
 SUFFIX, ASIDE = ".parquet", ".damaged"
 CODE, WRITTEN, VERSION, CONFIGURATION = (f"rapid_dse.{name}".encode() for name in ("code", "written", "version", "configuration"))
 Report = Callable[[str], None]
@@ -197,6 +196,13 @@ def _read_csv(path: Path) -> pa.Table:
     return csv.read_csv(path, convert_options=csv.ConvertOptions(strings_can_be_null=True))
 
 
+def found_in(folder: Path) -> Iterator[Path]:
+    """The Parquet files of a study's folder, or of a folder of studies, in no order; what lies deeper is no study's."""
+    for path in itertools.chain(folder.glob(f"*{SUFFIX}"), folder.glob(f"*/*{SUFFIX}")):
+        if not path.name.startswith(".") and path.is_file():
+            yield path
+
+
 def files_of(source: Path) -> list[Path]:
     """The Parquet files behind a file, a study's folder, or a folder of studies.
 
@@ -205,7 +211,7 @@ def files_of(source: Path) -> list[Path]:
     """
     if source.is_file():
         return [source]
-    paths = sorted(path for path in source.rglob(f"*{SUFFIX}") if not path.name.startswith(".") and path.is_file())
+    paths = sorted(found_in(source))
     if not paths:
         what = "no results in this folder" if source.is_dir() else "no such file or folder"
         raise ValueError(f"{source}: {what}; allowed: a results file, results/<study>, or a folder of studies")
@@ -371,28 +377,3 @@ def _done(table: pa.Table) -> identity.Lanes:
 def configuration_json(scenario: Any) -> str:
     """The resolved configuration of a portion, for a file's metadata."""
     return json.dumps(scenario.model_dump(mode="json"), separators=(",", ":"))
-
-
-def require_results(table: Any, source: Path) -> Any:
-    """The table, in which ``fits`` is true or false.
-
-    Raises:
-        ValueError: as ``require_columns``.
-    """
-    import pyarrow as pa
-
-    require_columns(table.schema, source)
-    return table.set_column(table.column_names.index("fits"), "fits", table["fits"].cast(pa.bool_()))
-
-
-def require_columns(schema: Any, source: Path) -> None:
-    """Requires the columns of results.
-
-    Raises:
-        ValueError: where the schema lacks columns that a ranking needs, or one holds what it cannot.
-    """
-    missing = [name for name in ("status", "reason", "fits", "step_time_s") if name not in schema.names]
-    if missing:
-        raise ValueError(f"{source}: no results of rapid_dse, lacks {', '.join(missing)}; allowed: what a sweep or evaluate wrote")
-    if wrong := arrow.wrong_column(schema, _OF_KIND):
-        raise ValueError(f"{source}: {wrong}, as a sweep or evaluate writes them")

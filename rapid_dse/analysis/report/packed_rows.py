@@ -41,7 +41,7 @@ def packed_rows(table: pa.Table, by: str) -> PackedRows:
     """The rows of a study, all of them or the best ``MOST_ROWS`` by a column.
 
     Args:
-        table: as ``store.require_results`` gives it.
+        table: as ``result_columns.require_results`` gives it.
     """
     some = ranking.best(table, by, MOST_ROWS) if len(table) > MOST_ROWS else table
     columns, parts = [], []

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from rapid_dse.analysis.report.study_page import Origin, page, written_of
-from rapid_dse.sweep import store
+from rapid_dse.sweep import result_columns, store
 
 
 def write_report(source: Path, out: Path, by: str, sensitivity: bool, report: Callable[[str], None]) -> int:
@@ -15,7 +15,7 @@ def write_report(source: Path, out: Path, by: str, sensitivity: bool, report: Ca
     Raises:
         ValueError: where the results or the column is none, or ``out`` cannot be written.
     """
-    table = store.require_results(store.read(source, report), source)
+    table = result_columns.require_results(store.read(source, report), source)
     origin = Origin(source.resolve().name, written_of(source), str(source), str(out))
     return write_text(page(table, origin, by, sensitivity), out)
 

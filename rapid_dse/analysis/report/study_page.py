@@ -70,7 +70,7 @@ def page(table: pa.Table, origin: Origin, by: str = "step_time_s", sensitivity: 
     """The report of a table of results as HTML.
 
     Args:
-        table: as ``store.require_results`` gives it.
+        table: as ``result_columns.require_results`` gives it.
         by: the column that ranks; a leading '-' puts the largest first.
         sensitivity: whether rows are priced again on other machines; of several jobs they are not.
 
