@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from rapid_dse.common.columns import Distinct, Shared, at, largest
+from rapid_dse.common.columns import Distinct, GatheredInTurn, Shared, at, largest
 from rapid_dse.parallel.layouts import KEYS, Layouts
 from rapid_dse.simulate.results import ABSENT, Priced
 
@@ -107,3 +107,11 @@ def test_long_runs_of_rows_that_are_alike() -> None:
         first, kind = alike.by(*names)
         assert [rows[row] for row in first[kind]] == rows, names
         assert len(first) == len(set(rows)), names
+
+
+def test_blocks_in_turn_have_their_own_rows() -> None:
+    gathered = GatheredInTurn(Shared(Table(*(np.arange(4) * 10 + column for column in range(5))), np.array([3, 0, 3, 1, 0])))
+    first = gathered.rows(np.array([0, 1]))
+    assert first.few.tolist() == [32, 2]
+    assert gathered.rows(np.array([2, 4])) is first  # other rows of the same kinds
+    assert gathered.rows(np.array([3])).few.tolist() == [12]

@@ -52,6 +52,21 @@ class Shared(Generic[Record]):
         return Shared(self.of, self.kind.take(rows))
 
 
+class GatheredInTurn(Generic[Record]):
+    """Rows of a record for blocks of a larger table that come one after the other: those of the block before are not gathered again, as
+    blocks that differ in something else often have the same."""
+
+    def __init__(self, shared: Shared[Record]) -> None:
+        self._shared, self._latest = shared, shared.take(np.zeros(0, np.intp))
+
+    def rows(self, block: Positions) -> Record:
+        """Those of a block of the larger table's rows."""
+        shared = self._shared.take(block)
+        if not np.array_equal(shared.kind, self._latest.kind):
+            self._latest = shared
+        return self._latest.rows
+
+
 class FoundAlike:
     """What was found of a table's rows. It does not know the table, which keeps it: so both are gone, with all their columns, as soon as
     nobody has the table any more, and not when Python next looks for circles."""

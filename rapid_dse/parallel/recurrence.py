@@ -7,6 +7,7 @@ Importing this module loads numba.
 from __future__ import annotations
 
 import zlib
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 
@@ -103,7 +104,7 @@ def _sequence_of(pipeline: Pipeline, micro_batches: int) -> tuple[Shorts, int, I
     schedule = SCHEDULE_CLASSES[code]
     places = schedule.stage_map.places(pp, chunks)
     size = micro_batches, pp * chunks
-    programs = [_program(schedule.order(stage, pp, chunks, micro_batches), places[stage], size) for stage in range(pp)]
+    programs = _programs([schedule.order(stage, pp, chunks, micro_batches) for stage in range(pp)], places, size)
     length = np.array([program.shape[1] for program in programs])
     steps = np.zeros((pp, len(programs[0]), length.max()), np.int64)
     for stage, program in enumerate(programs):
@@ -130,31 +131,32 @@ def _sequence_of(pipeline: Pipeline, micro_batches: int) -> tuple[Shorts, int, I
 NEEDS, GIVES, GIVES_TOO, WHICH = range(4)  # rows of a program
 
 
-def _program(order: Order, place: Ints, size: tuple[int, int]) -> Ints:
-    """What each pass of a stage reads and gives, ``(4, n)``: the rows are NEEDS, GIVES, GIVES_TOO and WHICH.
+def _programs(orders: Sequence[Order], places: Ints, size: tuple[int, int]) -> list[Ints]:
+    """What each pass of each stage reads and gives, ``(4, n)`` a stage: the rows are NEEDS, GIVES, GIVES_TOO and WHICH.
 
     Activations and gradients have numbers from 1 on by direction, micro-batch and the place that they come from; 0 is none. WHICH is the
     pass by kind and place. Of two passes that run together the forward one comes behind a wait for what the other reads, which is a kind of
     its own, and what it gives is there when the other has ended.
 
     Args:
-        place: of the stage's chunks; ``size``: micro-batches of the step, and places of the model.
+        places: of the stages' chunks, ``(pp, chunks)``; ``size``: micro-batches of the step, and places of the model.
     """
-    (kind, micro_batch, chunk), (micro_batches, places) = order, size
-    at, pair = place[chunk], kind == FORWARD_BESIDE
+    kind, micro_batch, chunk = (np.concatenate(column) for column in zip(*orders, strict=True))
+    counts, (micro_batches, every) = np.array([len(order[0]) for order in orders]), size
+    stage = np.repeat(np.arange(len(orders)), counts)
+    at, pair = places[stage, chunk], kind == FORWARD_BESIDE
     ahead, back = (kind == FORWARD) | pair, (kind == BACKWARD) | (kind == INPUT)
-    activation = 1 + micro_batch * places + at  # what comes from the place forward
-    gradient = activation + micro_batches * places
-    needs = np.where(ahead & (at > 0), activation - 1, np.where(back, np.where(at < places - 1, gradient + 1, activation), 0))
+    activation = 1 + micro_batch * every + at  # what comes from the place forward
+    gradient = activation + micro_batches * every
+    needs = np.where(ahead & (at > 0), activation - 1, np.where(back, np.where(at < every - 1, gradient + 1, activation), 0))
     gives = np.where(ahead & ~pair, activation, np.where(back, gradient, 0))
-    which = np.where(pair, FORWARD, kind) * places + at
+    which = np.where(pair, FORWARD, kind) * every + at
     also, behind = np.zeros_like(gives), np.flatnonzero(pair) + 1  # the other pass of each pair
-    if not len(behind):
-        return np.stack([needs, gives, also, which])
     also[behind] = activation[behind - 1]
     awaited, needs[behind] = needs[behind], 0
-    waits = np.stack([awaited, np.zeros_like(awaited), np.zeros_like(awaited), np.full_like(awaited, KINDS * places)])
-    return np.insert(np.stack([needs, gives, also, which]), behind - 1, waits, axis=1)
+    waits = np.stack([awaited, np.zeros_like(awaited), np.zeros_like(awaited), np.full_like(awaited, KINDS * every)])
+    program = np.insert(np.stack([needs, gives, also, which]), behind - 1, waits, axis=1)
+    return np.split(program, np.cumsum(counts + np.bincount(stage[behind - 1], minlength=len(orders)))[:-1], axis=1)
 
 
 def _marks(programs: list[Ints], number: Ints, size: tuple[int, int, int]) -> Ints:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from rapid_dse.common.columns import Positions, Shared, added, at, distinct, largest, largest_of, numbered, summed
+from rapid_dse.common.columns import GatheredInTurn, Positions, Shared, added, at, distinct, largest, largest_of, numbered, summed
 from rapid_dse.config.hardware import NARROW_BYTES, PRECISION_BYTES
 from rapid_dse.config.scenario import Scenario
 from rapid_dse.config.software import Software
@@ -101,13 +101,13 @@ def shared_memory(scenario: Scenario, layouts: Layouts, stages: Shared[Stages]) 
     software, table = scenario.software, layouts.alike
     first, made = table.by(*TENSORS, *(["pp"] if scenario.parallel.recompute_layers is not None else []))
     splits = bool(SPLITS_BACKWARD.take(layouts.schedule).any())
-    activations = Shared(micro_batch_bytes(scenario, layouts.take(first), splits), made)
+    activations = GatheredInTurn(Shared(micro_batch_bytes(scenario, layouts.take(first), splits), made))
     first, state = _alike_in_states(scenario, layouts, stages)
     states = _states(scenario, layouts.take(first), stages.take(first).rows)
     of_states = added(states.values())
     worst, largest_held = np.empty(len(layouts), np.intp), np.empty(len(layouts))
     for block in pipeline_blocks(layouts.schedule, stages):
-        of_block = _activations(scenario, layouts, block, activations.take(block.rows).rows)
+        of_block = _activations(scenario, layouts, block, activations.rows(block.rows))
         here = state.take(block.rows)
         stage = largest(
             np.stack([of_states[candidate].take(here) for candidate in block.candidates]) + software.memory.fragmentation * of_block

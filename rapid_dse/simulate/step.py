@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rapid_dse.common.columns import Positions, Shared, at, joined, largest, rows_of, summed
+from rapid_dse.common.columns import GatheredInTurn, Positions, Shared, at, joined, largest, rows_of, summed
 from rapid_dse.config.scenario import Scenario
 from rapid_dse.config.software import Software
 from rapid_dse.device import OperatorModel
@@ -133,10 +133,10 @@ def _repeated(
     scenario: Scenario, layouts: Layouts, stages: Shared[Stages], times: Shared[MicroBatchTimes], tables: Ends | None
 ) -> Shared[AllMicroBatches]:
     """All micro-batches of each layout, block by block: of the blocks' rows one after the other."""
-    place, of_blocks, done = np.empty(len(layouts), np.intp), [], 0
+    place, of_blocks, done, gathered = np.empty(len(layouts), np.intp), [], 0, GatheredInTurn(times)
     for block in pipeline_blocks(layouts.schedule, stages):
         of_tables = None if tables is None else rows_of(tables, block.rows)
-        of_blocks.append(_of_block(scenario, layouts, block, times.take(block.rows).rows, of_tables))
+        of_blocks.append(_of_block(scenario, layouts, block, gathered.rows(block.rows), of_tables))
         place[block.rows] = np.arange(done, done + len(block.rows))
         done += len(block.rows)
     return Shared(joined(of_blocks), place)

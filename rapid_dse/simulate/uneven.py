@@ -217,7 +217,7 @@ def _launched(scenario: Scenario, passes: StagePasses, device: FloatColumn, host
     spared = sums(counts, alone) - launched_slot(scenario.software, sums(counts, device), sums(counts, host))
     longer = alone - host
     share = share_of(np.maximum(0.0, spared), sums(counts, longer))
-    lasting: FloatColumn = alone[passed] - longer[passed] * share[stage]
+    lasting: FloatColumn = alone.take(passed, axis=0) - longer.take(passed, axis=0) * share.take(stage, axis=0)
     return lasting
 
 
