@@ -15,8 +15,8 @@ from rapid_dse.config.schedule_names import SCHEDULES
 from rapid_dse.events.backends import price
 from rapid_dse.events.programs.coarse_pipeline import BlockPasses, Pass
 from rapid_dse.events.programs.script import Directory, Labels, Script, Style, assemble
-from rapid_dse.events.programs.stage_program import Boundary, StageWriter
-from rapid_dse.events.programs.stage_work import StageWork
+from rapid_dse.events.programs.stage_program import StageWriter
+from rapid_dse.events.programs.stage_work import Boundary, StageWork
 from rapid_dse.interconnect.engine import run_graph
 from rapid_dse.interconnect.system import SystemSettings
 from rapid_dse.interconnect.topology import Topology

@@ -17,22 +17,31 @@ from rapid_dse.simulate.host_launches import micro_batch_seconds
 from rapid_dse.simulate.slots import host_layer_seconds, smoothed, waits_of_passes
 
 FloatColumn = NDArray[np.float64]
+BothPasses = tuple[float, float]  # seconds forward and backward
 
 
 @dataclass(frozen=True)
 class HostSlot:
-    """Seconds of a micro-batch on a stage: of all on the device, ahead of the backward pass, of its weight gradients; of its launches."""
+    """Seconds of a micro-batch on a stage.
 
-    device: float
-    ahead: float
+    Attributes:
+        in_line: what its passes compute, and the transfers that they wait for in line.
+        beside_passes: what ZeRO 2 and 3 move beside each of them, one after the other. Graphs hide it behind all of the pass, whatever
+            share the closed forms show.
+        gradients: its weight gradients, part of the backward pass.
+        host: its launches.
+    """
+
+    in_line: BothPasses
+    beside_passes: BothPasses
     gradients: float
     host: float
 
     def stalls(self, one: LayoutDetail) -> tuple[float, float, float]:
-        """What the device waits for launches after its forward, its backward and its weights' pass: the closed forms' slot, with the waits
-        that they have in each pass."""
-        software = one.scenario.software
-        return waits_of_passes(software, (self.ahead, self.gradients), self.device, self.host, one.schedule.directions_apart)
+        """What the device waits for launches in its forward, its backward and its weights' pass: the closed forms' slot of what stands in
+        line, with the waits that they have in each pass. What moves beside passes moves beside waits too, and does not count."""
+        software, (ahead, back) = one.scenario.software, self.in_line
+        return waits_of_passes(software, (ahead, self.gradients), ahead + back, self.host, one.schedule.directions_apart)
 
     def launches(self, one: LayoutDetail, chunks: Sequence[Sequence[int]]) -> tuple[ChunkLaunches, ...]:
         """``StageWork.launches`` of each chunk, whose layers are of such kinds."""
@@ -48,13 +57,13 @@ class HostSlot:
 
         A forward pass that is shorter than its launches takes longer first, as in ``waits_of_passes``: so a step ends with its launches.
         """
-        third = self.host / 3
+        third, (ahead, back) = self.host / 3, map(max, self.in_line, self.beside_passes)
         if schedule.directions_apart:
-            ahead, longer_ahead = _smoothed(software, self.ahead, third)
-            back, longer_back = _smoothed(software, self.device - self.ahead, 2 * third)
-            return (third * longer_ahead, third * longer_back, third * longer_back), (ahead, back, 0.0)
-        more, longer = _smoothed(software, self.device, self.host)
-        first = 0.0 if schedule.splits_backward else min(max(0.0, third * longer - self.ahead), more)
+            late, longer = _smoothed(software, ahead, third)
+            late_back, longer_back = _smoothed(software, back, 2 * third)
+            return (third * longer, third * longer_back, third * longer_back), (late, late_back, 0.0)
+        more, longer = _smoothed(software, ahead + back, self.host)
+        first = 0.0 if schedule.splits_backward else min(max(0.0, third * longer - ahead), more)
         return (third * longer,) * 3, (first, 0.0, more - first)
 
 
@@ -65,33 +74,23 @@ def _smoothed(software: Software, device: float, host: float) -> tuple[float, fl
 
 def host_slot(one: LayoutDetail, kinds: Sequence[int], stage: int, passes: PassSeconds) -> HostSlot:
     """That of a stage whose layers are of such kinds."""
-    ahead, back = _passes(one, kinds, stage, passes)
-    hops = _sends(one, stage)
-    host = len(kinds) * float(host_layer_seconds(one.scenario, one.layout)[0]) + micro_batch_seconds(one.scenario)
-    gradients = sum(one.works[kind].weight_gradient for kind in kinds)
-    return HostSlot(ahead + back + hops, ahead + hops / 2, gradients, host)
-
-
-def _passes(one: LayoutDetail, kinds: Sequence[int], stage: int, passes: PassSeconds) -> tuple[float, float]:
-    """Seconds of a micro-batch's forward and backward pass on a stage's device, as graphs have them.
-
-    There what ZeRO 2 and 3 move beside a pass hides behind all of it, whatever share the closed forms show: the longer of both counts. So
-    no transfer that hides is taken for work of the device, which would leave less to wait for. The table's are waited for in line.
-    """
     layers, tables, block = one.layers.of_kinds, one.layers.tables, one.layers.ends.added_to(one.block)
-    first, last = stage == 0, stage == one.degree("head_stage")
+    first, last, hops = stage == 0, stage == one.degree("head_stage"), _sends(one, stage)
+    hides = one.scenario.software.overlap.dp_overlap > 0 and len(kinds) > 0
     ends = first * _of(block.embedding) + last * _of(block.head_forward)
-    ahead = sum(passes.layers[kind][0] for kind in kinds) + ends
+    ahead = sum(passes.layers[kind][0] for kind in kinds) + ends + first * _of(tables.embedding_forward) + hops / 2
     back = sum(passes.layers[kind][1] for kind in kinds) + first * passes.embedding + last * passes.head - ends
-    table, table_back = first * _of(tables.embedding_forward), first * _of(tables.embedding_backward)
-    if one.scenario.software.overlap.dp_overlap == 0 or not kinds:
+    back += first * _of(tables.embedding_backward) + hops / 2
+    beside_passes = (0.0, 0.0)
+    if hides:
+        head, sharded = one.arranged.tables.head, [layers[kind].sharded for kind in kinds]
+        gathered = sum(_of(layer.forward.seconds) for layer in sharded) + last * _of(head.forward.seconds)
+        beside_passes = gathered, sum(_of(layer.backward.seconds) for layer in sharded) + last * _of(head.backward.seconds)
+    else:
         ahead += sum(_of(layers[kind].dp_forward) for kind in kinds) + last * _of(tables.head_forward)
         back += sum(_of(layers[kind].dp_backward) for kind in kinds) + last * _of(tables.head_backward)
-        return ahead + table, back + table_back
-    head = one.arranged.tables.head
-    gathered = sum(_of(layers[kind].sharded.forward.seconds) for kind in kinds) + last * _of(head.forward.seconds)
-    sent_back = sum(_of(layers[kind].sharded.backward.seconds) for kind in kinds) + last * _of(head.backward.seconds)
-    return max(ahead, gathered) + table, max(back, sent_back) + table_back
+    host = len(kinds) * float(host_layer_seconds(one.scenario, one.layout)[0]) + micro_batch_seconds(one.scenario)
+    return HostSlot((ahead, back), beside_passes, sum(one.works[kind].weight_gradient for kind in kinds), host)
 
 
 def _of(column: FloatColumn) -> float:

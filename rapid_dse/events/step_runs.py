@@ -13,8 +13,8 @@ from rapid_dse.events.layer_quantities import SIDES
 from rapid_dse.events.layout_detail import LayoutDetail
 from rapid_dse.events.machine import Machine
 from rapid_dse.events.programs.script import MAIN, Script, Style, check_size
-from rapid_dse.events.programs.stage_program import FIRST_INPUT, TIED, Boundary, LayerNodes, StageWriter
-from rapid_dse.events.programs.stage_work import StageWork
+from rapid_dse.events.programs.stage_program import FIRST_INPUT, TIED, LayerNodes, StageWriter
+from rapid_dse.events.programs.stage_work import Boundary, StageWork
 from rapid_dse.events.quantities import EXPERT_GRADIENTS, GRADIENTS, NODES, REPLICAS, SECOND, narrow_gradients
 from rapid_dse.parallel.expert_groups import ExpertGroups
 from rapid_dse.parallel.layouts import WHOLE_GROUP

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from rapid_dse.events.programs.script import MAIN, RING, After, Message, Script
+from rapid_dse.events.programs.script import MAIN, RING, After, Message, Script, joined
 
 Transfer = Callable[[Script, After], After]
 
@@ -184,11 +184,11 @@ def forward(script: Script, work: LayerWork, after: After, again: bool = False) 
         after = script.compute(after, own / 2 if attention and work.ring else own, f"{half.name} forward{name}")
         after = _attention(script, work, after, attention, f"attention kernel forward{name}", work.ring)
         after = script.compute(after, own / 2 if attention and work.ring else 0.0, f"{half.name} output forward{name}")
-        after = _joined(after, side if work.tp_hidden > 0 else ())
+        after = joined(after, side if work.tp_hidden > 0 else ())
         for kind in LAST:
             after = exchange(script, half, after, ExchangePart(kind, 1 - work.tp_hidden))
         after = _routed(script, half, after, 1)
-    after = _joined(after, others)
+    after = joined(after, others)
     return after if again else script.compute(after, work.copies_forward, "waiting for copies to the host", "host")
 
 
@@ -204,7 +204,7 @@ def backward(script: Script, work: LayerWork, after: After, weights: bool = True
     hidden = work.tp_backward_hidden if weights else 0.0
     for half in reversed(work.halves):
         after = _backward_half(script, work, half, after, weights, hidden)
-    return script.compute(_joined(after, others), work.copies_backward, "waiting for copies from the host", "host")
+    return script.compute(joined(after, others), work.copies_backward, "waiting for copies from the host", "host")
 
 
 def _half_again(script: Script, work: LayerWork, half: Half, after: After) -> After:
@@ -233,7 +233,7 @@ def _backward_half(script: Script, work: LayerWork, half: Half, after: After, we
     after = _attention(script, work, after, attention, "attention kernel backward", 2 * work.ring)
     after = script.compute(after, half.input_gradient / 2 if attention and work.ring else 0.0, f"{half.name} input backward")
     after = _behind_weights(script, work, half, after, hidden, weights)
-    return _routed(script, half, _joined(after, side if work.tp_hidden > 0 else ()), 1)
+    return _routed(script, half, joined(after, side if work.tp_hidden > 0 else ()), 1)
 
 
 def _behind_weights(script: Script, work: LayerWork, half: Half, after: After, hidden: float, weights: bool) -> After:
@@ -261,7 +261,7 @@ def behind_weights(
     for kind in kinds if share > 0 else ():
         side = exchange(script, half, side, ExchangePart(kind, share * exposed_share, skew=share == 1, way=1))
     gradient = script.compute(after, half.weight_gradient, f"{half.name} weight gradient") if weights else after
-    after = _joined(gradient, side if share > 0 else ())
+    after = joined(gradient, side if share > 0 else ())
     for kind in kinds if share < 1 else ():
         after = exchange(script, half, after, ExchangePart(kind, (1 - share) * exposed_share, way=1))
     return after
@@ -272,7 +272,7 @@ def weight_gradient(script: Script, work: LayerWork, after: After, layers: int =
     others = after
     for _ in range(layers):
         others = _beside_pass(script, work, others, 1, "weights") or others
-    return _joined(script.compute(after, layers * work.weight_gradient, "weight gradient"), others if others != after else ())
+    return joined(script.compute(after, layers * work.weight_gradient, "weight gradient"), others if others != after else ())
 
 
 def compute_beside_transfer(script: Script, after: After, seconds: float, share: float, name: str, transfer: Transfer | None) -> After:
@@ -281,7 +281,7 @@ def compute_beside_transfer(script: Script, after: After, seconds: float, share:
         return script.compute(after, seconds, name)
     after = script.compute(after, (1 - share) * seconds, name)
     last = transfer(script, after)
-    return _joined(script.compute(after, share * seconds, name), last)
+    return joined(script.compute(after, share * seconds, name), last)
 
 
 def _attention(script: Script, work: LayerWork, after: After, seconds: float, name: str, hops: int) -> After:
@@ -292,7 +292,7 @@ def _attention(script: Script, work: LayerWork, after: After, seconds: float, na
     def transfer(script: Script, after: After) -> After:
         for _ in range(hops):
             sent = script.send(after, "cp next", Message(work.keys, work.hop, "cp", stream=RING))
-            after = _joined(sent, script.receive(after, "cp previous", work.keys, "cp"))
+            after = joined(sent, script.receive(after, "cp previous", work.keys, "cp"))
         return after
 
     after = _traded(script, work.trades[:-1], after)
@@ -362,7 +362,3 @@ def _route(script: Script, route: ExpertRoute, after: After, way: int, share: fl
     if route.parts:
         return script.spread(after, "ep", [share * part for part in route.parts], share * route.seconds, "ep", stream)
     return script.exchange(after, route.kinds[way], "ep", Message(share * route.size, share * route.seconds, "ep", stream=stream))
-
-
-def _joined(first: After, second: After) -> After:
-    return tuple(dict.fromkeys((*first, *second)))

@@ -195,6 +195,11 @@ class Script:
         return self._add(RECEIVE, after, label, Message(size, 0.0, term, tag), peer)
 
 
+def joined(first: After, second: After) -> After:
+    """What waits for both."""
+    return tuple(dict.fromkeys((*first, *second)))
+
+
 def copy_of(script: Script) -> Script:
     """A script of the same nodes, to write on."""
     columns: dict[str, Any] = {name: list(value) for name, value in vars(script).items() if isinstance(value, list)}

@@ -10,12 +10,22 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import groupby
 from math import ceil
 from typing import Protocol
 
-from rapid_dse.events.programs.script import GRADIENTS, MAIN, PIPELINE, After, Message, Script
-from rapid_dse.events.programs.stage_work import FORWARDS, INPUTS, WEIGHT_GRADIENTS, Kinds, Move, SharedWeights, StageWork
+from rapid_dse.events.programs.script import GRADIENTS, MAIN, PIPELINE, After, Message, Script, joined
+from rapid_dse.events.programs.stage_work import (
+    FORWARDS,
+    INPUTS,
+    WEIGHT_GRADIENTS,
+    Boundary,
+    Kinds,
+    Move,
+    SharedWeights,
+    StageWork,
+    parts_of,
+    same_kinds,
+)
 from rapid_dse.parallel.schedules.schedule import BACKWARD, FORWARD, FORWARD_BESIDE, INPUT, WEIGHTS, Task
 from rapid_dse.parallel.schedules.stage_maps import LOOPED, StageMap
 
@@ -50,16 +60,6 @@ class LayerNodes(Protocol):
 
     def regather(self, script: Script, after: After) -> After:
         """What a tensor-parallel group does after it has received its shares of a boundary."""
-
-
-@dataclass(frozen=True)
-class Boundary:
-    """What crosses between stages: bytes of a message, its seconds in closed form, the host's share of each, whether it overlaps."""
-
-    size: float
-    seconds: float
-    host: float
-    overlaps: bool
 
 
 @dataclass
@@ -180,7 +180,7 @@ class StageWriter:
         if self.opening:
             gathered_layers = min(len(layers), int(work.gather_hidden * work.count))
             self._layers(layers[:gathered_layers], FORWARD, True)
-            self.tail, self.opening = _joined(self.tail, self.opening), ()
+            self.tail, self.opening = joined(self.tail, self.opening), ()
             layers = layers[gathered_layers:]
         if last:
             self._to_the_head(layers)
@@ -202,7 +202,7 @@ class StageWriter:
         if first:
             self.tail = self.passes.end(script, self.tail, "embedding_backward")
             self._reduce_table(work.embedding, False)
-        self._wait_for_host(task, *((INPUTS, WEIGHT_GRADIENTS) if weights else (INPUTS,)))
+        self._wait_for_host(task, *parts_of(BACKWARD, weights))
 
     def _wait_for_host(self, task: Task, *passes: int) -> None:
         """What the device waits for the launches of some of a micro-batch's ``PASSES``.
@@ -211,16 +211,26 @@ class StageWriter:
         the last of a pass while that sends what it gives: no pass is over, its message sent, before its launches are.
         """
         work, script = self.work, self.script
-        if not (work.launches and script.style.streams):
-            self.tail = script.compute(self.tail, sum(work.stalls[part] for part in passes) / self.chunks, WAITING, "host")
+        if not self._has_timeline:
+            if not self._one_by_one or passes == (WEIGHT_GRADIENTS,):
+                self._stall(1 / self.chunks, passes)
             return
         launches = work.launches[task.chunk]
         host, late = (sum(seconds[part] for part in passes) for seconds in (launches.host, launches.late))
         sending = 0.0 if INPUTS not in passes and FORWARDS not in passes else min(host, self._sending(task, FORWARDS in passes))
         self.tail = script.compute(self.tail, late, WAITING, "host")
-        self.launched = script.launch(_joined(self.launched, self.arrived), host - sending)
-        self.tail, self.arrived = _joined(self.tail, self.launched), ()
+        self.launched = script.launch(joined(self.launched, self.arrived), host - sending)
+        self.tail, self.arrived = joined(self.tail, self.launched), ()
         self.launched = script.launch(self.launched, sending)
+
+    @property
+    def _has_timeline(self) -> bool:
+        """Whether the host launches beside the device."""
+        return bool(self.work.launches) and self.script.style.streams
+
+    def _stall(self, share: float, passes: Sequence[int]) -> None:
+        """A share of the fixed waits of some passes."""
+        self.tail = self.script.compute(self.tail, share * sum(self.work.stalls[part] for part in passes), WAITING, "host")
 
     def _to_the_head(self, layers: Kinds) -> None:
         """The last layers' forward passes and the head's, whose weights are asked for when the last layer starts."""
@@ -228,7 +238,7 @@ class StageWriter:
         self._layers(layers[: len(layers) - ahead], FORWARD, True)
         gathered = self._gather_table(work.head, self.tail, GRADIENTS if ahead else MAIN)
         self._layers(layers[len(layers) - ahead :], FORWARD, True)
-        self.tail = self.passes.end(self.script, _joined(self.tail, gathered), "head_forward")
+        self.tail = self.passes.end(self.script, joined(self.tail, gathered), "head_forward")
 
     def _gather_table(self, table: SharedWeights | None, after: After, stream: int) -> After:
         """ZeRO 3's gather of embedding table or head."""
@@ -248,7 +258,7 @@ class StageWriter:
 
     def _weights(self, task: Task, ends: bool) -> None:
         layers = self.work.chunks[task.chunk][::-1]
-        for kind, count in _runs(layers):
+        for kind, count in same_kinds(layers):
             self.tail = self.passes.weights(self.script, self.tail, kind, count)
         self._wait_for_host(task, WEIGHT_GRADIENTS)
         if ends and self._reduces_early:
@@ -257,12 +267,14 @@ class StageWriter:
     def _layers(self, layers: Kinds, direction: int, weights: bool) -> None:
         """Some layers in a row, one by one where their weights are gathered or their gradients reduced each time."""
         work = self.work
-        if not (work.gathers_layers or work.scatters_layers):
+        if not self._one_by_one:
             self._pass(layers, direction, weights)
             return
         for kind in layers:
             self._gather_layer(kind, direction == BACKWARD)
             self._pass((kind,), direction, weights)
+            if not self._has_timeline:  # beside which the next layer's weights are gathered too
+                self._stall(1 / work.count, parts_of(direction, weights))
             if direction == BACKWARD and work.scatters_layers:
                 hides = work.dp_hidden > 0
                 moves = [move for weights in work.layers[kind] for move in weights.layer_reduced(work.tree)]
@@ -272,8 +284,12 @@ class StageWriter:
                 else:
                     self.tail = done
 
+    @property
+    def _one_by_one(self) -> bool:
+        return self.work.count > 0 and (self.work.gathers_layers or self.work.scatters_layers)
+
     def _pass(self, layers: Kinds, direction: int, weights: bool) -> None:
-        for kind, count in _runs(layers):
+        for kind, count in same_kinds(layers):
             if direction == FORWARD:
                 self.tail = self.passes.forward(self.script, self.tail, kind, count)
             else:
@@ -287,7 +303,7 @@ class StageWriter:
         if work.dp_hidden == 0:
             self.tail = self._layer_gather((kind, backward), self.tail, MAIN)
             return
-        self.tail = _joined(self.tail, self.gathered)
+        self.tail = joined(self.tail, self.gathered)
         self._gather_ahead(self.tail)
 
     def _gather_ahead(self, after: After) -> None:
@@ -321,7 +337,7 @@ class StageWriter:
         self.share_unreduced -= share
         for _ in range(pieces):
             part = share / pieces
-            self.reduced = _joined(self.reduced, self._reduction(after, part, GRADIENTS))
+            self.reduced = joined(self.reduced, self._reduction(after, part, GRADIENTS))
 
     def _reduction(self, after: After, share: float, stream: int) -> After:
         work = self.work
@@ -331,7 +347,7 @@ class StageWriter:
     def _close(self) -> After:
         """Waits for reductions under way, reduces the gradients that remain (a tied table's last), and updates the weights."""
         work, script = self.work, self.script
-        self.tail = _joined(self.tail, self.reduced)
+        self.tail = joined(self.tail, self.reduced)
         if work.sent > 0 and self.share_unreduced > 1e-9:
             pieces = 1 if script.style.ideal else min(work.calls, PIECES)
             for _ in range(pieces):
@@ -358,7 +374,7 @@ class StageWriter:
             arrived = self.script.receive((), peer, self.boundary.size, "pp", self._tag(task, place + 1 if ahead else place - 1, ahead))
             if not self.started:
                 self.script.label[arrived[0]] = self.script.style.labels.of(FIRST_INPUT, "pp")
-            self.tail, self.arrived = self.passes.regather(self.script, _joined(self.tail, arrived)), _joined(self.arrived, arrived)
+            self.tail, self.arrived = self.passes.regather(self.script, joined(self.tail, arrived)), joined(self.arrived, arrived)
 
     def _launch(self) -> None:
         """What the host spends on a pass's messages, once a pass whether it sends, receives or both."""
@@ -380,12 +396,3 @@ class StageWriter:
         stream, tag = PIPELINE if boundary.overlaps else MAIN, self._tag(task, self.places[task.chunk], not ahead)
         sent = script.send(self.tail, peer, Message(boundary.size, boundary.seconds, "pp", tag, stream))
         self.tail = self.tail if boundary.overlaps else sent
-
-
-def _runs(layers: Kinds) -> list[tuple[int, int]]:
-    """Layers of one kind in a row: the kind, and how many."""
-    return [(kind, len(list(same))) for kind, same in groupby(layers)]
-
-
-def _joined(first: After, second: After) -> After:
-    return tuple(dict.fromkeys((*first, *second)))

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import groupby
+
+from rapid_dse.parallel.schedules.schedule import FORWARD
 
 Move = tuple[str, str, float, float]  # a collective, its group, its bytes, its seconds in closed form
 
@@ -97,6 +100,16 @@ PASSES = FORWARDS, INPUTS, WEIGHT_GRADIENTS = range(3)
 
 
 @dataclass(frozen=True)
+class Boundary:
+    """What crosses between stages: bytes of a message, its seconds in closed form, the host's share of each, whether it overlaps."""
+
+    size: float
+    seconds: float
+    host: float
+    overlaps: bool
+
+
+@dataclass(frozen=True)
 class ChunkLaunches:
     """A chunk's launches on the host's own timeline, by ``PASSES``: the seconds that the host launches each in (``host``), and what each
     takes longer on the device (``late``)."""
@@ -174,3 +187,13 @@ class StageWork:
         """Share of the parameters of all the stage's layers that some of them have."""
         whole = sum(self.sizes[kind] for kinds in self.chunks for kind in kinds)
         return sum(self.sizes[kind] for kind in layers) / whole if layers else 0.0
+
+
+def same_kinds(layers: Kinds) -> list[tuple[int, int]]:
+    """Layers of one kind in a row: the kind, and how many."""
+    return [(kind, len(list(same))) for kind, same in groupby(layers)]
+
+
+def parts_of(direction: int, weights: bool) -> tuple[int, ...]:
+    """Which of ``PASSES`` a forward or backward pass is, the latter with or without weight gradients."""
+    return (FORWARDS,) if direction == FORWARD else (INPUTS, WEIGHT_GRADIENTS) if weights else (INPUTS,)
