@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from rapid_dse.common.columns import Positions
 from rapid_dse.common.remembered import remembered
 from rapid_dse.config.host_link import OFFLOADED
 from rapid_dse.config.measured_boxes import ROUNDED, MeasuredRuns, alike
@@ -63,7 +64,8 @@ class Trust:
 
 
 # Columns of Layouts on which it depends how far a row of training may be trusted.
-SETTINGS = ("num_gpus", "tp", "cp", "dp", "pp", "micro_batch_size", "recompute", "schedule", "zero")
+DEGREES = ("num_gpus", "tp", "cp", "pp", "micro_batch_size")
+SETTINGS = (*DEGREES, "dp", "recompute", "schedule", "zero")
 
 
 def trust(scenario: Scenario, layouts: Layouts) -> Trust:
@@ -132,10 +134,13 @@ def _alike(scenario: Scenario, layouts: Layouts, over: bool) -> Trust:
     nearest: Units = np.inf
     code: int | IntColumn = -1
     shared = []
+    first, kind = layouts.alike.by(*DEGREES)
+    some = layouts.take(first)
     for at, box in enumerate(boxes):
-        units = distances(box, scenario, layouts, over)
-        squared, mask = _summed(units, inside, listed)
-        shared.append([name for name in units if name not in BITS])
+        of_degrees = _of_degrees(box, scenario, some, over)
+        squared, mask = (_of_rows(part, kind) for part in _summed(of_degrees, inside, listed))
+        squared, mask = _summed(_of_settings(box, layouts), inside, listed, (squared, mask))
+        shared.append([name for name in of_degrees if name not in BITS])
         closer = squared < nearest
         if at == 0 or np.all(closer):
             nearest, code = squared, at * _MASKS + mask
@@ -178,10 +183,16 @@ def widening(step: float, inside: float | FloatColumn) -> float | FloatColumn:
     return step**2 + (LEAST * inside) ** 2
 
 
-def _summed(units: Mapping[str, Units], inside: float, listed: Mapping[str, int]) -> tuple[Units, int | IntColumn]:
-    """The squared widening of all settings together, and the bits of those of ``listed`` that lie outside."""
-    squared: Units = 0.0
-    mask: int | IntColumn = 0
+def _of_rows(part: Any, kind: Positions) -> Any:
+    """What rows of each kind have, of each row; a number that all share stays one."""
+    return part.take(kind) if isinstance(part, np.ndarray) else part
+
+
+def _summed(
+    units: Mapping[str, Units], inside: float, listed: Mapping[str, int], more: tuple[Units, int | IntColumn] = (0.0, 0)
+) -> tuple[Units, int | IntColumn]:
+    """The squared widening of all settings together, and the bits of those of ``listed`` that lie outside; added to ``more`` of both."""
+    squared, mask = more
     for name, value in units.items():
         if name in STEPS:
             squared = squared + widening(STEPS[name], inside) * (value * value)
@@ -195,6 +206,11 @@ def _summed(units: Mapping[str, Units], inside: float, listed: Mapping[str, int]
 def distances(box: MeasuredRuns, scenario: Scenario, layouts: Layouts, over: bool) -> dict[str, Units]:
     """How far each setting lies outside a box: 1 where it is none of those measured, of numbers the doublings, infinite where nothing is
     known of such a step. Settings that lie inside in every row are left out."""
+    return _of_degrees(box, scenario, layouts, over) | _of_settings(box, layouts)
+
+
+def _of_degrees(box: MeasuredRuns, scenario: Scenario, layouts: Layouts, over: bool) -> dict[str, Units]:
+    """``distances`` of the scenario and of what depends on ``DEGREES`` alone."""
     units_by_axis: dict[str, Units] = dict(_of_scenario(box, scenario, over))
     node = scenario.hw.gpus_per_node
     if box.cluster != scenario.cluster.name:  # of jobs on one node it is no matter
@@ -204,13 +220,21 @@ def distances(box: MeasuredRuns, scenario: Scenario, layouts: Layouts, over: boo
         units_by_axis[name] = _looked_up(column, _doublings(*getattr(box, name)))
     one, more = box.nodes[0] <= 1, box.nodes[1] > 1
     units_by_axis["nodes"] = 0.0 if one and more else _looked_up(layouts.num_gpus, _beyond(node, more))
+    return {name: value for name, value in units_by_axis.items() if _any(value)}
+
+
+def _of_settings(box: MeasuredRuns, layouts: Layouts) -> dict[str, Units]:
+    """``distances`` of the other settings."""
     recomputed = tuple(RECOMPUTE.index(name) for name in box.recompute)
-    units_by_axis["recompute"] = _looked_up(layouts.recompute, _none_of(recomputed, len(RECOMPUTE)))
     known = (0, *(SCHEDULES.index(name) for name in box.schedule))  # without pipelines there is none
-    units_by_axis["schedule"] = _looked_up(layouts.schedule, _none_of(known, len(SCHEDULES)))
-    units_by_axis["zero"] = _looked_up(layouts.zero, _none_of(box.zero, 4))
-    if _any(units_by_axis["zero"]):
-        units_by_axis["zero"] = np.where(layouts.dp * layouts.cp > 1, units_by_axis["zero"], 0.0)
+    sharded = _looked_up(layouts.zero, _none_of(box.zero, 4))
+    if _any(sharded):
+        sharded = np.where(layouts.dp * layouts.cp > 1, sharded, 0.0)
+    units_by_axis = {
+        "recompute": _looked_up(layouts.recompute, _none_of(recomputed, len(RECOMPUTE))),
+        "schedule": _looked_up(layouts.schedule, _none_of(known, len(SCHEDULES))),
+        "zero": sharded,
+    }
     return {name: value for name, value in units_by_axis.items() if _any(value)}
 
 
