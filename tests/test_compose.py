@@ -6,6 +6,8 @@ import contextlib
 import json
 import random
 import shutil
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -237,6 +239,24 @@ def test_a_file_among_the_programs_own_composes_as_hydra_has_it(home_with_more: 
             own_files.own_tree(options, False, ("the same files",))
     if "null" in text or ": 5" in text:
         assert "expected keys with values" in str(ended[0])
+
+
+def test_threads_compose_one_after_another() -> None:
+    inside, over = threading.Event(), threading.Event()
+
+    def other() -> Any:
+        with hydra_ready():
+            inside.set()
+            over.wait(10)
+            return composed({"model": "llama3_1_8b"})
+
+    with ThreadPoolExecutor(1) as pool:
+        with hydra_ready():
+            of_other = pool.submit(other)
+            inside.wait(0.05)
+            own = composed({"model": "llama3_1_8b"})
+        over.set()  # Hydra is one for a process: the other's would be gone now, had it been inside as well
+        assert of_other.result(10) == own
 
 
 def test_shipped_options_say_nothing_outside_their_group() -> None:

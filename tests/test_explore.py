@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import html
 import http.client
@@ -16,6 +17,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote, urlencode
 
 import numpy as np
@@ -497,3 +499,21 @@ def test_what_is_wrong_in_the_command_is_one_line(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
         assert "in use" in one_line(run(tmp_path, ".", "--port", port, module="rapid_dse.explore"))
+
+
+def test_who_leaves_in_the_middle_of_a_form_is_sent_nothing(root: Path) -> None:
+    access = Access(80)
+    headers = {"host": access.hosts[0], "origin": f"http://{access.hosts[0]}", "cookie": f"{access.cookie}={access.token}"}
+    scope = {"type": "http", "method": "POST", "path": "/trial", "raw_path": b"/trial", "query_string": b"", "http_version": "1.1",
+             "headers": [(name.encode(), value.encode()) for name, value in headers.items()]}  # fmt: skip
+    came = iter([{"type": "http.request", "body": b"overrides=", "more_body": True}, {"type": "http.disconnect"}])
+    sent: list[Any] = []
+
+    async def receive() -> Any:
+        return next(came)
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    asyncio.run(application(Shelf(root), Launches(root, False), access)(scope, receive, send))
+    assert sent == []

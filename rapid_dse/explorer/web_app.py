@@ -12,9 +12,10 @@ import jinja2
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
 
 from rapid_dse import __version__
 from rapid_dse.analysis.report.study_page import environment_of
@@ -85,10 +86,15 @@ def _get(path: str, view: View, names: tuple[str, ...], prefix: str | None = Non
 def _post(path: str, view: View, names: tuple[str, ...]) -> Route:
     async def answer(request: Request) -> Response:
         body = b""
-        async for part in request.stream():
-            body += part
-            if len(body) > MOST_BYTES:
-                return _page(request, "message", {"title": "Too long", "message": f"allowed: a form of at most {MOST_BYTES:,} bytes"}, 413)
+        try:
+            async for part in request.stream():
+                body += part
+                if len(body) > MOST_BYTES:
+                    return _page(
+                        request, "message", {"title": "Too long", "message": f"allowed: a form of at most {MOST_BYTES:,} bytes"}, 413
+                    )
+        except ClientDisconnect:
+            return _Unheard()
         pairs = parse_qsl(body.decode(errors="replace"), keep_blank_values=True)
         return await _answered(request, view, [*request.query_params.multi_items(), *pairs], (names, None))
 
@@ -131,6 +137,13 @@ async def _static(request: Request) -> Response:
         raise HTTPException(404)
     package, path, kind = FILES[name]
     return Response(_file(package, path), media_type=kind)
+
+
+class _Unheard(Response):
+    """The answer to whoever has left in the middle of a question: there is nobody to send it to."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Sends nothing."""
 
 
 @cache

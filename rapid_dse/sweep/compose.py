@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import difflib
+import threading
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -46,6 +47,7 @@ from rapid_dse.sweep.trusting import closed_environment, plain_parts
 
 SHOWN = ("hw", "cluster", "model", "software", "backend")  # groups whose option is a column of the results
 
+_HYDRA = threading.RLock()  # guards GlobalHydra, and the resolvers that ``closed_environment`` replaces
 UNREADABLE = (HydraException, OmegaConfBaseException, YAMLError)  # what composing raises for a file or a value that is wrong
 
 
@@ -65,12 +67,16 @@ class Composed:
 
 @contextmanager
 def hydra_ready() -> Iterator[None]:
-    """Hydra's composition on this program's ``conf/``; inside a running Hydra (the sweeper's) that one is used."""
-    if GlobalHydra.instance().is_initialized():
-        yield
-        return
-    with initialize_config_dir(version_base="1.3", config_dir=str(home() / "conf"), job_name="rapid_dse"):
-        yield
+    """Hydra's composition on this program's ``conf/``; inside a running Hydra (the sweeper's) that one is used.
+
+    Hydra is one for a process: other threads wait until this one is done with it.
+    """
+    with _HYDRA:
+        if GlobalHydra.instance().is_initialized():
+            yield
+            return
+        with initialize_config_dir(version_base="1.3", config_dir=str(home() / "conf"), job_name="rapid_dse"):
+            yield
 
 
 def composed(options: Mapping[str, str], hydra: tuple[str, ...] = (), trusted: bool = False) -> Composed:
