@@ -15,6 +15,7 @@ MOST = settings.default.max_examples // 40
 FEWER = settings(max_examples=max(1, MOST), derandomize=MOST <= 1, suppress_health_check=list(HealthCheck), deadline=None)
 SOLVED = 1e-3  # how near fixed points and straight lines between batches come
 WAVES = 1.5e-2  # kernels' last waves, which are fuller or emptier
+FILLED = 6e-2  # requests of so few tokens (2 to 8) as just fill passes of pipelines
 RAMPS = 5e-2  # of an open loop: ends of a run of few requests
 UNDER_WAY = np.array([1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512])
 
@@ -47,7 +48,8 @@ def test_more_requests_under_way_are_served_no_slower_and_decode_no_faster(kind:
     ranks = trial.layouts.attention_dp[row] * trial.layouts.dp[row]  # type: ignore[attr-defined]  # engines
     for wait in (0, 60):
         found = of_loads(trial.with_values({"software.attention_dp_wait": wait}), row, {"concurrency": UNDER_WAY}).price()
-        assert (found.tokens_per_s[1:] >= found.tokens_per_s[:-1] * (1 - WAVES)).all()
+        filled = generated is not None and trial.layouts.pp[row] > 1
+        assert (found.tokens_per_s[1:] >= found.tokens_per_s[:-1] * (1 - (FILLED if filled else WAVES))).all()
         if trial.scenario().workload.lengths[1] == 1:
             continue
         held = (UNDER_WAY[1:] > ranks) & (UNDER_WAY[:-1] < 2 * ranks) & (wait > 0) & (trial.layouts.attention_dp[row] > 1)  # type: ignore[attr-defined]  # engines

@@ -24,13 +24,15 @@ LEAST_CHANCE = 1e-9  # that a request ends in a step of the engine
 @dataclass(frozen=True)
 class EngineStep:
     """One step of the engine, ``(n_rows,)`` each: its decoding, the pass of prompts that may share it, prompts of others that come in it
-    (``come``), seconds of these (``prompts``) and of all (``total``; where nothing is decoded those of a pass)."""
+    (``come``), seconds of these (``prompts``) and of all (``total``; where nothing is decoded those of a pass); ``own``: how many prompts
+    share a request's own pass."""
 
     decoding: DecodeStep
     passed: PromptPass
     come: FloatColumn
     prompts: FloatColumn
     total: FloatColumn
+    own: FloatColumn
 
 
 @dataclass(frozen=True)
@@ -122,12 +124,14 @@ class LoopingEngine(SteppingEngine):
         any_ended = np.where(habits.grouped, np.minimum(1.0, ended), -np.expm1(others * np.log1p(-np.minimum(chance, 1.0 - 1e-12))))
         together = np.minimum(np.maximum(np.maximum(1.0, ended / np.maximum(any_ended, 1e-300)), habits.share), most)
         own = np.minimum(np.maximum(1.0 + ended, habits.share), most)
-        elsewhere = np.maximum(0.0, others + 1.0 - np.maximum(own, habits.group)) * chance / np.maximum(1.0 - chance, 1e-12)
+        before_or_after = np.maximum(0.0, habits.group - habits.share)
+        elsewhere = np.maximum(0.0, others + 1.0 - own - before_or_after) * chance / np.maximum(1.0 - chance, 1e-12)
         come = batches * np.minimum(ended, elsewhere)
         decoding = self.step(crowd.running, np.minimum(1.0, steps * chance))
         passed = self._pass(habits, decoding, together, own)
         prompts = come * passed.prompt
-        return EngineStep(decoding, passed, come, prompts, decoding.total + prompts if self.later else passed.alone * together * batches)
+        total = decoding.total + prompts if self.later else passed.alone * together * batches
+        return EngineStep(decoding, passed, come, prompts, total, own)
 
     def _pass(self, habits: Habits, decoding: DecodeStep, together: FloatColumn, own: FloatColumn) -> PromptPass:
         """A pass of prompts beside such decoding; that of a request itself takes ``own`` of them."""
@@ -175,16 +179,29 @@ class LoopingEngine(SteppingEngine):
         accompanied = np.minimum(1.0, step.come * steps) * bool(steps)  # chance that any request decodes in the pass of a prompt
         own_steps = steps + accompanied * (self._own_steps - steps)
         if self._prompts_first:
-            round_wait = np.maximum(0.0, crowd.running * passed.alone - passed.whole) / 2.0
-            in_front = passed.alone * np.maximum(0.0, 1.0 + step.come - passed.together) / 2.0  # of those that ended in the same step
+            in_round = self._full_pass(crowd.running).alone  # seconds a prompt where all come together
+            round_wait = np.maximum(0.0, crowd.running * in_round - passed.whole) / 2.0
+            # of those that ended in the same step what a pass does not take comes before it or after
+            in_front = passed.alone * np.maximum(0.0, 1.0 + step.come - self._most_together(crowd.running)) / 2.0
             first = first + rounds * crowd.steady * round_wait + (1.0 - rounds) * (waits + crowd.steady * in_front)
-            met = (1.0 - rounds) * ((steps - 1.0) * step.prompts + in_front) + rounds * 0.5 * crowd.others * passed.prompt
+            met = (1.0 - rounds) * ((steps - 1.0) * step.prompts + in_front) + rounds * 0.5 * crowd.others * in_round
         else:
             spared = (passed.alone - passed.prompt) * passed.together
             first = first + waits + np.maximum(0.0, (own_steps - steps) * decoding.total - accompanied * spared)
             met = steps * step.prompts + habits.behind
         decode = steps * decoding.total + self.scenario.software.serving.decode_wait * met * bool(steps)
-        # all that run have their prompts and their steps from one engine, which takes no more prompts in a step than its tokens hold
-        fewest = np.maximum(own_steps, (crowd.others + 1.0) / self._room(crowd.running))
-        needed = (crowd.others + 1.0) * passed.prompt + fewest * decoding.total * bool(steps)
-        return Life(crowd, decoding, passed, np.asarray(decode), np.asarray(np.maximum(first, needed - decode)))
+        return Life(
+            crowd, decoding, passed, np.asarray(decode), np.asarray(np.maximum(first, self._needed(habits, step, own_steps) - decode))
+        )
+
+    def _needed(self, habits: Habits, step: EngineStep, own_steps: FloatColumn) -> FloatColumn:
+        """Seconds of the engine for the prompts and steps of all that run, no request of which lives shorter: it takes no more prompts in a
+        step than its tokens hold, and computes a pass of each batch at most in one."""
+        running, passed = habits.crowd.running, step.passed
+        own_pass = (
+            self.costs.prefill.at(self.kind, step.own / self.cut.attention_dp).of(self.prefill_slowest) * passed.prompt / passed.alone
+        )
+        elsewhere = np.maximum(0.0, habits.crowd.others + 1.0 - step.own)
+        in_passes = np.inf if self._prompts_first else passed.together * np.maximum(1.0, self._in_flight(running))
+        fewest = np.maximum(own_steps, (habits.crowd.others + 1.0) / np.minimum(self._room(running), in_passes))
+        return np.asarray(own_pass + elsewhere * passed.prompt + fewest * step.decoding.total * bool(self.later))
