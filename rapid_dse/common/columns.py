@@ -74,7 +74,7 @@ class FoundAlike:
     def __init__(self) -> None:
         self.remembered = Remembered(32)  # what else was found of this very table
         self.numbers: dict[str, tuple[Positions, int]] = {}
-        self.changes: dict[str, Flags] = {}
+        self.changes: dict[str, Flags | None] = {}  # None where all rows have one value
         self.kinds: dict[tuple[str, ...], tuple[Positions, Positions]] = {}
 
 
@@ -144,8 +144,12 @@ class Distinct:
         for name in names:
             if name not in self._changes:
                 column = self._column(name)
-                self._changes[name] = column[1:] != column[:-1]
-        changes = reduce(np.logical_or, (self._changes[name] for name in names))
+                changes = column[1:] != column[:-1]
+                self._changes[name] = changes if changes.any() else None
+        changing = [changes for name in names if (changes := self._changes[name]) is not None]
+        if not changing:
+            return FIRST
+        changes = reduce(np.logical_or, changing)
         if (np.count_nonzero(changes) + 1) * length > n_rows:
             return None
         return np.concatenate([FIRST, np.flatnonzero(changes) + 1])

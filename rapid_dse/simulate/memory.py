@@ -60,7 +60,7 @@ class PeakMemory:
 
 
 # Columns of Layouts on which memory depends, beside the layers of the stages: what ZeRO shards, and activations.
-STATES = ("tp", "cp", "dp", "pp", "ep", "expert_tp", "zero", "shard_group", "accumulates")
+STATES = ("num_gpus", "tp", "cp", "dp", "pp", "ep", "expert_tp", "shard_group", "zero", "accumulates")
 TENSORS = ("tp", "cp", "ep", "expert_tp", "micro_batch_size", "sequence_parallel", "recompute")  # of a micro-batch
 ACTIVATIONS = (*TENSORS, "pp", "vpp", "schedule")
 GATHERS = 2  # of the sequence in a layer's forward pass: for the projection of queries, keys and values, and for the MLP's first product
