@@ -275,9 +275,9 @@ def _piped(seconds: Floats, ramp: Floats | float) -> Floats:
 def _tree(size: Floats, ring: _Ring, span: Span, network: Network, nccl: Nccl) -> Floats:
     """The double binary tree over the outer dimensions with a chain in the innermost: latency grows with log2 of the nodes.
 
-    A node sends up to two buffers (up once, down to two children, in two trees of half the buffer); of two nodes each is the other's only
-    child in one tree and its parent in the other, and sends one. Within a node sums go along the chain one way and come back the other: a
-    member sends two.
+    A node sends up to two buffers (up once, down to two children, in two trees of half the buffer). Of two nodes each is the other's only
+    child in one tree and its parent in the other, and sends one; of three the most that one sends is one and a half. Within
+    a node sums go along the chain one way and come back the other: a member sends two.
     """
     inner = span.members[0]
     depth: Floats = inner - 1.0
@@ -288,7 +288,7 @@ def _tree(size: Floats, ring: _Ring, span: Span, network: Network, nccl: Nccl) -
         depth = depth + levels
         latency = latency + levels * dimension.latency
         nodes = nodes * members
-    buffers = np.where(nodes <= 2, 1.0, 2.0)
+    buffers = np.clip(nodes / 2.0, 1.0, 2.0)
     seconds = size * np.maximum(2.0 / ring.inner_rate, buffers / ring.outer_rate) / nccl.tree
     return _fastest(seconds, 2.0 * latency, 2.0 * depth, nccl)
 
