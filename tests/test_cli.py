@@ -104,6 +104,7 @@ BAD = {
     "key in the wrong place": (["tp=8"], "did you mean 'parallel.tp'"),
     "misspelt key": (["parallel.recompte=full"], "did you mean 'recompute'"),
     "unknown option": (["hw=h101"], "hw=h101: no such option; did you mean 'h100'"),
+    "capitals": (["hw=H100"], "hw=H100: no such option; did you mean 'h100'"),
     "unknown option in a sweep": (["-m", "hw=h100,h101"], "did you mean 'h100'"),
     "unknown sweep": (["-m", "+sweeps=llama3_1_70b_512xh10"], "did you mean 'llama3_1_70b_512xh100'"),
     "string for a number": (["parallel.tp=abc"], "parallel.tp='abc'"),

@@ -242,7 +242,7 @@ def _check_option(group: str, option: str, hydra: Sequence[str]) -> None:
     for family, missing in UNMODELLED.items() if group == "model" else ():
         if option.startswith(family):
             raise ValueError(f"{group}={option}: needs {missing}, which is not modelled; allowed: {', '.join(allowed)}")
-    near = difflib.get_close_matches(option, allowed, n=1, cutoff=0.4)
+    near = difflib.get_close_matches(option.lower(), allowed, n=1, cutoff=0.4)
     hint = f"; did you mean {near[0]!r}?" if near else ""
     own = f"; or a file: ./conf/{group}/{option}.yaml, or {group}=./{option}.yaml" if group in OF_FILES else ""
     raise ValueError(f"{group}={option}: no such option{hint} (allowed: {', '.join(allowed)}{own})")
