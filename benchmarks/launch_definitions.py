@@ -43,7 +43,8 @@ class _Strict(argparse.ArgumentParser):
 def commands(script: str, *programs: str) -> list[list[str]]:
     """The arguments that a script gives these programs, by running it with bash: each program only tells what it was given."""
     tells = "".join(f"{name}() {{ printf '%s\\0' {name} \"$@\"; printf '\\n'; }}\n" for name in programs)
-    done = subprocess.run(["bash", "-eu", "-c", tells + script], env={"MODEL": "a/model"}, capture_output=True, text=True, check=True)
+    places = {"MODEL": "a/model", "MASTER_ADDR": "node-0"}
+    done = subprocess.run(["bash", "-eu", "-c", tells + script], env=places, capture_output=True, text=True, check=True)
     return [line.split("\0")[:-1] for line in done.stdout.splitlines()]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import subprocess
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -119,10 +120,14 @@ def published(name: str) -> dict[str, Any]:
     return found
 
 
+# What torchrun takes, and a variable of the environment.
+OF_TORCHRUN = ("--nnodes", "--nproc-per-node", "--rdzv-backend", "--rdzv-endpoint", "env:CUDA_DEVICE_MAX_CONNECTIONS")
+
+
 @pytest.mark.parametrize("name", FRAMEWORKS)
 def test_every_field_is_one_that_the_framework_publishes(name: str) -> None:
     known = published(name)
-    fields = {*known["fields"], *known.get("later", []), "--nnodes", "--nproc-per-node"}  # the last two are torchrun's
+    fields = {*known["fields"], *known.get("later", []), *OF_TORCHRUN}
     for row in rows(name):
         for field in fields_of(row, FRAMEWORKS[name]):
             held = [".".join(field.split(".")[:count]) for count in range(1, field.count(".") + 2)]
@@ -228,7 +233,7 @@ def test_settings_that_are_rare_come_back_too(name: str, overrides: tuple[str, .
     assert found.choices["software"] == row.choices["software"]
     prices = [float(price(each.scenario, each.layouts).step_time_s[0]) for each in (row, found)]
     assert prices[0] == pytest.approx(prices[1], rel=1e-12), file.unsaid
-    known = {*published(name)["fields"], *published(name).get("later", []), "--nnodes", "--nproc-per-node"}
+    known = {*published(name)["fields"], *published(name).get("later", []), *OF_TORCHRUN}
     for field in fields_of(row, FRAMEWORKS[name]):
         assert field in known or field.startswith(_OF_OTHERS), field
     memory = [float(price(each.scenario, each.layouts).peak_memory_bytes[0]) for each in (row, found)]
@@ -272,6 +277,30 @@ NCCL_DEBUG=INFO torchrun ${DISTRIBUTED_ARGS[@]} pretrain_gpt.py \
     ${MODEL_PARALLEL_ARGS[@]} \
     --vocab-size=51200 --data-path /data/my_text_document --split 949,50,1
 """
+
+
+@pytest.mark.parametrize(
+    ("overrides", "connections", "formats", "meets"),
+    [
+        (("hw=h100", "hw.num_gpus=64", "parallel.tp=4"), "1", False, True),
+        (("hw=h100", "hw.num_gpus=8", "parallel.cp=2"), "1", False, False),
+        (("hw=h100", "hw.num_gpus=64", "parallel.pp=2"), "", False, True),
+        (("hw=b200", "hw.num_gpus=64", "parallel.tp=4"), "", False, True),
+        (("hw=h100", "hw.num_gpus=64", "parallel.tp=2", "parallel.zero=3"), "", True, True),
+    ],
+)
+def test_scripts_hold_what_megatron_asserts_before_it_starts(
+    overrides: tuple[str, ...], connections: str, formats: bool, meets: bool
+) -> None:
+    """validate_args of megatron-core 0.19.2: CUDA_DEVICE_MAX_CONNECTIONS is 1 with tp or cp before Blackwell, and is not with
+    Megatron-FSDP, which writes checkpoints in one format; torchrun's nodes meet at an address."""
+    text = exported(one("model=llama3_1_8b", *overrides), FRAMEWORKS["megatron_lm"], composer()).text
+    tells = 'torchrun() { echo "${CUDA_DEVICE_MAX_CONNECTIONS-}"; echo "$@"; }\n'
+    bash = ["bash", "-eu", "-c", tells + text]
+    said, given = subprocess.run(bash, env={"MASTER_ADDR": "node-0"}, capture_output=True, text=True, check=True).stdout.splitlines()
+    assert said == connections
+    assert ("--ckpt-format fsdp_dtensor" in given) is formats
+    assert ("--rdzv-backend c10d --rdzv-endpoint node-0:29500 pretrain_gpt.py" in given) is meets
 
 
 def test_a_script_with_variables_arrays_and_sums_is_read(tmp_path: Path) -> None:

@@ -110,13 +110,16 @@ JSON = FileForm((".json",), _json_fields, _json_text, comments=False)
 
 
 def script(program: str, launcher: Sequence[str]) -> FileForm:
-    """Scripts that start ``program`` by torchrun; ``launcher`` are the flags that torchrun takes."""
+    """Scripts that start ``program`` by torchrun; ``launcher`` are the flags that torchrun takes, ``env:NAME`` variables that both see."""
 
     def text(fields: Fields, comments: Sequence[str]) -> str:
+        variables = [name for name in fields if name.startswith(shell_script.ENVIRONMENT)]
+        exported = [f"export {name.removeprefix(shell_script.ENVIRONMENT)}={shell_script.quoted(fields[name])}" for name in variables]
         ahead = [_flag(name, fields[name]) for name in launcher if name in fields]
-        behind = [_flag(name, value) for name, value in fields.items() if name not in launcher and value is not False]
-        lines = [f"torchrun {' '.join(ahead)} {program}", *(f"  {flag}" for flag in behind), '  "$@"']
-        return "\n".join(["#!/bin/bash", *comments, " \\\n".join(lines)]) + "\n"
+        own = [name for name in fields if name not in launcher and name not in variables and fields[name] is not False]
+        lines = [f"torchrun {' '.join(ahead)} {program}", *(f"  {_flag(name, fields[name])}" for name in own), '  "$@"']
+        meets = ["# Run it on every node, with MASTER_ADDR the name of one of them."] if "$MASTER_ADDR" in lines[0] else []
+        return "\n".join(["#!/bin/bash", *comments, *meets, *exported, " \\\n".join(lines)]) + "\n"
 
     return FileForm((".sh", ".bash", ".slurm", ".sbatch", ".txt", ".args", ""), shell_script.fields_of, text)
 

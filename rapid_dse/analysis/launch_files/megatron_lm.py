@@ -13,6 +13,8 @@ from rapid_dse.analysis.launch_files.file_forms import script
 from rapid_dse.analysis.launch_files.framework import LaunchFramework
 
 NODES, PER_NODE = "--nnodes", "--nproc-per-node"
+MEETING = {"--rdzv-backend": "c10d", "--rdzv-endpoint": "$MASTER_ADDR:29500"}  # where torchrun's nodes find each other
+CONNECTIONS = "env:CUDA_DEVICE_MAX_CONNECTIONS"
 RECIPES = ("delayed", "tensorwise", "blockwise", "mxfp8")
 
 
@@ -24,7 +26,8 @@ def spell(name: str) -> str:
 def _write_gpus(run: LaunchedRun) -> dict[str, Any]:
     gpus = run.count("hw.num_gpus")
     gpus_a_node = math.gcd(gpus, run.scenario.hw.gpus_per_node)
-    return {NODES: gpus // gpus_a_node, PER_NODE: gpus_a_node}
+    nodes = gpus // gpus_a_node
+    return {NODES: nodes, PER_NODE: gpus_a_node} | (MEETING if nodes > 1 else {})
 
 
 def _read_gpus(fields: FieldsRead) -> dict[str, Any]:
@@ -44,6 +47,23 @@ def _read_gpus(fields: FieldsRead) -> dict[str, Any]:
     if nodes and gpus_a_node:
         return {"hw.num_gpus": nodes * gpus_a_node}
     return {"hw.num_gpus": whole or gpus_a_node} if whole or gpus_a_node else {}
+
+
+def _write_connections(run: LaunchedRun) -> dict[str, Any]:
+    """One queue of the host for all streams, without which Megatron-LM starts no tensor or context parallelism before Blackwell; and no
+    Megatron-FSDP with it (arguments.py, validate_args)."""
+    parts = run.count("parallel.tp") > 1 or run.count("parallel.cp") > 1
+    return {CONNECTIONS: 1} if parts and run["parallel.zero"] < 2 and not run.scenario.hw.tensor_memory else {}
+
+
+def _read_connections(fields: FieldsRead) -> dict[str, Any]:
+    fields.take(CONNECTIONS)
+    return {}
+
+
+def _write_checkpoints(run: LaunchedRun) -> dict[str, Any]:
+    """The only format of checkpoints that Megatron-FSDP starts with (arguments.py, validate_args)."""
+    return {"--ckpt-format": "fsdp_dtensor"} if run["parallel.zero"] > 1 else {}
 
 
 def _write_precision(run: LaunchedRun) -> dict[str, Any]:
@@ -181,6 +201,8 @@ TABLE: tuple[Entry, ...] = (
     memory.recomputation(spell),
     memory.offloading(spell, whole=False),
     *core.sharding(spell, "optim_grads_params"),
+    TwoWays(_write_checkpoints, lambda _: {}),
+    TwoWays(_write_connections, _read_connections),
     TwoWays(_write_precision, _read_precision),
     TwoWays(_write_kernels, _read_kernels),
     TwoWays(lambda _: {}, _old_names),
@@ -192,7 +214,7 @@ MEGATRON_LM = LaunchFramework(
     name="megatron_lm",
     title="Megatron-LM",
     profiles=("megatron_lm", "megatron_deepspeed"),
-    form=script("pretrain_gpt.py", (NODES, PER_NODE)),
+    form=script("pretrain_gpt.py", (NODES, PER_NODE, *MEETING)),
     table=TABLE,
     idle=(
         *(

@@ -139,5 +139,6 @@ def _ends(word: str) -> bool:
 
 
 def quoted(value: Any) -> str:
-    """A value as a shell takes it."""
-    return shlex.quote(str(value))
+    """A value as a shell takes it; ``$NAME`` at its start stays a variable."""
+    text = str(value)
+    return f'"{text}"' if re.fullmatch(r"\$[A-Z_]+[\w:.]*", text) else shlex.quote(text)
