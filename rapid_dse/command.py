@@ -7,6 +7,7 @@ import codecs
 import io
 import os
 import sys
+import textwrap
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
@@ -21,11 +22,20 @@ LONGEST = 300  # characters of an error's line, whatever the value in it
 PLAIN = {"±": "+-", "×": "x", "·": "*", "–": "-", "−": "-", "…": "...", "≤": "<=", "≥": ">=", "→": "->", "µ": "u", "“": '"', "”": '"'}
 
 
+class _Wrapped(argparse.RawDescriptionHelpFormatter):
+    """Descriptions as they stand where the terminal has room for their lines, else each paragraph wrapped to its width."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        if all(len(line) <= width for line in text.splitlines()):
+            return super()._fill_text(text, width, indent)
+        return "\n\n".join(textwrap.fill(part, width, break_on_hyphens=False) for part in text.strip("\n").split("\n\n"))
+
+
 class Parser(argparse.ArgumentParser):
     """A parser whose errors are one line, as those of all inputs are."""
 
     def __init__(self, **options: Any) -> None:
-        super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, **options)
+        super().__init__(formatter_class=_Wrapped, **options)
         self.add_argument("--version", action="version", version=__version__)
 
     def takes_json(self) -> None:

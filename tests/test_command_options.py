@@ -11,6 +11,7 @@ import pytest
 import yaml
 from rich.console import Console
 
+from rapid_dse.command import Parser
 from rapid_dse.command_options import INSTEAD, asked
 from rapid_dse.sweep import driver
 from rapid_dse.sweep.overrides import options_of, read
@@ -214,3 +215,24 @@ def test_progress_into_a_pipe_tells_the_time_that_is_left(monkeypatch: pytest.Mo
         "100 of 400 trials priced (25%), about 18 s left",
         "200 of 400 trials priced (50%), about 12 s left",
     ]
+
+
+@pytest.mark.parametrize("columns", [80, 100, 140])
+def test_help_is_as_wide_as_the_terminal(columns: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    lines = ["a first line of words", " ".join(["words"] * 22), "and its end"]  # the middle one has 131 characters
+    told = Parser(prog="program", description="One line.", epilog="\n".join(lines)).format_help()
+    assert max(map(len, told.splitlines())) <= columns
+    assert told.count("words") == 23
+    assert ("\n".join(lines) in told) is (columns == 140)
+
+
+def test_a_table_of_requests_says_how_long_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lengths = ("workload.prompt_len=2k", "workload.decode_len=1,100")
+    load = ("workload=inference", "hw.num_gpus=1", "workload.concurrency=4")
+    monkeypatch.setenv("COLUMNS", "200")
+    out = program.done(tmp_path, "-m", "model=llama3_1_8b", *load, *lengths).out
+    assert "1 GPUs  prompts of 2,048 tokens  1 generated  bf16" in out
+    assert "1 GPUs  prompts of 2,048 tokens  100 generated  bf16" in out
+    encoder = program.done(tmp_path, "-m", "model=vit_base", *load[:2], "workload.batch_size=1,2").out
+    assert "1 GPUs  bf16" in encoder

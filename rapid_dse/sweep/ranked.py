@@ -123,13 +123,16 @@ def _status(row: Row, verdict: int, aim: Aim) -> str:
 
 
 def _shared(row: Row, varying: Sequence[str], trial: Priceable | None) -> str:
-    """What all rows have in common: options, the model's parameters, GPUs, the work of a step."""
+    """What all rows have in common: options, the model's parameters, GPUs, the work of a step or of a request."""
     parts = [f"{name}={row[name]}" + _size(name, trial) for name in CHOICES if name not in varying and row.get(name)]
-    sample = "sequence" if trial is None else trial.scenario.model.of_kind.sample
+    kind = None if trial is None else trial.scenario.model.of_kind
+    sample = "sequence" if kind is None else kind.sample
+    requests = (("workload.prompt_len", "prompts of {} tokens"), ("workload.decode_len", "{} generated"))
     for key, text in (
         ("hw.num_gpus", "{} GPUs"),
         ("workload.global_batch_size", f"{{}} {sample}s a step"),
         ("workload.seq_len", "of {} tokens"),
+        *(requests if kind is None or kind.decodes else ()),
         ("workload.precision", "{}"),
     ):
         if key not in varying and row.get(key) is not None:
