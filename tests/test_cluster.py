@@ -150,7 +150,9 @@ def test_a_fit_tells_clusters_apart_and_from_the_framework(
     assert read["mine_nanotron_degraded"]["all_reduce_wait"] == pytest.approx(1e-4, rel=0.15)
     assert read["mine_nanotron_degraded"]["trees"] is False
     assert read["mine_nanotron_healthy"]["fabric_efficiency"] == pytest.approx(0.7, abs=0.1)
-    assert yaml.safe_load((tmp_path / "conf/software/mine.yaml").read_text())["host"]["host_layer"] == pytest.approx(8e-3, rel=0.05)
+    profile = yaml.safe_load((tmp_path / "conf/software/mine.yaml").read_text())
+    assert profile["host"]["host_layer"] == pytest.approx(8e-3, rel=0.05)
+    assert {box["cluster"] for box in profile["measured"]} == {"mine_nanotron_degraded", "mine_nanotron_healthy"}
     assert "software=mine cluster=mine_nanotron_degraded cluster=mine_nanotron_healthy" in capsys.readouterr().out
 
 

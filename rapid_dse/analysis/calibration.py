@@ -262,14 +262,21 @@ def write_all(calibration: Calibration, folder: Path, name: str, source: str) ->
     """Writes what was fitted below ``folder``: the profile as ``software/NAME.yaml``, each cluster as ``cluster/NAME.yaml``, or
     ``NAME_CLUSTER.yaml`` where there are several. Returns the files by the override that takes them."""
     fitted, written = calibration.fitted.values, {}
-    if any(not key.startswith(("hw.", "cluster.")) for key in fitted):
-        written[f"software={name}"] = path = folder / "software" / f"{name}.yaml"
-        write(profile_text(calibration, source), Software, path)
     mine = [
         cluster for _, cluster in sorted(calibration.clusters.items()) if any(key.startswith(f"cluster.{cluster.name}.") for key in fitted)
     ]
+    names = {cluster.name: name if len(mine) == 1 else f"{name}_{cluster.name}" for cluster in mine}
+    if any(not key.startswith(("hw.", "cluster.")) for key in fitted):
+        written[f"software={name}"] = path = folder / "software" / f"{name}.yaml"
+        write(profile_text(_with_clusters_named(names, calibration), source), Software, path)
     for cluster in mine:
-        own = name if len(mine) == 1 else f"{name}_{cluster.name}"
+        own = names[cluster.name]
         written[f"cluster={own}"] = path = folder / "cluster" / f"{own}.yaml"
         write(cluster_text(calibration, cluster, own, source), Cluster, path)
     return written
+
+
+def _with_clusters_named(names: Mapping[str, str], calibration: Calibration) -> Calibration:
+    """The same, its runs on clusters as they are called once they are written: so rows under these lie where the runs do."""
+    renamed_boxes = tuple(box.model_copy(update={"cluster": names.get(box.cluster, box.cluster)}) for box in calibration.measured)
+    return replace(calibration, measured=renamed_boxes)
