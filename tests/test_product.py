@@ -11,6 +11,7 @@ import pytest
 from trials import layouts, priced, scenario, time_terms
 
 from rapid_dse.device import operator_model
+from rapid_dse.events.backends import price
 from rapid_dse.model.architecture import architecture_of
 from rapid_dse.model.parameters import count
 from rapid_dse.model.shapes import MicroBatch
@@ -30,6 +31,12 @@ def of(sharding: str, tp: int = 8, gpus: int = 8, **changes: Any) -> tuple[Any, 
     one = scenario(model="gemm", parallel__gemm_sharding=sharding, **(SIZES | changes))
     row = {"num_gpus": gpus, "tp": tp, "global_batch_size": one.model.m, "sequence_parallel": False, "zero": 0, "recompute": "none"}
     return one, of_rows(layouts(row), one)
+
+
+def test_a_product_alone_has_no_loss_whatever_the_frameworks_is() -> None:
+    chunked, whole = (price(*of("row", software__loss=loss)) for loss in ("chunked", "whole"))
+    assert np.isfinite(chunked.peak_memory_bytes).all()
+    assert (chunked.step_time_s, chunked.peak_memory_bytes) == (whole.step_time_s, whole.peak_memory_bytes)
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,7 @@ def chunk_tokens(scenario: Scenario, read: Logits) -> FloatColumn:
     Liger's rule (Hsu et al., arXiv 2410.10989, section 3.2): as many chunks as the vocabulary's share of a rank is times as wide as the
     hidden size, each rounded up to a power of two, so that a chunk's logits are about as large as the stream.
     """
-    chunks = np.maximum(1.0, np.ceil(read.columns / scenario.model.hidden_size))
+    chunks = np.maximum(1.0, np.ceil(read.columns / max(1, scenario.model.hidden_size)))
     size: FloatColumn = np.minimum(read.rows, 2.0 ** np.ceil(np.log2(np.maximum(1.0, np.ceil(read.rows / chunks)))))
     return size
 
