@@ -17,6 +17,7 @@ import pytest
 from pydantic import BaseModel
 
 from rapid_dse.analysis.fit import logged_peak
+from rapid_dse.config.effects import TRAINED, in_vain
 from rapid_dse.config.parts import keys_of, value_of
 from rapid_dse.config.run import Debug, Search
 from rapid_dse.events.backends import price
@@ -423,6 +424,22 @@ def test_what_was_set_in_vain_is_said(settings: tuple[str, ...], flags: tuple[st
     small = ("model=llama3_1_8b", "hw.num_gpus=8", "parallel.tp=8", "workload.global_batch_size=8")
     ended = program.done(tmp_path, *flags, *small, *settings)
     assert [line.split(" has no effect here: ")[0] for line in ended.err.splitlines() if " has no effect here: " in line] == said
+
+
+def _of_training() -> list[str]:
+    options, values = TRIALS["static"]
+    served, _ = scenario_of(with_values(_base(tuple(options.items())), values))
+    conditions = {f"software.{name}": info.metadata for name, info in keys_of(type(served.software)).items()}
+    return [key for key, told in conditions.items() if TRAINED in told]
+
+
+@pytest.mark.parametrize("key", _of_training())
+def test_a_key_of_training_alone_is_said_to_have_no_effect_in_inference_and_has_none(key: str) -> None:
+    for name in ("static", "images"):
+        scenario, _ = scenario_of(with_values(_base(tuple(TRIALS[name][0].items())), TRIALS[name][1]))
+        assert in_vain(scenario, [key], "trial")
+        ((annotation, value),) = [each for found, *each in unchanged(name)[1] if found == key]
+        assert not any(_tells(name, {key: other}) for other in others(annotation, value)[:2])
 
 
 def test_a_key_of_inference_is_refused_in_training(tmp_path: Path) -> None:

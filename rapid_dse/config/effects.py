@@ -53,6 +53,9 @@ class Only:
         self.conditions, self.refused = conditions, refused
 
 
+TRAINED = Only(Where("workload.kind", ("training",)))
+
+
 def in_vain(scenario: Scenario, keys: Iterable[str], command: str) -> list[str]:
     """A line for each of the dotted ``keys``, which somebody has set, that has no effect under the scenario.
 

@@ -6,14 +6,13 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from rapid_dse.config.effects import Only, Where
+from rapid_dse.config.effects import TRAINED, Only, Where
 from rapid_dse.config.fields import WHOLE, Count, CountOrZero, Frozen, Layers
 from rapid_dse.config.layer_names import LAYER_TYPES, MISSING_TYPES, LayerType
 from rapid_dse.config.lora_names import HUGGING_FACE_MODULES, MEGATRON_MODULES
 from rapid_dse.config.model_kinds import KINDS, ModelKind, ModelKindName, of_kinds
 
 EXPERTS = Only(Where("model.num_experts"))
-TRAINED = Only(Where("workload.kind", ("training",)))
 Predictions = Annotated[int, WHOLE, Field(ge=0, le=16)]
 TEXT, LAYERED, VIT, GEMM = of_kinds("transformer"), of_kinds("transformer", "vit"), of_kinds("vit"), of_kinds("gemm")
 LSTM, STACKED, TABLED = of_kinds("lstm"), of_kinds("transformer", "vit", "lstm"), of_kinds("transformer", "lstm")

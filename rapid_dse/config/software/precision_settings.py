@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from rapid_dse.config.effects import Only, Where
+from rapid_dse.config.effects import TRAINED, Only, Where
 from rapid_dse.config.parts import SchemaPart
 
 FP8 = Only(Where("workload.precision", ("fp8",)))
@@ -28,14 +28,15 @@ class PrecisionSettings(SchemaPart):
     fp8_parameters: Annotated[bool, CAST] = False
     # Passes over both operands that an fp8 product costs (cast, transpose, amax), each 2 bytes read and 1 written an element.
     fp8_cast_passes: Annotated[float, Field(ge=0, le=6), CAST] = 1.0
-    gradient_dtype: Dtype = "fp32"  # of the gradient that is kept and reduced
-    reduce_dtype: Dtype | None = None  # of the gradient on the wire; null: gradient_dtype
+    gradient_dtype: Annotated[Dtype, TRAINED] = "fp32"  # of the gradient that is kept and reduced
+    reduce_dtype: Annotated[Dtype | None, TRAINED] = None  # of the gradient on the wire; null: gradient_dtype
     # FSDP: under ZeRO 3 the shards are the fp32 master weights, of which gathers make 16-bit copies; else 16-bit shards stay beside them.
-    master_shards: bool = False
-    zero_quantized_weights: bool = False  # ZeRO++'s qwZ: ZeRO 3 gathers weights in 8 bits
-    zero_quantized_gradients: bool = False  # ZeRO++'s qgZ: gradients go in 4 bits, by all-to-alls within nodes and across them
+    master_shards: Annotated[bool, TRAINED] = False
+    zero_quantized_weights: Annotated[bool, TRAINED] = False  # ZeRO++'s qwZ: ZeRO 3 gathers weights in 8 bits
+    # ZeRO++'s qgZ: gradients go in 4 bits, by all-to-alls within nodes and across them.
+    zero_quantized_gradients: Annotated[bool, TRAINED] = False
     # A parameter: master weight and two moments, 4 bytes each. 8: moments of 16 bits; 6: a 16-bit master copy too; 4: no master weight.
-    optimizer_bytes: Annotated[float, Field(ge=0, le=16)] = 12.0
+    optimizer_bytes: Annotated[float, Field(ge=0, le=16), TRAINED] = 12.0
 
     @property
     def master_bytes(self) -> float:
