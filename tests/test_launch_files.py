@@ -280,6 +280,24 @@ NCCL_DEBUG=INFO torchrun ${DISTRIBUTED_ARGS[@]} pretrain_gpt.py \
 
 
 @pytest.mark.parametrize(
+    ("overrides", "name", "lacks"),
+    [
+        (("parallel.zero=3",), "nanotron", ["nanotron does not offer zero 3 without pipelines; it offers zero 0, 1 there"]),
+        (("parallel.zero=3",), "megatron_lm", []),
+        (
+            ("parallel.zero=3", "parallel.pp=2", "software.enforce=false"),
+            "megatron_lm",
+            ["Megatron-LM does not offer zero 3 with pipelines; it offers zero 0, 1 there"],
+        ),
+    ],
+)
+def test_what_a_framework_lacks_is_said_beside_its_file(overrides: tuple[str, ...], name: str, lacks: list[str]) -> None:
+    row = one("model=llama3_1_8b", "hw=h100", "hw.num_gpus=64", "parallel.recompute=none", *overrides)
+    notes = exported(row, FRAMEWORKS[name], composer()).notes
+    assert [note for note in notes if "offer" in note] == lacks
+
+
+@pytest.mark.parametrize(
     ("overrides", "connections", "formats", "meets"),
     [
         (("hw=h100", "hw.num_gpus=64", "parallel.tp=4"), "1", False, True),

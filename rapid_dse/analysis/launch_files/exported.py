@@ -8,6 +8,8 @@ from rapid_dse.analysis.launch_files.field_table import LaunchedRun, written
 from rapid_dse.analysis.launch_files.file_forms import mark_lines
 from rapid_dse.analysis.launch_files.framework import LaunchFramework
 from rapid_dse.analysis.launch_files.launched import Composer, unsaid
+from rapid_dse.config.software import Software
+from rapid_dse.parallel.offered import unoffered
 from rapid_dse.sweep.portion import Portion
 
 ABOUT = "# Model, batch, layout and precision of a row of rapid_dse; data, tokenizer, learning rate and checkpoints are yours."
@@ -48,12 +50,24 @@ def exported(portion: Portion, framework: LaunchFramework, composer: Composer | 
     fields = written(framework.table, LaunchedRun(scenario, layout, software))
     reading = framework.read(framework.form.text(fields, ()))
     chosen = dict(portion.choices) if own else {group: name for group, name in portion.choices.items() if group != "software"}
-    missing = [text for text in unsaid(portion, reading, chosen, composer or Composer()) if own or not text.startswith("software.")]
+    composer = composer or Composer()
+    missing = [text for text in unsaid(portion, reading, chosen, composer) if own or not text.startswith("software.")]
     text = framework.form.text(fields, [ABOUT, *mark_lines(missing)])
     notes = list(_notes(missing, framework))
     if not own:
         notes.append(f"the row was priced for software={software}: {framework.title} overlaps and fuses other things")
+    launcher = scenario.software if own else composer.options_alone({**portion.choices, "software": framework.profiles[0]}).software
+    notes += _lacks(portion, framework, launcher)
     return LaunchFile(framework.name, text, framework.form.suffixes[0], tuple(missing), tuple(notes))
+
+
+def _lacks(portion: Portion, framework: LaunchFramework, launcher: Software) -> list[str]:
+    """Settings of a row of training that its file has and the framework would refuse or pass over; ``launcher`` is its profile."""
+    if framework.kind != "training":
+        return []
+    asked = portion.scenario.software.model_copy(update={"offers": launcher.offers})
+    lacking = unoffered(portion.layouts, portion.scenario.model_copy(update={"software": asked}))
+    return [f"{framework.title} does not offer {lack.named}; it offers {lack.instead}" for lack in lacking if lack.where.any()]
 
 
 def _notes(missing: list[str], framework: LaunchFramework) -> list[str]:
