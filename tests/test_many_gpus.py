@@ -78,6 +78,13 @@ def test_gradients_are_summed_by_kernels_of_their_own(row: dict[str, Any]) -> No
     assert float(more[0]) == pytest.approx(expected, rel=1e-6)
 
 
+def test_products_that_add_in_place_leave_no_sums_to_kernels() -> None:
+    row = {"num_gpus": 8, "zero": 1, "global_batch_size": 16}
+    fused = (scenario(software="nanotron", software__fused_accumulation=True, software__accumulates_apart=each) for each in (True, False))
+    more, less = (float(priced(each, row).time_compute_s[0]) for each in fused)
+    assert more == less
+
+
 @pytest.mark.parametrize(("recompute", "copies"), [("none", 10), ("full", 14)])
 def test_gathers_along_the_sequence_copy_the_stream(recompute: str, copies: int) -> None:
     """Four transfers forward, four backward and two gathers again; full recomputation repeats the forward ones. 8,192 tokens of 4,096."""

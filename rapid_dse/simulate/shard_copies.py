@@ -49,7 +49,7 @@ def copied_bytes(scenario: Scenario, layouts: Layouts, weights: Weights, trained
         copied = np.where(layouts.sharding.parameters, float(EIGHT_BITS + width), 0.0)
     if precision.zero_quantized_gradients:  # read as they are, written in 4 bits, and what has arrived read
         reduced = np.where(hbm_bytes, own + 2 * FOUR_BITS, 0.0)
-    summed = compute_bytes(scenario) + 2 * PRECISION_BYTES[precision.gradient_dtype] if software.kernels.accumulates_apart else 0
+    summed = compute_bytes(scenario) + 2 * PRECISION_BYTES[precision.gradient_dtype] if software.kernels.sums_apart else 0
     return Copied(parameters * copied, sent * reduced + float(summed) * trained.total)
 
 
@@ -62,7 +62,7 @@ def with_copies(scenario: Scenario, layouts: Layouts, block: Block, device: Oper
     copies = kernels.copies_gathered or kernels.copies_gradients
     casts = precision.zero_quantized_weights or precision.zero_quantized_gradients
     of_shards = (copies or casts) and layouts.sharding.gradients.any()
-    if not (of_shards or kernels.accumulates_apart):
+    if not (of_shards or kernels.sums_apart):
         return block
     apart = (layouts.pp > 1) | (not scenario.model.tie_word_embeddings)
     head, table = (

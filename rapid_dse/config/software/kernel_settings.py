@@ -49,7 +49,7 @@ class KernelSettings(SchemaPart):
     # Products of weight gradients add to a 32-bit gradient in place (Megatron's fused accumulation); false: they write one of 16 bits.
     fused_accumulation: Annotated[bool, TRAINED] = True
     # 16-bit gradients of each micro-batch are added to those of 32 bits by kernels of their own, behind its backward pass.
-    accumulates_apart: Annotated[bool, TRAINED] = False
+    accumulates_apart: Annotated[bool, TRAINED, Only(Where("software.fused_accumulation", (False,)))] = False
     # Under ZeRO 3 gathered weights are copied from the gather's buffer into each parameter before each pass; and where each backward pass
     # reduces gradients, they are copied into the buffer that is reduced, in the type that is reduced.
     copies_gathered: Annotated[bool, TRAINED] = False
@@ -65,3 +65,8 @@ class KernelSettings(SchemaPart):
     # With states of 12 bytes; other states change it in proportion to what a fused optimizer moves, 34 bytes with 12: the states read and
     # written, a 32-bit gradient read by clipping and by the step, the 16-bit weight written.
     optimizer_traffic: Annotated[float, Field(ge=8, le=200), TRAINED] = 34.0  # HBM bytes a parameter of clipping and the optimizer's step
+
+    @property
+    def sums_apart(self) -> bool:
+        """Whether kernels of their own add gradients to sums: products that add in place leave none to add."""
+        return self.accumulates_apart and not self.fused_accumulation
