@@ -141,7 +141,7 @@ def _trial(overrides: Sequence[str], as_json: bool) -> int:
     given = read(overrides)
     portion = single(given)
     if portion.rule[0] >= 0:
-        raise ValueError(illegal(portion.reasons[int(portion.rule[0])], overrides))
+        raise ValueError(illegal(portion, overrides))
     from rapid_dse.sweep import idle
 
     for line in [*idle.of_trial(given, portion.scenario), *idle.of_files([portion])]:

@@ -111,11 +111,14 @@ BAD = {
     "string for a number in a sweep": (["-m", "parallel.tp=1,abc"], "parallel.tp='abc'"),
     "heads that do not divide": (
         ["parallel.tp=48", "hw.num_gpus=48", "workload.global_batch_size=1"],
-        "tp must divide num_attention_heads",
+        "tp must divide num_attention_heads (here tp=48, num_attention_heads=",
     ),
     "zero": (["parallel.tp=0"], "parallel.tp=0"),
     "negative": (["-m", "parallel.pp=-1,1"], "parallel.pp=-1"),
-    "batch": (["workload.global_batch_size=7"], "dp · micro_batch_size must divide global_batch_size"),
+    "batch": (
+        ["workload.global_batch_size=7"],
+        "dp · micro_batch_size must divide global_batch_size (here dp=64, micro_batch_size=1, global_batch_size=7)",
+    ),
     "unit": (["hw.memory.bandwidth=3 lightyears"], "lightyears"),
     "index": (["hw.network.dimensions.7.bandwidth=1"], "0 to 1"),
     "precision that the chip lacks": (["hw=a100", "workload.precision=fp8"], "workload.precision=fp8"),

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from rapid_dse.api.keywords import Settings, given_of, warn
 from rapid_dse.sweep import figures, idle, show
-from rapid_dse.sweep.one_trial import priced_row
+from rapid_dse.sweep.one_trial import illegal, priced_row
 from rapid_dse.sweep.space import single
 
 if TYPE_CHECKING:
@@ -152,6 +152,6 @@ def simulate(keys: Settings | None = None, /, **settings: Any) -> TrialRow:
     given = given_of(keys, settings)
     portion = single(given)
     if portion.rule[0] >= 0:
-        raise ValueError(portion.reasons[int(portion.rule[0])])
+        raise ValueError(illegal(portion))
     warn([*idle.of_trial(given, portion.scenario), *idle.of_files([portion])])
     return TrialRow(priced_row(portion))

@@ -130,7 +130,7 @@ def priced_what_if(words: Sequence[str]) -> PricedWhatIf:
             f"backend={portion.scenario.backend.name}: is simulated, which may take long; allowed here: backend=analytical, or a sweep"
         )
     if portion.rule[0] >= 0:
-        raise ValueError(illegal(portion.reasons[int(portion.rule[0])], words))
+        raise ValueError(illegal(portion, words))
     lines = [*idle.of_trial(given, portion.scenario), *idle.of_files([portion])]
     return PricedWhatIf(priced_row(portion), portion, tuple(lines))
 

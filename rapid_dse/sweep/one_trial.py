@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+from rapid_dse.parallel.layouts import CODES
 from rapid_dse.sweep.portion import Portion
 from rapid_dse.sweep.table import priced_table
 
@@ -24,6 +26,21 @@ def priced_row(portion: Portion) -> dict[str, Any]:
     return row
 
 
-def illegal(reason: str, overrides: Sequence[str]) -> str:
-    """What is said of a trial whose layout breaks a rule: one between layout keys names none of the values, one between others does."""
-    return reason if "=" in reason or not overrides else f"{' '.join(overrides)}: {reason}"
+def illegal(portion: Portion, overrides: Sequence[str] = ()) -> str:
+    """What is said of a trial whose layout breaks a rule: what was asked for, unless the rule says it; the rule; and the values of what it
+    is about."""
+    reason = portion.reasons[int(portion.rule[0])]
+    if "=" in reason:
+        return reason
+    values = ", ".join(f"{name}={value}" for name, value in _counts_named(reason, portion).items())
+    asked = f"{' '.join(overrides)}: " if overrides else ""
+    return f"{asked}{reason}" + (f" (here {values})" if values else "")
+
+
+def _counts_named(reason: str, portion: Portion) -> dict[str, int]:
+    """The whole numbers of the layout, the model and the workload that a rule names, in its order; 0 stands for none."""
+    layouts = portion.layouts
+    known = {name: getattr(part, name) for part in (portion.scenario.model, portion.scenario.workload) for name in type(part).model_fields}
+    known |= {name: getattr(layouts, name)[0].item() for name in layouts.keys if name not in CODES}
+    words = [word.rsplit(".", 1)[-1] for word in re.findall(r"[a-z_][\w.]*", reason)]
+    return {word: known[word] for word in words if type(known.get(word)) is int and known[word] > 0}
