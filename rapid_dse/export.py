@@ -37,7 +37,7 @@ def run(arguments: Sequence[str]) -> int:
     from rapid_dse.analysis.launch_files.exported import exported
     from rapid_dse.analysis.launch_files.frameworks import framework, of_profile
 
-    portion = _portion(options)
+    portion, told = _portion(options)
     software = portion.choices["software"]
     chosen = framework(options.to, "--to") if options.to else of_profile(software)
     if chosen is None:
@@ -51,7 +51,7 @@ def run(arguments: Sequence[str]) -> int:
     else:
         options.out.write_text(launch_file.text, encoding="utf-8")
         print(f"{chosen.title} to {options.out}")
-    for line in _notes(launch_file, options.out, chosen.form.comments):
+    for line in [*told, *_notes(launch_file, options.out, chosen.form.comments)]:
         print(line, file=sys.stderr)
     return 0
 
@@ -69,11 +69,12 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def _portion(options: argparse.Namespace) -> Portion:
-    """The row that is asked for, composed again."""
+def _portion(options: argparse.Namespace) -> tuple[Portion, list[str]]:
+    """The row that is asked for, composed again; and where none is named, which one is the best and by what."""
     from rapid_dse.analysis.reasons.chosen import best_rows, row_of
     from rapid_dse.sweep import result_columns, store
     from rapid_dse.sweep.restored import portion_of
+    from rapid_dse.sweep.show import layout_text
 
     table = store.read(options.results, lambda line: print(line, file=sys.stderr))
     table = result_columns.require_results(table, options.results)
@@ -85,8 +86,9 @@ def _portion(options: argparse.Namespace) -> Portion:
     portion = portion_of(row)
     if portion is None:
         raise ValueError(f"--key={row['key']}: cannot be composed here; allowed: a row whose hw, model, software and cluster are in conf/")
+    told = [f"{row['key'][:12]}: {layout_text(row)}, the best by {options.by} (--by, --key: another)"] if options.key is None else []
     options.key = row["key"]
-    return portion
+    return portion, told
 
 
 def _as_dict(launch_file: LaunchFile, key: str) -> dict[str, object]:

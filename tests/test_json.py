@@ -101,6 +101,10 @@ def test_export_and_advise(studies: Path) -> None:
     arguments = ("results/s", "--key", rd.load(studies / "results" / "s").best()[0]["key"], "--to", "megatron_lm")
     found = check("export", program.done(studies, *arguments, "--json", module="rapid_dse.export").out)
     (studies / "run.sh").write_text(found["text"])
+    key = rd.load(studies / "results" / "s").best(1, by="cost_usd")[0]["key"]
+    told = program.done(studies, "results/s", "--by", "cost_usd", "--out", "cheapest.sh", module="rapid_dse.export").err
+    assert told.startswith(f"{key[:12]}: ")
+    assert ", the best by cost_usd" in told
     said = program.done(studies, "run.sh", "hw=h100", "hw.num_gpus=16", "--measured", "80 s", "--json", module="rapid_dse.advise").out
     assert check("advise", said)["measured_step_time_s"] == 80
 

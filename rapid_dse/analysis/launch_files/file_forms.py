@@ -129,6 +129,9 @@ def _flag(name: str, value: Any) -> str:
     return name if value is True else " ".join([name, *map(shell_script.quoted, words)])
 
 
+WAITS = "# The server runs until it is ended: this one in another shell, once it answers."
+
+
 def serving(server: str, client: str, of_client: Sequence[str]) -> FileForm:
     """Scripts that start a server, and then the benchmark that sends it requests; ``of_client`` are the flags of the latter."""
 
@@ -136,6 +139,6 @@ def serving(server: str, client: str, of_client: Sequence[str]) -> FileForm:
         said = {name: value for name, value in fields.items() if value is not False}
         parts = ((server, [name for name in said if name not in of_client]), (client, [name for name in said if name in of_client]))
         commands = [" \\\n".join([command, *(f"  {_flag(name, said[name])}" for name in names)]) for command, names in parts]
-        return "\n".join(["#!/bin/bash", *comments, *commands]) + "\n"
+        return "\n".join(["#!/bin/bash", *comments, commands[0], WAITS, commands[1]]) + "\n"
 
     return FileForm((".sh", ".bash", ".slurm", ".sbatch", ".txt", ".args", ""), shell_script.fields_of, text)
