@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
+import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -15,7 +17,7 @@ if TYPE_CHECKING:
     from rapid_dse.sweep.portion import Portion
 
 HELP = """\
-rapid_dse: what a training run takes on a cluster, before anyone rents it
+rapid_dse: what training or serving a model takes on a cluster, before anyone rents it
 
   python -m rapid_dse hw=h100 model=llama3_1_70b parallel.tp=8 parallel.pp=2      one trial: time, memory, energy, cost
   python -m rapid_dse -m hw=h100 parallel.tp=1,8,64                               a sweep over every combination
@@ -90,13 +92,14 @@ def _version(as_json: bool) -> int:
 def _help() -> int:
     from rapid_dse.sweep.places import home
 
-    lines = []
+    lines, columns = list[str](), shutil.get_terminal_size().columns
     for group, folder in {
         **{g: f"conf/{g}" for g in ("hw", "cluster", "model", "parallel", "software", "backend", "search")},
         "+sweeps": "sweeps",
     }.items():
         names = sorted(path.stem for path in (home() / folder).glob("*.yaml"))
-        lines.append(f"  {group + '=':<11}{' '.join(names)}\n")
+        listed = f"  {group + '=':<11}{' '.join(names)}"
+        lines += [f"{line}\n" for line in textwrap.wrap(listed, columns, subsequent_indent=" " * 13, break_on_hyphens=False)]
     from rapid_dse.config.schedule_names import PIPELINE_SCHEDULES
 
     print(HELP.format(groups="".join(lines), schedules=", ".join(PIPELINE_SCHEDULES)), end="")

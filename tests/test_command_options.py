@@ -227,6 +227,14 @@ def test_help_is_as_wide_as_the_terminal(columns: int, monkeypatch: pytest.Monke
     assert ("\n".join(lines) in told) is (columns == 140)
 
 
+def test_options_are_listed_within_the_terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    told = program.done(tmp_path, "--help").out.splitlines()
+    first, last = (next(at for at, line in enumerate(told) if line.startswith(f"  {group}")) for group in ("hw=", "software="))
+    assert max(map(len, told[first:last])) <= 80
+    assert "vit_huge" in " ".join(told[first:last]).split()
+
+
 def test_a_table_of_requests_says_how_long_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lengths = ("workload.prompt_len=2k", "workload.decode_len=1,100")
     load = ("workload=inference", "hw.num_gpus=1", "workload.concurrency=4")
