@@ -85,6 +85,17 @@ def test_no_cell_is_cut_at_any_width(width: int, varying: int) -> None:
     assert width < 10**6 or len(found) == 3, "where there is room a row is a line"
 
 
+def test_figures_that_are_too_wide_stand_below_with_the_names() -> None:
+    titles = ("step time", "each GPU", "MFU", "memory", "a step")
+    columns = [Column("#", ["1", "2"]), *(Column(title, ["12,345,678", "9"]) for title in titles), Column("within ±", ["3 more", ""])]
+    hw = Column("hw", ["h100", "a100"], figure=False, key=True)
+    found = listing.lines([columns[0], hw, *columns[1:]], 50)
+    assert max(map(len, found)) <= 50
+    assert found[0].split() == ["#", "step", "time", "each", "GPU", "MFU", "memory"]
+    assert found[1:3] == ["1  12,345,678  12,345,678  12,345,678  12,345,678", "   hw=h100  a step=12,345,678  within ±=3 more"]
+    assert found[4] == "   hw=a100  a step=9"
+
+
 def test_titles_are_short_and_tell_keys_apart() -> None:
     keys = ["hw", "hw.memory.bandwidth", "hw.network.dimensions.0.bandwidth", "hw.network.dimensions.1.bandwidth", "hw.sms"]
     assert listing.short_titles(keys) == ["hw", "memory.bandwidth", "dimensions.0.bandwidth", "dimensions.1.bandwidth", "sms"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from rapid_dse.sweep import figures
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 _GAP = "  "
+_LEAST = 4  # columns that stay on a row's line however narrow the terminal: its number, and three figures
 _TIED = "\0"  # a blank at which no line ends
 
 
@@ -47,12 +48,16 @@ def lines(columns: Sequence[Column], width: int) -> list[str]:
     """The table's lines, the head first; the first column numbers or names the rows.
 
     Where all columns do not fit into ``width``, each row's figures are a line behind its number or name, and its other names, as key=value,
-    one or several below it.
+    one or several below it; with them the last of the figures where these alone are too wide.
     """
-    if sum(column.width for column in columns) + len(_GAP) * (len(columns) - 1) <= width:
+    if _wide(columns) <= width:
         return _joined(columns)
     figures = [column for column in columns if column.figure or column is columns[0]]
     names = [column for column in columns[1:] if not column.figure]
+    below: list[Column] = []
+    while _wide(figures) > width and len(figures) > _LEAST:
+        below.insert(0, replace(figures.pop(), key=True))
+    names += below
     head, *rows = _joined(figures)
     indent = " " * ((columns[0].width if columns[0].figure else 0) + len(_GAP))
     listed = [head]
@@ -62,9 +67,14 @@ def lines(columns: Sequence[Column], width: int) -> list[str]:
     return listed
 
 
+def _wide(columns: Sequence[Column]) -> int:
+    """Characters of a line of these columns."""
+    return sum(column.width for column in columns) + len(_GAP) * (len(columns) - 1)
+
+
 def _below(names: Sequence[Column], row: int, indent: str, width: int) -> list[str]:
     """A row's names below its figures: on one line where they fit, else those that have a key, then the others on a line of their own."""
-    keyed = _GAP.join(f"{name.title}={name.cells[row]}".replace(" ", _TIED) for name in names if name.key)
+    keyed = _GAP.join(f"{name.title}={name.cells[row]}".replace(" ", _TIED) for name in names if name.key and name.cells[row])
     plain = _GAP.join(name.cells[row] for name in names if not name.key)
     whole = _GAP.join(part for part in (keyed, plain) if part)
     parts = [whole] if len(indent) + len(whole) <= width else [keyed, plain]
