@@ -31,6 +31,7 @@ SHOWN = 1e-5  # of split backward passes: what shows of gradients where another 
 IN_GRAPHS = 1e-2  # of split backward passes where the host has no timeline of its own, or stages run on behind the graph's one step
 CONTENDED = 5e-3  # on networks that carry other transfers beside it: at most 0.4 % in 2,840 steps that the host paces or nearly does
 LAST_BUCKET = 5e-3  # what a bucket more of gradients takes off the last one, which nothing hides
+LAUNCHED_AGAIN = 1e-2  # of full recomputation where gradients hide behind the host's last backward pass: at most 0.8 % in 3,000 cases
 ENDING = 2e-3  # of requests whose run begins and ends at other moments of their steps
 EACH = [(kind, backend) for kind in KINDS for backend in BACKENDS]
 
@@ -141,7 +142,8 @@ def test_what_is_recomputed_takes_time_and_no_memory(kind: str, data: Any) -> No
     found = [trial.with_columns(recompute=np.full(len(trial.layouts), mode)).price() for mode in range(len(RECOMPUTE))]
     for less, more in pairwise(found):
         assert (more.peak_memory_bytes <= less.peak_memory_bytes * (1 + ROUNDING)).all(), trial
-        assert (more.step_time_s >= less.step_time_s * (1 - _slack(kind, "analytical", trial))).all(), trial
+        slack = np.maximum(_slack(kind, "analytical", trial), LAUNCHED_AGAIN)
+        assert (more.step_time_s >= less.step_time_s * (1 - slack)).all(), trial
 
 
 @pytest.mark.parametrize("kind", ["text", "experts", "vision"])
