@@ -29,9 +29,7 @@ from rapid_dse.simulate.layer import Layers, layer_time, slowed_block
 from rapid_dse.simulate.layer_work import Block, LayerBlock, framework_block
 from rapid_dse.simulate.replicated import replicated_bytes
 from rapid_dse.simulate.shard_copies import with_copies
-from rapid_dse.simulate.sharding import (
-    ShardGroups,
-)
+from rapid_dse.simulate.sharding import ShardGroups
 from rapid_dse.simulate.training import Prepared, price_operators
 from rapid_dse.simulate.vocabulary import LOSS_REDUCTIONS, loss_bytes
 
