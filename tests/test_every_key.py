@@ -104,6 +104,7 @@ SHOWN: dict[str, tuple[Any, ...]] = {
     "hw.tensor_flop_per_sm_clock.fp4": ("fp4", 1000.0),
     "hw.energy.flop.fp4": ("fp4", 1e-12),
     "hw.efficiency.vector": ("fp32", 0.5),
+    "hw.efficiency.fp4": ("fp4", 0.1),
     "model.max_position_embeddings": ("served", 2000),
     "software.scheduler": ("served", "prefill_first"),
     "software.max_batched_tokens": ("served", 512),

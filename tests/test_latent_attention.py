@@ -31,6 +31,9 @@ from rapid_dse.simulate.training import prepare
         ("gpt_oss_120b", 116.83, 5.13),
         ("gpt_oss_20b", 20.91, 3.61),
         ("qwen3_235b_a22b", 235.09, 22.0),
+        ("qwen3_30b_a3b", 30.53, 3.3),
+        ("mixtral_8x22b", 141.0, 39.0),
+        ("minimax_m2_5", 229.0, 10.0),
     ],
 )
 def test_parameters_are_the_published_ones(name: str, total: float, active: float) -> None:

@@ -89,7 +89,8 @@ class Efficiency(Frozen):
     kernels reach. ``sustained`` is what a step of training holds of the speed that products and attention reach in short
     benchmarks: heat and the power limit lower the clock over minutes, which a benchmark of milliseconds does not see.
     ``vector`` is the share of the fp32 peak that large fp32 products issue (null: as ``tensor``): an SM with 128 fp32 lanes spends
-    each issue slot on them, so that loads and addresses take slots from the products.
+    each issue slot on them, so that loads and addresses take slots from the products. ``fp4`` is that of fp4 products (null: as
+    ``tensor``): where an instruction multiplies more than libraries' kernels feed it.
     """
 
     clock: Share
@@ -98,10 +99,12 @@ class Efficiency(Frozen):
     l2: Share
     sustained: Share = 1.0
     vector: Share | None = None
+    fp4: Share | None = None
 
     def issued(self, precision: str) -> float:
         """Share of the peak that a full wave of large tiles issues in the precision, at the clock that is held."""
-        return self.vector if precision == "fp32" and self.vector is not None else self.tensor
+        own = {"fp32": self.vector, "fp4": self.fp4}.get(precision)
+        return self.tensor if own is None else own
 
 
 class Energy(Frozen):
