@@ -66,6 +66,13 @@ def test_nothing_is_expected_where_no_step_was_learned(changes: dict[str, Any], 
     assert found.texts[found.outside[0]] == text
 
 
+def test_of_boxes_that_all_lack_a_chip_the_nearest_in_the_rest_is_named() -> None:
+    """Neither box has an MI300X; the first has the precision too little."""
+    found = trust(of(BOX.model_copy(update={"precision": "fp8"}), BOX, hw="mi300x"), engines({"tp": 1, "concurrency": 32}))
+    assert np.isnan(found.expected_error[0])
+    assert found.texts[found.outside[0]] == "hw (measured: h100)"
+
+
 def test_the_nearest_box_counts_and_pools_are_a_kind_of_their_own() -> None:
     pools = BOX.model_copy(update={"pools": True, "error": 0.3})
     rows = [{"tp": 1, "concurrency": 32}, {"num_gpus": 2, "prefill_tp": 1, "decode_tp": 1, "concurrency": 32}]

@@ -97,6 +97,21 @@ def test_where_nothing_alike_was_measured_no_error_is_told(scenario: dict[str, A
     assert f"{name} (measured:" in found.texts[found.outside[0]]
 
 
+def test_of_boxes_that_all_lack_something_the_nearest_in_the_rest_is_named() -> None:
+    """MI300X in fp8, 64 GPUs: the last box has all but the chip, the others the chip's lack and more; their order tells nothing."""
+    far = ({"gpus": [8, 8], "nodes": [1, 1]}, {"precision": "fp32"}, {"precision": "bf16"}, {"precision": "fp8"})
+    found = of({}, *far, hw="mi300x", workload__precision="fp8")
+    assert np.isnan(found.expected_error[0])
+    assert found.texts[found.outside[0]] == "hw (measured: h100)"
+
+
+def test_numbers_of_parameters_are_written_as_people_write_them() -> None:
+    found = of({}, {"parameters": [1e9, 2e9]}, {"parameters": [1e11, 1.008e12]}, model="llama3_1_8b")
+    assert found.texts[found.outside[0]] == "model size (measured: 1 to 2 billion parameters)"
+    small = of({}, {"parameters": [1e11, 1.008e12]}, model="llama3_1_8b")
+    assert small.texts[small.outside[0]] == "model size (measured: 100 to 1,008 billion parameters)"
+
+
 def test_a_vendor_that_was_measured_is_told_and_a_profile_without_runs_is_not() -> None:
     assert of({}, {"chip": "mi300x", "architecture": "cdna3"}, hw="mi300x").expected_error.tolist() == [0.1]
     bare = trials.scenario()

@@ -24,6 +24,7 @@ from rapid_dse.simulate.served_growth import SERVED_ARCHITECTURES, SERVED_PRECIS
 FloatColumn = NDArray[np.float64]
 
 LEAST = 0.1  # share of the error inside that a setting outside adds at least
+FAR = 1e3  # doublings beyond any number's
 SPANS = ("prompt", "generated", "parameters", "gpus", "concurrency")  # of a box; the first three are numbers of a scenario
 TITLES = {
     "architecture": "hw",
@@ -53,8 +54,10 @@ def loads_expected(scenario: Scenario, engines: Engines) -> tuple[FloatColumn, N
         return np.full(n_rows, np.nan), np.zeros(n_rows, np.int64), (text,)
     inside, size = inside_of(scenario, engines), float(count(scenario.model).total)
     units = units_outside(boxes, scenario, engines, size)
-    # the nearest box by settings and doublings, as the steps were learned: the one that widens least would be the kindest
-    nearest = widened(units, inside, dict.fromkeys(units, 1.0)).argmin(axis=0)
+    # the nearest box by settings and doublings, as the steps were learned: the one that widens least would be the kindest; what no load
+    # had is far, and no farther, so that of boxes that all lack it the one that is nearest in the rest is named
+    reached = {name: np.minimum(column, FAR) for name, column in units.items()}
+    nearest = widened(reached, inside, dict.fromkeys(units, 1.0)).argmin(axis=0)
     error = np.sqrt(inside**2 + widened(units, inside, SERVED_STEPS)[nearest, np.arange(n_rows)])
     error[np.isinf(error)] = np.nan
     outside, texts = np.full(n_rows, -1, np.int64), dict[str, int]()

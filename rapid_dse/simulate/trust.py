@@ -33,6 +33,7 @@ FloatColumn = NDArray[np.float64]
 Units = float | FloatColumn  # how far a setting lies outside: of every row, or of each
 
 LEAST = 0.1  # share of the error inside that a setting outside adds at least
+UNKNOWN = 1e6  # what a step that was never learned adds in place of a square: more than all that are known, so that the fewest count first
 REFERENCE = "reference"  # the cluster of jobs whose cluster nobody named
 # Settings that rows of one scenario differ in, each with its bit.
 BITS = {
@@ -149,7 +150,7 @@ def _alike(scenario: Scenario, layouts: Layouts, over: bool) -> Trust:
     error = np.sqrt(inside**2 + nearest)
     outside, texts = _texts(code, boxes, shared)
     n_rows = len(layouts)
-    finite = np.where(np.isfinite(error), error, np.nan)
+    finite = np.where(nearest < UNKNOWN, error, np.nan)
     return Trust(np.broadcast_to(finite, n_rows), np.broadcast_to(outside, n_rows), texts)
 
 
@@ -194,10 +195,10 @@ def _summed(
     """The squared widening of all settings together, and the bits of those of ``listed`` that lie outside; added to ``more`` of both."""
     squared, mask = more
     for name, value in units.items():
-        if name in STEPS:
+        if name in STEPS and (isinstance(value, np.ndarray) or value < np.inf):
             squared = squared + widening(STEPS[name], inside) * (value * value)
         elif _any(value):
-            squared = squared + np.inf
+            squared = squared + UNKNOWN
         if name in listed:
             mask = mask + (value > 0) * listed[name]
     return squared, mask
@@ -362,6 +363,7 @@ def _measured(box: MeasuredRuns, name: str) -> str:
         return ", ".join(map(str, value)) or "none"
     if isinstance(value, str):
         return value
-    least, largest = (f"{item / 1e9:.3g}" if billions else f"{item:,.0f}" for item in value)
+    numbers = [item / 1e9 if billions else item for item in value]
+    least, largest = (f"{item:.3g}" if billions and item < 1e3 else f"{item:,.0f}" for item in numbers)
     text = least if least == largest else f"{least} to {largest}"
     return f"{text} billion parameters" if billions else text
