@@ -66,7 +66,7 @@ def _summary(calibration: Calibration, written: Mapping[str, Path]) -> dict[str,
 
 
 def _calibrate(arguments: argparse.Namespace) -> int:
-    from rapid_dse.analysis.calibration import Options, write_all
+    from rapid_dse.analysis.calibration import Options, taken_by, without_cluster, write_all
     from rapid_dse.analysis.calibration_table import calibrated_table, require_profile_name
     from rapid_dse.analysis.served_runs import is_served
     from rapid_dse.config.table_file import read_table
@@ -95,9 +95,9 @@ def _calibrate(arguments: argparse.Namespace) -> int:
     mean, unseen = calibration.fitted.error, calibration.held_out_error
     print(f"{calibration.rows} runs: mean error {mean:.1%}; on {kind} that the fit had not seen {unseen:.1%}")
     files = ", ".join(map(str, written.values()))
-    print(f"expect about ±{calibration.held_out_error:.0%} of a new layout; wrote {files}, use it with {' '.join(written)}")
-    if arguments.fit == "both" and not any(key.startswith("cluster=") for key in written):
-        print("these runs say nothing of their cluster, since none of them spans two nodes; the framework's parameters alone were fitted")
+    print(f"expect about ±{calibration.held_out_error:.0%} of a new layout; wrote {files}, use it with {taken_by(list(written))}")
+    if arguments.fit == "both" and not names and not any(key.startswith("cluster=") for key in written):
+        print(f"{without_cluster(calibration)}; the framework's parameters alone were fitted")
     return 0
 
 

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
+import trials
 import yaml
 from generated import ROOT
 
 from rapid_dse import calibrate
-from rapid_dse.analysis.fit import typical_base
+from rapid_dse.analysis.calibration import Calibration, taken_by, without_cluster
+from rapid_dse.analysis.fit import Fit, typical_base
+from rapid_dse.config.cluster import Cluster
 from rapid_dse.config.software import Software
 from rapid_dse.events.backends import price
 from rapid_dse.sweep.cases import group_cases
@@ -82,7 +86,27 @@ def test_a_known_profile_is_found_again_and_composes(somewhere: Path, capsys: py
     assert Software.model_validate(profile).kernels.dropout  # what was not fitted is megatron_deepspeed's own
     printed = capsys.readouterr()
     assert "expect about ±" in printed.out
+    assert printed.out.splitlines()[-2].endswith("use it with software=mine")
+    assert printed.out.splitlines()[-1].startswith("these runs say nothing of their cluster, since none spans two nodes;")
     assert "say little of" in printed.err
+
+
+def of(silent: tuple[str, ...] = (), **cluster: Any) -> Calibration:
+    found = Fit({"matmul_efficiency": 0.9}, {"matmul_efficiency": 0.1}, (), silent, 0.1)
+    clusters = {"eos": Cluster.model_validate({"name": "eos"} | cluster)}
+    return Calibration("nemo", typical_base(trials.scenario(software="nemo").software), found, 0.1, 40, 2, (), clusters, None)
+
+
+def test_why_no_cluster_was_fitted_is_what_the_runs_lack() -> None:
+    """Runs over many nodes whose times do not hang on them are not said to lie on one."""
+    assert without_cluster(of(("cluster.eos.node_skew",))).endswith("say too little of their cluster")
+    assert without_cluster(of(allreduce_busbw={8: 95})).endswith("beyond its bus bandwidths")
+    assert without_cluster(of()).endswith("none spans two nodes")
+
+
+def test_of_several_clusters_a_trial_takes_one() -> None:
+    assert taken_by(["software=mine", "cluster=mine_eos", "cluster=mine_selene"]) == "software=mine cluster=mine_eos or cluster=mine_selene"
+    assert taken_by(["software=mine"]) == "software=mine"
 
 
 def test_thirty_rows_are_enough_and_one_parameter_can_be_chosen(somewhere: Path) -> None:

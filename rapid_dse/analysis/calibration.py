@@ -276,6 +276,21 @@ def write_all(calibration: Calibration, folder: Path, name: str, source: str) ->
     return written
 
 
+def taken_by(written: Sequence[str]) -> str:
+    """The overrides that take what was written, in words: a trial has one of several clusters."""
+    clusters = [override for override in written if override.startswith("cluster=")]
+    return " ".join([*(override for override in written if override not in clusters), *([" or ".join(clusters)] if clusters else [])])
+
+
+def without_cluster(calibration: Calibration) -> str:
+    """Why no cluster was fitted, in words."""
+    if any(name.startswith("cluster.") for name in calibration.fitted.silent):
+        return "these runs say too little of their cluster"
+    if any(cluster.allreduce_busbw is not None for cluster in calibration.clusters.values()):
+        return "these runs say nothing of their cluster beyond its bus bandwidths"
+    return "these runs say nothing of their cluster, since none spans two nodes"
+
+
 def _with_clusters_named(names: Mapping[str, str], calibration: Calibration) -> Calibration:
     """The same, its runs on clusters as they are called once they are written: so rows under these lie where the runs do."""
     renamed_boxes = tuple(box.model_copy(update={"cluster": names.get(box.cluster, box.cluster)}) for box in calibration.measured)
