@@ -15,9 +15,12 @@ from serving_trials import cut, engines, priced, scenario
 import rapid_dse as rd
 from rapid_dse.config.scenario import Scenario
 from rapid_dse.device import operator_model
+from rapid_dse.interconnect import transfer
 from rapid_dse.model.shapes import MicroBatch
 from rapid_dse.parallel.engines import resolved
 from rapid_dse.parallel.layouts import broken_rules
+from rapid_dse.parallel.span import Span
+from rapid_dse.simulate.communication import effective_network
 from rapid_dse.simulate.inference.crowds import closed_crowd, open_crowd
 from rapid_dse.simulate.inference.passes import EnginePass, PassWork, Prompts, decode_work, prefill_work, timed
 from rapid_dse.simulate.inference.pools import handed_over
@@ -334,6 +337,19 @@ def test_a_prompt_on_one_of_eight_ranks_keeps_all_of_them_waiting() -> None:
     assert full.joules[0] / 8 < alone.joules[0] < full.joules[0] / 2
     shortest = prefill_work(of, engine, np.array([1 / 8]), Prompts(1, 1, 1), operator_model(of.hw))
     assert shortest.products[0] > 0
+
+
+@pytest.mark.parametrize(("chosen", "ep", "gathered"), [(8, 8, True), (8, 16, False), (4, 8, False), (16, 16, True)])
+def test_tokens_are_gathered_where_experts_lie_on_no_more_ranks_than_a_token_has(chosen: int, ep: int, gathered: bool) -> None:
+    """Of 16 GPUs of one domain: gathered 64 tokens of each rank go round a ring, and back; else each token's copies to their experts."""
+    of = scenario("gb200", "deepseek_v3", model__num_experts_per_tok=chosen)
+    engine, network = cut(num_gpus=16, attention_dp=16, ep=ep, etp=16 // ep), effective_network(of)
+    work = decode_work(of, engine, np.array([64.0]), operator_model(of.hw))
+    span, hidden, layers = Span((np.array([16.0]), np.ones(1)), (np.ones(1), np.ones(1))), 2.0 * 7168, 58
+    gather = transfer.all_gather(16 * 64 * hidden, span, network).seconds[0]
+    routed = transfer.all_to_all(np.array([chosen * 64 * hidden]), span, network).seconds[0]
+    assert routed < gather
+    assert work.ep[0] == pytest.approx(2 * layers * (gather if gathered else routed), rel=1e-6)
 
 
 def test_prompts_that_wait_for_each_other_come_later_and_keep_decoding_waiting_less() -> None:

@@ -131,7 +131,7 @@ def _layer(scenario: Scenario, cut: Degrees, parts: PassParts, kind: KernelCost,
     )
     own = _seconds(kind, parts, serving, efficiency)
     if kind is parts.routed:
-        half = _experts(scenario, parts, own + serving.expert_latency)
+        half = _experts(scenario, cut, parts, own + serving.expert_latency)
     elif bool(moves.several[0]) and not scenario.model.num_experts:
         # the tokens of all attention ranks are gathered and scattered
         way = (seconds_alone(moves.mlp) + latency) / 2
@@ -143,14 +143,14 @@ def _layer(scenario: Scenario, cut: Degrees, parts: PassParts, kind: KernelCost,
     return LayerWork((attention, half), tp=int(cut.tp[0]), stream=NOTHING)
 
 
-def _experts(scenario: Scenario, parts: PassParts, seconds: float) -> Half:
+def _experts(scenario: Scenario, cut: Degrees, parts: PassParts, seconds: float) -> Half:
     """The half of a layer with experts: tokens go to their experts and back, or are summed over the stage."""
     moves = parts.exchanges
     wide = moves.at.tp * moves.at.cp
     latency = scenario.software.serving.collective_latency * (wide.size[0] > 1)
     if not moves.several[0]:
         return Half("experts", seconds, 0.0, 0.0, (_sum(scenario, moves.experts, moves.stream, STAGE, latency, parts),))
-    gathers = bool(exchanges_by_gathers(scenario, moves.routed, moves.everyone, wide)[0])
+    gathers = bool(exchanges_by_gathers(scenario, moves.routed, moves.everyone, wide, cut.ep)[0])
     route = ExpertRoute(
         size=float((moves.everyone if gathers else moves.routed)[0]),
         seconds=seconds_alone(moves.experts) / 2 + latency,

@@ -178,7 +178,7 @@ def _exchanges(scenario: Scenario, cut: Degrees, counts: tuple[FloatColumn, Floa
     experts = transfer.nothing(network, len(tokens))
     routed = stream / cut.tp * model.num_experts_per_tok
     if model.num_hidden_layers > dense_layers(model):
-        there = exchange(scenario, routed, everyone, wide).times(2)
+        there = exchange(scenario, routed, everyone, wide, cut.ep).times(2)
         experts = transfer.either(several, there, small_all_reduce(scenario, stream, wide))
     logit_bytes = ends * padded_vocab(model, cut.tp) * ACTIVATION
     return Exchanges(

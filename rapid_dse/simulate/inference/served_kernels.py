@@ -28,6 +28,7 @@ from rapid_dse.simulate.inference.widths import CACHE_BYTES, WEIGHT_BYTES, cache
 from rapid_dse.simulate.operator_times import distinct_seconds
 
 FloatColumn = NDArray[np.float64]
+IntColumn = NDArray[np.int64]
 
 LATENT_ROWS = 64.0  # rows of queries that a block of the latents' decode kernel holds (FlashMLA)
 LATENT_EFFICIENCY = 0.6  # share of the tensor cores' rate that such a kernel reaches (FlashMLA: 580 of 989 TFLOP/s on an H800)
@@ -277,16 +278,21 @@ def _own_all_reduce(scenario: Scenario, size: FloatColumn, span: Span) -> tuple[
     return np.where(inside, one, np.inf), np.where(inside, two, np.inf)
 
 
-def exchange(scenario: Scenario, sent: FloatColumn, gathered: FloatColumn, span: Span) -> Transfer:
-    """Takes tokens to the ranks of their experts, or back: an all-to-all of ``sent`` bytes a rank, or a gather of all ranks' tokens
-    (``gathered`` bytes), whichever is faster."""
+def exchange(scenario: Scenario, sent: FloatColumn, gathered: FloatColumn, span: Span, ep: IntColumn) -> Transfer:
+    """Takes tokens to the ranks of their experts, or back: a gather of all ranks' tokens (``gathered`` bytes), or where experts lie on more
+    ranks (``ep``) than a token has of them an all-to-all of ``sent`` bytes a rank, if that is faster."""
     network = effective_network(scenario)
     routed, whole = transfer.all_to_all(sent, span, network), transfer.all_gather(gathered, span, network)
-    return transfer.either(routed.seconds <= whole.seconds, routed, whole)
+    return transfer.either(_by_gathers(scenario, routed, whole, ep), whole, routed)
 
 
-def exchanges_by_gathers(scenario: Scenario, sent: FloatColumn, gathered: FloatColumn, span: Span) -> NDArray[np.bool_]:
-    """Whether the gather is the faster of the two."""
+def exchanges_by_gathers(scenario: Scenario, sent: FloatColumn, gathered: FloatColumn, span: Span, ep: IntColumn) -> NDArray[np.bool_]:
+    """Whether tokens are gathered."""
     network = effective_network(scenario)
-    routed, whole = transfer.all_to_all(sent, span, network), transfer.all_gather(gathered, span, network)
-    return np.asarray(routed.seconds > whole.seconds)
+    return _by_gathers(scenario, transfer.all_to_all(sent, span, network), transfer.all_gather(gathered, span, network), ep)
+
+
+def _by_gathers(scenario: Scenario, routed: Transfer, whole: Transfer, ep: IntColumn) -> NDArray[np.bool_]:
+    """On no more ranks than a token has experts nearly every rank needs every token, and frameworks gather them: TensorRT-LLM has no
+    all-to-all there (``select_alltoall_method_type``), vLLM's default are gathers (``allgather_reducescatter``)."""
+    return np.asarray((ep <= scenario.model.num_experts_per_tok) | (routed.seconds > whole.seconds))
