@@ -17,9 +17,10 @@ import pytest
 from pydantic import BaseModel
 
 from rapid_dse.analysis.fit import logged_peak
-from rapid_dse.config.effects import TRAINED, in_vain
+from rapid_dse.config.effects import in_vain
 from rapid_dse.config.parts import keys_of, value_of
 from rapid_dse.config.run import Debug, Search
+from rapid_dse.config.scenario import Scenario
 from rapid_dse.events.backends import price
 from rapid_dse.simulate.results import Priced
 from rapid_dse.sweep.compose import composed, hydra_ready, scenario_of, value_at, with_values
@@ -59,6 +60,8 @@ TRIALS: dict[str, tuple[dict[str, str], dict[str, Any]]] = {
     "experts_served": (SERVED | {"model": "qwen3_30b_a3b"}, {"hw.num_gpus": 2, "parallel.tp": 2, "workload.concurrency": 8}),
     "static": (SERVED, {"hw.num_gpus": 1, "workload.batch_size": 2}),
     "fp4": (SERVED | {"hw": "b200"}, {"hw.num_gpus": 1, "workload.precision": "fp4"}),
+    "across": (SERVED, {"hw.num_gpus": 32, "parallel.tp": 8, "parallel.pp": 2, "parallel.cp": 2, "workload.concurrency": 8}),
+    "eager": (SERVED, {"hw.num_gpus": 1, "workload.batch_size": 2, "software.cuda_graphs": "none"}),
     "vision": (LLAMA | {"model": "vit_base"}, SIXTEEN),
     "memory": (
         LLAMA | {"model": "lstm", "software": "pytorch"},
@@ -427,20 +430,44 @@ def test_what_was_set_in_vain_is_said(settings: tuple[str, ...], flags: tuple[st
     assert [line.split(" has no effect here: ")[0] for line in ended.err.splitlines() if " has no effect here: " in line] == said
 
 
-def _of_training() -> list[str]:
-    options, values = TRIALS["static"]
-    served, _ = scenario_of(with_values(_base(tuple(options.items())), values))
-    conditions = {f"software.{name}": info.metadata for name, info in keys_of(type(served.software)).items()}
-    return [key for key, told in conditions.items() if TRAINED in told]
+# Requests of which each key of a framework, a cluster, a layout or the backend's streams changes one, or it is said that it has no effect.
+ASKED = ("static", "served", "full", "experts_served", "across", "eager")
+GROUPS = ("software.", "cluster.", "parallel.", "backend.streams")
+# What shows elsewhere: where something is not offered; in models with LayerNorm (the images); numbers, which are refused.
+UNSEEN = {"software.enforce", "software.offers.workloads", "software.eager", "parallel.zero"}
 
 
-@pytest.mark.parametrize("key", _of_training())
-def test_a_key_of_training_alone_is_said_to_have_no_effect_in_inference_and_has_none(key: str) -> None:
+@cache
+def _scenario(name: str) -> Scenario:
+    return scenario_of(with_values(_base(tuple(TRIALS[name][0].items())), TRIALS[name][1]))[0]
+
+
+def _said(name: str, key: str) -> bool:
+    return bool(in_vain(_scenario(name), [key], "trial"))
+
+
+def _in_inference() -> list[str]:
+    return [key for key, _, _ in unchanged("static")[1] if key.startswith(GROUPS) and key not in ELSEWHERE]
+
+
+def _tried(name: str, key: str) -> list[Any]:
+    ((annotation, value),) = [each for found, *each in unchanged(name)[1] if found == key]
+    return ([SHOWN[key][1]] if key in SHOWN else []) + others(annotation, value)
+
+
+@pytest.mark.parametrize("key", _in_inference())
+def test_a_key_has_an_effect_in_inference_or_it_is_said_that_it_has_none(key: str) -> None:
+    said = {name: _said(name, key) for name in (*ASKED, "images")}
     for name in ("static", "images"):
-        scenario, _ = scenario_of(with_values(_base(tuple(TRIALS[name][0].items())), TRIALS[name][1]))
-        assert in_vain(scenario, [key], "trial")
-        ((annotation, value),) = [each for found, *each in unchanged(name)[1] if found == key]
-        assert not any(_tells(name, {key: other}) for other in others(annotation, value)[:2])
+        answers = [_answer(name, {key: other}) for other in _tried(name, key)[:2]] if said[name] else []
+        assert all(answer == unchanged(name)[0] or answer.startswith("refused: ") for answer in answers)
+    if key in UNSEEN or all(said[name] for name in ASKED):
+        return
+    beside = SHOWN[key][2] if len(SHOWN.get(key, ())) > 2 else {}
+    for name in (name for name in ASKED if not said[name]):
+        if any(_tells(name, {key: other}, added) for other in _tried(name, key) for added in (None, beside)[: 1 + bool(beside)]):
+            return
+    raise AssertionError(f"{key} changes no request of those tried, and nothing says so")
 
 
 def test_a_key_of_inference_is_refused_in_training(tmp_path: Path) -> None:

@@ -7,9 +7,10 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from rapid_dse.config.effects import Only, Where
+from rapid_dse.config.effects import TRAINED, Only, Where
 from rapid_dse.config.fields import Bytes, BytesPerSecond, Count, Frozen, Seconds, Share, ShareOrZero, Watts
 from rapid_dse.config.free_parameters import FreeParameter
+from rapid_dse.config.model_kinds import NOT_SERVED
 
 
 def _pairs(value: Any) -> Any:
@@ -62,15 +63,15 @@ class Cluster(Frozen):
     """
 
     name: str  # the option that the cluster comes from
-    gpu_spread: Annotated[ShareOrZero, Field(le=0.2)] = 0.015
+    gpu_spread: Annotated[ShareOrZero, Field(le=0.2), NOT_SERVED] = 0.015
     allreduce_busbw: Annotated[tuple[tuple[Nodes, BusBandwidth], ...], Field(min_length=1), BeforeValidator(_pairs)] | None = None
     nics_per_gpu: Annotated[float, Field(ge=0.05, le=4)] = 1.0
     fabric_efficiency: Annotated[Share, Field(ge=0.05)] = 1.0
     hop_latency: Annotated[Seconds, Field(le=2e-3)] = 5e-6
-    node_skew: Annotated[Seconds, Field(le=5e-3)] = 5e-5
-    trees: bool = True
-    all_reduce_wait: Annotated[Seconds, Field(le=2e-3)] = 0.0
-    host_slowdown: Annotated[float, Field(ge=1, le=50)] = 1.0
+    node_skew: Annotated[Seconds, Field(le=5e-3), NOT_SERVED] = 5e-5
+    trees: Annotated[bool, TRAINED] = True
+    all_reduce_wait: Annotated[Seconds, Field(le=2e-3), TRAINED] = 0.0
+    host_slowdown: Annotated[float, Field(ge=1, le=50), NOT_SERVED] = 1.0
     memory_taken: Bytes = 0.0
     gpu_mtbf: Annotated[float, Field(ge=1, le=1e9), WHOLE_RUN] = 5e4
     restart_time: Annotated[Annotated[Seconds, Field(le=1e6)], WHOLE_RUN] = 600.0

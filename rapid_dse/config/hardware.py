@@ -23,6 +23,7 @@ from rapid_dse.config.fields import (
 )
 from rapid_dse.config.host_link import OFFLOADING, HostLink
 from rapid_dse.config.measured_boxes import Architecture
+from rapid_dse.config.model_kinds import NOT_SERVED
 from rapid_dse.config.nodes import dimensions_in_node, with_gpus_in_node
 from rapid_dse.config.units import shortened
 
@@ -241,7 +242,7 @@ class Hardware(Frozen):
     exponentials: Annotated[float, Field(ge=0.1, le=1e4)] = 16.0
     tensor_memory: bool = False
     host: Annotated[HostLink | None, Only(*OFFLOADING, Where("software.async_checkpoint", (True,)))] = None
-    launch_pace: Annotated[float, Field(ge=0.1, le=10), Only(Where("software.host_pace"))] = 1.0
+    launch_pace: Annotated[float, Field(ge=0.1, le=10), Only(Where("software.host_pace")), NOT_SERVED] = 1.0
     energy: Energy
     power_limit: Watts | None = None  # what it may draw; null: energy.tdp. Where work asks for more, the clock falls
     price: DollarsPerHour  # of one GPU for an hour, its share of node and network included

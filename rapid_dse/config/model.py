@@ -56,7 +56,7 @@ class Model(Frozen):
     norm: Annotated[Literal["layernorm", "rmsnorm"], LAYERED] = "rmsnorm"  # kind of normalisation
     position_embedding: Annotated[Literal["rope", "learned"], LAYERED] = "rope"  # rotary, or a learned table
     # Largest value of both projections of a gated activation, to which experts cut them (GPT-OSS); null: none.
-    swiglu_limit: Annotated[Annotated[float, Field(gt=0, le=1e6)] | None, EXPERTS] = None
+    swiglu_limit: Annotated[Annotated[float, Field(gt=0, le=1e6)] | None, EXPERTS, TRAINED] = None
     linear_bias: Annotated[bool, LAYERED] = False  # whether linear layers have a bias
     attention_bias: Annotated[bool, LAYERED] = False  # whether query, key and value have a bias, whatever linear_bias says
     qkv_bias: Annotated[bool | None, VIT] = None
@@ -73,8 +73,8 @@ class Model(Frozen):
     n_shared_experts: Annotated[CountOrZero, EXPERTS] = 0  # experts that every token passes
     num_nextn_predict_layers: Annotated[Predictions, of_kinds("transformer"), TRAINED] = 0  # layers that predict a token more each
     first_k_dense_replace: Annotated[CountOrZero, EXPERTS] = 0
-    n_group: Annotated[CountOrZero | None, EXPERTS] = None
-    topk_group: Annotated[CountOrZero | None, EXPERTS] = None
+    n_group: Annotated[CountOrZero | None, EXPERTS, TRAINED] = None
+    topk_group: Annotated[CountOrZero | None, EXPERTS, TRAINED] = None
     interleave_moe_layer_step: Annotated[Count, EXPERTS] = 1
     q_lora_rank: CountOrZero | None = None  # latent attention: rank of queries; null: they are not compressed
     kv_lora_rank: Annotated[CountOrZero | None, TEXT] = None  # latent attention: rank of keys and values; null: attention is not latent

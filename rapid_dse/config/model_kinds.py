@@ -54,3 +54,9 @@ def of_kinds(*names: str) -> Only:
 
 
 ONE_PASS = tuple(name for name, kind in KINDS.items() if not kind.decodes)
+
+# Of a field that serving, which has kernels and a host of its own (software.layer_latency, step_latency), does not read: training does, and
+# inference of models that decode nothing, which is training's forward pass.
+NOT_SERVED = Only(Where("workload.kind", ("training",)), Where("model.kind", ONE_PASS))
+# Of a field that says how requests decode.
+DECODED = Only(Where("model.kind", tuple(name for name, kind in KINDS.items() if kind.decodes)))

@@ -9,11 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from rapid_dse.config.effects import COMMAND, Only, Where
+from rapid_dse.config.effects import COMMAND, TRAINED, Only, Where
 from rapid_dse.config.fields import WHOLE, Count, CountOrZero, Degree, Frozen, Share, ShareOrPercent, ShareOrZero, Tokens
 from rapid_dse.config.hardware import Parallelism, Precision
 from rapid_dse.config.lora_names import ALL_LINEAR, HUGGING_FACE_MODULES, MEGATRON_MODULES, LoraTarget
-from rapid_dse.config.model_kinds import ONE_PASS
+from rapid_dse.config.model_kinds import NOT_SERVED, ONE_PASS
 from rapid_dse.config.recompute_entries import ModuleSum
 from rapid_dse.config.schedule_names import ScheduleName
 
@@ -102,7 +102,7 @@ class Parallel(Frozen):
     shard_group: Annotated[Degree | None, TRAINING] = None
     zero_hpz_partition_size: Annotated[Degree, TRAINING] = 1  # GPUs that share a second copy of the weights (ZeRO++); 1: there is none
     etp: Annotated[Degree | None, EXPERTS] = None
-    order: tuple[Parallelism, ...] = ORDER  # which parallelism has neighbouring GPUs, inner to outer
+    order: Annotated[tuple[Parallelism, ...], NOT_SERVED] = ORDER  # which parallelism has neighbouring GPUs, inner to outer
     stage_layers: Annotated[tuple[CountOrZero, ...] | None, TRAINING] = None
     offload_activations: Annotated[ShareOrZero, TRAINING] = 0.0
     offload_optimizer: Annotated[ShareOrZero, TRAINING] = 0.0
@@ -295,7 +295,7 @@ class Backend(Frozen):
     engine: Annotated[Literal["builtin", "astrasim"], SIMULATED] = "builtin"  # what runs the event-driven network
     # whose rules its links follow: ASTRA-sim's with or without congestion, fair shares of links, or none that wait
     network: Annotated[Literal["congestion_aware", "congestion_unaware", "fair", "ideal"], SIMULATED] = "congestion_aware"
-    streams: Annotated[Annotated[int, WHOLE, Field(ge=1, le=4)] | None, SIMULATED] = None
+    streams: Annotated[Annotated[int, WHOLE, Field(ge=1, le=4)] | None, SIMULATED, TRAINED] = None
     astrasim: Annotated[AstraSim, Only(Where("backend.engine", ("astrasim",)))] = AstraSim()
     artifacts: Artifacts = Artifacts()
 

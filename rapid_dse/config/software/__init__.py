@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 from pydantic import model_validator
 
+from rapid_dse.config.effects import TRAINED, Only, Where
 from rapid_dse.config.measured_boxes import MeasuredRuns, ServedRuns
+from rapid_dse.config.model_kinds import DECODED
 from rapid_dse.config.parts import InParts
 from rapid_dse.config.software.expert_settings import ExpertSettings
 from rapid_dse.config.software.fitted import FREE, FREE_MEMORY, FREE_SERVING
@@ -27,8 +31,9 @@ class Software(InParts):
     """
 
     name: str  # the option that the profile comes from
-    measured: tuple[MeasuredRuns, ...] = ()  # the measured runs behind it, which say how far its predictions may be trusted
-    served: tuple[ServedRuns, ...] = ()  # the same of measured requests
+    # the measured runs behind it, which say how far its predictions may be trusted
+    measured: Annotated[tuple[MeasuredRuns, ...], TRAINED] = ()
+    served: Annotated[tuple[ServedRuns, ...], Only(Where("workload.kind", ("inference",))), DECODED] = ()  # the same of measured requests
     # Parameters of ``FREE`` that single kernels or steps on one GPU have told alone: fits of whole runs leave them as they are.
     known: tuple[str, ...] = ()
     # What its jobs can be launched with. What it does not offer is illegal; enforce=false prices it, and ``outside`` says so.

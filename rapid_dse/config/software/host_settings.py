@@ -6,8 +6,9 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field
 
-from rapid_dse.config.effects import Only, Where
+from rapid_dse.config.effects import TRAINED, Only, Where
 from rapid_dse.config.fields import Seconds
+from rapid_dse.config.model_kinds import NOT_SERVED
 from rapid_dse.config.parts import SchemaPart
 
 CudaGraphs = Literal["none", "modules", "full_iteration"]
@@ -25,16 +26,16 @@ class HostSettings(SchemaPart):
     host_library_launch: Annotated[Seconds, Only(Where("model.kind", ("lstm",)))] = 3.4e-6
     # Pace of the CPUs that the host's times of layers and micro-batches were taken on (hw.launch_pace): on others they are in proportion;
     # null: they hold on any.
-    host_pace: Annotated[float, Field(ge=0.1, le=10)] | None = None
-    host_collective_layer: Seconds = 2e-4  # what tensor-parallel collectives add to that
-    host_micro_batch: Seconds = 1e-3  # host time of a micro-batch
+    host_pace: Annotated[Annotated[float, Field(ge=0.1, le=10)] | None, NOT_SERVED] = None
+    host_collective_layer: Annotated[Seconds, NOT_SERVED] = 2e-4  # what tensor-parallel collectives add to that
+    host_micro_batch: Annotated[Seconds, NOT_SERVED] = 1e-3  # host time of a micro-batch
     # How the host's time for a micro-batch and the device's make one: null: the host runs far ahead, and the longer one counts; a number p:
     # each waits for the other kernel by kernel, and both count, (hostᵖ + deviceᵖ)^(1/p).
-    launch_norm: Annotated[float, Field(ge=1, le=20)] | None = None
+    launch_norm: Annotated[Annotated[float, Field(ge=1, le=20)] | None, NOT_SERVED] = None
     # The same where rows are routed: in each layer the host waits for the counts of rows before it launches the experts' products, so
     # that it cannot run ahead. null: it does not wait. Where counts are known ahead (workload.expert_capacity), or stay on the device
     # (a graph of the whole step), launch_norm holds.
-    routing_norm: Annotated[float, Field(ge=1, le=20), Only(Where("model.num_experts"))] | None = None
+    routing_norm: Annotated[Annotated[float, Field(ge=1, le=20)] | None, Only(Where("model.num_experts")), TRAINED] = None
     # Where offloaded optimizer states are stepped. cpu: gradients go to the host, whose cores step the states beside them, and new weights
     # come back (DeepSpeed's ZeRO-Offload, Megatron's hybrid optimizer, FSDP2's CPUOffloadPolicy); streamed: states go through the GPU.
     offload_step: Annotated[Literal["cpu", "streamed"], Only(Where("parallel.offload_optimizer"))] = "cpu"
@@ -44,4 +45,4 @@ class HostSettings(SchemaPart):
     # Checkpoints are copied to the host's memory and written from there beside the next steps (Megatron Core's --async-save, PyTorch's
     # async_save); else the job waits for the write.
     async_checkpoint: Annotated[bool, Only(Where("workload.train_tokens"))] = False
-    host_step: Seconds = 1e-2  # data loading, logging, the optimizer's launches: exposed once a step
+    host_step: Annotated[Seconds, TRAINED] = 1e-2  # data loading, logging, the optimizer's launches: exposed once a step

@@ -8,6 +8,7 @@ from pydantic import Field
 
 from rapid_dse.config.effects import TRAINED, Only, Where
 from rapid_dse.config.hardware import FlashKernelName
+from rapid_dse.config.model_kinds import NOT_SERVED
 from rapid_dse.config.parts import SchemaPart
 
 LibraryGeneration = Literal["early", "current"]
@@ -31,7 +32,7 @@ class KernelSettings(SchemaPart):
     eager: bool = False  # every operation is a kernel of its own, and the host launches as many as there are
     # Sums of biases' gradients are kernels of their own (PyTorch's autograd), and so is what joins the gradients of a projection that was
     # split; false: products do both (cuBLASLt's epilogues, Transformer Engine).
-    gradient_sums: bool = False
+    gradient_sums: Annotated[bool, NOT_SERVED] = False
     fused_rotary: Annotated[bool, TRAINED] = True  # autograd keeps no rotated copy of queries and keys
     # Queries and keys are turned as complex numbers of 32 bits, which compilers leave to kernels of their own. Those that have norms
     # (model.qk_norm) are turned as real numbers, like any elementwise operation (torchtitan's Qwen3).
@@ -40,12 +41,12 @@ class KernelSettings(SchemaPart):
     # The loss over the vocabulary. whole: fp32 copies of all logits and of their gradient beside the 16-bit ones; in_place: of the logits
     # alone, a copy that turns into their softmax and their gradient (Megatron Core); fused: one kernel that overwrites the logits with
     # their gradient; chunked: head and loss run chunk after chunk, and only one chunk's logits are alive.
-    loss: Literal["whole", "in_place", "fused", "chunked"] = "whole"
+    loss: Annotated[Literal["whole", "in_place", "fused", "chunked"], NOT_SERVED] = "whole"
     dropout: Annotated[bool, SILENT, TRAINED] = False  # whether dropout runs in the training of a model that does not say (model.dropout)
     # Times the HBM bytes of fully fused norms, residuals, rotary embedding and activation: 1 is one kernel for each, eager PyTorch 2 to 4.
-    elementwise_traffic: Annotated[float, Field(ge=0.5, le=8)] = 2.0
+    elementwise_traffic: Annotated[float, Field(ge=0.5, le=8), NOT_SERVED] = 2.0
     # Speed of matrix products in the framework against the same shapes run alone: other kernels' cache and power, stream switches.
-    matmul_efficiency: Annotated[float, Field(ge=0.5, le=1.2)] = 0.95
+    matmul_efficiency: Annotated[float, Field(ge=0.5, le=1.2), NOT_SERVED] = 0.95
     # Products of weight gradients add to a 32-bit gradient in place (Megatron's fused accumulation); false: they write one of 16 bits.
     fused_accumulation: Annotated[bool, TRAINED] = True
     # 16-bit gradients of each micro-batch are added to those of 32 bits by kernels of their own, behind its backward pass.
@@ -56,12 +57,12 @@ class KernelSettings(SchemaPart):
     copies_gradients: Annotated[bool, TRAINED] = False  # whether gradients are copied into buckets
     # Under sequence parallelism each gather and scatter of the stream copies it: activations are (batch, sequence, hidden), and NCCL joins
     # along the first axis. Megatron's are (sequence, batch, hidden), and need none.
-    copies_sequence: bool = False
+    copies_sequence: Annotated[bool, TRAINED] = False
     # Queries, keys and values, and the halves of a gate, each have a product of their own, so that gradients of their input are summed.
     # Under sequence parallelism those are of whole sequences, which elementwise_traffic does not tell. none: products are joint; copied: a
     # compiled kernel sums what it copies for the reduction; added: further gradients are added one by one.
     separate_projections: Annotated[Literal["none", "copied", "added"], TRAINED] = "none"
-    cp_balanced: bool = True  # ring attention deals the sequence out in zigzag, so that causal work is even
+    cp_balanced: Annotated[bool, TRAINED] = True  # ring attention deals the sequence out in zigzag, so that causal work is even
     # With states of 12 bytes; other states change it in proportion to what a fused optimizer moves, 34 bytes with 12: the states read and
     # written, a 32-bit gradient read by clipping and by the step, the 16-bit weight written.
     optimizer_traffic: Annotated[float, Field(ge=8, le=200), TRAINED] = 34.0  # HBM bytes a parameter of clipping and the optimizer's step

@@ -8,6 +8,7 @@ from pydantic import Field
 
 from rapid_dse.config.effects import TRAINED
 from rapid_dse.config.fields import Bytes
+from rapid_dse.config.model_kinds import NOT_SERVED
 from rapid_dse.config.parts import SchemaPart
 from rapid_dse.config.recompute_entries import ModuleSum
 
@@ -23,7 +24,7 @@ class MemorySettings(SchemaPart):
     recompute_stops_early: Annotated[bool, TRAINED] = False
     extra_gradient_bytes: Annotated[float, Field(ge=0, le=4), TRAINED] = 0.0  # a parameter, where micro-batches accumulate in a second copy
     # What is held at all times beside the model: cuBLAS's workspaces and NCCL's channels (about 0.4 GB a communicator of 2 to 8 GPUs).
-    context: Bytes = 5e8
+    context: Annotated[Bytes, NOT_SERVED] = 5e8
     # Reserved over live activations: the rest is free, but in blocks that fit nothing that is asked for, and so lost to the run.
     fragmentation: Annotated[float, Field(ge=1, le=1.6), TRAINED] = 1.05
     activation_overhead: Annotated[float, Field(ge=0.5, le=3), TRAINED] = 1.0  # kept over the least that autograd needs
@@ -38,5 +39,5 @@ class MemorySettings(SchemaPart):
     layers_ahead: Annotated[float, Field(ge=0, le=60), TRAINED] = 0.0
     # The peak that its runs report: of which pipeline stage (worst: the largest of all), and whether it is what tensors take
     # (torch.cuda.max_memory_allocated) or what the allocator holds of the device.
-    logged_stage: Literal["worst", "first", "last"] = "worst"
-    logs_allocated: bool = False  # whether the peak that its runs report is what tensors take
+    logged_stage: Annotated[Literal["worst", "first", "last"], TRAINED] = "worst"
+    logs_allocated: Annotated[bool, TRAINED] = False  # whether the peak that its runs report is what tensors take

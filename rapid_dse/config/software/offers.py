@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator
 
+from rapid_dse.config.effects import TRAINED
 from rapid_dse.config.fields import Frozen
 from rapid_dse.config.hardware import Precision
 from rapid_dse.config.host_link import OFFLOADED, Offloaded
@@ -24,29 +25,34 @@ class Offers(Frozen):
     """
 
     workloads: tuple[Literal["training", "inference"], ...] = ("training", "inference")  # what it runs
-    trainable: tuple[Literal["full", "lora"], ...] = ("full", "lora")  # whether low-rank adapters can be trained beside frozen weights
+    # whether low-rank adapters can be trained beside frozen weights
+    trainable: Annotated[tuple[Literal["full", "lora"], ...], TRAINED] = ("full", "lora")
     # Degrees that may be above 1, beside dp; etp: it may be other than tp; pools: prefill and decode on engines of their own.
     parallelisms: tuple[Literal["tp", "cp", "pp", "ep", "etp", "attention_dp", "pools"], ...] = (
         "tp", "cp", "pp", "ep", "etp", "attention_dp", "pools",
     )  # fmt: skip
-    cp_kinds: tuple[Literal["ring", "ulysses"], ...] = ("ring", "ulysses")  # ways of context parallelism
-    cp_replicates_keys: bool = True  # whether more ranks than key-value heads may trade heads, a head's copies among several (ulysses)
-    schedules: tuple[PipelineSchedule, ...] = PIPELINE_SCHEDULES  # of pipelines, pp > 1
-    zero: tuple[Zero, ...] = (0, 1, 2, 3)  # stages without pipelines, pp = 1
-    zero_with_pipelines: tuple[Zero, ...] = (0, 1, 2, 3)  # stages at pp > 1
-    shard_group: tuple[Zero, ...] = (1, 2, 3)  # stages whose shards may lie on a part of the data-parallel ranks (hybrid sharding)
+    cp_kinds: Annotated[tuple[Literal["ring", "ulysses"], ...], TRAINED] = ("ring", "ulysses")  # ways of context parallelism
+    # whether more ranks than key-value heads may trade heads, a head's copies among several (ulysses)
+    cp_replicates_keys: Annotated[bool, TRAINED] = True
+    schedules: Annotated[tuple[PipelineSchedule, ...], TRAINED] = PIPELINE_SCHEDULES  # of pipelines, pp > 1
+    zero: Annotated[tuple[Zero, ...], TRAINED] = (0, 1, 2, 3)  # stages without pipelines, pp = 1
+    zero_with_pipelines: Annotated[tuple[Zero, ...], TRAINED] = (0, 1, 2, 3)  # stages at pp > 1
+    # stages whose shards may lie on a part of the data-parallel ranks (hybrid sharding)
+    shard_group: Annotated[tuple[Zero, ...], TRAINED] = (1, 2, 3)
     # ZeRO++: a second copy of weights, weights in 8 bits, gradients in 4.
-    zero_plus_plus: tuple[Literal["hpz", "quantized_weights", "quantized_gradients"], ...] = (
+    zero_plus_plus: Annotated[tuple[Literal["hpz", "quantized_weights", "quantized_gradients"], ...], TRAINED] = (
         "hpz", "quantized_weights", "quantized_gradients",
     )  # fmt: skip
-    sequence_parallel: tuple[bool, ...] = (True, False)  # values where tp > 1
-    recompute: tuple[Mode, ...] = ("none", "selective", "full")  # recompute modes
+    sequence_parallel: Annotated[tuple[bool, ...], TRAINED] = (True, False)  # values where tp > 1
+    recompute: Annotated[tuple[Mode, ...], TRAINED] = ("none", "selective", "full")  # recompute modes
     # What may lie in the host's memory (parallel.offload_*), at pp = 1 and at pp > 1.
-    offload: tuple[Offloaded, ...] = OFFLOADED
-    offload_with_pipelines: tuple[Offloaded, ...] = OFFLOADED  # the same at pp > 1
+    offload: Annotated[tuple[Offloaded, ...], TRAINED] = OFFLOADED
+    offload_with_pipelines: Annotated[tuple[Offloaded, ...], TRAINED] = OFFLOADED  # the same at pp > 1
     # What selective recomputation may make again (parallel.recompute_modules); null: every entry of config/recompute.
-    recompute_modules: tuple[ModuleSum, ...] | None = None
-    recompute_layers: bool = True  # whether full recomputation may be of some layers of a stage alone
-    recompute_with_overlap: tuple[Mode, ...] = ("none", "selective", "full")  # recompute modes beside software.expert_overlap
-    overlap_without_chunks: bool = True  # whether experts' exchanges may overlap (software.expert_overlap) in stages of one chunk at pp > 1
+    recompute_modules: Annotated[tuple[ModuleSum, ...] | None, TRAINED] = None
+    recompute_layers: Annotated[bool, TRAINED] = True  # whether full recomputation may be of some layers of a stage alone
+    # recompute modes beside software.expert_overlap
+    recompute_with_overlap: Annotated[tuple[Mode, ...], TRAINED] = ("none", "selective", "full")
+    # whether experts' exchanges may overlap (software.expert_overlap) in stages of one chunk at pp > 1
+    overlap_without_chunks: Annotated[bool, TRAINED] = True
     precisions: tuple[Precision, ...] = ("bf16", "fp16", "fp8", "tf32", "fp32", "fp4", "int8", "int4")  # precisions of matrix products

@@ -9,6 +9,7 @@ from pydantic import Field
 from rapid_dse.config.effects import TRAINED, Only, Where
 from rapid_dse.config.fields import Bytes, ShareOrZero
 from rapid_dse.config.host_link import OFFLOADED_IN_LAYERS
+from rapid_dse.config.model_kinds import NOT_SERVED
 from rapid_dse.config.parts import SchemaPart
 
 
@@ -24,14 +25,14 @@ class OverlapSettings(SchemaPart):
         0.5  # share of tensor-parallel transfers that hide where async_tp is on
     )
     tp_backward_overlap: Annotated[ShareOrZero, TRAINED] = 0.2  # share of the backward pass's that hide behind the weight gradient
-    async_tp: bool = False  # whether tensor-parallel transfers are cut up and run beside their products
-    cp_overlap: ShareOrZero = 0.9  # share of context-parallel transfers that hides behind attention
+    async_tp: Annotated[bool, NOT_SERVED] = False  # whether tensor-parallel transfers are cut up and run beside their products
+    cp_overlap: Annotated[ShareOrZero, NOT_SERVED] = 0.9  # share of context-parallel transfers that hides behind attention
     # Of copies between a GPU and its host behind a layer's pass, where activations or weights are offloaded: the share of the pass.
     offload_overlap: Annotated[ShareOrZero, Only(*OFFLOADED_IN_LAYERS)] = 1.0
-    pp_overlap: ShareOrZero = 0.5  # of sends and receives of interleaved schedules
+    pp_overlap: Annotated[ShareOrZero, TRAINED] = 0.5  # of sends and receives of interleaved schedules
     # Of each second of a transfer that hides behind the layers' compute, what this compute takes longer for it: NCCL's kernels hold SMs (16
     # to 32 of 132), and what they send and add up passes through HBM. One GPU alone has none of it.
-    overlap_slowdown: ShareOrZero = 0.0
+    overlap_slowdown: Annotated[ShareOrZero, NOT_SERVED] = 0.0
     gradient_bucket: Annotated[Bytes, Field(gt=0), TRAINED] = 100e6  # gradients are reduced in calls of this size
     gradient_bucket_per_rank: Annotated[Bytes, TRAINED] = 0.0  # a bucket is no smaller than this times the ranks that share gradients
     # Calls a layer that gather ZeRO 1's and 2's new weights: 0 is one contiguous buffer, else each tensor pays the latency of the group.

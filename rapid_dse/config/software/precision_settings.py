@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from rapid_dse.config.effects import TRAINED, Only, Where
+from rapid_dse.config.model_kinds import NOT_SERVED
 from rapid_dse.config.parts import SchemaPart
 
 FP8 = Only(Where("workload.precision", ("fp8",)))
@@ -18,16 +19,16 @@ Dtype = Literal["fp32", "bf16", "fp16"]
 class PrecisionSettings(SchemaPart):
     """Data types, and who casts to 8 bits."""
 
-    fp8_recipe: Annotated[Recipe, FP8] = "tensorwise"  # how fp8 operands are scaled
+    fp8_recipe: Annotated[Recipe, FP8, NOT_SERVED] = "tensorwise"  # how fp8 operands are scaled
     # Who casts. transformer_engine (all but rowwise scaling and gathers in fp8, which are torchao's own): 8-bit copies of weights and of
     # their transposes stay all step long, and inputs of products are kept in 8 bits; torchao: operands are cast at each use. Scales are of
     # tensors, of rows, of tiles of 128 (blockwise: DeepSeek-V3, arXiv 2412.19437, section 3.3), or of 32 elements (mxfp8, in hardware).
     # Under fp4 (NVFP4: blocks of 16 elements, in hardware) there is one recipe, Transformer Engine's.
-    fp8_library: Annotated[Literal["transformer_engine", "torchao"], FP8] = "transformer_engine"
+    fp8_library: Annotated[Literal["transformer_engine", "torchao"], FP8, NOT_SERVED] = "transformer_engine"
     # Transformer Engine's fp8 parameters: weights of products stay in 8 bits, with their transposes, and have no 16-bit copies.
-    fp8_parameters: Annotated[bool, CAST] = False
+    fp8_parameters: Annotated[bool, CAST, TRAINED] = False
     # Passes over both operands that an fp8 product costs (cast, transpose, amax), each 2 bytes read and 1 written an element.
-    fp8_cast_passes: Annotated[float, Field(ge=0, le=6), CAST] = 1.0
+    fp8_cast_passes: Annotated[float, Field(ge=0, le=6), CAST, NOT_SERVED] = 1.0
     gradient_dtype: Annotated[Dtype, TRAINED] = "fp32"  # of the gradient that is kept and reduced
     reduce_dtype: Annotated[Dtype | None, TRAINED] = None  # of the gradient on the wire; null: gradient_dtype
     # FSDP: under ZeRO 3 the shards are the fp32 master weights, of which gathers make 16-bit copies; else 16-bit shards stay beside them.
