@@ -44,7 +44,10 @@ keys (key=value; in a sweep also 1,2,4, range(start,stop[,step]), 'zip(a=1,2;b=3
   hw        num_gpus gpus_per_node sms memory.bandwidth memory.usable operator_model network.dimensions.<i>.bandwidth …
   model     hidden_size num_hidden_layers num_attention_heads num_key_value_heads intermediate_size vocab_size …
   workload  seq_len global_batch_size precision (bf16, fp16, fp8, fp4, tf32, fp32) packing trainable (full, lora) lora_rank lora_targets
+            of inference: prompt_len decode_len length_spread batch_size concurrency request_rate num_prompts kv_precision prefix_hit
+            draft_tokens draft_acceptance, and precision=int8, int4 (weights alone)
   parallel  tp cp cp_kind (ring, ulysses) dp (auto) pp ep etp vpp zero (auto, 0 to 3) shard_group sequence_parallel micro_batch_size
+            of inference: tp cp dp pp ep etp attention_dp prefill.* decode.* (of both: tp pp attention_dp etp ep workers)
             order stage_layers offload_activations offload_optimizer offload_weights (shares)
             recompute (auto, none, selective, full) recompute_modules (layernorm+moe_act) recompute_layers  schedule ({schedules})
   software  offers.* enforce (false: price what the framework does not offer, too)

@@ -272,6 +272,22 @@ def test_no_more_replicas_work_than_there_are_requests() -> None:
     assert one == pytest.approx(eight)
 
 
+@pytest.mark.parametrize("pools", [{}, {"num_gpus": 2, "prefill_workers": 1, "decode_workers": 1}])
+def test_no_more_are_under_way_than_are_sent(pools: dict[str, float]) -> None:
+    """Of a closed loop of eight that sends two in all none waits for its turn; of four engines two have nothing to do."""
+    found = priced(scenario(), *({**pools, "num_prompts": 2, **load} for load in ({"concurrency": 2}, {"concurrency": 8})))
+    assert found.ttft_s[1] == found.ttft_s[0] < 0.2
+    for load in ({}, {"concurrency": 4}):
+        apart = priced(scenario(), {**pools, "num_prompts": 2, "num_gpus": 4 * pools.get("num_gpus", 1), "dp": 4, **load})
+        assert apart.running_requests[0] == pytest.approx(2, rel=0.02)
+        assert apart.requests_per_s[0] == pytest.approx(2 / apart.request_latency_s[0], rel=1e-3)
+
+
+def test_requests_that_decode_nothing_are_those_of_which_prompts_are_under_way() -> None:
+    found = priced(scenario(workload__decode_len=1), {"num_gpus": 2, "prefill_workers": 1, "decode_workers": 1, "concurrency": 4})
+    assert found.running_requests[0] == pytest.approx(4, rel=0.02)
+
+
 def test_two_pools_do_what_their_engines_do() -> None:
     """A pool that has nothing but prompts and one that has nothing but tokens: the slower of the two sets the rate, and a token never waits
     for a prompt."""

@@ -99,8 +99,8 @@ def headline(portion: Portion) -> list[str]:
     scenario, layouts = portion.scenario, portion.layouts
     choices = ", ".join(f"{group}={option}" for group, option in portion.choices.items())
     prompt, generated = scenario.workload.lengths
-    of_experts = () if scenario.model.num_experts else ("parallel.ep", "parallel.etp")
-    set_keys = {key: value for key, value in given(layouts).items() if key not in of_experts}
+    of_experts = () if scenario.model.num_experts else ("ep", "etp")
+    set_keys = {key: value for key, value in given(layouts).items() if key.rsplit(".", 1)[1] not in of_experts}
     settings = [f"{key.split('.', 1)[1]}={figures.setting(key, value)}" for key, value in set_keys.items()]
     asked = f"prompts of {prompt:,} tokens, {generated:,} generated" if scenario.model.of_kind.decodes else ranked.sample_size(scenario)
     return [

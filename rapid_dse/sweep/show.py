@@ -55,7 +55,8 @@ def _pool_text(row: Mapping[str, Any], pool: str) -> str:
     degrees = {name: row.get(f"parallel.{pool}.{name}") for name in POOL_DEGREES}
     if not degrees["workers"]:
         return ""
-    cut = [f"{name}{value}" for name, value in degrees.items() if name != "workers" and (value or 1) != 1]
+    plain = {"workers": degrees["workers"], "etp": degrees["tp"] or 1}  # said already
+    cut = [f"{name}{value}" for name, value in degrees.items() if (value or 1) not in (1, plain.get(name))]
     return f"{pool}: {degrees['workers']}×({' '.join(cut) or 'tp1'})"
 
 

@@ -106,7 +106,8 @@ class Pools:
     def serve(self, load: Load) -> Served:
         """How requests fare under each load."""
         open_ = load.rate > 0
-        rate = np.where(open_, np.minimum(load.rate, self.most), self._closed(load.concurrency))
+        asked = np.minimum(load.concurrency, np.where(load.prompts > 0, np.maximum(1.0, load.prompts), np.inf))
+        rate = np.where(open_, np.minimum(load.rate, self.most), self._closed(asked))
         flow = self.flow(rate, np.where(open_, load.prompts, 0.0) if open_.any() else None)
         under_way = rate * flow.life
         rounds = rounds_of(load.prompts, np.maximum(under_way, 1.0))
@@ -131,9 +132,11 @@ class Pools:
         decode, later = self.decode, self.decode.later
         step = decode.step(flow.running)
         first = flow.prompt + flow.transfer + burst
+        # that decode at a time; where nothing is decoded, whose prompts are under way
+        running = flow.running if later else rate * first / self.workers[1]
         prefill = self.prefill.costs.prefill.at(self.prefill.kind, 1.0 / self.prefill.cut.attention_dp)
         return Served(
-            running=flow.running,
+            running=running,
             capacity=decode.capacity,
             step=step.where.all_of(decode.decode_pass),
             host=step.host,

@@ -110,19 +110,23 @@ def _costs(scenario: Scenario, layouts: Engines, most: float, device: OperatorMo
 
 
 def load_of(layouts: Engines) -> Load:
-    """What each engine is asked for: its share of the system's load."""
-    replicas = layouts.dp.astype(np.float64)
-    static = layouts.batch_size > 0
-    asked = np.where(static, layouts.batch_size, layouts.concurrency)
-    concurrency = np.where(asked > 0, np.maximum(1.0, asked / replicas), np.inf)
+    """What each engine that has anything to do is asked for: its share of the system's load."""
+    replicas, asked = _busy(layouts), _asked(layouts)
     sent = np.where((layouts.num_prompts == 0) & (layouts.concurrency > 0), ROUNDS_SENT * layouts.concurrency, layouts.num_prompts)
-    return Load(concurrency, layouts.request_rate / replicas, sent / replicas, static)
+    return Load(asked / replicas, layouts.request_rate / replicas, sent / replicas, layouts.batch_size > 0)
+
+
+def _asked(layouts: Engines) -> FloatColumn:
+    """Requests under way at a time as they are asked for, but no more than are sent; infinite: as many as run."""
+    under_way = np.where(layouts.batch_size > 0, layouts.batch_size, layouts.concurrency)
+    least = np.minimum(*(np.where(number > 0, number, np.inf) for number in (under_way, layouts.num_prompts)))
+    return np.where(under_way > 0, least, np.inf)
 
 
 def _busy(layouts: Engines) -> FloatColumn:
-    """Systems that have anything to do: no more than there are requests."""
-    asked = np.where(layouts.batch_size > 0, layouts.batch_size, layouts.concurrency)
-    return np.where(asked > 0, np.minimum(layouts.dp, asked), layouts.dp).astype(np.float64)
+    """Systems that have anything to do: no more than there are requests at a time; those of an open loop find any of them."""
+    sent = np.where((layouts.num_prompts > 0) & (layouts.request_rate == 0), layouts.num_prompts, np.inf)
+    return np.minimum(layouts.dp, np.minimum(_asked(layouts), sent))
 
 
 def _most(scenario: Scenario, layouts: Engines, load: Load) -> float:
