@@ -48,6 +48,8 @@ GIB = 2**30
         (figures.setting("hw.network.dimensions.0.latency", 2e-6), "2 µs"),
         (figures.setting("hw.memory.usable", 78.4 * GIB), "78.4 GiB"),
         (figures.setting("hw.energy.flop.bf16", 0.6e-12), "0.6 pJ/FLOP"),
+        (figures.setting("cluster.allreduce_busbw", "[[8, 95000000000.0], [16, 50000000000.0]]"), "{8: 95 GB/s, 16: 50 GB/s}"),
+        (figures.setting("cluster.allreduce_busbw", "[[8, many]]"), "[[8, many]]"),
         (figures.setting("hw.sms", 132), "132"),
         (figures.setting("parallel.sequence_parallel", True), "true"),
         (figures.parameters(70_553_706_496), "70.6 B"),

@@ -21,7 +21,12 @@ def _pairs(value: Any) -> Any:
 
 
 def _bus_bandwidth(value: Any) -> Any:
-    """nccl-tests prints GB/s: a bare number is meant so."""
+    """nccl-tests prints GB/s: a bare number is meant so, in a table's text too."""
+    if isinstance(value, str):
+        try:
+            value = float(value)
+        except ValueError:
+            return value  # with a unit
     return float(value) * 1e9 if isinstance(value, int | float) and not isinstance(value, bool) and value < 1e6 else value
 
 
@@ -64,7 +69,7 @@ class Cluster(Frozen):
 
     name: str  # the option that the cluster comes from
     gpu_spread: Annotated[ShareOrZero, Field(le=0.2), NOT_SERVED] = 0.015
-    allreduce_busbw: Annotated[tuple[tuple[Nodes, BusBandwidth], ...], Field(min_length=1), BeforeValidator(_pairs)] | None = None
+    allreduce_busbw: Annotated[tuple[tuple[Nodes, BusBandwidth], ...], BeforeValidator(_pairs)] | None = None
     nics_per_gpu: Annotated[float, Field(ge=0.05, le=4)] = 1.0
     fabric_efficiency: Annotated[Share, Field(ge=0.05)] = 1.0
     hop_latency: Annotated[Seconds, Field(le=2e-3)] = 5e-6
@@ -83,6 +88,8 @@ class Cluster(Frozen):
     def _measured_or_given(self) -> Cluster:
         if self.allreduce_busbw is None:
             return self
+        if not self.allreduce_busbw:
+            raise ValueError("allreduce_busbw is empty; expected GB/s by number of nodes, as {8:95,16:50}, or null")
         for nodes, _ in self.allreduce_busbw:
             if nodes < 2:
                 raise ValueError(f"allreduce_busbw has {nodes} node; expected numbers of nodes from 2 on")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from typing import Any
 
@@ -107,12 +108,21 @@ def setting(key: str, value: Any) -> str:
         return "default"
     if isinstance(value, bool):
         return str(value).lower()
-    unit = unit_of(key) if isinstance(value, int | float) else None
+    by_number = isinstance(value, str) and value.startswith("[[")
+    unit = unit_of(key) if isinstance(value, int | float) or by_number else None
     if unit is not None:
-        return _quantity(float(value), unit)
+        return _quantities(value, unit) if by_number else _quantity(float(value), unit)
     if isinstance(value, float):
         return str(int(value)) if value.is_integer() and abs(value) < 2**53 else f"{value:.6g}"
     return str(value)
+
+
+def _quantities(pairs: str, unit: str) -> str:
+    """Quantities by number, which a column holds as JSON: {8: 95 GB/s, 16: 50 GB/s}, as an override takes them."""
+    try:
+        return "{" + ", ".join(f"{number}: {_quantity(float(value), unit)}" for number, value in json.loads(pairs)) + "}"
+    except (ValueError, TypeError):  # in another program's file
+        return pairs
 
 
 def _quantity(value: float, unit: str) -> str:
