@@ -16,17 +16,25 @@ import rapid_dse as rd
 from rapid_dse.config.scenario import Scenario
 from rapid_dse.device import operator_model
 from rapid_dse.interconnect import transfer
-from rapid_dse.model.shapes import MicroBatch
+from rapid_dse.model.shapes import MatMul, MicroBatch
 from rapid_dse.parallel.engines import resolved
 from rapid_dse.parallel.layouts import broken_rules
 from rapid_dse.parallel.span import Span
 from rapid_dse.simulate.communication import effective_network
 from rapid_dse.simulate.inference.crowds import closed_crowd, open_crowd
+from rapid_dse.simulate.inference.engine_memory import weight_bytes
 from rapid_dse.simulate.inference.passes import EnginePass, PassWork, Prompts, decode_work, prefill_work, timed
 from rapid_dse.simulate.inference.pools import handed_over
-from rapid_dse.simulate.inference.products import attention_products, busiest_rank, dense_products, expert_products, touched_experts
+from rapid_dse.simulate.inference.products import (
+    Product,
+    attention_products,
+    busiest_rank,
+    dense_products,
+    expert_products,
+    touched_experts,
+)
 from rapid_dse.simulate.inference.request_lives import accepted
-from rapid_dse.simulate.inference.served_kernels import prefill_attention, price_products
+from rapid_dse.simulate.inference.served_kernels import decode_attention, prefill_attention, price_products
 from rapid_dse.simulate.inference.widths import cache_bytes_per_token
 from rapid_dse.simulate.operator_times import operators
 from rapid_dse.simulate.results import MEMORY_TERMS, TIME_TERMS, unlawful
@@ -506,3 +514,38 @@ def test_engines_and_pools_of_a_number_of_gpus_stand_in_one_study(tmp_path: Path
     pools = rows[rows["parallel.prefill.workers"].fillna(0) > 0]
     assert sorted(zip(pools["parallel.prefill.workers"], pools["parallel.decode.workers"], strict=True)) == [(1, 3), (2, 2), (3, 1)]
     assert sorted(rows.drop(pools.index)["parallel.tp"]) == [1, 2, 4]
+
+
+def test_four_bit_weights_are_read_as_their_kernels_do() -> None:
+    """One product of 8,192 by 28,672 on a B200, 16 rows: by hand 132 MB of weights and scales at 0.84 of what HBM streams, and the kernel's
+    start. Experts' grouped kernel reads as many bytes at the full rate."""
+    of = scenario("b200", workload__precision="fp4")
+    rate, rows = of.hw.memory.bandwidth * of.hw.efficiency.memory, np.full(1, 16.0)
+    wide, deep = np.full(1, 28672.0), np.full(1, 8192.0)
+    alone = Product(MatMul("up", rows, wide, deep), "mlp")
+    grouped = Product(MatMul("expert_up", rows, wide / 8, deep, np.full(1, 8.0), routed=True), "experts")
+    seconds = [float(price_products(of, [each], operator_model(of.hw), decoding=True).seconds[0]) for each in (alone, grouped)]
+    by_hand = 28672 * 8192 * 0.5625 / rate
+    assert seconds[0] == pytest.approx(by_hand / 0.84 + of.hw.kernel_latency, rel=0.06)
+    assert seconds[1] == pytest.approx(by_hand + of.hw.kernel_latency, rel=0.06)
+
+
+def test_heat_slows_no_cache_that_is_read() -> None:
+    """A decode step's attention on a B200: 64 sequences, 8,192 tokens each, 8 heads of keys of 128 in bf16, 2.1 GB. HBM keeps its pace
+    where the clock falls (``sustained``), so that what is left of the fall is the tensor cores' share of the time, a fifth."""
+    of = scenario("b200", workload__precision="bf16")
+    cooled = scenario("b200", workload__precision="bf16", hw__efficiency__sustained=1.0)
+    warm, cool = (decode_attention(each, ONE, np.full(1, 64.0), 8192.0, 1.0, operator_model(each.hw)).seconds[0] for each in (of, cooled))
+    assert cool == pytest.approx(64 * 8192 * 2 * 8 * 128 * 2 / (8e12 * 0.755), rel=0.05)
+    assert 1.02 < warm / cool < 1.06 < 1 / of.hw.efficiency.sustained
+
+
+@pytest.mark.parametrize(("precision", "hw"), [("fp4", "b200"), ("fp4", "h100"), ("int4", "h200")])
+def test_attention_of_four_bit_experts_has_sixteen_bits(precision: str, hw: str) -> None:
+    """GPT-OSS 120B on one GPU by hand: 36 layers of 128 experts of three products of 2,880 by 2,880, a router and attention of 64 and 8
+    heads of 64; a table and a head of 201,088 rows, padded to 201,088."""
+    of = scenario(hw, model="gpt_oss_120b", workload__precision=precision)
+    narrow = 0.5625 if hw == "b200" else 0.516
+    attention = 2880 * (64 + 2 * 8) * 64 + 64 * 64 * 2880
+    layers = 36 * (128 * 3 * 2880 * 2880 * narrow + 2 * (attention + 128 * 2880))
+    assert weight_bytes(of, ONE)[0] == pytest.approx(layers + 2 * 2 * 201088 * 2880, rel=1e-9)

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rapid_dse.common.columns import added
-from rapid_dse.config.hardware import WEIGHTS_ALONE
+from rapid_dse.config.hardware import PRECISION_BYTES, WEIGHTS_ALONE, Hardware
 from rapid_dse.config.scenario import Scenario
 from rapid_dse.config.software.expert_settings import ExpertProducts
 from rapid_dse.cost.energy import ATTENTION_ROWS, attention_energy, moved_energy, product_energy
@@ -34,9 +34,12 @@ LATENT_ROWS = 64.0  # rows of queries that a block of the latents' decode kernel
 LATENT_EFFICIENCY = 0.6  # share of the tensor cores' rate that such a kernel reaches (FlashMLA: 580 of 989 TFLOP/s on an H800)
 FP32_SOFTMAX = 28.0  # bytes of a 16-bit score: scaled, widened, its softmax in fp32, which reads a row twice, narrowed, a kernel each
 # What a cast of a product's input takes beside its bytes, in casts to fp8, which norms and activations do in passing. NVFP4 has a scale
-# for each 16 numbers, found by a kernel of its own: Llama 70B on B200 takes 12 to 20 us a layer of four products more in fp4 than its bytes
-# say under TensorRT-LLM, 3 to 14 under vLLM.
-CASTS = {"fp8": 1.0, "fp4": 4.0}
+# for each 16 numbers, found by a kernel of its own: a layer of Llama 70B on B200 takes 6 us more for four products than its bytes say.
+CASTS = {"fp8": 1.0, "fp4": 2.5}
+# Of HBM's rate, at which a product of 4-bit floats reads its weights and scales: 4.1 to 4.7 TB/s under TensorRT-LLM, 4.7 to 5.3 under
+# SGLang and 5.6 to 6.0 under vLLM, where bf16 reads 5.7 to 6.8, on B200, B300, GB200 and GB300 (products of 4,096 to 16,384 with 8 rows;
+# aiconfigurator-core). Experts' grouped kernels keep bf16's rate.
+FP4_STREAM = 0.84
 MADE_FOR_DECODING: tuple[AttentionKernel, ...] = ("cudnn", "ck", "triton")
 ONE_SHOT, TWO_SHOT = 1.0, 2.0  # rounds of a fused all-reduce: each rank reads all buffers; or reads its share of all, then all shares
 
@@ -115,14 +118,33 @@ def _product_columns(
     if precision in WEIGHTS_ALONE:  # the kernel reads narrow weights: what HBM's time of wide ones has no longer
         wide = 2.0 * batch * n * k / rate
         cost = cost - (wide - weights / rate) * np.minimum(1.0, wide / cost) ** 4
+    if arithmetic == "fp4":
+        bare = weights * PRECISION_BYTES["fp4"] / WEIGHT_BYTES["fp4"]
+        cost = cost + _scales_read(products, weights, bare, (cost - hw.kernel_latency) * rate) / rate
     work = 2.0 * batch * m * n * k
-    bound = np.minimum(1.0, work / hw.peak_flops(arithmetic) / cost) if decoding else 1.0
-    cost = cost * (1.0 + (1.0 / hw.efficiency.sustained - 1.0) * bound)
+    cost = slowed(hw, cost, work, arithmetic) if decoding else cost / hw.efficiency.sustained
     hbm_bytes = weights + 2.0 * batch * m * (n + k)
     spent = product_energy(hw, arithmetic, work) + moved_energy(hw, hbm_bytes)
     if precision in WEIGHTS_ALONE:  # once on the chip, they are 16 bits wide
         spent = spent + (2.0 * batch * n * k - weights) * hw.energy.l2
     return np.stack([column.reshape(len(products), rows) for column in (cost, work, hbm_bytes, spent)], axis=1)
+
+
+def _scales_read(products: Sequence[Product], weights: FloatColumn, bare: FloatColumn, streamed: FloatColumn) -> FloatColumn:
+    """Bytes as which scales count beside 4-bit weights, where these set the pace.
+
+    Args:
+        weights: bytes with scales; bare: without; streamed: bytes that HBM gives in a product's time without them, its start left out.
+    """
+    routed = np.repeat([product.matmul.routed for product in products], len(weights) // len(products))
+    return np.asarray((weights / np.where(routed, 1.0, FP4_STREAM) - bare) * np.minimum(1.0, bare / streamed) ** 4)
+
+
+def slowed(hw: Hardware, seconds: FloatColumn, work: FloatColumn, precision: str) -> FloatColumn:
+    """Seconds of a decode step's kernels of so many FLOP under sustained load, which lowers the clock for the share of their time in which
+    the tensor cores are busy: HBM keeps its pace."""
+    busy = np.minimum(1.0, work / hw.peak_flops(precision) / seconds)
+    return np.asarray(seconds * (1.0 + (1.0 / hw.efficiency.sustained - 1.0) * busy))
 
 
 def over_windows(scenario: Scenario, priced: Callable[[Scenario], KernelCost]) -> KernelCost:
@@ -201,7 +223,9 @@ def decode_attention(
             cached * (CACHE_BYTES[arithmetic] / CACHE_BYTES[precision] - 1) / (scenario.hw.memory.bandwidth * scenario.hw.efficiency.memory)
         )
         seconds = np.maximum(seconds - saved, seconds * 0.25)
-    return KernelCost(seconds / scenario.hw.efficiency.sustained, flops, cached, joules)
+    if kernel in MADE_FOR_DECODING:
+        return KernelCost(slowed(scenario.hw, seconds, multiplied, arithmetic), flops, cached, joules)
+    return KernelCost(seconds / scenario.hw.efficiency.sustained, flops, cached, joules)  # padded to a prompt's rows: products bind it
 
 
 def _latent_decode(scenario: Scenario, queries: FloatColumn, rows: FloatColumn, keys: FloatColumn, cached: FloatColumn) -> FloatColumn:

@@ -17,16 +17,14 @@ NARROW = ("fp8", "fp4", "int8", "int4")
 def product_precision(scenario: Scenario, product: Product) -> str:
     """The precision in which a product's weights are stored.
 
-    Embedding, head, router and the absorbed latents stay in 16 bits. 4-bit checkpoints of mixtures of experts keep attention in 8 bits.
+    Embedding, head, router and the absorbed latents stay in 16 bits, and attention of mixtures of experts with 4-bit weights: so the
+    checkpoints of GPT-OSS (MXFP4), Kimi K2 Thinking and K2.5 (int4) and DeepSeek-R1 (NVFP4).
     """
     precision = scenario.stored_precision
     if precision not in NARROW:
         return precision
-    if not product.narrow:
-        return scenario.hw.arithmetic("int8")
-    if scenario.model.num_experts and product.part == "attention":
-        return {"fp4": "fp8", "int4": "int8"}.get(precision, precision)
-    return precision
+    wide = scenario.model.num_experts and product.part == "attention" and precision in ("fp4", "int4")
+    return scenario.hw.arithmetic("int8") if wide or not product.narrow else precision
 
 
 def cache_precision(scenario: Scenario) -> str:
