@@ -6,6 +6,9 @@ Steps take what the closed forms price them at; which requests are in one follow
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from heapq import heapify, heappop, heappush
+from itertools import count
+from math import inf
 
 import numpy as np
 from serving_trials import engines
@@ -113,3 +116,37 @@ class DiscreteEngine:
         tokens = [(end - request.first) / (request.length - 1) for end, request in steady]
         first = [request.first - request.arrived for _, request in steady]
         return Fared(float(np.mean(tokens)), float(np.mean(first)), (len(steady) - 1) / (steady[-1][0] - steady[0][0]))
+
+
+@dataclass
+class DiscretePool:
+    """Engines that compute prompts alone, with a queue for each of attention's ranks; what follows takes ``rest`` seconds."""
+
+    engine: DiscreteEngine
+    workers: int = 1
+
+    def serve(self, running: int, sent: int, rest: float, seed: int = 0) -> Fared:
+        """A closed loop of so many requests that come to the engines in turn; ``tpot`` is none."""
+        rng, spread = np.random.default_rng(seed), self.engine.of.workload.length_spread
+        queues: list[list[list[float]]] = [[[] for _ in range(self.engine.ranks)] for _ in range(self.workers)]
+        free, turn, waits = [0.0] * self.workers, count(), []
+        coming = [(rng.uniform(0.0, rest), next(turn)) for _ in range(running)]
+        heapify(coming)
+        while len(waits) < sent:
+            begins = [max(free[at], min((ready for rank in queues[at] for ready in rank), default=inf)) for at in range(self.workers)]
+            now, at = min((begin, at) for at, begin in enumerate(begins))
+            if coming and coming[0][0] <= now:
+                arrived, number = heappop(coming)
+                ranks = queues[number % self.workers]
+                min(ranks, key=len).append(arrived + self.engine.admission)
+                continue
+            taken = [[ready for ready in rank if ready <= now][: self.engine.fit] for rank in queues[at]]
+            free[at] = now + self.engine.step(max(map(len, taken)), sum(map(bool, taken)), 0)
+            for rank, prompts in zip(queues[at], taken, strict=True):
+                del rank[: len(prompts)]
+                for ready in prompts:
+                    waits.append((free[at], free[at] - ready + self.engine.admission))
+                    heappush(coming, (free[at] + rest * rng.uniform(1 - spread, 1 + spread), next(turn)))
+        steady = waits[sent // 4 :]
+        rate = (len(steady) - 1) / (steady[-1][0] - steady[0][0])
+        return Fared(np.nan, float(np.mean([wait for _, wait in steady])), rate)

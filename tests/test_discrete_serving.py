@@ -5,8 +5,10 @@ from __future__ import annotations
 from itertools import pairwise
 
 import pytest
-from discrete_engine import DiscreteEngine
-from serving_trials import priced, scenario
+from discrete_engine import DiscreteEngine, DiscretePool
+from serving_trials import cut, priced, scenario
+
+from rapid_dse.simulate.inference.pools import handed_over
 
 ALIKE = {"model__max_position_embeddings": None, "workload__length_spread": 0.3}
 FOR_EVER = 10**7  # prompts of a run whose ends are nothing
@@ -55,3 +57,20 @@ def test_prompts_that_are_held_for_other_ranks_interrupt_decoding_as_often_as_on
         assert rate == pytest.approx(one.rate, rel=within)
     sooner = [(fared[3].tpot < 0.7 * fared[2].tpot), (found.tpot_s[3] < 0.7 * found.tpot_s[2])]
     assert sooner == [wait > 0] * 2
+
+
+@pytest.mark.parametrize("degrees", [{"tp": 1, "attention_dp": 8, "ep": 8}, {"tp": 8, "attention_dp": 1, "ep": 8}])
+@pytest.mark.parametrize(("prompt", "loads"), [(900, {4: 0.05, 64: 0.05, 256: 0.05}), (7000, {4: 0.15, 16: 0.2, 128: 0.05, 256: 0.05})])
+def test_prompts_of_a_pool_share_passes_as_one_by_one(degrees: dict[str, int], prompt: int, loads: dict[int, float]) -> None:
+    """Also where the pool is full. Eight ranks keep each other waiting: a prompt waits for half of a pass that has hardly more than one.
+    Where a queue begins a loop's requests come less at random than is assumed."""
+    changes = BALANCE | {"workload__prompt_len": prompt, "workload__decode_len": 400, "software__expert_launch": 0.0}
+    of = scenario("h200", "deepseek_v3", "tensorrt_llm", **ALIKE | changes)
+    pool, other = DiscretePool(DiscreteEngine(of, {"num_gpus": 8} | degrees)), {"decode_tp": 8, "decode_ep": 8, "decode_workers": 8}
+    row = {f"prefill_{name}": degree for name, degree in degrees.items()} | other | {"num_gpus": 72, "prefill_workers": 1}
+    transfer = handed_over(of, cut(num_gpus=8, **degrees), cut(num_gpus=8, tp=8, ep=8))[0]
+    for running, within in loads.items():
+        found = priced(of, row | {"concurrency": running, "num_prompts": FOR_EVER})
+        fared = pool.serve(running, 1500, float(found.request_latency_s[0] - found.ttft_s[0]))
+        assert found.ttft_s[0] == pytest.approx(fared.ttft + transfer, rel=within)
+        assert found.requests_per_s[0] == pytest.approx(fared.rate, rel=0.03)

@@ -64,18 +64,20 @@ class Crowd:
     most: FloatColumn
     longest: FloatColumn
 
-    def waits_for_passes(self, used: FloatColumn, passed: Passing) -> FloatColumn:
-        """Seconds that a prompt of an open loop waits until a pass takes it.
 
-        A pass takes all that have come since the one before began: a prompt waits for half of the one that it finds, and where even full
-        passes hardly keep up, for those in front of it: together M/D/1 where a pass holds one prompt.
+def waits_for_passes(used: FloatColumn, passed: Passing, longest: FloatColumn) -> FloatColumn:
+    """Seconds that a prompt that comes at random waits until a pass takes it.
 
-        Args:
-            used: share of the time in which prompts keep the engine busy in such passes.
-        """
-        full = np.minimum(used * np.minimum(1.0, passed.least / passed.alone), 1.0 - 1e-9)
-        in_front = np.minimum(full * full * passed.least / (2.0 * (1.0 - full)), self.longest * passed.least)
-        return np.asarray(0.5 * np.minimum(1.0, used) * passed.alone * passed.together + in_front)
+    A pass takes all that have come since the one before began: a prompt waits for half of the one that it finds, and where even full passes
+    hardly keep up, for those in front of it: together M/D/1 where a pass holds one prompt.
+
+    Args:
+        used: share of the time in which prompts keep the engine busy in such passes.
+        longest: prompts that it waits for at most, on average.
+    """
+    full = np.minimum(used * np.minimum(1.0, passed.least / passed.alone), 1.0 - 1e-9)
+    in_front = np.minimum(full * full * passed.least / (2.0 * (1.0 - full)), longest * passed.least)
+    return np.asarray(0.5 * np.minimum(1.0, used) * passed.alone * passed.together + in_front)
 
 
 def closed_crowd(running: FloatColumn, rounds: FloatColumn) -> Crowd:

@@ -1,7 +1,7 @@
 """Disaggregated systems: prompts run on one pool of engines, tokens are generated on another, and caches cross the network between them.
 
 The slower pool sets the most that the system can serve. Below it a request's life at a rate of requests is known, and it grows with the
-rate, so that the rate at which as many requests are under way as the load says is found by halving.
+rate, so that the rate at which as many requests are under way as the load says is found by false position.
 """
 
 from __future__ import annotations
@@ -16,21 +16,24 @@ from rapid_dse.interconnect import closed_form
 from rapid_dse.parallel.engines import Degrees
 from rapid_dse.parallel.span import Span
 from rapid_dse.simulate.communication import effective_network
-from rapid_dse.simulate.inference.crowds import CRITICAL, Load, burst_wait, open_crowd, rounds_of, sent_rate, tail_share
+from rapid_dse.simulate.inference.crowds import CRITICAL, Load, burst_wait, open_crowd, rounds_of, sent_rate, tail_share, waits_for_passes
+from rapid_dse.simulate.inference.request_lives import PromptPass, solved
 from rapid_dse.simulate.inference.serving import Engine, Served
 from rapid_dse.simulate.inference.widths import cache_bytes_per_token
 
 FloatColumn = NDArray[np.float64]
 
-HALVINGS = 48
+ROUNDS = 12  # evaluations of a rate that answers itself
+BUSIEST = 0.98  # share of what it can compute at most that a pool is asked for, where its queue is that of one which lasts for ever
 
 
 @dataclass(frozen=True)
 class Flow:
-    """A request's way through both pools at a rate, ``(n_rows,)`` each, s: until its prompt is computed, its cache's transfer, and from
-    the first to the last token; ``running`` requests on a decode engine; ``delayed``: by how much of their own time decode steps are longer
-    for the caches that come in beside them."""
+    """A request's way through both pools at a rate, ``(n_rows,)`` each, s: the pass that its prompt shares (``passed``); until its prompt
+    is computed, its cache's transfer, and from the first to the last token; ``running`` requests on a decode engine; ``delayed``: by how
+    much of their own time decode steps are longer for the caches that come in beside them."""
 
+    passed: PromptPass
     prompt: FloatColumn
     transfer: FloatColumn
     decode: FloatColumn
@@ -81,15 +84,7 @@ class Pools:
 
     def flow(self, rate: FloatColumn, sent: FloatColumn | None = None) -> Flow:
         """What a request meets where so many arrive a second, of so many that are ``sent`` in all (0 or None: for ever)."""
-        rate_a_worker = rate / self.workers[0]
-        one = self.prefill.costs.prefill.at(self.prefill.kind, 1.0 / self.prefill.cut.attention_dp)
-        alone = one.of(self.prefill.prefill_total) + one.of(self.prefill.prefill_late)
-        busy = np.minimum(rate_a_worker * self.least, 0.98)
-        alone = alone + busy * self.handover.prompt_delay
-        in_front = busy / (2.0 * (1.0 - busy))  # prompts: M/D/1, but no more than a run so short gathers where as many come as are computed
-        if sent is not None:
-            in_front = np.where(sent > 0, np.minimum(in_front, CRITICAL * np.sqrt(sent / self.workers[0])), in_front)
-        prompt = self.scenario.software.serving.admission_latency + alone + in_front * self.least
+        passed, prompt = self._prompts(rate / self.workers[0], np.zeros_like(rate) if sent is None else sent / self.workers[0])
         running = np.ones_like(rate)
         rate_a_worker = rate / self.workers[1]
         for _ in range(8):  # requests that decode at a time follow from how long they take, and that from how many they are
@@ -100,8 +95,19 @@ class Pools:
                     sent > 0, open_crowd(rate_a_worker, sent / self.workers[1], decode, self.decode.capacity).running, running
                 )
         return Flow(
-            prompt, self.transfer, self._decode_seconds(running, rate_a_worker), running, self.handover.decode_delay * rate_a_worker
+            passed, prompt, self.transfer, self._decode_seconds(running, rate_a_worker), running, self.handover.decode_delay * rate_a_worker
         )
+
+    def _prompts(self, rate: FloatColumn, sent: FloatColumn) -> tuple[PromptPass, FloatColumn]:
+        """The pass of a prompt where so many come to an engine a second, of so many in all (0: for ever), and seconds until it is computed:
+        it shares the pass with those that come while one runs, and waits for no more than a run so short gathers where as many come as are
+        computed."""
+        delay, serving = self.handover.prompt_delay, self.scenario.software.serving
+        passed = self.prefill.prompts_alone(np.minimum(rate, BUSIEST / self.least), delay)
+        used = np.minimum(rate, BUSIEST / self.least) * passed.alone
+        whole = passed.whole + passed.where.of(self.prefill.prefill_late) + np.minimum(1.0, used) * delay
+        queue = waits_for_passes(used, passed, np.where(sent > 0, CRITICAL * np.sqrt(sent), np.inf))
+        return passed, np.asarray(serving.admission_latency + whole + queue)
 
     def serve(self, load: Load) -> Served:
         """How requests fare under each load."""
@@ -121,12 +127,13 @@ class Pools:
 
     def _closed(self, concurrency: FloatColumn) -> FloatColumn:
         """The rate at which so many requests are under way; the most, where even more could be."""
-        low, high = np.zeros_like(self.most), self.most * (1 - 1e-9)
-        for _ in range(HALVINGS):
-            middle = 0.5 * (low + high)
-            fewer = middle * self.flow(middle).life < concurrency
-            low, high = np.where(fewer, middle, low), np.where(fewer, high, middle)
-        return high
+        most = self.most * (1 - 1e-9)
+
+        def answer(rate: FloatColumn) -> FloatColumn:
+            return np.minimum(concurrency / self.flow(rate).life, most)
+
+        low = np.minimum(answer(most), most / 2)  # a life never lasts longer than at the most
+        return solved(answer, low, most, ROUNDS)
 
     def _served(self, flow: Flow, queue: FloatColumn, burst: FloatColumn, rate: FloatColumn) -> Served:
         decode, later = self.decode, self.decode.later
@@ -134,7 +141,6 @@ class Pools:
         first = flow.prompt + flow.transfer + burst
         # that decode at a time; where nothing is decoded, whose prompts are under way
         running = flow.running if later else rate * first / self.workers[1]
-        prefill = self.prefill.costs.prefill.at(self.prefill.kind, 1.0 / self.prefill.cut.attention_dp)
         return Served(
             running=running,
             capacity=decode.capacity,
@@ -150,8 +156,8 @@ class Pools:
             life=queue + first + flow.decode,
             rate=rate,
             most=self.most,
-            prefill=prefill.all_of(self.prefill.prefill_pass),
-            together=np.ones(len(rate)),
+            prefill=flow.passed.where.all_of(self.prefill.prefill_pass),
+            together=flow.passed.together,
         )
 
 

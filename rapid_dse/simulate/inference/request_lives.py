@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from rapid_dse.config.scenario import Scenario
 from rapid_dse.parallel.engines import Degrees
-from rapid_dse.simulate.inference.crowds import Crowd, Load, open_crowd
+from rapid_dse.simulate.inference.crowds import Crowd, Load, open_crowd, waits_for_passes
 from rapid_dse.simulate.inference.distinct_steps import Between, Costs
 from rapid_dse.simulate.inference.products import dense_layers
 
@@ -154,6 +154,14 @@ class SteppingEngine:
 
         return solved(together, np.ones_like(most), most, SHARING_ROUNDS)
 
+    def prompts_alone(self, rate: FloatColumn, delay: float) -> PromptPass:
+        """The pass that a prompt shares where so many come a second, at random, and nothing is decoded; each takes so many seconds more."""
+        most = self._full_pass(self.capacity)
+        together = self._shared(rate, np.zeros_like(rate), most.together)
+        where = self.costs.prefill.at(self.kind, together / self.cut.attention_dp)
+        alone = where.of(self.prefill_slowest) / together + delay
+        return PromptPass(where, together, where.of(self.prefill_total), alone, alone, most.least + delay, np.zeros_like(alone))
+
     def _most_together(self, running: FloatColumn) -> FloatColumn:
         """Prompts that fit a pass, of so many requests."""
         return np.maximum(1.0, np.minimum(self.costs.together[self.kind] * self.cut.attention_dp, running))
@@ -179,7 +187,7 @@ class SteppingEngine:
             # as much of decoding is a wait for prompts as of the time
             busy = np.minimum(come * serving.decode_wait * passed.prompt, 1.0 - 1e-9)
             decode = np.minimum(steps * step.total / (1.0 - busy), full.decode)
-        queue = crowd.waits_for_passes(rate * passed.prompt, passed)
+        queue = waits_for_passes(rate * passed.prompt, passed, crowd.longest)
         first = serving.admission_latency + before + queue + 0.5 * step.total * crowd.busy * bool(steps)
         return Life(crowd, step, passed, decode, first)
 
