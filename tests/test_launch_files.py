@@ -51,7 +51,7 @@ SERVED = ("workload=inference", "parallel=all", "hw.num_gpus=16", "workload.prom
 # What the frameworks' own fields cannot say, beside the machine.
 UNSAID = {
     "nemo": {"hw.num_gpus"},
-    "deepspeed": {"model", "workload.seq_len", "parallel.pp"},
+    "deepspeed": {"model", "workload.seq_len", "parallel.pp", "parallel.cp"},
     # several servers; what has no flag: experts cut otherwise than over all GPUs or none, attention copied beside dense layers
     "vllm": {"model", "hw.num_gpus", "parallel.cp", "parallel.ep", "parallel.etp", "parallel.attention_dp"},
     "sglang": {"model", "hw.num_gpus", "parallel.etp"},

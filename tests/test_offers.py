@@ -200,7 +200,7 @@ def _space(*more: str) -> Any:
     return plan(read(["model=llama3_1_8b", "hw.num_gpus=16", "workload.global_batch_size=64", *keys, *more])).portions[0]
 
 
-@pytest.mark.parametrize("software", ["megatron_lm", "torchtitan", "nanotron", "llm_foundry"])
+@pytest.mark.parametrize("software", ["megatron_lm", "torchtitan", "nanotron", "llm_foundry", "deepspeed"])
 def test_enumeration_draws_what_is_offered_and_counts_the_rest(software: str) -> None:
     """What is left of the mathematics' space is what has no remark there, and the rest is counted by rule."""
     offered, whole = _space(f"software={software}"), _space(f"software={software}", "software.enforce=false")
@@ -209,6 +209,15 @@ def test_enumeration_draws_what_is_offered_and_counts_the_rest(software: str) ->
     counted = sum(count for text, count in offered.rejected.items() if "does not offer" in text)
     assert counted == int((codes >= 0).sum())
     assert (broken_rules(offered.layouts, offered.scenario)[0] < 0).all()
+
+
+def test_context_parallelism_is_enumerated_the_way_that_is_offered() -> None:
+    """DeepSpeed has no ring: without a word its ranks trade heads, and every degree is drawn; where both are offered it is the ring."""
+    deepspeed, megatron = _space("software=deepspeed"), _space("software=megatron_lm")
+    assert (deepspeed.scenario.cp_kind, megatron.scenario.cp_kind) == ("ulysses", "ring")
+    assert set(deepspeed.layouts.cp.tolist()) == {1, 2, 4, 8, 16}
+    ring = plan(read(["software=deepspeed", "parallel.cp=2", "parallel.cp_kind=ring"])).portions[0]
+    assert ring.reasons[ring.rule[0]].startswith("deepspeed does not offer cp_kind ring")
 
 
 def test_zero_is_enumerated_wherever_replicas_share() -> None:

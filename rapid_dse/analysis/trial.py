@@ -94,7 +94,7 @@ def headline(portion: Portion) -> list[str]:
     work = scenario.workload
     split, keys = scenario.parallel.stage_layers, [key for key in KEYS.items() if key[0] != "etp" or scenario.model.num_experts]
     own = [] if split is None else [f"stage_layers={','.join(map(str, split))}"]
-    own += [f"cp_kind={scenario.parallel.cp_kind}"] if portion.layouts.cp[0] > 1 else []
+    own += [f"cp_kind={scenario.cp_kind}"] if portion.layouts.cp[0] > 1 else []
     packed = "" if work.packing == 1 else f" (packing {work.packing:g})"
     return [
         f"{choices}; {ranked.model_size(scenario)}; {ranked.sample_size(scenario)}{packed}, {work.precision}",

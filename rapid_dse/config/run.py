@@ -70,7 +70,7 @@ class Parallel(Frozen):
     (hybrid sharding); the copies of several such groups are kept equal by an all-reduce of their gradients. null: all of dp · cp.
     ``zero_hpz_partition_size``: ZeRO++'s hpZ: so many neighbours hold a second copy of the weights, from which backward passes gather.
     ``cp_kind``: what context-parallel ranks exchange around attention: keys and values go round a ring, or heads are traded for parts of
-    the sequence and back by all-to-alls (ulysses).
+    the sequence and back by all-to-alls (ulysses). null: ring, or what the framework offers where it has none (software.offers).
     ``etp`` is how many GPUs share an expert, of the same ranks as tp, cp and dp; null: tp where tp · ep divides tp · cp · dp, else 1.
     ``stage_layers`` are the layers of each pipeline stage, first to last, that add up to num_hidden_layers: [10,12,12,10], in tables the
     text 10,12,12,10; null is the framework's own split. A stage's vpp chunks share them as evenly as they go.
@@ -87,7 +87,7 @@ class Parallel(Frozen):
 
     tp: Degree = 1  # tensor parallelism: GPUs that share each matrix product
     cp: Degree = 1  # context parallelism: GPUs that share each sequence
-    cp_kind: Annotated[Literal["ring", "ulysses"], TRAINING] = "ring"  # what context-parallel ranks exchange
+    cp_kind: Annotated[Literal["ring", "ulysses"] | None, TRAINING] = None  # what context-parallel ranks exchange
     dp: Degree | Literal["auto"] = "auto"
     pp: Degree = 1  # pipeline stages
     ep: Degree = 1  # expert parallelism: groups that share the experts

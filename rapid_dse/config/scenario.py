@@ -156,6 +156,12 @@ class Scenario(Frozen):
         return "int4" if four_bits and self.hw.tensor_flop_per_sm_clock.fp4 is None else self.workload.precision
 
     @property
+    def cp_kind(self) -> Literal["ring", "ulysses"]:
+        """What context-parallel ranks exchange: what is asked for; else the ring, or what the framework offers where it has none."""
+        offered = self.software.offers.cp_kinds
+        return self.parallel.cp_kind or ("ring" if "ring" in offered or not offered else offered[0])
+
+    @property
     def narrow(self) -> Literal["fp8", "fp4"] | None:
         """What a training step's products run in below 16 bits; attention, router and head stay in 16 bits; None: in none."""
         precision = self.workload.precision

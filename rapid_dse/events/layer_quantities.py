@@ -72,7 +72,7 @@ def _layer_work(
     (halves, again), stream, repeats = parts
     software = scenario.software
     tp, cp, sequence = int(layout.tp[0]), int(layout.cp[0]), bool(layout.sequence_parallel[0])
-    hops = cp - 1 if scenario.parallel.cp_kind == "ring" else 0
+    hops = cp - 1 if scenario.cp_kind == "ring" else 0
     return LayerWork(
         halves=halves,
         again=again,

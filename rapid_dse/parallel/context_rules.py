@@ -19,7 +19,7 @@ def context_rules(layouts: Layouts, scenario: Scenario) -> list[Broken]:
     each has a part of it and heads of its own, and keys of its own or, where there are fewer of them than ranks, a copy."""
     work, model, cp = scenario.workload, scenario.model, layouts.cp
     said = model.sample_tokens is None  # the model's own length is filled up (``padded``)
-    if scenario.parallel.cp_kind == "ring":
+    if scenario.cp_kind == "ring":
         return [
             ("seq_len must divide by 2 · cp", said & (cp > 1) & (work.seq_len % (2 * cp) != 0)),
             ("packing must leave documents of 2 · cp tokens or more", work.document_len < np.where(cp > 1, 2 * cp, 1)),

@@ -55,7 +55,7 @@ def unoffered(layouts: Layouts, scenario: Scenario) -> list[Unoffered]:
     offers = scenario.software.offers
     return [
         *of_the_job(len(layouts), scenario),
-        *_degrees(layouts, offers, scenario.parallel.cp_kind),
+        *_degrees(layouts, offers, scenario.cp_kind),
         *_copied_keys(layouts, scenario),
         *_stages(layouts, offers),
         *_modes(layouts, offers),
@@ -130,7 +130,7 @@ def _degrees(layouts: Layouts, offers: Offers, cp_kind: str) -> Iterator[Unoffer
 
 def _copied_keys(layouts: Layouts, scenario: Scenario) -> Iterator[Unoffered]:
     """Ranks that trade heads for parts of the sequence, more of them than there are keys."""
-    if scenario.parallel.cp_kind == "ulysses" and not scenario.software.offers.cp_replicates_keys:
+    if scenario.cp_kind == "ulysses" and not scenario.software.offers.cp_replicates_keys:
         setting = "cp_kind ulysses over more ranks than key-value heads"
         more = (layouts.cp > 1) & (local_keys(scenario.model, layouts.tp) < layouts.cp)
         yield Unoffered(setting, setting, "it where cp divides a rank's key-value heads", more)

@@ -42,7 +42,7 @@ def _attention_seconds(
 ) -> FloatColumn:
     """Seconds of one layer's attention, s, ``(n_shapes,)``."""
     seconds, ring = np.empty(len(shape.tp)), shape.cp > 1
-    if scenario.parallel.cp_kind == "ulysses":  # a rank has all of the sequence, for its share of the heads
+    if scenario.cp_kind == "ulysses":  # a rank has all of the sequence, for its share of the heads
         keys = np.maximum(1.0, core.kv_heads / shape.cp)  # a copy of one where there are fewer than ranks
         core, ring = replace(core, heads=core.heads / shape.cp, kv_heads=keys), np.zeros(len(shape.tp), bool)
     kernels = AttentionKernels(scenario, core, shape, device, direction)
@@ -71,7 +71,7 @@ def attention_bytes(scenario: Scenario, core: CoreAttention | None, shape: Micro
     products."""
     if core is None:
         return np.zeros(len(shape.tp))
-    keys = np.maximum(core.kv_heads, shape.cp) if scenario.parallel.cp_kind == "ulysses" else core.kv_heads
+    keys = np.maximum(core.kv_heads, shape.cp) if scenario.cp_kind == "ulysses" else core.kv_heads
     operands = shape.tokens * (core.heads + keys) * (core.head_dim + core.value_dim) * float(width)
     kernel = scenario.attention_kernel
     if kernel not in UNFUSED:

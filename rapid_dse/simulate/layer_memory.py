@@ -44,7 +44,7 @@ class LayerTensors:
     def _of(cls, scenario: Scenario, layouts: Layouts) -> tuple[LayerTensors, ...]:
         shape = MicroBatch.of(layouts, scenario.workload)
         kinds = architecture_of(scenario).kinds
-        traded = np.where(layouts.cp > 1, 2.0, 1.0) if scenario.parallel.cp_kind == "ulysses" else 1.0
+        traded = np.where(layouts.cp > 1, 2.0, 1.0) if scenario.cp_kind == "ulysses" else 1.0
         return tuple(cls(scenario, kept_tensors(scenario, kind, shape), traded) for kind in kinds)
 
     def outputs(self) -> FloatColumn:

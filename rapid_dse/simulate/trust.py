@@ -86,7 +86,7 @@ def _judged(scenario: Scenario, layouts: Layouts) -> Trust:
     """``trust`` of each row by itself."""
     n_rows = len(layouts)
     over, traded = layouts.tp > scenario.hw.gpus_per_node, layouts.cp > 1
-    kinds = over + 2 * (traded & (scenario.parallel.cp_kind == "ulysses"))
+    kinds = over + 2 * (traded & (scenario.cp_kind == "ulysses"))
     if (kinds == kinds[0]).all():
         return _of_kind(scenario, layouts, int(kinds[0]))
     error, outside = np.empty(n_rows), np.empty(n_rows, np.int64)

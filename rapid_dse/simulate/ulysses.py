@@ -27,7 +27,7 @@ FloatColumn = NDArray[np.float64]
 def traded_bytes(scenario: Scenario, layouts: Layouts, core: CoreAttention | None) -> Sequence[FloatColumn]:
     """Bytes that a rank has of queries, keys, values and outputs before each all-to-all of one layer and one micro-batch, ``(n_layouts,)``
     each; none without attention or where keys go round a ring."""
-    if core is None or scenario.parallel.cp_kind != "ulysses":
+    if core is None or scenario.cp_kind != "ulysses":
         return ()
     tokens = compute_bytes(scenario) * MicroBatch.of(layouts, scenario.workload).tokens * (layouts.cp > 1)
     keys = copied_keys(core.kv_heads, layouts.cp)
@@ -43,7 +43,7 @@ def copied_keys(kv_heads: FloatColumn, cp: NDArray[np.int64]) -> FloatColumn:
 def kept_tensors(scenario: Scenario, kind: LayerKind, shape: MicroBatch) -> tuple[Tensor, ...]:
     """A layer's tensors, with the copies of keys and values that the kernel reads and autograd keeps."""
     tensors, core = tuple(kind.tensors(shape, scenario.software)), kind.attention(shape)
-    if core is None or scenario.parallel.cp_kind != "ulysses":
+    if core is None or scenario.cp_kind != "ulysses":
         return tensors
     copies = shape.tokens * (copied_keys(core.kv_heads, shape.cp) - core.kv_heads) * (core.head_dim + core.value_dim)
     return tuple(replace(tensor, elements=tensor.elements + copies) if tensor.name == "qkv" else tensor for tensor in tensors)

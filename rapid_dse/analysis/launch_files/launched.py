@@ -284,6 +284,8 @@ def _dumped(scenario: Scenario, section: str) -> dict[str, Any]:
     """A part of the scenario as plain values, without names and records of measurements; head_dim where it is not hidden / heads."""
     tree: dict[str, Any] = getattr(scenario, section).model_dump(mode="json")
     tree = {name: value for name, value in tree.items() if name not in _ASIDE and (section, name) != ("software", "enforce")}
+    if section == "parallel":
+        tree["cp_kind"] = scenario.cp_kind
     if section == "software":
         tree.pop("dropout")  # whether it runs is said by the model's
     if section == "model":

@@ -73,7 +73,7 @@ def _neighbour(of: PricedTrial, setting: tuple[str, Any, Any], layout: Layouts, 
 
 def _other_ways(of: PricedTrial) -> Iterator[Neighbour]:
     """The layout with the other way of context parallelism, where it has any and may have that."""
-    now = of.scenario.parallel.cp_kind
+    now = of.scenario.cp_kind
     for kind in ("ring", "ulysses") if not isinstance(of.layout, Engines) and of.layout.cp[0] > 1 else ():
         parallel = of.scenario.parallel.model_copy(update={"cp_kind": kind})
         other = of.scenario.model_copy(update={"parallel": parallel})
