@@ -45,18 +45,24 @@ def test_requests_of_few_tokens_decode_no_faster_the_more_there_are(software: st
 
 @pytest.mark.parametrize(("wait", "within"), [(0, 0.06), (60, 0.15)])
 def test_prompts_that_are_held_for_other_ranks_interrupt_decoding_as_often_as_one_by_one(wait: int, within: float) -> None:
-    """Held for all ranks, tokens come sooner with two requests on each rank than with three on two: none ends that leaves its rank with
-    nothing to decode, for which all others' prompts would be let go. So it is on the discrete engine: 12.8 and 7.4 ms."""
+    """Held for all ranks, from two requests on each of them. With fewer nearly each that ends leaves its rank with nothing to decode, for
+    which all others' prompts are let go: on the discrete engine tokens then come later than with more requests, 12.7 ms with 12 of them and
+    7.3 with 16; in closed form no later, and the first one within a third."""
     changes = ALIKE | BALANCE | {"software__attention_dp_wait": wait, "workload__length_spread": 0.2}
     of = scenario("h200", "deepseek_v3", "tensorrt_llm", **changes)
     engine, loads = DiscreteEngine(of, BALANCED), (4, 8, 12, 16, 32, 64)
     fared = [engine.serve(running, 500) for running in loads]
     found = priced(of, *(BALANCED | {"concurrency": running, "num_prompts": FOR_EVER} for running in loads))
-    for one, tpot, rate in zip(fared, found.tpot_s, found.requests_per_s, strict=True):
-        assert tpot == pytest.approx(one.tpot, rel=within)
-        assert rate == pytest.approx(one.rate, rel=within)
-    sooner = [(fared[3].tpot < 0.7 * fared[2].tpot), (found.tpot_s[3] < 0.7 * found.tpot_s[2])]
-    assert sooner == [wait > 0] * 2
+    for running, one, tpot, rate in zip(loads, fared, found.tpot_s, found.requests_per_s, strict=True):
+        if wait and running < 16:
+            assert tpot < one.tpot
+            assert rate > one.rate
+        else:
+            assert tpot == pytest.approx(one.tpot, rel=within)
+            assert rate == pytest.approx(one.rate, rel=within)
+    assert all(more > less for less, more in pairwise(found.tpot_s))
+    assert (fared[3].tpot < 0.7 * fared[2].tpot) == (wait > 0)
+    assert found.ttft_s[:4] == pytest.approx([one.ttft for one in fared[:4]], rel=1 / 3)
 
 
 @pytest.mark.parametrize("degrees", [{"tp": 1, "attention_dp": 8, "ep": 8}, {"tp": 8, "attention_dp": 1, "ep": 8}])

@@ -43,10 +43,9 @@ class Habits:
         crowd: those that are under way.
         grouped: whether all have one length, so that those that had their prompts together end together.
         group: prompts that come together so.
-        share: how many share a pass at least.
+        share: how many share a pass at least, where none is held back.
         rounds: share of requests of which all are one round: all prompts, then all tokens.
         behind: seconds that a prompt waits for those of its group in the passes before its own; as many follow it.
-        hold: seconds for which a prompt is held back.
     """
 
     crowd: Crowd
@@ -55,7 +54,6 @@ class Habits:
     share: FloatColumn
     rounds: FloatColumn
     behind: FloatColumn
-    hold: FloatColumn
 
 
 class LoopingEngine(SteppingEngine):
@@ -84,12 +82,11 @@ class LoopingEngine(SteppingEngine):
         first, chunked = serving.scheduler == "prefill_first", serving.scheduler == "chunked"
         group = np.where(grouped & (not first), np.minimum(serving.prompts_together, crowd.running), 1.0)
         alike = np.where(grouped & (not chunked), serving.in_step, 0.0)
-        least_held, hold = self._hold(crowd.running, np.ones_like(crowd.running), self.step(crowd.running))
         a_pass, most = self.costs.together[self.kind] * self.cut.attention_dp, self._most_together(crowd.running)
-        share = np.minimum(np.maximum(group if chunked else alike * a_pass, least_held), most)
+        share = np.minimum(np.maximum(group if chunked else alike * a_pass, 1.0), most)
         a_prompt = self.costs.prefill.at(self.kind, share / self.cut.attention_dp).of(self.prefill_slowest) / share
         behind = crowd.steady * a_prompt * np.maximum(0.0, group - share) / 2.0
-        return Habits(crowd, grouped, group, share, alike * first, behind, hold)
+        return Habits(crowd, grouped, group, share, alike * first, behind)
 
     @property
     def _prompts_first(self) -> bool:
@@ -122,25 +119,28 @@ class LoopingEngine(SteppingEngine):
         others = crowd.others / batches
         ended = others * chance
         any_ended = np.where(habits.grouped, np.minimum(1.0, ended), -np.expm1(others * np.log1p(-np.minimum(chance, 1.0 - 1e-12))))
-        together = np.minimum(np.maximum(np.maximum(1.0, ended / np.maximum(any_ended, 1e-300)), habits.share), most)
-        own = np.minimum(np.maximum(1.0 + ended, habits.share), most)
-        before_or_after = np.maximum(0.0, habits.group - habits.share)
+        held_prompts, held_steps = self._held_back((others + 1.0) * chance, np.ones_like(chance))
+        share = np.minimum(np.maximum(habits.share, held_prompts), most)
+        together = np.minimum(np.maximum(np.maximum(1.0, ended / np.maximum(any_ended, 1e-300)), share), most)
+        own = np.minimum(np.maximum(1.0 + ended, share), most)
+        before_or_after = np.maximum(0.0, habits.group - share)
         elsewhere = np.maximum(0.0, others + 1.0 - own - before_or_after) * chance / np.maximum(1.0 - chance, 1e-12)
         come = batches * np.minimum(ended, elsewhere)
         decoding = self.step(crowd.running, np.minimum(1.0, steps * chance))
-        passed = self._pass(habits, decoding, together, own)
+        passed = self._pass(habits, decoding, (together, own), held_steps * decoding.total)
         prompts = come * passed.prompt
         total = decoding.total + prompts if self.later else passed.alone * together * batches
         return EngineStep(decoding, passed, come, prompts, total, own)
 
-    def _pass(self, habits: Habits, decoding: DecodeStep, together: FloatColumn, own: FloatColumn) -> PromptPass:
-        """A pass of prompts beside such decoding; that of a request itself takes ``own`` of them."""
+    def _pass(self, habits: Habits, decoding: DecodeStep, takes: tuple[FloatColumn, FloatColumn], hold: FloatColumn) -> PromptPass:
+        """A pass of prompts beside such decoding, held back so long; it ``takes`` so many, that of a request itself so many."""
+        together, own = takes
         where = self.costs.prefill.at(self.kind, together / self.cut.attention_dp)
         alone = where.of(self.prefill_slowest) / together
         whole = self.costs.prefill.at(self.kind, own / self.cut.attention_dp).of(self.prefill_total)
         joins = self.later and self.scenario.software.serving.scheduler != "prefill_first"
         spared = self._spared(decoding, together, where) if joins else np.zeros_like(together)
-        return PromptPass(where, together, whole, (1.0 - spared) * alone, alone, self._full_pass(habits.crowd.most).least, habits.hold)
+        return PromptPass(where, together, whole, (1.0 - spared) * alone, alone, self._full_pass(habits.crowd.most).least, hold)
 
     def _steps_of_life(self, habits: Habits, step: EngineStep, waits: FloatColumn) -> FloatColumn:
         """Steps of the engine in a request's life, of which its prompt waits for some seconds."""

@@ -87,8 +87,9 @@ class SteppingEngine:
         self.scenario, self.costs, self.kind = scenario, costs, kind
         self.cut: Degrees = costs.cut.take(kind)
         work, software = scenario.workload, scenario.software
-        self.steps_tokens = accepted(work.draft_tokens or 0, work.draft_acceptance or 0.0)
         self.later = float(work.lengths[1] - 1)  # tokens behind the first
+        # that a step gives: no more than there are, whatever drafts are accepted
+        self.steps_tokens = min(accepted(work.draft_tokens or 0, work.draft_acceptance or 0.0), max(1.0, self.later))
         self.ranks = (self.cut.attention_dp * self.cut.pp).astype(np.float64)
         self.capacity = costs.room.requests[kind] * self.cut.attention_dp
         layers, prompts = scenario.model.num_hidden_layers, costs.prefill.work
@@ -182,7 +183,8 @@ class SteppingEngine:
             come = rate * crowd.met_share
             turn, most_together = self._turn(crowd.running, step), self._most_together(crowd.most)
             together = self._shared(come, turn, most_together)
-            passed = self._prompts(crowd, step, together)
+            ended = come * decode / max(steps, 1e-12)  # of those that decode, in a step
+            passed = self._prompts(crowd, step, together, ended)
             before = passed.whole + passed.where.of(self.prefill_late) + passed.hold
             # as much of decoding is a wait for prompts as of the time
             busy = np.minimum(come * serving.decode_wait * passed.prompt, 1.0 - 1e-9)
@@ -210,41 +212,39 @@ class SteppingEngine:
         alone = where.of(self.prefill_slowest) / together
         return PromptPass(where, together, where.of(self.prefill_total), alone, alone, alone, np.zeros_like(alone))
 
-    def _prompts(self, crowd: Crowd, full: DecodeStep, shared: FloatColumn) -> PromptPass:
+    def _prompts(self, crowd: Crowd, full: DecodeStep, shared: FloatColumn, ended: FloatColumn) -> PromptPass:
         """The pass that a prompt of an open loop shares with those that come beside it at random (``shared``); ``full``: a decode step of
-        those that are under way."""
+        those that are under way, of which so many end in one."""
         scheduler, steps = self.scenario.software.serving.scheduler, self.later / self.steps_tokens
         most = self._full_pass(crowd.most)
-        together, hold = self._hold(crowd.running, np.clip(shared, 1.0, most.together), full)
+        held_prompts, held_steps = self._held_back(ended, np.maximum(shared, 1.0))
+        together = np.minimum(np.maximum(np.maximum(shared, 1.0), held_prompts), most.together)
         where = self.costs.prefill.at(self.kind, together / self.cut.attention_dp)
         spared = np.zeros_like(together)
         if scheduler != "prefill_first" and steps:  # decoding goes along: its products and launches are the pass's own
             passes = crowd.others / together  # that a request meets; no more of its steps than it has go along
             spared = self._spared(full, together, where) * np.minimum(1.0, steps / np.maximum(passes, 1e-12))
         alone = where.of(self.prefill_slowest) / together
-        return PromptPass(where, together, where.of(self.prefill_total), (1.0 - spared) * alone, alone, most.least, hold)
+        return PromptPass(where, together, where.of(self.prefill_total), (1.0 - spared) * alone, alone, most.least, held_steps * full.total)
 
-    def _hold(self, running: FloatColumn, together: FloatColumn, full: DecodeStep) -> tuple[FloatColumn, FloatColumn]:
-        """Prompts that share a pass, and seconds that they wait for it on average, where they are held back until each of attention's ranks
+    def _held_back(self, ended: FloatColumn, at_once: FloatColumn) -> tuple[FloatColumn, FloatColumn]:
+        """Prompts that share a pass, and steps that they wait for it on average, where they are held back until each of attention's ranks
         has one, or for so many steps, or until some rank has nothing to decode.
 
-        That rank's own prompt comes a moment later, after those that were held, and is computed at once.
+        With fewer than two requests on each rank most that end leave theirs with nothing to decode. Prompts do not wait then, and yet
+        passes are priced as no more frequent than with two on each, so that fewer requests never decode later than more of them.
 
         Args:
-            together: prompts that share a pass anyway.
+            ended: requests that end in a step, and are followed by others.
+            at_once: prompts that share a pass anyway.
         """
         ranks, most = self.cut.attention_dp, float(self.scenario.software.serving.attention_dp_wait) * bool(self.later)
-        arrived = running / (self.later / self.steps_tokens + 1.0)  # that follow those which end in a step of all
-        # of requests that end, those that leave their rank with nothing to decode: requests are dealt out evenly
-        lone = np.clip(2.0 * ranks / np.maximum(running, 1e-12) - 1.0, 0.0, 1.0)
-        # prompts that come until the hold ends: one on each rank, as many as come while the first may wait, or one of a lone request
-        awaited = np.minimum(ranks - 1.0, most * arrived)
-        come = np.where(lone > 0, -np.expm1(-lone * awaited) / np.maximum(lone, 1e-12), awaited)
-        by_lone = lone * come  # chance that the hold ends so
-        prompts, passes = 1.0 + (1.0 - lone) * come, 1.0 + (1.0 - lone) * by_lone
-        held_steps = (1.0 - lone) * (1.0 + 0.5 * (come - by_lone)) * come / arrived / prompts  # those that come to it wait half as long
-        waits = together < ranks
-        return np.where(waits, np.maximum(together, prompts / passes), together), np.where(waits, held_steps * full.total, 0.0)
+        of_two = 2.0 * ranks * self.steps_tokens / max(self.later, 1.0)  # that end in a step with two on each rank
+        lone = np.clip(of_two / np.maximum(ended, 1e-12) - 1.0, 0.0, 1.0)  # share that leaves its rank with nothing to decode
+        held_prompts = (1.0 + np.minimum(ranks - 1.0, most * np.maximum(ended, of_two))) * np.minimum(1.0, ended / of_two)
+        come = np.maximum(0.0, held_prompts - at_once)  # for which a prompt waits; those that come to it wait half as long
+        waits = (1.0 - lone) * come * (1.0 + 0.5 * come) / (1.0 + come) / np.maximum(ended, 1e-12)
+        return held_prompts, waits
 
     def _spared(self, step: DecodeStep, together: FloatColumn, where: Between) -> FloatColumn:
         """By which share of a pass of prompts one with decoding in it is shorter than both apart, sends between stages left out: weights
