@@ -54,6 +54,20 @@ def test_a_case_is_priced_as_the_same_trial(cases: Path) -> None:
     assert price(group.scenario, group.layouts.take(np.array([1]))).step_time_s[0] == expected
 
 
+def test_a_list_in_a_cell_is_one_and_an_empty_one_is_no_blank(tmp_path: Path) -> None:
+    """On an H100 sums are the framework's own by default, and NCCL's where hopper is in no list."""
+    cases, out = tmp_path / "cases.csv", tmp_path / "out.csv"
+    rows = ["", "[hopper]", '"[""hopper""]"', '"[ampere, hopper]"', "[]", "[ampere]", "hopper"]
+    names = "workload,model,hw.num_gpus,parallel.tp,workload.batch_size,software.fused_all_reduce\n"
+    cases.write_text(names + "".join(f"inference,llama3_1_8b,4,4,8,{row}\n" for row in rows))
+    assert run([str(cases), "--out", str(out), "--keep-going"]) == 0
+    found = pd.read_csv(out)
+    default, *own, none, other, _ = found["tpot_s"]
+    assert own == [default] * 3
+    assert none == other > default
+    assert found["reason"][6] == "software.fused_all_reduce='hopper': expected a list, such as [a,b]"
+
+
 def test_a_users_own_split_goes_in_and_comes_out_as_text(tmp_path: Path) -> None:
     """Each row its own split; what comes out goes in again. 32 layers over 2 stages: the step waits for the fuller one."""
     cases, out, again = (tmp_path / name for name in ("cases.csv", "out.csv", "again.csv"))

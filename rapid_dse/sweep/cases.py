@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from decimal import Decimal
+from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,7 +33,15 @@ SECTIONS: dict[str, type[BaseModel]] = {
     for name, info in Scenario.model_fields.items()
     if isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel)
 }
-BLANK: tuple[()] = ()  # no value of a table equals it
+
+
+class _Cell(Enum):
+    """What a cell without a value holds: unlike any value of a table, an empty list among them."""
+
+    BLANK = "blank"
+
+
+BLANK = _Cell.BLANK
 
 
 @dataclass(frozen=True)
@@ -190,12 +199,20 @@ def _word(text: str) -> Any:
         try:
             return _frozen(json.loads(stripped))
         except (ValueError, RecursionError):  # brackets in brackets in brackets
-            return stripped
+            return _bare_list(stripped)
     try:
         number = float(stripped)
     except ValueError:
         return stripped
     return int(number) if number.is_integer() and abs(number) < 2**53 else number
+
+
+def _bare_list(text: str) -> Any:
+    """A list as overrides write it, [a,b]; other text as it is."""
+    inner = text[1:-1]
+    words = [_word(part) for part in inner.split(",")]
+    plain = text[0] == "[" and text[-1] == "]" and not set(inner) & set("[]{}'\"") and BLANK not in words
+    return tuple(words) if plain else text
 
 
 class _Items(tuple[tuple[str, Any], ...]):
