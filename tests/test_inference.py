@@ -38,6 +38,8 @@ from rapid_dse.simulate.inference.served_kernels import decode_attention, prefil
 from rapid_dse.simulate.inference.widths import cache_bytes_per_token
 from rapid_dse.simulate.operator_times import operators
 from rapid_dse.simulate.results import MEMORY_TERMS, TIME_TERMS, unlawful
+from rapid_dse.sweep import advice
+from rapid_dse.sweep.standing import Aim
 
 ONE = cut()
 LATENT = {
@@ -427,6 +429,33 @@ def test_a_static_batch_that_does_not_fit_says_so() -> None:
     of = scenario(workload__prompt_len=8192, workload__decode_len=8192)
     found = priced(of, {"batch_size": 1}, {"batch_size": 4096})
     assert found.fits.tolist() == [True, False]
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_of_a_static_batch_that_does_not_fit_the_largest_that_does_is_named(ranks: int) -> None:
+    of = scenario(workload__prompt_len=8192, workload__decode_len=1024)
+    found, _ = advice.changes(of, engines({"batch_size": 200, "attention_dp": ranks, "num_gpus": ranks}), Aim("step_time_s", 1))
+    (named,) = [int(change.text.split("=")[1]) for change in found if change.text.startswith("workload.batch_size=")]
+    fits = priced(of, *({"batch_size": each, "attention_dp": ranks, "num_gpus": ranks} for each in range(1, 200))).fits
+    assert named == 1 + np.flatnonzero(fits)[-1] < 200
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ({"tp": 8, "num_gpus": 8}, {"parallel.tp=16 hw.num_gpus=16", "parallel.pp=2 hw.num_gpus=16"}),
+        (
+            {"num_gpus": 32, "prefill_workers": 2, "prefill_tp": 8, "decode_workers": 1, "decode_tp": 16},
+            {"parallel.prefill.tp=16 hw.num_gpus=48", "parallel.prefill.pp=2 hw.num_gpus=48"},
+        ),
+    ],
+)
+def test_what_makes_weights_fit_is_a_larger_engine_on_more_gpus(row: dict[str, float], said: set[str]) -> None:
+    """810 GB of Llama 3.1 405B in bf16 are 101 GB on each of eight GPUs, 51 on each of sixteen."""
+    of = scenario(model="llama3_1_405b")
+    assert not priced(of, {**row, "concurrency": 8}).fits[0]
+    found, _ = advice.changes(of, engines({**row, "concurrency": 8}), Aim("step_time_s", 1))
+    assert {change.text for change in found} == said
 
 
 RULES: list[tuple[dict[str, Any], str]] = [

@@ -211,7 +211,9 @@ def _with_faults(topology: Topology, which: NDArray[np.int64], source: NDArray[n
     for src, dst, factor in topology.faulty_links:
         both = (source == src) & (table["device"] == dst) | (source == dst) & (table["device"] == src)
         if not both.any():
-            raise ValueError(f"faulty_links: {src}-{dst} is no link of this network")
+            ends = sorted({*table["device"][source == src].tolist(), *source[table["device"] == src].tolist()})
+            has = f" ({src} has links to {', '.join(map(str, ends[:8]))}{' …' if len(ends) > 8 else ''})" if ends else ""
+            raise ValueError(f"faulty_links: {src}-{dst} is no link of this network{has}")
         failed[both] |= factor == 0
         if factor > 0:
             nominal = np.array([d.bandwidth for d in topology.dimensions])[which[both]]

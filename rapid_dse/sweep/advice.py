@@ -14,12 +14,13 @@ from rapid_dse.events.backends import price
 from rapid_dse.parallel.engines import Engines
 from rapid_dse.parallel.engines import resolved as resolved_engines
 from rapid_dse.parallel.enumeration import MAX_CP, MAX_TP
-from rapid_dse.parallel.layouts import AUTO_SCHEDULE, CODES, COLUMN_OF, WHOLE_GROUP, Layouts, broken_rules, resolved
+from rapid_dse.parallel.layouts import AUTO_SCHEDULE, CODES, COLUMN_OF, POOLS, WHOLE_GROUP, Layouts, broken_rules, resolved
 from rapid_dse.parallel.pipeline_rules import counted_ends
 from rapid_dse.simulate.results import Priced
 from rapid_dse.sweep.standing import Aim
 
 MOST_STAGES, MOST_TIMES = 64, 16  # how far pp goes, and the number of GPUs
+BATCHES = 256  # parts of a static batch of which so many as fit are found
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,8 @@ def changes(scenario: Scenario, layout: Layouts, aim: Aim) -> tuple[list[Change]
     of GPUs, the fewest.
 
     Tried are ZeRO, recomputation, tp, cp and pp (dp gives what they take, and stages are as long as one another), a smaller
-    micro-batch, and more GPUs (for dp). A backend that simulates is not asked: closed forms price them.
+    micro-batch, and more GPUs (for dp); of engines tp and pp, on the GPUs that there are and on as many more as they take, ep, a smaller
+    batch and more GPUs. A backend that simulates is not asked: closed forms price them.
 
     Args:
         layout: one, ``(1,)``.
@@ -135,15 +137,31 @@ def _of_engines(layout: Engines) -> Iterator[_Kind]:
         changed = [engine_with(layout, **{name: value}, **fixed) for value in values]
         return _Kind(layout.keys[name], changed, [str(value) for value in values], name in ("num_gpus", "batch_size"))
 
+    gpus = int(layout.num_gpus[0])
+
+    def larger(name: str, most: int, engines: int, fixed: Sequence[str]) -> _Kind:
+        """A degree of that many engines, and as many GPUs more as it takes."""
+        now = max(1, int(getattr(layout, name)[0]))
+        wider = [(value, gpus + engines * (value - now) // now) for value in _doubled(now, most)]
+        changed = [engine_with(layout, **{name: value, "num_gpus": count}, **dict.fromkeys(fixed, 0)) for value, count in wider]
+        return _Kind(layout.keys[name], changed, [f"{value} hw.num_gpus={count}" for value, count in wider], True)
+
     if layout.pooled[0]:
+        for pool in POOLS:
+            cut = layout.degrees(pool)
+            one = int(layout.dp[0] * getattr(layout, f"{pool}_workers")[0] * cut.tp[0] * cut.attention_dp[0] * cut.cp[0] * cut.pp[0])
+            yield larger(f"{pool}_tp", MAX_TP, one, [f"{pool}_etp"])
+            yield larger(f"{pool}_pp", MOST_STAGES, one, [])
         return
     yield kind("tp", _doubled(int(layout.tp[0]), MAX_TP), dp=0, etp=0)
     yield kind("pp", _doubled(int(layout.pp[0]), MOST_STAGES), dp=0)
     yield kind("ep", _doubled(int(layout.ep[0]), MOST_STAGES), etp=0)
     batch = int(layout.batch_size[0])
-    yield kind("batch_size", [batch >> by for by in range(1, batch.bit_length()) if batch >> by])
-    gpus = int(layout.num_gpus[0])
+    fewer = {batch * part // BATCHES for part in range(1, BATCHES)} | {batch >> by for by in range(1, batch.bit_length())}
+    yield kind("batch_size", sorted(fewer - {0}, reverse=True))  # the largest that fits
     yield kind("num_gpus", _doubled(gpus, gpus * MOST_TIMES), dp=0)
+    yield larger("tp", MAX_TP, gpus, ["etp"])
+    yield larger("pp", MOST_STAGES, gpus, [])
 
 
 def engine_with(layout: Engines, **columns: int) -> Engines:

@@ -11,6 +11,7 @@ import numpy as np
 from rapid_dse.config.scenario import Scenario
 from rapid_dse.interconnect.closed_form import has_closed_form
 from rapid_dse.model import parameters
+from rapid_dse.parallel.engines import Engines
 from rapid_dse.sweep import figures, listing, show
 from rapid_dse.sweep.advice import changes
 from rapid_dse.sweep.choosing import REACH, Line, chosen, like_the_best, ordered
@@ -242,18 +243,19 @@ def show_changes(out: Console, trial: Priceable, aim: Aim) -> None:
         listing.say(out, "what would make it fit is not priced: its network has no closed form")
         return
     fitting, tried = changes(trial.scenario, trial.layout, aim)
+    served = isinstance(trial.layout, Engines)
     if not fitting:
         also = " and meet the constraints" if aim.constraints else ""
-        kinds = "ZeRO, recomputation, tp, cp, pp, micro-batch or GPUs"
+        kinds = "tp, pp, ep, the batch or GPUs" if served else "ZeRO, recomputation, tp, cp, pp, micro-batch or GPUs"
         listing.say(out, f"no single change of {kinds} makes it fit{also} ({tried} were priced)")
         return
     listing.say(out, f"single changes that make it fit ({tried} were priced):")
     columns = [
         listing.Column("", [f"  {change.text}" for change in fitting], figure=False),
-        listing.Column("step time", [figures.seconds(change.step_time_s) for change in fitting]),
+        listing.Column("a token" if served else "step time", [figures.seconds(change.step_time_s) for change in fitting]),
         listing.Column("MFU", [figures.percent(change.mfu) for change in fitting]),
         listing.Column("memory", [figures.size(change.peak_memory_bytes) for change in fitting]),
-        listing.Column("a step", [figures.dollars(change.cost_usd) for change in fitting]),
+        listing.Column("a request" if served else "a step", [figures.dollars(change.cost_usd) for change in fitting]),
     ]
     for line in listing.lines(columns, out.width):
         out.print(line, highlight=False, markup=False, soft_wrap=True)

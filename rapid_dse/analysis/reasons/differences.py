@@ -88,7 +88,8 @@ def differing(first: PricedTrial, second: PricedTrial) -> dict[str, tuple[Any, A
         if first.choices.get(group) != second.choices.get(group):
             pairs[group] = (first.choices.get(group), second.choices.get(group))
     mine, others = settings(first.layout), settings(second.layout)
-    pairs |= {key: (mine[key], others[key]) for key in mine if mine[key] != others[key]}
+    follows = () if first.scenario.model.num_experts else ("ep", "etp")  # of a dense model: from tp
+    pairs |= {key: (mine[key], others[key]) for key in mine if mine[key] != others[key] and key.rsplit(".", 1)[1] not in follows}
     for section in ("workload", "hw", "cluster", "model", "software"):
         if section not in pairs:
             pairs |= _unequal(first, second, section, set(mine))
