@@ -40,7 +40,8 @@ def test_requests_of_few_tokens_decode_no_faster_the_more_there_are(software: st
     found = priced(of, *({"concurrency": running, "num_prompts": FOR_EVER} for running in loads))
     assert all(more.tpot >= less.tpot for less, more in pairwise(fared))
     assert all(more >= less for less, more in pairwise(found.tpot_s))
-    assert found.requests_per_s[-1] == pytest.approx(fared[-1].rate, rel=0.03)
+    rates = [fared[-1].rate, *(engine.serve(loads[-1], 600, seed).rate for seed in (1, 2, 3))]  # which differ by a tenth
+    assert found.requests_per_s[-1] == pytest.approx(sum(rates) / len(rates), rel=0.03)
 
 
 @pytest.mark.parametrize(("wait", "within"), [(0, 0.06), (60, 0.15)])

@@ -130,6 +130,7 @@ SHOWN: dict[str, tuple[Any, ...]] = {
     "software.prompts_together": ("served", 5.0),
     "software.attention_dp_wait": ("served", 8, {"parallel.attention_dp": 2, "hw.num_gpus": 4}),
     "software.fused_all_reduce": ("served", ["ampere"]),
+    "software.one_shot_tokens": ("served", 4096, {"parallel.tp": 8, "hw.num_gpus": 8}),
     "software.prefill_efficiency": ("served", 0.5),
     "software.workspace": ("full", 1e10),
     "software.fp8_cache": ("served", True),

@@ -10,6 +10,7 @@ import program
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 from serving_trials import cut, engines, priced, scenario
 
 import rapid_dse as rd
@@ -70,11 +71,18 @@ def test_a_token_leaves_so_many_bytes_in_the_cache(model: str, changes: dict[str
     assert cache_bytes_per_token(scenario(model=model, **changes)) == expected
 
 
+def drawn_experts(rng: np.random.Generator, tokens: int) -> NDArray[np.int64]:
+    """8 of 128 experts a token, which choose those for which their chance, of beta distribution with the parameters 2 and 30, is above a
+    number drawn anew for each token and expert; ``(about 8 tokens,)``."""
+    chances = rng.beta(2.0, 30.0, 128)
+    return np.nonzero(rng.random((tokens, 128)) < chances)[1]
+
+
 def test_experts_that_a_batch_touches_are_those_of_a_draw() -> None:
     """128 experts, 8 a token: 8 of one token; of 8 and 64 the mean of draws; all of very many."""
     model, rng = scenario(model="qwen3_30b_a3b").model, np.random.default_rng(0)
     for tokens in (1, 8, 64):
-        drawn = [len(np.unique([rng.permutation(128)[:8] for _ in range(tokens)])) for _ in range(200)]
+        drawn = [len(np.unique(drawn_experts(rng, tokens))) for _ in range(400)]
         assert touched_experts(model, np.array([float(tokens)]))[0] == pytest.approx(np.mean(drawn), rel=0.02)
     assert touched_experts(model, np.array([1.0]))[0] == pytest.approx(8)
     assert touched_experts(model, np.array([1e6]))[0] == pytest.approx(128)
@@ -85,7 +93,7 @@ def test_the_busiest_rank_of_experts_is_that_of_a_draw() -> None:
     for tokens in (1, 16, 256):
         touched, load = [], []
         for _ in range(200):
-            chosen = np.array([rng.permutation(128)[:8] for _ in range(tokens)]).ravel()
+            chosen = drawn_experts(rng, tokens)
             load.append(np.bincount(chosen // 16, minlength=ep).max())
             touched.append(max(len(np.unique(chosen[chosen // 16 == rank])) for rank in range(ep)))
         found = busiest_rank(model, np.array([float(tokens)]), np.array([ep]))
@@ -319,6 +327,17 @@ def test_sums_are_nccls_where_a_framework_has_no_kernel_of_its_own_for_the_chip(
     own, nccl = scenario("a100", software__fused_all_reduce=None), scenario("a100", software__fused_all_reduce=["hopper"])
     fast, slow = (priced(of, {"tp": 8, "num_gpus": 8, "batch_size": 1}).time_tp_s[0] for of in (own, nccl))
     assert (slow - fast) / (32 * 2) == pytest.approx(30e-6, rel=0.15)
+
+
+def test_a_sum_in_one_shot_sends_each_rank_all_of_it_and_a_larger_one_takes_no_less() -> None:
+    """64 sequences of 8,192 numbers on 8 H200: seven peers' MiB at 380 GB/s of NVLink, which two shots take in a quarter of the time."""
+    rows = [{"tp": 8, "num_gpus": 8, "batch_size": size} for size in (64, 128, 129)]
+    fastest, few = (priced(scenario("h200", "llama3_1_70b", software__one_shot_tokens=n), *rows).time_tp_s for n in (0, 128))
+    latency, link, hop = scenario("h200").software.serving.collective_latency, 450e9 * 0.845, 1.4e-6
+    gathered = 2 * 64 * 128256 * 7 / 8 / link  # logits of all, at least
+    assert (few[0] - gathered) / 161 == pytest.approx(7 * 64 * 8192 * 2 / link + hop + latency, rel=0.05)
+    assert (few[0] - fastest[0]) / 161 == pytest.approx((7 - 7 / 4) * 64 * 8192 * 2 / link - hop, rel=0.05)
+    assert few[2] >= few[1] > 1.8 * few[0] - latency * 161
 
 
 def test_a_scripts_loop_waits_at_each_step_of_a_static_batch_and_a_server_does_not() -> None:

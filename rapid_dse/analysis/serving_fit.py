@@ -164,7 +164,7 @@ def fit(tables: Sequence[Table], start: Mapping[str, float] | None = None, round
 
 
 def exercised(tables: Sequence[Table]) -> list[FreeParameter]:
-    """Parameters that some row depends on: experts' and transfers' latencies where there are any."""
+    """Parameters that some row depends on, experts' latencies where there are any, less those that the profile has as known."""
     models = any(table.scenario.model.num_experts for table in tables)
     scheduler = tables[0].scenario.software.serving.scheduler
     static = any((table.layouts.batch_size > 0).any() for table in tables)
@@ -176,7 +176,8 @@ def exercised(tables: Sequence[Table]) -> list[FreeParameter]:
         "in_step": not groups or scheduler != "prefill_first",
         "prompts_together": not groups or scheduler == "prefill_first",
     }
-    return [parameter for parameter in FREE_SERVING if not without.get(parameter.name, False)]
+    known = tables[0].scenario.software.known
+    return [parameter for parameter in FREE_SERVING if not without.get(parameter.name, False) and parameter.name not in known]
 
 
 def errors_of(tables: Sequence[Table], values: Mapping[str, float], name: str) -> FloatColumn:

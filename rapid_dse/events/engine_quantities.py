@@ -175,6 +175,6 @@ def _gather(gather: Transfer, size: FloatColumn, group: str, latency: float) -> 
 def _sum(scenario: Scenario, gather: Transfer, size: FloatColumn, group: str, latency: float, parts: PassParts) -> Exchange:
     at = parts.exchanges.at
     span = at.tp if group == TP else at.tp * at.cp
-    shots, ranks = int(shots_of_sum(scenario, size, span)[0]), int(np.ravel(span.size)[0])
-    seconds = seconds_alone(gather) + latency
-    return Exchange(float(size[0]), 0.0, 0.0, 0.0, seconds, 0.0, group=group, skew=latency, shots=shots, ranks=ranks)
+    shots, summed = shots_of_sum(scenario, size, span)
+    seconds, ranks = seconds_alone(gather) + latency, int(np.ravel(span.size)[0])
+    return Exchange(float(summed[0]), 0.0, 0.0, 0.0, seconds, 0.0, group=group, skew=latency, shots=int(shots[0]), ranks=ranks)

@@ -34,7 +34,8 @@ class Software(InParts):
     # the measured runs behind it, which say how far its predictions may be trusted
     measured: Annotated[tuple[MeasuredRuns, ...], TRAINED] = ()
     served: Annotated[tuple[ServedRuns, ...], Only(Where("workload.kind", ("inference",))), DECODED] = ()  # the same of measured requests
-    # Parameters of ``FREE`` that single kernels or steps on one GPU have told alone: fits of whole runs leave them as they are.
+    # Parameters of ``FREE`` and ``FREE_SERVING`` that single kernels or steps on one GPU have told alone, or that runs do not agree on:
+    # fits of whole runs leave them as they are.
     known: tuple[str, ...] = ()
     # What its jobs can be launched with. What it does not offer is illegal; enforce=false prices it, and ``outside`` says so.
     offers: Offers = Offers()
@@ -50,7 +51,7 @@ class Software(InParts):
 
     @model_validator(mode="after")
     def _known_are_free(self) -> Software:
-        names = [parameter.name for parameter in FREE]
+        names = [parameter.name for parameter in (*FREE, *FREE_SERVING)]
         for name in self.known:
             if name not in names:
                 raise ValueError(f"known has {name}, which no fit changes; expected some of {', '.join(names)}")

@@ -35,6 +35,9 @@ class ServingSettings(SchemaPart):
     # Generations of chips on which sums within a node are its own kernels, which read their peers' buffers; elsewhere they are NCCL's.
     # null: on all.
     fused_all_reduce: Annotated[tuple[Architecture, ...] | None, OF_INFERENCE, DECODED] = None
+    # Its own kernels sum a pass of so many tokens at most in one shot, each rank reading all its peers' buffers, whatever else is faster;
+    # 0: in one shot, two, or by NCCL, as is fastest.
+    one_shot_tokens: Annotated[Annotated[int, Field(ge=0, le=100_000)], OF_INFERENCE, DECODED] = 0
     expert_latency: Latency = 3e-5  # what a layer of experts adds to that: router, sort, grouped launches
     collective_latency: Latency = 5e-6  # what each exchange of a layer takes beside its bytes: synchronisation of its ranks
     quantize_latency: Latency = 1e-6  # what a product of narrow operands adds: its input is scaled and cast

@@ -24,7 +24,7 @@ from rapid_dse.parallel.engines import Degrees
 from rapid_dse.parallel.span import Span
 from rapid_dse.simulate.communication import effective_network
 from rapid_dse.simulate.inference.products import Product
-from rapid_dse.simulate.inference.widths import CACHE_BYTES, WEIGHT_BYTES, cache_numbers, cache_precision, product_precision
+from rapid_dse.simulate.inference.widths import ACTIVATION, CACHE_BYTES, WEIGHT_BYTES, cache_numbers, cache_precision, product_precision
 from rapid_dse.simulate.operator_times import distinct_seconds
 
 FloatColumn = NDArray[np.float64]
@@ -274,32 +274,66 @@ def _attention_precision(scenario: Scenario) -> str:
     return precision if precision in ("fp32", "tf32", "bf16", "fp16") else scenario.hw.arithmetic("int8")
 
 
+@dataclass(frozen=True)
+class OwnSum:
+    """A sum by a framework's own kernel, ``(n,)`` each.
+
+    Seconds in ``one`` shot and in ``two``, infinite where it has none; whether it is taken in one whatever else is faster (``fixed``);
+    ``least``: seconds of the largest that is, below which no larger one takes, and ``limit``, bytes of that one (0: none is).
+    """
+
+    one: FloatColumn
+    two: FloatColumn
+    fixed: NDArray[np.bool_]
+    least: FloatColumn
+    limit: float
+
+    def shortest(self, library: FloatColumn) -> FloatColumn:
+        """Seconds of the sum, where NCCL takes so long."""
+        fastest = np.minimum(library, np.minimum(self.one, self.two))
+        return np.where(self.fixed, self.one, np.maximum(fastest, self.least))
+
+
 def small_all_reduce(scenario: Scenario, size: FloatColumn, span: Span) -> Transfer:
     """Sums ``size`` bytes over a group: NCCL's best, or within a node the framework's own kernel, which reads its peers' buffers over
     NVLink: all of them at once (one shot), or its share of them and then the others' shares (two shots), on the chips that it is built for
-    (``fused_all_reduce``). The latency of its synchronisation is the framework's (``collective_latency``)."""
+    (``fused_all_reduce``); of a pass of at most ``one_shot_tokens`` in one shot, whatever else is faster. The latency of its
+    synchronisation is the framework's (``collective_latency``)."""
     library = transfer.all_reduce(size, span, effective_network(scenario))
-    own = np.minimum(*_own_all_reduce(scenario, size, span))
-    return Transfer(np.minimum(library.seconds, own), library.sent, np.minimum(library.busy, np.minimum(library.seconds, own)))
+    seconds = _own_sum(scenario, size, span).shortest(library.seconds)
+    return Transfer(seconds, library.sent, np.minimum(library.busy, seconds))
 
 
-def shots_of_sum(scenario: Scenario, size: FloatColumn, span: Span) -> NDArray[np.int64]:
-    """In how many shots a framework's own kernel takes such a sum, ``(n,)``: 1 or 2; 0 where NCCL is faster."""
-    one, two = _own_all_reduce(scenario, size, span)
+def shots_of_sum(scenario: Scenario, size: FloatColumn, span: Span) -> tuple[NDArray[np.int64], FloatColumn]:
+    """In how many shots a framework's own kernel takes such a sum, ``(n,)``: 1 or 2; 0 where NCCL is faster; and of how many bytes, less
+    than all where a larger sum is taken to last as long as the largest in one shot."""
+    own = _own_sum(scenario, size, span)
     library = transfer.all_reduce(size, span, effective_network(scenario)).seconds
-    return np.where(library < np.minimum(one, two), 0, np.where(one < two, 1, 2))
+    fastest = np.minimum(library, np.minimum(own.one, own.two))
+    short = own.fixed | (fastest < own.least)
+    shots = np.where(library < np.minimum(own.one, own.two), 0, np.where(own.one < own.two, 1, 2))
+    return np.where(short, 1, shots), np.where(short & ~own.fixed, own.limit, size)
 
 
-def _own_all_reduce(scenario: Scenario, size: FloatColumn, span: Span) -> tuple[FloatColumn, FloatColumn]:
-    """Seconds of a framework's own kernel in one shot and in two; infinite beyond a node, and on chips
-    that it is not built for."""
-    inner, ranks = effective_network(scenario).dimensions[0], span.members[0]
+def _own_sum(scenario: Scenario, size: FloatColumn, span: Span) -> OwnSum:
+    """The framework's own kernel; it has none beyond a node, and on chips that it is not built for."""
+    inner, ranks, serving = effective_network(scenario).dimensions[0], span.members[0], scenario.software.serving
     rate = inner.bandwidth * inner.utilization
-    one = size * (ranks - 1) / rate + ONE_SHOT * inner.latency
+
+    def one_shot(bytes_: FloatColumn | float) -> FloatColumn:
+        return np.asarray(bytes_ * (ranks - 1) / rate + ONE_SHOT * inner.latency)
+
     two = 2.0 * size * (ranks - 1) / ranks / rate + TWO_SHOT * inner.latency
-    built = scenario.software.serving.fused_all_reduce
+    built = serving.fused_all_reduce
     inside = (span.size <= ranks) & (ranks > 1) & (built is None or scenario.hw.architecture in built)
-    return np.where(inside, one, np.inf), np.where(inside, two, np.inf)
+    limit = float(serving.one_shot_tokens * scenario.model.hidden_size * ACTIVATION)
+    return OwnSum(
+        one=np.where(inside, one_shot(size), np.inf),
+        two=np.where(inside, two, np.inf),
+        fixed=inside & (size <= limit),
+        least=np.where(inside & (limit > 0), one_shot(limit), 0.0),
+        limit=limit,
+    )
 
 
 def exchange(scenario: Scenario, sent: FloatColumn, gathered: FloatColumn, span: Span, ep: IntColumn) -> Transfer:
