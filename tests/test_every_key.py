@@ -220,6 +220,7 @@ SHOWN: dict[str, tuple[Any, ...]] = {
     "software.offload_overlap": ("fsdp", 0.0, HOST),
     "software.offload_step": ("fsdp", "streamed", HOST),
     "software.selective_recompute": ("piped", "layernorm"),
+    "software.keeps_gathered": ("piped", True, {"parallel.recompute": "full"}),
     "software.offers.recompute_modules": ("fsdp", [], {"parallel.recompute": "selective", "parallel.recompute_modules": "layernorm"}),
     "software.offers.recompute_layers": ("fsdp", False, {"parallel.recompute_layers": 4}),
     "parallel.recompute_modules": ("piped", "layernorm", {"parallel.recompute": "selective"}),

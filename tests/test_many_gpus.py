@@ -85,12 +85,34 @@ def test_products_that_add_in_place_leave_no_sums_to_kernels() -> None:
     assert more == less
 
 
-@pytest.mark.parametrize(("recompute", "copies"), [("none", 10), ("full", 14)])
-def test_gathers_along_the_sequence_copy_the_stream(recompute: str, copies: int) -> None:
-    """Four transfers forward, four backward and two gathers again; full recomputation repeats the forward ones. 8,192 tokens of 4,096."""
+@pytest.mark.parametrize(("recompute", "gathers", "scatters"), [("none", 6, 4), ("full", 6, 5)])
+@pytest.mark.parametrize("precision", ["bf16", "fp8"])
+def test_gathers_along_the_sequence_copy_the_stream(recompute: str, gathers: int, scatters: int, precision: str) -> None:
+    """Two gathers and two scatters forward, as many backward, and two gathers again, which full recomputation has made where it repeats
+    the forward pass but for the last scatter. 8,192 tokens of 4,096; what is gathered is cast to 8 bits before."""
     row = {"num_gpus": 8, "global_batch_size": 3, "tp": 8, "zero": 3, "recompute": recompute}
-    one = float(operator_model(scenario(software="torchtitan").hw).elementwise(2 * 2 * 8192 * 4096))
-    assert compute(row) - compute(row, **NO_COPIES) == pytest.approx(3 * 32 * copies * one, rel=1e-6)
+    device, elements = operator_model(scenario(software="torchtitan").hw), 8192 * 4096
+    copied = gathers * device.elementwise(2 * (1 if precision == "fp8" else 2) * elements) + scatters * device.elementwise(4 * elements)
+    without = compute(row, **NO_COPIES, workload__precision=precision)
+    assert compute(row, workload__precision=precision) - without == pytest.approx(3 * 32 * float(copied), rel=1e-6)
+
+
+@pytest.mark.parametrize(("recompute", "fewer"), [("selective", 0), ("full", 2)])
+@pytest.mark.parametrize("backend", ["analytical", "full_astrasim_flattened"])
+def test_what_full_recomputation_has_gathered_is_not_gathered_again(recompute: str, fewer: int, backend: str) -> None:
+    """Of 14 transfers of the stream around a layer's halves: four forward, as many when it runs again and backward, and two gathers."""
+    row = {"num_gpus": 4, "tp": 4, "global_batch_size": 1, "recompute": recompute}
+    of = {
+        "model__num_hidden_layers": 8,
+        "model__vocab_size": 128,
+        "backend__name": backend,
+        "backend__network": "ideal",
+        "software__tp_backward_overlap": 0.0,
+    }
+    kept, again = (
+        float(priced(scenario(software="megatron_lm", software__keeps_gathered=keeps, **of), row).time_tp_s[0]) for keeps in (True, False)
+    )
+    assert again - kept == pytest.approx(fewer / 14 * again, rel=0.05)
 
 
 @pytest.mark.parametrize(("software", "passes"), [("torchtitan", 2 + 1), ("torchtitan_eager", 3 * (2 + 1))])
@@ -99,15 +121,30 @@ def test_gradients_of_separate_projections_are_summed_over_whole_sequences(
     software: str, passes: int, tp: int, sequence_parallel: bool
 ) -> None:
     """Keys, values and the gate's other half: each reads 2 bytes of each number of the stream more, or adds by 2 read and 1 written."""
-    row = {"num_gpus": 8, "global_batch_size": 8 // tp, "tp": tp, "zero": 1, "sequence_parallel": sequence_parallel}
-    changed = {"software": software, "software__host_layer": 0.0}
+    row = {"num_gpus": 8, "global_batch_size": 8 // tp, "tp": tp, "zero": 1, "sequence_parallel": sequence_parallel, "recompute": "none"}
+    changed = {"software": software, "software__host_layer": 0.0, "cluster__gpu_spread": 0.0}
     apart, joint = (
         float(priced(scenario(**changed, **more), row).time_compute_s[0]) for more in ({}, {"software__separate_projections": "none"})
     )
     device, others = operator_model(scenario(software=software).hw), 8192 * 4096 * 2 * 7 / 8 * (tp > 1 and sequence_parallel)
     # two kernels a layer, of attention's three products and of the gate's two
     expected = sum(float(device.elementwise(share * passes * others)) for share in (2 / 3, 1 / 3)) if others else 0.0
-    assert apart - joint == pytest.approx(32 * expected, rel=1e-6, abs=1e-12)
+    more = 32 * (_products(software, tp, apart=True) - _products(software, tp, apart=False))
+    assert apart - joint == pytest.approx(32 * expected + more, rel=1e-6, abs=1e-9)
+
+
+def _products(software: str, tp: int, apart: bool) -> float:
+    """Seconds of the products of queries, keys, values and the gate's halves of a layer and 8,192 tokens, apart or joint, in all three
+    directions."""
+    of = scenario(software=software)
+    device, columns = operator_model(of.hw), ((4096, 1024, 1024), (14336, 14336))
+    widths = [wide / tp for joint in columns for wide in (joint if apart else (sum(joint),))]
+    seconds = sum(
+        float(device.gemm(m, n, k, precision="bf16"))
+        for wide in widths
+        for m, n, k in ((8192, wide, 4096), (8192, 4096, wide), (wide, 4096, 8192))
+    )
+    return seconds / of.software.kernels.matmul_efficiency / of.hw.efficiency.sustained
 
 
 @pytest.mark.parametrize(("qk_norm", "turned"), [(False, 20), (True, 0)])

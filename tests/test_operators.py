@@ -174,3 +174,35 @@ def test_casts_of_an_fp8_product_by_hand(library: str, recipe: str, bytes_: floa
     priced_alone = operators(of, shape(), operator_model(of.hw))
     names = [each.name for each in layer_matmuls(of.model, shape())]
     assert priced_alone.layers[0].cast_bytes[:, names.index("mlp_up"), 0].sum() == pytest.approx(bytes_)
+
+
+@pytest.mark.parametrize(
+    ("name", "bytes_"),
+    [
+        # forward an eighth of the tokens' input and the rank's weights, backward the rank's columns of the gradient and its weights, 5
+        # bytes an element; both operands of the weight gradient are copied in 8 bits
+        ("mlp_up", (5 * (8192 / 8 * 4096 + 3584 * 4096), 5 * (8192 * 3584 + 3584 * 4096), 2 * 8192 * (4096 + 3584))),
+        # forward the rank's columns of the input, backward an eighth of the tokens' gradient
+        ("mlp_down", (5 * (8192 * 1792 + 1792 * 4096), 5 * (8192 / 8 * 4096 + 1792 * 4096), 2 * 8192 * (4096 + 1792))),
+    ],
+)
+def test_casts_before_a_gather_are_of_a_ranks_own_tokens(name: str, bytes_: tuple[float, float, float]) -> None:
+    """Llama 3.1 8B on 8 tensor-parallel ranks under torchao's float8 tensor parallelism, which casts what it gathers before."""
+    of = scenario(workload__precision="fp8", software__fp8_library="torchao", software__fp8_recipe="tensorwise")
+    ranks = shape(tp=8, sequence_parallel=True)
+    names = [product.name for product in layer_matmuls(of.model, ranks)]
+    cast = operators(of, ranks, operator_model(of.hw)).layers[0].cast_bytes[:, names.index(name), 0]
+    assert cast == pytest.approx(bytes_)
+
+
+def test_separate_projections_are_products_of_their_own() -> None:
+    """Llama 3.1 8B's 32 heads of queries and 8 of keys and of values, 128 wide, and the two halves of its gate of 14,336."""
+    of = scenario(software__separate_projections="copied", software__fused_accumulation=False)
+    device, tokens, hidden = operator_model(of.hw), 8192, 4096
+    names = [product.name for product in layer_matmuls(of.model, shape())]
+    seconds = operators(of, shape(), device).layers[0].matmul_seconds[:, :, 0]
+    for name, columns in (("qkv", (4096, 1024, 1024)), ("mlp_up", (14336, 14336)), ("mlp_down", (4096,))):
+        rows = 14336 if name == "mlp_down" else hidden
+        sizes = [((tokens, wide, rows), (tokens, rows, wide), (wide, rows, tokens)) for wide in columns]
+        expected = [sum(float(device.gemm(*one[direction], precision="bf16")) for one in sizes) for direction in range(3)]
+        assert seconds[:, names.index(name)] * of.hw.efficiency.sustained == pytest.approx(expected)

@@ -49,7 +49,8 @@ def layer_works(
     repeats = repeated(scenario, layout)
     for number, (kind, some) in enumerate(zip(architecture_of(scenario).kinds, selective(scenario), strict=True)):
         alone, block, traffic = ready.alone.layers[number], blocks[number], transfers.layers[number]
-        parts = [tuple(exchange_of(streams, layer) for layer in part) for part in streams.around(kind)]
+        regathered = float(repeats[number].gathered_again[0])
+        parts = [tuple(replace(exchange_of(streams, layer), regathered=regathered) for layer in part) for part in streams.around(kind)]
         sides = tuple(side_exchange(side, way) for way in (0, 1) for side in side_transfers(streams, kind, way == 1))
         around = sum(parts[:-1], ()), (*parts[-1], *sides)  # what stands before attention counts as its
         halves = _halves(block, around, alone.matmul_seconds[..., shape], alone.mixing)

@@ -22,6 +22,7 @@ from rapid_dse.model.shapes import MicroBatch
 from rapid_dse.parallel.layouts import USUAL_ETP, WHOLE_GROUP, BoolColumn, IntColumn, Layouts
 from rapid_dse.parallel.placement import Placement, place, side_of
 from rapid_dse.parallel.span import Span
+from rapid_dse.simulate.casts import cast_before_gather
 from rapid_dse.simulate.expert_traffic import Route, expert_exchange, route, shared_rows
 from rapid_dse.simulate.operator_times import compute_bytes
 from rapid_dse.simulate.ulysses import traded_bytes
@@ -147,16 +148,11 @@ def stream_bytes(scenario: Scenario, layouts: Layouts) -> FloatColumn:
     return MicroBatch.of(layouts, scenario.workload).tokens * (scenario.model.hidden_size * compute_bytes(scenario))
 
 
-# Recipes whose scale of a tensor is known before it is gathered: it is cast first and travels in 8 bits (Transformer Engine's linear
-# layers, torchao's Float8ColwiseParallel). Scales of rows are not: torchao gathers those in 16 bits.
-CAST_BEFORE_GATHER = ("delayed", "tensorwise", "mxfp8", "tensorwise + fp8 all-gather")
-
-
 def gathered_stream(scenario: Scenario, layouts: Layouts) -> FloatColumn | None:
     """Bytes of a gather of the activations (or of their gradients) that a layer's products read, where sequence parallelism gathers them
     in fp8; None where it gathers them as they are."""
     narrow = scenario.narrow
-    if narrow is None or (narrow == "fp8" and scenario.software.precision.fp8_recipe not in CAST_BEFORE_GATHER):
+    if narrow is None or not cast_before_gather(scenario):
         return None
     return stream_bytes(scenario, layouts) * np.where(layouts.sequence_parallel, NARROW_BYTES[narrow] / compute_bytes(scenario), 1.0)
 

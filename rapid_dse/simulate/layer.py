@@ -214,7 +214,7 @@ def beside_compute(scenario: Scenario, layouts: Layouts, block: LayerBlock, tran
     # attention, which rings of context parallelism hide behind, hides nothing of tensor parallelism's transfers
     forward_beside, backward_beside = block.forward - block.attention_forward, block.backward - block.attention_backward
     tp_forward = transfers.tp_forward.seconds - np.minimum(pipelined * transfers.tp_forward.seconds, forward_beside)
-    beside_seconds = transfers.tp_backward.seconds + transfers.tp_gather_again.seconds
+    beside_seconds = transfers.tp_backward.seconds + repeats.gathered_again * transfers.tp_gather_again.seconds
     hidden, inputs = pipelined * beside_seconds, np.maximum(0.0, backward_beside - block.weight_gradient)
     # behind weight gradients hides what the pipelined share leaves, unless they run by themselves; all that hides fits into the pass
     at_once = np.where(layouts.delays_weights, 0.0, block.weight_gradient)
@@ -341,5 +341,6 @@ def _layer_moved(layouts: Layouts, transfers: LayerTransfers, repeats: Repeated)
     ring = transfers.cp_hop.times(layouts.cp - 1)
     again = transfers.tp_forward.times(repeats.whole) + transfers.tp_selective.times(repeats.partly)
     again = again + ring.times(repeats.core) + transfers.cp_trade.times(repeats.core) + transfers.ep_exchange.times(repeats.routed)
-    backward = transfers.tp_backward + transfers.tp_gather_again + ring.times(2.0) + transfers.cp_trade + transfers.ep_exchange.times(2.0)
+    backward = transfers.tp_backward + transfers.tp_gather_again.times(repeats.gathered_again)
+    backward = backward + ring.times(2.0) + transfers.cp_trade + transfers.ep_exchange.times(2.0)
     return PassTransfers(transfers.tp_forward + ring + transfers.cp_trade + transfers.ep_exchange.times(2), backward + again)

@@ -11,13 +11,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rapid_dse.common.columns import added, rows_of
+from rapid_dse.config.hardware import NARROW_BYTES
 from rapid_dse.config.run import Workload
 from rapid_dse.config.scenario import Scenario
+from rapid_dse.config.software.memory_settings import MemorySettings
 from rapid_dse.device import OperatorModel
-from rapid_dse.model.architecture import LayerKind
+from rapid_dse.model.architecture import LayerKind, architecture_of
 from rapid_dse.model.recompute import Recomputation, recomputation, selective
 from rapid_dse.model.shapes import MicroBatch
 from rapid_dse.parallel.layouts import Layouts
+from rapid_dse.simulate.casts import cast_before_gather
 from rapid_dse.simulate.operator_times import LayerOperators, Operators, compute_bytes, layer_alone
 
 FloatColumn = NDArray[np.float64]
@@ -28,11 +31,11 @@ class LayerBlock:
     """Device seconds, HBM bytes and joules of one layer of one kind and one micro-batch on one rank; each ``(n,)``.
 
     ``attention_forward`` is the part of ``forward`` that ring attention's transfers can hide behind, ``weight_gradient`` the part of
-    ``backward`` that nothing waits for, ``spared`` the part of ``forward`` that full recomputation leaves out
-    (``software.recompute_stops_early``), ``gather_copies`` the part that is FSDP's copy of gathered weights (``shard_copies``),
-    ``selective`` what selective recomputation computes once more. ``product_joules`` and ``attention_joules`` are of the arithmetic of the
-    forward pass, ``backward_joules`` of the products of the backward pass, ``again_joules`` of those that selective recomputation repeats;
-    ``traffic`` are HBM bytes of both passes.
+    ``backward`` that nothing waits for, ``spared`` what full recomputation leaves out of a forward pass
+    (``software.recompute_stops_early``, ``software.keeps_gathered``), ``gather_copies`` the part that is FSDP's copy of gathered weights
+    (``shard_copies``), ``selective`` what selective recomputation computes once more. ``product_joules`` and ``attention_joules`` are of
+    the arithmetic of the forward pass, ``backward_joules`` of the products of the backward pass, ``again_joules`` of those that selective
+    recomputation repeats; ``traffic`` are HBM bytes of both passes.
     """
 
     forward: FloatColumn
@@ -92,8 +95,8 @@ def framework_block(scenario: Scenario, shape: MicroBatch, alone: Operators, dev
     ahead = around * np.divide(alone.embedding.glue_forward_bytes, glue_bytes, out=np.zeros_like(glue_bytes), where=glue_bytes > 0)
     return Block(
         layers=tuple(
-            _layer_block(scenario, layer, some, _sequence_copy(scenario, shape, device), device)
-            for layer, some in zip(alone.layers, selective(scenario), strict=True)
+            _layer_block(scenario, layer, some, SequenceCopies.of(scenario, kind, shape, device), device)
+            for kind, layer, some in zip(architecture_of(scenario).kinds, alone.layers, selective(scenario), strict=True)
         ),
         head_forward=head[0] + loss / 2 + moving(device, alone.head.glue_forward_bytes),
         head_backward=head[1] + head[2] + loss / 2 + moving(device, alone.head.glue_backward_bytes),
@@ -111,28 +114,60 @@ def moving(device: OperatorModel, hbm_bytes: FloatColumn) -> FloatColumn:
     return np.where(hbm_bytes > 0, device.elementwise(hbm_bytes), 0.0)
 
 
-# Gathers and scatters of the stream around a layer's tensor-parallel halves: two each forward; backward two each, and two gathers again of
-# what the weight gradients read.
-SEQUENCE_COPIES = 4, 6
+# Gathers of the stream before a layer's tensor-parallel halves and scatters behind them: two each forward; backward two each, and two
+# gathers again of what the weight gradients read.
+GATHERS, SCATTERS = (2.0, 4.0), (2.0, 2.0)
 
 
-def _sequence_copy(scenario: Scenario, shape: MicroBatch, device: OperatorModel) -> FloatColumn:
-    """Seconds of one copy of the whole stream between the sequence's parts in rank order and whole sequences, ``(n_shapes,)``."""
-    if not scenario.software.kernels.copies_sequence:
-        return np.zeros(len(shape.tp))
-    hbm_bytes = 2.0 * compute_bytes(scenario) * shape.tokens * scenario.model.hidden_size
-    return np.where(shape.sequence_parallel & (shape.tp > 1), device.elementwise(hbm_bytes), 0.0)
+@dataclass(frozen=True)
+class SequenceCopies:
+    """Seconds of one copy of the whole stream between the sequence's parts in rank order and whole sequences, ``(n_shapes,)`` each: around
+    a gather, which may be of 8 bits, and around a scatter."""
+
+    gather: FloatColumn
+    scatter: FloatColumn
+
+    @classmethod
+    def none(cls, n_shapes: int) -> SequenceCopies:
+        """Of a framework that needs none."""
+        return cls(np.zeros(n_shapes), np.zeros(n_shapes))
+
+    @classmethod
+    def of(cls, scenario: Scenario, kind: LayerKind, shape: MicroBatch, device: OperatorModel) -> SequenceCopies:
+        """Those of a layer of one kind: routed rows are gathered in 16 bits, whichever the precision."""
+        if not scenario.software.kernels.copies_sequence:
+            return cls.none(len(shape.tp))
+        elements, width = shape.tokens * scenario.model.hidden_size, compute_bytes(scenario)
+        may_be_cast = [exchanged.cast for part in kind.parts for exchanged in part.exchanged()]
+        cast = float(np.mean(may_be_cast)) if may_be_cast and cast_before_gather(scenario) else 0.0
+        gathered = width + cast * (NARROW_BYTES[scenario.narrow] - width) if scenario.narrow else width
+        copied = shape.sequence_parallel & (shape.tp > 1)
+        gather, scatter = (np.where(copied, device.elementwise(2.0 * size * elements), 0.0) for size in (gathered, width))
+        return cls(gather, scatter)
+
+    def forward(self) -> FloatColumn:
+        """Of a layer's forward pass."""
+        return GATHERS[0] * self.gather + SCATTERS[0] * self.scatter
+
+    def backward(self) -> FloatColumn:
+        """Of its backward pass."""
+        return GATHERS[1] * self.gather + SCATTERS[1] * self.scatter
+
+    def spared(self, memory: MemorySettings) -> FloatColumn:
+        """What full recomputation leaves out: the scatter behind the last product, and gathers again of what it has just gathered."""
+        return memory.recompute_stops_early * self.scatter + memory.keeps_gathered * (GATHERS[1] - GATHERS[0]) * self.gather
 
 
 def layer_alone_block(scenario: Scenario, kind: LayerKind, shape: MicroBatch, device: OperatorModel) -> LayerBlock:
     """A layer of one kind as the framework runs it on one GPU, with nothing run again, whichever the model's layers are."""
     none = recomputation(kind, scenario.software, ())
-    return _layer_block(scenario, layer_alone(scenario, kind, shape, device), none, np.zeros(len(shape.tp)), device)
+    return _layer_block(scenario, layer_alone(scenario, kind, shape, device), none, SequenceCopies.none(len(shape.tp)), device)
 
 
-def _layer_block(scenario: Scenario, alone: LayerOperators, some: Recomputation, copied: FloatColumn, device: OperatorModel) -> LayerBlock:
-    """A layer of one kind; ``some``: what selective recomputation repeats of it, ``copied``: seconds of a copy of the whole stream around
-    each exchange."""
+def _layer_block(
+    scenario: Scenario, alone: LayerOperators, some: Recomputation, copied: SequenceCopies, device: OperatorModel
+) -> LayerBlock:
+    """A layer of one kind; ``some``: what selective recomputation repeats of it."""
     software = scenario.software
     seconds = _products(scenario, alone.matmul_seconds, alone.cast_bytes, device)
     forward, input_gradient, weight_gradient = added(seconds.swapaxes(0, 1))
@@ -146,14 +181,14 @@ def _layer_block(scenario: Scenario, alone: LayerOperators, some: Recomputation,
     casts = added(alone.cast_bytes.reshape(-1, alone.cast_bytes.shape[-1]))
     traffic = traffic + software.precision.fp8_cast_passes * casts + alone.counted_bytes
     return LayerBlock(
-        forward=forward + alone.attention_forward + glue_forward + SEQUENCE_COPIES[0] * copied,
-        backward=input_gradient + weight_gradient + alone.attention_backward + glue_backward + SEQUENCE_COPIES[1] * copied,
+        forward=forward + alone.attention_forward + glue_forward + copied.forward(),
+        backward=input_gradient + weight_gradient + alone.attention_backward + glue_backward + copied.backward(),
         weight_gradient=weight_gradient,
         attention_forward=alone.attention_forward,
         attention_backward=alone.attention_backward,
-        selective=glue_again + again + sum((*some.gathers, *some.scatters)) * copied,
-        spared=seconds[0, -1] * software.memory.recompute_stops_early,
-        gather_copies=np.zeros_like(copied),
+        selective=glue_again + again + sum(some.gathers) * copied.gather + sum(some.scatters) * copied.scatter,
+        spared=seconds[0, -1] * software.memory.recompute_stops_early + copied.spared(software.memory),
+        gather_copies=np.zeros_like(copied.gather),
         product_joules=alone.product_joules,
         backward_joules=alone.backward_joules,
         attention_joules=alone.attention_joules,

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rapid_dse.common.columns import FIRST, added, distinct, numbered
-from rapid_dse.config.hardware import NARROW_BYTES, PRECISION_BYTES
+from rapid_dse.config.hardware import PRECISION_BYTES
 from rapid_dse.config.scenario import Scenario
 from rapid_dse.config.software.expert_settings import ExpertProducts
 from rapid_dse.cost.energy import attention_energy, product_energy
@@ -23,15 +23,11 @@ from rapid_dse.model.layers.end import End
 from rapid_dse.model.recompute import Recomputation, recomputation, selective
 from rapid_dse.model.shapes import MatMul, MicroBatch
 from rapid_dse.simulate.attention_times import all_scores, attention_bytes, attention_flops, attention_kernels
+from rapid_dse.simulate.casts import cast_bytes
 from rapid_dse.simulate.loss import loss_traffic
 from rapid_dse.simulate.matmul_precision import CONVOLUTION, matmul_precision, wide_precision
 
 FloatColumn = NDArray[np.float64]
-
-# Passes over an operand against one fused cast: rowwise scales need a pass for the maxima and one to cast, along rows and along columns.
-RECIPE_PASSES = {"delayed": 1.0, "tensorwise": 1.0, "tensorwise + fp8 all-gather": 1.0, "rowwise": 4.0, "blockwise": 1.0, "mxfp8": 1.0}
-# Bytes an element that finding an operand's largest value reads ahead of its cast: a scale of one step ago (delayed) has it from the cast.
-MAXIMA_BYTES = {"delayed": 0.0, "tensorwise": 2.0, "tensorwise + fp8 all-gather": 2.0, "rowwise": 0.0, "blockwise": 0.0, "mxfp8": 0.0}
 
 
 @dataclass(frozen=True)
@@ -125,7 +121,7 @@ def operators(scenario: Scenario, shape: MicroBatch, device: OperatorModel, slow
     places = np.cumsum([len(part) for part in every])[:-1]
     runs = np.array([[True, True, not matmul.frozen] for matmul in matmuls]).T[..., None]  # frozen weights have no gradient
     seconds = np.split(runs * _matmul_seconds(scenario, matmuls, shapes, device) * slowest, places, axis=1)
-    casts = np.split(runs * _cast_bytes(scenario, shapes, _narrow(scenario, matmuls)), places, axis=1)
+    casts = np.split(runs * cast_bytes(scenario, matmuls, shapes, shape), places, axis=1)
     kernels = [(forward * slowest, backward * slowest) for forward, backward in attention_kernels(scenario, model.kinds, shape, device)]
     return Operators(
         layers=tuple(
@@ -142,14 +138,9 @@ def layer_alone(scenario: Scenario, kind: LayerKind, shape: MicroBatch, device: 
     """A layer of one kind, with nothing run again, whichever the model's layers are."""
     matmuls = kind.products(shape)
     shapes = _three_directions(matmuls)
-    priced = _matmul_seconds(scenario, matmuls, shapes, device), _cast_bytes(scenario, shapes, _narrow(scenario, matmuls))
+    priced = _matmul_seconds(scenario, matmuls, shapes, device), cast_bytes(scenario, matmuls, shapes, shape)
     kernels = attention_kernels(scenario, [kind], shape, device)[0]
     return _layer_operators(scenario, kind, shape, (*priced, *kernels), recomputation(kind, scenario.software, ()), device)
-
-
-def _narrow(scenario: Scenario, matmuls: Sequence[MatMul]) -> NDArray[np.bool_]:
-    """Which products run in fp8 or fp4, ``(n_matmuls,)``."""
-    return np.array([scenario.narrow is not None and not matmul.sixteen_bit for matmul in matmuls])
 
 
 def _end_operators(
@@ -241,8 +232,26 @@ def _three_directions(matmuls: Sequence[MatMul]) -> NDArray[np.float64]:
 def _matmul_seconds(
     scenario: Scenario, matmuls: Sequence[MatMul], shapes: NDArray[np.float64], device: OperatorModel
 ) -> NDArray[np.float64]:
-    """Seconds of each product, ``(3, n_matmuls, n_shapes)``, a distinct shape priced once; all but ``sixteen_bit`` ones run in fp8 or fp4
-    where the scenario is narrow, those of routed experts as ``software.expert_products`` says."""
+    """Seconds of each product, ``(3, n_matmuls, n_shapes)``: one for each of its modules where training has separate projections."""
+    parts = [matmul.modules if len(matmul.modules) > 1 and not matmul.routed else () for matmul in matmuls]
+    apart = scenario.workload.kind == "training" and scenario.software.kernels.separate_projections != "none"
+    if not apart or not any(parts):
+        return _kernel_seconds(scenario, matmuls, shapes, device)
+    owners = np.repeat(np.arange(len(matmuls)), [max(1, len(modules)) for modules in parts])
+    shares = [share for modules in parts for _, share in modules or (("", 1.0),)]
+    kernels = shapes[:, owners].copy()
+    for kernel, share in enumerate(shares):
+        for direction, columns in enumerate((1, 2, 0)):  # of the weight, among m, n and k of each direction
+            kernels[direction, kernel, :, columns] = np.rint(share * kernels[direction, kernel, :, columns])
+    seconds = _kernel_seconds(scenario, [matmuls[owner] for owner in owners.tolist()], kernels, device)
+    return np.add.reduceat(seconds, np.flatnonzero(np.diff(owners, prepend=-1)), axis=1)
+
+
+def _kernel_seconds(
+    scenario: Scenario, matmuls: Sequence[MatMul], shapes: NDArray[np.float64], device: OperatorModel
+) -> NDArray[np.float64]:
+    """Seconds of products that are a kernel each, ``(3, n_matmuls, n_shapes)``, a distinct shape priced once; all but ``sixteen_bit`` ones
+    run in fp8 or fp4 where the scenario is narrow, those of routed experts as ``software.expert_products`` says."""
     times = np.empty(shapes.shape[:3])
     accumulates = scenario.software.kernels.fused_accumulation
     used = [(matmul_precision(scenario, matmul), _form(scenario, matmul)) for matmul in matmuls]
@@ -305,28 +314,6 @@ def _numbered(sizes: FloatColumn) -> tuple[NDArray[np.intp], int]:
         return numbered(whole)
     values, number = np.unique(sizes, return_inverse=True)
     return number, len(values)
-
-
-def _cast_bytes(scenario: Scenario, shapes: NDArray[np.float64], narrow: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """Bytes that quantising the operands of fp8 products moves in a micro-batch, by library and recipe.
-
-    torchao casts both operands of each product, 2 bytes read and 1 written an element, behind a kernel that finds the largest of them (2
-    more read). Transformer Engine casts a product's input and the gradient of its output once, with their transposes in the same kernel (2
-    read, 2 written), which the weight gradient takes, behind such a kernel too unless scaling is delayed; weights it casts once a step, at
-    the first micro-batch (its ``is_first_microbatch``).
-    """
-    m, n, k, batch = (shapes[..., axis] for axis in range(4))
-    once = np.array([1.0, 1.0, 0.0])[:, None, None]  # forward casts the input, the input gradient the gradient of the output
-    if scenario.narrow == "fp4":
-        # the largest element is found first; both ways are written, the one for weight gradients behind a Hadamard transform
-        return np.where(narrow[:, None], (2.0 + 2.0 + 2.0 * NARROW_BYTES["fp4"]) * once * batch * m * k, 0.0)
-    recipe = scenario.software.precision.fp8_recipe
-    passes, maxima = RECIPE_PASSES[recipe], MAXIMA_BYTES[recipe]
-    if scenario.software.precision.fp8_library == "transformer_engine":
-        return np.where(narrow[:, None], (passes * 4.0 + maxima) * once * batch * m * k, 0.0)
-    # weights that are gathered in 8 bits are cast as shards, with scales that the step before has found
-    cast = np.array([0.0, 0.0, 1.0])[:, None, None] if "all-gather" in recipe else 1.0
-    return np.where(narrow[:, None], (passes * 3.0 + maxima) * batch * (m * k + cast * k * n), 0.0)
 
 
 def elementwise_bytes(scenario: Scenario, kind: LayerKind, shape: MicroBatch) -> tuple[FloatColumn, FloatColumn]:

@@ -24,12 +24,15 @@ class Repeated:
             recomputation repeats.
         core: of the attention kernel with its ring.
         routed: transfers to the experts or back.
+        gathered_again: share of layers whose weight gradients need one more gather of what products read
+            (``software.keeps_gathered``).
     """
 
     whole: FloatColumn
     partly: FloatColumn
     core: FloatColumn
     routed: FloatColumn
+    gathered_again: FloatColumn
 
 
 def whole_layers(scenario: Scenario, layouts: Layouts) -> FloatColumn:
@@ -55,6 +58,7 @@ def _repeated(scenario: Scenario, layouts: Layouts) -> tuple[Repeated, ...]:
             partly,
             core=whole * full.core + partly * some.core,
             routed=whole * (full.dispatched + full.combined) + partly * (some.dispatched + some.combined),
+            gathered_again=1.0 - scenario.software.memory.keeps_gathered * whole,
         )
         for full, some in zip(
             recompute.full(scenario) if whole.any() else recompute.nothing(scenario),  # of which none is taken

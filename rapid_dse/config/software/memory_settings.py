@@ -22,6 +22,9 @@ class MemorySettings(SchemaPart):
     # Full recomputation ends where autograd has all that it kept, so that a layer's last product is not run again (early stop of
     # torch.utils.checkpoint without reentrance); false: the whole forward pass runs again.
     recompute_stops_early: Annotated[bool, TRAINED] = False
+    # Under sequence parallelism weight gradients read products' inputs, which a rank has a share of and gathers again. Where full
+    # recomputation has just gathered them, it keeps them until then (DTensor); false: it gathers once more (Megatron).
+    keeps_gathered: Annotated[bool, TRAINED] = False
     extra_gradient_bytes: Annotated[float, Field(ge=0, le=4), TRAINED] = 0.0  # a parameter, where micro-batches accumulate in a second copy
     # What is held at all times beside the model: cuBLAS's workspaces and NCCL's channels (about 0.4 GB a communicator of 2 to 8 GPUs).
     context: Annotated[Bytes, NOT_SERVED] = 5e8

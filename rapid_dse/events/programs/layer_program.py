@@ -25,7 +25,8 @@ class Exchange:
     """A buffer that a group of ranks which share products gathers (``gathered`` bytes), scatters or reduces (``size``), and the seconds
     of each in closed form.
 
-    ``again``: of the gather that the backward pass repeats for the weight gradient; 0 where what was gathered is kept. ``scattered``: it is
+    ``again``: of the gather that the backward pass repeats for the weight gradient; 0 where what was gathered is kept, in the share of
+    layers that ``regathered`` leaves. ``scattered``: it is
     gathered before and scattered after, else reduced after. ``group``: tp, or etp for the rows of routed experts; ``term`` of a result that
     its time is. ``skew``: seconds of a blocking collective's in which its ranks wait for each other (those on other hosts, or a framework's
     latency). ``shots``: of a kernel that sums by itself what its peers send it, all of their
@@ -45,6 +46,7 @@ class Exchange:
     shots: int = 0
     ranks: int = 1
     only: tuple[int, str] | None = None
+    regathered: float = 1.0
 
     def times(self, count: int) -> Exchange:
         """So many of such buffers as one."""
@@ -59,11 +61,15 @@ class Exchange:
 
     def seconds(self, kind: str) -> float:
         """Of a collective by its name in graphs, or of the gather once more."""
-        return {"ALL_GATHER": self.gather, "REDUCE_SCATTER": self.scatter, "ALL_REDUCE": self.reduce, AGAIN: self.again}[kind]
+        return {"ALL_GATHER": self.gather, "REDUCE_SCATTER": self.scatter, "ALL_REDUCE": self.reduce, AGAIN: self.regathered * self.again}[
+            kind
+        ]
 
     def bytes(self, kind: str) -> float:
         """Of the whole buffer, by the collective's name."""
-        return self.gathered if kind in ("ALL_GATHER", AGAIN) else self.size
+        if kind == AGAIN:
+            return self.regathered * self.gathered
+        return self.gathered if kind == "ALL_GATHER" else self.size
 
 
 @dataclass(frozen=True)
