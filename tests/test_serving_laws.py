@@ -10,6 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from law_cases import FASTER, SERVING, Trial, trials
+from serving_trials import priced, scenario
 
 MOST = settings.default.max_examples // 40
 FEWER = settings(max_examples=max(1, MOST), derandomize=MOST <= 1, suppress_health_check=list(HealthCheck), deadline=None)
@@ -37,14 +38,16 @@ def test_a_faster_machine_serves_no_fewer_requests_and_none_later(kind: str, dat
 
 @pytest.mark.parametrize("kind", SERVING)
 @FEWER
-@given(st.data(), st.sampled_from([2, 3, 5, 8, None]))
-def test_more_requests_under_way_are_served_no_slower_and_decode_no_faster(kind: str, data: Any, generated: int | None) -> None:
+@given(st.data(), st.sampled_from([2, 3, 5, 8, None]), st.sampled_from([0, 100]))
+def test_more_requests_under_way_are_served_no_slower_and_decode_no_faster(kind: str, data: Any, generated: int | None, sent: int) -> None:
     """However few steps they decode, and also where prompts wait until each attention rank has one (TensorRT-LLM's balance)."""
     trial: Trial = data.draw(trials(kind, "analytical"))
     trial = trial if generated is None else trial.with_values({"workload.decode_len": generated})
     row = data.draw(st.integers(0, len(trial.layouts) - 1))
     for wait in (0, 60):
-        found = of_loads(trial.with_values({"software.attention_dp_wait": wait}), row, {"concurrency": UNDER_WAY}).price()
+        found = of_loads(
+            trial.with_values({"software.attention_dp_wait": wait}), row, {"concurrency": UNDER_WAY, "num_prompts": 0 * UNDER_WAY + sent}
+        ).price()
         filled = generated is not None and trial.layouts.pp[row] > 1
         assert (found.tokens_per_s[1:] >= found.tokens_per_s[:-1] * (1 - (FILLED if filled else WAVES))).all()
         if trial.scenario().workload.lengths[1] == 1:
@@ -94,6 +97,19 @@ def test_the_first_token_comes_later_the_longer_the_prompt(kind: str, data: Any)
     first = np.stack([some.with_values({"workload.prompt_len": length}).price().ttft_s for length in (64, 256, 1024, 4096, 16384)])
     assert (first[1:] >= first[:-1] * (1 - SOLVED)).all()
     assert (first[-1] > first[0]).all()
+
+
+@pytest.mark.parametrize(("capacity", "sent"), [(16.0, 10**7), (80.0, 100)])
+def test_pools_whose_prompts_set_the_pace_serve_no_fewer_the_more_there_are(capacity: float, sent: int) -> None:
+    """Of engines that hold one prompt at a time, and of a run that is hardly longer than its opening burst."""
+    memory = {"hw__memory__capacity": capacity * 1e9, "hw__memory__usable": capacity * 1e9}
+    of = scenario(workload__prompt_len=1000, workload__decode_len=5, **memory)
+    pools = {"num_gpus": 5, "prefill_tp": 1, "prefill_workers": 3, "decode_tp": 1, "decode_workers": 2, "num_prompts": sent}
+    found = priced(of, *(pools | {"concurrency": running} for running in UNDER_WAY))
+    assert (found.requests_per_s[1:] >= found.requests_per_s[:-1] * (1 - SOLVED)).all()
+    assert (found.request_latency_s[1:] >= found.request_latency_s[:-1] * (1 - SOLVED)).all()
+    # those under way, over what of its life a request is: Little's law, from one request on
+    assert found.request_latency_s[0] * found.requests_per_s[0] == pytest.approx(1.0, rel=0.05)
 
 
 def of_loads(trial: Trial, row: int, loads: dict[str, Any]) -> Trial:

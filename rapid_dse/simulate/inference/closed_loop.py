@@ -85,7 +85,7 @@ class LoopingEngine(SteppingEngine):
         a_pass, most = self.costs.together[self.kind] * self.cut.attention_dp, self._most_together(crowd.running)
         share = np.minimum(np.maximum(group if chunked else alike * a_pass, 1.0), most)
         a_prompt = self.costs.prefill.at(self.kind, share / self.cut.attention_dp).of(self.prefill_slowest) / share
-        behind = crowd.steady * a_prompt * np.maximum(0.0, group - share) / 2.0
+        behind = a_prompt * np.maximum(0.0, group - share) / 2.0
         return Habits(crowd, grouped, group, share, alike * first, behind)
 
     @property
@@ -150,7 +150,7 @@ class LoopingEngine(SteppingEngine):
         """Seconds until a prompt's first token that are none of the engine's steps: the server, the host, and prompts that it waits for
         by habit."""
         late = passed.where.of(self.prefill_late) + passed.hold
-        return np.asarray(self.scenario.software.serving.admission_latency + late + habits.behind)
+        return np.asarray(self.scenario.software.serving.admission_latency + late + habits.crowd.steady * habits.behind)
 
     def _waits(self, habits: Habits, chance: FloatColumn, step: EngineStep) -> FloatColumn:
         """Seconds that a prompt waits: for half of the step that it finds, and for those in front of it where steps are nearly full.

@@ -29,11 +29,12 @@ BUSIEST = 0.98  # share of what it can compute at most that a pool is asked for,
 
 @dataclass(frozen=True)
 class Flow:
-    """A request's way through both pools at a rate, ``(n_rows,)`` each, s: the pass that its prompt shares (``passed``); until its prompt
-    is computed, its cache's transfer, and from the first to the last token; ``running`` requests on a decode engine; ``delayed``: by how
-    much of their own time decode steps are longer for the caches that come in beside them."""
+    """A request's way through both pools at a rate, ``(n_rows,)`` each, s: the pass that its prompt shares (``passed``), for which it waits
+    (``queue``); until its prompt is computed, its cache's transfer, and from the first to the last token; ``running`` requests on a decode
+    engine; ``delayed``: by how much of their own time decode steps are longer for the caches that come in beside them."""
 
     passed: PromptPass
+    queue: FloatColumn
     prompt: FloatColumn
     transfer: FloatColumn
     decode: FloatColumn
@@ -67,10 +68,7 @@ class Pools:
     ) -> None:
         self.scenario, (self.prefill, self.decode) = scenario, engines
         self.workers, self.handover = workers, handover
-        where = self.prefill.costs.prefill.at(self.prefill.kind, self.prefill.costs.together[self.prefill.kind])
-        together = self.prefill.costs.together[self.prefill.kind] * self.prefill.cut.attention_dp
-        # seconds a prompt where passes are full
-        self.least = where.of(self.prefill.prefill_slowest) / together + handover.prompt_delay
+        self.least = self.prefill.least_a_prompt + handover.prompt_delay  # seconds a prompt where passes are full
         self.transfer = handover.slower * handed_over(scenario, self.prefill.cut, self.decode.cut)
         full, delay = self._decode_seconds(self.decode.capacity, np.zeros_like(self.least)), handover.decode_delay
         # requests that end: capacity = rate · full · (1 + delay · rate), solved for an engine's rate
@@ -84,7 +82,7 @@ class Pools:
 
     def flow(self, rate: FloatColumn, sent: FloatColumn | None = None) -> Flow:
         """What a request meets where so many arrive a second, of so many that are ``sent`` in all (0 or None: for ever)."""
-        passed, prompt = self._prompts(rate / self.workers[0], np.zeros_like(rate) if sent is None else sent / self.workers[0])
+        passed, queue, prompt = self._prompts(rate / self.workers[0], np.zeros_like(rate) if sent is None else sent / self.workers[0])
         running = np.ones_like(rate)
         rate_a_worker = rate / self.workers[1]
         for _ in range(8):  # requests that decode at a time follow from how long they take, and that from how many they are
@@ -94,20 +92,19 @@ class Pools:
                 running = np.where(
                     sent > 0, open_crowd(rate_a_worker, sent / self.workers[1], decode, self.decode.capacity).running, running
                 )
-        return Flow(
-            passed, prompt, self.transfer, self._decode_seconds(running, rate_a_worker), running, self.handover.decode_delay * rate_a_worker
-        )
+        decode, delayed = self._decode_seconds(running, rate_a_worker), self.handover.decode_delay * rate_a_worker
+        return Flow(passed, queue, prompt + queue, self.transfer, decode, running, delayed)
 
-    def _prompts(self, rate: FloatColumn, sent: FloatColumn) -> tuple[PromptPass, FloatColumn]:
-        """The pass of a prompt where so many come to an engine a second, of so many in all (0: for ever), and seconds until it is computed:
-        it shares the pass with those that come while one runs, and waits for no more than a run so short gathers where as many come as are
-        computed."""
+    def _prompts(self, rate: FloatColumn, sent: FloatColumn) -> tuple[PromptPass, FloatColumn, FloatColumn]:
+        """The pass of a prompt where so many come to an engine a second, of so many in all (0: for ever), seconds that it waits for it, and
+        those until it is computed then: it shares the pass with those that come while one runs, and waits for no more than a run so short
+        gathers where as many come as are computed."""
         delay, serving = self.handover.prompt_delay, self.scenario.software.serving
         passed = self.prefill.prompts_alone(np.minimum(rate, BUSIEST / self.least), delay)
         used = np.minimum(rate, BUSIEST / self.least) * passed.alone
         whole = passed.whole + passed.where.of(self.prefill.prefill_late) + np.minimum(1.0, used) * delay
         queue = waits_for_passes(used, passed, np.where(sent > 0, CRITICAL * np.sqrt(sent), np.inf))
-        return passed, np.asarray(serving.admission_latency + whole + queue)
+        return passed, queue, np.asarray(serving.admission_latency + whole)
 
     def serve(self, load: Load) -> Served:
         """How requests fare under each load."""
@@ -118,7 +115,8 @@ class Pools:
         under_way = rate * flow.life
         rounds = rounds_of(load.prompts, np.maximum(under_way, 1.0))
         spread = self.scenario.workload.length_spread
-        burst = np.where(open_, 0.0, burst_wait(under_way * self.least / self.workers[0], rounds))
+        # those that open a run wait for each other's prompts, and not in the queue of those that follow
+        burst = np.where(open_, 0.0, burst_wait(under_way * self.least / self.workers[0], rounds) - flow.queue / rounds)
         beyond = np.where(np.isfinite(load.concurrency), load.concurrency - under_way, np.maximum(0.0, load.prompts - under_way) / 2.0)
         late = load.prompts / 2.0 * np.maximum(0.0, 1.0 / self.most - 1.0 / np.maximum(load.rate, 1e-12))
         queue = np.where(open_, late, np.maximum(0.0, beyond) / rate)
