@@ -161,6 +161,7 @@ SHOWN: dict[str, tuple[Any, ...]] = {
     "software.offers.overlap_without_chunks": ("experts", True, {"software.expert_overlap": True, "parallel.pp": 2}),
     "software.offers.trainable": ("piped", ["lora"]),
     "software.offers.cp_kinds": ("fsdp", ["ulysses"]),
+    "software.offers.cp_beside": ("fsdp", [], {"parallel.tp": 2}),
     "model.swiglu_limit": ("experts", 7.0),
     "software.expert_padding": ("experts", "fused", {"workload.precision": "fp8"}),
     "software.expert_bias": ("experts", "fused", {"model.linear_bias": True}),

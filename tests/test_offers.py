@@ -69,6 +69,9 @@ TABLE: list[tuple[str, dict[str, Any], str | None]] = [
     ("deepspeed", PIPE | {"recompute": "full", "zero": 2}, "zero 2 with pipelines"),
     ("deepspeed", PIPE | {"recompute": "full", "schedule": "gpipe"}, "gpipe"),
     ("deepspeed", GPUS | {"recompute": "full", "tp": 2, "sequence_parallel": True}, "sequence_parallel"),
+    ("deepspeed", GPUS | {"recompute": "full", "zero": 3, "cp": 4}, None),
+    ("deepspeed", GPUS | {"recompute": "full", "zero": 3, "cp": 4, "tp": 2, "sequence_parallel": False}, "cp > 1 with tp > 1"),
+    ("megatron_deepspeed", PIPE | {"zero": 0, "cp": 2}, "cp > 1 with pp > 1"),
     ("megatron_deepspeed", PIPE | {"zero": 0}, None),
     ("megatron_deepspeed", PIPE | {"zero": 3}, "zero 3 with pipelines"),
     # LLM Foundry: Composer's FSDP, FULL_SHARD or SHARD_GRAD_OP, and activation checkpointing of whole blocks.
@@ -216,6 +219,7 @@ def test_context_parallelism_is_enumerated_the_way_that_is_offered() -> None:
     deepspeed, megatron = _space("software=deepspeed"), _space("software=megatron_lm")
     assert (deepspeed.scenario.cp_kind, megatron.scenario.cp_kind) == ("ulysses", "ring")
     assert set(deepspeed.layouts.cp.tolist()) == {1, 2, 4, 8, 16}
+    assert deepspeed.layouts.pp[deepspeed.layouts.cp > 1].max() == 1, "its ranks trade heads beside data parallelism alone"
     ring = plan(read(["software=deepspeed", "parallel.cp=2", "parallel.cp_kind=ring"])).portions[0]
     assert ring.reasons[ring.rule[0]].startswith("deepspeed does not offer cp_kind ring")
 

@@ -124,6 +124,11 @@ def _degrees(layouts: Layouts, offers: Offers, cp_kind: str) -> Iterator[Unoffer
             yield Unoffered(f"{name} > 1", f"{name} > 1", others, getattr(layouts, name) > 1)
     if cp_kind not in offers.cp_kinds and "cp" in offers.parallelisms:
         yield Unoffered(f"cp_kind {cp_kind}", f"cp_kind {cp_kind}", f"cp_kind {listed(offers.cp_kinds)}", layouts.cp > 1)
+    instead = f"cp beside dp{''.join(f', {other}' for other in offers.cp_beside)}"
+    for name in ("tp", "pp"):
+        if {"cp", name} <= set(offers.parallelisms) and name not in offers.cp_beside:
+            setting = f"cp > 1 with {name} > 1"
+            yield Unoffered(setting, setting, instead, (layouts.cp > 1) & (getattr(layouts, name) > 1))
     if "etp" not in offers.parallelisms:
         yield Unoffered("etp other than tp", "etp other than tp", "etp = tp", (layouts.expert_tp != layouts.tp) & (layouts.ep > 1))
 

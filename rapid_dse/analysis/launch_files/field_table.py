@@ -36,6 +36,8 @@ class LaunchedRun:
     def __getitem__(self, key: str) -> Any:
         if key == "software":
             return self.software
+        if key == "parallel.cp_kind":
+            return self.scenario.cp_kind
         return settings(self.layout)[key] if key in self.layout.keys.values() else value_at(self.scenario, key)
 
     def count(self, key: str) -> int:

@@ -64,7 +64,7 @@ def degrees(spell: Spell) -> tuple[Entry, ...]:
 
 
 def _write_context(run: LaunchedRun, spell: Spell) -> dict[str, Any]:
-    return {spell("cp_comm_type"): _CONTEXT[run["parallel.cp_kind"] or "ring"]} if run["parallel.cp"] > 1 else {}
+    return {spell("cp_comm_type"): _CONTEXT[run["parallel.cp_kind"]]} if run["parallel.cp"] > 1 else {}
 
 
 def _read_context(fields: FieldsRead, spell: Spell) -> dict[str, Any]:

@@ -32,6 +32,7 @@ class Offers(Frozen):
         "tp", "cp", "pp", "ep", "etp", "attention_dp", "pools",
     )  # fmt: skip
     cp_kinds: Annotated[tuple[Literal["ring", "ulysses"], ...], TRAINED] = ("ring", "ulysses")  # ways of context parallelism
+    cp_beside: Annotated[tuple[Literal["tp", "pp"], ...], TRAINED] = ("tp", "pp")  # degrees that may be above 1 where cp is
     # whether more ranks than key-value heads may trade heads, a head's copies among several (ulysses)
     cp_replicates_keys: Annotated[bool, TRAINED] = True
     schedules: Annotated[tuple[PipelineSchedule, ...], TRAINED] = PIPELINE_SCHEDULES  # of pipelines, pp > 1
