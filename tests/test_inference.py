@@ -597,3 +597,13 @@ def test_attention_of_four_bit_experts_has_sixteen_bits(precision: str, hw: str)
     attention = 2880 * (64 + 2 * 8) * 64 + 64 * 64 * 2880
     layers = 36 * (128 * 3 * 2880 * 2880 * narrow + 2 * (attention + 128 * 2880))
     assert weight_bytes(of, ONE)[0] == pytest.approx(layers + 2 * 2 * 201088 * 2880, rel=1e-9)
+
+
+@pytest.mark.parametrize(("rows", "padded"), [(4.0, 12.0), (64.0, 96.0), (512.0, 576.0)])
+def test_experts_rows_are_padded_to_tiles(rows: float, padded: float) -> None:
+    """An expert has no whole number of tiles of rows: half a tile of 16 to 128 rows, about as many as it has, is multiplied for nothing."""
+    of = scenario("h200", model="qwen3_30b_a3b")
+    m, n, k, experts = (np.full(1, size) for size in (rows, 1536.0, 2048.0, 128.0))
+    cost = price_products(of, [Product(MatMul("up", m, n, k, experts, routed=True), "experts")], operator_model(of.hw), decoding=False)
+    assert cost.seconds[0] == operator_model(of.hw).gemm(padded, 1536, 2048, batch=128) / of.hw.efficiency.sustained
+    assert cost.flops[0] == 2 * 128 * rows * 1536 * 2048

@@ -40,6 +40,9 @@ CASTS = {"fp8": 1.0, "fp4": 2.5}
 # SGLang and 5.6 to 6.0 under vLLM, where bf16 reads 5.7 to 6.8, on B200, B300, GB200 and GB300 (products of 4,096 to 16,384 with 8 rows;
 # aiconfigurator-core). Experts' grouped kernels keep bf16's rate.
 FP4_STREAM = 0.84
+# Rows of the tiles of experts' grouped kernels, least and most: about an expert's mean rows. How many an expert has differs from one to the
+# next, so that on average half a tile of each is padding.
+EXPERT_TILES = (16.0, 128.0)
 MADE_FOR_DECODING: tuple[AttentionKernel, ...] = ("cudnn", "ck", "triton")
 ONE_SHOT, TWO_SHOT = 1.0, 2.0  # rounds of a fused all-reduce: each rank reads all buffers; or reads its share of all, then all shares
 
@@ -112,15 +115,16 @@ def _product_columns(
         for axis, size in enumerate((matmul.m, matmul.n, matmul.k, matmul.batch)):
             shapes[axis, place] = size
     m, n, k, batch = shapes.reshape(4, -1)
-    arithmetic = hw.arithmetic(precision)
-    cost = distinct_seconds(device, shapes.reshape(4, -1).T, form, arithmetic)
+    arithmetic, routed = hw.arithmetic(precision), np.repeat([product.matmul.routed for product in products], rows)
+    padded = m + routed * np.clip(m, *EXPERT_TILES) / 2 if form == "streams" else m
+    cost = distinct_seconds(device, np.stack([padded, n, k, batch], axis=1), form, arithmetic)
     weights, rate = batch * n * k * WEIGHT_BYTES[precision], hw.memory.bandwidth * hw.efficiency.memory
     if precision in WEIGHTS_ALONE:  # the kernel reads narrow weights: what HBM's time of wide ones has no longer
         wide = 2.0 * batch * n * k / rate
         cost = cost - (wide - weights / rate) * np.minimum(1.0, wide / cost) ** 4
     if arithmetic == "fp4":
         bare = weights * PRECISION_BYTES["fp4"] / WEIGHT_BYTES["fp4"]
-        cost = cost + _scales_read(products, weights, bare, (cost - hw.kernel_latency) * rate) / rate
+        cost = cost + _scales_read(routed, weights, bare, (cost - hw.kernel_latency) * rate) / rate
     work = 2.0 * batch * m * n * k
     cost = slowed(hw, cost, work, arithmetic) if decoding else cost / hw.efficiency.sustained
     hbm_bytes = weights + 2.0 * batch * m * (n + k)
@@ -130,13 +134,13 @@ def _product_columns(
     return np.stack([column.reshape(len(products), rows) for column in (cost, work, hbm_bytes, spent)], axis=1)
 
 
-def _scales_read(products: Sequence[Product], weights: FloatColumn, bare: FloatColumn, streamed: FloatColumn) -> FloatColumn:
+def _scales_read(routed: NDArray[np.bool_], weights: FloatColumn, bare: FloatColumn, streamed: FloatColumn) -> FloatColumn:
     """Bytes as which scales count beside 4-bit weights, where these set the pace.
 
     Args:
-        weights: bytes with scales; bare: without; streamed: bytes that HBM gives in a product's time without them, its start left out.
+        routed: products of experts; weights: bytes with scales; bare: without; streamed: bytes that HBM gives in a product's time without
+            them, its start left out.
     """
-    routed = np.repeat([product.matmul.routed for product in products], len(weights) // len(products))
     return np.asarray((weights / np.where(routed, 1.0, FP4_STREAM) - bare) * np.minimum(1.0, bare / streamed) ** 4)
 
 
