@@ -25,7 +25,7 @@ LEAST_CHANCE = 1e-9  # that a request ends in a step of the engine
 class EngineStep:
     """One step of the engine, ``(n_rows,)`` each: its decoding, the pass of prompts that may share it, prompts of others that come in it
     (``come``), seconds of these (``prompts``) and of all (``total``; where nothing is decoded those of a pass); ``own``: how many prompts
-    share a request's own pass."""
+    share a request's own pass; ``through``: seconds in which that goes through the stages behind the slowest one, beside other steps."""
 
     decoding: DecodeStep
     passed: PromptPass
@@ -33,6 +33,7 @@ class EngineStep:
     prompts: FloatColumn
     total: FloatColumn
     own: FloatColumn
+    through: FloatColumn
 
 
 @dataclass(frozen=True)
@@ -130,7 +131,8 @@ class LoopingEngine(SteppingEngine):
         passed = self._pass(habits, decoding, (together, own), held_steps * decoding.total)
         prompts = come * passed.prompt
         total = decoding.total + prompts if self.later else passed.alone * together * batches
-        return EngineStep(decoding, passed, come, prompts, total, own)
+        through = np.maximum(0.0, passed.whole - self.costs.prefill.at(self.kind, own / self.cut.attention_dp).of(self.prefill_slowest))
+        return EngineStep(decoding, passed, come, prompts, total, own, through)
 
     def _pass(self, habits: Habits, decoding: DecodeStep, takes: tuple[FloatColumn, FloatColumn], hold: FloatColumn) -> PromptPass:
         """A pass of prompts beside such decoding, held back so long; it ``takes`` so many, that of a request itself so many."""
@@ -144,7 +146,8 @@ class LoopingEngine(SteppingEngine):
 
     def _steps_of_life(self, habits: Habits, step: EngineStep, waits: FloatColumn) -> FloatColumn:
         """Steps of the engine in a request's life, of which its prompt waits for some seconds."""
-        return np.asarray(self._own_steps + (self._outside(habits, step.passed) + waits) / np.maximum(step.total, 1e-12))
+        outside = self._outside(habits, step.passed) + waits + step.through
+        return np.asarray(self._own_steps + outside / np.maximum(step.total, 1e-12))
 
     def _outside(self, habits: Habits, passed: PromptPass) -> FloatColumn:
         """Seconds until a prompt's first token that are none of the engine's steps: the server, the host, and prompts that it waits for
