@@ -31,6 +31,13 @@ SPACES = {
     "experts": ("hw=h100", "model=mixtral_8x7b", "hw.num_gpus=128", "software=nemo", "parallel=all"),
     "dense and experts": ("hw=h800", "model=deepseek_v3", "hw.num_gpus=2048", "software=nemo", "parallel=all"),
 }
+# Engines that are served under every load up to some thousand requests at a time, so that no row is another's.
+SERVED = {
+    "dense": ("hw=h100", "model=llama3_1_70b", "hw.num_gpus=8", "parallel.tp=all", "parallel.pp=all", "workload.precision=fp8"),
+    "experts": ("hw=h200", "model=deepseek_v3", "hw.num_gpus=32", "software=sglang", "parallel.tp=all", "parallel.attention_dp=all",
+                "parallel.ep=all", "workload.precision=fp8"),
+}  # fmt: skip
+MOST_REQUESTS = 3000
 REPEATS = 5
 
 
@@ -79,6 +86,16 @@ def bench_spaces() -> None:
             f"the whole space, {name}: {n_layouts:,} layouts listed in {listed:.1f} s, priced {n_layouts / alone:,.0f}/s, "
             f"with all columns and keys {n_layouts / table:,.0f}/s"
         )
+
+
+def bench_serving() -> None:
+    """Engines under distinct loads a CPU second."""
+    for name, overrides in SERVED.items():
+        found = plan(read([*overrides, "workload=inference", f"workload.concurrency=range(1,{MOST_REQUESTS})"])).portions[0]
+        layouts = found.layouts.take(np.flatnonzero(found.rule < 0)[:50_000])
+        price(found.scenario, layouts.take(np.arange(100)))
+        seconds = median_seconds(lambda found=found, layouts=layouts: price(found.scenario, layouts))
+        print(f"serving, {name}: {len(layouts):,} layouts and loads, priced {len(layouts) / seconds:,.0f}/s")
 
 
 def bench_distinct() -> None:
@@ -194,6 +211,7 @@ def _private_megabytes(process: int) -> float:
 BENCHES = {
     "pricing": bench_pricing,
     "spaces": bench_spaces,
+    "serving": bench_serving,
     "first": bench_distinct,
     "shell": bench_shell,
     "sweep": bench_sweep,

@@ -47,6 +47,8 @@ class Habits:
         share: how many share a pass at least, where none is held back.
         rounds: share of requests of which all are one round: all prompts, then all tokens.
         behind: seconds that a prompt waits for those of its group in the passes before its own; as many follow it.
+        batches: that go through the stages one after the other.
+        room: prompts that a step of the engine takes at most, ``most`` that a pass does; ``least``: seconds a prompt of one so full.
     """
 
     crowd: Crowd
@@ -55,6 +57,10 @@ class Habits:
     share: FloatColumn
     rounds: FloatColumn
     behind: FloatColumn
+    batches: FloatColumn
+    room: FloatColumn
+    most: FloatColumn
+    least: FloatColumn
 
 
 class LoopingEngine(SteppingEngine):
@@ -73,7 +79,7 @@ class LoopingEngine(SteppingEngine):
             return np.asarray(1.0 / self._steps_of_life(habits, step, self._waits(habits, chance, step)))
 
         chance: FloatColumn = solved(answer, np.full_like(crowd.running, LEAST_CHANCE), 1.0 / self._own_steps)
-        chance = np.minimum(chance, np.minimum(1.0, self._room(crowd.running) / np.maximum(crowd.others, 1e-12)))
+        chance = np.minimum(chance, np.minimum(1.0, habits.room / np.maximum(crowd.others, 1e-12)))
         step = self._engine_step(habits, chance)
         return self._life(habits, step, self._waits(habits, chance, step))
 
@@ -87,7 +93,9 @@ class LoopingEngine(SteppingEngine):
         share = np.minimum(np.maximum(group if chunked else alike * a_pass, 1.0), most)
         a_prompt = self.costs.prefill.at(self.kind, share / self.cut.attention_dp).of(self.prefill_slowest) / share
         behind = a_prompt * np.maximum(0.0, group - share) / 2.0
-        return Habits(crowd, grouped, group, share, alike * first, behind)
+        batches = np.maximum(1.0, self._in_flight(crowd.running))
+        room, least = self._room(batches), self._full_pass(crowd.most).least
+        return Habits(crowd, grouped, group, share, alike * first, behind, batches, room, most, least)
 
     @property
     def _prompts_first(self) -> bool:
@@ -102,12 +110,12 @@ class LoopingEngine(SteppingEngine):
             return np.asarray(np.maximum(steps, 1.0) + none)
         return np.asarray(steps + (np.maximum(1.0, self.cut.attention_dp / self.most_a_step) if self.later else 1.0) + none)
 
-    def _room(self, running: FloatColumn) -> FloatColumn:
-        """Prompts that a step of the engine takes at most, with a pass of each batch in flight."""
+    def _room(self, batches: FloatColumn) -> FloatColumn:
+        """Prompts that a step of the engine takes at most, with a pass of each of the batches in flight."""
         if self._prompts_first:
-            return np.full_like(running, np.inf)
+            return np.full_like(batches, np.inf)
         a_pass = self.most_a_step if self.later else self.costs.together[self.kind] * self.cut.attention_dp
-        return np.asarray(a_pass * np.maximum(1.0, self._in_flight(running)))
+        return np.asarray(a_pass * batches)
 
     def _engine_step(self, habits: Habits, chance: FloatColumn) -> EngineStep:
         """A step of the engine in which each request ends with such a chance.
@@ -116,7 +124,7 @@ class LoopingEngine(SteppingEngine):
         the other. Prompts that come with a request's own are in no other of its steps.
         """
         crowd, steps = habits.crowd, self.later / self.steps_tokens
-        batches, most = np.maximum(1.0, self._in_flight(crowd.running)), self._most_together(crowd.running)
+        batches, most = habits.batches, habits.most
         others = crowd.others / batches
         ended = others * chance
         any_ended = np.where(habits.grouped, np.minimum(1.0, ended), -np.expm1(others * np.log1p(-np.minimum(chance, 1.0 - 1e-12))))
@@ -142,7 +150,7 @@ class LoopingEngine(SteppingEngine):
         whole = self.costs.prefill.at(self.kind, own / self.cut.attention_dp).of(self.prefill_total)
         joins = self.later and self.scenario.software.serving.scheduler != "prefill_first"
         spared = self._spared(decoding, together, where) if joins else np.zeros_like(together)
-        return PromptPass(where, together, whole, (1.0 - spared) * alone, alone, self._full_pass(habits.crowd.most).least, hold)
+        return PromptPass(where, together, whole, (1.0 - spared) * alone, alone, habits.least, hold)
 
     def _steps_of_life(self, habits: Habits, step: EngineStep, waits: FloatColumn) -> FloatColumn:
         """Steps of the engine in a request's life, of which its prompt waits for some seconds."""
@@ -162,7 +170,7 @@ class LoopingEngine(SteppingEngine):
         (t + (t + a) p a / (t + p a)) / 2. Prompts that run first wait for half of a step or of a pass. The queue is that of M/D/c by
         Sakasegawa (1977), of steps that serve as many prompts as they take, and no longer than a loop's requests make it.
         """
-        crowd, room, passed = habits.crowd, self._room(habits.crowd.running), step.passed
+        crowd, room, passed = habits.crowd, habits.room, step.passed
         decoding, a_pass = step.decoding.total * bool(self.later), passed.prompt * passed.together
         share_of_passes = step.prompts / np.maximum(decoding + step.prompts, 1e-12)
         if self._prompts_first:
@@ -185,7 +193,7 @@ class LoopingEngine(SteppingEngine):
             in_round = self._full_pass(crowd.running).alone  # seconds a prompt where all come together
             round_wait = np.maximum(0.0, crowd.running * in_round - passed.whole) / 2.0
             # of those that ended in the same step what a pass does not take comes before it or after
-            in_front = passed.alone * np.maximum(0.0, 1.0 + step.come - self._most_together(crowd.running)) / 2.0
+            in_front = passed.alone * np.maximum(0.0, 1.0 + step.come - habits.most) / 2.0
             first = first + rounds * crowd.steady * round_wait + (1.0 - rounds) * (waits + crowd.steady * in_front)
             met = (1.0 - rounds) * ((steps - 1.0) * step.prompts + in_front) + rounds * 0.5 * crowd.others * in_round
         else:
@@ -200,11 +208,11 @@ class LoopingEngine(SteppingEngine):
     def _needed(self, habits: Habits, step: EngineStep, own_steps: FloatColumn) -> FloatColumn:
         """Seconds of the engine for the prompts and steps of all that run, no request of which lives shorter: it takes no more prompts in a
         step than its tokens hold, and computes a pass of each batch at most in one."""
-        running, passed = habits.crowd.running, step.passed
+        passed = step.passed
         own_pass = (
             self.costs.prefill.at(self.kind, step.own / self.cut.attention_dp).of(self.prefill_slowest) * passed.prompt / passed.alone
         )
         elsewhere = np.maximum(0.0, habits.crowd.others + 1.0 - step.own)
-        in_passes = np.inf if self._prompts_first else passed.together * np.maximum(1.0, self._in_flight(running))
-        fewest = np.maximum(own_steps, (habits.crowd.others + 1.0) / np.minimum(self._room(running), in_passes))
+        in_passes = np.inf if self._prompts_first else passed.together * habits.batches
+        fewest = np.maximum(own_steps, (habits.crowd.others + 1.0) / np.minimum(habits.room, in_passes))
         return np.asarray(own_pass + elsewhere * passed.prompt + fewest * step.decoding.total * bool(self.later))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +20,8 @@ FloatColumn = NDArray[np.float64]
 IntColumn = NDArray[np.int64]
 
 FINEST = (1, 2, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)  # batches; from there on steps of half an octave
+FINEST_PARTS = (1.0, 4.0, 16.0, 64.0)  # of a batch: attention's ranks are powers of two
+MOST_PLACES = 16_384  # multiples of such a part: a table that stays in cache
 
 
 @dataclass(frozen=True)
@@ -43,12 +46,34 @@ class StepGrid:
 
     def at(self, kind: IntColumn, batch: FloatColumn) -> Between:
         """Where a batch lies between the grid's, for rows of these kinds."""
+        upper = self._above(batch)
+        lower, kinds = upper - 1, self.work.products.shape[1]
+        low = self.batches.take(lower)
+        share = np.minimum(np.maximum((batch - low) / (self.batches.take(upper) - low), 0.0), 1.0)
+        below = lower * kinds + kind
+        return Between(below, below + kinds, share, 1.0 - share)
+
+    def _above(self, batch: FloatColumn) -> IntColumn:
+        """Which of the grid's batches lies above each, the first left out."""
+        parts, above = self._places
+        if parts:  # a search takes several times as long as looking it up
+            place = np.ceil(np.minimum(batch, self.batches[-1]) * parts).astype(np.int64)
+            return np.asarray(above.take(place, mode="clip"), np.int64)
         # np.clip takes several times as long as both bounds by themselves, of which a row of its own has a few dozen
-        upper = np.minimum(np.maximum(self.batches.searchsorted(batch), 1), len(self.batches) - 1)
-        low, high = self.batches[upper - 1], self.batches[upper]
-        share = np.minimum(np.maximum((batch - low) / (high - low), 0.0), 1.0)
-        kinds = self.work.products.shape[1]
-        return Between((upper - 1) * kinds + kind, upper * kinds + kind, share, 1.0 - share)
+        return np.minimum(np.maximum(self.batches.searchsorted(batch), 1), len(self.batches) - 1)
+
+    @cached_property
+    def _places(self) -> tuple[float, IntColumn]:
+        """Parts of one batch of which all batches of the grid are whole multiples, and for each multiple which of them lies above it; no
+        parts where there would be too many multiples."""
+        for parts in FINEST_PARTS:
+            multiples = self.batches * parts
+            if multiples[-1] > MOST_PLACES:
+                break
+            if (multiples == np.rint(multiples)).all():
+                above = self.batches.searchsorted(np.arange(multiples[-1] + 1) / parts)
+                return parts, np.clip(above, 1, len(self.batches) - 1)
+        return 0.0, np.zeros(0, np.int64)
 
 
 @dataclass(frozen=True)

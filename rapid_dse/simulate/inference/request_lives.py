@@ -239,6 +239,8 @@ class SteppingEngine:
             at_once: prompts that share a pass anyway.
         """
         ranks, most = self.cut.attention_dp, float(self.scenario.software.serving.attention_dp_wait) * bool(self.later)
+        if not most:
+            return np.ones_like(ended), np.zeros_like(ended)
         of_two = 2.0 * ranks * self.steps_tokens / max(self.later, 1.0)  # that end in a step with two on each rank
         lone = np.clip(of_two / np.maximum(ended, 1e-12) - 1.0, 0.0, 1.0)  # share that leaves its rank with nothing to decode
         held_prompts = (1.0 + np.minimum(ranks - 1.0, most * np.maximum(ended, of_two))) * np.minimum(1.0, ended / of_two)
