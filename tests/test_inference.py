@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +100,23 @@ def test_the_busiest_rank_of_experts_is_that_of_a_draw() -> None:
         found = busiest_rank(model, np.array([float(tokens)]), np.array([ep]))
         assert found[0][0] == pytest.approx(np.mean(touched), rel=0.1)
         assert found[1][0] == pytest.approx(np.mean(load), rel=0.15)
+
+
+def test_the_busiest_rank_computes_and_permutes_as_many_rows_as_it_is_said_to_have() -> None:
+    """Of 8 ranks, with 4,096 tokens of 8 experts each: 4,096 rows on average; of one rank that holds all experts the mean."""
+    even, uneven, usual = (scenario("h200", "qwen3_30b_a3b", workload__expert_imbalance=given) for given in (1.0, 2.0, None))
+    spread, tokens = cut(num_gpus=8, tp=8, ep=8), np.array([4096.0])
+    found = [busiest_rank(of.model, tokens, spread.ep, of.workload.expert_imbalance)[1][0] for of in (even, usual, uneven)]
+    assert found[0] == 4096
+    assert found[2] == 8192
+    assert found[0] < found[1] < found[2]
+    works = [decode_work(of, spread, tokens, operator_model(of.hw)) for of in (even, usual, uneven)]
+    for less, more in pairwise(works):
+        assert less.products[0] < more.products[0]
+        assert less.moving[0] < more.moving[0]
+    alone = [decode_work(of, cut(num_gpus=8, tp=8, ep=1, etp=8), tokens, operator_model(of.hw)) for of in (even, uneven)]
+    assert alone[0].products[0] == alone[1].products[0]
+    assert alone[0].moving[0] == alone[1].moving[0]
 
 
 def test_prefill_is_the_forward_pass_of_training() -> None:

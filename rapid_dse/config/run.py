@@ -168,8 +168,9 @@ class Workload(Frozen):
     the text q_proj,v_proj.
 
     ``expert_imbalance`` is the rows of the busiest rank's experts over the mean (1: balanced); null: in training what routers that learn
-    have at least (``LEARNED_IMBALANCE``), in inference 1. ``expert_capacity`` is how many times the mean an expert takes at most: tokens
-    beyond that are dropped, and experts with fewer are filled up; null: none is dropped.
+    have at least (``LEARNED_IMBALANCE``), in inference what comes of tokens that favour some experts (``EVENNESS`` of
+    simulate/inference/products.py). ``expert_capacity`` is how many times the mean an expert takes at most: tokens beyond that are dropped,
+    and experts with fewer are filled up; null: none is dropped.
     """
 
     kind: Literal["training", "inference"] = "training"  # what is run

@@ -20,6 +20,7 @@ from rapid_dse.parallel.placement import Placement, place
 from rapid_dse.simulate.communication import effective_network
 from rapid_dse.simulate.inference.products import (
     attention_products,
+    busiest_rank,
     dense_layers,
     dense_products,
     expert_products,
@@ -107,13 +108,13 @@ def parts_of(
     tokens, ends, share = counts
     model = scenario.model
     dense, layers = dense_layers(model), model.num_hidden_layers
-    shape, cast = _shape(scenario, cut, tokens), CAST_BYTES * tokens * model.hidden_size
+    shape, cast = _shape(scenario, cut, tokens, share), CAST_BYTES * tokens * model.hidden_size
     glue = _glue_bytes(scenario, shape)
     products = {"around": attention_products(model, cut, tokens, absorbed=decoding), "head": [head_product(model, cut, ends)]}
     if dense:
         products["mlp"] = dense_products(model, cut, tokens, share)
     if layers > dense:
-        products["routed"] = expert_products(model, cut, tokens, share)
+        products["routed"] = expert_products(model, cut, tokens, share, scenario.workload.expert_imbalance)
     priced = dict(zip(products, price_groups(scenario, list(products.values()), device, decoding=decoding), strict=True))
     return PassParts(
         around=priced["around"],
@@ -145,9 +146,13 @@ def _eager(scenario: Scenario, shape: MicroBatch, device: OperatorModel) -> Floa
     return np.asarray(added(every) / len(model.order))
 
 
-def _shape(scenario: Scenario, cut: Degrees, tokens: FloatColumn) -> MicroBatch:
+def _shape(scenario: Scenario, cut: Degrees, tokens: FloatColumn, share: FloatColumn | float) -> MicroBatch:
     """A pass's tokens as a micro-batch of sequences of one token; those of one attention rank are on all ranks of its experts."""
-    ones, load = np.ones_like(cut.tp), scenario.workload.expert_load(cut.ep)
+    model, work, ones = scenario.model, scenario.workload, np.ones_like(cut.tp)
+    load = work.expert_load(cut.ep)
+    if model.num_experts and work.expert_capacity is None:
+        engine = np.maximum(1.0, tokens * share * (cut.attention_dp * cut.cp))
+        load = busiest_rank(model, engine, cut.ep, work.expert_imbalance)[1] * cut.ep / (engine * model.num_experts_per_tok)
     same = cut.attention_dp * cut.cp == 1
     return MicroBatch(cut.tp, ones, cut.ep, cut.etp, tokens, np.zeros(len(tokens), bool), 1, load, same_tokens=same)  # type: ignore[arg-type]  # tokens need not be whole
 

@@ -92,14 +92,17 @@ def dense_products(model: Model, cut: Degrees, tokens: FloatColumn, share: Float
     return _mlp("mlp", model, np.maximum(1.0, tokens * share * (cut.attention_dp * cut.cp)), model.intermediate_size / cut.wide, part="mlp")
 
 
-def expert_products(model: Model, cut: Degrees, tokens: FloatColumn, share: FloatColumn | float = 1.0) -> list[Product]:
+def expert_products(
+    model: Model, cut: Degrees, tokens: FloatColumn, share: FloatColumn | float = 1.0, imbalance: float | None = None
+) -> list[Product]:
     """Router, shared experts, and the rank's routed experts as one grouped product over those that some token has chosen.
 
     Args:
         share: tokens of an attention rank on average over ``tokens``, the most that one has.
+        imbalance: as of ``busiest_rank``.
     """
     engine = np.maximum(1.0, tokens * share * (cut.attention_dp * cut.cp))
-    touched, load = busiest_rank(model, engine, cut.ep)
+    touched, load = busiest_rank(model, engine, cut.ep, imbalance)
     rows = np.maximum(1.0, load / touched)
     experts, hidden = np.full_like(tokens, model.num_experts), np.full_like(tokens, model.hidden_size)
     router = Product(MatMul("router", tokens, experts, hidden, sixteen_bit=True), "experts", narrow=False)
@@ -127,11 +130,14 @@ def touched_experts(model: Model, tokens: FloatColumn) -> FloatColumn:
     return np.maximum(1.0, model.num_experts * (1.0 - missed))
 
 
-def busiest_rank(model: Model, tokens: FloatColumn, ep: IntColumn) -> tuple[FloatColumn, FloatColumn]:
+def busiest_rank(model: Model, tokens: FloatColumn, ep: IntColumn, imbalance: float | None = None) -> tuple[FloatColumn, FloatColumn]:
     """Experts that some token has chosen, and tokens that were sent, on the expert-parallel rank that has the most of them.
 
     Tokens choose one by one, so that a rank's count has about the variance of its mean, and what its experts are chosen for differs from
     the mean by a variance of 1 / ``EVENNESS`` over their number; the largest of ``ep`` such counts lies ``LARGEST`` deviations above it.
+
+    Args:
+        imbalance: tokens sent to that rank over the mean, where it is known (``workload.expert_imbalance``).
     """
     experts_a_rank, deviations = model.num_experts / ep, np.interp(np.log2(ep), np.arange(len(LARGEST)), LARGEST)
     mean = touched_experts(model, tokens) / ep
@@ -139,7 +145,8 @@ def busiest_rank(model: Model, tokens: FloatColumn, ep: IntColumn) -> tuple[Floa
     sent = tokens * model.num_experts_per_tok / ep
     uneven = (1.0 - model.num_experts_per_tok / model.num_experts) / (EVENNESS * experts_a_rank)
     variance = (sent + sent * sent * uneven) * (1.0 - 1.0 / ep)
-    load = np.minimum(tokens * np.minimum(model.num_experts_per_tok, experts_a_rank), sent + deviations * np.sqrt(variance))
+    most = sent + deviations * np.sqrt(variance) if imbalance is None else sent * np.where(ep > 1, imbalance, 1.0)
+    load = np.minimum(tokens * np.minimum(model.num_experts_per_tok, experts_a_rank), most)
     return np.maximum(1.0, touched), load
 
 
