@@ -99,6 +99,7 @@ def test_a_users_own_options_and_sweeps_are_found(tmp_path: Path) -> None:
     assert len(pd.read_parquet(tmp_path / "results/own")) == 4
 
 
+SERVED_EXPERTS = ("workload=inference", "model=mixtral_8x7b")
 BAD = {
     "unknown key": (["worklaod.seq_len=1"], "did you mean 'workload.seq_len'"),
     "key in the wrong place": (["tp=8"], "did you mean 'parallel.tp'"),
@@ -113,6 +114,15 @@ BAD = {
         ["parallel.tp=48", "hw.num_gpus=48", "workload.global_batch_size=1"],
         "tp must divide num_attention_heads (here tp=48, num_attention_heads=",
     ),
+    "experts that do not fit a pool": (
+        [*SERVED_EXPERTS, "hw.num_gpus=8", "parallel.prefill.tp=4", "parallel.prefill.ep=8", "parallel.decode.tp=4"],
+        "does not fit the engine (here prefill.etp=1, prefill.ep=8, prefill.tp=4, prefill.attention_dp=1, cp=1)",
+    ),
+    "a rate beyond capacity": (
+        [*SERVED_EXPERTS, "hw.num_gpus=8", "parallel.tp=8", "workload.request_rate=900"],
+        "workload.num_prompts says",
+    ),
+    "a rate of a model beyond memory": ([*SERVED_EXPERTS, "hw.num_gpus=1", "workload.request_rate=900"], "(nor does it fit in memory)"),
     "zero": (["parallel.tp=0"], "parallel.tp=0"),
     "negative": (["-m", "parallel.pp=-1,1"], "parallel.pp=-1"),
     "batch": (

@@ -18,6 +18,7 @@ from rapid_dse.config.measured_boxes import ServedRuns
 from rapid_dse.config.scenario import Scenario
 from rapid_dse.simulate.served_growth import SERVED_STEPS
 from rapid_dse.simulate.trust import trust
+from rapid_dse.sweep.outside import judged
 
 BOX = ServedRuns(
     chip="h100", architecture="hopper", precision="bf16", loads=40, models=2, error=0.1, gpus=(1, 8), concurrency=(4, 64),
@@ -71,6 +72,14 @@ def test_of_boxes_that_all_lack_a_chip_the_nearest_in_the_rest_is_named() -> Non
     found = trust(of(BOX.model_copy(update={"precision": "fp8"}), BOX, hw="mi300x"), engines({"tp": 1, "concurrency": 32}))
     assert np.isnan(found.expected_error[0])
     assert found.texts[found.outside[0]] == "hw (measured: h100)"
+
+
+def test_what_is_not_offered_is_said_of_a_row_that_lies_inside() -> None:
+    row = engines({"tp": 2, "num_gpus": 2, "concurrency": 8})
+    inside = BOX.model_copy(update={"parameters": (1e9, 1e11)})
+    said = judged(of(inside, software__offers__parallelisms=["pp"]), row)
+    assert judged(of(inside), row).texts == ()
+    assert (said.texts, said.outside.tolist()) == (("tp > 1: not offered by vllm",), [0])
 
 
 def test_the_nearest_box_counts_and_pools_are_a_kind_of_their_own() -> None:

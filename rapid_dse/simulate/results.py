@@ -230,6 +230,7 @@ def refused(layouts: Layouts, priced: Priced) -> list[tuple[str, NDArray[np.bool
     beyond = (layouts.request_rate > priced.requests_per_s * (1 + 1e-9)) & (layouts.num_prompts == 0)
     texts: dict[str, NDArray[np.bool_]] = {}
     for row in np.flatnonzero(beyond).tolist():
-        text = f"cannot keep up: at most {priced.requests_per_s[row]:.4g} requests/s (workload.num_prompts says how many queue up)"
+        more = "workload.num_prompts says how many queue up" if priced.fits[row] else "nor does it fit in memory"
+        text = f"cannot keep up: at most {priced.requests_per_s[row]:.4g} requests/s ({more})"
         texts.setdefault(text, np.zeros(len(layouts), bool))[row] = True
     return list(texts.items())

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from rapid_dse.parallel.layouts import CODES
+from rapid_dse.parallel.layouts import CODES, POOLS
 from rapid_dse.sweep.portion import Portion
 from rapid_dse.sweep.table import priced_table
 
@@ -38,9 +38,13 @@ def illegal(portion: Portion, overrides: Sequence[str] = ()) -> str:
 
 
 def _counts_named(reason: str, portion: Portion) -> dict[str, int]:
-    """The whole numbers of the layout, the model and the workload that a rule names, in its order; 0 stands for none."""
+    """The whole numbers of the layout, the model and the workload that a rule names, in its order; 0 stands for none. Of a pool's rule
+    (prefill.ep …) the degrees are the pool's."""
     layouts = portion.layouts
     known = {name: getattr(part, name) for part in (portion.scenario.model, portion.scenario.workload) for name in type(part).model_fields}
     known |= {name: getattr(layouts, name)[0].item() for name in layouts.keys if name not in CODES}
     words = [word.rsplit(".", 1)[-1] for word in re.findall(r"[a-z_][\w.]*", reason)]
-    return {word: known[word] for word in words if type(known.get(word)) is int and known[word] > 0}
+    pool = next((f"{name}." for name in POOLS if reason.startswith(f"{name}.")), "")
+    own = {word: f"{pool}{word}" for word in words if pool and f"{pool[:-1]}_{word}" in known}
+    named = {own.get(word, word): known[f"{pool[:-1]}_{word}" if word in own else word] for word in words if word in own or word in known}
+    return {word: value for word, value in named.items() if type(value) is int and value > 0}

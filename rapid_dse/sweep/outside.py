@@ -64,7 +64,8 @@ def judged(scenario: Scenario, layouts: Layouts) -> Trust:
     place, joined = np.full((len(texts) + 1) * (len(trusted_rows.texts) + 1), -1), list[str]()
     for pair in np.flatnonzero(np.bincount(pairs)).tolist():
         offered, measured = divmod(pair, len(trusted_rows.texts) + 1)
-        parts = [texts[offered - 1]] * (offered > 0) + [trusted_rows.texts[measured - 1]] * (measured > 0)
+        said = ((texts, offered), (trusted_rows.texts, measured))
+        parts = [told[number - 1] for told, number in said if number > 0]
         if parts:
             place[pair] = len(joined)
             joined.append("; ".join(parts))
