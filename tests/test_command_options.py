@@ -72,7 +72,7 @@ def test_a_folder_of_options_is_added(tmp_path: Path) -> None:
     (tmp_path / "more/model").mkdir(parents=True)
     (tmp_path / "more/model/mine.yaml").write_text((program.ROOT / "conf/model/llama3_1_8b.yaml").read_text())
     assert "8.03 B" in program.done(tmp_path, "--config-dir", "more", "model=mine", "parallel.tp=2").out
-    sweep = ("-m", "model=glob(min*)", "parallel.tp=2,4", "search.study=s")
+    sweep = ("-m", "model=glob(mine*)", "parallel.tp=2,4", "search.study=s")
     program.done(tmp_path, "--config-dir", "more", *sweep)
     assert set(program.rows(tmp_path)["model"]) == {"mine"}
     assert "did you mean" in program.one_line(program.run(tmp_path, "--config-dir", "more", "model=min"))

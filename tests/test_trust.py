@@ -138,7 +138,7 @@ def test_the_steps_add_in_quadrature() -> None:
 @pytest.mark.parametrize("software", ["megatron_lm", "nemo", "nanotron", "torchtitan", "llm_foundry", "megatron_deepspeed"])
 def test_farther_never_promises_less(software: str) -> None:
     """Of the shipped profiles, each number alone driven away from where the runs of all boxes lie, others as they are."""
-    scenario = trials.scenario(software=software)
+    scenario = trials.scenario(software=software, parallel__cp_kind="ring")  # of all-to-alls no error is known
     measured = scenario.software.measured
     doublings = {"num_gpus": ("gpus", 18), "micro_batch_size": ("micro_batch", 10), "cp": ("cp", 7), "pp": ("pp", 9)}
     for box in measured:
