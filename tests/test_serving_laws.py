@@ -112,10 +112,20 @@ def test_pools_whose_prompts_set_the_pace_serve_no_fewer_the_more_there_are(capa
 
 def test_pipelines_that_decode_little_serve_no_fewer_the_more_there_are() -> None:
     """A prompt goes through the later stages beside the steps of others, which counts in its life as in how often requests end."""
-    of = scenario("h100", "llama3_1_70b", "sglang", workload__prompt_len=181, workload__decode_len=2, workload__precision="fp8")
+    changes = {"workload__prompt_len": 181, "workload__decode_len": 2, "workload__precision": "fp8", "workload__length_spread": 0.2}
+    of = scenario("mi300x", "llama3_1_70b", "sglang", **changes)
     found = priced(of, *({"tp": 4, "pp": 2, "concurrency": running, "num_prompts": 10 * running} for running in UNDER_WAY))
     assert (found.requests_per_s[1:] >= found.requests_per_s[:-1] * (1 - SOLVED)).all()
     assert (found.tpot_s[1:] >= found.tpot_s[:-1] * (1 - SOLVED)).all()
+
+
+def test_ranks_that_share_passes_decode_no_sooner_the_faster_requests_come() -> None:
+    """Longer lives let more prompts share a pass, which makes them shorter: what answers itself is found, and not the last of two turns."""
+    changes = {"workload__prompt_len": 33_000, "workload__decode_len": 24, "workload__precision": "fp8", "workload__length_spread": 0.2}
+    of = scenario("gb200", "qwen3_30b_a3b", "tensorrt_llm", model__max_position_embeddings=None, **changes)
+    engine = {"num_gpus": 8, "tp": 2, "attention_dp": 4, "ep": 8, "num_prompts": 2000}
+    found = priced(of, *(engine | {"request_rate": rate} for rate in np.linspace(1.0, 7.0, 25)))
+    assert (found.tpot_s[1:] >= found.tpot_s[:-1] * (1 - 5 * SOLVED)).all()
 
 
 def of_loads(trial: Trial, row: int, loads: dict[str, Any]) -> Trial:

@@ -24,6 +24,7 @@ IntColumn = NDArray[np.int64]
 
 BRACKETS = 12  # evaluations of what answers itself
 LITTLE_ROUNDS = 16  # of Little's law
+FIRST_ROUNDS = 4  # of these, in which what is waited for before decoding settles
 SHARING_ROUNDS = 6  # evaluations of how many prompts share a pass
 FULLEST = 1.0 - 1e-6  # share of the time that prompts take at most
 LEAST_DECODING = 0.05  # share of its life that a request decodes at least
@@ -177,7 +178,8 @@ class SteppingEngine:
         serving, steps = self.scenario.software.serving, self.later / self.steps_tokens
         rate = np.clip(load.rate, 1e-12, most)
         decode, before = np.zeros_like(rate), np.full_like(rate, 1e-9)
-        for _ in range(LITTLE_ROUNDS):
+        low, high = np.zeros_like(rate), np.full_like(rate, np.inf)
+        for turns in range(LITTLE_ROUNDS):
             crowd = open_crowd(rate, load.prompts, before + decode, self.capacity)
             step = self.step(crowd.running, np.clip(decode / (before + decode), LEAST_DECODING, 1.0))
             come = rate * crowd.met_share
@@ -188,7 +190,12 @@ class SteppingEngine:
             before = passed.whole + passed.where.of(self.prefill_late) + passed.hold
             # as much of decoding is a wait for prompts as of the time
             busy = np.minimum(come * serving.decode_wait * passed.prompt, 1.0 - 1e-9)
-            decode = np.minimum(steps * step.total / (1.0 - busy), full.decode)
+            lasts = np.minimum(steps * step.total / (1.0 - busy), full.decode)
+            if turns >= FIRST_ROUNDS:  # where a longer life lets more prompts share a pass, what was too short and too long bounds it
+                low = np.where(lasts > decode, np.maximum(low, decode), low)
+                high = np.where(lasts < decode, np.minimum(high, decode), high)
+                lasts = np.where((low > 0) & np.isfinite(high), np.sqrt(low * np.minimum(high, full.decode)), lasts)
+            decode = lasts
         queue = waits_for_passes(rate * passed.prompt, passed, crowd.longest)
         first = serving.admission_latency + before + queue + 0.5 * step.total * crowd.busy * bool(steps)
         return Life(crowd, step, passed, decode, first)
