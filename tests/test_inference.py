@@ -625,3 +625,15 @@ def test_experts_rows_are_padded_to_tiles(rows: float, padded: float) -> None:
     cost = price_products(of, [Product(MatMul("up", m, n, k, experts, routed=True), "experts")], operator_model(of.hw), decoding=False)
     assert cost.seconds[0] == operator_model(of.hw).gemm(padded, 1536, 2048, batch=128) / of.hw.efficiency.sustained
     assert cost.flops[0] == 2 * 128 * rows * 1536 * 2048
+
+
+@pytest.mark.parametrize(("hw", "shorter"), [("b200", 0.5), ("h200", 1.0)])
+def test_latents_of_eight_bits_are_multiplied_as_they_are_on_blackwell(hw: str, shorter: float) -> None:
+    """256 sequences of 8,192 tokens, 128 heads: products bind, 2 · 128 · (2 · 512 + 64) FLOP a token at 0.6 of the peak."""
+    found = []
+    for cache in ("bf16", "fp8"):
+        of = scenario(hw, model="deepseek_v3", workload__kv_precision=cache)
+        cost = decode_attention(of, ONE, np.full(1, 256.0), 8192.0, 1.0, operator_model(of.hw))
+        found.append(float(cost.seconds[0]) - 2 * of.hw.kernel_latency)
+    assert found[0] == pytest.approx(256 * 8192 * 2 * 128 * (2 * 512 + 64) / (of.hw.peak_flops("bf16") * 0.6), rel=1e-6)
+    assert found[1] == pytest.approx(shorter * found[0], rel=1e-6)
