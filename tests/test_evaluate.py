@@ -54,6 +54,17 @@ def test_a_case_is_priced_as_the_same_trial(cases: Path) -> None:
     assert price(group.scenario, group.layouts.take(np.array([1]))).step_time_s[0] == expected
 
 
+def test_a_table_of_rates_that_no_row_keeps_up_with_says_so_of_each(tmp_path: Path) -> None:
+    cases, out = tmp_path / "cases.csv", tmp_path / "out.csv"
+    cases.write_text(
+        "workload,model,hw.num_gpus,workload.request_rate\n" + "".join(f"inference,llama3_1_8b,1,{rate}\n" for rate in (500, 1000))
+    )
+    assert run([str(cases), "--out", str(out)]) == 0
+    found = pd.read_csv(out)
+    assert found["status"].tolist() == ["invalid"] * 2
+    assert found["reason"].str.match(r"cannot keep up: at most \d\.\d+ requests/s").all()
+
+
 def test_a_list_in_a_cell_is_one_and_an_empty_one_is_no_blank(tmp_path: Path) -> None:
     """On an H100 sums are the framework's own by default, and NCCL's where hopper is in no list."""
     cases, out = tmp_path / "cases.csv", tmp_path / "out.csv"

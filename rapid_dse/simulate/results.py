@@ -151,7 +151,7 @@ def unlawful(priced: Priced) -> list[tuple[str, BoolColumn]]:
     Every quantity is finite and at least 0, step time, tokens a second and peak memory above 0; the times add up to the step, the terms of
     memory to the peak. A row that breaks this could not be priced, whatever stands in it.
     """
-    if len(priced) <= FEW and _few_lawful(priced):
+    if not len(priced) or (len(priced) <= FEW and _few_lawful(priced)):
         return []
     if all(_lawful(priced.part(slice(start, start + PIECE))) for start in range(0, len(priced), PIECE)):
         return []
