@@ -141,7 +141,7 @@ class DiscretePool:
                 min(ranks, key=len).append(arrived + self.engine.admission)
                 continue
             taken = [[ready for ready in rank if ready <= now][: self.engine.fit] for rank in queues[at]]
-            free[at] = now + self.engine.step(max(map(len, taken)), sum(map(bool, taken)), 0)
+            free[at] = now + self._pass(max(map(len, taken)), sum(map(bool, taken)))
             for rank, prompts in zip(queues[at], taken, strict=True):
                 del rank[: len(prompts)]
                 for ready in prompts:
@@ -150,3 +150,10 @@ class DiscretePool:
         steady = waits[sent // 4 :]
         rate = (len(steady) - 1) / (steady[-1][0] - steady[0][0])
         return Fared(np.nan, float(np.mean([wait for _, wait in steady])), rate)
+
+    def _pass(self, prompts: int, ranks: int) -> float:
+        """Seconds of a pass of so many prompts on the fullest of so many ranks, which ends no sooner than its launches."""
+        engine = self.engine.engine
+        share = np.array([prompts * ranks / self.engine.ranks if ranks < self.engine.ranks else float(prompts)])
+        late = engine.costs.prefill.at(engine.kind, share).of(engine.prefill_late)[0]
+        return self.engine.step(prompts, ranks, 0) + float(late)

@@ -71,7 +71,7 @@ def test_prompts_that_are_held_for_other_ranks_interrupt_decoding_as_often_as_on
 def test_prompts_of_a_pool_share_passes_as_one_by_one(degrees: dict[str, int], prompt: int, loads: dict[int, float]) -> None:
     """Also where the pool is full. Eight ranks keep each other waiting: a prompt waits for half of a pass that has hardly more than one.
     Where a queue begins a loop's requests come less at random than is assumed."""
-    changes = BALANCE | {"workload__prompt_len": prompt, "workload__decode_len": 400, "software__expert_launch": 0.0}
+    changes = BALANCE | {"workload__prompt_len": prompt, "workload__decode_len": 400}
     of = scenario("h200", "deepseek_v3", "tensorrt_llm", **ALIKE | changes)
     pool, other = DiscretePool(DiscreteEngine(of, {"num_gpus": 8} | degrees)), {"decode_tp": 8, "decode_ep": 8, "decode_workers": 8}
     row = {f"prefill_{name}": degree for name, degree in degrees.items()} | other | {"num_gpus": 72, "prefill_workers": 1}

@@ -68,7 +68,7 @@ class Pools:
     ) -> None:
         self.scenario, (self.prefill, self.decode) = scenario, engines
         self.workers, self.handover = workers, handover
-        self.least = self.prefill.least_a_prompt + handover.prompt_delay  # seconds a prompt where passes are full
+        self.least = self.prefill.least_alone + handover.prompt_delay  # seconds a prompt where passes are full
         self.transfer = handover.slower * handed_over(scenario, self.prefill.cut, self.decode.cut)
         full, delay = self._decode_seconds(self.decode.capacity, np.zeros_like(self.least)), handover.decode_delay
         # requests that end: capacity = rate · full · (1 + delay · rate), solved for an engine's rate

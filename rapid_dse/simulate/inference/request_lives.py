@@ -138,7 +138,9 @@ class SteppingEngine:
         """Seconds between the steps of two batches in flight."""
         return np.asarray(step.total * bool(self.later) / np.maximum(1.0, self._in_flight(running)))
 
-    def _shared(self, rate: FloatColumn, turn: FloatColumn, most: FloatColumn) -> FloatColumn:
+    def _shared(
+        self, rate: FloatColumn, turn: FloatColumn, most: FloatColumn, a_prompt: Callable[[FloatColumn], FloatColumn] | None = None
+    ) -> FloatColumn:
         """Prompts that share a pass where they come at random: all that have come during the last pass and the step beside it (``turn``).
 
         A pass that no prompt has come for is none, so that of m that come on average m / (1 − exp(−m)) share one. With r that come in a
@@ -147,22 +149,30 @@ class SteppingEngine:
 
         Args:
             rate: prompts that come a second; ``most`` fit a pass.
+            a_prompt: seconds a prompt of passes of so many; None: of the device alone.
         """
+        seconds = a_prompt or self._a_prompt
 
         def together(shared: FloatColumn) -> FloatColumn:
-            used, turned = np.minimum(rate * self._a_prompt(shared), FULLEST), rate * turn
+            used, turned = np.minimum(rate * seconds(shared), FULLEST), rate * turn
             met = np.maximum(turned / (1.0 - used) - np.log1p(-used) * np.exp(-turned), 1e-9)
             return np.asarray(np.minimum(np.maximum(met / -np.expm1(-met), 1.0), most))
 
         return solved(together, np.ones_like(most), most, SHARING_ROUNDS)
 
+    def alone_a_prompt(self, together: FloatColumn) -> FloatColumn:
+        """Seconds a prompt of passes of so many where nothing is decoded: the device has nothing else to do while the host launches
+        experts, and passes end as late as that."""
+        where = self.costs.prefill.at(self.kind, together / self.cut.attention_dp)
+        return np.asarray((where.of(self.prefill_slowest) + where.of(self.prefill_late)) / together)
+
     def prompts_alone(self, rate: FloatColumn, delay: float) -> PromptPass:
         """The pass that a prompt shares where so many come a second, at random, and nothing is decoded; each takes so many seconds more."""
-        most = self._full_pass(self.capacity)
-        together = self._shared(rate, np.zeros_like(rate), most.together)
+        most = self._most_together(self.capacity)
+        together = self._shared(rate, np.zeros_like(rate), most, self.alone_a_prompt)
         where = self.costs.prefill.at(self.kind, together / self.cut.attention_dp)
-        alone = where.of(self.prefill_slowest) / together + delay
-        return PromptPass(where, together, where.of(self.prefill_total), alone, alone, most.least + delay, np.zeros_like(alone))
+        alone, least = self.alone_a_prompt(together) + delay, self.alone_a_prompt(most) + delay
+        return PromptPass(where, together, where.of(self.prefill_total), alone, alone, least, np.zeros_like(alone))
 
     def _most_together(self, running: FloatColumn) -> FloatColumn:
         """Prompts that fit a pass, of so many requests."""
@@ -211,6 +221,11 @@ class SteppingEngine:
     def least_a_prompt(self) -> FloatColumn:
         """Seconds a prompt of passes that are full."""
         return self._full_pass(self.capacity).alone
+
+    @cached_property
+    def least_alone(self) -> FloatColumn:
+        """The same where nothing is decoded."""
+        return self.alone_a_prompt(self._most_together(self.capacity))
 
     def _full_pass(self, running: FloatColumn) -> PromptPass:
         """A pass of as many prompts as fit, of so many requests."""
