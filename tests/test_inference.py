@@ -495,6 +495,13 @@ def test_what_makes_weights_fit_is_a_larger_engine_on_more_gpus(row: dict[str, f
     assert {change.text for change in found} == said
 
 
+def test_a_chip_without_bf16_serves_latent_attention_in_fp16() -> None:
+    served = priced(scenario("v100", "moonlight_16b_a3b", workload__precision="fp16"), {"tp": 8, "concurrency": 2})
+    assert unlawful(served) == []
+    with pytest.raises(ValueError, match="h200 has no such mode"):  # weights of 4 bits alone are the decoding models'
+        scenario("h200", "vit_large", workload__precision="fp4")
+
+
 RULES: list[tuple[dict[str, Any], str]] = [
     ({"tp": 3}, "tp must divide num_attention_heads"),
     ({"tp": 2, "num_gpus": 3}, "must equal hw.num_gpus"),

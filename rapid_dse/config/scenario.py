@@ -152,7 +152,7 @@ class Scenario(Frozen):
     def stored_precision(self) -> str:
         """The precision of the workload; of requests on a chip without products of 4-bit floats that of 4-bit weights alone, which are
         widened to 16 bits on their way to the tensor cores."""
-        four_bits = self.workload.kind == "inference" and self.workload.precision == "fp4"
+        four_bits = self.workload.kind == "inference" and self.model.of_kind.decodes and self.workload.precision == "fp4"
         return "int4" if four_bits and self.hw.tensor_flop_per_sm_clock.fp4 is None else self.workload.precision
 
     @property

@@ -252,7 +252,9 @@ def _unfused_latents(scenario: Scenario, queries: FloatColumn, rows: FloatColumn
     """The same by two batched products, with the scores in HBM between them and their softmax in fp32."""
     model = scenario.model
     latent, rotary = model.kv_lora_rank or 0, model.qk_rope_head_dim or 0
-    scores = device.gemm(queries, keys, latent + rotary, batch=rows) + device.gemm(queries, latent, keys, batch=rows)
+    wide = scenario.hw.arithmetic("int8")  # 16 bits, whichever the chip has
+    scores = device.gemm(queries, keys, latent + rotary, batch=rows, precision=wide)
+    scores = scores + device.gemm(queries, latent, keys, batch=rows, precision=wide)
     softmax = device.elementwise(rows * queries * keys * FP32_SOFTMAX) + 3 * SMALLEST * scenario.hw.kernel_latency
     return np.asarray(scores + softmax, dtype=np.float64)
 
