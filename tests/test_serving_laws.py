@@ -128,6 +128,14 @@ def test_ranks_that_share_passes_decode_no_sooner_the_faster_requests_come() -> 
     assert (found.tpot_s[1:] >= found.tpot_s[:-1] * (1 - 5 * SOLVED)).all()
 
 
+def test_short_prompts_at_random_decode_no_sooner_the_faster_they_come() -> None:
+    """Of which thousands would fit a pass, and a few share one."""
+    changes = {"workload__prompt_len": 1, "workload__decode_len": 5, "workload__precision": "fp8", "workload__length_spread": 0.2}
+    of = scenario("b200", "llama2_7b", "tensorrt_llm", **changes)
+    found = priced(of, *({"num_gpus": 4, "tp": 4, "request_rate": rate, "num_prompts": 10**7} for rate in np.linspace(100, 400, 13)))
+    assert (found.tpot_s[1:] >= found.tpot_s[:-1] * (1 - SOLVED)).all()
+
+
 def of_loads(trial: Trial, row: int, loads: dict[str, Any]) -> Trial:
     """One engine of a trial under several loads."""
     count = len(next(iter(loads.values())))
