@@ -136,6 +136,19 @@ def test_short_prompts_at_random_decode_no_sooner_the_faster_they_come() -> None
     assert (found.tpot_s[1:] >= found.tpot_s[:-1] * (1 - SOLVED)).all()
 
 
+def test_ranks_whose_prompts_last_for_several_steps_share_passes() -> None:
+    """With all of three requests a rank before their first token, each rank has a prompt: two tokens take less than ten, and hardly longer
+    than one."""
+    changes = {"workload__prompt_len": 26_000, "workload__precision": "fp8", "model__max_position_embeddings": None}
+    engine = {"num_gpus": 16, "attention_dp": 16, "concurrency": 50, "num_prompts": 50}
+    taken = [
+        priced(scenario("b200", "deepseek_v3", "tensorrt_llm", workload__decode_len=length, **changes), engine).request_latency_s[0]
+        for length in (1, 2, 10)
+    ]
+    assert taken[0] < taken[1] < taken[2]
+    assert taken[1] < 1.25 * taken[0]
+
+
 def of_loads(trial: Trial, row: int, loads: dict[str, Any]) -> Trial:
     """One engine of a trial under several loads."""
     count = len(next(iter(loads.values())))

@@ -127,10 +127,13 @@ class LoopingEngine(SteppingEngine):
         batches, most = habits.batches, habits.most
         others = crowd.others / batches
         ended = others * chance
-        any_ended = np.where(habits.grouped, np.minimum(1.0, ended), -np.expm1(others * np.log1p(-np.minimum(chance, 1.0 - 1e-12))))
+        # a pass of prompts that are longer than a step lasts for several, on each of attention's ranks, and takes those that come in them
+        lasts = np.maximum(1.0, self.cut.attention_dp / self.most_a_step)
+        never = lasts * others * np.log1p(-np.minimum(chance, 1.0 - 1e-12))
+        any_ended = np.where(habits.grouped, np.minimum(1.0, lasts * ended), -np.expm1(never))
         held_prompts, held_steps = self._held_back((others + 1.0) * chance, np.ones_like(chance))
         share = np.minimum(np.maximum(habits.share, held_prompts), most)
-        together = np.minimum(np.maximum(np.maximum(1.0, ended / np.maximum(any_ended, 1e-300)), share), most)
+        together = np.minimum(np.maximum(np.maximum(1.0, lasts * ended / np.maximum(any_ended, 1e-300)), share), most)
         own = np.minimum(np.maximum(1.0 + ended, share), most)
         before_or_after = np.maximum(0.0, habits.group - share)
         elsewhere = np.maximum(0.0, others + 1.0 - own - before_or_after) * chance / np.maximum(1.0 - chance, 1e-12)
