@@ -149,6 +149,15 @@ def test_ranks_whose_prompts_last_for_several_steps_share_passes() -> None:
     assert taken[1] < 1.25 * taken[0]
 
 
+def test_the_slowest_stage_is_the_one_with_the_latencies_of_its_layers() -> None:
+    """13 layers on four stages: the first has four, the last three and the head, which takes longer but for a layer's latency."""
+    engine = {"num_gpus": 16, "tp": 4, "pp": 4, "concurrency": 100, "num_prompts": 10**7}
+    changes = {"model__num_hidden_layers": 13, "workload__prompt_len": 6, "workload__decode_len": 1968}
+    slow = scenario("gb200", "llama2_7b", "nim", **changes)
+    fast = scenario("gb200", "llama2_7b", "nim", **changes, hw__network__dimensions__0__bandwidth=9e12)
+    assert priced(fast, engine).requests_per_s[0] >= priced(slow, engine).requests_per_s[0] * (1 - SOLVED)
+
+
 def of_loads(trial: Trial, row: int, loads: dict[str, Any]) -> Trial:
     """One engine of a trial under several loads."""
     count = len(next(iter(loads.values())))

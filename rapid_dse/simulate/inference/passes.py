@@ -116,10 +116,10 @@ def timed(work: PassWork, serving: ServingSettings, efficiency: float = 1.0) -> 
         efficiency: speed of its kernels against the same kernels alone.
     """
     kernels, sent = work.products + work.attention + work.moving, work.tp + work.cp + work.ep
-    small = (work.layers + LATENT_KERNELS * work.latent_layers) * serving.layer_latency + work.casts * serving.quantize_latency
+    small = _small_kernels(work, serving)
     experts = work.expert_layers * serving.expert_latency
-    waits = (small + work.tp_calls * serving.collective_latency) * work.slowest_layers / work.layers
-    waits = waits + (experts + work.ep_calls * serving.collective_latency) * work.slowest_experts / np.maximum(1.0, work.expert_layers)
+    a_layer, of_experts = _latencies(work, serving)
+    waits = a_layer * work.slowest_layers + of_experts * work.slowest_experts
     return EnginePass(
         products=work.products / efficiency,
         attention=work.attention / efficiency,
@@ -132,6 +132,18 @@ def timed(work: PassWork, serving: ServingSettings, efficiency: float = 1.0) -> 
         slowest=work.slowest * (kernels / efficiency + sent) / (kernels + sent) + waits,
         joules=work.joules,
     )
+
+
+def _small_kernels(work: PassWork, serving: ServingSettings) -> FloatColumn:
+    """Seconds of the framework's latencies of all layers."""
+    return (work.layers + LATENT_KERNELS * work.latent_layers) * serving.layer_latency + work.casts * serving.quantize_latency
+
+
+def _latencies(work: PassWork, serving: ServingSettings) -> tuple[FloatColumn, FloatColumn]:
+    """Seconds of the framework's latencies, of a layer, and of experts in one."""
+    small, experts = _small_kernels(work, serving), work.expert_layers * serving.expert_latency
+    a_layer = (small + work.tp_calls * serving.collective_latency) / work.layers
+    return a_layer, (experts + work.ep_calls * serving.collective_latency) / np.maximum(1.0, work.expert_layers)
 
 
 @dataclass(frozen=True)
@@ -251,15 +263,14 @@ def _combined(scenario: Scenario, cut: Degrees, parts: PassParts, drafts: PassWo
     joules = sum((part.joules * count for part, count in counted), small)
     joules = joules + sent_energy(scenario.hw, np.asarray(sum(move.sent for move in by_term.values())))
     tp_calls, ep_calls = _calls(parts)
-    slowest, slowest_layers, slowest_experts = _slowest(scenario, cut, parts, drafts)
-    return PassWork(
+    work = PassWork(
         products=sum((part.seconds * count for part, count in counted if part is not parts.attention), none),
         attention=parts.attention.seconds * layers,
         moving=layers * parts.glue + casts * parts.cast,
         **{name: move.seconds for name, move in by_term.items()},
-        slowest=slowest,
-        slowest_layers=slowest_layers,
-        slowest_experts=slowest_experts,
+        slowest=none,
+        slowest_layers=none,
+        slowest_experts=none,
         layers=layers * ones,
         latent_layers=layers * ones * bool(scenario.model.kv_lora_rank),
         expert_layers=(layers - dense) * ones,
@@ -268,6 +279,8 @@ def _combined(scenario: Scenario, cut: Degrees, parts: PassParts, drafts: PassWo
         ep_calls=ep_calls,
         joules=joules * cut.wide,
     )
+    slowest, slowest_layers, slowest_experts = _slowest(scenario, cut, parts, drafts, _latencies(work, scenario.software.serving))
+    return replace(work, slowest=slowest, slowest_layers=slowest_layers, slowest_experts=slowest_experts)
 
 
 def _calls(parts: PassParts) -> tuple[FloatColumn, FloatColumn]:
@@ -279,9 +292,11 @@ def _calls(parts: PassParts) -> tuple[FloatColumn, FloatColumn]:
     return np.asarray(tp_calls, np.float64), np.where(several, 2.0 * of_experts, 0.0)
 
 
-def _slowest(scenario: Scenario, cut: Degrees, parts: PassParts, drafts: PassWork | None) -> tuple[FloatColumn, FloatColumn, FloatColumn]:
-    """Seconds of the stage that takes longest, ``(n,)``: its layers, and on the last stage the head and the ``drafts`` that are made there;
-    how many layers it has, and with experts."""
+def _slowest(
+    scenario: Scenario, cut: Degrees, parts: PassParts, drafts: PassWork | None, latencies: tuple[FloatColumn, FloatColumn]
+) -> tuple[FloatColumn, FloatColumn, FloatColumn]:
+    """Seconds of the stage that takes longest with the ``latencies`` of a layer and of experts in one, but without them, ``(n,)``: its
+    layers, and on the last stage the head and the ``drafts`` that are made there; how many layers it has, and with experts."""
     moves = parts.exchanges
     seconds_a_stage = parts.around.seconds + parts.attention.seconds + parts.glue + parts.around.casts * parts.cast
     seconds_a_stage = seconds_a_stage + moves.reduced.seconds + moves.queries.seconds
@@ -298,13 +313,15 @@ def _slowest(scenario: Scenario, cut: Degrees, parts: PassParts, drafts: PassWor
         dense = seconds_a_stage + parts.mlp.seconds + parts.mlp.casts * parts.cast + moves.mlp.seconds
     if parts.routed is not None:
         routed = seconds_a_stage + parts.routed.seconds + parts.routed.casts * parts.cast + moves.experts.seconds
-    slowest = np.zeros((3, len(seconds_a_stage)))
+    slowest, longest = np.zeros((3, len(seconds_a_stage))), np.zeros_like(seconds_a_stage)
     for pp in np.unique(cut.pp).tolist():
         rows = np.flatnonzero(cut.pp == pp)
         for without, count, last in _stage_kinds(scenario.model, pp):
             seconds = without * dense[rows] + count * routed[rows] + last * head[rows]
             stage = np.stack([seconds, without + count + last * more[rows], count + last * experts[rows]])
-            slowest[:, rows] = np.where(seconds > slowest[0, rows], stage, slowest[:, rows])
+            whole = seconds + stage[1] * latencies[0][rows] + stage[2] * latencies[1][rows]
+            slowest[:, rows] = np.where(whole > longest[rows], stage, slowest[:, rows])
+            longest[rows] = np.maximum(whole, longest[rows])
     return slowest[0], slowest[1], slowest[2]
 
 
