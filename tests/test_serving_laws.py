@@ -149,6 +149,15 @@ def test_ranks_whose_prompts_last_for_several_steps_share_passes() -> None:
     assert taken[1] < 1.25 * taken[0]
 
 
+@pytest.mark.parametrize("sent", [40, 100])
+def test_pools_serve_a_run_no_slower_the_faster_its_requests_come(sent: int) -> None:
+    """Also where all come nearly at once: each waits for half of the others' prompts at most."""
+    of = scenario(model__num_hidden_layers=4, workload__prompt_len=1673, workload__decode_len=8)
+    pools = {"num_gpus": 5, "prefill_tp": 1, "prefill_workers": 3, "decode_tp": 1, "decode_workers": 2, "num_prompts": sent}
+    found = priced(of, *(pools | {"request_rate": rate} for rate in np.geomspace(1, 10_000, 40)))
+    assert (found.tokens_per_s[1:] >= found.tokens_per_s[:-1] * (1 - RAMPS)).all()
+
+
 def test_the_slowest_stage_is_the_one_with_the_latencies_of_its_layers() -> None:
     """13 layers on four stages: the first has four, the last three and the head, which takes longer but for a layer's latency."""
     engine = {"num_gpus": 16, "tp": 4, "pp": 4, "concurrency": 100, "num_prompts": 10**7}

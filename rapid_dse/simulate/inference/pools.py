@@ -104,6 +104,8 @@ class Pools:
         used = np.minimum(rate, BUSIEST / self.least) * passed.alone
         whole = passed.whole + passed.where.of(self.prefill.prefill_late) + np.minimum(1.0, used) * delay
         queue = waits_for_passes(used, passed, np.where(sent > 0, CRITICAL * np.sqrt(sent), np.inf))
+        # of few that are sent each waits for half of the others' prompts, if all come at once
+        queue = np.where(sent > 0, np.minimum(queue, 0.5 * np.maximum(0.0, sent - 1.0) * passed.alone), queue)
         return passed, queue, np.asarray(serving.admission_latency + whole)
 
     def serve(self, load: Load) -> Served:
@@ -121,7 +123,10 @@ class Pools:
         late = load.prompts / 2.0 * np.maximum(0.0, 1.0 / self.most - 1.0 / np.maximum(load.rate, 1e-12))
         queue = np.where(open_, late, np.maximum(0.0, beyond) / rate)
         closed = under_way / (flow.life + burst) * np.where(open_, 1.0, tail_share(rounds, spread))
-        return self._served(flow, queue, burst, np.where(open_, sent_rate(load, flow.life, self.most), np.minimum(rate, closed)))
+        # the last request's queue is that of prompts before it, which count in the time of all that are sent
+        return self._served(
+            flow, queue, burst, np.where(open_, sent_rate(load, flow.life - flow.queue, self.most), np.minimum(rate, closed))
+        )
 
     def _closed(self, concurrency: FloatColumn) -> FloatColumn:
         """The rate at which so many requests are under way; the most, where even more could be."""
