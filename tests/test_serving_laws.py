@@ -149,7 +149,7 @@ def test_ranks_whose_prompts_last_for_several_steps_share_passes() -> None:
     assert taken[1] < 1.25 * taken[0]
 
 
-@pytest.mark.parametrize("sent", [40, 100])
+@pytest.mark.parametrize("sent", [15, 20])
 def test_pools_serve_a_run_no_slower_the_faster_its_requests_come(sent: int) -> None:
     """Also where all come nearly at once: each waits for half of the others' prompts at most."""
     of = scenario(model__num_hidden_layers=4, workload__prompt_len=1673, workload__decode_len=8)
