@@ -174,3 +174,14 @@ def of_loads(trial: Trial, row: int, loads: dict[str, Any]) -> Trial:
     none = np.zeros(count, np.int64)
     asked = {"concurrency": none, "batch_size": none, "request_rate": none.astype(float), "num_prompts": none} | loads
     return replace(trial, layouts=replace(engine, **asked))
+
+
+@pytest.mark.parametrize("faster", ["first links", "first links ten times", "clock", "memory"])
+def test_pools_of_pipelines_whose_hosts_launch_experts_are_no_slower_on_a_faster_machine(faster: str) -> None:
+    """A stage's host launches the stage's own layers: a pass ends no later than the slower of both does."""
+    asked = ("b200", "gpt_oss_20b", "sglang")
+    load = {"workload__prompt_len": 1446, "workload__decode_len": 8, "workload__precision": "fp8"}
+    changes = {key.replace(".", "__"): value for key, value in FASTER[faster](scenario(*asked, **load)).items()}
+    pools = {"num_gpus": 28, "prefill_tp": 2, "prefill_pp": 2, "prefill_workers": 3, "decode_tp": 8, "decode_pp": 2, "decode_ep": 8}
+    slow, fast = (priced(scenario(*asked, **load, **more), pools | {"decode_workers": 1, "concurrency": 200}) for more in ({}, changes))
+    assert fast.requests_per_s[0] >= slow.requests_per_s[0] * (1 - SOLVED)

@@ -107,6 +107,8 @@ class SteppingEngine:
         self.prefill_late = np.maximum(0.0, launches - self.prefill_total)
         # of the engine's passes of prompts one ends whenever its slowest stage does
         self.prefill_slowest = np.maximum(prefill.slowest, plain / costs.cut.pp)
+        # where nothing is decoded the device has nothing else to do while the host launches experts, a stage's by each stage's own host
+        self.prefill_ends = np.maximum(self.prefill_slowest, launches / costs.cut.pp)
 
     def step(self, running: FloatColumn, decoding: FloatColumn | float = 1.0) -> DecodeStep:
         """A decode step of so many requests, of which such a share decodes at a time."""
@@ -161,10 +163,9 @@ class SteppingEngine:
         return solved(together, np.ones_like(most), most, SHARING_ROUNDS)
 
     def alone_a_prompt(self, together: FloatColumn) -> FloatColumn:
-        """Seconds a prompt of passes of so many where nothing is decoded: the device has nothing else to do while the host launches
-        experts, and passes end as late as that."""
+        """Seconds a prompt of passes of so many where nothing is decoded."""
         where = self.costs.prefill.at(self.kind, together / self.cut.attention_dp)
-        return np.asarray((where.of(self.prefill_slowest) + where.of(self.prefill_late)) / together)
+        return np.asarray(where.of(self.prefill_ends) / together)
 
     def prompts_alone(self, rate: FloatColumn, delay: float) -> PromptPass:
         """The pass that a prompt shares where so many come a second, at random, and nothing is decoded; each takes so many seconds more."""
