@@ -31,6 +31,7 @@ SHOWN = 1e-5  # of split backward passes: what shows of gradients where another 
 IN_GRAPHS = 1e-2  # of split backward passes where the host has no timeline of its own, or stages run on behind the graph's one step
 CONTENDED = 5e-3  # on networks that carry other transfers beside it: at most 0.4 % in 2,840 steps that the host paces or nearly does
 LAST_BUCKET = 5e-3  # what a bucket more of gradients takes off the last one, which nothing hides
+CROWDED = 0.1  # of thousands of requests at once, behind prompts of one or two tokens: other numbers of them share a pass
 LAUNCHED_AGAIN = 1e-2  # of full recomputation where gradients hide behind the host's last backward pass: at most 0.8 % in 3,000 cases
 ENDING = 2e-3  # of requests whose run begins and ends at other moments of their steps
 EACH = [(kind, backend) for kind in KINDS for backend in BACKENDS]
@@ -127,6 +128,7 @@ def test_more_work_is_never_faster(kind: str, backend: str, data: Any) -> None:
     quantity = "request_latency_s" if kind in SERVING else "step_time_s"
     short, long = getattr(less, quantity), getattr(found, quantity)
     slack = _slack(kind, backend, trial.rows(rows)) + (LAST_BUCKET if changes_gradients(name) else 0.0)
+    slack = slack + (CROWDED if name == "prompts" and trial.scenario().workload.lengths[0] <= 2 else 0.0)
     later = long >= short * (1 - slack) - (backend != "analytical") * NANOSECOND
     assert (later | (found.requests_per_s < less.requests_per_s)).all(), (name, trial)
 
