@@ -42,9 +42,10 @@ def cast_bytes(scenario: Scenario, matmuls: Sequence[MatMul], shapes: NDArray[np
     for the input's gradient and for the weights'.
 
     torchao casts both operands of each product, 2 bytes read and 1 written an element, behind a kernel that finds the largest of them (2
-    more read); under sequence parallelism with scales of tensors as ``_of_shards`` says. Transformer Engine casts a product's input and the
-    gradient of its output once, with their transposes in the same kernel (2 read, 2 written), which the weight gradient takes, behind such
-    a kernel too unless scaling is delayed; weights it casts once a step, at the first micro-batch (its ``is_first_microbatch``).
+    more read); under sequence parallelism with scales of tensors as ``_before_gathers`` says. Transformer Engine casts a product's input
+    and the gradient of its output once, with their transposes in the same kernel (2 read, 2 written), which the weight gradient takes,
+    behind such a kernel too unless scaling is delayed; weights it casts once a step, at the first micro-batch (its
+    ``is_first_microbatch``).
 
     Args:
         shapes: m, n, k, batch of each, ``(3, n_matmuls, n_shapes, 4)``.
@@ -61,29 +62,27 @@ def cast_bytes(scenario: Scenario, matmuls: Sequence[MatMul], shapes: NDArray[np
         return np.where(narrow, (passes * 4.0 + maxima) * once * batch * m * k, 0.0)
     # weights that are gathered in 8 bits are cast as shards, with scales that the step before has found
     weights = np.array([0.0, 0.0, 1.0])[:, None, None] if "all-gather" in recipe else 1.0
-    rows, columns = batch * m * k, weights * batch * k * n
-    cast = (passes * 3.0 + maxima) * (rows + columns)
-    if cast_before_gather(scenario) and bool((shape.sequence_parallel & (shape.tp > 1)).any()):
-        cast = _of_shards(matmuls, (rows, columns), shape, cast)
+    first, second, an_element = batch * m * k, weights * batch * k * n, passes * 3.0 + maxima
+    cast = an_element * (first + second)
+    shared = shape.sequence_parallel & (shape.tp > 1)
+    if cast_before_gather(scenario) and shared.any():
+        dense = np.array([matmul.cut is not None and not matmul.routed for matmul in matmuls])[:, None]
+        cast = np.where(dense & shared, _before_gathers(matmuls, first, second, shape.tp, an_element), cast)
     return np.where(narrow, cast, 0.0)
 
 
-def _of_shards(
-    matmuls: Sequence[MatMul], operands: tuple[NDArray[np.float64], NDArray[np.float64]], shape: MicroBatch, alone: NDArray[np.float64]
+def _before_gathers(
+    matmuls: Sequence[MatMul], first: NDArray[np.float64], second: NDArray[np.float64], tp: NDArray[np.int64], an_element: float
 ) -> NDArray[np.float64]:
-    """Those of torchao's float8 tensor parallelism, from those of products ``alone``, same shape.
+    """Those of torchao's float8 tensor parallelism over ``tp`` ranks, of products that ranks divide.
 
     What is gathered is cast before, by the rank that has it: the input of products whose columns are divided, and the gradient of what
     products whose rows are divided give (torchao/float8/float8_tensor_parallel.py). Both operands of a weight gradient are in 8 bits by
     then, and are copied into the order that it reads them in (float8_ops.py, ``preprocess_addmm``).
 
     Args:
-        operands: elements of the first and the second operand of each product.
+        first, second: elements of the operands of each product, ``(3, n_matmuls, n_shapes)``; ``an_element``: bytes that a cast moves.
     """
-    rows, columns = operands
-    a_element = 5.0  # 2 bytes read for the largest, 2 read and 1 written
-    own = np.array([[matmul.cut == cut and not matmul.routed for matmul in matmuls] for cut in ("columns", "rows")])[..., None]
-    gathered = a_element * (np.where(own, rows[:2] / shape.tp, rows[:2]) + columns[:2])
-    relaid = RELAID * (rows[2:] + columns[2:])
-    dense = np.array([matmul.cut is not None and not matmul.routed for matmul in matmuls])[:, None]
-    return np.where(dense & shape.sequence_parallel & (shape.tp > 1), np.concatenate([gathered, relaid]), alone)
+    gathered = np.array([[matmul.cut == cut for matmul in matmuls] for cut in ("columns", "rows")])[..., None]
+    cast = an_element * (np.where(gathered, first[:2] / tp, first[:2]) + second[:2])
+    return np.concatenate([cast, RELAID * (first[2:] + second[2:])])

@@ -61,9 +61,8 @@ class Exchange:
 
     def seconds(self, kind: str) -> float:
         """Of a collective by its name in graphs, or of the gather once more."""
-        return {"ALL_GATHER": self.gather, "REDUCE_SCATTER": self.scatter, "ALL_REDUCE": self.reduce, AGAIN: self.regathered * self.again}[
-            kind
-        ]
+        again = self.regathered * self.again
+        return {"ALL_GATHER": self.gather, "REDUCE_SCATTER": self.scatter, "ALL_REDUCE": self.reduce, AGAIN: again}[kind]
 
     def bytes(self, kind: str) -> float:
         """Of the whole buffer, by the collective's name."""
