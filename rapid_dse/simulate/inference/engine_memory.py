@@ -23,8 +23,8 @@ class Room:
     """Bytes of the worst GPU of an engine, ``(n,)`` each, and the requests that its cache holds.
 
     ``weights`` are all parameters; ``activations`` of the largest step; ``buffers`` what the framework holds beside; ``cache`` what is left
-    for the KV cache under ``software.memory_fraction``; ``a_request`` what a request takes of it on average; ``requests``: how many run on
-    an attention rank at most, at least 1.
+    for the KV cache under ``software.memory_fraction``; ``a_request`` what a request takes of it on average, and ``ended`` with its last
+    token, of the longest; ``requests``: how many run on an attention rank at most, at least 1.
     """
 
     weights: FloatColumn
@@ -32,6 +32,7 @@ class Room:
     buffers: FloatColumn
     cache: FloatColumn
     a_request: FloatColumn
+    ended: FloatColumn
     requests: FloatColumn
 
 
@@ -46,20 +47,21 @@ def room(scenario: Scenario, cut: Degrees) -> Room:
         0.0,
         share * (usable - weights_and_buffers) if software.serving.memory_fraction_of == "rest" else share * usable - weights_and_buffers,
     )
-    a_request = request_bytes(scenario, cut)
+    a_request, ended = request_bytes(scenario, cut), request_bytes(scenario, cut, ended=True)
     most = np.minimum(np.floor(kv_memory / a_request), float(software.serving.max_num_seqs))
-    return Room(weights, activations, buffers, kv_memory, a_request, np.maximum(1.0, most))
+    return Room(weights, activations, buffers, kv_memory, a_request, ended, np.maximum(1.0, most))
 
 
-def request_bytes(scenario: Scenario, cut: Degrees) -> FloatColumn:
-    """Bytes of the cache that a running request takes on a GPU: on average over its life, or as much as it is promised.
+def request_bytes(scenario: Scenario, cut: Degrees, *, ended: bool = False) -> FloatColumn:
+    """Bytes of the cache that a running request takes on a GPU: on average over its life, or as much as it is promised; ``ended``: that the
+    longest has taken with its last token.
 
     A stage of a pipeline has its layers' share. Tokens that a window has passed are dropped.
     """
     model, (prompt, generated) = scenario.model, scenario.workload.lengths
     longest = 1.0 + scenario.workload.length_spread
-    promised = scenario.software.serving.reserves_whole_requests
-    tokens = float(prompt + generated) * longest if promised else prompt + generated / 2.0
+    whole = ended or scenario.software.serving.reserves_whole_requests
+    tokens = float(prompt + generated) * longest if whole else prompt + generated / 2.0
     tokens = float(np.mean([min(tokens, window or tokens) for window in model.windows]))
     return np.asarray(cache_a_rank(scenario, cut) * tokens * np.ceil(model.num_hidden_layers / cut.pp) / cut.cp)
 

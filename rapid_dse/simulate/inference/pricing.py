@@ -14,7 +14,7 @@ from rapid_dse.device import OperatorModel, operator_model
 from rapid_dse.interconnect import closed_form
 from rapid_dse.model.architecture import head_matrix_parameters, matrix_parameters
 from rapid_dse.model.shapes import mean_context
-from rapid_dse.parallel.engines import Engines
+from rapid_dse.parallel.engines import NOT_GIVEN, Engines
 from rapid_dse.parallel.layouts import POOLS, Layouts
 from rapid_dse.simulate.inference import one_pass
 from rapid_dse.simulate.inference.crowds import Load
@@ -24,6 +24,7 @@ from rapid_dse.simulate.inference.serving import Engine, Served
 from rapid_dse.simulate.results import REQUEST_COSTS, Priced
 
 FloatColumn = NDArray[np.float64]
+BoolColumn = NDArray[np.bool_]
 
 ROUNDS_SENT = 10.0  # prompts that benchmarks send for each request under way: a closed loop's where its row does not say
 CUT = ("tp", "attention_dp", "cp", "pp", "ep", "etp")
@@ -141,7 +142,8 @@ def _results(scenario: Scenario, layouts: Engines, system: System) -> Priced:
     generated = work.lengths[1]
     rate = fared.rate * system.replicas
     tokens = rate * generated
-    memory = _memory(system)
+    static = layouts.batch_size != NOT_GIVEN
+    memory = _memory(system, static)
     ttft = fared.queue + fared.first
     times = _times(fared) if generated > 1 else _prefill_times(fared)
     step = fared.tpot if generated > 1 else added(times.values())
@@ -202,25 +204,29 @@ def _prefill_times(served: Served) -> dict[str, FloatColumn]:
     return {**terms, "host": np.maximum(0.0, served.queue + served.first - total)}
 
 
-def _memory(system: System) -> dict[str, FloatColumn]:
+def _memory(system: System, static: BoolColumn) -> dict[str, FloatColumn]:
     """Bytes of the worst GPU, of the worse of two pools."""
-    own = _memory_columns(system.engine, system.served.running)
+    own = _memory_columns(system.engine, system.served.running, static)
     if system.prompts is system.engine:
         return own
-    other = _memory_columns(system.prompts, np.ones(len(system.served.running)))
+    other = _memory_columns(system.prompts, np.ones(len(static)), static)
     worse = added(other.values()) > added(own.values())
     return {name: np.where(worse, other[name], own[name]) for name in own}
 
 
-def _memory_columns(engine: Engine, running: FloatColumn) -> dict[str, FloatColumn]:
-    """Bytes of an engine's GPU; the cache is what the running requests need, or all that there is where they fill it."""
+def _memory_columns(engine: Engine, running: FloatColumn, static: BoolColumn) -> dict[str, FloatColumn]:
+    """Bytes of an engine's GPU; the cache is what the running requests need, or all that there is where they fill it.
+
+    Of a static batch all requests have all of their tokens in the last step. In a loop one is at its end while the others are where they
+    are on average.
+    """
     room, kind = engine.costs.room, engine.kind
-    needed = room.a_request[kind] * np.ceil(running / engine.cut.attention_dp)
-    filled = np.maximum(np.minimum(needed, room.cache[kind]), room.a_request[kind])
+    on_a_rank, ended = np.ceil(running / engine.cut.attention_dp), room.ended[kind]
+    looped = np.minimum(room.a_request[kind] * (on_a_rank - 1.0) + ended, room.cache[kind])
     return {
         "parameters": room.weights[kind],
         "activations": room.activations[kind],
-        "kv_cache": np.where(running > engine.capacity, needed, filled),
+        "kv_cache": np.where(static, ended * on_a_rank, np.maximum(looped, ended)),
         "framework": room.buffers[kind],
     }
 

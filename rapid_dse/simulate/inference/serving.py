@@ -121,9 +121,10 @@ class Engine(LoopingEngine):
         step = (stepped.device + host + stepped.bubble) / self.steps_tokens
         longest = 1.0 + self.scenario.workload.length_spread
         rate = batch / (first + self.later * longest * step)
+        room = self.costs.room
         return Served(
             running=batch,
-            capacity=self.capacity,
+            capacity=np.maximum(1.0, np.floor(room.cache / room.ended))[self.kind] * self.cut.attention_dp,
             rows=stepped.rows,
             step=stepped.where.all_of(self.decode_pass),
             host=host,

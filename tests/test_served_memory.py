@@ -1,0 +1,33 @@
+"""What a GPU that serves holds: the cache at its fullest, counted by hand."""
+
+from __future__ import annotations
+
+import pytest
+from serving_trials import priced, scenario
+
+A_TOKEN = 32 * 2 * 8 * 128 * 2  # bytes in the cache of Llama 3.1 8B
+SHORT = {"workload__prompt_len": 1024, "workload__decode_len": 8192}
+
+
+def test_a_static_batch_holds_all_of_its_tokens_in_the_last_step() -> None:
+    """Twenty times 9,216 tokens of 128 KiB are 24 GB; with 15 GB of weights they fit a GPU of 32 GB no more, 20 times 5,120 would."""
+    found = priced(scenario(**SHORT), {"batch_size": 20})
+    assert found.memory_kv_cache_bytes[0] == 20 * 9216 * A_TOKEN
+    assert not priced(scenario(hw__memory__usable=32e9, **SHORT), {"batch_size": 20}).fits[0]
+
+
+def test_the_longest_of_a_static_batch_sets_its_end() -> None:
+    found = priced(scenario(workload__length_spread=0.25, **SHORT), {"batch_size": 4})
+    assert found.memory_kv_cache_bytes[0] == 4 * 1.25 * 9216 * A_TOKEN
+
+
+def test_in_a_loop_one_request_is_at_its_end_while_the_others_are_where_they_are_on_average() -> None:
+    found = priced(scenario(**SHORT), {"concurrency": 1}, {"concurrency": 4}, {"concurrency": 4, "attention_dp": 2, "num_gpus": 2})
+    expected = [9216, 9216 + 3 * (1024 + 4096), 9216 + 1024 + 4096]
+    assert found.memory_kv_cache_bytes == pytest.approx([tokens * A_TOKEN for tokens in expected])
+
+
+def test_an_engine_whose_cache_does_not_hold_one_whole_request_does_not_fit() -> None:
+    """Two H100 have 12 GB each beside half of Llama 3.1 70B: a request of 101,024 tokens takes 16.5, and 8.4 on average."""
+    of = scenario(model="llama3_1_70b", workload__prompt_len=1024, workload__decode_len=100_000)
+    assert not priced(of, {"tp": 2, "concurrency": 1}).fits[0]
