@@ -25,7 +25,7 @@ from rapid_dse.parallel.span import Span
 from rapid_dse.simulate.communication import effective_network
 from rapid_dse.simulate.inference.crowds import closed_crowd, open_crowd
 from rapid_dse.simulate.inference.engine_memory import weight_bytes
-from rapid_dse.simulate.inference.passes import EnginePass, PassWork, Prompts, decode_work, prefill_work, timed
+from rapid_dse.simulate.inference.passes import EnginePass, PassWork, decode_work, prefill_work, timed
 from rapid_dse.simulate.inference.pools import handed_over
 from rapid_dse.simulate.inference.products import (
     Product,
@@ -35,6 +35,7 @@ from rapid_dse.simulate.inference.products import (
     expert_products,
     touched_experts,
 )
+from rapid_dse.simulate.inference.prompts import Prompts
 from rapid_dse.simulate.inference.request_lives import accepted
 from rapid_dse.simulate.inference.served_kernels import decode_attention, prefill_attention, price_products
 from rapid_dse.simulate.inference.widths import cache_bytes_per_token
@@ -163,7 +164,7 @@ def test_a_decode_step_takes_what_was_measured(batch: int, context: int, seconds
 @pytest.mark.parametrize(("batch", "length", "seconds"), PREFILLED)
 def test_prefill_takes_what_was_measured(batch: int, length: int, seconds: float) -> None:
     of = scenario("h200", **FUSED)
-    found = run(of, prefill_work(of, ONE, np.array([float(batch)]), Prompts(length, length, 1), operator_model(of.hw)))
+    found = run(of, prefill_work(of, ONE, np.array([float(batch)]), Prompts(length, length), operator_model(of.hw)))
     assert found.total[0] == pytest.approx(seconds, rel=0.08)
 
 
@@ -391,14 +392,14 @@ def test_experts_have_a_row_for_every_copy_of_every_token_that_reaches_them() ->
 def test_a_prompt_on_one_of_eight_ranks_keeps_all_of_them_waiting() -> None:
     """Its attention takes as long as eight prompts', one a rank; its experts have an eighth of the tokens."""
     of, engine = scenario("h200", "deepseek_v3", workload__precision="fp8"), cut(num_gpus=8, attention_dp=8, ep=8)
-    alone, full = (prefill_work(of, engine, np.array([each]), Prompts(4096, 4096, 1), operator_model(of.hw)) for each in (1 / 8, 1.0))
+    alone, full = (prefill_work(of, engine, np.array([each]), Prompts(4096, 4096), operator_model(of.hw)) for each in (1 / 8, 1.0))
     assert alone.attention[0] == full.attention[0]
     tokens = expert_products(of.model, engine, np.array([4096.0]), 1 / 8), expert_products(of.model, engine, np.array([512.0]))
     routed = [[product.matmul.m[0] for product in products if product.matmul.routed] for products in tokens]
     assert routed[0] == routed[1]
     assert full.products[0] / 8 < alone.products[0] < full.products[0]
     assert full.joules[0] / 8 < alone.joules[0] < full.joules[0] / 2
-    shortest = prefill_work(of, engine, np.array([1 / 8]), Prompts(1, 1, 1), operator_model(of.hw))
+    shortest = prefill_work(of, engine, np.array([1 / 8]), Prompts(1, 1), operator_model(of.hw))
     assert shortest.products[0] > 0
 
 
@@ -576,6 +577,39 @@ def test_chunks_of_a_prompt_follow_each_other_through_the_stages() -> None:
     of = scenario(workload__prompt_len=8192, workload__decode_len=1, software__max_batched_tokens=2048, software__admission_latency=0.0)
     one, four = (priced(of, {"pp": pp, "batch_size": 1}).ttft_s[0] for pp in (1, 4))
     assert four / one == pytest.approx(7 / 16, rel=0.03)
+
+
+@pytest.mark.parametrize("prompt", [2049, 2560, 4096, 5000, 7900, 8193])
+def test_a_prompt_fills_each_chunk_before_it_starts_another(prompt: int) -> None:
+    """Against the chunks' way through four stages one by one, of which each takes a quarter of what the chunk takes on one GPU."""
+
+    def first_token(tokens: int, pp: int) -> float:
+        lengths = {"workload__prompt_len": tokens, "workload__decode_len": 1, "software__max_batched_tokens": 2048}
+        return float(priced(scenario(**lengths, software__admission_latency=0.0), {"pp": pp, "batch_size": 1}).ttft_s[0])
+
+    full = prompt // 2048
+    filled, all_chunks = first_token(2048 * full, 1), first_token(prompt, 1)
+    ends = [0.0] * 4  # when each stage has ended what it has had so far
+    for seconds in [filled / full] * full + [all_chunks - filled]:
+        arrived = 0.0
+        for stage in range(4):
+            ends[stage] = arrived = max(arrived, ends[stage]) + seconds / 4
+    assert first_token(prompt, 4) == pytest.approx(ends[-1], rel=0.03)  # attention's growth from chunk to chunk is spread evenly
+
+
+@pytest.mark.parametrize("pp", [1, 2, 4])
+@pytest.mark.parametrize("load", [{"batch_size": 1}, {"concurrency": 4}])
+def test_the_first_token_of_a_longer_prompt_comes_no_sooner(pp: int, load: dict[str, float]) -> None:
+    """Also where one more token needs one more chunk, whose layers are launched for it."""
+    step = 2048
+    lengths = [500, 2000, step - 1, step, step + 1, step + 2, 3000, 2 * step - 1, 2 * step, 2 * step + 1, 6000, 3 * step + 1]
+    found = [
+        priced(scenario(workload__prompt_len=n, workload__decode_len=16, software__max_batched_tokens=step), {"pp": pp} | load).ttft_s[0]
+        for n in lengths
+    ]
+    assert all(later >= sooner * (1 - 4e-3) for sooner, later in pairwise(found))
+    assert found[4] > found[3]
+    assert found[9] > found[8]
 
 
 def test_engines_and_pools_of_a_number_of_gpus_stand_in_one_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,8 @@ KINDS: dict[str, tuple[dict[str, Any], Row]] = {
     "stages of unequal layers": ({}, {"pp": 3, "concurrency": 48}),
     "fewer requests than stages": (LAYERS, {"pp": 4, "concurrency": 2}),
     "chunks": (LONG, {"tp": 2, "pp": 4, "concurrency": 8}),
+    "a full chunk and a short one": (LONG | {"workload__prompt_len": 4500}, {"tp": 2, "pp": 4, "concurrency": 2}),
+    "three chunks and half of one": (LONG | {"workload__prompt_len": 14300}, {"tp": 1, "pp": 2, "concurrency": 4}),
     "experts over tp": (MIXTURE, {"tp": 8, "ep": 8, "concurrency": 64}),
     "attention dp, experts": (MIXTURE, {"tp": 1, "attention_dp": 8, "ep": 8, "num_gpus": 8, "concurrency": 128}),
     "two nodes, stages": (
@@ -67,6 +70,16 @@ def _priced(values: dict[str, Any], *rows: Row, backend: str = "analytical", run
     rule, texts = broken_rules(table, of)
     assert (rule < 0).all(), [texts[index] for index in set(rule[rule >= 0])]
     return price(of, table, None if runs is None else runs.update)
+
+
+@pytest.mark.parametrize("backend", EVENT_BACKENDS)
+def test_the_first_token_of_a_longer_prompt_comes_no_sooner_on_graphs(backend: str) -> None:
+    """A chunk that is full, one token more, half a chunk more, two chunks and one token more, over two stages."""
+    found = [
+        _priced(LONG | {"workload__prompt_len": prompt}, {"tp": 2, "pp": 2, "batch_size": 1}, backend=backend).ttft_s[0]
+        for prompt in (4096, 4097, 6144, 8192, 8193)
+    ]
+    assert all(later > sooner for sooner, later in pairwise(found)), found
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -113,7 +126,7 @@ def test_a_stages_program_has_each_batch_come_back_to_the_first_stage() -> None:
     marks = []
     for stage, own in enumerate(kinds):
         script = Script(style)
-        marks.append(write_stage(script, _Alone(), StageShare(own, stage, 1, 0, 100.0, 0.0, 4.0), Turns(3, 2, 4, returns=True)))
+        marks.append(write_stage(script, [(_Alone(), StageShare(own, stage, 1, 0, 100.0, 0.0, 4.0))], Turns(3, 2, (0,) * 4, returns=True)))
         scripts.append(script)
     received = [[scripts[stage].tag[node] for node in marks[stage].arrives if node >= 0] for stage in range(3)]
     sent = [[tag for tag, where, kind in zip(script.tag, script.where, script.kind, strict=True) if where == "next"] for script in scripts]

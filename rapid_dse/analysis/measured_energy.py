@@ -18,7 +18,8 @@ from rapid_dse.config.hardware import Hardware
 from rapid_dse.cost.energy import ATTENTION_ROWS, attention_energy, gpu_energy, moved_energy, product_energy
 from rapid_dse.device import FloatArray, operator_model
 from rapid_dse.parallel.engines import Degrees
-from rapid_dse.simulate.inference.passes import Prompts, decode_work, prefill_work
+from rapid_dse.simulate.inference.passes import decode_work, prefill_work
+from rapid_dse.simulate.inference.prompts import Prompts
 from rapid_dse.sweep.cases import CaseGroup, group_cases
 
 PREDICTED = "predicted.energy_j"
@@ -117,6 +118,6 @@ def _passes(group: CaseGroup, rows: pd.DataFrame) -> FloatArray:
     scenario, batch = group.portion.scenario, rows["batch"].to_numpy(float)
     device, cut = operator_model(scenario.hw), Degrees(*(np.ones(len(rows), np.int64),) * 6)
     context, prefill = float(scenario.workload.lengths[0]), rows["phase"].eq("prefill").to_numpy()
-    prompts = prefill_work(scenario, cut, batch, Prompts(context, context, 1), device).joules
+    prompts = prefill_work(scenario, cut, batch, Prompts(context, context), device).joules
     joules = np.where(prefill, prompts, decode_work(scenario, cut, batch, device).joules)
     return gpu_energy(scenario.hw, joules, rows["time_s"].to_numpy(float))

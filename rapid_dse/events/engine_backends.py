@@ -9,7 +9,7 @@ import numpy as np
 
 from rapid_dse.config.scenario import Scenario
 from rapid_dse.events import runs
-from rapid_dse.events.engine_blocks import check_failed, faulty_stages, run_stages
+from rapid_dse.events.engine_blocks import check_failed, faulty_stages, run_lengths
 from rapid_dse.events.engine_places import PlacedEngine
 from rapid_dse.events.engine_runs import TERMS, EngineTimes, EngineTrial, NodesOf, run_engine
 from rapid_dse.events.machine import Machine, fault_ends
@@ -108,27 +108,29 @@ def check_flattened(scenario: Scenario, machine: Machine, engines: Sequence[Plac
 
 def _from_stages(trial: EngineTrial, name: str) -> tuple[EngineTimes, dict[str, runs.Run]]:
     """Each stage on the event engine, sends between stages and the order of batches in closed form."""
-    times, kept = run_stages(trial, name)
-    stages = [stage_times.of_pass(trial, stage) for stage, stage_times in enumerate(times)]
-    terms = {term: sum(stage[term] for stage in stages) for term in TERMS}
-    terms["pp"] += (len(stages) - 1) * trial.detail.hop_seconds
-    slowest = max(sum(stage.values()) for stage in stages)
-    if trial.returns:
-        return EngineTimes(terms, slowest), kept
-    chunks = trial.detail.chunks
-    share = 1.0 + (chunks - 1) * slowest / sum(terms.values())  # each chunk behind the first ends as the slowest stage does
-    return EngineTimes({term: seconds * share for term, seconds in terms.items()}, chunks * slowest), kept
+    times, kept = run_lengths(trial, name)
+    terms, slowest, ahead = dict.fromkeys(TERMS, 0.0), 0.0, 0
+    for one, of_stages in zip(trial.of_each_length(), times, strict=True):
+        stages = [stage_times.of_pass(one, stage) for stage, stage_times in enumerate(of_stages)]
+        alone = {term: sum(stage[term] for stage in stages) for term in TERMS}
+        alone["pp"] += (len(stages) - 1) * one.details[0].hop_seconds
+        longest, chunks = max(sum(stage.values()) for stage in stages), one.details[0].chunks
+        whole = 0 if ahead else 1  # the first goes through all stages, each behind it ends as the slowest stage does
+        share = whole + (chunks - whole) * longest / sum(alone.values())
+        terms = {term: terms[term] + seconds * share for term, seconds in alone.items()}
+        slowest, ahead = slowest + chunks * longest, ahead + chunks
+    return EngineTimes(terms, slowest), kept
 
 
 def _as_blocks(trial: EngineTrial, name: str) -> tuple[NodesOf, dict[str, runs.Run]]:
     """Each stage on the event engine; of its layers the pipeline's graph has the times."""
-    times, kept = run_stages(trial, name)
-    return lambda labels: [BlockLayers(labels, *stage_times.passes()) for stage_times in times], kept
+    times, kept = run_lengths(trial, name)
+    return lambda labels: [[BlockLayers(labels, *stage_times.passes()) for stage_times in of_stages] for of_stages in times], kept
 
 
 def _whole(trial: EngineTrial, name: str) -> tuple[NodesOf, dict[str, runs.Run]]:
     """Every kernel and every transfer of every rank."""
-    nodes = [WholeLayers(trial.detail.works, trial.detail.heads)] * trial.engine.stages
+    nodes = [[WholeLayers(detail.works, detail.heads)] * trial.engine.stages for detail in trial.details]
     return lambda _: nodes, {}
 
 

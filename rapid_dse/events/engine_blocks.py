@@ -37,8 +37,19 @@ class StageTimes:
         return {term: sum(part[term] for part in parts) for term in TERMS}
 
 
-def run_stages(trial: EngineTrial, name: str) -> tuple[list[StageTimes], dict[str, runs.Run]]:
-    """The times of each stage: one without faults stands for all such; and the runs by name."""
+def run_lengths(trial: EngineTrial, name: str) -> tuple[list[list[StageTimes]], dict[str, runs.Run]]:
+    """The times of each stage in a pass of each length, and the runs by name."""
+    times: list[list[StageTimes]] = []
+    kept: dict[str, runs.Run] = {}
+    for number, of_length in enumerate(trial.of_each_length()):
+        of_stages, done = _run_stages(of_length, f"{name}_rest" if number else name)
+        times.append(of_stages)
+        kept |= done
+    return times, kept
+
+
+def _run_stages(trial: EngineTrial, name: str) -> tuple[list[StageTimes], dict[str, runs.Run]]:
+    """The times of each stage in passes of one length: one without faults stands for all such; and the runs by name."""
     stages, faulty = range(trial.engine.stages), faulty_stages(trial.machine, trial.engine)
     wanted = sorted({*faulty, *([stage for stage in stages if stage not in faulty][-1:])})
     times_of_stages = {stage: _run_stage(trial, stage, f"{name} stage") for stage in wanted}
@@ -49,7 +60,7 @@ def run_stages(trial: EngineTrial, name: str) -> tuple[list[StageTimes], dict[st
 
 
 def _run_stage(trial: EngineTrial, stage: int, name: str) -> tuple[StageTimes, runs.Run]:
-    machine, engine, detail = trial.machine, trial.engine, trial.detail
+    machine, engine, detail = trial.machine, trial.engine, trial.details[0]
     part, places = machine.part(engine.places[stage][None])
     alone = PlacedEngine(engine.cut, places, engine.prefix)
     where, (style,) = stage_with(trial.scenario, part, [alone])

@@ -6,6 +6,7 @@ are those of switches in its place, and time nothing.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -18,7 +19,8 @@ from rapid_dse.events.programs.layer_program import Exchange, ExpertRoute, Half,
 from rapid_dse.interconnect.transfer import Transfer
 from rapid_dse.parallel.engines import Degrees
 from rapid_dse.simulate.inference.pass_parts import PassParts
-from rapid_dse.simulate.inference.passes import LATENT_KERNELS, Drafted, Prompts, drafting, on_last_stage
+from rapid_dse.simulate.inference.passes import LATENT_KERNELS, Drafted, drafting, on_last_stage
+from rapid_dse.simulate.inference.prompts import Prompts
 from rapid_dse.simulate.inference.served_kernels import KernelCost, exchanges_by_gathers, shots_of_sum
 
 FloatColumn = NDArray[np.float64]
@@ -38,7 +40,7 @@ class PassDetail:
         drafts: how many drafts the last stage makes behind each pass.
         hop: bytes that a rank sends to the next stage, ``hop_seconds`` in closed form.
         sequences: on an attention rank, whose tokens the last stage sends to the first where passes follow each other.
-        chunks: passes of which one follows the other through the stages and which end together; 1 of a decode step.
+        chunks: such passes, of which one follows the other through the stages; 1 of a decode step.
     """
 
     works: tuple[LayerWork, ...]
@@ -85,10 +87,13 @@ def decode_detail(scenario: Scenario, cut: Degrees, rows: float, parts: Drafted)
     return replace(detail, works=(*detail.works, *draft.works), heads=(*detail.heads, *draft.heads), drafts=drafts)
 
 
-def prefill_detail(scenario: Scenario, cut: Degrees, sequences: float, parts: PassParts, prompts: Prompts) -> PassDetail:
-    """The passes that compute ``sequences`` prompts of an attention rank."""
-    detail = _detail(scenario, cut, parts, scenario.software.serving.prefill_efficiency)
-    return replace(detail, sequences=sequences, chunks=prompts.chunks)
+def prefill_details(
+    scenario: Scenario, cut: Degrees, sequences: float, parts: Sequence[PassParts], prompts: Prompts
+) -> tuple[PassDetail, ...]:
+    """The passes of each length that compute ``sequences`` prompts of an attention rank."""
+    efficiency = scenario.software.serving.prefill_efficiency
+    every = [_detail(scenario, cut, of_length, efficiency) for of_length in parts]
+    return tuple(replace(detail, sequences=sequences, chunks=chunks.count) for detail, chunks in zip(every, prompts.chunks, strict=True))
 
 
 def _detail(scenario: Scenario, cut: Degrees, parts: PassParts, efficiency: float) -> PassDetail:

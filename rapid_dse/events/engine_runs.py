@@ -22,7 +22,7 @@ from rapid_dse.trace.graph import Ints
 
 ROUNDS = 3  # steps of each batch in flight: after the first two the stages have settled
 TERMS = ("compute", "tp", "cp", "ep", "pp")
-NodesOf: TypeAlias = Callable[[Labels], Sequence[EngineNodes]]
+NodesOf: TypeAlias = Callable[[Labels], Sequence[Sequence[EngineNodes]]]  # of a pass of each length, of each stage
 
 
 @dataclass(frozen=True)
@@ -40,25 +40,36 @@ class EngineTimes:
 
 @dataclass(frozen=True)
 class EngineTrial:
-    """A pass on one engine of a machine: a decode step with ``flying`` batches in the stages (``returns``), or prefill."""
+    """A pass on one engine of a machine: a decode step with ``flying`` batches in the stages (``returns``), or prefill in passes of which
+    those of each length have one of the ``details``."""
 
     scenario: Scenario
     machine: Machine
     engine: PlacedEngine
-    detail: PassDetail
+    details: tuple[PassDetail, ...]
     flying: int
     returns: bool
+
+    @property
+    def waits(self) -> str:
+        """The term that a rank's waits for others of its stage belong to."""
+        return self.details[0].waits
+
+    def of_each_length(self) -> list[EngineTrial]:
+        """A trial for the passes of each length."""
+        return [replace(self, details=(detail,)) for detail in self.details]
 
     def turns(self, rounds: int | None = None) -> Turns:
         """How its batches go through the stages; ``rounds`` of each, or as many as it takes to settle."""
         stages = self.engine.stages
         if not self.returns:
-            return Turns(stages, self.detail.chunks, self.detail.chunks, returns=False)
-        return Turns(stages, self.flying, self.flying * (rounds or (ROUNDS if stages > 1 else 1)), returns=True)
+            lengths = tuple(length for length, detail in enumerate(self.details) for _ in range(detail.chunks))
+            return Turns(stages, len(lengths), lengths, returns=False)
+        return Turns(stages, self.flying, (0,) * (self.flying * (rounds or (ROUNDS if stages > 1 else 1))), returns=True)
 
-    def share(self, stage: int) -> StageShare:
-        """What a stage has of a pass."""
-        detail, stages = self.detail, self.engine.stages
+    def share(self, stage: int, length: int = 0) -> StageShare:
+        """What a stage has of a pass of a length."""
+        detail, stages = self.details[length], self.engine.stages
         kinds = tuple(detail.order[layer] for layer in stage_layers(self.scenario.model, stages)[stage])
         tokens = TOKEN_BYTES * detail.sequences
         return StageShare(kinds, stage, detail.drafts, len(detail.works) - 1, detail.hop, detail.hop_seconds, tokens)
@@ -84,12 +95,15 @@ def stage_with(
     return runs.Stage(machine, replace(one.directory, groups=tables, peers=known), styles[0]), styles
 
 
-def write_engine(trial: EngineTrial, style: Style, nodes: Sequence[EngineNodes], turns: Turns) -> tuple[list[Script], list[Marks]]:
-    """The program of a rank of each stage; ``nodes``: how each stage's layers become nodes."""
+def write_engine(
+    trial: EngineTrial, style: Style, nodes: Sequence[Sequence[EngineNodes]], turns: Turns
+) -> tuple[list[Script], list[Marks]]:
+    """The program of a rank of each stage; ``nodes``: how the layers of a pass of each length become nodes, stage by stage."""
     scripts, marks = [], []
     for stage in range(trial.engine.stages):
         script = Script(style)
-        marks.append(write_stage(script, nodes[stage], trial.share(stage), turns))
+        passes = [(stages[stage], trial.share(stage, length)) for length, stages in enumerate(nodes)]
+        marks.append(write_stage(script, passes, turns))
         scripts.append(script)
     return scripts, marks
 
@@ -105,7 +119,7 @@ def run_engine(trial: EngineTrial, nodes: NodesOf, name: str, *, groups: bool) -
     """Runs passes until they have settled, and follows the last one.
 
     Args:
-        nodes: of each stage, once the graph's labels are known.
+        nodes: of a pass of each length, of each stage, once the graph's labels are known.
         groups: whether there is anything within a stage.
 
     Raises:
@@ -122,10 +136,10 @@ def followed(trial: EngineTrial, done: runs.Run, marks: Sequence[Marks], turns: 
     """What the last batch met between the ends of its last two passes, or since the run began.
 
     A batch's time is that of the ranks that it is on, one of each stage (those that end last, and of these those that begin last, whom the
-    others of their stages wait for), by what they do; between two stages it is
-    the message's, and the wait for a stage that other batches are on.
+    others of their stages wait for), by what they do; between two stages it is the message's, and the wait for a stage that other batches
+    are on: that of chunks of a prompt, which are parts of one, by what the stage does meanwhile.
     """
-    way = Way(done, marks, trial.detail.waits)
+    way = Way(done, marks, trial.waits, turns.returns)
     last = turns.count - 1
     rail = max(trial.engine.flat.T.tolist(), key=lambda ranks: way.lateness(ranks, last))
     before = last - turns.flying
@@ -136,7 +150,7 @@ def followed(trial: EngineTrial, done: runs.Run, marks: Sequence[Marks], turns: 
     counted = (last,) if turns.returns else range(turns.count)
     slowest = max(sum(way.seconds(rank, stage, turn) for turn in counted) for stage, rank in enumerate(rail))
     waited = terms.pop("bubble")
-    if not turns.returns or turns.stages == 1:
+    if turns.stages == 1:
         terms["pp"] += waited
     elif waited > 0:
         slowest = max(slowest, (sum(terms.values()) + waited) / turns.flying)
@@ -150,6 +164,7 @@ class Way:
     done: runs.Run
     marks: Sequence[Marks]
     waits: str
+    returns: bool
 
     def begin(self, rank: int, stage: int, turn: int) -> int:
         """When a pass begins on a rank of its stage."""
@@ -174,7 +189,10 @@ class Way:
         if receive >= 0:
             arrived = int(np.clip(self.done.result.end_ns[self._row(rank, receive)], at, max(at, begin)))
             terms["pp"] += (arrived - at) / 1e9
-            terms["bubble"] += (max(at, begin) - arrived) / 1e9
+            if self.returns:
+                terms["bubble"] += (max(at, begin) - arrived) / 1e9
+            else:
+                self._add(terms, rank, arrived, max(at, begin))
         elif begin > at:  # batches before it are on the first stage
             self._add(terms, rank, at, begin)
         self._add(terms, rank, max(at, begin), end)

@@ -115,5 +115,5 @@ def _ended(done: runs.Run, rank: int, node: int) -> float:
 
 def _end(done: runs.Run, trial: EngineTrial, marks: list[Marks], turns: Turns) -> float:
     """When the last pass of an engine has ended, s."""
-    way = Way(done, marks, trial.detail.waits)
+    way = Way(done, marks, trial.waits, turns.returns)
     return max(way.end(rank, turns.stages - 1, turns.count - 1) for rank in trial.engine.flat[-1].tolist()) / 1e9

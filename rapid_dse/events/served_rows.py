@@ -20,7 +20,7 @@ from rapid_dse.events.batch_passes import price_passes
 from rapid_dse.events.engine_backends import ENGINE_BACKENDS
 from rapid_dse.events.engine_blocks import faulty_engines
 from rapid_dse.events.engine_places import PlacedEngine, place_engine, place_pools
-from rapid_dse.events.engine_quantities import PassDetail, decode_detail, prefill_detail
+from rapid_dse.events.engine_quantities import PassDetail, decode_detail, prefill_details
 from rapid_dse.events.engine_runs import TERMS, EngineTimes, EngineTrial
 from rapid_dse.events.handovers import measure_handover
 from rapid_dse.events.machine import Machine
@@ -29,7 +29,7 @@ from rapid_dse.parallel.engines import Engines
 from rapid_dse.parallel.layouts import POOLS, Layouts
 from rapid_dse.simulate.inference.distinct_steps import StepGrid, prompts_of
 from rapid_dse.simulate.inference.pass_parts import PassParts
-from rapid_dse.simulate.inference.passes import Drafted, EnginePass, drafted, drafted_parts, prefill_parts, prefilled, timed
+from rapid_dse.simulate.inference.passes import Drafted, EnginePass, drafted, drafted_parts, prefill_parts, prefilled, through_stages, timed
 from rapid_dse.simulate.inference.pools import Handover, handed_over
 from rapid_dse.simulate.inference.pricing import PreparedEngines, System, prepare, served, system
 from rapid_dse.simulate.inference.widths import cache_bytes_per_token
@@ -138,27 +138,28 @@ class ServedRow:
         most = [(max(1.0, float(engine.capacity[0] / engine.ranks[0])), pp)] if self.layouts.request_rate[0] > 0 or self.pooled else []
         return [(float(fared.rows[0]), flying), *most]
 
-    def _trials(self, engine: int, detail: PassDetail, flying: int, *, returns: bool) -> list[EngineTrial]:
+    def _trials(self, engine: int, details: tuple[PassDetail, ...], flying: int, *, returns: bool) -> list[EngineTrial]:
         """A pass on the engine; where links are faulty on each of several replicas that has one of them, or on the first."""
         if self.scenario.backend.engine == "astrasim" and len(self.machine.topology.dimensions) > 1:
-            detail = detail.by_library()  # groups of such a network have no all-to-all there that sends to all at once
+            details = tuple(
+                detail.by_library() for detail in details
+            )  # groups of such a network have no all-to-all there that sends to all at once
         if self.pooled or len(self.engines) == 1:
-            return [EngineTrial(self.scenario, self.machine, self.engines[engine], detail, flying, returns)]
+            return [EngineTrial(self.scenario, self.machine, self.engines[engine], details, flying, returns)]
         trials = []
         for placed in faulty_engines(self.machine, self.engines) or self.engines[:1]:
             part, places = self.machine.part(placed.places)
-            trials.append(EngineTrial(self.scenario, part, replace(placed, places=places), detail, flying, returns))
+            trials.append(EngineTrial(self.scenario, part, replace(placed, places=places), details, flying, returns))
         return trials
 
-    def _prefill(self, batch: float, parts: PassParts) -> list[EngineTrial]:
-        prompts = prompts_of(self.assumed)
-        detail = prefill_detail(self.assumed, self.cuts[0], batch, parts, prompts)
-        return self._trials(0, detail, prompts.chunks, returns=False)
+    def _prefill(self, batch: float, parts: tuple[PassParts, ...]) -> list[EngineTrial]:
+        details = prefill_details(self.assumed, self.cuts[0], batch, parts, prompts_of(self.assumed))
+        return self._trials(0, details, 1, returns=False)
 
     def _decode(self, batch: float, flying: int, parts: Drafted) -> list[EngineTrial]:
-        return self._trials(len(self.cuts) - 1, decode_detail(self.assumed, self.cuts[-1], batch, parts), flying, returns=True)
+        return self._trials(len(self.cuts) - 1, (decode_detail(self.assumed, self.cuts[-1], batch, parts),), flying, returns=True)
 
-    def _prefill_parts(self, batch: float) -> PassParts:
+    def _prefill_parts(self, batch: float) -> tuple[PassParts, ...]:
         return prefill_parts(self.assumed, self.cuts[0], np.array([batch]), prompts_of(self.assumed), self.device)
 
     def _decode_parts(self, batch: float) -> Drafted:
@@ -175,8 +176,9 @@ class ServedRow:
 
     def _prefill_factors(self, batch: float) -> dict[str, float]:
         serving, prompts, parts = self.assumed.software.serving, prompts_of(self.assumed), self._prefill_parts(batch)
-        closed = timed(prefilled(self.assumed, self.cuts[0], parts, prompts), serving, serving.prefill_efficiency)
-        return _over(self._times(self._prefill(batch, parts), "prefill"), closed.overlapped(prompts.chunks))
+        works = prefilled(self.assumed, self.cuts[0], parts, prompts)
+        closed = through_stages(works, prompts.chunks, serving, serving.prefill_efficiency)
+        return _over(self._times(self._prefill(batch, parts), "prefill"), closed)
 
     def _decode_factors(self, batch: float, flying: int) -> dict[str, float]:
         parts = self._decode_parts(batch)

@@ -69,13 +69,18 @@ class BlockLayers:
 
 @dataclass(frozen=True)
 class Turns:
-    """How an engine's batches go through its stages: ``flying`` at a time, ``count`` passes in all; ``returns``: each starts again when the
-    last stage has its tokens, else all are there from the start."""
+    """How an engine's batches go through its stages: ``flying`` at a time, each pass of one of the ``lengths``; ``returns``: each starts
+    again when the last stage has its tokens, else all are there from the start."""
 
     stages: int
     flying: int
-    count: int
+    lengths: tuple[int, ...]
     returns: bool
+
+    @property
+    def count(self) -> int:
+        """Passes in all."""
+        return len(self.lengths)
 
 
 @dataclass(frozen=True)
@@ -103,23 +108,29 @@ class Marks:
     ends: list[After] = field(default_factory=list)
 
 
-def write_stage(script: Script, nodes: EngineNodes, share: StageShare, turns: Turns) -> Marks:
-    """Writes all passes of one stage."""
-    last, marks = share.stage == turns.stages - 1, Marks()
+def write_stage(script: Script, passes: Sequence[tuple[EngineNodes, StageShare]], turns: Turns) -> Marks:
+    """Writes all passes of one stage.
+
+    Args:
+        passes: how the layers of a pass of each length become nodes, and what the stage has of it.
+    """
+    stage = passes[0][1].stage
+    last, marks = stage == turns.stages - 1, Marks()
     after: After = ()
-    check_size(turns.count * len(share.kinds) * turns.stages, "to write")
-    for turn in range(turns.count):
-        comes_back = turns.returns and turns.stages > 1 and turn >= turns.flying and share.stage == 0
+    check_size(turns.count * len(passes[0][1].kinds) * turns.stages, "to write")
+    for turn, length in enumerate(turns.lengths):
+        nodes, share = passes[length]
+        comes_back = turns.returns and turns.stages > 1 and turn >= turns.flying and stage == 0
         arrived: After = ()
-        if share.stage or comes_back:
-            size = share.hop if share.stage else share.tokens
-            arrived = script.receive((), "previous", size, "pp", _tag(turns, turn, share.stage))
+        if stage or comes_back:
+            size = share.hop if stage else share.tokens
+            arrived = script.receive((), "previous", size, "pp", _tag(turns, turn, stage))
         marks.arrives.append(arrived[0] if arrived else -1)
         marks.begins.append(len(script))
         after = _pass(script, nodes, share, (*after, *arrived), last)
         marks.ends.append(after)
         if not last:
-            script.send(after, "next", Message(share.hop, share.seconds, "pp", _tag(turns, turn, share.stage + 1), PIPELINE))
+            script.send(after, "next", Message(share.hop, share.seconds, "pp", _tag(turns, turn, stage + 1), PIPELINE))
         elif turns.returns and turns.stages > 1 and turn + turns.flying < turns.count:
             tag = _tag(turns, turn + turns.flying, 0)
             script.send(after, "next", Message(share.tokens, 0.0, "pp", tag, PIPELINE))

@@ -14,7 +14,8 @@ from rapid_dse.config.software.serving_settings import ServingSettings
 from rapid_dse.device import OperatorModel
 from rapid_dse.parallel.engines import Degrees
 from rapid_dse.simulate.inference.engine_memory import Room, room
-from rapid_dse.simulate.inference.passes import EnginePass, PassWork, Prompts, drafted_work, prefill_work, timed
+from rapid_dse.simulate.inference.passes import EnginePass, PassWork, drafted_work, prefill_parts, prefilled, through_stages
+from rapid_dse.simulate.inference.prompts import WHOLE, Chunks, Prompts, chunks_of
 
 FloatColumn = NDArray[np.float64]
 IntColumn = NDArray[np.int64]
@@ -26,19 +27,27 @@ MOST_PLACES = 16_384  # multiples of such a part: a table that stays in cache
 
 @dataclass(frozen=True)
 class StepGrid:
-    """What a pass takes alone at each of ``batches`` (ascending, ``(n_batches,)``): columns of ``work`` are ``(n_batches, n_kinds)``.
+    """What a pass takes alone at each of ``batches`` (ascending, ``(n_batches,)``), or several that follow each other, those of each length
+    of ``chunks`` together: columns of ``works`` are ``(n_batches, n_kinds)``.
 
     ``scale``: what a backend found of it over what the closed forms have, by column of ``EnginePass`` (or ``compute``, all kernels),
     ``(n_batches, 1)`` each.
     """
 
     batches: FloatColumn
-    work: PassWork
+    works: tuple[PassWork, ...]
+    chunks: tuple[Chunks, ...] = (WHOLE,)
     scale: Mapping[str, FloatColumn] = field(default_factory=dict)
 
-    def passes(self, serving: ServingSettings, efficiency: float = 1.0, chunks: int = 1) -> EnginePass:
-        """The passes as the framework runs them, ``chunks`` of each after one another through the stages."""
-        times = timed(self.work, serving, efficiency).overlapped(chunks)
+    @property
+    def work(self) -> PassWork:
+        """Of passes of all lengths."""
+        first, *others = self.works
+        return sum(others, first)
+
+    def passes(self, serving: ServingSettings, efficiency: float = 1.0) -> EnginePass:
+        """The passes as the framework runs them, after one another through the stages."""
+        times = through_stages(self.works, self.chunks, serving, efficiency)
         factors = {name: factor for name, factor in self.scale.items() if name != "compute"}
         if "compute" in self.scale:
             factors |= dict.fromkeys(("products", "attention", "small", "experts"), self.scale["compute"])
@@ -47,7 +56,7 @@ class StepGrid:
     def at(self, kind: IntColumn, batch: FloatColumn) -> Between:
         """Where a batch lies between the grid's, for rows of these kinds."""
         upper = self._above(batch)
-        lower, kinds = upper - 1, self.work.products.shape[1]
+        lower, kinds = upper - 1, self.works[0].products.shape[1]
         low = self.batches.take(lower)
         share = np.minimum(np.maximum((batch - low) / (self.batches.take(upper) - low), 0.0), 1.0)
         below = lower * kinds + kind
@@ -139,8 +148,15 @@ def costs(scenario: Scenario, cut: Degrees, most: float, device: OperatorModel) 
     return Costs(
         cut=cut,
         room=memory,
-        decode=_grid(batches, cut, lambda kinds, rows: drafted_work(scenario, kinds, rows, device)),
-        prefill=_grid(of_prompts, cut, lambda kinds, rows: prefill_work(scenario, kinds, rows, prompts, device)),
+        decode=_grid(batches, cut, lambda kinds, rows: (drafted_work(scenario, kinds, rows, device),)),
+        prefill=replace(
+            _grid(
+                of_prompts,
+                cut,
+                lambda kinds, rows: prefilled(scenario, kinds, prefill_parts(scenario, kinds, rows, prompts, device), prompts),
+            ),
+            chunks=prompts.chunks,
+        ),
         together=np.full(len(cut.tp), together),
         prompts=prompts,
     )
@@ -151,10 +167,11 @@ def prompts_of(scenario: Scenario) -> Prompts:
     work = scenario.workload
     prompt, _ = work.lengths
     queries = max(1.0, prompt * (1.0 - work.prefix_hit))
-    return Prompts(queries, float(prompt), int(np.ceil(queries / float(scenario.software.serving.max_batched_tokens))))
+    return Prompts(queries, float(prompt), chunks_of(queries, float(scenario.software.serving.max_batched_tokens)))
 
 
-def _grid(batches: FloatColumn, cut: Degrees, priced: Callable[[Degrees, FloatColumn], PassWork]) -> StepGrid:
+def _grid(batches: FloatColumn, cut: Degrees, priced: Callable[[Degrees, FloatColumn], tuple[PassWork, ...]]) -> StepGrid:
     kinds = len(cut.tp)
     every = cut.take(np.tile(np.arange(kinds), len(batches)))
-    return StepGrid(batches, priced(every, np.repeat(batches, kinds)).reshaped(len(batches), kinds))
+    works = priced(every, np.repeat(batches, kinds))
+    return StepGrid(batches, tuple(work.reshaped(len(batches), kinds) for work in works))

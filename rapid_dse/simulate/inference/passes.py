@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from itertools import pairwise
@@ -20,6 +21,7 @@ from rapid_dse.interconnect import transfer
 from rapid_dse.parallel.engines import Degrees
 from rapid_dse.simulate.inference.pass_parts import PassParts, parts_of
 from rapid_dse.simulate.inference.products import Product, attention_products, dense_layers, dense_products, expert_products
+from rapid_dse.simulate.inference.prompts import Chunks, Prompts
 from rapid_dse.simulate.inference.served_kernels import KernelCost, decode_attention, over_windows, prefill_attention
 
 FloatColumn = NDArray[np.float64]
@@ -97,13 +99,20 @@ class EnginePass:
         """Seconds of the pass."""
         return self.compute + self.tp + self.cp + self.ep + self.pp
 
-    def overlapped(self, chunks: int) -> EnginePass:
-        """The same as ``chunks`` passes of equal length of which each follows the one before through the stages: the first goes through all
-        of them, the others end as the slowest stage does."""
-        if chunks == 1:
+    def overlapped(self, count: int, ahead: int = 0) -> EnginePass:
+        """The same as ``count`` passes of equal length of which each follows the one before through the stages, behind ``ahead`` others.
+
+        The first of all goes through all stages, and each behind it ends as late as the slowest stage takes.
+        """
+        whole = 0.0 if ahead else 1.0
+        if count == whole:
             return self
-        share = (1.0 + (chunks - 1.0) * self.slowest / self.total) / chunks
+        share = (whole + (count - whole) * self.slowest / self.total) / count
         return replace(self, **{name: getattr(self, name) * share for name in _SECONDS})
+
+    def __add__(self, other: EnginePass) -> EnginePass:
+        """This pass, then the other."""
+        return EnginePass(*(getattr(self, field.name) + getattr(other, field.name) for field in fields(self)))
 
 
 _SECONDS = ("products", "attention", "small", "experts", "tp", "cp", "ep", "pp")
@@ -146,13 +155,14 @@ def _latencies(work: PassWork, serving: ServingSettings) -> tuple[FloatColumn, F
     return a_layer, (experts + work.ep_calls * serving.collective_latency) / np.maximum(1.0, work.expert_layers)
 
 
-@dataclass(frozen=True)
-class Prompts:
-    """Prompts that are computed in passes of so many sequences: ``queries`` tokens of each, the last of ``keys``, in ``chunks`` passes."""
-
-    queries: float
-    keys: float
-    chunks: int
+def through_stages(works: Sequence[PassWork], chunks: Sequence[Chunks], serving: ServingSettings, efficiency: float) -> EnginePass:
+    """All passes of some prompts, of which each follows the one before through the stages; ``works``: of all of a length together."""
+    whole, ahead = None, 0
+    for work, of_length in zip(works, chunks, strict=True):
+        one = timed(work, serving, efficiency).overlapped(of_length.count, ahead)
+        whole, ahead = one if whole is None else whole + one, ahead + of_length.count
+    assert whole is not None
+    return whole
 
 
 def decode_parts(scenario: Scenario, cut: Degrees, rows: FloatColumn, device: OperatorModel, queries: float = 1.0) -> PassParts:
@@ -216,18 +226,23 @@ def drafting(scenario: Scenario) -> Scenario:
     return scenario.model_copy(update={"model": layer})
 
 
-def prefill_parts(scenario: Scenario, cut: Degrees, sequences: FloatColumn, prompts: Prompts, device: OperatorModel) -> PassParts:
-    """One of the passes that compute ``sequences`` prompts of an attention rank; the head sees the last token of each.
+def prefill_parts(
+    scenario: Scenario, cut: Degrees, sequences: FloatColumn, prompts: Prompts, device: OperatorModel
+) -> tuple[PassParts, ...]:
+    """One pass of each length that compute ``sequences`` prompts of an attention rank; the head sees the last token of each.
 
     Below one, so large a share of attention's ranks has a prompt, and the others wait for it.
     """
-    most, share = np.maximum(1.0, sequences), np.minimum(1.0, sequences)
+    most = np.maximum(1.0, sequences)
     attention = over_windows(scenario, lambda step: prefill_attention(step, cut, most, prompts.queries, prompts.keys, device))
-    tokens = np.maximum(1.0, most * prompts.queries / cut.cp / prompts.chunks)
-    ends = np.maximum(1.0, most / prompts.chunks)
-    parts = parts_of(scenario, cut, (tokens, ends, share), attention.times(1.0 / prompts.chunks), device, decoding=False)
-    busy = {name: replace(part, joules=part.joules * share) for name in _ON_ITS_OWN if (part := getattr(parts, name)) is not None}
-    return replace(parts, **busy)
+    every = []
+    for chunk in prompts.chunks:
+        tokens = np.maximum(1.0, most * prompts.queries / cut.cp * chunk.share)
+        counts = tokens, np.maximum(1.0, most * chunk.share), np.minimum(1.0, sequences)
+        parts = parts_of(scenario, cut, counts, attention.times(chunk.share), device, decoding=False)
+        busy = {name: replace(part, joules=part.joules * counts[2]) for name in _ON_ITS_OWN if (part := getattr(parts, name)) is not None}
+        every.append(replace(parts, **busy))
+    return tuple(every)
 
 
 _ON_ITS_OWN = ("around", "attention", "head")  # parts of an attention rank with its own tokens alone
@@ -235,12 +250,13 @@ _ON_ITS_OWN = ("around", "attention", "head")  # parts of an attention rank with
 
 def prefill_work(scenario: Scenario, cut: Degrees, sequences: FloatColumn, prompts: Prompts, device: OperatorModel) -> PassWork:
     """All of these passes, one after the other."""
-    return prefilled(scenario, cut, prefill_parts(scenario, cut, sequences, prompts, device), prompts)
+    first, *others = prefilled(scenario, cut, prefill_parts(scenario, cut, sequences, prompts, device), prompts)
+    return sum(others, first)
 
 
-def prefilled(scenario: Scenario, cut: Degrees, parts: PassParts, prompts: Prompts) -> PassWork:
-    """The work of all passes, of which one has these parts."""
-    return _combined(scenario, cut, parts).times(prompts.chunks)
+def prefilled(scenario: Scenario, cut: Degrees, parts: Sequence[PassParts], prompts: Prompts) -> tuple[PassWork, ...]:
+    """The work of all passes of each length, of which one has these parts."""
+    return tuple(_combined(scenario, cut, one).times(chunk.count) for one, chunk in zip(parts, prompts.chunks, strict=True))
 
 
 def _combined(scenario: Scenario, cut: Degrees, parts: PassParts, drafts: PassWork | None = None) -> PassWork:

@@ -96,7 +96,7 @@ class SteppingEngine:
         layers, prompts = scenario.model.num_hidden_layers, costs.prefill.work
         self.launches = float(launched(scenario, layers, layers - dense_layers(scenario.model)))
         self.decode_pass = costs.decode.passes(software.serving)
-        self.prefill_pass = prefill = costs.prefill.passes(software.serving, software.serving.prefill_efficiency, costs.prompts.chunks)
+        self.prefill_pass = prefill = costs.prefill.passes(software.serving, software.serving.prefill_efficiency)
         self.decode_total = self.decode_pass.total
         plain = launched(scenario, prompts.layers, 0.0)
         self.prefill_total = np.maximum(self.prefill_pass.total, plain)
