@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from itertools import pairwise
 
+import numpy as np
 import pytest
 from discrete_engine import DiscreteEngine, DiscretePool
-from serving_trials import cut, priced, scenario
+from serving_trials import cut, engines, priced, scenario
 
+from rapid_dse.simulate.inference.held_prompts import error_let_go, let_go_together
 from rapid_dse.simulate.inference.pools import handed_over
 
 ALIKE = {"model__max_position_embeddings": None, "workload__length_spread": 0.3}
@@ -48,15 +50,18 @@ def test_requests_of_few_tokens_decode_no_faster_the_more_there_are(software: st
 def test_prompts_that_are_held_for_other_ranks_interrupt_decoding_as_often_as_one_by_one(wait: int, within: float) -> None:
     """Held for all ranks, from two requests on each of them. With fewer nearly each that ends leaves its rank with nothing to decode, for
     which all others' prompts are let go: on the discrete engine tokens then come later than with more requests, 12.7 ms with 12 of them and
-    7.3 with 16; in closed form no later, and the first one within a third."""
+    7.3 with 16; in closed form no later, which the error to expect counts, and the first one within a third."""
     changes = ALIKE | BALANCE | {"software__attention_dp_wait": wait, "workload__length_spread": 0.2}
     of = scenario("h200", "deepseek_v3", "tensorrt_llm", **changes)
     engine, loads = DiscreteEngine(of, BALANCED), (4, 8, 12, 16, 32, 64)
     fared = [engine.serve(running, 500) for running in loads]
-    found = priced(of, *(BALANCED | {"concurrency": running, "num_prompts": FOR_EVER} for running in loads))
-    for running, one, tpot, rate in zip(loads, fared, found.tpot_s, found.requests_per_s, strict=True):
+    rows = [BALANCED | {"concurrency": running, "num_prompts": FOR_EVER} for running in loads]
+    found = priced(of, *rows)
+    let_go = error_let_go(of, engines(*rows), vars(found))
+    assert (let_go > 0).tolist() == [wait > 0 and running < 16 for running in loads]
+    for running, one, tpot, rate, error in zip(loads, fared, found.tpot_s, found.requests_per_s, let_go, strict=True):
         if wait and running < 16:
-            assert tpot < one.tpot
+            assert 1.0 - tpot / one.tpot == pytest.approx(error, abs=0.07)
             assert rate > one.rate
         else:
             assert tpot == pytest.approx(one.tpot, rel=within)
@@ -64,6 +69,13 @@ def test_prompts_that_are_held_for_other_ranks_interrupt_decoding_as_often_as_on
     assert all(more > less for less, more in pairwise(found.tpot_s))
     assert (fared[3].tpot < 0.7 * fared[2].tpot) == (wait > 0)
     assert found.ttft_s[:4] == pytest.approx([one.ttft for one in fared[:4]], rel=1 / 3)
+
+
+def test_prompts_that_are_let_go_together_are_counted_by_hand() -> None:
+    """On two ranks. Of three requests the one alone on its rank ends first (1/3), or after one of the other two (2/3 · 1/2, and is let go
+    by itself), or the second of these: 5/3 ends, 4/3 passes. Of four the second end, of three, is on the same rank, or the third is."""
+    found = let_go_together(np.full(4, 2.0), np.array([1.0, 2.0, 3.0, 4.0]))
+    assert found == pytest.approx([1.0, 1.0, 5 / 4, 1 + 1 + 2 / 3])
 
 
 @pytest.mark.parametrize("degrees", [{"tp": 1, "attention_dp": 8, "ep": 8}, {"tp": 8, "attention_dp": 1, "ep": 8}])

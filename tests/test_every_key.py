@@ -347,7 +347,7 @@ def outcome(name: str, changes: dict[str, Any]) -> str:
     columns = {each.name: np.asarray(getattr(priced, each.name)).tolist() for each in fields(Priced)}
     files = sorted({path.suffix for path in Path().rglob("*") if path.is_file()}) if scenario.backend.artifacts.wanted else []
     peaks = logged_peak(scenario, layouts).tolist() if scenario.workload.kind == "training" else []
-    return repr((judged(scenario, layouts).expected_error.tolist(), columns, files, peaks))
+    return repr((judged(scenario, layouts, vars(priced)).expected_error.tolist(), columns, files, peaks))
 
 
 @cache

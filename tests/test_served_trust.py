@@ -77,9 +77,23 @@ def test_of_boxes_that_all_lack_a_chip_the_nearest_in_the_rest_is_named() -> Non
 def test_what_is_not_offered_is_said_of_a_row_that_lies_inside() -> None:
     row = engines({"tp": 2, "num_gpus": 2, "concurrency": 8})
     inside = BOX.model_copy(update={"parameters": (1e9, 1e11)})
-    said = judged(of(inside, software__offers__parallelisms=["pp"]), row)
-    assert judged(of(inside), row).texts == ()
+    said = judged(of(inside, software__offers__parallelisms=["pp"]), row, {})
+    assert judged(of(inside), row, {}).texts == ()
     assert (said.texts, said.outside.tolist()) == (("tp > 1: not offered by vllm",), [0])
+
+
+def test_prompts_that_are_let_go_sooner_than_priced_widen_the_error_and_are_named() -> None:
+    """With fewer than two requests on each of eight attention ranks, of lengths of their own: with 12 nearly half of a token's time, as the
+    discrete engine has it (tests/test_discrete_serving.py), with 24 none."""
+    changes = {"workload__prompt_len": 7000, "workload__decode_len": 127, "workload__precision": "fp8", "model__num_hidden_layers": 13}
+    for software, spread, widened in (("tensorrt_llm", 0.2, True), ("tensorrt_llm", 0.0, False), ("sglang", 0.2, False)):
+        trial = scenario("h200", "deepseek_v3", software, workload__length_spread=spread, **changes)
+        rows = [{"num_gpus": 8, "tp": 1, "attention_dp": 8, "ep": 8, "concurrency": running} for running in (12, 24)]
+        found, plain = judged(trial, engines(*rows), vars(priced(trial, *rows))), trust(trial, engines(*rows))
+        told = [code >= 0 and "prompts are let go sooner than priced" in found.texts[code] for code in found.outside]
+        assert told == [widened, False]
+        assert found.expected_error[1] == plain.expected_error[1]
+        assert found.expected_error[0] ** 2 - plain.expected_error[0] ** 2 == pytest.approx(0.45**2 * widened, rel=0.3, abs=1e-12)
 
 
 def test_the_nearest_box_counts_and_pools_are_a_kind_of_their_own() -> None:

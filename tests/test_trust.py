@@ -184,7 +184,7 @@ def test_a_mixed_table_is_what_its_rows_are_alone() -> None:
 
 def test_what_is_not_offered_stands_before_what_was_not_measured() -> None:
     scenario = measured(software__enforce=False, software="megatron_lm")
-    found = judged(scenario, trials.layouts(ROW, ROW | {"schedule": "zero_bubble"}))
+    found = judged(scenario, trials.layouts(ROW, ROW | {"schedule": "zero_bubble"}), {})
     said = [found.texts[code] if code >= 0 else None for code in found.outside]
     assert said == [None, "schedule zero_bubble: not offered by megatron_lm; schedule (measured: 1f1b)"]
 

@@ -10,6 +10,7 @@ from rapid_dse.interconnect.closed_form import with_closed_form
 from rapid_dse.parallel.engines import Engines
 from rapid_dse.simulate.inference.pricing import System, prepare, system
 from rapid_dse.simulate.results import MEMORY_TERMS, TIME_TERMS, Priced
+from rapid_dse.simulate.trust import Trust
 from rapid_dse.sweep import figures, listing, ranked
 from rapid_dse.sweep import show as show_rows
 from rapid_dse.sweep.outside import judged
@@ -60,7 +61,7 @@ def show(out: Console, portion: Portion, priced: Priced) -> None:
         for line in listing.sum_lines(title, name, total, terms):
             out.print(line, highlight=False, markup=False, soft_wrap=True)
     out.print()
-    for line in _summary(portion, row):
+    for line in _summary(portion, row, judged(portion.scenario, portion.layouts, vars(priced))):
         listing.say(out, line)
     if not row["fits"]:
         ranked.show_changes(out, Priceable(portion.scenario, portion.layouts), Aim("step_time_s", 1))
@@ -72,8 +73,7 @@ def _parts(system: System, whole: float) -> list[tuple[str, float]]:
     return [(text, float(getattr(step, name)[0] / step.compute[0]) * whole) for name, text in PARTS.items()]
 
 
-def _summary(portion: Portion, row: dict[str, float]) -> list[str]:
-    trust = judged(portion.scenario, portion.layouts)
+def _summary(portion: Portion, row: dict[str, float], trust: Trust) -> list[str]:
     known = float(trust.expected_error[0])
     error = "(error not known)" if math.isnan(known) else show_rows.expected_text(known)
     token = "no further tokens" if math.isnan(row["tpot_s"]) else f"{figures.seconds(row['tpot_s'])} {error} a token"

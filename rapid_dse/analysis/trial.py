@@ -53,7 +53,7 @@ def show(out: Console, portion: Portion, priced: Priced) -> None:
         out.print()
         for line in listing.sum_lines(title, name, float(row[name]), terms):
             out.print(line, highlight=False, markup=False, soft_wrap=True)
-    trust = judged(portion.scenario, portion.layouts)
+    trust = judged(portion.scenario, portion.layouts, vars(priced))
     known = float(trust.expected_error[0])
     error = "(error not known: nothing alike was measured)" if math.isnan(known) else show_rows.expected_text(known)
     out.print()

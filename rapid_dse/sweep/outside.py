@@ -3,7 +3,9 @@ that was measured had."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -55,9 +57,32 @@ def outside(scenario: Scenario, layouts: Layouts) -> tuple[NDArray[np.int32], li
     return codes[kind], texts
 
 
-def judged(scenario: Scenario, layouts: Layouts) -> Trust:
-    """Both columns: what is not offered stands before what was not measured."""
-    trusted_rows, (codes, texts) = trust(scenario, layouts), outside(scenario, layouts)
+def judged(scenario: Scenario, layouts: Layouts, results: Mapping[str, Any]) -> Trust:
+    """Both columns: what is not offered stands before what was not measured, and that before what is not priced.
+
+    Args:
+        results: columns of the layouts by name, those of ``Priced``, or the numbers of one; of training none is looked at.
+    """
+    trusted_rows = _joined(*outside(scenario, layouts), trust(scenario, layouts))
+    return _let_go(scenario, layouts, trusted_rows, results) if isinstance(layouts, engines.Engines) else trusted_rows
+
+
+def _let_go(scenario: Scenario, layouts: engines.Engines, trusted_rows: Trust, results: Mapping[str, Any]) -> Trust:
+    """The same, with the error of prompts that are priced as held back and are let go sooner, in quadrature."""
+    if not scenario.software.serving.attention_dp_wait or not (layouts.attention_dp > 1).any():
+        return trusted_rows
+    from rapid_dse.simulate.inference.held_prompts import LET_GO, TOLD, error_let_go  # with what prices requests: where there are any
+
+    more = error_let_go(scenario, layouts, results)
+    if not (told := more > TOLD).any():
+        return trusted_rows
+    error = np.where(told, np.hypot(trusted_rows.expected_error, more), trusted_rows.expected_error)
+    widened = Trust(error, np.where(told, 0, -1), (LET_GO,))
+    return _joined(trusted_rows.outside, trusted_rows.texts, widened)
+
+
+def _joined(codes: NDArray[Any], texts: Sequence[str], trusted_rows: Trust) -> Trust:
+    """Rows of which more is said: texts, and an index into them for each row (-1: none), before what lies outside."""
     if not texts:
         return trusted_rows
     pairs = (codes + 1) * (len(trusted_rows.texts) + 1) + trusted_rows.outside + 1

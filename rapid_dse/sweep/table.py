@@ -363,7 +363,8 @@ def _trust_columns(portions: Sequence[Portion], outcomes: Sequence[Outcome]) -> 
 def _judged(portion: Portion, outcome: Outcome) -> Trust:
     """How far to trust each row of a portion; nothing is said of rows that were not priced."""
     rows, n_rows = outcome.rows, len(outcome.status)
-    judgement = judged(portion.scenario, portion.layouts if len(rows) == n_rows else portion.layouts.take(rows))
+    results = {} if outcome.priced is None else vars(outcome.priced)
+    judgement = judged(portion.scenario, portion.layouts if len(rows) == n_rows else portion.layouts.take(rows), results)
     if len(rows) == n_rows:
         return judgement
     error, outside = np.full(n_rows, np.nan), np.full(n_rows, -1, np.int64)

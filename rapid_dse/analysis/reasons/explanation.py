@@ -41,7 +41,7 @@ class Explanation:
 
 def explained(of: PricedTrial, against: PricedTrial | None, by: str = "step_time_s", sensitivity: Sensitivity | None = None) -> Explanation:
     """Puts together all that is said of a layout, and of its order to another one."""
-    trust = judged(of.scenario, of.layout)
+    trust = judged(of.scenario, of.layout, of.figures)
     error, outside = float(trust.expected_error[0]), int(trust.outside[0])
     return Explanation(
         of=of,

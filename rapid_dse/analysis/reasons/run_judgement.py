@@ -79,7 +79,7 @@ def judgement(reading: LaunchReading, run: Launched, measured: float | None, com
     """Judges a run."""
     portion = run.portion
     predicted = replace(trial(portion.scenario, portion.layouts, portion.choices), keys=portion.keys)
-    trust = judged(portion.scenario, portion.layouts)
+    trust = judged(portion.scenario, portion.layouts, predicted.figures)
     error, outside = float(trust.expected_error[0]), int(trust.outside[0])
     known = None if np.isnan(error) else error
     offered = trial(turned(predicted.scenario, "software.enforce", True), portion.layouts, portion.choices)
