@@ -637,6 +637,16 @@ def test_four_bit_weights_are_read_as_their_kernels_do() -> None:
     assert seconds[1] == pytest.approx(by_hand + of.hw.kernel_latency, rel=0.06)
 
 
+def test_a_cache_of_32_bits_is_read_in_twice_the_time_of_16() -> None:
+    """64 sequences of 8,192 tokens, 8 heads of keys of 128, on an H200: 2.1 GB in 16 bits."""
+    found = []
+    for cache in ("bf16", "fp32"):
+        of = scenario("h200", workload__kv_precision=cache, hw__efficiency__sustained=1.0)
+        found.append(decode_attention(of, ONE, np.full(1, 64.0), 8192.0, 1.0, operator_model(of.hw)).seconds[0])
+    read = 64 * 8192 * 2 * 8 * 128 * 2 / (of.hw.memory.bandwidth * of.hw.efficiency.memory)
+    assert found[1] - found[0] == pytest.approx(read, rel=1e-6)
+
+
 def test_heat_slows_no_cache_that_is_read() -> None:
     """A decode step's attention on a B200: 64 sequences, 8,192 tokens each, 8 heads of keys of 128 in bf16, 2.1 GB. HBM keeps its pace
     where the clock falls (``sustained``), so that what is left of the fall is the tensor cores' share of the time, a fifth."""

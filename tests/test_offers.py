@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import program
 import pytest
+import serving_trials
 import trials
 
 from rapid_dse.config.run import RECOMPUTE
@@ -90,6 +91,40 @@ TABLE: list[tuple[str, dict[str, Any], str | None]] = [
 
 def of(software: str, enforce: bool = True, **changes: Any) -> Scenario:
     return trials.scenario(software=software, software__enforce=enforce, **changes)
+
+
+# (framework, chip, model, engine, workload, None where it is offered, else what the rule names).
+SERVED: list[tuple[str, str, str, dict[str, float], dict[str, Any], str | None]] = [
+    # vLLM docs/serving/expert_parallel_deployment: EP_SIZE = TP_SIZE x DP_SIZE, or tensor parallelism within experts.
+    ("vllm", "h100", "qwen3_30b_a3b", {"tp": 8, "ep": 8}, {}, None),
+    ("vllm", "h100", "qwen3_30b_a3b", {"tp": 8}, {}, None),
+    ("vllm", "h100", "qwen3_30b_a3b", {"tp": 8, "ep": 4}, {}, "ep > 1 with etp > 1"),
+    ("vllm", "h100", "qwen3_30b_a3b", {"prefill_tp": 4, "decode_tp": 4, "decode_ep": 2, "num_gpus": 8}, {}, "ep > 1 with etp > 1"),
+    ("vllm", "h100", "qwen3_30b_a3b", {"tp": 2, "attention_dp": 4, "ep": 8}, {}, None),
+    ("vllm", "h100", "llama3_1_8b", {"tp": 2, "attention_dp": 4}, {}, "attention_dp > 1 of a dense model"),
+    ("vllm", "h100", "llama3_1_8b", {"tp": 4, "cp": 2}, {}, "cp > 1"),
+    ("sglang", "h100", "qwen3_30b_a3b", {"tp": 8, "ep": 4}, {}, None),  # --ep-size
+    ("sglang", "h100", "llama3_1_8b", {"tp": 2, "attention_dp": 4}, {}, None),
+    ("tensorrt_llm", "h100", "qwen3_30b_a3b", {"tp": 8, "ep": 4}, {}, None),  # moe_expert_parallel_size
+    ("tensorrt_llm", "h100", "llama3_1_8b", {"tp": 2, "attention_dp": 4}, {}, "attention_dp > 1 of a dense model"),
+    # vLLM --kv-cache-dtype: auto, bfloat16, fp8, fp8_e4m3, fp8_e5m2; TensorRT-LLM: fp8, nvfp4, and int8 of its engine builder
+    ("vllm", "h100", "llama3_1_8b", {"tp": 8}, {"kv_precision": "fp8"}, None),
+    ("vllm", "b200", "llama3_1_8b", {"tp": 8}, {"kv_precision": "fp4"}, "kv_precision fp4 on b200"),
+    ("vllm", "h100", "llama3_1_8b", {"tp": 8}, {"kv_precision": "int8"}, "kv_precision int8"),
+    ("tensorrt_llm", "h100", "llama3_1_8b", {"tp": 8}, {"kv_precision": "int8"}, None),
+    ("tensorrt_llm", "b200", "llama3_1_8b", {"tp": 8}, {"kv_precision": "fp4"}, None),
+    ("tensorrt_llm", "h100", "llama3_1_8b", {"tp": 8}, {"kv_precision": "fp4"}, "kv_precision fp4 on h100"),
+]
+
+
+@pytest.mark.parametrize(("framework", "hw", "model", "engine", "work", "named"), SERVED)
+def test_what_serving_frameworks_offer(
+    framework: str, hw: str, model: str, engine: dict[str, float], work: dict[str, Any], named: str | None
+) -> None:
+    of = serving_trials.scenario(hw, model, framework, software__enforce=True, **{f"workload__{key}": value for key, value in work.items()})
+    rule, texts = broken_rules(serving_trials.engines({"num_gpus": 8, "concurrency": 8, **engine}), of)
+    assert (rule[0] < 0) == (named is None)
+    assert named is None or f"{framework} does not offer {named}" in texts[rule[0]]
 
 
 @pytest.mark.parametrize(("software", "row", "lacks"), TABLE)

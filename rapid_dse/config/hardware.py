@@ -29,6 +29,7 @@ from rapid_dse.config.units import shortened
 
 # ``int8`` and ``int4``: weights of 8 and 4 bits under 16-bit arithmetic; ``fp4``: NVFP4, weights and inputs of products of 4 bits.
 Precision = Literal["fp32", "tf32", "bf16", "fp16", "fp8", "fp4", "int8", "int4"]
+KvPrecision = Literal["fp32", "bf16", "fp16", "fp8", "fp4", "int8", "int4"]
 # Bytes of an operand of a product. TF32 is a mode of the tensor cores: its operands are stored as fp32.
 # Bytes an element, with its share of the scales where hardware scales blocks: NVFP4 has a byte for 16 elements.
 NARROW_BYTES: dict[str, float] = {"fp8": 1.0, "fp4": 0.5625}

@@ -11,7 +11,7 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from rapid_dse.config.effects import COMMAND, TRAINED, Only, Where
 from rapid_dse.config.fields import WHOLE, Count, CountOrZero, Degree, Frozen, Share, ShareOrPercent, ShareOrZero, Tokens
-from rapid_dse.config.hardware import Parallelism, Precision
+from rapid_dse.config.hardware import KvPrecision, Parallelism, Precision
 from rapid_dse.config.lora_names import ALL_LINEAR, HUGGING_FACE_MODULES, MEGATRON_MODULES, LoraTarget
 from rapid_dse.config.model_kinds import NOT_SERVED, ONE_PASS
 from rapid_dse.config.recompute_entries import ModuleSum
@@ -39,7 +39,6 @@ LORA = Only(Where("workload.trainable", ("lora",)), refused=True)
 STUDY = Only(Where("search.name", ("optuna",)))
 
 # YAML reads the bare words none and null alike.
-KvPrecision = Literal["fp32", "bf16", "fp16", "fp8", "fp4", "int8", "int4"]
 _NoneWord = BeforeValidator(lambda value: "none" if value is None else value)
 
 

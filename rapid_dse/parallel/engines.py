@@ -215,8 +215,33 @@ def unoffered(engines: Engines, scenario: Scenario) -> list[Unoffered]:
             for pool in POOLS if name != "cp" else ():
                 above = above | (getattr(engines, f"{pool}_{name}") > 1)
             rules.append(Unoffered(f"{name} > 1", f"{name} > 1", f"dp{''.join(f', {other}' for other in offers.parallelisms)}", above))
+    rules += _served_alone(engines, scenario)
     if "pools" not in offers.parallelisms:
         rules.append(Unoffered("pools of prefill and decode", "pools of prefill and decode", listed(offers.parallelisms), engines.pooled))
+    return rules
+
+
+def _served_alone(engines: Engines, scenario: Scenario) -> list[Unoffered]:
+    """What of inference alone the framework does not offer: how experts and attention are cut, and the cache's precision."""
+    offers, experts, cache = scenario.software.offers, scenario.model.num_experts, scenario.workload.kv_precision
+    cuts = [(engines.degrees(), ~engines.pooled), *((engines.degrees(pool), engines.pooled) for pool in POOLS)]
+    none, rules = np.zeros(len(engines), bool), []
+    if experts and "etp" not in offers.parallelisms:
+        both = none.copy()
+        for cut, where in cuts:
+            both |= where & (cut.ep > 1) & (cut.etp > 1)
+        setting = "ep > 1 with etp > 1"
+        rules.append(Unoffered(setting, setting, "ep = 1, or ep = tp · attention_dp", both))
+    if ("experts" if experts else "dense") not in offers.attention_dp_of:
+        copied = none.copy()
+        for cut, where in cuts:
+            copied |= where & (cut.attention_dp > 1)
+        setting = f"attention_dp > 1 of {'experts' if experts else 'a dense model'}"
+        rules.append(Unoffered(setting, setting, "dp, engines beside one another", copied))
+    if cache is not None and (cache not in offers.kv_precisions or (cache == "fp4" and "fp4" not in scenario.hw.precisions)):
+        offered = [precision for precision in offers.kv_precisions if precision != "fp4" or "fp4" in scenario.hw.precisions]
+        setting = f"kv_precision {cache}"
+        rules.append(Unoffered(setting, f"{setting} on {scenario.hw.name}", listed(offered), ~none))
     return rules
 
 

@@ -1,4 +1,4 @@
-"""What a training framework offers: the settings that its jobs can be launched with as it stands."""
+"""What a framework offers: the settings that its jobs can be launched with as it stands."""
 
 from __future__ import annotations
 
@@ -6,13 +6,15 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator
 
-from rapid_dse.config.effects import TRAINED
+from rapid_dse.config.effects import TRAINED, Only, Where
 from rapid_dse.config.fields import Frozen
-from rapid_dse.config.hardware import Precision
+from rapid_dse.config.hardware import KvPrecision, Precision
 from rapid_dse.config.host_link import OFFLOADED, Offloaded
+from rapid_dse.config.model_kinds import DECODED
 from rapid_dse.config.recompute_entries import ModuleSum
 from rapid_dse.config.schedule_names import PIPELINE_SCHEDULES, PipelineSchedule
 
+SERVED = Only(Where("workload.kind", ("inference",)))
 Zero = Literal[0, 1, 2, 3]
 # YAML reads the bare words none and null alike.
 Mode = Annotated[Literal["none", "selective", "full"], BeforeValidator(lambda value: "none" if value is None else value)]
@@ -27,7 +29,8 @@ class Offers(Frozen):
     workloads: tuple[Literal["training", "inference"], ...] = ("training", "inference")  # what it runs
     # whether low-rank adapters can be trained beside frozen weights
     trainable: Annotated[tuple[Literal["full", "lora"], ...], TRAINED] = ("full", "lora")
-    # Degrees that may be above 1, beside dp; etp: it may be other than tp; pools: prefill and decode on engines of their own.
+    # Degrees that may be above 1, beside dp; etp: it may be other than tp, and of inference above 1 beside ep; pools: prefill and decode on
+    # engines of their own.
     parallelisms: tuple[Literal["tp", "cp", "pp", "ep", "etp", "attention_dp", "pools"], ...] = (
         "tp", "cp", "pp", "ep", "etp", "attention_dp", "pools",
     )  # fmt: skip
@@ -57,3 +60,7 @@ class Offers(Frozen):
     # whether experts' exchanges may overlap (software.expert_overlap) in stages of one chunk at pp > 1
     overlap_without_chunks: Annotated[bool, TRAINED] = True
     precisions: tuple[Precision, ...] = ("bf16", "fp16", "fp8", "tf32", "fp32", "fp4", "int8", "int4")  # precisions of matrix products
+    # Of inference: models whose attention may have copies (attention_dp) that share the other layers, dense ones and those with experts.
+    attention_dp_of: Annotated[tuple[Literal["dense", "experts"], ...], SERVED, DECODED] = ("dense", "experts")
+    # Of inference: precisions of the KV cache that may be asked for (workload.kv_precision); fp4 on chips that multiply 4-bit floats.
+    kv_precisions: Annotated[tuple[KvPrecision, ...], SERVED, DECODED] = ("fp32", "bf16", "fp16", "fp8", "fp4", "int8", "int4")

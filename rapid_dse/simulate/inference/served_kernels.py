@@ -222,7 +222,7 @@ def decode_attention(
         return KernelCost(_latent_decode(scenario, heads * queries, rows, kept, cached), flops, cached, joules)
     call = AttentionCall(kernel=kernel, precision=arithmetic, generation=scenario.software.kernels.library_generation)
     seconds = device.attention(AttentionSizes(rows, heads, kv_heads, queries, kept, width, value), call)
-    if CACHE_BYTES[precision] < CACHE_BYTES.get(arithmetic, 2.0):  # narrow numbers are widened on their way
+    if CACHE_BYTES[precision] != CACHE_BYTES.get(arithmetic, 2.0):  # narrow numbers are widened on their way, wide ones narrowed
         saved = (
             cached * (CACHE_BYTES[arithmetic] / CACHE_BYTES[precision] - 1) / (scenario.hw.memory.bandwidth * scenario.hw.efficiency.memory)
         )
