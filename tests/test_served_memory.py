@@ -31,3 +31,26 @@ def test_an_engine_whose_cache_does_not_hold_one_whole_request_does_not_fit() ->
     """Two H100 have 12 GB each beside half of Llama 3.1 70B: a request of 101,024 tokens takes 16.5, and 8.4 on average."""
     of = scenario(model="llama3_1_70b", workload__prompt_len=1024, workload__decode_len=100_000)
     assert not priced(of, {"tp": 2, "concurrency": 1}).fits[0]
+
+
+def test_a_pool_of_prompts_holds_the_prompts_of_a_pass_and_nothing_that_is_generated() -> None:
+    """At most eight prompts of 1,024 tokens share a step of 8,192. What is generated afterwards lies on eight other GPUs."""
+    pools = {"num_gpus": 9, "prefill_tp": 1, "prefill_workers": 1, "decode_tp": 8, "decode_workers": 1, "concurrency": 256}
+    found = priced(scenario(workload__prompt_len=1024, workload__decode_len=64), pools)
+    assert found.memory_parameters_bytes[0] == pytest.approx(16e9, rel=0.02)
+    prompts = found.memory_kv_cache_bytes[0] / (1024 * A_TOKEN)
+    assert prompts in range(3, 9)
+
+
+def test_the_layer_that_makes_drafts_lies_beside_the_others() -> None:
+    """DeepSeek-V3's module for the next token but one has 11.5 billion parameters beside embedding and head; here over eight GPUs, in fp8,
+    with the router in 16 bits and the latents' down-projections on each. Its cache is a 61st of the others' more."""
+    routed, attention = 257 * 3 * 7168 * 2048, 1536 * 128 * 192 + 512 * 128 * 256 + 128 * 128 * 7168
+    a_gpu = (routed + attention) / 8 + 7168 * (1536 + 512 + 64) + 2 * 256 * 7168
+    row = {"tp": 8, "num_gpus": 8, "concurrency": 8}
+    plain, drafted = (
+        priced(scenario("h200", "deepseek_v3", workload__precision="fp8", **drafts), row)
+        for drafts in ({}, {"workload__draft_tokens": 1, "workload__draft_acceptance": 0.8})
+    )
+    assert drafted.memory_parameters_bytes[0] - plain.memory_parameters_bytes[0] == pytest.approx(a_gpu, rel=1e-3)
+    assert drafted.memory_kv_cache_bytes[0] == pytest.approx(plain.memory_kv_cache_bytes[0] * 62 / 61)

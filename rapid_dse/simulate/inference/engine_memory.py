@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from rapid_dse.config.scenario import Scenario
 from rapid_dse.model.layers.embedding import padded_vocab
 from rapid_dse.parallel.engines import Degrees
-from rapid_dse.simulate.inference.passes import all_products
+from rapid_dse.simulate.inference.passes import all_products, drafting
 from rapid_dse.simulate.inference.products import Product, dense_layers
 from rapid_dse.simulate.inference.served_kernels import cache_a_rank
 from rapid_dse.simulate.inference.widths import ACTIVATION, WEIGHT_BYTES, product_precision
@@ -23,8 +23,8 @@ class Room:
     """Bytes of the worst GPU of an engine, ``(n,)`` each, and the requests that its cache holds.
 
     ``weights`` are all parameters; ``activations`` of the largest step; ``buffers`` what the framework holds beside; ``cache`` what is left
-    for the KV cache under ``software.memory_fraction``; ``a_request`` what a request takes of it on average, and ``ended`` with its last
-    token, of the longest; ``requests``: how many run on an attention rank at most, at least 1.
+    for the KV cache under ``software.memory_fraction``; what a request takes of it (``a_request``) on average, with its ``prompt`` alone, and
+    ``ended``, with its last token, of the longest; ``requests``: how many run on an attention rank at most, at least 1.
     """
 
     weights: FloatColumn
@@ -32,6 +32,7 @@ class Room:
     buffers: FloatColumn
     cache: FloatColumn
     a_request: FloatColumn
+    prompt: FloatColumn
     ended: FloatColumn
     requests: FloatColumn
 
@@ -47,37 +48,50 @@ def room(scenario: Scenario, cut: Degrees) -> Room:
         0.0,
         share * (usable - weights_and_buffers) if software.serving.memory_fraction_of == "rest" else share * usable - weights_and_buffers,
     )
-    a_request, ended = request_bytes(scenario, cut), request_bytes(scenario, cut, ended=True)
+    prompt, generated = scenario.workload.lengths
+    longest = (prompt + generated) * (1.0 + scenario.workload.length_spread)
+    average = longest if software.serving.reserves_whole_requests else prompt + generated / 2.0
+    a_request = request_bytes(scenario, cut, average)
     most = np.minimum(np.floor(kv_memory / a_request), float(software.serving.max_num_seqs))
-    return Room(weights, activations, buffers, kv_memory, a_request, ended, np.maximum(1.0, most))
+    with_prompt, ended = (request_bytes(scenario, cut, tokens) for tokens in (prompt, longest))
+    return Room(weights, activations, buffers, kv_memory, a_request, with_prompt, ended, np.maximum(1.0, most))
 
 
-def request_bytes(scenario: Scenario, cut: Degrees, *, ended: bool = False) -> FloatColumn:
-    """Bytes of the cache that a running request takes on a GPU: on average over its life, or as much as it is promised; ``ended``: that the
-    longest has taken with its last token.
+def request_bytes(scenario: Scenario, cut: Degrees, tokens: float) -> FloatColumn:
+    """Bytes of the cache of a GPU that a request of so many tokens takes.
 
-    A stage of a pipeline has its layers' share. Tokens that a window has passed are dropped.
+    A stage of a pipeline has its layers' share, the last one the layer that makes drafts. Tokens that a window has passed are dropped.
     """
-    model, (prompt, generated) = scenario.model, scenario.workload.lengths
-    longest = 1.0 + scenario.workload.length_spread
-    whole = ended or scenario.software.serving.reserves_whole_requests
-    tokens = float(prompt + generated) * longest if whole else prompt + generated / 2.0
-    tokens = float(np.mean([min(tokens, window or tokens) for window in model.windows]))
-    return np.asarray(cache_a_rank(scenario, cut) * tokens * np.ceil(model.num_hidden_layers / cut.pp) / cut.cp)
+    model = scenario.model
+    seen = float(np.mean([min(tokens, window or tokens) for window in model.windows]))
+    layers = np.ceil(model.num_hidden_layers / cut.pp)
+    if scenario.workload.draft_tokens:
+        layers = np.maximum(layers, model.num_hidden_layers // cut.pp + 1)
+    return np.asarray(cache_a_rank(scenario, cut) * seen * layers / cut.cp)
 
 
 def weight_bytes(scenario: Scenario, cut: Degrees) -> FloatColumn:
-    """Bytes of a GPU's weights: those of its stage's layers, and of embedding and head on the ends of a pipeline."""
+    """Bytes of a GPU's weights, of the stage that has most: those of its layers, and of embedding and head on the ends of a pipeline; where
+    drafts are made, the last stage has the layer that makes them."""
+    model, body = scenario.model, _layers_bytes(scenario, cut)
+    layers = model.num_hidden_layers
+    tables = np.where(cut.pp > 1, 1.0, 1.0 if model.tie_word_embeddings else 2.0)
+    ends = tables * padded_vocab(model, cut.tp) / cut.tp * model.hidden_size * ACTIVATION
+    stage = body * np.ceil(layers / cut.pp) / layers
+    if scenario.workload.draft_tokens:
+        stage = np.maximum(stage, body * (layers // cut.pp) / layers + _layers_bytes(drafting(scenario), cut))
+    return np.asarray(stage + ends)
+
+
+def _layers_bytes(scenario: Scenario, cut: Degrees) -> FloatColumn:
+    """Bytes of the weights of all layers, on a GPU of a single stage."""
     model, ones = scenario.model, np.ones(len(cut.tp))
     dense, layers = dense_layers(model), model.num_hidden_layers
     bytes_: dict[str, FloatColumn] = {"attention": 0 * ones, "mlp": 0 * ones, "experts": 0 * ones}
     for product in all_products(scenario, cut, ones * 1e9, decoding=False):  # so many tokens that every expert is there
         bytes_[product.part] = bytes_[product.part] + _stored(scenario, product)
     count = {"attention": layers, "mlp": dense, "experts": layers - dense}
-    body = sum((bytes_[part] * count[part] for part in bytes_), 0 * ones)
-    tables = np.where(cut.pp > 1, 1.0, 1.0 if model.tie_word_embeddings else 2.0)
-    ends = tables * padded_vocab(model, cut.tp) / cut.tp * model.hidden_size * ACTIVATION
-    return np.asarray(body * np.ceil(layers / cut.pp) / layers + ends)
+    return sum((bytes_[part] * count[part] for part in bytes_), 0 * ones)
 
 
 def _stored(scenario: Scenario, product: Product) -> FloatColumn:

@@ -205,28 +205,33 @@ def _prefill_times(served: Served) -> dict[str, FloatColumn]:
 
 
 def _memory(system: System, static: BoolColumn) -> dict[str, FloatColumn]:
-    """Bytes of the worst GPU, of the worse of two pools."""
-    own = _memory_columns(system.engine, system.served.running, static)
-    if system.prompts is system.engine:
-        return own
-    other = _memory_columns(system.prompts, np.ones(len(static)), static)
-    worse = added(other.values()) > added(own.values())
-    return {name: np.where(worse, other[name], own[name]) for name in own}
-
-
-def _memory_columns(engine: Engine, running: FloatColumn, static: BoolColumn) -> dict[str, FloatColumn]:
-    """Bytes of an engine's GPU; the cache is what the running requests need, or all that there is where they fill it.
+    """Bytes of the worst GPU, of the worse of two pools; the cache is what the running requests need, or all that there is where they fill
+    it.
 
     Of a static batch all requests have all of their tokens in the last step. In a loop one is at its end while the others are where they
-    are on average.
+    are on average. A pool of prompts has those of a pass.
     """
+    own, served = system.engine, system.served
+    room, running = own.costs.room, np.ceil(served.running / own.cut.attention_dp)
+    ended = room.ended[own.kind]
+    looped = np.minimum(room.a_request[own.kind] * (running - 1.0) + ended, room.cache[own.kind])
+    columns = _memory_columns(own, np.where(static, ended * running, np.maximum(looped, ended)))
+    if system.prompts is own:
+        return columns
+    room, kind = system.prompts.costs.room, system.prompts.kind
+    a_pass = room.prompt[kind] * np.ceil(served.together / system.prompts.cut.attention_dp)
+    other = _memory_columns(system.prompts, np.maximum(np.minimum(a_pass, room.cache[kind]), room.prompt[kind]))
+    worse = added(other.values()) > added(columns.values())
+    return {name: np.where(worse, other[name], columns[name]) for name in columns}
+
+
+def _memory_columns(engine: Engine, cache: FloatColumn) -> dict[str, FloatColumn]:
+    """Bytes of an engine's GPU, of whose cache so many are in use."""
     room, kind = engine.costs.room, engine.kind
-    on_a_rank, ended = np.ceil(running / engine.cut.attention_dp), room.ended[kind]
-    looped = np.minimum(room.a_request[kind] * (on_a_rank - 1.0) + ended, room.cache[kind])
     return {
         "parameters": room.weights[kind],
         "activations": room.activations[kind],
-        "kv_cache": np.where(static, ended * on_a_rank, np.maximum(looped, ended)),
+        "kv_cache": cache,
         "framework": room.buffers[kind],
     }
 
