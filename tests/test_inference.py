@@ -542,6 +542,10 @@ def test_experts_must_fit_the_engine() -> None:
             {"workload__prompt_len": 2000, "workload__decode_len": 100, "model__max_position_embeddings": 2048},
             "max_position_embeddings=2048",
         ),
+        (
+            {"workload__prompt_len": 100000, "workload__decode_len": 20000, "workload__length_spread": 0.5},
+            "with workload.length_spread=0.5 up to 180000 tokens; allowed: up to model.max_position_embeddings=131072",
+        ),
         ({"workload__decode_len": 0}, "too small"),
         ({"workload__seq_len": 4096}, "workload.seq_len=4096 has no effect with workload.kind=inference"),
         ({"parallel__zero": 3}, "parallel.zero=3 has no effect"),

@@ -98,10 +98,11 @@ class Scenario(Frozen):
     def _positions_hold_the_request(self) -> Scenario:
         most, work = self.model.max_position_embeddings, self.workload
         if work.kind == "inference" and most is not None:
-            longest = (work.prompt_len or 0) + (work.decode_len or 0)
+            longest = int(((work.prompt_len or 0) + (work.decode_len or 0)) * (1.0 + work.length_spread))
             if longest > most:
+                spread = f", with workload.length_spread={work.length_spread:g} up to" if work.length_spread else " are"
                 raise ValueError(
-                    f"workload.prompt_len={work.prompt_len} and workload.decode_len={work.decode_len} are {longest} tokens; "
+                    f"workload.prompt_len={work.prompt_len} and workload.decode_len={work.decode_len}{spread} {longest} tokens; "
                     f"allowed: up to model.max_position_embeddings={most} together"
                 )
         return self
