@@ -168,7 +168,7 @@ def _report(portion: Portion, overrides: Sequence[str]) -> int:
     runs: dict[str, Run] = {}
     scenario, names = portion.scenario, _artifacts(portion)
     priced = price(scenario, portion.layouts, None if scenario.backend.name == "analytical" else runs.update, names)
-    for text, _ in refused(portion.layouts, priced):
+    for text, _ in refused(scenario, portion.layouts, priced):
         raise ValueError(f"{' '.join(overrides)}: {text}")
     for law, _ in unlawful(priced):
         raise ValueError(f"{' '.join(overrides)}: {law}")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 from serving_trials import priced, scenario
 
+import rapid_dse as rd
+
 A_TOKEN = 32 * 2 * 8 * 128 * 2  # bytes in the cache of Llama 3.1 8B
 SHORT = {"workload__prompt_len": 1024, "workload__decode_len": 8192}
 
@@ -54,3 +56,19 @@ def test_the_layer_that_makes_drafts_lies_beside_the_others() -> None:
     )
     assert drafted.memory_parameters_bytes[0] - plain.memory_parameters_bytes[0] == pytest.approx(a_gpu, rel=1e-3)
     assert drafted.memory_kv_cache_bytes[0] == pytest.approx(plain.memory_kv_cache_bytes[0] * 62 / 61)
+
+
+@pytest.mark.parametrize(("software", "share"), [("vllm", 0.1), ("tensorrt_llm", 0.001)])
+def test_a_share_of_memory_that_holds_no_request_is_a_reason_with_the_least_that_does(software: str, share: float) -> None:
+    """vLLM: "No available memory for the cache blocks. Try increasing gpu_memory_utilization". By hand 16.1 GB of weights, 0.8 of
+    activations, 2 of workspace and 0.27 of one request are 0.23 of 84.2 GB."""
+    asked = {"hw": "h100", "model": "llama3_1_8b", "workload": "inference", "num_gpus": 1, "concurrency": 8, "software": software}
+    with pytest.raises(ValueError, match=rf"software.memory_fraction={share} leaves no room for one request; allowed here: ") as caught:
+        rd.simulate(**asked, **{"software.memory_fraction": share})
+    least = float(str(caught.value).split(": ")[-1].split()[0])
+    assert software != "vllm" or least == pytest.approx(19.2e9 / 84.2e9, abs=0.004)
+    assert rd.simulate(**asked, **{"software.memory_fraction": least})["running_requests"] >= 1
+
+
+def test_where_weights_alone_do_not_fit_no_request_runs() -> None:
+    assert priced(scenario(model="llama3_1_70b"), {"concurrency": 8}).running_requests[0] == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from rapid_dse.config.scenario import Scenario
 from rapid_dse.parallel.engines import Engines
 from rapid_dse.parallel.layouts import Layouts
 
@@ -223,14 +225,29 @@ _OF_TIMES = [_PLACE[f"time_{term}_s"] for term in TIME_TERMS]
 _OF_MEMORY = [_PLACE[f"memory_{term}_bytes"] for term in MEMORY_TERMS]
 
 
-def refused(layouts: Layouts, priced: Priced) -> list[tuple[str, NDArray[np.bool_]]]:
-    """Rows of an open loop that ask for more than the system can serve for ever, by what is said of them."""
+def refused(scenario: Scenario, layouts: Layouts, priced: Priced) -> list[tuple[str, NDArray[np.bool_]]]:
+    """Rows of inference that no system serves, by what is said of them: those of which the framework's share of memory holds no request,
+    and those of an open loop that ask for more than can be served for ever."""
     if not isinstance(layouts, Engines):
         return []
     beyond = (layouts.request_rate > priced.requests_per_s * (1 + 1e-9)) & (layouts.num_prompts == 0)
+    no_room = priced.fits & (priced.running_requests == 0)
     texts: dict[str, NDArray[np.bool_]] = {}
-    for row in np.flatnonzero(beyond).tolist():
-        more = "workload.num_prompts says how many queue up" if priced.fits[row] else "nor does it fit in memory"
-        text = f"cannot keep up: at most {priced.requests_per_s[row]:.4g} requests/s ({more})"
+    for row in np.flatnonzero(beyond | no_room).tolist():
+        text = _no_room(scenario, priced, row) if no_room[row] else _too_many(priced, row)
         texts.setdefault(text, np.zeros(len(layouts), bool))[row] = True
     return list(texts.items())
+
+
+def _too_many(priced: Priced, row: int) -> str:
+    more = "workload.num_prompts says how many queue up" if priced.fits[row] else "nor does it fit in memory"
+    return f"cannot keep up: at most {priced.requests_per_s[row]:.4g} requests/s ({more})"
+
+
+def _no_room(scenario: Scenario, priced: Priced, row: int) -> str:
+    """What is said of an engine whose cache holds no request under ``software.memory_fraction``, with the least that would do."""
+    serving, usable = scenario.software.serving, scenario.hw.memory.usable
+    peak, cache = priced.peak_memory_bytes[row], priced.memory_kv_cache_bytes[row]
+    share = cache / (usable - peak + cache) if serving.memory_fraction_of == "rest" else peak / usable
+    least = math.ceil(share * 1000) / 1000
+    return f"software.memory_fraction={serving.memory_fraction:g} leaves no room for one request; allowed here: {least:g} to 1"

@@ -187,7 +187,7 @@ def _served(
     rows, priced_rows = priced
     if scenario.workload.kind == "training":
         return rows, priced_rows
-    for text, where in refused(layouts.take(rows), priced_rows):
+    for text, where in refused(scenario, layouts.take(rows), priced_rows):
         status[rows[where]], reason[rows[where]] = INVALID, len(reasons)
         reasons.append(text)
     kept = np.flatnonzero(status[rows] != INVALID)

@@ -23,8 +23,8 @@ class Room:
     """Bytes of the worst GPU of an engine, ``(n,)`` each, and the requests that its cache holds.
 
     ``weights`` are all parameters; ``activations`` of the largest step; ``buffers`` what the framework holds beside; ``cache`` what is left
-    for the KV cache under ``software.memory_fraction``; what a request takes of it (``a_request``) on average, with its ``prompt`` alone, and
-    ``ended``, with its last token, of the longest; ``requests``: how many run on an attention rank at most, at least 1.
+    for the KV cache under ``software.memory_fraction``; ``a_request`` what a request takes of it on average, with its ``prompt`` alone, and
+    with its last token, of the longest (``ended``); ``requests``: how many run on an attention rank at most, at least 1.
     """
 
     weights: FloatColumn

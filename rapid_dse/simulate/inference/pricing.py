@@ -40,6 +40,13 @@ class System:
     prompts: Engine
     replicas: FloatColumn
 
+    @property
+    def has_room(self) -> BoolColumn:
+        """Whether the cache holds one whole request, and that of a pool of prompts its prompt."""
+        decoding, prompts = self.engine.costs.room, self.prompts.costs.room
+        whole, prompt = decoding.cache >= decoding.ended, prompts.cache >= prompts.prompt
+        return np.asarray(whole[self.engine.kind] & prompt[self.prompts.kind])
+
 
 def price(scenario: Scenario, layouts: Layouts) -> Priced:
     """Prices legal, resolved engines.
@@ -163,7 +170,8 @@ def _results(scenario: Scenario, layouts: Engines, system: System) -> Priced:
         tpot_s=fared.tpot,
         request_latency_s=fared.life,
         requests_per_s=rate,
-        running_requests=np.minimum(fared.running, fared.capacity) * system.replicas * np.maximum(1, layouts.decode_workers),
+        running_requests=np.where(system.has_room, np.minimum(fared.running, fared.capacity), 0.0)
+        * (system.replicas * np.maximum(1, layouts.decode_workers)),
         **dict.fromkeys((*REQUEST_COSTS, "train_time_s", "train_cost_usd", "train_energy_j", "goodput"), absent),
     )
     return request_costs(scenario, layouts, priced, of_gpus)
