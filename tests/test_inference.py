@@ -682,6 +682,30 @@ def test_experts_rows_are_padded_to_tiles(rows: float, padded: float) -> None:
     assert cost.flops[0] == 2 * 128 * rows * 1536 * 2048
 
 
+@pytest.mark.parametrize(("hw", "measured"), [("h100", 2.8e-3), ("h200", 2.5e-3), ("b200", 0.85e-3)])
+def test_experts_scaled_in_blocks_take_as_long_as_measured(hw: str, measured: float) -> None:
+    """DeepSeek-V3's 32 experts of one rank of 8 with 512 rows each, fp8: TensorRT-LLM took so long with the small kernels around them
+    (aiconfigurator-core 0.12, 16,384 tokens, all experts alike), which move 0.6 GB in an eighth of a millisecond or so."""
+    of = scenario(hw, model="deepseek_v3", workload__precision="fp8")
+    m, experts = np.full(1, 512.0), np.full(1, 32.0)
+    products = [MatMul("up", m, np.full(1, 4096.0), np.full(1, 7168.0), experts, routed=True)]
+    products.append(MatMul("down", m, np.full(1, 7168.0), np.full(1, 2048.0), experts, routed=True))
+    cost = price_products(of, [Product(each, "experts") for each in products], operator_model(of.hw), decoding=False)
+    assert 0.7 < cost.seconds[0] * of.hw.efficiency.sustained / measured < 1.0
+
+
+@pytest.mark.parametrize(("model", "slower"), [("qwen3_30b_a3b", True), ("mixtral_8x7b", False)])
+def test_scales_of_tensors_slow_no_experts(model: str, slower: bool) -> None:
+    """Checkpoints of few experts have one scale a tensor: such experts have fp8's rate, those with scales of blocks half of it."""
+    seconds = {}
+    for precision in ("bf16", "fp8"):
+        of = scenario("h200", model=model, workload__precision=precision)
+        m, n, k, experts = (np.full(1, size) for size in (4096.0, 4096.0, 4096.0, 8.0))
+        products = [Product(MatMul("up", m, n, k, experts, routed=True), "experts")]
+        seconds[precision] = float(price_products(of, products, operator_model(of.hw), decoding=False).seconds[0])
+    assert seconds["fp8"] / seconds["bf16"] == pytest.approx(0.92 if slower else 0.53, rel=0.1)
+
+
 @pytest.mark.parametrize(("hw", "shorter"), [("b200", 0.5), ("h200", 1.0)])
 def test_latents_of_eight_bits_are_multiplied_as_they_are_on_blackwell(hw: str, shorter: float) -> None:
     """256 sequences of 8,192 tokens, 128 heads: products bind, 2 · 128 · (2 · 512 + 64) FLOP a token at 0.6 of the peak."""

@@ -43,6 +43,13 @@ FP4_STREAM = 0.84
 # Rows of the tiles of experts' grouped kernels, least and most: about an expert's mean rows. How many an expert has differs from one to the
 # next, so that on average half a tile of each is padding.
 EXPERT_TILES = (16.0, 128.0)
+# Models with so many experts and more have fp8 checkpoints with a scale for each block of 128 × 128 weights (DeepSeek-V3, Qwen3, MiniMax
+# M2), those with fewer for each tensor or row (Mixtral, Llama 4). Tensor cores that multiply no 4-bit floats take no such scales: sums of
+# 128 products are scaled and added outside of them. Of fp8's rate experts' grouped kernels keep no more than so much then: on H100 and H200
+# 410 to 540 TFLOP/s under TensorRT-LLM, 700 under SGLang, 560 under vLLM, with one scale a tensor 730 to 870; other products 1,070, 1,200
+# and 1,150 for 1,200 (aiconfigurator-core 0.12, 16,384 tokens).
+BLOCK_SCALED_EXPERTS = 64
+BLOCK_SCALED_RATE = {"routed": 0.5, "plain": 0.74}
 MADE_FOR_DECODING: tuple[AttentionKernel, ...] = ("cudnn", "ck", "triton")
 ONE_SHOT, TWO_SHOT = 1.0, 2.0  # rounds of a fused all-reduce: each rank reads all buffers; or reads its share of all, then all shares
 
@@ -118,6 +125,8 @@ def _product_columns(
     arithmetic, routed = hw.arithmetic(precision), np.repeat([product.matmul.routed for product in products], rows)
     padded = m + routed * np.clip(m, *EXPERT_TILES) / 2 if form == "streams" else m
     cost = distinct_seconds(device, np.stack([padded, n, k, batch], axis=1), form, arithmetic)
+    if _scaled_in_blocks(scenario, precision):
+        cost = np.maximum(cost, _block_scaled(hw, 2.0 * batch * padded * n * k, routed))
     weights, rate = batch * n * k * WEIGHT_BYTES[precision], hw.memory.bandwidth * hw.efficiency.memory
     if precision in WEIGHTS_ALONE:  # the kernel reads narrow weights: what HBM's time of wide ones has no longer
         wide = 2.0 * batch * n * k / rate
@@ -132,6 +141,18 @@ def _product_columns(
     if precision in WEIGHTS_ALONE:  # once on the chip, they are 16 bits wide
         spent = spent + (2.0 * batch * n * k - weights) * hw.energy.l2
     return np.stack([column.reshape(len(products), rows) for column in (cost, work, hbm_bytes, spent)], axis=1)
+
+
+def _scaled_in_blocks(scenario: Scenario, precision: str) -> bool:
+    """Whether products with such weights have scales of blocks that the chip's tensor cores do not take."""
+    many = (scenario.model.num_experts or 0) >= BLOCK_SCALED_EXPERTS
+    return precision == "fp8" and many and "fp4" not in scenario.hw.precisions
+
+
+def _block_scaled(hw: Hardware, work: FloatColumn, routed: NDArray[np.bool_]) -> FloatColumn:
+    """Seconds that kernels of so many FLOP take at least where they scale the sums of blocks."""
+    rate = hw.peak_flops("fp8") * hw.efficiency.clock * hw.efficiency.tensor
+    return np.asarray(hw.kernel_latency + work / (rate * np.where(routed, BLOCK_SCALED_RATE["routed"], BLOCK_SCALED_RATE["plain"])))
 
 
 def _scales_read(routed: NDArray[np.bool_], weights: FloatColumn, bare: FloatColumn, streamed: FloatColumn) -> FloatColumn:
