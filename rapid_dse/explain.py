@@ -67,6 +67,9 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
         help="the row, by its key or the key's start (default: the best); twice: the second against it",
     )
     parser.add_argument("--by", default="step_time_s", help="column that orders the rows (default step_time_s)")
+    parser.add_argument(
+        "--constraint", action="append", default=[], metavar="TEXT", help="what the best must keep, as 'tpot_s<=0.03'; several times"
+    )
     parser.add_argument("--points", type=int, default=8, help="turning points to list (default 8)")
     parser.add_argument("--no-sensitivity", action="store_true", help="leave out the table of other machines")
     parser.add_argument("--json", action="store_true", help="print JSON (docs/json.md)")
@@ -81,11 +84,12 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
 def _chosen(table: pa.Table, options: argparse.Namespace) -> tuple[PricedTrial, PricedTrial | None]:
     """The row that is asked about, and the other: the one that was named, or the best, or against the best
     itself the next of another structure."""
-    from rapid_dse.analysis.reasons.chosen import best_rows, restored, rival_of, row_of
+    from rapid_dse.analysis.reasons.chosen import best_rows, kept, restored, rival_of, row_of
 
-    rows = [row_of(table, key) for key in options.key] or best_rows(table, options.by, 1)
+    keeping = kept(table, options.constraint)
+    rows = [row_of(table, key) for key in options.key] or best_rows(keeping, options.by, 1)
     if len(rows) == 1:
-        rival = rival_of(table, rows[0], options.by)
+        rival = rival_of(keeping, rows[0], options.by)
         rows += [] if rival is None else [rival]
     if len(rows) == 2 and rows[0]["key"] == rows[1]["key"]:
         raise ValueError(f"--key={options.key[1]}: is the same row as --key={options.key[0]}; allowed: two different rows")

@@ -65,13 +65,16 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--to", metavar="FRAMEWORK", help=f"{', '.join(FRAMEWORKS)} (default: the row's own)")
     parser.add_argument("--out", type=Path, metavar="FILE", help="where to write it (default: standard output)")
     parser.add_argument("--by", default="step_time_s", help="column that says which row is the best (default step_time_s)")
+    parser.add_argument(
+        "--constraint", action="append", default=[], metavar="TEXT", help="what the best must keep, as 'tpot_s<=0.03'; several times"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON (docs/json.md)")
     return parser.parse_args(arguments)
 
 
 def _portion(options: argparse.Namespace) -> tuple[Portion, list[str]]:
     """The row that is asked for, composed again; and where none is named, which one is the best and by what."""
-    from rapid_dse.analysis.reasons.chosen import best_rows, row_of
+    from rapid_dse.analysis.reasons.chosen import best_rows, kept, row_of
     from rapid_dse.sweep import result_columns, store
     from rapid_dse.sweep.restored import portion_of
     from rapid_dse.sweep.show import layout_text
@@ -80,13 +83,16 @@ def _portion(options: argparse.Namespace) -> tuple[Portion, list[str]]:
     table = result_columns.require_results(table, options.results)
     if "key" not in table.column_names:
         raise ValueError(f"{options.results}: has no column key; allowed: what a sweep or evaluate wrote")
-    row = best_rows(table, options.by, 1)[0] if options.key is None else row_of(table, options.key)
+    row = best_rows(kept(table, options.constraint), options.by, 1)[0] if options.key is None else row_of(table, options.key)
     if row["status"] not in ("ok", "oom"):
         raise ValueError(f"--key={row['key']}: this row has status={row['status']} ({row['reason']}); allowed: a row that was priced")
     portion = portion_of(row)
     if portion is None:
         raise ValueError(f"--key={row['key']}: cannot be composed here; allowed: a row whose hw, model, software and cluster are in conf/")
-    told = [f"{row['key'][:12]}: {layout_text(row)}, the best by {options.by} (--by, --key: another)"] if options.key is None else []
+    limits = "".join(f" with {text}" for text in options.constraint)
+    told = (
+        [f"{row['key'][:12]}: {layout_text(row)}, the best by {options.by}{limits} (--by, --key: another)"] if options.key is None else []
+    )
     options.key = row["key"]
     return portion, told
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import program
 import pytest
 import yaml
 from hypothesis import given
@@ -594,3 +595,17 @@ def test_adapters_of_a_recipe_are_read(tmp_path: Path) -> None:
         read_file(tmp_path / "run.yaml"), ["hw=h100", "hw.num_gpus=8", "model=llama3_1_8b"], composer()
     ).portion.scenario.workload
     assert (work.trainable, work.lora_rank, work.lora_targets) == ("lora", 8, ("down_proj", "q_proj"))
+
+
+def test_the_best_that_keeps_limits_is_launched(tmp_path: Path) -> None:
+    """Of three loads the largest gives most tokens; between the times of a token of the two others only these keep a limit."""
+    loads = ("hw=h100", "model=llama3_1_8b", "workload=inference", "hw.num_gpus=1", "workload.concurrency=4,64,256")
+    done(tmp_path, "-m", *loads, "search.study=loads")
+    times = sorted(program.rows(tmp_path)["tpot_s"])
+    asked, limit = ("results/loads", "--by", "tokens_per_s_per_gpu"), f"tpot_s<={(times[1] + times[2]) / 2}"
+    assert "--max-concurrency 256" in done(tmp_path, *asked, module="rapid_dse.export").out
+    kept = done(tmp_path, *asked, "--constraint", limit, module="rapid_dse.export")
+    assert "--max-concurrency 64" in kept.out
+    assert f"the best by tokens_per_s_per_gpu with {limit}" in kept.err
+    told = one_line(run(tmp_path, *asked, "--constraint", "tpot_s<=1e-9", module="rapid_dse.explain"))
+    assert "no row keeps it" in told

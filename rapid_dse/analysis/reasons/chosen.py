@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +13,7 @@ from rapid_dse.parallel.layouts import CODES, Layouts
 from rapid_dse.simulate.results import Priced
 from rapid_dse.sweep import identity, ranking
 from rapid_dse.sweep.restored import portion_of
+from rapid_dse.sweep.search.aims import constraint
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -105,6 +106,25 @@ def row_of(table: pa.Table, key: str) -> dict[str, Any]:
         raise ValueError(f"--key={key}: {len(rows)} rows start so; allowed: more of its digits")
     row: dict[str, Any] = rows.to_pylist()[0]
     return row
+
+
+def kept(table: pa.Table, constraints: Sequence[str]) -> pa.Table:
+    """The rows that keep constraints, as ``tpot_s<=0.03``; all where there are none.
+
+    Raises:
+        ValueError: where one is no constraint on a column, or no row keeps them all.
+    """
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    columns, asked = ranking.numbers(table.schema), len(table)
+    for text in constraints:
+        limit = constraint(text, columns, "--constraint")
+        values = pc.fill_null(table[limit.name].cast(pa.float64()), math.nan).to_numpy()
+        table = table.filter(pa.array(~limit.broken(values)))
+    if asked and not len(table):
+        raise ValueError(f"--constraint={' '.join(constraints)}: no row keeps it; allowed: what some of {asked} rows keep")
+    return table
 
 
 def best_rows(table: pa.Table, by: str, top: int) -> list[dict[str, Any]]:
