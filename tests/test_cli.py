@@ -118,6 +118,14 @@ BAD = {
         [*SERVED_EXPERTS, "hw.num_gpus=8", "parallel.prefill.tp=4", "parallel.prefill.ep=8", "parallel.decode.tp=4"],
         "does not fit the engine (here prefill.etp=1, prefill.ep=8, prefill.tp=4, prefill.attention_dp=1, cp=1)",
     ),
+    "pools of other GPUs than there are": (
+        [*SERVED_EXPERTS, "hw.num_gpus=16", "parallel.prefill.tp=4", "parallel.decode.tp=4", "parallel.decode.workers=2"],
+        "must have hw.num_gpus GPUs (here prefill.workers=1, decode.workers=2, dp=1, num_gpus=16)",
+    ),
+    "two loads": (
+        [*SERVED_EXPERTS, "hw.num_gpus=8", "parallel.tp=8", "workload.concurrency=4", "workload.request_rate=2.5"],
+        "not several (here concurrency=4, request_rate=2.5)",
+    ),
     "a rate beyond capacity": (
         [*SERVED_EXPERTS, "hw.num_gpus=8", "parallel.tp=8", "workload.request_rate=900"],
         "workload.num_prompts says",

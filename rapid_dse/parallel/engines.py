@@ -170,12 +170,8 @@ def _sizes(engines: Engines) -> list[Rule]:
     if pooled.any():
         both = sum(engines.degrees(pool).gpus.astype(float) * getattr(engines, f"{pool}_workers") for pool in POOLS)
         none = (engines.prefill_workers < 1) | (engines.decode_workers < 1)
-        rules.append(
-            Rule(
-                "workers · GPUs of an engine, of both pools together, times dp must equal hw.num_gpus",
-                pooled & ((both * dp != gpus) | none),
-            )
-        )
+        text = "the engines of prefill.workers + decode.workers, times dp, must have hw.num_gpus GPUs"
+        rules.append(Rule(text, pooled & ((both * dp != gpus) | none)))
     return rules
 
 
