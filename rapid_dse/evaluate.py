@@ -26,6 +26,9 @@ parallel.tp, …) overrides it, a blank cell is the default; other columns are c
 in their order, with all their columns and the result columns. A column that has a result's name (step_time_s, status, …) is kept
 as input.<name>.
 
+Rows of inference whose column spec names a way of speculative decoding (mtp), and whose workload.draft_tokens is blank, are priced without
+drafts: outside says so, and they have no expected_error.
+
 A row whose layout is illegal has status=invalid and the rule as its reason. Exit code 2 where a key, value or file is wrong.
 """
 
@@ -148,9 +151,10 @@ def evaluated(frame: pd.DataFrame, groups: Sequence[CaseGroup], refused: Refused
     import pandas as pd
 
     from rapid_dse.parallel.layouts import COLUMN_OF
+    from rapid_dse.sweep.outside import with_untold_drafts
     from rapid_dse.sweep.overrides import GROUPS
 
-    results = _results(len(frame), groups, refused)
+    results = with_untold_drafts(_results(len(frame), groups, refused), frame)
     names = [str(name) for name in results.columns]
     own = [name for name in names if not (name in GROUPS or name in COLUMN_OF or "." in name)]
     given = [str(name) for name in frame.columns]

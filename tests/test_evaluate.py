@@ -277,3 +277,18 @@ def test_files_that_cannot_be_read_or_written(tmp_path: Path, capsys: pytest.Cap
     assert guarded(run, [str(tmp_path / "good.csv")]) == 2
     usage = "python -m rapid_dse.evaluate [-h] [--version] --out RESULTS [--keep-going] [--trust] [--json] CASES"
     assert f"--out; allowed: {usage}" in capsys.readouterr().err
+
+
+def test_drafts_that_nobody_told_of_are_said_to_lie_outside_and_leave_no_error_to_expect(tmp_path: Path) -> None:
+    cases, out = tmp_path / "cases.csv", tmp_path / "out.parquet"
+    rows = [("none", ""), ("mtp", ""), ("", ""), ("mtp", "1")]
+    text = "workload,software,model,hw.num_gpus,parallel.tp,workload.concurrency,spec,workload.draft_tokens,workload.draft_acceptance\n"
+    cases.write_text(text + "".join(f"inference,sglang,deepseek_v3,8,8,16,{spec},{drafts},{drafts and 0.8}\n" for spec, drafts in rows))
+    run([str(cases), "--out", str(out)])
+    found = pd.read_parquet(out)
+    assert found["expected_error"].notna().tolist() == [True, False, True, False]
+    without, drafted, blank, told = found["outside"].astype(object).where(found["outside"].notna(), "")
+    assert drafted.startswith("spec (mtp: priced without drafts, workload.draft_tokens is blank)")
+    assert "draft" not in without + blank
+    assert "draft_tokens (measured: without)" in told
+    assert found["tpot_s"][1] == found["tpot_s"][0] > found["tpot_s"][3]

@@ -18,6 +18,7 @@ from rapid_dse.parallel.engines import Engines
 from rapid_dse.simulate.inference.pricing import PreparedEngines, prepare, served
 from rapid_dse.simulate.results import Priced
 from rapid_dse.sweep.cases import CaseGroup
+from rapid_dse.sweep.outside import untold_drafts
 
 FloatColumn = NDArray[np.float64]
 
@@ -80,13 +81,6 @@ def tables_of(frame: pd.DataFrame, groups: Sequence[CaseGroup]) -> list[Table]:
             measured = {name: column[rows] for name, column in columns.items()}
             tables.append(Table(portion.scenario, layouts, measured, rows, prepare(portion.scenario, layouts)))
     return tables
-
-
-def untold_drafts(frame: pd.DataFrame) -> NDArray[np.bool_]:
-    """Rows that drafted tokens whose number and acceptance nobody told (``spec`` without ``workload.draft_tokens``): they say nothing."""
-    spec = frame.get("spec", pd.Series("none", index=frame.index)).fillna("none").ne("none")
-    drafts = frame.get("workload.draft_tokens", pd.Series(np.nan, index=frame.index)).notna()
-    return np.asarray(spec & ~drafts)
 
 
 def with_values(scenario: Scenario, values: Mapping[str, float]) -> Scenario:

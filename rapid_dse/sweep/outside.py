@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +15,9 @@ from rapid_dse.config.scenario import Scenario
 from rapid_dse.parallel import engines, offered
 from rapid_dse.parallel.layouts import BoolColumn, Layouts
 from rapid_dse.simulate.trust import Trust, trust
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 @dataclass(frozen=True)
@@ -95,3 +98,30 @@ def _joined(codes: NDArray[Any], texts: Sequence[str], trusted_rows: Trust) -> T
             place[pair] = len(joined)
             joined.append("; ".join(parts))
     return Trust(trusted_rows.expected_error, place[pairs], tuple(joined))
+
+
+def untold_drafts(frame: pd.DataFrame) -> BoolColumn:
+    """Which rows of a table of cases drafted tokens whose number and acceptance nobody told, ``(n_rows,)``: their column ``spec``, which
+    overrides nothing, names a way of speculative decoding (mtp), and ``workload.draft_tokens`` is blank."""
+    if "spec" not in frame:
+        return np.zeros(len(frame), np.bool_)
+    named = frame["spec"].fillna("none").astype(str).str.lower().ne("none").to_numpy(bool)
+    told = frame["workload.draft_tokens"].notna().to_numpy(bool) if "workload.draft_tokens" in frame else np.zeros(len(frame), np.bool_)
+    untold: BoolColumn = named & ~told
+    return untold
+
+
+def with_untold_drafts(results: pd.DataFrame, frame: pd.DataFrame) -> pd.DataFrame:
+    """Results of a table of cases where rows with drafts that nobody told of say so, and have no error to expect: they are priced as if
+    each step gave one token. ``frame``: the table, its rows in the order of the results'."""
+    priced = results["step_time_s"].notna().to_numpy(bool) & results["workload.kind"].eq("inference").to_numpy(bool)
+    rows = np.flatnonzero(untold_drafts(frame) & priced)
+    if not len(rows):
+        return results
+    remarks = [f"spec ({way}: priced without drafts, workload.draft_tokens is blank)" for way in frame["spec"].iloc[rows]]
+    said = results["outside"].astype(object).iloc[rows]
+    joined = [remark if text is None or text != text else f"{remark}; {text}" for remark, text in zip(remarks, said, strict=True)]
+    results = results.assign(outside=results["outside"].astype(object))
+    results.loc[results.index[rows], "outside"] = joined
+    results.loc[results.index[rows], "expected_error"] = np.nan
+    return results
