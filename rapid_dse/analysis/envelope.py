@@ -133,10 +133,12 @@ def measured_lines(measured: Sequence[MeasuredRuns]) -> list[str]:
 def box_lines(key: str, what: str, boxes: Sequence[BaseModel]) -> list[str]:
     """A profile's key whose value is a list of boxes, a line each; ``what`` they are stands behind the key."""
     kept = [box.model_dump(mode="json", exclude_defaults=True) for box in boxes]
-    return [f"{key}:   # {what}", *(f"  - {{{', '.join(f'{name}: {_text(value)}' for name, value in box.items())}}}" for box in kept)]
+    return [f"{key}:   # {what}", *(f"  - {_text(box)}" for box in kept)]
 
 
 def _text(value: Any) -> str:
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{name}: {_text(part)}' for name, part in value.items())}}}"
     if isinstance(value, list):
         return f"[{', '.join(map(_text, value))}]"
     if isinstance(value, bool):

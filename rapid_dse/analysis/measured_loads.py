@@ -8,10 +8,11 @@ import numpy as np
 import pandas as pd
 
 from rapid_dse.analysis.served_runs import is_served
-from rapid_dse.analysis.serving_envelope import Loads, settings_of
-from rapid_dse.analysis.serving_fit import FIGURES, tables_of, untold_drafts, with_values
+from rapid_dse.analysis.serving_envelope import Loads, amplified_of, settings_of
+from rapid_dse.analysis.serving_fit import FIGURES, tables_of, with_values
 from rapid_dse.analysis.serving_linear import linear
 from rapid_dse.sweep.cases import group_cases
+from rapid_dse.sweep.outside import untold_drafts
 
 LEAST_LOADS = 5  # legal rows without which nothing is fitted
 
@@ -42,8 +43,10 @@ def loads_of(frame: pd.DataFrame, source: str, values: Mapping[str, float] | Non
     models = frame["model_name"].astype(str) if "model_name" in frame else _sizes(frame)
     with np.errstate(divide="ignore", invalid="ignore"):
         logs = np.log(np.stack([_figure(frame, name) for name in FIGURES], axis=1))[loads.rows]
-    counts = ~untold_drafts(frame)[loads.rows]
-    return Loads(tables, loads, settings_of(tables), [models.iloc[row] for row in loads.rows], logs, counts)
+    counts, settings = ~untold_drafts(frame)[loads.rows], settings_of(tables)
+    first = dict[float, str]()  # two names of as many parameters are one model
+    named = [first.setdefault(size, models.iloc[row]) for row, size in zip(loads.rows, settings["parameters"], strict=True)]
+    return Loads(tables, loads, settings, named, logs, counts, amplified_of(tables))
 
 
 def _figure(frame: pd.DataFrame, name: str) -> np.ndarray[tuple[int], np.dtype[np.float64]]:

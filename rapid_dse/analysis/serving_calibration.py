@@ -53,8 +53,8 @@ def calibrate_requests(frame: pd.DataFrame, software: str, source: str) -> Serve
     loads_of(frame, source)  # says what the table lacks
     values = fit(tables_of(frame, group_cases(frame, {}))).values
     loads = loads_of(frame, source, values)
-    errors = loads.errors(left_out(loads.linear, loads.models))
-    boxes = served_boxes(loads.settings, loads.models, errors, loads.counts)
+    without = left_out(loads.linear, loads.models)
+    errors, boxes = loads.errors(without), served_boxes(loads.settings, loads.models, loads.of_steps(without), loads.counts)
     own, unseen = (np.abs(logs[loads.counts & np.isfinite(logs)]) for logs in (loads.errors(loads.linear.logs), errors))
     if not len(own):
         raise ValueError(f"{source}: no legal row has a measured time or rate; needed: measured.tpot_s, or a time or rate of requests")

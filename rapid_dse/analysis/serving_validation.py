@@ -93,9 +93,9 @@ def validate_requests(path: str | Path) -> ValidatedRequests:
         where = rows[loads.linear.rows]
         without = left_out(loads.linear, loads.models)
         own = [box for table in loads.tables[:1] for box in table.scenario.software.served]
-        errors = loads.errors(without)
+        errors = loads.of_steps(without)
         for into, logs, expected in (
-            (shipped, loads.linear.logs, expected_of(loads.tables, own)),
+            (shipped, loads.linear.logs, expected_of(loads, own)),
             (unseen, without, expected_by_others(loads, errors)),
         ):
             into.loc[where] = _columns(loads, logs, expected)
@@ -107,7 +107,7 @@ def _columns(loads: Loads, logs: Floats, expected: Floats) -> Floats:
     off = pd.DataFrame(np.expm1(logs - loads.measured), columns=list(FIGURES))
     measured = pd.DataFrame(np.exp(loads.measured), columns=list(FIGURES))
     late = measured["ttft_s"] >= EARLY * measured["request_latency_s"]
-    told = loads.errors(logs)
+    told, expected = loads.errors(logs), np.where(loads.counts, expected, np.nan)  # nothing of drafts that nobody told of
     off.loc[late, "ttft_s"] = np.nan
     errors = {name: off[figure] for name, figure in SHORT.items()}
     return np.stack([*(np.asarray(column, float) for column in errors.values()), expected, told], axis=1)

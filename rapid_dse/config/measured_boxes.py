@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
@@ -9,6 +10,10 @@ from pydantic import Field, model_validator
 from rapid_dse.config.fields import Count, Frozen
 
 Architecture = Literal["volta", "ampere", "ada", "hopper", "blackwell", "cdna3", "cdna4"]
+Error = Annotated[float, Field(gt=0, lt=5)]
+# How requests come. In a closed loop of requests of one length many may start and end together, for how many steps no load tells; mixed
+# are loads whose requests differ in length, and open loops.
+Sent = Literal["mixed", "one_length", "at_once", "batch"]
 Least = Annotated[float, Field(gt=0, le=1e16)]
 Span = tuple[Least, Least]  # the least and the largest
 
@@ -35,7 +40,7 @@ class MeasuredRuns(Frozen):
     tp_over_nodes: bool = False
     runs: Count
     models: Count
-    error: Annotated[float, Field(gt=0, lt=5)]
+    error: Error
     zero: tuple[Annotated[int, Field(ge=0, le=3)], ...] = ()
     recompute: Annotated[tuple[str, ...], Field(min_length=1)]
     schedule: tuple[str, ...] = ()
@@ -64,8 +69,9 @@ class ServedRuns(Frozen):
         chip, architecture: ``hw.name`` and ``hw.architecture``; precision: ``workload.precision``, bf16 standing for fp16 too.
         experts, latent: mixtures of experts; latent attention. pools: prompts and tokens on engines of their own.
         loads, models: how many there are, and of how many models.
-        error: the relative error of the time between tokens (of rates, or of requests' times, where that was not measured) within which
-            68 % of them lay, each predicted by a fit that had not seen its model.
+        errors: the relative error to expect of the time between tokens (of rates, or of requests' times, where that was not measured) of a
+            model that the fit has not seen, by how requests come: of the loads' own errors within which 68 % lay, each model counting
+            alike, leaning on what all frameworks' loads have told. error: of all of them, where a profile does not tell them apart.
         gpus: of an engine; concurrency: requests under way on an engine, where a load says so; prompt, generated: tokens; parameters: of
             the models' sizes; the least and the largest of each.
     """
@@ -78,7 +84,8 @@ class ServedRuns(Frozen):
     pools: bool = False
     loads: Count
     models: Count
-    error: Annotated[float, Field(gt=0, lt=5)]
+    error: Error
+    errors: Mapping[Sent, Error] = {}
     gpus: Span
     concurrency: Span = (1.0, 1.0)
     prompt: Span

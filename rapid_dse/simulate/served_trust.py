@@ -1,13 +1,15 @@
 """How far to trust a row of requests: the error to expect of its time between tokens, and what of it lies outside measured loads.
 
-A profile's measured loads are summed up in boxes (``ServedRuns``). A row inside one has its error; each setting outside widens it by a step
-that was learned by leaving such loads out (``served_growth.SERVED_STEPS``), in quadrature, and the nearest box counts. Where a step was
-never learned (a generation of chips or a precision that no load had), there is no figure.
+A profile's measured loads are summed up in boxes (``ServedRuns``). A row inside one has the error of the loads whose requests came as its
+own do; each setting outside widens it by a step that was learned by leaving such loads out (``served_growth.SERVED_STEPS``), in quadrature,
+and the nearest box counts. In an open loop an error of the engine's steps is larger in tokens (``inference.amplified``). Where a step was
+never learned (a generation of chips or a precision that no load had, drafted tokens), there is no figure.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,11 +17,11 @@ from numpy.typing import NDArray
 from rapid_dse.common.columns import distinct, numbered
 from rapid_dse.common.remembered import remembered
 from rapid_dse.config.hardware import Hardware
-from rapid_dse.config.measured_boxes import ROUNDED, ServedRuns, alike
+from rapid_dse.config.measured_boxes import ROUNDED, Sent, ServedRuns, alike
 from rapid_dse.config.scenario import Scenario
 from rapid_dse.model.parameters import count
 from rapid_dse.parallel.engines import Engines
-from rapid_dse.simulate.served_growth import SERVED_ARCHITECTURES, SERVED_PRECISIONS, SERVED_STEPS
+from rapid_dse.simulate.served_growth import SERVED_ARCHITECTURES, SERVED_ERRORS, SERVED_PRECISIONS, SERVED_STEPS
 
 FloatColumn = NDArray[np.float64]
 
@@ -36,7 +38,9 @@ TITLES = {
     "generated": "decode length",
     "parameters": "model size",
     "small_models": "model size",
+    "drafts": "draft_tokens",
 }
+SENT: tuple[Sent, ...] = get_args(Sent)
 KINDS = {
     "experts": ("dense models", "with experts"),
     "latent": ("without latents", "with latents"),
@@ -52,14 +56,7 @@ def loads_expected(scenario: Scenario, engines: Engines) -> tuple[FloatColumn, N
     if not boxes or not n_rows:
         text = f"software (no request served by {scenario.software.name} was measured)"
         return np.full(n_rows, np.nan), np.zeros(n_rows, np.int64), (text,)
-    inside, size = inside_of(scenario, engines), float(count(scenario.model).total)
-    units = units_outside(boxes, scenario, engines, size)
-    # the nearest box by settings and doublings, as the steps were learned: the one that widens least would be the kindest; what no load
-    # had is far, and no farther, so that of boxes that all lack it the one that is nearest in the rest is named
-    reached = {name: np.minimum(column, FAR) for name, column in units.items()}
-    nearest = widened(reached, inside, dict.fromkeys(units, 1.0)).argmin(axis=0)
-    error = np.sqrt(inside**2 + widened(units, inside, SERVED_STEPS)[nearest, np.arange(n_rows)])
-    error[np.isinf(error)] = np.nan
+    of_steps, nearest, units = steps_expected(scenario, engines)
     outside, texts = np.full(n_rows, -1, np.int64), dict[str, int]()
     for at in np.unique(nearest).tolist() if units else ():  # without, all lie inside every box
         rows = np.flatnonzero(nearest == at)
@@ -70,14 +67,36 @@ def loads_expected(scenario: Scenario, engines: Engines) -> tuple[FloatColumn, N
             told = dict.fromkeys(f"{TITLES.get(name, name)} (measured: {_measured(boxes[at], name)})" for name in names)
             if told:
                 outside[rows[kind == number]] = texts.setdefault("; ".join(told), len(texts))
-    return error, outside, tuple(texts)
+    if (engines.request_rate > 0).any():
+        from rapid_dse.simulate.inference.amplified import amplification  # with what prices requests: where any come at a rate
+
+        of_steps = of_steps * amplification(scenario, engines)
+    return of_steps, outside, tuple(texts)
+
+
+def steps_expected(
+    scenario: Scenario, engines: Engines, steps: Mapping[str, float] = SERVED_STEPS
+) -> tuple[FloatColumn, NDArray[np.int64], Mapping[str, FloatColumn]]:
+    """The error to expect of the engine's steps in each row, NaN where nothing tells; the nearest box, and ``units_outside``.
+
+    ``steps``: what settings outside add. The profile must have measured loads behind it.
+    """
+    inside, size = inside_of(scenario, engines), float(count(scenario.model).total)
+    units = units_outside(scenario.software.served, scenario, engines, size)
+    # the nearest box by settings and doublings, as the steps were learned: the one that widens least would be the kindest; what no load
+    # had is far, and no farther, so that of boxes that all lack it the one that is nearest in the rest is named
+    reached = {name: np.minimum(column, FAR) for name, column in units.items()}
+    nearest = widened(reached, inside, dict.fromkeys(units, 1.0)).argmin(axis=0)
+    error = np.sqrt(inside**2 + widened(units, inside, steps)[nearest, np.arange(len(engines))])
+    error[np.isinf(error)] = np.nan
+    return error, nearest, units
 
 
 def widened(units: Mapping[str, FloatColumn], inside: FloatColumn, steps: Mapping[str, float]) -> FloatColumn:
     """The squares that settings outside add, as ``units_outside`` has them: ``(n_boxes, n_rows)``."""
     least, total = (LEAST * inside) ** 2, np.zeros((1, len(inside)))
     for name, column in units.items():
-        total = total + (steps[name] ** 2 + least) * column**2
+        total = total + (steps.get(name, 0.0) ** 2 + least) * column**2
     return total
 
 
@@ -101,6 +120,7 @@ def units_outside(boxes: Sequence[ServedRuns], scenario: Scenario, engines: Engi
         "precision": [_unlike(box.precision, alike(work.precision), SERVED_PRECISIONS) for box in boxes],
         "experts": [float(box.experts != bool(model.num_experts)) for box in boxes],
         "latent": [float(box.latent != bool(model.kv_lora_rank)) for box in boxes],
+        "drafts": [np.inf if work.draft_tokens else 0.0] * len(boxes),
     }
     units = {
         **{name: np.array(values)[:, None] for name, values in settings.items()},
@@ -138,19 +158,25 @@ def _unlike(measured: str | None, wanted: str | None, known: Sequence[str]) -> f
     return 1.0 if {measured, wanted} <= set(known) else np.inf
 
 
+def sent(scenario: Scenario, engines: Engines) -> NDArray[np.int64]:
+    """How requests come in each row, as places in ``SENT``, ``(n_rows,)``."""
+    loop, same = engines.concurrency > 0, scenario.workload.length_spread == 0
+    told = [engines.batch_size > 0, loop & same, loop | (engines.request_rate > 0)]
+    codes: NDArray[np.int64] = np.select(told, [SENT.index("batch"), SENT.index("one_length"), SENT.index("mixed")], SENT.index("at_once"))
+    return codes
+
+
 def inside_of(scenario: Scenario, engines: Engines) -> FloatColumn:
-    """The error of the boxes that are most like each row: the largest of those that nothing tells apart."""
-    inside = np.empty(len(engines))
-    for pools in (False, True):
-        rows = engines.pooled == pools
-        if rows.any():
-            inside[rows] = _error_inside(scenario, pools)
-    return inside
+    """The error of the boxes that are most like each row; of those that nothing tells apart the geometric mean, a model counting alike."""
+    codes = sent(scenario, engines) + len(SENT) * engines.pooled
+    errors = np.full(2 * len(SENT), np.nan)
+    for code in np.flatnonzero(np.bincount(codes)).tolist():
+        errors[code] = _error_inside(scenario, code >= len(SENT), SENT[code % len(SENT)])
+    return errors[codes]
 
 
-@remembered(16)
-def _error_inside(scenario: Scenario, pools: bool) -> float:
-    """The largest error of the boxes that nothing tells apart for rows with pools, or for those without."""
+def _error_inside(scenario: Scenario, pools: bool, came: Sent) -> float:
+    """The error of the boxes that are most like rows with pools or without, for requests that come so."""
     boxes: Sequence[ServedRuns] = scenario.software.served
     wanted: tuple[Callable[[ServedRuns], bool], ...] = (
         lambda box: box.pools == pools,
@@ -161,7 +187,17 @@ def _error_inside(scenario: Scenario, pools: bool) -> float:
     )
     for has in wanted:
         boxes = [box for box in boxes if has(box)] or boxes
-    return max(box.error for box in boxes)
+    logs, weights = [_log_error(box, came) for box in boxes], [box.models for box in boxes]
+    return float(np.exp(np.average(logs, weights=weights)))
+
+
+def _log_error(box: ServedRuns, came: Sent) -> float:
+    """The log of a box's error for requests that come so; where it has none that did, what is typical of them, times how much larger its
+    own errors are than is typical."""
+    if came in box.errors or not box.errors:
+        return float(np.log(box.errors.get(came, box.error)))
+    larger = [np.log(error / SERVED_ERRORS[kind]) for kind, error in box.errors.items()]
+    return float(np.log(SERVED_ERRORS[came]) + np.mean(larger))
 
 
 def engine_gpus(engines: Engines) -> FloatColumn:
@@ -186,6 +222,8 @@ def _measured(box: ServedRuns, name: str) -> str:
     """What a box has of a setting, in words."""
     if name in ("architecture", "chip"):
         return box.chip
+    if name == "drafts":
+        return "without"
     if name in KINDS:
         return KINDS[name][getattr(box, name)]
     if name == "precision":
