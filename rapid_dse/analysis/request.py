@@ -79,7 +79,9 @@ def _summary(portion: Portion, row: dict[str, float], trust: Trust) -> list[str]
     token = "no further tokens" if math.isnan(row["tpot_s"]) else f"{figures.seconds(row['tpot_s'])} {error} a token"
     usable, told = portion.scenario.hw.memory.usable, show_rows.energy_text(portion.scenario.hw, known, row["power_w_per_gpu"])
     one = "request" if portion.scenario.model.of_kind.decodes else portion.scenario.model.of_kind.sample
-    ran = f"first token after {figures.seconds(row['ttft_s'])}, {token}, request after {figures.seconds(row['request_latency_s'])}"
+    judged_row = {**row, **given(portion.layouts), "expected_error": None if math.isnan(known) else known}
+    first = show_rows.first_token_text(judged_row)
+    ran = f"first token after {first}, {token}, request after {figures.seconds(row['request_latency_s'])}"
     article = "an" if one[0] in "aeiou" else "a"
     at_once = "running" if portion.scenario.model.of_kind.decodes else "at a time"
     lines = [

@@ -27,11 +27,13 @@ def trial_html(trial: TrialRow) -> str:
     if row["step_time_s"] is None:
         return f"<p>{escape(title)}: {escape(show.status_text(row))}</p>"
     error = show.expected_text(trial.expected_error)
-    verdict = "fits" if trial.fits else "does not fit"
+    verdict, served = "fits" if trial.fits else "does not fit", row.get("ttft_s") is not None
+    cost_of, time = "a request" if served else "a step", f"{figures.seconds(trial.step_time_s)} {error} {show.priced_unit(row)}"
     lines = [
-        f"{figures.seconds(trial.step_time_s)} {error} a step; {figures.rate(trial.tokens_per_s)}; {figures.percent(trial.mfu)} MFU",
-        f"{figures.size(trial.peak_memory_bytes)} a GPU, {verdict}; {figures.dollars(trial.cost_usd)} a step",
+        f"{time}; {figures.rate(trial.tokens_per_s)}; {figures.percent(trial.mfu)} MFU",
+        f"{figures.size(trial.peak_memory_bytes)} a GPU, {verdict}; {figures.dollars(trial.cost_usd)} {cost_of}",
     ]
+    lines += [f"first token after {show.first_token_text(row)}"] if served else []
     lines += [f"outside: {trial.outside}"] if trial.outside else []
     times = _terms("step time", trial.times, trial.step_time_s, figures.seconds)
     memory = _terms("peak memory", trial.memory, trial.peak_memory_bytes, figures.size)

@@ -77,7 +77,8 @@ class TrialRow(Mapping[str, Any]):
 
     @property
     def expected_error(self) -> float | None:
-        """The relative error to expect of the step time; None where nothing like it was measured."""
+        """The relative error to expect of the step time, of a served row of its time between tokens; None where nothing like it was
+        measured."""
         error: float | None = self.row.get("expected_error")
         return error
 
@@ -124,7 +125,8 @@ class TrialRow(Mapping[str, Any]):
         error = show.expected_text(self.expected_error)
         memory = figures.size(self.peak_memory_bytes)
         verdict = "fits" if self.fits else "does not fit"
-        return f"<Trial {show.layout_text(self.row)}: {figures.seconds(self.step_time_s)} {error} a step, {memory}, {verdict}>"
+        time = f"{figures.seconds(self.step_time_s)} {error} {show.priced_unit(self.row)}"
+        return f"<Trial {show.layout_text(self.row)}: {time}, {memory}, {verdict}>"
 
     def _repr_html_(self) -> str:
         from rapid_dse.api.html import trial_html

@@ -11,6 +11,7 @@ import numpy as np
 
 from rapid_dse.parallel.layouts import POOL_DEGREES, POOLS
 from rapid_dse.simulate.energy_trust import energy_error
+from rapid_dse.simulate.first_token_trust import first_token_error
 from rapid_dse.sweep import figures, listing
 from rapid_dse.sweep.listing import Column
 from rapid_dse.sweep.table import CHOICES
@@ -77,6 +78,22 @@ def energy_text(hw: Hardware, expected: float, watts: float) -> str:
     return expected_text(None if np.isnan(error) else error)
 
 
+def first_token_text(row: Mapping[str, Any]) -> str:
+    """The time to a served row's first token with the accuracy to expect of it, which is less than that of the time between tokens."""
+    expected, token = error_of(row), row.get("tpot_s")
+    if expected is not None and token is not None and not np.isnan(token):  # else the request is its first token
+        pooled = any(row.get(f"parallel.{pool}.workers") for pool in POOLS)
+        expected = float(first_token_error(np.array(expected), np.array(pooled)))
+    return f"{figures.seconds(row['ttft_s'])} {expected_text(expected)}"
+
+
+def priced_unit(row: Mapping[str, Any]) -> str:
+    """What ``step_time_s`` is the time of, and the error to expect is of."""
+    if row.get("ttft_s") is None:
+        return "a step"
+    return "a request" if row.get("tpot_s") is None else "a token"
+
+
 @dataclass(frozen=True)
 class Listed:
     """Rows to show as a table.
@@ -119,7 +136,8 @@ def columns_of(listed: Listed) -> list[Column]:
     served = [row.get("ttft_s") is not None for row in rows]
     columns.append(Column("a token" if any(served) else "step time", times))
     if any(served):
-        columns.append(Column("first token", [figures.seconds(row.get("ttft_s")) for row in rows]))
+        texts = [figures.NOTHING if row.get("ttft_s") is None else first_token_text(row) for row in rows]
+        columns.append(Column("first token", texts))
     columns += [Column(title, cells) for title, cells in listed.more_columns.items()]
     columns.append(Column("each GPU", [figures.result("tokens_per_s", row.get("tokens_per_s_per_gpu")) for row in rows]))
     columns.append(Column("MFU", [figures.result("mfu", row.get("mfu")) for row in rows]))

@@ -156,7 +156,7 @@ def card_of(row_of_job: Shown) -> list[tuple[str, str]]:
         ("on", ", ".join(f"{key}={row[key]}" for key in CHOICES if row.get(key))),
         ("GPUs", figures.result("hw.num_gpus", row.get("hw.num_gpus"))),
         (time, f"{figures.seconds(row['step_time_s'])} {show.expected_text(show.error_of(row))}"),
-        ("±", _why(row)),
+        ("± of a token" if row_of_job.serving else "±", _why(row)),
         (rate, figures.result("requests_per_s", row.get("requests_per_s")).replace("tokens", "requests") if row_of_job.serving
          else figures.rate(row.get("tokens_per_s"))),
         ("MFU", figures.percent(row.get("mfu"))),
@@ -166,7 +166,7 @@ def card_of(row_of_job: Shown) -> list[tuple[str, str]]:
     for key, title in (("ttft_s", "first token"), ("usd_per_million_tokens", "cost of a million tokens"), ("train_time_s", "the run"),
                        ("train_cost_usd", "cost of the run"), ("goodput", "goodput")):  # fmt: skip
         if row.get(key) is not None:
-            facts.append((title, figures.result(key, row[key])))
+            facts.append((title, show.first_token_text(row) if key == "ttft_s" else figures.result(key, row[key])))
     return facts + ([("key", str(row["key"]))] if row.get("key") else [])
 
 
