@@ -112,6 +112,7 @@ SHOWN: dict[str, tuple[Any, ...]] = {
     "hw.efficiency.vector": ("fp32", 0.5),
     "hw.efficiency.fp4": ("fp4", 0.1),
     "model.max_position_embeddings": ("served", 2000),
+    "model.fp8_block_scales": ("served", True),
     "software.scheduler": ("served", "prefill_first"),
     "software.max_batched_tokens": ("served", 512),
     "software.max_num_seqs": ("full", 64),

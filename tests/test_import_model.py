@@ -114,6 +114,8 @@ def test_every_key_is_taken_or_listed_with_a_reason() -> None:
         ("deepseek_v3", {"n_group": 1, "topk_group": 1}, {"first_k_dense_replace": 3}),
         ("qwen3_30b_a3b", {"shared_expert_intermediate_size": 1536}, {"n_shared_experts": 2}),
         ("qwen3_30b_a3b", {"decoder_sparse_step": 2}, {"interleave_moe_layer_step": 2}),
+        ("qwen2_5_7b", {"quantization_config": {"quant_method": "fp8", "weight_block_size": [128, 128]}}, {"fp8_block_scales": True}),
+        ("qwen3_30b_a3b", {"quantization_config": {"quant_method": "fp8"}}, {"fp8_block_scales": False}),
         (
             "falcon_40b",
             {"model_type": "RefinedWebModel", "new_decoder_architecture": False, "num_kv_heads": None},
@@ -127,6 +129,7 @@ def test_what_a_file_says_in_other_words(name: str, changes: dict[str, Any], fie
     found = read_option("model", tmp_path / "config.json", home()).option
     assert {key: found[key] for key in fields} == fields
     assert ("n_group" in found) == ("n_group" in fields)
+    assert ("fp8_block_scales" in found) == ("fp8_block_scales" in fields)
     assert "layer_types" not in found
     if name != "falcon_40b":
         assert ("sliding_window" in found) == ("sliding_window" in fields)

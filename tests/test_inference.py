@@ -694,12 +694,15 @@ def test_experts_scaled_in_blocks_take_as_long_as_measured(hw: str, measured: fl
     assert 0.7 < cost.seconds[0] * of.hw.efficiency.sustained / measured < 1.0
 
 
-@pytest.mark.parametrize(("model", "slower"), [("qwen3_30b_a3b", True), ("mixtral_8x7b", False)])
-def test_scales_of_tensors_slow_no_experts(model: str, slower: bool) -> None:
+@pytest.mark.parametrize(
+    ("model", "said", "slower"),
+    [("qwen3_30b_a3b", None, True), ("mixtral_8x7b", None, False), ("qwen3_30b_a3b", False, False), ("mixtral_8x7b", True, True)],
+)
+def test_scales_of_tensors_slow_no_experts(model: str, said: bool | None, slower: bool) -> None:
     """Checkpoints of few experts have one scale a tensor: such experts have fp8's rate, those with scales of blocks half of it."""
     seconds = {}
     for precision in ("bf16", "fp8"):
-        of = scenario("h200", model=model, workload__precision=precision)
+        of = scenario("h200", model=model, workload__precision=precision, model__fp8_block_scales=said)
         m, n, k, experts = (np.full(1, size) for size in (4096.0, 4096.0, 4096.0, 8.0))
         products = [Product(MatMul("up", m, n, k, experts, routed=True), "experts")]
         seconds[precision] = float(price_products(of, products, operator_model(of.hw), decoding=False).seconds[0])

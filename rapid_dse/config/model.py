@@ -13,6 +13,8 @@ from rapid_dse.config.lora_names import HUGGING_FACE_MODULES, MEGATRON_MODULES
 from rapid_dse.config.model_kinds import KINDS, ModelKind, ModelKindName, of_kinds
 
 EXPERTS = Only(Where("model.num_experts"))
+REQUESTS = Only(Where("workload.kind", ("inference",)))
+BLOCK_SCALED_EXPERTS = 64  # a mixture of so many experts and more has fp8 weights scaled in blocks (DeepSeek-V3, Qwen3, MiniMax M2)
 Predictions = Annotated[int, WHOLE, Field(ge=0, le=16)]
 TEXT, LAYERED, VIT, GEMM = of_kinds("transformer"), of_kinds("transformer", "vit"), of_kinds("vit"), of_kinds("gemm")
 LSTM, STACKED, TABLED = of_kinds("lstm"), of_kinds("transformer", "vit", "lstm"), of_kinds("transformer", "lstm")
@@ -66,12 +68,15 @@ class Model(Frozen):
     dropout: Annotated[bool | None, LAYERED, TRAINED] = None
     sliding_window: Annotated[Count | None, TEXT] = None
     layer_types: Annotated[tuple[LayerType, ...] | None, TEXT] = None
-    max_position_embeddings: Annotated[Count | None, Only(Where("workload.kind", ("inference",))), TEXT] = None
+    max_position_embeddings: Annotated[Count | None, REQUESTS, TEXT] = None
     num_experts: Annotated[CountOrZero, TEXT] = 0
     num_experts_per_tok: Annotated[CountOrZero, EXPERTS] = 0  # experts that a token is sent to
     moe_intermediate_size: Annotated[CountOrZero, EXPERTS] = 0  # inner width of an expert
     n_shared_experts: Annotated[CountOrZero, EXPERTS] = 0  # experts that every token passes
     num_nextn_predict_layers: Annotated[Predictions, of_kinds("transformer"), TRAINED] = 0  # layers that predict a token more each
+    # Whether its fp8 weights have a scale for each block of 128 × 128 (DeepSeek-V3, Qwen3), not one for a whole tensor or row; null: where
+    # it has 64 experts and more. Chips whose tensor cores take no such scales multiply them slower.
+    fp8_block_scales: Annotated[bool | None, REQUESTS, Only(Where("workload.precision", ("fp8",))), TEXT] = None
     first_k_dense_replace: Annotated[CountOrZero, EXPERTS] = 0
     n_group: Annotated[CountOrZero | None, EXPERTS, TRAINED] = None
     topk_group: Annotated[CountOrZero | None, EXPERTS, TRAINED] = None
@@ -201,6 +206,11 @@ class Model(Frozen):
             narrow = {"q_a_proj", "q_b_proj", "linear_q_down_proj", "linear_q_up_proj"}
             modules |= narrow if self.q_lora_rank else {"q_proj", "linear_q_proj"}
         return tuple(name for name in (*HUGGING_FACE_MODULES, *MEGATRON_MODULES) if name in modules)
+
+    @property
+    def scaled_in_blocks(self) -> bool:
+        """Whether its fp8 weights have scales of blocks."""
+        return self.num_experts >= BLOCK_SCALED_EXPERTS if self.fp8_block_scales is None else self.fp8_block_scales
 
     def has_experts(self, layer: int) -> bool:
         """Whether a layer, counted from 0, has experts in place of an MLP."""

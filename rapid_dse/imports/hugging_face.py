@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, get_args
 
 from rapid_dse.config.fields import MOST_LAYERS
-from rapid_dse.config.model import Model
+from rapid_dse.config.model import BLOCK_SCALED_EXPERTS, Model
 from rapid_dse.config.units import shortened
 from rapid_dse.imports.families import ALIASES, FAMILIES, FULL, PARALLEL, SLIDING, Family
 from rapid_dse.imports.reader import Imported, Reader, Rules
@@ -220,7 +220,18 @@ def _fields(reader: Reader, family: Family, kind: str) -> dict[str, Any]:
     fields["dropout"] = max([_rate(reader, key) for key in DROPOUT if key in reader.tree], default=0.0) > 0
     _fill(fields, reader, kind)
     _windows(fields, reader)
+    _block_scales(fields, reader)
     return {name: value for name, value in fields.items() if not _is_default(name, value)}
+
+
+def _block_scales(fields: dict[str, Any], reader: Reader) -> None:
+    """``fp8_block_scales`` of a checkpoint in fp8, where its experts do not tell it."""
+    if reader.get("quantization_config.quant_method") != "fp8":
+        return
+    in_blocks = bool(reader.take("quantization_config.weight_block_size", "model.fp8_block_scales"))
+    experts = fields.get("num_experts", 0)
+    if in_blocks != (isinstance(experts, int) and experts >= BLOCK_SCALED_EXPERTS):
+        fields["fp8_block_scales"] = in_blocks
 
 
 def _rate(reader: Reader, key: str) -> float:

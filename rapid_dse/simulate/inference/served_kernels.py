@@ -43,12 +43,10 @@ FP4_STREAM = 0.84
 # Rows of the tiles of experts' grouped kernels, least and most: about an expert's mean rows. How many an expert has differs from one to the
 # next, so that on average half a tile of each is padding.
 EXPERT_TILES = (16.0, 128.0)
-# Models with so many experts and more have fp8 checkpoints with a scale for each block of 128 × 128 weights (DeepSeek-V3, Qwen3, MiniMax
-# M2), those with fewer for each tensor or row (Mixtral, Llama 4). Tensor cores that multiply no 4-bit floats take no such scales: sums of
-# 128 products are scaled and added outside of them. Of fp8's rate experts' grouped kernels keep no more than so much then: on H100 and H200
+# Tensor cores that multiply no 4-bit floats take no scales of blocks of weights (``model.fp8_block_scales``): sums of 128 products are
+# scaled and added outside of them. Of fp8's rate experts' grouped kernels keep no more than so much then: on H100 and H200
 # 410 to 540 TFLOP/s under TensorRT-LLM, 700 under SGLang, 560 under vLLM, with one scale a tensor 730 to 870; other products 1,070, 1,200
 # and 1,150 for 1,200 (aiconfigurator-core 0.12, 16,384 tokens).
-BLOCK_SCALED_EXPERTS = 64
 BLOCK_SCALED_RATE = {"routed": 0.5, "plain": 0.74}
 MADE_FOR_DECODING: tuple[AttentionKernel, ...] = ("cudnn", "ck", "triton")
 ONE_SHOT, TWO_SHOT = 1.0, 2.0  # rounds of a fused all-reduce: each rank reads all buffers; or reads its share of all, then all shares
@@ -145,8 +143,7 @@ def _product_columns(
 
 def _scaled_in_blocks(scenario: Scenario, precision: str) -> bool:
     """Whether products with such weights have scales of blocks that the chip's tensor cores do not take."""
-    many = (scenario.model.num_experts or 0) >= BLOCK_SCALED_EXPERTS
-    return precision == "fp8" and many and "fp4" not in scenario.hw.precisions
+    return precision == "fp8" and scenario.model.scaled_in_blocks and "fp4" not in scenario.hw.precisions
 
 
 def _block_scaled(hw: Hardware, work: FloatColumn, routed: NDArray[np.bool_]) -> FloatColumn:
