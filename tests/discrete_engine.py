@@ -69,17 +69,21 @@ class DiscreteEngine:
             self.seconds[key] = float((decoding.total * bool(rows) + alone * (1.0 - spared))[0])
         return self.seconds[key]
 
-    def serve(self, running: int, sent: int, seed: int = 0) -> Fared:
-        """A closed loop of so many requests, each that ends followed by another."""
+    def serve(self, running: int, sent: int, seed: int = 0, *, whole: bool = False) -> Fared:
+        """A closed loop of so many requests, each that ends followed by another; of a ``whole`` run by none when as many as are ``sent``
+        have begun, and all of them count."""
         rng, length, spread = np.random.default_rng(seed), self.of.workload.lengths[1], self.of.workload.length_spread
-        drawn = rng.uniform(length * (1 - spread), length * (1 + spread), sent + 2 * running)
+        drawn = rng.uniform(length * (1 - spread), length * (1 + spread), sent if whole else sent + 2 * running)
         lengths = iter(np.maximum(2, np.rint(drawn)).astype(int).tolist())
         loads, now, waited, waiting, decoding, ended = [0] * self.ranks, 0.0, 0, [], [], []  # type: ignore[var-annotated]  # lists of requests
 
         def arrive() -> None:
+            missing = next(lengths, 0)
+            if not missing:
+                return
             rank = min(range(self.ranks), key=loads.__getitem__)
             loads[rank] += 1
-            waiting.append(Request(now, next(lengths), rank))
+            waiting.append(Request(now, missing, rank))
 
         for _ in range(running):
             arrive()
@@ -112,10 +116,11 @@ class DiscreteEngine:
                 waiting.remove(request)
                 request.first, request.missing = now, request.length - 1
                 decoding.append(request)
-        steady = ended[sent // 4 :]
+        steady = ended if whole else ended[sent // 4 :]
         tokens = [(end - request.first) / (request.length - 1) for end, request in steady]
         first = [request.first - request.arrived for _, request in steady]
-        return Fared(float(np.mean(tokens)), float(np.mean(first)), (len(steady) - 1) / (steady[-1][0] - steady[0][0]))
+        rate = sent / now if whole else (len(steady) - 1) / (steady[-1][0] - steady[0][0])
+        return Fared(float(np.mean(tokens)), float(np.mean(first)), rate)
 
 
 @dataclass

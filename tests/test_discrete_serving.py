@@ -33,6 +33,19 @@ def test_tokens_and_rates_are_those_of_requests_one_by_one(software: str, prompt
 
 
 @pytest.mark.parametrize("software", ["vllm", "sglang", "tensorrt_llm"])
+@pytest.mark.parametrize(("prompt", "generated"), [(1000, 64), (4000, 16), (200, 200), (2000, 4)])
+def test_runs_of_one_round_and_of_two_are_as_long_as_one_by_one(software: str, prompt: int, generated: int) -> None:
+    """All requests of a round arrive at once, and the last one ends it; where prompts run first so does the first token."""
+    of = scenario(software=software, workload__prompt_len=prompt, workload__decode_len=generated, **ALIKE)
+    engine = DiscreteEngine(of, {"num_gpus": 1})
+    for running, sent in ((8, 8), (64, 64), (8, 16), (64, 128)):
+        fared, found = engine.serve(running, sent, whole=True), priced(of, {"concurrency": running, "num_prompts": sent})
+        assert found.requests_per_s[0] == pytest.approx(fared.rate, rel=0.06)
+        if running == sent and software == "sglang":
+            assert found.ttft_s[0] == pytest.approx(fared.ttft, rel=0.15)
+
+
+@pytest.mark.parametrize("software", ["vllm", "sglang", "tensorrt_llm"])
 def test_requests_of_few_tokens_decode_no_faster_the_more_there_are(software: str) -> None:
     """On the discrete engine as in closed form, up to ten times as many as a pass of prompts takes; both come to the same rate."""
     of = scenario(software=software, workload__prompt_len=1000, workload__decode_len=8, **ALIKE)

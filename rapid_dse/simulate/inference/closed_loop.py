@@ -8,17 +8,18 @@ them ending, a step holds prompts more often, more of them share a pass, and it 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rapid_dse.simulate.inference.crowds import Crowd
-from rapid_dse.simulate.inference.request_lives import DecodeStep, Life, PromptPass, SteppingEngine, solved
+from rapid_dse.simulate.inference.bursts import BurstingEngine
+from rapid_dse.simulate.inference.crowds import Crowd, closed_crowd
+from rapid_dse.simulate.inference.request_lives import BRACKETS, DecodeStep, Life, PromptPass, solved
 
 FloatColumn = NDArray[np.float64]
 
-LEAST_CHANCE = 1e-9  # that a request ends in a step of the engine
+ROUGHLY = 5  # evaluations of the life in a run that ends, of which one in hundreds is off by a thousandth
 
 
 @dataclass(frozen=True)
@@ -63,23 +64,38 @@ class Habits:
     least: FloatColumn
 
 
-class LoopingEngine(SteppingEngine):
+class LoopingEngine(BurstingEngine):
     """Engines of a table, and lives of requests on them in closed loops."""
 
-    def closed_life(self, crowd: Crowd, grouped: NDArray[np.bool_]) -> Life:
-        """A request's life in a closed loop.
+    def closed_life(self, running: FloatColumn, grouped: NDArray[np.bool_]) -> Life:
+        """A request's life in a closed loop of so many that goes on for ever; ``grouped``: whether all have one length."""
+        return self._looped(self._habits(closed_crowd(running, np.full_like(running, np.inf)), grouped))
 
-        Args:
-            grouped: whether all requests have one length.
+    def closed_run(self, running: FloatColumn, rounds: FloatColumn, grouped: NDArray[np.bool_]) -> tuple[Life, FloatColumn]:
+        """The mean life of a run of so many rounds of so many requests under way, and seconds that the run lasts a round.
+
+        Requests of the burst that opens it wait for each other's prompts, and meet half of them in their decoding. The run lasts as long as
+        the burst does alone, and for every round behind it as long as a request lives in a loop that goes on for ever.
         """
-        habits = self._habits(crowd, grouped)
+        habits = self._habits(closed_crowd(running, np.full_like(running, np.inf)), grouped)
+        endless, life = self._looped(habits), self._looped(replace(habits, crowd=closed_crowd(running, rounds)), ROUGHLY)
+        opening, burst, serving = 1.0 / rounds, self.burst(running), self.scenario.software.serving
+        lasts = opening * (burst.lasts + self.tail(running, rounds)) + (1.0 - opening) * endless.total
+        late = life.passed.where.of(self.prefill_late) + life.passed.hold
+        waited = burst.first - (serving.admission_latency + late + life.passed.whole)
+        if serving.scheduler != "prefill_first" and self.later:  # measured bursts share passes as those do that follow them
+            waited = np.maximum(waited, 0.5 * np.maximum(0.0, running - life.passed.together) * life.passed.alone)
+        return replace(life, first=life.first + opening * waited), lasts
+
+    def _looped(self, habits: Habits, rounds: int = BRACKETS) -> Life:
+        """A life of such habits; ``rounds``: evaluations of how long it is."""
 
         def answer(chance: FloatColumn) -> FloatColumn:
             step = self._engine_step(habits, chance)
             return np.asarray(1.0 / self._steps_of_life(habits, step, self._waits(habits, chance, step)))
 
-        chance: FloatColumn = solved(answer, np.full_like(crowd.running, LEAST_CHANCE), 1.0 / self._own_steps)
-        chance = np.minimum(chance, np.minimum(1.0, habits.room / np.maximum(crowd.others, 1e-12)))
+        ends = solved(answer, None, 1.0 / self._own_steps, rounds)
+        chance = np.minimum(ends, np.minimum(1.0, habits.room / np.maximum(habits.crowd.others, 1e-12)))
         step = self._engine_step(habits, chance)
         return self._life(habits, step, self._waits(habits, chance, step))
 
@@ -96,11 +112,6 @@ class LoopingEngine(SteppingEngine):
         batches = np.maximum(1.0, self._in_flight(crowd.running))
         room, least = self._room(batches), self._full_pass(crowd.most).least
         return Habits(crowd, grouped, group, share, alike * first, behind, batches, room, most, least)
-
-    @property
-    def _prompts_first(self) -> bool:
-        """Whether all prompts that wait run before the next decode step."""
-        return self.scenario.software.serving.scheduler == "prefill_first" and bool(self.later)
 
     @property
     def _own_steps(self) -> FloatColumn:

@@ -22,7 +22,7 @@ from rapid_dse.simulate.inference.products import dense_layers
 FloatColumn = NDArray[np.float64]
 IntColumn = NDArray[np.int64]
 
-BRACKETS = 12  # evaluations of what answers itself
+BRACKETS = 7  # evaluations of what answers itself
 LITTLE_ROUNDS = 16  # of Little's law
 FIRST_ROUNDS = 4  # of these, in which what is waited for before decoding settles
 SHARING_ROUNDS = 10  # evaluations of how many prompts share a pass
@@ -283,11 +283,13 @@ class SteppingEngine:
         return np.clip((own - more) / whole, 0.0, MOST_SPARED)
 
 
-def solved(answer: Callable[[FloatColumn], FloatColumn], low: FloatColumn, high: FloatColumn, rounds: int = BRACKETS) -> FloatColumn:
+def solved(answer: Callable[[FloatColumn], FloatColumn], low: FloatColumn | None, high: FloatColumn, rounds: int = BRACKETS) -> FloatColumn:
     """Where ``answer(x)`` is x, between bounds at which it is not below x and not above it: false position on logarithms, by which the end
-    that stays counts half (Illinois)."""
-    low, high = np.log(low), np.log(high)
-    below, above = np.log(answer(np.exp(low))) - low, np.log(answer(np.exp(high))) - high
+    that stays counts half (Illinois); ``low`` may be None where answers fall with x, or nearly: a tenth of the one at ``high``."""
+    high = np.log(high)
+    answered = np.log(answer(np.exp(high)))
+    low = np.minimum(answered, high) + np.log(0.1) if low is None else np.log(low)
+    below, above = np.log(answer(np.exp(low))) - low, answered - high
     side, middle, off = np.zeros(len(low), np.int8), low, below
     for _ in range(rounds):
         gap = np.maximum(below - above, 1e-300)

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rapid_dse.simulate.inference.closed_loop import LoopingEngine
-from rapid_dse.simulate.inference.crowds import Load, burst_wait, closed_crowd, place_wait, rounds_of, sent_rate, tail_share
+from rapid_dse.simulate.inference.crowds import Load, place_wait, rounds_of, sent_rate
 from rapid_dse.simulate.inference.passes import EnginePass
 from rapid_dse.simulate.inference.request_lives import Life
 
@@ -65,25 +65,23 @@ class Engine(LoopingEngine):
         grouped, forever = (load.rate <= 0) & (self.scenario.workload.length_spread == 0), np.full(len(load.rate), np.inf)
         sent = np.where(load.prompts > 0, np.maximum(1.0, load.prompts), np.inf)
         running = np.minimum(np.minimum(load.concurrency, self.capacity), sent)
-        most = forever
-        served_life = None if (load.rate > 0).all() else self.closed_life(closed_crowd(running, rounds_of(load.prompts, running)), grouped)
+        most, served_life, lasts = forever, None, np.ones_like(running)
+        if not (load.rate > 0).all():
+            served_life, lasts = self.closed_run(running, rounds_of(load.prompts, running), grouped)
         if (load.rate > 0).any():
-            full = self.closed_life(closed_crowd(self.capacity, forever), grouped)
+            full = self.closed_life(self.capacity, grouped)
             placed = (load.prompts > 0) & (load.prompts <= self.capacity)  # more than can be sent have a place
             most = np.where(placed, 1.0 / self.least_a_prompt, self.capacity / full.total)
             open_life = self.open_life(load, most, full)
             served_life = open_life if served_life is None else either(load.rate > 0, open_life, served_life)
         assert served_life is not None
-        served = self._served(served_life, load, most)
+        served = self._served(served_life, load, most, running / lasts)
         return either(load.static, self._static(load), served) if load.static.any() else served
 
-    def _served(self, solved_life: Life, load: Load, most: FloatColumn) -> Served:
-        open_, spread, running = load.rate > 0, self.scenario.workload.length_spread, solved_life.crowd.running
-        rounds = rounds_of(load.prompts, running)
-        burst = np.where(open_, 0.0, burst_wait(np.maximum(0.0, running - 1.0) * solved_life.passed.alone, rounds))
-        life = solved_life.total + burst
-        prompts = np.minimum(1.0, (solved_life.crowd.others + 1.0) * solved_life.passed.prompt / solved_life.total)
-        closed = running / life * tail_share(rounds, spread, prompts)
+    def _served(self, solved_life: Life, load: Load, most: FloatColumn, closed: FloatColumn) -> Served:
+        """Of closed loops, so many requests a second."""
+        open_, life = load.rate > 0, solved_life.total
+        running = solved_life.crowd.running
         queue = np.where(open_, place_wait(load, life, self.capacity, most), _queued(load, running, closed))
         flow = np.where(open_, sent_rate(load, life, most), closed)
         tpot = solved_life.decode / self.later if self.later else np.full(len(flow), np.nan)
@@ -98,9 +96,9 @@ class Engine(LoopingEngine):
             wait=np.maximum(0.0, tpot - solved_life.step.total / self.steps_tokens) if self.later else np.zeros(len(flow)),
             tpot=tpot,
             tokens=self.steps_tokens,
-            first=solved_life.first + burst,
+            first=solved_life.first,
             queue=queue,
-            life=queue + solved_life.first + burst + solved_life.decode,
+            life=queue + life,
             rate=flow,
             most=most,
             prefill=solved_life.passed.where.all_of(self.prefill_pass),
