@@ -709,6 +709,20 @@ def test_scales_of_tensors_slow_no_experts(model: str, said: bool | None, slower
     assert seconds["fp8"] / seconds["bf16"] == pytest.approx(0.92 if slower else 0.53, rel=0.1)
 
 
+@pytest.mark.parametrize(
+    ("hw", "precision", "rate"),
+    [("a100", "int4", 138e12), ("h100", "int4", 250e12), ("h200", "int4", 250e12), ("b200", "int4", 268e12), ("h200", "fp4", 380e12)],
+)
+def test_experts_whose_weights_are_widened_run_as_measured(hw: str, precision: str, rate: float) -> None:
+    """Grouped products of 16 bits by 4: vLLM's and SGLang's Marlin (int4) and TensorRT-LLM's (MXFP4) reach so much at 8,192 tokens and more
+    (aiconfigurator-core 0.12; medians of the models' layers), on B200 a fifth of what the tensor cores could give."""
+    of = scenario(hw, model="qwen3_30b_a3b", workload__precision=precision)
+    m, n, k, experts = (np.full(1, size) for size in (1024.0, 4096.0, 7168.0, 64.0))
+    product = Product(MatMul("up", m, n, k, experts, routed=True), "experts")
+    cost = price_products(of, [product], operator_model(of.hw), decoding=False)
+    assert cost.flops[0] / cost.seconds[0] / of.hw.efficiency.sustained == pytest.approx(rate, rel=0.15)
+
+
 @pytest.mark.parametrize(("hw", "shorter"), [("b200", 0.5), ("h200", 1.0)])
 def test_latents_of_eight_bits_are_multiplied_as_they_are_on_blackwell(hw: str, shorter: float) -> None:
     """256 sequences of 8,192 tokens, 128 heads: products bind, 2 · 128 · (2 · 512 + 64) FLOP a token at 0.6 of the peak."""

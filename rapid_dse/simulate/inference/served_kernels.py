@@ -48,6 +48,10 @@ EXPERT_TILES = (16.0, 128.0)
 # 410 to 540 TFLOP/s under TensorRT-LLM, 700 under SGLang, 560 under vLLM, with one scale a tensor 730 to 870; other products 1,070, 1,200
 # and 1,150 for 1,200 (aiconfigurator-core 0.12, 16,384 tokens).
 BLOCK_SCALED_RATE = {"routed": 0.5, "plain": 0.74}
+# FLOP a clock and SM that grouped kernels of experts reach at most where they widen 4-bit weights on the way to the tensor cores, by the
+# workload's precision: Marlin's of int4 910 on A100, 1,030 on H100 and H200, 980 on B200, since its instructions are those of Ampere;
+# MXFP4's on Hopper 1,550 under TensorRT-LLM, 1,050 under SGLang, 2,300 under vLLM (aiconfigurator-core 0.12, 8,192 tokens and more).
+WIDENED_EXPERTS = {"int4": 1000.0, "fp4": 1550.0}
 MADE_FOR_DECODING: tuple[AttentionKernel, ...] = ("cudnn", "ck", "triton")
 ONE_SHOT, TWO_SHOT = 1.0, 2.0  # rounds of a fused all-reduce: each rank reads all buffers; or reads its share of all, then all shares
 
@@ -123,12 +127,11 @@ def _product_columns(
     arithmetic, routed = hw.arithmetic(precision), np.repeat([product.matmul.routed for product in products], rows)
     padded = m + routed * np.clip(m, *EXPERT_TILES) / 2 if form == "streams" else m
     cost = distinct_seconds(device, np.stack([padded, n, k, batch], axis=1), form, arithmetic)
-    if _scaled_in_blocks(scenario, precision):
-        cost = np.maximum(cost, _block_scaled(hw, 2.0 * batch * padded * n * k, routed))
     weights, rate = batch * n * k * WEIGHT_BYTES[precision], hw.memory.bandwidth * hw.efficiency.memory
     if precision in WEIGHTS_ALONE:  # the kernel reads narrow weights: what HBM's time of wide ones has no longer
         wide = 2.0 * batch * n * k / rate
         cost = cost - (wide - weights / rate) * np.minimum(1.0, wide / cost) ** 4
+    cost = _beside_tensor_cores(scenario, precision, cost, 2.0 * batch * padded * n * k, routed)
     if arithmetic == "fp4":
         bare = weights * PRECISION_BYTES["fp4"] / WEIGHT_BYTES["fp4"]
         cost = cost + _scales_read(routed, weights, bare, (cost - hw.kernel_latency) * rate) / rate
@@ -141,15 +144,20 @@ def _product_columns(
     return np.stack([column.reshape(len(products), rows) for column in (cost, work, hbm_bytes, spent)], axis=1)
 
 
-def _scaled_in_blocks(scenario: Scenario, precision: str) -> bool:
-    """Whether products with such weights have scales of blocks that the chip's tensor cores do not take."""
-    return precision == "fp8" and scenario.model.scaled_in_blocks and "fp4" not in scenario.hw.precisions
-
-
-def _block_scaled(hw: Hardware, work: FloatColumn, routed: NDArray[np.bool_]) -> FloatColumn:
-    """Seconds that kernels of so many FLOP take at least where they scale the sums of blocks."""
-    rate = hw.peak_flops("fp8") * hw.efficiency.clock * hw.efficiency.tensor
-    return np.asarray(hw.kernel_latency + work / (rate * np.where(routed, BLOCK_SCALED_RATE["routed"], BLOCK_SCALED_RATE["plain"])))
+def _beside_tensor_cores(
+    scenario: Scenario, precision: str, seconds: FloatColumn, work: FloatColumn, routed: NDArray[np.bool_]
+) -> FloatColumn:
+    """Seconds of products with such weights, of so many FLOP, where scales or widening keep the tensor cores waiting; ``seconds`` where
+    nothing does."""
+    hw = scenario.hw
+    if precision == "int4":
+        widened = hw.kernel_latency + work / (WIDENED_EXPERTS[scenario.workload.precision] * hw.sms * hw.clock)
+        return np.where(routed, np.maximum(seconds, widened), seconds)
+    if precision == "fp8" and scenario.model.scaled_in_blocks and "fp4" not in hw.precisions:
+        rate = hw.peak_flops("fp8") * hw.efficiency.clock * hw.efficiency.tensor
+        share = np.where(routed, BLOCK_SCALED_RATE["routed"], BLOCK_SCALED_RATE["plain"])
+        return np.maximum(seconds, hw.kernel_latency + work / (rate * share))
+    return seconds
 
 
 def _scales_read(routed: NDArray[np.bool_], weights: FloatColumn, bare: FloatColumn, streamed: FloatColumn) -> FloatColumn:
