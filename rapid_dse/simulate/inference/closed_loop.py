@@ -9,12 +9,15 @@ them ending, a step holds prompts more often, more of them share a pass, and it 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rapid_dse.simulate.inference.bursts import BurstingEngine
 from rapid_dse.simulate.inference.crowds import Crowd, closed_crowd
+from rapid_dse.simulate.inference.distinct_steps import Between
+from rapid_dse.simulate.inference.rank_prompts import deviations_of, fullest_rank
 from rapid_dse.simulate.inference.request_lives import BRACKETS, DecodeStep, Life, PromptPass, solved
 
 FloatColumn = NDArray[np.float64]
@@ -26,7 +29,8 @@ ROUGHLY = 5  # evaluations of the life in a run that ends, of which one in hundr
 class EngineStep:
     """One step of the engine, ``(n_rows,)`` each: its decoding, the pass of prompts that may share it, prompts of others that come in it
     (``come``), seconds of these (``prompts``) and of all (``total``; where nothing is decoded those of a pass); ``own``: how many prompts
-    share a request's own pass; ``through``: seconds in which that goes through the stages behind the slowest one, beside other steps."""
+    share a request's own pass; ``through``: seconds in which that goes through the stages behind the slowest one, beside other steps;
+    ``uneven``: seconds of a pass over those of as many prompts on each of attention's ranks."""
 
     decoding: DecodeStep
     passed: PromptPass
@@ -35,6 +39,7 @@ class EngineStep:
     total: FloatColumn
     own: FloatColumn
     through: FloatColumn
+    uneven: FloatColumn | float
 
 
 @dataclass(frozen=True)
@@ -142,7 +147,7 @@ class LoopingEngine(BurstingEngine):
         lasts = np.maximum(1.0, self.cut.attention_dp / self.most_a_step)
         never = lasts * others * np.log1p(-np.minimum(chance, 1.0 - 1e-12))
         any_ended = np.where(habits.grouped, np.minimum(1.0, lasts * ended), -np.expm1(never))
-        held_prompts, held_steps = self._held_back((others + 1.0) * chance, np.ones_like(chance))
+        held_prompts, held_steps = self._held_back((others + 1.0) * chance, np.ones_like(chance), at_random=True)
         share = np.minimum(np.maximum(habits.share, held_prompts), most)
         together = np.minimum(np.maximum(np.maximum(1.0, lasts * ended / np.maximum(any_ended, 1e-300)), share), most)
         own = np.minimum(np.maximum(1.0 + ended, share), most)
@@ -150,21 +155,48 @@ class LoopingEngine(BurstingEngine):
         elsewhere = np.maximum(0.0, others + 1.0 - own - before_or_after) * chance / np.maximum(1.0 - chance, 1e-12)
         come = batches * np.minimum(ended, elsewhere)
         decoding = self.step(crowd.running, np.minimum(1.0, steps * chance))
-        passed = self._pass(habits, decoding, (together, own), held_steps * decoding.total)
+        passed, uneven = self._pass(habits, decoding, (together, own), held_steps * decoding.total)
         prompts = come * passed.prompt
         total = decoding.total + prompts if self.later else passed.alone * together * batches
-        through = np.maximum(0.0, passed.whole - self.costs.prefill.at(self.kind, own / self.cut.attention_dp).of(self.prefill_slowest))
-        return EngineStep(decoding, passed, come, prompts, total, own, through)
+        through = np.maximum(
+            0.0, passed.whole - uneven * self.costs.prefill.at(self.kind, own / self.cut.attention_dp).of(self.prefill_slowest)
+        )
+        return EngineStep(decoding, passed, come, prompts, total, own, through, uneven)
 
-    def _pass(self, habits: Habits, decoding: DecodeStep, takes: tuple[FloatColumn, FloatColumn], hold: FloatColumn) -> PromptPass:
-        """A pass of prompts beside such decoding, held back so long; it ``takes`` so many, that of a request itself so many."""
+    def _pass(
+        self, habits: Habits, decoding: DecodeStep, takes: tuple[FloatColumn, FloatColumn], hold: FloatColumn
+    ) -> tuple[PromptPass, FloatColumn | float]:
+        """A pass of prompts beside such decoding, held back so long, and how ``_uneven`` it is; it ``takes`` so many, that of a request
+        itself so many."""
         together, own = takes
         where = self.costs.prefill.at(self.kind, together / self.cut.attention_dp)
-        alone = where.of(self.prefill_slowest) / together
-        whole = self.costs.prefill.at(self.kind, own / self.cut.attention_dp).of(self.prefill_total)
+        even, uneven = where.of(self.prefill_slowest) / together, self._uneven(together, where)
+        alone = even * uneven
+        whole = uneven * self.costs.prefill.at(self.kind, own / self.cut.attention_dp).of(self.prefill_total)
         joins = self.later and self.scenario.software.serving.scheduler != "prefill_first"
         spared = self._spared(decoding, together, where) if joins else np.zeros_like(together)
-        return PromptPass(where, together, whole, (1.0 - spared) * alone, alone, habits.least, hold)
+        return PromptPass(where, together, whole, alone - spared * even, alone, habits.least, hold), uneven
+
+    def _uneven(self, together: FloatColumn, where: Between) -> FloatColumn | float:
+        """Seconds of a pass of so many prompts that have come to attention's ranks at random, over those of as many on each: of as many
+        as the fullest rank has, in the share that it takes of those of one on each if so large a share of ranks has one."""
+        ranks, fit = self.cut.attention_dp, self.costs.together[self.kind]
+        if not self._deviations.any() or fit.max(initial=0.0) < 2.0:
+            return 1.0
+        fullest = fullest_rank(ranks, together, fit, self._deviations)
+        grid, table = self.costs.prefill, self.prefill_slowest
+        shared = grid.at(self.kind, np.minimum(1.0, together / (ranks * fullest))).of(table)
+        return np.maximum(1.0, grid.at(self.kind, fullest).of(table) * shared / (self._of_one_each * where.of(table)))
+
+    @cached_property
+    def _deviations(self) -> FloatColumn:
+        """By how many deviations the largest of attention's ranks lies above their mean."""
+        return deviations_of(self.cut.attention_dp)
+
+    @cached_property
+    def _of_one_each(self) -> FloatColumn:
+        """Seconds of a pass of one prompt on each of attention's ranks."""
+        return self.costs.prefill.at(self.kind, np.ones(len(self.kind))).of(self.prefill_slowest)
 
     def _steps_of_life(self, habits: Habits, step: EngineStep, waits: FloatColumn) -> FloatColumn:
         """Steps of the engine in a request's life, of which its prompt waits for some seconds."""
@@ -223,9 +255,8 @@ class LoopingEngine(BurstingEngine):
         """Seconds of the engine for the prompts and steps of all that run, no request of which lives shorter: it takes no more prompts in a
         step than its tokens hold, and computes a pass of each batch at most in one."""
         passed = step.passed
-        own_pass = (
-            self.costs.prefill.at(self.kind, step.own / self.cut.attention_dp).of(self.prefill_slowest) * passed.prompt / passed.alone
-        )
+        even = self.costs.prefill.at(self.kind, step.own / self.cut.attention_dp).of(self.prefill_slowest)
+        own_pass = step.uneven * even * passed.prompt / passed.alone
         elsewhere = np.maximum(0.0, habits.crowd.others + 1.0 - step.own)
         in_passes = np.inf if self._prompts_first else passed.together * habits.batches
         fewest = np.maximum(own_steps, (habits.crowd.others + 1.0) / np.minimum(habits.room, in_passes))

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from rapid_dse.config.scenario import Scenario
 from rapid_dse.parallel.engines import Engines
+from rapid_dse.simulate.inference.rank_prompts import until_each_has_one
 from rapid_dse.simulate.inference.request_lives import accepted
 
 FloatColumn = NDArray[np.float64]
@@ -59,7 +60,8 @@ def error_let_go(scenario: Scenario, engines: Engines, results: Mapping[str, Any
     tokens = min(accepted(scenario.workload.draft_tokens or 0, scenario.workload.draft_acceptance or 0.0), max(1.0, later))
     of_two = 2.0 * ranks * tokens / later  # that end in a step with two on each rank
     ended = np.minimum(of_two, requests * results["tpot_s"] * tokens / results["request_latency_s"])
-    priced_prompts = np.minimum(np.minimum((1.0 + np.minimum(ranks - 1.0, most * of_two)) * ended / of_two, ranks), requests)
+    until = until_each_has_one(ranks, 2.0 * ranks)
+    priced_prompts = np.minimum((1.0 + np.minimum(until - 1.0, most * of_two)) * ended / of_two, requests)
     group = 1.0 if scenario.workload.length_spread else scenario.software.serving.prompts_together
     let_go = np.maximum(let_go_together(ranks, requests), group)
     # passes of others in a request's life, whose own pass takes those that come with it, over those that are priced

@@ -18,6 +18,7 @@ from rapid_dse.parallel.engines import Degrees
 from rapid_dse.simulate.inference.crowds import Crowd, Load, open_crowd, waits_for_passes
 from rapid_dse.simulate.inference.distinct_steps import Between, Costs
 from rapid_dse.simulate.inference.products import dense_layers
+from rapid_dse.simulate.inference.rank_prompts import until_each_has_one
 
 FloatColumn = NDArray[np.float64]
 IntColumn = NDArray[np.int64]
@@ -240,7 +241,7 @@ class SteppingEngine:
         those that are under way, of which so many end in one."""
         scheduler, steps = self.scenario.software.serving.scheduler, self.later / self.steps_tokens
         most = self._full_pass(crowd.most)
-        held_prompts, held_steps = self._held_back(ended, np.maximum(shared, 1.0))
+        held_prompts, held_steps = self._held_back(ended, np.maximum(shared, 1.0), at_random=False)
         together = np.minimum(np.maximum(np.maximum(shared, 1.0), held_prompts), most.together)
         where = self.costs.prefill.at(self.kind, together / self.cut.attention_dp)
         spared = np.zeros_like(together)
@@ -250,23 +251,28 @@ class SteppingEngine:
         alone = where.of(self.prefill_slowest) / together
         return PromptPass(where, together, where.of(self.prefill_total), (1.0 - spared) * alone, alone, most.least, held_steps * full.total)
 
-    def _held_back(self, ended: FloatColumn, at_once: FloatColumn) -> tuple[FloatColumn, FloatColumn]:
+    def _held_back(self, ended: FloatColumn, at_once: FloatColumn, *, at_random: bool) -> tuple[FloatColumn, FloatColumn]:
         """Prompts that share a pass, and steps that they wait for it on average, where they are held back until each of attention's ranks
         has one, or for so many steps, or until some rank has nothing to decode.
 
-        With fewer than two requests on each rank most that end leave theirs with nothing to decode. Prompts do not wait then, and yet
-        passes are priced as no more frequent than with two on each, so that fewer requests never decode later than more of them.
+        How many these are depends on how many requests decode. With fewer than two on each rank most that end leave theirs with nothing to
+        decode. Prompts do not wait then, and yet passes are priced as no more frequent than with two on each, so that fewer requests never
+        decode later than more of them.
 
         Args:
             ended: requests that end in a step, and are followed by others.
             at_once: prompts that share a pass anyway.
+            at_random: whether prompts come to ranks at random, those of requests that ended there; else to each in turn.
         """
-        ranks, most = self.cut.attention_dp, float(self.scenario.software.serving.attention_dp_wait) * bool(self.later)
-        if not most:
+        ranks, most = self.cut.attention_dp.astype(np.float64), float(self.scenario.software.serving.attention_dp_wait) * bool(self.later)
+        if not most or not (ranks > 1).any():
             return np.ones_like(ended), np.zeros_like(ended)
         of_two = 2.0 * ranks * self.steps_tokens / max(self.later, 1.0)  # that end in a step with two on each rank
         lone = np.clip(of_two / np.maximum(ended, 1e-12) - 1.0, 0.0, 1.0)  # share that leaves its rank with nothing to decode
-        held_prompts = (1.0 + np.minimum(ranks - 1.0, most * np.maximum(ended, of_two))) * np.minimum(1.0, ended / of_two)
+        decoding = 2.0 * ranks * ended / of_two
+        until = until_each_has_one(ranks, decoding) if at_random else ranks
+        others = np.minimum(until - 1.0, most * np.maximum(ended, of_two))
+        held_prompts = (1.0 + others) * np.minimum(1.0, ended / of_two)
         come = np.maximum(0.0, held_prompts - at_once)  # for which a prompt waits; those that come to it wait half as long
         waits = (1.0 - lone) * come * (1.0 + 0.5 * come) / (1.0 + come) / np.maximum(ended, 1e-12)
         return held_prompts, waits
