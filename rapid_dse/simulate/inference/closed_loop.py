@@ -22,7 +22,7 @@ from rapid_dse.simulate.inference.request_lives import BRACKETS, DecodeStep, Lif
 
 FloatColumn = NDArray[np.float64]
 
-ROUGHLY = 5  # evaluations of the life in a run that ends, of which one in hundreds is off by a thousandth
+ROUGHLY = 4  # evaluations of the life in a run that ends, of which one in hundreds is off by a thousandth
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from rapid_dse.simulate.inference.rank_prompts import until_each_has_one
 FloatColumn = NDArray[np.float64]
 IntColumn = NDArray[np.int64]
 
-BRACKETS = 7  # evaluations of what answers itself
+BRACKETS = 6  # evaluations of what answers itself
 LITTLE_ROUNDS = 16  # of Little's law
 FIRST_ROUNDS = 4  # of these, in which what is waited for before decoding settles
 SHARING_ROUNDS = 10  # evaluations of how many prompts share a pass
