@@ -23,6 +23,7 @@ from rapid_dse.parallel.engines import resolved
 from rapid_dse.parallel.layouts import broken_rules
 from rapid_dse.parallel.span import Span
 from rapid_dse.simulate.communication import effective_network
+from rapid_dse.simulate.inference import serving
 from rapid_dse.simulate.inference.crowds import closed_crowd, open_crowd
 from rapid_dse.simulate.inference.engine_memory import weight_bytes
 from rapid_dse.simulate.inference.passes import EnginePass, PassWork, decode_work, prefill_work, timed
@@ -733,3 +734,14 @@ def test_latents_of_eight_bits_are_multiplied_as_they_are_on_blackwell(hw: str, 
         found.append(float(cost.seconds[0]) - 2 * of.hw.kernel_latency)
     assert found[0] == pytest.approx(256 * 8192 * 2 * 128 * (2 * 512 + 64) / (of.hw.peak_flops("bf16") * 0.6), rel=1e-6)
     assert found[1] == pytest.approx(shorter * found[0], rel=1e-6)
+
+
+def test_rows_that_are_solved_in_blocks_are_served_as_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Static batches, closed and open loops and runs of all at once, in blocks of seven, the last of which has fewer."""
+    loads = [{"concurrency": 3.0**power} for power in range(6)] + [{"request_rate": 0.5 * 2.0**power} for power in range(6)]
+    loads += [{"batch_size": 2.0**power} for power in range(6)] + [{"num_prompts": 3.0**power} for power in range(1, 6)]
+    rows = [{"tp": 2, "pp": 1 + number % 2} | load for number, load in enumerate(loads)]
+    together = priced(scenario(), *rows)
+    monkeypatch.setattr(serving, "BLOCK", 7)
+    for name, column in vars(priced(scenario(), *rows)).items():
+        assert np.array_equal(column, getattr(together, name), equal_nan=True), name

@@ -29,8 +29,7 @@ ROUGHLY = 4  # evaluations of the life in a run that ends, of which one in hundr
 class EngineStep:
     """One step of the engine, ``(n_rows,)`` each: its decoding, the pass of prompts that may share it, prompts of others that come in it
     (``come``), seconds of these (``prompts``) and of all (``total``; where nothing is decoded those of a pass); ``own``: how many prompts
-    share a request's own pass; ``through``: seconds in which that goes through the stages behind the slowest one, beside other steps;
-    ``uneven``: seconds of a pass over those of as many prompts on each of attention's ranks."""
+    share a request's own pass; ``own_slowest``: seconds of the slowest stage in that."""
 
     decoding: DecodeStep
     passed: PromptPass
@@ -38,8 +37,7 @@ class EngineStep:
     prompts: FloatColumn
     total: FloatColumn
     own: FloatColumn
-    through: FloatColumn
-    uneven: FloatColumn | float
+    own_slowest: FloatColumn
 
 
 @dataclass(frozen=True)
@@ -155,27 +153,25 @@ class LoopingEngine(BurstingEngine):
         elsewhere = np.maximum(0.0, others + 1.0 - own - before_or_after) * chance / np.maximum(1.0 - chance, 1e-12)
         come = batches * np.minimum(ended, elsewhere)
         decoding = self.step(crowd.running, np.minimum(1.0, steps * chance))
-        passed, uneven = self._pass(habits, decoding, (together, own), held_steps * decoding.total)
+        passed, own_slowest = self._pass(habits, decoding, (together, own), held_steps * decoding.total)
         prompts = come * passed.prompt
         total = decoding.total + prompts if self.later else passed.alone * together * batches
-        through = np.maximum(
-            0.0, passed.whole - uneven * self.costs.prefill.at(self.kind, own / self.cut.attention_dp).of(self.prefill_slowest)
-        )
-        return EngineStep(decoding, passed, come, prompts, total, own, through, uneven)
+        return EngineStep(decoding, passed, come, prompts, total, own, own_slowest)
 
     def _pass(
         self, habits: Habits, decoding: DecodeStep, takes: tuple[FloatColumn, FloatColumn], hold: FloatColumn
-    ) -> tuple[PromptPass, FloatColumn | float]:
-        """A pass of prompts beside such decoding, held back so long, and how ``_uneven`` it is; it ``takes`` so many, that of a request
-        itself so many."""
-        together, own = takes
-        where = self.costs.prefill.at(self.kind, together / self.cut.attention_dp)
+    ) -> tuple[PromptPass, FloatColumn]:
+        """A pass of prompts beside such decoding, held back so long, and seconds of the slowest stage in a request's own pass; it ``takes``
+        so many, that of a request itself so many."""
+        together, _ = takes
+        where, own_where = (self.costs.prefill.at(self.kind, prompts / self.cut.attention_dp) for prompts in takes)
         even, uneven = where.of(self.prefill_slowest) / together, self._uneven(together, where)
         alone = even * uneven
-        whole = uneven * self.costs.prefill.at(self.kind, own / self.cut.attention_dp).of(self.prefill_total)
+        whole = uneven * own_where.of(self.prefill_total)
         joins = self.later and self.scenario.software.serving.scheduler != "prefill_first"
         spared = self._spared(decoding, together, where) if joins else np.zeros_like(together)
-        return PromptPass(where, together, whole, alone - spared * even, alone, habits.least, hold), uneven
+        passed = PromptPass(where, together, whole, alone - spared * even, alone, habits.least, hold)
+        return passed, uneven * own_where.of(self.prefill_slowest)
 
     def _uneven(self, together: FloatColumn, where: Between) -> FloatColumn | float:
         """Seconds of a pass of so many prompts that have come to attention's ranks at random, over those of as many on each: of as many
@@ -200,7 +196,8 @@ class LoopingEngine(BurstingEngine):
 
     def _steps_of_life(self, habits: Habits, step: EngineStep, waits: FloatColumn) -> FloatColumn:
         """Steps of the engine in a request's life, of which its prompt waits for some seconds."""
-        outside = self._outside(habits, step.passed) + waits + step.through
+        through = np.maximum(0.0, step.passed.whole - step.own_slowest)  # the stages behind the slowest one, beside other steps
+        outside = self._outside(habits, step.passed) + waits + through
         return np.asarray(self._own_steps + outside / np.maximum(step.total, 1e-12))
 
     def _outside(self, habits: Habits, passed: PromptPass) -> FloatColumn:
@@ -255,8 +252,7 @@ class LoopingEngine(BurstingEngine):
         """Seconds of the engine for the prompts and steps of all that run, no request of which lives shorter: it takes no more prompts in a
         step than its tokens hold, and computes a pass of each batch at most in one."""
         passed = step.passed
-        even = self.costs.prefill.at(self.kind, step.own / self.cut.attention_dp).of(self.prefill_slowest)
-        own_pass = step.uneven * even * passed.prompt / passed.alone
+        own_pass = step.own_slowest * passed.prompt / passed.alone
         elsewhere = np.maximum(0.0, habits.crowd.others + 1.0 - step.own)
         in_passes = np.inf if self._prompts_first else passed.together * habits.batches
         fewest = np.maximum(own_steps, (habits.crowd.others + 1.0) / np.minimum(habits.room, in_passes))

@@ -30,6 +30,10 @@ class Load:
     prompts: FloatColumn
     static: NDArray[np.bool_]
 
+    def part(self, rows: slice) -> Load:
+        """Those of some rows."""
+        return Load(self.concurrency[rows], self.rate[rows], self.prompts[rows], self.static[rows])
+
 
 class Passing(Protocol):
     """A pass of prompts: how many it takes, and seconds a prompt of it, and of a full one, on the slowest stage."""

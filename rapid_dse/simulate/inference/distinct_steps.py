@@ -57,10 +57,14 @@ class StepGrid:
         """Where a batch lies between the grid's, for rows of these kinds."""
         upper = self._above(batch)
         lower, kinds = upper - 1, self.works[0].products.shape[1]
-        low = self.batches.take(lower)
-        share = np.minimum(np.maximum((batch - low) / (self.batches.take(upper) - low), 0.0), 1.0)
+        share = np.minimum(np.maximum((batch - self.batches.take(lower)) * self._a_batch.take(lower), 0.0), 1.0)
         below = lower * kinds + kind
         return Between(below, below + kinds, share, 1.0 - share)
+
+    @cached_property
+    def _a_batch(self) -> FloatColumn:
+        """Share of the way to the next of the grid's batches that one batch more is."""
+        return 1.0 / np.diff(self.batches)
 
     def _above(self, batch: FloatColumn) -> IntColumn:
         """Which of the grid's batches lies above each, the first left out."""
