@@ -64,7 +64,7 @@ def test_both_store_32_bits_and_write_the_scores_of_attention() -> None:
 
 
 def test_chips_without_tf32_refuse_it() -> None:
-    with pytest.raises(ValueError, match=r"workload.precision=tf32: v100 has no such mode; it has fp32, fp16"):
+    with pytest.raises(ValueError, match=r"tf32: v100 has no such mode; it has fp32, fp16; where tokens are decoded also int8, int4"):
         priced(scenario(hw="v100", workload__precision="tf32"), ROW)
 
 

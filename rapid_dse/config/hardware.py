@@ -293,7 +293,10 @@ class Hardware(Frozen):
         """Dense peak of matrix products, FLOP/s. ``ValueError`` where the chip lacks the precision."""
         rate: float | None = getattr(self.tensor_flop_per_sm_clock, self.arithmetic(precision))
         if rate is None:
-            raise ValueError(f"workload.precision={precision}: {self.name} has no such mode; it has {', '.join(self.precisions)}")
+            raise ValueError(
+                f"workload.precision={precision}: {self.name} has no such mode; it has {', '.join(self.precisions)}; where tokens are "
+                f"decoded also {', '.join(WEIGHTS_ALONE)}, of which weights alone are so narrow"
+            )
         return rate * self.sms * self.clock
 
     def arithmetic(self, precision: str) -> str:
