@@ -15,6 +15,7 @@ from rapid_dse.events.engine_runs import TERMS, EngineTimes, EngineTrial, NodesO
 from rapid_dse.events.machine import Machine, fault_ends
 from rapid_dse.events.programs.served_step import BlockLayers, WholeLayers
 from rapid_dse.interconnect import closed_form
+from rapid_dse.simulate.inference.prompts import passes_taken
 
 
 @dataclass(frozen=True)
@@ -115,8 +116,7 @@ def _from_stages(trial: EngineTrial, name: str) -> tuple[EngineTimes, dict[str, 
         alone = {term: sum(stage[term] for stage in stages) for term in TERMS}
         alone["pp"] += (len(stages) - 1) * one.details[0].hop_seconds
         longest, chunks = max(sum(stage.values()) for stage in stages), one.details[0].chunks
-        whole = 0 if ahead else 1  # the first goes through all stages, each behind it ends as the slowest stage does
-        share = whole + (chunks - whole) * longest / sum(alone.values())
+        share = float(passes_taken(chunks, ahead, np.array(longest / sum(alone.values()))))
         terms = {term: terms[term] + seconds * share for term, seconds in alone.items()}
         slowest, ahead = slowest + chunks * longest, ahead + chunks
     return EngineTimes(terms, slowest), kept

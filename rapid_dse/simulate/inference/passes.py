@@ -21,7 +21,7 @@ from rapid_dse.interconnect import transfer
 from rapid_dse.parallel.engines import Degrees
 from rapid_dse.simulate.inference.pass_parts import PassParts, parts_of
 from rapid_dse.simulate.inference.products import Product, attention_products, dense_layers, dense_products, expert_products
-from rapid_dse.simulate.inference.prompts import Chunks, Prompts
+from rapid_dse.simulate.inference.prompts import Chunks, Prompts, passes_taken
 from rapid_dse.simulate.inference.served_kernels import KernelCost, decode_attention, over_windows, prefill_attention
 
 FloatColumn = NDArray[np.float64]
@@ -100,14 +100,10 @@ class EnginePass:
         return self.compute + self.tp + self.cp + self.ep + self.pp
 
     def overlapped(self, count: int, ahead: int = 0) -> EnginePass:
-        """The same as ``count`` passes of equal length of which each follows the one before through the stages, behind ``ahead`` others.
-
-        The first of all goes through all stages, and each behind it ends as late as the slowest stage takes.
-        """
-        whole = 0.0 if ahead else 1.0
-        if count == whole:
+        """The same as ``count`` passes of equal length of which each follows the one before through the stages, behind ``ahead`` others."""
+        if count == 1 and not ahead:
             return self
-        share = (whole + (count - whole) * self.slowest / self.total) / count
+        share = passes_taken(count, ahead, self.slowest / self.total) / count
         return replace(self, **{name: getattr(self, name) * share for name in _SECONDS})
 
     def __add__(self, other: EnginePass) -> EnginePass:

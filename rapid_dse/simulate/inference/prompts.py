@@ -4,6 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
+
+FloatColumn = NDArray[np.float64]
+
 
 @dataclass(frozen=True)
 class Chunks:
@@ -33,3 +38,12 @@ def chunks_of(queries: float, step_tokens: float) -> tuple[Chunks, ...]:
     filled = Chunks(full, step_tokens / queries)
     rest = 1.0 - full * step_tokens / queries
     return (filled, Chunks(1, rest)) if rest > 0 else (filled,)
+
+
+def passes_taken(count: int, ahead: int, slowest: FloatColumn) -> FloatColumn:
+    """How many times a pass's seconds ``count`` passes of one length take that go through the stages behind ``ahead`` others.
+
+    The first of all goes through all stages; each behind it ends as late as the slowest stage takes, a share ``slowest`` of a pass.
+    """
+    whole = 0.0 if ahead else 1.0
+    return whole + (count - whole) * slowest
