@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from rapid_dse import __version__
-from rapid_dse.common import long_work, standard_output, termination
+from rapid_dse.common import collecting, long_work, standard_output, termination
 
 USAGE, INTERRUPTED = 2, 130
 _ERRORS = "rapid_dse"  # the name under which Python knows what stands for missing characters
@@ -64,7 +64,7 @@ def guarded(command: Callable[[Sequence[str]], int], arguments: Sequence[str]) -
     output = _printable()
     came: list[int] = []
     try:
-        with termination.raising() as came, long_work.listening():
+        with termination.raising() as came, long_work.listening(), collecting.once_started():
             code = _flushed(_in_one_line(command, arguments), output)
     except KeyboardInterrupt:  # came between the command's own end and that of what is around it
         code = INTERRUPTED
