@@ -10,6 +10,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from conftest import SCHEMES, SHOTS, WIDTHS, Opened
+from machine import slowness
 from playwright.sync_api import Page, expect
 from program import done, process, well
 from seen import axe_faults, faults
@@ -105,18 +106,18 @@ def test_nothing_overlaps_is_cut_or_a_serious_fault(opened: Opened, reports: Pat
 
 
 def test_a_hundred_thousand_rows_are_there_soon(opened: Opened, folder: Path) -> None:
-    """Written within 10 s of one core, 8 MB, and the first picture within 3 s of opening the file."""
+    """Written within 10 s of one core, 8 MB, and the first picture within 3 s of opening the file: longer where the machine is slower."""
     done(folder, "-m", LARGE, "search.study=large")
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     well(process(folder, "results/large", "--out", "large.html", module="rapid_dse.report"))
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert len(pd.read_parquet(folder / "results" / "large", columns=["key"])) > 100_000
-    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 10
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 10 * slowness()
     assert (folder / "large.html").stat().st_size < 8e6
     page = opened("about:blank")
     start = time.perf_counter()
     page.goto(f"file://{folder}/large.html", wait_until="commit")
     page.wait_for_selector("figure svg rect.term", state="visible")
-    assert time.perf_counter() - start < 3
+    assert time.perf_counter() - start < 3 * slowness()
     drawn(page)
     expect(page.locator("#all-cloud .axes")).to_contain_text("step_time_s")
