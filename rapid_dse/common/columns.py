@@ -234,6 +234,23 @@ def _rows(value: Any, rows: Positions) -> Any:
     return None if value is None else rows_of(value, rows)
 
 
+def with_rows(record: Record, rows: Positions, others: Record) -> Record:
+    """The record with the rows of ``others`` in place of some of its own; dataclasses as ``rows_of`` takes them."""
+    kind: Any = type(record)
+    replaced: Record = kind(*[_with_rows(getattr(record, name), rows, getattr(others, name)) for name in _names(kind)])
+    return replaced
+
+
+def _with_rows(value: Any, rows: Positions, others: Any) -> Any:
+    if isinstance(value, np.ndarray):
+        column = value.copy()
+        column[..., rows] = others
+        return column
+    if isinstance(value, tuple):
+        return tuple(_with_rows(item, rows, other) for item, other in zip(value, others, strict=True))
+    return None if value is None else with_rows(value, rows, others)
+
+
 def joined(records: Sequence[Record]) -> Record:
     """Dataclasses of one kind, as ``rows_of`` takes them, whose rows follow each other."""
     if len(records) == 1:

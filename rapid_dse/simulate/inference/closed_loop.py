@@ -14,15 +14,16 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
+from rapid_dse.common.columns import rows_of
 from rapid_dse.simulate.inference.bursts import BurstingEngine
 from rapid_dse.simulate.inference.crowds import Crowd, closed_crowd
 from rapid_dse.simulate.inference.distinct_steps import Between
+from rapid_dse.simulate.inference.fixed_points import RootSearch, settled
 from rapid_dse.simulate.inference.rank_prompts import deviations_of, fullest_rank
-from rapid_dse.simulate.inference.request_lives import BRACKETS, DecodeStep, Life, PromptPass, solved
+from rapid_dse.simulate.inference.request_lives import DecodeStep, Life, PromptPass
 
 FloatColumn = NDArray[np.float64]
-
-ROUGHLY = 4  # evaluations of the life in a run that ends, of which one in hundreds is off by a thousandth
+Positions = NDArray[np.intp]
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,16 @@ class EngineStep:
     total: FloatColumn
     own: FloatColumn
     own_slowest: FloatColumn
+
+
+@dataclass(frozen=True)
+class Lived:
+    """A life of so many steps of the engine (``answer``) where requests end as often as a guess of it says: the step, and seconds that its
+    prompt waits, ``(n_rows,)`` each."""
+
+    answer: FloatColumn
+    step: EngineStep
+    waits: FloatColumn
 
 
 @dataclass(frozen=True)
@@ -72,7 +83,7 @@ class LoopingEngine(BurstingEngine):
 
     def closed_life(self, running: FloatColumn, grouped: NDArray[np.bool_]) -> Life:
         """A request's life in a closed loop of so many that goes on for ever; ``grouped``: whether all have one length."""
-        return self._looped(self._habits(closed_crowd(running, np.full_like(running, np.inf)), grouped))
+        return self._looped(self._habits(closed_crowd(running, np.full_like(running, np.inf)), grouped))[0]
 
     def closed_run(self, running: FloatColumn, rounds: FloatColumn, grouped: NDArray[np.bool_]) -> tuple[Life, FloatColumn]:
         """The mean life of a run of so many rounds of so many requests under way, and seconds that the run lasts a round.
@@ -81,7 +92,8 @@ class LoopingEngine(BurstingEngine):
         the burst does alone, and for every round behind it as long as a request lives in a loop that goes on for ever.
         """
         habits = self._habits(closed_crowd(running, np.full_like(running, np.inf)), grouped)
-        endless, life = self._looped(habits), self._looped(replace(habits, crowd=closed_crowd(running, rounds)), ROUGHLY)
+        endless, search = self._looped(habits)
+        life, _ = self._looped(replace(habits, crowd=closed_crowd(running, rounds)), search)
         opening, burst, serving = 1.0 / rounds, self.burst(running), self.scenario.software.serving
         lasts = opening * (burst.lasts + self.tail(running, rounds)) + (1.0 - opening) * endless.total
         late = life.passed.where.of(self.prefill_late) + life.passed.hold
@@ -90,17 +102,21 @@ class LoopingEngine(BurstingEngine):
             waited = np.maximum(waited, 0.5 * np.maximum(0.0, running - life.passed.together) * life.passed.alone)
         return replace(life, first=life.first + opening * waited), lasts
 
-    def _looped(self, habits: Habits, rounds: int = BRACKETS) -> Life:
-        """A life of such habits; ``rounds``: evaluations of how long it is."""
+    def _looped(self, habits: Habits, alike: RootSearch | None = None) -> tuple[Life, RootSearch]:
+        """A life of such habits, and the search for its steps; ``alike``: that for nearly such a life."""
+        own = self._own_steps
+        search = RootSearch.above(own) if alike is None else RootSearch.above(own, alike.at, alike.slope)
+        lived, search = settled(lambda steps, rows: self._lived(habits, steps, rows), search)
+        return self._life(habits, lived.step, lived.waits), search
 
-        def answer(chance: FloatColumn) -> FloatColumn:
-            step = self._engine_step(habits, chance)
-            return np.asarray(1.0 / self._steps_of_life(habits, step, self._waits(habits, chance, step)))
-
-        ends = solved(answer, None, 1.0 / self._own_steps, rounds)
-        chance = np.minimum(ends, np.minimum(1.0, habits.room / np.maximum(habits.crowd.others, 1e-12)))
+    def _lived(self, habits: Habits, steps: FloatColumn, rows: Positions | None) -> Lived:
+        """A life where each request ends once in so many steps, or as often as the engine takes others; of some rows alone."""
+        if rows is not None:
+            return self.part(rows)._lived(rows_of(habits, rows), steps, None)
+        chance = np.minimum(1.0 / steps, np.minimum(1.0, habits.room / np.maximum(habits.crowd.others, 1e-12)))
         step = self._engine_step(habits, chance)
-        return self._life(habits, step, self._waits(habits, chance, step))
+        waits = self._waits(habits, chance, step)
+        return Lived(self._steps_of_life(habits, step, waits), step, waits)
 
     def _habits(self, crowd: Crowd, grouped: NDArray[np.bool_]) -> Habits:
         """Requests of one length keep together, each framework's in its way."""

@@ -7,14 +7,15 @@ with the life: it is followed upwards from an empty engine. Closed loops are tho
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import copy
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rapid_dse.config.scenario import Scenario
-from rapid_dse.parallel.engines import Degrees
 from rapid_dse.simulate.inference.crowds import Crowd, Load, open_crowd, waits_for_passes
 from rapid_dse.simulate.inference.distinct_steps import Between, Costs
 from rapid_dse.simulate.inference.products import dense_layers
@@ -23,7 +24,6 @@ from rapid_dse.simulate.inference.rank_prompts import until_each_has_one
 FloatColumn = NDArray[np.float64]
 IntColumn = NDArray[np.int64]
 
-BRACKETS = 6  # evaluations of what answers itself
 LITTLE_ROUNDS = 16  # of Little's law
 FIRST_ROUNDS = 4  # of these, in which what is waited for before decoding settles
 SHARING_ROUNDS = 10  # evaluations of how many prompts share a pass
@@ -86,14 +86,12 @@ class SteppingEngine:
     """Engines of a table: ``costs`` of their kinds, and which kind each row has; their steps and lives."""
 
     def __init__(self, scenario: Scenario, costs: Costs, kind: IntColumn) -> None:
-        self.scenario, self.costs, self.kind = scenario, costs, kind
-        self.cut: Degrees = costs.cut.take(kind)
+        self.scenario, self.costs = scenario, costs
+        self._place(kind)
         work, software = scenario.workload, scenario.software
         self.later = float(work.lengths[1] - 1)  # tokens behind the first
         # that a step gives: no more than there are, whatever drafts are accepted
         self.steps_tokens = min(accepted(work.draft_tokens or 0, work.draft_acceptance or 0.0), max(1.0, self.later))
-        self.ranks = (self.cut.attention_dp * self.cut.pp).astype(np.float64)
-        self.capacity = costs.room.requests[kind] * self.cut.attention_dp
         layers, prompts = scenario.model.num_hidden_layers, costs.prefill.work
         self.launches = float(launched(scenario, layers, layers - dense_layers(scenario.model)))
         self.decode_pass = costs.decode.passes(software.serving)
@@ -110,6 +108,20 @@ class SteppingEngine:
         self.prefill_slowest = np.maximum(prefill.slowest, plain / costs.cut.pp)
         # where nothing is decoded the device has nothing else to do while the host launches experts, a stage's by each stage's own host
         self.prefill_ends = np.maximum(self.prefill_slowest, launches / costs.cut.pp)
+
+    def _place(self, kind: IntColumn) -> None:
+        """Sets what rows of such kinds have."""
+        self.kind, self.cut = kind, self.costs.cut.take(kind)
+        self.ranks = (self.cut.attention_dp * self.cut.pp).astype(np.float64)
+        self.capacity = self.costs.room.requests[kind] * self.cut.attention_dp
+
+    def part(self, rows: Any) -> Self:
+        """The same engines of some rows, a slice or positions."""
+        part = copy(self)
+        for name in [name for name in vars(self) if isinstance(getattr(type(self), name, None), cached_property)]:
+            del vars(part)[name]  # of all rows
+        part._place(self.kind[rows])
+        return part
 
     def step(self, running: FloatColumn, decoding: FloatColumn | float = 1.0) -> DecodeStep:
         """A decode step of so many requests, of which such a share decodes at a time."""
@@ -212,7 +224,7 @@ class SteppingEngine:
         first = serving.admission_latency + before + queue + 0.5 * step.total * crowd.busy * bool(steps)
         return Life(crowd, step, passed, decode, first)
 
-    @property
+    @cached_property
     def most_a_step(self) -> FloatColumn:
         """Prompts whose tokens fill a step, on all of attention's ranks."""
         return np.asarray(
@@ -289,13 +301,11 @@ class SteppingEngine:
         return np.clip((own - more) / whole, 0.0, MOST_SPARED)
 
 
-def solved(answer: Callable[[FloatColumn], FloatColumn], low: FloatColumn | None, high: FloatColumn, rounds: int = BRACKETS) -> FloatColumn:
+def solved(answer: Callable[[FloatColumn], FloatColumn], low: FloatColumn, high: FloatColumn, rounds: int) -> FloatColumn:
     """Where ``answer(x)`` is x, between bounds at which it is not below x and not above it: false position on logarithms, by which the end
-    that stays counts half (Illinois); ``low`` may be None where answers fall with x, or nearly: a tenth of the one at ``high``."""
-    high = np.log(high)
-    answered = np.log(answer(np.exp(high)))
-    low = np.minimum(answered, high) + np.log(0.1) if low is None else np.log(low)
-    below, above = np.log(answer(np.exp(low))) - low, answered - high
+    that stays counts half (Illinois)."""
+    low, high = np.log(low), np.log(high)
+    below, above = (np.log(answer(np.exp(bound))) - bound for bound in (low, high))
     side, middle, off = np.zeros(len(low), np.int8), low, below
     for _ in range(rounds):
         gap = np.maximum(below - above, 1e-300)

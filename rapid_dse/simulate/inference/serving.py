@@ -65,7 +65,7 @@ class Engine(LoopingEngine):
         """How requests fare under each load."""
         if len(self.kind) > 1.5 * BLOCK:
             blocks = [slice(first, first + BLOCK) for first in range(0, len(self.kind), BLOCK)]
-            return joined([Engine(self.scenario, self.costs, self.kind[block]).serve(load.part(block)) for block in blocks])
+            return joined([self.part(block).serve(load.part(block)) for block in blocks])
         if load.static.all():
             return self._static(load)
         grouped, forever = (load.rate <= 0) & (self.scenario.workload.length_spread == 0), np.full(len(load.rate), np.inf)
