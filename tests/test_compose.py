@@ -22,11 +22,13 @@ from hydra_plugins.rapid_dse_plugins._guarded import loaded
 from hydra_plugins.rapid_dse_plugins.guarded_folders import GuardedFolders
 from rapid_dse.events.backends import price
 from rapid_dse.parallel.layouts import CODES, KEYS
+from rapid_dse.sweep import by_hydra, grammar, option_files, own_files, places
 from rapid_dse.sweep import compose as compose_module
-from rapid_dse.sweep import own_files, places
 from rapid_dse.sweep.compose import composed, from_hydra, hydra_ready, scenario_of, with_values
 from rapid_dse.sweep.overrides import GROUPS, SWEEPS, Values, for_hydra, read, read_space
 from rapid_dse.sweep.own_files import all_own
+from rapid_dse.sweep.plain_files import NotPlain, option_file
+from rapid_dse.sweep.plain_overrides import plain_override
 from rapid_dse.sweep.space import plan, single
 
 
@@ -179,7 +181,7 @@ def test_shipped_options_and_sweeps_are_what_hydra_composes_of_them_together() -
     named = {group: sorted(path.stem for path in (ROOT / "conf" / group).glob("*.yaml")) for group in GROUPS}
     sweeps = sorted(path.stem for path in (ROOT / SWEEPS).glob("*.yaml"))
     assert min(map(len, [*named.values(), sweeps])) >= 2
-    with hydra_ready():
+    with hydra_ready(), by_hydra.started():
         for sweep in [None, None, *sweeps]:
             options = {group: drawn.choice(some) for group, some in named.items() if group == "backend" or drawn.random() < 0.6}
             options |= {} if sweep is None else {SWEEPS: sweep}
@@ -224,19 +226,19 @@ def home_with_more(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("name", AMONG_OWN)
 def test_a_file_among_the_programs_own_composes_as_hydra_has_it(home_with_more: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     folder, text, plain = AMONG_OWN[name]
-    for module in (places, compose_module, own_files):
+    for module in (places, compose_module, own_files, option_files, by_hydra):
         monkeypatch.setattr(module, "home", lambda: home_with_more)
     options = {folder.removeprefix("conf/"): f"mine{list(AMONG_OWN).index(name)}"}
     with hydra_ready():
         ended: list[Any] = []
-        for compose_it in (composed, lambda options: from_hydra(compose_module._by_hydra(options, (), False), False)):
+        for compose_it in (composed, lambda options: from_hydra(by_hydra.config_of(options, (), False), False)):
             try:
                 ended.append(compose_it(options))
             except ValueError as error:
                 ended.append(str(error))
         assert ended[0] == ended[1]
-        with contextlib.nullcontext() if plain else pytest.raises(own_files.NotPlain):
-            own_files.own_tree(options, False, ("the same files",))
+        with contextlib.nullcontext() if plain else pytest.raises(NotPlain):
+            own_files.own_tree(options, ("the same files",))
     if "null" in text or ": 5" in text:
         assert "expected keys with values" in str(ended[0])
 
@@ -328,6 +330,7 @@ def test_files_are_read_by_libyaml_as_omegaconf_reads_them(tmp_path: Path) -> No
     odd = tmp_path / "odd.yaml"
     odd.write_text(
         "a: 1e5\nb: 1_000\nc: 2020-01-01\nd: 0x1F\ne: 1:30\nf: .inf\ng: ~\nh: yes\ni: &x {j: [1, '2']}\nk: *x\nl: ${oc.env:HOME}\n"
+        "m: [1.5e3, -2E-3, 1e, .5, +7, '1e5', 1_0.5, 1_0e2, 0o7, .5e3, 12e03]\n"
     )
     empty = tmp_path / "empty.yaml"
     empty.write_text("# nothing\n")
@@ -336,8 +339,46 @@ def test_files_are_read_by_libyaml_as_omegaconf_reads_them(tmp_path: Path) -> No
         assert found is not None, path
         plain, expected = (OmegaConf.to_container(each, resolve=False) for each in (found.config, OmegaConf.load(path)))
         assert repr(plain) == repr(expected), path
+        if path != empty:
+            file = option_file(path)
+            assert repr({"defaults": list(file.defaults)} | file.content) == repr({"defaults": []} | expected), path
     for text in ("a: 1\na: 2\n", "a: *b\n", "a: [1,\n", "\ta: 1\n", "a: b: c\n"):
         odd.write_text(text)
         assert loaded(GuardedFolders("test", f"rapid-dse-folder://{tmp_path}"), odd.name) is None, text
         with pytest.raises(YAMLError):
             OmegaConf.load(odd)
+        with pytest.raises(NotPlain):
+            option_file(odd)
+    for text in ("", "[1]\n", "1: a\n", "a: ???\n", "a: !!set {b, c}\n", "# @hydra x\na: 1\n"):  # Hydra's to make something of
+        odd.write_text(text)
+        with pytest.raises(NotPlain):
+            option_file(odd)
+
+
+WORDS = ["a", "tp", "null", "True", "false", "inf", "NaN", "_x", "e5", "GiB", "x-y", "80 GiB", "3.35 TB/s"]
+FIGURES = ["1", "0", "08", "-3", "1.5", "-0.25", "1e3", "2.5e-3", ".5", "5.", "1_0"]
+SIGNS = ["-", "/", ".", "+", "~", "\\", "$", "é", "'q'", "[1]", "(", ":", " ", ""]
+
+
+def test_plain_overrides_are_read_as_hydra_reads_them() -> None:
+    drawn, seen = random.Random(2), 0
+    keys = ["hw", "parallel.tp", "+sweeps", "++a.b.0.c", "a.00", "hydra.verbose", "hydra/x", "~a", "a@b", "a b", "_a1.b_2"]
+    for _ in range(2000):
+        values = [
+            "".join(drawn.choice([*WORDS, *FIGURES, *SIGNS]) for _ in range(drawn.choice((1, 1, 1, 2, 3))))
+            for _ in range(drawn.choice((1, 1, 2, 3)))
+        ]
+        text = f"{drawn.choice(keys)}={','.join(values)}"
+        plain = plain_override(text)
+        if plain is None:
+            continue
+        seen += 1
+        override = grammar.parser().parse_overrides([text])[0]
+        items = list(override.sweep_iterator()) if override.is_sweep_override() else [override.value()]
+        assert not override.is_delete()
+        assert override.package is None
+        assert not override.is_hydra_override()
+        assert repr((override.key_or_group, tuple(items))) == repr(plain), text
+    assert seen > 150
+    assert plain_override("hw.memory.bandwidth=3.35 TB/s") == ("hw.memory.bandwidth", ("3.35 TB/s",))
+    assert plain_override("workload.kv_precision=null,fp8") == ("workload.kv_precision", (None, "fp8"))

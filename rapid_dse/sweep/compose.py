@@ -3,28 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-import copy
-import difflib
 import threading
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from hydra import compose, initialize_config_dir
-from hydra._internal.callbacks import Callbacks
-from hydra.core.global_hydra import GlobalHydra
-from hydra.core.object_type import ObjectType
-from hydra.core.plugins import Plugins
-from hydra.errors import HydraException
-from hydra.plugins.sweeper import Sweeper
-from hydra.types import HydraContext, RunMode
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 from pydantic import ValidationError
-from yaml import YAMLError
 
+from rapid_dse.common.plain_trees import copied
 from rapid_dse.config import nodes
 from rapid_dse.config.cluster import Cluster
 from rapid_dse.config.hardware import Hardware
@@ -34,21 +22,21 @@ from rapid_dse.config.run import Backend, Debug, Parallel, Search, Workload
 from rapid_dse.config.scenario import Scenario, explain, path_of, without_parts
 from rapid_dse.config.software import Software
 from rapid_dse.imports.data_sheet import completed
-from rapid_dse.imports.file_options import GROUPS as OF_FILES
-from rapid_dse.imports.file_options import is_file_option
 from rapid_dse.imports.reader import RUN, SAID
 from rapid_dse.imports.run_values import settled_by, values_of
 from rapid_dse.parallel.layouts import KEYS, SERVING_KEYS
 from rapid_dse.sweep.option_files import state_of_options
-from rapid_dse.sweep.overrides import ALL_KEYS, GROUPS, SWEEPS, check_key, for_hydra, read
-from rapid_dse.sweep.own_files import NotPlain, all_own, own_tree
+from rapid_dse.sweep.overrides import ALL_KEYS, check_key
+from rapid_dse.sweep.own_files import all_own, own_tree
 from rapid_dse.sweep.places import home
-from rapid_dse.sweep.trusting import closed_environment, plain_parts
+from rapid_dse.sweep.plain_files import NotPlain
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
 
 SHOWN = ("hw", "cluster", "model", "software", "backend")  # groups whose option is a column of the results
 
-_HYDRA = threading.RLock()  # guards GlobalHydra, and the resolvers that ``closed_environment`` replaces
-UNREADABLE = (HydraException, OmegaConfBaseException, YAMLError)  # what composing raises for a file or a value that is wrong
+_HYDRA = threading.RLock()  # guards GlobalHydra, and the resolvers that ``by_hydra.closed_environment`` replaces
 
 
 @dataclass(frozen=True)
@@ -67,16 +55,9 @@ class Composed:
 
 @contextmanager
 def hydra_ready() -> Iterator[None]:
-    """Hydra's composition on this program's ``conf/``; inside a running Hydra (the sweeper's) that one is used.
-
-    Hydra is one for a process: other threads wait until this one is done with it.
-    """
+    """Within, options are composed by this thread alone: Hydra, which reads what is not the program's own, is one for a process."""
     with _HYDRA:
-        if GlobalHydra.instance().is_initialized():
-            yield
-            return
-        with initialize_config_dir(version_base="1.3", config_dir=str(home() / "conf"), job_name="rapid_dse"):
-            yield
+        yield
 
 
 def composed(options: Mapping[str, str], hydra: tuple[str, ...] = (), trusted: bool = False) -> Composed:
@@ -92,46 +73,26 @@ def composed(options: Mapping[str, str], hydra: tuple[str, ...] = (), trusted: b
     """
     if not hydra and all_own(options):
         with contextlib.suppress(NotPlain):
-            composition = _composed_of_own(tuple(options.items()), trusted, state_of_options(trusted))
-            return replace(composition, tree=copy.deepcopy(composition.tree))
-    return from_hydra(_by_hydra(options, hydra, trusted), trusted)
+            composition = _composed_of_own(tuple(options.items()), state_of_options())
+            return replace(composition, tree=copied(composition.tree))
+    from rapid_dse.sweep import by_hydra  # imports Hydra
+
+    return from_hydra(by_hydra.config_of(options, hydra, trusted), trusted)
 
 
 @lru_cache(maxsize=256)
-def _composed_of_own(options: tuple[tuple[str, str], ...], trusted: bool, state: tuple[object, ...]) -> Composed:
+def _composed_of_own(options: tuple[tuple[str, str], ...], state: tuple[object, ...]) -> Composed:
     """``composed`` of options that the program ships; what their files and the environment say stands for ``state``."""
-    try:
-        tree, choices = own_tree(dict(options), trusted, state)
-    except UNREADABLE as error:
-        raise ValueError(one_line(error)) from None
-    return _finished(Composed(copy.deepcopy(tree), choices), {group for group, _ in options})
-
-
-def _by_hydra(options: Mapping[str, str], hydra: tuple[str, ...], trusted: bool) -> DictConfig:
-    for group, option in options.items():
-        _check_option(group, option, hydra)
-    overrides = [f"{'+' if group == SWEEPS else ''}{group}={option}" for group, option in options.items()]
-    try:
-        with closed_environment(trusted):
-            return compose("config", overrides=[*overrides, *hydra], return_hydra_config=True)
-    except UNREADABLE as error:
-        raise ValueError(one_line(error)) from None
+    tree, choices = own_tree(dict(options), state)
+    return _finished(Composed(copied(tree), choices), {group for group, _ in options})
 
 
 def from_hydra(config: DictConfig, trusted: bool) -> Composed:
     """What Hydra composed, its own configuration left out; files that are not trusted read no environment."""
-    try:
-        composition = _resolved(config, trusted)
-    except UNREADABLE as error:
-        raise ValueError(one_line(error)) from None
-    return _finished(composition, {text.lstrip("+").split("=", 1)[0] for text in config.hydra.overrides.task})
+    from rapid_dse.sweep import by_hydra
 
-
-def _resolved(config: DictConfig, trusted: bool) -> Composed:
-    """The plain tree that files compose to, and the options behind it."""
-    chosen_options = config.hydra.runtime.choices
-    choices = {group: str(chosen_options[group]) for group in (*GROUPS, SWEEPS) if chosen_options.get(group) is not None}
-    return Composed(plain_parts(config, trusted), choices)
+    tree, choices = by_hydra.resolved(config, trusted)
+    return _finished(Composed(tree, choices), {text.lstrip("+").split("=", 1)[0] for text in config.hydra.overrides.task})
 
 
 def _finished(of: Composed, named: Collection[str]) -> Composed:
@@ -181,71 +142,10 @@ def multirun(arguments: Sequence[str]) -> int:
     Raises:
         ValueError: one line, where an override, an option or a file is wrong.
     """
-    given = read(arguments)
+    from rapid_dse.sweep import by_hydra
+
     with hydra_ready():
-        for group, option in given.options.items():
-            _check_option(group, option, given.hydra)
-        hydra = GlobalHydra.instance().hydra
-        assert hydra is not None
-        try:
-            with closed_environment(given.trusted):
-                config = hydra.compose_config("config", for_hydra(arguments), RunMode.MULTIRUN, with_log_configuration=False)
-            return int(_own_sweeper(config).sweep(list(config.hydra.overrides.task)))
-        except UNREADABLE as error:
-            raise ValueError(one_line(error)) from None
-
-
-def _own_sweeper(config: DictConfig) -> Sweeper:
-    """This program's sweeper, set up; nothing else that files name in Hydra's configuration is made or run.
-
-    Raises:
-        ValueError: where files ask for another sweeper, or for callbacks.
-    """
-    chosen, target = config.hydra.runtime.choices.get("hydra/sweeper"), OmegaConf.select(config, "hydra.sweeper._target_")
-    if chosen != "rapid_dse" or target != _SWEEPER or set(config.hydra.sweeper) != {"_target_"} or config.hydra.get("callbacks"):
-        raise ValueError("a file sets hydra.sweeper or hydra.callbacks, of which nothing is run here; allowed: a file without them")
-    context = HydraContext(config_loader=GlobalHydra.instance().config_loader(), callbacks=Callbacks())
-    return Plugins.instance().instantiate_sweeper(config=config, hydra_context=context, task_function=_no_job)
-
-
-def _no_job(_: DictConfig) -> None:
-    raise AssertionError("the sweeper prices tables and starts no jobs")
-
-
-def one_line(error: BaseException) -> str:
-    """The messages of an error and of what caused it, in one line."""
-    parts = [str(error)] + ([str(error.__cause__)] if error.__cause__ else [])
-    return "; ".join(" ".join(part.split()) for part in parts if part.strip())
-
-
-_SWEEPER = "hydra_plugins.rapid_dse_plugins.sweeper.TableSweeper"
-
-# Families whose layers nothing here prices, by how their names begin, with what is missing.
-UNMODELLED = {
-    "qwen3_next": "linear attention (gated delta networks)",
-    "qwen3_5": "linear attention (gated delta networks)",
-    "glm5": "sparse attention behind an indexer",
-    "glm_5": "sparse attention behind an indexer",
-    "nemotron_3": "state-space layers (Mamba 2)",
-    "nemotron3": "state-space layers (Mamba 2)",
-}
-
-
-def _check_option(group: str, option: str, hydra: Sequence[str]) -> None:
-    if is_file_option(group, option):
-        return
-    loader = GlobalHydra.instance().config_loader()
-    paths = [text for text in hydra if text.lstrip("+").startswith("hydra.searchpath")]
-    allowed = sorted(set(loader.get_group_options(group, ObjectType.CONFIG, "config" if paths else None, paths or None)))
-    if option in allowed:
-        return
-    for family, missing in UNMODELLED.items() if group == "model" else ():
-        if option.startswith(family):
-            raise ValueError(f"{group}={option}: needs {missing}, which is not modelled; allowed: {', '.join(allowed)}")
-    near = difflib.get_close_matches(option.lower(), allowed, n=1, cutoff=0.4)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
-    own = f"; or a file: ./conf/{group}/{option}.yaml, or {group}=./{option}.yaml" if group in OF_FILES else ""
-    raise ValueError(f"{group}={option}: no such option{hint} (allowed: {', '.join(allowed)}{own})")
+        return by_hydra.multirun(arguments)
 
 
 def with_values(tree: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
@@ -259,10 +159,10 @@ def with_values(tree: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str,
     """
     changed = {key: tree[key] for key in tree}
     for section in {key.split(".", 1)[0] for key in values}:
-        changed[section] = _in_parts(section, copy.deepcopy(changed.get(section)))
+        changed[section] = _in_parts(section, copied(changed.get(section)))
     for key, value in values.items():
         check_key(key)
-        _set(changed, path_of(key), copy.deepcopy(value))
+        _set(changed, path_of(key), copied(value))
     if isinstance(changed.get("hw"), dict):
         nodes.follow(changed["hw"], values, nodes.raw_dimensions_in_node(tree.get("hw")))
     return changed

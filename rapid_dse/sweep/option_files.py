@@ -7,20 +7,16 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
-from hydra.core.global_hydra import GlobalHydra
-
 from rapid_dse.sweep.overrides import GROUPS, SWEEPS
-from rapid_dse.sweep.places import GUARDED_SCHEME
+from rapid_dse.sweep.places import home
 
 
-def state_of_options(trusted: bool) -> tuple[object, ...]:
-    """What a composition of named options depends on beside their names: the files on Hydra's search path, by path, time of change and
-    size, and the environment, as far as files may read it (``trusting.closed_environment``)."""
-    folders = [str(item.path) for item in GlobalHydra.instance().config_loader().get_search_path().get_path()]
-    local = [Path(folder.split("://", 1)[1]) for folder in folders if folder.startswith(("file://", f"{GUARDED_SCHEME}://"))]
-    files = [file for folder in local for name in ("config.yaml", *GROUPS, SWEEPS) for file in _files(folder / name)]
-    variables = sorted(variable for variable in os.environ.items() if trusted or variable[0].startswith("RAPID_"))
-    return (*folders, *files, *variables)
+def state_of_options() -> tuple[object, ...]:
+    """What a composition of the program's own options depends on beside their names: its files, by path, time of change and size, and the
+    variables of the environment that they read."""
+    places = [home() / SWEEPS, *(home() / "conf" / name for name in ("config.yaml", *GROUPS))]
+    variables = sorted(variable for variable in os.environ.items() if variable[0].startswith("RAPID_"))
+    return (*(file for place in places for file in _files(place)), *variables)
 
 
 def _files(place: Path) -> Iterator[tuple[str, int, int]]:

@@ -5,12 +5,9 @@ from __future__ import annotations
 import difflib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from decimal import InvalidOperation
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from hydra.core.override_parser.types import Glob, IntervalSweep, Override, QuotedString, RangeSweep
-from hydra.errors import HydraException
 from pydantic import BaseModel
 
 from rapid_dse.config.parts import keys_of
@@ -18,10 +15,13 @@ from rapid_dse.config.scenario import Scenario, known_key, siblings, unknown_key
 from rapid_dse.config.units import shortened
 from rapid_dse.imports.file_options import is_file_option, kind_of_run
 from rapid_dse.parallel.layouts import COLUMN_OF
-from rapid_dse.sweep.grammar import parser
 from rapid_dse.sweep.pairs import ZIP, Pairs, check_pairs, mappings_of, parts_of, side_by_side, text_of_pairs
 from rapid_dse.sweep.places import GUARDED_SCHEME, home, search_paths
+from rapid_dse.sweep.plain_overrides import plain_override
 from rapid_dse.sweep.trusting import TRUST
+
+if TYPE_CHECKING:
+    from hydra.core.override_parser.types import Glob, Override
 
 GROUPS = ("hw", "cluster", "model", "parallel", "workload", "software", "backend", "search")
 MOST_VALUES = 100_000  # of one key
@@ -88,13 +88,11 @@ def read(arguments: Sequence[str]) -> Given:
         if text.startswith("zip("):
             paired.append(_pairs(text, hydra))
             continue
-        override = _parsed(text)
-        key = override.key_or_group
-        if override.is_hydra_override():
+        if plain_override(text) is None and (override := _parsed(text)).is_hydra_override():
             _check_hydra(override, text)
             hydra += [text] if text not in hydra else []
             continue
-        choices = _values(override, text, hydra)
+        key, choices = _setting(text, text, hydra)
         options.pop(key, None), values.pop(key, None), swept.pop(key, None)
         if isinstance(choices, Values | Interval):
             swept[key] = choices
@@ -136,9 +134,8 @@ def _pairs(text: str, hydra: Sequence[str]) -> Pairs:
     """The settings that ``zip(a=1,2;b=3,4)`` stands for; ``ValueError`` where it is none."""
     values: dict[str, Values | Interval] = {}
     for part in parts_of(text):
-        override = _parsed(part)
-        value = _values(override, part, hydra)
-        values[override.key_or_group] = value if isinstance(value, Values | Interval) else Values((value,))
+        key, value = _setting(part, part, hydra)
+        values[key] = value if isinstance(value, Values | Interval) else Values((value,))
     return _side_by_side(text, values)
 
 
@@ -211,7 +208,7 @@ def read_space(space: Mapping[str, Any]) -> tuple[dict[str, Values | Interval], 
 def _of_space(key: str, value: Any) -> Values | Interval:
     check_key(key)
     if isinstance(value, str):
-        values = _values(_parsed(f"{key}={value}"), f"search.space.{key}={value}")
+        _, values = _setting(f"{key}={value}", f"search.space.{key}={value}")
         return values if isinstance(values, Values | Interval) else Values((values,))
     return Values(tuple(value) if isinstance(value, list | tuple) else (value,))
 
@@ -245,6 +242,10 @@ def _nearest_anywhere(name: str) -> str | None:
 def _parsed(text: str) -> Override:
     if "=" not in text and not text.startswith("~"):
         raise ValueError(f"{text!r} is no override; allowed: key=value, as parallel.tp=8")
+    from hydra.errors import HydraException
+
+    from rapid_dse.sweep.grammar import parser
+
     try:
         parsed: Override = parser().parse_overrides([text])[0]
         return parsed
@@ -259,8 +260,18 @@ def _parsed(text: str) -> Override:
         raise ValueError(f"{shortened(text)} is no override ({why}); allowed: key=value, as parallel.tp=8") from None
 
 
-def _values(override: Override, text: str, hydra: Sequence[str] = ()) -> Any:
-    """The override's single value, or ``Values`` or an ``Interval`` where it sweeps."""
+def _setting(text: str, said: str, hydra: Sequence[str] = ()) -> tuple[str, Any]:
+    """An override's key with its single value, or ``Values`` or an ``Interval`` where it sweeps; ``said`` is what messages call it."""
+    plain = plain_override(text)
+    if plain is None:
+        override = _parsed(text)
+        return override.key_or_group, _values(override, said, hydra)
+    key, items = plain
+    check_key(key)
+    return key, _distinct(key, list(items), said) if len(items) > 1 else _single(key, items[0], said)
+
+
+def _values(override: Override, text: str, hydra: Sequence[str]) -> Any:
     key = override.key_or_group
     if override.is_delete():
         raise ValueError(f"{text}: a key cannot be deleted; allowed: key=value")
@@ -270,11 +281,16 @@ def _values(override: Override, text: str, hydra: Sequence[str] = ()) -> Any:
     if override.is_interval_sweep():
         return _interval(override, text)
     if override.is_sweep_override():
+        from hydra.core.override_parser.types import Glob
+
         parsed_value = override.value()
         if isinstance(parsed_value, Glob):
             return _matching(key, parsed_value, text, hydra)
         return _distinct(key, _swept_items(override, parsed_value, text), text)
-    value = override.value()
+    return _single(key, override.value(), text)
+
+
+def _single(key: str, value: Any, text: str) -> Any:
     if value == "all" and key in ALL_KEYS:
         return Values(None)
     if (key in GROUPS or key == SWEEPS) and not isinstance(value, str):
@@ -293,6 +309,10 @@ def _matching(key: str, pattern: Glob, text: str, hydra: Sequence[str]) -> Value
 
 
 def _swept_items(override: Override, value: Any, text: str) -> list[Any]:
+    from decimal import InvalidOperation
+
+    from hydra.core.override_parser.types import RangeSweep
+
     try:
         if isinstance(value, RangeSweep) and value.start is not None and value.stop is not None:
             count = (value.stop - value.start) / value.step  # a step of 0 divides by 0
@@ -308,6 +328,8 @@ def _swept_items(override: Override, value: Any, text: str) -> list[Any]:
 
 
 def _interval(override: Override, text: str) -> Interval:
+    from hydra.core.override_parser.types import IntervalSweep
+
     key, value = override.key_or_group, override.value()
     assert isinstance(value, IntervalSweep)
     assert value.start is not None
@@ -333,6 +355,8 @@ def _distinct(key: str, items: list[Any], text: str) -> Values:
 
 
 def _plain(item: Any) -> Any:
+    from hydra.core.override_parser.types import QuotedString
+
     return item.text if isinstance(item, QuotedString) else item
 
 

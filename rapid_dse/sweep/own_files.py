@@ -1,35 +1,28 @@
 """What the program's own files compose to, put together of files that are each read once.
 
-Hydra composes its own configuration with every composition, which takes ten times as long as an option. The program's own files say
-nothing of it, options nothing outside their group; a named sweep chooses options and is merged over them. A file that says more, which a
-user may have put among them, is Hydra's to compose (``NotPlain``). All is called within ``hydra_ready()``; ``state`` stands for what the
-files and the environment say (``state_of_options``).
+Hydra takes a fifth of a second to import, and composes its own configuration with every composition, which takes ten times as long as an
+option. The program's own files say nothing of it, options nothing outside their group; a named sweep chooses options and is merged over
+them. A file that says more, which a user may have put among them, is Hydra's to compose (``NotPlain``). ``state`` stands for what the files
+and the environment say (``state_of_options``).
 """
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
-from hydra._internal.config_loader_impl import ConfigLoaderImpl
-from hydra._internal.config_repository import CachingConfigRepository
-from hydra._internal.defaults_list import create_defaults_list
-from hydra.core.default_element import ConfigDefault, GroupDefault, InputDefault
-from hydra.core.global_hydra import GlobalHydra
-from hydra.plugins.config_source import ConfigResult
-from omegaconf import DictConfig, OmegaConf
-
+from rapid_dse.common.plain_trees import merged
 from rapid_dse.sweep.overrides import GROUPS, SWEEPS
 from rapid_dse.sweep.places import home
-from rapid_dse.sweep.trusting import closed_environment
+from rapid_dse.sweep.plain_files import NotPlain, OptionFile, option_file, texts_of
 
 State = tuple[object, ...]
-_ENVIRONMENT = "${oc.env:"  # the one kind of reference that config.yaml has
-
-
-class NotPlain(Exception):
-    """A file beside the program's own says more than what is put together here."""
+_HERE = "@_here_"  # behind the path of a file in another folder: its keys are those of the file that names it
+_OF_ENVIRONMENT = re.compile(r"\$\{oc\.env:(RAPID_\w+),(true|false)\}", re.ASCII)  # the one kind of reference that config.yaml has
 
 
 def all_own(options: Mapping[str, str]) -> bool:
@@ -38,136 +31,131 @@ def all_own(options: Mapping[str, str]) -> bool:
     return all("/" not in option and (folders[group] / f"{option}.yaml").is_file() for group, option in options.items())
 
 
-def own_tree(options: Mapping[str, str], trusted: bool, state: State) -> tuple[dict[str, Any], dict[str, str]]:
+def own_tree(options: Mapping[str, str], state: State) -> tuple[dict[str, Any], dict[str, str]]:
     """The plain tree that options of the program's own compose to, and the option behind each group; nothing of it may be changed.
 
     Args:
         options: as of ``all_own``; the other groups take their default.
-        trusted: whether files may read the environment.
 
     Raises:
         NotPlain: where one of the files is Hydra's to compose.
     """
-    base = _file("config", trusted, state)
-    sweep = _file(f"{SWEEPS}/{options[SWEEPS]}", trusted, state) if SWEEPS in options else None
-    choices = {**_chosen(base), **({} if sweep is None else _chosen(sweep)), **options}
-    tree = {group: _option(group, choices[group], trusted, state) for group in GROUPS}
-    rest = {name: value for name, value in _plain(base.config, trusted).items() if name not in GROUPS}
-    return (tree | rest if sweep is None else _merged(tree | rest, _plain(sweep.config, trusted))), choices
+    base, chosen = _base(state)
+    sweep, chosen_by_sweep = _sweep(options[SWEEPS], state) if SWEEPS in options else ({}, {})
+    choices = {**chosen, **chosen_by_sweep, **options}
+    tree = {group: _option(group, choices[group], state) for group in GROUPS}
+    rest = {name: value for name, value in base.items() if name not in GROUPS}
+    return merged(tree | rest, sweep), choices
+
+
+@lru_cache(maxsize=8)
+def _base(state: State) -> tuple[dict[str, Any], dict[str, str]]:
+    """What ``config.yaml`` says of the run, and the option of each group that it chooses.
+
+    Raises:
+        NotPlain: where it does more than choose an option a group, before what it says itself.
+    """
+    file = option_file(home() / "conf" / "config.yaml")
+    groups = [entry for entry in file.defaults if isinstance(entry, dict) and not _is_of_hydra(entry)]
+    plain = list(file.defaults[: len(groups) + 1]) == [*groups, "_self_"] and all(map(_is_of_hydra, file.defaults[len(groups) + 1 :]))
+    chosen = _chosen(groups, "")
+    if not plain or file.package is not None or set(chosen) != set(GROUPS):
+        raise NotPlain("config.yaml")
+    return {name: _resolved(value) for name, value in file.content.items() if name != "hydra"}, chosen
+
+
+def _is_of_hydra(entry: Any) -> bool:
+    return isinstance(entry, dict) and len(entry) == 1 and next(iter(entry)).startswith("override hydra/")
 
 
 @lru_cache(maxsize=64)
-def _file(name: str, trusted: bool, state: State) -> ConfigResult:
-    """``config.yaml`` or a named sweep, as Hydra loads it.
+def _sweep(name: str, state: State) -> tuple[dict[str, Any], dict[str, str]]:
+    """What a named sweep says of the run, and the options that it chooses.
 
     Raises:
-        NotPlain: where it says more than which options are taken, and what is merged over them.
+        NotPlain: where it does more than choose options of groups, and say something of sections that there are.
     """
-    loaded = _loader().repository.load_config(name)
-    if loaded is None or not isinstance(loaded.config, DictConfig):
+    file = option_file(home() / SWEEPS / f"{name}.yaml")
+    entries = [entry for entry in file.defaults if entry != "_self_"]
+    plain = file.package == "_global_" and file.content.keys() <= {*GROUPS, *_base(state)[0]}
+    if not plain or not all(isinstance(value, dict) for value in file.content.values()) or _refers(file):
         raise NotPlain(name)
-    text, entries, sections = _text(loaded), loaded.defaults_list or [], {str(section) for section in loaded.config}
-    groups = [entry for entry in entries if isinstance(entry, GroupDefault) and not str(entry.group).lstrip("/").startswith("hydra/")]
-    if name == "config":
-        plain = text.count("${") == text.count(_ENVIRONMENT) and _all_plain(groups, overrides=False)
-        plain &= [entry for entry in entries if not isinstance(entry, GroupDefault)] == entries[len(groups) : len(groups) + 1]
-    else:
-        known = {*GROUPS, *(str(section) for section in _file("config", trusted, state).config)} - {"hydra"}
-        plain = "${" not in text and loaded.header.get("package") == "_global_" and _all_plain(groups, overrides=True)
-        plain &= sections <= known and all(isinstance(loaded.config._get_node(section), DictConfig) for section in sections)
-        plain &= all(entry in groups or entry.is_self() for entry in entries)
-    if not plain:
-        raise NotPlain(name)
-    return loaded
+    return file.content, _chosen(entries, "override /")
 
 
-def _all_plain(entries: Sequence[GroupDefault], overrides: bool) -> bool:
-    """Whether entries of a defaults list choose an option of a group each, once, as an override of another file's where that is asked."""
-    names = [str(entry.group).removeprefix("/") for entry in entries]
-    told = all(
-        isinstance(entry.value, str) and entry.package is None and not entry.optional and bool(entry.override) == overrides
-        for entry in entries
-    )
-    rooted = not overrides or all(str(entry.group).startswith("/") for entry in entries)
-    return told and rooted and len(set(names)) == len(names) and set(names) <= set(GROUPS)
-
-
-def _text(loaded: ConfigResult) -> str:
-    """What a file holds, references as they stand there."""
-    return str(OmegaConf.to_container(loaded.config, resolve=False))
-
-
-def _require_plain_option(name: str, repository: CachingConfigRepository) -> None:
-    """Requires that an option's file, and each that it builds on, speaks of its group alone.
+def _chosen(entries: Sequence[Any], before: str) -> dict[str, str]:
+    """The option that each entry of a defaults list chooses; ``before`` stands before the name of its group.
 
     Raises:
-        NotPlain: where one has a package of its own, a reference, an entry of another group or is named twice, or is none.
+        NotPlain: where one does anything else, or two choose for one group.
     """
-    names = [name]
-    for one in names:
-        loaded = repository.load_config(one)
-        if loaded is None or loaded.header.get("package") is not None or "${" in _text(loaded):
-            raise NotPlain(one)
-        built_on = [entry for entry in loaded.defaults_list or [] if not entry.is_self()]
-        names += [f"{one.rpartition('/')[0]}/{_path(entry)}" for entry in built_on]
-        if len(set(names)) < len(names):
-            raise NotPlain(one)
-
-
-def _path(entry: InputDefault) -> str:
-    """The path of a file that an option builds on.
-
-    Raises:
-        NotPlain: where it is no such entry.
-    """
-    plain = isinstance(entry, ConfigDefault) and entry.package in (None, "", "_here_") and not entry.optional
-    path = str(entry.path) if isinstance(entry, ConfigDefault) and plain else "/"
-    if path.startswith("/") or "${" in path or ".." in path:
-        raise NotPlain(path)
-    return path
+    known = {f"{before}{group}": group for group in GROUPS}
+    if not all(isinstance(entry, dict) and len(entry) == 1 for entry in entries):
+        raise NotPlain(str(entries))
+    pairs = [pair for entry in entries for pair in entry.items()]
+    chosen = {known[key]: option for key, option in pairs if key in known and isinstance(option, str)}
+    if len(chosen) < len(pairs):
+        raise NotPlain(str(entries))
+    return chosen
 
 
 @lru_cache(maxsize=256)
-def _option(group: str, option: str, trusted: bool, state: State) -> Any:
+def _option(group: str, option: str, state: State) -> Any:
     """What an option's file says of its group, with the files that it builds on and what ``config.yaml`` says of the group itself.
 
     Raises:
         NotPlain: as of ``own_tree``.
     """
-    loader = _loader()
-    repository = CachingConfigRepository(loader.repository)
-    _require_plain_option(f"{group}/{option}", repository)
-    defaults = create_defaults_list(repository, f"{group}/{option}", overrides_list=[], prepend_hydra=False, skip_missing=False)
-    config = loader._compose_config_from_defaults_list(defaults.defaults, repository)[group]
-    own = OmegaConf.select(_file("config", trusted, state).config, group)
-    with closed_environment(trusted):
-        return OmegaConf.to_container(config if own is None else OmegaConf.merge(config, own), resolve=True)
+    content = _built(home() / "conf" / group, option, set())
+    return merged(content, _base(state)[0].get(group, {}))
 
 
-def _loader() -> ConfigLoaderImpl:
-    loader = GlobalHydra.instance().config_loader()
-    assert isinstance(loader, ConfigLoaderImpl)
-    return loader
+def _built(folder: Path, option: str, named: set[str]) -> dict[str, Any]:
+    """What a file says with those that it builds on, which its keys win over.
+
+    Args:
+        named: files that were read before for the same option.
+
+    Raises:
+        NotPlain: where one has a package of its own, a reference, an entry of another group or is named twice, or is none.
+    """
+    if option in named:
+        raise NotPlain(option)
+    named.add(option)
+    file = option_file(folder / f"{option}.yaml")
+    if file.package is not None or _refers(file) or file.defaults.count("_self_") > 1 or (file.defaults and "/" in option):
+        raise NotPlain(option)
+    together: dict[str, Any] = {}
+    for entry in file.defaults if "_self_" in file.defaults else (*file.defaults, "_self_"):
+        together = merged(together, file.content if entry == "_self_" else _built(folder, _path(entry), named))
+    return together
 
 
-def _chosen(loaded: ConfigResult) -> dict[str, str]:
-    """The options of groups that a file chooses."""
-    entries = [entry for entry in loaded.defaults_list or () if isinstance(entry, GroupDefault)]
-    chosen = {str(entry.group).lstrip("/"): str(entry.value) for entry in entries}
-    return {group: option for group, option in chosen.items() if group in GROUPS}
+def _path(entry: Any) -> str:
+    """The path of a file that an option builds on, ``base/fsdp2@_here_`` or ``llama3_1_8b``.
+
+    Raises:
+        NotPlain: where it is no such entry.
+    """
+    path = entry.removesuffix(_HERE) if isinstance(entry, str) else ""
+    if not re.fullmatch(r"\w+(/\w+)*", path) or ("/" in path and path == entry):
+        raise NotPlain(str(entry))
+    return path
 
 
-def _plain(config: Any, trusted: bool) -> dict[str, Any]:
-    """What a file says by itself, Hydra's own configuration left out, references resolved."""
-    assert isinstance(config, DictConfig)
-    own = OmegaConf.masked_copy(config, [str(name) for name in config if name != "hydra"])
-    with closed_environment(trusted):
-        plain = OmegaConf.to_container(own, resolve=True)
-    assert isinstance(plain, dict)
-    return {str(name): value for name, value in plain.items()}
+def _refers(file: OptionFile) -> bool:
+    return any("${" in text for text in texts_of([file.content, list(file.defaults)]))
 
 
-def _merged(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """Both mappings together; where both have one, they are merged, else what lies ``over`` counts."""
-    mappings = {name for name, value in over.items() if isinstance(value, Mapping) and isinstance(under.get(name), Mapping)}
-    return {**under, **{name: _merged(under[name], value) if name in mappings else value for name, value in over.items()}}
+def _resolved(tree: Any) -> Any:
+    """A tree with what the environment says in place of references to it; ``NotPlain`` where there are others."""
+    if isinstance(tree, dict):
+        return {name: _resolved(value) for name, value in tree.items()}
+    if isinstance(tree, list):
+        return [_resolved(value) for value in tree]
+    if not isinstance(tree, str) or "${" not in tree:
+        return tree
+    named = _OF_ENVIRONMENT.fullmatch(tree)
+    if named is None:
+        raise NotPlain(tree)
+    return os.environ.get(named[1], named[2].capitalize())  # as OmegaConf writes the truth values that it parses

@@ -7,13 +7,8 @@ command line's to say, unless ``--trust`` (``search.trust=true``) says that the 
 from __future__ import annotations
 
 import os
-import warnings
-from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Collection, Mapping
 from typing import Any
-
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.resolvers import oc
 
 from rapid_dse.config.parts import value_of
 from rapid_dse.config.run import Backend, Debug, Search
@@ -67,52 +62,6 @@ def _at(tree: Any, key: str) -> Any:
     for part in key.split("."):
         tree = tree.get(part) if isinstance(tree, Mapping) else None
     return tree
-
-
-@contextmanager
-def closed_environment(trusted: bool) -> Iterator[None]:
-    """While this is open, ``${oc.env:NAME}`` gives the variables of this program alone (RAPID_*), unless files are trusted.
-
-    One does not stand inside another: at its end the variables are all there again.
-    """
-    if trusted:
-        yield
-        return
-    OmegaConf.register_new_resolver("oc.env", _own_variable, replace=True)
-    try:
-        yield
-    finally:
-        OmegaConf.register_new_resolver("oc.env", oc.env, replace=True)
-
-
-def _own_variable(name: str, *default: Any) -> Any:
-    if not str(name).startswith("RAPID_"):
-        raise ValueError(f"${{oc.env:{str(name)[:40]}}}: a file reads the environment; allowed: the value itself, or {OPTION}")
-    return oc.env(name, *default)
-
-
-def plain_parts(config: DictConfig, trusted: bool) -> dict[str, Any]:
-    """The parts of a composition as plain values, references resolved.
-
-    Hydra's own part is left out before: what files say refers to nothing there, where references could hide that double what they stand
-    for.
-
-    Raises:
-        ValueError: where a file has a single value in place of a part, or too many references.
-    """
-    names: list[Any] = [name for name in config if name != "hydra"]
-    own = OmegaConf.masked_copy(config, names)
-    if not trusted:
-        require_few_references(OmegaConf.to_container(own, resolve=False))
-    with closed_environment(trusted), warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # what ${oc.deprecated:...} of a file says
-        parts = {
-            str(name): OmegaConf.to_container(own[name], resolve=True) if OmegaConf.is_config(own[name]) else own[name] for name in own
-        }
-    for name, value in parts.items():
-        if not isinstance(value, dict | list):
-            raise ValueError(f"{name}={'null' if value is None else value}: what a file says of a whole section; expected keys with values")
-    return parts
 
 
 def require_few_references(tree: Any) -> None:
