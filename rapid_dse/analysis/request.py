@@ -69,7 +69,7 @@ def show(out: Console, portion: Portion, priced: Priced) -> None:
 
 def _parts(system: System, whole: float) -> list[tuple[str, float]]:
     """What a token's kernels are, ``whole`` seconds of them."""
-    step = system.served.step
+    step = system.step
     return [(text, float(getattr(step, name)[0] / step.compute[0]) * whole) for name, text in PARTS.items()]
 
 

@@ -191,7 +191,7 @@ class ServedRow:
         (prompts,), (decoding,) = self._prefill(1.0, self._prefill_parts(1.0)), self._decode(batch, flying, self._decode_parts(batch))
         prompt, _ = self.assumed.workload.lengths
         closed = float(handed_over(self.assumed, self.cuts[0], self.cuts[1])[0])
-        step = float(system.served.step.total[0])
+        step = float(system.step.total[0])
         self.handover, done = measure_handover(
             self.backend, (prompts, decoding), step, (prompt * cache_bytes_per_token(self.assumed), closed)
         )

@@ -43,11 +43,11 @@ class BurstingEngine(SteppingEngine):
         batches = np.maximum(1.0, self._in_flight(running))
         full = self._full_pass(running / batches)
         behind = np.maximum(0.0, running - full.together)  # prompts in other passes than a request's own
-        begun = serving.admission_latency + full.where.of(self.prefill_late) + full.whole
+        begun = serving.admission_latency + self.late(full.where) + full.whole
         if self._prompts_first or not steps:
             prompts, decode = behind * full.alone, steps * self.step(running).total
             return Burst(begun + 0.5 * prompts, begun + prompts + decode)
-        lasting = np.maximum(1.0, self.cut.attention_dp / self.most_a_step) / batches
+        lasting = self.steps_a_pass / batches
         passes = behind / full.together * lasting  # in steps of the engine
         decoding = self.step(running, steps / (steps + passes))
         spared = self._spared(decoding, full.together, full.where)

@@ -77,6 +77,21 @@ class Habits:
     most: FloatColumn
     least: FloatColumn
 
+    @cached_property
+    def most_often(self) -> FloatColumn:
+        """Chance that a request ends in a step at most, with as many prompts as a step takes."""
+        return np.minimum(1.0, self.room / np.maximum(self.crowd.others, 1e-12))
+
+    @cached_property
+    def queue_power(self) -> FloatColumn:
+        """Of a queue before steps that take so many prompts: the power of the share of them that is taken."""
+        return np.sqrt(2.0 * (self.room + 1.0)) - 1.0
+
+    @cached_property
+    def always_spare(self) -> FloatColumn:
+        """Share of steps' prompts that is spare at least, since requests of a loop are so many and no more."""
+        return 1.0 / np.sqrt(1.0 + self.crowd.running)
+
 
 class LoopingEngine(BurstingEngine):
     """Engines of a table, and lives of requests on them in closed loops."""
@@ -96,7 +111,7 @@ class LoopingEngine(BurstingEngine):
         life, _ = self._looped(replace(habits, crowd=closed_crowd(running, rounds)), search)
         opening, burst, serving = 1.0 / rounds, self.burst(running), self.scenario.software.serving
         lasts = opening * (burst.lasts + self.tail(running, rounds)) + (1.0 - opening) * endless.total
-        late = life.passed.where.of(self.prefill_late) + life.passed.hold
+        late = self.late(life.passed.where) + life.passed.hold
         waited = burst.first - (serving.admission_latency + late + life.passed.whole)
         if serving.scheduler != "prefill_first" and self.later:  # measured bursts share passes as those do that follow them
             waited = np.maximum(waited, 0.5 * np.maximum(0.0, running - life.passed.together) * life.passed.alone)
@@ -113,7 +128,7 @@ class LoopingEngine(BurstingEngine):
         """A life where each request ends once in so many steps, or as often as the engine takes others; of some rows alone."""
         if rows is not None:
             return self.part(rows)._lived(rows_of(habits, rows), steps, None)
-        chance = np.minimum(1.0 / steps, np.minimum(1.0, habits.room / np.maximum(habits.crowd.others, 1e-12)))
+        chance = np.minimum(1.0 / steps, habits.most_often)
         step = self._engine_step(habits, chance)
         waits = self._waits(habits, chance, step)
         return Lived(self._steps_of_life(habits, step, waits), step, waits)
@@ -124,27 +139,27 @@ class LoopingEngine(BurstingEngine):
         first, chunked = serving.scheduler == "prefill_first", serving.scheduler == "chunked"
         group = np.where(grouped & (not first), np.minimum(serving.prompts_together, crowd.running), 1.0)
         alike = np.where(grouped & (not chunked), serving.in_step, 0.0)
-        a_pass, most = self.costs.together[self.kind] * self.cut.attention_dp, self._most_together(crowd.running)
+        a_pass, most = self.fit_a_pass, self._most_together(crowd.running)
         share = np.minimum(np.maximum(group if chunked else alike * a_pass, 1.0), most)
-        a_prompt = self.costs.prefill.at(self.kind, share / self.cut.attention_dp).of(self.prefill_slowest) / share
+        a_prompt = self.costs.prefill.at(self.kind, share / self.attention_dp).of(self.prefill_slowest) / share
         behind = a_prompt * np.maximum(0.0, group - share) / 2.0
         batches = np.maximum(1.0, self._in_flight(crowd.running))
         room, least = self._room(batches), self._full_pass(crowd.most).least
         return Habits(crowd, grouped, group, share, alike * first, behind, batches, room, most, least)
 
-    @property
+    @cached_property
     def _own_steps(self) -> FloatColumn:
         """Steps of the engine that a request needs: of its tokens, and of its prompt where that is computed beside decoding."""
-        steps, none = self.later / self.steps_tokens, np.zeros(len(self.kind))
+        steps = self.later / self.steps_tokens
         if self._prompts_first:
-            return np.asarray(np.maximum(steps, 1.0) + none)
-        return np.asarray(steps + (np.maximum(1.0, self.cut.attention_dp / self.most_a_step) if self.later else 1.0) + none)
+            return np.full(len(self.kind), max(steps, 1.0))
+        return np.full(len(self.kind), steps + (self.steps_a_pass if self.later else 1.0))
 
     def _room(self, batches: FloatColumn) -> FloatColumn:
         """Prompts that a step of the engine takes at most, with a pass of each of the batches in flight."""
         if self._prompts_first:
             return np.full_like(batches, np.inf)
-        a_pass = self.most_a_step if self.later else self.costs.together[self.kind] * self.cut.attention_dp
+        a_pass = self.most_a_step if self.later else self.fit_a_pass
         return np.asarray(a_pass * batches)
 
     def _engine_step(self, habits: Habits, chance: FloatColumn) -> EngineStep:
@@ -157,13 +172,11 @@ class LoopingEngine(BurstingEngine):
         batches, most = habits.batches, habits.most
         others = crowd.others / batches
         ended = others * chance
-        # a pass of prompts that are longer than a step lasts for several, on each of attention's ranks, and takes those that come in them
-        lasts = np.maximum(1.0, self.cut.attention_dp / self.most_a_step)
-        never = lasts * others * np.log1p(-np.minimum(chance, 1.0 - 1e-12))
-        any_ended = np.where(habits.grouped, np.minimum(1.0, lasts * ended), -np.expm1(never))
+        in_a_pass = self.steps_a_pass * ended  # it takes those that come in all the steps for which it lasts
         held_prompts, held_steps = self._held_back((others + 1.0) * chance, np.ones_like(chance), at_random=True)
         share = np.minimum(np.maximum(habits.share, held_prompts), most)
-        together = np.minimum(np.maximum(np.maximum(1.0, lasts * ended / np.maximum(any_ended, 1e-300)), share), most)
+        any_ended = self._any_ended(habits, others, chance)
+        together = np.minimum(np.maximum(np.maximum(1.0, in_a_pass / np.maximum(any_ended, 1e-300)), share), most)
         own = np.minimum(np.maximum(1.0 + ended, share), most)
         before_or_after = np.maximum(0.0, habits.group - share)
         elsewhere = np.maximum(0.0, others + 1.0 - own - before_or_after) * chance / np.maximum(1.0 - chance, 1e-12)
@@ -174,13 +187,21 @@ class LoopingEngine(BurstingEngine):
         total = decoding.total + prompts if self.later else passed.alone * together * batches
         return EngineStep(decoding, passed, come, prompts, total, own, own_slowest)
 
+    def _any_ended(self, habits: Habits, others: FloatColumn, chance: FloatColumn) -> FloatColumn:
+        """Chance that any of so many others ends in the steps of a pass."""
+        lasting = self.steps_a_pass * others
+        one_by_one = np.minimum(1.0, lasting * chance)
+        if habits.grouped.all():  # logarithms take as long as the rest of a step
+            return one_by_one
+        return np.where(habits.grouped, one_by_one, -np.expm1(lasting * np.log1p(-np.minimum(chance, 1.0 - 1e-12))))
+
     def _pass(
         self, habits: Habits, decoding: DecodeStep, takes: tuple[FloatColumn, FloatColumn], hold: FloatColumn
     ) -> tuple[PromptPass, FloatColumn]:
         """A pass of prompts beside such decoding, held back so long, and seconds of the slowest stage in a request's own pass; it ``takes``
         so many, that of a request itself so many."""
         together, _ = takes
-        where, own_where = (self.costs.prefill.at(self.kind, prompts / self.cut.attention_dp) for prompts in takes)
+        where, own_where = (self.costs.prefill.at(self.kind, prompts / self.attention_dp) for prompts in takes)
         even, uneven = where.of(self.prefill_slowest) / together, self._uneven(together, where)
         alone = even * uneven
         whole = uneven * own_where.of(self.prefill_total)
@@ -192,7 +213,7 @@ class LoopingEngine(BurstingEngine):
     def _uneven(self, together: FloatColumn, where: Between) -> FloatColumn | float:
         """Seconds of a pass of so many prompts that have come to attention's ranks at random, over those of as many on each: of as many
         as the fullest rank has, in the share that it takes of those of one on each if so large a share of ranks has one."""
-        ranks, fit = self.cut.attention_dp, self.costs.together[self.kind]
+        ranks, fit = self.attention_dp, self.costs.together.take(self.kind)
         if not self._deviations.any() or fit.max(initial=0.0) < 2.0:
             return 1.0
         fullest = fullest_rank(ranks, together, fit, self._deviations)
@@ -203,7 +224,7 @@ class LoopingEngine(BurstingEngine):
     @cached_property
     def _deviations(self) -> FloatColumn:
         """By how many deviations the largest of attention's ranks lies above their mean."""
-        return deviations_of(self.cut.attention_dp)
+        return deviations_of(self.attention_dp)
 
     @cached_property
     def _of_one_each(self) -> FloatColumn:
@@ -219,7 +240,7 @@ class LoopingEngine(BurstingEngine):
     def _outside(self, habits: Habits, passed: PromptPass) -> FloatColumn:
         """Seconds until a prompt's first token that are none of the engine's steps: the server, the host, and prompts that it waits for
         by habit."""
-        late = passed.where.of(self.prefill_late) + passed.hold
+        late = self.late(passed.where) + passed.hold
         return np.asarray(self.scenario.software.serving.admission_latency + late + habits.crowd.steady * habits.behind)
 
     def _waits(self, habits: Habits, chance: FloatColumn, step: EngineStep) -> FloatColumn:
@@ -232,13 +253,11 @@ class LoopingEngine(BurstingEngine):
         crowd, room, passed = habits.crowd, habits.room, step.passed
         decoding, a_pass = step.decoding.total * bool(self.later), passed.prompt * passed.together
         share_of_passes = step.prompts / np.maximum(decoding + step.prompts, 1e-12)
-        if self._prompts_first:
-            half = 0.5 * (decoding * (1.0 - share_of_passes) + a_pass * share_of_passes)
-        else:
-            half = 0.5 * (decoding + (decoding + a_pass) * share_of_passes) if self.later else 0.5 * step.prompts
+        if self._prompts_first:  # a step takes all that wait
+            return np.asarray(crowd.steady * crowd.busy * 0.5 * (decoding * (1.0 - share_of_passes) + a_pass * share_of_passes))
+        half = 0.5 * (decoding + (decoding + a_pass) * share_of_passes) if self.later else 0.5 * step.prompts
         full = np.minimum(1.0, crowd.others * chance / room)
-        spare = 1.0 - full + 1.0 / np.sqrt(1.0 + crowd.running)
-        queued = 0.5 * full ** (np.sqrt(2.0 * (np.minimum(room, 1e12) + 1.0)) - 1.0) / (room * spare)
+        queued = 0.5 * full**habits.queue_power / (room * (1.0 - full + habits.always_spare))
         return np.asarray(crowd.steady * (half * crowd.busy + queued * (decoding + step.prompts)))
 
     def _life(self, habits: Habits, step: EngineStep, waits: FloatColumn) -> Life:

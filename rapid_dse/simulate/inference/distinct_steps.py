@@ -55,38 +55,43 @@ class StepGrid:
 
     def at(self, kind: IntColumn, batch: FloatColumn) -> Between:
         """Where a batch lies between the grid's, for rows of these kinds."""
-        upper = self._above(batch)
-        lower, kinds = upper - 1, self.works[0].products.shape[1]
-        share = np.minimum(np.maximum((batch - self.batches.take(lower)) * self._a_batch.take(lower), 0.0), 1.0)
-        below = lower * kinds + kind
+        # np.clip takes several times as long as both bounds by themselves, of which a row of its own has a few dozen
+        inside = np.minimum(np.maximum(batch, self.batches[0]), self.batches[-1])
+        places, kinds = self._places, self.works[0].products.shape[1]
+        place = np.ceil(inside * places.parts).astype(np.intp) if places.parts else self.batches[1:-1].searchsorted(inside)
+        below = places.below.take(place, mode="clip") + kind
+        share = (inside - places.batch.take(place, mode="clip")) * places.a_batch.take(place, mode="clip")
         return Between(below, below + kinds, share, 1.0 - share)
 
     @cached_property
-    def _a_batch(self) -> FloatColumn:
-        """Share of the way to the next of the grid's batches that one batch more is."""
-        return 1.0 / np.diff(self.batches)
-
-    def _above(self, batch: FloatColumn) -> IntColumn:
-        """Which of the grid's batches lies above each, the first left out."""
-        parts, above = self._places
-        if parts:  # a search takes several times as long as looking it up
-            place = np.ceil(np.minimum(batch, self.batches[-1]) * parts).astype(np.int64)
-            return np.asarray(above.take(place, mode="clip"), np.int64)
-        # np.clip takes several times as long as both bounds by themselves, of which a row of its own has a few dozen
-        return np.minimum(np.maximum(self.batches.searchsorted(batch), 1), len(self.batches) - 1)
-
-    @cached_property
-    def _places(self) -> tuple[float, IntColumn]:
-        """Parts of one batch of which all batches of the grid are whole multiples, and for each multiple which of them lies above it; no
-        parts where there would be too many multiples."""
+    def _places(self) -> Places:
+        """By whole multiples of a part of one batch, of which all batches of the grid are: a search takes several times as long as looking
+        them up; or by a search, where these would be too many."""
         for parts in FINEST_PARTS:
             multiples = self.batches * parts
             if multiples[-1] > MOST_PLACES:
                 break
             if (multiples == np.rint(multiples)).all():
-                above = self.batches.searchsorted(np.arange(multiples[-1] + 1) / parts)
-                return parts, np.clip(above, 1, len(self.batches) - 1)
-        return 0.0, np.zeros(0, np.int64)
+                return self._looked_up(parts, np.arange(multiples[-1] + 1) / parts)
+        return self._looked_up(0.0, self.batches[1:])
+
+    def _looked_up(self, parts: float, highest: FloatColumn) -> Places:
+        """Places that end at so many batches each."""
+        lower = self.batches[1:-1].searchsorted(highest)
+        return Places(parts, lower * self.works[0].products.shape[1], self.batches.take(lower), (1.0 / np.diff(self.batches)).take(lower))
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where batches lie in a grid, ``(n_places,)`` each; a batch has the place of its number of ``parts`` (0: that which a search gives).
+
+    Where the grid's ``batch`` ``below`` it begins in a flattened table, and how much nearer to the next one a batch more is (``a_batch``).
+    """
+
+    parts: float
+    below: IntColumn
+    batch: FloatColumn
+    a_batch: FloatColumn
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol, TypeVar
 
 import numpy as np
@@ -34,35 +34,47 @@ State = TypeVar("State", bound=Answered)
 @dataclass(frozen=True)
 class RootSearch:
     """Where the search of each row stands, ``(n_rows,)`` each: positive numbers ``low`` and ``high`` that bound it, the number to ask for
-    next (``at``), the last one (``asked``) with its ``answer``, NaN where none was asked for, and the ``slope`` of answers there."""
+    next (``at``), the last one (``asked``) with its ``answer``, None where none was asked for, and the ``slope`` of answers there."""
 
     low: FloatColumn
     high: FloatColumn
     at: FloatColumn
-    asked: FloatColumn
-    answer: FloatColumn
+    asked: FloatColumn | None
+    answer: FloatColumn | None
     slope: FloatColumn
 
     @classmethod
     def above(cls, low: FloatColumn, at: FloatColumn | None = None, slope: FloatColumn | None = None) -> RootSearch:
         """A search above ``low``, which begins there or ``at`` another point, with a guess of the slope."""
-        unknown = np.full_like(low, np.nan)
         begin = low if at is None else np.maximum(at, low)
-        return cls(low, np.full_like(low, np.inf), begin, unknown, unknown, np.zeros_like(low) if slope is None else slope)
+        return cls(low, np.full_like(low, np.inf), begin, None, None, np.zeros_like(low) if slope is None else slope)
 
     def after(self, answer: FloatColumn) -> tuple[RootSearch, NDArray[np.bool_]]:
         """The search after such an answer, and which rows it goes on for; of the others the point stays."""
-        asked, gap = self.at, answer - self.at
-        low, high = np.where(gap > 0, asked, self.low), np.where(gap > 0, self.high, asked)
+        asked, gap, slope = self.at, answer - self.at, self._slope(answer)
         near = NEAR * asked
-        goes_on = (np.abs(gap) > near) & (high - low > near)
-        with np.errstate(invalid="ignore", divide="ignore"):
-            slope = (answer - self.answer) / (asked - self.asked)
-        slope = np.where(np.isfinite(slope), slope, self.slope)
+        goes_on = (np.abs(gap) > near) & (self.high - self.low > near)
+        if not goes_on.any():
+            return replace(self, asked=asked, answer=answer, slope=slope), goes_on
+        up = gap > 0
+        low, high = np.where(up, asked, self.low), np.where(up, self.high, asked)
         point = asked + gap / np.maximum(1.0 - slope, 1.0 - STEEPEST)
-        astray = ~((point > low) & (point < high)) | (np.abs(gap) > SLOW * np.abs(self.answer - self.asked))
-        point = np.where(astray & np.isfinite(high), np.sqrt(low * high), point)
+        astray = ~((point > low) & (point < high))
+        if self.asked is not None and self.answer is not None:
+            astray |= np.abs(gap) > SLOW * np.abs(self.answer - self.asked)
+        astray &= np.isfinite(high)
+        if astray.any():
+            point = np.where(astray, np.sqrt(low * high), point)
         return RootSearch(low, high, np.where(goes_on, point, asked), asked, answer, slope), goes_on
+
+    def _slope(self, answer: FloatColumn) -> FloatColumn:
+        """Of answers between the last point and the one before; that of before where they are the same."""
+        if self.asked is None or self.answer is None:
+            return self.slope
+        with np.errstate(invalid="ignore", divide="ignore"):
+            slope = (answer - self.answer) / (self.at - self.asked)
+        known = np.isfinite(slope)
+        return slope if known.all() else np.where(known, slope, self.slope)
 
 
 def settled(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from itertools import pairwise
 from typing import TypeAlias
 
@@ -89,12 +89,12 @@ class EnginePass:
     slowest: FloatColumn
     joules: FloatColumn
 
-    @property
+    @cached_property
     def compute(self) -> FloatColumn:
         """Seconds of all kernels."""
         return self.products + self.attention + self.small + self.experts
 
-    @property
+    @cached_property
     def total(self) -> FloatColumn:
         """Seconds of the pass."""
         return self.compute + self.tp + self.cp + self.ep + self.pp

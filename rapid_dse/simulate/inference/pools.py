@@ -147,7 +147,7 @@ class Pools:
         return Served(
             running=running,
             capacity=decode.capacity,
-            step=step.where.all_of(decode.decode_pass),
+            step=step.where,
             host=step.host,
             bubble=step.bubble,
             wait=flow.decode / max(later, 1.0) * flow.delayed / (1.0 + flow.delayed),
@@ -159,7 +159,7 @@ class Pools:
             life=queue + first + flow.decode,
             rate=rate,
             most=self.most,
-            prefill=flow.passed.where.all_of(self.prefill.prefill_pass),
+            prefill=flow.passed.where,
             together=flow.passed.together,
         )
 

@@ -18,7 +18,8 @@ from rapid_dse.parallel.engines import NOT_GIVEN, Engines
 from rapid_dse.parallel.layouts import POOLS, Layouts
 from rapid_dse.simulate.inference import one_pass
 from rapid_dse.simulate.inference.crowds import Load
-from rapid_dse.simulate.inference.distinct_steps import Costs, costs
+from rapid_dse.simulate.inference.distinct_steps import Between, Costs, costs
+from rapid_dse.simulate.inference.passes import EnginePass
 from rapid_dse.simulate.inference.pools import ALONE, Handover, Pools
 from rapid_dse.simulate.inference.serving import Engine, Served
 from rapid_dse.simulate.results import REQUEST_COSTS, Priced
@@ -39,6 +40,11 @@ class System:
     engine: Engine
     prompts: Engine
     replicas: FloatColumn
+
+    @property
+    def step(self) -> EnginePass:
+        """A decode step by what takes it."""
+        return self.served.step.all_of(self.engine.decode_pass)
 
     @property
     def has_room(self) -> BoolColumn:
@@ -152,7 +158,7 @@ def _results(scenario: Scenario, layouts: Engines, system: System) -> Priced:
     static = layouts.batch_size != NOT_GIVEN
     memory = _memory(system, static)
     ttft = fared.queue + fared.first
-    times = _times(fared) if generated > 1 else _prefill_times(fared)
+    times = _times(system) if generated > 1 else _prefill_times(system)
     step = fared.tpot if generated > 1 else added(times.values())
     of_gpus = _energy(scenario, layouts, system, rate)
     peak = added(memory.values())
@@ -197,19 +203,24 @@ _MEMORY = ("parameters", "gradients", "optimizer", "activations", "kv_cache", "g
 _TIMES = ("compute", "tp", "cp", "ep", "pp", "dp", "bubble", "optimizer", "host", "prefill")
 
 
-def _times(served: Served) -> dict[str, FloatColumn]:
+def _times(system: System) -> dict[str, FloatColumn]:
     """The terms of a token: those of the step that it shares with as many as the step gives, and the wait on others' prefill."""
-    step, share = served.step, 1.0 / served.tokens
-    terms = {"compute": step.compute * share, **{name: getattr(step, name) * share for name in ("tp", "cp", "ep", "pp")}}
+    served, share = system.served, 1.0 / system.served.tokens
+    terms = {name: column * share for name, column in _terms(served.step, system.engine.decode_pass).items()}
     return {**terms, "bubble": served.bubble * share, "host": served.host * share, "prefill": served.wait}
 
 
-def _prefill_times(served: Served) -> dict[str, FloatColumn]:
+def _prefill_times(system: System) -> dict[str, FloatColumn]:
     """The terms of a request that generates one token: of the pass that takes its prompt; the rest of ttft is waiting."""
-    step = served.prefill
-    terms = {"compute": step.compute, "tp": step.tp, "cp": step.cp, "ep": step.ep, "pp": step.pp}
+    served, terms = system.served, _terms(system.served.prefill, system.prompts.prefill_pass)
     total = added(terms.values())
     return {**terms, "host": np.maximum(0.0, served.queue + served.first - total)}
+
+
+def _terms(where: Between, passes: EnginePass) -> dict[str, FloatColumn]:
+    """A pass by term; most have some that no engine has."""
+    tables = {name: getattr(passes, name) for name in ("compute", "tp", "cp", "ep", "pp")}
+    return {name: where.of(table) if table.any() else np.zeros_like(where.share) for name, table in tables.items()}
 
 
 def _memory(system: System, static: BoolColumn) -> dict[str, FloatColumn]:
@@ -261,4 +272,5 @@ def _energy(scenario: Scenario, layouts: Engines, system: System, rate: FloatCol
     """Joules of a request on all GPUs: the work of its passes, and idle power for as long as the GPUs take for a request."""
     hw, served, engine = scenario.hw, system.served, system.engine
     steps = engine.later / served.tokens / np.maximum(1.0, served.running / engine.cut.pp)  # a request's share of its engine's
-    return gpu_energy(hw, steps * served.step.joules + served.prefill.joules / served.together, layouts.num_gpus / rate)
+    step, prefill = served.step.of(engine.decode_pass.joules), served.prefill.of(system.prompts.prefill_pass.joules)
+    return gpu_energy(hw, steps * step + prefill / served.together, layouts.num_gpus / rate)

@@ -44,7 +44,7 @@ class DecodeStep:
     host: FloatColumn
     bubble: FloatColumn
 
-    @property
+    @cached_property
     def total(self) -> FloatColumn:
         """Seconds of the step."""
         return self.device + self.host + self.bubble
@@ -112,8 +112,10 @@ class SteppingEngine:
     def _place(self, kind: IntColumn) -> None:
         """Sets what rows of such kinds have."""
         self.kind, self.cut = kind, self.costs.cut.take(kind)
-        self.ranks = (self.cut.attention_dp * self.cut.pp).astype(np.float64)
-        self.capacity = self.costs.room.requests[kind] * self.cut.attention_dp
+        self.attention_dp, self.pp = self.cut.attention_dp.astype(np.float64), self.cut.pp.astype(np.float64)
+        self.ranks = self.attention_dp * self.pp
+        self.capacity = self.costs.room.requests.take(kind) * self.attention_dp
+        self.fit_a_pass = self.costs.together.take(kind) * self.attention_dp  # prompts
 
     def part(self, rows: Any) -> Self:
         """The same engines of some rows, a slice or positions."""
@@ -138,15 +140,26 @@ class SteppingEngine:
 
     def _bubble(self, running: FloatColumn, where: Between, device: FloatColumn) -> FloatColumn:
         """What a pass waits for the slowest stage, through which as many batches go one after the other as are in flight."""
-        return np.where(self.cut.pp > 1, np.maximum(0.0, self._in_flight(running) * where.of(self.decode_pass.slowest) - device), 0.0)
+        if not self._piped.any():
+            return np.zeros_like(device)
+        return np.asarray(self._piped * np.maximum(0.0, self._in_flight(running) * where.of(self.decode_pass.slowest) - device))
 
     def _in_flight(self, running: FloatColumn) -> FloatColumn:
         """Batches that go through the stages one after the other: one a stage, but no more than there are requests on an attention rank."""
-        return np.asarray(np.minimum(self.cut.pp, running / self.cut.attention_dp))
+        return np.asarray(np.minimum(self.pp, running / self.attention_dp))
+
+    @cached_property
+    def _piped(self) -> NDArray[np.bool_]:
+        """Whether there are several stages."""
+        return self.pp > 1.0
+
+    def late(self, where: Between) -> FloatColumn:
+        """Seconds by which launches of experts delay the prompts of such passes, and nothing that decodes."""
+        return where.of(self.prefill_late) if self.prefill_late.any() else np.zeros_like(where.share)
 
     def _a_prompt(self, together: FloatColumn) -> FloatColumn:
         """Seconds a prompt of passes of so many."""
-        where = self.costs.prefill.at(self.kind, together / self.cut.attention_dp)
+        where = self.costs.prefill.at(self.kind, together / self.attention_dp)
         return np.asarray(where.of(self.prefill_slowest) / together)
 
     def _turn(self, running: FloatColumn, step: DecodeStep) -> FloatColumn:
@@ -177,20 +190,20 @@ class SteppingEngine:
 
     def alone_a_prompt(self, together: FloatColumn) -> FloatColumn:
         """Seconds a prompt of passes of so many where nothing is decoded."""
-        where = self.costs.prefill.at(self.kind, together / self.cut.attention_dp)
+        where = self.costs.prefill.at(self.kind, together / self.attention_dp)
         return np.asarray(where.of(self.prefill_ends) / together)
 
     def prompts_alone(self, rate: FloatColumn, delay: float) -> PromptPass:
         """The pass that a prompt shares where so many come a second, at random, and nothing is decoded; each takes so many seconds more."""
         most = self._most_together(self.capacity)
         together = self._shared(rate, np.zeros_like(rate), most, self.alone_a_prompt)
-        where = self.costs.prefill.at(self.kind, together / self.cut.attention_dp)
+        where = self.costs.prefill.at(self.kind, together / self.attention_dp)
         alone, least = self.alone_a_prompt(together) + delay, self.alone_a_prompt(most) + delay
         return PromptPass(where, together, where.of(self.prefill_total), alone, alone, least, np.zeros_like(alone))
 
     def _most_together(self, running: FloatColumn) -> FloatColumn:
         """Prompts that fit a pass, of so many requests."""
-        return np.maximum(1.0, np.minimum(self.costs.together[self.kind] * self.cut.attention_dp, running))
+        return np.maximum(1.0, np.minimum(self.fit_a_pass, running))
 
     def open_life(self, load: Load, most: FloatColumn, full: Life) -> Life:
         """A request's life where so many come a second: as many are under way as Little's law has, followed upwards from an empty engine.
@@ -211,7 +224,7 @@ class SteppingEngine:
             together = self._shared(come, turn, most_together)
             ended = come * decode / max(steps, 1e-12)  # of those that decode, in a step
             passed = self._prompts(crowd, step, together, ended)
-            before = passed.whole + passed.where.of(self.prefill_late) + passed.hold
+            before = passed.whole + self.late(passed.where) + passed.hold
             # as much of decoding is a wait for prompts as of the time
             busy = np.minimum(come * serving.decode_wait * passed.prompt, 1.0 - 1e-9)
             lasts = np.minimum(steps * step.total / (1.0 - busy), full.decode)
@@ -227,9 +240,12 @@ class SteppingEngine:
     @cached_property
     def most_a_step(self) -> FloatColumn:
         """Prompts whose tokens fill a step, on all of attention's ranks."""
-        return np.asarray(
-            self.scenario.software.serving.max_batched_tokens / self.costs.prompts.queries * self.cut.attention_dp, np.float64
-        )
+        return np.asarray(self.scenario.software.serving.max_batched_tokens / self.costs.prompts.queries * self.attention_dp, np.float64)
+
+    @cached_property
+    def steps_a_pass(self) -> float:
+        """Steps that a pass of prompts lasts which are longer than a step."""
+        return max(1.0, self.costs.prompts.queries / self.scenario.software.serving.max_batched_tokens)
 
     @cached_property
     def least_a_prompt(self) -> FloatColumn:
@@ -244,7 +260,7 @@ class SteppingEngine:
     def _full_pass(self, running: FloatColumn) -> PromptPass:
         """A pass of as many prompts as fit, of so many requests."""
         together = self._most_together(running)
-        where = self.costs.prefill.at(self.kind, together / self.cut.attention_dp)
+        where = self.costs.prefill.at(self.kind, together / self.attention_dp)
         alone = where.of(self.prefill_slowest) / together
         return PromptPass(where, together, where.of(self.prefill_total), alone, alone, alone, np.zeros_like(alone))
 
@@ -255,7 +271,7 @@ class SteppingEngine:
         most = self._full_pass(crowd.most)
         held_prompts, held_steps = self._held_back(ended, np.maximum(shared, 1.0), at_random=False)
         together = np.minimum(np.maximum(np.maximum(shared, 1.0), held_prompts), most.together)
-        where = self.costs.prefill.at(self.kind, together / self.cut.attention_dp)
+        where = self.costs.prefill.at(self.kind, together / self.attention_dp)
         spared = np.zeros_like(together)
         if scheduler != "prefill_first" and steps:  # decoding goes along: its products and launches are the pass's own
             passes = crowd.others / together  # that a request meets; no more of its steps than it has go along
@@ -276,7 +292,7 @@ class SteppingEngine:
             at_once: prompts that share a pass anyway.
             at_random: whether prompts come to ranks at random, those of requests that ended there; else to each in turn.
         """
-        ranks, most = self.cut.attention_dp.astype(np.float64), float(self.scenario.software.serving.attention_dp_wait) * bool(self.later)
+        ranks, most = self.attention_dp, float(self.scenario.software.serving.attention_dp_wait) * bool(self.later)
         if not most or not (ranks > 1).any():
             return np.ones_like(ended), np.zeros_like(ended)
         of_two = 2.0 * ranks * self.steps_tokens / max(self.later, 1.0)  # that end in a step with two on each rank
@@ -292,13 +308,14 @@ class SteppingEngine:
     def _spared(self, step: DecodeStep, together: FloatColumn, where: Between) -> FloatColumn:
         """By which share of a pass of prompts one with decoding in it is shorter than both apart, sends between stages left out: weights
         are read and kernels launched once, the arithmetic of the decoding rows stays."""
-        grid, rows = self.costs.prefill, step.rows / self.costs.prompts.queries
-        prompts = np.minimum(together / self.cut.attention_dp + rows, float(grid.batches[-1]))
-        without = np.maximum(prompts - rows, float(grid.batches[0]))  # a step that is full has fewer prompts in it
-        more = grid.at(self.kind, prompts).of(self.prefill_busy) - grid.at(self.kind, without).of(self.prefill_busy)
-        whole = where.of(self.prefill_busy)
+        grid, rows, on_rank = self.costs.prefill, step.rows / self.costs.prompts.queries, together / self.attention_dp
+        fit = grid.batches[-1] - rows  # a step that is full has fewer prompts in it
+        whole = without = where.of(self.prefill_busy)
+        if (fit < on_rank).any():
+            without = grid.at(self.kind, np.minimum(on_rank, fit)).of(self.prefill_busy)
+        more = grid.at(self.kind, on_rank + rows).of(self.prefill_busy) - without
         own = step.device - step.where.of(self.decode_beside)
-        return np.clip((own - more) / whole, 0.0, MOST_SPARED)
+        return np.asarray(np.minimum(np.maximum((own - more) / whole, 0.0), MOST_SPARED))
 
 
 def solved(answer: Callable[[FloatColumn], FloatColumn], low: FloatColumn, high: FloatColumn, rounds: int) -> FloatColumn:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from rapid_dse.simulate.inference.closed_loop import LoopingEngine
 from rapid_dse.simulate.inference.crowds import Load, place_wait, rounds_of, sent_rate
-from rapid_dse.simulate.inference.passes import EnginePass
+from rapid_dse.simulate.inference.distinct_steps import Between
 from rapid_dse.simulate.inference.request_lives import Life
 
 FloatColumn = NDArray[np.float64]
@@ -31,19 +31,19 @@ class Served:
     Attributes:
         running: requests that run at a time; ``capacity``: as many as can.
         rows: sequences of an attention rank in a decode step.
-        step: a decode step by term; ``host``: what the host adds to it; ``bubble``: what unequal stages do.
+        step: where a decode step stands in the tables; ``host``: what the host adds to it; ``bubble``: what unequal stages do.
         wait: of a token on others' prefill, s.
         tpot: from token to token, s; ``tokens`` that a step gives a request.
         first: from start to first token, s; ``queue``: from arrival to start.
         life: from arrival to the last token, s.
         rate: requests a second; ``most``: the most that the engine can keep up with.
-        prefill: one pass of prompts, and ``together`` how many prompts it takes.
+        prefill: where a pass of prompts stands in the tables, and ``together`` how many it takes.
     """
 
     running: FloatColumn
     capacity: FloatColumn
     rows: FloatColumn
-    step: EnginePass
+    step: Between
     host: FloatColumn
     bubble: FloatColumn
     wait: FloatColumn
@@ -54,7 +54,7 @@ class Served:
     life: FloatColumn
     rate: FloatColumn
     most: FloatColumn
-    prefill: EnginePass
+    prefill: Between
     together: FloatColumn
 
 
@@ -91,12 +91,11 @@ class Engine(LoopingEngine):
         queue = np.where(open_, place_wait(load, life, self.capacity, most), _queued(load, running, closed))
         flow = np.where(open_, sent_rate(load, life, most), closed)
         tpot = solved_life.decode / self.later if self.later else np.full(len(flow), np.nan)
-        step = solved_life.step.where.all_of(self.decode_pass)
         return Served(
             running=running,
             capacity=self.capacity,
             rows=solved_life.step.rows,
-            step=step,
+            step=solved_life.step.where,
             host=solved_life.step.host,
             bubble=solved_life.step.bubble,
             wait=np.maximum(0.0, tpot - solved_life.step.total / self.steps_tokens) if self.later else np.zeros(len(flow)),
@@ -107,7 +106,7 @@ class Engine(LoopingEngine):
             life=queue + life,
             rate=flow,
             most=most,
-            prefill=solved_life.passed.where.all_of(self.prefill_pass),
+            prefill=solved_life.passed.where,
             together=solved_life.passed.together,
         )
 
@@ -130,7 +129,7 @@ class Engine(LoopingEngine):
             running=batch,
             capacity=np.maximum(1.0, np.floor(room.cache / room.ended))[self.kind] * self.cut.attention_dp,
             rows=stepped.rows,
-            step=stepped.where.all_of(self.decode_pass),
+            step=stepped.where,
             host=host,
             bubble=stepped.bubble,
             wait=np.zeros(len(batch)),
@@ -141,7 +140,7 @@ class Engine(LoopingEngine):
             life=first + self.later * step,
             rate=rate,
             most=rate,
-            prefill=pass_where.all_of(self.prefill_pass),
+            prefill=pass_where,
             together=together * self.cut.attention_dp,
         )
 
