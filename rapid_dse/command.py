@@ -61,10 +61,11 @@ def guarded(command: Callable[[Sequence[str]], int], arguments: Sequence[str]) -
         The command's own exit code; 2 where an input is wrong, too large, or a file cannot be read or written; 130 after Ctrl-C, 128 and
         its number after another signal. A reader of its output that has seen enough (head) ends the command quietly, with 0.
     """
+    collecting.once_started()
     output = _printable()
     came: list[int] = []
     try:
-        with termination.raising() as came, long_work.listening(), collecting.once_started():
+        with termination.raising() as came, long_work.listening():
             code = _flushed(_in_one_line(command, arguments), output)
     except KeyboardInterrupt:  # came between the command's own end and that of what is around it
         code = INTERRUPTED

@@ -8,8 +8,9 @@ from typing import Any
 
 _KEY = re.compile(r"\+{0,2}([A-Za-z_]\w*(?:\.(?:[A-Za-z_]\w*|0|[1-9]\d*))*)", re.ASCII)
 _INTEGER = re.compile(r"-?(?:0|[1-9]\d{0,17})", re.ASCII)
-_NUMBER = re.compile(r"-?(?:0|[1-9]\d*)(?:\.\d+)?(?:e[+-]?\d+)?", re.ASCII)
-_TEXT = re.compile(r"[A-Za-z_][\w./-]*|[1-9]\d*(?:\.\d+)? [A-Za-z][A-Za-z/]*", re.ASCII)  # names, paths, and quantities such as 80 GiB
+_NUMBER = re.compile(r"-?(?:0|[1-9]\d{0,17})(?:\.\d{1,30})?(?:e[+-]?\d{1,3})?", re.ASCII)
+# Names, paths, and quantities such as 80 GiB.
+_TEXT = re.compile(r"(?:\.{0,2}/)?[A-Za-z_][\w./-]*|[1-9]\d*(?:\.\d+)? [A-Za-z][A-Za-z/]*", re.ASCII)
 _CONSTANTS = {"true": True, "false": False, "null": None}
 _NUMBERS = {"inf", "nan"}  # numbers to Hydra, in any spelling
 
