@@ -7,10 +7,13 @@ vanishes: whatever the schema lets through has a finite price.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Annotated, Any, get_args
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import InitErrorDetails
 
 from rapid_dse.config.units import share, shortened, to_si
 
@@ -20,14 +23,26 @@ class Frozen(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, strict=False)
 
-    @field_validator("*", mode="before")
+    @model_validator(mode="before")
     @classmethod
-    def _truth_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
-        # To Python, and so to pydantic, true is 1.
-        truth = _truth_in(value)
-        if truth is not None and not _takes_truth(cls.model_fields[str(info.field_name)].annotation):
-            raise ValueError(f"{str(truth).lower()} is neither a number nor a name; expected one of these")
-        return value
+    def _truth_is_no_number(cls, data: Any) -> Any:
+        # To Python, and so to pydantic, true is 1. One look at all keys: a validator of each field would be hundreds to set up and to call.
+        truths = {name: _truth_in(value) for name, value in data.items()} if isinstance(data, Mapping) else {}
+        wrong = [name for name, truth in truths.items() if truth is not None and name in _numbers_and_names(cls)]
+        if wrong:
+            raise ValidationError.from_exception_data(cls.__name__, [_no_truth(name, bool(truths[name]), data[name]) for name in wrong])
+        return data
+
+
+@cache
+def _numbers_and_names(model: type[BaseModel]) -> frozenset[str]:
+    """The fields of a model that take no true or false."""
+    return frozenset(name for name, info in model.model_fields.items() if not _takes_truth(info.annotation))
+
+
+def _no_truth(name: str, truth: bool, value: Any) -> InitErrorDetails:
+    error = ValueError(f"{str(truth).lower()} is neither a number nor a name; expected one of these")
+    return InitErrorDetails(type="value_error", loc=(name,), input=value, ctx={"error": error})
 
 
 def _truth_in(value: Any) -> bool | None:
