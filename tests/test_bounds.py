@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 import serving_trials
 from pydantic import BaseModel
+from quantiphy import Quantity
 from trials import layouts, scenario
 
 from rapid_dse.config.parts import keys_of
 from rapid_dse.config.scenario import Scenario
-from rapid_dse.config.units import EXAMPLES, to_si
+from rapid_dse.config.units import EXAMPLES, UNITS, to_si
 from rapid_dse.events.backends import price
 from rapid_dse.parallel.layouts import broken_rules
 from rapid_dse.simulate.results import ABSENT
@@ -132,6 +133,22 @@ QUANTITIES = {
 def test_what_is_no_quantity_is_refused_in_words(text: Any, part: str) -> None:
     with pytest.raises(ValueError, match=re.escape(part)):
         to_si(text, "bytes/s")
+
+
+def test_quantities_are_read_as_quantiphy_reads_them() -> None:
+    numbers = ["1", "0", "3.35", "989.4", "33554432", "0.6", "1.301586432"]
+    prefixes = ["", *"kMGTPmunp", "Ki", "Mi", "Gi", "Ti"]
+    read = 0
+    for kind, scales in UNITS.items():
+        for unit in [unit for unit in scales if unit != "flop/s"]:  # its f is femto there
+            for text in (f"{number}{space}{prefix}{unit}" for number in numbers for space in ("", " ") for prefix in prefixes):
+                expected = Quantity(text, binary=True)
+                assert expected.units in scales, text
+                assert to_si(text, kind) == float(expected) * scales[expected.units], text
+                read += 1
+    assert read > 4000
+    assert to_si("2 flop/s", "FLOP/s") == 2
+    assert to_si("2 kflop/s", "FLOP/s") == 2000
 
 
 def test_examples_of_quantities_are_quantities() -> None:

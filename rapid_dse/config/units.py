@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import re
+from collections.abc import Mapping
 from typing import Any
 
 # Scale of each accepted unit to the SI base that the program computes in (bytes, seconds, FLOP, watts, joules, US dollars).
@@ -30,6 +32,12 @@ EXAMPLES = {
     "J/byte": "4 pJ/bit",
     "USD/h": "2.5 USD/h",
 }
+
+
+# Numbers with a unit that are read without quantiphy, which takes longer to import than most files take to read.
+_PLAIN = re.compile(r"(\d+(?:\.\d+)?) ?([A-Za-z$/]*)", re.ASCII)
+_POWERS = {"k": "e3", "M": "e6", "G": "e9", "T": "e12", "P": "e15", "m": "e-3", "u": "e-6", "n": "e-9", "p": "e-12"}
+_BINARY = {"Ki": 2.0**10, "Mi": 2.0**20, "Gi": 2.0**30, "Ti": 2.0**40}
 
 
 def to_si(text: Any, unit: str) -> float:
@@ -67,7 +75,9 @@ def share(value: Any) -> Any:
 
 def _scaled(text: str, unit: str) -> float:
     """The SI value of a number with a unit, or of one without, which is SI already."""
-    from quantiphy import Quantity  # imported here: plain numbers do not need it
+    if (plain := _plain(text, UNITS[unit])) is not None:
+        return plain
+    from quantiphy import Quantity
 
     if "," in text:  # to some a decimal point, to others nothing at all: 3,35 would be 335
         raise ValueError(f"{shortened(text)} has a comma; expected a decimal point and no separators, such as {EXAMPLES[unit]}")
@@ -82,6 +92,21 @@ def _scaled(text: str, unit: str) -> float:
             "with a prefix (k, M, G, T, Ki, Mi, Gi, m, u, n, p)"
         )
     return _float(quantity) * scales.get(quantity.units, 1.0)
+
+
+def _plain(text: str, scales: Mapping[str, float]) -> float | None:
+    """The SI value of a number with one of the units, a prefix before it or none; None where the text is anything else."""
+    match = _PLAIN.fullmatch(text)
+    if match is None:
+        return None
+    number, named = match.groups()
+    if not named or named in scales:
+        return float(number) * scales.get(named, 1.0)
+    if named[0] in _POWERS and named[1:] in scales:
+        return float(number + _POWERS[named[0]]) * scales[named[1:]]
+    if named[:2] in _BINARY and named[2:] in scales:
+        return float(number) * _BINARY[named[:2]] * scales[named[2:]]
+    return None
 
 
 def _float(number: float) -> float:
