@@ -321,5 +321,5 @@ def _every(name: str, num_gpus: int, scenario: Scenario) -> Sequence[int]:
 
 def _distinct(engines: Engines) -> Engines:
     first, _ = engines.alike.by(*(name for name in SERVING_KEYS if name != "request_rate"))
-    rates = np.unique(engines.request_rate)
-    return engines.take(np.sort(first)) if len(rates) <= 1 else engines
+    one_rate = bool((engines.request_rate == engines.request_rate[:1]).all())
+    return engines.take(np.sort(first)) if one_rate else engines

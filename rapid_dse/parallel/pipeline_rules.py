@@ -58,7 +58,7 @@ def _depth_rules(layouts: Layouts, scenario: Scenario) -> list[Broken]:
     most = "num_hidden_layers" + (" + 2 (embedding and loss count as layers)" if ends else "")
     fixed = schedules.CHUNKS.take(layouts.schedule)
     rules = [(f"pp · vpp must not exceed {most}", too_many & (fixed == 1))]
-    for chunks in np.unique(schedules.CHUNKS[schedules.CHUNKS > 1]).tolist():
+    for chunks in sorted({chunks for chunks in schedules.CHUNKS.tolist() if chunks > 1}):
         names = ", ".join(name for name, has in zip(SCHEDULES, schedules.CHUNKS.tolist(), strict=True) if has == chunks)
         rules.append((f"{chunks} · pp must not exceed {most} under {names}", too_many & (fixed == chunks)))
     return rules

@@ -58,7 +58,7 @@ def loads_expected(scenario: Scenario, engines: Engines) -> tuple[FloatColumn, N
         return np.full(n_rows, np.nan), np.zeros(n_rows, np.int64), (text,)
     of_steps, nearest, units = steps_expected(scenario, engines)
     outside, texts = np.full(n_rows, -1, np.int64), dict[str, int]()
-    for at in np.unique(nearest).tolist() if units else ():  # without, all lie inside every box
+    for at in np.flatnonzero(np.bincount(nearest)).tolist() if units else ():  # without, all lie inside every box
         rows = np.flatnonzero(nearest == at)
         marks = [column[at, rows] > 0 for column in units.values()]
         first, kind = distinct([numbered(mark) for mark in marks])

@@ -303,7 +303,7 @@ def _again(
 ) -> None:
     """What is made of the best trials: their prices by another backend, their hardware."""
     search, debug = settings
-    groups = np.unique(standing_now.group)[: search.refine]
+    groups = np.unique(standing_now.group)[: search.refine] if search.refine else ()
     for group in groups:  # of other jobs as many each
         job = standing_now.take(np.flatnonzero(standing_now.group == group))
         refine_best(tally.best(job, search.refine // len(groups)), chunks, search, folder, tally.aim, consoles)

@@ -16,7 +16,6 @@ from rapid_dse.model.architecture import head_matrix_parameters, matrix_paramete
 from rapid_dse.model.shapes import mean_context
 from rapid_dse.parallel.engines import NOT_GIVEN, Engines
 from rapid_dse.parallel.layouts import POOLS, Layouts
-from rapid_dse.simulate.inference import one_pass
 from rapid_dse.simulate.inference.crowds import Load
 from rapid_dse.simulate.inference.distinct_steps import Between, Costs, costs
 from rapid_dse.simulate.inference.passes import EnginePass
@@ -65,6 +64,8 @@ def price(scenario: Scenario, layouts: Layouts) -> Priced:
     """
     assert isinstance(layouts, Engines)
     if not scenario.model.of_kind.decodes:
+        from rapid_dse.simulate.inference import one_pass  # with what prices training: where a model runs as in training
+
         return request_costs(scenario, layouts, *one_pass.price_batches(scenario, layouts))
     return served(scenario, layouts, prepare(scenario, layouts))
 
