@@ -318,7 +318,7 @@ def test_no_more_are_under_way_than_are_sent(pools: dict[str, float]) -> None:
     for load in ({}, {"concurrency": 4}):
         apart = priced(scenario(), {**pools, "num_prompts": 2, "num_gpus": 4 * pools.get("num_gpus", 1), "dp": 4, **load})
         assert apart.running_requests[0] == pytest.approx(2, rel=0.02)
-        assert apart.requests_per_s[0] == pytest.approx(2 / apart.request_latency_s[0], rel=1e-3)
+        assert apart.requests_per_s[0] == pytest.approx(2 / apart.request_latency_s[0], rel=2e-3)  # the last decodes beside fewer
 
 
 def test_requests_that_decode_nothing_are_those_of_which_prompts_are_under_way() -> None:

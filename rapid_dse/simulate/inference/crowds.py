@@ -133,13 +133,6 @@ def burst_wait(prompts: FloatColumn, rounds: FloatColumn) -> FloatColumn:
     return np.asarray(0.5 * prompts / rounds)
 
 
-def tail_share(rounds: FloatColumn, spread: float) -> FloatColumn:
-    """The mean rate of a run over that of its steady state: when no request is left to start, those that run end one by one, over as much
-    of a life as lengths have drifted apart."""
-    finite = np.minimum(rounds, 1e12)
-    return np.asarray(1.0 / (1.0 + 0.5 * np.minimum(1.0, 2.0 * spread * np.sqrt(finite)) / finite))
-
-
 def sent_rate(load: Load, last: FloatColumn, most: FloatColumn) -> FloatColumn:
     """Requests a second of an open loop: of a run of N requests until the last one has ended, which lives so long; ``most``: that places
     for them and prompts allow."""

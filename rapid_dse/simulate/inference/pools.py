@@ -16,13 +16,14 @@ from rapid_dse.interconnect import closed_form
 from rapid_dse.parallel.engines import Degrees
 from rapid_dse.parallel.span import Span
 from rapid_dse.simulate.communication import effective_network
-from rapid_dse.simulate.inference.crowds import CRITICAL, Load, burst_wait, open_crowd, rounds_of, sent_rate, tail_share, waits_for_passes
+from rapid_dse.simulate.inference.crowds import CRITICAL, Load, burst_wait, open_crowd, rounds_of, sent_rate, waits_for_passes
 from rapid_dse.simulate.inference.request_lives import PromptPass, solved
 from rapid_dse.simulate.inference.serving import Engine, Served
 from rapid_dse.simulate.inference.widths import cache_bytes_per_token
 
 FloatColumn = NDArray[np.float64]
 
+BURST_ROUNDS = 4  # evaluations of how long the last request of a burst decodes
 ROUNDS = 12  # evaluations of a rate that answers itself
 BUSIEST = 0.98  # share of what it can compute at most that a pool is asked for, where its queue is that of one which lasts for ever
 
@@ -116,17 +117,33 @@ class Pools:
         flow = self.flow(rate, np.where(open_, load.prompts, 0.0) if open_.any() else None)
         under_way = rate * flow.life
         rounds = rounds_of(load.prompts, np.maximum(under_way, 1.0))
-        spread = self.scenario.workload.length_spread
         # those that open a run wait for each other's prompts, and not in the queue of those that follow
         burst = np.where(open_, 0.0, burst_wait(under_way * self.least / self.workers[0], rounds) - flow.queue / rounds)
         beyond = np.where(np.isfinite(load.concurrency), load.concurrency - under_way, np.maximum(0.0, load.prompts - under_way) / 2.0)
         late = load.prompts / 2.0 * np.maximum(0.0, 1.0 / self.most - 1.0 / np.maximum(load.rate, 1e-12))
         queue = np.where(open_, late, np.maximum(0.0, beyond) / rate)
-        closed = under_way / (flow.life + burst) * np.where(open_, 1.0, tail_share(rounds, spread))
+        opening = self._burst_lasts(flow, under_way) + self.decode.tail(flow.running, rounds)
+        closed = under_way / (flow.life + (opening - flow.life) / rounds)
         # the last request's queue is that of prompts before it, which count in the time of all that are sent
         return self._served(
             flow, queue, burst, np.where(open_, sent_rate(load, flow.life - flow.queue, self.most), np.minimum(rate, closed))
         )
+
+    def _burst_lasts(self, flow: Flow, requests: FloatColumn) -> FloatColumn:
+        """Seconds until the last of so many requests ends that arrive at once, and are followed by none.
+
+        Their prompts are computed in full passes, so that they begin to decode over t seconds, and each decodes for D. While the last one
+        does, those end that began before it: of n requests n (1 - t / 2D) are beside each other on average, n D / 2t where t is above D.
+        """
+        engine = requests / self.workers[0]
+        begun = np.maximum(0.0, engine - flow.passed.together) * self.least
+        decode = flow.decode
+        for _ in range(BURST_ROUNDS):
+            over = begun / np.maximum(decode, 1e-12)
+            running_share = np.where(over < 1.0, 1.0 - 0.5 * over, 0.5 / np.maximum(over, 1.0))
+            running = np.minimum(requests / self.workers[1] * running_share, self.decode.capacity)
+            decode = self._decode_seconds(running, requests / self.workers[1] / np.maximum(begun + decode, 1e-12))
+        return np.asarray(flow.prompt - flow.queue + begun + flow.transfer + decode)
 
     def _closed(self, concurrency: FloatColumn) -> FloatColumn:
         """The rate at which so many requests are under way; the most, where even more could be."""
@@ -147,7 +164,7 @@ class Pools:
         return Served(
             running=running,
             capacity=decode.capacity,
-            step=step.where,
+            step=step.where.all_of(decode.decode_pass),
             host=step.host,
             bubble=step.bubble,
             wait=flow.decode / max(later, 1.0) * flow.delayed / (1.0 + flow.delayed),
@@ -159,7 +176,7 @@ class Pools:
             life=queue + first + flow.decode,
             rate=rate,
             most=self.most,
-            prefill=flow.passed.where,
+            prefill=flow.passed.where.all_of(self.prefill.prefill_pass),
             together=flow.passed.together,
         )
 
