@@ -43,7 +43,7 @@ class BurstingEngine(SteppingEngine):
         batches = np.maximum(1.0, self._in_flight(running))
         full = self._full_pass(running / batches)
         behind = np.maximum(0.0, running - full.together)  # prompts in other passes than a request's own
-        begun = serving.admission_latency + self.late(full.where) + full.whole
+        begun = serving.admission_latency + full.late + full.whole
         if self._prompts_first or not steps:
             prompts, decode = behind * full.alone, steps * self.step(running).total
             return Burst(begun + 0.5 * prompts, begun + prompts + decode)

@@ -25,6 +25,8 @@ from rapid_dse.simulate.inference.request_lives import DecodeStep, Life, PromptP
 FloatColumn = NDArray[np.float64]
 Positions = NDArray[np.intp]
 
+ATTENTION_TILE = 128  # queries that a kernel of attention computes together, of FlashAttention-2 and -3
+
 
 @dataclass(frozen=True)
 class EngineStep:
@@ -59,7 +61,7 @@ class Habits:
         crowd: those that are under way.
         grouped: whether all have one length, so that those that had their prompts together end together.
         group: prompts that come together so.
-        share: how many share a pass at least, where none is held back.
+        share: how many share a pass at least, where none is held back; ``on_rank``: of those, on one of attention's ranks at most.
         rounds: share of requests of which all are one round: all prompts, then all tokens.
         behind: seconds that a prompt waits for those of its group in the passes before its own; as many follow it.
         batches: that go through the stages one after the other.
@@ -70,6 +72,7 @@ class Habits:
     grouped: NDArray[np.bool_]
     group: FloatColumn
     share: FloatColumn
+    on_rank: FloatColumn
     rounds: FloatColumn
     behind: FloatColumn
     batches: FloatColumn
@@ -111,8 +114,7 @@ class LoopingEngine(BurstingEngine):
         life, _ = self._looped(replace(habits, crowd=closed_crowd(running, rounds)), search)
         opening, burst, serving = 1.0 / rounds, self.burst(running), self.scenario.software.serving
         lasts = opening * (burst.lasts + self.tail(running, rounds)) + (1.0 - opening) * endless.total
-        late = self.late(life.passed.where) + life.passed.hold
-        waited = burst.first - (serving.admission_latency + late + life.passed.whole)
+        waited = burst.first - (serving.admission_latency + life.passed.late + life.passed.hold + life.passed.whole)
         if serving.scheduler != "prefill_first" and self.later:  # measured bursts share passes as those do that follow them
             waited = np.maximum(waited, 0.5 * np.maximum(0.0, running - life.passed.together) * life.passed.alone)
         return replace(life, first=life.first + opening * waited), lasts
@@ -139,13 +141,16 @@ class LoopingEngine(BurstingEngine):
         first, chunked = serving.scheduler == "prefill_first", serving.scheduler == "chunked"
         group = np.where(grouped & (not first), np.minimum(serving.prompts_together, crowd.running), 1.0)
         alike = np.where(grouped & (not chunked), serving.in_step, 0.0)
-        a_pass, most = self.fit_a_pass, self._most_together(crowd.running)
-        share = np.minimum(np.maximum(group if chunked else alike * a_pass, 1.0), most)
+        # a prompt that is shorter than a tile of attention takes as long as one
+        of_rank = alike * np.minimum(self.costs.together.take(self.kind), serving.max_batched_tokens / ATTENTION_TILE)
+        most = self._most_together(crowd.running)
+        share = np.minimum(np.maximum(group if chunked else of_rank * self.attention_dp, 1.0), most)
         a_prompt = self.costs.prefill.at(self.kind, share / self.attention_dp).of(self.prefill_slowest) / share
         behind = a_prompt * np.maximum(0.0, group - share) / 2.0
         batches = np.maximum(1.0, self._in_flight(crowd.running))
         room, least = self._room(batches), self._full_pass(crowd.most).least
-        return Habits(crowd, grouped, group, share, alike * first, behind, batches, room, most, least)
+        on_rank = np.where(of_rank > 0, np.maximum(1.0, of_rank), np.inf)
+        return Habits(crowd, grouped, group, share, on_rank, alike * first, behind, batches, room, most, least)
 
     @cached_property
     def _own_steps(self) -> FloatColumn:
@@ -202,21 +207,24 @@ class LoopingEngine(BurstingEngine):
         so many, that of a request itself so many."""
         together, _ = takes
         where, own_where = (self.costs.prefill.at(self.kind, prompts / self.attention_dp) for prompts in takes)
-        even, uneven = where.of(self.prefill_slowest) / together, self._uneven(together, where)
+        even, uneven = where.of(self.prefill_slowest) / together, self._uneven(together, where, habits.on_rank)
         alone = even * uneven
-        whole = uneven * own_where.of(self.prefill_total)
+        of_mean = own_where.of(self.prefill_total)
+        whole = uneven * of_mean
+        late = np.maximum(0.0, of_mean + self.late(own_where) - whole)
         joins = self.later and self.scenario.software.serving.scheduler != "prefill_first"
         spared = self._spared(decoding, together, where) if joins else np.zeros_like(together)
-        passed = PromptPass(where, together, whole, alone - spared * even, alone, habits.least, hold)
+        passed = PromptPass(where, together, whole, late, alone - spared * even, alone, habits.least, hold)
         return passed, uneven * own_where.of(self.prefill_slowest)
 
-    def _uneven(self, together: FloatColumn, where: Between) -> FloatColumn | float:
+    def _uneven(self, together: FloatColumn, where: Between, on_rank: FloatColumn) -> FloatColumn | float:
         """Seconds of a pass of so many prompts that have come to attention's ranks at random, over those of as many on each: of as many
-        as the fullest rank has, in the share that it takes of those of one on each if so large a share of ranks has one."""
+        as the fullest rank has, by habit no more than ``on_rank`` where a mean one has fewer, in the share that it takes of those of one on
+        each if so large a share of ranks has one."""
         ranks, fit = self.attention_dp, self.costs.together.take(self.kind)
         if not self._deviations.any() or fit.max(initial=0.0) < 2.0:
             return 1.0
-        fullest = fullest_rank(ranks, together, fit, self._deviations)
+        fullest = np.minimum(fullest_rank(ranks, together, fit, self._deviations), np.maximum(on_rank, together / ranks))
         grid, table = self.costs.prefill, self.prefill_slowest
         shared = grid.at(self.kind, np.minimum(1.0, together / (ranks * fullest))).of(table)
         return np.maximum(1.0, grid.at(self.kind, fullest).of(table) * shared / (self._of_one_each * where.of(table)))
@@ -240,8 +248,8 @@ class LoopingEngine(BurstingEngine):
     def _outside(self, habits: Habits, passed: PromptPass) -> FloatColumn:
         """Seconds until a prompt's first token that are none of the engine's steps: the server, the host, and prompts that it waits for
         by habit."""
-        late = self.late(passed.where) + passed.hold
-        return np.asarray(self.scenario.software.serving.admission_latency + late + habits.crowd.steady * habits.behind)
+        by_habit = passed.hold + habits.crowd.steady * habits.behind
+        return np.asarray(self.scenario.software.serving.admission_latency + passed.late + by_habit)
 
     def _waits(self, habits: Habits, chance: FloatColumn, step: EngineStep) -> FloatColumn:
         """Seconds that a prompt waits: for half of the step that it finds, and for those in front of it where steps are nearly full.
@@ -255,7 +263,10 @@ class LoopingEngine(BurstingEngine):
         share_of_passes = step.prompts / np.maximum(decoding + step.prompts, 1e-12)
         if self._prompts_first:  # a step takes all that wait
             return np.asarray(crowd.steady * crowd.busy * 0.5 * (decoding * (1.0 - share_of_passes) + a_pass * share_of_passes))
-        half = 0.5 * (decoding + (decoding + a_pass) * share_of_passes) if self.later else 0.5 * step.prompts
+        if self.later:
+            half = 0.5 * (decoding + (decoding + a_pass) * share_of_passes)
+        else:  # of the passes of others, of which there is none where all share one
+            half = 0.5 * step.prompts * np.minimum(1.0, 1.0 / chance - 1.0)
         full = np.minimum(1.0, crowd.others * chance / room)
         queued = 0.5 * full**habits.queue_power / (room * (1.0 - full + habits.always_spare))
         return np.asarray(crowd.steady * (half * crowd.busy + queued * (decoding + step.prompts)))
@@ -276,7 +287,9 @@ class LoopingEngine(BurstingEngine):
             met = (1.0 - rounds) * ((steps - 1.0) * step.prompts + in_front) + rounds * 0.5 * crowd.others * in_round
         else:
             spared = (passed.alone - passed.prompt) * passed.together
-            first = first + waits + np.maximum(0.0, (own_steps - steps) * decoding.total - accompanied * spared)
+            # a host that is late launches the pass while decoding goes on
+            decode_beside = (own_steps - steps) * decoding.total - accompanied * spared - passed.late
+            first = first + waits + np.maximum(0.0, decode_beside)
             met = steps * step.prompts + habits.behind
         decode = steps * decoding.total + self.scenario.software.serving.decode_wait * met * bool(steps)
         return Life(
@@ -289,6 +302,9 @@ class LoopingEngine(BurstingEngine):
         passed = step.passed
         own_pass = step.own_slowest * passed.prompt / passed.alone
         elsewhere = np.maximum(0.0, habits.crowd.others + 1.0 - step.own)
+        a_prompt = passed.prompt
+        if self._prompts_first:
+            a_prompt = habits.rounds * self._full_pass(habits.crowd.running).alone + (1.0 - habits.rounds) * a_prompt
         in_passes = np.inf if self._prompts_first else passed.together * habits.batches
         fewest = np.maximum(own_steps, (habits.crowd.others + 1.0) / np.minimum(habits.room, in_passes))
-        return np.asarray(own_pass + elsewhere * passed.prompt + fewest * step.decoding.total * bool(self.later))
+        return np.asarray(own_pass + elsewhere * a_prompt + fewest * step.decoding.total * bool(self.later))

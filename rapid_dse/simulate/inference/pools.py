@@ -103,7 +103,7 @@ class Pools:
         delay, serving = self.handover.prompt_delay, self.scenario.software.serving
         passed = self.prefill.prompts_alone(np.minimum(rate, BUSIEST / self.least), delay)
         used = np.minimum(rate, BUSIEST / self.least) * passed.alone
-        whole = passed.whole + passed.where.of(self.prefill.prefill_late) + np.minimum(1.0, used) * delay
+        whole = passed.whole + passed.late + np.minimum(1.0, used) * delay
         queue = waits_for_passes(used, passed, np.where(sent > 0, CRITICAL * np.sqrt(sent), np.inf))
         # of few that are sent each waits for half of the others' prompts, if all come at once
         queue = np.where(sent > 0, np.minimum(queue, 0.5 * np.maximum(0.0, sent - 1.0) * passed.alone), queue)
@@ -164,7 +164,7 @@ class Pools:
         return Served(
             running=running,
             capacity=decode.capacity,
-            step=step.where.all_of(decode.decode_pass),
+            step=step.where,
             host=step.host,
             bubble=step.bubble,
             wait=flow.decode / max(later, 1.0) * flow.delayed / (1.0 + flow.delayed),
@@ -176,7 +176,7 @@ class Pools:
             life=queue + first + flow.decode,
             rate=rate,
             most=self.most,
-            prefill=flow.passed.where.all_of(self.prefill.prefill_pass),
+            prefill=flow.passed.where,
             together=flow.passed.together,
         )
 

@@ -52,13 +52,15 @@ class DecodeStep:
 
 @dataclass(frozen=True)
 class PromptPass:
-    """A pass of prompts: where it stands in the tables, how many it takes ``together``, its seconds (``whole``), those by which a
-    ``prompt`` keeps the engine from decoding, those that others wait for one (``alone``: decoding that goes along delays them too; in
-    passes that are full, ``least``), and for which it is held back on average until others have come (``hold``)."""
+    """A pass of prompts: where it stands in the tables, how many it takes ``together``, its seconds (``whole``), for which its first tokens
+    wait for the host that launches it (``late``), those by which a ``prompt`` keeps the engine from decoding, those that others wait for
+    one (``alone``: decoding that goes along delays them too; in passes that are full, ``least``), and for which it is held back on average
+    until others have come (``hold``)."""
 
     where: Between
     together: FloatColumn
     whole: FloatColumn
+    late: FloatColumn
     prompt: FloatColumn
     alone: FloatColumn
     least: FloatColumn
@@ -100,6 +102,7 @@ class SteppingEngine:
         plain = launched(scenario, prompts.layers, 0.0)
         self.prefill_total = np.maximum(self.prefill_pass.total, plain)
         self.prefill_busy = np.maximum(self.prefill_pass.total - self.prefill_pass.pp, plain)
+        self.prefill_products = self.prefill_busy - self.prefill_pass.attention
         self.decode_beside = self.decode_pass.attention + self.decode_pass.pp  # of a step: what a pass of prompts does not spare
         # experts' launches run ahead beside decode steps: they delay the prompt, and nothing that decodes
         launches = launched(scenario, prompts.layers, prompts.expert_layers)
@@ -199,7 +202,8 @@ class SteppingEngine:
         together = self._shared(rate, np.zeros_like(rate), most, self.alone_a_prompt)
         where = self.costs.prefill.at(self.kind, together / self.attention_dp)
         alone, least = self.alone_a_prompt(together) + delay, self.alone_a_prompt(most) + delay
-        return PromptPass(where, together, where.of(self.prefill_total), alone, alone, least, np.zeros_like(alone))
+        whole, late = where.of(self.prefill_total), self.late(where)
+        return PromptPass(where, together, whole, late, alone, alone, least, np.zeros_like(alone))
 
     def _most_together(self, running: FloatColumn) -> FloatColumn:
         """Prompts that fit a pass, of so many requests."""
@@ -224,7 +228,7 @@ class SteppingEngine:
             together = self._shared(come, turn, most_together)
             ended = come * decode / max(steps, 1e-12)  # of those that decode, in a step
             passed = self._prompts(crowd, step, together, ended)
-            before = passed.whole + self.late(passed.where) + passed.hold
+            before = passed.whole + passed.late + passed.hold
             # as much of decoding is a wait for prompts as of the time
             busy = np.minimum(come * serving.decode_wait * passed.prompt, 1.0 - 1e-9)
             lasts = np.minimum(steps * step.total / (1.0 - busy), full.decode)
@@ -262,7 +266,8 @@ class SteppingEngine:
         together = self._most_together(running)
         where = self.costs.prefill.at(self.kind, together / self.attention_dp)
         alone = where.of(self.prefill_slowest) / together
-        return PromptPass(where, together, where.of(self.prefill_total), alone, alone, alone, np.zeros_like(alone))
+        whole, late = where.of(self.prefill_total), self.late(where)
+        return PromptPass(where, together, whole, late, alone, alone, alone, np.zeros_like(alone))
 
     def _prompts(self, crowd: Crowd, full: DecodeStep, shared: FloatColumn, ended: FloatColumn) -> PromptPass:
         """The pass that a prompt of an open loop shares with those that come beside it at random (``shared``); ``full``: a decode step of
@@ -277,7 +282,8 @@ class SteppingEngine:
             passes = crowd.others / together  # that a request meets; no more of its steps than it has go along
             spared = self._spared(full, together, where) * np.minimum(1.0, steps / np.maximum(passes, 1e-12))
         alone = where.of(self.prefill_slowest) / together
-        return PromptPass(where, together, where.of(self.prefill_total), (1.0 - spared) * alone, alone, most.least, held_steps * full.total)
+        whole, late = where.of(self.prefill_total), self.late(where)
+        return PromptPass(where, together, whole, late, (1.0 - spared) * alone, alone, most.least, held_steps * full.total)
 
     def _held_back(self, ended: FloatColumn, at_once: FloatColumn, *, at_random: bool) -> tuple[FloatColumn, FloatColumn]:
         """Prompts that share a pass, and steps that they wait for it on average, where they are held back until each of attention's ranks
@@ -310,12 +316,10 @@ class SteppingEngine:
         are read and kernels launched once, the arithmetic of the decoding rows stays."""
         grid, rows, on_rank = self.costs.prefill, step.rows / self.costs.prompts.queries, together / self.attention_dp
         fit = grid.batches[-1] - rows  # a step that is full has fewer prompts in it
-        whole = without = where.of(self.prefill_busy)
-        if (fit < on_rank).any():
-            without = grid.at(self.kind, np.minimum(on_rank, fit)).of(self.prefill_busy)
-        more = grid.at(self.kind, on_rank + rows).of(self.prefill_busy) - without
+        alone = where if (fit >= on_rank).all() else grid.at(self.kind, np.minimum(on_rank, fit))
+        more = grid.at(self.kind, on_rank + rows).of(self.prefill_products) - alone.of(self.prefill_products)
         own = step.device - step.where.of(self.decode_beside)
-        return np.asarray(np.minimum(np.maximum((own - more) / whole, 0.0), MOST_SPARED))
+        return np.asarray(np.minimum(np.maximum((own - np.maximum(more, 0.0)) / where.of(self.prefill_busy), 0.0), MOST_SPARED))
 
 
 def solved(answer: Callable[[FloatColumn], FloatColumn], low: FloatColumn, high: FloatColumn, rounds: int) -> FloatColumn:
