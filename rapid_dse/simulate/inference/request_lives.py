@@ -15,9 +15,11 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from rapid_dse.common.columns import rows_of
 from rapid_dse.config.scenario import Scenario
 from rapid_dse.simulate.inference.crowds import Crowd, Load, open_crowd, waits_for_passes
 from rapid_dse.simulate.inference.distinct_steps import Between, Costs
+from rapid_dse.simulate.inference.fixed_points import RootSearch, settled
 from rapid_dse.simulate.inference.products import dense_layers
 from rapid_dse.simulate.inference.rank_prompts import until_each_has_one
 
@@ -25,8 +27,8 @@ FloatColumn = NDArray[np.float64]
 IntColumn = NDArray[np.int64]
 
 LITTLE_ROUNDS = 16  # of Little's law
+STAYS = 1e-12  # share of a time by which it changes no more
 FIRST_ROUNDS = 4  # of these, in which what is waited for before decoding settles
-SHARING_ROUNDS = 10  # evaluations of how many prompts share a pass
 FULLEST = 1.0 - 1e-6  # share of the time that prompts take at most
 LEAST_DECODING = 0.05  # share of its life that a request decodes at least
 CAPTURED = {"none": 1.0, "modules": 0.25, "full_iteration": 0.0}  # share of a layer's launches that are left to the host
@@ -82,6 +84,23 @@ class Life:
     def total(self) -> FloatColumn:
         """Seconds."""
         return self.decode + self.first
+
+
+@dataclass(frozen=True)
+class Coming:
+    """Prompts that come at random, ``(n_rows,)`` each: so many a second, of which ``most`` fit a pass, and seconds of the decode step
+    beside it (``turn``; None: nothing is decoded)."""
+
+    rate: FloatColumn
+    most: FloatColumn
+    turn: FloatColumn | None = None
+
+
+@dataclass(frozen=True)
+class Sharing:
+    """How many prompts share a pass, ``(n_rows,)``."""
+
+    answer: FloatColumn
 
 
 class SteppingEngine:
@@ -169,27 +188,26 @@ class SteppingEngine:
         """Seconds between the steps of two batches in flight."""
         return np.asarray(step.total * bool(self.later) / np.maximum(1.0, self._in_flight(running)))
 
-    def _shared(
-        self, rate: FloatColumn, turn: FloatColumn, most: FloatColumn, a_prompt: Callable[[FloatColumn], FloatColumn] | None = None
-    ) -> FloatColumn:
-        """Prompts that share a pass where they come at random: all that have come during the last pass and the step beside it (``turn``).
+    def _shared(self, coming: Coming, alike: RootSearch | None = None) -> RootSearch:
+        """Prompts that share a pass where they come at random: all that have come during the last pass and the step beside it; ``alike``:
+        the search for nearly as many."""
+        one = np.ones_like(coming.rate)
+        search = RootSearch.above(one) if alike is None else RootSearch.above(one, alike.at, alike.slope)
+        return settled(lambda shared, rows: self._together(coming, shared, rows), search)[1]
+
+    def _together(self, coming: Coming, shared: FloatColumn, rows: IntColumn | None) -> Sharing:
+        """Prompts that share a pass where passes last as long as those of so many (``shared``); of some rows alone.
 
         A pass that no prompt has come for is none, so that of m that come on average m / (1 − exp(−m)) share one. With r that come in a
         turn and u the share of the time that prompts take, m (1 − u / (1 − exp(−m))) = r: m is r / (1 − u) where many come in a turn,
         −ln(1 − u) where none does.
-
-        Args:
-            rate: prompts that come a second; ``most`` fit a pass.
-            a_prompt: seconds a prompt of passes of so many; None: of the device alone.
         """
-        seconds = a_prompt or self._a_prompt
-
-        def together(shared: FloatColumn) -> FloatColumn:
-            used, turned = np.minimum(rate * seconds(shared), FULLEST), rate * turn
-            met = np.maximum(turned / (1.0 - used) - np.log1p(-used) * np.exp(-turned), 1e-9)
-            return np.asarray(np.minimum(np.maximum(met / -np.expm1(-met), 1.0), most))
-
-        return solved(together, np.ones_like(most), most, SHARING_ROUNDS)
+        if rows is not None:
+            return self.part(rows)._together(rows_of(coming, rows), shared, None)
+        seconds = self._a_prompt(shared) if coming.turn is not None else self.alone_a_prompt(shared)
+        used, turned = np.minimum(coming.rate * seconds, FULLEST), 0.0 if coming.turn is None else coming.rate * coming.turn
+        met = np.maximum(turned / (1.0 - used) - np.log1p(-used) * np.exp(-turned), 1e-9)
+        return Sharing(np.minimum(np.maximum(met / -np.expm1(-met), 1.0), coming.most))
 
     def alone_a_prompt(self, together: FloatColumn) -> FloatColumn:
         """Seconds a prompt of passes of so many where nothing is decoded."""
@@ -199,7 +217,7 @@ class SteppingEngine:
     def prompts_alone(self, rate: FloatColumn, delay: float) -> PromptPass:
         """The pass that a prompt shares where so many come a second, at random, and nothing is decoded; each takes so many seconds more."""
         most = self._most_together(self.capacity)
-        together = self._shared(rate, np.zeros_like(rate), most, self.alone_a_prompt)
+        together = self._shared(Coming(rate, most)).at
         where = self.costs.prefill.at(self.kind, together / self.attention_dp)
         alone, least = self.alone_a_prompt(together) + delay, self.alone_a_prompt(most) + delay
         whole, late = where.of(self.prefill_total), self.late(where)
@@ -219,16 +237,15 @@ class SteppingEngine:
         serving, steps = self.scenario.software.serving, self.later / self.steps_tokens
         rate = np.clip(load.rate, 1e-12, most)
         decode, before = np.zeros_like(rate), np.full_like(rate, 1e-9)
-        low, high = np.zeros_like(rate), np.full_like(rate, np.inf)
+        low, high, sharing = np.zeros_like(rate), np.full_like(rate, np.inf), None
         for turns in range(LITTLE_ROUNDS):
             crowd = open_crowd(rate, load.prompts, before + decode, self.capacity)
             step = self.step(crowd.running, np.clip(decode / (before + decode), LEAST_DECODING, 1.0))
             come = rate * crowd.met_share
-            turn, most_together = self._turn(crowd.running, step), self._most_together(crowd.most)
-            together = self._shared(come, turn, most_together)
+            sharing = self._shared(Coming(come, self._most_together(crowd.most), self._turn(crowd.running, step)), sharing)
             ended = come * decode / max(steps, 1e-12)  # of those that decode, in a step
-            passed = self._prompts(crowd, step, together, ended)
-            before = passed.whole + passed.late + passed.hold
+            passed = self._prompts(crowd, step, sharing.at, ended)
+            waited, before = before, passed.whole + passed.late + passed.hold
             # as much of decoding is a wait for prompts as of the time
             busy = np.minimum(come * serving.decode_wait * passed.prompt, 1.0 - 1e-9)
             lasts = np.minimum(steps * step.total / (1.0 - busy), full.decode)
@@ -236,7 +253,10 @@ class SteppingEngine:
                 low = np.where(lasts > decode, np.maximum(low, decode), low)
                 high = np.where(lasts < decode, np.minimum(high, decode), high)
                 lasts = np.where((low > 0) & np.isfinite(high), np.sqrt(low * np.minimum(high, full.decode)), lasts)
-            decode = lasts
+            stays = (np.abs(lasts - decode) <= STAYS * decode) & (np.abs(before - waited) <= STAYS * waited)
+            if stays.all():
+                break
+            decode, before = np.where(stays, decode, lasts), np.where(stays, waited, before)
         queue = waits_for_passes(rate * passed.prompt, passed, crowd.longest)
         first = serving.admission_latency + before + queue + 0.5 * step.total * crowd.busy * bool(steps)
         return Life(crowd, step, passed, decode, first)
