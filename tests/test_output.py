@@ -16,12 +16,14 @@ from typing import Any
 
 import pytest
 from program import ROOT, one_line, run
+from rich.console import Console
 
 from rapid_dse import __main__, evaluate, rank
 from rapid_dse.command import guarded
 from rapid_dse.common import compiled
 from rapid_dse.common.standard_output import StandardOutput
 from rapid_dse.events.programs import script
+from rapid_dse.sweep import console
 
 FITS = ("hw=h200", "hw.num_gpus=64", "parallel.tp=8", "parallel.pp=4")
 COMMANDS: dict[str, tuple[Any, Sequence[str]]] = {
@@ -174,3 +176,15 @@ def test_a_command_collects_garbage_once_it_has_started_and_then_as_often_as_bef
     gc.collect()
     assert min(seen) > 100 * usual[0]
     assert gc.get_threshold() == usual
+
+
+@pytest.mark.parametrize("line", ["a  b", "[bold]x[/bold]", "x\x1b[31my\tz", "Größe: 3 µs", "", "two\nlines ", ":) :smile_cat:"])
+def test_a_pipe_gets_what_rich_would_print(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("COLUMNS", "FORCE_COLOR", "TTY_COMPATIBLE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(sys, "stdout", io.StringIO())
+    rich_one = Console(file=io.StringIO(), width=10**6, emoji=False)  # no text of this program means a picture
+    for options in ({"markup": False, "soft_wrap": True}, {"highlight": False}):
+        for one in (console.console(), rich_one):
+            one.print(line, **options)
+    assert sys.stdout.getvalue() == rich_one.file.getvalue()

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 from generated import portion
 from program import done, one_line, rows, run
@@ -20,13 +21,48 @@ from rapid_dse.config.run import Search
 from rapid_dse.config.scenario import unit_of
 from rapid_dse.events.backends import price
 from rapid_dse.parallel.enumeration import grid
-from rapid_dse.sweep import advice, driver, figures, listing, show, standing
+from rapid_dse.sweep import advice, arrow, driver, figures, listing, ranking, show, standing
 from rapid_dse.sweep.choosing import chosen
 from rapid_dse.sweep.chunks import Summary
 from rapid_dse.sweep.listing import Column
 from rapid_dse.sweep.standing import Aim
 
 GIB = 2**30
+
+
+COLUMNS = {
+    "numbers": pa.array([3, None, -1, 2**62, 7], pa.int64()),
+    "small numbers": pa.array([3, 0, 250, 3, 3], pa.uint8()),
+    "figures": pa.array([0.5, 0.1, None, 3e9, 0.1]),
+    "truth": pa.array([True, None, False, True, True]),
+    "texts": pa.array(["ok", "oom", None, "ok", "ok"]).dictionary_encode(),
+    "nothing": pa.array([None] * 5, pa.float64()),
+    "distinct": pa.array([9, 7, 8, 7, 9]),
+}
+
+
+@pytest.mark.parametrize("name", COLUMNS)
+def test_columns_are_read_as_arrow_computes_them(name: str) -> None:
+    whole = COLUMNS[name]
+    for column in (pa.chunked_array([whole]), pa.chunked_array([whole[1:], whole[:3], whole[2:2]]), pa.chunked_array([whole.slice(1, 3)])):
+        assert arrow.absent(column).tolist() == column.is_null().to_pylist()
+        codes, values = arrow.encoded(column)
+        assert [values[code] for code in codes.tolist()] == column.to_pylist()
+        if name != "texts":
+            numbers = column.cast(pa.int8()) if name == "truth" else column
+            expected = [float("nan") if value is None else float(value) for value in numbers.to_pylist()]
+            np.testing.assert_array_equal(arrow.floats(column), expected)
+
+
+def test_rows_of_a_status_are_counted_in_the_order_in_which_they_come() -> None:
+    parts = [pa.array(["oom", "ok", "ok"]).dictionary_encode(), pa.array(["invalid", "oom", "ok"]).dictionary_encode()]
+    reasons = pa.chunked_array([["b", None, None], ["a", "b", None]])
+    table = pa.table({"status": pa.chunked_array(parts), "reason": reasons})
+    counted = [list(counter.items()) for counter in ranking.counts(table)]
+    found = [pc.value_counts(table[name].cast(pa.string())).to_pylist() for name in ("status", "reason")]
+    assert counted == [[(each["values"], each["counts"]) for each in pairs if each["values"] is not None] for pairs in found]
+    assert arrow.are(table["status"], "oom").tolist() == [True, False, False, False, True, False]
+    assert [list(counter) for counter in ranking.counts(table[:0])] == [[], []]
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,8 @@
-"""Arrow columns from numpy columns, by their buffers.
+"""Arrow columns from numpy columns and back, by their buffers.
 
-``pyarrow.array`` and ``pyarrow.scalar`` import pandas (0.25 s) to find out whether what they are given is a series. A sweep needs no
-pandas, so it makes its columns here; numbers are not copied either.
+``pyarrow.array`` and ``pyarrow.scalar`` import pandas (0.25 s) to find out whether what they are given is a series, and whatever computes
+(``cast``, ``is_null``, ``take``) imports ``pyarrow.compute``, which makes 300 functions (0.05 s). A small sweep needs neither: it makes and
+reads its columns here; numbers are not copied either.
 """
 
 from __future__ import annotations
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
 
 
 FEW = 16  # texts at most that are kept as columns
+MOST_SORTED = 10_000  # numbers whose distinct values are found by sorting them, where Arrow's table of hashes is not imported yet
+# NumPy's kind of Arrow's numbers, by Arrow's name.
+_KINDS = {"double": "float64", "float": "float32"} | {name: name for size in (8, 16, 32, 64) for name in (f"int{size}", f"uint{size}")}
 
 
 def numbers(values: NDArray[Any], absent: NDArray[np.bool_] | None = None) -> pa.Array:
@@ -96,16 +100,52 @@ def floats(column: pa.ChunkedArray) -> NDArray[np.float64]:
     import pyarrow as pa
 
     parts = [np.zeros(0)]
-    for chunk in column.chunks:
-        whole = chunk.cast(pa.int8()) if pa.types.is_boolean(chunk.type) else chunk
-        values = whole.cast(pa.float64(), safe=False)
-        end = values.offset + len(values)
-        numbers = np.frombuffer(values.buffers()[1], np.float64)[values.offset : end] if len(values) else np.zeros(0)
-        if values.null_count:
-            valid = np.unpackbits(np.frombuffer(values.buffers()[0], np.uint8), bitorder="little")[values.offset : end]
-            numbers = np.where(valid == 1, numbers, np.nan)
-        parts.append(numbers)
+    for chunk in column.chunks if len(column) else ():
+        values = chunk if str(chunk.type) in _KINDS or pa.types.is_boolean(chunk.type) else chunk.cast(pa.float64(), safe=False)
+        numbers = (_truth(values, 1) if pa.types.is_boolean(values.type) else _values(values)).astype(np.float64, copy=False)
+        parts.append(np.where(_truth(values, 0), numbers, np.nan) if values.null_count else numbers)
     return np.concatenate(parts)
+
+
+def _values(numbers: pa.Array) -> NDArray[Any]:
+    """An array of numbers as NumPy's, whatever stands where it is null."""
+    return np.frombuffer(numbers.buffers()[1], _KINDS[str(numbers.type)])[numbers.offset : numbers.offset + len(numbers)]
+
+
+def _truth(values: pa.Array, buffer: int) -> NDArray[np.bool_]:
+    """The bits of one of an array's buffers, ``(n_rows,)``."""
+    bits = np.frombuffer(values.buffers()[buffer], np.uint8)
+    return np.unpackbits(bits, bitorder="little")[values.offset : values.offset + len(values)].astype(bool)
+
+
+def absent(column: pa.ChunkedArray) -> NDArray[np.bool_]:
+    """Where a column is null, ``(n_rows,)``."""
+    parts = [np.zeros(0, bool)]
+    for chunk in column.chunks:
+        some = 0 < chunk.null_count < len(chunk)
+        parts.append(~_truth(chunk, 0) if some else np.full(len(chunk), chunk.null_count > 0))
+    return np.concatenate(parts)
+
+
+def are(column: pa.ChunkedArray, text: str) -> NDArray[np.bool_]:
+    """Which rows have a text, ``(n_rows,)``."""
+    codes, names = encoded(column)
+    return np.array([name == text for name in names])[codes]
+
+
+def encoded(column: pa.ChunkedArray) -> tuple[NDArray[np.int64], list[Any]]:
+    """A column as indices into its values, ``(n_rows,)``, and those values; the last stands for nulls."""
+    import pyarrow as pa
+
+    whole = column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
+    whole = whole if isinstance(whole, pa.Array) else whole.chunk(0)
+    if str(whole.type) in _KINDS and not whole.null_count and 0 < len(whole) <= MOST_SORTED:
+        values, at = np.unique(_values(whole), return_inverse=True)
+        return at.astype(np.int64), [*values.tolist(), None]
+    whole = whole if hasattr(whole, "dictionary") else whole.dictionary_encode()
+    names = [*whole.dictionary.to_pylist(), None]
+    index = floats(pa.chunked_array([whole.indices]))
+    return np.where(np.isnan(index), len(names) - 1, index).astype(np.int64), names
 
 
 def wrong_column(schema: pa.Schema, expected: Mapping[str, Collection[str]]) -> str | None:

@@ -143,17 +143,14 @@ def run_chunk(chunk: Chunk) -> Summary:
 
 def _stored(chunk: Chunk) -> tuple[list[pa.Table], tuple[str, ...]]:
     """Rows of the chunk that are stored and did not fail, and what is wrong with files that should have held them."""
-    import pyarrow.compute as pc
-
     own = chunk.own
     tables, notices = [], []
     for path in [own] if own.exists() else chunk.others:
         try:
             table = store.read_own(path)
-            table = table.filter(pc.not_equal(table["status"], arrow.scalar("error")))
-            if path != own:
-                table = table.filter(arrow.numbers(contained(store.key_lanes(table["key"]), chunk.lanes)))
-            tables.append(table)
+            good = ~arrow.are(table["status"], "error")
+            good &= path == own or contained(store.key_lanes(table["key"]), chunk.lanes)
+            tables.append(table if good.all() else table.filter(arrow.numbers(good)))
         except store.Damaged as error:
             notices.append(f"{error}; its rows are priced again")
             store.set_aside(path)
@@ -192,10 +189,8 @@ def _priced(chunk: Chunk, missing: NDArray[np.bool_]) -> pa.Table:
 
 
 def _summary(chunk: Chunk, table: pa.Table, priced: int, notices: tuple[str, ...], files: Sequence[Path]) -> Summary:
-    import pyarrow.compute as pc
-
     status, reasons = ranking.counts(table)
-    failed = ranking.counts(table.filter(pc.equal(table["status"], arrow.scalar("error"))))[1] if status["error"] else Counter()
+    failed = ranking.counts(table.filter(arrow.numbers(arrow.are(table["status"], "error"))))[1] if status["error"] else Counter()
     lanes = store.key_lanes(table["key"])
     standing = standing_of(table, chunk.aim, _usable(chunk, lanes), lanes)
     return Summary(len(table), priced, status, reasons, standing, failed, notices, tuple(files))
@@ -224,7 +219,8 @@ def rows_of(files: Sequence[Path], lanes: identity.Lanes) -> list[dict[str, Any]
         try:
             keys = store.key_lanes(store.read_file(path, ["key"])["key"])
             at = np.flatnonzero(contained(keys, lanes))
-            rows = store.read_file(path).take(arrow.numbers(at)).to_pylist() if len(at) else []
+            whole = store.read_file(path) if len(at) else None
+            rows = [row for number in at.tolist() for row in whole.slice(number, 1).to_pylist()] if whole is not None else []
         except store.Damaged as error:
             raise ValueError(f"{error}; the same command prices its rows again") from None
         for key, row in zip(map(bytes, keys[at]), rows, strict=True):

@@ -7,6 +7,10 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
+
+from rapid_dse.sweep import arrow
+
 if TYPE_CHECKING:
     import pyarrow as pa
 
@@ -67,17 +71,18 @@ def best(table: pa.Table, by: str, top: int) -> pa.Table:
 
 def counts(table: pa.Table) -> tuple[Counter[str], Counter[str]]:
     """How many rows have which status, and how many of those that were rejected have which reason."""
-    import pyarrow.compute as pc
-
-    status = Counter({row["values"]: row["counts"] for row in pc.value_counts(_plain(table["status"])).to_pylist()})
-    reasons = pc.value_counts(_plain(table["reason"])).to_pylist()
-    return status, Counter({row["values"]: row["counts"] for row in reasons if row["values"] is not None})
+    return _counted(table["status"]), _counted(table["reason"])
 
 
-def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    import pyarrow as pa
-
-    return column.cast(pa.string())
+def _counted(column: pa.ChunkedArray) -> Counter[str]:
+    """How many rows have each text, in the order in which they come in."""
+    codes, names = arrow.encoded(column)
+    kinds, first, rows = np.unique(codes, return_index=True, return_counts=True)
+    counted: Counter[str] = Counter()
+    for at in np.argsort(first).tolist():
+        counted.update({names[kinds[at]]: int(rows[at])})
+    del counted[None]  # rows without one
+    return counted
 
 
 def ranked_first(table: pa.Table, by: str, most: int) -> pa.Table:

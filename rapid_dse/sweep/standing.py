@@ -200,7 +200,6 @@ def numbers(table: pa.Table, name: str) -> FloatColumn:
         ValueError: where it holds something else.
     """
     import pyarrow as pa
-    import pyarrow.compute as pc
 
     kind = arrow.kind_of(table.schema.field(name).type) if name in table.column_names else "nothing"
     if kind == "nothing":
@@ -208,6 +207,8 @@ def numbers(table: pa.Table, name: str) -> FloatColumn:
     column = table[name]
     try:
         if kind == "texts":
+            import pyarrow.compute as pc
+
             texts = column.cast(pa.string())
             column = pc.if_else(pc.equal(texts, arrow.scalar("auto")), pa.scalar(None, pa.string()), texts)
         return arrow.floats(column)
@@ -234,7 +235,7 @@ def inside(table: pa.Table) -> NDArray[np.bool_]:
     """Which rows lie inside what was measured and is offered, ``(n_rows,)``: nothing is said to lie outside, and an error is known."""
     if "outside" not in table.column_names:
         return np.zeros(len(table), np.bool_)
-    inside_measured: NDArray[np.bool_] = (arrow.floats(table["outside"].is_null()) == 1) & ~np.isnan(expected_error(table))
+    inside_measured: NDArray[np.bool_] = arrow.absent(table["outside"]) & ~np.isnan(expected_error(table))
     return inside_measured
 
 
@@ -263,20 +264,8 @@ def _among(table: pa.Table, name: str, texts: Sequence[str]) -> NDArray[np.bool_
     """Whether a column of texts has one of these, or nothing, ``(n_rows,)``."""
     if name not in table.column_names:
         return np.ones(len(table), bool)
-    codes, names = encoded(table[name])
+    codes, names = arrow.encoded(table[name])
     return np.array([text is None or text in texts for text in names])[codes]
-
-
-def encoded(column: pa.ChunkedArray) -> tuple[NDArray[np.int64], list[Any]]:
-    """A column as indices into its values, ``(n_rows,)``, and those values; the last stands for nulls."""
-    import pyarrow as pa
-
-    whole = column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
-    whole = whole if isinstance(whole, pa.Array) else whole.chunk(0)
-    whole = whole if hasattr(whole, "dictionary") else whole.dictionary_encode()
-    names = [*whole.dictionary.to_pylist(), None]
-    index = arrow.floats(pa.chunked_array([whole.indices]))
-    return np.where(np.isnan(index), len(names) - 1, index).astype(np.int64), names
 
 
 def combinations_of(table: pa.Table, keys: Sequence[str]) -> tuple[NDArray[np.int64], tuple[Label, ...]]:
@@ -285,7 +274,7 @@ def combinations_of(table: pa.Table, keys: Sequence[str]) -> tuple[NDArray[np.in
     labels: list[Label] = [()]
     codes = np.zeros(len(table), np.int64)
     for key in present if len(table) else ():
-        own, names = encoded(table[key])
+        own, names = arrow.encoded(table[key])
         if (own == own[0]).all():
             labels = [(*label, (key, names[own[0]])) for label in labels]
             continue

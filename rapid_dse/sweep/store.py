@@ -257,7 +257,8 @@ def latest(tables: Iterable[pa.Table]) -> pa.Table:
 
     ordered = sorted(tables, key=lambda table: age(table.schema))
     schema = unified([table.schema for table in ordered])
-    merged = pa.concat_tables([table.replace_schema_metadata(None) for table in ordered], promote_options="permissive").cast(schema)
+    merged = pa.concat_tables([table.replace_schema_metadata(None) for table in ordered], promote_options="permissive")
+    merged = merged if merged.schema.equals(schema) else merged.cast(schema)
     if any("key" not in table.column_names for table in ordered):
         return merged
     kept = kept_rows([configurations(table) for table in ordered])
@@ -338,7 +339,7 @@ def key_lanes(column: Any) -> identity.Lanes:
     if not len(column):
         return np.zeros((0, 2), np.uint64)
     # Other writers (pandas) keep text as large strings or dictionaries; null keys have no digits.
-    column = column.cast(pa.string())
+    column = column if column.type == pa.string() else column.cast(pa.string())
     column = pa.concat_arrays(column.chunks) if isinstance(column, pa.ChunkedArray) else column
     offsets = np.frombuffer(column.buffers()[1], np.int32)[column.offset : column.offset + len(column) + 1]
     if (np.diff(offsets) != 32).any():
@@ -369,9 +370,8 @@ def known(paths: Sequence[Path], report: Report) -> Known:
 
 def _done(table: pa.Table) -> identity.Lanes:
     """The keys of rows that did not fail, ``(n_done, 2)``."""
-    import pyarrow.compute as pc
-
-    return key_lanes(table.filter(pc.not_equal(table["status"], arrow.scalar("error")))["key"])
+    good = ~arrow.are(table["status"], "error")
+    return key_lanes((table if good.all() else table.filter(arrow.numbers(good)))["key"])
 
 
 def configuration_json(scenario: Any) -> str:

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rapid_dse.analysis.report.study_sections import axis_of
-from rapid_dse.sweep import ranking, show, standing
+from rapid_dse.sweep import arrow, ranking, show, standing
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -76,7 +76,7 @@ def _column(table: pa.Table, name: str) -> tuple[dict[str, Any], bytes]:
     if name == "key":
         return _keys(table[name])
     if pa.types.is_dictionary(kind) or pa.types.is_string(kind) or pa.types.is_large_string(kind):
-        codes, values = standing.encoded(table[name])
+        codes, values = arrow.encoded(table[name])
         return _as_codes(codes, [None if value is None else str(value) for value in values])
     if pa.types.is_null(kind):
         return {}, b""
