@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from itertools import groupby
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from rapid_dse.common.remembered import Remembered, remembered
 from rapid_dse.config.model import Model
@@ -14,12 +14,14 @@ from rapid_dse.config.run import GemmSharding, Workload
 from rapid_dse.config.scenario import Scenario
 from rapid_dse.config.software import Software
 from rapid_dse.model.compositions import FAMILIES
-from rapid_dse.model.layers.adapted import Adapted, Adapters
 from rapid_dse.model.layers.end import End
 from rapid_dse.model.layers.part import CoreAttention, GridMove, Part, PartParameters, SmallKernel, Tensor
-from rapid_dse.model.layers.registry import PARTS
+from rapid_dse.model.layers.registry import part_of
 from rapid_dse.model.shapes import ONE, FloatColumn, MatMul, MicroBatch
 from rapid_dse.parallel.stages import Split
+
+if TYPE_CHECKING:
+    from rapid_dse.model.layers.adapted import Adapters
 
 FEW = 48  # so many shapes at most whose work a kind of layer keeps
 SHAPES = 12  # and so many results
@@ -36,8 +38,12 @@ class LayerKind:
     @classmethod
     def of(cls, model: Model, names: Sequence[str], adapters: Adapters | None = None) -> LayerKind:
         """That of parts by their names in the registry; ``adapters``: what alone is trained of them."""
-        parts = tuple(PARTS[name](model) for name in names)
-        return cls(" + ".join(names), parts if adapters is None else tuple(Adapted(model, part, adapters) for part in parts))
+        parts = tuple(part_of(model, name) for name in names)
+        if adapters is not None:
+            from rapid_dse.model.layers.adapted import Adapted  # where something is trained with them
+
+            parts = tuple(Adapted(model, part, adapters) for part in parts)
+        return cls(" + ".join(names), parts)
 
     def sharded(self, sharding: GemmSharding) -> LayerKind:
         """The same kind, its parts as ``parallel.gemm_sharding`` divides them."""
@@ -153,7 +159,11 @@ def predictions_of(model: Model, work: Workload) -> int:
 
 def adapters_of(work: Workload) -> Adapters | None:
     """The adapters that are trained in place of the weights; None where the weights are."""
-    return None if work.trains_all else Adapters(work.lora_rank, work.lora_targets)
+    if work.trains_all:
+        return None
+    from rapid_dse.model.layers.adapted import Adapters
+
+    return Adapters(work.lora_rank, work.lora_targets)
 
 
 def architecture(model: Model, adapters: Adapters | None = None, predictions: int = 0, sharding: GemmSharding = "row") -> Architecture:

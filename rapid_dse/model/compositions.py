@@ -8,12 +8,9 @@ from types import MappingProxyType
 
 from rapid_dse.config.model import Model
 from rapid_dse.config.model_kinds import ModelKindName
-from rapid_dse.model.layers.classifier import Classifier
 from rapid_dse.model.layers.embedding import Embedding
 from rapid_dse.model.layers.end import End
 from rapid_dse.model.layers.head import Head
-from rapid_dse.model.layers.patches import Patches
-from rapid_dse.model.layers.recurrent import OutputHead
 
 
 @dataclass(frozen=True)
@@ -44,7 +41,21 @@ def _table(model: Model, frozen: bool) -> End:
     return Embedding(model, frozen) if model.vocab_size else End(model, frozen)
 
 
+def _patches(model: Model, frozen: bool) -> End:
+    from rapid_dse.model.layers.patches import Patches  # a model that has none needs no import of it, and so for the other ends
+
+    return Patches(model, frozen)
+
+
+def _classifier(model: Model, frozen: bool) -> End:
+    from rapid_dse.model.layers.classifier import Classifier
+
+    return Classifier(model, frozen)
+
+
 def _output(model: Model, frozen: bool) -> End:
+    from rapid_dse.model.layers.recurrent import OutputHead
+
     return OutputHead(model, frozen) if model.vocab_size else End(model, frozen)
 
 
@@ -55,7 +66,7 @@ def _of_product(model: Model, layer: int) -> tuple[str]:
 FAMILIES: Mapping[ModelKindName, ModelFamily] = MappingProxyType(
     {
         "transformer": ModelFamily(Embedding, _of_transformer, Head),
-        "vit": ModelFamily(Patches, _of_vision, Classifier),
+        "vit": ModelFamily(_patches, _of_vision, _classifier),
         "lstm": ModelFamily(_table, _of_memory, _output),
         "gemm": ModelFamily(End, _of_product, End),
     }

@@ -12,7 +12,7 @@ from rapid_dse.config.model import Model
 from rapid_dse.config.run import Workload
 from rapid_dse.model.architecture import Architecture, adapters_of, architecture, predictions_of
 from rapid_dse.model.layers.part import Number
-from rapid_dse.model.layers.registry import PARTS
+from rapid_dse.model.layers.registry import part_of
 from rapid_dse.model.shapes import ONE
 
 
@@ -82,7 +82,7 @@ def count(model: Model, positions: int = 2048) -> ParameterCounts:
         return _of_single_parts(kinds)
     embedding, head = kinds.embedding.counted(), kinds.head.counted()
     moe_layers = sum(count for count, kind in zip(kinds.counts, kinds.kinds, strict=True) if kind.copies)
-    mixer, mlp, experts = (part.parameters(ONE) for part in (kinds.kinds[0].parts[0], PARTS["mlp"](model), PARTS["experts"](model)))
+    mixer, mlp, experts = (part.parameters(ONE) for part in (kinds.kinds[0].parts[0], part_of(model, "mlp"), part_of(model, "experts")))
     expert = round(float(np.sum(experts.routed))) // model.num_experts if moe_layers else 0
     return ParameterCounts(
         embedding=embedding,

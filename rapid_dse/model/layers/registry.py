@@ -6,14 +6,14 @@ made for a model.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from importlib import import_module
-from types import MappingProxyType
 
 from rapid_dse.config.layer_names import PART_MODULES
 from rapid_dse.config.model import Model
 from rapid_dse.model.layers.part import Part
 
-PARTS: Mapping[str, Callable[[Model], Part]] = MappingProxyType(
-    {name: import_module(f"rapid_dse.model.layers.{module}").PART for name, module in PART_MODULES.items()}
-)
+
+def part_of(model: Model, name: str) -> Part:
+    """The part of a model's layers that has the name; its module is imported when a model has it."""
+    made: Part = import_module(f"rapid_dse.model.layers.{PART_MODULES[name]}").PART(model)
+    return made
