@@ -1,9 +1,7 @@
 """What the schema knows of a cluster: what the jobs on it meet, whichever framework they run."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
@@ -85,7 +83,7 @@ class Cluster(Frozen):
     node_power: Annotated[Watts, Field(le=1e6)] = 0.0
 
     @model_validator(mode="after")
-    def _measured_or_given(self) -> Cluster:
+    def _measured_or_given(self) -> Self:
         if self.allreduce_busbw is None:
             return self
         if not self.allreduce_busbw:

@@ -2,9 +2,10 @@
 
 The bounds are far outside of what is built or trained. They are there so that no product of a few figures overflows and no quotient
 vanishes: whatever the schema lets through has a finite price.
-"""
 
-from __future__ import annotations
+Modules that hold models do not postpone their annotations (``from __future__ import annotations``): pydantic would compile each again from
+its text, which takes a tenth of the time that the schema takes to import.
+"""
 
 import re
 from collections.abc import Mapping

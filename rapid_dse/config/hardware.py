@@ -1,8 +1,6 @@
 """What the schema knows of a chip and of the network around it."""
 
-from __future__ import annotations
-
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -77,7 +75,7 @@ class Memory(Frozen):
     bandwidth: BytesPerSecond  # of HBM or GDDR, as the maker states it
 
     @model_validator(mode="after")
-    def _usable_fits(self) -> Memory:
+    def _usable_fits(self) -> Self:
         if self.usable > self.capacity:
             raise ValueError(f"usable = {self.usable:g} bytes is above capacity; allowed: up to {self.capacity:g} bytes")
         return self
@@ -120,13 +118,13 @@ class Energy(Frozen):
     tdp: Watts  # the most that a GPU draws
 
     @model_validator(mode="after")
-    def _idle_leaves_power(self) -> Energy:
+    def _idle_leaves_power(self) -> Self:
         if self.idle >= self.tdp:
             raise ValueError(f"idle = {self.idle:g} W is not below tdp; allowed: below {self.tdp:g} W")
         return self
 
     @model_validator(mode="after")
-    def _products_draw_power(self) -> Energy:
+    def _products_draw_power(self) -> Self:
         if not {"fp32", "bf16", "fp16"} & set(self.flop):
             raise ValueError(f"flop has the precisions {', '.join(self.flop) or 'none'}; allowed: bf16, fp16 or fp32 among them")
         return self
@@ -160,13 +158,13 @@ class NetworkDimension(Frozen):
     allocation: Degree | None = None
 
     @model_validator(mode="after")
-    def _cabling_of_every_count(self) -> NetworkDimension:
+    def _cabling_of_every_count(self) -> Self:
         if self.cabling is not None and len(self.cabling) != (self.size or 0) - 1:
             raise ValueError(f"cabling has {len(self.cabling)} shares with size={self.size}; allowed: one each for 2 to size members")
         return self
 
     @model_validator(mode="after")
-    def _switches_reduce_and_are_shared(self) -> NetworkDimension:
+    def _switches_reduce_and_are_shared(self) -> Self:
         if self.topology not in ("switch", "fat_tree"):
             for key, value, none in (
                 ("in_network_reduction", self.in_network_reduction, False),
@@ -177,7 +175,7 @@ class NetworkDimension(Frozen):
         return self
 
     @model_validator(mode="after")
-    def _allocation_is_a_part(self) -> NetworkDimension:
+    def _allocation_is_a_part(self) -> Self:
         if self.allocation is not None and (self.size is None or self.allocation > self.size):
             raise ValueError(f"allocation={self.allocation} with size={self.size}; allowed: null, or 1 to size, where size is a number")
         return self
@@ -191,7 +189,7 @@ class Network(Frozen):
     faulty_links: tuple[tuple[int, int, float], ...] = ()
 
     @model_validator(mode="after")
-    def _only_outermost_open(self) -> Network:
+    def _only_outermost_open(self) -> Self:
         for index, dimension in enumerate(self.dimensions[:-1]):
             if dimension.size is None:
                 raise ValueError(f"dimensions.{index}.size is null; allowed: an integer (only the outermost may be null)")
@@ -259,7 +257,7 @@ class Hardware(Frozen):
         return with_gpus_in_node(tree)
 
     @model_validator(mode="after")
-    def _power_limit_can_be_held(self) -> Hardware:
+    def _power_limit_can_be_held(self) -> Self:
         if self.power_limit is None:
             return self
         idle, most = self.energy.idle, self.energy.tdp

@@ -1,7 +1,5 @@
 """What the schema knows of a GPU's way to the memory of its host."""
 
-from __future__ import annotations
-
 from typing import Literal
 
 from rapid_dse.config.effects import Where

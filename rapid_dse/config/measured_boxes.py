@@ -1,9 +1,7 @@
 """What a framework's profile knows of the measured runs behind it: where they lie, and how far predictions of unseen ones were off."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -54,7 +52,7 @@ class MeasuredRuns(Frozen):
     parameters: Span
 
     @model_validator(mode="after")
-    def _spans_rise(self) -> MeasuredRuns:
+    def _spans_rise(self) -> Self:
         for name in SPANS:
             least, largest = getattr(self, name)
             if least > largest:

@@ -1,8 +1,6 @@
 """What the schema knows of a model; fields carry the names of Hugging Face's config.json."""
 
-from __future__ import annotations
-
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -105,7 +103,7 @@ class Model(Frozen):
         return names
 
     @model_validator(mode="after")
-    def _has_what_its_kind_needs(self) -> Model:
+    def _has_what_its_kind_needs(self) -> Self:
         for name in self.of_kind.needs:
             if name not in self.model_fields_set or getattr(self, name) is None:
                 raise ValueError(f"{name} is missing: a model of the kind {self.kind} needs it")
@@ -118,7 +116,7 @@ class Model(Frozen):
         return self
 
     @model_validator(mode="after")
-    def _layers_are_of_these_kinds(self) -> Model:
+    def _layers_are_of_these_kinds(self) -> Self:
         if self.layer_types is not None:
             setting = f"layer_types={','.join(self.layer_types)}"
             if not self.layer_types:
@@ -139,7 +137,7 @@ class Model(Frozen):
         return self
 
     @model_validator(mode="after")
-    def _heads_divide(self) -> Model:
+    def _heads_divide(self) -> Self:
         if self.num_key_value_heads and self.num_attention_heads % self.num_key_value_heads:
             raise ValueError(
                 f"num_key_value_heads={self.num_key_value_heads} does not divide num_attention_heads={self.num_attention_heads}"

@@ -4,8 +4,6 @@ A key that lies in such a part has no name of the part in it: overrides, tables 
 says ``kernels: {attention: flash}``. Which part a key lies in follows from the schema.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from functools import cache
 from typing import Any, Self

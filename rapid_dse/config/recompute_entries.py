@@ -4,8 +4,6 @@ A mode of ``parallel.recompute`` is a sum of them: none has none of them, full t
 ``parallel.recompute_modules``, or what the framework's profile says (``software.selective_recompute``).
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path

@@ -1,9 +1,7 @@
 """What the schema knows of a run: layout, workload, backend, search."""
 
-from __future__ import annotations
-
 import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -217,7 +215,7 @@ class Workload(Frozen):
         return tuple(sorted(set(targets)))
 
     @model_validator(mode="after")
-    def _drafts_are_accepted(self) -> Workload:
+    def _drafts_are_accepted(self) -> Self:
         if self.draft_tokens is not None and self.draft_acceptance is None:
             raise ValueError(f"draft_tokens={self.draft_tokens} needs draft_acceptance, the share of drafts that are accepted: 0 to 1")
         if self.draft_acceptance is not None and self.draft_tokens is None:
@@ -225,7 +223,7 @@ class Workload(Frozen):
         return self
 
     @model_validator(mode="after")
-    def _has_lengths(self) -> Workload:
+    def _has_lengths(self) -> Self:
         if self.kind == "inference":
             for name in ("prompt_len", "decode_len"):
                 if getattr(self, name) is None:

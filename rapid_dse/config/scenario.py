@@ -1,12 +1,10 @@
 """One composed configuration, validated: the scenario that a table of layouts is priced under."""
 
-from __future__ import annotations
-
 import difflib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal, Self, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError, model_validator
 from pydantic_core import ErrorDetails
@@ -44,14 +42,14 @@ class Scenario(Frozen):
     debug: Annotated[Debug, SWEPT] = Debug()
 
     @model_validator(mode="after")
-    def _lengths_are_the_models(self) -> Scenario:
+    def _lengths_are_the_models(self) -> Self:
         # a model that says how long its samples are settles what the workload then holds
         self.__dict__["workload"] = with_lengths(self.model, self.workload)
         self.__dict__["software"] = with_loop(self.model, self.workload, self.software)
         return self
 
     @model_validator(mode="after")
-    def _cluster_takes_memory(self) -> Scenario:
+    def _cluster_takes_memory(self) -> Self:
         memory, taken = self.hw.memory, self.cluster.memory_taken
         if taken and memory.usable > memory.capacity - taken:
             if taken >= memory.capacity:
@@ -61,19 +59,19 @@ class Scenario(Frozen):
         return self
 
     @model_validator(mode="after")
-    def _inference_drops_nothing(self) -> Scenario:
+    def _inference_drops_nothing(self) -> Self:
         drops = self.model.of_kind.streams and self.model.drops_out(self.software.kernels.dropout)
         if self.workload.kind == "inference" and drops:
             self.__dict__["model"] = self.model.model_copy(update={"dropout": False})
         return self
 
     @model_validator(mode="after")
-    def _chip_has_precision(self) -> Scenario:
+    def _chip_has_precision(self) -> Self:
         self.hw.peak_flops(self.stored_precision)
         return self
 
     @model_validator(mode="after")
-    def _checkpoints_have_a_way(self) -> Scenario:
+    def _checkpoints_have_a_way(self) -> Self:
         if self.software.host.async_checkpoint and self.hw.host is None:
             raise ValueError(
                 "software.async_checkpoint=true needs hw.host, the GPU's way to its host's memory; allowed: false, or hw.host.*"
@@ -81,7 +79,7 @@ class Scenario(Frozen):
         return self
 
     @model_validator(mode="after")
-    def _training_has_precision(self) -> Scenario:
+    def _training_has_precision(self) -> Self:
         work, recipe = self.workload, self.software.precision.fp8_recipe
         if work.kind == "training" and work.precision in WEIGHTS_ALONE:
             raise ValueError(f"workload.precision={work.precision}: for inference alone; allowed in training: bf16, fp16, fp8, fp4, fp32")
@@ -95,7 +93,7 @@ class Scenario(Frozen):
         return self
 
     @model_validator(mode="after")
-    def _positions_hold_the_request(self) -> Scenario:
+    def _positions_hold_the_request(self) -> Self:
         most, work = self.model.max_position_embeddings, self.workload
         if work.kind == "inference" and most is not None:
             longest = int(((work.prompt_len or 0) + (work.decode_len or 0)) * (1.0 + work.length_spread))
@@ -108,17 +106,17 @@ class Scenario(Frozen):
         return self
 
     @model_validator(mode="after")
-    def _node_is_one_fact(self) -> Scenario:
+    def _node_is_one_fact(self) -> Self:
         self.hw.require_one_node()
         return self
 
     @model_validator(mode="after")
-    def _keys_have_an_effect(self) -> Scenario:
+    def _keys_have_an_effect(self) -> Self:
         require_no_refused(self)
         return self
 
     @model_validator(mode="after")
-    def _adapters_have_modules(self) -> Scenario:
+    def _adapters_have_modules(self) -> Self:
         has = self.model.linear_modules
         for name in self.workload.lora_targets:
             if name not in (*has, ALL_LINEAR):
@@ -126,7 +124,7 @@ class Scenario(Frozen):
         return self
 
     @model_validator(mode="after")
-    def _host_is_known(self) -> Scenario:
+    def _host_is_known(self) -> Self:
         for state in OFFLOADED:
             share = getattr(self.parallel, f"offload_{state}")
             if share > 0 and self.hw.host is None:
@@ -136,7 +134,7 @@ class Scenario(Frozen):
         return self
 
     @model_validator(mode="after")
-    def _flash_kernel_runs(self) -> Scenario:
+    def _flash_kernel_runs(self) -> Self:
         wanted, built = self.software.kernels.flash_kernel, self.hw.attention_kernels
         if wanted is None or wanted == self.attention_kernel:
             return self

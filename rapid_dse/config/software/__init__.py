@@ -1,8 +1,6 @@
 """What the schema knows of a framework, in parts: what kernels fuse, what the host costs, what overlaps, what is kept, how it serves."""
 
-from __future__ import annotations
-
-from typing import Annotated
+from typing import Annotated, Self
 
 from pydantic import model_validator
 
@@ -50,7 +48,7 @@ class Software(InParts):
     serving: ServingSettings = ServingSettings()
 
     @model_validator(mode="after")
-    def _known_are_free(self) -> Software:
+    def _known_are_free(self) -> Self:
         names = [parameter.name for parameter in (*FREE, *FREE_SERVING)]
         for name in self.known:
             if name not in names:

@@ -1,7 +1,5 @@
 """How a framework runs a mixture of experts: what takes tokens to their experts, and what hides it."""
 
-from __future__ import annotations
-
 from typing import Annotated, Literal
 
 from rapid_dse.config.effects import TRAINED, Only, Where

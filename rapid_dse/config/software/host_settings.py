@@ -1,7 +1,5 @@
 """What the host costs a training job: Python, and the launching of kernels."""
 
-from __future__ import annotations
-
 from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field

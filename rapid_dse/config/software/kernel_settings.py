@@ -1,7 +1,5 @@
 """The kernels that a framework calls and what they fuse."""
 
-from __future__ import annotations
-
 from typing import Annotated, Literal
 
 from pydantic import Field

@@ -1,7 +1,5 @@
 """What a framework keeps in a GPU's memory beside weights, gradients and optimizer states."""
 
-from __future__ import annotations
-
 from typing import Annotated, Literal
 
 from pydantic import Field

@@ -1,7 +1,5 @@
 """What a framework offers: the settings that its jobs can be launched with as it stands."""
 
-from __future__ import annotations
-
 from typing import Annotated, Literal
 
 from pydantic import BeforeValidator

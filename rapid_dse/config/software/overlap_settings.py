@@ -1,7 +1,5 @@
 """Which transfers a framework hides behind which compute, and in what calls it sends them."""
 
-from __future__ import annotations
-
 from typing import Annotated, Literal
 
 from pydantic import Field

@@ -1,7 +1,5 @@
 """How a framework splits a model over pipeline stages, and what a send costs it."""
 
-from __future__ import annotations
-
 from typing import Annotated, Literal
 
 from rapid_dse.config.effects import TRAINED

@@ -1,7 +1,5 @@
 """The data types of gradients, optimizer states and fp8 products in a framework."""
 
-from __future__ import annotations
-
 from typing import Annotated, Literal
 
 from pydantic import Field

@@ -1,7 +1,5 @@
 """How an inference framework schedules requests, and what its steps cost beside products, attention and transfers."""
 
-from __future__ import annotations
-
 from typing import Annotated, Literal
 
 from pydantic import Field
