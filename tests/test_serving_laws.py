@@ -97,6 +97,56 @@ def test_the_first_token_comes_later_the_longer_the_prompt(kind: str, data: Any)
     assert (first[-1] > first[0]).all()
 
 
+@pytest.mark.parametrize(
+    ("asked", "changes", "engine", "running"),
+    [
+        (("b200", "gpt_oss_20b", "nim"), {"decode_len": 24, "precision": "fp8"}, {"pp": 2, "attention_dp": 16, "ep": 16}, (4, 8, 16)),
+        (("gb200", "gpt_oss_20b", "sglang"), {"decode_len": 1024}, {"tp": 8, "pp": 4, "attention_dp": 2, "ep": 16}, (4, 8)),
+        (("l40s", "qwen3_30b_a3b", "vllm"), {"decode_len": 1024}, {"tp": 2, "ep": 2}, (8, 16)),
+        (("mi300x", "llama3_1_8b", "sglang"), {"decode_len": 8, "precision": "fp8"}, {"tp": 8}, (256, 1024)),
+        (("h100", "llama3_1_8b", "tensorrt_llm"), {"decode_len": 2}, {}, (100, 1000, 2000)),
+        (("h200", "llama2_7b", "vllm"), {"decode_len": 127}, {}, (256, 512)),
+    ],
+)
+def test_requests_of_one_length_have_their_first_token_later_the_longer_the_prompt(
+    asked: tuple[str, str, str], changes: dict[str, Any], engine: dict[str, int], running: tuple[int, ...]
+) -> None:
+    """From one token on: of longer prompts fewer share a pass, which no request is the sooner for."""
+    gpus = engine.get("tp", 1) * engine.get("pp", 1) * engine.get("attention_dp", 1)
+    rows = [engine | {"num_gpus": gpus, "concurrency": load, "num_prompts": 10**7} for load in running]
+    changes = {f"workload__{key}": value for key, value in changes.items()} | {"workload__length_spread": 0}
+    changes |= {"model__max_position_embeddings": None}
+    found = [priced(scenario(*asked, **changes, workload__prompt_len=length), *rows) for length in (1, 2, 3, 8, 64, 256, 1024, 2048, 4096)]
+    first, kept = np.stack([of.ttft_s for of in found]), np.stack([of.running_requests for of in found]) >= np.array(running) * 0.999
+    assert (first[1:] >= first[:-1] * (1 - 5 * SOLVED))[kept[1:]].all()
+    assert (first[-1] > first[0]).all()
+
+
+def test_a_host_launches_experts_beside_the_fullest_rank_and_beside_decoding() -> None:
+    """36 ms for 24 layers: each attention rank's prompts are done before, also those of the rank that has several, and what decodes."""
+    engine = {"num_gpus": 32, "pp": 2, "attention_dp": 16, "ep": 16, "num_prompts": 10**7}
+    changes = {"workload__decode_len": 24, "workload__precision": "fp8", "workload__length_spread": 0}
+    for length in (64, 256, 512):
+        of = scenario("b200", "gpt_oss_20b", "nim", workload__prompt_len=length, **changes)
+        found, serving = priced(of, *(engine | {"concurrency": running} for running in (8, 16))), of.software.serving
+        assert found.ttft_s == pytest.approx(serving.admission_latency + 24 * serving.expert_launch + found.tpot_s / 2, rel=0.02)
+
+
+def test_prompts_that_share_one_pass_wait_for_no_other() -> None:
+    """Requests of one token: all that end together come together again, so that more of them never end the loop's one pass in two."""
+    of = scenario("a100", "llama3_1_70b", "tensorrt_llm", workload__prompt_len=181, workload__decode_len=1, workload__length_spread=0)
+    found = priced(of, *({"num_gpus": 8, "tp": 8, "concurrency": n, "num_prompts": 10**7} for n in range(8, 45)))
+    assert (np.diff(found.requests_per_s) >= -SOLVED * found.requests_per_s[:-1]).all()
+
+
+def test_a_run_on_pools_is_no_longer_the_more_are_under_way() -> None:
+    """Up to all that are sent: decode steps of more requests take less of each, while prompts bring them."""
+    changes = {"model__num_hidden_layers": 4, "workload__prompt_len": 1000, "workload__decode_len": 64, "workload__length_spread": 0.2}
+    pools = {"num_gpus": 13, "prefill_tp": 4, "prefill_workers": 3, "decode_tp": 1, "decode_workers": 1, "num_prompts": 1000}
+    found = priced(scenario("b200", "llama3_1_70b", "tensorrt_llm", **changes), *(pools | {"concurrency": n} for n in UNDER_WAY))
+    assert (np.diff(found.requests_per_s) >= -SOLVED * found.requests_per_s[:-1]).all()
+
+
 @pytest.mark.parametrize(("capacity", "sent"), [(16.0, 10**7), (80.0, 100)])
 def test_pools_whose_prompts_set_the_pace_serve_no_fewer_the_more_there_are(capacity: float, sent: int) -> None:
     """Of engines that hold one prompt at a time, and of a run that is hardly longer than its opening burst."""
