@@ -147,6 +147,16 @@ def test_a_run_on_pools_is_no_longer_the_more_are_under_way() -> None:
     assert (np.diff(found.requests_per_s) >= -SOLVED * found.requests_per_s[:-1]).all()
 
 
+def test_pools_have_no_more_requests_under_way_than_they_were_asked_for() -> None:
+    """Little's law, of requests of one token, whose passes grow by leaps with the rate."""
+    of = scenario("a100", "llama3_1_70b", "tensorrt_llm", workload__prompt_len=111, workload__decode_len=1, workload__length_spread=0)
+    pools = {"num_gpus": 28, "prefill_tp": 1, "prefill_pp": 2, "prefill_workers": 2, "decode_tp": 4, "decode_pp": 2, "decode_workers": 3}
+    loads = np.array([1, 8, 40, 57, 64, 71, 80, 100])
+    found = priced(of, *(pools | {"concurrency": running, "num_prompts": 10**7} for running in loads))
+    assert found.requests_per_s * found.request_latency_s == pytest.approx(loads, rel=1e-3)
+    assert (found.running_requests <= loads * (1 + SOLVED)).all()
+
+
 @pytest.mark.parametrize(("capacity", "sent"), [(16.0, 10**7), (80.0, 100)])
 def test_pools_whose_prompts_set_the_pace_serve_no_fewer_the_more_there_are(capacity: float, sent: int) -> None:
     """Of engines that hold one prompt at a time, and of a run that is hardly longer than its opening burst."""

@@ -6,7 +6,7 @@ rate, so that the rate at which as many requests are under way as the load says 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -115,6 +115,9 @@ class Pools:
         asked = np.minimum(load.concurrency, np.where(load.prompts > 0, np.maximum(1.0, load.prompts), np.inf))
         rate = np.where(open_, np.minimum(load.rate, self.most), self._closed(asked))
         flow = self.flow(rate, np.where(open_, load.prompts, 0.0) if open_.any() else None)
+        # where a life is longer from some rate on, a loop has no more requests under way than it was asked for
+        sooner = np.where(open_, 0.0, np.clip(flow.life - asked / rate, 0.0, flow.queue))
+        flow = replace(flow, prompt=flow.prompt - sooner, queue=flow.queue - sooner)
         under_way = rate * flow.life
         rounds = rounds_of(load.prompts, np.maximum(under_way, 1.0))
         # those that open a run wait for each other's prompts, and not in the queue of those that follow
