@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from test_device_models import chip
 
 from rapid_dse.device import AttentionCall, AttentionSizes, operator_model
-from rapid_dse.device.tiled import LEVELS, POWER_EXPONENT, sustained_clock
+from rapid_dse.device.tiled import sustained_clock
 from rapid_dse.device.tiles import SYNCHRONOUS, candidates
 
 FIELDS = ("rows", "columns", "resident")
@@ -24,14 +24,14 @@ def test_a_product_worked_by_hand() -> None:
     products = 2 * 3072 * 1152 * 8192
     clocks = products / (108 * 2048 * hw.efficiency.tensor) + SYNCHRONOUS.store_clocks * 256 * 128
     activity = products / (clocks * 108 * 2048)
-    clock = 1.41e9 * min(1, hw.efficiency.clock * (activity / hw.efficiency.tensor) ** -POWER_EXPONENT)
+    clock = 1.41e9 * min(1, hw.efficiency.clock * (activity / hw.efficiency.tensor) ** -0.5)
     multiplying = clocks / clock
     l2 = 108 * 8192 * 2 * (256 + 128) / (hw.l2.bandwidth * hw.efficiency.l2)
     stored = 3072 * 1152 * 2
     alone = 2 * 8192 * (256 + 128) * 108 * SYNCHRONOUS.saturation  # what one SM reads, at the share that it can draw
     hbm = max(2 * 8192 * (3072 + 1152) + stored, alone) / (hw.memory.bandwidth * hw.efficiency.memory)
     levels = np.array([multiplying, l2, hbm])
-    together = levels.max() * np.sum((levels / levels.max()) ** LEVELS) ** (1 / LEVELS)
+    together = levels.max() * np.sum((levels / levels.max()) ** 4) ** 0.25
     exposed = SYNCHRONOUS.store_exposed * stored / (hw.memory.bandwidth * hw.efficiency.memory)
     assert float(operator_model(hw).gemm(3072, 1152, 8192)) == pytest.approx(together + exposed + hw.kernel_latency)
 

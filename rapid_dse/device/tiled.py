@@ -16,6 +16,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import ArrayLike
 
+from rapid_dse.common.columns import added
 from rapid_dse.config.hardware import PRECISION_BYTES, Hardware
 from rapid_dse.device.contract import AttentionCall, AttentionShape, FloatArray, GroupedCall, OperatorModel
 from rapid_dse.device.flash import flash_seconds
@@ -23,11 +24,9 @@ from rapid_dse.device.grouped import GROUPED_TILES, grouped_work, stored_bytes
 from rapid_dse.device.roofline import ACCUMULATE_BYTES
 from rapid_dse.device.tiles import CLUSTERED, K_STEP_BYTES, SYNCHRONOUS, candidates
 
-# Dynamic power goes with activity × f × V², and V falls with f: halving the activity of the tensor cores lets the clock rise by
-# about its square root until it meets the boost clock. Between 1/3 (V proportional to f) and 1 (V at its floor); fitted.
-POWER_EXPONENT = 0.5
-# A level that is nearly as slow as the slowest gets in its way: levels combine as (Σ tᵖ)^(1/p), the slowest alone at p = ∞; fitted.
-LEVELS = 4.0
+# A level that is nearly as slow as the slowest gets in its way: levels combine as (Σ tᵖ)^(1/p), the slowest alone at p = ∞. p = 2 ** this;
+# fitted.
+SQUARED = 2
 SPLIT_SECONDS = 2.3e-6  # blocks that share a tile's K meet: a semaphore and a reduction's latency; fitted
 RASTER = 4  # waves that find an operand's rows still in L2
 STREAM = 0.92  # bandwidth of a kernel that reads and writes, over one that reads: HBM turns around
@@ -41,9 +40,13 @@ def sustained_clock(hw: Hardware, activity: FloatArray, precision: str = "bf16")
 
     ``hw.efficiency.clock`` is the share held at full activity in bf16; another precision draws power by its energy a FLOP
     (``hw.energy.flop``) and its rate: fp8 at twice the rate takes more than half the energy, and throttles more.
+
+    Dynamic power goes with activity × f × V², and V falls with f: halving the activity of the tensor cores lets the clock rise by about
+    its square root until it meets the boost clock. The exponent is between 1/3 (V proportional to f) and 1 (V at its floor); a half is
+    fitted.
     """
     draw = tensor_power(hw, precision) / tensor_power(hw, "bf16")
-    share = hw.efficiency.clock * (np.maximum(draw * activity, 1e-9) / hw.efficiency.tensor) ** -POWER_EXPONENT
+    share = hw.efficiency.clock / np.sqrt(np.maximum(draw * activity, 1e-9) / hw.efficiency.tensor)
     return np.asarray(hw.clock * np.minimum(share, 1.0), dtype=np.float64)
 
 
@@ -168,4 +171,10 @@ class Tiled(OperatorModel):
 def together(levels: Sequence[FloatArray]) -> FloatArray:
     """Seconds of a kernel from those of each level of its memory hierarchy: the slowest, which nearly as slow ones get in the way of."""
     slowest = np.maximum.reduce(list(levels))
-    return np.asarray(slowest * np.power(sum((level / slowest) ** LEVELS for level in levels), 1 / LEVELS), dtype=np.float64)
+    shares = [level / slowest for level in levels]
+    for _ in range(SQUARED):  # powers take ten times as long as products and roots
+        shares = [share * share for share in shares]
+    combined = added(shares)
+    for _ in range(SQUARED):
+        combined = np.sqrt(combined)
+    return np.asarray(slowest * combined, dtype=np.float64)

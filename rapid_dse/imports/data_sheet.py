@@ -29,7 +29,7 @@ OF_GENERATION = {
 }  # fmt: skip
 PEAKS = "peak_flops"
 SIXTEEN_BITS = ("bf16", "fp16")
-POWER_LAW = 0.5  # device.tiled.POWER_EXPONENT, which stands below this module
+POWER_LAW = 0.5  # the exponent of device.tiled.sustained_clock, which stands below this module
 SCALED = ("registers", "shared_memory")  # with as many SMs
 _UNKNOWN = (
     "says nothing of {lacking} and not of which generation it is, from which that could be taken; allowed: architecture: {names}; or \
