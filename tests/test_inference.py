@@ -23,7 +23,7 @@ from rapid_dse.parallel.engines import resolved
 from rapid_dse.parallel.layouts import broken_rules
 from rapid_dse.parallel.span import Span
 from rapid_dse.simulate.communication import effective_network
-from rapid_dse.simulate.inference import serving
+from rapid_dse.simulate.inference import pass_parts, serving
 from rapid_dse.simulate.inference.crowds import closed_crowd, open_crowd
 from rapid_dse.simulate.inference.engine_memory import weight_bytes
 from rapid_dse.simulate.inference.passes import EnginePass, PassWork, decode_work, prefill_work, timed
@@ -745,3 +745,24 @@ def test_rows_that_are_solved_in_blocks_are_served_as_together(monkeypatch: pyte
     monkeypatch.setattr(serving, "BLOCK", 7)
     for name, column in vars(priced(scenario(), *rows)).items():
         assert np.array_equal(column, getattr(together, name), equal_nan=True), name
+
+
+def test_parts_of_a_pass_that_are_kept_for_others_are_those_of_their_own() -> None:
+    base = scenario(hw="h200", model="mixtral_8x7b", workload__prompt_len=1000, workload__decode_len=200)
+    work = {"precision": "fp8", "expert_imbalance": 2.0, "prompt_len": 3000}
+    several = [base, *(base.model_copy(update={"workload": base.workload.model_copy(update={name: work[name]})}) for name in work)]
+    several += [
+        scenario(hw="h200", model="mixtral_8x7b", hw__memory__bandwidth="3 TB/s", workload__prompt_len=1000, workload__decode_len=200)
+    ]
+
+    def seconds(of: Scenario) -> list[list[float]]:
+        result = priced(of, {"tp": 4, "ep": 4, "concurrency": 16})
+        return [result.ttft_s.tolist(), result.tpot_s.tolist(), result.energy_j.tolist()]
+
+    alone = []
+    for one in several:
+        pass_parts._without_attention.cache_clear()
+        alone.append(seconds(one))
+    assert [seconds(one) for one in [*several, *several]] == [*alone, *alone]
+    assert pass_parts._without_attention.cache_info().hits > 0
+    assert len(set(map(repr, alone))) == len(several)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from functools import lru_cache
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rapid_dse.common.columns import added, distinct, numbered, rows_of
+from rapid_dse.common.remembered import remembered
 from rapid_dse.config.scenario import Scenario
 from rapid_dse.device import OperatorModel
 from rapid_dse.interconnect import transfer
@@ -31,8 +34,10 @@ from rapid_dse.simulate.inference.widths import ACTIVATION
 from rapid_dse.simulate.operator_times import counted_seconds, elementwise_bytes
 
 FloatColumn = NDArray[np.float64]
+Counts: TypeAlias = tuple[FloatColumn, FloatColumn, FloatColumn | float]
 
 ORDER = ("tp", "cp", "ep", "pp", "dp")  # of an engine's ranks, inner to outer; attention ranks stand in the place of cp
+MOST_KEPT = 1024  # rows of a pass whose parts are kept for others
 CAST_BYTES = 3.0  # a number of a product's input that is cast from 16 to 8 bits: read and written
 
 
@@ -93,7 +98,7 @@ class PassParts:
 def parts_of(
     scenario: Scenario,
     cut: Degrees,
-    counts: tuple[FloatColumn, FloatColumn, FloatColumn | float],
+    counts: Counts,
     attention: KernelCost,
     device: OperatorModel,
     *,
@@ -105,6 +110,42 @@ def parts_of(
         counts: tokens of the attention rank that has the most, those of them that the head sees, and what attention's ranks have on average
             over the most that one has.
     """
+    parts = _without_attention if len(cut.tp) <= MOST_KEPT else _without_attention.__wrapped__
+    return PassParts(attention=attention, **parts(_Asked(_of_any_requests(scenario), cut, counts, device, decoding)))
+
+
+class _Asked:
+    """A pass whose parts beside attention are asked for; equal to another one where all that they depend on is: the parts of the
+    configuration by identity, columns by their numbers; none of them changes."""
+
+    def __init__(self, scenario: Scenario, cut: Degrees, counts: Counts, device: OperatorModel, decoding: bool) -> None:
+        self.scenario, self.cut, self.counts, self.device, self.decoding = scenario, cut, counts, device, decoding
+        columns = (*(getattr(cut, column.name) for column in fields(cut)), *counts)
+        numbers = tuple(column.tobytes() if isinstance(column, np.ndarray) else column for column in columns)
+        parts = (scenario.hw, scenario.model, scenario.software, scenario.cluster)
+        self._all = (*map(id, parts), scenario.workload, decoding, type(device), *numbers)
+        self._hash = hash(self._all)
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Asked) and self._all == other._all
+
+
+@remembered(64)
+def _of_any_requests(scenario: Scenario) -> Scenario:
+    """The scenario with nothing said of its requests, of which a pass's parts beside attention do not depend."""
+    unsaid = dict.fromkeys(("prompt_len", "decode_len", "batch_size", "concurrency", "request_rate", "num_prompts"))
+    work = scenario.workload.model_copy(update={**unsaid, "length_spread": 0.0, "prefix_hit": 0.0})
+    return scenario.model_copy(update={"workload": work})
+
+
+@lru_cache(maxsize=128)
+def _without_attention(asked: _Asked) -> dict[str, Any]:
+    """The fields of ``PassParts`` but attention; cases of one model on one chip that differ in the lengths of their requests have many of
+    them alike."""
+    scenario, cut, counts, device, decoding = asked.scenario, asked.cut, asked.counts, asked.device, asked.decoding
     tokens, ends, share = counts
     model = scenario.model
     dense, layers = dense_layers(model), model.num_hidden_layers
@@ -116,20 +157,19 @@ def parts_of(
     if layers > dense:
         products["routed"] = expert_products(model, cut, tokens, share, scenario.workload.expert_imbalance)
     priced = dict(zip(products, price_groups(scenario, list(products.values()), device, decoding=decoding), strict=True))
-    return PassParts(
-        around=priced["around"],
-        attention=attention,
-        mlp=priced.get("mlp"),
-        routed=priced.get("routed"),
-        head=priced["head"],
-        glue=_streaming(glue, device) + _eager(scenario, shape, device),
-        cast=_streaming(cast, device),
-        glue_bytes=glue,
-        cast_bytes=cast,
-        exchanges=_exchanges(scenario, cut, counts),
-        dense=dense,
-        layers=layers,
-    )
+    return {
+        "around": priced["around"],
+        "mlp": priced.get("mlp"),
+        "routed": priced.get("routed"),
+        "head": priced["head"],
+        "glue": _streaming(glue, device) + _eager(scenario, shape, device),
+        "cast": _streaming(cast, device),
+        "glue_bytes": glue,
+        "cast_bytes": cast,
+        "exchanges": _exchanges(scenario, cut, counts),
+        "dense": dense,
+        "layers": layers,
+    }
 
 
 def _glue_bytes(scenario: Scenario, shape: MicroBatch) -> FloatColumn:
@@ -170,7 +210,7 @@ def _places(scenario: Scenario, cut: Degrees) -> Placement:
     return rows_of(replace(place(degrees, ORDER, effective_network(scenario)), reasons=()), kind)
 
 
-def _exchanges(scenario: Scenario, cut: Degrees, counts: tuple[FloatColumn, FloatColumn, FloatColumn | float]) -> Exchanges:
+def _exchanges(scenario: Scenario, cut: Degrees, counts: Counts) -> Exchanges:
     tokens, ends, share = counts
     model, network, at = scenario.model, effective_network(scenario), _places(scenario, cut)
     stream, wide = tokens * model.hidden_size * ACTIVATION, at.tp * at.cp
