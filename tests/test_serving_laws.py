@@ -251,6 +251,15 @@ def test_pools_serve_a_run_no_slower_the_faster_its_requests_come(sent: int) -> 
     assert (found.tokens_per_s[1:] >= found.tokens_per_s[:-1] * (1 - RAMPS)).all()
 
 
+def test_a_pass_of_a_pool_holds_no_more_prompts_than_are_sent() -> None:
+    """Three requests that come within a millisecond have their first tokens nearly as soon as three that come at once."""
+    changes = {"workload__prompt_len": 96, "workload__decode_len": 2, "workload__precision": "fp8", "workload__length_spread": 0.2}
+    of = scenario("l40s", "llama3_1_8b", "tensorrt_llm", **changes)
+    pools = {"num_gpus": 8, "prefill_tp": 2, "prefill_pp": 2, "prefill_workers": 1, "decode_tp": 2, "decode_pp": 2, "decode_workers": 1}
+    at_once, soon = priced(of, *(pools | {"num_prompts": 3} | load for load in ({}, {"request_rate": 10_000.0}))).ttft_s
+    assert at_once < soon < 1.5 * at_once
+
+
 def test_the_slowest_stage_is_the_one_with_the_latencies_of_its_layers() -> None:
     """13 layers on four stages: the first has four, the last three and the head, which takes longer but for a layer's latency."""
     engine = {"num_gpus": 16, "tp": 4, "pp": 4, "concurrency": 100, "num_prompts": 10**7}

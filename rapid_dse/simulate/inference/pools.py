@@ -101,7 +101,7 @@ class Pools:
         those until it is computed then: it shares the pass with those that come while one runs, and waits for no more than a run so short
         gathers where as many come as are computed."""
         delay, serving = self.handover.prompt_delay, self.scenario.software.serving
-        passed = self.prefill.prompts_alone(np.minimum(rate, BUSIEST / self.least), delay)
+        passed = self.prefill.prompts_alone(np.minimum(rate, BUSIEST / self.least), delay, np.where(sent > 0, sent, np.inf))
         used = np.minimum(rate, BUSIEST / self.least) * passed.alone
         whole = passed.whole + passed.late + np.minimum(1.0, used) * delay
         queue = waits_for_passes(used, passed, np.where(sent > 0, CRITICAL * np.sqrt(sent), np.inf))

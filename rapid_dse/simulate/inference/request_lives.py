@@ -214,9 +214,13 @@ class SteppingEngine:
         where = self.costs.prefill.at(self.kind, together / self.attention_dp)
         return np.asarray(where.of(self.prefill_ends) / together)
 
-    def prompts_alone(self, rate: FloatColumn, delay: float) -> PromptPass:
-        """The pass that a prompt shares where so many come a second, at random, and nothing is decoded; each takes so many seconds more."""
-        most = self._most_together(self.capacity)
+    def prompts_alone(self, rate: FloatColumn, delay: float, sent: FloatColumn) -> PromptPass:
+        """The pass that a prompt shares where so many come a second, at random, of as many as are ``sent`` in all, and nothing is decoded.
+
+        Args:
+            delay: seconds that each prompt takes more.
+        """
+        most = self._most_together(np.minimum(self.capacity, sent))
         together = self._shared(Coming(rate, most)).at
         where = self.costs.prefill.at(self.kind, together / self.attention_dp)
         alone, least = self.alone_a_prompt(together) + delay, self.alone_a_prompt(most) + delay
