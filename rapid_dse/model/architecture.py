@@ -190,6 +190,7 @@ def active_parameters(kind: LayerKind) -> float:
     return float(sum(product.flops[0] for product in kind.products(shape)) / (2 * many))
 
 
+@remembered(256)
 def matrix_parameters(model: Model, predictions: int = 0) -> float:
     """Parameters of the matrices that multiply a token: layers and head, look-up excluded; of routed experts those it is sent to.
     ``predictions``: tokens beside the next one that are predicted."""
@@ -198,6 +199,7 @@ def matrix_parameters(model: Model, predictions: int = 0) -> float:
     return float(layers + _multiplied(kinds.head, model.sample_tokens or 1))
 
 
+@remembered(256)
 def head_matrix_parameters(model: Model) -> float:
     """Those of ``matrix_parameters`` that the head has."""
     return _multiplied(architecture(model).head, model.sample_tokens or 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 
 import numpy as np
@@ -63,7 +64,8 @@ def request_bytes(scenario: Scenario, cut: Degrees, tokens: float) -> FloatColum
     A stage of a pipeline has its layers' share, the last one the layer that makes drafts. Tokens that a window has passed are dropped.
     """
     model = scenario.model
-    seen = float(np.mean([min(tokens, window or tokens) for window in model.windows]))
+    windows = Counter(model.windows)
+    seen = sum(layers * min(tokens, window or tokens) for window, layers in windows.items()) / windows.total()
     layers = np.ceil(model.num_hidden_layers / cut.pp)
     if scenario.workload.draft_tokens:
         layers = np.maximum(layers, model.num_hidden_layers // cut.pp + 1)

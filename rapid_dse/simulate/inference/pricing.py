@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -111,8 +112,9 @@ def served(scenario: Scenario, layouts: Engines, ready: list[PreparedEngines]) -
 def system(scenario: Scenario, layouts: Engines, ready: PreparedEngines) -> System:
     """How requests fare on the engines of each row."""
     load, replicas = load_of(layouts), _busy(layouts)
-    prompts, engine = (Engine(scenario, costs, kind) for costs, kind in zip(ready.costs, ready.kinds, strict=True))
+    engine = Engine(scenario, ready.costs[-1], ready.kinds[-1])
     if layouts.pooled.any():
+        prompts = Engine(scenario, ready.costs[0], ready.kinds[0])
         workers = (layouts.prefill_workers.astype(np.float64), layouts.decode_workers.astype(np.float64))
         return System(Pools(scenario, (prompts, engine), workers, ready.handover).serve(load), engine, prompts, replicas)
     return System(engine.serve(load), engine, engine, replicas)
@@ -262,9 +264,9 @@ def _flops(scenario: Scenario) -> float:
     model, (prompt, generated) = scenario.model, scenario.workload.lengths
     tokens = prompt * (1 - scenario.workload.prefix_hit) + generated - 1
     width = model.num_attention_heads * model.attention_head_dim
-    attention = (
-        4.0 * model.num_hidden_layers * width * float(np.mean([mean_context(window, prompt + generated) for window in model.windows]))
-    )
+    windows = Counter(model.windows)
+    seen = sum(layers * mean_context(window, prompt + generated) for window, layers in windows.items()) / windows.total()
+    attention = 4.0 * model.num_hidden_layers * width * seen
     head = head_matrix_parameters(model)
     return tokens * (2.0 * (matrix_parameters(model) - head) + attention) + generated * 2.0 * head
 
