@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 from rapid_dse.common.columns import rows_of
 from rapid_dse.simulate.inference.bursts import BurstingEngine
 from rapid_dse.simulate.inference.crowds import Crowd, closed_crowd
-from rapid_dse.simulate.inference.distinct_steps import Between
 from rapid_dse.simulate.inference.fixed_points import RootSearch, settled
 from rapid_dse.simulate.inference.rank_prompts import deviations_of, fullest_rank
 from rapid_dse.simulate.inference.request_lives import DecodeStep, Life, PromptPass
@@ -65,7 +64,7 @@ class Habits:
         rounds: share of requests of which all are one round: all prompts, then all tokens.
         behind: seconds that a prompt waits for those of its group in the passes before its own; as many follow it.
         batches: that go through the stages one after the other.
-        room: prompts that a step of the engine takes at most, ``most`` that a pass does; ``least``: seconds a prompt of one so full.
+        room: prompts that a step of the engine takes at most, ``most`` that a pass does; ``least``: seconds a prompt where all share passes.
     """
 
     crowd: Crowd
@@ -148,7 +147,7 @@ class LoopingEngine(BurstingEngine):
         a_prompt = self.costs.prefill.at(self.kind, share / self.attention_dp).of(self.prefill_slowest) / share
         behind = a_prompt * np.maximum(0.0, group - share) / 2.0
         batches = np.maximum(1.0, self._in_flight(crowd.running))
-        room, least = self._room(batches), self._full_pass(crowd.most).least
+        room, least = self._room(batches), self._full_pass(crowd.running).least
         on_rank = np.where(of_rank > 0, np.maximum(1.0, of_rank), np.inf)
         return Habits(crowd, grouped, group, share, on_rank, alike * first, behind, batches, room, most, least)
 
@@ -207,27 +206,28 @@ class LoopingEngine(BurstingEngine):
         so many, that of a request itself so many."""
         together, _ = takes
         where, own_where = (self.costs.prefill.at(self.kind, prompts / self.attention_dp) for prompts in takes)
-        even, uneven = where.of(self.prefill_slowest) / together, self._uneven(together, where, habits.on_rank)
+        slowest = where.of(self.prefill_slowest)
+        even, uneven = slowest / together, self._uneven(together, slowest, habits.on_rank)
         alone = even * uneven
         of_mean = own_where.of(self.prefill_total)
         whole = uneven * of_mean
         late = np.maximum(0.0, of_mean + self.late(own_where) - whole)
         joins = self.later and self.scenario.software.serving.scheduler != "prefill_first"
-        spared = self._spared(decoding, together, where) if joins else np.zeros_like(together)
-        passed = PromptPass(where, together, whole, late, alone - spared * even, alone, habits.least, hold)
+        prompt = alone - self._spared(decoding, together, where) * even if joins else alone
+        passed = PromptPass(where, together, whole, late, prompt, alone, habits.least, hold)
         return passed, uneven * own_where.of(self.prefill_slowest)
 
-    def _uneven(self, together: FloatColumn, where: Between, on_rank: FloatColumn) -> FloatColumn | float:
-        """Seconds of a pass of so many prompts that have come to attention's ranks at random, over those of as many on each: of as many
-        as the fullest rank has, by habit no more than ``on_rank`` where a mean one has fewer, in the share that it takes of those of one on
-        each if so large a share of ranks has one."""
+    def _uneven(self, together: FloatColumn, slowest: FloatColumn, on_rank: FloatColumn) -> FloatColumn | float:
+        """Seconds of a pass of so many prompts that have come to attention's ranks at random, over those of as many on each (``slowest``):
+        of as many as the fullest rank has, by habit no more than ``on_rank`` where a mean one has fewer, in the share that it takes of
+        those of one on each if so large a share of ranks has one."""
         ranks, fit = self.attention_dp, self.costs.together.take(self.kind)
         if not self._deviations.any() or fit.max(initial=0.0) < 2.0:
             return 1.0
         fullest = np.minimum(fullest_rank(ranks, together, fit, self._deviations), np.maximum(on_rank, together / ranks))
         grid, table = self.costs.prefill, self.prefill_slowest
         shared = grid.at(self.kind, np.minimum(1.0, together / (ranks * fullest))).of(table)
-        return np.maximum(1.0, grid.at(self.kind, fullest).of(table) * shared / (self._of_one_each * where.of(table)))
+        return np.maximum(1.0, grid.at(self.kind, fullest).of(table) * shared / (self._of_one_each * slowest))
 
     @cached_property
     def _deviations(self) -> FloatColumn:
@@ -279,7 +279,7 @@ class LoopingEngine(BurstingEngine):
         accompanied = np.minimum(1.0, step.come * steps) * bool(steps)  # chance that any request decodes in the pass of a prompt
         own_steps = steps + accompanied * (self._own_steps - steps)
         if self._prompts_first:
-            in_round = self._full_pass(crowd.running).alone  # seconds a prompt where all come together
+            in_round = habits.least  # where all come together
             round_wait = np.maximum(0.0, crowd.running * in_round - passed.whole) / 2.0
             # of those that ended in the same step what a pass does not take comes before it or after
             in_front = passed.alone * np.maximum(0.0, 1.0 + step.come - habits.most) / 2.0
@@ -304,7 +304,7 @@ class LoopingEngine(BurstingEngine):
         elsewhere = np.maximum(0.0, habits.crowd.others + 1.0 - step.own)
         a_prompt = passed.prompt
         if self._prompts_first:
-            a_prompt = habits.rounds * self._full_pass(habits.crowd.running).alone + (1.0 - habits.rounds) * a_prompt
+            a_prompt = habits.rounds * habits.least + (1.0 - habits.rounds) * a_prompt
         in_passes = np.inf if self._prompts_first else passed.together * habits.batches
         fewest = np.maximum(own_steps, (habits.crowd.others + 1.0) / np.minimum(habits.room, in_passes))
         return np.asarray(own_pass + elsewhere * a_prompt + fewest * step.decoding.total * bool(self.later))

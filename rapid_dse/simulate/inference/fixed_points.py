@@ -14,7 +14,7 @@ from rapid_dse.common.columns import rows_of, with_rows
 FloatColumn = NDArray[np.float64]
 Positions = NDArray[np.intp]
 
-NEAR = 1e-8  # how far an answer is from what is asked for at most, as a share of it
+NEAR = 3e-8  # how far an answer is from what is asked for at most, as a share of it
 EVALUATIONS = 100  # at most: bounds that halve their ratio meet long before
 STEEPEST = 0.9  # slope of answers up to which a secant is followed
 SLOW = 0.5  # share of the gap before that is left at most, or else the next point halves the bounds' ratio
