@@ -64,7 +64,7 @@ class Habits:
         rounds: share of requests of which all are one round: all prompts, then all tokens.
         behind: seconds that a prompt waits for those of its group in the passes before its own; as many follow it.
         batches: that go through the stages one after the other.
-        room: prompts that a step of the engine takes at most, ``most`` that a pass does; ``least``: seconds a prompt where all share passes.
+        room: prompts that a step of the engine takes at most, ``most`` that a pass does; ``least``: seconds a prompt of a full pass.
     """
 
     crowd: Crowd
