@@ -766,3 +766,14 @@ def test_parts_of_a_pass_that_are_kept_for_others_are_those_of_their_own() -> No
     assert [seconds(one) for one in [*several, *several]] == [*alone, *alone]
     assert pass_parts._without_attention.cache_info().hits > 0
     assert len(set(map(repr, alone))) == len(several)
+
+
+def test_a_request_of_one_token_tells_the_server_from_other_requests_prompts() -> None:
+    """Alone it waits for the server that admits it, and among 32 for their prompts besides; no server admits a static batch."""
+    of = scenario(workload__prompt_len=1000, workload__decode_len=1)
+    alone, among, static = ({"concurrency": 1}, {"concurrency": 32, "num_prompts": 10**7}, {"batch_size": 1})
+    found = priced(of, alone, among, static)
+    assert found.time_host_s == pytest.approx([of.software.serving.admission_latency] * 2 + [0.0], rel=1e-9, abs=1e-12)
+    assert found.time_prefill_s[[0, 2]] == pytest.approx(0.0, abs=1e-9)
+    assert found.time_prefill_s[1] > 5 * found.ttft_s[0]
+    assert found.time_compute_s[1] + found.time_host_s[1] + found.time_prefill_s[1] == pytest.approx(found.ttft_s[1], rel=1e-9)

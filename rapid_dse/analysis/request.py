@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 from rapid_dse.interconnect.closed_form import with_closed_form
 from rapid_dse.parallel.engines import Engines
-from rapid_dse.simulate.inference.pricing import System, prepare, system
+from rapid_dse.simulate.inference.passes import EnginePass
+from rapid_dse.simulate.inference.pricing import prepare, system
 from rapid_dse.simulate.results import MEMORY_TERMS, TIME_TERMS, Priced
 from rapid_dse.simulate.trust import Trust
 from rapid_dse.sweep import figures, listing, ranked
@@ -32,7 +33,7 @@ TERM_MEANING = {
 }
 PARTS = {
     "products": "products: weights read, tensor cores",
-    "attention": "attention: the KV cache read",
+    "attention": "attention: the KV cache",
     "small": "small kernels, gaps and casts",
     "experts": "routing and grouping for experts",
 }
@@ -52,9 +53,10 @@ def show(out: Console, portion: Portion, priced: Priced) -> None:
     memory = [(term, row[f"memory_{term}_bytes"]) for term in MEMORY_TERMS]
     assert isinstance(portion.layouts, Engines)
     sums = [("time of a token" if token else f"time of a {'request' if decodes else 'batch'}", "step_time_s", row["step_time_s"], times)]
-    if token:
+    if decodes:
         closed = with_closed_form(portion.scenario)  # all backends price kernels alike
-        parts = _parts(system(closed, portion.layouts, prepare(closed, portion.layouts)[0]), row["time_compute_s"])
+        served = system(closed, portion.layouts, prepare(closed, portion.layouts)[0])
+        parts = _parts(served.step if token else served.prefill, row["time_compute_s"])
         sums.append(("of which kernels", "step_time_s", row["time_compute_s"], parts))
     for title, name, total, terms in (*sums, ("peak memory of a GPU", "peak_memory_bytes", row["peak_memory_bytes"], memory)):
         out.print()
@@ -67,10 +69,9 @@ def show(out: Console, portion: Portion, priced: Priced) -> None:
         ranked.show_changes(out, Priceable(portion.scenario, portion.layouts), Aim("step_time_s", 1))
 
 
-def _parts(system: System, whole: float) -> list[tuple[str, float]]:
-    """What a token's kernels are, ``whole`` seconds of them."""
-    step = system.step
-    return [(text, float(getattr(step, name)[0] / step.compute[0]) * whole) for name, text in PARTS.items()]
+def _parts(work: EnginePass, whole: float) -> list[tuple[str, float]]:
+    """What kernels of a step or of a prompt's pass are, ``whole`` seconds of them."""
+    return [(text, float(getattr(work, name)[0] / work.compute[0]) * whole) for name, text in PARTS.items()]
 
 
 def _summary(portion: Portion, row: dict[str, float], trust: Trust) -> list[str]:

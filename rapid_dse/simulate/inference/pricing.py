@@ -47,6 +47,11 @@ class System:
         return self.served.step.all_of(self.engine.decode_pass)
 
     @property
+    def prefill(self) -> EnginePass:
+        """The pass that takes a prompt by what takes it."""
+        return self.served.prefill.all_of(self.prompts.prefill_pass)
+
+    @property
     def has_room(self) -> BoolColumn:
         """Whether the cache holds one whole request, and that of a pool of prompts its prompt."""
         decoding, prompts = self.engine.costs.room, self.prompts.costs.room
@@ -161,7 +166,7 @@ def _results(scenario: Scenario, layouts: Engines, system: System) -> Priced:
     static = layouts.batch_size != NOT_GIVEN
     memory = _memory(system, static)
     ttft = fared.queue + fared.first
-    times = _times(system) if generated > 1 else _prefill_times(system)
+    times = _times(system) if generated > 1 else _prefill_times(system, static)
     step = fared.tpot if generated > 1 else added(times.values())
     of_gpus = _energy(scenario, layouts, system, rate)
     peak = added(memory.values())
@@ -213,11 +218,15 @@ def _times(system: System) -> dict[str, FloatColumn]:
     return {**terms, "bubble": served.bubble * share, "host": served.host * share, "prefill": served.wait}
 
 
-def _prefill_times(system: System) -> dict[str, FloatColumn]:
-    """The terms of a request that generates one token: of the pass that takes its prompt; the rest of ttft is waiting."""
-    served, terms = system.served, _terms(system.served.prefill, system.prompts.prefill_pass)
-    total = added(terms.values())
-    return {**terms, "host": np.maximum(0.0, served.queue + served.first - total)}
+def _prefill_times(system: System, static: BoolColumn) -> dict[str, FloatColumn]:
+    """The terms of a request that generates one token: of the pass that takes its prompt, of the server and the host that launches it; the
+    rest of ttft it waits for others' prompts, and in pools for its cache's transfer. No server admits a ``static`` batch."""
+    served, prompts = system.served, system.prompts
+    terms = _terms(served.prefill, prompts.prefill_pass)
+    waits = np.maximum(0.0, served.queue + served.first - added(terms.values()))
+    server = np.where(static, 0.0, prompts.scenario.software.serving.admission_latency)
+    host = np.minimum(waits, server + served.prefill.of(prompts.prefill_late))
+    return {**terms, "host": host, "prefill": waits - host}
 
 
 def _terms(where: Between, passes: EnginePass) -> dict[str, FloatColumn]:
