@@ -31,8 +31,9 @@ def amplification(scenario: Scenario, engines: Engines) -> FloatColumn:
     if not len(rows):
         return grows
     table = engines.take(rows) if len(rows) < len(engines) else engines
-    ready = prepare(scenario, table)
-    low, high = (served(scenario, replace(table, request_rate=table.request_rate * (1 + way * AROUND)), ready).tpot_s for way in (-1, 1))
+    rates = np.concatenate([table.request_rate * (1 + way * AROUND) for way in (-1, 1)])
+    both = replace(table.take(np.tile(np.arange(len(table)), 2)), request_rate=rates)
+    low, high = served(scenario, both, prepare(scenario, both)).tpot_s.reshape(2, -1)
     with np.errstate(invalid="ignore", divide="ignore"):
         grows[rows] = 1 + np.log(high / low) / np.log((1 + AROUND) / (1 - AROUND))
     grows[~np.isfinite(grows)] = np.nan
