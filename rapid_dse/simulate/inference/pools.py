@@ -1,11 +1,12 @@
 """Disaggregated systems: prompts run on one pool of engines, tokens are generated on another, and caches cross the network between them.
 
 The slower pool sets the most that the system can serve. Below it a request's life at a rate of requests is known, and it grows with the
-rate, so that the rate at which as many requests are under way as the load says is found by false position.
+rate, so that the rate at which as many requests are under way as the load says is found by secants.
 """
 
 from __future__ import annotations
 
+from copy import copy
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -17,14 +18,16 @@ from rapid_dse.parallel.engines import Degrees
 from rapid_dse.parallel.span import Span
 from rapid_dse.simulate.communication import effective_network
 from rapid_dse.simulate.inference.crowds import CRITICAL, Load, burst_wait, open_crowd, rounds_of, sent_rate, waits_for_passes
-from rapid_dse.simulate.inference.request_lives import PromptPass, solved
+from rapid_dse.simulate.inference.fixed_points import RootSearch, settled
+from rapid_dse.simulate.inference.request_lives import PromptPass
 from rapid_dse.simulate.inference.serving import Engine, Served
 from rapid_dse.simulate.inference.widths import cache_bytes_per_token
 
 FloatColumn = NDArray[np.float64]
+IntColumn = NDArray[np.int64]
 
 BURST_ROUNDS = 4  # evaluations of how long the last request of a burst decodes
-ROUNDS = 12  # evaluations of a rate that answers itself
+FASTEST = 1.0 - 1e-9  # of the most that a system can serve
 BUSIEST = 0.98  # share of what it can compute at most that a pool is asked for, where its queue is that of one which lasts for ever
 
 
@@ -59,6 +62,13 @@ class Handover:
 
 
 ALONE = Handover()
+
+
+@dataclass(frozen=True)
+class Rate:
+    """Requests a second, ``(n_rows,)``."""
+
+    answer: FloatColumn
 
 
 class Pools:
@@ -148,15 +158,26 @@ class Pools:
             decode = self._decode_seconds(running, requests / self.workers[1] / np.maximum(begun + decode, 1e-12))
         return np.asarray(flow.prompt - flow.queue + begun + flow.transfer + decode)
 
+    def part(self, rows: IntColumn) -> Pools:
+        """The same systems of some rows."""
+        part = copy(self)
+        part.prefill, part.decode = self.prefill.part(rows), self.decode.part(rows)
+        prefill, decode = self.workers
+        part.workers = prefill.take(rows), decode.take(rows)
+        part.least, part.transfer, part.most = (column.take(rows) for column in (self.least, self.transfer, self.most))
+        return part
+
     def _closed(self, concurrency: FloatColumn) -> FloatColumn:
         """The rate at which so many requests are under way; the most, where even more could be."""
-        most = self.most * (1 - 1e-9)
+        slowest = self._under_way(concurrency, self.most * FASTEST, None).answer  # a life never lasts longer than at the most
+        search = RootSearch.above(np.minimum(slowest, self.most / 2.0), slowest)
+        return settled(lambda rate, rows: self._under_way(concurrency, rate, rows), search)[1].at
 
-        def answer(rate: FloatColumn) -> FloatColumn:
-            return np.minimum(concurrency / self.flow(rate).life, most)
-
-        low = np.minimum(answer(most), most / 2)  # a life never lasts longer than at the most
-        return solved(answer, low, most, ROUNDS)
+    def _under_way(self, concurrency: FloatColumn, rate: FloatColumn, rows: IntColumn | None) -> Rate:
+        """The rate at which so many requests would be under way if they lived as long as at some rate; of some rows alone."""
+        if rows is not None:
+            return self.part(rows)._under_way(concurrency.take(rows), rate, None)
+        return Rate(np.minimum(concurrency / self.flow(rate).life, self.most * FASTEST))
 
     def _served(self, flow: Flow, queue: FloatColumn, burst: FloatColumn, rate: FloatColumn) -> Served:
         decode, later = self.decode, self.decode.later

@@ -6,7 +6,6 @@ with the life: it is followed upwards from an empty engine. Closed loops are tho
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from copy import copy
 from dataclasses import dataclass
 from functools import cached_property
@@ -344,25 +343,6 @@ class SteppingEngine:
         more = grid.at(self.kind, on_rank + rows).of(self.prefill_products) - alone.of(self.prefill_products)
         own = step.device - step.where.of(self.decode_beside)
         return np.asarray(np.minimum(np.maximum((own - np.maximum(more, 0.0)) / where.of(self.prefill_busy), 0.0), MOST_SPARED))
-
-
-def solved(answer: Callable[[FloatColumn], FloatColumn], low: FloatColumn, high: FloatColumn, rounds: int) -> FloatColumn:
-    """Where ``answer(x)`` is x, between bounds at which it is not below x and not above it: false position on logarithms, by which the end
-    that stays counts half (Illinois)."""
-    low, high = np.log(low), np.log(high)
-    below, above = (np.log(answer(np.exp(bound))) - bound for bound in (low, high))
-    side, middle, off = np.zeros(len(low), np.int8), low, below
-    for _ in range(rounds):
-        gap = np.maximum(below - above, 1e-300)
-        before, middle = middle, np.minimum(np.maximum(low + (high - low) * below / gap, low), high)
-        if not (middle == before).all():  # once it is found it is not asked for again
-            off = np.log(answer(np.exp(middle))) - middle
-        up = off > 0
-        above = np.where(up, np.where(side == 1, above / 2, above), off)
-        below = np.where(up, off, np.where(side == -1, below / 2, below))
-        low, high = np.where(up, middle, low), np.where(up, high, middle)
-        side = np.where(up, 1, -1).astype(np.int8)
-    return np.exp(middle)
 
 
 def launched(scenario: Scenario, layers: FloatColumn | float, experts: FloatColumn | float) -> FloatColumn:
