@@ -163,6 +163,9 @@ def _cells(column: Sequence[Any]) -> list[Any]:
     memo: dict[Any, Any] = {}
     cells = []
     for value in column:
+        if isinstance(value, float) and math.isnan(value):  # of which none equals another
+            cells.append(BLANK)
+            continue
         key = (type(value), value) if not isinstance(value, list | dict | np.ndarray) else None
         if key is None:
             cells.append(_plain(value))

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 
 GUARDED_SCHEME = "rapid-dse-folder"  # of folders on Hydra's search path whose files are looked at before they are loaded
 
 
+@cache
 def home() -> Path:
     """The folder that holds ``conf/`` and ``sweeps/``: the checkout (it has a pyproject.toml too), else the package's own copy."""
     package = Path(__file__).resolve().parent.parent
