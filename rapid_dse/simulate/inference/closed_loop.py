@@ -180,13 +180,14 @@ class LoopingEngine(BurstingEngine):
         held_prompts, held_steps = self._held_back((others + 1.0) * chance, np.ones_like(chance), at_random=True)
         share = np.minimum(np.maximum(habits.share, held_prompts), most)
         any_ended = self._any_ended(habits, others, chance)
-        together = np.minimum(np.maximum(np.maximum(1.0, in_a_pass / np.maximum(any_ended, 1e-300)), share), most)
+        by_chance = np.minimum(np.maximum(np.maximum(1.0, in_a_pass / np.maximum(any_ended, 1e-300)), held_prompts), most)
+        together = np.maximum(by_chance, share)
         own = np.minimum(np.maximum(1.0 + ended, share), most)
         before_or_after = np.maximum(0.0, habits.group - share)
         elsewhere = np.maximum(0.0, others + 1.0 - own - before_or_after) * chance / np.maximum(1.0 - chance, 1e-12)
         come = batches * np.minimum(ended, elsewhere)
         decoding = self.step(crowd.running, np.minimum(1.0, steps * chance))
-        passed, own_slowest = self._pass(habits, decoding, (together, own), held_steps * decoding.total)
+        passed, own_slowest = self._pass(habits, decoding, (together, own, by_chance), held_steps * decoding.total)
         prompts = come * passed.prompt
         total = decoding.total + prompts if self.later else passed.alone * together * batches
         return EngineStep(decoding, passed, come, prompts, total, own, own_slowest)
@@ -200,14 +201,14 @@ class LoopingEngine(BurstingEngine):
         return np.where(habits.grouped, one_by_one, -np.expm1(lasting * np.log1p(-np.minimum(chance, 1.0 - 1e-12))))
 
     def _pass(
-        self, habits: Habits, decoding: DecodeStep, takes: tuple[FloatColumn, FloatColumn], hold: FloatColumn
+        self, habits: Habits, decoding: DecodeStep, takes: tuple[FloatColumn, FloatColumn, FloatColumn], hold: FloatColumn
     ) -> tuple[PromptPass, FloatColumn]:
         """A pass of prompts beside such decoding, held back so long, and seconds of the slowest stage in a request's own pass; it ``takes``
-        so many, that of a request itself so many."""
-        together, _ = takes
-        where, own_where = (self.costs.prefill.at(self.kind, prompts / self.attention_dp) for prompts in takes)
+        so many, that of a request itself so many, without habits the first of these."""
+        together, own, by_chance = takes
+        where, own_where = (self.costs.prefill.at(self.kind, prompts / self.attention_dp) for prompts in (together, own))
         slowest = where.of(self.prefill_slowest)
-        even, uneven = slowest / together, self._uneven(together, slowest, habits.on_rank)
+        even, uneven = slowest / together, self._uneven((together, by_chance), slowest, habits.on_rank)
         alone = even * uneven
         of_mean = own_where.of(self.prefill_total)
         whole = uneven * of_mean
@@ -217,14 +218,18 @@ class LoopingEngine(BurstingEngine):
         passed = PromptPass(where, together, whole, late, prompt, alone, habits.least, hold)
         return passed, uneven * own_where.of(self.prefill_slowest)
 
-    def _uneven(self, together: FloatColumn, slowest: FloatColumn, on_rank: FloatColumn) -> FloatColumn | float:
+    def _uneven(self, takes: tuple[FloatColumn, FloatColumn], slowest: FloatColumn, on_rank: FloatColumn) -> FloatColumn | float:
         """Seconds of a pass of so many prompts that have come to attention's ranks at random, over those of as many on each (``slowest``):
-        of as many as the fullest rank has, by habit no more than ``on_rank`` where a mean one has fewer, in the share that it takes of
-        those of one on each if so large a share of ranks has one."""
-        ranks, fit = self.attention_dp, self.costs.together.take(self.kind)
+        of as many as the fullest rank has, in the share that it takes of those of one on each if so large a share of ranks has one.
+
+        Args:
+            takes: how many the pass takes, and how many by chance alone; those of habit are no more on a rank than ``on_rank``.
+        """
+        together, ranks, fit = takes[0], self.attention_dp, self.costs.together.take(self.kind)
         if not self._deviations.any() or fit.max(initial=0.0) < 2.0:
             return 1.0
-        fullest = np.minimum(fullest_rank(ranks, together, fit, self._deviations), np.maximum(on_rank, together / ranks))
+        fullest, at_random = (fullest_rank(ranks, prompts, fit, self._deviations) for prompts in takes)
+        fullest = np.maximum(np.minimum(fullest, np.maximum(on_rank, together / ranks)), at_random)
         grid, table = self.costs.prefill, self.prefill_slowest
         shared = grid.at(self.kind, np.minimum(1.0, together / (ranks * fullest))).of(table)
         return np.maximum(1.0, grid.at(self.kind, fullest).of(table) * shared / (self._of_one_each * slowest))
