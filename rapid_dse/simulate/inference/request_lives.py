@@ -25,8 +25,8 @@ from rapid_dse.simulate.inference.rank_prompts import until_each_has_one
 FloatColumn = NDArray[np.float64]
 IntColumn = NDArray[np.int64]
 
-LITTLE_ROUNDS = 16  # of Little's law
-STAYS = 1e-12  # share of a time by which it changes no more
+LITTLE_ROUNDS = 24  # of Little's law at most; most rows need eight
+STAYS = 1e-8  # share of a time by which it changes no more
 FIRST_ROUNDS = 4  # of these, in which what is waited for before decoding settles
 FULLEST = 1.0 - 1e-6  # share of the time that prompts take at most
 LEAST_DECODING = 0.05  # share of its life that a request decodes at least
@@ -240,7 +240,7 @@ class SteppingEngine:
         serving, steps = self.scenario.software.serving, self.later / self.steps_tokens
         rate = np.clip(load.rate, 1e-12, most)
         decode, before = np.zeros_like(rate), np.full_like(rate, 1e-9)
-        low, high, sharing = np.zeros_like(rate), np.full_like(rate, np.inf), None
+        search, sharing = None, None
         for turns in range(LITTLE_ROUNDS):
             crowd = open_crowd(rate, load.prompts, before + decode, self.capacity)
             step = self.step(crowd.running, np.clip(decode / (before + decode), LEAST_DECODING, 1.0))
@@ -252,10 +252,10 @@ class SteppingEngine:
             # as much of decoding is a wait for prompts as of the time
             busy = np.minimum(come * serving.decode_wait * passed.prompt, 1.0 - 1e-9)
             lasts = np.minimum(steps * step.total / (1.0 - busy), full.decode)
-            if turns >= FIRST_ROUNDS:  # where a longer life lets more prompts share a pass, what was too short and too long bounds it
-                low = np.where(lasts > decode, np.maximum(low, decode), low)
-                high = np.where(lasts < decode, np.minimum(high, decode), high)
-                lasts = np.where((low > 0) & np.isfinite(high), np.sqrt(low * np.minimum(high, full.decode)), lasts)
+            if turns >= FIRST_ROUNDS:
+                search = RootSearch.above(np.full_like(rate, 1e-12), decode) if search is None else search
+                search, _ = search.after(lasts)
+                lasts = search.at
             stays = (np.abs(lasts - decode) <= STAYS * decode) & (np.abs(before - waited) <= STAYS * waited)
             if stays.all():
                 break
