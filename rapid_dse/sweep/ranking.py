@@ -77,10 +77,11 @@ def counts(table: pa.Table) -> tuple[Counter[str], Counter[str]]:
 def _counted(column: pa.ChunkedArray) -> Counter[str]:
     """How many rows have each text, in the order in which they come in."""
     codes, names = arrow.encoded(column)
-    kinds, first, rows = np.unique(codes, return_index=True, return_counts=True)
+    rows, first = np.bincount(codes, minlength=len(names)), np.zeros(len(names), np.int64)
+    first[codes[::-1]] = np.arange(len(codes))[::-1]  # of a text that comes again, the first row is set last
     counted: Counter[str] = Counter()
-    for at in np.argsort(first).tolist():
-        counted.update({names[kinds[at]]: int(rows[at])})
+    for kind in sorted(np.flatnonzero(rows).tolist(), key=first.tolist().__getitem__):
+        counted.update({names[kind]: int(rows[kind])})
     del counted[None]  # rows without one
     return counted
 
