@@ -176,11 +176,9 @@ class LoopingEngine(BurstingEngine):
         batches, most = habits.batches, habits.most
         others = crowd.others / batches
         ended = others * chance
-        in_a_pass = self.steps_a_pass * ended  # it takes those that come in all the steps for which it lasts
         held_prompts, held_steps = self._held_back((others + 1.0) * chance, np.ones_like(chance), at_random=True)
         share = np.minimum(np.maximum(habits.share, held_prompts), most)
-        any_ended = self._any_ended(habits, others, chance)
-        by_chance = np.minimum(np.maximum(np.maximum(1.0, in_a_pass / np.maximum(any_ended, 1e-300)), held_prompts), most)
+        by_chance = np.minimum(np.maximum(self._by_chance(habits, others, chance), held_prompts), most)
         together = np.maximum(by_chance, share)
         own = np.minimum(np.maximum(1.0 + ended, share), most)
         before_or_after = np.maximum(0.0, habits.group - share)
@@ -192,13 +190,15 @@ class LoopingEngine(BurstingEngine):
         total = decoding.total + prompts if self.later else passed.alone * together * batches
         return EngineStep(decoding, passed, come, prompts, total, own, own_slowest)
 
-    def _any_ended(self, habits: Habits, others: FloatColumn, chance: FloatColumn) -> FloatColumn:
-        """Chance that any of so many others ends in the steps of a pass."""
+    def _by_chance(self, habits: Habits, others: FloatColumn, chance: FloatColumn) -> FloatColumn:
+        """Prompts of a pass that come by chance: where any of so many others ends in the steps for which it lasts, all that do."""
         lasting = self.steps_a_pass * others
-        one_by_one = np.minimum(1.0, lasting * chance)
+        come = lasting * chance
+        one_by_one = np.maximum(1.0, come)
         if habits.grouped.all():  # logarithms take as long as the rest of a step
             return one_by_one
-        return np.where(habits.grouped, one_by_one, -np.expm1(lasting * np.log1p(-np.minimum(chance, 1.0 - 1e-12))))
+        any_ended = -np.expm1(lasting * np.log1p(-np.minimum(chance, 1.0 - 1e-12)))
+        return np.where(habits.grouped, one_by_one, np.maximum(1.0, come / np.maximum(any_ended, 1e-300)))
 
     def _pass(
         self, habits: Habits, decoding: DecodeStep, takes: tuple[FloatColumn, FloatColumn, FloatColumn], hold: FloatColumn
