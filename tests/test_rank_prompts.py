@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from rapid_dse.simulate.inference.rank_prompts import deviations_of, fullest_rank, until_each_has_one
+from rapid_dse.simulate.inference.rank_prompts import fullest_rank, spread_of, until_each_has_one
 
 
 def test_of_many_requests_it_is_the_collectors_number() -> None:
@@ -37,12 +37,12 @@ def test_more_requests_have_no_fewer_passes_in_a_life() -> None:
 @pytest.mark.parametrize(("ranks", "prompts"), [(8, 4), (8, 8), (8, 20), (16, 40), (64, 64)])
 def test_the_fullest_rank_has_as_many_as_of_prompts_drawn_at_random(ranks: int, prompts: int) -> None:
     drawn = np.random.default_rng(0).multinomial(prompts, np.full(ranks, 1 / ranks), size=5000).max(axis=1)
-    on, come = np.array([float(ranks)]), np.array([float(prompts)])
-    assert fullest_rank(on, come, np.array([100.0]), deviations_of(on))[0] == pytest.approx(drawn.mean(), rel=0.2)
-    assert fullest_rank(on, come, np.array([1.6]), deviations_of(on))[0] == max(1.0, prompts / ranks)
+    spread, mean = spread_of(np.array([float(ranks)])), np.array([prompts / ranks])
+    assert fullest_rank(mean, np.array([100.0]), spread)[0] == pytest.approx(drawn.mean(), rel=0.2)
+    assert fullest_rank(mean, np.array([1.0]), spread)[0] == max(1.0, prompts / ranks)
 
 
 def test_one_prompt_is_on_one_rank_and_one_rank_has_all() -> None:
     ranks = np.array([8.0, 1.0])
-    found = fullest_rank(ranks, np.array([1.0, 3.0]), np.array([9.0, 9.0]), deviations_of(ranks))
+    found = fullest_rank(np.array([1.0, 3.0]) / ranks, np.array([9.0, 9.0]), spread_of(ranks))
     assert found == pytest.approx([1.0, 3.0])

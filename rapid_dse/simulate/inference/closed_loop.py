@@ -18,7 +18,7 @@ from rapid_dse.common.columns import rows_of
 from rapid_dse.simulate.inference.bursts import BurstingEngine
 from rapid_dse.simulate.inference.crowds import Crowd, closed_crowd
 from rapid_dse.simulate.inference.fixed_points import RootSearch, settled
-from rapid_dse.simulate.inference.rank_prompts import deviations_of, fullest_rank
+from rapid_dse.simulate.inference.rank_prompts import fullest_rank, spread_of
 from rapid_dse.simulate.inference.request_lives import DecodeStep, Life, PromptPass
 
 FloatColumn = NDArray[np.float64]
@@ -225,19 +225,24 @@ class LoopingEngine(BurstingEngine):
         Args:
             takes: how many the pass takes, and how many by chance alone; those of habit are no more on a rank than ``on_rank``.
         """
-        together, ranks, fit = takes[0], self.attention_dp, self.costs.together.take(self.kind)
-        if not self._deviations.any() or fit.max(initial=0.0) < 2.0:
+        if not self._spread.any() or self._fit_a_rank.max(initial=0.0) < 2.0:
             return 1.0
-        fullest, at_random = (fullest_rank(ranks, prompts, fit, self._deviations) for prompts in takes)
-        fullest = np.maximum(np.minimum(fullest, np.maximum(on_rank, together / ranks)), at_random)
+        mean, by_chance = (prompts / self.attention_dp for prompts in takes)
+        fullest, at_random = (fullest_rank(prompts, self._fit_a_rank, self._spread) for prompts in (mean, by_chance))
+        fullest = np.maximum(np.minimum(fullest, np.maximum(on_rank, mean)), at_random)
         grid, table = self.costs.prefill, self.prefill_slowest
-        shared = grid.at(self.kind, np.minimum(1.0, together / (ranks * fullest))).of(table)
+        shared = grid.at(self.kind, np.minimum(1.0, mean / fullest)).of(table)
         return np.maximum(1.0, grid.at(self.kind, fullest).of(table) * shared / (self._of_one_each * slowest))
 
     @cached_property
-    def _deviations(self) -> FloatColumn:
-        """By how many deviations the largest of attention's ranks lies above their mean."""
-        return deviations_of(self.attention_dp)
+    def _spread(self) -> FloatColumn:
+        """How far the fullest of attention's ranks lies above their mean, over the root of that."""
+        return spread_of(self.attention_dp)
+
+    @cached_property
+    def _fit_a_rank(self) -> FloatColumn:
+        """Whole prompts of a rank that a pass takes."""
+        return np.maximum(1.0, np.floor(self.costs.together.take(self.kind)))
 
     @cached_property
     def _of_one_each(self) -> FloatColumn:

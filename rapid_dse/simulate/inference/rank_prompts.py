@@ -64,17 +64,17 @@ def _until(ranks: float, requests: float) -> float:
     return float(1.0 + (requests - 1.0) * (weights * going * (1.0 - ended)).sum() * longest / 2.0)
 
 
-def deviations_of(ranks: FloatColumn | IntColumn) -> FloatColumn:
-    """By how many deviations the largest of as many normal deviates as there are ranks lies above their mean."""
-    return np.interp(np.log2(ranks), np.arange(len(LARGEST)), LARGEST)
+def spread_of(ranks: FloatColumn | IntColumn) -> FloatColumn:
+    """How far the largest of as many counts as there are ranks lies above their mean, over the root of that: so many deviations as the
+    largest of as many normal deviates, of a binomial count."""
+    return np.interp(np.log2(ranks), np.arange(len(LARGEST)), LARGEST) * np.sqrt(1.0 - 1.0 / ranks)
 
 
-def fullest_rank(ranks: FloatColumn | IntColumn, prompts: FloatColumn, most: FloatColumn, deviations: FloatColumn) -> FloatColumn:
-    """Prompts of the rank that has the most of so many at random, at least 1: so many ``deviations`` of a binomial count above the mean.
+def fullest_rank(mean: FloatColumn, most: FloatColumn, spread: FloatColumn) -> FloatColumn:
+    """Prompts of the rank that has the most at random, at least 1, where ranks have so many in the mean.
 
     Args:
-        most: prompts of a rank that a pass takes; whole ones.
+        most: whole prompts of a rank that a pass takes.
+        spread: that of ``spread_of``.
     """
-    mean = prompts / ranks
-    largest = mean + deviations * np.sqrt(mean * (1.0 - 1.0 / ranks))
-    return np.maximum(mean, np.minimum(np.maximum(1.0, largest), np.maximum(1.0, np.floor(most))))
+    return np.maximum(mean, np.minimum(np.maximum(1.0, mean + spread * np.sqrt(mean)), most))
