@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from rapid_dse.simulate.inference.rank_prompts import fullest_rank, spread_of, until_each_has_one
+from rapid_dse.simulate.inference.rank_prompts import fullest_rank, gathered, spread_of, until_each_has_one
 
 
 def test_of_many_requests_it_is_the_collectors_number() -> None:
@@ -46,3 +46,14 @@ def test_one_prompt_is_on_one_rank_and_one_rank_has_all() -> None:
     ranks = np.array([8.0, 1.0])
     found = fullest_rank(np.array([1.0, 3.0]) / ranks, np.array([9.0, 9.0]), spread_of(ranks))
     assert found == pytest.approx([1.0, 3.0])
+
+
+@pytest.mark.parametrize(("ranks", "fullest"), [(4, 3.0), (8, 3.0), (16, 3.2), (16, 6.4)])
+def test_prompts_of_which_the_fullest_rank_has_so_many_are_those_of_random_draws(ranks: int, fullest: float) -> None:
+    """So many prompts, each on any rank: the mean of the most on one over 20,000 draws."""
+    prompts = ranks * float(gathered(np.array([fullest]), spread_of(np.array([ranks])))[0])
+    draws, rng = [], np.random.default_rng(1)
+    for number, share in ((int(prompts), 1 - prompts % 1), (int(prompts) + 1, prompts % 1)):  # of a fraction the draws between both
+        draws.append(share * rng.multinomial(number, np.full(ranks, 1 / ranks), size=20_000).max(axis=1).mean())
+    assert sum(draws) == pytest.approx(fullest, rel=0.12)
+    assert float(gathered(np.array([fullest]), spread_of(np.array([1])))[0]) == pytest.approx(fullest)

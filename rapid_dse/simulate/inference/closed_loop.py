@@ -18,7 +18,7 @@ from rapid_dse.common.columns import rows_of
 from rapid_dse.simulate.inference.bursts import BurstingEngine
 from rapid_dse.simulate.inference.crowds import Crowd, closed_crowd
 from rapid_dse.simulate.inference.fixed_points import RootSearch, settled
-from rapid_dse.simulate.inference.rank_prompts import fullest_rank, spread_of
+from rapid_dse.simulate.inference.rank_prompts import fullest_rank, gathered, spread_of
 from rapid_dse.simulate.inference.request_lives import DecodeStep, Life, PromptPass
 
 FloatColumn = NDArray[np.float64]
@@ -60,7 +60,7 @@ class Habits:
         crowd: those that are under way.
         grouped: whether all have one length, so that those that had their prompts together end together.
         group: prompts that come together so.
-        share: how many share a pass at least, where none is held back; ``on_rank``: of those, on one of attention's ranks at most.
+        share: how many share a pass at least, where none is held back.
         rounds: share of requests of which all are one round: all prompts, then all tokens.
         behind: seconds that a prompt waits for those of its group in the passes before its own; as many follow it.
         batches: that go through the stages one after the other.
@@ -71,7 +71,6 @@ class Habits:
     grouped: NDArray[np.bool_]
     group: FloatColumn
     share: FloatColumn
-    on_rank: FloatColumn
     rounds: FloatColumn
     behind: FloatColumn
     batches: FloatColumn
@@ -143,13 +142,13 @@ class LoopingEngine(BurstingEngine):
         # a prompt that is shorter than a tile of attention takes as long as one
         of_rank = alike * np.minimum(self.costs.together.take(self.kind), serving.max_batched_tokens / ATTENTION_TILE)
         most = self._most_together(crowd.running)
-        share = np.minimum(np.maximum(group if chunked else of_rank * self.attention_dp, 1.0), most)
+        in_step = np.minimum(of_rank * self.attention_dp, self.attention_dp * gathered(np.maximum(1.0, of_rank), self._spread))
+        share = np.minimum(np.maximum(group if chunked else in_step, 1.0), most)
         a_prompt = self.costs.prefill.at(self.kind, share / self.attention_dp).of(self.prefill_slowest) / share
         behind = a_prompt * np.maximum(0.0, group - share) / 2.0
         batches = np.maximum(1.0, self._in_flight(crowd.running))
         room, least = self._room(batches), self._full_pass(crowd.running).least
-        on_rank = np.where(of_rank > 0, np.maximum(1.0, of_rank), np.inf)
-        return Habits(crowd, grouped, group, share, on_rank, alike * first, behind, batches, room, most, least)
+        return Habits(crowd, grouped, group, share, alike * first, behind, batches, room, most, least)
 
     @cached_property
     def _own_steps(self) -> FloatColumn:
@@ -178,14 +177,13 @@ class LoopingEngine(BurstingEngine):
         ended = others * chance
         held_prompts, held_steps = self._held_back((others + 1.0) * chance, np.ones_like(chance), at_random=True)
         share = np.minimum(np.maximum(habits.share, held_prompts), most)
-        by_chance = np.minimum(np.maximum(self._by_chance(habits, others, chance), held_prompts), most)
-        together = np.maximum(by_chance, share)
+        together = np.minimum(np.maximum(self._by_chance(habits, others, chance), share), most)
         own = np.minimum(np.maximum(1.0 + ended, share), most)
         before_or_after = np.maximum(0.0, habits.group - share)
         elsewhere = np.maximum(0.0, others + 1.0 - own - before_or_after) * chance / np.maximum(1.0 - chance, 1e-12)
         come = batches * np.minimum(ended, elsewhere)
         decoding = self.step(crowd.running, np.minimum(1.0, steps * chance))
-        passed, own_slowest = self._pass(habits, decoding, (together, own, by_chance), held_steps * decoding.total)
+        passed, own_slowest = self._pass(habits, decoding, (together, own), held_steps * decoding.total)
         prompts = come * passed.prompt
         total = decoding.total + prompts if self.later else passed.alone * together * batches
         return EngineStep(decoding, passed, come, prompts, total, own, own_slowest)
@@ -201,14 +199,14 @@ class LoopingEngine(BurstingEngine):
         return np.where(habits.grouped, one_by_one, np.maximum(1.0, come / np.maximum(any_ended, 1e-300)))
 
     def _pass(
-        self, habits: Habits, decoding: DecodeStep, takes: tuple[FloatColumn, FloatColumn, FloatColumn], hold: FloatColumn
+        self, habits: Habits, decoding: DecodeStep, takes: tuple[FloatColumn, FloatColumn], hold: FloatColumn
     ) -> tuple[PromptPass, FloatColumn]:
         """A pass of prompts beside such decoding, held back so long, and seconds of the slowest stage in a request's own pass; it ``takes``
-        so many, that of a request itself so many, without habits the first of these."""
-        together, own, by_chance = takes
-        where, own_where = (self.costs.prefill.at(self.kind, prompts / self.attention_dp) for prompts in (together, own))
+        so many, that of a request itself so many."""
+        together, _ = takes
+        where, own_where = (self.costs.prefill.at(self.kind, prompts / self.attention_dp) for prompts in takes)
         slowest = where.of(self.prefill_slowest)
-        even, uneven = slowest / together, self._uneven((together, by_chance), slowest, habits.on_rank)
+        even, uneven = slowest / together, self._uneven(together, slowest)
         alone = even * uneven
         of_mean = own_where.of(self.prefill_total)
         whole = uneven * of_mean
@@ -218,18 +216,13 @@ class LoopingEngine(BurstingEngine):
         passed = PromptPass(where, together, whole, late, prompt, alone, habits.least, hold)
         return passed, uneven * own_where.of(self.prefill_slowest)
 
-    def _uneven(self, takes: tuple[FloatColumn, FloatColumn], slowest: FloatColumn, on_rank: FloatColumn) -> FloatColumn | float:
+    def _uneven(self, together: FloatColumn, slowest: FloatColumn) -> FloatColumn | float:
         """Seconds of a pass of so many prompts that have come to attention's ranks at random, over those of as many on each (``slowest``):
-        of as many as the fullest rank has, in the share that it takes of those of one on each if so large a share of ranks has one.
-
-        Args:
-            takes: how many the pass takes, and how many by chance alone; those of habit are no more on a rank than ``on_rank``.
-        """
+        of as many as the fullest rank has, in the share that it takes of those of one on each if so large a share of ranks has one."""
         if not self._spread.any() or self._fit_a_rank.max(initial=0.0) < 2.0:
             return 1.0
-        mean, by_chance = (prompts / self.attention_dp for prompts in takes)
-        fullest, at_random = (fullest_rank(prompts, self._fit_a_rank, self._spread) for prompts in (mean, by_chance))
-        fullest = np.maximum(np.minimum(fullest, np.maximum(on_rank, mean)), at_random)
+        mean = together / self.attention_dp
+        fullest = fullest_rank(mean, self._fit_a_rank, self._spread)
         grid, table = self.costs.prefill, self.prefill_slowest
         shared = grid.at(self.kind, np.minimum(1.0, mean / fullest)).of(table)
         return np.maximum(1.0, grid.at(self.kind, fullest).of(table) * shared / (self._of_one_each * slowest))
@@ -276,7 +269,7 @@ class LoopingEngine(BurstingEngine):
         if self.later:
             half = 0.5 * (decoding + (decoding + a_pass) * share_of_passes)
         else:  # of the passes of others, of which there is none where all share one
-            half = 0.5 * step.prompts * np.minimum(1.0, 1.0 / chance - 1.0)
+            half = 0.5 * step.prompts * np.where(habits.grouped, np.minimum(1.0, 1.0 / chance - 1.0), 1.0)
         full = np.minimum(1.0, crowd.others * chance / room)
         queued = 0.5 * full**habits.queue_power / (room * (1.0 - full + habits.always_spare))
         return np.asarray(crowd.steady * (half * crowd.busy + queued * (decoding + step.prompts)))

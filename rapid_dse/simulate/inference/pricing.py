@@ -225,7 +225,7 @@ def _prefill_times(system: System, static: BoolColumn) -> dict[str, FloatColumn]
     terms = _terms(served.prefill, prompts.prefill_pass)
     waits = np.maximum(0.0, served.queue + served.first - added(terms.values()))
     server = np.where(static, 0.0, prompts.scenario.software.serving.admission_latency)
-    host = np.minimum(waits, server + served.prefill.of(prompts.prefill_late))
+    host = np.minimum(waits, server + served.prefill.of(prompts.prefill_total + prompts.prefill_late - prompts.prefill_pass.total))
     return {**terms, "host": host, "prefill": waits - host}
 
 

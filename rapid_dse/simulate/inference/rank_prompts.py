@@ -78,3 +78,8 @@ def fullest_rank(mean: FloatColumn, most: FloatColumn, spread: FloatColumn) -> F
         spread: that of ``spread_of``.
     """
     return np.maximum(mean, np.minimum(np.maximum(1.0, mean + spread * np.sqrt(mean)), most))
+
+
+def gathered(fullest: FloatColumn, spread: FloatColumn) -> FloatColumn:
+    """Prompts of a rank in the mean where the one that has the most at random has so many, as ``fullest_rank`` counts them."""
+    return np.asarray((0.5 * (np.sqrt(spread * spread + 4.0 * fullest) - spread)) ** 2)

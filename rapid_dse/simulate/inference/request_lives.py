@@ -129,6 +129,9 @@ class SteppingEngine:
         self.prefill_slowest = np.maximum(prefill.slowest, plain / costs.cut.pp)
         # where nothing is decoded the device has nothing else to do while the host launches experts, a stage's by each stage's own host
         self.prefill_ends = np.maximum(self.prefill_slowest, launches / costs.cut.pp)
+        if not self.later:
+            self.prefill_total, self.prefill_slowest = np.maximum(self.prefill_total, launches), self.prefill_ends
+            self.prefill_late = np.zeros_like(self.prefill_total)
 
     def _place(self, kind: IntColumn) -> None:
         """Sets what rows of such kinds have."""
