@@ -65,6 +65,7 @@ class Habits:
         behind: seconds that a prompt waits for those of its group in the passes before its own; as many follow it.
         batches: that go through the stages one after the other.
         room: prompts that a step of the engine takes at most, ``most`` that a pass does; ``least``: seconds a prompt of a full pass.
+        in_turn: seconds of a life over those that run, at most: an engine serves fewer at a time where that is faster.
     """
 
     crowd: Crowd
@@ -77,6 +78,7 @@ class Habits:
     room: FloatColumn
     most: FloatColumn
     least: FloatColumn
+    in_turn: FloatColumn
 
     @cached_property
     def most_often(self) -> FloatColumn:
@@ -148,7 +150,19 @@ class LoopingEngine(BurstingEngine):
         behind = a_prompt * np.maximum(0.0, group - share) / 2.0
         batches = np.maximum(1.0, self._in_flight(crowd.running))
         room, least = self._room(batches), self._full_pass(crowd.running).least
-        return Habits(crowd, grouped, group, share, alike * first, behind, batches, room, most, least)
+        in_turn, together = self._life_apart(np.ones_like(share), np.ones_like(share)), share * batches
+        if (apart := (alike > 0) & (crowd.running > together)).any():
+            of_pass = (self._life_apart(together, share) + behind) / together
+            in_turn = np.where(apart, np.minimum(in_turn, of_pass), in_turn)
+        return Habits(crowd, grouped, group, share, alike * first, behind, batches, room, most, least, in_turn)
+
+    def _life_apart(self, running: FloatColumn, together: FloatColumn) -> FloatColumn:
+        """Seconds of a life of so many requests, those of each batch in one pass of prompts, so that none waits for prompts of others."""
+        where = self.costs.prefill.at(self.kind, together / self.attention_dp)
+        whole = self._uneven(together, where.of(self.prefill_slowest)) * where.of(self.prefill_total)
+        begun = np.maximum(whole, where.of(self.prefill_total) + self.late(where))
+        steps = self.later / self.steps_tokens + 0.5 * (running > 1.0)  # a prompt waits for half of the step that it finds
+        return np.asarray(self.scenario.software.serving.admission_latency + begun + steps * self.step(running).total * bool(self.later))
 
     @cached_property
     def _own_steps(self) -> FloatColumn:
@@ -294,10 +308,10 @@ class LoopingEngine(BurstingEngine):
             decode_beside = (own_steps - steps) * decoding.total - accompanied * spared - passed.late
             first = first + waits + np.maximum(0.0, decode_beside)
             met = steps * step.prompts + habits.behind
-        decode = steps * decoding.total + self.scenario.software.serving.decode_wait * met * bool(steps)
-        return Life(
-            crowd, decoding, passed, np.asarray(decode), np.asarray(np.maximum(first, self._needed(habits, step, own_steps) - decode))
-        )
+        decode = np.asarray(steps * decoding.total + self.scenario.software.serving.decode_wait * met * bool(steps))
+        first = np.maximum(first, self._needed(habits, step, own_steps) - decode)
+        in_turn = np.maximum(habits.in_turn * crowd.running - decode, self._outside(habits, passed) + passed.whole)
+        return Life(crowd, decoding, passed, decode, np.asarray(np.minimum(first, in_turn)))
 
     def _needed(self, habits: Habits, step: EngineStep, own_steps: FloatColumn) -> FloatColumn:
         """Seconds of the engine for the prompts and steps of all that run, no request of which lives shorter: it takes no more prompts in a
