@@ -150,7 +150,8 @@ class LoopingEngine(BurstingEngine):
         behind = a_prompt * np.maximum(0.0, group - share) / 2.0
         batches = np.maximum(1.0, self._in_flight(crowd.running))
         room, least = self._room(batches), self._full_pass(crowd.running).least
-        in_turn, together = self._life_apart(np.ones_like(share), np.ones_like(share)), share * batches
+        # of as many a request's own pass takes all others of its batch
+        in_turn, together = self._life_apart(np.ones_like(share), np.ones_like(share)), 1.0 + batches * (share - 1.0)
         if (apart := (alike > 0) & (crowd.running > together)).any():
             of_pass = (self._life_apart(together, share) + behind) / together
             in_turn = np.where(apart, np.minimum(in_turn, of_pass), in_turn)
