@@ -17,10 +17,12 @@ from machine import slowness
 from rapid_dse.events.backends import price
 from rapid_dse.parallel.enumeration import grid
 from rapid_dse.parallel.layouts import Layouts
+from rapid_dse.simulate.inference.ahead import lots
 from rapid_dse.simulate.results import Priced
 from rapid_dse.sweep import identity, table
 from rapid_dse.sweep.chunks import contained, take
 from rapid_dse.sweep.overrides import read
+from rapid_dse.sweep.portion import Portion
 from rapid_dse.sweep.space import single
 
 FIXED_TEXT = """
@@ -67,8 +69,17 @@ def test_columns_are_the_fixed_ones_and_what_was_given() -> None:
 
 
 def test_portions_priced_together_have_the_rows_that_each_has_alone() -> None:
-    """Training and serving, one model's and another's, legal, refused and out of memory, with keys of some portions alone."""
-    served = single(read(["model=llama3_1_8b", "workload=inference", "workload.batch_size=4", "hw.num_gpus=8", "parallel.tp=4"]))
+    """Training and serving, one model's and another's, legal, refused and out of memory, with keys of some portions alone, and requests of
+    other lengths, of which some take several passes."""
+    asked = ["model=llama3_1_8b", "workload=inference", "workload.batch_size=4", "hw.num_gpus=8", "parallel.tp=4"]
+    served = single(read([*asked, "workload.prompt_len=2000", "workload.decode_len=900"]))
+    pools = ["workload.concurrency=9", "hw.num_gpus=6", "parallel.prefill.tp=2", "parallel.decode.tp=4", "model=llama3_1_8b"]
+    pooled = single(read(["workload=inference", *pools, "workload.prompt_len=77", "workload.decode_len=5"]))
+
+    def asking(portion: Portion, prompt: int, generated: int) -> Portion:
+        workload = served.scenario.workload.model_copy(update={"prompt_len": prompt, "decode_len": generated})
+        return replace(portion, scenario=served.scenario.model_copy(update={"workload": workload}))
+
     portions = [
         portion(keys={"hw.price": 2, "software.attention": "flash", "hw.network.faulty_links": [[0, 1, 0.5]]}),
         served,
@@ -76,13 +87,17 @@ def test_portions_priced_together_have_the_rows_that_each_has_alone() -> None:
         portion(grid({**ONE, "tp": [3, 5]}), keys={"software.attention": "unfused"}, model__intermediate_size=11008),
         replace(served, layouts=served.layouts.take(np.zeros(2, int)), rule=np.array([-1, 0]), reasons=("a rule",)),
         portion(many(2), keys={"hw.price": None}, hw__memory__usable=1e9),
+        asking(served, 30000, 40),
+        asking(served, 90, 600),
+        asking(pooled, 7000, 1),
     ]
+    assert [1, 4, 6, 7, 8] in lots([(each.scenario, each.layouts) for each in portions])
     told: list[int] = []
     made = table.priced_tables(portions, told.append).to_pylist()
-    assert told == [4, 1, 1, 2, 2, 2]
+    assert sorted(told) == [1, 1, 1, 1, 1, 2, 2, 2, 4]
     alone = pa.concat_tables(map(table.priced_table, portions), promote_options="permissive").to_pylist()
     assert [row | {"elapsed_s": 0} for row in made] == [row | {"elapsed_s": 0} for row in alone]
-    assert Counter(row["status"] for row in made) == {"ok": 4, "oom": 3, "invalid": 5}
+    assert Counter(row["status"] for row in made) == {"ok": 7, "oom": 3, "invalid": 5}
 
 
 def test_an_empty_portion_is_an_empty_table() -> None:

@@ -55,6 +55,13 @@ class Degrees:
         """Those at these positions."""
         return Degrees(*(getattr(self, f.name)[rows] for f in fields(self)))
 
+    @staticmethod
+    def concatenate(tables: Sequence[Degrees]) -> Degrees:
+        """Those of several tables, one behind the other."""
+        if len(tables) == 1:
+            return tables[0]
+        return Degrees(*(np.concatenate([getattr(table, f.name) for table in tables]) for f in fields(Degrees)))
+
 
 @dataclass(frozen=True)
 class Engines(Layouts):

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +16,7 @@ from rapid_dse.device import OperatorModel
 from rapid_dse.parallel.engines import Degrees
 from rapid_dse.simulate.inference.engine_memory import Room, room
 from rapid_dse.simulate.inference.passes import EnginePass, PassWork, drafted_work, prefill_parts, prefilled, through_stages
-from rapid_dse.simulate.inference.prompts import WHOLE, Chunks, Prompts, chunks_of
+from rapid_dse.simulate.inference.prompts import WHOLE, Chunks, PromptColumns, Prompts, chunks_of
 
 FloatColumn = NDArray[np.float64]
 IntColumn = NDArray[np.int64]
@@ -147,28 +148,85 @@ def _next(batch: float) -> int:
     return next(size for size in FINEST if size > batch)
 
 
-def costs(scenario: Scenario, cut: Degrees, most: float, device: OperatorModel) -> Costs:
-    """What engines cut so cost at up to ``most`` sequences of an attention rank."""
-    memory = room(scenario, cut)
-    batches = batches_to(max(1.0, most))
-    prompts = prompts_of(scenario)
-    together = max(1.0, scenario.software.serving.max_batched_tokens / prompts.queries)
-    of_prompts = np.append(_of_some_ranks(cut), batches_to(together))
-    return Costs(
-        cut=cut,
-        room=memory,
-        decode=_grid(batches, cut, lambda kinds, rows: (drafted_work(scenario, kinds, rows, device),)),
-        prefill=replace(
-            _grid(
-                of_prompts,
-                cut,
-                lambda kinds, rows: prefilled(scenario, kinds, prefill_parts(scenario, kinds, rows, prompts, device), prompts),
-            ),
-            chunks=prompts.chunks,
-        ),
-        together=np.full(len(cut.tp), together),
-        prompts=prompts,
-    )
+@dataclass(frozen=True)
+class AskedEngines:
+    """Engines whose passes are asked for: how each kind of them is cut, and the ``most`` sequences of an attention rank."""
+
+    scenario: Scenario
+    cut: Degrees
+    most: float
+
+    @cached_property
+    def prompts(self) -> Prompts:
+        """Prompts of one pass."""
+        return prompts_of(self.scenario)
+
+    @property
+    def together(self) -> float:
+        """The most prompts in a pass."""
+        return max(1.0, self.scenario.software.serving.max_batched_tokens / self.prompts.queries)
+
+    @property
+    def of_prompts(self) -> FloatColumn:
+        """The grid of prompts in a pass."""
+        return np.append(_of_some_ranks(self.cut), batches_to(self.together))
+
+
+def costs(every: Sequence[AskedEngines], device: OperatorModel) -> list[Costs]:
+    """What engines cost whose scenarios differ in nothing but the lengths of their requests: all are priced as one table."""
+    rooms = _rooms(every)
+    decodes = _grids(every, [batches_to(max(1.0, asked.most)) for asked in every], _decoding(every, device))
+    prefills: dict[int, StepGrid] = {}
+    for count in {len(asked.prompts.chunks) for asked in every}:  # passes of as many lengths are priced together
+        places = [place for place, asked in enumerate(every) if len(asked.prompts.chunks) == count]
+        alike = [every[place] for place in places]
+        prefills |= zip(places, _grids(alike, [asked.of_prompts for asked in alike], _prefilling(alike, device)), strict=True)
+    return [
+        Costs(
+            cut=asked.cut,
+            room=rooms[at],
+            decode=decodes[at],
+            prefill=replace(prefills[at], chunks=asked.prompts.chunks),
+            together=np.full(len(asked.cut.tp), asked.together),
+            prompts=asked.prompts,
+        )
+        for at, asked in enumerate(every)
+    ]
+
+
+Priced: TypeAlias = Callable[[Degrees, FloatColumn, IntColumn], tuple[PassWork, ...]]  # of kinds, their batches, and whose they are
+
+
+def _decoding(every: Sequence[AskedEngines], device: OperatorModel) -> Priced:
+    """Prices decode steps."""
+    scenario, lengths = every[0].scenario, _lengths(every)
+    return lambda kinds, rows, of: (drafted_work(scenario, kinds, rows, device, (lengths[0].take(of), lengths[1].take(of))),)
+
+
+def _prefilling(every: Sequence[AskedEngines], device: OperatorModel) -> Priced:
+    """Prices passes that compute prompts, of as many lengths each."""
+    scenario, asked_prompts = every[0].scenario, [asked.prompts for asked in every]
+
+    def priced(kinds: Degrees, rows: FloatColumn, of: IntColumn) -> tuple[PassWork, ...]:
+        prompts = PromptColumns.of(asked_prompts, of)
+        return prefilled(scenario, kinds, prefill_parts(scenario, kinds, rows, prompts, device), prompts)
+
+    return priced
+
+
+def _lengths(every: Sequence[AskedEngines]) -> tuple[FloatColumn, FloatColumn]:
+    """Tokens of a request's prompt, and those generated."""
+    prompts, generated = np.array([asked.scenario.workload.lengths for asked in every], np.float64).T
+    return prompts, generated
+
+
+def _rooms(every: Sequence[AskedEngines]) -> list[Room]:
+    """What engines hold."""
+    sizes = [len(asked.cut.tp) for asked in every]
+    prompts, generated = (lengths.repeat(sizes) for lengths in _lengths(every))
+    bytes_held = room(every[0].scenario, Degrees.concatenate([asked.cut for asked in every]), (prompts, generated))
+    columns = np.array([getattr(bytes_held, f.name) for f in fields(bytes_held)])
+    return [Room(*own) for own in np.split(columns, np.cumsum(sizes)[:-1], axis=1)]
 
 
 def prompts_of(scenario: Scenario) -> Prompts:
@@ -179,8 +237,17 @@ def prompts_of(scenario: Scenario) -> Prompts:
     return Prompts(queries, float(prompt), chunks_of(queries, float(scenario.software.serving.max_batched_tokens)))
 
 
-def _grid(batches: FloatColumn, cut: Degrees, priced: Callable[[Degrees, FloatColumn], tuple[PassWork, ...]]) -> StepGrid:
-    kinds = len(cut.tp)
-    every = cut.take(np.tile(np.arange(kinds), len(batches)))
-    works = priced(every, np.repeat(batches, kinds))
-    return StepGrid(batches, tuple(work.reshaped(len(batches), kinds) for work in works))
+def _grids(every: Sequence[AskedEngines], batches: Sequence[FloatColumn], priced: Priced) -> list[StepGrid]:
+    """The passes of each one's engines at its batches, all priced as one table."""
+    kinds, grids = [len(asked.cut.tp) for asked in every], []
+    sizes = [count * len(own) for count, own in zip(kinds, batches, strict=True)]
+    starts = np.cumsum(kinds) - kinds
+    at = [np.tile(np.arange(start, start + count), len(own)) for start, count, own in zip(starts, kinds, batches, strict=True)]
+    cuts = Degrees.concatenate([asked.cut for asked in every]).take(np.concatenate(at))
+    rows = np.concatenate([own.repeat(count) for count, own in zip(kinds, batches, strict=True)])
+    tables = [work.table for work in priced(cuts, rows, np.arange(len(every)).repeat(sizes))]
+    ends = np.cumsum(sizes).tolist()
+    for count, own, size, end in zip(kinds, batches, sizes, ends, strict=True):
+        works = (PassWork(*table[:, end - size : end].reshape(-1, len(own), count)) for table in tables)
+        grids.append(StepGrid(own, tuple(works)))
+    return grids

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from rapid_dse.config.scenario import Scenario
 from rapid_dse.model.layers.embedding import padded_vocab
 from rapid_dse.parallel.engines import Degrees
-from rapid_dse.simulate.inference.passes import all_products, drafting
+from rapid_dse.simulate.inference.passes import Lengths, all_products, drafting
 from rapid_dse.simulate.inference.products import Product, dense_layers
 from rapid_dse.simulate.inference.served_kernels import cache_a_rank
 from rapid_dse.simulate.inference.widths import ACTIVATION, WEIGHT_BYTES, product_precision
@@ -38,8 +38,8 @@ class Room:
     requests: FloatColumn
 
 
-def room(scenario: Scenario, cut: Degrees) -> Room:
-    """What each engine holds, whatever it is asked for."""
+def room(scenario: Scenario, cut: Degrees, lengths: Lengths | None = None) -> Room:
+    """What each engine holds, whatever it is asked for; ``lengths``: of a request's prompt, and what is generated; None: the scenario's."""
     software, usable = scenario.software, scenario.hw.memory.usable
     weights, activations = weight_bytes(scenario, cut), activation_bytes(scenario, cut)
     buffers = np.full(len(cut.tp), software.serving.workspace)
@@ -49,7 +49,7 @@ def room(scenario: Scenario, cut: Degrees) -> Room:
         0.0,
         share * (usable - weights_and_buffers) if software.serving.memory_fraction_of == "rest" else share * usable - weights_and_buffers,
     )
-    prompt, generated = scenario.workload.lengths
+    prompt, generated = scenario.workload.lengths if lengths is None else lengths
     longest = (prompt + generated) * (1.0 + scenario.workload.length_spread)
     average = longest if software.serving.reserves_whole_requests else prompt + generated / 2.0
     a_request = request_bytes(scenario, cut, average)
@@ -58,14 +58,14 @@ def room(scenario: Scenario, cut: Degrees) -> Room:
     return Room(weights, activations, buffers, kv_memory, a_request, with_prompt, ended, np.maximum(1.0, most))
 
 
-def request_bytes(scenario: Scenario, cut: Degrees, tokens: float) -> FloatColumn:
+def request_bytes(scenario: Scenario, cut: Degrees, tokens: FloatColumn | float) -> FloatColumn:
     """Bytes of the cache of a GPU that a request of so many tokens takes.
 
     A stage of a pipeline has its layers' share, the last one the layer that makes drafts. Tokens that a window has passed are dropped.
     """
     model = scenario.model
     windows = Counter(model.windows)
-    seen = sum(layers * min(tokens, window or tokens) for window, layers in windows.items()) / windows.total()
+    seen = sum(layers * np.minimum(tokens, window or np.inf) for window, layers in windows.items()) / windows.total()
     layers = np.ceil(model.num_hidden_layers / cut.pp)
     if scenario.workload.draft_tokens:
         layers = np.maximum(layers, model.num_hidden_layers // cut.pp + 1)

@@ -21,10 +21,11 @@ from rapid_dse.interconnect import transfer
 from rapid_dse.parallel.engines import Degrees
 from rapid_dse.simulate.inference.pass_parts import PassParts, parts_of
 from rapid_dse.simulate.inference.products import Product, attention_products, dense_layers, dense_products, expert_products
-from rapid_dse.simulate.inference.prompts import Chunks, Prompts, passes_taken
+from rapid_dse.simulate.inference.prompts import Chunks, PromptColumns, Prompts, passes_taken
 from rapid_dse.simulate.inference.served_kernels import KernelCost, decode_attention, over_windows, prefill_attention
 
 FloatColumn = NDArray[np.float64]
+Lengths: TypeAlias = tuple[FloatColumn | float, FloatColumn | float]
 
 # What latent attention has more of small kernels, as a share of a plain layer's: two norms, latents and rotary parts split, cast, joined.
 LATENT_KERNELS = 2.0
@@ -64,7 +65,7 @@ class PassWork:
     ep_calls: FloatColumn
     joules: FloatColumn
 
-    def times(self, count: float) -> PassWork:
+    def times(self, count: FloatColumn | float) -> PassWork:
         """So many such passes."""
         return PassWork(*(getattr(self, field.name) * count for field in fields(self)))
 
@@ -72,9 +73,10 @@ class PassWork:
         """This pass, then the other."""
         return PassWork(*(getattr(self, field.name) + getattr(other, field.name) for field in fields(self)))
 
-    def reshaped(self, *shape: int) -> PassWork:
-        """The same columns as arrays of another shape."""
-        return PassWork(*(getattr(self, field.name).reshape(shape) for field in fields(self)))
+    @property
+    def table(self) -> FloatColumn:
+        """All columns, ``(n_columns, n)``."""
+        return np.array([getattr(self, field.name) for field in fields(self)])
 
 
 @dataclass(frozen=True)
@@ -165,9 +167,16 @@ def through_stages(works: Sequence[PassWork], chunks: Sequence[Chunks], serving:
     return whole
 
 
-def decode_parts(scenario: Scenario, cut: Degrees, rows: FloatColumn, device: OperatorModel, queries: float = 1.0) -> PassParts:
-    """A step that gives each of ``rows`` sequences of an attention rank ``queries`` tokens, on average over the contexts of a request."""
-    mean = over_windows(scenario, lambda step: _attended(step, cut, rows, queries, device))
+def decode_parts(
+    scenario: Scenario, cut: Degrees, rows: FloatColumn, device: OperatorModel, queries: float = 1.0, lengths: Lengths | None = None
+) -> PassParts:
+    """A step that gives each of ``rows`` sequences of an attention rank ``queries`` tokens, on average over the contexts of a request.
+
+    Args:
+        lengths: tokens of a request's prompt, and those generated; None: the scenario's.
+    """
+    asked = scenario.workload.lengths if lengths is None else lengths
+    mean = over_windows(scenario, lambda step: _attended(step, cut, rows, queries, device, asked))
     return parts_of(scenario, cut, (rows * queries, rows * queries, 1.0), mean, device, decoding=True)
 
 
@@ -176,33 +185,33 @@ def decode_work(scenario: Scenario, cut: Degrees, rows: FloatColumn, device: Ope
     return _combined(scenario, cut, decode_parts(scenario, cut, rows, device, queries))
 
 
-def _attended(scenario: Scenario, cut: Degrees, rows: FloatColumn, queries: float, device: OperatorModel) -> KernelCost:
+def _attended(scenario: Scenario, cut: Degrees, rows: FloatColumn, queries: float, device: OperatorModel, lengths: Lengths) -> KernelCost:
     """Attention of a layer of such a step."""
-    prompt, generated = scenario.workload.lengths
+    prompt, generated = lengths
     points, weights = NODES
-    contexts = prompt + np.maximum(1.0, generated * (1 + points) / 2)
+    contexts = prompt + np.maximum(1.0, generated * (1 + points[:, None]) / 2) + np.zeros(len(rows))
     every = np.arange(len(contexts) * len(rows)) % len(rows)  # all rows at the first context, then at the next
-    cost = decode_attention(scenario, cut.take(every), rows.take(every), contexts.repeat(len(rows)), queries, device)
+    cost = decode_attention(scenario, cut.take(every), rows.take(every), contexts.reshape(-1), queries, device)
     shares = (weights / 2)[:, None]
     columns = (cost.seconds, cost.flops, cost.hbm_bytes, cost.joules)
     seconds, flops, hbm_bytes, joules = (added(column.reshape(len(contexts), -1) * shares) for column in columns)
     return KernelCost(seconds, flops, hbm_bytes, joules)
 
 
-def drafted_work(scenario: Scenario, cut: Degrees, rows: FloatColumn, device: OperatorModel) -> PassWork:
+def drafted_work(scenario: Scenario, cut: Degrees, rows: FloatColumn, device: OperatorModel, lengths: Lengths | None = None) -> PassWork:
     """A decode step with its drafts: each is made by one more layer and the head, on the last stage and one after the other; one pass
     verifies them all."""
-    return drafted(scenario, cut, drafted_parts(scenario, cut, rows, device))
+    return drafted(scenario, cut, drafted_parts(scenario, cut, rows, device, lengths))
 
 
 Drafted: TypeAlias = tuple[PassParts, PassParts | None]  # the pass that verifies drafts, and the one that makes a draft
 
 
-def drafted_parts(scenario: Scenario, cut: Degrees, rows: FloatColumn, device: OperatorModel) -> Drafted:
-    """The parts of such a step."""
+def drafted_parts(scenario: Scenario, cut: Degrees, rows: FloatColumn, device: OperatorModel, lengths: Lengths | None = None) -> Drafted:
+    """The parts of such a step; ``lengths``: as of ``decode_parts``."""
     drafts = scenario.workload.draft_tokens or 0
-    verified = decode_parts(scenario, cut, rows, device, 1.0 + drafts)
-    return verified, decode_parts(drafting(scenario), on_last_stage(cut), rows, device) if drafts else None
+    verified = decode_parts(scenario, cut, rows, device, 1.0 + drafts, lengths)
+    return verified, decode_parts(drafting(scenario), on_last_stage(cut), rows, device, lengths=lengths) if drafts else None
 
 
 def drafted(scenario: Scenario, cut: Degrees, parts: Drafted) -> PassWork:
@@ -227,7 +236,7 @@ def drafting(scenario: Scenario) -> Scenario:
 
 
 def prefill_parts(
-    scenario: Scenario, cut: Degrees, sequences: FloatColumn, prompts: Prompts, device: OperatorModel
+    scenario: Scenario, cut: Degrees, sequences: FloatColumn, prompts: Prompts | PromptColumns, device: OperatorModel
 ) -> tuple[PassParts, ...]:
     """One pass of each length that compute ``sequences`` prompts of an attention rank; the head sees the last token of each.
 
@@ -254,9 +263,10 @@ def prefill_work(scenario: Scenario, cut: Degrees, sequences: FloatColumn, promp
     return sum(others, first)
 
 
-def prefilled(scenario: Scenario, cut: Degrees, parts: Sequence[PassParts], prompts: Prompts) -> tuple[PassWork, ...]:
+def prefilled(scenario: Scenario, cut: Degrees, parts: Sequence[PassParts], prompts: Prompts | PromptColumns) -> tuple[PassWork, ...]:
     """The work of all passes of each length, of which one has these parts."""
-    return tuple(_combined(scenario, cut, one).times(chunk.count) for one, chunk in zip(parts, prompts.chunks, strict=True))
+    counts = [chunk.count for chunk in prompts.chunks]
+    return tuple(_combined(scenario, cut, one).times(count) for one, count in zip(parts, counts, strict=True))
 
 
 def _combined(scenario: Scenario, cut: Degrees, parts: PassParts, drafts: PassWork | None = None) -> PassWork:

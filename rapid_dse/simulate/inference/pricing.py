@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -11,14 +12,14 @@ from numpy.typing import NDArray
 from rapid_dse.common.columns import added
 from rapid_dse.config.scenario import Scenario
 from rapid_dse.cost.energy import gpu_energy, site_energy
-from rapid_dse.device import OperatorModel, operator_model
+from rapid_dse.device import operator_model
 from rapid_dse.interconnect import closed_form
 from rapid_dse.model.architecture import head_matrix_parameters, matrix_parameters
 from rapid_dse.model.shapes import mean_context
-from rapid_dse.parallel.engines import NOT_GIVEN, Engines
+from rapid_dse.parallel.engines import NOT_GIVEN, Degrees, Engines
 from rapid_dse.parallel.layouts import POOLS, Layouts
 from rapid_dse.simulate.inference.crowds import Load
-from rapid_dse.simulate.inference.distinct_steps import Between, Costs, costs
+from rapid_dse.simulate.inference.distinct_steps import AskedEngines, Between, Costs, costs
 from rapid_dse.simulate.inference.passes import EnginePass
 from rapid_dse.simulate.inference.pools import ALONE, Handover, Pools
 from rapid_dse.simulate.inference.serving import Engine, Served
@@ -73,7 +74,8 @@ def price(scenario: Scenario, layouts: Layouts) -> Priced:
         from rapid_dse.simulate.inference import one_pass  # with what prices training: where a model runs as in training
 
         return request_costs(scenario, layouts, *one_pass.price_batches(scenario, layouts))
-    return served(scenario, layouts, prepare(scenario, layouts))
+    ahead = layouts.alike.remembered.taken((scenario, prepare))  # ``ahead.prepare_ahead``
+    return served(scenario, layouts, prepare(scenario, layouts) if ahead is None else ahead)
 
 
 @dataclass(frozen=True)
@@ -93,16 +95,30 @@ def prepare(scenario: Scenario, layouts: Engines) -> list[PreparedEngines]:
     Raises:
         ValueError: where the network has no closed form, or the chip lacks the precision.
     """
-    closed_form.require_closed_form(scenario.hw.network)
-    device, engines = operator_model(scenario.hw), []
+    return prepare_together([(scenario, layouts)])[0]
+
+
+def prepare_together(tables: Sequence[tuple[Scenario, Engines]]) -> list[list[PreparedEngines]]:
+    """``prepare`` of tables whose scenarios differ in nothing but the lengths of their requests: their passes are priced as one table."""
+    hw = tables[0][0].hw
+    closed_form.require_closed_form(hw.network)
+    parts = [(table, *part) for table, (scenario, layouts) in enumerate(tables) for part in _asked_of(scenario, layouts)]
+    priced = iter(costs([asked for _, _, several, _ in parts for asked in several], operator_model(hw)) if parts else ())
+    engines: list[list[PreparedEngines]] = [[] for _ in tables]
+    for table, rows, several, kinds in parts:
+        own = [next(priced) for _ in several]
+        engines[table].append(PreparedEngines(rows, (own[0], own[-1]), (kinds[0], kinds[-1])))
+    return engines
+
+
+def _asked_of(scenario: Scenario, layouts: Engines) -> Iterator[tuple[NDArray[np.int64], list[AskedEngines], list[NDArray[np.intp]]]]:
+    """Rows without pools, and rows with pools, where there are any: the engines or pools asked for, and each row's kind of these."""
     for rows, pools in ((np.flatnonzero(~layouts.pooled), (None,)), (np.flatnonzero(layouts.pooled), POOLS)):
         if len(rows):
             table = layouts.take(rows) if len(rows) < len(layouts) else layouts
             most = _most(scenario, table, load_of(table))
-            priced = [_costs(scenario, table, most, device, pool) for pool in pools]
-            (first, kind), (last, other) = priced[0], priced[-1]
-            engines.append(PreparedEngines(rows, (first, last), (kind, other)))
-    return engines
+            alike = [_alike(table, pool) for pool in pools]
+            yield rows, [AskedEngines(scenario, cut, most) for cut, _ in alike], [kind for _, kind in alike]
 
 
 def served(scenario: Scenario, layouts: Engines, ready: list[PreparedEngines]) -> Priced:
@@ -125,10 +141,10 @@ def system(scenario: Scenario, layouts: Engines, ready: PreparedEngines) -> Syst
     return System(engine.serve(load), engine, engine, replicas)
 
 
-def _costs(scenario: Scenario, layouts: Engines, most: float, device: OperatorModel, pool: str | None) -> tuple[Costs, NDArray[np.intp]]:
-    """The engines of each row, or of its pool: each way that they are cut is priced once."""
+def _alike(layouts: Engines, pool: str | None) -> tuple[Degrees, NDArray[np.intp]]:
+    """The ways that the engines of the rows are cut, or those of a pool, and which of these each row has."""
     first, kind = layouts.alike.by(*(name if pool is None or name == "cp" else f"{pool}_{name}" for name in CUT))
-    return costs(scenario, layouts.degrees(pool).take(first), most, device), kind
+    return layouts.degrees(pool).take(first), kind
 
 
 def load_of(layouts: Engines) -> Load:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,6 +29,32 @@ class Prompts:
     queries: float
     keys: float
     chunks: tuple[Chunks, ...] = (WHOLE,)
+
+
+@dataclass(frozen=True)
+class ChunkColumns:
+    """``Chunks`` of rows whose prompts differ, ``(n,)`` each."""
+
+    count: FloatColumn
+    share: FloatColumn
+
+
+@dataclass(frozen=True)
+class PromptColumns:
+    """``Prompts`` of rows whose prompts differ, in passes of as many lengths each, ``(n,)`` each."""
+
+    queries: FloatColumn
+    keys: FloatColumn
+    chunks: tuple[ChunkColumns, ...]
+
+    @classmethod
+    def of(cls, every: Sequence[Prompts], rows: NDArray[np.intp]) -> PromptColumns:
+        """Those at ``rows``, positions among ``every``."""
+        queries, keys = np.array([(prompts.queries, prompts.keys) for prompts in every]).T
+        chunks = np.array([[(chunk.count, chunk.share) for chunk in prompts.chunks] for prompts in every], np.float64)
+        return cls(
+            queries.take(rows), keys.take(rows), tuple(ChunkColumns(*alike.take(rows, axis=1)) for alike in chunks.transpose(1, 2, 0))
+        )
 
 
 def chunks_of(queries: float, step_tokens: float) -> tuple[Chunks, ...]:

@@ -68,7 +68,7 @@ class KernelCost:
     casts: int = 0
     waits: float = 0.0
 
-    def times(self, share: float) -> KernelCost:
+    def times(self, share: FloatColumn | float) -> KernelCost:
         """So many times the same."""
         return KernelCost(self.seconds * share, self.flops * share, self.hbm_bytes * share, self.joules * share, self.casts, self.waits)
 
@@ -202,7 +202,12 @@ def decode_kernel(scenario: Scenario) -> AttentionKernel:
 
 
 def prefill_attention(
-    scenario: Scenario, cut: Degrees, sequences: FloatColumn, queries: float, keys: float, device: OperatorModel
+    scenario: Scenario,
+    cut: Degrees,
+    sequences: FloatColumn,
+    queries: FloatColumn | float,
+    keys: FloatColumn | float,
+    device: OperatorModel,
 ) -> KernelCost:
     """Causal attention of one layer over prompts: ``sequences`` of them on a rank, of whose ``keys`` tokens the last ``queries`` are
     computed."""
@@ -220,10 +225,10 @@ def prefill_attention(
     return KernelCost(seconds, flops, hbm_bytes, joules)
 
 
-def _seen(keys: float, queries: float, window: int | None) -> float:
+def _seen(keys: FloatColumn | float, queries: FloatColumn | float, window: int | None) -> FloatColumn:
     """Keys that a query sees on average where ``queries`` end a sequence of ``keys``."""
-    positions = np.linspace(keys - queries, keys, 33)
-    return float(np.minimum(positions + 0.5, window or np.inf).mean())
+    positions = np.linspace(keys - queries, keys, 33, axis=-1)
+    return np.asarray(np.ascontiguousarray(np.minimum(positions + 0.5, window or np.inf)).mean(axis=-1))
 
 
 def decode_attention(
