@@ -18,6 +18,7 @@ from rapid_dse.common.columns import distinct, numbered
 from rapid_dse.common.remembered import remembered
 from rapid_dse.config.hardware import Hardware
 from rapid_dse.config.measured_boxes import ROUNDED, Sent, ServedRuns, alike
+from rapid_dse.config.model import Model
 from rapid_dse.config.scenario import Scenario
 from rapid_dse.model.parameters import count
 from rapid_dse.parallel.engines import Engines
@@ -106,24 +107,16 @@ def units_outside(boxes: Sequence[ServedRuns], scenario: Scenario, engines: Engi
     Infinite where no load of any profile had it. Settings that lie inside every box in every row are left out. ``size``: the model's
     parameters.
     """
-    work, model, (least, largest) = scenario.workload, scenario.model, _spans(boxes)
+    work, (least, largest) = scenario.workload, _spans(boxes)
     asked = np.maximum(engines.concurrency, engines.batch_size)
     shared = np.array([*work.lengths, size], np.float64)[:, None, None]
     own = np.stack([engine_gpus(engines), np.maximum(1.0, asked / engine_count(engines))])[:, None]
     prompt, generated, parameters = _doublings(least[:3], largest[:3], shared)
     gpus, concurrency = _doublings(least[3:], largest[3:], own)
     larger = size > least[2]
-    chips = [_chip_outside(box, scenario.hw) for box in boxes]
-    settings = {
-        "chip": [chip.get("chip", 0.0) for chip in chips],
-        "architecture": [chip.get("architecture", 0.0) for chip in chips],
-        "precision": [_unlike(box.precision, alike(work.precision), SERVED_PRECISIONS) for box in boxes],
-        "experts": [float(box.experts != bool(model.num_experts)) for box in boxes],
-        "latent": [float(box.latent != bool(model.kv_lora_rank)) for box in boxes],
-        "drafts": [np.inf if work.draft_tokens else 0.0] * len(boxes),
-    }
     units = {
-        **{name: np.array(values)[:, None] for name, values in settings.items()},
+        **_settings_outside(boxes, scenario.hw, scenario.model, work.precision),
+        "drafts": np.full((len(boxes), 1), np.inf if work.draft_tokens else 0.0),
         "prompt": prompt,
         "generated": generated,
         "parameters": np.where(larger, parameters, 0.0),
@@ -133,6 +126,20 @@ def units_outside(boxes: Sequence[ServedRuns], scenario: Scenario, engines: Engi
         "concurrency": np.where(asked > 0, concurrency, 0.0),
     }
     return {name: np.broadcast_to(column, (len(boxes), len(engines))) for name, column in units.items() if column.any()}
+
+
+@remembered(64)
+def _settings_outside(boxes: Sequence[ServedRuns], hw: Hardware, model: Model, precision: str) -> dict[str, FloatColumn]:
+    """``units_outside`` of settings that all rows of a scenario share, ``(n_boxes, 1)`` each."""
+    chips = [_chip_outside(box, hw) for box in boxes]
+    settings = {
+        "chip": [chip.get("chip", 0.0) for chip in chips],
+        "architecture": [chip.get("architecture", 0.0) for chip in chips],
+        "precision": [_unlike(box.precision, alike(precision), SERVED_PRECISIONS) for box in boxes],
+        "experts": [float(box.experts != bool(model.num_experts)) for box in boxes],
+        "latent": [float(box.latent != bool(model.kv_lora_rank)) for box in boxes],
+    }
+    return {name: np.array(values)[:, None] for name, values in settings.items()}
 
 
 @remembered(16)
@@ -171,19 +178,20 @@ def inside_of(scenario: Scenario, engines: Engines) -> FloatColumn:
     codes = sent(scenario, engines) + len(SENT) * engines.pooled
     errors = np.full(2 * len(SENT), np.nan)
     for code in np.flatnonzero(np.bincount(codes)).tolist():
-        errors[code] = _error_inside(scenario, code >= len(SENT), SENT[code % len(SENT)])
+        of = scenario.software.served, scenario.hw, scenario.model, scenario.workload.precision
+        errors[code] = _error_inside(*of, code >= len(SENT), SENT[code % len(SENT)])
     return errors[codes]
 
 
-def _error_inside(scenario: Scenario, pools: bool, came: Sent) -> float:
+@remembered(256)
+def _error_inside(boxes: Sequence[ServedRuns], hw: Hardware, model: Model, precision: str, pools: bool, came: Sent) -> float:
     """The error of the boxes that are most like rows with pools or without, for requests that come so."""
-    boxes: Sequence[ServedRuns] = scenario.software.served
     wanted: tuple[Callable[[ServedRuns], bool], ...] = (
         lambda box: box.pools == pools,
-        lambda box: box.experts == bool(scenario.model.num_experts),
-        lambda box: box.latent == bool(scenario.model.kv_lora_rank),
-        lambda box: box.precision == alike(scenario.workload.precision),
-        lambda box: box.chip == scenario.hw.name,
+        lambda box: box.experts == bool(model.num_experts),
+        lambda box: box.latent == bool(model.kv_lora_rank),
+        lambda box: box.precision == alike(precision),
+        lambda box: box.chip == hw.name,
     )
     for has in wanted:
         boxes = [box for box in boxes if has(box)] or boxes
