@@ -208,6 +208,11 @@ AMONG_OWN = {
     "a sweep that overrides nothing": ("sweeps", GLOBAL + "defaults:\n  - override model: llama3_1_8b\n", False),
     "a sweep that refers to the rest": ("sweeps", GLOBAL + "hw: {num_gpus: '${hw.sms}'}\n", False),
     "a key of no section": ("sweeps", GLOBAL + "hw.num_gpus: 5\n", False),
+    "a sweep whose package stands below a comment": ("sweeps", "# 16 GPUs\n" + GLOBAL + "hw: {num_gpus: 16}\n", False),
+    "a sweep whose package is a comment": ("sweeps", "#" + GLOBAL + "hw: {num_gpus: 16}\n", False),
+    "a sweep whose package stands below what Hydra reads": ("sweeps", "\n" * 600 + GLOBAL + "hw: {num_gpus: 16}\n", False),
+    "a sweep that names itself twice": ("sweeps", GLOBAL + "defaults: [_self_, _self_]\nhw: {num_gpus: 16}\n", False),
+    "an option of a mebibyte": ("conf/model", MODEL + "#" * (1 << 20) + "\n", False),
     "a section that is nothing": ("sweeps", GLOBAL + "backend: null\n", False),
 }
 

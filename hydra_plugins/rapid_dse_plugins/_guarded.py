@@ -13,24 +13,20 @@ from omegaconf._utils import get_yaml_loader
 from yaml.constructor import SafeConstructor
 from yaml.resolver import Resolver
 
-from rapid_dse.common.bounded_files import require_few_aliases, require_file
-
-MOST_BYTES = 1 << 20
+from rapid_dse.common.bounded_files import MOST_BYTES_OF_OPTION, require_few_aliases, require_file
+from rapid_dse.sweep.plain_files import HEADER
 
 
 def require_sound(folder: str, name: str) -> None:
     """Raises ``ValueError`` where the file is none that can be loaded within a bounded time and memory."""
     path = Path(folder, name)
-    require_file(path, most=MOST_BYTES)
+    require_file(path, most=MOST_BYTES_OF_OPTION)
     try:
         require_few_aliases(path.read_text(encoding="utf-8"))
     except UnicodeDecodeError:
         raise ValueError(f"{path}: is no text in UTF-8; allowed: YAML") from None
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
-
-
-_HEADER = 512  # characters at most in which Hydra looks for a file's package
 
 
 def loaded(source: ConfigSource, name: str) -> ConfigResult | None:
@@ -45,7 +41,7 @@ def loaded(source: ConfigSource, name: str) -> ConfigResult | None:
         return None
     if not isinstance(found, dict | list | None):
         return None
-    header = ConfigSource._get_header_dict(text[:_HEADER])
+    header = ConfigSource._get_header_dict(text[:HEADER])
     config = OmegaConf.create({} if found is None else found)
     return ConfigResult(config=config, path=source.full_path(), provider=source.provider, header=header)
 

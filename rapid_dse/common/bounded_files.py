@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 MOST_BYTES_OF_TEXT = 64 << 20  # of a text that is parsed as a whole
+MOST_BYTES_OF_OPTION = 1 << 20  # of an option's file
 MOST_VALUES_OF_ALIASES = 100_000  # scalars, lists and mappings of a YAML file with its aliases written out
 
 

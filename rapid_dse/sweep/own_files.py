@@ -77,7 +77,7 @@ def _sweep(name: str, state: State) -> tuple[dict[str, Any], dict[str, str]]:
     """
     file = option_file(home() / SWEEPS / f"{name}.yaml")
     entries = [entry for entry in file.defaults if entry != "_self_"]
-    plain = file.package == "_global_" and file.content.keys() <= {*GROUPS, *_base(state)[0]}
+    plain = file.package == "_global_" and file.defaults.count("_self_") <= 1 and file.content.keys() <= {*GROUPS, *_base(state)[0]}
     if not plain or not all(isinstance(value, dict) for value in file.content.values()) or _refers(file):
         raise NotPlain(name)
     return file.content, _chosen(entries, "override /")

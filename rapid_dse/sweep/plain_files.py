@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from rapid_dse.common.bounded_files import require_few_aliases, require_file
+from rapid_dse.common.bounded_files import MOST_BYTES_OF_OPTION, require_few_aliases, require_file
+
+HEADER = 512  # characters at most in which Hydra looks for a file's package
 
 
 class NotPlain(Exception):
@@ -39,7 +42,7 @@ def option_file(path: Path) -> OptionFile:
     import yaml
 
     try:
-        require_file(path)
+        require_file(path, most=MOST_BYTES_OF_OPTION)
         text = path.read_text(encoding="utf-8")
         require_few_aliases(text)
         content = yaml.load(text, Loader=_loader())
@@ -71,24 +74,24 @@ def _is_plain(tree: Any) -> bool:
 
 
 def _package(text: str) -> str | None:
-    """The package in the comments before the first key; ``NotPlain`` where a line of theirs says something else to Hydra."""
+    """The package in the lines ``# @package NAME`` at a file's head, as far as Hydra looks; ``NotPlain`` where one says more.
+
+    Any other line ends the head, a comment too: Hydra takes no package from below it.
+    """
     said: str | None = None
-    for line in filter(None, map(str.strip, text.splitlines())):
-        if not line.startswith("#"):
+    for line in filter(None, map(str.strip, text[:HEADER].splitlines())):
+        if re.match(r"#\s*@", line) is None:
             break
-        if line.lstrip("#").strip().startswith("@"):
-            words = line.lstrip("#").split()
-            if len(words) != 2 or words[0] != "@package" or said is not None:
-                raise NotPlain(line)
-            said = words[1]
+        words = [word for word in line.lstrip("#").strip().split(" ") if word]
+        if len(words) != 2 or words[0] != "@package" or said is not None:
+            raise NotPlain(line)
+        said = words[1]
     return said
 
 
 @cache
 def _loader() -> Any:
     """A loader that takes numbers, dates and repeated keys as OmegaConf's does; on libyaml's parser, where PyYAML comes with it."""
-    import re
-
     import yaml
 
     class Loader(yaml.CSafeLoader if yaml.__with_libyaml__ else yaml.SafeLoader):  # type: ignore[misc]
