@@ -13,7 +13,7 @@ MEASURED := .venv-measure/.ready
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --constraint requirements.lock
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: run test web lint bench validate golden fuzz chaos chaos-short supply load launch-fields measure-test docs clean
+.PHONY: run test web lint bench validate golden fuzz laws chaos chaos-short supply load launch-fields measure-test docs clean
 .NOTPARALLEL:
 
 run: $(RUNS)
@@ -51,6 +51,10 @@ golden: $(READY)
 fuzz: $(READY)
 	$(BIN)/python benchmarks/fuzz.py --inputs 100000
 	HYPOTHESIS_PROFILE=fuzz $(BIN)/python -m pytest -n 2 -m 'not golden'
+
+# What breaks the laws of serving, and by how much, of a thousand systems each drawn by chance: a quarter of an hour.
+laws: $(READY)
+	$(BIN)/python benchmarks/serving_laws.py
 
 # Kills, full disks, flipped bits and races, done to real studies: minutes on an idle machine, with another seed each time; or a twentieth
 # of it, with the same moments and bits each time.

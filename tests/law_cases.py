@@ -262,7 +262,7 @@ def _loads(name: str) -> st.SearchStrategy[dict[str, Any]]:
     return LOADS.map(lambda load: each | {"attention_dp": None} | load)
 
 
-def _figure(scenario: Scenario, key: str) -> float:
+def figure(scenario: Scenario, key: str) -> float:
     """The number under a dotted key."""
     found: Any = scenario
     for name in key.split("."):
@@ -272,7 +272,7 @@ def _figure(scenario: Scenario, key: str) -> float:
 
 def _scaled(key: str, factor: float, most: float = np.inf) -> Callable[[Scenario], Values]:
     def changed(scenario: Scenario) -> Values:
-        return {key: min(most, _figure(scenario, key) * factor)}
+        return {key: min(most, figure(scenario, key) * factor)}
 
     return changed
 
