@@ -23,8 +23,8 @@ TABLE = Path(__file__).with_name("published_runs.csv")
 def main() -> int:
     """Prints the table; the exit code."""
     refused = Refused()
-    frame, groups = read_cases(sys.argv[1] if len(sys.argv) > 1 else TABLE, refused)
-    found = evaluated(frame, groups, refused).table
+    cases, groups = read_cases(sys.argv[1] if len(sys.argv) > 1 else TABLE, refused)
+    found = evaluated(cases, groups, refused).table.to_pandas()
     tokens = found["tokens_per_s"] * found["step_time_s"]
     gpu_seconds = found["hw.num_gpus"] * found["train_time_s"]
     predicted = {

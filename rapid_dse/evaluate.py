@@ -16,8 +16,9 @@ from rapid_dse.command import Parser, guarded
 from rapid_dse.config.table_file import SUFFIXES
 
 if TYPE_CHECKING:
-    import pandas as pd
+    import pyarrow as pa
 
+    from rapid_dse.sweep.case_tables import CaseTable
     from rapid_dse.sweep.cases import CaseGroup, Refused
 
 EPILOG = """\
@@ -52,14 +53,14 @@ def run(arguments: Sequence[str]) -> int:
     from rapid_dse.sweep.show import show_artifacts
 
     refused: Refused = {}
-    frame, groups = read_cases(options.cases, refused if options.keep_going else None, options.trust)
-    if not any(name.split(".")[0] in GROUPS for name in map(str, frame.columns)):
-        names = ", ".join(map(str, frame.columns))[:200]
+    cases, groups = read_cases(options.cases, refused if options.keep_going else None, options.trust)
+    if not any(name.split(".")[0] in GROUPS for name in cases.values):
+        names = ", ".join(cases.values)[:200]
         raise ValueError(f"{options.cases}: no column is an override key (its columns: {names}); see --help")
     portions = [group.portion for group in groups]
     for line in [*idle.of_table(portions), *idle.of_files(portions)]:
         print(line, file=sys.stderr)
-    evaluation = evaluated(frame, groups, refused)
+    evaluation = evaluated(cases, groups, refused)
     _write(evaluation.table, options.out)
     if options.json:
         print(json.dumps(_summary(evaluation, options.out)))
@@ -89,13 +90,11 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
 
 def _summary(evaluation: Evaluated, out: Path) -> dict[str, Any]:
     """What became of the table, as plain values."""
-    table = evaluation.table
-    rejected = table.loc[table["status"].isin(["invalid", "error"]), "reason"].astype(str)
     return {
         "out": str(out),
-        "rows": len(table),
-        "status": {str(status): int(count) for status, count in Counter(table["status"].astype(str)).items()},
-        "reasons": {reason: int(count) for reason, count in Counter(rejected).most_common()},
+        "rows": len(evaluation.table),
+        "status": dict(evaluation.status),
+        "reasons": dict(evaluation.reasons.most_common()),
         "renamed": dict(evaluation.renamed),
         "replaced": evaluation.replaced,
         "carried": [name for name in evaluation.carried if not _is_known(name)],
@@ -103,8 +102,8 @@ def _summary(evaluation: Evaluated, out: Path) -> dict[str, Any]:
 
 
 def _report(evaluation: Evaluated, out: Path) -> None:
-    counts = Counter(evaluation.table["status"].astype(str))
-    print(f"{len(evaluation.table)} rows to {out}: {', '.join(f'{count} {status}' for status, count in counts.most_common())}")
+    counts = evaluation.status.most_common()
+    print(f"{len(evaluation.table)} rows to {out}: {', '.join(f'{count} {status}' for status, count in counts)}")
     if evaluation.renamed:
         names = ", ".join(f"{old} as {new}" for old, new in evaluation.renamed.items())
         print(f"  columns that have a result's name, kept under another: {names}")
@@ -112,8 +111,7 @@ def _report(evaluation: Evaluated, out: Path) -> None:
         print("  results that were in the table, of an earlier run, are replaced")
     if carried := [name for name in evaluation.carried if not _is_known(name)]:
         print(f"  columns that override nothing, carried along: {', '.join(carried)}")
-    rejected = evaluation.table["status"].isin(["invalid", "error"])
-    for reason, count in Counter(evaluation.table.loc[rejected, "reason"].astype(str)).most_common():
+    for reason, count in evaluation.reasons.most_common():
         print(f"  {count} × {reason}")
 
 
@@ -135,36 +133,52 @@ class Evaluated:
         carried: columns of the cases that were neither.
     """
 
-    table: pd.DataFrame
+    table: pa.Table
     renamed: Mapping[str, str]
     replaced: bool
     carried: Sequence[str]
 
+    @property
+    def status(self) -> Counter[str]:
+        """How many rows have each status."""
+        return Counter(self._words("status"))
 
-def evaluated(frame: pd.DataFrame, groups: Sequence[CaseGroup], refused: Refused) -> Evaluated:
-    """``frame`` with the result columns beside its own; what it says of override keys stays as written.
+    @property
+    def reasons(self) -> Counter[str]:
+        """Why rows were rejected."""
+        rows = zip(self._words("status"), self._words("reason"), strict=True)
+        return Counter(reason for status, reason in rows if status in ("invalid", "error"))
+
+    def _words(self, name: str) -> list[str]:
+        from rapid_dse.sweep import arrow
+
+        codes, words = arrow.encoded(self.table.column(name))
+        return [words[code] for code in codes.tolist()]
+
+
+def evaluated(cases: CaseTable, groups: Sequence[CaseGroup], refused: Refused) -> Evaluated:
+    """``cases`` with the result columns beside its own; what it says of override keys stays as written.
 
     Args:
         groups: its rows by scenario.
         refused: rows that are in no group, with the reason; they have status=invalid and no results.
     """
-    import pandas as pd
-
     from rapid_dse.parallel.layouts import COLUMN_OF
     from rapid_dse.sweep.outside import with_untold_drafts
     from rapid_dse.sweep.overrides import GROUPS
 
-    results = with_untold_drafts(_results(len(frame), groups, refused), frame)
-    names = [str(name) for name in results.columns]
+    results = with_untold_drafts(_results(len(cases.table), groups, refused), cases.values)
+    names = results.column_names
     own = [name for name in names if not (name in GROUPS or name in COLUMN_OF or "." in name)]
-    given = [str(name) for name in frame.columns]
+    given = list(cases.values)
     clashing = [name for name in given if name in own]
     replaced = len(clashing) == len(own)
     renamed: dict[str, str] = {} if replaced else {name: _free(f"input.{name}", {*given, *names}) for name in clashing}
-    cases = frame.set_axis([renamed.get(name, name) for name in given], axis=1).reset_index(drop=True)
-    kept = cases.drop(columns=clashing) if replaced else cases
-    added = results.drop(columns=[name for name in names if name in kept.columns])
-    return Evaluated(pd.concat([kept, added], axis=1), renamed, replaced, [name for name in given if name not in clashing])
+    table = cases.table.drop_columns(clashing) if replaced else cases.table.rename_columns([renamed.get(name, name) for name in given])
+    for name in names:
+        if name not in table.column_names:
+            table = table.append_column(results.field(name), results.column(name))
+    return Evaluated(table, renamed, replaced, [name for name in given if name not in clashing])
 
 
 def _free(name: str, taken: Collection[str]) -> str:
@@ -173,11 +187,12 @@ def _free(name: str, taken: Collection[str]) -> str:
     return name
 
 
-def _results(n_rows: int, groups: Sequence[CaseGroup], refused: Refused) -> pd.DataFrame:
+def _results(n_rows: int, groups: Sequence[CaseGroup], refused: Refused) -> pa.Table:
     """The override keys and results of every row, in order; of refused rows status and reason alone."""
     import numpy as np
     import pyarrow as pa
 
+    from rapid_dse.sweep import arrow
     from rapid_dse.sweep.console import console
     from rapid_dse.sweep.driver import ProgressLines
     from rapid_dse.sweep.overrides import read
@@ -190,35 +205,26 @@ def _results(n_rows: int, groups: Sequence[CaseGroup], refused: Refused) -> pd.D
     for at, row in enumerate(row for group in groups for row in group.rows.tolist()):
         place[row] = at
     assert set(np.flatnonzero(place < 0).tolist()) == set(refused)
-    results: pd.DataFrame = priced.take(pa.array(place, mask=place < 0)).to_pandas(integer_object_nulls=True)
+    columns = {name: arrow.taken(priced.column(name), place) for name in priced.column_names}
     for name, texts in (("status", dict.fromkeys(refused, "invalid")), ("reason", refused)):
         if refused:
-            results[name] = results[name].astype(object)
-            results.loc[list(texts), name] = list(texts.values())
-    return results
+            columns[name] = arrow.with_texts(pa.chunked_array([columns[name]]), texts)
+    return pa.table(columns)
 
 
-def _write(results: pd.DataFrame, out: Path) -> None:
+def _write(results: pa.Table, out: Path) -> None:
     # Written aside, then moved: a reader never sees half a table, and an interrupted run leaves the old one.
     aside = out.with_name(f".{out.name}.{os.getpid()}")
     try:
         if out.suffix.lower() == ".parquet":
-            _to_parquet(results, aside)
+            import pyarrow.parquet as pq
+
+            pq.write_table(results, aside)
         else:
-            results.to_csv(aside, index=False)
+            results.to_pandas(integer_object_nulls=True).to_csv(aside, index=False)
         os.replace(aside, out)
     finally:
         aside.unlink(missing_ok=True)
-
-
-def _to_parquet(results: pd.DataFrame, path: Path) -> None:
-    import pyarrow as pa
-
-    try:
-        results.to_parquet(path, index=False)
-    except (pa.ArrowException, OverflowError) as error:  # a column whose cells are of several kinds
-        text = " ".join(str(error).split())
-        raise ValueError(f"a column cannot be written as Parquet ({text}); allowed: --out with a name that ends in .csv") from None
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import re
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from rapid_dse.config.table_file import read_table
 from rapid_dse.evaluate import run
 from rapid_dse.events.backends import price
 from rapid_dse.sweep import store
+from rapid_dse.sweep.case_tables import read_case_table
 from rapid_dse.sweep.cases import group_cases, read_cases
 from rapid_dse.sweep.overrides import read
 from rapid_dse.sweep.space import single
@@ -34,7 +37,7 @@ def cases(tmp_path: Path) -> Path:
 
 
 def test_rows_that_share_a_scenario_are_one_group(cases: Path) -> None:
-    frame, groups = read_cases(cases)
+    table, groups = read_cases(cases)
     assert [group.rows.tolist() for group in groups] == [[0, 1, 3], [2]]
     first, second = groups
     assert first.portion.layouts.dp.tolist() == [4, 2, 0]
@@ -42,7 +45,7 @@ def test_rows_that_share_a_scenario_are_one_group(cases: Path) -> None:
     assert (first.portion.rule >= 0).tolist() == [False, False, True]
     assert second.pinned == {"software.async_tp": True}
     assert second.portion.choices["software"] == "megatron_lm"
-    assert frame["note"].tolist()[0] == "None"
+    assert table.values["note"][0] == "None"
 
 
 def test_a_case_is_priced_as_the_same_trial(cases: Path) -> None:
@@ -113,6 +116,37 @@ def test_all_columns_come_out_with_the_results(cases: Path, suffix: str, source:
     assert table["step_time_s"].notna().tolist() == [True, True, True, False]
     assert table["measured.status"].tolist() == ["ok", "ok", "oom", "ok"]
     assert {path.name for path in cases.parent.iterdir()} == {out.name, cases.name, cases.with_suffix(source).name}
+
+
+WORDS = {
+    "whole": ["8", "-3", "+5", " 12", "007"],
+    "whole and blank": ["8", "", "9007199254740993", "1", "2"],
+    "numbers": ["8", "1.5", "-2e-3", "inf", ".5"],
+    "names": ["1", "2", "3", "4", "99999999999999999999999"],
+    "truth": ["True", "false", "TRUE", "False", "true"],
+    "truth and blank": ["True", "", "False", "", "true"],
+    "nothing": ["", "", "", "", ""],
+    "words": ["a", "", "None", "nan", "é, \n ü"],
+    "mixed": ["1", "true", "x", "", "2"],
+    "no numbers": ["nan", "1_000", "1", "2", "0x10"],
+    "": ["1", "2", "3", "4", "5"],
+}
+
+
+def test_cells_of_a_csv_file_are_read_as_pandas_reads_them(tmp_path: Path) -> None:
+    path = tmp_path / "in.csv"
+    with path.open("w", newline="") as file:
+        csv.writer(file).writerows([WORDS.keys(), *zip(*WORDS.values(), strict=True)])
+    expected, found = read_table(path), read_case_table(path)
+    table = found.table.to_pandas()
+    assert list(table) == list(expected) == list(found.values)
+    for name in table:
+        blank = expected[name].isna()
+        assert table[name].isna().tolist() == blank.tolist() == [value is None for value in found.values[name]], name
+        told = [str(value) if name == "names" else value for value in expected.loc[~blank, name]]  # pandas has them as Python's integers
+        assert [(type(value), value) for value in table.loc[~blank, name]] == [(type(value), value) for value in told], name
+        assert [value for value in found.values[name] if value is not None] == told or name == "whole and blank", name
+    assert found.values["whole and blank"] == [8, None, 2**53 + 1, 1, 2]
 
 
 def test_results_can_be_evaluated_again(cases: Path) -> None:

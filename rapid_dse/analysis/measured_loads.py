@@ -43,7 +43,7 @@ def loads_of(frame: pd.DataFrame, source: str, values: Mapping[str, float] | Non
     models = frame["model_name"].astype(str) if "model_name" in frame else _sizes(frame)
     with np.errstate(divide="ignore", invalid="ignore"):
         logs = np.log(np.stack([_figure(frame, name) for name in FIGURES], axis=1))[loads.rows]
-    counts, settings = ~untold_drafts(frame)[loads.rows], settings_of(tables)
+    counts, settings = ~untold_drafts(frame, len(frame))[loads.rows], settings_of(tables)
     first = dict[float, str]()  # two names of as many parameters are one model
     named = [first.setdefault(size, models.iloc[row]) for row, size in zip(loads.rows, settings["parameters"], strict=True)]
     return Loads(tables, loads, settings, named, logs, counts, amplified_of(tables))

@@ -68,7 +68,7 @@ def tables_of(frame: pd.DataFrame, groups: Sequence[CaseGroup]) -> list[Table]:
     for name in ("request_latency_s", "tokens_per_s_per_gpu"):
         columns[name] = np.where(told, np.nan, columns[name])
     columns["tokens_per_s_per_gpu"] = np.where(np.isnan(columns["request_latency_s"]), columns["tokens_per_s_per_gpu"], np.nan)
-    untold = untold_drafts(frame)
+    untold = untold_drafts(frame, len(frame))
     columns = {name: np.where(untold, np.nan, column) for name, column in columns.items()}
     tables = []
     for group in groups:

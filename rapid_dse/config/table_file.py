@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import csv
-from collections import Counter
+from collections import Counter, deque
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,12 +30,9 @@ def read_table(path: str | Path) -> pd.DataFrame:
             columns of one name; OSError where it cannot be read.
     """
     path = Path(path)
-    suffix = path.suffix.lower()
-    if suffix not in SUFFIXES:
-        raise ValueError(f"{path}: allowed: a file that ends in .csv or .parquet")
+    suffix = suffix_of(path)
     if suffix == ".csv":
-        require_file(path, most=MOST_BYTES)
-        _check_cells(path)
+        deque(csv_rows(path), maxlen=0)
     elif not path.is_dir():  # what other programs write in parts is a folder
         require_small_parquet(path)
     try:
@@ -47,6 +45,18 @@ def read_table(path: str | Path) -> pd.DataFrame:
     check_names([*map(str, named), *map(str, frame.columns)], path)
     unnamed = [level for level, name in enumerate(frame.index.names) if name is None]
     return frame.reset_index(level=unnamed, drop=True).reset_index() if named and unnamed else frame.reset_index(drop=not named)
+
+
+def suffix_of(path: Path) -> str:
+    """What a table's file is by its name, one of ``SUFFIXES``.
+
+    Raises:
+        ValueError: it is none of them.
+    """
+    suffix = path.suffix.lower()
+    if suffix not in SUFFIXES:
+        raise ValueError(f"{path}: allowed: a file that ends in .csv or .parquet")
+    return suffix
 
 
 def require_small_parquet(path: Path) -> None:
@@ -85,26 +95,31 @@ def _read_csv(path: Path) -> pd.DataFrame:
     return pd.read_csv(path, encoding="utf-8-sig", index_col=False, keep_default_na=False, na_values=[""], low_memory=False)
 
 
-def _check_cells(path: Path) -> None:
-    """Every row of a CSV file has as many cells as the header: a reader would shift or drop those of another row."""
+def csv_rows(path: Path) -> Iterator[list[str]]:
+    """The names of a CSV file's columns, then the cells of each row, as many: a reader would shift or drop those of another row.
+
+    Raises:
+        ValueError: as ``read_table``.
+    """
+    require_file(path, most=MOST_BYTES)
     csv.field_size_limit(LONGEST_CELL)
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            rows = csv.reader(file)
+            rows = csv.reader(file, strict=True)  # a quote without its end is an error
             header = next(rows, None)
             if not header:
                 raise ValueError(f"{path}: cannot be read as csv: its first line has no names of columns")
             if len(header) > MOST_COLUMNS:
                 raise ValueError(f"{path}: has {len(header):,} columns; allowed: up to {MOST_COLUMNS:,}")
             check_names(header, path)
-            number = 0
-            for row in rows:
-                number += bool(row)  # a line without anything is no row
-                if row and len(row) != len(header):
+            yield header
+            for number, row in enumerate(filter(None, rows), 1):  # a line without anything is no row
+                if len(row) != len(header):
                     raise ValueError(
                         f"{path}: row {number} has {len(row)} cell{'s' * (len(row) != 1)}, the header has {len(header)}; "
                         'expected as many (a cell that has a comma stands in quotes: "1,2")'
                     )
+                yield row
     except (UnicodeDecodeError, csv.Error) as error:
         raise ValueError(f"{path}: cannot be read as csv: {error}") from None
 

@@ -39,23 +39,24 @@ def _bits(truth: NDArray[np.bool_]) -> pa.Buffer:
     return pa.py_buffer(np.packbits(truth, bitorder="little"))
 
 
-def texts(values: Sequence[str]) -> pa.Array:
-    """A column of texts."""
+def texts(values: Sequence[str | None]) -> pa.Array:
+    """A column of texts, null where one is None."""
     return _few_texts(tuple(values)) if len(values) <= FEW else _texts(values)
 
 
 @lru_cache(maxsize=256)
-def _few_texts(values: tuple[str, ...]) -> pa.Array:
+def _few_texts(values: tuple[str | None, ...]) -> pa.Array:
     """What the texts of statuses, reasons and options are, table after table."""
     return _texts(values)
 
 
-def _texts(values: Sequence[str]) -> pa.Array:
+def _texts(values: Sequence[str | None]) -> pa.Array:
     import pyarrow as pa
 
-    encoded = [value.encode() for value in values]
+    encoded = [b"" if value is None else value.encode() for value in values]
     offsets = np.cumsum([0, *(len(value) for value in encoded)], dtype=np.int32)
-    return pa.StringArray.from_buffers(len(encoded), pa.py_buffer(offsets), pa.py_buffer(b"".join(encoded)))
+    valid = _bits(np.array([value is not None for value in values])) if None in values else None
+    return pa.StringArray.from_buffers(len(encoded), pa.py_buffer(offsets), pa.py_buffer(b"".join(encoded)), valid)
 
 
 def fixed_texts(codes: NDArray[np.uint8]) -> pa.Array:
@@ -133,12 +134,19 @@ def are(column: pa.ChunkedArray, text: str) -> NDArray[np.bool_]:
     return np.array([name == text for name in names])[codes]
 
 
+def _whole(column: pa.ChunkedArray) -> pa.Array:
+    """A column in one piece."""
+    import pyarrow as pa
+
+    whole = column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
+    return whole if isinstance(whole, pa.Array) else whole.chunk(0)
+
+
 def encoded(column: pa.ChunkedArray) -> tuple[NDArray[np.int64], list[Any]]:
     """A column as indices into its values, ``(n_rows,)``, and those values; the last stands for nulls."""
     import pyarrow as pa
 
-    whole = column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
-    whole = whole if isinstance(whole, pa.Array) else whole.chunk(0)
+    whole = _whole(column)
     if str(whole.type) in _KINDS and not whole.null_count and 0 < len(whole) <= MOST_SORTED:
         values, at = np.unique(_values(whole), return_inverse=True)
         return at.astype(np.int64), [*values.tolist(), None]
@@ -146,6 +154,42 @@ def encoded(column: pa.ChunkedArray) -> tuple[NDArray[np.int64], list[Any]]:
     names = [*whole.dictionary.to_pylist(), None]
     index = floats(pa.chunked_array([whole.indices]))
     return np.where(np.isnan(index), len(names) - 1, index).astype(np.int64), names
+
+
+def with_texts(column: pa.ChunkedArray, told: Mapping[int, str]) -> pa.Array:
+    """A column of texts in which some rows have others."""
+    codes, names = encoded(column)
+    codes = np.where(codes == len(names) - 1, -1, codes)
+    places = {name: at for at, name in enumerate(names[:-1])}
+    for row, text in told.items():
+        codes[row] = places.setdefault(text, len(places))
+    return coded(codes, list(places))
+
+
+def taken(column: pa.ChunkedArray, rows: NDArray[np.int64]) -> pa.Array:
+    """Rows of a column, null where one is -1.
+
+    By the buffers where these hold numbers, truth values, or codes of texts: Arrow's own way imports what computes.
+    """
+    import pyarrow as pa
+
+    whole = _whole(column)
+    if whole.null_count == len(whole):
+        return pa.nulls(len(rows), column.type)
+    absent = rows < 0
+    if whole.null_count:
+        absent |= ~_truth(whole, 0)[rows]
+    if pa.types.is_dictionary(whole.type):
+        codes = np.where(absent, -1, _values(whole.indices)[rows])
+        return pa.DictionaryArray.from_arrays(numbers(codes, absent), whole.dictionary)
+    if pa.types.is_boolean(whole.type):
+        return numbers(_truth(whole, 1)[rows], absent)
+    if str(whole.type) in _KINDS:
+        return numbers(_values(whole)[rows], absent)
+    if pa.types.is_string(whole.type) and len(whole) <= MOST_SORTED:
+        values = [*whole.to_pylist(), None]
+        return texts([values[row] for row in rows.tolist()])
+    return whole.take(numbers(rows, rows < 0))
 
 
 def wrong_column(schema: pa.Schema, expected: Mapping[str, Collection[str]]) -> str | None:

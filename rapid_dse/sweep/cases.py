@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ValidationError
 
 from rapid_dse.config.scenario import Scenario, known_key
-from rapid_dse.config.table_file import read_table
 from rapid_dse.parallel.layouts import COLUMN_OF, IntColumn, broken_rules
+from rapid_dse.sweep.case_tables import CaseTable, is_blank, read_case_table
 from rapid_dse.sweep.compose import SHOWN, Composed, composed, hydra_ready, scenario_of, value_at, with_values
 from rapid_dse.sweep.overrides import GROUPS, check_key, usual_options
 from rapid_dse.sweep.portion import Portion
@@ -62,7 +62,7 @@ class CaseGroup:
 Refused = dict[int, str]  # why a row is no case, by its position in the table
 
 
-def read_cases(path: str | Path, refused: Refused | None = None, trusted: bool = False) -> tuple[pd.DataFrame, list[CaseGroup]]:
+def read_cases(path: str | Path, refused: Refused | None = None, trusted: bool = False) -> tuple[CaseTable, list[CaseGroup]]:
     """The table, and its rows grouped by scenario; every row is in one group, or is refused.
 
     Args:
@@ -72,10 +72,12 @@ def read_cases(path: str | Path, refused: Refused | None = None, trusted: bool =
     Raises:
         ValueError: one line with row (1 is the first below the header), key, value and what is allowed; OSError for the file.
     """
-    frame = read_table(path)
-    if frame.empty:
+    cases = read_case_table(path)
+    n_rows = cases.table.num_rows
+    if not n_rows or not cases.values:
         raise ValueError(f"{path}: has no rows")
-    return frame, group_cases(frame, refused, trusted)
+    columns = {name: values for name, values in cases.values.items() if _is_override(name)}
+    return cases, group_columns(columns, n_rows, refused, trusted)
 
 
 def group_cases(frame: pd.DataFrame, refused: Refused | None = None, trusted: bool = False) -> list[CaseGroup]:
@@ -179,7 +181,7 @@ def _cells(column: Sequence[Any]) -> list[Any]:
 def _plain(value: Any) -> Any:
     if isinstance(value, np.ndarray | np.generic):
         value = value.tolist()
-    if value is None or type(value).__name__ in ("NAType", "NaTType") or (isinstance(value, float) and math.isnan(value)):
+    if is_blank(value):
         return BLANK
     if isinstance(value, list | dict):
         return _frozen(value)

@@ -15,9 +15,14 @@ from rapid_dse.config.scenario import Scenario
 from rapid_dse.parallel import engines, offered
 from rapid_dse.parallel.layouts import BoolColumn, Layouts
 from rapid_dse.simulate.trust import Trust, trust
+from rapid_dse.sweep import arrow
+from rapid_dse.sweep.case_tables import is_blank
 
 if TYPE_CHECKING:
     import pandas as pd
+    import pyarrow as pa
+
+SPEC, DRAFTS = "spec", "workload.draft_tokens"
 
 
 @dataclass(frozen=True)
@@ -100,28 +105,31 @@ def _joined(codes: NDArray[Any], texts: Sequence[str], trusted_rows: Trust) -> T
     return Trust(trusted_rows.expected_error, place[pairs], tuple(joined))
 
 
-def untold_drafts(frame: pd.DataFrame) -> BoolColumn:
+def untold_drafts(columns: pd.DataFrame | Mapping[str, Sequence[Any]], n_rows: int) -> BoolColumn:
     """Which rows of a table of cases drafted tokens whose number and acceptance nobody told, ``(n_rows,)``: their column ``spec``, which
     overrides nothing, names a way of speculative decoding (mtp), and ``workload.draft_tokens`` is blank."""
-    if "spec" not in frame:
-        return np.zeros(len(frame), np.bool_)
-    named = frame["spec"].fillna("none").astype(str).str.lower().ne("none").to_numpy(bool)
-    told = frame["workload.draft_tokens"].notna().to_numpy(bool) if "workload.draft_tokens" in frame else np.zeros(len(frame), np.bool_)
-    untold: BoolColumn = named & ~told
-    return untold
+    if SPEC not in columns:
+        return np.zeros(n_rows, np.bool_)
+    named = np.array([not is_blank(way) and str(way).lower() != "none" for way in columns[SPEC]], np.bool_)
+    if DRAFTS in columns:
+        named &= np.array([is_blank(drafts) for drafts in columns[DRAFTS]], np.bool_)
+    return named
 
 
-def with_untold_drafts(results: pd.DataFrame, frame: pd.DataFrame) -> pd.DataFrame:
+def with_untold_drafts(results: pa.Table, columns: Mapping[str, Sequence[Any]]) -> pa.Table:
     """Results of a table of cases where rows with drafts that nobody told of say so, and have no error to expect: they are priced as if
-    each step gave one token. ``frame``: the table, its rows in the order of the results'."""
-    priced = results["step_time_s"].notna().to_numpy(bool) & results["workload.kind"].eq("inference").to_numpy(bool)
-    rows = np.flatnonzero(untold_drafts(frame) & priced)
-    if not len(rows):
+    each step gave one token. ``columns``: the values of the table's, in the order of the results' rows."""
+    priced = ~arrow.absent(results.column("step_time_s")) & arrow.are(results.column("workload.kind"), "inference")
+    untold = untold_drafts(columns, len(results)) & priced
+    if not untold.any():
         return results
-    remarks = [f"spec ({way}: priced without drafts, workload.draft_tokens is blank)" for way in frame["spec"].iloc[rows]]
-    said = results["outside"].astype(object).iloc[rows]
-    joined = [remark if text is None or text != text else f"{remark}; {text}" for remark, text in zip(remarks, said, strict=True)]
-    results = results.assign(outside=results["outside"].astype(object))
-    results.loc[results.index[rows], "outside"] = joined
-    results.loc[results.index[rows], "expected_error"] = np.nan
+    codes, names = arrow.encoded(results.column("outside"))
+    remarks = {}
+    for row in np.flatnonzero(untold).tolist():
+        remark, said = f"{SPEC} ({columns[SPEC][row]}: priced without drafts, {DRAFTS} is blank)", names[codes[row]]
+        remarks[row] = remark if said is None else f"{remark}; {said}"
+    error = arrow.floats(results.column("expected_error"))
+    without = arrow.numbers(error, untold | np.isnan(error))
+    for name, column in (("outside", arrow.with_texts(results.column("outside"), remarks)), ("expected_error", without)):
+        results = results.set_column(results.column_names.index(name), name, column)
     return results

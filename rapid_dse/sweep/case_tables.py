@@ -1,0 +1,109 @@
+"""Tables of cases as Arrow's columns, beside the values in them: CSV is read without pandas, which takes half a second to import."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rapid_dse.config.table_file import check_names, csv_rows, read_table, suffix_of
+from rapid_dse.sweep import arrow
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+TRUTH = {word: truth for truth in (True, False) for word in (str(truth), str(truth).lower(), str(truth).upper())}
+
+
+@dataclass(frozen=True)
+class CaseTable:
+    """A table of cases.
+
+    Attributes:
+        table: its columns.
+        values: the values of each of these by name, ``(n_rows,)``; None, and of Parquet NaN too: a blank cell.
+    """
+
+    table: pa.Table
+    values: Mapping[str, Sequence[Any]]
+
+
+def read_case_table(path: str | Path) -> CaseTable:
+    """A table as ``table_file.read_table`` has it.
+
+    Raises:
+        ValueError: as that has.
+    """
+    import pyarrow as pa
+
+    path = Path(path)
+    if suffix_of(path) == ".csv":
+        header, *rows = csv_rows(path)
+        names = [name or f"Unnamed: {at}" for at, name in enumerate(header)]
+        check_names(names, path)
+        return _of_words(names, rows)
+    frame = read_table(path)
+    table = pa.Table.from_pandas(frame, preserve_index=False).replace_schema_metadata()
+    return CaseTable(table, {str(name): frame.iloc[:, at].tolist() for at, name in enumerate(frame.columns)})
+
+
+def _of_words(names: Sequence[str], rows: Sequence[Sequence[str]]) -> CaseTable:
+    """Cells as CSV has them."""
+    import pyarrow as pa
+
+    columns = [_typed(words) for words in zip(*rows, strict=True)] if rows else [_typed(()) for _ in names]
+    table = pa.table({name: column for name, (_, column) in zip(names, columns, strict=True)})
+    return CaseTable(table, {name: values for name, (values, _) in zip(names, columns, strict=True)})
+
+
+def _typed(words: Sequence[str]) -> tuple[list[Any], pa.Array]:
+    """The values of a column, None where it is blank, and the column."""
+    distinct = dict.fromkeys(words)
+    blank = "" in distinct
+    kind, meant = _meant([word for word in distinct if word])
+    values = [meant.get(word) for word in words]
+    if kind is str:
+        return values, arrow.texts(values)
+    if kind is bool:
+        return values, arrow.numbers(np.array(values, np.bool_), np.array([value is None for value in values]))
+    numbers: NDArray[Any] = np.array(values, np.float64 if blank else kind)
+    return values, arrow.numbers(numbers, np.isnan(numbers))
+
+
+def _meant(words: Sequence[str]) -> tuple[type, dict[str, Any]]:
+    """What words mean, by word: whole numbers, numbers, truth values or words, the first that all of them are."""
+    kinds: dict[type, Callable[[str], Any]] = {int: _whole, float: _number, bool: TRUTH.get}
+    for kind, read in kinds.items():
+        meant = {word: read(word) for word in words}
+        if None not in meant.values():
+            return kind, meant
+    return str, {word: word for word in words}
+
+
+def _whole(word: str) -> int | None:
+    """A whole number of 64 bits."""
+    try:
+        value = int(word)
+    except ValueError:
+        return None
+    return value if -(2**63) <= value < 2**63 and "_" not in word else None
+
+
+def _number(word: str) -> float | None:
+    """A number; nan is a word, and a whole number of more than 64 bits is a name that has digits alone."""
+    try:
+        value = float(word)
+    except ValueError:
+        return None
+    is_name = abs(value) >= 2**63 and word.strip().lstrip("+-").isdigit()
+    return None if np.isnan(value) or is_name or "_" in word else value
+
+
+def is_blank(value: Any) -> bool:
+    """Whether a cell holds nothing: None, NaN, or what pandas has in their place."""
+    return value is None or type(value).__name__ in ("NAType", "NaTType") or (isinstance(value, float) and math.isnan(value))
