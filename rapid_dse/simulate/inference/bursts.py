@@ -44,15 +44,16 @@ class BurstingEngine(SteppingEngine):
         full = self._full_pass(running / batches)
         behind = np.maximum(0.0, running - full.together)  # prompts in other passes than a request's own
         begun = serving.admission_latency + full.late + full.whole
+        prompts = behind * full.where.of(self.prefill_ends) / full.together  # no pass ends sooner than its host launches it
         if self._prompts_first or not steps:
-            prompts, decode = behind * full.alone, steps * self.step(running).total
+            decode = steps * self.step(running).total
             return Burst(begun + 0.5 * prompts, begun + prompts + decode)
         lasting = self.steps_a_pass / batches
         passes = behind / full.together * lasting  # in steps of the engine
         decoding = self.step(running, steps / (steps + passes))
         spared = self._spared(decoding, full.together, full.where)
-        between = behind * (1.0 - spared) * full.alone + passes * decoding.total
-        return Burst(begun + 0.5 * behind * full.alone, begun + between + steps * decoding.total)
+        engine = behind * (1.0 - spared) * full.alone + (passes + steps) * decoding.total
+        return Burst(begun + 0.5 * prompts, begun + np.maximum(engine, prompts))
 
     def tail(self, running: FloatColumn, rounds: FloatColumn) -> FloatColumn:
         """Seconds by which a run of so many rounds lasts longer than its requests keep the engine busy.

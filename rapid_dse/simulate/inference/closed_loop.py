@@ -64,7 +64,8 @@ class Habits:
         rounds: share of requests of which all are one round: all prompts, then all tokens.
         behind: seconds that a prompt waits for those of its group in the passes before its own; as many follow it.
         batches: that go through the stages one after the other.
-        room: prompts that a step of the engine takes at most, ``most`` that a pass does; ``least``: seconds a prompt of a full pass.
+        room: prompts that a step of the engine takes at most, ``most`` that a pass does; ``least``: seconds a prompt of a full pass;
+            ``launched``: at least those in which the host launches it.
         in_turn: seconds of a life over those that run, at most: an engine serves fewer at a time where that is faster.
     """
 
@@ -78,6 +79,7 @@ class Habits:
     room: FloatColumn
     most: FloatColumn
     least: FloatColumn
+    launched: FloatColumn
     in_turn: FloatColumn
 
     @cached_property
@@ -149,13 +151,14 @@ class LoopingEngine(BurstingEngine):
         a_prompt = self.costs.prefill.at(self.kind, share / self.attention_dp).of(self.prefill_slowest) / share
         behind = a_prompt * np.maximum(0.0, group - share) / 2.0
         batches = np.maximum(1.0, self._in_flight(crowd.running))
-        room, least = self._room(batches), self._full_pass(crowd.running).least
+        room, full = self._room(batches), self._full_pass(crowd.running)
+        launched = full.where.of(self.prefill_ends) / full.together
         # of as many a request's own pass takes all others of its batch
         in_turn, together = self._life_apart(np.ones_like(share), np.ones_like(share)), 1.0 + batches * (share - 1.0)
         if (apart := (alike > 0) & (crowd.running > together)).any():
             of_pass = (self._life_apart(together, share) + behind) / together
             in_turn = np.where(apart, np.minimum(in_turn, of_pass), in_turn)
-        return Habits(crowd, grouped, group, share, alike * first, behind, batches, room, most, least, in_turn)
+        return Habits(crowd, grouped, group, share, alike * first, behind, batches, room, most, full.least, launched, in_turn)
 
     def _life_apart(self, running: FloatColumn, together: FloatColumn) -> FloatColumn:
         """Seconds of a life of so many requests, those of each batch in one pass of prompts, so that none waits for prompts of others."""
@@ -316,7 +319,7 @@ class LoopingEngine(BurstingEngine):
 
     def _needed(self, habits: Habits, step: EngineStep, own_steps: FloatColumn) -> FloatColumn:
         """Seconds of the engine for the prompts and steps of all that run, no request of which lives shorter: it takes no more prompts in a
-        step than its tokens hold, and computes a pass of each batch at most in one."""
+        step than its tokens hold, and computes a pass of each batch at most in one; its host launches full passes one after the other."""
         passed = step.passed
         own_pass = step.own_slowest * passed.prompt / passed.alone
         elsewhere = np.maximum(0.0, habits.crowd.others + 1.0 - step.own)
@@ -325,4 +328,5 @@ class LoopingEngine(BurstingEngine):
             a_prompt = habits.rounds * habits.least + (1.0 - habits.rounds) * a_prompt
         in_passes = np.inf if self._prompts_first else passed.together * habits.batches
         fewest = np.maximum(own_steps, (habits.crowd.others + 1.0) / np.minimum(habits.room, in_passes))
-        return np.asarray(own_pass + elsewhere * a_prompt + fewest * step.decoding.total * bool(self.later))
+        engine = own_pass + elsewhere * a_prompt + fewest * step.decoding.total * bool(self.later)
+        return np.maximum(engine, habits.launched * (habits.crowd.others + 1.0))

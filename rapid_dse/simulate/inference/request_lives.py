@@ -7,7 +7,7 @@ with the life: it is followed upwards from an empty engine. Closed loops are tho
 from __future__ import annotations
 
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Self
 
@@ -181,11 +181,6 @@ class SteppingEngine:
         """Seconds by which launches of experts delay the prompts of such passes, and nothing that decodes."""
         return where.of(self.prefill_late) if self.prefill_late.any() else np.zeros_like(where.share)
 
-    def _a_prompt(self, together: FloatColumn) -> FloatColumn:
-        """Seconds a prompt of passes of so many."""
-        where = self.costs.prefill.at(self.kind, together / self.attention_dp)
-        return np.asarray(where.of(self.prefill_slowest) / together)
-
     def _turn(self, running: FloatColumn, step: DecodeStep) -> FloatColumn:
         """Seconds between the steps of two batches in flight."""
         return np.asarray(step.total * bool(self.later) / np.maximum(1.0, self._in_flight(running)))
@@ -206,7 +201,7 @@ class SteppingEngine:
         """
         if rows is not None:
             return self.part(rows)._together(rows_of(coming, rows), shared, None)
-        seconds = self._a_prompt(shared) if coming.turn is not None else self.alone_a_prompt(shared)
+        seconds = self.alone_a_prompt(shared)
         used, turned = np.minimum(coming.rate * seconds, FULLEST), 0.0 if coming.turn is None else coming.rate * coming.turn
         met = np.maximum(turned / (1.0 - used) - np.log1p(-used) * np.exp(-turned), 1e-9)
         return Sharing(np.minimum(np.maximum(met / -np.expm1(-met), 1.0), coming.most))
@@ -263,9 +258,18 @@ class SteppingEngine:
             if stays.all():
                 break
             decode, before = np.where(stays, decode, lasts), np.where(stays, waited, before)
-        queue = waits_for_passes(rate * passed.prompt, passed, crowd.longest)
+        launched = self._launched(passed, crowd.most)
+        queue = waits_for_passes(rate * launched.prompt, launched, crowd.longest)
         first = serving.admission_latency + before + queue + 0.5 * step.total * crowd.busy * bool(steps)
         return Life(crowd, step, passed, decode, first)
+
+    def _launched(self, passed: PromptPass, most: FloatColumn) -> PromptPass:
+        """A pass as the prompts behind it wait for it, of so many requests at most: its host launches one pass after the other."""
+        if not self.prefill_late.any():
+            return passed
+        ends, least = passed.where.of(self.prefill_ends) / passed.together, self.alone_a_prompt(self._most_together(most))
+        late = ends > passed.alone
+        return replace(passed, prompt=np.where(late, ends, passed.prompt), alone=np.where(late, ends, passed.alone), least=least)
 
     @cached_property
     def most_a_step(self) -> FloatColumn:
@@ -278,13 +282,8 @@ class SteppingEngine:
         return max(1.0, self.costs.prompts.queries / self.scenario.software.serving.max_batched_tokens)
 
     @cached_property
-    def least_a_prompt(self) -> FloatColumn:
-        """Seconds a prompt of passes that are full."""
-        return self._full_pass(self.capacity).alone
-
-    @cached_property
     def least_alone(self) -> FloatColumn:
-        """The same where nothing is decoded."""
+        """Seconds a prompt of passes that are full, where nothing is decoded."""
         return self.alone_a_prompt(self._most_together(self.capacity))
 
     def _full_pass(self, running: FloatColumn) -> PromptPass:

@@ -77,7 +77,7 @@ class Engine(LoopingEngine):
         if (load.rate > 0).any():
             full = self.closed_life(self.capacity, grouped)
             placed = (load.prompts > 0) & (load.prompts <= self.capacity)  # more than can be sent have a place
-            most = np.where(placed, 1.0 / self.least_a_prompt, self.capacity / full.total)
+            most = np.where(placed, 1.0 / self.least_alone, self.capacity / full.total)
             open_life = self.open_life(load, most, full)
             served_life = open_life if served_life is None else either(load.rate > 0, open_life, served_life)
         assert served_life is not None
