@@ -62,6 +62,7 @@ def guarded(command: Callable[[Sequence[str]], int], arguments: Sequence[str]) -
         its number after another signal. A reader of its output that has seen enough (head) ends the command quietly, with 0.
     """
     collecting.once_started()
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # those that NumPy starts turn for 0.05 s before they sleep, and have nothing to do
     output = _printable()
     came: list[int] = []
     try:

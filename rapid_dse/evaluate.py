@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rapid_dse.command import Parser, guarded
-from rapid_dse.config.table_file import SUFFIXES
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -71,6 +70,8 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def _options(arguments: Sequence[str]) -> argparse.Namespace:
+    from rapid_dse.config.table_file import SUFFIXES
+
     parser = Parser(prog="python -m rapid_dse.evaluate", description=__doc__, epilog=EPILOG)
     parser.add_argument("cases", type=Path, metavar="CASES", help="a table of cases, CSV or Parquet")
     parser.add_argument("--out", type=Path, required=True, metavar="RESULTS", help="the table to write: CSV or Parquet by its suffix")
