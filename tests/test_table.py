@@ -15,12 +15,14 @@ from generated import ONE, many, portion, scenario
 from machine import slowness
 
 from rapid_dse.events.backends import price
+from rapid_dse.parallel.engines import Engines
 from rapid_dse.parallel.enumeration import grid
 from rapid_dse.parallel.layouts import Layouts
-from rapid_dse.simulate.inference.ahead import lots
+from rapid_dse.simulate.inference.pricing import price_together
 from rapid_dse.simulate.results import Priced
 from rapid_dse.sweep import identity, table
 from rapid_dse.sweep.chunks import contained, take
+from rapid_dse.sweep.lots import lots
 from rapid_dse.sweep.overrides import read
 from rapid_dse.sweep.portion import Portion
 from rapid_dse.sweep.space import single
@@ -98,6 +100,37 @@ def test_portions_priced_together_have_the_rows_that_each_has_alone() -> None:
     alone = pa.concat_tables(map(table.priced_table, portions), promote_options="permissive").to_pylist()
     assert [row | {"elapsed_s": 0} for row in made] == [row | {"elapsed_s": 0} for row in alone]
     assert Counter(row["status"] for row in made) == {"ok": 7, "oom": 3, "invalid": 5}
+
+
+LOADS: dict[str, dict[str, list[float]]] = {
+    "closed loops": {"concurrency": [1, 7, 300], "num_prompts": [0, 40, 5000]},
+    "open loops": {"request_rate": [0.1, 2, 5], "num_prompts": [0, 40, 5000]},
+    "batches": {"batch_size": [1, 7, 300]},
+    "all at once": {"num_prompts": [1, 50, 3000]},
+    "every kind": {"concurrency": [7, 0, 0], "request_rate": [0, 2, 0], "batch_size": [0, 0, 7]},
+}
+LENGTHS = [(2000, 900, [0, 1, 2]), (30000, 40, [2]), (90, 600, [1, 0]), (500, 1, [0, 1]), (64, 1, [2])]
+
+
+@pytest.mark.parametrize("load", LOADS)
+@pytest.mark.parametrize("software", ["vllm", "tensorrt_llm", "sglang"])
+def test_engines_priced_together_have_the_results_that_each_table_has_alone(load: str, software: str) -> None:
+    """Prompts that take one pass or several, requests of one token or more; each table has some of the engines, so that grids of batches
+    begin and end elsewhere."""
+    asked = ["model=deepseek_v3", "workload=inference", "hw=h200", "hw.num_gpus=16", "parallel.tp=8", f"software={software}"]
+    one = single(read([*asked, "workload.length_spread=0.2"]))
+    columns = {name: np.array(values) for name, values in LOADS[load].items()}
+    columns |= {"tp": np.array([8, 2, 1]), "attention_dp": np.array([1, 2, 8]), "pp": np.array([2, 4, 2]), "dp": np.ones(3, int)}
+    columns |= {"etp": np.ones(3, int), "ep": np.array([8, 4, 8])}
+    layouts = replace(one.layouts.take(np.zeros(3, int)), **columns)
+    assert isinstance(layouts, Engines)
+    tables = []
+    for prompt, generated, rows in LENGTHS:
+        workload = one.scenario.workload.model_copy(update={"prompt_len": prompt, "decode_len": generated})
+        tables.append((one.scenario.model_copy(update={"workload": workload}), layouts.take(np.array(rows))))
+    for found, alone in zip(price_together(tables), [price(*own) for own in tables], strict=True):
+        for name, column in vars(alone).items():
+            np.testing.assert_array_equal(getattr(found, name), column, err_msg=name)
 
 
 def test_an_empty_portion_is_an_empty_table() -> None:

@@ -30,15 +30,6 @@ class Remembered:
             entry = self.entries[key] = (objects, compute())  # the objects are kept: else others could get their id
         return cast(Result, entry[1])
 
-    def put(self, objects: tuple[object, ...], result: object) -> None:
-        """Keeps a result of these objects."""
-        self.once(objects, lambda: result)
-
-    def taken(self, objects: tuple[object, ...]) -> Any:
-        """The result of these objects, which is forgotten; None where there is none."""
-        _, result = self.entries.pop(tuple(map(id, objects)), (None, None))
-        return result
-
 
 def remembered(most: int) -> Callable[[Callable[Arguments, Result]], Callable[Arguments, Result]]:
     """Keeps up to ``most`` results of a function by its arguments' identity; a call with named arguments is not kept."""

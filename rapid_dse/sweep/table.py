@@ -19,6 +19,7 @@ from rapid_dse.parallel.layouts import BEHIND_NULL, CODES, COLUMN_OF, Layouts
 from rapid_dse.simulate.results import ABSENT, Priced, refused, unlawful
 from rapid_dse.simulate.trust import Trust
 from rapid_dse.sweep import arrow, identity
+from rapid_dse.sweep.lots import priced_in_lots
 from rapid_dse.sweep.outside import judged
 from rapid_dse.sweep.portion import Portion
 
@@ -99,21 +100,15 @@ def _outcomes(portions: Sequence[Portion], report: Callable[[int], object]) -> l
     """``price_portion`` of each; what was priced for several of them took each layout an equal share."""
     if all(portion.scenario.workload.kind == "training" for portion in portions):
         return [_reported(portion, report) for portion in portions]
-    from rapid_dse.simulate.inference.ahead import lots, prepare_ahead  # with what prices requests
-
     outcomes: dict[int, Outcome] = {}
-    for lot in lots([(portion.scenario, portion.layouts) for portion in portions]):
-        start = time.perf_counter()
-        prepare_ahead([(portion.scenario, portion.layouts) for portion in map(portions.__getitem__, lot) if (portion.rule < 0).all()])
-        share = (time.perf_counter() - start) / max(1, sum(len(portions[at].layouts) for at in lot))
-        for at in lot:
-            outcome = _reported(portions[at], report)
-            outcomes[at] = replace(outcome, seconds=outcome.seconds + share)
+    for at, ahead, seconds in priced_in_lots(portions):
+        outcome = _reported(portions[at], report, ahead)
+        outcomes[at] = replace(outcome, seconds=outcome.seconds + seconds)
     return [outcomes[at] for at in range(len(portions))]
 
 
-def _reported(portion: Portion, report: Callable[[int], object]) -> Outcome:
-    outcome = price_portion(portion)
+def _reported(portion: Portion, report: Callable[[int], object], ahead: Priced | None = None) -> Outcome:
+    outcome = price_portion(portion, ahead)
     report(len(portion.layouts))
     return outcome
 
@@ -170,8 +165,8 @@ def in_one_list(codes: Sequence[NDArray[Any]], texts: Sequence[Sequence[str]]) -
     return np.concatenate(told), list(places)
 
 
-def price_portion(portion: Portion) -> Outcome:
-    """Prices the legal layouts and says what became of each."""
+def price_portion(portion: Portion, ahead: Priced | None = None) -> Outcome:
+    """Prices the legal layouts, unless their results are there (``ahead``), and says what became of each."""
     start = time.perf_counter()
     legal = np.flatnonzero(portion.rule < 0)
     status = np.full(len(portion.layouts), INVALID, np.int8)
@@ -179,7 +174,7 @@ def price_portion(portion: Portion) -> Outcome:
     reasons = [*portion.reasons, "needs more memory than hw.memory.usable"]
     out_of_memory = len(portion.reasons)
     parts: list[tuple[NDArray[np.int64], Priced]] = []
-    for rows, priced_rows in _attempts(portion.scenario, portion.layouts, legal):
+    for rows, priced_rows in _attempts(portion.scenario, portion.layouts, legal) if ahead is None else [(legal, ahead)]:
         if isinstance(priced_rows, Priced):
             status[rows] = np.where(priced_rows.fits, OK, OOM)
             reason[rows] = np.where(priced_rows.fits, -1, out_of_memory)

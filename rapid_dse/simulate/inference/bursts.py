@@ -31,7 +31,7 @@ class BurstingEngine(SteppingEngine):
     @property
     def _prompts_first(self) -> bool:
         """Whether all prompts that wait run before the next decode step."""
-        return self.scenario.software.serving.scheduler == "prefill_first" and bool(self.later)
+        return self.scenario.software.serving.scheduler == "prefill_first" and self.decodes
 
     def burst(self, running: FloatColumn) -> Burst:
         """So many requests that arrive at once, and are followed by none; they are shared out to as many batches as are in flight.
@@ -45,7 +45,7 @@ class BurstingEngine(SteppingEngine):
         behind = np.maximum(0.0, running - full.together)  # prompts in other passes than a request's own
         begun = serving.admission_latency + full.late + full.whole
         prompts = behind * full.where.of(self.prefill_ends) / full.together  # no pass ends sooner than its host launches it
-        if self._prompts_first or not steps:
+        if self._prompts_first or not self.decodes:
             decode = steps * self.step(running).total
             return Burst(begun + 0.5 * prompts, begun + prompts + decode)
         lasting = self.steps_a_pass / batches
@@ -62,7 +62,7 @@ class BurstingEngine(SteppingEngine):
         are in these on average, and a step of half as many takes more than half as long.
         """
         spread, steps = self.scenario.workload.length_spread, self.later / self.steps_tokens
-        if not spread or not steps:
+        if not spread or not self.decodes:
             return np.zeros_like(running)
         drifted = np.minimum(1.0, 2.0 * spread * np.sqrt(np.minimum(rounds, 1e12)))
         idle = np.maximum(0.0, self.step(running, 0.5).total - 0.5 * self.step(running).total)

@@ -117,7 +117,7 @@ class LoopingEngine(BurstingEngine):
         opening, burst, serving = 1.0 / rounds, self.burst(running), self.scenario.software.serving
         lasts = opening * (burst.lasts + self.tail(running, rounds)) + (1.0 - opening) * endless.total
         waited = burst.first - (serving.admission_latency + life.passed.late + life.passed.hold + life.passed.whole)
-        if serving.scheduler != "prefill_first" and self.later:  # measured bursts share passes as those do that follow them
+        if serving.scheduler != "prefill_first" and self.decodes:  # measured bursts share passes as those do that follow them
             waited = np.maximum(waited, 0.5 * np.maximum(0.0, running - life.passed.together) * life.passed.alone)
         return replace(life, first=life.first + opening * waited), lasts
 
@@ -166,21 +166,21 @@ class LoopingEngine(BurstingEngine):
         whole = self._uneven(together, where.of(self.prefill_slowest)) * where.of(self.prefill_total)
         begun = np.maximum(whole, where.of(self.prefill_total) + self.late(where))
         steps = self.later / self.steps_tokens + 0.5 * (running > 1.0)  # a prompt waits for half of the step that it finds
-        return np.asarray(self.scenario.software.serving.admission_latency + begun + steps * self.step(running).total * bool(self.later))
+        return np.asarray(self.scenario.software.serving.admission_latency + begun + steps * self.step(running).total * self.decodes)
 
     @cached_property
     def _own_steps(self) -> FloatColumn:
         """Steps of the engine that a request needs: of its tokens, and of its prompt where that is computed beside decoding."""
         steps = self.later / self.steps_tokens
         if self._prompts_first:
-            return np.full(len(self.kind), max(steps, 1.0))
-        return np.full(len(self.kind), steps + (self.steps_a_pass if self.later else 1.0))
+            return np.full(len(self.kind), np.maximum(steps, 1.0))
+        return np.full(len(self.kind), steps + (self.steps_a_pass if self.decodes else 1.0))
 
     def _room(self, batches: FloatColumn) -> FloatColumn:
         """Prompts that a step of the engine takes at most, with a pass of each of the batches in flight."""
         if self._prompts_first:
             return np.full_like(batches, np.inf)
-        a_pass = self.most_a_step if self.later else self.fit_a_pass
+        a_pass = self.most_a_step if self.decodes else self.fit_a_pass
         return np.asarray(a_pass * batches)
 
     def _engine_step(self, habits: Habits, chance: FloatColumn) -> EngineStep:
@@ -203,7 +203,7 @@ class LoopingEngine(BurstingEngine):
         decoding = self.step(crowd.running, np.minimum(1.0, steps * chance))
         passed, own_slowest = self._pass(habits, decoding, (together, own), held_steps * decoding.total)
         prompts = come * passed.prompt
-        total = decoding.total + prompts if self.later else passed.alone * together * batches
+        total = decoding.total + prompts if self.decodes else passed.alone * together * batches
         return EngineStep(decoding, passed, come, prompts, total, own, own_slowest)
 
     def _by_chance(self, habits: Habits, others: FloatColumn, chance: FloatColumn) -> FloatColumn:
@@ -229,7 +229,7 @@ class LoopingEngine(BurstingEngine):
         of_mean = own_where.of(self.prefill_total)
         whole = uneven * of_mean
         late = np.maximum(0.0, of_mean + self.late(own_where) - whole)
-        joins = self.later and self.scenario.software.serving.scheduler != "prefill_first"
+        joins = self.decodes and self.scenario.software.serving.scheduler != "prefill_first"
         prompt = alone - self._spared(decoding, together, where) * even if joins else alone
         passed = PromptPass(where, together, whole, late, prompt, alone, habits.least, hold)
         return passed, uneven * own_where.of(self.prefill_slowest)
@@ -280,11 +280,11 @@ class LoopingEngine(BurstingEngine):
         Sakasegawa (1977), of steps that serve as many prompts as they take, and no longer than a loop's requests make it.
         """
         crowd, room, passed = habits.crowd, habits.room, step.passed
-        decoding, a_pass = step.decoding.total * bool(self.later), passed.prompt * passed.together
+        decoding, a_pass = step.decoding.total * self.decodes, passed.prompt * passed.together
         share_of_passes = step.prompts / np.maximum(decoding + step.prompts, 1e-12)
         if self._prompts_first:  # a step takes all that wait
             return np.asarray(crowd.steady * crowd.busy * 0.5 * (decoding * (1.0 - share_of_passes) + a_pass * share_of_passes))
-        if self.later:
+        if self.decodes:
             half = 0.5 * (decoding + (decoding + a_pass) * share_of_passes)
         else:  # of the passes of others, of which there is none where all share one
             half = 0.5 * step.prompts * np.where(habits.grouped, np.minimum(1.0, 1.0 / chance - 1.0), 1.0)
@@ -297,7 +297,7 @@ class LoopingEngine(BurstingEngine):
         steps, crowd = self.later / self.steps_tokens, habits.crowd
         decoding, passed, rounds = step.decoding, step.passed, habits.rounds
         first = self._outside(habits, passed) + passed.whole
-        accompanied = np.minimum(1.0, step.come * steps) * bool(steps)  # chance that any request decodes in the pass of a prompt
+        accompanied = np.minimum(1.0, step.come * steps) * self.decodes  # chance that any request decodes in the pass of a prompt
         own_steps = steps + accompanied * (self._own_steps - steps)
         if self._prompts_first:
             in_round = habits.least  # where all come together
@@ -312,7 +312,7 @@ class LoopingEngine(BurstingEngine):
             decode_beside = (own_steps - steps) * decoding.total - accompanied * spared - passed.late
             first = first + waits + np.maximum(0.0, decode_beside)
             met = steps * step.prompts + habits.behind
-        decode = np.asarray(steps * decoding.total + self.scenario.software.serving.decode_wait * met * bool(steps))
+        decode = np.asarray(steps * decoding.total + self.scenario.software.serving.decode_wait * met * self.decodes)
         first = np.maximum(first, self._needed(habits, step, own_steps) - decode)
         in_turn = np.maximum(habits.in_turn * crowd.running - decode, self._outside(habits, passed) + passed.whole)
         return Life(crowd, decoding, passed, decode, np.asarray(np.minimum(first, in_turn)))
@@ -328,5 +328,5 @@ class LoopingEngine(BurstingEngine):
             a_prompt = habits.rounds * habits.least + (1.0 - habits.rounds) * a_prompt
         in_passes = np.inf if self._prompts_first else passed.together * habits.batches
         fewest = np.maximum(own_steps, (habits.crowd.others + 1.0) / np.minimum(habits.room, in_passes))
-        engine = own_pass + elsewhere * a_prompt + fewest * step.decoding.total * bool(self.later)
+        engine = own_pass + elsewhere * a_prompt + fewest * step.decoding.total * self.decodes
         return np.maximum(engine, habits.launched * (habits.crowd.others + 1.0))

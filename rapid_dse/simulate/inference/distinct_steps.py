@@ -54,45 +54,57 @@ class StepGrid:
             factors |= dict.fromkeys(("products", "attention", "small", "experts"), self.scale["compute"])
         return replace(times, **{name: getattr(times, name) * factor for name, factor in factors.items()})
 
+    def most(self, kind: IntColumn) -> FloatColumn | float:
+        """The largest batch of the grid, for rows of these kinds."""
+        return float(self.batches[-1])
+
     def at(self, kind: IntColumn, batch: FloatColumn) -> Between:
         """Where a batch lies between the grid's, for rows of these kinds."""
         # np.clip takes several times as long as both bounds by themselves, of which a row of its own has a few dozen
         inside = np.minimum(np.maximum(batch, self.batches[0]), self.batches[-1])
         places, kinds = self._places, self.works[0].products.shape[1]
-        place = np.ceil(inside * places.parts).astype(np.intp) if places.parts else self.batches[1:-1].searchsorted(inside)
+        place = places.of(inside)
         below = places.below.take(place, mode="clip") + kind
         share = (inside - places.batch.take(place, mode="clip")) * places.a_batch.take(place, mode="clip")
         return Between(below, below + kinds, share, 1.0 - share)
 
     @cached_property
     def _places(self) -> Places:
-        """By whole multiples of a part of one batch, of which all batches of the grid are: a search takes several times as long as looking
-        them up; or by a search, where these would be too many."""
-        for parts in FINEST_PARTS:
-            multiples = self.batches * parts
-            if multiples[-1] > MOST_PLACES:
-                break
-            if (multiples == np.rint(multiples)).all():
-                return self._looked_up(parts, np.arange(multiples[-1] + 1) / parts)
-        return self._looked_up(0.0, self.batches[1:])
-
-    def _looked_up(self, parts: float, highest: FloatColumn) -> Places:
-        """Places that end at so many batches each."""
-        lower = self.batches[1:-1].searchsorted(highest)
-        return Places(parts, lower * self.works[0].products.shape[1], self.batches.take(lower), (1.0 / np.diff(self.batches)).take(lower))
+        return places_in(self.batches, self.works[0].products.shape[1])
 
 
 @dataclass(frozen=True)
 class Places:
-    """Where batches lie in a grid, ``(n_places,)`` each; a batch has the place of its number of ``parts`` (0: that which a search gives).
+    """Where batches lie in a grid, ``(n_places,)`` each; a batch has the place of its number of ``parts`` (0: that which a search of the
+    batches between the grid's ends gives).
 
     Where the grid's ``batch`` ``below`` it begins in a flattened table, and how much nearer to the next one a batch more is (``a_batch``).
     """
 
     parts: float
+    between: FloatColumn
     below: IntColumn
     batch: FloatColumn
     a_batch: FloatColumn
+
+    def of(self, inside: FloatColumn) -> IntColumn:
+        """The place of each batch, none beyond the grid's ends."""
+        return np.ceil(inside * self.parts).astype(np.intp) if self.parts else self.between.searchsorted(inside)
+
+
+def places_in(batches: FloatColumn, kinds: int) -> Places:
+    """By whole multiples of a part of one batch, of which all batches of the grid are: a search takes several times as long as looking them
+    up; or by a search, where these would be too many."""
+    parts, highest = 0.0, batches[1:]
+    for finest in FINEST_PARTS:
+        multiples = batches * finest
+        if multiples[-1] > MOST_PLACES:
+            break
+        if (multiples == np.rint(multiples)).all():
+            parts, highest = finest, np.arange(multiples[-1] + 1) / finest
+            break
+    lower = batches[1:-1].searchsorted(highest)
+    return Places(parts, batches[1:-1], lower * kinds, batches.take(lower), (1.0 / np.diff(batches)).take(lower))
 
 
 @dataclass(frozen=True)

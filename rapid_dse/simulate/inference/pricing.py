@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -20,6 +20,7 @@ from rapid_dse.parallel.engines import NOT_GIVEN, Degrees, Engines
 from rapid_dse.parallel.layouts import POOLS, Layouts
 from rapid_dse.simulate.inference.crowds import Load
 from rapid_dse.simulate.inference.distinct_steps import AskedEngines, Between, Costs, costs
+from rapid_dse.simulate.inference.joined_engines import joined
 from rapid_dse.simulate.inference.passes import EnginePass
 from rapid_dse.simulate.inference.pools import ALONE, Handover, Pools
 from rapid_dse.simulate.inference.serving import Engine, Served
@@ -74,8 +75,35 @@ def price(scenario: Scenario, layouts: Layouts) -> Priced:
         from rapid_dse.simulate.inference import one_pass  # with what prices training: where a model runs as in training
 
         return request_costs(scenario, layouts, *one_pass.price_batches(scenario, layouts))
-    ahead = layouts.alike.remembered.taken((scenario, prepare))  # ``ahead.prepare_ahead``
-    return served(scenario, layouts, prepare(scenario, layouts) if ahead is None else ahead)
+    return served(scenario, layouts, prepare(scenario, layouts))
+
+
+def price_together(tables: Sequence[tuple[Scenario, Engines]]) -> list[Priced]:
+    """``price`` of tables of models that decode, whose scenarios differ in nothing but the lengths of their requests.
+
+    Raises:
+        ValueError: as ``price``.
+    """
+    alike: dict[Hashable, list[int]] = {}
+    for at, (scenario, layouts) in enumerate(tables):
+        kinds = (layouts.batch_size > 0, layouts.request_rate > 0, layouts.concurrency > 0)
+        of_load = (scenario.workload.lengths[1] > 1, *(bool(rows.any()) for rows in kinds))
+        alike.setdefault(at if layouts.pooled.any() else of_load, []).append(at)
+    ready, priced = prepare_together(tables), dict[int, Priced]()
+    for places in alike.values():
+        several, ends = [(*tables[at], ready[at]) for at in places], np.cumsum([len(tables[at][1]) for at in places]).tolist()
+        whole = served(*several[0]) if len(several) == 1 else _served_together(several)
+        priced |= {at: whole.part(slice(end - len(tables[at][1]), end)) for at, end in zip(places, ends, strict=True)}
+    return [priced[at] for at in range(len(tables))]
+
+
+def _served_together(tables: Sequence[tuple[Scenario, Engines, list[PreparedEngines]]]) -> Priced:
+    """Results of engines without pools whose passes are priced, one table behind the other."""
+    scenario, layouts = tables[0][0], Engines.concatenate([layouts for _, layouts, _ in tables])
+    engine = joined([Engine(own, part.costs[0], part.kinds[0]) for own, _, (part,) in tables])
+    system = System(engine.serve(load_of(layouts)), engine, engine, _busy(layouts))
+    flops = np.repeat([_flops(own) for own, _, _ in tables], [len(table) for _, table, _ in tables])
+    return _results(scenario, layouts, system, flops)
 
 
 @dataclass(frozen=True)
@@ -124,7 +152,7 @@ def _asked_of(scenario: Scenario, layouts: Engines) -> Iterator[tuple[NDArray[np
 def served(scenario: Scenario, layouts: Engines, ready: list[PreparedEngines]) -> Priced:
     """Results of engines whose passes are priced."""
     tables = [layouts.take(part.rows) if len(part.rows) < len(layouts) else layouts for part in ready]
-    priced = [_results(scenario, table, system(scenario, table, part)) for table, part in zip(tables, ready, strict=True)]
+    priced = [_results(scenario, table, system(scenario, table, part), _flops(scenario)) for table, part in zip(tables, ready, strict=True)]
     if len(priced) == 1:
         return priced[0]
     return Priced.concatenate(priced).take(np.argsort(np.concatenate([part.rows for part in ready])))
@@ -174,16 +202,16 @@ def _most(scenario: Scenario, layouts: Engines, load: Load) -> float:
     return float(asked.max(initial=1.0))
 
 
-def _results(scenario: Scenario, layouts: Engines, system: System) -> Priced:
-    fared, work = system.served, scenario.workload
-    generated = work.lengths[1]
+def _results(scenario: Scenario, layouts: Engines, system: System, flops: FloatColumn | float) -> Priced:
+    """The result columns; ``flops``: of a request."""
+    fared, generated = system.served, system.engine.later + 1.0
     rate = fared.rate * system.replicas
     tokens = rate * generated
     static = layouts.batch_size != NOT_GIVEN
     memory = _memory(system, static)
     ttft = fared.queue + fared.first
-    times = _times(system) if generated > 1 else _prefill_times(system, static)
-    step = fared.tpot if generated > 1 else added(times.values())
+    times = _times(system) if system.engine.decodes else _prefill_times(system, static)
+    step = fared.tpot if system.engine.decodes else added(times.values())
     of_gpus = _energy(scenario, layouts, system, rate)
     peak = added(memory.values())
     zero, absent = np.zeros(len(layouts)), np.full(len(layouts), np.nan)
@@ -191,7 +219,7 @@ def _results(scenario: Scenario, layouts: Engines, system: System) -> Priced:
         step_time_s=step,
         tokens_per_s=tokens,
         tokens_per_s_per_gpu=tokens / layouts.num_gpus,
-        mfu=rate * _flops(scenario) / (layouts.num_gpus * scenario.hw.peak_flops(scenario.stored_precision)),
+        mfu=rate * flops / (layouts.num_gpus * scenario.hw.peak_flops(scenario.stored_precision)),
         fits=peak <= scenario.hw.memory.usable,
         peak_memory_bytes=peak,
         **{f"memory_{name}_bytes": memory.get(name, zero) for name in _MEMORY},
@@ -204,13 +232,16 @@ def _results(scenario: Scenario, layouts: Engines, system: System) -> Priced:
         * (system.replicas * np.maximum(1, layouts.decode_workers)),
         **dict.fromkeys((*REQUEST_COSTS, "train_time_s", "train_cost_usd", "train_energy_j", "goodput"), absent),
     )
-    return request_costs(scenario, layouts, priced, of_gpus)
+    return request_costs(scenario, layouts, priced, of_gpus, generated)
 
 
-def request_costs(scenario: Scenario, layouts: Layouts, priced: Priced, of_gpus: FloatColumn) -> Priced:
-    """The results with what a request costs and takes, from the joules of all GPUs for one."""
-    work = scenario.workload
-    rate, tokens = priced.requests_per_s, work.lengths[1] if scenario.model.of_kind.decodes else work.seq_len
+def request_costs(
+    scenario: Scenario, layouts: Layouts, priced: Priced, of_gpus: FloatColumn, generated: FloatColumn | float | None = None
+) -> Priced:
+    """The results with what a request costs and takes, from the joules of all GPUs for one; ``generated``: its tokens, None: those that the
+    scenario has, of a model that decodes nothing its length."""
+    work, rate = scenario.workload, priced.requests_per_s
+    tokens = generated if generated is not None else work.lengths[1] if scenario.model.of_kind.decodes else work.seq_len
     joules = site_energy(scenario.cluster, scenario.hw, of_gpus, 1.0 / rate, layouts.num_gpus)
     dollars = scenario.hw.price / 3600 * layouts.num_gpus / rate
     return replace(

@@ -31,6 +31,7 @@ FIRST_ROUNDS = 4  # of these, in which what is waited for before decoding settle
 FULLEST = 1.0 - 1e-6  # share of the time that prompts take at most
 LEAST_DECODING = 0.05  # share of its life that a request decodes at least
 CAPTURED = {"none": 1.0, "modules": 0.25, "full_iteration": 0.0}  # share of a layer's launches that are left to the host
+OF_LENGTHS = ("later", "queries", "steps_tokens")  # of an engine, that follow from the lengths of its requests
 MOST_SPARED = 0.5  # of a pass of prompts: what decoding rows that share it save at most
 
 
@@ -107,11 +108,15 @@ class SteppingEngine:
 
     def __init__(self, scenario: Scenario, costs: Costs, kind: IntColumn) -> None:
         self.scenario, self.costs = scenario, costs
-        self._place(kind)
+        self.place(kind)
         work, software = scenario.workload, scenario.software
-        self.later = float(work.lengths[1] - 1)  # tokens behind the first
+        # tokens behind the first, and those of a prompt that are computed; of engines that are joined, columns of their rows
+        self.later: FloatColumn | float = float(work.lengths[1] - 1)
+        self.queries: FloatColumn | float = costs.prompts.queries
+        self.decodes = bool(self.later)
         # that a step gives: no more than there are, whatever drafts are accepted
-        self.steps_tokens = min(accepted(work.draft_tokens or 0, work.draft_acceptance or 0.0), max(1.0, self.later))
+        accepted_tokens = accepted(work.draft_tokens or 0, work.draft_acceptance or 0.0)
+        self.steps_tokens: FloatColumn | float = min(accepted_tokens, max(1.0, self.later))
         layers, prompts = scenario.model.num_hidden_layers, costs.prefill.work
         self.launches = float(launched(scenario, layers, layers - dense_layers(scenario.model)))
         self.decode_pass = costs.decode.passes(software.serving)
@@ -129,11 +134,11 @@ class SteppingEngine:
         self.prefill_slowest = np.maximum(prefill.slowest, plain / costs.cut.pp)
         # where nothing is decoded the device has nothing else to do while the host launches experts, a stage's by each stage's own host
         self.prefill_ends = np.maximum(self.prefill_slowest, launches / costs.cut.pp)
-        if not self.later:
+        if not self.decodes:
             self.prefill_total, self.prefill_slowest = np.maximum(self.prefill_total, launches), self.prefill_ends
             self.prefill_late = np.zeros_like(self.prefill_total)
 
-    def _place(self, kind: IntColumn) -> None:
+    def place(self, kind: IntColumn) -> None:
         """Sets what rows of such kinds have."""
         self.kind, self.cut = kind, self.costs.cut.take(kind)
         self.attention_dp, self.pp = self.cut.attention_dp.astype(np.float64), self.cut.pp.astype(np.float64)
@@ -146,7 +151,10 @@ class SteppingEngine:
         part = copy(self)
         for name in [name for name in vars(self) if isinstance(getattr(type(self), name, None), cached_property)]:
             del vars(part)[name]  # of all rows
-        part._place(self.kind[rows])
+        part.place(self.kind[rows])
+        for name in OF_LENGTHS:
+            if isinstance(of_rows := getattr(self, name), np.ndarray):
+                setattr(part, name, of_rows[rows])
         return part
 
     def step(self, running: FloatColumn, decoding: FloatColumn | float = 1.0) -> DecodeStep:
@@ -183,7 +191,7 @@ class SteppingEngine:
 
     def _turn(self, running: FloatColumn, step: DecodeStep) -> FloatColumn:
         """Seconds between the steps of two batches in flight."""
-        return np.asarray(step.total * bool(self.later) / np.maximum(1.0, self._in_flight(running)))
+        return np.asarray(step.total * self.decodes / np.maximum(1.0, self._in_flight(running)))
 
     def _shared(self, coming: Coming, alike: RootSearch | None = None) -> RootSearch:
         """Prompts that share a pass where they come at random: all that have come during the last pass and the step beside it; ``alike``:
@@ -244,7 +252,7 @@ class SteppingEngine:
             step = self.step(crowd.running, np.clip(decode / (before + decode), LEAST_DECODING, 1.0))
             come = rate * crowd.met_share
             sharing = self._shared(Coming(come, self._most_together(crowd.most), self._turn(crowd.running, step)), sharing)
-            ended = come * decode / max(steps, 1e-12)  # of those that decode, in a step
+            ended = come * decode / np.maximum(steps, 1e-12)  # of those that decode, in a step
             passed = self._prompts(crowd, step, sharing.at, ended)
             waited, before = before, passed.whole + passed.late + passed.hold
             # as much of decoding is a wait for prompts as of the time
@@ -260,7 +268,7 @@ class SteppingEngine:
             decode, before = np.where(stays, decode, lasts), np.where(stays, waited, before)
         launched = self._launched(passed, crowd.most)
         queue = waits_for_passes(rate * launched.prompt, launched, crowd.longest)
-        first = serving.admission_latency + before + queue + 0.5 * step.total * crowd.busy * bool(steps)
+        first = serving.admission_latency + before + queue + 0.5 * step.total * crowd.busy * self.decodes
         return Life(crowd, step, passed, decode, first)
 
     def _launched(self, passed: PromptPass, most: FloatColumn) -> PromptPass:
@@ -274,12 +282,12 @@ class SteppingEngine:
     @cached_property
     def most_a_step(self) -> FloatColumn:
         """Prompts whose tokens fill a step, on all of attention's ranks."""
-        return np.asarray(self.scenario.software.serving.max_batched_tokens / self.costs.prompts.queries * self.attention_dp, np.float64)
+        return np.asarray(self.scenario.software.serving.max_batched_tokens / self.queries * self.attention_dp, np.float64)
 
     @cached_property
-    def steps_a_pass(self) -> float:
+    def steps_a_pass(self) -> FloatColumn | float:
         """Steps that a pass of prompts lasts which are longer than a step."""
-        return max(1.0, self.costs.prompts.queries / self.scenario.software.serving.max_batched_tokens)
+        return np.maximum(1.0, self.queries / self.scenario.software.serving.max_batched_tokens)
 
     @cached_property
     def least_alone(self) -> FloatColumn:
@@ -303,7 +311,7 @@ class SteppingEngine:
         together = np.minimum(np.maximum(np.maximum(shared, 1.0), held_prompts), most.together)
         where = self.costs.prefill.at(self.kind, together / self.attention_dp)
         spared = np.zeros_like(together)
-        if scheduler != "prefill_first" and steps:  # decoding goes along: its products and launches are the pass's own
+        if scheduler != "prefill_first" and self.decodes:  # decoding goes along: its products and launches are the pass's own
             passes = crowd.others / together  # that a request meets; no more of its steps than it has go along
             spared = self._spared(full, together, where) * np.minimum(1.0, steps / np.maximum(passes, 1e-12))
         alone = where.of(self.prefill_slowest) / together
@@ -323,10 +331,10 @@ class SteppingEngine:
             at_once: prompts that share a pass anyway.
             at_random: whether prompts come to ranks at random, those of requests that ended there; else to each in turn.
         """
-        ranks, most = self.attention_dp, float(self.scenario.software.serving.attention_dp_wait) * bool(self.later)
+        ranks, most = self.attention_dp, float(self.scenario.software.serving.attention_dp_wait) * self.decodes
         if not most or not (ranks > 1).any():
             return np.ones_like(ended), np.zeros_like(ended)
-        of_two = 2.0 * ranks * self.steps_tokens / max(self.later, 1.0)  # that end in a step with two on each rank
+        of_two = 2.0 * ranks * self.steps_tokens / np.maximum(self.later, 1.0)  # that end in a step with two on each rank
         lone = np.clip(of_two / np.maximum(ended, 1e-12) - 1.0, 0.0, 1.0)  # share that leaves its rank with nothing to decode
         decoding = 2.0 * ranks * ended / of_two
         until = until_each_has_one(ranks, decoding) if at_random else ranks
@@ -339,8 +347,8 @@ class SteppingEngine:
     def _spared(self, step: DecodeStep, together: FloatColumn, where: Between) -> FloatColumn:
         """By which share of a pass of prompts one with decoding in it is shorter than both apart, sends between stages left out: weights
         are read and kernels launched once, the arithmetic of the decoding rows stays."""
-        grid, rows, on_rank = self.costs.prefill, step.rows / self.costs.prompts.queries, together / self.attention_dp
-        fit = grid.batches[-1] - rows  # a step that is full has fewer prompts in it
+        grid, rows, on_rank = self.costs.prefill, step.rows / self.queries, together / self.attention_dp
+        fit = grid.most(self.kind) - rows  # a step that is full has fewer prompts in it
         alone = where if (fit >= on_rank).all() else grid.at(self.kind, np.minimum(on_rank, fit))
         more = grid.at(self.kind, on_rank + rows).of(self.prefill_products) - alone.of(self.prefill_products)
         own = step.device - step.where.of(self.decode_beside)

@@ -48,7 +48,7 @@ class Served:
     bubble: FloatColumn
     wait: FloatColumn
     tpot: FloatColumn
-    tokens: float
+    tokens: FloatColumn | float
     first: FloatColumn
     queue: FloatColumn
     life: FloatColumn
@@ -90,7 +90,7 @@ class Engine(LoopingEngine):
         running = solved_life.crowd.running
         queue = np.where(open_, place_wait(load, life, self.capacity, most), _queued(load, running, closed))
         flow = np.where(open_, sent_rate(load, life, most), closed)
-        tpot = solved_life.decode / self.later if self.later else np.full(len(flow), np.nan)
+        tpot = solved_life.decode / self.later if self.decodes else np.full(len(flow), np.nan)
         return Served(
             running=running,
             capacity=self.capacity,
@@ -98,7 +98,7 @@ class Engine(LoopingEngine):
             step=solved_life.step.where,
             host=solved_life.step.host,
             bubble=solved_life.step.bubble,
-            wait=np.maximum(0.0, tpot - solved_life.step.total / self.steps_tokens) if self.later else np.zeros(len(flow)),
+            wait=np.maximum(0.0, tpot - solved_life.step.total / self.steps_tokens) if self.decodes else np.zeros(len(flow)),
             tpot=tpot,
             tokens=self.steps_tokens,
             first=solved_life.first,
@@ -133,7 +133,7 @@ class Engine(LoopingEngine):
             host=host,
             bubble=stepped.bubble,
             wait=np.zeros(len(batch)),
-            tpot=step if self.later else np.full(len(batch), np.nan),
+            tpot=step if self.decodes else np.full(len(batch), np.nan),
             tokens=self.steps_tokens,
             first=first,
             queue=np.zeros(len(batch)),
