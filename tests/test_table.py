@@ -18,11 +18,11 @@ from rapid_dse.events.backends import price
 from rapid_dse.parallel.engines import Engines
 from rapid_dse.parallel.enumeration import grid
 from rapid_dse.parallel.layouts import Layouts
+from rapid_dse.simulate.inference.lots import lots
 from rapid_dse.simulate.inference.pricing import price_together
 from rapid_dse.simulate.results import Priced
 from rapid_dse.sweep import identity, table
 from rapid_dse.sweep.chunks import contained, take
-from rapid_dse.sweep.lots import lots
 from rapid_dse.sweep.overrides import read
 from rapid_dse.sweep.portion import Portion
 from rapid_dse.sweep.space import single

@@ -17,9 +17,9 @@ from rapid_dse.analysis.serving_fit import FIGURES, Table
 from rapid_dse.analysis.serving_linear import ServedLinear
 from rapid_dse.config.measured_boxes import Sent, ServedRuns, alike
 from rapid_dse.model.parameters import count
-from rapid_dse.simulate.inference.amplified import amplification
+from rapid_dse.simulate.inference.amplified import amplifications
 from rapid_dse.simulate.served_growth import SERVED_ERRORS, SERVED_STEPS
-from rapid_dse.simulate.served_trust import SENT, engine_count, engine_gpus, inside_of, sent, steps_expected
+from rapid_dse.simulate.served_trust import SENT, AskedLoads, engine_count, engine_gpus, inside_of, sent, steps_expected
 
 FloatColumn = NDArray[np.float64]
 Mask = NDArray[np.bool_]
@@ -75,7 +75,7 @@ def settings_of(tables: Sequence[Table]) -> pd.DataFrame:
             "experts": bool(scenario.model.num_experts),
             "latent": bool(scenario.model.kv_lora_rank),
             "pools": engines.pooled,
-            "sent": np.array(SENT)[sent(scenario, engines)],
+            "sent": np.array(SENT)[sent(AskedLoads.from_tables([(scenario, engines)]))],
             "gpus": engine_gpus(engines),
             "concurrency": np.where(asked > 0, np.maximum(1.0, asked / engine_count(engines)), np.nan),
             "prompt": float(prompt),
@@ -88,7 +88,7 @@ def settings_of(tables: Sequence[Table]) -> pd.DataFrame:
 
 def amplified_of(tables: Sequence[Table]) -> FloatColumn:
     """How much an error of the engine's steps grows in the time between tokens of each row, ``(n_rows,)``; 1 where that is not known."""
-    known = np.concatenate([amplification(table.scenario, table.layouts) for table in tables])
+    known = np.concatenate(amplifications([(table.scenario, table.layouts) for table in tables]))
     return np.where(np.isfinite(known), known, 1.0)
 
 
@@ -206,7 +206,8 @@ def expected_of(loads: Loads, boxes: Sequence[ServedRuns], steps: Mapping[str, f
     if not boxes:
         return np.full(len(loads.models), np.nan)
     told = [with_served(table, boxes) for table in loads.tables]
-    return np.concatenate([steps_expected(table.scenario, table.layouts, steps)[0] for table in told]) * loads.amplified
+    asked = (AskedLoads.from_tables([(table.scenario, table.layouts)]) for table in told)
+    return np.concatenate([steps_expected(one, steps)[0] for one in asked]) * loads.amplified
 
 
 def evidence_of(name: str, loads: Loads, unseen: FloatColumn, typical: Mapping[Sent, float] = SERVED_ERRORS) -> list[Evidence]:
@@ -253,8 +254,9 @@ def _told(name: str, loads: Loads, rows: Mask, errors: FloatColumn, boxes: Seque
         start = here.stop
         if rows[here].any():
             told = with_served(table, boxes)
-            _, best, near = steps_expected(told.scenario, told.layouts)
-            inside[here] = inside_of(told.scenario, told.layouts)
+            asked = AskedLoads.from_tables([(told.scenario, told.layouts)])
+            _, best, near = steps_expected(asked)
+            inside[here] = inside_of(asked)
             for setting, column in near.items():
                 units.setdefault(setting, np.zeros(len(rows)))[here] = column[best, np.arange(len(best))]
     return Evidence(name, errors[rows], inside[rows], {key: column[rows] for key, column in units.items() if column[rows].any()})

@@ -9,7 +9,8 @@ never learned (a generation of chips or a precision that no load had, drafted to
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import get_args
+from dataclasses import dataclass
+from typing import Self, TypeAlias, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +26,8 @@ from rapid_dse.parallel.engines import Engines
 from rapid_dse.simulate.served_growth import SERVED_ARCHITECTURES, SERVED_ERRORS, SERVED_PRECISIONS, SERVED_STEPS
 
 FloatColumn = NDArray[np.float64]
+Tables: TypeAlias = Sequence[tuple[Scenario, Engines]]
+Expected: TypeAlias = tuple[FloatColumn, NDArray[np.int64], tuple[str, ...]]
 
 LEAST = 0.1  # share of the error inside that a setting outside adds at least
 FAR = 1e3  # doublings beyond any number's
@@ -49,46 +52,89 @@ KINDS = {
 }
 
 
-def loads_expected(scenario: Scenario, engines: Engines) -> tuple[FloatColumn, NDArray[np.int64], tuple[str, ...]]:
-    """The error to expect of each row, NaN where no measured load says anything of it; what lies outside, as ``simulate.trust.Trust``."""
-    boxes, n_rows = scenario.software.served, len(engines)
+@dataclass(frozen=True)
+class AskedLoads:
+    """Rows of tables whose scenarios have the same measured loads behind their profile: the ``scenarios``, the tables' ``engines`` one
+    behind the other, and of which scenario each row is (``of``)."""
+
+    scenarios: Sequence[Scenario]
+    engines: Engines
+    of: NDArray[np.intp]
+
+    @classmethod
+    def from_tables(cls, tables: Tables) -> Self:
+        """All rows of the tables."""
+        engines = [engines for _, engines in tables]
+        whole = engines[0] if len(engines) == 1 else Engines.concatenate(engines)
+        return cls([scenario for scenario, _ in tables], whole, np.repeat(np.arange(len(tables)), [len(table) for table in engines]))
+
+    @property
+    def boxes(self) -> Sequence[ServedRuns]:
+        """The measured loads."""
+        return self.scenarios[0].software.served
+
+
+def loads_expected(tables: Tables) -> list[Expected]:
+    """The error to expect of each row of each table, NaN where no measured load says anything of it; what lies outside, as
+    ``simulate.trust.Trust``."""
+    of_tables, by_boxes = dict[int, Expected](), dict[int, list[int]]()
+    for at, (scenario, engines) in enumerate(tables):
+        if text := _unmeasured(scenario, engines):
+            of_tables[at] = np.full(len(engines), np.nan), np.zeros(len(engines), np.int64), (text,)
+        else:
+            by_boxes.setdefault(id(scenario.software.served), []).append(at)
+    for places in by_boxes.values():
+        several = [tables[at] for at in places]
+        error, outside, texts = _expected(several)
+        for at, end in zip(places, np.cumsum([len(engines) for _, engines in several]).tolist(), strict=True):
+            rows = slice(end - len(tables[at][1]), end)
+            of_tables[at] = error[rows], outside[rows], texts
+    return [of_tables[at] for at in range(len(tables))]
+
+
+def _unmeasured(scenario: Scenario, engines: Engines) -> str:
+    """Why no measured load says anything of a table; empty where some may."""
     if not scenario.model.of_kind.decodes:
-        return np.full(n_rows, np.nan), np.zeros(n_rows, np.int64), ("model (none that decodes nothing was measured)",)
-    if not boxes or not n_rows:
-        text = f"software (no request served by {scenario.software.name} was measured)"
-        return np.full(n_rows, np.nan), np.zeros(n_rows, np.int64), (text,)
-    of_steps, nearest, units = steps_expected(scenario, engines)
-    outside, texts = np.full(n_rows, -1, np.int64), dict[str, int]()
+        return "model (none that decodes nothing was measured)"
+    if not scenario.software.served or not len(engines):
+        return f"software (no request served by {scenario.software.name} was measured)"
+    return ""
+
+
+def _expected(tables: Tables) -> Expected:
+    """``loads_expected`` of all rows of tables that share measured loads."""
+    asked = AskedLoads.from_tables(tables)
+    of_steps, nearest, units = steps_expected(asked)
+    outside, texts = np.full(len(nearest), -1, np.int64), dict[str, int]()
     for at in np.flatnonzero(np.bincount(nearest)).tolist() if units else ():  # without, all lie inside every box
         rows = np.flatnonzero(nearest == at)
         marks = [column[at, rows] > 0 for column in units.values()]
         first, kind = distinct([numbered(mark) for mark in marks])
         for number, row in enumerate(first.tolist()):
             names = [name for name, mark in zip(units, marks, strict=True) if mark[row]]
-            told = dict.fromkeys(f"{TITLES.get(name, name)} (measured: {_measured(boxes[at], name)})" for name in names)
+            told = dict.fromkeys(f"{TITLES.get(name, name)} (measured: {_measured(asked.boxes[at], name)})" for name in names)
             if told:
                 outside[rows[kind == number]] = texts.setdefault("; ".join(told), len(texts))
-    if (engines.request_rate > 0).any():
-        from rapid_dse.simulate.inference.amplified import amplification  # with what prices requests: where any come at a rate
+    if (asked.engines.request_rate > 0).any():
+        from rapid_dse.simulate.inference.amplified import amplifications  # with what prices requests: where any come at a rate
 
-        of_steps = of_steps * amplification(scenario, engines)
+        of_steps = of_steps * np.concatenate(amplifications(tables))
     return of_steps, outside, tuple(texts)
 
 
 def steps_expected(
-    scenario: Scenario, engines: Engines, steps: Mapping[str, float] = SERVED_STEPS
+    asked: AskedLoads, steps: Mapping[str, float] = SERVED_STEPS
 ) -> tuple[FloatColumn, NDArray[np.int64], Mapping[str, FloatColumn]]:
     """The error to expect of the engine's steps in each row, NaN where nothing tells; the nearest box, and ``units_outside``.
 
     ``steps``: what settings outside add. The profile must have measured loads behind it.
     """
-    inside, size = inside_of(scenario, engines), float(count(scenario.model).total)
-    units = units_outside(scenario.software.served, scenario, engines, size)
+    inside, units = inside_of(asked), units_outside(asked)
     # the nearest box by settings and doublings, as the steps were learned: the one that widens least would be the kindest; what no load
     # had is far, and no farther, so that of boxes that all lack it the one that is nearest in the rest is named
     reached = {name: np.minimum(column, FAR) for name, column in units.items()}
     nearest = widened(reached, inside, dict.fromkeys(units, 1.0)).argmin(axis=0)
-    error = np.sqrt(inside**2 + widened(units, inside, steps)[nearest, np.arange(len(engines))])
+    error = np.sqrt(inside**2 + widened(units, inside, steps)[nearest, np.arange(len(inside))])
     error[np.isinf(error)] = np.nan
     return error, nearest, units
 
@@ -101,29 +147,33 @@ def widened(units: Mapping[str, FloatColumn], inside: FloatColumn, steps: Mappin
     return total
 
 
-def units_outside(boxes: Sequence[ServedRuns], scenario: Scenario, engines: Engines, size: float) -> dict[str, FloatColumn]:
+def units_outside(asked: AskedLoads) -> dict[str, FloatColumn]:
     """How far each setting lies outside each box, ``(n_boxes, n_rows)``: 1 where it is none of those measured, of numbers the doublings.
 
-    Infinite where no load of any profile had it. Settings that lie inside every box in every row are left out. ``size``: the model's
-    parameters.
+    Infinite where no load of any profile had it. Settings that lie inside every box in every row are left out.
     """
-    work, (least, largest) = scenario.workload, _spans(boxes)
-    asked = np.maximum(engines.concurrency, engines.batch_size)
-    shared = np.array([*work.lengths, size], np.float64)[:, None, None]
-    own = np.stack([engine_gpus(engines), np.maximum(1.0, asked / engine_count(engines))])[:, None]
-    prompt, generated, parameters = _doublings(least[:3], largest[:3], shared)
-    gpus, concurrency = _doublings(least[3:], largest[3:], own)
-    larger = size > least[2]
-    units = {
-        **_settings_outside(boxes, scenario.hw, scenario.model, work.precision),
-        "drafts": np.full((len(boxes), 1), np.inf if work.draft_tokens else 0.0),
+    boxes, engines, scenarios = asked.boxes, asked.engines, asked.scenarios
+    least, largest = _spans(boxes)
+    numbers = [(*scenario.workload.lengths, float(count(scenario.model).total)) for scenario in scenarios]
+    of_scenarios = np.array(numbers, np.float64).T[:, None]
+    prompt, generated, parameters = _doublings(least[:3], largest[:3], of_scenarios)
+    larger = of_scenarios[2] > least[2]
+    settings = [_settings_outside(boxes, scenario.hw, scenario.model, scenario.workload.precision) for scenario in scenarios]
+    # of a scenario each, (n_boxes or 1, n_scenarios)
+    shared = {name: np.concatenate([setting[name] for setting in settings], axis=1) for name in settings[0]} | {
+        "drafts": np.array([[np.inf if scenario.workload.draft_tokens else 0.0 for scenario in scenarios]]),
         "prompt": prompt,
         "generated": generated,
         "parameters": np.where(larger, parameters, 0.0),
         "small_models": np.where(larger, 0.0, parameters),
+    }
+    load = np.maximum(engines.concurrency, engines.batch_size)
+    own = np.stack([engine_gpus(engines), np.maximum(1.0, load / engine_count(engines))])[:, None]
+    gpus, concurrency = _doublings(least[3:], largest[3:], own)
+    units = {name: column[:, asked.of] for name, column in shared.items() if column.any()} | {
         "pools": (engines.pooled != np.array([box.pools for box in boxes])[:, None]).astype(np.float64),
         "gpus": gpus,
-        "concurrency": np.where(asked > 0, concurrency, 0.0),
+        "concurrency": np.where(load > 0, concurrency, 0.0),
     }
     return {name: np.broadcast_to(column, (len(boxes), len(engines))) for name, column in units.items() if column.any()}
 
@@ -165,21 +215,25 @@ def _unlike(measured: str | None, wanted: str | None, known: Sequence[str]) -> f
     return 1.0 if {measured, wanted} <= set(known) else np.inf
 
 
-def sent(scenario: Scenario, engines: Engines) -> NDArray[np.int64]:
+def sent(asked: AskedLoads) -> NDArray[np.int64]:
     """How requests come in each row, as places in ``SENT``, ``(n_rows,)``."""
-    loop, same = engines.concurrency > 0, scenario.workload.length_spread == 0
+    engines, same = asked.engines, np.array([scenario.workload.length_spread == 0 for scenario in asked.scenarios])[asked.of]
+    loop = engines.concurrency > 0
     told = [engines.batch_size > 0, loop & same, loop | (engines.request_rate > 0)]
     codes: NDArray[np.int64] = np.select(told, [SENT.index("batch"), SENT.index("one_length"), SENT.index("mixed")], SENT.index("at_once"))
     return codes
 
 
-def inside_of(scenario: Scenario, engines: Engines) -> FloatColumn:
+def inside_of(asked: AskedLoads) -> FloatColumn:
     """The error of the boxes that are most like each row; of those that nothing tells apart the geometric mean, a model counting alike."""
-    codes = sent(scenario, engines) + len(SENT) * engines.pooled
-    errors = np.full(2 * len(SENT), np.nan)
+    kinds = 2 * len(SENT)
+    codes = asked.of * kinds + sent(asked) + len(SENT) * asked.engines.pooled
+    errors = np.full(len(asked.scenarios) * kinds, np.nan)
     for code in np.flatnonzero(np.bincount(codes)).tolist():
-        of = scenario.software.served, scenario.hw, scenario.model, scenario.workload.precision
-        errors[code] = _error_inside(*of, code >= len(SENT), SENT[code % len(SENT)])
+        at, kind = divmod(code, kinds)
+        scenario = asked.scenarios[at]
+        of = asked.boxes, scenario.hw, scenario.model, scenario.workload.precision
+        errors[code] = _error_inside(*of, kind >= len(SENT), SENT[kind % len(SENT)])
     return errors[codes]
 
 

@@ -70,10 +70,21 @@ SETTINGS = (*DEGREES, "dp", "recompute", "schedule", "zero")
 
 
 def trust(scenario: Scenario, layouts: Layouts) -> Trust:
-    """How far each row may be trusted; layouts that are alike in their settings are judged once."""
+    """How far each row may be trusted."""
+    (of_table,) = trust_together([(scenario, layouts)])
+    return of_table
+
+
+def trust_together(tables: Sequence[tuple[Scenario, Layouts]]) -> list[Trust]:
+    """``trust`` of each table; all rows of requests are looked at together."""
+    engines = {at: (scenario, layouts) for at, (scenario, layouts) in enumerate(tables) if isinstance(layouts, Engines)}
+    served = dict(zip(engines, loads_expected(list(engines.values())), strict=True))
+    return [Trust(*served[at]) if at in served else _trained(*table) for at, table in enumerate(tables)]
+
+
+def _trained(scenario: Scenario, layouts: Layouts) -> Trust:
+    """``trust`` of layouts that train; those that are alike in their settings are judged once."""
     n_rows = len(layouts)
-    if isinstance(layouts, Engines):
-        return Trust(*loads_expected(scenario, layouts))
     if not scenario.software.measured or scenario.workload.kind != "training" or not n_rows:
         text = f"software (no {scenario.workload.kind} run of {scenario.software.name} was measured)"
         return Trust(np.full(n_rows, np.nan), np.zeros(n_rows, np.int64), (text,))

@@ -14,7 +14,7 @@ from rapid_dse.common.columns import distinct, numbered
 from rapid_dse.config.scenario import Scenario
 from rapid_dse.parallel import engines, offered
 from rapid_dse.parallel.layouts import BoolColumn, Layouts
-from rapid_dse.simulate.trust import Trust, trust
+from rapid_dse.simulate.trust import Trust, trust_together
 from rapid_dse.sweep import arrow
 from rapid_dse.sweep.case_tables import is_blank
 
@@ -71,8 +71,17 @@ def judged(scenario: Scenario, layouts: Layouts, results: Mapping[str, Any]) -> 
     Args:
         results: columns of the layouts by name, those of ``Priced``, or the numbers of one; of training none is looked at.
     """
-    trusted_rows = _joined(*outside(scenario, layouts), trust(scenario, layouts))
-    return _let_go(scenario, layouts, trusted_rows, results) if isinstance(layouts, engines.Engines) else trusted_rows
+    (of_table,) = judged_together([(scenario, layouts, results)])
+    return of_table
+
+
+def judged_together(tables: Sequence[tuple[Scenario, Layouts, Mapping[str, Any]]]) -> list[Trust]:
+    """``judged`` of each table."""
+    judgements = []
+    for (scenario, layouts, results), trusted in zip(tables, trust_together([table[:2] for table in tables]), strict=True):
+        told = _joined(*outside(scenario, layouts), trusted)
+        judgements.append(_let_go(scenario, layouts, told, results) if isinstance(layouts, engines.Engines) else told)
+    return judgements
 
 
 def _let_go(scenario: Scenario, layouts: engines.Engines, trusted_rows: Trust, results: Mapping[str, Any]) -> Trust:

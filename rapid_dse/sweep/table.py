@@ -19,9 +19,9 @@ from rapid_dse.parallel.layouts import BEHIND_NULL, CODES, COLUMN_OF, Layouts
 from rapid_dse.simulate.results import ABSENT, Priced, refused, unlawful
 from rapid_dse.simulate.trust import Trust
 from rapid_dse.sweep import arrow, identity
-from rapid_dse.sweep.lots import priced_in_lots
-from rapid_dse.sweep.outside import judged
+from rapid_dse.sweep.outside import judged_together
 from rapid_dse.sweep.portion import Portion
+from rapid_dse.sweep.portion_lots import priced_in_lots
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -370,19 +370,23 @@ def _result_column(outcome: Outcome, values: NDArray[Any], may_be_absent: bool) 
 
 def _trust_columns(portions: Sequence[Portion], outcomes: Sequence[Outcome]) -> dict[str, pa.Array]:
     """The error to expect of each row that was priced, and what lies outside; null where there is nothing to say."""
-    judgements = [_judged(portion, outcome) for portion, outcome in zip(portions, outcomes, strict=True)]
+    judgements = _judged(portions, outcomes)
     error = together([judgement.expected_error for judgement in judgements])
     outside, texts = in_one_list([judgement.outside for judgement in judgements], [judgement.texts for judgement in judgements])
     return {"expected_error": arrow.numbers(error, np.isnan(error)), "outside": arrow.coded(outside, texts)}
 
 
-def _judged(portion: Portion, outcome: Outcome) -> Trust:
-    """How far to trust each row of a portion; nothing is said of rows that were not priced."""
-    rows, n_rows = outcome.rows, len(outcome.status)
-    results = {} if outcome.priced is None else vars(outcome.priced)
-    judgement = judged(portion.scenario, portion.layouts if len(rows) == n_rows else portion.layouts.take(rows), results)
-    if len(rows) == n_rows:
-        return judgement
-    error, outside = np.full(n_rows, np.nan), np.full(n_rows, -1, np.int64)
-    error[rows], outside[rows] = judgement.expected_error, judgement.outside
-    return Trust(error, outside, judgement.texts)
+def _judged(portions: Sequence[Portion], outcomes: Sequence[Outcome]) -> list[Trust]:
+    """How far to trust each row of each portion; nothing is said of rows that were not priced."""
+    tables = []
+    for portion, outcome in zip(portions, outcomes, strict=True):
+        every, results = len(outcome.rows) == len(outcome.status), {} if outcome.priced is None else vars(outcome.priced)
+        tables.append((portion.scenario, portion.layouts if every else portion.layouts.take(outcome.rows), results))
+    judgements = judged_together(tables)
+    for at, outcome in enumerate(outcomes):
+        rows, n_rows = outcome.rows, len(outcome.status)
+        if len(rows) < n_rows:
+            error, outside = np.full(n_rows, np.nan), np.full(n_rows, -1, np.int64)
+            error[rows], outside[rows] = judgements[at].expected_error, judgements[at].outside
+            judgements[at] = Trust(error, outside, judgements[at].texts)
+    return judgements

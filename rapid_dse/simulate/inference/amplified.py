@@ -6,6 +6,7 @@ before, so that more of them are under way, more prompts fall between tokens, an
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -13,28 +14,35 @@ from numpy.typing import NDArray
 
 from rapid_dse.config.scenario import Scenario
 from rapid_dse.parallel.engines import Engines
-from rapid_dse.simulate.inference.pricing import prepare, served
+from rapid_dse.simulate.inference.lots import lots
+from rapid_dse.simulate.inference.pricing import price_together
 
 FloatColumn = NDArray[np.float64]
 
 AROUND = 0.05  # share of the rate by which it is moved to either side
 
 
-def amplification(scenario: Scenario, engines: Engines) -> FloatColumn:
-    """By how many percent the time between tokens grows where all that an engine does takes one percent longer, ``(n_rows,)``.
+def amplifications(tables: Sequence[tuple[Scenario, Engines]]) -> list[FloatColumn]:
+    """By how many percent the time between tokens grows where all that an engine does takes one percent longer, a table, ``(n_rows,)``.
 
     1 where no requests come at a rate. A slower engine at a rate is the same engine, on a slower clock, at a higher rate: 1 and the
     elasticity of the time between tokens to the rate. NaN where the system does not keep up with the higher rate.
     """
-    grows = np.ones(len(engines))
-    rows = np.flatnonzero(engines.request_rate > 0)
-    if not len(rows):
-        return grows
-    table = engines.take(rows) if len(rows) < len(engines) else engines
-    rates = np.concatenate([table.request_rate * (1 + way * AROUND) for way in (-1, 1)])
-    both = replace(table.take(np.tile(np.arange(len(table)), 2)), request_rate=rates)
-    low, high = served(scenario, both, prepare(scenario, both)).tpot_s.reshape(2, -1)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        grows[rows] = 1 + np.log(high / low) / np.log((1 + AROUND) / (1 - AROUND))
-    grows[~np.isfinite(grows)] = np.nan
+    rows = [np.flatnonzero(engines.request_rate > 0) for _, engines in tables]
+    at_rates = {at: (tables[at][0], _around(tables[at][1], own)) for at, own in enumerate(rows) if len(own)}
+    grows = [np.ones(len(engines)) for _, engines in tables]
+    places, around = list(at_rates), list(at_rates.values())
+    for lot in lots(around):
+        for one, priced in zip(lot, price_together([around[at] for at in lot]), strict=True):
+            low, high = priced.tpot_s.reshape(2, -1)
+            with np.errstate(invalid="ignore", divide="ignore"):
+                grown = 1 + np.log(high / low) / np.log((1 + AROUND) / (1 - AROUND))
+            grows[places[one]][rows[places[one]]] = np.where(np.isfinite(grown), grown, np.nan)
     return grows
+
+
+def _around(engines: Engines, rows: NDArray[np.intp]) -> Engines:
+    """The rows at a lower rate, and again at a higher one."""
+    table = engines.take(rows)
+    rates = np.concatenate([table.request_rate * (1 + way * AROUND) for way in (-1, 1)])
+    return replace(table.take(np.tile(np.arange(len(table)), 2)), request_rate=rates)
