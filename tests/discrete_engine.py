@@ -22,12 +22,14 @@ MOST = 1024  # sequences up to which steps are priced
 
 @dataclass
 class Request:
-    """``length``: tokens that it generates, of which so many are ``missing``; when it arrived, and had its first."""
+    """``length``: tokens that it generates, of which so many are ``missing``; the share of its prompt that is still to be computed
+    (``prompt``); when it arrived, and had its first."""
 
     arrived: float
     length: int
     rank: int
     missing: int = 0
+    prompt: float = 1.0
     first: float = 0.0
 
 
@@ -46,7 +48,7 @@ class DiscreteEngine:
 
     of: Scenario
     row: dict[str, float]
-    seconds: dict[tuple[int, int, int], float] = field(default_factory=dict)
+    seconds: dict[tuple[float, float, int], float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         table = engines(self.row | {"concurrency": MOST})
@@ -55,17 +57,19 @@ class DiscreteEngine:
         self.ranks = int(self.engine.cut.attention_dp[0])
         serving = self.of.software.serving
         self.first, self.wait, self.admission = serving.scheduler == "prefill_first", serving.attention_dp_wait, serving.admission_latency
-        self.fit = max(1, int(serving.max_batched_tokens // self.of.workload.lengths[0]))
+        self.fit = max(1.0, serving.max_batched_tokens / self.of.workload.lengths[0])
 
-    def step(self, prompts: int, ranks: int, rows: int) -> float:
-        """Seconds of a step of so many sequences on the fullest rank, with so many prompts on the fullest of so many ranks beside it."""
-        key = (prompts, ranks, rows)
+    def step(self, fullest: float, prompts: float, rows: int) -> float:
+        """Seconds of a step of so many sequences on the fullest rank, with so many prompts on the fullest one of all, and on all, beside
+        it: attention waits for the fullest rank, experts compute what all have."""
+        key = (fullest, prompts, rows)
         if key not in self.seconds:
-            engine, together = self.engine, np.array([prompts * ranks / self.ranks if ranks < self.ranks else float(prompts)])
+            engine, mean = self.engine, np.array([prompts / self.ranks])
             decoding = engine.step(np.array([float(max(rows, 1) * self.ranks)]))
-            where = engine.costs.prefill.at(engine.kind, together)
-            alone = where.of(engine.prefill_slowest) * bool(prompts)
-            spared = engine._spared(decoding, together * self.ranks, where) if rows and prompts and not self.first else 0.0
+            where, of_fullest = (engine.costs.prefill.at(engine.kind, of_rank) for of_rank in (mean, np.array([float(fullest)])))
+            uneven = of_fullest.of(engine.prefill_of_fullest) + where.of(engine.prefill_of_all)
+            alone = np.maximum(where.of(engine.prefill_slowest), uneven) * bool(prompts)
+            spared = engine._spared(decoding, mean * self.ranks, where) if rows and prompts and not self.first else 0.0
             self.seconds[key] = float((decoding.total * bool(rows) + alone * (1.0 - spared))[0])
         return self.seconds[key]
 
@@ -89,9 +93,9 @@ class DiscreteEngine:
             arrive()
         while len(ended) < sent:
             here = [request for request in waiting if request.arrived + self.admission <= now]
-            taken = [request for rank in range(self.ranks) for request in [each for each in here if each.rank == rank][: self.fit]]
+            taken = [part for rank in range(self.ranks) for part in self._that_fit([each for each in here if each.rank == rank])]
             rows = np.bincount([request.rank for request in decoding], minlength=self.ranks)
-            if taken and self.wait and len({request.rank for request in taken}) < self.ranks:
+            if taken and self.wait and len({request.rank for request, _ in taken}) < self.ranks:
                 waited += 1
                 if waited < self.wait and rows.min() > 0:
                     taken = []
@@ -102,9 +106,9 @@ class DiscreteEngine:
             if not taken and not decoding:
                 now = min(request.arrived for request in waiting) + self.admission
                 continue
-            prompts = np.bincount([request.rank for request in taken], minlength=self.ranks)
+            prompts = np.bincount([request.rank for request, _ in taken], [share for _, share in taken], minlength=self.ranks).round(6)
             alone = bool(taken) and self.first
-            now += self.step(int(prompts.max()), int((prompts > 0).sum()), 0 if alone else int(rows.max()))
+            now += self.step(prompts.max(), prompts.sum(), 0 if alone else int(rows.max()))
             for request in [] if alone else list(decoding):
                 request.missing -= 1
                 if not request.missing:
@@ -112,15 +116,27 @@ class DiscreteEngine:
                     loads[request.rank] -= 1
                     ended.append((now, request))
                     arrive()
-            for request in taken:
-                waiting.remove(request)
-                request.first, request.missing = now, request.length - 1
-                decoding.append(request)
+            for request, share in taken:
+                request.prompt -= share
+                if request.prompt < 1e-9:
+                    waiting.remove(request)
+                    request.first, request.missing = now, request.length - 1
+                    decoding.append(request)
         steady = ended if whole else ended[sent // 4 :]
         tokens = [(end - request.first) / (request.length - 1) for end, request in steady]
         first = [request.first - request.arrived for _, request in steady]
         rate = sent / now if whole else (len(steady) - 1) / (steady[-1][0] - steady[0][0])
         return Fared(float(np.mean(tokens)), float(np.mean(first)), rate)
+
+    def _that_fit(self, waiting: list[Request]) -> list[tuple[Request, float]]:
+        """Those of a rank's prompts that a step takes, in their order, and which share of each: what is left of a step is a part of one."""
+        taken, room = [], self.fit
+        for request in waiting:
+            share = min(request.prompt, room)
+            if share > 1e-9:
+                taken.append((request, share))
+                room -= share
+        return taken
 
 
 @dataclass
@@ -145,8 +161,8 @@ class DiscretePool:
                 ranks = queues[number % self.workers]
                 min(ranks, key=len).append(arrived + self.engine.admission)
                 continue
-            taken = [[ready for ready in rank if ready <= now][: self.engine.fit] for rank in queues[at]]
-            free[at] = now + self._pass(max(map(len, taken)), sum(map(bool, taken)))
+            taken = [[ready for ready in rank if ready <= now][: int(self.engine.fit)] for rank in queues[at]]
+            free[at] = now + self._pass(max(map(len, taken)), sum(map(len, taken)))
             for rank, prompts in zip(queues[at], taken, strict=True):
                 del rank[: len(prompts)]
                 for ready in prompts:
@@ -156,9 +172,8 @@ class DiscretePool:
         rate = (len(steady) - 1) / (steady[-1][0] - steady[0][0])
         return Fared(np.nan, float(np.mean([wait for _, wait in steady])), rate)
 
-    def _pass(self, prompts: int, ranks: int) -> float:
-        """Seconds of a pass of so many prompts on the fullest of so many ranks, which ends no sooner than its launches."""
+    def _pass(self, fullest: int, prompts: int) -> float:
+        """Seconds of a pass of so many prompts, so many of them on the fullest rank, which ends no sooner than its launches."""
         engine = self.engine.engine
-        share = np.array([prompts * ranks / self.engine.ranks if ranks < self.engine.ranks else float(prompts)])
-        late = engine.costs.prefill.at(engine.kind, share).of(engine.prefill_late)[0]
-        return self.engine.step(prompts, ranks, 0) + float(late)
+        late = engine.costs.prefill.at(engine.kind, np.array([prompts / self.engine.ranks])).of(engine.prefill_late)[0]
+        return self.engine.step(fullest, prompts, 0) + float(late)

@@ -59,6 +59,39 @@ def test_requests_of_few_tokens_decode_no_faster_the_more_there_are(software: st
     assert found.requests_per_s[-1] == pytest.approx(sum(rates) / len(rates), rel=0.03)
 
 
+@pytest.mark.parametrize(
+    ("asked", "row"),
+    [
+        (("h100", "llama3_1_8b"), {"num_gpus": 1}),
+        (("h200", "deepseek_v3"), BALANCED),
+        (("b200", "gpt_oss_20b"), {"num_gpus": 16, "attention_dp": 16, "ep": 16}),
+    ],
+)
+@pytest.mark.parametrize(("prompt", "generated"), [(1024, 8), (4096, 64)])
+def test_requests_of_one_length_that_keep_in_step_are_those_one_by_one(
+    asked: tuple[str, str], row: dict[str, int], prompt: int, generated: int
+) -> None:
+    """All prompts, then all tokens: passes are full and as even on attention's ranks as the requests are, and tokens meet no prompts but
+    those of the passes behind their own. The discrete engine knows nothing of rounds; its rate counts the end of the last one."""
+    of = scenario(
+        *asked,
+        "sglang",
+        model__max_position_embeddings=None,
+        workload__prompt_len=prompt,
+        workload__decode_len=generated,
+        workload__length_spread=0.0,
+        workload__precision="fp8",
+        software__in_step=1.0,
+        software__expert_launch=0.0,
+    )
+    engine, loads = DiscreteEngine(of, row), (4, 16, 32, 64)
+    fared = [engine.serve(running, 400) for running in loads]
+    found = priced(of, *(row | {"concurrency": running, "num_prompts": FOR_EVER} for running in loads))
+    assert found.ttft_s == pytest.approx([one.ttft for one in fared], rel=0.05)
+    assert found.tpot_s == pytest.approx([one.tpot for one in fared], rel=0.08)
+    assert found.requests_per_s == pytest.approx([one.rate for one in fared], rel=0.1)
+
+
 @pytest.mark.parametrize(("wait", "within"), [(0, 0.06), (60, 0.15)])
 def test_prompts_that_are_held_for_other_ranks_interrupt_decoding_as_often_as_one_by_one(wait: int, within: float) -> None:
     """Held for all ranks, from two requests on each of them. With fewer nearly each that ends leaves its rank with nothing to decode, for

@@ -106,6 +106,9 @@ def test_the_first_token_comes_later_the_longer_the_prompt(kind: str, data: Any)
         (("mi300x", "llama3_1_8b", "sglang"), {"decode_len": 8, "precision": "fp8"}, {"tp": 8}, (256, 1024)),
         (("h100", "llama3_1_8b", "tensorrt_llm"), {"decode_len": 2}, {}, (100, 1000, 2000)),
         (("h200", "llama2_7b", "vllm"), {"decode_len": 127}, {}, (256, 512)),
+        (("b200", "gpt_oss_20b", "sglang"), {"decode_len": 1}, {"attention_dp": 16, "ep": 16}, (16, 32, 64, 200)),
+        (("b200", "gpt_oss_20b", "sglang"), {"decode_len": 64}, {"attention_dp": 16, "ep": 16}, (16, 32, 64, 200)),
+        (("gb200", "deepseek_v3", "sglang"), {"decode_len": 2}, {"tp": 8, "pp": 4, "attention_dp": 8, "ep": 64}, (32, 64)),
     ],
 )
 def test_requests_of_one_length_have_their_first_token_later_the_longer_the_prompt(
@@ -116,7 +119,8 @@ def test_requests_of_one_length_have_their_first_token_later_the_longer_the_prom
     rows = [engine | {"num_gpus": gpus, "concurrency": load, "num_prompts": 10**7} for load in running]
     changes = {f"workload__{key}": value for key, value in changes.items()} | {"workload__length_spread": 0}
     changes |= {"model__max_position_embeddings": None}
-    found = [priced(scenario(*asked, **changes, workload__prompt_len=length), *rows) for length in (1, 2, 3, 8, 64, 256, 1024, 2048, 4096)]
+    lengths = (1, 2, 3, 8, 64, 256, 1024, 1365, 1500, 2048, 4096)
+    found = [priced(scenario(*asked, **changes, workload__prompt_len=length), *rows) for length in lengths]
     first, kept = np.stack([of.ttft_s for of in found]), np.stack([of.running_requests for of in found]) >= np.array(running) * 0.999
     assert (first[1:] >= first[:-1] * (1 - 5 * SOLVED))[kept[1:]].all()
     assert (first[-1] > first[0]).all()

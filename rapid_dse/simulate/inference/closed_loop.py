@@ -64,8 +64,8 @@ class Habits:
         rounds: share of requests of which all are one round: all prompts, then all tokens.
         behind: seconds that a prompt waits for those of its group in the passes before its own; as many follow it.
         batches: that go through the stages one after the other.
-        room: prompts that a step of the engine takes at most, ``most`` that a pass does; ``least``: seconds a prompt of a full pass;
-            ``launched``: at least those in which the host launches it.
+        room: prompts that a step of the engine takes at most, ``most`` that a pass does; ``full``: a pass of so many; ``launched``: seconds
+            a prompt of it, at least those in which the host launches it.
         in_turn: seconds of a life over those that run, at most: an engine serves fewer at a time where that is faster.
     """
 
@@ -78,7 +78,7 @@ class Habits:
     batches: FloatColumn
     room: FloatColumn
     most: FloatColumn
-    least: FloatColumn
+    full: PromptPass
     launched: FloatColumn
     in_turn: FloatColumn
 
@@ -144,7 +144,7 @@ class LoopingEngine(BurstingEngine):
         group = np.where(grouped & (not first), np.minimum(serving.prompts_together, crowd.running), 1.0)
         alike = np.where(grouped & (not chunked), serving.in_step, 0.0)
         # a prompt that is shorter than a tile of attention takes as long as one
-        of_rank = alike * np.minimum(self.costs.together.take(self.kind), serving.max_batched_tokens / ATTENTION_TILE)
+        of_rank = alike * (not first) * np.minimum(self.costs.together.take(self.kind), serving.max_batched_tokens / ATTENTION_TILE)
         most = self._most_together(crowd.running)
         in_step = np.minimum(of_rank * self.attention_dp, self.attention_dp * gathered(np.maximum(1.0, of_rank), self._spread))
         share = np.minimum(np.maximum(group if chunked else in_step, 1.0), most)
@@ -158,12 +158,12 @@ class LoopingEngine(BurstingEngine):
         if (apart := (alike > 0) & (crowd.running > together)).any():
             of_pass = (self._life_apart(together, share) + behind) / together
             in_turn = np.where(apart, np.minimum(in_turn, of_pass), in_turn)
-        return Habits(crowd, grouped, group, share, alike * first, behind, batches, room, most, full.least, launched, in_turn)
+        return Habits(crowd, grouped, group, share, alike * first, behind, batches, room, most, full, launched, in_turn)
 
     def _life_apart(self, running: FloatColumn, together: FloatColumn) -> FloatColumn:
         """Seconds of a life of so many requests, those of each batch in one pass of prompts, so that none waits for prompts of others."""
         where = self.costs.prefill.at(self.kind, together / self.attention_dp)
-        whole = self._uneven(together, where.of(self.prefill_slowest)) * where.of(self.prefill_total)
+        whole = self._uneven(together, where.of(self.prefill_slowest), together) * where.of(self.prefill_total)
         begun = np.maximum(whole, where.of(self.prefill_total) + self.late(where))
         steps = self.later / self.steps_tokens + 0.5 * (running > 1.0)  # a prompt waits for half of the step that it finds
         return np.asarray(self.scenario.software.serving.admission_latency + begun + steps * self.step(running).total * self.decodes)
@@ -221,44 +221,34 @@ class LoopingEngine(BurstingEngine):
     ) -> tuple[PromptPass, FloatColumn]:
         """A pass of prompts beside such decoding, held back so long, and seconds of the slowest stage in a request's own pass; it ``takes``
         so many, that of a request itself so many."""
-        together, _ = takes
+        together, own = takes
         where, own_where = (self.costs.prefill.at(self.kind, prompts / self.attention_dp) for prompts in takes)
         slowest = where.of(self.prefill_slowest)
-        even, uneven = slowest / together, self._uneven(together, slowest)
+        even, uneven = slowest / together, self._uneven(together, slowest, habits.most)
         alone = even * uneven
-        of_mean = own_where.of(self.prefill_total)
-        whole = uneven * of_mean
+        of_mean, own_slowest = own_where.of(self.prefill_total), own_where.of(self.prefill_slowest)
+        own_uneven = self._uneven(own, own_slowest, habits.most)
+        whole = own_uneven * of_mean
         late = np.maximum(0.0, of_mean + self.late(own_where) - whole)
         joins = self.decodes and self.scenario.software.serving.scheduler != "prefill_first"
         prompt = alone - self._spared(decoding, together, where) * even if joins else alone
-        passed = PromptPass(where, together, whole, late, prompt, alone, habits.least, hold)
-        return passed, uneven * own_where.of(self.prefill_slowest)
+        passed = PromptPass(where, together, whole, late, prompt, alone, habits.full.least, hold)
+        return passed, own_uneven * own_slowest
 
-    def _uneven(self, together: FloatColumn, slowest: FloatColumn) -> FloatColumn | float:
-        """Seconds of a pass of so many prompts that have come to attention's ranks at random, over those of as many on each (``slowest``):
-        of as many as the fullest rank has, in the share that it takes of those of one on each if so large a share of ranks has one."""
-        if not self._spread.any() or self._fit_a_rank.max(initial=0.0) < 2.0:
+    def _uneven(self, together: FloatColumn, slowest: FloatColumn, most: FloatColumn) -> FloatColumn | float:
+        """Seconds of a pass of so many prompts, of ``most`` at most, that have come to attention's ranks at random, over those of as many
+        on each (``slowest``): attention's as many as the fullest rank has, experts' as many as a mean one."""
+        if not self._spread.any() or (most <= self.attention_dp).all():
             return 1.0
-        mean = together / self.attention_dp
-        fullest = fullest_rank(mean, self._fit_a_rank, self._spread)
-        grid, table = self.costs.prefill, self.prefill_slowest
-        shared = grid.at(self.kind, np.minimum(1.0, mean / fullest)).of(table)
-        return np.maximum(1.0, grid.at(self.kind, fullest).of(table) * shared / (self._of_one_each * slowest))
+        mean, most_of_rank = together / self.attention_dp, np.maximum(1.0, most / self.attention_dp)
+        fullest = self.costs.prefill.at(self.kind, fullest_rank(mean, most_of_rank, self._spread))
+        of_all = self.costs.prefill.at(self.kind, mean).of(self.prefill_of_all)
+        return np.maximum(1.0, (fullest.of(self.prefill_of_fullest) + of_all) / slowest)
 
     @cached_property
     def _spread(self) -> FloatColumn:
         """How far the fullest of attention's ranks lies above their mean, over the root of that."""
         return spread_of(self.attention_dp)
-
-    @cached_property
-    def _fit_a_rank(self) -> FloatColumn:
-        """Whole prompts of a rank that a pass takes."""
-        return np.maximum(1.0, np.floor(self.costs.together.take(self.kind)))
-
-    @cached_property
-    def _of_one_each(self) -> FloatColumn:
-        """Seconds of a pass of one prompt on each of attention's ranks."""
-        return self.costs.prefill.at(self.kind, np.ones(len(self.kind))).of(self.prefill_slowest)
 
     def _steps_of_life(self, habits: Habits, step: EngineStep, waits: FloatColumn) -> FloatColumn:
         """Steps of the engine in a request's life, of which its prompt waits for some seconds."""
@@ -296,37 +286,42 @@ class LoopingEngine(BurstingEngine):
         """A request's life, of such steps of the engine, of which its prompt waits for some seconds."""
         steps, crowd = self.later / self.steps_tokens, habits.crowd
         decoding, passed, rounds = step.decoding, step.passed, habits.rounds
-        first = self._outside(habits, passed) + passed.whole
         accompanied = np.minimum(1.0, step.come * steps) * self.decodes  # chance that any request decodes in the pass of a prompt
         own_steps = steps + accompanied * (self._own_steps - steps)
+        outside = self._outside(habits, passed)
+        first = outside + passed.whole + (1.0 - rounds) * waits + rounds * (self._first_of_round(habits) - passed.late - passed.whole)
         if self._prompts_first:
-            in_round = habits.least  # where all come together
-            round_wait = np.maximum(0.0, crowd.running * in_round - passed.whole) / 2.0
             # of those that ended in the same step what a pass does not take comes before it or after
-            in_front = passed.alone * np.maximum(0.0, 1.0 + step.come - habits.most) / 2.0
-            first = first + rounds * crowd.steady * round_wait + (1.0 - rounds) * (waits + crowd.steady * in_front)
-            met = (1.0 - rounds) * ((steps - 1.0) * step.prompts + in_front) + rounds * 0.5 * crowd.others * in_round
+            in_front = (1.0 - rounds) * passed.alone * np.maximum(0.0, 1.0 + step.come - habits.most) / 2.0
+            first = first + in_front
+            behind = np.maximum(0.0, crowd.others + 1.0 - habits.full.together) * habits.full.least
+            met = (1.0 - rounds) * (steps - 1.0) * step.prompts + in_front + rounds * 0.5 * behind
         else:
             spared = (passed.alone - passed.prompt) * passed.together
             # a host that is late launches the pass while decoding goes on
-            decode_beside = (own_steps - steps) * decoding.total - accompanied * spared - passed.late
-            first = first + waits + np.maximum(0.0, decode_beside)
+            first = first + np.maximum(0.0, (own_steps - steps) * decoding.total - accompanied * spared - passed.late)
             met = steps * step.prompts + habits.behind
         decode = np.asarray(steps * decoding.total + self.scenario.software.serving.decode_wait * met * self.decodes)
         first = np.maximum(first, self._needed(habits, step, own_steps) - decode)
-        in_turn = np.maximum(habits.in_turn * crowd.running - decode, self._outside(habits, passed) + passed.whole)
+        in_turn = np.maximum(habits.in_turn * crowd.running - decode, outside + passed.whole)
         return Life(crowd, decoding, passed, decode, np.asarray(np.minimum(first, in_turn)))
+
+    def _first_of_round(self, habits: Habits) -> FloatColumn:
+        """Seconds of prompts until a request's first token where all come together, in full passes that follow each other: it waits for
+        half of those before its own, or where nothing is decoded for all others'."""
+        full, crowd = habits.full, habits.crowd
+        behind = crowd.steady * np.maximum(0.0, crowd.running - full.together) * habits.launched
+        return np.asarray(full.late + full.whole + (0.5 if self.decodes else 1.0) * behind)
 
     def _needed(self, habits: Habits, step: EngineStep, own_steps: FloatColumn) -> FloatColumn:
         """Seconds of the engine for the prompts and steps of all that run, no request of which lives shorter: it takes no more prompts in a
         step than its tokens hold, and computes a pass of each batch at most in one; its host launches full passes one after the other."""
-        passed = step.passed
-        own_pass = step.own_slowest * passed.prompt / passed.alone
-        elsewhere = np.maximum(0.0, habits.crowd.others + 1.0 - step.own)
-        a_prompt = passed.prompt
-        if self._prompts_first:
-            a_prompt = habits.rounds * habits.least + (1.0 - habits.rounds) * a_prompt
+        passed, rounds, full = step.passed, habits.rounds, habits.full
+        elsewhere = np.maximum(0.0, habits.crowd.others + 1.0 - step.own) * passed.prompt
+        prompts = step.own_slowest * passed.prompt / passed.alone + elsewhere
+        of_round = np.maximum(full.together, habits.crowd.others + 1.0) * full.least
+        prompts = prompts + rounds * (of_round - prompts)
         in_passes = np.inf if self._prompts_first else passed.together * habits.batches
         fewest = np.maximum(own_steps, (habits.crowd.others + 1.0) / np.minimum(habits.room, in_passes))
-        engine = own_pass + elsewhere * a_prompt + fewest * step.decoding.total * self.decodes
+        engine = prompts + fewest * step.decoding.total * self.decodes
         return np.maximum(engine, habits.launched * (habits.crowd.others + 1.0))

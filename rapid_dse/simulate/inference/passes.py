@@ -44,7 +44,8 @@ class PassWork:
     the ``slowest`` stage without its sends, which has ``slowest_layers``, ``slowest_experts`` of them with experts; how many ``layers``,
     ``latent_layers``, ``expert_layers``, ``casts`` of a product's input (as many to fp8 as take as long), and exchanges of tensor and
     expert parallelism (``tp_calls``, ``ep_calls``) it has, each of which has a latency of its own; ``joules`` of the work of a whole
-    engine, idle power left out.
+    engine, idle power left out; seconds, among these, of what has the tokens of all attention ranks (``of_all_ranks``): layers of experts,
+    or MLPs over the whole stage, and the exchanges around them.
     """
 
     products: FloatColumn
@@ -64,6 +65,7 @@ class PassWork:
     tp_calls: FloatColumn
     ep_calls: FloatColumn
     joules: FloatColumn
+    of_all_ranks: FloatColumn
 
     def times(self, count: FloatColumn | float) -> PassWork:
         """So many such passes."""
@@ -304,9 +306,18 @@ def _combined(scenario: Scenario, cut: Degrees, parts: PassParts, drafts: PassWo
         tp_calls=tp_calls,
         ep_calls=ep_calls,
         joules=joules * cut.wide,
+        of_all_ranks=_of_all_ranks(parts),
     )
     slowest, slowest_layers, slowest_experts = _slowest(scenario, cut, parts, drafts, _latencies(work, scenario.software.serving))
     return replace(work, slowest=slowest, slowest_layers=slowest_layers, slowest_experts=slowest_experts)
+
+
+def _of_all_ranks(parts: PassParts) -> FloatColumn:
+    """Seconds of what has the tokens of all attention ranks, beside which a router and shared experts are little."""
+    if parts.routed is not None:
+        return np.asarray((parts.layers - parts.dense) * (parts.routed.seconds + parts.exchanges.experts.seconds))
+    assert parts.mlp is not None
+    return np.asarray(parts.dense * (parts.mlp.seconds + parts.exchanges.mlp.seconds))
 
 
 def _calls(parts: PassParts) -> tuple[FloatColumn, FloatColumn]:
@@ -332,7 +343,7 @@ def _slowest(
         np.zeros_like(seconds_a_stage),
     )
     if drafts is not None:
-        head = head + sum(getattr(drafts, name) for name in _BUSY)
+        head = head + sum(getattr(drafts, name) for name in BUSY)
         more, experts = drafts.layers, drafts.expert_layers
     dense, routed = seconds_a_stage, seconds_a_stage
     if parts.mlp is not None:
@@ -351,7 +362,7 @@ def _slowest(
     return slowest[0], slowest[1], slowest[2]
 
 
-_BUSY = ("products", "attention", "moving", "tp", "cp", "ep")
+BUSY = ("products", "attention", "moving", "tp", "cp", "ep")
 
 
 @lru_cache(maxsize=1024)

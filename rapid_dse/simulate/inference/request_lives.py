@@ -14,11 +14,12 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from rapid_dse.common.columns import rows_of
+from rapid_dse.common.columns import added, rows_of
 from rapid_dse.config.scenario import Scenario
 from rapid_dse.simulate.inference.crowds import Crowd, Load, open_crowd, waits_for_passes
 from rapid_dse.simulate.inference.distinct_steps import Between, Costs
 from rapid_dse.simulate.inference.fixed_points import RootSearch, settled
+from rapid_dse.simulate.inference.passes import BUSY
 from rapid_dse.simulate.inference.products import dense_layers
 from rapid_dse.simulate.inference.rank_prompts import until_each_has_one
 
@@ -137,6 +138,9 @@ class SteppingEngine:
         if not self.decodes:
             self.prefill_total, self.prefill_slowest = np.maximum(self.prefill_total, launches), self.prefill_ends
             self.prefill_late = np.zeros_like(self.prefill_total)
+        # of the slowest stage what has the tokens of all attention ranks, and what has those of the fullest
+        self.prefill_of_all = prefill.slowest * prompts.of_all_ranks / added(getattr(prompts, name) for name in BUSY)
+        self.prefill_of_fullest = prefill.slowest - self.prefill_of_all
 
     def place(self, kind: IntColumn) -> None:
         """Sets what rows of such kinds have."""
