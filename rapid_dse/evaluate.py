@@ -195,8 +195,8 @@ def _results(n_rows: int, groups: Sequence[CaseGroup], refused: Refused) -> pa.T
 
     from rapid_dse.sweep import arrow
     from rapid_dse.sweep.console import console
-    from rapid_dse.sweep.driver import ProgressLines
     from rapid_dse.sweep.overrides import read
+    from rapid_dse.sweep.progress_lines import ProgressLines
     from rapid_dse.sweep.space import single
     from rapid_dse.sweep.table import failed_table, priced_tables
 

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from rapid_dse.command import Parser
 from rapid_dse.command_options import INSTEAD, asked
-from rapid_dse.sweep import driver
+from rapid_dse.sweep import progress_lines
 from rapid_dse.sweep.overrides import options_of, read
 
 SMALL = ("model=llama3_1_8b", "hw.num_gpus=16", "workload.global_batch_size=64")
@@ -205,8 +205,8 @@ def test_a_length_that_is_no_whole_number_is_refused(tmp_path: Path) -> None:
 
 def test_progress_into_a_pipe_tells_the_time_that_is_left(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     now = [100.0]
-    monkeypatch.setattr(driver.time, "monotonic", lambda: now[0])
-    lines = driver.ProgressLines(400, Console(force_terminal=False, width=200), began=100.0, said=100.0)
+    monkeypatch.setattr(progress_lines.time, "monotonic", lambda: now[0])
+    lines = progress_lines.ProgressLines(400, Console(force_terminal=False, width=200), began=100.0, said=100.0)
     for at, rows in ((102.0, 50), (106.0, 50), (108.0, 50), (112.0, 50), (130.0, 200)):
         now[0] = at
         lines.advance(rows)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -25,6 +24,7 @@ from rapid_dse.sweep import arrow, identity, listing, ranked, ranking, show, sta
 from rapid_dse.sweep.chunks import Chunk, Summary, chunks_of, rows_of
 from rapid_dse.sweep.console import console
 from rapid_dse.sweep.portion import Portion, Priceable
+from rapid_dse.sweep.progress_lines import ProgressLines
 from rapid_dse.sweep.search.aims import read_aims
 from rapid_dse.sweep.snapshots import find
 from rapid_dse.sweep.standing import Aim, Standing
@@ -253,29 +253,6 @@ def _progress(chunks: Sequence[Chunk], err: Console) -> Iterator[Callable[[int],
     with Progress(*columns, console=err, transient=True) as bar:
         task = bar.add_task("pricing", total=total)
         yield lambda rows: bar.update(task, advance=rows)
-
-
-@dataclass
-class ProgressLines:
-    """Progress for a log: a line every ``every`` seconds, with the time that is left at the rate so far."""
-
-    total: int
-    err: Console
-    every: float = 5.0
-    done: int = 0
-    began: float = field(default_factory=time.monotonic)
-    said: float = field(default_factory=time.monotonic)
-
-    def advance(self, rows: int) -> None:
-        """So many more are done."""
-        self.done += rows
-        now = time.monotonic()
-        if now - self.said >= self.every and 0 < self.done < self.total:
-            self.said = now
-            seconds_left = (self.total - self.done) * (now - self.began) / self.done
-            _notice(
-                self.err, f"{self.done:,} of {self.total:,} trials priced ({self.done / self.total:.0%}), about {seconds_left:,.0f} s left"
-            )
 
 
 def refine_best(best: pa.Table, chunks: Sequence[Chunk], search: Search, folder: Path, aim: Aim, consoles: tuple[Console, Console]) -> None:
