@@ -95,7 +95,7 @@ def _joined_costs(every: Sequence[Costs]) -> Costs:
 
 
 def _joined_grids(grids: Sequence[StepGrid]) -> JoinedGrids:
-    batches = np.unique(np.concatenate([grid.batches for grid in grids]))
+    batches = np.array(sorted({batch for grid in grids for batch in grid.batches.tolist()}))
     kinds = np.array([grid.works[0].products.shape[1] for grid in grids])
     sizes = kinds * [len(grid.batches) for grid in grids]
     begins = batches.searchsorted([grid.batches[0] for grid in grids])

@@ -30,7 +30,7 @@ def until_each_has_one(ranks: FloatColumn, requests: FloatColumn) -> FloatColumn
     Of very many requests it is the collector's n (1 + 1/2 + … + 1/n): 22 of eight ranks.
     """
     passes, of_rank = np.empty_like(requests), np.maximum(requests / ranks, REQUESTS[0])
-    for number in np.unique(ranks).tolist():
+    for number in sorted(set(ranks.tolist())):
         rows = ranks == number
         passes[rows] = np.interp(np.log2(of_rank[rows]), np.log2(REQUESTS), _passes(int(number)))
     return np.asarray(ranks * of_rank / passes)
@@ -39,19 +39,20 @@ def until_each_has_one(ranks: FloatColumn, requests: FloatColumn) -> FloatColumn
 @lru_cache(maxsize=64)
 def _passes(ranks: int) -> FloatColumn:
     """Passes that come while each request ends once, at ``REQUESTS``."""
-    ends = np.array([_until(float(ranks), ranks * of_rank) for of_rank in REQUESTS])
+    points, weights = np.polynomial.legendre.leggauss(NODES)
+    ends = np.array([_until(float(ranks), ranks * of_rank, points, weights) for of_rank in REQUESTS])
     return np.minimum.accumulate((ranks * REQUESTS / ends)[::-1])[::-1]
 
 
-def _until(ranks: float, requests: float) -> float:
+def _until(ranks: float, requests: float, points: FloatColumn, weights: FloatColumn) -> float:
     """The first of ``requests`` that ends, and the integral over time of those of the others that end while neither has happened.
 
     Each request has ended by t with the chance u = 1 - exp(-t), in decoding lives from the first one's end, so that of c on a rank all have
-    with u^c, and none with (1 - u)^c; whose successor waits does not decode.
+    with u^c, and none with (1 - u)^c; whose successor waits does not decode. ``points`` from -1 to 1 at which it is taken, and their
+    ``weights``.
     """
     least = np.floor(requests / ranks)
     more = requests - least * ranks  # ranks that have one more
-    points, weights = np.polynomial.legendre.leggauss(NODES)
     longest = (np.log(ranks) + LASTS) / least
     ended = -np.expm1(-longest * (1.0 + points) / 2.0)
     going = np.zeros(NODES)
