@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -39,6 +38,8 @@ class _Cell(Enum):
     """What a cell without a value holds: unlike any value of a table, an empty list among them."""
 
     BLANK = "blank"
+
+    __hash__ = object.__hash__  # Enum's own is Python's, of which a table asks once a cell
 
 
 BLANK = _Cell.BLANK
@@ -162,20 +163,15 @@ def _is_override(name: str) -> bool:
 
 def _cells(column: Sequence[Any]) -> list[Any]:
     """Plain values: blank, bool, int, float or text; a table writes 8 as 8.0 or as text, and true as True."""
-    memo: dict[Any, Any] = {}
-    cells = []
-    for value in column:
-        if isinstance(value, float) and math.isnan(value):  # of which none equals another
-            cells.append(BLANK)
-            continue
-        key = (type(value), value) if not isinstance(value, list | dict | np.ndarray) else None
-        if key is None:
-            cells.append(_plain(value))
-            continue
-        if key not in memo:
-            memo[key] = _plain(value)
-        cells.append(memo[key])
-    return cells
+    if not set(map(type, column)) <= {str, int, float, bool, type(None)}:
+        return [_plain(value) for value in column]
+    plain = {key: _plain(key[1]) for key in set(_typed(column))}
+    return [plain[key] for key in _typed(column)]
+
+
+def _typed(values: Sequence[Any]) -> Iterator[tuple[type, Any]]:
+    """Values with what tells true from 1, which Python takes for equal."""
+    return zip(map(type, values), values, strict=True)
 
 
 def _plain(value: Any) -> Any:
@@ -238,16 +234,14 @@ def _layout_codes(layout: Mapping[str, Sequence[Any]], wrong: _Wrong) -> dict[st
     codes: dict[str, list[float | None]] = {}
     for key, column in layout.items():
         kind = ColumnType(key)
-        rows_of: dict[Any, list[int]] = {}
-        for row, value in enumerate(column):
-            rows_of.setdefault((type(value), value), []).append(row)
-        codes_of_rows: list[float | None] = [None] * len(column)
-        for (_, value), rows in rows_of.items():
-            with wrong.at(rows):
-                code = None if value is BLANK else kind.code(_thawed(value))
-                for row in rows:
-                    codes_of_rows[row] = code
-        codes[COLUMN_OF[key]] = codes_of_rows
+        code_of: dict[tuple[type, Any], float | None] = {}
+        for cell in dict.fromkeys(_typed(column)):
+            try:
+                code_of[cell] = None if cell[1] is BLANK else kind.code(_thawed(cell[1]))
+            except ValueError:
+                with wrong.at([row for row, other in enumerate(_typed(column)) if other == cell]):
+                    raise
+        codes[COLUMN_OF[key]] = [code_of.get(cell) for cell in _typed(column)]
     return codes
 
 
