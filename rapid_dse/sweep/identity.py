@@ -65,10 +65,11 @@ def code_hash() -> str:
     package, digest = Path(__file__).parent.parent, hashlib.blake2b(digest_size=16)
     for name in PRICING_SOURCES:
         source = package / name
-        for path in sorted(source.rglob("*")) if source.is_dir() else [source]:
-            if path.is_file() and "__pycache__" not in path.parts:
-                digest.update(f"{path.relative_to(package).as_posix()}\0{path.stat().st_size}\0".encode())
-                digest.update(path.read_bytes())
+        for path in sorted(source.rglob("*"), key=str) if source.is_dir() else [source]:
+            if "__pycache__" not in path.parts and path.is_file():
+                content = path.read_bytes()
+                digest.update(f"{path.as_posix().removeprefix(package.as_posix())}\0{len(content)}\0".encode())
+                digest.update(content)
     return digest.hexdigest()
 
 

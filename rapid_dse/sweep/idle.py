@@ -63,8 +63,9 @@ def of_table(portions: Sequence[Portion]) -> list[str]:
     effective: set[str] = set()
     lines: dict[str, str] = {}
     for portion in portions:
-        line_of_key = {line.split(" ", 1)[0]: line for line in effects.in_vain(portion.scenario, portion.keys, "table")}
-        effective |= portion.keys.keys() - line_of_key.keys()
+        asked = [key for key in portion.keys if key not in effective]
+        line_of_key = {line.split(" ", 1)[0]: line for line in effects.in_vain(portion.scenario, asked, "table")}
+        effective.update(key for key in asked if key not in line_of_key)
         lines |= line_of_key
     return [line for key, line in lines.items() if key not in effective]
 
