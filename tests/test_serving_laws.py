@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from law_cases import FASTER, SERVING, Trial, trials
-from serving_trials import priced, scenario
+from serving_trials import engines, priced, scenario
+
+from rapid_dse.simulate.inference.pricing import prepare
+from rapid_dse.simulate.inference.serving import Engine
 
 MOST = settings.default.max_examples // 40
 FEWER = settings(max_examples=max(1, MOST), derandomize=MOST <= 1, suppress_health_check=list(HealthCheck), deadline=None)
@@ -124,6 +128,25 @@ def test_requests_of_one_length_have_their_first_token_later_the_longer_the_prom
     first, kept = np.stack([of.ttft_s for of in found]), np.stack([of.running_requests for of in found]) >= np.array(running) * 0.999
     assert (first[1:] >= first[:-1] * (1 - 5 * SOLVED))[kept[1:]].all()
     assert (first[-1] > first[0]).all()
+
+
+@pytest.mark.parametrize(
+    ("asked", "row"), [(("l40s", "gpt_oss_20b"), {"tp": 2, "ep": 2, "num_gpus": 2}), (("h100", "llama3_1_8b"), {"num_gpus": 1})]
+)
+def test_rows_that_decode_beside_prompts_have_logits_of_their_own(asked: tuple[str, str], row: dict[str, float]) -> None:
+    """One layer, whose head takes longer than all else: a pass of 512 prompts of one token beside 512 decoding rows takes as long as a
+    decode step of 1,024 rows. First tokens came a tenth sooner with two tokens in a prompt than with one where those rows had no logits."""
+    changes = {"model__num_hidden_layers": 1, "workload__decode_len": 2, "workload__length_spread": 0.2}
+    row, rows, first = row | {"concurrency": 1024, "num_prompts": 10**7}, np.array([512.0]), []
+    for length in (1, 2, 3, 8):
+        of = scenario(*asked, "tensorrt_llm", **changes, workload__prompt_len=length)
+        first.append(priced(of, row).ttft_s[0])
+        part = prepare(of, engines(row))[0]
+        engine = Engine(of, part.costs[0], part.kinds[0])
+        step, where = engine.step(rows), engine.costs.prefill.at(engine.kind, rows)
+        both = step.device + where.of(engine.prefill_busy) * (1.0 - engine._spared(step, rows, where))
+        assert length > 1 or both == pytest.approx(engine.step(2.0 * rows).device, rel=0.03)
+    assert all(more > less for less, more in pairwise(first))
 
 
 def test_a_host_launches_experts_beside_the_fullest_rank_and_beside_decoding() -> None:

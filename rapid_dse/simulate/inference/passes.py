@@ -45,7 +45,7 @@ class PassWork:
     ``latent_layers``, ``expert_layers``, ``casts`` of a product's input (as many to fp8 as take as long), and exchanges of tensor and
     expert parallelism (``tp_calls``, ``ep_calls``) it has, each of which has a latency of its own; ``joules`` of the work of a whole
     engine, idle power left out; seconds, among these, of what has the tokens of all attention ranks (``of_all_ranks``): layers of experts,
-    or MLPs over the whole stage, and the exchanges around them.
+    or MLPs over the whole stage, and the exchanges around them; and of the ``head``, which of a prompt sees the last token.
     """
 
     products: FloatColumn
@@ -66,6 +66,7 @@ class PassWork:
     ep_calls: FloatColumn
     joules: FloatColumn
     of_all_ranks: FloatColumn
+    head: FloatColumn
 
     def times(self, count: FloatColumn | float) -> PassWork:
         """So many such passes."""
@@ -223,7 +224,7 @@ def drafted(scenario: Scenario, cut: Degrees, parts: Drafted) -> PassWork:
         return _combined(scenario, cut, verified)
     work = _combined(drafting(scenario), on_last_stage(cut), made).times(scenario.workload.draft_tokens or 0)
     none = np.zeros_like(work.slowest)
-    return _combined(scenario, cut, verified, work) + replace(work, slowest=none, slowest_layers=none, slowest_experts=none)
+    return _combined(scenario, cut, verified, work) + replace(work, slowest=none, slowest_layers=none, slowest_experts=none, head=none)
 
 
 def on_last_stage(cut: Degrees) -> Degrees:
@@ -307,6 +308,7 @@ def _combined(scenario: Scenario, cut: Degrees, parts: PassParts, drafts: PassWo
         ep_calls=ep_calls,
         joules=joules * cut.wide,
         of_all_ranks=_of_all_ranks(parts),
+        head=parts.head.seconds + moves.logits.seconds,
     )
     slowest, slowest_layers, slowest_experts = _slowest(scenario, cut, parts, drafts, _latencies(work, scenario.software.serving))
     return replace(work, slowest=slowest, slowest_layers=slowest_layers, slowest_experts=slowest_experts)
