@@ -127,9 +127,9 @@ class SteppingEngine:
         self.prefill_total = np.maximum(self.prefill_pass.total, plain)
         self.prefill_busy = np.maximum(self.prefill_pass.total - self.prefill_pass.pp, plain)
         self.prefill_head, self.decode_head = prompts.head / software.serving.prefill_efficiency, costs.decode.work.head
-        # of a pass of prompts what grows with decoding rows by their tokens, and of a step what such a pass does not spare so
+        # of a pass of prompts what grows with the tokens of rows that decode beside them, and of a step what such a pass does not spare
         self.prefill_products = self.prefill_busy - self.prefill_pass.attention - self.prefill_head
-        self.decode_beside = self.decode_pass.attention + self.decode_pass.pp + self.decode_head
+        self.decode_beside = self.decode_pass.attention + self.decode_pass.pp
         # experts' launches run ahead beside decode steps: they delay the prompt, and nothing that decodes
         launches = launched(scenario, prompts.layers, prompts.expert_layers)
         self.prefill_late = np.maximum(0.0, launches - self.prefill_total)
@@ -357,15 +357,11 @@ class SteppingEngine:
         fit = grid.most(self.kind) - rows  # a step that is full has fewer prompts in it
         alone = where if (fit >= on_rank).all() else grid.at(self.kind, np.minimum(on_rank, fit))
         more = grid.at(self.kind, on_rank + rows).of(self.prefill_products) - alone.of(self.prefill_products)
-        own = step.device - step.where.of(self.decode_beside)
-        spared = own - np.maximum(more, 0.0) + self._spared_head(step, on_rank, where)
-        return np.asarray(np.minimum(np.maximum(spared / where.of(self.prefill_busy), 0.0), MOST_SPARED))
-
-    def _spared_head(self, step: DecodeStep, on_rank: FloatColumn, where: Between) -> FloatColumn:
-        """Seconds by which the head is shorter for the rows that decode and the last tokens of prompts together than for both apart."""
-        grid, rows = self.costs.decode, step.rows + on_rank
-        both = grid.at(self.kind, rows).of(self.decode_head) * np.maximum(1.0, rows / grid.most(self.kind))
-        return np.maximum(0.0, step.where.of(self.decode_head) + where.of(self.prefill_head) - both)
+        # the head is one for the last tokens of prompts and the rows that decode
+        ends, decode = step.rows + on_rank, self.costs.decode
+        heads = decode.at(self.kind, ends).of(self.decode_head) * np.maximum(1.0, ends / decode.most(self.kind))
+        own = step.device - step.where.of(self.decode_beside) + where.of(self.prefill_head) - heads
+        return np.asarray(np.minimum(np.maximum((own - np.maximum(more, 0.0)) / where.of(self.prefill_busy), 0.0), MOST_SPARED))
 
 
 def launched(scenario: Scenario, layers: FloatColumn | float, experts: FloatColumn | float) -> FloatColumn:
