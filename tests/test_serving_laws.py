@@ -330,3 +330,20 @@ def test_a_host_launches_one_pass_of_experts_after_the_other(generated: int) -> 
     # 1,000 requests that come 24 a second wait, on average, for half of those that come while others are launched
     queue = 500 * (1 / most - 1 / 24.0)
     assert queue < found.ttft_s[-1] < 1.1 * queue + 0.5
+
+
+@pytest.mark.parametrize(
+    ("asked", "changes", "engine"),
+    [
+        (("l40s", "llama2_7b", "sglang"), {"prompt_len": 3029, "decode_len": 3}, {"tp": 8}),
+        (("l40s", "llama3_1_70b", "sglang"), {"prompt_len": 1673, "decode_len": 2, "draft_tokens": 2, "draft_acceptance": 0.7}, {"tp": 2}),
+    ],
+)
+def test_prompts_first_serve_no_fewer_than_one_request_alone(
+    asked: tuple[str, str, str], changes: dict[str, Any], engine: dict[str, int]
+) -> None:
+    """Of few tokens, which wait for others' prompts no longer than if requests came one after the other."""
+    of = scenario(*asked, **{f"workload__{key}": value for key, value in changes.items()}, workload__precision="fp8")
+    found = priced(of, *(engine | {"concurrency": running, "num_prompts": 10**7} for running in (1, 2, 3, 4, 6, 8, 16, 64)))
+    for served in (found.requests_per_s, found.tpot_s):
+        assert (served[1:] >= served[:-1] * (1 - SOLVED)).all()
