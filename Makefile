@@ -52,9 +52,10 @@ fuzz: $(READY)
 	$(BIN)/python benchmarks/fuzz.py --inputs 100000
 	HYPOTHESIS_PROFILE=fuzz $(BIN)/python -m pytest -n 2 -m 'not golden'
 
-# What breaks the laws of serving, and by how much, of a thousand systems each drawn by chance: a quarter of an hour.
+# What breaks the laws of serving, and by how much, of systems drawn by chance: the table in docs/inference.md, in ten minutes.
 laws: $(READY)
-	$(BIN)/python benchmarks/serving_laws.py
+	$(BIN)/python benchmarks/serving_laws.py --trials 1000 --laws more_running more_arriving more_at_once
+	$(BIN)/python benchmarks/serving_laws.py --trials 200 --laws machine generated prompt
 
 # Kills, full disks, flipped bits and races, done to real studies: minutes on an idle machine, with another seed each time; or a twentieth
 # of it, with the same moments and bits each time.

@@ -3,8 +3,8 @@
 With more requests under way, or faster ones, no fewer are served a second and none decodes sooner; a faster machine serves no fewer and
 none later; with a longer prompt no first token comes sooner, and with more tokens to generate no request ends sooner. Each case is drawn by
 chance from the seed and its number, so that a seed gives the same table everywhere. A line of the table is a class of cases: how many
-cases, the largest violation of all, as a share, and their 99th and 95th percentile. Below it stands the largest one's sweep, to be given
-to ``python -m rapid_dse``, and its two values.
+cases, the largest violation of all, as a share, and their 99th and 95th percentile; what does not fit breaks none. Below it stands the
+largest one's sweep, to be given to ``python -m rapid_dse``, and its two values.
 """
 
 from __future__ import annotations
@@ -96,7 +96,8 @@ class LadderLaw:
             if column == TOKEN and case.generated == 1:
                 continue
             values = getattr(served, column)
-            size, first, second = largest_fall(values, self.counted(column, served, rows) | (case.pools and "request_rate" not in rows[0]))
+            counted = self.counted(column, served, rows) | (case.pools and "request_rate" not in rows[0])
+            size, first, second = largest_fall(values, counted & (served.running_requests > 0))
             law_class = LawClass(self.name, column, load, case.engine_kind, case.lengths)
             yield Violation(law_class, size, case.words(rows[first], rows[second]), (float(values[first]), float(values[second])))
 
@@ -132,6 +133,7 @@ class StepLaw:
         results = [each.served([row for _, row in LOADS]) for each in cases]
         running = np.stack([each.running_requests for each in results])
         counted = (running[1:] >= ALL_RUN * running[:-1]) | (not self.same_place)
+        counted &= running[:-1] > 0  # a request fits
         classes = np.array([[f"{each.lengths}/{load}" for load, _ in LOADS] for each in cases[:-1]])
         for column, way in self.columns.items():
             values = np.stack([getattr(each, column) for each in results])
