@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 from collections import Counter, deque
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,7 @@ MOST_BYTES = 2 << 30  # of a table's file
 MOST_CELLS = 200_000_000  # of a Parquet file's, which a few bytes can stand for
 MOST_COLUMNS = 10_000
 LONGEST_CELL = 1 << 20  # characters
+MARK = "\ufeff"  # of the order of bytes, which spreadsheets write before the first name
 
 
 def read_table(path: str | Path) -> pd.DataFrame:
@@ -105,13 +107,16 @@ def csv_rows(path: Path) -> Iterator[list[str]]:
     csv.field_size_limit(LONGEST_CELL)
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            rows = csv.reader(file, strict=True)  # a quote without its end is an error
+            first = next(file, "").removeprefix(MARK)  # programs that write a mark before one that is there: pandas drops both too
+            rows = csv.reader(chain([first], file), strict=True)  # a quote without its end is an error
             header = next(rows, None)
             if not header:
                 raise ValueError(f"{path}: cannot be read as csv: its first line has no names of columns")
             if len(header) > MOST_COLUMNS:
                 raise ValueError(f"{path}: has {len(header):,} columns; allowed: up to {MOST_COLUMNS:,}")
             check_names(header, path)
+            if header[0].startswith(MARK):
+                raise ValueError(f"{path}: cannot be read as csv: more than two byte order marks stand before its first name")
             yield header
             for number, row in enumerate(filter(None, rows), 1):  # a line without anything is no row
                 if len(row) != len(header):

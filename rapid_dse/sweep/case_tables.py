@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain, count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rapid_dse.config.table_file import check_names, csv_rows, read_table, suffix_of
+from rapid_dse.config.table_file import csv_rows, read_table, suffix_of
 from rapid_dse.sweep import arrow
 
 if TYPE_CHECKING:
@@ -44,12 +45,19 @@ def read_case_table(path: str | Path) -> CaseTable:
     path = Path(path)
     if suffix_of(path) == ".csv":
         header, *rows = csv_rows(path)
-        names = [name or f"Unnamed: {at}" for at, name in enumerate(header)]
-        check_names(names, path)
-        return _of_words(names, rows)
+        return _of_words(_named(header), rows)
     frame = read_table(path)
     table = pa.Table.from_pandas(frame, preserve_index=False).replace_schema_metadata()
     return CaseTable(table, {str(name): frame.iloc[:, at].tolist() for at, name in enumerate(frame.columns)})
+
+
+def _named(header: Sequence[str]) -> list[str]:
+    """The names of a CSV file's columns; one that has none gets a name that is free, as of pandas: of an index that was saved with it."""
+    names = list(header)
+    for at in (at for at, name in enumerate(header) if not name):
+        plain = f"Unnamed: {at}"
+        names[at] = next(name for name in chain([plain], (f"{plain}.{number}" for number in count(1))) if name not in names)
+    return names
 
 
 def _of_words(names: Sequence[str], rows: Sequence[Sequence[str]]) -> CaseTable:
