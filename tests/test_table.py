@@ -13,12 +13,15 @@ import pyarrow as pa
 import pytest
 from generated import ONE, many, portion, scenario
 from machine import slowness
+from serving_trials import engines
+from serving_trials import scenario as served_scenario
 
 from rapid_dse.events.backends import price
 from rapid_dse.parallel.engines import Engines
 from rapid_dse.parallel.enumeration import grid
 from rapid_dse.parallel.layouts import Layouts
 from rapid_dse.simulate.inference.lots import lots
+from rapid_dse.simulate.inference.pricing import price as served
 from rapid_dse.simulate.inference.pricing import price_together
 from rapid_dse.simulate.results import Priced
 from rapid_dse.sweep import identity, table
@@ -131,6 +134,34 @@ def test_engines_priced_together_have_the_results_that_each_table_has_alone(load
     for found, alone in zip(price_together(tables), [price(*own) for own in tables], strict=True):
         for name, column in vars(alone).items():
             np.testing.assert_array_equal(getattr(found, name), column, err_msg=name)
+
+
+@pytest.mark.parametrize(("prompt", "generated", "spread"), [(2000, 64, 0.0), (700, 2, 0.2), (33, 1, 0.0)])
+@pytest.mark.parametrize("software", ["vllm", "tensorrt_llm", "sglang"])
+def test_a_served_row_is_the_same_alone_and_beside_others(software: str, prompt: int, generated: int, spread: float) -> None:
+    """Engines with one attention rank and with several, on pipelines and not, under every load; those of pools follow from searches that
+    begin beyond what is asked for, and agree as nearly as these end."""
+    changes = {"workload__prompt_len": prompt, "workload__decode_len": generated, "workload__length_spread": spread}
+    of = served_scenario("h200", "gpt_oss_20b", software, **changes)
+    loads = [{"concurrency": 1}, {"concurrency": 6, "num_prompts": 100}, {"concurrency": 300}, {"request_rate": 2.0}, {"num_prompts": 50}]
+    kinds = [
+        {"tp": tp, "pp": pp, "attention_dp": ranks, "ep": tp * ranks} for tp, pp, ranks in ((1, 1, 1), (2, 2, 1), (1, 1, 2), (1, 2, 8))
+    ]
+    rows: list[dict[str, float]] = [
+        kind | {"num_gpus": kind["tp"] * kind["pp"] * kind["attention_dp"]} | load for kind in kinds for load in loads
+    ]
+    together = served(of, engines(*rows))
+    for number, row in enumerate(rows):
+        for name, column in vars(served(of, engines(row))).items():
+            if isinstance(column, np.ndarray):
+                np.testing.assert_array_equal(column[0], getattr(together, name)[number], err_msg=f"{name} of {row}")
+    pools = {f"{pool}_{name}": degree for pool in ("prefill", "decode") for name, degree in (("tp", 1), ("workers", 1))}
+    rows = [pools | {"num_gpus": 2} | load for load in loads]
+    together = served(of, engines(*rows))
+    for number, row in enumerate(rows):
+        alone = served(of, engines(row))
+        for name in ("ttft_s", "tpot_s", "requests_per_s", "request_latency_s"):
+            np.testing.assert_allclose(getattr(alone, name)[0], getattr(together, name)[number], rtol=1e-6, err_msg=f"{name} of {row}")
 
 
 def test_an_empty_portion_is_an_empty_table() -> None:

@@ -238,12 +238,20 @@ class LoopingEngine(BurstingEngine):
     def _uneven(self, together: FloatColumn, slowest: FloatColumn, most: FloatColumn) -> FloatColumn | float:
         """Seconds of a pass of so many prompts, of ``most`` at most, that have come to attention's ranks at random, over those of as many
         on each (``slowest``): attention's as many as the fullest rank has, experts' as many as a mean one."""
-        if not self._spread.any() or (most <= self.attention_dp).all():
+        at_random = (self._spread > 0) & (most > self.attention_dp)
+        if not at_random.any():
             return 1.0
-        mean, most_of_rank = together / self.attention_dp, np.maximum(1.0, most / self.attention_dp)
-        fullest = self.costs.prefill.at(self.kind, fullest_rank(mean, most_of_rank, self._spread))
-        of_all = self.costs.prefill.at(self.kind, mean).of(self.prefill_of_all)
-        return np.maximum(1.0, (fullest.of(self.prefill_of_fullest) + of_all) / slowest)
+        grid, mean = self.costs.prefill, together / self.attention_dp
+        fullest = grid.at(self.kind, fullest_rank(mean, np.maximum(1.0, most / self.attention_dp), self._spread))
+        # where some ranks have none the fullest of the others has one
+        of_fullest = grid.at(self.kind, np.minimum(1.0, mean)).of(self.prefill_of_fullest) * fullest.of(self.prefill_of_fullest)
+        uneven = (of_fullest / self._fullest_of_one + grid.at(self.kind, mean).of(self.prefill_of_all)) / slowest
+        return np.where(at_random, np.maximum(1.0, uneven), 1.0)
+
+    @cached_property
+    def _fullest_of_one(self) -> FloatColumn:
+        """Seconds of what waits for the fullest of attention's ranks in a pass of one prompt on each."""
+        return self.costs.prefill.at(self.kind, np.ones(len(self.kind))).of(self.prefill_of_fullest)
 
     @cached_property
     def _spread(self) -> FloatColumn:

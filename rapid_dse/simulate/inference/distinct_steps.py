@@ -179,6 +179,12 @@ class AskedEngines:
         return max(1.0, self.scenario.software.serving.max_batched_tokens / self.prompts.queries)
 
     @property
+    def decoding(self) -> FloatColumn:
+        """The grid of sequences that decode, and of those with the prompts of a pass, which are no more than requests."""
+        most = max(1.0, self.most)
+        return batches_to(most + min(most, self.together))
+
+    @property
     def of_prompts(self) -> FloatColumn:
         """The grid of prompts in a pass."""
         return np.append(_of_some_ranks(self.cut), batches_to(self.together))
@@ -187,7 +193,7 @@ class AskedEngines:
 def costs(every: Sequence[AskedEngines], device: OperatorModel) -> list[Costs]:
     """What engines cost whose scenarios differ in nothing but the lengths of their requests: all are priced as one table."""
     rooms = _rooms(every)
-    decodes = _grids(every, [batches_to(max(1.0, asked.most)) for asked in every], _decoding(every, device))
+    decodes = _grids(every, [asked.decoding for asked in every], _decoding(every, device))
     prefills: dict[int, StepGrid] = {}
     for count in {len(asked.prompts.chunks) for asked in every}:  # passes of as many lengths are priced together
         places = [place for place, asked in enumerate(every) if len(asked.prompts.chunks) == count]

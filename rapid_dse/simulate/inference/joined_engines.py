@@ -24,7 +24,8 @@ IntColumn = NDArray[np.int64]
 
 @dataclass(frozen=True, kw_only=True)
 class JoinedGrids(StepGrid):
-    """Grids each of which has neighbours among ``batches``; their flattened tables stand one behind the other, whose passes are made.
+    """Grids each of which has neighbours among ``batches``; their flattened tables stand one behind the other. Passes are made: it has none
+    of the works they are made of (``works``), and tells where batches lie in them alone.
 
     Of each kind, ``(n_kinds,)``: the interval of ``batches`` with which its own grid begins (``begins``), that grid's first and last batch,
     where the first stands in the tables if ``batches`` began there too (``first``), and how far apart its batches are there (``apart``).

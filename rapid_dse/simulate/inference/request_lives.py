@@ -279,7 +279,7 @@ class SteppingEngine:
 
     def _launched(self, passed: PromptPass, most: FloatColumn) -> PromptPass:
         """A pass as the prompts behind it wait for it, of so many requests at most: its host launches one pass after the other."""
-        if not self.prefill_late.any():
+        if not (self.prefill_ends > self.prefill_slowest).any():
             return passed
         ends, least = passed.where.of(self.prefill_ends) / passed.together, self.alone_a_prompt(self._most_together(most))
         late = ends > passed.alone
@@ -338,7 +338,8 @@ class SteppingEngine:
             at_random: whether prompts come to ranks at random, those of requests that ended there; else to each in turn.
         """
         ranks, most = self.attention_dp, float(self.scenario.software.serving.attention_dp_wait) * self.decodes
-        if not most or not (ranks > 1).any():
+        several = ranks > 1
+        if not most or not several.any():
             return np.ones_like(ended), np.zeros_like(ended)
         of_two = 2.0 * ranks * self.steps_tokens / np.maximum(self.later, 1.0)  # that end in a step with two on each rank
         lone = np.clip(of_two / np.maximum(ended, 1e-12) - 1.0, 0.0, 1.0)  # share that leaves its rank with nothing to decode
@@ -348,7 +349,7 @@ class SteppingEngine:
         held_prompts = (1.0 + others) * np.minimum(1.0, ended / of_two)
         come = np.maximum(0.0, held_prompts - at_once)  # for which a prompt waits; those that come to it wait half as long
         waits = (1.0 - lone) * come * (1.0 + 0.5 * come) / (1.0 + come) / np.maximum(ended, 1e-12)
-        return held_prompts, waits
+        return np.where(several, held_prompts, 1.0), np.where(several, waits, 0.0)
 
     def _spared(self, step: DecodeStep, together: FloatColumn, where: Between) -> FloatColumn:
         """By which share of a pass of prompts one with decoding in it is shorter than both apart, sends between stages left out: weights
@@ -358,8 +359,7 @@ class SteppingEngine:
         alone = where if (fit >= on_rank).all() else grid.at(self.kind, np.minimum(on_rank, fit))
         more = grid.at(self.kind, on_rank + rows).of(self.prefill_products) - alone.of(self.prefill_products)
         # the head is one for the last tokens of prompts and the rows that decode
-        ends, decode = step.rows + on_rank, self.costs.decode
-        heads = decode.at(self.kind, ends).of(self.decode_head) * np.maximum(1.0, ends / decode.most(self.kind))
+        heads = self.costs.decode.at(self.kind, step.rows + on_rank).of(self.decode_head)
         own = step.device - step.where.of(self.decode_beside) + where.of(self.prefill_head) - heads
         return np.asarray(np.minimum(np.maximum((own - np.maximum(more, 0.0)) / where.of(self.prefill_busy), 0.0), MOST_SPARED))
 
