@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from rapid_dse.config.table_file import read_table
@@ -117,6 +119,23 @@ def test_all_columns_come_out_with_the_results(cases: Path, suffix: str, source:
     assert table["step_time_s"].notna().tolist() == [True, True, True, False]
     assert table["measured.status"].tolist() == ["ok", "ok", "oom", "ok"]
     assert {path.name for path in cases.parent.iterdir()} == {out.name, cases.name, cases.with_suffix(source).name}
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+def test_a_column_of_mappings_comes_out_as_it_went_in(tmp_path: Path, suffix: str) -> None:
+    """A mapping's items are a list of pairs in pandas, which Arrow does not take."""
+    items = pa.array([[("a", 1), ("b", 2)], None, []], pa.map_(pa.string(), pa.int64()))
+    pq.write_table(pa.table({"parallel.tp": [8, 4, 2], "items": items}), tmp_path / "in.parquet")
+    out = tmp_path / f"out{suffix}"
+    assert run([str(tmp_path / "in.parquet"), "--out", str(out)]) == 0
+    if suffix == ".parquet":
+        found = pq.read_table(out)
+        assert found["items"].type == items.type
+        assert found["items"].to_pylist() == items.to_pylist()
+    else:
+        found = pd.read_csv(out, keep_default_na=False)
+        assert found["items"].tolist() == ["[('a', 1), ('b', 2)]", "", "[]"]
+    assert list(found["parallel.tp"].to_numpy()) == [8, 4, 2]
 
 
 WORDS = {

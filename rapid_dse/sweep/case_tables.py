@@ -16,6 +16,7 @@ from rapid_dse.config.table_file import csv_rows, read_table, suffix_of
 from rapid_dse.sweep import arrow
 
 if TYPE_CHECKING:
+    import pandas as pd
     import pyarrow as pa
 
 TRUTH = {word: truth for truth in (True, False) for word in (str(truth), str(truth).lower(), str(truth).upper())}
@@ -40,15 +41,25 @@ def read_case_table(path: str | Path) -> CaseTable:
     Raises:
         ValueError: as that has.
     """
-    import pyarrow as pa
-
     path = Path(path)
     if suffix_of(path) == ".csv":
         header, *rows = csv_rows(path)
         return _of_words(_named(header), rows)
-    frame = read_table(path)
-    table = pa.Table.from_pandas(frame, preserve_index=False).replace_schema_metadata()
-    return CaseTable(table, {str(name): frame.iloc[:, at].tolist() for at, name in enumerate(frame.columns)})
+    return _of_frame(read_table(path), path)
+
+
+def _of_frame(frame: pd.DataFrame, path: Path) -> CaseTable:
+    """A table of a Parquet file as pandas reads it."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    columns: dict[str, pa.Array | pa.ChunkedArray] = {}
+    for at, name in enumerate(map(str, frame.columns)):
+        try:
+            columns[name] = pa.array(frame.iloc[:, at], from_pandas=True)
+        except (pa.ArrowException, OverflowError):  # a mapping's items are a list in pandas, of pairs that are of no one kind
+            columns[name] = pq.read_table(path)[name]
+    return CaseTable(pa.table(columns), {name: frame.iloc[:, at].tolist() for at, name in enumerate(columns)})
 
 
 def _named(header: Sequence[str]) -> list[str]:
