@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +69,28 @@ def test_a_table_of_rates_that_no_row_keeps_up_with_says_so_of_each(tmp_path: Pa
     found = pd.read_csv(out)
     assert found["status"].tolist() == ["invalid"] * 2
     assert found["reason"].str.match(r"cannot keep up: at most \d\.\d+ requests/s").all()
+
+
+def test_cases_that_cannot_be_priced_together_are_priced_alone_and_a_defect_is_seen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cases, out = tmp_path / "cases.csv", tmp_path / "out.csv"
+    cases.write_text("workload,model,hw.num_gpus,workload.prompt_len\n" + "".join(f"inference,llama3_1_8b,1,{n}\n" for n in (100, 200)))
+    command = [str(cases), "--out", str(out)]
+    assert run(command) == 0
+    together = pd.read_csv(out)["ttft_s"].tolist()
+    for error in (ValueError, KeyError):
+
+        def raises(tables: Sequence[Any], error: type[Exception] = error) -> Sequence[Any]:
+            raise error(f"{len(tables)} tables")
+
+        monkeypatch.setattr("rapid_dse.simulate.inference.pricing.price_together", raises)
+        if error is ValueError:
+            assert run(command) == 0
+            assert pd.read_csv(out)["ttft_s"].tolist() == pytest.approx(together, rel=1e-12)
+        else:
+            with pytest.raises(KeyError, match="2 tables"):
+                run(command)
 
 
 def test_a_list_in_a_cell_is_one_and_an_empty_one_is_no_blank(tmp_path: Path) -> None:

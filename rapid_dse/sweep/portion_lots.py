@@ -36,6 +36,6 @@ def _priced(lot: Sequence[Portion]) -> Sequence[Priced | None]:
     try:
         for at, results in zip(tables, price_together(list(tables.values())), strict=True):
             priced[at] = results
-    except Exception:  # whatever it is, the portion that raises it does so again, and has it as its rows' reason
+    except ValueError:  # the portion that raises it does so again, and has it as its rows' reason
         return [None] * len(lot)
     return priced
