@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import csv
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +13,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from rapid_dse.config.table_file import read_table
 from rapid_dse.evaluate import run
 from rapid_dse.events.backends import price
 from rapid_dse.sweep import store
-from rapid_dse.sweep.case_tables import read_case_table
 from rapid_dse.sweep.cases import group_cases, read_cases
 from rapid_dse.sweep.overrides import read
 from rapid_dse.sweep.space import single
@@ -158,48 +155,6 @@ def test_a_column_of_mappings_comes_out_as_it_went_in(tmp_path: Path, suffix: st
         found = pd.read_csv(out, keep_default_na=False)
         assert found["items"].tolist() == ["[('a', 1), ('b', 2)]", "", "[]"]
     assert list(found["parallel.tp"].to_numpy()) == [8, 4, 2]
-
-
-WORDS = {
-    "whole": ["8", "-3", "+5", " 12", "007"],
-    "whole and blank": ["8", "", "9007199254740993", "1", "2"],
-    "numbers": ["8", "1.5", "-2e-3", "inf", ".5"],
-    "names": ["1", "2", "3", "4", "99999999999999999999999"],
-    "truth": ["True", "false", "TRUE", "False", "true"],
-    "truth and blank": ["True", "", "False", "", "true"],
-    "nothing": ["", "", "", "", ""],
-    "words": ["a", "", "None", "nan", "é, \n ü"],
-    "mixed": ["1", "true", "x", "", "2"],
-    "no numbers": ["nan", "1_000", "1", "2", "0x10"],
-    "": ["1", "2", "3", "4", "5"],
-    "Unnamed: 10": ["6", "7", "8", "9", "10"],  # as pandas calls the one before, which a table that was saved twice with its index has
-}
-OWN = {"whole and blank": [8, 2**53 + 1, 1, 2]}  # pandas has a number with a fraction where a cell of the column is blank
-
-
-@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
-@pytest.mark.parametrize("marks", [0, 1, 2])
-def test_cells_of_a_csv_file_are_read_as_pandas_reads_them(tmp_path: Path, end: str, marks: int) -> None:
-    path = tmp_path / "in.csv"
-    with path.open("w", newline="", encoding="utf-8") as file:
-        file.write("\ufeff" * marks)
-        csv.writer(file, lineterminator=end).writerows([WORDS.keys(), *zip(*WORDS.values(), strict=True)])
-    expected, found = read_table(path), read_case_table(path)
-    table = found.table.to_pandas()
-    assert list(table) == list(expected) == list(found.values)
-    assert next(iter(table)) == "whole"
-    for name in table:
-        blank = expected[name].isna()
-        assert table[name].isna().tolist() == blank.tolist() == [value is None for value in found.values[name]], name
-        told = [str(value) if name == "names" else value for value in expected.loc[~blank, name]]  # pandas has them as Python's integers
-        assert typed(table.loc[~blank, name]) == typed(told), name
-        assert typed(value for value in found.values[name] if value is not None) == typed(OWN.get(name, told)), name
-
-
-def typed(values: Iterable[Any]) -> list[tuple[type, Any]]:
-    """Values with what tells true from 1; NumPy's as Python's."""
-    plain = [value.item() if isinstance(value, np.generic) else value for value in values]
-    return [(type(value), value) for value in plain]
 
 
 def test_a_third_mark_of_the_order_of_bytes_is_no_part_of_a_name(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Tables of cases as Arrow's columns, beside the values in them: CSV is read without pandas, which takes half a second to import."""
+"""Tables of cases as Arrow's columns, beside their values: small CSV files are read without pandas, whose import takes half a second."""
 
 from __future__ import annotations
 
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     import pandas as pd
     import pyarrow as pa
 
+LARGE = 4 << 20  # bytes of a CSV file, from which pandas saves more than its import takes
+SOME = 1000  # cells of a column by which it is judged whether they repeat: each value is then read once
 TRUTH = {word: truth for truth in (True, False) for word in (str(truth), str(truth).lower(), str(truth).upper())}
 
 
@@ -43,8 +45,8 @@ def read_case_table(path: str | Path) -> CaseTable:
     """
     path = Path(path)
     if suffix_of(path) == ".csv":
-        header, *rows = csv_rows(path)
-        return _of_words(_named(header), rows)
+        sure = _sure_numbers(read_table(path)) if path.is_file() and path.stat().st_size > LARGE else {}
+        return _of_words(path, sure)
     return _of_frame(read_table(path), path)
 
 
@@ -64,63 +66,93 @@ def _of_frame(frame: pd.DataFrame, path: Path) -> CaseTable:
 
 def _named(header: Sequence[str]) -> list[str]:
     """The names of a CSV file's columns; one that has none gets a name that is free, as of pandas: of an index that was saved with it."""
-    names = list(header)
+    names, taken = list(header), set(header)
     for at in (at for at, name in enumerate(header) if not name):
         plain = f"Unnamed: {at}"
-        names[at] = next(name for name in chain([plain], (f"{plain}.{number}" for number in count(1))) if name not in names)
+        names[at] = next(name for name in chain([plain], (f"{plain}.{number}" for number in count(1))) if name not in taken)
+        taken.add(names[at])
     return names
 
 
-def _of_words(names: Sequence[str], rows: Sequence[Sequence[str]]) -> CaseTable:
-    """Cells as CSV has them."""
+def _sure_numbers(frame: pd.DataFrame) -> dict[int, NDArray[Any]]:
+    """Columns of a CSV file, by place, whose numbers pandas reads as ``_typed`` does: none is blank, none has more than 64 bits."""
+    columns = {at: frame.iloc[:, at].to_numpy() for at, kind in enumerate(frame.dtypes) if kind in (np.int64, np.float64)}
+    return {at: values for at, values in columns.items() if values.dtype == np.int64 or (np.abs(values) < 2**63).all()}
+
+
+def _of_words(path: Path, sure: Mapping[int, NDArray[Any]]) -> CaseTable:
+    """A CSV file by its cells; the columns of which ``sure`` has the numbers by those."""
     import pyarrow as pa
 
-    columns = [_typed(words) for words in zip(*rows, strict=True)] if rows else [_typed(()) for _ in names]
-    table = pa.table({name: column for name, (_, column) in zip(names, columns, strict=True)})
-    return CaseTable(table, {name: values for name, (values, _) in zip(names, columns, strict=True)})
+    rows = csv_rows(path)
+    names = _named(next(rows))
+    by_words = [at for at in range(len(names)) if at not in sure]
+    parts = ([row[at] for at in by_words] for row in rows) if sure else rows
+    cells = list(chain.from_iterable(parts)) if by_words else []
+    columns = {at: (values.tolist(), arrow.numbers(values)) for at, values in sure.items()}
+    columns |= {at: _typed(cells[place :: len(by_words)]) for place, at in enumerate(by_words)}
+    table = pa.table({name: columns[at][1] for at, name in enumerate(names)})
+    return CaseTable(table, {name: columns[at][0] for at, name in enumerate(names)})
 
 
 def _typed(words: Sequence[str]) -> tuple[list[Any], pa.Array]:
     """The values of a column, None where it is blank, and the column."""
-    distinct = dict.fromkeys(words)
-    blank = "" in distinct
-    kind, meant = _meant([word for word in distinct if word])
-    values = [meant.get(word) for word in words]
+    blank = "" in words
+    kind, values = _meant(words, blank)
     if kind is str:
         return values, arrow.texts(values)
     if kind is bool:
         return values, arrow.numbers(np.array(values, np.bool_), np.array([value is None for value in values]))
     numbers: NDArray[Any] = np.array(values, np.float64 if blank else kind)
-    return values, arrow.numbers(numbers, np.isnan(numbers))
+    return values, arrow.numbers(numbers, np.isnan(numbers) if blank else None)
 
 
-def _meant(words: Sequence[str]) -> tuple[type, dict[str, Any]]:
-    """What words mean, by word: whole numbers, numbers, truth values or words, the first that all of them are."""
-    kinds: dict[type, Callable[[str], Any]] = {int: _whole, float: _number, bool: TRUTH.get}
-    for kind, read in kinds.items():
-        meant = {word: read(word) for word in words}
-        if None not in meant.values():
-            return kind, meant
-    return str, {word: word for word in words}
+def _meant(words: Sequence[str], blank: bool) -> tuple[type, list[Any]]:
+    """What words mean: whole numbers, numbers, truth values or words, the first that all of them are; None where one is blank."""
+    few = len(set(words[:SOME])) < SOME // 2
+    told = [word for word in (dict.fromkeys(words) if few else words) if word] if few or blank else words
+    kinds: dict[type, Callable[[Sequence[str]], Sequence[Any] | None]] = {int: _wholes, float: _numbers, bool: _truths, str: list}
+    kind, values = next((kind, values) for kind, read in kinds.items() if (values := read(told)) is not None)
+    if few:
+        meant = dict(zip(told, values, strict=True))
+        return kind, [meant.get(word) for word in words] if blank else [meant[word] for word in words]
+    if blank:
+        next_values = iter(values)
+        return kind, [next(next_values) if word else None for word in words]
+    return kind, list(values)
 
 
-def _whole(word: str) -> int | None:
-    """A whole number of 64 bits."""
+def _wholes(words: Sequence[str]) -> list[int] | None:
+    """Whole numbers of 64 bits; None where a word is none."""
     try:
-        value = int(word)
+        values = list(map(int, words))  # ends at the first word that is none
     except ValueError:
         return None
-    return value if -(2**63) <= value < 2**63 and "_" not in word else None
+    fit = not values or (min(values) >= -(2**63) and max(values) < 2**63)
+    return values if fit and not _spaced(words) else None
 
 
-def _number(word: str) -> float | None:
-    """A number; nan is a word, and a whole number of more than 64 bits is a name that has digits alone."""
+def _numbers(words: Sequence[str]) -> list[float] | None:
+    """Numbers; None where a word is none: nan is a word, and a whole number of more than 64 bits is a name that has digits alone."""
     try:
-        value = float(word)
+        values = list(map(float, words))
     except ValueError:
         return None
-    is_name = abs(value) >= 2**63 and word.strip().lstrip("+-").isdigit()
-    return None if np.isnan(value) or is_name or "_" in word else value
+    size = np.abs(np.array(values))
+    if np.isnan(size).any() or _spaced(words):
+        return None
+    wide = (words[at] for at in np.flatnonzero(size >= 2**63).tolist())
+    return None if any(word.strip().lstrip("+-").isdigit() for word in wide) else values
+
+
+def _truths(words: Sequence[str]) -> list[bool] | None:
+    """Truth values; None where a word is none."""
+    return [TRUTH[word] for word in words] if TRUTH.keys() >= set(words) else None
+
+
+def _spaced(words: Sequence[str]) -> bool:
+    """Whether a word has an underscore, which Python takes between the digits of a number."""
+    return "_" in "".join(words)
 
 
 def is_blank(value: Any) -> bool:
