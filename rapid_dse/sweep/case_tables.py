@@ -75,9 +75,16 @@ def _named(header: Sequence[str]) -> list[str]:
 
 
 def _sure_numbers(frame: pd.DataFrame) -> dict[int, NDArray[Any]]:
-    """Columns of a CSV file, by place, whose numbers pandas reads as ``_typed`` does: none is blank, none has more than 64 bits."""
+    """Columns of a CSV file, by place, whose numbers pandas reads as ``_typed`` does; NaN: blank."""
     columns = {at: frame.iloc[:, at].to_numpy() for at, kind in enumerate(frame.dtypes) if kind in (np.int64, np.float64)}
-    return {at: values for at, values in columns.items() if values.dtype == np.int64 or (np.abs(values) < 2**63).all()}
+    return {at: values for at, values in columns.items() if values.dtype == np.int64 or _is_sure(values)}
+
+
+def _is_sure(values: NDArray[np.float64]) -> bool:
+    """Whether none has more than 64 bits and, where a cell is blank, one has a fraction: the others may be whole numbers else."""
+    told = values[~np.isnan(values)]
+    fit = bool((np.abs(told) < 2**63).all())
+    return fit and (len(told) == len(values) or bool((told % 1 != 0).any()))
 
 
 def _of_words(path: Path, sure: Mapping[int, NDArray[Any]]) -> CaseTable:
@@ -89,10 +96,17 @@ def _of_words(path: Path, sure: Mapping[int, NDArray[Any]]) -> CaseTable:
     by_words = [at for at in range(len(names)) if at not in sure]
     parts = ([row[at] for at in by_words] for row in rows) if sure else rows
     cells = list(chain.from_iterable(parts)) if by_words else []
-    columns = {at: (values.tolist(), arrow.numbers(values)) for at, values in sure.items()}
+    columns = {at: _of_numbers(values) for at, values in sure.items()}
     columns |= {at: _typed(cells[place :: len(by_words)]) for place, at in enumerate(by_words)}
     table = pa.table({name: columns[at][1] for at, name in enumerate(names)})
     return CaseTable(table, {name: columns[at][0] for at, name in enumerate(names)})
+
+
+def _of_numbers(numbers: NDArray[Any]) -> tuple[list[Any], pa.Array]:
+    """The values of a column, None where it is NaN, and the column."""
+    absent = np.isnan(numbers)
+    values = numbers.tolist()
+    return [None if math.isnan(value) else value for value in values] if absent.any() else values, arrow.numbers(numbers, absent)
 
 
 def _typed(words: Sequence[str]) -> tuple[list[Any], pa.Array]:
