@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from rapid_dse.common.columns import rows_of
 from rapid_dse.simulate.inference.bursts import BurstingEngine
 from rapid_dse.simulate.inference.crowds import Crowd, closed_crowd
+from rapid_dse.simulate.inference.distinct_steps import Between
 from rapid_dse.simulate.inference.fixed_points import RootSearch, settled
 from rapid_dse.simulate.inference.rank_prompts import fullest_rank, gathered, spread_of
 from rapid_dse.simulate.inference.request_lives import DecodeStep, Life, PromptPass
@@ -163,7 +164,7 @@ class LoopingEngine(BurstingEngine):
     def _life_apart(self, running: FloatColumn, together: FloatColumn) -> FloatColumn:
         """Seconds of a life of so many requests, those of each batch in one pass of prompts, so that none waits for prompts of others."""
         where = self.costs.prefill.at(self.kind, together / self.attention_dp)
-        whole = self._uneven(together, where.of(self.prefill_slowest), together) * where.of(self.prefill_total)
+        whole = self._uneven(together, where, together) * where.of(self.prefill_total)
         begun = np.maximum(whole, where.of(self.prefill_total) + self.late(where))
         steps = self.later / self.steps_tokens + 0.5 * (running > 1.0)  # a prompt waits for half of the step that it finds
         return np.asarray(self.scenario.software.serving.admission_latency + begun + steps * self.step(running).total * self.decodes)
@@ -224,10 +225,10 @@ class LoopingEngine(BurstingEngine):
         together, own = takes
         where, own_where = (self.costs.prefill.at(self.kind, prompts / self.attention_dp) for prompts in takes)
         slowest = where.of(self.prefill_slowest)
-        even, uneven = slowest / together, self._uneven(together, slowest, habits.most)
+        even, uneven = slowest / together, self._uneven(together, where, habits.most)
         alone = even * uneven
         of_mean, own_slowest = own_where.of(self.prefill_total), own_where.of(self.prefill_slowest)
-        own_uneven = self._uneven(own, own_slowest, habits.most)
+        own_uneven = self._uneven(own, own_where, habits.most)
         whole = own_uneven * of_mean
         late = np.maximum(0.0, of_mean + self.late(own_where) - whole)
         joins = self.decodes and self.scenario.software.serving.scheduler != "prefill_first"
@@ -235,9 +236,9 @@ class LoopingEngine(BurstingEngine):
         passed = PromptPass(where, together, whole, late, prompt, alone, habits.full.least, hold)
         return passed, own_uneven * own_slowest
 
-    def _uneven(self, together: FloatColumn, slowest: FloatColumn, most: FloatColumn) -> FloatColumn | float:
+    def _uneven(self, together: FloatColumn, where: Between, most: FloatColumn) -> FloatColumn | float:
         """Seconds of a pass of so many prompts, of ``most`` at most, that have come to attention's ranks at random, over those of as many
-        on each (``slowest``): attention's as many as the fullest rank has, experts' as many as a mean one."""
+        on each, which stands in the tables at ``where``: attention's as many as the fullest rank has, experts' as many as a mean one."""
         at_random = (self._spread > 0) & (most > self.attention_dp)
         if not at_random.any():
             return 1.0
@@ -245,7 +246,7 @@ class LoopingEngine(BurstingEngine):
         fullest = grid.at(self.kind, fullest_rank(mean, np.maximum(1.0, most / self.attention_dp), self._spread))
         # where some ranks have none the fullest of the others has one
         of_fullest = grid.at(self.kind, np.minimum(1.0, mean)).of(self.prefill_of_fullest) * fullest.of(self.prefill_of_fullest)
-        uneven = (of_fullest / self._fullest_of_one + grid.at(self.kind, mean).of(self.prefill_of_all)) / slowest
+        uneven = (of_fullest / self._fullest_of_one + where.of(self.prefill_of_all)) / where.of(self.prefill_slowest)
         return np.where(at_random, np.maximum(1.0, uneven), 1.0)
 
     @cached_property
